@@ -1,0 +1,173 @@
+//! One request as the frontend hands it to the proxy, and what comes back for it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix::Message;
+use serde::{Deserialize, Serialize};
+
+/// A request's name inside one process; drawn by the process that admitted it and echoed in every frame about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RequestId(pub u64);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "r{}", self.0)
+    }
+}
+
+/// Where a request may be prefilled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// By a sender if one is alive, else here.
+    Auto,
+    /// Wholly on this node.
+    Local,
+}
+
+/// Asks for tokens. Sent by the frontend to the proxy, and by the proxy to the decoder; refused or taken at once.
+///
+/// Before it is sent, the request's sink stands in [`Streams`](crate::streams::Streams) under `request`; every
+/// accepted request gets exactly one terminal event there.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Result<(), Refused>")]
+pub struct Generate {
+    /// The request's name; unique in this process.
+    pub request: RequestId,
+    /// Prompt token ids; at least one, and prompt + `max_tokens` fits the model's context.
+    pub prompt: Arc<[u32]>,
+    /// How many tokens to sample; at least one.
+    pub max_tokens: u32,
+    /// Goes on past an end-of-sequence token.
+    pub ignore_eos: bool,
+    /// When the request must have ended, whatever happens.
+    pub deadline: Instant,
+    /// Where it may be prefilled.
+    pub route: Route,
+}
+
+/// The client is gone or wants no more tokens. Never refused; a request that has ended is ignored.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct AbortRequest {
+    /// Which request.
+    pub request: RequestId,
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refused {
+    /// The request can never fit this node's page pool.
+    #[error(
+        "prompt and max_tokens need {needed} pages of KV and the pool has {pool}; send a shorter prompt, a smaller max_tokens, or raise engine.kv_bytes"
+    )]
+    TooLarge {
+        /// Pages the request needs.
+        needed: u32,
+        /// Pages the pool has in all.
+        pool: u32,
+    },
+    /// The process is draining.
+    #[error("server is shutting down; send the request to another replica")]
+    ShuttingDown,
+    /// A queue on the way is at its bound.
+    #[error("server is busy; retry after a second")]
+    Busy,
+}
+
+impl Refused {
+    /// One word for metrics, logs and JSON.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::TooLarge { .. } => "too_large",
+            Self::ShuttingDown => "shutting_down",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+/// What a request's sink receives: tokens, then exactly one `Finished` or `Failed`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StreamEvent {
+    /// One sampled token, end-of-sequence included.
+    Token(u32),
+    /// The last event of a request that ended well.
+    Finished {
+        /// Why it ended.
+        reason: FinishReason,
+        /// Where its time went.
+        timings: Timings,
+    },
+    /// The last event of a request that did not.
+    Failed(RequestError),
+}
+
+/// Why a request that went well ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// An end-of-sequence token was sampled.
+    Stop,
+    /// `max_tokens` were sampled.
+    Length,
+}
+
+/// Why an accepted request failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The deadline passed.
+    #[error("request missed its deadline of {deadline_ms} ms; raise request.deadline or ask for fewer tokens")]
+    Deadline {
+        /// What was allowed.
+        deadline_ms: u64,
+    },
+    /// The engine failed.
+    #[error("engine failed: {0}")]
+    Engine(String),
+    /// The request was aborted, or the process is ending.
+    #[error("request was aborted")]
+    Aborted,
+}
+
+impl RequestError {
+    /// One word for metrics, logs and JSON.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Deadline { .. } => "deadline",
+            Self::Engine(_) => "engine",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+/// Where a request's time went and what travelled for it. Durations in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    /// True if another process prefilled the prompt.
+    pub disaggregated: bool,
+    /// The process that prefilled.
+    pub prefill_pid: u32,
+    /// The process that decoded.
+    pub decode_pid: u32,
+    /// Tokens in the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens sampled.
+    pub completion_tokens: u32,
+    /// From the first prefill step's start to the first token's sampling, in the prefilling process.
+    pub prefill_ms: f64,
+    /// KV pages that travelled.
+    pub pages: u32,
+    /// Their bytes.
+    pub bytes: u64,
+    /// From the first put posted to the last flush, in the prefilling process.
+    pub transfer_ms: f64,
+    /// From the prefill's end to the last page's adoption: what the hand-over adds. Zero if nothing travelled.
+    pub exposed_ms: f64,
+    /// From admission to the first token here.
+    pub first_token_ms: f64,
+    /// From the first token to the last.
+    pub decode_ms: f64,
+}

@@ -1,0 +1,79 @@
+//! The live streams: from a request to the sink of the HTTP handler that waits for its tokens.
+//!
+//! The one table that HTTP workers and the decoder share. A sink is bounded by what a request may produce
+//! (`max_tokens` and one terminal event), so the decoder never waits for a client: a sink that is full or closed
+//! means the client is gone.
+
+use dashmap::DashMap;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+use crate::request::{RequestId, StreamEvent};
+
+/// Request → sink. Cheap to clone; every clone is the same table.
+#[derive(Clone, Debug, Default)]
+pub struct Streams {
+    sinks: Arc<DashMap<RequestId, mpsc::Sender<StreamEvent>>>,
+}
+
+impl Streams {
+    /// Opens the stream of `request`, which will produce at most `max_tokens` tokens.
+    pub fn open(&self, request: RequestId, max_tokens: u32) -> mpsc::Receiver<StreamEvent> {
+        let (sink, source) = mpsc::channel(max_tokens as usize + 1);
+        self.sinks.insert(request, sink);
+        source
+    }
+
+    /// Delivers a token. False: the client is gone, or the request was never opened or has ended.
+    pub fn token(&self, request: RequestId, token: u32) -> bool {
+        // The guard lives for this statement only: nothing waits while it is held.
+        self.sinks.get(&request).is_some_and(|sink| sink.try_send(StreamEvent::Token(token)).is_ok())
+    }
+
+    /// Delivers the terminal event and forgets the request. False: it was not live.
+    pub fn end(&self, request: RequestId, event: StreamEvent) -> bool {
+        self.sinks.remove(&request).is_some_and(|(_, sink)| sink.try_send(event).is_ok())
+    }
+
+    /// Forgets a request without an event: its client is gone, or it was refused.
+    pub fn close(&self, request: RequestId) {
+        self.sinks.remove(&request);
+    }
+
+    /// How many requests are live.
+    pub fn len(&self) -> usize {
+        self.sinks.len()
+    }
+
+    /// True if no request is live.
+    pub fn is_empty(&self) -> bool {
+        self.sinks.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::RequestError;
+
+    #[test]
+    fn a_stream_ends_exactly_once() {
+        let streams = Streams::default();
+        let request = RequestId(1);
+        let mut source = streams.open(request, 1);
+        assert!(streams.token(request, 7));
+        assert!(streams.end(request, StreamEvent::Failed(RequestError::Aborted)));
+        assert!(!streams.end(request, StreamEvent::Failed(RequestError::Aborted)));
+        assert!(!streams.token(request, 8));
+        assert_eq!(source.try_recv(), Ok(StreamEvent::Token(7)));
+        assert_eq!(source.try_recv(), Ok(StreamEvent::Failed(RequestError::Aborted)));
+        assert!(source.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_gone_client_is_seen() {
+        let streams = Streams::default();
+        drop(streams.open(RequestId(2), 4));
+        assert!(!streams.token(RequestId(2), 7));
+    }
+}

@@ -1,0 +1,7 @@
+//! Moves KV pages between processes: memory regions, the ring of page credits, wire frames, the link, transports.
+//!
+//! Knows nothing of engines or actors. [`ring`] is pure; [`link`] speaks tokio TCP; everything that touches remote
+//! memory is behind [`transport::Transport`].
+
+pub mod memory;
+pub mod transport;

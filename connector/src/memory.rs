@@ -1,0 +1,90 @@
+//! Memory that peers may write: named by address and length, never borrowed as a Rust slice.
+
+use std::any::Any;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Where the bytes of a [`Region`] live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemoryKind {
+    /// Ordinary host memory.
+    Host,
+}
+
+/// A contiguous piece of memory that a transport registers once and peers may write under a credit.
+///
+/// Cloning is cheap; the memory lives as long as any clone does. No method hands out a reference to the bytes: a
+/// remote write may happen at any moment, so readers and writers go through raw pointers under the ring's rules.
+#[derive(Clone)]
+pub struct Region {
+    base: NonNull<u8>,
+    bytes: usize,
+    kind: MemoryKind,
+    _owner: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: a region is an address and a length; dereferencing it is `unsafe` at each use, and `_owner` keeps the
+// memory mapped for as long as any clone exists on any thread.
+unsafe impl Send for Region {}
+// SAFETY: as above; no method reads or writes the memory through `&self` without `unsafe`.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Names `bytes` bytes at `base`, kept alive by `owner`.
+    ///
+    /// # Safety
+    /// `base..base + bytes` stays mapped, readable and writable for as long as `owner` is alive, and nobody holds a
+    /// Rust reference into it while a peer may write it.
+    pub unsafe fn new(base: NonNull<u8>, bytes: usize, kind: MemoryKind, owner: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { base, bytes, kind, _owner: owner }
+    }
+
+    /// Host memory of `bytes` zeroed bytes, 64-byte aligned; for tests and small programs.
+    pub fn host(bytes: usize) -> Self {
+        #[repr(align(64))]
+        struct Line(#[allow(dead_code)] [u8; 64]);
+        let lines = bytes.div_ceil(64).max(1);
+        let mut owner: Vec<Line> = Vec::with_capacity(lines);
+        // SAFETY: the spare capacity is at least `lines` lines; zeroing makes every one of them a valid `Line`.
+        unsafe {
+            std::ptr::write_bytes(owner.as_mut_ptr(), 0, lines);
+            owner.set_len(lines);
+        }
+        let base = NonNull::from(owner.as_mut_slice()).cast::<u8>();
+        // SAFETY: the vector is moved into the Arc and never touched again, so its heap block outlives the region.
+        unsafe { Self::new(base, bytes, MemoryKind::Host, Arc::new(owner)) }
+    }
+
+    /// The first byte's address in this process.
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Length in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Where the bytes live.
+    pub fn kind(&self) -> MemoryKind {
+        self.kind
+    }
+
+    /// The address of `offset`, if `offset..offset + bytes` lies inside the region.
+    pub fn at(&self, offset: u64, bytes: u64) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(bytes)?;
+        if end > self.bytes as u64 {
+            return None;
+        }
+        // SAFETY: `offset` is at most the region's length, so the sum stays inside (or one past) its allocation.
+        Some(unsafe { self.base.add(offset as usize) })
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Region").field("bytes", &self.bytes).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}

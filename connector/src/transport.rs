@@ -1,0 +1,149 @@
+//! The contract of a transport: commands in through a bounded queue, events out through a sink.
+//!
+//! One transport serves one process and one registered [`Region`](crate::memory::Region). A *session* is one link
+//! between two processes; the receiving side opens it and hands its [`Descriptor`] to the sending side, which
+//! connects and puts. Whatever is in flight is owned by its completion inside the transport: dropping a handle,
+//! a future or an actor never frees memory that an operation may touch. Every command that is accepted is answered
+//! by exactly one terminal event, in failure too.
+
+use serde::{Deserialize, Serialize};
+
+/// A session's name inside one process; the caller chooses it and never uses it twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TransportSession(pub u64);
+
+/// Names one put or flush; echoed in its completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// What a sending process needs to write into a receiving process's region: travels in the Hello frame.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descriptor {
+    /// The transport's name (`"ucx"`, `"loopback"`): the two sides must agree.
+    pub transport: String,
+    /// Opaque address of the session's worker; at most [`Descriptor::BLOB_BYTES_MAX`].
+    pub worker_address: Vec<u8>,
+    /// Opaque key to the registered region; at most [`Descriptor::BLOB_BYTES_MAX`].
+    pub rkey: Vec<u8>,
+    /// The region's base address in the receiving process.
+    pub base: u64,
+    /// The region's length in bytes.
+    pub bytes: u64,
+}
+
+impl Descriptor {
+    /// Longest address or key that is accepted from a peer.
+    pub const BLOB_BYTES_MAX: usize = 16 << 10;
+}
+
+/// What a transport is asked to do.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Creates the session's worker. Answered by [`Event::Opened`].
+    Open { session: TransportSession },
+    /// Connects an opened session to a peer's region. Answered by [`Event::Connected`] or [`Event::Failed`].
+    Connect { session: TransportSession, peer: Descriptor },
+    /// Writes `bytes` bytes from this region at `local_offset` into the peer's region at `remote_offset`.
+    /// Answered by [`Event::PutCompleted`]: the source may be reused, the bytes need **not** be visible there yet.
+    Put { session: TransportSession, ticket: Ticket, local_offset: u64, remote_offset: u64, bytes: u64 },
+    /// Makes every put completed before it visible at the peer. Answered by [`Event::Flushed`].
+    Flush { session: TransportSession, ticket: Ticket },
+    /// Ends a session: operations in flight are drained or failed (each still gets its event), then endpoint, rkey
+    /// and worker are destroyed. Answered by [`Event::Closed`], after which no byte of this session moves any more
+    /// through this process.
+    Close { session: TransportSession },
+}
+
+/// What a transport reports, in order for one session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The session's worker exists; the descriptor is for the peer.
+    Opened { session: TransportSession, result: Result<Descriptor, TransportError> },
+    /// Puts may be submitted; `lane` names what carries them (for example `tcp/lo`).
+    Connected { session: TransportSession, lane: String },
+    /// The put's local part is over.
+    PutCompleted { session: TransportSession, ticket: Ticket, result: Result<(), TransportError> },
+    /// Everything put before is visible at the peer.
+    Flushed { session: TransportSession, ticket: Ticket, result: Result<(), TransportError> },
+    /// The session's endpoint is dead (peer gone, connect refused); at most once a session. Only `Close` follows.
+    Failed { session: TransportSession, error: TransportError },
+    /// The session is gone. `drained` says that every put had completed without error before.
+    Closed { session: TransportSession, drained: bool },
+}
+
+/// Why an operation of a transport failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// A library call returned an error status.
+    #[error("{call} failed: {status}")]
+    Call {
+        /// The call, as the library names it.
+        call: &'static str,
+        /// The library's text for the status.
+        status: String,
+    },
+    /// The session named in the command is not open or not connected.
+    #[error("session {0} is not connected")]
+    NotConnected(u64),
+    /// The range does not lie inside this or the peer's region.
+    #[error("range of {bytes} bytes at {offset} leaves the region of {region_bytes} bytes")]
+    OutOfRegion {
+        /// Offset asked for.
+        offset: u64,
+        /// Length asked for.
+        bytes: u64,
+        /// Length of the region it leaves.
+        region_bytes: u64,
+    },
+    /// The session was closed before the operation ran.
+    #[error("session closed before the operation ran")]
+    Closed,
+    /// The peer's descriptor cannot be used.
+    #[error("peer descriptor: {0}")]
+    Descriptor(String),
+}
+
+impl TransportError {
+    /// One word for metrics, logs and JSON.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Call { .. } => "call",
+            Self::NotConnected(_) => "not_connected",
+            Self::OutOfRegion { .. } => "out_of_region",
+            Self::Closed => "closed",
+            Self::Descriptor(_) => "descriptor",
+        }
+    }
+}
+
+/// A command was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// The bounded command queue is full; nothing happened, try again after the next event.
+    #[error("transport command queue is full")]
+    Full,
+    /// The transport has been shut down.
+    #[error("transport is shut down")]
+    ShutDown,
+}
+
+/// Takes a batch of events; runs on the transport's own thread and must not block.
+pub type EventSink = Box<dyn FnMut(Vec<Event>) + Send>;
+
+/// A running transport; cheap to share, dropped or shut down once.
+pub trait Transport: Send + Sync {
+    /// The transport's name, as in [`Descriptor::transport`].
+    fn name(&self) -> &'static str;
+
+    /// Queues a command without blocking.
+    fn submit(&self, command: Command) -> Result<(), SubmitError>;
+
+    /// Marks of progress of the transport's thread: a counter that moves at least ten times a second while the
+    /// thread is alive. The watchdog reads it.
+    fn progress(&self) -> u64;
+
+    /// Closes every session, frees every registration and joins the thread. Idempotent; called before exit.
+    fn shutdown(&self);
+}
