@@ -4,4 +4,5 @@
 //! memory is behind [`transport::Transport`].
 
 pub mod memory;
+pub mod ring;
 pub mod transport;
