@@ -3,6 +3,9 @@
 //! Knows nothing of engines or actors. [`ring`] is pure; [`link`] speaks tokio TCP; everything that touches remote
 //! memory is behind [`transport::Transport`].
 
+pub mod frame;
+pub mod link;
 pub mod memory;
 pub mod ring;
 pub mod transport;
+pub mod wire;

@@ -37,7 +37,12 @@ impl Region {
     /// # Safety
     /// `base..base + bytes` stays mapped, readable and writable for as long as `owner` is alive, and nobody holds a
     /// Rust reference into it while a peer may write it.
-    pub unsafe fn new(base: NonNull<u8>, bytes: usize, kind: MemoryKind, owner: Arc<dyn Any + Send + Sync>) -> Self {
+    pub unsafe fn new(
+        base: NonNull<u8>,
+        bytes: usize,
+        kind: MemoryKind,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
         Self { base, bytes, kind, _owner: owner }
     }
 

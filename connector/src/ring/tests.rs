@@ -125,7 +125,9 @@ impl World {
                     let at = self.pool.iter().position(|page| *page == Use::Free).expect("unclaimed > 0");
                     self.pool[at] = Use::Credited;
                     let credit = self.grants.grant(PageIndex(at as u32)).expect("room > 0");
-                    self.spends.accept(credit.number, &[credit.page]).expect("granted in order, within the ring");
+                    self.spends
+                        .accept(credit.number, &[credit.page])
+                        .expect("granted in order, within the ring");
                 }
             }
             Op::Put(request) => {
@@ -191,7 +193,10 @@ impl World {
         assert_eq!(self.count(|page| *page == Use::Credited), self.grants.outstanding());
         assert!(self.grants.outstanding() <= self.capacity);
         let reserved: u32 = self.reserved.iter().flatten().sum();
-        assert!(reserved <= self.count(|page| *page == Use::Free), "reserved + credits + live + quarantined > pages");
+        assert!(
+            reserved <= self.count(|page| *page == Use::Free),
+            "reserved + credits + live + quarantined > pages"
+        );
         assert_eq!(self.spends.available() + self.spends.unannounced(), self.grants.outstanding());
     }
 }

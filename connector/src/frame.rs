@@ -1,0 +1,261 @@
+//! What two processes say to each other over the link.
+//!
+//! The listener opens with a [`Challenge`], the dialer answers with its [`Hello`], and the listener ends the handshake with a
+//! [`Welcome`] or a refusal. After that each side sends [`Frame`]s. Every field is fixed-width; KV bytes never travel
+//! here. A change of any of these types changes [`PROTOCOL_VERSION`] and the golden bytes in the tests.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ring::{CreditNumber, PageIndex};
+use crate::transport::Descriptor;
+
+/// Both sides must have the same.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// One life of one process: what a process id alone does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Incarnation {
+    /// Process id.
+    pub pid: u32,
+    /// When the process started, in clock ticks since boot.
+    pub start_ticks: u64,
+    /// Which boot of which machine.
+    pub boot: u128,
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.pid, self.start_ticks)
+    }
+}
+
+/// The model and the shape of a KV page. Two processes whose shapes differ cannot exchange pages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// The model's name, for the sentence that says what differs.
+    pub model: String,
+    /// SHA-256 of the model's weights.
+    pub fingerprint: [u8; 32],
+    /// Layers.
+    pub layers: u32,
+    /// Key-value heads.
+    pub kv_heads: u32,
+    /// Elements of a head.
+    pub head_dim: u32,
+    /// Tokens in a page.
+    pub page_tokens: u32,
+    /// Element type of the KV cache, for example `f32`.
+    pub dtype: String,
+    /// Bytes of a page.
+    pub page_bytes: u64,
+}
+
+/// Two processes cannot work together: what differs, and how to mend it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Incompatible {
+    /// Different builds.
+    #[error(
+        "protocol version {theirs} of the peer is not our {ours}; run the same build of baton on both sides"
+    )]
+    Protocol {
+        /// Ours.
+        ours: u32,
+        /// The peer's.
+        theirs: u32,
+    },
+    /// Different weights.
+    #[error("peer serves model {theirs} and we serve {ours}; give both sides the same --model")]
+    Model {
+        /// Ours, with a short fingerprint.
+        ours: String,
+        /// The peer's.
+        theirs: String,
+    },
+    /// Different pages.
+    #[error("peer's {field} is {theirs} and ours is {ours}; give both sides the same {key}")]
+    Page {
+        /// What differs.
+        field: &'static str,
+        /// The key that sets it.
+        key: &'static str,
+        /// Ours.
+        ours: String,
+        /// The peer's.
+        theirs: String,
+    },
+    /// Different secrets.
+    #[error("peer does not know our link.secret; set the same link.secret on both sides")]
+    Secret,
+}
+
+impl Incompatible {
+    /// One word for metrics, logs and JSON.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Protocol { .. } => "protocol",
+            Self::Model { .. } => "model",
+            Self::Page { .. } => "page",
+            Self::Secret => "secret",
+        }
+    }
+}
+
+impl Shape {
+    fn named(&self) -> String {
+        let [a, b, c, d, ..] = self.fingerprint;
+        format!("{} (sha256 {a:02x}{b:02x}{c:02x}{d:02x}…)", self.model)
+    }
+
+    /// Whether pages of `theirs` can be adopted here.
+    ///
+    /// # Errors
+    /// The first thing that differs, as one sentence.
+    pub fn accepts(&self, theirs: &Shape) -> Result<(), Incompatible> {
+        if self.fingerprint != theirs.fingerprint {
+            return Err(Incompatible::Model { ours: self.named(), theirs: theirs.named() });
+        }
+        let page = |field, key, ours: &dyn fmt::Display, theirs: &dyn fmt::Display| {
+            let (ours, theirs) = (ours.to_string(), theirs.to_string());
+            if ours == theirs { Ok(()) } else { Err(Incompatible::Page { field, key, ours, theirs }) }
+        };
+        page("page length in tokens", "engine.page_tokens", &self.page_tokens, &theirs.page_tokens)?;
+        page("KV element type", "ring.device", &self.dtype, &theirs.dtype)?;
+        page("number of layers", "--model", &self.layers, &theirs.layers)?;
+        page("number of KV heads", "--model", &self.kv_heads, &theirs.kv_heads)?;
+        page("head size", "--model", &self.head_dim, &theirs.head_dim)?;
+        page("page size in bytes", "engine.page_tokens", &self.page_bytes, &theirs.page_bytes)
+    }
+}
+
+/// First frame on a connection, from the listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Challenge {
+    /// The listener's [`PROTOCOL_VERSION`].
+    pub protocol: u32,
+    /// What the dialer's proof must cover.
+    pub nonce: [u8; 32],
+}
+
+/// The dialer's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The dialer's [`PROTOCOL_VERSION`].
+    pub protocol: u32,
+    /// Which process dials.
+    pub incarnation: Incarnation,
+    /// The dialer's number for this session, counted up from 1.
+    pub session: u64,
+    /// True if every put of the dialer's previous session with this listener had completed before it dialled.
+    pub previous_drained: bool,
+    /// What the dialer serves.
+    pub shape: Shape,
+    /// What the listener's proof must cover.
+    pub nonce: [u8; 32],
+    /// HMAC-SHA256 of the listener's nonce under `link.secret`, if one is set.
+    pub proof: Option<[u8; 32]>,
+}
+
+/// The listener's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The session is up.
+    Welcome(Welcome),
+    /// It is not, and this sentence says why.
+    Refused(String),
+}
+
+/// What the dialer needs to put pages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Which process listens.
+    pub incarnation: Incarnation,
+    /// What the listener serves.
+    pub shape: Shape,
+    /// How to write into the listener's pool.
+    pub descriptor: Descriptor,
+    /// Most credits outstanding in this session; at least 1.
+    pub ring_pages: u32,
+    /// HMAC-SHA256 of the dialer's nonce under `link.secret`, if one is set.
+    pub proof: Option<[u8; 32]>,
+}
+
+/// Everything after the handshake. Request numbers are the receiver's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Frame {
+    /// Either way, every 500 ms: I am alive.
+    Heartbeat,
+    /// Either way: I end this session in good order.
+    Goodbye,
+    /// Receiver → sender: credits from `first` on, one for each page.
+    Grant {
+        /// Number of the first credit.
+        first: CreditNumber,
+        /// Pages that may now be written, in the order of their credits.
+        pages: Vec<PageIndex>,
+    },
+    /// Receiver → sender: compute this prompt's KV and hand it over.
+    Prefill {
+        /// The receiver's number for the request.
+        request: u64,
+        /// Prompt token ids.
+        prompt: Vec<u32>,
+        /// Milliseconds until the request's deadline.
+        remaining_ms: u64,
+    },
+    /// Receiver → sender: nobody wants this prompt any more.
+    CancelPrefill {
+        /// Which request.
+        request: u64,
+    },
+    /// Sender → receiver: real bytes were moved over the lane, and the path may be used.
+    LinkProbed {
+        /// What carried them, for example `tcp/lo`.
+        lane: String,
+        /// Bytes moved in the measured part.
+        bytes: u64,
+        /// How long that took.
+        micros: u64,
+    },
+    /// Sender → receiver: `count` pages are whole and visible in the receiver's pool.
+    PageFilled {
+        /// First credit spent.
+        first: CreditNumber,
+        /// How many credits, and pages.
+        count: u32,
+        /// Whose pages: the request and the place of the first one in its page table. `None`: nobody's (a probe).
+        owner: Option<PageOwner>,
+        /// From the request's first put to the flush that covers these pages.
+        transfer_micros: u64,
+    },
+    /// Sender → receiver: the prompt is computed and the first token sampled; pages may still be under way.
+    PrefillFinished {
+        /// Which request.
+        request: u64,
+        /// The first sampled token.
+        token: u32,
+        /// How long the prefill took, first step's start to sampling.
+        prefill_micros: u64,
+    },
+    /// Sender → receiver: the request will not be prefilled here.
+    PrefillFailed {
+        /// Which request.
+        request: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Which pages of which request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageOwner {
+    /// The receiver's number for the request.
+    pub request: u64,
+    /// Index of the first page in the request's page table: it holds tokens from `first_page * page_tokens` on.
+    pub first_page: u32,
+}
+
+#[cfg(test)]
+mod tests;

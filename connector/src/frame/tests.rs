@@ -1,0 +1,93 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::wire::{self, FRAME_BYTES_MAX};
+
+fn shape() -> Shape {
+    Shape {
+        model: "m".into(),
+        fingerprint: [7; 32],
+        layers: 30,
+        kv_heads: 3,
+        head_dim: 64,
+        page_tokens: 16,
+        dtype: "f32".into(),
+        page_bytes: 737_280,
+    }
+}
+
+#[test]
+fn golden_bytes() {
+    let check = |frame: Frame, expect: &str| {
+        let bytes = wire::encode(&frame).expect("small");
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, expect, "{frame:?}: the wire changed, so PROTOCOL_VERSION must");
+        assert_eq!(wire::decode::<Frame>(&bytes).expect("what was encoded"), frame);
+    };
+    check(Frame::Heartbeat, "00000000");
+    check(
+        Frame::Grant { first: CreditNumber(2), pages: vec![PageIndex(9)] },
+        "020000000200000000000000010000000000000009000000",
+    );
+    check(
+        Frame::PageFilled {
+            first: CreditNumber(1),
+            count: 3,
+            owner: Some(PageOwner { request: 5, first_page: 4 }),
+            transfer_micros: 6,
+        },
+        "06000000010000000000000003000000010500000000000000040000000600000000000000",
+    );
+    check(
+        Frame::PrefillFinished { request: 1, token: 2, prefill_micros: 3 },
+        "070000000100000000000000020000000300000000000000",
+    );
+}
+
+#[test]
+fn what_differs_is_named() {
+    let check = |change: fn(&mut Shape), expect: &str| {
+        let mut theirs = shape();
+        change(&mut theirs);
+        let error = shape().accepts(&theirs).expect_err("they differ").to_string();
+        assert!(error.contains(expect), "{error:?} does not say {expect:?}");
+    };
+    assert_eq!(shape().accepts(&shape()), Ok(()));
+    check(|shape| shape.fingerprint[0] = 8, "same --model");
+    check(|shape| shape.page_tokens = 32, "peer's page length in tokens is 32 and ours is 16");
+    check(|shape| shape.dtype = "bf16".into(), "KV element type");
+    check(|shape| shape.page_bytes = 1, "page size in bytes");
+}
+
+proptest! {
+    /// Random bytes are an error or a frame, never a panic and never a large allocation.
+    #[test]
+    fn random_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..512), kind in 0..9u8) {
+        let mut bytes = bytes;
+        if bytes.len() >= 4 {
+            bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
+        }
+        let _ = wire::decode::<Frame>(&bytes);
+        let _ = wire::decode::<Hello>(&bytes);
+        let _ = wire::decode::<Answer>(&bytes);
+    }
+
+    #[test]
+    fn prompts_travel_whole(prompt in proptest::collection::vec(any::<u32>(), 0..2000), remaining_ms: u64) {
+        let frame = Frame::Prefill { request: 1, prompt, remaining_ms };
+        let bytes = wire::encode(&frame).expect("within the bound");
+        prop_assert_eq!(wire::decode::<Frame>(&bytes).expect("what was encoded"), frame);
+    }
+}
+
+#[test]
+fn a_frame_past_the_bound_is_refused_on_both_sides() {
+    let prompt = vec![0u32; FRAME_BYTES_MAX / 4];
+    let error = wire::encode(&Frame::Prefill { request: 1, prompt, remaining_ms: 0 }).expect_err("too long");
+    assert_eq!(error.kind(), "encode");
+    // A length that promises far more than follows.
+    let mut bytes = vec![3, 0, 0, 0];
+    bytes.extend(1u64.to_le_bytes());
+    bytes.extend(u64::MAX.to_le_bytes());
+    assert_eq!(wire::decode::<Frame>(&bytes).expect_err("a lie").kind(), "decode");
+}

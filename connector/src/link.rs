@@ -1,0 +1,306 @@
+//! The link: one TCP connection between two processes that carries control frames, never KV bytes.
+//!
+//! Length-delimited [`wire`] values. The listener challenges, the dialer says Hello, and a shared secret, where one is
+//! set, is proved by both sides without travelling. A broken link is final: whoever dials again opens a new session.
+//! Each side sends a heartbeat when it has been quiet for [`HEARTBEAT`]; a peer that was silent for [`SILENCE`] is
+//! dead, and so is one that takes no bytes for that long. These are plain futures: they run on whichever tokio
+//! runtime polls them, and every wait in them has a deadline.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use hmac::{Hmac, KeyInit, Mac};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::Sha256;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+use crate::frame::{Answer, Challenge, Frame, Hello, Incompatible, PROTOCOL_VERSION, Welcome};
+use crate::wire::{self, FRAME_BYTES_MAX, WireError};
+
+/// A side that has sent nothing for this long sends a heartbeat.
+pub const HEARTBEAT: Duration = Duration::from_millis(500);
+/// A peer that was silent for this long is dead.
+pub const SILENCE: Duration = Duration::from_secs(3);
+/// Each step of the handshake must be over in this time.
+pub const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// Why a link could not be made, or ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The socket failed.
+    #[error("link socket: {0}")]
+    Io(#[from] io::Error),
+    /// The peer closed the connection.
+    #[error("peer closed the link")]
+    Closed,
+    /// The peer ended the session in good order.
+    #[error("peer said goodbye")]
+    Goodbye,
+    /// Nothing came, or nothing could be sent, in the time allowed.
+    #[error("peer was silent for {} ms", .0.as_millis())]
+    Silent(Duration),
+    /// Bytes that are no frame of ours.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The two sides do not fit together.
+    #[error(transparent)]
+    Incompatible(#[from] Incompatible),
+    /// The listener refused us.
+    #[error("peer refused the session: {0}")]
+    Refused(String),
+}
+
+impl LinkError {
+    /// One word for metrics, logs and JSON.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "io",
+            Self::Closed => "closed",
+            Self::Goodbye => "goodbye",
+            Self::Silent(_) => "silent",
+            Self::Wire(error) => error.kind(),
+            Self::Incompatible(error) => error.kind(),
+            Self::Refused(_) => "refused",
+        }
+    }
+
+    /// True if dialling again cannot help before somebody changes a setting.
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, Self::Incompatible(_) | Self::Refused(_))
+    }
+}
+
+/// A fresh nonce for [`Challenge`] or [`Hello`].
+///
+/// # Errors
+/// The operating system has no random bytes.
+pub fn nonce() -> io::Result<[u8; 32]> {
+    let mut nonce = [0; 32];
+    getrandom::fill(&mut nonce).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(nonce)
+}
+
+fn mac(secret: &str, nonce: &[u8; 32]) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes keys of any length");
+    mac.update(nonce);
+    mac
+}
+
+/// Proof that we know `secret`, for the peer's `nonce`.
+pub fn prove(secret: Option<&str>, nonce: &[u8; 32]) -> Option<[u8; 32]> {
+    secret.map(|secret| mac(secret, nonce).finalize().into_bytes().into())
+}
+
+/// Checks a peer's proof for our `nonce`; a process without a secret asks for none.
+///
+/// # Errors
+/// [`Incompatible::Secret`].
+pub fn check_proof(
+    secret: Option<&str>,
+    nonce: &[u8; 32],
+    proof: Option<&[u8; 32]>,
+) -> Result<(), Incompatible> {
+    match (secret, proof) {
+        (None, _) => Ok(()),
+        (Some(secret), Some(proof)) => {
+            mac(secret, nonce).verify_slice(proof).map_err(|_| Incompatible::Secret)
+        }
+        (Some(_), None) => Err(Incompatible::Secret),
+    }
+}
+
+type Socket = Framed<TcpStream, LengthDelimitedCodec>;
+
+/// A connection during its handshake.
+pub struct Link {
+    socket: Socket,
+    peer: SocketAddr,
+}
+
+impl Link {
+    fn new(stream: TcpStream) -> Result<Self, LinkError> {
+        // Frames are small and each one is waited for.
+        stream.set_nodelay(true)?;
+        let peer = stream.peer_addr()?;
+        let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec();
+        Ok(Self { socket: Framed::new(stream, codec), peer })
+    }
+
+    /// The other end's address.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Dials a listener, answers its challenge and waits for its welcome. `hello.proof` is filled in here.
+    ///
+    /// # Errors
+    /// [`LinkError`]; see [`LinkError::is_permanent`].
+    pub async fn dial(
+        address: &str,
+        mut hello: Hello,
+        secret: Option<&str>,
+    ) -> Result<(Self, Welcome), LinkError> {
+        let stream = timeout(HANDSHAKE, TcpStream::connect(address))
+            .await
+            .map_err(|_| LinkError::Silent(HANDSHAKE))??;
+        let mut link = Self::new(stream)?;
+        let challenge: Challenge = link.receive().await?;
+        if challenge.protocol != PROTOCOL_VERSION {
+            let (ours, theirs) = (PROTOCOL_VERSION, challenge.protocol);
+            return Err(Incompatible::Protocol { ours, theirs }.into());
+        }
+        hello.proof = prove(secret, &challenge.nonce);
+        link.send(&hello).await?;
+        let welcome = match link.receive::<Answer>().await? {
+            Answer::Welcome(welcome) => welcome,
+            Answer::Refused(reason) => return Err(LinkError::Refused(reason)),
+        };
+        check_proof(secret, &hello.nonce, welcome.proof.as_ref())?;
+        hello.shape.accepts(&welcome.shape)?;
+        Ok((link, welcome))
+    }
+
+    /// Challenges whoever connected and reads its Hello; a peer that speaks another version, serves another model or does not
+    /// know the secret is told so and refused. The caller then [`welcome`](Self::welcome)s or [`refuse`](Self::refuse)s.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn accept(
+        stream: TcpStream,
+        shape: &crate::frame::Shape,
+        secret: Option<&str>,
+    ) -> Result<(Self, Hello), LinkError> {
+        let mut link = Self::new(stream)?;
+        let nonce = nonce()?;
+        link.send(&Challenge { protocol: PROTOCOL_VERSION, nonce }).await?;
+        let hello: Hello = link.receive().await?;
+        let verdict = if hello.protocol == PROTOCOL_VERSION {
+            check_proof(secret, &nonce, hello.proof.as_ref()).and_then(|()| shape.accepts(&hello.shape))
+        } else {
+            Err(Incompatible::Protocol { ours: PROTOCOL_VERSION, theirs: hello.protocol })
+        };
+        match verdict {
+            Ok(()) => Ok((link, hello)),
+            Err(incompatible) => {
+                link.refuse(incompatible.to_string()).await?;
+                Err(incompatible.into())
+            }
+        }
+    }
+
+    /// Ends the handshake: the session is up.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn welcome(&mut self, welcome: Welcome) -> Result<(), LinkError> {
+        self.send(&Answer::Welcome(welcome)).await
+    }
+
+    /// Ends the handshake: there is no session, for this reason.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn refuse(&mut self, reason: String) -> Result<(), LinkError> {
+        self.send(&Answer::Refused(reason)).await
+    }
+
+    /// The two directions of a session whose handshake is over.
+    pub fn split(self) -> (FrameWriter, FrameReader) {
+        let (sink, stream) = self.socket.split();
+        (FrameWriter { sink }, FrameReader { stream })
+    }
+
+    async fn send<T: Serialize>(&mut self, value: &T) -> Result<(), LinkError> {
+        let bytes = Bytes::from(wire::encode(value)?);
+        timeout(HANDSHAKE, self.socket.send(bytes)).await.map_err(|_| LinkError::Silent(HANDSHAKE))??;
+        Ok(())
+    }
+
+    async fn receive<T: DeserializeOwned>(&mut self) -> Result<T, LinkError> {
+        let bytes = timeout(HANDSHAKE, self.socket.next()).await.map_err(|_| LinkError::Silent(HANDSHAKE))?;
+        Ok(wire::decode(&bytes.ok_or(LinkError::Closed)??)?)
+    }
+}
+
+/// The incoming direction.
+pub struct FrameReader {
+    stream: SplitStream<Socket>,
+}
+
+impl FrameReader {
+    /// The next frame that is not a heartbeat.
+    ///
+    /// # Errors
+    /// How the session ended; there is no frame after it.
+    pub async fn next(&mut self) -> Result<Frame, LinkError> {
+        loop {
+            let bytes = timeout(SILENCE, self.stream.next()).await.map_err(|_| LinkError::Silent(SILENCE))?;
+            match wire::decode(&bytes.ok_or(LinkError::Closed)??)? {
+                Frame::Heartbeat => {}
+                Frame::Goodbye => return Err(LinkError::Goodbye),
+                frame => return Ok(frame),
+            }
+        }
+    }
+}
+
+/// The outgoing direction.
+pub struct FrameWriter {
+    sink: SplitSink<Socket, Bytes>,
+}
+
+impl FrameWriter {
+    /// Sends what comes out of `queue`, and a heartbeat when nothing does. When the queue's senders are gone it says
+    /// goodbye and closes the connection.
+    ///
+    /// # Errors
+    /// [`LinkError`]: the session is over.
+    pub async fn run(mut self, mut queue: mpsc::Receiver<Frame>) -> Result<(), LinkError> {
+        loop {
+            match timeout(HEARTBEAT, queue.recv()).await {
+                Ok(Some(frame)) => {
+                    self.feed(&frame).await?;
+                    // What is queued already leaves in the same write.
+                    while let Ok(frame) = queue.try_recv() {
+                        self.feed(&frame).await?;
+                    }
+                }
+                Ok(None) => {
+                    self.feed(&Frame::Goodbye).await?;
+                    return self.within(SinkExt::close).await;
+                }
+                Err(_) => self.feed(&Frame::Heartbeat).await?,
+            }
+            self.within(SinkExt::flush).await?;
+        }
+    }
+
+    async fn feed(&mut self, frame: &Frame) -> Result<(), LinkError> {
+        let bytes = Bytes::from(wire::encode(frame)?);
+        timeout(SILENCE, self.sink.feed(bytes)).await.map_err(|_| LinkError::Silent(SILENCE))??;
+        Ok(())
+    }
+
+    async fn within<'a, F>(
+        &'a mut self,
+        operation: impl FnOnce(&'a mut SplitSink<Socket, Bytes>) -> F,
+    ) -> Result<(), LinkError>
+    where
+        F: Future<Output = Result<(), io::Error>>,
+    {
+        timeout(SILENCE, operation(&mut self.sink)).await.map_err(|_| LinkError::Silent(SILENCE))??;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

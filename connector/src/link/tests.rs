@@ -1,0 +1,127 @@
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::frame::{Incarnation, Shape};
+use crate::ring::{CreditNumber, PageIndex};
+use crate::transport::Descriptor;
+
+fn shape(fingerprint: u8) -> Shape {
+    Shape {
+        model: "m".into(),
+        fingerprint: [fingerprint; 32],
+        layers: 2,
+        kv_heads: 1,
+        head_dim: 16,
+        page_tokens: 16,
+        dtype: "f32".into(),
+        page_bytes: 4096,
+    }
+}
+
+fn hello(fingerprint: u8) -> Hello {
+    Hello {
+        protocol: PROTOCOL_VERSION,
+        incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3 },
+        session: 1,
+        previous_drained: true,
+        shape: shape(fingerprint),
+        nonce: nonce().expect("random bytes"),
+        proof: None,
+    }
+}
+
+fn welcome(hello: &Hello, secret: Option<&str>) -> Welcome {
+    let descriptor = Descriptor {
+        transport: "loopback".into(),
+        worker_address: vec![1],
+        rkey: vec![2],
+        base: 4096,
+        bytes: 8192,
+    };
+    Welcome {
+        incarnation: Incarnation { pid: 2, start_ticks: 2, boot: 3 },
+        shape: shape(7),
+        descriptor,
+        ring_pages: 2,
+        proof: prove(secret, &hello.nonce),
+    }
+}
+
+async fn listener() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    (listener, address)
+}
+
+async fn serve(listener: TcpListener, secret: Option<&'static str>) -> Result<Link, LinkError> {
+    let (stream, _) = listener.accept().await?;
+    let (mut link, hello) = Link::accept(stream, &shape(7), secret).await?;
+    link.welcome(welcome(&hello, secret)).await?;
+    Ok(link)
+}
+
+async fn meet(ours: Option<&'static str>, theirs: Option<&'static str>, model: u8) -> (String, String) {
+    let (listener, address) = listener().await;
+    let (served, dialled) = tokio::join!(serve(listener, ours), Link::dial(&address, hello(model), theirs));
+    let say = |error: Option<LinkError>| error.map_or_else(|| "up".to_owned(), |error| error.to_string());
+    (say(served.err()), say(dialled.err()))
+}
+
+#[tokio::test]
+async fn handshakes() {
+    assert_eq!(meet(None, None, 7).await, ("up".into(), "up".into()));
+    assert_eq!(meet(Some("s"), Some("s"), 7).await, ("up".into(), "up".into()));
+    for (ours, theirs) in [(Some("s"), None), (Some("s"), Some("t"))] {
+        let (served, dialled) = meet(ours, theirs, 7).await;
+        assert!(served.contains("link.secret") && dialled.contains("link.secret"), "{served} / {dialled}");
+    }
+    let (_, dialled) = meet(None, Some("s"), 7).await;
+    assert!(dialled.contains("link.secret"), "a listener without our secret is not ours: {dialled}");
+    let (served, dialled) = meet(None, None, 8).await;
+    assert!(served.contains("same --model") && dialled.contains("same --model"), "{served} / {dialled}");
+}
+
+#[tokio::test]
+async fn frames_flow_both_ways_and_goodbye_ends_them() {
+    let (listener, address) = listener().await;
+    let (served, dialled) = tokio::join!(serve(listener, None), Link::dial(&address, hello(7), None));
+    let (writer, mut reader) = served.expect("up").split();
+    let (peer_writer, mut peer_reader) = dialled.expect("up").0.split();
+    let (queue, source) = mpsc::channel(4);
+    let (peer_queue, peer_source) = mpsc::channel(4);
+    let writing = tokio::spawn(writer.run(source));
+    let peer_writing = tokio::spawn(peer_writer.run(peer_source));
+    let grant = Frame::Grant { first: CreditNumber(0), pages: vec![PageIndex(1)] };
+    queue.send(grant.clone()).await.expect("open");
+    assert_eq!(peer_reader.next().await.expect("a frame"), grant);
+    let cancel = Frame::CancelPrefill { request: 4 };
+    peer_queue.send(cancel.clone()).await.expect("open");
+    assert_eq!(reader.next().await.expect("a frame"), cancel);
+    drop(queue);
+    assert_eq!(peer_reader.next().await.expect_err("the end").kind(), "goodbye");
+    writing.await.expect("no panic").expect("a clean end");
+    drop(peer_queue);
+    assert_eq!(reader.next().await.expect_err("the end").kind(), "goodbye");
+    let _ = peer_writing.await.expect("no panic");
+}
+
+#[tokio::test]
+async fn strangers_are_refused() {
+    let (listener, address) = listener().await;
+    let stranger = async {
+        let mut socket = TcpStream::connect(&address).await?;
+        tokio::io::AsyncWriteExt::write_all(&mut socket, b"GET / HTTP/1.1\r\n\r\n").await?;
+        Ok::<_, io::Error>(socket)
+    };
+    let (served, _socket) = tokio::join!(serve(listener, None), stranger);
+    assert!(served.is_err(), "an HTTP request is no Hello");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_is_death() {
+    let (listener, address) = listener().await;
+    let (served, dialled) = tokio::join!(serve(listener, None), Link::dial(&address, hello(7), None));
+    let (_writer, mut reader) = served.expect("up").split();
+    let _quiet = dialled.expect("up");
+    assert_eq!(reader.next().await.expect_err("nobody speaks").kind(), "silent");
+}
