@@ -119,7 +119,9 @@ pub enum FinishReason {
 #[non_exhaustive]
 pub enum RequestError {
     /// The deadline passed.
-    #[error("request missed its deadline of {deadline_ms} ms; raise request.deadline or ask for fewer tokens")]
+    #[error(
+        "request missed its deadline of {deadline_ms} ms; raise request.deadline or ask for fewer tokens"
+    )]
     Deadline {
         /// What was allowed.
         deadline_ms: u64,

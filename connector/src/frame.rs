@@ -163,8 +163,10 @@ pub struct Hello {
 pub enum Answer {
     /// The session is up.
     Welcome(Welcome),
-    /// It is not, and this sentence says why.
+    /// It is not, and never will be before somebody changes a setting; this sentence says which.
     Refused(String),
+    /// It is not now, for this reason; dialling again later may help.
+    Busy(String),
 }
 
 /// What the dialer needs to put pages.

@@ -54,9 +54,12 @@ pub enum LinkError {
     /// The two sides do not fit together.
     #[error(transparent)]
     Incompatible(#[from] Incompatible),
-    /// The listener refused us.
+    /// The listener refused us for good.
     #[error("peer refused the session: {0}")]
     Refused(String),
+    /// The listener has no room for us now.
+    #[error("peer is busy: {0}")]
+    Busy(String),
 }
 
 impl LinkError {
@@ -70,6 +73,7 @@ impl LinkError {
             Self::Wire(error) => error.kind(),
             Self::Incompatible(error) => error.kind(),
             Self::Refused(_) => "refused",
+            Self::Busy(_) => "busy",
         }
     }
 
@@ -163,6 +167,7 @@ impl Link {
         let welcome = match link.receive::<Answer>().await? {
             Answer::Welcome(welcome) => welcome,
             Answer::Refused(reason) => return Err(LinkError::Refused(reason)),
+            Answer::Busy(reason) => return Err(LinkError::Busy(reason)),
         };
         check_proof(secret, &hello.nonce, welcome.proof.as_ref())?;
         hello.shape.accepts(&welcome.shape)?;
@@ -211,6 +216,14 @@ impl Link {
     /// [`LinkError`].
     pub async fn refuse(&mut self, reason: String) -> Result<(), LinkError> {
         self.send(&Answer::Refused(reason)).await
+    }
+
+    /// Ends the handshake: there is no session now, for this reason; the dialer may try again.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn put_off(&mut self, reason: String) -> Result<(), LinkError> {
+        self.send(&Answer::Busy(reason)).await
     }
 
     /// The two directions of a session whose handshake is over.

@@ -1,0 +1,232 @@
+//! Who holds which page of the pool: the decisions of the buffer manager, without actix, clock or I/O.
+//!
+//! A page is free, held by a sequence, under an outstanding credit of a session, or quarantined. A sequence may also
+//! hold a *count* of pages that will land from a sender. The invariant, checked after every change:
+//!
+//! ```text
+//! landing counts + outstanding credits + held + quarantined ≤ pages
+//! ```
+//!
+//! A landing page moves one from the count and one from the credits to one held, so it always fits, and a page is left over
+//! that can be granted at once: the ring moves whatever else waits. Credits are granted before reservations are
+//! served; they never claim more than `ring_pages`, and nothing larger than the rest is ever promised.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::num::NonZeroU32;
+
+use connector::ring::{CreditNumber, GrantLedger, PageIndex};
+use engine::PageId;
+
+use crate::messages::{PageFilled, PagesAdopted, PagesReserved, ReservePages, SequenceId, SessionId};
+use crate::request::RequestId;
+
+/// What the shell has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Tell the owner that its reservation stands.
+    Reserved(PagesReserved),
+    /// Tell the decoder that pages landed for it.
+    Adopted(PagesAdopted),
+    /// Send these credits to the session's peer.
+    Grant {
+        /// To whom.
+        session: SessionId,
+        /// Number of the first credit.
+        first: CreditNumber,
+        /// One page a credit.
+        pages: Vec<PageIndex>,
+    },
+    /// The peer broke a rule: end its session, for this reason.
+    Break {
+        /// Which.
+        session: SessionId,
+        /// One sentence.
+        reason: String,
+    },
+}
+
+/// How the pool is divided now; a snapshot for logs, `/health` and tests. All in pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct PoolUse {
+    /// In the pool.
+    pub pages: u32,
+    /// Promised as counts to sequences whose pages land from a sender.
+    pub landing: u32,
+    /// Under outstanding credits.
+    pub outstanding: u32,
+    /// Held by sequences.
+    pub held: u32,
+    /// Under credits of lost sessions, until there is proof.
+    pub quarantined: u32,
+}
+
+#[derive(Debug, Default)]
+struct Holding {
+    landing: u32,
+    pages: Vec<PageId>,
+}
+
+/// The page pool's ledger. Every `on_…` returns what has to be done, in order.
+#[derive(Debug)]
+pub struct PoolState {
+    pages: u32,
+    ring_pages: u32,
+    free: BTreeSet<u32>,
+    holdings: HashMap<SequenceId, Holding>,
+    waiting: VecDeque<ReservePages>,
+    rings: BTreeMap<SessionId, GrantLedger>,
+    quarantine: BTreeMap<SessionId, Vec<PageIndex>>,
+}
+
+impl PoolState {
+    /// A pool of `pages` free pages, of which at most `ring_pages` are ever under credits: no more than half.
+    pub fn new(pages: u32, ring_pages: u32) -> Self {
+        Self {
+            pages,
+            ring_pages: ring_pages.min(pages / 2),
+            free: (0..pages).collect(),
+            holdings: HashMap::new(),
+            waiting: VecDeque::new(),
+            rings: BTreeMap::new(),
+            quarantine: BTreeMap::new(),
+        }
+    }
+
+    /// How the pool is divided now.
+    pub fn usage(&self) -> PoolUse {
+        PoolUse {
+            pages: self.pages,
+            landing: self.holdings.values().map(|holding| holding.landing).sum(),
+            outstanding: self.rings.values().map(GrantLedger::outstanding).sum(),
+            held: self.holdings.values().map(|holding| holding.pages.len() as u32).sum(),
+            quarantined: self.quarantine.values().map(|pages| pages.len() as u32).sum(),
+        }
+    }
+
+    /// Somebody wants pages.
+    pub fn on_reserve(&mut self, reserve: ReservePages) -> Vec<Action> {
+        self.waiting.push_back(reserve);
+        self.settle()
+    }
+
+    /// Everything of this sequence goes back. A page still under way to it goes back when it lands.
+    pub fn on_release(&mut self, sequence: SequenceId) -> Vec<Action> {
+        self.waiting.retain(|waiting| waiting.sequence != sequence);
+        if let Some(holding) = self.holdings.remove(&sequence) {
+            self.free.extend(holding.pages.iter().map(|page| page.0));
+        }
+        self.settle()
+    }
+
+    /// A session began: its peer may write up to `ring_pages` pages of ours.
+    pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32) -> Vec<Action> {
+        if let Some(capacity) = NonZeroU32::new(ring_pages) {
+            self.rings.insert(session, GrantLedger::new(capacity));
+        }
+        self.settle()
+    }
+
+    /// A session ended: puts into its outstanding pages may still land.
+    pub fn on_session_lost(&mut self, session: SessionId) -> Vec<Action> {
+        if let Some(ring) = self.rings.remove(&session) {
+            self.quarantine.insert(session, ring.close());
+        }
+        self.settle()
+    }
+
+    /// Proof: no byte of this lost session can land any more.
+    pub fn on_session_drained(&mut self, session: SessionId) -> Vec<Action> {
+        for page in self.quarantine.remove(&session).unwrap_or_default() {
+            self.free.insert(page.0);
+        }
+        self.settle()
+    }
+
+    /// A sender says that pages are whole and visible.
+    pub fn on_page_filled(&mut self, filled: PageFilled) -> Vec<Action> {
+        let session = filled.session;
+        let Some(ring) = self.rings.get_mut(&session) else { return Vec::new() };
+        let pages = match ring.fill(filled.first, filled.count) {
+            Ok(pages) => pages,
+            Err(error) => return vec![Action::Break { session, reason: error.to_string() }],
+        };
+        let holding = filled.owner.and_then(|owner| {
+            let request = RequestId(owner.request);
+            Some((owner, request, self.holdings.get_mut(&SequenceId::Own(request))?))
+        });
+        let mut actions = Vec::new();
+        match holding {
+            Some((owner, request, holding)) if holding.landing >= filled.count => {
+                let pages: Vec<PageId> = pages.iter().map(|page| PageId(page.0)).collect();
+                holding.landing -= filled.count;
+                holding.pages.extend(&pages);
+                actions.push(Action::Adopted(PagesAdopted {
+                    request,
+                    first_page: owner.first_page,
+                    pages,
+                    transfer_micros: filled.transfer_micros,
+                }));
+            }
+            // Nobody's: a probe, or a request that ended while its pages were under way.
+            _ => self.free.extend(pages.iter().map(|page| page.0)),
+        }
+        actions.extend(self.settle());
+        actions
+    }
+
+    fn unclaimed(&self) -> u32 {
+        let landing: u32 = self.holdings.values().map(|holding| holding.landing).sum();
+        (self.free.len() as u32).saturating_sub(landing)
+    }
+
+    fn take(&mut self, count: u32) -> Vec<u32> {
+        // Lowest first: what is granted together tends to be adjacent.
+        (0..count).filter_map(|_| self.free.pop_first()).collect()
+    }
+
+    /// Grants credits, then serves reservations, as far as free pages go.
+    fn settle(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let sessions: Vec<SessionId> = self.rings.keys().copied().collect();
+        for session in sessions {
+            let outstanding: u32 = self.rings.values().map(GrantLedger::outstanding).sum();
+            let room = self.ring_pages.saturating_sub(outstanding).min(self.unclaimed());
+            let Some(count) = self.rings.get(&session).map(|ring| ring.room().min(room)) else { continue };
+            let pages: Vec<PageIndex> = self.take(count).into_iter().map(PageIndex).collect();
+            let Some(ring) = self.rings.get_mut(&session) else { continue };
+            let first = CreditNumber(ring.head());
+            for &page in &pages {
+                ring.grant(page).expect("count is at most the ring's room");
+            }
+            if !pages.is_empty() {
+                actions.push(Action::Grant { session, first, pages });
+            }
+        }
+        while let Some(next) = self.waiting.front() {
+            if next.here + next.landing > self.unclaimed() {
+                break;
+            }
+            let ReservePages { sequence, here, landing } = self.waiting.pop_front().expect("it is in front");
+            let pages: Vec<PageId> = self.take(here).into_iter().map(PageId).collect();
+            let holding = self.holdings.entry(sequence).or_default();
+            holding.landing += landing;
+            holding.pages.extend(&pages);
+            actions.push(Action::Reserved(PagesReserved { sequence, pages }));
+        }
+        self.check();
+        actions
+    }
+
+    fn check(&self) {
+        let used = self.usage();
+        debug_assert!(
+            used.landing + used.outstanding + used.held + used.quarantined <= used.pages
+                && self.free.len() as u32 + used.outstanding + used.held + used.quarantined == used.pages,
+            "page invariant broken: {used:?} and {} free",
+            self.free.len()
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+use connector::frame::PageOwner;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+const SESSION: SessionId = SessionId(1);
+
+fn own(request: u64) -> SequenceId {
+    SequenceId::Own(RequestId(request))
+}
+
+fn reserve(request: u64, here: u32, landing: u32) -> ReservePages {
+    ReservePages { sequence: own(request), here, landing }
+}
+
+fn filled(first: u64, count: u32, owner: Option<u64>) -> PageFilled {
+    let owner = owner.map(|request| PageOwner { request, first_page: 0 });
+    PageFilled { session: SESSION, first: CreditNumber(first), count, owner, transfer_micros: 0 }
+}
+
+fn granted(actions: &[Action]) -> Vec<u32> {
+    let pages = |action: &Action| match action {
+        Action::Grant { pages, .. } => pages.iter().map(|page| page.0).collect(),
+        _ => Vec::new(),
+    };
+    actions.iter().flat_map(pages).collect()
+}
+
+#[test]
+fn reservations_are_served_in_order() {
+    let mut pool = PoolState::new(4, 0);
+    assert_eq!(pool.on_reserve(reserve(1, 3, 0)).len(), 1);
+    assert_eq!(pool.on_reserve(reserve(2, 2, 0)), []);
+    assert_eq!(pool.on_reserve(reserve(3, 1, 0)), [], "nobody overtakes");
+    let actions = pool.on_release(own(1));
+    assert_eq!(actions.len(), 2, "both fit now: {actions:?}");
+}
+
+#[test]
+fn a_landed_page_is_adopted_and_the_ring_moves() {
+    let mut pool = PoolState::new(4, 1);
+    assert_eq!(granted(&pool.on_session_opened(SESSION, 1)), [0]);
+    assert_eq!(pool.on_reserve(reserve(7, 0, 3)).len(), 1);
+    for n in 0..3 {
+        let actions = pool.on_page_filled(filled(n, 1, Some(7)));
+        assert!(
+            matches!(&actions[0], Action::Adopted(adopted) if adopted.request == RequestId(7)),
+            "{actions:?}"
+        );
+        assert_eq!(granted(&actions).len(), 1, "the next credit follows at once: {actions:?}");
+    }
+    assert_eq!(pool.usage(), PoolUse { pages: 4, landing: 0, outstanding: 1, held: 3, quarantined: 0 });
+}
+
+#[test]
+fn a_page_for_nobody_goes_straight_back() {
+    let mut pool = PoolState::new(4, 2);
+    pool.on_session_opened(SESSION, 2);
+    pool.on_reserve(reserve(7, 0, 1));
+    pool.on_release(own(7));
+    assert_eq!(granted(&pool.on_page_filled(filled(0, 1, Some(7)))).len(), 1);
+    assert_eq!(granted(&pool.on_page_filled(filled(1, 1, None))).len(), 1);
+    assert_eq!(pool.usage(), PoolUse { pages: 4, outstanding: 2, ..PoolUse::default() });
+}
+
+#[test]
+fn a_lost_session_is_quarantined_until_proof() {
+    let mut pool = PoolState::new(4, 2);
+    pool.on_session_opened(SESSION, 2);
+    pool.on_session_lost(SESSION);
+    assert_eq!(pool.usage().quarantined, 2);
+    assert_eq!(pool.on_reserve(reserve(1, 3, 0)), [], "two pages may still be written");
+    assert_eq!(pool.on_page_filled(filled(0, 1, None)), [], "a frame of a lost session is nothing");
+    assert_eq!(pool.on_session_drained(SESSION).len(), 1);
+    assert_eq!(pool.usage(), PoolUse { pages: 4, held: 3, ..PoolUse::default() });
+}
+
+#[test]
+fn a_peer_that_miscounts_loses_its_session() {
+    let mut pool = PoolState::new(4, 2);
+    pool.on_session_opened(SESSION, 2);
+    for wrong in [filled(1, 1, None), filled(0, 3, None)] {
+        assert!(matches!(pool.on_page_filled(wrong)[..], [Action::Break { .. }]));
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Reserve(u64, u32, u32),
+    Release(u64),
+    Open,
+    Fill(u32, Option<u64>),
+    Lose,
+    Drain,
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (0..4u64, 0..6u32, 0..6u32).prop_map(|(request, here, landing)| Op::Reserve(request, here, landing)),
+        3 => (0..4u64).prop_map(Op::Release),
+        1 => Just(Op::Open),
+        6 => (1..3u32, proptest::option::of(0..4u64)).prop_map(|(count, owner)| Op::Fill(count, owner)),
+        1 => Just(Op::Lose),
+        1 => Just(Op::Drain),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// The invariant is asserted inside on every change; here: no page is promised twice, none is lost.
+    #[test]
+    fn no_page_is_lost_or_doubled(pages in 1..20u32, ring in 0..12u32, ops in vec(any_op(), 0..120)) {
+        let mut pool = PoolState::new(pages, ring);
+        let mut session = 0;
+        let mut tail = 0;
+        for op in ops {
+            match op {
+                Op::Reserve(request, here, landing) => {
+                    if here + landing <= pages - ring.min(pages / 2) {
+                        pool.on_reserve(reserve(request, here, landing));
+                    }
+                }
+                Op::Release(request) => drop(pool.on_release(own(request))),
+                Op::Open => {
+                    if !pool.rings.contains_key(&SessionId(session)) {
+                        session += 1;
+                        tail = 0;
+                        pool.on_session_opened(SessionId(session), ring);
+                    }
+                }
+                Op::Fill(count, owner) => {
+                    let mut frame = filled(tail, count, owner);
+                    frame.session = SessionId(session);
+                    let live = pool.rings.contains_key(&SessionId(session));
+                    if !matches!(pool.on_page_filled(frame)[..], [Action::Break { .. }]) && live {
+                        tail += u64::from(count);
+                    }
+                }
+                Op::Lose => drop(pool.on_session_lost(SessionId(session))),
+                Op::Drain => drop(pool.on_session_drained(SessionId(session))),
+            }
+        }
+        // Everything ends: every page is free again or under a credit of the live session.
+        for request in 0..4 {
+            pool.on_release(own(request));
+        }
+        pool.on_session_lost(SessionId(session));
+        for session in 0..=session {
+            pool.on_session_drained(SessionId(session));
+        }
+        prop_assert_eq!(pool.usage(), PoolUse { pages, ..PoolUse::default() });
+        prop_assert_eq!(pool.free.len() as u32, pages);
+    }
+}

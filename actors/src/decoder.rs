@@ -1,0 +1,114 @@
+//! The decoder: sees every request of this process from its pages to its last token.
+//!
+//! - **Thread**: the node's arbiter.
+//! - **Mailbox**: [`kit::MAILBOX`]; at most one `Decode` an admission permit, and a few events a request and step.
+//! - **In**: `Decode` (proxy), `AbortRequest` (frontend), `PagesReserved`, `PagesAdopted` (buffer manager), `SequenceAdvanced`
+//!   (generator), `PeerReady`, `PeerLost`, `PrefillFinished`, `PrefillFailed` (peer link), `Tick`.
+//! - **Out**: `ReservePages`, `ReleasePages` (buffer manager), `StartSequence`, `StopSequence` (generator), `SendFrame`
+//!   (peer link), tokens to [`Streams`].
+//! - **Failure**: a lost or failing sender costs a recompute here; a client that is gone, or a deadline, ends the
+//!   request everywhere. If this actor stops, the watchdog turns the node unhealthy.
+
+pub mod state;
+
+use std::time::Instant;
+
+use actix::prelude::*;
+
+use crate::kit::{self, Outbox, Vitals, delegate};
+use crate::messages::{
+    Decode, PagesAdopted, PagesReserved, PeerLost, PeerReady, PrefillFailed, PrefillFinished, ReleasePages,
+    ReservePages, SendFrame, SequenceAdvanced, StartSequence, StopSequence, Tick,
+};
+use crate::request::{AbortRequest, RequestId};
+use crate::streams::Streams;
+use state::{Action, DecoderState};
+
+/// Where the decoder's messages go.
+pub struct DecoderOutboxes {
+    /// Reservations.
+    pub reserve: Outbox<ReservePages>,
+    /// Releases.
+    pub release: Outbox<ReleasePages>,
+    /// Sequences to run.
+    pub start: Outbox<StartSequence>,
+    /// Sequences to stop.
+    pub stop: Outbox<StopSequence>,
+    /// Frames to senders; none in a process without a link.
+    pub frames: Option<Outbox<SendFrame>>,
+}
+
+/// The actor.
+pub struct Decoder {
+    state: DecoderState,
+    out: DecoderOutboxes,
+    streams: Streams,
+    vitals: Vitals,
+}
+
+impl Decoder {
+    /// Decodes `state`'s requests into `streams`.
+    pub fn new(state: DecoderState, out: DecoderOutboxes, streams: Streams, vitals: Vitals) -> Self {
+        Self { state, out, streams, vitals }
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn perform(&mut self, actions: Vec<Action>) {
+        let mut gone: Vec<RequestId> = Vec::new();
+        for action in actions {
+            match action {
+                Action::Reserve(reserve) => self.out.reserve.post(reserve),
+                Action::Release(sequence) => self.out.release.post(ReleasePages { sequence }),
+                Action::Start(start) => self.out.start.post(start),
+                Action::Stop(sequence) => self.out.stop.post(StopSequence { sequence }),
+                Action::Frame(frame) => {
+                    if let Some(frames) = &self.out.frames {
+                        frames.post(frame);
+                    }
+                }
+                Action::Token(request, token) => {
+                    if !self.streams.token(request, token) {
+                        gone.push(request);
+                    }
+                }
+                Action::End(request, event) => {
+                    tracing::debug!(%request, ?event, "request ended");
+                    self.streams.end(request, event);
+                }
+            }
+        }
+        for request in gone {
+            let actions = self.state.on_abort(request);
+            self.perform(actions);
+        }
+    }
+}
+
+impl Actor for Decoder {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(kit::MAILBOX);
+    }
+}
+
+delegate!(Decoder: Decode, |state, now, msg| state.on_decode(now, msg));
+delegate!(Decoder: AbortRequest, |state, _now, msg| state.on_abort(msg.request));
+delegate!(Decoder: PagesReserved, |state, now, msg| state.on_reserved(now, msg));
+delegate!(Decoder: PagesAdopted, |state, now, msg| state.on_adopted(now, msg));
+delegate!(Decoder: SequenceAdvanced, |state, now, msg| state.on_advanced(now, msg));
+delegate!(Decoder: PrefillFinished, |state, now, msg| state.on_prefill_finished(now, msg));
+delegate!(Decoder: PeerLost, |state, _now, msg| state.on_peer_lost(msg.session));
+delegate!(Decoder: Tick, |state, now, _msg| state.on_tick(now));
+
+delegate!(Decoder: PeerReady, |state, _now, msg| {
+    state.on_peer_ready(msg.session, msg.pid);
+    Vec::new()
+});
+delegate!(Decoder: PrefillFailed, |state, _now, msg| {
+    tracing::warn!(request = %msg.request, session = %msg.session, reason = msg.reason, "sender did not prefill; computing here");
+    state.on_prefill_failed(msg.session, msg.request)
+});

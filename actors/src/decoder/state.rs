@@ -1,0 +1,365 @@
+//! A request's way through this process: the decisions of the decoder, without actix, clock or I/O.
+//!
+//! ```text
+//! Reserving ──► Landing (a sender prefills) ──► Running ──► ended
+//!     │  ▲            │ sender lost or failed      ▲   │ abort, deadline
+//!     │  └────────────┘ recompute here             │   ▼
+//!     └──────────── prefilled here ────────────────┘ Stopping ──► ended
+//! ```
+//!
+//! Every request taken gets exactly one [`Action::End`], and its pages are released exactly once, after the engine
+//! has let go of them. Tokens that were delivered are never taken back: a recompute starts from prompt + tokens.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use connector::frame::Frame;
+use engine::PageId;
+
+use crate::messages::{
+    Decode, PagesAdopted, PagesReserved, PrefillFinished, ReservePages, SendFrame, SequenceAdvanced,
+    SequenceEnd, SequenceId, SessionId, StartSequence,
+};
+use crate::request::{FinishReason, Generate, RequestError, RequestId, StreamEvent, Timings};
+
+/// What the shell has to do, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Ask the buffer manager for pages.
+    Reserve(ReservePages),
+    /// Give them back.
+    Release(SequenceId),
+    /// Run on the engine.
+    Start(StartSequence),
+    /// Stop there.
+    Stop(SequenceId),
+    /// Tell a sender.
+    Frame(SendFrame),
+    /// Stream a token to the client.
+    Token(RequestId, u32),
+    /// Tell the client that this was all.
+    End(RequestId, StreamEvent),
+}
+
+#[derive(Debug)]
+enum Phase {
+    Reserving { on: Option<SessionId> },
+    Landing { session: SessionId, table: Vec<Option<PageId>>, own: Vec<PageId> },
+    Running,
+    Stopping,
+}
+
+#[derive(Debug)]
+struct Entry {
+    generate: Generate,
+    admitted: Instant,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    /// Tokens sampled and delivered.
+    emitted: Vec<u32>,
+    phase: Phase,
+    timings: Timings,
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// What the decoder knows of its node.
+#[derive(Clone, Debug)]
+pub struct DecoderConfig {
+    /// Tokens in a page.
+    pub page_tokens: u32,
+    /// Bytes of a page.
+    pub page_bytes: u64,
+    /// Tokens that end a sequence.
+    pub eos_tokens: Vec<u32>,
+    /// This process.
+    pub pid: u32,
+}
+
+/// All live requests. Every `on_…` returns what has to be done, in order.
+#[derive(Debug)]
+pub struct DecoderState {
+    config: DecoderConfig,
+    requests: HashMap<RequestId, Entry>,
+    /// Sessions that can prefill, and their processes.
+    peers: HashMap<SessionId, u32>,
+}
+
+impl DecoderState {
+    /// No requests and no peers.
+    pub fn new(config: DecoderConfig) -> Self {
+        Self { config, requests: HashMap::new(), peers: HashMap::new() }
+    }
+
+    /// Requests that have not ended.
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// A sender can prefill.
+    pub fn on_peer_ready(&mut self, session: SessionId, pid: u32) {
+        self.peers.insert(session, pid);
+    }
+
+    /// A sender is gone: what it was prefilling is computed here.
+    pub fn on_peer_lost(&mut self, session: SessionId) -> Vec<Action> {
+        self.peers.remove(&session);
+        let lost: Vec<RequestId> = self
+            .requests
+            .iter()
+            .filter(|(_, entry)| matches!(&entry.phase, Phase::Landing { session: on, .. } if *on == session))
+            .map(|(request, _)| *request)
+            .collect();
+        lost.into_iter().flat_map(|request| self.recompute(request)).collect()
+    }
+
+    /// A sender will not prefill this request after all.
+    pub fn on_prefill_failed(&mut self, session: SessionId, request: RequestId) -> Vec<Action> {
+        match self.requests.get(&request).map(|entry| &entry.phase) {
+            Some(Phase::Landing { session: on, .. }) if *on == session => self.recompute(request),
+            _ => Vec::new(),
+        }
+    }
+
+    /// A request comes in. One whose sender has gone meanwhile runs here.
+    pub fn on_decode(&mut self, now: Instant, decode: Decode) -> Vec<Action> {
+        let Decode { generate, prefill_on } = decode;
+        let request = generate.request;
+        let on = prefill_on.filter(|session| self.peers.contains_key(session));
+        let timings = Timings {
+            decode_pid: self.config.pid,
+            prompt_tokens: generate.prompt.len() as u32,
+            ..Timings::default()
+        };
+        let entry = Entry {
+            generate,
+            admitted: now,
+            first_token: None,
+            last_token: None,
+            emitted: Vec::new(),
+            phase: Phase::Reserving { on },
+            timings,
+        };
+        let reserve = self.reservation(&entry.generate, on.is_some());
+        self.requests.insert(request, entry);
+        vec![Action::Reserve(reserve)]
+    }
+
+    fn pages_for(&self, tokens: usize) -> u32 {
+        (tokens as u32).div_ceil(self.config.page_tokens)
+    }
+
+    /// Pages for every token the request may get; the last sampled one needs no KV.
+    fn reservation(&self, generate: &Generate, remote: bool) -> ReservePages {
+        let all = self.pages_for(generate.prompt.len() + generate.max_tokens as usize - 1);
+        let landing = if remote { self.pages_for(generate.prompt.len()) } else { 0 };
+        ReservePages { sequence: SequenceId::Own(generate.request), here: all - landing, landing }
+    }
+
+    fn recompute(&mut self, request: RequestId) -> Vec<Action> {
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        entry.phase = Phase::Reserving { on: None };
+        let entry = &self.requests[&request];
+        let reserve = self.reservation(&entry.generate, false);
+        vec![Action::Release(SequenceId::Own(request)), Action::Reserve(reserve)]
+    }
+
+    /// The pages are there: run here, or ask the sender.
+    pub fn on_reserved(&mut self, now: Instant, reserved: PagesReserved) -> Vec<Action> {
+        let SequenceId::Own(request) = reserved.sequence else { return Vec::new() };
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        let Phase::Reserving { on } = entry.phase else { return Vec::new() };
+        let Some(session) = on else {
+            entry.phase = Phase::Running;
+            return vec![Action::Start(start(entry, 0, reserved.pages))];
+        };
+        if !self.peers.contains_key(&session) {
+            return self.recompute(request);
+        }
+        let landing = entry.generate.prompt.len().div_ceil(self.config.page_tokens as usize);
+        entry.phase = Phase::Landing { session, table: vec![None; landing], own: reserved.pages };
+        let frame = Frame::Prefill {
+            request: request.0,
+            prompt: entry.generate.prompt.to_vec(),
+            remaining_ms: entry.generate.deadline.saturating_duration_since(now).as_millis() as u64,
+        };
+        vec![Action::Frame(SendFrame { session, frame })]
+    }
+
+    /// Pages landed and are the request's now.
+    pub fn on_adopted(&mut self, now: Instant, adopted: PagesAdopted) -> Vec<Action> {
+        let Some(entry) = self.requests.get_mut(&adopted.request) else { return Vec::new() };
+        let Phase::Landing { table, .. } = &mut entry.phase else { return Vec::new() };
+        for (place, page) in table.iter_mut().skip(adopted.first_page as usize).zip(&adopted.pages) {
+            *place = Some(*page);
+        }
+        entry.timings.pages += adopted.pages.len() as u32;
+        entry.timings.bytes += adopted.pages.len() as u64 * self.config.page_bytes;
+        entry.timings.transfer_ms = adopted.transfer_micros as f64 / 1e3;
+        if let Some(prefilled) = entry.first_token {
+            entry.timings.exposed_ms = ms(now - prefilled);
+        }
+        join(entry)
+    }
+
+    /// The sender has sampled the first token: it streams at once.
+    pub fn on_prefill_finished(&mut self, now: Instant, finished: PrefillFinished) -> Vec<Action> {
+        let request = finished.request;
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        let Phase::Landing { session, .. } = entry.phase else { return Vec::new() };
+        if session != finished.session || !entry.emitted.is_empty() {
+            return Vec::new();
+        }
+        entry.timings.disaggregated = true;
+        entry.timings.prefill_pid = self.peers.get(&session).copied().unwrap_or_default();
+        entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
+        let mut actions = vec![emit(entry, now, finished.token)];
+        let stop = !entry.generate.ignore_eos && self.config.eos_tokens.contains(&finished.token);
+        if stop || entry.generate.max_tokens == 1 {
+            // Pages still under way find nobody and go back.
+            let frame = Frame::CancelPrefill { request: request.0 };
+            actions.push(Action::Frame(SendFrame { session, frame }));
+            let reason = if stop { FinishReason::Stop } else { FinishReason::Length };
+            actions.extend(self.finish(request, reason));
+        } else {
+            actions.extend(join(entry));
+        }
+        actions
+    }
+
+    /// The engine has moved a sequence of ours.
+    pub fn on_advanced(&mut self, now: Instant, event: SequenceAdvanced) -> Vec<Action> {
+        let SequenceId::Own(request) = event.sequence else { return Vec::new() };
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        if matches!(entry.phase, Phase::Stopping) {
+            return match event.ended {
+                Some(_) => self.forget(request),
+                None => Vec::new(),
+            };
+        }
+        let mut actions = Vec::new();
+        if let Some(token) = event.token {
+            if entry.emitted.is_empty() {
+                entry.timings.prefill_pid = self.config.pid;
+                entry.timings.prefill_ms = event.running_micros as f64 / 1e3;
+            }
+            actions.push(emit(entry, now, token));
+        }
+        match event.ended {
+            None => {}
+            Some(SequenceEnd::Finished(reason)) => actions.extend(self.finish(request, reason)),
+            Some(SequenceEnd::Stopped) => actions.extend(self.fail(request, RequestError::Aborted)),
+            Some(SequenceEnd::Failed(error)) => {
+                actions.extend(self.fail(request, RequestError::Engine(error)))
+            }
+        }
+        actions
+    }
+
+    /// The client is gone.
+    pub fn on_abort(&mut self, request: RequestId) -> Vec<Action> {
+        self.cut(request, RequestError::Aborted)
+    }
+
+    /// Time has passed: requests past their deadline fail.
+    pub fn on_tick(&mut self, now: Instant) -> Vec<Action> {
+        let late: Vec<(RequestId, u64)> = self
+            .requests
+            .iter()
+            .filter(|(_, entry)| now >= entry.generate.deadline && !matches!(entry.phase, Phase::Stopping))
+            .map(|(request, entry)| {
+                (
+                    *request,
+                    (entry.generate.deadline.saturating_duration_since(entry.admitted)).as_millis() as u64,
+                )
+            })
+            .collect();
+        late.into_iter()
+            .flat_map(|(request, deadline_ms)| self.cut(request, RequestError::Deadline { deadline_ms }))
+            .collect()
+    }
+
+    /// Ends a request before its time, wherever it is.
+    fn cut(&mut self, request: RequestId, error: RequestError) -> Vec<Action> {
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        match entry.phase {
+            Phase::Stopping => Vec::new(),
+            Phase::Running => {
+                entry.phase = Phase::Stopping;
+                vec![Action::End(request, StreamEvent::Failed(error)), Action::Stop(SequenceId::Own(request))]
+            }
+            Phase::Reserving { .. } => self.fail(request, error),
+            Phase::Landing { session, .. } => {
+                let frame = Frame::CancelPrefill { request: request.0 };
+                let mut actions = vec![Action::Frame(SendFrame { session, frame })];
+                actions.extend(self.fail(request, error));
+                actions
+            }
+        }
+    }
+
+    fn finish(&mut self, request: RequestId, reason: FinishReason) -> Vec<Action> {
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        entry.timings.completion_tokens = entry.emitted.len() as u32;
+        if let (Some(first), Some(last)) = (entry.first_token, entry.last_token) {
+            entry.timings.first_token_ms = ms(first - entry.admitted);
+            entry.timings.decode_ms = ms(last - first);
+        }
+        let timings = entry.timings.clone();
+        let mut actions = vec![Action::End(request, StreamEvent::Finished { reason, timings })];
+        actions.extend(self.forget(request));
+        actions
+    }
+
+    fn fail(&mut self, request: RequestId, error: RequestError) -> Vec<Action> {
+        let mut actions = vec![Action::End(request, StreamEvent::Failed(error))];
+        actions.extend(self.forget(request));
+        actions
+    }
+
+    fn forget(&mut self, request: RequestId) -> Vec<Action> {
+        self.requests.remove(&request);
+        vec![Action::Release(SequenceId::Own(request))]
+    }
+}
+
+fn emit(entry: &mut Entry, now: Instant, token: u32) -> Action {
+    entry.first_token.get_or_insert(now);
+    entry.last_token = Some(now);
+    entry.emitted.push(token);
+    Action::Token(entry.generate.request, token)
+}
+
+/// Starts a landing request once its first token and all its pages are there.
+fn join(entry: &mut Entry) -> Vec<Action> {
+    let Phase::Landing { table, own, .. } = &mut entry.phase else { return Vec::new() };
+    if entry.emitted.is_empty() || table.iter().any(Option::is_none) {
+        return Vec::new();
+    }
+    let mut pages: Vec<PageId> = table.iter().flatten().copied().collect();
+    pages.append(own);
+    entry.phase = Phase::Running;
+    let resident = entry.generate.prompt.len() as u32;
+    vec![Action::Start(start(entry, resident, pages))]
+}
+
+fn start(entry: &Entry, resident: u32, pages: Vec<PageId>) -> StartSequence {
+    StartSequence {
+        sequence: SequenceId::Own(entry.generate.request),
+        tokens: entry.generate.prompt.iter().chain(&entry.emitted).copied().collect(),
+        resident,
+        pages,
+        sample: entry.generate.max_tokens - entry.emitted.len() as u32,
+        ignore_eos: entry.generate.ignore_eos,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,266 @@
+use std::sync::Arc;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::request::Route;
+
+const SESSION: SessionId = SessionId(1);
+const EOS: u32 = 2;
+const R: RequestId = RequestId(5);
+const OWN: SequenceId = SequenceId::Own(R);
+
+fn state() -> DecoderState {
+    let mut state =
+        DecoderState::new(DecoderConfig { page_tokens: 4, page_bytes: 100, eos_tokens: vec![EOS], pid: 1 });
+    state.on_peer_ready(SESSION, 9);
+    state
+}
+
+fn decode(now: Instant, prompt: u32, max_tokens: u32, on: Option<SessionId>) -> Decode {
+    let generate = Generate {
+        request: R,
+        prompt: (0..prompt).map(|n| n + 10).collect::<Arc<[u32]>>(),
+        max_tokens,
+        ignore_eos: false,
+        deadline: now + Duration::from_secs(10),
+        route: Route::Auto,
+    };
+    Decode { generate, prefill_on: on }
+}
+
+fn reserved(pages: &[u32]) -> PagesReserved {
+    PagesReserved { sequence: OWN, pages: pages.iter().map(|page| PageId(*page)).collect() }
+}
+
+fn adopted(first_page: u32, page: u32) -> PagesAdopted {
+    PagesAdopted { request: R, first_page, pages: vec![PageId(page)], transfer_micros: 1000 }
+}
+
+fn prefilled(token: u32) -> PrefillFinished {
+    PrefillFinished { session: SESSION, request: R, token, prefill_micros: 2000 }
+}
+
+fn advanced(token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced {
+    SequenceAdvanced { sequence: OWN, resident: 0, token, running_micros: 0, ended }
+}
+
+fn reason(actions: &[Action]) -> Option<&StreamEvent> {
+    actions.iter().find_map(|action| if let Action::End(_, event) = action { Some(event) } else { None })
+}
+
+#[test]
+fn a_local_request_runs_and_releases() {
+    let (mut state, now) = (state(), Instant::now());
+    let actions = state.on_decode(now, decode(now, 6, 3, None));
+    assert_eq!(actions, [Action::Reserve(ReservePages { sequence: OWN, here: 2, landing: 0 })]);
+    let actions = state.on_reserved(now, reserved(&[3, 1]));
+    let [Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!((start.resident, start.sample, start.tokens.len()), (0, 3, 6));
+    assert_eq!(state.on_advanced(now, advanced(None, None)), [], "a prefill chunk samples nothing");
+    assert_eq!(state.on_advanced(now, advanced(Some(7), None)), [Action::Token(R, 7)]);
+    let end = advanced(Some(EOS), Some(SequenceEnd::Finished(FinishReason::Stop)));
+    let actions = state.on_advanced(now, end);
+    assert_eq!(actions[0], Action::Token(R, EOS));
+    assert!(
+        matches!(&actions[1], Action::End(_, StreamEvent::Finished { reason: FinishReason::Stop, timings })
+        if timings.completion_tokens == 2 && !timings.disaggregated)
+    );
+    assert_eq!(actions[2..], [Action::Release(OWN)]);
+    assert!(state.is_empty());
+}
+
+#[test]
+fn a_handed_over_request_joins_when_token_and_pages_are_there() {
+    for token_first in [true, false] {
+        let (mut state, now) = (state(), Instant::now());
+        let actions = state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+        assert_eq!(actions, [Action::Reserve(ReservePages { sequence: OWN, here: 1, landing: 2 })]);
+        let actions = state.on_reserved(now, reserved(&[8]));
+        assert!(matches!(
+            &actions[..],
+            [Action::Frame(SendFrame { frame: Frame::Prefill { request: 5, .. }, .. })]
+        ));
+        let mut actions = Vec::new();
+        if token_first {
+            assert_eq!(
+                state.on_prefill_finished(now, prefilled(7)),
+                [Action::Token(R, 7)],
+                "it streams at once"
+            );
+        }
+        assert_eq!(state.on_adopted(now, adopted(1, 4)), []);
+        actions.extend(state.on_adopted(now, adopted(0, 6)));
+        if !token_first {
+            assert_eq!(actions, []);
+            actions = state.on_prefill_finished(now, prefilled(7));
+            assert_eq!(actions.remove(0), Action::Token(R, 7));
+        }
+        let [Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!(start.pages, [PageId(6), PageId(4), PageId(8)], "pages stand where their tokens do");
+        assert_eq!((start.resident, start.sample, start.tokens.last()), (6, 4, Some(&7)));
+    }
+}
+
+#[test]
+fn a_first_token_that_ends_the_request_ends_it() {
+    for (max_tokens, token, expect) in [(1, 7, FinishReason::Length), (9, EOS, FinishReason::Stop)] {
+        let (mut state, now) = (state(), Instant::now());
+        state.on_decode(now, decode(now, 6, max_tokens, Some(SESSION)));
+        state.on_reserved(now, reserved(&[]));
+        let actions = state.on_prefill_finished(now, prefilled(token));
+        assert!(matches!(reason(&actions), Some(StreamEvent::Finished { reason, .. }) if *reason == expect));
+        assert_eq!(actions.last(), Some(&Action::Release(OWN)));
+    }
+}
+
+#[test]
+fn a_lost_sender_costs_a_recompute_and_no_token() {
+    let (mut state, now) = (state(), Instant::now());
+    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+    state.on_reserved(now, reserved(&[8]));
+    state.on_prefill_finished(now, prefilled(7));
+    let actions = state.on_peer_lost(SESSION);
+    let again = ReservePages { sequence: OWN, here: 3, landing: 0 };
+    assert_eq!(actions, [Action::Release(OWN), Action::Reserve(again)]);
+    assert_eq!(state.on_adopted(now, adopted(0, 6)), [], "a page of the lost session is nobody's");
+    let actions = state.on_reserved(now, reserved(&[1, 2, 3]));
+    let [Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!((start.resident, start.sample, start.tokens.last()), (0, 4, Some(&7)));
+}
+
+#[test]
+fn a_sender_lost_before_the_pages_were_there_is_noticed_then() {
+    let (mut state, now) = (state(), Instant::now());
+    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+    assert_eq!(state.on_peer_lost(SESSION), []);
+    let actions = state.on_reserved(now, reserved(&[8]));
+    let again = ReservePages { sequence: OWN, here: 3, landing: 0 };
+    assert_eq!(actions, [Action::Release(OWN), Action::Reserve(again)]);
+}
+
+#[test]
+fn an_abort_waits_for_the_engine_before_it_releases() {
+    let (mut state, now) = (state(), Instant::now());
+    state.on_decode(now, decode(now, 6, 5, None));
+    state.on_reserved(now, reserved(&[1, 2, 3]));
+    let actions = state.on_abort(R);
+    assert_eq!(actions.last(), Some(&Action::Stop(OWN)));
+    assert_eq!(state.on_abort(R), [], "once is enough");
+    assert_eq!(state.on_advanced(now, advanced(Some(7), None)), [], "nobody hears it");
+    assert_eq!(state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped))), [Action::Release(OWN)]);
+}
+
+#[test]
+fn a_deadline_ends_a_request_wherever_it_is() {
+    let now = Instant::now();
+    let late = now + Duration::from_secs(11);
+    for steps in 0..3 {
+        let mut state = state();
+        state.on_decode(now, decode(now, 6, 5, (steps == 1).then_some(SESSION)));
+        if steps > 0 {
+            state.on_reserved(now, reserved(&[1, 2, 3]));
+        }
+        assert_eq!(state.on_tick(now), []);
+        let actions = state.on_tick(late);
+        let expect = StreamEvent::Failed(RequestError::Deadline { deadline_ms: 10_000 });
+        assert_eq!(reason(&actions), Some(&expect));
+        assert_eq!(state.on_tick(late), [], "it is told once");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Decode(bool),
+    Reserved,
+    Adopted(u32),
+    Prefilled(u32),
+    Advanced(bool),
+    Lost,
+    Ready,
+    Failed,
+    Abort,
+    Tick(u64),
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        any::<bool>().prop_map(Op::Decode),
+        Just(Op::Reserved),
+        (0..2u32).prop_map(Op::Adopted),
+        (1..4u32).prop_map(Op::Prefilled),
+        any::<bool>().prop_map(Op::Advanced),
+        Just(Op::Lost),
+        Just(Op::Ready),
+        Just(Op::Failed),
+        Just(Op::Abort),
+        (0..12u64).prop_map(Op::Tick),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// In whatever order things happen, a request ends once, releases after the engine let go, and streams at most its
+    /// tokens.
+    #[test]
+    fn one_end_one_release(ops in vec(any_op(), 0..60)) {
+        let (mut state, now) = (state(), Instant::now());
+        let (mut live, mut running, mut ends, mut starts, mut tokens) = (false, false, 0, 0, 0);
+        let mut sampled = 0;
+        for op in ops {
+            let actions = match op {
+                Op::Decode(_) if live => continue,
+                Op::Decode(remote) => {
+                    (live, ends, tokens) = (true, 0, 0);
+                    state.on_decode(now, decode(now, 6, 5, remote.then_some(SESSION)))
+                }
+                Op::Reserved if running => continue,
+                Op::Reserved => state.on_reserved(now, reserved(&[1, 2, 3])),
+                Op::Adopted(place) => state.on_adopted(now, adopted(place, place)),
+                Op::Prefilled(token) => state.on_prefill_finished(now, prefilled(token)),
+                Op::Advanced(_) if !running => continue,
+                Op::Advanced(stopped) => {
+                    // The generator's promise: one token a step, the last one ends.
+                    sampled -= 1;
+                    let ended = match (stopped && matches!(state.requests[&R].phase, Phase::Stopping), sampled) {
+                        (true, _) => Some(SequenceEnd::Stopped),
+                        (false, 0) => Some(SequenceEnd::Finished(FinishReason::Length)),
+                        _ => None,
+                    };
+                    running = ended.is_none();
+                    state.on_advanced(now, advanced(Some(7), ended))
+                }
+                Op::Lost => state.on_peer_lost(SESSION),
+                Op::Ready => {
+                    state.on_peer_ready(SESSION, 9);
+                    continue;
+                }
+                Op::Failed => state.on_prefill_failed(SESSION, R),
+                Op::Abort => state.on_abort(R),
+                Op::Tick(seconds) => state.on_tick(now + Duration::from_secs(seconds)),
+            };
+            for action in actions {
+                match action {
+                    Action::End(..) => ends += 1,
+                    Action::Token(..) => {
+                        tokens += 1;
+                        prop_assert!(ends == 0, "a token after the end");
+                    }
+                    Action::Start(start) => {
+                        prop_assert!(!running);
+                        running = true;
+                        starts += 1;
+                        sampled = start.sample;
+                    }
+                    Action::Release(_) => prop_assert!(!running, "pages released under the engine's hands"),
+                    _ => {}
+                }
+            }
+            live = !state.is_empty();
+            prop_assert!(ends <= 1 && tokens <= 5);
+            prop_assert!(live || ends == 1 || starts == 0 && ends == 0);
+        }
+    }
+}

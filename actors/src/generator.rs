@@ -1,0 +1,117 @@
+//! The generator: the scheduler in front of the engine thread.
+//!
+//! - **Thread**: the node's arbiter; the engine has a thread of its own ([`engine_thread`]).
+//! - **Mailbox**: [`kit::MAILBOX`]; sequences are bounded by admission permits and by the pages they hold, and one step is in flight.
+//! - **In**: `StartSequence`, `StopSequence` (decoder, prefiller); `StepFinished` (engine thread); `Tick`.
+//! - **Out**: `SequenceAdvanced` to the owner of each sequence; plans to the engine thread.
+//! - **Failure**: an engine error ends the sequences of that step, and their owners say so. If the engine thread is gone, every
+//!   sequence fails and the watchdog turns the node unhealthy.
+
+pub mod engine_thread;
+pub mod state;
+
+use std::time::Instant;
+
+use actix::prelude::*;
+
+use crate::kit::{self, Outbox, Vitals};
+use crate::messages::{SequenceAdvanced, SequenceId, StartSequence, StopSequence, Tick};
+use engine_thread::{EngineThread, StepFinished};
+use state::GeneratorState;
+
+/// The actor.
+pub struct Generator {
+    state: GeneratorState,
+    engine: EngineThread,
+    decoder: Outbox<SequenceAdvanced>,
+    prefiller: Option<Outbox<SequenceAdvanced>>,
+    epoch: Instant,
+    vitals: Vitals,
+}
+
+impl Generator {
+    /// Schedules `state`'s sequences on `engine`; tells `decoder` of own and `prefiller` of peers' requests.
+    pub fn new(
+        state: GeneratorState,
+        engine: EngineThread,
+        decoder: Outbox<SequenceAdvanced>,
+        prefiller: Option<Outbox<SequenceAdvanced>>,
+        vitals: Vitals,
+    ) -> Self {
+        Self { state, engine, decoder, prefiller, epoch: Instant::now(), vitals }
+    }
+
+    fn now_micros(&self) -> u64 {
+        self.epoch.elapsed().as_micros() as u64
+    }
+
+    fn tell(&self, event: SequenceAdvanced) {
+        match (event.sequence, &self.prefiller) {
+            (SequenceId::Peer(..), Some(prefiller)) => prefiller.post(event),
+            _ => self.decoder.post(event),
+        }
+    }
+
+    /// Keeps the engine busy.
+    fn drive(&mut self) {
+        let now = self.now_micros();
+        while let Some(plan) = self.state.plan(now) {
+            if self.engine.submit(plan) {
+                return;
+            }
+            for event in self.state.on_step(Err("engine thread is gone"), now) {
+                self.tell(event);
+            }
+        }
+    }
+}
+
+impl Actor for Generator {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(kit::MAILBOX);
+    }
+}
+
+impl Handler<StartSequence> for Generator {
+    type Result = ();
+
+    fn handle(&mut self, start: StartSequence, _: &mut Self::Context) {
+        self.vitals.mark();
+        self.state.on_start(start);
+        self.drive();
+    }
+}
+
+impl Handler<StopSequence> for Generator {
+    type Result = ();
+
+    fn handle(&mut self, stop: StopSequence, _: &mut Self::Context) {
+        self.vitals.mark();
+        if let Some(event) = self.state.on_stop(stop.sequence, self.now_micros()) {
+            self.tell(event);
+        }
+    }
+}
+
+impl Handler<StepFinished> for Generator {
+    type Result = ();
+
+    fn handle(&mut self, step: StepFinished, _: &mut Self::Context) {
+        self.vitals.mark();
+        let outcome = step.outcome.as_deref().map_err(String::as_str);
+        for event in self.state.on_step(outcome, self.now_micros()) {
+            self.tell(event);
+        }
+        self.drive();
+    }
+}
+
+impl Handler<Tick> for Generator {
+    type Result = ();
+
+    fn handle(&mut self, _: Tick, _: &mut Self::Context) {
+        self.vitals.mark();
+    }
+}

@@ -1,0 +1,218 @@
+//! Which tokens the engine computes next: the decisions of the generator, without actix, clock or engine.
+//!
+//! A step mixes one decode row of every sequence that is past its prompt with one prefill chunk of the first
+//! sequence that is not. One step is in flight at a time. A sequence that is stopped while it is in a step ends when
+//! that step comes back: until then the engine may be writing its pages.
+
+use std::collections::HashMap;
+
+use engine::PageId;
+
+use crate::messages::{SequenceAdvanced, SequenceEnd, SequenceId, StartSequence};
+use crate::request::FinishReason;
+
+/// A part of a step: some tokens of one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedChunk {
+    /// The engine's number for the sequence.
+    pub key: u64,
+    /// Token ids to compute.
+    pub tokens: Vec<u32>,
+    /// Position of the first one.
+    pub start: u32,
+    /// The sequence's page table.
+    pub pages: Vec<PageId>,
+    /// Samples the token that follows the last one.
+    pub sample: bool,
+}
+
+/// One step for the engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Never empty.
+    pub chunks: Vec<PlannedChunk>,
+    /// Pages that a peer has written since the last step.
+    pub acquire: Vec<PageId>,
+}
+
+#[derive(Debug)]
+struct Sequence {
+    name: SequenceId,
+    tokens: Vec<u32>,
+    resident: u32,
+    pages: Vec<PageId>,
+    sample: u32,
+    ignore_eos: bool,
+    stopping: bool,
+    /// When its first step was planned, on the caller's clock.
+    began_micros: Option<u64>,
+}
+
+impl Sequence {
+    fn missing(&self) -> u32 {
+        self.tokens.len() as u32 - self.resident
+    }
+
+    fn advanced(&self, now_micros: u64, token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced {
+        SequenceAdvanced {
+            sequence: self.name,
+            resident: self.resident,
+            token,
+            running_micros: now_micros.saturating_sub(self.began_micros.unwrap_or(now_micros)),
+            ended,
+        }
+    }
+}
+
+/// The scheduler. Keys count up, so the lowest key is the oldest sequence.
+#[derive(Debug)]
+pub struct GeneratorState {
+    chunk_tokens: u32,
+    eos_tokens: Vec<u32>,
+    next_key: u64,
+    keys: HashMap<SequenceId, u64>,
+    sequences: std::collections::BTreeMap<u64, Sequence>,
+    /// Keys and lengths of the chunks in flight.
+    in_flight: Vec<(u64, u32)>,
+    acquire: Vec<PageId>,
+}
+
+impl GeneratorState {
+    /// No sequences; prefill goes in chunks of at most `chunk_tokens`, and `eos_tokens` end a sequence.
+    pub fn new(chunk_tokens: u32, eos_tokens: Vec<u32>) -> Self {
+        Self {
+            chunk_tokens: chunk_tokens.max(1),
+            eos_tokens,
+            next_key: 0,
+            keys: HashMap::new(),
+            sequences: std::collections::BTreeMap::new(),
+            in_flight: Vec::new(),
+            acquire: Vec::new(),
+        }
+    }
+
+    /// Sequences that run or wait.
+    pub fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// True if there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// True while a step is in flight.
+    pub fn is_stepping(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// Takes a sequence in.
+    pub fn on_start(&mut self, start: StartSequence) {
+        let key = self.next_key;
+        self.next_key += 1;
+        if start.resident > 0 {
+            self.acquire.extend(&start.pages);
+        }
+        self.keys.insert(start.sequence, key);
+        self.sequences.insert(
+            key,
+            Sequence {
+                name: start.sequence,
+                tokens: start.tokens,
+                resident: start.resident,
+                pages: start.pages,
+                sample: start.sample,
+                ignore_eos: start.ignore_eos,
+                stopping: false,
+                began_micros: None,
+            },
+        );
+    }
+
+    /// Ends a sequence: at once, or when the step it is in comes back. One that has ended is ignored.
+    pub fn on_stop(&mut self, sequence: SequenceId, now_micros: u64) -> Option<SequenceAdvanced> {
+        let key = *self.keys.get(&sequence)?;
+        if self.in_flight.iter().any(|(flying, _)| *flying == key) {
+            self.sequences.get_mut(&key)?.stopping = true;
+            return None;
+        }
+        Some(self.end(key, now_micros, None, SequenceEnd::Stopped))
+    }
+
+    /// The next step, if there is work and none is in flight.
+    pub fn plan(&mut self, now_micros: u64) -> Option<Plan> {
+        if self.is_stepping() || self.sequences.is_empty() {
+            return None;
+        }
+        let decoding = self.sequences.iter().filter(|(_, sequence)| sequence.missing() == 1);
+        let prefilling = self.sequences.iter().find(|(_, sequence)| sequence.missing() > 1);
+        let keys: Vec<u64> = decoding.chain(prefilling).map(|(key, _)| *key).collect();
+        let mut plan = Plan { chunks: Vec::new(), acquire: std::mem::take(&mut self.acquire) };
+        for key in keys {
+            let Some(sequence) = self.sequences.get_mut(&key) else { continue };
+            let length = sequence.missing().min(self.chunk_tokens);
+            let (start, end) = (sequence.resident, sequence.resident + length);
+            sequence.began_micros.get_or_insert(now_micros);
+            self.in_flight.push((key, length));
+            plan.chunks.push(PlannedChunk {
+                key,
+                tokens: sequence.tokens[start as usize..end as usize].to_vec(),
+                start,
+                pages: sequence.pages.clone(),
+                sample: end as usize == sequence.tokens.len(),
+            });
+        }
+        Some(plan)
+    }
+
+    /// The step in flight came back with these sampled tokens (by key), or failed.
+    pub fn on_step(
+        &mut self,
+        outcome: Result<&[(u64, u32)], &str>,
+        now_micros: u64,
+    ) -> Vec<SequenceAdvanced> {
+        let flown = std::mem::take(&mut self.in_flight);
+        let mut events = Vec::with_capacity(flown.len());
+        for (key, length) in flown {
+            let tokens = match outcome {
+                Ok(tokens) => tokens,
+                Err(error) => {
+                    events.push(self.end(key, now_micros, None, SequenceEnd::Failed(error.to_owned())));
+                    continue;
+                }
+            };
+            let token = tokens.iter().find(|(sampled, _)| *sampled == key).map(|(_, token)| *token);
+            let sequence = self.sequences.get_mut(&key).expect("a sequence in flight is kept");
+            sequence.resident += length;
+            if sequence.stopping {
+                events.push(self.end(key, now_micros, None, SequenceEnd::Stopped));
+                continue;
+            }
+            let Some(token) = token else {
+                events.push(sequence.advanced(now_micros, None, None));
+                continue;
+            };
+            sequence.tokens.push(token);
+            sequence.sample -= 1;
+            let reason = if !sequence.ignore_eos && self.eos_tokens.contains(&token) {
+                Some(FinishReason::Stop)
+            } else {
+                (sequence.sample == 0).then_some(FinishReason::Length)
+            };
+            events.push(match reason {
+                Some(reason) => self.end(key, now_micros, Some(token), SequenceEnd::Finished(reason)),
+                None => sequence.advanced(now_micros, Some(token), None),
+            });
+        }
+        events
+    }
+
+    fn end(&mut self, key: u64, now_micros: u64, token: Option<u32>, end: SequenceEnd) -> SequenceAdvanced {
+        let sequence = self.sequences.remove(&key).expect("it ends once");
+        self.keys.remove(&sequence.name);
+        sequence.advanced(now_micros, token, Some(end))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+use super::*;
+use crate::request::RequestId;
+
+const EOS: u32 = 2;
+
+fn name(request: u64) -> SequenceId {
+    SequenceId::Own(RequestId(request))
+}
+
+fn start(request: u64, prompt: u32, sample: u32) -> StartSequence {
+    StartSequence {
+        sequence: name(request),
+        tokens: (10..10 + prompt).collect(),
+        resident: 0,
+        pages: vec![PageId(request as u32)],
+        sample,
+        ignore_eos: false,
+    }
+}
+
+/// Runs one step, sampling `token` wherever the plan samples; the chunk lengths and the events.
+fn step(state: &mut GeneratorState, token: u32) -> (Vec<usize>, Vec<SequenceAdvanced>) {
+    let plan = state.plan(0).expect("there is work");
+    assert_eq!(state.plan(0), None, "one step at a time");
+    let lengths = plan.chunks.iter().map(|chunk| chunk.tokens.len()).collect();
+    let sampled: Vec<_> =
+        plan.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| (chunk.key, token)).collect();
+    (lengths, state.on_step(Ok(&sampled), 0))
+}
+
+#[test]
+fn a_prompt_is_prefilled_in_chunks_and_decoded_to_its_limit() {
+    let mut state = GeneratorState::new(4, vec![EOS]);
+    state.on_start(start(1, 9, 2));
+    for (resident, length) in [(4, 4), (8, 4)] {
+        let (lengths, events) = step(&mut state, 7);
+        assert_eq!(lengths, [length]);
+        assert_eq!((events[0].resident, events[0].token, &events[0].ended), (resident, None, &None));
+    }
+    let (_, events) = step(&mut state, 7);
+    assert_eq!((events[0].resident, events[0].token, &events[0].ended), (9, Some(7), &None));
+    let (_, events) = step(&mut state, 8);
+    assert_eq!(events[0].token, Some(8));
+    assert_eq!(events[0].ended, Some(SequenceEnd::Finished(FinishReason::Length)));
+    assert!(state.is_empty() && state.plan(0).is_none());
+}
+
+#[test]
+fn decode_rows_ride_with_one_prefill_chunk() {
+    let mut state = GeneratorState::new(4, vec![EOS]);
+    state.on_start(start(1, 2, 9));
+    step(&mut state, 7);
+    state.on_start(start(2, 9, 1));
+    state.on_start(start(3, 9, 1));
+    assert_eq!(step(&mut state, 7).0, [1, 4], "the oldest prompt goes first");
+}
+
+#[test]
+fn end_of_sequence_ends_unless_ignored() {
+    for (ignore_eos, ended) in [(false, Some(SequenceEnd::Finished(FinishReason::Stop))), (true, None)] {
+        let mut state = GeneratorState::new(4, vec![EOS]);
+        state.on_start(StartSequence { ignore_eos, ..start(1, 2, 5) });
+        assert_eq!(step(&mut state, EOS).1[0].ended, ended);
+    }
+}
+
+#[test]
+fn a_stop_in_flight_waits_for_the_step() {
+    let mut state = GeneratorState::new(4, vec![EOS]);
+    state.on_start(start(1, 2, 5));
+    let plan = state.plan(0).expect("there is work");
+    assert_eq!(state.on_stop(name(1), 0), None, "the engine may be writing its pages");
+    let events = state.on_step(Ok(&[(plan.chunks[0].key, 7)]), 0);
+    assert_eq!(events[0].ended, Some(SequenceEnd::Stopped));
+    assert_eq!(events[0].token, None);
+    assert_eq!(state.on_stop(name(1), 0), None, "it has ended");
+
+    state.on_start(start(2, 2, 5));
+    assert_eq!(state.on_stop(name(2), 0).and_then(|event| event.ended), Some(SequenceEnd::Stopped));
+}
+
+#[test]
+fn a_failed_step_ends_what_was_in_it() {
+    let mut state = GeneratorState::new(4, vec![EOS]);
+    state.on_start(start(1, 2, 5));
+    state.plan(0).expect("there is work");
+    let events = state.on_step(Err("out of luck"), 0);
+    assert_eq!(events[0].ended, Some(SequenceEnd::Failed("out of luck".into())));
+    assert!(state.is_empty());
+}
+
+#[test]
+fn adopted_pages_are_acquired_before_their_first_step() {
+    let mut state = GeneratorState::new(4, vec![EOS]);
+    state.on_start(StartSequence { resident: 2, ..start(1, 3, 5) });
+    let plan = state.plan(0).expect("there is work");
+    assert_eq!(plan.acquire, [PageId(1)]);
+    assert_eq!((plan.chunks[0].start, plan.chunks[0].tokens.len(), plan.chunks[0].sample), (2, 1, true));
+}

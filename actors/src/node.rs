@@ -1,0 +1,378 @@
+//! One process's actors, started and wired: the only place that knows who talks to whom.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use actix::prelude::*;
+use connector::frame::{Incarnation, Shape};
+use connector::transport::{Event, EventSink, Transport};
+use engine::Engine;
+use tokio::net::TcpListener;
+
+use crate::buffer_manager::{BufferManager, BufferManagerOutboxes, state::PoolState};
+use crate::decoder::{
+    Decoder, DecoderOutboxes,
+    state::{DecoderConfig, DecoderState},
+};
+use crate::generator::{
+    Generator,
+    engine_thread::{EnginePulse, EngineThread},
+    state::GeneratorState,
+};
+use crate::kit::{KillSwitch, Outbox, Vitals, tick_every};
+use crate::messages::{Tick, TransportEvents};
+use crate::peer_link::{CloseLinks, Identity, PeerLink, ReceiverSide, SenderSide, Side, tasks};
+use crate::prefiller::{Prefiller, PrefillerOutboxes, state::PrefillerState};
+use crate::proxy::{BeginDrain, Proxy, state::ProxyState};
+use crate::request::{AbortRequest, Generate};
+use crate::streams::Streams;
+use crate::transfer::{Transfer, TransferOutboxes};
+use crate::watchdog::{NodeHealth, Watchdog, Watched};
+
+/// How often every actor is ticked: deadlines are kept to this, and the watchdog sees a pulse.
+const TICK: Duration = Duration::from_millis(250);
+
+/// What this process is on the link.
+pub enum LinkRole {
+    /// Accepts senders on this socket.
+    Receiver(std::net::TcpListener),
+    /// Dials these receivers.
+    Sender(Vec<String>),
+}
+
+/// Starts a transport with a sink for its events. Called once, on the thread that starts the node.
+pub type StartTransport<'a, E> = Box<dyn FnOnce(EventSink) -> Result<Arc<dyn Transport>, E> + 'a>;
+
+/// The link's part of a node.
+pub struct LinkConfig<'a, E> {
+    /// Which side.
+    pub role: LinkRole,
+    /// `link.secret`.
+    pub secret: Option<String>,
+    /// `ring.bytes`: clamped to half the pool.
+    pub ring_bytes: u64,
+    /// The transport.
+    pub transport: StartTransport<'a, E>,
+}
+
+/// What a node is made of.
+pub struct NodeConfig<'a, E> {
+    /// The engine, loaded.
+    pub engine: Box<dyn Engine>,
+    /// `engine.prefill_chunk_tokens`.
+    pub prefill_chunk_tokens: u32,
+    /// The link; none in a process of its own.
+    pub link: Option<LinkConfig<'a, E>>,
+}
+
+/// A running node.
+pub struct Node {
+    /// Where requests go.
+    pub proxy: Addr<Proxy>,
+    /// Where aborts go.
+    pub abort: Recipient<AbortRequest>,
+    /// The live streams.
+    pub streams: Streams,
+    /// What the watchdog says.
+    pub health: NodeHealth,
+    /// Pulled when the process cannot go on.
+    pub faults: KillSwitch,
+    ready: Arc<AtomicU32>,
+    link: Option<(Addr<PeerLink>, Arbiter, Arc<dyn Transport>)>,
+    _watchdog: Watchdog,
+}
+
+impl Node {
+    /// How many peers pages can travel to or from.
+    pub fn peers(&self) -> Arc<AtomicU32> {
+        self.ready.clone()
+    }
+
+    /// Where the frontend sends requests.
+    pub fn generate(&self) -> Recipient<Generate> {
+        self.proxy.clone().recipient()
+    }
+
+    /// Takes no new requests, waits until the live ones have ended or `limit` has passed, then ends sessions and
+    /// transport. The node's memory may be freed after this.
+    pub async fn shut_down(self, limit: Duration) {
+        self.proxy.do_send(BeginDrain);
+        let drained = async {
+            while !self.streams.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(limit, drained).await.is_err() {
+            tracing::warn!(live = self.streams.len(), "drain limit passed; requests are cut");
+        }
+        let Some((link, arbiter, transport)) = self.link else { return };
+        link.do_send(CloseLinks);
+        let closed = async {
+            while self.ready.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // Best effort: a peer that does not hear the goodbye sees the socket close.
+        let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
+        transport.shutdown();
+        arbiter.stop();
+        let _ = arbiter.join();
+    }
+}
+
+/// Starts every actor of a node on the current actix system.
+///
+/// # Errors
+/// The transport's, or the operating system gives no thread or socket.
+pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
+    let NodeConfig { engine, prefill_chunk_tokens, link } = config;
+    let model = engine.model().clone();
+    let (pool, layout) = (engine.kv().clone(), engine.kv().layout().clone());
+    let (page_bytes, pages) = (layout.page_bytes(), pool.pages());
+    let ring_pages = link.as_ref().map_or(0, |link| ring_pages(link, page_bytes, pages));
+    let pid = std::process::id();
+    let streams = Streams::default();
+    let (faults, health, ready) = (KillSwitch::default(), NodeHealth::default(), Arc::new(AtomicU32::new(0)));
+    let pulse = EnginePulse::new();
+    let mut vitals = Vec::new();
+    let mut pulse_of = |name| {
+        let pulse = Vitals::new(name);
+        vitals.push(pulse.clone());
+        pulse
+    };
+
+    // Addresses first, so that actors can know each other; nothing runs before all of them do.
+    let proxy = Context::<Proxy>::new();
+    let decoder = Context::<Decoder>::new();
+    let buffers = Context::<BufferManager>::new();
+    let generator = Context::<Generator>::new();
+    let transfer = Context::<Transfer>::new();
+    let prefiller = Context::<Prefiller>::new();
+    let (to_proxy, to_decoder, to_buffers) = (proxy.address(), decoder.address(), buffers.address());
+    let (to_generator, to_transfer, to_prefiller) =
+        (generator.address(), transfer.address(), prefiller.address());
+
+    macro_rules! outbox {
+        ($edge:literal, $address:expr) => {
+            Outbox::new($edge, $address.clone().recipient())
+        };
+    }
+
+    let mut linked = None;
+    let mut is_sender = false;
+    if let Some(link) = link {
+        is_sender = matches!(link.role, LinkRole::Sender(_));
+        let incarnation = incarnation(pid).map_err(StartError::Io)?;
+        let shape = Shape {
+            model: model.name.clone(),
+            fingerprint: model.fingerprint,
+            layers: layout.layers,
+            kv_heads: layout.kv_heads,
+            head_dim: layout.head_dim,
+            page_tokens: layout.page_tokens,
+            dtype: format!("{:?}", layout.dtype).to_lowercase(),
+            page_bytes,
+        };
+        let identity = Identity { incarnation, shape, secret: link.secret, ring_pages };
+        let side = if is_sender {
+            Side::Sender(Box::new(SenderSide {
+                opened: outbox!("peer_link→transfer", to_transfer),
+                connected: outbox!("peer_link→transfer", to_transfer),
+                granted: outbox!("peer_link→transfer", to_transfer),
+                lost: [
+                    outbox!("peer_link→transfer", to_transfer),
+                    outbox!("peer_link→prefiller", to_prefiller),
+                ],
+                prefill: outbox!("peer_link→prefiller", to_prefiller),
+                cancel: outbox!("peer_link→prefiller", to_prefiller),
+            }))
+        } else {
+            Side::Receiver(Box::new(ReceiverSide {
+                opened: outbox!("peer_link→buffer_manager", to_buffers),
+                filled: outbox!("peer_link→buffer_manager", to_buffers),
+                drained: outbox!("peer_link→buffer_manager", to_buffers),
+                ready: [outbox!("peer_link→proxy", to_proxy), outbox!("peer_link→decoder", to_decoder)],
+                lost: [
+                    outbox!("peer_link→proxy", to_proxy),
+                    outbox!("peer_link→decoder", to_decoder),
+                    outbox!("peer_link→buffer_manager", to_buffers),
+                ],
+                finished: outbox!("peer_link→decoder", to_decoder),
+                failed: outbox!("peer_link→decoder", to_decoder),
+            }))
+        };
+        let (sink, late_link) = sink(to_transfer.clone().recipient());
+        let transport = (link.transport)(sink).map_err(StartError::Transport)?;
+        let arbiter = Arbiter::new();
+        let link_vitals = pulse_of("peer_link");
+        let to_link = {
+            let (identity, transport, ready) = (identity.clone(), transport.clone(), ready.clone());
+            PeerLink::start_in_arbiter(&arbiter.handle(), move |_| {
+                PeerLink::new(identity, transport, side, ready, link_vitals)
+            })
+        };
+        // Set once, here, before the transport has a session that could report anything.
+        let _ = late_link.set(to_link.clone().recipient());
+        let (identity, faults, address) = (identity, faults.clone(), to_link.clone());
+        match link.role {
+            LinkRole::Receiver(listener) => {
+                listener.set_nonblocking(true).map_err(StartError::Io)?;
+                arbiter.spawn(async move {
+                    match TcpListener::from_std(listener) {
+                        Ok(listener) => tasks::listen(listener, identity, address).await,
+                        Err(error) => faults.pull(format!("link port: {error}")),
+                    }
+                });
+            }
+            LinkRole::Sender(peers) => {
+                for peer in peers {
+                    arbiter.spawn(tasks::dial(peer, identity.clone(), address.clone(), faults.clone()));
+                }
+            }
+        }
+        let recipient = to_link.clone().recipient();
+        arbiter.spawn_fn(move || tick_every(TICK, recipient, || Tick));
+        linked = Some((to_link, arbiter, transport));
+    }
+    let to_link = linked.as_ref().map(|(address, ..)| address.clone());
+
+    buffers.run(BufferManager::new(
+        PoolState::new(pages, ring_pages),
+        BufferManagerOutboxes {
+            decoder: outbox!("buffer_manager→decoder", to_decoder),
+            adopted: outbox!("buffer_manager→decoder", to_decoder),
+            prefiller: is_sender.then(|| outbox!("buffer_manager→prefiller", to_prefiller)),
+            frames: to_link.as_ref().map(|link| outbox!("buffer_manager→peer_link", link)),
+            breaks: to_link.as_ref().map(|link| outbox!("buffer_manager→peer_link", link)),
+        },
+        pulse_of("buffer_manager"),
+    ));
+    let engine = EngineThread::spawn(engine, to_generator.clone().recipient(), pulse.clone())
+        .map_err(StartError::Io)?;
+    generator.run(Generator::new(
+        GeneratorState::new(prefill_chunk_tokens, model.eos_tokens.clone()),
+        engine,
+        outbox!("generator→decoder", to_decoder),
+        is_sender.then(|| outbox!("generator→prefiller", to_prefiller)),
+        pulse_of("generator"),
+    ));
+    let decoder_config =
+        DecoderConfig { page_tokens: layout.page_tokens, page_bytes, eos_tokens: model.eos_tokens, pid };
+    decoder.run(Decoder::new(
+        DecoderState::new(decoder_config),
+        DecoderOutboxes {
+            reserve: outbox!("decoder→buffer_manager", to_buffers),
+            release: outbox!("decoder→buffer_manager", to_buffers),
+            start: outbox!("decoder→generator", to_generator),
+            stop: outbox!("decoder→generator", to_generator),
+            frames: to_link.as_ref().map(|link| outbox!("decoder→peer_link", link)),
+        },
+        streams.clone(),
+        pulse_of("decoder"),
+    ));
+    proxy.run(Proxy::new(
+        ProxyState::new(layout.page_tokens, pages - ring_pages),
+        outbox!("proxy→decoder", to_decoder),
+        pulse_of("proxy"),
+    ));
+    tick_every(TICK, to_buffers.clone().recipient(), || Tick);
+    tick_every(TICK, to_generator.clone().recipient(), || Tick);
+    tick_every(TICK, to_decoder.clone().recipient(), || Tick);
+    tick_every(TICK, to_proxy.clone().recipient(), || Tick);
+    if let (true, Some((link, _, transport))) = (is_sender, &linked) {
+        transfer.run(Transfer::new(
+            page_bytes,
+            transport.clone(),
+            TransferOutboxes {
+                frames: outbox!("transfer→peer_link", link),
+                breaks: outbox!("transfer→peer_link", link),
+                sent: outbox!("transfer→prefiller", to_prefiller),
+                drained: outbox!("transfer→prefiller", to_prefiller),
+            },
+            pulse_of("transfer"),
+        ));
+        prefiller.run(Prefiller::new(
+            PrefillerState::new(layout.page_tokens, pages),
+            PrefillerOutboxes {
+                reserve: outbox!("prefiller→buffer_manager", to_buffers),
+                release: outbox!("prefiller→buffer_manager", to_buffers),
+                start: outbox!("prefiller→generator", to_generator),
+                stop: outbox!("prefiller→generator", to_generator),
+                puts: outbox!("prefiller→transfer", to_transfer),
+                cancels: outbox!("prefiller→transfer", to_transfer),
+                frames: outbox!("prefiller→peer_link", link),
+            },
+            pulse_of("prefiller"),
+        ));
+        tick_every(TICK, to_transfer.recipient(), || Tick);
+        tick_every(TICK, to_prefiller.recipient(), || Tick);
+    }
+    let transport = linked.as_ref().map(|(.., transport)| transport.clone());
+    let watchdog = Watchdog::spawn(Watched { actors: vitals, engine: pulse, transport }, health.clone())
+        .map_err(StartError::Io)?;
+    Ok(Node {
+        proxy: to_proxy,
+        abort: to_decoder.recipient(),
+        streams,
+        health,
+        faults,
+        ready,
+        link: linked,
+        _watchdog: watchdog,
+    })
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError<E> {
+    /// The transport's reason.
+    #[error(transparent)]
+    Transport(E),
+    /// The operating system's.
+    #[error("operating system refused: {0}")]
+    Io(std::io::Error),
+}
+
+/// `ring.bytes` in pages: at least one, and at most half the pool.
+fn ring_pages<E>(link: &LinkConfig<'_, E>, page_bytes: u64, pages: u32) -> u32 {
+    let wanted = u32::try_from(link.ring_bytes / page_bytes).unwrap_or(u32::MAX).max(1);
+    let ring = wanted.min(pages / 2).max(1);
+    if ring < wanted && matches!(link.role, LinkRole::Receiver(_)) {
+        tracing::info!(wanted, pages = ring, pool = pages, "ring clamped to half the page pool");
+    }
+    ring
+}
+
+type LateLink = Arc<std::sync::OnceLock<Recipient<TransportEvents>>>;
+
+/// Sorts the transport's events: completions to the transfer actor, the rest to the peer link, which starts later.
+/// One batch of completions holds at most what was in flight, so sending past the mailbox's bound is bounded too.
+fn sink(transfer: Recipient<TransportEvents>) -> (EventSink, LateLink) {
+    let late = LateLink::default();
+    let link = late.clone();
+    let sink = move |events: Vec<Event>| {
+        let (completions, sessions): (Vec<Event>, Vec<Event>) = events
+            .into_iter()
+            .partition(|event| matches!(event, Event::PutCompleted { .. } | Event::Flushed { .. }));
+        if !completions.is_empty() {
+            transfer.do_send(TransportEvents(completions));
+        }
+        if let (false, Some(link)) = (sessions.is_empty(), link.get()) {
+            link.do_send(TransportEvents(sessions));
+        }
+    };
+    (Box::new(sink), late)
+}
+
+/// This life of this process, as `/proc` tells it.
+fn incarnation(pid: u32) -> std::io::Result<Incarnation> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // The command name, in parentheses, may hold spaces; the start time is the 20th field after it.
+    let after = stat.rsplit_once(") ").map_or("", |(_, after)| after);
+    let start_ticks = after.split(' ').nth(19).and_then(|ticks| ticks.parse().ok()).unwrap_or_default();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let boot = u128::from_str_radix(&boot.trim().replace('-', ""), 16).unwrap_or_default();
+    Ok(Incarnation { pid, start_ticks, boot })
+}

@@ -1,0 +1,378 @@
+//! The peer link: sessions with other processes, their frames and their transport.
+//!
+//! - **Thread**: an arbiter of its own, so that heartbeats go on whatever the node's arbiter does. Each session's socket is
+//!   served by one task there ([`tasks`]).
+//! - **Mailbox**: [`kit::MAILBOX`]. A session's task has one frame in the mailbox at a time; what others send is bounded by credits,
+//!   permits and sessions.
+//! - **In**: `PeerConnected` and `FrameCame`, `LinkEnded` (tasks); `SendFrame`, `BreakSession` (any actor); `TransportEvents` (transport thread);
+//!   `CloseLinks`, `Tick`.
+//! - **Out**: every frame as a message to the actor it is for; `SessionOpened`, `LaneConnected`, `PeerReady`, `PeerLost`, `SessionDrained`.
+//! - **Failure**: a link, lane or peer that breaks ends its session: everybody hears `PeerLost`, the transport lets go, the
+//!   buffer manager hears `SessionDrained`, and a dialer dials again. A peer that can never fit is a fault of the process.
+
+mod route;
+pub mod state;
+pub mod tasks;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use actix::prelude::*;
+use connector::frame::{Frame, Incarnation, Shape, Welcome};
+use connector::link::{self, Link, LinkError};
+use connector::transport::{Command, Event, Transport, TransportSession};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::kit::{self, Vitals};
+use crate::messages::{
+    BreakSession, LaneConnected, PeerLost, SendFrame, SessionDrained, SessionId, SessionOpened, Tick,
+    TransportEvents,
+};
+pub use route::{ReceiverSide, SenderSide, Side};
+use state::{Action, PeerLinkState};
+
+/// Frames that may wait for a session's socket. A ring's grants and announcements, and every admitted request's frames, fit; a
+/// peer that takes none of them is dead.
+const FRAMES_WAITING: usize = 4096;
+
+/// Who we are on the link.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// This process.
+    pub incarnation: Incarnation,
+    /// What it serves.
+    pub shape: Shape,
+    /// `link.secret`.
+    pub secret: Option<String>,
+    /// Most credits outstanding in a session that we receive in.
+    pub ring_pages: u32,
+}
+
+/// Task → peer link: a handshake is as far as it goes without a transport session.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct PeerConnected {
+    /// The connection.
+    pub link: Link,
+    /// The peer's process.
+    pub incarnation: Incarnation,
+    /// How it goes on.
+    pub half: Half,
+}
+
+/// The two halves of a handshake.
+pub enum Half {
+    /// We listen: the peer waits for our Welcome, which answers this nonce.
+    Listened {
+        /// The peer's.
+        nonce: [u8; 32],
+    },
+    /// We dialled and were welcomed.
+    Dialled {
+        /// What the peer said.
+        welcome: Box<Welcome>,
+        /// Told when the session is gone: true if every put had completed.
+        over: oneshot::Sender<bool>,
+    },
+}
+
+/// Task → peer link: a frame came. The task waits until it is handled.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct FrameCame {
+    /// From whom.
+    pub session: SessionId,
+    /// What.
+    pub frame: Frame,
+}
+
+/// Task → peer link: the connection is over.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct LinkEnded {
+    /// Which session's.
+    pub session: SessionId,
+    /// Why.
+    pub error: Option<LinkError>,
+}
+
+/// Node → peer link: end every session in good order.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct CloseLinks;
+
+struct Peer {
+    incarnation: Incarnation,
+    address: String,
+    /// Until the session is up.
+    pending: Option<(Link, Half)>,
+    frames: Option<mpsc::Sender<Frame>>,
+    over: Option<oneshot::Sender<bool>>,
+    /// Real bytes have moved over its lane.
+    probed: bool,
+}
+
+/// The actor.
+pub struct PeerLink {
+    state: PeerLinkState,
+    identity: Identity,
+    transport: Arc<dyn Transport>,
+    side: Side,
+    peers: HashMap<SessionId, Peer>,
+    ready: Arc<AtomicU32>,
+    vitals: Vitals,
+}
+
+impl PeerLink {
+    /// Links this process to others over `transport`; `ready` counts the sessions over which pages can travel.
+    pub fn new(
+        identity: Identity,
+        transport: Arc<dyn Transport>,
+        side: Side,
+        ready: Arc<AtomicU32>,
+        vitals: Vitals,
+    ) -> Self {
+        let state = PeerLinkState::default();
+        Self { state, identity, transport, side, peers: HashMap::new(), ready, vitals }
+    }
+
+    fn perform(&mut self, actions: Vec<Action>, ctx: &mut Context<Self>) {
+        for action in actions {
+            match action {
+                Action::Open(session) => self.submit(session, Command::Open { session: name(session) }, ctx),
+                Action::Connect(session, peer) => {
+                    self.start(session, ctx);
+                    self.submit(session, Command::Connect { session: name(session), peer }, ctx);
+                }
+                Action::Welcome(session, descriptor) => self.welcome(session, descriptor, ctx),
+                Action::End(session, reason) => {
+                    if let Some(peer) = self.peers.get_mut(&session) {
+                        tracing::warn!(%session, peer = %peer.incarnation, address = peer.address, reason, "session over");
+                        peer.frames = None;
+                        peer.pending = None;
+                    }
+                    self.side.lost(PeerLost { session });
+                    self.count_ready();
+                    self.submit(session, Command::Close { session: name(session) }, ctx);
+                }
+                Action::Drained { session, drained } => {
+                    if let Some(peer) = self.peers.remove(&session)
+                        && let Some(over) = peer.over
+                    {
+                        // The dialling task may have ended first.
+                        let _ = over.send(drained);
+                    }
+                    self.side.drained(SessionDrained { session });
+                }
+            }
+        }
+    }
+
+    fn submit(&mut self, session: SessionId, command: Command, ctx: &mut Context<Self>) {
+        if let Err(error) = self.transport.submit(command) {
+            tracing::error!(%session, %error, "transport takes no commands");
+            let actions = self.state.on_end(session, error.to_string());
+            self.perform(actions, ctx);
+        }
+    }
+
+    /// The session's worker exists: welcome the peer, then carry frames.
+    fn welcome(
+        &mut self,
+        session: SessionId,
+        descriptor: connector::transport::Descriptor,
+        ctx: &mut Context<Self>,
+    ) {
+        let ring_pages = self.identity.ring_pages;
+        let Some(Some((mut link, Half::Listened { nonce }))) =
+            self.peers.get_mut(&session).map(|peer| peer.pending.take())
+        else {
+            return;
+        };
+        let welcome = Welcome {
+            incarnation: self.identity.incarnation,
+            shape: self.identity.shape.clone(),
+            descriptor,
+            ring_pages,
+            proof: link::prove(self.identity.secret.as_deref(), &nonce),
+        };
+        let frames = self.frames(session);
+        let addr = ctx.address();
+        actix::spawn(async move {
+            match link.welcome(welcome).await {
+                Ok(()) => tasks::carry(link, frames, session, addr).await,
+                Err(error) => addr.do_send(LinkEnded { session, error: Some(error) }),
+            }
+        });
+        self.side.opened(SessionOpened { session, ring_pages });
+    }
+
+    /// We were welcomed: carry frames.
+    fn start(&mut self, session: SessionId, ctx: &mut Context<Self>) {
+        let frames = self.frames(session);
+        let Some(peer) = self.peers.get_mut(&session) else { return };
+        let Some((link, Half::Dialled { welcome, over })) = peer.pending.take() else { return };
+        peer.over = Some(over);
+        self.side.opened(SessionOpened { session, ring_pages: welcome.ring_pages });
+        actix::spawn(tasks::carry(link, frames, session, ctx.address()));
+    }
+
+    fn frames(&mut self, session: SessionId) -> mpsc::Receiver<Frame> {
+        let (sender, receiver) = mpsc::channel(FRAMES_WAITING);
+        if let Some(peer) = self.peers.get_mut(&session) {
+            peer.frames = Some(sender);
+        }
+        receiver
+    }
+
+    /// Notes that the session's lane was probed, if this frame says so.
+    fn note(&mut self, session: SessionId, frame: &Frame) {
+        if let (Frame::LinkProbed { .. }, Some(peer)) = (frame, self.peers.get_mut(&session)) {
+            peer.probed = true;
+            self.count_ready();
+        }
+    }
+
+    fn count_ready(&self) {
+        let ready = self.peers.values().filter(|peer| peer.probed && peer.frames.is_some()).count();
+        self.ready.store(ready as u32, Ordering::Relaxed);
+    }
+}
+
+fn name(session: SessionId) -> TransportSession {
+    TransportSession(session.0)
+}
+
+impl Actor for PeerLink {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(kit::MAILBOX);
+    }
+}
+
+impl Handler<PeerConnected> for PeerLink {
+    type Result = ();
+
+    fn handle(&mut self, connected: PeerConnected, ctx: &mut Self::Context) {
+        self.vitals.mark();
+        let PeerConnected { mut link, incarnation, half } = connected;
+        if let (Half::Listened { .. }, 1..) = (&half, self.state.live()) {
+            let reason = "another sender is connected and one is served at a time".to_owned();
+            actix::spawn(async move {
+                // A peer that is gone needs no answer.
+                let _ = link.put_off(reason).await;
+            });
+            return;
+        }
+        let descriptor = match &half {
+            Half::Listened { .. } => None,
+            Half::Dialled { welcome, .. } => Some(welcome.descriptor.clone()),
+        };
+        let address = link.peer().to_string();
+        let (session, actions) = self.state.on_handshake(descriptor);
+        tracing::info!(%session, peer = %incarnation, address, "session opening");
+        let pending = Some((link, half));
+        self.peers
+            .insert(session, Peer { incarnation, address, pending, frames: None, over: None, probed: false });
+        self.perform(actions, ctx);
+    }
+}
+
+impl Handler<FrameCame> for PeerLink {
+    type Result = ();
+
+    fn handle(&mut self, came: FrameCame, ctx: &mut Self::Context) {
+        self.vitals.mark();
+        let FrameCame { session, frame } = came;
+        self.note(session, &frame);
+        let Some(peer) = self.peers.get(&session).filter(|peer| peer.frames.is_some()) else { return };
+        if let Err(reason) = self.side.route(session, peer.incarnation.pid, frame) {
+            let actions = self.state.on_end(session, reason);
+            self.perform(actions, ctx);
+        }
+    }
+}
+
+impl Handler<LinkEnded> for PeerLink {
+    type Result = ();
+
+    fn handle(&mut self, ended: LinkEnded, ctx: &mut Self::Context) {
+        self.vitals.mark();
+        let reason = ended.error.map_or_else(|| "we closed the link".to_owned(), |error| error.to_string());
+        let actions = self.state.on_end(ended.session, reason);
+        self.perform(actions, ctx);
+    }
+}
+
+impl Handler<SendFrame> for PeerLink {
+    type Result = ();
+
+    fn handle(&mut self, send: SendFrame, ctx: &mut Self::Context) {
+        self.vitals.mark();
+        self.note(send.session, &send.frame);
+        let Some(frames) = self.peers.get(&send.session).and_then(|peer| peer.frames.as_ref()) else {
+            return;
+        };
+        if frames.try_send(send.frame).is_err() {
+            let reason = format!("peer did not take {FRAMES_WAITING} frames");
+            let actions = self.state.on_end(send.session, reason);
+            self.perform(actions, ctx);
+        }
+    }
+}
+
+impl Handler<BreakSession> for PeerLink {
+    type Result = ();
+
+    fn handle(&mut self, broken: BreakSession, ctx: &mut Self::Context) {
+        self.vitals.mark();
+        let actions = self.state.on_end(broken.session, broken.reason);
+        self.perform(actions, ctx);
+    }
+}
+
+impl Handler<TransportEvents> for PeerLink {
+    type Result = ();
+
+    fn handle(&mut self, events: TransportEvents, ctx: &mut Self::Context) {
+        self.vitals.mark();
+        for event in events.0 {
+            let actions = match event {
+                Event::Opened { session, result } => {
+                    self.state.on_opened(SessionId(session.0), result.map_err(|error| error.to_string()))
+                }
+                Event::Connected { session, lane } => {
+                    self.side.connected(LaneConnected { session: SessionId(session.0), lane });
+                    Vec::new()
+                }
+                Event::Failed { session, error } => {
+                    self.state.on_end(SessionId(session.0), error.to_string())
+                }
+                Event::Closed { session, drained } => self.state.on_closed(SessionId(session.0), drained),
+                // The transfer actor's.
+                Event::PutCompleted { .. } | Event::Flushed { .. } => continue,
+            };
+            self.perform(actions, ctx);
+        }
+    }
+}
+
+impl Handler<CloseLinks> for PeerLink {
+    type Result = ();
+
+    fn handle(&mut self, _: CloseLinks, ctx: &mut Self::Context) {
+        self.vitals.mark();
+        let actions = self.state.on_shutdown();
+        self.perform(actions, ctx);
+    }
+}
+
+impl Handler<Tick> for PeerLink {
+    type Result = ();
+
+    fn handle(&mut self, _: Tick, _: &mut Self::Context) {
+        self.vitals.mark();
+    }
+}

@@ -1,0 +1,122 @@
+//! Which actor a frame is for, on either side of the link.
+
+use connector::frame::Frame;
+
+use crate::kit::Outbox;
+use crate::messages::{
+    CancelPrefill, CreditsGranted, LaneConnected, PageFilled, PeerLost, PeerReady, PrefillFailed,
+    PrefillFinished, SessionDrained, SessionId, SessionOpened, StartPrefill,
+};
+use crate::request::RequestId;
+
+/// Where a receiver's frames and session events go.
+pub struct ReceiverSide {
+    /// Buffer manager.
+    pub opened: Outbox<SessionOpened>,
+    /// Buffer manager.
+    pub filled: Outbox<PageFilled>,
+    /// Buffer manager.
+    pub drained: Outbox<SessionDrained>,
+    /// Proxy, decoder.
+    pub ready: [Outbox<PeerReady>; 2],
+    /// Proxy, decoder, buffer manager.
+    pub lost: [Outbox<PeerLost>; 3],
+    /// Decoder.
+    pub finished: Outbox<PrefillFinished>,
+    /// Decoder.
+    pub failed: Outbox<PrefillFailed>,
+}
+
+/// Where a sender's frames and session events go.
+pub struct SenderSide {
+    /// Transfer.
+    pub opened: Outbox<SessionOpened>,
+    /// Transfer.
+    pub connected: Outbox<LaneConnected>,
+    /// Transfer.
+    pub granted: Outbox<CreditsGranted>,
+    /// Transfer, prefiller.
+    pub lost: [Outbox<PeerLost>; 2],
+    /// Prefiller.
+    pub prefill: Outbox<StartPrefill>,
+    /// Prefiller.
+    pub cancel: Outbox<CancelPrefill>,
+}
+
+/// What this process is on the link.
+pub enum Side {
+    /// It takes pages in.
+    Receiver(Box<ReceiverSide>),
+    /// It hands pages over.
+    Sender(Box<SenderSide>),
+}
+
+impl Side {
+    pub(super) fn opened(&self, message: SessionOpened) {
+        match self {
+            Self::Receiver(side) => side.opened.post(message),
+            Self::Sender(side) => side.opened.post(message),
+        }
+    }
+
+    pub(super) fn connected(&self, message: LaneConnected) {
+        if let Self::Sender(side) = self {
+            side.connected.post(message);
+        }
+    }
+
+    pub(super) fn lost(&self, message: PeerLost) {
+        match self {
+            Self::Receiver(side) => side.lost.iter().for_each(|outbox| outbox.post(message)),
+            Self::Sender(side) => side.lost.iter().for_each(|outbox| outbox.post(message)),
+        }
+    }
+
+    pub(super) fn drained(&self, message: SessionDrained) {
+        if let Self::Receiver(side) = self {
+            side.drained.post(message);
+        }
+    }
+
+    /// Hands a frame to the actor it is for.
+    ///
+    /// # Errors
+    /// The frame is not one that this side's peers may send.
+    pub(super) fn route(&self, session: SessionId, pid: u32, frame: Frame) -> Result<(), String> {
+        match (self, frame) {
+            (Self::Receiver(side), Frame::PageFilled { first, count, owner, transfer_micros }) => {
+                side.filled.post(PageFilled { session, first, count, owner, transfer_micros });
+            }
+            (Self::Receiver(side), Frame::PrefillFinished { request, token, prefill_micros }) => {
+                side.finished.post(PrefillFinished {
+                    session,
+                    request: RequestId(request),
+                    token,
+                    prefill_micros,
+                });
+            }
+            (Self::Receiver(side), Frame::PrefillFailed { request, reason }) => {
+                side.failed.post(PrefillFailed { session, request: RequestId(request), reason });
+            }
+            (Self::Receiver(side), Frame::LinkProbed { lane, bytes, micros }) => {
+                let gbps = bytes as f64 / micros.max(1) as f64 / 1e3;
+                tracing::info!(
+                    %session, pid, lane, "sender ready: moved {:.1} MB at {gbps:.2} GB/s", bytes as f64 / 1e6
+                );
+                side.ready.iter().for_each(|outbox| outbox.post(PeerReady { session, pid }));
+            }
+            (Self::Sender(side), Frame::Grant { first, pages }) => {
+                side.granted.post(CreditsGranted { session, first, pages });
+            }
+            (Self::Sender(side), Frame::Prefill { request, prompt, remaining_ms }) => {
+                let request = RequestId(request);
+                side.prefill.post(StartPrefill { session, request, prompt, remaining_ms });
+            }
+            (Self::Sender(side), Frame::CancelPrefill { request }) => {
+                side.cancel.post(CancelPrefill { session, request: RequestId(request) });
+            }
+            (_, frame) => return Err(format!("peer sent a frame that is not for us: {frame:?}")),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! The tasks around the peer link: listen, dial, and carry one session's frames.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use connector::frame::{Frame, Hello, PROTOCOL_VERSION};
+use connector::link::{self, Link, LinkError};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::{FrameCame, Half, Identity, LinkEnded, PeerConnected, PeerLink};
+use crate::kit::KillSwitch;
+use crate::messages::SessionId;
+
+/// Handshakes that may be under way at once: strangers on the port cannot pile up.
+const HANDSHAKES: usize = 16;
+/// Pause between attempts to reach a receiver, first and longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+
+/// Carries a session's frames until either side ends it, then says so.
+pub(super) async fn carry(
+    link: Link,
+    frames: mpsc::Receiver<Frame>,
+    session: SessionId,
+    addr: Addr<PeerLink>,
+) {
+    let (writer, mut reader) = link.split();
+    let reading = async {
+        loop {
+            match reader.next().await {
+                // Waiting for the handler is the bound: one frame of a session is in the mailbox at a time.
+                Ok(frame) => {
+                    if addr.send(FrameCame { session, frame }).await.is_err() {
+                        return None;
+                    }
+                }
+                Err(error) => return Some(error),
+            }
+        }
+    };
+    let error = tokio::select! {
+        error = reading => error,
+        result = writer.run(frames) => result.err(),
+    };
+    addr.do_send(LinkEnded { session, error });
+}
+
+/// Accepts senders for as long as the process lives.
+pub async fn listen(listener: TcpListener, identity: Identity, addr: Addr<PeerLink>) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    loop {
+        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "link port could not accept");
+                tokio::time::sleep(BACKOFF.0).await;
+                continue;
+            }
+        };
+        let (identity, addr) = (identity.clone(), addr.clone());
+        actix::spawn(async move {
+            match Link::accept(stream, &identity.shape, identity.secret.as_deref()).await {
+                Ok((link, hello)) => {
+                    let half = Half::Listened { nonce: hello.nonce };
+                    addr.do_send(PeerConnected { link, incarnation: hello.incarnation, half });
+                }
+                Err(error) => tracing::warn!(%address, reason = %error, "link connection refused"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Keeps a session with the receiver at `address`: dials, waits until it is over, dials again. A receiver that can
+/// never fit is a fault of the process.
+pub async fn dial(address: String, identity: Identity, addr: Addr<PeerLink>, faults: KillSwitch) {
+    let (mut number, mut drained, mut backoff, mut told) = (0, true, BACKOFF.0, false);
+    loop {
+        number += 1;
+        match attempt(&address, &identity, number, drained, &addr).await {
+            Ok(over) => {
+                (backoff, told) = (BACKOFF.0, false);
+                // The actor drops its end only when it stops.
+                let Ok(clean) = over.await else { return };
+                drained = clean;
+            }
+            Err(error) if error.is_permanent() => {
+                faults.pull(format!("receiver at {address}: {error}"));
+                return;
+            }
+            Err(error) => {
+                if !told {
+                    tracing::info!(address, reason = %error, "receiver cannot be reached yet; dialling on");
+                    told = true;
+                }
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(BACKOFF.1);
+            }
+        }
+    }
+}
+
+async fn attempt(
+    address: &str,
+    identity: &Identity,
+    session: u64,
+    previous_drained: bool,
+    addr: &Addr<PeerLink>,
+) -> Result<oneshot::Receiver<bool>, LinkError> {
+    let hello = Hello {
+        protocol: PROTOCOL_VERSION,
+        incarnation: identity.incarnation,
+        session,
+        previous_drained,
+        shape: identity.shape.clone(),
+        nonce: link::nonce()?,
+        proof: None,
+    };
+    let (link, welcome) = Link::dial(address, hello, identity.secret.as_deref()).await?;
+    let (over, ended) = oneshot::channel();
+    let incarnation = welcome.incarnation;
+    let half = Half::Dialled { welcome: Box::new(welcome), over };
+    addr.do_send(PeerConnected { link, incarnation, half });
+    Ok(ended)
+}

@@ -1,0 +1,91 @@
+//! The proxy: the door for requests; picks the sender that prefills, or this node.
+//!
+//! - **Thread**: the node's arbiter.
+//! - **Mailbox**: [`kit::MAILBOX`]; the frontend's admission permits bound what is in it.
+//! - **In**: `Generate` (frontend), `PeerReady`, `PeerLost` (peer link), `BeginDrain`, `Tick`.
+//! - **Out**: `Decode` (decoder), the one edge that may be refused.
+//! - **Failure**: a full or stopped decoder is a refusal, said at once to the client.
+
+pub mod state;
+
+use actix::prelude::*;
+
+use crate::kit::{self, Outbox, Undelivered, Vitals};
+use crate::messages::{Decode, PeerLost, PeerReady, Tick};
+use crate::request::{Generate, Refused};
+use state::ProxyState;
+
+/// Takes no new requests from now on; those taken go on.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct BeginDrain;
+
+/// The actor.
+pub struct Proxy {
+    state: ProxyState,
+    decoder: Outbox<Decode>,
+    vitals: Vitals,
+}
+
+impl Proxy {
+    /// Routes by `state` to `decoder`.
+    pub fn new(state: ProxyState, decoder: Outbox<Decode>, vitals: Vitals) -> Self {
+        Self { state, decoder, vitals }
+    }
+}
+
+impl Actor for Proxy {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(kit::MAILBOX);
+    }
+}
+
+impl Handler<Generate> for Proxy {
+    type Result = Result<(), Refused>;
+
+    fn handle(&mut self, generate: Generate, _: &mut Self::Context) -> Self::Result {
+        self.vitals.mark();
+        let prefill_on = self.state.route(&generate)?;
+        self.decoder.command(Decode { generate, prefill_on }).map_err(|undelivered| match undelivered {
+            Undelivered::Full(_) => Refused::Busy,
+            Undelivered::Closed(_) => Refused::ShuttingDown,
+        })
+    }
+}
+
+impl Handler<PeerReady> for Proxy {
+    type Result = ();
+
+    fn handle(&mut self, peer: PeerReady, _: &mut Self::Context) {
+        self.vitals.mark();
+        self.state.on_peer_ready(peer.session);
+    }
+}
+
+impl Handler<PeerLost> for Proxy {
+    type Result = ();
+
+    fn handle(&mut self, peer: PeerLost, _: &mut Self::Context) {
+        self.vitals.mark();
+        self.state.on_peer_lost(peer.session);
+    }
+}
+
+impl Handler<BeginDrain> for Proxy {
+    type Result = ();
+
+    fn handle(&mut self, _: BeginDrain, _: &mut Self::Context) {
+        self.vitals.mark();
+        self.state.on_drain();
+    }
+}
+
+impl Handler<Tick> for Proxy {
+    type Result = ();
+
+    fn handle(&mut self, _: Tick, _: &mut Self::Context) {
+        self.vitals.mark();
+    }
+}

@@ -1,0 +1,369 @@
+//! When which page is put: the decisions of the transfer actor, without actix, clock or transport.
+//!
+//! A ready page spends the next credit and is put; puts complete in any order; a prefix of completed puts is covered by a
+//! flush; only a flushed page is announced. One flush is in flight at a time, and while it is, further puts are posted.
+//!
+//! ```text
+//! ready ──credit──► put ──completion──► done ──flush──► visible ──► PageFilled frame, PagesSent
+//! ```
+//!
+//! A new session first moves a few pages that belong to nobody: that is the measurement printed at start-up, over the
+//! very path that requests will take.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::num::NonZeroU32;
+
+use connector::frame::{Frame, PageOwner};
+use connector::ring::{CreditNumber, PageIndex, RingError, SpendLedger};
+use connector::transport::Ticket;
+use engine::PageId;
+
+use crate::messages::SessionId;
+use crate::request::RequestId;
+
+/// Most puts in flight in a session: enough to fill a lane, few enough not to queue behind each other.
+pub const PUTS_IN_FLIGHT: usize = 8;
+/// Most pages moved by the measurement at a session's start, before and during the measured part.
+const PROBE_PAGES: (u32, u32) = (8, 64);
+
+/// What the shell has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Post a put of our `page` into the receiver's page `into`.
+    Put {
+        /// To whom.
+        session: SessionId,
+        /// Names it.
+        ticket: Ticket,
+        /// Page of our pool.
+        page: PageId,
+        /// Page of theirs.
+        into: PageIndex,
+    },
+    /// Post a flush.
+    Flush {
+        /// To whom.
+        session: SessionId,
+        /// Names it.
+        ticket: Ticket,
+    },
+    /// Tell the receiver.
+    Frame(SessionId, Frame),
+    /// Tell the prefiller: this many more pages are visible there.
+    Sent(SessionId, RequestId, u32),
+    /// Tell the prefiller: no put of this cancelled request is in flight.
+    Drained(SessionId, RequestId),
+    /// The peer or the lane broke: end the session, for this reason.
+    Break(SessionId, String),
+    /// The lane was measured: lane, bytes, microseconds.
+    Measured(SessionId, String, u64, u64),
+}
+
+/// Whose page it is; `None`: the probe's.
+type Owner = Option<PageOwner>;
+
+#[derive(Debug)]
+struct Ready {
+    owner: Owner,
+    page: PageId,
+}
+
+#[derive(Debug)]
+struct Put {
+    ticket: Ticket,
+    owner: Owner,
+    done: bool,
+    /// The request was cancelled: the page is announced as nobody's.
+    cancelled: bool,
+}
+
+#[derive(Debug, Default)]
+struct Probe {
+    warm: u32,
+    measured: u32,
+    began_micros: Option<u64>,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+struct Session {
+    ring: SpendLedger,
+    lane: Option<String>,
+    ready: VecDeque<Ready>,
+    /// Spent credits in order: in flight, done, or under the flush.
+    puts: VecDeque<Put>,
+    /// The flush in flight and how many puts from the front it covers.
+    flush: Option<(Ticket, u32)>,
+    /// When each request's first put was posted.
+    began: HashMap<RequestId, u64>,
+    probe: Option<Probe>,
+    lost: bool,
+}
+
+/// Every session's queue. Every `on_…` returns what has to be done, in order.
+#[derive(Debug)]
+pub struct TransferState {
+    page_bytes: u64,
+    next_ticket: u64,
+    sessions: BTreeMap<SessionId, Session>,
+}
+
+impl TransferState {
+    /// No sessions; pages have `page_bytes` bytes.
+    pub fn new(page_bytes: u64) -> Self {
+        Self { page_bytes, next_ticket: 0, sessions: BTreeMap::new() }
+    }
+
+    /// A session began. Credits may come before the lane is connected.
+    pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32) {
+        let Some(capacity) = NonZeroU32::new(ring_pages) else { return };
+        let probe = Probe {
+            warm: PROBE_PAGES.0.min(ring_pages),
+            measured: PROBE_PAGES.1.min(ring_pages.max(PROBE_PAGES.0)),
+            ..Probe::default()
+        };
+        self.sessions.insert(
+            session,
+            Session {
+                ring: SpendLedger::new(capacity),
+                lane: None,
+                ready: VecDeque::new(),
+                puts: VecDeque::new(),
+                flush: None,
+                began: HashMap::new(),
+                probe: Some(probe),
+                lost: false,
+            },
+        );
+    }
+
+    /// Puts may be posted: first the probe's.
+    pub fn on_connected(&mut self, now_micros: u64, session: SessionId, lane: String) -> Vec<Action> {
+        if let Some(live) = self.sessions.get_mut(&session) {
+            live.lane = Some(lane);
+            let warm = live.probe.as_ref().map_or(0, |probe| probe.warm);
+            live.ready.extend((0..warm).map(|_| Ready { owner: None, page: PageId(0) }));
+        }
+        self.pump(now_micros, session)
+    }
+
+    /// The receiver granted credits.
+    pub fn on_granted(
+        &mut self,
+        now_micros: u64,
+        session: SessionId,
+        first: CreditNumber,
+        pages: &[PageIndex],
+    ) -> Vec<Action> {
+        let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
+        match live.ring.accept(first, pages) {
+            Ok(()) => self.pump(now_micros, session),
+            Err(error) => vec![Action::Break(session, error.to_string())],
+        }
+    }
+
+    /// Final pages of a request, the first of them at `first_page` of its page table.
+    pub fn on_schedule(
+        &mut self,
+        now_micros: u64,
+        session: SessionId,
+        request: RequestId,
+        first_page: u32,
+        pages: &[PageId],
+    ) -> Vec<Action> {
+        let Some(live) = self.sessions.get_mut(&session).filter(|live| !live.lost) else { return Vec::new() };
+        for (n, &page) in (0..).zip(pages) {
+            let owner = PageOwner { request: request.0, first_page: first_page + n };
+            live.ready.push_back(Ready { owner: Some(owner), page });
+        }
+        self.pump(now_micros, session)
+    }
+
+    /// Nothing more of this request is to be sent, because all is or because nobody wants it: what is queued is
+    /// dropped, what is in flight is waited for.
+    pub fn on_cancel(&mut self, session: SessionId, request: RequestId) -> Vec<Action> {
+        let Some(live) = self.sessions.get_mut(&session) else {
+            return vec![Action::Drained(session, request)];
+        };
+        let of_request = |owner: &Owner| owner.is_some_and(|owner| owner.request == request.0);
+        live.ready.retain(|ready| !of_request(&ready.owner));
+        live.began.remove(&request);
+        let mut flying = false;
+        for put in live.puts.iter_mut().filter(|put| of_request(&put.owner)) {
+            put.cancelled = true;
+            flying |= !put.done;
+        }
+        if flying { Vec::new() } else { vec![Action::Drained(session, request)] }
+    }
+
+    /// A put's source is free again, or the put failed.
+    pub fn on_put_completed(
+        &mut self,
+        now_micros: u64,
+        session: SessionId,
+        ticket: Ticket,
+        result: Result<(), String>,
+    ) -> Vec<Action> {
+        let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
+        let Some(put) = live.puts.iter_mut().find(|put| put.ticket == ticket) else { return Vec::new() };
+        put.done = true;
+        let owner = put.owner.filter(|_| put.cancelled);
+        let mut actions = Vec::new();
+        if let Some(owner) = owner {
+            let still =
+                |put: &Put| !put.done && put.owner.is_some_and(|other| other.request == owner.request);
+            if !live.puts.iter().any(still) {
+                actions.push(Action::Drained(session, RequestId(owner.request)));
+            }
+        }
+        match result {
+            Err(error) if !live.lost => actions.push(Action::Break(session, format!("put failed: {error}"))),
+            _ => {}
+        }
+        actions.extend(self.reap(session));
+        actions.extend(self.pump(now_micros, session));
+        actions
+    }
+
+    /// Everything under the flush is visible at the receiver, or the flush failed.
+    pub fn on_flushed(
+        &mut self,
+        now_micros: u64,
+        session: SessionId,
+        ticket: Ticket,
+        result: Result<(), String>,
+    ) -> Vec<Action> {
+        let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
+        let Some((_, covered)) = live.flush.take_if(|(flush, _)| *flush == ticket) else { return Vec::new() };
+        if live.lost {
+            return self.reap(session);
+        }
+        if let Err(error) = result {
+            return vec![Action::Break(session, format!("flush failed: {error}"))];
+        }
+        let mut actions = match self.announce(now_micros, session, covered) {
+            Ok(actions) => actions,
+            Err(error) => return vec![Action::Break(session, error.to_string())],
+        };
+        actions.extend(self.measure(now_micros, session));
+        actions.extend(self.pump(now_micros, session));
+        actions
+    }
+
+    /// The session is over. Puts in flight are still waited for: their sources are in use until they complete.
+    pub fn on_lost(&mut self, session: SessionId) -> Vec<Action> {
+        let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
+        live.lost = true;
+        live.ready.clear();
+        self.reap(session)
+    }
+
+    /// Forgets a lost session whose last operation has completed.
+    fn reap(&mut self, session: SessionId) -> Vec<Action> {
+        if self.sessions.get(&session).is_some_and(|live| live.lost && live.puts.iter().all(|put| put.done)) {
+            self.sessions.remove(&session);
+        }
+        Vec::new()
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
+    }
+
+    /// Posts what can be posted: puts as far as credits and the window go, and a flush over what is done.
+    fn pump(&mut self, now_micros: u64, session: SessionId) -> Vec<Action> {
+        let mut actions = Vec::new();
+        loop {
+            let ticket = self.ticket();
+            let Some(live) = self.sessions.get_mut(&session) else { return actions };
+            let flying = live.puts.iter().filter(|put| !put.done).count();
+            if live.lost || live.lane.is_none() || flying >= PUTS_IN_FLIGHT || live.ready.is_empty() {
+                break;
+            }
+            let Some(credit) = live.ring.spend() else { break };
+            let Ready { owner, page } = live.ready.pop_front().expect("it is not empty");
+            if let Some(owner) = owner {
+                live.began.entry(RequestId(owner.request)).or_insert(now_micros);
+            } else if let Some(probe) = live.probe.as_mut().filter(|probe| probe.warm == 0) {
+                probe.began_micros.get_or_insert(now_micros);
+            }
+            live.puts.push_back(Put { ticket, owner, done: false, cancelled: false });
+            actions.push(Action::Put { session, ticket, page, into: credit.page });
+        }
+        let ticket = self.ticket();
+        let Some(live) = self.sessions.get_mut(&session) else { return actions };
+        let done = live.puts.iter().take_while(|put| put.done).count() as u32;
+        if done > 0 && live.flush.is_none() && !live.lost {
+            live.flush = Some((ticket, done));
+            actions.push(Action::Flush { session, ticket });
+        }
+        actions
+    }
+
+    /// Announces the first `covered` puts: one frame a run of one request's neighbouring pages.
+    fn announce(&mut self, now: u64, session: SessionId, covered: u32) -> Result<Vec<Action>, RingError> {
+        let Some(live) = self.sessions.get_mut(&session) else { return Ok(Vec::new()) };
+        let mut actions = Vec::new();
+        let mut covered: VecDeque<Put> = live.puts.drain(..covered as usize).collect();
+        while let Some(put) = covered.pop_front() {
+            let owner = put.owner.filter(|_| !put.cancelled);
+            let mut count = 1;
+            let follows = |put: &Put, count: u32| match (owner, put.owner.filter(|_| !put.cancelled)) {
+                (Some(first), Some(next)) => {
+                    next == PageOwner { first_page: first.first_page + count, ..first }
+                }
+                (None, None) => true,
+                _ => false,
+            };
+            while covered.front().is_some_and(|put| follows(put, count)) {
+                covered.pop_front();
+                count += 1;
+            }
+            let first = live.ring.announce(count)?;
+            let began = owner.and_then(|owner| live.began.get(&RequestId(owner.request)));
+            let transfer_micros = began.map_or(0, |began| now.saturating_sub(*began));
+            actions.push(Action::Frame(session, Frame::PageFilled { first, count, owner, transfer_micros }));
+            match (owner, &mut live.probe) {
+                (Some(owner), _) => actions.push(Action::Sent(session, RequestId(owner.request), count)),
+                (None, Some(probe)) if probe.warm > 0 => probe.warm = probe.warm.saturating_sub(count),
+                (None, Some(probe)) => {
+                    probe.measured = probe.measured.saturating_sub(count);
+                    probe.bytes += u64::from(count) * self.page_bytes;
+                }
+                (None, None) => {}
+            }
+        }
+        Ok(actions)
+    }
+
+    /// Moves the probe on: from warming to measuring, from measuring to its result.
+    fn measure(&mut self, now_micros: u64, session: SessionId) -> Vec<Action> {
+        let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
+        let Some(probe) = &live.probe else { return Vec::new() };
+        let queued = live.ready.iter().any(|ready| ready.owner.is_none())
+            || live.puts.iter().any(|put| put.owner.is_none());
+        if probe.warm > 0 || queued {
+            return Vec::new();
+        }
+        match probe.began_micros {
+            None => {
+                let measured = probe.measured;
+                live.ready.extend((0..measured).map(|_| Ready { owner: None, page: PageId(0) }));
+                Vec::new()
+            }
+            Some(began) => {
+                let (bytes, micros) = (probe.bytes, now_micros.saturating_sub(began).max(1));
+                let lane = live.lane.clone().unwrap_or_default();
+                live.probe = None;
+                vec![
+                    Action::Measured(session, lane.clone(), bytes, micros),
+                    Action::Frame(session, Frame::LinkProbed { lane, bytes, micros }),
+                ]
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

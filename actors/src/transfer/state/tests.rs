@@ -1,0 +1,225 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const S: SessionId = SessionId(1);
+const R: RequestId = RequestId(5);
+
+/// A receiver and a lane that do what the state asks, in an order that the test chooses.
+struct Peer {
+    state: TransferState,
+    ring: connector::ring::GrantLedger,
+    puts: Vec<Ticket>,
+    flushes: Vec<Ticket>,
+    filled: Vec<(Owner, u32)>,
+    sent: u32,
+    drained: u32,
+    measured: bool,
+    broken: Vec<String>,
+    most_in_flight: usize,
+}
+
+impl Peer {
+    fn new(ring_pages: u32) -> Self {
+        let ring = connector::ring::GrantLedger::new(NonZeroU32::new(ring_pages).expect("at least one"));
+        let mut peer = Self {
+            state: TransferState::new(100),
+            ring,
+            puts: Vec::new(),
+            flushes: Vec::new(),
+            filled: Vec::new(),
+            sent: 0,
+            drained: 0,
+            measured: false,
+            broken: Vec::new(),
+            most_in_flight: 0,
+        };
+        peer.state.on_session_opened(S, ring_pages);
+        let actions = peer.state.on_connected(0, S, "tcp/lo".into());
+        peer.perform(actions);
+        peer
+    }
+
+    /// A peer whose probe is over.
+    fn probed(ring_pages: u32) -> Self {
+        let mut peer = Self::new(ring_pages);
+        while !peer.measured {
+            peer.turn();
+        }
+        peer.filled.clear();
+        peer
+    }
+
+    fn perform(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Put { ticket, .. } => self.puts.push(ticket),
+                Action::Flush { ticket, .. } => self.flushes.push(ticket),
+                Action::Frame(_, Frame::PageFilled { first, count, owner, .. }) => {
+                    self.ring.fill(first, count).expect("announced in order, and only what was granted");
+                    self.filled.push((owner, count));
+                }
+                Action::Frame(..) => {}
+                Action::Sent(_, _, count) => self.sent += count,
+                Action::Drained(..) => self.drained += 1,
+                Action::Break(_, reason) => self.broken.push(reason),
+                Action::Measured(..) => self.measured = true,
+            }
+        }
+        self.most_in_flight = self.most_in_flight.max(self.puts.len());
+    }
+
+    fn grant(&mut self) {
+        let first = CreditNumber(self.ring.head());
+        let pages: Vec<_> = (0..self.ring.room()).map(PageIndex).collect();
+        for page in &pages {
+            self.ring.grant(*page).expect("room");
+        }
+        let actions = self.state.on_granted(1, S, first, &pages);
+        self.perform(actions);
+    }
+
+    fn complete(&mut self, at: usize, result: Result<(), String>) {
+        if !self.puts.is_empty() {
+            let ticket = self.puts.remove(at % self.puts.len());
+            let actions = self.state.on_put_completed(2, S, ticket, result);
+            self.perform(actions);
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.flushes.is_empty() {
+            let ticket = self.flushes.remove(0);
+            let actions = self.state.on_flushed(3, S, ticket, Ok(()));
+            self.perform(actions);
+        }
+    }
+
+    fn turn(&mut self) {
+        self.grant();
+        self.complete(0, Ok(()));
+        self.flush();
+    }
+
+    fn schedule(&mut self, first_page: u32, count: u32) {
+        let pages: Vec<_> = (0..count).map(PageId).collect();
+        let actions = self.state.on_schedule(1, S, R, first_page, &pages);
+        self.perform(actions);
+    }
+}
+
+#[test]
+fn a_ring_of_one_measures_and_carries() {
+    let mut peer = Peer::probed(1);
+    peer.schedule(0, 20);
+    for _ in 0..20 {
+        peer.turn();
+    }
+    assert_eq!(peer.sent, 20);
+    assert!(peer.broken.is_empty(), "{:?}", peer.broken);
+}
+
+#[test]
+fn nothing_is_announced_before_its_flush() {
+    let mut peer = Peer::probed(8);
+    peer.grant();
+    peer.schedule(0, 2);
+    assert_eq!(peer.puts.len(), 2);
+    peer.complete(1, Ok(()));
+    assert!(peer.flushes.is_empty(), "the first credit's put is still in flight");
+    peer.complete(0, Ok(()));
+    assert_eq!(peer.flushes.len(), 1);
+    assert_eq!(peer.filled, []);
+    peer.flush();
+    assert_eq!(peer.filled, [(Some(PageOwner { request: 5, first_page: 0 }), 2)], "neighbours share a frame");
+}
+
+#[test]
+fn a_cancelled_request_drains_and_its_pages_are_nobodys() {
+    let mut peer = Peer::probed(8);
+    peer.grant();
+    peer.schedule(0, 20);
+    assert_eq!(peer.puts.len(), PUTS_IN_FLIGHT);
+    let actions = peer.state.on_cancel(S, R);
+    assert_eq!(actions, [], "puts are in flight");
+    while !peer.puts.is_empty() {
+        assert_eq!(peer.drained, 0);
+        peer.complete(0, Ok(()));
+    }
+    assert_eq!(peer.drained, 1);
+    while !peer.flushes.is_empty() {
+        peer.flush();
+    }
+    assert_eq!(
+        peer.filled.iter().map(|(owner, count)| (*owner, *count)).collect::<Vec<_>>(),
+        [(None, 1), (None, 7)]
+    );
+    assert_eq!(peer.sent, 0);
+}
+
+#[test]
+fn a_lost_session_still_waits_for_its_puts() {
+    let mut peer = Peer::probed(8);
+    peer.grant();
+    peer.schedule(0, 3);
+    peer.state.on_lost(S);
+    assert_eq!(peer.state.on_cancel(S, R), []);
+    for _ in 0..3 {
+        assert_eq!(peer.drained, 0);
+        peer.complete(0, Err("connection reset".into()));
+    }
+    assert_eq!(peer.drained, 1);
+    assert!(peer.broken.is_empty(), "it is lost already");
+    assert_eq!(peer.state.on_cancel(S, R), [Action::Drained(S, R)], "a session that is gone has no puts");
+}
+
+#[test]
+fn what_breaks_the_lane_or_the_ring_breaks_the_session() {
+    let mut peer = Peer::probed(8);
+    peer.grant();
+    peer.schedule(0, 1);
+    peer.complete(0, Err("connection reset".into()));
+    assert_eq!(peer.broken, ["put failed: connection reset"]);
+    let actions = peer.state.on_granted(1, S, CreditNumber(999), &[PageIndex(0)]);
+    assert!(
+        matches!(&actions[..], [Action::Break(S, reason)] if reason.contains("credit 999")),
+        "{actions:?}"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    /// Whatever the ring, the order of completions and the chunks, every page is announced once, in order of credits.
+    #[test]
+    fn every_page_arrives(ring in 1..12u32, chunks in proptest::collection::vec(1..6u32, 1..8), order in any::<u64>()) {
+        let mut peer = Peer::probed(ring);
+        let total: u32 = chunks.iter().sum();
+        let mut at = 0;
+        let mut random = order;
+        for count in chunks {
+            peer.schedule(at, count);
+            at += count;
+            peer.grant();
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
+            peer.complete((random >> 33) as usize, Ok(()));
+        }
+        for _ in 0..4 * total + 4 {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
+            peer.grant();
+            peer.complete((random >> 33) as usize, Ok(()));
+            if random >> 63 == 0 {
+                peer.flush();
+            }
+        }
+        peer.flush();
+        peer.flush();
+        prop_assert_eq!(peer.sent, total);
+        prop_assert!(peer.broken.is_empty());
+        prop_assert!(peer.most_in_flight <= PUTS_IN_FLIGHT);
+        let mut places: Vec<u32> =
+            peer.filled.iter().flat_map(|(owner, count)| (0..*count).map(move |n| owner.expect("ours").first_page + n)).collect();
+        places.sort_unstable();
+        prop_assert_eq!(places, (0..total).collect::<Vec<_>>());
+    }
+}

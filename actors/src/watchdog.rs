@@ -1,0 +1,106 @@
+//! The watchdog: looks at everybody's pulse and turns the node unhealthy when one stops.
+//!
+//! - **Thread**: one of its own, so that nothing it watches can stop it. It is not an actix actor for that reason.
+//! - **Mailbox**: none; it reads atomics.
+//! - **In**: [`Vitals`] of every actor, the engine's [`EnginePulse`], the transport's progress counter.
+//! - **Out**: [`NodeHealth`], which `/health` reads, and one log line a change.
+//! - **Failure**: it has no state worth keeping and touches nothing that could fail.
+
+pub mod state;
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use connector::transport::Transport;
+
+use crate::generator::engine_thread::EnginePulse;
+use crate::kit::Vitals;
+use state::{Limits, Observation, WatchdogState};
+
+/// How often everybody is looked at.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// What is wrong with this node, if anything. Cheap to clone; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct NodeHealth {
+    fault: Arc<Mutex<Option<String>>>,
+}
+
+impl NodeHealth {
+    /// One sentence, or `None` if all is well.
+    pub fn fault(&self) -> Option<String> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, fault: Option<&str>) {
+        let mut current = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_deref() != fault {
+            match fault {
+                Some(fault) => tracing::error!(fault, "node is unhealthy"),
+                None => tracing::info!("node is healthy again"),
+            }
+            *current = fault.map(str::to_owned);
+        }
+    }
+}
+
+/// Everything that is watched.
+pub struct Watched {
+    /// The actors.
+    pub actors: Vec<Vitals>,
+    /// The engine thread.
+    pub engine: EnginePulse,
+    /// The transport's thread, if there is one.
+    pub transport: Option<Arc<dyn Transport>>,
+}
+
+/// The handle; dropping it ends the thread.
+pub struct Watchdog {
+    stop: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    /// Watches until dropped.
+    ///
+    /// # Errors
+    /// The operating system gives no thread.
+    pub fn spawn(watched: Watched, health: NodeHealth) -> std::io::Result<Self> {
+        let (stop, stopped) = sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name("baton-watchdog".into())
+            .spawn(move || watch(&watched, &health, &stopped))?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by its hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn watch(watched: &Watched, health: &NodeHealth, stopped: &Receiver<()>) {
+    let (limits, mut state) = (Limits::default(), WatchdogState::default());
+    let mut transport = (0, Instant::now());
+    while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
+        let now = Instant::now();
+        let mut all: Vec<(Observation, Duration)> =
+            watched.actors.iter().map(|actor| ((actor.name(), Some(actor.age(now))), limits.actor)).collect();
+        let busy = watched.engine.is_busy().then(|| watched.engine.vitals.age(now));
+        all.push(((watched.engine.vitals.name(), busy), limits.engine_step));
+        if let Some(progress) = watched.transport.as_ref().map(|transport| transport.progress()) {
+            if progress != transport.0 {
+                transport = (progress, now);
+            }
+            all.push((("transport", Some(now - transport.1)), limits.actor));
+        }
+        health.set(state.observe(all));
+    }
+}
