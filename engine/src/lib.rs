@@ -1,1 +1,35 @@
-//! Placeholder.
+//! Model loading, the KV page pool and the compute backends of Baton: tokens in, tokens out.
+//!
+//! [`open`] reads a GGUF file, maps a [`KvPool`] and returns an [`Engine`]. One dedicated thread owns it and
+//! [`submit`](Engine::submit)s mixed steps of prefill chunks and decode rows. Which page belongs to whom, what
+//! runs in which step and how tokens are sampled beyond greedy is decided elsewhere; nothing here knows of peers.
+//!
+//! The CPU backend's results are bit-exact under any batching, chunking, paging, thread count and instruction
+//! set: see [`cpu`].
+
+pub mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod error;
+pub mod gguf;
+mod kv;
+mod model;
+mod step;
+#[cfg(test)]
+mod testing;
+
+#[cfg(feature = "cuda")]
+pub use cuda::cuda_devices;
+pub use error::{EngineError, OpenError};
+pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
+pub use model::{EngineConfig, ModelInfo};
+pub use step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput};
+
+/// Loads the model that `config` names and makes it ready to serve. Blocks for about a second per gigabyte of
+/// model file on the calling thread; the engine may then be sent to the thread that will own it.
+///
+/// # Errors
+/// [`OpenError`] for a file that is missing, truncated, altered or not supported, and for limits that cannot work.
+pub fn open(config: &EngineConfig) -> Result<Box<dyn Engine>, OpenError> {
+    Ok(Box::new(cpu::CpuEngine::open(config)?))
+}

@@ -1,1 +1,9 @@
-//! Placeholder.
+//! Starts real `runtime` processes and talks to them: what the tests and programs of this crate share.
+//!
+//! Every port is bound as 0 and read back from the log, every wait has a deadline, and no process outlives the test that
+//! started it.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod fixtures;
+pub mod process;

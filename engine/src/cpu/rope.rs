@@ -1,0 +1,41 @@
+//! Rotary position embedding of interleaved pairs, the order in which GGUF stores queries and keys.
+
+/// Cosines and sines of a step's positions: computed once, used by every layer.
+#[derive(Debug)]
+pub(super) struct Rope {
+    inverse_frequencies: Vec<f32>,
+    /// `[row][head_dim / 2]` pairs of cosine and sine.
+    table: Vec<(f32, f32)>,
+}
+
+impl Rope {
+    /// Frequencies `theta^(-2i/d)`, computed in f32 step by step as transformers does.
+    pub(super) fn new(theta: f32, head_dim: usize) -> Self {
+        let inverse_frequencies =
+            (0..head_dim).step_by(2).map(|i| 1.0 / theta.powf(i as f32 / head_dim as f32)).collect();
+        Self { inverse_frequencies, table: Vec::new() }
+    }
+
+    /// Makes the table for rows at these positions.
+    pub(super) fn prepare(&mut self, positions: impl Iterator<Item = u32>) {
+        self.table.clear();
+        for position in positions {
+            self.table.extend(self.inverse_frequencies.iter().map(|frequency| {
+                let (sine, cosine) = (position as f32 * frequency).sin_cos();
+                (cosine, sine)
+            }));
+        }
+    }
+
+    /// Rotates every head of one row.
+    pub(super) fn rotate(&self, row: usize, heads: &mut [f32]) {
+        let pairs = self.inverse_frequencies.len();
+        let table = &self.table[row * pairs..][..pairs];
+        for head in heads.chunks_exact_mut(2 * pairs) {
+            for (pair, &(cosine, sine)) in head.as_chunks_mut::<2>().0.iter_mut().zip(table) {
+                let [a, b] = *pair;
+                *pair = [a * cosine - b * sine, a * sine + b * cosine];
+            }
+        }
+    }
+}

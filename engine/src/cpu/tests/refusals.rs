@@ -1,0 +1,134 @@
+//! What is refused, and that it costs nothing.
+
+use super::*;
+use crate::testing::GgufWriter;
+
+#[test]
+fn bad_batches_are_refused_and_lose_nothing() {
+    let (_file, _, mut engine) = open(&MODELS[0]);
+    let pages = pages(&engine, 0);
+    let tokens = prompt(1, 20);
+    let expect = alone(&mut engine, &tokens, &[], 0);
+    let good = Chunk { sequence: 9, tokens: &tokens[19..], start: 19, pages: &pages, sample: true };
+    let outside = [PageId(engine.kv.pages())];
+    let twice = [pages[0], pages[0]];
+    let long = vec![1; 257];
+    let mut check = |batch: &[Chunk<'_>], expect: &str| {
+        let error = engine.submit(batch).unwrap_err();
+        assert_eq!(error.kind(), expect, "{error}");
+    };
+    check(&[Chunk { tokens: &[], ..good }], "empty_chunk");
+    check(&[good, Chunk { tokens: &[Tiny::VOCABULARY], ..good }], "token_out_of_range");
+    check(&[Chunk { tokens: &long, start: 0, ..good }], "too_many_tokens");
+    check(&[Chunk { start: Tiny::CONTEXT, ..good }], "context_exceeded");
+    check(&[Chunk { start: u32::MAX, ..good }], "context_exceeded");
+    check(&[Chunk { pages: &pages[..2], ..good }], "too_few_pages");
+    check(&[Chunk { pages: &[], ..good }], "too_few_pages");
+    check(&[Chunk { pages: &outside, start: 0, ..good }], "page_out_of_range");
+    check(&[good, good], "page_written_twice");
+    check(&[Chunk { tokens: &tokens[..16], start: 0, pages: &twice, ..good }], "page_written_twice");
+    assert_eq!(engine.acquire(&outside).unwrap_err().kind(), "page_out_of_range");
+    submit(&mut engine, &[good]);
+    assert_eq!(bits(engine.logits(0).unwrap()), expect);
+}
+
+#[test]
+fn bad_limits_are_refused() {
+    let model = MODELS[0];
+    let (_file, config) = model.file();
+    let check = |change: &dyn Fn(&mut EngineConfig), expect: &str| {
+        let mut config = config.clone();
+        change(&mut config);
+        let error = CpuEngine::open(&config).err().unwrap();
+        assert_eq!(error.kind(), expect, "{error}");
+    };
+    check(&|config| config.page_tokens = 0, "bad_page_tokens");
+    check(&|config| config.page_tokens = 4097, "bad_page_tokens");
+    check(&|config| config.threads = 0, "bad_threads");
+    check(&|config| config.threads = 257, "bad_threads");
+    check(&|config| config.step_tokens = 0, "bad_step_tokens");
+    check(&|config| config.kv_bytes = 0, "kv_too_small");
+    check(&|config| config.kv_bytes = 32 * model.kv_bytes() - 1, "kv_too_small");
+    check(&|config| config.model = "/nonexistent/model.gguf".into(), "model_missing");
+    let least = EngineConfig { kv_bytes: 32 * model.kv_bytes(), ..config.clone() };
+    assert_eq!(CpuEngine::open(&least).unwrap().kv().pages(), 4);
+}
+
+fn refused(bytes: &[u8]) -> OpenError {
+    let file = TempFile::new("refused.gguf", bytes);
+    let config = EngineConfig { model: file.path().to_owned(), ..MODELS[0].file().1 };
+    CpuEngine::open(&config).err().unwrap()
+}
+
+#[test]
+fn unsupported_files_are_refused() {
+    let check = |change: &dyn Fn(&mut GgufWriter), expect: &str, says: &str| {
+        let mut writer = MODELS[0].build().0;
+        change(&mut writer);
+        let error = refused(&writer.finish());
+        assert_eq!(error.kind(), expect, "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+    };
+    let bias = |writer: &mut GgufWriter| {
+        writer.tensor("blk.0.attn_q.bias", &[128], 0, vec![0; 512]);
+    };
+    check(&bias, "unsupported_model", "attn_q.bias");
+    let scaled = |writer: &mut GgufWriter| {
+        writer.text("llama.rope.scaling.type", "yarn");
+    };
+    check(&scaled, "unsupported_model", "yarn");
+    let partial = |writer: &mut GgufWriter| {
+        writer.u32("llama.rope.dimension_count", 16);
+    };
+    check(&partial, "unsupported_model", "llama.rope.dimension_count is 16");
+    let huge = |writer: &mut GgufWriter| {
+        *writer = GgufWriter::default();
+        writer.text("general.architecture", "llama").tensor("token_embd.weight", &[32, 32], 8, vec![0; 1088]);
+        writer.u32("llama.embedding_length", 32).u32("llama.attention.head_count", u32::MAX);
+    };
+    check(&huge, "unsupported_model", "llama.attention.head_count is missing or not between 1 and 4096");
+    let empty = |writer: &mut GgufWriter| *writer = GgufWriter::default();
+    check(&empty, "unsupported_architecture", "none");
+    let other = |writer: &mut GgufWriter| {
+        *writer = GgufWriter::default();
+        writer.text("general.architecture", "gemma");
+    };
+    check(&other, "unsupported_architecture", "gemma");
+    let f16 = Tiny { kind: 1, ..MODELS[0] }.build().0.finish();
+    assert!(refused(&f16).to_string().contains("stored as F16"), "{}", refused(&f16));
+    assert_eq!(refused(b"not a model").kind(), "not_gguf");
+}
+
+#[test]
+fn truncation_is_told_before_the_checksum() {
+    let (file, config) = MODELS[0].file();
+    let bytes = std::fs::read(file.path()).unwrap();
+    std::fs::write(file.checksum_path(), "0".repeat(64)).unwrap();
+    assert_eq!(CpuEngine::open(&config).err().unwrap().kind(), "wrong_checksum");
+    std::fs::write(file.path(), &bytes[..bytes.len() - 1000]).unwrap();
+    let error = CpuEngine::open(&config).err().unwrap();
+    assert_eq!(error.kind(), "model_truncated");
+    assert!(error.to_string().contains(&format!("has {}", bytes.len() - 1000)), "{error}");
+}
+
+#[test]
+fn the_checksum_beside_the_file_is_held() {
+    let (file, config) = MODELS[0].file();
+    let fingerprint = CpuEngine::open(&config).unwrap().model().fingerprint;
+    let hex: String = fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
+    let check = |text: &str, expect: Option<&str>| {
+        std::fs::write(file.checksum_path(), text).unwrap();
+        assert_eq!(CpuEngine::open(&config).err().map(|error| error.kind()), expect, "{text}");
+    };
+    check(&hex, None);
+    check(&format!("{}  tiny.gguf\n", hex.to_uppercase()), None);
+    check("", Some("bad_checksum_file"));
+    check("cafe", Some("bad_checksum_file"));
+    check(&"ab".repeat(32), Some("wrong_checksum"));
+    std::fs::write(file.checksum_path(), "ab".repeat(32)).unwrap();
+    let text = CpuEngine::open(&config).err().unwrap().to_string();
+    assert!(
+        text.contains(&hex[..12]) && text.contains("abababababab…") && text.contains("fetch it again"),
+        "{text}"
+    );
+}

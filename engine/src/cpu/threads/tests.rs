@@ -1,0 +1,63 @@
+//! Every unit once, panics that do not hang, threads that stop.
+
+use std::sync::atomic::AtomicU32;
+
+use super::*;
+
+fn threads(count: usize) -> Threads<Vec<u8>> {
+    Threads::new(count).unwrap()
+}
+
+#[test]
+fn every_unit_runs_once() {
+    for count in [1, 2, 5] {
+        let mut threads = threads(count);
+        for units in [0, 1, 2, 3, 100] {
+            for _ in 0..50 {
+                let runs: Vec<AtomicU32> = (0..units).map(|_| AtomicU32::new(0)).collect();
+                threads
+                    .run(units, &|unit, _| {
+                        runs[unit].fetch_add(1, Ordering::Relaxed);
+                    })
+                    .unwrap();
+                assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1), "{count} {units}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_panic_ends_the_job_and_not_the_threads() {
+    let mut threads = threads(3);
+    for _ in 0..20 {
+        // Any thread may draw the unit: on a worker it is an error, on this thread it unwinds.
+        let outcome = catch_unwind(AssertUnwindSafe(|| threads.run(8, &|unit, _| assert_ne!(unit, 5))));
+        assert!(!matches!(outcome, Ok(Ok(()))));
+        assert_eq!(threads.run(8, &|_, _| ()), Ok(()));
+    }
+}
+
+#[test]
+fn a_panic_on_a_worker_is_an_error() {
+    let mut threads = threads(2);
+    let caller = std::thread::current().id();
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
+    let (sender, receiver) = (Mutex::new(Some(sender)), Mutex::new(receiver));
+    let result = threads.run(2, &|_, _| {
+        if std::thread::current().id() == caller {
+            // Returns once the worker, in the other unit, has dropped the sender.
+            let _ = receiver.lock().unwrap().recv();
+        } else {
+            drop(sender.lock().unwrap().take());
+            panic!("on purpose");
+        }
+    });
+    assert_eq!(result, Err(WorkerPanicked));
+}
+
+#[test]
+fn scratch_is_kept_between_jobs() {
+    let mut threads = threads(1);
+    threads.run(3, &|unit, scratch| scratch.push(unit as u8)).unwrap();
+    threads.run(1, &|_, scratch| assert_eq!(scratch, &[0, 1, 2])).unwrap();
+}

@@ -1,0 +1,213 @@
+//! The weights in memory: matrices cut into panels of 32 outputs, still quantised, and the norms.
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use super::kernels::{BLOCK, PANEL, Q4_BYTES, Q8_BYTES};
+use super::scratch::Scratch;
+use super::threads::Threads;
+use crate::error::OpenError;
+use crate::gguf::{Gguf, TensorType};
+use crate::model::{Shape, require_tensor};
+
+/// A weight matrix of `outputs × inputs`. Outputs stand side by side in panels of 32, so that a kernel computes
+/// 32 of them in the lanes of its registers without a sum across lanes; the last panel is filled up with zeros.
+pub(super) struct Linear {
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    pub(super) panels: Panels,
+}
+
+/// The numbers, panel after panel.
+pub(super) enum Panels {
+    /// `[inputs][32]` floats a panel.
+    F32(Vec<f32>),
+    /// [`Q4_BYTES`] a block of 32 inputs.
+    Q4(Vec<u8>),
+    /// [`Q8_BYTES`] a block of 32 inputs.
+    Q8(Vec<u8>),
+}
+
+impl Linear {
+    /// Panels in the matrix.
+    pub(super) fn panel_count(&self) -> usize {
+        self.outputs.div_ceil(PANEL)
+    }
+
+    /// Cuts a GGUF tensor of `outputs` rows into panels.
+    fn repack(kind: TensorType, bytes: &[u8], outputs: usize, inputs: usize) -> Self {
+        let panels = match kind {
+            TensorType::Q4_1 => Panels::Q4(repack_q4(bytes, outputs, inputs / BLOCK)),
+            TensorType::Q8_0 => Panels::Q8(repack_q8(bytes, outputs, inputs / BLOCK)),
+            TensorType::F32 | TensorType::Other(_) => Panels::F32(repack_f32(bytes, outputs, inputs)),
+        };
+        Self { outputs, inputs, panels }
+    }
+}
+
+fn repack_f32(bytes: &[u8], outputs: usize, inputs: usize) -> Vec<f32> {
+    let mut panels = vec![0.0; outputs.next_multiple_of(PANEL) * inputs];
+    for (index, &four) in bytes.as_chunks().0.iter().enumerate() {
+        let (output, input) = (index / inputs, index % inputs);
+        panels[(output / PANEL * inputs + input) * PANEL + output % PANEL] = f32::from_le_bytes(four);
+    }
+    panels
+}
+
+/// A file's block is `d m q[16]`, where byte `i` has input `i` in its low nibble and `i + 16` in its high one.
+fn repack_q4(bytes: &[u8], outputs: usize, blocks: usize) -> Vec<u8> {
+    let mut panels = vec![0; outputs.div_ceil(PANEL) * blocks * Q4_BYTES];
+    for (index, from) in bytes.as_chunks::<20>().0.iter().enumerate() {
+        let (output, block) = (index / blocks, index % blocks);
+        let column = output % PANEL;
+        let to = &mut panels[(output / PANEL * blocks + block) * Q4_BYTES..][..Q4_BYTES];
+        to[2 * column..][..2].copy_from_slice(&from[..2]);
+        to[2 * PANEL + 2 * column..][..2].copy_from_slice(&from[2..4]);
+        let nibbles = &from[4..];
+        for pair in 0..8 {
+            let (first, second) = (nibbles[2 * pair], nibbles[2 * pair + 1]);
+            to[4 * PANEL + pair * PANEL + column] = first & 15 | second << 4;
+            to[4 * PANEL + (pair + 8) * PANEL + column] = first >> 4 | second & 0xf0;
+        }
+    }
+    panels
+}
+
+/// A file's block is `d q[32]`.
+fn repack_q8(bytes: &[u8], outputs: usize, blocks: usize) -> Vec<u8> {
+    let mut panels = vec![0; outputs.div_ceil(PANEL) * blocks * Q8_BYTES];
+    for (index, from) in bytes.as_chunks::<34>().0.iter().enumerate() {
+        let (output, block) = (index / blocks, index % blocks);
+        let column = output % PANEL;
+        let to = &mut panels[(output / PANEL * blocks + block) * Q8_BYTES..][..Q8_BYTES];
+        to[2 * column..][..2].copy_from_slice(&from[..2]);
+        for (input, &q) in from[2..].iter().enumerate() {
+            to[2 * PANEL + input * PANEL + column] = q;
+        }
+    }
+    panels
+}
+
+/// One transformer layer.
+pub(super) struct Layer {
+    pub(super) attention_norm: Vec<f32>,
+    pub(super) query: Linear,
+    pub(super) key: Linear,
+    pub(super) value: Linear,
+    pub(super) attention_output: Linear,
+    pub(super) feed_norm: Vec<f32>,
+    pub(super) gate: Linear,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+}
+
+/// The whole model.
+pub(super) struct Weights {
+    /// The token embedding; also the output where the file has none of its own.
+    pub(super) embedding: Linear,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: Vec<f32>,
+    output: Option<Linear>,
+}
+
+impl Weights {
+    /// The matrix that makes logits.
+    pub(super) fn output(&self) -> &Linear {
+        self.output.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Reads and repacks every tensor, on all threads.
+    pub(super) fn load(
+        gguf: &Gguf,
+        path: &Path,
+        shape: &Shape,
+        threads: &mut Threads<Scratch>,
+    ) -> Result<Self, OpenError> {
+        let wanted = wanted(gguf, shape);
+        let mut kinds = Vec::with_capacity(wanted.len());
+        for (name, outputs, inputs) in &wanted {
+            kinds.push(require_tensor(gguf, path, name, &[*inputs, *outputs])?);
+        }
+        let loaded: Mutex<Vec<Option<Linear>>> = Mutex::new(wanted.iter().map(|_| None).collect());
+        let failed = Mutex::new(None);
+        threads
+            .run(wanted.len(), &|unit, _| {
+                let (name, outputs, inputs) = &wanted[unit];
+                match gguf.read(name) {
+                    Ok(bytes) => {
+                        let linear = Linear::repack(kinds[unit], &bytes, *outputs, *inputs);
+                        loaded.lock().expect("no panic under this lock")[unit] = Some(linear);
+                    }
+                    Err(error) => {
+                        *failed.lock().expect("no panic under this lock") =
+                            Some(OpenError::Gguf { path: path.to_owned(), error });
+                    }
+                }
+            })
+            .map_err(|_| OpenError::WorkerPanicked)?;
+        if let Some(error) = failed.into_inner().expect("no panic under this lock") {
+            return Err(error);
+        }
+        let mut loaded = loaded.into_inner().expect("no panic under this lock").into_iter().flatten();
+        let mut next = || loaded.next().expect("every unit without an error loaded one");
+        let embedding = next();
+        let output = gguf.tensors().contains_key(OUTPUT).then(&mut next);
+        let norm = |name: &str| norm(gguf, path, name, shape.hidden);
+        let mut layers = Vec::with_capacity(shape.layers);
+        for layer in 0..shape.layers {
+            layers.push(Layer {
+                attention_norm: norm(&format!("blk.{layer}.attn_norm.weight"))?,
+                query: next(),
+                key: next(),
+                value: next(),
+                attention_output: next(),
+                feed_norm: norm(&format!("blk.{layer}.ffn_norm.weight"))?,
+                gate: next(),
+                up: next(),
+                down: next(),
+            });
+        }
+        Ok(Self { embedding, layers, norm: norm("output_norm.weight")?, output })
+    }
+}
+
+const OUTPUT: &str = "output.weight";
+
+/// Every matrix with its outputs and inputs, in the order that [`Weights::load`] takes them.
+fn wanted(gguf: &Gguf, shape: &Shape) -> Vec<(String, usize, usize)> {
+    let (hidden, feed) = (shape.hidden, shape.feed_forward);
+    let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    let mut wanted = vec![("token_embd.weight".to_owned(), shape.vocabulary, hidden)];
+    if gguf.tensors().contains_key(OUTPUT) {
+        wanted.push((OUTPUT.to_owned(), shape.vocabulary, hidden));
+    }
+    for layer in 0..shape.layers {
+        for (name, outputs, inputs) in [
+            ("attn_q", query, hidden),
+            ("attn_k", key, hidden),
+            ("attn_v", key, hidden),
+            ("attn_output", hidden, query),
+            ("ffn_gate", feed, hidden),
+            ("ffn_up", feed, hidden),
+            ("ffn_down", hidden, feed),
+        ] {
+            wanted.push((format!("blk.{layer}.{name}.weight"), outputs, inputs));
+        }
+    }
+    wanted
+}
+
+fn norm(gguf: &Gguf, path: &Path, name: &str, size: usize) -> Result<Vec<f32>, OpenError> {
+    match require_tensor(gguf, path, name, &[size])? {
+        TensorType::F32 => {}
+        kind => {
+            return Err(OpenError::UnsupportedTensorType {
+                path: path.to_owned(),
+                tensor: name.to_owned(),
+                found: kind.to_string(),
+            });
+        }
+    }
+    let bytes = gguf.read(name).map_err(|error| OpenError::Gguf { path: path.to_owned(), error })?;
+    Ok(bytes.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)).collect())
+}

@@ -1,0 +1,251 @@
+//! Why a model does not open and why a step is refused. Texts are for the operator: one sentence with the values.
+
+use std::path::PathBuf;
+
+use crate::gguf::GgufError;
+use crate::kv::KvPoolError;
+
+/// Why [`open`](crate::open) failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// There is no file at the model's path.
+    #[error(
+        "no model file at {}: run `cargo xtask demo` once to fetch the default model, or set model / --model",
+        path.display()
+    )]
+    ModelMissing {
+        /// The path that was tried.
+        path: PathBuf,
+    },
+    /// The file is not a GGUF, is truncated or is malformed.
+    #[error("{}: {error}", path.display())]
+    Gguf {
+        /// The model's path.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: GgufError,
+    },
+    /// The operating system refused to read a file.
+    #[error("{} cannot be read: {error}", path.display())]
+    Read {
+        /// The file's path.
+        path: PathBuf,
+        /// What it said.
+        error: std::io::Error,
+    },
+    /// The file is not the one whose checksum lies beside it.
+    #[error(
+        "{} has sha256 {actual}… but its .sha256 file expects {expected}…: delete the model file and fetch it again",
+        path.display()
+    )]
+    WrongChecksum {
+        /// The model's path.
+        path: PathBuf,
+        /// The first 12 hex digits beside the file.
+        expected: String,
+        /// The first 12 hex digits of the file as it is.
+        actual: String,
+    },
+    /// The `.sha256` file beside the model does not start with a sha256.
+    #[error("{} does not start with 64 hex digits: write the model's sha256 there or delete it", path.display())]
+    BadChecksumFile {
+        /// The `.sha256` file's path.
+        path: PathBuf,
+    },
+    /// The model is not a Llama.
+    #[error("{} has architecture {architecture}, but only llama is supported: choose a llama GGUF", path.display())]
+    UnsupportedArchitecture {
+        /// The model's path.
+        path: PathBuf,
+        /// `general.architecture`, or `none`.
+        architecture: String,
+    },
+    /// The model asks for something that the engine does not compute.
+    #[error("{} is not supported: {what}", path.display())]
+    UnsupportedModel {
+        /// The model's path.
+        path: PathBuf,
+        /// What is asked for and what is supported.
+        what: String,
+    },
+    /// A tensor is stored in a type that no kernel reads.
+    #[error(
+        "tensor {tensor} of {} is stored as {found}, but only F32, Q4_1 and Q8_0 are supported: choose a Q4_1 or Q8_0 file",
+        path.display()
+    )]
+    UnsupportedTensorType {
+        /// The model's path.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// Its type's name.
+        found: String,
+    },
+    /// `page_tokens` is out of bounds.
+    #[error("page_tokens is {page_tokens}: set it between 1 and {most}")]
+    BadPageTokens {
+        /// The value given.
+        page_tokens: u32,
+        /// The largest that is taken.
+        most: u32,
+    },
+    /// The KV budget holds no page, or too few tokens for any conversation.
+    #[error(
+        "kv_bytes is {kv_bytes}, which holds {pages} pages of {page_bytes} bytes: set it to at least {least}"
+    )]
+    KvTooSmall {
+        /// The budget given.
+        kv_bytes: u64,
+        /// The pages it holds.
+        pages: u64,
+        /// Bytes of one page.
+        page_bytes: u64,
+        /// The smallest budget that is taken.
+        least: u64,
+    },
+    /// `threads` is out of bounds.
+    #[error("threads is {threads}: set it between 1 and {most}")]
+    BadThreads {
+        /// The value given.
+        threads: usize,
+        /// The largest that is taken.
+        most: usize,
+    },
+    /// `step_tokens` is out of bounds.
+    #[error("step_tokens is {step_tokens}: set it between 1 and {most}")]
+    BadStepTokens {
+        /// The value given.
+        step_tokens: u32,
+        /// The largest that is taken.
+        most: u32,
+    },
+    /// The operating system gives no memory for the pool.
+    #[error(transparent)]
+    Pool(#[from] KvPoolError),
+    /// The operating system gives no thread.
+    #[error("worker thread {index} does not start: {error}")]
+    Thread {
+        /// Which of the workers.
+        index: usize,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A worker thread panicked while loading; its message is on stderr.
+    #[error("a worker thread panicked while loading the model: this is a bug, please report it")]
+    WorkerPanicked,
+}
+
+impl OpenError {
+    /// A short constant name for metrics, logs and JSON.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::ModelMissing { .. } => "model_missing",
+            Self::Gguf { error, .. } => error.kind(),
+            Self::Read { .. } => "model_unreadable",
+            Self::WrongChecksum { .. } => "wrong_checksum",
+            Self::BadChecksumFile { .. } => "bad_checksum_file",
+            Self::UnsupportedArchitecture { .. } => "unsupported_architecture",
+            Self::UnsupportedModel { .. } => "unsupported_model",
+            Self::UnsupportedTensorType { .. } => "unsupported_tensor_type",
+            Self::BadPageTokens { .. } => "bad_page_tokens",
+            Self::KvTooSmall { .. } => "kv_too_small",
+            Self::BadThreads { .. } => "bad_threads",
+            Self::BadStepTokens { .. } => "bad_step_tokens",
+            Self::Pool(_) => "kv_pool",
+            Self::Thread { .. } => "thread",
+            Self::WorkerPanicked => "worker_panicked",
+        }
+    }
+}
+
+/// Why an [`Engine`](crate::Engine) refused or failed a step.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// A chunk without tokens.
+    #[error("the chunk of sequence {sequence} is empty: give it at least one token")]
+    EmptyChunk {
+        /// The chunk's sequence.
+        sequence: u64,
+    },
+    /// More tokens than [`StepLimits`](crate::StepLimits) allows.
+    #[error("the step has {tokens} tokens, but this engine takes {limit}: split it")]
+    TooManyTokens {
+        /// Tokens of all chunks.
+        tokens: u64,
+        /// The engine's limit.
+        limit: u32,
+    },
+    /// A token id that the vocabulary does not have.
+    #[error("token {token} of sequence {sequence} is outside the vocabulary of {vocabulary}")]
+    TokenOutOfRange {
+        /// The chunk's sequence.
+        sequence: u64,
+        /// The token id.
+        token: u32,
+        /// Ids below this exist.
+        vocabulary: u32,
+    },
+    /// A position past the model's context.
+    #[error("sequence {sequence} would reach {end} tokens, but the model's context is {context_tokens}")]
+    ContextExceeded {
+        /// The chunk's sequence.
+        sequence: u64,
+        /// Tokens after this chunk.
+        end: u64,
+        /// The model's context.
+        context_tokens: u32,
+    },
+    /// A page table that does not reach the chunk's last position.
+    #[error("sequence {sequence} needs {needed} pages, but its page table has {given}")]
+    TooFewPages {
+        /// The chunk's sequence.
+        sequence: u64,
+        /// Pages that its tokens take.
+        needed: u64,
+        /// Pages in the table.
+        given: u64,
+    },
+    /// A page that the pool does not have.
+    #[error("page {page} is outside the pool of {pages} pages")]
+    PageOutOfRange {
+        /// The page's number.
+        page: u32,
+        /// Numbers below this exist.
+        pages: u32,
+    },
+    /// A page that two places of one step would write.
+    #[error("page {page} would be written twice in one step, the second time by sequence {sequence}")]
+    PageWrittenTwice {
+        /// The page's number.
+        page: u32,
+        /// The sequence of the second chunk.
+        sequence: u64,
+    },
+    /// A step polled again after its output was taken.
+    #[error("this step has already given its output")]
+    StepSpent,
+    /// A worker thread panicked in this step; its message is on stderr. The engine stays usable.
+    #[error("a worker thread panicked: the step's results are lost")]
+    WorkerPanicked,
+}
+
+impl EngineError {
+    /// A short constant name for metrics, logs and JSON.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::EmptyChunk { .. } => "empty_chunk",
+            Self::TooManyTokens { .. } => "too_many_tokens",
+            Self::TokenOutOfRange { .. } => "token_out_of_range",
+            Self::ContextExceeded { .. } => "context_exceeded",
+            Self::TooFewPages { .. } => "too_few_pages",
+            Self::PageOutOfRange { .. } => "page_out_of_range",
+            Self::PageWrittenTwice { .. } => "page_written_twice",
+            Self::StepSpent => "step_spent",
+            Self::WorkerPanicked => "worker_panicked",
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Where keys and values live: the layout of a page and the pool of pages.
+//!
+//! A page holds `page_tokens` consecutive positions of one sequence in every layer, as one contiguous run of
+//! bytes, `[layer][K,V][page_token][kv_head][head_dim]`, so that it travels to a peer as one put.
+
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU8;
+
+use serde::{Deserialize, Serialize};
+
+#[cfg(test)]
+mod tests;
+
+/// The number of a page in its pool, from 0. Means nothing in another pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PageId(pub u32);
+
+/// The number format of keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvDtype {
+    /// 32-bit IEEE 754, the machine's byte order.
+    F32,
+}
+
+impl KvDtype {
+    /// Bytes of one number.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// Which of the two tensors of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeyOrValue {
+    Key,
+    Value,
+}
+
+/// The shape of a page. Two engines whose layouts and [fingerprints](crate::ModelInfo::fingerprint) are equal
+/// may exchange pages as bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvLayout {
+    /// Transformer layers.
+    pub layers: u32,
+    /// Key/value heads of a layer.
+    pub kv_heads: u32,
+    /// Numbers in one head's key, or value.
+    pub head_dim: u32,
+    /// Positions in a page.
+    pub page_tokens: u32,
+    /// The number format.
+    pub dtype: KvDtype,
+}
+
+impl KvLayout {
+    /// Bytes of one page, all layers; `u64::MAX` when that overflows, which no pool accepts.
+    #[must_use]
+    pub fn page_bytes(&self) -> u64 {
+        let runs = u64::from(self.layers) * 2;
+        runs.saturating_mul(u64::from(self.page_tokens)).saturating_mul(self.token_bytes())
+    }
+
+    /// Bytes from one position to the next inside a layer's keys, or values.
+    fn token_bytes(&self) -> u64 {
+        (u64::from(self.kv_heads) * u64::from(self.head_dim)).saturating_mul(self.dtype.bytes())
+    }
+
+    /// Bytes from a page's start to head 0 of the position `page_token` in `layer`.
+    pub(crate) fn offset_bytes(&self, layer: u32, part: KeyOrValue, page_token: u32) -> u64 {
+        debug_assert!(layer < self.layers && page_token < self.page_tokens);
+        let run = u64::from(layer) * 2 + u64::from(part == KeyOrValue::Value);
+        (run * u64::from(self.page_tokens) + u64::from(page_token)) * self.token_bytes()
+    }
+}
+
+/// Why a pool could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KvPoolError {
+    /// A layout without bytes, no pages, or more bytes than this machine can address.
+    #[error("a KV pool of {pages} pages of {page_bytes} bytes cannot be addressed on this machine")]
+    Size {
+        /// Pages asked for.
+        pages: u32,
+        /// Bytes of one page.
+        page_bytes: u64,
+    },
+    /// The operating system refused the memory.
+    #[error("mmap of {bytes} bytes for the KV pool failed: {error}")]
+    Map {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What the system said.
+        error: std::io::Error,
+    },
+}
+
+impl KvPoolError {
+    /// A short constant name for metrics, logs and JSON.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Size { .. } => "pool_size",
+            Self::Map { .. } => "pool_map",
+        }
+    }
+}
+
+/// The memory of all pages: one anonymous mapping, zero at first, committed by the system as it is touched.
+///
+/// Peers and kernels write here side by side, so it is never a Rust slice: whoever holds [`base`](Self::base)
+/// reads and writes through raw pointers. Who may touch which page when is decided by the page allocator and the
+/// ring of credits, not here. Usable from any thread; unmapped when the last `Arc` is gone.
+#[derive(Debug)]
+pub struct KvPool {
+    base: NonNull<u8>,
+    bytes: usize,
+    pages: u32,
+    layout: KvLayout,
+}
+
+// SAFETY: the pool hands out addresses and plain numbers; reads and writes through the addresses are unsafe and
+// ordered by their callers.
+unsafe impl Send for KvPool {}
+// SAFETY: as for `Send`: no method reads or writes the memory.
+unsafe impl Sync for KvPool {}
+
+impl KvPool {
+    /// Maps `pages` pages of `layout`.
+    ///
+    /// # Errors
+    /// [`KvPoolError`] when the size is nothing or not addressable, or the system refuses it.
+    pub fn new(layout: KvLayout, pages: u32) -> Result<Self, KvPoolError> {
+        let page_bytes = layout.page_bytes();
+        let bytes = page_bytes
+            .checked_mul(u64::from(pages))
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .filter(|&bytes| bytes > 0 && isize::try_from(bytes).is_ok())
+            .ok_or(KvPoolError::Size { pages, page_bytes })?;
+        // SAFETY: a fresh anonymous mapping touches no memory that exists; the result is checked below.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(KvPoolError::Map { bytes: bytes as u64, error: std::io::Error::last_os_error() });
+        }
+        let base = NonNull::new(address.cast()).expect("mmap without a fixed address never returns null");
+        Ok(Self { base, bytes, pages, layout })
+    }
+
+    /// The first byte of page 0, aligned to the system's page size. Page `n` starts `n * page_bytes` further.
+    #[must_use]
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Bytes of all pages together.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Pages in the pool; their numbers are `0..pages`.
+    #[must_use]
+    pub fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// The shape of every page.
+    #[must_use]
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
+    }
+
+    /// The address of head 0 of a position.
+    ///
+    /// # Panics
+    /// When `page` is not in the pool, or (debug builds) the layer or position not in the page.
+    pub(crate) fn address(
+        &self,
+        page: PageId,
+        layer: u32,
+        part: KeyOrValue,
+        page_token: u32,
+    ) -> NonNull<f32> {
+        assert!(page.0 < self.pages, "page {} of {}", page.0, self.pages);
+        let offset =
+            u64::from(page.0) * self.layout.page_bytes() + self.layout.offset_bytes(layer, part, page_token);
+        // SAFETY: the page is in the pool and the offset inside the page, so the sum is inside the mapping, whose
+        // size fits `isize`.
+        unsafe { self.base.add(offset as usize).cast() }
+    }
+}
+
+/// The pool's bytes as shared cells, for whoever names this memory to a transport.
+impl AsRef<[AtomicU8]> for KvPool {
+    fn as_ref(&self) -> &[AtomicU8] {
+        // SAFETY: the mapping is `bytes` long and lives as long as the pool; cells of AtomicU8 have the layout of bytes and
+        // may be written by anybody at any time.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.bytes) }
+    }
+}
+
+impl Drop for KvPool {
+    fn drop(&mut self) {
+        // SAFETY: `base` and `bytes` are what mmap returned, unmapped once; every user holds the pool by `Arc`
+        // and so is gone.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}

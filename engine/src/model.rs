@@ -1,0 +1,264 @@
+//! What is loaded: its description, the check of its file, and the sizes the forward pass needs.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::OpenError;
+use crate::gguf::{Gguf, GgufError, TensorType};
+
+// Above any model, and small enough that no product of sizes overflows and a broken file makes no long list.
+const LAYERS_MAX: u64 = 1024;
+const HEADS_MAX: u64 = 4096;
+const SIZE_MAX: u64 = 1 << 24;
+
+/// What to open and how much of the machine to use.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The GGUF file. When `<model>.sha256` lies beside it, the file must have that checksum.
+    pub model: PathBuf,
+    /// Threads that compute, the calling one included, 1 to 256.
+    pub threads: usize,
+    /// Bytes for keys and values; rounded down to whole pages. Must hold at least 32 tokens.
+    pub kv_bytes: u64,
+    /// Positions in a page, 1 to 4096. Peers that exchange pages agree on it.
+    pub page_tokens: u32,
+    /// Most tokens in one step, 1 to 65536. Activations take about 30 × hidden size bytes for each.
+    pub step_tokens: u32,
+}
+
+/// The loaded model.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
+    /// `general.name` of the file, or the file's stem.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+    /// The file's sha256: two engines with equal fingerprints have the same weights.
+    pub fingerprint: [u8; 32],
+    /// Most tokens in a sequence.
+    pub context_tokens: u32,
+    /// Token ids are below this.
+    pub vocabulary: u32,
+    /// Tokens that end a sequence; possibly none.
+    pub eos_tokens: Vec<u32>,
+    /// Numbers in all tensors of the file; a tied output counts once.
+    pub parameters: u64,
+}
+
+/// The sizes of a Llama.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Shape {
+    pub(crate) layers: usize,
+    pub(crate) hidden: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) feed_forward: usize,
+    pub(crate) vocabulary: usize,
+    pub(crate) context_tokens: u32,
+    pub(crate) norm_epsilon: f32,
+    pub(crate) rope_theta: f32,
+}
+
+/// Opens the file and says so in the operator's words when it is not there.
+pub(crate) fn open_file(path: &Path) -> Result<Gguf, OpenError> {
+    Gguf::open(path).map_err(|error| match error {
+        GgufError::Io(error) if error.kind() == ErrorKind::NotFound => {
+            OpenError::ModelMissing { path: path.to_owned() }
+        }
+        GgufError::Io(error) => OpenError::Read { path: path.to_owned(), error },
+        error => OpenError::Gguf { path: path.to_owned(), error },
+    })
+}
+
+/// The sha256 of the file, checked against `<path>.sha256` when that exists: its first word in hex.
+pub(crate) fn fingerprint(path: &Path) -> Result<[u8; 32], OpenError> {
+    let actual = sha256(path).map_err(|error| OpenError::Read { path: path.to_owned(), error })?;
+    let beside = PathBuf::from({
+        let mut name = path.as_os_str().to_owned();
+        name.push(".sha256");
+        name
+    });
+    let text = match std::fs::read(&beside) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(actual),
+        Err(error) => return Err(OpenError::Read { path: beside, error }),
+    };
+    let expected = text.split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
+    if expected.len() != 64 || !expected.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Err(OpenError::BadChecksumFile { path: beside });
+    }
+    let actual_hex: String = actual.iter().map(|byte| format!("{byte:02x}")).collect();
+    if actual_hex != expected {
+        return Err(OpenError::WrongChecksum {
+            path: path.to_owned(),
+            expected: expected[..12].to_owned(),
+            actual: actual_hex[..12].to_owned(),
+        });
+    }
+    Ok(actual)
+}
+
+fn sha256(path: &Path) -> std::io::Result<[u8; 32]> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finalize().into()),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+}
+
+/// The file's description of itself. `fingerprint` is the file's sha256.
+pub(crate) fn describe(gguf: &Gguf, path: &Path, shape: &Shape, fingerprint: [u8; 32]) -> ModelInfo {
+    let stem =
+        || path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
+    let mut eos_tokens: Vec<u32> = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"]
+        .iter()
+        .filter_map(|key| u32::try_from(gguf.u64(key)?).ok())
+        .filter(|&token| (token as usize) < shape.vocabulary)
+        .collect();
+    eos_tokens.dedup();
+    ModelInfo {
+        name: gguf.str("general.name").map_or_else(stem, str::to_owned),
+        path: path.to_owned(),
+        fingerprint,
+        context_tokens: shape.context_tokens,
+        vocabulary: shape.vocabulary as u32,
+        eos_tokens,
+        parameters: gguf.tensors().values().map(crate::gguf::Tensor::elements).sum(),
+    }
+}
+
+impl Shape {
+    /// Reads the sizes and refuses whatever the forward pass does not compute.
+    pub(crate) fn read(gguf: &Gguf, path: &Path) -> Result<Self, OpenError> {
+        let unsupported = |what: String| OpenError::UnsupportedModel { path: path.to_owned(), what };
+        let architecture = gguf.str("general.architecture").unwrap_or("none");
+        if architecture != "llama" {
+            return Err(OpenError::UnsupportedArchitecture {
+                path: path.to_owned(),
+                architecture: architecture.to_owned(),
+            });
+        }
+        let size_up_to = |key: &str, most: u64| {
+            gguf.u64(key)
+                .filter(|value| (1..=most).contains(value))
+                .map(|value| value as usize)
+                .ok_or_else(|| unsupported(format!("{key} is missing or not between 1 and {most}")))
+        };
+        let size = |key: &str| size_up_to(key, SIZE_MAX);
+        let heads_or_dimensions = |key: &str| size_up_to(key, HEADS_MAX);
+        let (hidden, heads) =
+            (size("llama.embedding_length")?, heads_or_dimensions("llama.attention.head_count")?);
+        let kv_heads = match gguf.u64("llama.attention.head_count_kv") {
+            None => heads,
+            Some(_) => heads_or_dimensions("llama.attention.head_count_kv")?,
+        };
+        let head_dim = match gguf.u64("llama.attention.key_length") {
+            None => hidden / heads,
+            Some(_) => heads_or_dimensions("llama.attention.key_length")?,
+        };
+        let vocabulary = gguf
+            .tensors()
+            .get("token_embd.weight")
+            .and_then(|tensor| tensor.dimensions.get(1))
+            .filter(|rows| (1..=SIZE_MAX).contains(*rows))
+            .map(|&rows| rows as usize)
+            .ok_or_else(|| unsupported("token_embd.weight is missing or not a matrix".to_owned()))?;
+        let float = |key: &str, fallback: Option<f32>| {
+            gguf.f32(key)
+                .or(fallback)
+                .filter(|value| value.is_finite() && *value > 0.0)
+                .ok_or_else(|| unsupported(format!("{key} is missing or not positive")))
+        };
+        let shape = Self {
+            layers: size_up_to("llama.block_count", LAYERS_MAX)?,
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            feed_forward: size("llama.feed_forward_length")?,
+            vocabulary,
+            context_tokens: size("llama.context_length")? as u32,
+            norm_epsilon: float("llama.attention.layer_norm_rms_epsilon", None)?,
+            rope_theta: float("llama.rope.freq_base", Some(10_000.0))?,
+        };
+        shape.check(gguf).map_err(unsupported)?;
+        Ok(shape)
+    }
+
+    fn check(&self, gguf: &Gguf) -> Result<(), String> {
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(format!("{} heads do not share {} KV heads evenly", self.heads, self.kv_heads));
+        }
+        for (name, size) in
+            [("embedding", self.hidden), ("head", self.head_dim), ("feed-forward", self.feed_forward)]
+        {
+            if size == 0 || !size.is_multiple_of(32) {
+                return Err(format!("the {name} size is {size}, but it must be a multiple of 32"));
+            }
+        }
+        for key in ["llama.rope.dimension_count", "llama.attention.value_length"] {
+            if let Some(value) = gguf.u64(key).filter(|&value| value != self.head_dim as u64) {
+                return Err(format!("{key} is {value}, but it must be the head size, {}", self.head_dim));
+            }
+        }
+        if let Some(scaling) = gguf.str("llama.rope.scaling.type").filter(|&scaling| scaling != "none") {
+            return Err(format!("it scales RoPE ({scaling}), which is not computed here"));
+        }
+        let known = self.tensor_names();
+        match gguf.tensors().keys().find(|name| !known.contains(*name)) {
+            Some(name) => Err(format!("it has a tensor {name}, which is not computed here")),
+            None => Ok(()),
+        }
+    }
+
+    fn tensor_names(&self) -> std::collections::HashSet<String> {
+        let whole = ["token_embd", "output_norm", "output"].map(|name| format!("{name}.weight"));
+        let of_layer = [
+            "attn_norm",
+            "attn_q",
+            "attn_k",
+            "attn_v",
+            "attn_output",
+            "ffn_norm",
+            "ffn_gate",
+            "ffn_up",
+            "ffn_down",
+        ];
+        let layers =
+            (0..self.layers).flat_map(|layer| of_layer.map(|name| format!("blk.{layer}.{name}.weight")));
+        whole.into_iter().chain(layers).collect()
+    }
+}
+
+/// The type of a tensor of exactly these dimensions, or why it cannot be used.
+pub(crate) fn require_tensor(
+    gguf: &Gguf,
+    path: &Path,
+    name: &str,
+    dimensions: &[usize],
+) -> Result<TensorType, OpenError> {
+    let unsupported = |what: String| OpenError::UnsupportedModel { path: path.to_owned(), what };
+    let tensor = gguf.tensors().get(name).ok_or_else(|| unsupported(format!("tensor {name} is missing")))?;
+    if !tensor.dimensions.iter().copied().eq(dimensions.iter().map(|&size| size as u64)) {
+        return Err(unsupported(format!(
+            "tensor {name} is {:?}, expected {dimensions:?}",
+            tensor.dimensions
+        )));
+    }
+    match tensor.kind {
+        TensorType::Other(_) => Err(OpenError::UnsupportedTensorType {
+            path: path.to_owned(),
+            tensor: name.to_owned(),
+            found: tensor.kind.to_string(),
+        }),
+        kind => Ok(kind),
+    }
+}

@@ -1,0 +1,15 @@
+#!/bin/sh
+# A chat: the frontend renders the messages with the model's own template and answers as the assistant.
+set -eu
+
+curl --silent --show-error --fail-with-body "http://127.0.0.1:${PORT:-9000}/v1/chat/completions" \
+    --header 'content-type: application/json' \
+    --data-binary '{
+        "messages": [
+            {"role": "system", "content": "You answer in one sentence."},
+            {"role": "user", "content": "Why is the sky blue?"}
+        ],
+        "max_tokens": 64,
+        "temperature": 0
+    }'
+echo

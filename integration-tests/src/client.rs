@@ -1,0 +1,82 @@
+//! A client of the HTTP ports.
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::process::PATIENCE;
+
+/// POSTs JSON; status and body.
+///
+/// # Errors
+/// No answer in time, or one that is no JSON.
+pub fn post(address: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(PATIENCE))
+        .http_status_as_error(false)
+        .build()
+        .into();
+    let mut response = agent.post(format!("http://{address}{path}")).send_json(body)?;
+    let status = response.status().as_u16();
+    Ok((status, response.body_mut().read_json()?))
+}
+
+/// GETs JSON; status and body.
+///
+/// # Errors
+/// No answer in time, or one that is no JSON.
+pub fn get(address: &str, path: &str) -> Result<(u16, Value)> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(PATIENCE))
+        .http_status_as_error(false)
+        .build()
+        .into();
+    let mut response = agent.get(format!("http://{address}{path}")).call()?;
+    let status = response.status().as_u16();
+    Ok((status, response.body_mut().read_json()?))
+}
+
+/// What a completion gave.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Ids of the prompt as the server saw it.
+    pub prompt_ids: Vec<u32>,
+    /// Ids sampled.
+    pub ids: Vec<u32>,
+    /// Their text.
+    pub text: String,
+    /// The `timings` object.
+    pub timings: Value,
+}
+
+/// Asks for `tokens` greedy tokens, end-of-sequence ignored, for a prompt or for messages.
+///
+/// # Errors
+/// Anything but an answer with status 200.
+pub fn complete(address: &str, input: &Value, tokens: u32) -> Result<Answer> {
+    let (path, key) = match input {
+        Value::Array(items) if items.iter().any(Value::is_object) => ("/v1/chat/completions", "messages"),
+        _ => ("/v1/completions", "prompt"),
+    };
+    let body = json!({
+        key: input, "max_tokens": tokens, "temperature": 0, "ignore_eos": true,
+        "return_token_ids": true, "return_timings": true,
+    });
+    let (status, answer) = post(address, path, &body)?;
+    if status != 200 {
+        bail!("{path} answered {status}: {answer}");
+    }
+    let choice = &answer["choices"][0];
+    let ids = |value: &Value| -> Result<Vec<u32>> {
+        serde_json::from_value(value.clone()).with_context(|| format!("token ids in {answer}"))
+    };
+    // Completions carry the prompt's ids in the choice, chats beside the choices.
+    let prompt = [&choice["prompt_token_ids"], &answer["prompt_token_ids"]];
+    let prompt = prompt.into_iter().find(|ids| ids.is_array()).context("the prompt's ids")?;
+    let text = choice["text"].as_str().or(choice["message"]["content"].as_str()).context("the text")?;
+    Ok(Answer {
+        prompt_ids: ids(prompt)?,
+        ids: ids(&choice["token_ids"])?,
+        text: text.to_owned(),
+        timings: answer["timings"].clone(),
+    })
+}

@@ -1,0 +1,106 @@
+//! How processes begin, live together and end.
+
+use anyhow::{Context, Result};
+use integration_tests::client::{complete, get, post};
+use integration_tests::process::{Pair, start_local, start_receiver, start_sender};
+use serde_json::{Value, json};
+
+fn prompt() -> Value {
+    json!("The lighthouse keeper counted the ships")
+}
+
+#[test]
+fn a_pair_serves_on_every_port_and_ends_on_sigterm() -> Result<()> {
+    let mut pair = Pair::start(&[])?;
+    let everywhere =
+        [pair.frontend.clone(), pair.receiver.address("http.port")?, pair.sender.address("http.port")?];
+    let mut ids = Vec::new();
+    for (port, disaggregated) in everywhere.iter().zip([true, false, false]) {
+        let answer = complete(port, &prompt(), 8)?;
+        assert_eq!(answer.timings["disaggregated"], disaggregated, "{port}: {}", answer.timings);
+        ids.push(answer.ids);
+        let (status, models) = get(port, "/v1/models")?;
+        assert_eq!((status, &models["data"][0]["id"]), (200, &json!("SmolLM2-135M-Instruct")), "{models}");
+        let (status, health) = get(port, "/health")?;
+        assert_eq!((status, &health["status"], &health["peers"]), (200, &json!("ok"), &json!(1)), "{health}");
+    }
+    assert!(ids.iter().all(|other| *other == ids[0]), "{ids:?}");
+    for process in [&mut pair.sender, &mut pair.receiver] {
+        process.signal("-TERM")?;
+        let status = process.wait()?;
+        assert_eq!(status.code(), Some(0), "{}", process.log());
+        assert!(process.log().lines().last().context("a log")?.contains("ended"), "{}", process.log());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_receiver_serves_alone_until_a_sender_comes_and_after_it_is_killed() -> Result<()> {
+    let receiver = start_receiver(&[])?;
+    let frontend = receiver.address("frontend.port")?;
+    let alone = complete(&frontend, &prompt(), 8)?;
+    assert_eq!(alone.timings["disaggregated"], false);
+    for _ in 0..2 {
+        let sender = start_sender(&receiver, &[])?;
+        sender.wait_line(&["receiver ready"])?;
+        // The receiver's own line for this sender: it names the process.
+        receiver.wait_line(&["sender ready", &format!("pid={}", sender.pid())])?;
+        let answer = complete(&frontend, &prompt(), 8)?;
+        assert_eq!(answer.timings["prefill_pid"], sender.pid(), "{}", answer.timings);
+        assert_eq!(answer.ids, alone.ids);
+        sender.signal("-KILL")?;
+        drop(sender);
+        let answer = complete(&frontend, &prompt(), 8)?;
+        assert_eq!(answer.ids, alone.ids, "a lost sender changes no word");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_sender_waits_for_its_receiver() -> Result<()> {
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let link = format!("link.port={port}");
+    let sender = integration_tests::process::Process::start(
+        &["--role", "sender", "--set", "http.port=0", "--set", &link],
+        &[],
+    )?;
+    sender.wait_line(&["cannot be reached yet"])?;
+    let receiver = integration_tests::process::Process::start(
+        &["--role", "receiver", "--set", "http.port=0", "--set", "frontend.port=0", "--set", &link],
+        &[],
+    )?;
+    receiver.wait_line(&["sender ready"])?;
+    let answer = complete(&receiver.address("frontend.port")?, &prompt(), 4)?;
+    assert_eq!(answer.timings["disaggregated"], true, "{}", answer.timings);
+    Ok(())
+}
+
+#[test]
+fn a_request_in_flight_finishes_before_the_process_ends() -> Result<()> {
+    let (mut local, address) = start_local(&[])?;
+    let body = json!({"prompt": "Once", "max_tokens": 48, "temperature": 0, "ignore_eos": true});
+    let client = std::thread::spawn({
+        let address = address.clone();
+        move || post(&address, "/v1/completions", &body)
+    });
+    while get(&address, "/health")?.1["live_requests"] != 1 {
+        std::thread::yield_now();
+    }
+    local.signal("-TERM")?;
+    let (status, answer) = client.join().expect("no panic")?;
+    assert_eq!((status, &answer["usage"]["completion_tokens"]), (200, &json!(48)), "{answer}");
+    assert_eq!(local.wait()?.code(), Some(0), "{}", local.log());
+    Ok(())
+}
+
+#[test]
+fn a_wrong_secret_is_refused_and_a_right_one_is_not() -> Result<()> {
+    let receiver = start_receiver(&["link.secret=open-sesame"])?;
+    let mut stranger = start_sender(&receiver, &["link.secret=guess"])?;
+    assert_eq!(stranger.wait()?.code(), Some(1));
+    assert!(stranger.log().contains("link.secret"), "{}", stranger.log());
+    let friend = start_sender(&receiver, &["link.secret=open-sesame"])?;
+    friend.wait_line(&["receiver ready"])?;
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! The same words come out: transformers in float32, one process, and two processes with a hand-over between them.
+
+use anyhow::{Result, ensure};
+use integration_tests::client::{Answer, complete};
+use integration_tests::fixtures::{Prompt, prompts};
+use integration_tests::process::{Pair, start_local};
+
+const TOKENS: u32 = 32;
+
+/// Compares with the reference up to its first near tie.
+fn check(prompt: &Prompt, answer: &Answer, from: &str) -> Result<()> {
+    let name = &prompt.name;
+    ensure!(answer.prompt_ids == prompt.prompt_ids, "{name}: tokenised otherwise: {:?}", answer.prompt_ids);
+    ensure!(answer.ids.len() == TOKENS as usize, "{name}: {} tokens came from {from}", answer.ids.len());
+    let firm = prompt.firm();
+    ensure!(
+        answer.ids[..firm] == prompt.ids[..firm],
+        "{name}: {from} gave\n{:?}\nand transformers\n{:?} (firm up to {firm})",
+        answer.ids,
+        prompt.ids
+    );
+    Ok(())
+}
+
+#[test]
+fn sixty_prompts_through_a_pair_and_alone() -> Result<()> {
+    let prompts = prompts()?;
+    assert_eq!(prompts.len(), 60);
+    let (local, alone) = start_local(&[])?;
+    let mut answers = Vec::new();
+    for prompt in &prompts {
+        let answer = complete(&alone, &prompt.input(), TOKENS)?;
+        check(prompt, &answer, "one process")?;
+        answers.push(answer.ids);
+    }
+    drop(local);
+    let pair = Pair::start(&[])?;
+    let (mut exact, mut pages) = (0, 0);
+    for (prompt, alone) in prompts.iter().zip(&answers) {
+        let answer = complete(&pair.frontend, &prompt.input(), TOKENS)?;
+        check(prompt, &answer, "the pair")?;
+        assert_eq!(&answer.ids, alone, "{}: the pair differs from one process", prompt.name);
+        assert_eq!(answer.timings["disaggregated"], true, "{}: {}", prompt.name, answer.timings);
+        assert_eq!(answer.timings["prefill_pid"], pair.sender.pid(), "{}", prompt.name);
+        assert_eq!(answer.timings["decode_pid"], pair.receiver.pid(), "{}", prompt.name);
+        let expect = prompt.prompt_ids.len().div_ceil(16) as u64;
+        assert_eq!(answer.timings["pages"], expect, "{}: {}", prompt.name, answer.timings);
+        pages += expect;
+        exact += usize::from(answer.ids == prompt.ids);
+        for tie in &prompt.near_ties {
+            println!("near tie: {} at new token {} (gap {:.1e})", prompt.name, tie.position, tie.gap);
+        }
+    }
+    println!("{exact} of {} prompts equal transformers for all {TOKENS} tokens; {pages} pages handed over", prompts.len());
+    Ok(())
+}
+
+#[test]
+fn a_ring_of_one_page_carries_a_prompt_of_800_tokens() -> Result<()> {
+    let prompt = prompts()?.into_iter().max_by_key(|prompt| prompt.prompt_ids.len()).expect("there are 60");
+    assert_eq!(prompt.prompt_ids.len(), 800);
+    let pair = Pair::start(&["ring.bytes=1"])?;
+    let answer = complete(&pair.frontend, &prompt.input(), TOKENS)?;
+    check(&prompt, &answer, "the pair")?;
+    assert_eq!(answer.timings["pages"], 50, "{}", answer.timings);
+    println!("ring of 1 page: {}", answer.timings);
+    Ok(())
+}

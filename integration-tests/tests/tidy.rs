@@ -1,0 +1,157 @@
+//! The rules of the tree that a program can check.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use runtime::config::{Config, Role, Surroundings};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").to_owned()
+}
+
+/// Every file below `folder` whose name ends in `end`, build output aside.
+fn files(folder: &Path, end: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() && !name.starts_with('.') && name != "target" && name != "carry" {
+            found.extend(files(&path, end)?);
+        } else if path.is_file() && name.ends_with(end) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn sources() -> Result<Vec<(String, String)>> {
+    let root = root();
+    files(&root, ".rs")?
+        .into_iter()
+        .map(|path| {
+            let name = path.strip_prefix(&root)?.display().to_string();
+            Ok((name, fs::read_to_string(&path)?))
+        })
+        .collect()
+}
+
+/// Names of a manifest's ordinary dependencies.
+fn dependencies(manifest: &str) -> BTreeSet<String> {
+    let mut section = "";
+    let mut names = BTreeSet::new();
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            section = line;
+        } else if section == "[dependencies]"
+            && let Some((name, _)) = line.split_once(['.', ' ', '='])
+            && !name.starts_with('#')
+        {
+            names.insert(name.to_owned());
+        }
+    }
+    names
+}
+
+#[test]
+fn crates_import_in_one_direction() -> Result<()> {
+    let ours = ["runtime", "actors", "connector", "engine", "ucx-sys"];
+    let expect: [(&str, &[&str]); 5] = [
+        ("runtime", &["actors", "connector", "engine"]),
+        ("actors", &["connector", "engine"]),
+        ("connector", &["ucx-sys"]),
+        ("engine", &[]),
+        ("connector/ucx-sys", &[]),
+    ];
+    for (krate, allowed) in expect {
+        let manifest = fs::read_to_string(root().join(krate).join("Cargo.toml"))?;
+        let used: Vec<String> =
+            dependencies(&manifest).into_iter().filter(|name| ours.contains(&name.as_str())).collect();
+        assert_eq!(used, allowed, "{krate} may import these crates of ours and no other");
+    }
+    let names = |krate: &str| Ok::<_, anyhow::Error>(dependencies(&fs::read_to_string(root().join(krate).join("Cargo.toml"))?));
+    for krate in ["connector", "engine"] {
+        assert!(!names(krate)?.contains("actix"), "{krate} knows nothing of actors");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_file_says_what_it_is_about() -> Result<()> {
+    for (name, text) in sources()? {
+        let is_tests = name.ends_with("tests.rs");
+        assert!(text.starts_with("//!") || is_tests, "{name} has no module doc");
+        assert!(!name.ends_with("mod.rs"), "{name}: files are foo.rs + foo/");
+        let lines = text.lines().count();
+        assert!(lines <= 600, "{name} has {lines} lines and wants to be two");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_belongs_to_one_place_stays_there() -> Result<()> {
+    let check = |needle: &str, allowed: &[&str]| -> Result<()> {
+        for (name, text) in sources()? {
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//")).any(|line| line.contains(needle));
+            let fine = allowed.iter().any(|place| name.starts_with(place)) || name == "integration-tests/tests/tidy.rs";
+            assert!(!code || fine, "{name} names {needle:?}, which belongs to {allowed:?}");
+        }
+        Ok(())
+    };
+    check("bincode::", &["connector/src/wire.rs"])?;
+    check("actix_web", &["runtime/src/frontend", "runtime/src/roles.rs"])?;
+    check("unsafe {", &["connector/", "engine/", "xtask/"])?;
+    // Tests, and what starts processes, look at their own surroundings.
+    let programs = ["runtime/src/config/", "xtask/", "integration-tests/", "connector/tests/", "connector/examples/", "engine/examples/", "connector/src/ucx/tests", "engine/src/testing.rs"];
+    check("env::var", &programs)?;
+    for krate in ["runtime", "actors", "integration-tests"] {
+        let lib = fs::read_to_string(root().join(krate).join("src/lib.rs"))?;
+        assert!(lib.contains("#![forbid(unsafe_code)]"), "{krate} forbids unsafe code");
+    }
+    Ok(())
+}
+
+#[test]
+fn words_that_mean_something_else_are_not_used() -> Result<()> {
+    let words = ["slot", "scatter", "gather"];
+    for (name, text) in sources()? {
+        if name == "integration-tests/tests/tidy.rs" {
+            continue;
+        }
+        let found = text
+            .split(|c: char| !c.is_ascii_alphabetic())
+            .find(|word| words.iter().any(|bad| word.to_ascii_lowercase().trim_end_matches('s') == *bad));
+        assert_eq!(found, None, "{name}: say page, credit or put");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_config_file_loads_for_its_role() -> Result<()> {
+    let surroundings = || Surroundings::from_variables([("HOME".into(), "/home/somebody".into())], 2);
+    let files = files(&root().join("configs"), ".yaml")?;
+    assert!(files.len() >= 3, "{files:?}");
+    for file in files {
+        let role = match file.file_stem().unwrap_or_default().to_str() {
+            Some("receiver") => Role::Receiver,
+            Some("sender") => Role::Sender,
+            Some("local") => Role::Local,
+            other => panic!("{other:?} is the name of no role"),
+        };
+        if let Err(errors) = Config::load(role, Some(&file), &[], surroundings()) {
+            panic!("{}: {:?}", file.display(), errors.0.iter().map(ToString::to_string).collect::<Vec<_>>());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_key_is_documented() -> Result<()> {
+    let page = fs::read_to_string(root().join("docs/configuration.md"))?;
+    for key in runtime::config::keys() {
+        assert!(page.contains(&format!("`{}`", key.name)), "docs/configuration.md does not explain {}", key.name);
+    }
+    Ok(())
+}

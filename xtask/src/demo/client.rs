@@ -1,0 +1,146 @@
+//! The HTTP client: health, and a chat whose pieces are handed over as they come.
+
+use std::fmt;
+use std::io::BufReader;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use ureq::Agent;
+
+use super::sse;
+
+/// Whole answer: 128 tokens take seconds; a machine under load may need minutes.
+const ANSWER_WITHIN: Duration = Duration::from_secs(300);
+const HEALTH_WITHIN: Duration = Duration::from_secs(2);
+
+/// What came of asking for the health.
+pub(super) enum Health {
+    /// The status and the body, `null` when it is not JSON.
+    Answer(u16, Value),
+    /// Nobody answered.
+    Silent(String),
+}
+
+impl Health {
+    /// Whether the receiver is up and at least one sender is connected.
+    pub(super) fn is_ready(&self) -> bool {
+        match self {
+            Self::Answer(200, body) => {
+                body["status"] == "ok" && body["peers"].as_u64().is_some_and(|peers| peers >= 1)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Ends a sentence that starts with the address.
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answer(status, body) => write!(f, "answers {status} with {body}"),
+            Self::Silent(error) => write!(f, "does not answer: {error}"),
+        }
+    }
+}
+
+/// A whole answer.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Answer {
+    pub(super) text: String,
+    /// The `timings` object of the last chunk that had one.
+    pub(super) timings: Option<Value>,
+}
+
+fn agent(within: Duration) -> Agent {
+    // Loopback: whatever proxy the environment names is not for us.
+    let config = Agent::config_builder().proxy(None).http_status_as_error(false);
+    config.timeout_global(Some(within)).build().into()
+}
+
+/// Asks the frontend how it is.
+pub(super) fn health(port: u16) -> Health {
+    match agent(HEALTH_WITHIN).get(format!("http://127.0.0.1:{port}/health")).call() {
+        Ok(mut response) => {
+            let body = response.body_mut().read_json().unwrap_or(Value::Null);
+            Health::Answer(response.status().as_u16(), body)
+        }
+        Err(error) => Health::Silent(error.to_string()),
+    }
+}
+
+/// Sends a streaming chat request and gives every piece of text to `piece` as it comes.
+pub(super) fn chat(port: u16, body: &Value, mut piece: impl FnMut(&str)) -> Result<Answer> {
+    let url = format!("http://127.0.0.1:{port}/v1/chat/completions");
+    let mut response =
+        agent(ANSWER_WITHIN).post(&url).send_json(body).with_context(|| format!("cannot ask {url}"))?;
+    if response.status() != 200 {
+        let body = response.body_mut().read_to_string().unwrap_or_default();
+        bail!("{url} answers {}: {}", response.status(), body.trim());
+    }
+    let mut answer = Answer::default();
+    sse::for_each(BufReader::new(response.into_body().into_reader()), |data| {
+        let chunk: Value =
+            serde_json::from_str(data).with_context(|| format!("event is not JSON: {data}"))?;
+        take(&mut answer, &chunk, &mut piece)
+    })?;
+    Ok(answer)
+}
+
+/// Adds one chunk to the answer.
+fn take(answer: &mut Answer, chunk: &Value, piece: &mut impl FnMut(&str)) -> Result<()> {
+    if let Some(error) = chunk.get("error") {
+        bail!("the server failed while answering: {}", error["message"].as_str().unwrap_or("no message"));
+    }
+    if let Some(text) = chunk["choices"][0]["delta"]["content"].as_str() {
+        piece(text);
+        answer.text.push_str(text);
+    }
+    if let Some(timings) = chunk.get("timings").filter(|timings| timings.is_object()) {
+        answer.timings = Some(timings.clone());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn chunks_add_up() {
+        let mut answer = Answer::default();
+        let mut pieces = Vec::new();
+        for chunk in [
+            json!({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}),
+            json!({"choices": [{"index": 0, "delta": {"content": "The"}}], "timings": null}),
+            json!({"choices": [{"index": 0, "delta": {"content": " end"}, "finish_reason": "stop"}]}),
+            json!({"choices": [], "usage": {"prompt_tokens": 3}, "timings": {"pages": 1}}),
+        ] {
+            take(&mut answer, &chunk, &mut |text: &str| pieces.push(text.to_owned())).unwrap();
+        }
+        assert_eq!(answer, Answer { text: "The end".into(), timings: Some(json!({"pages": 1})) });
+        assert_eq!(pieces, ["", "The", " end"]);
+    }
+
+    #[test]
+    fn an_error_event_ends_the_answer() {
+        let chunk = json!({"error": {"message": "deadline passed", "type": "InternalServerError"}});
+        let error = take(&mut Answer::default(), &chunk, &mut |_: &str| ()).unwrap_err().to_string();
+        assert!(error.contains("deadline passed"), "{error}");
+    }
+
+    #[test]
+    fn ready_means_ok_with_a_peer() {
+        for (status, body, expect) in [
+            (200, json!({"status": "ok", "role": "receiver", "pid": 7, "peers": 1}), true),
+            (200, json!({"status": "ok", "peers": 0}), false),
+            (200, json!({"status": "degraded", "peers": 1}), false),
+            (200, Value::Null, false),
+            (503, json!({"status": "ok", "peers": 1}), false),
+        ] {
+            assert_eq!(Health::Answer(status, body.clone()).is_ready(), expect, "{status} {body}");
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! What the demo asks for, and what it takes for success.
+
+use super::*;
+
+fn timeline(disaggregated: bool, prefill: u32, decode: u32) -> Timeline {
+    let timings = json!({
+        "disaggregated": disaggregated, "prefill_pid": prefill, "decode_pid": decode, "prompt_tokens": 1,
+        "completion_tokens": 1, "prefill_ms": 1.0, "pages": 1, "bytes": 1, "transfer_ms": 1.0,
+        "exposed_ms": 0.0, "first_token_ms": 1.0, "decode_ms": 1.0,
+    });
+    Timeline::from_json(Some(&timings)).unwrap()
+}
+
+#[test]
+fn only_two_processes_and_a_text_are_a_success() {
+    let (receiver, sender) = (11, 12);
+    for (text, timeline, expect) in [
+        ("Paris.", timeline(true, sender, receiver), None),
+        (" \n", timeline(true, sender, receiver), Some("answer is empty")),
+        ("Paris.", timeline(false, sender, receiver), Some("not disaggregated")),
+        ("Paris.", timeline(true, receiver, receiver), Some("claims both")),
+        ("Paris.", timeline(true, 13, receiver), Some("but sender and receiver are 12 and 11")),
+    ] {
+        let answer = Answer { text: text.into(), timings: None };
+        match (judge(&answer, &timeline, (receiver, sender)), expect) {
+            (Ok(()), None) => {}
+            (Err(error), Some(words)) => assert!(error.to_string().contains(words), "{error}"),
+            (result, expect) => panic!("{result:?}, expected {expect:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_binary_is_found_in_cargos_messages() {
+    let messages = r#"{"reason":"compiler-artifact","target":{"name":"serde"},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"runtime","kind":["lib"]},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"runtime","kind":["bin"]},"executable":"/t/release/runtime"}
+{"reason":"build-finished","success":true}"#;
+    assert_eq!(executable(messages), Some(PathBuf::from("/t/release/runtime")));
+    assert_eq!(executable("not json\n"), None);
+}
+
+#[test]
+fn the_curl_line_names_the_frontend() {
+    let ports = Ports { link: 1, receiver_http: 2, sender_http: 3, frontend: 4 };
+    assert!(curl_line(ports).contains("http://127.0.0.1:4/v1/chat/completions"));
+}

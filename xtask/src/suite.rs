@@ -1,0 +1,112 @@
+//! `cargo xtask test`: everything that decides whether a change is right, cheapest first, up to the first failure.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{fetch, place};
+
+/// One cargo command of the suite.
+struct Step {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    variable: Option<(&'static str, &'static str)>,
+}
+
+impl Step {
+    const fn new(name: &'static str, arguments: &'static [&'static str]) -> Self {
+        Self { name, arguments, variable: None }
+    }
+
+    fn line(&self) -> String {
+        let variable = self.variable.map(|(name, value)| format!("{name}={value} ")).unwrap_or_default();
+        format!("{variable}cargo {}", self.arguments.join(" "))
+    }
+
+    fn command(&self) -> Command {
+        let mut cargo = place::cargo();
+        cargo.args(self.arguments).envs(self.variable);
+        cargo
+    }
+}
+
+/// The steps in their order. Tests of processes start the `runtime` binary, so it is built before them.
+fn steps(nextest: bool) -> Vec<Step> {
+    let mut steps = vec![
+        Step::new("format", &["fmt", "--all", "--check"]),
+        Step::new("clippy", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
+        Step {
+            name: "docs",
+            arguments: &["doc", "--workspace", "--no-deps", "--locked"],
+            variable: Some(("RUSTDOCFLAGS", "-Dwarnings")),
+        },
+        Step::new("build", &["build", "-p", "runtime", "--locked"]),
+    ];
+    if nextest {
+        // nextest leaves the examples in the documentation out.
+        steps.push(Step::new("doc tests", &["test", "--doc", "--workspace", "--locked", "--quiet"]));
+        steps.push(Step::new("tests", &["nextest", "run", "--workspace", "--locked"]));
+    } else {
+        steps.push(Step::new("tests", &["test", "--workspace", "--locked"]));
+    }
+    steps
+}
+
+/// Runs the suite and prints a table of its steps, also when one fails.
+pub(crate) fn run() -> Result<()> {
+    let start = Instant::now();
+    println!("== fetch");
+    fetch::run()?;
+    let mut table = vec![("fetch", start.elapsed())];
+    let outcome = steps(has_nextest()).iter().try_for_each(|step| {
+        println!("\n== {}: {}", step.name, step.line());
+        let begin = Instant::now();
+        let status = step.command().status().context("cannot start cargo")?;
+        table.push((step.name, begin.elapsed()));
+        if !status.success() {
+            bail!("{} failed: `{}` ended with {status}", step.name, step.line());
+        }
+        Ok(())
+    });
+    table.push(("in all", start.elapsed()));
+    println!("\n{}", render(&table));
+    outcome
+}
+
+fn has_nextest() -> bool {
+    let mut probe = place::cargo();
+    probe.args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
+    probe.status().is_ok_and(|status| status.success())
+}
+
+fn render(table: &[(&str, Duration)]) -> String {
+    let row = |(name, took): &(&str, Duration)| format!("  {name:<10} {:>8.1} s", took.as_secs_f64());
+    table.iter().map(row).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_come_last_and_the_binary_before_them() {
+        for nextest in [false, true] {
+            let names: Vec<_> = steps(nextest).iter().map(|step| step.name).collect();
+            assert_eq!(names.last(), Some(&"tests"));
+            assert_eq!(names[..4], ["format", "clippy", "docs", "build"]);
+        }
+    }
+
+    #[test]
+    fn a_step_shows_the_line_that_repeats_it() {
+        let docs = &steps(true)[2];
+        assert_eq!(docs.line(), "RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --locked");
+    }
+
+    #[test]
+    fn the_table_lines_up() {
+        let table = render(&[("fetch", Duration::from_millis(40)), ("tests", Duration::from_secs(123))]);
+        assert_eq!(table, "  fetch           0.0 s\n  tests         123.0 s");
+    }
+}
