@@ -121,6 +121,7 @@ pub struct PeerLink {
     side: Side,
     peers: HashMap<SessionId, Peer>,
     ready: Arc<AtomicU32>,
+    closing: bool,
     vitals: Vitals,
 }
 
@@ -134,7 +135,7 @@ impl PeerLink {
         vitals: Vitals,
     ) -> Self {
         let state = PeerLinkState::default();
-        Self { state, identity, transport, side, peers: HashMap::new(), ready, vitals }
+        Self { state, identity, transport, side, peers: HashMap::new(), ready, closing: false, vitals }
     }
 
     fn perform(&mut self, actions: Vec<Action>, ctx: &mut Context<Self>) {
@@ -148,7 +149,12 @@ impl PeerLink {
                 Action::Welcome(session, descriptor) => self.welcome(session, descriptor, ctx),
                 Action::End(session, reason) => {
                     if let Some(peer) = self.peers.get_mut(&session) {
-                        tracing::warn!(%session, peer = %peer.incarnation, address = peer.address, reason, "session over");
+                        let (peer_name, address) = (peer.incarnation, &peer.address);
+                        if self.closing {
+                            tracing::info!(%session, peer = %peer_name, address, reason, "session over");
+                        } else {
+                            tracing::warn!(%session, peer = %peer_name, address, reason, "session over");
+                        }
                         peer.frames = None;
                         peer.pending = None;
                     }
@@ -158,9 +164,9 @@ impl PeerLink {
                 }
                 Action::Drained { session, drained } => {
                     if let Some(peer) = self.peers.remove(&session)
-                        && let Some(over) = peer.over
+                        && let Some(over) = peer.over.filter(|_| !self.closing)
                     {
-                        // The dialling task may have ended first.
+                        // Unless this process is ending, whoever dialled dials again.
                         let _ = over.send(drained);
                     }
                     self.side.drained(SessionDrained { session });
@@ -258,6 +264,9 @@ impl Handler<PeerConnected> for PeerLink {
     fn handle(&mut self, connected: PeerConnected, ctx: &mut Self::Context) {
         self.vitals.mark();
         let PeerConnected { mut link, incarnation, half } = connected;
+        if self.closing {
+            return;
+        }
         if let (Half::Listened { .. }, 1..) = (&half, self.state.live()) {
             let reason = "another sender is connected and one is served at a time".to_owned();
             actix::spawn(async move {
@@ -364,6 +373,7 @@ impl Handler<CloseLinks> for PeerLink {
 
     fn handle(&mut self, _: CloseLinks, ctx: &mut Self::Context) {
         self.vitals.mark();
+        self.closing = true;
         let actions = self.state.on_shutdown();
         self.perform(actions, ctx);
     }

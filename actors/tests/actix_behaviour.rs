@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use actix::prelude::*;
 use ::actors::kit::{Outbox, Undelivered, tick_every};
+use actix::prelude::*;
 
 /// Longest wait in a test before it fails.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -162,7 +162,7 @@ pub struct Hello {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// The session is up.
-    Welcome(Welcome),
+    Welcome(Box<Welcome>),
     /// It is not, and never will be before somebody changes a setting; this sentence says which.
     Refused(String),
     /// It is not now, for this reason; dialling again later may help.

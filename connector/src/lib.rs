@@ -5,7 +5,9 @@
 
 pub mod frame;
 pub mod link;
+pub mod loopback;
 pub mod memory;
 pub mod ring;
 pub mod transport;
+pub mod ucx;
 pub mod wire;

@@ -152,7 +152,7 @@ impl Link {
         address: &str,
         mut hello: Hello,
         secret: Option<&str>,
-    ) -> Result<(Self, Welcome), LinkError> {
+    ) -> Result<(Self, Box<Welcome>), LinkError> {
         let stream = timeout(HANDSHAKE, TcpStream::connect(address))
             .await
             .map_err(|_| LinkError::Silent(HANDSHAKE))??;
@@ -207,7 +207,7 @@ impl Link {
     /// # Errors
     /// [`LinkError`].
     pub async fn welcome(&mut self, welcome: Welcome) -> Result<(), LinkError> {
-        self.send(&Answer::Welcome(welcome)).await
+        self.send(&Answer::Welcome(Box::new(welcome))).await
     }
 
     /// Ends the handshake: there is no session, for this reason.

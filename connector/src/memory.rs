@@ -4,6 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 /// Where the bytes of a [`Region`] live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,15 @@ impl Region {
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Self {
         Self { base, bytes, kind, _owner: owner }
+    }
+
+    /// Names the host memory that `owner` shares: as long as the region lives, the owner does, and so does its memory.
+    pub fn shared<T: AsRef<[AtomicU8]> + Send + Sync + 'static>(owner: Arc<T>) -> Self {
+        let cells: &[AtomicU8] = (*owner).as_ref();
+        let (base, bytes) = (NonNull::from(cells).cast::<u8>(), cells.len());
+        // SAFETY: the borrow of `*owner` is good for as long as the Arc is, because an Arc's contents neither move nor are
+        // borrowed mutably while it is shared; cells of AtomicU8 may be written by anybody at any time.
+        unsafe { Self::new(base, bytes, MemoryKind::Host, owner) }
     }
 
     /// Host memory of `bytes` zeroed bytes, 64-byte aligned; for tests and small programs.

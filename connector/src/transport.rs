@@ -6,6 +6,8 @@
 //! a future or an actor never frees memory that an operation may touch. Every command that is accepted is answered
 //! by exactly one terminal event, in failure too.
 
+pub(crate) mod queue;
+
 use serde::{Deserialize, Serialize};
 
 /// A session's name inside one process; the caller chooses it and never uses it twice.
@@ -36,39 +38,103 @@ impl Descriptor {
     pub const BLOB_BYTES_MAX: usize = 16 << 10;
 }
 
-/// What a transport is asked to do.
+/// What a transport is asked to do. Each accepted command gets exactly one answer; shutting down answers too.
 #[derive(Clone, Debug)]
 pub enum Command {
     /// Creates the session's worker. Answered by [`Event::Opened`].
-    Open { session: TransportSession },
-    /// Connects an opened session to a peer's region. Answered by [`Event::Connected`] or [`Event::Failed`].
-    Connect { session: TransportSession, peer: Descriptor },
-    /// Writes `bytes` bytes from this region at `local_offset` into the peer's region at `remote_offset`.
-    /// Answered by [`Event::PutCompleted`]: the source may be reused, the bytes need **not** be visible there yet.
-    Put { session: TransportSession, ticket: Ticket, local_offset: u64, remote_offset: u64, bytes: u64 },
-    /// Makes every put completed before it visible at the peer. Answered by [`Event::Flushed`].
-    Flush { session: TransportSession, ticket: Ticket },
+    Open {
+        /// A session that was never opened before.
+        session: TransportSession,
+    },
+    /// Connects an opened session to a peer's region. Answered by [`Event::Connected`] or [`Event::Failed`], within
+    /// three seconds.
+    Connect {
+        /// An opened session without a peer.
+        session: TransportSession,
+        /// What the peer's [`Event::Opened`] reported.
+        peer: Descriptor,
+    },
+    /// Writes bytes from this region into the peer's region. Answered by [`Event::PutCompleted`]: the source may be
+    /// reused, the bytes need **not** be visible there yet. An empty put is checked like any other and moves nothing.
+    Put {
+        /// A connected session.
+        session: TransportSession,
+        /// Echoed in the answer.
+        ticket: Ticket,
+        /// Where the bytes begin in this region.
+        local_offset: u64,
+        /// Where they go in the peer's region.
+        remote_offset: u64,
+        /// How many.
+        bytes: u64,
+    },
+    /// Makes every put submitted before it visible at the peer. Answered by [`Event::Flushed`].
+    Flush {
+        /// A connected session.
+        session: TransportSession,
+        /// Echoed in the answer.
+        ticket: Ticket,
+    },
     /// Ends a session: operations in flight are drained or failed (each still gets its event), then endpoint, rkey
     /// and worker are destroyed. Answered by [`Event::Closed`], after which no byte of this session moves any more
     /// through this process.
-    Close { session: TransportSession },
+    Close {
+        /// Any session; closing one that is not open is answered, with `drained: false`.
+        session: TransportSession,
+    },
 }
 
 /// What a transport reports, in order for one session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The session's worker exists; the descriptor is for the peer.
-    Opened { session: TransportSession, result: Result<Descriptor, TransportError> },
-    /// Puts may be submitted; `lane` names what carries them (for example `tcp/lo`).
-    Connected { session: TransportSession, lane: String },
+    /// The session's worker exists.
+    Opened {
+        /// The session.
+        session: TransportSession,
+        /// For the peer that is to write here.
+        result: Result<Descriptor, TransportError>,
+    },
+    /// The connection is up: puts may be submitted.
+    Connected {
+        /// The session.
+        session: TransportSession,
+        /// What carries the bytes, for example `tcp/lo`.
+        lane: String,
+    },
     /// The put's local part is over.
-    PutCompleted { session: TransportSession, ticket: Ticket, result: Result<(), TransportError> },
+    PutCompleted {
+        /// The session.
+        session: TransportSession,
+        /// The put's.
+        ticket: Ticket,
+        /// After an error the bytes may be there wholly, in part or not at all.
+        result: Result<(), TransportError>,
+    },
     /// Everything put before is visible at the peer.
-    Flushed { session: TransportSession, ticket: Ticket, result: Result<(), TransportError> },
-    /// The session's endpoint is dead (peer gone, connect refused); at most once a session. Only `Close` follows.
-    Failed { session: TransportSession, error: TransportError },
-    /// The session is gone. `drained` says that every put had completed without error before.
-    Closed { session: TransportSession, drained: bool },
+    Flushed {
+        /// The session.
+        session: TransportSession,
+        /// The flush's.
+        ticket: Ticket,
+        /// After an error nothing is known about the puts before it.
+        result: Result<(), TransportError>,
+    },
+    /// The session's endpoint is dead (peer gone, connect refused) and only `Close` makes sense; what is in flight
+    /// fails on its own. Comes once a session by itself, and as the answer to each `Connect` that fails.
+    Failed {
+        /// The session.
+        session: TransportSession,
+        /// Why.
+        error: TransportError,
+    },
+    /// The session is gone.
+    Closed {
+        /// The session.
+        session: TransportSession,
+        /// Every put had completed without error *and* was flushed before; puts refused at once do not count.
+        /// A session that only received is drained by definition.
+        drained: bool,
+    },
 }
 
 /// Why an operation of a transport failed.
@@ -144,6 +210,7 @@ pub trait Transport: Send + Sync {
     /// thread is alive. The watchdog reads it.
     fn progress(&self) -> u64;
 
-    /// Closes every session, frees every registration and joins the thread. Idempotent; called before exit.
+    /// Closes every session (each reports [`Event::Closed`]), answers every command, frees every registration and
+    /// joins the thread. Idempotent; called before exit. From inside the sink it only starts all that.
     fn shutdown(&self);
 }

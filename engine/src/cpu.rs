@@ -79,7 +79,7 @@ impl CpuEngine {
             Threads::new(config.threads).map_err(|(index, error)| OpenError::Thread { index, error })?;
         let weights = Weights::load(&gguf, path, &shape, &mut threads)?;
         let model = model::describe(&gguf, path, &shape, fingerprint);
-        tracing::info!(
+        tracing::debug!(
             model = model.name,
             parameters = model.parameters,
             kernels = kernels.name,

@@ -34,7 +34,7 @@ pub enum GgufError {
     },
     /// The file ends before its header does.
     #[error(
-        "truncated: the header goes on past the file's {actual} bytes, delete the file and fetch it again"
+        "truncated: the header goes on past the file's {actual} bytes; delete the file and fetch it again"
     )]
     TruncatedHeader {
         /// Bytes of the file.
@@ -42,7 +42,7 @@ pub enum GgufError {
     },
     /// The file ends before its tensors do.
     #[error(
-        "truncated: tensor {tensor} ends at byte {expected} but the file has {actual}, delete the file and fetch it again"
+        "truncated: tensor {tensor} ends at byte {expected} but the file has {actual} bytes; delete the file and fetch it again"
     )]
     TruncatedTensors {
         /// The tensor that reaches furthest.

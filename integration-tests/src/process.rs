@@ -79,7 +79,11 @@ impl Process {
             }
             let left = end.saturating_duration_since(Instant::now());
             if lines.1 || left.is_zero() {
-                bail!("no line with {words:?} from `runtime {}`; it said:\n{}", self.name, lines.0.join("\n"));
+                bail!(
+                    "no line with {words:?} from `runtime {}`; it said:\n{}",
+                    self.name,
+                    lines.0.join("\n")
+                );
             }
             lines = self.log.grown.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -191,7 +195,7 @@ fn start_role(role: &str, sets: &[&str]) -> Result<Process> {
 /// It does not come up.
 pub fn start_sender(receiver: &Process, sets: &[&str]) -> Result<Process> {
     let link = receiver.address("link.port")?;
-    let dial = format!("link.peers=[\"{link}\"]");
+    let dial = format!("link.peers={link}");
     let mut arguments = vec!["--role", "sender", "--set", "http.port=0", "--set", &dial];
     sets.iter().for_each(|set| arguments.extend(["--set", set]));
     Process::start(&arguments, &[])

@@ -46,7 +46,10 @@ fn local_with_model(model: &Path, words: &[&str]) -> Result<()> {
 
 #[test]
 fn a_model_that_is_missing() -> Result<()> {
-    local_with_model(Path::new("/nowhere/model.gguf"), &["/nowhere/model.gguf", "cargo xtask demo", "--model"])
+    local_with_model(
+        Path::new("/nowhere/model.gguf"),
+        &["/nowhere/model.gguf", "cargo xtask demo", "--model"],
+    )
 }
 
 #[test]
@@ -73,14 +76,18 @@ fn a_model_that_is_truncated_or_altered() -> Result<()> {
 fn a_port_that_is_in_use() -> Result<()> {
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let port = taken.local_addr()?.port().to_string();
-    for (role, key) in
-        [("local", "frontend.port"), ("receiver", "http.port"), ("receiver", "link.port"), ("sender", "http.port")]
-    {
+    for (role, key) in [
+        ("local", "frontend.port"),
+        ("receiver", "http.port"),
+        ("receiver", "link.port"),
+        ("sender", "http.port"),
+    ] {
         let mut arguments = vec!["--role".to_owned(), role.to_owned()];
         for other in ["frontend.port", "http.port", "link.port"] {
             // A sender must know whom to dial.
             let free = if role == "sender" && other == "link.port" { "1" } else { "0" };
-            arguments.extend(["--set".to_owned(), format!("{other}={}", if other == key { &port } else { free })]);
+            arguments
+                .extend(["--set".to_owned(), format!("{other}={}", if other == key { &port } else { free })]);
         }
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         refused(&arguments, &[], 1, &[&port, "in use", key])?;
@@ -91,7 +98,8 @@ fn a_port_that_is_in_use() -> Result<()> {
 #[test]
 fn ucx_that_is_absent_or_too_old() -> Result<()> {
     let folder = folder("ucx")?;
-    let any = ["--role", "receiver", "--set", "http.port=0", "--set", "frontend.port=0", "--set", "link.port=0"];
+    let any =
+        ["--role", "receiver", "--set", "http.port=0", "--set", "frontend.port=0", "--set", "link.port=0"];
     let library = folder.join("libucp.so.0");
     let set = format!("transport.ucx_library={}", library.display());
     let arguments = [&any[..], &["--set", &set]].concat();
@@ -136,7 +144,10 @@ fn a_sender_and_a_receiver_with_different_models() -> Result<()> {
     let line = log.lines().last().context("it says why")?;
     println!("{line}");
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(line.starts_with("error: ") && line.contains("--model") && line.contains("sha256 b179c952"), "{line}");
+    assert!(
+        line.starts_with("error: ") && line.contains("--model") && line.contains("sha256 b179c952"),
+        "{line}"
+    );
     receiver.wait_line(&["refused", "same --model"])?;
     Ok(fs::remove_dir_all(folder)?)
 }

@@ -51,7 +51,10 @@ fn sixty_prompts_through_a_pair_and_alone() -> Result<()> {
             println!("near tie: {} at new token {} (gap {:.1e})", prompt.name, tie.position, tie.gap);
         }
     }
-    println!("{exact} of {} prompts equal transformers for all {TOKENS} tokens; {pages} pages handed over", prompts.len());
+    println!(
+        "{exact} of {} prompts equal transformers for all {TOKENS} tokens; {pages} pages handed over",
+        prompts.len()
+    );
     Ok(())
 }
 

@@ -1,1 +1,16 @@
-//! Placeholder.
+//! Baton's binary as a library: command line, configuration, roles, and the HTTP frontend.
+//!
+//! Dependencies between the modules point down this list:
+//!
+//! - [`cli`]: what a person types.
+//! - [`roles`]: what runs in a receiver, a sender, a local process.
+//! - [`frontend`]: the only place that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
+//! - [`config`]: the only place that reads the environment and configuration files.
+//! - [`telemetry`]: the log.
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod frontend;
+pub mod roles;
+pub mod telemetry;

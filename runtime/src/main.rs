@@ -1,2 +1,8 @@
-//! Placeholder.
-fn main() {}
+//! The `runtime` binary: see [`runtime::cli`].
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    runtime::cli::main()
+}

@@ -121,7 +121,7 @@ async fn attempt(
     let (link, welcome) = Link::dial(address, hello, identity.secret.as_deref()).await?;
     let (over, ended) = oneshot::channel();
     let incarnation = welcome.incarnation;
-    let half = Half::Dialled { welcome: Box::new(welcome), over };
+    let half = Half::Dialled { welcome, over };
     addr.do_send(PeerConnected { link, incarnation, half });
     Ok(ended)
 }

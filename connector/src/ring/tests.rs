@@ -245,10 +245,10 @@ proptest! {
                 world.apply(&op);
             }
         }
-        for request in 0..2 {
-            prop_assert_eq!(world.to_put[request], 0);
+        prop_assert_eq!(world.to_put, [0, 0]);
+        for (request, &need) in needs.iter().enumerate() {
             if world.reserved[request].is_some() {
-                prop_assert_eq!(world.adopted[request], needs[request]);
+                prop_assert_eq!(world.adopted[request], need);
             }
         }
     }

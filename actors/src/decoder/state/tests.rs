@@ -213,7 +213,7 @@ proptest! {
             let actions = match op {
                 Op::Decode(_) if live => continue,
                 Op::Decode(remote) => {
-                    (live, ends, tokens) = (true, 0, 0);
+                    (ends, tokens) = (0, 0);
                     state.on_decode(now, decode(now, 6, 5, remote.then_some(SESSION)))
                 }
                 Op::Reserved if running => continue,

@@ -1,0 +1,204 @@
+//! Puts pages from one process into another over UCX and prints GB/s; `--idle` prints what waiting costs instead.
+//!
+//! ```text
+//! cargo run --release -p connector --example put_bench -- --page 737280 --window 4
+//! cargo run --release -p connector --example put_bench -- --idle
+//! ```
+//! Settings are those of `UcxConfig` unless the environment says otherwise. To compare with UCX's own program, give it
+//! the same ones and peer error handling:
+//!
+//! ```text
+//! export UCX_TLS=tcp UCX_NET_DEVICES=lo UCX_RNDV_THRESH=inf
+//! ucx_perftest -e &
+//! ucx_perftest -e -t ucp_put_bw -s 737280 -O 4 -n 4000 -w 200 127.0.0.1
+//! ```
+
+use connector::memory::Region;
+use connector::transport::*;
+use connector::ucx::{UcxConfig, UcxTransport};
+use std::io::{BufRead, Write};
+use std::path::PathBuf;
+use std::process::{Command as Process, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+const REGION_BYTES: u64 = 64 << 20;
+const SESSION: TransportSession = TransportSession(1);
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn start() -> (UcxTransport, Receiver<Event>) {
+    let mut config = UcxConfig::default();
+    let set = |name| std::env::var_os(name).map(PathBuf::from);
+    if let Some(cache) = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache"))) {
+        config.search.push(cache.join("baton/ucx-1.22.0/libucx/lib/libucp.so.0"));
+    }
+    for (name, default) in [
+        ("UCX_TLS", &mut config.tls_default),
+        ("UCX_NET_DEVICES", &mut config.net_devices_default),
+        ("UCX_RNDV_THRESH", &mut config.rndv_thresh_default),
+        ("UCX_PROTO_EMULATION_ENABLE", &mut config.emulation_default),
+    ] {
+        if set(name).is_some() {
+            *default = None;
+        }
+    }
+    let (send, events) = channel();
+    let sink: EventSink = Box::new(move |batch| batch.into_iter().for_each(|event| drop(send.send(event))));
+    let transport = UcxTransport::start(Region::host(REGION_BYTES as usize), &config, sink);
+    (transport.unwrap_or_else(|error| panic!("{error}")), events)
+}
+
+fn next(events: &Receiver<Event>) -> Event {
+    events.recv_timeout(DEADLINE).expect("an event within 30 s")
+}
+
+fn opened(transport: &UcxTransport, events: &Receiver<Event>) -> Descriptor {
+    transport.submit(Command::Open { session: SESSION }).expect("room");
+    match next(events) {
+        Event::Opened { result, .. } => result.expect("a worker"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// CPU seconds, (user + system), of this process and of its transport thread.
+fn cpu() -> (f64, f64) {
+    let of = |path: PathBuf| {
+        let stat = std::fs::read_to_string(path).unwrap_or_default();
+        let words: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        // Fields 14 and 15 of proc(5), in ticks of 10 ms; two come before the closing parenthesis.
+        words[11..13].iter().filter_map(|word| word.parse::<f64>().ok()).sum::<f64>() / 100.0
+    };
+    let tasks = std::fs::read_dir("/proc/self/task").expect("proc").flatten().map(|task| task.path());
+    let ucx = tasks
+        .filter(|task| {
+            std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "baton-ucx")
+        })
+        .map(|task| of(task.join("stat")))
+        .sum();
+    (of("/proc/self/stat".into()), ucx)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let byte = |at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex");
+    (0..text.len()).step_by(2).map(byte).collect()
+}
+
+fn receiver() {
+    let (transport, events) = start();
+    let peer = opened(&transport, &events);
+    println!("{} {} {} {}", hex(&peer.worker_address), hex(&peer.rkey), peer.base, peer.bytes);
+    for line in std::io::stdin().lines() {
+        line.expect("standard input");
+        let (process, thread) = cpu();
+        println!("{process} {thread}");
+    }
+}
+
+fn main() {
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    if args.iter().any(|arg| arg == "--receive") {
+        return receiver();
+    }
+    let number = |name: &str, default: u64| match args.iter().position(|arg| arg == name) {
+        Some(at) => args.get(at + 1).and_then(|value| value.parse().ok()).expect("a number after the flag"),
+        None => default,
+    };
+    let (page, window, count) = (number("--page", 737_280), number("--window", 4), number("--count", 4000));
+    let mut child = Process::new(std::env::current_exe().expect("own path"))
+        .arg("--receive")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the receiver starts");
+    let mut ask = child.stdin.take().expect("piped");
+    let mut lines = std::io::BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut answer = || lines.next().expect("an answer").expect("text");
+    let line = answer();
+    let words: Vec<_> = line.split(' ').collect();
+    let peer = Descriptor {
+        transport: "ucx".into(),
+        worker_address: unhex(words[0]),
+        rkey: unhex(words[1]),
+        base: words[2].parse().expect("base"),
+        bytes: words[3].parse().expect("bytes"),
+    };
+    let (transport, events) = start();
+    let library = transport.library();
+    println!("UCX {} at {}", library.version(), library.path().display());
+    opened(&transport, &events);
+    let mut idle = |state: &str| {
+        let mut measure = || {
+            writeln!(ask, "cpu").expect("the receiver reads");
+            let line = answer();
+            let (process, thread) = line.split_once(' ').expect("two numbers");
+            (cpu(), (process.parse::<f64>().expect("number"), thread.parse::<f64>().expect("number")))
+        };
+        std::thread::sleep(Duration::from_secs(2));
+        let (before, began) = (measure(), Instant::now());
+        std::thread::sleep(Duration::from_secs(10));
+        let (after, wall) = (measure(), began.elapsed().as_secs_f64());
+        let percent = |after: f64, before: f64| 100.0 * (after - before) / wall;
+        println!(
+            "{state}: sender {:.2} % of a core (thread {:.2} %), receiver {:.2} % (thread {:.2} %)",
+            percent(after.0.0, before.0.0),
+            percent(after.0.1, before.0.1),
+            percent(after.1.0, before.1.0),
+            percent(after.1.1, before.1.1),
+        );
+    };
+    let idling = args.iter().any(|arg| arg == "--idle");
+    if idling {
+        idle("opened");
+    }
+    transport.submit(Command::Connect { session: SESSION, peer }).expect("room");
+    match next(&events) {
+        Event::Connected { lane, .. } => println!("lane {lane}"),
+        other => panic!("{other:?}"),
+    }
+    if idling {
+        idle("connected");
+    }
+    let pages = REGION_BYTES / page;
+    let mut completed = 0;
+    let mut run = |puts: u64| {
+        let (began, target) = (Instant::now(), completed + puts);
+        let mut sent = completed;
+        let post = |number: u64| {
+            let (local_offset, remote_offset) = (number % pages * page, number * 31 % pages * page);
+            let ticket = Ticket(number);
+            transport
+                .submit(Command::Put { session: SESSION, ticket, local_offset, remote_offset, bytes: page })
+                .expect("room for a window");
+        };
+        while completed < target {
+            while sent < target && sent < completed + window {
+                post(sent);
+                sent += 1;
+            }
+            match next(&events) {
+                Event::PutCompleted { result, .. } => result.expect("put"),
+                other => panic!("{other:?}"),
+            }
+            completed += 1;
+        }
+        transport.submit(Command::Flush { session: SESSION, ticket: Ticket(u64::MAX) }).expect("room");
+        match next(&events) {
+            Event::Flushed { result, .. } => result.expect("flush"),
+            other => panic!("{other:?}"),
+        }
+        (puts * page) as f64 / began.elapsed().as_secs_f64() / 1e9
+    };
+    run(count.div_ceil(20));
+    let rates: Vec<_> = (0..3).map(|_| format!("{:.2}", run(count))).collect();
+    println!("{count} puts of {page} bytes, window {window}, then a flush: {} GB/s", rates.join(", "));
+    if idling {
+        idle("after puts");
+    }
+    transport.shutdown();
+    drop(ask);
+    child.wait().expect("the receiver ends");
+}

@@ -1,0 +1,164 @@
+//! The UCX transport: one thread, one registered region, one UCX worker a session.
+//!
+//! Runs on the thread "baton-ucx" (the loop is in `ucx/thread.rs`); UCX itself adds a thread that accepts TCP
+//! connections. Commands come through a queue bounded at 1024 operations that are not answered yet, and 64 more
+//! commands for opening and closing. A worker of its own a session makes destroying it the proof that no byte of
+//! the session moves any more: over TCP it is the receiver's progress that copies.
+
+mod blob;
+mod handles;
+mod session;
+mod thread;
+
+use crate::memory::Region;
+use crate::transport::queue::{Driver, Queue, StopOnExit};
+use crate::transport::{Command, EventSink, SubmitError, Transport, TransportError};
+use handles::Context;
+use std::ffi::{CStr, CString};
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use ucx_sys::{LoadError, Ucx};
+
+const NAME: &str = "ucx";
+
+/// How the UCX transport finds and sets up the library.
+#[derive(Clone, Debug)]
+pub struct UcxConfig {
+    /// The library the operator named; if it is there, no other is tried.
+    pub library: Option<PathBuf>,
+    /// Files to try in order; the loader's own search comes after them.
+    pub search: Vec<PathBuf>,
+    /// `UCX_TLS` unless the operator has set it: `None` if so, and UCX reads the environment itself.
+    pub tls_default: Option<String>,
+    /// `UCX_NET_DEVICES` unless the operator has set it: `None` if so. UCX's TCP port would write anywhere for whoever
+    /// reaches it, so the default is the loopback device.
+    pub net_devices_default: Option<String>,
+    /// `UCX_RNDV_THRESH` unless the operator has set it: `None` if so. The default, `inf`, switches rendezvous off, which
+    /// nothing here uses. With it on and peer error handling, UCX demands invalidation of memory keys from a lane
+    /// that carries puts (`ucp/wireup/select.c`), TCP has none, and puts fall back to emulation, four times slower.
+    pub rndv_thresh_default: Option<String>,
+    /// `UCX_PROTO_EMULATION_ENABLE` unless the operator has set it: `None` if so. The default is `n`: a put that no lane
+    /// carries fails. Emulation is not only slow. Its receiver answers each fragment, and UCX 1.22 *aborts the
+    /// process* when that answer meets a sender that has just died (`ucp_rma_sw_send_cmpl`).
+    pub emulation_default: Option<String>,
+}
+
+impl Default for UcxConfig {
+    fn default() -> Self {
+        Self {
+            library: None,
+            search: Vec::new(),
+            tls_default: Some("tcp".into()),
+            net_devices_default: Some("lo".into()),
+            rndv_thresh_default: Some("inf".into()),
+            emulation_default: Some("n".into()),
+        }
+    }
+}
+
+/// The UCX transport could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The library is missing or unusable.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A setting has a zero byte in it.
+    #[error("UCX setting {} has a zero byte in it", name.to_string_lossy())]
+    Setting {
+        /// The setting, without `UCX_`.
+        name: &'static CStr,
+    },
+    /// UCX refused its configuration or the region.
+    #[error("UCX does not start: {0}")]
+    Call(#[from] TransportError),
+    /// The operating system refused the thread or its doorbell.
+    #[error("the UCX thread does not start: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+impl StartError {
+    /// One word for metrics, logs and JSON.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Load(error) => error.kind(),
+            Self::Setting { .. } => "setting",
+            Self::Call(error) => error.kind(),
+            Self::Thread(_) => "thread",
+        }
+    }
+}
+
+/// The UCX transport. Shutting it down (or dropping it) closes every session within about two seconds, three times
+/// that if a drain moves on slowly, frees the registration and joins the thread.
+pub struct UcxTransport {
+    driver: Driver,
+    ucx: &'static Ucx,
+}
+
+impl UcxTransport {
+    /// Loads UCX, registers `region` and starts the thread; `sink` gets every event on that thread.
+    pub fn start(region: Region, config: &UcxConfig, sink: EventSink) -> Result<Self, StartError> {
+        let ucx = match &config.library {
+            Some(path) => Ucx::open(path)?,
+            None => Ucx::load(&config.search)?,
+        };
+        let mut settings = Vec::new();
+        for (name, value) in [
+            (c"TLS", &config.tls_default),
+            (c"NET_DEVICES", &config.net_devices_default),
+            (c"RNDV_THRESH", &config.rndv_thresh_default),
+            (c"PROTO_EMULATION_ENABLE", &config.emulation_default),
+        ] {
+            if let Some(value) = value {
+                let value = CString::new(value.as_str()).map_err(|_| StartError::Setting { name })?;
+                settings.push((name, value));
+            }
+        }
+        let queue = Queue::new()?;
+        let (started, report) = mpsc::sync_channel(1);
+        let on_thread = Arc::clone(&queue);
+        let thread = std::thread::Builder::new().name("baton-ucx".into()).spawn(move || {
+            let _stop = StopOnExit(Arc::clone(&on_thread));
+            let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_c_str())).collect();
+            match Context::new(ucx, &settings, region) {
+                Ok(context) => {
+                    let _ = started.send(Ok(()));
+                    thread::Thread::new(on_thread, context, sink).run();
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                }
+            }
+        })?;
+        let driver = Driver::new(NAME, queue, thread);
+        match report.recv() {
+            Ok(result) => result?,
+            Err(_) => return Err(std::io::Error::other("it ended before it reported").into()),
+        }
+        Ok(Self { driver, ucx })
+    }
+
+    /// The library in use: its version and file.
+    pub fn library(&self) -> &'static Ucx {
+        self.ucx
+    }
+}
+
+impl Transport for UcxTransport {
+    fn name(&self) -> &'static str {
+        self.driver.name()
+    }
+
+    fn submit(&self, command: Command) -> Result<(), SubmitError> {
+        self.driver.submit(command)
+    }
+
+    fn progress(&self) -> u64 {
+        self.driver.progress()
+    }
+
+    fn shutdown(&self) {
+        self.driver.shutdown();
+    }
+}

@@ -1,0 +1,49 @@
+//! One suite for every transport: the contract of `connector::transport`, run over loopback and over UCX on TCP.
+//!
+//! Each side keeps a ledger of what it submitted, and every test ends by checking that each accepted command had
+//! exactly one answer. The cases with two processes start this test binary again as the peer.
+
+#[path = "transport_conformance/cases.rs"]
+mod cases;
+#[path = "transport_conformance/failures.rs"]
+mod failures;
+#[path = "transport_conformance/processes.rs"]
+mod processes;
+#[path = "transport_conformance/side.rs"]
+mod side;
+
+macro_rules! conformance {
+    ($($module:ident :: $case:ident),* $(,)?) => {
+        mod loopback {
+            $(#[test]
+            fn $case() {
+                super::$module::$case(super::side::Kind::Loopback);
+            })*
+        }
+
+        mod ucx_over_tcp {
+            $(#[test]
+            fn $case() {
+                super::$module::$case(super::side::Kind::Ucx);
+            })*
+        }
+    };
+}
+
+conformance! {
+    cases::puts_of_every_size_arrive,
+    cases::many_puts_in_flight_arrive,
+    cases::several_sessions_share_a_receiver,
+    cases::a_session_may_connect_to_its_own_transport,
+    cases::a_full_queue_refuses_and_recovers,
+    cases::close_drains_what_is_in_flight,
+    cases::sessions_open_and_close_many_times,
+    cases::shutdown_is_idempotent_and_answers_everything,
+    cases::the_watchdog_sees_progress,
+    failures::puts_that_cannot_run_are_refused_by_an_event,
+    failures::commands_for_no_session_are_answered,
+    failures::garbage_descriptors_are_refused,
+    failures::a_receiver_that_leaves_fails_the_sender_and_no_more,
+    failures::a_sender_that_leaves_writes_no_more,
+    failures::any_sequence_of_commands_has_one_answer_each,
+}

@@ -1,0 +1,185 @@
+//! What is refused, and what happens when a side leaves.
+
+use crate::side::{Kind, Side};
+use connector::transport::*;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+const MIB: u64 = 1 << 20;
+const A: TransportSession = TransportSession(1);
+const B: TransportSession = TransportSession(2);
+
+pub(crate) fn puts_that_cannot_run_are_refused_by_an_event(kind: Kind) {
+    let (mut sender, mut receiver) = (Side::start(kind, 8192), Side::start(kind, 4096));
+    let early = sender.put(A, 0, 0, 1);
+    assert_eq!(sender.result(early), Err(TransportError::NotConnected(1)));
+    sender.open(B);
+    let unconnected = sender.put(B, 0, 0, 1);
+    assert_eq!(sender.result(unconnected), Err(TransportError::NotConnected(2)));
+    assert_eq!(sender.flush(B), Err(TransportError::NotConnected(2)));
+    let peer = receiver.open(A);
+    sender.connect(A, &peer).expect("connects");
+    for (local, remote, bytes, offset, region_bytes) in [
+        (0, 0, 8193, 0, 8192),
+        (8192, 0, 1, 8192, 8192),
+        (0, 1, 4096, 1, 4096),
+        (0, 4097, 0, 4097, 4096),
+        (u64::MAX, 0, 2, u64::MAX, 8192),
+        (0, u64::MAX, 2, u64::MAX, 4096),
+    ] {
+        let put = sender.put(A, local, remote, bytes);
+        let refused = TransportError::OutOfRegion { offset, bytes, region_bytes };
+        assert_eq!(sender.result(put), Err(refused));
+    }
+    // The session is none the worse.
+    sender.fill(4096, 4096, 9);
+    let put = sender.put(A, 4096, 0, 4096);
+    assert_eq!(sender.result(put), Ok(()));
+    assert_eq!(sender.flush(A), Ok(()));
+    receiver.check(0, 4096, 9);
+    assert!(sender.close(A));
+    sender.finish();
+    receiver.finish();
+}
+
+pub(crate) fn commands_for_no_session_are_answered(kind: Kind) {
+    let mut side = Side::start(kind, 4096);
+    assert!(!side.close(A), "nothing is known of a session that is not open");
+    let peer = side.open(A);
+    side.submit(Command::Connect { session: B, peer }).expect("room");
+    assert_eq!(side.wait_failed(B), TransportError::NotConnected(2));
+    side.submit(Command::Open { session: A }).expect("room");
+    let again = side.wait("Opened", |event| match event {
+        Event::Opened { session: A, result } => Some(result.clone()),
+        _ => None,
+    });
+    assert_eq!(again.map_err(|error| error.kind()), Err("descriptor"));
+    assert!(side.close(A));
+    side.finish();
+}
+
+pub(crate) fn garbage_descriptors_are_refused(kind: Kind) {
+    let (mut sender, mut receiver) = (Side::start(kind, 4096), Side::start(kind, 4096));
+    let good = receiver.open(A);
+    let mut number = 10;
+    let mut refused = |peer: Descriptor| {
+        number += 1;
+        let session = TransportSession(number);
+        let error = sender.connect(session, &peer).expect_err("a bad descriptor");
+        assert_eq!(error.kind(), "descriptor", "{error}");
+        let put = sender.put(session, 0, 0, 1);
+        assert!(sender.result(put).is_err());
+        assert!(sender.close(session));
+    };
+    refused(Descriptor { transport: "carrier pigeon".into(), ..good.clone() });
+    refused(Descriptor { worker_address: Vec::new(), ..good.clone() });
+    refused(Descriptor { worker_address: vec![0xff; 200], ..good.clone() });
+    refused(Descriptor { worker_address: vec![0; 1 << 20], ..good.clone() });
+    refused(Descriptor { base: good.base + 4096, ..good.clone() });
+    refused(Descriptor { bytes: good.bytes * 2, ..good.clone() });
+    refused(Descriptor { base: u64::MAX - 5, ..good.clone() });
+    for index in 0..good.worker_address.len() {
+        let mut peer = good.clone();
+        peer.worker_address.truncate(index);
+        refused(peer);
+    }
+    for index in 0..good.rkey.len() {
+        let mut peer = good.clone();
+        peer.rkey[index] ^= 0x10;
+        refused(peer);
+    }
+    sender.connect(A, &good).expect("the good one still connects");
+    sender.finish();
+    receiver.finish();
+}
+
+pub(crate) fn a_receiver_that_leaves_fails_the_sender_and_no_more(kind: Kind) {
+    let bytes = 16 * MIB;
+    let (mut sender, mut receiver) = (Side::start(kind, bytes as usize), Side::start(kind, bytes as usize));
+    let peer = receiver.open(A);
+    sender.connect(A, &peer).expect("connects");
+    let puts: Vec<_> = (0..64).map(|_| sender.put(A, 0, 0, bytes)).collect();
+    assert_eq!(sender.result(puts[0]), Ok(()));
+    assert!(receiver.close(A));
+    let before = receiver.read(0, bytes);
+    sender.wait_failed(A);
+    for put in puts.into_iter().skip(1) {
+        let _either = sender.result(put);
+    }
+    let late = sender.put(A, 0, 0, 1);
+    assert!(sender.result(late).is_err(), "the session is over");
+    sender.close(A);
+    assert!(receiver.read(0, bytes) == before, "nothing is written after Closed");
+    // A stale descriptor connects to nothing; a new session works.
+    assert!(sender.connect(TransportSession(7), &peer).is_err(), "its worker is gone");
+    sender.close(TransportSession(7));
+    let peer = receiver.open(B);
+    sender.connect(B, &peer).expect("connects");
+    sender.fill(0, bytes, 4);
+    let put = sender.put(B, 0, 0, bytes);
+    assert_eq!(sender.result(put), Ok(()));
+    assert_eq!(sender.flush(B), Ok(()));
+    receiver.check(0, bytes, 4);
+    sender.finish();
+    receiver.finish();
+}
+
+pub(crate) fn a_sender_that_leaves_writes_no_more(kind: Kind) {
+    let bytes = 16 * MIB;
+    let (mut sender, mut receiver) = (Side::start(kind, bytes as usize), Side::start(kind, bytes as usize));
+    let peer = receiver.open(A);
+    sender.connect(A, &peer).expect("connects");
+    sender.fill(0, bytes, 1);
+    for _ in 0..64 {
+        sender.put(A, 0, 0, bytes);
+    }
+    sender.submit(Command::Close { session: A }).expect("room");
+    // The receiver does not wait for the sender's drain.
+    assert!(receiver.close(A));
+    let before = receiver.read(0, bytes);
+    sender.finish();
+    assert!(receiver.read(0, bytes) == before, "nothing is written after Closed");
+    receiver.finish();
+}
+
+/// Random commands, sensible and not, on three sessions of two sides; the ledger of `Side` is the property.
+pub(crate) fn any_sequence_of_commands_has_one_answer_each(kind: Kind) {
+    let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
+    let step = (any::<bool>(), 0..6u8, 0..3u64, 0..5000u64);
+    let run = TestRunner::new(config).run(&prop::collection::vec(step, 0..60), |steps| {
+        let mut sides = [Side::start(kind, 4096), Side::start(kind, 4096)];
+        let mut peers: Vec<Descriptor> = Vec::new();
+        let mut ticket = 1_000_000;
+        for (which, what, session, amount) in steps {
+            let session = TransportSession(session);
+            let side = &mut sides[usize::from(which)];
+            ticket += 1;
+            let command = match what {
+                0 => Command::Open { session },
+                1 if peers.is_empty() => Command::Close { session },
+                1 => Command::Connect { session, peer: peers[amount as usize % peers.len()].clone() },
+                2 | 3 => Command::Put {
+                    session,
+                    ticket: Ticket(ticket),
+                    local_offset: 0,
+                    remote_offset: amount / 2,
+                    bytes: amount / 2,
+                },
+                4 => Command::Flush { session, ticket: Ticket(ticket) },
+                _ => Command::Close { session },
+            };
+            let opened = matches!(command, Command::Open { .. });
+            prop_assert_eq!(side.submit(command), Ok(()));
+            if opened {
+                let found = side.wait("Opened", |event| match event {
+                    Event::Opened { result, .. } => Some(result.clone()),
+                    _ => None,
+                });
+                peers.extend(found.ok());
+            }
+        }
+        sides.into_iter().for_each(Side::finish);
+        Ok(())
+    });
+    run.expect("every command has one answer");
+}

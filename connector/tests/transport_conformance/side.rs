@@ -1,0 +1,273 @@
+//! One side of a test: a transport, its region, its events, and the ledger of what is still to be answered.
+
+use connector::loopback::LoopbackTransport;
+use connector::memory::Region;
+use connector::transport::*;
+use connector::ucx::{UcxConfig, UcxTransport};
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// Every wait of the suite ends by then; nothing here takes a tenth of it.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Loopback,
+    Ucx,
+}
+
+/// Where `cargo xtask` puts UCX; settings of the operator stay in force, as in the program.
+pub(crate) fn ucx_config() -> UcxConfig {
+    let set = |name| std::env::var_os(name).map(PathBuf::from);
+    let cache =
+        set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache"))).unwrap_or_default();
+    let mut config = UcxConfig {
+        search: vec![cache.join("baton/ucx-1.22.0/libucx/lib/libucp.so.0")],
+        ..UcxConfig::default()
+    };
+    for (name, default) in [
+        ("UCX_TLS", &mut config.tls_default),
+        ("UCX_NET_DEVICES", &mut config.net_devices_default),
+        ("UCX_RNDV_THRESH", &mut config.rndv_thresh_default),
+        ("UCX_PROTO_EMULATION_ENABLE", &mut config.emulation_default),
+    ] {
+        if set(name).is_some() {
+            *default = None;
+        }
+    }
+    config
+}
+
+/// What an answer belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Asked {
+    Open(TransportSession),
+    Connect(TransportSession),
+    Operation(Ticket),
+    Close(TransportSession),
+}
+
+pub(crate) struct Side {
+    pub(crate) transport: Box<dyn Transport>,
+    pub(crate) region: Region,
+    events: Receiver<Event>,
+    seen: VecDeque<Event>,
+    unanswered: BTreeMap<Asked, usize>,
+    failed: BTreeMap<TransportSession, usize>,
+    next_ticket: u64,
+    stopped: bool,
+}
+
+impl Side {
+    pub(crate) fn start(kind: Kind, bytes: usize) -> Self {
+        let region = Region::host(bytes);
+        let (send, events) = channel();
+        let sink: EventSink =
+            Box::new(move |batch| batch.into_iter().for_each(|event| drop(send.send(event))));
+        let transport: Box<dyn Transport> = match kind {
+            Kind::Loopback => Box::new(LoopbackTransport::start(region.clone(), sink).expect("thread")),
+            Kind::Ucx => match UcxTransport::start(region.clone(), &ucx_config(), sink) {
+                Ok(transport) => Box::new(transport),
+                Err(error) => panic!("UCX is needed here, run cargo xtask test to fetch it: {error}"),
+            },
+        };
+        let (seen, unanswered, failed) = (VecDeque::new(), BTreeMap::new(), BTreeMap::new());
+        Self { transport, region, events, seen, unanswered, failed, next_ticket: 1, stopped: false }
+    }
+
+    pub(crate) fn submit(&mut self, command: Command) -> Result<(), SubmitError> {
+        let asked = match &command {
+            Command::Open { session } => Asked::Open(*session),
+            Command::Connect { session, .. } => Asked::Connect(*session),
+            Command::Put { ticket, .. } | Command::Flush { ticket, .. } => Asked::Operation(*ticket),
+            Command::Close { session } => Asked::Close(*session),
+        };
+        self.transport.submit(command)?;
+        *self.unanswered.entry(asked).or_default() += 1;
+        Ok(())
+    }
+
+    fn settle(&mut self, asked: Asked) -> bool {
+        let Some(count) = self.unanswered.get_mut(&asked) else { return false };
+        *count -= 1;
+        if *count == 0 {
+            self.unanswered.remove(&asked);
+        }
+        true
+    }
+
+    /// Books an event, and fails on a second answer or on news that the contract does not allow.
+    fn book(&mut self, event: &Event) {
+        match event {
+            Event::Opened { session, .. } => {
+                assert!(self.settle(Asked::Open(*session)), "unasked: {event:?}")
+            }
+            Event::Connected { session, .. } => {
+                assert!(self.settle(Asked::Connect(*session)), "unasked: {event:?}");
+            }
+            Event::PutCompleted { ticket, .. } | Event::Flushed { ticket, .. } => {
+                assert!(self.settle(Asked::Operation(*ticket)), "unasked: {event:?}");
+            }
+            Event::Failed { session, .. } => {
+                if !self.settle(Asked::Connect(*session)) {
+                    let times = self.failed.entry(*session).or_default();
+                    *times += 1;
+                    assert_eq!(*times, 1, "a session fails once by itself: {event:?}");
+                }
+            }
+            Event::Closed { session, .. } => {
+                assert!(self.settle(Asked::Close(*session)) || self.stopped, "unasked: {event:?}");
+            }
+        }
+    }
+
+    /// The first event, of those not taken yet, that `pick` wants; `what` is said when it does not come.
+    pub(crate) fn wait<T>(&mut self, what: &str, mut pick: impl FnMut(&Event) -> Option<T>) -> T {
+        for index in 0..self.seen.len() {
+            if let Some(found) = pick(&self.seen[index]) {
+                self.seen.remove(index);
+                return found;
+            }
+        }
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let Ok(event) = self.events.recv_timeout(left) else {
+                panic!("{what}: nothing within {DEADLINE:?}; unanswered {:?}", self.unanswered);
+            };
+            self.book(&event);
+            if let Some(found) = pick(&event) {
+                return found;
+            }
+            self.seen.push_back(event);
+        }
+    }
+
+    pub(crate) fn open(&mut self, session: TransportSession) -> Descriptor {
+        self.submit(Command::Open { session }).expect("room for Open");
+        self.wait("Opened", |event| match event {
+            Event::Opened { session: s, result } if *s == session => Some(result.clone()),
+            _ => None,
+        })
+        .expect("a worker")
+    }
+
+    /// Opens and connects; the lane, or why not.
+    pub(crate) fn connect(
+        &mut self,
+        session: TransportSession,
+        peer: &Descriptor,
+    ) -> Result<String, TransportError> {
+        self.open(session);
+        self.submit(Command::Connect { session, peer: peer.clone() }).expect("room for Connect");
+        self.wait("Connected or Failed", |event| match event {
+            Event::Connected { session: s, lane } if *s == session => Some(Ok(lane.clone())),
+            Event::Failed { session: s, error } if *s == session => Some(Err(error.clone())),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn try_put(
+        &mut self,
+        session: TransportSession,
+        local_offset: u64,
+        remote_offset: u64,
+        bytes: u64,
+    ) -> Result<Ticket, SubmitError> {
+        let ticket = Ticket(self.next_ticket);
+        self.submit(Command::Put { session, ticket, local_offset, remote_offset, bytes })?;
+        self.next_ticket += 1;
+        Ok(ticket)
+    }
+
+    pub(crate) fn put(&mut self, session: TransportSession, local: u64, remote: u64, bytes: u64) -> Ticket {
+        self.try_put(session, local, remote, bytes).expect("room for Put")
+    }
+
+    /// The result of a put or flush.
+    pub(crate) fn result(&mut self, wanted: Ticket) -> Result<(), TransportError> {
+        self.wait("PutCompleted or Flushed", |event| match event {
+            Event::PutCompleted { ticket, result, .. } | Event::Flushed { ticket, result, .. }
+                if *ticket == wanted =>
+            {
+                Some(result.clone())
+            }
+            _ => None,
+        })
+    }
+
+    pub(crate) fn flush(&mut self, session: TransportSession) -> Result<(), TransportError> {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.submit(Command::Flush { session, ticket }).expect("room for Flush");
+        self.result(ticket)
+    }
+
+    /// Closes and says whether the session was drained.
+    pub(crate) fn close(&mut self, session: TransportSession) -> bool {
+        self.submit(Command::Close { session }).expect("room for Close");
+        self.wait("Closed", |event| match event {
+            Event::Closed { session: s, drained } if *s == session => Some(*drained),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn wait_failed(&mut self, session: TransportSession) -> TransportError {
+        self.wait("Failed", |event| match event {
+            Event::Failed { session: s, error } if *s == session => Some(error.clone()),
+            _ => None,
+        })
+    }
+
+    /// Shuts down and checks the ledger.
+    pub(crate) fn finish(mut self) {
+        self.stopped = true;
+        self.transport.shutdown();
+        while let Ok(event) = self.events.try_recv() {
+            self.book(&event);
+        }
+        assert!(self.unanswered.is_empty(), "never answered: {:?}", self.unanswered);
+    }
+
+    /// Fills part of the region with bytes that depend on `seed` and their place.
+    pub(crate) fn fill(&self, offset: u64, bytes: u64, seed: u64) {
+        let target = self.region.at(offset, bytes).expect("inside");
+        let content = content(bytes, seed);
+        // SAFETY: the range is inside the region, and the test has no operation on it in flight.
+        unsafe { std::ptr::copy_nonoverlapping(content.as_ptr(), target.as_ptr(), content.len()) }
+    }
+
+    /// A copy of part of the region.
+    pub(crate) fn read(&self, offset: u64, bytes: u64) -> Vec<u8> {
+        let source = self.region.at(offset, bytes).expect("inside");
+        let mut copy = vec![0; bytes as usize];
+        // SAFETY: the range is inside the region; the tests read what was flushed, or only compare two copies.
+        unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), copy.as_mut_ptr(), copy.len()) }
+        copy
+    }
+
+    /// Fails unless part of the region is what `fill` makes of this seed.
+    pub(crate) fn check(&self, offset: u64, bytes: u64, seed: u64) {
+        assert!(
+            self.read(offset, bytes) == content(bytes, seed),
+            "{bytes} bytes at {offset} are not seed {seed}"
+        );
+    }
+}
+
+/// Bytes of a splitmix generator: different for each seed, and nowhere periodic.
+pub(crate) fn content(bytes: u64, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut out = Vec::with_capacity(bytes as usize + 8);
+    while (out.len() as u64) < bytes {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = state;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        out.extend((word ^ (word >> 31)).to_le_bytes());
+    }
+    out.truncate(bytes as usize);
+    out
+}

@@ -1,0 +1,304 @@
+//! The configuration: one value for each key, and where it came from.
+//!
+//! Four layers, later ones win: the role's defaults, a YAML file, environment variables (`BATON_SECTION__KEY`), and the
+//! command line (`--model`, `--set section.key=value`). Every layer is checked on its own, so that a bad value is
+//! refused even where a later layer would have hidden it; each problem is one sentence that names the file, the variable
+//! or the flag, then the key, then the reason.
+//!
+//! Nothing else in Baton reads the environment or a configuration file.
+
+mod layers;
+mod print;
+mod role;
+mod surroundings;
+mod values;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::value::Value;
+
+use layers::Layers;
+use values::{Show, bytes, count, device, duration, host, optional, path, peers, port, secret, text, truth};
+
+pub use layers::{ConfigErrors, Problem};
+pub use role::Role;
+pub use surroundings::Surroundings;
+pub use values::{ByteSize, Device, Secret};
+
+/// What is known of a key without a configuration: its name, its meaning, how a value of it is read.
+pub struct Key {
+    /// Dotted path, as in `link.port`.
+    pub name: &'static str,
+    /// What it means, in words for a reader of the documentation.
+    pub doc: &'static str,
+    /// The value that it has where nothing sets it.
+    pub(crate) default: fn(Role, &Surroundings) -> Value,
+    /// Says what is wrong with a value, as the rest of a sentence that starts with the key.
+    pub(crate) check: fn(&Value) -> Result<(), String>,
+}
+
+/// Turns the table of keys into one struct a section, the list of [`Key`]s, and what reads and shows them; so that a key
+/// is written, documented and defaulted in one place.
+macro_rules! sections {
+    ($(
+        $(#[doc = $about:literal])+
+        $section:ident: $Section:ident {
+            $( $(#[doc = $doc:literal])+ $key:ident: $ty:ty = $parse:expr, $default:expr; )+
+        }
+    )+) => {
+        $(
+            $(#[doc = $about])+
+            #[derive(Clone, Debug, PartialEq)]
+            pub struct $Section { $( $(#[doc = $doc])+ pub $key: $ty, )+ }
+
+            impl $Section {
+                fn read(layers: &Layers) -> Result<Self, Problem> {
+                    Ok(Self { $( $key: layers.get(concat!(stringify!($section), ".", stringify!($key)), $parse)?, )+ })
+                }
+
+                fn show(&self, out: &mut Vec<(&'static str, String)>) {
+                    $( out.push((concat!(stringify!($section), ".", stringify!($key)), self.$key.show())); )+
+                }
+            }
+        )+
+
+        /// The keys that stand in a section, in the order in which they are printed.
+        const SECTION_KEYS: &[Key] = &[$( $(
+            Key {
+                name: concat!(stringify!($section), ".", stringify!($key)),
+                doc: concat!($($doc),+),
+                default: |role, place| Value::from(($default)(role, place)),
+                check: |value| {
+                    let parsed: Result<$ty, String> = ($parse)(value);
+                    parsed.map(drop)
+                },
+            },
+        )+ )+];
+    };
+}
+
+sections! {
+    /// The node's own HTTP port: a request there is served wholly on that node.
+    http: Http {
+        /// Address on which the node's own HTTP port listens.
+        host: String = host, |_, _| "127.0.0.1";
+        /// The node's own HTTP port; 0 takes a free one. 8200 for a receiver, 8100 for a sender.
+        port: u16 = port, |role, _| if role == Role::Sender { "8100" } else { "8200" };
+    }
+    /// The frontend: the port where a request is disaggregated.
+    frontend: Frontend {
+        /// Whether the process runs the frontend (receiver and local).
+        enabled: bool = truth, |_, _| "true";
+        /// Address on which the frontend listens.
+        host: String = host, |_, _| "127.0.0.1";
+        /// The frontend's port; 0 takes a free one.
+        port: u16 = port, |_, _| "9000";
+    }
+    /// The link between a sender and a receiver.
+    link: Link {
+        /// Address on which a receiver listens for senders.
+        host: String = host, |_, _| "127.0.0.1";
+        /// Port on which a receiver listens for senders; 0 takes a free one.
+        port: u16 = port, |_, _| "55555";
+        /// Secret that both ends of a link must share; without one, any process that reaches the port may join.
+        secret: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
+        /// Whom a sender dials, as `host:port`; empty means `link.host:link.port`.
+        peers: Vec<String> = peers, |_, _| Vec::<String>::new();
+    }
+    /// The ring of page credits in a session.
+    ring: Ring {
+        /// How many bytes of its pages a receiver lets a sender hold the right to write at once.
+        bytes: ByteSize = bytes, |_, _| "1GiB";
+        /// Where the pages lie that a sender writes; `cpu` in this build.
+        device: Device = device, |_, _| "cpu";
+    }
+    /// The engine that runs the model.
+    engine: Engine {
+        /// Compute threads; 0 takes one a core.
+        threads: usize = |value| count(value, 0..=1024), |_, _| "0";
+        /// Size of the pool of KV pages.
+        kv_bytes: ByteSize = bytes, |_, _| "1GiB";
+        /// Tokens in a KV page; the same on both ends of a link.
+        page_tokens: u32 = |value| count(value, 1..=1024), |_, _| "16";
+        /// Most tokens of one prompt that are prefilled in one step.
+        prefill_chunk_tokens: u32 = |value| count(value, 1..=65536), |_, _| "128";
+    }
+    /// What one request may cost.
+    request: Request {
+        /// How long a request may take from admission to its last token.
+        deadline: Duration = duration, |_, _| "10m";
+        /// How many requests a process admits at once; one more is answered 429.
+        concurrency: usize = |value| count(value, 1..=65536), |_, _| "64";
+    }
+    /// What carries the KV bytes.
+    transport: Transport {
+        /// The UCX library (`libucp.so.0`) to load; without one, the cache folder and then the loader's search.
+        ucx_library: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
+    }
+    /// How a process ends.
+    shutdown: Shutdown {
+        /// How long requests in flight may take to finish after SIGTERM.
+        drain: Duration = duration, |_, _| "20s";
+    }
+}
+
+/// The keys that stand outside of every section.
+const TOP_KEYS: &[Key] = &[
+    Key {
+        name: "model",
+        doc: " The model file, in GGUF.",
+        default: |_, place| Value::from(place.default_model().display().to_string()),
+        check: |value| path(value).map(drop),
+    },
+    Key {
+        name: "served_model_name",
+        doc: " The name under which clients ask for the model; without one, the name in the model file.",
+        default: |_, _| Value::from(layers::NOTHING),
+        check: |value| optional(value, text).map(drop),
+    },
+];
+
+/// Every key there is, in the order in which they are printed.
+pub fn keys() -> impl Iterator<Item = &'static Key> {
+    TOP_KEYS.iter().chain(SECTION_KEYS)
+}
+
+/// The resolved configuration of one process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The model file, in GGUF.
+    pub model: PathBuf,
+    /// The name under which clients ask for the model; without one, the name in the model file.
+    pub served_model_name: Option<String>,
+    /// The node's own HTTP port.
+    pub http: Http,
+    /// The port where a request is disaggregated.
+    pub frontend: Frontend,
+    /// The link between a sender and a receiver.
+    pub link: Link,
+    /// The ring of page credits in a session.
+    pub ring: Ring,
+    /// The engine that runs the model.
+    pub engine: Engine,
+    /// What one request may cost.
+    pub request: Request,
+    /// What carries the KV bytes.
+    pub transport: Transport,
+    /// How a process ends.
+    pub shutdown: Shutdown,
+    /// What the process found around it.
+    pub surroundings: Surroundings,
+    /// For each key that something set: the file, the variable or the flag.
+    origins: Vec<(&'static str, String)>,
+}
+
+/// One `key=value` of the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flag {
+    /// The flag as a person would name it: `--model`, `--set link.port`.
+    pub name: String,
+    /// Dotted path of the key.
+    pub key: String,
+    /// The value as it was typed.
+    pub value: String,
+}
+
+impl Config {
+    /// Resolves the configuration of a process of `role`.
+    ///
+    /// # Errors
+    /// Every problem found in any layer; none is dropped for the sake of another.
+    pub fn load(
+        role: Role,
+        file: Option<&Path>,
+        flags: &[Flag],
+        surroundings: Surroundings,
+    ) -> Result<Self, ConfigErrors> {
+        let layers = Layers::collect(role, file, flags, &surroundings)?;
+        let config = Self::read(&layers, surroundings).map_err(|problem| ConfigErrors(vec![problem]))?;
+        config.check_together(role, &layers)?;
+        Ok(config)
+    }
+
+    fn read(layers: &Layers, surroundings: Surroundings) -> Result<Self, Problem> {
+        let mut config = Self {
+            model: layers.get("model", path)?,
+            served_model_name: layers.get("served_model_name", |value| optional(value, text))?,
+            http: Http::read(layers)?,
+            frontend: Frontend::read(layers)?,
+            link: Link::read(layers)?,
+            ring: Ring::read(layers)?,
+            engine: Engine::read(layers)?,
+            request: Request::read(layers)?,
+            transport: Transport::read(layers)?,
+            shutdown: Shutdown::read(layers)?,
+            origins: layers.origins(),
+            surroundings,
+        };
+        if config.engine.threads == 0 {
+            config.engine.threads = config.surroundings.cores;
+        }
+        if config.link.peers.is_empty() {
+            config.link.peers.push(values::authority(&config.link.host, config.link.port));
+        }
+        Ok(config)
+    }
+
+    /// What no key can see alone: two ports of one process that are the same, a sender that would dial
+    /// port 0, a process that would listen nowhere.
+    fn check_together(&self, role: Role, layers: &Layers) -> Result<(), ConfigErrors> {
+        let mut ports = match role {
+            Role::Receiver => vec![
+                ("http.port", &self.http.host, self.http.port),
+                ("link.port", &self.link.host, self.link.port),
+            ],
+            Role::Sender | Role::Local => vec![],
+        };
+        if role != Role::Sender && self.frontend.enabled {
+            ports.push(("frontend.port", &self.frontend.host, self.frontend.port));
+        }
+        let mut problems = vec![];
+        for (n, (key, host, port)) in ports.iter().enumerate() {
+            let same = |other: &&(&str, &String, u16)| *port != 0 && other.1 == *host && other.2 == *port;
+            if let Some((other, ..)) = ports[..n].iter().find(same) {
+                problems.push(
+                    layers.problem(key, format!("must differ from {other}, both are {port} on {host}")),
+                );
+            }
+        }
+        if role == Role::Local && !self.frontend.enabled {
+            let reason = "must be true for role local, which has no other port".to_owned();
+            problems.push(layers.problem("frontend.enabled", reason));
+        }
+        if role == Role::Sender && self.link.peers.iter().any(|peer| peer.ends_with(":0")) {
+            let reason = "must name the port of a receiver, not 0; set link.port or link.peers".to_owned();
+            problems.push(layers.problem("link.port", reason));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigErrors(problems)) }
+    }
+
+    /// Every key with its value as YAML text, in the order of [`keys`].
+    pub(crate) fn show(&self) -> Vec<(&'static str, String)> {
+        let mut out =
+            vec![("model", self.model.show()), ("served_model_name", self.served_model_name.show())];
+        self.http.show(&mut out);
+        self.frontend.show(&mut out);
+        self.link.show(&mut out);
+        self.ring.show(&mut out);
+        self.engine.show(&mut out);
+        self.request.show(&mut out);
+        self.transport.show(&mut out);
+        self.shutdown.show(&mut out);
+        out
+    }
+
+    /// Where UCX may lie, best first; `transport.ucx_library` is asked before these and the loader's search after.
+    pub fn ucx_search(&self) -> Vec<PathBuf> {
+        // The path inside PyPI's libucx-cu12 wheel of that version.
+        vec![self.surroundings.cache.join("ucx-1.22.0/libucx/lib/libucp.so.0")]
+    }
+}
+
+#[cfg(test)]
+mod tests;

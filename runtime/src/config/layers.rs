@@ -1,0 +1,228 @@
+//! The layers of a configuration, each checked on its own, merged by figment.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use figment::providers::YamlExtended;
+use figment::value::{Dict, Empty, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+
+use super::surroundings::PREFIX;
+use super::{Flag, Key, Role, Surroundings, keys};
+
+/// The value of a key that has none.
+pub(super) const NOTHING: Empty = Empty::None;
+
+/// The origin of what nobody set.
+const DEFAULT: &str = "default";
+
+/// One thing that is wrong with the configuration: where, which key, and why. Displays as one sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, the variable or the flag.
+    pub origin: String,
+    /// Dotted path of the key; empty if no key is at fault.
+    pub key: String,
+    /// The rest of the sentence.
+    pub reason: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let space = if self.key.is_empty() { "" } else { " " };
+        write!(f, "{}: {}{space}{}", self.origin, self.key, self.reason)
+    }
+}
+
+/// Everything that is wrong with the configuration; displays one problem a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<Problem>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(Problem::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// One key's value in one layer; its own figment provider, so that figment remembers where each value came from.
+struct Setting {
+    origin: String,
+    key: &'static str,
+    value: Value,
+}
+
+impl Provider for Setting {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin.clone())
+    }
+
+    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
+        let nested = figment::util::nest(self.key, self.value.clone());
+        Ok(Profile::Default.collect(nested.into_dict().unwrap_or_default()))
+    }
+}
+
+/// All layers on top of each other.
+pub(super) struct Layers {
+    merged: Figment,
+}
+
+impl Layers {
+    /// Reads every layer, and fails with every problem in any of them.
+    pub(super) fn collect(
+        role: Role,
+        file: Option<&Path>,
+        flags: &[Flag],
+        surroundings: &Surroundings,
+    ) -> Result<Self, ConfigErrors> {
+        let mut draft = Draft::default();
+        for key in keys() {
+            draft.settings.push(Setting {
+                origin: DEFAULT.to_owned(),
+                key: key.name,
+                value: (key.default)(role, surroundings),
+            });
+        }
+        if let Some(file) = file {
+            draft.read_file(file);
+        }
+        for (name, value) in &surroundings.variables {
+            let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
+            draft.offer(name, &key, Value::from(value.as_str()));
+        }
+        for flag in flags {
+            draft.offer(&flag.name, &flag.key, Value::from(flag.value.as_str()));
+        }
+        if !draft.problems.is_empty() {
+            return Err(ConfigErrors(draft.problems));
+        }
+        let merged = draft.settings.into_iter().fold(Figment::new(), Figment::merge);
+        Ok(Self { merged })
+    }
+
+    /// The value of a key.
+    pub(super) fn get<T>(
+        &self,
+        key: &str,
+        parse: impl Fn(&Value) -> Result<T, String>,
+    ) -> Result<T, Problem> {
+        let value = self.merged.find_value(key).map_err(|error| self.problem(key, error.to_string()))?;
+        parse(&value).map_err(|reason| self.problem(key, reason))
+    }
+
+    /// A problem with the value that won.
+    pub(super) fn problem(&self, key: &str, reason: String) -> Problem {
+        let origin = self.origin(key).unwrap_or_else(|| DEFAULT.to_owned());
+        Problem { origin, key: key.to_owned(), reason }
+    }
+
+    /// For each key that something set: what did.
+    pub(super) fn origins(&self) -> Vec<(&'static str, String)> {
+        let origin = |key: &Key| self.origin(key.name).filter(|origin| origin != DEFAULT);
+        keys().filter_map(|key| origin(key).map(|origin| (key.name, origin))).collect()
+    }
+
+    fn origin(&self, key: &str) -> Option<String> {
+        self.merged.find_metadata(key).map(|metadata| metadata.name.to_string())
+    }
+}
+
+/// Settings and problems as they are found.
+#[derive(Default)]
+struct Draft {
+    settings: Vec<Setting>,
+    problems: Vec<Problem>,
+}
+
+impl Draft {
+    /// Takes a value for a key, or notes why not.
+    fn offer(&mut self, origin: &str, name: &str, value: Value) {
+        let checked = match keys().find(|key| key.name == name) {
+            Some(key) => (key.check)(&value).map(|()| key),
+            None => Err(unknown(name)),
+        };
+        match checked {
+            Ok(key) => self.settings.push(Setting { origin: origin.to_owned(), key: key.name, value }),
+            Err(reason) => self.refuse(origin, name, reason),
+        }
+    }
+
+    fn refuse(&mut self, origin: &str, key: &str, reason: String) {
+        self.problems.push(Problem { origin: origin.to_owned(), key: key.to_owned(), reason });
+    }
+
+    fn read_file(&mut self, file: &Path) {
+        let origin = file.display().to_string();
+        let text = match fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(error) => return self.refuse(&origin, "", format!("cannot be read: {error}")),
+        };
+        // The extended reader: the plain one lets a later section of the same name silently replace an earlier one.
+        match YamlExtended::from_str::<Value>(&text) {
+            Ok(Value::Dict(_, sections)) => self.walk(&origin, "", sections),
+            // A file of comments alone.
+            Ok(Value::Empty(..)) => {}
+            Ok(_) => self.refuse(
+                &origin,
+                "",
+                "must hold sections and keys, as in `link: {port: 55555}`".to_owned(),
+            ),
+            Err(error) => self.refuse(&origin, "", format!("is not YAML: {error}")),
+        }
+    }
+
+    fn walk(&mut self, origin: &str, section: &str, entries: Dict) {
+        for (name, value) in entries {
+            let path = if section.is_empty() { name } else { format!("{section}.{name}") };
+            let is_section =
+                keys().any(|key| key.name.strip_prefix(&*path).is_some_and(|rest| rest.starts_with('.')));
+            match value {
+                Value::Dict(_, entries) if is_section => self.walk(origin, &path, entries),
+                // A section whose keys are all commented out.
+                Value::Empty(..) if is_section => {}
+                _ if is_section => {
+                    let first = keys().find(|key| key.name.starts_with(&*path)).map_or("", |key| key.name);
+                    self.refuse(origin, &path, format!("is a section; set its keys, such as {first}"));
+                }
+                value => self.offer(origin, &path, value),
+            }
+        }
+    }
+}
+
+/// What to say of a key that does not exist.
+fn unknown(name: &str) -> String {
+    let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
+    let sections = keys().filter_map(|key| key.name.split_once('.').map(|(section, _)| section));
+    let near = keys().map(|key| key.name).chain(sections).map(|known| (distance(known, name), known)).min();
+    // The same word in another section is the second guess: `port`, `http.threads`.
+    let elsewhere = keys().find(|key| last(key.name) == last(name)).map(|key| key.name);
+    match near
+        .filter(|(edits, known)| *edits <= 2 && *edits < known.len() / 2)
+        .map(|(_, known)| known)
+        .or(elsewhere)
+    {
+        Some(key) => format!("is not a key; did you mean {key}?"),
+        None => "is not a key; --print-config lists them all".to_owned(),
+    }
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let above = row[j + 1];
+            row[j + 1] = (diagonal + usize::from(x != *y)).min(above + 1).min(row[j] + 1);
+            diagonal = above;
+        }
+    }
+    row[b.len()]
+}

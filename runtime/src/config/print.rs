@@ -1,0 +1,41 @@
+//! The resolved configuration as YAML that `--config` reads back.
+
+use std::fmt::Write as _;
+
+use super::values::MASK;
+use super::{Config, Role, keys};
+
+impl Config {
+    /// The resolved configuration as YAML: every key, what it means where nobody set it, what set it where somebody did.
+    ///
+    /// A secret is masked and commented out, so that the text can be read back without making the mask the secret.
+    pub fn to_yaml(&self, role: Role) -> String {
+        let mut out = format!("# Baton's configuration for --role {role}.\n");
+        let mut section = "";
+        for (key, value) in self.show() {
+            let (parent, name) = key.split_once('.').unwrap_or(("", key));
+            if parent != section {
+                section = parent;
+                let _ = writeln!(out, "\n{section}:");
+            }
+            let indent = if parent.is_empty() { "" } else { "  " };
+            let hidden = value.contains(MASK);
+            let line = format!("{indent}{}{name}: {value}", if hidden { "# " } else { "" });
+            let _ = writeln!(out, "{line:<40} # {}", self.remark(role, key, hidden));
+        }
+        out
+    }
+
+    fn remark(&self, role: Role, key: &str, hidden: bool) -> String {
+        let origin =
+            self.origins.iter().find(|(name, _)| *name == key).map(|(_, origin)| format!("from {origin}"));
+        let doc =
+            keys().find(|known| known.name == key).map_or("", |known| known.doc.trim()).trim_end_matches('.');
+        match origin {
+            Some(origin) if hidden => format!("{origin}; not shown, and not read back from this text"),
+            Some(origin) => origin,
+            None if !role.uses(key) => format!("not used by role {role}"),
+            None => doc.to_owned(),
+        }
+    }
+}

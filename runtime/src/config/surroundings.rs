@@ -1,0 +1,75 @@
+//! What a process finds around it: cache folder, cores, environment variables.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::thread;
+
+/// The prefix of the environment variables that set keys.
+pub(super) const PREFIX: &str = "BATON_";
+
+/// The file that `cargo xtask demo` fetches and that is served where nothing names a model.
+const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+
+/// What a process found around it when it started.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Where fetched models and libraries lie: `$XDG_CACHE_HOME/baton`, else `$HOME/.cache/baton`.
+    pub cache: PathBuf,
+    /// Cores that this process may use.
+    pub cores: usize,
+    /// The `UCX_` variables that the operator set: UCX reads them itself, and Baton leaves those choices alone.
+    pub(super) ucx_variables: BTreeSet<String>,
+    /// The variables that start with `BATON_`, name to value.
+    pub(super) variables: BTreeMap<String, String>,
+}
+
+impl Surroundings {
+    /// Those of this process.
+    pub fn of_process() -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        Self::from_variables(std::env::vars_os(), cores)
+    }
+
+    /// Those of a process with these variables and cores.
+    pub fn from_variables(variables: impl IntoIterator<Item = (OsString, OsString)>, cores: usize) -> Self {
+        let all: BTreeMap<OsString, OsString> = variables.into_iter().collect();
+        let folder =
+            |name: &str| all.get(&OsString::from(name)).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let cache = folder("XDG_CACHE_HOME")
+            .or_else(|| folder("HOME").map(|home| home.join(".cache")))
+            .unwrap_or_else(|| PathBuf::from(".cache"))
+            .join("baton");
+        let named = |prefix: &'static str| {
+            all.iter()
+                .map(|(name, value)| {
+                    (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+                })
+                .filter(move |(name, _)| name.starts_with(prefix))
+        };
+        let ucx_variables = named("UCX_").map(|(name, _)| name).collect();
+        Self { ucx_variables, variables: named(PREFIX).collect(), cache, cores }
+    }
+
+    /// `value`, unless the operator set the UCX variable `name`.
+    pub fn ucx_default(&self, name: &str, value: &str) -> Option<String> {
+        (!self.ucx_variables.contains(name)).then(|| value.to_owned())
+    }
+
+    /// The model that is served where nothing names one.
+    pub fn default_model(&self) -> PathBuf {
+        self.cache.join("models").join(DEFAULT_MODEL)
+    }
+}
+
+/// Names the variables, never their values: one of them may be a secret.
+impl std::fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Surroundings")
+            .field("cache", &self.cache)
+            .field("cores", &self.cores)
+            .field("ucx_variables", &self.ucx_variables)
+            .field("variables", &self.variables.keys())
+            .finish()
+    }
+}

@@ -1,0 +1,297 @@
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+
+use super::*;
+
+/// For each key: a value that is accepted, how it is shown, a value that is refused, and the reason.
+const TABLE: &[(&str, &str, &str, &str, &str)] = &[
+    ("model", "/m/a.gguf", "/m/a.gguf", "", "must be a path"),
+    ("served_model_name", "smol", "smol", "", "must be text"),
+    ("http.host", "0.0.0.0", "0.0.0.0", "a:80", "must be a host name or an address without a port"),
+    ("http.port", "0", "0", "65536", "must be a port from 0 to 65535, not"),
+    ("frontend.enabled", "false", "false", "maybe", "must be true or false, not \"maybe\""),
+    ("frontend.host", "::1", "\"::1\"", "http://a", "must be a host name"),
+    ("frontend.port", "9001", "9001", "-1", "must be a port"),
+    ("link.host", "node-1", "node-1", "two words", "must be a host name"),
+    ("link.port", "5", "5", "abc", "must be a port from 0 to 65535, not \"abc\""),
+    ("link.secret", "hush", "\"***\"", "***", "only stands for a secret"),
+    ("link.peers", "a:1, b:2", "[\"a:1\", \"b:2\"]", "a", "must list host:port, which \"a\" is not"),
+    ("ring.bytes", "1.5 MiB", "1536KiB", "1 parsec", "must be a size above zero such as 1GiB"),
+    ("ring.device", "cpu", "cpu", "cuda", "cannot be cuda in this build"),
+    ("engine.threads", "3", "3", "many", "must be a whole number from 0 to 1024"),
+    ("engine.kv_bytes", "512MiB", "512MiB", "0", "must be a size above zero"),
+    ("engine.page_tokens", "32", "32", "0", "must be a whole number from 1 to 1024"),
+    ("engine.prefill_chunk_tokens", "64", "64", "1.5", "must be a whole number"),
+    ("request.deadline", "90s", "90s", "10", "must be a duration with a unit"),
+    ("request.concurrency", "8", "8", "0", "must be a whole number from 1"),
+    ("transport.ucx_library", "/u/libucp.so.0", "/u/libucp.so.0", "", "must be a path"),
+    ("shutdown.drain", "1500ms", "1500ms", "soon", "must be a duration"),
+];
+
+fn surroundings(variables: &[(&str, &str)]) -> Surroundings {
+    let home = [("HOME", "/home/u")];
+    let all = home.iter().chain(variables).map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    Surroundings::from_variables(all, 6)
+}
+
+/// Runs `test` on a file with this text.
+fn with_file<T>(name: &str, text: &str, test: impl FnOnce(&Path) -> T) -> T {
+    let folder = std::env::temp_dir().join(format!("baton-config-{}-{name}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("baton.yaml");
+    fs::write(&file, text).unwrap();
+    let result = test(&file);
+    fs::remove_dir_all(&folder).unwrap();
+    result
+}
+
+fn set(key: &str, value: &str) -> Flag {
+    Flag { name: format!("--set {key}"), key: key.to_owned(), value: value.to_owned() }
+}
+
+fn variable(key: &str) -> String {
+    format!("BATON_{}", key.to_uppercase().replace('.', "__"))
+}
+
+/// One key as a YAML file; the value is written bare unless that would not be the same value.
+fn yaml(key: &str, value: &str) -> String {
+    let bare = !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric());
+    let value = if bare { value.to_owned() } else { format!("{value:?}") };
+    match key.split_once('.') {
+        Some((section, name)) => format!("{section}:\n  {name}: {value}\n"),
+        None => format!("{key}: {value}\n"),
+    }
+}
+
+fn shown(config: &Config, key: &str) -> String {
+    config.show().into_iter().find(|(name, _)| *name == key).unwrap().1
+}
+
+#[test]
+fn the_table_has_every_key() {
+    let known: Vec<&str> = keys().map(|key| key.name).collect();
+    let tried: Vec<&str> = TABLE.iter().map(|row| row.0).collect();
+    assert_eq!(known, tried);
+    let printed = Config::load(Role::Local, None, &[], surroundings(&[])).unwrap().show();
+    assert_eq!(known, printed.iter().map(|(key, _)| *key).collect::<Vec<_>>());
+    assert!(keys().all(|key| key.doc.len() > 10));
+}
+
+#[test]
+fn a_good_value_comes_through_each_layer() {
+    for (key, good, expect, ..) in TABLE {
+        let by_flag = Config::load(Role::Sender, None, &[set(key, good)], surroundings(&[])).unwrap();
+        assert_eq!(shown(&by_flag, key), *expect, "{key} by flag");
+        let around = surroundings(&[(&variable(key), good)]);
+        let by_variable = Config::load(Role::Sender, None, &[], around).unwrap();
+        assert_eq!(shown(&by_variable, key), *expect, "{key} by variable");
+        let by_file = with_file(&format!("good-{key}"), &yaml(key, good), |file| {
+            Config::load(Role::Sender, Some(file), &[], surroundings(&[])).unwrap()
+        });
+        assert_eq!(shown(&by_file, key), *expect, "{key} by file");
+    }
+}
+
+#[test]
+fn a_bad_value_is_refused_in_each_layer() {
+    let refused = |result: Result<Config, ConfigErrors>, origin: &str, key: &str, reason: &str| {
+        let errors = result.unwrap_err();
+        assert_eq!(errors.0.len(), 1, "{errors}");
+        let text = errors.to_string();
+        assert!(text.starts_with(&format!("{origin}: {key} ")), "{text}");
+        assert!(text.contains(reason), "{text}");
+        assert!(!text.contains('\n'), "{text}");
+    };
+    for (key, _, _, bad, reason) in TABLE {
+        let by_flag = Config::load(Role::Local, None, &[set(key, bad)], surroundings(&[]));
+        refused(by_flag, &format!("--set {key}"), key, reason);
+        let by_variable = Config::load(Role::Local, None, &[], surroundings(&[(&variable(key), bad)]));
+        refused(by_variable, &variable(key), key, reason);
+        with_file(&format!("bad-{key}"), &yaml(key, bad), |file| {
+            // A later layer does not hide what is wrong in an earlier one.
+            let good = TABLE.iter().find(|row| row.0 == *key).unwrap().1;
+            let by_file = Config::load(Role::Local, Some(file), &[set(key, good)], surroundings(&[]));
+            refused(by_file, &file.display().to_string(), key, reason);
+        });
+    }
+}
+
+#[test]
+fn later_layers_win_and_are_named() {
+    let text = "http: {port: 1}\nlink: {port: 1}\nring: {bytes: 1KiB}\n";
+    with_file("order", text, |file| {
+        let around = surroundings(&[("BATON_HTTP__PORT", "2"), ("BATON_LINK__PORT", "2")]);
+        let config = Config::load(Role::Receiver, Some(file), &[set("http.port", "3")], around).unwrap();
+        assert_eq!((config.http.port, config.link.port, config.ring.bytes), (3, 2, ByteSize(1024)));
+        let origins: BTreeMap<_, _> = config.origins.iter().cloned().collect();
+        assert_eq!(origins["http.port"], "--set http.port");
+        assert_eq!(origins["link.port"], "BATON_LINK__PORT");
+        assert_eq!(origins["ring.bytes"], file.display().to_string());
+        assert_eq!(origins.len(), 3);
+    });
+}
+
+#[test]
+fn unknown_keys_are_refused_with_the_nearest_one() {
+    let check = |key: &str, expect: &str| {
+        let errors = Config::load(Role::Local, None, &[set(key, "1")], surroundings(&[])).unwrap_err();
+        assert_eq!(errors.to_string(), format!("--set {key}: {key} is not a key; {expect}"));
+    };
+    check("http.prot", "did you mean http.port?");
+    check("http_port", "did you mean http.port?");
+    check("ring.byte", "did you mean ring.bytes?");
+    check("server.concurrency", "did you mean request.concurrency?");
+    check("rings", "did you mean ring?");
+    check("colour", "--print-config lists them all");
+    let around = surroundings(&[("BATON_HTTP_PORT", "1"), ("OTHER", "1")]);
+    let errors = Config::load(Role::Local, None, &[], around).unwrap_err();
+    assert_eq!(errors.to_string(), "BATON_HTTP_PORT: http_port is not a key; did you mean http.port?");
+}
+
+#[test]
+fn every_problem_is_listed() {
+    let around = surroundings(&[("BATON_LINK__PORT", "x")]);
+    let text = "http: {prot: 1, port: x}\nring: 5\nmodel:\n";
+    let errors = with_file("many", text, |file| {
+        Config::load(Role::Local, Some(file), &[set("model", "m")], around).unwrap_err()
+    });
+    let keys: Vec<&str> = errors.0.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["http.port", "http.prot", "model", "ring", "link.port"]);
+    assert_eq!(errors.0[3].reason, "is a section; set its keys, such as ring.bytes");
+}
+
+#[test]
+fn files_that_are_no_configuration_are_refused() {
+    let check = |text: &str, expect: &str| {
+        with_file("shape", text, |file| {
+            let errors =
+                Config::load(Role::Local, Some(file), &[], surroundings(&[])).unwrap_err().to_string();
+            assert!(errors.contains(expect), "{errors}");
+            assert!(!errors.contains('\n'), "{errors}");
+        });
+    };
+    check("- a\n", "must hold sections and keys");
+    check("http: {port: 1\n", "is not YAML: ");
+    check("http: {port: 1}\nhttp: {port: 2}\n", "duplicate entry with key \"http\"");
+    check("http: {port: {a: 1}}\n", "http.port must be a port from 0 to 65535, not a section");
+    let missing = Config::load(Role::Local, Some(Path::new("/nowhere/x.yaml")), &[], surroundings(&[]));
+    assert!(missing.unwrap_err().to_string().starts_with("/nowhere/x.yaml: cannot be read: "));
+    for text in ["", "# nothing\n", "http:\n  # port: 1\n"] {
+        with_file("empty", text, |file| {
+            let config = Config::load(Role::Local, Some(file), &[], surroundings(&[])).unwrap();
+            assert_eq!(config.http.port, 8200);
+        });
+    }
+}
+
+#[test]
+fn defaults_follow_the_role_and_the_surroundings() {
+    let load = |role| Config::load(role, None, &[], surroundings(&[])).unwrap();
+    assert_eq!((load(Role::Receiver).http.port, load(Role::Sender).http.port), (8200, 8100));
+    let config = load(Role::Sender);
+    assert_eq!(config.link.peers, ["127.0.0.1:55555"]);
+    assert_eq!(config.engine.threads, 6);
+    assert_eq!(config.model, Path::new("/home/u/.cache/baton/models/SmolLM2-135M-Instruct.Q4_1.gguf"));
+    assert_eq!(config.ucx_search(), [Path::new("/home/u/.cache/baton/ucx-1.22.0/libucx/lib/libucp.so.0")]);
+    assert_eq!(config.request.deadline, Duration::from_secs(600));
+    let around = surroundings(&[("XDG_CACHE_HOME", "/c"), ("UCX_TLS", "tcp")]);
+    assert_eq!(around.cache, Path::new("/c/baton"));
+    assert_eq!(around.ucx_default("UCX_TLS", "tcp"), None);
+    assert_eq!(around.ucx_default("UCX_NET_DEVICES", "lo"), Some("lo".into()));
+}
+
+#[test]
+fn what_no_key_sees_alone_is_refused() {
+    let check = |role, flags: &[Flag], expect: &str| {
+        let errors = Config::load(role, None, flags, surroundings(&[])).unwrap_err();
+        assert_eq!(errors.to_string(), expect);
+    };
+    check(
+        Role::Receiver,
+        &[set("frontend.port", "8200")],
+        "--set frontend.port: frontend.port must differ from http.port, both are 8200 on 127.0.0.1",
+    );
+    check(
+        Role::Sender,
+        &[set("link.port", "0")],
+        "--set link.port: link.port must name the port of a receiver, not 0; set link.port or link.peers",
+    );
+    check(
+        Role::Local,
+        &[set("frontend.enabled", "false")],
+        "--set frontend.enabled: frontend.enabled must be true for role local, which has no other port",
+    );
+    let zeros = [set("frontend.port", "0"), set("http.port", "0"), set("link.port", "0")];
+    assert!(Config::load(Role::Receiver, None, &zeros, surroundings(&[])).is_ok());
+}
+
+#[test]
+fn the_printed_configuration_is_read_back() {
+    for role in [Role::Receiver, Role::Sender, Role::Local] {
+        let odd = [set("served_model_name", "007"), set("link.peers", "a:1"), set("request.deadline", "1ms")];
+        for flags in [&[][..], &odd] {
+            let config = Config::load(role, None, flags, surroundings(&[])).unwrap();
+            let again = with_file(&format!("again-{role}"), &config.to_yaml(role), |file| {
+                Config::load(role, Some(file), &[], surroundings(&[])).unwrap()
+            });
+            assert_eq!(Config { origins: vec![], ..again }, Config { origins: vec![], ..config });
+        }
+    }
+}
+
+#[test]
+fn a_secret_is_nowhere() {
+    let around = surroundings(&[("BATON_LINK__SECRET", "hush")]);
+    let config = Config::load(Role::Sender, None, &[], around).unwrap();
+    assert_eq!(config.link.secret.as_ref().unwrap().reveal(), "hush");
+    let yaml = config.to_yaml(Role::Sender);
+    assert!(!yaml.contains("hush") && yaml.contains("***"), "{yaml}");
+    assert!(!format!("{config:?}").contains("hush"));
+    with_file("secret", &yaml, |file| {
+        let again = Config::load(Role::Sender, Some(file), &[], surroundings(&[])).unwrap();
+        assert_eq!(again.link.secret, None);
+    });
+    let refused = with_file("number", "link: {secret: 12345}\n", |file| {
+        Config::load(Role::Sender, Some(file), &[], surroundings(&[])).unwrap_err().to_string()
+    });
+    assert!(!refused.contains("12345"), "{refused}");
+}
+
+#[test]
+fn sizes_and_durations() {
+    let size = |text: &str| bytes(&Value::from(text)).map(|size| size.0);
+    for (text, expect) in [
+        ("4096", 4096),
+        ("1GiB", 1 << 30),
+        ("1 gib", 1 << 30),
+        ("0.5 KiB", 512),
+        ("2KB", 2000),
+        ("3 MB", 3_000_000),
+        ("1.5GB", 1_500_000_000),
+        ("18446744073709551615", u64::MAX),
+    ] {
+        assert_eq!(size(text), Ok(expect), "{text}");
+    }
+    for text in ["", "GiB", "-1", "1 TiB", "1e3", "1..5GiB", "18446744073709551616", "99999999999GiB", "0.1"]
+    {
+        assert!(size(text).is_err(), "{text}");
+    }
+    assert_eq!(bytes(&Value::from(1024)).unwrap().to_string(), "1KiB");
+    let time = |text: &str| duration(&Value::from(text));
+    assert_eq!(time("1.5h"), Ok(Duration::from_secs(5400)));
+    assert_eq!(time("10 m"), Ok(Duration::from_secs(600)));
+    for text in ["10", "0s", "s", "-1s", "1d"] {
+        assert!(time(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn every_file_in_configs_loads_and_says_the_defaults() {
+    for role in [Role::Receiver, Role::Sender, Role::Local] {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../configs/{role}.yaml"));
+        let config = Config::load(role, Some(&file), &[], surroundings(&[])).unwrap();
+        let defaults = Config::load(role, None, &[], surroundings(&[])).unwrap();
+        assert_eq!(Config { origins: vec![], ..config }, defaults, "{role}");
+    }
+}

@@ -1,0 +1,317 @@
+//! Reading one value and showing it again. A reader's error is the rest of a sentence that starts with the key.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use figment::value::Value;
+
+/// A number of bytes, written as people write them: `1GiB`, `512 MiB`, `1.5 GB`, `4096`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+/// Units of bytes, the longest first; 1000s and 1024s are both meant as written.
+const BYTE_UNITS: [(&str, u64); 8] = [
+    ("gib", 1 << 30),
+    ("mib", 1 << 20),
+    ("kib", 1 << 10),
+    ("gb", 1_000_000_000),
+    ("mb", 1_000_000),
+    ("kb", 1_000),
+    ("b", 1),
+    ("", 1),
+];
+
+/// Units of time, in nanoseconds.
+const TIME_UNITS: [(&str, u64); 4] =
+    [("ms", 1_000_000), ("s", 1_000_000_000), ("m", 60_000_000_000), ("h", 3_600_000_000_000)];
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (unit, size) in [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
+            if self.0 >= size && self.0.is_multiple_of(size) {
+                return write!(f, "{}{unit}", self.0 / size);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A secret that never prints itself.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+/// What stands where a secret would.
+pub(super) const MASK: &str = "***";
+
+impl Secret {
+    /// The secret itself, for the one place that proves it to a peer.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+/// Where pages lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// Host memory.
+    Cpu,
+}
+
+/// The value in a sentence: `"abc"`, `5`, `a list`.
+fn named(value: &Value) -> String {
+    match value {
+        Value::String(_, text) if text.chars().count() > 60 => {
+            format!("{:?}…", text.chars().take(60).collect::<String>())
+        }
+        Value::String(_, text) => format!("{text:?}"),
+        Value::Char(_, character) => format!("{:?}", character.to_string()),
+        Value::Bool(_, truth) => truth.to_string(),
+        Value::Num(..) => scalar(value).unwrap_or_default(),
+        Value::Empty(..) => "nothing".to_owned(),
+        Value::Dict(..) => "a section".to_owned(),
+        Value::Array(..) => "a list".to_owned(),
+    }
+}
+
+/// A string or a number as text; a variable or a flag brings every number as a string.
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::String(_, text) => Some(text.trim().to_owned()),
+        Value::Char(_, character) => Some(character.to_string()),
+        Value::Num(_, number) => number
+            .to_u128()
+            .map(|number| number.to_string())
+            .or_else(|| number.to_i128().map(|number| number.to_string()))
+            .or_else(|| number.to_f64().map(|number| number.to_string())),
+        _ => None,
+    }
+}
+
+fn words(value: &Value) -> Option<String> {
+    let text = match value {
+        Value::String(_, text) => text.trim().to_owned(),
+        Value::Char(_, character) => character.to_string(),
+        _ => return None,
+    };
+    (!text.is_empty()).then_some(text)
+}
+
+/// Any text that is not empty.
+pub(super) fn text(value: &Value) -> Result<String, String> {
+    words(value)
+        .ok_or_else(|| format!("must be text, in quotes where it looks like a number, not {}", named(value)))
+}
+
+/// A path of the file system.
+pub(super) fn path(value: &Value) -> Result<PathBuf, String> {
+    words(value).map(PathBuf::from).ok_or_else(|| format!("must be a path, not {}", named(value)))
+}
+
+/// A host name or address, without a port.
+pub(super) fn host(value: &Value) -> Result<String, String> {
+    let host = words(value).filter(|host| !host.contains(|c: char| c.is_whitespace() || "/[]@".contains(c)));
+    let host = host.filter(|host| host.parse::<std::net::Ipv6Addr>().is_ok() || !host.contains(':'));
+    host.ok_or_else(|| format!("must be a host name or an address without a port, not {}", named(value)))
+}
+
+/// A secret; its value is in no message.
+pub(super) fn secret(value: &Value) -> Result<Secret, String> {
+    match words(value) {
+        Some(text) if text == MASK => {
+            Err(format!("is {MASK}, which only stands for a secret; set the secret itself"))
+        }
+        Some(text) => Ok(Secret(text)),
+        None => Err("must be text, in quotes where it looks like a number".to_owned()),
+    }
+}
+
+/// `true` or `false`.
+pub(super) fn truth(value: &Value) -> Result<bool, String> {
+    let parsed = match value {
+        Value::Bool(_, truth) => Some(*truth),
+        Value::String(_, text) => text.trim().parse().ok(),
+        _ => None,
+    };
+    parsed.ok_or_else(|| format!("must be true or false, not {}", named(value)))
+}
+
+/// A port, 0 included.
+pub(super) fn port(value: &Value) -> Result<u16, String> {
+    let parsed = scalar(value).and_then(|text| text.parse().ok());
+    parsed.ok_or_else(|| format!("must be a port from 0 to 65535, not {}", named(value)))
+}
+
+/// A whole number in a range.
+pub(super) fn count<T: TryFrom<u64>>(value: &Value, range: RangeInclusive<u64>) -> Result<T, String> {
+    let parsed =
+        scalar(value).and_then(|text| text.parse::<u64>().ok()).filter(|number| range.contains(number));
+    parsed.and_then(|number| T::try_from(number).ok()).ok_or_else(|| {
+        format!("must be a whole number from {} to {}, not {}", range.start(), range.end(), named(value))
+    })
+}
+
+/// A number with a unit, as `number × unit`; more than zero.
+fn measured(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim().to_ascii_lowercase();
+    let size = units.iter().find(|(name, _)| *name == unit)?.1;
+    let total = match number.parse::<u64>() {
+        Ok(whole) => whole.checked_mul(size)?,
+        Err(_) => {
+            let product = number.parse::<f64>().ok()? * size as f64;
+            // Past 2^53 an f64 no longer holds every whole number, and nobody writes a fraction of that much.
+            (product < 9.0e15).then_some(product.round() as u64)?
+        }
+    };
+    (total > 0).then_some(total)
+}
+
+/// A number of bytes, more than zero.
+pub(super) fn bytes(value: &Value) -> Result<ByteSize, String> {
+    let parsed = scalar(value).and_then(|text| measured(&text, &BYTE_UNITS));
+    parsed
+        .map(ByteSize)
+        .ok_or_else(|| format!("must be a size above zero such as 1GiB or 512 MiB, not {}", named(value)))
+}
+
+/// A duration above zero; a bare number has no unit and is refused.
+pub(super) fn duration(value: &Value) -> Result<Duration, String> {
+    let parsed = scalar(value).and_then(|text| measured(&text, &TIME_UNITS));
+    parsed.map(Duration::from_nanos).ok_or_else(|| {
+        format!("must be a duration with a unit such as 500ms, 20s, 10m or 1h, not {}", named(value))
+    })
+}
+
+/// A list of `host:port`, or one string with commas.
+pub(super) fn peers(value: &Value) -> Result<Vec<String>, String> {
+    let entries = match value {
+        Value::Array(_, entries) => entries.iter().map(words).collect::<Option<Vec<_>>>(),
+        Value::String(_, text) => {
+            let text = text.trim().trim_start_matches('[').trim_end_matches(']');
+            let parts = text.split(',').map(|part| part.trim().to_owned());
+            Some(parts.filter(|part| !part.is_empty()).collect())
+        }
+        _ => None,
+    };
+    let entries = entries.ok_or_else(|| format!("must be a list of host:port, not {}", named(value)))?;
+    for entry in &entries {
+        let parts = entry.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
+        if !matches!(parts, Some((host, Ok(1..))) if !host.is_empty() && !host.contains(char::is_whitespace))
+        {
+            return Err(format!("must list host:port, which {entry:?} is not"));
+        }
+    }
+    Ok(entries)
+}
+
+/// Where pages lie.
+pub(super) fn device(value: &Value) -> Result<Device, String> {
+    match words(value).as_deref() {
+        Some("cpu") => Ok(Device::Cpu),
+        Some("cuda") => {
+            Err("cannot be cuda in this build, which serves from host memory only; set it to cpu".to_owned())
+        }
+        _ => Err(format!("must be cpu, not {}", named(value))),
+    }
+}
+
+/// `None` for nothing, else what `parse` makes of the value.
+pub(super) fn optional<T>(
+    value: &Value,
+    parse: fn(&Value) -> Result<T, String>,
+) -> Result<Option<T>, String> {
+    if matches!(value, Value::Empty(..)) { Ok(None) } else { parse(value).map(Some) }
+}
+
+/// `host:port`, with brackets around an IPv6 address.
+pub(super) fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// How a value is written in YAML, so that reading it gives the same value.
+pub(super) trait Show {
+    /// The YAML text, in one line.
+    fn show(&self) -> String;
+}
+
+impl Show for str {
+    fn show(&self) -> String {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+        let starts = self.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '/');
+        let word = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"]
+            .contains(&&*self.to_ascii_lowercase());
+        let number =
+            self.parse::<f64>().is_ok() || ["0x", "0o", "0b"].iter().any(|base| self.starts_with(base));
+        // A double-quoted Rust literal of printable text is a YAML one too.
+        if starts && !word && !number && self.chars().all(plain) {
+            self.to_owned()
+        } else {
+            format!("{self:?}")
+        }
+    }
+}
+
+impl Show for String {
+    fn show(&self) -> String {
+        self.as_str().show()
+    }
+}
+
+impl Show for PathBuf {
+    fn show(&self) -> String {
+        self.to_string_lossy().show()
+    }
+}
+
+impl Show for Secret {
+    fn show(&self) -> String {
+        MASK.show()
+    }
+}
+
+impl Show for Device {
+    fn show(&self) -> String {
+        match self {
+            Self::Cpu => "cpu".to_owned(),
+        }
+    }
+}
+
+impl Show for Duration {
+    fn show(&self) -> String {
+        let nanos = self.as_nanos() as u64;
+        for (unit, size) in TIME_UNITS.iter().rev() {
+            if nanos.is_multiple_of(*size) {
+                return format!("{}{unit}", nanos / size);
+            }
+        }
+        format!("{}ms", nanos as f64 / 1e6)
+    }
+}
+
+impl<T: Show> Show for Option<T> {
+    fn show(&self) -> String {
+        self.as_ref().map_or_else(|| "null".to_owned(), Show::show)
+    }
+}
+
+impl Show for Vec<String> {
+    fn show(&self) -> String {
+        format!("[{}]", self.iter().map(Show::show).collect::<Vec<_>>().join(", "))
+    }
+}
+
+macro_rules! show_as_displayed {
+    ($($ty:ty),+) => { $( impl Show for $ty { fn show(&self) -> String { self.to_string() } } )+ };
+}
+
+show_as_displayed!(bool, u16, u32, usize, ByteSize);

@@ -1,0 +1,207 @@
+//! The HTTP frontend: OpenAI's endpoints on one side, tokens on the other. Nothing else in Baton knows HTTP, OpenAI's JSON,
+//! the tokenizer or the chat template.
+//!
+//! It runs on actix-web's worker threads. A request takes a permit of the process's one pool, opens its stream, and is sent
+//! to the proxy as [`Generate`]; tokens come back through [`Streams`], which bounds them by the request's own
+//! `max_tokens`. A client that leaves, at any moment, drops the request's guard, and that sends [`AbortRequest`]. Every wait
+//! ends: for the proxy after seconds, for tokens at the request's deadline.
+
+mod access_log;
+mod admission;
+mod api_error;
+mod chat_template;
+mod fields;
+mod handlers;
+mod model_text;
+mod openai;
+mod reply;
+mod response;
+mod served_model;
+mod stream;
+mod tokenizer;
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::Recipient;
+use actix_web::dev::Server;
+use actix_web::{App, HttpServer, web};
+use actors::request::{AbortRequest, Generate, Route};
+use actors::streams::Streams;
+use serde::Serialize;
+use tokio::sync::Semaphore;
+
+pub use chat_template::{ChatTemplate, Message};
+pub use model_text::{ModelText, TextError};
+pub use served_model::ServedModel;
+pub use tokenizer::{Detokenizer, Tokenizer};
+
+/// One HTTP port and what stands behind it.
+pub struct Frontend {
+    /// The proxy, or whoever takes requests.
+    pub generate: Recipient<Generate>,
+    /// Whoever ends requests early.
+    pub abort: Recipient<AbortRequest>,
+    /// The live streams, shared by all ports of the process.
+    pub streams: Streams,
+    /// The model as clients see it.
+    pub model: Arc<ServedModel>,
+    /// Where requests on this port may be prefilled.
+    pub route: Route,
+    /// How long a request may take.
+    pub deadline: Duration,
+    /// The process's one pool of permits. Closed, it answers 503: the process is ending.
+    pub permits: Arc<Semaphore>,
+    /// Asked at each `/health`; answers from memory.
+    pub health: Arc<dyn Fn() -> Health + Send + Sync>,
+    /// How long streams may take to end once the server is told to stop.
+    pub drain: Duration,
+}
+
+/// What `/health` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// One word: `ok`, `degraded`.
+    pub status: &'static str,
+    /// Why it is not `ok`; the process serves nevertheless.
+    pub reason: Option<String>,
+    /// Why the process cannot serve; the answer is then 503.
+    pub reason_down: Option<String>,
+    /// What the process is.
+    pub role: &'static str,
+    /// Live sessions with peers.
+    pub peers: usize,
+    /// Requests in flight.
+    pub live_requests: usize,
+}
+
+impl Health {
+    fn body(&self) -> String {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            status: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            reason: Option<&'a str>,
+            role: &'a str,
+            pid: u32,
+            peers: usize,
+            live_requests: usize,
+        }
+        response::json(&Body {
+            status: if self.reason_down.is_some() { "down" } else { self.status },
+            reason: self.reason_down.as_deref().or(self.reason.as_deref()),
+            role: self.role,
+            pid: std::process::id(),
+            peers: self.peers,
+            live_requests: self.live_requests,
+        })
+    }
+}
+
+/// Why a port cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// Another process has it.
+    #[error("{name} port {port} on {host} is in use; stop the other process or set {key}")]
+    InUse {
+        /// What the port is for, in a word.
+        name: String,
+        /// The configuration key that moves it.
+        key: &'static str,
+        /// The address.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// The address is not of this machine, or the port needs privileges.
+    #[error("cannot listen on {host}:{port} ({key}): {error}")]
+    Refused {
+        /// The configuration key of the port.
+        key: &'static str,
+        /// The address.
+        host: String,
+        /// The port.
+        port: u16,
+        /// What the system says.
+        error: io::Error,
+    },
+}
+
+impl BindError {
+    /// One word for metrics, logs and JSON.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::InUse { .. } => "in_use",
+            Self::Refused { .. } => "refused",
+        }
+    }
+}
+
+/// Listens on a port; 0 takes a free one. `key` is the configuration key that names it, such as `frontend.port`.
+///
+/// # Errors
+/// [`BindError`], with the key to change.
+pub fn bind(key: &'static str, host: &str, port: u16) -> Result<TcpListener, BindError> {
+    TcpListener::bind((host, port)).map_err(|error| {
+        let host = host.to_owned();
+        match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                let name = key.split('.').next().unwrap_or_default().to_owned();
+                BindError::InUse { name, key, host, port }
+            }
+            _ => BindError::Refused { key, host, port, error },
+        }
+    })
+}
+
+impl Frontend {
+    /// Serves on a port. The returned server runs while it is awaited or spawned inside an actix `System`; it reacts to no
+    /// signal, only to its handle's `stop`.
+    ///
+    /// # Errors
+    /// What the system says against listening.
+    pub fn serve(self, listener: TcpListener, workers: usize) -> io::Result<Server> {
+        let drain_s = self.drain.as_secs_f64().ceil() as u64;
+        let frontend = web::Data::new(self);
+        let server = HttpServer::new(move || {
+            App::new()
+                .app_data(frontend.clone())
+                .app_data(web::PayloadConfig::new(handlers::BODY_BYTES_MAX))
+                .service(
+                    web::resource("/v1/completions")
+                        .route(web::post().to(handlers::completions))
+                        .default_service(web::to(handlers::only("POST"))),
+                )
+                .service(
+                    web::resource("/v1/chat/completions")
+                        .route(web::post().to(handlers::chat_completions))
+                        .default_service(web::to(handlers::only("POST"))),
+                )
+                .service(
+                    web::resource("/v1/models")
+                        .route(web::get().to(handlers::list_models))
+                        .default_service(web::to(handlers::only("GET"))),
+                )
+                .service(
+                    web::resource("/health")
+                        .route(web::get().to(handlers::health))
+                        .default_service(web::to(handlers::only("GET"))),
+                )
+                .default_service(web::to(handlers::no_such_path))
+        });
+        Ok(server
+            .workers(workers)
+            .disable_signals()
+            // A client that half-closes is gone: its request must end although it could still read.
+            .h1_allow_half_closed(false)
+            .shutdown_timeout(drain_s)
+            .listen(listener)?
+            .run())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,100 @@
+//! What a client is told when a request is refused or fails, in vLLM's shape.
+
+use actix_web::HttpResponse;
+use actix_web::http::StatusCode;
+use actix_web::http::header::RETRY_AFTER;
+use actors::request::{Refused, RequestError};
+use serde::Serialize;
+
+/// A refusal or a failure: the status, and what the body says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ApiError {
+    /// HTTP status; also the body's `code`.
+    pub(super) status: StatusCode,
+    /// One sentence.
+    pub(super) message: String,
+    /// The field of the request that is at fault.
+    pub(super) param: Option<String>,
+}
+
+/// The body: `{"error": {"message", "type", "param", "code"}}`.
+#[derive(Serialize)]
+struct Body<'a> {
+    error: Detail<'a>,
+}
+
+#[derive(Serialize)]
+struct Detail<'a> {
+    message: &'a str,
+    r#type: &'static str,
+    param: Option<&'a str>,
+    code: u16,
+}
+
+impl ApiError {
+    /// An error about the request as a whole.
+    pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None }
+    }
+
+    /// 400, about one field.
+    pub(super) fn field(name: &str, message: impl Into<String>) -> Self {
+        Self { param: Some(name.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, message) }
+    }
+
+    /// The JSON text of the body, as it also stands in a stream that fails midway.
+    pub(super) fn body(&self) -> String {
+        let error = Detail {
+            message: &self.message,
+            r#type: self.kind(),
+            param: self.param.as_deref(),
+            code: self.status.as_u16(),
+        };
+        serde_json::to_string(&Body { error }).unwrap_or_default()
+    }
+
+    /// The HTTP response.
+    pub(super) fn response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status);
+        if [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&self.status) {
+            response.insert_header((RETRY_AFTER, "1"));
+        }
+        response.content_type("application/json").body(self.body())
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.status {
+            StatusCode::BAD_REQUEST => "BadRequestError",
+            StatusCode::NOT_FOUND => "NotFoundError",
+            StatusCode::METHOD_NOT_ALLOWED => "MethodNotAllowedError",
+            StatusCode::PAYLOAD_TOO_LARGE => "PayloadTooLargeError",
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => "UnsupportedMediaTypeError",
+            StatusCode::TOO_MANY_REQUESTS => "TooManyRequestsError",
+            StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailableError",
+            StatusCode::GATEWAY_TIMEOUT => "GatewayTimeoutError",
+            _ => "InternalServerError",
+        }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        let status = match refused {
+            Refused::TooLarge { .. } => StatusCode::BAD_REQUEST,
+            // Busy, shutting down, and whatever else passes with time.
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, refused.to_string())
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        let status = match error {
+            RequestError::Deadline { .. } => StatusCode::GATEWAY_TIMEOUT,
+            RequestError::Aborted => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
+    }
+}

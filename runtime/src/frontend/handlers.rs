@@ -1,0 +1,191 @@
+//! One function an endpoint.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use actix::MailboxError;
+use actix_web::error::PayloadError;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use actix_web::{HttpRequest, HttpResponse, web};
+use actors::request::{Generate, RequestError, RequestId, StreamEvent};
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use super::Frontend;
+use super::access_log::log_end;
+use super::admission::{next_request, permit, public_id};
+use super::api_error::ApiError;
+use super::fields::Fields;
+use super::openai::{Ask, Kind};
+use super::reply::{EndRule, Live, Reply};
+use super::response::{Answer, Head, Usage, models};
+use super::stream::{EventShape, events};
+use super::tokenizer::Detokenizer;
+
+/// Largest body: a prompt of 128k token ids spelt as a JSON list is 1 MiB, as text less.
+pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
+
+/// How long the proxy may take to accept or refuse; it decides from memory, so this only ends the wait for a stuck one.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Shared = web::Data<Frontend>;
+type Body = Result<web::Bytes, actix_web::Error>;
+
+pub(super) async fn completions(frontend: Shared, request: HttpRequest, body: Body) -> HttpResponse {
+    generate(Kind::Completion, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
+}
+
+pub(super) async fn chat_completions(frontend: Shared, request: HttpRequest, body: Body) -> HttpResponse {
+    generate(Kind::Chat, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
+}
+
+pub(super) async fn list_models(frontend: Shared) -> HttpResponse {
+    HttpResponse::Ok().content_type("application/json").body(models(&frontend.model))
+}
+
+pub(super) async fn health(frontend: Shared) -> HttpResponse {
+    let health = (frontend.health)();
+    let status = if health.reason_down.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    HttpResponse::build(status).content_type("application/json").body(health.body())
+}
+
+pub(super) async fn no_such_path(request: HttpRequest) -> HttpResponse {
+    let message = format!("there is nothing at {}", request.path());
+    ApiError::new(StatusCode::NOT_FOUND, message).response()
+}
+
+/// 405 with the one method that the path has.
+pub(super) fn only(method: &'static str) -> impl Fn(HttpRequest) -> std::future::Ready<HttpResponse> + Clone {
+    move |request| {
+        let message = format!("{} takes {method}, not {}", request.path(), request.method());
+        let mut response = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).response();
+        let allow = actix_web::http::header::HeaderValue::from_static(method);
+        response.headers_mut().insert(ALLOW, allow);
+        std::future::ready(response)
+    }
+}
+
+/// The body's bytes, if it is JSON of a size that is taken.
+fn json_body(request: &HttpRequest, body: Body) -> Result<web::Bytes, ApiError> {
+    if let Some(content_type) = request.headers().get(CONTENT_TYPE) {
+        let essence = content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        if !essence.eq_ignore_ascii_case("application/json") && !essence.is_empty() {
+            let message = format!("content-type must be application/json, not {essence}");
+            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+        }
+    }
+    body.map_err(|error| match error.as_error::<PayloadError>() {
+        Some(PayloadError::Overflow) => ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("body is larger than {BODY_BYTES_MAX} bytes; send a shorter prompt"),
+        ),
+        _ => ApiError::new(StatusCode::BAD_REQUEST, format!("body could not be read: {error}")),
+    })
+}
+
+async fn generate(
+    kind: Kind,
+    frontend: Arc<Frontend>,
+    http: HttpRequest,
+    body: Body,
+) -> Result<HttpResponse, ApiError> {
+    let body = json_body(&http, body)?;
+    let ask = Ask::read(kind, &Fields::parse(&body)?, &frontend.model)?;
+    drop(body);
+    let permit = permit(&frontend.permits)?;
+    let wanted = http.headers().get("x-request-id").and_then(|id| id.to_str().ok());
+    let head = Head {
+        kind,
+        id: public_id(kind, wanted.or(ask.request_id.as_deref())),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        model: frontend.model.name.clone(),
+    };
+    let (live, source) =
+        Live::open(next_request(), ask.max_tokens, &frontend.streams, &frontend.abort, permit);
+    let mut reply = submit(&frontend, &ask, live, source).await?;
+
+    let Some(options) = ask.stream else {
+        return whole(&head, &ask, reply).await;
+    };
+    // Until the first token is here, a failure still gets an HTTP status of its own.
+    let first = reply.next().await.map_err(|error| failed(&head, reply.request(), error))?;
+    reply.unread(first);
+    let shape = EventShape {
+        head,
+        prompt: ask.prompt,
+        options,
+        return_token_ids: ask.return_token_ids,
+        return_timings: ask.return_timings,
+    };
+    Ok(HttpResponse::Ok()
+        .content_type("text/event-stream; charset=utf-8")
+        .insert_header((CACHE_CONTROL, "no-cache"))
+        .streaming(events(shape, reply)))
+}
+
+/// Hands the request to the proxy.
+async fn submit(
+    frontend: &Frontend,
+    ask: &Ask,
+    live: Live,
+    source: mpsc::Receiver<StreamEvent>,
+) -> Result<Reply, ApiError> {
+    let deadline = Instant::now() + frontend.deadline;
+    let rule =
+        EndRule { max_tokens: ask.max_tokens, ignore_eos: ask.ignore_eos, eos: frontend.model.eos.clone() };
+    let detokenizer = Detokenizer::new(Arc::clone(&frontend.model.tokenizer), ask.skip_special_tokens);
+    // The reply holds the guard while the proxy decides: a client that leaves now still aborts its request.
+    let reply = Reply::new(live, source, rule, detokenizer, frontend.deadline, deadline);
+    let generate = Generate {
+        request: reply.request(),
+        prompt: ask.prompt.as_slice().into(),
+        max_tokens: ask.max_tokens,
+        ignore_eos: ask.ignore_eos,
+        deadline,
+        route: frontend.route,
+    };
+    match frontend.generate.send(generate).timeout(ACCEPT_TIMEOUT).await {
+        Ok(Ok(())) => Ok(reply),
+        Ok(Err(refused)) => {
+            reply.refused();
+            Err(refused.into())
+        }
+        Err(error) => {
+            let reason = match error {
+                MailboxError::Closed => "the proxy has stopped",
+                MailboxError::Timeout => "the proxy does not answer",
+            };
+            warn!(request = %reply.request(), reason, "request could not be handed over");
+            let message = format!("server cannot take requests: {reason}; see /health");
+            Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message))
+        }
+    }
+}
+
+/// The answer in one response.
+async fn whole(head: &Head, ask: &Ask, mut reply: Reply) -> Result<HttpResponse, ApiError> {
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    let (finish, timings) = loop {
+        let piece = reply.next().await.map_err(|error| failed(head, reply.request(), error))?;
+        text += &piece.text;
+        tokens.extend(piece.token);
+        if let Some(end) = piece.finish {
+            break end;
+        }
+    };
+    log_end(head, reply.request(), &Ok((finish, &timings)));
+    let answer = Answer {
+        text: &text,
+        finish,
+        usage: Usage::new(ask.prompt.len() as u32, tokens.len() as u32),
+        token_ids: ask.return_token_ids.then_some((&*ask.prompt, &*tokens)),
+        timings: ask.return_timings.then(|| timings.into()),
+    };
+    Ok(HttpResponse::Ok().content_type("application/json").body(head.response(answer)))
+}
+
+fn failed(head: &Head, request: RequestId, error: RequestError) -> ApiError {
+    log_end(head, request, &Err(error.clone()));
+    error.into()
+}

@@ -1,0 +1,249 @@
+//! One live request, from the side that waits for its tokens.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use actix::Recipient;
+use actors::request::{AbortRequest, FinishReason, RequestError, RequestId, StreamEvent, Timings};
+use actors::streams::Streams;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::timeout_at;
+
+use super::tokenizer::Detokenizer;
+
+/// How long past its deadline a request may stay silent before the frontend gives up on it by itself. The decoder owns
+/// the deadline; this is for a decoder that is gone.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Holds what a request occupies: its permit, its entry among the live streams, and the work behind it. Dropped before the
+/// request has ended (the client is gone, the frontend gave up), it forgets the stream and sends [`AbortRequest`].
+pub(super) struct Live {
+    request: RequestId,
+    streams: Streams,
+    abort: Recipient<AbortRequest>,
+    ended: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Live {
+    /// Opens the request's stream.
+    pub(super) fn open(
+        request: RequestId,
+        max_tokens: u32,
+        streams: &Streams,
+        abort: &Recipient<AbortRequest>,
+        permit: OwnedSemaphorePermit,
+    ) -> (Self, mpsc::Receiver<StreamEvent>) {
+        let source = streams.open(request, max_tokens);
+        let live =
+            Self { request, streams: streams.clone(), abort: abort.clone(), ended: false, _permit: permit };
+        (live, source)
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.streams.close(self.request);
+        if !self.ended {
+            tracing::info!(request = %self.request, "request dropped before its end");
+            // Not `send`: its future would have to be awaited, and dropping that one withdraws the message.
+            self.abort.do_send(AbortRequest { request: self.request });
+        }
+    }
+}
+
+/// What a client gets at once: one token's text, and the end if it is the last.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Piece {
+    /// `None` only if the end came without a token.
+    pub(super) token: Option<u32>,
+    pub(super) text: String,
+    pub(super) finish: Option<(FinishReason, Timings)>,
+}
+
+/// Which token is an answer's last, as the decoder sees it too.
+#[derive(Clone, Debug)]
+pub(super) struct EndRule {
+    pub(super) max_tokens: u32,
+    pub(super) ignore_eos: bool,
+    pub(super) eos: Vec<u32>,
+}
+
+/// Events in, pieces out. The token that ends the answer waits for the event that says so, because both travel in one
+/// chunk; no other token waits.
+struct Pieces {
+    rule: EndRule,
+    detokenizer: Detokenizer,
+    tokens: u32,
+    held: Option<Piece>,
+}
+
+impl Pieces {
+    fn token(&mut self, token: u32) -> Option<Piece> {
+        self.tokens += 1;
+        let ends =
+            self.tokens >= self.rule.max_tokens || (!self.rule.ignore_eos && self.rule.eos.contains(&token));
+        let piece = Piece { token: Some(token), text: self.detokenizer.push(token), finish: None };
+        match self.held.take() {
+            // It was not the last one after all.
+            Some(held) => {
+                self.held = Some(piece);
+                Some(held)
+            }
+            None if ends => {
+                self.held = Some(piece);
+                None
+            }
+            None => Some(piece),
+        }
+    }
+
+    fn finish(&mut self, reason: FinishReason, timings: Timings) -> Piece {
+        let mut piece = self.held.take().unwrap_or(Piece { token: None, text: String::new(), finish: None });
+        piece.text += &self.detokenizer.finish();
+        piece.finish = Some((reason, timings));
+        piece
+    }
+}
+
+/// One live request: pieces as they come, then the end.
+pub(super) struct Reply {
+    live: Live,
+    source: mpsc::Receiver<StreamEvent>,
+    pieces: Pieces,
+    ready: VecDeque<Piece>,
+    deadline: Instant,
+    deadline_ms: u64,
+}
+
+impl Reply {
+    pub(super) fn new(
+        live: Live,
+        source: mpsc::Receiver<StreamEvent>,
+        rule: EndRule,
+        detokenizer: Detokenizer,
+        allowed: Duration,
+        deadline: Instant,
+    ) -> Self {
+        let pieces = Pieces { rule, detokenizer, tokens: 0, held: None };
+        let deadline_ms = allowed.as_millis() as u64;
+        Self { live, source, pieces, ready: VecDeque::new(), deadline, deadline_ms }
+    }
+
+    /// Which request.
+    pub(super) fn request(&self) -> RequestId {
+        self.live.request
+    }
+
+    /// The request was refused: nobody behind the frontend knows of it, so there is nothing to abort.
+    pub(super) fn refused(mut self) {
+        self.live.ended = true;
+    }
+
+    /// Waits for the next piece, at most until the deadline and a little longer. Not to be called again after the end.
+    pub(super) async fn next(&mut self) -> Result<Piece, RequestError> {
+        if let Some(piece) = self.ready.pop_front() {
+            return Ok(piece);
+        }
+        loop {
+            let give_up = tokio::time::Instant::from_std(self.deadline + GRACE);
+            let event = match timeout_at(give_up, self.source.recv()).await {
+                Ok(Some(event)) => event,
+                // The sink was dropped without a terminal event: whoever held it is gone.
+                Ok(None) => return Err(RequestError::Aborted),
+                Err(_) => return Err(RequestError::Deadline { deadline_ms: self.deadline_ms }),
+            };
+            if let Some(piece) = self.take(event)? {
+                return Ok(piece);
+            }
+        }
+    }
+
+    /// The next piece if it is already here.
+    pub(super) fn next_now(&mut self) -> Option<Result<Piece, RequestError>> {
+        if let Some(piece) = self.ready.pop_front() {
+            return Some(Ok(piece));
+        }
+        while let Ok(event) = self.source.try_recv() {
+            if let Some(piece) = self.take(event).transpose() {
+                return Some(piece);
+            }
+        }
+        None
+    }
+
+    /// Puts a piece back, to come first.
+    pub(super) fn unread(&mut self, piece: Piece) {
+        self.ready.push_front(piece);
+    }
+
+    fn take(&mut self, event: StreamEvent) -> Result<Option<Piece>, RequestError> {
+        match event {
+            StreamEvent::Token(token) => Ok(self.pieces.token(token)),
+            StreamEvent::Finished { reason, timings } => {
+                self.live.ended = true;
+                Ok(Some(self.pieces.finish(reason, timings)))
+            }
+            StreamEvent::Failed(error) => {
+                self.live.ended = true;
+                Err(error)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::model_text::testing::{EOS, bytes_model};
+    use super::super::tokenizer::Tokenizer;
+    use super::*;
+
+    fn pieces(max_tokens: u32, ignore_eos: bool) -> Pieces {
+        let tokenizer = Arc::new(Tokenizer::new(&bytes_model()).unwrap());
+        let rule = EndRule { max_tokens, ignore_eos, eos: vec![EOS] };
+        Pieces { rule, detokenizer: Detokenizer::new(tokenizer, true), tokens: 0, held: None }
+    }
+
+    fn piece(token: u32, text: &str) -> Piece {
+        Piece { token: Some(token), text: text.to_owned(), finish: None }
+    }
+
+    #[test]
+    fn only_the_last_token_waits() {
+        let mut by_length = pieces(2, false);
+        assert_eq!(by_length.token(97), Some(piece(97, "a")));
+        assert_eq!(by_length.token(98), None);
+        let last = by_length.finish(FinishReason::Length, Timings::default());
+        let finish = Some((FinishReason::Length, Timings::default()));
+        assert_eq!(last, Piece { finish, ..piece(98, "b") });
+
+        let mut by_eos = pieces(9, false);
+        assert_eq!(by_eos.token(EOS), None);
+        assert_eq!(by_eos.finish(FinishReason::Stop, Timings::default()).token, Some(EOS));
+
+        let mut past_eos = pieces(9, true);
+        assert_eq!(past_eos.token(EOS), Some(piece(EOS, "")));
+    }
+
+    #[test]
+    fn no_token_is_lost_if_the_decoder_sees_another_end() {
+        let mut goes_on = pieces(9, false);
+        assert_eq!(goes_on.token(EOS), None);
+        assert_eq!(goes_on.token(97), Some(piece(EOS, "")));
+        assert_eq!(goes_on.finish(FinishReason::Stop, Timings::default()).token, Some(97));
+
+        let mut ends_early = pieces(9, false);
+        assert_eq!(ends_early.token(97), Some(piece(97, "a")));
+        let end = ends_early.finish(FinishReason::Stop, Timings::default());
+        assert_eq!((end.token, &*end.text, end.finish.is_some()), (None, "", true));
+    }
+
+    #[test]
+    fn a_character_that_never_ended_is_marked() {
+        let mut pieces = pieces(1, false);
+        assert_eq!(pieces.token(0xC3), None);
+        assert_eq!(pieces.finish(FinishReason::Length, Timings::default()).text, "\u{FFFD}");
+    }
+}

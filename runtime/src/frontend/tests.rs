@@ -1,0 +1,382 @@
+mod harness;
+
+use std::io::{Read, Write};
+
+use actors::request::{Refused, RequestError};
+use serde_json::{Value, json};
+
+use super::model_text::testing::EOS;
+use super::*;
+use harness::{Script, Server, WAIT};
+
+/// `created` differs from run to run.
+fn dated(text: &str, created: &Value) -> String {
+    text.replace("CREATED", &created.to_string())
+}
+
+/// The data of each event; panics on any other framing.
+fn events(body: &str) -> Vec<&str> {
+    let body = body.strip_suffix("\n\n").expect("the last event is closed");
+    body.split("\n\n").map(|event| event.strip_prefix("data: ").expect("every event is data")).collect()
+}
+
+fn check_events(server: &Server, path: &str, body: Value, expect: &[&str]) {
+    let (status, text) = server.post(path, &body.to_string());
+    assert_eq!(status, 200, "{text}");
+    let events = events(&text);
+    let created = serde_json::from_str::<Value>(events[0]).unwrap()["created"].clone();
+    let expect: Vec<String> = expect.iter().map(|event| dated(event, &created)).collect();
+    assert_eq!(events, expect);
+}
+
+#[test]
+fn a_streamed_completion_has_vllms_chunks() {
+    let server = Server::start(Script::Echo);
+    let body = json!({"model": "m", "prompt": "hi", "max_tokens": 2, "stream": true, "temperature": 0,
+        "repetition_penalty": 1.0, "logprobs": null, "stream_options": {"include_usage": true}});
+    check_events(
+        &server,
+        "/v1/completions",
+        body,
+        &[
+            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[{"index":0,"text":"h","logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null,"weight_versions":null}],"kv_transfer_params":null}"#,
+            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[{"index":0,"text":"i","logprobs":null,"finish_reason":"length","stop_reason":null,"prompt_token_ids":null,"token_ids":null,"weight_versions":null}],"kv_transfer_params":null}"#,
+            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[],"usage":{"prompt_tokens":2,"total_tokens":4,"completion_tokens":2}}"#,
+            "[DONE]",
+        ],
+    );
+}
+
+#[test]
+fn a_streamed_completion_shows_ids_where_asked() {
+    let server = Server::start(Script::Echo);
+    // The eos token ends the answer, is counted, and has no text.
+    let body = json!({"prompt": [97, EOS], "stream": true, "return_token_ids": true,
+        "stream_options": {"continuous_usage_stats": true}});
+    check_events(
+        &server,
+        "/v1/completions",
+        body,
+        &[
+            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[{"index":0,"text":"a","logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":[97,257],"token_ids":[97],"weight_versions":null}],"usage":{"prompt_tokens":2,"total_tokens":3,"completion_tokens":1},"kv_transfer_params":null}"#,
+            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[{"index":0,"text":"","logprobs":null,"finish_reason":"stop","stop_reason":null,"prompt_token_ids":null,"token_ids":[257],"weight_versions":null}],"usage":{"prompt_tokens":2,"total_tokens":4,"completion_tokens":2},"kv_transfer_params":null}"#,
+            "[DONE]",
+        ],
+    );
+}
+
+#[test]
+fn a_streamed_chat_has_vllms_chunks() {
+    let server = Server::start(Script::Tokens(vec![0xC3, 0xBC]));
+    let body = json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+        "max_completion_tokens": 2, "stream": true, "stream_options": {"include_usage": true}});
+    // 13 bytes of roles and newlines, two turns of special tokens, one character of content.
+    check_events(
+        &server,
+        "/v1/chat/completions",
+        body,
+        &[
+            r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null,"stop_reason":null,"token_ids":null}]}"#,
+            r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":null,"stop_reason":null,"token_ids":null}]}"#,
+            r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[{"index":0,"delta":{"content":"ü"},"logprobs":null,"finish_reason":"length","stop_reason":null,"token_ids":null}]}"#,
+            r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[],"usage":{"prompt_tokens":20,"total_tokens":22,"completion_tokens":2}}"#,
+            "[DONE]",
+        ],
+    );
+}
+
+#[test]
+fn whole_answers() {
+    let server = Server::start(Script::Echo);
+    let (status, text) =
+        server.post("/v1/completions", r#"{"prompt": ["hi"], "max_tokens": 3, "return_token_ids": true}"#);
+    assert_eq!(status, 200, "{text}");
+    let created = serde_json::from_str::<Value>(&text).unwrap()["created"].clone();
+    assert_eq!(
+        text,
+        dated(
+            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[{"index":0,"text":"hih","logprobs":null,"finish_reason":"length","stop_reason":null,"prompt_token_ids":[104,105],"token_ids":[104,105,104],"weight_versions":null}],"system_fingerprint":null,"usage":{"prompt_tokens":2,"total_tokens":5,"completion_tokens":3},"kv_transfer_params":null}"#,
+            &created
+        )
+    );
+
+    let server = Server::start(Script::Tokens(vec![104, EOS]));
+    let (status, text) =
+        server.post("/v1/chat/completions", r#"{"messages": [{"role": "user", "content": "a"}]}"#);
+    assert_eq!(status, 200, "{text}");
+    let created = serde_json::from_str::<Value>(&text).unwrap()["created"].clone();
+    assert_eq!(
+        text,
+        dated(
+            r#"{"id":"chatcmpl-t","object":"chat.completion","created":CREATED,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"h","refusal":null,"tool_calls":[]},"logprobs":null,"finish_reason":"stop","stop_reason":null,"token_ids":null}],"system_fingerprint":null,"usage":{"prompt_tokens":20,"total_tokens":22,"completion_tokens":2},"prompt_token_ids":null,"kv_transfer_params":null}"#,
+            &created
+        )
+    );
+}
+
+#[test]
+fn defaults_and_limits_of_max_tokens() {
+    let server = Server::start(Script::Echo);
+    let check = |path: &str, body: &str, expect: u64| {
+        let (status, text) = server.post(path, body);
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((status, &answer["usage"]["completion_tokens"]), (200, &json!(expect)), "{text}");
+    };
+    check("/v1/completions", r#"{"prompt": "a"}"#, 16);
+    check("/v1/completions", &json!({"prompt": "a".repeat(60)}).to_string(), 4);
+    check("/v1/completions", r#"{"prompt": "a", "max_tokens": 63}"#, 63);
+    let chat = r#"{"messages": [{"role": "user", "content": "a"}], "ignore_eos": true}"#;
+    check("/v1/chat/completions", chat, 64 - 20);
+    check("/v1/completions", &json!({"prompt": [EOS], "max_tokens": 3}).to_string(), 1);
+    check("/v1/completions", &json!({"prompt": [EOS], "max_tokens": 3, "ignore_eos": true}).to_string(), 3);
+}
+
+#[test]
+fn timings_come_where_they_are_asked_for() {
+    let server = Server::start(Script::Echo);
+    let (_, text) =
+        server.post("/v1/completions", r#"{"prompt": "hi", "max_tokens": 3, "return_timings": true}"#);
+    let timings = serde_json::from_str::<Value>(&text).unwrap()["timings"].clone();
+    assert_eq!((&timings["prompt_tokens"], &timings["handover_gbps"]), (&json!(2), &json!(2.0)), "{text}");
+    assert_eq!(timings["tokens_per_s"], json!(200.0), "{text}");
+    for options in [Value::Null, json!({"include_usage": true})] {
+        let body = json!({"prompt": "hi", "stream": true, "return_timings": true, "stream_options": options});
+        let (_, text) = server.post("/v1/completions", &body.to_string());
+        let events = events(&text);
+        let with: Vec<usize> = (0..events.len()).filter(|n| events[*n].contains("\"timings\"")).collect();
+        assert_eq!(with, [events.len() - 2], "{text}");
+    }
+}
+
+#[test]
+fn bad_requests_are_refused_by_name() {
+    let server = Server::start(Script::Echo);
+    let completion = |body: Value, status: u16, field: &str, words: &str| {
+        server.refused("/v1/completions", &body.to_string(), status, field, words);
+    };
+    completion(json!({"max_tokens": 1}), 400, "prompt", "prompt is missing");
+    completion(json!({"prompt": null}), 400, "prompt", "prompt is missing");
+    completion(json!({"prompt": ""}), 400, "prompt", "at least one token");
+    completion(json!({"prompt": []}), 400, "prompt", "at least one token");
+    completion(json!({"prompt": 5}), 400, "prompt", "must be a string or a list of token ids, not 5");
+    completion(json!({"prompt": [1, -1]}), 400, "prompt", "list of token ids");
+    completion(json!({"prompt": ["a", "b"]}), 400, "prompt", "has 2 prompts");
+    completion(json!({"prompt": [[1], [2]]}), 400, "prompt", "send 2 requests");
+    completion(
+        json!({"prompt": [1, 262]}),
+        400,
+        "prompt",
+        "prompt[1] is token 262, and the vocabulary has 262 tokens",
+    );
+    completion(json!({"prompt": [4294967297u64]}), 400, "prompt", "token 4294967297");
+    completion(json!({"prompt": "a", "model": "x"}), 404, "model", "model \"x\" does not exist");
+    completion(json!({"prompt": "a", "max_tokens": 0}), 400, "max_tokens", "at least 1, not 0");
+    completion(json!({"prompt": "a", "max_tokens": "1"}), 400, "max_tokens", "not \"1\"");
+    completion(json!({"prompt": "a", "max_tokens": 64}), 400, "max_tokens", "ask for at most 63");
+    completion(json!({"prompt": "a".repeat(64)}), 400, "prompt", "maximum context length is 64 tokens");
+    completion(
+        json!({"prompt": "a", "temperature": 0.7}),
+        400,
+        "temperature",
+        "temperature 0.7 is not supported yet",
+    );
+    completion(json!({"prompt": "a", "n": 2}), 400, "n", "set it to 1");
+    completion(json!({"prompt": "a", "stop": ["\n"]}), 400, "stop", "not supported yet; leave it out");
+    completion(json!({"prompt": "a", "logprobs": 1}), 400, "logprobs", "set it to false");
+    completion(json!({"prompt": "a", "top_p": 2}), 400, "top_p", "up to 1, not 2");
+    completion(json!({"prompt": "a", "seed": "x"}), 400, "seed", "a whole number");
+    completion(json!({"prompt": "a", "stream": 1}), 400, "stream", "true or false, not 1");
+    let options = json!({"include_usage": true});
+    completion(
+        json!({"prompt": "a", "stream_options": options}),
+        400,
+        "stream_options",
+        "needs stream: true",
+    );
+    completion(
+        json!({"prompt": "a", "response_format": {"type": "json_object"}}),
+        400,
+        "response_format",
+        "text",
+    );
+
+    let chat = |messages: Value, field: &str, words: &str| {
+        let body = json!({"messages": messages}).to_string();
+        server.refused("/v1/chat/completions", &body, 400, field, words);
+    };
+    chat(Value::Null, "messages", "messages is missing");
+    chat(json!([]), "messages", "at least one message");
+    chat(json!([{"content": "a"}]), "messages[0].role", "a role such as");
+    chat(json!([{"role": "user", "content": 1}]), "messages[0].content", "a list of text parts, not 1");
+    let image = json!([{"type": "image_url", "image_url": {"url": "x"}}]);
+    chat(json!([{"role": "user", "content": image}]), "messages[0].content", "text parts");
+
+    server.refused("/v1/completions", "{", 400, "", "body is not JSON");
+    server.refused("/v1/completions", "[]", 400, "", "must be a JSON object, not []");
+    server.refused("/v1/none", "{}", 404, "", "nothing at /v1/none");
+    server.refused("/health", "{}", 405, "", "/health takes GET, not POST");
+    let large = " ".repeat(handlers::BODY_BYTES_MAX + 1);
+    server.refused("/v1/completions", &large, 413, "", "larger than 8388608 bytes");
+    // Nothing of this reached the actor, or holds a permit.
+    assert_eq!(server.permits.available_permits(), harness::PERMITS);
+    assert!(server.streams.is_empty());
+}
+
+#[test]
+fn harmless_fields_are_taken() {
+    let server = Server::start(Script::Echo);
+    let body = json!({"prompt": "a", "max_tokens": 1, "temperature": 0.0, "top_p": 0.9, "top_k": -1, "min_p": 0,
+        "n": 1, "best_of": 1, "seed": 7, "stop": [], "logprobs": false, "echo": false, "logit_bias": {},
+        "user": "u", "never_heard_of": {"a": 1}, "response_format": {"type": "text"}, "stream_options": null});
+    let (status, text) = server.post("/v1/completions", &body.to_string());
+    assert_eq!(status, 200, "{text}");
+}
+
+#[test]
+fn content_types() {
+    let server = Server::start(Script::Echo);
+    for (content_type, expect) in [
+        (Some("application/json; charset=utf-8"), 200),
+        (None, 200),
+        (Some("text/plain"), 415),
+        (Some("application/x-www-form-urlencoded"), 415),
+    ] {
+        let (status, text) = server.post_as("/v1/completions", r#"{"prompt": "a"}"#, content_type);
+        assert_eq!(status, expect, "{content_type:?} {text}");
+    }
+}
+
+#[test]
+fn refusals_and_early_failures_have_a_status() {
+    let check = |script: Script, status: u16, words: &str| {
+        let server = Server::start(script);
+        for stream in [true, false] {
+            let body = json!({"prompt": "a", "stream": stream}).to_string();
+            server.refused("/v1/completions", &body, status, "", words);
+        }
+        assert!(server.streams.is_empty());
+        assert!(server.aborts.try_recv().is_err(), "there was nothing to abort");
+    };
+    check(Script::Refuse(Refused::Busy), 503, "server is busy");
+    check(Script::Refuse(Refused::ShuttingDown), 503, "shutting down");
+    check(
+        Script::Refuse(Refused::TooLarge { needed: 3, pool: 2 }),
+        400,
+        "need 3 pages of KV and the pool has 2",
+    );
+    check(Script::Fail(0, RequestError::Deadline { deadline_ms: 5 }), 504, "deadline of 5 ms");
+    check(Script::Fail(0, RequestError::Engine("x".into())), 500, "engine failed: x");
+    check(Script::Fail(0, RequestError::Aborted), 503, "aborted");
+}
+
+#[test]
+fn a_failure_in_the_midst_ends_the_stream_with_an_error() {
+    let server = Server::start(Script::Fail(1, RequestError::Engine("x".into())));
+    let (status, text) = server.post("/v1/completions", r#"{"prompt": "a", "stream": true}"#);
+    assert_eq!(status, 200);
+    let events = events(&text);
+    assert_eq!(events.len(), 3, "{text}");
+    assert_eq!(
+        events[1],
+        r#"{"error":{"message":"engine failed: x","type":"InternalServerError","param":null,"code":500}}"#
+    );
+    assert_eq!(events[2], "[DONE]");
+}
+
+#[test]
+fn a_dropped_sink_is_a_failure_too() {
+    let server = Server::start(Script::Forget);
+    server.refused("/v1/completions", r#"{"prompt": "a"}"#, 503, "", "request was aborted");
+}
+
+#[test]
+fn a_silent_decoder_is_given_up_and_told() {
+    let server = Server::start_with(Script::Hold(0), Duration::from_millis(1));
+    server.refused("/v1/completions", r#"{"prompt": "a"}"#, 504, "", "deadline of 1 ms");
+    server.aborts.recv_timeout(WAIT).expect("the decoder hears of it");
+}
+
+#[test]
+fn a_client_that_leaves_aborts_its_request() {
+    for (script, stream) in [(Script::Hold(0), true), (Script::Hold(0), false), (Script::Hold(1), true)] {
+        let tokens = matches!(script, Script::Hold(1));
+        let server = Server::start(script);
+        let mut client = server.connect();
+        let body = json!({"prompt": "a", "stream": stream}).to_string();
+        write!(
+            client,
+            "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let request = server.accepted.recv_timeout(WAIT).expect("the request arrives");
+        if tokens {
+            let mut head = [0; 15];
+            client.read_exact(&mut head).unwrap();
+            assert_eq!(&head, b"HTTP/1.1 200 OK");
+        }
+        drop(client);
+        assert_eq!(server.aborts.recv_timeout(WAIT), Ok(request));
+        server.all_permits_return();
+        assert!(server.streams.is_empty());
+    }
+}
+
+#[test]
+fn a_full_house_answers_429() {
+    let server = Server::start(Script::Hold(0));
+    let mut clients: Vec<_> = (0..harness::PERMITS).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client
+            .write_all(
+                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 15\r\n\r\n{\"prompt\": \"a\"}",
+            )
+            .unwrap();
+        server.accepted.recv_timeout(WAIT).expect("the request arrives");
+    }
+    let response = server.send("/v1/completions", r#"{"prompt": "a"}"#, Some("application/json"));
+    assert_eq!(response.status(), 429);
+    assert_eq!(response.headers()["retry-after"], "1");
+    drop(clients);
+    server.all_permits_return();
+    server.permits.close();
+    server.refused("/v1/completions", r#"{"prompt": "a"}"#, 503, "", "shutting down");
+}
+
+#[test]
+fn models_and_health() {
+    let server = Server::start(Script::Echo);
+    let (status, text) = server.get("/v1/models");
+    let created = serde_json::from_str::<Value>(&text).unwrap()["data"][0]["created"].clone();
+    assert_eq!(status, 200);
+    assert_eq!(
+        text,
+        dated(
+            r#"{"object":"list","data":[{"id":"m","object":"model","created":CREATED,"owned_by":"baton","root":"/m/m.gguf","parent":null,"max_model_len":64,"permission":[]}]}"#,
+            &created
+        )
+    );
+    let pid = std::process::id();
+    let (status, text) = server.get("/health");
+    assert_eq!(
+        (status, text),
+        (200, format!(r#"{{"status":"ok","role":"local","pid":{pid},"peers":0,"live_requests":0}}"#))
+    );
+    *server.down.lock().unwrap() = Some("engine stopped".to_owned());
+    let (status, text) = server.get("/health");
+    let expect = format!(
+        r#"{{"status":"down","reason":"engine stopped","role":"local","pid":{pid},"peers":0,"live_requests":0}}"#
+    );
+    assert_eq!((status, text), (503, expect));
+}
+
+#[test]
+fn a_port_in_use_names_the_key() {
+    let taken = bind("frontend.port", "127.0.0.1", 0).unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let error = bind("http.port", "127.0.0.1", port).unwrap_err();
+    let expect = format!("http port {port} on 127.0.0.1 is in use; stop the other process or set http.port");
+    assert_eq!((error.to_string(), error.kind()), (expect, "in_use"));
+    let error = bind("link.port", "192.0.2.1", 0).unwrap_err();
+    assert!(error.to_string().starts_with("cannot listen on 192.0.2.1:0 (link.port): "), "{error}");
+}

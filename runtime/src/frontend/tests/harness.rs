@@ -1,0 +1,228 @@
+//! A frontend on a free port, with an actor behind it that plays a script in place of the proxy.
+
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use actix::{Actor, Context, Handler, System};
+use actix_web::dev::ServerHandle;
+use actors::request::{
+    AbortRequest, FinishReason, Generate, Refused, RequestError, RequestId, Route, StreamEvent, Timings,
+};
+use actors::streams::Streams;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use ureq::http::Response;
+use ureq::{Agent, Body};
+
+use super::super::model_text::testing::{EOS, bytes_model};
+use super::super::{Frontend, Health, ServedModel, bind};
+
+/// Longest wait for anything that must happen.
+pub(super) const WAIT: Duration = Duration::from_secs(20);
+
+/// How many requests the server under test admits.
+pub(super) const PERMITS: usize = 2;
+
+/// What the actor does with a request.
+#[derive(Clone, Debug)]
+pub(super) enum Script {
+    /// Says the prompt over and over.
+    Echo,
+    /// Says these tokens over and over.
+    Tokens(Vec<u32>),
+    /// Says this many tokens, then nothing more.
+    Hold(u32),
+    /// Says this many tokens, then fails.
+    Fail(u32, RequestError),
+    /// Does not take the request.
+    Refuse(Refused),
+    /// Takes the request and drops its sink.
+    Forget,
+}
+
+struct Echo {
+    script: Script,
+    streams: Streams,
+    accepted: mpsc::Sender<RequestId>,
+    aborts: mpsc::Sender<RequestId>,
+}
+
+impl Actor for Echo {
+    type Context = Context<Self>;
+}
+
+impl Handler<Generate> for Echo {
+    type Result = Result<(), Refused>;
+
+    fn handle(&mut self, ask: Generate, _: &mut Context<Self>) -> Self::Result {
+        let request = ask.request;
+        let say = |tokens: &[u32]| {
+            let mut said = 0;
+            for token in tokens.iter().cycle() {
+                said += 1;
+                self.streams.token(request, *token);
+                let stop = *token == EOS && !ask.ignore_eos;
+                if stop || said == ask.max_tokens {
+                    let reason = if stop { FinishReason::Stop } else { FinishReason::Length };
+                    let timings = Timings {
+                        prompt_tokens: ask.prompt.len() as u32,
+                        completion_tokens: said,
+                        bytes: 4_000_000,
+                        transfer_ms: 2.0,
+                        decode_ms: 10.0,
+                        ..Timings::default()
+                    };
+                    self.streams.end(request, StreamEvent::Finished { reason, timings });
+                    return;
+                }
+            }
+        };
+        let some = |tokens: u32| (0..tokens).for_each(|_| assert!(self.streams.token(request, 97)));
+        match &self.script {
+            Script::Echo => say(&ask.prompt),
+            Script::Tokens(tokens) => say(tokens),
+            Script::Hold(tokens) => some(*tokens),
+            Script::Fail(tokens, error) => {
+                some(*tokens);
+                self.streams.end(request, StreamEvent::Failed(error.clone()));
+            }
+            Script::Refuse(refused) => return Err(refused.clone()),
+            Script::Forget => self.streams.close(request),
+        }
+        let _ = self.accepted.send(request);
+        Ok(())
+    }
+}
+
+impl Handler<AbortRequest> for Echo {
+    type Result = ();
+
+    fn handle(&mut self, abort: AbortRequest, _: &mut Context<Self>) {
+        let _ = self.aborts.send(abort.request);
+    }
+}
+
+/// A running frontend; stops when dropped.
+pub(super) struct Server {
+    address: SocketAddr,
+    agent: Agent,
+    handle: ServerHandle,
+    thread: Option<JoinHandle<()>>,
+    /// Requests that the actor took.
+    pub(super) accepted: mpsc::Receiver<RequestId>,
+    /// Requests that the actor was told to end.
+    pub(super) aborts: mpsc::Receiver<RequestId>,
+    pub(super) streams: Streams,
+    pub(super) permits: Arc<Semaphore>,
+    /// Why `/health` says that the process cannot serve.
+    pub(super) down: Arc<Mutex<Option<String>>>,
+}
+
+impl Server {
+    pub(super) fn start(script: Script) -> Self {
+        Self::start_with(script, Duration::from_secs(600))
+    }
+
+    pub(super) fn start_with(script: Script, deadline: Duration) -> Self {
+        let streams = Streams::default();
+        let permits = Arc::new(Semaphore::new(PERMITS));
+        let down = Arc::new(Mutex::new(None::<String>));
+        let (accept, accepted) = mpsc::channel();
+        let (abort, aborts) = mpsc::channel();
+        let (ready, started) = mpsc::channel();
+        let echo = Echo { script, streams: streams.clone(), accepted: accept, aborts: abort };
+        let (behind_streams, behind_permits, behind_down) = (streams.clone(), permits.clone(), down.clone());
+        let thread = std::thread::spawn(move || {
+            System::new().block_on(async move {
+                let echo = echo.start();
+                let model = ServedModel::new(Path::new("/m/m.gguf"), &bytes_model(), None).unwrap();
+                let frontend = Frontend {
+                    generate: echo.clone().recipient(),
+                    abort: echo.recipient(),
+                    streams: behind_streams,
+                    model: Arc::new(model),
+                    route: Route::Auto,
+                    deadline,
+                    permits: behind_permits,
+                    health: Arc::new(move || Health {
+                        status: "ok",
+                        reason: None,
+                        reason_down: behind_down.lock().unwrap().clone(),
+                        role: "local",
+                        peers: 0,
+                        live_requests: 0,
+                    }),
+                    drain: Duration::from_secs(1),
+                };
+                let listener = bind("frontend.port", "127.0.0.1", 0).unwrap();
+                let address = listener.local_addr().unwrap();
+                let server = frontend.serve(listener, 1).unwrap();
+                ready.send((address, server.handle())).unwrap();
+                server.await.unwrap();
+            });
+        });
+        let (address, handle) = started.recv_timeout(WAIT).expect("the server starts");
+        let agent =
+            Agent::config_builder().http_status_as_error(false).timeout_global(Some(WAIT)).build().into();
+        Self { address, agent, handle, thread: Some(thread), accepted, aborts, streams, permits, down }
+    }
+
+    pub(super) fn connect(&self) -> TcpStream {
+        let client = TcpStream::connect(self.address).unwrap();
+        client.set_read_timeout(Some(WAIT)).unwrap();
+        client
+    }
+
+    pub(super) fn send(&self, path: &str, body: &str, content_type: Option<&str>) -> Response<Body> {
+        let mut request =
+            self.agent.post(format!("http://{}{path}", self.address)).header("x-request-id", "t");
+        if let Some(content_type) = content_type {
+            request = request.content_type(content_type);
+        }
+        request.send(body.as_bytes()).unwrap()
+    }
+
+    pub(super) fn post_as(&self, path: &str, body: &str, content_type: Option<&str>) -> (u16, String) {
+        let mut response = self.send(path, body, content_type);
+        (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
+    }
+
+    pub(super) fn post(&self, path: &str, body: &str) -> (u16, String) {
+        self.post_as(path, body, Some("application/json"))
+    }
+
+    pub(super) fn get(&self, path: &str) -> (u16, String) {
+        let mut response = self.agent.get(format!("http://{}{path}", self.address)).call().unwrap();
+        (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
+    }
+
+    /// Posts a body that must be refused; `field` is empty if no field is at fault.
+    pub(super) fn refused(&self, path: &str, body: &str, status: u16, field: &str, words: &str) {
+        let (got, text) = self.post(path, body);
+        assert_eq!(got, status, "{text}");
+        let error = serde_json::from_str::<Value>(&text).unwrap()["error"].clone();
+        assert_eq!(error["param"].as_str().unwrap_or_default(), field, "{text}");
+        assert_eq!(error["code"], status, "{text}");
+        assert!(error["message"].as_str().unwrap().contains(words), "{text}");
+    }
+
+    /// Waits until no request holds a permit.
+    pub(super) fn all_permits_return(&self) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let all = self.permits.acquire_many(PERMITS as u32);
+        drop(runtime.block_on(async { tokio::time::timeout(WAIT, all).await }).expect("in time").unwrap());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Told to stop at once; the thread ends when the server has.
+        drop(self.handle.stop(false));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Text to tokens and back, for byte-level BPE.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokenizers::AddedToken;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+
+use super::model_text::{ModelText, TextError};
+
+/// GGUF's mark of a token that controls and is no text.
+const SPECIAL: i32 = 3;
+/// GGUF's mark of a token that is matched whole, outside of the merges.
+const USER_DEFINED: i32 = 4;
+
+/// Text to tokens and back. Shared by all HTTP workers.
+pub struct Tokenizer {
+    bpe: tokenizers::Tokenizer,
+    /// The bytes of all tokens, one after the other.
+    bytes: Vec<u8>,
+    /// Token id → where its bytes end.
+    ends: Vec<usize>,
+    special: Vec<bool>,
+    bos: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer that a model file describes.
+    ///
+    /// # Errors
+    /// [`TextError`] for a kind of tokenizer that is not known here, or a vocabulary that contradicts itself.
+    pub fn new(text: &ModelText) -> Result<Self, TextError> {
+        if text.kind != "gpt2" || text.pre != "smollm" {
+            return Err(TextError::Unsupported { kind: text.kind.clone(), pre: text.pre.clone() });
+        }
+        let broken = |reason: String| TextError::Broken(reason);
+        let type_of = |id: usize| text.token_types.get(id).copied().unwrap_or_default();
+        let ids = (0u32..).zip(&text.tokens);
+        let vocab: Vocab = ids.map(|(id, token)| (token.clone(), id)).collect();
+        if vocab.len() != text.tokens.len() {
+            return Err(broken(format!("{} tokens are doubled", text.tokens.len() - vocab.len())));
+        }
+        let pair = |merge: &String| merge.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned()));
+        let merges: Option<Vec<_>> = text.merges.iter().map(pair).collect();
+        let merges = merges.ok_or_else(|| broken("a merge does not have two tokens".to_owned()))?;
+        let bpe =
+            BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| broken(e.to_string()))?;
+        let mut bpe = tokenizers::Tokenizer::new(bpe);
+        let split = Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()]);
+        bpe.with_pre_tokenizer(Some(split));
+        let of_type = |wanted: i32| {
+            let whole = text.tokens.iter().enumerate().filter(move |(id, _)| type_of(*id) == wanted);
+            whole
+                .map(move |(_, token)| AddedToken::from(token.clone(), wanted == SPECIAL))
+                .collect::<Vec<_>>()
+        };
+        bpe.add_special_tokens(of_type(SPECIAL)).map_err(|e| broken(e.to_string()))?;
+        bpe.add_tokens(of_type(USER_DEFINED)).map_err(|e| broken(e.to_string()))?;
+
+        let alphabet: HashMap<char, u8> = byte_alphabet().into_iter().zip(0u8..=255).collect();
+        let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(text.tokens.len()));
+        for (id, token) in text.tokens.iter().enumerate() {
+            let spelt: Option<Vec<u8>> = token.chars().map(|c| alphabet.get(&c).copied()).collect();
+            match spelt.filter(|_| ![SPECIAL, USER_DEFINED].contains(&type_of(id))) {
+                Some(spelt) => bytes.extend(spelt),
+                None => bytes.extend(token.as_bytes()),
+            }
+            ends.push(bytes.len());
+        }
+        let special = (0..text.tokens.len()).map(|id| type_of(id) == SPECIAL).collect();
+        Ok(Self { bpe, bytes, ends, special, bos: text.bos.filter(|_| text.add_bos) })
+    }
+
+    /// How many tokens there are.
+    pub fn vocabulary(&self) -> u32 {
+        self.ends.len() as u32
+    }
+
+    /// The tokens of a text. Special tokens that are spelt out in it become special, as in transformers.
+    /// `add_bos` asks for the begin-of-sequence token, which comes only if the model wants one.
+    ///
+    /// # Errors
+    /// Text that the vocabulary cannot spell.
+    pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>, String> {
+        let encoded = self.bpe.encode_fast(text, false).map_err(|error| error.to_string())?;
+        let bos = self.bos.filter(|_| add_bos);
+        Ok(bos.into_iter().chain(encoded.get_ids().iter().copied()).collect())
+    }
+
+    /// The bytes of a token; none for an id out of vocabulary.
+    fn bytes_of(&self, token: u32) -> &[u8] {
+        let token = token as usize;
+        let Some(end) = self.ends.get(token) else { return &[] };
+        let start = token.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.bytes[start..*end]
+    }
+
+    fn is_special(&self, token: u32) -> bool {
+        self.special.get(token as usize).copied().unwrap_or(false)
+    }
+}
+
+/// Byte → character of the byte-level alphabet: printable characters of Latin-1 stand for themselves, the other bytes for
+/// the characters from U+0100 on, in order (GPT-2's `bytes_to_unicode`).
+pub(crate) fn byte_alphabet() -> [char; 256] {
+    let mut next = 0x100;
+    std::array::from_fn(|byte| match byte as u8 {
+        b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte as u8),
+        _ => {
+            next += 1;
+            char::from_u32(next - 1).unwrap_or_default()
+        }
+    })
+}
+
+/// Turns tokens into text one by one, and holds back the first bytes of a character until its last one is here.
+pub struct Detokenizer {
+    tokenizer: Arc<Tokenizer>,
+    skip_special: bool,
+    held: Vec<u8>,
+}
+
+impl Detokenizer {
+    /// A detokenizer at the start of a text; `skip_special` leaves special tokens out of it.
+    pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
+        Self { tokenizer, skip_special, held: Vec::new() }
+    }
+
+    /// The text that this token completes; empty while a character is incomplete.
+    pub fn push(&mut self, token: u32) -> String {
+        if self.skip_special && self.tokenizer.is_special(token) {
+            return String::new();
+        }
+        self.held.extend_from_slice(self.tokenizer.bytes_of(token));
+        self.take(false)
+    }
+
+    /// What is still held back, with U+FFFD for what never became a character.
+    pub fn finish(&mut self) -> String {
+        self.take(true)
+    }
+
+    fn take(&mut self, all: bool) -> String {
+        // Only the last chunk can be incomplete, and it is if it ends where the bytes end in the midst of a character.
+        let incomplete = match std::str::from_utf8(&self.held) {
+            Ok(_) => 0,
+            Err(_) if all => 0,
+            Err(_) => {
+                let last = self.held.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
+                let waits =
+                    !last.is_empty() && std::str::from_utf8(last).is_err_and(|e| e.error_len().is_none());
+                if waits { last.len() } else { 0 }
+            }
+        };
+        let rest = self.held.split_off(self.held.len() - incomplete);
+        let text = String::from_utf8_lossy(&self.held).into_owned();
+        self.held = rest;
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model_text::testing::{BOS, EOS, bytes_model};
+    use super::*;
+
+    fn tokenizer() -> Arc<Tokenizer> {
+        Arc::new(Tokenizer::new(&bytes_model()).unwrap())
+    }
+
+    #[test]
+    fn the_alphabet_is_gpt2s() {
+        let alphabet = byte_alphabet();
+        assert_eq!(
+            (alphabet[b'a' as usize], alphabet[b' ' as usize], alphabet[b'\n' as usize]),
+            ('a', 'Ġ', 'Ċ')
+        );
+        assert_eq!((alphabet[0], alphabet[0xAD], alphabet[0xFF]), ('Ā', '\u{143}', 'ÿ'));
+    }
+
+    #[test]
+    fn text_becomes_tokens() {
+        let tokenizer = tokenizer();
+        let check = |text: &str, expect: &[u32]| {
+            assert_eq!(tokenizer.encode(text, true).unwrap(), expect, "{text:?}")
+        };
+        check("", &[]);
+        check("he", &[258]);
+        check("a he", &[b'a'.into(), 260]);
+        check("12", &[b'1'.into(), b'2'.into()]);
+        // Digits are cut out first, so blanks before one are a run of their own; transformers' GGUF reader, which leaves
+        // that cut out, gives the last blank to itself.
+        check("a  5", &[b'a'.into(), 261, b'5'.into()]);
+        check("ü", &[0xC3, 0xBC]);
+        check("a<|im_end|>he", &[b'a'.into(), EOS, 258]);
+    }
+
+    #[test]
+    fn bos_comes_only_if_the_model_and_the_caller_want_it() {
+        let with = Tokenizer::new(&ModelText { add_bos: true, ..bytes_model() }).unwrap();
+        assert_eq!(with.encode("he", true).unwrap(), [BOS, 258]);
+        assert_eq!(with.encode("he", false).unwrap(), [258]);
+    }
+
+    #[test]
+    fn unknown_tokenizers_are_refused() {
+        for (kind, pre) in [("llama", "smollm"), ("gpt2", "qwen2")] {
+            let text = ModelText { kind: kind.to_owned(), pre: pre.to_owned(), ..bytes_model() };
+            let error = Tokenizer::new(&text).err().unwrap().to_string();
+            assert!(error.contains(kind) && error.contains(pre), "{error}");
+        }
+        let doubled = ModelText { tokens: vec!["a".into(), "a".into()], ..bytes_model() };
+        assert!(matches!(Tokenizer::new(&doubled), Err(TextError::Broken(_))));
+    }
+
+    #[test]
+    fn characters_come_out_whole() {
+        let check = |bytes: &[u8], expect: &[&str], rest: &str| {
+            let mut detokenizer = Detokenizer::new(tokenizer(), true);
+            let texts: Vec<String> = bytes.iter().map(|byte| detokenizer.push(u32::from(*byte))).collect();
+            assert_eq!(texts, expect, "{bytes:?}");
+            assert_eq!(detokenizer.finish(), rest, "{bytes:?}");
+        };
+        check(b"ab", &["a", "b"], "");
+        check("ü€".as_bytes(), &["", "ü", "", "", "€"], "");
+        check("😀".as_bytes(), &["", "", "", "😀"], "");
+        check(&[0xF0, 0x9F], &["", ""], "\u{FFFD}");
+        check(&[0xC3, b'a'], &["", "\u{FFFD}a"], "");
+        check(&[0xFF, b'a'], &["\u{FFFD}", "a"], "");
+        check(&[0xE2, 0x82, 0xC3, 0xBC], &["", "", "\u{FFFD}", "ü"], "");
+    }
+
+    #[test]
+    fn special_tokens_are_left_out_of_the_text() {
+        let mut without = Detokenizer::new(tokenizer(), true);
+        assert_eq!(without.push(260) + &without.push(EOS) + &without.push(70_000), " he");
+        let mut with = Detokenizer::new(tokenizer(), false);
+        assert_eq!(with.push(EOS), "<|im_end|>");
+    }
+}

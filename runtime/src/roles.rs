@@ -1,0 +1,220 @@
+//! What runs in a receiver, a sender and a local process: ports first, then the model, then the actors, then HTTP.
+//!
+//! A process that cannot work says why in one sentence before it has loaded anything it does not need. It ends in three
+//! phases: the gate (no new requests), the drain (live ones finish within `shutdown.drain`), the tear-down (sessions,
+//! then transport, then memory).
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
+use actors::request::Route;
+use anyhow::Context as _;
+use connector::memory::Region;
+use connector::transport::Transport;
+use connector::ucx::{UcxConfig, UcxTransport};
+use engine::{Engine, EngineConfig};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
+
+use crate::config::{Config, Role};
+use crate::frontend::{Frontend, Health, ServedModel, bind};
+
+/// The sockets of a process, taken before anything slow begins.
+struct Ports {
+    http: Option<TcpListener>,
+    frontend: Option<TcpListener>,
+    link: Option<TcpListener>,
+}
+
+impl Ports {
+    fn take(role: Role, config: &Config) -> anyhow::Result<Self> {
+        let http = (role != Role::Local).then(|| bind("http.port", &config.http.host, config.http.port));
+        let wants_frontend = role != Role::Sender && config.frontend.enabled;
+        let frontend =
+            wants_frontend.then(|| bind("frontend.port", &config.frontend.host, config.frontend.port));
+        let link = (role == Role::Receiver).then(|| bind("link.port", &config.link.host, config.link.port));
+        Ok(Self { http: http.transpose()?, frontend: frontend.transpose()?, link: link.transpose()? })
+    }
+}
+
+/// Runs a process of `role` until it is told to end.
+///
+/// # Errors
+/// What kept it from starting or made it stop, in one sentence.
+pub fn run(role: Role, config: Config) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let ports = Ports::take(role, &config)?;
+    tracing::info!(%role, pid = std::process::id(), model = %config.model.display(), "starting");
+    let engine = engine::open(&EngineConfig {
+        model: config.model.clone(),
+        threads: config.engine.threads,
+        kv_bytes: config.engine.kv_bytes.0,
+        page_tokens: config.engine.page_tokens,
+        step_tokens: step_tokens(&config),
+    })?;
+    let model = Arc::new(served_model(&config, engine.as_ref())?);
+    let (pool, layout) = (engine.kv().pages(), engine.kv().layout().clone());
+    tracing::info!(
+        model = model.name,
+        threads = config.engine.threads,
+        pages = pool,
+        page_tokens = layout.page_tokens,
+        page_kib = layout.page_bytes() / 1024,
+        "model loaded in {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    actix::System::new().block_on(serve(role, config, ports, engine, model, began))
+}
+
+/// Room for one chunk of a prompt and a decode row of every other request.
+fn step_tokens(config: &Config) -> u32 {
+    config.engine.prefill_chunk_tokens + config.request.concurrency as u32
+}
+
+fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedModel> {
+    let path: &Path = &engine.model().path;
+    let gguf = engine::gguf::Gguf::open(path)?;
+    let mut model = ServedModel::from_gguf(path, &gguf, config.served_model_name.as_deref())
+        .with_context(|| format!("model {}", path.display()))?;
+    model.context_tokens = model.context_tokens.min(engine.model().context_tokens);
+    Ok(model)
+}
+
+/// Which transport carries the pages, started over the engine's pool.
+fn transport(config: &Config, region: Region) -> node::StartTransport<'static, connector::ucx::StartError> {
+    let unless_set = |name, value| config.surroundings.ucx_default(name, value);
+    let ucx = UcxConfig {
+        library: config.transport.ucx_library.clone(),
+        search: config.ucx_search(),
+        tls_default: unless_set("UCX_TLS", "tcp"),
+        net_devices_default: unless_set("UCX_NET_DEVICES", "lo"),
+        rndv_thresh_default: unless_set("UCX_RNDV_THRESH", "inf"),
+        emulation_default: unless_set("UCX_PROTO_EMULATION_ENABLE", "n"),
+    };
+    Box::new(move |sink| {
+        let transport = UcxTransport::start(region, &ucx, sink)?;
+        tracing::info!(ucx = %transport.library().version(), path = %transport.library().path().display(), "UCX loaded");
+        Ok(Arc::new(transport) as Arc<dyn Transport>)
+    })
+}
+
+async fn serve(
+    role: Role,
+    config: Config,
+    ports: Ports,
+    engine: Box<dyn Engine>,
+    model: Arc<ServedModel>,
+    began: Instant,
+) -> anyhow::Result<()> {
+    let link_role = match (role, ports.link) {
+        (Role::Receiver, Some(listener)) => {
+            tracing::info!(address = %listener.local_addr()?, key = "link.port", "listening for senders");
+            Some(LinkRole::Receiver(listener))
+        }
+        (Role::Sender, _) => Some(LinkRole::Sender(config.link.peers.clone())),
+        _ => None,
+    };
+    let link = link_role.map(|role| LinkConfig {
+        role,
+        secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
+        ring_bytes: config.ring.bytes.0,
+        transport: transport(&config, Region::shared(engine.kv().clone())),
+    });
+    let prefill_chunk_tokens = config.engine.prefill_chunk_tokens;
+    let node = node::start(NodeConfig { engine, prefill_chunk_tokens, link })?;
+    let permits = Arc::new(Semaphore::new(config.request.concurrency));
+    let mut servers = Vec::new();
+    for (key, listener, route, workers) in [
+        ("http.port", ports.http, Route::Local, 1),
+        ("frontend.port", ports.frontend, Route::Auto, config.surroundings.cores.min(2)),
+    ] {
+        let Some(listener) = listener else { continue };
+        tracing::info!(url = %format_args!("http://{}", listener.local_addr()?), key, ?route, "listening");
+        let server = port(role, &config, &node, &model, &permits, route).serve(listener, workers)?;
+        servers.push(server.handle());
+        actix::spawn(server);
+    }
+    tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
+    let end = ending(&node).await?;
+    permits.close();
+    let drain = config.shutdown.drain;
+    actix::spawn(async {
+        if let Ok(mut again) = Signals::new() {
+            again.next().await;
+            tracing::warn!("second signal: ending at once");
+            std::process::exit(1);
+        }
+    });
+    // Streams of live requests end while the servers wait for them.
+    let servers =
+        async { futures_util::future::join_all(servers.iter().map(|server| server.stop(true))).await };
+    tokio::join!(node.shut_down(drain), servers);
+    tracing::info!("ended");
+    match end {
+        None => Ok(()),
+        Some(fault) => Err(anyhow::anyhow!(fault)),
+    }
+}
+
+fn port(
+    role: Role,
+    config: &Config,
+    node: &Node,
+    model: &Arc<ServedModel>,
+    permits: &Arc<Semaphore>,
+    route: Route,
+) -> Frontend {
+    let (health, streams, peers) = (node.health.clone(), node.streams.clone(), node.peers());
+    Frontend {
+        generate: node.generate(),
+        abort: node.abort.clone(),
+        streams: node.streams.clone(),
+        model: model.clone(),
+        route,
+        deadline: config.request.deadline,
+        permits: permits.clone(),
+        health: Arc::new(move || Health {
+            status: "ok",
+            reason: None,
+            reason_down: health.fault(),
+            role: role.name(),
+            peers: peers.load(Ordering::Relaxed) as usize,
+            live_requests: streams.len(),
+        }),
+        drain: config.shutdown.drain + Duration::from_secs(2),
+    }
+}
+
+/// Waits for a signal (`None`) or a fault (its sentence).
+async fn ending(node: &Node) -> anyhow::Result<Option<String>> {
+    let mut signals = Signals::new()?;
+    Ok(tokio::select! {
+        name = signals.next() => {
+            tracing::info!(signal = name, "ending: no new requests, live ones finish");
+            None
+        }
+        fault = node.faults.wait() => Some(fault),
+    })
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
