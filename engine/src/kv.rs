@@ -154,6 +154,9 @@ impl KvPool {
         if address == libc::MAP_FAILED {
             return Err(KvPoolError::Map { bytes: bytes as u64, error: std::io::Error::last_os_error() });
         }
+        // Pages are written whole by peers: large mappings save most of the faults on first use. Advice, so no error matters.
+        // SAFETY: the range is the mapping made above.
+        unsafe { libc::madvise(address, bytes, libc::MADV_HUGEPAGE) };
         let base = NonNull::new(address.cast()).expect("mmap without a fixed address never returns null");
         Ok(Self { base, bytes, pages, layout })
     }
