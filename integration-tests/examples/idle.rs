@@ -11,7 +11,8 @@ use anyhow::{Context, Result};
 use integration_tests::process::Pair;
 
 fn main() -> Result<()> {
-    let seconds = std::env::args().nth(1).map_or(Ok(20), |text| text.parse::<u64>()).context("seconds to watch")?;
+    let seconds =
+        std::env::args().nth(1).map_or(Ok(20), |text| text.parse::<u64>()).context("seconds to watch")?;
     let pair = Pair::start(&[])?;
     let used = || -> Result<[Duration; 2]> { Ok([pair.receiver.cpu()?, pair.sender.cpu()?]) };
     // Start-up costs are over once the link has been measured; one second more for what follows it.
