@@ -66,7 +66,7 @@ fn a_model_that_is_truncated_or_altered() -> Result<()> {
     fs::write(&altered, &bytes)?;
     let sum = fs::read_to_string(format!("{}.sha256", default_model().display()))?;
     fs::write(folder.join("altered.gguf.sha256"), sum)?;
-    local_with_model(&altered, &["checksum", "b179c952", "fetch"])?;
+    local_with_model(&altered, &["sha256", "b179c952", "fetch"])?;
     fs::write(&altered, b"not a model at all")?;
     local_with_model(&altered, &["GGUF"])?;
     Ok(fs::remove_dir_all(folder)?)
