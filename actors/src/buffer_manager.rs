@@ -58,7 +58,7 @@ impl BufferManager {
         for action in actions {
             match action {
                 Action::Reserved(reserved) => match (reserved.sequence, &self.out.prefiller) {
-                    (SequenceId::Peer(..), Some(prefiller)) => prefiller.post(reserved),
+                    (SequenceId::Peer(_), Some(prefiller)) => prefiller.post(reserved),
                     _ => self.out.decoder.post(reserved),
                 },
                 Action::Adopted(adopted) => self.out.adopted.post(adopted),

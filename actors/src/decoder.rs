@@ -14,6 +14,7 @@ pub mod state;
 use std::time::Instant;
 
 use actix::prelude::*;
+use connector::frame::peer_text;
 
 use crate::kit::{self, Outbox, Vitals, delegate};
 use crate::messages::{
@@ -23,6 +24,11 @@ use crate::messages::{
 use crate::request::{AbortRequest, RequestId};
 use crate::streams::Streams;
 use state::{Action, DecoderState};
+
+/// Node → decoder: the process is ending; every request ends now.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct AbortAll;
 
 /// Where the decoder's messages go.
 pub struct DecoderOutboxes {
@@ -97,6 +103,7 @@ impl Actor for Decoder {
 
 delegate!(Decoder: Decode, |state, now, msg| state.on_decode(now, msg));
 delegate!(Decoder: AbortRequest, |state, _now, msg| state.on_abort(msg.request));
+delegate!(Decoder: AbortAll, |state, _now, _msg| state.on_abort_all());
 delegate!(Decoder: PagesReserved, |state, now, msg| state.on_reserved(now, msg));
 delegate!(Decoder: PagesAdopted, |state, now, msg| state.on_adopted(now, msg));
 delegate!(Decoder: SequenceAdvanced, |state, now, msg| state.on_advanced(now, msg));
@@ -109,6 +116,6 @@ delegate!(Decoder: PeerReady, |state, _now, msg| {
     Vec::new()
 });
 delegate!(Decoder: PrefillFailed, |state, _now, msg| {
-    tracing::warn!(request = %msg.request, session = %msg.session, reason = msg.reason, "sender did not prefill; computing here");
+    tracing::warn!(request = %msg.request, session = %msg.session, reason = peer_text(&msg.reason), "sender did not prefill; computing here");
     state.on_prefill_failed(msg.session, msg.request)
 });

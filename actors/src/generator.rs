@@ -4,8 +4,8 @@
 //! - **Mailbox**: [`kit::MAILBOX`]; sequences are bounded by admission permits and by the pages they hold, and one step is in flight.
 //! - **In**: `StartSequence`, `StopSequence` (decoder, prefiller); `StepFinished` (engine thread); `Tick`.
 //! - **Out**: `SequenceAdvanced` to the owner of each sequence; plans to the engine thread.
-//! - **Failure**: an engine error ends the sequences of that step, and their owners say so. If the engine thread is gone, every
-//!   sequence fails and the watchdog turns the node unhealthy.
+//! - **Failure**: an engine error ends the sequences of that step, and their owners say so. A step that does not come back leaves the
+//!   engine's pulse busy, and the watchdog turns the node unhealthy; requests end at their deadlines.
 
 pub mod engine_thread;
 pub mod state;
@@ -47,7 +47,7 @@ impl Generator {
 
     fn tell(&self, event: SequenceAdvanced) {
         match (event.sequence, &self.prefiller) {
-            (SequenceId::Peer(..), Some(prefiller)) => prefiller.post(event),
+            (SequenceId::Peer(_), Some(prefiller)) => prefiller.post(event),
             _ => self.decoder.post(event),
         }
     }

@@ -29,15 +29,16 @@ impl fmt::Display for SessionId {
 pub enum SequenceId {
     /// A request of this process: the decoder's.
     Own(RequestId),
-    /// A request of a peer that we prefill: the prefiller's.
-    Peer(SessionId, RequestId),
+    /// A request of a peer that we prefill: the prefiller's, which counts them, so that a peer that uses a number twice
+    /// mixes nothing up.
+    Peer(u64),
 }
 
 impl fmt::Display for SequenceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Own(request) => request.fmt(f),
-            Self::Peer(session, request) => write!(f, "{session}/{request}"),
+            Self::Peer(serial) => write!(f, "p{serial}"),
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 
 use crate::buffer_manager::{BufferManager, BufferManagerOutboxes, state::PoolState};
 use crate::decoder::{
-    Decoder, DecoderOutboxes,
+    AbortAll, Decoder, DecoderOutboxes,
     state::{DecoderConfig, DecoderState},
 };
 use crate::generator::{
@@ -22,8 +22,13 @@ use crate::generator::{
 };
 use crate::kit::{KillSwitch, Outbox, Vitals, tick_every};
 use crate::messages::{Tick, TransportEvents};
-use crate::peer_link::{CloseLinks, Identity, PeerLink, ReceiverSide, SenderSide, Side, tasks};
-use crate::prefiller::{Prefiller, PrefillerOutboxes, state::PrefillerState};
+use crate::peer_link::{
+    CloseLinks, Identity, PeerLink, ReceiverSide, SenderSide, SessionCounts, Side, tasks,
+};
+use crate::prefiller::{
+    Prefiller, PrefillerOutboxes,
+    state::{PrefillerConfig, PrefillerState},
+};
 use crate::proxy::{BeginDrain, Proxy, state::ProxyState};
 use crate::request::{AbortRequest, Generate};
 use crate::streams::Streams;
@@ -32,6 +37,9 @@ use crate::watchdog::{NodeHealth, Watchdog, Watched};
 
 /// How often every actor is ticked: deadlines are kept to this, and the watchdog sees a pulse.
 const TICK: Duration = Duration::from_millis(250);
+
+/// How long sessions may take to end in good order.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
 /// What this process is on the link.
 pub enum LinkRole {
@@ -78,7 +86,10 @@ pub struct Node {
     pub health: NodeHealth,
     /// Pulled when the process cannot go on.
     pub faults: KillSwitch,
-    ready: Arc<AtomicU32>,
+    /// Pages that one request may use.
+    pub request_pages: u32,
+    drop_all: Recipient<AbortAll>,
+    counts: SessionCounts,
     link: Option<(Addr<PeerLink>, Arbiter, Arc<dyn Transport>)>,
     _watchdog: Watchdog,
 }
@@ -86,7 +97,7 @@ pub struct Node {
 impl Node {
     /// How many peers pages can travel to or from.
     pub fn peers(&self) -> Arc<AtomicU32> {
-        self.ready.clone()
+        self.counts.ready.clone()
     }
 
     /// Where the frontend sends requests.
@@ -105,19 +116,20 @@ impl Node {
         };
         if tokio::time::timeout(limit, drained).await.is_err() {
             tracing::warn!(live = self.streams.len(), "drain limit passed; requests are cut");
+            self.drop_all.do_send(AbortAll);
         }
         let Some((link, arbiter, transport)) = self.link else { return };
         link.do_send(CloseLinks);
         let closed = async {
-            while self.ready.load(Ordering::Relaxed) > 0 {
+            while self.counts.held.load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         // Best effort: a peer that does not hear the goodbye sees the socket close.
-        let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
-        transport.shutdown();
+        let _ = tokio::time::timeout(CLOSE_LIMIT, closed).await;
+        // Joins the transport's thread, which may wait for a peer: not here, where signals must be heard.
+        let _ = tokio::task::spawn_blocking(move || transport.shutdown()).await;
         arbiter.stop();
-        let _ = arbiter.join();
     }
 }
 
@@ -127,13 +139,18 @@ impl Node {
 /// The transport's, or the operating system gives no thread or socket.
 pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let NodeConfig { engine, prefill_chunk_tokens, link } = config;
-    let model = engine.model().clone();
+    let (model, step_tokens) = (engine.model().clone(), engine.limits().tokens);
     let (pool, layout) = (engine.kv().clone(), engine.kv().layout().clone());
     let (page_bytes, pages) = (layout.page_bytes(), pool.pages());
-    let ring_pages = link.as_ref().map_or(0, |link| ring_pages(link, page_bytes, pages));
+    let ring_pages = match &link {
+        Some(LinkConfig { role: LinkRole::Receiver(_), ring_bytes, .. }) => {
+            ring_pages(*ring_bytes, page_bytes, pages).ok_or(StartError::Pool { pages })?
+        }
+        _ => 0,
+    };
     let pid = std::process::id();
     let streams = Streams::default();
-    let (faults, health, ready) = (KillSwitch::default(), NodeHealth::default(), Arc::new(AtomicU32::new(0)));
+    let (faults, health, counts) = (KillSwitch::default(), NodeHealth::default(), SessionCounts::default());
     let pulse = EnginePulse::new();
     let mut vitals = Vec::new();
     let mut pulse_of = |name| {
@@ -192,7 +209,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
                 opened: outbox!("peer_link→buffer_manager", to_buffers),
                 filled: outbox!("peer_link→buffer_manager", to_buffers),
                 drained: outbox!("peer_link→buffer_manager", to_buffers),
-                ready: [outbox!("peer_link→proxy", to_proxy), outbox!("peer_link→decoder", to_decoder)],
+                ready: [outbox!("peer_link→decoder", to_decoder), outbox!("peer_link→proxy", to_proxy)],
                 lost: [
                     outbox!("peer_link→proxy", to_proxy),
                     outbox!("peer_link→decoder", to_decoder),
@@ -207,9 +224,9 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         let arbiter = Arbiter::new();
         let link_vitals = pulse_of("peer_link");
         let to_link = {
-            let (identity, transport, ready) = (identity.clone(), transport.clone(), ready.clone());
+            let (identity, transport, counts) = (identity.clone(), transport.clone(), counts.clone());
             PeerLink::start_in_arbiter(&arbiter.handle(), move |_| {
-                PeerLink::new(identity, transport, side, ready, link_vitals)
+                PeerLink::new(identity, transport, side, counts, link_vitals)
             })
         };
         // Set once, here, before the transport has a session that could report anything.
@@ -251,14 +268,19 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let engine = EngineThread::spawn(engine, to_generator.clone().recipient(), pulse.clone())
         .map_err(StartError::Io)?;
     generator.run(Generator::new(
-        GeneratorState::new(prefill_chunk_tokens, model.eos_tokens.clone()),
+        GeneratorState::new(prefill_chunk_tokens, step_tokens, model.eos_tokens.clone()),
         engine,
         outbox!("generator→decoder", to_decoder),
         is_sender.then(|| outbox!("generator→prefiller", to_prefiller)),
         pulse_of("generator"),
     ));
-    let decoder_config =
-        DecoderConfig { page_tokens: layout.page_tokens, page_bytes, eos_tokens: model.eos_tokens, pid };
+    let decoder_config = DecoderConfig {
+        page_tokens: layout.page_tokens,
+        page_bytes,
+        eos_tokens: model.eos_tokens,
+        vocabulary: model.vocabulary,
+        pid,
+    };
     decoder.run(Decoder::new(
         DecoderState::new(decoder_config),
         DecoderOutboxes {
@@ -293,7 +315,12 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
             pulse_of("transfer"),
         ));
         prefiller.run(Prefiller::new(
-            PrefillerState::new(layout.page_tokens, pages),
+            PrefillerState::new(PrefillerConfig {
+                page_tokens: layout.page_tokens,
+                pool_pages: pages,
+                vocabulary: model.vocabulary,
+                context_tokens: model.context_tokens,
+            }),
             PrefillerOutboxes {
                 reserve: outbox!("prefiller→buffer_manager", to_buffers),
                 release: outbox!("prefiller→buffer_manager", to_buffers),
@@ -313,11 +340,13 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         .map_err(StartError::Io)?;
     Ok(Node {
         proxy: to_proxy,
-        abort: to_decoder.recipient(),
+        abort: to_decoder.clone().recipient(),
         streams,
         health,
         faults,
-        ready,
+        drop_all: to_decoder.recipient(),
+        request_pages: pages - ring_pages,
+        counts,
         link: linked,
         _watchdog: watchdog,
     })
@@ -330,19 +359,25 @@ pub enum StartError<E> {
     /// The transport's reason.
     #[error(transparent)]
     Transport(E),
+    /// One page cannot be shared between a ring and a request.
+    #[error("a receiver's pool needs at least 2 pages and this one has {pages}; raise engine.kv_bytes")]
+    Pool {
+        /// Pages in the pool.
+        pages: u32,
+    },
     /// The operating system's.
     #[error("operating system refused: {0}")]
     Io(std::io::Error),
 }
 
-/// `ring.bytes` in pages: at least one, and at most half the pool.
-fn ring_pages<E>(link: &LinkConfig<'_, E>, page_bytes: u64, pages: u32) -> u32 {
-    let wanted = u32::try_from(link.ring_bytes / page_bytes).unwrap_or(u32::MAX).max(1);
-    let ring = wanted.min(pages / 2).max(1);
-    if ring < wanted && matches!(link.role, LinkRole::Receiver(_)) {
+/// `ring.bytes` in pages: at least one, and at most half the pool; `None` if the pool is too small to share.
+fn ring_pages(ring_bytes: u64, page_bytes: u64, pages: u32) -> Option<u32> {
+    let wanted = u32::try_from(ring_bytes / page_bytes).unwrap_or(u32::MAX).max(1);
+    let ring = wanted.min(pages / 2);
+    if ring < wanted {
         tracing::info!(wanted, pages = ring, pool = pages, "ring clamped to half the page pool");
     }
-    ring
+    (ring > 0).then_some(ring)
 }
 
 type LateLink = Arc<std::sync::OnceLock<Recipient<TransportEvents>>>;

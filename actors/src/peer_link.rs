@@ -17,6 +17,7 @@ pub mod tasks;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use actix::prelude::*;
 use connector::frame::{Frame, Incarnation, Shape, Welcome};
@@ -30,11 +31,20 @@ use crate::messages::{
     TransportEvents,
 };
 pub use route::{ReceiverSide, SenderSide, Side};
-use state::{Action, PeerLinkState};
+use state::{Action, PeerLinkState, SessionOver};
 
 /// Frames that may wait for a session's socket. A ring's grants and announcements, and every admitted request's frames, fit; a
 /// peer that takes none of them is dead.
 const FRAMES_WAITING: usize = 4096;
+
+/// How many sessions there are: for `/health`, and for whoever waits for their end. Clones share the counts.
+#[derive(Clone, Debug, Default)]
+pub struct SessionCounts {
+    /// Over which pages can travel.
+    pub ready: Arc<AtomicU32>,
+    /// Of which the transport still holds anything.
+    pub held: Arc<AtomicU32>,
+}
 
 /// Who we are on the link.
 #[derive(Clone, Debug)]
@@ -72,8 +82,8 @@ pub enum Half {
     Dialled {
         /// What the peer said.
         welcome: Box<Welcome>,
-        /// Told when the session is gone: true if every put had completed.
-        over: oneshot::Sender<bool>,
+        /// Told when the session is gone.
+        over: oneshot::Sender<SessionOver>,
     },
 }
 
@@ -102,15 +112,20 @@ pub struct LinkEnded {
 #[rtype(result = "()")]
 pub struct CloseLinks;
 
+/// What a session needs to go up.
+enum Pending {
+    Listened { nonce: [u8; 32] },
+    Dialled { ring_pages: u32 },
+}
+
 struct Peer {
     incarnation: Incarnation,
     address: String,
     /// Until the session is up.
-    pending: Option<(Link, Half)>,
+    pending: Option<(Link, Pending)>,
     frames: Option<mpsc::Sender<Frame>>,
-    over: Option<oneshot::Sender<bool>>,
-    /// Real bytes have moved over its lane.
-    probed: bool,
+    /// A dialler waits here; dropped only when this process ends.
+    over: Option<oneshot::Sender<SessionOver>>,
 }
 
 /// The actor.
@@ -120,25 +135,27 @@ pub struct PeerLink {
     transport: Arc<dyn Transport>,
     side: Side,
     peers: HashMap<SessionId, Peer>,
-    ready: Arc<AtomicU32>,
+    counts: SessionCounts,
     closing: bool,
     vitals: Vitals,
 }
 
 impl PeerLink {
-    /// Links this process to others over `transport`; `ready` counts the sessions over which pages can travel.
+    /// Links this process to others over `transport`, and keeps `counts` up to date.
     pub fn new(
         identity: Identity,
         transport: Arc<dyn Transport>,
         side: Side,
-        ready: Arc<AtomicU32>,
+        counts: SessionCounts,
         vitals: Vitals,
     ) -> Self {
         let state = PeerLinkState::default();
-        Self { state, identity, transport, side, peers: HashMap::new(), ready, closing: false, vitals }
+        Self { state, identity, transport, side, peers: HashMap::new(), counts, closing: false, vitals }
     }
 
     fn perform(&mut self, actions: Vec<Action>, ctx: &mut Context<Self>) {
+        self.counts.ready.store(self.state.ready() as u32, Ordering::Relaxed);
+        self.counts.held.store(self.state.held() as u32, Ordering::Relaxed);
         for action in actions {
             match action {
                 Action::Open(session) => self.submit(session, Command::Open { session: name(session) }, ctx),
@@ -159,15 +176,14 @@ impl PeerLink {
                         peer.pending = None;
                     }
                     self.side.lost(PeerLost { session });
-                    self.count_ready();
                     self.submit(session, Command::Close { session: name(session) }, ctx);
                 }
-                Action::Drained { session, drained } => {
+                Action::Drained(session, over) => {
                     if let Some(peer) = self.peers.remove(&session)
-                        && let Some(over) = peer.over.filter(|_| !self.closing)
+                        && let Some(dialler) = peer.over.filter(|_| !self.closing)
                     {
                         // Unless this process is ending, whoever dialled dials again.
-                        let _ = over.send(drained);
+                        let _ = dialler.send(over);
                     }
                     self.side.drained(SessionDrained { session });
                 }
@@ -191,7 +207,7 @@ impl PeerLink {
         ctx: &mut Context<Self>,
     ) {
         let ring_pages = self.identity.ring_pages;
-        let Some(Some((mut link, Half::Listened { nonce }))) =
+        let Some(Some((mut link, Pending::Listened { nonce }))) =
             self.peers.get_mut(&session).map(|peer| peer.pending.take())
         else {
             return;
@@ -218,9 +234,8 @@ impl PeerLink {
     fn start(&mut self, session: SessionId, ctx: &mut Context<Self>) {
         let frames = self.frames(session);
         let Some(peer) = self.peers.get_mut(&session) else { return };
-        let Some((link, Half::Dialled { welcome, over })) = peer.pending.take() else { return };
-        peer.over = Some(over);
-        self.side.opened(SessionOpened { session, ring_pages: welcome.ring_pages });
+        let Some((link, Pending::Dialled { ring_pages })) = peer.pending.take() else { return };
+        self.side.opened(SessionOpened { session, ring_pages });
         actix::spawn(tasks::carry(link, frames, session, ctx.address()));
     }
 
@@ -230,19 +245,6 @@ impl PeerLink {
             peer.frames = Some(sender);
         }
         receiver
-    }
-
-    /// Notes that the session's lane was probed, if this frame says so.
-    fn note(&mut self, session: SessionId, frame: &Frame) {
-        if let (Frame::LinkProbed { .. }, Some(peer)) = (frame, self.peers.get_mut(&session)) {
-            peer.probed = true;
-            self.count_ready();
-        }
-    }
-
-    fn count_ready(&self) {
-        let ready = self.peers.values().filter(|peer| peer.probed && peer.frames.is_some()).count();
-        self.ready.store(ready as u32, Ordering::Relaxed);
     }
 }
 
@@ -275,16 +277,18 @@ impl Handler<PeerConnected> for PeerLink {
             });
             return;
         }
-        let descriptor = match &half {
-            Half::Listened { .. } => None,
-            Half::Dialled { welcome, .. } => Some(welcome.descriptor.clone()),
+        let (descriptor, pending, over) = match half {
+            Half::Listened { nonce } => (None, Pending::Listened { nonce }, None),
+            Half::Dialled { welcome, over } => {
+                let pending = Pending::Dialled { ring_pages: welcome.ring_pages };
+                (Some(welcome.descriptor), pending, Some(over))
+            }
         };
         let address = link.peer().to_string();
-        let (session, actions) = self.state.on_handshake(descriptor);
+        let (session, actions) = self.state.on_handshake(Instant::now(), descriptor);
         tracing::info!(%session, peer = %incarnation, address, "session opening");
-        let pending = Some((link, half));
-        self.peers
-            .insert(session, Peer { incarnation, address, pending, frames: None, over: None, probed: false });
+        let pending = Some((link, pending));
+        self.peers.insert(session, Peer { incarnation, address, pending, frames: None, over });
         self.perform(actions, ctx);
     }
 }
@@ -295,12 +299,14 @@ impl Handler<FrameCame> for PeerLink {
     fn handle(&mut self, came: FrameCame, ctx: &mut Self::Context) {
         self.vitals.mark();
         let FrameCame { session, frame } = came;
-        self.note(session, &frame);
+        let probed = matches!(frame, Frame::LinkProbed { .. });
         let Some(peer) = self.peers.get(&session).filter(|peer| peer.frames.is_some()) else { return };
-        if let Err(reason) = self.side.route(session, peer.incarnation.pid, frame) {
-            let actions = self.state.on_end(session, reason);
-            self.perform(actions, ctx);
-        }
+        let actions = match self.side.route(session, peer.incarnation.pid, frame) {
+            Err(reason) => self.state.on_end(session, reason),
+            Ok(()) if probed => self.state.on_probed(session),
+            Ok(()) => return,
+        };
+        self.perform(actions, ctx);
     }
 }
 
@@ -320,7 +326,10 @@ impl Handler<SendFrame> for PeerLink {
 
     fn handle(&mut self, send: SendFrame, ctx: &mut Self::Context) {
         self.vitals.mark();
-        self.note(send.session, &send.frame);
+        if let Frame::LinkProbed { .. } = send.frame {
+            let actions = self.state.on_probed(send.session);
+            self.perform(actions, ctx);
+        }
         let Some(frames) = self.peers.get(&send.session).and_then(|peer| peer.frames.as_ref()) else {
             return;
         };
@@ -382,7 +391,9 @@ impl Handler<CloseLinks> for PeerLink {
 impl Handler<Tick> for PeerLink {
     type Result = ();
 
-    fn handle(&mut self, _: Tick, _: &mut Self::Context) {
+    fn handle(&mut self, _: Tick, ctx: &mut Self::Context) {
         self.vitals.mark();
+        let actions = self.state.on_tick(Instant::now());
+        self.perform(actions, ctx);
     }
 }

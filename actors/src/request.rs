@@ -61,13 +61,13 @@ pub struct AbortRequest {
 pub enum Refused {
     /// The request can never fit this node's page pool.
     #[error(
-        "prompt and max_tokens need {needed} pages of KV and the pool has {pool}; send a shorter prompt, a smaller max_tokens, or raise engine.kv_bytes"
+        "prompt and max_tokens need {needed} pages of KV and a request may have {usable}; send a shorter prompt, a smaller max_tokens, or raise engine.kv_bytes"
     )]
     TooLarge {
         /// Pages the request needs.
         needed: u32,
-        /// Pages the pool has in all.
-        pool: u32,
+        /// Pages the pool has for requests: what the ring holds is not among them.
+        usable: u32,
     },
     /// The process is draining.
     #[error("server is shutting down; send the request to another replica")]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix::prelude::*;
-use connector::transport::{Command, Event, Transport, TransportSession};
+use connector::transport::{Command, Event, Ticket, Transport, TransportSession};
 
 use crate::kit::{self, Outbox, Vitals, delegate};
 use crate::messages::{
@@ -57,11 +57,17 @@ impl Transfer {
         Self { state, page_bytes, transport, out, epoch: Instant::now(), vitals }
     }
 
-    fn submit(&self, session: SessionId, command: Command) {
-        // The queue holds more than all windows together, so only a transport that is gone refuses.
-        if let Err(error) = self.transport.submit(command) {
-            self.out.breaks.post(BreakSession { session, reason: error.to_string() });
-        }
+    /// Posts an operation; one that the transport refuses has failed.
+    fn submit(&mut self, session: SessionId, ticket: Ticket, command: Command) {
+        let is_put = matches!(command, Command::Put { .. });
+        let Err(error) = self.transport.submit(command) else { return };
+        let (now, result) = (self.now(), Err(error.to_string()));
+        let actions = if is_put {
+            self.state.on_put_completed(now, session, ticket, result)
+        } else {
+            self.state.on_flushed(now, session, ticket, result)
+        };
+        self.perform(actions);
     }
 
     fn now(&self) -> u64 {
@@ -79,10 +85,11 @@ impl Transfer {
                         remote_offset: u64::from(into.0) * self.page_bytes,
                         bytes: self.page_bytes,
                     };
-                    self.submit(session, command);
+                    self.submit(session, ticket, command);
                 }
                 Action::Flush { session, ticket } => {
-                    self.submit(session, Command::Flush { session: TransportSession(session.0), ticket });
+                    let command = Command::Flush { session: TransportSession(session.0), ticket };
+                    self.submit(session, ticket, command);
                 }
                 Action::Frame(session, frame) => self.out.frames.post(SendFrame { session, frame }),
                 Action::Sent(session, request, count) => {
@@ -119,7 +126,10 @@ delegate!(Transfer: SchedulePut, |state, now, msg| state.on_schedule(
 delegate!(Transfer: CancelPuts, |state, _now, msg| state.on_cancel(msg.session, msg.request));
 delegate!(Transfer: LaneConnected, |state, now, msg| state.on_connected(now, msg.session, msg.lane));
 delegate!(Transfer: CreditsGranted, |state, now, msg| state.on_granted(now, msg.session, msg.first, &msg.pages));
-delegate!(Transfer: PeerLost, |state, _now, msg| state.on_lost(msg.session));
+delegate!(Transfer: PeerLost, |state, _now, msg| {
+    state.on_lost(msg.session);
+    Vec::new()
+});
 delegate!(Transfer: TransportEvents, |state, now, msg| {
     let mut actions = Vec::new();
     for event in msg.0 {
@@ -141,4 +151,4 @@ delegate!(Transfer: SessionOpened, |state, _now, msg| {
     state.on_session_opened(msg.session, msg.ring_pages);
     Vec::new()
 });
-delegate!(Transfer: Tick, |_state, _now, _msg| Vec::new());
+delegate!(Transfer: Tick, |state, now, _msg| state.on_tick(now));

@@ -106,7 +106,7 @@ impl Incompatible {
 impl Shape {
     fn named(&self) -> String {
         let [a, b, c, d, ..] = self.fingerprint;
-        format!("{} (sha256 {a:02x}{b:02x}{c:02x}{d:02x}…)", self.model)
+        format!("{} (sha256 {a:02x}{b:02x}{c:02x}{d:02x}…)", peer_text(&self.model))
     }
 
     /// Whether pages of `theirs` can be adopted here.
@@ -118,7 +118,7 @@ impl Shape {
             return Err(Incompatible::Model { ours: self.named(), theirs: theirs.named() });
         }
         let page = |field, key, ours: &dyn fmt::Display, theirs: &dyn fmt::Display| {
-            let (ours, theirs) = (ours.to_string(), theirs.to_string());
+            let (ours, theirs) = (ours.to_string(), peer_text(&theirs.to_string()));
             if ours == theirs { Ok(()) } else { Err(Incompatible::Page { field, key, ours, theirs }) }
         };
         page("page length in tokens", "engine.page_tokens", &self.page_tokens, &theirs.page_tokens)?;
@@ -248,6 +248,33 @@ pub enum Frame {
         /// Why.
         reason: String,
     },
+}
+
+/// Longest prompt that a [`Frame::Prefill`] carries, in tokens; a longer one is prefilled where it came in.
+pub const PROMPT_TOKENS_MAX: usize = 250_000;
+/// Most credits in one [`Frame::Grant`].
+pub const GRANT_PAGES_MAX: usize = 65_536;
+
+impl Frame {
+    /// The frame's name, for logs: its contents may be a peer's and long.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Heartbeat => "Heartbeat",
+            Self::Goodbye => "Goodbye",
+            Self::Grant { .. } => "Grant",
+            Self::Prefill { .. } => "Prefill",
+            Self::CancelPrefill { .. } => "CancelPrefill",
+            Self::LinkProbed { .. } => "LinkProbed",
+            Self::PageFilled { .. } => "PageFilled",
+            Self::PrefillFinished { .. } => "PrefillFinished",
+            Self::PrefillFailed { .. } => "PrefillFailed",
+        }
+    }
+}
+
+/// A peer's text as it may stand in our log: one line, at most 200 characters.
+pub fn peer_text(text: &str) -> String {
+    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Which pages of which request.

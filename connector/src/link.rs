@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
-use crate::frame::{Answer, Challenge, Frame, Hello, Incompatible, PROTOCOL_VERSION, Welcome};
+use crate::frame::{Answer, Challenge, Frame, Hello, Incompatible, PROTOCOL_VERSION, Welcome, peer_text};
 use crate::wire::{self, FRAME_BYTES_MAX, WireError};
 
 /// A side that has sent nothing for this long sends a heartbeat.
@@ -166,8 +166,8 @@ impl Link {
         link.send(&hello).await?;
         let welcome = match link.receive::<Answer>().await? {
             Answer::Welcome(welcome) => welcome,
-            Answer::Refused(reason) => return Err(LinkError::Refused(reason)),
-            Answer::Busy(reason) => return Err(LinkError::Busy(reason)),
+            Answer::Refused(reason) => return Err(LinkError::Refused(peer_text(&reason))),
+            Answer::Busy(reason) => return Err(LinkError::Busy(peer_text(&reason))),
         };
         check_proof(secret, &hello.nonce, welcome.proof.as_ref())?;
         hello.shape.accepts(&welcome.shape)?;

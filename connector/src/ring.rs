@@ -55,6 +55,9 @@ pub enum RingError {
         /// The number that came.
         got: u64,
     },
+    /// A list of credits or pages without any.
+    #[error("peer named no credit at all")]
+    Empty,
     /// More pages were called filled than credits are outstanding (or spent).
     #[error("{count} pages called filled and only {outstanding} credits are outstanding")]
     NotOutstanding {
@@ -72,6 +75,7 @@ impl RingError {
             Self::Full { .. } => "ring_full",
             Self::OutOfOrder { .. } => "out_of_order",
             Self::NotOutstanding { .. } => "not_outstanding",
+            Self::Empty => "empty",
         }
     }
 }
@@ -126,8 +130,11 @@ impl GrantLedger {
     /// Takes `count` pages in, whose bytes the sender has put and flushed under the credits from `first` on.
     ///
     /// # Errors
-    /// [`RingError::OutOfOrder`] or [`RingError::NotOutstanding`]; the ledger is unchanged.
+    /// [`RingError::Empty`], [`RingError::OutOfOrder`] or [`RingError::NotOutstanding`]; the ledger is unchanged.
     pub fn fill(&mut self, first: CreditNumber, count: u32) -> Result<Vec<PageIndex>, RingError> {
+        if count == 0 {
+            return Err(RingError::Empty);
+        }
         if first.0 != self.tail {
             return Err(RingError::OutOfOrder { expected: self.tail, got: first.0 });
         }
@@ -173,9 +180,12 @@ impl SpendLedger {
     /// Takes in the credits from `first` on, one for each page.
     ///
     /// # Errors
-    /// [`RingError::OutOfOrder`], or [`RingError::Full`] if the receiver granted past the ring it declared; the
+    /// [`RingError::Empty`], [`RingError::OutOfOrder`], or [`RingError::Full`] if the receiver granted past the ring it declared; the
     /// ledger is unchanged.
     pub fn accept(&mut self, first: CreditNumber, pages: &[PageIndex]) -> Result<(), RingError> {
+        if pages.is_empty() {
+            return Err(RingError::Empty);
+        }
         let granted = self.spent + self.available.len() as u64;
         if first.0 != granted {
             return Err(RingError::OutOfOrder { expected: granted, got: first.0 });

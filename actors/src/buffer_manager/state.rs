@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::num::NonZeroU32;
 
+use connector::frame::GRANT_PAGES_MAX;
 use connector::ring::{CreditNumber, GrantLedger, PageIndex};
 use engine::PageId;
 
@@ -79,11 +80,11 @@ pub struct PoolState {
 }
 
 impl PoolState {
-    /// A pool of `pages` free pages, of which at most `ring_pages` are ever under credits: no more than half.
+    /// A pool of `pages` free pages, of which at most `ring_pages` are ever under credits or quarantined.
     pub fn new(pages: u32, ring_pages: u32) -> Self {
         Self {
             pages,
-            ring_pages: ring_pages.min(pages / 2),
+            ring_pages,
             free: (0..pages).collect(),
             holdings: HashMap::new(),
             waiting: VecDeque::new(),
@@ -189,8 +190,9 @@ impl PoolState {
         let mut actions = Vec::new();
         let sessions: Vec<SessionId> = self.rings.keys().copied().collect();
         for session in sessions {
-            let outstanding: u32 = self.rings.values().map(GrantLedger::outstanding).sum();
-            let room = self.ring_pages.saturating_sub(outstanding).min(self.unclaimed());
+            let usage = self.usage();
+            let room = self.ring_pages.saturating_sub(usage.outstanding + usage.quarantined);
+            let room = room.min(self.unclaimed()).min(GRANT_PAGES_MAX as u32);
             let Some(count) = self.rings.get(&session).map(|ring| ring.room().min(room)) else { continue };
             let pages: Vec<PageIndex> = self.take(count).into_iter().map(PageIndex).collect();
             let Some(ring) = self.rings.get_mut(&session) else { continue };

@@ -10,10 +10,10 @@
 //! Every request taken gets exactly one [`Action::End`], and its pages are released exactly once, after the engine
 //! has let go of them. Tokens that were delivered are never taken back: a recompute starts from prompt + tokens.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use connector::frame::Frame;
+use connector::frame::{Frame, PROMPT_TOKENS_MAX};
 use engine::PageId;
 
 use crate::messages::{
@@ -74,6 +74,8 @@ pub struct DecoderConfig {
     pub page_bytes: u64,
     /// Tokens that end a sequence.
     pub eos_tokens: Vec<u32>,
+    /// Token ids are below this.
+    pub vocabulary: u32,
     /// This process.
     pub pid: u32,
 }
@@ -82,15 +84,15 @@ pub struct DecoderConfig {
 #[derive(Debug)]
 pub struct DecoderState {
     config: DecoderConfig,
-    requests: HashMap<RequestId, Entry>,
+    requests: BTreeMap<RequestId, Entry>,
     /// Sessions that can prefill, and their processes.
-    peers: HashMap<SessionId, u32>,
+    peers: BTreeMap<SessionId, u32>,
 }
 
 impl DecoderState {
     /// No requests and no peers.
     pub fn new(config: DecoderConfig) -> Self {
-        Self { config, requests: HashMap::new(), peers: HashMap::new() }
+        Self { config, requests: BTreeMap::new(), peers: BTreeMap::new() }
     }
 
     /// Requests that have not ended.
@@ -128,11 +130,18 @@ impl DecoderState {
         }
     }
 
+    /// This process is ending: every request ends.
+    pub fn on_abort_all(&mut self) -> Vec<Action> {
+        let all: Vec<RequestId> = self.requests.keys().copied().collect();
+        all.into_iter().flat_map(|request| self.on_abort(request)).collect()
+    }
+
     /// A request comes in. One whose sender has gone meanwhile runs here.
     pub fn on_decode(&mut self, now: Instant, decode: Decode) -> Vec<Action> {
         let Decode { generate, prefill_on } = decode;
         let request = generate.request;
-        let on = prefill_on.filter(|session| self.peers.contains_key(session));
+        let travels = generate.prompt.len() <= PROMPT_TOKENS_MAX;
+        let on = prefill_on.filter(|session| travels && self.peers.contains_key(session));
         let timings = Timings {
             decode_pid: self.config.pid,
             prompt_tokens: generate.prompt.len() as u32,
@@ -166,6 +175,8 @@ impl DecoderState {
     fn recompute(&mut self, request: RequestId) -> Vec<Action> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         entry.phase = Phase::Reserving { on: None };
+        let (decode_pid, prompt_tokens) = (entry.timings.decode_pid, entry.timings.prompt_tokens);
+        entry.timings = Timings { prefill_pid: decode_pid, decode_pid, prompt_tokens, ..Timings::default() };
         let entry = &self.requests[&request];
         let reserve = self.reservation(&entry.generate, false);
         vec![Action::Release(SequenceId::Own(request)), Action::Reserve(reserve)]
@@ -193,12 +204,21 @@ impl DecoderState {
         vec![Action::Frame(SendFrame { session, frame })]
     }
 
-    /// Pages landed and are the request's now.
+    /// Pages landed and are the request's now. A place that does not exist or is taken means that the sender is confused:
+    /// nothing it sent for this request is used.
     pub fn on_adopted(&mut self, now: Instant, adopted: PagesAdopted) -> Vec<Action> {
         let Some(entry) = self.requests.get_mut(&adopted.request) else { return Vec::new() };
-        let Phase::Landing { table, .. } = &mut entry.phase else { return Vec::new() };
-        for (place, page) in table.iter_mut().skip(adopted.first_page as usize).zip(&adopted.pages) {
-            *place = Some(*page);
+        let Phase::Landing { session, table, .. } = &mut entry.phase else { return Vec::new() };
+        let first = adopted.first_page as usize;
+        let places = table.get_mut(first..).and_then(|rest| rest.get_mut(..adopted.pages.len()));
+        match places {
+            Some(places) if places.iter().all(Option::is_none) => {
+                places.iter_mut().zip(&adopted.pages).for_each(|(place, page)| *place = Some(*page));
+            }
+            _ => {
+                let cancel = cancel(*session, adopted.request);
+                return [vec![cancel], self.recompute(adopted.request)].concat();
+            }
         }
         entry.timings.pages += adopted.pages.len() as u32;
         entry.timings.bytes += adopted.pages.len() as u64 * self.config.page_bytes;
@@ -217,6 +237,9 @@ impl DecoderState {
         if session != finished.session || !entry.emitted.is_empty() {
             return Vec::new();
         }
+        if finished.token >= self.config.vocabulary {
+            return [vec![cancel(session, request)], self.recompute(request)].concat();
+        }
         entry.timings.disaggregated = true;
         entry.timings.prefill_pid = self.peers.get(&session).copied().unwrap_or_default();
         entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
@@ -224,8 +247,7 @@ impl DecoderState {
         let stop = !entry.generate.ignore_eos && self.config.eos_tokens.contains(&finished.token);
         if stop || entry.generate.max_tokens == 1 {
             // Pages still under way find nobody and go back.
-            let frame = Frame::CancelPrefill { request: request.0 };
-            actions.push(Action::Frame(SendFrame { session, frame }));
+            actions.push(cancel(session, request));
             let reason = if stop { FinishReason::Stop } else { FinishReason::Length };
             actions.extend(self.finish(request, reason));
         } else {
@@ -297,10 +319,7 @@ impl DecoderState {
             }
             Phase::Reserving { .. } => self.fail(request, error),
             Phase::Landing { session, .. } => {
-                let frame = Frame::CancelPrefill { request: request.0 };
-                let mut actions = vec![Action::Frame(SendFrame { session, frame })];
-                actions.extend(self.fail(request, error));
-                actions
+                [vec![cancel(session, request)], self.fail(request, error)].concat()
             }
         }
     }
@@ -328,6 +347,11 @@ impl DecoderState {
         self.requests.remove(&request);
         vec![Action::Release(SequenceId::Own(request))]
     }
+}
+
+/// Tells the sender that nobody wants this prompt any more.
+fn cancel(session: SessionId, request: RequestId) -> Action {
+    Action::Frame(SendFrame { session, frame: Frame::CancelPrefill { request: request.0 } })
 }
 
 fn emit(entry: &mut Entry, now: Instant, token: u32) -> Action {

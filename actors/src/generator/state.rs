@@ -68,6 +68,7 @@ impl Sequence {
 #[derive(Debug)]
 pub struct GeneratorState {
     chunk_tokens: u32,
+    step_tokens: u32,
     eos_tokens: Vec<u32>,
     next_key: u64,
     keys: HashMap<SequenceId, u64>,
@@ -78,10 +79,12 @@ pub struct GeneratorState {
 }
 
 impl GeneratorState {
-    /// No sequences; prefill goes in chunks of at most `chunk_tokens`, and `eos_tokens` end a sequence.
-    pub fn new(chunk_tokens: u32, eos_tokens: Vec<u32>) -> Self {
+    /// No sequences; prefill goes in chunks of at most `chunk_tokens`, a step has at most `step_tokens` (at least one) in
+    /// all, and `eos_tokens` end a sequence.
+    pub fn new(chunk_tokens: u32, step_tokens: u32, eos_tokens: Vec<u32>) -> Self {
         Self {
             chunk_tokens: chunk_tokens.max(1),
+            step_tokens: step_tokens.max(1),
             eos_tokens,
             next_key: 0,
             keys: HashMap::new(),
@@ -146,11 +149,17 @@ impl GeneratorState {
         }
         let decoding = self.sequences.iter().filter(|(_, sequence)| sequence.missing() == 1);
         let prefilling = self.sequences.iter().find(|(_, sequence)| sequence.missing() > 1);
-        let keys: Vec<u64> = decoding.chain(prefilling).map(|(key, _)| *key).collect();
+        // The prompt first, so that rows beyond the step's room cannot starve it; then rows, the oldest first.
+        let keys: Vec<u64> = prefilling.into_iter().chain(decoding).map(|(key, _)| *key).collect();
+        let mut room = self.step_tokens;
         let mut plan = Plan { chunks: Vec::new(), acquire: std::mem::take(&mut self.acquire) };
         for key in keys {
             let Some(sequence) = self.sequences.get_mut(&key) else { continue };
-            let length = sequence.missing().min(self.chunk_tokens);
+            let length = sequence.missing().min(self.chunk_tokens).min(room);
+            if length == 0 {
+                break;
+            }
+            room -= length;
             let (start, end) = (sequence.resident, sequence.resident + length);
             sequence.began_micros.get_or_insert(now_micros);
             self.in_flight.push((key, length));

@@ -1,6 +1,6 @@
 //! Which actor a frame is for, on either side of the link.
 
-use connector::frame::Frame;
+use connector::frame::{Frame, peer_text};
 
 use crate::kit::Outbox;
 use crate::messages::{
@@ -17,7 +17,7 @@ pub struct ReceiverSide {
     pub filled: Outbox<PageFilled>,
     /// Buffer manager.
     pub drained: Outbox<SessionDrained>,
-    /// Proxy, decoder.
+    /// Decoder, then proxy: who routes knows a sender only after who serves.
     pub ready: [Outbox<PeerReady>; 2],
     /// Proxy, decoder, buffer manager.
     pub lost: [Outbox<PeerLost>; 3],
@@ -99,11 +99,10 @@ impl Side {
                 side.failed.post(PrefillFailed { session, request: RequestId(request), reason });
             }
             (Self::Receiver(side), Frame::LinkProbed { lane, bytes, micros }) => {
-                let gbps = bytes as f64 / micros.max(1) as f64 / 1e3;
-                tracing::info!(
-                    %session, pid, lane, "sender ready: moved {:.1} MB at {gbps:.2} GB/s", bytes as f64 / 1e6
-                );
                 side.ready.iter().for_each(|outbox| outbox.post(PeerReady { session, pid }));
+                let (mb, gbps) = (bytes as f64 / 1e6, bytes as f64 / micros.max(1) as f64 / 1e3);
+                let lane = peer_text(&lane);
+                tracing::info!(%session, pid, lane, "sender ready: moved {mb:.1} MB at {gbps:.2} GB/s");
             }
             (Self::Sender(side), Frame::Grant { first, pages }) => {
                 side.granted.post(CreditsGranted { session, first, pages });
@@ -115,7 +114,7 @@ impl Side {
             (Self::Sender(side), Frame::CancelPrefill { request }) => {
                 side.cancel.post(CancelPrefill { session, request: RequestId(request) });
             }
-            (_, frame) => return Err(format!("peer sent a frame that is not for us: {frame:?}")),
+            (_, frame) => return Err(format!("peer sent a {} frame, which is not for us", frame.name())),
         }
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! lane, where this process's own worker does the copying, that is the proof that its pages are free.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use connector::transport::Descriptor;
 
@@ -27,61 +28,107 @@ pub enum Action {
     /// Tell everybody that the session is over, for this reason, and have the transport close it.
     End(SessionId, String),
     /// Tell the buffer manager that nothing of the session can land any more, and the dialler that it may dial again.
-    Drained {
-        /// Which session.
-        session: SessionId,
-        /// True if every put had completed.
-        drained: bool,
-    },
+    Drained(SessionId, SessionOver),
 }
+
+/// How a session ended, for whoever dials again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionOver {
+    /// Every put had completed.
+    pub drained: bool,
+    /// Pages had moved over its lane: it worked.
+    pub probed: bool,
+}
+
+/// A session whose lane has not moved a page after this is ended: it holds a place and helps nobody.
+pub const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Debug, PartialEq, Eq)]
 enum Stage {
     /// The transport is creating the worker; a dialer already knows where to connect to.
     Opening(Option<Descriptor>),
+    /// Frames flow; pages do not yet.
     Up,
+    /// Pages have moved over its lane.
+    Probed,
     Closing,
+}
+
+#[derive(Debug)]
+struct Session {
+    stage: Stage,
+    began: Instant,
+    probed: bool,
 }
 
 /// All sessions of this process.
 #[derive(Debug, Default)]
 pub struct PeerLinkState {
     next: u64,
-    sessions: BTreeMap<SessionId, Stage>,
+    sessions: BTreeMap<SessionId, Session>,
 }
 
 impl PeerLinkState {
     /// Sessions that are opening or up.
     pub fn live(&self) -> usize {
-        self.sessions.values().filter(|stage| **stage != Stage::Closing).count()
+        self.sessions.values().filter(|session| session.stage != Stage::Closing).count()
     }
 
-    /// True while the transport still holds anything.
-    pub fn is_empty(&self) -> bool {
-        self.sessions.is_empty()
+    /// Sessions over which pages can travel.
+    pub fn ready(&self) -> usize {
+        self.sessions.values().filter(|session| session.stage == Stage::Probed).count()
+    }
+
+    /// Sessions that the transport still holds anything of.
+    pub fn held(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Pages have moved over the session's lane.
+    pub fn on_probed(&mut self, session: SessionId) -> Vec<Action> {
+        match self.sessions.get_mut(&session) {
+            Some(live) if live.stage == Stage::Up => {
+                (live.stage, live.probed) = (Stage::Probed, true);
+                Vec::new()
+            }
+            Some(_) => self.on_end(session, "lane was called probed out of turn".into()),
+            None => Vec::new(),
+        }
+    }
+
+    /// Time has passed: a session that is not of use by now is ended.
+    pub fn on_tick(&mut self, now: Instant) -> Vec<Action> {
+        let late = |session: &Session| {
+            matches!(session.stage, Stage::Opening(_) | Stage::Up)
+                && now.saturating_duration_since(session.began) > PROBE_LIMIT
+        };
+        let late: Vec<SessionId> =
+            self.sessions.iter().filter(|(_, session)| late(session)).map(|(session, _)| *session).collect();
+        let reason = format!("no page had moved over its lane after {} s", PROBE_LIMIT.as_secs());
+        late.into_iter().flat_map(|session| self.on_end(session, reason.clone())).collect()
     }
 
     /// A handshake is as far as this: the session gets its name. `peer`: whom a dialer will connect to.
-    pub fn on_handshake(&mut self, peer: Option<Descriptor>) -> (SessionId, Vec<Action>) {
+    pub fn on_handshake(&mut self, now: Instant, peer: Option<Descriptor>) -> (SessionId, Vec<Action>) {
         self.next += 1;
         let session = SessionId(self.next);
-        self.sessions.insert(session, Stage::Opening(peer));
+        self.sessions.insert(session, Session { stage: Stage::Opening(peer), began: now, probed: false });
         (session, vec![Action::Open(session)])
     }
 
     /// The transport has created the session's worker, or could not.
     pub fn on_opened(&mut self, session: SessionId, result: Result<Descriptor, String>) -> Vec<Action> {
-        let Some(stage) = self.sessions.get_mut(&session) else { return Vec::new() };
-        let Stage::Opening(peer) = stage else { return Vec::new() };
+        let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
+        let Stage::Opening(peer) = &mut live.stage else { return Vec::new() };
         let peer = peer.take();
         match (result, peer) {
             (Err(reason), _) => self.on_end(session, reason),
             (Ok(descriptor), None) => {
-                *stage = Stage::Up;
+                live.stage = Stage::Up;
                 vec![Action::Welcome(session, descriptor)]
             }
             (Ok(_), Some(peer)) => {
-                *stage = Stage::Up;
+                live.stage = Stage::Up;
                 vec![Action::Connect(session, peer)]
             }
         }
@@ -90,8 +137,8 @@ impl PeerLinkState {
     /// The link broke, the lane failed, or a peer broke a rule. Only the first reason counts.
     pub fn on_end(&mut self, session: SessionId, reason: String) -> Vec<Action> {
         match self.sessions.get_mut(&session) {
-            Some(stage) if *stage != Stage::Closing => {
-                *stage = Stage::Closing;
+            Some(live) if live.stage != Stage::Closing => {
+                live.stage = Stage::Closing;
                 vec![Action::End(session, reason)]
             }
             _ => Vec::new(),
@@ -110,7 +157,7 @@ impl PeerLinkState {
     /// The transport has let go of the session.
     pub fn on_closed(&mut self, session: SessionId, drained: bool) -> Vec<Action> {
         match self.sessions.remove(&session) {
-            Some(_) => vec![Action::Drained { session, drained }],
+            Some(over) => vec![Action::Drained(session, SessionOver { drained, probed: over.probed })],
             None => Vec::new(),
         }
     }
@@ -127,10 +174,10 @@ mod tests {
     #[test]
     fn a_listener_welcomes_and_a_dialer_connects() {
         let mut state = PeerLinkState::default();
-        let (session, actions) = state.on_handshake(None);
+        let (session, actions) = state.on_handshake(Instant::now(), None);
         assert_eq!(actions, [Action::Open(session)]);
         assert_eq!(state.on_opened(session, Ok(descriptor())), [Action::Welcome(session, descriptor())]);
-        let (session, _) = state.on_handshake(Some(descriptor()));
+        let (session, _) = state.on_handshake(Instant::now(), Some(descriptor()));
         assert_eq!(state.on_opened(session, Ok(descriptor())), [Action::Connect(session, descriptor())]);
         assert_eq!(state.live(), 2);
     }
@@ -138,20 +185,37 @@ mod tests {
     #[test]
     fn a_session_ends_once_and_is_drained_once() {
         let mut state = PeerLinkState::default();
-        let (session, _) = state.on_handshake(None);
+        let (session, _) = state.on_handshake(Instant::now(), None);
         state.on_opened(session, Ok(descriptor()));
         assert_eq!(state.on_end(session, "eof".into()), [Action::End(session, "eof".into())]);
         assert_eq!(state.on_end(session, "lane".into()), []);
         assert_eq!(state.live(), 0);
-        assert_eq!(state.on_closed(session, false), [Action::Drained { session, drained: false }]);
+        let over = SessionOver { drained: false, probed: false };
+        assert_eq!(state.on_closed(session, false), [Action::Drained(session, over)]);
         assert_eq!(state.on_closed(session, false), []);
-        assert!(state.is_empty());
+        assert_eq!(state.held(), 0);
+    }
+
+    #[test]
+    fn a_session_must_prove_its_lane_once_and_in_time() {
+        let (mut state, now) = (PeerLinkState::default(), Instant::now());
+        let (session, _) = state.on_handshake(now, None);
+        state.on_opened(session, Ok(descriptor()));
+        assert_eq!((state.on_tick(now + PROBE_LIMIT), state.ready()), (vec![], 0));
+        assert_eq!((state.on_probed(session), state.ready()), (vec![], 1));
+        assert_eq!(state.on_tick(now + PROBE_LIMIT * 2), []);
+        assert!(matches!(&state.on_probed(session)[..], [Action::End(..)]), "twice is a lie");
+        let over = SessionOver { drained: true, probed: true };
+        assert_eq!(state.on_closed(session, true), [Action::Drained(session, over)]);
+        let (session, _) = state.on_handshake(now, None);
+        let actions = state.on_tick(now + PROBE_LIMIT + Duration::from_secs(1));
+        assert!(matches!(&actions[..], [Action::End(ended, _)] if *ended == session), "{actions:?}");
     }
 
     #[test]
     fn a_worker_that_cannot_be_made_ends_the_session() {
         let mut state = PeerLinkState::default();
-        let (session, _) = state.on_handshake(None);
+        let (session, _) = state.on_handshake(Instant::now(), None);
         assert_eq!(state.on_opened(session, Err("no".into())), [Action::End(session, "no".into())]);
     }
 }

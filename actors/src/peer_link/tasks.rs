@@ -9,6 +9,7 @@ use connector::link::{self, Link, LinkError};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::state::SessionOver;
 use super::{FrameCame, Half, Identity, LinkEnded, PeerConnected, PeerLink};
 use crate::kit::KillSwitch;
 use crate::messages::SessionId;
@@ -50,7 +51,6 @@ pub(super) async fn carry(
 pub async fn listen(listener: TcpListener, identity: Identity, addr: Addr<PeerLink>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     loop {
-        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
         let (stream, address) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -59,6 +59,8 @@ pub async fn listen(listener: TcpListener, identity: Identity, addr: Addr<PeerLi
                 continue;
             }
         };
+        // A connection too many is closed at once, so that those who say nothing cannot keep others out of the queue.
+        let Ok(permit) = handshakes.clone().try_acquire_owned() else { continue };
         let (identity, addr) = (identity.clone(), addr.clone());
         actix::spawn(async move {
             match Link::accept(stream, &identity.shape, identity.secret.as_deref()).await {
@@ -81,24 +83,25 @@ pub async fn dial(address: String, identity: Identity, addr: Addr<PeerLink>, fau
         number += 1;
         match attempt(&address, &identity, number, drained, &addr).await {
             Ok(over) => {
-                (backoff, told) = (BACKOFF.0, false);
-                // The actor drops its end only when it stops.
-                let Ok(clean) = over.await else { return };
-                drained = clean;
+                // The actor drops its end only when this process ends.
+                let Ok(over) = over.await else { return };
+                drained = over.drained;
+                if over.probed {
+                    (backoff, told) = (BACKOFF.0, false);
+                }
             }
             Err(error) if error.is_permanent() => {
                 faults.pull(format!("receiver at {address}: {error}"));
                 return;
             }
-            Err(error) => {
-                if !told {
-                    tracing::info!(address, reason = %error, "receiver cannot be reached yet; dialling on");
-                    told = true;
-                }
-                tokio::time::sleep(backoff).await;
-                backoff = (backoff * 2).min(BACKOFF.1);
+            Err(error) if !told => {
+                tracing::info!(address, reason = %error, "receiver cannot be reached yet; dialling on");
+                told = true;
             }
+            Err(error) => tracing::debug!(address, reason = %error, "receiver still cannot be reached"),
         }
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 2).min(BACKOFF.1);
     }
 }
 
@@ -108,7 +111,7 @@ async fn attempt(
     session: u64,
     previous_drained: bool,
     addr: &Addr<PeerLink>,
-) -> Result<oneshot::Receiver<bool>, LinkError> {
+) -> Result<oneshot::Receiver<SessionOver>, LinkError> {
     let hello = Hello {
         protocol: PROTOCOL_VERSION,
         incarnation: identity.incarnation,

@@ -10,7 +10,7 @@
 //! A page goes to transfer as soon as no later token can change it. The pages go back when neither the engine nor a put
 //! touches them any more.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use connector::frame::Frame;
@@ -55,6 +55,8 @@ enum Phase {
 
 #[derive(Debug)]
 struct Entry {
+    /// Ours, never used twice.
+    serial: u64,
     prompt: Vec<u32>,
     pages: Vec<PageId>,
     scheduled: u32,
@@ -63,18 +65,36 @@ struct Entry {
     phase: Phase,
 }
 
+/// What the prefiller knows of its node.
+#[derive(Clone, Debug)]
+pub struct PrefillerConfig {
+    /// Tokens in a page.
+    pub page_tokens: u32,
+    /// Pages in the pool.
+    pub pool_pages: u32,
+    /// Token ids are below this.
+    pub vocabulary: u32,
+    /// Longest sequence of the model.
+    pub context_tokens: u32,
+}
+
+/// Most prefills that wait or run in one session; what a receiver asks for beyond it computes itself.
+const PREFILLS_MAX: usize = 1024;
+/// Longest time that a peer's request is kept, whatever it asks for.
+const REMAINING_MS_MAX: u64 = 24 * 3600 * 1000;
+
 /// All live prefills. Every `on_…` returns what has to be done, in order.
 #[derive(Debug)]
 pub struct PrefillerState {
-    page_tokens: u32,
-    pool_pages: u32,
-    entries: HashMap<Key, Entry>,
+    config: PrefillerConfig,
+    next_serial: u64,
+    entries: BTreeMap<Key, Entry>,
 }
 
 impl PrefillerState {
-    /// No prefills; pages hold `page_tokens` tokens and the pool has `pool_pages` of them.
-    pub fn new(page_tokens: u32, pool_pages: u32) -> Self {
-        Self { page_tokens, pool_pages, entries: HashMap::new() }
+    /// No prefills.
+    pub fn new(config: PrefillerConfig) -> Self {
+        Self { config, next_serial: 0, entries: BTreeMap::new() }
     }
 
     /// Prefills that have not ended.
@@ -91,33 +111,52 @@ impl PrefillerState {
     pub fn on_prefill(&mut self, now: Instant, start: StartPrefill) -> Vec<Action> {
         let StartPrefill { session, request, prompt, remaining_ms } = start;
         let key = (session, request);
-        let pages = (prompt.len() as u32).div_ceil(self.page_tokens);
-        let refusal = if prompt.is_empty() {
-            Some("the prompt is empty".to_owned())
-        } else if self.entries.contains_key(&key) {
-            Some("a request of this number is being prefilled".to_owned())
-        } else if pages > self.pool_pages {
-            Some(format!(
-                "the prompt needs {pages} pages of KV and the sender's pool has {}",
-                self.pool_pages
-            ))
-        } else {
-            None
-        };
-        if let Some(reason) = refusal {
+        if let Some(reason) = self.refusal(key, &prompt) {
             return vec![failed(key, reason)];
         }
-        let deadline = now + Duration::from_millis(remaining_ms);
-        let entry =
-            Entry { prompt, pages: Vec::new(), scheduled: 0, sent: 0, deadline, phase: Phase::Reserving };
-        self.entries.insert(key, entry);
-        vec![Action::Reserve(ReservePages { sequence: sequence(key), here: pages, landing: 0 })]
+        let here = self.pages_for(&prompt);
+        let deadline = now + Duration::from_millis(remaining_ms.min(REMAINING_MS_MAX));
+        self.next_serial += 1;
+        let (serial, pages, phase) = (self.next_serial, Vec::new(), Phase::Reserving);
+        self.entries.insert(key, Entry { serial, prompt, pages, scheduled: 0, sent: 0, deadline, phase });
+        vec![Action::Reserve(ReservePages { sequence: SequenceId::Peer(serial), here, landing: 0 })]
+    }
+
+    fn pages_for(&self, prompt: &[u32]) -> u32 {
+        (prompt.len() as u32).div_ceil(self.config.page_tokens)
+    }
+
+    /// Why a prompt is not taken, if it is not. A peer's numbers are checked before anything trusts them.
+    fn refusal(&self, key: Key, prompt: &[u32]) -> Option<String> {
+        let PrefillerConfig { pool_pages, vocabulary, context_tokens, .. } = self.config;
+        let pages = self.pages_for(prompt);
+        let of_session = || self.entries.keys().filter(|other| other.0 == key.0).count();
+        if prompt.is_empty() {
+            Some("the prompt is empty".to_owned())
+        } else if prompt.len() > context_tokens as usize {
+            Some(format!("the prompt has {} tokens and the model takes {context_tokens}", prompt.len()))
+        } else if let Some(token) = prompt.iter().find(|token| **token >= vocabulary) {
+            Some(format!("token {token} is not in the vocabulary of {vocabulary}"))
+        } else if self.entries.contains_key(&key) {
+            Some("a request of this number is being prefilled".to_owned())
+        } else if pages > pool_pages {
+            Some(format!("the prompt needs {pages} pages of KV and the sender's pool has {pool_pages}"))
+        } else if of_session() >= PREFILLS_MAX {
+            Some(format!("{PREFILLS_MAX} prompts wait here already"))
+        } else {
+            None
+        }
+    }
+
+    /// The live entry behind one of our sequences.
+    fn find(&mut self, sequence: SequenceId) -> Option<(Key, &mut Entry)> {
+        let SequenceId::Peer(serial) = sequence else { return None };
+        self.entries.iter_mut().find(|(_, entry)| entry.serial == serial).map(|(key, entry)| (*key, entry))
     }
 
     /// The pages are there.
     pub fn on_reserved(&mut self, reserved: PagesReserved) -> Vec<Action> {
-        let SequenceId::Peer(session, request) = reserved.sequence else { return Vec::new() };
-        let Some(entry) = self.entries.get_mut(&(session, request)) else { return Vec::new() };
+        let Some((_, entry)) = self.find(reserved.sequence) else { return Vec::new() };
         entry.phase = Phase::Running;
         entry.pages = reserved.pages;
         vec![Action::Start(StartSequence {
@@ -132,16 +171,16 @@ impl PrefillerState {
 
     /// The engine has moved a prefill.
     pub fn on_advanced(&mut self, event: SequenceAdvanced) -> Vec<Action> {
-        let SequenceId::Peer(session, request) = event.sequence else { return Vec::new() };
-        let key = (session, request);
-        let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
+        let page_tokens = self.config.page_tokens;
+        let Some((key, entry)) = self.find(event.sequence) else { return Vec::new() };
+        let (session, request) = key;
         let mut actions = Vec::new();
         if entry.phase == Phase::Running {
             let prompt_tokens = entry.prompt.len() as u32;
             let last = if event.resident == prompt_tokens {
                 entry.pages.len() as u32
             } else {
-                event.resident / self.page_tokens
+                event.resident / page_tokens
             };
             if let Some(pages) = entry.pages.get(entry.scheduled as usize..last as usize)
                 && !pages.is_empty()
@@ -196,8 +235,9 @@ impl PrefillerState {
     pub fn on_drained(&mut self, key: Key) -> Vec<Action> {
         match self.entries.get(&key) {
             Some(entry) if entry.phase == Phase::Draining => {
+                let sequence = entry.sequence();
                 self.entries.remove(&key);
-                vec![Action::Release(sequence(key))]
+                vec![Action::Release(sequence)]
             }
             _ => Vec::new(),
         }
@@ -208,12 +248,13 @@ impl PrefillerState {
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
         match entry.phase {
             Phase::Reserving => {
+                let sequence = entry.sequence();
                 self.entries.remove(&key);
-                vec![Action::Release(sequence(key))]
+                vec![Action::Release(sequence)]
             }
             Phase::Running => {
                 entry.phase = Phase::Stopping;
-                vec![Action::Stop(sequence(key))]
+                vec![Action::Stop(entry.sequence())]
             }
             Phase::Sending => {
                 entry.phase = Phase::Draining;
@@ -245,8 +286,10 @@ impl PrefillerState {
     }
 }
 
-fn sequence((session, request): Key) -> SequenceId {
-    SequenceId::Peer(session, request)
+impl Entry {
+    fn sequence(&self) -> SequenceId {
+        SequenceId::Peer(self.serial)
+    }
 }
 
 fn failed((session, request): Key, reason: String) -> Action {

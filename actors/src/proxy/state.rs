@@ -45,7 +45,7 @@ impl ProxyState {
         let tokens = generate.prompt.len() as u64 + u64::from(generate.max_tokens).saturating_sub(1);
         let needed = tokens.div_ceil(u64::from(self.page_tokens)) as u32;
         if needed > self.request_pages {
-            return Err(Refused::TooLarge { needed, pool: self.request_pages });
+            return Err(Refused::TooLarge { needed, usable: self.request_pages });
         }
         if generate.route == Route::Local || self.peers.is_empty() {
             return Ok(None);
@@ -91,7 +91,7 @@ mod tests {
     fn what_cannot_fit_is_refused() {
         let mut state = ProxyState::new(16, 10);
         assert_eq!(state.route(&generate(100, 61, Route::Auto)), Ok(None));
-        let refused = Err(Refused::TooLarge { needed: 11, pool: 10 });
+        let refused = Err(Refused::TooLarge { needed: 11, usable: 10 });
         assert_eq!(state.route(&generate(100, 62, Route::Auto)), refused);
         state.on_drain();
         assert_eq!(state.route(&generate(1, 1, Route::Auto)), Err(Refused::ShuttingDown));

@@ -25,6 +25,11 @@ use crate::request::RequestId;
 pub const PUTS_IN_FLIGHT: usize = 8;
 /// Most pages moved by the measurement at a session's start, before and during the measured part.
 const PROBE_PAGES: (u32, u32) = (8, 64);
+/// A put or flush that has not completed for this long is lost, whatever the lane says: the link's heartbeats do not
+/// see the lane.
+pub const OPERATION_MICROS_MAX: u64 = 5_000_000;
+/// Largest ring that a sender keeps books for.
+const RING_PAGES_MAX: u32 = 1 << 20;
 
 /// What the shell has to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +77,7 @@ struct Ready {
 struct Put {
     ticket: Ticket,
     owner: Owner,
+    posted_micros: u64,
     done: bool,
     /// The request was cancelled: the page is announced as nobody's.
     cancelled: bool,
@@ -92,8 +98,8 @@ struct Session {
     ready: VecDeque<Ready>,
     /// Spent credits in order: in flight, done, or under the flush.
     puts: VecDeque<Put>,
-    /// The flush in flight and how many puts from the front it covers.
-    flush: Option<(Ticket, u32)>,
+    /// The flush in flight, how many puts from the front it covers, and when it was posted.
+    flush: Option<(Ticket, u32, u64)>,
     /// When each request's first put was posted.
     began: HashMap<RequestId, u64>,
     probe: Option<Probe>,
@@ -116,7 +122,7 @@ impl TransferState {
 
     /// A session began. Credits may come before the lane is connected.
     pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32) {
-        let Some(capacity) = NonZeroU32::new(ring_pages) else { return };
+        let Some(capacity) = NonZeroU32::new(ring_pages.min(RING_PAGES_MAX)) else { return };
         let probe = Probe {
             warm: PROBE_PAGES.0.min(ring_pages),
             measured: PROBE_PAGES.1.min(ring_pages.max(PROBE_PAGES.0)),
@@ -158,7 +164,7 @@ impl TransferState {
         let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
         match live.ring.accept(first, pages) {
             Ok(()) => self.pump(now_micros, session),
-            Err(error) => vec![Action::Break(session, error.to_string())],
+            Err(error) => self.give_up(session, error.to_string()),
         }
     }
 
@@ -216,11 +222,10 @@ impl TransferState {
                 actions.push(Action::Drained(session, RequestId(owner.request)));
             }
         }
-        match result {
-            Err(error) if !live.lost => actions.push(Action::Break(session, format!("put failed: {error}"))),
-            _ => {}
+        if let Err(error) = result {
+            actions.extend(self.give_up(session, format!("put failed: {error}")));
         }
-        actions.extend(self.reap(session));
+        self.reap(session);
         actions.extend(self.pump(now_micros, session));
         actions
     }
@@ -234,16 +239,16 @@ impl TransferState {
         result: Result<(), String>,
     ) -> Vec<Action> {
         let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
-        let Some((_, covered)) = live.flush.take_if(|(flush, _)| *flush == ticket) else { return Vec::new() };
+        let Some((_, covered, _)) = live.flush.take_if(|flush| flush.0 == ticket) else { return Vec::new() };
         if live.lost {
-            return self.reap(session);
+            return Vec::new();
         }
         if let Err(error) = result {
-            return vec![Action::Break(session, format!("flush failed: {error}"))];
+            return self.give_up(session, format!("flush failed: {error}"));
         }
         let mut actions = match self.announce(now_micros, session, covered) {
             Ok(actions) => actions,
-            Err(error) => return vec![Action::Break(session, error.to_string())],
+            Err(error) => return self.give_up(session, error.to_string()),
         };
         actions.extend(self.measure(now_micros, session));
         actions.extend(self.pump(now_micros, session));
@@ -251,19 +256,45 @@ impl TransferState {
     }
 
     /// The session is over. Puts in flight are still waited for: their sources are in use until they complete.
-    pub fn on_lost(&mut self, session: SessionId) -> Vec<Action> {
-        let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
-        live.lost = true;
-        live.ready.clear();
-        self.reap(session)
+    pub fn on_lost(&mut self, session: SessionId) {
+        if let Some(live) = self.sessions.get_mut(&session) {
+            live.lost = true;
+            live.ready.clear();
+            self.reap(session);
+        }
+    }
+
+    /// Time has passed: a session whose lane holds an operation for too long is given up.
+    pub fn on_tick(&mut self, now_micros: u64) -> Vec<Action> {
+        let stuck = |live: &Session| {
+            let puts = live.puts.iter().filter(|put| !put.done).map(|put| put.posted_micros);
+            let oldest = puts.chain(live.flush.map(|flush| flush.2)).min();
+            oldest.is_some_and(|posted| now_micros.saturating_sub(posted) > OPERATION_MICROS_MAX)
+        };
+        let stuck: Vec<SessionId> =
+            self.sessions.iter().filter(|(_, live)| stuck(live)).map(|(session, _)| *session).collect();
+        let reason =
+            format!("lane has held an operation for more than {} s", OPERATION_MICROS_MAX / 1_000_000);
+        stuck.into_iter().flat_map(|session| self.give_up(session, reason.clone())).collect()
+    }
+
+    /// Nothing more is posted or announced in a session that broke; its end is asked for once.
+    fn give_up(&mut self, session: SessionId, reason: String) -> Vec<Action> {
+        match self.sessions.get_mut(&session) {
+            Some(live) if !live.lost => {
+                live.lost = true;
+                live.ready.clear();
+                vec![Action::Break(session, reason)]
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// Forgets a lost session whose last operation has completed.
-    fn reap(&mut self, session: SessionId) -> Vec<Action> {
+    fn reap(&mut self, session: SessionId) {
         if self.sessions.get(&session).is_some_and(|live| live.lost && live.puts.iter().all(|put| put.done)) {
             self.sessions.remove(&session);
         }
-        Vec::new()
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -288,14 +319,20 @@ impl TransferState {
             } else if let Some(probe) = live.probe.as_mut().filter(|probe| probe.warm == 0) {
                 probe.began_micros.get_or_insert(now_micros);
             }
-            live.puts.push_back(Put { ticket, owner, done: false, cancelled: false });
+            live.puts.push_back(Put {
+                ticket,
+                owner,
+                posted_micros: now_micros,
+                done: false,
+                cancelled: false,
+            });
             actions.push(Action::Put { session, ticket, page, into: credit.page });
         }
         let ticket = self.ticket();
         let Some(live) = self.sessions.get_mut(&session) else { return actions };
         let done = live.puts.iter().take_while(|put| put.done).count() as u32;
         if done > 0 && live.flush.is_none() && !live.lost {
-            live.flush = Some((ticket, done));
+            live.flush = Some((ticket, done, now_micros));
             actions.push(Action::Flush { session, ticket });
         }
         actions

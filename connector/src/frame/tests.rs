@@ -82,6 +82,10 @@ proptest! {
 
 #[test]
 fn a_frame_past_the_bound_is_refused_on_both_sides() {
+    let prompt = vec![0u32; PROMPT_TOKENS_MAX];
+    wire::encode(&Frame::Prefill { request: 1, prompt, remaining_ms: 0 }).expect("the longest that is sent");
+    let pages = vec![PageIndex(0); GRANT_PAGES_MAX];
+    wire::encode(&Frame::Grant { first: CreditNumber(0), pages }).expect("the longest that is sent");
     let prompt = vec![0u32; FRAME_BYTES_MAX / 4];
     let error = wire::encode(&Frame::Prefill { request: 1, prompt, remaining_ms: 0 }).expect_err("too long");
     assert_eq!(error.kind(), "encode");

@@ -39,6 +39,8 @@ fn a_lying_peer_is_refused_and_changes_nothing() {
     let three = [PageIndex(0), PageIndex(1), PageIndex(2)];
     assert_eq!(spends.accept(CreditNumber(0), &three), Err(RingError::Full { capacity: 2, asked: 3 }));
     assert_eq!(spends.announce(1), Err(RingError::NotOutstanding { count: 1, outstanding: 0 }));
+    assert_eq!(grants.fill(CreditNumber(0), 0), Err(RingError::Empty));
+    assert_eq!(spends.accept(CreditNumber(0), &[]), Err(RingError::Empty));
     assert_eq!(spends.available(), 0);
 }
 

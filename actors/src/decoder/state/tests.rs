@@ -12,8 +12,13 @@ const R: RequestId = RequestId(5);
 const OWN: SequenceId = SequenceId::Own(R);
 
 fn state() -> DecoderState {
-    let mut state =
-        DecoderState::new(DecoderConfig { page_tokens: 4, page_bytes: 100, eos_tokens: vec![EOS], pid: 1 });
+    let mut state = DecoderState::new(DecoderConfig {
+        page_tokens: 4,
+        page_bytes: 100,
+        eos_tokens: vec![EOS],
+        vocabulary: 100,
+        pid: 1,
+    });
     state.on_peer_ready(SESSION, 9);
     state
 }
@@ -128,6 +133,38 @@ fn a_lost_sender_costs_a_recompute_and_no_token() {
     let actions = state.on_reserved(now, reserved(&[1, 2, 3]));
     let [Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!((start.resident, start.sample, start.tokens.last()), (0, 4, Some(&7)));
+}
+
+#[test]
+fn what_a_confused_sender_says_is_not_used() {
+    let now = Instant::now();
+    let landing = || {
+        let mut state = state();
+        state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+        state.on_reserved(now, reserved(&[8]));
+        state
+    };
+    let again = Action::Reserve(ReservePages { sequence: OWN, here: 3, landing: 0 });
+    let mut twice = landing();
+    twice.on_adopted(now, adopted(1, 4));
+    for actions in [
+        landing().on_adopted(now, adopted(2, 4)),
+        landing().on_adopted(now, adopted(u32::MAX, 4)),
+        twice.on_adopted(now, adopted(1, 5)),
+        landing().on_prefill_finished(now, prefilled(100)),
+    ] {
+        assert!(matches!(&actions[0], Action::Frame(_)), "{actions:?}");
+        assert_eq!(actions[1..], [Action::Release(OWN), again.clone()]);
+    }
+}
+
+#[test]
+fn the_end_of_the_process_ends_every_request() {
+    let (mut state, now) = (state(), Instant::now());
+    state.on_decode(now, decode(now, 6, 5, None));
+    let actions = state.on_abort_all();
+    assert_eq!(reason(&actions), Some(&StreamEvent::Failed(RequestError::Aborted)));
+    assert_eq!(actions.last(), Some(&Action::Release(OWN)));
 }
 
 #[test]

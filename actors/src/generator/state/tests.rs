@@ -30,7 +30,7 @@ fn step(state: &mut GeneratorState, token: u32) -> (Vec<usize>, Vec<SequenceAdva
 
 #[test]
 fn a_prompt_is_prefilled_in_chunks_and_decoded_to_its_limit() {
-    let mut state = GeneratorState::new(4, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, vec![EOS]);
     state.on_start(start(1, 9, 2));
     for (resident, length) in [(4, 4), (8, 4)] {
         let (lengths, events) = step(&mut state, 7);
@@ -47,18 +47,33 @@ fn a_prompt_is_prefilled_in_chunks_and_decoded_to_its_limit() {
 
 #[test]
 fn decode_rows_ride_with_one_prefill_chunk() {
-    let mut state = GeneratorState::new(4, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, vec![EOS]);
     state.on_start(start(1, 2, 9));
     step(&mut state, 7);
     state.on_start(start(2, 9, 1));
     state.on_start(start(3, 9, 1));
-    assert_eq!(step(&mut state, 7).0, [1, 4], "the oldest prompt goes first");
+    assert_eq!(step(&mut state, 7).0, [4, 1], "the oldest prompt goes first");
+}
+
+#[test]
+fn a_step_never_exceeds_the_engine() {
+    let mut state = GeneratorState::new(4, 5, vec![EOS]);
+    (0..10).for_each(|request| state.on_start(start(request, 1, 3)));
+    state.on_start(start(10, 9, 1));
+    for _ in 0..20 {
+        let Some(plan) = state.plan(0) else { break };
+        assert!(plan.chunks.iter().map(|chunk| chunk.tokens.len()).sum::<usize>() <= 5);
+        let sampled: Vec<_> =
+            plan.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| (chunk.key, 7)).collect();
+        state.on_step(Ok(&sampled), 0);
+    }
+    assert!(state.is_empty(), "everybody had a turn");
 }
 
 #[test]
 fn end_of_sequence_ends_unless_ignored() {
     for (ignore_eos, ended) in [(false, Some(SequenceEnd::Finished(FinishReason::Stop))), (true, None)] {
-        let mut state = GeneratorState::new(4, vec![EOS]);
+        let mut state = GeneratorState::new(4, 64, vec![EOS]);
         state.on_start(StartSequence { ignore_eos, ..start(1, 2, 5) });
         assert_eq!(step(&mut state, EOS).1[0].ended, ended);
     }
@@ -66,7 +81,7 @@ fn end_of_sequence_ends_unless_ignored() {
 
 #[test]
 fn a_stop_in_flight_waits_for_the_step() {
-    let mut state = GeneratorState::new(4, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, vec![EOS]);
     state.on_start(start(1, 2, 5));
     let plan = state.plan(0).expect("there is work");
     assert_eq!(state.on_stop(name(1), 0), None, "the engine may be writing its pages");
@@ -81,7 +96,7 @@ fn a_stop_in_flight_waits_for_the_step() {
 
 #[test]
 fn a_failed_step_ends_what_was_in_it() {
-    let mut state = GeneratorState::new(4, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, vec![EOS]);
     state.on_start(start(1, 2, 5));
     state.plan(0).expect("there is work");
     let events = state.on_step(Err("out of luck"), 0);
@@ -91,7 +106,7 @@ fn a_failed_step_ends_what_was_in_it() {
 
 #[test]
 fn adopted_pages_are_acquired_before_their_first_step() {
-    let mut state = GeneratorState::new(4, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, vec![EOS]);
     state.on_start(StartSequence { resident: 2, ..start(1, 3, 5) });
     let plan = state.plan(0).expect("there is work");
     assert_eq!(plan.acquire, [PageId(1)]);

@@ -72,6 +72,9 @@ impl Peer {
     fn grant(&mut self) {
         let first = CreditNumber(self.ring.head());
         let pages: Vec<_> = (0..self.ring.room()).map(PageIndex).collect();
+        if pages.is_empty() {
+            return;
+        }
         for page in &pages {
             self.ring.grant(*page).expect("room");
         }
@@ -180,11 +183,53 @@ fn what_breaks_the_lane_or_the_ring_breaks_the_session() {
     peer.schedule(0, 1);
     peer.complete(0, Err("connection reset".into()));
     assert_eq!(peer.broken, ["put failed: connection reset"]);
+    peer.flush();
+    assert_eq!(peer.filled, [], "nothing is announced in a session that broke");
+
+    let mut peer = Peer::probed(8);
     let actions = peer.state.on_granted(1, S, CreditNumber(999), &[PageIndex(0)]);
     assert!(
         matches!(&actions[..], [Action::Break(S, reason)] if reason.contains("credit 999")),
         "{actions:?}"
     );
+    assert_eq!(peer.state.on_granted(1, S, CreditNumber(999), &[PageIndex(0)]), [], "once is enough");
+}
+
+#[test]
+fn a_lane_that_holds_an_operation_for_ever_is_given_up() {
+    for flushing in [false, true] {
+        let mut peer = Peer::probed(8);
+        peer.grant();
+        peer.schedule(0, 1);
+        if flushing {
+            peer.complete(0, Ok(()));
+            assert_eq!(peer.flushes.len(), 1);
+        }
+        assert_eq!(peer.state.on_tick(OPERATION_MICROS_MAX), []);
+        let actions = peer.state.on_tick(OPERATION_MICROS_MAX + 10);
+        assert!(matches!(&actions[..], [Action::Break(S, _)]), "{actions:?}");
+        assert_eq!(peer.state.on_tick(OPERATION_MICROS_MAX + 10), [], "once is enough");
+    }
+}
+
+#[test]
+fn a_flush_that_fails_or_comes_late_announces_nothing() {
+    for lost in [true, false] {
+        let mut peer = Peer::probed(8);
+        peer.grant();
+        peer.schedule(0, 1);
+        peer.complete(0, Ok(()));
+        let ticket = peer.flushes[0];
+        if lost {
+            peer.state.on_lost(S);
+        }
+        let result = if lost { Ok(()) } else { Err("reset".into()) };
+        let actions = peer.state.on_flushed(9, S, ticket, result);
+        assert_eq!(actions.len(), usize::from(!lost), "{actions:?}");
+        peer.perform(actions);
+        assert_eq!(peer.filled, []);
+        assert_eq!(peer.state.on_cancel(S, R), [Action::Drained(S, R)]);
+    }
 }
 
 proptest! {
