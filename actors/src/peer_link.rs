@@ -46,8 +46,8 @@ pub struct SessionCounts {
     pub held: Arc<AtomicU32>,
 }
 
-/// Who we are on the link.
-#[derive(Clone, Debug)]
+/// Who we are on the link. It holds the secret, so it has no `Debug`.
+#[derive(Clone)]
 pub struct Identity {
     /// This process.
     pub incarnation: Incarnation,

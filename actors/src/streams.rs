@@ -10,44 +10,56 @@ use tokio::sync::mpsc;
 
 use crate::request::{RequestId, StreamEvent};
 
+/// What a live request holds: its sink, and the permit that admitted it, which is free again when the request has ended,
+/// however slowly its client reads.
+struct Live {
+    sink: mpsc::Sender<StreamEvent>,
+    _permit: Box<dyn Send + Sync>,
+}
+
 /// Request → sink. Cheap to clone; every clone is the same table.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Streams {
-    sinks: Arc<DashMap<RequestId, mpsc::Sender<StreamEvent>>>,
+    live: Arc<DashMap<RequestId, Live>>,
 }
 
 impl Streams {
-    /// Opens the stream of `request`, which will produce at most `max_tokens` tokens.
-    pub fn open(&self, request: RequestId, max_tokens: u32) -> mpsc::Receiver<StreamEvent> {
+    /// Opens the stream of `request`, which will produce at most `max_tokens` tokens and holds `permit` until it ends.
+    pub fn open(
+        &self,
+        request: RequestId,
+        max_tokens: u32,
+        permit: impl Send + Sync + 'static,
+    ) -> mpsc::Receiver<StreamEvent> {
         let (sink, source) = mpsc::channel(max_tokens as usize + 1);
-        self.sinks.insert(request, sink);
+        self.live.insert(request, Live { sink, _permit: Box::new(permit) });
         source
     }
 
     /// Delivers a token. False: the client is gone, or the request was never opened or has ended.
     pub fn token(&self, request: RequestId, token: u32) -> bool {
         // The guard lives for this statement only: nothing waits while it is held.
-        self.sinks.get(&request).is_some_and(|sink| sink.try_send(StreamEvent::Token(token)).is_ok())
+        self.live.get(&request).is_some_and(|live| live.sink.try_send(StreamEvent::Token(token)).is_ok())
     }
 
     /// Delivers the terminal event and forgets the request. False: it was not live.
     pub fn end(&self, request: RequestId, event: StreamEvent) -> bool {
-        self.sinks.remove(&request).is_some_and(|(_, sink)| sink.try_send(event).is_ok())
+        self.live.remove(&request).is_some_and(|(_, live)| live.sink.try_send(event).is_ok())
     }
 
     /// Forgets a request without an event: its client is gone, or it was refused.
     pub fn close(&self, request: RequestId) {
-        self.sinks.remove(&request);
+        self.live.remove(&request);
     }
 
     /// How many requests are live.
     pub fn len(&self) -> usize {
-        self.sinks.len()
+        self.live.len()
     }
 
     /// True if no request is live.
     pub fn is_empty(&self) -> bool {
-        self.sinks.is_empty()
+        self.live.is_empty()
     }
 }
 
@@ -60,7 +72,7 @@ mod tests {
     fn a_stream_ends_exactly_once() {
         let streams = Streams::default();
         let request = RequestId(1);
-        let mut source = streams.open(request, 1);
+        let mut source = streams.open(request, 1, ());
         assert!(streams.token(request, 7));
         assert!(streams.end(request, StreamEvent::Failed(RequestError::Aborted)));
         assert!(!streams.end(request, StreamEvent::Failed(RequestError::Aborted)));
@@ -73,7 +85,7 @@ mod tests {
     #[test]
     fn a_gone_client_is_seen() {
         let streams = Streams::default();
-        drop(streams.open(RequestId(2), 4));
+        drop(streams.open(RequestId(2), 4, ()));
         assert!(!streams.token(RequestId(2), 7));
     }
 }

@@ -24,7 +24,7 @@ const NAME: &str = "ucx";
 /// How the UCX transport finds and sets up the library.
 #[derive(Clone, Debug)]
 pub struct UcxConfig {
-    /// The library the operator named; if it is there, no other is tried.
+    /// The library the operator named; no other is tried.
     pub library: Option<PathBuf>,
     /// Files to try in order; the loader's own search comes after them.
     pub search: Vec<PathBuf>,

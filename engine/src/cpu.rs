@@ -116,7 +116,7 @@ impl Engine for CpuEngine {
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
         batch::check(batch, &self.model, &self.kv, self.limits)?;
         let tokens = self.forward.run(batch, &self.kv).map_err(|_| EngineError::WorkerPanicked)?;
-        Ok(Step { output: Some(StepOutput { tokens }) })
+        Ok(Step::finished(StepOutput { tokens }))
     }
 
     fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {

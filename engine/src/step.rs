@@ -54,6 +54,19 @@ pub struct Step {
     pub(crate) output: Option<StepOutput>,
 }
 
+impl Step {
+    /// A step whose output is there: what an engine that computes in [`Engine::submit`] returns.
+    #[must_use]
+    pub fn finished(output: StepOutput) -> Self {
+        Self { output: Some(output) }
+    }
+
+    /// The output, once.
+    pub fn take(&mut self) -> Option<StepOutput> {
+        self.output.take()
+    }
+}
+
 /// A loaded model with its KV pool. One dedicated thread owns it: every method is called there.
 ///
 /// The engine does not allocate pages: it writes where a chunk's page table says. Until a step has given its

@@ -116,20 +116,20 @@ sections! {
     /// The engine that runs the model.
     engine: Engine {
         /// Compute threads; 0 takes one a core.
-        threads: usize = |value| count(value, 0..=1024), |_, _| "0";
+        threads: usize = |value| count(value, 0..=256), |_, _| "0";
         /// Size of the pool of KV pages.
         kv_bytes: ByteSize = bytes, |_, _| "1GiB";
         /// Tokens in a KV page; the same on both ends of a link.
         page_tokens: u32 = |value| count(value, 1..=1024), |_, _| "16";
         /// Most tokens of one prompt that are prefilled in one step.
-        prefill_chunk_tokens: u32 = |value| count(value, 1..=65536), |_, _| "128";
+        prefill_chunk_tokens: u32 = |value| count(value, 1..=32768), |_, _| "128";
     }
     /// What one request may cost.
     request: Request {
         /// How long a request may take from admission to its last token.
         deadline: Duration = duration, |_, _| "10m";
         /// How many requests a process admits at once; one more is answered 429.
-        concurrency: usize = |value| count(value, 1..=65536), |_, _| "64";
+        concurrency: usize = |value| count(value, 1..=32768), |_, _| "64";
     }
     /// What carries the KV bytes.
     transport: Transport {
@@ -153,11 +153,14 @@ const TOP_KEYS: &[Key] = &[
     },
     Key {
         name: "served_model_name",
-        doc: " The name under which clients ask for the model; without one, the name in the model file.",
+        doc: " The name under which clients ask for the model; without one, the model file's name without its quantisation.",
         default: |_, _| Value::from(layers::NOTHING),
         check: |value| optional(value, text).map(drop),
     },
 ];
+
+/// Most compute threads that a process takes by itself: as many as the engine can use.
+const THREADS_MAX: usize = 256;
 
 /// Every key there is, in the order in which they are printed.
 pub fn keys() -> impl Iterator<Item = &'static Key> {
@@ -169,7 +172,7 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
 pub struct Config {
     /// The model file, in GGUF.
     pub model: PathBuf,
-    /// The name under which clients ask for the model; without one, the name in the model file.
+    /// The name under which clients ask for the model; without one, the model file's name without its quantisation.
     pub served_model_name: Option<String>,
     /// The node's own HTTP port.
     pub http: Http,
@@ -193,8 +196,8 @@ pub struct Config {
     origins: Vec<(&'static str, String)>,
 }
 
-/// One `key=value` of the command line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One `key=value` of the command line. The value may be a secret, so it has no `Debug`.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Flag {
     /// The flag as a person would name it: `--model`, `--set link.port`.
     pub name: String,
@@ -237,7 +240,7 @@ impl Config {
             surroundings,
         };
         if config.engine.threads == 0 {
-            config.engine.threads = config.surroundings.cores;
+            config.engine.threads = config.surroundings.cores.min(THREADS_MAX);
         }
         if config.link.peers.is_empty() {
             config.link.peers.push(values::authority(&config.link.host, config.link.port));

@@ -1,6 +1,6 @@
 //! What runs in a receiver, a sender and a local process: ports first, then the model, then the actors, then HTTP.
 //!
-//! A process that cannot work says why in one sentence before it has loaded anything it does not need. It ends in three
+//! A process that cannot work says why in one sentence. It ends in three
 //! phases: the gate (no new requests), the drain (live ones finish within `shutdown.drain`), the tear-down (sessions,
 //! then transport, then memory).
 
@@ -56,7 +56,7 @@ pub fn run(role: Role, config: Config) -> anyhow::Result<()> {
         page_tokens: config.engine.page_tokens,
         step_tokens: step_tokens(&config),
     })?;
-    let model = Arc::new(served_model(&config, engine.as_ref())?);
+    let model = served_model(&config, engine.as_ref())?;
     let (pool, layout) = (engine.kv().pages(), engine.kv().layout().clone());
     tracing::info!(
         model = model.name,
@@ -80,7 +80,17 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
     let gguf = engine::gguf::Gguf::open(path)?;
     let mut model = ServedModel::from_gguf(path, &gguf, config.served_model_name.as_deref())
         .with_context(|| format!("model {}", path.display()))?;
-    model.context_tokens = model.context_tokens.min(engine.model().context_tokens);
+    // The engine decides what fits and what ends an answer; the frontend only has to know.
+    let known = engine.model();
+    anyhow::ensure!(
+        model.tokenizer.vocabulary() <= known.vocabulary,
+        "model {} lists {} tokens and has embeddings for {}; it is damaged or not supported",
+        path.display(),
+        model.tokenizer.vocabulary(),
+        known.vocabulary
+    );
+    model.context_tokens = model.context_tokens.min(known.context_tokens);
+    model.eos = known.eos_tokens.clone();
     Ok(model)
 }
 
@@ -107,12 +117,16 @@ async fn serve(
     config: Config,
     ports: Ports,
     engine: Box<dyn Engine>,
-    model: Arc<ServedModel>,
+    mut model: ServedModel,
     began: Instant,
 ) -> anyhow::Result<()> {
     let link_role = match (role, ports.link) {
         (Role::Receiver, Some(listener)) => {
-            tracing::info!(address = %listener.local_addr()?, key = "link.port", "listening for senders");
+            let address = listener.local_addr()?;
+            tracing::info!(%address, key = "link.port", "listening for senders");
+            if !address.ip().is_loopback() && config.link.secret.is_none() {
+                tracing::warn!(%address, "whoever reaches the link port may join and write pages; set link.secret");
+            }
             Some(LinkRole::Receiver(listener))
         }
         (Role::Sender, _) => Some(LinkRole::Sender(config.link.peers.clone())),
@@ -126,6 +140,17 @@ async fn serve(
     });
     let prefill_chunk_tokens = config.engine.prefill_chunk_tokens;
     let node = node::start(NodeConfig { engine, prefill_chunk_tokens, link })?;
+    let usable = u64::from(node.request_pages) * u64::from(config.engine.page_tokens);
+    if usable < u64::from(model.context_tokens) {
+        let (context, tokens) = (model.context_tokens, usable);
+        tracing::info!(
+            context,
+            tokens,
+            "requests are limited to what the page pool holds; raise engine.kv_bytes for more"
+        );
+        model.context_tokens = usable as u32;
+    }
+    let model = Arc::new(model);
     let permits = Arc::new(Semaphore::new(config.request.concurrency));
     let mut servers = Vec::new();
     for (key, listener, route, workers) in [
@@ -139,15 +164,14 @@ async fn serve(
         actix::spawn(server);
     }
     tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
-    let end = ending(&node).await?;
+    let mut signals = Signals::new()?;
+    let end = ending(&node, &mut signals).await;
     permits.close();
     let drain = config.shutdown.drain;
-    actix::spawn(async {
-        if let Ok(mut again) = Signals::new() {
-            again.next().await;
-            tracing::warn!("second signal: ending at once");
-            std::process::exit(1);
-        }
+    actix::spawn(async move {
+        signals.next().await;
+        tracing::warn!("second signal: ending at once");
+        std::process::exit(1);
     });
     // Streams of live requests end while the servers wait for them.
     let servers =
@@ -190,15 +214,14 @@ fn port(
 }
 
 /// Waits for a signal (`None`) or a fault (its sentence).
-async fn ending(node: &Node) -> anyhow::Result<Option<String>> {
-    let mut signals = Signals::new()?;
-    Ok(tokio::select! {
+async fn ending(node: &Node, signals: &mut Signals) -> Option<String> {
+    tokio::select! {
         name = signals.next() => {
             tracing::info!(signal = name, "ending: no new requests, live ones finish");
             None
         }
         fault = node.faults.wait() => Some(fault),
-    })
+    }
 }
 
 struct Signals {

@@ -141,7 +141,14 @@ impl Session {
     }
 
     pub(super) fn put(&mut self, ticket: Ticket, local: u64, remote: u64, bytes: u64, out: &mut Outbox) {
-        match self.ready().and_then(|endpoint| endpoint.put(local, remote, bytes)) {
+        let endpoint = match self.ready() {
+            Ok(endpoint) => endpoint,
+            Err(error) => {
+                out.answer(Event::PutCompleted { session: self.id, ticket, result: Err(error) });
+                return;
+            }
+        };
+        match endpoint.put(local, remote, bytes) {
             Ok(request) => {
                 self.puts_posted += 1;
                 self.operations.push_back(Operation { ticket, is_put: true, covers: 0, request });

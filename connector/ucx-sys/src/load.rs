@@ -108,9 +108,9 @@ impl Ucx {
         }
         match dlopen(Path::new(SONAME)) {
             Ok(library) => Self::adopt(library, Path::new(SONAME)),
-            Err(_) => {
+            Err(error) => {
                 let mut places: Vec<_> = candidates.iter().map(|path| path.display().to_string()).collect();
-                places.push("the loader's search path".into());
+                places.push(format!("the loader's search path: {error}"));
                 Err(LoadError::Absent { looked_in: places.join(", ") })
             }
         }

@@ -19,7 +19,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("link.peers", "a:1, b:2", "[\"a:1\", \"b:2\"]", "a", "must list host:port, which \"a\" is not"),
     ("ring.bytes", "1.5 MiB", "1536KiB", "1 parsec", "must be a size above zero such as 1GiB"),
     ("ring.device", "cpu", "cpu", "cuda", "cannot be cuda in this build"),
-    ("engine.threads", "3", "3", "many", "must be a whole number from 0 to 1024"),
+    ("engine.threads", "3", "3", "many", "must be a whole number from 0 to 256"),
     ("engine.kv_bytes", "512MiB", "512MiB", "0", "must be a size above zero"),
     ("engine.page_tokens", "32", "32", "0", "must be a whole number from 1 to 1024"),
     ("engine.prefill_chunk_tokens", "64", "64", "1.5", "must be a whole number"),

@@ -20,11 +20,15 @@ use super::fields::Fields;
 use super::openai::{Ask, Kind};
 use super::reply::{EndRule, Live, Reply};
 use super::response::{Answer, Head, Usage, models};
+use super::served_model::ServedModel;
 use super::stream::{EventShape, events};
 use super::tokenizer::Detokenizer;
 
 /// Largest body: a prompt of 128k token ids spelt as a JSON list is 1 MiB, as text less.
 pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
+
+/// A body up to this long takes well under a millisecond to read.
+const READ_HERE_BYTES_MAX: usize = 4 << 10;
 
 /// How long the proxy may take to accept or refuse; it decides from memory, so this only ends the wait for a stuck one.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,6 +88,18 @@ fn json_body(request: &HttpRequest, body: Body) -> Result<web::Bytes, ApiError> 
     })
 }
 
+/// Parses, renders and tokenises; a body of any length off the worker, whose other streams go on meanwhile.
+async fn read(kind: Kind, body: web::Bytes, model: &Arc<ServedModel>) -> Result<Ask, ApiError> {
+    let model = Arc::clone(model);
+    let long = body.len() > READ_HERE_BYTES_MAX;
+    let read = move || Ask::read(kind, &Fields::parse(&body)?, &model);
+    if !long {
+        return read();
+    }
+    let busy = |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server is busy; retry after a second");
+    web::block(read).await.map_err(busy)?
+}
+
 async fn generate(
     kind: Kind,
     frontend: Arc<Frontend>,
@@ -91,9 +107,8 @@ async fn generate(
     body: Body,
 ) -> Result<HttpResponse, ApiError> {
     let body = json_body(&http, body)?;
-    let ask = Ask::read(kind, &Fields::parse(&body)?, &frontend.model)?;
-    drop(body);
     let permit = permit(&frontend.permits)?;
+    let ask = read(kind, body, &frontend.model).await?;
     let wanted = http.headers().get("x-request-id").and_then(|id| id.to_str().ok());
     let head = Head {
         kind,

@@ -257,6 +257,14 @@ fn chat_prompt(fields: &Fields, model: &ServedModel) -> Result<Vec<u32>, ApiErro
 }
 
 fn encode(field: &str, text: &str, add_bos: bool, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
+    // No tokenisation of it could fit, so it is not even tried.
+    let bytes_max = model.context_tokens as usize * model.tokenizer.token_bytes_max();
+    if text.len() > bytes_max {
+        let context = model.context_tokens;
+        let reason =
+            format!("{field} has {} bytes, more than the model's {context} tokens can stand for", text.len());
+        return Err(ApiError::field(field, reason));
+    }
     let failed = |reason| ApiError::field(field, format!("{field} cannot be tokenized: {reason}"));
     model.tokenizer.encode(text, add_bos).map_err(failed)
 }

@@ -15,14 +15,13 @@ use super::tokenizer::Detokenizer;
 /// the deadline; this is for a decoder that is gone.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Holds what a request occupies: its permit, its entry among the live streams, and the work behind it. Dropped before the
+/// Holds what a request occupies: its entry among the live streams (with its permit), and the work behind it. Dropped before the
 /// request has ended (the client is gone, the frontend gave up), it forgets the stream and sends [`AbortRequest`].
 pub(super) struct Live {
     request: RequestId,
     streams: Streams,
     abort: Recipient<AbortRequest>,
     ended: bool,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Live {
@@ -34,9 +33,8 @@ impl Live {
         abort: &Recipient<AbortRequest>,
         permit: OwnedSemaphorePermit,
     ) -> (Self, mpsc::Receiver<StreamEvent>) {
-        let source = streams.open(request, max_tokens);
-        let live =
-            Self { request, streams: streams.clone(), abort: abort.clone(), ended: false, _permit: permit };
+        let source = streams.open(request, max_tokens, permit);
+        let live = Self { request, streams: streams.clone(), abort: abort.clone(), ended: false };
         (live, source)
     }
 }

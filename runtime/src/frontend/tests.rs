@@ -260,9 +260,9 @@ fn refusals_and_early_failures_have_a_status() {
     check(Script::Refuse(Refused::Busy), 503, "server is busy");
     check(Script::Refuse(Refused::ShuttingDown), 503, "shutting down");
     check(
-        Script::Refuse(Refused::TooLarge { needed: 3, pool: 2 }),
+        Script::Refuse(Refused::TooLarge { needed: 3, usable: 2 }),
         400,
-        "need 3 pages of KV and the pool has 2",
+        "need 3 pages of KV and a request may have 2",
     );
     check(Script::Fail(0, RequestError::Deadline { deadline_ms: 5 }), 504, "deadline of 5 ms");
     check(Script::Fail(0, RequestError::Engine("x".into())), 500, "engine failed: x");

@@ -79,6 +79,12 @@ impl Tokenizer {
         self.ends.len() as u32
     }
 
+    /// Bytes of the longest token: a text of more than *n* times as many has more than *n* tokens.
+    pub fn token_bytes_max(&self) -> usize {
+        let starts = std::iter::once(&0).chain(&self.ends);
+        self.ends.iter().zip(starts).map(|(end, start)| end - start).max().unwrap_or(0).max(1)
+    }
+
     /// The tokens of a text. Special tokens that are spelt out in it become special, as in transformers.
     /// `add_bos` asks for the begin-of-sequence token, which comes only if the model wants one.
     ///

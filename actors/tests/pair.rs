@@ -1,0 +1,267 @@
+//! A sender and a receiver in one process: two nodes over the loopback transport and a real link, with an engine that needs
+//! no model.
+//!
+//! The engine writes every token into its page and samples from what it *reads back* from the pages, so a page that did
+//! not arrive, arrived too early, or stands in the wrong place gives a wrong token.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use ::actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
+use ::actors::request::{FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings};
+use connector::loopback::LoopbackTransport;
+use connector::memory::Region;
+use connector::transport::Transport;
+use engine::{
+    Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Step, StepLimits,
+    StepOutput,
+};
+use tokio::sync::mpsc::Receiver;
+
+/// Longest wait in a test before it fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAGE_TOKENS: u32 = 4;
+const VOCABULARY: u32 = 1000;
+
+struct Echo {
+    model: ModelInfo,
+    pool: Arc<KvPool>,
+}
+
+impl Echo {
+    fn new(pages: u32) -> Self {
+        let layout =
+            KvLayout { layers: 1, kv_heads: 1, head_dim: 32, page_tokens: PAGE_TOKENS, dtype: KvDtype::F32 };
+        let model = ModelInfo {
+            name: "echo".into(),
+            path: PathBuf::new(),
+            fingerprint: [1; 32],
+            context_tokens: 4096,
+            vocabulary: VOCABULARY,
+            eos_tokens: vec![0],
+            parameters: 0,
+        };
+        Self { model, pool: Arc::new(KvPool::new(layout, pages).expect("a small pool")) }
+    }
+
+    /// The four bytes where the token of `position` stands.
+    fn cell(&self, pages: &[PageId], position: u32) -> &[AtomicU8] {
+        let page = pages[(position / PAGE_TOKENS) as usize];
+        let page_bytes = self.pool.layout().page_bytes() as usize;
+        let at = page.0 as usize * page_bytes + (position % PAGE_TOKENS) as usize * 128;
+        &(*self.pool).as_ref()[at..at + 4]
+    }
+}
+
+/// What follows these tokens.
+fn next_token(tokens: impl Iterator<Item = u32>) -> u32 {
+    1 + tokens.fold(7u32, |hash, token| hash.wrapping_mul(31).wrapping_add(token)) % (VOCABULARY - 1)
+}
+
+impl Engine for Echo {
+    fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    fn kv(&self) -> &Arc<KvPool> {
+        &self.pool
+    }
+
+    fn limits(&self) -> StepLimits {
+        StepLimits { tokens: 64 }
+    }
+
+    fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
+        let mut output = StepOutput::default();
+        for chunk in batch {
+            for (position, token) in (chunk.start..).zip(chunk.tokens) {
+                let cell = self.cell(chunk.pages, position);
+                cell.iter()
+                    .zip(token.to_le_bytes())
+                    .for_each(|(cell, byte)| cell.store(byte, Ordering::Relaxed));
+            }
+            if chunk.sample {
+                let end = chunk.start + chunk.tokens.len() as u32;
+                let read = |position| {
+                    let cell = self.cell(chunk.pages, position);
+                    u32::from_le_bytes(std::array::from_fn(|n| cell[n].load(Ordering::Relaxed)))
+                };
+                let token = next_token((0..end).map(read));
+                output.tokens.push(SampledToken { sequence: chunk.sequence, token });
+            }
+        }
+        Ok(Step::finished(output))
+    }
+
+    fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {
+        Ok(step.take())
+    }
+
+    fn acquire(&mut self, _: &[PageId]) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
+
+fn start(role: LinkRole, pages: u32, ring_pages: u64) -> Node {
+    let engine = Echo::new(pages);
+    let region = Region::shared(engine.pool.clone());
+    let ring_bytes = ring_pages * engine.pool.layout().page_bytes();
+    let transport: node::StartTransport<'_, std::io::Error> = Box::new(move |sink| {
+        LoopbackTransport::start(region, sink).map(|transport| Arc::new(transport) as Arc<dyn Transport>)
+    });
+    let link = Some(LinkConfig { role, secret: None, ring_bytes, transport });
+    let config = NodeConfig { engine: Box::new(engine), prefill_chunk_tokens: 8, link };
+    node::start(config).unwrap_or_else(|error| panic!("{error}"))
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never happened: {what}"));
+}
+
+/// A receiver, its address on the link, and a sender that is ready.
+async fn pair(pages: u32, ring_pages: u64) -> (Node, Node, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let receiver = start(LinkRole::Receiver(listener), pages, ring_pages);
+    let sender = dial(&receiver, &address, pages).await;
+    (receiver, sender, address)
+}
+
+async fn dial(receiver: &Node, address: &str, pages: u32) -> Node {
+    let sender = start(LinkRole::Sender(vec![address.to_owned()]), pages, 1);
+    let (there, here) = (receiver.peers(), sender.peers());
+    until("both are ready", || there.load(Ordering::SeqCst) == 1 && here.load(Ordering::SeqCst) == 1).await;
+    sender
+}
+
+fn prompt(request: u64, tokens: u32) -> Vec<u32> {
+    (0..tokens).map(|n| (n * 17 + request as u32 * 5) % VOCABULARY).collect()
+}
+
+async fn ask(node: &Node, request: u64, tokens: u32, max_tokens: u32) -> Receiver<StreamEvent> {
+    let request_id = RequestId(request);
+    let source = node.streams.open(request_id, max_tokens, ());
+    let generate = Generate {
+        request: request_id,
+        prompt: prompt(request, tokens).into(),
+        max_tokens,
+        ignore_eos: true,
+        deadline: Instant::now() + PATIENCE,
+        route: Route::Auto,
+    };
+    node.generate().send(generate).await.expect("alive").expect("taken");
+    source
+}
+
+/// All tokens and the end; they must be what the prompt alone would give.
+async fn answer(
+    mut source: Receiver<StreamEvent>,
+    request: u64,
+    prompt_tokens: u32,
+) -> Result<Timings, RequestError> {
+    let mut tokens = prompt(request, prompt_tokens);
+    loop {
+        let event = tokio::time::timeout(PATIENCE, source.recv()).await.expect("in time").expect("an end");
+        match event {
+            StreamEvent::Token(token) => {
+                assert_eq!(
+                    token,
+                    next_token(tokens.iter().copied()),
+                    "request {request} at {}",
+                    tokens.len()
+                );
+                tokens.push(token);
+            }
+            StreamEvent::Finished { reason, timings } => {
+                assert_eq!(reason, FinishReason::Length);
+                return Ok(timings);
+            }
+            StreamEvent::Failed(error) => return Err(error),
+        }
+    }
+}
+
+#[actix::test]
+async fn requests_of_any_length_come_through_rings_of_any_size() {
+    for ring_pages in [1, 2, 16] {
+        let (receiver, sender, _) = pair(64, ring_pages).await;
+        for (request, tokens) in [1, 3, 4, 5, 31, 32, 33, 100].into_iter().enumerate() {
+            let source = ask(&receiver, request as u64, tokens, 9).await;
+            let timings = answer(source, request as u64, tokens).await.expect("it goes well");
+            assert!(timings.disaggregated, "{timings:?}");
+            assert_eq!(timings.pages, tokens.div_ceil(PAGE_TOKENS));
+        }
+        sender.shut_down(PATIENCE).await;
+        receiver.shut_down(PATIENCE).await;
+    }
+}
+
+#[actix::test]
+async fn many_requests_at_once_on_a_pool_that_holds_a_few() {
+    let (receiver, _sender, _) = pair(40, 3).await;
+    let mut sources = Vec::new();
+    for request in 0..32 {
+        let tokens = 1 + request as u32 * 7 % 90;
+        sources.push((request, tokens, ask(&receiver, request, tokens, 5).await));
+    }
+    for (request, tokens, source) in sources {
+        let timings = answer(source, request, tokens).await.expect("it goes well");
+        assert!(timings.disaggregated);
+    }
+    assert!(receiver.streams.is_empty());
+}
+
+#[actix::test]
+async fn a_client_that_leaves_frees_everything() {
+    let (receiver, _sender, _) = pair(40, 3).await;
+    for request in 0..40 {
+        // Each needs more than half of the pool: a page that leaked would stop the next one.
+        let source = ask(&receiver, request, 90, 40).await;
+        if request % 2 == 0 {
+            drop(source);
+        } else {
+            receiver.abort.do_send(::actors::request::AbortRequest { request: RequestId(request) });
+            let error = answer(source, request, 90).await.expect_err("it was aborted");
+            assert_eq!(error, RequestError::Aborted);
+        }
+        receiver.streams.close(RequestId(request));
+    }
+    let timings = answer(ask(&receiver, 99, 90, 40).await, 99, 90).await.expect("it goes well");
+    assert!(timings.disaggregated);
+}
+
+#[actix::test]
+async fn a_sender_that_ends_costs_no_request_and_another_takes_over() {
+    let (receiver, sender, address) = pair(64, 2).await;
+    let mut sources = Vec::new();
+    for request in 0..8 {
+        sources.push((request, ask(&receiver, request, 60, 5).await));
+    }
+    sender.shut_down(Duration::ZERO).await;
+    for (request, source) in sources {
+        answer(source, request, 60).await.expect("prefilled there or here");
+    }
+    let peers = receiver.peers();
+    until("the receiver has noticed", || peers.load(Ordering::SeqCst) == 0).await;
+    let timings = answer(ask(&receiver, 10, 60, 5).await, 10, 60).await.expect("it goes well");
+    assert!(!timings.disaggregated);
+    let _sender = dial(&receiver, &address, 64).await;
+    let timings = answer(ask(&receiver, 11, 60, 5).await, 11, 60).await.expect("it goes well");
+    assert!(timings.disaggregated);
+}
+
+#[actix::test]
+async fn a_drain_limit_that_passes_ends_requests_with_a_word() {
+    let (receiver, _sender, _) = pair(1000, 2).await;
+    let source = ask(&receiver, 1, 60, 3000).await;
+    receiver.shut_down(Duration::ZERO).await;
+    assert_eq!(answer(source, 1, 60).await, Err(RequestError::Aborted));
+}
