@@ -20,6 +20,14 @@ pub(super) enum Then<'a> {
     SwiGlu { up: &'a Linear, y: &'a Matrix },
 }
 
+impl<'a> Then<'a> {
+    fn y(self) -> &'a Matrix {
+        match self {
+            Self::Store(y) | Self::Add(y) | Self::SwiGlu { y, .. } => y,
+        }
+    }
+}
+
 /// One matrix applied to the rows.
 #[derive(Clone, Copy)]
 pub(super) struct Task<'a> {
@@ -42,6 +50,10 @@ pub(super) fn apply(
     rows: usize,
     tasks: &[Task<'_>],
 ) -> Result<(), WorkerPanicked> {
+    assert!(
+        tasks.iter().all(|task| !std::ptr::eq(x, task.then.y())),
+        "products are not written over their input"
+    );
     let panels: usize = tasks.iter().map(|task| task.weights.panel_count()).sum();
     threads.run(panels * rows.div_ceil(UNIT_ROWS), &|unit, scratch| {
         let first = unit / panels * UNIT_ROWS;
