@@ -88,7 +88,7 @@ impl Task<'_> {
         }
         let column = panel * PANEL;
         let width = PANEL.min(self.weights.outputs - column);
-        let (Then::Store(y) | Then::Add(y) | Then::SwiGlu { y, .. }) = self.then;
+        let y = self.then.y();
         for (row, out) in out.chunks_exact(PANEL).enumerate() {
             // SAFETY: these rows and columns of `y` belong to this unit alone, and no task reads them in this
             // phase: `x` is another matrix.
