@@ -35,7 +35,10 @@ impl Step {
 fn steps(nextest: bool) -> Vec<Step> {
     let mut steps = vec![
         Step::new("format", &["fmt", "--all", "--check"]),
-        Step::new("clippy", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
+        Step::new(
+            "clippy",
+            &["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--", "-D", "warnings"],
+        ),
         Step {
             name: "docs",
             arguments: &["doc", "--workspace", "--no-deps", "--locked"],
