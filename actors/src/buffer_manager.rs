@@ -5,22 +5,25 @@
 //!   refused, and the bound only says how far behind it may fall before the counters show it.
 //! - **In**: `ReservePages`, `ReleasePages` (decoder, prefiller); `SessionOpened`, `PeerLost`, `SessionDrained`, `PageFilled`
 //!   (peer link); `Tick`.
-//! - **Out**: `PagesReserved` (decoder, prefiller), `PagesAdopted` (decoder), `SendFrame`, `BreakSession` (peer link).
+//! - **Out**: `PagesReserved` (decoder, prefiller), `PagesAdopted`, `PageRejected` (decoder), `SendFrame`, `BreakSession` (peer link).
 //! - **Failure**: a lost session quarantines its outstanding pages until proof. If this actor stops, the node cannot
 //!   serve and the watchdog says so; it is never restarted in place, because peers may be writing its pages.
 
 pub mod state;
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use actix::prelude::*;
 use connector::frame::Frame;
 
+use crate::counters::{Counters, count, store};
 use crate::kit::{self, Outbox, Vitals, delegate};
 use crate::messages::{
-    BreakSession, PageFilled, PagesAdopted, PagesReserved, PeerLost, ReleasePages, ReservePages, SendFrame,
-    SequenceId, SessionDrained, SessionOpened, Tick,
+    BreakSession, PageFilled, PageRejected, PagesAdopted, PagesReserved, PeerLost, ReleasePages,
+    ReservePages, SendFrame, SequenceId, SessionDrained, SessionOpened, Tick,
 };
+use crate::pages::Pages;
 use state::{Action, PoolState};
 
 /// Where the buffer manager's messages go.
@@ -29,6 +32,8 @@ pub struct BufferManagerOutboxes {
     pub decoder: Outbox<PagesReserved>,
     /// Adoptions.
     pub adopted: Outbox<PagesAdopted>,
+    /// Pages that are not what was put.
+    pub rejected: Outbox<PageRejected>,
     /// Reservations of peers' requests.
     pub prefiller: Option<Outbox<PagesReserved>>,
     /// Grants.
@@ -40,14 +45,22 @@ pub struct BufferManagerOutboxes {
 /// The actor.
 pub struct BufferManager {
     state: PoolState,
+    hashed: Option<Pages>,
     out: BufferManagerOutboxes,
+    counters: Counters,
     vitals: Vitals,
 }
 
 impl BufferManager {
-    /// Manages the pages that `state` describes.
-    pub fn new(state: PoolState, out: BufferManagerOutboxes, vitals: Vitals) -> Self {
-        Self { state, out, vitals }
+    /// Manages the pages that `state` describes, and checks those that land in `hashed`.
+    pub fn new(
+        state: PoolState,
+        hashed: Option<Pages>,
+        out: BufferManagerOutboxes,
+        counters: Counters,
+        vitals: Vitals,
+    ) -> Self {
+        Self { state, hashed, out, counters, vitals }
     }
 
     fn now(&self) -> Instant {
@@ -55,13 +68,27 @@ impl BufferManager {
     }
 
     fn perform(&self, actions: Vec<Action>) {
+        let (counters, usage) = (&self.counters, self.state.usage());
+        store(counters.pages(), usage.pages);
+        store(counters.pages_reserved(), usage.landing);
+        store(counters.pages_outstanding(), usage.outstanding);
+        store(counters.pages_live(), usage.held);
+        store(counters.pages_quarantined(), usage.quarantined);
         for action in actions {
             match action {
                 Action::Reserved(reserved) => match (reserved.sequence, &self.out.prefiller) {
                     (SequenceId::Peer(_), Some(prefiller)) => prefiller.post(reserved),
                     _ => self.out.decoder.post(reserved),
                 },
-                Action::Adopted(adopted) => self.out.adopted.post(adopted),
+                Action::Adopted(adopted) => {
+                    counters.pages_adopted().fetch_add(adopted.pages.len() as u64, Ordering::Relaxed);
+                    self.out.adopted.post(adopted);
+                }
+                Action::Rejected(request) => {
+                    count(counters.hash_mismatches());
+                    tracing::warn!(%request, "a page arrived damaged; computing the prompt here");
+                    self.out.rejected.post(PageRejected { request });
+                }
                 Action::Grant { session, first, pages } => {
                     if let Some(frames) = &self.out.frames {
                         frames.post(SendFrame { session, frame: Frame::Grant { first, pages } });
@@ -87,9 +114,22 @@ impl Actor for BufferManager {
 
 delegate!(BufferManager: ReservePages, |state, _now, msg| state.on_reserve(msg));
 delegate!(BufferManager: ReleasePages, |state, _now, msg| state.on_release(msg.sequence));
-delegate!(BufferManager: PageFilled, |state, _now, msg| state.on_page_filled(msg));
-delegate!(BufferManager: SessionOpened, |state, _now, msg| state.on_session_opened(msg.session, msg.ring_pages));
+delegate!(BufferManager: SessionOpened, |state, _now, msg| {
+    state.on_session_opened(msg.session, msg.ring_pages, msg.seed)
+});
 delegate!(BufferManager: PeerLost, |state, _now, msg| state.on_session_lost(msg.session));
 delegate!(BufferManager: SessionDrained, |state, _now, msg| state.on_session_drained(msg.session));
 
 delegate!(BufferManager: Tick, |_state, _now, _msg| Vec::new());
+
+impl Handler<PageFilled> for BufferManager {
+    type Result = ();
+
+    fn handle(&mut self, filled: PageFilled, _: &mut Self::Context) {
+        self.vitals.mark();
+        let hasher = self.hashed.as_ref().map(|pages| move |page, seed| pages.hash(page, seed));
+        let hasher = hasher.as_ref().map(|hasher| hasher as state::Hasher<'_>);
+        let actions = self.state.on_page_filled(filled, hasher);
+        self.perform(actions);
+    }
+}

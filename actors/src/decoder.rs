@@ -2,7 +2,7 @@
 //!
 //! - **Thread**: the node's arbiter.
 //! - **Mailbox**: [`kit::MAILBOX`]; at most one `Decode` an admission permit, and a few events a request and step.
-//! - **In**: `Decode` (proxy), `AbortRequest` (frontend), `PagesReserved`, `PagesAdopted` (buffer manager), `SequenceAdvanced`
+//! - **In**: `Decode` (proxy), `AbortRequest` (frontend), `PagesReserved`, `PagesAdopted`, `PageRejected` (buffer manager), `SequenceAdvanced`
 //!   (generator), `PeerReady`, `PeerLost`, `PrefillFinished`, `PrefillFailed` (peer link), `Tick`.
 //! - **Out**: `ReservePages`, `ReleasePages` (buffer manager), `StartSequence`, `StopSequence` (generator), `SendFrame`
 //!   (peer link), tokens to [`Streams`].
@@ -16,12 +16,13 @@ use std::time::Instant;
 use actix::prelude::*;
 use connector::frame::peer_text;
 
+use crate::counters::{Counters, count, store};
 use crate::kit::{self, Outbox, Vitals, delegate};
 use crate::messages::{
-    Decode, PagesAdopted, PagesReserved, PeerLost, PeerReady, PrefillFailed, PrefillFinished, ReleasePages,
-    ReservePages, SendFrame, SequenceAdvanced, StartSequence, StopSequence, Tick,
+    Decode, PageRejected, PagesAdopted, PagesReserved, PeerLost, PeerReady, PrefillFailed, PrefillFinished,
+    ReleasePages, ReservePages, SendFrame, SequenceAdvanced, StartSequence, StopSequence, Tick,
 };
-use crate::request::{AbortRequest, RequestId};
+use crate::request::{AbortRequest, RequestError, RequestId, StreamEvent};
 use crate::streams::Streams;
 use state::{Action, DecoderState};
 
@@ -49,13 +50,20 @@ pub struct Decoder {
     state: DecoderState,
     out: DecoderOutboxes,
     streams: Streams,
+    counters: Counters,
     vitals: Vitals,
 }
 
 impl Decoder {
     /// Decodes `state`'s requests into `streams`.
-    pub fn new(state: DecoderState, out: DecoderOutboxes, streams: Streams, vitals: Vitals) -> Self {
-        Self { state, out, streams, vitals }
+    pub fn new(
+        state: DecoderState,
+        out: DecoderOutboxes,
+        streams: Streams,
+        counters: Counters,
+        vitals: Vitals,
+    ) -> Self {
+        Self { state, out, streams, counters, vitals }
     }
 
     fn now(&self) -> Instant {
@@ -63,6 +71,7 @@ impl Decoder {
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
+        store(self.counters.recomputes(), self.state.recomputes());
         let mut gone: Vec<RequestId> = Vec::new();
         for action in actions {
             match action {
@@ -81,6 +90,14 @@ impl Decoder {
                     }
                 }
                 Action::End(request, event) => {
+                    count(match &event {
+                        StreamEvent::Failed(RequestError::Deadline { .. }) => {
+                            self.counters.deadlines_missed()
+                        }
+                        StreamEvent::Failed(RequestError::Engine(_)) => self.counters.engine_failures(),
+                        StreamEvent::Failed(_) => self.counters.aborts(),
+                        StreamEvent::Finished { .. } | StreamEvent::Token(_) => self.counters.finished(),
+                    });
                     tracing::debug!(%request, ?event, "request ended");
                     self.streams.end(request, event);
                 }
@@ -105,6 +122,7 @@ delegate!(Decoder: Decode, |state, now, msg| state.on_decode(now, msg));
 delegate!(Decoder: AbortRequest, |state, _now, msg| state.on_abort(msg.request));
 delegate!(Decoder: AbortAll, |state, _now, _msg| state.on_abort_all());
 delegate!(Decoder: PagesReserved, |state, now, msg| state.on_reserved(now, msg));
+delegate!(Decoder: PageRejected, |state, _now, msg| state.on_rejected(msg.request));
 delegate!(Decoder: PagesAdopted, |state, now, msg| state.on_adopted(now, msg));
 delegate!(Decoder: SequenceAdvanced, |state, now, msg| state.on_advanced(now, msg));
 delegate!(Decoder: PrefillFinished, |state, now, msg| state.on_prefill_finished(now, msg));

@@ -15,11 +15,13 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer_manager;
+pub mod counters;
 pub mod decoder;
 pub mod generator;
 pub mod kit;
 pub mod messages;
 pub mod node;
+pub mod pages;
 pub mod peer_link;
 pub mod prefiller;
 pub mod proxy;

@@ -97,6 +97,8 @@ pub struct PageFilled {
     pub count: u32,
     /// Whose pages; `None`: nobody's.
     pub owner: Option<PageOwner>,
+    /// Hash of each page, or none at all.
+    pub hashes: Vec<u64>,
     /// From the request's first put to the covering flush.
     pub transfer_micros: u64,
 }
@@ -113,6 +115,14 @@ pub struct PagesAdopted {
     pub pages: Vec<PageId>,
     /// From the request's first put to the covering flush.
     pub transfer_micros: u64,
+}
+
+/// Buffer manager → decoder: a page that landed for the request is not what its sender put; nothing of it was adopted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct PageRejected {
+    /// Whose.
+    pub request: RequestId,
 }
 
 /// Decoder, prefiller → generator: run a sequence on the engine.
@@ -245,6 +255,8 @@ pub struct SessionOpened {
     pub session: SessionId,
     /// Most credits outstanding in it.
     pub ring_pages: u32,
+    /// Seed of its page hashes.
+    pub seed: u64,
 }
 
 /// Peer link → transfer: puts of this session may be posted, over this lane.

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use connector::frame::{Incarnation, Shape};
+use connector::memory::Region;
 use connector::transport::{Event, EventSink, Transport};
 use engine::Engine;
 use tokio::net::TcpListener;
 
 use crate::buffer_manager::{BufferManager, BufferManagerOutboxes, state::PoolState};
+use crate::counters::Counters;
 use crate::decoder::{
     AbortAll, Decoder, DecoderOutboxes,
     state::{DecoderConfig, DecoderState},
@@ -22,9 +24,8 @@ use crate::generator::{
 };
 use crate::kit::{KillSwitch, Outbox, Vitals, tick_every};
 use crate::messages::{Tick, TransportEvents};
-use crate::peer_link::{
-    CloseLinks, Identity, PeerLink, ReceiverSide, SenderSide, SessionCounts, Side, tasks,
-};
+use crate::pages::Pages;
+use crate::peer_link::{CloseLinks, Identity, PeerLink, ReceiverSide, SenderSide, Side, tasks};
 use crate::prefiller::{
     Prefiller, PrefillerOutboxes,
     state::{PrefillerConfig, PrefillerState},
@@ -60,6 +61,8 @@ pub struct LinkConfig<'a, E> {
     pub secret: Option<String>,
     /// `ring.bytes`: clamped to half the pool.
     pub ring_bytes: u64,
+    /// `transport.page_hash`: pages are hashed, and checked before they are adopted.
+    pub page_hash: bool,
     /// The transport.
     pub transport: StartTransport<'a, E>,
 }
@@ -89,15 +92,17 @@ pub struct Node {
     /// Pages that one request may use.
     pub request_pages: u32,
     drop_all: Recipient<AbortAll>,
-    counts: SessionCounts,
+    /// What the node counts.
+    pub counters: Counters,
+    held: Arc<AtomicU32>,
     link: Option<(Addr<PeerLink>, Arbiter, Arc<dyn Transport>)>,
     _watchdog: Watchdog,
 }
 
 impl Node {
     /// How many peers pages can travel to or from.
-    pub fn peers(&self) -> Arc<AtomicU32> {
-        self.counts.ready.clone()
+    pub fn peers(&self) -> u64 {
+        self.counters.sessions_ready().load(Ordering::Relaxed)
     }
 
     /// Where the frontend sends requests.
@@ -121,7 +126,7 @@ impl Node {
         let Some((link, arbiter, transport)) = self.link else { return };
         link.do_send(CloseLinks);
         let closed = async {
-            while self.counts.held.load(Ordering::Relaxed) > 0 {
+            while self.held.load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -150,7 +155,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     };
     let pid = std::process::id();
     let streams = Streams::default();
-    let (faults, health, counts) = (KillSwitch::default(), NodeHealth::default(), SessionCounts::default());
+    let (faults, health) = (KillSwitch::default(), NodeHealth::default());
+    let (counters, held) = (Counters::default(), Arc::new(AtomicU32::new(0)));
     let pulse = EnginePulse::new();
     let mut vitals = Vec::new();
     let mut pulse_of = |name| {
@@ -176,6 +182,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         };
     }
 
+    let hashed = link.as_ref().filter(|link| link.page_hash);
+    let hashed = hashed.map(|_| Pages::new(Region::shared(pool.clone()), page_bytes));
     let mut linked = None;
     let mut is_sender = false;
     if let Some(link) = link {
@@ -190,6 +198,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
             page_tokens: layout.page_tokens,
             dtype: format!("{:?}", layout.dtype).to_lowercase(),
             page_bytes,
+            page_hash: link.page_hash,
         };
         let identity = Identity { incarnation, shape, secret: link.secret, ring_pages };
         let side = if is_sender {
@@ -224,9 +233,10 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         let arbiter = Arbiter::new();
         let link_vitals = pulse_of("peer_link");
         let to_link = {
-            let (identity, transport, counts) = (identity.clone(), transport.clone(), counts.clone());
+            let (identity, transport) = (identity.clone(), transport.clone());
+            let (counters, held) = (counters.clone(), held.clone());
             PeerLink::start_in_arbiter(&arbiter.handle(), move |_| {
-                PeerLink::new(identity, transport, side, counts, link_vitals)
+                PeerLink::new(identity, transport, side, counters, held, link_vitals)
             })
         };
         // Set once, here, before the transport has a session that could report anything.
@@ -256,13 +266,16 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
 
     buffers.run(BufferManager::new(
         PoolState::new(pages, ring_pages),
+        hashed.clone(),
         BufferManagerOutboxes {
             decoder: outbox!("buffer_manager→decoder", to_decoder),
             adopted: outbox!("buffer_manager→decoder", to_decoder),
+            rejected: outbox!("buffer_manager→decoder", to_decoder),
             prefiller: is_sender.then(|| outbox!("buffer_manager→prefiller", to_prefiller)),
             frames: to_link.as_ref().map(|link| outbox!("buffer_manager→peer_link", link)),
             breaks: to_link.as_ref().map(|link| outbox!("buffer_manager→peer_link", link)),
         },
+        counters.clone(),
         pulse_of("buffer_manager"),
     ));
     let engine = EngineThread::spawn(engine, to_generator.clone().recipient(), pulse.clone())
@@ -291,6 +304,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
             frames: to_link.as_ref().map(|link| outbox!("decoder→peer_link", link)),
         },
         streams.clone(),
+        counters.clone(),
         pulse_of("decoder"),
     ));
     proxy.run(Proxy::new(
@@ -305,6 +319,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     if let (true, Some((link, _, transport))) = (is_sender, &linked) {
         transfer.run(Transfer::new(
             page_bytes,
+            hashed,
             transport.clone(),
             TransferOutboxes {
                 frames: outbox!("transfer→peer_link", link),
@@ -346,7 +361,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         faults,
         drop_all: to_decoder.recipient(),
         request_pages: pages - ring_pages,
-        counts,
+        counters,
+        held,
         link: linked,
         _watchdog: watchdog,
     })

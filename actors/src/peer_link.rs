@@ -21,10 +21,11 @@ use std::time::Instant;
 
 use actix::prelude::*;
 use connector::frame::{Frame, Incarnation, Shape, Welcome};
-use connector::link::{self, Link, LinkError};
+use connector::link::{Link, LinkError, Prover};
 use connector::transport::{Command, Event, Transport, TransportSession};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::counters::{Counters, count, store};
 use crate::kit::{self, Vitals};
 use crate::messages::{
     BreakSession, LaneConnected, PeerLost, SendFrame, SessionDrained, SessionId, SessionOpened, Tick,
@@ -36,15 +37,6 @@ use state::{Action, PeerLinkState, SessionOver};
 /// Frames that may wait for a session's socket. A ring's grants and announcements, and every admitted request's frames, fit; a
 /// peer that takes none of them is dead.
 const FRAMES_WAITING: usize = 4096;
-
-/// How many sessions there are: for `/health`, and for whoever waits for their end. Clones share the counts.
-#[derive(Clone, Debug, Default)]
-pub struct SessionCounts {
-    /// Over which pages can travel.
-    pub ready: Arc<AtomicU32>,
-    /// Of which the transport still holds anything.
-    pub held: Arc<AtomicU32>,
-}
 
 /// Who we are on the link. It holds the secret, so it has no `Debug`.
 #[derive(Clone)]
@@ -73,11 +65,8 @@ pub struct PeerConnected {
 
 /// The two halves of a handshake.
 pub enum Half {
-    /// We listen: the peer waits for our Welcome, which answers this nonce.
-    Listened {
-        /// The peer's.
-        nonce: [u8; 32],
-    },
+    /// We listen: the peer waits for our Welcome.
+    Listened,
     /// We dialled and were welcomed.
     Dialled {
         /// What the peer said.
@@ -114,7 +103,7 @@ pub struct CloseLinks;
 
 /// What a session needs to go up.
 enum Pending {
-    Listened { nonce: [u8; 32] },
+    Listened,
     Dialled { ring_pages: u32 },
 }
 
@@ -135,27 +124,39 @@ pub struct PeerLink {
     transport: Arc<dyn Transport>,
     side: Side,
     peers: HashMap<SessionId, Peer>,
-    counts: SessionCounts,
+    counters: Counters,
+    held: Arc<AtomicU32>,
     closing: bool,
     vitals: Vitals,
 }
 
 impl PeerLink {
-    /// Links this process to others over `transport`, and keeps `counts` up to date.
+    /// Links this process to others over `transport`; `held` is how many sessions the transport still holds anything of.
     pub fn new(
         identity: Identity,
         transport: Arc<dyn Transport>,
         side: Side,
-        counts: SessionCounts,
+        counters: Counters,
+        held: Arc<AtomicU32>,
         vitals: Vitals,
     ) -> Self {
         let state = PeerLinkState::default();
-        Self { state, identity, transport, side, peers: HashMap::new(), counts, closing: false, vitals }
+        Self {
+            state,
+            identity,
+            transport,
+            side,
+            peers: HashMap::new(),
+            counters,
+            held,
+            closing: false,
+            vitals,
+        }
     }
 
     fn perform(&mut self, actions: Vec<Action>, ctx: &mut Context<Self>) {
-        self.counts.ready.store(self.state.ready() as u32, Ordering::Relaxed);
-        self.counts.held.store(self.state.held() as u32, Ordering::Relaxed);
+        store(self.counters.sessions_ready(), self.state.ready() as u64);
+        self.held.store(self.state.held() as u32, Ordering::Relaxed);
         for action in actions {
             match action {
                 Action::Open(session) => self.submit(session, Command::Open { session: name(session) }, ctx),
@@ -172,6 +173,7 @@ impl PeerLink {
                         } else {
                             tracing::warn!(%session, peer = %peer_name, address, reason, "session over");
                         }
+                        count(self.counters.sessions_ended());
                         peer.frames = None;
                         peer.pending = None;
                     }
@@ -207,7 +209,7 @@ impl PeerLink {
         ctx: &mut Context<Self>,
     ) {
         let ring_pages = self.identity.ring_pages;
-        let Some(Some((mut link, Pending::Listened { nonce }))) =
+        let Some(Some((mut link, Pending::Listened))) =
             self.peers.get_mut(&session).map(|peer| peer.pending.take())
         else {
             return;
@@ -217,9 +219,9 @@ impl PeerLink {
             shape: self.identity.shape.clone(),
             descriptor,
             ring_pages,
-            proof: link::prove(self.identity.secret.as_deref(), &nonce),
+            proof: link.nonces().prove(self.identity.secret.as_deref(), Prover::Listener),
         };
-        let frames = self.frames(session);
+        let (frames, seed) = (self.frames(session), link.nonces().session_seed());
         let addr = ctx.address();
         actix::spawn(async move {
             match link.welcome(welcome).await {
@@ -227,7 +229,7 @@ impl PeerLink {
                 Err(error) => addr.do_send(LinkEnded { session, error: Some(error) }),
             }
         });
-        self.side.opened(SessionOpened { session, ring_pages });
+        self.side.opened(SessionOpened { session, ring_pages, seed });
     }
 
     /// We were welcomed: carry frames.
@@ -235,7 +237,8 @@ impl PeerLink {
         let frames = self.frames(session);
         let Some(peer) = self.peers.get_mut(&session) else { return };
         let Some((link, Pending::Dialled { ring_pages })) = peer.pending.take() else { return };
-        self.side.opened(SessionOpened { session, ring_pages });
+        let seed = link.nonces().session_seed();
+        self.side.opened(SessionOpened { session, ring_pages, seed });
         actix::spawn(tasks::carry(link, frames, session, ctx.address()));
     }
 
@@ -269,7 +272,7 @@ impl Handler<PeerConnected> for PeerLink {
         if self.closing {
             return;
         }
-        if let (Half::Listened { .. }, 1..) = (&half, self.state.live()) {
+        if let (Half::Listened, 1..) = (&half, self.state.live()) {
             let reason = "another sender is connected and one is served at a time".to_owned();
             actix::spawn(async move {
                 // A peer that is gone needs no answer.
@@ -278,7 +281,7 @@ impl Handler<PeerConnected> for PeerLink {
             return;
         }
         let (descriptor, pending, over) = match half {
-            Half::Listened { nonce } => (None, Pending::Listened { nonce }, None),
+            Half::Listened => (None, Pending::Listened, None),
             Half::Dialled { welcome, over } => {
                 let pending = Pending::Dialled { ring_pages: welcome.ring_pages };
                 (Some(welcome.descriptor), pending, Some(over))
@@ -286,6 +289,7 @@ impl Handler<PeerConnected> for PeerLink {
         };
         let address = link.peer().to_string();
         let (session, actions) = self.state.on_handshake(Instant::now(), descriptor);
+        count(self.counters.sessions_opened());
         tracing::info!(%session, peer = %incarnation, address, "session opening");
         let pending = Some((link, pending));
         self.peers.insert(session, Peer { incarnation, address, pending, frames: None, over });
@@ -300,7 +304,10 @@ impl Handler<FrameCame> for PeerLink {
         self.vitals.mark();
         let FrameCame { session, frame } = came;
         let probed = matches!(frame, Frame::LinkProbed { .. });
-        let Some(peer) = self.peers.get(&session).filter(|peer| peer.frames.is_some()) else { return };
+        let Some(peer) = self.peers.get(&session).filter(|peer| peer.frames.is_some()) else {
+            count(self.counters.frames_stale());
+            return;
+        };
         let actions = match self.side.route(session, peer.incarnation.pid, frame) {
             Err(reason) => self.state.on_end(session, reason),
             Ok(()) if probed => self.state.on_probed(session),

@@ -21,6 +21,7 @@ use crate::messages::{
     BreakSession, CancelPuts, CreditsGranted, LaneConnected, PagesSent, PeerLost, PutsDrained, SchedulePut,
     SendFrame, SessionId, SessionOpened, Tick, TransportEvents,
 };
+use crate::pages::Pages;
 use state::{Action, TransferState};
 
 /// Where the transfer actor's messages go.
@@ -39,6 +40,7 @@ pub struct TransferOutboxes {
 pub struct Transfer {
     state: TransferState,
     page_bytes: u64,
+    hashed: Option<Pages>,
     transport: Arc<dyn Transport>,
     out: TransferOutboxes,
     epoch: Instant,
@@ -46,15 +48,16 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// Puts pages of `page_bytes` bytes over `transport`.
+    /// Puts pages of `page_bytes` bytes over `transport`, and announces their hashes if it is given the pages to hash.
     pub fn new(
         page_bytes: u64,
+        hashed: Option<Pages>,
         transport: Arc<dyn Transport>,
         out: TransferOutboxes,
         vitals: Vitals,
     ) -> Self {
         let state = TransferState::new(page_bytes);
-        Self { state, page_bytes, transport, out, epoch: Instant::now(), vitals }
+        Self { state, page_bytes, hashed, transport, out, epoch: Instant::now(), vitals }
     }
 
     /// Posts an operation; one that the transport refuses has failed.
@@ -77,7 +80,7 @@ impl Transfer {
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Put { session, ticket, page, into } => {
+                Action::Put { session, ticket, page, into, seed } => {
                     let command = Command::Put {
                         session: TransportSession(session.0),
                         ticket,
@@ -86,6 +89,10 @@ impl Transfer {
                         bytes: self.page_bytes,
                     };
                     self.submit(session, ticket, command);
+                    // The page is final; it is read twice, here and by the transport's thread.
+                    if let (Some(pages), Some(seed)) = (&self.hashed, seed) {
+                        self.state.on_hashed(session, ticket, pages.hash(page, seed));
+                    }
                 }
                 Action::Flush { session, ticket } => {
                     let command = Command::Flush { session: TransportSession(session.0), ticket };
@@ -148,7 +155,7 @@ delegate!(Transfer: TransportEvents, |state, now, msg| {
 });
 
 delegate!(Transfer: SessionOpened, |state, _now, msg| {
-    state.on_session_opened(msg.session, msg.ring_pages);
+    state.on_session_opened(msg.session, msg.ring_pages, msg.seed);
     Vec::new()
 });
 delegate!(Transfer: Tick, |state, now, _msg| state.on_tick(now));

@@ -7,14 +7,14 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ::actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use ::actors::request::{FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings};
 use connector::loopback::LoopbackTransport;
 use connector::memory::Region;
-use connector::transport::Transport;
+use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
 use engine::{
     Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Step, StepLimits,
     StepOutput,
@@ -105,14 +105,72 @@ impl Engine for Echo {
     }
 }
 
+/// Flips a bit of the receiver's memory, when told to, in the last page put before a flush is reported.
+#[derive(Clone, Default)]
+struct Damage {
+    armed: Arc<AtomicBool>,
+    victim: Arc<std::sync::OnceLock<Arc<KvPool>>>,
+    last_put: Arc<AtomicU64>,
+}
+
+impl Damage {
+    fn on_flushed(&self) {
+        if let (true, Some(pool)) = (self.armed.swap(false, Ordering::SeqCst), self.victim.get()) {
+            let cells: &[AtomicU8] = (**pool).as_ref();
+            // The first token of the page; its lowest bit.
+            cells[self.last_put.load(Ordering::SeqCst) as usize].fetch_xor(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// The loopback transport, seen by [`Damage`].
+struct Watched(LoopbackTransport, Damage);
+
+impl Transport for Watched {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn submit(&self, command: Command) -> Result<(), SubmitError> {
+        if let Command::Put { remote_offset, .. } = command {
+            self.1.last_put.store(remote_offset, Ordering::SeqCst);
+        }
+        self.0.submit(command)
+    }
+
+    fn progress(&self) -> u64 {
+        self.0.progress()
+    }
+
+    fn shutdown(&self) {
+        self.0.shutdown();
+    }
+}
+
 fn start(role: LinkRole, pages: u32, ring_pages: u64) -> Node {
+    start_with(role, pages, ring_pages, &Damage::default())
+}
+
+fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> Node {
     let engine = Echo::new(pages);
     let region = Region::shared(engine.pool.clone());
+    if let LinkRole::Receiver(_) = role {
+        let _ = damage.victim.set(engine.pool.clone());
+    }
+    let damage = damage.clone();
     let ring_bytes = ring_pages * engine.pool.layout().page_bytes();
-    let transport: node::StartTransport<'_, std::io::Error> = Box::new(move |sink| {
-        LoopbackTransport::start(region, sink).map(|transport| Arc::new(transport) as Arc<dyn Transport>)
+    let transport: node::StartTransport<'_, std::io::Error> = Box::new(move |mut sink: EventSink| {
+        let flushed = damage.clone();
+        let sink: EventSink = Box::new(move |events| {
+            if events.iter().any(|event| matches!(event, Event::Flushed { .. })) {
+                flushed.on_flushed();
+            }
+            sink(events);
+        });
+        let transport = LoopbackTransport::start(region, sink)?;
+        Ok(Arc::new(Watched(transport, damage)) as Arc<dyn Transport>)
     });
-    let link = Some(LinkConfig { role, secret: None, ring_bytes, transport });
+    let link = Some(LinkConfig { role, secret: None, ring_bytes, page_hash: true, transport });
     let config = NodeConfig { engine: Box::new(engine), prefill_chunk_tokens: 8, link };
     node::start(config).unwrap_or_else(|error| panic!("{error}"))
 }
@@ -137,8 +195,7 @@ async fn pair(pages: u32, ring_pages: u64) -> (Node, Node, String) {
 
 async fn dial(receiver: &Node, address: &str, pages: u32) -> Node {
     let sender = start(LinkRole::Sender(vec![address.to_owned()]), pages, 1);
-    let (there, here) = (receiver.peers(), sender.peers());
-    until("both are ready", || there.load(Ordering::SeqCst) == 1 && here.load(Ordering::SeqCst) == 1).await;
+    until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
     sender
 }
 
@@ -249,13 +306,31 @@ async fn a_sender_that_ends_costs_no_request_and_another_takes_over() {
     for (request, source) in sources {
         answer(source, request, 60).await.expect("prefilled there or here");
     }
-    let peers = receiver.peers();
-    until("the receiver has noticed", || peers.load(Ordering::SeqCst) == 0).await;
+    until("the receiver has noticed", || receiver.peers() == 0).await;
     let timings = answer(ask(&receiver, 10, 60, 5).await, 10, 60).await.expect("it goes well");
     assert!(!timings.disaggregated);
     let _sender = dial(&receiver, &address, 64).await;
     let timings = answer(ask(&receiver, 11, 60, 5).await, 11, 60).await.expect("it goes well");
     assert!(timings.disaggregated);
+}
+
+#[actix::test]
+async fn a_bit_that_flips_in_a_landed_page_is_seen_and_changes_no_word() {
+    let damage = Damage::default();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let receiver = start_with(LinkRole::Receiver(listener), 64, 2, &damage);
+    let sender = start_with(LinkRole::Sender(vec![address]), 64, 1, &damage);
+    until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
+    let counters = receiver.counters.clone();
+    for request in 0..10 {
+        damage.armed.store(request % 2 == 0, Ordering::SeqCst);
+        let timings = answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("it goes well");
+        assert_eq!(timings.disaggregated, request % 2 == 1, "{timings:?}");
+        assert_eq!(counters.hash_mismatches().load(Ordering::SeqCst), request / 2 + 1);
+        assert_eq!(counters.recomputes().load(Ordering::SeqCst), request / 2 + 1);
+    }
+    assert_eq!(receiver.peers(), 1, "the session goes on");
 }
 
 #[actix::test]

@@ -12,7 +12,7 @@ use crate::ring::{CreditNumber, PageIndex};
 use crate::transport::Descriptor;
 
 /// Both sides must have the same.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// One life of one process: what a process id alone does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -50,6 +50,8 @@ pub struct Shape {
     pub dtype: String,
     /// Bytes of a page.
     pub page_bytes: u64,
+    /// Whether pages are hashed by the sender and checked by the receiver.
+    pub page_hash: bool,
 }
 
 /// Two processes cannot work together: what differs, and how to mend it.
@@ -126,7 +128,8 @@ impl Shape {
         page("number of layers", "--model", &self.layers, &theirs.layers)?;
         page("number of KV heads", "--model", &self.kv_heads, &theirs.kv_heads)?;
         page("head size", "--model", &self.head_dim, &theirs.head_dim)?;
-        page("page size in bytes", "engine.page_tokens", &self.page_bytes, &theirs.page_bytes)
+        page("page size in bytes", "engine.page_tokens", &self.page_bytes, &theirs.page_bytes)?;
+        page("use of page hashes", "transport.page_hash", &self.page_hash, &theirs.page_hash)
     }
 }
 
@@ -154,7 +157,7 @@ pub struct Hello {
     pub shape: Shape,
     /// What the listener's proof must cover.
     pub nonce: [u8; 32],
-    /// HMAC-SHA256 of the listener's nonce under `link.secret`, if one is set.
+    /// The dialer's proof that it knows `link.secret`, if one is set: [`Nonces::prove`](crate::link::Nonces::prove).
     pub proof: Option<[u8; 32]>,
 }
 
@@ -180,7 +183,7 @@ pub struct Welcome {
     pub descriptor: Descriptor,
     /// Most credits outstanding in this session; at least 1.
     pub ring_pages: u32,
-    /// HMAC-SHA256 of the dialer's nonce under `link.secret`, if one is set.
+    /// The listener's proof that it knows `link.secret`, if one is set.
     pub proof: Option<[u8; 32]>,
 }
 
@@ -229,6 +232,9 @@ pub enum Frame {
         count: u32,
         /// Whose pages: the request and the place of the first one in its page table. `None`: nobody's (a probe).
         owner: Option<PageOwner>,
+        /// Hash of each page as [`page_hash`](crate::page_hash) defines it; empty for nobody's pages, and where both
+        /// sides have agreed on none.
+        hashes: Vec<u64>,
         /// From the request's first put to the flush that covers these pages.
         transfer_micros: u64,
     },

@@ -7,6 +7,7 @@ pub mod frame;
 pub mod link;
 pub mod loopback;
 pub mod memory;
+pub mod page_hash;
 pub mod ring;
 pub mod transport;
 pub mod ucx;

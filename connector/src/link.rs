@@ -16,7 +16,7 @@ use futures_util::{SinkExt, StreamExt};
 use hmac::{Hmac, KeyInit, Mac};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -93,32 +93,64 @@ pub fn nonce() -> io::Result<[u8; 32]> {
     Ok(nonce)
 }
 
-fn mac(secret: &str, nonce: &[u8; 32]) -> Hmac<Sha256> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes keys of any length");
-    mac.update(nonce);
-    mac
+/// What both sides of a handshake have drawn: a proof covers both, so one that was given elsewhere is worth nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nonces {
+    /// The listener's, from its [`Challenge`].
+    pub listener: [u8; 32],
+    /// The dialer's, from its [`Hello`].
+    pub dialer: [u8; 32],
 }
 
-/// Proof that we know `secret`, for the peer's `nonce`.
-pub fn prove(secret: Option<&str>, nonce: &[u8; 32]) -> Option<[u8; 32]> {
-    secret.map(|secret| mac(secret, nonce).finalize().into_bytes().into())
+/// Who proves: part of what is proved, so that one side's proof is not the other's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prover {
+    /// The side that accepted the connection.
+    Listener,
+    /// The side that dialled.
+    Dialer,
 }
 
-/// Checks a peer's proof for our `nonce`; a process without a secret asks for none.
-///
-/// # Errors
-/// [`Incompatible::Secret`].
-pub fn check_proof(
-    secret: Option<&str>,
-    nonce: &[u8; 32],
-    proof: Option<&[u8; 32]>,
-) -> Result<(), Incompatible> {
-    match (secret, proof) {
-        (None, _) => Ok(()),
-        (Some(secret), Some(proof)) => {
-            mac(secret, nonce).verify_slice(proof).map_err(|_| Incompatible::Secret)
-        }
-        (Some(_), None) => Err(Incompatible::Secret),
+impl Nonces {
+    fn mac(&self, secret: &str, prover: Prover) -> Hmac<Sha256> {
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes keys of any length");
+        mac.update(match prover {
+            Prover::Listener => b"baton listener",
+            Prover::Dialer => b"baton dialer",
+        });
+        mac.update(&self.listener);
+        mac.update(&self.dialer);
+        mac
+    }
+
+    /// Proof that `prover` knows `secret`.
+    pub fn prove(&self, secret: Option<&str>, prover: Prover) -> Option<[u8; 32]> {
+        secret.map(|secret| self.mac(secret, prover).finalize().into_bytes().into())
+    }
+
+    /// Checks the proof of `prover`; a process without a secret asks for none.
+    ///
+    /// # Errors
+    /// [`Incompatible::Secret`].
+    pub fn check(
+        &self,
+        secret: Option<&str>,
+        prover: Prover,
+        proof: Option<&[u8; 32]>,
+    ) -> Result<(), Incompatible> {
+        let known = match (secret, proof) {
+            (None, _) => true,
+            (Some(secret), Some(proof)) => self.mac(secret, prover).verify_slice(proof).is_ok(),
+            (Some(_), None) => false,
+        };
+        if known { Ok(()) } else { Err(Incompatible::Secret) }
+    }
+
+    /// A number that both sides know and no other session has: the seed of its page hashes.
+    pub fn session_seed(&self) -> u64 {
+        let digest = Sha256::new().chain_update(self.listener).chain_update(self.dialer).finalize();
+        u64::from_le_bytes(std::array::from_fn(|n| digest[n]))
     }
 }
 
@@ -128,20 +160,26 @@ type Socket = Framed<TcpStream, LengthDelimitedCodec>;
 pub struct Link {
     socket: Socket,
     peer: SocketAddr,
+    nonces: Nonces,
 }
 
 impl Link {
-    fn new(stream: TcpStream) -> Result<Self, LinkError> {
+    fn new(stream: TcpStream, nonces: Nonces) -> Result<Self, LinkError> {
         // Frames are small and each one is waited for.
         stream.set_nodelay(true)?;
         let peer = stream.peer_addr()?;
         let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec();
-        Ok(Self { socket: Framed::new(stream, codec), peer })
+        Ok(Self { socket: Framed::new(stream, codec), peer, nonces })
     }
 
     /// The other end's address.
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// What both sides have drawn.
+    pub fn nonces(&self) -> Nonces {
+        self.nonces
     }
 
     /// Dials a listener, answers its challenge and waits for its welcome. `hello.proof` is filled in here.
@@ -156,20 +194,21 @@ impl Link {
         let stream = timeout(HANDSHAKE, TcpStream::connect(address))
             .await
             .map_err(|_| LinkError::Silent(HANDSHAKE))??;
-        let mut link = Self::new(stream)?;
+        let mut link = Self::new(stream, Nonces { listener: [0; 32], dialer: hello.nonce })?;
         let challenge: Challenge = link.receive().await?;
         if challenge.protocol != PROTOCOL_VERSION {
             let (ours, theirs) = (PROTOCOL_VERSION, challenge.protocol);
             return Err(Incompatible::Protocol { ours, theirs }.into());
         }
-        hello.proof = prove(secret, &challenge.nonce);
+        link.nonces.listener = challenge.nonce;
+        hello.proof = link.nonces.prove(secret, Prover::Dialer);
         link.send(&hello).await?;
         let welcome = match link.receive::<Answer>().await? {
             Answer::Welcome(welcome) => welcome,
             Answer::Refused(reason) => return Err(LinkError::Refused(peer_text(&reason))),
             Answer::Busy(reason) => return Err(LinkError::Busy(peer_text(&reason))),
         };
-        check_proof(secret, &hello.nonce, welcome.proof.as_ref())?;
+        link.nonces.check(secret, Prover::Listener, welcome.proof.as_ref())?;
         hello.shape.accepts(&welcome.shape)?;
         Ok((link, welcome))
     }
@@ -184,12 +223,14 @@ impl Link {
         shape: &crate::frame::Shape,
         secret: Option<&str>,
     ) -> Result<(Self, Hello), LinkError> {
-        let mut link = Self::new(stream)?;
         let nonce = nonce()?;
+        let mut link = Self::new(stream, Nonces { listener: nonce, dialer: [0; 32] })?;
         link.send(&Challenge { protocol: PROTOCOL_VERSION, nonce }).await?;
         let hello: Hello = link.receive().await?;
+        link.nonces.dialer = hello.nonce;
         let verdict = if hello.protocol == PROTOCOL_VERSION {
-            check_proof(secret, &nonce, hello.proof.as_ref()).and_then(|()| shape.accepts(&hello.shape))
+            let known = link.nonces.check(secret, Prover::Dialer, hello.proof.as_ref());
+            known.and_then(|()| shape.accepts(&hello.shape))
         } else {
             Err(Incompatible::Protocol { ours: PROTOCOL_VERSION, theirs: hello.protocol })
         };

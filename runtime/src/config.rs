@@ -135,6 +135,9 @@ sections! {
     transport: Transport {
         /// The UCX library (`libucp.so.0`) to load; without one, the cache folder and then the loader's search.
         ucx_library: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
+        /// Whether pages are hashed by the sender and checked by the receiver before they are adopted; the same on both
+        /// ends of a link.
+        page_hash: bool = truth, |_, _| "true";
     }
     /// How a process ends.
     shutdown: Shutdown {

@@ -56,6 +56,8 @@ pub struct Frontend {
     pub permits: Arc<Semaphore>,
     /// Asked at each `/health`; answers from memory.
     pub health: Arc<dyn Fn() -> Health + Send + Sync>,
+    /// Asked at each `/metrics`; answers from memory, in Prometheus's text format.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// How long streams may take to end once the server is told to stop.
     pub drain: Duration,
 }
@@ -188,6 +190,11 @@ impl Frontend {
                 .service(
                     web::resource("/health")
                         .route(web::get().to(handlers::health))
+                        .default_service(web::to(handlers::only("GET"))),
+                )
+                .service(
+                    web::resource("/metrics")
+                        .route(web::get().to(handlers::metrics))
                         .default_service(web::to(handlers::only("GET"))),
                 )
                 .default_service(web::to(handlers::no_such_path))

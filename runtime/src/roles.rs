@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use actors::counters::Counters;
 use actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use actors::request::Route;
 use anyhow::Context as _;
@@ -136,6 +137,7 @@ async fn serve(
         role,
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
         ring_bytes: config.ring.bytes.0,
+        page_hash: config.transport.page_hash,
         transport: transport(&config, Region::shared(engine.kv().clone())),
     });
     let prefill_chunk_tokens = config.engine.prefill_chunk_tokens;
@@ -192,7 +194,8 @@ fn port(
     permits: &Arc<Semaphore>,
     route: Route,
 ) -> Frontend {
-    let (health, streams, peers) = (node.health.clone(), node.streams.clone(), node.peers());
+    let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());
+    let metrics = node.counters.clone();
     Frontend {
         generate: node.generate(),
         abort: node.abort.clone(),
@@ -202,15 +205,23 @@ fn port(
         deadline: config.request.deadline,
         permits: permits.clone(),
         health: Arc::new(move || Health {
-            status: "ok",
-            reason: None,
+            status: if quarantined(&counters) == 0 { "ok" } else { "degraded" },
+            reason: match quarantined(&counters) {
+                0 => None,
+                pages => Some(format!("{pages} pages of a lost session may still be written")),
+            },
             reason_down: health.fault(),
             role: role.name(),
-            peers: peers.load(Ordering::Relaxed) as usize,
+            peers: counters.sessions_ready().load(Ordering::Relaxed) as usize,
             live_requests: streams.len(),
         }),
+        metrics: Arc::new(move || metrics.render()),
         drain: config.shutdown.drain + Duration::from_secs(2),
     }
+}
+
+fn quarantined(counters: &Counters) -> u64 {
+    counters.pages_quarantined().load(Ordering::Relaxed)
 }
 
 /// Waits for a signal (`None`) or a fault (its sentence).

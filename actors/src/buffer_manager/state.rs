@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::num::NonZeroU32;
 
 use connector::frame::GRANT_PAGES_MAX;
+use connector::page_hash::PageSeed;
 use connector::ring::{CreditNumber, GrantLedger, PageIndex};
 use engine::PageId;
 
@@ -37,6 +38,8 @@ pub enum Action {
         /// One page a credit.
         pages: Vec<PageIndex>,
     },
+    /// Tell the decoder that a page of the request is not what its sender put.
+    Rejected(RequestId),
     /// The peer broke a rule: end its session, for this reason.
     Break {
         /// Which.
@@ -67,6 +70,15 @@ struct Holding {
     pages: Vec<PageId>,
 }
 
+/// Computes the hash of a page of our pool as it is now.
+pub type Hasher<'a> = &'a dyn Fn(PageId, PageSeed) -> u64;
+
+#[derive(Debug)]
+struct Ring {
+    ledger: GrantLedger,
+    seed: u64,
+}
+
 /// The page pool's ledger. Every `on_…` returns what has to be done, in order.
 #[derive(Debug)]
 pub struct PoolState {
@@ -75,7 +87,7 @@ pub struct PoolState {
     free: BTreeSet<u32>,
     holdings: HashMap<SequenceId, Holding>,
     waiting: VecDeque<ReservePages>,
-    rings: BTreeMap<SessionId, GrantLedger>,
+    rings: BTreeMap<SessionId, Ring>,
     quarantine: BTreeMap<SessionId, Vec<PageIndex>>,
 }
 
@@ -98,7 +110,7 @@ impl PoolState {
         PoolUse {
             pages: self.pages,
             landing: self.holdings.values().map(|holding| holding.landing).sum(),
-            outstanding: self.rings.values().map(GrantLedger::outstanding).sum(),
+            outstanding: self.rings.values().map(|ring| ring.ledger.outstanding()).sum(),
             held: self.holdings.values().map(|holding| holding.pages.len() as u32).sum(),
             quarantined: self.quarantine.values().map(|pages| pages.len() as u32).sum(),
         }
@@ -119,10 +131,10 @@ impl PoolState {
         self.settle()
     }
 
-    /// A session began: its peer may write up to `ring_pages` pages of ours.
-    pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32) -> Vec<Action> {
+    /// A session began: its peer may write up to `ring_pages` pages of ours, whose hashes have this seed.
+    pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32, seed: u64) -> Vec<Action> {
         if let Some(capacity) = NonZeroU32::new(ring_pages) {
-            self.rings.insert(session, GrantLedger::new(capacity));
+            self.rings.insert(session, Ring { ledger: GrantLedger::new(capacity), seed });
         }
         self.settle()
     }
@@ -130,7 +142,7 @@ impl PoolState {
     /// A session ended: puts into its outstanding pages may still land.
     pub fn on_session_lost(&mut self, session: SessionId) -> Vec<Action> {
         if let Some(ring) = self.rings.remove(&session) {
-            self.quarantine.insert(session, ring.close());
+            self.quarantine.insert(session, ring.ledger.close());
         }
         self.settle()
     }
@@ -143,11 +155,13 @@ impl PoolState {
         self.settle()
     }
 
-    /// A sender says that pages are whole and visible.
-    pub fn on_page_filled(&mut self, filled: PageFilled) -> Vec<Action> {
+    /// A sender says that pages are whole and visible. They are adopted only if they are what it put: `hasher` computes
+    /// what is there; without one, both sides have agreed to do without.
+    pub fn on_page_filled(&mut self, filled: PageFilled, hasher: Option<Hasher<'_>>) -> Vec<Action> {
         let session = filled.session;
         let Some(ring) = self.rings.get_mut(&session) else { return Vec::new() };
-        let pages = match ring.fill(filled.first, filled.count) {
+        let seed = ring.seed;
+        let pages = match ring.ledger.fill(filled.first, filled.count) {
             Ok(pages) => pages,
             Err(error) => return vec![Action::Break { session, reason: error.to_string() }],
         };
@@ -159,6 +173,25 @@ impl PoolState {
         match holding {
             Some((owner, request, holding)) if holding.landing >= filled.count => {
                 let pages: Vec<PageId> = pages.iter().map(|page| PageId(page.0)).collect();
+                let seed_of = |n: u32| PageSeed {
+                    session: seed,
+                    credit: filled.first.0 + u64::from(n),
+                    request: request.0,
+                    place: owner.first_page.wrapping_add(n),
+                };
+                let whole = |hasher: Hasher<'_>| {
+                    filled.hashes.len() == pages.len()
+                        && (0..)
+                            .zip(&pages)
+                            .zip(&filled.hashes)
+                            .all(|((n, page), hash)| hasher(*page, seed_of(n)) == *hash)
+                };
+                if !hasher.is_none_or(whole) {
+                    self.free.extend(pages.iter().map(|page| page.0));
+                    actions.push(Action::Rejected(request));
+                    actions.extend(self.settle());
+                    return actions;
+                }
                 holding.landing -= filled.count;
                 holding.pages.extend(&pages);
                 actions.push(Action::Adopted(PagesAdopted {
@@ -193,12 +226,14 @@ impl PoolState {
             let usage = self.usage();
             let room = self.ring_pages.saturating_sub(usage.outstanding + usage.quarantined);
             let room = room.min(self.unclaimed()).min(GRANT_PAGES_MAX as u32);
-            let Some(count) = self.rings.get(&session).map(|ring| ring.room().min(room)) else { continue };
+            let Some(count) = self.rings.get(&session).map(|ring| ring.ledger.room().min(room)) else {
+                continue;
+            };
             let pages: Vec<PageIndex> = self.take(count).into_iter().map(PageIndex).collect();
             let Some(ring) = self.rings.get_mut(&session) else { continue };
-            let first = CreditNumber(ring.head());
+            let first = CreditNumber(ring.ledger.head());
             for &page in &pages {
-                ring.grant(page).expect("count is at most the ring's room");
+                ring.ledger.grant(page).expect("count is at most the ring's room");
             }
             if !pages.is_empty() {
                 actions.push(Action::Grant { session, first, pages });

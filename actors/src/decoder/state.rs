@@ -85,6 +85,7 @@ pub struct DecoderConfig {
 pub struct DecoderState {
     config: DecoderConfig,
     requests: BTreeMap<RequestId, Entry>,
+    recomputes: u64,
     /// Sessions that can prefill, and their processes.
     peers: BTreeMap<SessionId, u32>,
 }
@@ -92,12 +93,17 @@ pub struct DecoderState {
 impl DecoderState {
     /// No requests and no peers.
     pub fn new(config: DecoderConfig) -> Self {
-        Self { config, requests: BTreeMap::new(), peers: BTreeMap::new() }
+        Self { config, requests: BTreeMap::new(), recomputes: 0, peers: BTreeMap::new() }
     }
 
     /// Requests that have not ended.
     pub fn len(&self) -> usize {
         self.requests.len()
+    }
+
+    /// Prompts computed again here because of their sender.
+    pub fn recomputes(&self) -> u64 {
+        self.recomputes
     }
 
     /// True if there are none.
@@ -174,6 +180,7 @@ impl DecoderState {
 
     fn recompute(&mut self, request: RequestId) -> Vec<Action> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        self.recomputes += 1;
         entry.phase = Phase::Reserving { on: None };
         let (decode_pid, prompt_tokens) = (entry.timings.decode_pid, entry.timings.prompt_tokens);
         entry.timings = Timings { prefill_pid: decode_pid, decode_pid, prompt_tokens, ..Timings::default() };
@@ -208,17 +215,14 @@ impl DecoderState {
     /// nothing it sent for this request is used.
     pub fn on_adopted(&mut self, now: Instant, adopted: PagesAdopted) -> Vec<Action> {
         let Some(entry) = self.requests.get_mut(&adopted.request) else { return Vec::new() };
-        let Phase::Landing { session, table, .. } = &mut entry.phase else { return Vec::new() };
+        let Phase::Landing { table, .. } = &mut entry.phase else { return Vec::new() };
         let first = adopted.first_page as usize;
         let places = table.get_mut(first..).and_then(|rest| rest.get_mut(..adopted.pages.len()));
         match places {
             Some(places) if places.iter().all(Option::is_none) => {
                 places.iter_mut().zip(&adopted.pages).for_each(|(place, page)| *place = Some(*page));
             }
-            _ => {
-                let cancel = cancel(*session, adopted.request);
-                return [vec![cancel], self.recompute(adopted.request)].concat();
-            }
+            _ => return self.on_rejected(adopted.request),
         }
         entry.timings.pages += adopted.pages.len() as u32;
         entry.timings.bytes += adopted.pages.len() as u64 * self.config.page_bytes;
@@ -227,6 +231,17 @@ impl DecoderState {
             entry.timings.exposed_ms = ms(now - prefilled);
         }
         join(entry)
+    }
+
+    /// A page that landed is not what the sender put: nothing it sent for this request is used.
+    pub fn on_rejected(&mut self, request: RequestId) -> Vec<Action> {
+        match self.requests.get(&request).map(|entry| &entry.phase) {
+            Some(Phase::Landing { session, .. }) => {
+                let cancel = cancel(*session, request);
+                [vec![cancel], self.recompute(request)].concat()
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// The sender has sampled the first token: it streams at once.
@@ -238,7 +253,7 @@ impl DecoderState {
             return Vec::new();
         }
         if finished.token >= self.config.vocabulary {
-            return [vec![cancel(session, request)], self.recompute(request)].concat();
+            return self.on_rejected(request);
         }
         entry.timings.disaggregated = true;
         entry.timings.prefill_pid = self.peers.get(&session).copied().unwrap_or_default();

@@ -84,8 +84,8 @@ impl Side {
     /// The frame is not one that this side's peers may send.
     pub(super) fn route(&self, session: SessionId, pid: u32, frame: Frame) -> Result<(), String> {
         match (self, frame) {
-            (Self::Receiver(side), Frame::PageFilled { first, count, owner, transfer_micros }) => {
-                side.filled.post(PageFilled { session, first, count, owner, transfer_micros });
+            (Self::Receiver(side), Frame::PageFilled { first, count, owner, hashes, transfer_micros }) => {
+                side.filled.post(PageFilled { session, first, count, owner, hashes, transfer_micros });
             }
             (Self::Receiver(side), Frame::PrefillFinished { request, token, prefill_micros }) => {
                 side.finished.post(PrefillFinished {

@@ -65,8 +65,8 @@ pub async fn listen(listener: TcpListener, identity: Identity, addr: Addr<PeerLi
         actix::spawn(async move {
             match Link::accept(stream, &identity.shape, identity.secret.as_deref()).await {
                 Ok((link, hello)) => {
-                    let half = Half::Listened { nonce: hello.nonce };
-                    addr.do_send(PeerConnected { link, incarnation: hello.incarnation, half });
+                    let (incarnation, half) = (hello.incarnation, Half::Listened);
+                    addr.do_send(PeerConnected { link, incarnation, half });
                 }
                 Err(error) => tracing::warn!(%address, reason = %error, "link connection refused"),
             }

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::num::NonZeroU32;
 
 use connector::frame::{Frame, PageOwner};
+use connector::page_hash::PageSeed;
 use connector::ring::{CreditNumber, PageIndex, RingError, SpendLedger};
 use connector::transport::Ticket;
 use engine::PageId;
@@ -44,6 +45,8 @@ pub enum Action {
         page: PageId,
         /// Page of theirs.
         into: PageIndex,
+        /// What its hash is to be seeded with; `None`: nobody's page, which has none.
+        seed: Option<PageSeed>,
     },
     /// Post a flush.
     Flush {
@@ -78,6 +81,7 @@ struct Put {
     ticket: Ticket,
     owner: Owner,
     posted_micros: u64,
+    hash: Option<u64>,
     done: bool,
     /// The request was cancelled: the page is announced as nobody's.
     cancelled: bool,
@@ -94,6 +98,7 @@ struct Probe {
 #[derive(Debug)]
 struct Session {
     ring: SpendLedger,
+    seed: u64,
     lane: Option<String>,
     ready: VecDeque<Ready>,
     /// Spent credits in order: in flight, done, or under the flush.
@@ -121,7 +126,7 @@ impl TransferState {
     }
 
     /// A session began. Credits may come before the lane is connected.
-    pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32) {
+    pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32, seed: u64) {
         let Some(capacity) = NonZeroU32::new(ring_pages.min(RING_PAGES_MAX)) else { return };
         let probe = Probe {
             warm: PROBE_PAGES.0.min(ring_pages),
@@ -132,6 +137,7 @@ impl TransferState {
             session,
             Session {
                 ring: SpendLedger::new(capacity),
+                seed,
                 lane: None,
                 ready: VecDeque::new(),
                 puts: VecDeque::new(),
@@ -200,6 +206,17 @@ impl TransferState {
             flying |= !put.done;
         }
         if flying { Vec::new() } else { vec![Action::Drained(session, request)] }
+    }
+
+    /// The hash of the page that this put carries. It is announced with the page.
+    pub fn on_hashed(&mut self, session: SessionId, ticket: Ticket, hash: u64) {
+        let put = self
+            .sessions
+            .get_mut(&session)
+            .and_then(|live| live.puts.iter_mut().find(|put| put.ticket == ticket));
+        if let Some(put) = put {
+            put.hash = Some(hash);
+        }
     }
 
     /// A put's source is free again, or the put failed.
@@ -319,14 +336,15 @@ impl TransferState {
             } else if let Some(probe) = live.probe.as_mut().filter(|probe| probe.warm == 0) {
                 probe.began_micros.get_or_insert(now_micros);
             }
-            live.puts.push_back(Put {
-                ticket,
-                owner,
-                posted_micros: now_micros,
-                done: false,
-                cancelled: false,
+            let seed = owner.map(|owner| PageSeed {
+                session: live.seed,
+                credit: credit.number.0,
+                request: owner.request,
+                place: owner.first_page,
             });
-            actions.push(Action::Put { session, ticket, page, into: credit.page });
+            let (posted_micros, hash) = (now_micros, None);
+            live.puts.push_back(Put { ticket, owner, posted_micros, hash, done: false, cancelled: false });
+            actions.push(Action::Put { session, ticket, page, into: credit.page, seed });
         }
         let ticket = self.ticket();
         let Some(live) = self.sessions.get_mut(&session) else { return actions };
@@ -346,6 +364,7 @@ impl TransferState {
         while let Some(put) = covered.pop_front() {
             let owner = put.owner.filter(|_| !put.cancelled);
             let mut count = 1;
+            let mut hashes: Vec<u64> = put.hash.filter(|_| owner.is_some()).into_iter().collect();
             let follows = |put: &Put, count: u32| match (owner, put.owner.filter(|_| !put.cancelled)) {
                 (Some(first), Some(next)) => {
                     next == PageOwner { first_page: first.first_page + count, ..first }
@@ -353,14 +372,17 @@ impl TransferState {
                 (None, None) => true,
                 _ => false,
             };
-            while covered.front().is_some_and(|put| follows(put, count)) {
-                covered.pop_front();
+            while let Some(next) = covered.pop_front_if(|put| follows(put, count)) {
+                hashes.extend(next.hash.filter(|_| owner.is_some()));
                 count += 1;
             }
             let first = live.ring.announce(count)?;
             let began = owner.and_then(|owner| live.began.get(&RequestId(owner.request)));
             let transfer_micros = began.map_or(0, |began| now.saturating_sub(*began));
-            actions.push(Action::Frame(session, Frame::PageFilled { first, count, owner, transfer_micros }));
+            actions.push(Action::Frame(
+                session,
+                Frame::PageFilled { first, count, owner, hashes, transfer_micros },
+            ));
             match (owner, &mut live.probe) {
                 (Some(owner), _) => actions.push(Action::Sent(session, RequestId(owner.request), count)),
                 (None, Some(probe)) if probe.warm > 0 => probe.warm = probe.warm.saturating_sub(count),

@@ -13,6 +13,7 @@ fn shape() -> Shape {
         page_tokens: 16,
         dtype: "f32".into(),
         page_bytes: 737_280,
+        page_hash: true,
     }
 }
 
@@ -34,9 +35,10 @@ fn golden_bytes() {
             first: CreditNumber(1),
             count: 3,
             owner: Some(PageOwner { request: 5, first_page: 4 }),
+            hashes: vec![7],
             transfer_micros: 6,
         },
-        "06000000010000000000000003000000010500000000000000040000000600000000000000",
+        "0600000001000000000000000300000001050000000000000004000000010000000000000007000000000000000600000000000000",
     );
     check(
         Frame::PrefillFinished { request: 1, token: 2, prefill_micros: 3 },
@@ -57,6 +59,7 @@ fn what_differs_is_named() {
     check(|shape| shape.page_tokens = 32, "peer's page length in tokens is 32 and ours is 16");
     check(|shape| shape.dtype = "bf16".into(), "KV element type");
     check(|shape| shape.page_bytes = 1, "page size in bytes");
+    check(|shape| shape.page_hash = false, "same transport.page_hash");
 }
 
 proptest! {

@@ -15,6 +15,7 @@ fn shape(fingerprint: u8) -> Shape {
         page_tokens: 16,
         dtype: "f32".into(),
         page_bytes: 4096,
+        page_hash: true,
     }
 }
 
@@ -30,7 +31,7 @@ fn hello(fingerprint: u8) -> Hello {
     }
 }
 
-fn welcome(hello: &Hello, secret: Option<&str>) -> Welcome {
+fn welcome(nonces: Nonces, secret: Option<&str>) -> Welcome {
     let descriptor = Descriptor {
         transport: "loopback".into(),
         worker_address: vec![1],
@@ -43,7 +44,7 @@ fn welcome(hello: &Hello, secret: Option<&str>) -> Welcome {
         shape: shape(7),
         descriptor,
         ring_pages: 2,
-        proof: prove(secret, &hello.nonce),
+        proof: nonces.prove(secret, Prover::Listener),
     }
 }
 
@@ -55,8 +56,8 @@ async fn listener() -> (TcpListener, String) {
 
 async fn serve(listener: TcpListener, secret: Option<&'static str>) -> Result<Link, LinkError> {
     let (stream, _) = listener.accept().await?;
-    let (mut link, hello) = Link::accept(stream, &shape(7), secret).await?;
-    link.welcome(welcome(&hello, secret)).await?;
+    let (mut link, _) = Link::accept(stream, &shape(7), secret).await?;
+    link.welcome(welcome(link.nonces(), secret)).await?;
     Ok(link)
 }
 
@@ -103,6 +104,30 @@ async fn frames_flow_both_ways_and_goodbye_ends_them() {
     drop(peer_queue);
     assert_eq!(reader.next().await.expect_err("the end").kind(), "goodbye");
     let _ = peer_writing.await.expect("no panic");
+}
+
+#[tokio::test]
+async fn both_sides_draw_the_same_seed_and_another_session_another() {
+    let mut seeds = Vec::new();
+    for _ in 0..2 {
+        let (listener, address) = listener().await;
+        let (served, dialled) = tokio::join!(serve(listener, None), Link::dial(&address, hello(7), None));
+        let (served, dialled) = (served.expect("up").nonces(), dialled.expect("up").0.nonces());
+        assert_eq!(served.session_seed(), dialled.session_seed());
+        seeds.push(served.session_seed());
+    }
+    assert_ne!(seeds[0], seeds[1]);
+}
+
+#[test]
+fn a_proof_is_good_for_its_side_and_its_session_only() {
+    let nonces = Nonces { listener: [1; 32], dialer: [2; 32] };
+    let proof = nonces.prove(Some("s"), Prover::Dialer);
+    let check = |nonces: Nonces, prover| nonces.check(Some("s"), prover, proof.as_ref());
+    assert_eq!(check(nonces, Prover::Dialer), Ok(()));
+    assert_eq!(check(nonces, Prover::Listener), Err(Incompatible::Secret), "it cannot be sent back");
+    let other = Nonces { dialer: [3; 32], ..nonces };
+    assert_eq!(check(other, Prover::Dialer), Err(Incompatible::Secret), "it cannot be passed on");
 }
 
 #[tokio::test]

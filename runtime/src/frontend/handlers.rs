@@ -54,6 +54,10 @@ pub(super) async fn health(frontend: Shared) -> HttpResponse {
     HttpResponse::build(status).content_type("application/json").body(health.body())
 }
 
+pub(super) async fn metrics(frontend: Shared) -> HttpResponse {
+    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body((frontend.metrics)())
+}
+
 pub(super) async fn no_such_path(request: HttpRequest) -> HttpResponse {
     let message = format!("there is nothing at {}", request.path());
     ApiError::new(StatusCode::NOT_FOUND, message).response()

@@ -344,6 +344,12 @@ fn a_full_house_answers_429() {
 }
 
 #[test]
+fn metrics_are_text() {
+    let server = Server::start(Script::Echo);
+    assert_eq!(server.get("/metrics"), (200, "baton_pages 1\n".to_owned()));
+}
+
+#[test]
 fn models_and_health() {
     let server = Server::start(Script::Echo);
     let (status, text) = server.get("/v1/models");

@@ -16,7 +16,14 @@ fn reserve(request: u64, here: u32, landing: u32) -> ReservePages {
 
 fn filled(first: u64, count: u32, owner: Option<u64>) -> PageFilled {
     let owner = owner.map(|request| PageOwner { request, first_page: 0 });
-    PageFilled { session: SESSION, first: CreditNumber(first), count, owner, transfer_micros: 0 }
+    PageFilled {
+        session: SESSION,
+        first: CreditNumber(first),
+        count,
+        owner,
+        hashes: vec![],
+        transfer_micros: 0,
+    }
 }
 
 fn granted(actions: &[Action]) -> Vec<u32> {
@@ -40,10 +47,10 @@ fn reservations_are_served_in_order() {
 #[test]
 fn a_landed_page_is_adopted_and_the_ring_moves() {
     let mut pool = PoolState::new(4, 1);
-    assert_eq!(granted(&pool.on_session_opened(SESSION, 1)), [0]);
+    assert_eq!(granted(&pool.on_session_opened(SESSION, 1, 0)), [0]);
     assert_eq!(pool.on_reserve(reserve(7, 0, 3)).len(), 1);
     for n in 0..3 {
-        let actions = pool.on_page_filled(filled(n, 1, Some(7)));
+        let actions = pool.on_page_filled(filled(n, 1, Some(7)), None);
         assert!(
             matches!(&actions[0], Action::Adopted(adopted) if adopted.request == RequestId(7)),
             "{actions:?}"
@@ -54,24 +61,52 @@ fn a_landed_page_is_adopted_and_the_ring_moves() {
 }
 
 #[test]
+fn a_page_that_is_not_what_was_put_is_not_adopted() {
+    let hash = |page: PageId, seed: PageSeed| {
+        seed.session
+            + seed.credit * 10
+            + seed.request * 100
+            + u64::from(seed.place) * 1000
+            + u64::from(page.0) * 10_000
+    };
+    // Two pages of request 7 under credits 0 and 1, into pages 0 and 1, at places 0 and 1.
+    let right = vec![5 + 700, 5 + 10 + 700 + 1000 + 10_000];
+    for (hashes, adopted) in [
+        (right.clone(), true),
+        (vec![right[0], right[1] ^ 1], false),
+        (vec![right[1], right[0]], false),
+        (vec![right[0]], false),
+        (vec![], false),
+    ] {
+        let mut pool = PoolState::new(8, 2);
+        pool.on_session_opened(SESSION, 2, 5);
+        pool.on_reserve(reserve(7, 0, 4));
+        let actions = pool.on_page_filled(PageFilled { hashes, ..filled(0, 2, Some(7)) }, Some(&hash));
+        assert_eq!(matches!(&actions[0], Action::Adopted(_)), adopted, "{actions:?}");
+        assert_eq!(actions[0] == Action::Rejected(RequestId(7)), !adopted, "{actions:?}");
+        assert_eq!(granted(&actions).len(), 2, "the ring moves on either way");
+    }
+}
+
+#[test]
 fn a_page_for_nobody_goes_straight_back() {
     let mut pool = PoolState::new(4, 2);
-    pool.on_session_opened(SESSION, 2);
+    pool.on_session_opened(SESSION, 2, 0);
     pool.on_reserve(reserve(7, 0, 1));
     pool.on_release(own(7));
-    assert_eq!(granted(&pool.on_page_filled(filled(0, 1, Some(7)))).len(), 1);
-    assert_eq!(granted(&pool.on_page_filled(filled(1, 1, None))).len(), 1);
+    assert_eq!(granted(&pool.on_page_filled(filled(0, 1, Some(7)), None)).len(), 1);
+    assert_eq!(granted(&pool.on_page_filled(filled(1, 1, None), None)).len(), 1);
     assert_eq!(pool.usage(), PoolUse { pages: 4, outstanding: 2, ..PoolUse::default() });
 }
 
 #[test]
 fn a_lost_session_is_quarantined_until_proof() {
     let mut pool = PoolState::new(4, 2);
-    pool.on_session_opened(SESSION, 2);
+    pool.on_session_opened(SESSION, 2, 0);
     pool.on_session_lost(SESSION);
     assert_eq!(pool.usage().quarantined, 2);
     assert_eq!(pool.on_reserve(reserve(1, 3, 0)), [], "two pages may still be written");
-    assert_eq!(pool.on_page_filled(filled(0, 1, None)), [], "a frame of a lost session is nothing");
+    assert_eq!(pool.on_page_filled(filled(0, 1, None), None), [], "a frame of a lost session is nothing");
     assert_eq!(pool.on_session_drained(SESSION).len(), 1);
     assert_eq!(pool.usage(), PoolUse { pages: 4, held: 3, ..PoolUse::default() });
 }
@@ -79,9 +114,9 @@ fn a_lost_session_is_quarantined_until_proof() {
 #[test]
 fn a_peer_that_miscounts_loses_its_session() {
     let mut pool = PoolState::new(4, 2);
-    pool.on_session_opened(SESSION, 2);
+    pool.on_session_opened(SESSION, 2, 0);
     for wrong in [filled(1, 1, None), filled(0, 3, None)] {
-        assert!(matches!(pool.on_page_filled(wrong)[..], [Action::Break { .. }]));
+        assert!(matches!(pool.on_page_filled(wrong, None)[..], [Action::Break { .. }]));
     }
 }
 
@@ -129,14 +164,14 @@ proptest! {
                     if ring > 0 && !pool.rings.contains_key(&SessionId(session)) {
                         session += 1;
                         tail = 0;
-                        pool.on_session_opened(SessionId(session), ring);
+                        pool.on_session_opened(SessionId(session), ring, 0);
                     }
                 }
                 Op::Fill(count, owner) => {
                     let mut frame = filled(tail, count, owner);
                     frame.session = SessionId(session);
                     let live = pool.rings.contains_key(&SessionId(session));
-                    if !matches!(pool.on_page_filled(frame)[..], [Action::Break { .. }]) && live {
+                    if !matches!(pool.on_page_filled(frame, None)[..], [Action::Break { .. }]) && live {
                         tail += u64::from(count);
                     }
                 }

@@ -152,6 +152,7 @@ fn what_a_confused_sender_says_is_not_used() {
         landing().on_adopted(now, adopted(u32::MAX, 4)),
         twice.on_adopted(now, adopted(1, 5)),
         landing().on_prefill_finished(now, prefilled(100)),
+        landing().on_rejected(R),
     ] {
         assert!(matches!(&actions[0], Action::Frame(_)), "{actions:?}");
         assert_eq!(actions[1..], [Action::Release(OWN), again.clone()]);

@@ -34,7 +34,7 @@ impl Peer {
             broken: Vec::new(),
             most_in_flight: 0,
         };
-        peer.state.on_session_opened(S, ring_pages);
+        peer.state.on_session_opened(S, ring_pages, 77);
         let actions = peer.state.on_connected(0, S, "tcp/lo".into());
         peer.perform(actions);
         peer
@@ -53,9 +53,21 @@ impl Peer {
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Put { ticket, .. } => self.puts.push(ticket),
+                Action::Put { ticket, seed, .. } => {
+                    if let Some(seed) = seed {
+                        assert_eq!((seed.session, seed.request), (77, R.0));
+                        self.state.on_hashed(S, ticket, seed.credit * 100 + u64::from(seed.place));
+                    }
+                    self.puts.push(ticket);
+                }
                 Action::Flush { ticket, .. } => self.flushes.push(ticket),
-                Action::Frame(_, Frame::PageFilled { first, count, owner, .. }) => {
+                Action::Frame(_, Frame::PageFilled { first, count, owner, hashes, .. }) => {
+                    let expect: Vec<u64> = owner.map_or(vec![], |owner| {
+                        (0..count)
+                            .map(|n| (first.0 + u64::from(n)) * 100 + u64::from(owner.first_page + n))
+                            .collect()
+                    });
+                    assert_eq!(hashes, expect, "every page has its own hash");
                     self.ring.fill(first, count).expect("announced in order, and only what was granted");
                     self.filled.push((owner, count));
                 }

@@ -155,6 +155,7 @@ impl Server {
                         peers: 0,
                         live_requests: 0,
                     }),
+                    metrics: Arc::new(|| "baton_pages 1\n".to_owned()),
                     drain: Duration::from_secs(1),
                 };
                 let listener = bind("frontend.port", "127.0.0.1", 0).unwrap();
