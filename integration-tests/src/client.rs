@@ -5,17 +5,17 @@ use serde_json::{Value, json};
 
 use crate::process::PATIENCE;
 
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false);
+    config.build().into()
+}
+
 /// POSTs JSON; status and body.
 ///
 /// # Errors
 /// No answer in time, or one that is no JSON.
 pub fn post(address: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(PATIENCE))
-        .http_status_as_error(false)
-        .build()
-        .into();
-    let mut response = agent.post(format!("http://{address}{path}")).send_json(body)?;
+    let mut response = agent().post(format!("http://{address}{path}")).send_json(body)?;
     let status = response.status().as_u16();
     Ok((status, response.body_mut().read_json()?))
 }
@@ -25,14 +25,17 @@ pub fn post(address: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
 /// # Errors
 /// No answer in time, or one that is no JSON.
 pub fn get(address: &str, path: &str) -> Result<(u16, Value)> {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(PATIENCE))
-        .http_status_as_error(false)
-        .build()
-        .into();
-    let mut response = agent.get(format!("http://{address}{path}")).call()?;
+    let mut response = agent().get(format!("http://{address}{path}")).call()?;
     let status = response.status().as_u16();
     Ok((status, response.body_mut().read_json()?))
+}
+
+/// GETs text.
+///
+/// # Errors
+/// No answer in time.
+pub fn get_text(address: &str, path: &str) -> Result<String> {
+    Ok(agent().get(format!("http://{address}{path}")).call()?.body_mut().read_to_string()?)
 }
 
 /// What a completion gave.

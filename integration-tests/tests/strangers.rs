@@ -1,0 +1,112 @@
+//! Whoever knocks at the link port without belonging there gets one line in the log, and nothing else moves.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use anyhow::{Context, Result};
+use connector::frame::{Answer, Challenge, Hello, Incarnation, Shape};
+use connector::wire;
+use integration_tests::client::complete;
+use integration_tests::process::{PATIENCE, Pair};
+use serde_json::json;
+
+/// A connection to the link port that speaks its framing.
+struct Knock(TcpStream);
+
+impl Knock {
+    fn at(address: &str) -> Result<Self> {
+        let socket = TcpStream::connect(address)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(socket))
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.0.write_all(&(bytes.len() as u32).to_be_bytes())?;
+        Ok(self.0.write_all(bytes)?)
+    }
+
+    fn receive(&mut self) -> Result<Vec<u8>> {
+        let mut length = [0; 4];
+        self.0.read_exact(&mut length)?;
+        let mut bytes = vec![0; u32::from_be_bytes(length) as usize];
+        self.0.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+fn hello(protocol: u32) -> Hello {
+    Hello {
+        protocol,
+        incarnation: Incarnation { pid: 1, start_ticks: 1, boot: 1 },
+        session: 1,
+        previous_drained: true,
+        shape: Shape {
+            model: "m\nwith a line of its own".into(),
+            fingerprint: [0; 32],
+            layers: 1,
+            kv_heads: 1,
+            head_dim: 32,
+            page_tokens: 16,
+            dtype: "f32".into(),
+            page_bytes: 1,
+            page_hash: true,
+        },
+        nonce: [0; 32],
+        proof: None,
+    }
+}
+
+#[test]
+fn strangers_get_one_line_each_and_requests_go_on() -> Result<()> {
+    let pair = Pair::start(&[])?;
+    let link = pair.receiver.address("link.port")?;
+    let expect = complete(&pair.frontend, &json!("The harbour was quiet"), 8)?.ids;
+    let refused = |words: &[&str]| -> Result<()> {
+        let words: Vec<&str> = ["link connection refused"].into_iter().chain(words.iter().copied()).collect();
+        pair.receiver.wait_line(&words).map(drop)
+    };
+
+    let mut garbage = Knock::at(&link)?;
+    garbage.send(b"\xff\xff\xff\xff is no Hello")?;
+    refused(&["cannot be decoded"])?;
+
+    let mut oversized = Knock::at(&link)?;
+    oversized.0.write_all(&u32::MAX.to_be_bytes())?;
+    refused(&["frame size too big"])?;
+
+    let mut older = Knock::at(&link)?;
+    let challenge: Challenge = wire::decode(&older.receive()?)?;
+    older.send(&wire::encode(&hello(challenge.protocol - 1))?)?;
+    refused(&["run the same build of baton"])?;
+    let answer: Answer = wire::decode(&older.receive()?)?;
+    assert!(matches!(&answer, Answer::Refused(reason) if reason.contains("same build")), "{answer:?}");
+
+    let mut other = Knock::at(&link)?;
+    let challenge: Challenge = wire::decode(&other.receive()?)?;
+    other.send(&wire::encode(&hello(challenge.protocol))?)?;
+    refused(&["m with a line of its own", "same --model"])?;
+
+    let silent = Knock::at(&link)?;
+    refused(&["peer was silent for 5000 ms"])?;
+    drop(silent);
+
+    let log = pair.receiver.log();
+    let lines = log.lines().filter(|line| line.contains("link connection refused")).count();
+    assert_eq!(lines, 5, "one line each:\n{log}");
+    assert_eq!(log.lines().filter(|line| line.contains("session opening")).count(), 1, "{log}");
+    let answer = complete(&pair.frontend, &json!("The harbour was quiet"), 8)?;
+    assert_eq!(answer.ids, expect);
+    assert_eq!(answer.timings["disaggregated"], true, "the pair was not disturbed: {}", answer.timings);
+    Ok(())
+}
+
+#[test]
+fn a_crowd_at_the_link_port_keeps_no_sender_out() -> Result<()> {
+    let receiver = integration_tests::process::start_receiver(&[])?;
+    let link = receiver.address("link.port")?;
+    // Three times as many as may shake hands at once, and more of them as soon as one is closed.
+    let _crowd: Vec<TcpStream> = (0..48).map(|_| TcpStream::connect(&link)).collect::<Result<_, _>>()?;
+    let sender = integration_tests::process::start_sender(&receiver, &[])?;
+    receiver.wait_line(&["sender ready", &format!("pid={}", sender.pid())]).context("it got in")?;
+    Ok(())
+}
