@@ -168,6 +168,12 @@ impl Link {
         // Frames are small and each one is waited for.
         stream.set_nodelay(true)?;
         let peer = stream.peer_addr()?;
+        if stream.local_addr()? == peer {
+            // The kernel gave the dialer the very port that it dials, so it met itself; it must let go of the port at
+            // once, without the wait that TCP keeps it for otherwise.
+            stream.set_zero_linger()?;
+            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "connection to itself").into());
+        }
         let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec();
         Ok(Self { socket: Framed::new(stream, codec), peer, nonces })
     }

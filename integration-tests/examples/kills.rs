@@ -9,7 +9,7 @@
 //! an error.
 
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -53,9 +53,10 @@ impl Bench {
         let mut prompts = prompts()?;
         // Of all lengths up to 130 tokens, and firm to the end.
         prompts.retain(|prompt| prompt.near_ties.is_empty() && prompt.prompt_ids.len() <= 130);
-        let receiver = start_receiver(&["request.deadline=60s"])?;
-        let link =
-            format!("link.port={}", receiver.address("link.port")?.rsplit(':').next().context("a port")?);
+        // Below the ports that the kernel gives to connections, so that it is free again after a kill.
+        let free = (21_000..29_000u16).rev().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+        let link = format!("link.port={}", free.context("a free port")?);
+        let receiver = start_receiver(&["request.deadline=60s", &link])?;
         let sender = start_sender(&receiver, &[])?;
         receiver.wait_line(&["sender ready"])?;
         let frontend = receiver.address("frontend.port")?;

@@ -131,6 +131,19 @@ fn a_proof_is_good_for_its_side_and_its_session_only() {
 }
 
 #[tokio::test]
+async fn a_dialer_that_meets_itself_lets_go() {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+    let address = socket.local_addr().expect("bound");
+    let stream = socket.connect(address).await.expect("TCP lets a socket connect to itself");
+    let nonces = Nonces { listener: [0; 32], dialer: [0; 32] };
+    let error = Link::new(stream, nonces).err().expect("refused");
+    assert!(error.to_string().contains("itself") && !error.is_permanent(), "{error}");
+    // Nothing is left on the port that would keep a listener from it.
+    TcpListener::bind(address).await.expect("free again");
+}
+
+#[tokio::test]
 async fn strangers_are_refused() {
     let (listener, address) = listener().await;
     let stranger = async {
