@@ -116,6 +116,8 @@ impl Bench {
         match kill {
             Kill::Sender => self.sender = start_sender(&self.receiver, &[])?,
             Kill::Receiver => {
+                // Its ports are free when it is gone, which is a little after the kill.
+                self.receiver.wait()?;
                 let same = ["request.deadline=60s", &self.link];
                 self.receiver = start_receiver(&same)?;
                 self.frontend = self.receiver.address("frontend.port")?;
