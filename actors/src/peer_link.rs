@@ -126,7 +126,6 @@ pub struct PeerLink {
     peers: HashMap<SessionId, Peer>,
     counters: Counters,
     held: Arc<AtomicU32>,
-    closing: bool,
     vitals: Vitals,
 }
 
@@ -141,17 +140,7 @@ impl PeerLink {
         vitals: Vitals,
     ) -> Self {
         let state = PeerLinkState::default();
-        Self {
-            state,
-            identity,
-            transport,
-            side,
-            peers: HashMap::new(),
-            counters,
-            held,
-            closing: false,
-            vitals,
-        }
+        Self { state, identity, transport, side, peers: HashMap::new(), counters, held, vitals }
     }
 
     fn perform(&mut self, actions: Vec<Action>, ctx: &mut Context<Self>) {
@@ -165,10 +154,10 @@ impl PeerLink {
                     self.submit(session, Command::Connect { session: name(session), peer }, ctx);
                 }
                 Action::Welcome(session, descriptor) => self.welcome(session, descriptor, ctx),
-                Action::End(session, reason) => {
+                Action::End { session, reason, orderly } => {
                     if let Some(peer) = self.peers.get_mut(&session) {
                         let (peer_name, address) = (peer.incarnation, &peer.address);
-                        if self.closing {
+                        if orderly {
                             tracing::info!(%session, peer = %peer_name, address, reason, "session over");
                         } else {
                             tracing::warn!(%session, peer = %peer_name, address, reason, "session over");
@@ -182,7 +171,7 @@ impl PeerLink {
                 }
                 Action::Drained(session, over) => {
                     if let Some(peer) = self.peers.remove(&session)
-                        && let Some(dialler) = peer.over.filter(|_| !self.closing)
+                        && let Some(dialler) = peer.over.filter(|_| !self.state.is_closing())
                     {
                         // Unless this process is ending, whoever dialled dials again.
                         let _ = dialler.send(over);
@@ -269,15 +258,14 @@ impl Handler<PeerConnected> for PeerLink {
     fn handle(&mut self, connected: PeerConnected, ctx: &mut Self::Context) {
         self.vitals.mark();
         let PeerConnected { mut link, incarnation, half } = connected;
-        if self.closing {
-            return;
-        }
-        if let (Half::Listened, 1..) = (&half, self.state.live()) {
-            let reason = "another sender is connected and one is served at a time".to_owned();
+        if let (Half::Listened, Err(reason)) = (&half, self.state.admit()) {
             actix::spawn(async move {
                 // A peer that is gone needs no answer.
-                let _ = link.put_off(reason).await;
+                let _ = link.put_off(reason.to_owned()).await;
             });
+            return;
+        }
+        if self.state.is_closing() {
             return;
         }
         let (descriptor, pending, over) = match half {
@@ -322,8 +310,11 @@ impl Handler<LinkEnded> for PeerLink {
 
     fn handle(&mut self, ended: LinkEnded, ctx: &mut Self::Context) {
         self.vitals.mark();
-        let reason = ended.error.map_or_else(|| "we closed the link".to_owned(), |error| error.to_string());
-        let actions = self.state.on_end(ended.session, reason);
+        let actions = match ended.error {
+            Some(LinkError::Goodbye) => self.state.on_goodbye(ended.session),
+            Some(error) => self.state.on_end(ended.session, error.to_string()),
+            None => self.state.on_end(ended.session, "we closed the link".into()),
+        };
         self.perform(actions, ctx);
     }
 }
@@ -389,7 +380,6 @@ impl Handler<CloseLinks> for PeerLink {
 
     fn handle(&mut self, _: CloseLinks, ctx: &mut Self::Context) {
         self.vitals.mark();
-        self.closing = true;
         let actions = self.state.on_shutdown();
         self.perform(actions, ctx);
     }

@@ -4,7 +4,8 @@
 //! sequence that is not. One step is in flight at a time. A sequence that is stopped while it is in a step ends when
 //! that step comes back: until then the engine may be writing its pages.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use engine::PageId;
 
@@ -20,8 +21,8 @@ pub struct PlannedChunk {
     pub tokens: Vec<u32>,
     /// Position of the first one.
     pub start: u32,
-    /// The sequence's page table.
-    pub pages: Vec<PageId>,
+    /// The sequence's page table: shared, since every decode step names it again.
+    pub pages: Arc<[PageId]>,
     /// Samples the token that follows the last one.
     pub sample: bool,
 }
@@ -40,7 +41,7 @@ struct Sequence {
     name: SequenceId,
     tokens: Vec<u32>,
     resident: u32,
-    pages: Vec<PageId>,
+    pages: Arc<[PageId]>,
     sample: u32,
     ignore_eos: bool,
     stopping: bool,
@@ -72,7 +73,7 @@ pub struct GeneratorState {
     eos_tokens: Vec<u32>,
     next_key: u64,
     keys: HashMap<SequenceId, u64>,
-    sequences: std::collections::BTreeMap<u64, Sequence>,
+    sequences: BTreeMap<u64, Sequence>,
     /// Keys and lengths of the chunks in flight.
     in_flight: Vec<(u64, u32)>,
     acquire: Vec<PageId>,
@@ -88,7 +89,7 @@ impl GeneratorState {
             eos_tokens,
             next_key: 0,
             keys: HashMap::new(),
-            sequences: std::collections::BTreeMap::new(),
+            sequences: BTreeMap::new(),
             in_flight: Vec::new(),
             acquire: Vec::new(),
         }
@@ -123,7 +124,7 @@ impl GeneratorState {
                 name: start.sequence,
                 tokens: start.tokens,
                 resident: start.resident,
-                pages: start.pages,
+                pages: start.pages.into(),
                 sample: start.sample,
                 ignore_eos: start.ignore_eos,
                 stopping: false,
@@ -167,7 +168,7 @@ impl GeneratorState {
                 key,
                 tokens: sequence.tokens[start as usize..end as usize].to_vec(),
                 start,
-                pages: sequence.pages.clone(),
+                pages: Arc::clone(&sequence.pages),
                 sample: end as usize == sequence.tokens.len(),
             });
         }

@@ -25,8 +25,15 @@ pub enum Action {
     Welcome(SessionId, Descriptor),
     /// Dialer: have the transport connect to the peer's descriptor.
     Connect(SessionId, Descriptor),
-    /// Tell everybody that the session is over, for this reason, and have the transport close it.
-    End(SessionId, String),
+    /// Tell everybody that the session is over, and have the transport close it.
+    End {
+        /// Which session.
+        session: SessionId,
+        /// Why, for the log.
+        reason: String,
+        /// One of the two sides ended it in good order.
+        orderly: bool,
+    },
     /// Tell the buffer manager that nothing of the session can land any more, and the dialler that it may dial again.
     Drained(SessionId, SessionOver),
 }
@@ -65,13 +72,28 @@ struct Session {
 #[derive(Debug, Default)]
 pub struct PeerLinkState {
     next: u64,
+    closing: bool,
     sessions: BTreeMap<SessionId, Session>,
 }
 
 impl PeerLinkState {
-    /// Sessions that are opening or up.
-    pub fn live(&self) -> usize {
-        self.sessions.values().filter(|session| session.stage != Stage::Closing).count()
+    /// Whether another sender may join: one is served at a time, and none by a process that is ending.
+    ///
+    /// # Errors
+    /// Why not, for the sender, which may try again.
+    pub fn admit(&self) -> Result<(), &'static str> {
+        if self.closing {
+            return Err("this process is ending");
+        }
+        if self.sessions.values().any(|session| session.stage != Stage::Closing) {
+            return Err("another sender is connected and one is served at a time");
+        }
+        Ok(())
+    }
+
+    /// True once this process is ending: no session begins any more, and nobody is to dial again.
+    pub fn is_closing(&self) -> bool {
+        self.closing
     }
 
     /// Sessions over which pages can travel.
@@ -136,10 +158,19 @@ impl PeerLinkState {
 
     /// The link broke, the lane failed, or a peer broke a rule. Only the first reason counts.
     pub fn on_end(&mut self, session: SessionId, reason: String) -> Vec<Action> {
+        self.end(session, reason, self.closing)
+    }
+
+    /// The peer said goodbye.
+    pub fn on_goodbye(&mut self, session: SessionId) -> Vec<Action> {
+        self.end(session, "peer said goodbye".into(), true)
+    }
+
+    fn end(&mut self, session: SessionId, reason: String, orderly: bool) -> Vec<Action> {
         match self.sessions.get_mut(&session) {
             Some(live) if live.stage != Stage::Closing => {
                 live.stage = Stage::Closing;
-                vec![Action::End(session, reason)]
+                vec![Action::End { session, reason, orderly }]
             }
             _ => Vec::new(),
         }
@@ -147,6 +178,7 @@ impl PeerLinkState {
 
     /// This process ends: so do all sessions.
     pub fn on_shutdown(&mut self) -> Vec<Action> {
+        self.closing = true;
         let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
         sessions
             .into_iter()
@@ -179,7 +211,6 @@ mod tests {
         assert_eq!(state.on_opened(session, Ok(descriptor())), [Action::Welcome(session, descriptor())]);
         let (session, _) = state.on_handshake(Instant::now(), Some(descriptor()));
         assert_eq!(state.on_opened(session, Ok(descriptor())), [Action::Connect(session, descriptor())]);
-        assert_eq!(state.live(), 2);
     }
 
     #[test]
@@ -187,9 +218,12 @@ mod tests {
         let mut state = PeerLinkState::default();
         let (session, _) = state.on_handshake(Instant::now(), None);
         state.on_opened(session, Ok(descriptor()));
-        assert_eq!(state.on_end(session, "eof".into()), [Action::End(session, "eof".into())]);
+        assert_eq!(
+            state.on_end(session, "eof".into()),
+            [Action::End { session, reason: "eof".into(), orderly: false }]
+        );
         assert_eq!(state.on_end(session, "lane".into()), []);
-        assert_eq!(state.live(), 0);
+        assert_eq!(state.admit(), Ok(()), "there is room for the next sender");
         let over = SessionOver { drained: false, probed: false };
         assert_eq!(state.on_closed(session, false), [Action::Drained(session, over)]);
         assert_eq!(state.on_closed(session, false), []);
@@ -204,18 +238,36 @@ mod tests {
         assert_eq!((state.on_tick(now + PROBE_LIMIT), state.ready()), (vec![], 0));
         assert_eq!((state.on_probed(session), state.ready()), (vec![], 1));
         assert_eq!(state.on_tick(now + PROBE_LIMIT * 2), []);
-        assert!(matches!(&state.on_probed(session)[..], [Action::End(..)]), "twice is a lie");
+        assert!(matches!(&state.on_probed(session)[..], [Action::End { .. }]), "twice is a lie");
         let over = SessionOver { drained: true, probed: true };
         assert_eq!(state.on_closed(session, true), [Action::Drained(session, over)]);
         let (session, _) = state.on_handshake(now, None);
         let actions = state.on_tick(now + PROBE_LIMIT + Duration::from_secs(1));
-        assert!(matches!(&actions[..], [Action::End(ended, _)] if *ended == session), "{actions:?}");
+        assert!(
+            matches!(&actions[..], [Action::End { session: ended, .. }] if *ended == session),
+            "{actions:?}"
+        );
+    }
+
+    #[test]
+    fn one_sender_is_admitted_and_none_at_the_end() {
+        let mut state = PeerLinkState::default();
+        assert_eq!(state.admit(), Ok(()));
+        let (session, _) = state.on_handshake(Instant::now(), None);
+        assert!(state.admit().is_err());
+        assert!(matches!(&state.on_goodbye(session)[..], [Action::End { orderly: true, .. }]));
+        assert_eq!(state.admit(), Ok(()));
+        assert_eq!(state.on_shutdown(), []);
+        assert!(state.admit().is_err() && state.is_closing());
     }
 
     #[test]
     fn a_worker_that_cannot_be_made_ends_the_session() {
         let mut state = PeerLinkState::default();
         let (session, _) = state.on_handshake(Instant::now(), None);
-        assert_eq!(state.on_opened(session, Err("no".into())), [Action::End(session, "no".into())]);
+        assert_eq!(
+            state.on_opened(session, Err("no".into())),
+            [Action::End { session, reason: "no".into(), orderly: false }]
+        );
     }
 }
