@@ -94,6 +94,11 @@ impl BufferManager {
                         frames.post(SendFrame { session, frame: Frame::Grant { first, pages } });
                     }
                 }
+                Action::Share { session, pages } => {
+                    if let Some(frames) = &self.out.frames {
+                        frames.post(SendFrame { session, frame: Frame::RingShare { pages } });
+                    }
+                }
                 Action::Break { session, reason } => {
                     if let Some(breaks) = &self.out.breaks {
                         breaks.post(BreakSession { session, reason });

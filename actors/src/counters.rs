@@ -69,6 +69,8 @@ counters! {
     engine_failures: "counter" "baton_requests_engine_failed_total";
     /// Requests that ended well.
     finished: "counter" "baton_requests_finished_total";
+    /// Prompts of peers that are waiting, computed or handed over here.
+    prefills_live: "gauge" "baton_prefills_live";
     /// Sessions with peers over which pages can travel.
     sessions_ready: "gauge" "baton_sessions_ready";
     /// Sessions begun.

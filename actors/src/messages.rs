@@ -291,6 +291,24 @@ pub struct PeerReady {
     pub pid: u32,
 }
 
+/// Peer link → proxy: this sender takes no new prefills; those asked for go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct PeerLeaving {
+    /// Its session.
+    pub session: SessionId,
+}
+
+/// Peer link → transfer: the session's share of the ring; unspent credits beyond it are to go back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct RingShared {
+    /// Which.
+    pub session: SessionId,
+    /// Most credits that we should hold.
+    pub pages: u32,
+}
+
 /// Peer link → everybody: this session is over; nothing of it comes any more but its last puts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
@@ -361,6 +379,11 @@ pub struct PrefillFailed {
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct TransportEvents(pub Vec<Event>);
+
+/// Node → proxy, prefiller: take nothing new from now on; what was taken goes on.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct BeginDrain;
 
 /// Ticker → every actor: time has passed. Deadlines are checked, and the watchdog sees that the actor is alive.
 #[derive(Clone, Copy, Debug, Message)]

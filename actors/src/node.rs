@@ -23,14 +23,16 @@ use crate::generator::{
     state::GeneratorState,
 };
 use crate::kit::{KillSwitch, Outbox, Vitals, tick_every};
-use crate::messages::{Tick, TransportEvents};
+use crate::messages::{BeginDrain, Tick, TransportEvents};
 use crate::pages::Pages;
-use crate::peer_link::{CloseLinks, Identity, PeerLink, ReceiverSide, SenderSide, Side, tasks};
+use crate::peer_link::{
+    AnnounceLeaving, CloseLinks, Identity, PeerLink, ReceiverSide, SenderSide, Side, tasks,
+};
 use crate::prefiller::{
     Prefiller, PrefillerOutboxes,
     state::{PrefillerConfig, PrefillerState},
 };
-use crate::proxy::{BeginDrain, Proxy, state::ProxyState};
+use crate::proxy::{Proxy, state::ProxyState};
 use crate::request::{AbortRequest, Generate};
 use crate::streams::Streams;
 use crate::transfer::{Transfer, TransferOutboxes};
@@ -96,6 +98,7 @@ pub struct Node {
     pub counters: Counters,
     held: Arc<AtomicU32>,
     link: Option<(Addr<PeerLink>, Arbiter, Arc<dyn Transport>)>,
+    prefiller: Option<Addr<Prefiller>>,
     _watchdog: Watchdog,
 }
 
@@ -110,17 +113,23 @@ impl Node {
         self.proxy.clone().recipient()
     }
 
-    /// Takes no new requests, waits until the live ones have ended or `limit` has passed, then ends sessions and
-    /// transport. The node's memory may be freed after this.
+    /// Takes no new requests, waits until the live ones have ended, and the hand-overs to peers with them, or `limit` has
+    /// passed; then ends sessions and transport. The node's memory may be freed after this.
     pub async fn shut_down(self, limit: Duration) {
         self.proxy.do_send(BeginDrain);
+        if let (Some(prefiller), Some((link, ..))) = (&self.prefiller, &self.link) {
+            prefiller.do_send(BeginDrain);
+            link.do_send(AnnounceLeaving);
+        }
+        let busy = || !self.streams.is_empty() || self.counters.prefills_live().load(Ordering::Relaxed) > 0;
         let drained = async {
-            while !self.streams.is_empty() {
+            while busy() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         if tokio::time::timeout(limit, drained).await.is_err() {
-            tracing::warn!(live = self.streams.len(), "drain limit passed; requests are cut");
+            let prefills = self.counters.prefills_live().load(Ordering::Relaxed);
+            tracing::warn!(live = self.streams.len(), prefills, "drain limit passed; requests are cut");
             self.drop_all.do_send(AbortAll);
         }
         let Some((link, arbiter, transport)) = self.link else { return };
@@ -188,7 +197,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let mut is_sender = false;
     if let Some(link) = link {
         is_sender = matches!(link.role, LinkRole::Sender(_));
-        let incarnation = incarnation(pid).map_err(StartError::Io)?;
+        let incarnation = Incarnation::current().map_err(StartError::Io)?;
         let shape = Shape {
             model: model.name.clone(),
             fingerprint: model.fingerprint,
@@ -206,6 +215,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
                 opened: outbox!("peer_link→transfer", to_transfer),
                 connected: outbox!("peer_link→transfer", to_transfer),
                 granted: outbox!("peer_link→transfer", to_transfer),
+                shared: outbox!("peer_link→transfer", to_transfer),
                 lost: [
                     outbox!("peer_link→transfer", to_transfer),
                     outbox!("peer_link→prefiller", to_prefiller),
@@ -224,6 +234,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
                     outbox!("peer_link→decoder", to_decoder),
                     outbox!("peer_link→buffer_manager", to_buffers),
                 ],
+                leaving: outbox!("peer_link→proxy", to_proxy),
                 finished: outbox!("peer_link→decoder", to_decoder),
                 failed: outbox!("peer_link→decoder", to_decoder),
             }))
@@ -234,9 +245,9 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         let link_vitals = pulse_of("peer_link");
         let to_link = {
             let (identity, transport) = (identity.clone(), transport.clone());
-            let (counters, held) = (counters.clone(), held.clone());
+            let (health, counters, held) = (health.clone(), counters.clone(), held.clone());
             PeerLink::start_in_arbiter(&arbiter.handle(), move |_| {
-                PeerLink::new(identity, transport, side, counters, held, link_vitals)
+                PeerLink::new(identity, transport, side, health, counters, held, link_vitals)
             })
         };
         // Set once, here, before the transport has a session that could report anything.
@@ -253,8 +264,9 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
                 });
             }
             LinkRole::Sender(peers) => {
-                for peer in peers {
-                    arbiter.spawn(tasks::dial(peer, identity.clone(), address.clone(), faults.clone()));
+                for (line, peer) in (0..).zip(peers) {
+                    let (identity, address) = (identity.clone(), address.clone());
+                    arbiter.spawn(tasks::dial(line, peer, identity, address, health.clone(), faults.clone()));
                 }
             }
         }
@@ -345,10 +357,11 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
                 cancels: outbox!("prefiller→transfer", to_transfer),
                 frames: outbox!("prefiller→peer_link", link),
             },
+            counters.clone(),
             pulse_of("prefiller"),
         ));
         tick_every(TICK, to_transfer.recipient(), || Tick);
-        tick_every(TICK, to_prefiller.recipient(), || Tick);
+        tick_every(TICK, to_prefiller.clone().recipient(), || Tick);
     }
     let transport = linked.as_ref().map(|(.., transport)| transport.clone());
     let watchdog = Watchdog::spawn(Watched { actors: vitals, engine: pulse, transport }, health.clone())
@@ -364,6 +377,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         counters,
         held,
         link: linked,
+        prefiller: is_sender.then_some(to_prefiller),
         _watchdog: watchdog,
     })
 }
@@ -415,15 +429,4 @@ fn sink(transfer: Recipient<TransportEvents>) -> (EventSink, LateLink) {
         }
     };
     (Box::new(sink), late)
-}
-
-/// This life of this process, as `/proc` tells it.
-fn incarnation(pid: u32) -> std::io::Result<Incarnation> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // The command name, in parentheses, may hold spaces; the start time is the 20th field after it.
-    let after = stat.rsplit_once(") ").map_or("", |(_, after)| after);
-    let start_ticks = after.split(' ').nth(19).and_then(|ticks| ticks.parse().ok()).unwrap_or_default();
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    let boot = u128::from_str_radix(&boot.trim().replace('-', ""), 16).unwrap_or_default();
-    Ok(Incarnation { pid, start_ticks, boot })
 }

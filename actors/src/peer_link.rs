@@ -4,17 +4,17 @@
 //!   served by one task there ([`tasks`]).
 //! - **Mailbox**: [`kit::MAILBOX`]. A session's task has one frame in the mailbox at a time; what others send is bounded by credits,
 //!   permits and sessions.
-//! - **In**: `PeerConnected` and `FrameCame`, `LinkEnded` (tasks); `SendFrame`, `BreakSession` (any actor); `TransportEvents` (transport thread);
-//!   `CloseLinks`, `Tick`.
+//! - **In**: `PeerConnected`, `FrameCame`, `LinkEnded`, `PeerWatched` (tasks); `SendFrame`, `BreakSession` (any actor); `TransportEvents`
+//!   (transport thread); `AnnounceLeaving`, `CloseLinks`, `Tick`.
 //! - **Out**: every frame as a message to the actor it is for; `SessionOpened`, `LaneConnected`, `PeerReady`, `PeerLost`, `SessionDrained`.
 //! - **Failure**: a link, lane or peer that breaks ends its session: everybody hears `PeerLost`, the transport lets go, the
-//!   buffer manager hears `SessionDrained`, and a dialer dials again. A peer that can never fit is a fault of the process.
+//!   buffer manager hears `SessionDrained` once there is proof, and a dialer dials again. A peer that can never fit is a fault of the process.
 
 mod route;
 pub mod state;
 pub mod tasks;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
@@ -31,8 +31,9 @@ use crate::messages::{
     BreakSession, LaneConnected, PeerLost, SendFrame, SessionDrained, SessionId, SessionOpened, Tick,
     TransportEvents,
 };
+use crate::watchdog::NodeHealth;
 pub use route::{ReceiverSide, SenderSide, Side};
-use state::{Action, PeerLinkState, SessionOver};
+use state::{Action, PeerLinkState, SenderSession, SessionOver};
 
 /// Frames that may wait for a session's socket. A ring's grants and announcements, and every admitted request's frames, fit; a
 /// peer that takes none of them is dead.
@@ -66,7 +67,14 @@ pub struct PeerConnected {
 /// The two halves of a handshake.
 pub enum Half {
     /// We listen: the peer waits for our Welcome.
-    Listened,
+    Listened {
+        /// The session, as the peer names it.
+        sender: SenderSession,
+        /// Its last session before this one that came up.
+        previous: u64,
+        /// That one has drained.
+        drained: bool,
+    },
     /// We dialled and were welcomed.
     Dialled {
         /// What the peer said.
@@ -96,23 +104,42 @@ pub struct LinkEnded {
     pub error: Option<LinkError>,
 }
 
+/// Task → peer link: a peer's process has ended, or its end cannot be seen from here.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct PeerWatched {
+    /// Which process.
+    pub incarnation: Incarnation,
+    /// It has ended.
+    pub gone: bool,
+}
+
+/// Node → peer link: tell every receiver to ask for no more prefills.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct AnnounceLeaving;
+
 /// Node → peer link: end every session in good order.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct CloseLinks;
 
-/// What a session needs to go up.
-enum Pending {
-    Listened,
-    Dialled { ring_pages: u32 },
+/// A session's connection.
+enum Line {
+    /// We listened; the peer waits for our Welcome.
+    Listened(Link),
+    /// We dialled, and may have this many credits.
+    Dialled(Link, u32),
+    /// Frames flow: a task carries what is put in here.
+    Carried(mpsc::Sender<Frame>),
+    /// The session is over.
+    Over,
 }
 
 struct Peer {
     incarnation: Incarnation,
     address: String,
-    /// Until the session is up.
-    pending: Option<(Link, Pending)>,
-    frames: Option<mpsc::Sender<Frame>>,
+    line: Line,
     /// A dialler waits here; dropped only when this process ends.
     over: Option<oneshot::Sender<SessionOver>>,
 }
@@ -124,6 +151,9 @@ pub struct PeerLink {
     transport: Arc<dyn Transport>,
     side: Side,
     peers: HashMap<SessionId, Peer>,
+    /// Processes whose end a task waits for.
+    watched: HashSet<Incarnation>,
+    health: NodeHealth,
     counters: Counters,
     held: Arc<AtomicU32>,
     vitals: Vitals,
@@ -135,12 +165,14 @@ impl PeerLink {
         identity: Identity,
         transport: Arc<dyn Transport>,
         side: Side,
+        health: NodeHealth,
         counters: Counters,
         held: Arc<AtomicU32>,
         vitals: Vitals,
     ) -> Self {
-        let state = PeerLinkState::default();
-        Self { state, identity, transport, side, peers: HashMap::new(), counters, held, vitals }
+        let state = PeerLinkState::new(transport.close_ends_writes(), identity.ring_pages);
+        let (peers, watched) = (HashMap::new(), HashSet::new());
+        Self { state, identity, transport, side, peers, watched, health, counters, held, vitals }
     }
 
     fn perform(&mut self, actions: Vec<Action>, ctx: &mut Context<Self>) {
@@ -163,21 +195,20 @@ impl PeerLink {
                             tracing::warn!(%session, peer = %peer_name, address, reason, "session over");
                         }
                         count(self.counters.sessions_ended());
-                        peer.frames = None;
-                        peer.pending = None;
+                        peer.line = Line::Over;
                     }
                     self.side.lost(PeerLost { session });
                     self.submit(session, Command::Close { session: name(session) }, ctx);
                 }
-                Action::Drained(session, over) => {
+                Action::Over(session, over) => {
                     if let Some(peer) = self.peers.remove(&session)
                         && let Some(dialler) = peer.over.filter(|_| !self.state.is_closing())
                     {
                         // Unless this process is ending, whoever dialled dials again.
                         let _ = dialler.send(over);
                     }
-                    self.side.drained(SessionDrained { session });
                 }
+                Action::Proved(session) => self.side.drained(SessionDrained { session }),
             }
         }
     }
@@ -198,11 +229,8 @@ impl PeerLink {
         ctx: &mut Context<Self>,
     ) {
         let ring_pages = self.identity.ring_pages;
-        let Some(Some((mut link, Pending::Listened))) =
-            self.peers.get_mut(&session).map(|peer| peer.pending.take())
-        else {
-            return;
-        };
+        let Some(peer) = self.peers.get_mut(&session) else { return };
+        let Line::Listened(mut link) = std::mem::replace(&mut peer.line, Line::Over) else { return };
         let welcome = Welcome {
             incarnation: self.identity.incarnation,
             shape: self.identity.shape.clone(),
@@ -223,9 +251,9 @@ impl PeerLink {
 
     /// We were welcomed: carry frames.
     fn start(&mut self, session: SessionId, ctx: &mut Context<Self>) {
-        let frames = self.frames(session);
         let Some(peer) = self.peers.get_mut(&session) else { return };
-        let Some((link, Pending::Dialled { ring_pages })) = peer.pending.take() else { return };
+        let Line::Dialled(link, ring_pages) = std::mem::replace(&mut peer.line, Line::Over) else { return };
+        let frames = self.frames(session);
         let seed = link.nonces().session_seed();
         self.side.opened(SessionOpened { session, ring_pages, seed });
         actix::spawn(tasks::carry(link, frames, session, ctx.address()));
@@ -234,7 +262,7 @@ impl PeerLink {
     fn frames(&mut self, session: SessionId) -> mpsc::Receiver<Frame> {
         let (sender, receiver) = mpsc::channel(FRAMES_WAITING);
         if let Some(peer) = self.peers.get_mut(&session) {
-            peer.frames = Some(sender);
+            peer.line = Line::Carried(sender);
         }
         receiver
     }
@@ -258,29 +286,33 @@ impl Handler<PeerConnected> for PeerLink {
     fn handle(&mut self, connected: PeerConnected, ctx: &mut Self::Context) {
         self.vitals.mark();
         let PeerConnected { mut link, incarnation, half } = connected;
-        if let (Half::Listened, Err(reason)) = (&half, self.state.admit()) {
-            actix::spawn(async move {
-                // A peer that is gone needs no answer.
-                let _ = link.put_off(reason.to_owned()).await;
-            });
-            return;
-        }
-        if self.state.is_closing() {
-            return;
-        }
-        let (descriptor, pending, over) = match half {
-            Half::Listened => (None, Pending::Listened, None),
+        let address = link.peer().to_string();
+        let (sender, receiver, line, over) = match half {
+            Half::Listened { sender, previous, drained } => {
+                let actions = self.state.on_hello(sender, previous, drained);
+                self.perform(actions, ctx);
+                if let Err(reason) = self.state.admit() {
+                    actix::spawn(async move {
+                        // A peer that is gone needs no answer.
+                        let _ = link.put_off(reason).await;
+                    });
+                    return;
+                }
+                if self.watched.insert(incarnation) {
+                    actix::spawn(tasks::watch(incarnation, ctx.address()));
+                }
+                (Some(sender), None, Line::Listened(link), None)
+            }
+            Half::Dialled { .. } if self.state.is_closing() => return,
             Half::Dialled { welcome, over } => {
-                let pending = Pending::Dialled { ring_pages: welcome.ring_pages };
-                (Some(welcome.descriptor), pending, Some(over))
+                let Welcome { descriptor, ring_pages, .. } = *welcome;
+                (None, Some(descriptor), Line::Dialled(link, ring_pages), Some(over))
             }
         };
-        let address = link.peer().to_string();
-        let (session, actions) = self.state.on_handshake(Instant::now(), descriptor);
+        let (session, actions) = self.state.on_handshake(Instant::now(), sender, receiver);
         count(self.counters.sessions_opened());
         tracing::info!(%session, peer = %incarnation, address, "session opening");
-        let pending = Some((link, pending));
-        self.peers.insert(session, Peer { incarnation, address, pending, frames: None, over });
+        self.peers.insert(session, Peer { incarnation, address, line, over });
         self.perform(actions, ctx);
     }
 }
@@ -292,7 +324,7 @@ impl Handler<FrameCame> for PeerLink {
         self.vitals.mark();
         let FrameCame { session, frame } = came;
         let probed = matches!(frame, Frame::LinkProbed { .. });
-        let Some(peer) = self.peers.get(&session).filter(|peer| peer.frames.is_some()) else {
+        let Some(peer) = self.peers.get(&session).filter(|peer| matches!(peer.line, Line::Carried(_))) else {
             count(self.counters.frames_stale());
             return;
         };
@@ -328,7 +360,7 @@ impl Handler<SendFrame> for PeerLink {
             let actions = self.state.on_probed(send.session);
             self.perform(actions, ctx);
         }
-        let Some(frames) = self.peers.get(&send.session).and_then(|peer| peer.frames.as_ref()) else {
+        let Some(Line::Carried(frames)) = self.peers.get(&send.session).map(|peer| &peer.line) else {
             return;
         };
         if frames.try_send(send.frame).is_err() {
@@ -375,6 +407,33 @@ impl Handler<TransportEvents> for PeerLink {
     }
 }
 
+impl Handler<PeerWatched> for PeerLink {
+    type Result = ();
+
+    fn handle(&mut self, PeerWatched { incarnation, gone }: PeerWatched, ctx: &mut Self::Context) {
+        self.vitals.mark();
+        self.watched.remove(&incarnation);
+        if gone {
+            let actions = self.state.on_process_gone(&incarnation);
+            self.perform(actions, ctx);
+        }
+    }
+}
+
+impl Handler<AnnounceLeaving> for PeerLink {
+    type Result = ();
+
+    fn handle(&mut self, _: AnnounceLeaving, _: &mut Self::Context) {
+        self.vitals.mark();
+        for peer in self.peers.values() {
+            if let Line::Carried(frames) = &peer.line {
+                // A full queue means that the session is about to end.
+                let _ = frames.try_send(Frame::Leaving);
+            }
+        }
+    }
+}
+
 impl Handler<CloseLinks> for PeerLink {
     type Result = ();
 
@@ -390,7 +449,9 @@ impl Handler<Tick> for PeerLink {
 
     fn handle(&mut self, _: Tick, ctx: &mut Self::Context) {
         self.vitals.mark();
-        let actions = self.state.on_tick(Instant::now());
-        self.perform(actions, ctx);
+        let unwell = self.state.on_health(self.health.fault());
+        self.perform(unwell, ctx);
+        let late = self.state.on_tick(Instant::now());
+        self.perform(late, ctx);
     }
 }

@@ -3,7 +3,7 @@
 //! - **Thread**: the node's arbiter.
 //! - **Mailbox**: [`kit::MAILBOX`]; at most one prefill an admission permit of each receiver, and a few events a step.
 //! - **In**: `StartPrefill`, `CancelPrefill`, `PeerLost` (peer link); `PagesReserved` (buffer manager); `SequenceAdvanced` (generator);
-//!   `PagesSent`, `PutsDrained` (transfer); `Tick`.
+//!   `PagesSent`, `PutsDrained` (transfer); `BeginDrain` (node); `Tick`.
 //! - **Out**: `ReservePages`, `ReleasePages` (buffer manager); `StartSequence`, `StopSequence` (generator); `SchedulePut`, `CancelPuts`
 //!   (transfer); `SendFrame` (peer link).
 //! - **Failure**: a lost receiver ends its prefills; their pages go back once engine and puts have let go. An engine error
@@ -15,10 +15,11 @@ use std::time::Instant;
 
 use actix::prelude::*;
 
+use crate::counters::{Counters, store};
 use crate::kit::{self, Outbox, Vitals, delegate};
 use crate::messages::{
-    CancelPrefill, CancelPuts, PagesReserved, PagesSent, PeerLost, PutsDrained, ReleasePages, ReservePages,
-    SchedulePut, SendFrame, SequenceAdvanced, StartPrefill, StartSequence, StopSequence, Tick,
+    BeginDrain, CancelPrefill, CancelPuts, PagesReserved, PagesSent, PeerLost, PutsDrained, ReleasePages,
+    ReservePages, SchedulePut, SendFrame, SequenceAdvanced, StartPrefill, StartSequence, StopSequence, Tick,
 };
 use state::{Action, PrefillerState};
 
@@ -44,13 +45,14 @@ pub struct PrefillerOutboxes {
 pub struct Prefiller {
     state: PrefillerState,
     out: PrefillerOutboxes,
+    counters: Counters,
     vitals: Vitals,
 }
 
 impl Prefiller {
     /// Prefills `state`'s prompts.
-    pub fn new(state: PrefillerState, out: PrefillerOutboxes, vitals: Vitals) -> Self {
-        Self { state, out, vitals }
+    pub fn new(state: PrefillerState, out: PrefillerOutboxes, counters: Counters, vitals: Vitals) -> Self {
+        Self { state, out, counters, vitals }
     }
 
     fn now(&self) -> Instant {
@@ -58,6 +60,7 @@ impl Prefiller {
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
+        store(self.counters.prefills_live(), self.state.len() as u64);
         for action in actions {
             match action {
                 Action::Reserve(reserve) => self.out.reserve.post(reserve),
@@ -87,4 +90,8 @@ delegate!(Prefiller: PagesReserved, |state, _now, msg| state.on_reserved(msg));
 delegate!(Prefiller: SequenceAdvanced, |state, _now, msg| state.on_advanced(msg));
 delegate!(Prefiller: PagesSent, |state, _now, msg| state.on_sent((msg.session, msg.request), msg.count));
 delegate!(Prefiller: PutsDrained, |state, _now, msg| state.on_drained((msg.session, msg.request)));
+delegate!(Prefiller: BeginDrain, |state, _now, _msg| {
+    state.on_drain();
+    Vec::new()
+});
 delegate!(Prefiller: Tick, |state, now, _msg| state.on_tick(now));

@@ -2,7 +2,7 @@
 //!
 //! - **Thread**: the node's arbiter.
 //! - **Mailbox**: [`kit::MAILBOX`]; the frontend's admission permits bound what is in it.
-//! - **In**: `Generate` (frontend), `PeerReady`, `PeerLost` (peer link), `BeginDrain`, `Tick`.
+//! - **In**: `Generate` (frontend), `PeerReady`, `PeerLeaving`, `PeerLost` (peer link), `BeginDrain`, `Tick`.
 //! - **Out**: `Decode` (decoder), the one edge that may be refused.
 //! - **Failure**: a full or stopped decoder is a refusal, said at once to the client.
 
@@ -11,14 +11,9 @@ pub mod state;
 use actix::prelude::*;
 
 use crate::kit::{self, Outbox, Undelivered, Vitals};
-use crate::messages::{Decode, PeerLost, PeerReady, Tick};
+use crate::messages::{BeginDrain, Decode, PeerLeaving, PeerLost, PeerReady, Tick};
 use crate::request::{Generate, Refused};
 use state::ProxyState;
-
-/// Takes no new requests from now on; those taken go on.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
-pub struct BeginDrain;
 
 /// The actor.
 pub struct Proxy {
@@ -61,6 +56,15 @@ impl Handler<PeerReady> for Proxy {
     fn handle(&mut self, peer: PeerReady, _: &mut Self::Context) {
         self.vitals.mark();
         self.state.on_peer_ready(peer.session);
+    }
+}
+
+impl Handler<PeerLeaving> for Proxy {
+    type Result = ();
+
+    fn handle(&mut self, peer: PeerLeaving, _: &mut Self::Context) {
+        self.vitals.mark();
+        self.state.on_peer_lost(peer.session);
     }
 }
 

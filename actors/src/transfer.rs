@@ -2,7 +2,7 @@
 //!
 //! - **Thread**: the node's arbiter; the transport's own thread moves the bytes.
 //! - **Mailbox**: [`kit::MAILBOX`]; bounded by the pages of the pool, the credits of the ring and the operations in flight.
-//! - **In**: `SchedulePut`, `CancelPuts` (prefiller); `SessionOpened`, `LaneConnected`, `CreditsGranted`, `PeerLost` (peer link);
+//! - **In**: `SchedulePut`, `CancelPuts` (prefiller); `SessionOpened`, `LaneConnected`, `CreditsGranted`, `RingShared`, `PeerLost` (peer link);
 //!   `TransportEvents` (transport thread); `Tick`.
 //! - **Out**: commands to the transport; `SendFrame`, `BreakSession` (peer link); `PagesSent`, `PutsDrained` (prefiller).
 //! - **Failure**: a put or flush that fails, or a peer that grants wrongly, breaks its session and no other. Operations in
@@ -18,8 +18,8 @@ use connector::transport::{Command, Event, Ticket, Transport, TransportSession};
 
 use crate::kit::{self, Outbox, Vitals, delegate};
 use crate::messages::{
-    BreakSession, CancelPuts, CreditsGranted, LaneConnected, PagesSent, PeerLost, PutsDrained, SchedulePut,
-    SendFrame, SessionId, SessionOpened, Tick, TransportEvents,
+    BreakSession, CancelPuts, CreditsGranted, LaneConnected, PagesSent, PeerLost, PutsDrained, RingShared,
+    SchedulePut, SendFrame, SessionId, SessionOpened, Tick, TransportEvents,
 };
 use crate::pages::Pages;
 use state::{Action, TransferState};
@@ -133,6 +133,7 @@ delegate!(Transfer: SchedulePut, |state, now, msg| state.on_schedule(
 delegate!(Transfer: CancelPuts, |state, _now, msg| state.on_cancel(msg.session, msg.request));
 delegate!(Transfer: LaneConnected, |state, now, msg| state.on_connected(now, msg.session, msg.lane));
 delegate!(Transfer: CreditsGranted, |state, now, msg| state.on_granted(now, msg.session, msg.first, &msg.pages));
+delegate!(Transfer: RingShared, |state, now, msg| state.on_ring_shared(now, msg.session, msg.pages));
 delegate!(Transfer: PeerLost, |state, _now, msg| {
     state.on_lost(msg.session);
     Vec::new()

@@ -131,6 +131,10 @@ impl Transport for Watched {
         self.0.name()
     }
 
+    fn close_ends_writes(&self) -> bool {
+        self.0.close_ends_writes()
+    }
+
     fn submit(&self, command: Command) -> Result<(), SubmitError> {
         if let Command::Put { remote_offset, .. } = command {
             self.1.last_put.store(remote_offset, Ordering::SeqCst);

@@ -12,7 +12,7 @@ use crate::ring::{CreditNumber, PageIndex};
 use crate::transport::Descriptor;
 
 /// Both sides must have the same.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// One life of one process: what a process id alone does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -23,6 +23,8 @@ pub struct Incarnation {
     pub start_ticks: u64,
     /// Which boot of which machine.
     pub boot: u128,
+    /// Where on that machine the process id means this process.
+    pub pid_namespace: u64,
 }
 
 impl fmt::Display for Incarnation {
@@ -149,9 +151,13 @@ pub struct Hello {
     pub protocol: u32,
     /// Which process dials.
     pub incarnation: Incarnation,
-    /// The dialer's number for this session, counted up from 1.
+    /// Which of its receivers the dialer means: sessions are counted for each.
+    pub line: u32,
+    /// The dialer's number for this attempt at a session, counted up from 1.
     pub session: u64,
-    /// True if every put of the dialer's previous session with this listener had completed before it dialled.
+    /// Its last attempt before this one that came up, or 0: those in between never did, and wrote nothing.
+    pub previous: u64,
+    /// Every put of that previous session had completed and was flushed before the dialer dialled again.
     pub previous_drained: bool,
     /// What the dialer serves.
     pub shape: Shape,
@@ -230,7 +236,8 @@ pub enum Frame {
         first: CreditNumber,
         /// How many credits, and pages.
         count: u32,
-        /// Whose pages: the request and the place of the first one in its page table. `None`: nobody's (a probe).
+        /// Whose pages: the request and the place of the first one in its page table. `None`: nobody's (a probe, a
+        /// cancelled request, or credits given back unspent).
         owner: Option<PageOwner>,
         /// Hash of each page as [`page_hash`](crate::page_hash) defines it; empty for nobody's pages, and where both
         /// sides have agreed on none.
@@ -254,6 +261,14 @@ pub enum Frame {
         /// Why.
         reason: String,
     },
+    /// Receiver → sender: this session's share of the ring. Unspent credits beyond it are to come back, which they do as
+    /// [`PageFilled`](Self::PageFilled) of nobody's pages, in their turn.
+    RingShare {
+        /// Most credits that the sender should hold.
+        pages: u32,
+    },
+    /// Sender → receiver: ask for no more prefills; those asked for go on.
+    Leaving,
 }
 
 /// Longest prompt that a [`Frame::Prefill`] carries, in tokens; a longer one is prefilled where it came in.
@@ -274,6 +289,8 @@ impl Frame {
             Self::PageFilled { .. } => "PageFilled",
             Self::PrefillFinished { .. } => "PrefillFinished",
             Self::PrefillFailed { .. } => "PrefillFailed",
+            Self::RingShare { .. } => "RingShare",
+            Self::Leaving => "Leaving",
         }
     }
 }

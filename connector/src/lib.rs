@@ -8,6 +8,7 @@ pub mod link;
 pub mod loopback;
 pub mod memory;
 pub mod page_hash;
+pub mod process;
 pub mod ring;
 pub mod transport;
 pub mod ucx;

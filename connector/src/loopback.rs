@@ -162,13 +162,17 @@ impl LoopbackTransport {
             let _stop = StopOnExit(Arc::clone(&on_thread));
             Thread { queue: on_thread, sink, region, sessions: BTreeMap::new() }.run();
         })?;
-        Ok(Self { driver: Driver::new(NAME, queue, thread) })
+        Ok(Self { driver: Driver::new(NAME, true, queue, thread) })
     }
 }
 
 impl Transport for LoopbackTransport {
     fn name(&self) -> &'static str {
         self.driver.name()
+    }
+
+    fn close_ends_writes(&self) -> bool {
+        self.driver.close_ends_writes()
     }
 
     fn submit(&self, command: Command) -> Result<(), SubmitError> {

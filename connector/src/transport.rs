@@ -203,6 +203,11 @@ pub trait Transport: Send + Sync {
     /// The transport's name, as in [`Descriptor::transport`].
     fn name(&self) -> &'static str;
 
+    /// True if what a peer puts moves only while this side's part of the session lives, as over TCP, where the receiver's
+    /// own progress does the copying: then [`Event::Closed`] proves that nothing of the session can land any more.
+    /// False if the peer's process or device writes our memory by itself: then its word or its end is needed too.
+    fn close_ends_writes(&self) -> bool;
+
     /// Queues a command without blocking.
     fn submit(&self, command: Command) -> Result<(), SubmitError>;
 

@@ -30,6 +30,9 @@ pub struct UcxConfig {
     pub search: Vec<PathBuf>,
     /// `UCX_TLS` unless the operator has set it: `None` if so, and UCX reads the environment itself.
     pub tls_default: Option<String>,
+    /// The `UCX_TLS` that the operator has set, if so. It is not passed on; it decides what proves that a lost peer
+    /// can write no more.
+    pub tls_of_operator: Option<String>,
     /// `UCX_NET_DEVICES` unless the operator has set it: `None` if so. UCX's TCP port would write anywhere for whoever
     /// reaches it, so the default is the loopback device.
     pub net_devices_default: Option<String>,
@@ -49,6 +52,7 @@ impl Default for UcxConfig {
             library: None,
             search: Vec::new(),
             tls_default: Some("tcp".into()),
+            tls_of_operator: None,
             net_devices_default: Some("lo".into()),
             rndv_thresh_default: Some("inf".into()),
             emulation_default: Some("n".into()),
@@ -131,7 +135,8 @@ impl UcxTransport {
                 }
             }
         })?;
-        let driver = Driver::new(NAME, queue, thread);
+        let tls = config.tls_default.as_ref().or(config.tls_of_operator.as_ref());
+        let driver = Driver::new(NAME, tls.is_some_and(|tls| tls == "tcp"), queue, thread);
         match report.recv() {
             Ok(result) => result?,
             Err(_) => return Err(std::io::Error::other("it ended before it reported").into()),
@@ -148,6 +153,10 @@ impl UcxTransport {
 impl Transport for UcxTransport {
     fn name(&self) -> &'static str {
         self.driver.name()
+    }
+
+    fn close_ends_writes(&self) -> bool {
+        self.driver.close_ends_writes()
     }
 
     fn submit(&self, command: Command) -> Result<(), SubmitError> {

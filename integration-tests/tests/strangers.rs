@@ -37,8 +37,10 @@ impl Knock {
 fn hello(protocol: u32) -> Hello {
     Hello {
         protocol,
-        incarnation: Incarnation { pid: 1, start_ticks: 1, boot: 1 },
+        incarnation: Incarnation { pid: 1, start_ticks: 1, boot: 1, pid_namespace: 1 },
+        line: 0,
         session: 1,
+        previous: 0,
         previous_drained: true,
         shape: Shape {
             model: "m\nwith a line of its own".into(),

@@ -102,6 +102,7 @@ fn transport(config: &Config, region: Region) -> node::StartTransport<'static, c
         library: config.transport.ucx_library.clone(),
         search: config.ucx_search(),
         tls_default: unless_set("UCX_TLS", "tcp"),
+        tls_of_operator: config.surroundings.ucx_variable("UCX_TLS"),
         net_devices_default: unless_set("UCX_NET_DEVICES", "lo"),
         rndv_thresh_default: unless_set("UCX_RNDV_THRESH", "inf"),
         emulation_default: unless_set("UCX_PROTO_EMULATION_ENABLE", "n"),

@@ -10,6 +10,9 @@
 //! A landing page moves one from the count and one from the credits to one held, so it always fits, and a page is left over
 //! that can be granted at once: the ring moves whatever else waits. Credits are granted before reservations are
 //! served; they never claim more than `ring_pages`, and nothing larger than the rest is ever promised.
+//!
+//! Sessions share the ring equally. One that holds more than its share, because another one has joined, is told so and
+//! gives unspent credits back. A session that has had a credit is never left without one: it has pages to land.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::num::NonZeroU32;
@@ -37,6 +40,13 @@ pub enum Action {
         first: CreditNumber,
         /// One page a credit.
         pages: Vec<PageIndex>,
+    },
+    /// Tell the session's peer how many credits it should hold at most: it has more, and others have none.
+    Share {
+        /// To whom.
+        session: SessionId,
+        /// Its share of the ring.
+        pages: u32,
     },
     /// Tell the decoder that a page of the request is not what its sender put.
     Rejected(RequestId),
@@ -77,6 +87,8 @@ pub type Hasher<'a> = &'a dyn Fn(PageId, PageSeed) -> u64;
 struct Ring {
     ledger: GrantLedger,
     seed: u64,
+    /// The share that its peer was told while it held more.
+    told: Option<u32>,
 }
 
 /// The page pool's ledger. Every `on_…` returns what has to be done, in order.
@@ -134,7 +146,7 @@ impl PoolState {
     /// A session began: its peer may write up to `ring_pages` pages of ours, whose hashes have this seed.
     pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32, seed: u64) -> Vec<Action> {
         if let Some(capacity) = NonZeroU32::new(ring_pages) {
-            self.rings.insert(session, Ring { ledger: GrantLedger::new(capacity), seed });
+            self.rings.insert(session, Ring { ledger: GrantLedger::new(capacity), seed, told: None });
         }
         self.settle()
     }
@@ -221,23 +233,44 @@ impl PoolState {
     /// Grants credits, then serves reservations, as far as free pages go.
     fn settle(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
-        let sessions: Vec<SessionId> = self.rings.keys().copied().collect();
-        for session in sessions {
-            let usage = self.usage();
-            let room = self.ring_pages.saturating_sub(usage.outstanding + usage.quarantined);
-            let room = room.min(self.unclaimed()).min(GRANT_PAGES_MAX as u32);
-            let Some(count) = self.rings.get(&session).map(|ring| ring.ledger.room().min(room)) else {
+        let usage = self.usage();
+        let budget = self.ring_pages.saturating_sub(usage.quarantined);
+        let mut room = budget.saturating_sub(usage.outstanding).min(self.unclaimed());
+        let sessions = self.rings.len() as u32;
+        let shares = (0..).zip(&self.rings).map(|(n, (session, ring))| {
+            let equal = budget / sessions + u32::from(n < budget % sessions);
+            (*session, equal.max(u32::from(ring.ledger.head() > 0)))
+        });
+        let mut shares: Vec<(SessionId, u32)> = shares.collect();
+        // Whoever has least is first; one that never had any is behind those whose pages may be landing.
+        shares.sort_by_key(|(session, _)| {
+            let ledger = &self.rings[session].ledger;
+            (ledger.outstanding(), ledger.head() == 0)
+        });
+        for (session, share) in shares {
+            let Some(ring) = self.rings.get_mut(&session) else { continue };
+            let outstanding = ring.ledger.outstanding();
+            if outstanding > share {
+                if ring.told != Some(share) {
+                    ring.told = Some(share);
+                    actions.push(Action::Share { session, pages: share });
+                }
                 continue;
-            };
-            let pages: Vec<PageIndex> = self.take(count).into_iter().map(PageIndex).collect();
+            }
+            ring.told = None;
+            let wanted = (share - outstanding).min(ring.ledger.room());
+            let granted = wanted.min(room).min(GRANT_PAGES_MAX as u32);
+            if granted == 0 {
+                continue;
+            }
+            room -= granted;
+            let pages: Vec<PageIndex> = self.take(granted).into_iter().map(PageIndex).collect();
             let Some(ring) = self.rings.get_mut(&session) else { continue };
             let first = CreditNumber(ring.ledger.head());
             for &page in &pages {
                 ring.ledger.grant(page).expect("count is at most the ring's room");
             }
-            if !pages.is_empty() {
-                actions.push(Action::Grant { session, first, pages });
-            }
+            actions.push(Action::Grant { session, first, pages });
         }
         while let Some(next) = self.waiting.front() {
             if next.here + next.landing > self.unclaimed() {

@@ -4,8 +4,8 @@ use connector::frame::{Frame, peer_text};
 
 use crate::kit::Outbox;
 use crate::messages::{
-    CancelPrefill, CreditsGranted, LaneConnected, PageFilled, PeerLost, PeerReady, PrefillFailed,
-    PrefillFinished, SessionDrained, SessionId, SessionOpened, StartPrefill,
+    CancelPrefill, CreditsGranted, LaneConnected, PageFilled, PeerLeaving, PeerLost, PeerReady,
+    PrefillFailed, PrefillFinished, RingShared, SessionDrained, SessionId, SessionOpened, StartPrefill,
 };
 use crate::request::RequestId;
 
@@ -21,6 +21,8 @@ pub struct ReceiverSide {
     pub ready: [Outbox<PeerReady>; 2],
     /// Proxy, decoder, buffer manager.
     pub lost: [Outbox<PeerLost>; 3],
+    /// Proxy.
+    pub leaving: Outbox<PeerLeaving>,
     /// Decoder.
     pub finished: Outbox<PrefillFinished>,
     /// Decoder.
@@ -35,6 +37,8 @@ pub struct SenderSide {
     pub connected: Outbox<LaneConnected>,
     /// Transfer.
     pub granted: Outbox<CreditsGranted>,
+    /// Transfer.
+    pub shared: Outbox<RingShared>,
     /// Transfer, prefiller.
     pub lost: [Outbox<PeerLost>; 2],
     /// Prefiller.
@@ -103,6 +107,10 @@ impl Side {
                 let (mb, gbps) = (bytes as f64 / 1e6, bytes as f64 / micros.max(1) as f64 / 1e3);
                 let lane = peer_text(&lane);
                 tracing::info!(%session, pid, lane, "sender ready: moved {mb:.1} MB at {gbps:.2} GB/s");
+            }
+            (Self::Receiver(side), Frame::Leaving) => side.leaving.post(PeerLeaving { session }),
+            (Self::Sender(side), Frame::RingShare { pages }) => {
+                side.shared.post(RingShared { session, pages });
             }
             (Self::Sender(side), Frame::Grant { first, pages }) => {
                 side.granted.post(CreditsGranted { session, first, pages });

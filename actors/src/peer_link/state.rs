@@ -1,17 +1,24 @@
 //! The life of sessions: the decisions of the peer link, without actix, clock, sockets or transport.
 //!
 //! ```text
-//!            Opening ──worker exists──► Up ──link or lane broke──► Closing ──transport let go──► gone
-//! listener             welcome              everybody hears                  proof: drained
-//! dialer               connect              PeerLost
+//!            Opening ──worker exists──► Up ──link or lane broke──► Closing ──transport let go──► Closed ──proof──► gone
+//! listener             welcome              everybody hears                 dialler hears         buffer manager hears
+//! dialer               connect              PeerLost                        it is over            SessionDrained
 //! ```
 //!
-//! A session ends once, whoever notices first; after `Closing` nothing of it moves through this process, and over a TCP
-//! lane, where this process's own worker does the copying, that is the proof that its pages are free.
+//! A session ends once, whoever notices first. What its peer may still write stays quarantined until there is **proof** that
+//! nothing lands any more: our part of the session is closed, *and* one of these holds:
+//!
+//! - puts move only while our part lives (TCP: our own worker does the copying);
+//! - the peer, the same process, has said in a later Hello that this session has drained;
+//! - the peer's process is gone.
+//!
+//! Without proof (a stopped process, a cut network) the session stays `Closed` for ever, and its pages with it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use connector::frame::Incarnation;
 use connector::transport::Descriptor;
 
 use crate::messages::SessionId;
@@ -34,8 +41,10 @@ pub enum Action {
         /// One of the two sides ended it in good order.
         orderly: bool,
     },
-    /// Tell the buffer manager that nothing of the session can land any more, and the dialler that it may dial again.
-    Drained(SessionId, SessionOver),
+    /// Tell the dialler that the session is over and that it may dial again.
+    Over(SessionId, SessionOver),
+    /// Tell the buffer manager that nothing of the session can land any more.
+    Proved(SessionId),
 }
 
 /// How a session ended, for whoever dials again.
@@ -50,6 +59,11 @@ pub struct SessionOver {
 /// A session whose lane has not moved a page after this is ended: it holds a place and helps nobody.
 pub const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
+/// Most senders at once, where the ring has a page for each.
+const SENDERS_MAX: usize = 16;
+/// Most lost sessions without proof; the pages of each are out of use.
+const UNPROVED_MAX: usize = 1024;
+
 #[derive(Debug, PartialEq, Eq)]
 enum Stage {
     /// The transport is creating the worker; a dialer already knows where to connect to.
@@ -58,7 +72,21 @@ enum Stage {
     Up,
     /// Pages have moved over its lane.
     Probed,
+    /// The transport is letting go.
     Closing,
+    /// It has let go, and there is no proof yet.
+    Closed,
+}
+
+/// A sender's session, as the sender names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SenderSession {
+    /// The sender's process.
+    pub incarnation: Incarnation,
+    /// Which of its receivers it means with us.
+    pub line: u32,
+    /// Its number for the session.
+    pub number: u64,
 }
 
 #[derive(Debug)]
@@ -66,27 +94,62 @@ struct Session {
     stage: Stage,
     began: Instant,
     probed: bool,
+    /// Whose puts come in; `None`: we dialled, and nothing of ours is written.
+    sender: Option<SenderSession>,
+    /// The sender said that it has drained, or its process is gone.
+    harmless: bool,
+}
+
+impl Session {
+    fn is_live(&self) -> bool {
+        !matches!(self.stage, Stage::Closing | Stage::Closed)
+    }
 }
 
 /// All sessions of this process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PeerLinkState {
+    /// Puts move only while our part of a session lives.
+    close_ends_writes: bool,
+    senders_max: usize,
     next: u64,
     closing: bool,
+    fault: Option<String>,
     sessions: BTreeMap<SessionId, Session>,
 }
 
 impl PeerLinkState {
-    /// Whether another sender may join: one is served at a time, and none by a process that is ending.
+    /// No sessions. `close_ends_writes`: what [`Transport`](connector::transport::Transport::close_ends_writes) says; at
+    /// most one sender for each of `ring_pages` pages.
+    pub fn new(close_ends_writes: bool, ring_pages: u32) -> Self {
+        Self {
+            close_ends_writes,
+            senders_max: SENDERS_MAX.min(ring_pages as usize),
+            next: 0,
+            closing: false,
+            fault: None,
+            sessions: BTreeMap::new(),
+        }
+    }
+
+    /// Whether another sender may join: not in a process that is ending or unwell, and not one more than there are pages
+    /// in the ring.
     ///
     /// # Errors
     /// Why not, for the sender, which may try again.
-    pub fn admit(&self) -> Result<(), &'static str> {
+    pub fn admit(&self) -> Result<(), String> {
         if self.closing {
-            return Err("this process is ending");
+            return Err("this process is ending".to_owned());
         }
-        if self.sessions.values().any(|session| session.stage != Stage::Closing) {
-            return Err("another sender is connected and one is served at a time");
+        if let Some(fault) = &self.fault {
+            return Err(format!("this process is unwell: {fault}"));
+        }
+        let live = self.sessions.values().filter(|session| session.is_live()).count();
+        if live >= self.senders_max {
+            return Err(format!("{live} senders are connected, as many as the ring serves"));
+        }
+        if self.sessions.len() - self.held() >= UNPROVED_MAX {
+            return Err("too many lost senders may still write here".to_owned());
         }
         Ok(())
     }
@@ -103,7 +166,7 @@ impl PeerLinkState {
 
     /// Sessions that the transport still holds anything of.
     pub fn held(&self) -> usize {
-        self.sessions.len()
+        self.sessions.values().filter(|session| session.stage != Stage::Closed).count()
     }
 
     /// Pages have moved over the session's lane.
@@ -130,12 +193,75 @@ impl PeerLinkState {
         late.into_iter().flat_map(|session| self.on_end(session, reason.clone())).collect()
     }
 
-    /// A handshake is as far as this: the session gets its name. `peer`: whom a dialer will connect to.
-    pub fn on_handshake(&mut self, now: Instant, peer: Option<Descriptor>) -> (SessionId, Vec<Action>) {
+    /// A handshake is as far as this: the session gets its name. A listener knows `sender`, a dialer the `receiver` that it
+    /// will connect to.
+    pub fn on_handshake(
+        &mut self,
+        now: Instant,
+        sender: Option<SenderSession>,
+        receiver: Option<Descriptor>,
+    ) -> (SessionId, Vec<Action>) {
         self.next += 1;
         let session = SessionId(self.next);
-        self.sessions.insert(session, Session { stage: Stage::Opening(peer), began: now, probed: false });
+        let stage = Stage::Opening(receiver);
+        self.sessions.insert(session, Session { stage, began: now, probed: false, sender, harmless: false });
         (session, vec![Action::Open(session)])
+    }
+
+    /// A sender says Hello, and may be admitted or not. Its attempts since the `previous` session never came up on its
+    /// side, and that one may have drained.
+    pub fn on_hello(&mut self, hello: SenderSession, previous: u64, drained: bool) -> Vec<Action> {
+        let over = |peer: &SenderSession| {
+            (peer.incarnation, peer.line) == (hello.incarnation, hello.line)
+                && ((previous < peer.number && peer.number < hello.number)
+                    || (drained && peer.number == previous))
+        };
+        self.on_harmless(over, "its sender has dialled again")
+    }
+
+    /// A sender's process is gone.
+    pub fn on_process_gone(&mut self, sender: &Incarnation) -> Vec<Action> {
+        self.on_harmless(|peer| peer.incarnation == *sender, "its sender's process is gone")
+    }
+
+    fn on_harmless(&mut self, which: impl Fn(&SenderSession) -> bool, reason: &str) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let named: Vec<SessionId> = (self.sessions.iter())
+            .filter(|(_, session)| session.sender.as_ref().is_some_and(&which))
+            .map(|(session, _)| *session)
+            .collect();
+        for session in named {
+            if let Some(over) = self.sessions.get_mut(&session) {
+                over.harmless = true;
+            }
+            actions.extend(self.on_end(session, reason.to_owned()));
+            actions.extend(self.prove(session));
+        }
+        actions
+    }
+
+    /// A closed session is forgotten once nothing of it can land any more.
+    fn prove(&mut self, session: SessionId) -> Option<Action> {
+        let over = self.sessions.get(&session).filter(|over| over.stage == Stage::Closed)?;
+        if !self.close_ends_writes && over.sender.is_some() && !over.harmless {
+            return None;
+        }
+        self.sessions.remove(&session);
+        Some(Action::Proved(session))
+    }
+
+    /// The watchdog says that this process is unwell, or well again: peers must not wait for one that is stuck.
+    pub fn on_health(&mut self, fault: Option<String>) -> Vec<Action> {
+        self.fault = fault;
+        match &self.fault {
+            Some(fault) => self.end_all(&format!("this process is unwell: {fault}")),
+            None => Vec::new(),
+        }
+    }
+
+    fn end_all(&mut self, reason: &str) -> Vec<Action> {
+        let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
+        sessions.into_iter().flat_map(|session| self.on_end(session, reason.to_owned())).collect()
     }
 
     /// The transport has created the session's worker, or could not.
@@ -168,7 +294,7 @@ impl PeerLinkState {
 
     fn end(&mut self, session: SessionId, reason: String, orderly: bool) -> Vec<Action> {
         match self.sessions.get_mut(&session) {
-            Some(live) if live.stage != Stage::Closing => {
+            Some(live) if live.is_live() => {
                 live.stage = Stage::Closing;
                 vec![Action::End { session, reason, orderly }]
             }
@@ -179,95 +305,17 @@ impl PeerLinkState {
     /// This process ends: so do all sessions.
     pub fn on_shutdown(&mut self) -> Vec<Action> {
         self.closing = true;
-        let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
-        sessions
-            .into_iter()
-            .flat_map(|session| self.on_end(session, "this process is ending".into()))
-            .collect()
+        self.end_all("this process is ending")
     }
 
     /// The transport has let go of the session.
     pub fn on_closed(&mut self, session: SessionId, drained: bool) -> Vec<Action> {
-        match self.sessions.remove(&session) {
-            Some(over) => vec![Action::Drained(session, SessionOver { drained, probed: over.probed })],
-            None => Vec::new(),
-        }
+        let Some(over) = self.sessions.get_mut(&session) else { return Vec::new() };
+        over.stage = Stage::Closed;
+        let told = Action::Over(session, SessionOver { drained, probed: over.probed });
+        [told].into_iter().chain(self.prove(session)).collect()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn descriptor() -> Descriptor {
-        Descriptor { transport: "t".into(), worker_address: vec![], rkey: vec![], base: 0, bytes: 0 }
-    }
-
-    #[test]
-    fn a_listener_welcomes_and_a_dialer_connects() {
-        let mut state = PeerLinkState::default();
-        let (session, actions) = state.on_handshake(Instant::now(), None);
-        assert_eq!(actions, [Action::Open(session)]);
-        assert_eq!(state.on_opened(session, Ok(descriptor())), [Action::Welcome(session, descriptor())]);
-        let (session, _) = state.on_handshake(Instant::now(), Some(descriptor()));
-        assert_eq!(state.on_opened(session, Ok(descriptor())), [Action::Connect(session, descriptor())]);
-    }
-
-    #[test]
-    fn a_session_ends_once_and_is_drained_once() {
-        let mut state = PeerLinkState::default();
-        let (session, _) = state.on_handshake(Instant::now(), None);
-        state.on_opened(session, Ok(descriptor()));
-        assert_eq!(
-            state.on_end(session, "eof".into()),
-            [Action::End { session, reason: "eof".into(), orderly: false }]
-        );
-        assert_eq!(state.on_end(session, "lane".into()), []);
-        assert_eq!(state.admit(), Ok(()), "there is room for the next sender");
-        let over = SessionOver { drained: false, probed: false };
-        assert_eq!(state.on_closed(session, false), [Action::Drained(session, over)]);
-        assert_eq!(state.on_closed(session, false), []);
-        assert_eq!(state.held(), 0);
-    }
-
-    #[test]
-    fn a_session_must_prove_its_lane_once_and_in_time() {
-        let (mut state, now) = (PeerLinkState::default(), Instant::now());
-        let (session, _) = state.on_handshake(now, None);
-        state.on_opened(session, Ok(descriptor()));
-        assert_eq!((state.on_tick(now + PROBE_LIMIT), state.ready()), (vec![], 0));
-        assert_eq!((state.on_probed(session), state.ready()), (vec![], 1));
-        assert_eq!(state.on_tick(now + PROBE_LIMIT * 2), []);
-        assert!(matches!(&state.on_probed(session)[..], [Action::End { .. }]), "twice is a lie");
-        let over = SessionOver { drained: true, probed: true };
-        assert_eq!(state.on_closed(session, true), [Action::Drained(session, over)]);
-        let (session, _) = state.on_handshake(now, None);
-        let actions = state.on_tick(now + PROBE_LIMIT + Duration::from_secs(1));
-        assert!(
-            matches!(&actions[..], [Action::End { session: ended, .. }] if *ended == session),
-            "{actions:?}"
-        );
-    }
-
-    #[test]
-    fn one_sender_is_admitted_and_none_at_the_end() {
-        let mut state = PeerLinkState::default();
-        assert_eq!(state.admit(), Ok(()));
-        let (session, _) = state.on_handshake(Instant::now(), None);
-        assert!(state.admit().is_err());
-        assert!(matches!(&state.on_goodbye(session)[..], [Action::End { orderly: true, .. }]));
-        assert_eq!(state.admit(), Ok(()));
-        assert_eq!(state.on_shutdown(), []);
-        assert!(state.admit().is_err() && state.is_closing());
-    }
-
-    #[test]
-    fn a_worker_that_cannot_be_made_ends_the_session() {
-        let mut state = PeerLinkState::default();
-        let (session, _) = state.on_handshake(Instant::now(), None);
-        assert_eq!(
-            state.on_opened(session, Err("no".into())),
-            [Action::End { session, reason: "no".into(), orderly: false }]
-        );
-    }
-}
+mod tests;

@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use connector::frame::{Frame, Hello, PROTOCOL_VERSION};
+use connector::frame::{Frame, Hello, Incarnation, PROTOCOL_VERSION};
 use connector::link::{self, Link, LinkError};
+use connector::process::Watch;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::state::SessionOver;
-use super::{FrameCame, Half, Identity, LinkEnded, PeerConnected, PeerLink};
+use super::state::{SenderSession, SessionOver};
+use super::{FrameCame, Half, Identity, LinkEnded, PeerConnected, PeerLink, PeerWatched};
 use crate::kit::KillSwitch;
 use crate::messages::SessionId;
+use crate::watchdog::NodeHealth;
 
 /// Handshakes that may be under way at once: strangers on the port cannot pile up.
 const HANDSHAKES: usize = 16;
@@ -65,7 +67,10 @@ pub async fn listen(listener: TcpListener, identity: Identity, addr: Addr<PeerLi
         actix::spawn(async move {
             match Link::accept(stream, &identity.shape, identity.secret.as_deref()).await {
                 Ok((link, hello)) => {
-                    let (incarnation, half) = (hello.incarnation, Half::Listened);
+                    let incarnation = hello.incarnation;
+                    let sender = SenderSession { incarnation, line: hello.line, number: hello.session };
+                    let (previous, drained) = (hello.previous, hello.previous_drained);
+                    let half = Half::Listened { sender, previous, drained };
                     addr.do_send(PeerConnected { link, incarnation, half });
                 }
                 Err(error) => tracing::warn!(%address, reason = %error, "link connection refused"),
@@ -75,17 +80,37 @@ pub async fn listen(listener: TcpListener, identity: Identity, addr: Addr<PeerLi
     }
 }
 
-/// Keeps a session with the receiver at `address`: dials, waits until it is over, dials again. A receiver that can
-/// never fit is a fault of the process.
-pub async fn dial(address: String, identity: Identity, addr: Addr<PeerLink>, faults: KillSwitch) {
-    let (mut number, mut drained, mut backoff, mut told) = (0, true, BACKOFF.0, false);
+/// What a dialer knows of its sessions with one receiver, for the next Hello.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    line: u32,
+    number: u64,
+    previous: u64,
+    drained: bool,
+}
+
+/// Keeps a session with the receiver at `address`, the `line`th of ours: dials, waits until it is over, dials again; waits
+/// while this process is unwell. A receiver that can never fit is a fault of the process.
+pub async fn dial(
+    line: u32,
+    address: String,
+    identity: Identity,
+    addr: Addr<PeerLink>,
+    health: NodeHealth,
+    faults: KillSwitch,
+) {
+    let mut line = Line { line, number: 0, previous: 0, drained: true };
+    let (mut backoff, mut told) = (BACKOFF.0, false);
     loop {
-        number += 1;
-        match attempt(&address, &identity, number, drained, &addr).await {
+        while health.fault().is_some() {
+            tokio::time::sleep(BACKOFF.1).await;
+        }
+        line.number += 1;
+        match attempt(&address, &identity, line, &addr).await {
             Ok(over) => {
                 // The actor drops its end only when this process ends.
                 let Ok(over) = over.await else { return };
-                drained = over.drained;
+                (line.previous, line.drained) = (line.number, over.drained);
                 if over.probed {
                     (backoff, told) = (BACKOFF.0, false);
                 }
@@ -108,15 +133,16 @@ pub async fn dial(address: String, identity: Identity, addr: Addr<PeerLink>, fau
 async fn attempt(
     address: &str,
     identity: &Identity,
-    session: u64,
-    previous_drained: bool,
+    line: Line,
     addr: &Addr<PeerLink>,
 ) -> Result<oneshot::Receiver<SessionOver>, LinkError> {
     let hello = Hello {
         protocol: PROTOCOL_VERSION,
         incarnation: identity.incarnation,
-        session,
-        previous_drained,
+        line: line.line,
+        session: line.number,
+        previous: line.previous,
+        previous_drained: line.drained,
         shape: identity.shape.clone(),
         nonce: link::nonce()?,
         proof: None,
@@ -127,4 +153,14 @@ async fn attempt(
     let half = Half::Dialled { welcome, over };
     addr.do_send(PeerConnected { link, incarnation, half });
     Ok(ended)
+}
+
+/// Tells the peer link when a peer's process is gone, if that can be seen from here.
+pub(super) async fn watch(incarnation: Incarnation, addr: Addr<PeerLink>) {
+    let gone = match Watch::new(&incarnation) {
+        Watch::Gone => true,
+        Watch::Alive(pidfd) => pidfd.gone().await.is_ok(),
+        Watch::Blind => false,
+    };
+    addr.do_send(PeerWatched { incarnation, gone });
 }

@@ -87,6 +87,7 @@ const REMAINING_MS_MAX: u64 = 24 * 3600 * 1000;
 #[derive(Debug)]
 pub struct PrefillerState {
     config: PrefillerConfig,
+    draining: bool,
     next_serial: u64,
     entries: BTreeMap<Key, Entry>,
 }
@@ -94,7 +95,7 @@ pub struct PrefillerState {
 impl PrefillerState {
     /// No prefills.
     pub fn new(config: PrefillerConfig) -> Self {
-        Self { config, next_serial: 0, entries: BTreeMap::new() }
+        Self { config, draining: false, next_serial: 0, entries: BTreeMap::new() }
     }
 
     /// Prefills that have not ended.
@@ -105,6 +106,11 @@ impl PrefillerState {
     /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// This process is ending: no new prefills from now on; those taken go on.
+    pub fn on_drain(&mut self) {
+        self.draining = true;
     }
 
     /// A receiver wants a prompt's KV.
@@ -131,7 +137,9 @@ impl PrefillerState {
         let PrefillerConfig { pool_pages, vocabulary, context_tokens, .. } = self.config;
         let pages = self.pages_for(prompt);
         let of_session = || self.entries.keys().filter(|other| other.0 == key.0).count();
-        if prompt.is_empty() {
+        if self.draining {
+            Some("this sender is ending".to_owned())
+        } else if prompt.is_empty() {
             Some("the prompt is empty".to_owned())
         } else if prompt.len() > context_tokens as usize {
             Some(format!("the prompt has {} tokens and the model takes {context_tokens}", prompt.len()))

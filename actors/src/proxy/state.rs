@@ -24,7 +24,7 @@ impl ProxyState {
         self.peers.push(session);
     }
 
-    /// A sender is gone.
+    /// A sender is gone, or takes no new prefills.
     pub fn on_peer_lost(&mut self, session: SessionId) {
         self.peers.retain(|peer| *peer != session);
     }

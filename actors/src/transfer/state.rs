@@ -67,24 +67,48 @@ pub enum Action {
     Measured(SessionId, String, u64, u64),
 }
 
-/// Whose page it is; `None`: the probe's.
-type Owner = Option<PageOwner>;
+/// What a credit was spent on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Load {
+    /// A page that belongs to nobody, to measure the lane.
+    Probe,
+    /// A page of a request.
+    Page(PageOwner),
+    /// Nothing: the credit goes back.
+    Nothing,
+}
+
+impl Load {
+    fn is_of(self, request: RequestId) -> bool {
+        matches!(self, Self::Page(owner) if owner.request == request.0)
+    }
+}
 
 #[derive(Debug)]
 struct Ready {
-    owner: Owner,
+    load: Load,
     page: PageId,
 }
 
 #[derive(Debug)]
 struct Put {
     ticket: Ticket,
-    owner: Owner,
+    load: Load,
     posted_micros: u64,
     hash: Option<u64>,
     done: bool,
     /// The request was cancelled: the page is announced as nobody's.
     cancelled: bool,
+}
+
+impl Put {
+    /// Whose page it is announced as.
+    fn owner(&self) -> Option<PageOwner> {
+        match self.load {
+            Load::Page(owner) if !self.cancelled => Some(owner),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -154,7 +178,7 @@ impl TransferState {
         if let Some(live) = self.sessions.get_mut(&session) {
             live.lane = Some(lane);
             let warm = live.probe.as_ref().map_or(0, |probe| probe.warm);
-            live.ready.extend((0..warm).map(|_| Ready { owner: None, page: PageId(0) }));
+            live.ready.extend((0..warm).map(|_| Ready { load: Load::Probe, page: PageId(0) }));
         }
         self.pump(now_micros, session)
     }
@@ -174,6 +198,19 @@ impl TransferState {
         }
     }
 
+    /// Our share of the ring: of the credits beyond it, those that no put has spent go back, in their turn.
+    pub fn on_ring_shared(&mut self, now_micros: u64, session: SessionId, pages: u32) -> Vec<Action> {
+        let ticket = self.ticket();
+        let Some(live) = self.sessions.get_mut(&session).filter(|live| !live.lost) else { return Vec::new() };
+        let excess = (live.ring.available() + live.ring.unannounced()).saturating_sub(pages);
+        for _ in 0..excess {
+            let Some(_) = live.ring.spend() else { break };
+            let (load, posted_micros, hash) = (Load::Nothing, now_micros, None);
+            live.puts.push_back(Put { ticket, load, posted_micros, hash, done: true, cancelled: false });
+        }
+        self.pump(now_micros, session)
+    }
+
     /// Final pages of a request, the first of them at `first_page` of its page table.
     pub fn on_schedule(
         &mut self,
@@ -186,7 +223,7 @@ impl TransferState {
         let Some(live) = self.sessions.get_mut(&session).filter(|live| !live.lost) else { return Vec::new() };
         for (n, &page) in (0..).zip(pages) {
             let owner = PageOwner { request: request.0, first_page: first_page + n };
-            live.ready.push_back(Ready { owner: Some(owner), page });
+            live.ready.push_back(Ready { load: Load::Page(owner), page });
         }
         self.pump(now_micros, session)
     }
@@ -197,11 +234,10 @@ impl TransferState {
         let Some(live) = self.sessions.get_mut(&session) else {
             return vec![Action::Drained(session, request)];
         };
-        let of_request = |owner: &Owner| owner.is_some_and(|owner| owner.request == request.0);
-        live.ready.retain(|ready| !of_request(&ready.owner));
+        live.ready.retain(|ready| !ready.load.is_of(request));
         live.began.remove(&request);
         let mut flying = false;
-        for put in live.puts.iter_mut().filter(|put| of_request(&put.owner)) {
+        for put in live.puts.iter_mut().filter(|put| put.load.is_of(request)) {
             put.cancelled = true;
             flying |= !put.done;
         }
@@ -230,13 +266,11 @@ impl TransferState {
         let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
         let Some(put) = live.puts.iter_mut().find(|put| put.ticket == ticket) else { return Vec::new() };
         put.done = true;
-        let owner = put.owner.filter(|_| put.cancelled);
         let mut actions = Vec::new();
-        if let Some(owner) = owner {
-            let still =
-                |put: &Put| !put.done && put.owner.is_some_and(|other| other.request == owner.request);
-            if !live.puts.iter().any(still) {
-                actions.push(Action::Drained(session, RequestId(owner.request)));
+        if let (Load::Page(owner), true) = (put.load, put.cancelled) {
+            let request = RequestId(owner.request);
+            if !live.puts.iter().any(|put| !put.done && put.load.is_of(request)) {
+                actions.push(Action::Drained(session, request));
             }
         }
         if let Err(error) = result {
@@ -330,26 +364,22 @@ impl TransferState {
                 break;
             }
             let Some(credit) = live.ring.spend() else { break };
-            let Ready { owner, page } = live.ready.pop_front().expect("it is not empty");
-            if let Some(owner) = owner {
-                live.began.entry(RequestId(owner.request)).or_insert(now_micros);
+            let Ready { load, page } = live.ready.pop_front().expect("it is not empty");
+            let mut seed = None;
+            if let Load::Page(PageOwner { request, first_page: place }) = load {
+                live.began.entry(RequestId(request)).or_insert(now_micros);
+                seed = Some(PageSeed { session: live.seed, credit: credit.number.0, request, place });
             } else if let Some(probe) = live.probe.as_mut().filter(|probe| probe.warm == 0) {
                 probe.began_micros.get_or_insert(now_micros);
             }
-            let seed = owner.map(|owner| PageSeed {
-                session: live.seed,
-                credit: credit.number.0,
-                request: owner.request,
-                place: owner.first_page,
-            });
             let (posted_micros, hash) = (now_micros, None);
-            live.puts.push_back(Put { ticket, owner, posted_micros, hash, done: false, cancelled: false });
+            live.puts.push_back(Put { ticket, load, posted_micros, hash, done: false, cancelled: false });
             actions.push(Action::Put { session, ticket, page, into: credit.page, seed });
         }
         let ticket = self.ticket();
         let Some(live) = self.sessions.get_mut(&session) else { return actions };
         let done = live.puts.iter().take_while(|put| put.done).count() as u32;
-        if done > 0 && live.flush.is_none() && !live.lost {
+        if done > 0 && live.flush.is_none() && live.lane.is_some() && !live.lost {
             live.flush = Some((ticket, done, now_micros));
             actions.push(Action::Flush { session, ticket });
         }
@@ -362,14 +392,14 @@ impl TransferState {
         let mut actions = Vec::new();
         let mut covered: VecDeque<Put> = live.puts.drain(..covered as usize).collect();
         while let Some(put) = covered.pop_front() {
-            let owner = put.owner.filter(|_| !put.cancelled);
+            let (load, owner) = (put.load, put.owner());
             let mut count = 1;
             let mut hashes: Vec<u64> = put.hash.filter(|_| owner.is_some()).into_iter().collect();
-            let follows = |put: &Put, count: u32| match (owner, put.owner.filter(|_| !put.cancelled)) {
+            let follows = |put: &Put, count: u32| match (owner, put.owner()) {
                 (Some(first), Some(next)) => {
                     next == PageOwner { first_page: first.first_page + count, ..first }
                 }
-                (None, None) => true,
+                (None, None) => (load == Load::Probe) == (put.load == Load::Probe),
                 _ => false,
             };
             while let Some(next) = covered.pop_front_if(|put| follows(put, count)) {
@@ -383,14 +413,16 @@ impl TransferState {
                 session,
                 Frame::PageFilled { first, count, owner, hashes, transfer_micros },
             ));
-            match (owner, &mut live.probe) {
-                (Some(owner), _) => actions.push(Action::Sent(session, RequestId(owner.request), count)),
-                (None, Some(probe)) if probe.warm > 0 => probe.warm = probe.warm.saturating_sub(count),
-                (None, Some(probe)) => {
+            match (owner, load, &mut live.probe) {
+                (Some(owner), ..) => actions.push(Action::Sent(session, RequestId(owner.request), count)),
+                (None, Load::Probe, Some(probe)) if probe.warm > 0 => {
+                    probe.warm = probe.warm.saturating_sub(count);
+                }
+                (None, Load::Probe, Some(probe)) => {
                     probe.measured = probe.measured.saturating_sub(count);
                     probe.bytes += u64::from(count) * self.page_bytes;
                 }
-                (None, None) => {}
+                _ => {}
             }
         }
         Ok(actions)
@@ -400,15 +432,15 @@ impl TransferState {
     fn measure(&mut self, now_micros: u64, session: SessionId) -> Vec<Action> {
         let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
         let Some(probe) = &live.probe else { return Vec::new() };
-        let queued = live.ready.iter().any(|ready| ready.owner.is_none())
-            || live.puts.iter().any(|put| put.owner.is_none());
+        let queued = live.ready.iter().any(|ready| ready.load == Load::Probe)
+            || live.puts.iter().any(|put| put.load == Load::Probe);
         if probe.warm > 0 || queued {
             return Vec::new();
         }
         match probe.began_micros {
             None => {
                 let measured = probe.measured;
-                live.ready.extend((0..measured).map(|_| Ready { owner: None, page: PageId(0) }));
+                live.ready.extend((0..measured).map(|_| Ready { load: Load::Probe, page: PageId(0) }));
                 Vec::new()
             }
             Some(began) => {

@@ -44,6 +44,8 @@ fn golden_bytes() {
         Frame::PrefillFinished { request: 1, token: 2, prefill_micros: 3 },
         "070000000100000000000000020000000300000000000000",
     );
+    check(Frame::RingShare { pages: 5 }, "0900000005000000");
+    check(Frame::Leaving, "0a000000");
 }
 
 #[test]
@@ -65,7 +67,7 @@ fn what_differs_is_named() {
 proptest! {
     /// Random bytes are an error or a frame, never a panic and never a large allocation.
     #[test]
-    fn random_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..512), kind in 0..9u8) {
+    fn random_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..512), kind in 0..12u8) {
         let mut bytes = bytes;
         if bytes.len() >= 4 {
             bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);

@@ -22,8 +22,10 @@ fn shape(fingerprint: u8) -> Shape {
 fn hello(fingerprint: u8) -> Hello {
     Hello {
         protocol: PROTOCOL_VERSION,
-        incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3 },
+        incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4 },
+        line: 0,
         session: 1,
+        previous: 0,
         previous_drained: true,
         shape: shape(fingerprint),
         nonce: nonce().expect("random bytes"),
@@ -40,7 +42,7 @@ fn welcome(nonces: Nonces, secret: Option<&str>) -> Welcome {
         bytes: 8192,
     };
     Welcome {
-        incarnation: Incarnation { pid: 2, start_ticks: 2, boot: 3 },
+        incarnation: Incarnation { pid: 2, start_ticks: 2, boot: 3, pid_namespace: 4 },
         shape: shape(7),
         descriptor,
         ring_pages: 2,

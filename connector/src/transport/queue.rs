@@ -133,6 +133,7 @@ impl Queue {
 /// The callers' end: a running thread and the queue it serves.
 pub(crate) struct Driver {
     name: &'static str,
+    close_ends_writes: bool,
     queue: Arc<Queue>,
     thread_id: ThreadId,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -140,14 +141,24 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// Wraps a thread that serves `queue` until it is told to stop.
-    pub(crate) fn new(name: &'static str, queue: Arc<Queue>, thread: JoinHandle<()>) -> Self {
-        Self { name, queue, thread_id: thread.thread().id(), thread: Mutex::new(Some(thread)) }
+    pub(crate) fn new(
+        name: &'static str,
+        close_ends_writes: bool,
+        queue: Arc<Queue>,
+        thread: JoinHandle<()>,
+    ) -> Self {
+        let thread_id = thread.thread().id();
+        Self { name, close_ends_writes, queue, thread_id, thread: Mutex::new(Some(thread)) }
     }
 }
 
 impl Transport for Driver {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn close_ends_writes(&self) -> bool {
+        self.close_ends_writes
     }
 
     fn submit(&self, command: Command) -> Result<(), SubmitError> {

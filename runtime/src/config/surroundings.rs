@@ -1,6 +1,6 @@
 //! What a process finds around it: cache folder, cores, environment variables.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::thread;
@@ -19,7 +19,7 @@ pub struct Surroundings {
     /// Cores that this process may use.
     pub cores: usize,
     /// The `UCX_` variables that the operator set: UCX reads them itself, and Baton leaves those choices alone.
-    pub(super) ucx_variables: BTreeSet<String>,
+    pub(super) ucx_variables: BTreeMap<String, String>,
     /// The variables that start with `BATON_`, name to value.
     pub(super) variables: BTreeMap<String, String>,
 }
@@ -47,13 +47,18 @@ impl Surroundings {
                 })
                 .filter(move |(name, _)| name.starts_with(prefix))
         };
-        let ucx_variables = named("UCX_").map(|(name, _)| name).collect();
+        let ucx_variables = named("UCX_").collect();
         Self { ucx_variables, variables: named(PREFIX).collect(), cache, cores }
     }
 
     /// `value`, unless the operator set the UCX variable `name`.
     pub fn ucx_default(&self, name: &str, value: &str) -> Option<String> {
-        (!self.ucx_variables.contains(name)).then(|| value.to_owned())
+        (!self.ucx_variables.contains_key(name)).then(|| value.to_owned())
+    }
+
+    /// What the operator set the UCX variable `name` to.
+    pub fn ucx_variable(&self, name: &str) -> Option<String> {
+        self.ucx_variables.get(name).cloned()
     }
 
     /// The model that is served where nothing names one.
@@ -68,7 +73,7 @@ impl std::fmt::Debug for Surroundings {
         f.debug_struct("Surroundings")
             .field("cache", &self.cache)
             .field("cores", &self.cores)
-            .field("ucx_variables", &self.ucx_variables)
+            .field("ucx_variables", &self.ucx_variables.keys())
             .field("variables", &self.variables.keys())
             .finish()
     }

@@ -111,6 +111,57 @@ fn a_lost_session_is_quarantined_until_proof() {
     assert_eq!(pool.usage(), PoolUse { pages: 4, held: 3, ..PoolUse::default() });
 }
 
+fn outstanding(pool: &PoolState, session: u64) -> u32 {
+    pool.rings[&SessionId(session)].ledger.outstanding()
+}
+
+fn unfilled(session: u64, first: u64, count: u32) -> PageFilled {
+    PageFilled { session: SessionId(session), ..filled(first, count, None) }
+}
+
+#[test]
+fn senders_share_the_ring() {
+    let mut pool = PoolState::new(20, 8);
+    pool.on_session_opened(SessionId(1), 8, 0);
+    assert_eq!(outstanding(&pool, 1), 8, "alone it has all");
+    let told = pool.on_session_opened(SessionId(2), 8, 0);
+    assert_eq!(told, [Action::Share { session: SessionId(1), pages: 4 }], "and must give back, told once");
+    assert_eq!(pool.on_reserve(reserve(1, 1, 0)).len(), 1);
+    // What comes back goes to the other, whether it was spent or not.
+    pool.on_page_filled(unfilled(1, 0, 1), None);
+    assert_eq!((outstanding(&pool, 1), outstanding(&pool, 2)), (7, 1));
+    pool.on_page_filled(unfilled(1, 1, 5), None);
+    assert_eq!((outstanding(&pool, 1), outstanding(&pool, 2)), (4, 4));
+    // A third one; eight pages for three.
+    let told = pool.on_session_opened(SessionId(3), 8, 0);
+    let told_of = |session| Action::Share { session: SessionId(session), pages: 3 };
+    assert_eq!(told, [told_of(1), told_of(2)]);
+    pool.on_page_filled(unfilled(2, 0, 1), None);
+    assert_eq!((outstanding(&pool, 2), outstanding(&pool, 3)), (3, 1));
+    // One leaves, with proof: the rest is shared anew.
+    pool.on_session_lost(SessionId(1));
+    assert_eq!(outstanding(&pool, 3), 1, "its pages may still be written");
+    pool.on_session_drained(SessionId(1));
+    assert_eq!((outstanding(&pool, 2), outstanding(&pool, 3)), (4, 4));
+}
+
+#[test]
+fn a_sender_that_has_had_a_credit_always_has_one() {
+    let mut pool = PoolState::new(20, 2);
+    pool.on_session_opened(SessionId(1), 2, 0);
+    pool.on_session_opened(SessionId(2), 2, 0);
+    pool.on_page_filled(unfilled(1, 0, 1), None);
+    assert_eq!((outstanding(&pool, 1), outstanding(&pool, 2)), (1, 1));
+    pool.on_session_lost(SessionId(2));
+    pool.on_session_opened(SessionId(3), 2, 0);
+    for credit in 1..5 {
+        pool.on_page_filled(unfilled(1, credit, 1), None);
+        assert_eq!((outstanding(&pool, 1), outstanding(&pool, 3)), (1, 0), "the other page is quarantined");
+    }
+    pool.on_session_drained(SessionId(2));
+    assert_eq!((outstanding(&pool, 1), outstanding(&pool, 3)), (1, 1));
+}
+
 #[test]
 fn a_peer_that_miscounts_loses_its_session() {
     let mut pool = PoolState::new(4, 2);
@@ -125,9 +176,9 @@ enum Op {
     Reserve(u64, u32, u32),
     Release(u64),
     Open,
-    Fill(u32, Option<u64>),
-    Lose,
-    Drain,
+    Fill(u64, u32, Option<u64>),
+    Lose(u64),
+    Drain(u64),
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
@@ -135,9 +186,10 @@ fn any_op() -> impl Strategy<Value = Op> {
         4 => (0..4u64, 0..6u32, 0..6u32).prop_map(|(request, here, landing)| Op::Reserve(request, here, landing)),
         3 => (0..4u64).prop_map(Op::Release),
         1 => Just(Op::Open),
-        6 => (1..3u32, proptest::option::of(0..4u64)).prop_map(|(count, owner)| Op::Fill(count, owner)),
-        1 => Just(Op::Lose),
-        1 => Just(Op::Drain),
+        6 => (0..3u64, 1..3u32, proptest::option::of(0..4u64))
+            .prop_map(|(back, count, owner)| Op::Fill(back, count, owner)),
+        1 => (0..3u64).prop_map(Op::Lose),
+        1 => (0..3u64).prop_map(Op::Drain),
     ]
 }
 
@@ -149,8 +201,9 @@ proptest! {
     fn no_page_is_lost_or_doubled(pages in 1..20u32, ring in 0..12u32, ops in vec(any_op(), 0..120)) {
         let ring = ring.min(pages / 2);
         let mut pool = PoolState::new(pages, ring);
-        let mut session = 0;
-        let mut tail = 0;
+        // Sessions count up; `back` counts down from the youngest.
+        let mut tails: Vec<u64> = Vec::new();
+        let nth = |tails: &Vec<u64>, back: u64| (tails.len() as u64).checked_sub(back + 1);
         for op in ops {
             match op {
                 Op::Reserve(request, here, landing) => {
@@ -160,31 +213,38 @@ proptest! {
                 }
                 Op::Release(request) => drop(pool.on_release(own(request))),
                 Op::Open => {
-                    // A ring without pages is none.
-                    if ring > 0 && !pool.rings.contains_key(&SessionId(session)) {
-                        session += 1;
-                        tail = 0;
-                        pool.on_session_opened(SessionId(session), ring, 0);
+                    // A ring without pages is none, and one has a page for each sender.
+                    if pool.rings.len() < ring as usize {
+                        pool.on_session_opened(SessionId(tails.len() as u64), ring, 0);
+                        tails.push(0);
                     }
                 }
-                Op::Fill(count, owner) => {
-                    let mut frame = filled(tail, count, owner);
+                Op::Fill(back, count, owner) => {
+                    let Some(session) = nth(&tails, back) else { continue };
+                    let mut frame = filled(tails[session as usize], count, owner);
                     frame.session = SessionId(session);
                     let live = pool.rings.contains_key(&SessionId(session));
                     if !matches!(pool.on_page_filled(frame, None)[..], [Action::Break { .. }]) && live {
-                        tail += u64::from(count);
+                        tails[session as usize] += u64::from(count);
                     }
                 }
-                Op::Lose => drop(pool.on_session_lost(SessionId(session))),
-                Op::Drain => drop(pool.on_session_drained(SessionId(session))),
+                Op::Lose(back) => {
+                    nth(&tails, back).into_iter().for_each(|session| drop(pool.on_session_lost(SessionId(session))));
+                }
+                // Only what is lost can be proved.
+                Op::Drain(back) => {
+                    nth(&tails, back).into_iter().for_each(|session| drop(pool.on_session_drained(SessionId(session))));
+                }
             }
+            let had = pool.rings.values().filter(|ring| ring.ledger.head() > 0);
+            prop_assert!(had.clone().all(|ring| ring.ledger.outstanding() > 0), "a sender was left without a credit");
         }
         // Everything ends: every page is free again or under a credit of the live session.
         for request in 0..4 {
             pool.on_release(own(request));
         }
-        pool.on_session_lost(SessionId(session));
-        for session in 0..=session {
+        for session in 0..tails.len() as u64 {
+            pool.on_session_lost(SessionId(session));
             pool.on_session_drained(SessionId(session));
         }
         prop_assert_eq!(pool.usage(), PoolUse { pages, ..PoolUse::default() });

@@ -11,7 +11,7 @@ struct Peer {
     ring: connector::ring::GrantLedger,
     puts: Vec<Ticket>,
     flushes: Vec<Ticket>,
-    filled: Vec<(Owner, u32)>,
+    filled: Vec<(Option<PageOwner>, u32)>,
     sent: u32,
     drained: u32,
     measured: bool,
@@ -279,4 +279,35 @@ proptest! {
         places.sort_unstable();
         prop_assert_eq!(places, (0..total).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn credits_beyond_the_share_go_back_in_their_turn() {
+    let mut peer = Peer::probed(8);
+    peer.schedule(0, 2);
+    peer.grant();
+    // Eight credits, two of them spent on puts that are under way.
+    let actions = peer.state.on_ring_shared(4, S, 5);
+    peer.perform(actions);
+    assert_eq!(peer.filled, [], "nothing is announced before the puts in front of it");
+    while !peer.puts.is_empty() || !peer.flushes.is_empty() {
+        peer.complete(0, Ok(()));
+        peer.flush();
+    }
+    let owner = PageOwner { request: R.0, first_page: 0 };
+    let back: u32 = peer.filled.iter().filter(|(owner, _)| owner.is_none()).map(|(_, count)| count).sum();
+    assert_eq!((peer.filled[0].0, peer.sent, back), (Some(owner), 2, 3));
+    assert_eq!(peer.ring.outstanding(), 3, "two put and three given back of eight");
+    let actions = peer.state.on_ring_shared(5, S, 5);
+    assert_eq!(actions, [], "it holds no more than its share");
+}
+
+#[test]
+fn credits_go_back_only_once_the_lane_is_there() {
+    let mut state = TransferState::new(100);
+    state.on_session_opened(S, 4, 1);
+    state.on_granted(0, S, CreditNumber(0), &[PageIndex(0), PageIndex(1)]);
+    assert_eq!(state.on_ring_shared(0, S, 1), []);
+    let actions = state.on_connected(0, S, "tcp/lo".into());
+    assert!(actions.iter().any(|action| matches!(action, Action::Flush { .. })), "{actions:?}");
 }
