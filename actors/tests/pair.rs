@@ -105,9 +105,11 @@ impl Engine for Echo {
     }
 }
 
-/// Flips a bit of the receiver's memory, when told to, in the last page put before a flush is reported.
+/// What is wrong with the lane. It flips a bit of the receiver's memory, when told to, in the last page put before a flush
+/// is reported; and it may say that peers write by themselves.
 #[derive(Clone, Default)]
 struct Damage {
+    foreign_writes: bool,
     armed: Arc<AtomicBool>,
     victim: Arc<std::sync::OnceLock<Arc<KvPool>>>,
     last_put: Arc<AtomicU64>,
@@ -132,7 +134,7 @@ impl Transport for Watched {
     }
 
     fn close_ends_writes(&self) -> bool {
-        self.0.close_ends_writes()
+        self.0.close_ends_writes() && !self.1.foreign_writes
     }
 
     fn submit(&self, command: Command) -> Result<(), SubmitError> {
@@ -316,6 +318,86 @@ async fn a_sender_that_ends_costs_no_request_and_another_takes_over() {
     let _sender = dial(&receiver, &address, 64).await;
     let timings = answer(ask(&receiver, 11, 60, 5).await, 11, 60).await.expect("it goes well");
     assert!(timings.disaggregated);
+}
+
+#[actix::test]
+async fn a_sender_that_is_told_to_end_finishes_its_hand_overs_and_another_goes_on() {
+    let (receiver, first, address) = pair(64, 4).await;
+    let second = start(LinkRole::Sender(vec![address]), 64, 1);
+    until("both senders are ready", || receiver.peers() == 2).await;
+    let mut sources = Vec::new();
+    for request in 0..16 {
+        sources.push((request, ask(&receiver, request, 60, 5).await));
+    }
+    until("the first has work", || first.counters.prefills_live().load(Ordering::SeqCst) > 0).await;
+    until("the second has work", || second.counters.prefills_live().load(Ordering::SeqCst) > 0).await;
+    first.shut_down(PATIENCE).await;
+    for request in 16..20 {
+        sources.push((request, ask(&receiver, request, 60, 5).await));
+    }
+    let mut recomputed = 0;
+    for (request, source) in sources {
+        recomputed += u64::from(!answer(source, request, 60).await.expect("it goes well").disaggregated);
+    }
+    // Only what had not reached the first sender before it began to end was computed here.
+    assert_eq!(recomputed, receiver.counters.recomputes().load(Ordering::SeqCst));
+    assert!(recomputed < 8, "{recomputed} of the 8 requests of the first sender were cut");
+    assert_eq!(receiver.peers(), 1);
+}
+
+/// Passes connections on to `address` until told to cut them all; then takes new ones.
+async fn pass_on(address: String, cut: Arc<tokio::sync::Notify>) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let ours = listener.local_addr().expect("bound").to_string();
+    actix::spawn(async move {
+        loop {
+            let (mut inner, _) = listener.accept().await.expect("a connection");
+            let (address, cut) = (address.clone(), cut.clone());
+            actix::spawn(async move {
+                let mut outer = tokio::net::TcpStream::connect(address).await.expect("the receiver listens");
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut inner, &mut outer) => {}
+                    () = cut.notified() => {}
+                }
+            });
+        }
+    });
+    ours
+}
+
+#[actix::test]
+async fn where_peers_write_by_themselves_pages_wait_for_the_senders_word() {
+    let foreign = Damage { foreign_writes: true, ..Damage::default() };
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
+    let quarantined = || receiver.counters.pages_quarantined().load(Ordering::SeqCst);
+    // A sender that ends without dialling again gives no proof, and its process lives: ours.
+    let mute = start(LinkRole::Sender(vec![address.clone()]), 64, 1);
+    until("it is ready", || receiver.peers() == 1).await;
+    mute.shut_down(PATIENCE).await;
+    until("its pages are set aside", || quarantined() == 4).await;
+    // Its ring is lost for good, so the next receiver of this test has a fresh one.
+    receiver.shut_down(PATIENCE).await;
+
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
+    let quarantined = || receiver.counters.pages_quarantined().load(Ordering::SeqCst);
+    let cut = Arc::new(tokio::sync::Notify::new());
+    let address = pass_on(address, cut.clone()).await;
+    let sender = start(LinkRole::Sender(vec![address]), 64, 1);
+    for request in 0..5 {
+        until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
+        let timings = answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("it goes well");
+        assert!(timings.disaggregated, "the sender dialled again and said that it had drained");
+        assert_eq!(quarantined(), 0);
+        let source = ask(&receiver, 100 + request, 60, 5).await;
+        cut.notify_waiters();
+        answer(source, 100 + request, 60).await.expect("prefilled there or here");
+        until("the cut is seen", || receiver.counters.sessions_ended().load(Ordering::SeqCst) == request + 1)
+            .await;
+    }
 }
 
 #[actix::test]

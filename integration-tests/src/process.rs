@@ -177,14 +177,14 @@ pub struct Pair {
 /// # Errors
 /// It does not come up.
 pub fn start_receiver(sets: &[&str]) -> Result<Process> {
-    start_role("receiver", sets)
+    start_role("receiver", sets, &[])
 }
 
-fn start_role(role: &str, sets: &[&str]) -> Result<Process> {
+fn start_role(role: &str, sets: &[&str], variables: &[(&str, &str)]) -> Result<Process> {
     let mut arguments = vec!["--role", role];
     arguments.extend(ANY_PORTS);
     sets.iter().for_each(|set| arguments.extend(["--set", set]));
-    let process = Process::start(&arguments, &[])?;
+    let process = Process::start(&arguments, variables)?;
     process.wait_line(&["ready in"])?;
     Ok(process)
 }
@@ -194,11 +194,19 @@ fn start_role(role: &str, sets: &[&str]) -> Result<Process> {
 /// # Errors
 /// It does not come up.
 pub fn start_sender(receiver: &Process, sets: &[&str]) -> Result<Process> {
+    start_sender_with(receiver, sets, &[])
+}
+
+/// As [`start_sender`], with these variables.
+///
+/// # Errors
+/// It does not come up.
+pub fn start_sender_with(receiver: &Process, sets: &[&str], variables: &[(&str, &str)]) -> Result<Process> {
     let link = receiver.address("link.port")?;
     let dial = format!("link.peers={link}");
     let mut arguments = vec!["--role", "sender", "--set", "http.port=0", "--set", &dial];
     sets.iter().for_each(|set| arguments.extend(["--set", set]));
-    Process::start(&arguments, &[])
+    Process::start(&arguments, variables)
 }
 
 impl Pair {
@@ -207,8 +215,16 @@ impl Pair {
     /// # Errors
     /// One does not come up.
     pub fn start(sets: &[&str]) -> Result<Self> {
-        let receiver = start_receiver(sets)?;
-        let sender = start_sender(&receiver, sets)?;
+        Self::start_with(sets, &[])
+    }
+
+    /// As [`start`](Self::start), with these variables.
+    ///
+    /// # Errors
+    /// One does not come up.
+    pub fn start_with(sets: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
+        let receiver = start_role("receiver", sets, variables)?;
+        let sender = start_sender_with(&receiver, sets, variables)?;
         sender.wait_line(&["receiver ready"])?;
         receiver.wait_line(&["sender ready"])?;
         let frontend = receiver.address("frontend.port")?;
@@ -221,7 +237,7 @@ impl Pair {
 /// # Errors
 /// It does not come up.
 pub fn start_local(sets: &[&str]) -> Result<(Process, String)> {
-    let process = start_role("local", sets)?;
+    let process = start_role("local", sets, &[])?;
     let address = process.address("frontend.port")?;
     Ok((process, address))
 }

@@ -57,20 +57,6 @@ fn a_receiver_serves_alone_until_a_sender_comes_and_after_it_is_killed() -> Resu
 }
 
 #[test]
-fn a_second_sender_waits_and_takes_over() -> Result<()> {
-    let pair = Pair::start(&[])?;
-    let second = start_sender(&pair.receiver, &[])?;
-    second.wait_line(&["cannot be reached yet", "another sender"])?;
-    let answer = complete(&pair.frontend, &prompt(), 4)?;
-    assert_eq!(answer.timings["prefill_pid"], pair.sender.pid(), "{}", answer.timings);
-    pair.sender.signal("-KILL")?;
-    pair.receiver.wait_line(&["sender ready", &format!("pid={}", second.pid())])?;
-    let answer = complete(&pair.frontend, &prompt(), 4)?;
-    assert_eq!(answer.timings["prefill_pid"], second.pid(), "{}", answer.timings);
-    Ok(())
-}
-
-#[test]
 fn a_sender_waits_for_its_receiver() -> Result<()> {
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();

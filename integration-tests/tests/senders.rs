@@ -1,0 +1,107 @@
+//! Several senders for one receiver, and what happens to the pages that a lost one could still write.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use integration_tests::client::{complete, get, get_text};
+use integration_tests::process::{PATIENCE, Pair, Process, start_receiver, start_sender, start_sender_with};
+use serde_json::{Value, json};
+
+fn prompt() -> Value {
+    json!("The lighthouse keeper counted the ships that passed in the night and wrote their names in a book")
+}
+
+fn gauge(address: &str, name: &str) -> Result<u64> {
+    let text = get_text(address, "/metrics")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(line.with_context(|| format!("{name} in {text}"))?.parse()?)
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while !holds()? {
+        ensure!(Instant::now() < end, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+#[test]
+fn senders_take_turns_and_one_that_ends_or_dies_leaves_the_rest() -> Result<()> {
+    let receiver = start_receiver(&["ring.bytes=12MiB"])?;
+    let frontend = receiver.address("frontend.port")?;
+    let mut senders: Vec<Process> = Vec::new();
+    for _ in 0..3 {
+        let sender = start_sender(&receiver, &[])?;
+        receiver.wait_line(&["sender ready", &format!("pid={}", sender.pid())])?;
+        senders.push(sender);
+    }
+    let expect = complete(&receiver.address("http.port")?, &prompt(), 4)?.ids;
+    let prefilled_by = |requests: usize| -> Result<BTreeSet<u64>> {
+        (0..requests)
+            .map(|_| {
+                let answer = complete(&frontend, &prompt(), 4)?;
+                ensure!(answer.ids == expect, "other words: {:?}", answer.text);
+                answer.timings["prefill_pid"].as_u64().context("a pid")
+            })
+            .collect()
+    };
+    let pids = |senders: &[Process]| senders.iter().map(|sender| u64::from(sender.pid())).collect();
+    assert_eq!(prefilled_by(6)?, pids(&senders), "all take part");
+    // Every one of them holds its share of the ring.
+    assert_eq!(gauge(&frontend, "baton_sessions_ready")?, 3);
+
+    let mut first = senders.remove(0);
+    first.signal("-TERM")?;
+    assert_eq!(first.wait()?.code(), Some(0), "{}", first.log());
+    assert_eq!(prefilled_by(6)?, pids(&senders));
+    let second = senders.remove(0);
+    second.signal("-KILL")?;
+    until("the receiver has noticed", || Ok(gauge(&frontend, "baton_sessions_ready")? == 1))?;
+    assert_eq!(prefilled_by(6)?, pids(&senders));
+    assert_eq!(gauge(&frontend, "baton_pages_quarantined")?, 0);
+    Ok(())
+}
+
+/// Lanes on which a sender writes the receiver's memory by itself, without the receiver's help: closing the session here
+/// proves nothing.
+const FOREIGN: [(&str, &str); 1] = [("UCX_TLS", "posix,cma,tcp")];
+
+#[test]
+fn where_senders_write_by_themselves_pages_wait_for_proof() -> Result<()> {
+    let pair = Pair::start_with(&[], &FOREIGN)?;
+    let expect = complete(&pair.receiver.address("http.port")?, &prompt(), 4)?.ids;
+    let quarantined = || gauge(&pair.frontend, "baton_pages_quarantined");
+    assert_eq!(complete(&pair.frontend, &prompt(), 4)?.timings["disaggregated"], true);
+
+    // Stopped, it is as good as dead to its peer; but it can still wake up and write.
+    pair.sender.signal("-STOP")?;
+    pair.receiver.wait_line(&["session over"])?;
+    until("its pages are set aside", || Ok(quarantined()? > 0))?;
+    let (status, health) = get(&pair.frontend, "/health")?;
+    assert_eq!((status, &health["status"]), (200, &json!("degraded")), "{health}");
+    let answer = complete(&pair.frontend, &prompt(), 4)?;
+    assert_eq!((answer.ids, &answer.timings["disaggregated"]), (expect.clone(), &json!(false)));
+
+    // It wakes, dials again, and says that nothing is under way: that is proof.
+    pair.sender.signal("-CONT")?;
+    until("its word frees the pages", || Ok(quarantined()? == 0))?;
+    until("it hands over again", || {
+        Ok(complete(&pair.frontend, &prompt(), 4)?.timings["disaggregated"] == true)
+    })?;
+
+    // Its end is proof too.
+    pair.sender.signal("-STOP")?;
+    until("its pages are set aside", || Ok(quarantined()? > 0))?;
+    pair.sender.signal("-KILL")?;
+    until("its end frees the pages", || Ok(quarantined()? == 0))?;
+    assert_eq!(get(&pair.frontend, "/health")?.1["status"], "ok");
+    let next = start_sender_with(&pair.receiver, &[], &FOREIGN)?;
+    next.wait_line(&["receiver ready"])?;
+    until("the next one hands over", || {
+        let answer = complete(&pair.frontend, &prompt(), 4)?;
+        ensure!(answer.ids == expect, "other words: {:?}", answer.text);
+        Ok(answer.timings["prefill_pid"] == next.pid())
+    })
+}
