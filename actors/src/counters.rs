@@ -61,8 +61,10 @@ counters! {
     hash_mismatches: "counter" "baton_page_hash_mismatches_total";
     /// Prompts computed again here because their sender was lost, failed or confused.
     recomputes: "counter" "baton_recomputes_total";
-    /// Requests ended by their client or by the end of the process.
+    /// Requests ended by their client.
     aborts: "counter" "baton_requests_aborted_total";
+    /// Requests ended by the end of the process.
+    cut_at_the_end: "counter" "baton_requests_cut_total";
     /// Requests that missed their deadline.
     deadlines_missed: "counter" "baton_requests_deadline_missed_total";
     /// Requests that an engine error ended.

@@ -95,7 +95,8 @@ impl Decoder {
                             self.counters.deadlines_missed()
                         }
                         StreamEvent::Failed(RequestError::Engine(_)) => self.counters.engine_failures(),
-                        StreamEvent::Failed(_) => self.counters.aborts(),
+                        StreamEvent::Failed(RequestError::ShuttingDown) => self.counters.cut_at_the_end(),
+                        StreamEvent::Failed(RequestError::Aborted) => self.counters.aborts(),
                         StreamEvent::Finished { .. } | StreamEvent::Token(_) => self.counters.finished(),
                     });
                     tracing::debug!(%request, ?event, "request ended");

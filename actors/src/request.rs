@@ -129,9 +129,12 @@ pub enum RequestError {
     /// The engine failed.
     #[error("engine failed: {0}")]
     Engine(String),
-    /// The request was aborted, or the process is ending.
+    /// The client no longer wants it.
     #[error("request was aborted")]
     Aborted,
+    /// The process ended first.
+    #[error("server ended before the request did; send the request to another replica")]
+    ShuttingDown,
 }
 
 impl RequestError {
@@ -141,6 +144,7 @@ impl RequestError {
             Self::Deadline { .. } => "deadline",
             Self::Engine(_) => "engine",
             Self::Aborted => "aborted",
+            Self::ShuttingDown => "shutting_down",
         }
     }
 }

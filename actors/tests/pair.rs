@@ -424,5 +424,5 @@ async fn a_drain_limit_that_passes_ends_requests_with_a_word() {
     let (receiver, _sender, _) = pair(1000, 2).await;
     let source = ask(&receiver, 1, 60, 3000).await;
     receiver.shut_down(Duration::ZERO).await;
-    assert_eq!(answer(source, 1, 60).await, Err(RequestError::Aborted));
+    assert_eq!(answer(source, 1, 60).await, Err(RequestError::ShuttingDown));
 }

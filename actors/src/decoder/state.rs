@@ -139,7 +139,7 @@ impl DecoderState {
     /// This process is ending: every request ends.
     pub fn on_abort_all(&mut self) -> Vec<Action> {
         let all: Vec<RequestId> = self.requests.keys().copied().collect();
-        all.into_iter().flat_map(|request| self.on_abort(request)).collect()
+        all.into_iter().flat_map(|request| self.cut(request, RequestError::ShuttingDown)).collect()
     }
 
     /// A request comes in. One whose sender has gone meanwhile runs here.

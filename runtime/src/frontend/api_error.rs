@@ -92,7 +92,7 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         let status = match error {
             RequestError::Deadline { .. } => StatusCode::GATEWAY_TIMEOUT,
-            RequestError::Aborted => StatusCode::SERVICE_UNAVAILABLE,
+            RequestError::Aborted | RequestError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())

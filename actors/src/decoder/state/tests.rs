@@ -164,7 +164,7 @@ fn the_end_of_the_process_ends_every_request() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 5, None));
     let actions = state.on_abort_all();
-    assert_eq!(reason(&actions), Some(&StreamEvent::Failed(RequestError::Aborted)));
+    assert_eq!(reason(&actions), Some(&StreamEvent::Failed(RequestError::ShuttingDown)));
     assert_eq!(actions.last(), Some(&Action::Release(OWN)));
 }
 
