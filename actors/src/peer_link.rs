@@ -10,6 +10,7 @@
 //! - **Failure**: a link, lane or peer that breaks ends its session: everybody hears `PeerLost`, the transport lets go, the
 //!   buffer manager hears `SessionDrained` once there is proof, and a dialer dials again. A peer that can never fit is a fault of the process.
 
+pub mod dial_line;
 mod route;
 pub mod state;
 pub mod tasks;

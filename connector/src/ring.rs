@@ -109,6 +109,11 @@ impl GrantLedger {
         self.outstanding.len() as u32
     }
 
+    /// True if the sender holds a credit for `page`.
+    pub fn covers(&self, page: PageIndex) -> bool {
+        self.outstanding.contains(&page)
+    }
+
     /// How many more credits may be granted now.
     pub fn room(&self) -> u32 {
         self.capacity.get() - self.outstanding()

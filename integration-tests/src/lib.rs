@@ -1,4 +1,5 @@
-//! Starts real `runtime` processes and talks to them: what the tests and programs of this crate share.
+//! Starts real `runtime` processes and talks to them: what the tests and programs of this crate share; and whole histories
+//! of such processes in virtual time ([`simulation`]).
 //!
 //! Every port is bound as 0 and read back from the log, every wait has a deadline, and no process outlives the test that
 //! started it.
@@ -7,3 +8,4 @@
 pub mod client;
 pub mod fixtures;
 pub mod process;
+pub mod simulation;

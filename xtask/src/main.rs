@@ -5,6 +5,7 @@ mod demo;
 mod fetch;
 mod place;
 mod reference;
+mod simulate;
 mod suite;
 
 use std::process::ExitCode;
@@ -24,6 +25,13 @@ Usage: cargo xtask <TASK>
                 --port-base N       use the ports N to N+3 rather than 55555, 8200, 8100 and 9000
                 --runtime PATH      start this binary rather than building one
   test        Fetches, then checks format, lints and documentation and runs every test.
+  sim         Runs histories of a receiver and its senders in virtual time, for a minute.
+                --minutes N         or this long
+                --histories N       or this many
+                --seed S            from this seed on
+                --trace SEED        one history, with everything that happens
+  mutants     Breaks the rules of the hand-over, one by one in a copy of the tree, and shows after how many
+              histories the simulator notices.
   reference   Says how the token ids that the tests compare with were made.
 
 Needs Rust, a C linker, and Python 3 with pip. The cache folder is $XDG_CACHE_HOME/baton, or
@@ -51,7 +59,7 @@ fn run(arguments: &[String]) -> Result<()> {
         println!("{USAGE}");
         return Ok(());
     }
-    if task != "demo"
+    if !matches!(task, "demo" | "sim")
         && let Some(stray) = rest.first()
     {
         bail!("`cargo xtask {task}` takes no arguments, got `{stray}`");
@@ -60,6 +68,8 @@ fn run(arguments: &[String]) -> Result<()> {
         "fetch" => fetch::run().map(drop),
         "demo" => demo::run(&demo::Options::parse(rest)?),
         "test" => suite::run(),
+        "sim" => simulate::run(rest),
+        "mutants" => simulate::mutants(),
         "reference" => reference::run(),
         other => bail!("there is no task `{other}`; `cargo xtask` alone lists them"),
     }

@@ -13,6 +13,11 @@ pub(crate) fn root() -> PathBuf {
     Path::new(&xtask).parent().map_or_else(|| PathBuf::from("."), Path::to_owned)
 }
 
+/// Where cargo builds.
+pub(crate) fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// The cache folder that all clones share; the runtime looks in the same place.
 pub(crate) fn cache() -> Result<PathBuf> {
     cache_from(|name| env::var_os(name))

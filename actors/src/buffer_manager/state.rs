@@ -70,8 +70,21 @@ pub struct PoolUse {
     pub outstanding: u32,
     /// Held by sequences.
     pub held: u32,
-    /// Under credits of lost sessions, until there is proof.
+    /// Under credits of lost sessions, or not what was put there, until there is proof.
     pub quarantined: u32,
+}
+
+/// Who may touch a page now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageUse {
+    /// Nobody.
+    Free,
+    /// A sequence holds it.
+    Held(SequenceId),
+    /// A session's peer may write it.
+    Outstanding(SessionId),
+    /// A session's peer may still be writing it.
+    Quarantined(SessionId),
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +102,8 @@ struct Ring {
     seed: u64,
     /// The share that its peer was told while it held more.
     told: Option<u32>,
+    /// Pages that were called filled and are not what was put: who knows when the rest of it lands.
+    damaged: Vec<PageIndex>,
 }
 
 /// The page pool's ledger. Every `on_…` returns what has to be done, in order.
@@ -124,7 +139,26 @@ impl PoolState {
             landing: self.holdings.values().map(|holding| holding.landing).sum(),
             outstanding: self.rings.values().map(|ring| ring.ledger.outstanding()).sum(),
             held: self.holdings.values().map(|holding| holding.pages.len() as u32).sum(),
-            quarantined: self.quarantine.values().map(|pages| pages.len() as u32).sum(),
+            quarantined: (self.quarantine.values())
+                .chain(self.rings.values().map(|ring| &ring.damaged))
+                .map(|pages| pages.len() as u32)
+                .sum(),
+        }
+    }
+
+    /// Who may touch `page` now; for checks, since it looks through everything.
+    pub fn page_use(&self, page: PageId) -> PageUse {
+        let index = PageIndex(page.0);
+        let held = self.holdings.iter().find(|(_, holding)| holding.pages.contains(&page));
+        let granted = self.rings.iter().find(|(_, ring)| ring.ledger.covers(index));
+        let set_aside = (self.quarantine.iter())
+            .chain(self.rings.iter().map(|(session, ring)| (session, &ring.damaged)))
+            .find(|(_, pages)| pages.contains(&index));
+        match (held, granted, set_aside) {
+            (Some((sequence, _)), ..) => PageUse::Held(*sequence),
+            (None, Some((session, _)), _) => PageUse::Outstanding(*session),
+            (None, None, Some((session, _))) => PageUse::Quarantined(*session),
+            (None, None, None) => PageUse::Free,
         }
     }
 
@@ -146,7 +180,7 @@ impl PoolState {
     /// A session began: its peer may write up to `ring_pages` pages of ours, whose hashes have this seed.
     pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32, seed: u64) -> Vec<Action> {
         if let Some(capacity) = NonZeroU32::new(ring_pages) {
-            self.rings.insert(session, Ring { ledger: GrantLedger::new(capacity), seed, told: None });
+            self.rings.insert(session, Ring { ledger: GrantLedger::new(capacity), seed, told: None, damaged: Vec::new() });
         }
         self.settle()
     }
@@ -154,7 +188,8 @@ impl PoolState {
     /// A session ended: puts into its outstanding pages may still land.
     pub fn on_session_lost(&mut self, session: SessionId) -> Vec<Action> {
         if let Some(ring) = self.rings.remove(&session) {
-            self.quarantine.insert(session, ring.ledger.close());
+            let pages = [ring.ledger.close(), ring.damaged].concat();
+            self.quarantine.insert(session, pages);
         }
         self.settle()
     }
@@ -199,10 +234,11 @@ impl PoolState {
                             .all(|((n, page), hash)| hasher(*page, seed_of(n)) == *hash)
                 };
                 if !hasher.is_none_or(whole) {
-                    self.free.extend(pages.iter().map(|page| page.0));
-                    actions.push(Action::Rejected(request));
-                    actions.extend(self.settle());
-                    return actions;
+                    // Whether a bit has flipped or the flush did not hold what it says: more may land there, so the
+                    // pages wait for proof, and nothing else of this session is trusted.
+                    ring.damaged.extend(pages.iter().map(|page| PageIndex(page.0)));
+                    let reason = format!("a page of {request} is not what was put");
+                    return vec![Action::Rejected(request), Action::Break { session, reason }];
                 }
                 holding.landing -= filled.count;
                 holding.pages.extend(&pages);

@@ -10,6 +10,7 @@ use connector::process::Watch;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::dial_line::{Attempt, DialLine};
 use super::state::{SenderSession, SessionOver};
 use super::{FrameCame, Half, Identity, LinkEnded, PeerConnected, PeerLink, PeerWatched};
 use crate::kit::KillSwitch;
@@ -80,15 +81,6 @@ pub async fn listen(listener: TcpListener, identity: Identity, addr: Addr<PeerLi
     }
 }
 
-/// What a dialer knows of its sessions with one receiver, for the next Hello.
-#[derive(Clone, Copy, Debug)]
-struct Line {
-    line: u32,
-    number: u64,
-    previous: u64,
-    drained: bool,
-}
-
 /// Keeps a session with the receiver at `address`, the `line`th of ours: dials, waits until it is over, dials again; waits
 /// while this process is unwell. A receiver that can never fit is a fault of the process.
 pub async fn dial(
@@ -99,18 +91,17 @@ pub async fn dial(
     health: NodeHealth,
     faults: KillSwitch,
 ) {
-    let mut line = Line { line, number: 0, previous: 0, drained: true };
+    let mut line = DialLine::new(line);
     let (mut backoff, mut told) = (BACKOFF.0, false);
     loop {
         while health.fault().is_some() {
             tokio::time::sleep(BACKOFF.1).await;
         }
-        line.number += 1;
-        match attempt(&address, &identity, line, &addr).await {
+        match attempt(&address, &identity, line.dial(), &addr).await {
             Ok(over) => {
                 // The actor drops its end only when this process ends.
                 let Ok(over) = over.await else { return };
-                (line.previous, line.drained) = (line.number, over.drained);
+                line.on_over(over.drained);
                 if over.probed {
                     (backoff, told) = (BACKOFF.0, false);
                 }
@@ -133,16 +124,16 @@ pub async fn dial(
 async fn attempt(
     address: &str,
     identity: &Identity,
-    line: Line,
+    attempt: Attempt,
     addr: &Addr<PeerLink>,
 ) -> Result<oneshot::Receiver<SessionOver>, LinkError> {
     let hello = Hello {
         protocol: PROTOCOL_VERSION,
         incarnation: identity.incarnation,
-        line: line.line,
-        session: line.number,
-        previous: line.previous,
-        previous_drained: line.drained,
+        line: attempt.line,
+        session: attempt.session,
+        previous: attempt.previous,
+        previous_drained: attempt.previous_drained,
         shape: identity.shape.clone(),
         nonce: link::nonce()?,
         proof: None,

@@ -149,6 +149,11 @@ impl TransferState {
         Self { page_bytes, next_ticket: 0, sessions: BTreeMap::new() }
     }
 
+    /// Lost sessions of which an operation is still waited for.
+    pub fn lost(&self) -> usize {
+        self.sessions.values().filter(|live| live.lost).count()
+    }
+
     /// A session began. Credits may come before the lane is connected.
     pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32, seed: u64) {
         let Some(capacity) = NonZeroU32::new(ring_pages.min(RING_PAGES_MAX)) else { return };

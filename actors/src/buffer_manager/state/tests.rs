@@ -84,7 +84,16 @@ fn a_page_that_is_not_what_was_put_is_not_adopted() {
         let actions = pool.on_page_filled(PageFilled { hashes, ..filled(0, 2, Some(7)) }, Some(&hash));
         assert_eq!(matches!(&actions[0], Action::Adopted(_)), adopted, "{actions:?}");
         assert_eq!(actions[0] == Action::Rejected(RequestId(7)), !adopted, "{actions:?}");
-        assert_eq!(granted(&actions).len(), 2, "the ring moves on either way");
+        let broken = matches!(&actions[..], [_, Action::Break { session: SESSION, .. }]);
+        assert_eq!(broken, !adopted, "{actions:?}");
+        assert_eq!(granted(&actions).len(), if adopted { 2 } else { 0 });
+        // More may land in a damaged page: it is not used again before there is proof.
+        assert_eq!(pool.usage().quarantined, if adopted { 0 } else { 2 });
+        pool.on_session_lost(SESSION);
+        assert_eq!(pool.usage().quarantined, 2);
+        pool.on_release(own(7));
+        pool.on_session_drained(SESSION);
+        assert_eq!(pool.usage(), PoolUse { pages: 8, ..PoolUse::default() });
     }
 }
 

@@ -1,0 +1,104 @@
+//! Histories of a receiver and its senders in virtual time, as many as fit.
+//!
+//! ```text
+//! cargo xtask sim [--minutes N] [--histories N] [--seed S]     from seed S on, on every core
+//! cargo xtask sim --trace SEED                                 one history, everything that happens on standard error
+//! ```
+//! Ends with an error at the first violation, and names its seed.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use integration_tests::simulation::{Report, Violation, history};
+
+struct Options {
+    limit: Duration,
+    histories: u64,
+    seed: u64,
+    trace: Option<u64>,
+}
+
+fn options() -> Result<Options> {
+    let mut options = Options { limit: Duration::from_secs(60), histories: u64::MAX, seed: 1, trace: None };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(name) = arguments.next() {
+        let value = arguments.next().with_context(|| format!("{name} wants a number"))?;
+        let number: f64 = value.parse().with_context(|| format!("{name} wants a number, not {value:?}"))?;
+        match name.as_str() {
+            "--minutes" => options.limit = Duration::from_secs_f64(number * 60.0),
+            "--histories" => (options.histories, options.limit) = (number as u64, Duration::MAX),
+            "--seed" => options.seed = number as u64,
+            "--trace" => options.trace = Some(value.parse()?),
+            other => bail!("there is no option {other}; --minutes, --histories, --seed and --trace are known"),
+        }
+    }
+    Ok(options)
+}
+
+fn main() -> Result<()> {
+    let options = options()?;
+    if let Some(seed) = options.trace {
+        println!("{:#?}", history(seed, true)?);
+        return Ok(());
+    }
+    let began = Instant::now();
+    let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let total: Mutex<(u64, Report, Option<Violation>)> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) && began.elapsed() < options.limit {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= options.histories {
+                        return;
+                    }
+                    let outcome = history(options.seed + n, false);
+                    let mut total = total.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    match outcome {
+                        Ok(report) => {
+                            total.0 += 1;
+                            total.1.add(&report);
+                        }
+                        Err(violation) => {
+                            stop.store(true, Ordering::Relaxed);
+                            let first =
+                                total.2.as_ref().is_none_or(|earlier| earlier.seed > violation.seed);
+                            if first {
+                                total.2 = Some(violation);
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let (histories, report, violation) = total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let minutes = began.elapsed().as_secs_f64() / 60.0;
+    println!(
+        "{histories} histories in {:.1} s, {:.0} a minute; {:.1} virtual hours, {:.1} million events",
+        minutes * 60.0,
+        histories as f64 / minutes,
+        report.micros as f64 / 3.6e9,
+        report.events as f64 / 1e6
+    );
+    let failed: Vec<String> = report.failed.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    println!(
+        "requests: {} finished, {} of them handed over, {} prompts recomputed; {}",
+        report.finished,
+        report.disaggregated,
+        report.recomputes,
+        failed.join(", ")
+    );
+    println!(
+        "pages: {} landed, {} frames of damaged ones; {} sessions",
+        report.landed, report.damaged, report.sessions
+    );
+    let faults: Vec<String> = report.faults.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    println!("faults: {}", faults.join(", "));
+    match violation {
+        None => Ok(()),
+        Some(violation) => bail!("{violation}\nagain, with all that happens: cargo xtask sim --trace {}", violation.seed),
+    }
+}

@@ -1,0 +1,182 @@
+//! Whoever asks: what it wants, what it has got, and whether that is right.
+
+use std::time::Duration;
+
+use actors::request::{FinishReason, Generate, RequestError, RequestId, Route, StreamEvent};
+
+use super::machine::next_token;
+use super::node::{Actor, Mail};
+use super::plan::{PAGE_TOKENS, SECOND, VOCABULARY};
+use super::world::{Event, RECEIVER, World};
+
+/// How long past its deadline a request may end: ticks and mailboxes are late too.
+const GRACE: u64 = SECOND;
+
+/// A request, seen from outside.
+#[derive(Debug)]
+pub(super) struct Client {
+    /// The receiver's life that it asked.
+    life: u32,
+    tokens: Vec<u32>,
+    prompt: usize,
+    max_tokens: u32,
+    ignore_eos: bool,
+    pub(super) deadline: u64,
+    left: bool,
+    /// How it ended; never unset.
+    end: Option<&'static str>,
+    disaggregated: bool,
+}
+
+impl World {
+    /// A client asks. `firm`: it does not leave.
+    pub(super) fn ask(&mut self, firm: bool) -> RequestId {
+        let request = RequestId(self.clients.len() as u64 + 1);
+        let most = (self.plan.receiver_pages - self.plan.ring_pages) * PAGE_TOKENS;
+        // A firm one is short enough for every sender and for the shortest deadline.
+        let most = if firm { most.min(self.plan.sender_pages * PAGE_TOKENS).min(30) } else { most };
+        let all = self.dice.between(2, u64::from(most)) as u32;
+        let prompt = self.dice.between(1, u64::from(all) - 1) as u32;
+        let tokens: Vec<u32> =
+            (0..prompt).map(|_| self.dice.between(1, u64::from(VOCABULARY) - 1) as u32).collect();
+        let deadline = self.now + self.plan.deadline;
+        let (max_tokens, ignore_eos) = (all - prompt, self.dice.one_in(2));
+        self.clients.insert(
+            request,
+            Client {
+                life: self.nodes[RECEIVER].life,
+                tokens: tokens.clone(),
+                prompt: tokens.len(),
+                max_tokens,
+                ignore_eos,
+                deadline,
+                left: false,
+                end: None,
+                disaggregated: false,
+            },
+        );
+        if !self.nodes[RECEIVER].alive {
+            self.close(request, "refused");
+            return request;
+        }
+        let generate = Generate {
+            request,
+            prompt: tokens.into(),
+            max_tokens,
+            ignore_eos,
+            deadline: self.epoch + Duration::from_micros(deadline),
+            route: Route::Auto,
+        };
+        self.post(RECEIVER, Actor::Proxy, Mail::Generate(generate));
+        if !firm && self.dice.one_in(5) {
+            let wait = self.dice.between(1, SECOND);
+            self.at(wait, None, Event::Leave(request));
+        }
+        self.at(self.plan.deadline + GRACE, None, Event::MustHaveEnded(request));
+        request
+    }
+
+    /// The client goes, whether it has everything or not.
+    pub(super) fn leave(&mut self, request: RequestId) {
+        if let Some(client) = self.clients.get_mut(&request).filter(|client| client.end.is_none()) {
+            client.left = true;
+            self.post(RECEIVER, Actor::Decoder, Mail::Abort(request));
+        }
+    }
+
+    /// Delivers a token; false if nobody takes it.
+    pub(super) fn token(&mut self, request: RequestId, token: u32) -> bool {
+        let Some(client) = self.clients.get_mut(&request) else { return false };
+        let expect = next_token(&client.tokens);
+        let place = client.tokens.len() - client.prompt;
+        client.tokens.push(token);
+        let (ended, left) = (client.end, client.left);
+        if let Some(end) = ended {
+            self.fail(format!("{request} got a token after its end ({end})"));
+        } else if token != expect {
+            self.fail(format!("{request} got {token} as token {place}, which is {expect}"));
+        }
+        !left
+    }
+
+    /// Delivers the end.
+    pub(super) fn end(&mut self, request: RequestId, event: &StreamEvent) {
+        let Some(client) = self.clients.get_mut(&request) else {
+            return self.fail(format!("{request} ended and never began"));
+        };
+        let got = client.tokens.len() - client.prompt;
+        let wrong = match event {
+            StreamEvent::Token(_) => Some("a token"),
+            StreamEvent::Finished { reason: FinishReason::Length, .. } => {
+                (got != client.max_tokens as usize).then_some("length before all tokens")
+            }
+            StreamEvent::Finished { reason: FinishReason::Stop, .. } => {
+                (client.ignore_eos || client.tokens.last() != Some(&0)).then_some("stop without reason")
+            }
+            StreamEvent::Failed(RequestError::Deadline { .. }) => {
+                (self.now < client.deadline).then_some("a deadline that has not passed")
+            }
+            StreamEvent::Failed(RequestError::Aborted) => (!client.left).then_some("an abort by nobody"),
+            StreamEvent::Failed(_) => None,
+        };
+        if let Some(wrong) = wrong {
+            return self.fail(format!("{request} ended with {wrong} after {got} tokens"));
+        }
+        let name = match event {
+            StreamEvent::Finished { timings, .. } => {
+                client.disaggregated = timings.disaggregated;
+                "finished"
+            }
+            StreamEvent::Failed(error) => error.kind(),
+            StreamEvent::Token(_) => "token",
+        };
+        self.close(request, name);
+    }
+
+    /// The request is over, for the client too.
+    pub(super) fn close(&mut self, request: RequestId, name: &'static str) {
+        let Some(client) = self.clients.get_mut(&request) else { return };
+        if let Some(end) = client.end.replace(name) {
+            return self.fail(format!("{request} ended twice: {end}, then {name}"));
+        }
+        match name {
+            "finished" => {
+                self.report.finished += 1;
+                self.report.disaggregated += u64::from(client.disaggregated);
+            }
+            name => *self.report.failed.entry(name).or_default() += 1,
+        }
+        self.say(|| format!("{request}: {name}"));
+    }
+
+    /// The receiver's process has died: its clients see their connections close.
+    pub(super) fn receiver_died(&mut self, life: u32) {
+        let cut: Vec<RequestId> = (self.clients.iter())
+            .filter(|(_, client)| client.life == life && client.end.is_none())
+            .map(|(request, _)| *request)
+            .collect();
+        cut.into_iter().for_each(|request| self.close(request, "receiver died"));
+    }
+
+    /// The receiver's process was stopped: deadlines are kept only by those who run.
+    pub(super) fn receiver_stopped(&mut self, pause: u64) {
+        let live: Vec<RequestId> =
+            self.clients.iter().filter(|(_, client)| client.end.is_none()).map(|(r, _)| *r).collect();
+        for request in live {
+            self.at(self.plan.deadline + pause + GRACE, None, Event::MustHaveEnded(request));
+        }
+    }
+
+    pub(super) fn must_have_ended(&mut self, request: RequestId) {
+        let Some(client) = self.clients.get(&request) else { return };
+        let stopped = self.nodes[RECEIVER].stopped_until + GRACE;
+        if client.end.is_none() && self.now >= stopped.max(client.deadline + GRACE) {
+            self.fail(format!("{request} has not ended by its deadline"));
+        }
+    }
+
+    /// How a request ended, and whether a sender had prefilled it.
+    pub(super) fn outcome(&self, request: RequestId) -> (Option<&'static str>, bool) {
+        self.clients.get(&request).map_or((None, false), |client| (client.end, client.disaggregated))
+    }
+}

@@ -1,0 +1,168 @@
+//! What goes wrong, and how it heals.
+
+use connector::frame::Frame;
+use connector::link::SILENCE;
+
+use super::node::{Actor, Mail, Node, incarnation};
+use super::plan::{Fault, MS, SECOND};
+use super::world::{Event, RECEIVER, World};
+
+/// How long a process that was told to end waits for its hand-overs, and then for its sessions.
+const DRAIN: u64 = 3 * SECOND;
+
+impl World {
+    pub(super) fn strike(&mut self, fault: Fault) {
+        self.say(|| format!("FAULT {fault:?}"));
+        *self.report.faults.entry(fault.name()).or_default() += 1;
+        match fault {
+            Fault::SenderCrashes(node) => self.crash(node),
+            Fault::ReceiverCrashes => self.crash(RECEIVER),
+            Fault::SenderStops(node) => self.stop(node),
+            Fault::ReceiverStops => self.stop(RECEIVER),
+            Fault::LinkBreaks(node) => {
+                let heals = self.now + self.dice.between(0, 5 * SECOND);
+                self.cut_until.insert(node, heals);
+                for conn in self.conns_of(node) {
+                    let waits = [self.dice.wait(MS, 3 * SECOND), self.dice.wait(MS, 3 * SECOND)];
+                    self.cut(conn, waits);
+                }
+            }
+            Fault::LaneFails(node) | Fault::LaneHangs(node) => {
+                let life = self.nodes[node].life;
+                let live = self.outlets.iter_mut();
+                for (_, outlet) in live.filter(|(name, outlet)| {
+                    (name.node, name.life) == (node, life) && outlet.drained.is_none()
+                }) {
+                    match fault {
+                        Fault::LaneHangs(_) => outlet.hangs = true,
+                        _ => outlet.fails = true,
+                    }
+                }
+            }
+            Fault::BitFlips => self.flip = true,
+            Fault::SenderMiscounts(node) => {
+                self.miscounts.insert(node);
+            }
+            Fault::SenderLeaves(node) => self.leave_in_order(node),
+            Fault::SenderUnwell(node) => {
+                self.post(node, Actor::Link, Mail::Health(Some("stuck".into())));
+                let wait = self.dice.between(500 * MS, 3 * SECOND);
+                self.at_node(node, wait, Event::Mail(Actor::Link, Box::new(Mail::Health(None))));
+            }
+            Fault::StepFails(node) => self.nodes[node].step_fails = true,
+        }
+    }
+
+    /// What waited for its occasion, such as a lane that was to fail when it is next used, does not come any more.
+    pub(super) fn forget_faults(&mut self) {
+        for outlet in self.outlets.values_mut() {
+            (outlet.fails, outlet.hangs) = (false, false);
+        }
+        self.flip = false;
+        self.miscounts.clear();
+        self.nodes.iter_mut().for_each(|node| node.step_fails = false);
+    }
+
+    /// Connections that a process has, in this life.
+    fn conns_of(&self, node: usize) -> Vec<u64> {
+        let side = usize::from(node != RECEIVER);
+        let life = self.nodes[node].life;
+        let mine = self.conns.iter().filter(|(_, conn)| {
+            conn.lives[side] == life && (side == 0 || conn.sender == node) && conn.open.contains(&true)
+        });
+        mine.map(|(conn, _)| *conn).collect()
+    }
+
+    /// Neither side hears anything any more, and each learns of it in its time.
+    fn cut(&mut self, conn: u64, waits: [u64; 2]) {
+        let Some(found) = self.conns.get_mut(&conn) else { return };
+        let open = std::mem::replace(&mut found.open, [false; 2]);
+        for side in 0..2 {
+            if open[side] {
+                self.link_ends(conn, side, waits[side], false);
+            }
+        }
+    }
+
+    fn crash(&mut self, node: usize) {
+        if !self.nodes[node].alive {
+            return;
+        }
+        let side = usize::from(node != RECEIVER);
+        let conns = self.conns_of(node);
+        self.nodes[node].alive = false;
+        let life = self.nodes[node].life;
+        for conn in conns {
+            self.hang_up(conn, side, false);
+        }
+        if node == RECEIVER {
+            self.receiver_died(life);
+        } else if !self.plan.blind {
+            let wait = self.dice.wait(5 * MS, SECOND);
+            let gone = Mail::ProcessGone(incarnation(node, life));
+            self.at_node(RECEIVER, wait, Event::Mail(Actor::Link, Box::new(gone)));
+        }
+        let wait = self.dice.between(50 * MS, 3 * SECOND);
+        self.at(wait, None, Event::Restart(node));
+    }
+
+    pub(super) fn restart(&mut self, node: usize) {
+        let life = self.nodes[node].life + 1;
+        self.nodes[node] = Node::new(&self.plan, node == RECEIVER, life);
+        self.begin_life(node);
+    }
+
+    fn stop(&mut self, node: usize) {
+        if !self.nodes[node].alive || self.nodes[node].stopped_until > self.now {
+            return;
+        }
+        let pause = self.dice.between(100 * MS, 8 * SECOND);
+        self.nodes[node].stopped_until = self.now + pause;
+        if node == RECEIVER {
+            self.receiver_stopped(pause);
+        }
+        let silence = SILENCE.as_micros() as u64;
+        if pause > silence {
+            let side = usize::from(node != RECEIVER);
+            for conn in self.conns_of(node) {
+                let mut waits = [silence; 2];
+                waits[side] = pause + 1;
+                self.cut(conn, waits);
+            }
+        }
+    }
+
+    fn leave_in_order(&mut self, node: usize) {
+        let Some(sender) = self.nodes[node].sender() else { return };
+        if std::mem::replace(&mut sender.leaving, true) || !self.nodes[node].alive {
+            return;
+        }
+        self.post(node, Actor::Prefiller, Mail::BeginDrain);
+        for session in self.nodes[node].conns.keys().copied().collect::<Vec<_>>() {
+            let leaving = actors::messages::SendFrame { session, frame: Frame::Leaving };
+            self.post(node, Actor::Link, Mail::Send(leaving));
+        }
+        let since = self.now;
+        self.at_node(node, 20 * MS, Event::LookWhetherDone { since, closing: false });
+    }
+
+    pub(super) fn look_whether_done(&mut self, node: usize, since: u64, closing: bool) {
+        let limit = self.now - since > DRAIN;
+        let Some(sender) = self.nodes[node].sender() else { return };
+        let prefills = sender.prefiller.len();
+        let process = &mut self.nodes[node];
+        if closing {
+            if limit || process.link.held() == 0 {
+                return self.crash(node);
+            }
+            self.at_node(node, 5 * MS, Event::LookWhetherDone { since, closing });
+        } else if limit || prefills == 0 {
+            let actions = process.link.on_shutdown();
+            self.link_does(node, actions);
+            let since = self.now;
+            self.at_node(node, 5 * MS, Event::LookWhetherDone { since, closing: true });
+        } else {
+            self.at_node(node, 20 * MS, Event::LookWhetherDone { since, closing });
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! The lane: when the bytes of a put are read, when they land, when it completes, and what a flush means.
+//!
+//! A put is read somewhere between its posting and its completion, and lands before or after it; a flush is over when everything
+//! before it has landed. Where a receiver does the copying (TCP), nothing lands once its part of the session is closed;
+//! where senders write by themselves, nothing but the end of their process stops what was posted.
+
+use std::collections::BTreeMap;
+
+use actors::buffer_manager::state::PageUse;
+use actors::messages::SessionId;
+use connector::ring::{CreditNumber, PageIndex};
+use connector::transport::{Descriptor, Ticket};
+use engine::PageId;
+
+use super::node::{Actor, Mail};
+use super::plan::{MS, SECOND, VOCABULARY};
+use super::world::{Event, RECEIVER, World};
+
+/// The sending end of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct OutletName {
+    pub(super) node: usize,
+    pub(super) life: u32,
+    pub(super) session: SessionId,
+}
+
+/// A put, by its outlet and ticket.
+pub(super) type PutName = (OutletName, u64);
+
+/// The receiving end of a session.
+#[derive(Debug)]
+pub(super) struct Lane {
+    /// The receiver's life and name for the session.
+    pub(super) life: u32,
+    pub(super) session: SessionId,
+    pub(super) open: bool,
+}
+
+#[derive(Debug, Default)]
+struct Put {
+    page: u32,
+    into: u32,
+    content: Option<Vec<u32>>,
+    lands_at: u64,
+    landed: bool,
+    completed: bool,
+    fails: bool,
+}
+
+/// The sending end: its puts in the order of their credits.
+#[derive(Debug, Default)]
+pub(super) struct Outlet {
+    lane: Option<u64>,
+    /// By ticket, which is the order of posting.
+    puts: BTreeMap<u64, Put>,
+    /// The page that each credit allows to write.
+    credits: Vec<PageIndex>,
+    flush: Option<u64>,
+    pub(super) fails: bool,
+    pub(super) hangs: bool,
+    closing: bool,
+    /// `Some` when it is closed: whether it had drained.
+    pub(super) drained: Option<bool>,
+}
+
+impl World {
+    /// A receiver's transport makes the receiving end of a session.
+    pub(super) fn open_lane(&mut self, session: SessionId) -> Descriptor {
+        let number = self.lanes.len() as u64;
+        let life = self.nodes[RECEIVER].life;
+        self.lanes.insert(number, Lane { life, session, open: true });
+        Descriptor {
+            transport: "sim".into(),
+            worker_address: Vec::new(),
+            rkey: Vec::new(),
+            base: number,
+            bytes: 0,
+        }
+    }
+
+    /// A sender's transport connects to a receiving end.
+    pub(super) fn connect(&mut self, name: OutletName, peer: &Descriptor) {
+        self.outlets.entry(name).or_default().lane = Some(peer.base);
+        let wait = self.dice.wait(5 * MS, 2 * SECOND);
+        let mail = if self.lane_is_open(name) {
+            (Actor::Transfer, Mail::LaneConnected(name.session))
+        } else {
+            (Actor::Link, Mail::LaneFailed(name.session))
+        };
+        self.at_node(name.node, wait, Event::Mail(mail.0, Box::new(mail.1)));
+    }
+
+    fn lane_of(&self, name: OutletName) -> Option<&Lane> {
+        self.lanes.get(&self.outlets.get(&name)?.lane?)
+    }
+
+    /// True while what is put there can land.
+    fn lane_is_open(&self, name: OutletName) -> bool {
+        let receiver = &self.nodes[RECEIVER];
+        self.lane_of(name).is_some_and(|lane| {
+            receiver.alive && receiver.life == lane.life && (lane.open || self.plan.foreign)
+        })
+    }
+
+    fn sender_lives(&self, name: OutletName) -> bool {
+        self.nodes[name.node].alive && self.nodes[name.node].life == name.life
+    }
+
+    pub(super) fn put(&mut self, name: OutletName, ticket: Ticket, page: u32, into: PageIndex) {
+        let read = self.dice.wait(MS, 50 * MS);
+        let lands = read + self.dice.wait(3 * MS, SECOND);
+        let completes = if self.dice.one_in(2) { lands } else { self.dice.between(read, lands) };
+        let fails_now = self.dice.one_in(2);
+        let Some(outlet) = self.outlets.get_mut(&name) else { return };
+        let fails = outlet.fails && fails_now;
+        let lands_at = self.now + lands;
+        outlet.puts.insert(ticket.0, Put { page, into: into.0, lands_at, fails, ..Put::default() });
+        self.at(read, None, Event::PutIsRead((name, ticket.0)));
+        self.at(lands, None, Event::PutLands((name, ticket.0)));
+        self.at(completes, None, Event::PutCompletes((name, ticket.0)));
+    }
+
+    pub(super) fn put_is_read(&mut self, (name, ticket): PutName) {
+        if !self.sender_lives(name) {
+            return;
+        }
+        let memory = &self.nodes[name.node].memory;
+        if let Some(put) = self.outlets.get_mut(&name).and_then(|outlet| outlet.puts.get_mut(&ticket)) {
+            let page = put.page;
+            put.content.get_or_insert_with(|| memory.page(page));
+        }
+    }
+
+    pub(super) fn put_lands(&mut self, (name, ticket): PutName) {
+        // What was read lives on in socket buffers, but a device stops with its process.
+        let lost = !self.sender_lives(name) && (self.plan.foreign || self.dice.one_in(2));
+        if lost || !self.lane_is_open(name) {
+            return;
+        }
+        let stopped = self.nodes[RECEIVER].stopped_until;
+        if !self.plan.foreign && stopped > self.now {
+            // The receiver does the copying, and it is stopped.
+            return self.at(stopped - self.now + 1, None, Event::PutLands((name, ticket)));
+        }
+        self.put_is_read((name, ticket));
+        let Some(put) = self.outlets.get_mut(&name).and_then(|outlet| outlet.puts.get_mut(&ticket)) else {
+            return;
+        };
+        let Some(mut content) = put.content.clone() else { return };
+        put.landed = true;
+        let into = put.into;
+        if std::mem::take(&mut self.flip) {
+            let place = self.dice.between(0, content.len() as u64 - 1) as usize;
+            content[place] = (content[place].wrapping_add(1)) % VOCABULARY;
+        }
+        let session = self.lane_of(name).map(|lane| lane.session);
+        let used = self.nodes[RECEIVER].pool.page_use(PageId(into));
+        if !matches!(used, PageUse::Outstanding(of) | PageUse::Quarantined(of) if Some(of) == session) {
+            return self.fail(format!("a put of {session:?} lands in page {into}, which is {used:?}"));
+        }
+        self.nodes[RECEIVER].memory.write_page(into, &content);
+        self.report.landed += 1;
+        self.say(|| format!("{name:?} {ticket} lands in page {into}"));
+    }
+
+    pub(super) fn put_completes(&mut self, (name, ticket): PutName) {
+        if !self.sender_lives(name) || self.outlets.get(&name).is_none_or(|outlet| outlet.hangs) {
+            return;
+        }
+        self.complete(name, ticket, false);
+    }
+
+    fn complete(&mut self, name: OutletName, ticket: u64, forced: bool) {
+        self.put_is_read((name, ticket));
+        let open = self.lane_is_open(name);
+        let Some(put) = self.outlets.get_mut(&name).and_then(|outlet| outlet.puts.get_mut(&ticket)) else {
+            return;
+        };
+        if put.completed {
+            return;
+        }
+        put.completed = true;
+        put.fails |= forced || !open;
+        let result = if put.fails { Err("connection reset".to_owned()) } else { Ok(()) };
+        let mail = Mail::PutCompleted(name.session, Ticket(ticket), result);
+        self.post_to(name, Actor::Transfer, mail);
+    }
+
+    /// To a sender in the life that it was posted in.
+    fn post_to(&mut self, name: OutletName, actor: Actor, mail: Mail) {
+        if self.sender_lives(name) {
+            self.post(name.node, actor, mail);
+        }
+    }
+
+    pub(super) fn flush(&mut self, name: OutletName, ticket: Ticket) {
+        let wait = self.dice.wait(MS, 20 * MS);
+        let Some(outlet) = self.outlets.get_mut(&name) else { return };
+        outlet.flush = Some(ticket.0);
+        let covers = outlet.puts.len() as u64;
+        self.at(wait, None, Event::FlushIsOver(name, ticket.0, covers));
+    }
+
+    pub(super) fn flush_is_over(&mut self, name: OutletName, ticket: u64, covers: u64) {
+        let open = self.lane_is_open(name);
+        let Some(outlet) = self.outlets.get_mut(&name) else { return };
+        if outlet.hangs || outlet.flush != Some(ticket) {
+            return;
+        }
+        let covered = || outlet.puts.values().take(covers as usize);
+        let failed = !open || covered().any(|put| put.fails);
+        if !failed && covered().any(|put| !put.landed) {
+            return self.at(MS, None, Event::FlushIsOver(name, ticket, covers));
+        }
+        outlet.flush = None;
+        let result = if failed { Err("connection reset".to_owned()) } else { Ok(()) };
+        self.post_to(name, Actor::Transfer, Mail::Flushed(name.session, Ticket(ticket), result));
+    }
+
+    pub(super) fn granted(&mut self, name: OutletName, pages: &[PageIndex]) {
+        self.outlets.entry(name).or_default().credits.extend(pages);
+    }
+
+    /// The frame that is about to leave calls these credits' pages filled: so no put into one of them is under way.
+    pub(super) fn has_landed(&mut self, name: OutletName, first: CreditNumber, count: u32) {
+        let Some(outlet) = self.outlets.get(&name) else { return };
+        let named = outlet.credits.iter().skip(first.0 as usize).take(count as usize);
+        let into: Vec<u32> = named.map(|page| page.0).collect();
+        let early = outlet.puts.iter().find(|(_, put)| !put.landed && into.contains(&put.into));
+        if let Some((ticket, _)) = early {
+            self.fail(format!("put {ticket} of {name:?} is called filled and has not landed"));
+        }
+    }
+
+    /// A sender's transport is told to close: in good order if it can, by force if not.
+    pub(super) fn close_outlet(&mut self, name: OutletName) {
+        let force = self.dice.one_in(4);
+        let outlet = self.outlets.entry(name).or_default();
+        if std::mem::replace(&mut outlet.closing, true) {
+            return;
+        }
+        let last = outlet.puts.values().map(|put| put.lands_at).max().unwrap_or_default();
+        let force = force || outlet.hangs;
+        let wait = last.saturating_sub(self.now) + MS;
+        let wait = if force { self.dice.wait(5 * MS, SECOND) } else { wait };
+        self.at(wait, None, Event::OutletCloses(name, force));
+    }
+
+    pub(super) fn outlet_closes(&mut self, name: OutletName, force: bool) {
+        let Some(outlet) = self.outlets.get(&name) else { return };
+        let open: Vec<u64> =
+            outlet.puts.iter().filter(|(_, put)| !put.completed).map(|(ticket, _)| *ticket).collect();
+        open.into_iter().for_each(|ticket| self.complete(name, ticket, force));
+        let Some(outlet) = self.outlets.get_mut(&name) else { return };
+        let drained = outlet.puts.values().all(|put| put.landed && !put.fails);
+        outlet.drained = Some(drained);
+        if let Some(ticket) = outlet.flush.take() {
+            let result = if drained { Ok(()) } else { Err("closed".to_owned()) };
+            self.post_to(name, Actor::Transfer, Mail::Flushed(name.session, Ticket(ticket), result));
+        }
+        self.post_to(name, Actor::Link, Mail::Closed(name.session, drained));
+    }
+
+    /// The receiver's part of a session is destroyed.
+    pub(super) fn lane_closes(&mut self, number: u64) {
+        let Some(lane) = self.lanes.get_mut(&number) else { return };
+        lane.open = false;
+        let (life, session) = (lane.life, lane.session);
+        if self.nodes[RECEIVER].life == life {
+            self.post(RECEIVER, Actor::Link, Mail::Closed(session, true));
+        }
+    }
+}

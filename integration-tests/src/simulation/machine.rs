@@ -1,0 +1,95 @@
+//! A model small enough to check by hand, and the pages that it reads.
+
+use actors::generator::state::Plan;
+use actors::messages::SequenceId;
+use connector::page_hash::PageSeed;
+use engine::PageId;
+
+use super::plan::{PAGE_TOKENS, VOCABULARY};
+
+fn mix(state: u64, value: u64) -> u64 {
+    (state ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+}
+
+/// What follows these tokens.
+pub(super) fn next_token(tokens: &[u32]) -> u32 {
+    let state = tokens.iter().fold(7, |state, token| mix(state, u64::from(*token)));
+    (mix(state, 1) >> 32) as u32 % VOCABULARY
+}
+
+/// The memory of a pool: what each page holds at each of its positions.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pages: Vec<Vec<u32>>,
+}
+
+impl Memory {
+    pub(super) fn new(pages: u32) -> Self {
+        // No token: whoever reads what was never written notices.
+        Self { pages: vec![vec![u32::MAX; PAGE_TOKENS as usize]; pages as usize] }
+    }
+
+    pub(super) fn page(&self, page: u32) -> Vec<u32> {
+        self.pages[page as usize].clone()
+    }
+
+    pub(super) fn write_page(&mut self, page: u32, content: &[u32]) {
+        self.pages[page as usize].copy_from_slice(content);
+    }
+
+    pub(super) fn hash(&self, page: PageId, seed: PageSeed) -> u64 {
+        let seeds = [seed.session, seed.credit, seed.request, u64::from(seed.place)];
+        let content = self.pages[page.0 as usize].iter().map(|token| u64::from(*token));
+        seeds.into_iter().chain(content).fold(3, mix)
+    }
+
+    fn at(&mut self, table: &[PageId], position: u32) -> &mut u32 {
+        let page = table[(position / PAGE_TOKENS) as usize];
+        &mut self.pages[page.0 as usize][(position % PAGE_TOKENS) as usize]
+    }
+}
+
+/// A step under way: what it has read when it began. It writes when it ends.
+#[derive(Debug)]
+pub(super) struct Step {
+    plan: Plan,
+    read: Vec<Vec<u32>>,
+}
+
+impl Step {
+    pub(super) fn begin(plan: Plan, memory: &mut Memory) -> Self {
+        let read = plan.chunks.iter();
+        let read =
+            read.map(|chunk| (0..chunk.start).map(|position| *memory.at(&chunk.pages, position)).collect());
+        let read = read.collect();
+        Self { plan, read }
+    }
+
+    /// Pages that the step reads or writes.
+    pub(super) fn pages(&self) -> impl Iterator<Item = PageId> {
+        self.plan.chunks.iter().flat_map(|chunk| {
+            let end = chunk.start + chunk.tokens.len() as u32;
+            chunk.pages[..end.div_ceil(PAGE_TOKENS) as usize].iter().copied()
+        })
+    }
+
+    /// Writes, and samples.
+    pub(super) fn end(self, memory: &mut Memory) -> Vec<(u64, u32)> {
+        let mut sampled = Vec::new();
+        for (chunk, mut tokens) in self.plan.chunks.iter().zip(self.read) {
+            for (position, token) in (chunk.start..).zip(&chunk.tokens) {
+                *memory.at(&chunk.pages, position) = *token;
+            }
+            tokens.extend(&chunk.tokens);
+            if chunk.sample {
+                sampled.push((chunk.key, next_token(&tokens)));
+            }
+        }
+        sampled
+    }
+}
+
+/// True for a sequence of the process itself.
+pub(super) fn is_own(sequence: SequenceId) -> bool {
+    matches!(sequence, SequenceId::Own(_))
+}

@@ -1,0 +1,144 @@
+//! What a seed decides before its history begins.
+
+use super::dice::Dice;
+
+/// Microseconds of a millisecond.
+pub(super) const MS: u64 = 1000;
+/// Microseconds of a second.
+pub(super) const SECOND: u64 = 1_000_000;
+/// Tokens in a page.
+pub(super) const PAGE_TOKENS: u32 = 4;
+/// Token ids are below this; 0 ends a sequence.
+pub(super) const VOCABULARY: u32 = 50;
+
+/// Something that goes wrong. The number names a sender, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// The process is killed, and another one starts later.
+    SenderCrashes(usize),
+    /// As above.
+    ReceiverCrashes,
+    /// The process is stopped and goes on later; its device may go on writing.
+    SenderStops(usize),
+    /// As above.
+    ReceiverStops,
+    /// The connection breaks, and none can be made for a while.
+    LinkBreaks(usize),
+    /// Puts fail from now on in the session; some of them land nevertheless.
+    LaneFails(usize),
+    /// Operations never complete from now on in the session.
+    LaneHangs(usize),
+    /// A bit of the next page that lands is flipped.
+    BitFlips,
+    /// The next announcement is sent twice, or with a wrong credit.
+    SenderMiscounts(usize),
+    /// The process ends in good order, and another one starts later.
+    SenderLeaves(usize),
+    /// The watchdog calls the process unwell for a while.
+    SenderUnwell(usize),
+    /// An engine step fails: of the receiver (0) or a sender.
+    StepFails(usize),
+}
+
+impl Fault {
+    /// Its name without the number.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SenderCrashes(_) => "sender crashes",
+            Self::ReceiverCrashes => "receiver crashes",
+            Self::SenderStops(_) => "sender stops",
+            Self::ReceiverStops => "receiver stops",
+            Self::LinkBreaks(_) => "link breaks",
+            Self::LaneFails(_) => "lane fails",
+            Self::LaneHangs(_) => "lane hangs",
+            Self::BitFlips => "bit flips",
+            Self::SenderMiscounts(_) => "sender miscounts",
+            Self::SenderLeaves(_) => "sender leaves",
+            Self::SenderUnwell(_) => "sender unwell",
+            Self::StepFails(_) => "step fails",
+        }
+    }
+}
+
+/// Sizes, rates and faults of one history.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed that made it.
+    pub seed: u64,
+    /// How many senders.
+    pub senders: usize,
+    /// Pages in the receiver's pool.
+    pub receiver_pages: u32,
+    /// Most pages under credits.
+    pub ring_pages: u32,
+    /// Pages in each sender's pool.
+    pub sender_pages: u32,
+    /// Most tokens of one prompt in a step.
+    pub chunk_tokens: u32,
+    /// Senders write by themselves: closing the receiver's part of a session ends nothing.
+    pub foreign: bool,
+    /// The receiver cannot see whether a sender's process has ended.
+    pub blind: bool,
+    /// Pages are hashed and checked.
+    pub hashed: bool,
+    /// How long a request may take, in microseconds.
+    pub deadline: u64,
+    /// When requests come, in microseconds.
+    pub requests: Vec<u64>,
+    /// What goes wrong, and when.
+    pub faults: Vec<(u64, Fault)>,
+    /// When the last fault has come; afterwards everything heals.
+    pub horizon: u64,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn of(seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        let senders = dice.between(1, 3) as usize;
+        let receiver_pages = dice.between(8, 40) as u32;
+        let ring_pages = match dice.between(0, 2) {
+            0 => dice.between(1, 2) as u32,
+            _ => dice.between(1, u64::from(receiver_pages / 2)) as u32,
+        };
+        let horizon = dice.between(1, 12) * SECOND;
+        let hashed = !dice.one_in(3);
+        let requests = (0..dice.between(2, 24)).map(|_| dice.between(0, horizon)).collect();
+        let count = if dice.one_in(6) { 0 } else { dice.between(1, 8) };
+        let faults = (0..count)
+            .map(|_| {
+                let who = dice.between(1, senders as u64) as usize;
+                let fault = match dice.between(0, 14) {
+                    0 | 1 => Fault::SenderCrashes(who),
+                    2 => Fault::ReceiverCrashes,
+                    3 | 4 => Fault::SenderStops(who),
+                    5 => Fault::ReceiverStops,
+                    6 | 7 => Fault::LinkBreaks(who),
+                    8 => Fault::LaneFails(who),
+                    9 => Fault::LaneHangs(who),
+                    10 if hashed => Fault::BitFlips,
+                    10 | 11 => Fault::SenderMiscounts(who),
+                    12 => Fault::SenderLeaves(who),
+                    13 => Fault::SenderUnwell(who),
+                    _ => Fault::StepFails(dice.between(0, senders as u64) as usize),
+                };
+                (dice.between(0, horizon), fault)
+            })
+            .collect();
+        Self {
+            seed,
+            senders,
+            receiver_pages,
+            ring_pages,
+            sender_pages: dice.between(4, 40) as u32,
+            chunk_tokens: dice.between(1, 16) as u32,
+            foreign: dice.one_in(2),
+            blind: dice.one_in(4),
+            hashed,
+            deadline: dice.between(5, 30) * SECOND,
+            requests,
+            faults,
+            horizon,
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What a history came to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use actors::buffer_manager::state::PageUse;
+use actors::messages::SessionId;
+use actors::request::RequestId;
+use engine::PageId;
+
+use super::lane::OutletName;
+use super::plan::SECOND;
+use super::world::{Event, RECEIVER, World};
+
+/// What happened in a history that broke no rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Events handled.
+    pub events: u64,
+    /// Virtual microseconds.
+    pub micros: u64,
+    /// Requests that ended well, and how many of them were prefilled elsewhere.
+    pub finished: u64,
+    /// As said.
+    pub disaggregated: u64,
+    /// Requests that ended otherwise, by how.
+    pub failed: BTreeMap<&'static str, u64>,
+    /// Prompts computed again at the receiver.
+    pub recomputes: u64,
+    /// Pages that landed damaged and were not adopted.
+    pub damaged: u64,
+    /// Puts that landed.
+    pub landed: u64,
+    /// Sessions that came up.
+    pub sessions: u64,
+    /// Faults by name.
+    pub faults: BTreeMap<&'static str, u64>,
+}
+
+impl Report {
+    /// Adds another history's figures.
+    pub fn add(&mut self, other: &Report) {
+        self.events += other.events;
+        self.micros += other.micros;
+        self.finished += other.finished;
+        self.disaggregated += other.disaggregated;
+        self.recomputes += other.recomputes;
+        self.damaged += other.damaged;
+        self.landed += other.landed;
+        self.sessions += other.sessions;
+        for (name, count) in &other.failed {
+            *self.failed.entry(name).or_default() += count;
+        }
+        for (name, count) in &other.faults {
+            *self.faults.entry(name).or_default() += count;
+        }
+    }
+}
+
+/// Something that must never happen, and when it did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The history's seed: running it again shows the same.
+    pub seed: u64,
+    /// Virtual microseconds.
+    pub micros: u64,
+    /// What happened.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed {}, {:.6} s: {}", self.seed, self.micros as f64 / 1e6, self.what)
+    }
+}
+
+impl std::error::Error for Violation {}
+
+impl World {
+    /// Everything has healed: nothing is held without reason, and new requests are handed over.
+    pub(super) fn judge(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.is_at_rest(node);
+        }
+        let set_aside = self.set_aside();
+        if let Some(session) = set_aside.iter().find(|session| !self.is_excused(**session)) {
+            return self.fail(format!("pages of {session} are still set aside"));
+        }
+        self.forget_faults();
+        let requests: Vec<RequestId> = (0..3).map(|_| self.ask(true)).collect();
+        let wait = self.plan.deadline + 2 * SECOND;
+        self.at(wait, None, Event::LastWord { requests, travels: set_aside.is_empty() });
+    }
+
+    fn is_at_rest(&mut self, node: usize) {
+        let process = &mut self.nodes[node];
+        let used = process.pool.usage();
+        let (alive, sequences) = (process.alive, process.generator.len());
+        let (requests, prefills, waited_for) = match &process.role {
+            super::node::Role::Receiver { decoder, .. } => (decoder.len(), 0, 0),
+            super::node::Role::Sender(sender) => (0, sender.prefiller.len(), sender.transfer.lost()),
+        };
+        let rest = [used.landing as usize, used.held as usize, sequences, requests, prefills, waited_for];
+        if !alive || rest.iter().any(|left| *left > 0) {
+            self.fail(format!(
+                "process {node} is not at rest: {used:?}, {sequences} sequences, {requests} requests, \
+                 {prefills} prefills, {waited_for} lost sessions with operations in flight"
+            ));
+        }
+    }
+
+    /// Lost sessions of the receiver whose pages wait for proof.
+    fn set_aside(&self) -> BTreeSet<SessionId> {
+        let pool = &self.nodes[RECEIVER].pool;
+        let pages = (0..self.plan.receiver_pages).map(|page| pool.page_use(PageId(page)));
+        pages
+            .filter_map(|used| match used {
+                PageUse::Quarantined(session) => Some(session),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Whether there can be no proof for this session.
+    fn is_excused(&self, session: SessionId) -> bool {
+        let life = self.nodes[RECEIVER].life;
+        let mut conns = self.conns.values();
+        let Some(conn) =
+            conns.find(|conn| conn.lives[0] == life && conn.sessions[0] == Some(session))
+        else {
+            return false;
+        };
+        let (node, life) = (conn.sender, conn.lives[1]);
+        let lives = self.nodes[node].life == life;
+        let undrained = conn.sessions[1].is_some_and(|session| {
+            let outlet = self.outlets.get(&OutletName { node, life, session });
+            outlet.is_some_and(|outlet| outlet.drained == Some(false))
+        });
+        self.plan.foreign && if lives { undrained } else { self.plan.blind }
+    }
+
+    /// How the requests after healing ended.
+    pub(super) fn last_word(&mut self, requests: &[RequestId], travels: bool) {
+        for request in requests {
+            let (end, disaggregated) = self.outcome(*request);
+            if end != Some("finished") {
+                self.fail(format!("{request}, asked when all had healed, ended with {end:?}"));
+            } else if travels && !disaggregated {
+                self.fail(format!("{request}, asked when all had healed, was not handed over"));
+            }
+        }
+        self.finish();
+    }
+}

@@ -1,0 +1,291 @@
+//! Virtual time: the queue of what is to happen, and the processes that it happens to.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::time::{Duration, Instant};
+
+use actors::request::RequestId;
+
+use super::client::Client;
+use super::dice::Dice;
+use super::lane::{Lane, Outlet, OutletName, PutName};
+use super::node::{Actor, Mail, Node};
+use super::plan::{Fault, MS, Plan, SECOND};
+use super::sessions::Conn;
+use super::verdict::{Report, Violation};
+
+/// The receiver's place among the processes; senders follow.
+pub(super) const RECEIVER: usize = 0;
+/// How often every actor is ticked.
+const TICK: u64 = 250 * MS;
+/// Time to heal after the last fault: longer than backoffs, quarantines by proof and lane deadlines together.
+const HEALING: u64 = 60 * SECOND;
+/// A history that has more events than this goes round in circles.
+const EVENTS_MAX: u64 = 3_000_000;
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    /// An actor takes the next message of its mailbox.
+    Deliver(Actor),
+    /// A message comes in from outside.
+    Mail(Actor, Box<Mail>),
+    StepDone,
+    Tick,
+    Dial,
+    /// The attempt over this connection has waited long enough.
+    HandshakeLate(u64),
+    /// The next frame of a connection arrives, at the receiver (0) or the sender (1).
+    FrameArrives(u64, usize),
+    PutIsRead(PutName),
+    PutLands(PutName),
+    PutCompletes(PutName),
+    FlushIsOver(OutletName, u64, u64),
+    OutletCloses(OutletName, bool),
+    LaneCloses(u64),
+    Ask,
+    Leave(RequestId),
+    MustHaveEnded(RequestId),
+    Fault(Fault),
+    Restart(usize),
+    /// A process that was told to end looks whether it may.
+    LookWhetherDone {
+        since: u64,
+        closing: bool,
+    },
+    Judge,
+    /// The requests asked after healing have ended; whether they should have been handed over.
+    LastWord {
+        requests: Vec<RequestId>,
+        travels: bool,
+    },
+}
+
+/// When, who (and in which of its lives), what; in order of time and then of scheduling.
+struct Scheduled(Reverse<(u64, u64)>, Option<(usize, u32)>, Event);
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Eq for Scheduled {}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.cmp(&other.0)
+    }
+}
+
+/// One history on its way.
+pub(super) struct World {
+    pub(super) plan: Plan,
+    pub(super) dice: Dice,
+    /// Virtual microseconds.
+    pub(super) now: u64,
+    pub(super) epoch: Instant,
+    queue: BinaryHeap<Scheduled>,
+    scheduled: u64,
+    pub(super) nodes: Vec<Node>,
+    pub(super) conns: BTreeMap<u64, Conn>,
+    /// Until when a sender cannot reach the receiver.
+    pub(super) cut_until: BTreeMap<usize, u64>,
+    /// Receiving ends, by the number in their descriptor.
+    pub(super) lanes: BTreeMap<u64, Lane>,
+    pub(super) outlets: BTreeMap<OutletName, Outlet>,
+    pub(super) clients: BTreeMap<RequestId, Client>,
+    /// The next page that lands is damaged.
+    pub(super) flip: bool,
+    /// The next announcement of this sender is wrong.
+    pub(super) miscounts: BTreeSet<usize>,
+    pub(super) report: Report,
+    violation: Option<Violation>,
+    trace: bool,
+    over: bool,
+}
+
+impl World {
+    pub(super) fn new(plan: Plan, trace: bool) -> Self {
+        let nodes = (0..=plan.senders).map(|node| Node::new(&plan, node == RECEIVER, 1)).collect();
+        let mut world = Self {
+            dice: Dice::new(plan.seed ^ 0x5eed),
+            now: 0,
+            epoch: Instant::now(),
+            queue: BinaryHeap::new(),
+            scheduled: 0,
+            nodes,
+            conns: BTreeMap::new(),
+            cut_until: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            outlets: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            flip: false,
+            miscounts: BTreeSet::new(),
+            report: Report::default(),
+            violation: None,
+            trace,
+            over: false,
+            plan,
+        };
+        for node in 0..world.nodes.len() {
+            world.begin_life(node);
+        }
+        for at in world.plan.requests.clone() {
+            world.at(at, None, Event::Ask);
+        }
+        for (at, fault) in world.plan.faults.clone() {
+            world.at(at, None, Event::Fault(fault));
+        }
+        world.at(world.plan.horizon + HEALING, None, Event::Judge);
+        world
+    }
+
+    /// Starts what runs by itself in a process.
+    pub(super) fn begin_life(&mut self, node: usize) {
+        self.at_node(node, 0, Event::Tick);
+        if node != RECEIVER {
+            self.at_node(node, 0, Event::Dial);
+        }
+    }
+
+    pub(super) fn run(mut self) -> Result<Report, Violation> {
+        self.say(|| String::from("plan"));
+        while let Some(Scheduled(Reverse((at, _)), who, event)) = self.queue.pop() {
+            self.now = at;
+            if let Some((node, life)) = who {
+                let process = &self.nodes[node];
+                if !process.alive || process.life != life {
+                    continue;
+                }
+                if process.stopped_until > at {
+                    let until = process.stopped_until;
+                    self.schedule(until, who, event);
+                    continue;
+                }
+            }
+            self.report.events += 1;
+            if self.report.events > EVENTS_MAX {
+                self.fail(format!("{EVENTS_MAX} events and no end"));
+            }
+            self.happen(who.map_or(RECEIVER, |(node, _)| node), event);
+            if let Some(violation) = self.violation.take() {
+                return Err(violation);
+            }
+            if self.over {
+                break;
+            }
+        }
+        self.report.micros = self.now;
+        Ok(self.report)
+    }
+
+    fn happen(&mut self, node: usize, event: Event) {
+        match event {
+            Event::Deliver(actor) => {
+                let mail = self.nodes[node].mailboxes.get_mut(&actor).and_then(|mailbox| mailbox.pop_front());
+                if let Some(mail) = mail {
+                    self.deliver(node, actor, mail);
+                }
+            }
+            Event::Mail(actor, mail) => self.post(node, actor, *mail),
+            Event::StepDone => self.step_done(node),
+            Event::Tick => {
+                use Actor::{Buffers, Decoder, Generator, Link, Prefiller, Transfer};
+                let actors: &[Actor] = if node == RECEIVER {
+                    &[Decoder, Buffers, Generator, Link]
+                } else {
+                    &[Prefiller, Transfer, Buffers, Generator, Link]
+                };
+                actors.iter().for_each(|actor| self.post(node, *actor, Mail::Tick));
+                self.at_node(node, TICK, Event::Tick);
+            }
+            Event::Dial => self.dial(node),
+            Event::HandshakeLate(conn) => self.handshake_late(node, conn),
+            Event::FrameArrives(conn, side) => self.frame_arrives(conn, side),
+            Event::PutIsRead(put) => self.put_is_read(put),
+            Event::PutLands(put) => self.put_lands(put),
+            Event::PutCompletes(put) => self.put_completes(put),
+            Event::FlushIsOver(outlet, ticket, covers) => self.flush_is_over(outlet, ticket, covers),
+            Event::OutletCloses(outlet, force) => self.outlet_closes(outlet, force),
+            Event::LaneCloses(lane) => self.lane_closes(lane),
+            Event::Ask => {
+                self.ask(false);
+            }
+            Event::Leave(request) => self.leave(request),
+            Event::MustHaveEnded(request) => self.must_have_ended(request),
+            Event::Fault(fault) => self.strike(fault),
+            Event::Restart(node) => self.restart(node),
+            Event::LookWhetherDone { since, closing } => self.look_whether_done(node, since, closing),
+            Event::Judge => self.judge(),
+            Event::LastWord { requests, travels } => self.last_word(&requests, travels),
+        }
+    }
+
+    fn deliver(&mut self, node: usize, actor: Actor, mail: Mail) {
+        self.say(|| format!("{node} {actor:?} {mail:?}"));
+        match actor {
+            Actor::Proxy | Actor::Decoder => self.to_receiver(actor, mail),
+            Actor::Buffers => self.to_buffers(node, mail),
+            Actor::Generator => self.to_generator(node, mail),
+            Actor::Transfer | Actor::Prefiller => self.to_sender(node, actor, mail),
+            Actor::Link => self.to_link(node, mail),
+        }
+    }
+
+    /// The time as the states take it.
+    pub(super) fn instant(&self) -> Instant {
+        self.epoch + Duration::from_micros(self.now)
+    }
+
+    fn schedule(&mut self, at: u64, who: Option<(usize, u32)>, event: Event) {
+        self.scheduled += 1;
+        self.queue.push(Scheduled(Reverse((at, self.scheduled)), who, event));
+    }
+
+    /// Something happens after `wait`, to a process in its life or to nobody.
+    pub(super) fn at(&mut self, wait: u64, who: Option<(usize, u32)>, event: Event) {
+        self.schedule(self.now + wait, who, event);
+    }
+
+    /// Something happens to a process after `wait`, if it lives that long.
+    pub(super) fn at_node(&mut self, node: usize, wait: u64, event: Event) {
+        let life = self.nodes[node].life;
+        self.at(wait, Some((node, life)), event);
+    }
+
+    /// Puts a message into a mailbox, to be taken in its turn.
+    pub(super) fn post(&mut self, node: usize, actor: Actor, mail: Mail) {
+        let process = &mut self.nodes[node];
+        if !process.alive {
+            return;
+        }
+        process.mailboxes.entry(actor).or_default().push_back(mail);
+        let wait = self.dice.wait(100, 30 * MS);
+        self.at_node(node, wait, Event::Deliver(actor));
+    }
+
+    /// Something that must never happen has happened. The first counts.
+    pub(super) fn fail(&mut self, what: String) {
+        self.say(|| format!("VIOLATION {what}"));
+        let (seed, micros) = (self.plan.seed, self.now);
+        self.violation.get_or_insert(Violation { seed, micros, what });
+    }
+
+    pub(super) fn say(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            eprintln!("{:>12.6} {}", self.now as f64 / 1e6, what());
+        }
+    }
+
+    /// The history is over.
+    pub(super) fn finish(&mut self) {
+        self.over = true;
+    }
+}

@@ -1,0 +1,210 @@
+//! `cargo xtask sim` and `cargo xtask mutants`: histories in virtual time, and whether they notice broken rules.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::place;
+
+const BUILD: [&str; 5] = ["build", "--locked", "-p", "integration-tests", "--bin=sim"];
+/// Seeds of histories that a mutant is given to survive, and how many.
+const MUTANT_SEEDS: (u64, u64) = (1, 20_000);
+
+/// One rule, broken in one place of the source.
+struct Mutant {
+    rule: &'static str,
+    file: &'static str,
+    /// Stands in the file exactly once.
+    from: &'static str,
+    to: &'static str,
+}
+
+const fn mutant(rule: &'static str, file: &'static str, from: &'static str, to: &'static str) -> Mutant {
+    Mutant { rule, file, from, to }
+}
+
+const MUTANTS: &[Mutant] = &[
+    mutant(
+        "skip the credit check",
+        "connector/src/ring.rs",
+        "if first.0 != self.tail {",
+        "if first.0 > u64::MAX - 1 {",
+    ),
+    mutant(
+        "release pages without proof",
+        "actors/src/peer_link/state.rs",
+        "if !self.close_ends_writes && over.sender.is_some() && !over.harmless {",
+        "if false {",
+    ),
+    mutant(
+        "take any Hello as proof",
+        "actors/src/peer_link/state.rs",
+        "|| (drained && peer.number == previous))",
+        "|| peer.number == previous)",
+    ),
+    mutant(
+        "free a lost session's pages at once",
+        "actors/src/buffer_manager/state.rs",
+        "self.quarantine.insert(session, pages);",
+        "self.free.extend(pages.iter().map(|page| page.0));",
+    ),
+    mutant(
+        "frame before flush",
+        "actors/src/transfer/state.rs",
+        "live.flush = Some((ticket, done, now_micros));\n            actions.push(Action::Flush { session, ticket });",
+        "actions.extend(self.announce(now_micros, session, done).unwrap_or_default());",
+    ),
+    mutant(
+        "transit before reservation",
+        "actors/src/buffer_manager/state.rs",
+        "if next.here + next.landing > self.unclaimed() {",
+        "if next.here > self.free.len() as u32 {",
+    ),
+    mutant(
+        "ask the sender before pages are reserved",
+        "actors/src/decoder/state.rs",
+        "vec![Action::Reserve(reserve)]\n    }\n\n    fn pages_for",
+        "let early = self.on_reserved(now, PagesReserved { sequence: SequenceId::Own(request), pages: Vec::new() });\n        \
+         [vec![Action::Reserve(reserve)], early].concat()\n    }\n\n    fn pages_for",
+    ),
+    mutant(
+        "skip the hash check",
+        "actors/src/buffer_manager/state.rs",
+        "if !hasher.is_none_or(whole) {",
+        "if hasher.is_some_and(|hasher| !whole(hasher) && false) {",
+    ),
+    mutant(
+        "use a damaged page again",
+        "actors/src/buffer_manager/state.rs",
+        "ring.damaged.extend(pages.iter().map(|page| PageIndex(page.0)));",
+        "self.free.extend(pages.iter().map(|page| page.0));",
+    ),
+    mutant(
+        "release pages that the engine is at",
+        "actors/src/decoder/state.rs",
+        "vec![Action::End(request, StreamEvent::Failed(error)), Action::Stop(SequenceId::Own(request))]",
+        "[vec![Action::Stop(SequenceId::Own(request))], self.fail(request, error)].concat()",
+    ),
+    mutant(
+        "release pages that puts read",
+        "actors/src/transfer/state.rs",
+        "if flying { Vec::new() } else { vec![Action::Drained(session, request)] }",
+        "vec![Action::Drained(session, request)]",
+    ),
+    mutant(
+        "forget a lost sender's requests",
+        "actors/src/decoder/state.rs",
+        "lost.into_iter().flat_map(|request| self.recompute(request)).collect()",
+        "drop(lost);\n        Vec::new()",
+    ),
+    mutant(
+        "no deadlines",
+        "actors/src/decoder/state.rs",
+        ".filter(|(_, entry)| now >= entry.generate.deadline && ",
+        ".filter(|(_, entry)| now < entry.admitted && ",
+    ),
+    mutant(
+        "forget what was emitted",
+        "actors/src/decoder/state.rs",
+        "tokens: entry.generate.prompt.iter().chain(&entry.emitted).copied().collect(),",
+        "tokens: entry.generate.prompt.to_vec(),",
+    ),
+];
+
+/// Runs the simulator with these arguments.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    let status = place::cargo().args(BUILD).status().context("cannot start cargo")?;
+    ensure!(status.success(), "the simulator does not build");
+    let program = place::target().join("debug/sim");
+    let status = Command::new(&program).args(arguments).status().context("cannot start the simulator")?;
+    ensure!(status.success(), "the simulator ended with {status}");
+    Ok(())
+}
+
+/// Breaks each rule in a copy of the tree, and runs histories until one shows it.
+pub(crate) fn mutants() -> Result<()> {
+    let copy = place::target().join("mutants");
+    let target = copy.join("target");
+    println!("{:<44} {:>10} {:>8}", "broken rule", "survived", "seconds");
+    let mut unnoticed = Vec::new();
+    for mutant in MUTANTS {
+        let tree = copy.join("tree");
+        copy_tree(&tree)?;
+        let path = tree.join(mutant.file);
+        let text = fs::read_to_string(&path).with_context(|| mutant.file.to_owned())?;
+        fs::write(&path, broken(&text, mutant)?)?;
+        let build = |cargo: &mut Command| {
+            cargo.args(BUILD).current_dir(&tree).env("CARGO_TARGET_DIR", &target).stderr(Stdio::piped()).output()
+        };
+        let built = build(&mut place::cargo()).context("cannot start cargo")?;
+        let said = String::from_utf8_lossy(&built.stderr).into_owned();
+        ensure!(built.status.success(), "mutant {:?} does not build:\n{said}", mutant.rule);
+        let began = Instant::now();
+        let (seed, histories) = MUTANT_SEEDS;
+        let output = Command::new(target.join("debug/sim"))
+            .args(["--seed", &seed.to_string(), "--histories", &histories.to_string()])
+            .output()
+            .context("cannot start the simulator")?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let survived = said.split(' ').next().unwrap_or_default().to_owned();
+        println!("{:<44} {survived:>10} {:>8.1}", mutant.rule, began.elapsed().as_secs_f64());
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        match why.lines().find(|line| line.contains("seed") || line.contains("panicked") || line.contains("broken")) {
+            _ if output.status.success() => unnoticed.push(mutant.rule),
+            Some(line) => println!("    {}", line.trim_start_matches("Error: ")),
+            None => println!("    {}", why.lines().next().unwrap_or_default()),
+        }
+    }
+    if !unnoticed.is_empty() {
+        bail!("nobody noticed: {}", unnoticed.join("; "));
+    }
+    Ok(())
+}
+
+fn broken(text: &str, mutant: &Mutant) -> Result<String> {
+    let count = text.matches(mutant.from).count();
+    ensure!(count == 1, "{} holds {:?} {count} times, and the mutant {:?} wants it once", mutant.file, mutant.from, mutant.rule);
+    Ok(text.replacen(mutant.from, mutant.to, 1))
+}
+
+/// Copies what a build of the workspace needs; only what has changed, so that little is built again.
+fn copy_tree(to: &Path) -> Result<()> {
+    let root = place::root();
+    for name in ["Cargo.toml", "Cargo.lock", "runtime", "actors", "connector", "engine", "integration-tests", "xtask"] {
+        copy(&root.join(name), &to.join(name))?;
+    }
+    Ok(())
+}
+
+fn copy(from: &PathBuf, to: &PathBuf) -> Result<()> {
+    if from.is_dir() {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let name = entry?.file_name();
+            copy(&from.join(&name), &to.join(&name))?;
+        }
+        return Ok(());
+    }
+    let content = fs::read(from)?;
+    if fs::read(to).ok().as_ref() != Some(&content) {
+        fs::write(to, content)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mutant_finds_its_place() {
+        for mutant in MUTANTS {
+            let text = fs::read_to_string(place::root().join(mutant.file)).unwrap();
+            let changed = broken(&text, mutant).unwrap();
+            assert_ne!(changed, text, "{}", mutant.rule);
+        }
+    }
+}
