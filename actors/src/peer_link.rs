@@ -292,7 +292,7 @@ impl Handler<PeerConnected> for PeerLink {
             Half::Listened { sender, previous, drained } => {
                 let actions = self.state.on_hello(sender, previous, drained);
                 self.perform(actions, ctx);
-                if let Err(reason) = self.state.admit() {
+                if let Err(reason) = self.state.admit(sender) {
                     actix::spawn(async move {
                         // A peer that is gone needs no answer.
                         let _ = link.put_off(reason).await;

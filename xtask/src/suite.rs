@@ -45,6 +45,21 @@ fn steps(nextest: bool) -> Vec<Step> {
             variable: Some(("RUSTDOCFLAGS", "-Dwarnings")),
         },
         Step::new("build", &["build", "-p", "runtime", "--locked"]),
+        Step::new(
+            "histories",
+            &[
+                "run",
+                "--quiet",
+                "--locked",
+                "-p",
+                "integration-tests",
+                "--bin",
+                "sim",
+                "--",
+                "--minutes",
+                "1",
+            ],
+        ),
     ];
     if nextest {
         // nextest leaves the examples in the documentation out.
@@ -97,7 +112,7 @@ mod tests {
         for nextest in [false, true] {
             let names: Vec<_> = steps(nextest).iter().map(|step| step.name).collect();
             assert_eq!(names.last(), Some(&"tests"));
-            assert_eq!(names[..4], ["format", "clippy", "docs", "build"]);
+            assert_eq!(names[..5], ["format", "clippy", "docs", "build", "histories"]);
         }
     }
 

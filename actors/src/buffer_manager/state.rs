@@ -180,7 +180,10 @@ impl PoolState {
     /// A session began: its peer may write up to `ring_pages` pages of ours, whose hashes have this seed.
     pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32, seed: u64) -> Vec<Action> {
         if let Some(capacity) = NonZeroU32::new(ring_pages) {
-            self.rings.insert(session, Ring { ledger: GrantLedger::new(capacity), seed, told: None, damaged: Vec::new() });
+            self.rings.insert(
+                session,
+                Ring { ledger: GrantLedger::new(capacity), seed, told: None, damaged: Vec::new() },
+            );
         }
         self.settle()
     }

@@ -101,6 +101,13 @@ impl DecoderState {
         self.requests.len()
     }
 
+    /// Requests that wait for pages from this sender.
+    pub fn waiting_for(&self, session: SessionId) -> usize {
+        let waits =
+            |entry: &&Entry| matches!(entry.phase, Phase::Landing { session: on, .. } if on == session);
+        self.requests.values().filter(waits).count()
+    }
+
     /// Prompts computed again here because of their sender.
     pub fn recomputes(&self) -> u64 {
         self.recomputes

@@ -15,7 +15,7 @@
 //!
 //! Without proof (a stopped process, a cut network) the session stays `Closed` for ever, and its pages with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use connector::frame::Incarnation;
@@ -63,6 +63,8 @@ pub const PROBE_LIMIT: Duration = Duration::from_secs(20);
 const SENDERS_MAX: usize = 16;
 /// Most lost sessions without proof; the pages of each are out of use.
 const UNPROVED_MAX: usize = 1024;
+/// Most lines remembered; past it, those without a session are forgotten.
+const LINES_MAX: usize = 1024;
 
 #[derive(Debug, PartialEq, Eq)]
 enum Stage {
@@ -116,6 +118,8 @@ pub struct PeerLinkState {
     closing: bool,
     fault: Option<String>,
     sessions: BTreeMap<SessionId, Session>,
+    /// The youngest attempt heard of on each line of each sender.
+    youngest: HashMap<(Incarnation, u32), u64>,
 }
 
 impl PeerLinkState {
@@ -129,15 +133,21 @@ impl PeerLinkState {
             closing: false,
             fault: None,
             sessions: BTreeMap::new(),
+            youngest: HashMap::new(),
         }
     }
 
-    /// Whether another sender may join: not in a process that is ending or unwell, and not one more than there are pages
-    /// in the ring.
+    /// Whether a sender may join, after [`on_hello`](Self::on_hello): not in a process that is ending or unwell, not one more
+    /// than there are pages in the ring, and not by a Hello that was read after a younger one: nobody waits for its answer,
+    /// and no later one would prove its session harmless.
     ///
     /// # Errors
     /// Why not, for the sender, which may try again.
-    pub fn admit(&self) -> Result<(), String> {
+    pub fn admit(&self, hello: SenderSession) -> Result<(), String> {
+        let youngest = self.youngest.get(&(hello.incarnation, hello.line)).copied().unwrap_or_default();
+        if hello.number < youngest {
+            return Err(format!("attempt {youngest} of this sender came before attempt {}", hello.number));
+        }
         if self.closing {
             return Err("this process is ending".to_owned());
         }
@@ -211,6 +221,13 @@ impl PeerLinkState {
     /// A sender says Hello, and may be admitted or not. Its attempts since the `previous` session never came up on its
     /// side, and that one may have drained.
     pub fn on_hello(&mut self, hello: SenderSession, previous: u64, drained: bool) -> Vec<Action> {
+        if self.youngest.len() >= LINES_MAX {
+            let senders = self.sessions.values().filter_map(|session| session.sender);
+            let kept: Vec<_> = senders.map(|sender| (sender.incarnation, sender.line)).collect();
+            self.youngest.retain(|line, _| kept.contains(line));
+        }
+        let youngest = self.youngest.entry((hello.incarnation, hello.line)).or_default();
+        *youngest = hello.number.max(*youngest);
         let over = |peer: &SenderSession| {
             (peer.incarnation, peer.line) == (hello.incarnation, hello.line)
                 && ((previous < peer.number && peer.number < hello.number)
@@ -221,6 +238,7 @@ impl PeerLinkState {
 
     /// A sender's process is gone.
     pub fn on_process_gone(&mut self, sender: &Incarnation) -> Vec<Action> {
+        self.youngest.retain(|(incarnation, _), _| incarnation != sender);
         self.on_harmless(|peer| peer.incarnation == *sender, "its sender's process is gone")
     }
 

@@ -31,7 +31,9 @@ fn options() -> Result<Options> {
             "--histories" => (options.histories, options.limit) = (number as u64, Duration::MAX),
             "--seed" => options.seed = number as u64,
             "--trace" => options.trace = Some(value.parse()?),
-            other => bail!("there is no option {other}; --minutes, --histories, --seed and --trace are known"),
+            other => {
+                bail!("there is no option {other}; --minutes, --histories, --seed and --trace are known")
+            }
         }
     }
     Ok(options)
@@ -63,8 +65,7 @@ fn main() -> Result<()> {
                         }
                         Err(violation) => {
                             stop.store(true, Ordering::Relaxed);
-                            let first =
-                                total.2.as_ref().is_none_or(|earlier| earlier.seed > violation.seed);
+                            let first = total.2.as_ref().is_none_or(|earlier| earlier.seed > violation.seed);
                             if first {
                                 total.2 = Some(violation);
                             }
@@ -74,7 +75,8 @@ fn main() -> Result<()> {
             });
         }
     });
-    let (histories, report, violation) = total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (histories, report, violation) =
+        total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     let minutes = began.elapsed().as_secs_f64() / 60.0;
     println!(
         "{histories} histories in {:.1} s, {:.0} a minute; {:.1} virtual hours, {:.1} million events",
@@ -99,6 +101,8 @@ fn main() -> Result<()> {
     println!("faults: {}", faults.join(", "));
     match violation {
         None => Ok(()),
-        Some(violation) => bail!("{violation}\nagain, with all that happens: cargo xtask sim --trace {}", violation.seed),
+        Some(violation) => {
+            bail!("{violation}\nagain, with all that happens: cargo xtask sim --trace {}", violation.seed)
+        }
     }
 }

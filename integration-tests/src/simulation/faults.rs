@@ -63,6 +63,13 @@ impl World {
         self.nodes.iter_mut().for_each(|node| node.step_fails = false);
     }
 
+    /// The receiver's life is over, or the history is: what its decoder has counted goes into the report.
+    pub(super) fn count_recomputes(&mut self) {
+        if let Some((_, decoder)) = self.nodes[RECEIVER].receiver() {
+            self.report.recomputes += decoder.recomputes();
+        }
+    }
+
     /// Connections that a process has, in this life.
     fn conns_of(&self, node: usize) -> Vec<u64> {
         let side = usize::from(node != RECEIVER);
@@ -90,6 +97,9 @@ impl World {
         }
         let side = usize::from(node != RECEIVER);
         let conns = self.conns_of(node);
+        if node == RECEIVER {
+            self.count_recomputes();
+        }
         self.nodes[node].alive = false;
         let life = self.nodes[node].life;
         for conn in conns {

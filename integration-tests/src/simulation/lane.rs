@@ -12,7 +12,7 @@ use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::{Descriptor, Ticket};
 use engine::PageId;
 
-use super::node::{Actor, Mail};
+use super::node::{Actor, Mail, Node};
 use super::plan::{MS, SECOND, VOCABULARY};
 use super::world::{Event, RECEIVER, World};
 
@@ -39,6 +39,8 @@ pub(super) struct Lane {
 #[derive(Debug, Default)]
 struct Put {
     page: u32,
+    /// It is a request's page, not the probe's.
+    is_owned: bool,
     into: u32,
     content: Option<Vec<u32>>,
     lands_at: u64,
@@ -106,7 +108,8 @@ impl World {
         self.nodes[name.node].alive && self.nodes[name.node].life == name.life
     }
 
-    pub(super) fn put(&mut self, name: OutletName, ticket: Ticket, page: u32, into: PageIndex) {
+    pub(super) fn put(&mut self, name: OutletName, ticket: Ticket, page: (u32, bool), into: PageIndex) {
+        let (page, is_owned) = page;
         let read = self.dice.wait(MS, 50 * MS);
         let lands = read + self.dice.wait(3 * MS, SECOND);
         let completes = if self.dice.one_in(2) { lands } else { self.dice.between(read, lands) };
@@ -114,7 +117,7 @@ impl World {
         let Some(outlet) = self.outlets.get_mut(&name) else { return };
         let fails = outlet.fails && fails_now;
         let lands_at = self.now + lands;
-        outlet.puts.insert(ticket.0, Put { page, into: into.0, lands_at, fails, ..Put::default() });
+        outlet.puts.insert(ticket.0, Put { page, is_owned, into: into.0, lands_at, fails, ..Put::default() });
         self.at(read, None, Event::PutIsRead((name, ticket.0)));
         self.at(lands, None, Event::PutLands((name, ticket.0)));
         self.at(completes, None, Event::PutCompletes((name, ticket.0)));
@@ -124,10 +127,13 @@ impl World {
         if !self.sender_lives(name) {
             return;
         }
-        let memory = &self.nodes[name.node].memory;
-        if let Some(put) = self.outlets.get_mut(&name).and_then(|outlet| outlet.puts.get_mut(&ticket)) {
-            let page = put.page;
-            put.content.get_or_insert_with(|| memory.page(page));
+        let Node { memory, pool, .. } = &self.nodes[name.node];
+        let put = self.outlets.get_mut(&name).and_then(|outlet| outlet.puts.get_mut(&ticket));
+        let Some(put) = put.filter(|put| put.content.is_none()) else { return };
+        let (page, used) = (put.page, pool.page_use(PageId(put.page)));
+        put.content = Some(memory.page(page));
+        if put.is_owned && !put.completed && !matches!(used, PageUse::Held(_)) {
+            self.fail(format!("put {ticket} of {name:?} reads page {page}, which is {used:?}"));
         }
     }
 

@@ -35,7 +35,13 @@ impl World {
         }
         let actions = match mail {
             Mail::PeerReady(session, pid) => return decoder.on_peer_ready(session, pid),
-            Mail::PeerLost(session) => decoder.on_peer_lost(session),
+            Mail::PeerLost(session) => {
+                let actions = decoder.on_peer_lost(session);
+                if decoder.waiting_for(session) > 0 {
+                    return self.fail(format!("requests still wait for the lost {session}"));
+                }
+                actions
+            }
             Mail::Decode(decode) => decoder.on_decode(now, decode),
             Mail::Abort(request) => decoder.on_abort(request),
             Mail::Reserved(reserved) => decoder.on_reserved(now, reserved),

@@ -82,7 +82,7 @@ impl World {
             match action {
                 transfer::Action::Put { session, ticket, page, into, seed } => {
                     let outlet = OutletName { node, life, session };
-                    self.put(outlet, ticket, page.0, into);
+                    self.put(outlet, ticket, (page.0, seed.is_some()), into);
                     if let Some(seed) = seed.filter(|_| self.plan.hashed) {
                         let hash = self.nodes[node].memory.hash(page, seed);
                         if let Some(sender) = self.nodes[node].sender() {

@@ -207,19 +207,14 @@ impl World {
         self.link_does(node, actions);
     }
 
-    fn hello(
-        &mut self,
-        conn: u64,
-        attempt: actors::peer_link::dial_line::Attempt,
-        incarnation: Incarnation,
-    ) {
+    fn hello(&mut self, conn: u64, attempt: actors::peer_link::dial_line::Attempt, incarnation: Incarnation) {
         let now = self.instant();
         let sender = SenderSession { incarnation, line: attempt.line, number: attempt.session };
         let link = &mut self.nodes[RECEIVER].link;
         let actions = link.on_hello(sender, attempt.previous, attempt.previous_drained);
         self.link_does(RECEIVER, actions);
         let link = &mut self.nodes[RECEIVER].link;
-        if link.admit().is_err() {
+        if link.admit(sender).is_err() {
             return self.hang_up(conn, 0, false);
         }
         let (session, actions) = link.on_handshake(now, Some(sender), None);
@@ -273,9 +268,7 @@ impl World {
                 let request = RequestId(request);
                 (Prefiller, Mail::StartPrefill(StartPrefill { session, request, prompt, remaining_ms }))
             }
-            Frame::CancelPrefill { request } => {
-                (Prefiller, Mail::CancelPrefill(session, RequestId(request)))
-            }
+            Frame::CancelPrefill { request } => (Prefiller, Mail::CancelPrefill(session, RequestId(request))),
             Frame::Heartbeat | Frame::Goodbye => return,
         };
         self.post(node, actor, mail);

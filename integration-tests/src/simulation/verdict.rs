@@ -125,9 +125,7 @@ impl World {
     fn is_excused(&self, session: SessionId) -> bool {
         let life = self.nodes[RECEIVER].life;
         let mut conns = self.conns.values();
-        let Some(conn) =
-            conns.find(|conn| conn.lives[0] == life && conn.sessions[0] == Some(session))
-        else {
+        let Some(conn) = conns.find(|conn| conn.lives[0] == life && conn.sessions[0] == Some(session)) else {
             return false;
         };
         let (node, life) = (conn.sender, conn.lives[1]);
@@ -149,6 +147,7 @@ impl World {
                 self.fail(format!("{request}, asked when all had healed, was not handed over"));
             }
         }
+        self.count_recomputes();
         self.finish();
     }
 }

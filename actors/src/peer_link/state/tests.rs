@@ -12,6 +12,9 @@ fn of(incarnation: Incarnation, number: u64) -> Option<SenderSession> {
     Some(SenderSession { incarnation, line: 0, number })
 }
 
+/// Somebody who has not come yet.
+const NEXT: SenderSession = SenderSession { incarnation: Incarnation { pid: 3, ..A }, line: 0, number: 1 };
+
 /// The Hello of an attempt `number` whose last session was `previous` and has drained.
 fn hello(state: &mut PeerLinkState, incarnation: Incarnation, number: u64, previous: u64) -> Vec<Action> {
     state.on_hello(SenderSession { incarnation, line: 0, number }, previous, true)
@@ -76,11 +79,37 @@ fn a_session_must_prove_its_lane_once_and_in_time() {
 fn senders_are_admitted_while_the_ring_has_a_page_for_each() {
     let mut state = PeerLinkState::new(true, 2);
     let first = up(&mut state, A, 1);
-    assert_eq!(state.admit(), Ok(()));
+    assert_eq!(state.admit(NEXT), Ok(()));
     up(&mut state, B, 1);
-    assert!(state.admit().expect_err("two pages").contains("2 senders are connected"));
+    assert!(state.admit(NEXT).expect_err("two pages").contains("2 senders are connected"));
     assert!(matches!(&state.on_goodbye(first)[..], [Action::End { orderly: true, .. }]));
-    assert_eq!(state.admit(), Ok(()));
+    assert_eq!(state.admit(NEXT), Ok(()));
+}
+
+#[test]
+fn a_hello_that_is_read_after_a_younger_one_is_put_off() {
+    let mut state = listener(false);
+    let late = SenderSession { incarnation: A, line: 0, number: 1 };
+    hello(&mut state, A, 2, 0);
+    state.on_hello(late, 0, true);
+    assert!(state.admit(late).expect_err("nobody waits for its answer").contains("attempt 2"));
+    for other in [SenderSession { number: 2, ..late }, SenderSession { line: 1, ..late }, NEXT] {
+        assert_eq!(state.admit(other), Ok(()));
+    }
+    state.on_process_gone(&A);
+    assert_eq!(state.admit(late), Ok(()), "what is gone is forgotten");
+}
+
+#[test]
+fn lines_without_a_session_are_forgotten_when_there_are_many() {
+    let mut state = listener(false);
+    let live = up(&mut state, A, 2);
+    hello(&mut state, A, 2, 0);
+    for pid in 0..2 * LINES_MAX as u32 {
+        hello(&mut state, Incarnation { pid: 10 + pid, ..A }, 1, 0);
+    }
+    assert!(state.youngest.len() <= LINES_MAX);
+    assert!(state.admit(SenderSession { incarnation: A, line: 0, number: 1 }).is_err(), "{live} is live");
 }
 
 #[test]
@@ -89,11 +118,11 @@ fn nobody_is_admitted_at_the_end_or_in_a_process_that_is_unwell() {
     let session = up(&mut state, A, 1);
     let actions = state.on_health(Some("engine stands still".into()));
     assert_eq!(actions, [end(session, "this process is unwell: engine stands still", false)]);
-    assert!(state.admit().expect_err("unwell").contains("engine stands still"));
+    assert!(state.admit(NEXT).expect_err("unwell").contains("engine stands still"));
     assert_eq!(state.on_health(None), []);
-    assert_eq!(state.admit(), Ok(()));
+    assert_eq!(state.admit(NEXT), Ok(()));
     assert_eq!(state.on_shutdown(), []);
-    assert!(state.admit().is_err() && state.is_closing());
+    assert!(state.admit(NEXT).is_err() && state.is_closing());
 }
 
 #[test]
