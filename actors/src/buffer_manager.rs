@@ -3,12 +3,13 @@
 //! - **Thread**: the node's arbiter.
 //! - **Mailbox**: [`kit::MAILBOX`]. Every message is about an admitted request, a page under credit or a session; `post` is never
 //!   refused, and the bound only says how far behind it may fall before the counters show it.
-//! - **In**: `ReservePages`, `ReleasePages` (decoder, prefiller); `SessionOpened`, `PeerLost`, `SessionDrained`, `PageFilled`
+//! - **In**: `ReservePages`, `PagesComputed`, `ReleasePages` (decoder, prefiller), `GrowPages` (decoder); `SessionOpened`, `PeerLost`, `SessionDrained`, `PageFilled`
 //!   (peer link); `Tick`.
-//! - **Out**: `PagesReserved` (decoder, prefiller), `PagesAdopted`, `PageRejected` (decoder), `SendFrame`, `BreakSession` (peer link).
+//! - **Out**: `PagesReserved` (decoder, prefiller), `PagesGrown`, `PagesShort`, `PagesAdopted`, `PageRejected` (decoder), `SendFrame`, `BreakSession` (peer link).
 //! - **Failure**: a lost session quarantines its outstanding pages until proof. If this actor stops, the node cannot
 //!   serve and the watchdog says so; it is never restarted in place, because peers may be writing its pages.
 
+pub mod prefix_cache;
 pub mod state;
 
 use std::sync::atomic::Ordering;
@@ -20,8 +21,9 @@ use connector::frame::Frame;
 use crate::counters::{Counters, count, store};
 use crate::kit::{self, Outbox, Vitals, delegate};
 use crate::messages::{
-    BreakSession, PageFilled, PageRejected, PagesAdopted, PagesReserved, PeerLost, ReleasePages,
-    ReservePages, SendFrame, SequenceId, SessionDrained, SessionOpened, Tick,
+    BreakSession, GrowPages, PageFilled, PageRejected, PagesAdopted, PagesComputed, PagesGrown,
+    PagesReserved, PagesShort, PeerLost, ReleasePages, ReservePages, SendFrame, SequenceId, SessionDrained,
+    SessionOpened, Tick,
 };
 use crate::pages::Pages;
 use state::{Action, PoolState};
@@ -30,6 +32,10 @@ use state::{Action, PoolState};
 pub struct BufferManagerOutboxes {
     /// Reservations and adoptions of own requests.
     pub decoder: Outbox<PagesReserved>,
+    /// Pages for those that grow.
+    pub grown: Outbox<PagesGrown>,
+    /// No pages for those that grow.
+    pub short: Outbox<PagesShort>,
     /// Adoptions.
     pub adopted: Outbox<PagesAdopted>,
     /// Pages that are not what was put.
@@ -73,6 +79,8 @@ impl BufferManager {
         store(counters.pages_reserved(), usage.landing);
         store(counters.pages_outstanding(), usage.outstanding);
         store(counters.pages_live(), usage.held);
+        store(counters.pages_cached(), usage.cached);
+        store(counters.pages_resident(), self.state.resident_pages());
         store(counters.pages_quarantined(), usage.quarantined);
         for action in actions {
             match action {
@@ -80,6 +88,8 @@ impl BufferManager {
                     (SequenceId::Peer(_), Some(prefiller)) => prefiller.post(reserved),
                     _ => self.out.decoder.post(reserved),
                 },
+                Action::Grown(grown) => self.out.grown.post(grown),
+                Action::Short(short) => self.out.short.post(short),
                 Action::Adopted(adopted) => {
                     counters.pages_adopted().fetch_add(adopted.pages.len() as u64, Ordering::Relaxed);
                     self.out.adopted.post(adopted);
@@ -118,6 +128,11 @@ impl Actor for BufferManager {
 }
 
 delegate!(BufferManager: ReservePages, |state, _now, msg| state.on_reserve(msg));
+delegate!(BufferManager: GrowPages, |state, _now, msg| state.on_grow(msg));
+delegate!(BufferManager: PagesComputed, |state, _now, msg| {
+    state.on_computed(&msg);
+    Vec::new()
+});
 delegate!(BufferManager: ReleasePages, |state, _now, msg| state.on_release(msg.sequence));
 delegate!(BufferManager: SessionOpened, |state, _now, msg| {
     state.on_session_opened(msg.session, msg.ring_pages, msg.seed)

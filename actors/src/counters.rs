@@ -51,7 +51,11 @@ counters! {
     pages_outstanding: "gauge" "baton_pages_outstanding";
     /// Pages that live requests hold.
     pages_live: "gauge" "baton_pages_live";
-    /// Pages of lost sessions that may still be written.
+    /// Pages that nobody holds, whose content may be wanted again.
+    pages_cached: "gauge" "baton_pages_cached";
+    /// Pages that requests found in the cache, and so neither computed nor received.
+    pages_resident: "counter" "baton_pages_resident_total";
+    /// Pages of lost sessions that may still be written, and damaged ones.
     pages_quarantined: "gauge" "baton_pages_quarantined";
     /// Pages that landed and were adopted.
     pages_adopted: "counter" "baton_pages_adopted_total";
@@ -61,6 +65,8 @@ counters! {
     hash_mismatches: "counter" "baton_page_hash_mismatches_total";
     /// Prompts computed again here because their sender was lost, failed or confused.
     recomputes: "counter" "baton_recomputes_total";
+    /// Requests that gave their pages back to others and went on later.
+    preemptions: "counter" "baton_preemptions_total";
     /// Requests ended by their client.
     aborts: "counter" "baton_requests_aborted_total";
     /// Requests ended by the end of the process.

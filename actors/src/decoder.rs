@@ -2,9 +2,9 @@
 //!
 //! - **Thread**: the node's arbiter.
 //! - **Mailbox**: [`kit::MAILBOX`]; at most one `Decode` an admission permit, and a few events a request and step.
-//! - **In**: `Decode` (proxy), `AbortRequest` (frontend), `PagesReserved`, `PagesAdopted`, `PageRejected` (buffer manager), `SequenceAdvanced`
+//! - **In**: `Decode` (proxy), `AbortRequest` (frontend), `PagesReserved`, `PagesGrown`, `PagesShort`, `PagesAdopted`, `PageRejected` (buffer manager), `SequenceAdvanced`
 //!   (generator), `PeerReady`, `PeerLost`, `PrefillFinished`, `PrefillFailed` (peer link), `Tick`.
-//! - **Out**: `ReservePages`, `ReleasePages` (buffer manager), `StartSequence`, `StopSequence` (generator), `SendFrame`
+//! - **Out**: `ReservePages`, `GrowPages`, `PagesComputed`, `ReleasePages` (buffer manager), `StartSequence`, `ExtendSequence`, `StopSequence` (generator), `SendFrame`
 //!   (peer link), tokens to [`Streams`].
 //! - **Failure**: a lost or failing sender costs a recompute here; a client that is gone, or a deadline, ends the
 //!   request everywhere. If this actor stops, the watchdog turns the node unhealthy.
@@ -19,8 +19,9 @@ use connector::frame::peer_text;
 use crate::counters::{Counters, count, store};
 use crate::kit::{self, Outbox, Vitals, delegate};
 use crate::messages::{
-    Decode, PageRejected, PagesAdopted, PagesReserved, PeerLost, PeerReady, PrefillFailed, PrefillFinished,
-    ReleasePages, ReservePages, SendFrame, SequenceAdvanced, StartSequence, StopSequence, Tick,
+    Decode, ExtendSequence, GrowPages, PageRejected, PagesAdopted, PagesComputed, PagesGrown, PagesReserved,
+    PagesShort, PeerLost, PeerReady, PrefillFailed, PrefillFinished, ReleasePages, ReservePages, SendFrame,
+    SequenceAdvanced, StartSequence, StopSequence, Tick,
 };
 use crate::request::{AbortRequest, RequestError, RequestId, StreamEvent};
 use crate::streams::Streams;
@@ -37,8 +38,14 @@ pub struct DecoderOutboxes {
     pub reserve: Outbox<ReservePages>,
     /// Releases.
     pub release: Outbox<ReleasePages>,
+    /// Growth.
+    pub grow: Outbox<GrowPages>,
+    /// What stands in pages.
+    pub computed: Outbox<PagesComputed>,
     /// Sequences to run.
     pub start: Outbox<StartSequence>,
+    /// More pages for them.
+    pub extend: Outbox<ExtendSequence>,
     /// Sequences to stop.
     pub stop: Outbox<StopSequence>,
     /// Frames to senders; none in a process without a link.
@@ -72,12 +79,16 @@ impl Decoder {
 
     fn perform(&mut self, actions: Vec<Action>) {
         store(self.counters.recomputes(), self.state.recomputes());
+        store(self.counters.preemptions(), self.state.preemptions());
         let mut gone: Vec<RequestId> = Vec::new();
         for action in actions {
             match action {
                 Action::Reserve(reserve) => self.out.reserve.post(reserve),
                 Action::Release(sequence) => self.out.release.post(ReleasePages { sequence }),
+                Action::Grow(grow) => self.out.grow.post(grow),
+                Action::Computed(computed) => self.out.computed.post(computed),
                 Action::Start(start) => self.out.start.post(start),
+                Action::Extend(extend) => self.out.extend.post(extend),
                 Action::Stop(sequence) => self.out.stop.post(StopSequence { sequence }),
                 Action::Frame(frame) => {
                     if let Some(frames) = &self.out.frames {
@@ -123,6 +134,8 @@ delegate!(Decoder: Decode, |state, now, msg| state.on_decode(now, msg));
 delegate!(Decoder: AbortRequest, |state, _now, msg| state.on_abort(msg.request));
 delegate!(Decoder: AbortAll, |state, _now, _msg| state.on_abort_all());
 delegate!(Decoder: PagesReserved, |state, now, msg| state.on_reserved(now, msg));
+delegate!(Decoder: PagesGrown, |state, _now, msg| state.on_grown(msg));
+delegate!(Decoder: PagesShort, |state, _now, msg| state.on_short(msg));
 delegate!(Decoder: PageRejected, |state, _now, msg| state.on_rejected(msg.request));
 delegate!(Decoder: PagesAdopted, |state, now, msg| state.on_adopted(now, msg));
 delegate!(Decoder: SequenceAdvanced, |state, now, msg| state.on_advanced(now, msg));

@@ -2,7 +2,7 @@
 //!
 //! - **Thread**: the node's arbiter; the engine has a thread of its own ([`engine_thread`]).
 //! - **Mailbox**: [`kit::MAILBOX`]; sequences are bounded by admission permits and by the pages they hold, and one step is in flight.
-//! - **In**: `StartSequence`, `StopSequence` (decoder, prefiller); `StepFinished` (engine thread); `Tick`.
+//! - **In**: `StartSequence`, `StopSequence` (decoder, prefiller), `ExtendSequence` (decoder); `StepFinished` (engine thread); `Tick`.
 //! - **Out**: `SequenceAdvanced` to the owner of each sequence; plans to the engine thread.
 //! - **Failure**: an engine error ends the sequences of that step, and their owners say so. A step that does not come back leaves the
 //!   engine's pulse busy, and the watchdog turns the node unhealthy; requests end at their deadlines.
@@ -15,7 +15,7 @@ use std::time::Instant;
 use actix::prelude::*;
 
 use crate::kit::{self, Outbox, Vitals};
-use crate::messages::{SequenceAdvanced, SequenceId, StartSequence, StopSequence, Tick};
+use crate::messages::{ExtendSequence, SequenceAdvanced, SequenceId, StartSequence, StopSequence, Tick};
 use engine_thread::{EngineThread, StepFinished};
 use state::GeneratorState;
 
@@ -80,6 +80,16 @@ impl Handler<StartSequence> for Generator {
     fn handle(&mut self, start: StartSequence, _: &mut Self::Context) {
         self.vitals.mark();
         self.state.on_start(start);
+        self.drive();
+    }
+}
+
+impl Handler<ExtendSequence> for Generator {
+    type Result = ();
+
+    fn handle(&mut self, extend: ExtendSequence, _: &mut Self::Context) {
+        self.vitals.mark();
+        self.state.on_extend(&extend);
         self.drive();
     }
 }

@@ -5,6 +5,7 @@
 //! use [`Outbox::post`](crate::kit::Outbox::post), and only the proxy, where requests come in, may be told "full".
 
 use std::fmt;
+use std::sync::Arc;
 
 use actix::Message;
 use connector::frame::{Frame, PageOwner};
@@ -55,16 +56,21 @@ pub struct Decode {
 
 /// Decoder, prefiller → buffer manager: hold pages for a sequence.
 ///
-/// Answered by [`PagesReserved`] when there are enough, first come first served.
+/// Answered by [`PagesReserved`] when there are enough, first come first served. Pages that hold a prefix of `tokens` already
+/// are shared.
 #[derive(Clone, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct ReservePages {
     /// Who wants them.
     pub sequence: SequenceId,
-    /// Pages wanted now.
-    pub here: u32,
-    /// Pages that will land from a sender: held as a count, each becomes the page that lands.
-    pub landing: u32,
+    /// Its tokens so far, at least one.
+    pub tokens: Arc<[u32]>,
+    /// Pages wanted in all; at least those of `tokens`.
+    pub pages: u32,
+    /// Those of `tokens` that are not shared land from a sender: they are held as a count, each becomes the page that lands.
+    pub landing: bool,
+    /// Its tokens were streamed in part: it goes before those that have not begun.
+    pub begun: bool,
 }
 
 /// Buffer manager → decoder, prefiller: the reservation stands.
@@ -73,7 +79,52 @@ pub struct ReservePages {
 pub struct PagesReserved {
     /// Whose.
     pub sequence: SequenceId,
-    /// The pages asked for as `here`.
+    /// Leading tokens that the first pages hold already: a whole number of pages, and not all tokens.
+    pub resident: u32,
+    /// Pages held as a count. None, although they were to land, if little is left to compute.
+    pub landing: u32,
+    /// The shared pages, then those that are the sequence's own from now on.
+    pub pages: Vec<PageId>,
+}
+
+/// Decoder → buffer manager: a running sequence will need this many more pages. Answered by [`PagesGrown`], before any new
+/// reservation is served; by [`PagesShort`] first, if somebody has to give some back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct GrowPages {
+    /// Whose.
+    pub sequence: SequenceId,
+    /// How many more.
+    pub pages: u32,
+}
+
+/// Buffer manager → decoder: these pages are the sequence's too.
+#[derive(Clone, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct PagesGrown {
+    /// Whose.
+    pub sequence: SequenceId,
+    /// They follow those that it has.
+    pub pages: Vec<PageId>,
+}
+
+/// Buffer manager → decoder: this sequence cannot grow before another one gives pages back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct PagesShort {
+    /// Whose turn it is.
+    pub sequence: SequenceId,
+}
+
+/// Decoder, prefiller → buffer manager: the KV of these tokens stands in the sequence's pages, and may be shared.
+#[derive(Clone, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct PagesComputed {
+    /// Whose.
+    pub sequence: SequenceId,
+    /// Tokens from the first one on.
+    pub tokens: Arc<[u32]>,
+    /// The sequence's page table.
     pub pages: Vec<PageId>,
 }
 
@@ -135,12 +186,22 @@ pub struct StartSequence {
     pub tokens: Vec<u32>,
     /// How many leading tokens have their KV in `pages` already.
     pub resident: u32,
-    /// Page table, long enough for every token it may get.
+    /// Page table, long enough for `tokens`; a sequence that comes to its end waits for [`ExtendSequence`].
     pub pages: Vec<PageId>,
     /// How many tokens to sample; at least one.
     pub sample: u32,
     /// Goes on past an end-of-sequence token.
     pub ignore_eos: bool,
+}
+
+/// Decoder → generator: the sequence has these pages too.
+#[derive(Clone, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct ExtendSequence {
+    /// Which.
+    pub sequence: SequenceId,
+    /// They follow those that it has.
+    pub pages: Vec<PageId>,
 }
 
 /// Decoder, prefiller → generator: end this sequence. Answered by a last [`SequenceAdvanced`].
@@ -335,6 +396,8 @@ pub struct StartPrefill {
     pub request: RequestId,
     /// Prompt token ids.
     pub prompt: Vec<u32>,
+    /// Leading tokens whose KV the receiver has: their pages do not travel.
+    pub resident: u32,
     /// Milliseconds until its deadline.
     pub remaining_ms: u64,
 }

@@ -41,6 +41,9 @@ use crate::watchdog::{NodeHealth, Watchdog, Watched};
 /// How often every actor is ticked: deadlines are kept to this, and the watchdog sees a pulse.
 const TICK: Duration = Duration::from_millis(250);
 
+/// How far ahead of its tokens a request's pages are reserved: one that may get thousands keeps nobody out who gets few.
+const GROWTH_TOKENS: u32 = 256;
+
 /// How long sessions may take to end in good order.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -277,10 +280,12 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let to_link = linked.as_ref().map(|(address, ..)| address.clone());
 
     buffers.run(BufferManager::new(
-        PoolState::new(pages, ring_pages),
+        PoolState::new(pages, ring_pages, layout.page_tokens),
         hashed.clone(),
         BufferManagerOutboxes {
             decoder: outbox!("buffer_manager→decoder", to_decoder),
+            grown: outbox!("buffer_manager→decoder", to_decoder),
+            short: outbox!("buffer_manager→decoder", to_decoder),
             adopted: outbox!("buffer_manager→decoder", to_decoder),
             rejected: outbox!("buffer_manager→decoder", to_decoder),
             prefiller: is_sender.then(|| outbox!("buffer_manager→prefiller", to_prefiller)),
@@ -293,7 +298,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let engine = EngineThread::spawn(engine, to_generator.clone().recipient(), pulse.clone())
         .map_err(StartError::Io)?;
     generator.run(Generator::new(
-        GeneratorState::new(prefill_chunk_tokens, step_tokens, model.eos_tokens.clone()),
+        GeneratorState::new(prefill_chunk_tokens, step_tokens, layout.page_tokens, model.eos_tokens.clone()),
         engine,
         outbox!("generator→decoder", to_decoder),
         is_sender.then(|| outbox!("generator→prefiller", to_prefiller)),
@@ -305,13 +310,17 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         eos_tokens: model.eos_tokens,
         vocabulary: model.vocabulary,
         pid,
+        growth_tokens: GROWTH_TOKENS,
     };
     decoder.run(Decoder::new(
         DecoderState::new(decoder_config),
         DecoderOutboxes {
             reserve: outbox!("decoder→buffer_manager", to_buffers),
             release: outbox!("decoder→buffer_manager", to_buffers),
+            grow: outbox!("decoder→buffer_manager", to_buffers),
+            computed: outbox!("decoder→buffer_manager", to_buffers),
             start: outbox!("decoder→generator", to_generator),
+            extend: outbox!("decoder→generator", to_generator),
             stop: outbox!("decoder→generator", to_generator),
             frames: to_link.as_ref().map(|link| outbox!("decoder→peer_link", link)),
         },
@@ -351,6 +360,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
             PrefillerOutboxes {
                 reserve: outbox!("prefiller→buffer_manager", to_buffers),
                 release: outbox!("prefiller→buffer_manager", to_buffers),
+                computed: outbox!("prefiller→buffer_manager", to_buffers),
                 start: outbox!("prefiller→generator", to_generator),
                 stop: outbox!("prefiller→generator", to_generator),
                 puts: outbox!("prefiller→transfer", to_transfer),

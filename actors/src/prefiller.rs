@@ -18,8 +18,9 @@ use actix::prelude::*;
 use crate::counters::{Counters, store};
 use crate::kit::{self, Outbox, Vitals, delegate};
 use crate::messages::{
-    BeginDrain, CancelPrefill, CancelPuts, PagesReserved, PagesSent, PeerLost, PutsDrained, ReleasePages,
-    ReservePages, SchedulePut, SendFrame, SequenceAdvanced, StartPrefill, StartSequence, StopSequence, Tick,
+    BeginDrain, CancelPrefill, CancelPuts, PagesComputed, PagesReserved, PagesSent, PeerLost, PutsDrained,
+    ReleasePages, ReservePages, SchedulePut, SendFrame, SequenceAdvanced, StartPrefill, StartSequence,
+    StopSequence, Tick,
 };
 use state::{Action, PrefillerState};
 
@@ -29,6 +30,8 @@ pub struct PrefillerOutboxes {
     pub reserve: Outbox<ReservePages>,
     /// Releases.
     pub release: Outbox<ReleasePages>,
+    /// What stands in pages.
+    pub computed: Outbox<PagesComputed>,
     /// Prompts to run.
     pub start: Outbox<StartSequence>,
     /// Prompts to stop.
@@ -65,6 +68,7 @@ impl Prefiller {
             match action {
                 Action::Reserve(reserve) => self.out.reserve.post(reserve),
                 Action::Release(sequence) => self.out.release.post(ReleasePages { sequence }),
+                Action::Computed(computed) => self.out.computed.post(computed),
                 Action::Start(start) => self.out.start.post(start),
                 Action::Stop(sequence) => self.out.stop.post(StopSequence { sequence }),
                 Action::Put(put) => self.out.puts.post(put),

@@ -12,7 +12,7 @@ use crate::ring::{CreditNumber, PageIndex};
 use crate::transport::Descriptor;
 
 /// Both sides must have the same.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// One life of one process: what a process id alone does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -213,6 +213,8 @@ pub enum Frame {
         request: u64,
         /// Prompt token ids.
         prompt: Vec<u32>,
+        /// Leading tokens whose KV the receiver has: a whole number of pages, less than all. They do not travel.
+        resident: u32,
         /// Milliseconds until the request's deadline.
         remaining_ms: u64,
     },

@@ -31,7 +31,14 @@ fn histories_reach_what_they_are_for() -> Result<(), Violation> {
         total.add(&history(seed, false)?);
     }
     assert_eq!(total.faults.len(), 12, "every kind of fault: {:?}", total.faults);
-    let reached = [total.finished, total.disaggregated, total.recomputes, total.damaged, total.landed];
+    let reached = [
+        total.finished,
+        total.disaggregated,
+        total.recomputes,
+        total.preemptions,
+        total.resident,
+        total.damaged,
+    ];
     assert!(reached.iter().all(|count| *count > 0), "{total:?}");
     Ok(())
 }

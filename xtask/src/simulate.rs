@@ -126,8 +126,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 
 /// Breaks each rule in a copy of the tree, and runs histories until one shows it.
 pub(crate) fn mutants() -> Result<()> {
-    // Libraries are the same in both trees, so what is built of them is shared.
-    let (tree, target) = (place::target().join("mutants"), place::target());
+    // Not the tree's own target: cargo would take what a mutant has built for what the tree holds.
+    let (tree, target) = (place::target().join("mutants/tree"), place::target().join("mutants/target"));
     println!("{:<44} {:>10} {:>8}", "broken rule", "survived", "seconds");
     let mut unnoticed = Vec::new();
     for mutant in MUTANTS {

@@ -1,15 +1,21 @@
 //! Who holds which page of the pool: the decisions of the buffer manager, without actix, clock or I/O.
 //!
-//! A page is free, held by a sequence, under an outstanding credit of a session, or quarantined. A sequence may also
-//! hold a *count* of pages that will land from a sender. The invariant, checked after every change:
+//! A page is free, held by one or more sequences, cached, under an outstanding credit of a session, or quarantined. A sequence
+//! may also hold a *count* of pages that will land from a sender. The invariant, checked after every change:
 //!
 //! ```text
-//! landing counts + outstanding credits + held + quarantined ≤ pages
+//! landing counts + outstanding credits + held + cached + quarantined ≤ pages, where cached pages give way to all others
 //! ```
 //!
 //! A landing page moves one from the count and one from the credits to one held, so it always fits, and a page is left over
 //! that can be granted at once: the ring moves whatever else waits. Credits are granted before reservations are
 //! served; they never claim more than `ring_pages`, and nothing larger than the rest is ever promised.
+//!
+//! A page that a sequence has filled stays cached after it until somebody needs room: the next sequence that begins with the
+//! same tokens shares it. Only a page that nobody holds and that is not cached becomes a credit.
+//!
+//! A running sequence that grows goes before every reservation. If there is no room, the decoder is told, and gives back what
+//! the youngest has.
 //!
 //! Sessions share the ring equally. One that holds more than its share, because another one has joined, is told so and
 //! gives unspent credits back. A session that has had a credit is never left without one: it has pages to land.
@@ -22,7 +28,11 @@ use connector::page_hash::PageSeed;
 use connector::ring::{CreditNumber, GrantLedger, PageIndex};
 use engine::PageId;
 
-use crate::messages::{PageFilled, PagesAdopted, PagesReserved, ReservePages, SequenceId, SessionId};
+use super::prefix_cache::PrefixCache;
+use crate::messages::{
+    GrowPages, PageFilled, PagesAdopted, PagesComputed, PagesGrown, PagesReserved, PagesShort, ReservePages,
+    SequenceId, SessionId,
+};
 use crate::request::RequestId;
 
 /// What the shell has to do.
@@ -30,6 +40,10 @@ use crate::request::RequestId;
 pub enum Action {
     /// Tell the owner that its reservation stands.
     Reserved(PagesReserved),
+    /// Tell the owner that it has more pages.
+    Grown(PagesGrown),
+    /// Tell the decoder that there is no room to grow.
+    Short(PagesShort),
     /// Tell the decoder that pages landed for it.
     Adopted(PagesAdopted),
     /// Send these credits to the session's peer.
@@ -70,6 +84,8 @@ pub struct PoolUse {
     pub outstanding: u32,
     /// Held by sequences.
     pub held: u32,
+    /// Held by none, with content that may be wanted again.
+    pub cached: u32,
     /// Under credits of lost sessions, or not what was put there, until there is proof.
     pub quarantined: u32,
 }
@@ -79,8 +95,10 @@ pub struct PoolUse {
 pub enum PageUse {
     /// Nobody.
     Free,
-    /// A sequence holds it.
+    /// A sequence holds it, perhaps with others.
     Held(SequenceId),
+    /// Nobody; its content is known.
+    Cached,
     /// A session's peer may write it.
     Outstanding(SessionId),
     /// A session's peer may still be writing it.
@@ -111,22 +129,37 @@ struct Ring {
 pub struct PoolState {
     pages: u32,
     ring_pages: u32,
+    page_tokens: u32,
     free: BTreeSet<u32>,
+    cache: PrefixCache,
     holdings: HashMap<SequenceId, Holding>,
+    /// How many sequences hold a page; no entry, none.
+    holders: HashMap<PageId, u32>,
+    growing: VecDeque<GrowPages>,
+    /// The first that grows has been called short, and nothing has come back since.
+    told_short: bool,
     waiting: VecDeque<ReservePages>,
+    resident_pages: u64,
     rings: BTreeMap<SessionId, Ring>,
     quarantine: BTreeMap<SessionId, Vec<PageIndex>>,
 }
 
 impl PoolState {
-    /// A pool of `pages` free pages, of which at most `ring_pages` are ever under credits or quarantined.
-    pub fn new(pages: u32, ring_pages: u32) -> Self {
+    /// A pool of `pages` free pages of `page_tokens` tokens, of which at most `ring_pages` are ever under credits or
+    /// quarantined.
+    pub fn new(pages: u32, ring_pages: u32, page_tokens: u32) -> Self {
         Self {
             pages,
             ring_pages,
+            page_tokens: page_tokens.max(1),
             free: (0..pages).collect(),
+            cache: PrefixCache::new(page_tokens),
             holdings: HashMap::new(),
+            holders: HashMap::new(),
+            growing: VecDeque::new(),
+            told_short: false,
             waiting: VecDeque::new(),
+            resident_pages: 0,
             rings: BTreeMap::new(),
             quarantine: BTreeMap::new(),
         }
@@ -138,7 +171,8 @@ impl PoolState {
             pages: self.pages,
             landing: self.holdings.values().map(|holding| holding.landing).sum(),
             outstanding: self.rings.values().map(|ring| ring.ledger.outstanding()).sum(),
-            held: self.holdings.values().map(|holding| holding.pages.len() as u32).sum(),
+            held: self.holders.len() as u32,
+            cached: self.cache.unused(),
             quarantined: (self.quarantine.values())
                 .chain(self.rings.values().map(|ring| &ring.damaged))
                 .map(|pages| pages.len() as u32)
@@ -158,23 +192,72 @@ impl PoolState {
             (Some((sequence, _)), ..) => PageUse::Held(*sequence),
             (None, Some((session, _)), _) => PageUse::Outstanding(*session),
             (None, None, Some((session, _))) => PageUse::Quarantined(*session),
+            (None, None, None) if self.cache.contains(page) => PageUse::Cached,
             (None, None, None) => PageUse::Free,
         }
     }
 
+    /// True if the content of `page` is known, so that nobody may change it.
+    pub fn is_known(&self, page: PageId) -> bool {
+        self.cache.contains(page)
+    }
+
+    /// Pages that reservations have shared so far, rather than compute or receive them.
+    pub fn resident_pages(&self) -> u64 {
+        self.resident_pages
+    }
+
     /// Somebody wants pages.
     pub fn on_reserve(&mut self, reserve: ReservePages) -> Vec<Action> {
-        self.waiting.push_back(reserve);
+        if reserve.begun {
+            self.waiting.push_front(reserve);
+        } else {
+            self.waiting.push_back(reserve);
+        }
         self.settle()
+    }
+
+    /// A running sequence wants more.
+    pub fn on_grow(&mut self, grow: GrowPages) -> Vec<Action> {
+        if self.holdings.contains_key(&grow.sequence) {
+            self.growing.push_back(grow);
+        }
+        self.settle()
+    }
+
+    /// What stands in the sequence's pages is known from now on.
+    pub fn on_computed(&mut self, computed: &PagesComputed) {
+        let Some(holding) = self.holdings.get(&computed.sequence) else { return };
+        if computed.pages.iter().all(|page| holding.pages.contains(page)) {
+            self.cache.insert(&computed.tokens, &computed.pages);
+        }
     }
 
     /// Everything of this sequence goes back. A page still under way to it goes back when it lands.
     pub fn on_release(&mut self, sequence: SequenceId) -> Vec<Action> {
         self.waiting.retain(|waiting| waiting.sequence != sequence);
-        if let Some(holding) = self.holdings.remove(&sequence) {
-            self.free.extend(holding.pages.iter().map(|page| page.0));
+        self.growing.retain(|growing| growing.sequence != sequence);
+        self.told_short = false;
+        for page in self.holdings.remove(&sequence).unwrap_or_default().pages {
+            let Some(holders) = self.holders.get_mut(&page) else { continue };
+            *holders -= 1;
+            if *holders == 0 {
+                self.holders.remove(&page);
+                if !self.cache.on_unused(page) {
+                    self.free.insert(page.0);
+                }
+            }
         }
         self.settle()
+    }
+
+    /// The sequence holds these pages too.
+    fn hold(&mut self, sequence: SequenceId, pages: &[PageId]) {
+        self.holdings.entry(sequence).or_default().pages.extend(pages);
+        for page in pages {
+            *self.holders.entry(*page).or_default() += 1;
+            self.cache.on_used(*page);
+        }
     }
 
     /// A session began: its peer may write up to `ring_pages` pages of ours, whose hashes have this seed.
@@ -244,7 +327,7 @@ impl PoolState {
                     return vec![Action::Rejected(request), Action::Break { session, reason }];
                 }
                 holding.landing -= filled.count;
-                holding.pages.extend(&pages);
+                self.hold(SequenceId::Own(request), &pages);
                 actions.push(Action::Adopted(PagesAdopted {
                     request,
                     first_page: owner.first_page,
@@ -261,15 +344,16 @@ impl PoolState {
 
     fn unclaimed(&self) -> u32 {
         let landing: u32 = self.holdings.values().map(|holding| holding.landing).sum();
-        (self.free.len() as u32).saturating_sub(landing)
+        (self.free.len() as u32 + self.cache.unused()).saturating_sub(landing)
     }
 
     fn take(&mut self, count: u32) -> Vec<u32> {
-        // Lowest first: what is granted together tends to be adjacent.
-        (0..count).filter_map(|_| self.free.pop_first()).collect()
+        // Lowest first: what is granted together tends to be adjacent. What is cached gives way when nothing is free.
+        let mut next = || self.free.pop_first().or_else(|| self.cache.evict().map(|page| page.0));
+        (0..count).filter_map(|_| next()).collect()
     }
 
-    /// Grants credits, then serves reservations, as far as free pages go.
+    /// Grants credits, then lets sequences grow, then serves reservations, as far as free pages go.
     fn settle(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
         let usage = self.usage();
@@ -311,26 +395,58 @@ impl PoolState {
             }
             actions.push(Action::Grant { session, first, pages });
         }
-        while let Some(next) = self.waiting.front() {
-            if next.here + next.landing > self.unclaimed() {
-                break;
+        while let Some(&GrowPages { sequence, pages }) = self.growing.front() {
+            if pages > self.unclaimed() {
+                if !std::mem::replace(&mut self.told_short, true) {
+                    actions.push(Action::Short(PagesShort { sequence }));
+                }
+                self.check();
+                return actions;
             }
-            let ReservePages { sequence, here, landing } = self.waiting.pop_front().expect("it is in front");
-            let pages: Vec<PageId> = self.take(here).into_iter().map(PageId).collect();
-            let holding = self.holdings.entry(sequence).or_default();
-            holding.landing += landing;
-            holding.pages.extend(&pages);
-            actions.push(Action::Reserved(PagesReserved { sequence, pages }));
+            self.growing.pop_front();
+            let pages: Vec<PageId> = self.take(pages).into_iter().map(PageId).collect();
+            self.hold(sequence, &pages);
+            actions.push(Action::Grown(PagesGrown { sequence, pages }));
+        }
+        while self.waiting.front().is_some_and(|next| self.cost(next) <= self.unclaimed()) {
+            let next = self.waiting.pop_front().expect("it is in front");
+            actions.push(Action::Reserved(self.serve(next)));
         }
         self.check();
         actions
+    }
+
+    /// Unclaimed pages that a reservation takes: its own, those that land, and those shared ones that nobody holds yet.
+    fn cost(&self, reserve: &ReservePages) -> u32 {
+        let shared = self.cache.lookup(&reserve.tokens);
+        let held = shared.iter().filter(|page| self.holders.contains_key(page)).count() as u32;
+        reserve.pages - held
+    }
+
+    fn serve(&mut self, reserve: ReservePages) -> PagesReserved {
+        let ReservePages { sequence, tokens, pages, landing, .. } = reserve;
+        let mut table = self.cache.lookup(&tokens);
+        let (tokens, shared) = (tokens.len() as u32, table.len() as u32);
+        let resident = shared * self.page_tokens;
+        // The last page travels in the time that it takes to compute it.
+        let little = shared > 0 && tokens - resident <= self.page_tokens;
+        let landing = if landing && !little { tokens.div_ceil(self.page_tokens) - shared } else { 0 };
+        self.resident_pages += u64::from(shared);
+        // First those that are shared: what is held is not evicted for the rest.
+        self.hold(sequence, &table);
+        let own: Vec<PageId> = self.take(pages - shared - landing).into_iter().map(PageId).collect();
+        self.hold(sequence, &own);
+        self.holdings.entry(sequence).or_default().landing += landing;
+        table.extend(own);
+        PagesReserved { sequence, resident, landing, pages: table }
     }
 
     fn check(&self) {
         let used = self.usage();
         debug_assert!(
             used.landing + used.outstanding + used.held + used.quarantined <= used.pages
-                && self.free.len() as u32 + used.outstanding + used.held + used.quarantined == used.pages,
+                && self.free.len() as u32 + used.outstanding + used.held + used.cached + used.quarantined
+                    == used.pages,
             "page invariant broken: {used:?} and {} free",
             self.free.len()
         );

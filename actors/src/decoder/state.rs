@@ -7,18 +7,23 @@
 //!     └──────────── prefilled here ────────────────┘ Stopping ──► ended
 //! ```
 //!
+//! A running sequence asks for more pages before it needs them. When there are none, the youngest request gives its pages back
+//! and is computed again later, from its prompt and the tokens that it has; so is one whose sender is lost or fails.
+//!
 //! Every request taken gets exactly one [`Action::End`], and its pages are released exactly once, after the engine
 //! has let go of them. Tokens that were delivered are never taken back: a recompute starts from prompt + tokens.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use connector::frame::{Frame, PROMPT_TOKENS_MAX};
 use engine::PageId;
 
 use crate::messages::{
-    Decode, PagesAdopted, PagesReserved, PrefillFinished, ReservePages, SendFrame, SequenceAdvanced,
-    SequenceEnd, SequenceId, SessionId, StartSequence,
+    Decode, ExtendSequence, GrowPages, PagesAdopted, PagesComputed, PagesGrown, PagesReserved, PagesShort,
+    PrefillFinished, ReservePages, SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
+    StartSequence,
 };
 use crate::request::{FinishReason, Generate, RequestError, RequestId, StreamEvent, Timings};
 
@@ -29,8 +34,14 @@ pub enum Action {
     Reserve(ReservePages),
     /// Give them back.
     Release(SequenceId),
+    /// Ask for more.
+    Grow(GrowPages),
+    /// Say what stands in pages.
+    Computed(PagesComputed),
     /// Run on the engine.
     Start(StartSequence),
+    /// Give the engine more pages for a sequence.
+    Extend(ExtendSequence),
     /// Stop there.
     Stop(SequenceId),
     /// Tell a sender.
@@ -45,8 +56,19 @@ pub enum Action {
 enum Phase {
     Reserving { on: Option<SessionId> },
     Landing { session: SessionId, table: Vec<Option<PageId>>, own: Vec<PageId> },
-    Running,
+    Running(Running),
     Stopping,
+}
+
+#[derive(Debug)]
+struct Running {
+    table: Vec<PageId>,
+    /// Leading tokens whose KV stands in it.
+    resident: u32,
+    /// More pages were asked for.
+    growing: bool,
+    /// Others want its pages: it is being stopped, and goes on later.
+    yields: bool,
 }
 
 #[derive(Debug)]
@@ -78,6 +100,8 @@ pub struct DecoderConfig {
     pub vocabulary: u32,
     /// This process.
     pub pid: u32,
+    /// How many tokens ahead of those it has a request's pages are reserved.
+    pub growth_tokens: u32,
 }
 
 /// All live requests. Every `on_…` returns what has to be done, in order.
@@ -86,6 +110,7 @@ pub struct DecoderState {
     config: DecoderConfig,
     requests: BTreeMap<RequestId, Entry>,
     recomputes: u64,
+    preemptions: u64,
     /// Sessions that can prefill, and their processes.
     peers: BTreeMap<SessionId, u32>,
 }
@@ -93,7 +118,7 @@ pub struct DecoderState {
 impl DecoderState {
     /// No requests and no peers.
     pub fn new(config: DecoderConfig) -> Self {
-        Self { config, requests: BTreeMap::new(), recomputes: 0, peers: BTreeMap::new() }
+        Self { config, requests: BTreeMap::new(), recomputes: 0, preemptions: 0, peers: BTreeMap::new() }
     }
 
     /// Requests that have not ended.
@@ -111,6 +136,11 @@ impl DecoderState {
     /// Prompts computed again here because of their sender.
     pub fn recomputes(&self) -> u64 {
         self.recomputes
+    }
+
+    /// Requests that gave their pages back for others.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
     }
 
     /// True if there are none.
@@ -169,53 +199,142 @@ impl DecoderState {
             phase: Phase::Reserving { on },
             timings,
         };
-        let reserve = self.reservation(&entry.generate, on.is_some());
         self.requests.insert(request, entry);
-        vec![Action::Reserve(reserve)]
+        self.reservation(request, on.is_some()).into_iter().collect()
     }
 
     fn pages_for(&self, tokens: usize) -> u32 {
         (tokens as u32).div_ceil(self.config.page_tokens)
     }
 
-    /// Pages for every token the request may get; the last sampled one needs no KV.
-    fn reservation(&self, generate: &Generate, remote: bool) -> ReservePages {
-        let all = self.pages_for(generate.prompt.len() + generate.max_tokens as usize - 1);
-        let landing = if remote { self.pages_for(generate.prompt.len()) } else { 0 };
-        ReservePages { sequence: SequenceId::Own(generate.request), here: all - landing, landing }
+    /// Pages for every token that the request may get; the last sampled one needs no KV.
+    fn pages_at_most(&self, generate: &Generate) -> u32 {
+        self.pages_for(generate.prompt.len() + generate.max_tokens as usize - 1)
     }
 
+    /// Pages for the request's tokens and some more.
+    fn pages_ahead(&self, entry: &Entry) -> u32 {
+        let tokens = entry.generate.prompt.len() + entry.emitted.len() + self.config.growth_tokens as usize;
+        self.pages_for(tokens).min(self.pages_at_most(&entry.generate))
+    }
+
+    fn reservation(&self, request: RequestId, landing: bool) -> Option<Action> {
+        let entry = self.requests.get(&request)?;
+        let reserve = ReservePages {
+            sequence: SequenceId::Own(request),
+            tokens: tokens(entry),
+            pages: self.pages_ahead(entry),
+            landing,
+            begun: !entry.emitted.is_empty(),
+        };
+        Some(Action::Reserve(reserve))
+    }
+
+    /// The prompt's sender cannot be relied upon: it is computed here.
     fn recompute(&mut self, request: RequestId) -> Vec<Action> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         self.recomputes += 1;
-        entry.phase = Phase::Reserving { on: None };
         let (decode_pid, prompt_tokens) = (entry.timings.decode_pid, entry.timings.prompt_tokens);
         entry.timings = Timings { prefill_pid: decode_pid, decode_pid, prompt_tokens, ..Timings::default() };
-        let entry = &self.requests[&request];
-        let reserve = self.reservation(&entry.generate, false);
-        vec![Action::Release(SequenceId::Own(request)), Action::Reserve(reserve)]
+        self.begin_again(request)
+    }
+
+    /// Gives all pages back and asks for new ones, to go on here from the tokens that the request has.
+    fn begin_again(&mut self, request: RequestId) -> Vec<Action> {
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        entry.phase = Phase::Reserving { on: None };
+        let release = Action::Release(SequenceId::Own(request));
+        [release].into_iter().chain(self.reservation(request, false)).collect()
     }
 
     /// The pages are there: run here, or ask the sender.
     pub fn on_reserved(&mut self, now: Instant, reserved: PagesReserved) -> Vec<Action> {
-        let SequenceId::Own(request) = reserved.sequence else { return Vec::new() };
+        let PagesReserved { sequence: SequenceId::Own(request), resident, landing, mut pages } = reserved
+        else {
+            return Vec::new();
+        };
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         let Phase::Reserving { on } = entry.phase else { return Vec::new() };
-        let Some(session) = on else {
-            entry.phase = Phase::Running;
-            return vec![Action::Start(start(entry, 0, reserved.pages))];
+        let Some(session) = on.filter(|_| landing > 0) else {
+            return vec![start(entry, resident, pages)];
         };
         if !self.peers.contains_key(&session) {
             return self.recompute(request);
         }
-        let landing = entry.generate.prompt.len().div_ceil(self.config.page_tokens as usize);
-        entry.phase = Phase::Landing { session, table: vec![None; landing], own: reserved.pages };
+        let own = pages.split_off((resident / self.config.page_tokens) as usize);
+        let shared = pages.into_iter().map(Some);
+        let table = shared.chain(std::iter::repeat_n(None, landing as usize)).collect();
+        entry.phase = Phase::Landing { session, table, own };
         let frame = Frame::Prefill {
             request: request.0,
             prompt: entry.generate.prompt.to_vec(),
+            resident,
             remaining_ms: entry.generate.deadline.saturating_duration_since(now).as_millis() as u64,
         };
         vec![Action::Frame(SendFrame { session, frame })]
+    }
+
+    /// A running request has more pages.
+    pub fn on_grown(&mut self, grown: PagesGrown) -> Vec<Action> {
+        let PagesGrown { sequence: SequenceId::Own(request), pages } = grown else { return Vec::new() };
+        match self.requests.get_mut(&request).map(|entry| &mut entry.phase) {
+            Some(Phase::Running(running)) => {
+                running.growing = false;
+                running.table.extend(&pages);
+                vec![Action::Extend(ExtendSequence { sequence: SequenceId::Own(request), pages })]
+            }
+            // It has ended, and gives them back.
+            _ => Vec::new(),
+        }
+    }
+
+    /// There is no room for a request to grow: the youngest one that holds pages gives them back, be it that one itself.
+    pub fn on_short(&mut self, _: PagesShort) -> Vec<Action> {
+        let yields = |entry: &Entry| match &entry.phase {
+            Phase::Running(running) => running.yields,
+            phase => matches!(phase, Phase::Stopping),
+        };
+        if self.requests.values().any(yields) {
+            // Pages are coming back already; if they are not enough, we are told again.
+            return Vec::new();
+        }
+        let holds = |entry: &Entry| matches!(entry.phase, Phase::Running(_) | Phase::Landing { .. });
+        let holders = self.requests.iter().filter(|(_, entry)| holds(entry));
+        let youngest = holders.max_by_key(|(request, entry)| (entry.admitted, **request));
+        let Some(request) = youngest.map(|(request, _)| *request) else { return Vec::new() };
+        self.preempt(request)
+    }
+
+    fn preempt(&mut self, request: RequestId) -> Vec<Action> {
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        self.preemptions += 1;
+        match &mut entry.phase {
+            Phase::Running(running) => {
+                running.yields = true;
+                vec![Action::Stop(SequenceId::Own(request))]
+            }
+            Phase::Landing { session, .. } => {
+                let cancel = cancel(*session, request);
+                [vec![cancel], self.begin_again(request)].concat()
+            }
+            Phase::Reserving { .. } | Phase::Stopping => Vec::new(),
+        }
+    }
+
+    /// Asks for more pages once the last one is begun.
+    fn grow(&mut self, request: RequestId) -> Option<Action> {
+        let entry = self.requests.get(&request)?;
+        let ahead = self.pages_ahead(entry);
+        let begun = self.pages_for(entry.generate.prompt.len() + entry.emitted.len()) + 1;
+        let wanted = begun.min(self.pages_at_most(&entry.generate));
+        let entry = self.requests.get_mut(&request)?;
+        let Phase::Running(running) = &mut entry.phase else { return None };
+        let has = running.table.len() as u32;
+        if running.growing || running.yields || has >= wanted {
+            return None;
+        }
+        running.growing = true;
+        Some(Action::Grow(GrowPages { sequence: SequenceId::Own(request), pages: ahead.max(wanted) - has }))
     }
 
     /// Pages landed and are the request's now. A place that does not exist or is taken means that the sender is confused:
@@ -296,9 +415,22 @@ impl DecoderState {
             }
             actions.push(emit(entry, now, token));
         }
+        let mut yields = false;
+        if let Phase::Running(running) = &mut entry.phase {
+            yields = running.yields;
+            let before = std::mem::replace(&mut running.resident, event.resident);
+            // A prompt is worth knowing as soon as it is computed; the rest when the sequence lets go of it.
+            let computed = before < entry.generate.prompt.len() as u32 && event.token.is_some();
+            if computed || event.ended.is_some() {
+                let (sequence, pages) = (event.sequence, running.table.clone());
+                let tokens = tokens(entry)[..event.resident as usize].into();
+                actions.push(Action::Computed(PagesComputed { sequence, tokens, pages }));
+            }
+        }
         match event.ended {
-            None => {}
+            None => actions.extend(self.grow(request)),
             Some(SequenceEnd::Finished(reason)) => actions.extend(self.finish(request, reason)),
+            Some(SequenceEnd::Stopped) if yields => actions.extend(self.begin_again(request)),
             Some(SequenceEnd::Stopped) => actions.extend(self.fail(request, RequestError::Aborted)),
             Some(SequenceEnd::Failed(error)) => {
                 actions.extend(self.fail(request, RequestError::Engine(error)))
@@ -335,7 +467,7 @@ impl DecoderState {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         match entry.phase {
             Phase::Stopping => Vec::new(),
-            Phase::Running => {
+            Phase::Running(_) => {
                 entry.phase = Phase::Stopping;
                 vec![Action::End(request, StreamEvent::Failed(error)), Action::Stop(SequenceId::Own(request))]
             }
@@ -391,20 +523,31 @@ fn join(entry: &mut Entry) -> Vec<Action> {
     }
     let mut pages: Vec<PageId> = table.iter().flatten().copied().collect();
     pages.append(own);
-    entry.phase = Phase::Running;
-    let resident = entry.generate.prompt.len() as u32;
-    vec![Action::Start(start(entry, resident, pages))]
+    let sequence = SequenceId::Own(entry.generate.request);
+    let (tokens, resident) = (entry.generate.prompt.clone(), entry.generate.prompt.len() as u32);
+    let computed = PagesComputed { sequence, tokens, pages: pages.clone() };
+    vec![Action::Computed(computed), start(entry, resident, pages)]
 }
 
-fn start(entry: &Entry, resident: u32, pages: Vec<PageId>) -> StartSequence {
-    StartSequence {
+/// All tokens of a request so far.
+fn tokens(entry: &Entry) -> Arc<[u32]> {
+    if entry.emitted.is_empty() {
+        return entry.generate.prompt.clone();
+    }
+    entry.generate.prompt.iter().chain(&entry.emitted).copied().collect()
+}
+
+/// Runs a request on the engine, which has `resident` of its tokens in `pages`.
+fn start(entry: &mut Entry, resident: u32, pages: Vec<PageId>) -> Action {
+    entry.phase = Phase::Running(Running { table: pages.clone(), resident, growing: false, yields: false });
+    Action::Start(StartSequence {
         sequence: SequenceId::Own(entry.generate.request),
-        tokens: entry.generate.prompt.iter().chain(&entry.emitted).copied().collect(),
+        tokens: tokens(entry).to_vec(),
         resident,
         pages,
         sample: entry.generate.max_tokens - entry.emitted.len() as u32,
         ignore_eos: entry.generate.ignore_eos,
-    }
+    })
 }
 
 #[cfg(test)]

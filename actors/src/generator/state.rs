@@ -1,7 +1,8 @@
 //! Which tokens the engine computes next: the decisions of the generator, without actix, clock or engine.
 //!
-//! A step mixes one decode row of every sequence that is past its prompt with one prefill chunk of the first
-//! sequence that is not. One step is in flight at a time. A sequence that is stopped while it is in a step ends when
+//! A step mixes one decode row of every sequence that is past its prompt with prefill chunks of those that are not. Of prompts the
+//! shortest goes first, with ageing: a prompt's rank is its length, and later ones start with a handicap of what was
+//! prefilled before they came. So a prompt of *n* tokens waits for at most *n* tokens of prompts that came after it. One step is in flight at a time. A sequence that is stopped while it is in a step ends when
 //! that step comes back: until then the engine may be writing its pages.
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use engine::PageId;
 
-use crate::messages::{SequenceAdvanced, SequenceEnd, SequenceId, StartSequence};
+use crate::messages::{ExtendSequence, SequenceAdvanced, SequenceEnd, SequenceId, StartSequence};
 use crate::request::FinishReason;
 
 /// A part of a step: some tokens of one sequence.
@@ -45,6 +46,8 @@ struct Sequence {
     sample: u32,
     ignore_eos: bool,
     stopping: bool,
+    /// Of prompts, the lowest goes first.
+    rank: u64,
     /// When its first step was planned, on the caller's clock.
     began_micros: Option<u64>,
 }
@@ -74,18 +77,23 @@ pub struct GeneratorState {
     next_key: u64,
     keys: HashMap<SequenceId, u64>,
     sequences: BTreeMap<u64, Sequence>,
+    /// Prompt tokens planned so far.
+    prefilled: u64,
+    page_tokens: u32,
     /// Keys and lengths of the chunks in flight.
     in_flight: Vec<(u64, u32)>,
     acquire: Vec<PageId>,
 }
 
 impl GeneratorState {
-    /// No sequences; prefill goes in chunks of at most `chunk_tokens`, a step has at most `step_tokens` (at least one) in
-    /// all, and `eos_tokens` end a sequence.
-    pub fn new(chunk_tokens: u32, step_tokens: u32, eos_tokens: Vec<u32>) -> Self {
+    /// No sequences; a step has at most `chunk_tokens` of prompts and `step_tokens` (at least one) in all, pages have
+    /// `page_tokens`, and `eos_tokens` end a sequence.
+    pub fn new(chunk_tokens: u32, step_tokens: u32, page_tokens: u32, eos_tokens: Vec<u32>) -> Self {
         Self {
             chunk_tokens: chunk_tokens.max(1),
             step_tokens: step_tokens.max(1),
+            prefilled: 0,
+            page_tokens: page_tokens.max(1),
             eos_tokens,
             next_key: 0,
             keys: HashMap::new(),
@@ -117,6 +125,7 @@ impl GeneratorState {
         if start.resident > 0 {
             self.acquire.extend(&start.pages);
         }
+        let rank = self.prefilled + start.tokens.len() as u64 - u64::from(start.resident);
         self.keys.insert(start.sequence, key);
         self.sequences.insert(
             key,
@@ -128,9 +137,18 @@ impl GeneratorState {
                 sample: start.sample,
                 ignore_eos: start.ignore_eos,
                 stopping: false,
+                rank,
                 began_micros: None,
             },
         );
+    }
+
+    /// A sequence has more pages. One that has ended is ignored.
+    pub fn on_extend(&mut self, extend: &ExtendSequence) {
+        let sequence = self.keys.get(&extend.sequence).and_then(|key| self.sequences.get_mut(key));
+        if let Some(sequence) = sequence {
+            sequence.pages = sequence.pages.iter().chain(&extend.pages).copied().collect();
+        }
     }
 
     /// Ends a sequence: at once, or when the step it is in comes back. One that has ended is ignored.
@@ -148,19 +166,34 @@ impl GeneratorState {
         if self.is_stepping() || self.sequences.is_empty() {
             return None;
         }
-        let decoding = self.sequences.iter().filter(|(_, sequence)| sequence.missing() == 1);
-        let prefilling = self.sequences.iter().find(|(_, sequence)| sequence.missing() > 1);
-        // The prompt first, so that rows beyond the step's room cannot starve it; then rows, the oldest first.
-        let keys: Vec<u64> = prefilling.into_iter().chain(decoding).map(|(key, _)| *key).collect();
+        let fits = |sequence: &Sequence| {
+            let next = if sequence.missing() == 1 { sequence.tokens.len() } else { 0 };
+            next as u64 <= sequence.pages.len() as u64 * u64::from(self.page_tokens)
+        };
+        let ready = self.sequences.iter().filter(|(_, sequence)| fits(sequence));
+        let (decoding, mut prompts): (Vec<_>, Vec<_>) =
+            ready.partition(|(_, sequence)| sequence.missing() == 1);
+        prompts.sort_by_key(|(key, sequence)| (sequence.rank, **key));
+        // Prompts first, so that rows beyond the step's room cannot starve them; then rows, the oldest first.
+        let prompts: Vec<u64> = prompts.into_iter().map(|(key, _)| *key).collect();
+        let rows: Vec<u64> = decoding.into_iter().map(|(key, _)| *key).collect();
         let mut room = self.step_tokens;
+        let mut prompt_room = self.chunk_tokens;
         let mut plan = Plan { chunks: Vec::new(), acquire: std::mem::take(&mut self.acquire) };
-        for key in keys {
+        for (key, is_prompt) in
+            prompts.into_iter().map(|key| (key, true)).chain(rows.into_iter().map(|key| (key, false)))
+        {
             let Some(sequence) = self.sequences.get_mut(&key) else { continue };
-            let length = sequence.missing().min(self.chunk_tokens).min(room);
+            let most = if is_prompt { room.min(prompt_room) } else { room };
+            let length = sequence.missing().min(most);
             if length == 0 {
-                break;
+                continue;
             }
             room -= length;
+            if is_prompt {
+                prompt_room -= length;
+                self.prefilled += u64::from(length);
+            }
             let (start, end) = (sequence.resident, sequence.resident + length);
             sequence.began_micros.get_or_insert(now_micros);
             self.in_flight.push((key, length));
@@ -171,6 +204,11 @@ impl GeneratorState {
                 pages: Arc::clone(&sequence.pages),
                 sample: end as usize == sequence.tokens.len(),
             });
+        }
+        if plan.chunks.is_empty() {
+            // Every sequence waits for pages.
+            self.acquire = plan.acquire;
+            return None;
         }
         Some(plan)
     }

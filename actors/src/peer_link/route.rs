@@ -115,9 +115,9 @@ impl Side {
             (Self::Sender(side), Frame::Grant { first, pages }) => {
                 side.granted.post(CreditsGranted { session, first, pages });
             }
-            (Self::Sender(side), Frame::Prefill { request, prompt, remaining_ms }) => {
+            (Self::Sender(side), Frame::Prefill { request, prompt, resident, remaining_ms }) => {
                 let request = RequestId(request);
-                side.prefill.post(StartPrefill { session, request, prompt, remaining_ms });
+                side.prefill.post(StartPrefill { session, request, prompt, resident, remaining_ms });
             }
             (Self::Sender(side), Frame::CancelPrefill { request }) => {
                 side.cancel.post(CancelPrefill { session, request: RequestId(request) });

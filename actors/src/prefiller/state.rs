@@ -11,14 +11,15 @@
 //! touches them any more.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use connector::frame::Frame;
 use engine::PageId;
 
 use crate::messages::{
-    PagesReserved, ReservePages, SchedulePut, SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
-    StartPrefill, StartSequence,
+    PagesComputed, PagesReserved, ReservePages, SchedulePut, SequenceAdvanced, SequenceEnd, SequenceId,
+    SessionId, StartPrefill, StartSequence,
 };
 use crate::request::RequestId;
 
@@ -32,6 +33,8 @@ pub enum Action {
     Reserve(ReservePages),
     /// Give them back.
     Release(SequenceId),
+    /// Say what stands in pages.
+    Computed(PagesComputed),
     /// Run on the engine.
     Start(StartSequence),
     /// Stop there.
@@ -57,9 +60,11 @@ enum Phase {
 struct Entry {
     /// Ours, never used twice.
     serial: u64,
-    prompt: Vec<u32>,
+    prompt: Arc<[u32]>,
     pages: Vec<PageId>,
+    /// Pages that are with transfer, or that the receiver has anyway.
     scheduled: u32,
+    /// Pages that the receiver has.
     sent: u32,
     deadline: Instant,
     phase: Phase,
@@ -115,17 +120,21 @@ impl PrefillerState {
 
     /// A receiver wants a prompt's KV.
     pub fn on_prefill(&mut self, now: Instant, start: StartPrefill) -> Vec<Action> {
-        let StartPrefill { session, request, prompt, remaining_ms } = start;
+        let StartPrefill { session, request, prompt, resident, remaining_ms } = start;
         let key = (session, request);
-        if let Some(reason) = self.refusal(key, &prompt) {
+        if let Some(reason) = self.refusal(key, &prompt, resident) {
             return vec![failed(key, reason)];
         }
-        let here = self.pages_for(&prompt);
+        let (wanted, there) = (self.pages_for(&prompt), resident / self.config.page_tokens);
         let deadline = now + Duration::from_millis(remaining_ms.min(REMAINING_MS_MAX));
         self.next_serial += 1;
         let (serial, pages, phase) = (self.next_serial, Vec::new(), Phase::Reserving);
-        self.entries.insert(key, Entry { serial, prompt, pages, scheduled: 0, sent: 0, deadline, phase });
-        vec![Action::Reserve(ReservePages { sequence: SequenceId::Peer(serial), here, landing: 0 })]
+        let prompt: Arc<[u32]> = prompt.into();
+        let tokens = prompt.clone();
+        self.entries
+            .insert(key, Entry { serial, prompt, pages, scheduled: there, sent: there, deadline, phase });
+        let sequence = SequenceId::Peer(serial);
+        vec![Action::Reserve(ReservePages { sequence, tokens, pages: wanted, landing: false, begun: false })]
     }
 
     fn pages_for(&self, prompt: &[u32]) -> u32 {
@@ -133,8 +142,8 @@ impl PrefillerState {
     }
 
     /// Why a prompt is not taken, if it is not. A peer's numbers are checked before anything trusts them.
-    fn refusal(&self, key: Key, prompt: &[u32]) -> Option<String> {
-        let PrefillerConfig { pool_pages, vocabulary, context_tokens, .. } = self.config;
+    fn refusal(&self, key: Key, prompt: &[u32], resident: u32) -> Option<String> {
+        let PrefillerConfig { pool_pages, vocabulary, context_tokens, page_tokens } = self.config;
         let pages = self.pages_for(prompt);
         let of_session = || self.entries.keys().filter(|other| other.0 == key.0).count();
         if self.draining {
@@ -143,6 +152,8 @@ impl PrefillerState {
             Some("the prompt is empty".to_owned())
         } else if prompt.len() > context_tokens as usize {
             Some(format!("the prompt has {} tokens and the model takes {context_tokens}", prompt.len()))
+        } else if resident as usize >= prompt.len() || !resident.is_multiple_of(page_tokens) {
+            Some(format!("{resident} of {} tokens cannot be resident", prompt.len()))
         } else if let Some(token) = prompt.iter().find(|token| **token >= vocabulary) {
             Some(format!("token {token} is not in the vocabulary of {vocabulary}"))
         } else if self.entries.contains_key(&key) {
@@ -164,17 +175,21 @@ impl PrefillerState {
 
     /// The pages are there.
     pub fn on_reserved(&mut self, reserved: PagesReserved) -> Vec<Action> {
-        let Some((_, entry)) = self.find(reserved.sequence) else { return Vec::new() };
+        let page_tokens = self.config.page_tokens;
+        let PagesReserved { sequence, resident, pages, .. } = reserved;
+        let Some((key, entry)) = self.find(sequence) else { return Vec::new() };
         entry.phase = Phase::Running;
-        entry.pages = reserved.pages;
-        vec![Action::Start(StartSequence {
-            sequence: reserved.sequence,
-            tokens: entry.prompt.clone(),
-            resident: 0,
+        entry.pages = pages;
+        let start = Action::Start(StartSequence {
+            sequence,
+            tokens: entry.prompt.to_vec(),
+            resident,
             pages: entry.pages.clone(),
             sample: 1,
             ignore_eos: false,
-        })]
+        });
+        // What an earlier prompt has left here travels at once.
+        [start].into_iter().chain(put(key, entry, resident / page_tokens)).collect()
     }
 
     /// The engine has moved a prefill.
@@ -190,22 +205,13 @@ impl PrefillerState {
             } else {
                 event.resident / page_tokens
             };
-            if let Some(pages) = entry.pages.get(entry.scheduled as usize..last as usize)
-                && !pages.is_empty()
-            {
-                let pages = pages.to_vec();
-                actions.push(Action::Put(SchedulePut {
-                    session,
-                    request,
-                    first_page: entry.scheduled,
-                    pages,
-                }));
-                entry.scheduled = last;
-            }
+            actions.extend(put(key, entry, last));
             if let Some(token) = event.token {
                 let prefill_micros = event.running_micros;
                 let frame = Frame::PrefillFinished { request: request.0, token, prefill_micros };
                 actions.push(Action::Frame(session, frame));
+                let (sequence, tokens, pages) = (event.sequence, entry.prompt.clone(), entry.pages.clone());
+                actions.push(Action::Computed(PagesComputed { sequence, tokens, pages }));
             }
         }
         match event.ended {
@@ -298,6 +304,14 @@ impl Entry {
     fn sequence(&self) -> SequenceId {
         SequenceId::Peer(self.serial)
     }
+}
+
+/// Hands the pages before `last` over that are not with transfer yet.
+fn put((session, request): Key, entry: &mut Entry, last: u32) -> Option<Action> {
+    let pages = entry.pages.get(entry.scheduled as usize..last as usize).filter(|pages| !pages.is_empty())?;
+    let (first_page, pages) = (entry.scheduled, pages.to_vec());
+    entry.scheduled = last;
+    Some(Action::Put(SchedulePut { session, request, first_page, pages }))
 }
 
 fn failed((session, request): Key, reason: String) -> Action {

@@ -87,15 +87,16 @@ fn main() -> Result<()> {
     );
     let failed: Vec<String> = report.failed.iter().map(|(name, count)| format!("{name} {count}")).collect();
     println!(
-        "requests: {} finished, {} of them handed over, {} prompts recomputed; {}",
+        "requests: {} finished, {} of them handed over, {} recomputed, {} preempted; {}",
         report.finished,
         report.disaggregated,
         report.recomputes,
+        report.preemptions,
         failed.join(", ")
     );
     println!(
-        "pages: {} landed, {} frames of damaged ones; {} sessions",
-        report.landed, report.damaged, report.sessions
+        "pages: {} landed, {} shared, {} frames of damaged ones; {} sessions",
+        report.landed, report.resident, report.damaged, report.sessions
     );
     let faults: Vec<String> = report.faults.iter().map(|(name, count)| format!("{name} {count}")).collect();
     println!("faults: {}", faults.join(", "));

@@ -37,8 +37,18 @@ impl World {
         let most = if firm { most.min(self.plan.sender_pages * PAGE_TOKENS).min(30) } else { most };
         let all = self.dice.between(2, u64::from(most)) as u32;
         let prompt = self.dice.between(1, u64::from(all) - 1) as u32;
-        let tokens: Vec<u32> =
+        let mut tokens: Vec<u32> =
             (0..prompt).map(|_| self.dice.between(1, u64::from(VOCABULARY) - 1) as u32).collect();
+        if !firm && !self.clients.is_empty() && self.dice.one_in(2) {
+            // It goes on where another one has been.
+            let other = RequestId(self.dice.between(1, self.clients.len() as u64));
+            let common = self.dice.between(0, tokens.len() as u64) as usize;
+            tokens
+                .iter_mut()
+                .zip(&self.clients[&other].tokens)
+                .take(common)
+                .for_each(|(to, from)| *to = *from);
+        }
         let deadline = self.now + self.plan.deadline;
         let (max_tokens, ignore_eos) = (all - prompt, self.dice.one_in(2));
         self.clients.insert(

@@ -63,10 +63,12 @@ impl World {
         self.nodes.iter_mut().for_each(|node| node.step_fails = false);
     }
 
-    /// The receiver's life is over, or the history is: what its decoder has counted goes into the report.
-    pub(super) fn count_recomputes(&mut self) {
+    /// The receiver's life is over, or the history is: what its states have counted goes into the report.
+    pub(super) fn count_decisions(&mut self) {
         if let Some((_, decoder)) = self.nodes[RECEIVER].receiver() {
             self.report.recomputes += decoder.recomputes();
+            self.report.preemptions += decoder.preemptions();
+            self.report.resident += self.nodes[RECEIVER].pool.resident_pages();
         }
     }
 
@@ -98,7 +100,7 @@ impl World {
         let side = usize::from(node != RECEIVER);
         let conns = self.conns_of(node);
         if node == RECEIVER {
-            self.count_recomputes();
+            self.count_decisions();
         }
         self.nodes[node].alive = false;
         let life = self.nodes[node].life;

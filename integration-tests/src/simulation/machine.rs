@@ -73,6 +73,15 @@ impl Step {
         })
     }
 
+    /// Pages that the step writes.
+    pub(super) fn written(&self) -> impl Iterator<Item = PageId> {
+        self.plan.chunks.iter().flat_map(|chunk| {
+            let end = chunk.start + chunk.tokens.len() as u32;
+            let (first, end) = ((chunk.start / PAGE_TOKENS) as usize, end.div_ceil(PAGE_TOKENS) as usize);
+            chunk.pages[first..end].iter().copied()
+        })
+    }
+
     /// Writes, and samples.
     pub(super) fn end(self, memory: &mut Memory) -> Vec<(u64, u32)> {
         let mut sampled = Vec::new();

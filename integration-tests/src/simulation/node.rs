@@ -6,9 +6,9 @@ use actors::buffer_manager::state::PoolState;
 use actors::decoder::state::{DecoderConfig, DecoderState};
 use actors::generator::state::GeneratorState;
 use actors::messages::{
-    CancelPuts, Decode, PageFilled, PagesAdopted, PagesReserved, PagesSent, PrefillFailed, PrefillFinished,
-    PutsDrained, ReservePages, SchedulePut, SendFrame, SequenceAdvanced, SequenceId, SessionId, StartPrefill,
-    StartSequence,
+    CancelPuts, Decode, ExtendSequence, GrowPages, PageFilled, PagesAdopted, PagesComputed, PagesGrown,
+    PagesReserved, PagesSent, PagesShort, PrefillFailed, PrefillFinished, PutsDrained, ReservePages,
+    SchedulePut, SendFrame, SequenceAdvanced, SequenceId, SessionId, StartPrefill, StartSequence,
 };
 use actors::peer_link::dial_line::{Attempt, DialLine};
 use actors::peer_link::state::{PeerLinkState, SessionOver};
@@ -51,6 +51,11 @@ pub(super) enum Mail {
     PrefillFinished(PrefillFinished),
     PrefillFailed(PrefillFailed),
     Reserve(ReservePages),
+    Grow(GrowPages),
+    Grown(PagesGrown),
+    Short(PagesShort),
+    Computed(PagesComputed),
+    Extend(ExtendSequence),
     Release(SequenceId),
     SessionOpened { session: SessionId, ring_pages: u32, seed: u64 },
     Filled(PageFilled),
@@ -138,6 +143,7 @@ impl Node {
                     eos_tokens: vec![0],
                     vocabulary: VOCABULARY,
                     pid: 0,
+                    growth_tokens: plan.growth_tokens,
                 }),
             }
         } else {
@@ -160,8 +166,8 @@ impl Node {
             alive: true,
             stopped_until: 0,
             mailboxes: BTreeMap::new(),
-            pool: PoolState::new(pages, ring),
-            generator: GeneratorState::new(plan.chunk_tokens, plan.chunk_tokens + 8, vec![0]),
+            pool: PoolState::new(pages, ring, PAGE_TOKENS),
+            generator: GeneratorState::new(plan.chunk_tokens, plan.chunk_tokens + 8, PAGE_TOKENS, vec![0]),
             link: PeerLinkState::new(!plan.foreign, ring),
             memory: Memory::new(pages),
             step: None,

@@ -75,6 +75,8 @@ pub struct Plan {
     pub sender_pages: u32,
     /// Most tokens of one prompt in a step.
     pub chunk_tokens: u32,
+    /// How far ahead of its tokens a request's pages are reserved.
+    pub growth_tokens: u32,
     /// Senders write by themselves: closing the receiver's part of a session ends nothing.
     pub foreign: bool,
     /// The receiver cannot see whether a sender's process has ended.
@@ -132,6 +134,7 @@ impl Plan {
             ring_pages,
             sender_pages: dice.between(4, 40) as u32,
             chunk_tokens: dice.between(1, 16) as u32,
+            growth_tokens: dice.between(1, 30) as u32,
             foreign: dice.one_in(2),
             blind: dice.one_in(4),
             hashed,

@@ -45,6 +45,8 @@ impl World {
             Mail::Decode(decode) => decoder.on_decode(now, decode),
             Mail::Abort(request) => decoder.on_abort(request),
             Mail::Reserved(reserved) => decoder.on_reserved(now, reserved),
+            Mail::Grown(grown) => decoder.on_grown(grown),
+            Mail::Short(short) => decoder.on_short(short),
             Mail::Adopted(adopted) => decoder.on_adopted(now, adopted),
             Mail::Rejected(request) => decoder.on_rejected(request),
             Mail::Advanced(event) => decoder.on_advanced(now, event),
@@ -65,6 +67,13 @@ impl World {
                 }
                 decoder::Action::Release(sequence) => {
                     self.post(RECEIVER, Actor::Buffers, Mail::Release(sequence));
+                }
+                decoder::Action::Grow(grow) => self.post(RECEIVER, Actor::Buffers, Mail::Grow(grow)),
+                decoder::Action::Computed(computed) => {
+                    self.post(RECEIVER, Actor::Buffers, Mail::Computed(computed));
+                }
+                decoder::Action::Extend(extend) => {
+                    self.post(RECEIVER, Actor::Generator, Mail::Extend(extend));
                 }
                 decoder::Action::Start(start) => self.post(RECEIVER, Actor::Generator, Mail::Start(start)),
                 decoder::Action::Stop(sequence) => {
@@ -91,6 +100,8 @@ impl World {
         let (hashed, process) = (self.plan.hashed, &mut self.nodes[node]);
         let actions = match mail {
             Mail::Reserve(reserve) => process.pool.on_reserve(reserve),
+            Mail::Grow(grow) => process.pool.on_grow(grow),
+            Mail::Computed(computed) => return process.pool.on_computed(&computed),
             Mail::Release(sequence) => process.pool.on_release(sequence),
             Mail::SessionOpened { session, ring_pages, seed } => {
                 process.pool.on_session_opened(session, ring_pages, seed)
@@ -112,6 +123,8 @@ impl World {
                     let to = if is_own(reserved.sequence) { Actor::Decoder } else { Actor::Prefiller };
                     self.post(node, to, Mail::Reserved(reserved));
                 }
+                buffers::Action::Grown(grown) => self.post(node, Actor::Decoder, Mail::Grown(grown)),
+                buffers::Action::Short(short) => self.post(node, Actor::Decoder, Mail::Short(short)),
                 buffers::Action::Adopted(adopted) => self.post(node, Actor::Decoder, Mail::Adopted(adopted)),
                 buffers::Action::Rejected(request) => {
                     self.report.damaged += 1;
@@ -138,6 +151,10 @@ impl World {
         match mail {
             Mail::Start(start) => {
                 generator.on_start(start);
+                self.drive(node);
+            }
+            Mail::Extend(extend) => {
+                generator.on_extend(&extend);
                 self.drive(node);
             }
             Mail::Stop(sequence) => {
@@ -179,6 +196,8 @@ impl World {
         if let Some(page) = free {
             let used = pool.page_use(page);
             self.fail(format!("the engine of {node} is at page {}, which is {used:?}", page.0));
+        } else if let Some(page) = step.written().find(|page| pool.is_known(*page)) {
+            self.fail(format!("the engine of {node} writes page {}, which others may share", page.0));
         }
     }
 

@@ -62,6 +62,7 @@ impl World {
             let (actor, mail) = match action {
                 prefiller::Action::Reserve(reserve) => (Actor::Buffers, Mail::Reserve(reserve)),
                 prefiller::Action::Release(sequence) => (Actor::Buffers, Mail::Release(sequence)),
+                prefiller::Action::Computed(computed) => (Actor::Buffers, Mail::Computed(computed)),
                 prefiller::Action::Start(start) => (Actor::Generator, Mail::Start(start)),
                 prefiller::Action::Stop(sequence) => (Actor::Generator, Mail::Stop(sequence)),
                 prefiller::Action::Put(put) => (Actor::Transfer, Mail::SchedulePut(put)),

@@ -264,9 +264,10 @@ impl World {
             Frame::Leaving => (Proxy, Mail::PeerLeaving(session)),
             Frame::RingShare { pages } => (Transfer, Mail::RingShared(session, pages)),
             Frame::Grant { first, pages } => (Transfer, Mail::Granted(session, first, pages)),
-            Frame::Prefill { request, prompt, remaining_ms } => {
+            Frame::Prefill { request, prompt, resident, remaining_ms } => {
                 let request = RequestId(request);
-                (Prefiller, Mail::StartPrefill(StartPrefill { session, request, prompt, remaining_ms }))
+                let start = StartPrefill { session, request, prompt, resident, remaining_ms };
+                (Prefiller, Mail::StartPrefill(start))
             }
             Frame::CancelPrefill { request } => (Prefiller, Mail::CancelPrefill(session, RequestId(request))),
             Frame::Heartbeat | Frame::Goodbye => return,

@@ -27,6 +27,10 @@ pub struct Report {
     pub failed: BTreeMap<&'static str, u64>,
     /// Prompts computed again at the receiver.
     pub recomputes: u64,
+    /// Requests that gave their pages back for others.
+    pub preemptions: u64,
+    /// Pages shared rather than computed or received.
+    pub resident: u64,
     /// Pages that landed damaged and were not adopted.
     pub damaged: u64,
     /// Puts that landed.
@@ -45,6 +49,8 @@ impl Report {
         self.finished += other.finished;
         self.disaggregated += other.disaggregated;
         self.recomputes += other.recomputes;
+        self.preemptions += other.preemptions;
+        self.resident += other.resident;
         self.damaged += other.damaged;
         self.landed += other.landed;
         self.sessions += other.sessions;
@@ -77,7 +83,7 @@ impl fmt::Display for Violation {
 impl std::error::Error for Violation {}
 
 impl World {
-    /// Everything has healed: nothing is held without reason, and new requests are handed over.
+    /// Everything has healed: nothing is held without reason, and a new request is handed over.
     pub(super) fn judge(&mut self) {
         for node in 0..self.nodes.len() {
             self.is_at_rest(node);
@@ -87,9 +93,10 @@ impl World {
             return self.fail(format!("pages of {session} are still set aside"));
         }
         self.forget_faults();
-        let requests: Vec<RequestId> = (0..3).map(|_| self.ask(true)).collect();
+        // One, so that nobody takes its pages away.
+        let request = self.ask(true);
         let wait = self.plan.deadline + 2 * SECOND;
-        self.at(wait, None, Event::LastWord { requests, travels: set_aside.is_empty() });
+        self.at(wait, None, Event::LastWord { request, travels: set_aside.is_empty() });
     }
 
     fn is_at_rest(&mut self, node: usize) {
@@ -137,17 +144,15 @@ impl World {
         self.plan.foreign && if lives { undrained } else { self.plan.blind }
     }
 
-    /// How the requests after healing ended.
-    pub(super) fn last_word(&mut self, requests: &[RequestId], travels: bool) {
-        for request in requests {
-            let (end, disaggregated) = self.outcome(*request);
-            if end != Some("finished") {
-                self.fail(format!("{request}, asked when all had healed, ended with {end:?}"));
-            } else if travels && !disaggregated {
-                self.fail(format!("{request}, asked when all had healed, was not handed over"));
-            }
+    /// How the request after healing ended.
+    pub(super) fn last_word(&mut self, request: RequestId, travels: bool) {
+        let (end, disaggregated) = self.outcome(request);
+        if end != Some("finished") {
+            self.fail(format!("{request}, asked when all had healed, ended with {end:?}"));
+        } else if travels && !disaggregated {
+            self.fail(format!("{request}, asked when all had healed, was not handed over"));
         }
-        self.count_recomputes();
+        self.count_decisions();
         self.finish();
     }
 }

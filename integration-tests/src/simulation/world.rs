@@ -54,9 +54,9 @@ pub(super) enum Event {
         closing: bool,
     },
     Judge,
-    /// The requests asked after healing have ended; whether they should have been handed over.
+    /// The request asked after healing has ended; whether it should have been handed over.
     LastWord {
-        requests: Vec<RequestId>,
+        request: RequestId,
         travels: bool,
     },
 }
@@ -224,7 +224,7 @@ impl World {
             Event::Restart(node) => self.restart(node),
             Event::LookWhetherDone { since, closing } => self.look_whether_done(node, since, closing),
             Event::Judge => self.judge(),
-            Event::LastWord { requests, travels } => self.last_word(&requests, travels),
+            Event::LastWord { request, travels } => self.last_word(request, travels),
         }
     }
 

@@ -10,8 +10,10 @@ fn own(request: u64) -> SequenceId {
     SequenceId::Own(RequestId(request))
 }
 
+/// Pages have one token; no two requests have a token in common.
 fn reserve(request: u64, here: u32, landing: u32) -> ReservePages {
-    ReservePages { sequence: own(request), here, landing }
+    let tokens = (0..landing.max(1)).map(|n| request as u32 * 1000 + n).collect();
+    ReservePages { sequence: own(request), tokens, pages: here + landing, landing: landing > 0, begun: false }
 }
 
 fn filled(first: u64, count: u32, owner: Option<u64>) -> PageFilled {
@@ -36,7 +38,7 @@ fn granted(actions: &[Action]) -> Vec<u32> {
 
 #[test]
 fn reservations_are_served_in_order() {
-    let mut pool = PoolState::new(4, 0);
+    let mut pool = PoolState::new(4, 0, 1);
     assert_eq!(pool.on_reserve(reserve(1, 3, 0)).len(), 1);
     assert_eq!(pool.on_reserve(reserve(2, 2, 0)), []);
     assert_eq!(pool.on_reserve(reserve(3, 1, 0)), [], "nobody overtakes");
@@ -44,9 +46,82 @@ fn reservations_are_served_in_order() {
     assert_eq!(actions.len(), 2, "both fit now: {actions:?}");
 }
 
+fn pages(numbers: &[u32]) -> Vec<PageId> {
+    numbers.iter().map(|page| PageId(*page)).collect()
+}
+
+/// What a reservation that was served at once gave: resident tokens, pages that land, the table.
+fn served(actions: &[Action]) -> (u32, u32, Vec<PageId>) {
+    match actions {
+        [Action::Reserved(reserved)] => (reserved.resident, reserved.landing, reserved.pages.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn beginning_with(request: u64, tokens: &[u32], pages: u32, landing: bool) -> ReservePages {
+    ReservePages { sequence: own(request), tokens: tokens.into(), pages, landing, begun: false }
+}
+
+#[test]
+fn what_was_computed_is_shared_while_it_is_held_and_after() {
+    let mut pool = PoolState::new(8, 0, 1);
+    let (_, _, table) = served(&pool.on_reserve(beginning_with(1, &[1, 2, 3], 4, false)));
+    assert_eq!(table, pages(&[0, 1, 2, 3]));
+    pool.on_computed(&PagesComputed { sequence: own(1), tokens: [1, 2, 3].into(), pages: table });
+    let (resident, _, table) = served(&pool.on_reserve(beginning_with(2, &[1, 2, 9], 3, false)));
+    assert_eq!((resident, table), (2, pages(&[0, 1, 4])));
+    assert_eq!(pool.usage(), PoolUse { pages: 8, held: 5, ..PoolUse::default() });
+    pool.on_release(own(1));
+    assert_eq!(pool.usage(), PoolUse { pages: 8, held: 3, cached: 1, ..PoolUse::default() });
+    pool.on_release(own(2));
+    assert_eq!(pool.usage(), PoolUse { pages: 8, cached: 3, ..PoolUse::default() });
+    // What others need goes, the end of the sequence first.
+    let (_, _, table) = served(&pool.on_reserve(beginning_with(3, &[7], 6, false)));
+    assert_eq!(table.len(), 6);
+    let (resident, _, table) = served(&pool.on_reserve(beginning_with(4, &[1, 2, 3], 2, false)));
+    assert_eq!((resident, table[..1].to_vec()), (2, pages(&[0])));
+    assert_eq!(pool.resident_pages(), 4);
+}
+
+#[test]
+fn only_what_is_not_resident_lands_and_little_of_it_is_computed_here() {
+    let mut pool = PoolState::new(16, 0, 2);
+    let (_, _, table) = served(&pool.on_reserve(beginning_with(1, &[1, 2, 3, 4], 2, false)));
+    pool.on_computed(&PagesComputed { sequence: own(1), tokens: [1, 2, 3, 4].into(), pages: table });
+    let longer = pool.on_reserve(beginning_with(2, &[1, 2, 3, 4, 5, 6, 7], 5, true));
+    assert_eq!(served(&longer), (4, 2, pages(&[0, 1, 2])), "one page of its own for what it will get");
+    let little = pool.on_reserve(beginning_with(3, &[1, 2, 3, 4, 5], 3, true));
+    assert_eq!(served(&little), (4, 0, pages(&[0, 1, 3])));
+    let short = pool.on_reserve(beginning_with(4, &[8], 1, true));
+    assert_eq!(served(&short), (0, 1, vec![]), "what has nothing here travels, however short");
+}
+
+#[test]
+fn who_grows_goes_first_and_is_called_short_once() {
+    let mut pool = PoolState::new(4, 0, 1);
+    pool.on_reserve(reserve(1, 2, 0));
+    pool.on_reserve(reserve(2, 1, 0));
+    assert_eq!(pool.on_reserve(reserve(3, 2, 0)), []);
+    let short = Action::Short(PagesShort { sequence: own(1) });
+    assert_eq!(pool.on_grow(GrowPages { sequence: own(1), pages: 2 }), [short]);
+    assert_eq!(pool.on_reserve(reserve(4, 1, 0)), [], "the free page is for who grows");
+    let grown = Action::Grown(PagesGrown { sequence: own(1), pages: pages(&[2, 3]) });
+    assert_eq!(pool.on_release(own(2)), [grown]);
+    assert_eq!(pool.on_grow(GrowPages { sequence: own(2), pages: 1 }), [], "it holds nothing any more");
+    // One that had begun goes before those that have not.
+    assert_eq!(pool.on_reserve(ReservePages { begun: true, ..reserve(5, 3, 0) }), []);
+    let order: Vec<SequenceId> = (pool.on_release(own(1)).iter())
+        .filter_map(|action| match action {
+            Action::Reserved(reserved) => Some(reserved.sequence),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(order, [own(5)], "and it leaves too little for the next");
+}
+
 #[test]
 fn a_landed_page_is_adopted_and_the_ring_moves() {
-    let mut pool = PoolState::new(4, 1);
+    let mut pool = PoolState::new(4, 1, 1);
     assert_eq!(granted(&pool.on_session_opened(SESSION, 1, 0)), [0]);
     assert_eq!(pool.on_reserve(reserve(7, 0, 3)).len(), 1);
     for n in 0..3 {
@@ -57,7 +132,7 @@ fn a_landed_page_is_adopted_and_the_ring_moves() {
         );
         assert_eq!(granted(&actions).len(), 1, "the next credit follows at once: {actions:?}");
     }
-    assert_eq!(pool.usage(), PoolUse { pages: 4, landing: 0, outstanding: 1, held: 3, quarantined: 0 });
+    assert_eq!(pool.usage(), PoolUse { pages: 4, outstanding: 1, held: 3, ..PoolUse::default() });
 }
 
 #[test]
@@ -78,7 +153,7 @@ fn a_page_that_is_not_what_was_put_is_not_adopted() {
         (vec![right[0]], false),
         (vec![], false),
     ] {
-        let mut pool = PoolState::new(8, 2);
+        let mut pool = PoolState::new(8, 2, 1);
         pool.on_session_opened(SESSION, 2, 5);
         pool.on_reserve(reserve(7, 0, 4));
         let actions = pool.on_page_filled(PageFilled { hashes, ..filled(0, 2, Some(7)) }, Some(&hash));
@@ -99,7 +174,7 @@ fn a_page_that_is_not_what_was_put_is_not_adopted() {
 
 #[test]
 fn a_page_for_nobody_goes_straight_back() {
-    let mut pool = PoolState::new(4, 2);
+    let mut pool = PoolState::new(4, 2, 1);
     pool.on_session_opened(SESSION, 2, 0);
     pool.on_reserve(reserve(7, 0, 1));
     pool.on_release(own(7));
@@ -110,7 +185,7 @@ fn a_page_for_nobody_goes_straight_back() {
 
 #[test]
 fn a_lost_session_is_quarantined_until_proof() {
-    let mut pool = PoolState::new(4, 2);
+    let mut pool = PoolState::new(4, 2, 1);
     pool.on_session_opened(SESSION, 2, 0);
     pool.on_session_lost(SESSION);
     assert_eq!(pool.usage().quarantined, 2);
@@ -130,7 +205,7 @@ fn unfilled(session: u64, first: u64, count: u32) -> PageFilled {
 
 #[test]
 fn senders_share_the_ring() {
-    let mut pool = PoolState::new(20, 8);
+    let mut pool = PoolState::new(20, 8, 1);
     pool.on_session_opened(SessionId(1), 8, 0);
     assert_eq!(outstanding(&pool, 1), 8, "alone it has all");
     let told = pool.on_session_opened(SessionId(2), 8, 0);
@@ -156,7 +231,7 @@ fn senders_share_the_ring() {
 
 #[test]
 fn a_sender_that_has_had_a_credit_always_has_one() {
-    let mut pool = PoolState::new(20, 2);
+    let mut pool = PoolState::new(20, 2, 1);
     pool.on_session_opened(SessionId(1), 2, 0);
     pool.on_session_opened(SessionId(2), 2, 0);
     pool.on_page_filled(unfilled(1, 0, 1), None);
@@ -173,7 +248,7 @@ fn a_sender_that_has_had_a_credit_always_has_one() {
 
 #[test]
 fn a_peer_that_miscounts_loses_its_session() {
-    let mut pool = PoolState::new(4, 2);
+    let mut pool = PoolState::new(4, 2, 1);
     pool.on_session_opened(SESSION, 2, 0);
     for wrong in [filled(1, 1, None), filled(0, 3, None)] {
         assert!(matches!(pool.on_page_filled(wrong, None)[..], [Action::Break { .. }]));
@@ -183,6 +258,8 @@ fn a_peer_that_miscounts_loses_its_session() {
 #[derive(Clone, Debug)]
 enum Op {
     Reserve(u64, u32, u32),
+    Grow(u64, u32),
+    Computed(u64),
     Release(u64),
     Open,
     Fill(u64, u32, Option<u64>),
@@ -193,6 +270,8 @@ enum Op {
 fn any_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (0..4u64, 0..6u32, 0..6u32).prop_map(|(request, here, landing)| Op::Reserve(request, here, landing)),
+        2 => (0..4u64, 1..4u32).prop_map(|(request, pages)| Op::Grow(request, pages)),
+        3 => (0..4u64).prop_map(Op::Computed),
         3 => (0..4u64).prop_map(Op::Release),
         1 => Just(Op::Open),
         6 => (0..3u64, 1..3u32, proptest::option::of(0..4u64))
@@ -209,18 +288,40 @@ proptest! {
     #[test]
     fn no_page_is_lost_or_doubled(pages in 1..20u32, ring in 0..12u32, ops in vec(any_op(), 0..120)) {
         let ring = ring.min(pages / 2);
-        let mut pool = PoolState::new(pages, ring);
+        let mut pool = PoolState::new(pages, ring, 1);
         // Sessions count up; `back` counts down from the youngest.
         let mut tails: Vec<u64> = Vec::new();
+        // Page tables of those without landing pages; all requests begin with the same tokens.
+        let mut tables: HashMap<SequenceId, Vec<PageId>> = HashMap::new();
         let nth = |tails: &Vec<u64>, back: u64| (tails.len() as u64).checked_sub(back + 1);
         for op in ops {
+            let mut actions = Vec::new();
             match op {
                 Op::Reserve(request, here, landing) => {
-                    if here + landing <= pages - ring {
-                        pool.on_reserve(reserve(request, here, landing));
+                    let waits = pool.waiting.iter().any(|waiting| waiting.sequence == own(request));
+                    let known = waits || pool.holdings.contains_key(&own(request));
+                    if !known && here + landing <= pages - ring {
+                        let tokens = (0..(here / 2 + landing).max(1)).collect();
+                        let pages = (here + landing).max(1);
+                        let (sequence, landing) = (own(request), landing > 0);
+                        actions = pool.on_reserve(ReservePages { sequence, tokens, pages, landing, begun: here == 1 });
                     }
                 }
-                Op::Release(request) => drop(pool.on_release(own(request))),
+                Op::Grow(request, pages) => {
+                    if !pool.growing.iter().any(|growing| growing.sequence == own(request)) {
+                        actions = pool.on_grow(GrowPages { sequence: own(request), pages });
+                    }
+                }
+                Op::Computed(request) => {
+                    if let Some(table) = tables.get(&own(request)) {
+                        let tokens = (0..table.len() as u32).collect();
+                        pool.on_computed(&PagesComputed { sequence: own(request), tokens, pages: table.clone() });
+                    }
+                }
+                Op::Release(request) => {
+                    tables.remove(&own(request));
+                    actions = pool.on_release(own(request));
+                }
                 Op::Open => {
                     // A ring without pages is none, and one has a page for each sender.
                     if pool.rings.len() < ring as usize {
@@ -245,6 +346,25 @@ proptest! {
                     nth(&tails, back).into_iter().for_each(|session| drop(pool.on_session_drained(SessionId(session))));
                 }
             }
+            for action in actions {
+                match action {
+                    Action::Reserved(reserved) if reserved.landing == 0 => {
+                        tables.insert(reserved.sequence, reserved.pages);
+                    }
+                    Action::Grown(grown) => {
+                        tables.entry(grown.sequence).and_modify(|table| table.extend(grown.pages));
+                    }
+                    _ => {}
+                }
+            }
+            // What two tables share is known, and at the same place.
+            for (sequence, table) in &tables {
+                for (other, theirs) in tables.iter().filter(|(other, _)| *other != sequence) {
+                    for (place, page) in table.iter().enumerate().filter(|(_, page)| theirs.contains(page)) {
+                        prop_assert!(pool.is_known(*page) && theirs.get(place) == Some(page), "{sequence} {other}");
+                    }
+                }
+            }
             let had = pool.rings.values().filter(|ring| ring.ledger.head() > 0);
             prop_assert!(had.clone().all(|ring| ring.ledger.outstanding() > 0), "a sender was left without a credit");
         }
@@ -256,7 +376,8 @@ proptest! {
             pool.on_session_lost(SessionId(session));
             pool.on_session_drained(SessionId(session));
         }
-        prop_assert_eq!(pool.usage(), PoolUse { pages, ..PoolUse::default() });
-        prop_assert_eq!(pool.free.len() as u32, pages);
+        let cached = pool.usage().cached;
+        prop_assert_eq!(pool.usage(), PoolUse { pages, cached, ..PoolUse::default() });
+        prop_assert_eq!(pool.free.len() as u32 + cached, pages);
     }
 }

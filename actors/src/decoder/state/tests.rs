@@ -18,6 +18,7 @@ fn state() -> DecoderState {
         eos_tokens: vec![EOS],
         vocabulary: 100,
         pid: 1,
+        growth_tokens: 256,
     });
     state.on_peer_ready(SESSION, 9);
     state
@@ -35,9 +36,27 @@ fn decode(now: Instant, prompt: u32, max_tokens: u32, on: Option<SessionId>) -> 
     Decode { generate, prefill_on: on }
 }
 
-fn reserved(pages: &[u32]) -> PagesReserved {
-    PagesReserved { sequence: OWN, pages: pages.iter().map(|page| PageId(*page)).collect() }
+fn pages(numbers: &[u32]) -> Vec<PageId> {
+    numbers.iter().map(|page| PageId(*page)).collect()
 }
+
+/// Pages for a request that runs here.
+fn reserved(numbers: &[u32]) -> PagesReserved {
+    PagesReserved { sequence: OWN, resident: 0, landing: 0, pages: pages(numbers) }
+}
+
+/// Pages for one whose two pages of prompt land.
+fn landing(own: &[u32]) -> PagesReserved {
+    PagesReserved { landing: 2, ..reserved(own) }
+}
+
+/// What is asked for, for these tokens.
+fn reserve(tokens: &[u32], pages: u32, landing: bool) -> Action {
+    let begun = tokens.len() > 6;
+    Action::Reserve(ReservePages { sequence: OWN, tokens: tokens.into(), pages, landing, begun })
+}
+
+const PROMPT: [u32; 6] = [10, 11, 12, 13, 14, 15];
 
 fn adopted(first_page: u32, page: u32) -> PagesAdopted {
     PagesAdopted { request: R, first_page, pages: vec![PageId(page)], transfer_micros: 1000 }
@@ -59,20 +78,24 @@ fn reason(actions: &[Action]) -> Option<&StreamEvent> {
 fn a_local_request_runs_and_releases() {
     let (mut state, now) = (state(), Instant::now());
     let actions = state.on_decode(now, decode(now, 6, 3, None));
-    assert_eq!(actions, [Action::Reserve(ReservePages { sequence: OWN, here: 2, landing: 0 })]);
+    assert_eq!(actions, [reserve(&PROMPT, 2, false)]);
     let actions = state.on_reserved(now, reserved(&[3, 1]));
     let [Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!((start.resident, start.sample, start.tokens.len()), (0, 3, 6));
     assert_eq!(state.on_advanced(now, advanced(None, None)), [], "a prefill chunk samples nothing");
-    assert_eq!(state.on_advanced(now, advanced(Some(7), None)), [Action::Token(R, 7)]);
+    let computed = |tokens: &[u32]| {
+        Action::Computed(PagesComputed { sequence: OWN, tokens: tokens.into(), pages: pages(&[3, 1]) })
+    };
+    let first = SequenceAdvanced { resident: 6, ..advanced(Some(7), None) };
+    assert_eq!(state.on_advanced(now, first), [Action::Token(R, 7), computed(&PROMPT)]);
     let end = advanced(Some(EOS), Some(SequenceEnd::Finished(FinishReason::Stop)));
-    let actions = state.on_advanced(now, end);
-    assert_eq!(actions[0], Action::Token(R, EOS));
+    let actions = state.on_advanced(now, SequenceAdvanced { resident: 7, ..end });
+    assert_eq!(actions[..2], [Action::Token(R, EOS), computed(&[10, 11, 12, 13, 14, 15, 7])]);
     assert!(
-        matches!(&actions[1], Action::End(_, StreamEvent::Finished { reason: FinishReason::Stop, timings })
+        matches!(&actions[2], Action::End(_, StreamEvent::Finished { reason: FinishReason::Stop, timings })
         if timings.completion_tokens == 2 && !timings.disaggregated)
     );
-    assert_eq!(actions[2..], [Action::Release(OWN)]);
+    assert_eq!(actions[3..], [Action::Release(OWN)]);
     assert!(state.is_empty());
 }
 
@@ -81,11 +104,11 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
     for token_first in [true, false] {
         let (mut state, now) = (state(), Instant::now());
         let actions = state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
-        assert_eq!(actions, [Action::Reserve(ReservePages { sequence: OWN, here: 1, landing: 2 })]);
-        let actions = state.on_reserved(now, reserved(&[8]));
+        assert_eq!(actions, [reserve(&PROMPT, 3, true)]);
+        let actions = state.on_reserved(now, landing(&[8]));
         assert!(matches!(
             &actions[..],
-            [Action::Frame(SendFrame { frame: Frame::Prefill { request: 5, .. }, .. })]
+            [Action::Frame(SendFrame { frame: Frame::Prefill { request: 5, resident: 0, .. }, .. })]
         ));
         let mut actions = Vec::new();
         if token_first {
@@ -102,7 +125,8 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
             actions = state.on_prefill_finished(now, prefilled(7));
             assert_eq!(actions.remove(0), Action::Token(R, 7));
         }
-        let [Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
+        let [Action::Computed(computed), Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!((&computed.tokens[..], &computed.pages), (&PROMPT[..], &start.pages));
         assert_eq!(start.pages, [PageId(6), PageId(4), PageId(8)], "pages stand where their tokens do");
         assert_eq!((start.resident, start.sample, start.tokens.last()), (6, 4, Some(&7)));
     }
@@ -113,7 +137,7 @@ fn a_first_token_that_ends_the_request_ends_it() {
     for (max_tokens, token, expect) in [(1, 7, FinishReason::Length), (9, EOS, FinishReason::Stop)] {
         let (mut state, now) = (state(), Instant::now());
         state.on_decode(now, decode(now, 6, max_tokens, Some(SESSION)));
-        state.on_reserved(now, reserved(&[]));
+        state.on_reserved(now, landing(&[]));
         let actions = state.on_prefill_finished(now, prefilled(token));
         assert!(matches!(reason(&actions), Some(StreamEvent::Finished { reason, .. }) if *reason == expect));
         assert_eq!(actions.last(), Some(&Action::Release(OWN)));
@@ -124,11 +148,11 @@ fn a_first_token_that_ends_the_request_ends_it() {
 fn a_lost_sender_costs_a_recompute_and_no_token() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
-    state.on_reserved(now, reserved(&[8]));
+    state.on_reserved(now, landing(&[8]));
     state.on_prefill_finished(now, prefilled(7));
     let actions = state.on_peer_lost(SESSION);
-    let again = ReservePages { sequence: OWN, here: 3, landing: 0 };
-    assert_eq!(actions, [Action::Release(OWN), Action::Reserve(again)]);
+    let again = reserve(&[10, 11, 12, 13, 14, 15, 7], 3, false);
+    assert_eq!(actions, [Action::Release(OWN), again]);
     assert_eq!(state.on_adopted(now, adopted(0, 6)), [], "a page of the lost session is nobody's");
     let actions = state.on_reserved(now, reserved(&[1, 2, 3]));
     let [Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
@@ -138,21 +162,21 @@ fn a_lost_sender_costs_a_recompute_and_no_token() {
 #[test]
 fn what_a_confused_sender_says_is_not_used() {
     let now = Instant::now();
-    let landing = || {
+    let begun = || {
         let mut state = state();
         state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
-        state.on_reserved(now, reserved(&[8]));
+        state.on_reserved(now, landing(&[8]));
         state
     };
-    let again = Action::Reserve(ReservePages { sequence: OWN, here: 3, landing: 0 });
-    let mut twice = landing();
+    let again = reserve(&PROMPT, 3, false);
+    let mut twice = begun();
     twice.on_adopted(now, adopted(1, 4));
     for actions in [
-        landing().on_adopted(now, adopted(2, 4)),
-        landing().on_adopted(now, adopted(u32::MAX, 4)),
+        begun().on_adopted(now, adopted(2, 4)),
+        begun().on_adopted(now, adopted(u32::MAX, 4)),
         twice.on_adopted(now, adopted(1, 5)),
-        landing().on_prefill_finished(now, prefilled(100)),
-        landing().on_rejected(R),
+        begun().on_prefill_finished(now, prefilled(100)),
+        begun().on_rejected(R),
     ] {
         assert!(matches!(&actions[0], Action::Frame(_)), "{actions:?}");
         assert_eq!(actions[1..], [Action::Release(OWN), again.clone()]);
@@ -173,9 +197,8 @@ fn a_sender_lost_before_the_pages_were_there_is_noticed_then() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
     assert_eq!(state.on_peer_lost(SESSION), []);
-    let actions = state.on_reserved(now, reserved(&[8]));
-    let again = ReservePages { sequence: OWN, here: 3, landing: 0 };
-    assert_eq!(actions, [Action::Release(OWN), Action::Reserve(again)]);
+    let actions = state.on_reserved(now, landing(&[8]));
+    assert_eq!(actions, [Action::Release(OWN), reserve(&PROMPT, 3, false)]);
 }
 
 #[test]
@@ -198,7 +221,7 @@ fn a_deadline_ends_a_request_wherever_it_is() {
         let mut state = state();
         state.on_decode(now, decode(now, 6, 5, (steps == 1).then_some(SESSION)));
         if steps > 0 {
-            state.on_reserved(now, reserved(&[1, 2, 3]));
+            state.on_reserved(now, if steps == 1 { landing(&[3]) } else { reserved(&[1, 2, 3]) });
         }
         assert_eq!(state.on_tick(now), []);
         let actions = state.on_tick(late);
@@ -208,10 +231,79 @@ fn a_deadline_ends_a_request_wherever_it_is() {
     }
 }
 
+#[test]
+fn a_resident_prefix_does_not_travel() {
+    let (mut state, now) = (state(), Instant::now());
+    state.on_decode(now, decode(now, 12, 5, Some(SESSION)));
+    let reserved = PagesReserved { sequence: OWN, resident: 4, landing: 2, pages: pages(&[7, 8]) };
+    let actions = state.on_reserved(now, reserved);
+    assert!(matches!(
+        &actions[..],
+        [Action::Frame(SendFrame { frame: Frame::Prefill { resident: 4, .. }, .. })]
+    ));
+    state.on_prefill_finished(now, prefilled(7));
+    state.on_adopted(now, adopted(2, 5));
+    let actions = state.on_adopted(now, adopted(1, 4));
+    let Some(Action::Start(start)) = actions.last() else { panic!("{actions:?}") };
+    assert_eq!((&start.pages, start.resident), (&pages(&[7, 4, 5, 8]), 12));
+}
+
+#[test]
+fn a_request_grows_before_it_has_to_and_only_as_far_as_it_may_get() {
+    let now = Instant::now();
+    let mut state = DecoderState::new(DecoderConfig { growth_tokens: 4, ..state().config });
+    let [Action::Reserve(reserve)] = &state.on_decode(now, decode(now, 6, 9, None))[..] else { panic!() };
+    assert_eq!(reserve.pages, 3, "six tokens and four more");
+    state.on_reserved(now, reserved(&[1, 2, 3]));
+    let token = |n: u32| SequenceAdvanced { resident: 5 + n, ..advanced(Some(7), None) };
+    let asks = |actions: &[Action]| {
+        actions
+            .iter()
+            .find_map(|action| if let Action::Grow(grow) = action { Some(grow.pages) } else { None })
+    };
+    assert_eq!([1, 2].map(|n| asks(&state.on_advanced(now, token(n)))), [None, None]);
+    assert_eq!(asks(&state.on_advanced(now, token(3))), Some(1), "token 9 begins the last page");
+    assert_eq!(asks(&state.on_advanced(now, token(4))), None, "asked once");
+    let extend = ExtendSequence { sequence: OWN, pages: pages(&[9]) };
+    let grown = PagesGrown { sequence: OWN, pages: pages(&[9]) };
+    assert_eq!(state.on_grown(grown), [Action::Extend(extend)]);
+    assert_eq!(asks(&state.on_advanced(now, token(5))), None, "fourteen tokens of KV are all it may get");
+}
+
+#[test]
+fn the_youngest_gives_way_and_goes_on_with_what_it_has() {
+    let (mut state, now) = (state(), Instant::now());
+    state.on_decode(now, decode(now, 6, 50, None));
+    state.on_reserved(now, reserved(&[1, 2]));
+    let mut other = decode(now + Duration::from_millis(1), 6, 50, Some(SESSION));
+    other.generate.request = RequestId(6);
+    let young = SequenceId::Own(RequestId(6));
+    state.on_decode(now + Duration::from_millis(1), other);
+    state.on_reserved(now, PagesReserved { sequence: young, ..landing(&[3]) });
+    // The younger one is landing: it asks anew, to be computed here.
+    let actions = state.on_short(PagesShort { sequence: OWN });
+    assert!(matches!(&actions[0], Action::Frame(_)), "{actions:?}");
+    assert_eq!(actions[1], Action::Release(young));
+    assert!(matches!(&actions[2], Action::Reserve(reserve) if !reserve.landing && reserve.sequence == young));
+    // Now only the older one holds any.
+    state.on_advanced(now, SequenceAdvanced { resident: 6, ..advanced(Some(7), None) });
+    assert_eq!(state.on_short(PagesShort { sequence: OWN }), [Action::Stop(OWN)]);
+    assert_eq!(state.on_short(PagesShort { sequence: OWN }), [], "pages are coming back");
+    let stopped = SequenceAdvanced { resident: 6, ..advanced(None, Some(SequenceEnd::Stopped)) };
+    let actions = state.on_advanced(now, stopped);
+    let [Action::Computed(_), Action::Release(OWN), Action::Reserve(again)] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((again.tokens.len(), again.begun), (7, true));
+    assert_eq!(state.preemptions(), 2);
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Decode(bool),
-    Reserved,
+    Reserved(bool),
+    Short,
+    Grown,
     Adopted(u32),
     Prefilled(u32),
     Advanced(bool),
@@ -225,7 +317,9 @@ enum Op {
 fn any_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         any::<bool>().prop_map(Op::Decode),
-        Just(Op::Reserved),
+        any::<bool>().prop_map(Op::Reserved),
+        Just(Op::Short),
+        Just(Op::Grown),
         (0..2u32).prop_map(Op::Adopted),
         (1..4u32).prop_map(Op::Prefilled),
         any::<bool>().prop_map(Op::Advanced),
@@ -254,21 +348,31 @@ proptest! {
                     (ends, tokens) = (0, 0);
                     state.on_decode(now, decode(now, 6, 5, remote.then_some(SESSION)))
                 }
-                Op::Reserved if running => continue,
-                Op::Reserved => state.on_reserved(now, reserved(&[1, 2, 3])),
+                Op::Reserved(_) if running => continue,
+                Op::Reserved(lands) => {
+                    let reserved = if lands { landing(&[3]) } else { reserved(&[1, 2, 3]) };
+                    state.on_reserved(now, reserved)
+                }
+                Op::Short => state.on_short(PagesShort { sequence: OWN }),
+                Op::Grown => state.on_grown(PagesGrown { sequence: OWN, pages: pages(&[9]) }),
                 Op::Adopted(place) => state.on_adopted(now, adopted(place, place)),
                 Op::Prefilled(token) => state.on_prefill_finished(now, prefilled(token)),
                 Op::Advanced(_) if !running => continue,
                 Op::Advanced(stopped) => {
                     // The generator's promise: one token a step, the last one ends.
                     sampled -= 1;
-                    let ended = match (stopped && matches!(state.requests[&R].phase, Phase::Stopping), sampled) {
+                    let told = match &state.requests[&R].phase {
+                        Phase::Running(running) => running.yields,
+                        phase => matches!(phase, Phase::Stopping),
+                    };
+                    let ended = match (stopped && told, sampled) {
                         (true, _) => Some(SequenceEnd::Stopped),
                         (false, 0) => Some(SequenceEnd::Finished(FinishReason::Length)),
                         _ => None,
                     };
                     running = ended.is_none();
-                    state.on_advanced(now, advanced(Some(7), ended))
+                    let token = (ended != Some(SequenceEnd::Stopped)).then_some(7);
+                    state.on_advanced(now, advanced(token, ended))
                 }
                 Op::Lost => state.on_peer_lost(SESSION),
                 Op::Ready => {

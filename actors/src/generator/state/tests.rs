@@ -30,7 +30,7 @@ fn step(state: &mut GeneratorState, token: u32) -> (Vec<usize>, Vec<SequenceAdva
 
 #[test]
 fn a_prompt_is_prefilled_in_chunks_and_decoded_to_its_limit() {
-    let mut state = GeneratorState::new(4, 64, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
     state.on_start(start(1, 9, 2));
     for (resident, length) in [(4, 4), (8, 4)] {
         let (lengths, events) = step(&mut state, 7);
@@ -47,17 +47,66 @@ fn a_prompt_is_prefilled_in_chunks_and_decoded_to_its_limit() {
 
 #[test]
 fn decode_rows_ride_with_one_prefill_chunk() {
-    let mut state = GeneratorState::new(4, 64, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
     state.on_start(start(1, 2, 9));
     step(&mut state, 7);
     state.on_start(start(2, 9, 1));
     state.on_start(start(3, 9, 1));
-    assert_eq!(step(&mut state, 7).0, [4, 1], "the oldest prompt goes first");
+    assert_eq!(step(&mut state, 7).0, [4, 1], "of equals the oldest goes first");
+}
+
+/// The names of the sequences in each of the next steps.
+fn order(state: &mut GeneratorState, steps: usize) -> Vec<Vec<u64>> {
+    (0..steps)
+        .map(|_| {
+            let plan = state.plan(0).expect("there is work");
+            let keys = plan.chunks.iter().map(|chunk| chunk.key).collect();
+            let sampled: Vec<_> =
+                plan.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| (chunk.key, 7)).collect();
+            state.on_step(Ok(&sampled), 0);
+            keys
+        })
+        .collect()
+}
+
+#[test]
+fn short_prompts_go_first_and_share_a_step() {
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
+    state.on_start(start(0, 12, 1));
+    state.on_start(start(1, 2, 1));
+    state.on_start(start(2, 3, 1));
+    assert_eq!(order(&mut state, 2), [vec![1, 2], vec![0, 2]]);
+}
+
+#[test]
+fn a_long_prompt_waits_for_no_more_than_its_own_length() {
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
+    state.on_start(start(0, 12, 1));
+    let mut waited = 0;
+    for request in 1.. {
+        state.on_start(start(request, 4, 1));
+        if order(&mut state, 1)[0].contains(&0) {
+            break;
+        }
+        waited += 4;
+    }
+    assert!(waited <= 12, "it waited for {waited} tokens");
+}
+
+#[test]
+fn a_sequence_at_the_end_of_its_pages_waits_for_more() {
+    let mut state = GeneratorState::new(4, 64, 2, vec![EOS]);
+    state.on_start(start(1, 2, 9));
+    assert_eq!(step(&mut state, 7).1[0].token, Some(7));
+    assert_eq!(state.plan(0), None, "its third token has no place");
+    state.on_extend(&ExtendSequence { sequence: name(1), pages: vec![PageId(9)] });
+    let plan = state.plan(0).expect("now it has");
+    assert_eq!(plan.chunks[0].pages[..], [PageId(1), PageId(9)]);
 }
 
 #[test]
 fn a_step_never_exceeds_the_engine() {
-    let mut state = GeneratorState::new(4, 5, vec![EOS]);
+    let mut state = GeneratorState::new(4, 5, 16, vec![EOS]);
     (0..10).for_each(|request| state.on_start(start(request, 1, 3)));
     state.on_start(start(10, 9, 1));
     for _ in 0..20 {
@@ -73,7 +122,7 @@ fn a_step_never_exceeds_the_engine() {
 #[test]
 fn end_of_sequence_ends_unless_ignored() {
     for (ignore_eos, ended) in [(false, Some(SequenceEnd::Finished(FinishReason::Stop))), (true, None)] {
-        let mut state = GeneratorState::new(4, 64, vec![EOS]);
+        let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
         state.on_start(StartSequence { ignore_eos, ..start(1, 2, 5) });
         assert_eq!(step(&mut state, EOS).1[0].ended, ended);
     }
@@ -81,7 +130,7 @@ fn end_of_sequence_ends_unless_ignored() {
 
 #[test]
 fn a_stop_in_flight_waits_for_the_step() {
-    let mut state = GeneratorState::new(4, 64, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
     state.on_start(start(1, 2, 5));
     let plan = state.plan(0).expect("there is work");
     assert_eq!(state.on_stop(name(1), 0), None, "the engine may be writing its pages");
@@ -96,7 +145,7 @@ fn a_stop_in_flight_waits_for_the_step() {
 
 #[test]
 fn a_failed_step_ends_what_was_in_it() {
-    let mut state = GeneratorState::new(4, 64, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
     state.on_start(start(1, 2, 5));
     state.plan(0).expect("there is work");
     let events = state.on_step(Err("out of luck"), 0);
@@ -106,7 +155,7 @@ fn a_failed_step_ends_what_was_in_it() {
 
 #[test]
 fn adopted_pages_are_acquired_before_their_first_step() {
-    let mut state = GeneratorState::new(4, 64, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
     state.on_start(StartSequence { resident: 2, ..start(1, 3, 5) });
     let plan = state.plan(0).expect("there is work");
     assert_eq!(plan.acquire, [PageId(1)]);

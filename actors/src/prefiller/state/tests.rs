@@ -18,11 +18,12 @@ fn state() -> PrefillerState {
 }
 
 fn prefill(tokens: u32) -> StartPrefill {
-    StartPrefill { session: S, request: R, prompt: (0..tokens).collect(), remaining_ms: 1000 }
+    StartPrefill { session: S, request: R, prompt: (0..tokens).collect(), resident: 0, remaining_ms: 1000 }
 }
 
 fn reserved(pages: u32) -> PagesReserved {
-    PagesReserved { sequence: FIRST, pages: (0..pages).map(PageId).collect() }
+    let pages = (0..pages).map(PageId).collect();
+    PagesReserved { sequence: FIRST, resident: 0, landing: 0, pages }
 }
 
 fn advanced(resident: u32, token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced {
@@ -38,7 +39,13 @@ fn pages_go_out_as_soon_as_they_are_final() {
     let mut state = state();
     assert_eq!(
         state.on_prefill(Instant::now(), prefill(10)),
-        [Action::Reserve(ReservePages { sequence: FIRST, here: 3, landing: 0 })]
+        [Action::Reserve(ReservePages {
+            sequence: FIRST,
+            tokens: (0..10).collect(),
+            pages: 3,
+            landing: false,
+            begun: false
+        })]
     );
     assert!(matches!(&state.on_reserved(reserved(3))[..], [Action::Start(start)] if start.sample == 1));
     assert_eq!(
@@ -49,11 +56,33 @@ fn pages_go_out_as_soon_as_they_are_final() {
     assert_eq!(state.on_advanced(advanced(7, None, None)), []);
     let finished = Some(SequenceEnd::Finished(FinishReason::Length));
     let frame = Frame::PrefillFinished { request: 5, token: 3, prefill_micros: 9 };
-    assert_eq!(state.on_advanced(advanced(10, Some(3), finished)), [put(1, 1..3), Action::Frame(S, frame)]);
+    let pages = (0..3).map(PageId).collect();
+    let computed = Action::Computed(PagesComputed { sequence: FIRST, tokens: (0..10).collect(), pages });
+    let actions = state.on_advanced(advanced(10, Some(3), finished));
+    assert_eq!(actions, [put(1, 1..3), Action::Frame(S, frame), computed]);
     assert_eq!(state.on_sent(KEY, 2), []);
     assert_eq!(state.on_sent(KEY, 1), [Action::Cancel(KEY)]);
     assert_eq!(state.on_drained(KEY), [Action::Release(FIRST)]);
     assert!(state.is_empty());
+}
+
+#[test]
+fn what_is_there_already_is_neither_computed_nor_sent() {
+    // Of ten tokens, how many the receiver has and how many stand here; what is put before and after the first step.
+    let check = |there: u32, here: u32, before: Option<Action>, after: Action| {
+        let mut state = state();
+        state.on_prefill(Instant::now(), StartPrefill { resident: there, ..prefill(10) });
+        let actions = state.on_reserved(PagesReserved { resident: here, ..reserved(3) });
+        assert!(matches!(&actions[0], Action::Start(start) if start.resident == here), "{actions:?}");
+        assert_eq!(actions[1..], *before.as_slice());
+        let finished = Some(SequenceEnd::Finished(FinishReason::Length));
+        assert_eq!(state.on_advanced(advanced(10, Some(3), finished))[0], after);
+        assert_eq!(state.on_sent(KEY, 3 - there / 4), [Action::Cancel(KEY)]);
+    };
+    check(0, 8, Some(put(0, 0..2)), put(2, 2..3));
+    check(4, 8, Some(put(1, 1..2)), put(2, 2..3));
+    check(8, 4, None, put(2, 2..3));
+    check(4, 0, None, put(1, 1..3));
 }
 
 #[test]
@@ -65,6 +94,8 @@ fn what_cannot_be_prefilled_is_said() {
         (prefill(33), "needs 9 pages"),
         (prefill(41), "41 tokens and the model takes 40"),
         (strange, "token 100"),
+        (StartPrefill { resident: 4, ..prefill(4) }, "4 of 4 tokens"),
+        (StartPrefill { resident: 3, ..prefill(9) }, "3 of 9 tokens"),
     ] {
         let actions = state.on_prefill(Instant::now(), start);
         let [Action::Frame(_, Frame::PrefillFailed { reason, .. })] = &actions[..] else {
@@ -94,7 +125,7 @@ fn a_number_that_is_used_again_mixes_nothing_up() {
     assert_eq!(state.on_cancel(KEY), [Action::Release(FIRST)]);
     state.on_prefill(Instant::now(), prefill(10));
     assert_eq!(state.on_reserved(reserved(3)), [], "those pages went back with the first one");
-    let second = PagesReserved { sequence: SequenceId::Peer(2), pages: vec![PageId(4); 3] };
+    let second = PagesReserved { sequence: SequenceId::Peer(2), ..reserved(3) };
     assert!(matches!(&state.on_reserved(second)[..], [Action::Start(_)]));
 }
 

@@ -1,0 +1,204 @@
+//! Pages that outlive their sequence because another one may begin with the same tokens.
+//!
+//! A tree: a node is one full page, its place is all tokens up to its end. Keys compare token ids, so no two prompts are ever
+//! taken for one. A page in use pins the pages before it, because whoever uses it uses those too; so unused pages can always be
+//! evicted, leaves first, the one whose last use is longest ago before others. No clock: uses are counted.
+
+use std::collections::{BTreeSet, HashMap};
+
+use engine::PageId;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct NodeId(u64);
+
+const ROOT: NodeId = NodeId(0);
+
+#[derive(Debug)]
+struct Node {
+    page: PageId,
+    parent: NodeId,
+    tokens: Box<[u32]>,
+    children: HashMap<Box<[u32]>, NodeId>,
+    in_use: bool,
+    last_use: u64,
+}
+
+/// Which page holds which tokens after which others.
+#[derive(Debug)]
+pub struct PrefixCache {
+    page_tokens: usize,
+    next: u64,
+    uses: u64,
+    first: HashMap<Box<[u32]>, NodeId>,
+    nodes: HashMap<NodeId, Node>,
+    by_page: HashMap<PageId, NodeId>,
+    /// Unused nodes without children, the longest unused first.
+    leaves: BTreeSet<(u64, NodeId)>,
+    unused: u32,
+}
+
+impl PrefixCache {
+    /// Nothing is cached; pages hold `page_tokens` tokens.
+    pub fn new(page_tokens: u32) -> Self {
+        Self {
+            page_tokens: page_tokens.max(1) as usize,
+            next: 0,
+            uses: 0,
+            first: HashMap::new(),
+            nodes: HashMap::new(),
+            by_page: HashMap::new(),
+            leaves: BTreeSet::new(),
+            unused: 0,
+        }
+    }
+
+    /// Cached pages that nobody uses: each can be evicted.
+    pub fn unused(&self) -> u32 {
+        self.unused
+    }
+
+    /// True if the page's content is known here.
+    pub fn contains(&self, page: PageId) -> bool {
+        self.by_page.contains_key(&page)
+    }
+
+    fn child(&self, parent: NodeId, tokens: &[u32]) -> Option<NodeId> {
+        let children = if parent == ROOT { &self.first } else { &self.nodes.get(&parent)?.children };
+        children.get(tokens).copied()
+    }
+
+    /// The pages that hold a prefix of `tokens`, in order: full pages, at most those before the last token, which is to be
+    /// computed in any case.
+    pub fn lookup(&self, tokens: &[u32]) -> Vec<PageId> {
+        let mut parent = ROOT;
+        let mut pages = Vec::new();
+        let known = tokens.split_last().map_or(tokens, |(_, before)| before);
+        for chunk in known.chunks_exact(self.page_tokens) {
+            let Some(node) = self.child(parent, chunk) else { break };
+            pages.push(self.nodes[&node].page);
+            parent = node;
+        }
+        pages
+    }
+
+    /// `pages`, all in use, hold these tokens: the full ones are known from now on. Where another page is known for the same
+    /// place, this one and those after it stay unknown.
+    pub fn insert(&mut self, tokens: &[u32], pages: &[PageId]) {
+        let mut parent = ROOT;
+        for (chunk, &page) in tokens.chunks_exact(self.page_tokens).zip(pages) {
+            parent = match self.child(parent, chunk) {
+                Some(node) if self.nodes[&node].page == page => node,
+                None if !self.contains(page) => self.add(parent, chunk, page),
+                _ => return,
+            };
+        }
+    }
+
+    fn add(&mut self, parent: NodeId, tokens: &[u32], page: PageId) -> NodeId {
+        self.next += 1;
+        let (id, tokens) = (NodeId(self.next), Box::<[u32]>::from(tokens));
+        match self.nodes.get_mut(&parent) {
+            Some(node) => drop(node.children.insert(tokens.clone(), id)),
+            None => drop(self.first.insert(tokens.clone(), id)),
+        }
+        let (children, last_use) = (HashMap::new(), self.uses);
+        self.nodes.insert(id, Node { page, parent, tokens, children, in_use: true, last_use });
+        self.by_page.insert(page, id);
+        id
+    }
+
+    /// Somebody begins to use the page. Nothing changes if it is not cached.
+    pub fn on_used(&mut self, page: PageId) {
+        let Some(id) = self.by_page.get(&page) else { return };
+        let Some(node) = self.nodes.get_mut(id).filter(|node| !node.in_use) else { return };
+        node.in_use = true;
+        self.unused -= 1;
+        self.leaves.remove(&(node.last_use, *id));
+    }
+
+    /// Nobody uses the page any more. True if it is cached, and so keeps its content until it is evicted.
+    pub fn on_unused(&mut self, page: PageId) -> bool {
+        let Some(id) = self.by_page.get(&page) else { return false };
+        let Some(node) = self.nodes.get_mut(id).filter(|node| node.in_use) else { return true };
+        self.uses += 1;
+        (node.in_use, node.last_use) = (false, self.uses);
+        self.unused += 1;
+        if node.children.is_empty() {
+            self.leaves.insert((node.last_use, *id));
+        }
+        true
+    }
+
+    /// Forgets the unused page whose last use is longest ago and that no cached page needs; it may hold anything now.
+    pub fn evict(&mut self) -> Option<PageId> {
+        let (_, id) = self.leaves.pop_first()?;
+        let node = self.nodes.remove(&id)?;
+        self.by_page.remove(&node.page);
+        self.unused -= 1;
+        match self.nodes.get_mut(&node.parent) {
+            None => drop(self.first.remove(&node.tokens)),
+            Some(parent) => {
+                parent.children.remove(&node.tokens);
+                if !parent.in_use && parent.children.is_empty() {
+                    self.leaves.insert((parent.last_use, node.parent));
+                }
+            }
+        }
+        Some(node.page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pages(numbers: &[u32]) -> Vec<PageId> {
+        numbers.iter().map(|number| PageId(*number)).collect()
+    }
+
+    #[test]
+    fn full_pages_of_a_prefix_are_found_and_the_last_token_is_left_to_compute() {
+        let mut cache = PrefixCache::new(2);
+        cache.insert(&[1, 2, 3, 4, 5], &pages(&[7, 8, 9]));
+        for (tokens, expect) in [
+            (&[1, 2, 3, 4, 5][..], &[7, 8][..]),
+            (&[1, 2, 3, 4], &[7]),
+            (&[1, 2, 9, 9, 9], &[7]),
+            (&[1, 2], &[]),
+            (&[2, 1, 3], &[]),
+            (&[], &[]),
+        ] {
+            assert_eq!(cache.lookup(tokens), pages(expect), "{tokens:?}");
+        }
+        assert!(!cache.contains(PageId(9)), "it is not full");
+    }
+
+    #[test]
+    fn what_was_used_longest_ago_goes_first_and_never_before_what_builds_on_it() {
+        let mut cache = PrefixCache::new(1);
+        cache.insert(&[1, 2], &pages(&[0, 1]));
+        cache.insert(&[1, 3], &pages(&[0, 2]));
+        assert_eq!(cache.evict(), None, "all are in use");
+        for page in pages(&[0, 2, 1]) {
+            assert!(cache.on_unused(page));
+        }
+        assert_eq!(cache.unused(), 3);
+        cache.on_used(PageId(1));
+        cache.on_used(PageId(0));
+        assert_eq!((cache.evict(), cache.evict()), (Some(PageId(2)), None));
+        cache.on_unused(PageId(0));
+        cache.on_unused(PageId(1));
+        assert_eq!([cache.evict(), cache.evict(), cache.evict()], [Some(PageId(1)), Some(PageId(0)), None]);
+        assert_eq!((cache.unused(), cache.lookup(&[1, 2, 3])), (0, vec![]));
+        assert!(!cache.on_unused(PageId(1)), "it is not cached any more");
+    }
+
+    #[test]
+    fn of_two_pages_with_the_same_tokens_one_is_known() {
+        let mut cache = PrefixCache::new(1);
+        cache.insert(&[1, 2], &pages(&[0, 1]));
+        cache.insert(&[1, 2, 3], &pages(&[5, 6, 7]));
+        assert_eq!(cache.lookup(&[1, 2, 3, 4]), pages(&[0, 1]));
+        assert!(!cache.contains(PageId(7)), "nothing that it would build on is used with it");
+    }
+}
