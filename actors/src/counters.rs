@@ -63,6 +63,8 @@ counters! {
     frames_stale: "counter" "baton_frames_stale_total";
     /// Landed pages that were not what their sender put.
     hash_mismatches: "counter" "baton_page_hash_mismatches_total";
+    /// Requests that came in, in whatever way they end.
+    taken: "counter" "baton_requests_taken_total";
     /// Prompts computed again here because their sender was lost, failed or confused.
     recomputes: "counter" "baton_recomputes_total";
     /// Requests that gave their pages back to others and went on later.

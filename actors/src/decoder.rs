@@ -78,6 +78,7 @@ impl Decoder {
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
+        store(self.counters.taken(), self.state.taken());
         store(self.counters.recomputes(), self.state.recomputes());
         store(self.counters.preemptions(), self.state.preemptions());
         let mut gone: Vec<RequestId> = Vec::new();

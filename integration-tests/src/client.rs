@@ -1,5 +1,7 @@
 //! A client of the HTTP ports.
 
+use std::fmt;
+
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
@@ -36,6 +38,35 @@ pub fn get(address: &str, path: &str) -> Result<(u16, Value)> {
 /// No answer in time.
 pub fn get_text(address: &str, path: &str) -> Result<String> {
     Ok(agent().get(format!("http://{address}{path}")).call()?.body_mut().read_to_string()?)
+}
+
+/// What a process counts, at one moment.
+#[derive(Clone, Debug)]
+pub struct Metrics(String);
+
+impl Metrics {
+    /// The value under this name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn get(&self, name: &str) -> Result<u64> {
+        let line = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(line.with_context(|| format!("{name} in {}", self.0))?.parse()?)
+    }
+}
+
+impl fmt::Display for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.lines().filter(|line| !line.starts_with('#')).try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+/// GETs `/metrics`.
+///
+/// # Errors
+/// No answer in time.
+pub fn metrics(address: &str) -> Result<Metrics> {
+    get_text(address, "/metrics").map(Metrics)
 }
 
 /// What a completion gave.

@@ -109,6 +109,7 @@ pub struct DecoderConfig {
 pub struct DecoderState {
     config: DecoderConfig,
     requests: BTreeMap<RequestId, Entry>,
+    taken: u64,
     recomputes: u64,
     preemptions: u64,
     /// Sessions that can prefill, and their processes.
@@ -118,7 +119,14 @@ pub struct DecoderState {
 impl DecoderState {
     /// No requests and no peers.
     pub fn new(config: DecoderConfig) -> Self {
-        Self { config, requests: BTreeMap::new(), recomputes: 0, preemptions: 0, peers: BTreeMap::new() }
+        Self {
+            config,
+            requests: BTreeMap::new(),
+            taken: 0,
+            recomputes: 0,
+            preemptions: 0,
+            peers: BTreeMap::new(),
+        }
     }
 
     /// Requests that have not ended.
@@ -131,6 +139,11 @@ impl DecoderState {
         let waits =
             |entry: &&Entry| matches!(entry.phase, Phase::Landing { session: on, .. } if on == session);
         self.requests.values().filter(waits).count()
+    }
+
+    /// Requests that have come in.
+    pub fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Prompts computed again here because of their sender.
@@ -200,6 +213,7 @@ impl DecoderState {
             timings,
         };
         self.requests.insert(request, entry);
+        self.taken += 1;
         self.reservation(request, on.is_some()).into_iter().collect()
     }
 

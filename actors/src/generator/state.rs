@@ -1,8 +1,9 @@
 //! Which tokens the engine computes next: the decisions of the generator, without actix, clock or engine.
 //!
 //! A step mixes one decode row of every sequence that is past its prompt with prefill chunks of those that are not. Of prompts the
-//! shortest goes first, with ageing: a prompt's rank is its length, and later ones start with a handicap of what was
-//! prefilled before they came. So a prompt of *n* tokens waits for at most *n* tokens of prompts that came after it. One step is in flight at a time. A sequence that is stopped while it is in a step ends when
+//! shortest goes first, with ageing: a prompt's rank is its length, and one that comes later starts with a handicap of what was
+//! prefilled before it came. So once as many prompt tokens have been prefilled as a prompt has itself, nobody who comes
+//! overtakes it. One step is in flight at a time. A sequence that is stopped while it is in a step ends when
 //! that step comes back: until then the engine may be writing its pages.
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,0 +1,144 @@
+//! What hashing and checking pages costs a request: pairs with `transport.page_hash` on and off answer the same prompts in turns.
+//!
+//! ```text
+//! cargo build --release -p runtime
+//! cargo run --release -p integration-tests --example hash_cost -- [PAIRS] [ROUNDS]
+//! ```
+//! PAIRS times, both kinds of pair are started; ROUNDS times, each prompt goes to both, now to the one first and now to the
+//! other. A cost is the median of the differences between the two answers to the same prompt in the same round; the range
+//! beside it holds the true median with 95 % confidence (order statistics, no assumption about the noise). Where that range
+//! holds zero, the noise is larger than the cost. What the hash needs by itself is measured here, once a round.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use connector::memory::Region;
+use connector::page_hash::{PageSeed, page_hash};
+use integration_tests::client::complete;
+use integration_tests::fixtures::prompts;
+use integration_tests::process::Pair;
+use serde_json::Value;
+
+const LENGTHS: [usize; 3] = [100, 400, 800];
+/// The second token needs every page; what follows it would only take time.
+const TOKENS: u32 = 2;
+/// The times that are compared: what the table and what the answer's `timings` call them. The last one is from the first token
+/// to the second: it has what is exposed of the hand-over in it, and one decode step.
+const TIMES: [(&str, &str); 4] = [
+    ("hand-over", "transfer_ms"),
+    ("exposed", "exposed_ms"),
+    ("TTFT", "first_token_ms"),
+    ("2nd token", "decode_ms"),
+];
+
+/// Pages hashed for a measurement of the hash itself: more than any cache holds.
+const HASHED_PAGES: u64 = 64;
+
+/// The two answers to a prompt in a round: each of [`TIMES`] with the hash and without.
+type Sample = [[f64; 2]; TIMES.len()];
+
+/// Microseconds that the hash of a page takes on one core, its bytes coming from memory.
+fn page_micros(region: &Region, page_bytes: u64, round: u64) -> f64 {
+    let began = Instant::now();
+    for credit in 0..HASHED_PAGES {
+        let seed = PageSeed { session: round, credit, request: 1, place: 1 };
+        black_box(page_hash(region, credit * page_bytes, page_bytes, seed));
+    }
+    began.elapsed().as_secs_f64() * 1e6 / HASHED_PAGES as f64
+}
+
+fn ask(pair: &Pair, prompt: &[u32]) -> Result<(Vec<u32>, Value)> {
+    let answer = complete(&pair.frontend, &Value::from(prompt), TOKENS)?;
+    ensure!(answer.timings["disaggregated"] == true, "not handed over: {}", answer.timings);
+    Ok((answer.ids, answer.timings))
+}
+
+/// Quartiles by nearest rank.
+fn quartiles(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_unstable_by(f64::total_cmp);
+    [0.25, 0.5, 0.75].map(|q| values[((values.len() - 1) as f64 * q).round() as usize])
+}
+
+/// The median of the differences, and the range that holds the true one with 95 % confidence: how many of `n` differences are
+/// below it is a binomial of one half, so the ranks are 1.96 √n / 2 to either side of the middle.
+fn difference(both: &[[f64; 2]]) -> [f64; 3] {
+    let mut differences: Vec<f64> = both.iter().map(|[on, off]| on - off).collect();
+    differences.sort_unstable_by(f64::total_cmp);
+    let (n, last) = (differences.len() as f64, differences.len() - 1);
+    let reach = 0.98 * n.sqrt();
+    let low = (n / 2.0 - reach).floor().max(0.0) as usize;
+    let high = ((n / 2.0 + reach).ceil() as usize).min(last);
+    [differences[low], differences[last.div_ceil(2)], differences[high]]
+}
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |default| arguments.next().map_or(Ok(default), |text| text.parse::<usize>());
+    let (pairs, rounds) = (number(3).context("pairs")?, number(20).context("rounds")?);
+    ensure!(pairs > 0 && rounds > 0, "at least one pair and one round");
+    let words = prompts()?.into_iter().map(|prompt| prompt.prompt_ids).max_by_key(Vec::len);
+    let words = words.context("a prompt")?;
+    let mut samples: [Vec<Sample>; LENGTHS.len()] = Default::default();
+    let (mut pages, mut page_bytes, mut alone) = ([0; LENGTHS.len()], 0, Vec::new());
+    for _ in 0..pairs {
+        let kinds =
+            [Pair::start(&["transport.page_hash=true"])?, Pair::start(&["transport.page_hash=false"])?];
+        // First touches of both pools, and of the engines' memory.
+        for pair in &kinds {
+            let (_, timings) = ask(pair, &words)?;
+            let of = |key: &str| timings[key].as_u64().context("a count");
+            page_bytes = of("bytes")? / of("pages")?;
+        }
+        let region = Region::host((page_bytes * HASHED_PAGES) as usize);
+        for round in 0..rounds {
+            for (n, length) in LENGTHS.into_iter().enumerate() {
+                let (first, prompt) = (round % 2, &words[..length]);
+                let mut answers = [ask(&kinds[first], prompt)?, ask(&kinds[1 - first], prompt)?];
+                answers.rotate_left(first);
+                let [(ids, on), (other_ids, off)] = answers;
+                ensure!(ids == other_ids, "{length} tokens: other words without the hash");
+                let ms = |timings: &Value, key: &str| timings[key].as_f64().context("a duration");
+                let mut sample = Sample::default();
+                for ((_, key), both) in TIMES.iter().zip(&mut sample) {
+                    *both = [ms(&on, key)?, ms(&off, key)?];
+                }
+                samples[n].push(sample);
+                pages[n] = on["pages"].as_u64().context("pages")?;
+            }
+            alone.push(page_micros(&region, page_bytes, round as u64));
+        }
+    }
+    println!("{pairs} pairs of each kind, {rounds} rounds each, pages of {page_bytes} bytes");
+    report(&samples, pages, alone);
+    Ok(())
+}
+
+fn report(samples: &[Vec<Sample>], pages: [u64; LENGTHS.len()], alone: Vec<f64>) {
+    let [low, micros, high] = quartiles(alone);
+    println!("the hash by itself: {micros:.0} µs a page on each side (quartiles {low:.0} to {high:.0})");
+    for ((samples, pages), length) in samples.iter().zip(pages).zip(LENGTHS) {
+        let alone = pages as f64 * micros / 1e3;
+        println!("\n{length} tokens, {pages} pages: {alone:.2} ms of hash on each side");
+        println!(
+            "{:<10} {:>24} {:>24} {:>28} {:>24} {:>12}",
+            "ms", "hash, quartiles", "none, quartiles", "cost, 95 %", "% of none", "by itself %"
+        );
+        for (n, (name, _)) in TIMES.iter().enumerate() {
+            let both: Vec<[f64; 2]> = samples.iter().map(|sample| sample[n]).collect();
+            let of = |kind: usize| quartiles(both.iter().map(|times| times[kind]));
+            let spread = |[low, middle, high]: [f64; 3]| format!("{middle:.2} ({low:.2}–{high:.2})");
+            let [low, cost, high] = difference(&both);
+            let percent = |ms: f64| 100.0 * ms / of(1)[1];
+            println!(
+                "{name:<10} {:>24} {:>24} {:>28} {:>24} {:>12.1}",
+                spread(of(0)),
+                spread(of(1)),
+                format!("{cost:+.2} ({low:+.2} to {high:+.2})"),
+                format!("{:+.1} ({:+.1} to {:+.1})", percent(cost), percent(low), percent(high)),
+                percent(alone)
+            );
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Many requests, few pages: a pool that cannot hold them all, behind rings of one, two and four pages.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use integration_tests::client::{Answer, complete, metrics};
+use integration_tests::fixtures::prompts;
+use integration_tests::process::{PATIENCE, Pair, start_local};
+use serde_json::Value;
+
+/// A page of the test model: 16 tokens, 30 layers, keys and values of 3 heads of 64 floats.
+const PAGE_BYTES: u64 = 16 * 30 * 2 * 3 * 64 * 4;
+const PAGE_TOKENS: usize = 16;
+const TOKENS: u32 = 8;
+/// Tokens of the prompts, in the order in which they come in. The one of 1500 needs 95 pages with its answer while those before it
+/// hold 77 of 112: it has to wait at the head of the line, and the next one behind it, for which there would be room, too.
+const LENGTHS: [usize; 16] = [400, 20, 450, 33, 250, 1500, 128, 300, 45, 350, 17, 100, 60, 81, 25, 64];
+/// Four prompts of 400 tokens and a little; all sixteen need 255 pages with their answers.
+const POOL_PAGES: u64 = 112;
+
+/// All of the fixtures' tokens, over and over; each prompt begins elsewhere in them.
+fn inputs() -> Result<Vec<Value>> {
+    let words: Vec<u32> = prompts()?.into_iter().flat_map(|prompt| prompt.prompt_ids).collect();
+    let prompt = |(n, length): (usize, &usize)| -> Vec<u32> {
+        words.iter().copied().cycle().skip(311 * n).take(*length).collect()
+    };
+    Ok(LENGTHS.iter().enumerate().map(prompt).map(Value::from).collect())
+}
+
+/// An answer, and when its first token came, as closely as can be said from outside: not before the one instant, not after the
+/// other.
+struct Answered {
+    answer: Answer,
+    first_token: (Instant, Instant),
+}
+
+/// Sends the prompts one after the other, each as soon as the one before has come in, and waits for all answers.
+fn ask_all(pair: &Pair, inputs: &[Value], ring_pages: u64) -> Result<Vec<Answered>> {
+    let address = &pair.frontend;
+    std::thread::scope(|scope| {
+        let mut clients = Vec::new();
+        for (n, input) in (1..).zip(inputs) {
+            let sent = Instant::now();
+            let client = scope.spawn(move || complete(address, input, TOKENS));
+            while metrics(address)?.get("baton_requests_taken_total")? < n {
+                ensure!(sent.elapsed() < PATIENCE, "request {n} does not come in");
+                std::thread::yield_now();
+            }
+            clients.push((client, sent, Instant::now()));
+        }
+        while clients.iter().any(|(client, ..)| !client.is_finished()) {
+            let outstanding = metrics(address)?.get("baton_pages_outstanding")?;
+            ensure!(outstanding <= ring_pages, "{outstanding} pages under credits");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let answered = |(client, sent, taken): (std::thread::ScopedJoinHandle<'_, Result<Answer>>, _, _)| {
+            let answer = client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+            let waited = answer.timings["first_token_ms"].as_f64().context("a duration")?;
+            let waited = Duration::from_secs_f64(waited / 1e3);
+            Ok(Answered { answer, first_token: (sent + waited, taken + waited) })
+        };
+        clients.into_iter().map(answered).collect()
+    })
+}
+
+/// Nobody starves: pages are promised first come, first served, and of the prompts that have theirs the shortest goes first. So
+/// nobody's first token waits for a longer request that came later.
+fn check_order(answered: &[Answered]) {
+    for (late, later) in answered.iter().enumerate() {
+        for (early, earlier) in answered[..late].iter().enumerate() {
+            let overtook = later.first_token.1 < earlier.first_token.0;
+            assert!(
+                !overtook || LENGTHS[late] < LENGTHS[early],
+                "request {late} of {} tokens overtook request {early} of {}",
+                LENGTHS[late],
+                LENGTHS[early]
+            );
+        }
+    }
+}
+
+/// Waits until a gauge says what it should.
+fn check_gauge(address: &str, name: &str, expect: u64) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while metrics(address)?.get(name)? != expect {
+        ensure!(Instant::now() < end, "{name} does not go back to {expect}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+#[test]
+fn sixteen_requests_through_tiny_rings_on_a_tight_pool() -> Result<()> {
+    let inputs = inputs()?;
+    let pages = |length: usize| length.div_ceil(PAGE_TOKENS) as u64;
+    let all_pages: u64 = LENGTHS.into_iter().map(pages).sum();
+    assert!(all_pages > 2 * POOL_PAGES);
+    let (local, alone) = start_local(&[])?;
+    let expect: Vec<Vec<u32>> =
+        inputs.iter().map(|input| Ok(complete(&alone, input, TOKENS)?.ids)).collect::<Result<_>>()?;
+    drop(local);
+    for ring_pages in [1, 2, 4] {
+        let ring = format!("ring.bytes={}", ring_pages * PAGE_BYTES);
+        let pool = format!("engine.kv_bytes={}", POOL_PAGES * PAGE_BYTES);
+        let pair = Pair::start(&[&ring, &pool])?;
+        let (receiver, sender) = (&*pair.frontend, &*pair.sender.address("http.port")?);
+        assert_eq!(metrics(receiver)?.get("baton_pages")?, POOL_PAGES);
+        let began = Instant::now();
+        let answered = ask_all(&pair, &inputs, ring_pages)?;
+        println!("ring of {ring_pages}: {:.1} s", began.elapsed().as_secs_f64());
+        for ((answered, expect), length) in answered.iter().zip(&expect).zip(LENGTHS) {
+            let (ids, timings) = (&answered.answer.ids, &answered.answer.timings);
+            assert_eq!(ids, expect, "{length} tokens through a ring of {ring_pages}: {timings}");
+            assert_eq!(timings["disaggregated"], true, "{length} tokens: {timings}");
+            assert_eq!(timings["pages"], pages(length), "{length} tokens: {timings}");
+        }
+        check_order(&answered);
+        for name in ["baton_pages_reserved", "baton_pages_live", "baton_pages_quarantined"] {
+            check_gauge(receiver, name, 0)?;
+        }
+        check_gauge(receiver, "baton_pages_outstanding", ring_pages)?;
+        check_gauge(sender, "baton_pages_live", 0)?;
+        check_gauge(sender, "baton_prefills_live", 0)?;
+        assert_eq!(metrics(receiver)?.get("baton_pages_adopted_total")?, all_pages);
+        assert_eq!(metrics(receiver)?.get("baton_recomputes_total")?, 0);
+        assert_eq!(metrics(receiver)?.get("baton_page_hash_mismatches_total")?, 0);
+    }
+    Ok(())
+}
