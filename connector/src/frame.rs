@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ring::{CreditNumber, PageIndex};
 use crate::transport::Descriptor;
+use crate::wire;
 
 /// Both sides must have the same.
 pub const PROTOCOL_VERSION: u32 = 4;
@@ -37,6 +38,7 @@ impl fmt::Display for Incarnation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     /// The model's name, for the sentence that says what differs.
+    #[serde(deserialize_with = "wire::text")]
     pub model: String,
     /// SHA-256 of the model's weights.
     pub fingerprint: [u8; 32],
@@ -49,6 +51,7 @@ pub struct Shape {
     /// Tokens in a page.
     pub page_tokens: u32,
     /// Element type of the KV cache, for example `f32`.
+    #[serde(deserialize_with = "wire::text")]
     pub dtype: String,
     /// Bytes of a page.
     pub page_bytes: u64,
@@ -173,9 +176,9 @@ pub enum Answer {
     /// The session is up.
     Welcome(Box<Welcome>),
     /// It is not, and never will be before somebody changes a setting; this sentence says which.
-    Refused(String),
+    Refused(#[serde(deserialize_with = "wire::text")] String),
     /// It is not now, for this reason; dialling again later may help.
-    Busy(String),
+    Busy(#[serde(deserialize_with = "wire::text")] String),
 }
 
 /// What the dialer needs to put pages.
@@ -205,6 +208,7 @@ pub enum Frame {
         /// Number of the first credit.
         first: CreditNumber,
         /// Pages that may now be written, in the order of their credits.
+        #[serde(deserialize_with = "wire::list")]
         pages: Vec<PageIndex>,
     },
     /// Receiver → sender: compute this prompt's KV and hand it over.
@@ -212,6 +216,7 @@ pub enum Frame {
         /// The receiver's number for the request.
         request: u64,
         /// Prompt token ids.
+        #[serde(deserialize_with = "wire::list")]
         prompt: Vec<u32>,
         /// Leading tokens whose KV the receiver has: a whole number of pages, less than all. They do not travel.
         resident: u32,
@@ -226,6 +231,7 @@ pub enum Frame {
     /// Sender → receiver: real bytes were moved over the lane, and the path may be used.
     LinkProbed {
         /// What carried them, for example `tcp/lo`.
+        #[serde(deserialize_with = "wire::text")]
         lane: String,
         /// Bytes moved in the measured part.
         bytes: u64,
@@ -243,6 +249,7 @@ pub enum Frame {
         owner: Option<PageOwner>,
         /// Hash of each page as [`page_hash`](crate::page_hash) defines it; empty for nobody's pages, and where both
         /// sides have agreed on none.
+        #[serde(deserialize_with = "wire::list")]
         hashes: Vec<u64>,
         /// From the request's first put to the flush that covers these pages.
         transfer_micros: u64,
@@ -261,6 +268,7 @@ pub enum Frame {
         /// Which request.
         request: u64,
         /// Why.
+        #[serde(deserialize_with = "wire::text")]
         reason: String,
     },
     /// Receiver → sender: this session's share of the ring. Unspent credits beyond it are to come back, which they do as

@@ -3,6 +3,8 @@
 //! Knows nothing of engines or actors. [`ring`] is pure; [`link`] speaks tokio TCP; everything that touches remote
 //! memory is behind [`transport::Transport`].
 
+#[cfg(test)]
+mod counting_allocator;
 pub mod frame;
 pub mod link;
 pub mod loopback;

@@ -10,6 +10,8 @@ pub(crate) mod queue;
 
 use serde::{Deserialize, Serialize};
 
+use crate::wire;
+
 /// A session's name inside one process; the caller chooses it and never uses it twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TransportSession(pub u64);
@@ -22,10 +24,13 @@ pub struct Ticket(pub u64);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
     /// The transport's name (`"ucx"`, `"loopback"`): the two sides must agree.
+    #[serde(deserialize_with = "wire::text")]
     pub transport: String,
     /// Opaque address of the session's worker; at most [`Descriptor::BLOB_BYTES_MAX`].
+    #[serde(deserialize_with = "wire::blob")]
     pub worker_address: Vec<u8>,
     /// Opaque key to the registered region; at most [`Descriptor::BLOB_BYTES_MAX`].
+    #[serde(deserialize_with = "wire::blob")]
     pub rkey: Vec<u8>,
     /// The region's base address in the receiving process.
     pub base: u64,

@@ -1,8 +1,14 @@
 //! The one file that knows how values become bytes: bincode 2, little-endian, fixed-width integers, bounded.
+//!
+//! Memory is taken for what has come, never for what a length claims: fields of variable length are read by [`list`],
+//! [`blob`] and [`text`].
+
+use std::fmt;
+use std::marker::PhantomData;
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Longest encoded value in bytes. A prompt of 250,000 tokens fits; a length that a hostile peer invents does not.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
@@ -50,7 +56,8 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, WireError> {
     Ok(bytes)
 }
 
-/// Decodes a value that fills `bytes` to the last one. Allocates no more than [`FRAME_BYTES_MAX`].
+/// Decodes a value that fills `bytes` to the last one. No allocation is longer than twice `bytes`, and all together are
+/// at most four times as long, a constant aside.
 ///
 /// # Errors
 /// [`WireError::Decode`] on anything else, random bytes included.
@@ -62,4 +69,37 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
         return Err(fail(format!("{} bytes are left over", bytes.len() - read)));
     }
     Ok(value)
+}
+
+/// Reads a list that grows with its items. Serde's own reservation is for as many as the length claims, up to 1 MiB.
+pub(crate) fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    struct Items<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Items<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while let Some(item) = items.next_element()? {
+                list.push(item);
+            }
+            Ok(list)
+        }
+    }
+
+    from.deserialize_seq(Items(PhantomData))
+}
+
+/// Reads bytes, and copies them when all are there.
+pub(crate) fn blob<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    <&[u8]>::deserialize(from).map(<[u8]>::to_vec)
+}
+
+/// Reads text, and copies it when all is there.
+pub(crate) fn text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    <&str>::deserialize(from).map(str::to_owned)
 }

@@ -1,0 +1,230 @@
+//! What a hostile peer may send: valid values of every kind, and what becomes of them in its hands.
+
+use connector::frame::{
+    Answer, Challenge, Frame, Hello, Incarnation, PROTOCOL_VERSION, PageOwner, Shape, Welcome,
+};
+use connector::ring::{CreditNumber, PageIndex};
+use connector::transport::Descriptor;
+use connector::wire::{self, FRAME_BYTES_MAX};
+
+/// SplitMix64: the same inputs for the same seed.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `end`, or 0.
+    pub(crate) fn below(&mut self, end: usize) -> usize {
+        if end == 0 { 0 } else { (self.next() % end as u64) as usize }
+    }
+
+    pub(crate) fn one_in(&mut self, times: usize) -> bool {
+        self.below(times) == 0
+    }
+
+    fn array<const N: usize>(&mut self) -> [u8; N] {
+        std::array::from_fn(|_| self.next() as u8)
+    }
+
+    /// A length: mostly a few, sometimes many, and once in a while as many as may be.
+    fn length(&mut self, many: usize, most: usize) -> usize {
+        match self.below(2000) {
+            0 => self.below(most + 1),
+            1..100 => self.below(many + 1),
+            _ => self.below(20),
+        }
+    }
+
+    fn list<T>(&mut self, most: usize, item: impl Fn(u64) -> T) -> Vec<T> {
+        (0..self.length(2000, most)).map(|_| item(self.next())).collect()
+    }
+
+    fn text(&mut self) -> String {
+        (0..self.length(300, 10_000)).map(|_| ['a', '\n', 'é', '漢', '\u{202e}'][self.below(5)]).collect()
+    }
+}
+
+pub(crate) fn shape() -> Shape {
+    Shape {
+        model: "m".into(),
+        fingerprint: [7; 32],
+        layers: 30,
+        kv_heads: 3,
+        head_dim: 64,
+        page_tokens: 16,
+        dtype: "f32".into(),
+        page_bytes: 737_280,
+        page_hash: true,
+    }
+}
+
+fn any_shape(random: &mut Random) -> Shape {
+    if random.one_in(2) {
+        return shape();
+    }
+    Shape { model: random.text(), fingerprint: random.array(), dtype: random.text(), ..shape() }
+}
+
+fn incarnation(random: &mut Random) -> Incarnation {
+    Incarnation {
+        pid: random.next() as u32,
+        start_ticks: random.next(),
+        boot: u128::from(random.next()) << 64 | u128::from(random.next()),
+        pid_namespace: random.next(),
+    }
+}
+
+pub(crate) fn challenge(random: &mut Random) -> Challenge {
+    Challenge { protocol: PROTOCOL_VERSION, nonce: random.array() }
+}
+
+pub(crate) fn hello(random: &mut Random) -> Hello {
+    Hello {
+        protocol: PROTOCOL_VERSION,
+        incarnation: incarnation(random),
+        line: random.next() as u32,
+        session: random.next(),
+        previous: random.next(),
+        previous_drained: random.one_in(2),
+        shape: any_shape(random),
+        nonce: random.array(),
+        proof: random.one_in(2).then(|| random.array()),
+    }
+}
+
+pub(crate) fn welcome(random: &mut Random) -> Welcome {
+    Welcome {
+        incarnation: incarnation(random),
+        shape: any_shape(random),
+        descriptor: Descriptor {
+            transport: random.text(),
+            worker_address: random.list(Descriptor::BLOB_BYTES_MAX, |word| word as u8),
+            rkey: random.list(Descriptor::BLOB_BYTES_MAX, |word| word as u8),
+            base: random.next(),
+            bytes: random.next(),
+        },
+        ring_pages: random.next() as u32,
+        proof: random.one_in(2).then(|| random.array()),
+    }
+}
+
+pub(crate) fn answer(random: &mut Random) -> Answer {
+    match random.below(4) {
+        0 => Answer::Refused(random.text()),
+        1 => Answer::Busy(random.text()),
+        _ => Answer::Welcome(Box::new(welcome(random))),
+    }
+}
+
+pub(crate) fn frame(random: &mut Random) -> Frame {
+    let request = random.next();
+    match random.below(11) {
+        0 => Frame::Heartbeat,
+        1 => Frame::Goodbye,
+        2 => Frame::Grant {
+            first: CreditNumber(random.next()),
+            pages: random.list(65_536, |word| PageIndex(word as u32)),
+        },
+        3 => Frame::Prefill {
+            request,
+            prompt: random.list(250_000, |word| word as u32),
+            remaining_ms: random.next(),
+        },
+        4 => Frame::CancelPrefill { request },
+        5 => Frame::LinkProbed { lane: random.text(), bytes: random.next(), micros: random.next() },
+        6 => Frame::PageFilled {
+            first: CreditNumber(random.next()),
+            count: random.next() as u32,
+            owner: random.one_in(2).then(|| PageOwner { request, first_page: random.next() as u32 }),
+            hashes: random.list(65_536, |word| word),
+            transfer_micros: random.next(),
+        },
+        7 => Frame::PrefillFinished { request, token: random.next() as u32, prefill_micros: random.next() },
+        8 => Frame::PrefillFailed { request, reason: random.text() },
+        9 => Frame::RingShare { pages: random.next() as u32 },
+        _ => Frame::Leaving,
+    }
+}
+
+/// A valid encoding of one of the four kinds of values.
+pub(crate) fn valid(random: &mut Random) -> Vec<u8> {
+    match random.below(8) {
+        0 => encoded(&challenge(random)),
+        1 => encoded(&hello(random)),
+        2 | 3 => encoded(&answer(random)),
+        _ => encoded(&frame(random)),
+    }
+}
+
+/// What [`wire`] makes of a value that fits.
+pub(crate) fn encoded<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    wire::encode(value).expect("every length is below the wire's limit")
+}
+
+/// Bytes that look like an enum's first ones half of the time.
+pub(crate) fn noise(random: &mut Random) -> Vec<u8> {
+    let length = random.length(4096, FRAME_BYTES_MAX + 64);
+    let mut bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+    if let (Some(head), true) = (bytes.first_chunk_mut::<4>(), random.one_in(2)) {
+        *head = (random.below(12) as u32).to_le_bytes();
+    }
+    bytes
+}
+
+/// Damages `bytes` in one to four ways; `other` lends its parts.
+pub(crate) fn damage(random: &mut Random, bytes: &mut Vec<u8>, other: &[u8]) {
+    for _ in 0..=random.below(4) {
+        let at = random.below(bytes.len());
+        match random.below(8) {
+            0 => bytes.truncate(at),
+            1 => bytes.extend((0..random.length(64, 4096)).map(|_| random.next() as u8)),
+            2 => {
+                bytes.truncate(at);
+                bytes.extend(&other[random.below(other.len())..]);
+            }
+            3 => {
+                let end = at + random.below(bytes.len() - at);
+                bytes.drain(at..end);
+            }
+            4 if at < bytes.len() => bytes[at] = random.next() as u8,
+            5 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
+            _ => lie(random, bytes),
+        }
+    }
+}
+
+/// Makes what may be a length, in its eight bytes, a lie: nested ones too, since any offset may be one.
+fn lie(random: &mut Random, bytes: &mut [u8]) {
+    let word = |at: usize| bytes.get(at..)?.first_chunk().map(|word| u64::from_le_bytes(*word));
+    let from = random.below(bytes.len());
+    // The next eight bytes that could be a length, or any.
+    let likely = (from..bytes.len().min(from + 256))
+        .find(|at| word(*at).is_some_and(|length| length != 0 && length <= (bytes.len() - at - 8) as u64));
+    let at = if random.one_in(4) { from } else { likely.unwrap_or(from) };
+    let Some(length) = word(at) else { return };
+    let left = (bytes.len() - at - 8) as u64;
+    let limit = FRAME_BYTES_MAX as u64;
+    let lies = [
+        0,
+        length.wrapping_sub(1),
+        length.wrapping_add(1),
+        left,
+        left + 1,
+        left / 4 + 1,
+        limit - 8,
+        limit / 4,
+        limit / 8,
+        limit,
+        limit + 1,
+        1 << 32,
+        1 << 61,
+        1 << 63,
+        u64::MAX,
+    ];
+    bytes[at..at + 8].copy_from_slice(&lies[random.below(lies.len())].to_le_bytes());
+}

@@ -1,0 +1,135 @@
+//! Whole conversations over a socket pair, in which the peer sends what it likes and hangs up.
+
+use std::time::{Duration, Instant};
+
+use connector::frame::{Frame, Welcome};
+use connector::link::{Link, LinkError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::counting_allocator::allocated;
+use crate::inputs::{self, Random};
+use crate::{LINK_BYTES_MAX, Line, feed, violation};
+
+/// A link whose peer has hung up ends long before this.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Lets conversations take place for this long: `lines[0]` with a listener of ours, `lines[1]` with a dialer.
+pub(crate) fn converse_for(turn: Duration, random: &mut Random, lines: &mut [Line; 2]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
+    let end = Instant::now() + turn;
+    while Instant::now() < end {
+        for (dials, target) in [(false, "link that accepts"), (true, "link that dials")] {
+            let script = script(dials, random);
+            let (hello, welcome) = (inputs::hello(random), inputs::welcome(random));
+            feed(target, &script);
+            let line = &mut lines[usize::from(dials)];
+            let began = Instant::now();
+            let conversation = async {
+                let peer = peer(&listener, dials, &script);
+                let address = listener.local_addr().expect("bound").to_string();
+                let ours = async {
+                    if dials {
+                        let (link, _) = Link::dial(&address, hello, None).await?;
+                        return Ok(frames(link, &mut line.decoded).await);
+                    }
+                    let (stream, _) = listener.accept().await?;
+                    let (mut link, _) = Link::accept(stream, &inputs::shape(), None).await?;
+                    link.welcome(welcome).await?;
+                    Ok::<LinkError, LinkError>(frames(link, &mut line.decoded).await)
+                };
+                tokio::time::timeout(PATIENCE, async { tokio::join!(peer, ours) }).await
+            };
+            let (over, cost) = allocated(|| runtime.block_on(conversation));
+            if over.is_err() {
+                violation("the peer has hung up and the link goes on");
+            }
+            line.inputs += 1;
+            line.took += began.elapsed();
+            line.cost(cost);
+            if cost.largest > LINK_BYTES_MAX.0 || cost.peak > LINK_BYTES_MAX.1 {
+                violation(&format!("{cost:?} for a conversation of {} bytes", script.len()));
+            }
+        }
+    }
+}
+
+/// Reads frames until the link ends, which every link does.
+async fn frames(link: Link, read: &mut u64) -> LinkError {
+    let (_writer, mut reader) = link.split();
+    loop {
+        match reader.next().await {
+            Ok(_) => *read += 1,
+            Err(end) => return end,
+        }
+    }
+}
+
+/// Says all of the script, hangs up, and hears the other side out.
+async fn peer(listener: &TcpListener, listens: bool, script: &[u8]) -> std::io::Result<()> {
+    let mut socket =
+        if listens { listener.accept().await?.0 } else { TcpStream::connect(listener.local_addr()?).await? };
+    // Whoever is refused half-way closes the socket: then nothing more can be said.
+    let said = socket.write_all(script).await;
+    if said.is_ok() {
+        socket.shutdown().await?;
+        let mut heard = [0; 4096];
+        while socket.read(&mut heard).await? > 0 {}
+    }
+    Ok(())
+}
+
+/// Adds a value with its length in front.
+fn say(script: &mut Vec<u8>, value: &[u8]) {
+    script.extend((value.len() as u32).to_be_bytes());
+    script.extend(value);
+}
+
+/// What the peer says: its part of the handshake and some frames, damaged in places or not.
+fn script(listens: bool, random: &mut Random) -> Vec<u8> {
+    let mut script = Vec::new();
+    let mut values: Vec<Vec<u8>> = if listens {
+        let challenge = inputs::encoded(&inputs::challenge(random));
+        let answer = if random.one_in(8) {
+            inputs::encoded(&inputs::answer(random))
+        } else {
+            let fits = Welcome { shape: inputs::shape(), ..inputs::welcome(random) };
+            inputs::encoded(&connector::frame::Answer::Welcome(Box::new(fits)))
+        };
+        vec![challenge, answer]
+    } else {
+        let mut hello = inputs::hello(random);
+        if !random.one_in(8) {
+            hello.shape = inputs::shape();
+        }
+        vec![inputs::encoded(&hello)]
+    };
+    for _ in 0..random.below(12) {
+        let frame = match inputs::frame(random) {
+            Frame::Goodbye if !random.one_in(8) => Frame::Heartbeat,
+            frame => frame,
+        };
+        values.push(inputs::encoded(&frame));
+    }
+    let damaged = random.below(values.len() + 1);
+    if let Some(value) = values.get_mut(damaged) {
+        let other = inputs::valid(random);
+        inputs::damage(random, value, &other);
+    }
+    values.iter().for_each(|value| say(&mut script, value));
+    match random.below(4) {
+        // A length that its value does not have, up to one that no frame may have.
+        0 => {
+            let lies = [0, 1, 1 << 10, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 1 << 31, u32::MAX];
+            script.extend(lies[random.below(lies.len())].to_be_bytes());
+            script.extend(inputs::noise(random));
+        }
+        1 => {
+            let other = inputs::valid(random);
+            inputs::damage(random, &mut script, &other);
+        }
+        _ => {}
+    }
+    script
+}
