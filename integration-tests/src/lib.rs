@@ -7,5 +7,6 @@
 
 pub mod client;
 pub mod fixtures;
+pub mod kills;
 pub mod process;
 pub mod simulation;

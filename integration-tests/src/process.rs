@@ -177,7 +177,15 @@ pub struct Pair {
 /// # Errors
 /// It does not come up.
 pub fn start_receiver(sets: &[&str]) -> Result<Process> {
-    start_role("receiver", sets, &[])
+    start_receiver_with(sets, &[])
+}
+
+/// As [`start_receiver`], with these variables.
+///
+/// # Errors
+/// It does not come up.
+pub fn start_receiver_with(sets: &[&str], variables: &[(&str, &str)]) -> Result<Process> {
+    start_role("receiver", sets, variables)
 }
 
 fn start_role(role: &str, sets: &[&str], variables: &[(&str, &str)]) -> Result<Process> {
@@ -223,7 +231,7 @@ impl Pair {
     /// # Errors
     /// One does not come up.
     pub fn start_with(sets: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
-        let receiver = start_role("receiver", sets, variables)?;
+        let receiver = start_receiver_with(sets, variables)?;
         let sender = start_sender_with(&receiver, sets, variables)?;
         sender.wait_line(&["receiver ready"])?;
         receiver.wait_line(&["sender ready"])?;

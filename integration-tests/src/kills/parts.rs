@@ -1,0 +1,177 @@
+//! The two processes and the proxy between them: how they start, what happens to them, and when they are whole.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::Kill;
+use super::clients::DEADLINE;
+use super::proxy::Proxy;
+use crate::client::{Metrics, complete, get, metrics};
+use crate::fixtures::Prompt;
+use crate::process::{PATIENCE, Process, start_receiver_with};
+
+/// A pair whose link leads through a proxy.
+pub(super) struct Parts {
+    receiver: Process,
+    sender: Process,
+    proxy: Proxy,
+    frontend: String,
+    /// Settings of the receiver, so that another one takes its place.
+    settings: [String; 2],
+    /// `UCX_TLS`, if it is set.
+    lanes: Option<String>,
+    /// Credits outstanding when nothing is in flight.
+    ring_pages: u64,
+}
+
+impl Parts {
+    /// Starts them, and waits until pages can travel.
+    pub(super) fn start(lanes: Option<&str>) -> Result<Self> {
+        // Below the ports that the kernel gives to connections, so that it is free again after a kill; other benches of this
+        // machine begin elsewhere.
+        let first = 21_000 + (std::process::id() % 8000) as u16;
+        let mut ports = (first..29_000).chain(21_000..first);
+        let free = ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+        let settings = [
+            format!("request.deadline={}s", DEADLINE.as_secs()),
+            format!("link.port={}", free.context("a free port")?),
+        ];
+        let receiver = start_receiver(&settings, lanes)?;
+        let proxy = Proxy::start(receiver.address("link.port")?)?;
+        let sender = start_sender(&proxy, lanes)?;
+        receiver.wait_line(&["sender ready"])?;
+        let frontend = receiver.address("frontend.port")?;
+        let ring_pages = metrics(&frontend)?.get("baton_pages_outstanding")?;
+        ensure!(ring_pages > 0, "a ready sender has no credits");
+        let lanes = lanes.map(str::to_owned);
+        Ok(Self { receiver, sender, proxy, frontend, settings, lanes, ring_pages })
+    }
+
+    /// Where requests are handed over.
+    pub(super) fn frontend(&self) -> &str {
+        &self.frontend
+    }
+
+    pub(super) fn receiver_metrics(&self) -> Result<Metrics> {
+        metrics(&self.frontend).context("receiver")
+    }
+
+    pub(super) fn sender_metrics(&self) -> Result<Metrics> {
+        metrics(&self.sender.address("http.port")?).context("sender")
+    }
+
+    /// Prompts that the sender has and has not handed over.
+    pub(super) fn prefills_live(&self) -> Result<u64> {
+        self.sender_metrics()?.get("baton_prefills_live")
+    }
+
+    /// What both have logged and count.
+    pub(super) fn report(&self) -> String {
+        // One that is dead counts nothing.
+        let counts = |of: Result<Metrics>| of.map_or_else(|error| error.to_string(), |all| all.to_string());
+        format!(
+            "receiver:\n{}\n{}\nsender:\n{}\n{}",
+            self.receiver.log(),
+            counts(self.receiver_metrics()),
+            self.sender.log(),
+            counts(self.sender_metrics())
+        )
+    }
+
+    /// Lets it happen; clients leave by themselves.
+    pub(super) fn strike(&self, kill: Kill) -> Result<()> {
+        match kill {
+            Kill::Sender => self.sender.signal("-KILL")?,
+            Kill::Receiver => self.receiver.signal("-KILL")?,
+            Kill::SenderStops => self.sender.signal("-STOP")?,
+            Kill::LinkCloses => self.proxy.close(),
+            Kill::LinkStalls => self.proxy.stall(),
+            Kill::ClientsMidStream | Kill::ClientsMidPrefill => {}
+        }
+        Ok(())
+    }
+
+    /// Replaces what is dead, and lets go on what was stopped.
+    pub(super) fn mend(&mut self, kill: Kill) -> Result<()> {
+        match kill {
+            Kill::Sender => self.sender = start_sender(&self.proxy, self.lanes.as_deref())?,
+            Kill::Receiver => {
+                // Its ports are free when it is gone, which is a little after the kill.
+                self.receiver.wait()?;
+                self.receiver = start_receiver(&self.settings, self.lanes.as_deref())?;
+                self.frontend = self.receiver.address("frontend.port")?;
+            }
+            Kill::SenderStops => self.sender.signal("-CONT")?,
+            Kill::LinkCloses | Kill::LinkStalls => self.proxy.heal(),
+            Kill::ClientsMidStream | Kill::ClientsMidPrefill => {}
+        }
+        Ok(())
+    }
+
+    /// Waits until these two processes, and no others, hand over again, every page and credit is back, and both are well.
+    pub(super) fn until_whole(&self, prompt: &Prompt) -> Result<()> {
+        until("a request is handed over again", PATIENCE, || {
+            self.quarantine_is_said()?;
+            let answer = complete(&self.frontend, &prompt.input(), 2)?;
+            ensure!(prompt.ids.starts_with(&answer.ids), "wrong words with status 200: {:?}", answer.text);
+            let timings = answer.timings;
+            ensure!(timings["decode_pid"] == self.receiver.pid(), "another receiver: {timings}");
+            let handed_over = timings["disaggregated"] == true;
+            ensure!(!handed_over || timings["prefill_pid"] == self.sender.pid(), "another sender: {timings}");
+            Ok(handed_over)
+        })?;
+        until("every page and credit is back", PATIENCE, || {
+            self.quarantine_is_said()?;
+            let (receiver, sender) = (self.receiver_metrics()?, self.sender_metrics()?);
+            let mismatches = receiver.get("baton_page_hash_mismatches_total")?;
+            ensure!(mismatches == 0, "{mismatches} pages were not what their sender put");
+            Ok(receiver.get("baton_pages_reserved")? == 0
+                && receiver.get("baton_pages_live")? == 0
+                && receiver.get("baton_pages_quarantined")? == 0
+                && receiver.get("baton_pages_outstanding")? == self.ring_pages
+                && sender.get("baton_pages_live")? == 0
+                && sender.get("baton_prefills_live")? == 0)
+        })?;
+        let senders = self.sender.address("http.port")?;
+        for (address, process) in [(&self.frontend, &self.receiver), (&senders, &self.sender)] {
+            let (status, health) = get(address, "/health")?;
+            let well = status == 200 && health["status"] == "ok" && health["pid"] == process.pid();
+            ensure!(well, "process {}: {status} {health}", process.pid());
+        }
+        Ok(())
+    }
+
+    /// Pages that wait for proof are on `/health`.
+    pub(super) fn quarantine_is_said(&self) -> Result<()> {
+        let waiting = || Ok::<_, anyhow::Error>(self.receiver_metrics()?.get("baton_pages_quarantined")? > 0);
+        let before = waiting()?;
+        let (_, health) = get(&self.frontend, "/health")?;
+        // They may have been proved harmless in between.
+        let said = health["status"] == "degraded" || !before || !waiting()?;
+        ensure!(said, "pages wait for proof, and /health says {health}");
+        Ok(())
+    }
+}
+
+fn start_receiver(settings: &[String; 2], lanes: Option<&str>) -> Result<Process> {
+    let variables: Vec<_> = lanes.map(|lanes| ("UCX_TLS", lanes)).into_iter().collect();
+    start_receiver_with(&settings.each_ref().map(String::as_str), &variables)
+}
+
+fn start_sender(proxy: &Proxy, lanes: Option<&str>) -> Result<Process> {
+    let variables: Vec<_> = lanes.map(|lanes| ("UCX_TLS", lanes)).into_iter().collect();
+    let peers = format!("link.peers={}", proxy.address());
+    Process::start(&["--role", "sender", "--set", "http.port=0", "--set", &peers], &variables)
+}
+
+/// Asks again and again whether it holds, and fails after `limit`.
+pub(super) fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + limit;
+    while !holds()? {
+        ensure!(Instant::now() < end, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! A pair outlives everything that can happen to its parts: a short run of what `examples/kills.rs` measures.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use integration_tests::kills::{Bench, IN_FLIGHT, Kill, Limits};
+use integration_tests::process::PATIENCE;
+
+#[test]
+fn every_death_is_local_and_the_pair_becomes_whole() -> Result<()> {
+    let limits = Limits { accounted: PATIENCE, stop: Duration::from_secs(4) };
+    let mut bench = Bench::start(1, None, limits)?;
+    for kill in [Kill::ALL, Kill::ALL].concat() {
+        let outcome = bench.round(kill);
+        let round = outcome.with_context(|| format!("{kill:?}\n{}", bench.report()))?;
+        assert_eq!(round.right + round.failed + round.left, IN_FLIGHT, "{kill:?}: {round:?}");
+    }
+    Ok(())
+}
