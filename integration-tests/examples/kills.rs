@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use integration_tests::kills::{Bench, IN_FLIGHT, Kill, Limits, Round};
+use integration_tests::kills::{Bench, Kill, Round, Terms};
 
 fn median_and_worst(rounds: &[Round], of: impl Fn(&Round) -> Option<Duration>) -> String {
     let mut times: Vec<u128> = rounds.iter().filter_map(of).map(|time| time.as_millis()).collect();
@@ -47,9 +47,9 @@ fn main() -> Result<()> {
     let rounds: usize = arguments.next().map_or(Ok(10), |text| text.parse()).context("rounds")?;
     let seed: u64 = arguments.next().map_or(Ok(1), |text| text.parse()).context("seed")?;
     let lanes = arguments.next();
-    let limits = Limits { accounted: Duration::from_secs(2), stop: Duration::from_secs(10) };
-    let mut bench = Bench::start(seed, lanes.as_deref(), limits)?;
-    println!("{rounds} rounds of each, {IN_FLIGHT} requests in flight, seed {seed}");
+    let terms = Terms { in_flight: 8, accounted: Duration::from_secs(2), stop: Duration::from_secs(10) };
+    let mut bench = Bench::start(seed, lanes.as_deref(), terms)?;
+    println!("{rounds} rounds of each, {} requests in flight, seed {seed}", terms.in_flight);
     let mut results = Kill::ALL.map(|kill| (kill, Vec::new()));
     for number in 1..=rounds {
         for (kill, done) in &mut results {

@@ -1,7 +1,7 @@
 //! What becomes of a pair when its parts die at random moments: one round at a time, for `examples/kills.rs` and
 //! `tests/kills.rs`.
 //!
-//! A round asks for eight answers, lets something happen, watches what the survivors do about it, mends it, and waits until
+//! A round asks for some answers, lets something happen, watches what the survivors do about it, mends it, and waits until
 //! the pair is whole. Every outcome that is not allowed is an error; how long the allowed ones took is the result.
 
 mod clients;
@@ -19,8 +19,6 @@ use crate::process::PATIENCE;
 use clients::{Leaving, Waiting};
 use parts::{Parts, until};
 
-/// Requests in flight when it happens.
-pub const IN_FLIGHT: usize = 8;
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kill {
@@ -62,9 +60,11 @@ impl Kill {
     }
 }
 
-/// How long things may take.
+/// How much is at stake, and how long things may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct Terms {
+    /// Requests in flight when it happens.
+    pub in_flight: usize,
     /// From the moment at which a death can be known to the moment at which nothing waits for the dead any more.
     pub accounted: Duration,
     /// How long a stopped sender stays so, at least.
@@ -99,7 +99,7 @@ pub struct Bench {
     /// With answers that no rounding decides.
     short: Vec<Prompt>,
     long: Vec<Prompt>,
-    limits: Limits,
+    terms: Terms,
     random: u64,
 }
 
@@ -109,7 +109,7 @@ impl Bench {
     ///
     /// # Errors
     /// It does not come up.
-    pub fn start(seed: u64, lanes: Option<&str>, limits: Limits) -> Result<Self> {
+    pub fn start(seed: u64, lanes: Option<&str>, terms: Terms) -> Result<Self> {
         let mut short = prompts()?;
         short.retain(|prompt| prompt.near_ties.is_empty());
         let mut long = short.clone();
@@ -118,7 +118,7 @@ impl Bench {
         ensure!(!short.is_empty() && !long.is_empty(), "the fixture has prompts of both lengths");
         let parts = Parts::start(lanes)?;
         parts.until_whole(&short[0])?;
-        Ok(Self { parts, short, long, limits, random: seed })
+        Ok(Self { parts, short, long, terms, random: seed })
     }
 
     /// What both processes have logged and count, for whoever has to find out why a round failed.
@@ -146,7 +146,7 @@ impl Bench {
 
     fn choose(&mut self, from: fn(&Self) -> &[Prompt]) -> Vec<Prompt> {
         let choice = from(self).len() as u64;
-        let chosen: Vec<_> = (0..IN_FLIGHT).map(|_| self.random(choice) as usize).collect();
+        let chosen: Vec<_> = (0..self.terms.in_flight).map(|_| self.random(choice) as usize).collect();
         chosen.into_iter().map(|n| from(self)[n].clone()).collect()
     }
 
@@ -172,13 +172,13 @@ impl Bench {
         round.settled = Some(struck.elapsed());
         if kill == Kill::Receiver {
             round.accounted = struck.elapsed();
-            ensure!(round.accounted <= self.limits.accounted, "clients heard after {:?}", round.accounted);
+            ensure!(round.accounted <= self.terms.accounted, "clients heard after {:?}", round.accounted);
         } else {
             round.again = self.parts.receiver_metrics()?.get(again)? - before;
             self.parts.quarantine_is_said()?;
         }
         if kill == Kill::SenderStops {
-            std::thread::sleep(self.limits.stop.saturating_sub(struck.elapsed()));
+            std::thread::sleep(self.terms.stop.saturating_sub(struck.elapsed()));
         }
         Ok(round)
     }
@@ -194,7 +194,7 @@ impl Bench {
             .map(|prompt| Leaving::ask(address, &prompt.prompt_ids, if long { 200 } else { 600 }))
             .collect::<Result<_>>()?;
         if long {
-            let all = || Ok(self.parts.prefills_live()? == IN_FLIGHT as u64);
+            let all = || Ok(self.parts.prefills_live()? == self.terms.in_flight as u64);
             until("all prompts are with the sender", PATIENCE, all)?;
         } else {
             clients.iter_mut().try_for_each(Leaving::read_a_token)?;
@@ -213,9 +213,9 @@ impl Bench {
         let more = |name| Ok::<_, anyhow::Error>(after.get(name)? - before.get(name)?);
         let (cut, over) = (more("baton_requests_aborted_total")?, more("baton_requests_finished_total")?);
         // On a busy machine the first stream may be over before the last one begins.
-        let all = cut > 0 && cut + over == IN_FLIGHT as u64;
+        let all = cut > 0 && cut + over == self.terms.in_flight as u64;
         ensure!(all, "{cut} requests were ended by their clients, and {over} ended before");
-        Ok(Round { left: IN_FLIGHT, accounted, ..Round::default() })
+        Ok(Round { left: self.terms.in_flight, accounted, ..Round::default() })
     }
 
     /// Waits until no survivor has anything left for what is dead: see [`Round::accounted`].
@@ -237,7 +237,7 @@ impl Bench {
             names.iter().try_fold(true, |all, name| Ok(all && metrics.get(name)? == 0))
         };
         let known = since + if kill.is_silent() { SILENCE } else { Duration::ZERO };
-        let limit = (known + self.limits.accounted).saturating_duration_since(Instant::now());
+        let limit = (known + self.terms.accounted).saturating_duration_since(Instant::now());
         until("the survivors have done with what is dead", limit, || {
             Ok(nothing(&|| self.parts.receiver_metrics(), at_receiver)?
                 && nothing(&|| self.parts.sender_metrics(), at_sender)?)

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use integration_tests::kills::{Bench, IN_FLIGHT, Kill, Limits};
+use integration_tests::kills::{Bench, Kill, Terms};
 use integration_tests::process::PATIENCE;
 
 #[test]
 fn every_death_is_local_and_the_pair_becomes_whole() -> Result<()> {
-    let limits = Limits { accounted: PATIENCE, stop: Duration::from_secs(4) };
-    let mut bench = Bench::start(1, None, limits)?;
+    let terms = Terms { in_flight: 4, accounted: PATIENCE, stop: Duration::from_secs(4) };
+    let mut bench = Bench::start(1, None, terms)?;
     for kill in [Kill::ALL, Kill::ALL].concat() {
         let outcome = bench.round(kill);
         let round = outcome.with_context(|| format!("{kill:?}\n{}", bench.report()))?;
-        assert_eq!(round.right + round.failed + round.left, IN_FLIGHT, "{kill:?}: {round:?}");
+        assert_eq!(round.right + round.failed + round.left, terms.in_flight, "{kill:?}: {round:?}");
     }
     Ok(())
 }
