@@ -3,8 +3,14 @@
 //!
 //! It runs on actix-web's worker threads. A request takes a permit of the process's one pool, opens its stream, and is sent
 //! to the proxy as [`Generate`]; tokens come back through [`Streams`], which bounds them by the request's own
-//! `max_tokens`. A client that leaves, at any moment, drops the request's guard, and that sends [`AbortRequest`]. Every wait
-//! ends: for the proxy after seconds, for tokens at the request's deadline.
+//! `max_tokens`. A client that leaves, at any moment, drops the request's guard, and that sends [`AbortRequest`].
+//!
+//! Every wait ends, and everything that piles up is bounded:
+//! - for a client's requests: by [`Limits`], which also bounds how many clients there are;
+//! - for a permit: not at all; none free is 429, because a client waits better than a queue does;
+//! - for a thread to tokenise on: at most a job a permit waits, until the request's deadline;
+//! - for the proxy: five seconds;
+//! - for tokens: until the request's deadline, which the decoder keeps, and `grace` for a decoder that is gone.
 
 mod access_log;
 mod admission;
@@ -12,6 +18,7 @@ mod api_error;
 mod chat_template;
 mod fields;
 mod handlers;
+mod limits;
 mod model_text;
 mod openai;
 mod reply;
@@ -34,6 +41,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 pub use chat_template::{ChatTemplate, Message};
+pub use limits::Limits;
 pub use model_text::{ModelText, TextError};
 pub use served_model::ServedModel;
 pub use tokenizer::{Detokenizer, Tokenizer};
@@ -50,8 +58,10 @@ pub struct Frontend {
     pub model: Arc<ServedModel>,
     /// Where requests on this port may be prefilled.
     pub route: Route,
-    /// How long a request may take.
+    /// How long a request may take, from its admission.
     pub deadline: Duration,
+    /// What clients may not exceed.
+    pub limits: Limits,
     /// The process's one pool of permits. Closed, it answers 503: the process is ending.
     pub permits: Arc<Semaphore>,
     /// Asked at each `/health`; answers from memory.
@@ -167,6 +177,7 @@ impl Frontend {
     /// What the system says against listening.
     pub fn serve(self, listener: TcpListener, workers: usize) -> io::Result<Server> {
         let drain_s = self.drain.as_secs_f64().ceil() as u64;
+        let limits = self.limits;
         let frontend = web::Data::new(self);
         let server = HttpServer::new(move || {
             App::new()
@@ -204,6 +215,9 @@ impl Frontend {
             .disable_signals()
             // A client that half-closes is gone: its request must end although it could still read.
             .h1_allow_half_closed(false)
+            .client_request_timeout(limits.head)
+            .keep_alive(limits.idle)
+            .max_connections(limits.connections)
             .shutdown_timeout(drain_s)
             .listen(listener)?
             .run())

@@ -22,7 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 
 use crate::config::{Config, Role};
-use crate::frontend::{Frontend, Health, ServedModel, bind};
+use crate::frontend::{Frontend, Health, Limits, ServedModel, bind};
 
 /// The sockets of a process, taken before anything slow begins.
 struct Ports {
@@ -204,6 +204,7 @@ fn port(
         model: model.clone(),
         route,
         deadline: config.request.deadline,
+        limits: limits(config),
         permits: permits.clone(),
         health: Arc::new(move || Health {
             status: if quarantined(&counters) == 0 { "ok" } else { "degraded" },
@@ -219,6 +220,12 @@ fn port(
         metrics: Arc::new(move || metrics.render()),
         drain: config.shutdown.drain + Duration::from_secs(2),
     }
+}
+
+/// Whoever may be admitted may be connected.
+fn limits(config: &Config) -> Limits {
+    let limits = Limits::default();
+    Limits { connections: limits.connections.max(config.request.concurrency), ..limits }
 }
 
 fn quarantined(counters: &Counters) -> u64 {

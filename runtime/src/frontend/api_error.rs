@@ -59,6 +59,10 @@ impl ApiError {
         if [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&self.status) {
             response.insert_header((RETRY_AFTER, "1"));
         }
+        if self.status == StatusCode::REQUEST_TIMEOUT {
+            // What the client still sends is nobody's next request.
+            response.force_close();
+        }
         response.content_type("application/json").body(self.body())
     }
 
@@ -67,6 +71,7 @@ impl ApiError {
             StatusCode::BAD_REQUEST => "BadRequestError",
             StatusCode::NOT_FOUND => "NotFoundError",
             StatusCode::METHOD_NOT_ALLOWED => "MethodNotAllowedError",
+            StatusCode::REQUEST_TIMEOUT => "RequestTimeoutError",
             StatusCode::PAYLOAD_TOO_LARGE => "PayloadTooLargeError",
             StatusCode::UNSUPPORTED_MEDIA_TYPE => "UnsupportedMediaTypeError",
             StatusCode::TOO_MANY_REQUESTS => "TooManyRequestsError",

@@ -7,9 +7,10 @@ use actix::MailboxError;
 use actix_web::error::PayloadError;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{FromRequest, HttpRequest, HttpResponse, web};
 use actors::request::{Generate, RequestError, RequestId, StreamEvent};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::{timeout, timeout_at};
 use tracing::warn;
 
 use super::Frontend;
@@ -34,13 +35,16 @@ const READ_HERE_BYTES_MAX: usize = 4 << 10;
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Shared = web::Data<Frontend>;
-type Body = Result<web::Bytes, actix_web::Error>;
 
-pub(super) async fn completions(frontend: Shared, request: HttpRequest, body: Body) -> HttpResponse {
+pub(super) async fn completions(frontend: Shared, request: HttpRequest, body: web::Payload) -> HttpResponse {
     generate(Kind::Completion, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
 }
 
-pub(super) async fn chat_completions(frontend: Shared, request: HttpRequest, body: Body) -> HttpResponse {
+pub(super) async fn chat_completions(
+    frontend: Shared,
+    request: HttpRequest,
+    body: web::Payload,
+) -> HttpResponse {
     generate(Kind::Chat, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
 }
 
@@ -74,8 +78,13 @@ pub(super) fn only(method: &'static str) -> impl Fn(HttpRequest) -> std::future:
     }
 }
 
-/// The body's bytes, if it is JSON of a size that is taken.
-fn json_body(request: &HttpRequest, body: Body) -> Result<web::Bytes, ApiError> {
+/// The body's bytes, if it is JSON of a size that is taken and comes within `period`. Holds no permit: at most a body for each
+/// connection.
+async fn json_body(
+    request: &HttpRequest,
+    body: web::Payload,
+    period: Duration,
+) -> Result<web::Bytes, ApiError> {
     if let Some(content_type) = request.headers().get(CONTENT_TYPE) {
         let essence = content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
         if !essence.eq_ignore_ascii_case("application/json") && !essence.is_empty() {
@@ -83,7 +92,12 @@ fn json_body(request: &HttpRequest, body: Body) -> Result<web::Bytes, ApiError> 
             return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
         }
     }
-    body.map_err(|error| match error.as_error::<PayloadError>() {
+    let bytes = web::Bytes::from_request(request, &mut body.into_inner());
+    let late = |_| {
+        let message = format!("body did not arrive within {period:?}; send all of it at once");
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
+    };
+    timeout(period, bytes).await.map_err(late)?.map_err(|error| match error.as_error::<PayloadError>() {
         Some(PayloadError::Overflow) => ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("body is larger than {BODY_BYTES_MAX} bytes; send a shorter prompt"),
@@ -92,11 +106,18 @@ fn json_body(request: &HttpRequest, body: Body) -> Result<web::Bytes, ApiError> 
     })
 }
 
-/// Parses, renders and tokenises; a body of any length off the worker, whose other streams go on meanwhile.
-async fn read(kind: Kind, body: web::Bytes, model: &Arc<ServedModel>) -> Result<Ask, ApiError> {
+/// Parses, renders and tokenises; a body of any length off the worker, whose other streams go on meanwhile. The permit goes
+/// along and comes back: it is not free before the work is done, even if the client has left, so no more work waits for a
+/// thread than there are permits.
+async fn read(
+    kind: Kind,
+    body: web::Bytes,
+    model: &Arc<ServedModel>,
+    permit: OwnedSemaphorePermit,
+) -> Result<(Ask, OwnedSemaphorePermit), ApiError> {
     let model = Arc::clone(model);
     let long = body.len() > READ_HERE_BYTES_MAX;
-    let read = move || Ask::read(kind, &Fields::parse(&body)?, &model);
+    let read = move || Ok((Ask::read(kind, &Fields::parse(&body)?, &model)?, permit));
     if !long {
         return read();
     }
@@ -108,11 +129,18 @@ async fn generate(
     kind: Kind,
     frontend: Arc<Frontend>,
     http: HttpRequest,
-    body: Body,
+    body: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let body = json_body(&http, body)?;
+    let body = json_body(&http, body, frontend.limits.body).await?;
     let permit = permit(&frontend.permits)?;
-    let ask = read(kind, body, &frontend.model).await?;
+    let deadline = Instant::now() + frontend.deadline;
+    let (ask, permit) = match timeout_at(deadline.into(), read(kind, body, &frontend.model, permit)).await {
+        Ok(read) => read?,
+        Err(_) => {
+            let deadline_ms = frontend.deadline.as_millis() as u64;
+            return Err(RequestError::Deadline { deadline_ms }.into());
+        }
+    };
     let wanted = http.headers().get("x-request-id").and_then(|id| id.to_str().ok());
     let head = Head {
         kind,
@@ -122,14 +150,17 @@ async fn generate(
     };
     let (live, source) =
         Live::open(next_request(), ask.max_tokens, &frontend.streams, &frontend.abort, permit);
-    let mut reply = submit(&frontend, &ask, live, source).await?;
+    let mut reply = submit(&frontend, &ask, live, source, deadline).await?;
 
     let Some(options) = ask.stream else {
         return whole(&head, &ask, reply).await;
     };
-    // Until the first token is here, a failure still gets an HTTP status of its own.
-    let first = reply.next().await.map_err(|error| failed(&head, reply.request(), error))?;
-    reply.unread(first);
+    let keep_alive = frontend.limits.keep_alive;
+    // For a while, a failure still gets an HTTP status of its own; then the response starts without a token.
+    if let Ok(first) = timeout(keep_alive, reply.next()).await {
+        let first = first.map_err(|error| failed(&head, reply.request(), error))?;
+        reply.unread(first);
+    }
     let shape = EventShape {
         head,
         prompt: ask.prompt,
@@ -140,7 +171,7 @@ async fn generate(
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream; charset=utf-8")
         .insert_header((CACHE_CONTROL, "no-cache"))
-        .streaming(events(shape, reply)))
+        .streaming(events(shape, reply, keep_alive)))
 }
 
 /// Hands the request to the proxy.
@@ -149,13 +180,14 @@ async fn submit(
     ask: &Ask,
     live: Live,
     source: mpsc::Receiver<StreamEvent>,
+    deadline: Instant,
 ) -> Result<Reply, ApiError> {
-    let deadline = Instant::now() + frontend.deadline;
     let rule =
         EndRule { max_tokens: ask.max_tokens, ignore_eos: ask.ignore_eos, eos: frontend.model.eos.clone() };
     let detokenizer = Detokenizer::new(Arc::clone(&frontend.model.tokenizer), ask.skip_special_tokens);
     // The reply holds the guard while the proxy decides: a client that leaves now still aborts its request.
-    let reply = Reply::new(live, source, rule, detokenizer, frontend.deadline, deadline);
+    let give_up = deadline + frontend.limits.grace;
+    let reply = Reply::new(live, source, rule, detokenizer, frontend.deadline, give_up);
     let generate = Generate {
         request: reply.request(),
         prompt: ask.prompt.as_slice().into(),

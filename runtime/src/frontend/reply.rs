@@ -1,6 +1,5 @@
 //! One live request, from the side that waits for its tokens.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use actix::Recipient;
@@ -10,10 +9,6 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout_at;
 
 use super::tokenizer::Detokenizer;
-
-/// How long past its deadline a request may stay silent before the frontend gives up on it by itself. The decoder owns
-/// the deadline; this is for a decoder that is gone.
-const GRACE: Duration = Duration::from_secs(2);
 
 /// Holds what a request occupies: its entry among the live streams (with its permit), and the work behind it. Dropped before the
 /// request has ended (the client is gone, the frontend gave up), it forgets the stream and sends [`AbortRequest`].
@@ -109,23 +104,25 @@ pub(super) struct Reply {
     live: Live,
     source: mpsc::Receiver<StreamEvent>,
     pieces: Pieces,
-    ready: VecDeque<Piece>,
-    deadline: Instant,
+    /// What was put back.
+    unread: Option<Piece>,
+    give_up: Instant,
     deadline_ms: u64,
 }
 
 impl Reply {
+    /// Waits for the request's events until `give_up`, a little after the deadline of `allowed`, which the decoder owns.
     pub(super) fn new(
         live: Live,
         source: mpsc::Receiver<StreamEvent>,
         rule: EndRule,
         detokenizer: Detokenizer,
         allowed: Duration,
-        deadline: Instant,
+        give_up: Instant,
     ) -> Self {
         let pieces = Pieces { rule, detokenizer, tokens: 0, held: None };
         let deadline_ms = allowed.as_millis() as u64;
-        Self { live, source, pieces, ready: VecDeque::new(), deadline, deadline_ms }
+        Self { live, source, pieces, unread: None, give_up, deadline_ms }
     }
 
     /// Which request.
@@ -138,14 +135,13 @@ impl Reply {
         self.live.ended = true;
     }
 
-    /// Waits for the next piece, at most until the deadline and a little longer. Not to be called again after the end.
+    /// Waits for the next piece, at most until it is time to give up. May be dropped and called again, but not after the end.
     pub(super) async fn next(&mut self) -> Result<Piece, RequestError> {
-        if let Some(piece) = self.ready.pop_front() {
+        if let Some(piece) = self.unread.take() {
             return Ok(piece);
         }
         loop {
-            let give_up = tokio::time::Instant::from_std(self.deadline + GRACE);
-            let event = match timeout_at(give_up, self.source.recv()).await {
+            let event = match timeout_at(self.give_up.into(), self.source.recv()).await {
                 Ok(Some(event)) => event,
                 // The sink was dropped without a terminal event: whoever held it is gone.
                 Ok(None) => return Err(RequestError::Aborted),
@@ -159,7 +155,7 @@ impl Reply {
 
     /// The next piece if it is already here.
     pub(super) fn next_now(&mut self) -> Option<Result<Piece, RequestError>> {
-        if let Some(piece) = self.ready.pop_front() {
+        if let Some(piece) = self.unread.take() {
             return Some(Ok(piece));
         }
         while let Ok(event) = self.source.try_recv() {
@@ -170,9 +166,9 @@ impl Reply {
         None
     }
 
-    /// Puts a piece back, to come first.
+    /// Puts the piece back that came last, to come first.
     pub(super) fn unread(&mut self, piece: Piece) {
-        self.ready.push_front(piece);
+        self.unread = Some(piece);
     }
 
     fn take(&mut self, event: StreamEvent) -> Result<Option<Piece>, RequestError> {

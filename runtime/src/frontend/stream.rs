@@ -1,14 +1,17 @@
 //! A streamed answer: server-sent events, framed and ordered as vLLM's.
 //!
 //! Each token is an event of its own. `finish_reason` rides on the last token's event; then comes the usage if it was asked
-//! for, and `[DONE]`. Tokens that are ready together go out in one write.
+//! for, and `[DONE]`. Tokens that are ready together go out in one write. Where nothing came for a while, a comment does, which
+//! clients skip: it shows proxies on the way that the stream lives, and the system whether the client's host does.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use actix_web::web::Bytes;
 use actors::request::RequestError;
 use futures_util::Stream;
 use futures_util::stream::unfold;
+use tokio::time::timeout;
 
 use super::access_log::log_end;
 use super::api_error::ApiError;
@@ -18,6 +21,13 @@ use super::response::{Delta, Head, TimingsReport, Usage};
 
 /// The last event of every stream.
 const DONE: &str = "[DONE]";
+
+/// A comment, as events are framed.
+const KEEP_ALIVE: &str = ": keep-alive\n\n";
+
+/// A write takes no further token beyond this. What is ready at once for a client that was slow may be a whole answer, and it
+/// is still there as tokens, which are smaller.
+const WRITE_BYTES: usize = 16 << 10;
 
 /// How a request wants its events.
 pub(super) struct EventShape {
@@ -37,18 +47,26 @@ struct Events {
     ended: bool,
 }
 
-/// The body of a streamed answer. Dropping it drops the request.
-pub(super) fn events(shape: EventShape, reply: Reply) -> impl Stream<Item = Result<Bytes, Infallible>> {
+/// The body of a streamed answer, silent for at most `keep_alive`. Dropping it drops the request.
+pub(super) fn events(
+    shape: EventShape,
+    reply: Reply,
+    keep_alive: Duration,
+) -> impl Stream<Item = Result<Bytes, Infallible>> {
     let events = Events { shape, reply, started: false, tokens: 0, ended: false };
-    unfold(events, |mut events| async move {
+    unfold(events, move |mut events| async move {
         if events.ended {
             return None;
         }
+        let Ok(piece) = timeout(keep_alive, events.reply.next()).await else {
+            return Some((Ok(Bytes::from_static(KEEP_ALIVE.as_bytes())), events));
+        };
         let mut out = String::new();
-        let mut next = Some(events.reply.next().await);
+        let mut next = Some(piece);
         while let Some(piece) = next {
             events.write(piece, &mut out);
-            next = if events.ended { None } else { events.reply.next_now() };
+            let full = events.ended || out.len() >= WRITE_BYTES;
+            next = if full { None } else { events.reply.next_now() };
         }
         Some((Ok(Bytes::from(out)), events))
     })

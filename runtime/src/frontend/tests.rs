@@ -1,13 +1,12 @@
+mod clients;
 mod harness;
-
-use std::io::{Read, Write};
 
 use actors::request::{Refused, RequestError};
 use serde_json::{Value, json};
 
 use super::model_text::testing::EOS;
 use super::*;
-use harness::{Script, Server, WAIT};
+use harness::{Script, Server, Setup, WAIT};
 
 /// `created` differs from run to run.
 fn dated(text: &str, created: &Value) -> String {
@@ -291,47 +290,21 @@ fn a_dropped_sink_is_a_failure_too() {
 
 #[test]
 fn a_silent_decoder_is_given_up_and_told() {
-    let server = Server::start_with(Script::Hold(0), Duration::from_millis(1));
-    server.refused("/v1/completions", r#"{"prompt": "a"}"#, 504, "", "deadline of 1 ms");
-    server.aborts.recv_timeout(WAIT).expect("the decoder hears of it");
-}
-
-#[test]
-fn a_client_that_leaves_aborts_its_request() {
-    for (script, stream) in [(Script::Hold(0), true), (Script::Hold(0), false), (Script::Hold(1), true)] {
-        let tokens = matches!(script, Script::Hold(1));
-        let server = Server::start(script);
-        let mut client = server.connect();
+    let limits = Limits { grace: Duration::from_millis(1), ..Limits::default() };
+    let deadline = Duration::from_millis(1);
+    let server = Server::start_with(Setup { deadline, limits, ..Setup::new(Script::Hold(0)) });
+    for stream in [true, false] {
         let body = json!({"prompt": "a", "stream": stream}).to_string();
-        write!(
-            client,
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .unwrap();
-        let request = server.accepted.recv_timeout(WAIT).expect("the request arrives");
-        if tokens {
-            let mut head = [0; 15];
-            client.read_exact(&mut head).unwrap();
-            assert_eq!(&head, b"HTTP/1.1 200 OK");
-        }
-        drop(client);
-        assert_eq!(server.aborts.recv_timeout(WAIT), Ok(request));
-        server.all_permits_return();
-        assert!(server.streams.is_empty());
+        server.refused("/v1/completions", &body, 504, "", "deadline of 1 ms");
+        server.aborts.recv_timeout(WAIT).expect("the decoder hears of it");
     }
 }
 
 #[test]
 fn a_full_house_answers_429() {
     let server = Server::start(Script::Hold(0));
-    let mut clients: Vec<_> = (0..harness::PERMITS).map(|_| server.connect()).collect();
-    for client in &mut clients {
-        client
-            .write_all(
-                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 15\r\n\r\n{\"prompt\": \"a\"}",
-            )
-            .unwrap();
+    let clients: Vec<_> = (0..harness::PERMITS).map(|_| server.ask("")).collect();
+    for _ in &clients {
         server.accepted.recv_timeout(WAIT).expect("the request arrives");
     }
     let response = server.send("/v1/completions", r#"{"prompt": "a"}"#, Some("application/json"));

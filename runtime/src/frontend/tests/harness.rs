@@ -1,5 +1,6 @@
 //! A frontend on a free port, with an actor behind it that plays a script in place of the proxy.
 
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
@@ -17,8 +18,9 @@ use tokio::sync::Semaphore;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
+use super::super::model_text::ModelText;
 use super::super::model_text::testing::{EOS, bytes_model};
-use super::super::{Frontend, Health, ServedModel, bind};
+use super::super::{Frontend, Health, Limits, ServedModel, bind};
 
 /// Longest wait for anything that must happen.
 pub(super) const WAIT: Duration = Duration::from_secs(20);
@@ -41,6 +43,21 @@ pub(super) enum Script {
     Refuse(Refused),
     /// Takes the request and drops its sink.
     Forget,
+}
+
+/// What a test wants of the server.
+pub(super) struct Setup {
+    pub(super) script: Script,
+    pub(super) deadline: Duration,
+    pub(super) limits: Limits,
+    pub(super) context_tokens: u32,
+}
+
+impl Setup {
+    pub(super) fn new(script: Script) -> Self {
+        let deadline = Duration::from_secs(600);
+        Self { script, deadline, limits: Limits::default(), context_tokens: 64 }
+    }
 }
 
 struct Echo {
@@ -123,10 +140,11 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn start(script: Script) -> Self {
-        Self::start_with(script, Duration::from_secs(600))
+        Self::start_with(Setup::new(script))
     }
 
-    pub(super) fn start_with(script: Script, deadline: Duration) -> Self {
+    pub(super) fn start_with(setup: Setup) -> Self {
+        let Setup { script, deadline, limits, context_tokens } = setup;
         let streams = Streams::default();
         let permits = Arc::new(Semaphore::new(PERMITS));
         let down = Arc::new(Mutex::new(None::<String>));
@@ -138,7 +156,8 @@ impl Server {
         let thread = std::thread::spawn(move || {
             System::new().block_on(async move {
                 let echo = echo.start();
-                let model = ServedModel::new(Path::new("/m/m.gguf"), &bytes_model(), None).unwrap();
+                let text = ModelText { context_tokens, ..bytes_model() };
+                let model = ServedModel::new(Path::new("/m/m.gguf"), &text, None).unwrap();
                 let frontend = Frontend {
                     generate: echo.clone().recipient(),
                     abort: echo.recipient(),
@@ -146,6 +165,7 @@ impl Server {
                     model: Arc::new(model),
                     route: Route::Auto,
                     deadline,
+                    limits,
                     permits: behind_permits,
                     health: Arc::new(move || Health {
                         status: "ok",
@@ -174,6 +194,19 @@ impl Server {
     pub(super) fn connect(&self) -> TcpStream {
         let client = TcpStream::connect(self.address).unwrap();
         client.set_read_timeout(Some(WAIT)).unwrap();
+        client
+    }
+
+    /// A connection that has sent a whole request to complete "a".
+    pub(super) fn ask(&self, more: &str) -> TcpStream {
+        self.ask_over(self.connect(), more)
+    }
+
+    fn ask_over(&self, mut client: TcpStream, more: &str) -> TcpStream {
+        let body = format!(r#"{{"prompt": "a"{more}}}"#);
+        let length = body.len();
+        write!(client, "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}")
+            .unwrap();
         client
     }
 
