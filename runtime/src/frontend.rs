@@ -6,16 +6,18 @@
 //! `max_tokens`. A client that leaves, at any moment, drops the request's guard, and that sends [`AbortRequest`].
 //!
 //! Every wait ends, and everything that piles up is bounded:
-//! - for a client's requests: by [`Limits`], which also bounds how many clients there are;
+//! - for a client, whatever it does or leaves undone, by [`Limits`], which also bounds how many there are;
 //! - for a permit: not at all; none free is 429, because a client waits better than a queue does;
 //! - for a thread to tokenise on: at most a job a permit waits, until the request's deadline;
 //! - for the proxy: five seconds;
-//! - for tokens: until the request's deadline, which the decoder keeps, and `grace` for a decoder that is gone.
+//! - for tokens: until the request's deadline, which the decoder keeps, and `grace` for a decoder that is gone;
+//! - for a client to take its answer: until the same moment. The decoder does not wait for it: the tokens lie in the stream.
 
 mod access_log;
 mod admission;
 mod api_error;
 mod chat_template;
+mod connection;
 mod fields;
 mod handlers;
 mod limits;
@@ -34,11 +36,15 @@ use std::time::Duration;
 
 use actix::Recipient;
 use actix_web::dev::Server;
+use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 use actors::request::{AbortRequest, Generate, Route};
 use actors::streams::Streams;
 use serde::Serialize;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::sync::Semaphore;
+
+use connection::{Connection, attend};
 
 pub use chat_template::{ChatTemplate, Message};
 pub use limits::Limits;
@@ -178,6 +184,7 @@ impl Frontend {
     pub fn serve(self, listener: TcpListener, workers: usize) -> io::Result<Server> {
         let drain_s = self.drain.as_secs_f64().ceil() as u64;
         let limits = self.limits;
+        notice_gone_hosts(&listener, limits.unanswered)?;
         let frontend = web::Data::new(self);
         let server = HttpServer::new(move || {
             App::new()
@@ -209,6 +216,7 @@ impl Frontend {
                         .default_service(web::to(handlers::only("GET"))),
                 )
                 .default_service(web::to(handlers::no_such_path))
+                .wrap(from_fn(attend))
         });
         Ok(server
             .workers(workers)
@@ -218,10 +226,22 @@ impl Frontend {
             .client_request_timeout(limits.head)
             .keep_alive(limits.idle)
             .max_connections(limits.connections)
+            .on_connect(Connection::accept(limits))
             .shutdown_timeout(drain_s)
             .listen(listener)?
             .run())
     }
+}
+
+/// Has the system reset connections whose other end neither answers nor takes bytes for this long. Accepted sockets inherit
+/// it.
+fn notice_gone_hosts(listener: &TcpListener, unanswered: Duration) -> io::Result<()> {
+    // The system's clock for probes ticks in seconds, and knows no zero.
+    let probe = (unanswered / 3).max(Duration::from_secs(1));
+    let socket = SockRef::from(listener);
+    // For what is sent; where nothing is (a whole answer is waited for), probes are.
+    socket.set_tcp_user_timeout(Some(unanswered))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(probe).with_interval(probe))
 }
 
 #[cfg(test)]

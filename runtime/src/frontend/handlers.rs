@@ -17,6 +17,7 @@ use super::Frontend;
 use super::access_log::log_end;
 use super::admission::{next_request, permit, public_id};
 use super::api_error::ApiError;
+use super::connection::Connection;
 use super::fields::Fields;
 use super::openai::{Ask, Kind};
 use super::reply::{EndRule, Live, Reply};
@@ -134,6 +135,9 @@ async fn generate(
     let body = json_body(&http, body, frontend.limits.body).await?;
     let permit = permit(&frontend.permits)?;
     let deadline = Instant::now() + frontend.deadline;
+    if let Some(connection) = Connection::of(&http) {
+        connection.admitted(deadline);
+    }
     let (ask, permit) = match timeout_at(deadline.into(), read(kind, body, &frontend.model, permit)).await {
         Ok(read) => read?,
         Err(_) => {

@@ -17,11 +17,15 @@ pub struct Limits {
     /// before a comment says that it lives. Most first tokens, and so most failures, come sooner and keep a status of their
     /// own; proxies on the way drop what is silent for 30 to 60 s.
     pub keep_alive: Duration,
+    /// How long sent bytes may stay unacknowledged, and how long a client may have no room for the next ones, before the system
+    /// resets the connection. By itself Linux sends them again for a quarter of an hour, and waits for room for ever. Long
+    /// enough for a change of network.
+    pub unanswered: Duration,
     /// How long past its deadline a request may stay silent before the frontend gives up on it by itself. The decoder owns
     /// the deadline; this is for a decoder that is gone.
     pub grace: Duration,
     /// Most connections of one HTTP worker; the next ones wait in the system's queue. The frontend's two workers and the node's
-    /// one, with a file descriptor a connection, stay well within the 1024 that a process usually may have open, so that clients
+    /// one, at two file descriptors a connection, stay within the 1024 that a process usually may have open, so that clients
     /// cannot take those of the link. Each may have one body of at most 8 MiB on its way.
     pub connections: usize,
 }
@@ -33,6 +37,7 @@ impl Default for Limits {
             body: Duration::from_secs(20),
             idle: Duration::from_secs(20),
             keep_alive: Duration::from_secs(5),
+            unanswered: Duration::from_secs(30),
             grace: Duration::from_secs(2),
             connections: 128,
         }

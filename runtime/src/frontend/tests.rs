@@ -359,3 +359,16 @@ fn a_port_in_use_names_the_key() {
     let error = bind("link.port", "192.0.2.1", 0).unwrap_err();
     assert!(error.to_string().starts_with("cannot listen on 192.0.2.1:0 (link.port): "), "{error}");
 }
+
+#[test]
+fn accepted_sockets_notice_that_their_client_is_gone() {
+    let listener = bind("frontend.port", "127.0.0.1", 0).unwrap();
+    notice_gone_hosts(&listener, Duration::from_secs(30)).unwrap();
+    let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    let accepted = SockRef::from(&accepted);
+    assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
+    assert!(accepted.keepalive().unwrap());
+    assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(10));
+    assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+}

@@ -3,10 +3,11 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actors::request::{FinishReason, RequestError, StreamEvent, Timings};
 use serde_json::{Value, json};
+use socket2::SockRef;
 use ureq::Body;
 use ureq::http::Response;
 
@@ -97,7 +98,12 @@ fn a_failure_after_the_start_comes_as_an_event() {
 #[test]
 fn a_body_that_does_not_come_is_answered_408() {
     let server = start(Script::Echo, Limits { body: SOON, ..Limits::default() });
-    for (framing, drip) in [("content-length: 900", None), ("content-length: 900", Some(" "))] {
+    for (framing, drip) in [
+        ("content-length: 900", None),
+        ("content-length: 900", Some(" ")),
+        // actix-http reads on after its answer, for as long as such a body lasts.
+        ("transfer-encoding: chunked", Some("1\r\n \r\n")),
+    ] {
         let mut client = server.connect();
         write!(client, "POST /v1/completions HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n").unwrap();
         let answer = std::thread::scope(|scope| {
@@ -119,6 +125,19 @@ fn a_body_that_does_not_come_is_answered_408() {
             "{framing} {drip:?}"
         );
         assert_eq!((&error["type"], &error["code"]), (&json!("RequestTimeoutError"), &json!(408)));
+    }
+}
+
+#[test]
+fn a_body_that_nobody_reads_ends_too() {
+    let short = Limits { head: SOON, idle: SOON, ..Limits::default() };
+    let server = start(Script::Echo, short);
+    let mut client = server.connect();
+    client.write_all(b"POST /health HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+    let end = Instant::now() + WAIT;
+    while client.write_all(b"1\r\n \r\n").is_ok() {
+        assert!(Instant::now() < end, "the server reads on");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -156,8 +175,8 @@ fn a_head_that_does_not_come_ends_its_connection() {
         let answer = rest(&mut client);
         assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     }
-    // After a request it is idle.
-    {
+    // After a request: idle, or in the midst of the next head.
+    for next in ["", "G"] {
         let mut client = server.connect();
         client.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
         let mut answer = Vec::new();
@@ -166,6 +185,7 @@ fn a_head_that_does_not_come_ends_its_connection() {
             client.read_exact(&mut byte).unwrap();
             answer.extend(byte);
         }
+        client.write_all(next.as_bytes()).unwrap();
         assert_eq!(rest(&mut client), "");
     }
 }
@@ -176,6 +196,7 @@ fn a_client_that_leaves_aborts_its_request() {
     enum Leave {
         Close,
         HalfClose,
+        Reset,
     }
     let check = |script: Script, stream: bool, limits: Limits, leave: Leave| {
         let started = stream && (matches!(script, Script::Hold(1)) || limits.keep_alive == SOON);
@@ -196,6 +217,11 @@ fn a_client_that_leaves_aborts_its_request() {
                 client.shutdown(Shutdown::Write).unwrap();
                 Some(client)
             }
+            Leave::Reset => {
+                SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+                drop(client);
+                None
+            }
         };
         assert_eq!(server.aborts.recv_timeout(WAIT), Ok(request), "{leave:?} stream {stream}");
         if let Some(mut client) = kept {
@@ -204,13 +230,102 @@ fn a_client_that_leaves_aborts_its_request() {
         server.all_permits_return();
         assert!(server.streams.is_empty());
     };
-    for leave in [Leave::Close, Leave::HalfClose] {
+    for leave in [Leave::Close, Leave::HalfClose, Leave::Reset] {
         let limits = Limits::default();
         check(Script::Hold(0), false, limits, leave);
         check(Script::Hold(0), true, limits, leave);
         check(Script::Hold(0), true, Limits { keep_alive: SOON, ..limits }, leave);
         check(Script::Hold(1), true, limits, leave);
     }
+}
+
+/// A server with little room in its sockets, and a client with little room too that has asked for much more than both, and
+/// reads none of it.
+fn never_reads(deadline: Duration, limits: Limits) -> (Server, TcpStream) {
+    let server = Server::start_with(Setup {
+        deadline,
+        limits,
+        context_tokens: 4096,
+        send_bytes: Some(4096),
+        ..Setup::new(Script::Tokens(vec![97]))
+    });
+    let client = server.ask_with_room(4096, r#", "stream": true, "max_tokens": 4000"#);
+    server.accepted.recv_timeout(WAIT).expect("the request arrives");
+    // Its tokens waited for nobody, and with the last one the permit was free.
+    server.all_permits_return();
+    assert!(server.streams.is_empty());
+    // Full is what no longer becomes fuller.
+    let mut had = 0;
+    loop {
+        std::thread::sleep(SOON);
+        match client.peek(&mut [0; 1 << 16]).unwrap() {
+            has if has == had => return (server, client),
+            has => had = has,
+        }
+    }
+}
+
+#[test]
+fn a_client_that_never_reads_is_cut_at_its_deadline() {
+    let limits = Limits { grace: SOON, ..Limits::default() };
+    for drips in [false, true] {
+        let (server, mut client) = never_reads(Duration::from_millis(300), limits);
+        let end = Instant::now() + WAIT;
+        let wait = Duration::from_millis(20);
+        // Nobody has read the answer's end, so its stream ends as one that is dropped.
+        while server.aborts.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+            assert!(Instant::now() < end, "it still holds its stream");
+            if drips {
+                client.read_exact(&mut [0]).unwrap();
+            }
+        }
+        assert!(!rest(&mut client).contains("[DONE]"));
+    }
+}
+
+#[test]
+fn a_client_that_takes_nothing_for_long_is_reset() {
+    let limits = Limits { unanswered: Duration::from_millis(500), ..Limits::default() };
+    let (server, client) = never_reads(WAIT * 10, limits);
+    server.aborts.recv_timeout(WAIT).expect("the stream ends");
+    drop(client);
+}
+
+#[test]
+fn a_client_that_never_reads_may_half_close_too() {
+    let (server, client) = never_reads(WAIT * 10, Limits::default());
+    client.shutdown(Shutdown::Write).unwrap();
+    server.aborts.recv_timeout(WAIT).expect("the stream ends");
+    drop(client);
+}
+
+#[test]
+fn a_client_that_sends_on_while_it_is_answered_is_cut() {
+    for stream in [false, true] {
+        let server = start(Script::Hold(0), Limits { body: WAIT * 10, ..Limits::default() });
+        let mut client = server.ask(&format!(r#", "stream": {stream}"#));
+        let request = server.accepted.recv_timeout(WAIT).expect("the request arrives");
+        // A few requests in advance are fine; what is more than the server reads is not.
+        let more = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
+        client.set_write_timeout(Some(WAIT)).unwrap();
+        while client.write_all(&more).is_ok() {}
+        assert_eq!(server.aborts.recv_timeout(WAIT), Ok(request), "stream {stream}");
+        server.all_permits_return();
+    }
+}
+
+#[test]
+fn a_few_requests_may_be_sent_in_advance() {
+    let server = Server::start(Script::Hold(0));
+    let mut client = server.ask("");
+    let request = server.accepted.recv_timeout(WAIT).expect("the request arrives");
+    client.write_all(&b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(10)).unwrap();
+    // Longer than it takes to be cut for it.
+    assert_eq!(server.aborts.recv_timeout(Duration::from_secs(3)), Err(RecvTimeoutError::Timeout));
+    let end = StreamEvent::Finished { reason: FinishReason::Length, timings: Timings::default() };
+    assert!(server.streams.end(request, end));
+    let mut lines = BufReader::new(client).lines().map(|line| line.unwrap());
+    assert_eq!(lines.by_ref().filter(|line| line == "baton_pages 1").take(10).count(), 10);
 }
 
 #[test]

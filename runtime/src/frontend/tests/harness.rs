@@ -14,6 +14,7 @@ use actors::request::{
 };
 use actors::streams::Streams;
 use serde_json::Value;
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::sync::Semaphore;
 use ureq::http::Response;
 use ureq::{Agent, Body};
@@ -51,12 +52,14 @@ pub(super) struct Setup {
     pub(super) deadline: Duration,
     pub(super) limits: Limits,
     pub(super) context_tokens: u32,
+    /// Size of its sockets' send buffers, if not the system's.
+    pub(super) send_bytes: Option<usize>,
 }
 
 impl Setup {
     pub(super) fn new(script: Script) -> Self {
         let deadline = Duration::from_secs(600);
-        Self { script, deadline, limits: Limits::default(), context_tokens: 64 }
+        Self { script, deadline, limits: Limits::default(), context_tokens: 64, send_bytes: None }
     }
 }
 
@@ -144,7 +147,7 @@ impl Server {
     }
 
     pub(super) fn start_with(setup: Setup) -> Self {
-        let Setup { script, deadline, limits, context_tokens } = setup;
+        let Setup { script, deadline, limits, context_tokens, send_bytes } = setup;
         let streams = Streams::default();
         let permits = Arc::new(Semaphore::new(PERMITS));
         let down = Arc::new(Mutex::new(None::<String>));
@@ -180,6 +183,9 @@ impl Server {
                 };
                 let listener = bind("frontend.port", "127.0.0.1", 0).unwrap();
                 let address = listener.local_addr().unwrap();
+                if let Some(bytes) = send_bytes {
+                    SockRef::from(&listener).set_send_buffer_size(bytes).unwrap();
+                }
                 let server = frontend.serve(listener, 1).unwrap();
                 ready.send((address, server.handle())).unwrap();
                 server.await.unwrap();
@@ -200,6 +206,15 @@ impl Server {
     /// A connection that has sent a whole request to complete "a".
     pub(super) fn ask(&self, more: &str) -> TcpStream {
         self.ask_over(self.connect(), more)
+    }
+
+    /// The same with a receive buffer of this size.
+    pub(super) fn ask_with_room(&self, bytes: usize, more: &str) -> TcpStream {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(bytes).unwrap();
+        socket.set_read_timeout(Some(WAIT)).unwrap();
+        socket.connect(&self.address.into()).unwrap();
+        self.ask_over(socket.into(), more)
     }
 
     fn ask_over(&self, mut client: TcpStream, more: &str) -> TcpStream {
