@@ -85,7 +85,7 @@ impl World {
     /// Neither side hears anything any more, and each learns of it in its time.
     fn cut(&mut self, conn: u64, waits: [u64; 2]) {
         let Some(found) = self.conns.get_mut(&conn) else { return };
-        let open = std::mem::replace(&mut found.open, [false; 2]);
+        let open = std::mem::take(&mut found.open);
         for side in 0..2 {
             if open[side] {
                 self.link_ends(conn, side, waits[side], false);

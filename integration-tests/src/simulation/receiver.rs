@@ -12,7 +12,7 @@ use super::plan::MS;
 use super::world::{Event, RECEIVER, World};
 
 impl World {
-    pub(super) fn to_receiver(&mut self, actor: Actor, mail: Mail) {
+    pub(super) fn receiver_takes(&mut self, actor: Actor, mail: Mail) {
         let now = self.instant();
         let Some((proxy, decoder)) = self.nodes[RECEIVER].receiver() else { return };
         if actor == Actor::Proxy {
@@ -96,7 +96,7 @@ impl World {
         }
     }
 
-    pub(super) fn to_buffers(&mut self, node: usize, mail: Mail) {
+    pub(super) fn buffers_take(&mut self, node: usize, mail: Mail) {
         let (hashed, process) = (self.plan.hashed, &mut self.nodes[node]);
         let actions = match mail {
             Mail::Reserve(reserve) => process.pool.on_reserve(reserve),
@@ -145,7 +145,7 @@ impl World {
         }
     }
 
-    pub(super) fn to_generator(&mut self, node: usize, mail: Mail) {
+    pub(super) fn generator_takes(&mut self, node: usize, mail: Mail) {
         let now = self.now;
         let generator = &mut self.nodes[node].generator;
         match mail {

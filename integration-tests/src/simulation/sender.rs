@@ -11,7 +11,7 @@ use super::node::{Actor, Mail};
 use super::world::World;
 
 impl World {
-    pub(super) fn to_sender(&mut self, node: usize, actor: Actor, mail: Mail) {
+    pub(super) fn sender_takes(&mut self, node: usize, actor: Actor, mail: Mail) {
         let (now, micros) = (self.instant(), self.now);
         let Some(sender) = self.nodes[node].sender() else { return };
         if actor == Actor::Prefiller {

@@ -144,7 +144,7 @@ impl World {
         }
     }
 
-    pub(super) fn to_link(&mut self, node: usize, mail: Mail) {
+    pub(super) fn link_takes(&mut self, node: usize, mail: Mail) {
         let now = self.instant();
         let link = &mut self.nodes[node].link;
         let actions = match mail {

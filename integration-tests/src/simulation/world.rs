@@ -231,11 +231,11 @@ impl World {
     fn deliver(&mut self, node: usize, actor: Actor, mail: Mail) {
         self.say(|| format!("{node} {actor:?} {mail:?}"));
         match actor {
-            Actor::Proxy | Actor::Decoder => self.to_receiver(actor, mail),
-            Actor::Buffers => self.to_buffers(node, mail),
-            Actor::Generator => self.to_generator(node, mail),
-            Actor::Transfer | Actor::Prefiller => self.to_sender(node, actor, mail),
-            Actor::Link => self.to_link(node, mail),
+            Actor::Proxy | Actor::Decoder => self.receiver_takes(actor, mail),
+            Actor::Buffers => self.buffers_take(node, mail),
+            Actor::Generator => self.generator_takes(node, mail),
+            Actor::Transfer | Actor::Prefiller => self.sender_takes(node, actor, mail),
+            Actor::Link => self.link_takes(node, mail),
         }
     }
 
