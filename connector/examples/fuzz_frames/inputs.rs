@@ -133,6 +133,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
         3 => Frame::Prefill {
             request,
             prompt: random.list(250_000, |word| word as u32),
+            resident: random.next() as u32,
             remaining_ms: random.next(),
         },
         4 => Frame::CancelPrefill { request },

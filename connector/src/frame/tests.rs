@@ -73,7 +73,7 @@ fn frames() -> Vec<Frame> {
         Frame::Heartbeat,
         Frame::Goodbye,
         Frame::Grant { first, pages: vec![PageIndex(9), PageIndex(10)] },
-        Frame::Prefill { request: 1, prompt: vec![1, 2, 3], remaining_ms: 5 },
+        Frame::Prefill { request: 1, prompt: vec![1, 2, 3], resident: 0, remaining_ms: 5 },
         Frame::CancelPrefill { request: 1 },
         Frame::LinkProbed { lane: "tcp/lo".into(), bytes: 1, micros: 1 },
         Frame::PageFilled { first, count: 3, owner, hashes, transfer_micros: 6 },
