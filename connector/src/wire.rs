@@ -1,7 +1,7 @@
 //! The one file that knows how values become bytes: bincode 2, little-endian, fixed-width integers, bounded.
 //!
-//! Memory is taken for what has come, never for what a length claims: fields of variable length are read by [`list`],
-//! [`blob`] and [`text`].
+//! Memory is taken for what has come, never for what a length claims: fields of variable length are read by `list`,
+//! `blob` and `text`.
 
 use std::fmt;
 use std::marker::PhantomData;
