@@ -60,10 +60,11 @@ impl Lanes for Avx2 {
     unsafe fn load_i8(from: *const u8) -> Self::V {
         // SAFETY: see above.
         unsafe {
-            [0, 8].map(|at| {
-                let eight = _mm_loadl_epi64(from.add(at).cast());
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight))
-            })
+            let (first, second) = (_mm_loadl_epi64(from.cast()), _mm_loadl_epi64(from.add(8).cast()));
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(first)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(second)),
+            ]
         }
     }
 

@@ -8,11 +8,19 @@ pub(super) trait Format {
     /// Bytes of a block.
     const BYTES: usize;
 
-    /// Calls `with(k, w)` for every input `k` of the block, ascending, with the block's 32 weights of that input.
+    /// Gives `to` every input `k` of the block, ascending, with the block's 32 weights of that input.
     ///
     /// # Safety
-    /// As for [`Lanes`]; `block` points to [`BYTES`](Self::BYTES) readable bytes.
-    unsafe fn each<L: Lanes>(block: *const u8, with: impl FnMut(usize, [L::V; 2]));
+    /// As for [`Lanes`] and `to`; `block` points to [`BYTES`](Self::BYTES) readable bytes.
+    unsafe fn each<L: Lanes>(block: *const u8, to: &mut impl Take<L>);
+}
+
+/// What becomes of weights. No closure: one that the compiler does not inline is a function without the lanes' instruction
+/// set, and calls every one of its operations out of line. That made products of four rows twenty times as slow.
+pub(super) trait Take<L: Lanes> {
+    /// # Safety
+    /// As for [`Lanes`]; the implementation says what it reads and writes.
+    unsafe fn take(&mut self, k: usize, w: [L::V; 2]);
 }
 
 pub(super) struct Q4;
@@ -21,7 +29,7 @@ impl Format for Q4 {
     const BYTES: usize = Q4_BYTES;
 
     #[inline(always)]
-    unsafe fn each<L: Lanes>(block: *const u8, mut with: impl FnMut(usize, [L::V; 2])) {
+    unsafe fn each<L: Lanes>(block: *const u8, to: &mut impl Take<L>) {
         // SAFETY: all reads are inside the block; the rest is the caller's contract. A nibble times a half is
         // exact in f32, so that the fused form rounds as the format's `d · q + m` does.
         unsafe {
@@ -31,8 +39,8 @@ impl Format for Q4 {
                 let bytes = block.add(4 * PANEL + pair * PANEL);
                 let (even0, odd0) = L::load_nibbles(bytes);
                 let (even1, odd1) = L::load_nibbles(bytes.add(PANEL / 2));
-                with(2 * pair, [L::fma(even0, scale[0], least[0]), L::fma(even1, scale[1], least[1])]);
-                with(2 * pair + 1, [L::fma(odd0, scale[0], least[0]), L::fma(odd1, scale[1], least[1])]);
+                to.take(2 * pair, [L::fma(even0, scale[0], least[0]), L::fma(even1, scale[1], least[1])]);
+                to.take(2 * pair + 1, [L::fma(odd0, scale[0], least[0]), L::fma(odd1, scale[1], least[1])]);
             }
         }
     }
@@ -44,15 +52,30 @@ impl Format for Q8 {
     const BYTES: usize = Q8_BYTES;
 
     #[inline(always)]
-    unsafe fn each<L: Lanes>(block: *const u8, mut with: impl FnMut(usize, [L::V; 2])) {
+    unsafe fn each<L: Lanes>(block: *const u8, to: &mut impl Take<L>) {
         // SAFETY: all reads are inside the block; the rest is the caller's contract.
         unsafe {
             let scale = [L::load_f16(block), L::load_f16(block.add(PANEL))];
             for k in 0..BLOCK {
                 let bytes = block.add(2 * PANEL + k * PANEL);
                 let (q0, q1) = (L::load_i8(bytes), L::load_i8(bytes.add(PANEL / 2)));
-                with(k, [L::mul(q0, scale[0]), L::mul(q1, scale[1])]);
+                to.take(k, [L::mul(q0, scale[0]), L::mul(q1, scale[1])]);
             }
+        }
+    }
+}
+
+/// Writes weights as floats.
+struct Unpack(*mut f32);
+
+impl<L: Lanes> Take<L> for Unpack {
+    #[inline(always)]
+    unsafe fn take(&mut self, k: usize, w: [L::V; 2]) {
+        // SAFETY: there is room for 32 floats of each of the block's inputs; the rest is the caller's contract.
+        unsafe {
+            let to = self.0.add(k * PANEL);
+            L::store(to, w[0]);
+            L::store(to.add(PANEL / 2), w[1]);
         }
     }
 }
@@ -65,13 +88,7 @@ impl Format for Q8 {
 pub(super) unsafe fn unpack<L: Lanes, F: Format>(panel: *const u8, blocks: usize, out: *mut f32) {
     for block in 0..blocks {
         // SAFETY: `panel` has `blocks` blocks and `out` 32 × 32 floats for each, by the caller's contract.
-        unsafe {
-            F::each::<L>(panel.add(block * F::BYTES), |k, w| {
-                let to = out.add((block * BLOCK + k) * PANEL);
-                L::store(to, w[0]);
-                L::store(to.add(PANEL / 2), w[1]);
-            });
-        }
+        unsafe { F::each::<L>(panel.add(block * F::BYTES), &mut Unpack(out.add(block * BLOCK * PANEL))) };
     }
 }
 
@@ -93,6 +110,27 @@ pub(super) unsafe fn product_quantised<L: Lanes, F: Format>(job: &QuantisedProdu
     }
 }
 
+/// Adds weights times inputs to the sums of `R` rows.
+struct Sum<L: Lanes, const R: usize> {
+    /// The block's first input in each row.
+    x: [*const f32; R],
+    sums: [[L::V; 2]; R],
+}
+
+impl<L: Lanes, const R: usize> Take<L> for Sum<L, R> {
+    #[inline(always)]
+    unsafe fn take(&mut self, k: usize, w: [L::V; 2]) {
+        for row in 0..R {
+            // SAFETY: each row has the block's 32 inputs; the rest is the caller's contract.
+            unsafe {
+                let value = L::splat(*self.x[row].add(k));
+                let sum = &mut self.sums[row];
+                *sum = [L::fma(w[0], value, sum[0]), L::fma(w[1], value, sum[1])];
+            }
+        }
+    }
+}
+
 /// # Safety
 /// That of `Kernels`, with `R` rows.
 #[inline(always)]
@@ -100,17 +138,12 @@ unsafe fn quantised_rows<L: Lanes, F: Format, const R: usize>(job: &QuantisedPro
     // SAFETY: reads `R` rows of `blocks * 32` floats of `x`, `blocks` blocks, and writes `R` rows of 32 floats.
     unsafe {
         let x: [*const f32; R] = std::array::from_fn(|row| job.x.add(row * job.x_stride));
-        let mut sums = [[L::splat(0.0); 2]; R];
+        let mut sum = Sum::<L, R> { x, sums: [[L::splat(0.0); 2]; R] };
         for block in 0..job.blocks {
-            let at = block * BLOCK;
-            F::each::<L>(job.panel.add(block * F::BYTES), |k, w| {
-                for row in 0..R {
-                    let value = L::splat(*x[row].add(at + k));
-                    sums[row] = [L::fma(w[0], value, sums[row][0]), L::fma(w[1], value, sums[row][1])];
-                }
-            });
+            F::each::<L>(job.panel.add(block * F::BYTES), &mut sum);
+            sum.x = sum.x.map(|row| row.wrapping_add(BLOCK));
         }
-        for (row, sum) in sums.into_iter().enumerate() {
+        for (row, sum) in sum.sums.into_iter().enumerate() {
             let to = job.y.add(row * job.y_stride);
             L::store(to, sum[0]);
             L::store(to.add(PANEL / 2), sum[1]);
