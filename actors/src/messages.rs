@@ -11,7 +11,7 @@ use actix::Message;
 use connector::frame::{Frame, PageOwner};
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::Event;
-use engine::PageId;
+use engine::{PageId, Sampling};
 
 use crate::request::{FinishReason, Generate, RequestId};
 
@@ -177,7 +177,7 @@ pub struct PageRejected {
 }
 
 /// Decoder, prefiller → generator: run a sequence on the engine.
-#[derive(Clone, Debug, PartialEq, Eq, Message)]
+#[derive(Clone, Debug, PartialEq, Message)]
 #[rtype(result = "()")]
 pub struct StartSequence {
     /// Its name.
@@ -188,8 +188,12 @@ pub struct StartSequence {
     pub resident: u32,
     /// Page table, long enough for `tokens`; a sequence that comes to its end waits for [`ExtendSequence`].
     pub pages: Vec<PageId>,
+    /// How many of `tokens` are the prompt's.
+    pub prompt: u32,
     /// How many tokens to sample; at least one.
     pub sample: u32,
+    /// How they are chosen.
+    pub sampling: Arc<Sampling>,
     /// Goes on past an end-of-sequence token.
     pub ignore_eos: bool,
 }
@@ -387,7 +391,7 @@ pub struct SessionDrained {
 }
 
 /// Peer link → prefiller: a receiver wants this prompt's KV.
-#[derive(Clone, Debug, PartialEq, Eq, Message)]
+#[derive(Clone, Debug, PartialEq, Message)]
 #[rtype(result = "()")]
 pub struct StartPrefill {
     /// From whom.
@@ -398,6 +402,8 @@ pub struct StartPrefill {
     pub prompt: Vec<u32>,
     /// Leading tokens whose KV the receiver has: their pages do not travel.
     pub resident: u32,
+    /// How the first token is chosen.
+    pub sampling: Arc<Sampling>,
     /// Milliseconds until its deadline.
     pub remaining_ms: u64,
 }

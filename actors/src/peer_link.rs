@@ -11,7 +11,7 @@
 //!   buffer manager hears `SessionDrained` once there is proof, and a dialer dials again. A peer that can never fit is a fault of the process.
 
 pub mod dial_line;
-mod route;
+pub mod route;
 pub mod state;
 pub mod tasks;
 

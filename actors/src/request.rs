@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix::Message;
+use engine::Sampling;
 use serde::{Deserialize, Serialize};
 
 /// A request's name inside one process; drawn by the process that admitted it and echoed in every frame about it.
@@ -39,6 +40,8 @@ pub struct Generate {
     pub prompt: Arc<[u32]>,
     /// How many tokens to sample; at least one.
     pub max_tokens: u32,
+    /// How they are chosen.
+    pub sampling: Arc<Sampling>,
     /// Goes on past an end-of-sequence token.
     pub ignore_eos: bool,
     /// When the request must have ended, whatever happens.

@@ -83,7 +83,7 @@ impl Engine for Echo {
                     .zip(token.to_le_bytes())
                     .for_each(|(cell, byte)| cell.store(byte, Ordering::Relaxed));
             }
-            if chunk.sample {
+            if chunk.sample.is_some() {
                 let end = chunk.start + chunk.tokens.len() as u32;
                 let read = |position| {
                     let cell = self.cell(chunk.pages, position);
@@ -216,6 +216,7 @@ async fn ask(node: &Node, request: u64, tokens: u32, max_tokens: u32) -> Receive
         request: request_id,
         prompt: prompt(request, tokens).into(),
         max_tokens,
+        sampling: Arc::default(),
         ignore_eos: true,
         deadline: Instant::now() + PATIENCE,
         route: Route::Auto,

@@ -196,6 +196,29 @@ pub struct Welcome {
     pub proof: Option<[u8; 32]>,
 }
 
+/// How a sender chooses a request's first token; the names are those that requests have for it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FirstToken {
+    /// 0 takes the most probable token.
+    pub temperature: f32,
+    /// 1 for all tokens.
+    pub top_p: f32,
+    /// 0 for all tokens.
+    pub top_k: u32,
+    /// 0 for all tokens.
+    pub min_p: f32,
+    /// 1 for none. The penalties for tokens that were sampled do not matter yet.
+    pub repetition_penalty: f32,
+    /// Added to the logits of these tokens; at most [`LOGIT_BIAS_MAX`].
+    #[serde(deserialize_with = "wire::list")]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// What the draw depends on, beside the position.
+    pub seed: u64,
+}
+
+/// Most tokens with a bias in one request.
+pub const LOGIT_BIAS_MAX: usize = 1024;
+
 /// Everything after the handshake. Request numbers are the receiver's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Frame {
@@ -220,6 +243,8 @@ pub enum Frame {
         prompt: Vec<u32>,
         /// Leading tokens whose KV the receiver has: a whole number of pages, less than all. They do not travel.
         resident: u32,
+        /// How the first token is chosen.
+        sampling: FirstToken,
         /// Milliseconds until the request's deadline.
         remaining_ms: u64,
     },

@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use engine::{Chunk, Engine, EngineConfig, PageId};
+use engine::{Chunk, Engine, EngineConfig, PageId, Sample};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -54,7 +54,8 @@ fn main() -> Result<()> {
 }
 
 fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
-    let mut step = engine.submit(&[Chunk { sequence: 1, tokens, start, pages, sample: true }])?;
+    let mut step =
+        engine.submit(&[Chunk { sequence: 1, tokens, start, pages, sample: Some(Sample::greedy()) }])?;
     let output = engine.poll(&mut step)?.context("the CPU backend computes in submit")?;
     Ok(output.tokens[0].token)
 }

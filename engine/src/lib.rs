@@ -2,7 +2,7 @@
 //!
 //! [`open`] reads a GGUF file, maps a [`KvPool`] and returns an [`Engine`]. One dedicated thread owns it and
 //! [`submit`](Engine::submit)s mixed steps of prefill chunks and decode rows. Which page belongs to whom, what
-//! runs in which step and how tokens are sampled beyond greedy is decided elsewhere; nothing here knows of peers.
+//! runs in which step and with which [`Sampling`] is decided elsewhere; nothing here knows of peers.
 //!
 //! The CPU backend's results are bit-exact under any batching, chunking, paging, thread count and instruction
 //! set: see [`cpu`].
@@ -14,6 +14,7 @@ mod error;
 pub mod gguf;
 mod kv;
 mod model;
+pub mod sampling;
 mod step;
 #[cfg(test)]
 mod testing;
@@ -23,6 +24,7 @@ pub use cuda::cuda_devices;
 pub use error::{EngineError, OpenError};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
 pub use model::{EngineConfig, ModelInfo};
+pub use sampling::{Sample, Sampling};
 pub use step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput};
 
 /// Loads the model that `config` names and makes it ready to serve. Blocks for about a second per gigabyte of

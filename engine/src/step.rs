@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::error::EngineError;
 use crate::kv::{KvPool, PageId};
 use crate::model::ModelInfo;
+use crate::sampling::Sample;
 
 /// One sequence's share of a step: a range of a prompt, or the one token of a decode row.
 ///
@@ -21,11 +22,11 @@ pub struct Chunk<'a> {
     /// The sequence's page table from position 0. Must cover `start + tokens.len()` tokens. Positions before
     /// `start` must hold what an earlier step, or a peer, has written.
     pub pages: &'a [PageId],
-    /// Whether to return the greedy token that follows the chunk's last position.
-    pub sample: bool,
+    /// Whether, and how, to choose the token that follows the chunk's last position.
+    pub sample: Option<Sample<'a>>,
 }
 
-/// A token chosen after the last position of a chunk: the largest logit, the lowest id among equals.
+/// A token chosen after the last position of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampledToken {
     /// [`Chunk::sequence`].

@@ -25,6 +25,7 @@ mod model_text;
 mod openai;
 mod reply;
 mod response;
+mod sampling;
 mod served_model;
 mod stream;
 mod tokenizer;

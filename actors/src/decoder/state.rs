@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use connector::frame::{Frame, PROMPT_TOKENS_MAX};
-use engine::PageId;
+use connector::frame::{FirstToken, Frame, PROMPT_TOKENS_MAX};
+use engine::{PageId, Sampling};
 
 use crate::messages::{
     Decode, ExtendSequence, GrowPages, PagesAdopted, PagesComputed, PagesGrown, PagesReserved, PagesShort,
@@ -283,6 +283,7 @@ impl DecoderState {
             request: request.0,
             prompt: entry.generate.prompt.to_vec(),
             resident,
+            sampling: first_token(&entry.generate.sampling),
             remaining_ms: entry.generate.deadline.saturating_duration_since(now).as_millis() as u64,
         };
         vec![Action::Frame(SendFrame { session, frame })]
@@ -551,6 +552,13 @@ fn tokens(entry: &Entry) -> Arc<[u32]> {
     entry.generate.prompt.iter().chain(&entry.emitted).copied().collect()
 }
 
+/// What a sender needs to choose the first token.
+fn first_token(sampling: &Sampling) -> FirstToken {
+    let Sampling { temperature, top_p, top_k, min_p, repetition_penalty, seed, .. } = *sampling;
+    let logit_bias = sampling.logit_bias.clone();
+    FirstToken { temperature, top_p, top_k, min_p, repetition_penalty, logit_bias, seed }
+}
+
 /// Runs a request on the engine, which has `resident` of its tokens in `pages`.
 fn start(entry: &mut Entry, resident: u32, pages: Vec<PageId>) -> Action {
     entry.phase = Phase::Running(Running { table: pages.clone(), resident, growing: false, yields: false });
@@ -559,7 +567,9 @@ fn start(entry: &mut Entry, resident: u32, pages: Vec<PageId>) -> Action {
         tokens: tokens(entry).to_vec(),
         resident,
         pages,
+        prompt: entry.generate.prompt.len() as u32,
         sample: entry.generate.max_tokens - entry.emitted.len() as u32,
+        sampling: entry.generate.sampling.clone(),
         ignore_eos: entry.generate.ignore_eos,
     })
 }

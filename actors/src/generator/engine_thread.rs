@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use actix::prelude::*;
-use engine::{Chunk, Engine, EngineError};
+use engine::{Chunk, Engine, EngineError, Sample};
 
 use super::state::Plan;
 use crate::kit::Vitals;
@@ -115,7 +115,11 @@ fn step(engine: &mut dyn Engine, plan: &Plan) -> Result<Vec<(u64, u32)>, EngineE
             tokens: &chunk.tokens,
             start: chunk.start,
             pages: &chunk.pages,
-            sample: chunk.sample,
+            sample: chunk.sample.as_ref().map(|sample| Sample {
+                how: &sample.how,
+                tokens: &sample.tokens,
+                prompt: sample.prompt,
+            }),
         })
         .collect();
     let mut step = engine.submit(&batch)?;

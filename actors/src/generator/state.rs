@@ -9,13 +9,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use engine::PageId;
+use engine::{PageId, Sampling};
 
 use crate::messages::{ExtendSequence, SequenceAdvanced, SequenceEnd, SequenceId, StartSequence};
 use crate::request::FinishReason;
 
 /// A part of a step: some tokens of one sequence.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PlannedChunk {
     /// The engine's number for the sequence.
     pub key: u64,
@@ -25,12 +25,23 @@ pub struct PlannedChunk {
     pub start: u32,
     /// The sequence's page table: shared, since every decode step names it again.
     pub pages: Arc<[PageId]>,
-    /// Samples the token that follows the last one.
-    pub sample: bool,
+    /// How the token that follows the last one is chosen, if it is.
+    pub sample: Option<PlannedSample>,
+}
+
+/// How a sequence's next token is chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedSample {
+    /// The settings.
+    pub how: Arc<Sampling>,
+    /// All tokens so far, if the settings look back; else none.
+    pub tokens: Vec<u32>,
+    /// How many of them are the prompt's.
+    pub prompt: u32,
 }
 
 /// One step for the engine.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// Never empty.
     pub chunks: Vec<PlannedChunk>,
@@ -44,7 +55,9 @@ struct Sequence {
     tokens: Vec<u32>,
     resident: u32,
     pages: Arc<[PageId]>,
+    prompt: u32,
     sample: u32,
+    sampling: Arc<Sampling>,
     ignore_eos: bool,
     stopping: bool,
     /// Of prompts, the lowest goes first.
@@ -54,6 +67,11 @@ struct Sequence {
 }
 
 impl Sequence {
+    fn planned_sample(&self) -> PlannedSample {
+        let tokens = if self.sampling.looks_back() { self.tokens.clone() } else { Vec::new() };
+        PlannedSample { how: self.sampling.clone(), tokens, prompt: self.prompt }
+    }
+
     fn missing(&self) -> u32 {
         self.tokens.len() as u32 - self.resident
     }
@@ -135,7 +153,9 @@ impl GeneratorState {
                 tokens: start.tokens,
                 resident: start.resident,
                 pages: start.pages.into(),
+                prompt: start.prompt,
                 sample: start.sample,
+                sampling: start.sampling,
                 ignore_eos: start.ignore_eos,
                 stopping: false,
                 rank,
@@ -203,7 +223,7 @@ impl GeneratorState {
                 tokens: sequence.tokens[start as usize..end as usize].to_vec(),
                 start,
                 pages: Arc::clone(&sequence.pages),
-                sample: end as usize == sequence.tokens.len(),
+                sample: (end as usize == sequence.tokens.len()).then(|| sequence.planned_sample()),
             });
         }
         if plan.chunks.is_empty() {

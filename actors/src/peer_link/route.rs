@@ -1,6 +1,7 @@
 //! Which actor a frame is for, on either side of the link.
 
-use connector::frame::{Frame, peer_text};
+use connector::frame::{FirstToken, Frame, peer_text};
+use engine::Sampling;
 
 use crate::kit::Outbox;
 use crate::messages::{
@@ -8,6 +9,23 @@ use crate::messages::{
     PrefillFailed, PrefillFinished, RingShared, SessionDrained, SessionId, SessionOpened, StartPrefill,
 };
 use crate::request::RequestId;
+
+/// How a receiver wants a request's first token chosen.
+pub fn first_token(first: FirstToken) -> Sampling {
+    let FirstToken { temperature, top_p, top_k, min_p, repetition_penalty, logit_bias, seed } = first;
+    Sampling {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        repetition_penalty,
+        logit_bias,
+        seed,
+        // What these count has not been sampled yet.
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+    }
+}
 
 /// Where a receiver's frames and session events go.
 pub struct ReceiverSide {
@@ -115,9 +133,16 @@ impl Side {
             (Self::Sender(side), Frame::Grant { first, pages }) => {
                 side.granted.post(CreditsGranted { session, first, pages });
             }
-            (Self::Sender(side), Frame::Prefill { request, prompt, resident, remaining_ms }) => {
-                let request = RequestId(request);
-                side.prefill.post(StartPrefill { session, request, prompt, resident, remaining_ms });
+            (Self::Sender(side), Frame::Prefill { request, prompt, resident, sampling, remaining_ms }) => {
+                let (request, sampling) = (RequestId(request), first_token(sampling).into());
+                side.prefill.post(StartPrefill {
+                    session,
+                    request,
+                    prompt,
+                    resident,
+                    sampling,
+                    remaining_ms,
+                });
             }
             (Self::Sender(side), Frame::CancelPrefill { request }) => {
                 side.cancel.post(CancelPrefill { session, request: RequestId(request) });

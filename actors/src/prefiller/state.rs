@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use connector::frame::Frame;
-use engine::PageId;
+use engine::{PageId, Sampling};
 
 use crate::messages::{
     PagesComputed, PagesReserved, ReservePages, SchedulePut, SequenceAdvanced, SequenceEnd, SequenceId,
@@ -61,6 +61,7 @@ struct Entry {
     /// Ours, never used twice.
     serial: u64,
     prompt: Arc<[u32]>,
+    sampling: Arc<Sampling>,
     pages: Vec<PageId>,
     /// Pages that are with transfer, or that the receiver has anyway.
     scheduled: u32,
@@ -120,7 +121,7 @@ impl PrefillerState {
 
     /// A receiver wants a prompt's KV.
     pub fn on_prefill(&mut self, now: Instant, start: StartPrefill) -> Vec<Action> {
-        let StartPrefill { session, request, prompt, resident, remaining_ms } = start;
+        let StartPrefill { session, request, prompt, resident, sampling, remaining_ms } = start;
         let key = (session, request);
         if let Some(reason) = self.refusal(key, &prompt, resident) {
             return vec![failed(key, reason)];
@@ -131,8 +132,10 @@ impl PrefillerState {
         let (serial, pages, phase) = (self.next_serial, Vec::new(), Phase::Reserving);
         let prompt: Arc<[u32]> = prompt.into();
         let tokens = prompt.clone();
-        self.entries
-            .insert(key, Entry { serial, prompt, pages, scheduled: there, sent: there, deadline, phase });
+        self.entries.insert(
+            key,
+            Entry { serial, prompt, sampling, pages, scheduled: there, sent: there, deadline, phase },
+        );
         let sequence = SequenceId::Peer(serial);
         vec![Action::Reserve(ReservePages { sequence, tokens, pages: wanted, landing: false, begun: false })]
     }
@@ -185,7 +188,9 @@ impl PrefillerState {
             tokens: entry.prompt.to_vec(),
             resident,
             pages: entry.pages.clone(),
+            prompt: entry.prompt.len() as u32,
             sample: 1,
+            sampling: entry.sampling.clone(),
             ignore_eos: false,
         });
         // What an earlier prompt has left here travels at once.

@@ -67,6 +67,7 @@ mod tests {
             request: RequestId(1),
             prompt: vec![1; prompt].into(),
             max_tokens,
+            sampling: Default::default(),
             ignore_eos: false,
             deadline: Instant::now(),
             route,

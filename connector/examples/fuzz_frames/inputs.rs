@@ -1,7 +1,7 @@
 //! What a hostile peer may send: valid values of every kind, and what becomes of them in its hands.
 
 use connector::frame::{
-    Answer, Challenge, Frame, Hello, Incarnation, PROTOCOL_VERSION, PageOwner, Shape, Welcome,
+    Answer, Challenge, FirstToken, Frame, Hello, Incarnation, PROTOCOL_VERSION, PageOwner, Shape, Welcome,
 };
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::Descriptor;
@@ -134,6 +134,12 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             request,
             prompt: random.list(250_000, |word| word as u32),
             resident: random.next() as u32,
+            sampling: FirstToken {
+                temperature: random.next() as f32,
+                logit_bias: random.list(1024, |word| (word as u32, word as f32)),
+                seed: random.next(),
+                ..FirstToken::default()
+            },
             remaining_ms: random.next(),
         },
         4 => Frame::CancelPrefill { request },

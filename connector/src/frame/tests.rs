@@ -73,7 +73,13 @@ fn frames() -> Vec<Frame> {
         Frame::Heartbeat,
         Frame::Goodbye,
         Frame::Grant { first, pages: vec![PageIndex(9), PageIndex(10)] },
-        Frame::Prefill { request: 1, prompt: vec![1, 2, 3], resident: 0, remaining_ms: 5 },
+        Frame::Prefill {
+            request: 1,
+            prompt: vec![1, 2, 3],
+            resident: 0,
+            sampling: FirstToken::default(),
+            remaining_ms: 5,
+        },
         Frame::CancelPrefill { request: 1 },
         Frame::LinkProbed { lane: "tcp/lo".into(), bytes: 1, micros: 1 },
         Frame::PageFilled { first, count: 3, owner, hashes, transfer_micros: 6 },
@@ -168,7 +174,7 @@ proptest! {
 
     #[test]
     fn prompts_travel_whole(prompt in proptest::collection::vec(any::<u32>(), 0..2000), remaining_ms: u64) {
-        let frame = Frame::Prefill { request: 1, prompt, resident: 0, remaining_ms };
+        let frame = Frame::Prefill { request: 1, prompt, resident: 0, sampling: FirstToken::default(), remaining_ms };
         let bytes = wire::encode(&frame).expect("within the bound");
         prop_assert_eq!(wire::decode::<Frame>(&bytes).expect("what was encoded"), frame);
     }
@@ -177,13 +183,25 @@ proptest! {
 #[test]
 fn a_frame_past_the_bound_is_refused_on_both_sides() {
     let prompt = vec![0u32; PROMPT_TOKENS_MAX];
-    wire::encode(&Frame::Prefill { request: 1, prompt, resident: 0, remaining_ms: 0 })
-        .expect("the longest that is sent");
+    wire::encode(&Frame::Prefill {
+        request: 1,
+        prompt,
+        resident: 0,
+        sampling: FirstToken::default(),
+        remaining_ms: 0,
+    })
+    .expect("the longest that is sent");
     let pages = vec![PageIndex(0); GRANT_PAGES_MAX];
     wire::encode(&Frame::Grant { first: CreditNumber(0), pages }).expect("the longest that is sent");
     let prompt = vec![0u32; FRAME_BYTES_MAX / 4];
-    let error = wire::encode(&Frame::Prefill { request: 1, prompt, resident: 0, remaining_ms: 0 })
-        .expect_err("too long");
+    let error = wire::encode(&Frame::Prefill {
+        request: 1,
+        prompt,
+        resident: 0,
+        sampling: FirstToken::default(),
+        remaining_ms: 0,
+    })
+    .expect_err("too long");
     assert_eq!(error.kind(), "encode");
     // A length that promises far more than follows.
     let mut bytes = vec![3, 0, 0, 0];

@@ -10,6 +10,7 @@ use super::threads::{Threads, WorkerPanicked};
 use super::weights::{Layer, Weights};
 use crate::kv::{KeyOrValue, KvPool};
 use crate::model::Shape;
+use crate::sampling::choose;
 use crate::step::{Chunk, SampledToken};
 
 /// Rows of a unit in the phases that work row by row: a decode batch is one unit and wakes nobody.
@@ -114,13 +115,12 @@ impl Forward {
         spans: &[Span<'_>],
     ) -> Result<Vec<SampledToken>, WorkerPanicked> {
         let Self { shape, weights, threads, kernels, activations, logits, .. } = self;
-        let sampled: Vec<(u64, usize)> = batch
+        let sampled: Vec<_> = batch
             .iter()
             .zip(spans)
-            .filter(|(chunk, _)| chunk.sample)
-            .map(|(chunk, span)| (chunk.sequence, span.row + span.rows - 1))
+            .filter_map(|(chunk, span)| Some((chunk, chunk.sample?, span.row + span.rows - 1)))
             .collect();
-        for (index, &(_, row)) in sampled.iter().enumerate() {
+        for (index, &(_, _, row)) in sampled.iter().enumerate() {
             // SAFETY: no phase runs; the matrices are two; the kernels are this machine's.
             unsafe {
                 let (from, to) = (activations.hidden.row(row), activations.normed.row_mut(index));
@@ -133,12 +133,13 @@ impl Forward {
         let task = Task { weights: weights.output(), then: Then::Store(logits) };
         apply(threads, kernels, &activations.normed, sampled.len(), &[task])?;
         self.sampled = sampled.len();
-        let token = |index| self.logits(index).map_or(0, argmax);
-        Ok(sampled
-            .iter()
-            .enumerate()
-            .map(|(index, &(sequence, _))| SampledToken { sequence, token: token(index) })
-            .collect())
+        let chosen = sampled.iter().enumerate().map(|(index, (chunk, sample, _))| {
+            // SAFETY: no phase runs.
+            let logits = unsafe { self.logits.row_mut(index) };
+            let position = chunk.start + chunk.tokens.len() as u32;
+            SampledToken { sequence: chunk.sequence, token: choose(logits, *sample, position) }
+        });
+        Ok(chosen.collect())
     }
 }
 
@@ -234,17 +235,4 @@ impl Pass<'_> {
             (unit * UNIT_ROWS..rows.min((unit + 1) * UNIT_ROWS)).for_each(work);
         })
     }
-}
-
-/// The index of the largest, the lowest among equals; 0 when there is no number among them.
-pub(super) fn argmax(logits: &[f32]) -> u32 {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (whole, tail) = logits.as_chunks::<16>();
-    for chunk in whole {
-        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
-            *lane = if logit > *lane { logit } else { *lane };
-        }
-    }
-    let most = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    logits.iter().position(|&logit| logit == most).unwrap_or(0) as u32
 }

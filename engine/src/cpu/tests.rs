@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::sampling::Sample;
 use crate::step::SampledToken;
 use crate::testing::{Random, TempFile, Tiny};
 
@@ -47,7 +48,7 @@ fn alone(engine: &mut CpuEngine, tokens: &[u32], cuts: &[usize], table: u32) -> 
             tokens: &tokens[start..end],
             start: start as u32,
             pages,
-            sample: end == tokens.len(),
+            sample: (end == tokens.len()).then(Sample::greedy),
         };
         submit(engine, &[chunk]);
         start = end;
@@ -140,7 +141,9 @@ fn a_page_copied_to_another_engine_decodes_the_same() {
         }
     }
     other.acquire(&to).unwrap();
-    let last = |pages| [Chunk { sequence: 1, tokens: &tokens[29..], start: 29, pages, sample: true }];
+    let last = |pages| {
+        [Chunk { sequence: 1, tokens: &tokens[29..], start: 29, pages, sample: Some(Sample::greedy()) }]
+    };
     assert_eq!(submit(&mut engine, &last(&from)), submit(&mut other, &last(&to)));
     assert_eq!(bits(engine.logits(0).unwrap()), bits(other.logits(0).unwrap()));
 }
@@ -156,7 +159,8 @@ fn an_empty_batch_is_a_step_without_output() {
 
 #[test]
 fn the_lowest_of_equal_logits_wins() {
-    let check = |logits: &[f32], expect: u32| assert_eq!(forward::argmax(logits), expect, "{logits:?}");
+    let check =
+        |logits: &[f32], expect: u32| assert_eq!(crate::sampling::argmax(logits), expect, "{logits:?}");
     check(&[0.0], 0);
     check(&[1.0, 3.0, 3.0], 1);
     check(&[-5.0, -1.0], 1);
@@ -201,14 +205,14 @@ proptest! {
                         tokens: &tokens[start..end],
                         start: start as u32,
                         pages: &tables[sequence],
-                        sample: end == tokens.len(),
+                        sample: (end == tokens.len()).then(Sample::greedy),
                     });
                     done[sequence] = end;
                 }
             }
             for (index, token) in submit(&mut engine, &batch).into_iter().enumerate() {
                 let logits = engine.logits(index).unwrap();
-                prop_assert_eq!(token.token, forward::argmax(logits));
+                prop_assert_eq!(token.token, crate::sampling::argmax(logits));
                 together[token.sequence as usize] = bits(logits);
             }
         }

@@ -73,6 +73,7 @@ impl World {
             request,
             prompt: tokens.into(),
             max_tokens,
+            sampling: Default::default(),
             ignore_eos,
             deadline: self.epoch + Duration::from_micros(deadline),
             route: Route::Auto,

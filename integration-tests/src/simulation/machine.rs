@@ -90,7 +90,7 @@ impl Step {
                 *memory.at(&chunk.pages, position) = *token;
             }
             tokens.extend(&chunk.tokens);
-            if chunk.sample {
+            if chunk.sample.is_some() {
                 sampled.push((chunk.key, next_token(&tokens)));
             }
         }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use actors::messages::{PageFilled, PrefillFailed, PrefillFinished, SessionId, StartPrefill};
+use actors::peer_link::route::first_token;
 use actors::peer_link::state::{Action, SenderSession, SessionOver};
 use actors::request::RequestId;
 use connector::frame::{Frame, Incarnation};
@@ -264,9 +265,9 @@ impl World {
             Frame::Leaving => (Proxy, Mail::PeerLeaving(session)),
             Frame::RingShare { pages } => (Transfer, Mail::RingShared(session, pages)),
             Frame::Grant { first, pages } => (Transfer, Mail::Granted(session, first, pages)),
-            Frame::Prefill { request, prompt, resident, remaining_ms } => {
-                let request = RequestId(request);
-                let start = StartPrefill { session, request, prompt, resident, remaining_ms };
+            Frame::Prefill { request, prompt, resident, sampling, remaining_ms } => {
+                let (request, sampling) = (RequestId(request), first_token(sampling).into());
+                let start = StartPrefill { session, request, prompt, resident, sampling, remaining_ms };
                 (Prefiller, Mail::StartPrefill(start))
             }
             Frame::CancelPrefill { request } => (Prefiller, Mail::CancelPrefill(session, RequestId(request))),

@@ -93,12 +93,16 @@ impl Fields {
         count.map(Some).ok_or_else(|| wrong(name, "a whole number of at least 1", value))
     }
 
-    /// Refuses a field whose value is not what `fits`; `expect` says what would.
-    pub(super) fn check(&self, name: &str, expect: &str, fits: fn(&Value) -> bool) -> Result<(), ApiError> {
-        match self.get(name) {
-            Some(value) if !fits(value) => Err(wrong(name, expect, value)),
-            _ => Ok(()),
-        }
+    /// A number that `fits`; `expect` says what would.
+    pub(super) fn number(
+        &self,
+        name: &str,
+        expect: &str,
+        default: f64,
+        fits: fn(f64) -> bool,
+    ) -> Result<f64, ApiError> {
+        let Some(value) = self.get(name) else { return Ok(default) };
+        value.as_f64().filter(|number| fits(*number)).ok_or_else(|| wrong(name, expect, value))
     }
 
     /// Refuses a field that would change the answer in a way that is not supported yet.

@@ -196,6 +196,7 @@ async fn submit(
         request: reply.request(),
         prompt: ask.prompt.as_slice().into(),
         max_tokens: ask.max_tokens,
+        sampling: ask.sampling.clone().into(),
         ignore_eos: ask.ignore_eos,
         deadline,
         route: frontend.route,

@@ -1,11 +1,13 @@
 //! OpenAI's requests in terms of tokens: what a body asks for, or the sentence that refuses it.
 
 use actix_web::http::StatusCode;
+use engine::Sampling;
 use serde_json::Value;
 
 use super::api_error::ApiError;
 use super::chat_template::Message;
 use super::fields::{Fields, Neutral, wrong};
+use super::sampling::sampling;
 use super::served_model::ServedModel;
 
 /// `max_tokens` of a completion that does not say; OpenAI's and vLLM's default.
@@ -31,13 +33,14 @@ impl Kind {
 }
 
 /// What a request asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Ask {
     pub(super) kind: Kind,
     /// Token ids of the prompt; at least one.
     pub(super) prompt: Vec<u32>,
     /// At least one, and prompt + `max_tokens` fit the context.
     pub(super) max_tokens: u32,
+    pub(super) sampling: Sampling,
     pub(super) ignore_eos: bool,
     pub(super) skip_special_tokens: bool,
     pub(super) return_token_ids: bool,
@@ -57,16 +60,11 @@ pub(super) struct StreamOptions {
     pub(super) continuous_usage_stats: bool,
 }
 
-/// Fields that would change the answer in a way that is not supported yet, and the values that change nothing. With
-/// greedy sampling `top_p`, `top_k`, `min_p` and `seed` change nothing whatever they are.
+/// Fields that would change the answer in a way that is not supported yet, and the values that change nothing.
 const UNSUPPORTED: &[(&str, Neutral)] = &[
-    ("temperature", Neutral::Number(0.0)),
     ("n", Neutral::Number(1.0)),
     ("best_of", Neutral::Number(1.0)),
-    ("repetition_penalty", Neutral::Number(1.0)),
     ("length_penalty", Neutral::Number(1.0)),
-    ("presence_penalty", Neutral::Number(0.0)),
-    ("frequency_penalty", Neutral::Number(0.0)),
     ("min_tokens", Neutral::Number(0.0)),
     ("top_logprobs", Neutral::Number(0.0)),
     ("logprobs", Neutral::False),
@@ -79,7 +77,6 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("stop_token_ids", Neutral::Empty),
     ("bad_words", Neutral::Empty),
     ("allowed_token_ids", Neutral::Empty),
-    ("logit_bias", Neutral::Empty),
     ("logits_processors", Neutral::Empty),
     ("suffix", Neutral::Empty),
     ("truncate_prompt_tokens", Neutral::Empty),
@@ -112,7 +109,6 @@ impl Ask {
             return Err(ApiError { param: Some("model".to_owned()), ..error });
         }
         UNSUPPORTED.iter().try_for_each(|(name, neutral)| fields.refuse_unless(name, *neutral))?;
-        check_harmless(fields)?;
         let prompt = match kind {
             Kind::Completion => completion_prompt(fields, model)?,
             Kind::Chat => chat_prompt(fields, model)?,
@@ -128,6 +124,7 @@ impl Ask {
             kind,
             max_tokens: max_tokens(kind, field, prompt.len(), fields, model)?,
             prompt,
+            sampling: sampling(fields, model.tokenizer.vocabulary())?,
             ignore_eos: fields.flag("ignore_eos", false)?,
             skip_special_tokens: fields.flag("skip_special_tokens", true)?,
             return_token_ids: fields.flag("return_token_ids", false)?,
@@ -136,19 +133,6 @@ impl Ask {
             request_id: fields.text("request_id")?.map(str::to_owned),
         })
     }
-}
-
-/// Fields that change nothing while sampling is greedy, and are still of some type and range.
-fn check_harmless(fields: &Fields) -> Result<(), ApiError> {
-    fields.check("top_p", "a number above 0 and up to 1", |value| {
-        value.as_f64().is_some_and(|p| p > 0.0 && p <= 1.0)
-    })?;
-    fields.check("min_p", "a number from 0 to 1", |value| {
-        value.as_f64().is_some_and(|p| (0.0..=1.0).contains(&p))
-    })?;
-    fields
-        .check("top_k", "a whole number of at least -1", |value| value.as_i64().is_some_and(|k| k >= -1))?;
-    fields.check("seed", "a whole number", |value| value.is_i64() || value.is_u64())
 }
 
 fn stream_options(fields: &Fields) -> Result<Option<StreamOptions>, ApiError> {

@@ -173,12 +173,16 @@ fn bad_requests_are_refused_by_name() {
     completion(json!({"prompt": "a", "max_tokens": "1"}), 400, "max_tokens", "not \"1\"");
     completion(json!({"prompt": "a", "max_tokens": 64}), 400, "max_tokens", "ask for at most 63");
     completion(json!({"prompt": "a".repeat(64)}), 400, "prompt", "maximum context length is 64 tokens");
-    completion(
-        json!({"prompt": "a", "temperature": 0.7}),
-        400,
-        "temperature",
-        "temperature 0.7 is not supported yet",
-    );
+    completion(json!({"prompt": "a", "temperature": -1}), 400, "temperature", "at least 0, not -1");
+    completion(json!({"prompt": "a", "top_k": -2}), 400, "top_k", "at least -1, not -2");
+    completion(json!({"prompt": "a", "min_p": 1.5}), 400, "min_p", "from 0 to 1, not 1.5");
+    completion(json!({"prompt": "a", "repetition_penalty": 0}), 400, "repetition_penalty", "above 0");
+    completion(json!({"prompt": "a", "presence_penalty": 3}), 400, "presence_penalty", "from -2 to 2");
+    completion(json!({"prompt": "a", "frequency_penalty": "1"}), 400, "frequency_penalty", "not \"1\"");
+    completion(json!({"prompt": "a", "logit_bias": [1]}), 400, "logit_bias", "an object of token ids");
+    completion(json!({"prompt": "a", "logit_bias": {"262": 1}}), 400, "logit_bias", "token \"262\"");
+    completion(json!({"prompt": "a", "logit_bias": {"1": 101}}), 400, "logit_bias[1]", "from -100 to 100");
+    completion(json!({"prompt": "a", "suffix": "b"}), 400, "suffix", "not supported yet; leave it out");
     completion(json!({"prompt": "a", "n": 2}), 400, "n", "set it to 1");
     completion(json!({"prompt": "a", "stop": ["\n"]}), 400, "stop", "not supported yet; leave it out");
     completion(json!({"prompt": "a", "logprobs": 1}), 400, "logprobs", "set it to false");

@@ -29,6 +29,7 @@ fn decode(now: Instant, prompt: u32, max_tokens: u32, on: Option<SessionId>) -> 
         request: R,
         prompt: (0..prompt).map(|n| n + 10).collect::<Arc<[u32]>>(),
         max_tokens,
+        sampling: Arc::default(),
         ignore_eos: false,
         deadline: now + Duration::from_secs(10),
         route: Route::Auto,

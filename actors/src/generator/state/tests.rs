@@ -13,7 +13,9 @@ fn start(request: u64, prompt: u32, sample: u32) -> StartSequence {
         tokens: (10..10 + prompt).collect(),
         resident: 0,
         pages: vec![PageId(request as u32)],
+        prompt,
         sample,
+        sampling: Arc::default(),
         ignore_eos: false,
     }
 }
@@ -24,7 +26,7 @@ fn step(state: &mut GeneratorState, token: u32) -> (Vec<usize>, Vec<SequenceAdva
     assert_eq!(state.plan(0), None, "one step at a time");
     let lengths = plan.chunks.iter().map(|chunk| chunk.tokens.len()).collect();
     let sampled: Vec<_> =
-        plan.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| (chunk.key, token)).collect();
+        plan.chunks.iter().filter(|chunk| chunk.sample.is_some()).map(|chunk| (chunk.key, token)).collect();
     (lengths, state.on_step(Ok(&sampled), 0))
 }
 
@@ -61,8 +63,12 @@ fn order(state: &mut GeneratorState, steps: usize) -> Vec<Vec<u64>> {
         .map(|_| {
             let plan = state.plan(0).expect("there is work");
             let keys = plan.chunks.iter().map(|chunk| chunk.key).collect();
-            let sampled: Vec<_> =
-                plan.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| (chunk.key, 7)).collect();
+            let sampled: Vec<_> = plan
+                .chunks
+                .iter()
+                .filter(|chunk| chunk.sample.is_some())
+                .map(|chunk| (chunk.key, 7))
+                .collect();
             state.on_step(Ok(&sampled), 0);
             keys
         })
@@ -113,7 +119,7 @@ fn a_step_never_exceeds_the_engine() {
         let Some(plan) = state.plan(0) else { break };
         assert!(plan.chunks.iter().map(|chunk| chunk.tokens.len()).sum::<usize>() <= 5);
         let sampled: Vec<_> =
-            plan.chunks.iter().filter(|chunk| chunk.sample).map(|chunk| (chunk.key, 7)).collect();
+            plan.chunks.iter().filter(|chunk| chunk.sample.is_some()).map(|chunk| (chunk.key, 7)).collect();
         state.on_step(Ok(&sampled), 0);
     }
     assert!(state.is_empty(), "everybody had a turn");
@@ -159,5 +165,19 @@ fn adopted_pages_are_acquired_before_their_first_step() {
     state.on_start(StartSequence { resident: 2, ..start(1, 3, 5) });
     let plan = state.plan(0).expect("there is work");
     assert_eq!(plan.acquire, [PageId(1)]);
-    assert_eq!((plan.chunks[0].start, plan.chunks[0].tokens.len(), plan.chunks[0].sample), (2, 1, true));
+    assert_eq!((plan.chunks[0].start, plan.chunks[0].tokens.len()), (2, 1));
+    assert!(plan.chunks[0].sample.is_some());
+}
+
+#[test]
+fn tokens_so_far_go_with_a_row_only_if_they_matter() {
+    for (repetition_penalty, expect) in [(1.0, &[][..]), (1.1, &[10, 11, 7])] {
+        let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
+        let sampling = Sampling { repetition_penalty, ..Sampling::GREEDY }.into();
+        state.on_start(StartSequence { sampling, ..start(1, 2, 9) });
+        step(&mut state, 7);
+        let plan = state.plan(0).expect("there is work");
+        let sample = plan.chunks[0].sample.as_ref().expect("a decode row samples");
+        assert_eq!((&sample.tokens[..], sample.prompt), (expect, 2));
+    }
 }

@@ -18,7 +18,14 @@ fn state() -> PrefillerState {
 }
 
 fn prefill(tokens: u32) -> StartPrefill {
-    StartPrefill { session: S, request: R, prompt: (0..tokens).collect(), resident: 0, remaining_ms: 1000 }
+    StartPrefill {
+        session: S,
+        request: R,
+        prompt: (0..tokens).collect(),
+        resident: 0,
+        sampling: Arc::default(),
+        remaining_ms: 1000,
+    }
 }
 
 fn reserved(pages: u32) -> PagesReserved {

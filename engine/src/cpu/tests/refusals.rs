@@ -9,7 +9,13 @@ fn bad_batches_are_refused_and_lose_nothing() {
     let pages = pages(&engine, 0);
     let tokens = prompt(1, 20);
     let expect = alone(&mut engine, &tokens, &[], 0);
-    let good = Chunk { sequence: 9, tokens: &tokens[19..], start: 19, pages: &pages, sample: true };
+    let good = Chunk {
+        sequence: 9,
+        tokens: &tokens[19..],
+        start: 19,
+        pages: &pages,
+        sample: Some(Sample::greedy()),
+    };
     let outside = [PageId(engine.kv.pages())];
     let twice = [pages[0], pages[0]];
     let long = vec![1; 257];

@@ -1,0 +1,183 @@
+//! From logits to the next token: the same for every backend, a function of logits, settings, tokens so far and seed.
+//!
+//! In this order, as vLLM has it: bias; penalties for tokens that occur; then the largest logit if the temperature is 0, else
+//! temperature, `min_p`, `top_k`, `top_p`, and a draw from what is left. The draw is a counter function of seed and position, so
+//! it does not matter in which process, batch or attempt a token is sampled.
+
+/// How a sequence's tokens are chosen. The default is greedy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by it; 0 takes the largest. At least 0.
+    pub temperature: f32,
+    /// Of the most probable tokens, as many as it takes to have this probability; above 0, 1 for all.
+    pub top_p: f32,
+    /// Of the most probable tokens, this many; 0 for all.
+    pub top_k: u32,
+    /// Tokens less probable than this times the most probable one are left out; 0 to 1.
+    pub min_p: f32,
+    /// Logits of tokens that occur, in the prompt too, are divided by it if they are positive, else multiplied; 1 changes nothing. Above 0.
+    pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens that were sampled.
+    pub presence_penalty: f32,
+    /// Subtracted for each time that a token was sampled.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// What draws depend on, beside the position.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// The largest logit, the lowest id among equals.
+    pub const GREEDY: Self = Self {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        logit_bias: Vec::new(),
+        seed: 0,
+    };
+
+    fn penalises(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+
+    /// True if the tokens so far matter: whoever samples has to have them.
+    pub fn looks_back(&self) -> bool {
+        self.penalises()
+    }
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self::GREEDY
+    }
+}
+
+/// What a chunk's last position is sampled with.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample<'a> {
+    /// The settings.
+    pub how: &'a Sampling,
+    /// All tokens before the one to be sampled, if the settings [look back](Sampling::looks_back); else it may be empty.
+    pub tokens: &'a [u32],
+    /// How many of them are the prompt's.
+    pub prompt: u32,
+}
+
+impl Sample<'_> {
+    /// The largest logit.
+    pub fn greedy() -> Self {
+        Sample { how: &Sampling::GREEDY, tokens: &[], prompt: 0 }
+    }
+}
+
+/// The token that follows `position` tokens. `logits` has one number for each token id, at least one, and is changed.
+pub fn choose(logits: &mut [f32], sample: Sample<'_>, position: u32) -> u32 {
+    let how = sample.how;
+    for &(token, bias) in &how.logit_bias {
+        if let Some(logit) = logits.get_mut(token as usize) {
+            *logit += bias;
+        }
+    }
+    if how.penalises() {
+        penalise(logits, sample);
+    }
+    if how.temperature <= 0.0 {
+        return argmax(logits);
+    }
+    let candidates = candidates(logits, how);
+    let total: f64 = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
+    let mut rest = uniform(how.seed, position) * total;
+    for &(token, weight) in &candidates {
+        rest -= f64::from(weight);
+        if rest < 0.0 {
+            return token;
+        }
+    }
+    // Rounding has left a little, or no logit is a number.
+    candidates.last().map_or_else(|| argmax(logits), |(token, _)| *token)
+}
+
+fn penalise(logits: &mut [f32], sample: Sample<'_>) {
+    let how = sample.how;
+    let mut counts: std::collections::HashMap<u32, u32> = std::collections::HashMap::new();
+    for (place, token) in sample.tokens.iter().enumerate() {
+        *counts.entry(*token).or_default() += u32::from(place >= sample.prompt as usize);
+    }
+    // Each token once, so the map's order does not matter.
+    for (token, sampled) in counts {
+        let Some(logit) = logits.get_mut(token as usize) else { continue };
+        *logit = if *logit > 0.0 { *logit / how.repetition_penalty } else { *logit * how.repetition_penalty };
+        if sampled > 0 {
+            *logit -= how.presence_penalty + how.frequency_penalty * sampled as f32;
+        }
+    }
+}
+
+/// Tokens that may be drawn, with weights in proportion to their probabilities: by id if nothing sorts them, else the most
+/// probable first.
+fn candidates(logits: &[f32], how: &Sampling) -> Vec<(u32, f32)> {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |logit: f32| ((logit - most) / how.temperature).exp();
+    // What is not a number has no weight; a most probable token of infinite logit has all of it.
+    let weights =
+        (0..).zip(logits).map(|(token, logit)| (token, if *logit == most { 1.0 } else { weight(*logit) }));
+    let mut kept: Vec<(u32, f32)> =
+        weights.filter(|(_, weight)| *weight > 0.0 && *weight >= how.min_p).collect();
+    let first = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    let top_k = how.top_k as usize;
+    if top_k > 0 && top_k < kept.len() {
+        kept.select_nth_unstable_by(top_k - 1, first);
+        kept.truncate(top_k);
+        kept.sort_unstable_by_key(|(token, _)| *token);
+    }
+    if how.top_p < 1.0 {
+        let total: f64 = kept.iter().map(|(_, weight)| f64::from(*weight)).sum();
+        // All tokens below this together have less than 1 - top_p, so none of them is among the first: they need no sorting.
+        let least = (1.0 - f64::from(how.top_p)) * total / kept.len().max(1) as f64;
+        let mut probable: Vec<(u32, f32)> =
+            kept.iter().copied().filter(|(_, weight)| f64::from(*weight) >= least).collect();
+        probable.sort_unstable_by(first);
+        let mut sum = 0.0;
+        let wanted = f64::from(how.top_p) * total;
+        let enough = probable.iter().position(|(_, weight)| {
+            sum += f64::from(*weight);
+            sum >= wanted
+        });
+        probable.truncate(enough.map_or(probable.len(), |last| last + 1).max(1));
+        kept = probable;
+    }
+    kept
+}
+
+/// A number of 0 ≤ u < 1 for each seed and position: two rounds of splitmix64's finaliser, 53 bits of the result.
+fn uniform(seed: u64, position: u32) -> f64 {
+    let mix = |mut z: u64| {
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let state = mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
+    let bits = mix(state ^ (u64::from(position) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)) >> 11;
+    bits as f64 / (1u64 << 53) as f64
+}
+
+/// The index of the largest, the lowest among equals; 0 when there is no number among them.
+pub fn argmax(logits: &[f32]) -> u32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (whole, tail) = logits.as_chunks::<16>();
+    for chunk in whole {
+        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+            *lane = if logit > *lane { logit } else { *lane };
+        }
+    }
+    let most = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    logits.iter().position(|&logit| logit == most).unwrap_or(0) as u32
+}
+
+#[cfg(test)]
+mod tests;

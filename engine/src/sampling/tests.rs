@@ -1,0 +1,112 @@
+use super::*;
+
+const LOGITS: [f32; 5] = [1.0, 3.0, 2.0, -1.0, 3.0];
+
+fn drawn(how: Sampling) -> Sampling {
+    Sampling { temperature: 1.0, seed: 7, ..how }
+}
+
+/// How often each token comes in 20,000 positions.
+fn counts(logits: &[f32], how: &Sampling) -> Vec<f64> {
+    let mut counts = vec![0.0; logits.len()];
+    let positions = 20_000;
+    for position in 0..positions {
+        let token = choose(&mut logits.to_vec(), Sample { how, tokens: &[], prompt: 0 }, position);
+        counts[token as usize] += 1.0 / f64::from(positions);
+    }
+    counts
+}
+
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let weights: Vec<f64> = logits.iter().map(|logit| f64::from(*logit).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    weights.iter().map(|weight| weight / total).collect()
+}
+
+fn check_close(found: &[f64], expect: &[f64]) {
+    for (token, (found, expect)) in found.iter().zip(expect).enumerate() {
+        // Five standard deviations of a share of 20,000.
+        let tolerance = 5.0 * (expect * (1.0 - expect) / 20_000.0).sqrt() + 1e-9;
+        assert!((found - expect).abs() <= tolerance, "token {token}: {found} and not {expect}");
+    }
+}
+
+#[test]
+fn without_temperature_the_largest_wins_and_the_lowest_id_among_equals() {
+    assert_eq!(choose(&mut LOGITS.to_vec(), Sample::greedy(), 3), 1);
+    assert_eq!(choose(&mut [f32::NAN, f32::NAN], Sample::greedy(), 3), 0);
+}
+
+#[test]
+fn tokens_come_as_often_as_they_are_probable() {
+    check_close(&counts(&LOGITS, &drawn(Sampling::GREEDY)), &softmax(&LOGITS));
+    let hot = Sampling { temperature: 2.0, ..drawn(Sampling::GREEDY) };
+    check_close(&counts(&LOGITS, &hot), &softmax(&LOGITS.map(|logit| logit / 2.0)));
+}
+
+#[test]
+fn only_the_most_probable_are_drawn() {
+    let of = |kept: &[u32]| {
+        let kept: Vec<f32> =
+            (0..5).map(|n| if kept.contains(&n) { LOGITS[n as usize] } else { f32::NEG_INFINITY }).collect();
+        softmax(&kept)
+    };
+    for (how, kept) in [
+        (Sampling { top_k: 1, ..Sampling::GREEDY }, &[1][..]),
+        (Sampling { top_k: 3, ..Sampling::GREEDY }, &[1, 2, 4]),
+        (Sampling { top_k: 9, ..Sampling::GREEDY }, &[0, 1, 2, 3, 4]),
+        // 0.395 each, then 0.145, 0.053 and 0.007.
+        (Sampling { top_p: 0.1, ..Sampling::GREEDY }, &[1]),
+        (Sampling { top_p: 0.79, ..Sampling::GREEDY }, &[1, 4]),
+        (Sampling { top_p: 0.8, ..Sampling::GREEDY }, &[1, 2, 4]),
+        (Sampling { min_p: 0.3, ..Sampling::GREEDY }, &[1, 2, 4]),
+        (Sampling { min_p: 0.1, top_k: 3, top_p: 0.5, ..Sampling::GREEDY }, &[1, 4]),
+    ] {
+        check_close(&counts(&LOGITS, &drawn(how)), &of(kept));
+    }
+}
+
+#[test]
+fn penalties_count_what_occurred() {
+    let tokens = [1, 2, 2, 4, 4, 4];
+    let check = |how: Sampling, expect: [f32; 5]| {
+        let mut logits = LOGITS.to_vec();
+        choose(&mut logits, Sample { how: &how, tokens: &tokens, prompt: 3 }, 6);
+        assert_eq!(logits, expect, "{how:?}");
+    };
+    check(Sampling { repetition_penalty: 2.0, ..Sampling::GREEDY }, [1.0, 1.5, 1.0, -1.0, 1.5]);
+    check(Sampling { presence_penalty: 1.0, ..Sampling::GREEDY }, [1.0, 3.0, 2.0, -1.0, 2.0]);
+    check(Sampling { frequency_penalty: 0.5, ..Sampling::GREEDY }, [1.0, 3.0, 2.0, -1.0, 1.5]);
+    let bias = vec![(0, 5.0), (3, -1.0), (99, 1.0)];
+    check(Sampling { logit_bias: bias, ..Sampling::GREEDY }, [6.0, 3.0, 2.0, -2.0, 3.0]);
+    let mut negative = [-1.0, 0.5];
+    let how = Sampling { repetition_penalty: 2.0, ..Sampling::GREEDY };
+    choose(&mut negative, Sample { how: &how, tokens: &[0], prompt: 1 }, 1);
+    assert_eq!(negative, [-2.0, 0.5]);
+}
+
+#[test]
+fn a_draw_depends_on_seed_and_position_alone() {
+    let draw = |seed, position| {
+        let how = Sampling { seed, ..drawn(Sampling::GREEDY) };
+        choose(&mut vec![0.0; 1000], Sample { how: &how, tokens: &[], prompt: 0 }, position)
+    };
+    assert_eq!(draw(1, 5), draw(1, 5));
+    let different = |draws: Vec<u32>| draws.iter().collect::<std::collections::BTreeSet<_>>().len();
+    assert!(different((0..100).map(|position| draw(1, position)).collect()) > 80);
+    assert!(different((0..100).map(|seed| draw(seed, 5)).collect()) > 80);
+}
+
+#[test]
+fn logits_that_are_no_numbers_end_in_a_token() {
+    for logits in
+        [[f32::NAN; 3], [f32::NEG_INFINITY; 3], [f32::INFINITY, 0.0, f32::INFINITY], [f32::NAN, 1.0, 2.0]]
+    {
+        for how in
+            [Sampling::GREEDY, drawn(Sampling::GREEDY), drawn(Sampling { top_p: 0.5, ..Sampling::GREEDY })]
+        {
+            let token = choose(&mut logits.to_vec(), Sample { how: &how, tokens: &[], prompt: 0 }, 1);
+            assert!(token < 3, "{logits:?}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The fields of a request that say how its tokens are chosen; names, ranges and defaults are OpenAI's and vLLM's.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use connector::frame::LOGIT_BIAS_MAX;
+use engine::Sampling;
+use serde_json::Value;
+
+use super::api_error::ApiError;
+use super::fields::{Fields, wrong};
+
+/// A temperature below this is as good as none, and divides into infinities.
+const TEMPERATURE_MIN: f64 = 1e-5;
+
+/// Reads how tokens are chosen. Without a `seed` one is drawn.
+///
+/// # Errors
+/// 400 with a sentence that names the field.
+pub(super) fn sampling(fields: &Fields, vocabulary: u32) -> Result<Sampling, ApiError> {
+    let temperature = fields.number("temperature", "a number of at least 0", 1.0, |t| t >= 0.0)?;
+    let top_k = match fields.get("top_k") {
+        None => 0,
+        // vLLM takes -1 and 0 for all tokens.
+        Some(value) => match value.as_i64() {
+            Some(k @ -1..=0x7fff_ffff) => k.max(0) as u32,
+            _ => return Err(wrong("top_k", "a whole number of at least -1", value)),
+        },
+    };
+    let within = |name| fields.number(name, "a number from -2 to 2", 0.0, |p| (-2.0..=2.0).contains(&p));
+    Ok(Sampling {
+        temperature: if temperature < TEMPERATURE_MIN { 0.0 } else { temperature as f32 },
+        top_p: fields.number("top_p", "a number above 0 and up to 1", 1.0, |p| p > 0.0 && p <= 1.0)? as f32,
+        top_k,
+        min_p: fields.number("min_p", "a number from 0 to 1", 0.0, |p| (0.0..=1.0).contains(&p))? as f32,
+        repetition_penalty: fields.number(
+            "repetition_penalty",
+            "a number above 0 and up to 100",
+            1.0,
+            |p| p > 0.01 && p <= 100.0,
+        )? as f32,
+        presence_penalty: within("presence_penalty")? as f32,
+        frequency_penalty: within("frequency_penalty")? as f32,
+        logit_bias: logit_bias(fields, vocabulary)?,
+        seed: match fields.get("seed") {
+            None => RandomState::new().build_hasher().finish(),
+            Some(value) => value
+                .as_u64()
+                .or_else(|| value.as_i64().map(i64::cast_unsigned))
+                .ok_or_else(|| wrong("seed", "a whole number", value))?,
+        },
+    })
+}
+
+/// `{"token id": bias}`.
+fn logit_bias(fields: &Fields, vocabulary: u32) -> Result<Vec<(u32, f32)>, ApiError> {
+    let biases = match fields.get("logit_bias") {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(biases)) if biases.len() <= LOGIT_BIAS_MAX => biases,
+        Some(Value::Object(biases)) => {
+            let message =
+                format!("logit_bias has {} tokens; at most {LOGIT_BIAS_MAX} are taken", biases.len());
+            return Err(ApiError::field("logit_bias", message));
+        }
+        Some(other) => return Err(wrong("logit_bias", "an object of token ids and biases", other)),
+    };
+    biases
+        .iter()
+        .map(|(token, bias)| {
+            let id = token.parse::<u32>().ok().filter(|id| *id < vocabulary).ok_or_else(|| {
+                let message =
+                    format!("logit_bias names token {token:?}, and the vocabulary has {vocabulary} tokens");
+                ApiError::field("logit_bias", message)
+            })?;
+            let number = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
+            let name = format!("logit_bias[{id}]");
+            Ok((id, number.ok_or_else(|| wrong(&name, "a number from -100 to 100", bias))? as f32))
+        })
+        .collect()
+}
