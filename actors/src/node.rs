@@ -78,6 +78,8 @@ pub struct NodeConfig<'a, E> {
     pub engine: Box<dyn Engine>,
     /// `engine.prefill_chunk_tokens`.
     pub prefill_chunk_tokens: u32,
+    /// `engine.prefix_cache`: what one request has computed serves others that begin with the same tokens.
+    pub prefix_cache: bool,
     /// The link; none in a process of its own.
     pub link: Option<LinkConfig<'a, E>>,
 }
@@ -155,7 +157,7 @@ impl Node {
 /// # Errors
 /// The transport's, or the operating system gives no thread or socket.
 pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
-    let NodeConfig { engine, prefill_chunk_tokens, link } = config;
+    let NodeConfig { engine, prefill_chunk_tokens, prefix_cache, link } = config;
     let (model, step_tokens) = (engine.model().clone(), engine.limits().tokens);
     let (pool, layout) = (engine.kv().clone(), engine.kv().layout().clone());
     let (page_bytes, pages) = (layout.page_bytes(), pool.pages());
@@ -280,7 +282,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let to_link = linked.as_ref().map(|(address, ..)| address.clone());
 
     buffers.run(BufferManager::new(
-        PoolState::new(pages, ring_pages, layout.page_tokens),
+        PoolState::new(pages, ring_pages, layout.page_tokens).sharing(prefix_cache),
         hashed.clone(),
         BufferManagerOutboxes {
             decoder: outbox!("buffer_manager→decoder", to_decoder),

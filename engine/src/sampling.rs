@@ -71,7 +71,8 @@ pub struct Sample<'a> {
 impl Sample<'_> {
     /// The largest logit.
     pub fn greedy() -> Self {
-        Sample { how: &Sampling::GREEDY, tokens: &[], prompt: 0 }
+        static GREEDY: Sampling = Sampling::GREEDY;
+        Sample { how: &GREEDY, tokens: &[], prompt: 0 }
     }
 }
 

@@ -123,6 +123,8 @@ sections! {
         page_tokens: u32 = |value| count(value, 1..=1024), |_, _| "16";
         /// Most tokens of one prompt that are prefilled in one step.
         prefill_chunk_tokens: u32 = |value| count(value, 1..=32768), |_, _| "128";
+        /// Whether pages that hold the beginning of an earlier request serve later ones that begin with the same tokens.
+        prefix_cache: bool = truth, |_, _| "true";
     }
     /// What one request may cost.
     request: Request {

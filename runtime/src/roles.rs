@@ -141,8 +141,9 @@ async fn serve(
         page_hash: config.transport.page_hash,
         transport: transport(&config, Region::shared(engine.kv().clone())),
     });
-    let prefill_chunk_tokens = config.engine.prefill_chunk_tokens;
-    let node = node::start(NodeConfig { engine, prefill_chunk_tokens, link })?;
+    let (prefill_chunk_tokens, prefix_cache) =
+        (config.engine.prefill_chunk_tokens, config.engine.prefix_cache);
+    let node = node::start(NodeConfig { engine, prefill_chunk_tokens, prefix_cache, link })?;
     let usable = u64::from(node.request_pages) * u64::from(config.engine.page_tokens);
     if usable < u64::from(model.context_tokens) {
         let (context, tokens) = (model.context_tokens, usable);

@@ -132,6 +132,8 @@ pub struct PoolState {
     page_tokens: u32,
     free: BTreeSet<u32>,
     cache: PrefixCache,
+    /// Pages are shared between sequences.
+    shares: bool,
     holdings: HashMap<SequenceId, Holding>,
     /// How many sequences hold a page; no entry, none.
     holders: HashMap<PageId, u32>,
@@ -154,6 +156,7 @@ impl PoolState {
             page_tokens: page_tokens.max(1),
             free: (0..pages).collect(),
             cache: PrefixCache::new(page_tokens),
+            shares: true,
             holdings: HashMap::new(),
             holders: HashMap::new(),
             growing: VecDeque::new(),
@@ -163,6 +166,12 @@ impl PoolState {
             rings: BTreeMap::new(),
             quarantine: BTreeMap::new(),
         }
+    }
+
+    /// As it is, or with every sequence computing or receiving all its pages for itself.
+    #[must_use]
+    pub fn sharing(self, shares: bool) -> Self {
+        Self { shares, ..self }
     }
 
     /// How the pool is divided now.
@@ -228,7 +237,7 @@ impl PoolState {
     /// What stands in the sequence's pages is known from now on.
     pub fn on_computed(&mut self, computed: &PagesComputed) {
         let Some(holding) = self.holdings.get(&computed.sequence) else { return };
-        if computed.pages.iter().all(|page| holding.pages.contains(page)) {
+        if self.shares && computed.pages.iter().all(|page| holding.pages.contains(page)) {
             self.cache.insert(&computed.tokens, &computed.pages);
         }
     }

@@ -23,6 +23,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("engine.kv_bytes", "512MiB", "512MiB", "0", "must be a size above zero"),
     ("engine.page_tokens", "32", "32", "0", "must be a whole number from 1 to 1024"),
     ("engine.prefill_chunk_tokens", "64", "64", "1.5", "must be a whole number"),
+    ("engine.prefix_cache", "false", "false", "some", "must be true or false"),
     ("request.deadline", "90s", "90s", "10", "must be a duration with a unit"),
     ("request.concurrency", "8", "8", "0", "must be a whole number from 1"),
     ("transport.ucx_library", "/u/libucp.so.0", "/u/libucp.so.0", "", "must be a path"),

@@ -1,0 +1,83 @@
+//! Requests that begin alike share pages, and no word changes: one after the other and 32 at once, on a pool that holds them and on
+//! one that makes them give way.
+
+use anyhow::{Context, Result, ensure};
+use integration_tests::client::{Metrics, complete, metrics};
+use integration_tests::fixtures::{Prompt, prompts};
+use integration_tests::process::Pair;
+
+const TOKENS: u32 = 32;
+
+/// Prompts of up to 200 tokens that are firm to the end.
+fn firm() -> Result<Vec<Prompt>> {
+    let mut prompts = prompts()?;
+    prompts.retain(|prompt| prompt.near_ties.is_empty() && prompt.prompt_ids.len() <= 200);
+    ensure!(prompts.len() >= 16, "{} prompts", prompts.len());
+    Ok(prompts)
+}
+
+fn check(address: &str, prompt: &Prompt) -> Result<()> {
+    let answer = complete(address, &prompt.input(), TOKENS)?;
+    ensure!(answer.ids == prompt.ids, "{}: {:?}, {}", prompt.name, answer.ids, answer.timings);
+    Ok(())
+}
+
+/// Asks for all of them, 32 at once.
+fn check_at_once(address: &str, prompts: &[Prompt]) -> Result<()> {
+    std::thread::scope(|scope| {
+        let ask = |n: usize| scope.spawn(move || check(address, &prompts[n * 7 % prompts.len()]));
+        let clients: Vec<_> = (0..32).map(ask).collect();
+        clients
+            .into_iter()
+            .try_for_each(|client| client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
+    })
+}
+
+fn counted(metrics: &Metrics, name: &str) -> Result<u64> {
+    metrics.get(name).with_context(|| format!("{metrics}"))
+}
+
+#[test]
+fn shared_pages_change_no_word() -> Result<()> {
+    let prompts = firm()?;
+    let pair = Pair::start(&["engine.prefix_cache=true"])?;
+    let resident = || counted(&metrics(&pair.frontend)?, "baton_pages_resident_total");
+    for prompt in &prompts {
+        check(&pair.frontend, prompt)?;
+    }
+    let first = resident()?;
+    for prompt in &prompts {
+        check(&pair.frontend, prompt)?;
+    }
+    let full_pages: usize = prompts.iter().map(|prompt| (prompt.prompt_ids.len() - 1) / 16).sum();
+    assert_eq!(resident()? - first, full_pages as u64, "all that was there is found again");
+    check_at_once(&pair.frontend, &prompts)?;
+    let sender = pair.sender.address("http.port")?;
+    assert!(counted(&metrics(&sender)?, "baton_pages_cached")? > 0, "the sender keeps what it has computed");
+    Ok(())
+}
+
+#[test]
+fn requests_that_give_way_go_on_with_the_same_words() -> Result<()> {
+    let prompts = firm()?;
+    // Sixteen requests of 200 tokens and 300 to come, on a pool for four of them.
+    let pair = Pair::start(&["engine.prefix_cache=true", "ring.bytes=3MiB", "engine.kv_bytes=96MiB"])?;
+    let frontend = &*pair.frontend;
+    let longest = prompts.iter().max_by_key(|prompt| prompt.prompt_ids.len()).context("a prompt")?;
+    let local = pair.receiver.address("http.port")?;
+    let expect = complete(&local, &longest.input(), 600)?.ids;
+    ensure!(expect[..TOKENS as usize] == longest.ids[..], "other words alone");
+    std::thread::scope(|scope| {
+        let ask = || scope.spawn(move || complete(frontend, &longest.input(), 600));
+        let clients: Vec<_> = (0..6).map(|_| ask()).collect();
+        for client in clients {
+            let answer = client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+            ensure!(answer.ids == expect, "other words: {}", answer.timings);
+        }
+        Ok(())
+    })?;
+    let after = metrics(frontend)?;
+    assert!(counted(&after, "baton_preemptions_total")? > 0, "{after}");
+    assert_eq!(counted(&after, "baton_pages_live")?, 0);
+    Ok(())
+}
