@@ -56,7 +56,7 @@ pub struct Decode {
 
 /// Decoder, prefiller → buffer manager: hold pages for a sequence.
 ///
-/// Answered by [`PagesReserved`] when there are enough, first come first served. Pages that hold a prefix of `tokens` already
+/// Answered by [`PagesReserved`] when there are enough, first come first served but for those that come again. Pages that hold a prefix of `tokens` already
 /// are shared.
 #[derive(Clone, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
@@ -69,8 +69,8 @@ pub struct ReservePages {
     pub pages: u32,
     /// Those of `tokens` that are not shared land from a sender: they are held as a count, each becomes the page that lands.
     pub landing: bool,
-    /// Its tokens were streamed in part: it goes before those that have not begun.
-    pub begun: bool,
+    /// It had pages and gave them back, or its sender is lost: it goes before those that have not had any.
+    pub again: bool,
 }
 
 /// Buffer manager → decoder, prefiller: the reservation stands.
@@ -87,15 +87,17 @@ pub struct PagesReserved {
     pub pages: Vec<PageId>,
 }
 
-/// Decoder → buffer manager: a running sequence will need this many more pages. Answered by [`PagesGrown`], before any new
+/// Decoder → buffer manager: a running sequence will need more pages. Answered by [`PagesGrown`], before any new
 /// reservation is served; by [`PagesShort`] first, if somebody has to give some back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct GrowPages {
     /// Whose.
     pub sequence: SequenceId,
-    /// How many more.
-    pub pages: u32,
+    /// With fewer it cannot go on for long; at least one.
+    pub least: u32,
+    /// As many would be fine.
+    pub most: u32,
 }
 
 /// Buffer manager → decoder: these pages are the sequence's too.
@@ -108,12 +110,12 @@ pub struct PagesGrown {
     pub pages: Vec<PageId>,
 }
 
-/// Buffer manager → decoder: this sequence cannot grow before another one gives pages back.
+/// Buffer manager → decoder: a sequence cannot grow before another one gives pages back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct PagesShort {
-    /// Whose turn it is.
-    pub sequence: SequenceId,
+    /// How many [`ReleasePages`] of own requests had come by then: if more are under way, there may be room already.
+    pub releases: u64,
 }
 
 /// Decoder, prefiller → buffer manager: the KV of these tokens stands in the sequence's pages, and may be shared.

@@ -197,7 +197,7 @@ pub struct Welcome {
 }
 
 /// How a sender chooses a request's first token; the names are those that requests have for it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FirstToken {
     /// 0 takes the most probable token.
     pub temperature: f32,
@@ -209,7 +209,7 @@ pub struct FirstToken {
     pub min_p: f32,
     /// 1 for none. The penalties for tokens that were sampled do not matter yet.
     pub repetition_penalty: f32,
-    /// Added to the logits of these tokens; at most [`LOGIT_BIAS_MAX`].
+    /// Added to the logits of these tokens; requests have at most [`LOGIT_BIAS_MAX`].
     #[serde(deserialize_with = "wire::list")]
     pub logit_bias: Vec<(u32, f32)>,
     /// What the draw depends on, beside the position.

@@ -91,7 +91,7 @@ impl CpuEngine {
         Ok(Self { model, kv, limits: StepLimits { tokens: config.step_tokens }, forward })
     }
 
-    /// The logits of the last step: `vocabulary` floats for the `index`-th chunk with [`Chunk::sample`]; `None`
+    /// The logits of the last step, after bias and penalties: `vocabulary` floats for the `index`-th chunk with [`Chunk::sample`]; `None`
     /// past the last such chunk. For tests.
     #[doc(hidden)]
     #[must_use]

@@ -2,7 +2,8 @@
 //!
 //! In this order, as vLLM has it: bias; penalties for tokens that occur; then the largest logit if the temperature is 0, else
 //! temperature, `min_p`, `top_k`, `top_p`, and a draw from what is left. The draw is a counter function of seed and position, so
-//! it does not matter in which process, batch or attempt a token is sampled.
+//! it does not matter in which process, batch or attempt a token is sampled; between machines whose C libraries compute `exp`
+//! differently, a draw that falls on the border of two tokens may.
 
 /// How a sequence's tokens are chosen. The default is greedy.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,13 +42,9 @@ impl Sampling {
         seed: 0,
     };
 
-    fn penalises(&self) -> bool {
-        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
-    }
-
     /// True if the tokens so far matter: whoever samples has to have them.
     pub fn looks_back(&self) -> bool {
-        self.penalises()
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
 
@@ -84,7 +81,7 @@ pub fn choose(logits: &mut [f32], sample: Sample<'_>, position: u32) -> u32 {
             *logit += bias;
         }
     }
-    if how.penalises() {
+    if how.looks_back() {
         penalise(logits, sample);
     }
     if how.temperature <= 0.0 {

@@ -48,8 +48,8 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "free a lost session's pages at once",
         "actors/src/buffer_manager/state.rs",
-        "self.quarantine.insert(session, pages);",
-        "self.free.extend(pages.iter().map(|page| page.0));",
+        "self.quarantine.insert(session, ring.ledger.close());",
+        "self.free.extend(ring.ledger.close().iter().map(|page| page.0));",
     ),
     mutant(
         "frame before flush",
@@ -60,21 +60,23 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "transit before reservation",
         "actors/src/buffer_manager/state.rs",
-        "if next.here + next.landing > self.unclaimed() {",
-        "if next.here > self.free.len() as u32 {",
+        "while self.waiting.front().is_some_and(|next| self.cost(next) <= self.unclaimed()) {",
+        "while self.waiting.front().is_some_and(|next| next.landing || self.cost(next) <= self.unclaimed()) {",
     ),
     mutant(
         "ask the sender before pages are reserved",
         "actors/src/decoder/state.rs",
-        "vec![Action::Reserve(reserve)]\n    }\n\n    fn pages_for",
-        "let early = self.on_reserved(now, PagesReserved { sequence: SequenceId::Own(request), pages: Vec::new() });\n        \
-         [vec![Action::Reserve(reserve)], early].concat()\n    }\n\n    fn pages_for",
+        "self.reservation(request, on.is_some(), false).into_iter().collect()",
+        "let (sequence, landing) = (SequenceId::Own(request), self.pages_for(self.requests[&request].generate.prompt.len()));\n        \
+         let early = PagesReserved { sequence, resident: 0, landing, pages: Vec::new() };\n        \
+         let asked: Vec<Action> = self.reservation(request, on.is_some(), false).into_iter().collect();\n        \
+         [asked, self.on_reserved(now, early)].concat()",
     ),
     mutant(
         "skip the hash check",
         "actors/src/buffer_manager/state.rs",
         "if !hasher.is_none_or(whole) {",
-        "if hasher.is_some_and(|hasher| !whole(hasher) && false) {",
+        "if hasher.is_some_and(|hasher| !whole(hasher) && filled.count == 0) {",
     ),
     mutant(
         "admit a Hello that was read late",
@@ -101,6 +103,24 @@ const MUTANTS: &[Mutant] = &[
         "drop(lost);\n        Vec::new()",
     ),
     mutant(
+        "share a page before it is computed",
+        "actors/src/decoder/state.rs",
+        "let computed = before < entry.generate.prompt.len() as u32 && event.token.is_some();",
+        "let computed = before < entry.generate.prompt.len() as u32;\n            let event = SequenceAdvanced { resident: tokens(entry).len() as u32, ..event.clone() };\n            let running = match &entry.phase { Phase::Running(running) => running, _ => unreachable!() };",
+    ),
+    mutant(
+        "evict what is in use",
+        "actors/src/buffer_manager/state.rs",
+        "            self.cache.on_used(*page);\n",
+        "",
+    ),
+    mutant(
+        "grow without asking",
+        "actors/src/generator/state.rs",
+        "next as u64 <= sequence.pages.len() as u64 * u64::from(self.page_tokens)",
+        "next as u64 <= (sequence.pages.len() as u64 + 1) * u64::from(self.page_tokens)",
+    ),
+    mutant(
         "no deadlines",
         "actors/src/decoder/state.rs",
         ".filter(|(_, entry)| now >= entry.generate.deadline && ",
@@ -109,8 +129,8 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "forget what was emitted",
         "actors/src/decoder/state.rs",
-        "tokens: entry.generate.prompt.iter().chain(&entry.emitted).copied().collect(),",
-        "tokens: entry.generate.prompt.to_vec(),",
+        "entry.generate.prompt.iter().chain(&entry.emitted).copied().collect()",
+        "entry.generate.prompt.clone()",
     ),
 ];
 

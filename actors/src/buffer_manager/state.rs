@@ -20,7 +20,7 @@
 //! Sessions share the ring equally. One that holds more than its share, because another one has joined, is told so and
 //! gives unspent credits back. A session that has had a credit is never left without one: it has pages to land.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroU32;
 
 use connector::frame::GRANT_PAGES_MAX;
@@ -120,8 +120,6 @@ struct Ring {
     seed: u64,
     /// The share that its peer was told while it held more.
     told: Option<u32>,
-    /// Pages that were called filled and are not what was put: who knows when the rest of it lands.
-    damaged: Vec<PageIndex>,
 }
 
 /// The page pool's ledger. Every `on_…` returns what has to be done, in order.
@@ -140,6 +138,8 @@ pub struct PoolState {
     growing: VecDeque<GrowPages>,
     /// The first that grows has been called short, and nothing has come back since.
     told_short: bool,
+    /// Releases of own requests so far: what a decoder that has sent more is told of room is out of date.
+    releases: u64,
     waiting: VecDeque<ReservePages>,
     resident_pages: u64,
     rings: BTreeMap<SessionId, Ring>,
@@ -161,6 +161,7 @@ impl PoolState {
             holders: HashMap::new(),
             growing: VecDeque::new(),
             told_short: false,
+            releases: 0,
             waiting: VecDeque::new(),
             resident_pages: 0,
             rings: BTreeMap::new(),
@@ -182,10 +183,7 @@ impl PoolState {
             outstanding: self.rings.values().map(|ring| ring.ledger.outstanding()).sum(),
             held: self.holders.len() as u32,
             cached: self.cache.unused(),
-            quarantined: (self.quarantine.values())
-                .chain(self.rings.values().map(|ring| &ring.damaged))
-                .map(|pages| pages.len() as u32)
-                .sum(),
+            quarantined: self.quarantine.values().map(|pages| pages.len() as u32).sum(),
         }
     }
 
@@ -194,9 +192,7 @@ impl PoolState {
         let index = PageIndex(page.0);
         let held = self.holdings.iter().find(|(_, holding)| holding.pages.contains(&page));
         let granted = self.rings.iter().find(|(_, ring)| ring.ledger.covers(index));
-        let set_aside = (self.quarantine.iter())
-            .chain(self.rings.iter().map(|(session, ring)| (session, &ring.damaged)))
-            .find(|(_, pages)| pages.contains(&index));
+        let set_aside = self.quarantine.iter().find(|(_, pages)| pages.contains(&index));
         match (held, granted, set_aside) {
             (Some((sequence, _)), ..) => PageUse::Held(*sequence),
             (None, Some((session, _)), _) => PageUse::Outstanding(*session),
@@ -218,7 +214,7 @@ impl PoolState {
 
     /// Somebody wants pages.
     pub fn on_reserve(&mut self, reserve: ReservePages) -> Vec<Action> {
-        if reserve.begun {
+        if reserve.again {
             self.waiting.push_front(reserve);
         } else {
             self.waiting.push_back(reserve);
@@ -237,7 +233,8 @@ impl PoolState {
     /// What stands in the sequence's pages is known from now on.
     pub fn on_computed(&mut self, computed: &PagesComputed) {
         let Some(holding) = self.holdings.get(&computed.sequence) else { return };
-        if self.shares && computed.pages.iter().all(|page| holding.pages.contains(page)) {
+        let held: HashSet<PageId> = holding.pages.iter().copied().collect();
+        if self.shares && computed.pages.iter().all(|page| held.contains(page)) {
             self.cache.insert(&computed.tokens, &computed.pages);
         }
     }
@@ -247,6 +244,7 @@ impl PoolState {
         self.waiting.retain(|waiting| waiting.sequence != sequence);
         self.growing.retain(|growing| growing.sequence != sequence);
         self.told_short = false;
+        self.releases += u64::from(matches!(sequence, SequenceId::Own(_)));
         for page in self.holdings.remove(&sequence).unwrap_or_default().pages {
             let Some(holders) = self.holders.get_mut(&page) else { continue };
             *holders -= 1;
@@ -272,10 +270,7 @@ impl PoolState {
     /// A session began: its peer may write up to `ring_pages` pages of ours, whose hashes have this seed.
     pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32, seed: u64) -> Vec<Action> {
         if let Some(capacity) = NonZeroU32::new(ring_pages) {
-            self.rings.insert(
-                session,
-                Ring { ledger: GrantLedger::new(capacity), seed, told: None, damaged: Vec::new() },
-            );
+            self.rings.insert(session, Ring { ledger: GrantLedger::new(capacity), seed, told: None });
         }
         self.settle()
     }
@@ -283,8 +278,7 @@ impl PoolState {
     /// A session ended: puts into its outstanding pages may still land.
     pub fn on_session_lost(&mut self, session: SessionId) -> Vec<Action> {
         if let Some(ring) = self.rings.remove(&session) {
-            let pages = [ring.ledger.close(), ring.damaged].concat();
-            self.quarantine.insert(session, pages);
+            self.quarantine.insert(session, ring.ledger.close());
         }
         self.settle()
     }
@@ -329,9 +323,12 @@ impl PoolState {
                             .all(|((n, page), hash)| hasher(*page, seed_of(n)) == *hash)
                 };
                 if !hasher.is_none_or(whole) {
-                    // Whether a bit has flipped or the flush did not hold what it says: more may land there, so the
-                    // pages wait for proof, and nothing else of this session is trusted.
-                    ring.damaged.extend(pages.iter().map(|page| PageIndex(page.0)));
+                    // Whether a bit has flipped or the flush did not hold what it says: more may land there, and wherever
+                    // the session has a credit. So for us it is over, its pages wait for proof, and the link hears of it.
+                    let damaged = pages.iter().map(|page| PageIndex(page.0)).collect();
+                    let outstanding =
+                        self.rings.remove(&session).map_or(Vec::new(), |ring| ring.ledger.close());
+                    self.quarantine.insert(session, [damaged, outstanding].concat());
                     let reason = format!("a page of {request} is not what was put");
                     return vec![Action::Rejected(request), Action::Break { session, reason }];
                 }
@@ -359,7 +356,9 @@ impl PoolState {
     fn take(&mut self, count: u32) -> Vec<u32> {
         // Lowest first: what is granted together tends to be adjacent. What is cached gives way when nothing is free.
         let mut next = || self.free.pop_first().or_else(|| self.cache.evict().map(|page| page.0));
-        (0..count).filter_map(|_| next()).collect()
+        let taken: Vec<u32> = (0..count).filter_map(|_| next()).collect();
+        debug_assert_eq!(taken.len(), count as usize, "what is unclaimed can be taken");
+        taken
     }
 
     /// Grants credits, then lets sequences grow, then serves reservations, as far as free pages go.
@@ -404,10 +403,11 @@ impl PoolState {
             }
             actions.push(Action::Grant { session, first, pages });
         }
-        while let Some(&GrowPages { sequence, pages }) = self.growing.front() {
-            if pages > self.unclaimed() {
+        while let Some(&GrowPages { sequence, least, most }) = self.growing.front() {
+            let pages = most.min(self.unclaimed());
+            if pages < least {
                 if !std::mem::replace(&mut self.told_short, true) {
-                    actions.push(Action::Short(PagesShort { sequence }));
+                    actions.push(Action::Short(PagesShort { releases: self.releases }));
                 }
                 self.check();
                 return actions;

@@ -100,7 +100,7 @@ pub struct DecoderConfig {
     pub vocabulary: u32,
     /// This process.
     pub pid: u32,
-    /// How many tokens ahead of those it has a request's pages are reserved.
+    /// How many tokens ahead of those it has a request's pages are reserved; at least one.
     pub growth_tokens: u32,
 }
 
@@ -112,6 +112,8 @@ pub struct DecoderState {
     taken: u64,
     recomputes: u64,
     preemptions: u64,
+    /// Releases asked for.
+    releases: u64,
     /// Sessions that can prefill, and their processes.
     peers: BTreeMap<SessionId, u32>,
 }
@@ -125,6 +127,7 @@ impl DecoderState {
             taken: 0,
             recomputes: 0,
             preemptions: 0,
+            releases: 0,
             peers: BTreeMap::new(),
         }
     }
@@ -169,9 +172,11 @@ impl DecoderState {
     /// A sender is gone: what it was prefilling is computed here.
     pub fn on_peer_lost(&mut self, session: SessionId) -> Vec<Action> {
         self.peers.remove(&session);
+        // The oldest last: each goes before all that wait.
         let lost: Vec<RequestId> = self
             .requests
             .iter()
+            .rev()
             .filter(|(_, entry)| matches!(&entry.phase, Phase::Landing { session: on, .. } if *on == session))
             .map(|(request, _)| *request)
             .collect();
@@ -214,7 +219,7 @@ impl DecoderState {
         };
         self.requests.insert(request, entry);
         self.taken += 1;
-        self.reservation(request, on.is_some()).into_iter().collect()
+        self.reservation(request, on.is_some(), false).into_iter().collect()
     }
 
     fn pages_for(&self, tokens: usize) -> u32 {
@@ -228,37 +233,41 @@ impl DecoderState {
 
     /// Pages for the request's tokens and some more.
     fn pages_ahead(&self, entry: &Entry) -> u32 {
-        let tokens = entry.generate.prompt.len() + entry.emitted.len() + self.config.growth_tokens as usize;
+        let tokens =
+            entry.generate.prompt.len() + entry.emitted.len() + self.config.growth_tokens.max(1) as usize;
         self.pages_for(tokens).min(self.pages_at_most(&entry.generate))
     }
 
-    fn reservation(&self, request: RequestId, landing: bool) -> Option<Action> {
+    fn reservation(&self, request: RequestId, landing: bool, again: bool) -> Option<Action> {
         let entry = self.requests.get(&request)?;
         let reserve = ReservePages {
             sequence: SequenceId::Own(request),
             tokens: tokens(entry),
             pages: self.pages_ahead(entry),
             landing,
-            begun: !entry.emitted.is_empty(),
+            again,
         };
         Some(Action::Reserve(reserve))
     }
 
     /// The prompt's sender cannot be relied upon: it is computed here.
     fn recompute(&mut self, request: RequestId) -> Vec<Action> {
-        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         self.recomputes += 1;
-        let (decode_pid, prompt_tokens) = (entry.timings.decode_pid, entry.timings.prompt_tokens);
-        entry.timings = Timings { prefill_pid: decode_pid, decode_pid, prompt_tokens, ..Timings::default() };
         self.begin_again(request)
     }
 
     /// Gives all pages back and asks for new ones, to go on here from the tokens that the request has.
     fn begin_again(&mut self, request: RequestId) -> Vec<Action> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        if !matches!(entry.phase, Phase::Running(_)) {
+            // Whatever a sender has done for it is of no use any more.
+            let (decode_pid, prompt_tokens) = (entry.timings.decode_pid, entry.timings.prompt_tokens);
+            entry.timings =
+                Timings { prefill_pid: decode_pid, decode_pid, prompt_tokens, ..Timings::default() };
+        }
         entry.phase = Phase::Reserving { on: None };
-        let release = Action::Release(SequenceId::Own(request));
-        [release].into_iter().chain(self.reservation(request, false)).collect()
+        let release = self.release(request);
+        [release].into_iter().chain(self.reservation(request, false, true)).collect()
     }
 
     /// The pages are there: run here, or ask the sender.
@@ -304,7 +313,11 @@ impl DecoderState {
     }
 
     /// There is no room for a request to grow: the youngest one that holds pages gives them back, be it that one itself.
-    pub fn on_short(&mut self, _: PagesShort) -> Vec<Action> {
+    pub fn on_short(&mut self, short: PagesShort) -> Vec<Action> {
+        if short.releases < self.releases {
+            // Pages have gone back since: if they are not enough, we are told again.
+            return Vec::new();
+        }
         let yields = |entry: &Entry| match &entry.phase {
             Phase::Running(running) => running.yields,
             phase => matches!(phase, Phase::Stopping),
@@ -349,7 +362,8 @@ impl DecoderState {
             return None;
         }
         running.growing = true;
-        Some(Action::Grow(GrowPages { sequence: SequenceId::Own(request), pages: ahead.max(wanted) - has }))
+        let (least, most) = (wanted - has, ahead.max(wanted) - has);
+        Some(Action::Grow(GrowPages { sequence: SequenceId::Own(request), least, most }))
     }
 
     /// Pages landed and are the request's now. A place that does not exist or is taken means that the sender is confused:
@@ -514,7 +528,12 @@ impl DecoderState {
 
     fn forget(&mut self, request: RequestId) -> Vec<Action> {
         self.requests.remove(&request);
-        vec![Action::Release(SequenceId::Own(request))]
+        vec![self.release(request)]
+    }
+
+    fn release(&mut self, request: RequestId) -> Action {
+        self.releases += 1;
+        Action::Release(SequenceId::Own(request))
     }
 }
 

@@ -15,7 +15,7 @@
 //!
 //! Without proof (a stopped process, a cut network) the session stays `Closed` for ever, and its pages with it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use connector::frame::Incarnation;
@@ -221,9 +221,10 @@ impl PeerLinkState {
     /// A sender says Hello, and may be admitted or not. Its attempts since the `previous` session never came up on its
     /// side, and that one may have drained.
     pub fn on_hello(&mut self, hello: SenderSession, previous: u64, drained: bool) -> Vec<Action> {
-        if self.youngest.len() >= LINES_MAX {
+        let known = self.youngest.contains_key(&(hello.incarnation, hello.line));
+        if !known && self.youngest.len() >= LINES_MAX {
             let senders = self.sessions.values().filter_map(|session| session.sender);
-            let kept: Vec<_> = senders.map(|sender| (sender.incarnation, sender.line)).collect();
+            let kept: HashSet<_> = senders.map(|sender| (sender.incarnation, sender.line)).collect();
             self.youngest.retain(|line, _| kept.contains(line));
         }
         let youngest = self.youngest.entry((hello.incarnation, hello.line)).or_default();

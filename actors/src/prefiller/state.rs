@@ -137,7 +137,7 @@ impl PrefillerState {
             Entry { serial, prompt, sampling, pages, scheduled: there, sent: there, deadline, phase },
         );
         let sequence = SequenceId::Peer(serial);
-        vec![Action::Reserve(ReservePages { sequence, tokens, pages: wanted, landing: false, begun: false })]
+        vec![Action::Reserve(ReservePages { sequence, tokens, pages: wanted, landing: false, again: false })]
     }
 
     fn pages_for(&self, prompt: &[u32]) -> u32 {

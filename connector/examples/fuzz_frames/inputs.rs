@@ -138,7 +138,10 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
                 temperature: random.next() as f32,
                 logit_bias: random.list(1024, |word| (word as u32, word as f32)),
                 seed: random.next(),
-                ..FirstToken::default()
+                top_p: random.next() as f32,
+                top_k: random.next() as u32,
+                min_p: random.next() as f32,
+                repetition_penalty: random.next() as f32,
             },
             remaining_ms: random.next(),
         },

@@ -65,6 +65,18 @@ fn what_differs_is_named() {
     check(|shape| shape.page_hash = false, "same transport.page_hash");
 }
 
+fn greedy() -> FirstToken {
+    FirstToken {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        logit_bias: vec![],
+        seed: 7,
+    }
+}
+
 /// One frame of every kind, in the order of their numbers on the wire.
 fn frames() -> Vec<Frame> {
     let owner = Some(PageOwner { request: 5, first_page: 4 });
@@ -77,7 +89,7 @@ fn frames() -> Vec<Frame> {
             request: 1,
             prompt: vec![1, 2, 3],
             resident: 0,
-            sampling: FirstToken::default(),
+            sampling: greedy(),
             remaining_ms: 5,
         },
         Frame::CancelPrefill { request: 1 },
@@ -174,7 +186,7 @@ proptest! {
 
     #[test]
     fn prompts_travel_whole(prompt in proptest::collection::vec(any::<u32>(), 0..2000), remaining_ms: u64) {
-        let frame = Frame::Prefill { request: 1, prompt, resident: 0, sampling: FirstToken::default(), remaining_ms };
+        let frame = Frame::Prefill { request: 1, prompt, resident: 0, sampling: greedy(), remaining_ms };
         let bytes = wire::encode(&frame).expect("within the bound");
         prop_assert_eq!(wire::decode::<Frame>(&bytes).expect("what was encoded"), frame);
     }
@@ -183,14 +195,8 @@ proptest! {
 #[test]
 fn a_frame_past_the_bound_is_refused_on_both_sides() {
     let prompt = vec![0u32; PROMPT_TOKENS_MAX];
-    wire::encode(&Frame::Prefill {
-        request: 1,
-        prompt,
-        resident: 0,
-        sampling: FirstToken::default(),
-        remaining_ms: 0,
-    })
-    .expect("the longest that is sent");
+    wire::encode(&Frame::Prefill { request: 1, prompt, resident: 0, sampling: greedy(), remaining_ms: 0 })
+        .expect("the longest that is sent");
     let pages = vec![PageIndex(0); GRANT_PAGES_MAX];
     wire::encode(&Frame::Grant { first: CreditNumber(0), pages }).expect("the longest that is sent");
     let prompt = vec![0u32; FRAME_BYTES_MAX / 4];
@@ -198,7 +204,7 @@ fn a_frame_past_the_bound_is_refused_on_both_sides() {
         request: 1,
         prompt,
         resident: 0,
-        sampling: FirstToken::default(),
+        sampling: greedy(),
         remaining_ms: 0,
     })
     .expect_err("too long");

@@ -53,8 +53,12 @@ fn landing(own: &[u32]) -> PagesReserved {
 
 /// What is asked for, for these tokens.
 fn reserve(tokens: &[u32], pages: u32, landing: bool) -> Action {
-    let begun = tokens.len() > 6;
-    Action::Reserve(ReservePages { sequence: OWN, tokens: tokens.into(), pages, landing, begun })
+    Action::Reserve(ReservePages { sequence: OWN, tokens: tokens.into(), pages, landing, again: false })
+}
+
+/// The same for a request that has had pages.
+fn reserve_again(tokens: &[u32], pages: u32) -> Action {
+    Action::Reserve(ReservePages { sequence: OWN, tokens: tokens.into(), pages, landing: false, again: true })
 }
 
 const PROMPT: [u32; 6] = [10, 11, 12, 13, 14, 15];
@@ -152,7 +156,7 @@ fn a_lost_sender_costs_a_recompute_and_no_token() {
     state.on_reserved(now, landing(&[8]));
     state.on_prefill_finished(now, prefilled(7));
     let actions = state.on_peer_lost(SESSION);
-    let again = reserve(&[10, 11, 12, 13, 14, 15, 7], 3, false);
+    let again = reserve_again(&[10, 11, 12, 13, 14, 15, 7], 3);
     assert_eq!(actions, [Action::Release(OWN), again]);
     assert_eq!(state.on_adopted(now, adopted(0, 6)), [], "a page of the lost session is nobody's");
     let actions = state.on_reserved(now, reserved(&[1, 2, 3]));
@@ -169,7 +173,7 @@ fn what_a_confused_sender_says_is_not_used() {
         state.on_reserved(now, landing(&[8]));
         state
     };
-    let again = reserve(&PROMPT, 3, false);
+    let again = reserve_again(&PROMPT, 3);
     let mut twice = begun();
     twice.on_adopted(now, adopted(1, 4));
     for actions in [
@@ -199,7 +203,7 @@ fn a_sender_lost_before_the_pages_were_there_is_noticed_then() {
     state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
     assert_eq!(state.on_peer_lost(SESSION), []);
     let actions = state.on_reserved(now, landing(&[8]));
-    assert_eq!(actions, [Action::Release(OWN), reserve(&PROMPT, 3, false)]);
+    assert_eq!(actions, [Action::Release(OWN), reserve_again(&PROMPT, 3)]);
 }
 
 #[test]
@@ -258,12 +262,12 @@ fn a_request_grows_before_it_has_to_and_only_as_far_as_it_may_get() {
     state.on_reserved(now, reserved(&[1, 2, 3]));
     let token = |n: u32| SequenceAdvanced { resident: 5 + n, ..advanced(Some(7), None) };
     let asks = |actions: &[Action]| {
-        actions
-            .iter()
-            .find_map(|action| if let Action::Grow(grow) = action { Some(grow.pages) } else { None })
+        actions.iter().find_map(|action| {
+            if let Action::Grow(grow) = action { Some((grow.least, grow.most)) } else { None }
+        })
     };
     assert_eq!([1, 2].map(|n| asks(&state.on_advanced(now, token(n)))), [None, None]);
-    assert_eq!(asks(&state.on_advanced(now, token(3))), Some(1), "token 9 begins the last page");
+    assert_eq!(asks(&state.on_advanced(now, token(3))), Some((1, 1)), "token 9 begins the last page");
     assert_eq!(asks(&state.on_advanced(now, token(4))), None, "asked once");
     let extend = ExtendSequence { sequence: OWN, pages: pages(&[9]) };
     let grown = PagesGrown { sequence: OWN, pages: pages(&[9]) };
@@ -282,20 +286,21 @@ fn the_youngest_gives_way_and_goes_on_with_what_it_has() {
     state.on_decode(now + Duration::from_millis(1), other);
     state.on_reserved(now, PagesReserved { sequence: young, ..landing(&[3]) });
     // The younger one is landing: it asks anew, to be computed here.
-    let actions = state.on_short(PagesShort { sequence: OWN });
+    let actions = state.on_short(PagesShort { releases: state.releases });
     assert!(matches!(&actions[0], Action::Frame(_)), "{actions:?}");
     assert_eq!(actions[1], Action::Release(young));
     assert!(matches!(&actions[2], Action::Reserve(reserve) if !reserve.landing && reserve.sequence == young));
+    assert_eq!(state.on_short(PagesShort { releases: 0 }), [], "that was before the release");
     // Now only the older one holds any.
     state.on_advanced(now, SequenceAdvanced { resident: 6, ..advanced(Some(7), None) });
-    assert_eq!(state.on_short(PagesShort { sequence: OWN }), [Action::Stop(OWN)]);
-    assert_eq!(state.on_short(PagesShort { sequence: OWN }), [], "pages are coming back");
+    assert_eq!(state.on_short(PagesShort { releases: state.releases }), [Action::Stop(OWN)]);
+    assert_eq!(state.on_short(PagesShort { releases: state.releases }), [], "pages are coming back");
     let stopped = SequenceAdvanced { resident: 6, ..advanced(None, Some(SequenceEnd::Stopped)) };
     let actions = state.on_advanced(now, stopped);
     let [Action::Computed(_), Action::Release(OWN), Action::Reserve(again)] = &actions[..] else {
         panic!("{actions:?}")
     };
-    assert_eq!((again.tokens.len(), again.begun), (7, true));
+    assert_eq!((again.tokens.len(), again.again), (7, true));
     assert_eq!(state.preemptions(), 2);
 }
 
@@ -354,7 +359,7 @@ proptest! {
                     let reserved = if lands { landing(&[3]) } else { reserved(&[1, 2, 3]) };
                     state.on_reserved(now, reserved)
                 }
-                Op::Short => state.on_short(PagesShort { sequence: OWN }),
+                Op::Short => state.on_short(PagesShort { releases: state.releases }),
                 Op::Grown => state.on_grown(PagesGrown { sequence: OWN, pages: pages(&[9]) }),
                 Op::Adopted(place) => state.on_adopted(now, adopted(place, place)),
                 Op::Prefilled(token) => state.on_prefill_finished(now, prefilled(token)),

@@ -51,7 +51,7 @@ fn pages_go_out_as_soon_as_they_are_final() {
             tokens: (0..10).collect(),
             pages: 3,
             landing: false,
-            begun: false
+            again: false
         })]
     );
     assert!(matches!(&state.on_reserved(reserved(3))[..], [Action::Start(start)] if start.sample == 1));
