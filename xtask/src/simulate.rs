@@ -103,12 +103,6 @@ const MUTANTS: &[Mutant] = &[
         "drop(lost);\n        Vec::new()",
     ),
     mutant(
-        "share a page before it is computed",
-        "actors/src/decoder/state.rs",
-        "let computed = before < entry.generate.prompt.len() as u32 && event.token.is_some();",
-        "let computed = before < entry.generate.prompt.len() as u32;\n            let event = SequenceAdvanced { resident: tokens(entry).len() as u32, ..event.clone() };\n            let running = match &entry.phase { Phase::Running(running) => running, _ => unreachable!() };",
-    ),
-    mutant(
         "evict what is in use",
         "actors/src/buffer_manager/state.rs",
         "            self.cache.on_used(*page);\n",
