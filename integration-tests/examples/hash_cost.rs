@@ -4,8 +4,8 @@
 //! cargo build --release -p runtime
 //! cargo run --release -p integration-tests --example hash_cost -- [PAIRS] [ROUNDS]
 //! ```
-//! PAIRS times, both kinds of pair are started; ROUNDS times, each prompt goes to both, now to the one first and now to the
-//! other. A cost is the median of the differences between the two answers to the same prompt in the same round; the range
+//! PAIRS times, both kinds of pair are started; ROUNDS times, a prompt of each length goes to both, now to the one first and
+//! now to the other; no prompt is sent twice, since its pages would be found in the cache. A cost is the median of the differences between the two answers to the same prompt in the same round; the range
 //! beside it holds the true median with 95 % confidence (order statistics, no assumption about the noise). Where that range
 //! holds zero, the noise is larger than the cost. What the hash needs by itself is measured here, once a round.
 
@@ -21,6 +21,10 @@ use integration_tests::process::Pair;
 use serde_json::Value;
 
 const LENGTHS: [usize; 3] = [100, 400, 800];
+const PAGE_TOKENS: usize = 16;
+/// Holds the longest prompt beside the ring, and is small: after a few prompts no page is touched for the first time.
+const POOL: &str = "engine.kv_bytes=96MiB";
+const WARM_UPS: u32 = 4;
 /// The second token needs every page; what follows it would only take time.
 const TOKENS: u32 = 2;
 /// The times that are compared: what the table and what the answer's `timings` call them. The last one is from the first token
@@ -48,9 +52,15 @@ fn page_micros(region: &Region, page_bytes: u64, round: u64) -> f64 {
     began.elapsed().as_secs_f64() * 1e6 / HASHED_PAGES as f64
 }
 
+/// The first `length` tokens, behind one that no other prompt begins with: every page has to be computed and to travel.
+fn prompt(words: &[u32], length: usize, number: u32) -> Vec<u32> {
+    std::iter::once(1000 + number).chain(words.iter().copied()).take(length).collect()
+}
+
 fn ask(pair: &Pair, prompt: &[u32]) -> Result<(Vec<u32>, Value)> {
     let answer = complete(&pair.frontend, &Value::from(prompt), TOKENS)?;
-    ensure!(answer.timings["disaggregated"] == true, "not handed over: {}", answer.timings);
+    let pages = prompt.len().div_ceil(PAGE_TOKENS);
+    ensure!(answer.timings["pages"] == pages, "not all of {pages} pages handed over: {}", answer.timings);
     Ok((answer.ids, answer.timings))
 }
 
@@ -81,21 +91,25 @@ fn main() -> Result<()> {
     let words = prompts()?.into_iter().map(|prompt| prompt.prompt_ids).max_by_key(Vec::len);
     let words = words.context("a prompt")?;
     let mut samples: [Vec<Sample>; LENGTHS.len()] = Default::default();
-    let (mut pages, mut page_bytes, mut alone) = ([0; LENGTHS.len()], 0, Vec::new());
+    let (mut page_bytes, mut alone) = (0, Vec::new());
     for _ in 0..pairs {
-        let kinds =
-            [Pair::start(&["transport.page_hash=true"])?, Pair::start(&["transport.page_hash=false"])?];
-        // First touches of both pools, and of the engines' memory.
-        for pair in &kinds {
-            let (_, timings) = ask(pair, &words)?;
-            let of = |key: &str| timings[key].as_u64().context("a count");
-            page_bytes = of("bytes")? / of("pages")?;
+        let start = |hash| Pair::start(&[&format!("transport.page_hash={hash}"), POOL]);
+        let kinds = [start(true)?, start(false)?];
+        let mut numbers = 0..;
+        let mut next = |length| prompt(&words, length, numbers.next().unwrap_or_default());
+        for _ in 0..WARM_UPS {
+            let prompt = next(words.len());
+            for pair in &kinds {
+                let (_, timings) = ask(pair, &prompt)?;
+                let of = |key: &str| timings[key].as_u64().context("a count");
+                page_bytes = of("bytes")? / of("pages")?;
+            }
         }
         let region = Region::host((page_bytes * HASHED_PAGES) as usize);
         for round in 0..rounds {
-            for (n, length) in LENGTHS.into_iter().enumerate() {
-                let (first, prompt) = (round % 2, &words[..length]);
-                let mut answers = [ask(&kinds[first], prompt)?, ask(&kinds[1 - first], prompt)?];
+            for (samples, length) in samples.iter_mut().zip(LENGTHS) {
+                let (first, prompt) = (round % 2, next(length));
+                let mut answers = [ask(&kinds[first], &prompt)?, ask(&kinds[1 - first], &prompt)?];
                 answers.rotate_left(first);
                 let [(ids, on), (other_ids, off)] = answers;
                 ensure!(ids == other_ids, "{length} tokens: other words without the hash");
@@ -104,21 +118,21 @@ fn main() -> Result<()> {
                 for ((_, key), both) in TIMES.iter().zip(&mut sample) {
                     *both = [ms(&on, key)?, ms(&off, key)?];
                 }
-                samples[n].push(sample);
-                pages[n] = on["pages"].as_u64().context("pages")?;
+                samples.push(sample);
             }
             alone.push(page_micros(&region, page_bytes, round as u64));
         }
     }
     println!("{pairs} pairs of each kind, {rounds} rounds each, pages of {page_bytes} bytes");
-    report(&samples, pages, alone);
+    report(&samples, alone);
     Ok(())
 }
 
-fn report(samples: &[Vec<Sample>], pages: [u64; LENGTHS.len()], alone: Vec<f64>) {
+fn report(samples: &[Vec<Sample>], alone: Vec<f64>) {
     let [low, micros, high] = quartiles(alone);
     println!("the hash by itself: {micros:.0} µs a page on each side (quartiles {low:.0} to {high:.0})");
-    for ((samples, pages), length) in samples.iter().zip(pages).zip(LENGTHS) {
+    for (samples, length) in samples.iter().zip(LENGTHS) {
+        let pages = length.div_ceil(PAGE_TOKENS);
         let alone = pages as f64 * micros / 1e3;
         println!("\n{length} tokens, {pages} pages: {alone:.2} ms of hash on each side");
         println!(
