@@ -22,13 +22,22 @@ fn median_and_worst(rounds: &[Round], of: impl Fn(&Round) -> Option<Duration>) -
 
 fn print(results: &[(Kill, Vec<Round>)]) {
     println!(
-        "{:<18} {:>6} {:>6} {:>7} {:>6} {:>6} {:>16} {:>16} {:>16}",
-        "ms: median / worst", "rounds", "right", "failed", "left", "again", "accounted", "settled", "whole"
+        "{:<18} {:>6} {:>6} {:>7} {:>6} {:>6} {:>14} {:>14} {:>14} {:>14}",
+        "ms: median / worst",
+        "rounds",
+        "right",
+        "failed",
+        "left",
+        "again",
+        "accounted",
+        "cleared",
+        "settled",
+        "whole"
     );
     for (kill, rounds) in results {
         let sum = |of: fn(&Round) -> usize| rounds.iter().map(of).sum::<usize>();
         println!(
-            "{:<18} {:>6} {:>6} {:>7} {:>6} {:>6} {:>16} {:>16} {:>16}",
+            "{:<18} {:>6} {:>6} {:>7} {:>6} {:>6} {:>14} {:>14} {:>14} {:>14}",
             format!("{kill:?}"),
             rounds.len(),
             sum(|round| round.right),
@@ -36,6 +45,7 @@ fn print(results: &[(Kill, Vec<Round>)]) {
             sum(|round| round.left),
             sum(|round| round.again as usize),
             median_and_worst(rounds, |round| Some(round.accounted)),
+            median_and_worst(rounds, |round| round.cleared),
             median_and_worst(rounds, |round| round.settled),
             median_and_worst(rounds, |round| Some(round.whole))
         );

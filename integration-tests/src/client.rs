@@ -53,6 +53,14 @@ impl Metrics {
         let line = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(line.with_context(|| format!("{name} in {}", self.0))?.parse()?)
     }
+
+    /// Whether the value under each of these names is 0.
+    ///
+    /// # Errors
+    /// There is no such name.
+    pub fn are_all_zero(&self, names: &[&str]) -> Result<bool> {
+        names.iter().try_fold(true, |all, name| Ok(all && self.get(name)? == 0))
+    }
 }
 
 impl fmt::Display for Metrics {

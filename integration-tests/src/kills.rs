@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use connector::link::SILENCE;
 
-use crate::client::Metrics;
 use crate::fixtures::{Prompt, prompts};
 use crate::process::PATIENCE;
 use clients::{Leaving, Waiting};
@@ -82,10 +81,12 @@ pub struct Round {
     pub left: usize,
     /// Prompts that were computed again by the receiver.
     pub again: u64,
-    /// From the kill until no survivor has a session with the dead, or anything that waits for it: no page of the receiver is
-    /// promised to a hand-over, no prefill of the sender is live, and no page of its pool in use. Where the receiver died, also
-    /// until every client has heard.
+    /// From the kill until each of its requests has failed or is running again: the receiver has no session with the dead and
+    /// no page promised to a hand-over; where it is the receiver that died, every client has heard; where clients left, the
+    /// receiver holds no page for them.
     pub accounted: Duration,
+    /// From the kill until a surviving sender has no prefill and holds no page for it: the step that its engine was in is over.
+    pub cleared: Option<Duration>,
     /// From the kill to the end of the last request that a client waits for; nothing where all clients left.
     pub settled: Option<Duration>,
     /// From the mending (of what a kill has ended, the start of another process included) until a request was handed over
@@ -161,7 +162,10 @@ impl Bench {
         std::thread::sleep(delay);
         let struck = Instant::now();
         self.parts.strike(kill)?;
-        let mut round = Round { accounted: self.accounted(kill, struck)?, ..Round::default() };
+        let mut round = Round::default();
+        if kill != Kill::Receiver {
+            (round.accounted, round.cleared) = (self.accounted(kill, struck)?, self.cleared(kill, struck)?);
+        }
         for client in clients {
             match client.end()? {
                 Ok(()) => round.right += 1,
@@ -171,8 +175,7 @@ impl Bench {
         }
         round.settled = Some(struck.elapsed());
         if kill == Kill::Receiver {
-            round.accounted = struck.elapsed();
-            ensure!(round.accounted <= self.terms.accounted, "clients heard after {:?}", round.accounted);
+            (round.accounted, round.cleared) = (self.accounted(kill, struck)?, self.cleared(kill, struck)?);
         } else {
             round.again = self.parts.receiver_metrics()?.get(again)? - before;
             self.parts.quarantine_is_said()?;
@@ -188,11 +191,14 @@ impl Bench {
         let before = self.parts.receiver_metrics()?;
         let long = kill == Kill::ClientsMidPrefill;
         let prompts = self.choose(if long { |bench| &bench.long } else { |bench| &bench.short });
-        let address = self.parts.frontend();
-        let mut clients: Vec<_> = prompts
-            .iter()
-            .map(|prompt| Leaving::ask(address, &prompt.prompt_ids, if long { 200 } else { 600 }))
-            .collect::<Result<_>>()?;
+        let address = self.parts.frontend().to_owned();
+        let mut clients = Vec::new();
+        for prompt in prompts {
+            let mut ids = prompt.prompt_ids;
+            // Nobody will see the words, and nobody has computed this prompt before.
+            ids[0] = 1000 + self.random(40_000) as u32;
+            clients.push(Leaving::ask(&address, &ids, if long { 200 } else { 600 })?);
+        }
         if long {
             let all = || Ok(self.parts.prefills_live()? == self.terms.in_flight as u64);
             until("all prompts are with the sender", PATIENCE, all)?;
@@ -208,40 +214,46 @@ impl Bench {
         }
         let gone = Instant::now();
         drop(clients);
-        let accounted = self.accounted(kill, gone)?;
+        let (accounted, cleared) = (self.accounted(kill, gone)?, self.cleared(kill, gone)?);
         let after = self.parts.receiver_metrics()?;
         let more = |name| Ok::<_, anyhow::Error>(after.get(name)? - before.get(name)?);
         let (cut, over) = (more("baton_requests_aborted_total")?, more("baton_requests_finished_total")?);
         // On a busy machine the first stream may be over before the last one begins.
         let all = cut > 0 && cut + over == self.terms.in_flight as u64;
         ensure!(all, "{cut} requests were ended by their clients, and {over} ended before");
-        Ok(Round { left: self.terms.in_flight, accounted, ..Round::default() })
+        Ok(Round { left: self.terms.in_flight, accounted, cleared, ..Round::default() })
     }
 
-    /// Waits until no survivor has anything left for what is dead: see [`Round::accounted`].
+    /// Waits until nothing at the receiver waits for what is dead: see [`Round::accounted`]. Of a dead receiver, the clients know.
     fn accounted(&self, kill: Kill, since: Instant) -> Result<Duration> {
-        let (at_receiver, at_sender): (&[&str], &[&str]) = match kill {
-            Kill::Sender | Kill::SenderStops => (&["baton_sessions_ready", "baton_pages_reserved"], &[]),
-            Kill::Receiver => (&[], &["baton_sessions_ready", "baton_prefills_live", "baton_pages_live"]),
-            Kill::LinkCloses | Kill::LinkStalls => (
-                &["baton_sessions_ready", "baton_pages_reserved"],
-                &["baton_sessions_ready", "baton_prefills_live", "baton_pages_live"],
-            ),
-            Kill::ClientsMidStream | Kill::ClientsMidPrefill => {
-                (&["baton_pages_live", "baton_pages_reserved"], &["baton_prefills_live", "baton_pages_live"])
+        let names: &[&str] = match kill {
+            Kill::Receiver => &[],
+            Kill::ClientsMidStream | Kill::ClientsMidPrefill => &["baton_pages_live", "baton_pages_reserved"],
+            Kill::Sender | Kill::SenderStops | Kill::LinkCloses | Kill::LinkStalls => {
+                &["baton_sessions_ready", "baton_pages_reserved"]
             }
         };
-        // The dead are not asked.
-        let nothing = |of: &dyn Fn() -> Result<Metrics>, names: &[&str]| -> Result<bool> {
-            let Some(metrics) = (!names.is_empty()).then(of).transpose()? else { return Ok(true) };
-            names.iter().try_fold(true, |all, name| Ok(all && metrics.get(name)? == 0))
+        if !names.is_empty() {
+            let nothing = || self.parts.receiver_metrics()?.are_all_zero(names);
+            until("nothing waits for what is dead", PATIENCE, nothing)?;
+        }
+        let (accounted, silence) = (since.elapsed(), if kill.is_silent() { SILENCE } else { Duration::ZERO });
+        let limit = silence + self.terms.accounted;
+        ensure!(accounted <= limit, "requests waited for what is dead for {accounted:?}, not {limit:?}");
+        Ok(accounted)
+    }
+
+    /// Waits until a surviving sender has done with it too: see [`Round::cleared`].
+    fn cleared(&self, kill: Kill, since: Instant) -> Result<Option<Duration>> {
+        let names: &[&str] = match kill {
+            Kill::Sender | Kill::SenderStops => return Ok(None),
+            Kill::ClientsMidStream | Kill::ClientsMidPrefill => &["baton_prefills_live", "baton_pages_live"],
+            Kill::Receiver | Kill::LinkCloses | Kill::LinkStalls => {
+                &["baton_sessions_ready", "baton_prefills_live", "baton_pages_live"]
+            }
         };
-        let known = since + if kill.is_silent() { SILENCE } else { Duration::ZERO };
-        let limit = (known + self.terms.accounted).saturating_duration_since(Instant::now());
-        until("the survivors have done with what is dead", limit, || {
-            Ok(nothing(&|| self.parts.receiver_metrics(), at_receiver)?
-                && nothing(&|| self.parts.sender_metrics(), at_sender)?)
-        })?;
-        Ok(since.elapsed())
+        let nothing = || self.parts.sender_metrics()?.are_all_zero(names);
+        until("the sender has done with what is dead", PATIENCE, nothing)?;
+        Ok(Some(since.elapsed()))
     }
 }
