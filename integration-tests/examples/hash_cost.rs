@@ -5,9 +5,10 @@
 //! cargo run --release -p integration-tests --example hash_cost -- [PAIRS] [ROUNDS]
 //! ```
 //! PAIRS times, both kinds of pair are started; ROUNDS times, a prompt of each length goes to both, now to the one first and
-//! now to the other; no prompt is sent twice, since its pages would be found in the cache. A cost is the median of the differences between the two answers to the same prompt in the same round; the range
-//! beside it holds the true median with 95 % confidence (order statistics, no assumption about the noise). Where that range
-//! holds zero, the noise is larger than the cost. What the hash needs by itself is measured here, once a round.
+//! now to the other; no prompt is sent twice, since its pages would be found in the cache. A cost is the median of the
+//! differences between the two answers to the same prompt in the same round; the range beside it holds the true median with
+//! 95 % confidence (order statistics, no assumption about the noise). Where that range holds zero, the noise is larger than
+//! the cost. What the hash needs by itself is measured here, once a round.
 
 use std::hint::black_box;
 use std::time::Instant;
