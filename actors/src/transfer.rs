@@ -78,6 +78,7 @@ impl Transfer {
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
+        let mut to_hash = Vec::new();
         for action in actions {
             match action {
                 Action::Put { session, ticket, page, into, seed } => {
@@ -89,10 +90,7 @@ impl Transfer {
                         bytes: self.page_bytes,
                     };
                     self.submit(session, ticket, command);
-                    // The page is final; it is read twice, here and by the transport's thread.
-                    if let (Some(pages), Some(seed)) = (&self.hashed, seed) {
-                        self.state.on_hashed(session, ticket, pages.hash(page, seed));
-                    }
+                    to_hash.extend(seed.map(|seed| (session, ticket, page, seed)));
                 }
                 Action::Flush { session, ticket } => {
                     let command = Command::Flush { session: TransportSession(session.0), ticket };
@@ -111,6 +109,11 @@ impl Transfer {
                     );
                 }
             }
+        }
+        // With all puts posted: no put waits for another one's hash. A page is final, and read twice: here and by the transport.
+        let Some(pages) = &self.hashed else { return };
+        for (session, ticket, page, seed) in to_hash {
+            self.state.on_hashed(session, ticket, pages.hash(page, seed));
         }
     }
 }

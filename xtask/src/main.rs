@@ -32,6 +32,7 @@ Usage: cargo xtask <TASK>
                 --trace SEED        one history, with everything that happens
   mutants     Breaks the rules of the hand-over, one by one in a copy of the tree, and shows after how many
               histories the simulator notices.
+                [PART]...           only those whose names hold one of these
   reference   Says how the token ids that the tests compare with were made.
 
 Needs Rust, a C linker, and Python 3 with pip. The cache folder is $XDG_CACHE_HOME/baton, or
@@ -59,7 +60,7 @@ fn run(arguments: &[String]) -> Result<()> {
         println!("{USAGE}");
         return Ok(());
     }
-    if !matches!(task, "demo" | "sim")
+    if !matches!(task, "demo" | "sim" | "mutants")
         && let Some(stray) = rest.first()
     {
         bail!("`cargo xtask {task}` takes no arguments, got `{stray}`");
@@ -69,7 +70,7 @@ fn run(arguments: &[String]) -> Result<()> {
         "demo" => demo::run(&demo::Options::parse(rest)?),
         "test" => suite::run(),
         "sim" => simulate::run(rest),
-        "mutants" => simulate::mutants(),
+        "mutants" => simulate::mutants(rest),
         "reference" => reference::run(),
         other => bail!("there is no task `{other}`; `cargo xtask` alone lists them"),
     }

@@ -138,13 +138,14 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Breaks each rule in a copy of the tree, and runs histories until one shows it.
-pub(crate) fn mutants() -> Result<()> {
+/// Breaks each rule in a copy of the tree, or those named by a part of their name, and runs histories until one shows it.
+pub(crate) fn mutants(named: &[String]) -> Result<()> {
     // Not the tree's own target: cargo would take what a mutant has built for what the tree holds.
     let (tree, target) = (place::target().join("mutants/tree"), place::target().join("mutants/target"));
     println!("{:<44} {:>10} {:>8}", "broken rule", "survived", "seconds");
     let mut unnoticed = Vec::new();
-    for mutant in MUTANTS {
+    let wanted = |mutant: &&Mutant| named.is_empty() || named.iter().any(|part| mutant.rule.contains(part));
+    for mutant in MUTANTS.iter().filter(wanted) {
         copy_tree(&tree)?;
         let path = tree.join(mutant.file);
         let text = fs::read_to_string(&path).with_context(|| mutant.file.to_owned())?;

@@ -109,6 +109,10 @@ impl World {
     }
 
     pub(super) fn put(&mut self, name: OutletName, ticket: Ticket, page: (u32, bool), into: PageIndex) {
+        if self.outlets.get(&name).is_none_or(|outlet| outlet.closing) {
+            let refused = Mail::PutCompleted(name.session, ticket, Err("closed".to_owned()));
+            return self.post_to(name, Actor::Transfer, refused);
+        }
         let (page, is_owned) = page;
         let read = self.dice.wait(MS, 50 * MS);
         let lands = read + self.dice.wait(3 * MS, SECOND);
@@ -201,7 +205,10 @@ impl World {
 
     pub(super) fn flush(&mut self, name: OutletName, ticket: Ticket) {
         let wait = self.dice.wait(MS, 20 * MS);
-        let Some(outlet) = self.outlets.get_mut(&name) else { return };
+        let Some(outlet) = self.outlets.get_mut(&name).filter(|outlet| !outlet.closing) else {
+            let refused = Mail::Flushed(name.session, ticket, Err("closed".to_owned()));
+            return self.post_to(name, Actor::Transfer, refused);
+        };
         outlet.flush = Some(ticket.0);
         let covers = outlet.puts.len() as u64;
         self.at(wait, None, Event::FlushIsOver(name, ticket.0, covers));

@@ -81,6 +81,8 @@ pub struct Plan {
     pub foreign: bool,
     /// The receiver cannot see whether a sender's process has ended.
     pub blind: bool,
+    /// Every fourth Hello lies in a buffer, often until its dialler has given up and said another.
+    pub late_hellos: bool,
     /// Pages are hashed and checked.
     pub hashed: bool,
     /// How long a request may take, in microseconds.
@@ -137,6 +139,7 @@ impl Plan {
             growth_tokens: dice.between(1, 30) as u32,
             foreign: dice.one_in(2),
             blind: dice.one_in(4),
+            late_hellos: dice.one_in(4),
             hashed,
             deadline: dice.between(5, 30) * SECOND,
             requests,

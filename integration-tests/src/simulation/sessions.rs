@@ -74,7 +74,8 @@ impl World {
             },
         );
         // A Hello may lie in a buffer until long after its dialler has given up.
-        let wait = self.dice.wait(2 * MS, 7 * SECOND);
+        let late = self.plan.late_hellos && self.dice.one_in(4);
+        let wait = if late { self.dice.between(MS, 12 * SECOND) } else { self.dice.wait(2 * MS, 7 * SECOND) };
         let hello = Mail::Hello { conn, attempt, incarnation: incarnation(node, lives[1]) };
         self.at_node(RECEIVER, wait, Event::Mail(Actor::Link, Box::new(hello)));
         self.at_node(node, HANDSHAKE, Event::HandshakeLate(conn));
@@ -230,7 +231,8 @@ impl World {
             self.post(RECEIVER, Actor::Link, Mail::ProcessGone(incarnation));
         }
         if !self.conns[&conn].open[0] {
-            self.link_ends(conn, 0, MS, false);
+            let wait = self.dice.wait(MS, SECOND);
+            self.link_ends(conn, 0, wait, false);
         }
         self.link_does(RECEIVER, actions);
     }
