@@ -132,7 +132,10 @@ impl Actor for Decoder {
 }
 
 delegate!(Decoder: Decode, |state, now, msg| state.on_decode(now, msg));
-delegate!(Decoder: AbortRequest, |state, _now, msg| state.on_abort(msg.request));
+delegate!(Decoder: AbortRequest, |state, _now, msg| match msg.complete_with {
+    None => state.on_abort(msg.request),
+    Some(tokens) => state.on_complete(msg.request, tokens),
+});
 delegate!(Decoder: AbortAll, |state, _now, _msg| state.on_abort_all());
 delegate!(Decoder: PagesReserved, |state, now, msg| state.on_reserved(now, msg));
 delegate!(Decoder: PagesGrown, |state, _now, msg| state.on_grown(msg));

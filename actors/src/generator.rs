@@ -59,7 +59,7 @@ impl Generator {
             if self.engine.submit(plan) {
                 return;
             }
-            for event in self.state.on_step(Err("engine thread is gone"), now) {
+            for event in self.state.on_step(Err("engine thread is gone".to_owned()), now) {
                 self.tell(event);
             }
         }
@@ -110,8 +110,7 @@ impl Handler<StepFinished> for Generator {
 
     fn handle(&mut self, step: StepFinished, _: &mut Self::Context) {
         self.vitals.mark();
-        let outcome = step.outcome.as_deref().map_err(String::as_str);
-        for event in self.state.on_step(outcome, self.now_micros()) {
+        for event in self.state.on_step(step.outcome, self.now_micros()) {
             self.tell(event);
         }
         self.drive();

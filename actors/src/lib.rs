@@ -17,6 +17,7 @@
 pub mod buffer_manager;
 pub mod counters;
 pub mod decoder;
+pub mod first_token;
 pub mod generator;
 pub mod kit;
 pub mod messages;

@@ -11,7 +11,7 @@ use actix::Message;
 use connector::frame::{Frame, PageOwner};
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::Event;
-use engine::{PageId, Sampling};
+use engine::{PageId, Sampling, Token};
 
 use crate::request::{FinishReason, Generate, RequestId};
 
@@ -221,7 +221,7 @@ pub struct StopSequence {
 /// Generator → decoder, prefiller: a step has moved this sequence, or it has ended.
 ///
 /// After the event with `ended` set the engine no longer touches the sequence's pages.
-#[derive(Clone, Debug, PartialEq, Eq, Message)]
+#[derive(Clone, Debug, PartialEq, Message)]
 #[rtype(result = "()")]
 pub struct SequenceAdvanced {
     /// Which.
@@ -229,7 +229,7 @@ pub struct SequenceAdvanced {
     /// Leading tokens whose KV is in the pages now.
     pub resident: u32,
     /// The token sampled, if one was.
-    pub token: Option<u32>,
+    pub token: Option<Token>,
     /// Microseconds since the sequence's first step began.
     pub running_micros: u64,
     /// Set on the last event of a sequence.
@@ -421,7 +421,7 @@ pub struct CancelPrefill {
 }
 
 /// Peer link → decoder: the sender has sampled the first token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+#[derive(Clone, Debug, PartialEq, Message)]
 #[rtype(result = "()")]
 pub struct PrefillFinished {
     /// By whom.
@@ -429,7 +429,7 @@ pub struct PrefillFinished {
     /// Which.
     pub request: RequestId,
     /// The first token.
-    pub token: u32,
+    pub token: Token,
     /// How long the prefill took.
     pub prefill_micros: u64,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix::Message;
-use engine::Sampling;
+use engine::{Sampling, Token};
 use serde::{Deserialize, Serialize};
 
 /// A request's name inside one process; drawn by the process that admitted it and echoed in every frame about it.
@@ -56,6 +56,8 @@ pub struct Generate {
 pub struct AbortRequest {
     /// Which request.
     pub request: RequestId,
+    /// The client has what it wanted, such as a stop string, with this many tokens: the request ends well, with those.
+    pub complete_with: Option<u32>,
 }
 
 /// Why a request was not taken.
@@ -95,7 +97,7 @@ impl Refused {
 #[derive(Clone, Debug, PartialEq)]
 pub enum StreamEvent {
     /// One sampled token, end-of-sequence included.
-    Token(u32),
+    Token(Token),
     /// The last event of a request that ended well.
     Finished {
         /// Why it ended.
@@ -111,7 +113,7 @@ pub enum StreamEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// An end-of-sequence token was sampled.
+    /// An end-of-sequence token was sampled, or the client found a stop string.
     Stop,
     /// `max_tokens` were sampled.
     Length,

@@ -8,6 +8,8 @@ use dashmap::DashMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
+use engine::Token;
+
 use crate::request::{RequestId, StreamEvent};
 
 /// What a live request holds: its sink, and the permit that admitted it, which is free again when the request has ended,
@@ -37,7 +39,7 @@ impl Streams {
     }
 
     /// Delivers a token. False: the client is gone, or the request was never opened or has ended.
-    pub fn token(&self, request: RequestId, token: u32) -> bool {
+    pub fn token(&self, request: RequestId, token: Token) -> bool {
         // The guard lives for this statement only: nothing waits while it is held.
         self.live.get(&request).is_some_and(|live| live.sink.try_send(StreamEvent::Token(token)).is_ok())
     }
@@ -73,11 +75,11 @@ mod tests {
         let streams = Streams::default();
         let request = RequestId(1);
         let mut source = streams.open(request, 1, ());
-        assert!(streams.token(request, 7));
+        assert!(streams.token(request, 7.into()));
         assert!(streams.end(request, StreamEvent::Failed(RequestError::Aborted)));
         assert!(!streams.end(request, StreamEvent::Failed(RequestError::Aborted)));
-        assert!(!streams.token(request, 8));
-        assert_eq!(source.try_recv(), Ok(StreamEvent::Token(7)));
+        assert!(!streams.token(request, 8.into()));
+        assert_eq!(source.try_recv(), Ok(StreamEvent::Token(7.into())));
         assert_eq!(source.try_recv(), Ok(StreamEvent::Failed(RequestError::Aborted)));
         assert!(source.try_recv().is_err());
     }
@@ -86,6 +88,6 @@ mod tests {
     fn a_gone_client_is_seen() {
         let streams = Streams::default();
         drop(streams.open(RequestId(2), 4, ()));
-        assert!(!streams.token(RequestId(2), 7));
+        assert!(!streams.token(RequestId(2), 7.into()));
     }
 }

@@ -90,7 +90,7 @@ impl Engine for Echo {
                     u32::from_le_bytes(std::array::from_fn(|n| cell[n].load(Ordering::Relaxed)))
                 };
                 let token = next_token((0..end).map(read));
-                output.tokens.push(SampledToken { sequence: chunk.sequence, token });
+                output.tokens.push(SampledToken { sequence: chunk.sequence, token: token.into() });
             }
         }
         Ok(Step::finished(output))
@@ -237,12 +237,12 @@ async fn answer(
         match event {
             StreamEvent::Token(token) => {
                 assert_eq!(
-                    token,
+                    token.id,
                     next_token(tokens.iter().copied()),
                     "request {request} at {}",
                     tokens.len()
                 );
-                tokens.push(token);
+                tokens.push(token.id);
             }
             StreamEvent::Finished { reason, timings } => {
                 assert_eq!(reason, FinishReason::Length);
@@ -292,7 +292,10 @@ async fn a_client_that_leaves_frees_everything() {
         if request % 2 == 0 {
             drop(source);
         } else {
-            receiver.abort.do_send(::actors::request::AbortRequest { request: RequestId(request) });
+            receiver.abort.do_send(::actors::request::AbortRequest {
+                request: RequestId(request),
+                complete_with: None,
+            });
             let error = answer(source, request, 90).await.expect_err("it was aborted");
             assert_eq!(error, RequestError::Aborted);
         }

@@ -13,7 +13,7 @@ use crate::transport::Descriptor;
 use crate::wire;
 
 /// Both sides must have the same.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// One life of one process: what a process id alone does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -214,6 +214,20 @@ pub struct FirstToken {
     pub logit_bias: Vec<(u32, f32)>,
     /// What the draw depends on, beside the position.
     pub seed: u64,
+    /// Asks for the token's probability, and for this many of the most probable ones.
+    pub logprobs: Option<u32>,
+}
+
+/// How probable a first token was: natural logarithms.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FirstTokenLogprobs {
+    /// The token's own.
+    pub sampled: f32,
+    /// How many tokens are at least as probable.
+    pub rank: u32,
+    /// Tokens and theirs, the most probable first.
+    #[serde(deserialize_with = "wire::list")]
+    pub top: Vec<(u32, f32)>,
 }
 
 /// Most tokens with a bias in one request.
@@ -285,6 +299,8 @@ pub enum Frame {
         request: u64,
         /// The first sampled token.
         token: u32,
+        /// How probable it was, if that was asked for.
+        logprobs: Option<FirstTokenLogprobs>,
         /// How long the prefill took, first step's start to sampling.
         prefill_micros: u64,
     },

@@ -57,7 +57,7 @@ fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -
     let mut step =
         engine.submit(&[Chunk { sequence: 1, tokens, start, pages, sample: Some(Sample::greedy()) }])?;
     let output = engine.poll(&mut step)?.context("the CPU backend computes in submit")?;
-    Ok(output.tokens[0].token)
+    Ok(output.tokens[0].token.id)
 }
 
 fn report(what: &str, tokens: usize, begin: Instant) {

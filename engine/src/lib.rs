@@ -24,7 +24,7 @@ pub use cuda::cuda_devices;
 pub use error::{EngineError, OpenError};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
 pub use model::{EngineConfig, ModelInfo};
-pub use sampling::{Sample, Sampling};
+pub use sampling::{Logprobs, Sample, Sampling, Token};
 pub use step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput};
 
 /// Loads the model that `config` names and makes it ready to serve. Blocks for about a second per gigabyte of

@@ -26,9 +26,14 @@ pub struct Sampling {
     pub logit_bias: Vec<(u32, f32)>,
     /// What draws depend on, beside the position.
     pub seed: u64,
+    /// Says how probable the token was, and which this many were the most probable; at most [`LOGPROBS_MAX`](Self::LOGPROBS_MAX).
+    pub logprobs: Option<u32>,
 }
 
 impl Sampling {
+    /// Most alternatives whose probabilities are told.
+    pub const LOGPROBS_MAX: u32 = 20;
+
     /// The largest logit, the lowest id among equals.
     pub const GREEDY: Self = Self {
         temperature: 0.0,
@@ -40,6 +45,7 @@ impl Sampling {
         frequency_penalty: 0.0,
         logit_bias: Vec::new(),
         seed: 0,
+        logprobs: None,
     };
 
     /// True if the tokens so far matter: whoever samples has to have them.
@@ -52,6 +58,32 @@ impl Default for Sampling {
     fn default() -> Self {
         Self::GREEDY
     }
+}
+
+/// A sampled token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// How probable it was, if that was asked for.
+    pub logprobs: Option<Box<Logprobs>>,
+}
+
+impl From<u32> for Token {
+    fn from(id: u32) -> Self {
+        Self { id, logprobs: None }
+    }
+}
+
+/// Natural logarithms of probabilities as the model gives them: of the logits as they are, whatever the settings make of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// The sampled token's.
+    pub sampled: f32,
+    /// How many tokens are at least as probable as the sampled one, itself included.
+    pub rank: u32,
+    /// Tokens and theirs, the most probable first.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// What a chunk's last position is sampled with.
@@ -74,7 +106,38 @@ impl Sample<'_> {
 }
 
 /// The token that follows `position` tokens. `logits` has one number for each token id, at least one, and is changed.
-pub fn choose(logits: &mut [f32], sample: Sample<'_>, position: u32) -> u32 {
+pub fn choose(logits: &mut [f32], sample: Sample<'_>, position: u32) -> Token {
+    let how = sample.how;
+    let told = how.logprobs.map(|top| (top, logits.to_vec()));
+    let id = chosen(logits, sample, position);
+    Token { id, logprobs: told.map(|(top, raw)| Box::new(logprobs(&raw, id, top))) }
+}
+
+/// What the model thinks of `sampled`, and of the `top` most probable tokens.
+fn logprobs(logits: &[f32], sampled: u32, top: u32) -> Logprobs {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
+    let logprob = |id: u32| {
+        let logit = logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        (f64::from(logit - most) - total.ln()) as f32
+    };
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let first = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let top = (top as usize).min(ids.len());
+    if top > 0 && top < ids.len() {
+        ids.select_nth_unstable_by(top - 1, first);
+    }
+    ids.truncate(top);
+    ids.sort_unstable_by(first);
+    let own = logits.get(sampled as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    Logprobs {
+        sampled: logprob(sampled),
+        rank: logits.iter().filter(|logit| **logit >= own).count() as u32,
+        top: ids.into_iter().map(|id| (id, logprob(id))).collect(),
+    }
+}
+
+fn chosen(logits: &mut [f32], sample: Sample<'_>, position: u32) -> u32 {
     let how = sample.how;
     for &(token, bias) in &how.logit_bias {
         if let Some(logit) = logits.get_mut(token as usize) {

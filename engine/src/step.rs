@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::EngineError;
 use crate::kv::{KvPool, PageId};
 use crate::model::ModelInfo;
-use crate::sampling::Sample;
+use crate::sampling::{Sample, Token};
 
 /// One sequence's share of a step: a range of a prompt, or the one token of a decode row.
 ///
@@ -27,16 +27,16 @@ pub struct Chunk<'a> {
 }
 
 /// A token chosen after the last position of a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SampledToken {
     /// [`Chunk::sequence`].
     pub sequence: u64,
-    /// The token's id.
-    pub token: u32,
+    /// The token.
+    pub token: Token,
 }
 
 /// What a finished step gives.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepOutput {
     /// One for each chunk with [`Chunk::sample`], in the batch's order.
     pub tokens: Vec<SampledToken>,

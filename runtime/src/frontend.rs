@@ -17,16 +17,19 @@ mod access_log;
 mod admission;
 mod api_error;
 mod chat_template;
+mod choices;
 mod connection;
 mod fields;
 mod handlers;
 mod limits;
+mod logprobs;
 mod model_text;
 mod openai;
 mod reply;
 mod response;
 mod sampling;
 mod served_model;
+mod stop;
 mod stream;
 mod tokenizer;
 
@@ -43,10 +46,10 @@ use actors::request::{AbortRequest, Generate, Route};
 use actors::streams::Streams;
 use serde::Serialize;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::sync::Semaphore;
 
 use connection::{Connection, attend};
 
+pub use admission::Permits;
 pub use chat_template::{ChatTemplate, Message};
 pub use limits::Limits;
 pub use model_text::{ModelText, TextError};
@@ -70,7 +73,7 @@ pub struct Frontend {
     /// What clients may not exceed.
     pub limits: Limits,
     /// The process's one pool of permits. Closed, it answers 503: the process is ending.
-    pub permits: Arc<Semaphore>,
+    pub permits: Permits,
     /// Asked at each `/health`; answers from memory.
     pub health: Arc<dyn Fn() -> Health + Send + Sync>,
     /// Asked at each `/metrics`; answers from memory, in Prometheus's text format.

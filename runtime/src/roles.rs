@@ -19,10 +19,9 @@ use connector::transport::Transport;
 use connector::ucx::{UcxConfig, UcxTransport};
 use engine::{Engine, EngineConfig};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Semaphore;
 
 use crate::config::{Config, Role};
-use crate::frontend::{Frontend, Health, Limits, ServedModel, bind};
+use crate::frontend::{Frontend, Health, Limits, Permits, ServedModel, bind};
 
 /// The sockets of a process, taken before anything slow begins.
 struct Ports {
@@ -155,7 +154,7 @@ async fn serve(
         model.context_tokens = usable as u32;
     }
     let model = Arc::new(model);
-    let permits = Arc::new(Semaphore::new(config.request.concurrency));
+    let permits = Permits::new(config.request.concurrency);
     let mut servers = Vec::new();
     for (key, listener, route, workers) in [
         ("http.port", ports.http, Route::Local, 1),
@@ -193,7 +192,7 @@ fn port(
     config: &Config,
     node: &Node,
     model: &Arc<ServedModel>,
-    permits: &Arc<Semaphore>,
+    permits: &Permits,
     route: Route,
 ) -> Frontend {
     let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());

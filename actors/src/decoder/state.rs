@@ -13,19 +13,22 @@
 //! Every request taken gets exactly one [`Action::End`], and its pages are released exactly once, after the engine
 //! has let go of them. Tokens that were delivered are never taken back: a recompute starts from prompt + tokens.
 
+mod entry;
+
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use connector::frame::{FirstToken, Frame, PROMPT_TOKENS_MAX};
-use engine::{PageId, Sampling};
+use connector::frame::{Frame, PROMPT_TOKENS_MAX};
+use engine::Token;
 
+use crate::first_token;
 use crate::messages::{
     Decode, ExtendSequence, GrowPages, PagesAdopted, PagesComputed, PagesGrown, PagesReserved, PagesShort,
     PrefillFinished, ReservePages, SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
     StartSequence,
 };
 use crate::request::{FinishReason, Generate, RequestError, RequestId, StreamEvent, Timings};
+use entry::{Entry, Phase, cancel, ms};
 
 /// What the shell has to do, in order.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,44 +50,9 @@ pub enum Action {
     /// Tell a sender.
     Frame(SendFrame),
     /// Stream a token to the client.
-    Token(RequestId, u32),
+    Token(RequestId, Token),
     /// Tell the client that this was all.
     End(RequestId, StreamEvent),
-}
-
-#[derive(Debug)]
-enum Phase {
-    Reserving { on: Option<SessionId> },
-    Landing { session: SessionId, table: Vec<Option<PageId>>, own: Vec<PageId> },
-    Running(Running),
-    Stopping,
-}
-
-#[derive(Debug)]
-struct Running {
-    table: Vec<PageId>,
-    /// Leading tokens whose KV stands in it.
-    resident: u32,
-    /// More pages were asked for.
-    growing: bool,
-    /// Others want its pages: it is being stopped, and goes on later.
-    yields: bool,
-}
-
-#[derive(Debug)]
-struct Entry {
-    generate: Generate,
-    admitted: Instant,
-    first_token: Option<Instant>,
-    last_token: Option<Instant>,
-    /// Tokens sampled and delivered.
-    emitted: Vec<u32>,
-    phase: Phase,
-    timings: Timings,
-}
-
-fn ms(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }
 
 /// What the decoder knows of its node.
@@ -194,7 +162,8 @@ impl DecoderState {
     /// This process is ending: every request ends.
     pub fn on_abort_all(&mut self) -> Vec<Action> {
         let all: Vec<RequestId> = self.requests.keys().copied().collect();
-        all.into_iter().flat_map(|request| self.cut(request, RequestError::ShuttingDown)).collect()
+        let end = || StreamEvent::Failed(RequestError::ShuttingDown);
+        all.into_iter().flat_map(|request| self.cut(request, |_| end())).collect()
     }
 
     /// A request comes in. One whose sender has gone meanwhile runs here.
@@ -242,7 +211,7 @@ impl DecoderState {
         let entry = self.requests.get(&request)?;
         let reserve = ReservePages {
             sequence: SequenceId::Own(request),
-            tokens: tokens(entry),
+            tokens: entry.tokens(),
             pages: self.pages_ahead(entry),
             landing,
             again,
@@ -279,7 +248,7 @@ impl DecoderState {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         let Phase::Reserving { on } = entry.phase else { return Vec::new() };
         let Some(session) = on.filter(|_| landing > 0) else {
-            return vec![start(entry, resident, pages)];
+            return vec![entry.start(resident, pages)];
         };
         if !self.peers.contains_key(&session) {
             return self.recompute(request);
@@ -292,7 +261,7 @@ impl DecoderState {
             request: request.0,
             prompt: entry.generate.prompt.to_vec(),
             resident,
-            sampling: first_token(&entry.generate.sampling),
+            sampling: first_token::to_frame(&entry.generate.sampling),
             remaining_ms: entry.generate.deadline.saturating_duration_since(now).as_millis() as u64,
         };
         vec![Action::Frame(SendFrame { session, frame })]
@@ -385,7 +354,7 @@ impl DecoderState {
         if let Some(prefilled) = entry.first_token {
             entry.timings.exposed_ms = ms(now - prefilled);
         }
-        join(entry)
+        entry.join()
     }
 
     /// A page that landed is not what the sender put: nothing it sent for this request is used.
@@ -407,21 +376,21 @@ impl DecoderState {
         if session != finished.session || !entry.emitted.is_empty() {
             return Vec::new();
         }
-        if finished.token >= self.config.vocabulary {
+        if !first_token::is_known(&finished.token, self.config.vocabulary) {
             return self.on_rejected(request);
         }
         entry.timings.disaggregated = true;
         entry.timings.prefill_pid = self.peers.get(&session).copied().unwrap_or_default();
         entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
-        let mut actions = vec![emit(entry, now, finished.token)];
-        let stop = !entry.generate.ignore_eos && self.config.eos_tokens.contains(&finished.token);
+        let stop = !entry.generate.ignore_eos && self.config.eos_tokens.contains(&finished.token.id);
+        let mut actions = vec![entry.emit(now, finished.token)];
         if stop || entry.generate.max_tokens == 1 {
             // Pages still under way find nobody and go back.
             actions.push(cancel(session, request));
             let reason = if stop { FinishReason::Stop } else { FinishReason::Length };
             actions.extend(self.finish(request, reason));
         } else {
-            actions.extend(join(entry));
+            actions.extend(entry.join());
         }
         actions
     }
@@ -437,22 +406,23 @@ impl DecoderState {
             };
         }
         let mut actions = Vec::new();
+        let sampled = event.token.is_some();
         if let Some(token) = event.token {
             if entry.emitted.is_empty() {
                 entry.timings.prefill_pid = self.config.pid;
                 entry.timings.prefill_ms = event.running_micros as f64 / 1e3;
             }
-            actions.push(emit(entry, now, token));
+            actions.push(entry.emit(now, token));
         }
         let mut yields = false;
         if let Phase::Running(running) = &mut entry.phase {
             yields = running.yields;
             let before = std::mem::replace(&mut running.resident, event.resident);
             // A prompt is worth knowing as soon as it is computed; the rest when the sequence lets go of it.
-            let computed = before < entry.generate.prompt.len() as u32 && event.token.is_some();
+            let computed = before < entry.generate.prompt.len() as u32 && sampled;
             if computed || event.ended.is_some() {
                 let (sequence, pages) = (event.sequence, running.table.clone());
-                let tokens = tokens(entry)[..event.resident as usize].into();
+                let tokens = entry.tokens()[..event.resident as usize].into();
                 actions.push(Action::Computed(PagesComputed { sequence, tokens, pages }));
             }
         }
@@ -470,7 +440,15 @@ impl DecoderState {
 
     /// The client is gone.
     pub fn on_abort(&mut self, request: RequestId) -> Vec<Action> {
-        self.cut(request, RequestError::Aborted)
+        self.cut(request, |_| StreamEvent::Failed(RequestError::Aborted))
+    }
+
+    /// The client has what it wanted: the request ends well with the first `tokens` of those that it got.
+    pub fn on_complete(&mut self, request: RequestId, tokens: u32) -> Vec<Action> {
+        self.cut(request, |entry| {
+            entry.emitted.truncate(tokens as usize);
+            entry.finished(FinishReason::Stop)
+        })
     }
 
     /// Time has passed: requests past their deadline fail.
@@ -487,43 +465,40 @@ impl DecoderState {
             })
             .collect();
         late.into_iter()
-            .flat_map(|(request, deadline_ms)| self.cut(request, RequestError::Deadline { deadline_ms }))
+            .flat_map(|(request, deadline_ms)| {
+                let end = StreamEvent::Failed(RequestError::Deadline { deadline_ms });
+                self.cut(request, |_| end)
+            })
             .collect()
     }
 
     /// Ends a request before its time, wherever it is.
-    fn cut(&mut self, request: RequestId, error: RequestError) -> Vec<Action> {
+    fn cut(&mut self, request: RequestId, end: impl FnOnce(&mut Entry) -> StreamEvent) -> Vec<Action> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        if matches!(entry.phase, Phase::Stopping) {
+            return Vec::new();
+        }
+        let end = Action::End(request, end(entry));
         match entry.phase {
-            Phase::Stopping => Vec::new(),
             Phase::Running(_) => {
                 entry.phase = Phase::Stopping;
-                vec![Action::End(request, StreamEvent::Failed(error)), Action::Stop(SequenceId::Own(request))]
+                vec![end, Action::Stop(SequenceId::Own(request))]
             }
-            Phase::Reserving { .. } => self.fail(request, error),
             Phase::Landing { session, .. } => {
-                [vec![cancel(session, request)], self.fail(request, error)].concat()
+                [vec![cancel(session, request), end], self.forget(request)].concat()
             }
+            Phase::Reserving { .. } | Phase::Stopping => [vec![end], self.forget(request)].concat(),
         }
     }
 
     fn finish(&mut self, request: RequestId, reason: FinishReason) -> Vec<Action> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
-        entry.timings.completion_tokens = entry.emitted.len() as u32;
-        if let (Some(first), Some(last)) = (entry.first_token, entry.last_token) {
-            entry.timings.first_token_ms = ms(first - entry.admitted);
-            entry.timings.decode_ms = ms(last - first);
-        }
-        let timings = entry.timings.clone();
-        let mut actions = vec![Action::End(request, StreamEvent::Finished { reason, timings })];
-        actions.extend(self.forget(request));
-        actions
+        let end = Action::End(request, entry.finished(reason));
+        [vec![end], self.forget(request)].concat()
     }
 
     fn fail(&mut self, request: RequestId, error: RequestError) -> Vec<Action> {
-        let mut actions = vec![Action::End(request, StreamEvent::Failed(error))];
-        actions.extend(self.forget(request));
-        actions
+        [vec![Action::End(request, StreamEvent::Failed(error))], self.forget(request)].concat()
     }
 
     fn forget(&mut self, request: RequestId) -> Vec<Action> {
@@ -535,62 +510,6 @@ impl DecoderState {
         self.releases += 1;
         Action::Release(SequenceId::Own(request))
     }
-}
-
-/// Tells the sender that nobody wants this prompt any more.
-fn cancel(session: SessionId, request: RequestId) -> Action {
-    Action::Frame(SendFrame { session, frame: Frame::CancelPrefill { request: request.0 } })
-}
-
-fn emit(entry: &mut Entry, now: Instant, token: u32) -> Action {
-    entry.first_token.get_or_insert(now);
-    entry.last_token = Some(now);
-    entry.emitted.push(token);
-    Action::Token(entry.generate.request, token)
-}
-
-/// Starts a landing request once its first token and all its pages are there.
-fn join(entry: &mut Entry) -> Vec<Action> {
-    let Phase::Landing { table, own, .. } = &mut entry.phase else { return Vec::new() };
-    if entry.emitted.is_empty() || table.iter().any(Option::is_none) {
-        return Vec::new();
-    }
-    let mut pages: Vec<PageId> = table.iter().flatten().copied().collect();
-    pages.append(own);
-    let sequence = SequenceId::Own(entry.generate.request);
-    let (tokens, resident) = (entry.generate.prompt.clone(), entry.generate.prompt.len() as u32);
-    let computed = PagesComputed { sequence, tokens, pages: pages.clone() };
-    vec![Action::Computed(computed), start(entry, resident, pages)]
-}
-
-/// All tokens of a request so far.
-fn tokens(entry: &Entry) -> Arc<[u32]> {
-    if entry.emitted.is_empty() {
-        return entry.generate.prompt.clone();
-    }
-    entry.generate.prompt.iter().chain(&entry.emitted).copied().collect()
-}
-
-/// What a sender needs to choose the first token.
-fn first_token(sampling: &Sampling) -> FirstToken {
-    let Sampling { temperature, top_p, top_k, min_p, repetition_penalty, seed, .. } = *sampling;
-    let logit_bias = sampling.logit_bias.clone();
-    FirstToken { temperature, top_p, top_k, min_p, repetition_penalty, logit_bias, seed }
-}
-
-/// Runs a request on the engine, which has `resident` of its tokens in `pages`.
-fn start(entry: &mut Entry, resident: u32, pages: Vec<PageId>) -> Action {
-    entry.phase = Phase::Running(Running { table: pages.clone(), resident, growing: false, yields: false });
-    Action::Start(StartSequence {
-        sequence: SequenceId::Own(entry.generate.request),
-        tokens: tokens(entry).to_vec(),
-        resident,
-        pages,
-        prompt: entry.generate.prompt.len() as u32,
-        sample: entry.generate.max_tokens - entry.emitted.len() as u32,
-        sampling: entry.generate.sampling.clone(),
-        ignore_eos: entry.generate.ignore_eos,
-    })
 }
 
 #[cfg(test)]

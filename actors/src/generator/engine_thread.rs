@@ -6,17 +6,17 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use actix::prelude::*;
-use engine::{Chunk, Engine, EngineError, Sample};
+use engine::{Chunk, Engine, EngineError, Sample, Token};
 
 use super::state::Plan;
 use crate::kit::Vitals;
 
 /// Engine thread → generator: the step in flight is over.
-#[derive(Clone, Debug, PartialEq, Eq, Message)]
+#[derive(Clone, Debug, PartialEq, Message)]
 #[rtype(result = "()")]
 pub struct StepFinished {
     /// Sampled tokens by the engine's key of their sequence, or what the engine said.
-    pub outcome: Result<Vec<(u64, u32)>, String>,
+    pub outcome: Result<Vec<(u64, Token)>, String>,
 }
 
 /// Whether the engine is in a step, and since when: for the watchdog.
@@ -105,7 +105,7 @@ fn run(
     }
 }
 
-fn step(engine: &mut dyn Engine, plan: &Plan) -> Result<Vec<(u64, u32)>, EngineError> {
+fn step(engine: &mut dyn Engine, plan: &Plan) -> Result<Vec<(u64, Token)>, EngineError> {
     engine.acquire(&plan.acquire)?;
     let batch: Vec<Chunk<'_>> = plan
         .chunks
@@ -125,7 +125,7 @@ fn step(engine: &mut dyn Engine, plan: &Plan) -> Result<Vec<(u64, u32)>, EngineE
     let mut step = engine.submit(&batch)?;
     loop {
         if let Some(output) = engine.poll(&mut step)? {
-            return Ok(output.tokens.iter().map(|sampled| (sampled.sequence, sampled.token)).collect());
+            return Ok(output.tokens.into_iter().map(|sampled| (sampled.sequence, sampled.token)).collect());
         }
         std::hint::spin_loop();
     }

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use engine::{PageId, Sampling};
+use engine::{PageId, Sampling, Token};
 
 use crate::messages::{ExtendSequence, SequenceAdvanced, SequenceEnd, SequenceId, StartSequence};
 use crate::request::FinishReason;
@@ -76,7 +76,12 @@ impl Sequence {
         self.tokens.len() as u32 - self.resident
     }
 
-    fn advanced(&self, now_micros: u64, token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced {
+    fn advanced(
+        &self,
+        now_micros: u64,
+        token: Option<Token>,
+        ended: Option<SequenceEnd>,
+    ) -> SequenceAdvanced {
         SequenceAdvanced {
             sequence: self.name,
             resident: self.resident,
@@ -237,20 +242,20 @@ impl GeneratorState {
     /// The step in flight came back with these sampled tokens (by key), or failed.
     pub fn on_step(
         &mut self,
-        outcome: Result<&[(u64, u32)], &str>,
+        outcome: Result<Vec<(u64, Token)>, String>,
         now_micros: u64,
     ) -> Vec<SequenceAdvanced> {
         let flown = std::mem::take(&mut self.in_flight);
+        let mut sampled: HashMap<u64, Token> = match outcome {
+            Ok(tokens) => tokens.into_iter().collect(),
+            Err(error) => {
+                let failed = |(key, _)| self.end(key, now_micros, None, SequenceEnd::Failed(error.clone()));
+                return flown.into_iter().map(failed).collect();
+            }
+        };
         let mut events = Vec::with_capacity(flown.len());
         for (key, length) in flown {
-            let tokens = match outcome {
-                Ok(tokens) => tokens,
-                Err(error) => {
-                    events.push(self.end(key, now_micros, None, SequenceEnd::Failed(error.to_owned())));
-                    continue;
-                }
-            };
-            let token = tokens.iter().find(|(sampled, _)| *sampled == key).map(|(_, token)| *token);
+            let token = sampled.remove(&key);
             let sequence = self.sequences.get_mut(&key).expect("a sequence in flight is kept");
             sequence.resident += length;
             if sequence.stopping {
@@ -261,9 +266,9 @@ impl GeneratorState {
                 events.push(sequence.advanced(now_micros, None, None));
                 continue;
             };
-            sequence.tokens.push(token);
+            sequence.tokens.push(token.id);
             sequence.sample -= 1;
-            let reason = if !sequence.ignore_eos && self.eos_tokens.contains(&token) {
+            let reason = if !sequence.ignore_eos && self.eos_tokens.contains(&token.id) {
                 Some(FinishReason::Stop)
             } else {
                 (sequence.sample == 0).then_some(FinishReason::Length)
@@ -276,7 +281,7 @@ impl GeneratorState {
         events
     }
 
-    fn end(&mut self, key: u64, now_micros: u64, token: Option<u32>, end: SequenceEnd) -> SequenceAdvanced {
+    fn end(&mut self, key: u64, now_micros: u64, token: Option<Token>, end: SequenceEnd) -> SequenceAdvanced {
         let sequence = self.sequences.remove(&key).expect("it ends once");
         self.keys.remove(&sequence.name);
         sequence.advanced(now_micros, token, Some(end))

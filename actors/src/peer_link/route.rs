@@ -1,31 +1,14 @@
 //! Which actor a frame is for, on either side of the link.
 
-use connector::frame::{FirstToken, Frame, peer_text};
-use engine::Sampling;
+use connector::frame::{Frame, peer_text};
 
+use crate::first_token;
 use crate::kit::Outbox;
 use crate::messages::{
     CancelPrefill, CreditsGranted, LaneConnected, PageFilled, PeerLeaving, PeerLost, PeerReady,
     PrefillFailed, PrefillFinished, RingShared, SessionDrained, SessionId, SessionOpened, StartPrefill,
 };
 use crate::request::RequestId;
-
-/// How a receiver wants a request's first token chosen.
-pub fn first_token(first: FirstToken) -> Sampling {
-    let FirstToken { temperature, top_p, top_k, min_p, repetition_penalty, logit_bias, seed } = first;
-    Sampling {
-        temperature,
-        top_p,
-        top_k,
-        min_p,
-        repetition_penalty,
-        logit_bias,
-        seed,
-        // What these count has not been sampled yet.
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-    }
-}
 
 /// Where a receiver's frames and session events go.
 pub struct ReceiverSide {
@@ -109,11 +92,11 @@ impl Side {
             (Self::Receiver(side), Frame::PageFilled { first, count, owner, hashes, transfer_micros }) => {
                 side.filled.post(PageFilled { session, first, count, owner, hashes, transfer_micros });
             }
-            (Self::Receiver(side), Frame::PrefillFinished { request, token, prefill_micros }) => {
+            (Self::Receiver(side), Frame::PrefillFinished { request, token, logprobs, prefill_micros }) => {
                 side.finished.post(PrefillFinished {
                     session,
                     request: RequestId(request),
-                    token,
+                    token: first_token::join(token, logprobs),
                     prefill_micros,
                 });
             }
@@ -134,7 +117,7 @@ impl Side {
                 side.granted.post(CreditsGranted { session, first, pages });
             }
             (Self::Sender(side), Frame::Prefill { request, prompt, resident, sampling, remaining_ms }) => {
-                let (request, sampling) = (RequestId(request), first_token(sampling).into());
+                let (request, sampling) = (RequestId(request), first_token::from_frame(sampling).into());
                 side.prefill.post(StartPrefill {
                     session,
                     request,

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use connector::frame::Frame;
 use engine::{PageId, Sampling};
 
+use crate::first_token;
 use crate::messages::{
     PagesComputed, PagesReserved, ReservePages, SchedulePut, SequenceAdvanced, SequenceEnd, SequenceId,
     SessionId, StartPrefill, StartSequence,
@@ -213,7 +214,8 @@ impl PrefillerState {
             actions.extend(put(key, entry, last));
             if let Some(token) = event.token {
                 let prefill_micros = event.running_micros;
-                let frame = Frame::PrefillFinished { request: request.0, token, prefill_micros };
+                let (token, logprobs) = first_token::split(token);
+                let frame = Frame::PrefillFinished { request: request.0, token, logprobs, prefill_micros };
                 actions.push(Action::Frame(session, frame));
                 let (sequence, tokens, pages) = (event.sequence, entry.prompt.clone(), entry.pages.clone());
                 actions.push(Action::Computed(PagesComputed { sequence, tokens, pages }));

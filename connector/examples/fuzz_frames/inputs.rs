@@ -1,7 +1,8 @@
 //! What a hostile peer may send: valid values of every kind, and what becomes of them in its hands.
 
 use connector::frame::{
-    Answer, Challenge, FirstToken, Frame, Hello, Incarnation, PROTOCOL_VERSION, PageOwner, Shape, Welcome,
+    Answer, Challenge, FirstToken, FirstTokenLogprobs, Frame, Hello, Incarnation, PROTOCOL_VERSION,
+    PageOwner, Shape, Welcome,
 };
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::Descriptor;
@@ -121,6 +122,14 @@ pub(crate) fn answer(random: &mut Random) -> Answer {
     }
 }
 
+fn logprobs(random: &mut Random) -> Option<FirstTokenLogprobs> {
+    random.one_in(2).then(|| FirstTokenLogprobs {
+        sampled: random.next() as f32,
+        rank: random.next() as u32,
+        top: random.list(20, |word| (word as u32, word as f32)),
+    })
+}
+
 pub(crate) fn frame(random: &mut Random) -> Frame {
     let request = random.next();
     match random.below(11) {
@@ -142,6 +151,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
                 top_k: random.next() as u32,
                 min_p: random.next() as f32,
                 repetition_penalty: random.next() as f32,
+                logprobs: random.one_in(2).then(|| random.next() as u32),
             },
             remaining_ms: random.next(),
         },
@@ -154,7 +164,12 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             hashes: random.list(65_536, |word| word),
             transfer_micros: random.next(),
         },
-        7 => Frame::PrefillFinished { request, token: random.next() as u32, prefill_micros: random.next() },
+        7 => Frame::PrefillFinished {
+            request,
+            token: random.next() as u32,
+            logprobs: logprobs(random),
+            prefill_micros: random.next(),
+        },
         8 => Frame::PrefillFailed { request, reason: random.text() },
         9 => Frame::RingShare { pages: random.next() as u32 },
         _ => Frame::Leaving,

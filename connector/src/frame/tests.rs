@@ -42,8 +42,8 @@ fn golden_bytes() {
         "0600000001000000000000000300000001050000000000000004000000010000000000000007000000000000000600000000000000",
     );
     check(
-        Frame::PrefillFinished { request: 1, token: 2, prefill_micros: 3 },
-        "070000000100000000000000020000000300000000000000",
+        Frame::PrefillFinished { request: 1, token: 2, logprobs: None, prefill_micros: 3 },
+        "07000000010000000000000002000000000300000000000000",
     );
     check(Frame::RingShare { pages: 5 }, "0900000005000000");
     check(Frame::Leaving, "0a000000");
@@ -74,6 +74,7 @@ fn greedy() -> FirstToken {
         repetition_penalty: 1.0,
         logit_bias: vec![],
         seed: 7,
+        logprobs: None,
     }
 }
 
@@ -81,6 +82,7 @@ fn greedy() -> FirstToken {
 fn frames() -> Vec<Frame> {
     let owner = Some(PageOwner { request: 5, first_page: 4 });
     let (first, hashes) = (CreditNumber(1), vec![7, 8, 9]);
+    let logprobs = Some(FirstTokenLogprobs { sampled: -0.5, rank: 1, top: vec![(2, -0.5), (7, -2.0)] });
     let frames = vec![
         Frame::Heartbeat,
         Frame::Goodbye,
@@ -95,7 +97,7 @@ fn frames() -> Vec<Frame> {
         Frame::CancelPrefill { request: 1 },
         Frame::LinkProbed { lane: "tcp/lo".into(), bytes: 1, micros: 1 },
         Frame::PageFilled { first, count: 3, owner, hashes, transfer_micros: 6 },
-        Frame::PrefillFinished { request: 1, token: 2, prefill_micros: 3 },
+        Frame::PrefillFinished { request: 1, token: 2, logprobs, prefill_micros: 3 },
         Frame::PrefillFailed { request: 1, reason: "no room".into() },
         Frame::RingShare { pages: 5 },
         Frame::Leaving,

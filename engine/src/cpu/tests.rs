@@ -212,7 +212,7 @@ proptest! {
             }
             for (index, token) in submit(&mut engine, &batch).into_iter().enumerate() {
                 let logits = engine.logits(index).unwrap();
-                prop_assert_eq!(token.token, crate::sampling::argmax(logits));
+                prop_assert_eq!(token.token.id, crate::sampling::argmax(logits));
                 together[token.sequence as usize] = bits(logits);
             }
         }

@@ -12,7 +12,7 @@ fn counts(logits: &[f32], how: &Sampling) -> Vec<f64> {
     let positions = 20_000;
     for position in 0..positions {
         let token = choose(&mut logits.to_vec(), Sample { how, tokens: &[], prompt: 0 }, position);
-        counts[token as usize] += 1.0 / f64::from(positions);
+        counts[token.id as usize] += 1.0 / f64::from(positions);
     }
     counts
 }
@@ -33,8 +33,8 @@ fn check_close(found: &[f64], expect: &[f64]) {
 
 #[test]
 fn without_temperature_the_largest_wins_and_the_lowest_id_among_equals() {
-    assert_eq!(choose(&mut LOGITS.to_vec(), Sample::greedy(), 3), 1);
-    assert_eq!(choose(&mut [f32::NAN, f32::NAN], Sample::greedy(), 3), 0);
+    assert_eq!(choose(&mut LOGITS.to_vec(), Sample::greedy(), 3), 1.into());
+    assert_eq!(choose(&mut [f32::NAN, f32::NAN], Sample::greedy(), 3), 0.into());
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn penalties_count_what_occurred() {
 fn a_draw_depends_on_seed_and_position_alone() {
     let draw = |seed, position| {
         let how = Sampling { seed, ..drawn(Sampling::GREEDY) };
-        choose(&mut vec![0.0; 1000], Sample { how: &how, tokens: &[], prompt: 0 }, position)
+        choose(&mut vec![0.0; 1000], Sample { how: &how, tokens: &[], prompt: 0 }, position).id
     };
     assert_eq!(draw(1, 5), draw(1, 5));
     let different = |draws: Vec<u32>| draws.iter().collect::<std::collections::BTreeSet<_>>().len();
@@ -105,8 +105,24 @@ fn logits_that_are_no_numbers_end_in_a_token() {
         for how in
             [Sampling::GREEDY, drawn(Sampling::GREEDY), drawn(Sampling { top_p: 0.5, ..Sampling::GREEDY })]
         {
-            let token = choose(&mut logits.to_vec(), Sample { how: &how, tokens: &[], prompt: 0 }, 1);
+            let token = choose(&mut logits.to_vec(), Sample { how: &how, tokens: &[], prompt: 0 }, 1).id;
             assert!(token < 3, "{logits:?}");
         }
+    }
+}
+
+#[test]
+fn probabilities_are_the_models_own() {
+    let how = Sampling { logprobs: Some(3), logit_bias: vec![(0, 50.0)], ..Sampling::GREEDY };
+    let token = choose(&mut LOGITS.to_vec(), Sample { how: &how, tokens: &[], prompt: 0 }, 3);
+    assert_eq!(token.id, 0, "the bias decides");
+    let logprobs = token.logprobs.unwrap();
+    let probabilities = softmax(&LOGITS);
+    assert_eq!(logprobs.rank, 4);
+    assert!((f64::from(logprobs.sampled).exp() - probabilities[0]).abs() < 1e-6, "and is not counted");
+    let ids: Vec<u32> = logprobs.top.iter().map(|(id, _)| *id).collect();
+    assert_eq!(ids, [1, 4, 2], "the most probable first, the lowest id among equals");
+    for (id, logprob) in logprobs.top {
+        assert!((f64::from(logprob).exp() - probabilities[id as usize]).abs() < 1e-6, "{id}");
     }
 }

@@ -3,7 +3,7 @@
 use actors::generator::state::Plan;
 use actors::messages::SequenceId;
 use connector::page_hash::PageSeed;
-use engine::PageId;
+use engine::{PageId, Token};
 
 use super::plan::{PAGE_TOKENS, VOCABULARY};
 
@@ -83,7 +83,7 @@ impl Step {
     }
 
     /// Writes, and samples.
-    pub(super) fn end(self, memory: &mut Memory) -> Vec<(u64, u32)> {
+    pub(super) fn end(self, memory: &mut Memory) -> Vec<(u64, Token)> {
         let mut sampled = Vec::new();
         for (chunk, mut tokens) in self.plan.chunks.iter().zip(self.read) {
             for (position, token) in (chunk.start..).zip(&chunk.tokens) {
@@ -91,7 +91,7 @@ impl Step {
             }
             tokens.extend(&chunk.tokens);
             if chunk.sample.is_some() {
-                sampled.push((chunk.key, next_token(&tokens)));
+                sampled.push((chunk.key, next_token(&tokens).into()));
             }
         }
         sampled

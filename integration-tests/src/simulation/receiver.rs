@@ -81,7 +81,7 @@ impl World {
                 }
                 decoder::Action::Frame(frame) => self.post(RECEIVER, Actor::Link, Mail::Send(frame)),
                 decoder::Action::Token(request, token) => {
-                    if !self.token(request, token) {
+                    if !self.token(request, token.id) {
                         gone.push(request);
                     }
                 }
@@ -207,10 +207,10 @@ impl World {
         self.pages_are_held(node, &step);
         let process = &mut self.nodes[node];
         let events = if std::mem::take(&mut process.step_fails) {
-            process.generator.on_step(Err("out of order"), now)
+            process.generator.on_step(Err("out of order".to_owned()), now)
         } else {
             let tokens = step.end(&mut process.memory);
-            process.generator.on_step(Ok(&tokens), now)
+            process.generator.on_step(Ok(tokens), now)
         };
         events.into_iter().for_each(|event| self.tell_advanced(node, event));
         self.drive(node);

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
+use actors::first_token;
 use actors::messages::{PageFilled, PrefillFailed, PrefillFinished, SessionId, StartPrefill};
-use actors::peer_link::route::first_token;
 use actors::peer_link::state::{Action, SenderSession, SessionOver};
 use actors::request::RequestId;
 use connector::frame::{Frame, Incarnation};
@@ -250,7 +250,8 @@ impl World {
                 let filled = PageFilled { session, first, count, owner, hashes, transfer_micros };
                 (Buffers, Mail::Filled(filled))
             }
-            Frame::PrefillFinished { request, token, prefill_micros } => {
+            Frame::PrefillFinished { request, token, logprobs, prefill_micros } => {
+                let token = first_token::join(token, logprobs);
                 let request = RequestId(request);
                 let finished = PrefillFinished { session, request, token, prefill_micros };
                 (Decoder, Mail::PrefillFinished(finished))
@@ -268,7 +269,7 @@ impl World {
             Frame::RingShare { pages } => (Transfer, Mail::RingShared(session, pages)),
             Frame::Grant { first, pages } => (Transfer, Mail::Granted(session, first, pages)),
             Frame::Prefill { request, prompt, resident, sampling, remaining_ms } => {
-                let (request, sampling) = (RequestId(request), first_token(sampling).into());
+                let (request, sampling) = (RequestId(request), first_token::from_frame(sampling).into());
                 let start = StartPrefill { session, request, prompt, resident, sampling, remaining_ms };
                 (Prefiller, Mail::StartPrefill(start))
             }

@@ -18,18 +18,56 @@ static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 /// Longest name that a client may give a request; it is echoed in every chunk.
 const NAME_BYTES_MAX: usize = 128;
 
-/// Takes a permit, now or never: a client waits better than a queue does.
-///
-/// # Errors
-/// 429 if none is free; 503 if the pool was closed because the process is ending.
-pub(super) fn permit(permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ApiError> {
-    Arc::clone(permits).try_acquire_owned().map_err(|error| match error {
-        TryAcquireError::NoPermits => ApiError::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "all permits of request.concurrency are taken; retry after a second",
-        ),
-        TryAcquireError::Closed => Refused::ShuttingDown.into(),
-    })
+/// The process's permits, one for each answer that is being computed. Cheap to clone; every clone is the same pool.
+#[derive(Clone, Debug)]
+pub struct Permits {
+    free: Arc<Semaphore>,
+    most: usize,
+}
+
+impl Permits {
+    /// A pool of `most` permits.
+    pub fn new(most: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(most)), most }
+    }
+
+    /// Nothing more is admitted, with 503: the process is ending.
+    pub fn close(&self) {
+        self.free.close();
+    }
+
+    /// Waits until none is taken.
+    #[cfg(test)]
+    pub(super) async fn all(&self) {
+        drop(self.free.acquire_many(self.most as u32).await.expect("it is open"));
+    }
+
+    /// How many are taken.
+    pub fn taken(&self) -> usize {
+        self.most - self.free.available_permits()
+    }
+
+    /// Takes `more` permits for a request that holds some, now or never: a client waits better than a queue does.
+    ///
+    /// # Errors
+    /// 400 if there will never be so many; 429 if they are not free; 503 if the pool was closed.
+    pub(super) fn take(&self, held: usize, more: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let count = held.saturating_add(more);
+        if count > self.most {
+            let most = self.most;
+            let message =
+                format!("{count} answers are asked for, and request.concurrency is {most}; ask for fewer");
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, message));
+        }
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        Arc::clone(&self.free).try_acquire_many_owned(more).map_err(|error| match error {
+            TryAcquireError::NoPermits => ApiError::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "all permits of request.concurrency are taken; retry after a second",
+            ),
+            TryAcquireError::Closed => Refused::ShuttingDown.into(),
+        })
+    }
 }
 
 /// A fresh number for a request.
@@ -68,12 +106,13 @@ mod tests {
 
     #[test]
     fn permits_run_out_and_close() {
-        let pool = Arc::new(Semaphore::new(1));
-        let held = permit(&pool).unwrap();
-        assert_eq!(permit(&pool).unwrap_err().status, StatusCode::TOO_MANY_REQUESTS);
+        let pool = Permits::new(2);
+        let held = pool.take(0, 2).unwrap();
+        assert_eq!(pool.take(1, 1).unwrap_err().status, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(pool.take(1, 2).unwrap_err().status, StatusCode::BAD_REQUEST, "waiting does not help");
         drop(held);
-        assert!(permit(&pool).is_ok());
+        assert!(pool.take(0, 2).is_ok());
         pool.close();
-        assert_eq!(permit(&pool).unwrap_err().status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(pool.take(0, 1).unwrap_err().status, StatusCode::SERVICE_UNAVAILABLE);
     }
 }

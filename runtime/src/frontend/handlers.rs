@@ -8,23 +8,26 @@ use actix_web::error::PayloadError;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::{FromRequest, HttpRequest, HttpResponse, web};
-use actors::request::{Generate, RequestError, RequestId, StreamEvent};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use actors::request::{Generate, RequestError};
+use engine::Token;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{timeout, timeout_at};
 use tracing::warn;
 
 use super::Frontend;
 use super::access_log::log_end;
-use super::admission::{next_request, permit, public_id};
+use super::admission::{next_request, public_id};
 use super::api_error::ApiError;
+use super::choices::{Choices, Failure};
 use super::connection::Connection;
 use super::fields::Fields;
+use super::logprobs::report;
 use super::openai::{Ask, Kind};
-use super::reply::{EndRule, Live, Reply};
-use super::response::{Answer, Head, Usage, models};
+use super::reply::{EndRule, Finish, Live, Reply};
+use super::response::{Answer, Choice, Head, Usage, models};
 use super::served_model::ServedModel;
 use super::stream::{EventShape, events};
-use super::tokenizer::Detokenizer;
+use super::tokenizer::{Detokenizer, Tokenizer};
 
 /// Largest body: a prompt of 128k token ids spelt as a JSON list is 1 MiB, as text less.
 pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
@@ -133,7 +136,7 @@ async fn generate(
     body: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let body = json_body(&http, body, frontend.limits.body).await?;
-    let permit = permit(&frontend.permits)?;
+    let permit = frontend.permits.take(0, 1)?;
     let deadline = Instant::now() + frontend.deadline;
     if let Some(connection) = Connection::of(&http) {
         connection.admitted(deadline);
@@ -145,6 +148,7 @@ async fn generate(
             return Err(RequestError::Deadline { deadline_ms }.into());
         }
     };
+    let permits = std::iter::once(permit).chain(more_permits(&frontend, ask.choices() - 1)?);
     let wanted = http.headers().get("x-request-id").and_then(|id| id.to_str().ok());
     let head = Head {
         kind,
@@ -152,51 +156,58 @@ async fn generate(
         created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         model: frontend.model.name.clone(),
     };
-    let (live, source) =
-        Live::open(next_request(), ask.max_tokens, &frontend.streams, &frontend.abort, permit);
-    let mut reply = submit(&frontend, &ask, live, source, deadline).await?;
+    let mut replies = Vec::with_capacity(ask.choices());
+    for (choice, permit) in permits.enumerate() {
+        replies.push(submit(&frontend, &ask, choice, permit, deadline).await?);
+    }
+    let mut choices = Choices::new(replies);
 
     let Some(options) = ask.stream else {
-        return whole(&head, &ask, reply).await;
+        return whole(&head, &ask, choices, &frontend.model.tokenizer).await;
     };
     let keep_alive = frontend.limits.keep_alive;
     // For a while, a failure still gets an HTTP status of its own; then the response starts without a token.
-    if let Ok(first) = timeout(keep_alive, reply.next()).await {
-        let first = first.map_err(|error| failed(&head, reply.request(), error))?;
-        reply.unread(first);
+    if let Ok(first) = timeout(keep_alive, choices.next()).await {
+        let first = first.map_err(|failure| failed(&head, failure))?;
+        choices.unread(first);
     }
-    let shape = EventShape {
-        head,
-        prompt: ask.prompt,
-        options,
-        return_token_ids: ask.return_token_ids,
-        return_timings: ask.return_timings,
-    };
+    let shape = EventShape { head, ask, options, tokenizer: frontend.model.tokenizer.clone() };
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream; charset=utf-8")
         .insert_header((CACHE_CONTROL, "no-cache"))
-        .streaming(events(shape, reply, keep_alive)))
+        .streaming(events(shape, choices, keep_alive)))
 }
 
-/// Hands the request to the proxy.
+/// Permits for the answers beyond the first.
+fn more_permits(frontend: &Frontend, count: usize) -> Result<Vec<OwnedSemaphorePermit>, ApiError> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let mut all = frontend.permits.take(1, count)?;
+    Ok((1..count).filter_map(|_| all.split(1)).collect::<Vec<_>>().into_iter().chain([all]).collect())
+}
+
+/// Hands one choice of the request to the proxy.
 async fn submit(
     frontend: &Frontend,
     ask: &Ask,
-    live: Live,
-    source: mpsc::Receiver<StreamEvent>,
+    choice: usize,
+    permit: OwnedSemaphorePermit,
     deadline: Instant,
 ) -> Result<Reply, ApiError> {
-    let rule =
-        EndRule { max_tokens: ask.max_tokens, ignore_eos: ask.ignore_eos, eos: frontend.model.eos.clone() };
-    let detokenizer = Detokenizer::new(Arc::clone(&frontend.model.tokenizer), ask.skip_special_tokens);
+    let (model, prompt) = (&frontend.model, ask.prompt_of(choice));
+    let (live, source) =
+        Live::open(next_request(), prompt.max_tokens, &frontend.streams, &frontend.abort, permit);
+    let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, eos: model.eos.clone() };
+    let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.skip_special_tokens);
     // The reply holds the guard while the proxy decides: a client that leaves now still aborts its request.
     let give_up = deadline + frontend.limits.grace;
-    let reply = Reply::new(live, source, rule, detokenizer, frontend.deadline, give_up);
+    let reply = Reply::new(live, source, rule, detokenizer, ask.stop.clone(), frontend.deadline, give_up);
     let generate = Generate {
         request: reply.request(),
-        prompt: ask.prompt.as_slice().into(),
-        max_tokens: ask.max_tokens,
-        sampling: ask.sampling.clone().into(),
+        prompt: Arc::clone(&prompt.tokens),
+        max_tokens: prompt.max_tokens,
+        sampling: ask.sampling_of(choice).into(),
         ignore_eos: ask.ignore_eos,
         deadline,
         route: frontend.route,
@@ -219,29 +230,55 @@ async fn submit(
     }
 }
 
+/// A choice that is collected.
+struct Collected {
+    text: String,
+    tokens: Vec<Token>,
+    finish: Option<Finish>,
+}
+
 /// The answer in one response.
-async fn whole(head: &Head, ask: &Ask, mut reply: Reply) -> Result<HttpResponse, ApiError> {
-    let (mut text, mut tokens) = (String::new(), Vec::new());
-    let (finish, timings) = loop {
-        let piece = reply.next().await.map_err(|error| failed(head, reply.request(), error))?;
-        text += &piece.text;
-        tokens.extend(piece.token);
-        if let Some(end) = piece.finish {
-            break end;
+async fn whole(
+    head: &Head,
+    ask: &Ask,
+    mut choices: Choices,
+    tokenizer: &Tokenizer,
+) -> Result<HttpResponse, ApiError> {
+    let begun =
+        |choice| Collected { text: ask.prompt_of(choice).echo.clone(), tokens: Vec::new(), finish: None };
+    let mut all: Vec<Collected> = (0..ask.choices()).map(begun).collect();
+    while !choices.is_over() {
+        let (choice, piece) = choices.next().await.map_err(|failure| failed(head, failure))?;
+        let collected = &mut all[choice];
+        collected.text += &piece.text;
+        collected.tokens.extend(piece.token);
+        if let (Some(finish), Some(request)) = (piece.finish, choices.request(choice)) {
+            log_end(head, request, &Ok((finish.reason, &finish.timings)));
+            collected.finish = Some(finish);
+            choices.ended(choice);
         }
-    };
-    log_end(head, reply.request(), &Ok((finish, &timings)));
-    let answer = Answer {
-        text: &text,
-        finish,
-        usage: Usage::new(ask.prompt.len() as u32, tokens.len() as u32),
-        token_ids: ask.return_token_ids.then_some((&*ask.prompt, &*tokens)),
-        timings: ask.return_timings.then(|| timings.into()),
-    };
+    }
+    let sampled = all.iter().map(|choice| choice.tokens.len() as u32).sum();
+    let ids: Vec<Vec<u32>> =
+        all.iter().map(|choice| choice.tokens.iter().map(|token| token.id).collect()).collect();
+    let mut timings = None;
+    let mut answers = Vec::with_capacity(all.len());
+    for (index, (choice, ids)) in all.iter().zip(&ids).enumerate() {
+        let Some(finish) = &choice.finish else { continue };
+        timings = ask.return_timings.then(|| finish.timings.clone().into());
+        answers.push(Choice {
+            text: &choice.text,
+            finish: finish.reason,
+            stop: finish.stop.as_ref(),
+            logprobs: report(head.kind, tokenizer, &choice.tokens, 0),
+            token_ids: ask.return_token_ids.then_some((&*ask.prompt_of(index).tokens, &**ids)),
+        });
+    }
+    let answer = Answer { choices: answers, usage: Usage::new(ask.prompt_tokens(), sampled), timings };
     Ok(HttpResponse::Ok().content_type("application/json").body(head.response(answer)))
 }
 
-fn failed(head: &Head, request: RequestId, error: RequestError) -> ApiError {
-    log_end(head, request, &Err(error.clone()));
-    error.into()
+fn failed(head: &Head, failure: Failure) -> ApiError {
+    log_end(head, failure.request, &Err(failure.error.clone()));
+    failure.error.into()
 }

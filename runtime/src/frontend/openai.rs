@@ -1,5 +1,7 @@
 //! OpenAI's requests in terms of tokens: what a body asks for, or the sentence that refuses it.
 
+use std::sync::Arc;
+
 use actix_web::http::StatusCode;
 use engine::Sampling;
 use serde_json::Value;
@@ -9,6 +11,8 @@ use super::chat_template::Message;
 use super::fields::{Fields, Neutral, wrong};
 use super::sampling::sampling;
 use super::served_model::ServedModel;
+use super::stop::StopRule;
+use super::tokenizer::Detokenizer;
 
 /// `max_tokens` of a completion that does not say; OpenAI's and vLLM's default.
 const COMPLETION_TOKENS: u32 = 16;
@@ -32,15 +36,16 @@ impl Kind {
     }
 }
 
-/// What a request asks for.
+/// What a request asks for: `n` answers to each of its prompts.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Ask {
     pub(super) kind: Kind,
-    /// Token ids of the prompt; at least one.
-    pub(super) prompt: Vec<u32>,
-    /// At least one, and prompt + `max_tokens` fit the context.
-    pub(super) max_tokens: u32,
+    /// At least one.
+    pub(super) prompts: Vec<Prompt>,
+    /// At least one.
+    pub(super) n: u32,
     pub(super) sampling: Sampling,
+    pub(super) stop: StopRule,
     pub(super) ignore_eos: bool,
     pub(super) skip_special_tokens: bool,
     pub(super) return_token_ids: bool,
@@ -49,6 +54,17 @@ pub(super) struct Ask {
     pub(super) stream: Option<StreamOptions>,
     /// The client's own name for the request.
     pub(super) request_id: Option<String>,
+}
+
+/// One of a request's prompts.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Prompt {
+    /// At least one token id.
+    pub(super) tokens: Arc<[u32]>,
+    /// At least one, and both together fit the context.
+    pub(super) max_tokens: u32,
+    /// What its answers begin with: its own text, if the request says `echo`.
+    pub(super) echo: String,
 }
 
 /// How an answer is streamed.
@@ -62,19 +78,12 @@ pub(super) struct StreamOptions {
 
 /// Fields that would change the answer in a way that is not supported yet, and the values that change nothing.
 const UNSUPPORTED: &[(&str, Neutral)] = &[
-    ("n", Neutral::Number(1.0)),
     ("best_of", Neutral::Number(1.0)),
     ("length_penalty", Neutral::Number(1.0)),
     ("min_tokens", Neutral::Number(0.0)),
-    ("top_logprobs", Neutral::Number(0.0)),
-    ("logprobs", Neutral::False),
     ("prompt_logprobs", Neutral::False),
-    ("echo", Neutral::False),
     ("use_beam_search", Neutral::False),
-    ("include_stop_str_in_output", Neutral::False),
     ("continue_final_message", Neutral::False),
-    ("stop", Neutral::Empty),
-    ("stop_token_ids", Neutral::Empty),
     ("bad_words", Neutral::Empty),
     ("allowed_token_ids", Neutral::Empty),
     ("logits_processors", Neutral::Empty),
@@ -109,29 +118,69 @@ impl Ask {
             return Err(ApiError { param: Some("model".to_owned()), ..error });
         }
         UNSUPPORTED.iter().try_for_each(|(name, neutral)| fields.refuse_unless(name, *neutral))?;
-        let prompt = match kind {
-            Kind::Completion => completion_prompt(fields, model)?,
-            Kind::Chat => chat_prompt(fields, model)?,
+        let vocabulary = model.tokenizer.vocabulary();
+        let sampling = sampling(kind, fields, vocabulary)?;
+        let prompts = match kind {
+            Kind::Completion => completion_prompts(fields, model)?,
+            Kind::Chat => vec![("messages".to_owned(), chat_prompt(fields, model)?)],
         };
-        let field = match kind {
-            Kind::Completion => "prompt",
-            Kind::Chat => "messages",
+        let echo = kind == Kind::Completion && fields.flag("echo", false)?;
+        if echo && sampling.logprobs.is_some() {
+            let message = "logprobs of the prompt are not supported yet; leave out echo or logprobs";
+            return Err(ApiError::field("logprobs", message));
+        }
+        let prompt = |(field, tokens): (String, Vec<u32>)| {
+            if tokens.is_empty() {
+                return Err(ApiError::field(&field, format!("{field} must have at least one token")));
+            }
+            Ok(Prompt {
+                max_tokens: max_tokens(kind, &field, tokens.len(), fields, model)?,
+                echo: if echo { Detokenizer::text(&model.tokenizer, &tokens) } else { String::new() },
+                tokens: tokens.into(),
+            })
         };
-        if prompt.is_empty() {
-            return Err(ApiError::field(field, format!("{field} must have at least one token")));
+        let prompts: Vec<Prompt> = prompts.into_iter().map(prompt).collect::<Result<_, _>>()?;
+        let n = fields.count("n")?.unwrap_or(1);
+        let choices = prompts.len().saturating_mul(n as usize);
+        let return_timings = fields.flag("return_timings", false)?;
+        if return_timings && choices > 1 {
+            let message = format!("return_timings is of one answer, and this asks for {choices}");
+            return Err(ApiError::field("return_timings", message));
         }
         Ok(Self {
             kind,
-            max_tokens: max_tokens(kind, field, prompt.len(), fields, model)?,
-            prompt,
-            sampling: sampling(fields, model.tokenizer.vocabulary())?,
+            prompts,
+            n,
+            sampling,
+            stop: StopRule::read(fields, vocabulary)?,
             ignore_eos: fields.flag("ignore_eos", false)?,
             skip_special_tokens: fields.flag("skip_special_tokens", true)?,
             return_token_ids: fields.flag("return_token_ids", false)?,
-            return_timings: fields.flag("return_timings", false)?,
+            return_timings,
             stream: stream_options(fields)?,
             request_id: fields.text("request_id")?.map(str::to_owned),
         })
+    }
+
+    /// How many answers there will be.
+    pub(super) fn choices(&self) -> usize {
+        self.prompts.len().saturating_mul(self.n as usize)
+    }
+
+    /// The prompt that a choice answers.
+    pub(super) fn prompt_of(&self, choice: usize) -> &Prompt {
+        &self.prompts[choice / self.n as usize]
+    }
+
+    /// How the tokens of a choice are chosen: answers to one prompt draw differently.
+    pub(super) fn sampling_of(&self, choice: usize) -> Sampling {
+        let seed = self.sampling.seed.wrapping_add((choice % self.n as usize) as u64);
+        Sampling { seed, ..self.sampling.clone() }
+    }
+
+    /// Tokens in all prompts together.
+    pub(super) fn prompt_tokens(&self) -> u32 {
+        self.prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum()
     }
 }
 
@@ -184,43 +233,42 @@ fn max_tokens(
     }
 }
 
-fn completion_prompt(fields: &Fields, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
-    const FORMS: &str = "a string or a list of token ids";
+/// The prompts of a completion, each with the name that errors have for it.
+fn completion_prompts(fields: &Fields, model: &ServedModel) -> Result<Vec<(String, Vec<u32>)>, ApiError> {
     let prompt = fields.get("prompt").ok_or_else(|| ApiError::field("prompt", "prompt is missing"))?;
-    let prompt = match prompt {
-        // A batch: lists of prompts, of which one may be empty text but none may be missing.
-        Value::Array(entries) if entries.iter().any(|entry| entry.is_string() || entry.is_array()) => {
-            match &entries[..] {
-                [one] => one,
-                many => {
-                    let message = format!(
-                        "prompt has {} prompts, and one is supported; send {} requests",
-                        many.len(),
-                        many.len()
-                    );
-                    return Err(ApiError::field("prompt", message));
-                }
+    let add_bos = fields.flag("add_special_tokens", true)?;
+    let one = |field: String, value: &Value| {
+        let tokens = match value {
+            Value::String(text) => encode(&field, text, add_bos, model)?,
+            Value::Array(ids) => token_ids(&field, ids, model)?,
+            other => {
+                let expect = "a string, a list of token ids, or a list of either";
+                return Err(wrong(&field, expect, other));
             }
-        }
-        other => other,
+        };
+        Ok((field, tokens))
     };
     match prompt {
-        Value::String(text) => encode("prompt", text, fields.flag("add_special_tokens", true)?, model),
-        Value::Array(ids) => {
-            let vocabulary = model.tokenizer.vocabulary();
-            let id = |(n, value): (usize, &Value)| {
-                let id = value.as_u64().ok_or_else(|| wrong("prompt", FORMS, prompt))?;
-                let known = u32::try_from(id).ok().filter(|id| *id < vocabulary);
-                known.ok_or_else(|| {
-                    let message =
-                        format!("prompt[{n}] is token {id}, and the vocabulary has {vocabulary} tokens");
-                    ApiError::field("prompt", message)
-                })
-            };
-            ids.iter().enumerate().map(id).collect()
+        Value::Array(entries) if entries.iter().any(|entry| entry.is_string() || entry.is_array()) => {
+            let named = entries.iter().enumerate();
+            named.map(|(n, entry)| one(format!("prompt[{n}]"), entry)).collect()
         }
-        other => Err(wrong("prompt", FORMS, other)),
+        other => Ok(vec![one("prompt".to_owned(), other)?]),
     }
+}
+
+fn token_ids(field: &str, ids: &[Value], model: &ServedModel) -> Result<Vec<u32>, ApiError> {
+    let vocabulary = model.tokenizer.vocabulary();
+    let id = |(n, value): (usize, &Value)| {
+        let name = || format!("{field}[{n}]");
+        let id = value.as_u64().ok_or_else(|| wrong(&name(), "a token id", value))?;
+        let known = u32::try_from(id).ok().filter(|id| *id < vocabulary);
+        known.ok_or_else(|| {
+            let message = format!("{} is token {id}, and the vocabulary has {vocabulary} tokens", name());
+            ApiError::field(field, message)
+        })
+    };
+    ids.iter().enumerate().map(id).collect()
 }
 
 fn chat_prompt(fields: &Fields, model: &ServedModel) -> Result<Vec<u32>, ApiError> {

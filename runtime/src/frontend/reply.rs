@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use actix::Recipient;
 use actors::request::{AbortRequest, FinishReason, RequestError, RequestId, StreamEvent, Timings};
 use actors::streams::Streams;
+use engine::Token;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout_at;
 
+use super::stop::{StopReason, StopRule, StopWatch};
 use super::tokenizer::Detokenizer;
 
 /// Holds what a request occupies: its entry among the live streams (with its permit), and the work behind it. Dropped before the
@@ -32,6 +34,12 @@ impl Live {
         let live = Self { request, streams: streams.clone(), abort: abort.clone(), ended: false };
         (live, source)
     }
+
+    /// Tells the decoder that no more tokens are wanted.
+    fn end(&self, complete_with: Option<u32>) {
+        // Not `send`: its future would have to be awaited, and dropping that one withdraws the message.
+        self.abort.do_send(AbortRequest { request: self.request, complete_with });
+    }
 }
 
 impl Drop for Live {
@@ -39,19 +47,27 @@ impl Drop for Live {
         self.streams.close(self.request);
         if !self.ended {
             tracing::info!(request = %self.request, "request dropped before its end");
-            // Not `send`: its future would have to be awaited, and dropping that one withdraws the message.
-            self.abort.do_send(AbortRequest { request: self.request });
+            self.end(None);
         }
     }
 }
 
-/// What a client gets at once: one token's text, and the end if it is the last.
+/// What a client gets at once: one token and the text that it completes, and the end if it is the last.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Piece {
     /// `None` only if the end came without a token.
-    pub(super) token: Option<u32>,
+    pub(super) token: Option<Token>,
     pub(super) text: String,
-    pub(super) finish: Option<(FinishReason, Timings)>,
+    pub(super) finish: Option<Finish>,
+}
+
+/// How an answer ended well.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Finish {
+    pub(super) reason: FinishReason,
+    /// What the client wanted it to stop at, if that is why.
+    pub(super) stop: Option<StopReason>,
+    pub(super) timings: Timings,
 }
 
 /// Which token is an answer's last, as the decoder sees it too.
@@ -67,16 +83,23 @@ pub(super) struct EndRule {
 struct Pieces {
     rule: EndRule,
     detokenizer: Detokenizer,
+    stop: StopWatch,
     tokens: u32,
     held: Option<Piece>,
 }
 
 impl Pieces {
-    fn token(&mut self, token: u32) -> Option<Piece> {
+    fn token(&mut self, token: Token) -> Option<Piece> {
+        if self.stop.reason().is_some() {
+            // Sampled before the decoder knew that this was enough.
+            return None;
+        }
         self.tokens += 1;
-        let ends =
-            self.tokens >= self.rule.max_tokens || (!self.rule.ignore_eos && self.rule.eos.contains(&token));
-        let piece = Piece { token: Some(token), text: self.detokenizer.push(token), finish: None };
+        let text = self.stop.token(token.id, &self.detokenizer.push(token.id));
+        let ends = self.tokens >= self.rule.max_tokens
+            || (!self.rule.ignore_eos && self.rule.eos.contains(&token.id))
+            || self.stop.reason().is_some();
+        let piece = Piece { token: Some(token), text, finish: None };
         match self.held.take() {
             // It was not the last one after all.
             Some(held) => {
@@ -93,8 +116,11 @@ impl Pieces {
 
     fn finish(&mut self, reason: FinishReason, timings: Timings) -> Piece {
         let mut piece = self.held.take().unwrap_or(Piece { token: None, text: String::new(), finish: None });
-        piece.text += &self.detokenizer.finish();
-        piece.finish = Some((reason, timings));
+        piece.text += &self.stop.text(&self.detokenizer.finish());
+        piece.text += &self.stop.finish();
+        let stop = self.stop.reason().cloned();
+        let reason = if stop.is_some() { FinishReason::Stop } else { reason };
+        piece.finish = Some(Finish { reason, stop, timings });
         piece
     }
 }
@@ -104,8 +130,8 @@ pub(super) struct Reply {
     live: Live,
     source: mpsc::Receiver<StreamEvent>,
     pieces: Pieces,
-    /// What was put back.
-    unread: Option<Piece>,
+    /// The decoder has been told that the answer is complete.
+    complete: bool,
     give_up: Instant,
     deadline_ms: u64,
 }
@@ -117,12 +143,13 @@ impl Reply {
         source: mpsc::Receiver<StreamEvent>,
         rule: EndRule,
         detokenizer: Detokenizer,
+        stop: StopRule,
         allowed: Duration,
         give_up: Instant,
     ) -> Self {
-        let pieces = Pieces { rule, detokenizer, tokens: 0, held: None };
+        let pieces = Pieces { rule, detokenizer, stop: StopWatch::new(stop), tokens: 0, held: None };
         let deadline_ms = allowed.as_millis() as u64;
-        Self { live, source, pieces, unread: None, give_up, deadline_ms }
+        Self { live, source, pieces, complete: false, give_up, deadline_ms }
     }
 
     /// Which request.
@@ -137,9 +164,6 @@ impl Reply {
 
     /// Waits for the next piece, at most until it is time to give up. May be dropped and called again, but not after the end.
     pub(super) async fn next(&mut self) -> Result<Piece, RequestError> {
-        if let Some(piece) = self.unread.take() {
-            return Ok(piece);
-        }
         loop {
             let event = match timeout_at(self.give_up.into(), self.source.recv()).await {
                 Ok(Some(event)) => event,
@@ -155,9 +179,6 @@ impl Reply {
 
     /// The next piece if it is already here.
     pub(super) fn next_now(&mut self) -> Option<Result<Piece, RequestError>> {
-        if let Some(piece) = self.unread.take() {
-            return Some(Ok(piece));
-        }
         while let Ok(event) = self.source.try_recv() {
             if let Some(piece) = self.take(event).transpose() {
                 return Some(piece);
@@ -166,17 +187,23 @@ impl Reply {
         None
     }
 
-    /// Puts the piece back that came last, to come first.
-    pub(super) fn unread(&mut self, piece: Piece) {
-        self.unread = Some(piece);
-    }
-
     fn take(&mut self, event: StreamEvent) -> Result<Option<Piece>, RequestError> {
         match event {
-            StreamEvent::Token(token) => Ok(self.pieces.token(token)),
+            StreamEvent::Token(token) => {
+                let piece = self.pieces.token(token);
+                if self.pieces.stop.reason().is_some() && !std::mem::replace(&mut self.complete, true) {
+                    self.live.end(Some(self.pieces.tokens));
+                }
+                Ok(piece)
+            }
             StreamEvent::Finished { reason, timings } => {
                 self.live.ended = true;
                 Ok(Some(self.pieces.finish(reason, timings)))
+            }
+            // The answer was complete before.
+            StreamEvent::Failed(_) if self.complete => {
+                self.live.ended = true;
+                Ok(Some(self.pieces.finish(FinishReason::Stop, Timings::default())))
             }
             StreamEvent::Failed(error) => {
                 self.live.ended = true;
@@ -197,39 +224,41 @@ mod tests {
     fn pieces(max_tokens: u32, ignore_eos: bool) -> Pieces {
         let tokenizer = Arc::new(Tokenizer::new(&bytes_model()).unwrap());
         let rule = EndRule { max_tokens, ignore_eos, eos: vec![EOS] };
-        Pieces { rule, detokenizer: Detokenizer::new(tokenizer, true), tokens: 0, held: None }
+        let stop = StopWatch::new(StopRule::default());
+        Pieces { rule, detokenizer: Detokenizer::new(tokenizer, true), stop, tokens: 0, held: None }
     }
 
     fn piece(token: u32, text: &str) -> Piece {
-        Piece { token: Some(token), text: text.to_owned(), finish: None }
+        Piece { token: Some(token.into()), text: text.to_owned(), finish: None }
     }
 
     #[test]
     fn only_the_last_token_waits() {
         let mut by_length = pieces(2, false);
-        assert_eq!(by_length.token(97), Some(piece(97, "a")));
-        assert_eq!(by_length.token(98), None);
+        assert_eq!(by_length.token(97.into()), Some(piece(97, "a")));
+        assert_eq!(by_length.token(98.into()), None);
         let last = by_length.finish(FinishReason::Length, Timings::default());
-        let finish = Some((FinishReason::Length, Timings::default()));
+        let (reason, timings) = (FinishReason::Length, Timings::default());
+        let finish = Some(Finish { reason, stop: None, timings });
         assert_eq!(last, Piece { finish, ..piece(98, "b") });
 
         let mut by_eos = pieces(9, false);
-        assert_eq!(by_eos.token(EOS), None);
-        assert_eq!(by_eos.finish(FinishReason::Stop, Timings::default()).token, Some(EOS));
+        assert_eq!(by_eos.token(EOS.into()), None);
+        assert_eq!(by_eos.finish(FinishReason::Stop, Timings::default()).token, Some(EOS.into()));
 
         let mut past_eos = pieces(9, true);
-        assert_eq!(past_eos.token(EOS), Some(piece(EOS, "")));
+        assert_eq!(past_eos.token(EOS.into()), Some(piece(EOS, "")));
     }
 
     #[test]
     fn no_token_is_lost_if_the_decoder_sees_another_end() {
         let mut goes_on = pieces(9, false);
-        assert_eq!(goes_on.token(EOS), None);
-        assert_eq!(goes_on.token(97), Some(piece(EOS, "")));
-        assert_eq!(goes_on.finish(FinishReason::Stop, Timings::default()).token, Some(97));
+        assert_eq!(goes_on.token(EOS.into()), None);
+        assert_eq!(goes_on.token(97.into()), Some(piece(EOS, "")));
+        assert_eq!(goes_on.finish(FinishReason::Stop, Timings::default()).token, Some(97.into()));
 
         let mut ends_early = pieces(9, false);
-        assert_eq!(ends_early.token(97), Some(piece(97, "a")));
+        assert_eq!(ends_early.token(97.into()), Some(piece(97, "a")));
         let end = ends_early.finish(FinishReason::Stop, Timings::default());
         assert_eq!((end.token, &*end.text, end.finish.is_some()), (None, "", true));
     }
@@ -237,7 +266,7 @@ mod tests {
     #[test]
     fn a_character_that_never_ended_is_marked() {
         let mut pieces = pieces(1, false);
-        assert_eq!(pieces.token(0xC3), None);
+        assert_eq!(pieces.token(0xC3.into()), None);
         assert_eq!(pieces.finish(FinishReason::Length, Timings::default()).text, "\u{FFFD}");
     }
 }

@@ -3,8 +3,10 @@
 use actors::request::{FinishReason, Timings};
 use serde::Serialize;
 
+use super::logprobs::Report;
 use super::openai::Kind;
 use super::served_model::ServedModel;
+use super::stop::StopReason;
 
 /// Tokens counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -52,21 +54,32 @@ pub(super) struct Head {
     pub(super) model: String,
 }
 
-/// A whole answer.
+/// A whole response: one answer a choice, in order.
 pub(super) struct Answer<'a> {
+    pub(super) choices: Vec<Choice<'a>>,
+    pub(super) usage: Usage,
+    pub(super) timings: Option<TimingsReport>,
+}
+
+/// One answer.
+pub(super) struct Choice<'a> {
     pub(super) text: &'a str,
     pub(super) finish: FinishReason,
-    pub(super) usage: Usage,
+    pub(super) stop: Option<&'a StopReason>,
+    pub(super) logprobs: Option<Report>,
     /// Prompt and answer, if they were asked for.
     pub(super) token_ids: Option<(&'a [u32], &'a [u32])>,
-    pub(super) timings: Option<TimingsReport>,
 }
 
 /// One token's part of a streamed answer.
 #[derive(Default)]
 pub(super) struct Delta<'a> {
+    /// Which choice.
+    pub(super) index: usize,
     pub(super) text: &'a str,
     pub(super) finish: Option<FinishReason>,
+    pub(super) stop: Option<&'a StopReason>,
+    pub(super) logprobs: Option<Report>,
     pub(super) token_ids: Option<&'a [u32]>,
     /// On the first chunk, if ids were asked for.
     pub(super) prompt_token_ids: Option<&'a [u32]>,
@@ -79,11 +92,11 @@ type Null = Option<()>;
 
 #[derive(Serialize)]
 struct CompletionChoice<'a> {
-    index: u32,
+    index: usize,
     text: &'a str,
-    logprobs: Null,
+    logprobs: Option<Report>,
     finish_reason: Option<FinishReason>,
-    stop_reason: Null,
+    stop_reason: Option<&'a StopReason>,
     prompt_token_ids: Option<&'a [u32]>,
     token_ids: Option<&'a [u32]>,
     weight_versions: Null,
@@ -112,11 +125,11 @@ struct ChatDelta<'a> {
 
 #[derive(Serialize)]
 struct ChatChoice<'a> {
-    index: u32,
+    index: usize,
     delta: ChatDelta<'a>,
-    logprobs: Null,
+    logprobs: Option<Report>,
     finish_reason: Option<FinishReason>,
-    stop_reason: Null,
+    stop_reason: Option<&'a StopReason>,
     token_ids: Option<&'a [u32]>,
 }
 
@@ -153,7 +166,7 @@ struct CompletionResponse<'a> {
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: [CompletionChoice<'a>; 1],
+    choices: Vec<CompletionChoice<'a>>,
     system_fingerprint: Null,
     usage: Usage,
     kv_transfer_params: Null,
@@ -171,11 +184,11 @@ struct ChatMessage<'a> {
 
 #[derive(Serialize)]
 struct ChatResponseChoice<'a> {
-    index: u32,
+    index: usize,
     message: ChatMessage<'a>,
-    logprobs: Null,
+    logprobs: Option<Report>,
     finish_reason: FinishReason,
-    stop_reason: Null,
+    stop_reason: Option<&'a StopReason>,
     token_ids: Option<&'a [u32]>,
 }
 
@@ -185,9 +198,10 @@ struct ChatResponse<'a> {
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: [ChatResponseChoice<'a>; 1],
+    choices: Vec<ChatResponseChoice<'a>>,
     system_fingerprint: Null,
     usage: Usage,
+    /// Of the one prompt that a chat has.
     prompt_token_ids: Option<&'a [u32]>,
     kv_transfer_params: Null,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -233,9 +247,9 @@ pub(super) fn json(value: &impl Serialize) -> String {
 }
 
 impl Head {
-    /// The first chunk of a chat, before any token: who speaks.
-    pub(super) fn role_chunk(&self, prompt_token_ids: Option<&[u32]>) -> String {
-        json(&self.chat_chunk(Some("assistant"), Delta { prompt_token_ids, ..Delta::default() }))
+    /// The first chunk of a chat's choice, before any token: who speaks.
+    pub(super) fn role_chunk(&self, index: usize, prompt_token_ids: Option<&[u32]>) -> String {
+        json(&self.chat_chunk(Some("assistant"), Delta { index, prompt_token_ids, ..Delta::default() }))
     }
 
     /// One token's chunk.
@@ -247,11 +261,11 @@ impl Head {
                 created: self.created,
                 model: &self.model,
                 choices: [CompletionChoice {
-                    index: 0,
+                    index: delta.index,
                     text: delta.text,
-                    logprobs: None,
+                    logprobs: delta.logprobs,
                     finish_reason: delta.finish,
-                    stop_reason: None,
+                    stop_reason: delta.stop,
                     prompt_token_ids: delta.prompt_token_ids,
                     token_ids: delta.token_ids,
                     weight_versions: None,
@@ -271,11 +285,11 @@ impl Head {
             created: self.created,
             model: &self.model,
             choices: [ChatChoice {
-                index: 0,
+                index: delta.index,
                 delta: ChatDelta { role, content: delta.text },
-                logprobs: None,
+                logprobs: delta.logprobs,
                 finish_reason: delta.finish,
-                stop_reason: None,
+                stop_reason: delta.stop,
                 token_ids: delta.token_ids,
             }],
             usage: delta.usage,
@@ -294,55 +308,67 @@ impl Head {
         json(&UsageChunk { id, object, created, model, choices: [], usage, timings })
     }
 
-    /// The whole answer.
+    /// The whole response.
     pub(super) fn response(&self, answer: Answer<'_>) -> String {
         let (id, created, model) = (&*self.id, self.created, &*self.model);
-        let (prompt_token_ids, token_ids) = answer.token_ids.unzip();
+        let choices = answer.choices.into_iter().enumerate();
         match self.kind {
             Kind::Completion => json(&CompletionResponse {
                 id,
                 object: "text_completion",
                 created,
                 model,
-                choices: [CompletionChoice {
-                    index: 0,
-                    text: answer.text,
-                    logprobs: None,
-                    finish_reason: Some(answer.finish),
-                    stop_reason: None,
+                choices: choices.map(|(index, choice)| completion_choice(index, choice)).collect(),
+                system_fingerprint: None,
+                usage: answer.usage,
+                kv_transfer_params: None,
+                timings: answer.timings,
+            }),
+            Kind::Chat => {
+                let mut prompt_token_ids = None;
+                let choices = choices.map(|(index, choice)| {
+                    prompt_token_ids = choice.token_ids.map(|(prompt, _)| prompt);
+                    chat_choice(index, choice)
+                });
+                let choices = choices.collect();
+                json(&ChatResponse {
+                    id,
+                    object: "chat.completion",
+                    created,
+                    model,
+                    choices,
+                    system_fingerprint: None,
+                    usage: answer.usage,
                     prompt_token_ids,
-                    token_ids,
-                    weight_versions: None,
-                }],
-                system_fingerprint: None,
-                usage: answer.usage,
-                kv_transfer_params: None,
-                timings: answer.timings,
-            }),
-            Kind::Chat => json(&ChatResponse {
-                id,
-                object: "chat.completion",
-                created,
-                model,
-                choices: [ChatResponseChoice {
-                    index: 0,
-                    message: ChatMessage {
-                        role: "assistant",
-                        content: answer.text,
-                        refusal: None,
-                        tool_calls: [],
-                    },
-                    logprobs: None,
-                    finish_reason: answer.finish,
-                    stop_reason: None,
-                    token_ids,
-                }],
-                system_fingerprint: None,
-                usage: answer.usage,
-                prompt_token_ids,
-                kv_transfer_params: None,
-                timings: answer.timings,
-            }),
+                    kv_transfer_params: None,
+                    timings: answer.timings,
+                })
+            }
         }
+    }
+}
+
+fn completion_choice(index: usize, choice: Choice<'_>) -> CompletionChoice<'_> {
+    let (prompt_token_ids, token_ids) = choice.token_ids.unzip();
+    CompletionChoice {
+        index,
+        text: choice.text,
+        logprobs: choice.logprobs,
+        finish_reason: Some(choice.finish),
+        stop_reason: choice.stop,
+        prompt_token_ids,
+        token_ids,
+        weight_versions: None,
+    }
+}
+
+fn chat_choice(index: usize, choice: Choice<'_>) -> ChatResponseChoice<'_> {
+    ChatResponseChoice {
+        index,
+        message: ChatMessage { role: "assistant", content: choice.text, refusal: None, tool_calls: [] },
+        logprobs: choice.logprobs,
+        finish_reason: choice.finish,
+        stop_reason: choice.stop,
+        token_ids: choice.token_ids.map(|(_, answer)| answer),
     }
 }

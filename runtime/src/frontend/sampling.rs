@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::api_error::ApiError;
 use super::fields::{Fields, wrong};
+use super::openai::Kind;
 
 /// A temperature below this is as good as none, and divides into infinities.
 const TEMPERATURE_MIN: f64 = 1e-5;
@@ -16,7 +17,7 @@ const TEMPERATURE_MIN: f64 = 1e-5;
 ///
 /// # Errors
 /// 400 with a sentence that names the field.
-pub(super) fn sampling(fields: &Fields, vocabulary: u32) -> Result<Sampling, ApiError> {
+pub(super) fn sampling(kind: Kind, fields: &Fields, vocabulary: u32) -> Result<Sampling, ApiError> {
     let temperature = fields.number("temperature", "a number of at least 0", 1.0, |t| t >= 0.0)?;
     let top_k = match fields.get("top_k") {
         None => 0,
@@ -41,6 +42,7 @@ pub(super) fn sampling(fields: &Fields, vocabulary: u32) -> Result<Sampling, Api
         presence_penalty: within("presence_penalty")? as f32,
         frequency_penalty: within("frequency_penalty")? as f32,
         logit_bias: logit_bias(fields, vocabulary)?,
+        logprobs: logprobs(kind, fields)?,
         seed: match fields.get("seed") {
             None => RandomState::new().build_hasher().finish(),
             Some(value) => value
@@ -49,6 +51,33 @@ pub(super) fn sampling(fields: &Fields, vocabulary: u32) -> Result<Sampling, Api
                 .ok_or_else(|| wrong("seed", "a whole number", value))?,
         },
     })
+}
+
+/// Whether probabilities are asked for, and of how many tokens beside the sampled one.
+fn logprobs(kind: Kind, fields: &Fields) -> Result<Option<u32>, ApiError> {
+    let within = |name: &str| match fields.get(name) {
+        None => Ok(None),
+        Some(value) => {
+            let most = Sampling::LOGPROBS_MAX;
+            let count = value.as_u64().filter(|count| *count <= u64::from(most));
+            count
+                .map(|count| Some(count as u32))
+                .ok_or_else(|| wrong(name, &format!("a whole number from 0 to {most}"), value))
+        }
+    };
+    match kind {
+        Kind::Completion => match fields.get("logprobs") {
+            Some(Value::Bool(false)) => Ok(None),
+            _ => within("logprobs"),
+        },
+        Kind::Chat => match (fields.flag("logprobs", false)?, within("top_logprobs")?) {
+            (true, top) => Ok(Some(top.unwrap_or(0))),
+            (false, None | Some(0)) => Ok(None),
+            (false, Some(_)) => {
+                Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs: true; set it"))
+            }
+        },
+    }
 }
 
 /// `{"token id": bias}`.

@@ -4,20 +4,24 @@
 //! for, and `[DONE]`. Tokens that are ready together go out in one write. Where nothing came for a while, a comment does, which
 //! clients skip: it shows proxies on the way that the stream lives, and the system whether the client's host does.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::web::Bytes;
-use actors::request::RequestError;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio::time::timeout;
 
 use super::access_log::log_end;
 use super::api_error::ApiError;
-use super::openai::{Kind, StreamOptions};
-use super::reply::{Piece, Reply};
+use super::choices::{Choices, Failure};
+use super::logprobs::report;
+use super::openai::{Ask, Kind, StreamOptions};
+use super::reply::Piece;
 use super::response::{Delta, Head, TimingsReport, Usage};
+use super::tokenizer::Tokenizer;
 
 /// The last event of every stream.
 const DONE: &str = "[DONE]";
@@ -29,36 +33,44 @@ const KEEP_ALIVE: &str = ": keep-alive\n\n";
 /// is still there as tokens, which are smaller.
 const WRITE_BYTES: usize = 16 << 10;
 
-/// How a request wants its events.
+/// What a streamed response is of.
 pub(super) struct EventShape {
     pub(super) head: Head,
-    pub(super) prompt: Vec<u32>,
+    pub(super) ask: Ask,
     pub(super) options: StreamOptions,
-    pub(super) return_token_ids: bool,
-    pub(super) return_timings: bool,
+    pub(super) tokenizer: Arc<Tokenizer>,
+}
+
+/// How far a choice is.
+#[derive(Clone, Copy, Default)]
+struct Progress {
+    started: bool,
+    tokens: u32,
+    /// Characters of its tokens so far.
+    characters: usize,
 }
 
 /// The state between two writes.
 struct Events {
     shape: EventShape,
-    reply: Reply,
-    started: bool,
-    tokens: u32,
+    choices: Choices,
+    progress: Vec<Progress>,
     ended: bool,
 }
 
 /// The body of a streamed answer, silent for at most `keep_alive`. Dropping it drops the request.
 pub(super) fn events(
     shape: EventShape,
-    reply: Reply,
+    choices: Choices,
     keep_alive: Duration,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    let events = Events { shape, reply, started: false, tokens: 0, ended: false };
+    let progress = vec![Progress::default(); shape.ask.choices()];
+    let events = Events { shape, choices, progress, ended: false };
     unfold(events, move |mut events| async move {
         if events.ended {
             return None;
         }
-        let Ok(piece) = timeout(keep_alive, events.reply.next()).await else {
+        let Ok(piece) = timeout(keep_alive, events.choices.next()).await else {
             return Some((Ok(Bytes::from_static(KEEP_ALIVE.as_bytes())), events));
         };
         let mut out = String::new();
@@ -66,7 +78,7 @@ pub(super) fn events(
         while let Some(piece) = next {
             events.write(piece, &mut out);
             let full = events.ended || out.len() >= WRITE_BYTES;
-            next = if full { None } else { events.reply.next_now() };
+            next = if full { None } else { events.choices.next_now() };
         }
         Some((Ok(Bytes::from(out)), events))
     })
@@ -79,44 +91,60 @@ fn frame(json: &str, out: &mut String) {
 }
 
 impl Events {
-    fn write(&mut self, piece: Result<Piece, RequestError>, out: &mut String) {
+    fn write(&mut self, piece: Result<(usize, Piece), Failure>, out: &mut String) {
         match piece {
-            Ok(piece) => self.write_piece(piece, out),
-            Err(error) => {
-                log_end(&self.shape.head, self.reply.request(), &Err(error.clone()));
-                frame(&ApiError::from(error).body(), out);
+            Ok((choice, piece)) => self.write_piece(choice, piece, out),
+            Err(failure) => {
+                log_end(&self.shape.head, failure.request, &Err(failure.error.clone()));
+                frame(&ApiError::from(failure.error).body(), out);
                 frame(DONE, out);
                 self.ended = true;
             }
         }
     }
 
-    fn write_piece(&mut self, piece: Piece, out: &mut String) {
-        let shape = &self.shape;
-        let mut prompt_token_ids = (shape.return_token_ids && !self.started).then_some(&*shape.prompt);
-        if !self.started && shape.head.kind == Kind::Chat {
-            frame(&shape.head.role_chunk(prompt_token_ids.take()), out);
+    fn write_piece(&mut self, index: usize, piece: Piece, out: &mut String) {
+        let EventShape { head, ask, options, tokenizer } = &self.shape;
+        let prompt = ask.prompt_of(index);
+        let progress = &mut self.progress[index];
+        let first = !std::mem::replace(&mut progress.started, true);
+        let mut prompt_token_ids = (ask.return_token_ids && first).then_some(&*prompt.tokens);
+        if first && head.kind == Kind::Chat {
+            frame(&head.role_chunk(index, prompt_token_ids.take()), out);
         }
-        self.started = true;
-        self.tokens += u32::from(piece.token.is_some());
-        let usage = Usage::new(shape.prompt.len() as u32, self.tokens);
-        let (finish, timings) = piece.finish.unzip();
-        if let (Some(reason), Some(timings)) = (finish, &timings) {
-            log_end(&shape.head, self.reply.request(), &Ok((reason, timings)));
+        progress.tokens += u32::from(piece.token.is_some());
+        let logprobs = report(head.kind, tokenizer, piece.token.as_slice(), progress.characters);
+        if logprobs.is_some() {
+            progress.characters +=
+                piece.token.iter().map(|token| tokenizer.characters_of(token.id)).sum::<usize>();
         }
-        let mut timings = timings.filter(|_| shape.return_timings).map(TimingsReport::from);
+        let finish = piece.finish.as_ref();
+        if let (Some(finish), Some(request)) = (finish, self.choices.request(index)) {
+            log_end(head, request, &Ok((finish.reason, &finish.timings)));
+            self.choices.ended(index);
+        }
+        let mut timings =
+            finish.filter(|_| ask.return_timings).map(|finish| TimingsReport::from(finish.timings.clone()));
+        let text =
+            if first { Cow::from(format!("{}{}", prompt.echo, piece.text)) } else { piece.text.into() };
+        let usage = Usage::new(prompt.tokens.len() as u32, progress.tokens);
+        let token = piece.token.map(|token| token.id);
         let delta = Delta {
-            text: &piece.text,
-            finish,
-            token_ids: piece.token.as_slice().get(..).filter(|_| shape.return_token_ids),
+            index,
+            text: &text,
+            finish: finish.map(|finish| finish.reason),
+            stop: finish.and_then(|finish| finish.stop.as_ref()),
+            logprobs,
+            token_ids: Some(token.as_slice()).filter(|_| ask.return_token_ids),
             prompt_token_ids,
-            usage: shape.options.continuous_usage_stats.then_some(usage),
-            timings: if shape.options.include_usage { None } else { timings.take() },
+            usage: options.continuous_usage_stats.then_some(usage),
+            timings: if options.include_usage { None } else { timings.take() },
         };
-        frame(&shape.head.chunk(delta), out);
-        if finish.is_some() {
-            if shape.options.include_usage {
-                frame(&shape.head.usage_chunk(usage, timings), out);
+        frame(&head.chunk(delta), out);
+        if self.choices.is_over() {
+            if options.include_usage {
+                let tokens = self.progress.iter().map(|progress| progress.tokens).sum();
+                frame(&head.usage_chunk(Usage::new(ask.prompt_tokens(), tokens), timings), out);
             }
             frame(DONE, out);
             self.ended = true;

@@ -157,10 +157,11 @@ fn bad_requests_are_refused_by_name() {
     completion(json!({"prompt": null}), 400, "prompt", "prompt is missing");
     completion(json!({"prompt": ""}), 400, "prompt", "at least one token");
     completion(json!({"prompt": []}), 400, "prompt", "at least one token");
-    completion(json!({"prompt": 5}), 400, "prompt", "must be a string or a list of token ids, not 5");
-    completion(json!({"prompt": [1, -1]}), 400, "prompt", "list of token ids");
-    completion(json!({"prompt": ["a", "b"]}), 400, "prompt", "has 2 prompts");
-    completion(json!({"prompt": [[1], [2]]}), 400, "prompt", "send 2 requests");
+    completion(json!({"prompt": 5}), 400, "prompt", "must be a string, a list of token ids, or a list of");
+    completion(json!({"prompt": [1, -1]}), 400, "prompt[1]", "must be a token id, not -1");
+    completion(json!({"prompt": ["a", ""]}), 400, "prompt[1]", "at least one token");
+    completion(json!({"prompt": ["a", 5]}), 400, "prompt[1]", "not 5");
+    completion(json!({"prompt": ["a", "b", "c"]}), 400, "", "3 answers are asked for");
     completion(
         json!({"prompt": [1, 262]}),
         400,
@@ -183,9 +184,20 @@ fn bad_requests_are_refused_by_name() {
     completion(json!({"prompt": "a", "logit_bias": {"262": 1}}), 400, "logit_bias", "token \"262\"");
     completion(json!({"prompt": "a", "logit_bias": {"1": 101}}), 400, "logit_bias[1]", "from -100 to 100");
     completion(json!({"prompt": "a", "suffix": "b"}), 400, "suffix", "not supported yet; leave it out");
-    completion(json!({"prompt": "a", "n": 2}), 400, "n", "set it to 1");
-    completion(json!({"prompt": "a", "stop": ["\n"]}), 400, "stop", "not supported yet; leave it out");
-    completion(json!({"prompt": "a", "logprobs": 1}), 400, "logprobs", "set it to false");
+    completion(json!({"prompt": "a", "n": 0}), 400, "n", "at least 1, not 0");
+    completion(json!({"prompt": "a", "n": 3}), 400, "", "request.concurrency is 2; ask for fewer");
+    completion(
+        json!({"prompt": "a", "stop": ["x", ""]}),
+        400,
+        "stop",
+        "strings of 1 to 1024 bytes, not \"\"",
+    );
+    completion(json!({"prompt": "a", "stop_token_ids": [262]}), 400, "stop_token_ids", "not 262");
+    completion(json!({"prompt": "a", "logprobs": 21}), 400, "logprobs", "from 0 to 20, not 21");
+    completion(json!({"prompt": "a", "logprobs": true}), 400, "logprobs", "from 0 to 20, not true");
+    completion(json!({"prompt": "a", "logprobs": 1, "echo": true}), 400, "logprobs", "leave out echo");
+    completion(json!({"prompt": "a", "best_of": 2}), 400, "best_of", "set it to 1");
+    completion(json!({"prompt": "a", "n": 2, "return_timings": true}), 400, "return_timings", "asks for 2");
     completion(json!({"prompt": "a", "top_p": 2}), 400, "top_p", "up to 1, not 2");
     completion(json!({"prompt": "a", "seed": "x"}), 400, "seed", "a whole number");
     completion(json!({"prompt": "a", "stream": 1}), 400, "stream", "true or false, not 1");
@@ -221,8 +233,116 @@ fn bad_requests_are_refused_by_name() {
     let large = " ".repeat(handlers::BODY_BYTES_MAX + 1);
     server.refused("/v1/completions", &large, 413, "", "larger than 8388608 bytes");
     // Nothing of this reached the actor, or holds a permit.
-    assert_eq!(server.permits.available_permits(), harness::PERMITS);
+    assert_eq!(server.permits.taken(), 0);
     assert!(server.streams.is_empty());
+}
+
+/// The choices of a whole answer.
+fn choices(server: &Server, path: &str, body: Value) -> Value {
+    let (status, text) = server.post(path, &body.to_string());
+    assert_eq!(status, 200, "{text}");
+    serde_json::from_str::<Value>(&text).unwrap()["choices"].clone()
+}
+
+#[test]
+fn stop_strings_end_an_answer_early() {
+    let server = Server::start(Script::Echo);
+    let check = |fields: Value, text: &str, finish: &str, stop: Value, tokens: u64| {
+        let mut body = json!({"prompt": "abcdef", "max_tokens": 5});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let (status, answer) = server.post("/v1/completions", &body.to_string());
+        assert_eq!(status, 200, "{answer}");
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        let choice = &answer["choices"][0];
+        let found = (&choice["text"], &choice["finish_reason"], &choice["stop_reason"]);
+        assert_eq!(found, (&json!(text), &json!(finish), &stop), "{fields}");
+        assert_eq!(answer["usage"]["completion_tokens"], tokens, "{fields}");
+        // The same in pieces.
+        body["stream"] = json!(true);
+        let (_, streamed) = server.post("/v1/completions", &body.to_string());
+        let chunks: Vec<Value> =
+            events(&streamed).iter().filter_map(|event| serde_json::from_str(event).ok()).collect();
+        let pieces: Vec<&str> = chunks.iter().filter_map(|c| c["choices"][0]["text"].as_str()).collect();
+        assert_eq!((pieces.concat(), pieces.len() as u64), (text.to_owned(), tokens), "{streamed}");
+        let last = &chunks[chunks.len() - 1]["choices"][0];
+        assert_eq!((&last["finish_reason"], &last["stop_reason"]), (&json!(finish), &stop), "{streamed}");
+    };
+    check(json!({"stop": "cd"}), "ab", "stop", json!("cd"), 4);
+    check(json!({"stop": ["x", "cd"], "include_stop_str_in_output": true}), "abcd", "stop", json!("cd"), 4);
+    check(json!({"stop": "dx"}), "abcde", "length", Value::Null, 5);
+    check(json!({"stop": "ef"}), "abcde", "length", Value::Null, 5);
+    check(json!({"stop": "de"}), "abc", "stop", json!("de"), 5);
+    check(json!({"stop_token_ids": [99]}), "ab", "stop", json!(99), 3);
+}
+
+#[test]
+fn whoever_computes_hears_of_a_stop() {
+    let server = Server::start(Script::Hold(3));
+    let body = json!({"prompt": "x", "max_tokens": 60, "stop": "aa", "return_timings": true});
+    let (_, text) = server.post("/v1/completions", &body.to_string());
+    let answer: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(answer["choices"][0]["stop_reason"], "aa");
+    assert_eq!(answer["timings"]["completion_tokens"], 2, "what came after it is not counted");
+    let request = server.accepted.recv_timeout(WAIT).unwrap();
+    assert_eq!(server.aborts.recv_timeout(WAIT), Ok(request));
+    server.all_permits_return();
+}
+
+#[test]
+fn several_answers_to_several_prompts() {
+    let server = Server::start(Script::Echo);
+    let all = choices(&server, "/v1/completions", json!({"prompt": ["ab", [99]], "max_tokens": 2}));
+    let texts: Vec<(&Value, &Value)> =
+        all.as_array().unwrap().iter().map(|choice| (&choice["index"], &choice["text"])).collect();
+    assert_eq!(texts, [(&json!(0), &json!("ab")), (&json!(1), &json!("cc"))]);
+    let all =
+        choices(&server, "/v1/completions", json!({"prompt": "ab", "n": 2, "echo": true, "max_tokens": 1}));
+    assert_eq!((&all[0]["text"], &all[1]["text"]), (&json!("aba"), &json!("aba")));
+
+    let body = json!({"messages": [{"role": "user", "content": "a"}], "n": 2, "max_tokens": 2, "stream": true,
+        "stream_options": {"include_usage": true}});
+    let (_, text) = server.post("/v1/chat/completions", &body.to_string());
+    let chunks: Vec<Value> =
+        events(&text).iter().filter_map(|event| serde_json::from_str(event).ok()).collect();
+    for index in 0..2 {
+        let of: Vec<&Value> =
+            chunks.iter().map(|c| &c["choices"][0]).filter(|choice| choice["index"] == index).collect();
+        assert_eq!(of.len(), 3, "a role and two tokens: {text}");
+        assert_eq!(
+            (&of[0]["delta"]["role"], &of[2]["finish_reason"]),
+            (&json!("assistant"), &json!("length"))
+        );
+    }
+    let usage = &chunks[chunks.len() - 1]["usage"];
+    assert_eq!(*usage, json!({"prompt_tokens": 20, "total_tokens": 24, "completion_tokens": 4}), "{text}");
+    server.all_permits_return();
+}
+
+#[test]
+fn probabilities_come_where_they_are_asked_for() {
+    let server = Server::start(Script::Echo);
+    let all = choices(&server, "/v1/completions", json!({"prompt": "ab", "max_tokens": 2, "logprobs": 1}));
+    let expect = json!({"text_offset": [0, 1], "token_logprobs": [-0.5, -0.5], "tokens": ["a", "b"],
+        "top_logprobs": [{"a": -0.5}, {"b": -0.5}]});
+    assert_eq!(all[0]["logprobs"], expect);
+    let body = json!({"prompt": "ab", "max_tokens": 2, "logprobs": 1, "stream": true});
+    let (_, text) = server.post("/v1/completions", &body.to_string());
+    let last: Value = serde_json::from_str(events(&text)[1]).unwrap();
+    assert_eq!(last["choices"][0]["logprobs"]["text_offset"], json!([1]), "{text}");
+
+    let chat = json!([{"role": "user", "content": "a"}]);
+    let path = "/v1/chat/completions";
+    let all = choices(
+        &server,
+        path,
+        json!({"messages": chat, "max_tokens": 1, "logprobs": true, "top_logprobs": 1}),
+    );
+    let token = &all[0]["logprobs"]["content"][0];
+    assert_eq!((&token["logprob"], &token["top_logprobs"][0]["logprob"]), (&json!(-0.5), &json!(-0.5)));
+    let all = choices(&server, path, json!({"messages": chat, "max_tokens": 1, "logprobs": false}));
+    assert_eq!(all[0]["logprobs"], Value::Null);
+    let body = json!({"messages": chat, "top_logprobs": 1}).to_string();
+    server.refused(path, &body, 400, "top_logprobs", "needs logprobs: true");
 }
 
 #[test]

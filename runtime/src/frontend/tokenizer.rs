@@ -1,5 +1,6 @@
 //! Text to tokens and back, for byte-level BPE.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -97,11 +98,21 @@ impl Tokenizer {
     }
 
     /// The bytes of a token; none for an id out of vocabulary.
-    fn bytes_of(&self, token: u32) -> &[u8] {
+    pub(super) fn bytes_of(&self, token: u32) -> &[u8] {
         let token = token as usize;
         let Some(end) = self.ends.get(token) else { return &[] };
         let start = token.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.bytes[start..*end]
+    }
+
+    /// The text of one token by itself, with U+FFFD for what is no character.
+    pub(super) fn text_of(&self, token: u32) -> Cow<'_, str> {
+        String::from_utf8_lossy(self.bytes_of(token))
+    }
+
+    /// How many characters that has.
+    pub(super) fn characters_of(&self, token: u32) -> usize {
+        self.text_of(token).chars().count()
     }
 
     fn is_special(&self, token: u32) -> bool {
@@ -133,6 +144,13 @@ impl Detokenizer {
     /// A detokenizer at the start of a text; `skip_special` leaves special tokens out of it.
     pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
         Self { tokenizer, skip_special, held: Vec::new() }
+    }
+
+    /// The text of all these tokens, special ones left out.
+    pub fn text(tokenizer: &Arc<Tokenizer>, tokens: &[u32]) -> String {
+        let mut detokenizer = Self::new(Arc::clone(tokenizer), true);
+        let text: String = tokens.iter().map(|token| detokenizer.push(*token)).collect();
+        text + &detokenizer.finish()
     }
 
     /// The text that this token completes; empty while a character is incomplete.

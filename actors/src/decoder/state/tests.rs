@@ -1,5 +1,7 @@
 use std::sync::Arc;
+use std::time::Duration;
 
+use engine::PageId;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -68,11 +70,11 @@ fn adopted(first_page: u32, page: u32) -> PagesAdopted {
 }
 
 fn prefilled(token: u32) -> PrefillFinished {
-    PrefillFinished { session: SESSION, request: R, token, prefill_micros: 2000 }
+    PrefillFinished { session: SESSION, request: R, token: token.into(), prefill_micros: 2000 }
 }
 
 fn advanced(token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced {
-    SequenceAdvanced { sequence: OWN, resident: 0, token, running_micros: 0, ended }
+    SequenceAdvanced { sequence: OWN, resident: 0, token: token.map(Token::from), running_micros: 0, ended }
 }
 
 fn reason(actions: &[Action]) -> Option<&StreamEvent> {
@@ -92,16 +94,42 @@ fn a_local_request_runs_and_releases() {
         Action::Computed(PagesComputed { sequence: OWN, tokens: tokens.into(), pages: pages(&[3, 1]) })
     };
     let first = SequenceAdvanced { resident: 6, ..advanced(Some(7), None) };
-    assert_eq!(state.on_advanced(now, first), [Action::Token(R, 7), computed(&PROMPT)]);
+    assert_eq!(state.on_advanced(now, first), [Action::Token(R, 7.into()), computed(&PROMPT)]);
     let end = advanced(Some(EOS), Some(SequenceEnd::Finished(FinishReason::Stop)));
     let actions = state.on_advanced(now, SequenceAdvanced { resident: 7, ..end });
-    assert_eq!(actions[..2], [Action::Token(R, EOS), computed(&[10, 11, 12, 13, 14, 15, 7])]);
+    assert_eq!(actions[..2], [Action::Token(R, EOS.into()), computed(&[10, 11, 12, 13, 14, 15, 7])]);
     assert!(
         matches!(&actions[2], Action::End(_, StreamEvent::Finished { reason: FinishReason::Stop, timings })
         if timings.completion_tokens == 2 && !timings.disaggregated)
     );
     assert_eq!(actions[3..], [Action::Release(OWN)]);
     assert!(state.is_empty());
+}
+
+#[test]
+fn a_client_that_has_enough_ends_its_request_well() {
+    let ends_with = |actions: &[Action], tokens: u32| {
+        let Some(StreamEvent::Finished { reason: FinishReason::Stop, timings }) = reason(actions) else {
+            panic!("{actions:?}")
+        };
+        assert_eq!(timings.completion_tokens, tokens);
+    };
+    let (mut state, now) = (state(), Instant::now());
+    state.on_decode(now, decode(now, 6, 9, None));
+    state.on_reserved(now, reserved(&[3, 1]));
+    [7, 8, 9].map(|token| state.on_advanced(now, advanced(Some(token), None)));
+    let actions = state.on_complete(R, 2);
+    ends_with(&actions, 2);
+    assert_eq!(actions[1..], [Action::Stop(OWN)], "its pages go back when the engine has let go of them");
+    assert_eq!(state.on_complete(R, 2), [], "once is enough");
+    assert_eq!(state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped))), [Action::Release(OWN)]);
+
+    state.on_decode(now, decode(now, 6, 9, Some(SESSION)));
+    state.on_reserved(now, landing(&[8]));
+    state.on_prefill_finished(now, prefilled(7));
+    let actions = state.on_complete(R, 1);
+    ends_with(&actions, 1);
+    assert_eq!((&actions[0], &actions[2..]), (&cancel(SESSION, R), &[Action::Release(OWN)][..]));
 }
 
 #[test]
@@ -119,7 +147,7 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
         if token_first {
             assert_eq!(
                 state.on_prefill_finished(now, prefilled(7)),
-                [Action::Token(R, 7)],
+                [Action::Token(R, 7.into())],
                 "it streams at once"
             );
         }
@@ -128,7 +156,7 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
         if !token_first {
             assert_eq!(actions, []);
             actions = state.on_prefill_finished(now, prefilled(7));
-            assert_eq!(actions.remove(0), Action::Token(R, 7));
+            assert_eq!(actions.remove(0), Action::Token(R, 7.into()));
         }
         let [Action::Computed(computed), Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
         assert_eq!((&computed.tokens[..], &computed.pages), (&PROMPT[..], &start.pages));

@@ -25,9 +25,13 @@ fn step(state: &mut GeneratorState, token: u32) -> (Vec<usize>, Vec<SequenceAdva
     let plan = state.plan(0).expect("there is work");
     assert_eq!(state.plan(0), None, "one step at a time");
     let lengths = plan.chunks.iter().map(|chunk| chunk.tokens.len()).collect();
-    let sampled: Vec<_> =
-        plan.chunks.iter().filter(|chunk| chunk.sample.is_some()).map(|chunk| (chunk.key, token)).collect();
-    (lengths, state.on_step(Ok(&sampled), 0))
+    let sampled: Vec<_> = plan
+        .chunks
+        .iter()
+        .filter(|chunk| chunk.sample.is_some())
+        .map(|chunk| (chunk.key, token.into()))
+        .collect();
+    (lengths, state.on_step(Ok(sampled), 0))
 }
 
 #[test]
@@ -37,12 +41,12 @@ fn a_prompt_is_prefilled_in_chunks_and_decoded_to_its_limit() {
     for (resident, length) in [(4, 4), (8, 4)] {
         let (lengths, events) = step(&mut state, 7);
         assert_eq!(lengths, [length]);
-        assert_eq!((events[0].resident, events[0].token, &events[0].ended), (resident, None, &None));
+        assert_eq!((events[0].resident, &events[0].token, &events[0].ended), (resident, &None, &None));
     }
     let (_, events) = step(&mut state, 7);
-    assert_eq!((events[0].resident, events[0].token, &events[0].ended), (9, Some(7), &None));
+    assert_eq!((events[0].resident, &events[0].token, &events[0].ended), (9, &Some(7.into()), &None));
     let (_, events) = step(&mut state, 8);
-    assert_eq!(events[0].token, Some(8));
+    assert_eq!(events[0].token, Some(8.into()));
     assert_eq!(events[0].ended, Some(SequenceEnd::Finished(FinishReason::Length)));
     assert!(state.is_empty() && state.plan(0).is_none());
 }
@@ -67,9 +71,9 @@ fn order(state: &mut GeneratorState, steps: usize) -> Vec<Vec<u64>> {
                 .chunks
                 .iter()
                 .filter(|chunk| chunk.sample.is_some())
-                .map(|chunk| (chunk.key, 7))
+                .map(|chunk| (chunk.key, 7.into()))
                 .collect();
-            state.on_step(Ok(&sampled), 0);
+            state.on_step(Ok(sampled), 0);
             keys
         })
         .collect()
@@ -103,7 +107,7 @@ fn a_long_prompt_waits_for_no_more_than_its_own_length() {
 fn a_sequence_at_the_end_of_its_pages_waits_for_more() {
     let mut state = GeneratorState::new(4, 64, 2, vec![EOS]);
     state.on_start(start(1, 2, 9));
-    assert_eq!(step(&mut state, 7).1[0].token, Some(7));
+    assert_eq!(step(&mut state, 7).1[0].token, Some(7.into()));
     assert_eq!(state.plan(0), None, "its third token has no place");
     state.on_extend(&ExtendSequence { sequence: name(1), pages: vec![PageId(9)] });
     let plan = state.plan(0).expect("now it has");
@@ -118,9 +122,13 @@ fn a_step_never_exceeds_the_engine() {
     for _ in 0..20 {
         let Some(plan) = state.plan(0) else { break };
         assert!(plan.chunks.iter().map(|chunk| chunk.tokens.len()).sum::<usize>() <= 5);
-        let sampled: Vec<_> =
-            plan.chunks.iter().filter(|chunk| chunk.sample.is_some()).map(|chunk| (chunk.key, 7)).collect();
-        state.on_step(Ok(&sampled), 0);
+        let sampled: Vec<_> = plan
+            .chunks
+            .iter()
+            .filter(|chunk| chunk.sample.is_some())
+            .map(|chunk| (chunk.key, 7.into()))
+            .collect();
+        state.on_step(Ok(sampled), 0);
     }
     assert!(state.is_empty(), "everybody had a turn");
 }
@@ -140,7 +148,7 @@ fn a_stop_in_flight_waits_for_the_step() {
     state.on_start(start(1, 2, 5));
     let plan = state.plan(0).expect("there is work");
     assert_eq!(state.on_stop(name(1), 0), None, "the engine may be writing its pages");
-    let events = state.on_step(Ok(&[(plan.chunks[0].key, 7)]), 0);
+    let events = state.on_step(Ok(vec![(plan.chunks[0].key, 7.into())]), 0);
     assert_eq!(events[0].ended, Some(SequenceEnd::Stopped));
     assert_eq!(events[0].token, None);
     assert_eq!(state.on_stop(name(1), 0), None, "it has ended");
@@ -154,7 +162,7 @@ fn a_failed_step_ends_what_was_in_it() {
     let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
     state.on_start(start(1, 2, 5));
     state.plan(0).expect("there is work");
-    let events = state.on_step(Err("out of luck"), 0);
+    let events = state.on_step(Err("out of luck".to_owned()), 0);
     assert_eq!(events[0].ended, Some(SequenceEnd::Failed("out of luck".into())));
     assert!(state.is_empty());
 }

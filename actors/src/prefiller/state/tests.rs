@@ -34,7 +34,7 @@ fn reserved(pages: u32) -> PagesReserved {
 }
 
 fn advanced(resident: u32, token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced {
-    SequenceAdvanced { sequence: FIRST, resident, token, running_micros: 9, ended }
+    SequenceAdvanced { sequence: FIRST, resident, token: token.map(Into::into), running_micros: 9, ended }
 }
 
 fn put(first_page: u32, pages: std::ops::Range<u32>) -> Action {
@@ -62,7 +62,7 @@ fn pages_go_out_as_soon_as_they_are_final() {
     );
     assert_eq!(state.on_advanced(advanced(7, None, None)), []);
     let finished = Some(SequenceEnd::Finished(FinishReason::Length));
-    let frame = Frame::PrefillFinished { request: 5, token: 3, prefill_micros: 9 };
+    let frame = Frame::PrefillFinished { request: 5, token: 3, logprobs: None, prefill_micros: 9 };
     let pages = (0..3).map(PageId).collect();
     let computed = Action::Computed(PagesComputed { sequence: FIRST, tokens: (0..10).collect(), pages });
     let actions = state.on_advanced(advanced(10, Some(3), finished));

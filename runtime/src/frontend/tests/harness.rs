@@ -13,15 +13,15 @@ use actors::request::{
     AbortRequest, FinishReason, Generate, Refused, RequestError, RequestId, Route, StreamEvent, Timings,
 };
 use actors::streams::Streams;
+use engine::{Logprobs, Token};
 use serde_json::Value;
 use socket2::{Domain, SockRef, Socket, Type};
-use tokio::sync::Semaphore;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
 use super::super::model_text::ModelText;
 use super::super::model_text::testing::{EOS, bytes_model};
-use super::super::{Frontend, Health, Limits, ServedModel, bind};
+use super::super::{Frontend, Health, Limits, Permits, ServedModel, bind};
 
 /// Longest wait for anything that must happen.
 pub(super) const WAIT: Duration = Duration::from_secs(20);
@@ -83,7 +83,9 @@ impl Handler<Generate> for Echo {
             let mut said = 0;
             for token in tokens.iter().cycle() {
                 said += 1;
-                self.streams.token(request, *token);
+                let told = |_| Logprobs { sampled: -0.5, rank: 1, top: vec![(*token, -0.5)] };
+                let logprobs = ask.sampling.logprobs.map(told).map(Box::new);
+                self.streams.token(request, Token { id: *token, logprobs });
                 let stop = *token == EOS && !ask.ignore_eos;
                 if stop || said == ask.max_tokens {
                     let reason = if stop { FinishReason::Stop } else { FinishReason::Length };
@@ -100,7 +102,7 @@ impl Handler<Generate> for Echo {
                 }
             }
         };
-        let some = |tokens: u32| (0..tokens).for_each(|_| assert!(self.streams.token(request, 97)));
+        let some = |tokens: u32| (0..tokens).for_each(|_| assert!(self.streams.token(request, 97.into())));
         match &self.script {
             Script::Echo => say(&ask.prompt),
             Script::Tokens(tokens) => say(tokens),
@@ -121,7 +123,12 @@ impl Handler<AbortRequest> for Echo {
     type Result = ();
 
     fn handle(&mut self, abort: AbortRequest, _: &mut Context<Self>) {
-        let _ = self.aborts.send(abort.request);
+        let AbortRequest { request, complete_with } = abort;
+        if let Some(completion_tokens) = complete_with {
+            let (reason, timings) = (FinishReason::Stop, Timings { completion_tokens, ..Timings::default() });
+            self.streams.end(request, StreamEvent::Finished { reason, timings });
+        }
+        let _ = self.aborts.send(request);
     }
 }
 
@@ -136,7 +143,7 @@ pub(super) struct Server {
     /// Requests that the actor was told to end.
     pub(super) aborts: mpsc::Receiver<RequestId>,
     pub(super) streams: Streams,
-    pub(super) permits: Arc<Semaphore>,
+    pub(super) permits: Permits,
     /// Why `/health` says that the process cannot serve.
     pub(super) down: Arc<Mutex<Option<String>>>,
 }
@@ -149,7 +156,7 @@ impl Server {
     pub(super) fn start_with(setup: Setup) -> Self {
         let Setup { script, deadline, limits, context_tokens, send_bytes } = setup;
         let streams = Streams::default();
-        let permits = Arc::new(Semaphore::new(PERMITS));
+        let permits = Permits::new(PERMITS);
         let down = Arc::new(Mutex::new(None::<String>));
         let (accept, accepted) = mpsc::channel();
         let (abort, aborts) = mpsc::channel();
@@ -261,8 +268,8 @@ impl Server {
     /// Waits until no request holds a permit.
     pub(super) fn all_permits_return(&self) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let all = self.permits.acquire_many(PERMITS as u32);
-        drop(runtime.block_on(async { tokio::time::timeout(WAIT, all).await }).expect("in time").unwrap());
+        let all = self.permits.all();
+        runtime.block_on(async { tokio::time::timeout(WAIT, all).await }).expect("in time");
     }
 }
 

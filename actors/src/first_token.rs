@@ -1,0 +1,57 @@
+//! The one token that is sampled on one side of the link and delivered on the other: what it is chosen with, and what comes back.
+
+use connector::frame::{FirstToken, FirstTokenLogprobs};
+use engine::{Logprobs, Sampling, Token};
+
+/// What a sender needs to choose the first token.
+pub fn to_frame(sampling: &Sampling) -> FirstToken {
+    let Sampling { temperature, top_p, top_k, min_p, repetition_penalty, seed, logprobs, .. } = *sampling;
+    let logit_bias = sampling.logit_bias.clone();
+    FirstToken { temperature, top_p, top_k, min_p, repetition_penalty, logit_bias, seed, logprobs }
+}
+
+/// How a receiver wants the first token chosen.
+pub fn from_frame(first: FirstToken) -> Sampling {
+    let FirstToken { temperature, top_p, top_k, min_p, repetition_penalty, logit_bias, seed, logprobs } =
+        first;
+    Sampling {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        repetition_penalty,
+        logit_bias,
+        seed,
+        logprobs: logprobs.map(|top| top.min(Sampling::LOGPROBS_MAX)),
+        // What these count has not been sampled yet.
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+    }
+}
+
+/// A sampled token as a frame has it.
+pub fn split(token: Token) -> (u32, Option<FirstTokenLogprobs>) {
+    let logprobs = token.logprobs.map(|logprobs| {
+        let Logprobs { sampled, rank, top } = *logprobs;
+        FirstTokenLogprobs { sampled, rank, top }
+    });
+    (token.id, logprobs)
+}
+
+/// A frame's token.
+pub fn join(id: u32, logprobs: Option<FirstTokenLogprobs>) -> Token {
+    let logprobs = logprobs.map(|logprobs| {
+        let FirstTokenLogprobs { sampled, rank, top } = logprobs;
+        Box::new(Logprobs { sampled, rank, top })
+    });
+    Token { id, logprobs }
+}
+
+/// True if every id is below `vocabulary`, and no more alternatives came than may be asked for.
+pub fn is_known(token: &Token, vocabulary: u32) -> bool {
+    let known = |logprobs: &Logprobs| {
+        logprobs.top.len() <= Sampling::LOGPROBS_MAX as usize
+            && logprobs.top.iter().all(|(id, _)| *id < vocabulary)
+    };
+    token.id < vocabulary && token.logprobs.as_deref().is_none_or(known)
+}

@@ -1,0 +1,189 @@
+//! Where an answer stops because its client said so: strings, which may begin in one token and end in another, and token ids.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::api_error::ApiError;
+use super::fields::{Fields, wrong};
+
+/// Most stop strings of a request, and most stop tokens.
+const STOPS_MAX: usize = 64;
+/// Longest stop string. That much of a stream may be held back.
+const STOP_BYTES_MAX: usize = 1024;
+
+/// What a request stops at.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct StopRule {
+    strings: Vec<String>,
+    tokens: Vec<u32>,
+    /// What stopped the answer stays in it.
+    include: bool,
+}
+
+/// What stopped an answer: the string or the token.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(super) enum StopReason {
+    Text(String),
+    Token(u32),
+}
+
+impl StopRule {
+    /// Reads `stop`, `stop_token_ids` and `include_stop_str_in_output`.
+    ///
+    /// # Errors
+    /// 400 with a sentence that names the field.
+    pub(super) fn read(fields: &Fields, vocabulary: u32) -> Result<Self, ApiError> {
+        const STRINGS: &str = "a string or a list of at most 64 strings of 1 to 1024 bytes";
+        let string = |value: &Value| {
+            let text = value.as_str().filter(|text| (1..=STOP_BYTES_MAX).contains(&text.len()));
+            text.map(str::to_owned).ok_or_else(|| wrong("stop", STRINGS, value))
+        };
+        let strings = match fields.get("stop") {
+            None => Vec::new(),
+            Some(Value::Array(stops)) if stops.len() <= STOPS_MAX => {
+                stops.iter().map(string).collect::<Result<_, _>>()?
+            }
+            Some(other) => vec![string(other)?],
+        };
+        const TOKENS: &str = "a list of at most 64 token ids";
+        let token = |value: &Value| {
+            let id = value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| *id < vocabulary);
+            id.ok_or_else(|| wrong("stop_token_ids", "token ids of the vocabulary", value))
+        };
+        let tokens = match fields.get("stop_token_ids") {
+            None => Vec::new(),
+            Some(Value::Array(ids)) if ids.len() <= STOPS_MAX => {
+                ids.iter().map(token).collect::<Result<_, _>>()?
+            }
+            Some(other) => return Err(wrong("stop_token_ids", TOKENS, other)),
+        };
+        Ok(Self { strings, tokens, include: fields.flag("include_stop_str_in_output", false)? })
+    }
+}
+
+/// Watches one answer. Its text comes in as tokens give it and goes out when no stop string can begin in it any more.
+pub(super) struct StopWatch {
+    rule: StopRule,
+    held: String,
+    reason: Option<StopReason>,
+}
+
+impl StopWatch {
+    pub(super) fn new(rule: StopRule) -> Self {
+        Self { rule, held: String::new(), reason: None }
+    }
+
+    /// What has stopped the answer.
+    pub(super) fn reason(&self) -> Option<&StopReason> {
+        self.reason.as_ref()
+    }
+
+    /// A token and the text that it completes; what may go out.
+    pub(super) fn token(&mut self, id: u32, text: &str) -> String {
+        if !self.rule.tokens.contains(&id) {
+            return self.text(text);
+        }
+        self.reason = Some(StopReason::Token(id));
+        let held = std::mem::take(&mut self.held);
+        if self.rule.include { held + text } else { held }
+    }
+
+    /// More text; what may go out. Of several strings the one counts that ends first, and of those the longest: so it does not
+    /// matter how the text was cut.
+    pub(super) fn text(&mut self, text: &str) -> String {
+        if self.reason.is_some() {
+            return String::new();
+        }
+        self.held += text;
+        let found = self.rule.strings.iter().filter_map(|stop| Some((self.held.find(&**stop)?, stop)));
+        if let Some((start, stop)) = found.min_by_key(|(start, stop)| (start + stop.len(), *start)) {
+            let end = if self.rule.include { start + stop.len() } else { start };
+            self.reason = Some(StopReason::Text(stop.clone()));
+            self.held.truncate(end);
+            return std::mem::take(&mut self.held);
+        }
+        let waits = self.rule.strings.iter().map(|stop| begun(&self.held, stop)).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - waits);
+        std::mem::replace(&mut self.held, rest)
+    }
+
+    /// The answer has ended: what was held back.
+    pub(super) fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+/// Bytes at the end of `text` that `stop` may begin with.
+fn begun(text: &str, stop: &str) -> usize {
+    let lengths = stop.char_indices().map(|(length, _)| length).skip(1);
+    lengths.filter(|length| text.ends_with(&stop[..*length])).last().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn watch(strings: &[&str], include: bool) -> StopWatch {
+        let strings = strings.iter().map(|stop| (*stop).to_owned()).collect();
+        StopWatch::new(StopRule { strings, tokens: vec![7], include })
+    }
+
+    fn check(stops: &[&str], pieces: &[&str], expect: &[&str], reason: Option<&str>) {
+        let mut watch = watch(stops, false);
+        let out: Vec<String> = pieces.iter().map(|piece| watch.text(piece)).collect();
+        assert_eq!(out, expect, "{stops:?} in {pieces:?}");
+        assert_eq!(watch.reason, reason.map(|stop| StopReason::Text(stop.to_owned())));
+    }
+
+    #[test]
+    fn strings_are_found_across_pieces() {
+        check(&["END"], &["a", "E", "N", "D", "b"], &["a", "", "", "", ""], Some("END"));
+        check(&["END"], &["aE", "Nx"], &["a", "ENx"], None);
+        check(&["END"], &["xENDy"], &["x"], Some("END"));
+        check(&["aab"], &["a", "a", "a", "b"], &["", "", "a", ""], Some("aab"));
+        check(&["ü!"], &["ü", "ü", "!"], &["", "ü", ""], Some("ü!"));
+        check(&["bcd", "c"], &["a", "b", "c"], &["a", "", "b"], Some("c"));
+        check(&["c", "bc"], &["abc"], &["a"], Some("bc"));
+    }
+
+    #[test]
+    fn what_was_held_back_comes_at_the_end() {
+        let mut watch = watch(&["END"], false);
+        assert_eq!((watch.text("aE"), watch.finish()), ("a".to_owned(), "E".to_owned()));
+    }
+
+    #[test]
+    fn what_stopped_it_may_stay() {
+        let mut kept = watch(&["END"], true);
+        assert_eq!((kept.text("aEN"), kept.text("Db")), ("a".to_owned(), "END".to_owned()));
+        let mut dropped = watch(&["END"], false);
+        assert_eq!((dropped.text("aE"), dropped.token(7, "x")), ("a".to_owned(), "E".to_owned()));
+        assert_eq!(dropped.reason(), Some(&StopReason::Token(7)));
+    }
+
+    proptest! {
+        #[test]
+        fn cuts_do_not_matter(
+            text in "[ab]{0,24}",
+            stops in proptest::collection::vec("[ab]{1,4}", 1..3),
+            cuts in proptest::collection::vec(0usize..4, 24),
+        ) {
+            let rule = StopRule { strings: stops, tokens: Vec::new(), include: false };
+            let mut whole = StopWatch::new(rule.clone());
+            let expect = text.chars().map(|c| whole.text(&c.to_string())).collect::<String>() + &whole.finish();
+            let (mut pieces, mut rest, mut out) = (StopWatch::new(rule), &*text, String::new());
+            for cut in cuts {
+                let (piece, after) = rest.split_at(cut.min(rest.len()));
+                out += &pieces.text(piece);
+                rest = after;
+            }
+            out += &pieces.text(rest);
+            out += &pieces.finish();
+            prop_assert_eq!(out, expect);
+            prop_assert_eq!(pieces.reason, whole.reason);
+        }
+    }
+}
