@@ -132,6 +132,8 @@ sections! {
         deadline: Duration = duration, |_, _| "10m";
         /// How many requests a process admits at once; one more is answered 429.
         concurrency: usize = |value| count(value, 1..=32768), |_, _| "64";
+        /// Key that clients have to show as `Authorization: Bearer KEY`; without one, anybody who reaches the port may ask.
+        api_key: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
     }
     /// What carries the KV bytes.
     transport: Transport {

@@ -16,6 +16,7 @@
 mod access_log;
 mod admission;
 mod api_error;
+mod api_key;
 mod chat_template;
 mod choices;
 mod connection;
@@ -31,6 +32,7 @@ mod sampling;
 mod served_model;
 mod stop;
 mod stream;
+mod text;
 mod tokenizer;
 
 use std::io;
@@ -41,8 +43,8 @@ use std::time::Duration;
 use actix::Recipient;
 use actix_web::dev::Server;
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpServer, web};
-use actors::request::{AbortRequest, Generate, Route};
+use actix_web::{App, HttpServer, Resource, Route, web};
+use actors::request::{AbortRequest, Generate};
 use actors::streams::Streams;
 use serde::Serialize;
 use socket2::{SockRef, TcpKeepalive};
@@ -67,9 +69,11 @@ pub struct Frontend {
     /// The model as clients see it.
     pub model: Arc<ServedModel>,
     /// Where requests on this port may be prefilled.
-    pub route: Route,
+    pub route: actors::request::Route,
     /// How long a request may take, from its admission.
     pub deadline: Duration,
+    /// What clients have to show as `Authorization: Bearer`; without one, anybody may ask.
+    pub api_key: Option<String>,
     /// What clients may not exceed.
     pub limits: Limits,
     /// The process's one pool of permits. Closed, it answers 503: the process is ending.
@@ -194,32 +198,18 @@ impl Frontend {
             App::new()
                 .app_data(frontend.clone())
                 .app_data(web::PayloadConfig::new(handlers::BODY_BYTES_MAX))
-                .service(
-                    web::resource("/v1/completions")
-                        .route(web::post().to(handlers::completions))
-                        .default_service(web::to(handlers::only("POST"))),
-                )
-                .service(
-                    web::resource("/v1/chat/completions")
-                        .route(web::post().to(handlers::chat_completions))
-                        .default_service(web::to(handlers::only("POST"))),
-                )
-                .service(
-                    web::resource("/v1/models")
-                        .route(web::get().to(handlers::list_models))
-                        .default_service(web::to(handlers::only("GET"))),
-                )
-                .service(
-                    web::resource("/health")
-                        .route(web::get().to(handlers::health))
-                        .default_service(web::to(handlers::only("GET"))),
-                )
-                .service(
-                    web::resource("/metrics")
-                        .route(web::get().to(handlers::metrics))
-                        .default_service(web::to(handlers::only("GET"))),
-                )
+                .service(post("/v1/completions", web::post().to(handlers::completions)))
+                .service(post("/v1/chat/completions", web::post().to(handlers::chat_completions)))
+                .service(post("/tokenize", web::post().to(text::tokenize)))
+                .service(post("/detokenize", web::post().to(text::detokenize)))
+                .service(get("/v1/models", web::get().to(handlers::list_models)))
+                .service(get("/health", web::get().to(handlers::health)))
+                .service(get("/ping", web::get().to(handlers::ping)).route(web::post().to(handlers::ping)))
+                .service(get("/version", web::get().to(handlers::version)))
+                .service(get("/load", web::get().to(handlers::load)))
+                .service(get("/metrics", web::get().to(handlers::metrics)))
                 .default_service(web::to(handlers::no_such_path))
+                .wrap(from_fn(api_key::check))
                 .wrap(from_fn(attend))
         });
         Ok(server
@@ -235,6 +225,16 @@ impl Frontend {
             .listen(listener)?
             .run())
     }
+}
+
+/// A path that takes POST only.
+fn post(path: &'static str, route: Route) -> Resource {
+    web::resource(path).route(route).default_service(web::to(handlers::only("POST")))
+}
+
+/// A path that takes GET only, if nothing else is added.
+fn get(path: &'static str, route: Route) -> Resource {
+    web::resource(path).route(route).default_service(web::to(handlers::only("GET")))
 }
 
 /// Has the system reset connections whose other end neither answers nor takes bytes for this long. Accepted sockets inherit

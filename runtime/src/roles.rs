@@ -204,6 +204,7 @@ fn port(
         model: model.clone(),
         route,
         deadline: config.request.deadline,
+        api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
         limits: limits(config),
         permits: permits.clone(),
         health: Arc::new(move || Health {

@@ -62,6 +62,21 @@ pub(super) async fn health(frontend: Shared) -> HttpResponse {
     HttpResponse::build(status).content_type("application/json").body(health.body())
 }
 
+/// As `/health`, for probes that look at the status only.
+pub(super) async fn ping(frontend: Shared) -> HttpResponse {
+    let down = (frontend.health)().reason_down.is_some();
+    if down { HttpResponse::ServiceUnavailable() } else { HttpResponse::Ok() }.finish()
+}
+
+pub(super) async fn version() -> HttpResponse {
+    HttpResponse::Ok().json(serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// Answers that are being computed.
+pub(super) async fn load(frontend: Shared) -> HttpResponse {
+    HttpResponse::Ok().json(serde_json::json!({ "server_load": frontend.permits.taken() }))
+}
+
 pub(super) async fn metrics(frontend: Shared) -> HttpResponse {
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body((frontend.metrics)())
 }
@@ -84,7 +99,7 @@ pub(super) fn only(method: &'static str) -> impl Fn(HttpRequest) -> std::future:
 
 /// The body's bytes, if it is JSON of a size that is taken and comes within `period`. Holds no permit: at most a body for each
 /// connection.
-async fn json_body(
+pub(super) async fn json_body(
     request: &HttpRequest,
     body: web::Payload,
     period: Duration,

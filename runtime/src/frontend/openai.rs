@@ -112,11 +112,7 @@ impl Ask {
     /// # Errors
     /// 404 for another model, else 400 with a sentence that names the field.
     pub(super) fn read(kind: Kind, fields: &Fields, model: &ServedModel) -> Result<Self, ApiError> {
-        if let Some(name) = fields.text("model")?.filter(|name| *name != model.name) {
-            let message = format!("model {name:?} does not exist; this server has {:?}", model.name);
-            let error = ApiError::new(StatusCode::NOT_FOUND, message);
-            return Err(ApiError { param: Some("model".to_owned()), ..error });
-        }
+        check_model(fields, model)?;
         UNSUPPORTED.iter().try_for_each(|(name, neutral)| fields.refuse_unless(name, *neutral))?;
         let vocabulary = model.tokenizer.vocabulary();
         let sampling = sampling(kind, fields, vocabulary)?;
@@ -135,7 +131,7 @@ impl Ask {
             }
             Ok(Prompt {
                 max_tokens: max_tokens(kind, &field, tokens.len(), fields, model)?,
-                echo: if echo { Detokenizer::text(&model.tokenizer, &tokens) } else { String::new() },
+                echo: if echo { Detokenizer::text(&model.tokenizer, &tokens, true) } else { String::new() },
                 tokens: tokens.into(),
             })
         };
@@ -181,6 +177,32 @@ impl Ask {
     /// Tokens in all prompts together.
     pub(super) fn prompt_tokens(&self) -> u32 {
         self.prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum()
+    }
+}
+
+/// Refuses a request for another model.
+///
+/// # Errors
+/// 404 if the request names one.
+pub(super) fn check_model(fields: &Fields, model: &ServedModel) -> Result<(), ApiError> {
+    let Some(name) = fields.text("model")?.filter(|name| *name != model.name) else { return Ok(()) };
+    let message = format!("model {name:?} does not exist; this server has {:?}", model.name);
+    let error = ApiError::new(StatusCode::NOT_FOUND, message);
+    Err(ApiError { param: Some("model".to_owned()), ..error })
+}
+
+/// The tokens of the one prompt of a request; there may be none.
+///
+/// # Errors
+/// 400 with a sentence that names the field.
+pub(super) fn prompt(kind: Kind, fields: &Fields, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
+    let mut prompts = match kind {
+        Kind::Completion => completion_prompts(fields, model)?,
+        Kind::Chat => return chat_prompt(fields, model),
+    };
+    match (prompts.pop(), prompts.len()) {
+        (Some((_, tokens)), 0) => Ok(tokens),
+        _ => Err(ApiError::field("prompt", "prompt must be one text; send a request for each")),
     }
 }
 
@@ -257,7 +279,11 @@ fn completion_prompts(fields: &Fields, model: &ServedModel) -> Result<Vec<(Strin
     }
 }
 
-fn token_ids(field: &str, ids: &[Value], model: &ServedModel) -> Result<Vec<u32>, ApiError> {
+/// Token ids that a request spells out.
+///
+/// # Errors
+/// 400 for what is no token id of the vocabulary.
+pub(super) fn token_ids(field: &str, ids: &[Value], model: &ServedModel) -> Result<Vec<u32>, ApiError> {
     let vocabulary = model.tokenizer.vocabulary();
     let id = |(n, value): (usize, &Value)| {
         let name = || format!("{field}[{n}]");

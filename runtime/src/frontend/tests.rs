@@ -441,6 +441,56 @@ fn a_full_house_answers_429() {
 }
 
 #[test]
+fn texts_become_tokens_and_back() {
+    let server = Server::start(Script::Echo);
+    let check = |path: &str, body: Value, expect: Value| {
+        let (status, text) = server.post(path, &body.to_string());
+        assert_eq!((status, serde_json::from_str::<Value>(&text).unwrap()), (200, expect), "{body}");
+    };
+    let tokens = json!({"count": 2, "max_model_len": 64, "tokens": [97, 260], "token_strs": null});
+    check("/tokenize", json!({"model": "m", "prompt": "a he", "add_special_tokens": false}), tokens);
+    let named = json!({"count": 1, "max_model_len": 64, "tokens": [258], "token_strs": ["he"]});
+    check("/tokenize", json!({"prompt": "he", "return_token_strs": true}), named);
+    check("/detokenize", json!({"tokens": [97, 260, EOS]}), json!({"prompt": "a he<|im_end|>"}));
+    let (_, text) = server.post("/tokenize", r#"{"messages": [{"role": "user", "content": "a"}]}"#);
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["count"], 20, "{text}");
+    server.refused("/tokenize", "{}", 400, "prompt", "prompt is missing");
+    server.refused("/tokenize", r#"{"prompt": "a", "model": "x"}"#, 404, "model", "does not exist");
+    server.refused("/detokenize", r#"{"tokens": [262]}"#, 400, "tokens", "tokens[0] is token 262");
+    server.all_permits_return();
+}
+
+#[test]
+fn what_probes_ask() {
+    let server = Server::start(Script::Hold(0));
+    assert_eq!(server.get("/ping"), (200, String::new()));
+    assert_eq!(server.post("/ping", "").0, 200);
+    assert_eq!(server.get("/version"), (200, format!(r#"{{"version":"{}"}}"#, env!("CARGO_PKG_VERSION"))));
+    assert_eq!(server.get("/load"), (200, r#"{"server_load":0}"#.to_owned()));
+    let client = server.ask("");
+    server.accepted.recv_timeout(WAIT).expect("the request arrives");
+    assert_eq!(server.get("/load"), (200, r#"{"server_load":1}"#.to_owned()));
+    drop(client);
+    *server.down.lock().unwrap() = Some("x".to_owned());
+    assert_eq!(server.get("/ping").0, 503);
+}
+
+#[test]
+fn a_key_is_asked_for() {
+    let server = Server::start_with(Setup { api_key: Some("k1".to_owned()), ..Setup::new(Script::Echo) });
+    let ask = |key: Option<&str>| server.post_with_key("/v1/completions", r#"{"prompt": "a"}"#, key);
+    for key in [None, Some("k2"), Some("k"), Some("")] {
+        assert_eq!(ask(key), (401, r#"{"error":"Unauthorized"}"#.to_owned()), "{key:?}");
+    }
+    assert_eq!(ask(Some("k1")).0, 200);
+    assert_eq!(server.get("/v1/models").0, 401);
+    assert_eq!(server.get("/v1/none").0, 401);
+    for open in ["/health", "/ping", "/version", "/load", "/metrics"] {
+        assert_eq!(server.get(open).0, 200, "{open}");
+    }
+}
+
+#[test]
 fn metrics_are_text() {
     let server = Server::start(Script::Echo);
     assert_eq!(server.get("/metrics"), (200, "baton_pages 1\n".to_owned()));

@@ -146,9 +146,9 @@ impl Detokenizer {
         Self { tokenizer, skip_special, held: Vec::new() }
     }
 
-    /// The text of all these tokens, special ones left out.
-    pub fn text(tokenizer: &Arc<Tokenizer>, tokens: &[u32]) -> String {
-        let mut detokenizer = Self::new(Arc::clone(tokenizer), true);
+    /// The text of all these tokens; `skip_special` as in [`new`](Self::new).
+    pub fn text(tokenizer: &Arc<Tokenizer>, tokens: &[u32], skip_special: bool) -> String {
+        let mut detokenizer = Self::new(Arc::clone(tokenizer), skip_special);
         let text: String = tokens.iter().map(|token| detokenizer.push(*token)).collect();
         text + &detokenizer.finish()
     }

@@ -51,6 +51,7 @@ pub(super) struct Setup {
     pub(super) script: Script,
     pub(super) deadline: Duration,
     pub(super) limits: Limits,
+    pub(super) api_key: Option<String>,
     pub(super) context_tokens: u32,
     /// Size of its sockets' send buffers, if not the system's.
     pub(super) send_bytes: Option<usize>,
@@ -59,7 +60,14 @@ pub(super) struct Setup {
 impl Setup {
     pub(super) fn new(script: Script) -> Self {
         let deadline = Duration::from_secs(600);
-        Self { script, deadline, limits: Limits::default(), context_tokens: 64, send_bytes: None }
+        Self {
+            script,
+            deadline,
+            limits: Limits::default(),
+            api_key: None,
+            context_tokens: 64,
+            send_bytes: None,
+        }
     }
 }
 
@@ -154,7 +162,7 @@ impl Server {
     }
 
     pub(super) fn start_with(setup: Setup) -> Self {
-        let Setup { script, deadline, limits, context_tokens, send_bytes } = setup;
+        let Setup { script, deadline, limits, api_key, context_tokens, send_bytes } = setup;
         let streams = Streams::default();
         let permits = Permits::new(PERMITS);
         let down = Arc::new(Mutex::new(None::<String>));
@@ -175,6 +183,7 @@ impl Server {
                     model: Arc::new(model),
                     route: Route::Auto,
                     deadline,
+                    api_key,
                     limits,
                     permits: behind_permits,
                     health: Arc::new(move || Health {
@@ -248,6 +257,16 @@ impl Server {
 
     pub(super) fn post(&self, path: &str, body: &str) -> (u16, String) {
         self.post_as(path, body, Some("application/json"))
+    }
+
+    pub(super) fn post_with_key(&self, path: &str, body: &str, key: Option<&str>) -> (u16, String) {
+        let mut request =
+            self.agent.post(format!("http://{}{path}", self.address)).content_type("application/json");
+        if let Some(key) = key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let mut response = request.send(body.as_bytes()).unwrap();
+        (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
     }
 
     pub(super) fn get(&self, path: &str) -> (u16, String) {
