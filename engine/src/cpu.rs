@@ -21,9 +21,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, OpenError};
 use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
-use crate::model::{self, EngineConfig, ModelInfo, Shape};
+use crate::model::{EngineConfig, ModelInfo, Shape};
 use crate::step::{Chunk, Engine, Step, StepLimits, StepOutput};
 
 mod attention;
@@ -71,14 +72,12 @@ impl CpuEngine {
     fn open_with(config: &EngineConfig, kernels: &'static Kernels) -> Result<Self, OpenError> {
         check_limits(config)?;
         let path: &Path = &config.model;
-        let gguf = model::open_file(path)?;
-        let fingerprint = model::fingerprint(path)?;
-        let shape = Shape::read(&gguf, path)?;
-        let kv = Arc::new(pool(config, &shape)?);
+        let checkpoint = Checkpoint::open(path)?;
+        let kv = Arc::new(pool(config, &checkpoint.shape)?);
         let mut threads: Threads<Scratch> =
             Threads::new(config.threads).map_err(|(index, error)| OpenError::Thread { index, error })?;
-        let weights = Weights::load(&gguf, path, &shape, &mut threads)?;
-        let model = model::describe(&gguf, path, &shape, fingerprint);
+        let weights = Weights::load(&checkpoint, &mut threads)?;
+        let model = checkpoint.info();
         tracing::debug!(
             model = model.name,
             parameters = model.parameters,
@@ -87,6 +86,7 @@ impl CpuEngine {
             pages = kv.pages(),
             "model loaded"
         );
+        let shape = checkpoint.shape;
         let forward = Forward::new(shape, weights, threads, kernels, config.step_tokens as usize);
         Ok(Self { model, kv, limits: StepLimits { tokens: config.step_tokens }, forward })
     }

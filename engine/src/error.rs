@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::gguf::GgufError;
+use crate::gguf::{GgufError, TensorType};
 use crate::kv::KvPoolError;
+use crate::safetensors::SafetensorsError;
 
 /// Why [`open`](crate::open) failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,14 @@ pub enum OpenError {
         path: PathBuf,
         /// What is wrong with it.
         error: GgufError,
+    },
+    /// The folder's tensors cannot be used.
+    #[error("{}: {error}", path.display())]
+    Safetensors {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: SafetensorsError,
     },
     /// The operating system refused to read a file.
     #[error("{} cannot be read: {error}", path.display())]
@@ -54,7 +63,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The model is not a Llama.
-    #[error("{} has architecture {architecture}, but only llama is supported: choose a llama GGUF", path.display())]
+    #[error("{} has architecture {architecture}, but only llama is supported: choose a Llama", path.display())]
     UnsupportedArchitecture {
         /// The model's path.
         path: PathBuf,
@@ -71,8 +80,8 @@ pub enum OpenError {
     },
     /// A tensor is stored in a type that no kernel reads.
     #[error(
-        "tensor {tensor} of {} is stored as {found}, but only F32, Q4_1 and Q8_0 are supported: choose a Q4_1 or Q8_0 file",
-        path.display()
+        "tensor {tensor} of {} is stored as {found}, but only {} are read: choose another file of the model",
+        path.display(), TensorType::names()
     )]
     UnsupportedTensorType {
         /// The model's path.
@@ -143,6 +152,7 @@ impl OpenError {
         match self {
             Self::ModelMissing { .. } => "model_missing",
             Self::Gguf { error, .. } => error.kind(),
+            Self::Safetensors { error, .. } => error.kind(),
             Self::Read { .. } => "model_unreadable",
             Self::WrongChecksum { .. } => "wrong_checksum",
             Self::BadChecksumFile { .. } => "bad_checksum_file",

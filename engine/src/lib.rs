@@ -1,19 +1,22 @@
 //! Model loading, the KV page pool and the compute backends of Baton: tokens in, tokens out.
 //!
-//! [`open`] reads a GGUF file, maps a [`KvPool`] and returns an [`Engine`]. One dedicated thread owns it and
+//! [`open`] reads a GGUF file or a Hugging Face folder, maps a [`KvPool`] and returns an [`Engine`]. One dedicated thread owns it and
 //! [`submit`](Engine::submit)s mixed steps of prefill chunks and decode rows. Which page belongs to whom, what
 //! runs in which step and with which [`Sampling`] is decided elsewhere; nothing here knows of peers.
 //!
 //! The CPU backend's results are bit-exact under any batching, chunking, paging, thread count and instruction
 //! set: see [`cpu`].
 
+mod checkpoint;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod dequantise;
 mod error;
 pub mod gguf;
 mod kv;
 mod model;
+mod safetensors;
 pub mod sampling;
 mod step;
 #[cfg(test)]
@@ -24,6 +27,7 @@ pub use cuda::cuda_devices;
 pub use error::{EngineError, OpenError};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
 pub use model::{EngineConfig, ModelInfo};
+pub use safetensors::SafetensorsError;
 pub use sampling::{Logprobs, Sample, Sampling, Token};
 pub use step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput};
 

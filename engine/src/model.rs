@@ -6,18 +6,19 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::dequantise::floats;
 use crate::error::OpenError;
-use crate::gguf::{Gguf, GgufError, TensorType};
+use crate::gguf::{Gguf, GgufError};
 
 // Above any model, and small enough that no product of sizes overflows and a broken file makes no long list.
-const LAYERS_MAX: u64 = 1024;
-const HEADS_MAX: u64 = 4096;
-const SIZE_MAX: u64 = 1 << 24;
+pub(crate) const LAYERS_MAX: u64 = 1024;
+pub(crate) const HEADS_MAX: u64 = 4096;
+pub(crate) const SIZE_MAX: u64 = 1 << 24;
 
 /// What to open and how much of the machine to use.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// The GGUF file. When `<model>.sha256` lies beside it, the file must have that checksum.
+    /// The GGUF file, or a folder as Hugging Face keeps it. When `<model>.sha256` lies beside a file, it must have that checksum.
     pub model: PathBuf,
     /// Threads that compute, the calling one included, 1 to 256.
     pub threads: usize,
@@ -60,7 +61,8 @@ pub(crate) struct Shape {
     pub(crate) vocabulary: usize,
     pub(crate) context_tokens: u32,
     pub(crate) norm_epsilon: f32,
-    pub(crate) rope_theta: f32,
+    /// RoPE's, of each pair of a head: `head_dim / 2`.
+    pub(crate) inverse_frequencies: Vec<f32>,
 }
 
 /// Opens the file and says so in the operator's words when it is not there.
@@ -76,7 +78,7 @@ pub(crate) fn open_file(path: &Path) -> Result<Gguf, OpenError> {
 
 /// The sha256 of the file, checked against `<path>.sha256` when that exists: its first word in hex.
 pub(crate) fn fingerprint(path: &Path) -> Result<[u8; 32], OpenError> {
-    let actual = sha256(path).map_err(|error| OpenError::Read { path: path.to_owned(), error })?;
+    let actual = sha256(&[path.to_owned()]).map_err(|(path, error)| OpenError::Read { path, error })?;
     let beside = PathBuf::from({
         let mut name = path.as_os_str().to_owned();
         name.push(".sha256");
@@ -102,16 +104,26 @@ pub(crate) fn fingerprint(path: &Path) -> Result<[u8; 32], OpenError> {
     Ok(actual)
 }
 
-fn sha256(path: &Path) -> std::io::Result<[u8; 32]> {
-    let mut file = File::open(path)?;
+/// The sha256 of files, one after the other; or which could not be read, and why.
+pub(crate) fn sha256(paths: &[PathBuf]) -> Result<[u8; 32], (PathBuf, std::io::Error)> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.finalize().into()),
-            count => hasher.update(&buffer[..count]),
+    for path in paths {
+        let failed = |error| (path.clone(), error);
+        let mut file = File::open(path).map_err(failed)?;
+        loop {
+            match file.read(&mut buffer).map_err(failed)? {
+                0 => break,
+                count => hasher.update(&buffer[..count]),
+            }
         }
     }
+    Ok(hasher.finalize().into())
+}
+
+/// RoPE's frequencies `theta^(-2i/d)`, computed in f32 step by step as transformers does.
+pub(crate) fn inverse_frequencies(theta: f32, head_dim: usize) -> Vec<f32> {
+    (0..head_dim).step_by(2).map(|i| 1.0 / theta.powf(i as f32 / head_dim as f32)).collect()
 }
 
 /// The file's description of itself. `fingerprint` is the file's sha256.
@@ -137,7 +149,7 @@ pub(crate) fn describe(gguf: &Gguf, path: &Path, shape: &Shape, fingerprint: [u8
 
 impl Shape {
     /// Reads the sizes and refuses whatever the forward pass does not compute.
-    pub(crate) fn read(gguf: &Gguf, path: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn of_gguf(gguf: &Gguf, path: &Path) -> Result<Self, OpenError> {
         let unsupported = |what: String| OpenError::UnsupportedModel { path: path.to_owned(), what };
         let architecture = gguf.str("general.architecture").unwrap_or("none");
         if architecture != "llama" {
@@ -177,6 +189,12 @@ impl Shape {
                 .filter(|value| value.is_finite() && *value > 0.0)
                 .ok_or_else(|| unsupported(format!("{key} is missing or not positive")))
         };
+        let theta = float("llama.rope.freq_base", Some(10_000.0))?;
+        let mut frequencies = inverse_frequencies(theta, head_dim);
+        // Llama 3.1's scaling, worked out by whoever wrote the file.
+        if let Some(factors) = rope_factors(gguf, head_dim).map_err(unsupported)? {
+            frequencies.iter_mut().zip(factors).for_each(|(frequency, factor)| *frequency /= factor);
+        }
         let shape = Self {
             layers: size_up_to("llama.block_count", LAYERS_MAX)?,
             hidden,
@@ -187,23 +205,31 @@ impl Shape {
             vocabulary,
             context_tokens: size("llama.context_length")? as u32,
             norm_epsilon: float("llama.attention.layer_norm_rms_epsilon", None)?,
-            rope_theta: float("llama.rope.freq_base", Some(10_000.0))?,
+            inverse_frequencies: frequencies,
         };
-        shape.check(gguf).map_err(unsupported)?;
+        shape.check().map_err(unsupported)?;
+        shape.check_gguf(gguf).map_err(unsupported)?;
         Ok(shape)
     }
 
-    fn check(&self, gguf: &Gguf) -> Result<(), String> {
+    /// What no number says alone.
+    pub(crate) fn check(&self) -> Result<(), String> {
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!("{} heads do not share {} KV heads evenly", self.heads, self.kv_heads));
         }
-        for (name, size) in
-            [("embedding", self.hidden), ("head", self.head_dim), ("feed-forward", self.feed_forward)]
-        {
-            if size == 0 || !size.is_multiple_of(32) {
-                return Err(format!("the {name} size is {size}, but it must be a multiple of 32"));
+        for (name, size, of) in [
+            ("embedding", self.hidden, 32),
+            ("head", self.head_dim, 2),
+            ("feed-forward", self.feed_forward, 32),
+        ] {
+            if size == 0 || !size.is_multiple_of(of) {
+                return Err(format!("the {name} size is {size}, but it must be a multiple of {of}"));
             }
         }
+        Ok(())
+    }
+
+    fn check_gguf(&self, gguf: &Gguf) -> Result<(), String> {
         for key in ["llama.rope.dimension_count", "llama.attention.value_length"] {
             if let Some(value) = gguf.u64(key).filter(|&value| value != self.head_dim as u64) {
                 return Err(format!("{key} is {value}, but it must be the head size, {}", self.head_dim));
@@ -213,13 +239,14 @@ impl Shape {
             return Err(format!("it scales RoPE ({scaling}), which is not computed here"));
         }
         let known = self.tensor_names();
-        match gguf.tensors().keys().find(|name| !known.contains(*name)) {
+        match gguf.tensors().keys().find(|name| !known.contains(*name) && *name != ROPE_FACTORS) {
             Some(name) => Err(format!("it has a tensor {name}, which is not computed here")),
             None => Ok(()),
         }
     }
 
-    fn tensor_names(&self) -> std::collections::HashSet<String> {
+    /// Every tensor there may be, by its GGUF name.
+    pub(crate) fn tensor_names(&self) -> std::collections::HashSet<String> {
         let whole = ["token_embd", "output_norm", "output"].map(|name| format!("{name}.weight"));
         let of_layer = [
             "attn_norm",
@@ -238,27 +265,15 @@ impl Shape {
     }
 }
 
-/// The type of a tensor of exactly these dimensions, or why it cannot be used.
-pub(crate) fn require_tensor(
-    gguf: &Gguf,
-    path: &Path,
-    name: &str,
-    dimensions: &[usize],
-) -> Result<TensorType, OpenError> {
-    let unsupported = |what: String| OpenError::UnsupportedModel { path: path.to_owned(), what };
-    let tensor = gguf.tensors().get(name).ok_or_else(|| unsupported(format!("tensor {name} is missing")))?;
-    if !tensor.dimensions.iter().copied().eq(dimensions.iter().map(|&size| size as u64)) {
-        return Err(unsupported(format!(
-            "tensor {name} is {:?}, expected {dimensions:?}",
-            tensor.dimensions
-        )));
+/// What a file's author has RoPE's frequencies divided by.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+fn rope_factors(gguf: &Gguf, head_dim: usize) -> Result<Option<Vec<f32>>, String> {
+    let Some(tensor) = gguf.tensors().get(ROPE_FACTORS) else { return Ok(None) };
+    let bytes = gguf.read(ROPE_FACTORS).map_err(|error| error.to_string())?;
+    let factors = floats(tensor.kind, &bytes);
+    if factors.len() != head_dim / 2 || factors.iter().any(|factor| !(factor.is_finite() && *factor > 0.0)) {
+        return Err(format!("{ROPE_FACTORS} does not have {} positive numbers", head_dim / 2));
     }
-    match tensor.kind {
-        TensorType::Other(_) => Err(OpenError::UnsupportedTensorType {
-            path: path.to_owned(),
-            tensor: name.to_owned(),
-            found: tensor.kind.to_string(),
-        }),
-        kind => Ok(kind),
-    }
+    Ok(Some(factors))
 }

@@ -80,7 +80,7 @@ impl Attention<'_> {
         let (context, span) = (unit.context(), unit.span);
         let vectors = span.rows * group;
         let first_column = unit.head * group * size;
-        let Scratch { panel, out: sums, queries: packed, scores, factors, .. } = scratch;
+        let Scratch { panel, out: sums, queries: packed, scores, factors, values, .. } = scratch;
 
         let packed = take(packed, vectors * size);
         for (row, to) in packed.chunks_exact_mut(group * size).enumerate() {
@@ -109,7 +109,8 @@ impl Attention<'_> {
             unsafe { (self.kernels.product)(&job) };
         }
 
-        let sums = take(sums, vectors * size);
+        let padded = size.next_multiple_of(PANEL);
+        let sums = take(sums, vectors * padded);
         let scale = 1.0 / (size as f32).sqrt();
         // The last row attends over the whole context, and each row before it over one position less.
         let factors = take(factors, vectors);
@@ -119,12 +120,12 @@ impl Attention<'_> {
             factors[vector] = 1.0 / unsafe { (self.kernels.exponentials)(&mut row[..context], valid, scale) };
         }
         // SAFETY: the caller's contract.
-        unsafe { self.add_values(unit, scores, sums) };
+        unsafe { self.add_values(unit, scores, sums, values) };
 
-        for (row, from) in sums.chunks_exact(group * size).enumerate() {
+        for (row, from) in sums.chunks_exact(group * padded).enumerate() {
             // SAFETY: this part of `out` belongs to this unit.
             let to = unsafe { self.out.part_mut(span.row + row, first_column, group * size) };
-            for (head, (to, from)) in to.chunks_exact_mut(size).zip(from.chunks_exact(size)).enumerate() {
+            for (head, (to, from)) in to.chunks_exact_mut(size).zip(from.chunks_exact(padded)).enumerate() {
                 let factor = factors[row * group + head];
                 to.iter_mut().zip(from).for_each(|(to, from)| *to = from * factor);
             }
@@ -150,27 +151,45 @@ impl Attention<'_> {
         }
     }
 
-    /// `sums[v] = Σ_t weights[v][t] · value[t]`, page by page, reading the values where they lie.
+    /// `sums[v] = Σ_t weights[v][t] · value[t]`, page by page, reading the values where they lie, or a copy of them where a head's
+    /// width is no multiple of a panel's. A row of `sums` is as wide as whole panels.
     ///
     /// # Safety
     /// That of [`compute`](Self::compute); `weights` is `vectors × stride`.
-    unsafe fn add_values(&self, unit: &Unit<'_>, weights: &[f32], sums: &mut [f32]) {
+    unsafe fn add_values(&self, unit: &Unit<'_>, weights: &[f32], sums: &mut [f32], copy: &mut Vec<f32>) {
         let (size, context) = (self.shape.head_dim, unit.context());
-        let stride = context.next_multiple_of(PANEL);
+        let (stride, padded) = (context.next_multiple_of(PANEL), size.next_multiple_of(PANEL));
         let page_tokens = self.kv.layout().page_tokens as usize;
         for first in (0..context).step_by(page_tokens) {
-            let values = self.address(unit, KeyOrValue::Value, first);
+            let depth = page_tokens.min(context - first);
+            let mut values = self.address(unit, KeyOrValue::Value, first);
+            let mut width = self.shape.kv_heads * size;
+            if padded != size {
+                let copy = take(copy, depth * padded);
+                for (position, to) in copy.chunks_exact_mut(padded).enumerate() {
+                    for (dimension, to) in to.iter_mut().enumerate() {
+                        let inside = dimension < size;
+                        // SAFETY: a head's value is `head_dim` floats of its position's run, all written.
+                        *to = if inside {
+                            unsafe { values.add(position * width + dimension).read() }
+                        } else {
+                            0.0
+                        };
+                    }
+                }
+                (values, width) = (copy.as_ptr(), padded);
+            }
             for column in (0..size).step_by(PANEL) {
                 let job = Product {
-                    rows: sums.len() / size,
-                    depth: page_tokens.min(context - first),
+                    rows: sums.len() / padded,
+                    depth,
                     x: weights[first..].as_ptr(),
                     x_stride: stride,
-                    // SAFETY: inside the head's value.
+                    // SAFETY: inside the head's value, or the copy of it.
                     w: unsafe { values.add(column) },
-                    w_stride: self.shape.kv_heads * size,
+                    w_stride: width,
                     y: sums[column..].as_mut_ptr(),
-                    y_stride: size,
+                    y_stride: padded,
                     accumulate: first > 0,
                 };
                 // SAFETY: the positions lie in one page, one after the other, and are written; `weights` and

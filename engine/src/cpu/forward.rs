@@ -60,7 +60,7 @@ impl Forward {
             attended: matrix(query),
             feed: matrix(shape.feed_forward),
         };
-        let rope = Rope::new(shape.rope_theta, shape.head_dim);
+        let rope = Rope::new(shape.inverse_frequencies.clone());
         let logits = Matrix::new(1, shape.vocabulary);
         Self { shape, weights, threads, kernels, rope, activations, logits, sampled: 0 }
     }

@@ -9,10 +9,8 @@ pub(super) struct Rope {
 }
 
 impl Rope {
-    /// Frequencies `theta^(-2i/d)`, computed in f32 step by step as transformers does.
-    pub(super) fn new(theta: f32, head_dim: usize) -> Self {
-        let inverse_frequencies =
-            (0..head_dim).step_by(2).map(|i| 1.0 / theta.powf(i as f32 / head_dim as f32)).collect();
+    /// With the model's frequencies.
+    pub(super) fn new(inverse_frequencies: Vec<f32>) -> Self {
         Self { inverse_frequencies, table: Vec::new() }
     }
 

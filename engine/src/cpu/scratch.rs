@@ -13,6 +13,8 @@ pub(super) struct Scratch {
     pub(super) queries: Vec<f32>,
     /// Their scores.
     pub(super) scores: Vec<f32>,
+    /// A page's values of one head, in whole panels.
+    pub(super) values: Vec<f32>,
     /// What their weights' sums are divided by, inverted.
     pub(super) factors: Vec<f32>,
 }

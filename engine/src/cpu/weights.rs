@@ -1,14 +1,16 @@
 //! The weights in memory: matrices cut into panels of 32 outputs, still quantised, and the norms.
 
-use std::path::Path;
 use std::sync::Mutex;
+
+use half::f16;
 
 use super::kernels::{BLOCK, PANEL, Q4_BYTES, Q8_BYTES};
 use super::scratch::Scratch;
 use super::threads::Threads;
+use crate::checkpoint::Checkpoint;
+use crate::dequantise::floats;
 use crate::error::OpenError;
-use crate::gguf::{Gguf, TensorType};
-use crate::model::{Shape, require_tensor};
+use crate::gguf::TensorType;
 
 /// A weight matrix of `outputs × inputs`. Outputs stand side by side in panels of 32, so that a kernel computes
 /// 32 of them in the lanes of its registers without a sum across lanes; the last panel is filled up with zeros.
@@ -34,24 +36,36 @@ impl Linear {
         self.outputs.div_ceil(PANEL)
     }
 
-    /// Cuts a GGUF tensor of `outputs` rows into panels.
+    /// Cuts a tensor of `outputs` rows into panels.
     fn repack(kind: TensorType, bytes: &[u8], outputs: usize, inputs: usize) -> Self {
         let panels = match kind {
             TensorType::Q4_1 => Panels::Q4(repack_q4(bytes, outputs, inputs / BLOCK)),
             TensorType::Q8_0 => Panels::Q8(repack_q8(bytes, outputs, inputs / BLOCK)),
-            TensorType::F32 | TensorType::Other(_) => Panels::F32(repack_f32(bytes, outputs, inputs)),
+            TensorType::Q4_0 => Panels::Q4(repack_q4(&with_least(bytes), outputs, inputs / BLOCK)),
+            // The rest has no kernel of its own.
+            kind => Panels::F32(repack_f32(&floats(kind, bytes), outputs, inputs)),
         };
         Self { outputs, inputs, panels }
     }
 }
 
-fn repack_f32(bytes: &[u8], outputs: usize, inputs: usize) -> Vec<f32> {
+fn repack_f32(floats: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
     let mut panels = vec![0.0; outputs.next_multiple_of(PANEL) * inputs];
-    for (index, &four) in bytes.as_chunks().0.iter().enumerate() {
+    for (index, float) in floats.iter().enumerate() {
         let (output, input) = (index / inputs, index % inputs);
-        panels[(output / PANEL * inputs + input) * PANEL + output % PANEL] = f32::from_le_bytes(four);
+        panels[(output / PANEL * inputs + input) * PANEL + output % PANEL] = *float;
     }
     panels
+}
+
+/// Q4_0 as Q4_1: `d·(q - 8)` is `d·q + m` with `m = -8·d`, and all of that is exact in f32 where `m` is a half; a `d` so
+/// large that it is none is in no file, since its weights would be above 65,504.
+fn with_least(bytes: &[u8]) -> Vec<u8> {
+    let block = |block: &[u8; 18]| {
+        let least = f16::from_f32(f16::from_le_bytes([block[0], block[1]]).to_f32() * -8.0);
+        [&block[..2], &least.to_le_bytes(), &block[2..]].concat()
+    };
+    bytes.as_chunks().0.iter().flat_map(block).collect()
 }
 
 /// A file's block is `d m q[16]`, where byte `i` has input `i` in its low nibble and `i + 16` in its high one.
@@ -117,31 +131,24 @@ impl Weights {
     }
 
     /// Reads and repacks every tensor, on all threads.
-    pub(super) fn load(
-        gguf: &Gguf,
-        path: &Path,
-        shape: &Shape,
-        threads: &mut Threads<Scratch>,
-    ) -> Result<Self, OpenError> {
-        let wanted = wanted(gguf, shape);
+    pub(super) fn load(checkpoint: &Checkpoint, threads: &mut Threads<Scratch>) -> Result<Self, OpenError> {
+        let shape = &checkpoint.shape;
+        let wanted = wanted(checkpoint);
         let mut kinds = Vec::with_capacity(wanted.len());
         for (name, outputs, inputs) in &wanted {
-            kinds.push(require_tensor(gguf, path, name, &[*inputs, *outputs])?);
+            kinds.push(checkpoint.require(name, &[*inputs, *outputs])?);
         }
         let loaded: Mutex<Vec<Option<Linear>>> = Mutex::new(wanted.iter().map(|_| None).collect());
         let failed = Mutex::new(None);
         threads
             .run(wanted.len(), &|unit, _| {
                 let (name, outputs, inputs) = &wanted[unit];
-                match gguf.read(name) {
+                match checkpoint.read(name) {
                     Ok(bytes) => {
                         let linear = Linear::repack(kinds[unit], &bytes, *outputs, *inputs);
                         loaded.lock().expect("no panic under this lock")[unit] = Some(linear);
                     }
-                    Err(error) => {
-                        *failed.lock().expect("no panic under this lock") =
-                            Some(OpenError::Gguf { path: path.to_owned(), error });
-                    }
+                    Err(error) => *failed.lock().expect("no panic under this lock") = Some(error),
                 }
             })
             .map_err(|_| OpenError::WorkerPanicked)?;
@@ -151,8 +158,11 @@ impl Weights {
         let mut loaded = loaded.into_inner().expect("no panic under this lock").into_iter().flatten();
         let mut next = || loaded.next().expect("every unit without an error loaded one");
         let embedding = next();
-        let output = gguf.tensors().contains_key(OUTPUT).then(&mut next);
-        let norm = |name: &str| norm(gguf, path, name, shape.hidden);
+        let output = checkpoint.has(OUTPUT).then(&mut next);
+        let norm = |name: &str| {
+            let kind = checkpoint.require(name, &[shape.hidden])?;
+            Ok::<_, OpenError>(floats(kind, &checkpoint.read(name)?))
+        };
         let mut layers = Vec::with_capacity(shape.layers);
         for layer in 0..shape.layers {
             layers.push(Layer {
@@ -174,11 +184,12 @@ impl Weights {
 const OUTPUT: &str = "output.weight";
 
 /// Every matrix with its outputs and inputs, in the order that [`Weights::load`] takes them.
-fn wanted(gguf: &Gguf, shape: &Shape) -> Vec<(String, usize, usize)> {
+fn wanted(checkpoint: &Checkpoint) -> Vec<(String, usize, usize)> {
+    let shape = &checkpoint.shape;
     let (hidden, feed) = (shape.hidden, shape.feed_forward);
     let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let mut wanted = vec![("token_embd.weight".to_owned(), shape.vocabulary, hidden)];
-    if gguf.tensors().contains_key(OUTPUT) {
+    if checkpoint.has(OUTPUT) {
         wanted.push((OUTPUT.to_owned(), shape.vocabulary, hidden));
     }
     for layer in 0..shape.layers {
@@ -197,17 +208,34 @@ fn wanted(gguf: &Gguf, shape: &Shape) -> Vec<(String, usize, usize)> {
     wanted
 }
 
-fn norm(gguf: &Gguf, path: &Path, name: &str, size: usize) -> Result<Vec<f32>, OpenError> {
-    match require_tensor(gguf, path, name, &[size])? {
-        TensorType::F32 => {}
-        kind => {
-            return Err(OpenError::UnsupportedTensorType {
-                path: path.to_owned(),
-                tensor: name.to_owned(),
-                found: kind.to_string(),
-            });
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+
+    #[test]
+    fn panels_hold_the_numbers_of_every_type() {
+        let kinds = [
+            (TensorType::F32, 4 * 32),
+            (TensorType::BF16, 2 * 32),
+            (TensorType::Q4_0, 18),
+            (TensorType::Q4_1, 20),
+            (TensorType::Q5_0, 22),
+            (TensorType::Q8_0, 34),
+        ];
+        let (outputs, inputs) = (45, 64);
+        let mut random = Random(3);
+        for (kind, block_bytes) in kinds {
+            let mut bytes: Vec<u8> =
+                (0..outputs * inputs / 32 * block_bytes).map(|_| random.next() as u8).collect();
+            // Scales without exponents of infinity.
+            bytes.chunks_exact_mut(2).for_each(|pair| pair[1] &= 0xb3);
+            let matrix = Linear::repack(kind, &bytes, outputs, inputs);
+            let mut found = vec![0.0; outputs * inputs];
+            for (output, to) in found.chunks_exact_mut(inputs).enumerate() {
+                matrix.copy_output(output, to);
+            }
+            assert_eq!(found, floats(kind, &bytes), "{kind}");
         }
     }
-    let bytes = gguf.read(name).map_err(|error| OpenError::Gguf { path: path.to_owned(), error })?;
-    Ok(bytes.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)).collect())
 }

@@ -100,8 +100,9 @@ fn unsupported_files_are_refused() {
         writer.text("general.architecture", "gemma");
     };
     check(&other, "unsupported_architecture", "gemma");
-    let f16 = Tiny { kind: 1, ..MODELS[0] }.build().0.finish();
-    assert!(refused(&f16).to_string().contains("stored as F16"), "{}", refused(&f16));
+    let iq2 = Tiny { kind: 16, ..MODELS[0] }.build().0.finish();
+    let text = refused(&iq2).to_string();
+    assert!(text.contains("stored as type 16") && text.contains("Q6_K"), "{text}");
     assert_eq!(refused(b"not a model").kind(), "not_gguf");
 }
 

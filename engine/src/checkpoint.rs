@@ -1,0 +1,145 @@
+//! A model on disk, in either format, as a forward pass wants it: sizes, and tensors by their GGUF names.
+//!
+//! Queries and keys are stored in two orders: GGUF keeps the two numbers of a rotated pair side by side, Hugging Face half a
+//! head apart. Here they come side by side from both, so there is one RoPE and one order in KV pages.
+
+mod folder;
+
+use std::path::{Path, PathBuf};
+
+use crate::error::OpenError;
+use crate::gguf::{Gguf, TensorType};
+use crate::model::{self, ModelInfo, Shape};
+use crate::safetensors::Safetensors;
+
+/// An open model.
+pub(crate) struct Checkpoint {
+    path: PathBuf,
+    source: Source,
+    pub(crate) shape: Shape,
+    fingerprint: [u8; 32],
+}
+
+enum Source {
+    Gguf(Gguf),
+    Folder { config: folder::Config, tensors: Safetensors },
+}
+
+/// How a tensor is stored.
+pub(crate) struct Layout {
+    pub(crate) kind: TensorType,
+    /// Inputs first.
+    dimensions: Vec<u64>,
+}
+
+impl Checkpoint {
+    /// Opens a GGUF file, or a folder with `config.json` and safetensors, and checks that it is what is computed here.
+    pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
+        if !path.is_dir() {
+            let gguf = model::open_file(path)?;
+            let fingerprint = model::fingerprint(path)?;
+            let shape = Shape::of_gguf(&gguf, path)?;
+            return Ok(Self { path: path.to_owned(), source: Source::Gguf(gguf), shape, fingerprint });
+        }
+        let failed = |error| OpenError::Safetensors { path: path.to_owned(), error };
+        let config = folder::Config::read(path)?;
+        let shape = config.shape(path)?;
+        let tensors = Safetensors::open(path).map_err(failed)?;
+        folder::check_names(&tensors, &shape, path)?;
+        let files: Vec<PathBuf> = [path.join("config.json")].into_iter().chain(tensors.paths(path)).collect();
+        let fingerprint =
+            model::sha256(&files).map_err(|(file, error)| OpenError::Read { path: file, error })?;
+        Ok(Self { path: path.to_owned(), source: Source::Folder { config, tensors }, shape, fingerprint })
+    }
+
+    /// What it is.
+    pub(crate) fn info(&self) -> ModelInfo {
+        match &self.source {
+            Source::Gguf(gguf) => model::describe(gguf, &self.path, &self.shape, self.fingerprint),
+            Source::Folder { config, tensors } => ModelInfo {
+                name: self
+                    .path
+                    .file_name()
+                    .map_or_else(|| "model".into(), |name| name.to_string_lossy().into()),
+                path: self.path.clone(),
+                fingerprint: self.fingerprint,
+                context_tokens: self.shape.context_tokens,
+                vocabulary: self.shape.vocabulary as u32,
+                eos_tokens: config.eos_tokens(self.shape.vocabulary),
+                parameters: tensors
+                    .names()
+                    .filter_map(|name| Some(tensors.get(name)?.dimensions.iter().product::<u64>()))
+                    .sum(),
+            },
+        }
+    }
+
+    /// True if there is such a tensor; `output.weight` is there if it is another one than the embedding.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Gguf(gguf) => gguf.tensors().contains_key(name),
+            Source::Folder { config, tensors } => {
+                let tied = name == "output.weight" && config.is_tied();
+                !tied && tensors.get(&folder::name_of(name)).is_some()
+            }
+        }
+    }
+
+    /// How a tensor of exactly these dimensions, inputs first, is stored.
+    pub(crate) fn require(&self, name: &str, dimensions: &[usize]) -> Result<TensorType, OpenError> {
+        let unsupported = |what: String| OpenError::UnsupportedModel { path: self.path.clone(), what };
+        let layout = self.layout(name).ok_or_else(|| unsupported(format!("tensor {name} is missing")))?;
+        if !layout.dimensions.iter().copied().eq(dimensions.iter().map(|&size| size as u64)) {
+            return Err(unsupported(format!(
+                "tensor {name} is {:?}, expected {dimensions:?}",
+                layout.dimensions
+            )));
+        }
+        match layout.kind {
+            TensorType::Other(_) => Err(OpenError::UnsupportedTensorType {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                found: layout.kind.to_string(),
+            }),
+            kind => Ok(kind),
+        }
+    }
+
+    fn layout(&self, name: &str) -> Option<Layout> {
+        match &self.source {
+            Source::Gguf(gguf) => {
+                let tensor = gguf.tensors().get(name)?;
+                Some(Layout { kind: tensor.kind, dimensions: tensor.dimensions.clone() })
+            }
+            Source::Folder { tensors, .. } => {
+                let stored = tensors.get(&folder::name_of(name))?;
+                let dimensions = stored.dimensions.iter().rev().copied().collect();
+                Some(Layout { kind: stored.kind, dimensions })
+            }
+        }
+    }
+
+    /// A tensor's bytes, row after row.
+    pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>, OpenError> {
+        match &self.source {
+            Source::Gguf(gguf) => {
+                gguf.read(name).map_err(|error| OpenError::Gguf { path: self.path.clone(), error })
+            }
+            Source::Folder { tensors, .. } => {
+                let named = folder::name_of(name);
+                let stored = tensors.get(&named).ok_or_else(|| OpenError::UnsupportedModel {
+                    path: self.path.clone(),
+                    what: format!("tensor {named} is missing"),
+                })?;
+                let failed = |error| OpenError::Safetensors { path: self.path.clone(), error };
+                let bytes = tensors.read(stored).map_err(failed)?;
+                let rotated = name.ends_with("attn_q.weight") || name.ends_with("attn_k.weight");
+                Ok(if rotated {
+                    folder::side_by_side(&bytes, &stored.dimensions, self.shape.head_dim)
+                } else {
+                    bytes
+                })
+            }
+        }
+    }
+}

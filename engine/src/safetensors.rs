@@ -1,0 +1,199 @@
+//! A folder of safetensors as Hugging Face keeps it: one file, or several with an index.
+//!
+//! The format is that of <https://huggingface.co/docs/safetensors>: eight bytes of length, a JSON header, then the tensors.
+//! Files are read, never mapped; every count is checked against the file's size before it is used.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::gguf::TensorType;
+
+/// Longest header that is read; a model of a thousand layers has a megabyte.
+const HEADER_BYTES_MAX: u64 = 64 << 20;
+
+/// Why a folder's tensors cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SafetensorsError {
+    /// The operating system refused to read.
+    #[error("{file} cannot be read: {error}")]
+    Io {
+        /// The file's name in the folder.
+        file: String,
+        /// What it said.
+        error: std::io::Error,
+    },
+    /// A file contradicts the format.
+    #[error("{file} is malformed: {reason}; fetch it again")]
+    Malformed {
+        /// The file's name in the folder.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file is shorter than its header says.
+    #[error("{file} is truncated: it has {actual} bytes and should have {expected}; fetch it again")]
+    Truncated {
+        /// The file's name in the folder.
+        file: String,
+        /// Bytes that it should have.
+        expected: u64,
+        /// Bytes that it has.
+        actual: u64,
+    },
+}
+
+impl SafetensorsError {
+    /// A short constant name for metrics, logs and JSON.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "model_unreadable",
+            Self::Malformed { .. } => "safetensors_malformed",
+            Self::Truncated { .. } => "model_truncated",
+        }
+    }
+}
+
+/// Where a tensor lies.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) kind: TensorType,
+    /// Rows first.
+    pub(crate) dimensions: Vec<u64>,
+    file: usize,
+    offset: u64,
+    bytes: u64,
+}
+
+/// The open files of a folder.
+#[derive(Debug)]
+pub(crate) struct Safetensors {
+    files: Vec<(String, File)>,
+    tensors: HashMap<String, Stored>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: [u64; 2],
+}
+
+impl Safetensors {
+    /// Opens `model.safetensors`, or the files that `model.safetensors.index.json` names.
+    pub(crate) fn open(folder: &Path) -> Result<Self, SafetensorsError> {
+        const INDEX: &str = "model.safetensors.index.json";
+        let names: BTreeSet<String> = match std::fs::read(folder.join(INDEX)) {
+            Ok(text) => {
+                let malformed =
+                    |reason: String| SafetensorsError::Malformed { file: INDEX.to_owned(), reason };
+                let index: Index =
+                    serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
+                let names: BTreeSet<String> = index.weight_map.into_values().collect();
+                if let Some(name) = names.iter().find(|name| Path::new(name).components().count() != 1) {
+                    return Err(malformed(format!("it names {name:?}, which is not a file beside it")));
+                }
+                names
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                BTreeSet::from(["model.safetensors".to_owned()])
+            }
+            Err(error) => return Err(SafetensorsError::Io { file: INDEX.to_owned(), error }),
+        };
+        let mut all = Self { files: Vec::new(), tensors: HashMap::new() };
+        for name in names {
+            all.add(folder, name)?;
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, folder: &Path, name: String) -> Result<(), SafetensorsError> {
+        let io = |error| SafetensorsError::Io { file: name.clone(), error };
+        let malformed = |reason: String| SafetensorsError::Malformed { file: name.clone(), reason };
+        let file = File::open(folder.join(&name)).map_err(io)?;
+        let actual = file.metadata().map_err(io)?.len();
+        let short = |expected| SafetensorsError::Truncated { file: name.clone(), expected, actual };
+        if actual < 8 {
+            return Err(short(8));
+        }
+        let mut length = [0; 8];
+        file.read_exact_at(&mut length, 0).map_err(io)?;
+        let length = u64::from_le_bytes(length);
+        if length > HEADER_BYTES_MAX {
+            return Err(malformed(format!("its header has {length} bytes")));
+        }
+        if actual < 8 + length {
+            return Err(short(8 + length));
+        }
+        let mut header = vec![0; length as usize];
+        file.read_exact_at(&mut header, 8).map_err(io)?;
+        let header: BTreeMap<String, serde_json::Value> =
+            serde_json::from_slice(&header).map_err(|error| malformed(error.to_string()))?;
+        for (tensor, entry) in header {
+            if tensor == "__metadata__" {
+                continue;
+            }
+            let entry: Entry =
+                serde_json::from_value(entry).map_err(|error| malformed(format!("{tensor}: {error}")))?;
+            let (kind, size) = match &*entry.dtype {
+                "F32" => (TensorType::F32, 4),
+                "F16" => (TensorType::F16, 2),
+                "BF16" => (TensorType::BF16, 2),
+                other => return Err(malformed(format!("{tensor} is {other}; F32, F16 and BF16 are read"))),
+            };
+            let [from, to] = entry.data_offsets;
+            let bytes = entry.shape.iter().try_fold(size, |all: u64, size| all.checked_mul(*size));
+            let bytes = bytes.filter(|bytes| to.checked_sub(from) == Some(*bytes));
+            let bytes =
+                bytes.ok_or_else(|| malformed(format!("{tensor} does not lie where its shape says")))?;
+            let end = 8u64.saturating_add(length).saturating_add(to);
+            if end > actual {
+                return Err(short(end));
+            }
+            let stored = Stored {
+                kind,
+                dimensions: entry.shape,
+                file: self.files.len(),
+                offset: 8 + length + from,
+                bytes,
+            };
+            if self.tensors.insert(tensor.clone(), stored).is_some() {
+                return Err(malformed(format!("{tensor} stands in another file too")));
+            }
+        }
+        self.files.push((name, file));
+        Ok(())
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Stored> {
+        self.tensors.get(name)
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The files, in the order of their names.
+    pub(crate) fn paths(&self, folder: &Path) -> Vec<PathBuf> {
+        self.files.iter().map(|(name, _)| folder.join(name)).collect()
+    }
+
+    /// A tensor's bytes as they are stored.
+    pub(crate) fn read(&self, stored: &Stored) -> Result<Vec<u8>, SafetensorsError> {
+        let (name, file) = &self.files[stored.file];
+        let mut bytes = vec![0; stored.bytes as usize];
+        file.read_exact_at(&mut bytes, stored.offset)
+            .map_err(|error| SafetensorsError::Io { file: name.clone(), error })?;
+        Ok(bytes)
+    }
+}
