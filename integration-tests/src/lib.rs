@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod fixtures;
+pub mod folders;
 pub mod kills;
 pub mod process;
 pub mod simulation;

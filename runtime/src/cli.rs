@@ -44,7 +44,7 @@ pub struct Cli {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Model file in GGUF (the key `model`)
+    /// Model: a GGUF file or a Hugging Face folder (the key `model`)
     #[arg(long, value_name = "PATH")]
     pub model: Option<String>,
 

@@ -154,13 +154,13 @@ sections! {
 const TOP_KEYS: &[Key] = &[
     Key {
         name: "model",
-        doc: " The model file, in GGUF.",
+        doc: " The model: a GGUF file, or a folder as Hugging Face keeps it.",
         default: |_, place| Value::from(place.default_model().display().to_string()),
         check: |value| path(value).map(drop),
     },
     Key {
         name: "served_model_name",
-        doc: " The name under which clients ask for the model; without one, the model file's name without its quantisation.",
+        doc: " The name under which clients ask for the model; without one, its file's name without the quantisation, or its folder's.",
         default: |_, _| Value::from(layers::NOTHING),
         check: |value| optional(value, text).map(drop),
     },
@@ -177,7 +177,7 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
 /// The resolved configuration of one process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The model file, in GGUF.
+    /// The model: a GGUF file, or a folder as Hugging Face keeps it.
     pub model: PathBuf,
     /// The name under which clients ask for the model; without one, the model file's name without its quantisation.
     pub served_model_name: Option<String>,

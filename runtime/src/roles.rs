@@ -77,8 +77,7 @@ fn step_tokens(config: &Config) -> u32 {
 
 fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedModel> {
     let path: &Path = &engine.model().path;
-    let gguf = engine::gguf::Gguf::open(path)?;
-    let mut model = ServedModel::from_gguf(path, &gguf, config.served_model_name.as_deref())
+    let mut model = ServedModel::open(path, config.served_model_name.as_deref())
         .with_context(|| format!("model {}", path.display()))?;
     // The engine decides what fits and what ends an answer; the frontend only has to know.
     let known = engine.model();

@@ -1,6 +1,7 @@
 //! The chat template that comes with a model: messages to prompt text, as transformers renders it.
 
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
@@ -33,6 +34,16 @@ impl ChatTemplate {
     /// [`TextError::Template`] if it is not Jinja.
     pub fn new(text: &ModelText) -> Result<Option<Self>, TextError> {
         let Some(source) = text.chat_template.clone() else { return Ok(None) };
+        let token =
+            |id: Option<u32>| id.and_then(|id| text.tokens.get(id as usize)).cloned().unwrap_or_default();
+        Self::compile(source, token(text.bos), token(text.eos)).map(Some)
+    }
+
+    /// Compiles a template; `bos` and `eos` are the texts of the tokens that begin and end a sequence.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn compile(source: String, bos: String, eos: String) -> Result<Self, TextError> {
         let mut environment = Environment::new();
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         // As transformers sets up Jinja.
@@ -44,9 +55,8 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, source)
             .map_err(|error| TextError::Template(error.to_string()))?;
-        let token =
-            |id: Option<u32>| id.and_then(|id| text.tokens.get(id as usize)).cloned().unwrap_or_default();
-        Ok(Some(Self { environment, bos: token(text.bos), eos: token(text.eos) }))
+        environment.add_function("strftime_now", |format: String| today(&format));
+        Ok(Self { environment, bos, eos })
     }
 
     /// The prompt text of a conversation; `reply` opens the assistant's turn.
@@ -68,6 +78,48 @@ impl ChatTemplate {
         };
         render().map_err(|error| error.detail().map_or_else(|| error.to_string(), str::to_owned))
     }
+}
+
+/// `strftime_now`, which Llama 3.1's template asks for the date: days, months and years of today, UTC.
+fn today(format: &str) -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    date(format, seconds / 86_400)
+}
+
+/// The date `days` after 1970-01-01 (Howard Hinnant's `civil_from_days`).
+fn date(format: &str, days: u64) -> String {
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    let shifted = days + 719_468;
+    let (era, day) = (shifted / 146_097, shifted % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = era * 400 + year + u64::from(month <= 2);
+    let name = MONTHS[month as usize - 1];
+    [
+        ("%d", format!("{day:02}")),
+        ("%m", format!("{month:02}")),
+        ("%Y", year.to_string()),
+        ("%y", format!("{:02}", year % 100)),
+        ("%B", name.to_owned()),
+        ("%b", name[..3].to_owned()),
+    ]
+    .iter()
+    .fold(format.to_owned(), |text, (mark, value)| text.replace(mark, value))
 }
 
 #[cfg(test)]
@@ -97,6 +149,14 @@ mod tests {
         let template = "{{ bos_token }}\n{% for m in messages %}\n    {%- if m.role.startswith('u') %}\n\
                         {{ m.content.strip() | upper }}\n    {% endif %}\n{% endfor %}\n{{ eos_token }}";
         assert_eq!(render(template, &[("user", " a ")]).unwrap(), "<|im_start|>\nA\n<|im_end|>");
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (days, expect) in [(0, "01 Jan 1970"), (11_016, "29 Feb 2000"), (20_783, "26 Nov 2026")] {
+            assert_eq!(date("%d %b %Y", days), expect);
+        }
+        assert_eq!(date("%B %y/%m", 19_723), "January 24/01");
     }
 
     #[test]

@@ -35,12 +35,22 @@ pub enum TextError {
     #[error("model file has no {0}; it cannot be served without")]
     Missing(&'static str),
     /// The tokenizer is of a kind that is not known here.
-    #[error("model file needs tokenizer {kind} with pre-tokenizer {pre}; this build knows gpt2 with smollm")]
+    #[error(
+        "model file needs tokenizer {kind} with pre-tokenizer {pre}; this build knows gpt2 with smollm, gpt-2, llama-bpe or qwen2, and tokenizer.json with a ByteLevel or Metaspace decoder"
+    )]
     Unsupported {
         /// `tokenizer.ggml.model`.
         kind: String,
         /// `tokenizer.ggml.pre`.
         pre: String,
+    },
+    /// A file of the folder cannot be read.
+    #[error("{file} cannot be read: {error}")]
+    Read {
+        /// Its name.
+        file: &'static str,
+        /// What the system says.
+        error: std::io::Error,
     },
     /// The vocabulary contradicts itself.
     #[error("model file has a broken vocabulary: {0}")]
@@ -56,6 +66,7 @@ impl TextError {
         match self {
             Self::Missing(_) => "missing",
             Self::Unsupported { .. } => "unsupported",
+            Self::Read { .. } => "read",
             Self::Broken(_) => "broken",
             Self::Template(_) => "template",
         }

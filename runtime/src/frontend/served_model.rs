@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine::gguf::Gguf;
+use serde_json::Value;
 
 use super::chat_template::ChatTemplate;
 use super::model_text::{ModelText, TextError};
@@ -14,7 +15,7 @@ use super::tokenizer::Tokenizer;
 pub struct ServedModel {
     /// The name under which clients ask for it.
     pub name: String,
-    /// The model file's path; `root` in the list of models.
+    /// The path of the model's file or folder; `root` in the list of models.
     pub root: String,
     /// How many tokens prompt and answer may have together.
     pub context_tokens: u32,
@@ -29,20 +30,49 @@ pub struct ServedModel {
 }
 
 impl ServedModel {
-    /// The model in a GGUF file, named `name` or else after the file.
+    /// The model in a GGUF file or a Hugging Face folder, named `name` or else after that.
     ///
     /// # Errors
-    /// [`TextError`] if the file's tokenizer or chat template cannot be used.
-    pub fn from_gguf(path: &Path, gguf: &Gguf, name: Option<&str>) -> Result<Self, TextError> {
-        Self::new(path, &ModelText::from_gguf(gguf)?, name)
+    /// [`TextError`] if its tokenizer or chat template cannot be used.
+    pub fn open(path: &Path, name: Option<&str>) -> Result<Self, TextError> {
+        if path.is_dir() {
+            return Self::from_folder(path, name);
+        }
+        let gguf = Gguf::open(path).map_err(|error| TextError::Broken(error.to_string()))?;
+        Self::new(path, &ModelText::from_gguf(&gguf)?, name)
+    }
+
+    /// What ends an answer and how long one may be stands in the folder's configuration, which the engine reads.
+    fn from_folder(path: &Path, name: Option<&str>) -> Result<Self, TextError> {
+        const TOKENIZER: &str = "tokenizer.json";
+        let json = std::fs::read(path.join(TOKENIZER))
+            .map_err(|error| TextError::Read { file: TOKENIZER, error })?;
+        let config = std::fs::read(path.join("tokenizer_config.json")).ok();
+        let config: Value = config.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        // A token is its text or an object with it.
+        let token = |key: &str| {
+            let value = &config[key];
+            value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_owned()
+        };
+        let template = std::fs::read_to_string(path.join("chat_template.jinja")).ok();
+        let template = template.or_else(|| template_of(&config["chat_template"]));
+        let compile = |source| ChatTemplate::compile(source, token("bos_token"), token("eos_token"));
+        Ok(Self {
+            name: name.map_or_else(|| name_of(path), str::to_owned),
+            root: path.display().to_string(),
+            context_tokens: u32::MAX,
+            eos: Vec::new(),
+            tokenizer: Arc::new(Tokenizer::from_json(&json)?),
+            template: template.map(compile).transpose()?,
+            created: now(),
+        })
     }
 
     /// The model with this text.
     ///
     /// # Errors
-    /// As [`from_gguf`](Self::from_gguf).
+    /// As [`open`](Self::open).
     pub fn new(path: &Path, text: &ModelText, name: Option<&str>) -> Result<Self, TextError> {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Self {
             name: name.map_or_else(|| name_of(path), str::to_owned),
             root: path.display().to_string(),
@@ -50,14 +80,37 @@ impl ServedModel {
             eos: text.eos.into_iter().collect(),
             tokenizer: Arc::new(Tokenizer::new(text)?),
             template: ChatTemplate::new(text)?,
-            created: since_epoch.as_secs(),
+            created: now(),
         })
     }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// The one template, or that of several which is called `default`.
+fn template_of(value: &Value) -> Option<String> {
+    let several = || value.as_array()?.iter().find(|one| one["name"] == "default")?["template"].as_str();
+    value.as_str().or_else(several).map(str::to_owned)
+}
+
+/// The name that a folder has on the hub where it lies in the hub's cache (`models--meta-llama--Llama-3.1-8B/snapshots/…`).
+fn hub_name(path: &Path) -> Option<String> {
+    let folder = path.ancestors().nth(2)?.file_name()?.to_string_lossy().into_owned();
+    let in_cache = path.parent()?.file_name()? == "snapshots";
+    folder.strip_prefix("models--").filter(|_| in_cache).map(|name| name.replace("--", "/"))
 }
 
 /// A model's name after its file, without the kind of quantisation: `general.name` in the files of the wild is a line of
 /// its training log ("Smollm2 135M 8k Lc100K Mix1 Ep2") more often than a name.
 fn name_of(path: &Path) -> String {
+    if let Some(name) = hub_name(path) {
+        return name;
+    }
+    if path.extension().is_none_or(|extension| extension != "gguf") {
+        return path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    }
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let quantisation = |tail: &str| {
         let tail = tail.to_ascii_uppercase();
@@ -83,6 +136,8 @@ mod tests {
             ("tiny-IQ2_XS.gguf", "tiny"),
             ("Qwen-Quiet.gguf", "Qwen-Quiet"),
             ("model.gguf", "model"),
+            ("/m/Llama-3.1-8B", "Llama-3.1-8B"),
+            ("/c/models--meta-llama--Llama-3.1-8B/snapshots/0e9e", "meta-llama/Llama-3.1-8B"),
         ] {
             assert_eq!(name_of(Path::new(file)), expect);
         }

@@ -4,11 +4,13 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokenizers::AddedToken;
+use serde_json::Value;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use super::model_text::{ModelText, TextError};
 
@@ -26,6 +28,80 @@ pub struct Tokenizer {
     ends: Vec<usize>,
     special: Vec<bool>,
     bos: Option<u32>,
+    /// Texts are tokenised as if a space came before them.
+    starts_with_space: bool,
+}
+
+/// How a vocabulary spells bytes.
+enum Spelling {
+    /// Each byte is a character of the byte-level alphabet.
+    ByteLevel(HashMap<char, u8>),
+    /// As in sentencepiece: `▁` is a space, `<0x0A>` a byte that no token has.
+    Metaspace,
+}
+
+impl Spelling {
+    /// What a `tokenizer.json` decodes with.
+    fn of(decoder: &Value) -> Option<Self> {
+        let steps = match decoder["decoders"].as_array() {
+            Some(steps) => steps.clone(),
+            None => vec![decoder.clone()],
+        };
+        let has = |kind: &str| steps.iter().any(|step| step["type"] == kind);
+        let replaces =
+            || steps.iter().any(|step| step["type"] == "Replace" && step["pattern"]["String"] == "▁");
+        if has("ByteLevel") {
+            return Some(Self::ByteLevel(byte_alphabet().into_iter().zip(0u8..=255).collect()));
+        }
+        (has("Metaspace") || replaces()).then_some(Self::Metaspace)
+    }
+
+    fn bytes(&self, token: &str) -> Vec<u8> {
+        match self {
+            Self::ByteLevel(alphabet) => {
+                let spelt: Option<Vec<u8>> = token.chars().map(|c| alphabet.get(&c).copied()).collect();
+                spelt.unwrap_or_else(|| token.as_bytes().to_vec())
+            }
+            Self::Metaspace => {
+                let hex = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+                match hex.filter(|hex| hex.len() == 2).and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+                    Some(byte) => vec![byte],
+                    None => token.replace('▁', " ").into_bytes(),
+                }
+            }
+        }
+    }
+}
+
+/// GGUF's name for how Llama 3 cuts text.
+const LLAMA3: &str = "llama-bpe";
+
+/// How text is cut before the merges, by the name that GGUF has for it.
+fn split(pre: &str) -> Option<Sequence> {
+    let bytes = |regex: bool| ByteLevel::new(false, true, regex).into();
+    let words = |pattern: &str| {
+        let pattern = SplitPattern::Regex(pattern.to_owned());
+        Split::new(pattern, SplitDelimiterBehavior::Isolated, false).ok().map(Into::into)
+    };
+    let steps = match pre {
+        "smollm" => vec![Digits::new(true).into(), bytes(true)],
+        "gpt-2" | "default" => vec![bytes(true)],
+        // From the tokenizer.json of Llama 3 and of Qwen2.
+        LLAMA3 => vec![
+            words(
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            )?,
+            bytes(false),
+        ],
+        "qwen2" => vec![
+            words(
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            )?,
+            bytes(false),
+        ],
+        _ => return None,
+    };
+    Some(Sequence::new(steps))
 }
 
 impl Tokenizer {
@@ -34,9 +110,8 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError`] for a kind of tokenizer that is not known here, or a vocabulary that contradicts itself.
     pub fn new(text: &ModelText) -> Result<Self, TextError> {
-        if text.kind != "gpt2" || text.pre != "smollm" {
-            return Err(TextError::Unsupported { kind: text.kind.clone(), pre: text.pre.clone() });
-        }
+        let unsupported = || TextError::Unsupported { kind: text.kind.clone(), pre: text.pre.clone() };
+        let split = split(&text.pre).filter(|_| text.kind == "gpt2").ok_or_else(unsupported)?;
         let broken = |reason: String| TextError::Broken(reason);
         let type_of = |id: usize| text.token_types.get(id).copied().unwrap_or_default();
         let ids = (0u32..).zip(&text.tokens);
@@ -47,10 +122,8 @@ impl Tokenizer {
         let pair = |merge: &String| merge.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned()));
         let merges: Option<Vec<_>> = text.merges.iter().map(pair).collect();
         let merges = merges.ok_or_else(|| broken("a merge does not have two tokens".to_owned()))?;
-        let bpe =
-            BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| broken(e.to_string()))?;
-        let mut bpe = tokenizers::Tokenizer::new(bpe);
-        let split = Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()]);
+        let bpe = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(text.pre == LLAMA3);
+        let mut bpe = tokenizers::Tokenizer::new(bpe.build().map_err(|e| broken(e.to_string()))?);
         bpe.with_pre_tokenizer(Some(split));
         let of_type = |wanted: i32| {
             let whole = text.tokens.iter().enumerate().filter(move |(id, _)| type_of(*id) == wanted);
@@ -72,7 +145,44 @@ impl Tokenizer {
             ends.push(bytes.len());
         }
         let special = (0..text.tokens.len()).map(|id| type_of(id) == SPECIAL).collect();
-        Ok(Self { bpe, bytes, ends, special, bos: text.bos.filter(|_| text.add_bos) })
+        let bos = text.bos.filter(|_| text.add_bos);
+        Ok(Self { bpe, bytes, ends, special, bos, starts_with_space: false })
+    }
+
+    /// Reads a `tokenizer.json`. Its own post-processor adds the begin-of-sequence token.
+    ///
+    /// # Errors
+    /// [`TextError`] for a file that the library does not read, or tokens whose bytes are not known here.
+    pub fn from_json(json: &[u8]) -> Result<Self, TextError> {
+        let broken = |reason: String| TextError::Broken(format!("tokenizer.json: {reason}"));
+        let mut bpe = tokenizers::Tokenizer::from_bytes(json).map_err(|error| broken(error.to_string()))?;
+        bpe.with_padding(None);
+        bpe.with_truncation(None).map_err(|error| broken(error.to_string()))?;
+        let described: Value = serde_json::from_slice(json).map_err(|error| broken(error.to_string()))?;
+        let spelling = Spelling::of(&described["decoder"]).ok_or_else(|| TextError::Unsupported {
+            kind: described["model"]["type"].as_str().unwrap_or("none").to_owned(),
+            pre: described["decoder"]["type"].as_str().unwrap_or("none").to_owned(),
+        })?;
+        let added = bpe.get_added_tokens_decoder();
+        let mut tokens: Vec<(u32, String)> =
+            bpe.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
+        tokens.sort_unstable();
+        let (mut bytes, mut ends, mut special) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, token) in tokens {
+            // Ids that no token has are tokens without text.
+            ends.resize((id as usize).max(ends.len()), bytes.len());
+            special.resize(ends.len(), false);
+            match added.get(&id) {
+                Some(_) => bytes.extend(token.as_bytes()),
+                None => bytes.extend(spelling.bytes(&token)),
+            }
+            ends.truncate(id as usize);
+            ends.push(bytes.len());
+            special.truncate(id as usize);
+            special.push(added.get(&id).is_some_and(|added| added.special));
+        }
+        let starts_with_space = matches!(spelling, Spelling::Metaspace);
+        Ok(Self { bpe, bytes, ends, special, bos: None, starts_with_space })
     }
 
     /// How many tokens there are.
@@ -150,7 +260,11 @@ impl Detokenizer {
     pub fn text(tokenizer: &Arc<Tokenizer>, tokens: &[u32], skip_special: bool) -> String {
         let mut detokenizer = Self::new(Arc::clone(tokenizer), skip_special);
         let text: String = tokens.iter().map(|token| detokenizer.push(*token)).collect();
-        text + &detokenizer.finish()
+        let text = text + &detokenizer.finish();
+        match text.strip_prefix(' ').filter(|_| tokenizer.starts_with_space) {
+            Some(rest) => rest.to_owned(),
+            None => text,
+        }
     }
 
     /// The text that this token completes; empty while a character is incomplete.
@@ -231,13 +345,58 @@ mod tests {
 
     #[test]
     fn unknown_tokenizers_are_refused() {
-        for (kind, pre) in [("llama", "smollm"), ("gpt2", "qwen2")] {
+        for (kind, pre) in [("llama", "smollm"), ("gpt2", "dbrx")] {
             let text = ModelText { kind: kind.to_owned(), pre: pre.to_owned(), ..bytes_model() };
             let error = Tokenizer::new(&text).err().unwrap().to_string();
             assert!(error.contains(kind) && error.contains(pre), "{error}");
         }
         let doubled = ModelText { tokens: vec!["a".into(), "a".into()], ..bytes_model() };
         assert!(matches!(Tokenizer::new(&doubled), Err(TextError::Broken(_))));
+    }
+
+    #[test]
+    fn a_json_says_the_same_as_a_gguf() {
+        let from_gguf = tokenizer();
+        let mut described: Value = serde_json::to_value(&from_gguf.bpe).unwrap();
+        described["decoder"] = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
+            "trim_offsets": true, "use_regex": true});
+        let from_json = Arc::new(Tokenizer::from_json(described.to_string().as_bytes()).unwrap());
+        assert_eq!(from_json.vocabulary(), from_gguf.vocabulary());
+        for text in ["a he  5 ü", "a<|im_end|>he"] {
+            let tokens = from_json.encode(text, true).unwrap();
+            assert_eq!(tokens, from_gguf.encode(text, true).unwrap(), "{text}");
+            for skip in [true, false] {
+                let [a, b] =
+                    [&from_json, &from_gguf].map(|tokenizer| Detokenizer::text(tokenizer, &tokens, skip));
+                assert_eq!(a, b);
+            }
+        }
+    }
+
+    #[test]
+    fn sentencepiece_vocabularies_are_spelt_out() {
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "post_processor": null,
+            "added_tokens": [{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true}],
+            "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+            "pre_tokenizer": null,
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+                {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+            "model": {"type": "BPE", "byte_fallback": true, "unk_token": "<s>", "fuse_unk": true, "merges": [["▁", "a"]],
+                "vocab": {"<s>": 0, "<0xC3>": 1, "<0xBC>": 2, "▁": 3, "a": 4, "▁a": 7}},
+        });
+        let tokenizer = Arc::new(Tokenizer::from_json(json.to_string().as_bytes()).unwrap());
+        assert_eq!(tokenizer.vocabulary(), 8, "5 and 6 are no tokens");
+        let tokens = tokenizer.encode("a aü", true).unwrap();
+        assert_eq!(tokens, [7, 7, 1, 2]);
+        assert_eq!(Detokenizer::text(&tokenizer, &tokens, true), "a aü");
+        let mut answer = Detokenizer::new(tokenizer.clone(), true);
+        let pieces: Vec<String> = tokens.iter().map(|token| answer.push(*token)).collect();
+        assert_eq!(pieces, [" a", " a", "", "ü"], "an answer goes on from a prompt");
+        assert!(matches!(Tokenizer::from_json(b"{"), Err(TextError::Broken(_))));
     }
 
     #[test]

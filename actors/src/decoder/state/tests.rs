@@ -117,7 +117,9 @@ fn a_client_that_has_enough_ends_its_request_well() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 9, None));
     state.on_reserved(now, reserved(&[3, 1]));
-    [7, 8, 9].map(|token| state.on_advanced(now, advanced(Some(token), None)));
+    for token in [7, 8, 9] {
+        state.on_advanced(now, advanced(Some(token), None));
+    }
     let actions = state.on_complete(R, 2);
     ends_with(&actions, 2);
     assert_eq!(actions[1..], [Action::Stop(OWN)], "its pages go back when the engine has let go of them");

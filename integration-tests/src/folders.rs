@@ -1,0 +1,169 @@
+//! Hugging Face folders of small random Llamas: written here, answered by transformers in `fixtures/llamas.json`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use half::{bf16, f16};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+/// A model of `fixtures/llamas.json`, whose weights follow from its salt.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Llama {
+    /// What tests call it.
+    pub name: String,
+    /// Its `config.json`.
+    pub config: Value,
+    /// Token ids.
+    pub prompt: Vec<u32>,
+    /// What transformers answers, greedily, in float32.
+    pub ids: Vec<u32>,
+    dtype: String,
+    shards: usize,
+    salt: String,
+}
+
+/// Every model of the fixture.
+///
+/// # Errors
+/// A fixture that cannot be read.
+pub fn llamas() -> Result<Vec<Llama>> {
+    #[derive(Deserialize)]
+    struct File {
+        llamas: Vec<Llama>,
+    }
+    Ok(serde_json::from_str::<File>(include_str!("../fixtures/llamas.json"))?.llamas)
+}
+
+/// A folder that goes away with this value.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Between -1 and 1: what `numbers` of `make_models.py` makes.
+fn number(name: &str, index: u64) -> f32 {
+    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
+    let mut z = seed.wrapping_add((index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+}
+
+fn tensor(salt: &str, name: &str, shape: &[u64], dtype: &str) -> Vec<u8> {
+    let name = format!("{salt}/{name}");
+    let value = |index| match shape {
+        [_] => 1.0 + number(&name, index) * 0.125,
+        _ => number(&name, index) * 2f32.powi(1 - shape[1].ilog2() as i32 / 2),
+    };
+    let store = |value: f32| match dtype {
+        "F32" => value.to_le_bytes().to_vec(),
+        "F16" => f16::from_f32(value).to_le_bytes().to_vec(),
+        _ => bf16::from_f32(value).to_le_bytes().to_vec(),
+    };
+    (0..shape.iter().product()).map(value).flat_map(store).collect()
+}
+
+/// Names and shapes, as transformers has them.
+fn tensors(config: &Value) -> Vec<(String, Vec<u64>)> {
+    let size = |key: &str| config[key].as_u64().unwrap_or_default();
+    let (hidden, feed, vocabulary) = (size("hidden_size"), size("intermediate_size"), size("vocab_size"));
+    let (query, key) =
+        (size("num_attention_heads") * size("head_dim"), size("num_key_value_heads") * size("head_dim"));
+    let mut all = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![vocabulary, hidden]),
+        ("model.norm.weight".to_owned(), vec![hidden]),
+    ];
+    if config["tie_word_embeddings"] == false {
+        all.push(("lm_head.weight".to_owned(), vec![vocabulary, hidden]));
+    }
+    for layer in 0..size("num_hidden_layers") {
+        for (name, shape) in [
+            ("input_layernorm", vec![hidden]),
+            ("self_attn.q_proj", vec![query, hidden]),
+            ("self_attn.k_proj", vec![key, hidden]),
+            ("self_attn.v_proj", vec![key, hidden]),
+            ("self_attn.o_proj", vec![hidden, query]),
+            ("post_attention_layernorm", vec![hidden]),
+            ("mlp.gate_proj", vec![feed, hidden]),
+            ("mlp.up_proj", vec![feed, hidden]),
+            ("mlp.down_proj", vec![hidden, feed]),
+        ] {
+            all.push((format!("model.layers.{layer}.{name}.weight"), shape));
+        }
+    }
+    all
+}
+
+fn safetensors(entries: &[(String, Vec<u64>)], salt: &str, dtype: &str) -> Result<Vec<u8>> {
+    let (mut header, mut data) = (Map::new(), Vec::new());
+    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    for (name, shape) in entries {
+        let bytes = tensor(salt, name, shape, dtype);
+        let offsets = [data.len(), data.len() + bytes.len()];
+        header.insert(name.clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}));
+        data.extend(bytes);
+    }
+    let header = serde_json::to_vec(&header)?;
+    Ok([&(header.len() as u64).to_le_bytes()[..], &header, &data].concat())
+}
+
+impl Llama {
+    /// Writes the folder.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write(&self, purpose: &str) -> Result<Folder> {
+        let folder = Folder(std::env::temp_dir().join(format!(
+            "baton-{purpose}-{}-{}",
+            std::process::id(),
+            self.name
+        )));
+        fs::create_dir_all(&folder.0)?;
+        let put = |name: &str, bytes: &[u8]| fs::write(folder.0.join(name), bytes);
+        put("config.json", self.config.to_string().as_bytes())?;
+        put("tokenizer.json", tokenizer().to_string().as_bytes())?;
+        let template = "{% for m in messages %}{{ m.content }}{% endfor %}";
+        put("tokenizer_config.json", json!({"chat_template": template}).to_string().as_bytes())?;
+        let all = tensors(&self.config);
+        let mut places = Map::new();
+        for (n, part) in all.chunks(all.len().div_ceil(self.shards)).enumerate() {
+            let file = match self.shards {
+                1 => "model.safetensors".to_owned(),
+                shards => format!("model-{:05}-of-{shards:05}.safetensors", n + 1),
+            };
+            put(&file, &safetensors(part, &self.salt, &self.dtype)?)?;
+            places.extend(part.iter().map(|(name, _)| (name.clone(), json!(file))));
+        }
+        if self.shards > 1 {
+            put("model.safetensors.index.json", json!({"weight_map": places}).to_string().as_bytes())?;
+        }
+        Ok(folder)
+    }
+}
+
+/// A byte-level tokenizer of as many characters as the models have tokens.
+fn tokenizer() -> Value {
+    let vocabulary: Map<String, Value> =
+        (b'!'..).take(75).enumerate().map(|(id, byte)| (char::from(byte).to_string(), json!(id))).collect();
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [], "pre_tokenizer": byte_level, "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    })
+}
