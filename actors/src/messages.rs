@@ -282,6 +282,8 @@ pub struct PagesSent {
     pub request: RequestId,
     /// How many more.
     pub count: u32,
+    /// How long the lane had them, from the first put's posting to the flush; what it had before them is not counted twice.
+    pub put_micros: u64,
 }
 
 /// Transfer → prefiller: no put of this request is in flight any more.

@@ -355,6 +355,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         prefiller.run(Prefiller::new(
             PrefillerState::new(PrefillerConfig {
                 page_tokens: layout.page_tokens,
+                page_bytes: layout.page_bytes(),
                 pool_pages: pages,
                 vocabulary: model.vocabulary,
                 context_tokens: model.context_tokens,

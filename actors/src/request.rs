@@ -165,6 +165,8 @@ pub struct Timings {
     pub decode_pid: u32,
     /// Tokens in the prompt.
     pub prompt_tokens: u32,
+    /// Leading tokens of the prompt whose KV was here before the request came.
+    pub resident_tokens: u32,
     /// Tokens sampled.
     pub completion_tokens: u32,
     /// From the first prefill step's start to the first token's sampling, in the prefilling process.

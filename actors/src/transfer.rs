@@ -97,9 +97,7 @@ impl Transfer {
                     self.submit(session, ticket, command);
                 }
                 Action::Frame(session, frame) => self.out.frames.post(SendFrame { session, frame }),
-                Action::Sent(session, request, count) => {
-                    self.out.sent.post(PagesSent { session, request, count });
-                }
+                Action::Sent(sent) => self.out.sent.post(sent),
                 Action::Drained(session, request) => self.out.drained.post(PutsDrained { session, request }),
                 Action::Break(session, reason) => self.out.breaks.post(BreakSession { session, reason }),
                 Action::Measured(session, lane, bytes, micros) => {

@@ -153,6 +153,9 @@ fn every_config_file_loads_for_its_role() -> Result<()> {
             Some("receiver") => Role::Receiver,
             Some("sender") => Role::Sender,
             Some("local") => Role::Local,
+            Some(lmcache) if lmcache.starts_with("lmcache-") => {
+                Config::role_in(&file).context("nixl_role")?
+            }
             other => panic!("{other:?} is the name of no role"),
         };
         if let Err(errors) = Config::load(role, Some(&file), &[], surroundings()) {

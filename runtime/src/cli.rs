@@ -1,11 +1,11 @@
 //! The command line: what a person types, and the exit code that comes back.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::config::{Config, ConfigErrors, Flag, Role, Surroundings};
+use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
 use crate::{roles, telemetry};
 
 const AFTER_HELP: &str = "\
@@ -24,6 +24,9 @@ Exit codes:
   1  could not start or could not go on; the reason is one line on standard error
   2  the command line or the configuration is wrong; nothing was started";
 
+/// Where the flags stand that users of vLLM know.
+const VLLM: &str = "Flags of `vllm serve`";
+
 const ABOUT: &str = "Serves a language model with its prefill in one process and its decoding in another.";
 
 const LONG_ABOUT: &str = "\
@@ -36,17 +39,45 @@ which decodes and streams the answer over an OpenAI-compatible HTTP port.";
 #[derive(Parser)]
 #[command(name = "runtime", version, about = ABOUT, long_about = LONG_ABOUT, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// What this process is
-    #[arg(long, value_enum, default_value_t = Role::Local)]
-    pub role: Role,
+    /// What this process is [default: what --config or --kv-transfer-config says, else local]
+    #[arg(long, value_enum)]
+    pub role: Option<Role>,
 
-    /// YAML file with configuration keys
+    /// YAML file with configuration keys, Baton's or LMCache's [default: $LMCACHE_CONFIG_FILE]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
     /// Model: a GGUF file or a Hugging Face folder (the key `model`)
     #[arg(long, value_name = "PATH")]
     pub model: Option<String>,
+
+    /// Port: the node's own for a sender or receiver (`http.port`), else the frontend's
+    #[arg(long, value_name = "PORT", help_heading = VLLM)]
+    pub port: Option<String>,
+
+    /// Address to listen on for HTTP (`http.host` and `frontend.host`)
+    #[arg(long, value_name = "HOST", help_heading = VLLM)]
+    pub host: Option<String>,
+
+    /// Name under which clients ask for the model (`served_model_name`)
+    #[arg(long, value_name = "NAME", help_heading = VLLM)]
+    pub served_model_name: Option<String>,
+
+    /// Most tokens of a prompt and its answer (`request.context_tokens`)
+    #[arg(long, value_name = "TOKENS", help_heading = VLLM)]
+    pub max_model_len: Option<String>,
+
+    /// Key that clients have to show (`request.api_key`)
+    #[arg(long, value_name = "KEY", help_heading = VLLM)]
+    pub api_key: Option<String>,
+
+    /// Leaves the line for each finished request out of the log
+    #[arg(long, help_heading = VLLM)]
+    pub disable_log_requests: bool,
+
+    /// Its `kv_role` says what this process is: kv_producer is a sender, kv_consumer a receiver
+    #[arg(long, value_name = "JSON", help_heading = VLLM, value_parser = parse_kv_transfer)]
+    pub kv_transfer_config: Option<KvTransfer>,
 
     /// Sets one configuration key; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_set)]
@@ -66,19 +97,75 @@ fn parse_set(text: &str) -> Result<Flag, String> {
     Ok(Flag { name: format!("--set {key}"), key: key.to_owned(), value: value.to_owned() })
 }
 
+/// What of `--kv-transfer-config` is understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvTransfer {
+    role: Role,
+    /// Fields that set nothing here.
+    idle: Vec<String>,
+}
+
+fn parse_kv_transfer(text: &str) -> Result<KvTransfer, String> {
+    let fields: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(text).map_err(|error| format!("not a JSON object: {error}"))?;
+    let role = match fields.get("kv_role").and_then(serde_json::Value::as_str) {
+        Some("kv_producer") => Role::Sender,
+        Some("kv_consumer") => Role::Receiver,
+        Some(other) => return Err(format!("kv_role is {other:?}; kv_producer and kv_consumer are known")),
+        None => return Err("kv_role is missing; set it to kv_producer or kv_consumer".to_owned()),
+    };
+    let idle = fields.keys().filter(|key| *key != "kv_role").cloned().collect();
+    Ok(KvTransfer { role, idle })
+}
+
 impl Cli {
+    /// What the process is: what `--role` says, or the flag or file that vLLM and LMCache have for it.
+    fn role(&self, file: Option<&Path>) -> Result<Role, ConfigErrors> {
+        let transfer = self.kv_transfer_config.as_ref().map(|transfer| transfer.role);
+        match (self.role, transfer) {
+            (Some(role), Some(transfer)) if role != transfer => {
+                let reason = format!("makes a {}, and --role says {}", transfer.name(), role.name());
+                let (origin, key) = ("--kv-transfer-config".to_owned(), "kv_role".to_owned());
+                Err(ConfigErrors(vec![Problem { origin, key, reason }]))
+            }
+            (role, transfer) => {
+                Ok(role.or(transfer).or_else(|| Config::role_in(file?)).unwrap_or(Role::Local))
+            }
+        }
+    }
+
     /// Resolves the configuration that this command line asks for.
     ///
     /// # Errors
     /// Every problem found, each one sentence.
     pub fn resolve(&self, surroundings: Surroundings) -> Result<Config, ConfigErrors> {
-        let model = self.model.iter().map(|path| Flag {
-            name: "--model".into(),
-            key: "model".into(),
-            value: path.clone(),
+        let file = self.config.clone().or_else(|| surroundings.lmcache_file.clone());
+        let role = self.role(file.as_deref())?;
+        let port = if role == Role::Local { "frontend.port" } else { "http.port" };
+        let named: [(&str, &[&str], &Option<String>); 6] = [
+            ("--model", &["model"], &self.model),
+            ("--port", &[port], &self.port),
+            ("--host", &["http.host", "frontend.host"], &self.host),
+            ("--served-model-name", &["served_model_name"], &self.served_model_name),
+            ("--max-model-len", &["request.context_tokens"], &self.max_model_len),
+            ("--api-key", &["request.api_key"], &self.api_key),
+        ];
+        let named = named.into_iter().flat_map(|(name, keys, value)| {
+            let flag = move |key: &&str, value: &String| Flag {
+                name: name.to_owned(),
+                key: (*key).to_owned(),
+                value: value.clone(),
+            };
+            keys.iter().filter_map(move |key| value.as_ref().map(|value| flag(key, value)))
         });
-        let flags: Vec<Flag> = self.set.iter().cloned().chain(model).collect();
-        Config::load(self.role, self.config.as_deref(), &flags, surroundings)
+        let flags: Vec<Flag> = self.set.iter().cloned().chain(named).collect();
+        let mut config = Config::load(role, file.as_deref(), &flags, surroundings)?;
+        let idle = self.kv_transfer_config.iter().flat_map(|transfer| &transfer.idle);
+        let idle: Vec<&str> = idle.map(String::as_str).collect();
+        if !idle.is_empty() {
+            config.notes.push(format!("--kv-transfer-config: nothing here for {} to set", idle.join(", ")));
+        }
+        Ok(config)
     }
 }
 
@@ -93,11 +180,12 @@ pub fn main() -> ExitCode {
         }
     };
     if cli.print_config {
-        print!("{}", config.to_yaml(cli.role));
+        print!("{}", config.to_yaml(config.role));
         return ExitCode::SUCCESS;
     }
-    telemetry::start(cli.log);
-    match roles::run(cli.role, config) {
+    telemetry::start(if cli.disable_log_requests { cli.log.without_requests() } else { cli.log });
+    config.notes.iter().for_each(|note| tracing::info!("{note}"));
+    match roles::run(config.role, config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -133,9 +221,56 @@ mod tests {
         ])
         .unwrap();
         let config = cli.resolve(Surroundings::from_variables([], 2)).unwrap();
-        assert_eq!((cli.role, config.link.port), (Role::Sender, 7));
+        assert_eq!((config.role, config.link.port), (Role::Sender, 7));
         assert_eq!(config.model, PathBuf::from("m.gguf"));
         assert_eq!(config.ring.bytes.0, 1 << 20);
+    }
+
+    fn resolved(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
+        let cli = Cli::try_parse_from([&["runtime"], arguments].concat()).map_err(|e| e.to_string())?;
+        let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+        cli.resolve(Surroundings::from_variables(variables, 2)).map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn flags_of_vllm_are_taken() {
+        let transfer =
+            r#"{"kv_connector":"LMCacheConnectorV1","kv_role":"kv_consumer","kv_connector_extra_config":{}}"#;
+        let flags =
+            ["--port", "8201", "--host", "0.0.0.0", "--served-model-name", "m", "--max-model-len", "512"];
+        let more = ["--disable-log-requests", "--api-key", "k", "--kv-transfer-config", transfer];
+        let config = resolved(&[&flags[..], &more].concat(), &[]).unwrap();
+        assert_eq!((config.role, config.http.port, config.frontend.port), (Role::Receiver, 8201, 9000));
+        assert_eq!((&*config.http.host, &*config.frontend.host), ("0.0.0.0", "0.0.0.0"));
+        assert_eq!(config.served_model_name.as_deref(), Some("m"));
+        assert_eq!(config.request.context_tokens, 512);
+        assert_eq!(config.request.api_key.unwrap().reveal(), "k");
+        assert_eq!(
+            config.notes,
+            ["--kv-transfer-config: nothing here for kv_connector, kv_connector_extra_config to set"]
+        );
+        assert_eq!(resolved(&["--port", "9001"], &[]).unwrap().frontend.port, 9001);
+    }
+
+    #[test]
+    fn whoever_names_a_role_must_agree() {
+        let producer = ["--kv-transfer-config", r#"{"kv_role":"kv_producer"}"#];
+        assert_eq!(resolved(&producer, &[]).unwrap().role, Role::Sender);
+        let error = resolved(&[&producer[..], &["--role", "receiver"]].concat(), &[]).unwrap_err();
+        assert_eq!(error, "--kv-transfer-config: kv_role makes a sender, and --role says receiver");
+        let both = resolved(&["--kv-transfer-config", r#"{"kv_role":"kv_both"}"#], &[]).unwrap_err();
+        assert!(both.contains("kv_producer and kv_consumer are known"), "{both}");
+
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/lmcache-decoder-config.yaml");
+        let variables = [("LMCACHE_CONFIG_FILE", file), ("LMCACHE_USE_EXPERIMENTAL", "True")];
+        assert_eq!(resolved(&[], &variables).unwrap().role, Role::Receiver);
+        let error = resolved(&["--role", "sender"], &variables).unwrap_err();
+        assert!(error.contains("nixl_role is receiver, and this process is to be a sender"), "{error}");
+        let other = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/sender.yaml");
+        assert_eq!(
+            resolved(&["--role", "sender", "--config", other], &variables).unwrap().role,
+            Role::Sender
+        );
     }
 
     #[test]

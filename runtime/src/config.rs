@@ -10,6 +10,7 @@
 mod layers;
 mod print;
 mod role;
+mod seed;
 mod surroundings;
 mod values;
 
@@ -132,6 +133,8 @@ sections! {
         deadline: Duration = duration, |_, _| "10m";
         /// How many requests a process admits at once; one more is answered 429.
         concurrency: usize = |value| count(value, 1..=32768), |_, _| "64";
+        /// Most tokens that a prompt and its answer may have together; 0 takes the model's own limit.
+        context_tokens: u32 = |value| count(value, 0..=16_777_216), |_, _| "0";
         /// Key that clients have to show as `Authorization: Bearer KEY`; without one, anybody who reaches the port may ask.
         api_key: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
     }
@@ -197,6 +200,10 @@ pub struct Config {
     pub transport: Transport,
     /// How a process ends.
     pub shutdown: Shutdown,
+    /// What this process is.
+    pub role: Role,
+    /// What its operator should know of the configuration: a sentence each, for the log.
+    pub notes: Vec<String>,
     /// What the process found around it.
     pub surroundings: Surroundings,
     /// For each key that something set: the file, the variable or the flag.
@@ -226,12 +233,13 @@ impl Config {
         surroundings: Surroundings,
     ) -> Result<Self, ConfigErrors> {
         let layers = Layers::collect(role, file, flags, &surroundings)?;
-        let config = Self::read(&layers, surroundings).map_err(|problem| ConfigErrors(vec![problem]))?;
+        let config =
+            Self::read(role, &layers, surroundings).map_err(|problem| ConfigErrors(vec![problem]))?;
         config.check_together(role, &layers)?;
         Ok(config)
     }
 
-    fn read(layers: &Layers, surroundings: Surroundings) -> Result<Self, Problem> {
+    fn read(role: Role, layers: &Layers, surroundings: Surroundings) -> Result<Self, Problem> {
         let mut config = Self {
             model: layers.get("model", path)?,
             served_model_name: layers.get("served_model_name", |value| optional(value, text))?,
@@ -244,6 +252,8 @@ impl Config {
             transport: Transport::read(layers)?,
             shutdown: Shutdown::read(layers)?,
             origins: layers.origins(),
+            notes: layers.notes.clone(),
+            role,
             surroundings,
         };
         if config.engine.threads == 0 {
@@ -286,6 +296,11 @@ impl Config {
             problems.push(layers.problem("link.port", reason));
         }
         if problems.is_empty() { Ok(()) } else { Err(ConfigErrors(problems)) }
+    }
+
+    /// The role that an LMCache file names (`nixl_role`); `None` for any other file.
+    pub fn role_in(file: &Path) -> Option<Role> {
+        layers::role_in(file)
     }
 
     /// Every key with its value as YAML text, in the order of [`keys`].

@@ -13,7 +13,6 @@
 //! - for tokens: until the request's deadline, which the decoder keeps, and `grace` for a decoder that is gone;
 //! - for a client to take its answer: until the same moment. The decoder does not wait for it: the tokens lie in the stream.
 
-mod access_log;
 mod admission;
 mod api_error;
 mod api_key;
@@ -25,6 +24,7 @@ mod handlers;
 mod limits;
 mod logprobs;
 mod model_text;
+mod observed;
 mod openai;
 mod reply;
 mod response;
@@ -55,6 +55,7 @@ pub use admission::Permits;
 pub use chat_template::{ChatTemplate, Message};
 pub use limits::Limits;
 pub use model_text::{ModelText, TextError};
+pub use observed::Observed;
 pub use served_model::ServedModel;
 pub use tokenizer::{Detokenizer, Tokenizer};
 
@@ -72,6 +73,8 @@ pub struct Frontend {
     pub route: actors::request::Route,
     /// How long a request may take, from its admission.
     pub deadline: Duration,
+    /// How requests ended, shared by all ports of the process.
+    pub observed: Arc<Observed>,
     /// What clients have to show as `Authorization: Bearer`; without one, anybody may ask.
     pub api_key: Option<String>,
     /// What clients may not exceed.

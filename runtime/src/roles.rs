@@ -21,7 +21,7 @@ use engine::{Engine, EngineConfig};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, Role};
-use crate::frontend::{Frontend, Health, Limits, Permits, ServedModel, bind};
+use crate::frontend::{Frontend, Health, Limits, Observed, Permits, ServedModel, bind};
 
 /// The sockets of a process, taken before anything slow begins.
 struct Ports {
@@ -89,6 +89,9 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
         known.vocabulary
     );
     model.context_tokens = model.context_tokens.min(known.context_tokens);
+    if config.request.context_tokens > 0 {
+        model.context_tokens = model.context_tokens.min(config.request.context_tokens);
+    }
     model.eos = known.eos_tokens.clone();
     Ok(model)
 }
@@ -152,8 +155,12 @@ async fn serve(
         );
         model.context_tokens = usable as u32;
     }
-    let model = Arc::new(model);
-    let permits = Permits::new(config.request.concurrency);
+    let shared = Shared {
+        permits: Permits::new(config.request.concurrency),
+        observed: Arc::new(Observed::new(&model.name)),
+        model: Arc::new(model),
+    };
+    actix::spawn(report_now_and_then(shared.observed.clone()));
     let mut servers = Vec::new();
     for (key, listener, route, workers) in [
         ("http.port", ports.http, Route::Local, 1),
@@ -161,14 +168,14 @@ async fn serve(
     ] {
         let Some(listener) = listener else { continue };
         tracing::info!(url = %format_args!("http://{}", listener.local_addr()?), key, ?route, "listening");
-        let server = port(role, &config, &node, &model, &permits, route).serve(listener, workers)?;
+        let server = port(role, &config, &node, &shared, route).serve(listener, workers)?;
         servers.push(server.handle());
         actix::spawn(server);
     }
     tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
     let mut signals = Signals::new()?;
     let end = ending(&node, &mut signals).await;
-    permits.close();
+    shared.permits.close();
     let drain = config.shutdown.drain;
     actix::spawn(async move {
         signals.next().await;
@@ -179,6 +186,7 @@ async fn serve(
     let servers =
         async { futures_util::future::join_all(servers.iter().map(|server| server.stop(true))).await };
     tokio::join!(node.shut_down(drain), servers);
+    report(&shared.observed);
     tracing::info!("ended");
     match end {
         None => Ok(()),
@@ -186,26 +194,43 @@ async fn serve(
     }
 }
 
-fn port(
-    role: Role,
-    config: &Config,
-    node: &Node,
-    model: &Arc<ServedModel>,
-    permits: &Permits,
-    route: Route,
-) -> Frontend {
+/// What both ports of a process share.
+struct Shared {
+    permits: Permits,
+    observed: Arc<Observed>,
+    model: Arc<ServedModel>,
+}
+
+/// How often the proxy reports first-token times, if there are new ones.
+const REPORT_EVERY: Duration = Duration::from_secs(30);
+
+async fn report_now_and_then(observed: Arc<Observed>) {
+    loop {
+        tokio::time::sleep(REPORT_EVERY).await;
+        report(&observed);
+    }
+}
+
+fn report(observed: &Observed) {
+    if let Some(report) = observed.report() {
+        tracing::info!("first-token times of requests that were handed over\n{report}");
+    }
+}
+
+fn port(role: Role, config: &Config, node: &Node, shared: &Shared, route: Route) -> Frontend {
     let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());
-    let metrics = node.counters.clone();
+    let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
     Frontend {
         generate: node.generate(),
         abort: node.abort.clone(),
         streams: node.streams.clone(),
-        model: model.clone(),
+        model: shared.model.clone(),
+        observed: shared.observed.clone(),
         route,
         deadline: config.request.deadline,
         api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
         limits: limits(config),
-        permits: permits.clone(),
+        permits: shared.permits.clone(),
         health: Arc::new(move || Health {
             status: if quarantined(&counters) == 0 { "ok" } else { "degraded" },
             reason: match quarantined(&counters) {
@@ -217,7 +242,7 @@ fn port(
             peers: counters.sessions_ready().load(Ordering::Relaxed) as usize,
             live_requests: streams.len(),
         }),
-        metrics: Arc::new(move || metrics.render()),
+        metrics: Arc::new(move || observed.render(&metrics, live.len())),
         drain: config.shutdown.drain + Duration::from_secs(2),
     }
 }

@@ -27,6 +27,17 @@ impl Filter {
     }
 }
 
+impl Filter {
+    /// The same without the line that each finished request has.
+    #[must_use]
+    pub fn without_requests(self) -> Self {
+        Self(format!("{},{REQUESTS}=warn", self.0))
+    }
+}
+
+/// The target of the line for a finished request.
+pub const REQUESTS: &str = "runtime::requests";
+
 /// Starts logging; a second call in one process changes nothing.
 pub fn start(filter: Filter) {
     let subscriber = tracing_subscriber::fmt()

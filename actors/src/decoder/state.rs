@@ -247,6 +247,9 @@ impl DecoderState {
         };
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         let Phase::Reserving { on } = entry.phase else { return Vec::new() };
+        if entry.emitted.is_empty() {
+            entry.timings.resident_tokens = resident;
+        }
         let Some(session) = on.filter(|_| landing > 0) else {
             return vec![entry.start(resident, pages)];
         };

@@ -19,8 +19,8 @@ use engine::{PageId, Sampling};
 
 use crate::first_token;
 use crate::messages::{
-    PagesComputed, PagesReserved, ReservePages, SchedulePut, SequenceAdvanced, SequenceEnd, SequenceId,
-    SessionId, StartPrefill, StartSequence,
+    PagesComputed, PagesReserved, PagesSent, ReservePages, SchedulePut, SequenceAdvanced, SequenceEnd,
+    SequenceId, SessionId, StartPrefill, StartSequence,
 };
 use crate::request::RequestId;
 
@@ -46,6 +46,17 @@ pub enum Action {
     Cancel(Key),
     /// Tell the receiver.
     Frame(SessionId, Frame),
+    /// Say that a prompt is handed over.
+    Stored {
+        /// Whose.
+        request: RequestId,
+        /// Tokens whose KV travelled.
+        tokens: u32,
+        /// Its bytes.
+        bytes: u64,
+        /// How long the lane had them.
+        put_micros: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +77,12 @@ struct Entry {
     pages: Vec<PageId>,
     /// Pages that are with transfer, or that the receiver has anyway.
     scheduled: u32,
+    /// Leading tokens that the receiver had before.
+    resident: u32,
     /// Pages that the receiver has.
     sent: u32,
+    /// How long the lane had those that were put.
+    put_micros: u64,
     deadline: Instant,
     phase: Phase,
 }
@@ -77,6 +92,8 @@ struct Entry {
 pub struct PrefillerConfig {
     /// Tokens in a page.
     pub page_tokens: u32,
+    /// Bytes of a page.
+    pub page_bytes: u64,
     /// Pages in the pool.
     pub pool_pages: u32,
     /// Token ids are below this.
@@ -135,7 +152,18 @@ impl PrefillerState {
         let tokens = prompt.clone();
         self.entries.insert(
             key,
-            Entry { serial, prompt, sampling, pages, scheduled: there, sent: there, deadline, phase },
+            Entry {
+                serial,
+                prompt,
+                sampling,
+                pages,
+                scheduled: there,
+                resident,
+                sent: there,
+                put_micros: 0,
+                deadline,
+                phase,
+            },
         );
         let sequence = SequenceId::Peer(serial);
         vec![Action::Reserve(ReservePages { sequence, tokens, pages: wanted, landing: false, again: false })]
@@ -147,7 +175,7 @@ impl PrefillerState {
 
     /// Why a prompt is not taken, if it is not. A peer's numbers are checked before anything trusts them.
     fn refusal(&self, key: Key, prompt: &[u32], resident: u32) -> Option<String> {
-        let PrefillerConfig { pool_pages, vocabulary, context_tokens, page_tokens } = self.config;
+        let PrefillerConfig { pool_pages, vocabulary, context_tokens, page_tokens, .. } = self.config;
         let pages = self.pages_for(prompt);
         let of_session = || self.entries.keys().filter(|other| other.0 == key.0).count();
         if self.draining {
@@ -237,9 +265,11 @@ impl PrefillerState {
     }
 
     /// More of its pages are visible at the receiver.
-    pub fn on_sent(&mut self, key: Key, count: u32) -> Vec<Action> {
+    pub fn on_sent(&mut self, sent: &PagesSent) -> Vec<Action> {
+        let key = (sent.session, sent.request);
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
-        entry.sent += count;
+        entry.sent += sent.count;
+        entry.put_micros += sent.put_micros;
         self.drain_if_sent(key)
     }
 
@@ -249,7 +279,14 @@ impl PrefillerState {
             return Vec::new();
         }
         entry.phase = Phase::Draining;
-        vec![Action::Cancel(key)]
+        let travelled = entry.pages.len() as u32 - entry.resident / self.config.page_tokens;
+        let stored = Action::Stored {
+            request: key.1,
+            tokens: entry.prompt.len() as u32 - entry.resident,
+            bytes: u64::from(travelled) * self.config.page_bytes,
+            put_micros: entry.put_micros,
+        };
+        vec![stored, Action::Cancel(key)]
     }
 
     /// No put touches its pages any more.

@@ -19,7 +19,7 @@ use connector::ring::{CreditNumber, PageIndex, RingError, SpendLedger};
 use connector::transport::Ticket;
 use engine::PageId;
 
-use crate::messages::SessionId;
+use crate::messages::{PagesSent, SessionId};
 use crate::request::RequestId;
 
 /// Most puts in flight in a session: enough to fill a lane, few enough not to queue behind each other.
@@ -57,8 +57,8 @@ pub enum Action {
     },
     /// Tell the receiver.
     Frame(SessionId, Frame),
-    /// Tell the prefiller: this many more pages are visible there.
-    Sent(SessionId, RequestId, u32),
+    /// Tell the prefiller: these more pages are visible there.
+    Sent(PagesSent),
     /// Tell the prefiller: no put of this cancelled request is in flight.
     Drained(SessionId, RequestId),
     /// The peer or the lane broke: end the session, for this reason.
@@ -133,6 +133,8 @@ struct Session {
     began: HashMap<RequestId, u64>,
     probe: Option<Probe>,
     lost: bool,
+    /// When the last flush was over.
+    flushed_micros: u64,
 }
 
 /// Every session's queue. Every `on_…` returns what has to be done, in order.
@@ -174,6 +176,7 @@ impl TransferState {
                 began: HashMap::new(),
                 probe: Some(probe),
                 lost: false,
+                flushed_micros: 0,
             },
         );
     }
@@ -396,6 +399,9 @@ impl TransferState {
         let Some(live) = self.sessions.get_mut(&session) else { return Ok(Vec::new()) };
         let mut actions = Vec::new();
         let mut covered: VecDeque<Put> = live.puts.drain(..covered as usize).collect();
+        let began = covered.front().map_or(now, |put| put.posted_micros.max(live.flushed_micros));
+        let put_micros = now.saturating_sub(began);
+        live.flushed_micros = now;
         while let Some(put) = covered.pop_front() {
             let (load, owner) = (put.load, put.owner());
             let mut count = 1;
@@ -419,7 +425,10 @@ impl TransferState {
                 Frame::PageFilled { first, count, owner, hashes, transfer_micros },
             ));
             match (owner, load, &mut live.probe) {
-                (Some(owner), ..) => actions.push(Action::Sent(session, RequestId(owner.request), count)),
+                (Some(owner), ..) => {
+                    let request = RequestId(owner.request);
+                    actions.push(Action::Sent(PagesSent { session, request, count, put_micros }));
+                }
                 (None, Load::Probe, Some(probe)) if probe.warm > 0 => {
                     probe.warm = probe.warm.saturating_sub(count);
                 }

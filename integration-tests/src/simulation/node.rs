@@ -151,6 +151,7 @@ impl Node {
                 transfer: TransferState::new(1),
                 prefiller: PrefillerState::new(PrefillerConfig {
                     page_tokens: PAGE_TOKENS,
+                    page_bytes: 1,
                     pool_pages: pages,
                     vocabulary: VOCABULARY,
                     context_tokens: 4096,

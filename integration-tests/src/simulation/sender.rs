@@ -1,6 +1,6 @@
 //! A sender's prefiller and transfer.
 
-use actors::messages::{CancelPuts, PagesSent, PutsDrained, SendFrame};
+use actors::messages::{CancelPuts, PutsDrained, SendFrame};
 use actors::prefiller::state as prefiller;
 use actors::transfer::state as transfer;
 use connector::frame::Frame;
@@ -22,7 +22,7 @@ impl World {
                 Mail::PeerLost(session) => prefiller.on_peer_lost(session),
                 Mail::Reserved(reserved) => prefiller.on_reserved(reserved),
                 Mail::Advanced(event) => prefiller.on_advanced(event),
-                Mail::Sent(sent) => prefiller.on_sent((sent.session, sent.request), sent.count),
+                Mail::Sent(sent) => prefiller.on_sent(&sent),
                 Mail::PutsDrained(drained) => prefiller.on_drained((drained.session, drained.request)),
                 Mail::BeginDrain => return prefiller.on_drain(),
                 Mail::Tick => prefiller.on_tick(now),
@@ -66,6 +66,7 @@ impl World {
                 prefiller::Action::Start(start) => (Actor::Generator, Mail::Start(start)),
                 prefiller::Action::Stop(sequence) => (Actor::Generator, Mail::Stop(sequence)),
                 prefiller::Action::Put(put) => (Actor::Transfer, Mail::SchedulePut(put)),
+                prefiller::Action::Stored { .. } => continue,
                 prefiller::Action::Cancel((session, request)) => {
                     (Actor::Transfer, Mail::CancelPuts(CancelPuts { session, request }))
                 }
@@ -102,8 +103,7 @@ impl World {
                         self.post(node, Actor::Link, Mail::Send(SendFrame { session, frame }));
                     }
                 }
-                transfer::Action::Sent(session, request, count) => {
-                    let sent = PagesSent { session, request, count };
+                transfer::Action::Sent(sent) => {
                     self.post(node, Actor::Prefiller, Mail::Sent(sent));
                 }
                 transfer::Action::Drained(session, request) => {

@@ -8,6 +8,7 @@ use figment::providers::YamlExtended;
 use figment::value::{Dict, Empty, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
+use super::seed;
 use super::surroundings::PREFIX;
 use super::{Flag, Key, Role, Surroundings, keys};
 
@@ -69,6 +70,8 @@ impl Provider for Setting {
 /// All layers on top of each other.
 pub(super) struct Layers {
     merged: Figment,
+    /// What the operator should know of the layers, a sentence each.
+    pub(super) notes: Vec<String>,
 }
 
 impl Layers {
@@ -88,7 +91,7 @@ impl Layers {
             });
         }
         if let Some(file) = file {
-            draft.read_file(file);
+            draft.read_file(role, file);
         }
         for (name, value) in &surroundings.variables {
             let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
@@ -101,7 +104,7 @@ impl Layers {
             return Err(ConfigErrors(draft.problems));
         }
         let merged = draft.settings.into_iter().fold(Figment::new(), Figment::merge);
-        Ok(Self { merged })
+        Ok(Self { merged, notes: draft.notes })
     }
 
     /// The value of a key.
@@ -136,6 +139,7 @@ impl Layers {
 struct Draft {
     settings: Vec<Setting>,
     problems: Vec<Problem>,
+    notes: Vec<String>,
 }
 
 impl Draft {
@@ -155,7 +159,7 @@ impl Draft {
         self.problems.push(Problem { origin: origin.to_owned(), key: key.to_owned(), reason });
     }
 
-    fn read_file(&mut self, file: &Path) {
+    fn read_file(&mut self, role: Role, file: &Path) {
         let origin = file.display().to_string();
         let text = match fs::read_to_string(file) {
             Ok(text) => text,
@@ -163,7 +167,10 @@ impl Draft {
         };
         // The extended reader: the plain one lets a later section of the same name silently replace an earlier one.
         match YamlExtended::from_str::<Value>(&text) {
-            Ok(Value::Dict(_, sections)) => self.walk(&origin, "", sections),
+            Ok(Value::Dict(_, sections)) => {
+                let own = self.translate(&origin, role, sections);
+                self.walk(&origin, "", own);
+            }
             // A file of comments alone.
             Ok(Value::Empty(..)) => {}
             Ok(_) => self.refuse(
@@ -173,6 +180,25 @@ impl Draft {
             ),
             Err(error) => self.refuse(&origin, "", format!("is not YAML: {error}")),
         }
+    }
+
+    /// Takes the keys of LMCache out of a file that has some.
+    fn translate(&mut self, origin: &str, role: Role, mut entries: Dict) -> Dict {
+        if !seed::is_lmcache(&entries) {
+            return entries;
+        }
+        let translated = seed::translate(&mut entries, role);
+        for (key, value, from) in translated.settings {
+            self.offer(&format!("{origin} ({from})"), key, value);
+        }
+        for (key, reason) in translated.problems {
+            self.refuse(origin, &key, reason);
+        }
+        if !translated.idle.is_empty() {
+            let keys = translated.idle.join(", ");
+            self.notes.push(format!("{origin}: nothing here for {keys} to set"));
+        }
+        entries
     }
 
     fn walk(&mut self, origin: &str, section: &str, entries: Dict) {
@@ -191,6 +217,15 @@ impl Draft {
                 value => self.offer(origin, &path, value),
             }
         }
+    }
+}
+
+/// The role that a file of LMCache names; `None` for any other file, which will be read and judged later.
+pub(super) fn role_in(file: &Path) -> Option<Role> {
+    let text = fs::read_to_string(file).ok()?;
+    match YamlExtended::from_str::<Value>(&text).ok()? {
+        Value::Dict(_, entries) => seed::role(&entries)?.ok(),
+        _ => None,
     }
 }
 

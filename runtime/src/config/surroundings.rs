@@ -20,6 +20,8 @@ pub struct Surroundings {
     pub cores: usize,
     /// The `UCX_` variables that the operator set: UCX reads them itself, and Baton leaves those choices alone.
     pub(super) ucx_variables: BTreeMap<String, String>,
+    /// The file that `LMCACHE_CONFIG_FILE` names, which is read where `--config` names none.
+    pub lmcache_file: Option<PathBuf>,
     /// The variables that start with `BATON_`, name to value.
     pub(super) variables: BTreeMap<String, String>,
 }
@@ -48,7 +50,8 @@ impl Surroundings {
                 .filter(move |(name, _)| name.starts_with(prefix))
         };
         let ucx_variables = named("UCX_").collect();
-        Self { ucx_variables, variables: named(PREFIX).collect(), cache, cores }
+        let lmcache_file = folder("LMCACHE_CONFIG_FILE");
+        Self { ucx_variables, variables: named(PREFIX).collect(), lmcache_file, cache, cores }
     }
 
     /// `value`, unless the operator set the UCX variable `name`.
@@ -73,6 +76,7 @@ impl std::fmt::Debug for Surroundings {
         f.debug_struct("Surroundings")
             .field("cache", &self.cache)
             .field("cores", &self.cores)
+            .field("lmcache_file", &self.lmcache_file)
             .field("ucx_variables", &self.ucx_variables.keys())
             .field("variables", &self.variables.keys())
             .finish()

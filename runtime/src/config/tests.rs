@@ -26,6 +26,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("engine.prefix_cache", "false", "false", "some", "must be true or false"),
     ("request.deadline", "90s", "90s", "10", "must be a duration with a unit"),
     ("request.concurrency", "8", "8", "0", "must be a whole number from 1"),
+    ("request.context_tokens", "4096", "4096", "-1", "must be a whole number from 0"),
     ("request.api_key", "hush", "\"***\"", "***", "only stands for a secret"),
     ("transport.ucx_library", "/u/libucp.so.0", "/u/libucp.so.0", "", "must be a path"),
     ("transport.page_hash", "false", "false", "perhaps", "must be true or false"),
@@ -297,4 +298,45 @@ fn every_file_in_configs_loads_and_says_the_defaults() {
         let defaults = Config::load(role, None, &[], surroundings(&[])).unwrap();
         assert_eq!(Config { origins: vec![], ..config }, defaults, "{role}");
     }
+}
+
+fn lmcache(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../configs/lmcache-{name}-config.yaml"))
+}
+
+#[test]
+fn files_of_lmcache_are_read_as_they_are() {
+    for (name, role) in [("prefiller", Role::Sender), ("decoder", Role::Receiver)] {
+        let file = lmcache(name);
+        assert_eq!(Config::role_in(&file), Some(role));
+        let config = Config::load(role, Some(&file), &[], surroundings(&[])).unwrap();
+        assert_eq!(config.ring.bytes.0, 1 << 30);
+        let expect = "nothing here for local_cpu, max_local_cpu_size, max_local_disk_size, remote_serde, nixl_enable_gc to set";
+        assert_eq!(config.notes, [format!("{}: {expect}", file.display())]);
+        match role {
+            Role::Sender => assert_eq!(config.link.peers, ["localhost:55555"]),
+            _ => assert_eq!((&*config.link.host, config.link.port), ("localhost", 55555)),
+        }
+    }
+}
+
+#[test]
+fn keys_of_lmcache_are_checked() {
+    let check = |text: &str, role: Role, expect: &str| {
+        let errors =
+            with_file("lmcache", text, |file| Config::load(role, Some(file), &[], surroundings(&[])));
+        let text = errors.err().expect("it is refused").to_string();
+        assert!(text.contains(expect), "{text:?} does not say {expect:?}");
+    };
+    check("nixl_role: sender", Role::Receiver, "nixl_role is sender, and this process is to be a receiver");
+    check("nixl_role: both", Role::Sender, "nixl_role must be sender or receiver, not \"both\"");
+    check(
+        "enable_nixl: False",
+        Role::Sender,
+        "enable_nixl is false, but pages travel over UCX or not at all",
+    );
+    check("nixl_buffer_device: disk", Role::Sender, "nixl_buffer_device must be cuda or cpu");
+    check("nixl_buffer_size: 0", Role::Sender, "(nixl_buffer_size): ring.bytes must be a size above zero");
+    check("nixl_peer_port: 70000", Role::Receiver, "(nixl_peer_port): link.port must be a port");
+    check("nixl_role: sender\nnixl_prot: 1", Role::Sender, "nixl_prot is not a key");
 }

@@ -66,7 +66,7 @@ pub enum Device {
 }
 
 /// The value in a sentence: `"abc"`, `5`, `a list`.
-fn named(value: &Value) -> String {
+pub(super) fn named(value: &Value) -> String {
     match value {
         Value::String(_, text) if text.chars().count() > 60 => {
             format!("{:?}…", text.chars().take(60).collect::<String>())

@@ -3,7 +3,9 @@
 use actors::request::{RequestError, RequestId};
 use futures_util::future::select_all;
 
+use super::observed::Ended;
 use super::reply::{Piece, Reply};
+use super::response::Head;
 
 /// Live answers, of which each next piece comes from whichever has one.
 pub(super) struct Choices {
@@ -16,8 +18,16 @@ pub(super) struct Choices {
 
 /// Why an answer failed, and with it all.
 pub(super) struct Failure {
-    pub(super) request: RequestId,
+    choice: usize,
+    request: RequestId,
     pub(super) error: RequestError,
+}
+
+impl Failure {
+    /// Which choice of a request it was.
+    pub(super) fn of<'a>(&self, head: &'a Head) -> Ended<'a> {
+        Ended { head, choice: self.choice, request: self.request }
+    }
 }
 
 impl Choices {
@@ -74,7 +84,7 @@ impl Choices {
     fn take(&mut self, place: usize, piece: Result<Piece, RequestError>) -> Result<(usize, Piece), Failure> {
         let (index, reply) = &self.live[place];
         let (index, request) = (*index, reply.request());
-        let piece = piece.map_err(|error| Failure { request, error })?;
+        let piece = piece.map_err(|error| Failure { choice: index, request, error })?;
         Ok((index, piece))
     }
 

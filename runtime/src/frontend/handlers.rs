@@ -15,19 +15,19 @@ use tokio::time::{timeout, timeout_at};
 use tracing::warn;
 
 use super::Frontend;
-use super::access_log::log_end;
 use super::admission::{next_request, public_id};
 use super::api_error::ApiError;
 use super::choices::{Choices, Failure};
 use super::connection::Connection;
 use super::fields::Fields;
 use super::logprobs::report;
+use super::observed::Ended;
 use super::openai::{Ask, Kind};
 use super::reply::{EndRule, Finish, Live, Reply};
 use super::response::{Answer, Choice, Head, Usage, models};
 use super::served_model::ServedModel;
 use super::stream::{EventShape, events};
-use super::tokenizer::{Detokenizer, Tokenizer};
+use super::tokenizer::Detokenizer;
 
 /// Largest body: a prompt of 128k token ids spelt as a JSON list is 1 MiB, as text less.
 pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
@@ -178,15 +178,16 @@ async fn generate(
     let mut choices = Choices::new(replies);
 
     let Some(options) = ask.stream else {
-        return whole(&head, &ask, choices, &frontend.model.tokenizer).await;
+        return whole(&frontend, &head, &ask, choices).await;
     };
     let keep_alive = frontend.limits.keep_alive;
     // For a while, a failure still gets an HTTP status of its own; then the response starts without a token.
     if let Ok(first) = timeout(keep_alive, choices.next()).await {
-        let first = first.map_err(|failure| failed(&head, failure))?;
+        let first = first.map_err(|failure| failed(&frontend, &head, &failure))?;
         choices.unread(first);
     }
-    let shape = EventShape { head, ask, options, tokenizer: frontend.model.tokenizer.clone() };
+    let (tokenizer, observed) = (frontend.model.tokenizer.clone(), frontend.observed.clone());
+    let shape = EventShape { head, ask, options, tokenizer, observed };
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream; charset=utf-8")
         .insert_header((CACHE_CONTROL, "no-cache"))
@@ -254,21 +255,22 @@ struct Collected {
 
 /// The answer in one response.
 async fn whole(
+    frontend: &Frontend,
     head: &Head,
     ask: &Ask,
     mut choices: Choices,
-    tokenizer: &Tokenizer,
 ) -> Result<HttpResponse, ApiError> {
     let begun =
         |choice| Collected { text: ask.prompt_of(choice).echo.clone(), tokens: Vec::new(), finish: None };
     let mut all: Vec<Collected> = (0..ask.choices()).map(begun).collect();
     while !choices.is_over() {
-        let (choice, piece) = choices.next().await.map_err(|failure| failed(head, failure))?;
+        let (choice, piece) = choices.next().await.map_err(|failure| failed(frontend, head, &failure))?;
         let collected = &mut all[choice];
         collected.text += &piece.text;
         collected.tokens.extend(piece.token);
         if let (Some(finish), Some(request)) = (piece.finish, choices.request(choice)) {
-            log_end(head, request, &Ok((finish.reason, &finish.timings)));
+            let ended = Ended { head, choice, request };
+            frontend.observed.end(&ended, Ok((finish.reason, &finish.timings)));
             collected.finish = Some(finish);
             choices.ended(choice);
         }
@@ -285,7 +287,7 @@ async fn whole(
             text: &choice.text,
             finish: finish.reason,
             stop: finish.stop.as_ref(),
-            logprobs: report(head.kind, tokenizer, &choice.tokens, 0),
+            logprobs: report(head.kind, &frontend.model.tokenizer, &choice.tokens, 0),
             token_ids: ask.return_token_ids.then_some((&*ask.prompt_of(index).tokens, &**ids)),
         });
     }
@@ -293,7 +295,7 @@ async fn whole(
     Ok(HttpResponse::Ok().content_type("application/json").body(head.response(answer)))
 }
 
-fn failed(head: &Head, failure: Failure) -> ApiError {
-    log_end(head, failure.request, &Err(failure.error.clone()));
-    failure.error.into()
+fn failed(frontend: &Frontend, head: &Head, failure: &Failure) -> ApiError {
+    frontend.observed.end(&failure.of(head), Err(&failure.error));
+    failure.error.clone().into()
 }

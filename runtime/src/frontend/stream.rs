@@ -14,10 +14,10 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio::time::timeout;
 
-use super::access_log::log_end;
 use super::api_error::ApiError;
 use super::choices::{Choices, Failure};
 use super::logprobs::report;
+use super::observed::{Ended, Observed};
 use super::openai::{Ask, Kind, StreamOptions};
 use super::reply::Piece;
 use super::response::{Delta, Head, TimingsReport, Usage};
@@ -39,6 +39,7 @@ pub(super) struct EventShape {
     pub(super) ask: Ask,
     pub(super) options: StreamOptions,
     pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) observed: Arc<Observed>,
 }
 
 /// How far a choice is.
@@ -95,7 +96,7 @@ impl Events {
         match piece {
             Ok((choice, piece)) => self.write_piece(choice, piece, out),
             Err(failure) => {
-                log_end(&self.shape.head, failure.request, &Err(failure.error.clone()));
+                self.shape.observed.end(&failure.of(&self.shape.head), Err(&failure.error));
                 frame(&ApiError::from(failure.error).body(), out);
                 frame(DONE, out);
                 self.ended = true;
@@ -104,7 +105,7 @@ impl Events {
     }
 
     fn write_piece(&mut self, index: usize, piece: Piece, out: &mut String) {
-        let EventShape { head, ask, options, tokenizer } = &self.shape;
+        let EventShape { head, ask, options, tokenizer, observed } = &self.shape;
         let prompt = ask.prompt_of(index);
         let progress = &mut self.progress[index];
         let first = !std::mem::replace(&mut progress.started, true);
@@ -120,7 +121,8 @@ impl Events {
         }
         let finish = piece.finish.as_ref();
         if let (Some(finish), Some(request)) = (finish, self.choices.request(index)) {
-            log_end(head, request, &Ok((finish.reason, &finish.timings)));
+            let ended = Ended { head, choice: index, request };
+            observed.end(&ended, Ok((finish.reason, &finish.timings)));
             self.choices.ended(index);
         }
         let mut timings =

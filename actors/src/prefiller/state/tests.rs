@@ -11,10 +11,16 @@ const FIRST: SequenceId = SequenceId::Peer(1);
 fn state() -> PrefillerState {
     PrefillerState::new(PrefillerConfig {
         page_tokens: 4,
+        page_bytes: 100,
         pool_pages: 8,
         vocabulary: 100,
         context_tokens: 40,
     })
+}
+
+/// Pages that the receiver has now, on which the lane spent 7 µs.
+fn sent(count: u32) -> PagesSent {
+    PagesSent { session: KEY.0, request: KEY.1, count, put_micros: 7 }
 }
 
 fn prefill(tokens: u32) -> StartPrefill {
@@ -67,8 +73,9 @@ fn pages_go_out_as_soon_as_they_are_final() {
     let computed = Action::Computed(PagesComputed { sequence: FIRST, tokens: (0..10).collect(), pages });
     let actions = state.on_advanced(advanced(10, Some(3), finished));
     assert_eq!(actions, [put(1, 1..3), Action::Frame(S, frame), computed]);
-    assert_eq!(state.on_sent(KEY, 2), []);
-    assert_eq!(state.on_sent(KEY, 1), [Action::Cancel(KEY)]);
+    assert_eq!(state.on_sent(&sent(2)), []);
+    let stored = Action::Stored { request: KEY.1, tokens: 10, bytes: 300, put_micros: 14 };
+    assert_eq!(state.on_sent(&sent(1)), [stored, Action::Cancel(KEY)]);
     assert_eq!(state.on_drained(KEY), [Action::Release(FIRST)]);
     assert!(state.is_empty());
 }
@@ -84,7 +91,9 @@ fn what_is_there_already_is_neither_computed_nor_sent() {
         assert_eq!(actions[1..], *before.as_slice());
         let finished = Some(SequenceEnd::Finished(FinishReason::Length));
         assert_eq!(state.on_advanced(advanced(10, Some(3), finished))[0], after);
-        assert_eq!(state.on_sent(KEY, 3 - there / 4), [Action::Cancel(KEY)]);
+        let bytes = u64::from(3 - there / 4) * 100;
+        let stored = Action::Stored { request: KEY.1, tokens: 10 - there, bytes, put_micros: 7 };
+        assert_eq!(state.on_sent(&sent(3 - there / 4)), [stored, Action::Cancel(KEY)]);
     };
     check(0, 8, Some(put(0, 0..2)), put(2, 2..3));
     check(4, 8, Some(put(1, 1..2)), put(2, 2..3));

@@ -72,7 +72,7 @@ impl Peer {
                     self.filled.push((owner, count));
                 }
                 Action::Frame(..) => {}
-                Action::Sent(_, _, count) => self.sent += count,
+                Action::Sent(sent) => self.sent += sent.count,
                 Action::Drained(..) => self.drained += 1,
                 Action::Break(_, reason) => self.broken.push(reason),
                 Action::Measured(..) => self.measured = true,

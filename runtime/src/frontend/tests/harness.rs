@@ -21,7 +21,7 @@ use ureq::{Agent, Body};
 
 use super::super::model_text::ModelText;
 use super::super::model_text::testing::{EOS, bytes_model};
-use super::super::{Frontend, Health, Limits, Permits, ServedModel, bind};
+use super::super::{Frontend, Health, Limits, Observed, Permits, ServedModel, bind};
 
 /// Longest wait for anything that must happen.
 pub(super) const WAIT: Duration = Duration::from_secs(20);
@@ -183,6 +183,7 @@ impl Server {
                     model: Arc::new(model),
                     route: Route::Auto,
                     deadline,
+                    observed: Arc::new(Observed::new("m")),
                     api_key,
                     limits,
                     permits: behind_permits,

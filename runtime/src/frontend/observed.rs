@@ -1,0 +1,261 @@
+//! How requests ended: a line in the log for each, and what `/metrics` and the proxy's report make of them.
+//!
+//! The metrics have vLLM's names where vLLM has one, so that dashboards made for it work; what Baton alone has stands in
+//! [`actors::counters`].
+
+mod histogram;
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use actors::counters::Counters;
+use actors::request::{FinishReason, RequestError, RequestId, Timings};
+use tracing::{info, warn};
+
+use super::response::Head;
+use crate::telemetry::REQUESTS;
+use histogram::Histogram;
+
+/// Handed-over requests that the proxy's report is made of: the newest, so that memory is bounded and a report is of now.
+const REPORTED_MAX: usize = 4096;
+
+/// What both ports of a process have seen. Threads share it.
+pub struct Observed {
+    model: String,
+    first_token: Histogram,
+    per_token: Histogram,
+    whole: Histogram,
+    prompt_tokens: AtomicU64,
+    resident_tokens: AtomicU64,
+    sampled_tokens: AtomicU64,
+    stopped: AtomicU64,
+    at_length: AtomicU64,
+    handed_over: Mutex<HandedOver>,
+}
+
+/// First-token times of requests that a sender prefilled.
+#[derive(Default)]
+struct HandedOver {
+    first_token_ms: VecDeque<f64>,
+    count: u64,
+    reported: u64,
+}
+
+/// One choice of a request as the log has it.
+pub(super) struct Ended<'a> {
+    pub(super) head: &'a Head,
+    pub(super) choice: usize,
+    pub(super) request: RequestId,
+}
+
+impl Observed {
+    /// Nothing yet, of requests for `model`.
+    pub fn new(model: &str) -> Self {
+        Self {
+            model: model.to_owned(),
+            first_token: Histogram::new(histogram::FIRST_TOKEN_SECONDS),
+            per_token: Histogram::new(histogram::TOKEN_SECONDS),
+            whole: Histogram::new(histogram::REQUEST_SECONDS),
+            prompt_tokens: AtomicU64::default(),
+            resident_tokens: AtomicU64::default(),
+            sampled_tokens: AtomicU64::default(),
+            stopped: AtomicU64::default(),
+            at_length: AtomicU64::default(),
+            handed_over: Mutex::default(),
+        }
+    }
+
+    /// A request has ended.
+    pub(super) fn end(&self, ended: &Ended<'_>, how: Result<(FinishReason, &Timings), &RequestError>) {
+        let Ended { head, choice, request } = ended;
+        let id = format_args!("{}-{choice}", head.id);
+        match how {
+            Ok((reason, timings)) => {
+                self.count(reason, timings);
+                let landed =
+                    if timings.pages > 0 { timings.prompt_tokens - timings.resident_tokens } else { 0 };
+                info!(
+                    target: REQUESTS,
+                    %request,
+                    %id,
+                    prompt_tokens = timings.prompt_tokens,
+                    completion_tokens = timings.completion_tokens,
+                    finish = if reason == FinishReason::Stop { "stop" } else { "length" },
+                    disaggregated = timings.disaggregated,
+                    first_token_ms = timings.first_token_ms.round(),
+                    decode_ms = timings.decode_ms.round(),
+                    "request finished"
+                );
+                info!(
+                    "Reqid: {id}, Total tokens {}, KV hit tokens: {}, need to load: {landed}",
+                    timings.prompt_tokens,
+                    timings.resident_tokens + landed
+                );
+            }
+            Err(error) => warn!(%request, %id, kind = error.kind(), %error, "request failed"),
+        }
+    }
+
+    fn count(&self, reason: FinishReason, timings: &Timings) {
+        let add = |cell: &AtomicU64, count: u32| cell.fetch_add(u64::from(count), Ordering::Relaxed);
+        add(&self.prompt_tokens, timings.prompt_tokens);
+        add(&self.resident_tokens, timings.resident_tokens);
+        add(&self.sampled_tokens, timings.completion_tokens);
+        add(if reason == FinishReason::Stop { &self.stopped } else { &self.at_length }, 1);
+        let later = timings.completion_tokens.saturating_sub(1);
+        self.first_token.add(timings.first_token_ms / 1e3);
+        self.whole.add((timings.first_token_ms + timings.decode_ms) / 1e3);
+        if later > 0 {
+            self.per_token.add(timings.decode_ms / 1e3 / f64::from(later));
+        }
+        if timings.disaggregated {
+            let mut handed_over = self.handed_over.lock().unwrap_or_else(PoisonError::into_inner);
+            handed_over.count += 1;
+            handed_over.first_token_ms.push_back(timings.first_token_ms);
+            if handed_over.first_token_ms.len() > REPORTED_MAX {
+                handed_over.first_token_ms.pop_front();
+            }
+        }
+    }
+
+    /// The proxy's report on first-token times, if requests were handed over since the last one.
+    pub fn report(&self) -> Option<String> {
+        let mut handed_over = self.handed_over.lock().unwrap_or_else(PoisonError::into_inner);
+        if handed_over.reported == handed_over.count {
+            return None;
+        }
+        handed_over.reported = handed_over.count;
+        let mut times: Vec<f64> = handed_over.first_token_ms.iter().copied().collect();
+        let count = handed_over.count;
+        drop(handed_over);
+        times.sort_unstable_by(f64::total_cmp);
+        let rank = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
+        let average = times.iter().sum::<f64>() / times.len() as f64;
+        let rule = "=".repeat(31);
+        Some(format!(
+            "{rule}\nNum requests: {count}\nPrefill node TTFT stats:\n - Average (ms): {average:.2}\n \
+             - Median (ms): {:.2}\n - 99th Percentile (ms): {:.2}\n{rule}",
+            rank(0.5),
+            rank(0.99)
+        ))
+    }
+
+    /// Prometheus's text, with what the node counts.
+    pub fn render(&self, counters: &Counters, running: usize) -> String {
+        let mut text = counters.render();
+        let labels = format!("model_name=\"{}\"", escaped(&self.model));
+        let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        let used = [counters.pages_live(), counters.pages_reserved(), counters.pages_outstanding()];
+        let used = used.map(load).iter().sum::<u64>() as f64 / load(counters.pages()).max(1) as f64;
+        let mut line = |kind: &str, name: &str, help: &str, values: &[(&str, f64)]| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "# HELP vllm:{name} {help}\n# TYPE vllm:{name} {kind}\n");
+            for (more, value) in values {
+                let _ = writeln!(text, "vllm:{name}{{{labels}{more}}} {value}");
+            }
+        };
+        line("gauge", "num_requests_running", "Requests in flight.", &[("", running as f64)]);
+        for name in ["kv_cache_usage_perc", "gpu_cache_usage_perc"] {
+            line("gauge", name, "Share of the KV pages in use; 1 is all.", &[("", used)]);
+        }
+        for (name, help, value) in [
+            ("prompt_tokens_total", "Prompt tokens of requests that ended well.", load(&self.prompt_tokens)),
+            ("generation_tokens_total", "Tokens sampled for them.", load(&self.sampled_tokens)),
+            (
+                "prefix_cache_queries_total",
+                "Prompt tokens looked up in the cache.",
+                load(&self.prompt_tokens),
+            ),
+            ("prefix_cache_hits_total", "Prompt tokens found there.", load(&self.resident_tokens)),
+            (
+                "num_preemptions_total",
+                "Requests that gave their pages back for others.",
+                load(counters.preemptions()),
+            ),
+        ] {
+            line("counter", name, help, &[("", value as f64)]);
+        }
+        let ends = [
+            (",finished_reason=\"stop\"", load(&self.stopped) as f64),
+            (",finished_reason=\"length\"", load(&self.at_length) as f64),
+            (",finished_reason=\"abort\"", load(counters.aborts()) as f64),
+        ];
+        line("counter", "request_success_total", "Requests by how they ended.", &ends);
+        self.first_token.render(
+            "time_to_first_token_seconds",
+            "From admission to the first token.",
+            &labels,
+            &mut text,
+        );
+        self.per_token.render(
+            "time_per_output_token_seconds",
+            "Mean of a request's tokens after the first.",
+            &labels,
+            &mut text,
+        );
+        self.whole.render(
+            "e2e_request_latency_seconds",
+            "From admission to the last token.",
+            &labels,
+            &mut text,
+        );
+        text
+    }
+}
+
+/// A label's value.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(first_token_ms: &[f64]) -> Observed {
+        let observed = Observed::new("a\"b");
+        for first_token_ms in first_token_ms {
+            let timings = Timings {
+                disaggregated: true,
+                prompt_tokens: 10,
+                resident_tokens: 4,
+                completion_tokens: 3,
+                first_token_ms: *first_token_ms,
+                decode_ms: 40.0,
+                ..Timings::default()
+            };
+            observed.count(FinishReason::Length, &timings);
+        }
+        observed
+    }
+
+    #[test]
+    fn the_report_is_the_seeds_in_milliseconds() {
+        let observed = seen(&[10.0, 30.0, 20.0]);
+        let expect = "===============================\nNum requests: 3\nPrefill node TTFT stats:\n - Average (ms): 20.00\n \
+                      - Median (ms): 20.00\n - 99th Percentile (ms): 30.00\n===============================";
+        assert_eq!(observed.report().as_deref(), Some(expect));
+        assert_eq!(observed.report(), None, "nothing new");
+    }
+
+    #[test]
+    fn metrics_have_vllms_names() {
+        let text = seen(&[10.0, 30.0]).render(&Counters::default(), 5);
+        for line in [
+            "vllm:num_requests_running{model_name=\"a\\\"b\"} 5",
+            "vllm:prompt_tokens_total{model_name=\"a\\\"b\"} 20",
+            "vllm:prefix_cache_hits_total{model_name=\"a\\\"b\"} 8",
+            "vllm:request_success_total{model_name=\"a\\\"b\",finished_reason=\"length\"} 2",
+            "vllm:time_to_first_token_seconds_bucket{model_name=\"a\\\"b\",le=\"0.02\"} 1",
+            "vllm:time_to_first_token_seconds_bucket{model_name=\"a\\\"b\",le=\"+Inf\"} 2",
+            "vllm:time_to_first_token_seconds_count{model_name=\"a\\\"b\"} 2",
+            "vllm:time_per_output_token_seconds_sum{model_name=\"a\\\"b\"} 0.04",
+            "vllm:e2e_request_latency_seconds_bucket{model_name=\"a\\\"b\",le=\"0.3\"} 2",
+            "baton_pages 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+}
