@@ -74,8 +74,8 @@ impl Observed {
         match how {
             Ok((reason, timings)) => {
                 self.count(reason, timings);
-                let landed =
-                    if timings.pages > 0 { timings.prompt_tokens - timings.resident_tokens } else { 0 };
+                let computed_elsewhere = timings.prompt_tokens.saturating_sub(timings.resident_tokens);
+                let landed = if timings.disaggregated { computed_elsewhere } else { 0 };
                 info!(
                     target: REQUESTS,
                     %request,
@@ -131,14 +131,19 @@ impl Observed {
         let count = handed_over.count;
         drop(handed_over);
         times.sort_unstable_by(f64::total_cmp);
-        let rank = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
+        // Between ranks, as numpy does.
+        let percentile = |share: f64| {
+            let at = (times.len() - 1) as f64 * share;
+            let (low, high) = (times[at.floor() as usize], times[at.ceil() as usize]);
+            low + (high - low) * at.fract()
+        };
         let average = times.iter().sum::<f64>() / times.len() as f64;
         let rule = "=".repeat(31);
         Some(format!(
             "{rule}\nNum requests: {count}\nPrefill node TTFT stats:\n - Average (ms): {average:.2}\n \
              - Median (ms): {:.2}\n - 99th Percentile (ms): {:.2}\n{rule}",
-            rank(0.5),
-            rank(0.99)
+            percentile(0.5),
+            percentile(0.99)
         ))
     }
 
@@ -147,7 +152,8 @@ impl Observed {
         let mut text = counters.render();
         let labels = format!("model_name=\"{}\"", escaped(&self.model));
         let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
-        let used = [counters.pages_live(), counters.pages_reserved(), counters.pages_outstanding()];
+        // Credits are the ring's: they are there without any request.
+        let used = [counters.pages_live(), counters.pages_reserved()];
         let used = used.map(load).iter().sum::<u64>() as f64 / load(counters.pages()).max(1) as f64;
         let mut line = |kind: &str, name: &str, help: &str, values: &[(&str, f64)]| {
             // Writing to a string cannot fail.
@@ -235,7 +241,7 @@ mod tests {
     fn the_report_is_the_seeds_in_milliseconds() {
         let observed = seen(&[10.0, 30.0, 20.0]);
         let expect = "===============================\nNum requests: 3\nPrefill node TTFT stats:\n - Average (ms): 20.00\n \
-                      - Median (ms): 20.00\n - 99th Percentile (ms): 30.00\n===============================";
+                      - Median (ms): 20.00\n - 99th Percentile (ms): 29.80\n===============================";
         assert_eq!(observed.report().as_deref(), Some(expect));
         assert_eq!(observed.report(), None, "nothing new");
     }
