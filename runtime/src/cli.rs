@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
+use crate::bench::{self, Bench};
 use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
 use crate::{roles, telemetry};
 
@@ -38,7 +39,12 @@ which decodes and streams the answer over an OpenAI-compatible HTTP port.";
 /// The command line.
 #[derive(Parser)]
 #[command(name = "runtime", version, about = ABOUT, long_about = LONG_ABOUT, after_help = AFTER_HELP)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
+    /// What to do other than serve.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// What this process is [default: what --config or --kv-transfer-config says, else local]
     #[arg(long, value_enum)]
     pub role: Option<Role>,
@@ -90,6 +96,14 @@ pub struct Cli {
     /// What to log, as `info` or `warn,runtime=debug`
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = telemetry::Filter::parse)]
     pub log: telemetry::Filter,
+}
+
+/// What the binary does beside serving.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Measures a running server
+    #[command(subcommand)]
+    Bench(Bench),
 }
 
 fn parse_set(text: &str) -> Result<Flag, String> {
@@ -172,6 +186,15 @@ impl Cli {
 /// Parses, configures and runs; what the binary does.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Some(Command::Bench(Bench::Serve(options))) = &cli.command {
+        return match bench::run(options, Surroundings::openai_key()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let config = match cli.resolve(Surroundings::of_process()) {
         Ok(config) => config,
         Err(errors) => {
@@ -280,7 +303,7 @@ mod tests {
             (vec!["runtime", "--set", "link.port"], ErrorKind::ValueValidation),
             (vec!["runtime", "--log", "runtime=loud"], ErrorKind::ValueValidation),
             (vec!["runtime", "--prot", "1"], ErrorKind::UnknownArgument),
-            (vec!["runtime", "stray"], ErrorKind::UnknownArgument),
+            (vec!["runtime", "stray"], ErrorKind::InvalidSubcommand),
         ] {
             assert_eq!(
                 Cli::try_parse_from(&arguments).err().map(|error| error.kind()),

@@ -62,6 +62,13 @@ impl FormatTime for Utc {
     }
 }
 
+/// This second as `2026-11-22 21:32:52`, in UTC.
+pub(crate) fn utc_seconds() -> String {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let text = utc(since_epoch.as_millis() as u64);
+    text.split('.').next().unwrap_or_default().to_owned()
+}
+
 /// Milliseconds since 1970 as a date and a time of day, by Howard Hinnant's `civil_from_days`.
 fn utc(epoch_ms: u64) -> String {
     let (days, ms) = (epoch_ms / 86_400_000, epoch_ms % 86_400_000);

@@ -54,6 +54,11 @@ impl Surroundings {
         Self { ucx_variables, variables: named(PREFIX).collect(), lmcache_file, cache, cores }
     }
 
+    /// The key that OpenAI's clients show.
+    pub fn openai_key() -> Option<String> {
+        std::env::var("OPENAI_API_KEY").ok().filter(|key| !key.is_empty())
+    }
+
     /// `value`, unless the operator set the UCX variable `name`.
     pub fn ucx_default(&self, name: &str, value: &str) -> Option<String> {
         (!self.ucx_variables.contains_key(name)).then(|| value.to_owned())

@@ -190,6 +190,12 @@ impl Tokenizer {
         self.ends.len() as u32
     }
 
+    /// Tokens that are not special and have a text, in the order of their ids.
+    pub fn ordinary(&self) -> Vec<u32> {
+        let said = |token: &u32| !self.is_special(*token) && !self.bytes_of(*token).is_empty();
+        (0..self.vocabulary()).filter(said).collect()
+    }
+
     /// Bytes of the longest token: a text of more than *n* times as many has more than *n* tokens.
     pub fn token_bytes_max(&self) -> usize {
         let starts = std::iter::once(&0).chain(&self.ends);

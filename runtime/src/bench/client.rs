@@ -1,0 +1,226 @@
+//! One request: sent, and its events timed as they come.
+
+use std::io::{BufRead, BufReader};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use super::dataset::Asked;
+use super::{Backend, ServeOptions};
+
+/// As long as vLLM's client waits for everything.
+const PATIENCE: Duration = Duration::from_secs(6 * 3600);
+
+/// What came of a request. Times are seconds.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Output {
+    /// From the measurement's start to the sending.
+    pub(super) start: f64,
+    pub(super) ttft: f64,
+    /// From each token to the next.
+    pub(super) itls: Vec<f64>,
+    pub(super) latency: f64,
+    pub(super) prompt_tokens: u32,
+    pub(super) output_tokens: u32,
+    pub(super) text: String,
+    /// Empty if it went well.
+    pub(super) error: String,
+}
+
+impl Output {
+    pub(super) fn is_good(&self) -> bool {
+        self.error.is_empty()
+    }
+}
+
+/// Who is asked, and how.
+pub(super) struct Client<'a> {
+    pub(super) options: &'a ServeOptions,
+    pub(super) model: &'a str,
+    agent: ureq::Agent,
+    key: Option<String>,
+}
+
+impl<'a> Client<'a> {
+    pub(super) fn new(options: &'a ServeOptions, model: &'a str, key: Option<String>) -> Self {
+        Self { options, model, agent: agent(), key }
+    }
+
+    fn body(&self, asked: &Asked) -> Value {
+        let options = self.options;
+        let mut body = match options.backend {
+            Backend::Openai | Backend::Vllm => json!({
+                "model": self.model, "prompt": asked.prompt, "repetition_penalty": 1.0,
+                "max_tokens": asked.output_tokens, "logprobs": null, "stream": true,
+                "stream_options": {"include_usage": true},
+            }),
+            Backend::OpenaiChat => json!({
+                "model": self.model, "max_completion_tokens": asked.output_tokens, "stream": true,
+                "messages": [{"role": "user", "content": [{"type": "text", "text": asked.prompt}]}],
+                "stream_options": {"include_usage": true},
+            }),
+        };
+        let mut more = Map::new();
+        // Random prompts mean nothing, and their answers are to be as long as was asked for.
+        more.insert("ignore_eos".to_owned(), json!(true));
+        for (name, value) in [
+            ("temperature", options.temperature.map(Value::from)),
+            ("top_p", options.top_p.map(Value::from)),
+            ("top_k", options.top_k.map(Value::from)),
+            ("min_p", options.min_p.map(Value::from)),
+        ] {
+            more.extend(value.map(|value| (name.to_owned(), value)));
+        }
+        more.extend(options.extra_body.clone().unwrap_or_default());
+        if let Value::Object(fields) = &mut body {
+            fields.extend(more);
+        }
+        body
+    }
+
+    /// Sends a request and waits for its end. `began` is when the measurement did.
+    pub(super) fn ask(&self, asked: &Asked, id: &str, began: Instant) -> Output {
+        let url = format!("{}{}", self.options.base(), self.options.endpoint());
+        let mut request = self.agent.post(url).header("x-request-id", id);
+        for (name, value) in &self.options.header {
+            request = request.header(name, value);
+        }
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let body = self.body(asked);
+        let sent = Instant::now();
+        let mut output = Output {
+            start: (sent - began).as_secs_f64(),
+            prompt_tokens: asked.prompt_tokens,
+            ..Output::default()
+        };
+        match request.send_json(&body) {
+            Ok(response) if response.status() == 200 => {
+                read(
+                    BufReader::new(response.into_body().into_reader()),
+                    self.options.backend,
+                    sent,
+                    &mut output,
+                );
+            }
+            Ok(mut response) => {
+                let text = response.body_mut().read_to_string().unwrap_or_default();
+                output.error = format!("{}: {text}", response.status());
+            }
+            Err(error) => output.error = error.to_string(),
+        }
+        output
+    }
+}
+
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false);
+    config.max_idle_connections(4096).max_idle_connections_per_host(4096).build().into()
+}
+
+/// The first model that the server lists: its id and root.
+pub(super) fn first_model(base: &str, key: Option<&str>) -> Result<(String, String), String> {
+    let mut request = agent().get(format!("{base}/v1/models"));
+    if let Some(key) = key {
+        request = request.header("authorization", format!("Bearer {key}"));
+    }
+    let mut response = request.call().map_err(|error| format!("no server at {base}: {error}"))?;
+    let listed: Value =
+        response.body_mut().read_json().map_err(|error| format!("{base}/v1/models: {error}"))?;
+    let field = |name: &str| listed["data"][0][name].as_str().map(str::to_owned);
+    let id = field("id").ok_or_else(|| format!("{base}/v1/models lists no model; name one with --model"))?;
+    Ok((id, field("root").unwrap_or_default()))
+}
+
+/// Times the events of a stream.
+fn read(events: impl BufRead, backend: Backend, sent: Instant, output: &mut Output) {
+    let (mut last, mut tokens) = (None::<Instant>, 0);
+    for line in events.lines() {
+        let now = Instant::now();
+        let line = match line {
+            Ok(line) => line,
+            Err(error) => {
+                output.error = error.to_string();
+                return;
+            }
+        };
+        let Some(data) = line.strip_prefix("data: ") else { continue };
+        if data == "[DONE]" {
+            break;
+        }
+        let Ok(event) = serde_json::from_str::<Value>(data) else { continue };
+        if let Some(error) = event.get("error") {
+            output.error = error["message"].as_str().unwrap_or("the stream failed").to_owned();
+            return;
+        }
+        match token(&event, backend) {
+            Some(text) => {
+                match last {
+                    None => output.ttft = (now - sent).as_secs_f64(),
+                    Some(last) => output.itls.push((now - last).as_secs_f64()),
+                }
+                last = Some(now);
+                tokens += 1;
+                output.text += text;
+            }
+            None => {
+                let count = |name: &str| event["usage"][name].as_u64().map(|count| count as u32);
+                output.output_tokens = count("completion_tokens").unwrap_or(output.output_tokens);
+                output.prompt_tokens = count("prompt_tokens").unwrap_or(output.prompt_tokens);
+            }
+        }
+    }
+    match last {
+        Some(last) => output.latency = (last - sent).as_secs_f64(),
+        None => output.error = "no token came".to_owned(),
+    }
+    if output.output_tokens == 0 {
+        output.output_tokens = tokens;
+    }
+}
+
+/// The text of an event that counts as a token: any with a choice; of a chat, one that says something and is not the role's.
+fn token(event: &Value, backend: Backend) -> Option<&str> {
+    let choice = event["choices"].get(0)?;
+    match backend {
+        Backend::Openai | Backend::Vllm => Some(choice["text"].as_str().unwrap_or_default()),
+        Backend::OpenaiChat => {
+            let delta = &choice["delta"];
+            delta["content"].as_str().filter(|text| !text.is_empty() || delta.get("role").is_none())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(backend: Backend, body: &str, tokens: usize, text: &str, error: &str) -> Output {
+        let mut output = Output::default();
+        read(body.as_bytes(), backend, Instant::now(), &mut output);
+        let found = (output.itls.len() + usize::from(output.latency > 0.0), &*output.text, &*output.error);
+        assert_eq!(found, (tokens, text, error), "{body}");
+        output
+    }
+
+    #[test]
+    fn events_are_counted_as_vllms_client_does() {
+        let token = |text: &str| format!("data: {{\"choices\":[{{\"text\":\"{text}\"}}]}}\n\n");
+        let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":4}}\n\n";
+        let done = "data: [DONE]\n\n";
+        let body = format!(": keep-alive\n\n{}{}{}{usage}{done}", token("a"), token(""), token("b"));
+        let output = check(Backend::Openai, &body, 3, "ab", "");
+        assert_eq!((output.prompt_tokens, output.output_tokens), (9, 4), "the server's word counts");
+        let output = check(Backend::Vllm, &format!("{}{}{done}", token("a"), token("b")), 2, "ab", "");
+        assert_eq!(output.output_tokens, 2);
+        check(Backend::Openai, &format!("{usage}{done}"), 0, "", "no token came");
+        let failed = format!("{}data: {{\"error\":{{\"message\":\"x\"}}}}\n\n{done}", token("a"));
+        check(Backend::Openai, &failed, 0, "a", "x");
+
+        let delta = |fields: &str| format!("data: {{\"choices\":[{{\"delta\":{{{fields}}}}}]}}\n\n");
+        let role = delta("\"role\":\"assistant\",\"content\":\"\"");
+        let body = format!("{role}{}{}{done}", delta("\"content\":\"\""), delta("\"content\":\"é\""));
+        check(Backend::OpenaiChat, &body, 2, "é", "");
+    }
+}

@@ -1,0 +1,262 @@
+//! What the requests come to: the figures, the block that is printed and the JSON that is written.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use super::ServeOptions;
+use super::client::Output;
+
+const WIDTH: usize = 50;
+
+/// One kind of time over all requests, in milliseconds.
+struct Times {
+    name: &'static str,
+    title: &'static str,
+    short: &'static str,
+    ms: Vec<f64>,
+}
+
+/// The figures of a measurement.
+pub(super) struct Results<'a> {
+    options: &'a ServeOptions,
+    outputs: &'a [Output],
+    /// Seconds.
+    duration: f64,
+    times: [Times; 4],
+}
+
+impl<'a> Results<'a> {
+    pub(super) fn new(options: &'a ServeOptions, outputs: &'a [Output], duration: f64) -> Self {
+        let good = || outputs.iter().filter(|output| output.is_good());
+        let times = [
+            Times {
+                name: "ttft",
+                title: "Time to First Token",
+                short: "TTFT",
+                ms: good().map(|output| output.ttft * 1e3).collect(),
+            },
+            Times {
+                name: "tpot",
+                title: "Time per Output Token (excl. 1st token)",
+                short: "TPOT",
+                ms: good().filter_map(tpot).map(|seconds| seconds * 1e3).collect(),
+            },
+            Times {
+                name: "itl",
+                title: "Inter-token Latency",
+                short: "ITL",
+                ms: good().flat_map(|output| &output.itls).map(|seconds| seconds * 1e3).collect(),
+            },
+            Times {
+                name: "e2el",
+                title: "End-to-end Latency",
+                short: "E2EL",
+                ms: good().map(|output| output.latency * 1e3).collect(),
+            },
+        ];
+        Self { options, outputs, duration, times }
+    }
+
+    fn good(&self) -> impl Iterator<Item = &'a Output> {
+        self.outputs.iter().filter(|output| output.is_good())
+    }
+
+    fn completed(&self) -> usize {
+        self.good().count()
+    }
+
+    fn tokens(&self) -> (u64, u64) {
+        self.good().fold((0, 0), |(prompt, sampled), output| {
+            (prompt + u64::from(output.prompt_tokens), sampled + u64::from(output.output_tokens))
+        })
+    }
+
+    /// Requests a second that kept all limits of `--goodput`; `None` if there are none.
+    fn goodput(&self) -> Option<f64> {
+        if self.options.goodput.is_empty() {
+            return None;
+        }
+        let keeps = |output: &&Output| {
+            self.options.goodput.iter().all(|(name, ms)| {
+                let seconds = match &**name {
+                    "ttft" => output.ttft,
+                    "tpot" => tpot(output).unwrap_or_default(),
+                    _ => output.latency,
+                };
+                seconds * 1e3 <= *ms
+            })
+        };
+        Some(self.good().filter(keeps).count() as f64 / self.duration)
+    }
+
+    /// The most tokens in a second, and the most requests at once: counted by whole seconds.
+    fn peaks(&self) -> (f64, f64) {
+        let seconds = self.duration.ceil().max(1.0) as usize + 1;
+        let (mut tokens, mut requests) = (vec![0u64; seconds], vec![0u64; seconds]);
+        for output in self.good() {
+            let bucket = |time: f64| (time as usize).min(seconds - 1);
+            let mut at = output.start + output.ttft;
+            tokens[bucket(at)] += 1;
+            for itl in &output.itls {
+                at += itl;
+                tokens[bucket(at)] += 1;
+            }
+            for second in bucket(output.start)..=bucket(output.start + output.latency) {
+                requests[second] += 1;
+            }
+        }
+        let most = |counts: &[u64]| counts.iter().copied().max().unwrap_or_default() as f64;
+        (most(&tokens), most(&requests))
+    }
+
+    /// The block, as vLLM's client prints it.
+    pub(super) fn block(&self) -> String {
+        let mut out = String::new();
+        let (prompt, sampled) = self.tokens();
+        let (peak_tokens, peak_requests) = self.peaks();
+        let completed = self.completed();
+        let rate = |amount: f64| amount / self.duration;
+        // Writing to a string cannot fail.
+        let mut whole = |name: &str, value: u64| writeln!(out, "{name:<40} {value:<10}").unwrap_or_default();
+        let title = centred(" Serving Benchmark Result ", '=');
+        whole("Successful requests:", completed as u64);
+        whole("Failed requests:", (self.outputs.len() - completed) as u64);
+        if let Some(most) = self.options.max_concurrency {
+            whole("Maximum request concurrency:", most as u64);
+        }
+        let mut part = |name: &str, value: f64| writeln!(out, "{name:<40} {value:<10.2}").unwrap_or_default();
+        if self.options.request_rate.is_finite() {
+            part("Request rate configured (RPS):", self.options.request_rate);
+        }
+        part("Benchmark duration (s):", self.duration);
+        let mut whole = |name: &str, value: u64| writeln!(out, "{name:<40} {value:<10}").unwrap_or_default();
+        whole("Total input tokens:", prompt);
+        whole("Total generated tokens:", sampled);
+        let mut part = |name: &str, value: f64| writeln!(out, "{name:<40} {value:<10.2}").unwrap_or_default();
+        part("Request throughput (req/s):", rate(completed as f64));
+        if let Some(goodput) = self.goodput() {
+            part("Request goodput (req/s):", goodput);
+        }
+        part("Output token throughput (tok/s):", rate(sampled as f64));
+        part("Peak output token throughput (tok/s):", peak_tokens);
+        part("Peak concurrent requests:", peak_requests);
+        part("Total token throughput (tok/s):", rate((prompt + sampled) as f64));
+        for times in self.times.iter().filter(|times| self.shows(times)) {
+            let _ = writeln!(out, "{}", centred(times.title, '-'));
+            let mut part =
+                |name: String, value: f64| writeln!(out, "{name:<40} {value:<10.2}").unwrap_or_default();
+            part(format!("Mean {} (ms):", times.short), mean(&times.ms));
+            part(format!("Median {} (ms):", times.short), percentile(&times.ms, 50.0));
+            for p in &self.options.metric_percentiles {
+                part(format!("P{p} {} (ms):", times.short), percentile(&times.ms, *p));
+            }
+        }
+        format!("{title}\n{out}{}\n", "=".repeat(WIDTH))
+    }
+
+    fn shows(&self, times: &Times) -> bool {
+        self.options.percentile_metrics.iter().any(|name| name == times.name)
+    }
+
+    /// The figures with the names that vLLM's files have.
+    pub(super) fn json(&self, date: &str, model: &str) -> Value {
+        let options = self.options;
+        let (prompt, sampled) = self.tokens();
+        let (peak_tokens, peak_requests) = self.peaks();
+        let rate = |amount: u64| amount as f64 / self.duration;
+        let request_rate =
+            if options.request_rate.is_finite() { json!(options.request_rate) } else { json!("inf") };
+        let backend = match options.backend {
+            super::Backend::Openai => "openai",
+            super::Backend::Vllm => "vllm",
+            super::Backend::OpenaiChat => "openai-chat",
+        };
+        let mut all = Map::new();
+        let mut put = |name: &str, value: Value| all.insert(name.to_owned(), value);
+        put("date", json!(date));
+        put("endpoint_type", json!(backend));
+        put("backend", json!(backend));
+        put("label", json!(options.label));
+        put("model_id", json!(model));
+        put(
+            "tokenizer_id",
+            json!(options.tokenizer.as_ref().map_or_else(|| model.to_owned(), |p| p.display().to_string())),
+        );
+        put("num_prompts", json!(options.num_prompts));
+        for (name, value) in &options.metadata {
+            put(name, json!(value));
+        }
+        put("request_rate", request_rate);
+        put("burstiness", json!(options.burstiness));
+        put("max_concurrency", json!(options.max_concurrency));
+        put("duration", json!(self.duration));
+        put("completed", json!(self.completed()));
+        put("failed", json!(self.outputs.len() - self.completed()));
+        put("total_input_tokens", json!(prompt));
+        put("total_output_tokens", json!(sampled));
+        put("request_throughput", json!(rate(self.completed() as u64)));
+        put("request_goodput", json!(self.goodput()));
+        put("output_throughput", json!(rate(sampled)));
+        put("total_token_throughput", json!(rate(prompt + sampled)));
+        put("max_output_tokens_per_s", json!(peak_tokens));
+        put("max_concurrent_requests", json!(peak_requests));
+        let of = |field: fn(&Output) -> Value| Value::Array(self.outputs.iter().map(field).collect());
+        put("latencies", of(|output| json!(output.latency)));
+        if options.save_detailed {
+            put("input_lens", of(|output| json!(output.prompt_tokens)));
+            put("output_lens", of(|output| json!(output.output_tokens)));
+            put("start_times", of(|output| json!(output.start)));
+            put("ttfts", of(|output| json!(output.ttft)));
+            put("itls", of(|output| json!(output.itls)));
+            put("generated_texts", of(|output| json!(output.text)));
+            put("errors", of(|output| json!(output.error)));
+        }
+        for times in self.times.iter().filter(|times| self.shows(times)) {
+            let mean = mean(&times.ms);
+            put(&format!("mean_{}_ms", times.name), json!(mean));
+            put(&format!("median_{}_ms", times.name), json!(percentile(&times.ms, 50.0)));
+            put(&format!("std_{}_ms", times.name), json!(deviation(&times.ms, mean)));
+            for p in &options.metric_percentiles {
+                put(&format!("p{p}_{}_ms", times.name), json!(percentile(&times.ms, *p)));
+            }
+        }
+        Value::Object(all)
+    }
+}
+
+/// Seconds of a token after the first; `None` for an answer of one.
+fn tpot(output: &Output) -> Option<f64> {
+    let later = output.output_tokens.checked_sub(1).filter(|later| *later > 0)?;
+    Some((output.latency - output.ttft) / f64::from(later))
+}
+
+fn centred(title: &str, fill: char) -> String {
+    let room = WIDTH.saturating_sub(title.chars().count());
+    let left: String = std::iter::repeat_n(fill, room / 2).collect();
+    let right: String = std::iter::repeat_n(fill, room - room / 2).collect();
+    format!("{left}{title}{right}")
+}
+
+fn mean(values: &[f64]) -> f64 {
+    if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
+}
+
+/// Of the values themselves, not of a sample: numpy's default.
+fn deviation(values: &[f64], mean: f64) -> f64 {
+    let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+    if values.is_empty() { 0.0 } else { (squares / values.len() as f64).sqrt() }
+}
+
+/// Between ranks, as numpy's `linear`.
+fn percentile(values: &[f64], p: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
+    let at = last as f64 * (p / 100.0).clamp(0.0, 1.0);
+    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    low + (high - low) * at.fract()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+//! The measurement: prompts made, sent when their time has come, and counted.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::ServeOptions;
+use super::client::{Client, Output, first_model};
+use super::dataset::{Asked, arrivals, random};
+use super::results::Results;
+use crate::frontend::ServedModel;
+use crate::telemetry::utc_seconds;
+
+/// Enough for a request's few calls; there may be a thousand of them.
+const STACK_BYTES: usize = 256 << 10;
+
+/// Measures, prints, and writes what was asked for. `key` is shown to the server.
+///
+/// # Errors
+/// No server, no tokenizer, or a file that cannot be written; requests that fail are counted, not errors, unless all do.
+pub fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
+    ensure!(options.request_rate > 0.0, "--request-rate is {}, and must be above 0", options.request_rate);
+    ensure!(options.burstiness > 0.0, "--burstiness is {}, and must be above 0", options.burstiness);
+    ensure!(options.max_concurrency != Some(0), "--max-concurrency is 0; leave it out or take at least 1");
+    let (listed, root) = match (&options.model, &options.tokenizer) {
+        (Some(model), Some(tokenizer)) => (model.clone(), tokenizer.display().to_string()),
+        _ => first_model(&options.base(), key.as_deref()).map_err(|reason| anyhow!(reason))?,
+    };
+    let model = options.model.clone().unwrap_or(listed);
+    let tokenizer = tokenizer(options, &root)?;
+    let asked = random(options, &tokenizer).map_err(|reason| anyhow!(reason))?;
+    let client = Client::new(options, &model, key);
+    ready(&client, &asked)?;
+    for asked in asked.iter().cycle().take(options.num_warmups.min(asked.len().max(1) * 1000)) {
+        client.ask(asked, "warm-up", Instant::now());
+    }
+    println!("Starting {} requests to {}{} ({model})", asked.len(), options.base(), options.endpoint());
+    let (outputs, duration) = measure(&client, &asked);
+    let results = Results::new(options, &outputs, duration);
+    print!("{}", results.block());
+    let mut failed = outputs.iter().filter(|output| !output.is_good()).peekable();
+    if let Some(first) = failed.peek() {
+        eprintln!("the first failure: {}", first.error);
+    }
+    if options.save_result || options.save_detailed {
+        let now = utc_seconds();
+        let path = path(options, &model, &now);
+        let date = now.replace(['-', ':'], "").replace(' ', "-");
+        let text = serde_json::to_string(&results.json(&date, &model))?;
+        std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        println!("results are in {}", path.display());
+    }
+    ensure!(outputs.is_empty() || outputs.iter().any(Output::is_good), "every request failed");
+    Ok(())
+}
+
+fn tokenizer(options: &ServeOptions, root: &str) -> Result<std::sync::Arc<crate::frontend::Tokenizer>> {
+    let path = options.tokenizer.as_deref().unwrap_or(Path::new(root));
+    if !path.exists() {
+        bail!(
+            "the server's model is {root:?}, which is not on this machine; name a GGUF file or folder with --tokenizer"
+        );
+    }
+    let model = ServedModel::open(path, None).with_context(|| format!("--tokenizer {}", path.display()))?;
+    Ok(model.tokenizer)
+}
+
+/// Waits for the server to answer a first request, if that was asked for.
+fn ready(client: &Client<'_>, asked: &[Asked]) -> Result<()> {
+    let wait = Duration::from_secs(client.options.ready_check_timeout_sec);
+    let Some(first) = asked.first().filter(|_| !wait.is_zero()) else { return Ok(()) };
+    let began = Instant::now();
+    loop {
+        let output = client.ask(first, "ready", began);
+        if output.is_good() {
+            return Ok(());
+        }
+        ensure!(began.elapsed() < wait, "server is not ready after {} s: {}", wait.as_secs(), output.error);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// Sends every request when its time has come, each from a thread of its own.
+fn measure(client: &Client<'_>, asked: &[Asked]) -> (Vec<Output>, f64) {
+    let options = client.options;
+    let times = arrivals(asked.len(), options.request_rate, options.burstiness, options.seed);
+    let prefix =
+        options.request_id_prefix.clone().unwrap_or_else(|| format!("bench-{:08x}-", std::process::id()));
+    let places = Places::new(options.max_concurrency.unwrap_or(usize::MAX));
+    let outputs: Mutex<Vec<Output>> = Mutex::new(vec![Output::default(); asked.len()]);
+    let done = AtomicUsize::new(0);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let progress = !options.disable_tqdm && std::io::stderr().is_terminal();
+        if progress {
+            scope.spawn(|| show(&done, asked.len(), began));
+        }
+        for (n, (asked, at)) in asked.iter().zip(times).enumerate() {
+            let wait = Duration::from_secs_f64(at).saturating_sub(began.elapsed());
+            if !wait.is_zero() {
+                std::thread::sleep(wait);
+            }
+            let (places, outputs, done, id) = (&places, &outputs, &done, format!("{prefix}{n}"));
+            let keep = move |output: Output| {
+                outputs.lock().unwrap_or_else(PoisonError::into_inner)[n] = output;
+                done.fetch_add(1, Ordering::Relaxed);
+            };
+            let ask = move || {
+                let _place = places.take();
+                keep(client.ask(asked, &id, began));
+            };
+            let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, ask);
+            if let Err(error) = thread {
+                let error = format!("no thread for it: {error}");
+                outputs.lock().unwrap_or_else(PoisonError::into_inner)[n] =
+                    Output { error, ..Output::default() };
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let duration = began.elapsed().as_secs_f64();
+    (outputs.into_inner().unwrap_or_else(PoisonError::into_inner), duration)
+}
+
+/// The bar, until all is done.
+fn show(done: &AtomicUsize, all: usize, began: Instant) {
+    loop {
+        let count = done.load(Ordering::Relaxed);
+        let seconds = began.elapsed().as_secs_f64();
+        let filled = if all == 0 { 30 } else { count * 30 / all };
+        let rate = count as f64 / seconds.max(1e-3);
+        eprint!(
+            "\r{:3}%|{}{}| {count}/{all} [{seconds:.0}s, {rate:.2}it/s]",
+            count * 100 / all.max(1),
+            "█".repeat(filled),
+            " ".repeat(30 - filled)
+        );
+        let _ = std::io::stderr().flush();
+        if count >= all {
+            return eprintln!();
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// So many requests at once, and no more.
+struct Places {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+struct Place<'a>(&'a Places);
+
+impl Places {
+    fn new(count: usize) -> Self {
+        Self { free: Mutex::new(count), freed: Condvar::new() }
+    }
+
+    fn take(&self) -> Place<'_> {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
+        *free -= 1;
+        Place(self)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.freed.notify_one();
+    }
+}
+
+/// Where the results go: `{label|backend}-{rate}qps[-concurrencyN]-{model}-{time}.json`.
+fn path(options: &ServeOptions, model: &str, now: &str) -> PathBuf {
+    let folder = options.result_dir.clone().unwrap_or_default();
+    if let Some(name) = &options.result_filename {
+        return folder.join(name);
+    }
+    let label = options.label.clone().unwrap_or_else(|| "openai".to_owned());
+    let rate =
+        if options.request_rate.is_finite() { options.request_rate.to_string() } else { "inf".to_owned() };
+    let concurrency = options.max_concurrency.map(|most| format!("-concurrency{most}")).unwrap_or_default();
+    let model = model.rsplit('/').next().unwrap_or(model);
+    let time = now.replace(['-', ':'], "").replace(' ', "-");
+    folder.join(format!("{label}-{rate}qps{concurrency}-{model}-{time}.json"))
+}
