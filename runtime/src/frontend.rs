@@ -206,6 +206,7 @@ impl Frontend {
                 .service(post("/tokenize", web::post().to(text::tokenize)))
                 .service(post("/detokenize", web::post().to(text::detokenize)))
                 .service(get("/v1/models", web::get().to(handlers::list_models)))
+                .service(get("/v1/models/{name:.+}", web::get().to(handlers::show_model)))
                 .service(get("/health", web::get().to(handlers::health)))
                 .service(get("/ping", web::get().to(handlers::ping)).route(web::post().to(handlers::ping)))
                 .service(get("/version", web::get().to(handlers::version)))

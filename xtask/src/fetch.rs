@@ -5,6 +5,7 @@
 
 mod checksum;
 mod model;
+mod openai;
 mod pip;
 mod ucx;
 
@@ -59,6 +60,23 @@ pub(crate) fn run() -> Result<Fetched> {
     }
     println!("UCX {} and {} are in {}", ucx::WHEEL.version, model::FILE, cache.display());
     Ok(fetched)
+}
+
+/// Fetches what only tests need. Quick when nothing is missing.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn for_tests() -> Result<()> {
+    let cache = place::cache()?;
+    let ready = || openai::path(&cache).is_dir();
+    if !ready() {
+        let _lock = lock(&cache)?;
+        if !ready() {
+            let work = Work::begin(&cache)?;
+            openai::fetch(&cache, &work.0)?;
+        }
+    }
+    Ok(())
 }
 
 /// The lock that is held for as long as the file is open; the system frees it when the process dies.

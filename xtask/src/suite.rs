@@ -76,6 +76,7 @@ pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     println!("== fetch");
     fetch::run()?;
+    fetch::for_tests()?;
     let mut table = vec![("fetch", start.elapsed())];
     let outcome = steps(has_nextest()).iter().try_for_each(|step| {
         println!("\n== {}: {}", step.name, step.line());

@@ -22,9 +22,9 @@ use super::connection::Connection;
 use super::fields::Fields;
 use super::logprobs::report;
 use super::observed::Ended;
-use super::openai::{Ask, Kind};
+use super::openai::{Ask, Kind, check_name};
 use super::reply::{EndRule, Finish, Live, Reply};
-use super::response::{Answer, Choice, Head, Usage, models};
+use super::response::{Answer, Choice, Head, Usage, model_card, models};
 use super::served_model::ServedModel;
 use super::stream::{EventShape, events};
 use super::tokenizer::Detokenizer;
@@ -54,6 +54,13 @@ pub(super) async fn chat_completions(
 
 pub(super) async fn list_models(frontend: Shared) -> HttpResponse {
     HttpResponse::Ok().content_type("application/json").body(models(&frontend.model))
+}
+
+pub(super) async fn show_model(frontend: Shared, name: web::Path<String>) -> HttpResponse {
+    match check_name(&name, &frontend.model) {
+        Ok(()) => HttpResponse::Ok().content_type("application/json").body(model_card(&frontend.model)),
+        Err(error) => error.response(),
+    }
 }
 
 pub(super) async fn health(frontend: Shared) -> HttpResponse {

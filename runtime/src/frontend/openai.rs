@@ -185,7 +185,17 @@ impl Ask {
 /// # Errors
 /// 404 if the request names one.
 pub(super) fn check_model(fields: &Fields, model: &ServedModel) -> Result<(), ApiError> {
-    let Some(name) = fields.text("model")?.filter(|name| *name != model.name) else { return Ok(()) };
+    fields.text("model")?.map_or(Ok(()), |name| check_name(name, model))
+}
+
+/// Refuses the name of another model.
+///
+/// # Errors
+/// 404.
+pub(super) fn check_name(name: &str, model: &ServedModel) -> Result<(), ApiError> {
+    if name == model.name {
+        return Ok(());
+    }
     let message = format!("model {name:?} does not exist; this server has {:?}", model.name);
     let error = ApiError::new(StatusCode::NOT_FOUND, message);
     Err(ApiError { param: Some("model".to_owned()), ..error })

@@ -228,7 +228,16 @@ struct ModelCard<'a> {
 
 /// The list of models.
 pub(super) fn models(model: &ServedModel) -> String {
-    let card = ModelCard {
+    json(&ModelList { object: "list", data: [card(model)] })
+}
+
+/// The one model.
+pub(super) fn model_card(model: &ServedModel) -> String {
+    json(&card(model))
+}
+
+fn card(model: &ServedModel) -> ModelCard<'_> {
+    ModelCard {
         id: &model.name,
         object: "model",
         created: model.created,
@@ -237,8 +246,7 @@ pub(super) fn models(model: &ServedModel) -> String {
         parent: None,
         max_model_len: model.context_tokens,
         permission: [],
-    };
-    json(&ModelList { object: "list", data: [card] })
+    }
 }
 
 /// None of the types here can fail to serialise: no maps with odd keys, no writer that fails.

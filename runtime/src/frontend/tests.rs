@@ -476,6 +476,16 @@ fn what_probes_ask() {
 }
 
 #[test]
+fn one_model_is_shown_by_name() {
+    let server = Server::start(Script::Echo);
+    let (status, text) = server.get("/v1/models/m");
+    assert_eq!((status, &serde_json::from_str::<Value>(&text).unwrap()["id"]), (200, &json!("m")));
+    let (status, text) = server.get("/v1/models/org/other");
+    assert_eq!(status, 404);
+    assert!(text.contains("org/other"), "{text}");
+}
+
+#[test]
 fn a_key_is_asked_for() {
     let server = Server::start_with(Setup { api_key: Some("k1".to_owned()), ..Setup::new(Script::Echo) });
     let ask = |key: Option<&str>| server.post_with_key("/v1/completions", r#"{"prompt": "a"}"#, key);

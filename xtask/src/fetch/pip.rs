@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 
 use super::{Wheel, checksum};
 
-const PYTHON: &str = "python3";
+/// What runs pip.
+pub(super) const PYTHON: &str = "python3";
 
 /// Downloads a wheel, checks it, and unpacks it into `work/<package>`; returns that folder.
 ///
@@ -54,7 +55,7 @@ fn require_pip() -> Result<()> {
 }
 
 /// Why pip failed. Without a network its last word is that no such version exists, so its warnings are read too.
-fn complaint(stderr: &str) -> String {
+pub(super) fn complaint(stderr: &str) -> String {
     if stderr.contains("connection broken") || stderr.contains("Could not fetch URL") {
         return "pip cannot reach its index".to_owned();
     }

@@ -1,0 +1,140 @@
+"""Drives a server with OpenAI's Python client, synchronously and asynchronously: openai_client.py BASE_URL.
+
+Every call that Baton supports is made, and what comes back is held against what the client's types and the OpenAI API promise. Ends with
+"all calls are right" or with the first assertion that fails.
+"""
+
+import asyncio
+import sys
+
+import openai
+
+MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
+PROMPT = "Once upon a time there was a"
+
+
+def check_models(client):
+    models = client.models.list().data
+    assert len(models) == 1 and models[0].object == "model", models
+    assert client.models.retrieve(models[0].id).id == models[0].id
+    return models[0].id
+
+
+def check_completion(client, model):
+    whole = client.completions.create(model=model, prompt=PROMPT, max_tokens=8, temperature=0)
+    assert whole.object == "text_completion" and whole.id.startswith("cmpl-"), whole
+    assert whole.choices[0].finish_reason == "length" and whole.usage.completion_tokens == 8, whole
+    stream = client.completions.create(
+        model=model, prompt=PROMPT, max_tokens=8, temperature=0, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == whole.choices[0].text, chunks
+    assert chunks[-1].usage == whole.usage and len(chunks) == 9, chunks
+    return whole
+
+
+def check_batches(client, model, whole):
+    batch = client.completions.create(model=model, prompt=[PROMPT, "The sea is"], n=2, max_tokens=8, temperature=0)
+    assert [choice.index for choice in batch.choices] == [0, 1, 2, 3], batch
+    assert batch.choices[0].text == batch.choices[1].text == whole.choices[0].text, batch
+    assert batch.choices[2].text != whole.choices[0].text, batch
+    ids = [1, 2, 3]
+    assert client.completions.create(model=model, prompt=ids, max_tokens=1).usage.prompt_tokens == 3
+    echoed = client.completions.create(model=model, prompt=PROMPT, max_tokens=8, temperature=0, echo=True)
+    assert echoed.choices[0].text == PROMPT + whole.choices[0].text, echoed
+
+
+def check_sampling(client, model):
+    def ask(**settings):
+        return client.completions.create(model=model, prompt=PROMPT, max_tokens=12, **settings).choices[0]
+
+    assert ask(seed=7, temperature=0.9).text == ask(seed=7, temperature=0.9).text
+    assert ask(seed=7, temperature=0.9, top_p=0.9, presence_penalty=0.5, frequency_penalty=0.5).text
+    forced = ask(temperature=0, logit_bias={"100": 100})
+    assert forced.text, forced
+    told = ask(temperature=0, logprobs=3).logprobs
+    assert len(told.tokens) == len(told.token_logprobs) == len(told.text_offset) == 12, told
+    assert all(len(top) in (3, 4) for top in told.top_logprobs), told
+    assert all(logprob <= 0 for logprob in told.token_logprobs), told
+    text = ask(temperature=0).text
+    stop = text[4:7]
+    stopped = ask(temperature=0, stop=stop)
+    assert stopped.text == text[: text.index(stop)] and stopped.finish_reason == "stop", (text, stop, stopped)
+
+
+def check_chat(client, model):
+    whole = client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=12, temperature=0)
+    message = whole.choices[0].message
+    assert message.role == "assistant" and "Paris" in message.content, whole
+    stream = client.chat.completions.create(
+        model=model, messages=MESSAGES, max_completion_tokens=12, temperature=0, stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant", chunks[0]
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == message.content, chunks
+    assert chunks[-1].usage == whole.usage, chunks[-1]
+    told = client.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=4, temperature=0, logprobs=True, top_logprobs=2
+    ).choices[0].logprobs.content
+    assert len(told) == 4 and all(len(token.top_logprobs) == 2 for token in told), told
+    assert bytes(told[0].bytes).decode() == told[0].token, told
+    several = client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=4, n=3, seed=1)
+    assert [choice.index for choice in several.choices] == [0, 1, 2], several
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    assert client.chat.completions.create(model=model, messages=parts, max_tokens=1).choices[0].message.content is not None
+
+
+def check_errors(client, model):
+    def refused(kind, **fields):
+        try:
+            client.completions.create(**{"model": model, "prompt": PROMPT, "max_tokens": 1, **fields})
+        except kind as error:
+            return error
+        raise AssertionError(f"{fields} was not refused")
+
+    assert refused(openai.BadRequestError, max_tokens=0).param == "max_tokens"
+    assert refused(openai.BadRequestError, temperature=-1).status_code == 400
+    assert refused(openai.BadRequestError, prompt="").param == "prompt"
+    assert refused(openai.NotFoundError, model="other").param == "model"
+    assert refused(openai.BadRequestError, suffix="x").param == "suffix"
+
+
+async def check_async(client, model, whole):
+    async def ask():
+        return await client.completions.create(model=model, prompt=PROMPT, max_tokens=8, temperature=0)
+
+    answers = await asyncio.gather(*(ask() for _ in range(8)))
+    assert all(answer.choices[0].text == whole.choices[0].text for answer in answers), answers
+    stream = await client.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=12, temperature=0, stream=True
+    )
+    text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    assert "Paris" in text, text
+    # A client that has enough hangs up.
+    left = await client.completions.create(model=model, prompt=PROMPT, max_tokens=200, stream=True)
+    async for _ in left:
+        break
+    await left.close()
+
+
+def main():
+    settings = {"base_url": f"{sys.argv[1]}/v1", "api_key": "key", "max_retries": 0, "timeout": 120}
+    client = openai.OpenAI(**settings)
+    model = check_models(client)
+    whole = check_completion(client, model)
+    check_batches(client, model, whole)
+    check_sampling(client, model)
+    check_chat(client, model)
+    check_errors(client, model)
+    asyncio.run(check_async(openai.AsyncOpenAI(**settings), model, whole))
+    try:
+        openai.OpenAI(**{**settings, "api_key": "other"}).models.list()
+        raise AssertionError("another key was taken")
+    except openai.AuthenticationError:
+        pass
+    print("all calls are right")
+
+
+if __name__ == "__main__":
+    main()

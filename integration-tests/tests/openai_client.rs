@@ -1,0 +1,36 @@
+//! OpenAI's own Python client against a pair: every call that is supported, synchronous and asynchronous.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use integration_tests::process::Pair;
+
+/// Where `cargo xtask test` has put the client: the newest, if several versions lie there.
+fn client() -> Result<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache"))).context("no HOME")?;
+    let entries = std::fs::read_dir(cache.join("baton"))?;
+    let named =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("openai-"));
+    let newest = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(named).max();
+    newest.context("the client is not in the cache folder; `cargo xtask test` fetches it")
+}
+
+#[test]
+fn openais_client_finds_nothing_wrong() -> Result<()> {
+    let pair = Pair::start(&["request.api_key=key", "engine.prefix_cache=true"])?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/openai_client.py");
+    let output = Command::new("python3")
+        .arg(script)
+        .arg(format!("http://{}", pair.frontend))
+        .env("PYTHONPATH", client()?)
+        .env_remove("OPENAI_API_KEY")
+        .output()
+        .context("cannot run python3")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}{complained}");
+    ensure!(said.contains("all calls are right"), "{said}");
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! OpenAI's Python client, which the tests drive a server with.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::pip;
+
+const VERSION: &str = "3.57.0";
+
+/// Where it is put; for `PYTHONPATH`.
+pub(super) fn path(cache: &Path) -> PathBuf {
+    cache.join(format!("openai-{VERSION}"))
+}
+
+/// Installs it, with what it needs, into a folder of its own.
+pub(super) fn fetch(cache: &Path, work: &Path) -> Result<()> {
+    let (requirement, into) = (format!("openai=={VERSION}"), work.join("openai"));
+    println!("fetching {requirement}");
+    let output = Command::new(pip::PYTHON)
+        .args(["-m", "pip", "install", "--quiet", "--only-binary", ":all:", "--no-input"])
+        .args(["--disable-pip-version-check", "--retries", "2", "--target"])
+        .arg(&into)
+        .arg(&requirement)
+        .output()
+        .context("cannot run pip")?;
+    if !output.status.success() {
+        let said = pip::complaint(&String::from_utf8_lossy(&output.stderr));
+        bail!("cannot install {requirement}: {said}; check the network and pip's index, then try again");
+    }
+    let path = path(cache);
+    fs::rename(&into, &path).with_context(|| format!("cannot write {}", path.display()))
+}
