@@ -1,0 +1,108 @@
+//! Many small requests through a pair: whether all are answered, whether everything is given back, and whether memory grows.
+//!
+//! ```text
+//! cargo build --release -p runtime
+//! cargo run --release -p integration-tests --example soak -- [REQUESTS] [CONCURRENCY]
+//! ```
+//! Each request has 16 tokens of its own and asks for 8. Resident memory is read after half of the requests and after all; by the half
+//! the page pool has been touched whole, since pages stay in the cache. Ends with an error if an answer is not a 200, a page, permit or
+//! stream is not given back, or memory has grown by 2 % in the second half.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use integration_tests::client::{get, metrics, post};
+use integration_tests::process::{PATIENCE, Pair, Process};
+use serde_json::json;
+
+const PROMPT_TOKENS: u32 = 16;
+const TOKENS: u32 = 8;
+
+fn resident_kib(process: &Process) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+}
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1).map(|text| text.parse::<usize>());
+    let requests = arguments.next().unwrap_or(Ok(5000)).context("how many requests")?;
+    let concurrency = arguments.next().unwrap_or(Ok(64)).context("how many at once")?;
+    let pair = Pair::start(&["engine.kv_bytes=256MiB", "engine.prefix_cache=true"])?;
+    let processes = [("receiver", &pair.receiver), ("sender", &pair.sender)];
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::<String>::new()));
+    let mut half = Vec::new();
+    let began = Instant::now();
+    std::thread::scope(|scope| -> Result<()> {
+        let load = || {
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed) as u32;
+                if n as usize >= requests {
+                    return;
+                }
+                let prompt: Vec<u32> =
+                    (0..PROMPT_TOKENS).map(|place| 1000 + (n * 31 + place * 7) % 40_000).collect();
+                let body =
+                    json!({"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": true});
+                let problem = match post(&pair.frontend, "/v1/completions", &body) {
+                    Ok((200, answer)) if answer["usage"]["completion_tokens"] == TOKENS => continue,
+                    Ok((status, answer)) => format!("{status}: {answer}"),
+                    Err(error) => error.to_string(),
+                };
+                failed.lock().expect("no panic under it").push(problem);
+            }
+        };
+        let loads: Vec<_> = (0..concurrency).map(|_| scope.spawn(load)).collect();
+        while loads.iter().any(|load| !load.is_finished()) {
+            if half.is_empty() && next.load(Ordering::Relaxed) >= requests / 2 {
+                half = processes.iter().map(|(_, process)| resident_kib(process)).collect::<Result<_>>()?;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    })?;
+    let seconds = began.elapsed().as_secs_f64();
+    let failed = failed.into_inner().expect("no panic under it");
+    println!(
+        "{requests} requests of {PROMPT_TOKENS} tokens in and {TOKENS} out, {concurrency} at once: {seconds:.0} s, {:.1} requests/s, {} failed",
+        requests as f64 / seconds,
+        failed.len()
+    );
+    if let Some(first) = failed.first() {
+        println!("the first failure: {first}");
+    }
+    // What is still on its way back when the last answer is out is back soon after.
+    let empty = || -> Result<bool> {
+        let receiver = metrics(&pair.frontend)?.are_all_zero(&[
+            "baton_pages_live",
+            "baton_pages_reserved",
+            "baton_pages_quarantined",
+        ])?;
+        let sender = metrics(&pair.sender.address("http.port")?)?
+            .are_all_zero(&["baton_prefills_live", "baton_pages_live"])?;
+        let (_, load) = get(&pair.frontend, "/load")?;
+        let (_, health) = get(&pair.frontend, "/health")?;
+        Ok(receiver && sender && load["server_load"] == 0 && health["live_requests"] == 0)
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while !empty()? && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let given_back = empty()?;
+    println!("pages, permits and streams given back: {}", if given_back { "all" } else { "NOT all" });
+    let mut grown: f64 = 0.0;
+    for ((name, process), half) in processes.iter().zip(&half) {
+        let end = resident_kib(process)?;
+        let growth = (end / half - 1.0) * 100.0;
+        println!(
+            "{name:<8} resident after half {:.1} MiB, after all {:.1} MiB: {growth:+.2} %",
+            half / 1024.0,
+            end / 1024.0
+        );
+        grown = grown.max(growth);
+    }
+    ensure!(failed.is_empty() && given_back && !half.is_empty() && grown < 2.0, "not what was promised");
+    Ok(())
+}
