@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use actix_web::http::StatusCode;
 use actors::request::{Refused, RequestId};
@@ -23,12 +24,40 @@ const NAME_BYTES_MAX: usize = 128;
 pub struct Permits {
     free: Arc<Semaphore>,
     most: usize,
+    pace: Arc<Mutex<Pace>>,
 }
+
+/// How fast permits come back.
+#[derive(Debug)]
+struct Pace {
+    last: Instant,
+    /// Seconds from one to the next, the newest counting for an eighth.
+    between: f64,
+}
+
+/// One permit; comes back when dropped.
+pub(super) struct Permit {
+    _held: OwnedSemaphorePermit,
+    pace: Arc<Mutex<Pace>>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        pace.between += ((now - pace.last).as_secs_f64() - pace.between) / 8.0;
+        pace.last = now;
+    }
+}
+
+/// Longest time after which a client is asked to try again: what is measured may be out of date by then.
+const RETRY_SECONDS_MAX: u64 = 60;
 
 impl Permits {
     /// A pool of `most` permits.
     pub fn new(most: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(most)), most }
+        let pace = Pace { last: Instant::now(), between: 0.0 };
+        Self { free: Arc::new(Semaphore::new(most)), most, pace: Arc::new(Mutex::new(pace)) }
     }
 
     /// Nothing more is admitted, with 503: the process is ending.
@@ -51,7 +80,7 @@ impl Permits {
     ///
     /// # Errors
     /// 400 if there will never be so many; 429 if they are not free; 503 if the pool was closed.
-    pub(super) fn take(&self, held: usize, more: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    pub(super) fn take(&self, held: usize, more: usize) -> Result<Vec<Permit>, ApiError> {
         let count = held.saturating_add(more);
         if count > self.most {
             let most = self.most;
@@ -59,14 +88,31 @@ impl Permits {
                 format!("{count} answers are asked for, and request.concurrency is {most}; ask for fewer");
             return Err(ApiError::new(StatusCode::BAD_REQUEST, message));
         }
-        let more = u32::try_from(more).unwrap_or(u32::MAX);
-        Arc::clone(&self.free).try_acquire_many_owned(more).map_err(|error| match error {
-            TryAcquireError::NoPermits => ApiError::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "all permits of request.concurrency are taken; retry after a second",
-            ),
-            TryAcquireError::Closed => Refused::ShuttingDown.into(),
-        })
+        let taken = (0..more).map(|_| Arc::clone(&self.free).try_acquire_owned());
+        let taken: Result<Vec<OwnedSemaphorePermit>, TryAcquireError> = taken.collect();
+        match taken {
+            Ok(taken) => {
+                let permit = |held| Permit { _held: held, pace: Arc::clone(&self.pace) };
+                Ok(taken.into_iter().map(permit).collect())
+            }
+            Err(TryAcquireError::NoPermits) => {
+                let seconds = self.retry_seconds(more);
+                let message =
+                    format!("all permits of request.concurrency are taken; retry after {seconds} s");
+                let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message);
+                Err(ApiError { retry_seconds: seconds, ..error })
+            }
+            Err(TryAcquireError::Closed) => Err(Refused::ShuttingDown.into()),
+        }
+    }
+
+    /// When as many will be free, as far as the pace at which they have come back says.
+    fn retry_seconds(&self, wanted: usize) -> u64 {
+        let pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = wanted.saturating_sub(self.free.available_permits()).max(1);
+        // A pace that was once, and has not been kept since, is too good.
+        let between = pace.between.max(pace.last.elapsed().as_secs_f64() / 8.0);
+        ((between * missing as f64).ceil() as u64).clamp(1, RETRY_SECONDS_MAX)
     }
 }
 
@@ -108,11 +154,15 @@ mod tests {
     fn permits_run_out_and_close() {
         let pool = Permits::new(2);
         let held = pool.take(0, 2).unwrap();
-        assert_eq!(pool.take(1, 1).unwrap_err().status, StatusCode::TOO_MANY_REQUESTS);
-        assert_eq!(pool.take(1, 2).unwrap_err().status, StatusCode::BAD_REQUEST, "waiting does not help");
+        assert_eq!(pool.take(1, 1).err().unwrap().status, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(pool.take(1, 2).err().unwrap().status, StatusCode::BAD_REQUEST, "waiting does not help");
+        assert_eq!(pool.retry_seconds(1), 1, "at least");
+        pool.pace.lock().unwrap().between = 7.5;
+        assert_eq!(pool.take(0, 2).err().unwrap().retry_seconds, 15, "two at a pace of 7.5 s");
         drop(held);
+        assert!(pool.pace.lock().unwrap().between < 7.5, "they came back sooner");
         assert!(pool.take(0, 2).is_ok());
         pool.close();
-        assert_eq!(pool.take(0, 1).unwrap_err().status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(pool.take(0, 1).err().unwrap().status, StatusCode::SERVICE_UNAVAILABLE);
     }
 }

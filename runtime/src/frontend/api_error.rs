@@ -15,6 +15,8 @@ pub(super) struct ApiError {
     pub(super) message: String,
     /// The field of the request that is at fault.
     pub(super) param: Option<String>,
+    /// When to try again, where that may help.
+    pub(super) retry_seconds: u64,
 }
 
 /// The body: `{"error": {"message", "type", "param", "code"}}`.
@@ -34,7 +36,7 @@ struct Detail<'a> {
 impl ApiError {
     /// An error about the request as a whole.
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None }
+        Self { status, message: message.into(), param: None, retry_seconds: 1 }
     }
 
     /// 400, about one field.
@@ -57,7 +59,7 @@ impl ApiError {
     pub(super) fn response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status);
         if [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&self.status) {
-            response.insert_header((RETRY_AFTER, "1"));
+            response.insert_header((RETRY_AFTER, self.retry_seconds.to_string()));
         }
         if self.status == StatusCode::REQUEST_TIMEOUT {
             // What the client still sends is nobody's next request.

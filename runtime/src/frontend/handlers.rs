@@ -10,12 +10,11 @@ use actix_web::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::{FromRequest, HttpRequest, HttpResponse, web};
 use actors::request::{Generate, RequestError};
 use engine::Token;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{timeout, timeout_at};
 use tracing::warn;
 
 use super::Frontend;
-use super::admission::{next_request, public_id};
+use super::admission::{Permit, next_request, public_id};
 use super::api_error::ApiError;
 use super::choices::{Choices, Failure};
 use super::connection::Connection;
@@ -139,11 +138,11 @@ async fn read(
     kind: Kind,
     body: web::Bytes,
     model: &Arc<ServedModel>,
-    permit: OwnedSemaphorePermit,
-) -> Result<(Ask, OwnedSemaphorePermit), ApiError> {
+    permits: Vec<Permit>,
+) -> Result<(Ask, Vec<Permit>), ApiError> {
     let model = Arc::clone(model);
     let long = body.len() > READ_HERE_BYTES_MAX;
-    let read = move || Ok((Ask::read(kind, &Fields::parse(&body)?, &model)?, permit));
+    let read = move || Ok((Ask::read(kind, &Fields::parse(&body)?, &model)?, permits));
     if !long {
         return read();
     }
@@ -158,19 +157,20 @@ async fn generate(
     body: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let body = json_body(&http, body, frontend.limits.body).await?;
-    let permit = frontend.permits.take(0, 1)?;
+    let permits = frontend.permits.take(0, 1)?;
     let deadline = Instant::now() + frontend.deadline;
     if let Some(connection) = Connection::of(&http) {
         connection.admitted(deadline);
     }
-    let (ask, permit) = match timeout_at(deadline.into(), read(kind, body, &frontend.model, permit)).await {
-        Ok(read) => read?,
-        Err(_) => {
-            let deadline_ms = frontend.deadline.as_millis() as u64;
-            return Err(RequestError::Deadline { deadline_ms }.into());
-        }
-    };
-    let permits = std::iter::once(permit).chain(more_permits(&frontend, ask.choices() - 1)?);
+    let (ask, mut permits) =
+        match timeout_at(deadline.into(), read(kind, body, &frontend.model, permits)).await {
+            Ok(read) => read?,
+            Err(_) => {
+                let deadline_ms = frontend.deadline.as_millis() as u64;
+                return Err(RequestError::Deadline { deadline_ms }.into());
+            }
+        };
+    permits.extend(frontend.permits.take(1, ask.choices() - 1)?);
     let wanted = http.headers().get("x-request-id").and_then(|id| id.to_str().ok());
     let head = Head {
         kind,
@@ -179,7 +179,7 @@ async fn generate(
         model: frontend.model.name.clone(),
     };
     let mut replies = Vec::with_capacity(ask.choices());
-    for (choice, permit) in permits.enumerate() {
+    for (choice, permit) in permits.into_iter().enumerate() {
         replies.push(submit(&frontend, &ask, choice, permit, deadline).await?);
     }
     let mut choices = Choices::new(replies);
@@ -201,21 +201,12 @@ async fn generate(
         .streaming(events(shape, choices, keep_alive)))
 }
 
-/// Permits for the answers beyond the first.
-fn more_permits(frontend: &Frontend, count: usize) -> Result<Vec<OwnedSemaphorePermit>, ApiError> {
-    if count == 0 {
-        return Ok(Vec::new());
-    }
-    let mut all = frontend.permits.take(1, count)?;
-    Ok((1..count).filter_map(|_| all.split(1)).collect::<Vec<_>>().into_iter().chain([all]).collect())
-}
-
 /// Hands one choice of the request to the proxy.
 async fn submit(
     frontend: &Frontend,
     ask: &Ask,
     choice: usize,
-    permit: OwnedSemaphorePermit,
+    permit: Permit,
     deadline: Instant,
 ) -> Result<Reply, ApiError> {
     let (model, prompt) = (&frontend.model, ask.prompt_of(choice));

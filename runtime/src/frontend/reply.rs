@@ -6,9 +6,10 @@ use actix::Recipient;
 use actors::request::{AbortRequest, FinishReason, RequestError, RequestId, StreamEvent, Timings};
 use actors::streams::Streams;
 use engine::Token;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 
+use super::admission::Permit;
 use super::stop::{StopReason, StopRule, StopWatch};
 use super::tokenizer::Detokenizer;
 
@@ -28,7 +29,7 @@ impl Live {
         max_tokens: u32,
         streams: &Streams,
         abort: &Recipient<AbortRequest>,
-        permit: OwnedSemaphorePermit,
+        permit: Permit,
     ) -> (Self, mpsc::Receiver<StreamEvent>) {
         let source = streams.open(request, max_tokens, permit);
         let live = Self { request, streams: streams.clone(), abort: abort.clone(), ended: false };
