@@ -58,6 +58,17 @@ fn shared_pages_change_no_word() -> Result<()> {
 }
 
 #[test]
+fn no_way_to_cut_prompts_changes_a_word() -> Result<()> {
+    let prompts = firm()?;
+    for (chunk, cache) in [("16", "false"), ("512", "true")] {
+        let sets = [format!("engine.prefill_chunk_tokens={chunk}"), format!("engine.prefix_cache={cache}")];
+        let pair = Pair::start(&[&sets[0], &sets[1]])?;
+        check_at_once(&pair.frontend, &prompts).with_context(|| format!("in chunks of {chunk}"))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn requests_that_give_way_go_on_with_the_same_words() -> Result<()> {
     let prompts = firm()?;
     // Sixteen requests of 200 tokens and 300 to come, on a pool for four of them.

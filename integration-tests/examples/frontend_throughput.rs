@@ -1,0 +1,203 @@
+//! What the frontend costs a request: the real one with an echo behind its proxy's address, and a bare actix-web handler that parses the
+//! same JSON, asked in turns in one run.
+//!
+//! ```text
+//! cargo run --release -p integration-tests --example frontend_throughput -- [SECONDS] [CONNECTIONS]
+//! ```
+//! The frontend validates, tokenises, admits, opens a stream, hands over, takes one token and the end, detokenises, logs nothing and
+//! answers; the handler parses the body and answers with bytes of the same length. Clients and servers share the cores.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use actix::{Actor, Context, Handler, System};
+use actix_web::{App, HttpResponse, HttpServer, web};
+use actors::request::{AbortRequest, FinishReason, Generate, Refused, Route, StreamEvent, Timings};
+use actors::streams::Streams;
+use anyhow::{Context as _, Result};
+use runtime::config::Surroundings;
+use runtime::frontend::{Frontend, Health, Limits, Observed, Permits, ServedModel, bind};
+
+const BODY: &str = r#"{"model": "m", "prompt": "Once upon a time there was a lighthouse", "max_tokens": 1, "temperature": 0}"#;
+const ROUNDS: usize = 5;
+
+struct Echo(Streams);
+
+impl Actor for Echo {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(1024);
+    }
+}
+
+impl Handler<Generate> for Echo {
+    type Result = Result<(), Refused>;
+
+    fn handle(&mut self, ask: Generate, _: &mut Self::Context) -> Self::Result {
+        self.0.token(ask.request, ask.prompt[0].into());
+        let timings =
+            Timings { prompt_tokens: ask.prompt.len() as u32, completion_tokens: 1, ..Timings::default() };
+        self.0.end(ask.request, StreamEvent::Finished { reason: FinishReason::Length, timings });
+        Ok(())
+    }
+}
+
+impl Handler<AbortRequest> for Echo {
+    type Result = ();
+
+    fn handle(&mut self, _: AbortRequest, _: &mut Self::Context) {}
+}
+
+/// Serves in a thread of its own until the process ends.
+fn serve(
+    start: impl FnOnce() -> Result<(SocketAddr, actix_web::dev::Server)> + Send + 'static,
+) -> Result<SocketAddr> {
+    let (ready, started) = mpsc::channel();
+    std::thread::spawn(move || {
+        System::new().block_on(async move {
+            match start() {
+                Ok((address, server)) => {
+                    let _ = ready.send(Ok(address));
+                    let _ = server.await;
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        });
+    });
+    started.recv().context("the server's thread is gone")?
+}
+
+fn frontend(workers: usize) -> Result<SocketAddr> {
+    let path = Surroundings::of_process().default_model();
+    let mut model = ServedModel::open(&path, Some("m")).context("run `cargo xtask fetch` first")?;
+    model.context_tokens = 2048;
+    serve(move || {
+        let streams = Streams::default();
+        let echo = Echo(streams.clone()).start();
+        let frontend = Frontend {
+            generate: echo.clone().recipient(),
+            abort: echo.recipient(),
+            streams,
+            observed: Arc::new(Observed::new("m")),
+            model: Arc::new(model),
+            route: Route::Auto,
+            deadline: Duration::from_secs(60),
+            api_key: None,
+            limits: Limits::default(),
+            permits: Permits::new(1024),
+            health: Arc::new(|| Health {
+                status: "ok",
+                reason: None,
+                reason_down: None,
+                role: "local",
+                peers: 0,
+                live_requests: 0,
+            }),
+            metrics: Arc::new(String::new),
+            drain: Duration::from_secs(1),
+        };
+        let listener = bind("frontend.port", "127.0.0.1", 0)?;
+        let address = listener.local_addr()?;
+        Ok((address, frontend.serve(listener, workers)?))
+    })
+}
+
+fn bare(workers: usize, answer: String) -> Result<SocketAddr> {
+    serve(move || {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+        let address = listener.local_addr()?;
+        let server = HttpServer::new(move || {
+            let answer = answer.clone();
+            let handler = move |body: web::Json<serde_json::Value>| {
+                let known = body["model"] == "m";
+                let answer = answer.clone();
+                async move {
+                    assert!(known, "the body is parsed");
+                    HttpResponse::Ok().content_type("application/json").body(answer)
+                }
+            };
+            App::new().route("/v1/completions", web::post().to(handler))
+        });
+        Ok((address, server.workers(workers).listen(listener)?.run()))
+    })
+}
+
+/// One request over an open connection; the body of the answer.
+fn ask(connection: &mut TcpStream, request: &[u8], buffer: &mut Vec<u8>) -> Result<String> {
+    connection.write_all(request)?;
+    buffer.clear();
+    let mut chunk = [0; 4096];
+    loop {
+        let count = connection.read(&mut chunk)?;
+        anyhow::ensure!(count > 0, "the server closed the connection");
+        buffer.extend_from_slice(&chunk[..count]);
+        let text = std::str::from_utf8(buffer)?;
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "{text}");
+        let length = head.to_ascii_lowercase();
+        let length =
+            length.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
+        if body.len() >= length.context("content-length")? {
+            return Ok(body.to_owned());
+        }
+    }
+}
+
+fn request() -> Vec<u8> {
+    let head =
+        "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: ";
+    format!("{head}{}\r\n\r\n{BODY}", BODY.len()).into_bytes()
+}
+
+/// Requests a second that this many connections get answered.
+fn measure(address: SocketAddr, connections: usize, time: Duration) -> Result<f64> {
+    let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
+    let began = Instant::now();
+    std::thread::scope(|scope| -> Result<()> {
+        let load = || -> Result<()> {
+            let mut connection = TcpStream::connect(address)?;
+            connection.set_nodelay(true)?;
+            let (request, mut buffer) = (request(), Vec::new());
+            while !stop.load(Ordering::Relaxed) {
+                ask(&mut connection, &request, &mut buffer)?;
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        let clients: Vec<_> = (0..connections).map(|_| scope.spawn(load)).collect();
+        std::thread::sleep(time);
+        stop.store(true, Ordering::Relaxed);
+        clients
+            .into_iter()
+            .try_for_each(|client| client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
+    })?;
+    Ok(count.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64())
+}
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>());
+    let seconds = arguments.next().unwrap_or(Ok(4)).context("seconds of each measurement")?;
+    let connections = arguments.next().unwrap_or(Ok(16)).context("how many connections")? as usize;
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(2);
+    let frontend = frontend(workers)?;
+    let answer = ask(&mut TcpStream::connect(frontend)?, &request(), &mut Vec::new())?;
+    let bare = bare(workers, answer)?;
+    let time = Duration::from_secs(seconds);
+    measure(frontend, connections, time / 4)?;
+    measure(bare, connections, time / 4)?;
+    let mut ratios = Vec::new();
+    println!("{connections} connections, {workers} workers, {seconds} s each");
+    println!("{:>10} {:>14} {:>6}", "frontend/s", "bare handler/s", "ratio");
+    for _ in 0..ROUNDS {
+        let (ours, theirs) = (measure(frontend, connections, time)?, measure(bare, connections, time)?);
+        println!("{ours:>10.0} {theirs:>14.0} {:>6.2}", ours / theirs);
+        ratios.push(ours / theirs);
+    }
+    ratios.sort_unstable_by(f64::total_cmp);
+    println!("median ratio {:.2}", ratios[ratios.len() / 2]);
+    Ok(())
+}
