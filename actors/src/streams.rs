@@ -16,7 +16,7 @@ use crate::request::{RequestId, StreamEvent};
 /// however slowly its client reads.
 struct Live {
     sink: mpsc::Sender<StreamEvent>,
-    _permit: Box<dyn Send + Sync>,
+    permit: Box<dyn Send + Sync>,
 }
 
 /// Request → sink. Cheap to clone; every clone is the same table.
@@ -34,7 +34,7 @@ impl Streams {
         permit: impl Send + Sync + 'static,
     ) -> mpsc::Receiver<StreamEvent> {
         let (sink, source) = mpsc::channel(max_tokens as usize + 1);
-        self.live.insert(request, Live { sink, _permit: Box::new(permit) });
+        self.live.insert(request, Live { sink, permit: Box::new(permit) });
         source
     }
 
@@ -46,7 +46,10 @@ impl Streams {
 
     /// Delivers the terminal event and forgets the request. False: it was not live.
     pub fn end(&self, request: RequestId, event: StreamEvent) -> bool {
-        self.live.remove(&request).is_some_and(|(_, live)| live.sink.try_send(event).is_ok())
+        let Some((_, Live { sink, permit })) = self.live.remove(&request) else { return false };
+        // Before the client can know: its next request finds the permit free.
+        drop(permit);
+        sink.try_send(event).is_ok()
     }
 
     /// Forgets a request without an event: its client is gone, or it was refused.
@@ -69,6 +72,30 @@ impl Streams {
 mod tests {
     use super::*;
     use crate::request::RequestError;
+
+    /// Looks, when it is dropped, whether the end has been delivered already.
+    struct Watching(
+        std::sync::Arc<std::sync::Mutex<Option<mpsc::Receiver<StreamEvent>>>>,
+        std::sync::mpsc::Sender<bool>,
+    );
+
+    impl Drop for Watching {
+        fn drop(&mut self) {
+            let source = self.0.lock().unwrap().take();
+            self.1.send(source.is_some_and(|mut source| source.try_recv().is_err())).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_permit_is_free_before_its_client_knows() {
+        let (streams, request) = (Streams::default(), RequestId(1));
+        let (told, hears) = std::sync::mpsc::channel();
+        let seen = std::sync::Arc::default();
+        let source = streams.open(request, 1, Watching(std::sync::Arc::clone(&seen), told));
+        *seen.lock().unwrap() = Some(source);
+        streams.end(request, StreamEvent::Failed(RequestError::Aborted));
+        assert_eq!(hears.recv(), Ok(true), "nothing had been delivered");
+    }
 
     #[test]
     fn a_stream_ends_exactly_once() {

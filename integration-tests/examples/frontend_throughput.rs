@@ -139,9 +139,9 @@ fn ask(connection: &mut TcpStream, request: &[u8], buffer: &mut Vec<u8>) -> Resu
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
         anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "{text}");
         let length = head.to_ascii_lowercase();
-        let length =
-            length.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
-        if body.len() >= length.context("content-length")? {
+        let length = length.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
+        let length: usize = length.context("content-length")?.parse()?;
+        if body.len() >= length {
             return Ok(body.to_owned());
         }
     }

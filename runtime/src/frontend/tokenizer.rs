@@ -27,6 +27,7 @@ pub struct Tokenizer {
     /// Token id → where its bytes end.
     ends: Vec<usize>,
     special: Vec<bool>,
+    token_bytes_max: usize,
     bos: Option<u32>,
     /// Texts are tokenised as if a space came before them.
     starts_with_space: bool,
@@ -71,6 +72,12 @@ impl Spelling {
             }
         }
     }
+}
+
+/// Bytes of the longest token, at least one.
+fn longest(ends: &[usize]) -> usize {
+    let starts = std::iter::once(&0).chain(ends);
+    ends.iter().zip(starts).map(|(end, start)| end - start).max().unwrap_or(0).max(1)
 }
 
 /// GGUF's name for how Llama 3 cuts text.
@@ -146,7 +153,8 @@ impl Tokenizer {
         }
         let special = (0..text.tokens.len()).map(|id| type_of(id) == SPECIAL).collect();
         let bos = text.bos.filter(|_| text.add_bos);
-        Ok(Self { bpe, bytes, ends, special, bos, starts_with_space: false })
+        let token_bytes_max = longest(&ends);
+        Ok(Self { bpe, bytes, ends, special, token_bytes_max, bos, starts_with_space: false })
     }
 
     /// Reads a `tokenizer.json`. Its own post-processor adds the begin-of-sequence token.
@@ -182,7 +190,8 @@ impl Tokenizer {
             special.push(added.get(&id).is_some_and(|added| added.special));
         }
         let starts_with_space = matches!(spelling, Spelling::Metaspace);
-        Ok(Self { bpe, bytes, ends, special, bos: None, starts_with_space })
+        let token_bytes_max = longest(&ends);
+        Ok(Self { bpe, bytes, ends, special, token_bytes_max, bos: None, starts_with_space })
     }
 
     /// How many tokens there are.
@@ -198,8 +207,7 @@ impl Tokenizer {
 
     /// Bytes of the longest token: a text of more than *n* times as many has more than *n* tokens.
     pub fn token_bytes_max(&self) -> usize {
-        let starts = std::iter::once(&0).chain(&self.ends);
-        self.ends.iter().zip(starts).map(|(end, start)| end - start).max().unwrap_or(0).max(1)
+        self.token_bytes_max
     }
 
     /// The tokens of a text. Special tokens that are spelt out in it become special, as in transformers.
