@@ -282,7 +282,8 @@ pub struct PagesSent {
     pub request: RequestId,
     /// How many more.
     pub count: u32,
-    /// How long the lane had them, from the first put's posting to the flush; what it had before them is not counted twice.
+    /// How long the lane had what one flush covers, from the first put's posting on; told once, and not counted twice where flushes
+    /// overlap.
     pub put_micros: u64,
 }
 

@@ -78,10 +78,9 @@ impl Checkpoint {
     pub(crate) fn has(&self, name: &str) -> bool {
         match &self.source {
             Source::Gguf(gguf) => gguf.tensors().contains_key(name),
-            Source::Folder { config, tensors } => {
-                let tied = name == "output.weight" && config.is_tied();
-                !tied && tensors.get(&folder::name_of(name)).is_some()
-            }
+            // One that is not tied and not there is missed when it is read.
+            Source::Folder { config, .. } if name == "output.weight" => !config.is_tied(),
+            Source::Folder { tensors, .. } => tensors.get(&folder::name_of(name)).is_some(),
         }
     }
 

@@ -21,6 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, OpenError};
 use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
@@ -66,17 +67,29 @@ impl CpuEngine {
     /// # Errors
     /// As there.
     pub fn open(config: &EngineConfig) -> Result<Self, OpenError> {
-        Self::open_with(config, Kernels::choose())
+        Self::open_watched(config, &|_, _| ())
     }
 
-    fn open_with(config: &EngineConfig, kernels: &'static Kernels) -> Result<Self, OpenError> {
+    /// As [`open_watched`](crate::open_watched).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_watched(config: &EngineConfig, progress: Progress<'_>) -> Result<Self, OpenError> {
+        Self::open_with(config, Kernels::choose(), progress)
+    }
+
+    fn open_with(
+        config: &EngineConfig,
+        kernels: &'static Kernels,
+        progress: Progress<'_>,
+    ) -> Result<Self, OpenError> {
         check_limits(config)?;
         let path: &Path = &config.model;
         let checkpoint = Checkpoint::open(path)?;
         let kv = Arc::new(pool(config, &checkpoint.shape)?);
         let mut threads: Threads<Scratch> =
             Threads::new(config.threads).map_err(|(index, error)| OpenError::Thread { index, error })?;
-        let weights = Weights::load(&checkpoint, &mut threads)?;
+        let weights = Weights::load(&checkpoint, &mut threads, progress)?;
         let model = checkpoint.info();
         tracing::debug!(
             model = model.name,

@@ -37,5 +37,16 @@ pub use step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput};
 /// # Errors
 /// [`OpenError`] for a file that is missing, truncated, altered or not supported, and for limits that cannot work.
 pub fn open(config: &EngineConfig) -> Result<Box<dyn Engine>, OpenError> {
-    Ok(Box::new(cpu::CpuEngine::open(config)?))
+    open_watched(config, &|_, _| ())
 }
+
+/// As [`open`]; `progress` is told, by any of the loading threads, how many of the weights' numbers are loaded, and how many there are.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_watched(config: &EngineConfig, progress: Progress<'_>) -> Result<Box<dyn Engine>, OpenError> {
+    Ok(Box::new(cpu::CpuEngine::open_watched(config, progress)?))
+}
+
+/// Hears how far a model is loaded: numbers loaded, numbers in all.
+pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);

@@ -22,6 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, Role};
 use crate::frontend::{Frontend, Health, Limits, Observed, Permits, ServedModel, bind};
+use crate::telemetry;
 
 /// The sockets of a process, taken before anything slow begins.
 struct Ports {
@@ -49,13 +50,14 @@ pub fn run(role: Role, config: Config) -> anyhow::Result<()> {
     let began = Instant::now();
     let ports = Ports::take(role, &config)?;
     tracing::info!(%role, pid = std::process::id(), model = %config.model.display(), "starting");
-    let engine = engine::open(&EngineConfig {
+    let engine_config = EngineConfig {
         model: config.model.clone(),
         threads: config.engine.threads,
         kv_bytes: config.engine.kv_bytes.0,
         page_tokens: config.engine.page_tokens,
         step_tokens: step_tokens(&config),
-    })?;
+    };
+    let engine = engine::open_watched(&engine_config, telemetry::loading())?;
     let model = served_model(&config, engine.as_ref())?;
     let (pool, layout) = (engine.kv().pages(), engine.kv().layout().clone());
     tracing::info!(

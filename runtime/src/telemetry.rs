@@ -35,6 +35,20 @@ impl Filter {
     }
 }
 
+/// Shows how far a model is loaded, on a terminal only: a bar that is gone when it is.
+pub fn loading() -> engine::Progress<'static> {
+    if !io::stderr().is_terminal() {
+        return &|_, _| ();
+    }
+    &|done, total| {
+        let filled = (done * 40 / total.max(1)) as usize;
+        let bar = format!("{}{}", "█".repeat(filled), " ".repeat(40 - filled));
+        let percent = done * 100 / total.max(1);
+        let end = if done >= total { "\r\x1b[2K" } else { "" };
+        eprint!("\rloading model {percent:3}% |{bar}|{end}");
+    }
+}
+
 /// The target of the line for a finished request.
 pub const REQUESTS: &str = "runtime::requests";
 

@@ -400,7 +400,8 @@ impl TransferState {
         let mut actions = Vec::new();
         let mut covered: VecDeque<Put> = live.puts.drain(..covered as usize).collect();
         let began = covered.front().map_or(now, |put| put.posted_micros.max(live.flushed_micros));
-        let put_micros = now.saturating_sub(began);
+        // With the first pages only: the lane had all of them at once.
+        let mut put_micros = now.saturating_sub(began);
         live.flushed_micros = now;
         while let Some(put) = covered.pop_front() {
             let (load, owner) = (put.load, put.owner());
@@ -427,6 +428,7 @@ impl TransferState {
             match (owner, load, &mut live.probe) {
                 (Some(owner), ..) => {
                     let request = RequestId(owner.request);
+                    let put_micros = std::mem::take(&mut put_micros);
                     actions.push(Action::Sent(PagesSent { session, request, count, put_micros }));
                 }
                 (None, Load::Probe, Some(probe)) if probe.warm > 0 => {

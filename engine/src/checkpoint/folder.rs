@@ -110,6 +110,9 @@ impl Config {
         let head_dim = self.head_dim.unwrap_or((hidden / heads) as u64);
         let head_dim = size("head_dim", head_dim, HEADS_MAX)?;
         let frequencies = self.frequencies(head_dim).map_err(unsupported)?;
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
+            return Err(unsupported(format!("rms_norm_eps is {}, and must be above 0", self.rms_norm_eps)));
+        }
         let shape = Shape {
             layers: size("num_hidden_layers", self.num_hidden_layers, LAYERS_MAX)?,
             hidden,
@@ -145,6 +148,10 @@ impl Config {
                 ) else {
                     return Err("its llama3 RoPE scaling lacks one of its four numbers".to_owned());
                 };
+                let all = [factor, low, high, original];
+                if all.iter().any(|n| !(n.is_finite() && *n > 0.0)) || high <= low {
+                    return Err("its llama3 RoPE scaling has numbers that scale nothing".to_owned());
+                }
                 let [factor, low, high, original] = [factor, low, high, original].map(|n| n as f32);
                 Ok(plain.into_iter().map(|f| llama3(f, factor, low, high, original)).collect())
             }

@@ -1,12 +1,14 @@
 //! The weights in memory: matrices cut into panels of 32 outputs, still quantised, and the norms.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::f16;
 
 use super::kernels::{BLOCK, PANEL, Q4_BYTES, Q8_BYTES};
 use super::scratch::Scratch;
 use super::threads::Threads;
+use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::dequantise::floats;
 use crate::error::OpenError;
@@ -131,7 +133,11 @@ impl Weights {
     }
 
     /// Reads and repacks every tensor, on all threads.
-    pub(super) fn load(checkpoint: &Checkpoint, threads: &mut Threads<Scratch>) -> Result<Self, OpenError> {
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        threads: &mut Threads<Scratch>,
+        progress: Progress<'_>,
+    ) -> Result<Self, OpenError> {
         let shape = &checkpoint.shape;
         let wanted = wanted(checkpoint);
         let mut kinds = Vec::with_capacity(wanted.len());
@@ -140,6 +146,8 @@ impl Weights {
         }
         let loaded: Mutex<Vec<Option<Linear>>> = Mutex::new(wanted.iter().map(|_| None).collect());
         let failed = Mutex::new(None);
+        let numbers = |(_, outputs, inputs): &(String, usize, usize)| (outputs * inputs) as u64;
+        let (total, done) = (wanted.iter().map(numbers).sum(), AtomicU64::new(0));
         threads
             .run(wanted.len(), &|unit, _| {
                 let (name, outputs, inputs) = &wanted[unit];
@@ -147,6 +155,8 @@ impl Weights {
                     Ok(bytes) => {
                         let linear = Linear::repack(kinds[unit], &bytes, *outputs, *inputs);
                         loaded.lock().expect("no panic under this lock")[unit] = Some(linear);
+                        let numbers = numbers(&wanted[unit]);
+                        progress(done.fetch_add(numbers, Ordering::Relaxed) + numbers, total);
                     }
                     Err(error) => *failed.lock().expect("no panic under this lock") = Some(error),
                 }

@@ -100,7 +100,8 @@ fn measure(client: &Client<'_>, asked: &[Asked]) -> (Vec<Output>, f64) {
             scope.spawn(|| show(&done, asked.len(), began));
         }
         for (n, (asked, at)) in asked.iter().zip(times).enumerate() {
-            let wait = Duration::from_secs_f64(at).saturating_sub(began.elapsed());
+            let at = Duration::try_from_secs_f64(at).unwrap_or_default();
+            let wait = at.saturating_sub(began.elapsed());
             if !wait.is_zero() {
                 std::thread::sleep(wait);
             }

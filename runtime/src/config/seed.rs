@@ -97,6 +97,7 @@ pub(super) fn translate(entries: &mut Dict, process: Role) -> Translated {
     }
     if let Some(enabled) = entries.remove("enable_nixl")
         && enabled.to_bool() != Some(true)
+        && process != Role::Local
     {
         let reason = format!(
             "is {}, but pages travel over UCX or not at all; set it to True, or start with --role local",

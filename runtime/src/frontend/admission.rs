@@ -38,12 +38,22 @@ struct Pace {
 /// One permit; comes back when dropped.
 pub(super) struct Permit {
     _held: OwnedSemaphorePermit,
-    pace: Arc<Mutex<Pace>>,
+    /// Of an answer: only those say how long one takes.
+    pace: Option<Arc<Mutex<Pace>>>,
+}
+
+impl Permit {
+    /// The permit is an answer's from now on.
+    pub(super) fn for_an_answer(mut self, permits: &Permits) -> Self {
+        self.pace = Some(Arc::clone(&permits.pace));
+        self
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pace) = &self.pace else { return };
+        let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         pace.between += ((now - pace.last).as_secs_f64() - pace.between) / 8.0;
         pace.last = now;
@@ -88,12 +98,15 @@ impl Permits {
                 format!("{count} answers are asked for, and request.concurrency is {most}; ask for fewer");
             return Err(ApiError::new(StatusCode::BAD_REQUEST, message));
         }
-        let taken = (0..more).map(|_| Arc::clone(&self.free).try_acquire_owned());
-        let taken: Result<Vec<OwnedSemaphorePermit>, TryAcquireError> = taken.collect();
-        match taken {
-            Ok(taken) => {
-                let permit = |held| Permit { _held: held, pace: Arc::clone(&self.pace) };
-                Ok(taken.into_iter().map(permit).collect())
+        if self.taken() == 0 {
+            // Nobody has asked for a while, which says nothing about how long an answer takes.
+            self.pace.lock().unwrap_or_else(PoisonError::into_inner).last = Instant::now();
+        }
+        let many = u32::try_from(more).unwrap_or(u32::MAX);
+        match Arc::clone(&self.free).try_acquire_many_owned(many) {
+            Ok(mut all) => {
+                let permit = |held| Permit { _held: held, pace: None };
+                Ok((0..more).filter_map(|_| all.split(1)).map(permit).collect())
             }
             Err(TryAcquireError::NoPermits) => {
                 let seconds = self.retry_seconds(more);
@@ -104,6 +117,11 @@ impl Permits {
             }
             Err(TryAcquireError::Closed) => Err(Refused::ShuttingDown.into()),
         }
+    }
+
+    /// How many there are.
+    pub(super) fn most(&self) -> usize {
+        self.most
     }
 
     /// When as many will be free, as far as the pace at which they have come back says.
@@ -154,6 +172,7 @@ mod tests {
     fn permits_run_out_and_close() {
         let pool = Permits::new(2);
         let held = pool.take(0, 2).unwrap();
+        let held: Vec<Permit> = held.into_iter().map(|permit| permit.for_an_answer(&pool)).collect();
         assert_eq!(pool.take(1, 1).err().unwrap().status, StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(pool.take(1, 2).err().unwrap().status, StatusCode::BAD_REQUEST, "waiting does not help");
         assert_eq!(pool.retry_seconds(1), 1, "at least");

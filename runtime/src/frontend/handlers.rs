@@ -24,7 +24,6 @@ use super::observed::Ended;
 use super::openai::{Ask, Kind, check_name};
 use super::reply::{EndRule, Finish, Live, Reply};
 use super::response::{Answer, Choice, Head, Usage, model_card, models};
-use super::served_model::ServedModel;
 use super::stream::{EventShape, events};
 use super::tokenizer::Detokenizer;
 
@@ -137,12 +136,12 @@ pub(super) async fn json_body(
 async fn read(
     kind: Kind,
     body: web::Bytes,
-    model: &Arc<ServedModel>,
+    frontend: &Frontend,
     permits: Vec<Permit>,
 ) -> Result<(Ask, Vec<Permit>), ApiError> {
-    let model = Arc::clone(model);
+    let (model, most) = (Arc::clone(&frontend.model), frontend.permits.most());
     let long = body.len() > READ_HERE_BYTES_MAX;
-    let read = move || Ok((Ask::read(kind, &Fields::parse(&body)?, &model)?, permits));
+    let read = move || Ok((Ask::read(kind, &Fields::parse(&body)?, &model, most)?, permits));
     if !long {
         return read();
     }
@@ -162,14 +161,13 @@ async fn generate(
     if let Some(connection) = Connection::of(&http) {
         connection.admitted(deadline);
     }
-    let (ask, mut permits) =
-        match timeout_at(deadline.into(), read(kind, body, &frontend.model, permits)).await {
-            Ok(read) => read?,
-            Err(_) => {
-                let deadline_ms = frontend.deadline.as_millis() as u64;
-                return Err(RequestError::Deadline { deadline_ms }.into());
-            }
-        };
+    let (ask, mut permits) = match timeout_at(deadline.into(), read(kind, body, &frontend, permits)).await {
+        Ok(read) => read?,
+        Err(_) => {
+            let deadline_ms = frontend.deadline.as_millis() as u64;
+            return Err(RequestError::Deadline { deadline_ms }.into());
+        }
+    };
     permits.extend(frontend.permits.take(1, ask.choices() - 1)?);
     let wanted = http.headers().get("x-request-id").and_then(|id| id.to_str().ok());
     let head = Head {
@@ -210,8 +208,13 @@ async fn submit(
     deadline: Instant,
 ) -> Result<Reply, ApiError> {
     let (model, prompt) = (&frontend.model, ask.prompt_of(choice));
-    let (live, source) =
-        Live::open(next_request(), prompt.max_tokens, &frontend.streams, &frontend.abort, permit);
+    let (live, source) = Live::open(
+        next_request(),
+        prompt.max_tokens,
+        &frontend.streams,
+        &frontend.abort,
+        permit.for_an_answer(&frontend.permits),
+    );
     let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, eos: model.eos.clone() };
     let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.skip_special_tokens);
     // The reply holds the guard while the proxy decides: a client that leaves now still aborts its request.

@@ -110,12 +110,30 @@ impl Ask {
     /// Reads a body.
     ///
     /// # Errors
-    /// 404 for another model, else 400 with a sentence that names the field.
-    pub(super) fn read(kind: Kind, fields: &Fields, model: &ServedModel) -> Result<Self, ApiError> {
+    /// 404 for another model, else 400 with a sentence that names the field; so for more answers than `most`.
+    pub(super) fn read(
+        kind: Kind,
+        fields: &Fields,
+        model: &ServedModel,
+        most: usize,
+    ) -> Result<Self, ApiError> {
         check_model(fields, model)?;
         UNSUPPORTED.iter().try_for_each(|(name, neutral)| fields.refuse_unless(name, *neutral))?;
         let vocabulary = model.tokenizer.vocabulary();
         let sampling = sampling(kind, fields, vocabulary)?;
+        // Before the work that each prompt costs.
+        let n = fields.count("n")?.unwrap_or(1);
+        let prompts = match (kind, fields.get("prompt")) {
+            (Kind::Completion, Some(Value::Array(entries))) if is_batch(entries) => entries.len(),
+            _ => 1,
+        };
+        let choices = prompts.saturating_mul(n as usize);
+        if choices > most {
+            let message =
+                format!("{choices} answers are asked for, and request.concurrency is {most}; ask for fewer");
+            let field = if prompts > most { "prompt" } else { "n" };
+            return Err(ApiError::field(field, message));
+        }
         let prompts = match kind {
             Kind::Completion => completion_prompts(fields, model)?,
             Kind::Chat => vec![("messages".to_owned(), chat_prompt(fields, model)?)],
@@ -136,8 +154,6 @@ impl Ask {
             })
         };
         let prompts: Vec<Prompt> = prompts.into_iter().map(prompt).collect::<Result<_, _>>()?;
-        let n = fields.count("n")?.unwrap_or(1);
-        let choices = prompts.len().saturating_mul(n as usize);
         let return_timings = fields.flag("return_timings", false)?;
         if return_timings && choices > 1 {
             let message = format!("return_timings is of one answer, and this asks for {choices}");
@@ -265,6 +281,11 @@ fn max_tokens(
     }
 }
 
+/// True of a list of prompts; false of one that is spelt out in token ids.
+fn is_batch(entries: &[Value]) -> bool {
+    entries.iter().any(|entry| entry.is_string() || entry.is_array())
+}
+
 /// The prompts of a completion, each with the name that errors have for it.
 fn completion_prompts(fields: &Fields, model: &ServedModel) -> Result<Vec<(String, Vec<u32>)>, ApiError> {
     let prompt = fields.get("prompt").ok_or_else(|| ApiError::field("prompt", "prompt is missing"))?;
@@ -281,7 +302,7 @@ fn completion_prompts(fields: &Fields, model: &ServedModel) -> Result<Vec<(Strin
         Ok((field, tokens))
     };
     match prompt {
-        Value::Array(entries) if entries.iter().any(|entry| entry.is_string() || entry.is_array()) => {
+        Value::Array(entries) if is_batch(entries) => {
             let named = entries.iter().enumerate();
             named.map(|(n, entry)| one(format!("prompt[{n}]"), entry)).collect()
         }

@@ -169,13 +169,19 @@ impl Reply {
             let event = match timeout_at(self.give_up.into(), self.source.recv()).await {
                 Ok(Some(event)) => event,
                 // The sink was dropped without a terminal event: whoever held it is gone.
-                Ok(None) => return Err(RequestError::Aborted),
-                Err(_) => return Err(RequestError::Deadline { deadline_ms: self.deadline_ms }),
+                Ok(None) => return self.given_up(RequestError::Aborted),
+                Err(_) => return self.given_up(RequestError::Deadline { deadline_ms: self.deadline_ms }),
             };
             if let Some(piece) = self.take(event)? {
                 return Ok(piece);
             }
         }
+    }
+
+    /// No terminal event came. An answer that was complete without one is a good answer.
+    fn given_up(&mut self, error: RequestError) -> Result<Piece, RequestError> {
+        let complete = self.complete.then(|| self.pieces.finish(FinishReason::Stop, Timings::default()));
+        complete.ok_or(error)
     }
 
     /// The next piece if it is already here.

@@ -11,6 +11,9 @@ const STOPS_MAX: usize = 64;
 /// Longest stop string. That much of a stream may be held back.
 const STOP_BYTES_MAX: usize = 1024;
 
+/// Longest stop strings of a request together: each is looked for after every token.
+const ALL_BYTES_MAX: usize = 4096;
+
 /// What a request stops at.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct StopRule {
@@ -39,13 +42,18 @@ impl StopRule {
             let text = value.as_str().filter(|text| (1..=STOP_BYTES_MAX).contains(&text.len()));
             text.map(str::to_owned).ok_or_else(|| wrong("stop", STRINGS, value))
         };
-        let strings = match fields.get("stop") {
+        let strings: Vec<String> = match fields.get("stop") {
             None => Vec::new(),
             Some(Value::Array(stops)) if stops.len() <= STOPS_MAX => {
                 stops.iter().map(string).collect::<Result<_, _>>()?
             }
             Some(other) => vec![string(other)?],
         };
+        let bytes: usize = strings.iter().map(String::len).sum();
+        if bytes > ALL_BYTES_MAX {
+            let message = format!("stop has {bytes} bytes in all; at most {ALL_BYTES_MAX} are taken");
+            return Err(ApiError::field("stop", message));
+        }
         const TOKENS: &str = "a list of at most 64 token ids";
         let token = |value: &Value| {
             let id = value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| *id < vocabulary);
@@ -116,8 +124,9 @@ impl StopWatch {
 
 /// Bytes at the end of `text` that `stop` may begin with.
 fn begun(text: &str, stop: &str) -> usize {
-    let lengths = stop.char_indices().map(|(length, _)| length).skip(1);
-    lengths.filter(|length| text.ends_with(&stop[..*length])).last().unwrap_or(0)
+    // The longest first: what has been said is the beginning of few of them.
+    let mut lengths = (1..stop.len()).rev().filter(|length| stop.is_char_boundary(*length));
+    lengths.find(|length| text.ends_with(&stop[..*length])).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -161,7 +161,7 @@ fn bad_requests_are_refused_by_name() {
     completion(json!({"prompt": [1, -1]}), 400, "prompt[1]", "must be a token id, not -1");
     completion(json!({"prompt": ["a", ""]}), 400, "prompt[1]", "at least one token");
     completion(json!({"prompt": ["a", 5]}), 400, "prompt[1]", "not 5");
-    completion(json!({"prompt": ["a", "b", "c"]}), 400, "", "3 answers are asked for");
+    completion(json!({"prompt": ["a", "b", "c"]}), 400, "prompt", "3 answers are asked for");
     completion(
         json!({"prompt": [1, 262]}),
         400,
@@ -185,7 +185,8 @@ fn bad_requests_are_refused_by_name() {
     completion(json!({"prompt": "a", "logit_bias": {"1": 101}}), 400, "logit_bias[1]", "from -100 to 100");
     completion(json!({"prompt": "a", "suffix": "b"}), 400, "suffix", "not supported yet; leave it out");
     completion(json!({"prompt": "a", "n": 0}), 400, "n", "at least 1, not 0");
-    completion(json!({"prompt": "a", "n": 3}), 400, "", "request.concurrency is 2; ask for fewer");
+    completion(json!({"prompt": "a", "n": 3}), 400, "n", "request.concurrency is 2; ask for fewer");
+    completion(json!({"prompt": "a", "stop": vec!["a".repeat(1024); 5]}), 400, "stop", "5120 bytes in all");
     completion(
         json!({"prompt": "a", "stop": ["x", ""]}),
         400,

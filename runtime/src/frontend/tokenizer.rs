@@ -74,6 +74,9 @@ impl Spelling {
     }
 }
 
+/// Above the ids of any vocabulary, and few enough that a table of them is small.
+const VOCABULARY_MAX: u32 = 1 << 24;
+
 /// Bytes of the longest token, at least one.
 fn longest(ends: &[usize]) -> usize {
     let starts = std::iter::once(&0).chain(ends);
@@ -175,6 +178,9 @@ impl Tokenizer {
         let mut tokens: Vec<(u32, String)> =
             bpe.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
         tokens.sort_unstable();
+        if let Some((id, _)) = tokens.last().filter(|(id, _)| *id >= VOCABULARY_MAX) {
+            return Err(broken(format!("token {id} is beyond any vocabulary")));
+        }
         let (mut bytes, mut ends, mut special) = (Vec::new(), Vec::new(), Vec::new());
         for (id, token) in tokens {
             // Ids that no token has are tokens without text.
@@ -216,7 +222,8 @@ impl Tokenizer {
     /// # Errors
     /// Text that the vocabulary cannot spell.
     pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>, String> {
-        let encoded = self.bpe.encode_fast(text, false).map_err(|error| error.to_string())?;
+        // What a `tokenizer.json` adds is its post-processor's; a GGUF's tokenizer has none.
+        let encoded = self.bpe.encode_fast(text, add_bos).map_err(|error| error.to_string())?;
         let bos = self.bos.filter(|_| add_bos);
         Ok(bos.into_iter().chain(encoded.get_ids().iter().copied()).collect())
     }
@@ -385,6 +392,20 @@ mod tests {
                 assert_eq!(a, b);
             }
         }
+    }
+
+    #[test]
+    fn a_post_processor_adds_what_begins_a_sequence() {
+        let mut described: Value = serde_json::to_value(&tokenizer().bpe).unwrap();
+        described["decoder"] = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
+            "trim_offsets": true, "use_regex": true});
+        described["post_processor"] = serde_json::json!({"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [BOS], "tokens": ["<|im_start|>"]}}});
+        let tokenizer = Tokenizer::from_json(described.to_string().as_bytes()).unwrap();
+        assert_eq!(tokenizer.encode("he", true).unwrap(), [BOS, 258]);
+        assert_eq!(tokenizer.encode("he", false).unwrap(), [258]);
     }
 
     #[test]

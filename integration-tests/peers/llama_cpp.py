@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Baton's CPU engine beside llama.cpp's, same model file, threads and machine, in turns in one run.
+
+    python3 -m venv /tmp/peer && CMAKE_ARGS="-DGGML_NATIVE=ON" /tmp/peer/bin/pip install llama-cpp-python   # builds llama.cpp, 10 minutes
+    cargo xtask fetch && cargo build --release -p runtime
+    /tmp/peer/bin/python integration-tests/peers/llama_cpp.py [ROUNDS] [THREADS]
+
+prefill      934 tokens of prompt, 512 in a step, tokens a second
+decode       64 tokens after them, one at a time, tokens a second
+decode of 8  the same for eight sequences at once, after prompts of 100 tokens, tokens of all a second
+
+Baton is asked over HTTP and answers with its own timings, from the first token to the last; llama.cpp is called in this process, without any
+sampling beyond the largest logit. A ratio above 1 means that Baton is faster. Ends with the medians of the rounds.
+"""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+
+import llama_cpp
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROMPT, DECODED, SHORT, BATCH = 934, 64, 100, 8
+
+
+def model_path():
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(cache) / "baton/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def prompt_ids():
+    prompts = json.loads((ROOT / "integration-tests/fixtures/reference.json").read_text())["prompts"]
+    ids = [token for prompt in sorted(prompts, key=lambda p: -len(p["prompt_ids"])) for token in prompt["prompt_ids"]]
+    return ids[:PROMPT]
+
+
+class Baton:
+    def __init__(self, threads):
+        settings = [f"engine.threads={threads}", "frontend.port=0", "engine.prefill_chunk_tokens=512", "engine.prefix_cache=false"]
+        command = [str(ROOT / "target/release/runtime"), "--role", "local", "--model", str(model_path())]
+        command += [part for setting in settings for part in ("--set", setting)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        for line in self.process.stderr:
+            if found := re.search(r"url=(http://\S+)", line):
+                self.url = found[1]
+            if "ready in" in line:
+                break
+
+    def ask(self, ids):
+        body = {"prompt": ids, "max_tokens": DECODED + 1, "temperature": 0, "ignore_eos": True, "return_timings": True}
+        request = urllib.request.Request(f"{self.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        return json.loads(urllib.request.urlopen(request, timeout=600).read())["timings"]
+
+    def one(self, ids):
+        timings = self.ask(ids)
+        return len(ids) / timings["prefill_ms"] * 1e3, DECODED / timings["decode_ms"] * 1e3
+
+    def eight(self, ids):
+        with concurrent.futures.ThreadPoolExecutor(BATCH) as pool:
+            timings = list(pool.map(self.ask, [[100 + n, *ids[1:SHORT]] for n in range(BATCH)]))
+        # All are prefilled before the last one's first token; from then on eight rows a step.
+        return BATCH * DECODED / max(t["decode_ms"] for t in timings) * 1e3
+
+    def end(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+class LlamaCpp:
+    def __init__(self, threads):
+        self.llama = llama_cpp.Llama(
+            str(model_path()), n_ctx=8192, n_batch=512, n_ubatch=512, n_threads=threads, n_threads_batch=threads, verbose=False,
+            logits_all=False,
+        )
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = 8192, 512, 512
+        params.n_threads = params.n_threads_batch = threads
+        params.n_seq_max = BATCH
+        model = self.llama._model.model
+        self.context = llama_cpp.llama_init_from_model(model, params)
+        self.vocabulary = self.llama.n_vocab()
+        self.batch = llama_cpp.llama_batch_init(512, 0, BATCH)
+
+    def clear(self):
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+
+    def step(self, rows):
+        """Computes (token, position, sequence, wants logits) rows; the largest logit's token of each that wants them."""
+        self.batch.n_tokens = len(rows)
+        for n, (token, position, sequence, wants) in enumerate(rows):
+            self.batch.token[n], self.batch.pos[n] = token, position
+            self.batch.n_seq_id[n], self.batch.seq_id[n][0] = 1, sequence
+            self.batch.logits[n] = wants
+        assert llama_cpp.llama_decode(self.context, self.batch) == 0
+        best = []
+        for n, row in enumerate(rows):
+            if row[3]:
+                logits = llama_cpp.llama_get_logits_ith(self.context, n)
+                best.append(int(np.ctypeslib.as_array(logits, shape=(self.vocabulary,)).argmax()))
+        return best
+
+    def prefill(self, ids, sequence=0):
+        for first in range(0, len(ids), 512):
+            part = ids[first : first + 512]
+            last = first + len(part) == len(ids)
+            rows = [(token, first + n, sequence, last and n == len(part) - 1) for n, token in enumerate(part)]
+            best = self.step(rows)
+        return best[0]
+
+    def one(self, ids):
+        self.clear()
+        began = time.perf_counter()
+        token = self.prefill(ids)
+        prefilled = time.perf_counter()
+        for n in range(DECODED):
+            (token,) = self.step([(token, len(ids) + n, 0, True)])
+        return len(ids) / (prefilled - began), DECODED / (time.perf_counter() - prefilled)
+
+    def eight(self, ids):
+        self.clear()
+        tokens = [self.prefill([100 + n, *ids[1:SHORT]], n) for n in range(BATCH)]
+        began = time.perf_counter()
+        for n in range(DECODED):
+            tokens = self.step([(token, SHORT + n, sequence, True) for sequence, token in enumerate(tokens)])
+        return BATCH * DECODED / (time.perf_counter() - began)
+
+
+def main():
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    threads = int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count()
+    ids = prompt_ids()
+    baton, peer = Baton(threads), LlamaCpp(threads)
+    print(f"llama-cpp-python {llama_cpp.__version__}, {threads} threads, {rounds} rounds in turns; tokens a second")
+    names = ("prefill", "decode", f"decode of {BATCH}")
+    both = {name: [] for name in names}
+    try:
+        for n in range(rounds + 1):
+            figures = {}
+            for engine in (baton, peer) if n % 2 else (peer, baton):
+                figures[engine] = (*engine.one(ids), engine.eight(ids))
+            if n:  # The first round warms both.
+                for name, ours, theirs in zip(names, figures[baton], figures[peer]):
+                    both[name].append((ours, theirs))
+    finally:
+        baton.end()
+    print(f"{'':12} {'Baton':>8} {'llama.cpp':>10} {'ratio':>6} {'lowest':>7} {'highest':>8}")
+    for name, pairs in both.items():
+        ratios = [ours / theirs for ours, theirs in pairs]
+        ours, theirs = (statistics.median(column) for column in zip(*pairs))
+        print(f"{name:12} {ours:8.1f} {theirs:10.1f} {statistics.median(ratios):6.2f} {min(ratios):7.2f} {max(ratios):8.2f}")
+
+
+if __name__ == "__main__":
+    main()
