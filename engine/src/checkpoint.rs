@@ -22,7 +22,7 @@ pub(crate) struct Checkpoint {
 
 enum Source {
     Gguf(Gguf),
-    Folder { config: folder::Config, tensors: Safetensors },
+    Folder { config: Box<folder::Config>, tensors: Safetensors },
 }
 
 /// How a tensor is stored.
@@ -42,7 +42,7 @@ impl Checkpoint {
             return Ok(Self { path: path.to_owned(), source: Source::Gguf(gguf), shape, fingerprint });
         }
         let failed = |error| OpenError::Safetensors { path: path.to_owned(), error };
-        let config = folder::Config::read(path)?;
+        let config = Box::new(folder::Config::read(path)?);
         let shape = config.shape(path)?;
         let tensors = Safetensors::open(path).map_err(failed)?;
         folder::check_names(&tensors, &shape, path)?;

@@ -21,10 +21,10 @@ fn open(model: &Path) -> Result<Box<dyn Engine>, engine::OpenError> {
 }
 
 /// Computes `tokens` behind `start` others; the token that follows.
-fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> u32 {
+fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
     let sample = Some(Sample::greedy());
-    let mut step = engine.submit(&[Chunk { sequence: 1, tokens, start, pages, sample }]).unwrap();
-    engine.poll(&mut step).unwrap().unwrap().tokens[0].token.id
+    let mut step = engine.submit(&[Chunk { sequence: 1, tokens, start, pages, sample }])?;
+    Ok(engine.poll(&mut step)?.context("the CPU is done when it returns")?.tokens[0].token.id)
 }
 
 #[test]
@@ -40,12 +40,12 @@ fn folders_answer_as_transformers_does() -> Result<()> {
             let mut start = 0;
             let mut next = 0;
             for part in prompt.chunks(chunk) {
-                next = step(engine.as_mut(), part, start, &pages);
+                next = step(engine.as_mut(), part, start, &pages)?;
                 start += part.len() as u32;
             }
             let mut answer = vec![next];
             while answer.len() < expect.len() {
-                next = step(engine.as_mut(), &[next], start, &pages);
+                next = step(engine.as_mut(), &[next], start, &pages)?;
                 start += 1;
                 answer.push(next);
             }

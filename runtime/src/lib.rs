@@ -3,7 +3,7 @@
 //! Dependencies between the modules point down this list:
 //!
 //! - [`cli`]: what a person types.
-//! - [`bench`]: load on a running server, and what it took; a client that knows nothing of the rest but the tokenizer.
+//! - [`mod@bench`]: load on a running server, and what it took; a client that knows nothing of the rest but the tokenizer.
 //! - [`roles`]: what runs in a receiver, a sender, a local process.
 //! - [`frontend`]: the only place that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
 //! - [`config`]: the only place that reads the environment and configuration files.

@@ -167,15 +167,12 @@ impl Attention<'_> {
             if padded != size {
                 let copy = take(copy, depth * padded);
                 for (position, to) in copy.chunks_exact_mut(padded).enumerate() {
-                    for (dimension, to) in to.iter_mut().enumerate() {
-                        let inside = dimension < size;
+                    let (own, rest) = to.split_at_mut(size);
+                    for (dimension, to) in own.iter_mut().enumerate() {
                         // SAFETY: a head's value is `head_dim` floats of its position's run, all written.
-                        *to = if inside {
-                            unsafe { values.add(position * width + dimension).read() }
-                        } else {
-                            0.0
-                        };
+                        *to = unsafe { values.add(position * width + dimension).read() };
                     }
+                    rest.fill(0.0);
                 }
                 (values, width) = (copy.as_ptr(), padded);
             }

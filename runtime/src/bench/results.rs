@@ -102,9 +102,8 @@ impl<'a> Results<'a> {
                 at += itl;
                 tokens[bucket(at)] += 1;
             }
-            for second in bucket(output.start)..=bucket(output.start + output.latency) {
-                requests[second] += 1;
-            }
+            let seconds = bucket(output.start)..=bucket(output.start + output.latency);
+            requests[seconds].iter_mut().for_each(|count| *count += 1);
         }
         let most = |counts: &[u64]| counts.iter().copied().max().unwrap_or_default() as f64;
         (most(&tokens), most(&requests))

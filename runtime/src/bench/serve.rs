@@ -132,7 +132,7 @@ fn show(done: &AtomicUsize, all: usize, began: Instant) {
     loop {
         let count = done.load(Ordering::Relaxed);
         let seconds = began.elapsed().as_secs_f64();
-        let filled = if all == 0 { 30 } else { count * 30 / all };
+        let filled = (count * 30).checked_div(all).unwrap_or(30);
         let rate = count as f64 / seconds.max(1e-3);
         eprint!(
             "\r{:3}%|{}{}| {count}/{all} [{seconds:.0}s, {rate:.2}it/s]",

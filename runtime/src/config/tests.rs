@@ -325,7 +325,7 @@ fn keys_of_lmcache_are_checked() {
     let check = |text: &str, role: Role, expect: &str| {
         let errors =
             with_file("lmcache", text, |file| Config::load(role, Some(file), &[], surroundings(&[])));
-        let text = errors.err().expect("it is refused").to_string();
+        let text = errors.expect_err("it is refused").to_string();
         assert!(text.contains(expect), "{text:?} does not say {expect:?}");
     };
     check("nixl_role: sender", Role::Receiver, "nixl_role is sender, and this process is to be a receiver");
