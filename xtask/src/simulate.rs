@@ -87,8 +87,8 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "release pages that the engine is at",
         "actors/src/decoder/state.rs",
-        "vec![Action::End(request, StreamEvent::Failed(error)), Action::Stop(SequenceId::Own(request))]",
-        "[vec![Action::Stop(SequenceId::Own(request))], self.fail(request, error)].concat()",
+        "vec![end, Action::Stop(SequenceId::Own(request))]",
+        "[vec![Action::Stop(SequenceId::Own(request)), end], self.forget(request)].concat()",
     ),
     mutant(
         "release pages that puts read",
@@ -122,9 +122,9 @@ const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "forget what was emitted",
-        "actors/src/decoder/state.rs",
-        "entry.generate.prompt.iter().chain(&entry.emitted).copied().collect()",
-        "entry.generate.prompt.clone()",
+        "actors/src/decoder/state/entry.rs",
+        "self.generate.prompt.iter().chain(&self.emitted).copied().collect()",
+        "self.generate.prompt.clone()",
     ),
 ];
 
