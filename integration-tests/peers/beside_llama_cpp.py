@@ -3,7 +3,7 @@
 
     python3 -m venv /tmp/peer && CMAKE_ARGS="-DGGML_NATIVE=ON" /tmp/peer/bin/pip install llama-cpp-python   # builds llama.cpp, 10 minutes
     cargo xtask fetch && cargo build --release -p runtime
-    /tmp/peer/bin/python integration-tests/peers/llama_cpp.py [ROUNDS] [THREADS]
+    /tmp/peer/bin/python integration-tests/peers/beside_llama_cpp.py [ROUNDS] [THREADS]
 
 prefill      934 tokens of prompt, 512 in a step, tokens a second
 decode       64 tokens after them, one at a time, tokens a second
@@ -139,7 +139,7 @@ def main():
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     threads = int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count()
     ids = prompt_ids()
-    baton, peer = Baton(threads), LlamaCpp(threads)
+    peer, baton = LlamaCpp(threads), Baton(threads)
     print(f"llama-cpp-python {llama_cpp.__version__}, {threads} threads, {rounds} rounds in turns; tokens a second")
     names = ("prefill", "decode", f"decode of {BATCH}")
     both = {name: [] for name in names}
