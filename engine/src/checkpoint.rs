@@ -26,8 +26,8 @@ enum Source {
 }
 
 /// How a tensor is stored.
-pub(crate) struct Layout {
-    pub(crate) kind: TensorType,
+struct Layout {
+    kind: TensorType,
     /// Inputs first.
     dimensions: Vec<u64>,
 }

@@ -32,6 +32,17 @@ pub enum Backend {
     OpenaiChat,
 }
 
+impl Backend {
+    /// Its name on the command line and in files.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Openai => "openai",
+            Self::Vllm => "vllm",
+            Self::OpenaiChat => "openai-chat",
+        }
+    }
+}
+
 /// Where prompts come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DatasetName {

@@ -83,9 +83,8 @@ pub(crate) fn utc_seconds() -> String {
     text.split('.').next().unwrap_or_default().to_owned()
 }
 
-/// Milliseconds since 1970 as a date and a time of day, by Howard Hinnant's `civil_from_days`.
-fn utc(epoch_ms: u64) -> String {
-    let (days, ms) = (epoch_ms / 86_400_000, epoch_ms % 86_400_000);
+/// Year, month and day so many days after 1970-01-01, by Howard Hinnant's `civil_from_days`.
+pub(crate) fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
@@ -93,7 +92,13 @@ fn utc(epoch_ms: u64) -> String {
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+/// Milliseconds since 1970 as a date and a time of day.
+fn utc(epoch_ms: u64) -> String {
+    let (days, ms) = (epoch_ms / 86_400_000, epoch_ms % 86_400_000);
+    let (year, month, day) = civil(days);
     let (hour, minute) = (ms / 3_600_000, ms / 60_000 % 60);
     format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}.{:03}", ms / 1000 % 60, ms % 1000)
 }

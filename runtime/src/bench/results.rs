@@ -166,11 +166,7 @@ impl<'a> Results<'a> {
         let rate = |amount: u64| amount as f64 / self.duration;
         let request_rate =
             if options.request_rate.is_finite() { json!(options.request_rate) } else { json!("inf") };
-        let backend = match options.backend {
-            super::Backend::Openai => "openai",
-            super::Backend::Vllm => "vllm",
-            super::Backend::OpenaiChat => "openai-chat",
-        };
+        let backend = options.backend.name();
         let mut all = Map::new();
         let mut put = |name: &str, value: Value| all.insert(name.to_owned(), value);
         put("date", json!(date));

@@ -35,7 +35,7 @@ pub fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
     let asked = random(options, &tokenizer).map_err(|reason| anyhow!(reason))?;
     let client = Client::new(options, &model, key);
     ready(&client, &asked)?;
-    for asked in asked.iter().cycle().take(options.num_warmups.min(asked.len().max(1) * 1000)) {
+    for asked in asked.iter().cycle().take(options.num_warmups) {
         client.ask(asked, "warm-up", Instant::now());
     }
     println!("Starting {} requests to {}{} ({model})", asked.len(), options.base(), options.endpoint());
@@ -182,7 +182,7 @@ fn path(options: &ServeOptions, model: &str, now: &str) -> PathBuf {
     if let Some(name) = &options.result_filename {
         return folder.join(name);
     }
-    let label = options.label.clone().unwrap_or_else(|| "openai".to_owned());
+    let label = options.label.as_deref().unwrap_or(options.backend.name());
     let rate =
         if options.request_rate.is_finite() { options.request_rate.to_string() } else { "inf".to_owned() };
     let concurrency = options.max_concurrency.map(|most| format!("-concurrency{most}")).unwrap_or_default();

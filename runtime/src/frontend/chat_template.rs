@@ -7,6 +7,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 
 use super::model_text::{ModelText, TextError};
+use crate::telemetry::civil;
 
 /// The name of the one template in its environment.
 const NAME: &str = "chat";
@@ -86,7 +87,7 @@ fn today(format: &str) -> String {
     date(format, seconds / 86_400)
 }
 
-/// The date `days` after 1970-01-01 (Howard Hinnant's `civil_from_days`).
+/// The date so many days after 1970-01-01.
 fn date(format: &str, days: u64) -> String {
     const MONTHS: [&str; 12] = [
         "January",
@@ -102,13 +103,7 @@ fn date(format: &str, days: u64) -> String {
         "November",
         "December",
     ];
-    let shifted = days + 719_468;
-    let (era, day) = (shifted / 146_097, shifted % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
-    let year = era * 400 + year + u64::from(month <= 2);
+    let (year, month, day) = civil(days);
     let name = MONTHS[month as usize - 1];
     [
         ("%d", format!("{day:02}")),

@@ -96,7 +96,7 @@ impl Pieces {
             return None;
         }
         self.tokens += 1;
-        let text = self.stop.token(token.id, &self.detokenizer.push(token.id));
+        let text = self.stop.token(token.id, self.detokenizer.push(token.id));
         let ends = self.tokens >= self.rule.max_tokens
             || (!self.rule.ignore_eos && self.rule.eos.contains(&token.id))
             || self.stop.reason().is_some();
@@ -117,7 +117,7 @@ impl Pieces {
 
     fn finish(&mut self, reason: FinishReason, timings: Timings) -> Piece {
         let mut piece = self.held.take().unwrap_or(Piece { token: None, text: String::new(), finish: None });
-        piece.text += &self.stop.text(&self.detokenizer.finish());
+        piece.text += &self.stop.text(self.detokenizer.finish());
         piece.text += &self.stop.finish();
         let stop = self.stop.reason().cloned();
         let reason = if stop.is_some() { FinishReason::Stop } else { reason };

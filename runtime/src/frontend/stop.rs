@@ -88,22 +88,25 @@ impl StopWatch {
     }
 
     /// A token and the text that it completes; what may go out.
-    pub(super) fn token(&mut self, id: u32, text: &str) -> String {
+    pub(super) fn token(&mut self, id: u32, text: String) -> String {
         if !self.rule.tokens.contains(&id) {
             return self.text(text);
         }
         self.reason = Some(StopReason::Token(id));
         let held = std::mem::take(&mut self.held);
-        if self.rule.include { held + text } else { held }
+        if self.rule.include { held + &text } else { held }
     }
 
     /// More text; what may go out. Of several strings the one counts that ends first, and of those the longest: so it does not
     /// matter how the text was cut.
-    pub(super) fn text(&mut self, text: &str) -> String {
+    pub(super) fn text(&mut self, text: String) -> String {
         if self.reason.is_some() {
             return String::new();
         }
-        self.held += text;
+        if self.rule.strings.is_empty() {
+            return text;
+        }
+        self.held += &text;
         let found = self.rule.strings.iter().filter_map(|stop| Some((self.held.find(&**stop)?, stop)));
         if let Some((start, stop)) = found.min_by_key(|(start, stop)| (start + stop.len(), *start)) {
             let end = if self.rule.include { start + stop.len() } else { start };
@@ -142,7 +145,7 @@ mod tests {
 
     fn check(stops: &[&str], pieces: &[&str], expect: &[&str], reason: Option<&str>) {
         let mut watch = watch(stops, false);
-        let out: Vec<String> = pieces.iter().map(|piece| watch.text(piece)).collect();
+        let out: Vec<String> = pieces.iter().map(|piece| watch.text((*piece).to_owned())).collect();
         assert_eq!(out, expect, "{stops:?} in {pieces:?}");
         assert_eq!(watch.reason, reason.map(|stop| StopReason::Text(stop.to_owned())));
     }
@@ -161,15 +164,21 @@ mod tests {
     #[test]
     fn what_was_held_back_comes_at_the_end() {
         let mut watch = watch(&["END"], false);
-        assert_eq!((watch.text("aE"), watch.finish()), ("a".to_owned(), "E".to_owned()));
+        assert_eq!((watch.text("aE".to_owned()), watch.finish()), ("a".to_owned(), "E".to_owned()));
     }
 
     #[test]
     fn what_stopped_it_may_stay() {
         let mut kept = watch(&["END"], true);
-        assert_eq!((kept.text("aEN"), kept.text("Db")), ("a".to_owned(), "END".to_owned()));
+        assert_eq!(
+            (kept.text("aEN".to_owned()), kept.text("Db".to_owned())),
+            ("a".to_owned(), "END".to_owned())
+        );
         let mut dropped = watch(&["END"], false);
-        assert_eq!((dropped.text("aE"), dropped.token(7, "x")), ("a".to_owned(), "E".to_owned()));
+        assert_eq!(
+            (dropped.text("aE".to_owned()), dropped.token(7, "x".to_owned())),
+            ("a".to_owned(), "E".to_owned())
+        );
         assert_eq!(dropped.reason(), Some(&StopReason::Token(7)));
     }
 
@@ -182,14 +191,14 @@ mod tests {
         ) {
             let rule = StopRule { strings: stops, tokens: Vec::new(), include: false };
             let mut whole = StopWatch::new(rule.clone());
-            let expect = text.chars().map(|c| whole.text(&c.to_string())).collect::<String>() + &whole.finish();
+            let expect = text.chars().map(|c| whole.text(c.to_string())).collect::<String>() + &whole.finish();
             let (mut pieces, mut rest, mut out) = (StopWatch::new(rule), &*text, String::new());
             for cut in cuts {
                 let (piece, after) = rest.split_at(cut.min(rest.len()));
-                out += &pieces.text(piece);
+                out += &pieces.text(piece.to_owned());
                 rest = after;
             }
-            out += &pieces.text(rest);
+            out += &pieces.text(rest.to_owned());
             out += &pieces.finish();
             prop_assert_eq!(out, expect);
             prop_assert_eq!(pieces.reason, whole.reason);
