@@ -1,24 +1,46 @@
-//! `runtime bench serve`: load on an OpenAI-compatible server, measured as `vllm bench serve` does.
+//! `runtime bench serve`: load on an OpenAI-compatible server, measured as `vllm bench serve` does; `runtime bench transfer`: pages
+//! between two processes, as fast as they go.
 //!
-//! Options, arrivals, the random dataset, what counts as a token and the block of results are those of vLLM's client, so that
+//! Options of `serve`, arrivals, the random dataset, what counts as a token and the block of results are those of vLLM's client, so that
 //! figures can be held against each other. It needs no server of ours: whatever answers `/v1/completions` with events is measured.
 
 mod client;
 mod dataset;
 mod results;
 mod serve;
+mod transfer;
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-pub use serve::run;
+use crate::config::{Config, Role, Surroundings};
+
+pub use transfer::TransferOptions;
 
 /// What to measure.
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 pub enum Bench {
     /// Sends requests to a running server and prints what they took
     Serve(Box<ServeOptions>),
+    /// Moves pages between two processes and prints how fast
+    Transfer(TransferOptions),
+}
+
+impl Bench {
+    /// Measures and prints.
+    ///
+    /// # Errors
+    /// What kept it from measuring, in one sentence.
+    pub fn run(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Serve(options) => serve::run(options, Surroundings::openai_key()),
+            Self::Transfer(options) => transfer::run(
+                options,
+                Config::load(Role::Local, None, &options.set, Surroundings::of_process())?,
+            ),
+        }
+    }
 }
 
 /// What the server is spoken to as.

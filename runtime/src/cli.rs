@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::bench::{self, Bench};
+use crate::bench::Bench;
 use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
 use crate::{roles, telemetry};
 
@@ -101,12 +101,13 @@ pub struct Cli {
 /// What the binary does beside serving.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Measures a running server
+    /// Measures a running server, or the lane between two processes
     #[command(subcommand)]
     Bench(Bench),
 }
 
-fn parse_set(text: &str) -> Result<Flag, String> {
+/// `--set`'s value.
+pub(crate) fn parse_set(text: &str) -> Result<Flag, String> {
     let (key, value) = text.split_once('=').ok_or("expected key=value, as in link.port=55556")?;
     Ok(Flag { name: format!("--set {key}"), key: key.to_owned(), value: value.to_owned() })
 }
@@ -186,8 +187,8 @@ impl Cli {
 /// Parses, configures and runs; what the binary does.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Some(Command::Bench(Bench::Serve(options))) = &cli.command {
-        return match bench::run(options, Surroundings::openai_key()) {
+    if let Some(Command::Bench(bench)) = &cli.command {
+        return match bench.run() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("error: {error:#}");

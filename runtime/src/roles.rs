@@ -98,16 +98,24 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
     Ok(model)
 }
 
+/// What UCX's variables are for pages in host memory, unless the operator set them.
+pub(crate) const UCX_ON_HOST: [(&str, &str); 3] =
+    [("UCX_TLS", "tcp"), ("UCX_NET_DEVICES", "lo"), ("UCX_RNDV_THRESH", "inf")];
+
 /// Which transport carries the pages, started over the engine's pool.
-fn transport(config: &Config, region: Region) -> node::StartTransport<'static, connector::ucx::StartError> {
+pub(crate) fn transport(
+    config: &Config,
+    region: Region,
+) -> node::StartTransport<'static, connector::ucx::StartError> {
     let unless_set = |name, value| config.surroundings.ucx_default(name, value);
+    let [tls, net_devices, rndv_thresh] = UCX_ON_HOST.map(|(name, value)| unless_set(name, value));
     let ucx = UcxConfig {
         library: config.transport.ucx_library.clone(),
         search: config.ucx_search(),
-        tls_default: unless_set("UCX_TLS", "tcp"),
+        tls_default: tls,
         tls_of_operator: config.surroundings.ucx_variable("UCX_TLS"),
-        net_devices_default: unless_set("UCX_NET_DEVICES", "lo"),
-        rndv_thresh_default: unless_set("UCX_RNDV_THRESH", "inf"),
+        net_devices_default: net_devices,
+        rndv_thresh_default: rndv_thresh,
         emulation_default: unless_set("UCX_PROTO_EMULATION_ENABLE", "n"),
     };
     Box::new(move |sink| {

@@ -23,7 +23,7 @@ use crate::messages::{PagesSent, SessionId};
 use crate::request::RequestId;
 
 /// Most puts in flight in a session: enough to fill a lane, few enough not to queue behind each other.
-pub const PUTS_IN_FLIGHT: usize = 8;
+pub const PUTS_IN_FLIGHT: usize = 16;
 /// Most pages moved by the measurement at a session's start, before and during the measured part.
 const PROBE_PAGES: (u32, u32) = (8, 64);
 /// A put or flush that has not completed for this long is lost, whatever the lane says: the link's heartbeats do not

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// Longer than the gap between two completions of a running transfer, far shorter than a scheduler's time slice.
 const SPIN: Duration = Duration::from_micros(20);
+/// How long the thread then lets others run before it parks: a wake-up takes longer than a lane's pause in the midst of a page.
+const YIELD: Duration = Duration::from_micros(200);
 /// Parking while operations of ours are in flight, or soon after anything moved.
 const PARK_BUSY: Duration = Duration::from_millis(1);
 /// Parking otherwise: the watchdog's counter still moves ten times a second.
@@ -73,6 +75,8 @@ impl Thread {
                 news_at = now;
             } else if now < news_at + SPIN {
                 std::hint::spin_loop();
+            } else if now < news_at + YIELD {
+                std::thread::yield_now();
             } else {
                 self.park(now < news_at + WARM);
             }

@@ -22,7 +22,7 @@ const STACK_BYTES: usize = 256 << 10;
 ///
 /// # Errors
 /// No server, no tokenizer, or a file that cannot be written; requests that fail are counted, not errors, unless all do.
-pub fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
+pub(super) fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
     ensure!(options.request_rate > 0.0, "--request-rate is {}, and must be above 0", options.request_rate);
     ensure!(options.burstiness > 0.0, "--burstiness is {}, and must be above 0", options.burstiness);
     ensure!(options.max_concurrency != Some(0), "--max-concurrency is 0; leave it out or take at least 1");

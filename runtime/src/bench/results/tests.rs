@@ -11,7 +11,7 @@ struct Line {
 
 fn options(arguments: &[&str]) -> ServeOptions {
     let line = Line::try_parse_from([&["bench", "serve"], arguments].concat()).unwrap();
-    let Bench::Serve(options) = line.bench;
+    let Bench::Serve(options) = line.bench else { panic!("another measurement") };
     *options
 }
 

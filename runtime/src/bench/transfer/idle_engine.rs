@@ -1,0 +1,93 @@
+//! An engine that computes nothing: what is left of a request is its hand-over.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering, fence};
+use std::sync::mpsc::Sender;
+
+use anyhow::{Context, Result};
+use engine::{
+    Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Step, StepLimits,
+    StepOutput,
+};
+
+use super::clock;
+
+/// Positions in a page.
+pub(super) const PAGE_TOKENS: u32 = 16;
+
+/// Takes any prompt at once, samples token 0, and says when.
+pub(super) struct IdleEngine {
+    pool: Arc<KvPool>,
+    model: ModelInfo,
+    asked: Sender<u64>,
+}
+
+impl IdleEngine {
+    /// `pages` pages of `page_bytes` bytes that differ; `asked` hears the time of each step that samples.
+    pub(super) fn new(page_bytes: u32, pages: u32, asked: Sender<u64>) -> Result<Self> {
+        let dtype = KvDtype::F32;
+        let head_dim = page_bytes / (2 * PAGE_TOKENS * dtype.bytes() as u32);
+        let layout = KvLayout { layers: 1, kv_heads: 1, head_dim, page_tokens: PAGE_TOKENS, dtype };
+        let pool = KvPool::new(layout, pages).context("--pages and --page-kib")?;
+        // Memory that was never written is one page of zeros in truth, and faster than any.
+        let cells: &[AtomicU8] = pool.as_ref();
+        for (place, cell) in cells.iter().enumerate() {
+            cell.store((place ^ (place >> 11)) as u8, Ordering::Relaxed);
+        }
+        let context_tokens = pages * PAGE_TOKENS;
+        let model = ModelInfo {
+            name: "none".to_owned(),
+            path: PathBuf::new(),
+            fingerprint: [0; 32],
+            context_tokens,
+            vocabulary: 2,
+            eos_tokens: Vec::new(),
+            parameters: 0,
+        };
+        Ok(Self { pool: Arc::new(pool), model, asked })
+    }
+
+    /// Its pages.
+    pub(super) fn pool(&self) -> Arc<KvPool> {
+        Arc::clone(&self.pool)
+    }
+
+    /// Tokens of the longest prompt.
+    pub(super) fn step_tokens(&self) -> u32 {
+        self.model.context_tokens
+    }
+}
+
+impl Engine for IdleEngine {
+    fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    fn kv(&self) -> &Arc<KvPool> {
+        &self.pool
+    }
+
+    fn limits(&self) -> StepLimits {
+        StepLimits { tokens: self.step_tokens() }
+    }
+
+    fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
+        let sampled = batch.iter().filter(|chunk| chunk.sample.is_some());
+        let tokens: Vec<SampledToken> =
+            sampled.map(|chunk| SampledToken { sequence: chunk.sequence, token: 0.into() }).collect();
+        if !tokens.is_empty() {
+            let _ = self.asked.send(clock());
+        }
+        Ok(Step::finished(StepOutput { tokens }))
+    }
+
+    fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {
+        step.take().map(Some).ok_or(EngineError::StepSpent)
+    }
+
+    fn acquire(&mut self, _: &[PageId]) -> Result<(), EngineError> {
+        fence(Ordering::Acquire);
+        Ok(())
+    }
+}

@@ -1,0 +1,87 @@
+//! What the lane does by itself: UCX's own program puts blocks of a page's size, with the same settings and error handling.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::PATIENCE;
+use crate::config::Config;
+use crate::roles::UCX_ON_HOST;
+
+/// Bytes put in a measurement, and before it.
+const MEASURED_BYTES: u64 = 3 << 30;
+const WARM_UP_BYTES: u64 = 256 << 20;
+
+/// Kills what it holds.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Bytes a second of `ucx_perftest -e -t ucp_put_bw`; `None` if that program is not where the library is.
+///
+/// # Errors
+/// The program fails, or says nothing that can be read.
+pub(super) fn put_bandwidth(config: &Config, block_bytes: u64) -> Result<Option<f64>> {
+    let of_operator = config.transport.ucx_library.clone().into_iter();
+    let library = of_operator.chain(config.ucx_search()).find(|path| path.exists());
+    let Some(folder) = library.as_deref().and_then(|path| path.parent()) else { return Ok(None) };
+    let program = folder.with_file_name("bin").join("ucx_perftest");
+    if !program.exists() {
+        return Ok(None);
+    }
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+    let command = || {
+        let mut command = Command::new(&program);
+        command.env("LD_LIBRARY_PATH", folder).args(["-e", "-p", &port]).stderr(Stdio::null());
+        for (name, value) in UCX_ON_HOST {
+            command.envs(config.surroundings.ucx_default(name, value).map(|value| (name, value)));
+        }
+        command
+    };
+    let server = command().stdout(Stdio::null()).spawn();
+    let _server = Server(server.with_context(|| format!("cannot start {}", program.display()))?);
+    let blocks = |bytes: u64| (bytes / block_bytes).max(8).to_string();
+    let began = Instant::now();
+    loop {
+        let output = command()
+            .args(["-t", "ucp_put_bw", "-f", "-O", "8", "-s", &block_bytes.to_string()])
+            .args(["-n", &blocks(MEASURED_BYTES), "-w", &blocks(WARM_UP_BYTES), "127.0.0.1"])
+            .output()?;
+        if output.status.success() {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            return overall(&text).map(Some).with_context(|| format!("ucx_perftest says {text:?}"));
+        }
+        if began.elapsed() > PATIENCE {
+            bail!("ucx_perftest fails: {}", output.status);
+        }
+        // Its server may not listen yet.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The overall bandwidth in the last line: iterations, three overheads, two bandwidths in MiB/s, two rates.
+fn overall(text: &str) -> Option<f64> {
+    let mebibytes: f64 = text.lines().last()?.split_whitespace().nth(5)?.parse().ok()?;
+    Some(mebibytes * f64::from(1 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_overall_bandwidth_is_read() {
+        let last =
+            "        2000    236.742  1069.550   976.561      657.40     720.00         935        1024\n";
+        assert_eq!(overall(last), Some(720.0 * 1048576.0));
+        assert_eq!(overall(""), None);
+        assert_eq!(overall("[1] failed"), None);
+    }
+}
