@@ -1,5 +1,7 @@
 //! Text to tokens and back, for byte-level BPE.
 
+mod words;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,9 +12,12 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
+use tokenizers::{
+    AddedToken, Model as _, NormalizerWrapper, OffsetReferential, OffsetType, SplitDelimiterBehavior,
+};
 
 use super::model_text::{ModelText, TextError};
+use words::Words;
 
 /// GGUF's mark of a token that controls and is no text.
 const SPECIAL: i32 = 3;
@@ -22,6 +27,8 @@ const USER_DEFINED: i32 = 4;
 /// Text to tokens and back. Shared by all HTTP workers.
 pub struct Tokenizer {
     bpe: tokenizers::Tokenizer,
+    /// How text is cut before the merges, where that is known here; else `bpe` does it.
+    words: Option<Words>,
     /// The bytes of all tokens, one after the other.
     bytes: Vec<u8>,
     /// Token id → where its bytes end.
@@ -86,32 +93,38 @@ fn longest(ends: &[usize]) -> usize {
 /// GGUF's name for how Llama 3 cuts text.
 const LLAMA3: &str = "llama-bpe";
 
-/// How text is cut before the merges, by the name that GGUF has for it.
-fn split(pre: &str) -> Option<Sequence> {
+/// How text is cut before the merges, by the name that GGUF has for it: for the library, and for [`Words`].
+fn split(pre: &str) -> Option<(Sequence, Words)> {
     let bytes = |regex: bool| ByteLevel::new(false, true, regex).into();
     let words = |pattern: &str| {
         let pattern = SplitPattern::Regex(pattern.to_owned());
         Split::new(pattern, SplitDelimiterBehavior::Isolated, false).ok().map(Into::into)
     };
-    let steps = match pre {
-        "smollm" => vec![Digits::new(true).into(), bytes(true)],
-        "gpt-2" | "default" => vec![bytes(true)],
+    let (steps, words) = match pre {
+        "smollm" => (vec![Digits::new(true).into(), bytes(true)], Words::gpt2(true)),
+        "gpt-2" | "default" => (vec![bytes(true)], Words::gpt2(false)),
         // From the tokenizer.json of Llama 3 and of Qwen2.
-        LLAMA3 => vec![
-            words(
-                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-            )?,
-            bytes(false),
-        ],
-        "qwen2" => vec![
-            words(
-                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-            )?,
-            bytes(false),
-        ],
+        LLAMA3 => (
+            vec![
+                words(
+                    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+                )?,
+                bytes(false),
+            ],
+            Words::llama3(3),
+        ),
+        "qwen2" => (
+            vec![
+                words(
+                    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+                )?,
+                bytes(false),
+            ],
+            Words::llama3(1),
+        ),
         _ => return None,
     };
-    Some(Sequence::new(steps))
+    Some((Sequence::new(steps), words))
 }
 
 impl Tokenizer {
@@ -121,7 +134,7 @@ impl Tokenizer {
     /// [`TextError`] for a kind of tokenizer that is not known here, or a vocabulary that contradicts itself.
     pub fn new(text: &ModelText) -> Result<Self, TextError> {
         let unsupported = || TextError::Unsupported { kind: text.kind.clone(), pre: text.pre.clone() };
-        let split = split(&text.pre).filter(|_| text.kind == "gpt2").ok_or_else(unsupported)?;
+        let (split, words) = split(&text.pre).filter(|_| text.kind == "gpt2").ok_or_else(unsupported)?;
         let broken = |reason: String| TextError::Broken(reason);
         let type_of = |id: usize| text.token_types.get(id).copied().unwrap_or_default();
         let ids = (0u32..).zip(&text.tokens);
@@ -157,7 +170,8 @@ impl Tokenizer {
         let special = (0..text.tokens.len()).map(|id| type_of(id) == SPECIAL).collect();
         let bos = text.bos.filter(|_| text.add_bos);
         let token_bytes_max = longest(&ends);
-        Ok(Self { bpe, bytes, ends, special, token_bytes_max, bos, starts_with_space: false })
+        let words = Some(words);
+        Ok(Self { bpe, words, bytes, ends, special, token_bytes_max, bos, starts_with_space: false })
     }
 
     /// Reads a `tokenizer.json`. Its own post-processor adds the begin-of-sequence token.
@@ -197,7 +211,7 @@ impl Tokenizer {
         }
         let starts_with_space = matches!(spelling, Spelling::Metaspace);
         let token_bytes_max = longest(&ends);
-        Ok(Self { bpe, bytes, ends, special, token_bytes_max, bos: None, starts_with_space })
+        Ok(Self { bpe, words: None, bytes, ends, special, token_bytes_max, bos: None, starts_with_space })
     }
 
     /// How many tokens there are.
@@ -222,10 +236,24 @@ impl Tokenizer {
     /// # Errors
     /// Text that the vocabulary cannot spell.
     pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>, String> {
-        // What a `tokenizer.json` adds is its post-processor's; a GGUF's tokenizer has none.
-        let encoded = self.bpe.encode_fast(text, add_bos).map_err(|error| error.to_string())?;
-        let bos = self.bos.filter(|_| add_bos);
-        Ok(bos.into_iter().chain(encoded.get_ids().iter().copied()).collect())
+        let Some(words) = &self.words else {
+            // What a `tokenizer.json` adds is its post-processor's.
+            let encoded = self.bpe.encode_fast(text, add_bos).map_err(|error| error.to_string())?;
+            return Ok(encoded.get_ids().to_vec());
+        };
+        let mut tokens: Vec<u32> = self.bos.filter(|_| add_bos).into_iter().collect();
+        let pieces = self.bpe.get_added_vocabulary().extract_and_normalize(None::<&NormalizerWrapper>, text);
+        for (piece, _, added) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
+            match added {
+                Some(added) => tokens.extend(added.iter().map(|token| token.id)),
+                None => words.of(piece, |word| {
+                    let merged = self.bpe.get_model().tokenize(word).map_err(|error| error.to_string())?;
+                    tokens.extend(merged.iter().map(|token| token.id));
+                    Ok::<_, String>(())
+                })?,
+            }
+        }
+        Ok(tokens)
     }
 
     /// The bytes of a token; none for an id out of vocabulary.
@@ -323,6 +351,13 @@ impl Detokenizer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+    use tokenizers::{PreTokenizedString, PreTokenizer as _};
+
     use super::super::model_text::testing::{BOS, EOS, bytes_model};
     use super::*;
 
@@ -355,6 +390,54 @@ mod tests {
         check("a  5", &[b'a'.into(), 261, b'5'.into()]);
         check("ü", &[0xC3, 0xBC]);
         check("a<|im_end|>he", &[b'a'.into(), EOS, 258]);
+    }
+
+    /// Texts of characters that the patterns tell apart, of any others, and of tokens that are matched whole.
+    fn texts() -> impl Strategy<Value = String> {
+        let telling = select("'sStTrReEvVlLmMdD aA1\u{BD}\u{663}\n\r\t .!-_\u{17F}\u{212A}\u{A0}\u{3000}\u{E9}\u{301}\u{65E5}\u{1F600}".chars().collect::<Vec<_>>());
+        let whole =
+            prop_oneof![Just("<|im_end|>"), Just("<|im_start|>"), Just("he"), Just(" he"), Just("  ")];
+        let piece = prop_oneof![
+            8 => telling.prop_map(String::from),
+            2 => any::<char>().prop_map(String::from),
+            1 => whole.prop_map(str::to_owned),
+        ];
+        vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+    }
+
+    static OF_EACH_KIND: LazyLock<Vec<(&str, Tokenizer, Sequence, Words)>> = LazyLock::new(|| {
+        let kind = |pre: &'static str| {
+            let text = ModelText { pre: pre.to_owned(), ..bytes_model() };
+            let (library, words) = split(pre).unwrap();
+            (pre, Tokenizer::new(&text).unwrap(), library, words)
+        };
+        ["smollm", "gpt-2", LLAMA3, "qwen2"].map(kind).into()
+    });
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn words_are_the_librarys(text in texts()) {
+            for (pre, tokenizer, library, words) in OF_EACH_KIND.iter() {
+                let expect = tokenizer.bpe.encode_fast(&*text, false).unwrap();
+                prop_assert_eq!(tokenizer.encode(&text, false).unwrap(), expect.get_ids(), "{} {:?}", pre, text);
+                let mut cut = PreTokenizedString::from(&*text);
+                library.pre_tokenize(&mut cut).unwrap();
+                let expect: Vec<String> = cut
+                    .get_splits(OffsetReferential::Original, OffsetType::None)
+                    .into_iter()
+                    .map(|(word, ..)| word.to_owned())
+                    .collect();
+                let mut got = Vec::new();
+                let keep = |word: &str| {
+                    got.push(word.to_owned());
+                    Ok::<_, ()>(())
+                };
+                words.of(&text, keep).unwrap();
+                prop_assert_eq!(got, expect, "{} {:?}", pre, text);
+            }
+        }
     }
 
     #[test]

@@ -1,0 +1,192 @@
+//! How byte-level vocabularies cut a text into words before the merges.
+//!
+//! `tokenizers` does it with a backtracking regular expression over text that remembers where each of its characters came from, which
+//! is most of what tokenising costs. The patterns of GPT-2, Llama 3 and Qwen2 need neither: a word's end is found by looking at
+//! what its characters are, and those classes come from the tables of the very crate that the expressions are compiled with.
+
+use std::sync::LazyLock;
+
+use regex_syntax::hir::{Class as HirClass, HirKind};
+
+use super::byte_alphabet;
+
+/// What a character is to the patterns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// `\p{L}`
+    Letter,
+    /// `\p{N}`
+    Number,
+    /// `\s`
+    Space,
+    /// None of them.
+    Other,
+}
+
+/// Where each class is, in the order of characters; what lies between is [`Class::Other`].
+static RANGES: LazyLock<Vec<(char, char, Class)>> = LazyLock::new(|| {
+    let ranges_of = |(pattern, class)| {
+        let parsed = regex_syntax::parse(pattern).map(regex_syntax::hir::Hir::into_kind);
+        let ranges = match parsed {
+            Ok(HirKind::Class(HirClass::Unicode(ranges))) => ranges.ranges().to_vec(),
+            other => unreachable!("{pattern} is a class: {other:?}"),
+        };
+        ranges.into_iter().map(move |range| (range.start(), range.end(), class))
+    };
+    let patterns = [(r"\p{L}", Class::Letter), (r"\p{N}", Class::Number), (r"\s", Class::Space)];
+    let mut ranges: Vec<_> = patterns.into_iter().flat_map(ranges_of).collect();
+    ranges.sort_unstable_by_key(|(start, ..)| *start);
+    ranges
+});
+
+static ASCII: LazyLock<[Class; 128]> =
+    LazyLock::new(|| std::array::from_fn(|code| in_ranges(char::from(code as u8))));
+
+fn in_ranges(c: char) -> Class {
+    let after = RANGES.partition_point(|(start, ..)| *start <= c);
+    match after.checked_sub(1).map(|at| RANGES[at]) {
+        Some((_, end, class)) if c <= end => class,
+        _ => Class::Other,
+    }
+}
+
+fn class(c: char) -> Class {
+    ASCII.get(c as usize).copied().unwrap_or_else(|| in_ranges(c))
+}
+
+/// A rule for cutting text, and its words' spelling in the byte-level alphabet.
+#[derive(Clone, Debug)]
+pub(super) struct Words {
+    rule: Rule,
+    alphabet: [char; 256],
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Rule {
+    /// GPT-2's pattern, between digits that stand alone if so asked.
+    Gpt2 { digits_alone: bool },
+    /// Llama 3's pattern, with this many digits in a word.
+    Llama3 { digits: usize },
+}
+
+impl Words {
+    /// GPT-2's; with `digits_alone` each digit is cut out first, as SmolLM wants it.
+    pub(super) fn gpt2(digits_alone: bool) -> Self {
+        Self { rule: Rule::Gpt2 { digits_alone }, alphabet: byte_alphabet() }
+    }
+
+    /// Llama 3's, with at most so many digits in a word: Qwen2 has one.
+    pub(super) fn llama3(digits: usize) -> Self {
+        Self { rule: Rule::Llama3 { digits }, alphabet: byte_alphabet() }
+    }
+
+    /// Gives each word of `text`, spelt in the byte-level alphabet, to `each`.
+    ///
+    /// # Errors
+    /// The first of `each`.
+    pub(super) fn of<E>(&self, text: &str, mut each: impl FnMut(&str) -> Result<(), E>) -> Result<(), E> {
+        let mut spelt = String::new();
+        let mut cut = |text: &str, length: fn(&str, usize) -> usize, digits: usize| {
+            let mut rest = text;
+            while !rest.is_empty() {
+                let (word, after) = rest.split_at(length(rest, digits));
+                spelt.clear();
+                spelt.extend(word.bytes().map(|byte| self.alphabet[usize::from(byte)]));
+                each(&spelt)?;
+                rest = after;
+            }
+            Ok(())
+        };
+        match self.rule {
+            Rule::Gpt2 { digits_alone: false } => cut(text, gpt2, 0),
+            // A digit is a word, so cutting behind each and before each leaves nothing else to do.
+            Rule::Gpt2 { digits_alone: true } => {
+                let mut rest = text;
+                while !rest.is_empty() {
+                    let digit = rest.find(char::is_numeric).unwrap_or(rest.len());
+                    let (before, after) = rest.split_at(digit);
+                    cut(before, gpt2, 0)?;
+                    let width = after.chars().next().map_or(0, char::len_utf8);
+                    cut(&after[..width], gpt2, 0)?;
+                    rest = &after[width..];
+                }
+                Ok(())
+            }
+            Rule::Llama3 { digits } => cut(text, llama3, digits),
+        }
+    }
+}
+
+/// Bytes of the first word under
+/// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
+fn gpt2(text: &str, _: usize) -> usize {
+    if let Some(length) = contraction(text, false) {
+        return length;
+    }
+    let rest = text.strip_prefix(' ').unwrap_or(text);
+    match rest.chars().next().map(class) {
+        None | Some(Class::Space) => blanks(text),
+        Some(class) => text.len() - rest.len() + run(rest, class),
+    }
+}
+
+/// Bytes of the first word under
+/// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`.
+fn llama3(text: &str, digits: usize) -> usize {
+    if let Some(length) = contraction(text, true) {
+        return length;
+    }
+    let Some(first) = text.chars().next() else { return 0 };
+    let (kind, rest) = (class(first), &text[first.len_utf8()..]);
+    if kind == Class::Number {
+        let few: usize =
+            text.chars().take(digits).take_while(|c| class(*c) == Class::Number).map(char::len_utf8).sum();
+        return few;
+    }
+    let lead = if kind == Class::Letter || is_newline(first) { text } else { rest };
+    let letters = run(lead, Class::Letter);
+    if letters > 0 {
+        return text.len() - lead.len() + letters;
+    }
+    let rest = text.strip_prefix(' ').unwrap_or(text);
+    let others = run(rest, Class::Other);
+    if others > 0 {
+        let newlines = rest[others..].find(|c| !is_newline(c)).unwrap_or(rest.len() - others);
+        return text.len() - rest.len() + others + newlines;
+    }
+    let spaces = run(text, Class::Space);
+    match text[..spaces].rfind(is_newline) {
+        Some(last) => last + 1,
+        None => blanks(text),
+    }
+}
+
+fn is_newline(c: char) -> bool {
+    matches!(c, '\r' | '\n')
+}
+
+/// Bytes of an English ending behind an apostrophe, if the text begins with one.
+fn contraction(text: &str, any_case: bool) -> Option<usize> {
+    let rest = text.strip_prefix('\'')?;
+    // The long s is an s to an expression that does not look at case.
+    let folded = |c: char| if any_case { if c == 'ſ' { 's' } else { c.to_ascii_lowercase() } } else { c };
+    let mut chars = rest.chars();
+    let first = chars.next()?;
+    match (folded(first), chars.next().map(folded)) {
+        ('s' | 't' | 'm' | 'd', _) => Some(1 + first.len_utf8()),
+        ('r' | 'v', Some('e')) | ('l', Some('l')) => Some(3),
+        _ => None,
+    }
+}
+
+/// Bytes of the characters of one class that the text begins with.
+fn run(text: &str, wanted: Class) -> usize {
+    text.find(|c| class(c) != wanted).unwrap_or(text.len())
+}
+
+/// Bytes of the blanks that the text begins with, but for the last one if a word follows and it has company: that one is the word's.
+fn blanks(text: &str) -> usize {
+    let all = run(text, Class::Space);
+    let last = text[..all].chars().next_back().map_or(0, char::len_utf8);
+    if all < text.len() && all > last { all - last } else { all }
+}
