@@ -108,7 +108,9 @@ impl Decoder {
                         }
                         StreamEvent::Failed(RequestError::Engine(_)) => self.counters.engine_failures(),
                         StreamEvent::Failed(RequestError::ShuttingDown) => self.counters.cut_at_the_end(),
-                        StreamEvent::Failed(RequestError::Aborted) => self.counters.aborts(),
+                        StreamEvent::Failed(RequestError::Aborted | RequestError::Refused(_)) => {
+                            self.counters.aborts()
+                        }
                         StreamEvent::Finished { .. } | StreamEvent::Token(_) => self.counters.finished(),
                     });
                     tracing::debug!(%request, ?event, "request ended");

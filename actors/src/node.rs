@@ -333,6 +333,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     proxy.run(Proxy::new(
         ProxyState::new(layout.page_tokens, pages - ring_pages),
         outbox!("proxy→decoder", to_decoder),
+        streams.clone(),
         pulse_of("proxy"),
     ));
     tick_every(TICK, to_buffers.clone().recipient(), || Tick);

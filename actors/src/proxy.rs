@@ -3,7 +3,7 @@
 //! - **Thread**: the node's arbiter.
 //! - **Mailbox**: [`kit::MAILBOX`]; the frontend's admission permits bound what is in it.
 //! - **In**: `Generate` (frontend), `PeerReady`, `PeerLeaving`, `PeerLost` (peer link), `BeginDrain`, `Tick`.
-//! - **Out**: `Decode` (decoder), the one edge that may be refused.
+//! - **Out**: `Decode` (decoder), the one edge that may be refused; refusals to [`Streams`].
 //! - **Failure**: a full or stopped decoder is a refusal, said at once to the client.
 
 pub mod state;
@@ -12,20 +12,30 @@ use actix::prelude::*;
 
 use crate::kit::{self, Outbox, Undelivered, Vitals};
 use crate::messages::{BeginDrain, Decode, PeerLeaving, PeerLost, PeerReady, Tick};
-use crate::request::{Generate, Refused};
+use crate::request::{Generate, Refused, StreamEvent};
+use crate::streams::Streams;
 use state::ProxyState;
 
 /// The actor.
 pub struct Proxy {
     state: ProxyState,
     decoder: Outbox<Decode>,
+    streams: Streams,
     vitals: Vitals,
 }
 
 impl Proxy {
-    /// Routes by `state` to `decoder`.
-    pub fn new(state: ProxyState, decoder: Outbox<Decode>, vitals: Vitals) -> Self {
-        Self { state, decoder, vitals }
+    /// Routes by `state` to `decoder`; what it refuses ends in `streams`.
+    pub fn new(state: ProxyState, decoder: Outbox<Decode>, streams: Streams, vitals: Vitals) -> Self {
+        Self { state, decoder, streams, vitals }
+    }
+
+    fn hand_over(&mut self, generate: Generate) -> Result<(), Refused> {
+        let prefill_on = self.state.route(&generate)?;
+        self.decoder.command(Decode { generate, prefill_on }).map_err(|undelivered| match undelivered {
+            Undelivered::Full(_) => Refused::Busy,
+            Undelivered::Closed(_) => Refused::ShuttingDown,
+        })
     }
 }
 
@@ -38,15 +48,14 @@ impl Actor for Proxy {
 }
 
 impl Handler<Generate> for Proxy {
-    type Result = Result<(), Refused>;
+    type Result = ();
 
-    fn handle(&mut self, generate: Generate, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, generate: Generate, _: &mut Self::Context) {
         self.vitals.mark();
-        let prefill_on = self.state.route(&generate)?;
-        self.decoder.command(Decode { generate, prefill_on }).map_err(|undelivered| match undelivered {
-            Undelivered::Full(_) => Refused::Busy,
-            Undelivered::Closed(_) => Refused::ShuttingDown,
-        })
+        let request = generate.request;
+        if let Err(refused) = self.hand_over(generate) {
+            self.streams.end(request, StreamEvent::Failed(refused.into()));
+        }
     }
 }
 

@@ -27,12 +27,12 @@ pub enum Route {
     Local,
 }
 
-/// Asks for tokens. Sent by the frontend to the proxy, and by the proxy to the decoder; refused or taken at once.
+/// Asks for tokens. Sent by the frontend to the proxy, and by the proxy to the decoder.
 ///
 /// Before it is sent, the request's sink stands in [`Streams`](crate::streams::Streams) under `request`; every
-/// accepted request gets exactly one terminal event there.
+/// request gets exactly one terminal event there, be it that it is [`Refused`].
 #[derive(Clone, Debug, Message)]
-#[rtype(result = "Result<(), Refused>")]
+#[rtype(result = "()")]
 pub struct Generate {
     /// The request's name; unique in this process.
     pub request: RequestId,
@@ -102,8 +102,8 @@ pub enum StreamEvent {
     Finished {
         /// Why it ended.
         reason: FinishReason,
-        /// Where its time went.
-        timings: Timings,
+        /// Where its time went. Boxed, for there is one of these and thousands of tokens.
+        timings: Box<Timings>,
     },
     /// The last event of a request that did not.
     Failed(RequestError),
@@ -119,10 +119,13 @@ pub enum FinishReason {
     Length,
 }
 
-/// Why an accepted request failed.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
+    /// It was not taken.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// The deadline passed.
     #[error(
         "request missed its deadline of {deadline_ms} ms; raise request.deadline or ask for fewer tokens"
@@ -146,6 +149,7 @@ impl RequestError {
     /// One word for metrics, logs and JSON.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::Refused(refused) => refused.kind(),
             Self::Deadline { .. } => "deadline",
             Self::Engine(_) => "engine",
             Self::Aborted => "aborted",

@@ -221,7 +221,7 @@ async fn ask(node: &Node, request: u64, tokens: u32, max_tokens: u32) -> Receive
         deadline: Instant::now() + PATIENCE,
         route: Route::Auto,
     };
-    node.generate().send(generate).await.expect("alive").expect("taken");
+    node.generate().send(generate).await.expect("alive");
     source
 }
 
@@ -246,7 +246,7 @@ async fn answer(
             }
             StreamEvent::Finished { reason, timings } => {
                 assert_eq!(reason, FinishReason::Length);
-                return Ok(timings);
+                return Ok(*timings);
             }
             StreamEvent::Failed(error) => return Err(error),
         }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, System};
 use actix_web::{App, HttpResponse, HttpServer, web};
-use actors::request::{AbortRequest, FinishReason, Generate, Refused, Route, StreamEvent, Timings};
+use actors::request::{AbortRequest, FinishReason, Generate, Route, StreamEvent, Timings};
 use actors::streams::Streams;
 use anyhow::{Context as _, Result};
 use runtime::config::Surroundings;
@@ -35,14 +35,13 @@ impl Actor for Echo {
 }
 
 impl Handler<Generate> for Echo {
-    type Result = Result<(), Refused>;
+    type Result = ();
 
-    fn handle(&mut self, ask: Generate, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, ask: Generate, _: &mut Self::Context) {
         self.0.token(ask.request, ask.prompt[0].into());
-        let timings =
-            Timings { prompt_tokens: ask.prompt.len() as u32, completion_tokens: 1, ..Timings::default() };
+        let prompt_tokens = ask.prompt.len() as u32;
+        let timings = Box::new(Timings { prompt_tokens, completion_tokens: 1, ..Timings::default() });
         self.0.end(ask.request, StreamEvent::Finished { reason: FinishReason::Length, timings });
-        Ok(())
     }
 }
 
@@ -181,7 +180,7 @@ fn measure(address: SocketAddr, connections: usize, time: Duration) -> Result<f6
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>());
     let seconds = arguments.next().unwrap_or(Ok(4)).context("seconds of each measurement")?;
-    let connections = arguments.next().unwrap_or(Ok(16)).context("how many connections")? as usize;
+    let connections = arguments.next().unwrap_or(Ok(64)).context("how many connections")? as usize;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(2);
     let frontend = frontend(workers)?;
     let answer = ask(&mut TcpStream::connect(frontend)?, &request(), &mut Vec::new())?;

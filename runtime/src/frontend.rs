@@ -9,8 +9,7 @@
 //! - for a client, whatever it does or leaves undone, by [`Limits`], which also bounds how many there are;
 //! - for a permit: not at all; none free is 429, because a client waits better than a queue does;
 //! - for a thread to tokenise on: at most a job a permit waits, until the request's deadline;
-//! - for the proxy: five seconds;
-//! - for tokens: until the request's deadline, which the decoder keeps, and `grace` for a decoder that is gone;
+//! - for tokens, or the proxy's word that there will be none: until the request's deadline, which the decoder keeps, and `grace` for a decoder that is gone;
 //! - for a client to take its answer: until the same moment. The decoder does not wait for it: the tokens lie in the stream.
 
 mod admission;

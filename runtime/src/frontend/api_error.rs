@@ -98,6 +98,7 @@ impl From<Refused> for ApiError {
 impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         let status = match error {
+            RequestError::Refused(refused) => return refused.into(),
             RequestError::Deadline { .. } => StatusCode::GATEWAY_TIMEOUT,
             RequestError::Aborted | RequestError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,

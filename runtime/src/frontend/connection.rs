@@ -19,6 +19,7 @@
 //! - its answer is handed over, or 408: nothing if it was 408, else the idle period and the next head's.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::error::Error as StdError;
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -36,7 +37,7 @@ use actix_web::middleware::Next;
 use actix_web::web::Bytes;
 use actix_web::{HttpRequest, rt};
 use tokio::sync::watch;
-use tokio::time::timeout_at;
+use tokio::time::sleep_until;
 use tracing::{debug, warn};
 
 use super::api_error::ApiError;
@@ -45,7 +46,7 @@ use super::limits::Limits;
 /// How long a kinder end has before the cut. actix-http reads its clock twice a second.
 const SLACK: Duration = Duration::from_secs(1);
 
-/// How often a connection that is being answered is looked at: twice, and a client that is not read from is cut.
+/// How often a connection is looked at: twice while it is answered, and a client that is not read from is cut.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What a handler or an answer ends with that lost its client. Nobody gets it.
@@ -53,7 +54,7 @@ const CUT: &str = "client was cut off";
 
 /// One accepted connection, and when it ends. Dropped with actix-http's own end of it.
 pub(super) struct Connection {
-    end: watch::Sender<End>,
+    end: Rc<Cell<End>>,
     /// Its watcher holds the other side, and is gone once it has cut the connection.
     watcher: watch::Receiver<()>,
     limits: Limits,
@@ -67,6 +68,8 @@ struct End {
     at: Instant,
     /// A request has been read to its end and is being answered.
     answering: bool,
+    /// How often it has been moved.
+    moves: u32,
 }
 
 impl Connection {
@@ -84,9 +87,10 @@ impl Connection {
         let socket = socket.downcast_ref::<rt::net::TcpStream>().ok_or(io::ErrorKind::Unsupported)?;
         // A descriptor of our own: the one that actix-http reads and writes cannot be reached later.
         let socket = TcpStream::from(socket.as_fd().try_clone_to_owned()?);
-        let (end, moved) = watch::channel(End { at: Instant::now() + limits.head + SLACK, answering: false });
+        let end = End { at: Instant::now() + limits.head + SLACK, answering: false, moves: 0 };
+        let end = Rc::new(Cell::new(end));
         let (there, watcher) = watch::channel(());
-        rt::spawn(watch_over(socket, moved, there));
+        rt::spawn(watch_over(socket, Rc::clone(&end), there));
         Ok(Self { end, watcher, limits })
     }
 
@@ -97,7 +101,11 @@ impl Connection {
 
     /// A request was admitted that must have ended at `deadline`.
     pub(super) fn admitted(&self, deadline: Instant) {
-        self.end.send_replace(End { at: deadline + self.limits.grace + SLACK, answering: true });
+        self.move_end(deadline + self.limits.grace + SLACK, true);
+    }
+
+    fn move_end(&self, at: Instant, answering: bool) {
+        self.end.update(|end| End { at, answering, moves: end.moves.wrapping_add(1) });
     }
 
     fn cut(&self) -> Cut {
@@ -106,29 +114,32 @@ impl Connection {
     }
 
     fn end_in(&self, period: Duration) {
-        self.end.send_replace(End { at: Instant::now() + period + SLACK, answering: false });
+        self.move_end(Instant::now() + period + SLACK, false);
     }
 }
 
-/// Cuts the connection when its end comes, or when its client sends more than is read.
-async fn watch_over(socket: TcpStream, mut end: watch::Receiver<End>, there: watch::Sender<()>) {
-    let mut was_unread = false;
+/// Cuts the connection when its end comes, or when its client sends more than is read. Looks by itself: a request moves the end
+/// three times, and must not wake anybody for it.
+async fn watch_over(socket: TcpStream, end: Rc<Cell<End>>, there: watch::Sender<()>) {
+    let mut unread_at = None;
     let reason = loop {
-        let End { at, answering } = *end.borrow_and_update();
-        let next = if answering { at.min(Instant::now() + LOOK) } else { at };
-        match timeout_at(next.into(), end.changed()).await {
-            Ok(Ok(())) => was_unread = false,
+        let End { at, .. } = end.get();
+        tokio::select! {
+            () = sleep_until(at.min(Instant::now() + LOOK).into()) => (),
             // It has ended by itself.
-            Ok(Err(_)) => return,
-            Err(_) if next == at => break "it took too long",
-            Err(_) => {
-                let unread = unread(&socket);
-                if unread && was_unread {
-                    break "it sends on while it is answered, or is gone";
-                }
-                // Once, it may have come this moment.
-                was_unread = unread;
-            }
+            () = there.closed() => return,
+        }
+        let End { at, answering, moves } = end.get();
+        if Instant::now() >= at {
+            break "it took too long";
+        }
+        if !(answering && unread(&socket)) {
+            unread_at = None;
+        } else if unread_at == Some(moves) {
+            break "it sends on while it is answered, or is gone";
+        } else {
+            // Once, it may have come this moment.
+            unread_at = Some(moves);
         }
     };
     debug!(reason, "client cut off");

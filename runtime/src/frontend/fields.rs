@@ -105,16 +105,25 @@ impl Fields {
         value.as_f64().filter(|number| fits(*number)).ok_or_else(|| wrong(name, expect, value))
     }
 
-    /// Refuses a field that would change the answer in a way that is not supported yet.
-    pub(super) fn refuse_unless(&self, name: &str, neutral: Neutral) -> Result<(), ApiError> {
-        let Some(value) = self.get(name).filter(|value| !neutral.holds(value)) else { return Ok(()) };
-        let mend = match neutral {
-            Neutral::Number(number) => format!("leave it out or set it to {number}"),
-            Neutral::False => "leave it out or set it to false".to_owned(),
-            Neutral::Empty => "leave it out".to_owned(),
-            Neutral::Word(words) => format!("leave it out or set it to {}", words.join(" or ")),
-        };
-        Err(ApiError::field(name, format!("{name} {} is not supported yet; {mend}", named(value))))
+    /// Refuses fields that would change the answer in a way that is not supported yet: those of `table` with another value than the
+    /// one it says.
+    pub(super) fn refuse_unless(&self, table: &[(&str, Neutral)]) -> Result<(), ApiError> {
+        // A body has few fields, and the table many.
+        for (name, value) in self.0.iter().filter(|(_, value)| !value.is_null()) {
+            let Some((_, neutral)) = table.iter().find(|(known, _)| known == name) else { continue };
+            if neutral.holds(value) {
+                continue;
+            }
+            let mend = match neutral {
+                Neutral::Number(number) => format!("leave it out or set it to {number}"),
+                Neutral::False => "leave it out or set it to false".to_owned(),
+                Neutral::Empty => "leave it out".to_owned(),
+                Neutral::Word(words) => format!("leave it out or set it to {}", words.join(" or ")),
+            };
+            let message = format!("{name} {} is not supported yet; {mend}", named(value));
+            return Err(ApiError::field(name, message));
+        }
+        Ok(())
     }
 }
 

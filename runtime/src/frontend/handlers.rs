@@ -3,15 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use actix::MailboxError;
+use actix::dev::SendError;
 use actix_web::error::PayloadError;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::{FromRequest, HttpRequest, HttpResponse, web};
-use actors::request::{Generate, RequestError};
+use actors::request::{Generate, Refused, RequestError};
 use engine::Token;
 use tokio::time::{timeout, timeout_at};
-use tracing::warn;
 
 use super::Frontend;
 use super::admission::{Permit, next_request, public_id};
@@ -32,9 +31,6 @@ pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
 
 /// A body up to this long takes well under a millisecond to read.
 const READ_HERE_BYTES_MAX: usize = 4 << 10;
-
-/// How long the proxy may take to accept or refuse; it decides from memory, so this only ends the wait for a stuck one.
-const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Shared = web::Data<Frontend>;
 
@@ -178,7 +174,7 @@ async fn generate(
     };
     let mut replies = Vec::with_capacity(ask.choices());
     for (choice, permit) in permits.into_iter().enumerate() {
-        replies.push(submit(&frontend, &ask, choice, permit, deadline).await?);
+        replies.push(submit(&frontend, &ask, choice, permit, deadline)?);
     }
     let mut choices = Choices::new(replies);
 
@@ -199,8 +195,8 @@ async fn generate(
         .streaming(events(shape, choices, keep_alive)))
 }
 
-/// Hands one choice of the request to the proxy.
-async fn submit(
+/// Hands one choice of the request to the proxy, whose word, if it is not taken, comes as the reply's end.
+fn submit(
     frontend: &Frontend,
     ask: &Ask,
     choice: usize,
@@ -217,7 +213,6 @@ async fn submit(
     );
     let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, eos: model.eos.clone() };
     let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.skip_special_tokens);
-    // The reply holds the guard while the proxy decides: a client that leaves now still aborts its request.
     let give_up = deadline + frontend.limits.grace;
     let reply = Reply::new(live, source, rule, detokenizer, ask.stop.clone(), frontend.deadline, give_up);
     let generate = Generate {
@@ -229,20 +224,15 @@ async fn submit(
         deadline,
         route: frontend.route,
     };
-    match frontend.generate.send(generate).timeout(ACCEPT_TIMEOUT).await {
-        Ok(Ok(())) => Ok(reply),
-        Ok(Err(refused)) => {
+    match frontend.generate.try_send(generate) {
+        Ok(()) => Ok(reply),
+        Err(error) => {
+            let refused = match error {
+                SendError::Full(_) => Refused::Busy,
+                SendError::Closed(_) => Refused::ShuttingDown,
+            };
             reply.refused();
             Err(refused.into())
-        }
-        Err(error) => {
-            let reason = match error {
-                MailboxError::Closed => "the proxy has stopped",
-                MailboxError::Timeout => "the proxy does not answer",
-            };
-            warn!(request = %reply.request(), reason, "request could not be handed over");
-            let message = format!("server cannot take requests: {reason}; see /health");
-            Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message))
         }
     }
 }

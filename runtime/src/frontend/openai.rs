@@ -118,7 +118,7 @@ impl Ask {
         most: usize,
     ) -> Result<Self, ApiError> {
         check_model(fields, model)?;
-        UNSUPPORTED.iter().try_for_each(|(name, neutral)| fields.refuse_unless(name, *neutral))?;
+        fields.refuse_unless(UNSUPPORTED)?;
         let vocabulary = model.tokenizer.vocabulary();
         let sampling = sampling(kind, fields, vocabulary)?;
         // Before the work that each prompt costs.

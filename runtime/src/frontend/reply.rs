@@ -205,7 +205,7 @@ impl Reply {
             }
             StreamEvent::Finished { reason, timings } => {
                 self.live.ended = true;
-                Ok(Some(self.pieces.finish(reason, timings)))
+                Ok(Some(self.pieces.finish(reason, *timings)))
             }
             // The answer was complete before.
             StreamEvent::Failed(_) if self.complete => {

@@ -249,9 +249,14 @@ fn card(model: &ServedModel) -> ModelCard<'_> {
     }
 }
 
+/// Room for a chunk, or an answer of a sentence, without growing.
+const JSON_BYTES: usize = 512;
+
 /// None of the types here can fail to serialise: no maps with odd keys, no writer that fails.
 pub(super) fn json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).unwrap_or_default()
+    let mut bytes = Vec::with_capacity(JSON_BYTES);
+    let _ = serde_json::to_writer(&mut bytes, value);
+    String::from_utf8(bytes).unwrap_or_default()
 }
 
 impl Head {

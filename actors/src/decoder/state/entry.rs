@@ -75,7 +75,7 @@ impl Entry {
             self.timings.first_token_ms = ms(first - self.admitted);
             self.timings.decode_ms = ms(last - first);
         }
-        StreamEvent::Finished { reason, timings: self.timings.clone() }
+        StreamEvent::Finished { reason, timings: Box::new(self.timings.clone()) }
     }
 
     /// Starts a landing request once its first token and all its pages are there.

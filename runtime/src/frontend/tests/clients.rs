@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use actors::request::{FinishReason, RequestError, StreamEvent, Timings};
+use actors::request::{FinishReason, RequestError, StreamEvent};
 use serde_json::{Value, json};
 use socket2::SockRef;
 use ureq::Body;
@@ -71,7 +71,7 @@ fn a_stream_without_tokens_says_that_it_lives() {
     let token = lines.next_event();
     assert!(token.contains(r#""delta":{"content":"a"}"#), "{token}");
     assert_eq!(lines.next(), ": keep-alive\n\n", "between tokens too");
-    let end = StreamEvent::Finished { reason: FinishReason::Length, timings: Timings::default() };
+    let end = StreamEvent::Finished { reason: FinishReason::Length, timings: Box::default() };
     assert!(server.streams.end(request, end));
     assert!(lines.next_event().contains(r#""finish_reason":"length""#));
     assert_eq!(lines.next(), "data: [DONE]\n\n");
@@ -322,7 +322,7 @@ fn a_few_requests_may_be_sent_in_advance() {
     client.write_all(&b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(10)).unwrap();
     // Longer than it takes to be cut for it.
     assert_eq!(server.aborts.recv_timeout(Duration::from_secs(3)), Err(RecvTimeoutError::Timeout));
-    let end = StreamEvent::Finished { reason: FinishReason::Length, timings: Timings::default() };
+    let end = StreamEvent::Finished { reason: FinishReason::Length, timings: Box::default() };
     assert!(server.streams.end(request, end));
     let mut lines = BufReader::new(client).lines().map(|line| line.unwrap());
     assert_eq!(lines.by_ref().filter(|line| line == "baton_pages 1").take(10).count(), 10);

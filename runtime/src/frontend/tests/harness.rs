@@ -83,9 +83,9 @@ impl Actor for Echo {
 }
 
 impl Handler<Generate> for Echo {
-    type Result = Result<(), Refused>;
+    type Result = ();
 
-    fn handle(&mut self, ask: Generate, _: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, ask: Generate, _: &mut Context<Self>) {
         let request = ask.request;
         let say = |tokens: &[u32]| {
             let mut said = 0;
@@ -105,6 +105,7 @@ impl Handler<Generate> for Echo {
                         decode_ms: 10.0,
                         ..Timings::default()
                     };
+                    let timings = Box::new(timings);
                     self.streams.end(request, StreamEvent::Finished { reason, timings });
                     return;
                 }
@@ -119,11 +120,13 @@ impl Handler<Generate> for Echo {
                 some(*tokens);
                 self.streams.end(request, StreamEvent::Failed(error.clone()));
             }
-            Script::Refuse(refused) => return Err(refused.clone()),
+            Script::Refuse(refused) => {
+                self.streams.end(request, StreamEvent::Failed(refused.clone().into()));
+                return;
+            }
             Script::Forget => self.streams.close(request),
         }
         let _ = self.accepted.send(request);
-        Ok(())
     }
 }
 
@@ -134,6 +137,7 @@ impl Handler<AbortRequest> for Echo {
         let AbortRequest { request, complete_with } = abort;
         if let Some(completion_tokens) = complete_with {
             let (reason, timings) = (FinishReason::Stop, Timings { completion_tokens, ..Timings::default() });
+            let timings = Box::new(timings);
             self.streams.end(request, StreamEvent::Finished { reason, timings });
         }
         let _ = self.aborts.send(request);
