@@ -5,7 +5,7 @@
 //! - **In**: `Decode` (proxy), `AbortRequest` (frontend), `PagesReserved`, `PagesGrown`, `PagesShort`, `PagesAdopted`, `PageRejected` (buffer manager), `SequenceAdvanced`
 //!   (generator), `PeerReady`, `PeerLost`, `PrefillFinished`, `PrefillFailed` (peer link), `Tick`.
 //! - **Out**: `ReservePages`, `GrowPages`, `PagesComputed`, `ReleasePages` (buffer manager), `StartSequence`, `ExtendSequence`, `StopSequence` (generator), `SendFrame`
-//!   (peer link), tokens to [`Streams`].
+//!   (peer link), `PrefillOver` (proxy), tokens to [`Streams`].
 //! - **Failure**: a lost or failing sender costs a recompute here; a client that is gone, or a deadline, ends the
 //!   request everywhere. If this actor stops, the watchdog turns the node unhealthy.
 
@@ -20,8 +20,8 @@ use crate::counters::{Counters, count, store};
 use crate::kit::{self, Outbox, Vitals, delegate};
 use crate::messages::{
     Decode, ExtendSequence, GrowPages, PageRejected, PagesAdopted, PagesComputed, PagesGrown, PagesReserved,
-    PagesShort, PeerLost, PeerReady, PrefillFailed, PrefillFinished, ReleasePages, ReservePages, SendFrame,
-    SequenceAdvanced, StartSequence, StopSequence, Tick,
+    PagesShort, PeerLost, PeerReady, PrefillFailed, PrefillFinished, PrefillOver, ReleasePages, ReservePages,
+    SendFrame, SequenceAdvanced, StartSequence, StopSequence, Tick,
 };
 use crate::request::{AbortRequest, RequestError, RequestId, StreamEvent};
 use crate::streams::Streams;
@@ -48,6 +48,8 @@ pub struct DecoderOutboxes {
     pub extend: Outbox<ExtendSequence>,
     /// Sequences to stop.
     pub stop: Outbox<StopSequence>,
+    /// Prompts that wait no more.
+    pub over: Outbox<PrefillOver>,
     /// Frames to senders; none in a process without a link.
     pub frames: Option<Outbox<SendFrame>>,
 }
@@ -96,6 +98,7 @@ impl Decoder {
                         frames.post(frame);
                     }
                 }
+                Action::Over(over) => self.out.over.post(over),
                 Action::Token(request, token) => {
                     if !self.streams.token(request, token) {
                         gone.push(request);

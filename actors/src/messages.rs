@@ -54,6 +54,18 @@ pub struct Decode {
     pub prefill_on: Option<SessionId>,
 }
 
+/// Decoder → proxy: a prompt that [`Decode`] brought does not wait for its prefill any more. Comes once for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct PrefillOver {
+    /// [`Decode::prefill_on`].
+    pub on: Option<SessionId>,
+    /// Tokens of the prompt.
+    pub tokens: u32,
+    /// If it was prefilled there: how many of them were computed, and in how many microseconds.
+    pub computed: Option<(u32, u64)>,
+}
+
 /// Decoder, prefiller → buffer manager: hold pages for a sequence.
 ///
 /// Answered by [`PagesReserved`] when there are enough, first come first served but for those that come again. Pages that hold a prefix of `tokens` already

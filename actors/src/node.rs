@@ -80,6 +80,8 @@ pub struct NodeConfig<'a, E> {
     pub prefill_chunk_tokens: u32,
     /// `engine.prefix_cache`: what one request has computed serves others that begin with the same tokens.
     pub prefix_cache: bool,
+    /// `frontend.local_if_sooner_by`: a prompt is prefilled here although a sender lives if that saves more than this.
+    pub local_if_sooner_by: Duration,
     /// The link; none in a process of its own.
     pub link: Option<LinkConfig<'a, E>>,
 }
@@ -157,7 +159,7 @@ impl Node {
 /// # Errors
 /// The transport's, or the operating system gives no thread or socket.
 pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
-    let NodeConfig { engine, prefill_chunk_tokens, prefix_cache, link } = config;
+    let NodeConfig { engine, prefill_chunk_tokens, prefix_cache, local_if_sooner_by, link } = config;
     let (model, step_tokens) = (engine.model().clone(), engine.limits().tokens);
     let (pool, layout) = (engine.kv().clone(), engine.kv().layout().clone());
     let (page_bytes, pages) = (layout.page_bytes(), pool.pages());
@@ -324,6 +326,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
             start: outbox!("decoder→generator", to_generator),
             extend: outbox!("decoder→generator", to_generator),
             stop: outbox!("decoder→generator", to_generator),
+            over: outbox!("decoder→proxy", to_proxy),
             frames: to_link.as_ref().map(|link| outbox!("decoder→peer_link", link)),
         },
         streams.clone(),
@@ -331,7 +334,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         pulse_of("decoder"),
     ));
     proxy.run(Proxy::new(
-        ProxyState::new(layout.page_tokens, pages - ring_pages),
+        ProxyState::new(layout.page_tokens, pages - ring_pages, local_if_sooner_by),
         outbox!("proxy→decoder", to_decoder),
         streams.clone(),
         pulse_of("proxy"),

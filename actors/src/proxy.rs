@@ -2,7 +2,7 @@
 //!
 //! - **Thread**: the node's arbiter.
 //! - **Mailbox**: [`kit::MAILBOX`]; the frontend's admission permits bound what is in it.
-//! - **In**: `Generate` (frontend), `PeerReady`, `PeerLeaving`, `PeerLost` (peer link), `BeginDrain`, `Tick`.
+//! - **In**: `Generate` (frontend), `PrefillOver` (decoder), `PeerReady`, `PeerLeaving`, `PeerLost` (peer link), `BeginDrain`, `Tick`.
 //! - **Out**: `Decode` (decoder), the one edge that may be refused; refusals to [`Streams`].
 //! - **Failure**: a full or stopped decoder is a refusal, said at once to the client.
 
@@ -11,7 +11,7 @@ pub mod state;
 use actix::prelude::*;
 
 use crate::kit::{self, Outbox, Undelivered, Vitals};
-use crate::messages::{BeginDrain, Decode, PeerLeaving, PeerLost, PeerReady, Tick};
+use crate::messages::{BeginDrain, Decode, PeerLeaving, PeerLost, PeerReady, PrefillOver, Tick};
 use crate::request::{Generate, Refused, StreamEvent};
 use crate::streams::Streams;
 use state::ProxyState;
@@ -32,9 +32,13 @@ impl Proxy {
 
     fn hand_over(&mut self, generate: Generate) -> Result<(), Refused> {
         let prefill_on = self.state.route(&generate)?;
-        self.decoder.command(Decode { generate, prefill_on }).map_err(|undelivered| match undelivered {
-            Undelivered::Full(_) => Refused::Busy,
-            Undelivered::Closed(_) => Refused::ShuttingDown,
+        let tokens = generate.prompt.len() as u32;
+        self.decoder.command(Decode { generate, prefill_on }).map_err(|undelivered| {
+            self.state.on_prefill_over(&PrefillOver { on: prefill_on, tokens, computed: None });
+            match undelivered {
+                Undelivered::Full(_) => Refused::Busy,
+                Undelivered::Closed(_) => Refused::ShuttingDown,
+            }
         })
     }
 }
@@ -56,6 +60,15 @@ impl Handler<Generate> for Proxy {
         if let Err(refused) = self.hand_over(generate) {
             self.streams.end(request, StreamEvent::Failed(refused.into()));
         }
+    }
+}
+
+impl Handler<PrefillOver> for Proxy {
+    type Result = ();
+
+    fn handle(&mut self, over: PrefillOver, _: &mut Self::Context) {
+        self.vitals.mark();
+        self.state.on_prefill_over(&over);
     }
 }
 

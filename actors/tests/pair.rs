@@ -177,7 +177,13 @@ fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> N
         Ok(Arc::new(Watched(transport, damage)) as Arc<dyn Transport>)
     });
     let link = Some(LinkConfig { role, secret: None, ring_bytes, page_hash: true, transport });
-    let config = NodeConfig { engine: Box::new(engine), prefill_chunk_tokens: 8, prefix_cache: true, link };
+    let config = NodeConfig {
+        engine: Box::new(engine),
+        prefill_chunk_tokens: 8,
+        prefix_cache: true,
+        local_if_sooner_by: Duration::MAX,
+        link,
+    };
     node::start(config).unwrap_or_else(|error| panic!("{error}"))
 }
 

@@ -95,6 +95,9 @@ sections! {
         host: String = host, |_, _| "127.0.0.1";
         /// The frontend's port; 0 takes a free one.
         port: u16 = port, |_, _| "9000";
+        /// A prompt is prefilled on this node although a sender lives if its first token comes sooner by more than this, as far as
+        /// queues and measured speeds say: it takes time from decoding.
+        local_if_sooner_by: Duration = duration, |_, _| "1s";
     }
     /// The link between a sender and a receiver.
     link: Link {

@@ -154,7 +154,13 @@ async fn serve(
     });
     let (prefill_chunk_tokens, prefix_cache) =
         (config.engine.prefill_chunk_tokens, config.engine.prefix_cache);
-    let node = node::start(NodeConfig { engine, prefill_chunk_tokens, prefix_cache, link })?;
+    let node = node::start(NodeConfig {
+        engine,
+        prefill_chunk_tokens,
+        prefix_cache,
+        local_if_sooner_by: config.frontend.local_if_sooner_by,
+        link,
+    })?;
     let usable = u64::from(node.request_pages) * u64::from(config.engine.page_tokens);
     if usable < u64::from(model.context_tokens) {
         let (context, tokens) = (model.context_tokens, usable);

@@ -24,8 +24,8 @@ use engine::Token;
 use crate::first_token;
 use crate::messages::{
     Decode, ExtendSequence, GrowPages, PagesAdopted, PagesComputed, PagesGrown, PagesReserved, PagesShort,
-    PrefillFinished, ReservePages, SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
-    StartSequence,
+    PrefillFinished, PrefillOver, ReservePages, SendFrame, SequenceAdvanced, SequenceEnd, SequenceId,
+    SessionId, StartSequence,
 };
 use crate::request::{FinishReason, Generate, RequestError, RequestId, StreamEvent, Timings};
 use entry::{Entry, Phase, cancel, ms};
@@ -49,6 +49,8 @@ pub enum Action {
     Stop(SequenceId),
     /// Tell a sender.
     Frame(SendFrame),
+    /// Tell the proxy that a prompt does not wait for its prefill any more.
+    Over(PrefillOver),
     /// Stream a token to the client.
     Token(RequestId, Token),
     /// Tell the client that this was all.
@@ -177,18 +179,20 @@ impl DecoderState {
             prompt_tokens: generate.prompt.len() as u32,
             ..Timings::default()
         };
-        let entry = Entry {
+        let mut entry = Entry {
             generate,
             admitted: now,
             first_token: None,
             last_token: None,
             emitted: Vec::new(),
             phase: Phase::Reserving { on },
+            counted: Some(prefill_on),
             timings,
         };
+        let elsewhere = (on != prefill_on).then(|| entry.over(None)).flatten();
         self.requests.insert(request, entry);
         self.taken += 1;
-        self.reservation(request, on.is_some(), false).into_iter().collect()
+        self.reservation(request, on.is_some(), false).into_iter().chain(elsewhere).collect()
     }
 
     fn pages_for(&self, tokens: usize) -> u32 {
@@ -235,8 +239,9 @@ impl DecoderState {
                 Timings { prefill_pid: decode_pid, decode_pid, prompt_tokens, ..Timings::default() };
         }
         entry.phase = Phase::Reserving { on: None };
+        let over = entry.over(None);
         let release = self.release(request);
-        [release].into_iter().chain(self.reservation(request, false, true)).collect()
+        [release].into_iter().chain(self.reservation(request, false, true)).chain(over).collect()
     }
 
     /// The pages are there: run here, or ask the sender.
@@ -251,7 +256,8 @@ impl DecoderState {
             entry.timings.resident_tokens = resident;
         }
         let Some(session) = on.filter(|_| landing > 0) else {
-            return vec![entry.start(resident, pages)];
+            let elsewhere = on.and_then(|_| entry.over(None));
+            return [entry.start(resident, pages)].into_iter().chain(elsewhere).collect();
         };
         if !self.peers.contains_key(&session) {
             return self.recompute(request);
@@ -386,7 +392,8 @@ impl DecoderState {
         entry.timings.prefill_pid = self.peers.get(&session).copied().unwrap_or_default();
         entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
         let stop = !entry.generate.ignore_eos && self.config.eos_tokens.contains(&finished.token.id);
-        let mut actions = vec![entry.emit(now, finished.token)];
+        let over = entry.over(Some(finished.prefill_micros));
+        let mut actions: Vec<Action> = over.into_iter().chain([entry.emit(now, finished.token)]).collect();
         if stop || entry.generate.max_tokens == 1 {
             // Pages still under way find nobody and go back.
             actions.push(cancel(session, request));
@@ -414,6 +421,7 @@ impl DecoderState {
             if entry.emitted.is_empty() {
                 entry.timings.prefill_pid = self.config.pid;
                 entry.timings.prefill_ms = event.running_micros as f64 / 1e3;
+                actions.extend(entry.over(Some(event.running_micros)));
             }
             actions.push(entry.emit(now, token));
         }
@@ -505,8 +513,8 @@ impl DecoderState {
     }
 
     fn forget(&mut self, request: RequestId) -> Vec<Action> {
-        self.requests.remove(&request);
-        vec![self.release(request)]
+        let over = self.requests.remove(&request).and_then(|mut entry| entry.over(None));
+        over.into_iter().chain([self.release(request)]).collect()
     }
 
     fn release(&mut self, request: RequestId) -> Action {

@@ -1,14 +1,16 @@
 //! One process: its states, its mailboxes, its memory.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use actors::buffer_manager::state::PoolState;
 use actors::decoder::state::{DecoderConfig, DecoderState};
 use actors::generator::state::GeneratorState;
 use actors::messages::{
     CancelPuts, Decode, ExtendSequence, GrowPages, PageFilled, PagesAdopted, PagesComputed, PagesGrown,
-    PagesReserved, PagesSent, PagesShort, PrefillFailed, PrefillFinished, PutsDrained, ReservePages,
-    SchedulePut, SendFrame, SequenceAdvanced, SequenceId, SessionId, StartPrefill, StartSequence,
+    PagesReserved, PagesSent, PagesShort, PrefillFailed, PrefillFinished, PrefillOver, PutsDrained,
+    ReservePages, SchedulePut, SendFrame, SequenceAdvanced, SequenceId, SessionId, StartPrefill,
+    StartSequence,
 };
 use actors::peer_link::dial_line::{Attempt, DialLine};
 use actors::peer_link::state::{PeerLinkState, SessionOver};
@@ -22,6 +24,9 @@ use connector::transport::{Descriptor, Ticket};
 
 use super::machine::{Memory, Step};
 use super::plan::{PAGE_TOKENS, Plan, VOCABULARY};
+
+/// A sender's queue gets as long as that now and then.
+const LOCAL_IF_SOONER_BY: Duration = Duration::from_millis(50);
 
 /// The actors of a process, each with a mailbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,6 +53,7 @@ pub(super) enum Mail {
     PeerReady(SessionId, u32),
     PeerLeaving(SessionId),
     PeerLost(SessionId),
+    PrefillOver(PrefillOver),
     PrefillFinished(PrefillFinished),
     PrefillFailed(PrefillFailed),
     Reserve(ReservePages),
@@ -136,7 +142,7 @@ impl Node {
             if is_receiver { (plan.receiver_pages, plan.ring_pages) } else { (plan.sender_pages, 0) };
         let role = if is_receiver {
             Role::Receiver {
-                proxy: ProxyState::new(PAGE_TOKENS, pages - ring),
+                proxy: ProxyState::new(PAGE_TOKENS, pages - ring, LOCAL_IF_SOONER_BY),
                 decoder: DecoderState::new(DecoderConfig {
                     page_tokens: PAGE_TOKENS,
                     page_bytes: 1,

@@ -27,6 +27,7 @@ impl World {
                         Err(refused) => self.close(request, refused.kind()),
                     }
                 }
+                Mail::PrefillOver(over) => proxy.on_prefill_over(&over),
                 Mail::PeerReady(session, _) => proxy.on_peer_ready(session),
                 Mail::PeerLeaving(session) | Mail::PeerLost(session) => proxy.on_peer_lost(session),
                 other => self.fail(format!("the proxy was sent {other:?}")),
@@ -80,6 +81,7 @@ impl World {
                     self.post(RECEIVER, Actor::Generator, Mail::Stop(sequence));
                 }
                 decoder::Action::Frame(frame) => self.post(RECEIVER, Actor::Link, Mail::Send(frame)),
+                decoder::Action::Over(over) => self.post(RECEIVER, Actor::Proxy, Mail::PrefillOver(over)),
                 decoder::Action::Token(request, token) => {
                     if !self.token(request, token.id) {
                         gone.push(request);

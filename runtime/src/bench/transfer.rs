@@ -140,7 +140,14 @@ fn start(
     };
     let prefill_chunk_tokens = engine.step_tokens();
     let engine = Box::new(engine);
-    Ok(node::start(NodeConfig { engine, prefill_chunk_tokens, prefix_cache: false, link: Some(link) })?)
+    Ok(node::start(NodeConfig {
+        engine,
+        prefill_chunk_tokens,
+        prefix_cache: false,
+        // Never.
+        local_if_sooner_by: Duration::MAX,
+        link: Some(link),
+    })?)
 }
 
 /// The sender's process: a line with the time whenever a prompt's pages are final, until standard input ends.

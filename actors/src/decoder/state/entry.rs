@@ -7,7 +7,7 @@ use connector::frame::Frame;
 use engine::{PageId, Token};
 
 use super::Action;
-use crate::messages::{PagesComputed, SendFrame, SequenceId, SessionId, StartSequence};
+use crate::messages::{PagesComputed, PrefillOver, SendFrame, SequenceId, SessionId, StartSequence};
 use crate::request::{FinishReason, Generate, RequestId, StreamEvent, Timings};
 
 /// Where a request is.
@@ -39,6 +39,8 @@ pub(super) struct Entry {
     /// Tokens sampled and delivered.
     pub(super) emitted: Vec<u32>,
     pub(super) phase: Phase,
+    /// Where the proxy counts its prompt, until it is told.
+    pub(super) counted: Option<Option<SessionId>>,
     pub(super) timings: Timings,
 }
 
@@ -66,6 +68,14 @@ impl Entry {
         self.last_token = Some(now);
         self.emitted.push(token.id);
         Action::Token(self.generate.request, token)
+    }
+
+    /// Tells the proxy, once, that its prompt does not wait any more; `micros` if it was prefilled where the proxy said.
+    pub(super) fn over(&mut self, micros: Option<u64>) -> Option<Action> {
+        let on = self.counted.take()?;
+        let tokens = self.timings.prompt_tokens;
+        let computed = micros.map(|micros| (tokens.saturating_sub(self.timings.resident_tokens), micros));
+        Some(Action::Over(PrefillOver { on, tokens, computed }))
     }
 
     /// How it ended well.

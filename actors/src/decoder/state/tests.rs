@@ -63,6 +63,11 @@ fn reserve_again(tokens: &[u32], pages: u32) -> Action {
     Action::Reserve(ReservePages { sequence: OWN, tokens: tokens.into(), pages, landing: false, again: true })
 }
 
+/// The proxy hears that the prompt does not wait any more.
+fn over(on: Option<SessionId>, computed: Option<(u32, u64)>) -> Action {
+    Action::Over(PrefillOver { on, tokens: 6, computed })
+}
+
 const PROMPT: [u32; 6] = [10, 11, 12, 13, 14, 15];
 
 fn adopted(first_page: u32, page: u32) -> PagesAdopted {
@@ -94,7 +99,10 @@ fn a_local_request_runs_and_releases() {
         Action::Computed(PagesComputed { sequence: OWN, tokens: tokens.into(), pages: pages(&[3, 1]) })
     };
     let first = SequenceAdvanced { resident: 6, ..advanced(Some(7), None) };
-    assert_eq!(state.on_advanced(now, first), [Action::Token(R, 7.into()), computed(&PROMPT)]);
+    assert_eq!(
+        state.on_advanced(now, first),
+        [over(None, Some((6, 0))), Action::Token(R, 7.into()), computed(&PROMPT)]
+    );
     let end = advanced(Some(EOS), Some(SequenceEnd::Finished(FinishReason::Stop)));
     let actions = state.on_advanced(now, SequenceAdvanced { resident: 7, ..end });
     assert_eq!(actions[..2], [Action::Token(R, EOS.into()), computed(&[10, 11, 12, 13, 14, 15, 7])]);
@@ -149,7 +157,7 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
         if token_first {
             assert_eq!(
                 state.on_prefill_finished(now, prefilled(7)),
-                [Action::Token(R, 7.into())],
+                [over(Some(SESSION), Some((6, 2000))), Action::Token(R, 7.into())],
                 "it streams at once"
             );
         }
@@ -158,6 +166,7 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
         if !token_first {
             assert_eq!(actions, []);
             actions = state.on_prefill_finished(now, prefilled(7));
+            assert_eq!(actions.remove(0), over(Some(SESSION), Some((6, 2000))));
             assert_eq!(actions.remove(0), Action::Token(R, 7.into()));
         }
         let [Action::Computed(computed), Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
@@ -214,7 +223,7 @@ fn what_a_confused_sender_says_is_not_used() {
         begun().on_rejected(R),
     ] {
         assert!(matches!(&actions[0], Action::Frame(_)), "{actions:?}");
-        assert_eq!(actions[1..], [Action::Release(OWN), again.clone()]);
+        assert_eq!(actions[1..], [Action::Release(OWN), again.clone(), over(Some(SESSION), None)]);
     }
 }
 
@@ -233,7 +242,7 @@ fn a_sender_lost_before_the_pages_were_there_is_noticed_then() {
     state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
     assert_eq!(state.on_peer_lost(SESSION), []);
     let actions = state.on_reserved(now, landing(&[8]));
-    assert_eq!(actions, [Action::Release(OWN), reserve_again(&PROMPT, 3)]);
+    assert_eq!(actions, [Action::Release(OWN), reserve_again(&PROMPT, 3), over(Some(SESSION), None)]);
 }
 
 #[test]
@@ -245,7 +254,8 @@ fn an_abort_waits_for_the_engine_before_it_releases() {
     assert_eq!(actions.last(), Some(&Action::Stop(OWN)));
     assert_eq!(state.on_abort(R), [], "once is enough");
     assert_eq!(state.on_advanced(now, advanced(Some(7), None)), [], "nobody hears it");
-    assert_eq!(state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped))), [Action::Release(OWN)]);
+    let actions = state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped)));
+    assert_eq!(actions, [over(None, None), Action::Release(OWN)]);
 }
 
 #[test]
@@ -375,13 +385,13 @@ proptest! {
     #[test]
     fn one_end_one_release(ops in vec(any_op(), 0..60)) {
         let (mut state, now) = (state(), Instant::now());
-        let (mut live, mut running, mut ends, mut starts, mut tokens) = (false, false, 0, 0, 0);
+        let (mut live, mut running, mut ends, mut starts, mut tokens, mut overs) = (false, false, 0, 0, 0, 0);
         let mut sampled = 0;
         for op in ops {
             let actions = match op {
                 Op::Decode(_) if live => continue,
                 Op::Decode(remote) => {
-                    (ends, tokens) = (0, 0);
+                    (ends, tokens, overs) = (0, 0, 0);
                     state.on_decode(now, decode(now, 6, 5, remote.then_some(SESSION)))
                 }
                 Op::Reserved(_) if running => continue,
@@ -422,6 +432,7 @@ proptest! {
             for action in actions {
                 match action {
                     Action::End(..) => ends += 1,
+                    Action::Over(_) => overs += 1,
                     Action::Token(..) => {
                         tokens += 1;
                         prop_assert!(ends == 0, "a token after the end");
@@ -438,6 +449,7 @@ proptest! {
             }
             live = !state.is_empty();
             prop_assert!(ends <= 1 && tokens <= 5);
+            prop_assert!(overs <= 1 && (live || ends == 0 || overs == 1), "the proxy is told once");
             prop_assert!(live || ends == 1 || starts == 0 && ends == 0);
         }
     }

@@ -151,7 +151,7 @@ fn nothing_is_announced_before_its_flush() {
 
 #[test]
 fn a_cancelled_request_drains_and_its_pages_are_nobodys() {
-    let mut peer = Peer::probed(8);
+    let mut peer = Peer::probed(32);
     peer.grant();
     peer.schedule(0, 20);
     assert_eq!(peer.puts.len(), PUTS_IN_FLIGHT);
@@ -167,7 +167,7 @@ fn a_cancelled_request_drains_and_its_pages_are_nobodys() {
     }
     assert_eq!(
         peer.filled.iter().map(|(owner, count)| (*owner, *count)).collect::<Vec<_>>(),
-        [(None, 1), (None, 7)]
+        [(None, 1), (None, 15)]
     );
     assert_eq!(peer.sent, 0);
 }
