@@ -98,8 +98,15 @@ pub(super) enum Mail {
 /// What only one of the two roles has.
 #[derive(Debug)]
 pub(super) enum Role {
-    Receiver { proxy: ProxyState, decoder: DecoderState },
+    Receiver(Box<Receiver>),
     Sender(Box<Sender>),
+}
+
+/// A receiver's own actors.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    pub(super) proxy: ProxyState,
+    pub(super) decoder: DecoderState,
 }
 
 /// A sender's own actors, and what its dialling task knows.
@@ -141,7 +148,7 @@ impl Node {
         let (pages, ring) =
             if is_receiver { (plan.receiver_pages, plan.ring_pages) } else { (plan.sender_pages, 0) };
         let role = if is_receiver {
-            Role::Receiver {
+            Role::Receiver(Box::new(Receiver {
                 proxy: ProxyState::new(PAGE_TOKENS, pages - ring, LOCAL_IF_SOONER_BY),
                 decoder: DecoderState::new(DecoderConfig {
                     page_tokens: PAGE_TOKENS,
@@ -151,7 +158,7 @@ impl Node {
                     pid: 0,
                     growth_tokens: plan.growth_tokens,
                 }),
-            }
+            }))
         } else {
             Role::Sender(Box::new(Sender {
                 transfer: TransferState::new(1),
@@ -186,7 +193,7 @@ impl Node {
 
     pub(super) fn receiver(&mut self) -> Option<(&mut ProxyState, &mut DecoderState)> {
         match &mut self.role {
-            Role::Receiver { proxy, decoder } => Some((proxy, decoder)),
+            Role::Receiver(receiver) => Some((&mut receiver.proxy, &mut receiver.decoder)),
             Role::Sender(_) => None,
         }
     }
@@ -194,7 +201,7 @@ impl Node {
     pub(super) fn sender(&mut self) -> Option<&mut Sender> {
         match &mut self.role {
             Role::Sender(sender) => Some(sender),
-            Role::Receiver { .. } => None,
+            Role::Receiver(_) => None,
         }
     }
 }

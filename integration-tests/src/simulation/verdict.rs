@@ -104,8 +104,8 @@ impl World {
         let used = process.pool.usage();
         let (alive, sequences) = (process.alive, process.generator.len());
         let (requests, prefills, waited_for) = match &process.role {
-            super::node::Role::Receiver { proxy, decoder } => {
-                (decoder.len().max(proxy.waiting() as usize), 0, 0)
+            super::node::Role::Receiver(receiver) => {
+                (receiver.decoder.len().max(receiver.proxy.waiting() as usize), 0, 0)
             }
             super::node::Role::Sender(sender) => (0, sender.prefiller.len(), sender.transfer.lost()),
         };
