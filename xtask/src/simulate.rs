@@ -66,7 +66,7 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "ask the sender before pages are reserved",
         "actors/src/decoder/state.rs",
-        "self.reservation(request, on.is_some(), false).into_iter().collect()",
+        "self.reservation(request, on.is_some(), false).into_iter().chain(elsewhere).collect()",
         "let (sequence, landing) = (SequenceId::Own(request), self.pages_for(self.requests[&request].generate.prompt.len()));\n        \
          let early = PagesReserved { sequence, resident: 0, landing, pages: Vec::new() };\n        \
          let asked: Vec<Action> = self.reservation(request, on.is_some(), false).into_iter().collect();\n        \
