@@ -147,7 +147,7 @@ impl Handler<PageFilled> for BufferManager {
 
     fn handle(&mut self, filled: PageFilled, _: &mut Self::Context) {
         self.vitals.mark();
-        let hasher = self.hashed.as_ref().map(|pages| move |page, seed| pages.hash(page, seed));
+        let hasher = self.hashed.as_ref().map(|pages| move |these: &[_]| pages.hash(these));
         let hasher = hasher.as_ref().map(|hasher| hasher as state::Hasher<'_>);
         let actions = self.state.on_page_filled(filled, hasher);
         self.perform(actions);

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use connector::frame::{Incarnation, Shape};
-use connector::memory::Region;
 use connector::transport::{Event, EventSink, Transport};
 use engine::Engine;
 use tokio::net::TcpListener;
@@ -199,7 +198,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     }
 
     let hashed = link.as_ref().filter(|link| link.page_hash);
-    let hashed = hashed.map(|_| Pages::new(Region::shared(pool.clone()), page_bytes));
+    let hashed = hashed.map(|_| Pages::new(pool.clone()));
     let mut linked = None;
     let mut is_sender = false;
     if let Some(link) = link {

@@ -1,26 +1,64 @@
-//! The pool's pages as bytes to hash: what transfer announces and the buffer manager checks.
+//! The pool's pages as a transport's region, and as bytes to hash: what transfer announces and the buffer manager checks.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 use connector::memory::Region;
-use connector::page_hash::{PageSeed, page_hash};
-use engine::PageId;
+use connector::page_hash::{PageSeed, finished, page_hash};
+use engine::{KvPool, PageId};
+
+/// A host pool's bytes.
+struct Cells(Arc<KvPool>);
+
+impl AsRef<[AtomicU8]> for Cells {
+    fn as_ref(&self) -> &[AtomicU8] {
+        self.0.cells().unwrap_or_default()
+    }
+}
+
+/// The memory that a transport registers for a pool.
+pub fn region(pool: &Arc<KvPool>) -> Region {
+    if pool.is_on_device() {
+        Region::on_device(pool.base(), pool.bytes(), Arc::clone(pool) as _)
+    } else {
+        Region::shared(Arc::new(Cells(Arc::clone(pool))))
+    }
+}
 
 /// A pool of pages of one size. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Pages {
+    pool: Arc<KvPool>,
     region: Region,
     page_bytes: u64,
 }
 
 impl Pages {
-    /// The pages of `page_bytes` bytes that `region` is made of.
-    pub fn new(region: Region, page_bytes: u64) -> Self {
-        Self { region, page_bytes }
+    /// The pages of a pool.
+    pub fn new(pool: Arc<KvPool>) -> Self {
+        let (region, page_bytes) = (region(&pool), pool.layout().page_bytes());
+        Self { pool, region, page_bytes }
     }
 
-    /// Hashes a page that nobody writes now: tens of microseconds, from memory. A page that is not in the pool has
-    /// hash 0.
-    pub fn hash(&self, page: PageId, seed: PageSeed) -> u64 {
-        page_hash(&self.region, u64::from(page.0) * self.page_bytes, self.page_bytes, seed)
-            .unwrap_or_default()
+    /// Hashes pages that nobody writes now: tens of microseconds for each on the host, for all together on a GPU. A page that is not
+    /// in the pool has hash 0, and so has every page of a GPU that fails.
+    pub fn hash(&self, pages: &[(PageId, PageSeed)]) -> Vec<u64> {
+        if !self.pool.is_on_device() {
+            let on_host = |(page, seed): &(PageId, PageSeed)| {
+                page_hash(&self.region, u64::from(page.0) * self.page_bytes, self.page_bytes, *seed)
+            };
+            return pages.iter().map(|page| on_host(page).unwrap_or_default()).collect();
+        }
+        let ids: Vec<PageId> = pages.iter().map(|(page, _)| *page).collect();
+        match self.pool.device_contents(&ids) {
+            Ok(contents) => {
+                let seeded = contents.into_iter().zip(pages);
+                seeded.map(|(content, (_, seed))| finished(content, self.page_bytes, *seed)).collect()
+            }
+            Err(error) => {
+                tracing::error!(error, "pages cannot be hashed");
+                vec![0; pages.len()]
+            }
+        }
     }
 }

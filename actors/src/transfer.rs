@@ -110,8 +110,9 @@ impl Transfer {
         }
         // With all puts posted: no put waits for another one's hash. A page is final, and read twice: here and by the transport.
         let Some(pages) = &self.hashed else { return };
-        for (session, ticket, page, seed) in to_hash {
-            self.state.on_hashed(session, ticket, pages.hash(page, seed));
+        let seeded: Vec<_> = to_hash.iter().map(|(_, _, page, seed)| (*page, *seed)).collect();
+        for ((session, ticket, ..), hash) in to_hash.into_iter().zip(pages.hash(&seeded)) {
+            self.state.on_hashed(session, ticket, hash);
         }
     }
 }

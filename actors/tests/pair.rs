@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use ::actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use ::actors::request::{FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings};
 use connector::loopback::LoopbackTransport;
-use connector::memory::Region;
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
 use engine::{
     Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Step, StepLimits,
@@ -52,7 +51,7 @@ impl Echo {
         let page = pages[(position / PAGE_TOKENS) as usize];
         let page_bytes = self.pool.layout().page_bytes() as usize;
         let at = page.0 as usize * page_bytes + (position % PAGE_TOKENS) as usize * 128;
-        &(*self.pool).as_ref()[at..at + 4]
+        &self.pool.cells().expect("on the host")[at..at + 4]
     }
 }
 
@@ -118,7 +117,7 @@ struct Damage {
 impl Damage {
     fn on_flushed(&self) {
         if let (true, Some(pool)) = (self.armed.swap(false, Ordering::SeqCst), self.victim.get()) {
-            let cells: &[AtomicU8] = (**pool).as_ref();
+            let cells = pool.cells().expect("on the host");
             // The first token of the page; its lowest bit.
             cells[self.last_put.load(Ordering::SeqCst) as usize].fetch_xor(1, Ordering::SeqCst);
         }
@@ -159,7 +158,7 @@ fn start(role: LinkRole, pages: u32, ring_pages: u64) -> Node {
 
 fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> Node {
     let engine = Echo::new(pages);
-    let region = Region::shared(engine.pool.clone());
+    let region = actors::pages::region(&engine.pool);
     if let LinkRole::Receiver(_) = role {
         let _ = damage.victim.set(engine.pool.clone());
     }

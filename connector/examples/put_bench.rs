@@ -32,19 +32,10 @@ fn start() -> (UcxTransport, Receiver<Event>) {
     if let Some(cache) = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache"))) {
         config.search.push(cache.join("baton/ucx-1.22.0/libucx/lib/libucp.so.0"));
     }
-    for (name, default) in [
-        ("UCX_TLS", &mut config.tls_default),
-        ("UCX_NET_DEVICES", &mut config.net_devices_default),
-        ("UCX_RNDV_THRESH", &mut config.rndv_thresh_default),
-        ("UCX_PROTO_EMULATION_ENABLE", &mut config.emulation_default),
-    ] {
-        if set(name).is_some() {
-            *default = None;
-        }
-    }
+    config.defaults.retain(|(name, _)| std::env::var_os(name).is_none());
     let (send, events) = channel();
     let sink: EventSink = Box::new(move |batch| batch.into_iter().for_each(|event| drop(send.send(event))));
-    let transport = UcxTransport::start(Region::host(REGION_BYTES as usize), &config, sink);
+    let transport = UcxTransport::start(Region::host(REGION_BYTES as usize), &config, Box::new(|| ()), sink);
     (transport.unwrap_or_else(|error| panic!("{error}")), events)
 }
 

@@ -12,6 +12,8 @@ use std::sync::atomic::AtomicU8;
 pub enum MemoryKind {
     /// Ordinary host memory.
     Host,
+    /// A CUDA device's memory, from plain `cuMemAlloc`. Its addresses mean nothing to the host.
+    Cuda,
 }
 
 /// A contiguous piece of memory that a transport registers once and peers may write under a credit.
@@ -54,6 +56,12 @@ impl Region {
         // SAFETY: the borrow of `*owner` is good for as long as the Arc is, because an Arc's contents neither move nor are
         // borrowed mutably while it is shared; cells of AtomicU8 may be written by anybody at any time.
         unsafe { Self::new(base, bytes, MemoryKind::Host, owner) }
+    }
+
+    /// Names `bytes` bytes at `base` on a CUDA device, kept alive by `owner`. Nothing here reads or writes there; a transport that
+    /// registers the region has the driver check that it is device memory.
+    pub fn on_device(base: NonNull<u8>, bytes: usize, owner: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { base, bytes, kind: MemoryKind::Cuda, _owner: owner }
     }
 
     /// Host memory of `bytes` zeroed bytes, 64-byte aligned; for tests and small programs.

@@ -13,7 +13,7 @@
 //! The accumulation is that of XXH3 (Yann Collet), whose analysis it shares, without the scrambling between blocks:
 //! a segment is short enough not to need it.
 
-use crate::memory::Region;
+use crate::memory::{MemoryKind, Region};
 
 /// Bytes hashed independently of the rest.
 const SEGMENT: usize = 4096;
@@ -64,15 +64,21 @@ impl PageSeed {
     }
 }
 
-/// The hash of `bytes` bytes of `region` at `offset`, as the page that `seed` says; `None` if they leave the region.
+/// The hash of `bytes` bytes of `region` at `offset`, as the page that `seed` says; `None` if they leave the region, or if that
+/// is not the host's.
 ///
 /// Reads the memory as it is: the caller knows that nobody writes it now, or that what it reads is thrown away.
 /// Some 25 µs for 720 KiB from memory on one core with AVX-512: `cargo run --release -p connector --example hash_bench`.
 pub fn page_hash(region: &Region, offset: u64, bytes: u64, seed: PageSeed) -> Option<u64> {
-    let base = region.at(offset, bytes)?;
-    // SAFETY: `at` has checked that the range lies in the region, which is alive for this call.
+    let base = region.at(offset, bytes).filter(|_| region.kind() == MemoryKind::Host)?;
+    // SAFETY: `at` has checked that the range lies in the region, which is the host's and alive for this call.
     let content = unsafe { content(base.as_ptr(), bytes as usize) };
-    Some(mix(content ^ mix(seed.word() ^ bytes)))
+    Some(finished(content, bytes, seed))
+}
+
+/// The hash of a page of `bytes` bytes whose segments sum up to `content`, wherever they were summed.
+pub fn finished(content: u64, bytes: u64, seed: PageSeed) -> u64 {
+    mix(content ^ mix(seed.word() ^ bytes))
 }
 
 /// # Safety

@@ -14,7 +14,7 @@ use crate::memory::Region;
 use crate::transport::queue::{Driver, Queue, StopOnExit};
 use crate::transport::{Command, EventSink, SubmitError, Transport, TransportError};
 use handles::Context;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use ucx_sys::{LoadError, Ucx};
@@ -28,35 +28,42 @@ pub struct UcxConfig {
     pub library: Option<PathBuf>,
     /// Files to try in order; the loader's own search comes after them.
     pub search: Vec<PathBuf>,
-    /// `UCX_TLS` unless the operator has set it: `None` if so, and UCX reads the environment itself.
-    pub tls_default: Option<String>,
+    /// Variables that the operator has not set, with what they are to be; UCX reads the others from the environment itself. In
+    /// [`Default`]:
+    /// - `UCX_TLS`: `tcp`.
+    /// - `UCX_NET_DEVICES`: UCX's TCP port would write anywhere for whoever reaches it, so the loopback device.
+    /// - `UCX_RNDV_THRESH`: `inf` switches rendezvous off, which nothing here uses. With it on and peer error handling, UCX
+    ///   demands invalidation of memory keys from a lane that carries puts (`ucp/wireup/select.c`), TCP has none, and puts fall
+    ///   back to emulation, four times slower.
+    /// - `UCX_PROTO_EMULATION_ENABLE`: with `n` a put that no lane carries fails. Emulation is not only slow. Its receiver answers
+    ///   each fragment, and UCX 1.22 *aborts the process* when that answer meets a sender that has just died
+    ///   (`ucp_rma_sw_send_cmpl`).
+    pub defaults: Vec<(String, String)>,
     /// The `UCX_TLS` that the operator has set, if so. It is not passed on; it decides what proves that a lost peer
     /// can write no more.
     pub tls_of_operator: Option<String>,
-    /// `UCX_NET_DEVICES` unless the operator has set it: `None` if so. UCX's TCP port would write anywhere for whoever
-    /// reaches it, so the default is the loopback device.
-    pub net_devices_default: Option<String>,
-    /// `UCX_RNDV_THRESH` unless the operator has set it: `None` if so. The default, `inf`, switches rendezvous off, which
-    /// nothing here uses. With it on and peer error handling, UCX demands invalidation of memory keys from a lane
-    /// that carries puts (`ucp/wireup/select.c`), TCP has none, and puts fall back to emulation, four times slower.
-    pub rndv_thresh_default: Option<String>,
-    /// `UCX_PROTO_EMULATION_ENABLE` unless the operator has set it: `None` if so. The default is `n`: a put that no lane
-    /// carries fails. Emulation is not only slow. Its receiver answers each fragment, and UCX 1.22 *aborts the
-    /// process* when that answer meets a sender that has just died (`ucp_rma_sw_send_cmpl`).
-    pub emulation_default: Option<String>,
 }
 
 impl Default for UcxConfig {
     fn default() -> Self {
+        let defaults = [
+            ("UCX_TLS", "tcp"),
+            ("UCX_NET_DEVICES", "lo"),
+            ("UCX_RNDV_THRESH", "inf"),
+            ("UCX_PROTO_EMULATION_ENABLE", "n"),
+        ];
         Self {
             library: None,
             search: Vec::new(),
-            tls_default: Some("tcp".into()),
+            defaults: defaults.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             tls_of_operator: None,
-            net_devices_default: Some("lo".into()),
-            rndv_thresh_default: Some("inf".into()),
-            emulation_default: Some("n".into()),
         }
+    }
+}
+
+impl UcxConfig {
+    fn default_of(&self, name: &str) -> Option<&String> {
+        self.defaults.iter().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 }
 
@@ -68,10 +75,10 @@ pub enum StartError {
     #[error(transparent)]
     Load(#[from] LoadError),
     /// A setting has a zero byte in it.
-    #[error("UCX setting {} has a zero byte in it", name.to_string_lossy())]
+    #[error("UCX setting {name} has a zero byte in it")]
     Setting {
-        /// The setting, without `UCX_`.
-        name: &'static CStr,
+        /// The setting.
+        name: String,
     },
     /// UCX refused its configuration or the region.
     #[error("UCX does not start: {0}")]
@@ -101,30 +108,34 @@ pub struct UcxTransport {
 }
 
 impl UcxTransport {
-    /// Loads UCX, registers `region` and starts the thread; `sink` gets every event on that thread.
-    pub fn start(region: Region, config: &UcxConfig, sink: EventSink) -> Result<Self, StartError> {
+    /// Loads UCX, registers `region` and starts the thread, on which `prepare` is called first (for memory of a device: to make
+    /// that current); `sink` gets every event on that thread.
+    pub fn start(
+        region: Region,
+        config: &UcxConfig,
+        prepare: Box<dyn FnOnce() + Send>,
+        sink: EventSink,
+    ) -> Result<Self, StartError> {
         let ucx = match &config.library {
             Some(path) => Ucx::open(path)?,
             None => Ucx::load(&config.search)?,
         };
-        let mut settings = Vec::new();
-        for (name, value) in [
-            (c"TLS", &config.tls_default),
-            (c"NET_DEVICES", &config.net_devices_default),
-            (c"RNDV_THRESH", &config.rndv_thresh_default),
-            (c"PROTO_EMULATION_ENABLE", &config.emulation_default),
-        ] {
-            if let Some(value) = value {
-                let value = CString::new(value.as_str()).map_err(|_| StartError::Setting { name })?;
-                settings.push((name, value));
-            }
-        }
+        let setting = |(name, value): &(String, String)| {
+            // UCX's own names have no prefix.
+            let of = |text: &str| CString::new(text.strip_prefix("UCX_").unwrap_or(text)).ok();
+            of(name)
+                .zip(CString::new(value.as_str()).ok())
+                .ok_or_else(|| StartError::Setting { name: name.clone() })
+        };
+        let settings: Vec<_> = config.defaults.iter().map(setting).collect::<Result<_, _>>()?;
         let queue = Queue::new()?;
         let (started, report) = mpsc::sync_channel(1);
         let on_thread = Arc::clone(&queue);
         let thread = std::thread::Builder::new().name("baton-ucx".into()).spawn(move || {
             let _stop = StopOnExit(Arc::clone(&on_thread));
-            let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_c_str())).collect();
+            prepare();
+            let settings: Vec<_> =
+                settings.iter().map(|(name, value)| (name.as_c_str(), value.as_c_str())).collect();
             match Context::new(ucx, &settings, region) {
                 Ok(context) => {
                     let _ = started.send(Ok(()));
@@ -135,7 +146,7 @@ impl UcxTransport {
                 }
             }
         })?;
-        let tls = config.tls_default.as_ref().or(config.tls_of_operator.as_ref());
+        let tls = config.default_of("UCX_TLS").or(config.tls_of_operator.as_ref());
         let driver = Driver::new(NAME, tls.is_some_and(|tls| tls == "tcp"), queue, thread);
         match report.recv() {
             Ok(result) => result?,

@@ -23,6 +23,8 @@ fn main() -> Result<()> {
         kv_bytes: 512 << 20,
         page_tokens: 16,
         step_tokens: chunk_tokens as u32,
+        device: engine::Device::Cpu,
+        load_format: engine::LoadFormat::Auto,
     };
     let mut engine = engine::open(&config)?;
     println!("load {:.2?}", begin.elapsed());

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::OpenError;
 use crate::gguf::{Gguf, TensorType};
-use crate::model::{self, ModelInfo, Shape};
+use crate::model::{self, LoadFormat, ModelInfo, Shape};
 use crate::safetensors::Safetensors;
 
 /// An open model.
@@ -22,7 +22,14 @@ pub(crate) struct Checkpoint {
 
 enum Source {
     Gguf(Gguf),
-    Folder { config: Box<folder::Config>, tensors: Safetensors },
+    Folder {
+        config: Box<folder::Config>,
+        tensors: Safetensors,
+    },
+    /// A folder's `config.json` alone: a shape without weights.
+    Shape {
+        config: Box<folder::Config>,
+    },
 }
 
 /// How a tensor is stored.
@@ -33,8 +40,21 @@ struct Layout {
 }
 
 impl Checkpoint {
+    /// Opens what `format` reads: a whole model, or a folder's `config.json`.
+    pub(crate) fn open_as(path: &Path, format: LoadFormat) -> Result<Self, OpenError> {
+        if format == LoadFormat::Auto {
+            return Self::open(path);
+        }
+        let config = Box::new(folder::Config::read(path)?);
+        let shape = config.shape(path)?;
+        let file = path.join("config.json");
+        let fingerprint = model::sha256(std::slice::from_ref(&file))
+            .map_err(|(file, error)| OpenError::Read { path: file, error })?;
+        Ok(Self { path: path.to_owned(), source: Source::Shape { config }, shape, fingerprint })
+    }
+
     /// Opens a GGUF file, or a folder with `config.json` and safetensors, and checks that it is what is computed here.
-    pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
+    fn open(path: &Path) -> Result<Self, OpenError> {
         if !path.is_dir() {
             let gguf = model::open_file(path)?;
             let fingerprint = model::fingerprint(path)?;
@@ -56,21 +76,23 @@ impl Checkpoint {
     pub(crate) fn info(&self) -> ModelInfo {
         match &self.source {
             Source::Gguf(gguf) => model::describe(gguf, &self.path, &self.shape, self.fingerprint),
-            Source::Folder { config, tensors } => ModelInfo {
-                name: self
-                    .path
-                    .file_name()
-                    .map_or_else(|| "model".into(), |name| name.to_string_lossy().into()),
-                path: self.path.clone(),
-                fingerprint: self.fingerprint,
-                context_tokens: self.shape.context_tokens,
-                vocabulary: self.shape.vocabulary as u32,
-                eos_tokens: config.eos_tokens(self.shape.vocabulary),
-                parameters: tensors
-                    .names()
-                    .filter_map(|name| Some(tensors.get(name)?.dimensions.iter().product::<u64>()))
-                    .sum(),
-            },
+            Source::Folder { config, tensors } => {
+                let numbers = |name| Some(tensors.get(name)?.dimensions.iter().product::<u64>());
+                self.folder_info(config, tensors.names().filter_map(numbers).sum())
+            }
+            Source::Shape { config } => self.folder_info(config, self.shape.parameters(config.is_tied())),
+        }
+    }
+
+    fn folder_info(&self, config: &folder::Config, parameters: u64) -> ModelInfo {
+        ModelInfo {
+            name: self.path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into()),
+            path: self.path.clone(),
+            fingerprint: self.fingerprint,
+            context_tokens: self.shape.context_tokens,
+            vocabulary: self.shape.vocabulary as u32,
+            eos_tokens: config.eos_tokens(self.shape.vocabulary),
+            parameters,
         }
     }
 
@@ -79,7 +101,10 @@ impl Checkpoint {
         match &self.source {
             Source::Gguf(gguf) => gguf.tensors().contains_key(name),
             // One that is not tied and not there is missed when it is read.
-            Source::Folder { config, .. } if name == "output.weight" => !config.is_tied(),
+            Source::Folder { config, .. } | Source::Shape { config } if name == "output.weight" => {
+                !config.is_tied()
+            }
+            Source::Shape { .. } => false,
             Source::Folder { tensors, .. } => tensors.get(&folder::name_of(name)).is_some(),
         }
     }
@@ -115,6 +140,7 @@ impl Checkpoint {
                 let dimensions = stored.dimensions.iter().rev().copied().collect();
                 Some(Layout { kind: stored.kind, dimensions })
             }
+            Source::Shape { .. } => None,
         }
     }
 
@@ -139,6 +165,10 @@ impl Checkpoint {
                     bytes
                 })
             }
+            Source::Shape { .. } => Err(OpenError::UnsupportedModel {
+                path: self.path.clone(),
+                what: format!("it has no weights, so no {name}"),
+            }),
         }
     }
 }

@@ -22,14 +22,14 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use crate::Progress;
+use crate::batch;
 use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, OpenError};
 use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
-use crate::model::{EngineConfig, ModelInfo, Shape};
+use crate::model::{EngineConfig, LoadFormat, ModelInfo, Shape};
 use crate::step::{Chunk, Engine, Step, StepLimits, StepOutput};
 
 mod attention;
-mod batch;
 mod forward;
 mod kernels;
 mod linear;
@@ -46,12 +46,6 @@ use kernels::Kernels;
 use scratch::Scratch;
 use threads::Threads;
 use weights::Weights;
-
-const THREADS_MAX: usize = 256;
-const PAGE_TOKENS_MAX: u32 = 4096;
-const STEP_TOKENS_MAX: u32 = 65_536;
-/// Fewer tokens than a chat template alone takes are of no use to anybody.
-const POOL_TOKENS_MIN: u64 = 32;
 
 /// A Llama on the CPU. See the [module](self) for what its results guarantee.
 pub struct CpuEngine {
@@ -83,9 +77,12 @@ impl CpuEngine {
         kernels: &'static Kernels,
         progress: Progress<'_>,
     ) -> Result<Self, OpenError> {
-        check_limits(config)?;
+        crate::model::check_limits(config)?;
+        if config.load_format != LoadFormat::Auto {
+            return Err(OpenError::NoDummy);
+        }
         let path: &Path = &config.model;
-        let checkpoint = Checkpoint::open(path)?;
+        let checkpoint = Checkpoint::open_as(path, config.load_format)?;
         let kv = Arc::new(pool(config, &checkpoint.shape)?);
         let mut threads: Threads<Scratch> =
             Threads::new(config.threads).map_err(|(index, error)| OpenError::Thread { index, error })?;
@@ -143,20 +140,6 @@ impl Engine for CpuEngine {
     }
 }
 
-fn check_limits(config: &EngineConfig) -> Result<(), OpenError> {
-    let EngineConfig { threads, page_tokens, step_tokens, .. } = *config;
-    if !(1..=PAGE_TOKENS_MAX).contains(&page_tokens) {
-        return Err(OpenError::BadPageTokens { page_tokens, most: PAGE_TOKENS_MAX });
-    }
-    if !(1..=THREADS_MAX).contains(&threads) {
-        return Err(OpenError::BadThreads { threads, most: THREADS_MAX });
-    }
-    if !(1..=STEP_TOKENS_MAX).contains(&step_tokens) {
-        return Err(OpenError::BadStepTokens { step_tokens, most: STEP_TOKENS_MAX });
-    }
-    Ok(())
-}
-
 fn pool(config: &EngineConfig, shape: &Shape) -> Result<KvPool, OpenError> {
     let layout = KvLayout {
         layers: shape.layers as u32,
@@ -167,7 +150,7 @@ fn pool(config: &EngineConfig, shape: &Shape) -> Result<KvPool, OpenError> {
     };
     let page_bytes = layout.page_bytes();
     let pages = config.kv_bytes / page_bytes;
-    let least = POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
+    let least = crate::model::POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
     if config.kv_bytes < least {
         return Err(OpenError::KvTooSmall { kv_bytes: config.kv_bytes, pages, page_bytes, least });
     }

@@ -1,19 +1,382 @@
-//! What this machine's CUDA driver says, found at run time: nothing links to CUDA.
+//! The CUDA backend: a Llama in bf16 on one GPU, keys and values in pages of one plain allocation.
+//!
+//! # What is guaranteed
+//! Sums are in f32, what travels between kernels is bf16. A step's results depend on its composition: a product may take another
+//! algorithm for another number of rows. The same batch gives the same results.
+//!
+//! # Threads
+//! The engine's owner submits to one stream and polls an event; nothing blocks but the reading of logits that the host samples from.
+//! Page hashes run on a stream of their own, from whatever thread asks.
+//!
+//! Everything is loaded at run time: a binary with this backend starts on a machine without a driver.
 
-use cudarc::driver::{result, sys};
+mod attention;
+mod device;
+mod forward;
+mod gemm;
+mod graph;
+mod kernels;
+mod plan;
+mod pool;
+mod weights;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::Progress;
+use crate::batch;
+use crate::checkpoint::Checkpoint;
+use crate::error::{EngineError, OpenError};
+use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
+use crate::model::{EngineConfig, LoadFormat, ModelInfo};
+use crate::sampling::{Sampling, choose};
+use crate::step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput};
+
+use attention::Attention;
+use device::{Device, Event, Pinned, Stream};
+use forward::{Forward, Planned, SAMPLED_MOST};
+use graph::Graph;
+use plan::Plan;
+use pool::DevicePool;
+use weights::Weights;
+
+pub use device::CudaError;
+
+/// Decode batches of up to these many rows are captured once and replayed.
+const GRAPH_ROWS: [usize; 12] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256];
+/// Page table entries that a graph's step may have in all.
+const GRAPH_PAGES: usize = 64 << 10;
+/// Device memory kept for what libraries allocate by themselves.
+const SPARE_BYTES: u64 = 1 << 30;
 
 /// The number of CUDA devices the driver shows.
 ///
 /// # Errors
 /// One sentence when there is no driver library on this machine or it refuses to start.
-pub fn cuda_devices() -> Result<u32, String> {
-    // SAFETY: the probe only tries to load the library by name. It comes first because cudarc panics on the
-    // first use of a missing library.
-    if !unsafe { sys::is_culib_present() } {
-        return Err("no CUDA driver library on this machine (libcuda.so.1)".to_owned());
+pub fn cuda_devices() -> Result<u32, CudaError> {
+    Device::count()
+}
+
+/// A Llama on a GPU.
+pub struct CudaEngine {
+    model: ModelInfo,
+    kv: Arc<KvPool>,
+    limits: StepLimits,
+    device: Arc<Device>,
+    forward: Forward,
+    /// Any step's lists, and those of a step that a graph replays.
+    any: Plan,
+    small: Plan,
+    graphs: HashMap<usize, Graph>,
+    stream: Stream,
+    done: Event,
+    greedy: Pinned<i32>,
+    flight: Option<Flight>,
+    bound: bool,
+}
+
+/// The step that runs: who is sampled, how, and after which position, in the order of rows.
+struct Flight {
+    samples: Vec<Sampled>,
+    /// How many chunks the batch has sampled, by their places in it.
+    places: Vec<usize>,
+}
+
+struct Sampled {
+    sequence: u64,
+    position: u32,
+    how: Sampling,
+    tokens: Vec<u32>,
+    prompt: u32,
+}
+
+impl CudaEngine {
+    /// As [`open_watched`](crate::open_watched), on device `ordinal`.
+    ///
+    /// # Errors
+    /// As there, and [`OpenError::Cuda`].
+    pub fn open(config: &EngineConfig, ordinal: u32, progress: Progress<'_>) -> Result<Self, OpenError> {
+        crate::model::check_limits(config)?;
+        let device = Device::open(ordinal).map_err(OpenError::Cuda)?;
+        let checkpoint = Checkpoint::open_as(&config.model, config.load_format)?;
+        let stream = Stream::new(&device).map_err(OpenError::Cuda)?;
+        let weights = match config.load_format {
+            LoadFormat::Auto => Weights::load(&device, &checkpoint, progress)?,
+            LoadFormat::Dummy { seed } => {
+                let tied = !checkpoint.has("output.weight");
+                Weights::random(&device, &stream, &checkpoint.shape, seed, tied).map_err(OpenError::Cuda)?
+            }
+        };
+        let mut model = checkpoint.info();
+        if let LoadFormat::Dummy { seed } = config.load_format {
+            // Other weights, another model.
+            model.fingerprint = Sha256::new()
+                .chain_update(model.fingerprint)
+                .chain_update(seed.to_le_bytes())
+                .finalize()
+                .into();
+        }
+        let shape = checkpoint.shape;
+        let layout = KvLayout {
+            layers: shape.layers as u32,
+            kv_heads: shape.kv_heads as u32,
+            head_dim: shape.head_dim as u32,
+            page_tokens: config.page_tokens,
+            dtype: KvDtype::Bf16,
+        };
+        let cuda = OpenError::Cuda;
+        let page_stride = (layout.page_bytes() / layout.dtype.bytes()) as i64;
+        let attention = Attention::new(&device, &shape, config.page_tokens, page_stride).map_err(cuda)?;
+        let attention = attention.ok_or_else(|| OpenError::UnsupportedModel {
+            path: config.model.clone(),
+            what: format!(
+                "its heads have {} numbers, and attention on a GPU takes 64 or 128",
+                shape.head_dim
+            ),
+        })?;
+        let rows = config.step_tokens as usize;
+        let pages = pages(config, &device, &shape, &layout)?;
+        let kv = Arc::new(DevicePool::allocate(&device, layout, pages)?);
+        let tables = pages as usize * 2 + rows;
+        let any = Plan::new(&device, (rows, rows, tables), config.page_tokens as usize).map_err(cuda)?;
+        let most = GRAPH_ROWS.iter().copied().max().unwrap_or(1);
+        let small =
+            Plan::new(&device, (most, most, GRAPH_PAGES), config.page_tokens as usize).map_err(cuda)?;
+        let forward = Forward::new(&device, shape, weights, attention, Arc::clone(&kv), rows.max(most))
+            .map_err(cuda)?;
+        tracing::info!(
+            gpu = device.name().map_err(cuda)?,
+            weights_gb = forward.step_bytes() as f64 / 1e9,
+            pages,
+            "model on the GPU"
+        );
+        let greedy = Pinned::new(&device, rows.max(most).min(SAMPLED_MOST)).map_err(cuda)?;
+        let done = Event::new(&device).map_err(cuda)?;
+        let limits = StepLimits { tokens: config.step_tokens };
+        let graphs = HashMap::new();
+        let (flight, bound) = (None, false);
+        Ok(Self {
+            model,
+            kv,
+            limits,
+            device,
+            forward,
+            any,
+            small,
+            graphs,
+            stream,
+            done,
+            greedy,
+            flight,
+            bound,
+        })
     }
-    result::init().map_err(|error| format!("the CUDA driver does not start: {error}"))?;
-    let count = result::device::get_count()
-        .map_err(|error| format!("the CUDA driver does not count its devices: {error}"))?;
-    Ok(count.unsigned_abs())
+
+    /// Bytes of weights that a decode step reads: what its time is held against.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn step_bytes(&self) -> u64 {
+        self.forward.step_bytes()
+    }
+
+    /// The logits of the last step, `vocabulary` floats for its `index`-th sampled chunk in the order of rows. For tests.
+    ///
+    /// # Errors
+    /// The device's.
+    #[doc(hidden)]
+    pub fn logits(&self, index: usize) -> Result<Vec<f32>, CudaError> {
+        self.stream.wait()?;
+        self.forward.logits_row(index)
+    }
+
+    /// The bytes of a page as they are. For tests.
+    ///
+    /// # Errors
+    /// The device's.
+    #[doc(hidden)]
+    pub fn read_page(&self, page: PageId) -> Result<Vec<u8>, CudaError> {
+        self.stream.wait()?;
+        let bytes = self.kv.layout().page_bytes();
+        device::read(self.kv.base().as_ptr() as u64 + u64::from(page.0) * bytes, bytes as usize)
+    }
+
+    fn start(&mut self, batch: &[Chunk<'_>]) -> Result<(), CudaError> {
+        if !self.bound {
+            // The engine may have been sent to another thread since it was opened.
+            self.device.bind()?;
+            self.bound = true;
+        }
+        let graph = self.graph_rows(batch);
+        match graph {
+            Some(rows) => self.replay(batch, rows)?,
+            None => {
+                self.any.lay_out(batch, 0, self.forward.attention.is_one_kernel());
+                let mut planned = Planned::default();
+                let attention = &self.forward.attention;
+                if !self.any.prefill.rows.is_empty() {
+                    planned.prefill = Some(attention.plan_prefill(&mut self.any, &self.stream)?);
+                }
+                if !self.any.decode.rows.is_empty() {
+                    planned.decode = Some(attention.plan_decode(&mut self.any, false, &self.stream)?);
+                }
+                self.any.upload(&self.stream)?;
+                self.forward.submit(&self.any, &planned, &self.stream)?;
+            }
+        }
+        let plan = if graph.is_some() { &self.small } else { &self.any };
+        if plan.sampled > 0 {
+            self.stream.download(&self.greedy, &self.forward.greedy, plan.sampled)?;
+        }
+        self.done.record(&self.stream)
+    }
+
+    /// How many rows the graph has that can stand for this step, if one can.
+    fn graph_rows(&self, batch: &[Chunk<'_>]) -> Option<usize> {
+        let alike = batch.iter().all(|chunk| chunk.tokens.len() == 1 && chunk.sample.is_some());
+        let pages: usize = batch.iter().map(|chunk| chunk.pages.len() + 1).sum();
+        let rows = GRAPH_ROWS.into_iter().find(|rows| *rows >= batch.len())?;
+        (alike && !batch.is_empty() && pages + rows <= GRAPH_PAGES).then_some(rows)
+    }
+
+    /// Submits a decode step of up to `rows` rows by its graph, which is captured when such a step is first planned so.
+    fn replay(&mut self, batch: &[Chunk<'_>], rows: usize) -> Result<(), CudaError> {
+        self.small.lay_out(batch, rows, false);
+        let decode = self.forward.attention.plan_decode(&mut self.small, true, &self.stream)?;
+        self.small.upload(&self.stream)?;
+        let planned = Planned { prefill: None, decode: Some(decode) };
+        if let Some(graph) = self.graphs.get(&rows).filter(|graph| graph.serves(&planned)) {
+            return graph.launch(&self.stream);
+        }
+        // Once without a graph: libraries load what they need at their first call, which no capture may hold.
+        self.forward.submit(&self.small, &planned, &self.stream)?;
+        let (forward, small, stream) = (&self.forward, &self.small, &self.stream);
+        let graph = Graph::capture(stream, planned, || forward.submit(small, &planned, stream))?;
+        self.graphs.insert(rows, graph);
+        Ok(())
+    }
+
+    fn collect(&mut self, flight: Flight) -> Result<StepOutput, CudaError> {
+        let mut tokens = Vec::with_capacity(flight.samples.len());
+        for (row, sampled) in flight.samples.into_iter().enumerate() {
+            let Sampled { sequence, position, how, tokens: before, prompt } = sampled;
+            let token = if how == Sampling::GREEDY {
+                self.greedy.values()[row].cast_unsigned().into()
+            } else {
+                let mut logits = self.forward.logits_row(row)?;
+                let sample = crate::sampling::Sample { how: &how, tokens: &before, prompt };
+                choose(&mut logits, sample, position)
+            };
+            tokens.push(SampledToken { sequence, token });
+        }
+        let mut placed: Vec<(usize, SampledToken)> = flight.places.into_iter().zip(tokens).collect();
+        placed.sort_by_key(|(place, _)| *place);
+        Ok(StepOutput { tokens: placed.into_iter().map(|(_, token)| token).collect() })
+    }
+}
+
+impl Engine for CudaEngine {
+    fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    fn kv(&self) -> &Arc<KvPool> {
+        &self.kv
+    }
+
+    fn limits(&self) -> StepLimits {
+        self.limits
+    }
+
+    fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
+        batch::check(batch, &self.model, &self.kv, self.limits)?;
+        if batch.is_empty() {
+            return Ok(Step::finished(StepOutput::default()));
+        }
+        let samples = batch.iter().filter(|chunk| chunk.sample.is_some()).count();
+        if samples > SAMPLED_MOST {
+            return Err(EngineError::TooManySamples { samples, limit: SAMPLED_MOST });
+        }
+        self.start(batch).map_err(|error| EngineError::Device(error.to_string()))?;
+        let plan = if self.graph_rows(batch).is_some() { &self.small } else { &self.any };
+        let of_place = |place: &usize| {
+            let chunk = &batch[*place];
+            let sample = chunk.sample?;
+            Some(Sampled {
+                sequence: chunk.sequence,
+                position: chunk.start + chunk.tokens.len() as u32,
+                how: sample.how.clone(),
+                tokens: sample.tokens.to_vec(),
+                prompt: sample.prompt,
+            })
+        };
+        let sampled = plan.order.iter().filter(|place| batch[**place].sample.is_some());
+        let places: Vec<usize> = sampled.copied().collect();
+        let samples = places.iter().filter_map(of_place).collect();
+        self.flight = Some(Flight { samples, places });
+        Ok(Step { output: None })
+    }
+
+    fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {
+        if let Some(output) = step.output.take() {
+            return Ok(Some(output));
+        }
+        if self.flight.is_none() {
+            return Err(EngineError::StepSpent);
+        }
+        let failed = |error: CudaError| EngineError::Device(error.to_string());
+        if !self.done.has_come().map_err(failed)? {
+            return Ok(None);
+        }
+        let flight = self.flight.take().ok_or(EngineError::StepSpent)?;
+        self.collect(flight).map(Some).map_err(failed)
+    }
+
+    /// Who has written the pages has said so to the host, and what is submitted after that comes after it.
+    fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {
+        batch::check_pages(pages, &self.kv)
+    }
+}
+
+impl Drop for CudaEngine {
+    fn drop(&mut self) {
+        let _ = self.device.bind();
+        // Nothing may be freed under a running step.
+        let _ = self.stream.wait();
+    }
+}
+
+/// How many pages there is room for: as many as `kv_bytes` says, or what the device has left of its share.
+fn pages(
+    config: &EngineConfig,
+    device: &Device,
+    shape: &crate::model::Shape,
+    layout: &KvLayout,
+) -> Result<u32, OpenError> {
+    let page_bytes = layout.page_bytes();
+    let kv_bytes = match config.device {
+        crate::model::Device::Cuda { memory_utilization, .. } if config.kv_bytes == 0 => {
+            let (free, total) = device.memory().map_err(OpenError::Cuda)?;
+            let may = (total as f64 * f64::from(memory_utilization)) as u64;
+            let used = (total - free) + forward_bytes(config, shape) + SPARE_BYTES;
+            may.saturating_sub(used)
+        }
+        _ => config.kv_bytes,
+    };
+    let pages = kv_bytes / page_bytes;
+    let least = crate::model::POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
+    if kv_bytes < least {
+        return Err(OpenError::KvTooSmall { kv_bytes, pages, page_bytes, least });
+    }
+    Ok(u32::try_from(pages).unwrap_or(u32::MAX))
+}
+
+/// What activations, logits and workspaces will take.
+fn forward_bytes(config: &EngineConfig, shape: &crate::model::Shape) -> u64 {
+    let rows = u64::from(config.step_tokens).max(256);
+    let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    let row = 3 * shape.hidden + 3 * query + 2 * key + 3 * shape.feed_forward;
+    let sampled = rows.min(SAMPLED_MOST as u64);
+    rows * row as u64 * 2 + sampled * (shape.vocabulary * 4 + shape.hidden * 2) as u64 + (512 << 20)
 }

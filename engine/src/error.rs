@@ -132,6 +132,20 @@ pub enum OpenError {
     /// The operating system gives no memory for the pool.
     #[error(transparent)]
     Pool(#[from] KvPoolError),
+    /// The GPU's driver refused.
+    #[cfg(feature = "cuda")]
+    #[error("the GPU cannot be used: {0}")]
+    Cuda(crate::cuda::CudaError),
+    /// A GPU is asked for that this build knows nothing of.
+    #[error(
+        "this build computes on the processor only: build with --features cuda (cargo xtask cuda), or set engine.device to cpu"
+    )]
+    NoCuda,
+    /// Random weights are asked for where there are none.
+    #[error(
+        "random weights are made on a GPU only: set engine.device to cuda, or engine.load_format to auto"
+    )]
+    NoDummy,
     /// The operating system gives no thread.
     #[error("worker thread {index} does not start: {error}")]
     Thread {
@@ -164,6 +178,10 @@ impl OpenError {
             Self::BadThreads { .. } => "bad_threads",
             Self::BadStepTokens { .. } => "bad_step_tokens",
             Self::Pool(_) => "kv_pool",
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => "cuda",
+            Self::NoCuda => "no_cuda",
+            Self::NoDummy => "no_dummy",
             Self::Thread { .. } => "thread",
             Self::WorkerPanicked => "worker_panicked",
         }
@@ -237,6 +255,17 @@ pub enum EngineError {
     /// A step polled again after its output was taken.
     #[error("this step has already given its output")]
     StepSpent,
+    /// More chunks are sampled after than there is room for logits.
+    #[error("the step samples {samples} tokens, but this engine takes {limit}: split it")]
+    TooManySamples {
+        /// Chunks with a sample.
+        samples: usize,
+        /// The engine's limit.
+        limit: usize,
+    },
+    /// The GPU failed; the step's results are lost.
+    #[error("the GPU failed: {0}")]
+    Device(String),
     /// A worker thread panicked in this step; its message is on stderr. The engine stays usable.
     #[error("a worker thread panicked: the step's results are lost")]
     WorkerPanicked,
@@ -254,6 +283,8 @@ impl EngineError {
             Self::TooFewPages { .. } => "too_few_pages",
             Self::PageOutOfRange { .. } => "page_out_of_range",
             Self::PageWrittenTwice { .. } => "page_written_twice",
+            Self::TooManySamples { .. } => "too_many_samples",
+            Self::Device(_) => "device",
             Self::StepSpent => "step_spent",
             Self::WorkerPanicked => "worker_panicked",
         }

@@ -20,6 +20,8 @@ pub struct PageId(pub u32);
 pub enum KvDtype {
     /// 32-bit IEEE 754, the machine's byte order.
     F32,
+    /// The upper half of that.
+    Bf16,
 }
 
 impl KvDtype {
@@ -28,6 +30,7 @@ impl KvDtype {
     pub fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
+            Self::Bf16 => 2,
         }
     }
 }
@@ -109,17 +112,39 @@ impl KvPoolError {
     }
 }
 
-/// The memory of all pages: one anonymous mapping, zero at first, committed by the system as it is touched.
+/// The memory of all pages. On the host: one anonymous mapping, zero at first, committed by the system as it is touched. On a GPU: one
+/// plain allocation, whose address means nothing to the host.
 ///
 /// Peers and kernels write here side by side, so it is never a Rust slice: whoever holds [`base`](Self::base)
 /// reads and writes through raw pointers. Who may touch which page when is decided by the page allocator and the
 /// ring of credits, not here. Usable from any thread; unmapped when the last `Arc` is gone.
-#[derive(Debug)]
 pub struct KvPool {
     base: NonNull<u8>,
     bytes: usize,
     pages: u32,
     layout: KvLayout,
+    /// The device's part of a pool that lies there.
+    device: Option<Box<dyn DeviceMemory>>,
+}
+
+/// Memory of a device, and what the device can tell of it.
+pub(crate) trait DeviceMemory: Send + Sync {
+    /// The sums over the segments of these pages' bytes, from which hashes are finished, as `connector::page_hash` has them.
+    fn contents(&self, pages: &[PageId]) -> Result<Vec<u64>, String>;
+
+    /// Makes the device current on the calling thread.
+    fn bind_thread(&self);
+}
+
+impl std::fmt::Debug for KvPool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { bytes, pages, layout, .. } = self;
+        f.debug_struct("KvPool")
+            .field("bytes", bytes)
+            .field("pages", pages)
+            .field("layout", layout)
+            .finish_non_exhaustive()
+    }
 }
 
 // SAFETY: the pool hands out addresses and plain numbers; reads and writes through the addresses are unsafe and
@@ -134,12 +159,7 @@ impl KvPool {
     /// # Errors
     /// [`KvPoolError`] when the size is nothing or not addressable, or the system refuses it.
     pub fn new(layout: KvLayout, pages: u32) -> Result<Self, KvPoolError> {
-        let page_bytes = layout.page_bytes();
-        let bytes = page_bytes
-            .checked_mul(u64::from(pages))
-            .and_then(|bytes| usize::try_from(bytes).ok())
-            .filter(|&bytes| bytes > 0 && isize::try_from(bytes).is_ok())
-            .ok_or(KvPoolError::Size { pages, page_bytes })?;
+        let bytes = Self::size(&layout, pages)?;
         // SAFETY: a fresh anonymous mapping touches no memory that exists; the result is checked below.
         let address = unsafe {
             libc::mmap(
@@ -158,7 +178,68 @@ impl KvPool {
         // SAFETY: the range is the mapping made above.
         unsafe { libc::madvise(address, bytes, libc::MADV_HUGEPAGE) };
         let base = NonNull::new(address.cast()).expect("mmap without a fixed address never returns null");
-        Ok(Self { base, bytes, pages, layout })
+        Ok(Self { base, bytes, pages, layout, device: None })
+    }
+
+    /// Takes over `memory`, which lies on a device at `base` and holds `pages` pages of `layout`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new) for a size that is nothing.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device(
+        layout: KvLayout,
+        pages: u32,
+        base: NonNull<u8>,
+        memory: Box<dyn DeviceMemory>,
+    ) -> Result<Self, KvPoolError> {
+        let bytes = Self::size(&layout, pages)?;
+        Ok(Self { base, bytes, pages, layout, device: Some(memory) })
+    }
+
+    fn size(layout: &KvLayout, pages: u32) -> Result<usize, KvPoolError> {
+        let page_bytes = layout.page_bytes();
+        page_bytes
+            .checked_mul(u64::from(pages))
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .filter(|&bytes| bytes > 0 && isize::try_from(bytes).is_ok())
+            .ok_or(KvPoolError::Size { pages, page_bytes })
+    }
+
+    /// True if the pages lie on a GPU.
+    #[must_use]
+    pub fn is_on_device(&self) -> bool {
+        self.device.is_some()
+    }
+
+    /// Of a pool on a device: makes that current on the calling thread, for libraries that want it so.
+    pub fn bind_thread(&self) {
+        if let Some(device) = &self.device {
+            device.bind_thread();
+        }
+    }
+
+    /// Of a pool on a device: for each page, the sum from which its hash is finished, computed there. Takes some tens of microseconds;
+    /// nobody may write these pages meanwhile.
+    ///
+    /// # Errors
+    /// The device's, or that the pool lies on the host, whose bytes can be read.
+    pub fn device_contents(&self, pages: &[PageId]) -> Result<Vec<u64>, String> {
+        match &self.device {
+            Some(device) if pages.iter().all(|page| page.0 < self.pages) => device.contents(pages),
+            Some(_) => Err(format!("a page is outside the pool of {} pages", self.pages)),
+            None => Err("the pool lies on the host".to_owned()),
+        }
+    }
+
+    /// The pool's bytes as shared cells, for whoever names this memory to a transport; `None` if they lie on a device.
+    #[must_use]
+    pub fn cells(&self) -> Option<&[AtomicU8]> {
+        if self.device.is_some() {
+            return None;
+        }
+        // SAFETY: the mapping is `bytes` long and lives as long as the pool; cells of AtomicU8 have the layout of bytes and
+        // may be written by anybody at any time.
+        Some(unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.bytes) })
     }
 
     /// The first byte of page 0, aligned to the system's page size. Page `n` starts `n * page_bytes` further.
@@ -205,17 +286,12 @@ impl KvPool {
     }
 }
 
-/// The pool's bytes as shared cells, for whoever names this memory to a transport.
-impl AsRef<[AtomicU8]> for KvPool {
-    fn as_ref(&self) -> &[AtomicU8] {
-        // SAFETY: the mapping is `bytes` long and lives as long as the pool; cells of AtomicU8 have the layout of bytes and
-        // may be written by anybody at any time.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.bytes) }
-    }
-}
-
 impl Drop for KvPool {
     fn drop(&mut self) {
+        if self.device.is_some() {
+            // It frees itself.
+            return;
+        }
         // SAFETY: `base` and `bytes` are what mmap returned, unmapped once; every user holds the pool by `Arc`
         // and so is gone.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };

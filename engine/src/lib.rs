@@ -7,6 +7,7 @@
 //! The CPU backend's results are bit-exact under any batching, chunking, paging, thread count and instruction
 //! set: see [`cpu`].
 
+mod batch;
 mod checkpoint;
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -23,10 +24,10 @@ mod step;
 mod testing;
 
 #[cfg(feature = "cuda")]
-pub use cuda::cuda_devices;
+pub use cuda::{CudaEngine, CudaError, cuda_devices};
 pub use error::{EngineError, OpenError};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
-pub use model::{EngineConfig, ModelInfo};
+pub use model::{Device, EngineConfig, LoadFormat, ModelInfo};
 pub use safetensors::SafetensorsError;
 pub use sampling::{Logprobs, Sample, Sampling, Token};
 pub use step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput};
@@ -45,7 +46,13 @@ pub fn open(config: &EngineConfig) -> Result<Box<dyn Engine>, OpenError> {
 /// # Errors
 /// As [`open`].
 pub fn open_watched(config: &EngineConfig, progress: Progress<'_>) -> Result<Box<dyn Engine>, OpenError> {
-    Ok(Box::new(cpu::CpuEngine::open_watched(config, progress)?))
+    match config.device {
+        Device::Cpu => Ok(Box::new(cpu::CpuEngine::open_watched(config, progress)?)),
+        #[cfg(feature = "cuda")]
+        Device::Cuda { ordinal, .. } => Ok(Box::new(CudaEngine::open(config, ordinal, progress)?)),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda { .. } => Err(OpenError::NoCuda),
+    }
 }
 
 /// Hears how far a model is loaded: numbers loaded, numbers in all.

@@ -15,6 +15,12 @@ pub(crate) const LAYERS_MAX: u64 = 1024;
 pub(crate) const HEADS_MAX: u64 = 4096;
 pub(crate) const SIZE_MAX: u64 = 1 << 24;
 
+const THREADS_MAX: usize = 256;
+const PAGE_TOKENS_MAX: u32 = 4096;
+const STEP_TOKENS_MAX: u32 = 65_536;
+/// Fewer tokens than a chat template alone takes are of no use to anybody.
+pub(crate) const POOL_TOKENS_MIN: u64 = 32;
+
 /// What to open and how much of the machine to use.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -22,12 +28,57 @@ pub struct EngineConfig {
     pub model: PathBuf,
     /// Threads that compute, the calling one included, 1 to 256.
     pub threads: usize,
-    /// Bytes for keys and values; rounded down to whole pages. Must hold at least 32 tokens.
+    /// Bytes for keys and values; rounded down to whole pages. Must hold at least 32 tokens. 0 on a GPU: what is left of its share.
     pub kv_bytes: u64,
     /// Positions in a page, 1 to 4096. Peers that exchange pages agree on it.
     pub page_tokens: u32,
     /// Most tokens in one step, 1 to 65536. Activations take about 30 × hidden size bytes for each.
     pub step_tokens: u32,
+    /// Where it computes.
+    pub device: Device,
+    /// Where its weights come from.
+    pub load_format: LoadFormat,
+}
+
+/// Where an engine computes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Device {
+    /// On this machine's processor.
+    Cpu,
+    /// On a GPU; needs the feature `cuda`.
+    Cuda {
+        /// Which of those that the process sees.
+        ordinal: u32,
+        /// The share of the device's memory that weights, activations and pages may take together, above 0 and up to 1.
+        memory_utilization: f32,
+    },
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadFormat {
+    /// From the model's files.
+    Auto,
+    /// Random ones of the shape that a folder's `config.json` says; on a GPU only.
+    Dummy {
+        /// Equal seeds make equal weights, everywhere.
+        seed: u64,
+    },
+}
+
+/// Refuses limits that cannot work.
+pub(crate) fn check_limits(config: &EngineConfig) -> Result<(), OpenError> {
+    let EngineConfig { threads, page_tokens, step_tokens, .. } = *config;
+    if !(1..=PAGE_TOKENS_MAX).contains(&page_tokens) {
+        return Err(OpenError::BadPageTokens { page_tokens, most: PAGE_TOKENS_MAX });
+    }
+    if !(1..=THREADS_MAX).contains(&threads) {
+        return Err(OpenError::BadThreads { threads, most: THREADS_MAX });
+    }
+    if !(1..=STEP_TOKENS_MAX).contains(&step_tokens) {
+        return Err(OpenError::BadStepTokens { step_tokens, most: STEP_TOKENS_MAX });
+    }
+    Ok(())
 }
 
 /// The loaded model.
@@ -210,6 +261,15 @@ impl Shape {
         shape.check().map_err(unsupported)?;
         shape.check_gguf(gguf).map_err(unsupported)?;
         Ok(shape)
+    }
+
+    /// Numbers in all tensors of such a model.
+    pub(crate) fn parameters(&self, tied: bool) -> u64 {
+        let (query, key) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let attention = self.hidden * (2 * query + 2 * key);
+        let layer = attention + 3 * self.hidden * self.feed_forward + 2 * self.hidden;
+        let ends = self.vocabulary * self.hidden * if tied { 1 } else { 2 } + self.hidden;
+        (self.layers * layer + ends) as u64
     }
 
     /// What no number says alone.

@@ -72,7 +72,7 @@ fn serve(
 
 fn frontend(workers: usize) -> Result<SocketAddr> {
     let path = Surroundings::of_process().default_model();
-    let mut model = ServedModel::open(&path, Some("m")).context("run `cargo xtask fetch` first")?;
+    let mut model = ServedModel::open(&path, &path, Some("m")).context("run `cargo xtask fetch` first")?;
     model.context_tokens = 2048;
     serve(move || {
         let streams = Streams::default();

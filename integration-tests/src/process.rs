@@ -160,8 +160,9 @@ fn collect(stderr: impl Read, log: &Log) {
 }
 
 /// What tests and programs do not want to be told of each time: a request is to be computed and handed over although another one
-/// like it was; who wants to see pages shared turns that on again.
-const NO_CACHE: [&str; 2] = ["--set", "engine.prefix_cache=false"];
+/// like it was, and although the sender is busy; who wants to see pages shared turns that on again.
+const ALWAYS_HANDED_OVER: [&str; 4] =
+    ["--set", "engine.prefix_cache=false", "--set", "frontend.local_if_sooner_by=1h"];
 
 /// Arguments that let a process take any free port.
 const ANY_PORTS: [&str; 6] = ["--set", "http.port=0", "--set", "frontend.port=0", "--set", "link.port=0"];
@@ -195,7 +196,7 @@ pub fn start_receiver_with(sets: &[&str], variables: &[(&str, &str)]) -> Result<
 fn start_role(role: &str, sets: &[&str], variables: &[(&str, &str)]) -> Result<Process> {
     let mut arguments = vec!["--role", role];
     arguments.extend(ANY_PORTS);
-    arguments.extend(NO_CACHE);
+    arguments.extend(ALWAYS_HANDED_OVER);
     sets.iter().for_each(|set| arguments.extend(["--set", set]));
     let process = Process::start(&arguments, variables)?;
     process.wait_line(&["ready in"])?;
@@ -218,7 +219,7 @@ pub fn start_sender_with(receiver: &Process, sets: &[&str], variables: &[(&str, 
     let link = receiver.address("link.port")?;
     let dial = format!("link.peers={link}");
     let mut arguments = vec!["--role", "sender", "--set", "http.port=0", "--set", &dial];
-    arguments.extend(NO_CACHE);
+    arguments.extend(ALWAYS_HANDED_OVER);
     sets.iter().for_each(|set| arguments.extend(["--set", set]));
     Process::start(&arguments, variables)
 }

@@ -17,6 +17,8 @@ fn open(model: &Path) -> Result<Box<dyn Engine>, engine::OpenError> {
         kv_bytes: 8 << 20,
         page_tokens: 16,
         step_tokens: 64,
+        device: engine::Device::Cpu,
+        load_format: engine::LoadFormat::Auto,
     })
 }
 

@@ -118,6 +118,7 @@ fn what_belongs_to_one_place_stays_there() -> Result<()> {
         "integration-tests/",
         "connector/tests/",
         "connector/examples/",
+        "engine/build.rs",
         "engine/examples/",
         "connector/src/ucx/tests",
         "engine/src/testing.rs",

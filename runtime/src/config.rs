@@ -20,12 +20,15 @@ use std::time::Duration;
 use figment::value::Value;
 
 use layers::Layers;
-use values::{Show, bytes, count, device, duration, host, optional, path, peers, port, secret, text, truth};
+use values::{
+    Show, bytes, count, device, duration, host, load_format, optional, path, peers, port, secret, share,
+    text, truth,
+};
 
 pub use layers::{ConfigErrors, Problem};
 pub use role::Role;
 pub use surroundings::Surroundings;
-pub use values::{ByteSize, Device, Secret};
+pub use values::{ByteSize, Device, LoadFormat, Secret};
 
 /// What is known of a key without a configuration: its name, its meaning, how a value of it is read.
 pub struct Key {
@@ -114,19 +117,24 @@ sections! {
     ring: Ring {
         /// How many bytes of its pages a receiver lets a sender hold the right to write at once.
         bytes: ByteSize = bytes, |_, _| "1GiB";
-        /// Where the pages lie that a sender writes; `cpu` in this build.
-        device: Device = device, |_, _| "cpu";
     }
     /// The engine that runs the model.
     engine: Engine {
         /// Compute threads; 0 takes one a core.
         threads: usize = |value| count(value, 0..=256), |_, _| "0";
-        /// Size of the pool of KV pages.
-        kv_bytes: ByteSize = bytes, |_, _| "1GiB";
-        /// Tokens in a KV page; the same on both ends of a link.
-        page_tokens: u32 = |value| count(value, 1..=1024), |_, _| "16";
-        /// Most tokens of one prompt that are prefilled in one step.
-        prefill_chunk_tokens: u32 = |value| count(value, 1..=32768), |_, _| "128";
+        /// What computes, and where pages lie: `cpu`, or `cuda` for the first GPU that the process sees.
+        device: Device = device, |_, _| "cpu";
+        /// The share of a GPU's memory that weights, activations and pages may take together.
+        gpu_memory_utilization: f32 = share, |_, _| "0.9";
+        /// `auto` reads the model's weights; `dummy` makes random ones of its shape, on a GPU, for measurements.
+        load_format: LoadFormat = load_format, |_, _| "auto";
+        /// Size of the pool of KV pages; without one 1GiB, and on a GPU what `engine.gpu_memory_utilization` leaves.
+        kv_bytes: Option<ByteSize> = |value| optional(value, bytes), |_, _| layers::NOTHING;
+        /// Tokens in a KV page, the same on both ends of a link; without one 16, and 64 on a GPU.
+        page_tokens: Option<u32> = |value| optional(value, |value| count(value, 1..=1024)), |_, _| layers::NOTHING;
+        /// Most tokens of one prompt that are prefilled in one step; without one 128, and 2048 on a GPU.
+        prefill_chunk_tokens: Option<u32> =
+            |value| optional(value, |value| count(value, 1..=32768)), |_, _| layers::NOTHING;
         /// Whether pages that hold the beginning of an earlier request serve later ones that begin with the same tokens.
         prefix_cache: bool = truth, |_, _| "true";
     }
@@ -165,6 +173,12 @@ const TOP_KEYS: &[Key] = &[
         check: |value| path(value).map(drop),
     },
     Key {
+        name: "tokenizer",
+        doc: " Where the tokenizer and the chat template come from, if not from the model: a GGUF file or a folder.",
+        default: |_, _| Value::from(layers::NOTHING),
+        check: |value| optional(value, path).map(drop),
+    },
+    Key {
         name: "served_model_name",
         doc: " The name under which clients ask for the model; without one, its file's name without the quantisation, or its folder's.",
         default: |_, _| Value::from(layers::NOTHING),
@@ -185,6 +199,8 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
 pub struct Config {
     /// The model: a GGUF file, or a folder as Hugging Face keeps it.
     pub model: PathBuf,
+    /// Where tokenizer and chat template come from, if not from the model.
+    pub tokenizer: Option<PathBuf>,
     /// The name under which clients ask for the model; without one, the model file's name without its quantisation.
     pub served_model_name: Option<String>,
     /// The node's own HTTP port.
@@ -245,6 +261,7 @@ impl Config {
     fn read(role: Role, layers: &Layers, surroundings: Surroundings) -> Result<Self, Problem> {
         let mut config = Self {
             model: layers.get("model", path)?,
+            tokenizer: layers.get("tokenizer", |value| optional(value, path))?,
             served_model_name: layers.get("served_model_name", |value| optional(value, text))?,
             http: Http::read(layers)?,
             frontend: Frontend::read(layers)?,
@@ -308,8 +325,11 @@ impl Config {
 
     /// Every key with its value as YAML text, in the order of [`keys`].
     pub(crate) fn show(&self) -> Vec<(&'static str, String)> {
-        let mut out =
-            vec![("model", self.model.show()), ("served_model_name", self.served_model_name.show())];
+        let mut out = vec![
+            ("model", self.model.show()),
+            ("tokenizer", self.tokenizer.show()),
+            ("served_model_name", self.served_model_name.show()),
+        ];
         self.http.show(&mut out);
         self.frontend.show(&mut out);
         self.link.show(&mut out);
@@ -319,6 +339,20 @@ impl Config {
         self.transport.show(&mut out);
         self.shutdown.show(&mut out);
         out
+    }
+
+    /// `engine.page_tokens`, or what suits the device.
+    pub fn page_tokens(&self) -> u32 {
+        self.engine.page_tokens.unwrap_or(if self.engine.device == Device::Cuda { 64 } else { 16 })
+    }
+
+    /// `engine.prefill_chunk_tokens`, or what suits the device.
+    pub fn prefill_chunk_tokens(&self) -> u32 {
+        self.engine.prefill_chunk_tokens.unwrap_or(if self.engine.device == Device::Cuda {
+            2048
+        } else {
+            128
+        })
     }
 
     /// Where UCX may lie, best first; `transport.ucx_library` is asked before these and the loader's search after.

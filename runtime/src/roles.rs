@@ -14,13 +14,12 @@ use actors::counters::Counters;
 use actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use actors::request::Route;
 use anyhow::Context as _;
-use connector::memory::Region;
 use connector::transport::Transport;
 use connector::ucx::{UcxConfig, UcxTransport};
-use engine::{Engine, EngineConfig};
+use engine::{Engine, EngineConfig, KvPool};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Config, Role};
+use crate::config::{Config, Device, LoadFormat, Role};
 use crate::frontend::{Frontend, Health, Limits, Observed, Permits, ServedModel, bind};
 use crate::telemetry;
 
@@ -42,6 +41,12 @@ impl Ports {
     }
 }
 
+/// `engine.kv_bytes` on the processor.
+const KV_BYTES: u64 = 1 << 30;
+
+/// What random weights depend on: the same in every process, so that peers have the same model.
+const DUMMY_SEED: u64 = 0;
+
 /// Runs a process of `role` until it is told to end.
 ///
 /// # Errors
@@ -53,9 +58,24 @@ pub fn run(role: Role, config: Config) -> anyhow::Result<()> {
     let engine_config = EngineConfig {
         model: config.model.clone(),
         threads: config.engine.threads,
-        kv_bytes: config.engine.kv_bytes.0,
-        page_tokens: config.engine.page_tokens,
+        kv_bytes: match (config.engine.kv_bytes, config.engine.device) {
+            (Some(bytes), _) => bytes.0,
+            (None, Device::Cpu) => KV_BYTES,
+            (None, Device::Cuda) => 0,
+        },
+        page_tokens: config.page_tokens(),
         step_tokens: step_tokens(&config),
+        device: match config.engine.device {
+            Device::Cpu => engine::Device::Cpu,
+            Device::Cuda => {
+                let memory_utilization = config.engine.gpu_memory_utilization;
+                engine::Device::Cuda { ordinal: 0, memory_utilization }
+            }
+        },
+        load_format: match config.engine.load_format {
+            LoadFormat::Auto => engine::LoadFormat::Auto,
+            LoadFormat::Dummy => engine::LoadFormat::Dummy { seed: DUMMY_SEED },
+        },
     };
     let engine = engine::open_watched(&engine_config, telemetry::loading())?;
     let model = served_model(&config, engine.as_ref())?;
@@ -74,13 +94,14 @@ pub fn run(role: Role, config: Config) -> anyhow::Result<()> {
 
 /// Room for one chunk of a prompt and a decode row of every other request.
 fn step_tokens(config: &Config) -> u32 {
-    config.engine.prefill_chunk_tokens + config.request.concurrency as u32
+    config.prefill_chunk_tokens() + config.request.concurrency as u32
 }
 
 fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedModel> {
     let path: &Path = &engine.model().path;
-    let mut model = ServedModel::open(path, config.served_model_name.as_deref())
-        .with_context(|| format!("model {}", path.display()))?;
+    let text = config.tokenizer.as_deref().unwrap_or(path);
+    let mut model = ServedModel::open(path, text, config.served_model_name.as_deref())
+        .with_context(|| format!("model {}", text.display()))?;
     // The engine decides what fits and what ends an answer; the frontend only has to know.
     let known = engine.model();
     anyhow::ensure!(
@@ -102,24 +123,32 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
 pub(crate) const UCX_ON_HOST: [(&str, &str); 3] =
     [("UCX_TLS", "tcp"), ("UCX_NET_DEVICES", "lo"), ("UCX_RNDV_THRESH", "inf")];
 
+/// The same for pages on a GPU. UCX's cache of memory types takes what it did not see allocated for host memory.
+const UCX_ON_GPU: [(&str, &str); 4] = [
+    ("UCX_TLS", "cuda_ipc,cuda_copy,tcp"),
+    ("UCX_NET_DEVICES", "lo"),
+    ("UCX_RNDV_THRESH", "inf"),
+    ("UCX_MEMTYPE_CACHE", "n"),
+];
+
 /// Which transport carries the pages, started over the engine's pool.
 pub(crate) fn transport(
     config: &Config,
-    region: Region,
+    pool: &Arc<KvPool>,
 ) -> node::StartTransport<'static, connector::ucx::StartError> {
-    let unless_set = |name, value| config.surroundings.ucx_default(name, value);
-    let [tls, net_devices, rndv_thresh] = UCX_ON_HOST.map(|(name, value)| unless_set(name, value));
+    let defaults: &[_] = if pool.is_on_device() { &UCX_ON_GPU } else { &UCX_ON_HOST };
+    // No emulation: a put that no lane carries fails.
+    let defaults = defaults.iter().copied().chain([("UCX_PROTO_EMULATION_ENABLE", "n")]);
+    let unset = |(name, value)| Some((name, config.surroundings.ucx_default(name, value)?));
     let ucx = UcxConfig {
         library: config.transport.ucx_library.clone(),
         search: config.ucx_search(),
-        tls_default: tls,
+        defaults: defaults.filter_map(unset).map(|(name, value)| (name.to_owned(), value)).collect(),
         tls_of_operator: config.surroundings.ucx_variable("UCX_TLS"),
-        net_devices_default: net_devices,
-        rndv_thresh_default: rndv_thresh,
-        emulation_default: unless_set("UCX_PROTO_EMULATION_ENABLE", "n"),
     };
+    let (region, pool) = (actors::pages::region(pool), Arc::clone(pool));
     Box::new(move |sink| {
-        let transport = UcxTransport::start(region, &ucx, sink)?;
+        let transport = UcxTransport::start(region, &ucx, Box::new(move || pool.bind_thread()), sink)?;
         tracing::info!(ucx = %transport.library().version(), path = %transport.library().path().display(), "UCX loaded");
         Ok(Arc::new(transport) as Arc<dyn Transport>)
     })
@@ -150,10 +179,9 @@ async fn serve(
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
         ring_bytes: config.ring.bytes.0,
         page_hash: config.transport.page_hash,
-        transport: transport(&config, Region::shared(engine.kv().clone())),
+        transport: transport(&config, engine.kv()),
     });
-    let (prefill_chunk_tokens, prefix_cache) =
-        (config.engine.prefill_chunk_tokens, config.engine.prefix_cache);
+    let (prefill_chunk_tokens, prefix_cache) = (config.prefill_chunk_tokens(), config.engine.prefix_cache);
     let node = node::start(NodeConfig {
         engine,
         prefill_chunk_tokens,
@@ -161,7 +189,7 @@ async fn serve(
         local_if_sooner_by: config.frontend.local_if_sooner_by,
         link,
     })?;
-    let usable = u64::from(node.request_pages) * u64::from(config.engine.page_tokens);
+    let usable = u64::from(node.request_pages) * u64::from(config.page_tokens());
     if usable < u64::from(model.context_tokens) {
         let (context, tokens) = (model.context_tokens, usable);
         tracing::info!(

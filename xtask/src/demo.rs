@@ -8,14 +8,12 @@ mod screen;
 mod sse;
 mod timeline;
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::{fetch, place};
+use crate::{binary, fetch};
 use client::Answer;
 pub(crate) use options::Options;
 use options::Ports;
@@ -34,7 +32,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     fetch::run()?;
     let runtime = match &options.runtime {
         Some(path) => path.clone(),
-        None => build()?,
+        None => binary::build(&[])?,
     };
     let screen = Screen::new();
     screen.say(&format!("starting two processes of {}", runtime.display()));
@@ -52,27 +50,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     screen.say(&format!("{}\n\nserving until Ctrl-C", curl_line(options.ports)));
     pair.serve()
-}
-
-/// Builds the release binary with cargo's own progress on the terminal, and returns its path.
-fn build() -> Result<PathBuf> {
-    println!("building the runtime (release; the first time takes minutes)");
-    let output = place::cargo()
-        .args(["build", "--release", "--package", "runtime", "--bin", "runtime", "--locked"])
-        .arg("--message-format=json-render-diagnostics")
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
-    ensure!(output.status.success(), "the runtime does not build; cargo says why above");
-    executable(&String::from_utf8_lossy(&output.stdout)).context("cargo built no binary named runtime")
-}
-
-/// Finds the binary in cargo's messages, so that any target folder works.
-fn executable(messages: &str) -> Option<PathBuf> {
-    messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|message| {
-        let is_runtime = message["target"]["name"] == "runtime";
-        message["executable"].as_str().filter(|_| is_runtime).map(|path| Path::new(path).to_owned())
-    })
 }
 
 fn body() -> Value {

@@ -1,15 +1,19 @@
-//! `cargo xtask fetch`: UCX and the model in the cache folder, whole and checked, or not there at all.
+//! `cargo xtask fetch`: UCX and the model in the cache folder, whole and checked, or not there at all; also what the
+//! tests and the CUDA kernels need, when asked for it.
 //!
-//! Both come as wheels through pip, so whatever index and proxy pip is set up for is used. Each part is unpacked in a
+//! All of it comes as wheels through pip, so whatever index and proxy pip is set up for is used. Each part is unpacked in a
 //! folder of its own inside the cache and moved into place by a rename; a lock file lets one clone at a time do it.
 
 mod checksum;
+mod cuda;
 mod model;
 mod openai;
 mod pip;
+mod record;
 mod ucx;
 
 use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -79,6 +83,27 @@ pub(crate) fn for_tests() -> Result<()> {
     Ok(())
 }
 
+/// Fetches what compiles the CUDA kernels. Quick when nothing is missing.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn cuda() -> Result<PathBuf> {
+    let start = Instant::now();
+    let cache = place::cache()?;
+    let ready = || cuda::is_ready(&cache);
+    if !ready() {
+        fs::create_dir_all(&cache)
+            .with_context(|| format!("cannot create the cache folder {}", cache.display()))?;
+        let _lock = lock(&cache)?;
+        if !ready() {
+            let work = Work::begin(&cache)?;
+            cuda::fetch(&cache, &work.0)?;
+            println!("fetched in {:.1} s", start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(cuda::path(&cache))
+}
+
 /// The lock that is held for as long as the file is open; the system frees it when the process dies.
 fn lock(cache: &Path) -> Result<File> {
     let path = cache.join("lock");
@@ -125,6 +150,25 @@ fn write_whole(work: &Path, path: &Path, text: &str) -> Result<()> {
     let part = work.join("part");
     fs::write(&part, text).with_context(|| format!("cannot write {}", part.display()))?;
     fs::rename(&part, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Moves the folder into place; what was there is moved out of the way first and goes with `work`.
+fn install(unpacked: &Path, folder: &Path, work: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::rename(folder, work.join("replaced"))
+            .with_context(|| format!("cannot replace {}", folder.display()))?;
+    }
+    fs::rename(unpacked, folder).with_context(|| format!("cannot create {}", folder.display()))
+}
+
+/// Python's zipfile drops the mode bits.
+fn make_executable(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("cannot make {} executable", path.display()))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! `cargo xtask`: what this repository does beyond building. `cargo xtask` alone prints the list.
 #![deny(unsafe_code)]
 
+mod binary;
+mod cuda;
 mod demo;
 mod fetch;
 mod place;
@@ -24,7 +26,9 @@ Usage: cargo xtask <TASK>
                 --once              stop after the answer
                 --port-base N       use the ports N to N+3 rather than 55555, 8200, 8100 and 9000
                 --runtime PATH      start this binary rather than building one
-  test        Fetches, then checks format, lints and documentation and runs every test.
+  cuda        Fetches nvcc 13.0 and FlashInfer's headers from PyPI, about 160 MB and 320 MB unpacked, and
+              builds the runtime with its CUDA backend. CUDA_HOME names another CUDA 13 toolkit.
+  test        Fetches, nvcc too, then checks format, lints and documentation and runs every test.
   sim         Runs histories of a receiver and its senders in virtual time, for a minute.
                 --minutes N         or this long
                 --histories N       or this many
@@ -67,6 +71,7 @@ fn run(arguments: &[String]) -> Result<()> {
     }
     match task {
         "fetch" => fetch::run().map(drop),
+        "cuda" => cuda::run(),
         "demo" => demo::run(&demo::Options::parse(rest)?),
         "test" => suite::run(),
         "sim" => simulate::run(rest),

@@ -77,6 +77,8 @@ pub(crate) fn run() -> Result<()> {
     println!("== fetch");
     fetch::run()?;
     fetch::for_tests()?;
+    // clippy sees all features, and that of CUDA compiles its kernels.
+    fetch::cuda()?;
     let mut table = vec![("fetch", start.elapsed())];
     let outcome = steps(has_nextest()).iter().try_for_each(|step| {
         println!("\n== {}: {}", step.name, step.line());

@@ -111,8 +111,8 @@ struct Holding {
     pages: Vec<PageId>,
 }
 
-/// Computes the hash of a page of our pool as it is now.
-pub type Hasher<'a> = &'a dyn Fn(PageId, PageSeed) -> u64;
+/// Computes the hashes of pages of our pool as they are now.
+pub type Hasher<'a> = &'a dyn Fn(&[(PageId, PageSeed)]) -> Vec<u64>;
 
 #[derive(Debug)]
 struct Ring {
@@ -316,11 +316,8 @@ impl PoolState {
                     place: owner.first_page.wrapping_add(n),
                 };
                 let whole = |hasher: Hasher<'_>| {
-                    filled.hashes.len() == pages.len()
-                        && (0..)
-                            .zip(&pages)
-                            .zip(&filled.hashes)
-                            .all(|((n, page), hash)| hasher(*page, seed_of(n)) == *hash)
+                    let seeded: Vec<_> = (0..).zip(&pages).map(|(n, page)| (*page, seed_of(n))).collect();
+                    hasher(&seeded) == filled.hashes
                 };
                 if !hasher.is_none_or(whole) {
                     // Whether a bit has flipped or the flush did not hold what it says: more may land there, and wherever

@@ -69,6 +69,7 @@ impl Drop for Context {
 fn memory_type(region: &Region) -> ucs_memory_type_t {
     match region.kind() {
         MemoryKind::Host => UCS_MEMORY_TYPE_HOST,
+        MemoryKind::Cuda => UCS_MEMORY_TYPE_CUDA,
     }
 }
 

@@ -27,16 +27,7 @@ pub(crate) fn ucx_config() -> UcxConfig {
         search: vec![cache.join("baton/ucx-1.22.0/libucx/lib/libucp.so.0")],
         ..UcxConfig::default()
     };
-    for (name, default) in [
-        ("UCX_TLS", &mut config.tls_default),
-        ("UCX_NET_DEVICES", &mut config.net_devices_default),
-        ("UCX_RNDV_THRESH", &mut config.rndv_thresh_default),
-        ("UCX_PROTO_EMULATION_ENABLE", &mut config.emulation_default),
-    ] {
-        if set(name).is_some() {
-            *default = None;
-        }
-    }
+    config.defaults.retain(|(name, _)| std::env::var_os(name).is_none());
     config
 }
 
@@ -68,7 +59,7 @@ impl Side {
             Box::new(move |batch| batch.into_iter().for_each(|event| drop(send.send(event))));
         let transport: Box<dyn Transport> = match kind {
             Kind::Loopback => Box::new(LoopbackTransport::start(region.clone(), sink).expect("thread")),
-            Kind::Ucx => match UcxTransport::start(region.clone(), &ucx_config(), sink) {
+            Kind::Ucx => match UcxTransport::start(region.clone(), &ucx_config(), Box::new(|| ()), sink) {
                 Ok(transport) => Box::new(transport),
                 Err(error) => panic!("UCX is needed here, run cargo xtask test to fetch it: {error}"),
             },

@@ -5,6 +5,8 @@ use actors::decoder::state as decoder;
 use actors::generator::state::Plan as StepPlan;
 use actors::messages::{Decode, SequenceAdvanced};
 use connector::frame::Frame;
+use connector::page_hash::PageSeed;
+use engine::PageId;
 
 use super::machine::{Step, is_own};
 use super::node::{Actor, Mail};
@@ -112,7 +114,9 @@ impl World {
             Mail::Drained(session) => process.pool.on_session_drained(session),
             Mail::Filled(filled) => {
                 let memory = &process.memory;
-                let hasher = |page, seed| memory.hash(page, seed);
+                let hasher = |pages: &[(PageId, PageSeed)]| {
+                    pages.iter().map(|(page, seed)| memory.hash(*page, *seed)).collect()
+                };
                 process.pool.on_page_filled(filled, hashed.then_some(&hasher as buffers::Hasher<'_>))
             }
             Mail::Tick => return,

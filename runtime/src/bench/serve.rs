@@ -65,7 +65,8 @@ fn tokenizer(options: &ServeOptions, root: &str) -> Result<std::sync::Arc<crate:
             "the server's model is {root:?}, which is not on this machine; name a GGUF file or folder with --tokenizer"
         );
     }
-    let model = ServedModel::open(path, None).with_context(|| format!("--tokenizer {}", path.display()))?;
+    let model =
+        ServedModel::open(path, path, None).with_context(|| format!("--tokenizer {}", path.display()))?;
     Ok(model.tokenizer)
 }
 

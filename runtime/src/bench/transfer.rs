@@ -18,7 +18,6 @@ use actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use actors::request::{Generate, RequestId, Route, StreamEvent, Timings};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use connector::memory::Region;
 
 use crate::cli::parse_set;
 use crate::config::{Config, Flag};
@@ -136,7 +135,7 @@ fn start(
         secret: None,
         ring_bytes: config.ring.bytes.0,
         page_hash,
-        transport: roles::transport(config, Region::shared(engine.pool())),
+        transport: roles::transport(config, &engine.pool()),
     };
     let prefill_chunk_tokens = engine.step_tokens();
     let engine = Box::new(engine);

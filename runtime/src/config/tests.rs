@@ -7,6 +7,7 @@ use super::*;
 /// For each key: a value that is accepted, how it is shown, a value that is refused, and the reason.
 const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("model", "/m/a.gguf", "/m/a.gguf", "", "must be a path"),
+    ("tokenizer", "/m/b.gguf", "/m/b.gguf", "", "must be a path"),
     ("served_model_name", "smol", "smol", "", "must be text"),
     ("http.host", "0.0.0.0", "0.0.0.0", "a:80", "must be a host name or an address without a port"),
     ("http.port", "0", "0", "65536", "must be a port from 0 to 65535, not"),
@@ -18,8 +19,10 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("link.secret", "hush", "\"***\"", "***", "only stands for a secret"),
     ("link.peers", "a:1, b:2", "[\"a:1\", \"b:2\"]", "a", "must list host:port, which \"a\" is not"),
     ("ring.bytes", "1.5 MiB", "1536KiB", "1 parsec", "must be a size above zero such as 1GiB"),
-    ("ring.device", "cpu", "cpu", "cuda", "cannot be cuda in this build"),
     ("engine.threads", "3", "3", "many", "must be a whole number from 0 to 256"),
+    ("engine.device", "cpu", "cpu", "tpu", "must be cpu or cuda"),
+    ("engine.gpu_memory_utilization", "0.5", "0.5", "1.1", "must be above 0 and up to 1"),
+    ("engine.load_format", "dummy", "dummy", "fast", "must be auto or dummy"),
     ("engine.kv_bytes", "512MiB", "512MiB", "0", "must be a size above zero"),
     ("engine.page_tokens", "32", "32", "0", "must be a whole number from 1 to 1024"),
     ("engine.prefill_chunk_tokens", "64", "64", "1.5", "must be a whole number"),

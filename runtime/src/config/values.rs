@@ -58,11 +58,22 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where pages lie.
+/// What computes, and so where pages lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// Host memory.
+    /// The processor; host memory.
     Cpu,
+    /// The first CUDA device that the process sees.
+    Cuda,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadFormat {
+    /// The model's files.
+    Auto,
+    /// Nowhere: random ones of the model's shape.
+    Dummy,
 }
 
 /// The value in a sentence: `"abc"`, `5`, `a list`.
@@ -213,15 +224,32 @@ pub(super) fn peers(value: &Value) -> Result<Vec<String>, String> {
     Ok(entries)
 }
 
-/// Where pages lie.
+/// What computes.
 pub(super) fn device(value: &Value) -> Result<Device, String> {
     match words(value).as_deref() {
         Some("cpu") => Ok(Device::Cpu),
+        Some("cuda") if cfg!(feature = "cuda") => Ok(Device::Cuda),
         Some("cuda") => {
-            Err("cannot be cuda in this build, which serves from host memory only; set it to cpu".to_owned())
+            Err("cannot be cuda in this build; build it with `cargo xtask cuda`, or set it to cpu".to_owned())
         }
-        _ => Err(format!("must be cpu, not {}", named(value))),
+        _ => Err(format!("must be cpu or cuda, not {}", named(value))),
     }
+}
+
+/// Where weights come from.
+pub(super) fn load_format(value: &Value) -> Result<LoadFormat, String> {
+    match words(value).as_deref() {
+        Some("auto") => Ok(LoadFormat::Auto),
+        Some("dummy") => Ok(LoadFormat::Dummy),
+        _ => Err(format!("must be auto or dummy, not {}", named(value))),
+    }
+}
+
+/// A share of a whole, above 0 and up to 1.
+pub(super) fn share(value: &Value) -> Result<f32, String> {
+    let parsed = scalar(value).and_then(|text| text.parse::<f32>().ok());
+    let share = parsed.filter(|share| *share > 0.0 && *share <= 1.0);
+    share.ok_or_else(|| format!("must be above 0 and up to 1, not {}", named(value)))
 }
 
 /// `None` for nothing, else what `parse` makes of the value.
@@ -282,7 +310,23 @@ impl Show for Device {
     fn show(&self) -> String {
         match self {
             Self::Cpu => "cpu".to_owned(),
+            Self::Cuda => "cuda".to_owned(),
         }
+    }
+}
+
+impl Show for LoadFormat {
+    fn show(&self) -> String {
+        match self {
+            Self::Auto => "auto".to_owned(),
+            Self::Dummy => "dummy".to_owned(),
+        }
+    }
+}
+
+impl Show for f32 {
+    fn show(&self) -> String {
+        self.to_string()
     }
 }
 

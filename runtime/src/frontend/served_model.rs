@@ -30,31 +30,38 @@ pub struct ServedModel {
 }
 
 impl ServedModel {
-    /// The model in a GGUF file or a Hugging Face folder, named `name` or else after that.
+    /// The model in a GGUF file or a Hugging Face folder, named `name` or else after that; `text` is where its tokenizer is, which
+    /// may be a file or folder of its own.
     ///
     /// # Errors
     /// [`TextError`] if its tokenizer or chat template cannot be used.
-    pub fn open(path: &Path, name: Option<&str>) -> Result<Self, TextError> {
-        if path.is_dir() {
-            return Self::from_folder(path, name);
+    pub fn open(path: &Path, text: &Path, name: Option<&str>) -> Result<Self, TextError> {
+        if text.is_dir() {
+            return Self::from_folder(path, text, name);
         }
-        let gguf = Gguf::open(path).map_err(|error| TextError::Broken(error.to_string()))?;
+        let gguf = Gguf::open(text).map_err(|error| TextError::Broken(error.to_string()))?;
         Self::new(path, &ModelText::from_gguf(&gguf)?, name)
     }
 
     /// What ends an answer and how long one may be stands in the folder's configuration, which the engine reads.
-    fn from_folder(path: &Path, name: Option<&str>) -> Result<Self, TextError> {
+    fn from_folder(path: &Path, text: &Path, name: Option<&str>) -> Result<Self, TextError> {
         const TOKENIZER: &str = "tokenizer.json";
-        let json = std::fs::read(path.join(TOKENIZER))
-            .map_err(|error| TextError::Read { file: TOKENIZER, error })?;
-        let config = std::fs::read(path.join("tokenizer_config.json")).ok();
+        let tokenizer = match std::fs::read(text.join(TOKENIZER)) {
+            Ok(json) => Tokenizer::from_json(&json)?,
+            // A shape without words, for measurements with token ids.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Tokenizer::none(vocabulary_of(text).ok_or(TextError::Read { file: TOKENIZER, error })?)
+            }
+            Err(error) => return Err(TextError::Read { file: TOKENIZER, error }),
+        };
+        let config = std::fs::read(text.join("tokenizer_config.json")).ok();
         let config: Value = config.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
         // A token is its text or an object with it.
         let token = |key: &str| {
             let value = &config[key];
             value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_owned()
         };
-        let template = std::fs::read_to_string(path.join("chat_template.jinja")).ok();
+        let template = std::fs::read_to_string(text.join("chat_template.jinja")).ok();
         let template = template.or_else(|| template_of(&config["chat_template"]));
         let compile = |source| ChatTemplate::compile(source, token("bos_token"), token("eos_token"));
         Ok(Self {
@@ -62,7 +69,7 @@ impl ServedModel {
             root: path.display().to_string(),
             context_tokens: u32::MAX,
             eos: Vec::new(),
-            tokenizer: Arc::new(Tokenizer::from_json(&json)?),
+            tokenizer: Arc::new(tokenizer),
             template: template.map(compile).transpose()?,
             created: now(),
         })
@@ -83,6 +90,12 @@ impl ServedModel {
             created: now(),
         })
     }
+}
+
+/// How many tokens a folder's model has.
+fn vocabulary_of(folder: &Path) -> Option<u32> {
+    let config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
+    config["vocab_size"].as_u64().and_then(|size| size.try_into().ok())
 }
 
 fn now() -> u64 {

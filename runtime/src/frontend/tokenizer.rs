@@ -26,7 +26,8 @@ const USER_DEFINED: i32 = 4;
 
 /// Text to tokens and back. Shared by all HTTP workers.
 pub struct Tokenizer {
-    bpe: tokenizers::Tokenizer,
+    /// `None` for a model without one.
+    bpe: Option<tokenizers::Tokenizer>,
     /// How text is cut before the merges, where that is known here; else `bpe` does it.
     words: Option<Words>,
     /// The bytes of all tokens, one after the other.
@@ -170,7 +171,7 @@ impl Tokenizer {
         let special = (0..text.tokens.len()).map(|id| type_of(id) == SPECIAL).collect();
         let bos = text.bos.filter(|_| text.add_bos);
         let token_bytes_max = longest(&ends);
-        let words = Some(words);
+        let (bpe, words) = (Some(bpe), Some(words));
         Ok(Self { bpe, words, bytes, ends, special, token_bytes_max, bos, starts_with_space: false })
     }
 
@@ -211,7 +212,31 @@ impl Tokenizer {
         }
         let starts_with_space = matches!(spelling, Spelling::Metaspace);
         let token_bytes_max = longest(&ends);
-        Ok(Self { bpe, words: None, bytes, ends, special, token_bytes_max, bos: None, starts_with_space })
+        Ok(Self {
+            bpe: Some(bpe),
+            words: None,
+            bytes,
+            ends,
+            special,
+            token_bytes_max,
+            bos: None,
+            starts_with_space,
+        })
+    }
+
+    /// No tokenizer: texts are refused, and `vocabulary` token ids say nothing.
+    pub fn none(vocabulary: u32) -> Self {
+        let tokens = vocabulary as usize;
+        Self {
+            bpe: None,
+            words: None,
+            bytes: Vec::new(),
+            ends: vec![0; tokens],
+            special: vec![false; tokens],
+            token_bytes_max: usize::MAX,
+            bos: None,
+            starts_with_space: false,
+        }
     }
 
     /// How many tokens there are.
@@ -236,18 +261,19 @@ impl Tokenizer {
     /// # Errors
     /// Text that the vocabulary cannot spell.
     pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>, String> {
+        let bpe = self.bpe.as_ref().ok_or("this model has no tokenizer; send token ids, or set tokenizer")?;
         let Some(words) = &self.words else {
             // What a `tokenizer.json` adds is its post-processor's.
-            let encoded = self.bpe.encode_fast(text, add_bos).map_err(|error| error.to_string())?;
+            let encoded = bpe.encode_fast(text, add_bos).map_err(|error| error.to_string())?;
             return Ok(encoded.get_ids().to_vec());
         };
         let mut tokens: Vec<u32> = self.bos.filter(|_| add_bos).into_iter().collect();
-        let pieces = self.bpe.get_added_vocabulary().extract_and_normalize(None::<&NormalizerWrapper>, text);
+        let pieces = bpe.get_added_vocabulary().extract_and_normalize(None::<&NormalizerWrapper>, text);
         for (piece, _, added) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
             match added {
                 Some(added) => tokens.extend(added.iter().map(|token| token.id)),
                 None => words.of(piece, |word| {
-                    let merged = self.bpe.get_model().tokenize(word).map_err(|error| error.to_string())?;
+                    let merged = bpe.get_model().tokenize(word).map_err(|error| error.to_string())?;
                     tokens.extend(merged.iter().map(|token| token.id));
                     Ok::<_, String>(())
                 })?,
@@ -420,7 +446,7 @@ mod tests {
         #[test]
         fn words_are_the_librarys(text in texts()) {
             for (pre, tokenizer, library, words) in OF_EACH_KIND.iter() {
-                let expect = tokenizer.bpe.encode_fast(&*text, false).unwrap();
+                let expect = tokenizer.bpe.as_ref().unwrap().encode_fast(&*text, false).unwrap();
                 prop_assert_eq!(tokenizer.encode(&text, false).unwrap(), expect.get_ids(), "{} {:?}", pre, text);
                 let mut cut = PreTokenizedString::from(&*text);
                 library.pre_tokenize(&mut cut).unwrap();
@@ -461,7 +487,7 @@ mod tests {
     #[test]
     fn a_json_says_the_same_as_a_gguf() {
         let from_gguf = tokenizer();
-        let mut described: Value = serde_json::to_value(&from_gguf.bpe).unwrap();
+        let mut described: Value = serde_json::to_value(from_gguf.bpe.as_ref()).unwrap();
         described["decoder"] = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
             "trim_offsets": true, "use_regex": true});
         let from_json = Arc::new(Tokenizer::from_json(described.to_string().as_bytes()).unwrap());
@@ -479,7 +505,7 @@ mod tests {
 
     #[test]
     fn a_post_processor_adds_what_begins_a_sequence() {
-        let mut described: Value = serde_json::to_value(&tokenizer().bpe).unwrap();
+        let mut described: Value = serde_json::to_value(tokenizer().bpe.as_ref()).unwrap();
         described["decoder"] = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
             "trim_offsets": true, "use_regex": true});
         described["post_processor"] = serde_json::json!({"type": "TemplateProcessing",

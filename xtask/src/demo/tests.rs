@@ -31,16 +31,6 @@ fn only_two_processes_and_a_text_are_a_success() {
 }
 
 #[test]
-fn the_binary_is_found_in_cargos_messages() {
-    let messages = r#"{"reason":"compiler-artifact","target":{"name":"serde"},"executable":null}
-{"reason":"compiler-artifact","target":{"name":"runtime","kind":["lib"]},"executable":null}
-{"reason":"compiler-artifact","target":{"name":"runtime","kind":["bin"]},"executable":"/t/release/runtime"}
-{"reason":"build-finished","success":true}"#;
-    assert_eq!(executable(messages), Some(PathBuf::from("/t/release/runtime")));
-    assert_eq!(executable("not json\n"), None);
-}
-
-#[test]
 fn the_curl_line_names_the_frontend() {
     let ports = Ports { link: 1, receiver_http: 2, sender_http: 3, frontend: 4 };
     assert!(curl_line(ports).contains("http://127.0.0.1:4/v1/chat/completions"));

@@ -108,6 +108,6 @@ fn ucx_replaces_what_was_there() {
     fs::write(folder.join("old"), "").unwrap();
     let unpacked = work.0.join("new");
     ucx_folder(&unpacked, 7);
-    ucx::install(&unpacked, &folder, &work.0).unwrap();
+    install(&unpacked, &folder, &work.0).unwrap();
     assert!(ucx::is_ready(cache.path()) && !folder.join("old").exists());
 }

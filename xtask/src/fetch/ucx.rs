@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Wheel, pip};
+use super::{Wheel, install, make_executable, pip, record};
 
 /// The wheel; UCX's CUDA parts in it are loaded only where CUDA is.
 pub(super) const WHEEL: Wheel = Wheel {
@@ -26,25 +26,7 @@ pub(super) fn path(cache: &Path) -> PathBuf {
 pub(super) fn is_ready(cache: &Path) -> bool {
     let folder = path(cache);
     fs::read_to_string(folder.join(STAMP)).is_ok_and(|stamp| stamp.trim() == WHEEL.sha256)
-        && is_whole(&folder)
-}
-
-/// Compares with the list of files and sizes that every wheel carries.
-fn is_whole(folder: &Path) -> bool {
-    let list = folder.join(format!("{}-{}.dist-info/RECORD", WHEEL.package, WHEEL.version));
-    let Ok(record) = fs::read_to_string(list) else { return false };
-    let mut files = sizes(&record).peekable();
-    files.peek().is_some()
-        && files.all(|(name, size)| fs::metadata(folder.join(name)).is_ok_and(|meta| meta.len() == size))
-}
-
-/// The lines `path,sha256=…,size` of a RECORD; its line about itself has no size.
-fn sizes(record: &str) -> impl Iterator<Item = (&str, u64)> {
-    record.lines().filter_map(|line| {
-        let (rest, size) = line.rsplit_once(',')?;
-        let (name, _hash) = rest.rsplit_once(',')?;
-        Some((name, size.parse().ok()?))
-    })
+        && record::is_whole(&folder, &WHEEL, |_| true)
 }
 
 /// Puts the folder there if it is not ready. Call under the lock.
@@ -57,42 +39,11 @@ pub(super) fn fetch(cache: &Path, work: &Path) -> Result<()> {
     }
     let unpacked = pip::download(&WHEEL, work)?;
     make_executable(&unpacked.join("libucx/bin"))?;
-    if !is_whole(&unpacked) {
+    if !record::is_whole(&unpacked, &WHEEL, |_| true) {
         bail!("the unpacked UCX wheel lacks files of its own list; is the disk full?");
     }
     let stamp = unpacked.join(STAMP);
     fs::write(&stamp, format!("{}\n", WHEEL.sha256))
         .with_context(|| format!("cannot write {}", stamp.display()))?;
     install(&unpacked, &path(cache), work)
-}
-
-/// Moves the folder into place; what was there is moved out of the way first and goes with `work`.
-pub(super) fn install(unpacked: &Path, folder: &Path, work: &Path) -> Result<()> {
-    if folder.exists() {
-        fs::rename(folder, work.join("replaced"))
-            .with_context(|| format!("cannot replace {}", folder.display()))?;
-    }
-    fs::rename(unpacked, folder).with_context(|| format!("cannot create {}", folder.display()))
-}
-
-/// Python's zipfile drops the mode bits.
-fn make_executable(folder: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
-        let path = entry?.path();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
-            .with_context(|| format!("cannot make {} executable", path.display()))?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_record_is_read() {
-        let record = "libucx/GIT_COMMIT,sha256=7W,41\n\"odd, name\",sha256=a,2\nx.dist-info/RECORD,,\n";
-        assert_eq!(sizes(record).collect::<Vec<_>>(), [("libucx/GIT_COMMIT", 41), ("\"odd, name\"", 2)]);
-    }
 }

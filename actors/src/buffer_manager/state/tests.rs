@@ -141,13 +141,14 @@ fn a_landed_page_is_adopted_and_the_ring_moves() {
 
 #[test]
 fn a_page_that_is_not_what_was_put_is_not_adopted() {
-    let hash = |page: PageId, seed: PageSeed| {
+    let one = |page: PageId, seed: PageSeed| {
         seed.session
             + seed.credit * 10
             + seed.request * 100
             + u64::from(seed.place) * 1000
             + u64::from(page.0) * 10_000
     };
+    let hash = |pages: &[(PageId, PageSeed)]| pages.iter().map(|(page, seed)| one(*page, *seed)).collect();
     // Two pages of request 7 under credits 0 and 1, into pages 0 and 1, at places 0 and 1.
     let right = vec![5 + 700, 5 + 10 + 700 + 1000 + 10_000];
     for (hashes, adopted) in [

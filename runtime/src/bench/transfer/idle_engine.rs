@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 use std::sync::mpsc::Sender;
 
 use anyhow::{Context, Result};
@@ -31,8 +31,7 @@ impl IdleEngine {
         let layout = KvLayout { layers: 1, kv_heads: 1, head_dim, page_tokens: PAGE_TOKENS, dtype };
         let pool = KvPool::new(layout, pages).context("--pages and --page-kib")?;
         // Memory that was never written is one page of zeros in truth, and faster than any.
-        let cells: &[AtomicU8] = pool.as_ref();
-        for (place, cell) in cells.iter().enumerate() {
+        for (place, cell) in pool.cells().unwrap_or_default().iter().enumerate() {
             cell.store((place ^ (place >> 11)) as u8, Ordering::Relaxed);
         }
         let context_tokens = pages * PAGE_TOKENS;

@@ -7,7 +7,7 @@ use crate::step::{Chunk, StepLimits};
 
 /// Refuses a batch whose tokens, positions or pages are out of bounds, or that would write a page from two
 /// places.
-pub(super) fn check(
+pub(crate) fn check(
     batch: &[Chunk<'_>],
     model: &ModelInfo,
     kv: &KvPool,
@@ -35,7 +35,7 @@ pub(super) fn check(
 }
 
 /// Refuses pages that the pool does not have.
-pub(super) fn check_pages(pages: &[PageId], kv: &KvPool) -> Result<(), EngineError> {
+pub(crate) fn check_pages(pages: &[PageId], kv: &KvPool) -> Result<(), EngineError> {
     match pages.iter().find(|page| page.0 >= kv.pages()) {
         Some(page) => Err(EngineError::PageOutOfRange { page: page.0, pages: kv.pages() }),
         None => Ok(()),

@@ -1,0 +1,243 @@
+//! Compiles the CUDA kernels in `kernels/` and links them in, for the feature `cuda`; without it there is nothing to do.
+//!
+//! Objects are kept in the cache folder under a name that follows from all that goes into them, so another profile,
+//! another clone and clippy find them compiled. The CUDA runtime is linked statically and loads the driver when it is
+//! first called: the binary starts, and says that there is no GPU, on machines without either.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    #[cfg(feature = "cuda")]
+    if let Err(sentence) = cuda::build() {
+        println!("cargo::error={sentence}");
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use std::env;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use std::process::{self, Command};
+    use std::sync::{Mutex, PoisonError};
+    use std::thread;
+
+    use sha2::{Digest, Sha256};
+
+    type Result<T> = std::result::Result<T, String>;
+
+    /// One object: a source, and what its compilation needs beyond [`FLAGS`].
+    struct Unit {
+        source: &'static str,
+        flags: &'static [&'static str],
+        headers: &'static [&'static str],
+    }
+
+    /// Slowest first. `-use_fast_math` is for FlashInfer, which is tuned with it; our own kernels round as they say.
+    const UNITS: [Unit; 5] = [
+        Unit { source: "fa3.cu", flags: &["-use_fast_math"], headers: &["attention.cuh"] },
+        Unit {
+            source: "fa2.cu",
+            flags: &["-use_fast_math", "-DBATON_HEAD_DIM=128"],
+            headers: &["attention.cuh"],
+        },
+        Unit {
+            source: "fa2.cu",
+            flags: &["-use_fast_math", "-DBATON_HEAD_DIM=64"],
+            headers: &["attention.cuh"],
+        },
+        Unit { source: "glue.cu", flags: &[], headers: &[] },
+        Unit { source: "page_hash.cu", flags: &[], headers: &[] },
+    ];
+
+    /// `sm_90a`: machine code for Hopper alone, with its own instructions, and nothing to compile at run time.
+    const FLAGS: [&str; 9] = [
+        "-std=c++17",
+        "-O3",
+        "-gencode",
+        "arch=compute_90a,code=sm_90a",
+        "--expt-relaxed-constexpr",
+        "-Xcompiler",
+        "-fPIC",
+        "-DNDEBUG",
+        "-DFLASHINFER_ENABLE_BF16",
+    ];
+
+    /// In FlashInfer's folder and in this order. Its own CCCL stands before the toolkit's, which lacks what it uses.
+    const INCLUDES: [&str; 5] =
+        ["cccl/libcudacxx/include", "cccl/cub", "cccl/thrust", "include", "cutlass/include"];
+
+    /// Compilers at a time: one takes up to a gigabyte.
+    const COMPILERS: usize = 2;
+
+    pub(super) fn build() -> Result<()> {
+        for name in ["CUDA_HOME", "XDG_CACHE_HOME", "HOME"] {
+            println!("cargo::rerun-if-env-changed={name}");
+        }
+        let cache = cache()?;
+        let tools = Tools::find(&cache)?;
+        let kernels = folder("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?.join("kernels");
+        for unit in &UNITS {
+            for file in unit.headers.iter().chain([&unit.source]) {
+                println!("cargo::rerun-if-changed={}", kernels.join(file).display());
+            }
+        }
+        let objects = compile_all(&tools, &kernels, &cache.join("kernels"))?;
+        let out = folder("OUT_DIR").ok_or("OUT_DIR is not set")?;
+        archive(&objects, &out.join("libbaton_kernels.a"))?;
+
+        println!("cargo::rustc-link-search=native={}", out.display());
+        println!("cargo::rustc-link-search=native={}", tools.libraries.display());
+        println!("cargo::rustc-link-lib=static=baton_kernels");
+        println!("cargo::rustc-link-lib=static=cudart_static");
+        for library in ["stdc++", "dl", "rt", "pthread"] {
+            println!("cargo::rustc-link-lib=dylib={library}");
+        }
+        Ok(())
+    }
+
+    /// The folder that a variable names.
+    fn folder(name: &str) -> Option<PathBuf> {
+        env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+    }
+
+    /// The cache folder, where xtask also looks.
+    fn cache() -> Result<PathBuf> {
+        folder("XDG_CACHE_HOME")
+            .or_else(|| folder("HOME").map(|home| home.join(".cache")))
+            .map(|cache| cache.join("baton"))
+            .ok_or_else(|| {
+                "neither XDG_CACHE_HOME nor HOME is set, so there is no cache folder: set one of them"
+                    .to_owned()
+            })
+    }
+
+    /// What compiles and what is linked.
+    struct Tools {
+        nvcc: PathBuf,
+        libraries: PathBuf,
+        /// FlashInfer's headers and those of the libraries it uses.
+        headers: PathBuf,
+        /// Names the versions of all of it.
+        version: String,
+    }
+
+    impl Tools {
+        /// The toolkit of `CUDA_HOME`, else the fetched one; FlashInfer is always the fetched one.
+        fn find(cache: &Path) -> Result<Self> {
+            let fetched = cache.join("cuda-13.0");
+            let stamp = fetched.join("stamp");
+            println!("cargo::rerun-if-changed={}", stamp.display());
+            let stamp = fs::read_to_string(&stamp).map_err(|_| {
+                format!(
+                    "the feature `cuda` compiles against FlashInfer, which is not in {}: run `cargo xtask cuda`",
+                    fetched.display()
+                )
+            })?;
+            let own = folder("CUDA_HOME");
+            let home = own.clone().unwrap_or_else(|| fetched.join("nvidia/cu13"));
+            let advice = match own {
+                Some(_) => "set CUDA_HOME to the folder of a CUDA 13 toolkit, or unset it",
+                None => "run `cargo xtask cuda`, or set CUDA_HOME to the folder of a CUDA 13 toolkit",
+            };
+            let nvcc = home.join("bin/nvcc");
+            let release = Command::new(&nvcc).arg("--version").output();
+            let release = match release {
+                Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).into_owned(),
+                _ => return Err(format!("{} does not run: {advice}", nvcc.display())),
+            };
+            if !release.contains("release 13.") {
+                return Err(format!("{} is not of CUDA 13: {advice}", nvcc.display()));
+            }
+            let mut folders = ["lib64", "lib"].into_iter().map(|name| home.join(name));
+            let libraries = folders
+                .find(|folder| folder.join("libcudart_static.a").is_file())
+                .ok_or_else(|| format!("{}/lib64 has no libcudart_static.a: {advice}", home.display()))?;
+            let headers = fetched.join("flashinfer/data");
+            Ok(Self { nvcc, libraries, headers, version: format!("{release}{stamp}") })
+        }
+    }
+
+    /// The objects of all units, compiled if the cache lacks them.
+    fn compile_all(tools: &Tools, kernels: &Path, cache: &Path) -> Result<Vec<PathBuf>> {
+        fs::create_dir_all(cache).map_err(|error| format!("cannot create {}: {error}", cache.display()))?;
+        let waiting = Mutex::new(UNITS.iter());
+        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            let mut objects = Vec::new();
+            while let Some(unit) = next() {
+                objects.push(compile(unit, tools, kernels, cache)?);
+            }
+            Ok(objects)
+        };
+        let results: Vec<Result<Vec<PathBuf>>> = thread::scope(|scope| {
+            let compilers: Vec<_> = (0..COMPILERS).map(|_| scope.spawn(work)).collect();
+            let panicked = || Err("a compiling thread panicked".to_owned());
+            compilers.into_iter().map(|compiler| compiler.join().unwrap_or_else(|_| panicked())).collect()
+        });
+        let mut objects = results.into_iter().collect::<Result<Vec<_>>>()?.concat();
+        // Whichever thread was first: the same archive.
+        objects.sort();
+        Ok(objects)
+    }
+
+    fn compile(unit: &Unit, tools: &Tools, kernels: &Path, cache: &Path) -> Result<PathBuf> {
+        let source = kernels.join(unit.source);
+        let name = content_name(unit, &tools.version, kernels)?;
+        let object = cache.join(format!("{name}.o"));
+        if object.is_file() {
+            return Ok(object);
+        }
+        let part = cache.join(format!("{name}-{}.part", process::id()));
+        let output = Command::new(&tools.nvcc)
+            .args(FLAGS)
+            .args(unit.flags)
+            .args(INCLUDES.iter().map(|include| format!("-I{}", tools.headers.join(include).display())))
+            .arg("-c")
+            .arg(&source)
+            .arg("-o")
+            .arg(&part)
+            .output()
+            .map_err(|error| format!("cannot run {}: {error}", tools.nvcc.display()))?;
+        if !output.status.success() {
+            let _ = fs::remove_file(&part);
+            let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            let line = said.lines().find(|line| line.contains("error")).or(said.lines().next());
+            let line = line.unwrap_or("no reason given");
+            return Err(format!("nvcc does not compile {}: {line}", source.display()));
+        }
+        fs::rename(&part, &object).map_err(|error| format!("cannot write {}: {error}", object.display()))?;
+        Ok(object)
+    }
+
+    /// sha256 of all that decides what the object is.
+    fn content_name(unit: &Unit, version: &str, kernels: &Path) -> Result<String> {
+        let mut hasher = Sha256::new();
+        let mut add = |bytes: &[u8]| {
+            hasher.update((bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        add(version.as_bytes());
+        FLAGS.iter().chain(unit.flags).chain(&INCLUDES).for_each(|flag| add(flag.as_bytes()));
+        for file in unit.headers.iter().chain([&unit.source]) {
+            let path = kernels.join(file);
+            add(&fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?);
+        }
+        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    fn archive(objects: &[PathBuf], archive: &Path) -> Result<()> {
+        // `ar` adds to an archive that is there.
+        let _ = fs::remove_file(archive);
+        let output = Command::new("ar")
+            .arg("crs")
+            .arg(archive)
+            .args(objects)
+            .output()
+            .map_err(|error| format!("cannot run ar, which comes with the linker: {error}"))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("cannot write {}: {}", archive.display(), said.trim().replace('\n', "; ")));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+// C ABI over FlashInfer's attention for Hopper (FlashAttention 3: warp-specialised WGMMA, keys and values loaded page by
+// page), causal, bf16, heads of 128. For steps with long prefill chunks; `fa2.cu` does everything else. Its tiles are
+// 128 query rows of one head, so a decode row would waste all but one of them.
+
+// FlashInfer's header for its GEMMs, which the attention includes without using it: it wants CUTLASS's test helpers, and
+// those want cuRAND. The guard keeps it out; what the attention does use follows.
+#define FLASHINFER_CUTLASS_UTILS_CUH_
+#include <cutlass/cutlass.h>
+#include <cutlass/gemm/collective/collective_builder.hpp>
+
+#include <flashinfer/attention/scheduler.cuh>
+#include <flashinfer/attention/hopper/prefill_sm90.cuh>
+#include <flashinfer/attention/hopper/default_params.cuh>
+#include <flashinfer/attention/hopper/variants.cuh>
+
+#include "attention.cuh"
+
+namespace {
+
+constexpr int HEAD_DIM = 128;
+
+using Element = cutlass::bfloat16_t;
+using Params = flashinfer::BatchPrefillPagedParams<Element, Element, Element, int32_t>;
+
+template <bool SAME_SCHEDULE_FOR_ALL_HEADS>
+cudaError_t run(Params& params, cudaStream_t stream) {
+  return flashinfer::BatchPrefillWithPagedKVCacheDispatched<
+      HEAD_DIM, HEAD_DIM, flashinfer::MaskMode::kCausal, /*LEFT_SLIDING_WINDOW=*/false, SAME_SCHEDULE_FOR_ALL_HEADS,
+      flashinfer::StandardAttention>(params, /*enable_pdl=*/false, stream);
+}
+
+}  // namespace
+
+// Shares the step's query tiles out among the multiprocessors: once a step, for all its layers. Copies the schedule from
+// `pinned` to `int_workspace` on the stream, so neither may be planned into again before that copy has run.
+extern "C" int baton_fa3_plan_128(void* float_workspace, size_t float_bytes, void* int_workspace, void* pinned,
+                                  size_t int_bytes, int64_t* plan, int32_t* qo_indptr, int32_t* kv_indptr,
+                                  int32_t* kv_len, uint32_t rows, uint32_t batch, uint32_t heads, uint32_t kv_heads,
+                                  uint32_t page_tokens, int graph, cudaStream_t stream) {
+  return guarded([&] {
+    flashinfer::PrefillPlanSM90Info info;
+    cudaError_t error = flashinfer::PrefillSM90Plan<int32_t>(
+        float_workspace, float_bytes, int_workspace, pinned, int_bytes, info, qo_indptr, kv_indptr, kv_len, rows, batch,
+        heads, kv_heads, HEAD_DIM, HEAD_DIM, page_tokens, /*causal=*/true, graph != 0, sizeof(Element), stream);
+    if (error == cudaSuccess) store(info, plan);
+    return error;
+  });
+}
+
+// Attends with every query row to the keys and values of its request, up to its own place. `k_pool` and `v_pool` point at
+// the layer's keys and values in page 0; strides count elements.
+extern "C" int baton_fa3_run_128(void* int_workspace, const int64_t* plan, __nv_bfloat16* q, __nv_bfloat16* k_pool,
+                                 __nv_bfloat16* v_pool, int64_t page_stride, int page_tokens, int heads, int kv_heads,
+                                 int64_t rows, int32_t* kv_indices, __nv_bfloat16* out, float scale,
+                                 cudaStream_t stream) {
+  return guarded([&] {
+    auto info = load<flashinfer::PrefillPlanSM90Info>(plan);
+    auto at = [&](int64_t offset) { return flashinfer::GetPtrFromBaseOffset<int32_t>(int_workspace, offset); };
+    Params params{};
+    params.q_ptr = reinterpret_cast<Element*>(q);
+    params.k_ptr = reinterpret_cast<Element*>(k_pool);
+    params.v_ptr = reinterpret_cast<Element*>(v_pool);
+    params.o_ptr = reinterpret_cast<Element*>(out);
+
+    params.q_stride_n = params.o_stride_n = int64_t{heads} * HEAD_DIM;
+    params.k_stride_n = params.v_stride_n = int64_t{kv_heads} * HEAD_DIM;
+    params.q_stride_h = params.o_stride_h = params.k_stride_h = params.v_stride_h = HEAD_DIM;
+    params.k_page_stride = params.v_page_stride = page_stride;
+
+    params.nnz_qo = rows;
+    params.num_qo_heads = heads;
+    params.num_kv_heads = kv_heads;
+    params.group_size = heads / kv_heads;
+    params.page_size = page_tokens;
+    params.window_left = -1;
+    params.causal = true;
+    params.additional_params.sm_scale = scale;
+
+    params.kv_indices = kv_indices;
+    params.qo_tile_indices = at(info.qo_tile_indices_offset);
+    params.qo_indptr = at(info.qo_indptr_offset);
+    params.kv_indptr = at(info.kv_indptr_offset);
+    params.qo_lens = at(info.qo_len_offset);
+    params.kv_lens = at(info.kv_len_offset);
+    params.head_indices = at(info.head_indices_offset);
+    params.work_indptr = at(info.work_indptr_offset);
+    params.batch_indices = at(info.batch_indices_offset);
+    return info.same_schedule_for_all_heads ? run<true>(params, stream) : run<false>(params, stream);
+  });
+}

@@ -1,0 +1,299 @@
+// The model's small kernels: everything between the matrix products and the attention. bf16 in and out, f32 within.
+// Rows are tokens of the step. All of them are bound by memory, so they move 16 bytes an access: `hidden`, `feed` and
+// `head_dim` are multiples of 8, and every pointer to bf16 lies on 16 bytes.
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <math.h>
+#include <stdint.h>
+
+#include <algorithm>
+
+using bf16 = __nv_bfloat16;
+
+namespace {
+
+// Numbers of bf16 in 16 bytes.
+constexpr int VECTOR = 8;
+constexpr int WARP = 32;
+constexpr int BLOCK_MAX = 1024;
+
+struct alignas(16) Vector {
+  __nv_bfloat162 pairs[VECTOR / 2];
+};
+
+struct Floats {
+  float at[VECTOR];
+};
+
+__device__ Floats widen(const Vector& vector) {
+  Floats floats;
+#pragma unroll
+  for (int i = 0; i < VECTOR / 2; i++) {
+    const float2 pair = __bfloat1622float2(vector.pairs[i]);
+    floats.at[2 * i] = pair.x;
+    floats.at[2 * i + 1] = pair.y;
+  }
+  return floats;
+}
+
+__device__ Vector narrow(const Floats& floats) {
+  Vector vector;
+#pragma unroll
+  for (int i = 0; i < VECTOR / 2; i++) {
+    vector.pairs[i] = __floats2bfloat162_rn(floats.at[2 * i], floats.at[2 * i + 1]);
+  }
+  return vector;
+}
+
+__device__ const Vector* vectors(const bf16* numbers) { return reinterpret_cast<const Vector*>(numbers); }
+__device__ Vector* vectors(bf16* numbers) { return reinterpret_cast<Vector*>(numbers); }
+
+// Threads for `items` of work, whole warps.
+int block_for(int items, int most) { return std::min(most, (items + WARP - 1) / WARP * WARP); }
+
+// The sum over the block, in every thread. Once a kernel: it does not wait before it writes the shared memory.
+__device__ float block_sum(float value) {
+  __shared__ float warps[BLOCK_MAX / WARP];
+  for (int offset = WARP / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
+  if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = value;
+  __syncthreads();
+  float sum = 0;
+  for (int warp = 0; warp < blockDim.x / WARP; warp++) sum += warps[warp];
+  return sum;
+}
+
+// A block a row: out[r] = from[which[r]].
+__global__ void take_rows(const bf16* from, const int32_t* which, bf16* out, int hidden) {
+  const Vector* source = vectors(from + int64_t{which[blockIdx.x]} * hidden);
+  Vector* target = vectors(out + int64_t{blockIdx.x} * hidden);
+  for (int i = threadIdx.x; i < hidden / VECTOR; i += blockDim.x) target[i] = source[i];
+}
+
+// A block a row, PER_THREAD vectors in each thread's registers between the two passes. The norm is of the sum as it is
+// stored, rounded to bf16, so that the same stream of numbers gives the same result wherever the layers are cut.
+template <int PER_THREAD>
+__global__ void add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf16* out, int hidden, float epsilon) {
+  const int64_t row = int64_t{blockIdx.x} * hidden;
+  const int count = hidden / VECTOR;
+  Floats kept[PER_THREAD];
+  float squares = 0;
+#pragma unroll
+  for (int n = 0; n < PER_THREAD; n++) {
+    const int i = n * blockDim.x + threadIdx.x;
+    if (i >= count) break;
+    Vector vector = vectors(x + row)[i];
+    if (delta != nullptr) {
+      Floats sum = widen(vector);
+      const Floats more = widen(vectors(delta + row)[i]);
+#pragma unroll
+      for (int k = 0; k < VECTOR; k++) sum.at[k] += more.at[k];
+      vector = narrow(sum);
+      vectors(x + row)[i] = vector;
+    }
+    kept[n] = widen(vector);
+#pragma unroll
+    for (int k = 0; k < VECTOR; k++) squares += kept[n].at[k] * kept[n].at[k];
+  }
+  const float scale = 1.f / sqrtf(block_sum(squares) / hidden + epsilon);
+#pragma unroll
+  for (int n = 0; n < PER_THREAD; n++) {
+    const int i = n * blockDim.x + threadIdx.x;
+    if (i >= count) break;
+    const Floats factors = widen(vectors(weight)[i]);
+#pragma unroll
+    for (int k = 0; k < VECTOR; k++) kept[n].at[k] *= scale * factors.at[k];
+    vectors(out + row)[i] = narrow(kept[n]);
+  }
+}
+
+// A block a row: turns the queries into `q_out` and the keys into the pool, copies the values into the pool.
+// The row's sines and cosines, which all heads share, go through shared memory.
+__global__ void rope_append(const bf16* qkv, bf16* q_out, bf16* pool, const int32_t* positions, const int64_t* places,
+                            const float* inverse_frequencies, int heads, int kv_heads, int head_dim, int page_tokens,
+                            int64_t page_stride, int64_t layer_offset) {
+  extern __shared__ float2 turns[];  // head_dim / 2 of cosine and sine
+  __shared__ bf16* page;             // the layer's keys in the row's page, or null
+  __shared__ int place_in_page;
+  const int64_t row = blockIdx.x;
+  for (int i = threadIdx.x; i < head_dim / 2; i += blockDim.x) {
+    float sine, cosine;
+    sincosf(positions[row] * inverse_frequencies[i], &sine, &cosine);
+    turns[i] = {cosine, sine};
+  }
+  if (threadIdx.x == 0) {
+    const int64_t place = places[row];
+    page = place < 0 ? nullptr : pool + place / page_tokens * page_stride + layer_offset;
+    place_in_page = place < 0 ? 0 : static_cast<int>(place % page_tokens);
+  }
+  __syncthreads();
+
+  const int per_head = head_dim / VECTOR;
+  const int all_heads = heads + 2 * kv_heads;
+  const Vector* source = vectors(qkv + row * all_heads * head_dim);
+  for (int i = threadIdx.x; i < all_heads * per_head; i += blockDim.x) {
+    const int head = i / per_head;
+    const int within = i % per_head;  // in vectors
+    bf16* target;
+    if (head < heads) {
+      target = q_out + (row * heads + head) * head_dim;
+    } else {
+      if (page == nullptr) continue;
+      const int is_value = head >= heads + kv_heads;
+      const int kv_head = head - heads - is_value * kv_heads;
+      target = page + ((int64_t{is_value} * page_tokens + place_in_page) * kv_heads + kv_head) * head_dim;
+    }
+    Vector vector = source[i];
+    if (head < heads + kv_heads) {
+      Floats floats = widen(vector);
+#pragma unroll
+      for (int k = 0; k < VECTOR / 2; k++) {
+        const float2 turn = turns[within * (VECTOR / 2) + k];
+        const float even = floats.at[2 * k], odd = floats.at[2 * k + 1];
+        floats.at[2 * k] = even * turn.x - odd * turn.y;
+        floats.at[2 * k + 1] = even * turn.y + odd * turn.x;
+      }
+      vector = narrow(floats);
+    }
+    vectors(target)[within] = vector;
+  }
+}
+
+__global__ void silu_mul(const bf16* gate_up, bf16* out, int feed) {
+  const int64_t row = blockIdx.x;
+  const int i = blockIdx.y * blockDim.x + threadIdx.x;
+  if (i >= feed / VECTOR) return;
+  Floats gate = widen(vectors(gate_up + row * 2 * feed)[i]);
+  const Floats up = widen(vectors(gate_up + row * 2 * feed + feed)[i]);
+#pragma unroll
+  for (int k = 0; k < VECTOR; k++) gate.at[k] = gate.at[k] / (1.f + expf(-gate.at[k])) * up.at[k];
+  vectors(out + row * feed)[i] = narrow(gate);
+}
+
+// A number that orders as (value, then the smaller index first): the largest is the answer. Not-a-number orders first.
+__device__ uint64_t rank(float value, uint32_t index) {
+  const uint32_t bits = __float_as_uint(value + 0.f);  // one zero for both
+  const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return uint64_t{isnan(value) ? 0u : ordered} << 32 | ~index;
+}
+
+// A block a row.
+__global__ void argmax(const float* logits, int32_t* out, int vocabulary) {
+  __shared__ uint64_t warps[BLOCK_MAX / WARP];
+  const float* row = logits + int64_t{blockIdx.x} * vocabulary;
+  uint64_t best = 0;
+  // Rows start on 16 bytes only if the vocabulary says so; else `whole` is 0 and numbers are read one by one.
+  const bool aligned = vocabulary % 4 == 0 && reinterpret_cast<uintptr_t>(logits) % 16 == 0;
+  const int whole = aligned ? vocabulary / 4 : 0;
+  for (int i = threadIdx.x; i < whole; i += blockDim.x) {
+    const float4 four = reinterpret_cast<const float4*>(row)[i];
+    best = max(best, max(max(rank(four.x, 4 * i), rank(four.y, 4 * i + 1)),
+                         max(rank(four.z, 4 * i + 2), rank(four.w, 4 * i + 3))));
+  }
+  for (int i = whole * 4 + threadIdx.x; i < vocabulary; i += blockDim.x) best = max(best, rank(row[i], i));
+
+  for (int offset = WARP / 2; offset > 0; offset /= 2) best = max(best, __shfl_xor_sync(~0u, best, offset));
+  if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = best;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int warp = 1; warp < blockDim.x / WARP; warp++) best = max(best, warps[warp]);
+    out[blockIdx.x] = static_cast<int32_t>(~static_cast<uint32_t>(best));
+  }
+}
+
+// Number `index` of the splitmix64 stream (Sebastiano Vigna) that starts at `seed`.
+__device__ uint64_t splitmix(uint64_t seed, uint64_t index) {
+  uint64_t x = seed + (index + 1) * 0x9E3779B97F4A7C15u;
+  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+  return x ^ x >> 31;
+}
+
+__global__ void fill(bf16* out, uint64_t count, uint64_t seed, float scale) {
+  const uint64_t stride = uint64_t{gridDim.x} * blockDim.x;
+  for (uint64_t i = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += stride) {
+    const float unit = static_cast<float>(splitmix(seed, i) >> 40) * 0x1p-24f;  // 24 bits: exact
+    out[i] = __float2bfloat16_rn((2.f * unit - 1.f) * scale);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// out[r] = table[tokens[r]].
+int baton_embed(const int32_t* tokens, const bf16* table, bf16* out, int rows, int hidden, cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  take_rows<<<rows, block_for(hidden / VECTOR, 256), 0, stream>>>(table, tokens, out, hidden);
+  return cudaGetLastError();
+}
+
+// x += delta, unless that is null; out = rms_norm(x) * weight. `hidden` is 16384 at most.
+int baton_add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf16* out, int rows, int hidden, float epsilon,
+                       cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  const int count = hidden / VECTOR;
+  if (count <= BLOCK_MAX) {
+    const int block = block_for(count, BLOCK_MAX);
+    add_rms_norm<1><<<rows, block, 0, stream>>>(x, delta, weight, out, hidden, epsilon);
+  } else if (count <= 2 * BLOCK_MAX) {
+    add_rms_norm<2><<<rows, BLOCK_MAX, 0, stream>>>(x, delta, weight, out, hidden, epsilon);
+  } else {
+    return cudaErrorInvalidValue;
+  }
+  return cudaGetLastError();
+}
+
+// qkv is [rows][heads + 2 * kv_heads][head_dim]: queries, keys, values. Pairs (2i, 2i + 1) of queries and keys turn by
+// positions[r] * inverse_frequencies[i]. Queries go to q_out [rows][heads][head_dim]; keys and values go to place
+// places[r] = page * page_tokens + token of the pool, nowhere if that is negative. A page's part of this layer starts at
+// page * page_stride + layer_offset numbers and is [keys, values][page_tokens][kv_heads][head_dim].
+int baton_rope_append(const bf16* qkv, bf16* q_out, bf16* pool, const int32_t* positions, const int64_t* places,
+                      const float* inverse_frequencies, int rows, int heads, int kv_heads, int head_dim,
+                      int page_tokens, int64_t page_stride, int64_t layer_offset, cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  const int block = block_for((heads + 2 * kv_heads) * head_dim / VECTOR, BLOCK_MAX);
+  const size_t shared_bytes = head_dim / 2 * sizeof(float2);
+  rope_append<<<rows, block, shared_bytes, stream>>>(qkv, q_out, pool, positions, places, inverse_frequencies, heads,
+                                                     kv_heads, head_dim, page_tokens, page_stride, layer_offset);
+  return cudaGetLastError();
+}
+
+// out[r] = silu(gate) * up, where row r of gate_up is `feed` numbers of gate and then as many of up.
+int baton_silu_mul(const bf16* gate_up, bf16* out, int rows, int feed, cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  constexpr int BLOCK = 256;
+  const unsigned blocks = (feed / VECTOR + BLOCK - 1) / BLOCK;
+  silu_mul<<<dim3(rows, blocks), BLOCK, 0, stream>>>(gate_up, out, feed);
+  return cudaGetLastError();
+}
+
+// out[n] = x[which[n]].
+int baton_take_rows(const bf16* x, const int32_t* which, bf16* out, int count, int hidden, cudaStream_t stream) {
+  return baton_embed(which, x, out, count, hidden, stream);
+}
+
+// out[r] = the smallest index of the largest of the row's numbers.
+int baton_argmax(const float* logits, int32_t* out, int rows, int vocabulary, cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  argmax<<<rows, BLOCK_MAX, 0, stream>>>(logits, out, vocabulary);
+  return cudaGetLastError();
+}
+
+// out[i] = uniform in [-scale, scale), rounded to bf16: a function of `seed` and i alone, on every device the same.
+int baton_fill(bf16* out, uint64_t count, uint64_t seed, float scale, cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  constexpr uint64_t BLOCK = 256, BLOCKS_MAX = 1 << 16;
+  const unsigned blocks = static_cast<unsigned>(std::min(BLOCKS_MAX, (count + BLOCK - 1) / BLOCK));
+  fill<<<blocks, BLOCK, 0, stream>>>(out, count, seed, scale);
+  return cudaGetLastError();
+}
+
+// The number of devices, or minus the error, for instance where there is no driver.
+int baton_device_count(void) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  return error == cudaSuccess ? count : -static_cast<int>(error);
+}
+
+}  // extern "C"

@@ -1,0 +1,121 @@
+// The content sum of KV pages, as `connector/src/page_hash.rs` defines it, bit for bit: what the kernel leaves to the CPU
+// is to mix in what the page is.
+//
+//   segment  4 KiB in eight lanes of 64 bits; word w at place p adds lo32(w ^ key[p]) * hi32(w ^ key[p]) to its lane and w
+//            to its neighbour; lanes start at the first keys, and the segment's hash is the sum of mix(lane + number * K)
+//   content  the sum of mix(segment hash + index * K)
+//
+// A warp takes a segment at a time: 8 loads of 16 bytes a thread, all under way at once. 16 bytes are two lanes that are
+// each other's neighbours, so a thread needs no other until the lanes are summed.
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include <algorithm>
+
+namespace {
+
+constexpr uint64_t SEGMENT = 4096;
+constexpr int WARP = 32;
+constexpr int LANES = 8;
+// Threads that hold different lanes; the others of the warp hold the same ones, of other stripes.
+constexpr int LANE_PAIRS = LANES / 2;
+constexpr int LOAD_BYTES = 16;
+// A thread's loads from one segment.
+constexpr int LOADS = SEGMENT / (WARP * LOAD_BYTES);
+constexpr int WARPS = 8;
+// Enough to fill any GPU several times over, so that the last ones to finish are few.
+constexpr uint64_t BLOCKS_WANTED = 2048;
+// 2^64 divided by the golden ratio, odd.
+constexpr uint64_t K = 0x9E3779B97F4A7C15u;
+
+// The finaliser of splitmix64 (Sebastiano Vigna).
+__device__ uint64_t mix(uint64_t x) {
+  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+  return x ^ x >> 31;
+}
+
+// The key of the word at a place of a segment.
+__device__ uint64_t key(uint64_t place) { return mix((place + 1) * K); }
+
+// 16 bytes from any address, of which `readable` are there; the others are 0. For the few that are not whole or aligned.
+__device__ __noinline__ ulonglong2 load_bytes(const uint8_t* from, int64_t readable) {
+  uint64_t words[2] = {0, 0};
+  for (int i = 0; i < LOAD_BYTES && i < readable; i++) words[i / 8] |= uint64_t{from[i]} << (i % 8 * 8);
+  return {words[0], words[1]};
+}
+
+__device__ uint64_t keyed_product(uint64_t word, uint64_t key) {
+  const uint64_t keyed = word ^ key;
+  return uint64_t{static_cast<uint32_t>(keyed)} * static_cast<uint32_t>(keyed >> 32);
+}
+
+// Sums over the threads of the warp whose numbers differ in the bits from `low` up to `high`, without the latter.
+__device__ uint64_t warp_sum(uint64_t value, int low, int high) {
+  for (int offset = low; offset < high; offset *= 2) value += __shfl_xor_sync(~0u, value, offset);
+  return value;
+}
+
+// Blocks x share out pages, blocks y the segments of a page.
+__global__ void __launch_bounds__(WARPS * WARP)
+    page_contents(const uint8_t* base, uint64_t page_bytes, const uint32_t* pages, unsigned long long* out) {
+  const int thread = threadIdx.x % WARP;
+  const uint8_t* page = base + pages[blockIdx.x] * page_bytes;
+  const bool aligned = reinterpret_cast<uintptr_t>(page) % LOAD_BYTES == 0;
+  const uint64_t segments = (page_bytes + SEGMENT - 1) / SEGMENT;
+
+  __shared__ ulonglong2 keys[LOADS * WARP];
+  for (int pair = threadIdx.x; pair < LOADS * WARP; pair += blockDim.x) keys[pair] = {key(2 * pair), key(2 * pair + 1)};
+  __syncthreads();
+  const uint64_t lane = thread % LANE_PAIRS * 2;
+  const ulonglong2 start = keys[thread % LANE_PAIRS];
+
+  uint64_t content = 0;
+  for (uint64_t index = uint64_t{blockIdx.y} * WARPS + threadIdx.x / WARP; index < segments;
+       index += uint64_t{gridDim.y} * WARPS) {
+    const uint64_t offset = index * SEGMENT + thread * LOAD_BYTES;
+    ulonglong2 words[LOADS];
+    if (aligned && (index + 1) * SEGMENT <= page_bytes) {
+#pragma unroll
+      for (int n = 0; n < LOADS; n++) {
+        words[n] = *reinterpret_cast<const ulonglong2*>(page + offset + n * (WARP * LOAD_BYTES));
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < LOADS; n++) {
+        const uint64_t at = offset + n * (WARP * LOAD_BYTES);
+        words[n] = load_bytes(page + at, static_cast<int64_t>(page_bytes - at));
+      }
+    }
+    ulonglong2 sums = {0, 0};
+#pragma unroll
+    for (int n = 0; n < LOADS; n++) {
+      const ulonglong2 two = keys[n * WARP + thread];
+      sums.x += keyed_product(words[n].x, two.x) + words[n].y;
+      sums.y += keyed_product(words[n].y, two.y) + words[n].x;
+    }
+    sums.x = warp_sum(sums.x, LANE_PAIRS, WARP) + start.x;
+    sums.y = warp_sum(sums.y, LANE_PAIRS, WARP) + start.y;
+    const uint64_t hash = mix(sums.x + (lane + 1) * K) + mix(sums.y + (lane + 2) * K);
+    content += mix(warp_sum(hash, 1, LANE_PAIRS) + index * K);
+  }
+  if (thread == 0) atomicAdd(out + blockIdx.x, static_cast<unsigned long long>(content));
+}
+
+}  // namespace
+
+// out[n] = the content sum of the `page_bytes` bytes at base + pages[n] * page_bytes.
+extern "C" int baton_page_contents(const void* base, uint64_t page_bytes, const uint32_t* pages, int count,
+                                   uint64_t* out, cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  const cudaError_t error = cudaMemsetAsync(out, 0, count * sizeof(uint64_t), stream);
+  if (error != cudaSuccess) return error;
+  // At least one block a page, and a segment for every warp.
+  const uint64_t of_page = (page_bytes + SEGMENT * WARPS - 1) / (SEGMENT * WARPS);
+  const uint64_t wanted = (BLOCKS_WANTED + count - 1) / count;
+  const unsigned blocks = static_cast<unsigned>(std::max<uint64_t>(1, std::min(of_page, wanted)));
+  page_contents<<<dim3(count, blocks), WARPS * WARP, 0, stream>>>(
+      static_cast<const uint8_t*>(base), page_bytes, pages, reinterpret_cast<unsigned long long*>(out));
+  return cudaGetLastError();
+}

@@ -1,0 +1,259 @@
+//! One step through the model: what is submitted to the stream, in order.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use super::attention::{Attention, Heads, PartPlan};
+use super::device::{Buffer, Device, Result, Stream};
+use super::gemm::{Gemm, Output};
+use super::kernels::{
+    baton_add_rms_norm, baton_argmax, baton_embed, baton_rope_append, baton_silu_mul, baton_take_rows,
+    launched,
+};
+use super::plan::Plan;
+use super::weights::{Layer, Weights};
+use crate::kv::{KeyOrValue, KvPool};
+use crate::model::Shape;
+
+const HALF: usize = 2;
+
+/// Most rows that one step samples after.
+pub(super) const SAMPLED_MOST: usize = 1024;
+
+/// Memory of one row for each token of a step.
+struct Activations {
+    /// The residual stream.
+    hidden: Buffer,
+    normed: Buffer,
+    query_key_value: Buffer,
+    query: Buffer,
+    attended: Buffer,
+    /// What a block adds to the residual stream.
+    delta: Buffer,
+    gate_up: Buffer,
+    feed: Buffer,
+    /// Rows that are sampled after.
+    last: Buffer,
+}
+
+/// The model with the memory that a step needs.
+pub(super) struct Forward {
+    shape: Shape,
+    weights: Weights,
+    gemm: Gemm,
+    pub(super) attention: Attention,
+    activations: Activations,
+    inverse_frequencies: Buffer,
+    /// `[sampled][vocabulary]`, f32.
+    pub(super) logits: Buffer,
+    /// The largest of each row.
+    pub(super) greedy: Buffer,
+    pool: Arc<KvPool>,
+    page_tokens: usize,
+    page_stride: i64,
+}
+
+/// What the attention of a step's two parts runs by; none for a part without rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Planned {
+    pub(super) prefill: Option<PartPlan>,
+    pub(super) decode: Option<PartPlan>,
+}
+
+impl Forward {
+    pub(super) fn new(
+        device: &Arc<Device>,
+        shape: Shape,
+        weights: Weights,
+        attention: Attention,
+        pool: Arc<KvPool>,
+        rows: usize,
+    ) -> Result<Self> {
+        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let sampled = rows.min(SAMPLED_MOST);
+        let matrix = |rows: usize, columns: usize| Buffer::new(device, rows * columns * HALF);
+        let activations = Activations {
+            hidden: matrix(rows, shape.hidden)?,
+            normed: matrix(rows, shape.hidden)?,
+            query_key_value: matrix(rows, query + 2 * key)?,
+            query: matrix(rows, query)?,
+            attended: matrix(rows, query)?,
+            delta: matrix(rows, shape.hidden)?,
+            gate_up: matrix(rows, 2 * shape.feed_forward)?,
+            feed: matrix(rows, shape.feed_forward)?,
+            last: matrix(sampled, shape.hidden)?,
+        };
+        let layout = pool.layout();
+        Ok(Self {
+            gemm: Gemm::new(device)?,
+            inverse_frequencies: Buffer::of(device, &shape.inverse_frequencies)?,
+            logits: Buffer::new(device, sampled * shape.vocabulary * size_of::<f32>())?,
+            greedy: Buffer::new(device, sampled * size_of::<i32>())?,
+            page_tokens: layout.page_tokens as usize,
+            page_stride: (layout.page_bytes() / HALF as u64) as i64,
+            shape,
+            weights,
+            attention,
+            activations,
+            pool,
+        })
+    }
+
+    /// The `index`-th row of the last step's logits. The step is done.
+    pub(super) fn logits_row(&self, index: usize) -> Result<Vec<f32>> {
+        let vocabulary = self.shape.vocabulary;
+        self.logits.read_at(index * vocabulary * size_of::<f32>(), vocabulary)
+    }
+
+    /// Bytes of weights that a decode step reads.
+    pub(super) fn step_bytes(&self) -> u64 {
+        self.weights.step_bytes()
+    }
+
+    /// Submits a step. The lists of `plan` are on their way to the device in the stream's order.
+    pub(super) fn submit(&self, plan: &Plan, planned: &Planned, stream: &Stream) -> Result<()> {
+        let Activations { hidden, delta, normed, last, .. } = &self.activations;
+        let (rows, width) = (plan.rows as i32, self.shape.hidden as i32);
+        // SAFETY (of all kernel calls here): buffers are as long as the rows of a step times their columns.
+        // SAFETY: see above.
+        let status = unsafe {
+            baton_embed(
+                plan.tokens(),
+                self.weights.embedding.start(),
+                hidden.start(),
+                rows,
+                width,
+                stream.raw(),
+            )
+        };
+        launched("baton_embed", status)?;
+        let mut before: *mut c_void = std::ptr::null_mut();
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            self.attend(index, layer, before, plan, planned, stream)?;
+            before = delta.start();
+            self.feed(layer, plan.rows, stream)?;
+        }
+        if plan.sampled == 0 {
+            return Ok(());
+        }
+        // The last layer's sum is wanted for few rows, but costs little for all.
+        self.norm(before, &self.weights.norm, plan.rows, stream)?;
+        let sampled = plan.sampled as i32;
+        // SAFETY: see above.
+        let status = unsafe {
+            baton_take_rows(normed.start(), plan.sampled_rows(), last.start(), sampled, width, stream.raw())
+        };
+        launched("baton_take_rows", status)?;
+        let sizes = (plan.sampled, self.shape.vocabulary, self.shape.hidden);
+        self.multiply(last, self.weights.output(), &self.logits, sizes, Output::F32, stream)?;
+        let vocabulary = self.shape.vocabulary as i32;
+        // SAFETY: see above.
+        let status = unsafe {
+            baton_argmax(self.logits.start(), self.greedy.start(), sampled, vocabulary, stream.raw())
+        };
+        launched("baton_argmax", status)
+    }
+
+    /// `hidden += before`; `delta = W_o · attention(norm(hidden))`; writes the step's keys and values.
+    fn attend(
+        &self,
+        index: usize,
+        layer: &Layer,
+        before: *mut c_void,
+        plan: &Plan,
+        planned: &Planned,
+        stream: &Stream,
+    ) -> Result<()> {
+        let Activations { normed, query_key_value, query, attended, delta, .. } = &self.activations;
+        let Shape { heads, kv_heads, head_dim, hidden, .. } = self.shape;
+        self.norm(before, &layer.attention_norm, plan.rows, stream)?;
+        let outputs = (heads + 2 * kv_heads) * head_dim;
+        let sizes = (plan.rows, outputs, hidden);
+        self.multiply(normed, &layer.query_key_value, query_key_value, sizes, Output::Bf16, stream)?;
+        let [keys, values] = [KeyOrValue::Key, KeyOrValue::Value]
+            .map(|part| self.pool.layout().offset_bytes(index as u32, part, 0) as usize);
+        let base: *mut c_void = self.pool.base().as_ptr().cast();
+        // SAFETY: see `submit`; places lie in pages that the pool has.
+        let status = unsafe {
+            baton_rope_append(
+                query_key_value.start(),
+                query.start(),
+                base,
+                plan.positions(),
+                plan.pool_places(),
+                self.inverse_frequencies.start(),
+                plan.rows as i32,
+                heads as i32,
+                kv_heads as i32,
+                head_dim as i32,
+                self.page_tokens as i32,
+                self.page_stride,
+                (keys / HALF) as i64,
+                stream.raw(),
+            )
+        };
+        launched("baton_rope_append", status)?;
+        let of_layer = Heads {
+            query: query.start(),
+            keys: base.wrapping_byte_add(keys),
+            values: base.wrapping_byte_add(values),
+            out: attended.start(),
+        };
+        if let Some(words) = &planned.prefill {
+            self.attention.run_prefill(words, plan, &of_layer, stream)?;
+        }
+        if let Some(words) = &planned.decode {
+            self.attention.run_decode(words, plan, &of_layer, stream)?;
+        }
+        let sizes = (plan.rows, hidden, heads * head_dim);
+        self.multiply(attended, &layer.attention_output, delta, sizes, Output::Bf16, stream)
+    }
+
+    /// `hidden += delta`; `delta = W_down · (silu(W_gate · n) ∘ W_up · n)` with `n = norm(hidden)`.
+    fn feed(&self, layer: &Layer, rows: usize, stream: &Stream) -> Result<()> {
+        let Activations { normed, delta, gate_up, feed, .. } = &self.activations;
+        let Shape { hidden, feed_forward, .. } = self.shape;
+        self.norm(delta.start(), &layer.feed_norm, rows, stream)?;
+        let sizes = (rows, 2 * feed_forward, hidden);
+        self.multiply(normed, &layer.gate_up, gate_up, sizes, Output::Bf16, stream)?;
+        // SAFETY: see `submit`.
+        let status = unsafe {
+            baton_silu_mul(gate_up.start(), feed.start(), rows as i32, feed_forward as i32, stream.raw())
+        };
+        launched("baton_silu_mul", status)?;
+        self.multiply(feed, &layer.down, delta, (rows, hidden, feed_forward), Output::Bf16, stream)
+    }
+
+    /// `hidden += delta`, if there is one; `normed = norm(hidden)`.
+    fn norm(&self, delta: *mut c_void, weight: &Buffer, rows: usize, stream: &Stream) -> Result<()> {
+        let Activations { hidden, normed, .. } = &self.activations;
+        // SAFETY: see `submit`.
+        let status = unsafe {
+            baton_add_rms_norm(
+                hidden.start(),
+                delta,
+                weight.start(),
+                normed.start(),
+                rows as i32,
+                self.shape.hidden as i32,
+                self.shape.norm_epsilon,
+                stream.raw(),
+            )
+        };
+        launched("baton_add_rms_norm", status)
+    }
+
+    fn multiply(
+        &self,
+        x: &Buffer,
+        weights: &Buffer,
+        y: &Buffer,
+        sizes: (usize, usize, usize),
+        output: Output,
+        stream: &Stream,
+    ) -> Result<()> {
+        debug_assert!(weights.bytes() == sizes.1 * sizes.2 * HALF);
+        // SAFETY: see `submit`; the matrix has as many outputs and inputs.
+        unsafe { self.gemm.multiply(stream, x.start(), weights.start(), y.start(), sizes, output) }
+    }
+}

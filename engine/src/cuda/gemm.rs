@@ -1,0 +1,155 @@
+//! Products with weights, through cublasLt, whose algorithms are chosen once for each shape.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::cublaslt::{result, sys};
+
+use super::device::{Buffer, Device, Named, Result, Stream};
+
+/// cublasLt's advice for Hopper.
+const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// What a product gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Output {
+    Bf16,
+    F32,
+}
+
+/// One product's sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Sizes {
+    rows: usize,
+    outputs: usize,
+    inputs: usize,
+    output: Output,
+}
+
+/// Layouts and algorithm for one size.
+struct Prepared {
+    description: sys::cublasLtMatmulDesc_t,
+    weights: sys::cublasLtMatrixLayout_t,
+    x: sys::cublasLtMatrixLayout_t,
+    y: sys::cublasLtMatrixLayout_t,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        // SAFETY: made once, in `prepare`.
+        unsafe {
+            let _ = result::destroy_matrix_layout(self.weights);
+            let _ = result::destroy_matrix_layout(self.x);
+            let _ = result::destroy_matrix_layout(self.y);
+            let _ = result::destroy_matmul_desc(self.description);
+        }
+    }
+}
+
+/// The library's handle, its workspace, and what was chosen so far. For one stream at a time.
+pub(super) struct Gemm {
+    handle: sys::cublasLtHandle_t,
+    workspace: Buffer,
+    prepared: RefCell<HashMap<Sizes, Prepared>>,
+}
+
+// SAFETY: names that the library takes from any thread; one thread at a time has it.
+unsafe impl Send for Gemm {}
+
+impl Gemm {
+    pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
+        let workspace = Buffer::new(device, WORKSPACE_BYTES)?;
+        let handle = result::create_handle().named("cublasLtCreate")?;
+        Ok(Self { handle, workspace, prepared: RefCell::default() })
+    }
+
+    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`: bf16 in, sums in f32.
+    ///
+    /// # Safety
+    /// The pointers name as much of this device's memory as the sizes say.
+    pub(super) unsafe fn multiply(
+        &self,
+        stream: &Stream,
+        x: *const c_void,
+        weights: *const c_void,
+        y: *mut c_void,
+        (rows, outputs, inputs): (usize, usize, usize),
+        output: Output,
+    ) -> Result<()> {
+        let sizes = Sizes { rows, outputs, inputs, output };
+        let mut prepared = self.prepared.borrow_mut();
+        let plan = match prepared.entry(sizes) {
+            std::collections::hash_map::Entry::Occupied(found) => found.into_mut(),
+            std::collections::hash_map::Entry::Vacant(free) => free.insert(self.prepare(sizes)?),
+        };
+        let (one, zero) = (1f32, 0f32);
+        // SAFETY: the caller vouches for the matrices; layouts and algorithm are of these sizes; the scalars are read before the
+        // call returns, since the pointer mode is the host's.
+        unsafe {
+            result::matmul(
+                self.handle,
+                plan.description,
+                (&raw const one).cast(),
+                (&raw const zero).cast(),
+                weights,
+                plan.weights,
+                x,
+                plan.x,
+                y.cast_const(),
+                plan.y,
+                y,
+                plan.y,
+                &raw const plan.algorithm,
+                self.workspace.start(),
+                WORKSPACE_BYTES,
+                stream.handle().cast(),
+            )
+        }
+        .named("cublasLtMatmul")
+    }
+
+    /// cublasLt thinks in columns: `y` is `outputs × rows`, the weights are `inputs × outputs` and taken transposed.
+    fn prepare(&self, Sizes { rows, outputs, inputs, output }: Sizes) -> Result<Prepared> {
+        use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA as TRANSPOSE_A;
+        use sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as WORKSPACE;
+        use sys::cudaDataType_t::{CUDA_R_16BF as BF16, CUDA_R_32F as F32};
+        let description = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, F32)
+            .named("cublasLtMatmulDescCreate")?;
+        let transposed = 1i32;
+        // SAFETY: the attribute is an i32.
+        unsafe {
+            result::set_matmul_desc_attribute(description, TRANSPOSE_A, (&raw const transposed).cast(), 4)
+        }
+        .named("cublasLtMatmulDescSetAttribute")?;
+        let layout = |kind, rows: usize, columns: usize| {
+            result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)
+                .named("cublasLtMatrixLayoutCreate")
+        };
+        let (weights, x) = (layout(BF16, inputs, outputs)?, layout(BF16, inputs, rows)?);
+        let y = layout(if output == Output::F32 { F32 } else { BF16 }, outputs, rows)?;
+        let preference = result::create_matmul_pref().named("cublasLtMatmulPreferenceCreate")?;
+        let most = WORKSPACE_BYTES;
+        // SAFETY: the attribute is a u64; all handles are live.
+        let chosen = unsafe {
+            result::set_matmul_pref_attribute(preference, WORKSPACE, (&raw const most).cast(), 8)
+                .and_then(|()| {
+                    result::get_matmul_algo_heuristic(self.handle, description, weights, x, y, y, preference)
+                })
+                .named("cublasLtMatmulAlgoGetHeuristic")
+        };
+        // SAFETY: made above, used no more.
+        let _ = unsafe { result::destroy_matmul_pref(preference) };
+        Ok(Prepared { description, weights, x, y, algorithm: chosen?.algo })
+    }
+}
+
+impl Drop for Gemm {
+    fn drop(&mut self) {
+        self.prepared.borrow_mut().clear();
+        // SAFETY: made once, in `new`.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}

@@ -1,0 +1,60 @@
+//! A captured step: the launches of a decode batch of one size, replayed by one call.
+
+use cudarc::driver::{result, sys};
+
+use super::device::{Named, Result, Stream};
+use super::forward::Planned;
+
+/// A step that can be replayed.
+pub(super) struct Graph {
+    graph: sys::CUgraph,
+    executable: sys::CUgraphExec,
+    /// What its attention was captured with: it serves only steps that are planned alike.
+    planned: Planned,
+}
+
+// SAFETY: names that the driver takes from any thread.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Records what `submit` gives to the stream; nothing of it runs.
+    pub(super) fn capture(
+        stream: &Stream,
+        planned: Planned,
+        submit: impl FnOnce() -> Result<()>,
+    ) -> Result<Self> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is live.
+        unsafe { result::stream::begin_capture(stream.handle(), mode) }.named("cuStreamBeginCapture")?;
+        let submitted = submit();
+        // SAFETY: the stream is capturing; this ends it whatever came of `submit`.
+        let graph = unsafe { result::stream::end_capture(stream.handle()) }.named("cuStreamEndCapture");
+        submitted?;
+        let graph = graph?;
+        let flags = sys::CUgraphInstantiate_flags(0);
+        // SAFETY: the graph was captured just now.
+        let executable = unsafe { result::graph::instantiate(graph, flags) }.named("cuGraphInstantiate")?;
+        Ok(Self { graph, executable, planned })
+    }
+
+    /// True if it can stand for a step that is planned so.
+    pub(super) fn serves(&self, planned: &Planned) -> bool {
+        self.planned == *planned
+    }
+
+    /// Submits the step.
+    pub(super) fn launch(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: both are live.
+        unsafe { result::graph::launch(self.executable, stream.handle()) }.named("cuGraphLaunch")
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: made once, in `capture`; the engine's stream has been waited for.
+        unsafe {
+            let _ = result::graph::exec_destroy(self.executable);
+            let _ = result::graph::destroy(self.graph);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The C ABI of the static library that `build.rs` makes from `kernels/*.cu`.
+//!
+//! All pointers are the device's unless a name says host; each call submits work to a stream and returns.
+
+use std::ffi::c_void;
+
+use super::device::{CudaError, Result};
+
+type Ptr = *mut c_void;
+
+unsafe extern "C" {
+    pub(super) fn baton_embed(tokens: Ptr, table: Ptr, out: Ptr, rows: i32, hidden: i32, stream: Ptr) -> i32;
+    pub(super) fn baton_add_rms_norm(
+        x: Ptr,
+        delta: Ptr,
+        weight: Ptr,
+        out: Ptr,
+        rows: i32,
+        hidden: i32,
+        epsilon: f32,
+        stream: Ptr,
+    ) -> i32;
+    pub(super) fn baton_rope_append(
+        qkv: Ptr,
+        q_out: Ptr,
+        pool: Ptr,
+        positions: Ptr,
+        places: Ptr,
+        inverse_frequencies: Ptr,
+        rows: i32,
+        heads: i32,
+        kv_heads: i32,
+        head_dim: i32,
+        page_tokens: i32,
+        page_stride: i64,
+        layer_offset: i64,
+        stream: Ptr,
+    ) -> i32;
+    pub(super) fn baton_silu_mul(gate_up: Ptr, out: Ptr, rows: i32, feed: i32, stream: Ptr) -> i32;
+    pub(super) fn baton_take_rows(x: Ptr, which: Ptr, out: Ptr, count: i32, hidden: i32, stream: Ptr) -> i32;
+    pub(super) fn baton_argmax(logits: Ptr, out: Ptr, rows: i32, vocabulary: i32, stream: Ptr) -> i32;
+    pub(super) fn baton_fill(out: Ptr, count: u64, seed: u64, scale: f32, stream: Ptr) -> i32;
+    pub(super) fn baton_page_contents(
+        base: Ptr,
+        page_bytes: u64,
+        pages: Ptr,
+        count: i32,
+        out: Ptr,
+        stream: Ptr,
+    ) -> i32;
+    pub(super) fn baton_fa3_plan_128(
+        float_workspace: Ptr,
+        float_bytes: usize,
+        int_workspace: Ptr,
+        host_pinned: Ptr,
+        int_bytes: usize,
+        host_plan: *mut i64,
+        host_qo_indptr: *mut i32,
+        host_kv_indptr: *mut i32,
+        host_kv_len: *mut i32,
+        rows: u32,
+        batch: u32,
+        heads: u32,
+        kv_heads: u32,
+        page_tokens: u32,
+        graph: i32,
+        stream: Ptr,
+    ) -> i32;
+    pub(super) fn baton_fa3_run_128(
+        int_workspace: Ptr,
+        host_plan: *const i64,
+        q: Ptr,
+        k_pool: Ptr,
+        v_pool: Ptr,
+        page_stride: i64,
+        page_tokens: i32,
+        heads: i32,
+        kv_heads: i32,
+        rows: i64,
+        kv_indices: Ptr,
+        out: Ptr,
+        scale: f32,
+        stream: Ptr,
+    ) -> i32;
+}
+
+/// FlashInfer's FA2, one instance a head size.
+pub(super) type Fa2Plan = unsafe extern "C" fn(
+    float_workspace: Ptr,
+    float_bytes: usize,
+    int_workspace: Ptr,
+    host_pinned: Ptr,
+    int_bytes: usize,
+    host_plan: *mut i64,
+    host_qo_indptr: *const i32,
+    host_kv_indptr: *const i32,
+    rows: u32,
+    batch: u32,
+    heads: u32,
+    kv_heads: u32,
+    page_tokens: u32,
+    graph: i32,
+    stream: Ptr,
+) -> i32;
+pub(super) type Fa2Run = unsafe extern "C" fn(
+    float_workspace: Ptr,
+    int_workspace: Ptr,
+    host_plan: *const i64,
+    q: Ptr,
+    k_pool: Ptr,
+    v_pool: Ptr,
+    page_stride: i64,
+    page_tokens: u32,
+    heads: u32,
+    kv_heads: u32,
+    batch: u32,
+    qo_indptr: Ptr,
+    kv_indptr: Ptr,
+    kv_indices: Ptr,
+    last_page_len: Ptr,
+    out: Ptr,
+    scale: f32,
+    stream: Ptr,
+) -> i32;
+
+macro_rules! fa2 {
+    ($plan:ident, $run:ident) => {
+        unsafe extern "C" {
+            fn $plan(
+                float_workspace: Ptr,
+                float_bytes: usize,
+                int_workspace: Ptr,
+                host_pinned: Ptr,
+                int_bytes: usize,
+                host_plan: *mut i64,
+                host_qo_indptr: *const i32,
+                host_kv_indptr: *const i32,
+                rows: u32,
+                batch: u32,
+                heads: u32,
+                kv_heads: u32,
+                page_tokens: u32,
+                graph: i32,
+                stream: Ptr,
+            ) -> i32;
+            fn $run(
+                float_workspace: Ptr,
+                int_workspace: Ptr,
+                host_plan: *const i64,
+                q: Ptr,
+                k_pool: Ptr,
+                v_pool: Ptr,
+                page_stride: i64,
+                page_tokens: u32,
+                heads: u32,
+                kv_heads: u32,
+                batch: u32,
+                qo_indptr: Ptr,
+                kv_indptr: Ptr,
+                kv_indices: Ptr,
+                last_page_len: Ptr,
+                out: Ptr,
+                scale: f32,
+                stream: Ptr,
+            ) -> i32;
+        }
+    };
+}
+
+fa2!(baton_fa2_plan_64, baton_fa2_run_64);
+fa2!(baton_fa2_plan_128, baton_fa2_run_128);
+
+/// The FA2 kernels for heads of this size, if there are any.
+pub(super) fn fa2(head_dim: usize) -> Option<(Fa2Plan, Fa2Run)> {
+    match head_dim {
+        64 => Some((baton_fa2_plan_64, baton_fa2_run_64)),
+        128 => Some((baton_fa2_plan_128, baton_fa2_run_128)),
+        _ => None,
+    }
+}
+
+/// Turns what a kernel's call returned into a result.
+pub(super) fn launched(call: &'static str, status: i32) -> Result<()> {
+    match status {
+        0 => Ok(()),
+        -1 => Err(CudaError { call, text: "it threw an exception".to_owned() }),
+        error => Err(CudaError { call, text: format!("CUDA error {error}") }),
+    }
+}

@@ -1,0 +1,255 @@
+//! A batch as kernels want it: rows, positions, places in the pool, and page tables as one list; in host memory first, then on the
+//! device by one copy.
+//!
+//! Every list begins at a fixed place, so that a captured graph finds it there whatever the step.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::device::{Buffer, Device, Pinned, Result, Stream};
+use crate::step::Chunk;
+
+/// Lists are aligned to this many words.
+const ALIGN_WORDS: usize = 4;
+
+/// Where each list begins, in 32-bit words. The page tables come last: the copy ends with them.
+#[derive(Clone, Copy, Debug)]
+struct Places {
+    tokens: usize,
+    positions: usize,
+    places: usize,
+    sampled: usize,
+    row_starts: usize,
+    page_starts: usize,
+    last_page_tokens: usize,
+    pages: usize,
+    words: usize,
+}
+
+impl Places {
+    fn new(rows: usize, chunks: usize, pages: usize) -> Self {
+        let mut next = 0;
+        let mut list = |words: usize| {
+            let start = next;
+            next += words.next_multiple_of(ALIGN_WORDS);
+            start
+        };
+        // Starts come twice, for the prefill part and the decode part of a batch, each with an end.
+        Self {
+            tokens: list(rows),
+            positions: list(rows),
+            places: list(2 * rows),
+            sampled: list(chunks),
+            row_starts: list(chunks + 2),
+            page_starts: list(chunks + 2),
+            last_page_tokens: list(chunks),
+            pages: list(pages),
+            words: next,
+        }
+    }
+}
+
+/// A part of the batch that one attention kernel takes: its chunks and its rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) chunks: Range<usize>,
+    pub(super) rows: Range<usize>,
+    /// Where its entries in the lists of starts begin.
+    starts: usize,
+}
+
+/// One step's lists.
+pub(super) struct Plan {
+    host: Pinned<i32>,
+    device: Buffer,
+    places: Places,
+    page_tokens: usize,
+    rows_most: usize,
+    /// Tokens of KV of each chunk, in row order.
+    kv_tokens: Vec<i32>,
+    pub(super) rows: usize,
+    pub(super) sampled: usize,
+    /// Chunks of more than one token, which come first.
+    pub(super) prefill: Part,
+    pub(super) decode: Part,
+    /// Row order → place in the batch.
+    pub(super) order: Vec<usize>,
+}
+
+impl Plan {
+    /// Room for `rows` rows in `chunks` chunks with `pages` pages in all their tables.
+    pub(super) fn new(
+        device: &Arc<Device>,
+        (rows, chunks, pages): (usize, usize, usize),
+        page_tokens: usize,
+    ) -> Result<Self> {
+        let places = Places::new(rows, chunks, pages);
+        Ok(Self {
+            host: Pinned::new(device, places.words)?,
+            device: Buffer::zeroed(device, places.words * 4)?,
+            places,
+            page_tokens,
+            rows_most: rows,
+            kv_tokens: Vec::with_capacity(chunks),
+            rows: 0,
+            sampled: 0,
+            prefill: Part::default(),
+            decode: Part::default(),
+            order: Vec::with_capacity(chunks),
+        })
+    }
+
+    /// Lays a batch out; decode rows are filled up to `decode_rows` with rows that write nothing. The batch has been checked
+    /// and fits.
+    pub(super) fn lay_out(&mut self, batch: &[Chunk<'_>], decode_rows: usize, one_kernel: bool) {
+        self.order.clear();
+        self.order.extend(0..batch.len());
+        // Stable: chunks of one kind stay in the batch's order.
+        self.order.sort_by_key(|index| batch[*index].tokens.len() == 1);
+        let prefills = if one_kernel {
+            batch.len()
+        } else {
+            batch.iter().filter(|chunk| chunk.tokens.len() > 1).count()
+        };
+        let Places {
+            tokens,
+            positions,
+            places,
+            sampled,
+            row_starts,
+            page_starts,
+            last_page_tokens,
+            pages,
+            ..
+        } = self.places;
+        let (page_tokens, words) = (self.page_tokens, self.host.values_mut());
+        let (mut row, mut page, mut samples) = (0, 0, 0);
+        self.kv_tokens.clear();
+        let fillers = decode_rows.saturating_sub(batch.len() - prefills);
+        let mut starts = [(row_starts, page_starts); 2];
+        starts[1] = (row_starts + prefills + 1, page_starts + prefills + 1);
+        let (mut part_rows, mut part_pages) = (0, 0);
+        for place in 0..batch.len() + fillers {
+            let (part, within) = if place < prefills { (0, place) } else { (1, place - prefills) };
+            if within == 0 {
+                (part_rows, part_pages) = (row, page);
+            }
+            words[starts[part].0 + within] = (row - part_rows) as i32;
+            words[starts[part].1 + within] = (page - part_pages) as i32;
+            let Some(chunk) = self.order.get(place).map(|index| &batch[*index]) else {
+                // A row that nobody asked for looks at one token of page 0 and writes nowhere.
+                words[tokens + row] = 0;
+                words[positions + row] = 0;
+                put_i64(words, places + 2 * row, -1);
+                words[pages + page] = 0;
+                words[last_page_tokens + place] = 1;
+                words[sampled + samples] = row as i32;
+                self.kv_tokens.push(1);
+                (row, page, samples) = (row + 1, page + 1, samples + 1);
+                continue;
+            };
+            for (offset, token) in chunk.tokens.iter().enumerate() {
+                let position = chunk.start as usize + offset;
+                words[tokens + row] = token.cast_signed();
+                words[positions + row] = position as i32;
+                let in_page = chunk.pages[position / page_tokens].0 as usize;
+                put_i64(words, places + 2 * row, (in_page * page_tokens + position % page_tokens) as i64);
+                row += 1;
+            }
+            let end = chunk.start as usize + chunk.tokens.len();
+            let used = end.div_ceil(page_tokens);
+            for (offset, id) in chunk.pages[..used].iter().enumerate() {
+                words[pages + page + offset] = id.0.cast_signed();
+            }
+            page += used;
+            words[last_page_tokens + place] = (end - (used - 1) * page_tokens) as i32;
+            self.kv_tokens.push(end as i32);
+            if chunk.sample.is_some() {
+                words[sampled + samples] = (row - 1) as i32;
+                samples += 1;
+            }
+        }
+        let all = batch.len() + fillers;
+        let prefill_rows: usize = self.order[..prefills].iter().map(|index| batch[*index].tokens.len()).sum();
+        self.prefill = Part { chunks: 0..prefills, rows: 0..prefill_rows, starts: 0 };
+        self.decode = Part { chunks: prefills..all, rows: prefill_rows..row, starts: prefills + 1 };
+        for (part, (row_starts, page_starts)) in [&self.prefill, &self.decode].into_iter().zip(starts) {
+            let pages: usize = self.kv_tokens[part.chunks.clone()]
+                .iter()
+                .map(|kv| (*kv as usize).div_ceil(page_tokens))
+                .sum();
+            words[row_starts + part.chunks.len()] = part.rows.len() as i32;
+            words[page_starts + part.chunks.len()] = pages as i32;
+        }
+        (self.rows, self.sampled) = (row, samples);
+        debug_assert!(row <= self.rows_most);
+        self.places.words = pages + page;
+    }
+
+    /// Copies the lists to the device, in the stream's order.
+    pub(super) fn upload(&self, stream: &Stream) -> Result<()> {
+        stream.upload(&self.device, &self.host, self.places.words)
+    }
+
+    fn at(&self, word: usize) -> *mut std::ffi::c_void {
+        self.device.at(word * 4)
+    }
+
+    pub(super) fn tokens(&self) -> *mut std::ffi::c_void {
+        self.at(self.places.tokens)
+    }
+
+    pub(super) fn positions(&self) -> *mut std::ffi::c_void {
+        self.at(self.places.positions)
+    }
+
+    pub(super) fn pool_places(&self) -> *mut std::ffi::c_void {
+        self.at(self.places.places)
+    }
+
+    pub(super) fn sampled_rows(&self) -> *mut std::ffi::c_void {
+        self.at(self.places.sampled)
+    }
+
+    /// Where the rows of each of the part's chunks begin.
+    pub(super) fn row_starts(&self, part: &Part) -> *mut std::ffi::c_void {
+        self.at(self.places.row_starts + part.starts)
+    }
+
+    /// Where the pages of each of the part's chunks begin in its page list.
+    pub(super) fn page_starts(&self, part: &Part) -> *mut std::ffi::c_void {
+        self.at(self.places.page_starts + part.starts)
+    }
+
+    pub(super) fn last_page_tokens(&self, part: &Part) -> *mut std::ffi::c_void {
+        self.at(self.places.last_page_tokens + part.chunks.start)
+    }
+
+    /// The part's page list.
+    pub(super) fn pages(&self, part: &Part) -> *mut std::ffi::c_void {
+        let before: usize = self.kv_tokens[..part.chunks.start]
+            .iter()
+            .map(|kv| (*kv as usize).div_ceil(self.page_tokens))
+            .sum();
+        self.at(self.places.pages + before)
+    }
+
+    /// The host's copies of what attention plans are made from: row starts, page starts, tokens of KV.
+    pub(super) fn host_lists(&mut self, part: &Part) -> (*mut i32, *mut i32, *mut i32) {
+        let Places { row_starts, page_starts, .. } = self.places;
+        let words = self.host.values_mut().as_mut_ptr();
+        // SAFETY: both lists begin inside the words.
+        let lists = unsafe { (words.add(row_starts + part.starts), words.add(page_starts + part.starts)) };
+        (lists.0, lists.1, self.kv_tokens[part.chunks.clone()].as_mut_ptr())
+    }
+}
+
+/// Two words, in the machine's order.
+fn put_i64(words: &mut [i32], at: usize, value: i64) {
+    let [low, high] = [value as i32, (value >> 32) as i32];
+    words[at..at + 2].copy_from_slice(&if cfg!(target_endian = "little") {
+        [low, high]
+    } else {
+        [high, low]
+    });
+}

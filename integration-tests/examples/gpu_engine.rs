@@ -1,0 +1,235 @@
+//! The CUDA engine by itself, on one GPU: is it right, and how long does it take beside what the GPU can do.
+//!
+//! ```text
+//! cargo build --release --features cuda -p integration-tests --example gpu_engine
+//! target/release/examples/gpu_engine [CONFIG FOLDER]
+//! ```
+//! *Right*: small random Llamas with heads of 64 and 128, whose logits are held against the CPU engine's, in one chunk and in
+//! several, alone and beside others; and page hashes against the CPU's over the same bytes. *How long*: random weights of the
+//! shape in CONFIG FOLDER (configs/models/llama-3.1-8b).
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use connector::memory::Region;
+use connector::page_hash::{PageSeed, finished, page_hash};
+use engine::cpu::CpuEngine;
+use engine::{Chunk, CudaEngine, Device, Engine, EngineConfig, LoadFormat, PageId, Sample, StepOutput};
+use integration_tests::folders::llamas;
+
+const STEP_TOKENS: u32 = 8192 + 256;
+
+fn config(model: &Path, device: Device, load_format: LoadFormat, kv_bytes: u64) -> EngineConfig {
+    let (page_tokens, step_tokens) = if kv_bytes == 0 { (64, STEP_TOKENS) } else { (16, 256) };
+    EngineConfig {
+        model: model.to_owned(),
+        threads: 2,
+        kv_bytes,
+        page_tokens,
+        step_tokens,
+        device,
+        load_format,
+    }
+}
+
+const GPU: Device = Device::Cuda { ordinal: 0, memory_utilization: 0.9 };
+
+fn run(engine: &mut dyn Engine, batch: &[Chunk<'_>]) -> Result<StepOutput> {
+    let mut step = engine.submit(batch)?;
+    loop {
+        if let Some(output) = engine.poll(&mut step)? {
+            return Ok(output);
+        }
+    }
+}
+
+/// Root mean square of the difference, over that of `right`.
+fn error(found: &[f32], right: &[f32]) -> f64 {
+    let sum = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    let difference = sum(&mut found.iter().zip(right).map(|(a, b)| f64::from(a - b)));
+    (difference / sum(&mut right.iter().map(|value| f64::from(*value)))).sqrt()
+}
+
+fn pages(first: u32, count: u32) -> Vec<PageId> {
+    // Scattered: no two neighbours.
+    (0..count)
+        .map(|n| PageId(first + n * 2 % count.max(1) + u32::from(n * 2 >= count && count.is_multiple_of(2))))
+        .collect()
+}
+
+fn small_models() -> Result<()> {
+    println!(
+        "{:<28} {:>5} {:>10} {:>10} {:>10} {:>8}",
+        "model", "head", "one chunk", "chunks of 7", "beside", "greedy"
+    );
+    for llama in llamas()? {
+        let head = llama.config["head_dim"].as_u64().unwrap_or_default();
+        if ![64, 128].contains(&head) {
+            continue;
+        }
+        let folder = llama.write("gpu")?;
+        let mut cpu = CpuEngine::open(&config(folder.path(), Device::Cpu, LoadFormat::Auto, 8 << 20))?;
+        let mut gpu =
+            CudaEngine::open(&config(folder.path(), GPU, LoadFormat::Auto, 8 << 20), 0, &|_, _| ())?;
+        let prompt = &llama.prompt;
+        let table = pages(0, 8);
+        let sample = Some(Sample::greedy());
+        let whole = Chunk { sequence: 1, tokens: prompt, start: 0, pages: &table, sample };
+        run(&mut cpu, &[whole])?;
+        let right = cpu.logits(0).context("sampled")?.to_vec();
+        let first = run(&mut gpu, &[whole])?;
+        let alone = error(&gpu.logits(0)?, &right);
+        // The same in pieces.
+        let mut start = 0;
+        let other = pages(20, 8);
+        for part in prompt.chunks(7) {
+            run(&mut gpu, &[Chunk { sequence: 1, tokens: part, start, pages: &other, sample }])?;
+            start += part.len() as u32;
+        }
+        let pieces = error(&gpu.logits(0)?, &right);
+        // Beside a decode row and another prompt, between them in the batch.
+        let (before, last) = prompt.split_at(prompt.len() - 1);
+        let (decoding, third) = (pages(40, 8), pages(60, 8));
+        run(&mut gpu, &[Chunk { sequence: 2, tokens: before, start: 0, pages: &decoding, sample: None }])?;
+        let mixed = [
+            Chunk { sequence: 2, tokens: last, start: before.len() as u32, pages: &decoding, sample },
+            Chunk { sequence: 1, tokens: prompt, start: 0, pages: &third, sample },
+        ];
+        let output = run(&mut gpu, &mixed)?;
+        ensure!(output.tokens[0].sequence == 2 && output.tokens[1].sequence == 1, "{output:?}");
+        // Prefill rows come first.
+        let beside = error(&gpu.logits(0)?, &right).max(error(&gpu.logits(1)?, &right));
+        // Greedy, by graphs.
+        let mut answer = vec![first.tokens[0].token.id];
+        let mut position = prompt.len() as u32;
+        while answer.len() < llama.ids.len() {
+            let token = [answer[answer.len() - 1]];
+            let output = run(
+                &mut gpu,
+                &[Chunk { sequence: 1, tokens: &token, start: position, pages: &table, sample }],
+            )?;
+            answer.push(output.tokens[0].token.id);
+            position += 1;
+        }
+        let same = answer.iter().zip(&llama.ids).take_while(|(a, b)| a == b).count();
+        println!(
+            "{:<28} {head:>5} {alone:>10.5} {pieces:>10.5} {beside:>10.5} {:>8}",
+            llama.name,
+            format!("{same}/{}", answer.len())
+        );
+        hashes(&gpu)?;
+    }
+    Ok(())
+}
+
+fn hashes(gpu: &CudaEngine) -> Result<()> {
+    let bytes = gpu.kv().layout().page_bytes();
+    let some: Vec<PageId> = [0, 3, 21].map(PageId).into();
+    let sums = gpu.kv().device_contents(&some).map_err(anyhow::Error::msg)?;
+    for (page, sum) in some.iter().zip(sums) {
+        let data = gpu.read_page(*page)?;
+        let region = Region::host(data.len());
+        // SAFETY: the region is as long, and nobody else knows it.
+        unsafe { region.base().as_ptr().copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        let seed = PageSeed { session: 1, credit: 2, request: 3, place: 4 };
+        let right = page_hash(&region, 0, bytes, seed).context("in the region")?;
+        ensure!(finished(sum, bytes, seed) == right, "page {page:?} hashes otherwise on the GPU");
+    }
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn large_model(folder: &Path) -> Result<()> {
+    let began = Instant::now();
+    let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
+    println!(
+        "\n{} loaded in {:.1} s, {} pages of {} KiB",
+        gpu.model().name,
+        began.elapsed().as_secs_f64(),
+        gpu.kv().pages(),
+        gpu.kv().layout().page_bytes() >> 10
+    );
+    let sample = Some(Sample::greedy());
+    let prompt: Vec<u32> = (0..15_000u32).map(|n| n.wrapping_mul(2_654_435_761) % 128_000).collect();
+    println!("{:>8} {:>7} {:>10} {:>12}", "prompt", "chunk", "ms", "tokens/s");
+    for chunk in [2048, 8192] {
+        for length in [1000usize, 5000, 15_000] {
+            let table = pages(0, (length as u32).div_ceil(64) + 1);
+            let mut times = Vec::new();
+            for _ in 0..4 {
+                let began = Instant::now();
+                let mut start = 0;
+                for part in prompt[..length].chunks(chunk) {
+                    let last = start as usize + part.len() == length;
+                    let chunk = Chunk {
+                        sequence: 1,
+                        tokens: part,
+                        start,
+                        pages: &table,
+                        sample: sample.filter(|_| last),
+                    };
+                    run(&mut gpu, &[chunk])?;
+                    start += part.len() as u32;
+                }
+                times.push(began.elapsed().as_secs_f64());
+            }
+            times.remove(0);
+            let time = median(times);
+            println!("{length:>8} {chunk:>7} {:>10.2} {:>12.0}", time * 1e3, length as f64 / time);
+        }
+    }
+    // What reading costs: every page hashed once is read once.
+    let many: Vec<PageId> = (0..gpu.kv().pages().min(1024)).map(PageId).collect();
+    gpu.kv().device_contents(&many).map_err(anyhow::Error::msg)?;
+    let began = Instant::now();
+    gpu.kv().device_contents(&many).map_err(anyhow::Error::msg)?;
+    let hash_rate =
+        (many.len() as u64 * gpu.kv().layout().page_bytes()) as f64 / began.elapsed().as_secs_f64();
+    println!("page hash: {:.2} TB/s", hash_rate / 1e12);
+    println!("{:>8} {:>8} {:>10} {:>14}", "rows", "context", "ms a step", "weights TB/s");
+    for (rows, context) in [(1u32, 1000u32), (1, 5000), (8, 1000), (32, 1000), (64, 1000)] {
+        let each = (context + 64).div_ceil(64) + 1;
+        if rows * each > gpu.kv().pages() {
+            continue;
+        }
+        let tables: Vec<Vec<PageId>> =
+            (0..rows).map(|n| (0..each).map(|page| PageId(n * each + page)).collect()).collect();
+        let mut times = Vec::new();
+        for step in 0..40 {
+            let tokens = [step * 7 + 1];
+            let batch: Vec<Chunk<'_>> = tables
+                .iter()
+                .zip(0..)
+                .map(|(pages, n)| Chunk {
+                    sequence: n,
+                    tokens: &tokens,
+                    start: context + step,
+                    pages,
+                    sample,
+                })
+                .collect();
+            let began = Instant::now();
+            run(&mut gpu, &batch)?;
+            times.push(began.elapsed().as_secs_f64());
+        }
+        times.drain(..8);
+        let time = median(times);
+        println!(
+            "{rows:>8} {context:>8} {:>10.3} {:>14.2}",
+            time * 1e3,
+            gpu.step_bytes() as f64 / time / 1e12
+        );
+    }
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let folder = std::env::args().nth(1).map(PathBuf::from);
+    small_models()?;
+    folder.map_or(Ok(()), |folder| large_model(&folder))
+}
