@@ -34,7 +34,7 @@ use crate::prefiller::{
 use crate::proxy::{Proxy, state::ProxyState};
 use crate::request::{AbortRequest, Generate};
 use crate::streams::Streams;
-use crate::transfer::{Transfer, TransferOutboxes};
+use crate::transfer::{Transfer, TransferOutboxes, hash_thread::HashThread, state::TransferState};
 use crate::watchdog::{NodeHealth, Watchdog, Watched};
 
 /// How often every actor is ticked: deadlines are kept to this, and the watchdog sees a pulse.
@@ -65,6 +65,8 @@ pub struct LinkConfig<'a, E> {
     pub secret: Option<String>,
     /// `ring.bytes`: clamped to half the pool.
     pub ring_bytes: u64,
+    /// `transport.min_gbps`: a lane that moves less, in gigabytes a second, is not used.
+    pub min_gbps: f64,
     /// `transport.page_hash`: pages are hashed, and checked before they are adopted.
     pub page_hash: bool,
     /// The transport.
@@ -79,6 +81,8 @@ pub struct NodeConfig<'a, E> {
     pub prefill_chunk_tokens: u32,
     /// `engine.prefix_cache`: what one request has computed serves others that begin with the same tokens.
     pub prefix_cache: bool,
+    /// Pages are taken from all over the pool, as if it had been used for long: for measurements.
+    pub scattered: bool,
     /// `frontend.local_if_sooner_by`: a prompt is prefilled here although a sender lives if that saves more than this.
     pub local_if_sooner_by: Duration,
     /// The link; none in a process of its own.
@@ -158,7 +162,8 @@ impl Node {
 /// # Errors
 /// The transport's, or the operating system gives no thread or socket.
 pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
-    let NodeConfig { engine, prefill_chunk_tokens, prefix_cache, local_if_sooner_by, link } = config;
+    let NodeConfig { engine, prefill_chunk_tokens, prefix_cache, scattered, local_if_sooner_by, link } =
+        config;
     let (model, step_tokens) = (engine.model().clone(), engine.limits().tokens);
     let (pool, layout) = (engine.kv().clone(), engine.kv().layout().clone());
     let (page_bytes, pages) = (layout.page_bytes(), pool.pages());
@@ -185,6 +190,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let decoder = Context::<Decoder>::new();
     let buffers = Context::<BufferManager>::new();
     let generator = Context::<Generator>::new();
+    let is_sender = matches!(&link, Some(LinkConfig { role: LinkRole::Sender(_), .. }));
     let transfer = Context::<Transfer>::new();
     let prefiller = Context::<Prefiller>::new();
     let (to_proxy, to_decoder, to_buffers) = (proxy.address(), decoder.address(), buffers.address());
@@ -197,12 +203,11 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         };
     }
 
+    let min_gbps = link.as_ref().map_or(0.0, |link| link.min_gbps);
     let hashed = link.as_ref().filter(|link| link.page_hash);
     let hashed = hashed.map(|_| Pages::new(pool.clone()));
     let mut linked = None;
-    let mut is_sender = false;
     if let Some(link) = link {
-        is_sender = matches!(link.role, LinkRole::Sender(_));
         let incarnation = Incarnation::current().map_err(StartError::Io)?;
         let shape = Shape {
             model: model.name.clone(),
@@ -283,7 +288,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let to_link = linked.as_ref().map(|(address, ..)| address.clone());
 
     buffers.run(BufferManager::new(
-        PoolState::new(pages, ring_pages, layout.page_tokens).sharing(prefix_cache),
+        PoolState::new(pages, ring_pages, layout.page_tokens).sharing(prefix_cache).scattered(scattered),
         hashed.clone(),
         BufferManagerOutboxes {
             decoder: outbox!("buffer_manager→decoder", to_decoder),
@@ -343,9 +348,14 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     tick_every(TICK, to_decoder.clone().recipient(), || Tick);
     tick_every(TICK, to_proxy.clone().recipient(), || Tick);
     if let (true, Some((link, _, transport))) = (is_sender, &linked) {
+        let hashing = hashed
+            .map(|pages| HashThread::spawn(pages, to_transfer.clone().recipient()))
+            .transpose()
+            .map_err(StartError::Io)?;
         transfer.run(Transfer::new(
+            TransferState::new(page_bytes, min_gbps, hashing.is_some()),
             page_bytes,
-            hashed,
+            hashing,
             transport.clone(),
             TransferOutboxes {
                 frames: outbox!("transfer→peer_link", link),

@@ -175,11 +175,12 @@ fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> N
         let transport = LoopbackTransport::start(region, sink)?;
         Ok(Arc::new(Watched(transport, damage)) as Arc<dyn Transport>)
     });
-    let link = Some(LinkConfig { role, secret: None, ring_bytes, page_hash: true, transport });
+    let link = Some(LinkConfig { role, secret: None, ring_bytes, min_gbps: 0.0, page_hash: true, transport });
     let config = NodeConfig {
         engine: Box::new(engine),
         prefill_chunk_tokens: 8,
         prefix_cache: true,
+        scattered: false,
         local_if_sooner_by: Duration::MAX,
         link,
     };

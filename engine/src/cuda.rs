@@ -59,6 +59,28 @@ pub fn cuda_devices() -> Result<u32, CudaError> {
     Device::count()
 }
 
+/// A pool of `pages` pages on device `ordinal`, filled with random bytes: for measurements without a model.
+///
+/// # Errors
+/// [`OpenError::Cuda`].
+pub fn cuda_pool(layout: KvLayout, pages: u32, ordinal: u32) -> Result<KvPool, OpenError> {
+    let device = Device::open(ordinal).map_err(OpenError::Cuda)?;
+    let pool = DevicePool::allocate(&device, layout, pages)?;
+    let stream = Stream::new(&device).map_err(OpenError::Cuda)?;
+    weights::fill(pool.base().as_ptr().cast(), pool.bytes() / 2, u64::from(ordinal), &stream)
+        .map_err(OpenError::Cuda)?;
+    stream.wait().map_err(OpenError::Cuda)?;
+    Ok(pool)
+}
+
+/// Seconds that each of `times` copies of `bytes` contiguous bytes from device 0 to device 1 takes: what the link between them can do.
+///
+/// # Errors
+/// The driver's; there may be no second device, or no way from one to the other.
+pub fn peer_copy_seconds(bytes: usize, times: usize) -> Result<Vec<f64>, CudaError> {
+    device::peer_copies(bytes, times)
+}
+
 /// A Llama on a GPU.
 pub struct CudaEngine {
     model: ModelInfo,

@@ -24,7 +24,7 @@ mod step;
 mod testing;
 
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaEngine, CudaError, cuda_devices};
+pub use cuda::{CudaEngine, CudaError, cuda_devices, cuda_pool, peer_copy_seconds};
 pub use error::{EngineError, OpenError};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
 pub use model::{Device, EngineConfig, LoadFormat, ModelInfo};

@@ -21,8 +21,8 @@ use figment::value::Value;
 
 use layers::Layers;
 use values::{
-    Show, bytes, count, device, duration, host, load_format, optional, path, peers, port, secret, share,
-    text, truth,
+    Show, bytes, count, device, duration, host, load_format, optional, path, peers, port, rate, secret,
+    share, text, truth,
 };
 
 pub use layers::{ConfigErrors, Problem};
@@ -153,6 +153,8 @@ sections! {
     transport: Transport {
         /// The UCX library (`libucp.so.0`) to load; without one, the cache folder and then the loader's search.
         ucx_library: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
+        /// GB/s that a lane has to move at its start to be used; without one 0, and 5 between GPUs.
+        min_gbps: Option<f32> = |value| optional(value, rate), |_, _| layers::NOTHING;
         /// Whether pages are hashed by the sender and checked by the receiver before they are adopted; the same on both
         /// ends of a link.
         page_hash: bool = truth, |_, _| "true";

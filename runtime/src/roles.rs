@@ -131,6 +131,12 @@ const UCX_ON_GPU: [(&str, &str); 4] = [
     ("UCX_MEMTYPE_CACHE", "n"),
 ];
 
+/// `transport.min_gbps`, or what suits the device: below 5 GB/s nothing goes from GPU to GPU by itself.
+fn min_gbps(config: &Config) -> f64 {
+    let usual = if config.engine.device == Device::Cuda { 5.0 } else { 0.0 };
+    config.transport.min_gbps.map_or(usual, f64::from)
+}
+
 /// Which transport carries the pages, started over the engine's pool.
 pub(crate) fn transport(
     config: &Config,
@@ -179,6 +185,7 @@ async fn serve(
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
         ring_bytes: config.ring.bytes.0,
         page_hash: config.transport.page_hash,
+        min_gbps: min_gbps(&config),
         transport: transport(&config, engine.kv()),
     });
     let (prefill_chunk_tokens, prefix_cache) = (config.prefill_chunk_tokens(), config.engine.prefix_cache);
@@ -186,6 +193,7 @@ async fn serve(
         engine,
         prefill_chunk_tokens,
         prefix_cache,
+        scattered: false,
         local_if_sooner_by: config.frontend.local_if_sooner_by,
         link,
     })?;

@@ -54,8 +54,9 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "frame before flush",
         "actors/src/transfer/state.rs",
-        "live.flush = Some((ticket, done, now_micros));\n            actions.push(Action::Flush { session, ticket });",
-        "actions.extend(self.announce(now_micros, session, done).unwrap_or_default());",
+        "let count = live.puts.iter().take(live.flushed).take_while(is_whole).count();",
+        "let count = live.puts.iter().take_while(is_whole).count();\n        live.flushed = live.flushed.max(count);\n        \
+         if let Some((_, covers, _)) = &mut live.flush {\n            *covers = (*covers).max(count);\n        }",
     ),
     mutant(
         "transit before reservation",

@@ -132,6 +132,8 @@ pub struct PoolState {
     cache: PrefixCache,
     /// Pages are shared between sequences.
     shares: bool,
+    /// Neighbours are not taken one after the other.
+    scatters: bool,
     holdings: HashMap<SequenceId, Holding>,
     /// How many sequences hold a page; no entry, none.
     holders: HashMap<PageId, u32>,
@@ -157,6 +159,7 @@ impl PoolState {
             free: (0..pages).collect(),
             cache: PrefixCache::new(page_tokens),
             shares: true,
+            scatters: false,
             holdings: HashMap::new(),
             holders: HashMap::new(),
             growing: VecDeque::new(),
@@ -173,6 +176,12 @@ impl PoolState {
     #[must_use]
     pub fn sharing(self, shares: bool) -> Self {
         Self { shares, ..self }
+    }
+
+    /// As it is, or with pages taken from all over the pool, as if it had been used for long: for measurements.
+    #[must_use]
+    pub fn scattered(self, scatters: bool) -> Self {
+        Self { scatters, ..self }
     }
 
     /// How the pool is divided now.
@@ -352,7 +361,17 @@ impl PoolState {
 
     fn take(&mut self, count: u32) -> Vec<u32> {
         // Lowest first: what is granted together tends to be adjacent. What is cached gives way when nothing is free.
-        let mut next = || self.free.pop_first().or_else(|| self.cache.evict().map(|page| page.0));
+        let lowest = |free: &mut BTreeSet<u32>| free.pop_first();
+        // A hash of the page decides: linear in the pool, but nobody serves like that.
+        let scattered = |free: &mut BTreeSet<u32>| {
+            let page = free.iter().copied().min_by_key(|page| page.wrapping_mul(0x9e37_79b1))?;
+            free.take(&page)
+        };
+        let scatters = self.scatters;
+        let mut next = || {
+            let free = if scatters { scattered(&mut self.free) } else { lowest(&mut self.free) };
+            free.or_else(|| self.cache.evict().map(|page| page.0))
+        };
         let taken: Vec<u32> = (0..count).filter_map(|_| next()).collect();
         debug_assert_eq!(taken.len(), count as usize, "what is unclaimed can be taken");
         taken

@@ -1,10 +1,11 @@
 //! When which page is put: the decisions of the transfer actor, without actix, clock or transport.
 //!
-//! A ready page spends the next credit and is put; puts complete in any order; a prefix of completed puts is covered by a
-//! flush; only a flushed page is announced. One flush is in flight at a time, and while it is, further puts are posted.
+//! A ready page spends the next credit and is put; puts complete in any order; a flush covers those that are done, and the rest too when
+//! nothing more can be posted; only a page whose put is done, flushed and hashed is announced. One flush is in flight at a time, and
+//! while it is, further puts are posted.
 //!
 //! ```text
-//! ready ──credit──► put ──completion──► done ──flush──► visible ──► PageFilled frame, PagesSent
+//! ready ──credit──► put ──completion, flush, hash──► visible ──► PageFilled frame, PagesSent
 //! ```
 //!
 //! A new session first moves a few pages that belong to nobody: that is the measurement printed at start-up, over the
@@ -15,7 +16,7 @@ use std::num::NonZeroU32;
 
 use connector::frame::{Frame, PageOwner};
 use connector::page_hash::PageSeed;
-use connector::ring::{CreditNumber, PageIndex, RingError, SpendLedger};
+use connector::ring::{CreditNumber, PageIndex, SpendLedger};
 use connector::transport::Ticket;
 use engine::PageId;
 
@@ -127,8 +128,10 @@ struct Session {
     ready: VecDeque<Ready>,
     /// Spent credits in order: in flight, done, or under the flush.
     puts: VecDeque<Put>,
+    /// How many puts from the front are flushed.
+    flushed: usize,
     /// The flush in flight, how many puts from the front it covers, and when it was posted.
-    flush: Option<(Ticket, u32, u64)>,
+    flush: Option<(Ticket, usize, u64)>,
     /// When each request's first put was posted.
     began: HashMap<RequestId, u64>,
     probe: Option<Probe>,
@@ -141,14 +144,19 @@ struct Session {
 #[derive(Debug)]
 pub struct TransferState {
     page_bytes: u64,
+    /// A lane that moves less than this many gigabytes a second is not used.
+    min_gbps: f64,
+    /// Pages are announced with their hashes.
+    hashed: bool,
     next_ticket: u64,
     sessions: BTreeMap<SessionId, Session>,
 }
 
 impl TransferState {
-    /// No sessions; pages have `page_bytes` bytes.
-    pub fn new(page_bytes: u64) -> Self {
-        Self { page_bytes, next_ticket: 0, sessions: BTreeMap::new() }
+    /// No sessions; pages have `page_bytes` bytes, and a lane that moves less than `min_gbps` GB/s is not used; pages are
+    /// announced with their hashes or not.
+    pub fn new(page_bytes: u64, min_gbps: f64, hashed: bool) -> Self {
+        Self { page_bytes, min_gbps, hashed, next_ticket: 0, sessions: BTreeMap::new() }
     }
 
     /// Lost sessions of which an operation is still waited for.
@@ -172,6 +180,7 @@ impl TransferState {
                 lane: None,
                 ready: VecDeque::new(),
                 puts: VecDeque::new(),
+                flushed: 0,
                 flush: None,
                 began: HashMap::new(),
                 probe: Some(probe),
@@ -253,14 +262,20 @@ impl TransferState {
     }
 
     /// The hash of the page that this put carries. It is announced with the page.
-    pub fn on_hashed(&mut self, session: SessionId, ticket: Ticket, hash: u64) {
+    pub fn on_hashed(
+        &mut self,
+        now_micros: u64,
+        session: SessionId,
+        ticket: Ticket,
+        hash: u64,
+    ) -> Vec<Action> {
         let put = self
             .sessions
             .get_mut(&session)
             .and_then(|live| live.puts.iter_mut().find(|put| put.ticket == ticket));
-        if let Some(put) = put {
-            put.hash = Some(hash);
-        }
+        let Some(put) = put else { return Vec::new() };
+        put.hash = Some(hash);
+        self.announce(now_micros, session)
     }
 
     /// A put's source is free again, or the put failed.
@@ -285,6 +300,7 @@ impl TransferState {
             actions.extend(self.give_up(session, format!("put failed: {error}")));
         }
         self.reap(session);
+        actions.extend(self.announce(now_micros, session));
         actions.extend(self.pump(now_micros, session));
         actions
     }
@@ -305,11 +321,8 @@ impl TransferState {
         if let Err(error) = result {
             return self.give_up(session, format!("flush failed: {error}"));
         }
-        let mut actions = match self.announce(now_micros, session, covered) {
-            Ok(actions) => actions,
-            Err(error) => return self.give_up(session, error.to_string()),
-        };
-        actions.extend(self.measure(now_micros, session));
+        live.flushed = live.flushed.max(covered);
+        let mut actions = self.announce(now_micros, session);
         actions.extend(self.pump(now_micros, session));
         actions
     }
@@ -326,7 +339,8 @@ impl TransferState {
     /// Time has passed: a session whose lane holds an operation for too long is given up.
     pub fn on_tick(&mut self, now_micros: u64) -> Vec<Action> {
         let stuck = |live: &Session| {
-            let puts = live.puts.iter().filter(|put| !put.done).map(|put| put.posted_micros);
+            // Not done, not flushed, or not hashed.
+            let puts = live.puts.iter().map(|put| put.posted_micros);
             let oldest = puts.chain(live.flush.map(|flush| flush.2)).min();
             oldest.is_some_and(|posted| now_micros.saturating_sub(posted) > OPERATION_MICROS_MAX)
         };
@@ -386,19 +400,35 @@ impl TransferState {
         }
         let ticket = self.ticket();
         let Some(live) = self.sessions.get_mut(&session) else { return actions };
-        let done = live.puts.iter().take_while(|put| put.done).count() as u32;
-        if done > 0 && live.flush.is_none() && live.lane.is_some() && !live.lost {
-            live.flush = Some((ticket, done, now_micros));
+        if live.flush.is_some() || live.lane.is_none() || live.lost {
+            return actions;
+        }
+        // With nothing more to post it need not wait for what is in flight: it is over after that.
+        let is_last = live.ready.is_empty() || live.ring.available() == 0;
+        let done = live.puts.iter().skip(live.flushed).take_while(|put| put.done).count();
+        let covered = if is_last { live.puts.len() } else { live.flushed + done };
+        if covered > live.flushed {
+            live.flush = Some((ticket, covered, now_micros));
             actions.push(Action::Flush { session, ticket });
         }
         actions
     }
 
-    /// Announces the first `covered` puts: one frame a run of one request's neighbouring pages.
-    fn announce(&mut self, now: u64, session: SessionId, covered: u32) -> Result<Vec<Action>, RingError> {
-        let Some(live) = self.sessions.get_mut(&session) else { return Ok(Vec::new()) };
+    /// Announces the puts at the front that are done, flushed and hashed: one frame a run of one request's neighbouring pages.
+    fn announce(&mut self, now: u64, session: SessionId) -> Vec<Action> {
+        let hashed = self.hashed;
+        let Some(live) = self.sessions.get_mut(&session).filter(|live| !live.lost) else { return Vec::new() };
+        let is_whole = |put: &&Put| put.done && (!hashed || put.hash.is_some() || put.owner().is_none());
+        let count = live.puts.iter().take(live.flushed).take_while(is_whole).count();
+        if count == 0 {
+            return Vec::new();
+        }
+        let mut covered: VecDeque<Put> = live.puts.drain(..count).collect();
+        live.flushed -= count;
+        if let Some((_, covers, _)) = &mut live.flush {
+            *covers -= count;
+        }
         let mut actions = Vec::new();
-        let mut covered: VecDeque<Put> = live.puts.drain(..covered as usize).collect();
         let began = covered.front().map_or(now, |put| put.posted_micros.max(live.flushed_micros));
         // With the first pages only: the lane had all of them at once.
         let mut put_micros = now.saturating_sub(began);
@@ -418,7 +448,13 @@ impl TransferState {
                 hashes.extend(next.hash.filter(|_| owner.is_some()));
                 count += 1;
             }
-            let first = live.ring.announce(count)?;
+            let first = match live.ring.announce(count) {
+                Ok(first) => first,
+                Err(error) => {
+                    actions.extend(self.give_up(session, error.to_string()));
+                    return actions;
+                }
+            };
             let began = owner.and_then(|owner| live.began.get(&RequestId(owner.request)));
             let transfer_micros = began.map_or(0, |began| now.saturating_sub(*began));
             actions.push(Action::Frame(
@@ -441,7 +477,8 @@ impl TransferState {
                 _ => {}
             }
         }
-        Ok(actions)
+        actions.extend(self.measure(now, session));
+        actions
     }
 
     /// Moves the probe on: from warming to measuring, from measuring to its result.
@@ -463,6 +500,15 @@ impl TransferState {
                 let (bytes, micros) = (probe.bytes, now_micros.saturating_sub(began).max(1));
                 let lane = live.lane.clone().unwrap_or_default();
                 live.probe = None;
+                let gbps = bytes as f64 / micros as f64 / 1e3;
+                if gbps < self.min_gbps {
+                    let reason = format!(
+                        "lane {lane} moves {gbps:.2} GB/s, and transport.min_gbps is {}; see that UCX has cuda_ipc (UCX_TLS) and the \
+                         GPUs a link, or set it lower",
+                        self.min_gbps
+                    );
+                    return self.give_up(session, reason);
+                }
                 vec![
                     Action::Measured(session, lane.clone(), bytes, micros),
                     Action::Frame(session, Frame::LinkProbed { lane, bytes, micros }),

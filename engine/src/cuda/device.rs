@@ -111,6 +111,37 @@ impl Device {
     }
 }
 
+/// Times copies from device 0 to device 1, one after the other.
+pub(super) fn peer_copies(bytes: usize, times: usize) -> Result<Vec<f64>> {
+    let (from, to) = (Device::open(0)?, Device::open(1)?);
+    let target = Buffer::zeroed(&to, bytes)?;
+    // SAFETY: both contexts are retained.
+    unsafe { sys::cuCtxEnablePeerAccess(from.context, 0) }.result().named("cuCtxEnablePeerAccess")?;
+    from.bind()?;
+    // SAFETY: as above.
+    unsafe { sys::cuCtxEnablePeerAccess(to.context, 0) }.result().named("cuCtxEnablePeerAccess")?;
+    let (source, stream) = (Buffer::zeroed(&from, bytes)?, Stream::new(&from)?);
+    let mut seconds = Vec::with_capacity(times);
+    for _ in 0..times {
+        let began = std::time::Instant::now();
+        // SAFETY: both buffers are as long, each in its context.
+        unsafe {
+            result::memcpy_peer_async(
+                to.context,
+                target.address,
+                from.context,
+                source.address,
+                bytes,
+                stream.stream,
+            )
+        }
+        .named("cuMemcpyPeerAsync")?;
+        stream.wait()?;
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    Ok(seconds)
+}
+
 impl Drop for Device {
     fn drop(&mut self) {
         // SAFETY: retained once by `open`.
@@ -209,8 +240,18 @@ unsafe impl Send for Stream {}
 
 impl Stream {
     pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
-        let stream =
-            result::stream::create(result::stream::StreamKind::NonBlocking).named("cuStreamCreate")?;
+        Self::with_priority(device, 0)
+    }
+
+    /// A stream whose work goes before that of others as soon as there is room.
+    pub(super) fn urgent(device: &Arc<Device>) -> Result<Self> {
+        let (_, greatest) = result::stream::get_priority_range().named("cuCtxGetStreamPriorityRange")?;
+        Self::with_priority(device, greatest)
+    }
+
+    fn with_priority(device: &Arc<Device>, priority: i32) -> Result<Self> {
+        let stream = result::stream::create_with_priority(result::stream::StreamKind::NonBlocking, priority)
+            .named("cuStreamCreateWithPriority")?;
         Ok(Self { stream, device: Arc::clone(device) })
     }
 

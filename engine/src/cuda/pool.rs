@@ -43,7 +43,7 @@ impl DevicePool {
     fn new(device: &Arc<Device>, bytes: usize, page_bytes: u64) -> Result<Self> {
         let (pages, sums) = (PAGES_MOST * size_of::<u32>(), PAGES_MOST * size_of::<u64>());
         let lane = Lane {
-            stream: Stream::new(device)?,
+            stream: Stream::urgent(device)?,
             pages: (Pinned::new(device, PAGES_MOST)?, Buffer::new(device, pages)?),
             sums: (Pinned::new(device, PAGES_MOST)?, Buffer::new(device, sums)?),
         };

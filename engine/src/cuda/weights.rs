@@ -1,5 +1,6 @@
 //! The weights on the device, in bf16: matrices that read the same input stand one under the other, so that one product serves them.
 
+use std::ffi::c_void;
 use std::sync::Arc;
 
 use half::bf16;
@@ -112,11 +113,8 @@ impl Weights {
         let mut matrix = |outputs: usize, inputs: usize| {
             let count = outputs * inputs;
             let buffer = Buffer::new(device, count * size_of::<bf16>())?;
-            // SAFETY: the buffer holds as many numbers.
-            let status =
-                unsafe { baton_fill(buffer.start(), count as u64, next, RANDOM_SCALE, stream.raw()) };
+            fill(buffer.start(), count, next, stream)?;
             next += 1;
-            launched("baton_fill", status)?;
             Ok::<_, CudaError>(buffer)
         };
         let ones = || Buffer::of(device, &vec![bf16::ONE; hidden]);
@@ -137,6 +135,13 @@ impl Weights {
         stream.wait().map_err(|error| error.to_string()).named("making random weights")?;
         Ok(Self { embedding, layers, norm, output })
     }
+}
+
+/// Fills `count` numbers of this device's memory with random ones, in the stream's order.
+pub(super) fn fill(at: *mut c_void, count: usize, seed: u64, stream: &Stream) -> Result<()> {
+    // SAFETY: the callers' buffers hold as many numbers.
+    let status = unsafe { baton_fill(at, count as u64, seed, RANDOM_SCALE, stream.raw()) };
+    launched("baton_fill", status)
 }
 
 /// A tensor's numbers, rounded to bf16.

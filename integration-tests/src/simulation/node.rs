@@ -74,6 +74,7 @@ pub(super) enum Mail {
     SchedulePut(SchedulePut),
     CancelPuts(CancelPuts),
     PutCompleted(SessionId, Ticket, Result<(), String>),
+    Hashed(SessionId, Ticket, u64),
     Flushed(SessionId, Ticket, Result<(), String>),
     StartPrefill(StartPrefill),
     CancelPrefill(SessionId, RequestId),
@@ -161,7 +162,7 @@ impl Node {
             }))
         } else {
             Role::Sender(Box::new(Sender {
-                transfer: TransferState::new(1),
+                transfer: TransferState::new(1, 0.0, plan.hashed),
                 prefiller: PrefillerState::new(PrefillerConfig {
                     page_tokens: PAGE_TOKENS,
                     page_bytes: 1,

@@ -8,7 +8,8 @@ use connector::ring::CreditNumber;
 
 use super::lane::OutletName;
 use super::node::{Actor, Mail};
-use super::world::World;
+use super::plan::MS;
+use super::world::{Event, World};
 
 impl World {
     pub(super) fn sender_takes(&mut self, node: usize, actor: Actor, mail: Mail) {
@@ -49,6 +50,7 @@ impl World {
             Mail::PutCompleted(session, ticket, result) => {
                 transfer.on_put_completed(micros, session, ticket, result)
             }
+            Mail::Hashed(session, ticket, hash) => transfer.on_hashed(micros, session, ticket, hash),
             Mail::Flushed(session, ticket, result) => transfer.on_flushed(micros, session, ticket, result),
             Mail::PeerLost(session) => return transfer.on_lost(session),
             Mail::Tick => transfer.on_tick(micros),
@@ -87,9 +89,9 @@ impl World {
                     self.put(outlet, ticket, (page.0, seed.is_some()), into);
                     if let Some(seed) = seed.filter(|_| self.plan.hashed) {
                         let hash = self.nodes[node].memory.hash(page, seed);
-                        if let Some(sender) = self.nodes[node].sender() {
-                            sender.transfer.on_hashed(session, ticket, hash);
-                        }
+                        let wait = self.dice.wait(1, 20 * MS);
+                        let mail = Box::new(Mail::Hashed(session, ticket, hash));
+                        self.at_node(node, wait, Event::Mail(Actor::Transfer, mail));
                     }
                 }
                 transfer::Action::Flush { session, ticket } => {

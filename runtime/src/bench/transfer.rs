@@ -1,9 +1,10 @@
 //! `runtime bench transfer`: how fast pages go from one process's pool into another's, beside what the lane does by itself.
 //!
 //! Two processes run everything that serves a request but the model: the engine takes no time and hands a prompt's pages over
-//! all at once. The clock runs from there, before the first put, to the receiver's first decode step, which needs the last page
-//! adopted; so actors, ring, hash, puts, flush, frames and checks are all in it.
+//! all at once. The clock runs from the moment at which the first put is given to the transport to the receiver's first decode step, which
+//! needs the last page adopted; so actors, ring, hash, puts, flush, frames and checks are all in it.
 
+mod first_put;
 mod idle_engine;
 mod peer;
 
@@ -11,7 +12,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
@@ -20,8 +22,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::cli::parse_set;
-use crate::config::{Config, Flag};
+use crate::config::{Config, Device, Flag};
 use crate::roles;
+use first_put::FirstPut;
 use idle_engine::IdleEngine;
 
 /// The longest that a process may take to come up, or a page table to travel.
@@ -37,9 +40,12 @@ pub struct TransferOptions {
     /// Pages of a page table
     #[arg(long, default_value_t = 83)]
     pub pages: u32,
-    /// KiB of a page
-    #[arg(long, default_value_t = 720)]
-    pub page_kib: u32,
+    /// KiB of a page [default: 720, and 8192 on GPUs]
+    #[arg(long)]
+    pub page_kib: Option<u32>,
+    /// Takes pages from all over both pools, so that no two go as one put
+    #[arg(long)]
+    pub scattered: bool,
     /// Page tables moved in each cycle
     #[arg(long, default_value_t = 20)]
     pub rounds: usize,
@@ -52,11 +58,21 @@ pub struct TransferOptions {
     /// The sender's part, for the receiver at this address
     #[arg(long, hide = true)]
     pub dial: Option<String>,
+    /// The part that copies from one GPU to the other
+    #[arg(long, hide = true)]
+    pub peer_copy: bool,
+}
+
+impl TransferOptions {
+    fn page_bytes(&self, config: &Config) -> u64 {
+        let usual = if config.engine.device == Device::Cuda { 8192 } else { 720 };
+        u64::from(self.page_kib.unwrap_or(usual)) << 10
+    }
 }
 
 /// One page table's journey.
 struct Sample {
-    /// From final pages to the first decode step.
+    /// From the first put to the first decode step.
     seconds: f64,
     /// What the sender saw of it: from the first put to the last flush.
     puts_seconds: f64,
@@ -67,21 +83,27 @@ struct Sample {
 /// # Errors
 /// A process that does not come up, or pages that do not arrive.
 pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
-    ensure!(options.pages > 0 && options.page_kib > 0, "--pages and --page-kib must be above 0");
+    ensure!(options.pages > 0 && options.page_kib != Some(0), "--pages and --page-kib must be above 0");
     ensure!(options.rounds > 0 && options.cycles > 0, "--rounds and --cycles must be above 0");
     if let Some(address) = &options.dial {
         return send(options, &config, address);
     }
-    let page_bytes = u64::from(options.page_kib) << 10;
+    let page_bytes = options.page_bytes(&config);
+    if options.peer_copy {
+        return peer::copy(page_bytes * u64::from(options.pages));
+    }
     let bytes = (page_bytes * u64::from(options.pages)) as f64;
     println!(
-        "{} pages of {} KiB a page table; GB/s, medians of {} page tables",
-        options.pages, options.page_kib, options.rounds
+        "{} {} pages of {} KiB a page table; GB/s, medians of {} page tables",
+        options.pages,
+        if options.scattered { "scattered" } else { "neighbouring" },
+        page_bytes >> 10,
+        options.rounds
     );
     println!("{:>10} {:>8} {:>8} {:>8} {:>8}", "lane alone", "no hash", "puts", "hash", "puts");
     let mut columns: [Vec<f64>; 5] = Default::default();
     for _ in 0..options.cycles {
-        let mut row = vec![peer::put_bandwidth(&config, page_bytes)?];
+        let mut row = vec![peer::bandwidth(options, &config)?];
         for page_hash in [false, true] {
             let samples = measure(options, &config, page_hash)?;
             row.push(Some(bytes / quartiles(samples.iter().map(|sample| sample.seconds))[1]));
@@ -121,21 +143,29 @@ fn clock() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
-/// A node around an engine that says when it was last asked for a token.
+/// A node around an engine that tells `asked` whenever it is asked for a token; `first_put` hears of the transport's puts.
 fn start(
     options: &TransferOptions,
     config: &Config,
     role: LinkRole,
     page_hash: bool,
-    asked: Sender<u64>,
+    asked: Box<dyn Fn() + Send>,
+    first_put: Option<FirstPut>,
 ) -> Result<Node> {
-    let engine = IdleEngine::new(options.page_kib << 10, options.pages * POOLS, asked)?;
+    let device = config.engine.device;
+    let engine = IdleEngine::new(device, options.page_bytes(config), options.pages * POOLS, asked)?;
+    let transport = roles::transport(config, &engine.pool());
     let link = LinkConfig {
         role,
         secret: None,
         ring_bytes: config.ring.bytes.0,
         page_hash,
-        transport: roles::transport(config, &engine.pool()),
+        // Whatever it is, it is to be measured.
+        min_gbps: 0.0,
+        transport: match first_put {
+            None => transport,
+            Some(first_put) => Box::new(move |sink| Ok(first_put.over(transport(sink)?))),
+        },
     };
     let prefill_chunk_tokens = engine.step_tokens();
     let engine = Box::new(engine);
@@ -143,19 +173,23 @@ fn start(
         engine,
         prefill_chunk_tokens,
         prefix_cache: false,
+        scattered: options.scattered,
         // Never.
         local_if_sooner_by: Duration::MAX,
         link: Some(link),
     })?)
 }
 
-/// The sender's process: a line with the time whenever a prompt's pages are final, until standard input ends.
+/// The sender's process: a line with the time of each prompt's first put, until standard input ends.
 fn send(options: &TransferOptions, config: &Config, address: &str) -> Result<()> {
-    let (asked, times) = channel();
+    let (put, times) = channel();
     std::thread::spawn(move || times.into_iter().for_each(|time: u64| println!("{time}")));
+    let first_put = FirstPut::new(put);
+    let awaited = first_put.awaited();
+    let asked = Box::new(move || awaited.store(true, Ordering::Release));
     actix::System::new().block_on(async {
         let role = LinkRole::Sender(vec![address.to_owned()]);
-        let node = start(options, config, role, config.transport.page_hash, asked)?;
+        let node = start(options, config, role, config.transport.page_hash, asked, Some(first_put))?;
         let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
         let _ = ended.await;
         node.shut_down(Duration::ZERO).await;
@@ -166,15 +200,19 @@ fn send(options: &TransferOptions, config: &Config, address: &str) -> Result<()>
 /// The sender's process, which ends with this value.
 struct Sending {
     process: Child,
-    /// When each prompt's pages were final.
-    final_at: Receiver<u64>,
+    /// When each prompt's first page was put.
+    put_at: Receiver<u64>,
 }
 
 impl Sending {
     fn spawn(options: &TransferOptions, address: &str, page_hash: bool) -> Result<Self> {
         let mut process = Command::new(std::env::current_exe()?)
             .args(["bench", "transfer", "--dial", address])
-            .args(["--pages", &options.pages.to_string(), "--page-kib", &options.page_kib.to_string()])
+            .args(["--pages", &options.pages.to_string()])
+            .args(options.page_kib.iter().flat_map(|kib| ["--page-kib".to_owned(), kib.to_string()]))
+            .args(options.scattered.then_some("--scattered"))
+            // The second GPU; nothing where there is none.
+            .env("CUDA_VISIBLE_DEVICES", "1")
             .args(
                 options.set.iter().flat_map(|flag| ["--set".into(), format!("{}={}", flag.key, flag.value)]),
             )
@@ -184,13 +222,13 @@ impl Sending {
             .spawn()
             .context("cannot start the sender's process")?;
         let lines = BufReader::new(process.stdout.take().context("it has an output")?).lines();
-        let (heard, final_at) = channel();
+        let (heard, put_at) = channel();
         std::thread::spawn(move || {
             for time in lines.map_while(Result::ok).filter_map(|line| line.parse().ok()) {
                 let _ = heard.send(time);
             }
         });
-        Ok(Self { process, final_at })
+        Ok(Self { process, put_at })
     }
 }
 
@@ -206,8 +244,9 @@ fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Resul
     actix::System::new().block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?.to_string();
-        let (asked, decoding_at) = channel();
-        let node = start(options, config, LinkRole::Receiver(listener), page_hash, asked)?;
+        let (decoding, decoding_at) = channel();
+        let asked = Box::new(move || drop(decoding.send(clock())));
+        let node = start(options, config, LinkRole::Receiver(listener), page_hash, asked, None)?;
         let sending = Sending::spawn(options, &address, page_hash)?;
         let began = Instant::now();
         while node.peers() == 0 {
@@ -216,12 +255,12 @@ fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Resul
         }
         let mut samples = Vec::with_capacity(options.rounds);
         for round in 0..WARM_UPS + options.rounds {
-            let timings = hand_over(options, &node, round as u64).await?;
-            let final_at = sending.final_at.recv_timeout(PATIENCE).context("the sender is silent")?;
+            let timings = hand_over(options, &node, config.page_tokens(), round as u64).await?;
+            let put_at = sending.put_at.recv_timeout(PATIENCE).context("the sender is silent")?;
             let decoding_at = decoding_at.recv_timeout(PATIENCE).context("nothing was decoded")?;
             if round >= WARM_UPS {
                 samples.push(Sample {
-                    seconds: decoding_at.saturating_sub(final_at) as f64 / 1e9,
+                    seconds: decoding_at.saturating_sub(put_at) as f64 / 1e9,
                     puts_seconds: timings.transfer_ms / 1e3,
                 });
             }
@@ -233,11 +272,16 @@ fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Resul
 }
 
 /// One request of two tokens: the second needs every page.
-async fn hand_over(options: &TransferOptions, node: &Node, number: u64) -> Result<Timings> {
+async fn hand_over(
+    options: &TransferOptions,
+    node: &Node,
+    node_page_tokens: u32,
+    number: u64,
+) -> Result<Timings> {
     let request = RequestId(number);
     let max_tokens = 2;
     let mut events = node.streams.open(request, max_tokens, ());
-    let tokens = options.pages * idle_engine::PAGE_TOKENS;
+    let tokens = options.pages * node_page_tokens;
     let generate = Generate {
         request,
         prompt: vec![0; tokens as usize].into(),

@@ -32,6 +32,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("request.context_tokens", "4096", "4096", "-1", "must be a whole number from 0"),
     ("request.api_key", "hush", "\"***\"", "***", "only stands for a secret"),
     ("transport.ucx_library", "/u/libucp.so.0", "/u/libucp.so.0", "", "must be a path"),
+    ("transport.min_gbps", "1.5", "1.5", "fast", "must be a number of at least 0"),
     ("transport.page_hash", "false", "false", "perhaps", "must be true or false"),
     ("shutdown.drain", "1500ms", "1500ms", "soon", "must be a duration"),
 ];

@@ -245,6 +245,13 @@ pub(super) fn load_format(value: &Value) -> Result<LoadFormat, String> {
     }
 }
 
+/// A number of at least 0.
+pub(super) fn rate(value: &Value) -> Result<f32, String> {
+    let parsed = scalar(value).and_then(|text| text.parse::<f32>().ok());
+    let rate = parsed.filter(|rate| rate.is_finite() && *rate >= 0.0);
+    rate.ok_or_else(|| format!("must be a number of at least 0, not {}", named(value)))
+}
+
 /// A share of a whole, above 0 and up to 1.
 pub(super) fn share(value: &Value) -> Result<f32, String> {
     let parsed = scalar(value).and_then(|text| text.parse::<f32>().ok());

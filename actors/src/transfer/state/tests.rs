@@ -17,13 +17,16 @@ struct Peer {
     measured: bool,
     broken: Vec<String>,
     most_in_flight: usize,
+    /// Hashes come when the test says.
+    hashes_late: bool,
+    hashes: Vec<(Ticket, u64)>,
 }
 
 impl Peer {
     fn new(ring_pages: u32) -> Self {
         let ring = connector::ring::GrantLedger::new(NonZeroU32::new(ring_pages).expect("at least one"));
         let mut peer = Self {
-            state: TransferState::new(100),
+            state: TransferState::new(100, 0.0, true),
             ring,
             puts: Vec::new(),
             flushes: Vec::new(),
@@ -33,6 +36,8 @@ impl Peer {
             measured: false,
             broken: Vec::new(),
             most_in_flight: 0,
+            hashes_late: false,
+            hashes: Vec::new(),
         };
         peer.state.on_session_opened(S, ring_pages, 77);
         let actions = peer.state.on_connected(0, S, "tcp/lo".into());
@@ -56,7 +61,12 @@ impl Peer {
                 Action::Put { ticket, seed, .. } => {
                     if let Some(seed) = seed {
                         assert_eq!((seed.session, seed.request), (77, R.0));
-                        self.state.on_hashed(S, ticket, seed.credit * 100 + u64::from(seed.place));
+                        let hash = seed.credit * 100 + u64::from(seed.place);
+                        if self.hashes_late {
+                            self.hashes.push((ticket, hash));
+                        } else {
+                            assert_eq!(self.state.on_hashed(1, S, ticket, hash), [], "it is in flight");
+                        }
                     }
                     self.puts.push(ticket);
                 }
@@ -110,6 +120,14 @@ impl Peer {
         }
     }
 
+    fn hash(&mut self) {
+        if !self.hashes.is_empty() {
+            let (ticket, hash) = self.hashes.remove(0);
+            let actions = self.state.on_hashed(4, S, ticket, hash);
+            self.perform(actions);
+        }
+    }
+
     fn turn(&mut self) {
         self.grant();
         self.complete(0, Ok(()));
@@ -135,18 +153,48 @@ fn a_ring_of_one_measures_and_carries() {
 }
 
 #[test]
+fn a_lane_that_is_too_slow_is_not_used() {
+    let mut peer = Peer::new(8);
+    peer.state.min_gbps = 1e3;
+    while peer.broken.is_empty() {
+        peer.turn();
+    }
+    assert!(!peer.measured);
+    assert!(peer.broken[0].contains("transport.min_gbps is 1000"), "{:?}", peer.broken);
+}
+
+#[test]
 fn nothing_is_announced_before_its_flush() {
     let mut peer = Peer::probed(8);
     peer.grant();
     peer.schedule(0, 2);
-    assert_eq!(peer.puts.len(), 2);
+    assert_eq!((peer.puts.len(), peer.flushes.len()), (2, 1), "there is nothing more to post");
     peer.complete(1, Ok(()));
-    assert!(peer.flushes.is_empty(), "the first credit's put is still in flight");
     peer.complete(0, Ok(()));
-    assert_eq!(peer.flushes.len(), 1);
     assert_eq!(peer.filled, []);
     peer.flush();
     assert_eq!(peer.filled, [(Some(PageOwner { request: 5, first_page: 0 }), 2)], "neighbours share a frame");
+}
+
+#[test]
+fn nothing_is_announced_before_its_completion_and_its_hash() {
+    let mut peer = Peer::probed(8);
+    peer.hashes_late = true;
+    peer.grant();
+    peer.schedule(0, 2);
+    peer.flush();
+    peer.hash();
+    assert_eq!(peer.filled, [], "no put has completed");
+    peer.complete(1, Ok(()));
+    assert_eq!(peer.filled, [], "the second one's credit comes later");
+    peer.complete(0, Ok(()));
+    assert_eq!(
+        peer.filled,
+        [(Some(PageOwner { request: 5, first_page: 0 }), 1)],
+        "the second one has no hash"
+    );
+    peer.hash();
+    assert_eq!(peer.sent, 2);
 }
 
 #[test]
@@ -165,10 +213,7 @@ fn a_cancelled_request_drains_and_its_pages_are_nobodys() {
     while !peer.flushes.is_empty() {
         peer.flush();
     }
-    assert_eq!(
-        peer.filled.iter().map(|(owner, count)| (*owner, *count)).collect::<Vec<_>>(),
-        [(None, 1), (None, 15)]
-    );
+    assert_eq!(peer.filled.iter().map(|(owner, count)| (*owner, *count)).collect::<Vec<_>>(), [(None, 16)]);
     assert_eq!(peer.sent, 0);
 }
 
@@ -304,7 +349,7 @@ fn credits_beyond_the_share_go_back_in_their_turn() {
 
 #[test]
 fn credits_go_back_only_once_the_lane_is_there() {
-    let mut state = TransferState::new(100);
+    let mut state = TransferState::new(100, 0.0, true);
     state.on_session_opened(S, 4, 1);
     state.on_granted(0, S, CreditNumber(0), &[PageIndex(0), PageIndex(1)]);
     assert_eq!(state.on_ring_shared(0, S, 1), []);

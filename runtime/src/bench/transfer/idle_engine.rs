@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::sync::mpsc::Sender;
 
 use anyhow::{Context, Result};
 use engine::{
@@ -11,30 +10,38 @@ use engine::{
     StepOutput,
 };
 
-use super::clock;
-
-/// Positions in a page.
-pub(super) const PAGE_TOKENS: u32 = 16;
+use crate::config::Device;
 
 /// Takes any prompt at once, samples token 0, and says when.
 pub(super) struct IdleEngine {
     pool: Arc<KvPool>,
     model: ModelInfo,
-    asked: Sender<u64>,
+    asked: Box<dyn Fn() + Send>,
 }
 
 impl IdleEngine {
-    /// `pages` pages of `page_bytes` bytes that differ; `asked` hears the time of each step that samples.
-    pub(super) fn new(page_bytes: u32, pages: u32, asked: Sender<u64>) -> Result<Self> {
-        let dtype = KvDtype::F32;
-        let head_dim = page_bytes / (2 * PAGE_TOKENS * dtype.bytes() as u32);
-        let layout = KvLayout { layers: 1, kv_heads: 1, head_dim, page_tokens: PAGE_TOKENS, dtype };
-        let pool = KvPool::new(layout, pages).context("--pages and --page-kib")?;
+    /// `pages` pages of `page_bytes` bytes that differ; `asked` is told of each step that samples.
+    pub(super) fn new(
+        device: Device,
+        page_bytes: u64,
+        pages: u32,
+        asked: Box<dyn Fn() + Send>,
+    ) -> Result<Self> {
+        let (dtype, page_tokens) = match device {
+            Device::Cpu => (KvDtype::F32, 16),
+            Device::Cuda => (KvDtype::Bf16, 64),
+        };
+        let head_dim = (page_bytes / (2 * u64::from(page_tokens) * dtype.bytes())) as u32;
+        let layout = KvLayout { layers: 1, kv_heads: 1, head_dim, page_tokens, dtype };
+        let pool = match device {
+            Device::Cpu => KvPool::new(layout, pages).context("--pages and --page-kib")?,
+            Device::Cuda => on_gpu(layout, pages)?,
+        };
         // Memory that was never written is one page of zeros in truth, and faster than any.
         for (place, cell) in pool.cells().unwrap_or_default().iter().enumerate() {
             cell.store((place ^ (place >> 11)) as u8, Ordering::Relaxed);
         }
-        let context_tokens = pages * PAGE_TOKENS;
+        let context_tokens = pages * page_tokens;
         let model = ModelInfo {
             name: "none".to_owned(),
             path: PathBuf::new(),
@@ -58,6 +65,16 @@ impl IdleEngine {
     }
 }
 
+#[cfg(feature = "cuda")]
+fn on_gpu(layout: KvLayout, pages: u32) -> Result<KvPool> {
+    Ok(engine::cuda_pool(layout, pages, 0)?)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_gpu(_: KvLayout, _: u32) -> Result<KvPool> {
+    anyhow::bail!("this build knows no GPU")
+}
+
 impl Engine for IdleEngine {
     fn model(&self) -> &ModelInfo {
         &self.model
@@ -76,7 +93,7 @@ impl Engine for IdleEngine {
         let tokens: Vec<SampledToken> =
             sampled.map(|chunk| SampledToken { sequence: chunk.sequence, token: 0.into() }).collect();
         if !tokens.is_empty() {
-            let _ = self.asked.send(clock());
+            (self.asked)();
         }
         Ok(Step::finished(StepOutput { tokens }))
     }

@@ -1,4 +1,5 @@
-//! What the lane does by itself: UCX's own program puts blocks of a page's size, with the same settings and error handling.
+//! What the lane does by itself. Over TCP: UCX's own program puts blocks of a page's size, with the same settings and error handling.
+//! Between GPUs: as many contiguous bytes are copied from one to the other.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -6,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::PATIENCE;
-use crate::config::Config;
+use super::{PATIENCE, TransferOptions};
+use crate::config::{Config, Device};
 use crate::roles::UCX_ON_HOST;
 
 /// Bytes put in a measurement, and before it.
 const MEASURED_BYTES: u64 = 3 << 30;
 const WARM_UP_BYTES: u64 = 256 << 20;
+/// Copies between GPUs.
+#[cfg(feature = "cuda")]
+const COPIES: usize = 20;
 
 /// Kills what it holds.
 struct Server(Child);
@@ -24,11 +28,43 @@ impl Drop for Server {
     }
 }
 
+/// Bytes a second of the lane; `None` if there is nothing to measure it with.
+///
+/// # Errors
+/// What measures it fails.
+pub(super) fn bandwidth(options: &TransferOptions, config: &Config) -> Result<Option<f64>> {
+    let page_bytes = options.page_bytes(config);
+    if config.engine.device == Device::Cpu {
+        return put_bandwidth(config, page_bytes);
+    }
+    // In a process of its own: this one has memory on one GPU and shall not know the other.
+    let output = Command::new(std::env::current_exe()?)
+        .args(["bench", "transfer", "--peer-copy", "--pages", &options.pages.to_string()])
+        .args(["--page-kib", &(page_bytes >> 10).to_string()])
+        .stderr(Stdio::inherit())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.trim().parse().map(Some).with_context(|| format!("copying from GPU to GPU: {}", output.status))
+}
+
+/// Copies `bytes` bytes from GPU 0 to GPU 1 and prints how many went in a second.
+#[cfg(feature = "cuda")]
+pub(super) fn copy(bytes: u64) -> Result<()> {
+    let seconds = engine::peer_copy_seconds(bytes as usize, COPIES)?;
+    println!("{}", bytes as f64 / super::quartiles(seconds)[1]);
+    Ok(())
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn copy(_: u64) -> Result<()> {
+    bail!("this build knows no GPU")
+}
+
 /// Bytes a second of `ucx_perftest -e -t ucp_put_bw`; `None` if that program is not where the library is.
 ///
 /// # Errors
 /// The program fails, or says nothing that can be read.
-pub(super) fn put_bandwidth(config: &Config, block_bytes: u64) -> Result<Option<f64>> {
+fn put_bandwidth(config: &Config, block_bytes: u64) -> Result<Option<f64>> {
     let of_operator = config.transport.ucx_library.clone().into_iter();
     let library = of_operator.chain(config.ucx_search()).find(|path| path.exists());
     let Some(folder) = library.as_deref().and_then(|path| path.parent()) else { return Ok(None) };

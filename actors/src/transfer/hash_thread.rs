@@ -1,0 +1,80 @@
+//! The one OS thread that hashes pages for the transfer actor: a page takes tens of microseconds, and as long as a kernel on a GPU that
+//! computes. It sleeps on its queue, and takes all that waits there at once.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use actix::prelude::*;
+use connector::page_hash::PageSeed;
+use connector::transport::Ticket;
+use engine::PageId;
+
+use crate::messages::SessionId;
+use crate::pages::Pages;
+
+/// A page to hash, and whose put it is.
+#[derive(Clone, Copy, Debug)]
+pub struct ToHash {
+    /// The put's session.
+    pub session: SessionId,
+    /// The put.
+    pub ticket: Ticket,
+    /// The page; nobody writes it before the put is over.
+    pub page: PageId,
+    /// What its hash begins with.
+    pub seed: PageSeed,
+}
+
+/// Hash thread → transfer: pages are hashed.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct PagesHashed(pub Vec<(SessionId, Ticket, u64)>);
+
+/// The handle; dropping it ends the thread.
+pub struct HashThread {
+    pages: Option<Sender<Vec<ToHash>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl HashThread {
+    /// Starts the thread, which answers every page in a [`PagesHashed`].
+    ///
+    /// # Errors
+    /// The operating system gives no thread.
+    pub fn spawn(pages: Pages, results: Recipient<PagesHashed>) -> std::io::Result<Self> {
+        // Bounded by the puts in flight.
+        let (send, queue) = channel();
+        let run = move || run(&pages, &queue, &results);
+        let thread = std::thread::Builder::new().name("baton-hash".into()).spawn(run)?;
+        Ok(Self { pages: Some(send), thread: Some(thread) })
+    }
+
+    /// Hands pages over.
+    pub fn hash(&self, pages: Vec<ToHash>) {
+        if let Some(queue) = &self.pages {
+            // A thread that is gone has panicked; puts without hashes are then given up by their deadline.
+            let _ = queue.send(pages);
+        }
+    }
+}
+
+impl Drop for HashThread {
+    fn drop(&mut self) {
+        self.pages = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by its hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(pages: &Pages, queue: &Receiver<Vec<ToHash>>, results: &Recipient<PagesHashed>) {
+    while let Ok(mut batch) = queue.recv() {
+        batch.extend(queue.try_iter().flatten());
+        let seeded: Vec<_> = batch.iter().map(|one| (one.page, one.seed)).collect();
+        let hashes = pages.hash(&seeded).into_iter();
+        results.do_send(PagesHashed(
+            batch.iter().zip(hashes).map(|(one, hash)| (one.session, one.ticket, hash)).collect(),
+        ));
+    }
+}
