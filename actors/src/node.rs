@@ -34,7 +34,10 @@ use crate::prefiller::{
 use crate::proxy::{Proxy, state::ProxyState};
 use crate::request::{AbortRequest, Generate};
 use crate::streams::Streams;
-use crate::transfer::{Transfer, TransferOutboxes, hash_thread::HashThread, state::TransferState};
+use crate::transfer::{
+    RUN_PAGES_ON_DEVICE, RUN_PAGES_ON_HOST, Transfer, TransferOutboxes, hash_thread::HashThread,
+    state::TransferState,
+};
 use crate::watchdog::{NodeHealth, Watchdog, Watched};
 
 /// How often every actor is ticked: deadlines are kept to this, and the watchdog sees a pulse.
@@ -355,6 +358,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         transfer.run(Transfer::new(
             TransferState::new(page_bytes, min_gbps, hashing.is_some()),
             page_bytes,
+            if pool.is_on_device() { RUN_PAGES_ON_DEVICE } else { RUN_PAGES_ON_HOST },
             hashing,
             transport.clone(),
             TransferOutboxes {

@@ -45,14 +45,18 @@ pub struct Transfer {
     hashing: Option<HashThread>,
     transport: Arc<dyn Transport>,
     out: TransferOutboxes,
+    run_pages: usize,
     /// Puts in flight, by the ticket that the transport knows: which of the state's puts each of them is.
     runs: HashMap<Ticket, Vec<Ticket>>,
     epoch: Instant,
     vitals: Vitals,
 }
 
-/// Most pages of one put: so many that a lane is full with two of them, and few enough that there are two.
-const RUN_PAGES: usize = state::PUTS_IN_FLIGHT / 2;
+/// Pages that may go as one put between devices, where each put is a launch: so many that a lane is full with two of them, and few enough
+/// that there are two.
+pub const RUN_PAGES_ON_DEVICE: usize = state::PUTS_IN_FLIGHT / 2;
+/// The same between hosts: the bytes of a long put leave the processor's caches between its sockets and its copies.
+pub const RUN_PAGES_ON_HOST: usize = 1;
 
 /// Puts that are one to the transport.
 struct Run {
@@ -65,25 +69,26 @@ struct Run {
 
 impl Run {
     /// True if `next` is the next page on both sides.
-    fn goes_on(&self, next: &Self) -> bool {
+    fn goes_on(&self, next: &Self, most: usize) -> bool {
         let pages = self.tickets.len();
         let ends_at = (self.page + pages as u32, self.into + pages as u32);
-        pages < RUN_PAGES && self.session == next.session && ends_at == (next.page, next.into)
+        pages < most && self.session == next.session && ends_at == (next.page, next.into)
     }
 }
 
 impl Transfer {
-    /// Puts pages by `state` over `transport`, `page_bytes` bytes each, and announces their hashes if it is given a thread to hash them.
+    /// Puts pages by `state` over `transport`, `page_bytes` bytes each and up to `run_pages` neighbours at once, and announces their hashes if it is given a thread to hash them.
     pub fn new(
         state: TransferState,
         page_bytes: u64,
+        run_pages: usize,
         hashing: Option<HashThread>,
         transport: Arc<dyn Transport>,
         out: TransferOutboxes,
         vitals: Vitals,
     ) -> Self {
         let runs = HashMap::new();
-        Self { state, page_bytes, hashing, transport, out, runs, epoch: Instant::now(), vitals }
+        Self { state, page_bytes, run_pages, hashing, transport, out, runs, epoch: Instant::now(), vitals }
     }
 
     /// Posts puts into neighbouring pages from neighbouring pages as one: a lane carries one large put faster than many small ones.
@@ -136,7 +141,7 @@ impl Transfer {
                     to_hash.extend(seed.map(|seed| ToHash { session, ticket, page, seed }));
                     let next = Run { session, page: page.0, into: into.0, tickets: vec![ticket] };
                     let ready = match &mut run {
-                        Some(run) if run.goes_on(&next) => {
+                        Some(run) if run.goes_on(&next, self.run_pages) => {
                             run.tickets.push(ticket);
                             None
                         }
@@ -170,7 +175,7 @@ impl Transfer {
         }
         // With all puts posted. A page is final, and read twice: there and by the transport.
         if let Some(hashing) = self.hashing.as_ref().filter(|_| !to_hash.is_empty()) {
-            hashing.hash(to_hash);
+            hashing.post(to_hash);
         }
     }
 }

@@ -245,7 +245,10 @@ fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Resul
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?.to_string();
         let (decoding, decoding_at) = channel();
-        let asked = Box::new(move || drop(decoding.send(clock())));
+        let asked = Box::new(move || {
+            // Whoever asks has gone.
+            let _ = decoding.send(clock());
+        });
         let node = start(options, config, LinkRole::Receiver(listener), page_hash, asked, None)?;
         let sending = Sending::spawn(options, &address, page_hash)?;
         let began = Instant::now();
