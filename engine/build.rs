@@ -33,7 +33,7 @@ mod cuda {
     }
 
     /// Slowest first. `-use_fast_math` is for FlashInfer, which is tuned with it; our own kernels round as they say.
-    const UNITS: [Unit; 5] = [
+    const UNITS: [Unit; 6] = [
         Unit { source: "fa3.cu", flags: &["-use_fast_math"], headers: &["attention.cuh"] },
         Unit {
             source: "fa2.cu",
@@ -46,6 +46,7 @@ mod cuda {
             headers: &["attention.cuh"],
         },
         Unit { source: "glue.cu", flags: &[], headers: &[] },
+        Unit { source: "row_products.cu", flags: &[], headers: &[] },
         Unit { source: "page_hash.cu", flags: &[], headers: &[] },
     ];
 

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! cargo build --release --features cuda -p integration-tests --example gpu_engine
-//! target/release/examples/gpu_engine [CONFIG FOLDER]
+//! target/release/examples/gpu_engine [CONFIG FOLDER [step]]
 //! ```
 //! *Right*: small random Llamas with heads of 64 and 128, whose logits are held against the CPU engine's, in one chunk and in
 //! several, alone and beside others; and page hashes against the CPU's over the same bytes. *How long*: random weights of the
-//! shape in CONFIG FOLDER (configs/models/llama-3.1-8b).
+//! shape in CONFIG FOLDER (configs/models/llama-3.1-8b). With `step` only one decode step of one row, for a profiler that shows what it is
+//! made of: `ncu --metrics gpu__time_duration.sum --csv`.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -228,8 +229,22 @@ fn large_model(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// One decode step behind a thousand tokens.
+fn one_step(folder: &Path) -> Result<()> {
+    let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
+    let (tokens, table) = ([1], pages(0, 17));
+    let chunk =
+        Chunk { sequence: 1, tokens: &tokens, start: 1000, pages: &table, sample: Some(Sample::greedy()) };
+    run(&mut gpu, &[chunk])?;
+    Ok(())
+}
+
 fn main() -> Result<()> {
-    let folder = std::env::args().nth(1).map(PathBuf::from);
+    let mut arguments = std::env::args().skip(1);
+    let folder = arguments.next().map(PathBuf::from);
+    if let (Some(folder), Some("step")) = (&folder, arguments.next().as_deref()) {
+        return one_step(folder);
+    }
     small_models()?;
     folder.map_or(Ok(()), |folder| large_model(&folder))
 }

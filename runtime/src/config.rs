@@ -132,7 +132,7 @@ sections! {
         kv_bytes: Option<ByteSize> = |value| optional(value, bytes), |_, _| layers::NOTHING;
         /// Tokens in a KV page, the same on both ends of a link; without one 16, and 64 on a GPU.
         page_tokens: Option<u32> = |value| optional(value, |value| count(value, 1..=1024)), |_, _| layers::NOTHING;
-        /// Most tokens of one prompt that are prefilled in one step; without one 128, and 2048 on a GPU.
+        /// Most tokens of one prompt that are prefilled in one step; without one 128, and 4096 on a GPU.
         prefill_chunk_tokens: Option<u32> =
             |value| optional(value, |value| count(value, 1..=32768)), |_, _| layers::NOTHING;
         /// Whether pages that hold the beginning of an earlier request serve later ones that begin with the same tokens.

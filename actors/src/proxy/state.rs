@@ -114,19 +114,20 @@ impl ProxyState {
         Ok(sender.map(|index| self.senders[index].0))
     }
 
-    /// Which sender would be done first, the next in turn of those that would be done at the same time; `None` if this node would be
-    /// by so much sooner, because prompts wait there, that it is worth what it takes from decoding.
+    /// The next in turn of the senders where nothing waits: it is there for this, however slow it once was, and shows how fast it is
+    /// now. If there is none, the one that would be done first; `None` if this node would be by so much sooner that it is worth what it
+    /// takes from decoding.
     fn soonest(&self, tokens: u64) -> Option<usize> {
         let count = self.senders.len();
+        let mut in_turn = (0..count).map(|step| (self.next + step) % count);
+        if let Some(idle) = in_turn.clone().find(|index| self.senders[*index].1.waiting == 0) {
+            return Some(idle);
+        }
         // One that has not shown how fast it is gets a chance to.
         let speed = |index: usize| self.senders[index].1.micros_a_token.unwrap_or(0.0);
         let done_in = |index: usize| self.senders[index].1.done_in(tokens, speed(index));
-        let in_turn = (0..count).map(|step| (self.next + step) % count);
-        let best = in_turn.min_by(|a, b| done_in(*a).total_cmp(&done_in(*b)))?;
-        if self.senders[best].1.waiting == 0 {
-            // It is there for this, however slow it once was; and shows how fast it is now.
-            return Some(best);
-        }
+        let first = in_turn.next()?;
+        let best = in_turn.fold(first, |a, b| if done_in(b) < done_in(a) { b } else { a });
         // Nothing better is known of this node than that its kind is the sender's.
         let here = self.here.done_in(tokens, self.here.micros_a_token.unwrap_or(speed(best)));
         let saved = done_in(best) - here;
@@ -172,9 +173,9 @@ mod tests {
         state.on_prefill_over(&over(Some(fast), 100, Some(100_000)));
         state.on_prefill_over(&over(Some(slow), 100, Some(300_000)));
         assert_eq!(state.waiting(), 0);
-        // 1 and 3 ms a token: the fast one is the first choice until three such prompts wait there.
+        // 1 and 3 ms a token: whoever has nothing to do is next, then the fast one until three such prompts wait there.
         let chosen: Vec<_> = (0..4).map(|_| route(&mut state, 100)).collect();
-        assert_eq!(chosen, [Some(fast), Some(fast), Some(slow), Some(fast)].to_vec());
+        assert_eq!(chosen, [Some(fast), Some(slow), Some(fast), Some(fast)].to_vec());
         // 0.8 s at the fast sender and then 1.3 s, and 0.5 s here: not worth it.
         assert_eq!([route(&mut state, 500), route(&mut state, 500)], [Some(fast); 2]);
         // 1.9 s at the fast sender, 2.1 s at the slow one, 0.6 s here.

@@ -7,8 +7,8 @@ use super::attention::{Attention, Heads, PartPlan};
 use super::device::{Buffer, Device, Result, Stream};
 use super::gemm::{Gemm, Output};
 use super::kernels::{
-    baton_add_rms_norm, baton_argmax, baton_embed, baton_rope_append, baton_silu_mul, baton_take_rows,
-    launched,
+    baton_add_rms_norm, baton_argmax, baton_embed, baton_rope_append, baton_row_products, baton_silu_mul,
+    baton_take_rows, launched,
 };
 use super::plan::Plan;
 use super::weights::{Layer, Weights};
@@ -16,6 +16,11 @@ use crate::kv::{KeyOrValue, KvPool};
 use crate::model::Shape;
 
 const HALF: usize = 2;
+
+/// Up to these many rows a product is bound by reading the weights, and goes without the library.
+const ROW_PRODUCTS_MOST: usize = 4;
+/// What a block of threads may share on Hopper.
+const SHARED_BYTES: usize = 227 << 10;
 
 /// Most rows that one step samples after.
 pub(super) const SAMPLED_MOST: usize = 1024;
@@ -253,6 +258,17 @@ impl Forward {
         stream: &Stream,
     ) -> Result<()> {
         debug_assert!(weights.bytes() == sizes.1 * sizes.2 * HALF);
+        let (rows, outputs, inputs) = sizes;
+        if rows <= ROW_PRODUCTS_MOST && rows * inputs * HALF <= SHARED_BYTES {
+            let wide = i32::from(output == Output::F32);
+            let (rows, outputs, inputs) = (rows as i32, outputs as i32, inputs as i32);
+            // SAFETY: see `submit`; the matrix has as many outputs and inputs.
+            let status = unsafe {
+                let (x, weights, y) = (x.start(), weights.start(), y.start());
+                baton_row_products(x, weights, y, wide, rows, outputs, inputs, stream.raw())
+            };
+            return launched("baton_row_products", status);
+        }
         // SAFETY: see `submit`; the matrix has as many outputs and inputs.
         unsafe { self.gemm.multiply(stream, x.start(), weights.start(), y.start(), sizes, output) }
     }

@@ -48,6 +48,16 @@ unsafe extern "C" {
         out: Ptr,
         stream: Ptr,
     ) -> i32;
+    pub(super) fn baton_row_products(
+        x: Ptr,
+        weights: Ptr,
+        y: Ptr,
+        wide: i32,
+        rows: i32,
+        outputs: i32,
+        inputs: i32,
+        stream: Ptr,
+    ) -> i32;
     pub(super) fn baton_fa3_plan_128(
         float_workspace: Ptr,
         float_bytes: usize,
