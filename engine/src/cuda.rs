@@ -311,6 +311,10 @@ impl Engine for CudaEngine {
         self.limits
     }
 
+    fn runs_elsewhere(&self) -> bool {
+        true
+    }
+
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
         batch::check(batch, &self.model, &self.kv, self.limits)?;
         if batch.is_empty() {

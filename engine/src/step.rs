@@ -82,6 +82,11 @@ pub trait Engine: Send {
     /// The most that one [`submit`](Engine::submit) takes.
     fn limits(&self) -> StepLimits;
 
+    /// True if steps run on another device, so that the owner's thread has nothing to do between them and may wait awake for the next.
+    fn runs_elsewhere(&self) -> bool {
+        false
+    }
+
     /// Starts one mixed step of any number of prefill chunks and decode rows, at most one of each sequence. An
     /// empty batch is a step without output. The CPU backend computes here and returns when the step is done.
     ///

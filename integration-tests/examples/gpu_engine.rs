@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! cargo build --release --features cuda -p integration-tests --example gpu_engine
-//! target/release/examples/gpu_engine [CONFIG FOLDER [step]]
+//! target/release/examples/gpu_engine [CONFIG FOLDER [step | logits TOKENS FILE]]
 //! ```
 //! *Right*: small random Llamas with heads of 64 and 128, whose logits are held against the CPU engine's, in one chunk and in
 //! several, alone and beside others; and page hashes against the CPU's over the same bytes. *How long*: random weights of the
 //! shape in CONFIG FOLDER (configs/models/llama-3.1-8b). With `step` only one decode step of one row, for a profiler that shows what it is
-//! made of: `ncu --metrics gpu__time_duration.sum --csv`.
+//! made of: `ncu --metrics gpu__time_duration.sum --csv`. With `logits` the last logits of a prompt go into FILE, for `gpu/logits.py`.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -156,7 +156,7 @@ fn large_model(folder: &Path) -> Result<()> {
         gpu.kv().layout().page_bytes() >> 10
     );
     let sample = Some(Sample::greedy());
-    let prompt: Vec<u32> = (0..15_000u32).map(|n| n.wrapping_mul(2_654_435_761) % 128_000).collect();
+    let prompt = prompt(15_000);
     println!("{:>8} {:>7} {:>10} {:>12}", "prompt", "chunk", "ms", "tokens/s");
     for chunk in [2048, 8192] {
         for length in [1000usize, 5000, 15_000] {
@@ -239,11 +239,30 @@ fn one_step(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The last logits of a prompt of this many tokens.
+fn logits(folder: &Path, tokens: usize, file: &str) -> Result<()> {
+    let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
+    let (prompt, table) = (prompt(tokens), pages(0, tokens.div_ceil(64) as u32 + 1));
+    let sample = Some(Sample::greedy());
+    run(&mut gpu, &[Chunk { sequence: 1, tokens: &prompt, start: 0, pages: &table, sample }])?;
+    let bytes: Vec<u8> = gpu.logits(0)?.into_iter().flat_map(f32::to_le_bytes).collect();
+    std::fs::write(file, bytes).with_context(|| format!("cannot write {file}"))
+}
+
+fn prompt(tokens: usize) -> Vec<u32> {
+    (0..tokens as u32).map(|n| n.wrapping_mul(2_654_435_761) % 128_000).collect()
+}
+
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().map(PathBuf::from);
-    if let (Some(folder), Some("step")) = (&folder, arguments.next().as_deref()) {
-        return one_step(folder);
+    match (&folder, arguments.next().as_deref()) {
+        (Some(folder), Some("step")) => return one_step(folder),
+        (Some(folder), Some("logits")) => {
+            let tokens = arguments.next().and_then(|text| text.parse().ok()).context("how many tokens")?;
+            return logits(folder, tokens, &arguments.next().context("into which file")?);
+        }
+        _ => {}
     }
     small_models()?;
     folder.map_or(Ok(()), |folder| large_model(&folder))

@@ -3,7 +3,8 @@
     python3 integration-tests/gpu/pair.py RUNTIME LIBUCP MODEL [--set KEY=VALUE ...]
 
 RUNTIME is the binary with the feature `cuda`, MODEL a folder (configs/models/llama-3.1-8b makes random weights). Prompts are token
-ids, so no tokenizer is needed. Standard library only.
+ids, so no tokenizer is needed. Standard library only. PARTS, a list with commas in between, says what else is done: `load` (the seed's
+load), `kills` (each side is killed under load), or `single` (one GPU, and no pair).
 """
 
 import http.client
@@ -216,7 +217,7 @@ def main():
     common += ["--set", "engine.load_format=dummy", "--set", "engine.prefix_cache=false", *EXTRA]
     ports = ["--set", "http.port=0", "--set", "frontend.port=0", "--set", "link.port=0"]
     # On the sender's GPU: two of a kind differ by a few percent.
-    alone = Process("local", 1, ["--role", "local", *common, *ports])
+    alone = Process("local", 0 if "single" in PARTS else 1, ["--role", "local", *common, *ports])
     alone.wait("ready in")
     print(alone.wait("model on the GPU"))
     single = measure(alone.port("frontend.port"), "one GPU")
@@ -224,7 +225,11 @@ def main():
     for turn in range(8 if "kills" in PARTS else 0):
         prompt = tuple(random.Random(turn).choices(range(1000, 120000), k=3000))
         longer[0, turn, prompt] = ask(alone.port("frontend.port"), list(prompt), 64)[2]
+    if "load" in PARTS:
+        load(alone.port("frontend.port"), "one GPU")
     alone.stop()
+    if "single" in PARTS:
+        return
 
     def start_receiver(link="127.0.0.1:0"):
         port = link.rsplit(":", 1)[1]

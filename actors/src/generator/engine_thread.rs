@@ -1,15 +1,20 @@
-//! The one OS thread that owns the engine. It sleeps on its queue when there is no step.
+//! The one OS thread that owns the engine. It sleeps on its queue when there is no step; between the steps of a GPU it waits awake for a
+//! moment first.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use engine::{Chunk, Engine, EngineError, Sample, Token};
 
 use super::state::Plan;
 use crate::kit::Vitals;
+
+/// Several times what it takes to plan a step.
+const AWAKE: Duration = Duration::from_micros(500);
 
 /// Engine thread → generator: the step in flight is over.
 #[derive(Clone, Debug, PartialEq, Message)]
@@ -96,13 +101,27 @@ fn run(
     results: &Recipient<StepFinished>,
     pulse: &EnginePulse,
 ) {
-    while let Ok(plan) = queue.recv() {
+    let awake = if engine.runs_elsewhere() { AWAKE } else { Duration::ZERO };
+    while let Some(plan) = next(queue, awake) {
         pulse.set(true);
         let outcome = step(engine.as_mut(), &plan).map_err(|error| error.to_string());
         pulse.set(false);
         // Bounded: at most one step is in flight.
         results.do_send(StepFinished { outcome });
     }
+}
+
+/// The next plan: one that comes soon is waited for awake, for it is the next step of a batch, and to be woken takes a few percent of one.
+fn next(queue: &Receiver<Plan>, awake: Duration) -> Option<Plan> {
+    let began = Instant::now();
+    while began.elapsed() < awake {
+        match queue.try_recv() {
+            Ok(plan) => return Some(plan),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) => std::hint::spin_loop(),
+        }
+    }
+    queue.recv().ok()
 }
 
 fn step(engine: &mut dyn Engine, plan: &Plan) -> Result<Vec<(u64, Token)>, EngineError> {
