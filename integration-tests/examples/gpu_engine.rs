@@ -10,6 +10,8 @@
 //! made of: `ncu --metrics gpu__time_duration.sum --csv`. With `logits` the last logits of a prompt go into FILE, for `gpu/logits.py`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -124,15 +126,23 @@ fn small_models() -> Result<()> {
     Ok(())
 }
 
+/// Bytes of a page, as a region.
+struct Cells(Vec<AtomicU8>);
+
+impl AsRef<[AtomicU8]> for Cells {
+    fn as_ref(&self) -> &[AtomicU8] {
+        &self.0
+    }
+}
+
 fn hashes(gpu: &CudaEngine) -> Result<()> {
     let bytes = gpu.kv().layout().page_bytes();
     let some: Vec<PageId> = [0, 3, 21].map(PageId).into();
     let sums = gpu.kv().device_contents(&some).map_err(anyhow::Error::msg)?;
     for (page, sum) in some.iter().zip(sums) {
         let data = gpu.read_page(*page)?;
-        let region = Region::host(data.len());
-        // SAFETY: the region is as long, and nobody else knows it.
-        unsafe { region.base().as_ptr().copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        let cells: Vec<AtomicU8> = data.into_iter().map(AtomicU8::new).collect();
+        let region = Region::shared(Arc::new(Cells(cells)));
         let seed = PageSeed { session: 1, credit: 2, request: 3, place: 4 };
         let right = page_hash(&region, 0, bytes, seed).context("in the region")?;
         ensure!(finished(sum, bytes, seed) == right, "page {page:?} hashes otherwise on the GPU");

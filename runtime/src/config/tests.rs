@@ -14,6 +14,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("frontend.enabled", "false", "false", "maybe", "must be true or false, not \"maybe\""),
     ("frontend.host", "::1", "\"::1\"", "http://a", "must be a host name"),
     ("frontend.port", "9001", "9001", "-1", "must be a port"),
+    ("frontend.local_if_sooner_by", "2s", "2s", "soon", "must be a duration"),
     ("link.host", "node-1", "node-1", "two words", "must be a host name"),
     ("link.port", "5", "5", "abc", "must be a port from 0 to 65535, not \"abc\""),
     ("link.secret", "hush", "\"***\"", "***", "only stands for a secret"),
