@@ -136,7 +136,22 @@ impl Actor for Decoder {
     }
 }
 
-delegate!(Decoder: Decode, |state, now, msg| state.on_decode(now, msg));
+impl Handler<Decode> for Decoder {
+    type Result = ();
+
+    fn handle(&mut self, decode: Decode, _: &mut Self::Context) {
+        self.vitals.mark();
+        let Decode { generate, prefill_on } = &decode;
+        if !self.streams.has(generate.request) {
+            // Its client has left already; the word of that comes here directly and may have been first.
+            let (on, tokens) = (*prefill_on, generate.prompt.len() as u32);
+            return self.out.over.post(PrefillOver { on, tokens, computed: None });
+        }
+        let actions = self.state.on_decode(self.now(), decode);
+        self.perform(actions);
+    }
+}
+
 delegate!(Decoder: AbortRequest, |state, _now, msg| match msg.complete_with {
     None => state.on_abort(msg.request),
     Some(tokens) => state.on_complete(msg.request, tokens),

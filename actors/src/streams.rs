@@ -57,6 +57,11 @@ impl Streams {
         self.live.remove(&request);
     }
 
+    /// True if the request is live.
+    pub fn has(&self, request: RequestId) -> bool {
+        self.live.contains_key(&request)
+    }
+
     /// How many requests are live.
     pub fn len(&self) -> usize {
         self.live.len()

@@ -48,6 +48,10 @@ pub use device::CudaError;
 const GRAPH_ROWS: [usize; 12] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256];
 /// Page table entries that a graph's step may have in all.
 const GRAPH_PAGES: usize = 64 << 10;
+/// What one block of threads normalises.
+const HIDDEN_MOST: usize = 16_384;
+/// Page table entries that any step may have in all: sequences that share pages name them each.
+const TABLES_MOST: usize = 16 << 20;
 /// Device memory kept for what libraries allocate by themselves.
 const SPARE_BYTES: u64 = 1 << 30;
 
@@ -158,10 +162,16 @@ impl CudaEngine {
                 shape.head_dim
             ),
         })?;
+        if shape.hidden > HIDDEN_MOST {
+            let what =
+                format!("its embedding has {} numbers, and a GPU takes up to {HIDDEN_MOST}", shape.hidden);
+            return Err(OpenError::UnsupportedModel { path: config.model.clone(), what });
+        }
         let rows = config.step_tokens as usize;
         let pages = pages(config, &device, &shape, &layout)?;
         let kv = Arc::new(DevicePool::allocate(&device, layout, pages)?);
-        let tables = pages as usize * 2 + rows;
+        let longest = shape.context_tokens.div_ceil(config.page_tokens) as usize;
+        let tables = (rows * longest).min(TABLES_MOST);
         let any = Plan::new(&device, (rows, rows, tables), config.page_tokens as usize).map_err(cuda)?;
         let most = GRAPH_ROWS.iter().copied().max().unwrap_or(1);
         let small =
@@ -324,7 +334,19 @@ impl Engine for CudaEngine {
         if samples > SAMPLED_MOST {
             return Err(EngineError::TooManySamples { samples, limit: SAMPLED_MOST });
         }
-        self.start(batch).map_err(|error| EngineError::Device(error.to_string()))?;
+        let failed = |what: String| EngineError::Device(what);
+        if self.flight.is_some() {
+            return Err(failed("a step is running already".to_owned()));
+        }
+        let entries = batch.iter().map(|chunk| chunk.pages.len()).sum();
+        if !self.any.has_room(entries) {
+            return Err(failed(format!("{entries} page table entries are too many for one step")));
+        }
+        if let Err(error) = self.start(batch) {
+            // What was submitted of it may still read the lists that the next step writes.
+            let _ = self.stream.wait();
+            return Err(failed(error.to_string()));
+        }
         let plan = if self.graph_rows(batch).is_some() { &self.small } else { &self.any };
         let of_place = |place: &usize| {
             let chunk = &batch[*place];

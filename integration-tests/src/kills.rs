@@ -14,9 +14,9 @@ use anyhow::{Result, ensure};
 use connector::link::SILENCE;
 
 use crate::fixtures::{Prompt, prompts};
-use crate::process::PATIENCE;
+use crate::process::{PATIENCE, until};
 use clients::{Leaving, Waiting};
-use parts::{Parts, until};
+use parts::Parts;
 
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

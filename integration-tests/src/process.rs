@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// Longest wait for anything that a healthy process does at once or within seconds.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -222,6 +222,19 @@ pub fn start_sender_with(receiver: &Process, sets: &[&str], variables: &[(&str, 
     arguments.extend(ALWAYS_HANDED_OVER);
     sets.iter().for_each(|set| arguments.extend(["--set", set]));
     Process::start(&arguments, variables)
+}
+
+/// Asks again and again whether it holds.
+///
+/// # Errors
+/// It does not within `limit`, or cannot be asked.
+pub fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + limit;
+    while !holds()? {
+        ensure!(Instant::now() < end, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 impl Pair {

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{complete, get, get_text};
-use integration_tests::process::{PATIENCE, Pair, Process, start_receiver, start_sender, start_sender_with};
+use integration_tests::process::{
+    PATIENCE, Pair, Process, start_receiver, start_sender, start_sender_with, until,
+};
 use serde_json::{Value, json};
 
 fn prompt() -> Value {
@@ -16,15 +18,6 @@ fn gauge(address: &str, name: &str) -> Result<u64> {
     let text = get_text(address, "/metrics")?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     Ok(line.with_context(|| format!("{name} in {text}"))?.parse()?)
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    while !holds()? {
-        ensure!(Instant::now() < end, "never happened: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 #[test]
@@ -58,7 +51,7 @@ fn senders_take_turns_and_one_that_ends_or_dies_leaves_the_rest() -> Result<()> 
     assert_eq!(prefilled_by(6)?, pids(&senders));
     let second = senders.remove(0);
     second.signal("-KILL")?;
-    until("the receiver has noticed", || Ok(gauge(&frontend, "baton_sessions_ready")? == 1))?;
+    until("the receiver has noticed", PATIENCE, || Ok(gauge(&frontend, "baton_sessions_ready")? == 1))?;
     assert_eq!(prefilled_by(6)?, pids(&senders));
     assert_eq!(gauge(&frontend, "baton_pages_quarantined")?, 0);
     Ok(())
@@ -78,7 +71,7 @@ fn where_senders_write_by_themselves_pages_wait_for_proof() -> Result<()> {
     // Stopped, it is as good as dead to its peer; but it can still wake up and write.
     pair.sender.signal("-STOP")?;
     pair.receiver.wait_line(&["session over"])?;
-    until("its pages are set aside", || Ok(quarantined()? > 0))?;
+    until("its pages are set aside", PATIENCE, || Ok(quarantined()? > 0))?;
     let (status, health) = get(&pair.frontend, "/health")?;
     assert_eq!((status, &health["status"]), (200, &json!("degraded")), "{health}");
     let answer = complete(&pair.frontend, &prompt(), 4)?;
@@ -86,20 +79,20 @@ fn where_senders_write_by_themselves_pages_wait_for_proof() -> Result<()> {
 
     // It wakes, dials again, and says that nothing is under way: that is proof.
     pair.sender.signal("-CONT")?;
-    until("its word frees the pages", || Ok(quarantined()? == 0))?;
-    until("it hands over again", || {
+    until("its word frees the pages", PATIENCE, || Ok(quarantined()? == 0))?;
+    until("it hands over again", PATIENCE, || {
         Ok(complete(&pair.frontend, &prompt(), 4)?.timings["disaggregated"] == true)
     })?;
 
     // Its end is proof too.
     pair.sender.signal("-STOP")?;
-    until("its pages are set aside", || Ok(quarantined()? > 0))?;
+    until("its pages are set aside", PATIENCE, || Ok(quarantined()? > 0))?;
     pair.sender.signal("-KILL")?;
-    until("its end frees the pages", || Ok(quarantined()? == 0))?;
+    until("its end frees the pages", PATIENCE, || Ok(quarantined()? == 0))?;
     assert_eq!(get(&pair.frontend, "/health")?.1["status"], "ok");
     let next = start_sender_with(&pair.receiver, &[], &FOREIGN)?;
     next.wait_line(&["receiver ready"])?;
-    until("the next one hands over", || {
+    until("the next one hands over", PATIENCE, || {
         let answer = complete(&pair.frontend, &prompt(), 4)?;
         ensure!(answer.ids == expect, "other words: {:?}", answer.text);
         Ok(answer.timings["prefill_pid"] == next.pid())

@@ -123,8 +123,10 @@ impl ProxyState {
         if let Some(idle) = in_turn.clone().find(|index| self.senders[*index].1.waiting == 0) {
             return Some(idle);
         }
-        // One that has not shown how fast it is gets a chance to.
-        let speed = |index: usize| self.senders[index].1.micros_a_token.unwrap_or(0.0);
+        // One that has not shown how fast it is is taken for the fastest.
+        let known = self.senders.iter().filter_map(|(_, place)| place.micros_a_token);
+        let fastest = known.min_by(f64::total_cmp).unwrap_or(0.0);
+        let speed = |index: usize| self.senders[index].1.micros_a_token.unwrap_or(fastest);
         let done_in = |index: usize| self.senders[index].1.done_in(tokens, speed(index));
         let first = in_turn.next()?;
         let best = in_turn.fold(first, |a, b| if done_in(b) < done_in(a) { b } else { a });

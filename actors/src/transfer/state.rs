@@ -275,7 +275,12 @@ impl TransferState {
             .and_then(|live| live.puts.iter_mut().find(|put| put.ticket == ticket));
         let Some(put) = put else { return Vec::new() };
         put.hash = Some(hash);
-        self.announce(now_micros, session)
+        let mut actions = self.announce(now_micros, session);
+        if !actions.is_empty() {
+            // The probe may have come to its measured part.
+            actions.extend(self.pump(now_micros, session));
+        }
+        actions
     }
 
     /// A put's source is free again, or the put failed.
@@ -340,7 +345,7 @@ impl TransferState {
     pub fn on_tick(&mut self, now_micros: u64) -> Vec<Action> {
         let stuck = |live: &Session| {
             // Not done, not flushed, or not hashed.
-            let puts = live.puts.iter().map(|put| put.posted_micros);
+            let puts = live.puts.iter().filter(|_| live.lane.is_some()).map(|put| put.posted_micros);
             let oldest = puts.chain(live.flush.map(|flush| flush.2)).min();
             oldest.is_some_and(|posted| now_micros.saturating_sub(posted) > OPERATION_MICROS_MAX)
         };

@@ -169,6 +169,9 @@ impl Buffer {
         let buffer = Self::new(device, bytes)?;
         // SAFETY: the buffer is as long.
         unsafe { result::memset_d8_sync(buffer.address, 0, bytes) }.named("cuMemsetD8")?;
+        // It only waits for itself on the host's memory; streams of ours do not wait for the default one.
+        // SAFETY: the default stream is always there.
+        unsafe { result::stream::synchronize(result::stream::null()) }.named("cuStreamSynchronize")?;
         Ok(buffer)
     }
 

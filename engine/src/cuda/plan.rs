@@ -65,6 +65,7 @@ pub(super) struct Plan {
     places: Places,
     page_tokens: usize,
     rows_most: usize,
+    pages_most: usize,
     /// Tokens of KV of each chunk, in row order.
     kv_tokens: Vec<i32>,
     pub(super) rows: usize,
@@ -90,6 +91,7 @@ impl Plan {
             places,
             page_tokens,
             rows_most: rows,
+            pages_most: pages,
             kv_tokens: Vec::with_capacity(chunks),
             rows: 0,
             sampled: 0,
@@ -97,6 +99,11 @@ impl Plan {
             decode: Part::default(),
             order: Vec::with_capacity(chunks),
         })
+    }
+
+    /// True if page tables of so many entries together fit.
+    pub(super) fn has_room(&self, entries: usize) -> bool {
+        entries <= self.pages_most
     }
 
     /// Lays a batch out; decode rows are filled up to `decode_rows` with rows that write nothing. The batch has been checked

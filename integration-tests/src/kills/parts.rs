@@ -1,7 +1,6 @@
 //! The two processes and the proxy between them: how they start, what happens to them, and when they are whole.
 
 use std::net::TcpListener;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -10,7 +9,7 @@ use super::clients::DEADLINE;
 use super::proxy::Proxy;
 use crate::client::{Metrics, complete, get, metrics};
 use crate::fixtures::Prompt;
-use crate::process::{PATIENCE, Process, start_receiver_with};
+use crate::process::{PATIENCE, Process, start_receiver_with, until};
 
 /// A pair whose link leads through a proxy.
 pub(super) struct Parts {
@@ -164,14 +163,4 @@ fn start_sender(proxy: &Proxy, lanes: Option<&str>) -> Result<Process> {
     let variables: Vec<_> = lanes.map(|lanes| ("UCX_TLS", lanes)).into_iter().collect();
     let peers = format!("link.peers={}", proxy.address());
     Process::start(&["--role", "sender", "--set", "http.port=0", "--set", &peers], &variables)
-}
-
-/// Asks again and again whether it holds, and fails after `limit`.
-pub(super) fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + limit;
-    while !holds()? {
-        ensure!(Instant::now() < end, "not within {limit:?}: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Ok(())
 }
