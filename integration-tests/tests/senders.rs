@@ -1,7 +1,6 @@
 //! Several senders for one receiver, and what happens to the pages that a lost one could still write.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{complete, get, get_text};
