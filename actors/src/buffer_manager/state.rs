@@ -133,7 +133,7 @@ pub struct PoolState {
     /// Pages are shared between sequences.
     shares: bool,
     /// Neighbours are not taken one after the other.
-    scatters: bool,
+    spreads: bool,
     holdings: HashMap<SequenceId, Holding>,
     /// How many sequences hold a page; no entry, none.
     holders: HashMap<PageId, u32>,
@@ -159,7 +159,7 @@ impl PoolState {
             free: (0..pages).collect(),
             cache: PrefixCache::new(page_tokens),
             shares: true,
-            scatters: false,
+            spreads: false,
             holdings: HashMap::new(),
             holders: HashMap::new(),
             growing: VecDeque::new(),
@@ -180,8 +180,8 @@ impl PoolState {
 
     /// As it is, or with pages taken from all over the pool, as if it had been used for long: for measurements.
     #[must_use]
-    pub fn scattered(self, scatters: bool) -> Self {
-        Self { scatters, ..self }
+    pub fn scattered(self, spreads: bool) -> Self {
+        Self { spreads, ..self }
     }
 
     /// How the pool is divided now.
@@ -367,9 +367,9 @@ impl PoolState {
             let page = free.iter().copied().min_by_key(|page| page.wrapping_mul(0x9e37_79b1))?;
             free.take(&page)
         };
-        let scatters = self.scatters;
+        let spreads = self.spreads;
         let mut next = || {
-            let free = if scatters { scattered(&mut self.free) } else { lowest(&mut self.free) };
+            let free = if spreads { scattered(&mut self.free) } else { lowest(&mut self.free) };
             free.or_else(|| self.cache.evict().map(|page| page.0))
         };
         let taken: Vec<u32> = (0..count).filter_map(|_| next()).collect();
