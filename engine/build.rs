@@ -45,8 +45,8 @@ mod cuda {
             flags: &["-use_fast_math", "-DBATON_HEAD_DIM=64"],
             headers: &["attention.cuh"],
         },
-        Unit { source: "glue.cu", flags: &[], headers: &[] },
-        Unit { source: "row_products.cu", flags: &[], headers: &[] },
+        Unit { source: "glue.cu", flags: &[], headers: &["launch.cuh"] },
+        Unit { source: "row_products.cu", flags: &[], headers: &["launch.cuh"] },
         Unit { source: "page_hash.cu", flags: &[], headers: &[] },
     ];
 

@@ -1,7 +1,7 @@
 //! The generator: the scheduler in front of the engine thread.
 //!
 //! - **Thread**: the node's arbiter; the engine has a thread of its own ([`engine_thread`]).
-//! - **Mailbox**: [`kit::MAILBOX`]; sequences are bounded by admission permits and by the pages they hold, and one step is in flight.
+//! - **Mailbox**: [`kit::MAILBOX`]; sequences are bounded by admission permits and by the pages they hold, and two steps at most are in flight.
 //! - **In**: `StartSequence`, `StopSequence` (decoder, prefiller), `ExtendSequence` (decoder); `StepFinished` (engine thread); `Tick`.
 //! - **Out**: `SequenceAdvanced` to the owner of each sequence; plans to the engine thread.
 //! - **Failure**: an engine error ends the sequences of that step, and their owners say so. A step that does not come back leaves the
@@ -57,10 +57,12 @@ impl Generator {
         let now = self.now_micros();
         while let Some(plan) = self.state.plan(now) {
             if self.engine.submit(plan) {
-                return;
+                continue;
             }
-            for event in self.state.on_step(Err("engine thread is gone".to_owned()), now) {
-                self.tell(event);
+            while self.state.is_stepping() {
+                for event in self.state.on_step(Err("engine thread is gone".to_owned()), now) {
+                    self.tell(event);
+                }
             }
         }
     }

@@ -306,10 +306,17 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         counters.clone(),
         pulse_of("buffer_manager"),
     ));
+    let runs_ahead = engine.runs_ahead();
     let engine = EngineThread::spawn(engine, to_generator.clone().recipient(), pulse.clone())
         .map_err(StartError::Io)?;
     generator.run(Generator::new(
-        GeneratorState::new(prefill_chunk_tokens, step_tokens, layout.page_tokens, model.eos_tokens.clone()),
+        GeneratorState::new(
+            prefill_chunk_tokens,
+            step_tokens,
+            layout.page_tokens,
+            model.eos_tokens.clone(),
+            runs_ahead,
+        ),
         engine,
         outbox!("generator→decoder", to_decoder),
         is_sender.then(|| outbox!("generator→prefiller", to_prefiller)),
@@ -351,14 +358,14 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     tick_every(TICK, to_decoder.clone().recipient(), || Tick);
     tick_every(TICK, to_proxy.clone().recipient(), || Tick);
     if let (true, Some((link, _, transport))) = (is_sender, &linked) {
+        let run_pages = if pool.is_on_device() { RUN_PAGES_ON_DEVICE } else { RUN_PAGES_ON_HOST };
         let hashing = hashed
             .map(|pages| HashThread::spawn(pages, to_transfer.clone().recipient()))
             .transpose()
             .map_err(StartError::Io)?;
         transfer.run(Transfer::new(
-            TransferState::new(page_bytes, min_gbps, hashing.is_some()),
+            TransferState::new(page_bytes, min_gbps, hashing.is_some(), run_pages),
             page_bytes,
-            if pool.is_on_device() { RUN_PAGES_ON_DEVICE } else { RUN_PAGES_ON_HOST },
             hashing,
             transport.clone(),
             TransferOutboxes {

@@ -11,12 +11,13 @@
 pub mod hash_thread;
 pub mod state;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use actix::prelude::*;
+use connector::ring::PageIndex;
 use connector::transport::{Command, Event, Ticket, Transport, TransportSession};
+use engine::PageId;
 
 use crate::kit::{self, Outbox, Vitals, delegate};
 use crate::messages::{
@@ -45,80 +46,41 @@ pub struct Transfer {
     hashing: Option<HashThread>,
     transport: Arc<dyn Transport>,
     out: TransferOutboxes,
-    run_pages: usize,
-    /// Puts in flight, by the ticket that the transport knows: which of the state's puts each of them is.
-    runs: HashMap<Ticket, Vec<Ticket>>,
     epoch: Instant,
     vitals: Vitals,
 }
 
 /// Pages that may go as one put between devices, where each put is a launch: so many that a lane is full with two of them, and few enough
 /// that there are two.
-pub const RUN_PAGES_ON_DEVICE: usize = state::PUTS_IN_FLIGHT / 2;
+pub const RUN_PAGES_ON_DEVICE: usize = state::PAGES_IN_FLIGHT / 2;
 /// The same between hosts: the bytes of a long put leave the processor's caches between its sockets and its copies.
 pub const RUN_PAGES_ON_HOST: usize = 1;
 
-/// Puts that are one to the transport.
-struct Run {
-    session: SessionId,
-    /// The first page here, and there.
-    page: u32,
-    into: u32,
-    tickets: Vec<Ticket>,
-}
-
-impl Run {
-    /// True if `next` is the next page on both sides.
-    fn goes_on(&self, next: &Self, most: usize) -> bool {
-        let pages = self.tickets.len();
-        let ends_at = (self.page + pages as u32, self.into + pages as u32);
-        pages < most && self.session == next.session && ends_at == (next.page, next.into)
-    }
-}
-
 impl Transfer {
-    /// Puts pages by `state` over `transport`, `page_bytes` bytes each and up to `run_pages` neighbours at once, and announces their hashes if it is given a thread to hash them.
+    /// Puts pages by `state` over `transport`, `page_bytes` bytes each, and announces their hashes if it is given a thread to hash them.
     pub fn new(
         state: TransferState,
         page_bytes: u64,
-        run_pages: usize,
         hashing: Option<HashThread>,
         transport: Arc<dyn Transport>,
         out: TransferOutboxes,
         vitals: Vitals,
     ) -> Self {
-        let runs = HashMap::new();
-        Self { state, page_bytes, run_pages, hashing, transport, out, runs, epoch: Instant::now(), vitals }
+        Self { state, page_bytes, hashing, transport, out, epoch: Instant::now(), vitals }
     }
 
-    /// Posts puts into neighbouring pages from neighbouring pages as one: a lane carries one large put faster than many small ones.
-    fn put(&mut self, run: Run) {
-        let Run { session, page, into, tickets } = run;
+    fn put(&mut self, session: SessionId, ticket: Ticket, (page, into): (PageId, PageIndex), pages: usize) {
         let command = Command::Put {
             session: TransportSession(session.0),
-            ticket: tickets[0],
-            local_offset: u64::from(page) * self.page_bytes,
-            remote_offset: u64::from(into) * self.page_bytes,
-            bytes: tickets.len() as u64 * self.page_bytes,
+            ticket,
+            local_offset: u64::from(page.0) * self.page_bytes,
+            remote_offset: u64::from(into.0) * self.page_bytes,
+            bytes: pages as u64 * self.page_bytes,
         };
-        let first = tickets[0];
-        self.runs.insert(first, tickets);
         if let Err(error) = self.transport.submit(command) {
-            let actions = self.put_completed(session, first, &Err(error.to_string()));
+            let actions = self.state.on_put_completed(self.now(), session, ticket, Err(error.to_string()));
             self.perform(actions);
         }
-    }
-
-    /// A put is over, and so are all that it stands for.
-    fn put_completed(
-        &mut self,
-        session: SessionId,
-        ticket: Ticket,
-        result: &Result<(), String>,
-    ) -> Vec<Action> {
-        let (now, tickets) = (self.now(), self.runs.remove(&ticket).unwrap_or_default());
-        let over = |ticket| self.state.on_put_completed(now, session, ticket, result.clone());
-        tickets.into_iter().flat_map(over).collect()
     }
 
     fn flush(&mut self, session: SessionId, ticket: Ticket) {
@@ -134,30 +96,16 @@ impl Transfer {
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
-        let (mut to_hash, mut run) = (Vec::new(), None::<Run>);
+        let mut to_hash = Vec::new();
         for action in actions {
             match action {
-                Action::Put { session, ticket, page, into, seed } => {
-                    to_hash.extend(seed.map(|seed| ToHash { session, ticket, page, seed }));
-                    let next = Run { session, page: page.0, into: into.0, tickets: vec![ticket] };
-                    let ready = match &mut run {
-                        Some(run) if run.goes_on(&next, self.run_pages) => {
-                            run.tickets.push(ticket);
-                            None
-                        }
-                        run => run.replace(next),
-                    };
-                    if let Some(ready) = ready {
-                        self.put(ready);
-                    }
+                Action::Put { session, ticket, page, into, seeds } => {
+                    self.put(session, ticket, (page, into), seeds.len());
+                    let pages = (page.0..).map(PageId).zip(seeds);
+                    to_hash
+                        .extend(pages.filter_map(|(page, seed)| Some(ToHash { session, page, seed: seed? })));
                 }
-                Action::Flush { session, ticket } => {
-                    // After what it covers.
-                    if let Some(run) = run.take() {
-                        self.put(run);
-                    }
-                    self.flush(session, ticket);
-                }
+                Action::Flush { session, ticket } => self.flush(session, ticket),
                 Action::Frame(session, frame) => self.out.frames.post(SendFrame { session, frame }),
                 Action::Sent(sent) => self.out.sent.post(sent),
                 Action::Drained(session, request) => self.out.drained.post(PutsDrained { session, request }),
@@ -169,9 +117,6 @@ impl Transfer {
                     );
                 }
             }
-        }
-        if let Some(run) = run {
-            self.put(run);
         }
         // With all puts posted. A page is final, and read twice: there and by the transport.
         if let Some(hashing) = self.hashing.as_ref().filter(|_| !to_hash.is_empty()) {
@@ -208,13 +153,12 @@ impl Handler<TransportEvents> for Transfer {
 
     fn handle(&mut self, msg: TransportEvents, _: &mut Self::Context) {
         self.vitals.mark();
-        // All of them first: what they make room for may go as one put.
         let mut actions = Vec::new();
         for event in msg.0 {
             actions.extend(match event {
                 Event::PutCompleted { session, ticket, result } => {
-                    let result = result.map_err(|error| error.to_string());
-                    self.put_completed(SessionId(session.0), ticket, &result)
+                    let (now, result) = (self.now(), result.map_err(|error| error.to_string()));
+                    self.state.on_put_completed(now, SessionId(session.0), ticket, result)
                 }
                 Event::Flushed { session, ticket, result } => {
                     let (now, result) = (self.now(), result.map_err(|error| error.to_string()));
@@ -235,7 +179,7 @@ impl Handler<TransportEvents> for Transfer {
 
 delegate!(Transfer: PagesHashed, |state, now, msg| {
     let hashed = msg.0.into_iter();
-    hashed.flat_map(|(session, ticket, hash)| state.on_hashed(now, session, ticket, hash)).collect()
+    hashed.flat_map(|(session, credit, hash)| state.on_hashed(now, session, credit, hash)).collect()
 });
 delegate!(Transfer: SessionOpened, |state, _now, msg| {
     state.on_session_opened(msg.session, msg.ring_pages, msg.seed);

@@ -28,6 +28,8 @@ const VOCABULARY: u32 = 1000;
 struct Echo {
     model: ModelInfo,
     pool: Arc<KvPool>,
+    /// What the last step sampled: chunks of the next one may follow it.
+    sampled: Vec<SampledToken>,
 }
 
 impl Echo {
@@ -43,7 +45,8 @@ impl Echo {
             eos_tokens: vec![0],
             parameters: 0,
         };
-        Self { model, pool: Arc::new(KvPool::new(layout, pages).expect("a small pool")) }
+        let pool = Arc::new(KvPool::new(layout, pages).expect("a small pool"));
+        Self { model, pool, sampled: Vec::new() }
     }
 
     /// The four bytes where the token of `position` stands.
@@ -73,10 +76,20 @@ impl Engine for Echo {
         StepLimits { tokens: 64 }
     }
 
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
         let mut output = StepOutput::default();
         for chunk in batch {
-            for (position, token) in (chunk.start..).zip(chunk.tokens) {
+            let followed = self.sampled.iter().find(|sampled| sampled.sequence == chunk.sequence);
+            let followed = followed.filter(|_| chunk.follows).map(|sampled| [sampled.token.id]);
+            if chunk.follows && followed.is_none() {
+                return Err(EngineError::FollowsNothing { sequence: chunk.sequence });
+            }
+            let tokens = followed.as_ref().map_or(chunk.tokens, |token| token);
+            for (position, token) in (chunk.start..).zip(tokens) {
                 let cell = self.cell(chunk.pages, position);
                 cell.iter()
                     .zip(token.to_le_bytes())
@@ -92,6 +105,7 @@ impl Engine for Echo {
                 output.tokens.push(SampledToken { sequence: chunk.sequence, token: token.into() });
             }
         }
+        self.sampled.clone_from(&output.tokens);
         Ok(Step::finished(output))
     }
 

@@ -56,8 +56,14 @@ fn main() -> Result<()> {
 }
 
 fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
-    let mut step =
-        engine.submit(&[Chunk { sequence: 1, tokens, start, pages, sample: Some(Sample::greedy()) }])?;
+    let mut step = engine.submit(&[Chunk {
+        sequence: 1,
+        tokens,
+        follows: false,
+        start,
+        pages,
+        sample: Some(Sample::greedy()),
+    }])?;
     let output = engine.poll(&mut step)?.context("the CPU backend computes in submit")?;
     Ok(output.tokens[0].token.id)
 }

@@ -28,7 +28,7 @@ template <uint32_t CTA_TILE_Q>
 cudaError_t run(Params& params, Element* partial_out, float* partial_sums, cudaStream_t stream) {
   return flashinfer::BatchPrefillWithPagedKVCacheDispatched<
       /*SAME_KV_STRIDES=*/true, CTA_TILE_Q, HEAD_DIM, HEAD_DIM, flashinfer::PosEncodingMode::kNone,
-      /*USE_FP16_QK_REDUCTION=*/false, flashinfer::MaskMode::kCausal, Variant, Params>(params, partial_out, partial_sums, /*enable_pdl=*/false, stream);
+      /*USE_FP16_QK_REDUCTION=*/false, flashinfer::MaskMode::kCausal, Variant, Params>(params, partial_out, partial_sums, /*enable_pdl=*/true, stream);
 }
 
 }  // namespace

@@ -9,6 +9,8 @@
 
 #include <algorithm>
 
+#include "launch.cuh"
+
 using bf16 = __nv_bfloat16;
 
 namespace {
@@ -63,9 +65,12 @@ __device__ float block_sum(float value) {
   return sum;
 }
 
-// A block a row: out[r] = from[which[r]].
-__global__ void take_rows(const bf16* from, const int32_t* which, bf16* out, int hidden) {
-  const Vector* source = vectors(from + int64_t{which[blockIdx.x]} * hidden);
+// A block a row: out[r] = from[which[r]], where -1 - n stands for chosen[n].
+__global__ void take_rows(const bf16* from, const int32_t* which, const int32_t* chosen, bf16* out, int hidden) {
+  after_previous();
+  int row = which[blockIdx.x];
+  if (row < 0) row = chosen[-1 - row];
+  const Vector* source = vectors(from + int64_t{row} * hidden);
   Vector* target = vectors(out + int64_t{blockIdx.x} * hidden);
   for (int i = threadIdx.x; i < hidden / VECTOR; i += blockDim.x) target[i] = source[i];
 }
@@ -76,6 +81,13 @@ template <int PER_THREAD>
 __global__ void add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf16* out, int hidden, float epsilon) {
   const int64_t row = int64_t{blockIdx.x} * hidden;
   const int count = hidden / VECTOR;
+  Vector factors[PER_THREAD];
+#pragma unroll
+  for (int n = 0; n < PER_THREAD; n++) {
+    const int i = n * blockDim.x + threadIdx.x;
+    if (i < count) factors[n] = vectors(weight)[i];
+  }
+  after_previous();
   Floats kept[PER_THREAD];
   float squares = 0;
 #pragma unroll
@@ -100,9 +112,9 @@ __global__ void add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf1
   for (int n = 0; n < PER_THREAD; n++) {
     const int i = n * blockDim.x + threadIdx.x;
     if (i >= count) break;
-    const Floats factors = widen(vectors(weight)[i]);
+    const Floats factor = widen(factors[n]);
 #pragma unroll
-    for (int k = 0; k < VECTOR; k++) kept[n].at[k] *= scale * factors.at[k];
+    for (int k = 0; k < VECTOR; k++) kept[n].at[k] *= scale * factor.at[k];
     vectors(out + row)[i] = narrow(kept[n]);
   }
 }
@@ -126,6 +138,7 @@ __global__ void rope_append(const bf16* qkv, bf16* q_out, bf16* pool, const int3
     page = place < 0 ? nullptr : pool + place / page_tokens * page_stride + layer_offset;
     place_in_page = place < 0 ? 0 : static_cast<int>(place % page_tokens);
   }
+  after_previous();
   __syncthreads();
 
   const int per_head = head_dim / VECTOR;
@@ -162,6 +175,7 @@ __global__ void rope_append(const bf16* qkv, bf16* q_out, bf16* pool, const int3
 __global__ void silu_mul(const bf16* gate_up, bf16* out, int feed) {
   const int64_t row = blockIdx.x;
   const int i = blockIdx.y * blockDim.x + threadIdx.x;
+  after_previous();
   if (i >= feed / VECTOR) return;
   Floats gate = widen(vectors(gate_up + row * 2 * feed)[i]);
   const Floats up = widen(vectors(gate_up + row * 2 * feed + feed)[i]);
@@ -180,6 +194,7 @@ __device__ uint64_t rank(float value, uint32_t index) {
 // A block a row.
 __global__ void argmax(const float* logits, int32_t* out, int vocabulary) {
   __shared__ uint64_t warps[BLOCK_MAX / WARP];
+  after_previous();
   const float* row = logits + int64_t{blockIdx.x} * vocabulary;
   uint64_t best = 0;
   // Rows start on 16 bytes only if the vocabulary says so; else `whole` is 0 and numbers are read one by one.
@@ -221,10 +236,11 @@ __global__ void fill(bf16* out, uint64_t count, uint64_t seed, float scale) {
 
 extern "C" {
 
-// out[r] = table[tokens[r]].
-int baton_embed(const int32_t* tokens, const bf16* table, bf16* out, int rows, int hidden, cudaStream_t stream) {
+// out[r] = table[tokens[r]], where a token of -1 - n is chosen[n]. Begins when all before it is over: later kernels of the step rely on that.
+int baton_embed(const int32_t* tokens, const int32_t* chosen, const bf16* table, bf16* out, int rows, int hidden,
+                cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  take_rows<<<rows, block_for(hidden / VECTOR, 256), 0, stream>>>(table, tokens, out, hidden);
+  take_rows<<<rows, block_for(hidden / VECTOR, 256), 0, stream>>>(table, tokens, chosen, out, hidden);
   return cudaGetLastError();
 }
 
@@ -235,13 +251,12 @@ int baton_add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf16* out
   const int count = hidden / VECTOR;
   if (count <= BLOCK_MAX) {
     const int block = block_for(count, BLOCK_MAX);
-    add_rms_norm<1><<<rows, block, 0, stream>>>(x, delta, weight, out, hidden, epsilon);
-  } else if (count <= 2 * BLOCK_MAX) {
-    add_rms_norm<2><<<rows, BLOCK_MAX, 0, stream>>>(x, delta, weight, out, hidden, epsilon);
-  } else {
-    return cudaErrorInvalidValue;
+    return launch(add_rms_norm<1>, rows, block, 0, stream, x, delta, weight, out, hidden, epsilon);
   }
-  return cudaGetLastError();
+  if (count <= 2 * BLOCK_MAX) {
+    return launch(add_rms_norm<2>, rows, BLOCK_MAX, 0, stream, x, delta, weight, out, hidden, epsilon);
+  }
+  return cudaErrorInvalidValue;
 }
 
 // qkv is [rows][heads + 2 * kv_heads][head_dim]: queries, keys, values. Pairs (2i, 2i + 1) of queries and keys turn by
@@ -254,9 +269,8 @@ int baton_rope_append(const bf16* qkv, bf16* q_out, bf16* pool, const int32_t* p
   if (rows == 0) return cudaSuccess;
   const int block = block_for((heads + 2 * kv_heads) * head_dim / VECTOR, BLOCK_MAX);
   const size_t shared_bytes = head_dim / 2 * sizeof(float2);
-  rope_append<<<rows, block, shared_bytes, stream>>>(qkv, q_out, pool, positions, places, inverse_frequencies, heads,
-                                                     kv_heads, head_dim, page_tokens, page_stride, layer_offset);
-  return cudaGetLastError();
+  return launch(rope_append, rows, block, shared_bytes, stream, qkv, q_out, pool, positions, places, inverse_frequencies,
+                heads, kv_heads, head_dim, page_tokens, page_stride, layer_offset);
 }
 
 // out[r] = silu(gate) * up, where row r of gate_up is `feed` numbers of gate and then as many of up.
@@ -264,20 +278,19 @@ int baton_silu_mul(const bf16* gate_up, bf16* out, int rows, int feed, cudaStrea
   if (rows == 0) return cudaSuccess;
   constexpr int BLOCK = 256;
   const unsigned blocks = (feed / VECTOR + BLOCK - 1) / BLOCK;
-  silu_mul<<<dim3(rows, blocks), BLOCK, 0, stream>>>(gate_up, out, feed);
-  return cudaGetLastError();
+  return launch(silu_mul, dim3(rows, blocks), BLOCK, 0, stream, gate_up, out, feed);
 }
 
 // out[n] = x[which[n]].
 int baton_take_rows(const bf16* x, const int32_t* which, bf16* out, int count, int hidden, cudaStream_t stream) {
-  return baton_embed(which, x, out, count, hidden, stream);
+  if (count == 0) return cudaSuccess;
+  return launch(take_rows, count, block_for(hidden / VECTOR, 256), 0, stream, x, which, nullptr, out, hidden);
 }
 
 // out[r] = the smallest index of the largest of the row's numbers.
 int baton_argmax(const float* logits, int32_t* out, int rows, int vocabulary, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  argmax<<<rows, BLOCK_MAX, 0, stream>>>(logits, out, vocabulary);
-  return cudaGetLastError();
+  return launch(argmax, rows, BLOCK_MAX, 0, stream, logits, out, vocabulary);
 }
 
 // out[i] = uniform in [-scale, scale), rounded to bf16: a function of `seed` and i alone, on every device the same.

@@ -2,11 +2,14 @@
 // a matrix library's kernels, made for tiles, read them at three quarters of what the memory gives.
 //
 // One warp an output: its lanes take the row's 16-byte pieces in turn, eight of them in flight each. A sum's order does not depend
-// on how many rows there are, so a row's result is the same alone and beside others.
+// on how many rows there are, so a row's result is the same alone and beside others. The first pieces are on their way before the row
+// is there: weights do not depend on the kernel before.
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
+
+#include "launch.cuh"
 
 using bf16 = __nv_bfloat16;
 
@@ -35,27 +38,34 @@ __device__ void store(float* at, float value) { *at = value; }
 template <int ROWS, typename Out>
 __global__ void __launch_bounds__(WARP* WARPS) row_products(const uint4* weights, const uint4* x, Out* y, int outputs, int pieces) {
   extern __shared__ uint4 shared[];
-  for (int i = threadIdx.x; i < ROWS * pieces; i += blockDim.x) shared[i] = x[i];
-  __syncthreads();
   const int lane = threadIdx.x % WARP, output = blockIdx.x * WARPS + threadIdx.x / WARP;
-  if (output >= outputs) return;
-  const uint4* row = weights + static_cast<size_t>(output) * pieces;
-  float sums[ROWS] = {};
-  for (int base = lane; base < pieces; base += WARP * IN_FLIGHT) {
-    uint4 some[IN_FLIGHT];
+  // Whoever has no output reads the last one's weights, and nothing comes of it.
+  const uint4* row = weights + static_cast<size_t>(min(output, outputs - 1)) * pieces;
+  uint4 some[IN_FLIGHT];
+  const auto fetch = [&](int base) {
 #pragma unroll
     for (int i = 0; i < IN_FLIGHT; i++) {
       const int piece = base + i * WARP;
       // Read once by one warp: of no use in a cache.
       some[i] = piece < pieces ? __ldcs(row + piece) : make_uint4(0, 0, 0, 0);
     }
+  };
+  fetch(lane);
+  after_previous();
+  for (int i = threadIdx.x; i < ROWS * pieces; i += blockDim.x) shared[i] = x[i];
+  __syncthreads();
+  float sums[ROWS] = {};
+  for (int base = lane; base < pieces;) {
 #pragma unroll
     for (int i = 0; i < IN_FLIGHT; i++) {
       const int piece = min(base + i * WARP, pieces - 1);
 #pragma unroll
       for (int r = 0; r < ROWS; r++) sums[r] = dot(some[i], shared[r * pieces + piece], sums[r]);
     }
+    base += WARP * IN_FLIGHT;
+    fetch(base);
   }
+  if (output >= outputs) return;
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
     for (int offset = WARP / 2; offset > 0; offset /= 2) sums[r] += __shfl_xor_sync(~0u, sums[r], offset);
@@ -64,25 +74,24 @@ __global__ void __launch_bounds__(WARP* WARPS) row_products(const uint4* weights
 }
 
 template <int ROWS, typename Out>
-int launch(const bf16* x, const bf16* weights, Out* y, int outputs, int inputs, cudaStream_t stream) {
+int multiply(const bf16* x, const bf16* weights, Out* y, int outputs, int inputs, cudaStream_t stream) {
   const int pieces = inputs / VECTOR, bytes = ROWS * inputs * static_cast<int>(sizeof(bf16));
   const auto kernel = row_products<ROWS, Out>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   const int blocks = (outputs + WARPS - 1) / WARPS;
-  kernel<<<blocks, WARP * WARPS, bytes, stream>>>(reinterpret_cast<const uint4*>(weights),
-                                                  reinterpret_cast<const uint4*>(x), y, outputs, pieces);
-  return cudaGetLastError();
+  return launch(kernel, blocks, WARP * WARPS, bytes, stream, reinterpret_cast<const uint4*>(weights),
+                reinterpret_cast<const uint4*>(x), y, outputs, pieces);
 }
 
 template <typename Out>
 int of_rows(const bf16* x, const bf16* weights, Out* y, int rows, int outputs, int inputs, cudaStream_t stream) {
   switch (rows) {
     case 0: return cudaSuccess;
-    case 1: return launch<1>(x, weights, y, outputs, inputs, stream);
-    case 2: return launch<2>(x, weights, y, outputs, inputs, stream);
-    case 3: return launch<3>(x, weights, y, outputs, inputs, stream);
-    case 4: return launch<4>(x, weights, y, outputs, inputs, stream);
+    case 1: return multiply<1>(x, weights, y, outputs, inputs, stream);
+    case 2: return multiply<2>(x, weights, y, outputs, inputs, stream);
+    case 3: return multiply<3>(x, weights, y, outputs, inputs, stream);
+    case 4: return multiply<4>(x, weights, y, outputs, inputs, stream);
     default: return cudaErrorInvalidValue;
   }
 }

@@ -5,13 +5,14 @@ use crate::kv::{KvPool, PageId};
 use crate::model::ModelInfo;
 use crate::step::{Chunk, StepLimits};
 
-/// Refuses a batch whose tokens, positions or pages are out of bounds, or that would write a page from two
-/// places.
+/// Refuses a batch whose tokens, positions or pages are out of bounds, that would write a page from two places, or whose chunks follow
+/// what is not in `samples`.
 pub(crate) fn check(
     batch: &[Chunk<'_>],
     model: &ModelInfo,
     kv: &KvPool,
     limits: StepLimits,
+    samples: impl Fn(u64) -> bool,
 ) -> Result<(), EngineError> {
     let tokens: u64 = batch.iter().map(|chunk| chunk.tokens.len() as u64).sum();
     if tokens > u64::from(limits.tokens) {
@@ -21,6 +22,9 @@ pub(crate) fn check(
     let mut written = Vec::new();
     for chunk in batch {
         check_chunk(chunk, model, page_tokens)?;
+        if chunk.follows && (chunk.tokens.len() != 1 || !samples(chunk.sequence)) {
+            return Err(EngineError::FollowsNothing { sequence: chunk.sequence });
+        }
         check_pages(chunk.pages, kv)?;
         let first = u64::from(chunk.start) / page_tokens;
         let last = (u64::from(chunk.start) + chunk.tokens.len() as u64 - 1) / page_tokens;

@@ -124,7 +124,7 @@ impl Engine for CpuEngine {
     }
 
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
-        batch::check(batch, &self.model, &self.kv, self.limits)?;
+        batch::check(batch, &self.model, &self.kv, self.limits, |_| false)?;
         let tokens = self.forward.run(batch, &self.kv).map_err(|_| EngineError::WorkerPanicked)?;
         Ok(Step::finished(StepOutput { tokens }))
     }

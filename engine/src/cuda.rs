@@ -6,6 +6,7 @@
 //!
 //! # Threads
 //! The engine's owner submits to one stream and polls an event; nothing blocks but the reading of logits that the host samples from.
+//! Two steps may be in flight: what the host writes for a step and reads of it exists twice, and steps take the two in turns.
 //! Page hashes run on a stream of their own, from whatever thread asks.
 //!
 //! Everything is loaded at run time: a binary with this backend starts on a machine without a driver.
@@ -20,7 +21,7 @@ mod plan;
 mod pool;
 mod weights;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -97,14 +98,23 @@ pub struct CudaEngine {
     small: Plan,
     graphs: HashMap<usize, Graph>,
     stream: Stream,
-    done: Event,
-    greedy: Pinned<i32>,
-    flight: Option<Flight>,
+    returns: [Return; 2],
+    /// Steps in flight, the oldest first.
+    flights: VecDeque<Flight>,
+    /// Which of each two the next step takes.
+    turn: usize,
     bound: bool,
 }
 
-/// The step that runs: who is sampled, how, and after which position, in the order of rows.
+/// How a step comes back to the host.
+struct Return {
+    done: Event,
+    greedy: Pinned<i32>,
+}
+
+/// A step that runs: who is sampled, how, and after which position, in the order of rows.
 struct Flight {
+    turn: usize,
     samples: Vec<Sampled>,
     /// How many chunks the batch has sampled, by their places in it.
     places: Vec<usize>,
@@ -184,11 +194,12 @@ impl CudaEngine {
             pages,
             "model on the GPU"
         );
-        let greedy = Pinned::new(&device, rows.max(most).min(SAMPLED_MOST)).map_err(cuda)?;
-        let done = Event::new(&device).map_err(cuda)?;
+        let back = || -> Result<Return, CudaError> {
+            let greedy = Pinned::new(&device, rows.max(most).min(SAMPLED_MOST))?;
+            Ok(Return { done: Event::new(&device)?, greedy })
+        };
+        let returns = [back().map_err(cuda)?, back().map_err(cuda)?];
         let limits = StepLimits { tokens: config.step_tokens };
-        let graphs = HashMap::new();
-        let (flight, bound) = (None, false);
         Ok(Self {
             model,
             kv,
@@ -197,12 +208,12 @@ impl CudaEngine {
             forward,
             any,
             small,
-            graphs,
+            graphs: HashMap::new(),
             stream,
-            done,
-            greedy,
-            flight,
-            bound,
+            returns,
+            flights: VecDeque::new(),
+            turn: 0,
+            bound: false,
         })
     }
 
@@ -234,17 +245,22 @@ impl CudaEngine {
         device::read(self.kv.base().as_ptr() as u64 + u64::from(page.0) * bytes, bytes as usize)
     }
 
-    fn start(&mut self, batch: &[Chunk<'_>]) -> Result<(), CudaError> {
+    /// Submits a step; the plan that it was laid out in.
+    fn start(&mut self, batch: &[Chunk<'_>], followed: &[usize]) -> Result<&Plan, CudaError> {
         if !self.bound {
             // The engine may have been sent to another thread since it was opened.
             self.device.bind()?;
             self.bound = true;
         }
-        let graph = self.graph_rows(batch);
-        match graph {
-            Some(rows) => self.replay(batch, rows)?,
+        let plan = match graph_rows(batch) {
+            Some(rows) => {
+                self.small.lay_out(batch, followed, self.turn, rows, false);
+                self.replay(rows)?;
+                &self.small
+            }
             None => {
-                self.any.lay_out(batch, 0, self.forward.attention.is_one_kernel());
+                let one_kernel = self.forward.attention.is_one_kernel();
+                self.any.lay_out(batch, followed, self.turn, 0, one_kernel);
                 let mut planned = Planned::default();
                 let attention = &self.forward.attention;
                 if !self.any.prefill.rows.is_empty() {
@@ -255,26 +271,20 @@ impl CudaEngine {
                 }
                 self.any.upload(&self.stream)?;
                 self.forward.submit(&self.any, &planned, &self.stream)?;
+                &self.any
             }
-        }
-        let plan = if graph.is_some() { &self.small } else { &self.any };
+        };
+        let back = &self.returns[self.turn];
         if plan.sampled > 0 {
-            self.stream.download(&self.greedy, &self.forward.greedy, plan.sampled)?;
+            self.stream.download(&back.greedy, &self.forward.greedy, plan.sampled)?;
         }
-        self.done.record(&self.stream)
+        back.done.record(&self.stream)?;
+        Ok(plan)
     }
 
-    /// How many rows the graph has that can stand for this step, if one can.
-    fn graph_rows(&self, batch: &[Chunk<'_>]) -> Option<usize> {
-        let alike = batch.iter().all(|chunk| chunk.tokens.len() == 1 && chunk.sample.is_some());
-        let pages: usize = batch.iter().map(|chunk| chunk.pages.len() + 1).sum();
-        let rows = GRAPH_ROWS.into_iter().find(|rows| *rows >= batch.len())?;
-        (alike && !batch.is_empty() && pages + rows <= GRAPH_PAGES).then_some(rows)
-    }
-
-    /// Submits a decode step of up to `rows` rows by its graph, which is captured when such a step is first planned so.
-    fn replay(&mut self, batch: &[Chunk<'_>], rows: usize) -> Result<(), CudaError> {
-        self.small.lay_out(batch, rows, false);
+    /// Submits the decode step that is laid out in `small`, filled up to `rows` rows, by its graph, which is captured when such a step
+    /// is first planned so.
+    fn replay(&mut self, rows: usize) -> Result<(), CudaError> {
         let decode = self.forward.attention.plan_decode(&mut self.small, true, &self.stream)?;
         self.small.upload(&self.stream)?;
         let planned = Planned { prefill: None, decode: Some(decode) };
@@ -289,12 +299,23 @@ impl CudaEngine {
         Ok(())
     }
 
-    fn collect(&mut self, flight: Flight) -> Result<StepOutput, CudaError> {
+    /// Rows of the step in flight by their sequences, where the device has sampled and some chunk follows.
+    fn followed(&self, batch: &[Chunk<'_>]) -> HashMap<u64, usize> {
+        let Some(flight) = self.flights.back().filter(|_| batch.iter().any(|chunk| chunk.follows)) else {
+            return HashMap::new();
+        };
+        let samples = flight.samples.iter().enumerate();
+        let greedy = samples.filter(|(_, sampled)| sampled.how.is_greedy());
+        greedy.map(|(row, sampled)| (sampled.sequence, row)).collect()
+    }
+
+    fn collect(&self, flight: Flight) -> Result<StepOutput, CudaError> {
+        let greedy = self.returns[flight.turn].greedy.values();
         let mut tokens = Vec::with_capacity(flight.samples.len());
         for (row, sampled) in flight.samples.into_iter().enumerate() {
             let Sampled { sequence, position, how, tokens: before, prompt } = sampled;
-            let token = if how == Sampling::GREEDY {
-                self.greedy.values()[row].cast_unsigned().into()
+            let token = if how.is_greedy() {
+                greedy[row].cast_unsigned().into()
             } else {
                 let mut logits = self.forward.logits_row(row)?;
                 let sample = crate::sampling::Sample { how: &how, tokens: &before, prompt };
@@ -321,12 +342,14 @@ impl Engine for CudaEngine {
         self.limits
     }
 
-    fn runs_elsewhere(&self) -> bool {
+    fn runs_ahead(&self) -> bool {
         true
     }
 
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
-        batch::check(batch, &self.model, &self.kv, self.limits)?;
+        let followed = self.followed(batch);
+        let samples = |sequence| followed.contains_key(&sequence);
+        batch::check(batch, &self.model, &self.kv, self.limits, samples)?;
         if batch.is_empty() {
             return Ok(Step::finished(StepOutput::default()));
         }
@@ -335,19 +358,26 @@ impl Engine for CudaEngine {
             return Err(EngineError::TooManySamples { samples, limit: SAMPLED_MOST });
         }
         let failed = |what: String| EngineError::Device(what);
-        if self.flight.is_some() {
-            return Err(failed("a step is running already".to_owned()));
+        if self.flights.len() == self.returns.len() {
+            return Err(failed("two steps are running already".to_owned()));
+        }
+        if self.flights.iter().flat_map(|flight| &flight.samples).any(|sampled| !sampled.how.is_greedy()) {
+            return Err(failed("the host has not sampled the step before yet".to_owned()));
         }
         let entries = batch.iter().map(|chunk| chunk.pages.len()).sum();
         if !self.any.has_room(entries) {
             return Err(failed(format!("{entries} page table entries are too many for one step")));
         }
-        if let Err(error) = self.start(batch) {
-            // What was submitted of it may still read the lists that the next step writes.
-            let _ = self.stream.wait();
-            return Err(failed(error.to_string()));
-        }
-        let plan = if self.graph_rows(batch).is_some() { &self.small } else { &self.any };
+        let followed: Vec<usize> =
+            batch.iter().map(|chunk| followed.get(&chunk.sequence).copied().unwrap_or(0)).collect();
+        let order = match self.start(batch, &followed) {
+            Ok(plan) => plan.order.clone(),
+            Err(error) => {
+                // What was submitted of it may still read the lists that the next step writes.
+                let _ = self.stream.wait();
+                return Err(failed(error.to_string()));
+            }
+        };
         let of_place = |place: &usize| {
             let chunk = &batch[*place];
             let sample = chunk.sample?;
@@ -359,10 +389,10 @@ impl Engine for CudaEngine {
                 prompt: sample.prompt,
             })
         };
-        let sampled = plan.order.iter().filter(|place| batch[**place].sample.is_some());
-        let places: Vec<usize> = sampled.copied().collect();
+        let places: Vec<usize> = order.into_iter().filter(|place| batch[*place].sample.is_some()).collect();
         let samples = places.iter().filter_map(of_place).collect();
-        self.flight = Some(Flight { samples, places });
+        self.flights.push_back(Flight { turn: self.turn, samples, places });
+        self.turn = (self.turn + 1) % self.returns.len();
         Ok(Step { output: None })
     }
 
@@ -370,14 +400,12 @@ impl Engine for CudaEngine {
         if let Some(output) = step.output.take() {
             return Ok(Some(output));
         }
-        if self.flight.is_none() {
-            return Err(EngineError::StepSpent);
-        }
         let failed = |error: CudaError| EngineError::Device(error.to_string());
-        if !self.done.has_come().map_err(failed)? {
+        let turn = self.flights.front().ok_or(EngineError::StepSpent)?.turn;
+        if !self.returns[turn].done.has_come().map_err(failed)? {
             return Ok(None);
         }
-        let flight = self.flight.take().ok_or(EngineError::StepSpent)?;
+        let flight = self.flights.pop_front().ok_or(EngineError::StepSpent)?;
         self.collect(flight).map(Some).map_err(failed)
     }
 
@@ -393,6 +421,14 @@ impl Drop for CudaEngine {
         // Nothing may be freed under a running step.
         let _ = self.stream.wait();
     }
+}
+
+/// How many rows the graph has that can stand for this step, if one can.
+fn graph_rows(batch: &[Chunk<'_>]) -> Option<usize> {
+    let alike = batch.iter().all(|chunk| chunk.tokens.len() == 1 && chunk.sample.is_some());
+    let pages: usize = batch.iter().map(|chunk| chunk.pages.len() + 1).sum();
+    let rows = GRAPH_ROWS.into_iter().find(|rows| *rows >= batch.len())?;
+    (alike && !batch.is_empty() && pages + rows <= GRAPH_PAGES).then_some(rows)
 }
 
 /// How many pages there is room for: as many as `kv_bytes` says, or what the device has left of its share.

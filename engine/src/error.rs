@@ -252,6 +252,14 @@ pub enum EngineError {
         /// The sequence of the second chunk.
         sequence: u64,
     },
+    /// A chunk that follows a sample that the step before does not take.
+    #[error(
+        "sequence {sequence} follows a sample that the step in flight does not take: give the token itself"
+    )]
+    FollowsNothing {
+        /// The chunk's sequence.
+        sequence: u64,
+    },
     /// A step polled again after its output was taken.
     #[error("this step has already given its output")]
     StepSpent,
@@ -285,6 +293,7 @@ impl EngineError {
             Self::PageWrittenTwice { .. } => "page_written_twice",
             Self::TooManySamples { .. } => "too_many_samples",
             Self::Device(_) => "device",
+            Self::FollowsNothing { .. } => "follows_nothing",
             Self::StepSpent => "step_spent",
             Self::WorkerPanicked => "worker_panicked",
         }

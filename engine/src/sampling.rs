@@ -48,6 +48,11 @@ impl Sampling {
         logprobs: None,
     };
 
+    /// True if it takes the largest logit as the model gives it and says no more about it: what [`Self::GREEDY`] does, whatever the seed.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 && !self.looks_back() && self.logit_bias.is_empty() && self.logprobs.is_none()
+    }
+
     /// True if the tokens so far matter: whoever samples has to have them.
     pub fn looks_back(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0

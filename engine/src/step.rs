@@ -17,6 +17,10 @@ pub struct Chunk<'a> {
     pub sequence: u64,
     /// Token ids, at least one, each below [`ModelInfo::vocabulary`].
     pub tokens: &'a [u32],
+    /// The one token is what the step before samples for this sequence, [greedily](crate::Sampling::is_greedy); `tokens` holds a
+    /// number that nobody reads. Only for an engine that [runs ahead](Engine::runs_ahead), and only while that step has not been polled
+    /// to its end.
+    pub follows: bool,
     /// Position of the first token; `start + tokens.len()` is at most [`ModelInfo::context_tokens`].
     pub start: u32,
     /// The sequence's page table from position 0. Must cover `start + tokens.len()` tokens. Positions before
@@ -82,8 +86,9 @@ pub trait Engine: Send {
     /// The most that one [`submit`](Engine::submit) takes.
     fn limits(&self) -> StepLimits;
 
-    /// True if steps run on another device, so that the owner's thread has nothing to do between them and may wait awake for the next.
-    fn runs_elsewhere(&self) -> bool {
+    /// True if steps run on another device: a second one may be submitted while one runs, chunks of it may [follow](Chunk::follows) samples
+    /// that nobody has seen yet, and the owner's thread may wait awake between steps. Steps are polled in the order of their submission.
+    fn runs_ahead(&self) -> bool {
         false
     }
 

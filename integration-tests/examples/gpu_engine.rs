@@ -9,6 +9,7 @@
 //! shape in CONFIG FOLDER (configs/models/llama-3.1-8b). With `step` only one decode step of one row, for a profiler that shows what it is
 //! made of: `ncu --metrics gpu__time_duration.sum --csv`. With `logits` the last logits of a prompt go into FILE, for `gpu/logits.py`.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
@@ -18,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use connector::memory::Region;
 use connector::page_hash::{PageSeed, finished, page_hash};
 use engine::cpu::CpuEngine;
-use engine::{Chunk, CudaEngine, Device, Engine, EngineConfig, LoadFormat, PageId, Sample, StepOutput};
+use engine::{Chunk, CudaEngine, Device, Engine, EngineConfig, LoadFormat, PageId, Sample, Step, StepOutput};
 use integration_tests::folders::llamas;
 
 const STEP_TOKENS: u32 = 8192 + 256;
@@ -78,7 +79,7 @@ fn small_models() -> Result<()> {
         let prompt = &llama.prompt;
         let table = pages(0, 8);
         let sample = Some(Sample::greedy());
-        let whole = Chunk { sequence: 1, tokens: prompt, start: 0, pages: &table, sample };
+        let whole = Chunk { sequence: 1, tokens: prompt, follows: false, start: 0, pages: &table, sample };
         run(&mut cpu, &[whole])?;
         let right = cpu.logits(0).context("sampled")?.to_vec();
         let first = run(&mut gpu, &[whole])?;
@@ -87,17 +88,37 @@ fn small_models() -> Result<()> {
         let mut start = 0;
         let other = pages(20, 8);
         for part in prompt.chunks(7) {
-            run(&mut gpu, &[Chunk { sequence: 1, tokens: part, start, pages: &other, sample }])?;
+            run(
+                &mut gpu,
+                &[Chunk { sequence: 1, tokens: part, follows: false, start, pages: &other, sample }],
+            )?;
             start += part.len() as u32;
         }
         let pieces = error(&gpu.logits(0)?, &right);
         // Beside a decode row and another prompt, between them in the batch.
         let (before, last) = prompt.split_at(prompt.len() - 1);
         let (decoding, third) = (pages(40, 8), pages(60, 8));
-        run(&mut gpu, &[Chunk { sequence: 2, tokens: before, start: 0, pages: &decoding, sample: None }])?;
+        run(
+            &mut gpu,
+            &[Chunk {
+                sequence: 2,
+                tokens: before,
+                follows: false,
+                start: 0,
+                pages: &decoding,
+                sample: None,
+            }],
+        )?;
         let mixed = [
-            Chunk { sequence: 2, tokens: last, start: before.len() as u32, pages: &decoding, sample },
-            Chunk { sequence: 1, tokens: prompt, start: 0, pages: &third, sample },
+            Chunk {
+                sequence: 2,
+                tokens: last,
+                follows: false,
+                start: before.len() as u32,
+                pages: &decoding,
+                sample,
+            },
+            Chunk { sequence: 1, tokens: prompt, follows: false, start: 0, pages: &third, sample },
         ];
         let output = run(&mut gpu, &mixed)?;
         ensure!(output.tokens[0].sequence == 2 && output.tokens[1].sequence == 1, "{output:?}");
@@ -110,11 +131,31 @@ fn small_models() -> Result<()> {
             let token = [answer[answer.len() - 1]];
             let output = run(
                 &mut gpu,
-                &[Chunk { sequence: 1, tokens: &token, start: position, pages: &table, sample }],
+                &[Chunk {
+                    sequence: 1,
+                    tokens: &token,
+                    follows: false,
+                    start: position,
+                    pages: &table,
+                    sample,
+                }],
             )?;
             answer.push(output.tokens[0].token.id);
             position += 1;
         }
+        // The same with a step in flight ahead of the host.
+        let (followed, _) = run_ahead(
+            &mut gpu,
+            std::slice::from_ref(&table),
+            answer[0],
+            prompt.len() as u32,
+            answer.len() - 1,
+        )?;
+        ensure!(
+            followed[0] == answer[1..],
+            "{}: running ahead gives {followed:?}, not {answer:?}",
+            llama.name
+        );
         let same = answer.iter().zip(&llama.ids).take_while(|(a, b)| a == b).count();
         println!(
             "{:<28} {head:>5} {alone:>10.5} {pieces:>10.5} {beside:>10.5} {:>8}",
@@ -180,6 +221,7 @@ fn large_model(folder: &Path) -> Result<()> {
                     let chunk = Chunk {
                         sequence: 1,
                         tokens: part,
+                        follows: false,
                         start,
                         pages: &table,
                         sample: sample.filter(|_| last),
@@ -210,26 +252,8 @@ fn large_model(folder: &Path) -> Result<()> {
         }
         let tables: Vec<Vec<PageId>> =
             (0..rows).map(|n| (0..each).map(|page| PageId(n * each + page)).collect()).collect();
-        let mut times = Vec::new();
-        for step in 0..40 {
-            let tokens = [step * 7 + 1];
-            let batch: Vec<Chunk<'_>> = tables
-                .iter()
-                .zip(0..)
-                .map(|(pages, n)| Chunk {
-                    sequence: n,
-                    tokens: &tokens,
-                    start: context + step,
-                    pages,
-                    sample,
-                })
-                .collect();
-            let began = Instant::now();
-            run(&mut gpu, &batch)?;
-            times.push(began.elapsed().as_secs_f64());
-        }
-        times.drain(..8);
-        let time = median(times);
+        let (_, times) = run_ahead(&mut gpu, &tables, 1, context, 40)?;
+        let time = median(times[8..].to_vec());
         println!(
             "{rows:>8} {context:>8} {:>10.3} {:>14.2}",
             time * 1e3,
@@ -239,12 +263,59 @@ fn large_model(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Decodes `steps` tokens of every sequence behind `token` at `start`, with two steps in flight: the tokens of each, and the seconds between
+/// steps.
+fn run_ahead(
+    gpu: &mut CudaEngine,
+    tables: &[Vec<PageId>],
+    token: u32,
+    start: u32,
+    steps: usize,
+) -> Result<(Vec<Vec<u32>>, Vec<f64>)> {
+    let mut answers = vec![Vec::new(); tables.len()];
+    let (mut times, mut running) = (Vec::new(), VecDeque::new());
+    let (mut submitted, tokens) = (0, [token]);
+    let mut last = Instant::now();
+    while times.len() < steps {
+        if running.len() < 2 && submitted < steps {
+            let chunk = |(sequence, pages)| Chunk {
+                sequence,
+                tokens: &tokens,
+                follows: submitted > 0,
+                start: start + submitted as u32,
+                pages,
+                sample: Some(Sample::greedy()),
+            };
+            let batch: Vec<Chunk<'_>> = (0..).zip(tables.iter().map(Vec::as_slice)).map(chunk).collect();
+            running.push_back(gpu.submit(&batch)?);
+            submitted += 1;
+            continue;
+        }
+        let step: &mut Step = running.front_mut().context("a step runs")?;
+        if let Some(output) = gpu.poll(step)? {
+            running.pop_front();
+            times.push(last.elapsed().as_secs_f64());
+            last = Instant::now();
+            for sampled in output.tokens {
+                answers[sampled.sequence as usize].push(sampled.token.id);
+            }
+        }
+    }
+    Ok((answers, times))
+}
+
 /// One decode step behind a thousand tokens.
 fn one_step(folder: &Path) -> Result<()> {
     let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
     let (tokens, table) = ([1], pages(0, 17));
-    let chunk =
-        Chunk { sequence: 1, tokens: &tokens, start: 1000, pages: &table, sample: Some(Sample::greedy()) };
+    let chunk = Chunk {
+        sequence: 1,
+        tokens: &tokens,
+        follows: false,
+        start: 1000,
+        pages: &table,
+        sample: Some(Sample::greedy()),
+    };
     run(&mut gpu, &[chunk])?;
     Ok(())
 }
@@ -254,7 +325,10 @@ fn logits(folder: &Path, tokens: usize, file: &str) -> Result<()> {
     let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
     let (prompt, table) = (prompt(tokens), pages(0, tokens.div_ceil(64) as u32 + 1));
     let sample = Some(Sample::greedy());
-    run(&mut gpu, &[Chunk { sequence: 1, tokens: &prompt, start: 0, pages: &table, sample }])?;
+    run(
+        &mut gpu,
+        &[Chunk { sequence: 1, tokens: &prompt, follows: false, start: 0, pages: &table, sample }],
+    )?;
     let bytes: Vec<u8> = gpu.logits(0)?.into_iter().flat_map(f32::to_le_bytes).collect();
     std::fs::write(file, bytes).with_context(|| format!("cannot write {file}"))
 }

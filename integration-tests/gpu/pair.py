@@ -92,6 +92,8 @@ def ask(port, prompt, tokens=TOKENS):
         if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
             continue
         event = json.loads(line[6:])
+        if "choices" not in event:
+            sys.exit(f"the answer broke off: {event}")
         timings = event.get("timings") or timings
         for choice in event["choices"]:
             if choice.get("token_ids"):

@@ -89,6 +89,7 @@ pub fn run(role: Role, config: Config) -> anyhow::Result<()> {
         "model loaded in {:.1} s",
         began.elapsed().as_secs_f64()
     );
+    engine::populate(engine.kv());
     actix::System::new().block_on(serve(role, config, ports, engine, model, began))
 }
 

@@ -53,10 +53,9 @@ const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "frame before flush",
-        "actors/src/transfer/state.rs",
-        "let count = live.puts.iter().take(live.flushed).take_while(is_whole).count();",
-        "let count = live.puts.iter().take_while(is_whole).count();\n        live.flushed = live.flushed.max(count);\n        \
-         if let Some((_, covers, _)) = &mut live.flush {\n            *covers = (*covers).max(count);\n        }",
+        "actors/src/transfer/state/session.rs",
+        "let is_whole = |put: &&Put| put.credit.0 < flushed && put.is_over();",
+        "let is_whole = |put: &&Put| (put.credit.0 < flushed || put.done) && put.is_over();",
     ),
     mutant(
         "transit before reservation",
@@ -94,7 +93,7 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "release pages that puts read",
         "actors/src/transfer/state.rs",
-        "if flying { Vec::new() } else { vec![Action::Drained(session, request)] }",
+        "if live.is_drained(request) { vec![Action::Drained(session, request)] } else { Vec::new() }",
         "vec![Action::Drained(session, request)]",
     ),
     mutant(

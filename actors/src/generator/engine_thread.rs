@@ -1,6 +1,7 @@
-//! The one OS thread that owns the engine. It sleeps on its queue when there is no step; between the steps of a GPU it waits awake for a
-//! moment first.
+//! The one OS thread that owns the engine. It sleeps on its queue when there is no step; after a step of an engine that runs ahead it waits
+//! awake for a moment first.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
@@ -8,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use engine::{Chunk, Engine, EngineError, Sample, Token};
+use engine::{Chunk, Engine, EngineError, Sample, Step, StepOutput, Token};
 
 use super::state::Plan;
 use crate::kit::Vitals;
@@ -16,7 +17,7 @@ use crate::kit::Vitals;
 /// Several times what it takes to plan a step.
 const AWAKE: Duration = Duration::from_micros(500);
 
-/// Engine thread → generator: the step in flight is over.
+/// Engine thread → generator: the oldest step in flight is over.
 #[derive(Clone, Debug, PartialEq, Message)]
 #[rtype(result = "()")]
 pub struct StepFinished {
@@ -71,8 +72,8 @@ impl EngineThread {
         results: Recipient<StepFinished>,
         pulse: EnginePulse,
     ) -> std::io::Result<Self> {
-        // One step is in flight at a time, so one place is enough.
-        let (plans, queue) = sync_channel(1);
+        // Of two steps in flight one may wait here while the other runs.
+        let (plans, queue) = sync_channel(2);
         let thread = std::thread::Builder::new()
             .name("baton-engine".into())
             .spawn(move || run(engine, &queue, &results, &pulse))?;
@@ -101,13 +102,40 @@ fn run(
     results: &Recipient<StepFinished>,
     pulse: &EnginePulse,
 ) {
-    let awake = if engine.runs_elsewhere() { AWAKE } else { Duration::ZERO };
-    while let Some(plan) = next(queue, awake) {
-        pulse.set(true);
-        let outcome = step(engine.as_mut(), &plan).map_err(|error| error.to_string());
-        pulse.set(false);
-        // Bounded: at most one step is in flight.
-        results.do_send(StepFinished { outcome });
+    let (awake, most) = if engine.runs_ahead() { (AWAKE, 2) } else { (Duration::ZERO, 1) };
+    // Steps that run, or what the engine said instead.
+    let mut running: VecDeque<Result<Step, EngineError>> = VecDeque::new();
+    loop {
+        let plan = match running.len() {
+            0 => match next(queue, awake) {
+                Some(plan) => Some(plan),
+                None => return,
+            },
+            steps if steps < most => queue.try_recv().ok(),
+            _ => None,
+        };
+        if let Some(plan) = plan {
+            pulse.set(true);
+            running.push_back(submit(engine.as_mut(), &plan));
+        }
+        let outcome = match running.pop_front() {
+            Some(Ok(mut step)) => match engine.poll(&mut step).transpose() {
+                Some(outcome) => outcome,
+                None => {
+                    running.push_front(Ok(step));
+                    std::hint::spin_loop();
+                    continue;
+                }
+            },
+            Some(Err(error)) => Err(error),
+            None => continue,
+        };
+        pulse.set(!running.is_empty());
+        let tokens = |output: StepOutput| {
+            output.tokens.into_iter().map(|sampled| (sampled.sequence, sampled.token)).collect()
+        };
+        // Bounded: at most two steps are in flight.
+        results.do_send(StepFinished { outcome: outcome.map(tokens).map_err(|error| error.to_string()) });
     }
 }
 
@@ -124,7 +152,7 @@ fn next(queue: &Receiver<Plan>, awake: Duration) -> Option<Plan> {
     queue.recv().ok()
 }
 
-fn step(engine: &mut dyn Engine, plan: &Plan) -> Result<Vec<(u64, Token)>, EngineError> {
+fn submit(engine: &mut dyn Engine, plan: &Plan) -> Result<Step, EngineError> {
     engine.acquire(&plan.acquire)?;
     let batch: Vec<Chunk<'_>> = plan
         .chunks
@@ -132,6 +160,7 @@ fn step(engine: &mut dyn Engine, plan: &Plan) -> Result<Vec<(u64, Token)>, Engin
         .map(|chunk| Chunk {
             sequence: chunk.key,
             tokens: &chunk.tokens,
+            follows: chunk.follows,
             start: chunk.start,
             pages: &chunk.pages,
             sample: chunk.sample.as_ref().map(|sample| Sample {
@@ -141,11 +170,5 @@ fn step(engine: &mut dyn Engine, plan: &Plan) -> Result<Vec<(u64, Token)>, Engin
             }),
         })
         .collect();
-    let mut step = engine.submit(&batch)?;
-    loop {
-        if let Some(output) = engine.poll(&mut step)? {
-            return Ok(output.tokens.into_iter().map(|sampled| (sampled.sequence, sampled.token)).collect());
-        }
-        std::hint::spin_loop();
-    }
+    engine.submit(&batch)
 }

@@ -3,10 +3,15 @@
 //! A step mixes one decode row of every sequence that is past its prompt with prefill chunks of those that are not. Of prompts the
 //! shortest goes first, with ageing: a prompt's rank is its length, and one that comes later starts with a handicap of what was
 //! prefilled before it came. So once as many prompt tokens have been prefilled as a prompt has itself, nobody who comes
-//! overtakes it. One step is in flight at a time. A sequence that is stopped while it is in a step ends when
-//! that step comes back: until then the engine may be writing its pages.
+//! overtakes it.
+//!
+//! One step is in flight at a time; of an engine that runs ahead, two. The second is made before anyone knows what the first will sample, so
+//! each of its rows *follows* one of the first, and only sequences that surely go on are in it. It is made only while nobody
+//! else waits, since who comes then waits for both.
+//!
+//! A sequence that ends or is stopped while it is in a step ends when that step comes back: until then the engine may be writing its pages.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use engine::{PageId, Sampling, Token};
@@ -21,6 +26,8 @@ pub struct PlannedChunk {
     pub key: u64,
     /// Token ids to compute.
     pub tokens: Vec<u32>,
+    /// The one token is what the step in flight samples for this sequence; `tokens` holds a number that nobody reads.
+    pub follows: bool,
     /// Position of the first one.
     pub start: u32,
     /// The sequence's page table: shared, since every decode step names it again.
@@ -59,7 +66,8 @@ struct Sequence {
     sample: u32,
     sampling: Arc<Sampling>,
     ignore_eos: bool,
-    stopping: bool,
+    /// How it ended, and its last token, once it has: said when no step holds it any more.
+    ending: Option<(Option<Token>, SequenceEnd)>,
     /// Of prompts, the lowest goes first.
     rank: u64,
     /// When its first step was planned, on the caller's clock.
@@ -74,6 +82,20 @@ impl Sequence {
 
     fn missing(&self) -> u32 {
         self.tokens.len() as u32 - self.resident
+    }
+
+    /// A chunk of `length` tokens from `start`, or the one token that will be there.
+    fn chunk(&self, key: u64, start: u32, length: u32) -> PlannedChunk {
+        let (from, end) = (start as usize, (start + length) as usize);
+        let follows = from == self.tokens.len();
+        PlannedChunk {
+            key,
+            tokens: if follows { vec![0] } else { self.tokens[from..end].to_vec() },
+            follows,
+            start,
+            pages: Arc::clone(&self.pages),
+            sample: (end >= self.tokens.len()).then(|| self.planned_sample()),
+        }
     }
 
     fn advanced(
@@ -104,15 +126,22 @@ pub struct GeneratorState {
     /// Prompt tokens planned so far.
     prefilled: u64,
     page_tokens: u32,
-    /// Keys and lengths of the chunks in flight.
-    in_flight: Vec<(u64, u32)>,
+    runs_ahead: bool,
+    /// Keys and lengths of the chunks of each step in flight, the oldest step first.
+    flights: VecDeque<Vec<(u64, u32)>>,
     acquire: Vec<PageId>,
 }
 
 impl GeneratorState {
     /// No sequences; a step has at most `chunk_tokens` of prompts and `step_tokens` (at least one) in all, pages have
-    /// `page_tokens`, and `eos_tokens` end a sequence.
-    pub fn new(chunk_tokens: u32, step_tokens: u32, page_tokens: u32, eos_tokens: Vec<u32>) -> Self {
+    /// `page_tokens`, and `eos_tokens` end a sequence. The engine takes a second step while one runs if it `runs_ahead`.
+    pub fn new(
+        chunk_tokens: u32,
+        step_tokens: u32,
+        page_tokens: u32,
+        eos_tokens: Vec<u32>,
+        runs_ahead: bool,
+    ) -> Self {
         Self {
             chunk_tokens: chunk_tokens.max(1),
             step_tokens: step_tokens.max(1),
@@ -122,7 +151,8 @@ impl GeneratorState {
             next_key: 0,
             keys: HashMap::new(),
             sequences: BTreeMap::new(),
-            in_flight: Vec::new(),
+            runs_ahead,
+            flights: VecDeque::new(),
             acquire: Vec::new(),
         }
     }
@@ -139,7 +169,7 @@ impl GeneratorState {
 
     /// True while a step is in flight.
     pub fn is_stepping(&self) -> bool {
-        !self.in_flight.is_empty()
+        !self.flights.is_empty()
     }
 
     /// Takes a sequence in.
@@ -162,7 +192,7 @@ impl GeneratorState {
                 sample: start.sample,
                 sampling: start.sampling,
                 ignore_eos: start.ignore_eos,
-                stopping: false,
+                ending: None,
                 rank,
                 began_micros: None,
             },
@@ -177,21 +207,51 @@ impl GeneratorState {
         }
     }
 
-    /// Ends a sequence: at once, or when the step it is in comes back. One that has ended is ignored.
+    /// Ends a sequence: at once, or when the steps it is in have come back. One that has ended is ignored.
     pub fn on_stop(&mut self, sequence: SequenceId, now_micros: u64) -> Option<SequenceAdvanced> {
         let key = *self.keys.get(&sequence)?;
-        if self.in_flight.iter().any(|(flying, _)| *flying == key) {
-            self.sequences.get_mut(&key)?.stopping = true;
-            return None;
-        }
-        Some(self.end(key, now_micros, None, SequenceEnd::Stopped))
+        self.end(key, now_micros, None, SequenceEnd::Stopped)
     }
 
-    /// The next step, if there is work and none is in flight.
+    fn flies(&self, key: u64) -> bool {
+        self.flights.iter().flatten().any(|(flying, _)| *flying == key)
+    }
+
+    /// The next step, if there is work and room for another step in flight.
     pub fn plan(&mut self, now_micros: u64) -> Option<Plan> {
-        if self.is_stepping() || self.sequences.is_empty() {
+        match self.flights.len() {
+            0 => self.plan_next(now_micros),
+            1 if self.runs_ahead => self.plan_ahead(),
+            _ => None,
+        }
+    }
+
+    /// The step after the one in flight: rows that follow its samples.
+    fn plan_ahead(&mut self) -> Option<Plan> {
+        let flight = self.flights.front()?;
+        let nobody_waits = flight.len() == self.sequences.len();
+        let mut next = Vec::with_capacity(flight.len());
+        for (key, length) in flight {
+            let sequence = &self.sequences[key];
+            let end = sequence.resident + length;
+            let samples = end as usize == sequence.tokens.len();
+            if !nobody_waits || !samples || !sequence.sampling.is_greedy() {
+                return None;
+            }
+            let has_place = u64::from(end) < sequence.pages.len() as u64 * u64::from(self.page_tokens);
+            if sequence.sample > 1 && sequence.ending.is_none() && has_place {
+                next.push((*key, end));
+            }
+        }
+        if next.is_empty() {
             return None;
         }
+        let chunks = next.iter().map(|(key, end)| self.sequences[key].chunk(*key, *end, 1)).collect();
+        self.flights.push_back(next.into_iter().map(|(key, _)| (key, 1)).collect());
+        Some(Plan { chunks, acquire: Vec::new() })
+    }
+
+    fn plan_next(&mut self, now_micros: u64) -> Option<Plan> {
         let fits = |sequence: &Sequence| {
             let next = if sequence.missing() == 1 { sequence.tokens.len() } else { 0 };
             next as u64 <= sequence.pages.len() as u64 * u64::from(self.page_tokens)
@@ -205,7 +265,8 @@ impl GeneratorState {
         let rows: Vec<u64> = decoding.into_iter().map(|(key, _)| *key).collect();
         let mut room = self.step_tokens;
         let mut prompt_room = self.chunk_tokens;
-        let mut plan = Plan { chunks: Vec::new(), acquire: std::mem::take(&mut self.acquire) };
+        let mut flight = Vec::new();
+        let mut chunks = Vec::new();
         for (key, is_prompt) in
             prompts.into_iter().map(|key| (key, true)).chain(rows.into_iter().map(|key| (key, false)))
         {
@@ -220,49 +281,42 @@ impl GeneratorState {
                 prompt_room -= length;
                 self.prefilled += u64::from(length);
             }
-            let (start, end) = (sequence.resident, sequence.resident + length);
             sequence.began_micros.get_or_insert(now_micros);
-            self.in_flight.push((key, length));
-            plan.chunks.push(PlannedChunk {
-                key,
-                tokens: sequence.tokens[start as usize..end as usize].to_vec(),
-                start,
-                pages: Arc::clone(&sequence.pages),
-                sample: (end as usize == sequence.tokens.len()).then(|| sequence.planned_sample()),
-            });
+            flight.push((key, length));
+            chunks.push(sequence.chunk(key, sequence.resident, length));
         }
-        if plan.chunks.is_empty() {
-            // Every sequence waits for pages.
-            self.acquire = plan.acquire;
+        if chunks.is_empty() {
+            // Every sequence waits for pages, or there is none.
             return None;
         }
-        Some(plan)
+        self.flights.push_back(flight);
+        Some(Plan { chunks, acquire: std::mem::take(&mut self.acquire) })
     }
 
-    /// The step in flight came back with these sampled tokens (by key), or failed.
+    /// The oldest step in flight came back with these sampled tokens (by key), or failed.
     pub fn on_step(
         &mut self,
         outcome: Result<Vec<(u64, Token)>, String>,
         now_micros: u64,
     ) -> Vec<SequenceAdvanced> {
-        let flown = std::mem::take(&mut self.in_flight);
-        let mut sampled: HashMap<u64, Token> = match outcome {
-            Ok(tokens) => tokens.into_iter().collect(),
-            Err(error) => {
-                let failed = |(key, _)| self.end(key, now_micros, None, SequenceEnd::Failed(error.clone()));
-                return flown.into_iter().map(failed).collect();
-            }
+        let flown = self.flights.pop_front().unwrap_or_default();
+        let (mut sampled, error) = match outcome {
+            Ok(tokens) => (tokens.into_iter().collect::<HashMap<_, _>>(), None),
+            Err(error) => (HashMap::new(), Some(error)),
         };
         let mut events = Vec::with_capacity(flown.len());
         for (key, length) in flown {
-            let token = sampled.remove(&key);
             let sequence = self.sequences.get_mut(&key).expect("a sequence in flight is kept");
-            sequence.resident += length;
-            if sequence.stopping {
-                events.push(self.end(key, now_micros, None, SequenceEnd::Stopped));
+            if let Some((token, end)) = sequence.ending.take() {
+                events.extend(self.end(key, now_micros, token, end));
                 continue;
             }
-            let Some(token) = token else {
+            if let Some(error) = &error {
+                events.extend(self.end(key, now_micros, None, SequenceEnd::Failed(error.clone())));
+                continue;
+            }
+            sequence.resident += length;
+            let Some(token) = sampled.remove(&key) else {
                 events.push(sequence.advanced(now_micros, None, None));
                 continue;
             };
@@ -273,18 +327,31 @@ impl GeneratorState {
             } else {
                 (sequence.sample == 0).then_some(FinishReason::Length)
             };
-            events.push(match reason {
-                Some(reason) => self.end(key, now_micros, Some(token), SequenceEnd::Finished(reason)),
-                None => sequence.advanced(now_micros, Some(token), None),
-            });
+            match reason {
+                Some(reason) => {
+                    events.extend(self.end(key, now_micros, Some(token), SequenceEnd::Finished(reason)));
+                }
+                None => events.push(sequence.advanced(now_micros, Some(token), None)),
+            }
         }
         events
     }
 
-    fn end(&mut self, key: u64, now_micros: u64, token: Option<Token>, end: SequenceEnd) -> SequenceAdvanced {
-        let sequence = self.sequences.remove(&key).expect("it ends once");
+    /// Ends a sequence: now, or when no step holds it any more. The first end counts.
+    fn end(
+        &mut self,
+        key: u64,
+        now_micros: u64,
+        token: Option<Token>,
+        end: SequenceEnd,
+    ) -> Option<SequenceAdvanced> {
+        if self.flies(key) {
+            self.sequences.get_mut(&key)?.ending.get_or_insert((token, end));
+            return None;
+        }
+        let sequence = self.sequences.remove(&key)?;
         self.keys.remove(&sequence.name);
-        sequence.advanced(now_micros, token, Some(end))
+        Some(sequence.advanced(now_micros, token, Some(end)))
     }
 }
 

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use actix::prelude::*;
 use connector::page_hash::PageSeed;
-use connector::transport::Ticket;
+use connector::ring::CreditNumber;
 use engine::PageId;
 
 use crate::messages::SessionId;
@@ -17,18 +17,16 @@ use crate::pages::Pages;
 pub struct ToHash {
     /// The put's session.
     pub session: SessionId,
-    /// The put.
-    pub ticket: Ticket,
-    /// The page; nobody writes it before the put is over.
+    /// The page; nobody writes it before it is hashed.
     pub page: PageId,
-    /// What its hash begins with.
+    /// What its hash begins with; its credit names the put.
     pub seed: PageSeed,
 }
 
 /// Hash thread → transfer: pages are hashed.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
-pub struct PagesHashed(pub Vec<(SessionId, Ticket, u64)>);
+pub struct PagesHashed(pub Vec<(SessionId, CreditNumber, u64)>);
 
 /// The handle; dropping it ends the thread.
 pub struct HashThread {
@@ -42,7 +40,7 @@ impl HashThread {
     /// # Errors
     /// The operating system gives no thread.
     pub fn spawn(pages: Pages, results: Recipient<PagesHashed>) -> std::io::Result<Self> {
-        // Bounded by the puts in flight.
+        // Bounded by the ring: no credit is announced, so none granted again, before its page's hash has come.
         let (send, queue) = channel();
         let run = move || run(&pages, &queue, &results);
         let thread = std::thread::Builder::new().name("baton-hash".into()).spawn(run)?;
@@ -74,7 +72,11 @@ fn run(pages: &Pages, queue: &Receiver<Vec<ToHash>>, results: &Recipient<PagesHa
         let seeded: Vec<_> = batch.iter().map(|one| (one.page, one.seed)).collect();
         let hashes = pages.hash(&seeded).into_iter();
         results.do_send(PagesHashed(
-            batch.iter().zip(hashes).map(|(one, hash)| (one.session, one.ticket, hash)).collect(),
+            batch
+                .iter()
+                .zip(hashes)
+                .map(|(one, hash)| (one.session, CreditNumber(one.seed.credit), hash))
+                .collect(),
         ));
     }
 }

@@ -46,6 +46,7 @@ fn alone(engine: &mut CpuEngine, tokens: &[u32], cuts: &[usize], table: u32) -> 
         let chunk = Chunk {
             sequence: 1,
             tokens: &tokens[start..end],
+            follows: false,
             start: start as u32,
             pages,
             sample: (end == tokens.len()).then(Sample::greedy),
@@ -142,7 +143,14 @@ fn a_page_copied_to_another_engine_decodes_the_same() {
     }
     other.acquire(&to).unwrap();
     let last = |pages| {
-        [Chunk { sequence: 1, tokens: &tokens[29..], start: 29, pages, sample: Some(Sample::greedy()) }]
+        [Chunk {
+            sequence: 1,
+            tokens: &tokens[29..],
+            follows: false,
+            start: 29,
+            pages,
+            sample: Some(Sample::greedy()),
+        }]
     };
     assert_eq!(submit(&mut engine, &last(&from)), submit(&mut other, &last(&to)));
     assert_eq!(bits(engine.logits(0).unwrap()), bits(other.logits(0).unwrap()));
@@ -203,6 +211,7 @@ proptest! {
                     batch.push(Chunk {
                         sequence: sequence as u64,
                         tokens: &tokens[start..end],
+                        follows: false,
                         start: start as u32,
                         pages: &tables[sequence],
                         sample: (end == tokens.len()).then(Sample::greedy),

@@ -18,15 +18,16 @@ const PLAN_WORDS: usize = 32;
 /// What a planned part of a step runs by.
 pub(super) type PartPlan = [i64; PLAN_WORDS];
 
-/// A kernel's own memory: what its plan says on the device, and the host's copy of that.
+/// A kernel's own memory: what its plan says on the device, and the host's copies of that, which are used in turns.
 struct Workspace {
     ints: Buffer,
-    pinned: Pinned<u8>,
+    pinned: [Pinned<u8>; 2],
 }
 
 impl Workspace {
     fn new(device: &Arc<Device>) -> Result<Self> {
-        Ok(Self { ints: Buffer::zeroed(device, INT_BYTES)?, pinned: Pinned::new(device, INT_BYTES)? })
+        let pinned = [Pinned::new(device, INT_BYTES)?, Pinned::new(device, INT_BYTES)?];
+        Ok(Self { ints: Buffer::zeroed(device, INT_BYTES)?, pinned })
     }
 }
 
@@ -90,7 +91,7 @@ impl Attention {
         if !self.has_fa3 {
             return self.plan_fa2(&self.prefill, plan, &part, false, stream);
         }
-        let mut words = [0; PLAN_WORDS];
+        let (mut words, turn) = ([0; PLAN_WORDS], plan.turn());
         let (rows, pages, tokens) = plan.host_lists(&part);
         // SAFETY: workspaces are as long as said; the lists are as long as the part has chunks, and one more.
         let status = unsafe {
@@ -98,7 +99,7 @@ impl Attention {
                 self.floats.start(),
                 FLOAT_BYTES,
                 self.prefill.ints.start(),
-                self.prefill.pinned.raw(),
+                self.prefill.pinned[turn].raw(),
                 INT_BYTES,
                 words.as_mut_ptr(),
                 rows,
@@ -131,7 +132,7 @@ impl Attention {
         graph: bool,
         stream: &Stream,
     ) -> Result<PartPlan> {
-        let mut words = [0; PLAN_WORDS];
+        let (mut words, turn) = ([0; PLAN_WORDS], plan.turn());
         let (rows, pages, _) = plan.host_lists(part);
         // SAFETY: as in `plan_prefill`.
         let status = unsafe {
@@ -139,7 +140,7 @@ impl Attention {
                 self.floats.start(),
                 FLOAT_BYTES,
                 workspace.ints.start(),
-                workspace.pinned.raw(),
+                workspace.pinned[turn].raw(),
                 INT_BYTES,
                 words.as_mut_ptr(),
                 rows,

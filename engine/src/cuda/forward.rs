@@ -124,6 +124,7 @@ impl Forward {
         let status = unsafe {
             baton_embed(
                 plan.tokens(),
+                self.greedy.start(),
                 self.weights.embedding.start(),
                 hidden.start(),
                 rows,
@@ -144,12 +145,24 @@ impl Forward {
         // The last layer's sum is wanted for few rows, but costs little for all.
         self.norm(before, &self.weights.norm, plan.rows, stream)?;
         let sampled = plan.sampled as i32;
-        // SAFETY: see above.
-        let status = unsafe {
-            baton_take_rows(normed.start(), plan.sampled_rows(), last.start(), sampled, width, stream.raw())
-        };
-        launched("baton_take_rows", status)?;
+        // Rows are sampled in their order: all of them are the rows as they are.
+        let all = plan.sampled == plan.rows;
+        if !all {
+            // SAFETY: see above.
+            let status = unsafe {
+                baton_take_rows(
+                    normed.start(),
+                    plan.sampled_rows(),
+                    last.start(),
+                    sampled,
+                    width,
+                    stream.raw(),
+                )
+            };
+            launched("baton_take_rows", status)?;
+        }
         let sizes = (plan.sampled, self.shape.vocabulary, self.shape.hidden);
+        let last = if all { normed } else { last };
         self.multiply(last, self.weights.output(), &self.logits, sizes, Output::F32, stream)?;
         let vocabulary = self.shape.vocabulary as i32;
         // SAFETY: see above.

@@ -9,7 +9,15 @@ use super::device::{CudaError, Result};
 type Ptr = *mut c_void;
 
 unsafe extern "C" {
-    pub(super) fn baton_embed(tokens: Ptr, table: Ptr, out: Ptr, rows: i32, hidden: i32, stream: Ptr) -> i32;
+    pub(super) fn baton_embed(
+        tokens: Ptr,
+        chosen: Ptr,
+        table: Ptr,
+        out: Ptr,
+        rows: i32,
+        hidden: i32,
+        stream: Ptr,
+    ) -> i32;
     pub(super) fn baton_add_rms_norm(
         x: Ptr,
         delta: Ptr,
@@ -94,91 +102,66 @@ unsafe extern "C" {
     ) -> i32;
 }
 
-/// FlashInfer's FA2, one instance a head size.
-pub(super) type Fa2Plan = unsafe extern "C" fn(
-    float_workspace: Ptr,
-    float_bytes: usize,
-    int_workspace: Ptr,
-    host_pinned: Ptr,
-    int_bytes: usize,
-    host_plan: *mut i64,
-    host_qo_indptr: *const i32,
-    host_kv_indptr: *const i32,
-    rows: u32,
-    batch: u32,
-    heads: u32,
-    kv_heads: u32,
-    page_tokens: u32,
-    graph: i32,
-    stream: Ptr,
-) -> i32;
-pub(super) type Fa2Run = unsafe extern "C" fn(
-    float_workspace: Ptr,
-    int_workspace: Ptr,
-    host_plan: *const i64,
-    q: Ptr,
-    k_pool: Ptr,
-    v_pool: Ptr,
-    page_stride: i64,
-    page_tokens: u32,
-    heads: u32,
-    kv_heads: u32,
-    batch: u32,
-    qo_indptr: Ptr,
-    kv_indptr: Ptr,
-    kv_indices: Ptr,
-    last_page_len: Ptr,
-    out: Ptr,
-    scale: f32,
-    stream: Ptr,
-) -> i32;
-
+/// FlashInfer's FA2 has one instance a head size: their prototypes, and the type that they share.
 macro_rules! fa2 {
-    ($plan:ident, $run:ident) => {
+    ($shared:ident: $of_64:ident, $of_128:ident, $arguments:tt) => {
+        fa2!(type $shared $arguments);
         unsafe extern "C" {
-            fn $plan(
-                float_workspace: Ptr,
-                float_bytes: usize,
-                int_workspace: Ptr,
-                host_pinned: Ptr,
-                int_bytes: usize,
-                host_plan: *mut i64,
-                host_qo_indptr: *const i32,
-                host_kv_indptr: *const i32,
-                rows: u32,
-                batch: u32,
-                heads: u32,
-                kv_heads: u32,
-                page_tokens: u32,
-                graph: i32,
-                stream: Ptr,
-            ) -> i32;
-            fn $run(
-                float_workspace: Ptr,
-                int_workspace: Ptr,
-                host_plan: *const i64,
-                q: Ptr,
-                k_pool: Ptr,
-                v_pool: Ptr,
-                page_stride: i64,
-                page_tokens: u32,
-                heads: u32,
-                kv_heads: u32,
-                batch: u32,
-                qo_indptr: Ptr,
-                kv_indptr: Ptr,
-                kv_indices: Ptr,
-                last_page_len: Ptr,
-                out: Ptr,
-                scale: f32,
-                stream: Ptr,
-            ) -> i32;
+            fa2!(fn $of_64 $arguments);
+            fa2!(fn $of_128 $arguments);
         }
+    };
+    (type $shared:ident ($($name:ident: $kind:ty),+ $(,)?)) => {
+        pub(super) type $shared = unsafe extern "C" fn($($name: $kind),+) -> i32;
+    };
+    (fn $function:ident ($($name:ident: $kind:ty),+ $(,)?)) => {
+        fn $function($($name: $kind),+) -> i32;
     };
 }
 
-fa2!(baton_fa2_plan_64, baton_fa2_run_64);
-fa2!(baton_fa2_plan_128, baton_fa2_run_128);
+fa2!(
+    Fa2Plan: baton_fa2_plan_64, baton_fa2_plan_128,
+    (
+        float_workspace: Ptr,
+        float_bytes: usize,
+        int_workspace: Ptr,
+        host_pinned: Ptr,
+        int_bytes: usize,
+        host_plan: *mut i64,
+        host_qo_indptr: *const i32,
+        host_kv_indptr: *const i32,
+        rows: u32,
+        batch: u32,
+        heads: u32,
+        kv_heads: u32,
+        page_tokens: u32,
+        graph: i32,
+        stream: Ptr,
+    )
+);
+fa2!(
+    Fa2Run: baton_fa2_run_64, baton_fa2_run_128,
+    (
+        float_workspace: Ptr,
+        int_workspace: Ptr,
+        host_plan: *const i64,
+        q: Ptr,
+        k_pool: Ptr,
+        v_pool: Ptr,
+        page_stride: i64,
+        page_tokens: u32,
+        heads: u32,
+        kv_heads: u32,
+        batch: u32,
+        qo_indptr: Ptr,
+        kv_indptr: Ptr,
+        kv_indices: Ptr,
+        last_page_len: Ptr,
+        out: Ptr,
+        scale: f32,
+        stream: Ptr,
+    )
+);
 
 /// The FA2 kernels for heads of this size, if there are any.
 pub(super) fn fa2(head_dim: usize) -> Option<(Fa2Plan, Fa2Run)> {

@@ -60,7 +60,9 @@ pub(super) struct Part {
 
 /// One step's lists.
 pub(super) struct Plan {
-    host: Pinned<i32>,
+    /// Two, in turns: a step may be laid out while the copy of the one before has not run.
+    host: [Pinned<i32>; 2],
+    turn: usize,
     device: Buffer,
     places: Places,
     page_tokens: usize,
@@ -86,7 +88,8 @@ impl Plan {
     ) -> Result<Self> {
         let places = Places::new(rows, chunks, pages);
         Ok(Self {
-            host: Pinned::new(device, places.words)?,
+            host: [Pinned::new(device, places.words)?, Pinned::new(device, places.words)?],
+            turn: 0,
             device: Buffer::zeroed(device, places.words * 4)?,
             places,
             page_tokens,
@@ -107,8 +110,17 @@ impl Plan {
     }
 
     /// Lays a batch out; decode rows are filled up to `decode_rows` with rows that write nothing. The batch has been checked
-    /// and fits.
-    pub(super) fn lay_out(&mut self, batch: &[Chunk<'_>], decode_rows: usize, one_kernel: bool) {
+    /// and fits. `followed` has for each chunk that follows the row of the step before that it follows. Of `turn`s, 0 and 1, the
+    /// other one may still be on its way to the device.
+    pub(super) fn lay_out(
+        &mut self,
+        batch: &[Chunk<'_>],
+        followed: &[usize],
+        turn: usize,
+        decode_rows: usize,
+        one_kernel: bool,
+    ) {
+        self.turn = turn;
         self.order.clear();
         self.order.extend(0..batch.len());
         // Stable: chunks of one kind stay in the batch's order.
@@ -129,7 +141,7 @@ impl Plan {
             pages,
             ..
         } = self.places;
-        let (page_tokens, words) = (self.page_tokens, self.host.values_mut());
+        let (page_tokens, words) = (self.page_tokens, self.host[turn].values_mut());
         let (mut row, mut page, mut samples) = (0, 0, 0);
         self.kv_tokens.clear();
         let fillers = decode_rows.saturating_sub(batch.len() - prefills);
@@ -157,7 +169,10 @@ impl Plan {
             };
             for (offset, token) in chunk.tokens.iter().enumerate() {
                 let position = chunk.start as usize + offset;
-                words[tokens + row] = token.cast_signed();
+                words[tokens + row] = match chunk.follows {
+                    true => -1 - followed[self.order[place]] as i32,
+                    false => token.cast_signed(),
+                };
                 words[positions + row] = position as i32;
                 let in_page = chunk.pages[position / page_tokens].0 as usize;
                 put_i64(words, places + 2 * row, (in_page * page_tokens + position % page_tokens) as i64);
@@ -195,11 +210,15 @@ impl Plan {
 
     /// Copies the lists to the device, in the stream's order.
     pub(super) fn upload(&self, stream: &Stream) -> Result<()> {
-        stream.upload(&self.device, &self.host, self.places.words)
+        stream.upload(&self.device, &self.host[self.turn], self.places.words)
     }
 
     fn at(&self, word: usize) -> *mut std::ffi::c_void {
         self.device.at(word * 4)
+    }
+
+    pub(super) fn turn(&self) -> usize {
+        self.turn
     }
 
     pub(super) fn tokens(&self) -> *mut std::ffi::c_void {
@@ -244,7 +263,7 @@ impl Plan {
     /// The host's copies of what attention plans are made from: row starts, page starts, tokens of KV.
     pub(super) fn host_lists(&mut self, part: &Part) -> (*mut i32, *mut i32, *mut i32) {
         let Places { row_starts, page_starts, .. } = self.places;
-        let words = self.host.values_mut().as_mut_ptr();
+        let words = self.host[self.turn].values_mut().as_mut_ptr();
         // SAFETY: both lists begin inside the words.
         let lists = unsafe { (words.add(row_starts + part.starts), words.add(page_starts + part.starts)) };
         (lists.0, lists.1, self.kv_tokens[part.chunks.clone()].as_mut_ptr())

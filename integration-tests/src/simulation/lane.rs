@@ -4,7 +4,7 @@
 //! before it has landed. Where a receiver does the copying (TCP), nothing lands once its part of the session is closed;
 //! where senders write by themselves, nothing but the end of their process stops what was posted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use actors::buffer_manager::state::PageUse;
 use actors::messages::SessionId;
@@ -39,10 +39,12 @@ pub(super) struct Lane {
 #[derive(Debug, Default)]
 struct Put {
     page: u32,
-    /// It is a request's page, not the probe's.
+    /// They are requests' pages, not the probe's.
     is_owned: bool,
     into: u32,
-    content: Option<Vec<u32>>,
+    /// So many pages from each of them on.
+    pages: u32,
+    content: Option<Vec<Vec<u32>>>,
     lands_at: u64,
     landed: bool,
     completed: bool,
@@ -57,7 +59,8 @@ pub(super) struct Outlet {
     puts: BTreeMap<u64, Put>,
     /// The page that each credit allows to write.
     credits: Vec<PageIndex>,
-    flush: Option<u64>,
+    /// Flushes in flight.
+    flushes: BTreeSet<u64>,
     pub(super) fails: bool,
     pub(super) hangs: bool,
     closing: bool,
@@ -108,7 +111,14 @@ impl World {
         self.nodes[name.node].alive && self.nodes[name.node].life == name.life
     }
 
-    pub(super) fn put(&mut self, name: OutletName, ticket: Ticket, page: (u32, bool), into: PageIndex) {
+    pub(super) fn put(
+        &mut self,
+        name: OutletName,
+        ticket: Ticket,
+        page: (u32, bool),
+        into: PageIndex,
+        pages: u32,
+    ) {
         if self.outlets.get(&name).is_none_or(|outlet| outlet.closing) {
             let refused = Mail::PutCompleted(name.session, ticket, Err("closed".to_owned()));
             return self.post_to(name, Actor::Transfer, refused);
@@ -121,7 +131,9 @@ impl World {
         let Some(outlet) = self.outlets.get_mut(&name) else { return };
         let fails = outlet.fails && fails_now;
         let lands_at = self.now + lands;
-        outlet.puts.insert(ticket.0, Put { page, is_owned, into: into.0, lands_at, fails, ..Put::default() });
+        let into = into.0;
+        let put = Put { page, is_owned, into, pages, lands_at, fails, ..Put::default() };
+        outlet.puts.insert(ticket.0, put);
         self.at(read, None, Event::PutIsRead((name, ticket.0)));
         self.at(lands, None, Event::PutLands((name, ticket.0)));
         self.at(completes, None, Event::PutCompletes((name, ticket.0)));
@@ -134,9 +146,11 @@ impl World {
         let Node { memory, pool, .. } = &self.nodes[name.node];
         let put = self.outlets.get_mut(&name).and_then(|outlet| outlet.puts.get_mut(&ticket));
         let Some(put) = put.filter(|put| put.content.is_none()) else { return };
-        let (page, used) = (put.page, pool.page_use(PageId(put.page)));
-        put.content = Some(memory.page(page));
-        if put.is_owned && !put.completed && !matches!(used, PageUse::Held(_)) {
+        let pages = put.page..put.page + put.pages;
+        put.content = Some(pages.clone().map(|page| memory.page(page)).collect());
+        let mut used = pages.map(|page| (page, pool.page_use(PageId(page))));
+        let free = used.find(|(_, used)| !matches!(used, PageUse::Held(_)));
+        if let (true, false, Some((page, used))) = (put.is_owned, put.completed, free) {
             self.fail(format!("put {ticket} of {name:?} reads page {page}, which is {used:?}"));
         }
     }
@@ -160,16 +174,19 @@ impl World {
         put.landed = true;
         let into = put.into;
         if std::mem::take(&mut self.flip) {
-            let place = self.dice.between(0, content.len() as u64 - 1) as usize;
-            content[place] = (content[place].wrapping_add(1)) % VOCABULARY;
+            let page = self.dice.between(0, content.len() as u64 - 1) as usize;
+            let place = self.dice.between(0, content[page].len() as u64 - 1) as usize;
+            content[page][place] = (content[page][place].wrapping_add(1)) % VOCABULARY;
         }
         let session = self.lane_of(name).map(|lane| lane.session);
-        let used = self.nodes[RECEIVER].pool.page_use(PageId(into));
-        if !matches!(used, PageUse::Outstanding(of) | PageUse::Quarantined(of) if Some(of) == session) {
-            return self.fail(format!("a put of {session:?} lands in page {into}, which is {used:?}"));
+        for (into, content) in (into..).zip(&content) {
+            let used = self.nodes[RECEIVER].pool.page_use(PageId(into));
+            if !matches!(used, PageUse::Outstanding(of) | PageUse::Quarantined(of) if Some(of) == session) {
+                return self.fail(format!("a put of {session:?} lands in page {into}, which is {used:?}"));
+            }
+            self.nodes[RECEIVER].memory.write_page(into, content);
+            self.report.landed += 1;
         }
-        self.nodes[RECEIVER].memory.write_page(into, &content);
-        self.report.landed += 1;
         self.say(|| format!("{name:?} {ticket} lands in page {into}"));
     }
 
@@ -209,7 +226,7 @@ impl World {
             let refused = Mail::Flushed(name.session, ticket, Err("closed".to_owned()));
             return self.post_to(name, Actor::Transfer, refused);
         };
-        outlet.flush = Some(ticket.0);
+        outlet.flushes.insert(ticket.0);
         let covers = outlet.puts.len() as u64;
         self.at(wait, None, Event::FlushIsOver(name, ticket.0, covers));
     }
@@ -217,7 +234,7 @@ impl World {
     pub(super) fn flush_is_over(&mut self, name: OutletName, ticket: u64, covers: u64) {
         let open = self.lane_is_open(name);
         let Some(outlet) = self.outlets.get_mut(&name) else { return };
-        if outlet.hangs || outlet.flush != Some(ticket) {
+        if outlet.hangs || !outlet.flushes.contains(&ticket) {
             return;
         }
         let covered = || outlet.puts.values().take(covers as usize);
@@ -225,7 +242,7 @@ impl World {
         if !failed && covered().any(|put| !put.landed) {
             return self.at(MS, None, Event::FlushIsOver(name, ticket, covers));
         }
-        outlet.flush = None;
+        outlet.flushes.remove(&ticket);
         let result = if failed { Err("connection reset".to_owned()) } else { Ok(()) };
         self.post_to(name, Actor::Transfer, Mail::Flushed(name.session, Ticket(ticket), result));
     }
@@ -239,7 +256,8 @@ impl World {
         let Some(outlet) = self.outlets.get(&name) else { return };
         let named = outlet.credits.iter().skip(first.0 as usize).take(count as usize);
         let into: Vec<u32> = named.map(|page| page.0).collect();
-        let early = outlet.puts.iter().find(|(_, put)| !put.landed && into.contains(&put.into));
+        let is_into = |put: &Put| (put.into..put.into + put.pages).any(|page| into.contains(&page));
+        let early = outlet.puts.iter().find(|(_, put)| !put.landed && is_into(put));
         if let Some((ticket, _)) = early {
             self.fail(format!("put {ticket} of {name:?} is called filled and has not landed"));
         }
@@ -267,7 +285,7 @@ impl World {
         let Some(outlet) = self.outlets.get_mut(&name) else { return };
         let drained = outlet.puts.values().all(|put| put.landed && !put.fails);
         outlet.drained = Some(drained);
-        if let Some(ticket) = outlet.flush.take() {
+        for ticket in std::mem::take(&mut outlet.flushes) {
             let result = if drained { Ok(()) } else { Err("closed".to_owned()) };
             self.post_to(name, Actor::Transfer, Mail::Flushed(name.session, Ticket(ticket), result));
         }

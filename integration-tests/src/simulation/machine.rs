@@ -98,6 +98,15 @@ impl Step {
     }
 }
 
+/// Gives the chunks of `plan` that follow what the step before has sampled.
+pub(super) fn follow(plan: &mut Plan, sampled: &[(u64, Token)]) {
+    for chunk in plan.chunks.iter_mut().filter(|chunk| chunk.follows) {
+        let token = sampled.iter().find(|(key, _)| *key == chunk.key);
+        // Of a step that failed nothing is used.
+        chunk.tokens = vec![token.map_or(u32::MAX, |(_, token)| token.id)];
+    }
+}
+
 /// True for a sequence of the process itself.
 pub(super) fn is_own(sequence: SequenceId) -> bool {
     matches!(sequence, SequenceId::Own(_))

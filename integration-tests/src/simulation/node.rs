@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use actors::buffer_manager::state::PoolState;
 use actors::decoder::state::{DecoderConfig, DecoderState};
-use actors::generator::state::GeneratorState;
+use actors::generator::state::{GeneratorState, Plan as StepPlan};
 use actors::messages::{
     CancelPuts, Decode, ExtendSequence, GrowPages, PageFilled, PagesAdopted, PagesComputed, PagesGrown,
     PagesReserved, PagesSent, PagesShort, PrefillFailed, PrefillFinished, PrefillOver, PutsDrained,
@@ -74,7 +74,7 @@ pub(super) enum Mail {
     SchedulePut(SchedulePut),
     CancelPuts(CancelPuts),
     PutCompleted(SessionId, Ticket, Result<(), String>),
-    Hashed(SessionId, Ticket, u64),
+    Hashed(SessionId, CreditNumber, u64),
     Flushed(SessionId, Ticket, Result<(), String>),
     StartPrefill(StartPrefill),
     CancelPrefill(SessionId, RequestId),
@@ -136,6 +136,8 @@ pub(super) struct Node {
     pub(super) link: PeerLinkState,
     pub(super) memory: Memory,
     pub(super) step: Option<Step>,
+    /// The step after it, which the engine has already.
+    pub(super) step_ahead: Option<StepPlan>,
     /// The next step fails.
     pub(super) step_fails: bool,
     /// Which connection a session runs over.
@@ -162,7 +164,7 @@ impl Node {
             }))
         } else {
             Role::Sender(Box::new(Sender {
-                transfer: TransferState::new(1, 0.0, plan.hashed),
+                transfer: TransferState::new(1, 0.0, plan.hashed, plan.run_pages),
                 prefiller: PrefillerState::new(PrefillerConfig {
                     page_tokens: PAGE_TOKENS,
                     page_bytes: 1,
@@ -182,10 +184,17 @@ impl Node {
             stopped_until: 0,
             mailboxes: BTreeMap::new(),
             pool: PoolState::new(pages, ring, PAGE_TOKENS),
-            generator: GeneratorState::new(plan.chunk_tokens, plan.chunk_tokens + 8, PAGE_TOKENS, vec![0]),
+            generator: GeneratorState::new(
+                plan.chunk_tokens,
+                plan.chunk_tokens + 8,
+                PAGE_TOKENS,
+                vec![0],
+                plan.runs_ahead,
+            ),
             link: PeerLinkState::new(!plan.foreign, ring),
             memory: Memory::new(pages),
             step: None,
+            step_ahead: None,
             step_fails: false,
             conns: BTreeMap::new(),
             role,

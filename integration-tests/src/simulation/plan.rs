@@ -85,6 +85,10 @@ pub struct Plan {
     pub late_hellos: bool,
     /// Pages are hashed and checked.
     pub hashed: bool,
+    /// Most neighbouring pages that go as one put.
+    pub run_pages: usize,
+    /// Engines take a second step while one runs.
+    pub runs_ahead: bool,
     /// How long a request may take, in microseconds.
     pub deadline: u64,
     /// When requests come, in microseconds.
@@ -145,6 +149,8 @@ impl Plan {
             requests,
             faults,
             horizon,
+            run_pages: dice.between(1, 4) as usize,
+            runs_ahead: dice.one_in(2),
         }
     }
 }

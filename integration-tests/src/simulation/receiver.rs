@@ -8,7 +8,7 @@ use connector::frame::Frame;
 use connector::page_hash::PageSeed;
 use engine::PageId;
 
-use super::machine::{Step, is_own};
+use super::machine::{Step, follow, is_own};
 use super::node::{Actor, Mail};
 use super::plan::MS;
 use super::world::{Event, RECEIVER, World};
@@ -181,9 +181,12 @@ impl World {
     /// Gives the engine its next step.
     fn drive(&mut self, node: usize) {
         let now = self.now;
-        let process = &mut self.nodes[node];
-        if let Some(plan) = process.generator.plan(now) {
-            self.begin_step(node, plan);
+        while let Some(plan) = self.nodes[node].generator.plan(now) {
+            if self.nodes[node].step.is_some() {
+                self.nodes[node].step_ahead = Some(plan);
+            } else {
+                self.begin_step(node, plan);
+            }
         }
     }
 
@@ -212,12 +215,16 @@ impl World {
         let Some(step) = self.nodes[node].step.take() else { return };
         self.pages_are_held(node, &step);
         let process = &mut self.nodes[node];
-        let events = if std::mem::take(&mut process.step_fails) {
-            process.generator.on_step(Err("out of order".to_owned()), now)
+        let outcome = if std::mem::take(&mut process.step_fails) {
+            Err("out of order".to_owned())
         } else {
-            let tokens = step.end(&mut process.memory);
-            process.generator.on_step(Ok(tokens), now)
+            Ok(step.end(&mut process.memory))
         };
+        if let Some(mut plan) = process.step_ahead.take() {
+            follow(&mut plan, outcome.as_deref().unwrap_or_default());
+            self.begin_step(node, plan);
+        }
+        let events = self.nodes[node].generator.on_step(outcome, now);
         events.into_iter().for_each(|event| self.tell_advanced(node, event));
         self.drive(node);
     }

@@ -5,6 +5,7 @@ use actors::prefiller::state as prefiller;
 use actors::transfer::state as transfer;
 use connector::frame::Frame;
 use connector::ring::CreditNumber;
+use engine::PageId;
 
 use super::lane::OutletName;
 use super::node::{Actor, Mail};
@@ -50,7 +51,7 @@ impl World {
             Mail::PutCompleted(session, ticket, result) => {
                 transfer.on_put_completed(micros, session, ticket, result)
             }
-            Mail::Hashed(session, ticket, hash) => transfer.on_hashed(micros, session, ticket, hash),
+            Mail::Hashed(session, credit, hash) => transfer.on_hashed(micros, session, credit, hash),
             Mail::Flushed(session, ticket, result) => transfer.on_flushed(micros, session, ticket, result),
             Mail::PeerLost(session) => return transfer.on_lost(session),
             Mail::Tick => transfer.on_tick(micros),
@@ -84,13 +85,14 @@ impl World {
         let life = self.nodes[node].life;
         for action in actions {
             match action {
-                transfer::Action::Put { session, ticket, page, into, seed } => {
+                transfer::Action::Put { session, ticket, page, into, seeds } => {
                     let outlet = OutletName { node, life, session };
-                    self.put(outlet, ticket, (page.0, seed.is_some()), into);
-                    if let Some(seed) = seed.filter(|_| self.plan.hashed) {
+                    self.put(outlet, ticket, (page.0, seeds[0].is_some()), into, seeds.len() as u32);
+                    for (page, seed) in (page.0..).map(PageId).zip(seeds) {
+                        let Some(seed) = seed.filter(|_| self.plan.hashed) else { continue };
                         let hash = self.nodes[node].memory.hash(page, seed);
                         let wait = self.dice.wait(1, 20 * MS);
-                        let mail = Box::new(Mail::Hashed(session, ticket, hash));
+                        let mail = Box::new(Mail::Hashed(session, CreditNumber(seed.credit), hash));
                         self.at_node(node, wait, Event::Mail(Actor::Transfer, mail));
                     }
                 }

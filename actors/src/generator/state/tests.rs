@@ -36,7 +36,7 @@ fn step(state: &mut GeneratorState, token: u32) -> (Vec<usize>, Vec<SequenceAdva
 
 #[test]
 fn a_prompt_is_prefilled_in_chunks_and_decoded_to_its_limit() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
     state.on_start(start(1, 9, 2));
     for (resident, length) in [(4, 4), (8, 4)] {
         let (lengths, events) = step(&mut state, 7);
@@ -53,7 +53,7 @@ fn a_prompt_is_prefilled_in_chunks_and_decoded_to_its_limit() {
 
 #[test]
 fn decode_rows_ride_with_one_prefill_chunk() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
     state.on_start(start(1, 2, 9));
     step(&mut state, 7);
     state.on_start(start(2, 9, 1));
@@ -81,7 +81,7 @@ fn order(state: &mut GeneratorState, steps: usize) -> Vec<Vec<u64>> {
 
 #[test]
 fn short_prompts_go_first_and_share_a_step() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
     state.on_start(start(0, 12, 1));
     state.on_start(start(1, 2, 1));
     state.on_start(start(2, 3, 1));
@@ -90,7 +90,7 @@ fn short_prompts_go_first_and_share_a_step() {
 
 #[test]
 fn a_long_prompt_waits_for_no_more_than_its_own_length() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
     state.on_start(start(0, 12, 1));
     let mut waited = 0;
     for request in 1.. {
@@ -105,7 +105,7 @@ fn a_long_prompt_waits_for_no_more_than_its_own_length() {
 
 #[test]
 fn a_sequence_at_the_end_of_its_pages_waits_for_more() {
-    let mut state = GeneratorState::new(4, 64, 2, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, 2, vec![EOS], false);
     state.on_start(start(1, 2, 9));
     assert_eq!(step(&mut state, 7).1[0].token, Some(7.into()));
     assert_eq!(state.plan(0), None, "its third token has no place");
@@ -116,7 +116,7 @@ fn a_sequence_at_the_end_of_its_pages_waits_for_more() {
 
 #[test]
 fn a_step_never_exceeds_the_engine() {
-    let mut state = GeneratorState::new(4, 5, 16, vec![EOS]);
+    let mut state = GeneratorState::new(4, 5, 16, vec![EOS], false);
     (0..10).for_each(|request| state.on_start(start(request, 1, 3)));
     state.on_start(start(10, 9, 1));
     for _ in 0..20 {
@@ -136,7 +136,7 @@ fn a_step_never_exceeds_the_engine() {
 #[test]
 fn end_of_sequence_ends_unless_ignored() {
     for (ignore_eos, ended) in [(false, Some(SequenceEnd::Finished(FinishReason::Stop))), (true, None)] {
-        let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
+        let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
         state.on_start(StartSequence { ignore_eos, ..start(1, 2, 5) });
         assert_eq!(step(&mut state, EOS).1[0].ended, ended);
     }
@@ -144,7 +144,7 @@ fn end_of_sequence_ends_unless_ignored() {
 
 #[test]
 fn a_stop_in_flight_waits_for_the_step() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
     state.on_start(start(1, 2, 5));
     let plan = state.plan(0).expect("there is work");
     assert_eq!(state.on_stop(name(1), 0), None, "the engine may be writing its pages");
@@ -159,7 +159,7 @@ fn a_stop_in_flight_waits_for_the_step() {
 
 #[test]
 fn a_failed_step_ends_what_was_in_it() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
     state.on_start(start(1, 2, 5));
     state.plan(0).expect("there is work");
     let events = state.on_step(Err("out of luck".to_owned()), 0);
@@ -169,7 +169,7 @@ fn a_failed_step_ends_what_was_in_it() {
 
 #[test]
 fn adopted_pages_are_acquired_before_their_first_step() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
     state.on_start(StartSequence { resident: 2, ..start(1, 3, 5) });
     let plan = state.plan(0).expect("there is work");
     assert_eq!(plan.acquire, [PageId(1)]);
@@ -180,7 +180,7 @@ fn adopted_pages_are_acquired_before_their_first_step() {
 #[test]
 fn tokens_so_far_go_with_a_row_only_if_they_matter() {
     for (repetition_penalty, expect) in [(1.0, &[][..]), (1.1, &[10, 11, 7])] {
-        let mut state = GeneratorState::new(4, 64, 16, vec![EOS]);
+        let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
         let sampling = Sampling { repetition_penalty, ..Sampling::GREEDY }.into();
         state.on_start(StartSequence { sampling, ..start(1, 2, 9) });
         step(&mut state, 7);
@@ -188,4 +188,93 @@ fn tokens_so_far_go_with_a_row_only_if_they_matter() {
         let sample = plan.chunks[0].sample.as_ref().expect("a decode row samples");
         assert_eq!((&sample.tokens[..], sample.prompt), (expect, 2));
     }
+}
+
+/// The tokens that a plan samples, all of them `token`.
+fn samples(plan: &Plan, token: u32) -> Vec<(u64, Token)> {
+    let sampled = plan.chunks.iter().filter(|chunk| chunk.sample.is_some());
+    sampled.map(|chunk| (chunk.key, token.into())).collect()
+}
+
+/// Keys, starts, and whether they follow.
+fn rows(plan: &Plan) -> Vec<(u64, u32, bool)> {
+    plan.chunks.iter().map(|chunk| (chunk.key, chunk.start, chunk.follows)).collect()
+}
+
+#[test]
+fn rows_follow_the_step_in_flight() {
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
+    state.on_start(start(1, 6, 3));
+    let first = state.plan(0).expect("there is work");
+    assert_eq!(state.plan(0), None, "its prompt is not over");
+    state.on_step(Ok(samples(&first, 7)), 0);
+    let prompt = state.plan(0).expect("the rest of the prompt");
+    let second = state.plan(0).expect("a row that follows it");
+    assert_eq!((rows(&second), second.chunks[0].tokens.len()), (vec![(0, 6, true)], 1));
+    assert_eq!(state.plan(0), None, "two steps are in flight");
+    assert_eq!(state.on_step(Ok(samples(&prompt, 8)), 0)[0].token, Some(8.into()));
+    let third = state.plan(0).expect("its third token");
+    assert_eq!(rows(&third), [(0, 7, true)]);
+    let events = state.on_step(Ok(samples(&second, 9)), 0);
+    assert_eq!((events[0].resident, &events[0].token, &events[0].ended), (7, &Some(9.into()), &None));
+    assert_eq!(state.plan(0), None, "the third is the last");
+    let events = state.on_step(Ok(samples(&third, 9)), 0);
+    assert_eq!(events[0].ended, Some(SequenceEnd::Finished(FinishReason::Length)));
+    assert!(state.is_empty() && !state.is_stepping());
+}
+
+#[test]
+fn a_sequence_that_ends_is_told_of_when_no_step_holds_it() {
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
+    state.on_start(start(1, 2, 9));
+    let first = state.plan(0).expect("there is work");
+    let second = state.plan(0).expect("a row that follows it");
+    assert_eq!(state.on_step(Ok(samples(&first, EOS)), 0), [], "the second step writes its pages");
+    assert_eq!((state.plan(0), state.on_stop(name(1), 0)), (None, None));
+    let events = state.on_step(Ok(samples(&second, 7)), 0);
+    assert_eq!((events[0].resident, &events[0].token), (2, &Some(EOS.into())));
+    assert_eq!(events[0].ended, Some(SequenceEnd::Finished(FinishReason::Stop)), "the first end counts");
+    assert!(state.is_empty());
+}
+
+#[test]
+fn what_fails_or_is_stopped_waits_for_both_steps() {
+    for fails in [true, false] {
+        let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
+        state.on_start(start(1, 2, 9));
+        let first = state.plan(0).expect("there is work");
+        let second = state.plan(0).expect("a row that follows it");
+        let outcome = if fails {
+            Err("out of order".to_owned())
+        } else {
+            assert_eq!(state.on_stop(name(1), 0), None);
+            Ok(samples(&first, 7))
+        };
+        assert_eq!(state.on_step(outcome, 0), []);
+        let events = state.on_step(Ok(samples(&second, 7)), 0);
+        let expect =
+            if fails { SequenceEnd::Failed("out of order".to_owned()) } else { SequenceEnd::Stopped };
+        assert_eq!((events.len(), &events[0].token, &events[0].ended), (1, &None, &Some(expect)));
+        assert!(state.is_empty());
+    }
+}
+
+#[test]
+fn nothing_runs_ahead_of_who_waits_or_of_what_the_host_samples() {
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
+    state.on_start(start(1, 2, 9));
+    let first = state.plan(0).expect("there is work");
+    state.on_start(start(2, 2, 9));
+    assert_eq!(state.plan(0), None, "the second prompt waits");
+    state.on_step(Ok(samples(&first, 7)), 0);
+    assert_eq!(rows(&state.plan(0).expect("both")), [(1, 0, false), (0, 2, false)]);
+
+    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
+    let sampling = Sampling { temperature: 1.0, ..Sampling::GREEDY }.into();
+    state.on_start(StartSequence { sampling, ..start(1, 2, 9) });
+    assert!(state.plan(0).is_some() && state.plan(0).is_none());
+
+    let mut state = GeneratorState::new(4, 64, 2, vec![EOS], true);
+    state.on_start(start(1, 2, 9));
+    assert!(state.plan(0).is_some() && state.plan(0).is_none(), "its third token has no place");
 }

@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -17,16 +19,23 @@ struct Peer {
     measured: bool,
     broken: Vec<String>,
     most_in_flight: usize,
+    /// Pages of each put in flight, by its ticket, and of the longest so far.
+    pages: HashMap<Ticket, usize>,
+    longest_run: usize,
     /// Hashes come when the test says.
     hashes_late: bool,
-    hashes: Vec<(Ticket, u64)>,
+    hashes: Vec<(CreditNumber, u64)>,
 }
 
 impl Peer {
     fn new(ring_pages: u32) -> Self {
+        Self::with_runs(ring_pages, 1)
+    }
+
+    fn with_runs(ring_pages: u32, run_pages: usize) -> Self {
         let ring = connector::ring::GrantLedger::new(NonZeroU32::new(ring_pages).expect("at least one"));
         let mut peer = Self {
-            state: TransferState::new(100, 0.0, true),
+            state: TransferState::new(100, 0.0, true, run_pages),
             ring,
             puts: Vec::new(),
             flushes: Vec::new(),
@@ -36,6 +45,8 @@ impl Peer {
             measured: false,
             broken: Vec::new(),
             most_in_flight: 0,
+            pages: HashMap::new(),
+            longest_run: 0,
             hashes_late: false,
             hashes: Vec::new(),
         };
@@ -47,7 +58,11 @@ impl Peer {
 
     /// A peer whose probe is over.
     fn probed(ring_pages: u32) -> Self {
-        let mut peer = Self::new(ring_pages);
+        Self::probed_with_runs(ring_pages, 1)
+    }
+
+    fn probed_with_runs(ring_pages: u32, run_pages: usize) -> Self {
+        let mut peer = Self::with_runs(ring_pages, run_pages);
         while !peer.measured {
             peer.turn();
         }
@@ -58,14 +73,17 @@ impl Peer {
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Put { ticket, seed, .. } => {
-                    if let Some(seed) = seed {
+                Action::Put { ticket, seeds, .. } => {
+                    self.longest_run = self.longest_run.max(seeds.len());
+                    self.pages.insert(ticket, seeds.len());
+                    for seed in seeds.into_iter().flatten() {
                         assert_eq!((seed.session, seed.request), (77, R.0));
                         let hash = seed.credit * 100 + u64::from(seed.place);
+                        let credit = CreditNumber(seed.credit);
                         if self.hashes_late {
-                            self.hashes.push((ticket, hash));
+                            self.hashes.push((credit, hash));
                         } else {
-                            assert_eq!(self.state.on_hashed(1, S, ticket, hash), [], "it is in flight");
+                            assert_eq!(self.state.on_hashed(1, S, credit, hash), [], "it is in flight");
                         }
                     }
                     self.puts.push(ticket);
@@ -88,7 +106,8 @@ impl Peer {
                 Action::Measured(..) => self.measured = true,
             }
         }
-        self.most_in_flight = self.most_in_flight.max(self.puts.len());
+        let in_flight = self.puts.iter().map(|ticket| self.pages[ticket]).sum();
+        self.most_in_flight = self.most_in_flight.max(in_flight);
     }
 
     fn grant(&mut self) {
@@ -122,8 +141,8 @@ impl Peer {
 
     fn hash(&mut self) {
         if !self.hashes.is_empty() {
-            let (ticket, hash) = self.hashes.remove(0);
-            let actions = self.state.on_hashed(4, S, ticket, hash);
+            let (credit, hash) = self.hashes.remove(0);
+            let actions = self.state.on_hashed(4, S, credit, hash);
             self.perform(actions);
         }
     }
@@ -202,7 +221,7 @@ fn a_cancelled_request_drains_and_its_pages_are_nobodys() {
     let mut peer = Peer::probed(32);
     peer.grant();
     peer.schedule(0, 20);
-    assert_eq!(peer.puts.len(), PUTS_IN_FLIGHT);
+    assert_eq!(peer.puts.len(), PAGES_IN_FLIGHT);
     let actions = peer.state.on_cancel(S, R);
     assert_eq!(actions, [], "puts are in flight");
     while !peer.puts.is_empty() {
@@ -213,7 +232,7 @@ fn a_cancelled_request_drains_and_its_pages_are_nobodys() {
     while !peer.flushes.is_empty() {
         peer.flush();
     }
-    assert_eq!(peer.filled.iter().map(|(owner, count)| (*owner, *count)).collect::<Vec<_>>(), [(None, 16)]);
+    assert_eq!(peer.filled, [(None, 4); 4], "a flush follows every four pages");
     assert_eq!(peer.sent, 0);
 }
 
@@ -294,8 +313,8 @@ proptest! {
 
     /// Whatever the ring, the order of completions and the chunks, every page is announced once, in order of credits.
     #[test]
-    fn every_page_arrives(ring in 1..12u32, chunks in proptest::collection::vec(1..6u32, 1..8), order in any::<u64>()) {
-        let mut peer = Peer::probed(ring);
+    fn every_page_arrives(ring in 1..24u32, run_pages in 1..9usize, chunks in proptest::collection::vec(1..6u32, 1..8), order in any::<u64>()) {
+        let mut peer = Peer::probed_with_runs(ring, run_pages);
         let total: u32 = chunks.iter().sum();
         let mut at = 0;
         let mut random = order;
@@ -314,11 +333,12 @@ proptest! {
                 peer.flush();
             }
         }
-        peer.flush();
-        peer.flush();
+        while !peer.flushes.is_empty() {
+            peer.flush();
+        }
         prop_assert_eq!(peer.sent, total);
         prop_assert!(peer.broken.is_empty());
-        prop_assert!(peer.most_in_flight <= PUTS_IN_FLIGHT);
+        prop_assert!(peer.most_in_flight <= PAGES_IN_FLIGHT && peer.longest_run <= run_pages);
         let mut places: Vec<u32> =
             peer.filled.iter().flat_map(|(owner, count)| (0..*count).map(move |n| owner.expect("ours").first_page + n)).collect();
         places.sort_unstable();
@@ -349,10 +369,46 @@ fn credits_beyond_the_share_go_back_in_their_turn() {
 
 #[test]
 fn credits_go_back_only_once_the_lane_is_there() {
-    let mut state = TransferState::new(100, 0.0, true);
+    let mut state = TransferState::new(100, 0.0, true, 1);
     state.on_session_opened(S, 4, 1);
     state.on_granted(0, S, CreditNumber(0), &[PageIndex(0), PageIndex(1)]);
     assert_eq!(state.on_ring_shared(0, S, 1), []);
     let actions = state.on_connected(0, S, "tcp/lo".into());
     assert!(actions.iter().any(|action| matches!(action, Action::Flush { .. })), "{actions:?}");
+}
+
+#[test]
+fn neighbours_on_both_sides_go_as_one_put() {
+    let mut peer = Peer::probed_with_runs(16, 4);
+    peer.grant();
+    // Spends what was granted one by one; then sixteen neighbours are granted at once.
+    peer.schedule(0, 16);
+    while peer.sent < 16 {
+        peer.complete(0, Ok(()));
+        peer.flush();
+    }
+    peer.grant();
+    peer.schedule(0, 6);
+    assert_eq!(peer.puts.iter().map(|ticket| peer.pages[ticket]).collect::<Vec<_>>(), [4, 2]);
+    assert_eq!(peer.flushes.len(), 2, "one behind the first four, one behind the last");
+    peer.complete(1, Ok(()));
+    peer.complete(0, Ok(()));
+    assert_eq!(peer.sent, 16);
+    peer.flush();
+    peer.flush();
+    assert_eq!(peer.sent, 22);
+}
+
+#[test]
+fn a_cancelled_request_waits_for_its_hashes_too() {
+    let mut peer = Peer::probed(8);
+    peer.hashes_late = true;
+    peer.grant();
+    peer.schedule(0, 1);
+    assert_eq!(peer.state.on_cancel(S, R), []);
+    peer.complete(0, Ok(()));
+    peer.flush();
+    assert_eq!((peer.drained, peer.filled.len()), (0, 0), "a thread may be reading it");
+    peer.hash();
+    assert_eq!((peer.drained, &peer.filled[..]), (1, &[(None, 1)][..]));
 }

@@ -1,0 +1,37 @@
+//! Backing a pool with memory before it is used: the first write to a page otherwise waits for the system to find and clear one, in the
+//! midst of a request, once on each side of a hand-over.
+
+use std::sync::Arc;
+
+use super::KvPool;
+
+/// Bytes at a time: between them the thread looks whether the pool is still wanted.
+const STEP: usize = 16 << 20;
+
+/// Has the system back every page of a pool on the host, by a thread of the lowest priority that ends with the pool or its last page.
+/// Until it is there a page is backed at its first write, as without this; where the system cannot, nothing happens.
+pub fn populate(pool: &Arc<KvPool>) {
+    if pool.is_on_device() {
+        return;
+    }
+    let pool = Arc::clone(pool);
+    let run = move || {
+        // SAFETY: changes the calling thread alone; 0 names it.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+        for start in (0..pool.bytes()).step_by(STEP) {
+            if Arc::strong_count(&pool) == 1 {
+                return;
+            }
+            let bytes = STEP.min(pool.bytes() - start);
+            // SAFETY: the range lies in the pool's mapping; what is written there stays.
+            let status = unsafe {
+                libc::madvise(pool.base().as_ptr().add(start).cast(), bytes, libc::MADV_POPULATE_WRITE)
+            };
+            if status != 0 {
+                return;
+            }
+        }
+    };
+    // Without a thread the pool is as good, only later.
+    let _ = std::thread::Builder::new().name("baton-populate".into()).spawn(run);
+}
