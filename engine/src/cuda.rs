@@ -101,6 +101,9 @@ pub struct CudaEngine {
     returns: [Return; 2],
     /// Steps in flight, the oldest first.
     flights: VecDeque<Flight>,
+    /// Rows of the last submitted step by their sequences, where the device has sampled: what is sampled there stays until the next step
+    /// samples, whether or not the host has seen it.
+    followed: HashMap<u64, usize>,
     /// Which of each two the next step takes.
     turn: usize,
     bound: bool,
@@ -212,6 +215,7 @@ impl CudaEngine {
             stream,
             returns,
             flights: VecDeque::new(),
+            followed: HashMap::new(),
             turn: 0,
             bound: false,
         })
@@ -299,16 +303,6 @@ impl CudaEngine {
         Ok(())
     }
 
-    /// Rows of the step in flight by their sequences, where the device has sampled and some chunk follows.
-    fn followed(&self, batch: &[Chunk<'_>]) -> HashMap<u64, usize> {
-        let Some(flight) = self.flights.back().filter(|_| batch.iter().any(|chunk| chunk.follows)) else {
-            return HashMap::new();
-        };
-        let samples = flight.samples.iter().enumerate();
-        let greedy = samples.filter(|(_, sampled)| sampled.how.is_greedy());
-        greedy.map(|(row, sampled)| (sampled.sequence, row)).collect()
-    }
-
     fn collect(&self, flight: Flight) -> Result<StepOutput, CudaError> {
         let greedy = self.returns[flight.turn].greedy.values();
         let mut tokens = Vec::with_capacity(flight.samples.len());
@@ -347,7 +341,8 @@ impl Engine for CudaEngine {
     }
 
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
-        let followed = self.followed(batch);
+        // After a step that is refused nothing can follow.
+        let followed = std::mem::take(&mut self.followed);
         let samples = |sequence| followed.contains_key(&sequence);
         batch::check(batch, &self.model, &self.kv, self.limits, samples)?;
         if batch.is_empty() {
@@ -390,7 +385,9 @@ impl Engine for CudaEngine {
             })
         };
         let places: Vec<usize> = order.into_iter().filter(|place| batch[*place].sample.is_some()).collect();
-        let samples = places.iter().filter_map(of_place).collect();
+        let samples: Vec<Sampled> = places.iter().filter_map(of_place).collect();
+        let rows = samples.iter().enumerate().filter(|(_, sampled)| sampled.how.is_greedy());
+        self.followed = rows.map(|(row, sampled)| (sampled.sequence, row)).collect();
         self.flights.push_back(Flight { turn: self.turn, samples, places });
         self.turn = (self.turn + 1) % self.returns.len();
         Ok(Step { output: None })

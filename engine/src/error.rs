@@ -253,9 +253,7 @@ pub enum EngineError {
         sequence: u64,
     },
     /// A chunk that follows a sample that the step before does not take.
-    #[error(
-        "sequence {sequence} follows a sample that the step in flight does not take: give the token itself"
-    )]
+    #[error("sequence {sequence} follows a sample that the step before does not take: give the token itself")]
     FollowsNothing {
         /// The chunk's sequence.
         sequence: u64,

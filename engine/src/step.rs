@@ -18,8 +18,7 @@ pub struct Chunk<'a> {
     /// Token ids, at least one, each below [`ModelInfo::vocabulary`].
     pub tokens: &'a [u32],
     /// The one token is what the step before samples for this sequence, [greedily](crate::Sampling::is_greedy); `tokens` holds a
-    /// number that nobody reads. Only for an engine that [runs ahead](Engine::runs_ahead), and only while that step has not been polled
-    /// to its end.
+    /// number that nobody reads. Only for an engine that [runs ahead](Engine::runs_ahead).
     pub follows: bool,
     /// Position of the first token; `start + tokens.len()` is at most [`ModelInfo::context_tokens`].
     pub start: u32,

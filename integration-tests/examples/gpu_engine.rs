@@ -156,6 +156,19 @@ fn small_models() -> Result<()> {
             "{}: running ahead gives {followed:?}, not {answer:?}",
             llama.name
         );
+        // And behind a step that the host has seen the end of.
+        let mut chunk = Chunk {
+            sequence: 1,
+            tokens: &answer[..1],
+            follows: false,
+            start: prompt.len() as u32,
+            pages: &table,
+            sample,
+        };
+        run(&mut gpu, &[chunk])?;
+        (chunk.follows, chunk.start) = (true, chunk.start + 1);
+        let late = run(&mut gpu, &[chunk])?;
+        ensure!(late.tokens[0].token.id == answer[2], "{}: {late:?} follows {answer:?}", llama.name);
         let same = answer.iter().zip(&llama.ids).take_while(|(a, b)| a == b).count();
         println!(
             "{:<28} {head:>5} {alone:>10.5} {pieces:>10.5} {beside:>10.5} {:>8}",
