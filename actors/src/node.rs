@@ -34,10 +34,7 @@ use crate::prefiller::{
 use crate::proxy::{Proxy, state::ProxyState};
 use crate::request::{AbortRequest, Generate};
 use crate::streams::Streams;
-use crate::transfer::{
-    RUN_PAGES_ON_DEVICE, RUN_PAGES_ON_HOST, Transfer, TransferOutboxes, hash_thread::HashThread,
-    state::TransferState,
-};
+use crate::transfer::{Transfer, TransferOutboxes, hash_thread::HashThread, state::TransferState};
 use crate::watchdog::{NodeHealth, Watchdog, Watched};
 
 /// How often every actor is ticked: deadlines are kept to this, and the watchdog sees a pulse.
@@ -358,13 +355,12 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     tick_every(TICK, to_decoder.clone().recipient(), || Tick);
     tick_every(TICK, to_proxy.clone().recipient(), || Tick);
     if let (true, Some((link, _, transport))) = (is_sender, &linked) {
-        let run_pages = if pool.is_on_device() { RUN_PAGES_ON_DEVICE } else { RUN_PAGES_ON_HOST };
         let hashing = hashed
             .map(|pages| HashThread::spawn(pages, to_transfer.clone().recipient()))
             .transpose()
             .map_err(StartError::Io)?;
         transfer.run(Transfer::new(
-            TransferState::new(page_bytes, min_gbps, hashing.is_some(), run_pages),
+            TransferState::new(page_bytes, min_gbps, hashing.is_some(), pool.is_on_device()),
             page_bytes,
             hashing,
             transport.clone(),

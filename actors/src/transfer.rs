@@ -50,12 +50,6 @@ pub struct Transfer {
     vitals: Vitals,
 }
 
-/// Pages that may go as one put between devices, where each put is a launch: so many that a lane is full with two of them, and few enough
-/// that there are two.
-pub const RUN_PAGES_ON_DEVICE: usize = state::PAGES_IN_FLIGHT / 2;
-/// The same between hosts: the bytes of a long put leave the processor's caches between its sockets and its copies.
-pub const RUN_PAGES_ON_HOST: usize = 1;
-
 impl Transfer {
     /// Puts pages by `state` over `transport`, `page_bytes` bytes each, and announces their hashes if it is given a thread to hash them.
     pub fn new(

@@ -436,17 +436,21 @@ fn pages(
     layout: &KvLayout,
 ) -> Result<u32, OpenError> {
     let page_bytes = layout.page_bytes();
+    let least = crate::model::POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
     let kv_bytes = match config.device {
         crate::model::Device::Cuda { memory_utilization, .. } if config.kv_bytes == 0 => {
             let (free, total) = device.memory().map_err(OpenError::Cuda)?;
             let may = (total as f64 * f64::from(memory_utilization)) as u64;
             let used = (total - free) + forward_bytes(config, shape) + SPARE_BYTES;
-            may.saturating_sub(used)
+            let left = may.saturating_sub(used);
+            if left < least {
+                return Err(OpenError::GpuFull { free_mib: free >> 20, total_mib: total >> 20 });
+            }
+            left
         }
         _ => config.kv_bytes,
     };
     let pages = kv_bytes / page_bytes;
-    let least = crate::model::POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
     if kv_bytes < least {
         return Err(OpenError::KvTooSmall { kv_bytes, pages, page_bytes, least });
     }

@@ -113,6 +113,16 @@ pub enum OpenError {
         /// The smallest budget that is taken.
         least: u64,
     },
+    /// A GPU whose memory is in use.
+    #[error(
+        "the GPU has {free_mib} MiB free of {total_mib}, and the model with its activations leaves no page of them: end what uses it, or raise engine.gpu_memory_utilization"
+    )]
+    GpuFull {
+        /// Free when the model had been loaded.
+        free_mib: u64,
+        /// In all.
+        total_mib: u64,
+    },
     /// `threads` is out of bounds.
     #[error("threads is {threads}: set it between 1 and {most}")]
     BadThreads {
@@ -175,6 +185,7 @@ impl OpenError {
             Self::UnsupportedTensorType { .. } => "unsupported_tensor_type",
             Self::BadPageTokens { .. } => "bad_page_tokens",
             Self::KvTooSmall { .. } => "kv_too_small",
+            Self::GpuFull { .. } => "gpu_full",
             Self::BadThreads { .. } => "bad_threads",
             Self::BadStepTokens { .. } => "bad_step_tokens",
             Self::Pool(_) => "kv_pool",

@@ -2,20 +2,22 @@
 //!
 //! ```text
 //! cargo build --release --features cuda -p integration-tests --example gpu_engine
-//! target/release/examples/gpu_engine [CONFIG FOLDER [step | logits TOKENS FILE]]
+//! target/release/examples/gpu_engine [CONFIG FOLDER [step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
 //! ```
 //! *Right*: small random Llamas with heads of 64 and 128, whose logits are held against the CPU engine's, in one chunk and in
 //! several, alone and beside others; and page hashes against the CPU's over the same bytes. *How long*: random weights of the
-//! shape in CONFIG FOLDER (configs/models/llama-3.1-8b). With `step` only one decode step of one row, for a profiler that shows what it is
-//! made of: `ncu --metrics gpu__time_duration.sum --csv`. With `logits` the last logits of a prompt go into FILE, for `gpu/logits.py`.
+//! shape in CONFIG FOLDER (configs/models/llama-3.1-8b). With `step` only one decode step of one row, with `prefill` one
+//! prompt, for a profiler that shows what they are made of: `ncu --metrics gpu__time_duration.sum --csv`. With `pages` a digest of the
+//! bytes of a prompt's pages, to compare GPUs by; with `logits` the last logits of a prompt go into FILE, for `gpu/logits.py`.
 
 use std::collections::VecDeque;
+use std::hash::Hasher;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use connector::memory::Region;
 use connector::page_hash::{PageSeed, finished, page_hash};
 use engine::cpu::CpuEngine;
@@ -333,17 +335,35 @@ fn one_step(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The last logits of a prompt of this many tokens.
-fn logits(folder: &Path, tokens: usize, file: &str) -> Result<()> {
+/// An engine that has prefilled a prompt of so many tokens, and the prompt's pages.
+fn prefilled(folder: &Path, tokens: usize) -> Result<(CudaEngine, Vec<PageId>)> {
     let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
-    let (prompt, table) = (prompt(tokens), pages(0, tokens.div_ceil(64) as u32 + 1));
-    let sample = Some(Sample::greedy());
-    run(
-        &mut gpu,
-        &[Chunk { sequence: 1, tokens: &prompt, follows: false, start: 0, pages: &table, sample }],
-    )?;
+    let (prompt, table) = (prompt(tokens), pages(0, tokens.div_ceil(64) as u32));
+    let mut start = 0;
+    for tokens in prompt.chunks(STEP_TOKENS as usize) {
+        let sample = Some(Sample::greedy());
+        run(&mut gpu, &[Chunk { sequence: 1, tokens, follows: false, start, pages: &table, sample }])?;
+        start += tokens.len() as u32;
+    }
+    Ok((gpu, table))
+}
+
+/// Writes the last logits of a prompt.
+fn logits(folder: &Path, tokens: usize, file: &str) -> Result<()> {
+    let (gpu, _) = prefilled(folder, tokens)?;
     let bytes: Vec<u8> = gpu.logits(0)?.into_iter().flat_map(f32::to_le_bytes).collect();
     std::fs::write(file, bytes).with_context(|| format!("cannot write {file}"))
+}
+
+/// Says what the bytes of a prompt's whole pages come to.
+fn digest(folder: &Path, tokens: usize) -> Result<()> {
+    let (gpu, table) = prefilled(folder, tokens)?;
+    let mut digest = std::hash::DefaultHasher::new();
+    for page in &table[..tokens / 64] {
+        digest.write(&gpu.read_page(*page)?);
+    }
+    println!("{} pages: {:016x}", tokens / 64, digest.finish());
+    Ok(())
 }
 
 fn prompt(tokens: usize) -> Vec<u32> {
@@ -353,13 +373,17 @@ fn prompt(tokens: usize) -> Vec<u32> {
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().map(PathBuf::from);
-    match (&folder, arguments.next().as_deref()) {
-        (Some(folder), Some("step")) => return one_step(folder),
-        (Some(folder), Some("logits")) => {
-            let tokens = arguments.next().and_then(|text| text.parse().ok()).context("how many tokens")?;
-            return logits(folder, tokens, &arguments.next().context("into which file")?);
+    if let (Some(folder), Some(what)) = (&folder, arguments.next()) {
+        if what == "step" {
+            return one_step(folder);
         }
-        _ => {}
+        let tokens = arguments.next().and_then(|text| text.parse().ok()).context("how many tokens")?;
+        return match what.as_str() {
+            "prefill" => prefilled(folder, tokens).map(drop),
+            "pages" => digest(folder, tokens),
+            "logits" => logits(folder, tokens, &arguments.next().context("into which file")?),
+            other => bail!("there is no {other}; there are step, prefill, pages and logits"),
+        };
     }
     small_models()?;
     folder.map_or(Ok(()), |folder| large_model(&folder))

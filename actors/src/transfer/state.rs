@@ -32,6 +32,11 @@ pub const PAGES_IN_FLIGHT: usize = 16;
 const FLUSH_PAGES: usize = 4;
 /// Most flushes in flight: as many as the pages in flight need.
 const FLUSHES_IN_FLIGHT: usize = PAGES_IN_FLIGHT / FLUSH_PAGES;
+/// Pages that may go as one put between devices, where each put is a launch: so many that a lane is full with two of them, and few enough
+/// that there are two.
+const RUN_PAGES_ON_DEVICE: usize = PAGES_IN_FLIGHT / 2;
+/// The same between hosts: the bytes of a long put leave the processor's caches between its sockets and its copies.
+const RUN_PAGES_ON_HOST: usize = 1;
 /// Most pages moved by the measurement at a session's start, before and during the measured part.
 const PROBE_PAGES: (u32, u32) = (8, 64);
 /// A put or flush that has not completed for this long is lost, whatever the lane says: the link's heartbeats do not
@@ -85,15 +90,25 @@ pub struct TransferState {
     hashed: bool,
     /// Most neighbours that go as one put.
     run_pages: usize,
+    /// What helps where a lane cannot carry pages.
+    mend: &'static str,
     next_ticket: u64,
     sessions: BTreeMap<SessionId, Session>,
 }
 
 impl TransferState {
     /// No sessions; pages have `page_bytes` bytes, and a lane that moves less than `min_gbps` GB/s is not used; pages are
-    /// announced with their hashes or not, and up to `run_pages` neighbours go as one put.
-    pub fn new(page_bytes: u64, min_gbps: f64, hashed: bool, run_pages: usize) -> Self {
-        Self { page_bytes, min_gbps, hashed, run_pages, next_ticket: 0, sessions: BTreeMap::new() }
+    /// announced with their hashes or not; they lie on a device or on the host.
+    pub fn new(page_bytes: u64, min_gbps: f64, hashed: bool, on_device: bool) -> Self {
+        let (run_pages, mend) = if on_device {
+            (
+                RUN_PAGES_ON_DEVICE,
+                "let UCX_TLS have cuda_ipc, and see that the two GPUs are peers on one host",
+            )
+        } else {
+            (RUN_PAGES_ON_HOST, "see what UCX_TLS and UCX_NET_DEVICES allow")
+        };
+        Self { page_bytes, min_gbps, hashed, run_pages, mend, next_ticket: 0, sessions: BTreeMap::new() }
     }
 
     /// Lost sessions of which an operation is still waited for.
@@ -191,7 +206,13 @@ impl TransferState {
         let over = live.on_over(|put| (put.ticket == ticket).then(|| put.done = true).is_some());
         let mut actions = match result {
             Ok(()) => Vec::new(),
-            Err(error) => self.give_up(session, format!("put failed: {error}")),
+            Err(error) => {
+                let reason = match live.probe.as_ref().and(live.lane.as_deref()) {
+                    Some(lane) => format!("lane {lane} cannot carry pages ({error}); {}", self.mend),
+                    None => format!("put failed: {error}"),
+                };
+                self.give_up(session, reason)
+            }
         };
         actions.extend(self.went_over(now_micros, session, over));
         actions
@@ -392,9 +413,8 @@ impl TransferState {
                 let gbps = bytes as f64 / micros as f64 / 1e3;
                 if gbps < self.min_gbps {
                     let reason = format!(
-                        "lane {lane} moves {gbps:.2} GB/s, and transport.min_gbps is {}; see that UCX has cuda_ipc (UCX_TLS) and the \
-                         GPUs a link, or set it lower",
-                        self.min_gbps
+                        "lane {lane} moves {gbps:.2} GB/s, and transport.min_gbps is {}; {}, or set it lower",
+                        self.min_gbps, self.mend
                     );
                     return self.give_up(session, reason);
                 }

@@ -164,7 +164,7 @@ impl Node {
             }))
         } else {
             Role::Sender(Box::new(Sender {
-                transfer: TransferState::new(1, 0.0, plan.hashed, plan.run_pages),
+                transfer: TransferState::new(1, 0.0, plan.hashed, plan.on_device),
                 prefiller: PrefillerState::new(PrefillerConfig {
                     page_tokens: PAGE_TOKENS,
                     page_bytes: 1,

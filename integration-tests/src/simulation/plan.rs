@@ -85,8 +85,8 @@ pub struct Plan {
     pub late_hellos: bool,
     /// Pages are hashed and checked.
     pub hashed: bool,
-    /// Most neighbouring pages that go as one put.
-    pub run_pages: usize,
+    /// Pages lie on devices: neighbours go as one put.
+    pub on_device: bool,
     /// Engines take a second step while one runs.
     pub runs_ahead: bool,
     /// How long a request may take, in microseconds.
@@ -149,7 +149,7 @@ impl Plan {
             requests,
             faults,
             horizon,
-            run_pages: dice.between(1, 4) as usize,
+            on_device: dice.one_in(2),
             runs_ahead: dice.one_in(2),
         }
     }

@@ -35,7 +35,7 @@ impl Peer {
     fn with_runs(ring_pages: u32, run_pages: usize) -> Self {
         let ring = connector::ring::GrantLedger::new(NonZeroU32::new(ring_pages).expect("at least one"));
         let mut peer = Self {
-            state: TransferState::new(100, 0.0, true, run_pages),
+            state: TransferState { run_pages, ..TransferState::new(100, 0.0, true, false) },
             ring,
             puts: Vec::new(),
             flushes: Vec::new(),
@@ -180,6 +180,18 @@ fn a_lane_that_is_too_slow_is_not_used() {
     }
     assert!(!peer.measured);
     assert!(peer.broken[0].contains("transport.min_gbps is 1000"), "{:?}", peer.broken);
+}
+
+#[test]
+fn a_lane_that_cannot_carry_pages_says_what_helps() {
+    let mut peer = Peer::new(8);
+    peer.grant();
+    peer.complete(0, Err("Request canceled".into()));
+    assert!(
+        peer.broken[0].starts_with("lane tcp/lo cannot carry pages (Request canceled); see what UCX_TLS"),
+        "{:?}",
+        peer.broken
+    );
 }
 
 #[test]
@@ -369,7 +381,7 @@ fn credits_beyond_the_share_go_back_in_their_turn() {
 
 #[test]
 fn credits_go_back_only_once_the_lane_is_there() {
-    let mut state = TransferState::new(100, 0.0, true, 1);
+    let mut state = TransferState::new(100, 0.0, true, false);
     state.on_session_opened(S, 4, 1);
     state.on_granted(0, S, CreditNumber(0), &[PageIndex(0), PageIndex(1)]);
     assert_eq!(state.on_ring_shared(0, S, 1), []);

@@ -1,0 +1,202 @@
+"""Baton's processes as the programs beside this file start and ask them. Standard library only."""
+
+import http.client
+import json
+import os
+import random
+import re
+import subprocess
+import threading
+import time
+
+
+class Failed(Exception):
+    """A process or an answer that is not as it should be."""
+
+
+class Process:
+    """A `runtime`, its log, and where it listens."""
+
+    def __init__(self, command, gpu, **environment):
+        environment = dict(os.environ, CUDA_VISIBLE_DEVICES=str(gpu), **environment)
+        self.name, self.lines = command[command.index("--role") + 1], []
+        self.child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        self.grown = threading.Condition()
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def read(self):
+        for line in self.child.stderr:
+            with self.grown:
+                self.lines.append(line.rstrip())
+                self.grown.notify_all()
+
+    def wait(self, *words, seconds=90):
+        """The first line with all these words."""
+        until = time.monotonic() + seconds
+        with self.grown:
+            while True:
+                for line in self.lines:
+                    if all(word in line for word in words):
+                        return line
+                left = until - time.monotonic()
+                if left <= 0 or self.child.poll() is not None:
+                    raise Failed(f"{self.name} does not say {words}:\n" + "\n".join(self.lines[-25:]))
+                self.grown.wait(min(left, 0.5))
+
+    def port(self, key="frontend.port"):
+        line = self.wait("listening", f'key="{key}"')
+        return int(re.search(r":(\d+)(?=[\" ]|$)", line).group(1))
+
+    def stop(self):
+        self.child.terminate()
+        try:
+            self.child.wait(20)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+
+    def kill(self):
+        self.child.kill()
+        self.child.wait()
+
+
+class Fleet:
+    """How every process is started."""
+
+    def __init__(self, runtime, libucp, model, *settings):
+        settings = ["http.port=0", f"transport.ucx_library={libucp}", "engine.prefix_cache=false", *settings]
+        if not str(model).endswith(".gguf"):
+            # Random weights.
+            settings.append("engine.load_format=dummy")
+        self.runtime, self.model, self.settings, self.processes = str(runtime), str(model), settings, []
+
+    def start(self, role, gpu, *settings, **environment):
+        # The last one counts.
+        pairs = [part for setting in [*self.settings, *settings] for part in ("--set", setting)]
+        self.processes.append(Process([self.runtime, "--role", role, "--model", self.model, *pairs], gpu, **environment))
+        return self.processes[-1]
+
+    def stop(self):
+        """Ends what still runs."""
+        for process in self.processes:
+            if process.child.poll() is None:
+                process.stop()
+        self.processes.clear()
+
+    def local(self, gpu, *settings, device="cuda"):
+        process = self.start("local", gpu, "frontend.port=0", f"engine.device={device}", *settings)
+        process.wait("ready in")
+        return process
+
+    def receiver(self, link="127.0.0.1:0", **environment):
+        """A receiver on the first GPU, and where senders dial it."""
+        port = f"link.port={link.rsplit(':', 1)[1]}"
+        process = self.start("receiver", 0, "frontend.port=0", "engine.device=cuda", port, **environment)
+        process.wait("ready in")
+        return process, re.search(r"address=([\d.:]+)", process.wait("listening for senders")).group(1)
+
+    def sender(self, link, **environment):
+        """A sender on the second GPU."""
+        return self.start("sender", 1, "engine.device=cuda", f"link.peers={link}", **environment)
+
+    def pair(self):
+        receiver, link = self.receiver()
+        sender = self.sender(link)
+        sender.wait("receiver ready")
+        return receiver, sender, link
+
+
+class Answer:
+    """What a streamed completion said, and when: milliseconds from the request."""
+
+    def __init__(self):
+        self.ids, self.times, self.timings = [], [], {}
+        # Texts of the tokens, and for each the most probable ones with their logarithms, if they were asked for.
+        self.texts, self.tops = [], []
+
+    @property
+    def ttft(self):
+        return self.times[0]
+
+    @property
+    def gaps(self):
+        return [after - before for before, after in zip(self.times, self.times[1:])]
+
+
+def ask(port, prompt, tokens, **more):
+    """Asks for that many tokens, greedily; `prompt` is token ids."""
+    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+    body |= {"return_token_ids": True, "return_timings": True, "stream_options": {"include_usage": True}, **more}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    began = time.perf_counter()
+    connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+    reply = connection.getresponse()
+    if reply.status != 200:
+        raise Failed(reply.read().decode())
+    answer = Answer()
+    for line in reply:
+        if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+            continue
+        event = json.loads(line[6:])
+        if "choices" not in event:
+            raise Failed(f"the answer broke off: {event}")
+        answer.timings = event.get("timings") or answer.timings
+        for choice in event["choices"]:
+            if choice.get("token_ids"):
+                answer.ids += choice["token_ids"]
+                answer.times.append((time.perf_counter() - began) * 1e3)
+            if choice.get("logprobs"):
+                answer.texts += choice["logprobs"]["tokens"]
+                answer.tops += choice["logprobs"]["top_logprobs"]
+    connection.close()
+    if len(answer.ids) != tokens:
+        raise Failed(f"{len(answer.ids)} of {tokens} tokens came")
+    return answer
+
+
+def tokenize(port, text):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", "/tokenize", json.dumps({"prompt": text}), {"content-type": "application/json"})
+    tokens = json.loads(connection.getresponse().read())["tokens"]
+    connection.close()
+    return tokens
+
+
+class Together:
+    """Answers to all prompts, no more than `most` at a time; None for one that failed."""
+
+    def __init__(self, port, prompts, tokens, most=None):
+        self.answers = [None] * len(prompts)
+        self.left = iter(range(len(prompts)))
+        self.lock = threading.Lock()
+
+        def work():
+            while True:
+                with self.lock:
+                    place = next(self.left, None)
+                if place is None:
+                    return
+                try:
+                    self.answers[place] = ask(port, prompts[place], tokens)
+                except (OSError, http.client.HTTPException, Failed):
+                    pass
+
+        self.threads = [threading.Thread(target=work) for _ in range(most or len(prompts))]
+        for thread in self.threads:
+            thread.start()
+
+    def wait(self):
+        for thread in self.threads:
+            thread.join()
+        return self.answers
+
+
+def random_prompt(seed, length):
+    """Token ids that every model here has."""
+    return random.Random(seed).choices(range(1000, 32000), k=length)
+
+
+def gpu_memory(gpu):
+    """MiB in use on a GPU."""
+    query = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return int(subprocess.run(query, capture_output=True, text=True).stdout)

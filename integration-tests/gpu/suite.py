@@ -1,0 +1,403 @@
+#!/usr/bin/env python3
+"""What Baton is to show on two GPUs: correctness and every figure, in one run of a few minutes. On one GPU: `--only engine,alone,logits,memory`.
+
+    python3 suite.py RUNTIME GPU_ENGINE LIBUCP MODEL_FOLDER [--out FOLDER] [--model FILE.gguf] [--only PART,...]
+
+RUNTIME and GPU_ENGINE are built with the feature `cuda`; MODEL_FOLDER has the shape of the large model (configs/models/llama-3.1-8b),
+whose weights are random; FILE.gguf is a real model, without which no words are judged under load. LD_LIBRARY_PATH has CUDA 13's
+libraries. Standard library only; logits want PyTorch, kernel times ncu, memory checks compute-sanitizer, and each is left out, by
+name, where that is missing. Writes FOLDER/suite.json and FOLDER/suite.md, and ends with 1 if anything is not as it should be.
+"""
+
+import argparse
+import csv
+import json
+import os
+import pathlib
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from serving import Answer, Failed, Fleet, Together, ask, gpu_memory, random_prompt, tokenize
+
+LENGTHS = [1000, 5000, 15000]
+ROUNDS = 5
+# Two tokens whose logarithms of probability differ by no more than this are a tie to bf16, whose products are off by some hundredths.
+NEAR_TIE = 0.25
+CHECKED = 200
+WORDS = 32
+
+
+class Report:
+    """Rows of the table; a row with a wish is met or not."""
+
+    def __init__(self):
+        self.rows, self.notes = [], []
+
+    def add(self, part, what, value, wish=None, unit=""):
+        met = None
+        if wish is not None:
+            sign, bound = wish.split()
+            met = {"<=": value <= float(bound), ">=": value >= float(bound), "=": value == float(bound)}[sign]
+        self.rows.append({"part": part, "what": what, "value": value, "unit": unit, "wanted": wish, "met": met})
+        shown = f"{value:.3g}" if isinstance(value, float) and abs(value) < 100 else f"{value:.0f}"
+        print(f"  {what:<74} {shown:>8} {unit:<7} {wish or '':<9} {'' if met is None else 'met' if met else 'NOT MET'}", flush=True)
+
+    def note(self, text):
+        self.notes.append(text)
+        print(f"  {text}", flush=True)
+
+    def markdown(self, title):
+        lines = [f"## {title}", "", "| | | wanted | |", "|---|---|---|---|"]
+        for row in self.rows:
+            value = f"{row['value']:.4g} {row['unit']}".strip()
+            lines.append(f"| {row['what']} | {value} | {row['wanted'] or ''} | {'' if row['met'] is None else 'met' if row['met'] else 'not met'} |")
+        return "\n".join(lines + [""] + [f"- {note}" for note in self.notes]) + "\n"
+
+
+def output(command, seconds=180, **environment):
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=seconds, env=dict(os.environ, **environment)
+    )
+    if done.returncode:
+        raise Failed(f"{command[0]} ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+    return done.stdout
+
+
+def engine(suite):
+    """The engine by itself: small models against the CPU engine, times, what a step reads, what its kernels take."""
+    said = output([suite.gpu_engine, suite.folder])
+    print(said)
+    for name, alone, pieces, beside, same in re.findall(r"^(\S+) +\d+ +([\d.]+) +([\d.]+) +([\d.]+) +(\d+/\d+)$", said, re.M):
+        worst = max(map(float, (alone, pieces, beside)))
+        suite.add(f"{name}: logits' RMS error against the CPU engine", worst, "<= 0.03")
+        right, all_of_them = map(int, same.split("/"))
+        suite.add(f"{name}: greedy tokens that differ from the CPU engine's", all_of_them - right, "= 0")
+    suite.read_rate = float(re.search(r"page hash: ([\d.]+) TB/s", said)[1])
+    suite.add("read bandwidth, by the page hash", suite.read_rate, unit="TB/s")
+    for rows, context, each in re.findall(r"^ +(\d+) +(\d+) +([\d.]+) +[\d.]+$", said, re.M)[-5:]:
+        suite.add(f"decode step of {rows} rows behind {context} tokens", float(each), unit="ms")
+    if shutil.which("ncu"):
+        for length in LENGTHS:
+            suite.kernels[length] = kernel_times(suite, length)
+            suite.add(f"kernels of a prefill of {length} tokens, summed", suite.kernels[length], unit="ms")
+    else:
+        suite.note("kernel times are left out: there is no ncu")
+
+
+def kernel_times(suite, length):
+    """Milliseconds of all kernels of one prefill, but those that make the weights."""
+    metric = "gpu__time_duration.sum"
+    profiled = ["ncu", "--metrics", metric, "--clock-control", "none", "--csv", "--kernel-name", "regex:^(?!fill)"]
+    said = output([*profiled, suite.gpu_engine, suite.folder, "prefill", length], CUDA_VISIBLE_DEVICES="0")
+    rows = csv.DictReader(said[said.index('"ID"') :].splitlines())
+    units = {"ns": 1e-6, "nsecond": 1e-6, "us": 1e-3, "usecond": 1e-3, "ms": 1.0, "msecond": 1.0}
+    return sum(float(row["Metric Value"].replace(",", "")) * units[row["Metric Unit"]] for row in rows if row["Metric Name"] == metric)
+
+
+def hand_over(suite):
+    """83 pages of 8 MiB, from the first put to the receiver's first decode step, against one contiguous copy."""
+    for name, more, wish in (("in runs", [], ">= 0.90"), ("scattered", ["--scattered"], ">= 0.80")):
+        settings = ["--set", "engine.device=cuda", "--set", f"transport.ucx_library={suite.libucp}", "--cycles", "7"]
+        said = output([suite.runtime, "bench", "transfer", *settings, *more])
+        lane = re.search(r"([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)  medians", said)
+        without, with_hash = re.search(r"([\d.]+) without the hash, ([\d.]+) with it", said).groups()
+        suite.add(f"peer copy of the same bytes, pages {name}", float(lane[1]), unit="GB/s")
+        suite.add(f"hand-over of pages {name}, hash on, of the peer copy", float(with_hash), wish)
+        suite.add(f"hand-over of pages {name}, hash off, of the peer copy", float(without))
+
+
+def one_at_a_time(suite, port, who):
+    """Medians of requests of each length, after one that warms up."""
+    rows = {}
+    for length in LENGTHS:
+        answers = [ask(port, random_prompt(length * 1000 + turn, length), 16) for turn in range(ROUNDS)]
+        suite.words[who, length] = [answer.ids for answer in answers]
+        middle = lambda of: statistics.median(of(answer) for answer in answers[1:])
+        rows[length] = {
+            "ttft": middle(lambda answer: answer.ttft),
+            "gap": middle(lambda answer: answer.gaps[0]),
+            "inter": middle(lambda answer: statistics.median(answer.gaps[1:])),
+            "exposed": middle(lambda answer: answer.timings.get("exposed_ms") or 0.0),
+        }
+    return rows
+
+
+def alone(suite):
+    """One process, on the sender's GPU: two of a kind differ by a few percent."""
+    process = suite.large.local(suite.last_gpu)
+    suite.single = one_at_a_time(suite, process.port(), "single")
+    for length, bound in zip(LENGTHS, (40, 150, 505)):
+        row = suite.single[length]
+        suite.add(f"one GPU, {length} tokens: TTFT over HTTP", row["ttft"], f"<= {bound}", "ms")
+        if length in suite.kernels:
+            suite.add(f"one GPU, {length} tokens: TTFT of its kernels' sum", row["ttft"] / suite.kernels[length], "<= 1.25")
+        suite.add(f"one GPU, {length} tokens: inter-token time over HTTP", row["inter"], "<= 6.0" if length == 1000 else None, "ms")
+    if suite.read_rate:
+        floor = suite.weights / suite.read_rate / 1e9
+        suite.add("decode of one row over its weights' reading", suite.single[1000]["inter"] / floor, "<= 1.15")
+
+
+def pair(suite):
+    """A sender and a receiver: what the hand-over adds, whether words change, and the seed's load."""
+    receiver, sender, _ = suite.large.pair()
+    port = receiver.port()
+    rows = one_at_a_time(suite, port, "pair")
+    for length in LENGTHS[1:]:
+        row = rows[length]
+        suite.add(f"pair, {length} tokens: exposed time", row["exposed"], "<= 3", "ms")
+        suite.add(f"pair, {length} tokens: TTFT beyond one GPU's", row["ttft"] - suite.single[length]["ttft"], "<= 3", "ms")
+        suite.add(f"pair, {length} tokens: gap to token 2 over the inter-token time", row["gap"] / row["inter"], "<= 2")
+    differ = sum(
+        one != two for length in LENGTHS for one, two in zip(suite.words["single", length], suite.words["pair", length])
+    )
+    suite.add(f"pair, of {len(LENGTHS) * ROUNDS} answers one at a time those whose ids differ from one GPU's", differ, "= 0")
+    results, threads = [], []
+    began = time.monotonic()
+    for turn in range(50):
+        time.sleep(max(0, began + turn - time.monotonic()))
+        work = lambda turn=turn: results.append(ask(port, random_prompt(turn, 5000), 200))
+        threads.append(threading.Thread(target=work))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    gaps = sorted(gap for answer in results for gap in answer.gaps)
+    load = "pair, 50 x 5000/200 at one a second"
+    suite.add(f"{load}: answers", len(results), "= 50")
+    suite.add(f"{load}: TTFT median", statistics.median(answer.ttft for answer in results), "<= 160", "ms")
+    suite.add(f"{load}: TPOT median", statistics.median(statistics.mean(answer.gaps) for answer in results), "<= 6.8", "ms")
+    suite.add(f"{load}: inter-token p99", gaps[int(len(gaps) * 0.99)], "<= 9", "ms")
+
+
+def pages(suite):
+    """The bytes of a prompt's pages on each GPU; what travels is checked by its hash."""
+    digests = [output([suite.gpu_engine, suite.folder, "pages", 5000], CUDA_VISIBLE_DEVICES=str(gpu)).split()[-1] for gpu in (0, 1)]
+    suite.add("pages of 5000 tokens: digests that differ between GPUs", int(digests[0] != digests[1]), "= 0")
+
+
+def logits(suite):
+    """The large shape's logits, and PyTorch's own in bf16, against float32."""
+    if subprocess.run([sys.executable, "-c", "import torch"], capture_output=True).returncode:
+        return suite.note("logits at the large shape are left out: there is no PyTorch")
+    with tempfile.NamedTemporaryFile() as file:
+        output([suite.gpu_engine, suite.folder, "logits", 1000, file.name])
+        said = output([sys.executable, pathlib.Path(__file__).with_name("logits.py"), suite.folder, 1000, file.name])
+    print(said)
+    suite.add("large shape: logits' RMS error of torch bf16's own", float(re.search(r"ratio ([\d.]+)", said)[1]), "<= 1.5")
+
+
+def texts():
+    """Pieces of prose of many lengths, longest 6,000 characters."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    root = root if (root / "docs").is_dir() else root.parent
+    prose = "\n".join(path.read_text() for path in sorted((root / "docs").rglob("*.md")))
+    lengths = (80, 300, 900, 2500, 6000)
+    step = (len(prose) - max(lengths)) // CHECKED
+    return [prose[place * step :][: lengths[place % len(lengths)]] for place in range(CHECKED)]
+
+
+def divergence(one, other):
+    return next((place for place, (a, b) in enumerate(zip(one.ids, other.ids)) if a != b), None)
+
+
+def is_near_tie(reference, other, place):
+    """True if the reference, whose most probable tokens are known, gives the other's token nearly as much as its own."""
+    top = reference.tops[place]
+    best = top[reference.texts[place]]
+    return any(best - NEAR_TIE <= logprob and text == other.texts[place] for text, logprob in top.items())
+
+
+def real(suite):
+    """A real model: a pair against the CPU engine, and many at once against one at a time."""
+    if not suite.model:
+        return suite.note("a real model is left out: --model names none")
+    cpu = suite.small.local(0, device="cpu")
+    prompts = [tokenize(cpu.port(), text) for text in texts()]
+    some = prompts[::12]
+    right = [ask(cpu.port(), prompt, WORDS, logprobs=20) for prompt in some]
+    cpu.stop()
+    receiver, sender, _ = suite.small.pair()
+    port = receiver.port()
+    told = [ask(port, prompt, WORDS, logprobs=20) for prompt in some]
+    differences, ties, beyond = [], 0, 0
+    for reference, answer in zip(right, told):
+        place = divergence(reference, answer)
+        for before in range(WORDS if place is None else place):
+            common = reference.tops[before].keys() & answer.tops[before].keys()
+            differences += [reference.tops[before][text] - answer.tops[before][text] for text in common]
+        if place is not None:
+            ties += 1
+            beyond += not is_near_tie(reference, answer, place)
+    rms = statistics.fmean(difference**2 for difference in differences) ** 0.5
+    suite.add(f"real model, pair against the CPU engine, {len(some)} answers: RMS difference of logprobs", rms, "<= 0.1")
+    suite.add("  the largest of them", max(map(abs, differences)))
+    suite.add("  answers that part at a near-tie", ties)
+    suite.add(f"  answers that part elsewhere (logprobs more than {NEAR_TIE} apart)", beyond, "= 0")
+    plain = [ask(port, prompt, WORDS) for prompt in some]
+    suite.add("  answers whose ids depend on who samples, host or GPU", sum(a.ids != b.ids for a, b in zip(plain, told)), "= 0")
+    # Beside the sender: what all have together may not exceed it.
+    single = suite.small.local(1, "engine.gpu_memory_utilization=0.8")
+    expected = [ask(single.port(), prompt, WORDS) for prompt in prompts]
+    found = Together(port, prompts, WORDS, 32).wait()
+    judge(suite, single.port(), prompts, expected, found, f"{len(prompts)} answers through the pair, 32 at once")
+    suite.add("  of those, the share that is equal for 32 tokens", equal(expected, found), ">= 0.99")
+    suite.expected = list(zip(prompts, expected))
+
+
+def equal(expected, found):
+    return sum(b is not None and a.ids == b.ids for a, b in zip(expected, found)) / len(expected)
+
+
+def judge(suite, port, prompts, expected, found, title):
+    """Failed answers, and answers that part from the expected ones where it is no near-tie."""
+    beyond = 0
+    for prompt, one, other in zip(prompts, expected, found):
+        place = None if other is None else divergence(one, other)
+        if place is not None:
+            # The other one's token as text: the same prefix, and then its token.
+            reference = ask(port, prompt, place + 1, logprobs=20)
+            chosen = ask(port, prompt + other.ids[:place], 1, logprobs=20, logit_bias={str(other.ids[place]): 100})
+            witness = Answer()
+            witness.texts = reference.texts[:-1] + chosen.texts
+            beyond += not is_near_tie(reference, witness, place)
+    suite.add(f"{title}: failed", found.count(None), "= 0")
+    suite.add("  parted from the answer alone where it is no near-tie", beyond, "= 0")
+
+
+def refusal(suite):
+    """Without cuda_ipc: no hand-over, a reason with its mend, and answers all the same."""
+    without = {"UCX_TLS": "tcp,cuda_copy"}
+    receiver, link = suite.large.receiver(**without)
+    sender = suite.large.sender(link, **without)
+    reason = sender.wait("cuda_ipc", "WARN")
+    suite.note(f"without cuda_ipc the sender says: {reason.split('WARN', 1)[1].strip()}")
+    answer = ask(receiver.port(), random_prompt(1, 1000), 8)
+    suite.add("without cuda_ipc: answers that were handed over", int(bool(answer.timings["disaggregated"])), "= 0")
+
+
+def wait_for_memory(gpu, began):
+    while gpu_memory(gpu) > 2000 and time.monotonic() - began < 20:
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def kills(suite):
+    """Each side dies under load; the other one goes on, and takes a new peer of full size."""
+    fleet = suite.small if suite.expected else suite.large
+    if not suite.expected:
+        suite.note("words after deaths are not judged: random weights have near-ties everywhere, and --model names no other")
+        suite.expected = [(random_prompt(turn, 3000), None) for turn in range(24)]
+    prompts, expected = (list(column) for column in zip(*suite.expected))
+    receiver, sender, link = fleet.pair()
+    under_load = Together(receiver.port(), prompts, WORDS, 32)
+    time.sleep(0.2)
+    sender.kill()
+    suite.add("sender killed under load: its memory is free after", wait_for_memory(1, time.monotonic()), "<= 1", "s")
+    found = under_load.wait()
+    sender = fleet.sender(link)
+    sender.wait("receiver ready")
+    deadline = time.monotonic() + 30
+    while not (first := ask(receiver.port(), random_prompt(9, 1000), 8)).timings["disaggregated"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    suite.add("  a new sender serves", int(bool(first.timings["disaggregated"])), "= 1")
+    if expected[0]:
+        judge(suite, receiver.port("http.port"), prompts, expected, found, "  answers while the sender died")
+    else:
+        suite.add("  answers that failed", found.count(None), "= 0")
+    under_load = Together(receiver.port(), prompts, WORDS, 32)
+    # The sender's own requests know nothing of the receiver.
+    beside = Together(sender.port("http.port"), prompts[:8], WORDS)
+    time.sleep(0.2)
+    receiver.kill()
+    suite.add("receiver killed under load: its memory is free after", wait_for_memory(0, time.monotonic()), "<= 1", "s")
+    under_load.wait()
+    found = beside.wait()
+    if expected[0]:
+        judge(suite, sender.port("http.port"), prompts[:8], expected[:8], found, "  the sender's own answers meanwhile")
+    receiver, _ = fleet.receiver(link)
+    deadline = time.monotonic() + 30
+    while not (first := ask(receiver.port(), random_prompt(9, 1000), 8)).timings["disaggregated"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    suite.add("  a new receiver is served by the same sender", int(bool(first.timings["disaggregated"])), "= 1")
+
+
+def memory(suite):
+    """compute-sanitizer over the small models: every kernel of the engine, and the page hash."""
+    checker = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not pathlib.Path(checker).exists():
+        return suite.note("memory checks are left out: there is no compute-sanitizer")
+    said = output([checker, "--tool", "memcheck", suite.gpu_engine], CUDA_VISIBLE_DEVICES="0")
+    suite.add("memcheck: errors", int(re.search(r"ERROR SUMMARY: (\d+) error", said)[1]), "= 0")
+
+
+PARTS = [engine, hand_over, alone, pair, pages, logits, real, refusal, kills, memory]
+
+
+class Suite(Report):
+    def __init__(self, options):
+        super().__init__()
+        self.runtime, self.gpu_engine = options.runtime.resolve(), options.gpu_engine.resolve()
+        self.libucp, self.folder, self.model = options.libucp.resolve(), options.folder.resolve(), options.model
+        self.large = Fleet(self.runtime, self.libucp, self.folder)
+        self.small = Fleet(self.runtime, self.libucp, self.model, "engine.gpu_memory_utilization=0.4")
+        self.part = ""
+        self.kernels, self.words, self.single, self.read_rate, self.expected = {}, {}, {}, None, None
+        shape = json.loads((self.folder / "config.json").read_text())
+        hidden, heads, kv_heads = shape["hidden_size"], shape["num_attention_heads"], shape["num_key_value_heads"]
+        layer = hidden * shape["head_dim"] * 2 * (heads + kv_heads) + 3 * hidden * shape["intermediate_size"]
+        # Bytes that a decode step reads: all matrices but the embedding's, of which it reads a row.
+        self.weights = 2 * (layer * shape["num_hidden_layers"] + hidden * shape["vocab_size"])
+
+    def add(self, what, value, wish=None, unit=""):
+        super().add(self.part, what, value, wish, unit)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runtime", type=pathlib.Path)
+    parser.add_argument("gpu_engine", type=pathlib.Path)
+    parser.add_argument("libucp", type=pathlib.Path)
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("gpu-suite"))
+    parser.add_argument("--model", type=pathlib.Path)
+    parser.add_argument("--only", default=",".join(part.__name__ for part in PARTS))
+    options = parser.parse_args()
+    wanted = options.only.split(",")
+    if unknown := set(wanted) - {part.__name__ for part in PARTS}:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(part.__name__ for part in PARTS)}")
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    gpus = subprocess.run(query, capture_output=True, text=True).stdout.strip().splitlines()
+    suite, failures = Suite(options), []
+    suite.last_gpu = min(1, len(gpus) - 1)
+    print("\n".join(gpus))
+    for part in PARTS:
+        if part.__name__ not in wanted:
+            continue
+        suite.part, began = part.__name__, time.monotonic()
+        print(f"\n{part.__name__}: {part.__doc__.splitlines()[0]}", flush=True)
+        try:
+            part(suite)
+        except (Failed, OSError, subprocess.SubprocessError, KeyError, TypeError) as error:
+            failures.append(f"{part.__name__} broke off: {type(error).__name__}: {error}")
+            print(f"  {failures[-1]}")
+        suite.large.stop()
+        suite.small.stop()
+        print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    title = f"{len(gpus)} x {gpus[0] if gpus else 'no GPU'}"
+    suite.notes += failures
+    record = {"gpus": gpus, "rows": suite.rows, "notes": suite.notes}
+    (options.out / "suite.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "suite.md").write_text(suite.markdown(title))
+    missed = [row["what"].strip() for row in suite.rows if row["met"] is False]
+    print(f"\n{sum(row['met'] is True for row in suite.rows)} met, {len(missed)} not met, {len(failures)} parts broke off")
+    sys.exit(bool(missed or failures))
+
+
+if __name__ == "__main__":
+    main()
