@@ -44,6 +44,11 @@ fn steps(nextest: bool) -> Vec<Step> {
             arguments: &["doc", "--workspace", "--no-deps", "--locked"],
             variable: Some(("RUSTDOCFLAGS", "-Dwarnings")),
         },
+        Step::new(
+            "no GPU",
+            &["test", "-p", "runtime", "--features", "cuda", "--test", "no_gpu", "--locked", "--quiet"],
+        ),
+        // After the step before, whose binary has another feature.
         Step::new("build", &["build", "-p", "runtime", "--locked"]),
         Step::new(
             "histories",
@@ -115,7 +120,7 @@ mod tests {
         for nextest in [false, true] {
             let names: Vec<_> = steps(nextest).iter().map(|step| step.name).collect();
             assert_eq!(names.last(), Some(&"tests"));
-            assert_eq!(names[..5], ["format", "clippy", "docs", "build", "histories"]);
+            assert_eq!(names[..6], ["format", "clippy", "docs", "no GPU", "build", "histories"]);
         }
     }
 
