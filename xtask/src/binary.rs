@@ -1,4 +1,4 @@
-//! The runtime's release binary: built, and found in what cargo says.
+//! Release binaries of the workspace: built, and found in what cargo says.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -8,39 +8,88 @@ use serde_json::Value;
 
 use crate::place;
 
-/// Builds the release binary with cargo's own progress on the terminal, and returns its path.
-pub(crate) fn build(features: &[&str]) -> Result<PathBuf> {
-    println!("building the runtime (release; the first time takes minutes)");
-    let output = place::cargo()
-        .args(["build", "--release", "--package", "runtime", "--bin", "runtime", "--locked"])
-        .args(["--features", &features.join(",")])
+/// A program, in cargo's words.
+#[derive(Clone, Copy)]
+pub(crate) struct Program {
+    package: &'static str,
+    /// `bin` or `example`, as on cargo's command line and in its messages.
+    kind: &'static str,
+    name: &'static str,
+}
+
+/// What serves.
+pub(crate) const RUNTIME: Program = Program { package: "runtime", kind: "bin", name: "runtime" };
+
+/// What checks and measures the CUDA engine by itself. Builds with the feature `cuda` only.
+pub(crate) const GPU_ENGINE: Program =
+    Program { package: "integration-tests", kind: "example", name: "gpu_engine" };
+
+/// Builds release binaries with cargo's own progress on the terminal, and returns their paths in the same order.
+///
+/// # Errors
+/// That cargo does not start, that something does not build, or that a binary is not in cargo's messages.
+pub(crate) fn build<const N: usize>(programs: [Program; N], features: &[&str]) -> Result<[PathBuf; N]> {
+    let names = programs.map(|program| program.name).join(" and ");
+    println!("building {names} (release; the first time takes minutes)");
+    let mut cargo = place::cargo();
+    cargo.args(["build", "--release", "--locked", "--features", &features.join(",")]);
+    for Program { package, kind, name } in programs {
+        cargo.args(["--package", package, &format!("--{kind}"), name]);
+    }
+    let output = cargo
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
-    ensure!(output.status.success(), "the runtime does not build; cargo says why above");
-    executable(&String::from_utf8_lossy(&output.stdout)).context("cargo built no binary named runtime")
+    ensure!(output.status.success(), "{names} cannot be built; cargo says why above");
+    executables(&programs, &String::from_utf8_lossy(&output.stdout))
 }
 
-/// Finds the binary in cargo's messages, so that any target folder works.
-fn executable(messages: &str) -> Option<PathBuf> {
-    messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|message| {
-        let is_runtime = message["target"]["name"] == "runtime";
-        message["executable"].as_str().filter(|_| is_runtime).map(|path| Path::new(path).to_owned())
-    })
+/// Finds the binaries in cargo's messages, so that any target folder works.
+fn executables<const N: usize>(programs: &[Program; N], messages: &str) -> Result<[PathBuf; N]> {
+    let messages: Vec<Value> = messages.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let mut paths = [const { PathBuf::new() }; N];
+    for (path, program) in paths.iter_mut().zip(programs) {
+        let is_it = |target: &Value| target["name"] == program.name && target["kind"][0] == program.kind;
+        *path = messages
+            .iter()
+            .filter(|message| is_it(&message["target"]))
+            .find_map(|message| message["executable"].as_str())
+            .map(|path| Path::new(path).to_owned())
+            .with_context(|| format!("cargo built no {} named {}", program.kind, program.name))?;
+    }
+    Ok(paths)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_binary_is_found_in_cargos_messages() {
-        let messages = r#"{"reason":"compiler-artifact","target":{"name":"serde"},"executable":null}
+    const MESSAGES: &str = r#"{"reason":"compiler-artifact","target":{"name":"serde","kind":["lib"]},"executable":null}
 {"reason":"compiler-artifact","target":{"name":"runtime","kind":["lib"]},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"gpu_engine","kind":["example"]},"executable":"/t/release/examples/gpu_engine"}
+not json
+{"reason":"compiler-artifact","target":{"name":"runtime","kind":["test"]},"executable":"/t/release/deps/runtime-1"}
 {"reason":"compiler-artifact","target":{"name":"runtime","kind":["bin"]},"executable":"/t/release/runtime"}
 {"reason":"build-finished","success":true}"#;
-        assert_eq!(executable(messages), Some(PathBuf::from("/t/release/runtime")));
-        assert_eq!(executable("not json\n"), None);
+
+    #[test]
+    fn binaries_are_found_in_cargos_messages() {
+        let (runtime, gpu_engine) = ("/t/release/runtime", "/t/release/examples/gpu_engine");
+        let both = executables(&[RUNTIME, GPU_ENGINE], MESSAGES).unwrap();
+        assert_eq!(both, [runtime, gpu_engine].map(PathBuf::from));
+        assert_eq!(executables(&[RUNTIME], MESSAGES).unwrap(), [PathBuf::from(runtime)]);
+    }
+
+    #[test]
+    fn the_missing_binary_is_named() {
+        let without: Vec<&str> = MESSAGES.lines().filter(|line| !line.contains("example")).collect();
+        for (messages, words) in [
+            (without.join("\n").as_str(), "no example named gpu_engine"),
+            ("not json\n", "no bin named runtime"),
+        ] {
+            let error = executables(&[RUNTIME, GPU_ENGINE], messages).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
     }
 }

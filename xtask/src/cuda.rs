@@ -11,7 +11,7 @@ use crate::{binary, fetch};
 pub(crate) fn run() -> Result<()> {
     let folder = fetch::cuda()?;
     println!("nvcc 13.0 and FlashInfer's headers are in {}", folder.display());
-    let runtime = binary::build(&["cuda"])?;
+    let [runtime] = binary::build([binary::RUNTIME], &["cuda"])?;
     println!("{}", runtime.display());
     println!("it starts on any machine; on a GPU it wants NVIDIA's driver and libcublasLt.so.13");
     Ok(())

@@ -32,7 +32,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     fetch::run()?;
     let runtime = match &options.runtime {
         Some(path) => path.clone(),
-        None => binary::build(&[])?,
+        None => {
+            let [runtime] = binary::build([binary::RUNTIME], &[])?;
+            runtime
+        }
     };
     let screen = Screen::new();
     screen.say(&format!("starting two processes of {}", runtime.display()));

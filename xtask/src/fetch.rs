@@ -172,4 +172,4 @@ fn make_executable(folder: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -4,7 +4,9 @@
 mod binary;
 mod cuda;
 mod demo;
+mod dist;
 mod fetch;
+mod gpu_suite;
 mod place;
 mod reference;
 mod simulate;
@@ -28,6 +30,12 @@ Usage: cargo xtask <TASK>
                 --runtime PATH      start this binary rather than building one
   cuda        Fetches nvcc 13.0 and FlashInfer's headers from PyPI, about 160 MB and 320 MB unpacked, and
               builds the runtime with its CUDA backend. CUDA_HOME names another CUDA 13 toolkit.
+  dist        Packs target/dist/baton-<version>-x86_64-linux.tar.gz, below 60 MiB: runtime and gpu_engine with CUDA,
+              UCX, configurations, examples, documentation and the suite for GPUs. It runs where there are
+              NVIDIA's driver and CUDA 13's libraries, without Rust or a network.
+  gpu-suite   On two GPUs: builds, then runs every check and figure, into target/gpu-suite. LD_LIBRARY_PATH has
+              CUDA 13's libraries. Where there is no Rust, `python3 gpu/suite.py` of the archive is the same.
+                --model FILE        a real model, whose words are judged under load
   test        Fetches, nvcc too, then checks format, lints and documentation and runs every test.
   sim         Runs histories of a receiver and its senders in virtual time, for a minute.
                 --minutes N         or this long
@@ -64,7 +72,7 @@ fn run(arguments: &[String]) -> Result<()> {
         println!("{USAGE}");
         return Ok(());
     }
-    if !matches!(task, "demo" | "sim" | "mutants")
+    if !matches!(task, "demo" | "gpu-suite" | "sim" | "mutants")
         && let Some(stray) = rest.first()
     {
         bail!("`cargo xtask {task}` takes no arguments, got `{stray}`");
@@ -73,6 +81,8 @@ fn run(arguments: &[String]) -> Result<()> {
         "fetch" => fetch::run().map(drop),
         "cuda" => cuda::run(),
         "demo" => demo::run(&demo::Options::parse(rest)?),
+        "dist" => dist::run(),
+        "gpu-suite" => gpu_suite::run(rest),
         "test" => suite::run(),
         "sim" => simulate::run(rest),
         "mutants" => simulate::mutants(rest),
@@ -90,7 +100,9 @@ mod tests {
         for (line, words) in [
             ("tset", "no task `tset`"),
             ("fetch now", "takes no arguments, got `now`"),
+            ("dist now", "takes no arguments, got `now`"),
             ("demo --twice", "`--twice`"),
+            ("gpu-suite --only pair", "gpu-suite knows no `--only`"),
         ] {
             let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
             let error = run(&arguments).unwrap_err().to_string();

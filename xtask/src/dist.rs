@@ -1,0 +1,209 @@
+//! `cargo xtask dist`: one archive that runs where there are NVIDIA's driver and CUDA 13's libraries, but neither Rust
+//! nor a network.
+//!
+//! UCX's libraries find each other beside themselves through their rpath, and their modules in `ucx/` beside them; so
+//! that layout is kept, and `transport.ucx_library` needs to name `libucp.so.0` alone.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{binary, fetch, place};
+
+/// The archive stays below this, so that whatever carries it to a GPU machine takes it.
+const LIMIT_BYTES: u64 = 60 * MIB;
+const MIB: u64 = 1 << 20;
+
+/// The archive's only folder.
+const NAME: &str = concat!("baton-", env!("CARGO_PKG_VERSION"));
+
+/// UCX without its modules.
+const LIBRARIES: [&str; 5] = ["libucp", "libuct", "libucs", "libucm", "libucs_signal"];
+
+/// UCX's modules but those of its perftest.
+const MODULES: [&str; 3] = ["libuct_cuda", "libuct_cma", "libucm_cuda"];
+
+/// The CUDA runtime that `libucm_cuda` wants under this very name, three folders above itself.
+const UCX_CUDA_RUNTIME: &str = "libucx_cu12.libs/libcudart-256e6409.so.12.9.79";
+
+/// What a path of the archive is made of.
+#[derive(Debug, PartialEq, Eq)]
+enum Source {
+    /// A copy without symbols.
+    Program(PathBuf),
+    /// A copy.
+    File(PathBuf),
+    /// A link to a file in the same folder.
+    Link(String),
+}
+
+/// What goes where: paths within the archive's folder.
+type Contents = BTreeMap<PathBuf, Source>;
+
+/// Fetches, builds, stages `target/dist/baton-<version>/` and packs it.
+///
+/// # Errors
+/// As [`fetch::run`] and [`binary::build`]; a file that is not there or cannot be written; an archive that is too large.
+pub(crate) fn run() -> Result<()> {
+    let (ucx, cuda) = (fetch::run()?.ucx, fetch::cuda()?);
+    let programs = binary::build([binary::RUNTIME, binary::GPU_ENGINE], &["cuda"])?;
+    let dist = place::target().join("dist");
+    let folder = dist.join(NAME);
+    stage(&contents(&place::root(), &ucx, &cuda, &programs)?, &folder)?;
+
+    let archive = dist.join(format!("{NAME}-x86_64-linux.tar.gz"));
+    let part = dist.join("part");
+    pack(&dist, &part)?;
+    let size = fs::metadata(&part).with_context(|| format!("cannot read {}", part.display()))?.len();
+    require_small(size, &folder)?;
+    fs::rename(&part, &archive).with_context(|| format!("cannot write {}", archive.display()))?;
+    println!("{}: {}", archive.display(), in_mib(size));
+    println!(
+        "where there are NVIDIA's driver and, on LD_LIBRARY_PATH, CUDA 13's libraries, unpack it, and in {NAME}/:"
+    );
+    println!(
+        "  bin/runtime --role receiver --set engine.device=cuda --set transport.ucx_library=lib/ucx/libucp.so.0"
+    );
+    println!(
+        "  python3 gpu/suite.py bin/runtime bin/gpu_engine lib/ucx/libucp.so.0 configs/models/llama-3.1-8b"
+    );
+    Ok(())
+}
+
+/// Lists what goes where; `ucx` and `cuda` are the folders that were fetched. Reads folders, writes nothing.
+fn contents(root: &Path, ucx: &Path, cuda: &Path, programs: &[PathBuf]) -> Result<Contents> {
+    let mut contents = Contents::new();
+    for program in programs {
+        let name = program.file_name().with_context(|| format!("{} has no name", program.display()))?;
+        contents.insert(Path::new("bin").join(name), Source::Program(program.clone()));
+    }
+    let libraries = ucx.join("libucx/lib");
+    for library in LIBRARIES {
+        let file = format!("{library}.so.0");
+        contents.insert(Path::new("lib/ucx").join(&file), Source::File(libraries.join(file)));
+    }
+    for module in MODULES {
+        let (folder, file) = (Path::new("lib/ucx/ucx"), format!("{module}.so.0"));
+        contents.insert(folder.join(&file), Source::File(libraries.join("ucx").join(&file)));
+        contents.insert(folder.join(format!("{module}.so")), Source::Link(file));
+    }
+    contents.insert(UCX_CUDA_RUNTIME.into(), Source::File(ucx.join(UCX_CUDA_RUNTIME)));
+    for folder in ["configs", "docs", "examples"] {
+        contents.extend(all_of(&root.join(folder), folder)?);
+    }
+    let gpu = all_of(&root.join("integration-tests/gpu"), "gpu")?;
+    contents.extend(gpu.into_iter().filter(|(to, _)| to.extension().is_some_and(|end| end == "py")));
+    for (name, path) in entries(root)? {
+        if name == "README.md" || name.starts_with("LICENSE") {
+            contents.insert(name.into(), Source::File(path));
+        }
+    }
+    // Parts of the wheels are in the archive or linked into its programs.
+    for (name, path) in [entries(ucx)?, entries(cuda)?].concat() {
+        if let Some(wheel) = name.strip_suffix(".dist-info") {
+            contents.extend(all_of(&path.join("licenses"), &format!("licenses/{wheel}"))?);
+        }
+    }
+    Ok(contents)
+}
+
+/// Names and paths of what lies in a folder.
+fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let cannot = || format!("cannot read {}", folder.display());
+    let named = |entry: fs::DirEntry| (entry.file_name().to_string_lossy().into_owned(), entry.path());
+    let entries = fs::read_dir(folder).with_context(cannot)?;
+    entries.map(|entry| entry.map(named).with_context(cannot)).collect()
+}
+
+/// Every file below a folder.
+fn all_of(folder: &Path, to: &str) -> Result<Contents> {
+    let mut contents = Contents::new();
+    for (name, path) in entries(folder)? {
+        let to = format!("{to}/{name}");
+        if path.is_dir() {
+            contents.extend(all_of(&path, &to)?);
+        } else {
+            contents.insert(to.into(), Source::File(path));
+        }
+    }
+    Ok(contents)
+}
+
+/// Makes the folder anew.
+fn stage(contents: &Contents, folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    for (to, source) in contents {
+        let to = folder.join(to);
+        let parent = to.parent().unwrap_or(folder);
+        fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        match source {
+            Source::Program(from) => strip(from, &to)?,
+            Source::File(from) => copy(from, &to)?,
+            Source::Link(name) => {
+                symlink(name, &to).with_context(|| format!("cannot create {}", to.display()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let copied = fs::copy(from, to);
+    copied.map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+/// Copies a program without its symbols; with them where there is no `strip`.
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    match Command::new("strip").arg("-o").arg(to).arg(from).status() {
+        Ok(status) => {
+            ensure!(
+                status.success(),
+                "`strip` takes no symbols out of {}; it says why above",
+                from.display()
+            );
+            Ok(())
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => copy(from, to),
+        Err(error) => Err(error).context("cannot start strip"),
+    }
+}
+
+/// Packs the staged folder. The same files give the same bytes, whoever packs them and when.
+fn pack(dist: &Path, archive: &Path) -> Result<()> {
+    let status = Command::new("tar")
+        .args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "--mode=go=u-w"])
+        .arg("-czf")
+        .arg(archive)
+        .arg("-C")
+        .arg(dist)
+        .arg(NAME)
+        .status()
+        .context("cannot start tar, which packs the archive")?;
+    ensure!(status.success(), "tar cannot pack {}; it says why above", dist.join(NAME).display());
+    Ok(())
+}
+
+fn require_small(size_bytes: u64, staged: &Path) -> Result<()> {
+    ensure!(
+        size_bytes < LIMIT_BYTES,
+        "the archive has {} and must stay below {}: see what fills {}",
+        in_mib(size_bytes),
+        in_mib(LIMIT_BYTES),
+        staged.display()
+    );
+    Ok(())
+}
+
+fn in_mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / MIB as f64)
+}
+
+#[cfg(test)]
+mod tests;
