@@ -67,6 +67,8 @@ pub struct LinkConfig<'a, E> {
     pub ring_bytes: u64,
     /// `transport.min_gbps`: a lane that moves less, in gigabytes a second, is not used.
     pub min_gbps: f64,
+    /// Most pages of a session in flight, at least one; [`PAGES_IN_FLIGHT`](crate::transfer::state::PAGES_IN_FLIGHT) as a rule.
+    pub pages_in_flight: usize,
     /// `transport.page_hash`: pages are hashed, and checked before they are adopted.
     pub page_hash: bool,
     /// The transport.
@@ -203,7 +205,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         };
     }
 
-    let min_gbps = link.as_ref().map_or(0.0, |link| link.min_gbps);
+    let (min_gbps, pages_in_flight) =
+        link.as_ref().map_or((0.0, 0), |link| (link.min_gbps, link.pages_in_flight));
     let hashed = link.as_ref().filter(|link| link.page_hash);
     let hashed = hashed.map(|_| Pages::new(pool.clone()));
     let mut linked = None;
@@ -360,7 +363,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
             .transpose()
             .map_err(StartError::Io)?;
         transfer.run(Transfer::new(
-            TransferState::new(page_bytes, min_gbps, hashing.is_some(), pool.is_on_device()),
+            TransferState::new(page_bytes, min_gbps, hashing.is_some(), pool.is_on_device(), pages_in_flight),
             page_bytes,
             hashing,
             transport.clone(),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use ::actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use ::actors::request::{FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings};
+use ::actors::transfer::state::PAGES_IN_FLIGHT;
 use connector::loopback::LoopbackTransport;
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
 use engine::{
@@ -189,7 +190,15 @@ fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> N
         let transport = LoopbackTransport::start(region, sink)?;
         Ok(Arc::new(Watched(transport, damage)) as Arc<dyn Transport>)
     });
-    let link = Some(LinkConfig { role, secret: None, ring_bytes, min_gbps: 0.0, page_hash: true, transport });
+    let link = Some(LinkConfig {
+        role,
+        secret: None,
+        ring_bytes,
+        min_gbps: 0.0,
+        pages_in_flight: PAGES_IN_FLIGHT,
+        page_hash: true,
+        transport,
+    });
     let config = NodeConfig {
         engine: Box::new(engine),
         prefill_chunk_tokens: 8,

@@ -398,17 +398,18 @@ impl Engine for CudaEngine {
             return Ok(Some(output));
         }
         let failed = |error: CudaError| EngineError::Device(error.to_string());
-        let turn = self.flights.front().ok_or(EngineError::StepSpent)?.turn;
-        if !self.returns[turn].done.has_come().map_err(failed)? {
-            return Ok(None);
-        }
+        // A step that fails is over too: the next poll is about the next one.
         let flight = self.flights.pop_front().ok_or(EngineError::StepSpent)?;
-        self.collect(flight).map(Some).map_err(failed)
+        if self.returns[flight.turn].done.has_come().map_err(failed)? {
+            return self.collect(flight).map(Some).map_err(failed);
+        }
+        self.flights.push_front(flight);
+        Ok(None)
     }
 
     /// Who has written the pages has said so to the host, and what is submitted after that comes after it.
     fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {
-        batch::check_pages(pages, &self.kv)
+        batch::check_pages(pages, &self.kv).inspect_err(|_| self.followed.clear())
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use actors::counters::Counters;
 use actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use actors::request::Route;
+use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::Context as _;
 use connector::transport::Transport;
 use connector::ucx::{UcxConfig, UcxTransport};
@@ -187,6 +188,7 @@ async fn serve(
         ring_bytes: config.ring.bytes.0,
         page_hash: config.transport.page_hash,
         min_gbps: min_gbps(&config),
+        pages_in_flight: PAGES_IN_FLIGHT,
         transport: transport(&config, engine.kv()),
     });
     let (prefill_chunk_tokens, prefix_cache) = (config.prefill_chunk_tokens(), config.engine.prefix_cache);

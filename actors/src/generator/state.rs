@@ -233,13 +233,18 @@ impl GeneratorState {
         let mut next = Vec::with_capacity(flight.len());
         for (key, length) in flight {
             let sequence = &self.sequences[key];
+            if !nobody_waits || !sequence.sampling.is_greedy() {
+                return None;
+            }
+            if sequence.ending.is_some() {
+                continue;
+            }
             let end = sequence.resident + length;
-            let samples = end as usize == sequence.tokens.len();
-            if !nobody_waits || !samples || !sequence.sampling.is_greedy() {
+            if end as usize != sequence.tokens.len() {
                 return None;
             }
             let has_place = u64::from(end) < sequence.pages.len() as u64 * u64::from(self.page_tokens);
-            if sequence.sample > 1 && sequence.ending.is_none() && has_place {
+            if sequence.sample > 1 && has_place {
                 next.push((*key, end));
             }
         }
@@ -307,6 +312,12 @@ impl GeneratorState {
         let mut events = Vec::with_capacity(flown.len());
         for (key, length) in flown {
             let sequence = self.sequences.get_mut(&key).expect("a sequence in flight is kept");
+            let computed = sequence.resident + length;
+            let is_known = computed as usize <= sequence.tokens.len();
+            if error.is_none() && is_known && matches!(sequence.ending, Some((_, SequenceEnd::Stopped))) {
+                // It may begin again behind what it has.
+                sequence.resident = computed;
+            }
             if let Some((token, end)) = sequence.ending.take() {
                 events.extend(self.end(key, now_micros, token, end));
                 continue;
@@ -315,7 +326,7 @@ impl GeneratorState {
                 events.extend(self.end(key, now_micros, None, SequenceEnd::Failed(error.clone())));
                 continue;
             }
-            sequence.resident += length;
+            sequence.resident = computed;
             let Some(token) = sampled.remove(&key) else {
                 events.push(sequence.advanced(now_micros, None, None));
                 continue;

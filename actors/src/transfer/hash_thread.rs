@@ -50,7 +50,7 @@ impl HashThread {
     /// Hands pages over.
     pub fn post(&self, pages: Vec<ToHash>) {
         if let Some(queue) = &self.pages {
-            // A thread that is gone has panicked; puts without hashes are then given up by their deadline.
+            // A thread that is gone has panicked, which ends a release's process.
             let _ = queue.send(pages);
         }
     }

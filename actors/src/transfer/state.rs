@@ -26,15 +26,12 @@ use crate::messages::{PagesSent, SessionId};
 use crate::request::RequestId;
 use session::{Load, Put, Ready, Session};
 
-/// Most pages in flight in a session: enough to fill a lane, few enough not to queue behind each other.
+/// Most pages in flight in a session, as a rule: enough to fill a lane, few enough not to queue behind each other.
 pub const PAGES_IN_FLIGHT: usize = 16;
 /// Pages after which a flush is posted.
 const FLUSH_PAGES: usize = 4;
-/// Most flushes in flight: as many as the pages in flight need.
-const FLUSHES_IN_FLIGHT: usize = PAGES_IN_FLIGHT / FLUSH_PAGES;
-/// Pages that may go as one put between devices, where each put is a launch: so many that a lane is full with two of them, and few enough
-/// that there are two.
-const RUN_PAGES_ON_DEVICE: usize = PAGES_IN_FLIGHT / 2;
+/// Pages that may go as one put between devices, where each put is a launch: so many that a lane is full with two of them; and there are two.
+const RUN_PAGES_ON_DEVICE: usize = 8;
 /// The same between hosts: the bytes of a long put leave the processor's caches between its sockets and its copies.
 const RUN_PAGES_ON_HOST: usize = 1;
 /// Most pages moved by the measurement at a session's start, before and during the measured part.
@@ -88,6 +85,8 @@ pub struct TransferState {
     min_gbps: f64,
     /// Pages are announced with their hashes.
     hashed: bool,
+    /// Most pages in flight in a session.
+    in_flight: usize,
     /// Most neighbours that go as one put.
     run_pages: usize,
     /// What helps where a lane cannot carry pages.
@@ -98,17 +97,20 @@ pub struct TransferState {
 
 impl TransferState {
     /// No sessions; pages have `page_bytes` bytes, and a lane that moves less than `min_gbps` GB/s is not used; pages are
-    /// announced with their hashes or not; they lie on a device or on the host.
-    pub fn new(page_bytes: u64, min_gbps: f64, hashed: bool, on_device: bool) -> Self {
+    /// announced with their hashes or not; they lie on a device or on the host; and at most `in_flight` of a session, at
+    /// least one, are in flight.
+    pub fn new(page_bytes: u64, min_gbps: f64, hashed: bool, on_device: bool, in_flight: usize) -> Self {
+        let in_flight = in_flight.max(1);
         let (run_pages, mend) = if on_device {
             (
-                RUN_PAGES_ON_DEVICE,
+                RUN_PAGES_ON_DEVICE.min(in_flight.div_ceil(2)),
                 "let UCX_TLS have cuda_ipc, and see that the two GPUs are peers on one host",
             )
         } else {
             (RUN_PAGES_ON_HOST, "see what UCX_TLS and UCX_NET_DEVICES allow")
         };
-        Self { page_bytes, min_gbps, hashed, run_pages, mend, next_ticket: 0, sessions: BTreeMap::new() }
+        let sessions = BTreeMap::new();
+        Self { page_bytes, min_gbps, hashed, in_flight, run_pages, mend, next_ticket: 0, sessions }
     }
 
     /// Lost sessions of which an operation is still waited for.
@@ -305,13 +307,14 @@ impl TransferState {
             let next = self.ticket();
             let Some(live) = self.sessions.get_mut(&session) else { return actions };
             // A run is not cut by a flush.
-            if let Some(below) = live.flush_below(self.run_pages.max(FLUSH_PAGES)) {
+            let most = self.in_flight.div_ceil(FLUSH_PAGES);
+            if let Some(below) = live.flush_below(self.run_pages.max(FLUSH_PAGES), most) {
                 live.flushes.push_back((next, below));
                 actions.push(Action::Flush { session, ticket: next });
                 continue;
             }
             let flying = live.puts.iter().filter(|put| !put.done).count();
-            if live.lost || live.lane.is_none() || flying >= PAGES_IN_FLIGHT || live.ready.is_empty() {
+            if live.lost || live.lane.is_none() || flying >= self.in_flight || live.ready.is_empty() {
                 break;
             }
             let Some(credit) = live.ring.spend() else { break };

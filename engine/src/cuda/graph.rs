@@ -51,7 +51,7 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // SAFETY: made once, in `capture`; the engine's stream has been waited for.
+        // SAFETY: made once, in `capture`. One that still runs is freed by the driver when it is over.
         unsafe {
             let _ = result::graph::exec_destroy(self.executable);
             let _ = result::graph::destroy(self.graph);

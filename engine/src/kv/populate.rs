@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use super::KvPool;
 
-/// Bytes at a time: between them the thread looks whether the pool is still wanted.
-const STEP: usize = 16 << 20;
+/// Bytes at a time. The system's lock on the process's mappings is held meanwhile, and whoever wants to map something waits for it: so it is no
+/// more than one large page, and the thread's priority not the lowest.
+const STEP: usize = 2 << 20;
+/// Nice value of the thread: a tenth of a core where all are busy.
+const NICE: i32 = 10;
 
-/// Has the system back every page of a pool on the host, by a thread of the lowest priority that ends with the pool or its last page.
-/// Until it is there a page is backed at its first write, as without this; where the system cannot, nothing happens.
+/// Has the system back every page of a pool on the host, by a thread that ends with the pool or its last page. So the pool's memory is taken at
+/// the start. Until the thread is there a page is backed at its first write, as without it, and where the system refuses, all are.
 pub fn populate(pool: &Arc<KvPool>) {
     if pool.is_on_device() {
         return;
@@ -17,7 +20,7 @@ pub fn populate(pool: &Arc<KvPool>) {
     let pool = Arc::clone(pool);
     let run = move || {
         // SAFETY: changes the calling thread alone; 0 names it.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
         for start in (0..pool.bytes()).step_by(STEP) {
             if Arc::strong_count(&pool) == 1 {
                 return;

@@ -17,7 +17,7 @@ use actors::peer_link::state::{PeerLinkState, SessionOver};
 use actors::prefiller::state::{PrefillerConfig, PrefillerState};
 use actors::proxy::state::ProxyState;
 use actors::request::{Generate, RequestId};
-use actors::transfer::state::TransferState;
+use actors::transfer::state::{PAGES_IN_FLIGHT, TransferState};
 use connector::frame::{Frame, Incarnation};
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::{Descriptor, Ticket};
@@ -164,7 +164,7 @@ impl Node {
             }))
         } else {
             Role::Sender(Box::new(Sender {
-                transfer: TransferState::new(1, 0.0, plan.hashed, plan.on_device),
+                transfer: TransferState::new(1, 0.0, plan.hashed, plan.on_device, PAGES_IN_FLIGHT),
                 prefiller: PrefillerState::new(PrefillerConfig {
                     page_tokens: PAGE_TOKENS,
                     page_bytes: 1,

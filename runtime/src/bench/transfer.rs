@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use actors::request::{Generate, RequestId, Route, StreamEvent, Timings};
+use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
@@ -46,6 +47,9 @@ pub struct TransferOptions {
     /// Takes pages from all over both pools, so that no two go as one put
     #[arg(long)]
     pub scattered: bool,
+    /// Most pages in flight
+    #[arg(long, default_value_t = PAGES_IN_FLIGHT)]
+    pub in_flight: usize,
     /// Page tables moved in each cycle
     #[arg(long, default_value_t = 20)]
     pub rounds: usize,
@@ -84,7 +88,8 @@ struct Sample {
 /// A process that does not come up, or pages that do not arrive.
 pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
     ensure!(options.pages > 0 && options.page_kib != Some(0), "--pages and --page-kib must be above 0");
-    ensure!(options.rounds > 0 && options.cycles > 0, "--rounds and --cycles must be above 0");
+    let counts = [options.rounds, options.cycles, options.in_flight];
+    ensure!(!counts.contains(&0), "--rounds, --cycles and --in-flight must be above 0");
     if let Some(address) = &options.dial {
         return send(options, &config, address);
     }
@@ -162,6 +167,7 @@ fn start(
         page_hash,
         // Whatever it is, it is to be measured.
         min_gbps: 0.0,
+        pages_in_flight: options.in_flight,
         transport: match first_put {
             None => transport,
             Some(first_put) => Box::new(move |sink| Ok(first_put.over(transport(sink)?))),
@@ -211,6 +217,7 @@ impl Sending {
             .args(["--pages", &options.pages.to_string()])
             .args(options.page_kib.iter().flat_map(|kib| ["--page-kib".to_owned(), kib.to_string()]))
             .args(options.scattered.then_some("--scattered"))
+            .args(["--in-flight", &options.in_flight.to_string()])
             // The second GPU; nothing where there is none.
             .env("CUDA_VISIBLE_DEVICES", "1")
             .args(

@@ -150,7 +150,11 @@ fn a_stop_in_flight_waits_for_the_step() {
     assert_eq!(state.on_stop(name(1), 0), None, "the engine may be writing its pages");
     let events = state.on_step(Ok(vec![(plan.chunks[0].key, 7.into())]), 0);
     assert_eq!(events[0].ended, Some(SequenceEnd::Stopped));
-    assert_eq!(events[0].token, None);
+    assert_eq!(
+        (events[0].token.clone(), events[0].resident),
+        (None, 2),
+        "what was computed may be used again"
+    );
     assert_eq!(state.on_stop(name(1), 0), None, "it has ended");
 
     state.on_start(start(2, 2, 5));

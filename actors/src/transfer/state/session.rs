@@ -9,7 +9,7 @@ use connector::ring::{CreditNumber, SpendLedger};
 use connector::transport::Ticket;
 use engine::PageId;
 
-use super::{FLUSHES_IN_FLIGHT, PROBE_PAGES};
+use super::PROBE_PAGES;
 use crate::request::RequestId;
 
 /// What a credit is spent on.
@@ -160,12 +160,12 @@ impl Session {
     }
 
     /// Below which credit number a flush is to be posted now, if one is: behind every `pages` pages, and behind the last one that can be
-    /// posted.
-    pub(super) fn flush_below(&self, pages: usize) -> Option<u64> {
+    /// posted; with at most `most` of them in flight.
+    pub(super) fn flush_below(&self, pages: usize, most: usize) -> Option<u64> {
         let posted = self.puts.back()?.credit.0 + 1;
-        let covered = self.flushes.back().map_or(self.flushed, |flush| flush.1);
+        let covered = self.flushes.back().map_or(0, |flush| flush.1).max(self.flushed);
         let is_last = self.ready.is_empty() || self.ring.available() == 0;
-        let may = self.lane.is_some() && !self.lost && self.flushes.len() < FLUSHES_IN_FLIGHT;
+        let may = self.lane.is_some() && !self.lost && self.flushes.len() < most;
         let enough = if is_last { 1 } else { pages as u64 };
         (may && posted.saturating_sub(covered) >= enough).then_some(posted)
     }

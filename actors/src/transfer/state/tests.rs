@@ -35,7 +35,7 @@ impl Peer {
     fn with_runs(ring_pages: u32, run_pages: usize) -> Self {
         let ring = connector::ring::GrantLedger::new(NonZeroU32::new(ring_pages).expect("at least one"));
         let mut peer = Self {
-            state: TransferState { run_pages, ..TransferState::new(100, 0.0, true, false) },
+            state: TransferState { run_pages, ..TransferState::new(100, 0.0, true, false, PAGES_IN_FLIGHT) },
             ring,
             puts: Vec::new(),
             flushes: Vec::new(),
@@ -381,7 +381,7 @@ fn credits_beyond_the_share_go_back_in_their_turn() {
 
 #[test]
 fn credits_go_back_only_once_the_lane_is_there() {
-    let mut state = TransferState::new(100, 0.0, true, false);
+    let mut state = TransferState::new(100, 0.0, true, false, PAGES_IN_FLIGHT);
     state.on_session_opened(S, 4, 1);
     state.on_granted(0, S, CreditNumber(0), &[PageIndex(0), PageIndex(1)]);
     assert_eq!(state.on_ring_shared(0, S, 1), []);
