@@ -205,11 +205,10 @@ def divergence(one, other):
     return next((place for place, (a, b) in enumerate(zip(one.ids, other.ids)) if a != b), None)
 
 
-def is_near_tie(reference, other, place):
-    """True if the reference, whose most probable tokens are known, gives the other's token nearly as much as its own."""
+def gap(reference, other, place):
+    """How much more the reference, whose most probable tokens are known, gives its own token than the other's. One that it does not name is no near-tie."""
     top = reference.tops[place]
-    best = top[reference.texts[place]]
-    return any(best - NEAR_TIE <= logprob and text == other.texts[place] for text, logprob in top.items())
+    return top[reference.texts[place]] - top.get(other.texts[place], min(top.values()) - 2 * NEAR_TIE)
 
 
 def real(suite):
@@ -224,20 +223,18 @@ def real(suite):
     receiver, sender, _ = suite.small.pair()
     port = receiver.port()
     told = [ask(port, prompt, WORDS, logprobs=20) for prompt in some]
-    differences, ties, beyond = [], 0, 0
+    differences, gaps = [], []
     for reference, answer in zip(right, told):
         place = divergence(reference, answer)
         for before in range(WORDS if place is None else place):
             common = reference.tops[before].keys() & answer.tops[before].keys()
             differences += [reference.tops[before][text] - answer.tops[before][text] for text in common]
         if place is not None:
-            ties += 1
-            beyond += not is_near_tie(reference, answer, place)
+            gaps.append(gap(reference, answer, place))
     rms = statistics.fmean(difference**2 for difference in differences) ** 0.5
     suite.add(f"real model, pair against the CPU engine, {len(some)} answers: RMS difference of logprobs", rms, "<= 0.1")
     suite.add("  the largest of them", max(map(abs, differences)))
-    suite.add("  answers that part at a near-tie", ties)
-    suite.add(f"  answers that part elsewhere (logprobs more than {NEAR_TIE} apart)", beyond, "= 0")
+    parted(suite, gaps)
     plain = [ask(port, prompt, WORDS) for prompt in some]
     suite.add("  answers whose ids depend on who samples, host or GPU", sum(a.ids != b.ids for a, b in zip(plain, told)), "= 0")
     # Beside the sender: what all have together may not exceed it.
@@ -249,13 +246,19 @@ def real(suite):
     suite.expected = list(zip(prompts, expected))
 
 
+def parted(suite, gaps):
+    suite.add("  answers that part", len(gaps))
+    suite.add(f"    elsewhere than at a near-tie (logprobs more than {NEAR_TIE} apart)", sum(gap > NEAR_TIE for gap in gaps), "= 0")
+    suite.add("    the widest of these gaps", max(gaps, default=0.0))
+
+
 def equal(expected, found):
     return sum(b is not None and a.ids == b.ids for a, b in zip(expected, found)) / len(expected)
 
 
 def judge(suite, port, prompts, expected, found, title):
-    """Failed answers, and answers that part from the expected ones where it is no near-tie."""
-    beyond = 0
+    """Failed answers, and where answers part from the expected ones."""
+    gaps = []
     for prompt, one, other in zip(prompts, expected, found):
         place = None if other is None else divergence(one, other)
         if place is not None:
@@ -264,9 +267,9 @@ def judge(suite, port, prompts, expected, found, title):
             chosen = ask(port, prompt + other.ids[:place], 1, logprobs=20, logit_bias={str(other.ids[place]): 100})
             witness = Answer()
             witness.texts = reference.texts[:-1] + chosen.texts
-            beyond += not is_near_tie(reference, witness, place)
+            gaps.append(gap(reference, witness, place))
     suite.add(f"{title}: failed", found.count(None), "= 0")
-    suite.add("  parted from the answer alone where it is no near-tie", beyond, "= 0")
+    parted(suite, gaps)
 
 
 def refusal(suite):
