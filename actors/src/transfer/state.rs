@@ -28,8 +28,8 @@ use session::{Load, Put, Ready, Session};
 
 /// Most pages in flight in a session, as a rule: enough to fill a lane, few enough not to queue behind each other.
 pub const PAGES_IN_FLIGHT: usize = 16;
-/// Pages after which a flush is posted.
-const FLUSH_PAGES: usize = 4;
+/// Pages after which a flush is posted: fewer wake more threads than they save, where a lane has two cores.
+const FLUSH_PAGES: usize = 8;
 /// Pages that may go as one put between devices, where each put is a launch: so many that a lane is full with two of them; and there are two.
 const RUN_PAGES_ON_DEVICE: usize = 8;
 /// The same between hosts: the bytes of a long put leave the processor's caches between its sockets and its copies.
@@ -307,7 +307,8 @@ impl TransferState {
             let next = self.ticket();
             let Some(live) = self.sessions.get_mut(&session) else { return actions };
             // A run is not cut by a flush.
-            let most = self.in_flight.div_ceil(FLUSH_PAGES);
+            // Twice what those pages need: the last of a request's may be few.
+            let most = 2 * self.in_flight.div_ceil(FLUSH_PAGES);
             if let Some(below) = live.flush_below(self.run_pages.max(FLUSH_PAGES), most) {
                 live.flushes.push_back((next, below));
                 actions.push(Action::Flush { session, ticket: next });
