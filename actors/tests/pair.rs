@@ -16,8 +16,8 @@ use ::actors::transfer::state::PAGES_IN_FLIGHT;
 use connector::loopback::LoopbackTransport;
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
 use engine::{
-    Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Step, StepLimits,
-    StepOutput,
+    Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Source, Step,
+    StepLimits, StepOutput,
 };
 use tokio::sync::mpsc::Receiver;
 
@@ -85,8 +85,9 @@ impl Engine for Echo {
         let mut output = StepOutput::default();
         for chunk in batch {
             let followed = self.sampled.iter().find(|sampled| sampled.sequence == chunk.sequence);
-            let followed = followed.filter(|_| chunk.follows).map(|sampled| [sampled.token.id]);
-            if chunk.follows && followed.is_none() {
+            let follows = chunk.source == Source::Follows;
+            let followed = followed.filter(|_| follows).map(|sampled| [sampled.token.id]);
+            if follows && followed.is_none() {
                 return Err(EngineError::FollowsNothing { sequence: chunk.sequence });
             }
             let tokens = followed.as_ref().map_or(chunk.tokens, |token| token);

@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use engine::{Chunk, Engine, EngineConfig, PageId, Sample};
+use engine::{Chunk, Engine, EngineConfig, PageId, Sample, Source};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -56,10 +56,11 @@ fn main() -> Result<()> {
 }
 
 fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
+    let source = if start == 0 { Source::Prompt } else { Source::Sampled };
     let mut step = engine.submit(&[Chunk {
         sequence: 1,
         tokens,
-        follows: false,
+        source,
         start,
         pages,
         sample: Some(Sample::greedy()),

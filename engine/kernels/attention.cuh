@@ -1,4 +1,4 @@
-// What the two attention files share: errors across the C ABI, and FlashInfer's plan as 32 numbers that the caller keeps.
+// What the two attention files share: names by head size, errors across the C ABI, and FlashInfer's plan as 32 numbers that the caller keeps.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,6 +7,9 @@
 #include <algorithm>
 #include <stdexcept>
 #include <vector>
+
+#define JOIN_NOW(name, head_dim) name##head_dim
+#define JOIN(name, head_dim) JOIN_NOW(name, head_dim)
 
 namespace {
 

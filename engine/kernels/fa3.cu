@@ -1,6 +1,8 @@
-// C ABI over FlashInfer's attention for Hopper (FlashAttention 3: warp-specialised WGMMA, keys and values loaded page by
-// page), causal, bf16, heads of 128. For steps with long prefill chunks; `fa2.cu` does everything else. Its tiles are
-// 128 query rows of one head, so a decode row would waste all but one of them.
+// C ABI over FlashInfer's attention for Hopper (FlashAttention 3: warp-specialised WGMMA, keys and values loaded page by page), causal, bf16, for
+// prompts; `fa2.cu` does decode rows, of which its tiles of 128 query rows would waste all but one. Compiled once a head size: -DBATON_HEAD_DIM=64 or
+// 128, which also ends the names of the functions.
+//
+// Nobody shares out a row's keys: its result does not depend on the chunk that it came in, nor on who is beside it.
 
 // FlashInfer's header for its GEMMs, which the attention includes without using it: it wants CUTLASS's test helpers, and
 // those want cuRAND. The guard keeps it out; what the attention does use follows.
@@ -17,7 +19,7 @@
 
 namespace {
 
-constexpr int HEAD_DIM = 128;
+constexpr int HEAD_DIM = BATON_HEAD_DIM;
 
 using Element = cutlass::bfloat16_t;
 using Params = flashinfer::BatchPrefillPagedParams<Element, Element, Element, int32_t>;
@@ -33,15 +35,15 @@ cudaError_t run(Params& params, cudaStream_t stream) {
 
 // Shares the step's query tiles out among the multiprocessors: once a step, for all its layers. Copies the schedule from
 // `pinned` to `int_workspace` on the stream, so neither may be planned into again before that copy has run.
-extern "C" int baton_fa3_plan_128(void* float_workspace, size_t float_bytes, void* int_workspace, void* pinned,
-                                  size_t int_bytes, int64_t* plan, int32_t* qo_indptr, int32_t* kv_indptr,
-                                  int32_t* kv_len, uint32_t rows, uint32_t batch, uint32_t heads, uint32_t kv_heads,
-                                  uint32_t page_tokens, int graph, cudaStream_t stream) {
+extern "C" int JOIN(baton_fa3_plan_, BATON_HEAD_DIM)(void* int_workspace, void* pinned, size_t int_bytes, int64_t* plan, int32_t* qo_indptr,
+                                                     int32_t* kv_indptr, int32_t* kv_len, uint32_t rows, uint32_t batch,
+                                                     uint32_t heads, uint32_t kv_heads, uint32_t page_tokens,
+                                                     cudaStream_t stream) {
   return guarded([&] {
     flashinfer::PrefillPlanSM90Info info;
     cudaError_t error = flashinfer::PrefillSM90Plan<int32_t>(
-        float_workspace, float_bytes, int_workspace, pinned, int_bytes, info, qo_indptr, kv_indptr, kv_len, rows, batch,
-        heads, kv_heads, HEAD_DIM, HEAD_DIM, page_tokens, /*causal=*/true, graph != 0, sizeof(Element), stream);
+        /*float_buffer=*/nullptr, 0, int_workspace, pinned, int_bytes, info, qo_indptr, kv_indptr, kv_len, rows, batch,
+        heads, kv_heads, HEAD_DIM, HEAD_DIM, page_tokens, /*causal=*/true, /*enable_cuda_graph=*/false, sizeof(Element), stream);
     if (error == cudaSuccess) store(info, plan);
     return error;
   });
@@ -49,10 +51,11 @@ extern "C" int baton_fa3_plan_128(void* float_workspace, size_t float_bytes, voi
 
 // Attends with every query row to the keys and values of its request, up to its own place. `k_pool` and `v_pool` point at
 // the layer's keys and values in page 0; strides count elements.
-extern "C" int baton_fa3_run_128(void* int_workspace, const int64_t* plan, __nv_bfloat16* q, __nv_bfloat16* k_pool,
-                                 __nv_bfloat16* v_pool, int64_t page_stride, int page_tokens, int heads, int kv_heads,
-                                 int64_t rows, int32_t* kv_indices, __nv_bfloat16* out, float scale,
-                                 cudaStream_t stream) {
+extern "C" int JOIN(baton_fa3_run_, BATON_HEAD_DIM)(void* int_workspace, const int64_t* plan, __nv_bfloat16* q,
+                                                    __nv_bfloat16* k_pool, __nv_bfloat16* v_pool, int64_t page_stride,
+                                                    int page_tokens, int heads, int kv_heads, int64_t rows,
+                                                    int32_t* kv_indices, __nv_bfloat16* out, float scale,
+                                                    cudaStream_t stream) {
   return guarded([&] {
     auto info = load<flashinfer::PrefillPlanSM90Info>(plan);
     auto at = [&](int64_t offset) { return flashinfer::GetPtrFromBaseOffset<int32_t>(int_workspace, offset); };

@@ -1,9 +1,12 @@
-// Products of a few rows with a weight matrix: decode steps of one to four sequences. They are bound by reading the weights once, and
-// a matrix library's kernels, made for tiles, read them at three quarters of what the memory gives.
+// Products of a few rows with a weight matrix. They are bound by reading the weights once; a matrix library's kernels, made for tiles of many rows,
+// take a seventh longer, and cannot begin to read while the kernel before ends.
 //
-// One warp an output: its lanes take the row's 16-byte pieces in turn, eight of them in flight each. A sum's order does not depend
-// on how many rows there are, so a row's result is the same alone and beside others. The first pieces are on their way before the row
-// is there: weights do not depend on the kernel before.
+// **A row's result is, to the bit, what the library's kernels for any number of rows give** as long as those do not split the inputs either: tensor
+// cores sum sixteen inputs at a time, in the inputs' order, in whatever shape they are asked to. So a warp here sums sixteen outputs over
+// all inputs, alone, with `mma.sync` where the library takes `wgmma`. `gpu_engine` checks it.
+//
+// A block has three warps: one brings weights into a ring of stages, one brings the rows, and one multiplies. The first stages of weights are on
+// their way before the rows are there: weights do not depend on the kernel before.
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -15,83 +18,148 @@ using bf16 = __nv_bfloat16;
 
 namespace {
 
-constexpr int VECTOR = 8;
 constexpr int WARP = 32;
-constexpr int WARPS = 16;
-constexpr int IN_FLIGHT = 8;
-
-__device__ float dot(const uint4& a, const uint4& b, float sum) {
-  const __nv_bfloat162* x = reinterpret_cast<const __nv_bfloat162*>(&a);
-  const __nv_bfloat162* y = reinterpret_cast<const __nv_bfloat162*>(&b);
-#pragma unroll
-  for (int i = 0; i < VECTOR / 2; i++) {
-    const float2 left = __bfloat1622float2(x[i]), right = __bfloat1622float2(y[i]);
-    sum = fmaf(left.x, right.x, sum);
-    sum = fmaf(left.y, right.y, sum);
-  }
-  return sum;
-}
+constexpr int VECTOR = 8;                              // bf16 in 16 bytes
+constexpr int VECTOR_BYTES = VECTOR * sizeof(bf16);
+constexpr int LINE_BYTES = WARP * VECTOR_BYTES;        // of one output or row in a stage: a vector a lane
+constexpr int TILE_OUTPUTS = 16, TILE_ROWS = 8;
+constexpr int WEIGHTS_WARP = 0, ROWS_WARP = 1, WARPS = 3;
+constexpr int BLOCKS = 5;                              // on a multiprocessor there are registers for so many
 
 __device__ void store(bf16* at, float value) { *at = __float2bfloat16(value); }
 __device__ void store(float* at, float value) { *at = value; }
 
-template <int ROWS, typename Out>
-__global__ void __launch_bounds__(WARP* WARPS) row_products(const uint4* weights, const uint4* x, Out* y, int outputs, int pieces) {
-  extern __shared__ uint4 shared[];
-  const int lane = threadIdx.x % WARP, output = blockIdx.x * WARPS + threadIdx.x / WARP;
-  // Whoever has no output reads the last one's weights, and nothing comes of it.
-  const uint4* row = weights + static_cast<size_t>(min(output, outputs - 1)) * pieces;
-  uint4 some[IN_FLIGHT];
-  const auto fetch = [&](int base) {
-#pragma unroll
-    for (int i = 0; i < IN_FLIGHT; i++) {
-      const int piece = base + i * WARP;
-      // Read once by one warp: of no use in a cache.
-      some[i] = piece < pieces ? __ldcs(row + piece) : make_uint4(0, 0, 0, 0);
+__device__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+__device__ void initialise(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ void arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// The lane arrives when all that it has copied so far is there.
+__device__ void arrive_when_copied(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+__device__ void wait_for(uint32_t barrier, uint32_t phase) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(barrier),
+      "r"(phase)
+      : "memory");
+}
+// 16 bytes, of which `bytes` are read and the rest are zero.
+__device__ void copy(uint32_t to, const uint4* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+__device__ void load(uint32_t (&matrices)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(address)
+               : "memory");
+}
+// sums[16 outputs][8 rows] += weights[16][16] . rows[8][16]^T
+__device__ void multiply_add(float (&sums)[4], const uint32_t (&weights)[4], uint32_t rows_low, uint32_t rows_high) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "r"(rows_low), "r"(rows_high));
+}
+
+// Where a line's vector lies in it: eight lines' vectors of one number lie in different banks.
+__device__ uint32_t within(int line, int vector) { return (vector ^ line % 8) * VECTOR_BYTES; }
+
+// TILES of rows; STAGES in the ring, each a line of every output and row.
+template <int TILES, int STAGES, typename Out>
+__global__ void __launch_bounds__(WARPS* WARP, BLOCKS)
+    row_products(const uint4* weights, const uint4* x, Out* y, int rows, int outputs, int vectors) {
+  extern __shared__ __align__(128) uint8_t ring[];
+  __shared__ uint64_t barriers[2 * STAGES];
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  const int stretches = (vectors + WARP - 1) / WARP, first_output = blockIdx.x * TILE_OUTPUTS;
+  const uint32_t stage_bytes = (TILE_OUTPUTS + rows) * LINE_BYTES, ring_at = shared_address(ring);
+  // Full when both copying warps' lanes have arrived; empty when the multiplying warp has.
+  const uint32_t full = shared_address(barriers), empty = full + STAGES * sizeof(uint64_t);
+  if (threadIdx.x < 2 * STAGES) {
+    initialise(full + threadIdx.x * sizeof(uint64_t), threadIdx.x < STAGES ? 2 * WARP : 1);
+  }
+  __syncthreads();
+
+  // The warp's share of every stage: `lines` lines at `offset`, from as many rows of `matrix`, of which `last` is the last one.
+  const auto bring = [&](const uint4* matrix, uint32_t offset, int lines, int last) {
+    for (int stretch = 0, stage = 0, phase = 1; stretch < stretches; stretch++) {
+      if (stretch >= STAGES) wait_for(empty + stage * sizeof(uint64_t), phase);
+      const uint32_t at = ring_at + stage * stage_bytes + offset;
+      const int vector = stretch * WARP + lane;
+      const bool there = vector < vectors;
+#pragma unroll 16
+      for (int line = 0; line < lines; line++) {
+        // Whoever has no output reads the last one's weights, and nothing comes of it.
+        const uint4* from = matrix + static_cast<size_t>(min(line, last)) * vectors + (there ? vector : 0);
+        copy(at + line * LINE_BYTES + within(line, lane), from, there ? VECTOR_BYTES : 0);
+      }
+      arrive_when_copied(full + stage * sizeof(uint64_t));
+      if (++stage == STAGES) stage = 0, phase ^= 1;
     }
   };
-  fetch(lane);
-  after_previous();
-  for (int i = threadIdx.x; i < ROWS * pieces; i += blockDim.x) shared[i] = x[i];
-  __syncthreads();
-  float sums[ROWS] = {};
-  for (int base = lane; base < pieces;) {
-#pragma unroll
-    for (int i = 0; i < IN_FLIGHT; i++) {
-      const int piece = min(base + i * WARP, pieces - 1);
-#pragma unroll
-      for (int r = 0; r < ROWS; r++) sums[r] = dot(some[i], shared[r * pieces + piece], sums[r]);
-    }
-    base += WARP * IN_FLIGHT;
-    fetch(base);
+  if (warp == WEIGHTS_WARP) {
+    return bring(weights + static_cast<size_t>(first_output) * vectors, 0, TILE_OUTPUTS, outputs - 1 - first_output);
   }
-  if (output >= outputs) return;
+  after_previous();
+  if (warp == ROWS_WARP) return bring(x, TILE_OUTPUTS * LINE_BYTES, rows, rows - 1);
+
+  float sums[TILES][4] = {};
+  for (int stretch = 0, stage = 0, phase = 0; stretch < stretches; stretch++) {
+    wait_for(full + stage * sizeof(uint64_t), phase);
+    const uint32_t outputs_at = ring_at + stage * stage_bytes, rows_at = outputs_at + TILE_OUTPUTS * LINE_BYTES;
 #pragma unroll
-  for (int r = 0; r < ROWS; r++) {
-    for (int offset = WARP / 2; offset > 0; offset /= 2) sums[r] += __shfl_xor_sync(~0u, sums[r], offset);
-    if (lane == 0) store(y + static_cast<size_t>(r) * outputs + output, sums[r]);
+    for (int vector = 0; vector < WARP; vector += 4) {  // 32 inputs
+      const int output = lane % 16;
+      uint32_t low[4], high[4];
+      load(low, outputs_at + output * LINE_BYTES + within(output, vector + lane / 16));
+      load(high, outputs_at + output * LINE_BYTES + within(output, vector + 2 + lane / 16));
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) {
+        // A row that is not there is the last one.
+        const int row = min(tile * TILE_ROWS + lane % 8, rows - 1);
+        uint32_t of_rows[4];
+        load(of_rows, rows_at + row * LINE_BYTES + within(row, vector + lane / 8));
+        multiply_add(sums[tile], low, of_rows[0], of_rows[1]);
+        multiply_add(sums[tile], high, of_rows[2], of_rows[3]);
+      }
+    }
+    __syncwarp();
+    if (lane == 0) arrive(empty + stage * sizeof(uint64_t));
+    if (++stage == STAGES) stage = 0, phase ^= 1;
+  }
+#pragma unroll
+  for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int output = first_output + i / 2 * 8 + lane / 4, row = tile * TILE_ROWS + lane % 4 * 2 + i % 2;
+      if (row < rows && output < outputs) store(y + static_cast<size_t>(row) * outputs + output, sums[tile][i]);
+    }
   }
 }
 
-template <int ROWS, typename Out>
-int multiply(const bf16* x, const bf16* weights, Out* y, int outputs, int inputs, cudaStream_t stream) {
-  const int pieces = inputs / VECTOR, bytes = ROWS * inputs * static_cast<int>(sizeof(bf16));
-  const auto kernel = row_products<ROWS, Out>;
+template <int TILES, int STAGES, typename Out>
+int multiply(const bf16* x, const bf16* weights, Out* y, int rows, int outputs, int inputs, cudaStream_t stream) {
+  const int bytes = STAGES * (TILE_OUTPUTS + rows) * LINE_BYTES;
+  const auto kernel = row_products<TILES, STAGES, Out>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  const int blocks = (outputs + WARPS - 1) / WARPS;
-  return launch(kernel, blocks, WARP * WARPS, bytes, stream, reinterpret_cast<const uint4*>(weights),
-                reinterpret_cast<const uint4*>(x), y, outputs, pieces);
+  const int blocks = (outputs + TILE_OUTPUTS - 1) / TILE_OUTPUTS;
+  return launch(kernel, blocks, WARPS * WARP, bytes, stream, reinterpret_cast<const uint4*>(weights),
+                reinterpret_cast<const uint4*>(x), y, rows, outputs, inputs / VECTOR);
 }
 
+// Stages as measured for Llama-3.1-8B on an H100: as many as leave room for two blocks on a multiprocessor, or a few more blocks.
 template <typename Out>
 int of_rows(const bf16* x, const bf16* weights, Out* y, int rows, int outputs, int inputs, cudaStream_t stream) {
-  switch (rows) {
+  switch ((rows + TILE_ROWS - 1) / TILE_ROWS) {
     case 0: return cudaSuccess;
-    case 1: return multiply<1>(x, weights, y, outputs, inputs, stream);
-    case 2: return multiply<2>(x, weights, y, outputs, inputs, stream);
-    case 3: return multiply<3>(x, weights, y, outputs, inputs, stream);
-    case 4: return multiply<4>(x, weights, y, outputs, inputs, stream);
+    case 1: return multiply<1, 8>(x, weights, y, rows, outputs, inputs, stream);
+    case 2: return multiply<2, 6>(x, weights, y, rows, outputs, inputs, stream);
+    case 3: return multiply<3, 4>(x, weights, y, rows, outputs, inputs, stream);
+    case 4: return multiply<4, 4>(x, weights, y, rows, outputs, inputs, stream);
     default: return cudaErrorInvalidValue;
   }
 }
@@ -100,8 +168,8 @@ int of_rows(const bf16* x, const bf16* weights, Out* y, int rows, int outputs, i
 
 extern "C" {
 
-// y[rows][outputs] = x[rows][inputs] . weights[outputs][inputs]^T for up to 4 rows, sums in f32; y is f32 if `wide`, else bf16.
-// inputs % 8 == 0, and 2 * rows * inputs bytes fit a block's shared memory.
+// y[rows][outputs] = x[rows][inputs] . weights[outputs][inputs]^T for up to 32 rows, sums in f32; y is f32 if `wide`, else bf16.
+// inputs % 8 == 0.
 int baton_row_products(const bf16* x, const bf16* weights, void* y, int wide, int rows, int outputs, int inputs,
                        cudaStream_t stream) {
   return wide ? of_rows(x, weights, static_cast<float*>(y), rows, outputs, inputs, stream)

@@ -3,7 +3,7 @@
 use crate::error::EngineError;
 use crate::kv::{KvPool, PageId};
 use crate::model::ModelInfo;
-use crate::step::{Chunk, StepLimits};
+use crate::step::{Chunk, Source, StepLimits};
 
 /// Refuses a batch whose tokens, positions or pages are out of bounds, that would write a page from two places, or whose chunks follow
 /// what is not in `samples`.
@@ -22,8 +22,12 @@ pub(crate) fn check(
     let mut written = Vec::new();
     for chunk in batch {
         check_chunk(chunk, model, page_tokens)?;
-        if chunk.follows && (chunk.tokens.len() != 1 || !samples(chunk.sequence)) {
-            return Err(EngineError::FollowsNothing { sequence: chunk.sequence });
+        let sequence = chunk.sequence;
+        if chunk.source != Source::Prompt && chunk.tokens.len() != 1 {
+            return Err(EngineError::ManySampled { sequence, tokens: chunk.tokens.len() });
+        }
+        if chunk.source == Source::Follows && !samples(sequence) {
+            return Err(EngineError::FollowsNothing { sequence });
         }
         check_pages(chunk.pages, kv)?;
         let first = u64::from(chunk.start) / page_tokens;

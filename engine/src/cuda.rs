@@ -1,8 +1,10 @@
 //! The CUDA backend: a Llama in bf16 on one GPU, keys and values in pages of one plain allocation.
 //!
 //! # What is guaranteed
-//! Sums are in f32, what travels between kernels is bf16. A step's results depend on its composition: a product may take another
-//! algorithm for another number of rows. The same batch gives the same results.
+//! Sums are in f32, what travels between kernels is bf16. **A row's result depends on its sequence alone**, to the bit: not on who is beside it in a
+//! step, nor on where its prompt was cut into chunks. No product and no attention shares out a row's sum by how many rows there are.
+//! Prompts and decode rows are attended to by kernels that round otherwise, so a sampled token that is computed again as part of a prompt may
+//! differ in the last bits.
 //!
 //! # Threads
 //! The engine's owner submits to one stream and polls an event; nothing blocks but the reading of logits that the host samples from.
@@ -33,11 +35,11 @@ use crate::error::{EngineError, OpenError};
 use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
 use crate::model::{EngineConfig, LoadFormat, ModelInfo};
 use crate::sampling::{Sampling, choose};
-use crate::step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput};
+use crate::step::{Chunk, Engine, SampledToken, Source, Step, StepLimits, StepOutput};
 
-use attention::Attention;
+use attention::{Attention, GROUP_MOST};
 use device::{Device, Event, Pinned, Stream};
-use forward::{Forward, Planned, SAMPLED_MOST};
+use forward::{Forward, SAMPLED_MOST};
 use graph::Graph;
 use plan::Plan;
 use pool::DevicePool;
@@ -46,9 +48,12 @@ use weights::Weights;
 pub use device::CudaError;
 
 /// Decode batches of up to these many rows are captured once and replayed.
-const GRAPH_ROWS: [usize; 12] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256];
+const GRAPH_ROWS: [usize; 12] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, GRAPH_ROWS_MOST];
+const GRAPH_ROWS_MOST: usize = 256;
 /// Page table entries that a graph's step may have in all.
 const GRAPH_PAGES: usize = 64 << 10;
+/// Compute capability of the GPUs that the kernels are compiled for: Hopper's.
+const KERNELS_FOR: (i32, i32) = (9, 0);
 /// What one block of threads normalises.
 const HIDDEN_MOST: usize = 16_384;
 /// Page table entries that any step may have in all: sequences that share pages name them each.
@@ -96,7 +101,8 @@ pub struct CudaEngine {
     /// Any step's lists, and those of a step that a graph replays.
     any: Plan,
     small: Plan,
-    graphs: HashMap<usize, Graph>,
+    /// By their rows, and the pieces that they have room for.
+    graphs: HashMap<(usize, usize), Graph>,
     stream: Stream,
     returns: [Return; 2],
     /// Steps in flight, the oldest first.
@@ -139,6 +145,11 @@ impl CudaEngine {
     pub fn open(config: &EngineConfig, ordinal: u32, progress: Progress<'_>) -> Result<Self, OpenError> {
         crate::model::check_limits(config)?;
         let device = Device::open(ordinal).map_err(OpenError::Cuda)?;
+        let capability = device.capability().map_err(OpenError::Cuda)?;
+        if capability != KERNELS_FOR {
+            let name = device.name().map_err(OpenError::Cuda)?;
+            return Err(OpenError::GpuUnsupported { name, major: capability.0, minor: capability.1 });
+        }
         let checkpoint = Checkpoint::open_as(&config.model, config.load_format)?;
         let stream = Stream::new(&device).map_err(OpenError::Cuda)?;
         let weights = match config.load_format {
@@ -167,26 +178,31 @@ impl CudaEngine {
         };
         let cuda = OpenError::Cuda;
         let page_stride = (layout.page_bytes() / layout.dtype.bytes()) as i64;
-        let attention = Attention::new(&device, &shape, config.page_tokens, page_stride).map_err(cuda)?;
-        let attention = attention.ok_or_else(|| OpenError::UnsupportedModel {
-            path: config.model.clone(),
-            what: format!(
-                "its heads have {} numbers, and attention on a GPU takes 64 or 128",
-                shape.head_dim
-            ),
-        })?;
+        let unsupported = |what| OpenError::UnsupportedModel { path: config.model.clone(), what };
+        if shape.heads > GROUP_MOST * shape.kv_heads {
+            let each = shape.heads / shape.kv_heads;
+            let what =
+                format!("{each} of its heads share a key head, and attention on a GPU takes {GROUP_MOST}");
+            return Err(unsupported(what));
+        }
         if shape.hidden > HIDDEN_MOST {
             let what =
                 format!("its embedding has {} numbers, and a GPU takes up to {HIDDEN_MOST}", shape.hidden);
-            return Err(OpenError::UnsupportedModel { path: config.model.clone(), what });
+            return Err(unsupported(what));
         }
         let rows = config.step_tokens as usize;
+        let paged = (config.page_tokens, page_stride);
+        let attention = Attention::new(&device, &shape, paged, decode_pieces(rows)).map_err(cuda)?;
+        let attention = attention.ok_or_else(|| {
+            let heads = shape.head_dim;
+            unsupported(format!("its heads have {heads} numbers, and attention on a GPU takes 64 or 128"))
+        })?;
         let pages = pages(config, &device, &shape, &layout)?;
         let kv = Arc::new(DevicePool::allocate(&device, layout, pages)?);
         let longest = shape.context_tokens.div_ceil(config.page_tokens) as usize;
         let tables = (rows * longest).min(TABLES_MOST);
         let any = Plan::new(&device, (rows, rows, tables), config.page_tokens as usize).map_err(cuda)?;
-        let most = GRAPH_ROWS.iter().copied().max().unwrap_or(1);
+        let most = GRAPH_ROWS_MOST;
         let small =
             Plan::new(&device, (most, most, GRAPH_PAGES), config.page_tokens as usize).map_err(cuda)?;
         let forward = Forward::new(&device, shape, weights, attention, Arc::clone(&kv), rows.max(most))
@@ -258,23 +274,19 @@ impl CudaEngine {
         }
         let plan = match graph_rows(batch) {
             Some(rows) => {
-                self.small.lay_out(batch, followed, self.turn, rows, false);
+                self.small.lay_out(batch, followed, self.turn, rows);
                 self.replay(rows)?;
                 &self.small
             }
             None => {
-                let one_kernel = self.forward.attention.is_one_kernel();
-                self.any.lay_out(batch, followed, self.turn, 0, one_kernel);
-                let mut planned = Planned::default();
-                let attention = &self.forward.attention;
-                if !self.any.prefill.rows.is_empty() {
-                    planned.prefill = Some(attention.plan_prefill(&mut self.any, &self.stream)?);
-                }
-                if !self.any.decode.rows.is_empty() {
-                    planned.decode = Some(attention.plan_decode(&mut self.any, false, &self.stream)?);
-                }
+                self.any.lay_out(batch, followed, self.turn, 0);
+                let prefill = if self.any.prefill.rows.is_empty() {
+                    None
+                } else {
+                    Some(self.forward.attention.plan_prefill(&mut self.any, &self.stream)?)
+                };
                 self.any.upload(&self.stream)?;
-                self.forward.submit(&self.any, &planned, &self.stream)?;
+                self.forward.submit(&self.any, prefill.as_ref(), &self.stream)?;
                 &self.any
             }
         };
@@ -287,19 +299,17 @@ impl CudaEngine {
     }
 
     /// Submits the decode step that is laid out in `small`, filled up to `rows` rows, by its graph, which is captured when such a step
-    /// is first planned so.
+    /// of its size first comes.
     fn replay(&mut self, rows: usize) -> Result<(), CudaError> {
-        let decode = self.forward.attention.plan_decode(&mut self.small, true, &self.stream)?;
         self.small.upload(&self.stream)?;
-        let planned = Planned { prefill: None, decode: Some(decode) };
-        if let Some(graph) = self.graphs.get(&rows).filter(|graph| graph.serves(&planned)) {
+        let size = (rows, self.small.pieces().count);
+        if let Some(graph) = self.graphs.get(&size) {
             return graph.launch(&self.stream);
         }
         // Once without a graph: libraries load what they need at their first call, which no capture may hold.
-        self.forward.submit(&self.small, &planned, &self.stream)?;
         let (forward, small, stream) = (&self.forward, &self.small, &self.stream);
-        let graph = Graph::capture(stream, planned, || forward.submit(small, &planned, stream))?;
-        self.graphs.insert(rows, graph);
+        forward.submit(small, None, stream)?;
+        self.graphs.insert(size, Graph::capture(stream, || forward.submit(small, None, stream))?);
         Ok(())
     }
 
@@ -348,7 +358,8 @@ impl Engine for CudaEngine {
         if batch.is_empty() {
             return Ok(Step::finished(StepOutput::default()));
         }
-        let samples = batch.iter().filter(|chunk| chunk.sample.is_some()).count();
+        let sampled = |chunk: &&Chunk<'_>| chunk.sample.is_some() || chunk.source != Source::Prompt;
+        let samples = batch.iter().filter(sampled).count();
         if samples > SAMPLED_MOST {
             return Err(EngineError::TooManySamples { samples, limit: SAMPLED_MOST });
         }
@@ -378,7 +389,7 @@ impl Engine for CudaEngine {
             let sample = chunk.sample?;
             Some(Sampled {
                 sequence: chunk.sequence,
-                position: chunk.start + chunk.tokens.len() as u32,
+                position: chunk.end() as u32,
                 how: sample.how.clone(),
                 tokens: sample.tokens.to_vec(),
                 prompt: sample.prompt,
@@ -423,7 +434,7 @@ impl Drop for CudaEngine {
 
 /// How many rows the graph has that can stand for this step, if one can.
 fn graph_rows(batch: &[Chunk<'_>]) -> Option<usize> {
-    let alike = batch.iter().all(|chunk| chunk.tokens.len() == 1 && chunk.sample.is_some());
+    let alike = batch.iter().all(|chunk| chunk.source != Source::Prompt && chunk.sample.is_some());
     let pages: usize = batch.iter().map(|chunk| chunk.pages.len() + 1).sum();
     let rows = GRAPH_ROWS.into_iter().find(|rows| *rows >= batch.len())?;
     (alike && !batch.is_empty() && pages + rows <= GRAPH_PAGES).then_some(rows)
@@ -458,11 +469,16 @@ fn pages(
     Ok(u32::try_from(pages).unwrap_or(u32::MAX))
 }
 
+/// How many pieces of contexts a step may have, of so many rows.
+fn decode_pieces(rows: usize) -> usize {
+    plan::pieces_most(rows.clamp(GRAPH_ROWS_MOST, SAMPLED_MOST))
+}
+
 /// What activations, logits and workspaces will take.
 fn forward_bytes(config: &EngineConfig, shape: &crate::model::Shape) -> u64 {
-    let rows = u64::from(config.step_tokens).max(256);
+    let rows = u64::from(config.step_tokens).max(GRAPH_ROWS_MOST as u64);
     let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let row = 3 * shape.hidden + 3 * query + 2 * key + 3 * shape.feed_forward;
     let sampled = rows.min(SAMPLED_MOST as u64);
-    rows * row as u64 * 2 + sampled * (shape.vocabulary * 4 + shape.hidden * 2) as u64 + (512 << 20)
+    rows * row as u64 * 2 + sampled * (shape.vocabulary * 4 + shape.hidden * 2) as u64 + (128 << 20)
 }

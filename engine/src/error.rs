@@ -113,6 +113,18 @@ pub enum OpenError {
         /// The smallest budget that is taken.
         least: u64,
     },
+    /// A GPU that the kernels are not compiled for.
+    #[error(
+        "{name} has compute capability {major}.{minor}, and this build's kernels are for 9.0 (H100, H200): take such a GPU, or set engine.device to cpu"
+    )]
+    GpuUnsupported {
+        /// The GPU's name.
+        name: String,
+        /// Its compute capability.
+        major: i32,
+        /// The same.
+        minor: i32,
+    },
     /// A GPU whose memory is in use.
     #[error(
         "the GPU has {free_mib} MiB free of {total_mib}, and the model with its activations leaves no page of them: end what uses it, or raise engine.gpu_memory_utilization"
@@ -186,6 +198,7 @@ impl OpenError {
             Self::BadPageTokens { .. } => "bad_page_tokens",
             Self::KvTooSmall { .. } => "kv_too_small",
             Self::GpuFull { .. } => "gpu_full",
+            Self::GpuUnsupported { .. } => "gpu_unsupported",
             Self::BadThreads { .. } => "bad_threads",
             Self::BadStepTokens { .. } => "bad_step_tokens",
             Self::Pool(_) => "kv_pool",
@@ -269,6 +282,16 @@ pub enum EngineError {
         /// The chunk's sequence.
         sequence: u64,
     },
+    /// A sampled chunk of other than one token.
+    #[error(
+        "sequence {sequence} gives {tokens} tokens as sampled, where one goes: give more than one as a prompt"
+    )]
+    ManySampled {
+        /// The chunk's sequence.
+        sequence: u64,
+        /// Tokens of the chunk.
+        tokens: usize,
+    },
     /// A step polled again after its output was taken.
     #[error("this step has already given its output")]
     StepSpent,
@@ -303,6 +326,7 @@ impl EngineError {
             Self::TooManySamples { .. } => "too_many_samples",
             Self::Device(_) => "device",
             Self::FollowsNothing { .. } => "follows_nothing",
+            Self::ManySampled { .. } => "many_sampled",
             Self::StepSpent => "step_spent",
             Self::WorkerPanicked => "worker_panicked",
         }

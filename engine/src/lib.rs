@@ -30,7 +30,7 @@ pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId, populate};
 pub use model::{Device, EngineConfig, LoadFormat, ModelInfo};
 pub use safetensors::SafetensorsError;
 pub use sampling::{Logprobs, Sample, Sampling, Token};
-pub use step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput};
+pub use step::{Chunk, Engine, SampledToken, Source, Step, StepLimits, StepOutput};
 
 /// Loads the model that `config` names and makes it ready to serve. Blocks for about a second per gigabyte of
 /// model file on the calling thread; the engine may then be sent to the thread that will own it.

@@ -17,9 +17,8 @@ pub struct Chunk<'a> {
     pub sequence: u64,
     /// Token ids, at least one, each below [`ModelInfo::vocabulary`].
     pub tokens: &'a [u32],
-    /// The one token is what the step before samples for this sequence, [greedily](crate::Sampling::is_greedy); `tokens` holds a
-    /// number that nobody reads. Only for an engine that [runs ahead](Engine::runs_ahead).
-    pub follows: bool,
+    /// Where they come from.
+    pub source: Source,
     /// Position of the first token; `start + tokens.len()` is at most [`ModelInfo::context_tokens`].
     pub start: u32,
     /// The sequence's page table from position 0. Must cover `start + tokens.len()` tokens. Positions before
@@ -27,6 +26,28 @@ pub struct Chunk<'a> {
     pub pages: &'a [PageId],
     /// Whether, and how, to choose the token that follows the chunk's last position.
     pub sample: Option<Sample<'a>>,
+}
+
+impl Chunk<'_> {
+    /// Tokens up to the chunk's last one, which its last row attends to.
+    #[must_use]
+    pub fn end(&self) -> usize {
+        self.start as usize + self.tokens.len()
+    }
+}
+
+/// Where the tokens of a chunk come from. Prompts and sampled tokens may be computed by other kernels, which round otherwise: so the caller
+/// says what they are, and their number does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// A prompt.
+    #[default]
+    Prompt,
+    /// The one token was sampled before, here or by a peer: a decode row.
+    Sampled,
+    /// The one token is what the step before samples for this sequence, [greedily](crate::Sampling::is_greedy); [`Chunk::tokens`] holds a
+    /// number that nobody reads. Only for an engine that [runs ahead](Engine::runs_ahead).
+    Follows,
 }
 
 /// A token chosen after the last position of a chunk.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use engine::{Chunk, Engine, EngineConfig, PageId, Sample};
+use engine::{Chunk, Engine, EngineConfig, PageId, Sample, Source};
 use integration_tests::client::{complete, get, post};
 use integration_tests::folders::llamas;
 use integration_tests::process::Pair;
@@ -25,7 +25,8 @@ fn open(model: &Path) -> Result<Box<dyn Engine>, engine::OpenError> {
 /// Computes `tokens` behind `start` others; the token that follows.
 fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
     let sample = Some(Sample::greedy());
-    let mut step = engine.submit(&[Chunk { sequence: 1, tokens, follows: false, start, pages, sample }])?;
+    let mut step =
+        engine.submit(&[Chunk { sequence: 1, tokens, source: Source::Prompt, start, pages, sample }])?;
     Ok(engine.poll(&mut step)?.context("the CPU is done when it returns")?.tokens[0].token.id)
 }
 

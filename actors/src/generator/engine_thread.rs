@@ -160,7 +160,7 @@ fn submit(engine: &mut dyn Engine, plan: &Plan) -> Result<Step, EngineError> {
         .map(|chunk| Chunk {
             sequence: chunk.key,
             tokens: &chunk.tokens,
-            follows: chunk.follows,
+            source: chunk.source,
             start: chunk.start,
             pages: &chunk.pages,
             sample: chunk.sample.as_ref().map(|sample| Sample {

@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use engine::{PageId, Sampling, Token};
+use engine::{PageId, Sampling, Source, Token};
 
 use crate::messages::{ExtendSequence, SequenceAdvanced, SequenceEnd, SequenceId, StartSequence};
 use crate::request::FinishReason;
@@ -26,8 +26,8 @@ pub struct PlannedChunk {
     pub key: u64,
     /// Token ids to compute.
     pub tokens: Vec<u32>,
-    /// The one token is what the step in flight samples for this sequence; `tokens` holds a number that nobody reads.
-    pub follows: bool,
+    /// Where they come from; of one that follows the step in flight, `tokens` holds a number that nobody reads.
+    pub source: Source,
     /// Position of the first one.
     pub start: u32,
     /// The sequence's page table: shared, since every decode step names it again.
@@ -87,11 +87,15 @@ impl Sequence {
     /// A chunk of `length` tokens from `start`, or the one token that will be there.
     fn chunk(&self, key: u64, start: u32, length: u32) -> PlannedChunk {
         let (from, end) = (start as usize, (start + length) as usize);
-        let follows = from == self.tokens.len();
+        let source = match self.tokens.get(from) {
+            None => Source::Follows,
+            Some(_) if start >= self.prompt && length == 1 => Source::Sampled,
+            Some(_) => Source::Prompt,
+        };
         PlannedChunk {
             key,
-            tokens: if follows { vec![0] } else { self.tokens[from..end].to_vec() },
-            follows,
+            tokens: if source == Source::Follows { vec![0] } else { self.tokens[from..end].to_vec() },
+            source,
             start,
             pages: Arc::clone(&self.pages),
             sample: (end >= self.tokens.len()).then(|| self.planned_sample()),

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::sampling::Sample;
-use crate::step::SampledToken;
+use crate::step::{SampledToken, Source};
 use crate::testing::{Random, TempFile, Tiny};
 
 mod reference;
@@ -46,7 +46,7 @@ fn alone(engine: &mut CpuEngine, tokens: &[u32], cuts: &[usize], table: u32) -> 
         let chunk = Chunk {
             sequence: 1,
             tokens: &tokens[start..end],
-            follows: false,
+            source: Source::Prompt,
             start: start as u32,
             pages,
             sample: (end == tokens.len()).then(Sample::greedy),
@@ -146,7 +146,7 @@ fn a_page_copied_to_another_engine_decodes_the_same() {
         [Chunk {
             sequence: 1,
             tokens: &tokens[29..],
-            follows: false,
+            source: Source::Prompt,
             start: 29,
             pages,
             sample: Some(Sample::greedy()),
@@ -211,7 +211,7 @@ proptest! {
                     batch.push(Chunk {
                         sequence: sequence as u64,
                         tokens: &tokens[start..end],
-                        follows: false,
+                        source: Source::Prompt,
                         start: start as u32,
                         pages: &tables[sequence],
                         sample: (end == tokens.len()).then(Sample::greedy),

@@ -1,43 +1,36 @@
-//! FlashInfer's paged attention: FA3 for prefill chunks where the device and the head size allow it, FA2 for the rest.
+//! FlashInfer's paged attention: FA3 for prompts, FA2 for decode rows.
 //!
-//! A plan, made on the host once a step, says which block of threads computes what; all layers run by it.
+//! FA3 has a plan, made on the host once a step, that says which block of threads computes what; all layers run by it. What FA2 does is in the
+//! step's own lists.
 
 use std::ffi::c_void;
 use std::sync::Arc;
 
 use super::device::{Buffer, Device, Pinned, Result, Stream};
-use super::kernels::{Fa2Plan, Fa2Run, baton_fa3_plan_128, baton_fa3_run_128, fa2, launched};
+use super::kernels::{Flash, launched};
 use super::plan::{Part, Plan};
 use crate::model::Shape;
 
-/// FlashInfer's own advice is 128 MiB; long tables of many sequences take more.
-const FLOAT_BYTES: usize = 256 << 20;
+/// FlashInfer's own advice.
 const INT_BYTES: usize = 16 << 20;
 const PLAN_WORDS: usize = 32;
+/// Query heads that may share a key head: rows of FA2's tile.
+pub(super) const GROUP_MOST: usize = 16;
 
-/// What a planned part of a step runs by.
-pub(super) type PartPlan = [i64; PLAN_WORDS];
-
-/// A kernel's own memory: what its plan says on the device, and the host's copies of that, which are used in turns.
-struct Workspace {
-    ints: Buffer,
-    pinned: [Pinned<u8>; 2],
-}
-
-impl Workspace {
-    fn new(device: &Arc<Device>) -> Result<Self> {
-        let pinned = [Pinned::new(device, INT_BYTES)?, Pinned::new(device, INT_BYTES)?];
-        Ok(Self { ints: Buffer::zeroed(device, INT_BYTES)?, pinned })
-    }
-}
+/// What the prompts of a step run by.
+pub(super) type PrefillPlan = [i64; PLAN_WORDS];
 
 /// Kernels and workspaces for one model's heads.
 pub(super) struct Attention {
-    fa2: (Fa2Plan, Fa2Run),
-    has_fa3: bool,
-    floats: Buffer,
-    prefill: Workspace,
-    decode: Workspace,
+    flash: Flash,
+    /// What FA3's plan says, and the host's copies of that, which are used in turns.
+    ints: Buffer,
+    pinned: [Pinned<u8>; 2],
+    /// What FA2 makes of each piece: `[pieces][heads][head_dim]` of bf16, and `[pieces][heads]` of f32.
+    partial_out: Buffer,
+    partial_sums: Buffer,
+    /// A word of zero for each piece.
+    zeros: Buffer,
     heads: u32,
     kv_heads: u32,
     head_dim: usize,
@@ -58,20 +51,22 @@ pub(super) struct Heads {
 }
 
 impl Attention {
-    /// `None` if there is no kernel for the shape's head size.
+    /// For steps of up to `pieces` pieces; `None` if there is no kernel for the shape's heads.
     pub(super) fn new(
         device: &Arc<Device>,
         shape: &Shape,
-        page_tokens: u32,
-        page_stride: i64,
+        (page_tokens, page_stride): (u32, i64),
+        pieces: usize,
     ) -> Result<Option<Self>> {
-        let Some(fa2) = fa2(shape.head_dim) else { return Ok(None) };
+        let Some(flash) = Flash::of(shape.head_dim) else { return Ok(None) };
+        let heads = pieces * shape.heads;
         Ok(Some(Self {
-            fa2,
-            has_fa3: shape.head_dim == 128 && device.capability()? == (9, 0),
-            floats: Buffer::zeroed(device, FLOAT_BYTES)?,
-            prefill: Workspace::new(device)?,
-            decode: Workspace::new(device)?,
+            flash,
+            ints: Buffer::zeroed(device, INT_BYTES)?,
+            pinned: [Pinned::new(device, INT_BYTES)?, Pinned::new(device, INT_BYTES)?],
+            partial_out: Buffer::new(device, heads * shape.head_dim * 2)?,
+            partial_sums: Buffer::new(device, heads * size_of::<f32>())?,
+            zeros: Buffer::zeroed(device, pieces * size_of::<i32>())?,
             heads: shape.heads as u32,
             kv_heads: shape.kv_heads as u32,
             head_dim: shape.head_dim,
@@ -80,26 +75,16 @@ impl Attention {
         }))
     }
 
-    /// True if one kernel takes prefill chunks and decode rows alike.
-    pub(super) fn is_one_kernel(&self) -> bool {
-        !self.has_fa3
-    }
-
-    /// Plans the prefill part. What the plan says is copied to the device in the stream's order.
-    pub(super) fn plan_prefill(&self, plan: &mut Plan, stream: &Stream) -> Result<PartPlan> {
+    /// Plans the prompts of a step. What the plan says is copied to the device in the stream's order.
+    pub(super) fn plan_prefill(&self, plan: &mut Plan, stream: &Stream) -> Result<PrefillPlan> {
         let part = plan.prefill.clone();
-        if !self.has_fa3 {
-            return self.plan_fa2(&self.prefill, plan, &part, false, stream);
-        }
         let (mut words, turn) = ([0; PLAN_WORDS], plan.turn());
         let (rows, pages, tokens) = plan.host_lists(&part);
         // SAFETY: workspaces are as long as said; the lists are as long as the part has chunks, and one more.
         let status = unsafe {
-            baton_fa3_plan_128(
-                self.floats.start(),
-                FLOAT_BYTES,
-                self.prefill.ints.start(),
-                self.prefill.pinned[turn].raw(),
+            (self.flash.fa3_plan)(
+                self.ints.start(),
+                self.pinned[turn].raw(),
                 INT_BYTES,
                 words.as_mut_ptr(),
                 rows,
@@ -110,7 +95,6 @@ impl Attention {
                 self.heads,
                 self.kv_heads,
                 self.page_tokens,
-                0,
                 stream.raw(),
             )
         };
@@ -118,62 +102,19 @@ impl Attention {
         Ok(words)
     }
 
-    /// Plans the decode part; with `graph` so that a captured graph can run by it.
-    pub(super) fn plan_decode(&self, plan: &mut Plan, graph: bool, stream: &Stream) -> Result<PartPlan> {
-        let part = plan.decode.clone();
-        self.plan_fa2(&self.decode, plan, &part, graph, stream)
-    }
-
-    fn plan_fa2(
-        &self,
-        workspace: &Workspace,
-        plan: &mut Plan,
-        part: &Part,
-        graph: bool,
-        stream: &Stream,
-    ) -> Result<PartPlan> {
-        let (mut words, turn) = ([0; PLAN_WORDS], plan.turn());
-        let (rows, pages, _) = plan.host_lists(part);
-        // SAFETY: as in `plan_prefill`.
-        let status = unsafe {
-            (self.fa2.0)(
-                self.floats.start(),
-                FLOAT_BYTES,
-                workspace.ints.start(),
-                workspace.pinned[turn].raw(),
-                INT_BYTES,
-                words.as_mut_ptr(),
-                rows,
-                pages,
-                part.rows.len() as u32,
-                part.chunks.len() as u32,
-                self.heads,
-                self.kv_heads,
-                self.page_tokens,
-                i32::from(graph),
-                stream.raw(),
-            )
-        };
-        launched("baton_fa2_plan", status)?;
-        Ok(words)
-    }
-
-    /// One layer's attention of the prefill part.
+    /// One layer's attention of the prompts, which are the step's first rows.
     pub(super) fn run_prefill(
         &self,
-        words: &PartPlan,
+        words: &PrefillPlan,
         plan: &Plan,
         heads: &Heads,
         stream: &Stream,
     ) -> Result<()> {
         let part = &plan.prefill;
-        if !self.has_fa3 {
-            return self.run_fa2(&self.prefill, words, plan, part, heads, stream);
-        }
         // SAFETY: the pointers name this device's memory of the shape's sizes; the plan is this step's.
         let status = unsafe {
-            baton_fa3_run_128(
-                self.prefill.ints.start(),
+            (self.flash.fa3_run)(
+                self.ints.start(),
                 words.as_ptr(),
                 heads.query,
                 heads.keys,
@@ -192,33 +133,23 @@ impl Attention {
         launched("baton_fa3_run", status)
     }
 
-    /// One layer's attention of the decode part.
-    pub(super) fn run_decode(
-        &self,
-        words: &PartPlan,
-        plan: &Plan,
-        heads: &Heads,
-        stream: &Stream,
-    ) -> Result<()> {
-        self.run_fa2(&self.decode, words, plan, &plan.decode, heads, stream)
-    }
-
-    fn run_fa2(
-        &self,
-        workspace: &Workspace,
-        words: &PartPlan,
-        plan: &Plan,
-        part: &Part,
-        heads: &Heads,
-        stream: &Stream,
-    ) -> Result<()> {
+    /// One layer's attention of the decode rows.
+    pub(super) fn run_decode(&self, plan: &Plan, heads: &Heads, stream: &Stream) -> Result<()> {
+        let part: &Part = &plan.decode;
         let skipped = part.rows.start * self.heads as usize * self.head_dim * 2;
-        // SAFETY: as in `run_prefill`; the part's rows begin so many bytes further.
+        let pieces = plan.pieces();
+        // SAFETY: as in `run_prefill`; the part's rows begin so many bytes further, and there is room for as many pieces as a plan has.
         let status = unsafe {
-            (self.fa2.1)(
-                self.floats.start(),
-                workspace.ints.start(),
-                words.as_ptr(),
+            (self.flash.fa2_run)(
+                self.partial_out.start(),
+                self.partial_sums.start(),
+                pieces.count as u32,
+                pieces.rows,
+                pieces.places,
+                pieces.lengths,
+                pieces.are,
+                self.zeros.start(),
+                pieces.before_row,
                 heads.query.byte_add(skipped),
                 heads.keys,
                 heads.values,
@@ -226,7 +157,7 @@ impl Attention {
                 self.page_tokens,
                 self.heads,
                 self.kv_heads,
-                part.chunks.len() as u32,
+                part.rows.len() as u32,
                 plan.row_starts(part),
                 plan.page_starts(part),
                 plan.pages(part),

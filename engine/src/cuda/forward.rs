@@ -3,9 +3,9 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use super::attention::{Attention, Heads, PartPlan};
+use super::attention::{Attention, Heads, PrefillPlan};
 use super::device::{Buffer, Device, Result, Stream};
-use super::gemm::{Gemm, Output};
+use super::gemm::{self, Gemm, Output, ROWS_LEAST};
 use super::kernels::{
     baton_add_rms_norm, baton_argmax, baton_embed, baton_rope_append, baton_row_products, baton_silu_mul,
     baton_take_rows, launched,
@@ -18,9 +18,7 @@ use crate::model::Shape;
 const HALF: usize = 2;
 
 /// Up to these many rows a product is bound by reading the weights, and goes without the library.
-const ROW_PRODUCTS_MOST: usize = 4;
-/// What a block of threads may share on Hopper.
-const SHARED_BYTES: usize = 227 << 10;
+const ROW_PRODUCTS_MOST: usize = 32;
 
 /// Most rows that one step samples after.
 pub(super) const SAMPLED_MOST: usize = 1024;
@@ -58,13 +56,6 @@ pub(super) struct Forward {
     page_stride: i64,
 }
 
-/// What the attention of a step's two parts runs by; none for a part without rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Planned {
-    pub(super) prefill: Option<PartPlan>,
-    pub(super) decode: Option<PartPlan>,
-}
-
 impl Forward {
     pub(super) fn new(
         device: &Arc<Device>,
@@ -75,6 +66,7 @@ impl Forward {
         rows: usize,
     ) -> Result<Self> {
         let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let rows = rows.max(ROWS_LEAST);
         let sampled = rows.min(SAMPLED_MOST);
         let matrix = |rows: usize, columns: usize| Buffer::new(device, rows * columns * HALF);
         let activations = Activations {
@@ -115,8 +107,9 @@ impl Forward {
         self.weights.step_bytes()
     }
 
-    /// Submits a step. The lists of `plan` are on their way to the device in the stream's order.
-    pub(super) fn submit(&self, plan: &Plan, planned: &Planned, stream: &Stream) -> Result<()> {
+    /// Submits a step; `prefill` is how its prompts are planned, if it has any. The lists of `plan` are on their way to the device in the
+    /// stream's order.
+    pub(super) fn submit(&self, plan: &Plan, prefill: Option<&PrefillPlan>, stream: &Stream) -> Result<()> {
         let Activations { hidden, delta, normed, last, .. } = &self.activations;
         let (rows, width) = (plan.rows as i32, self.shape.hidden as i32);
         // SAFETY (of all kernel calls here): buffers are as long as the rows of a step times their columns.
@@ -135,7 +128,7 @@ impl Forward {
         launched("baton_embed", status)?;
         let mut before: *mut c_void = std::ptr::null_mut();
         for (index, layer) in self.weights.layers.iter().enumerate() {
-            self.attend(index, layer, before, plan, planned, stream)?;
+            self.attend(index, layer, before, plan, prefill, stream)?;
             before = delta.start();
             self.feed(layer, plan.rows, stream)?;
         }
@@ -179,7 +172,7 @@ impl Forward {
         layer: &Layer,
         before: *mut c_void,
         plan: &Plan,
-        planned: &Planned,
+        prefill: Option<&PrefillPlan>,
         stream: &Stream,
     ) -> Result<()> {
         let Activations { normed, query_key_value, query, attended, delta, .. } = &self.activations;
@@ -217,11 +210,11 @@ impl Forward {
             values: base.wrapping_byte_add(values),
             out: attended.start(),
         };
-        if let Some(words) = &planned.prefill {
+        if let Some(words) = prefill {
             self.attention.run_prefill(words, plan, &of_layer, stream)?;
         }
-        if let Some(words) = &planned.decode {
-            self.attention.run_decode(words, plan, &of_layer, stream)?;
+        if !plan.decode.rows.is_empty() {
+            self.attention.run_decode(plan, &of_layer, stream)?;
         }
         let sizes = (plan.rows, hidden, heads * head_dim);
         self.multiply(attended, &layer.attention_output, delta, sizes, Output::Bf16, stream)
@@ -272,17 +265,24 @@ impl Forward {
     ) -> Result<()> {
         debug_assert!(weights.bytes() == sizes.1 * sizes.2 * HALF);
         let (rows, outputs, inputs) = sizes;
-        if rows <= ROW_PRODUCTS_MOST && rows * inputs * HALF <= SHARED_BYTES {
-            let wide = i32::from(output == Output::F32);
-            let (rows, outputs, inputs) = (rows as i32, outputs as i32, inputs as i32);
+        if rows > ROW_PRODUCTS_MOST && outputs.is_multiple_of(gemm::OUTPUTS_ALIGN) {
+            // SAFETY: see `submit`; the matrix has as many outputs and inputs.
+            return unsafe {
+                self.gemm.multiply(stream, x.start(), weights.start(), y.start(), sizes, output)
+            };
+        }
+        let wide = i32::from(output == Output::F32);
+        let of_output = if output == Output::F32 { size_of::<f32>() } else { HALF };
+        for first in (0..rows).step_by(ROW_PRODUCTS_MOST) {
+            let (x, y) = (x.at(first * inputs * HALF), y.at(first * outputs * of_output));
+            let rows = (rows - first).min(ROW_PRODUCTS_MOST) as i32;
+            let (outputs, inputs) = (outputs as i32, inputs as i32);
             // SAFETY: see `submit`; the matrix has as many outputs and inputs.
             let status = unsafe {
-                let (x, weights, y) = (x.start(), weights.start(), y.start());
-                baton_row_products(x, weights, y, wide, rows, outputs, inputs, stream.raw())
+                baton_row_products(x, weights.start(), y, wide, rows, outputs, inputs, stream.raw())
             };
-            return launched("baton_row_products", status);
+            launched("baton_row_products", status)?;
         }
-        // SAFETY: see `submit`; the matrix has as many outputs and inputs.
-        unsafe { self.gemm.multiply(stream, x.start(), weights.start(), y.start(), sizes, output) }
+        Ok(())
     }
 }

@@ -1,4 +1,7 @@
 //! Products with weights, through cublasLt, whose algorithms are chosen once for each shape.
+//!
+//! Only algorithms that do not split the inputs are taken: they sum a row's products in the same order, whatever the number of rows and the tiles, so
+//! a row's result is the same to the bit alone and beside others. What splitting would gain where rows are few is the row products' part.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -11,6 +14,12 @@ use super::device::{Buffer, Device, Named, Result, Stream};
 
 /// cublasLt's advice for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// The fewest rows that the library is asked for: for some numbers below, it knows no good algorithm that leaves the inputs whole.
+pub(super) const ROWS_LEAST: usize = 64;
+
+/// Of how many outputs the library's kernels for Hopper want a multiple; it has others, which sum otherwise.
+pub(super) const OUTPUTS_ALIGN: usize = 8;
 
 /// What a product gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,10 +75,11 @@ impl Gemm {
         Ok(Self { handle, workspace, prepared: RefCell::default() })
     }
 
-    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`: bf16 in, sums in f32.
+    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`: bf16 in, sums in f32. Up to [`ROWS_LEAST`] rows are computed whatever `x`
+    /// holds there.
     ///
     /// # Safety
-    /// The pointers name as much of this device's memory as the sizes say.
+    /// The pointers name as much of this device's memory as the sizes say, for at least so many rows.
     pub(super) unsafe fn multiply(
         &self,
         stream: &Stream,
@@ -79,7 +89,7 @@ impl Gemm {
         (rows, outputs, inputs): (usize, usize, usize),
         output: Output,
     ) -> Result<()> {
-        let sizes = Sizes { rows, outputs, inputs, output };
+        let sizes = Sizes { rows: rows.max(ROWS_LEAST), outputs, inputs, output };
         let mut prepared = self.prepared.borrow_mut();
         let plan = match prepared.entry(sizes) {
             std::collections::hash_map::Entry::Occupied(found) => found.into_mut(),
@@ -114,7 +124,10 @@ impl Gemm {
     /// cublasLt thinks in columns: `y` is `outputs × rows`, the weights are `inputs × outputs` and taken transposed.
     fn prepare(&self, Sizes { rows, outputs, inputs, output }: Sizes) -> Result<Prepared> {
         use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA as TRANSPOSE_A;
-        use sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as WORKSPACE;
+        use sys::cublasLtMatmulPreferenceAttributes_t::{
+            CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as WORKSPACE,
+            CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK as REDUCTIONS,
+        };
         use sys::cudaDataType_t::{CUDA_R_16BF as BF16, CUDA_R_32F as F32};
         let description = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, F32)
             .named("cublasLtMatmulDescCreate")?;
@@ -131,10 +144,13 @@ impl Gemm {
         let (weights, x) = (layout(BF16, inputs, outputs)?, layout(BF16, inputs, rows)?);
         let y = layout(if output == Output::F32 { F32 } else { BF16 }, outputs, rows)?;
         let preference = result::create_matmul_pref().named("cublasLtMatmulPreferenceCreate")?;
-        let most = WORKSPACE_BYTES;
-        // SAFETY: the attribute is a u64; all handles are live.
+        let (most, whole) = (WORKSPACE_BYTES, 0u32);
+        // SAFETY: the attributes are a u64 and a u32; all handles are live.
         let chosen = unsafe {
             result::set_matmul_pref_attribute(preference, WORKSPACE, (&raw const most).cast(), 8)
+                .and_then(|()| {
+                    result::set_matmul_pref_attribute(preference, REDUCTIONS, (&raw const whole).cast(), 4)
+                })
                 .and_then(|()| {
                     result::get_matmul_algo_heuristic(self.handle, description, weights, x, y, y, preference)
                 })

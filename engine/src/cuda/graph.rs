@@ -1,16 +1,13 @@
-//! A captured step: the launches of a decode batch of one size, replayed by one call.
+//! A captured step: the launches of decode batches of one size, replayed by one call.
 
 use cudarc::driver::{result, sys};
 
 use super::device::{Named, Result, Stream};
-use super::forward::Planned;
 
 /// A step that can be replayed.
 pub(super) struct Graph {
     graph: sys::CUgraph,
     executable: sys::CUgraphExec,
-    /// What its attention was captured with: it serves only steps that are planned alike.
-    planned: Planned,
 }
 
 // SAFETY: names that the driver takes from any thread.
@@ -18,11 +15,7 @@ unsafe impl Send for Graph {}
 
 impl Graph {
     /// Records what `submit` gives to the stream; nothing of it runs.
-    pub(super) fn capture(
-        stream: &Stream,
-        planned: Planned,
-        submit: impl FnOnce() -> Result<()>,
-    ) -> Result<Self> {
+    pub(super) fn capture(stream: &Stream, submit: impl FnOnce() -> Result<()>) -> Result<Self> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live.
         unsafe { result::stream::begin_capture(stream.handle(), mode) }.named("cuStreamBeginCapture")?;
@@ -34,12 +27,7 @@ impl Graph {
         let flags = sys::CUgraphInstantiate_flags(0);
         // SAFETY: the graph was captured just now.
         let executable = unsafe { result::graph::instantiate(graph, flags) }.named("cuGraphInstantiate")?;
-        Ok(Self { graph, executable, planned })
-    }
-
-    /// True if it can stand for a step that is planned so.
-    pub(super) fn serves(&self, planned: &Planned) -> bool {
-        self.planned == *planned
+        Ok(Self { graph, executable })
     }
 
     /// Submits the step.

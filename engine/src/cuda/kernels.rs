@@ -66,9 +66,28 @@ unsafe extern "C" {
         inputs: i32,
         stream: Ptr,
     ) -> i32;
-    pub(super) fn baton_fa3_plan_128(
-        float_workspace: Ptr,
-        float_bytes: usize,
+}
+
+/// FlashInfer's kernels have one instance a head size: their prototypes, and the type that these share.
+macro_rules! by_head_size {
+    ($shared:ident: $of_64:ident, $of_128:ident, $arguments:tt) => {
+        by_head_size!(type $shared $arguments);
+        unsafe extern "C" {
+            by_head_size!(fn $of_64 $arguments);
+            by_head_size!(fn $of_128 $arguments);
+        }
+    };
+    (type $shared:ident ($($name:ident: $kind:ty),+ $(,)?)) => {
+        pub(super) type $shared = unsafe extern "C" fn($($name: $kind),+) -> i32;
+    };
+    (fn $function:ident ($($name:ident: $kind:ty),+ $(,)?)) => {
+        fn $function($($name: $kind),+) -> i32;
+    };
+}
+
+by_head_size!(
+    Fa3Plan: baton_fa3_plan_64, baton_fa3_plan_128,
+    (
         int_workspace: Ptr,
         host_pinned: Ptr,
         int_bytes: usize,
@@ -81,10 +100,12 @@ unsafe extern "C" {
         heads: u32,
         kv_heads: u32,
         page_tokens: u32,
-        graph: i32,
         stream: Ptr,
-    ) -> i32;
-    pub(super) fn baton_fa3_run_128(
+    )
+);
+by_head_size!(
+    Fa3Run: baton_fa3_run_64, baton_fa3_run_128,
+    (
         int_workspace: Ptr,
         host_plan: *const i64,
         q: Ptr,
@@ -99,52 +120,20 @@ unsafe extern "C" {
         out: Ptr,
         scale: f32,
         stream: Ptr,
-    ) -> i32;
-}
-
-/// FlashInfer's FA2 has one instance a head size: their prototypes, and the type that they share.
-macro_rules! fa2 {
-    ($shared:ident: $of_64:ident, $of_128:ident, $arguments:tt) => {
-        fa2!(type $shared $arguments);
-        unsafe extern "C" {
-            fa2!(fn $of_64 $arguments);
-            fa2!(fn $of_128 $arguments);
-        }
-    };
-    (type $shared:ident ($($name:ident: $kind:ty),+ $(,)?)) => {
-        pub(super) type $shared = unsafe extern "C" fn($($name: $kind),+) -> i32;
-    };
-    (fn $function:ident ($($name:ident: $kind:ty),+ $(,)?)) => {
-        fn $function($($name: $kind),+) -> i32;
-    };
-}
-
-fa2!(
-    Fa2Plan: baton_fa2_plan_64, baton_fa2_plan_128,
-    (
-        float_workspace: Ptr,
-        float_bytes: usize,
-        int_workspace: Ptr,
-        host_pinned: Ptr,
-        int_bytes: usize,
-        host_plan: *mut i64,
-        host_qo_indptr: *const i32,
-        host_kv_indptr: *const i32,
-        rows: u32,
-        batch: u32,
-        heads: u32,
-        kv_heads: u32,
-        page_tokens: u32,
-        graph: i32,
-        stream: Ptr,
     )
 );
-fa2!(
+by_head_size!(
     Fa2Run: baton_fa2_run_64, baton_fa2_run_128,
     (
-        float_workspace: Ptr,
-        int_workspace: Ptr,
-        host_plan: *const i64,
+        partial_out: Ptr,
+        partial_sums: Ptr,
+        pieces: u32,
+        piece_row: Ptr,
+        piece_place: Ptr,
+        piece_tokens: Ptr,
+        piece_is: Ptr,
+        zeros: Ptr,
+        row_pieces: Ptr,
         q: Ptr,
         k_pool: Ptr,
         v_pool: Ptr,
@@ -152,7 +141,7 @@ fa2!(
         page_tokens: u32,
         heads: u32,
         kv_heads: u32,
-        batch: u32,
+        rows: u32,
         qo_indptr: Ptr,
         kv_indptr: Ptr,
         kv_indices: Ptr,
@@ -163,12 +152,30 @@ fa2!(
     )
 );
 
-/// The FA2 kernels for heads of this size, if there are any.
-pub(super) fn fa2(head_dim: usize) -> Option<(Fa2Plan, Fa2Run)> {
-    match head_dim {
-        64 => Some((baton_fa2_plan_64, baton_fa2_run_64)),
-        128 => Some((baton_fa2_plan_128, baton_fa2_run_128)),
-        _ => None,
+/// FlashInfer's kernels for one head size.
+#[derive(Clone, Copy)]
+pub(super) struct Flash {
+    pub(super) fa3_plan: Fa3Plan,
+    pub(super) fa3_run: Fa3Run,
+    pub(super) fa2_run: Fa2Run,
+}
+
+impl Flash {
+    /// `None` if there are none for heads of so many numbers.
+    pub(super) fn of(head_dim: usize) -> Option<Self> {
+        match head_dim {
+            64 => Some(Self {
+                fa3_plan: baton_fa3_plan_64,
+                fa3_run: baton_fa3_run_64,
+                fa2_run: baton_fa2_run_64,
+            }),
+            128 => Some(Self {
+                fa3_plan: baton_fa3_plan_128,
+                fa3_run: baton_fa3_run_128,
+                fa2_run: baton_fa2_run_128,
+            }),
+            _ => None,
+        }
     }
 }
 

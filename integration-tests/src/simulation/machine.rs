@@ -3,7 +3,7 @@
 use actors::generator::state::Plan;
 use actors::messages::SequenceId;
 use connector::page_hash::PageSeed;
-use engine::{PageId, Token};
+use engine::{PageId, Source, Token};
 
 use super::plan::{PAGE_TOKENS, VOCABULARY};
 
@@ -100,7 +100,7 @@ impl Step {
 
 /// Gives the chunks of `plan` that follow what the step before has sampled.
 pub(super) fn follow(plan: &mut Plan, sampled: &[(u64, Token)]) {
-    for chunk in plan.chunks.iter_mut().filter(|chunk| chunk.follows) {
+    for chunk in plan.chunks.iter_mut().filter(|chunk| chunk.source == Source::Follows) {
         let token = sampled.iter().find(|(key, _)| *key == chunk.key);
         // Of a step that failed nothing is used.
         chunk.tokens = vec![token.map_or(u32::MAX, |(_, token)| token.id)];

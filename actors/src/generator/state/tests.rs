@@ -202,7 +202,7 @@ fn samples(plan: &Plan, token: u32) -> Vec<(u64, Token)> {
 
 /// Keys, starts, and whether they follow.
 fn rows(plan: &Plan) -> Vec<(u64, u32, bool)> {
-    plan.chunks.iter().map(|chunk| (chunk.key, chunk.start, chunk.follows)).collect()
+    plan.chunks.iter().map(|chunk| (chunk.key, chunk.start, chunk.source == Source::Follows)).collect()
 }
 
 #[test]

@@ -12,7 +12,7 @@ fn bad_batches_are_refused_and_lose_nothing() {
     let good = Chunk {
         sequence: 9,
         tokens: &tokens[19..],
-        follows: false,
+        source: Source::Prompt,
         start: 19,
         pages: &pages,
         sample: Some(Sample::greedy()),
@@ -25,7 +25,9 @@ fn bad_batches_are_refused_and_lose_nothing() {
         assert_eq!(error.kind(), expect, "{error}");
     };
     check(&[Chunk { tokens: &[], ..good }], "empty_chunk");
-    check(&[Chunk { follows: true, ..good }], "follows_nothing");
+    check(&[Chunk { source: Source::Follows, ..good }], "follows_nothing");
+    let two = Chunk { tokens: &tokens[18..], start: 18, source: Source::Sampled, ..good };
+    check(&[two], "many_sampled");
     check(&[good, Chunk { tokens: &[Tiny::VOCABULARY], ..good }], "token_out_of_range");
     check(&[Chunk { tokens: &long, start: 0, ..good }], "too_many_tokens");
     check(&[Chunk { start: Tiny::CONTEXT, ..good }], "context_exceeded");

@@ -4,11 +4,13 @@
 //! cargo build --release --features cuda -p integration-tests --example gpu_engine
 //! target/release/examples/gpu_engine [CONFIG FOLDER [step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
 //! ```
-//! *Right*: small random Llamas with heads of 64 and 128, whose logits are held against the CPU engine's, in one chunk and in
-//! several, alone and beside others; and page hashes against the CPU's over the same bytes. *How long*: random weights of the
-//! shape in CONFIG FOLDER (configs/models/llama-3.1-8b). With `step` only one decode step of one row, with `prefill` one
+//! *Right*: small random Llamas with heads of 64 and 128, whose logits are held against the CPU engine's, and whose answers beside
+//! others against those alone, bit for bit; and page hashes against the CPU's over the same bytes. *How long*: random weights of the
+//! shape in CONFIG FOLDER (configs/models/llama-3.1-8b), after the same comparison for that shape. With `step` only one decode step of one row, with `prefill` one
 //! prompt, for a profiler that shows what they are made of: `ncu --metrics gpu__time_duration.sum --csv`. With `pages` a digest of the
 //! bytes of a prompt's pages, to compare GPUs by; with `logits` the last logits of a prompt go into FILE, for `gpu/logits.py`.
+
+mod company;
 
 use std::collections::VecDeque;
 use std::hash::Hasher;
@@ -21,7 +23,9 @@ use anyhow::{Context, Result, bail, ensure};
 use connector::memory::Region;
 use connector::page_hash::{PageSeed, finished, page_hash};
 use engine::cpu::CpuEngine;
-use engine::{Chunk, CudaEngine, Device, Engine, EngineConfig, LoadFormat, PageId, Sample, Step, StepOutput};
+use engine::{
+    Chunk, CudaEngine, Device, Engine, EngineConfig, LoadFormat, PageId, Sample, Source, Step, StepOutput,
+};
 use integration_tests::folders::llamas;
 
 const STEP_TOKENS: u32 = 8192 + 256;
@@ -66,8 +70,8 @@ fn pages(first: u32, count: u32) -> Vec<PageId> {
 
 fn small_models() -> Result<()> {
     println!(
-        "{:<28} {:>5} {:>10} {:>10} {:>10} {:>8}",
-        "model", "head", "one chunk", "chunks of 7", "beside", "greedy"
+        "{:<28} {:>5} {:>10} {:>8} {:>22}",
+        "model", "head", "error", "greedy", "rows alone = in company"
     );
     for llama in llamas()? {
         let head = llama.config["head_dim"].as_u64().unwrap_or_default();
@@ -81,51 +85,12 @@ fn small_models() -> Result<()> {
         let prompt = &llama.prompt;
         let table = pages(0, 8);
         let sample = Some(Sample::greedy());
-        let whole = Chunk { sequence: 1, tokens: prompt, follows: false, start: 0, pages: &table, sample };
+        let whole =
+            Chunk { sequence: 1, tokens: prompt, source: Source::Prompt, start: 0, pages: &table, sample };
         run(&mut cpu, &[whole])?;
         let right = cpu.logits(0).context("sampled")?.to_vec();
         let first = run(&mut gpu, &[whole])?;
         let alone = error(&gpu.logits(0)?, &right);
-        // The same in pieces.
-        let mut start = 0;
-        let other = pages(20, 8);
-        for part in prompt.chunks(7) {
-            run(
-                &mut gpu,
-                &[Chunk { sequence: 1, tokens: part, follows: false, start, pages: &other, sample }],
-            )?;
-            start += part.len() as u32;
-        }
-        let pieces = error(&gpu.logits(0)?, &right);
-        // Beside a decode row and another prompt, between them in the batch.
-        let (before, last) = prompt.split_at(prompt.len() - 1);
-        let (decoding, third) = (pages(40, 8), pages(60, 8));
-        run(
-            &mut gpu,
-            &[Chunk {
-                sequence: 2,
-                tokens: before,
-                follows: false,
-                start: 0,
-                pages: &decoding,
-                sample: None,
-            }],
-        )?;
-        let mixed = [
-            Chunk {
-                sequence: 2,
-                tokens: last,
-                follows: false,
-                start: before.len() as u32,
-                pages: &decoding,
-                sample,
-            },
-            Chunk { sequence: 1, tokens: prompt, follows: false, start: 0, pages: &third, sample },
-        ];
-        let output = run(&mut gpu, &mixed)?;
-        ensure!(output.tokens[0].sequence == 2 && output.tokens[1].sequence == 1, "{output:?}");
-        // Prefill rows come first.
-        let beside = error(&gpu.logits(0)?, &right).max(error(&gpu.logits(1)?, &right));
         // Greedy, by graphs.
         let mut answer = vec![first.tokens[0].token.id];
         let mut position = prompt.len() as u32;
@@ -136,7 +101,7 @@ fn small_models() -> Result<()> {
                 &[Chunk {
                     sequence: 1,
                     tokens: &token,
-                    follows: false,
+                    source: Source::Sampled,
                     start: position,
                     pages: &table,
                     sample,
@@ -162,18 +127,19 @@ fn small_models() -> Result<()> {
         let mut chunk = Chunk {
             sequence: 1,
             tokens: &answer[..1],
-            follows: false,
+            source: Source::Sampled,
             start: prompt.len() as u32,
             pages: &table,
             sample,
         };
         run(&mut gpu, &[chunk])?;
-        (chunk.follows, chunk.start) = (true, chunk.start + 1);
+        (chunk.source, chunk.start) = (Source::Follows, chunk.start + 1);
         let late = run(&mut gpu, &[chunk])?;
         ensure!(late.tokens[0].token.id == answer[2], "{}: {late:?} follows {answer:?}", llama.name);
+        let rows = company::check(&mut gpu, 40, 90).with_context(|| llama.name.clone())?;
         let same = answer.iter().zip(&llama.ids).take_while(|(a, b)| a == b).count();
         println!(
-            "{:<28} {head:>5} {alone:>10.5} {pieces:>10.5} {beside:>10.5} {:>8}",
+            "{:<28} {head:>5} {alone:>10.5} {:>8} {rows:>22}",
             llama.name,
             format!("{same}/{}", answer.len())
         );
@@ -221,6 +187,8 @@ fn large_model(folder: &Path) -> Result<()> {
         gpu.kv().pages(),
         gpu.kv().layout().page_bytes() >> 10
     );
+    let rows = company::check(&mut gpu, 70, 3000)?;
+    println!("{rows} rows have the same logits alone and in company");
     let sample = Some(Sample::greedy());
     let prompt = prompt(15_000);
     println!("{:>8} {:>7} {:>10} {:>12}", "prompt", "chunk", "ms", "tokens/s");
@@ -236,7 +204,7 @@ fn large_model(folder: &Path) -> Result<()> {
                     let chunk = Chunk {
                         sequence: 1,
                         tokens: part,
-                        follows: false,
+                        source: Source::Prompt,
                         start,
                         pages: &table,
                         sample: sample.filter(|_| last),
@@ -296,7 +264,7 @@ fn run_ahead(
             let chunk = |(sequence, pages)| Chunk {
                 sequence,
                 tokens: &tokens,
-                follows: submitted > 0,
+                source: if submitted > 0 { Source::Follows } else { Source::Sampled },
                 start: start + submitted as u32,
                 pages,
                 sample: Some(Sample::greedy()),
@@ -326,7 +294,7 @@ fn one_step(folder: &Path) -> Result<()> {
     let chunk = Chunk {
         sequence: 1,
         tokens: &tokens,
-        follows: false,
+        source: Source::Sampled,
         start: 1000,
         pages: &table,
         sample: Some(Sample::greedy()),
@@ -342,7 +310,10 @@ fn prefilled(folder: &Path, tokens: usize) -> Result<(CudaEngine, Vec<PageId>)> 
     let mut start = 0;
     for tokens in prompt.chunks(STEP_TOKENS as usize) {
         let sample = Some(Sample::greedy());
-        run(&mut gpu, &[Chunk { sequence: 1, tokens, follows: false, start, pages: &table, sample }])?;
+        run(
+            &mut gpu,
+            &[Chunk { sequence: 1, tokens, source: Source::Prompt, start, pages: &table, sample }],
+        )?;
         start += tokens.len() as u32;
     }
     Ok((gpu, table))

@@ -1,0 +1,143 @@
+//! Whether a row's logits depend on who is beside it: they must not, to the bit.
+
+use anyhow::{Result, ensure};
+use engine::{Chunk, CudaEngine, Engine, PageId, Sample, Source};
+
+use super::run;
+
+/// A sequence, and what it gives alone.
+struct Known {
+    prompt: Vec<u32>,
+    /// What is sampled behind the prompt.
+    token: [u32; 1],
+    /// Logits behind the prompt, and behind that token.
+    prefilled: Vec<u32>,
+    decoded: Vec<u32>,
+    /// Pages for what it does in company.
+    pages: Vec<PageId>,
+}
+
+impl Known {
+    fn chunk(&self, sequence: usize, range: std::ops::Range<usize>) -> Chunk<'_> {
+        Chunk {
+            sequence: sequence as u64,
+            tokens: &self.prompt[range.clone()],
+            source: Source::Prompt,
+            start: range.start as u32,
+            pages: &self.pages,
+            sample: (range.end == self.prompt.len()).then(Sample::greedy),
+        }
+    }
+
+    fn row(&self, sequence: usize) -> Chunk<'_> {
+        Chunk {
+            sequence: sequence as u64,
+            tokens: &self.token,
+            source: Source::Sampled,
+            start: self.prompt.len() as u32,
+            pages: &self.pages,
+            sample: Some(Sample::greedy()),
+        }
+    }
+}
+
+/// Numbers that look random (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, most: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % most
+    }
+}
+
+/// Computes prompts of up to `longest` tokens of `count` sequences, and a token behind each: alone; then cut into other chunks beside others; then
+/// as decode rows of steps of many sizes, with and without a prompt beside them. Gives how many rows were compared.
+pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Result<usize> {
+    let mut random = Random(88_172_645_463_325_252);
+    let page_tokens = gpu.kv().layout().page_tokens as usize;
+    let vocabulary = gpu.model().vocabulary as usize;
+    // Alone all sequences use the same pages.
+    let each = longest / page_tokens + 1;
+    let alone: Vec<PageId> = (0..each as u32).map(PageId).collect();
+    let mut free: Vec<PageId> = (each as u32..gpu.kv().pages()).rev().map(PageId).collect();
+    let mut known = Vec::new();
+    while known.len() < count {
+        // As often short as long.
+        let most = longest >> random.below(4);
+        let prompt: Vec<u32> = (0..=random.below(most)).map(|_| random.below(vocabulary) as u32).collect();
+        let needed = prompt.len() / page_tokens + 1;
+        if free.len() < needed {
+            break;
+        }
+        // Scattered.
+        let pages = (0..needed).map(|_| free.swap_remove(random.below(free.len()))).collect();
+        let mut one = Known { prompt, token: [0], prefilled: Vec::new(), decoded: Vec::new(), pages };
+        let output = run(gpu, &[Chunk { pages: &alone, ..one.chunk(0, 0..one.prompt.len()) }])?;
+        one.token = [output.tokens[0].token.id];
+        one.prefilled = bits(gpu, 0)?;
+        run(gpu, &[Chunk { pages: &alone, ..one.row(0) }])?;
+        one.decoded = bits(gpu, 0)?;
+        known.push(one);
+    }
+    ensure!(known.len() > 8, "the pool has room for {} sequences", known.len());
+
+    let mut compared = 0;
+    let limit = gpu.limits().tokens as usize;
+    let mut done = vec![0; known.len()];
+    while done.iter().zip(&known).any(|(done, one)| *done < one.prompt.len()) {
+        let (mut batch, mut room) = (Vec::new(), limit.min(1 + random.below(longest)));
+        for (index, one) in known.iter().enumerate() {
+            let left = one.prompt.len() - done[index];
+            let take = left.min(1 + random.below(longest / 2)).min(room);
+            if take > 0 && random.below(3) == 0 {
+                batch.push(one.chunk(index, done[index]..done[index] + take));
+                (done[index], room) = (done[index] + take, room - take);
+            }
+        }
+        let output = run(gpu, &batch)?;
+        for (row, sampled) in output.tokens.iter().enumerate() {
+            let one = &known[sampled.sequence as usize];
+            ensure!(
+                bits(gpu, row)? == one.prefilled,
+                "a prompt of {} tokens gives other logits in company",
+                one.prompt.len()
+            );
+            compared += 1;
+        }
+    }
+    for size in [2, 3, 5, 8, 9, 16, 17, 24, 31, 33, 50, 64, known.len()] {
+        let first = random.below(known.len());
+        let chosen: Vec<usize> = (first..first + size.min(known.len())).map(|n| n % known.len()).collect();
+        let mut batch: Vec<Chunk<'_>> = chosen.iter().map(|index| known[*index].row(*index)).collect();
+        for with_prompt in [false, true] {
+            // A prompt goes first, and the one that it is of gives up its row.
+            if with_prompt {
+                let (index, one) = (chosen[0], &known[chosen[0]]);
+                batch[0] = one.chunk(index, 0..one.prompt.len());
+                if one.prompt.len() + batch.len() > limit {
+                    continue;
+                }
+            }
+            run(gpu, &batch)?;
+            for (row, index) in chosen.iter().enumerate() {
+                let one = &known[*index];
+                let right = if with_prompt && row == 0 { &one.prefilled } else { &one.decoded };
+                ensure!(
+                    bits(gpu, row)? == *right,
+                    "row {row} of {size}, behind {} tokens, gives other logits in company{}",
+                    one.prompt.len(),
+                    if with_prompt { " with a prompt" } else { "" }
+                );
+                compared += 1;
+            }
+        }
+    }
+    Ok(compared)
+}
+
+fn bits(gpu: &CudaEngine, row: usize) -> Result<Vec<u32>> {
+    Ok(gpu.logits(row)?.into_iter().map(f32::to_bits).collect())
+}
