@@ -40,6 +40,7 @@ use crate::step::{Chunk, Engine, SampledToken, Source, Step, StepLimits, StepOut
 use attention::{Attention, GROUP_MOST};
 use device::{Device, Event, Pinned, Stream};
 use forward::{Forward, SAMPLED_MOST};
+use gemm::ROWS_SPARE;
 use graph::Graph;
 use plan::Plan;
 use pool::DevicePool;
@@ -476,9 +477,9 @@ fn decode_pieces(rows: usize) -> usize {
 
 /// What activations, logits and workspaces will take.
 fn forward_bytes(config: &EngineConfig, shape: &crate::model::Shape) -> u64 {
-    let rows = u64::from(config.step_tokens).max(GRAPH_ROWS_MOST as u64);
+    let rows = u64::from(config.step_tokens).max(GRAPH_ROWS_MOST as u64) + ROWS_SPARE as u64;
     let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let row = 3 * shape.hidden + 3 * query + 2 * key + 3 * shape.feed_forward;
-    let sampled = rows.min(SAMPLED_MOST as u64);
+    let sampled = rows.min((SAMPLED_MOST + ROWS_SPARE) as u64);
     rows * row as u64 * 2 + sampled * (shape.vocabulary * 4 + shape.hidden * 2) as u64 + (128 << 20)
 }

@@ -106,7 +106,7 @@ pub trait Engine: Send {
     /// The most that one [`submit`](Engine::submit) takes.
     fn limits(&self) -> StepLimits;
 
-    /// True if steps run on another device: a second one may be submitted while one runs, chunks of it may [follow](Chunk::follows) samples
+    /// True if steps run on another device: a second one may be submitted while one runs, chunks of it may [follow](Source::Follows) samples
     /// that nobody has seen yet, and the owner's thread may wait awake between steps. Steps are polled in the order of their submission.
     fn runs_ahead(&self) -> bool {
         false

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::attention::{Attention, Heads, PrefillPlan};
 use super::device::{Buffer, Device, Result, Stream};
-use super::gemm::{self, Gemm, Output, ROWS_LEAST};
+use super::gemm::{self, Gemm, Output};
 use super::kernels::{
     baton_add_rms_norm, baton_argmax, baton_embed, baton_rope_append, baton_row_products, baton_silu_mul,
     baton_take_rows, launched,
@@ -66,8 +66,8 @@ impl Forward {
         rows: usize,
     ) -> Result<Self> {
         let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-        let rows = rows.max(ROWS_LEAST);
-        let sampled = rows.min(SAMPLED_MOST);
+        let sampled = rows.min(SAMPLED_MOST) + gemm::ROWS_SPARE;
+        let rows = rows + gemm::ROWS_SPARE;
         let matrix = |rows: usize, columns: usize| Buffer::new(device, rows * columns * HALF);
         let activations = Activations {
             hidden: matrix(rows, shape.hidden)?,

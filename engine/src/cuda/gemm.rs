@@ -15,8 +15,12 @@ use super::device::{Buffer, Device, Named, Result, Stream};
 /// cublasLt's advice for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// The fewest rows that the library is asked for: for some numbers below, it knows no good algorithm that leaves the inputs whole.
-pub(super) const ROWS_LEAST: usize = 64;
+/// How many rows more than wanted a product may compute: for some numbers of rows the library knows no good algorithm that leaves the inputs whole,
+/// and for some a little above it does.
+pub(super) const ROWS_SPARE: usize = 64;
+const ROWS_STEP: usize = 4;
+/// What the library calls its kernels for Hopper. Its older ones take seven times as long.
+const HOPPER_KERNELS: i32 = 66;
 
 /// Of how many outputs the library's kernels for Hopper want a multiple; it has others, which sum otherwise.
 pub(super) const OUTPUTS_ALIGN: usize = 8;
@@ -46,9 +50,22 @@ struct Prepared {
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
+impl Prepared {
+    fn is_for_hopper(&self) -> bool {
+        use sys::cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_ID as ID;
+        let (mut id, mut written) = (0i32, 0);
+        // SAFETY: the attribute is an i32; the algorithm came from the library.
+        let status = unsafe {
+            let to = (&raw mut id).cast();
+            sys::cublasLtMatmulAlgoConfigGetAttribute(&raw const self.algorithm, ID, to, 4, &raw mut written)
+        };
+        status.result().is_ok() && id == HOPPER_KERNELS
+    }
+}
+
 impl Drop for Prepared {
     fn drop(&mut self) {
-        // SAFETY: made once, in `prepare`.
+        // SAFETY: made once, in `prepare_for`.
         unsafe {
             let _ = result::destroy_matrix_layout(self.weights);
             let _ = result::destroy_matrix_layout(self.x);
@@ -75,11 +92,11 @@ impl Gemm {
         Ok(Self { handle, workspace, prepared: RefCell::default() })
     }
 
-    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`: bf16 in, sums in f32. Up to [`ROWS_LEAST`] rows are computed whatever `x`
-    /// holds there.
+    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`: bf16 in, sums in f32. Up to [`ROWS_SPARE`] rows more
+    /// are computed of whatever `x` holds there.
     ///
     /// # Safety
-    /// The pointers name as much of this device's memory as the sizes say, for at least so many rows.
+    /// The pointers name as much of this device's memory as the sizes say, for so many rows more.
     pub(super) unsafe fn multiply(
         &self,
         stream: &Stream,
@@ -89,7 +106,7 @@ impl Gemm {
         (rows, outputs, inputs): (usize, usize, usize),
         output: Output,
     ) -> Result<()> {
-        let sizes = Sizes { rows: rows.max(ROWS_LEAST), outputs, inputs, output };
+        let sizes = Sizes { rows, outputs, inputs, output };
         let mut prepared = self.prepared.borrow_mut();
         let plan = match prepared.entry(sizes) {
             std::collections::hash_map::Entry::Occupied(found) => found.into_mut(),
@@ -121,8 +138,23 @@ impl Gemm {
         .named("cublasLtMatmul")
     }
 
+    /// For these sizes, or with a few more rows if that has kernels for Hopper and these have not.
+    fn prepare(&self, sizes: Sizes) -> Result<Prepared> {
+        let exact = self.prepare_for(sizes)?;
+        if exact.is_for_hopper() {
+            return Ok(exact);
+        }
+        for more in (ROWS_STEP..=ROWS_SPARE).step_by(ROWS_STEP) {
+            let larger = self.prepare_for(Sizes { rows: sizes.rows + more, ..sizes })?;
+            if larger.is_for_hopper() {
+                return Ok(larger);
+            }
+        }
+        Ok(exact)
+    }
+
     /// cublasLt thinks in columns: `y` is `outputs × rows`, the weights are `inputs × outputs` and taken transposed.
-    fn prepare(&self, Sizes { rows, outputs, inputs, output }: Sizes) -> Result<Prepared> {
+    fn prepare_for(&self, Sizes { rows, outputs, inputs, output }: Sizes) -> Result<Prepared> {
         use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA as TRANSPOSE_A;
         use sys::cublasLtMatmulPreferenceAttributes_t::{
             CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as WORKSPACE,
