@@ -1,4 +1,4 @@
-// What the two attention files share: names by head size, errors across the C ABI, and FlashInfer's plan as 32 numbers that the caller keeps.
+// What the attention files share: names by head size, errors across the C ABI, and, for FA3, a plan as 32 numbers that the caller keeps.
 #pragma once
 
 #include <cuda_runtime.h>

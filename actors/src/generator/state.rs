@@ -63,6 +63,8 @@ struct Sequence {
     resident: u32,
     pages: Arc<[PageId]>,
     prompt: u32,
+    /// Tokens from here on are computed one by one as they are sampled; those before, as a prompt, also if they were sampled once.
+    sampled_from: u32,
     sample: u32,
     sampling: Arc<Sampling>,
     ignore_eos: bool,
@@ -89,7 +91,7 @@ impl Sequence {
         let (from, end) = (start as usize, (start + length) as usize);
         let source = match self.tokens.get(from) {
             None => Source::Follows,
-            Some(_) if start >= self.prompt && length == 1 => Source::Sampled,
+            Some(_) if start >= self.sampled_from => Source::Sampled,
             Some(_) => Source::Prompt,
         };
         PlannedChunk {
@@ -183,6 +185,9 @@ impl GeneratorState {
         if start.resident > 0 {
             self.acquire.extend(&start.pages);
         }
+        let tokens = start.tokens.len() as u32;
+        // Of what is resumed all that is missing is a prompt; whether a lone token is left of it depends on the room in a step.
+        let sampled_from = if tokens - start.resident > 1 { tokens } else { start.prompt };
         let rank = self.prefilled + start.tokens.len() as u64 - u64::from(start.resident);
         self.keys.insert(start.sequence, key);
         self.sequences.insert(
@@ -193,6 +198,7 @@ impl GeneratorState {
                 resident: start.resident,
                 pages: start.pages.into(),
                 prompt: start.prompt,
+                sampled_from,
                 sample: start.sample,
                 sampling: start.sampling,
                 ignore_eos: start.ignore_eos,

@@ -145,11 +145,19 @@ impl Gemm {
             return Ok(exact);
         }
         for more in (ROWS_STEP..=ROWS_SPARE).step_by(ROWS_STEP) {
-            let larger = self.prepare_for(Sizes { rows: sizes.rows + more, ..sizes })?;
+            // One that the library refuses is none.
+            let Ok(larger) = self.prepare_for(Sizes { rows: sizes.rows + more, ..sizes }) else { continue };
             if larger.is_for_hopper() {
                 return Ok(larger);
             }
         }
+        let Sizes { rows, outputs, inputs, .. } = sizes;
+        tracing::warn!(
+            rows,
+            outputs,
+            inputs,
+            "cublasLt has no kernel for Hopper: slow, and answers may differ under load"
+        );
         Ok(exact)
     }
 

@@ -1,7 +1,7 @@
 //! A batch as kernels want it: rows, positions, places in the pool, and page tables as one list; in host memory first, then on the
 //! device by one copy.
 //!
-//! Where a list begins depends on how many pieces the step has room for, and on nothing else: so a captured graph finds it there whatever the step.
+//! In a step without prompts, where a list begins depends on how many pieces it has room for, and on nothing else: so a captured graph finds it there.
 
 use std::ffi::c_void;
 use std::ops::Range;

@@ -228,6 +228,28 @@ fn rows_follow_the_step_in_flight() {
 }
 
 #[test]
+fn what_is_resumed_is_a_prompt_down_to_its_last_token() {
+    let sources = |resident, tokens: u32, chunk_tokens| {
+        let mut state = GeneratorState::new(chunk_tokens, 64, 16, vec![EOS], false);
+        let all = (10..10 + tokens).collect();
+        state.on_start(StartSequence { tokens: all, resident, ..start(1, 4, 9) });
+        let mut found = Vec::new();
+        while found.len() < 5 {
+            let plan = state.plan(0).expect("there is work");
+            found.push((plan.chunks[0].tokens.len(), plan.chunks[0].source));
+            state.on_step(Ok(samples(&plan, 7)), 0);
+        }
+        found
+    };
+    let (prompt, sampled) = (Source::Prompt, Source::Sampled);
+    // A prompt of four tokens and three that were sampled, cut so that one is left over.
+    let cut = [(3, prompt), (3, prompt), (1, prompt), (1, sampled), (1, sampled)];
+    assert_eq!(sources(0, 7, 3), cut);
+    // Handed over: only the first sampled token is missing.
+    assert_eq!(sources(4, 5, 3), [(1, sampled); 5]);
+}
+
+#[test]
 fn a_sequence_that_ends_is_told_of_when_no_step_holds_it() {
     let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
     state.on_start(start(1, 2, 9));
