@@ -19,7 +19,7 @@ use actix::prelude::*;
 use connector::frame::Frame;
 
 use crate::counters::{Counters, count, store};
-use crate::kit::{self, Outbox, Vitals, delegate};
+use crate::kit::{self, Awake, Outbox, Vitals, delegate};
 use crate::messages::{
     BreakSession, GrowPages, PageFilled, PageRejected, PagesAdopted, PagesComputed, PagesGrown,
     PagesReserved, PagesShort, PeerLost, ReleasePages, ReservePages, SendFrame, SequenceId, SessionDrained,
@@ -54,6 +54,7 @@ pub struct BufferManager {
     hashed: Option<Pages>,
     out: BufferManagerOutboxes,
     counters: Counters,
+    awake: Awake,
     vitals: Vitals,
 }
 
@@ -64,9 +65,10 @@ impl BufferManager {
         hashed: Option<Pages>,
         out: BufferManagerOutboxes,
         counters: Counters,
+        awake: Awake,
         vitals: Vitals,
     ) -> Self {
-        Self { state, hashed, out, counters, vitals }
+        Self { state, hashed, out, counters, awake, vitals }
     }
 
     fn now(&self) -> Instant {
@@ -147,6 +149,7 @@ impl Handler<PageFilled> for BufferManager {
 
     fn handle(&mut self, filled: PageFilled, _: &mut Self::Context) {
         self.vitals.mark();
+        self.awake.stay();
         let hasher = self.hashed.as_ref().map(|pages| move |these: &[_]| pages.hash(these));
         let hasher = hasher.as_ref().map(|hasher| hasher as state::Hasher<'_>);
         let actions = self.state.on_page_filled(filled, hasher);

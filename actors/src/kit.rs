@@ -5,6 +5,8 @@
 //! actors is one [`Outbox`] that owns its one address, and what really bounds memory is the admission permit, the
 //! credit or the session that every message is about.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +16,10 @@ use actix::prelude::*;
 /// How many messages may wait at an actor before a [`Outbox::command`] is refused. What really bounds them is said in
 /// each actor's module doc; this is room for a burst of all of it.
 pub const MAILBOX: usize = 1024;
+
+/// How long a thread that serves a GPU waits awake for what is expected soon: several times what it takes to plan a step, or to put a run of
+/// pages.
+pub const AWAKE: Duration = Duration::from_micros(500);
 
 /// Handles a message by marking the vitals, asking the pure state what to do, and doing it.
 macro_rules! delegate {
@@ -149,6 +155,45 @@ where
             }
         }
     });
+}
+
+/// Keeps the current arbiter's thread from going to sleep between the pages of a hand-over: to be woken takes it longer than all that it has
+/// to do for one of them. The thread looks for work all the time instead, and does whatever there is.
+#[derive(Debug)]
+pub struct Awake {
+    span: Duration,
+    until: Rc<Cell<Instant>>,
+    is_awake: Rc<Cell<bool>>,
+}
+
+impl Awake {
+    /// Awake for `span` after each [`stay`](Self::stay); never, if that is nothing.
+    pub fn new(span: Duration) -> Self {
+        Self { span, until: Rc::new(Cell::new(Instant::now())), is_awake: Rc::default() }
+    }
+
+    /// Something moved, so more is expected.
+    pub fn stay(&self) {
+        if self.span.is_zero() {
+            return;
+        }
+        self.until.set(Instant::now() + self.span);
+        if self.is_awake.replace(true) {
+            return;
+        }
+        let (until, is_awake) = (Rc::clone(&self.until), Rc::clone(&self.is_awake));
+        actix::spawn(async move {
+            while Instant::now() < until.get() {
+                tokio::task::yield_now().await;
+            }
+            is_awake.set(false);
+        });
+    }
+
+    /// True from a [`stay`](Self::stay) until its span is over.
+    pub fn is_awake(&self) -> bool {
+        self.is_awake.get()
+    }
 }
 
 /// Ends the process in good order: the first fault is kept, everybody who waits is woken. Clones share it.

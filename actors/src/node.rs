@@ -21,7 +21,7 @@ use crate::generator::{
     engine_thread::{EnginePulse, EngineThread},
     state::GeneratorState,
 };
-use crate::kit::{KillSwitch, Outbox, Vitals, tick_every};
+use crate::kit::{AWAKE, Awake, KillSwitch, Outbox, Vitals, tick_every};
 use crate::messages::{BeginDrain, Tick, TransportEvents};
 use crate::pages::Pages;
 use crate::peer_link::{
@@ -169,6 +169,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let (model, step_tokens) = (engine.model().clone(), engine.limits().tokens);
     let (pool, layout) = (engine.kv().clone(), engine.kv().layout().clone());
     let (page_bytes, pages) = (layout.page_bytes(), pool.pages());
+    // A host's cores compute.
+    let awake = if pool.is_on_device() { AWAKE } else { Duration::ZERO };
     let ring_pages = match &link {
         Some(LinkConfig { role: LinkRole::Receiver(_), ring_bytes, .. }) => {
             ring_pages(*ring_bytes, page_bytes, pages).ok_or(StartError::Pool { pages })?
@@ -261,7 +263,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
             let (identity, transport) = (identity.clone(), transport.clone());
             let (health, counters, held) = (health.clone(), counters.clone(), held.clone());
             PeerLink::start_in_arbiter(&arbiter.handle(), move |_| {
-                PeerLink::new(identity, transport, side, health, counters, held, link_vitals)
+                let awake = Awake::new(awake);
+                PeerLink::new(identity, transport, side, health, counters, held, awake, link_vitals)
             })
         };
         // Set once, here, before the transport has a session that could report anything.
@@ -304,6 +307,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
             breaks: to_link.as_ref().map(|link| outbox!("buffer_manager→peer_link", link)),
         },
         counters.clone(),
+        Awake::new(awake),
         pulse_of("buffer_manager"),
     ));
     let runs_ahead = engine.runs_ahead();
@@ -373,6 +377,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
                 sent: outbox!("transfer→prefiller", to_prefiller),
                 drained: outbox!("transfer→prefiller", to_prefiller),
             },
+            Awake::new(awake),
             pulse_of("transfer"),
         ));
         prefiller.run(Prefiller::new(

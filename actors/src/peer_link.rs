@@ -27,7 +27,7 @@ use connector::transport::{Command, Event, Transport, TransportSession};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::counters::{Counters, count, store};
-use crate::kit::{self, Vitals};
+use crate::kit::{self, Awake, Vitals};
 use crate::messages::{
     BreakSession, LaneConnected, PeerLost, SendFrame, SessionDrained, SessionId, SessionOpened, Tick,
     TransportEvents,
@@ -157,6 +157,7 @@ pub struct PeerLink {
     health: NodeHealth,
     counters: Counters,
     held: Arc<AtomicU32>,
+    awake: Awake,
     vitals: Vitals,
 }
 
@@ -169,11 +170,12 @@ impl PeerLink {
         health: NodeHealth,
         counters: Counters,
         held: Arc<AtomicU32>,
+        awake: Awake,
         vitals: Vitals,
     ) -> Self {
         let state = PeerLinkState::new(transport.close_ends_writes(), identity.ring_pages);
         let (peers, watched) = (HashMap::new(), HashSet::new());
-        Self { state, identity, transport, side, peers, watched, health, counters, held, vitals }
+        Self { state, identity, transport, side, peers, watched, health, counters, held, awake, vitals }
     }
 
     fn perform(&mut self, actions: Vec<Action>, ctx: &mut Context<Self>) {
@@ -323,6 +325,7 @@ impl Handler<FrameCame> for PeerLink {
 
     fn handle(&mut self, came: FrameCame, ctx: &mut Self::Context) {
         self.vitals.mark();
+        self.awake.stay();
         let FrameCame { session, frame } = came;
         let probed = matches!(frame, Frame::LinkProbed { .. });
         let Some(peer) = self.peers.get(&session).filter(|peer| matches!(peer.line, Line::Carried(_))) else {
@@ -357,6 +360,7 @@ impl Handler<SendFrame> for PeerLink {
 
     fn handle(&mut self, send: SendFrame, ctx: &mut Self::Context) {
         self.vitals.mark();
+        self.awake.stay();
         if let Frame::LinkProbed { .. } = send.frame {
             let actions = self.state.on_probed(send.session);
             self.perform(actions, ctx);

@@ -19,7 +19,7 @@ use connector::ring::PageIndex;
 use connector::transport::{Command, Event, Ticket, Transport, TransportSession};
 use engine::PageId;
 
-use crate::kit::{self, Outbox, Vitals, delegate};
+use crate::kit::{self, Awake, Outbox, Vitals, delegate};
 use crate::messages::{
     BreakSession, CancelPuts, CreditsGranted, LaneConnected, PagesSent, PeerLost, PutsDrained, RingShared,
     SchedulePut, SendFrame, SessionId, SessionOpened, Tick, TransportEvents,
@@ -47,6 +47,7 @@ pub struct Transfer {
     transport: Arc<dyn Transport>,
     out: TransferOutboxes,
     epoch: Instant,
+    awake: Awake,
     vitals: Vitals,
 }
 
@@ -58,12 +59,14 @@ impl Transfer {
         hashing: Option<HashThread>,
         transport: Arc<dyn Transport>,
         out: TransferOutboxes,
+        awake: Awake,
         vitals: Vitals,
     ) -> Self {
-        Self { state, page_bytes, hashing, transport, out, epoch: Instant::now(), vitals }
+        Self { state, page_bytes, hashing, transport, out, epoch: Instant::now(), awake, vitals }
     }
 
     fn put(&mut self, session: SessionId, ticket: Ticket, (page, into): (PageId, PageIndex), pages: usize) {
+        self.awake.stay();
         let command = Command::Put {
             session: TransportSession(session.0),
             ticket,
@@ -147,6 +150,7 @@ impl Handler<TransportEvents> for Transfer {
 
     fn handle(&mut self, msg: TransportEvents, _: &mut Self::Context) {
         self.vitals.mark();
+        self.awake.stay();
         let mut actions = Vec::new();
         for event in msg.0 {
             actions.extend(match event {

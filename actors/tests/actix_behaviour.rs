@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use ::actors::kit::{Outbox, Undelivered, tick_every};
+use ::actors::kit::{Awake, Outbox, Undelivered, tick_every};
 use actix::prelude::*;
 
 /// Longest wait in a test before it fails.
@@ -212,4 +212,27 @@ async fn ticks_come_while_the_mailbox_is_never_empty() {
     addr.do_send(Again);
     tick_every(Duration::from_millis(1), addr.recipient(), || Tock);
     until("three ticks", || ticks.load(Ordering::SeqCst) >= 3).await;
+}
+
+#[actix::test]
+async fn an_arbiter_that_stays_awake_serves_others_and_sleeps_again() {
+    let (addr, seen) = counter(16).await;
+    let awake = Awake::new(Duration::from_secs(3600));
+    awake.stay();
+    // Messages from here and elsewhere, and timers.
+    let elsewhere = addr.clone();
+    std::thread::spawn(move || elsewhere.do_send(Count)).join().expect("no panic there");
+    let answer = tokio::time::timeout(PATIENCE, addr.send(Count)).await.expect("in time").expect("alive");
+    assert_eq!((answer, seen.load(Ordering::SeqCst)), (2, 2));
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert!(awake.is_awake());
+
+    let awake = Awake::new(Duration::from_millis(20));
+    awake.stay();
+    until("it sleeps", || !awake.is_awake()).await;
+    awake.stay();
+    assert!(awake.is_awake(), "and can be kept awake again");
+    let never = Awake::new(Duration::ZERO);
+    never.stay();
+    assert!(!never.is_awake());
 }

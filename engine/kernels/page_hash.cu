@@ -7,6 +7,9 @@
 //
 // A warp takes a segment at a time: 8 loads of 16 bytes a thread, all under way at once. 16 bytes are two lanes that are
 // each other's neighbours, so a thread needs no other until the lanes are summed.
+//
+// What is announced last is checked while the receiver waits, so a launch is all there is to it: the list of pages comes with it, the last
+// block of a page leaves its sum in the host's memory, and the page's total at zero for the next launch.
 
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -24,8 +27,10 @@ constexpr int LOAD_BYTES = 16;
 // A thread's loads from one segment.
 constexpr int LOADS = SEGMENT / (WARP * LOAD_BYTES);
 constexpr int WARPS = 8;
-// Enough to fill any GPU several times over, so that the last ones to finish are few.
-constexpr uint64_t BLOCKS_WANTED = 2048;
+// As many as an H100 holds at once: others would wait for these, and work out the keys once more.
+constexpr uint64_t BLOCKS_WANTED = 4 * 132;
+// Pages of one launch: the list goes as an argument, which may have 4 KiB.
+constexpr int PAGES_MOST = 256;
 // 2^64 divided by the golden ratio, odd.
 constexpr uint64_t K = 0x9E3779B97F4A7C15u;
 
@@ -57,11 +62,22 @@ __device__ uint64_t warp_sum(uint64_t value, int low, int high) {
   return value;
 }
 
+struct PageList {
+  uint32_t page[PAGES_MOST];
+};
+
+// What the blocks of a page have summed so far; zero between launches.
+struct Total {
+  unsigned long long sum;
+  unsigned blocks;
+};
+
 // Blocks x share out pages, blocks y the segments of a page.
-__global__ void __launch_bounds__(WARPS * WARP)
-    page_contents(const uint8_t* base, uint64_t page_bytes, const uint32_t* pages, unsigned long long* out) {
+__global__ void __launch_bounds__(WARPS * WARP) page_contents(const uint8_t* base, uint64_t page_bytes,
+                                                              const __grid_constant__ PageList pages, Total* totals,
+                                                              unsigned long long* out) {
   const int thread = threadIdx.x % WARP;
-  const uint8_t* page = base + pages[blockIdx.x] * page_bytes;
+  const uint8_t* page = base + pages.page[blockIdx.x] * page_bytes;
   const bool aligned = reinterpret_cast<uintptr_t>(page) % LOAD_BYTES == 0;
   const uint64_t segments = (page_bytes + SEGMENT - 1) / SEGMENT;
 
@@ -100,22 +116,38 @@ __global__ void __launch_bounds__(WARPS * WARP)
     const uint64_t hash = mix(sums.x + (lane + 1) * K) + mix(sums.y + (lane + 2) * K);
     content += mix(warp_sum(hash, 1, LANE_PAIRS) + index * K);
   }
-  if (thread == 0) atomicAdd(out + blockIdx.x, static_cast<unsigned long long>(content));
+  Total& total = totals[blockIdx.x];
+  if (thread == 0) atomicAdd(&total.sum, static_cast<unsigned long long>(content));
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    // Counts up to the last block, and from there to 0.
+    if (atomicInc(&total.blocks, gridDim.y - 1) == gridDim.y - 1) out[blockIdx.x] = atomicExch(&total.sum, 0);
+  }
 }
 
 }  // namespace
 
-// out[n] = the content sum of the `page_bytes` bytes at base + pages[n] * page_bytes.
+// Bytes for the totals of a launch, to be zeroed before the first; launches that share them follow each other.
+extern "C" uint64_t baton_page_totals_bytes() { return PAGES_MOST * sizeof(Total); }
+
+// Pages of one launch.
+extern "C" int baton_pages_most() { return PAGES_MOST; }
+
+// out[n] = the content sum of the `page_bytes` bytes at base + pages[n] * page_bytes. `pages` is the host's and is read by this
+// call; `out` is the host's pinned memory and is written by the kernel.
 extern "C" int baton_page_contents(const void* base, uint64_t page_bytes, const uint32_t* pages, int count,
-                                   uint64_t* out, cudaStream_t stream) {
+                                   void* totals, uint64_t* out, cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
-  const cudaError_t error = cudaMemsetAsync(out, 0, count * sizeof(uint64_t), stream);
-  if (error != cudaSuccess) return error;
+  if (count > PAGES_MOST) return cudaErrorInvalidValue;
+  PageList list;
+  std::copy_n(pages, count, list.page);
   // At least one block a page, and a segment for every warp.
   const uint64_t of_page = (page_bytes + SEGMENT * WARPS - 1) / (SEGMENT * WARPS);
   const uint64_t wanted = (BLOCKS_WANTED + count - 1) / count;
   const unsigned blocks = static_cast<unsigned>(std::max<uint64_t>(1, std::min(of_page, wanted)));
   page_contents<<<dim3(count, blocks), WARPS * WARP, 0, stream>>>(
-      static_cast<const uint8_t*>(base), page_bytes, pages, reinterpret_cast<unsigned long long*>(out));
+      static_cast<const uint8_t*>(base), page_bytes, list, static_cast<Total*>(totals),
+      reinterpret_cast<unsigned long long*>(out));
   return cudaGetLastError();
 }

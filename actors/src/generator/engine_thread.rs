@@ -12,10 +12,7 @@ use actix::prelude::*;
 use engine::{Chunk, Engine, EngineError, Sample, Step, StepOutput, Token};
 
 use super::state::Plan;
-use crate::kit::Vitals;
-
-/// Several times what it takes to plan a step.
-const AWAKE: Duration = Duration::from_micros(500);
+use crate::kit::{AWAKE, Vitals};
 
 /// Engine thread → generator: the oldest step in flight is over.
 #[derive(Clone, Debug, PartialEq, Message)]

@@ -48,12 +48,15 @@ unsafe extern "C" {
     pub(super) fn baton_take_rows(x: Ptr, which: Ptr, out: Ptr, count: i32, hidden: i32, stream: Ptr) -> i32;
     pub(super) fn baton_argmax(logits: Ptr, out: Ptr, rows: i32, vocabulary: i32, stream: Ptr) -> i32;
     pub(super) fn baton_fill(out: Ptr, count: u64, seed: u64, scale: f32, stream: Ptr) -> i32;
+    pub(super) safe fn baton_page_totals_bytes() -> u64;
+    pub(super) safe fn baton_pages_most() -> i32;
     pub(super) fn baton_page_contents(
         base: Ptr,
         page_bytes: u64,
-        pages: Ptr,
+        host_pages: *const u32,
         count: i32,
-        out: Ptr,
+        totals: Ptr,
+        host_out: Ptr,
         stream: Ptr,
     ) -> i32;
     pub(super) fn baton_row_products(

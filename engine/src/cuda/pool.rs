@@ -4,12 +4,9 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::device::{Buffer, Device, Pinned, Result, Stream};
-use super::kernels::{baton_page_contents, launched};
+use super::kernels::{baton_page_contents, baton_page_totals_bytes, baton_pages_most, launched};
 use crate::error::OpenError;
 use crate::kv::{DeviceMemory, KvLayout, KvPool, PageId};
-
-/// Pages that are hashed by one launch; more take several.
-const PAGES_MOST: usize = 256;
 
 /// A pool of pages in one plain allocation.
 pub(super) struct DevicePool {
@@ -19,11 +16,11 @@ pub(super) struct DevicePool {
     lane: Mutex<Lane>,
 }
 
-/// What a launch of the hash needs: a stream that no step waits for, and where pages and sums travel.
+/// What a launch of the hash needs: a stream that no step waits for, where it adds up, and where it leaves the sums.
 struct Lane {
     stream: Stream,
-    pages: (Pinned<u32>, Buffer),
-    sums: (Pinned<u64>, Buffer),
+    totals: Buffer,
+    sums: Pinned<u64>,
 }
 
 impl DevicePool {
@@ -41,35 +38,33 @@ impl DevicePool {
     }
 
     fn new(device: &Arc<Device>, bytes: usize, page_bytes: u64) -> Result<Self> {
-        let (pages, sums) = (PAGES_MOST * size_of::<u32>(), PAGES_MOST * size_of::<u64>());
         let lane = Lane {
             stream: Stream::urgent(device)?,
-            pages: (Pinned::new(device, PAGES_MOST)?, Buffer::new(device, pages)?),
-            sums: (Pinned::new(device, PAGES_MOST)?, Buffer::new(device, sums)?),
+            totals: Buffer::zeroed(device, baton_page_totals_bytes() as usize)?,
+            sums: Pinned::new(device, baton_pages_most() as usize)?,
         };
         let memory = Buffer::zeroed(device, bytes)?;
         Ok(Self { memory, page_bytes, device: Arc::clone(device), lane: Mutex::new(lane) })
     }
 
     fn sums(&self, lane: &mut Lane, pages: &[PageId]) -> Result<Vec<u64>> {
-        lane.pages.0.values_mut().iter_mut().zip(pages).for_each(|(place, page)| *place = page.0);
-        let count = pages.len();
-        lane.stream.upload(&lane.pages.1, &lane.pages.0, count)?;
-        // SAFETY: the pages are the pool's, as `KvPool` has checked; both lists hold as many.
+        let numbers: Vec<u32> = pages.iter().map(|page| page.0).collect();
+        // SAFETY: the pages are the pool's, as `KvPool` has checked, and at most as many as a launch takes; the sums are read below,
+        // when the stream is done.
         let status = unsafe {
             baton_page_contents(
                 self.memory.start(),
                 self.page_bytes,
-                lane.pages.1.start(),
-                count as i32,
-                lane.sums.1.start(),
+                numbers.as_ptr(),
+                numbers.len() as i32,
+                lane.totals.start(),
+                lane.sums.raw(),
                 lane.stream.raw(),
             )
         };
         launched("baton_page_contents", status)?;
-        lane.stream.download(&lane.sums.0, &lane.sums.1, count)?;
         lane.stream.wait()?;
-        Ok(lane.sums.0.values()[..count].to_vec())
+        Ok(lane.sums.values()[..pages.len()].to_vec())
     }
 }
 
@@ -78,7 +73,7 @@ impl DeviceMemory for DevicePool {
         let mut lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::with_capacity(pages.len());
         self.device.bind().map_err(|error| error.to_string())?;
-        for some in pages.chunks(PAGES_MOST) {
+        for some in pages.chunks(lane.sums.values().len()) {
             all.extend(self.sums(&mut lane, some).map_err(|error| error.to_string())?);
         }
         Ok(all)
