@@ -83,6 +83,8 @@ counters! {
     prefills_live: "gauge" "baton_prefills_live";
     /// Sessions with peers over which pages can travel.
     sessions_ready: "gauge" "baton_sessions_ready";
+    /// Sessions of which the transport holds anything still, over or not.
+    sessions_held: "gauge" "baton_sessions_held";
     /// Sessions begun.
     sessions_opened: "counter" "baton_sessions_opened_total";
     /// Sessions that ended.

@@ -1,7 +1,7 @@
 //! One process's actors, started and wired: the only place that knows who talks to whom.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -108,7 +108,6 @@ pub struct Node {
     drop_all: Recipient<AbortAll>,
     /// What the node counts.
     pub counters: Counters,
-    held: Arc<AtomicU32>,
     link: Option<(Addr<PeerLink>, Arbiter, Arc<dyn Transport>)>,
     prefiller: Option<Addr<Prefiller>>,
     _watchdog: Watchdog,
@@ -147,7 +146,7 @@ impl Node {
         let Some((link, arbiter, transport)) = self.link else { return };
         link.do_send(CloseLinks);
         let closed = async {
-            while self.held.load(Ordering::Relaxed) > 0 {
+            while self.counters.sessions_held().load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -180,7 +179,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let pid = std::process::id();
     let streams = Streams::default();
     let (faults, health) = (KillSwitch::default(), NodeHealth::default());
-    let (counters, held) = (Counters::default(), Arc::new(AtomicU32::new(0)));
+    let counters = Counters::default();
     let pulse = EnginePulse::new();
     let mut vitals = Vec::new();
     let mut pulse_of = |name| {
@@ -261,10 +260,10 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         let link_vitals = pulse_of("peer_link");
         let to_link = {
             let (identity, transport) = (identity.clone(), transport.clone());
-            let (health, counters, held) = (health.clone(), counters.clone(), held.clone());
+            let (health, counters) = (health.clone(), counters.clone());
             PeerLink::start_in_arbiter(&arbiter.handle(), move |_| {
                 let awake = Awake::new(awake);
-                PeerLink::new(identity, transport, side, health, counters, held, awake, link_vitals)
+                PeerLink::new(identity, transport, side, health, counters, awake, link_vitals)
             })
         };
         // Set once, here, before the transport has a session that could report anything.
@@ -416,7 +415,6 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         drop_all: to_decoder.recipient(),
         request_pages: pages - ring_pages,
         counters,
-        held,
         link: linked,
         prefiller: is_sender.then_some(to_prefiller),
         _watchdog: watchdog,

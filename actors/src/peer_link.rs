@@ -17,7 +17,6 @@ pub mod tasks;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use actix::prelude::*;
@@ -156,31 +155,29 @@ pub struct PeerLink {
     watched: HashSet<Incarnation>,
     health: NodeHealth,
     counters: Counters,
-    held: Arc<AtomicU32>,
     awake: Awake,
     vitals: Vitals,
 }
 
 impl PeerLink {
-    /// Links this process to others over `transport`; `held` is how many sessions the transport still holds anything of.
+    /// Links this process to others over `transport`.
     pub fn new(
         identity: Identity,
         transport: Arc<dyn Transport>,
         side: Side,
         health: NodeHealth,
         counters: Counters,
-        held: Arc<AtomicU32>,
         awake: Awake,
         vitals: Vitals,
     ) -> Self {
         let state = PeerLinkState::new(transport.close_ends_writes(), identity.ring_pages);
         let (peers, watched) = (HashMap::new(), HashSet::new());
-        Self { state, identity, transport, side, peers, watched, health, counters, held, awake, vitals }
+        Self { state, identity, transport, side, peers, watched, health, counters, awake, vitals }
     }
 
     fn perform(&mut self, actions: Vec<Action>, ctx: &mut Context<Self>) {
         store(self.counters.sessions_ready(), self.state.ready() as u64);
-        self.held.store(self.state.held() as u32, Ordering::Relaxed);
+        store(self.counters.sessions_held(), self.state.held() as u64);
         for action in actions {
             match action {
                 Action::Open(session) => self.submit(session, Command::Open { session: name(session) }, ctx),
