@@ -36,13 +36,14 @@ mod cuda {
     const FLASH_128: &[&str] = &["-use_fast_math", "-DBATON_HEAD_DIM=128"];
 
     /// Slowest first. `-use_fast_math` is for FlashInfer, which is tuned with it; our own kernels round as they say.
-    const UNITS: [Unit; 7] = [
+    const UNITS: [Unit; 8] = [
         Unit { source: "fa3.cu", flags: FLASH_128, headers: &["attention.cuh"] },
         Unit { source: "fa3.cu", flags: FLASH_64, headers: &["attention.cuh"] },
         Unit { source: "fa2.cu", flags: FLASH_128, headers: &["attention.cuh"] },
         Unit { source: "fa2.cu", flags: FLASH_64, headers: &["attention.cuh"] },
         Unit { source: "glue.cu", flags: &[], headers: &["launch.cuh"] },
         Unit { source: "row_products.cu", flags: &[], headers: &["launch.cuh"] },
+        Unit { source: "sample.cu", flags: &[], headers: &["launch.cuh"] },
         Unit { source: "page_hash.cu", flags: &[], headers: &[] },
     ];
 

@@ -184,38 +184,6 @@ __global__ void silu_mul(const bf16* gate_up, bf16* out, int feed) {
   vectors(out + row * feed)[i] = narrow(gate);
 }
 
-// A number that orders as (value, then the smaller index first): the largest is the answer. Not-a-number orders first.
-__device__ uint64_t rank(float value, uint32_t index) {
-  const uint32_t bits = __float_as_uint(value + 0.f);  // one zero for both
-  const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return uint64_t{isnan(value) ? 0u : ordered} << 32 | ~index;
-}
-
-// A block a row.
-__global__ void argmax(const float* logits, int32_t* out, int vocabulary) {
-  __shared__ uint64_t warps[BLOCK_MAX / WARP];
-  after_previous();
-  const float* row = logits + int64_t{blockIdx.x} * vocabulary;
-  uint64_t best = 0;
-  // Rows start on 16 bytes only if the vocabulary says so; else `whole` is 0 and numbers are read one by one.
-  const bool aligned = vocabulary % 4 == 0 && reinterpret_cast<uintptr_t>(logits) % 16 == 0;
-  const int whole = aligned ? vocabulary / 4 : 0;
-  for (int i = threadIdx.x; i < whole; i += blockDim.x) {
-    const float4 four = reinterpret_cast<const float4*>(row)[i];
-    best = max(best, max(max(rank(four.x, 4 * i), rank(four.y, 4 * i + 1)),
-                         max(rank(four.z, 4 * i + 2), rank(four.w, 4 * i + 3))));
-  }
-  for (int i = whole * 4 + threadIdx.x; i < vocabulary; i += blockDim.x) best = max(best, rank(row[i], i));
-
-  for (int offset = WARP / 2; offset > 0; offset /= 2) best = max(best, __shfl_xor_sync(~0u, best, offset));
-  if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = best;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int warp = 1; warp < blockDim.x / WARP; warp++) best = max(best, warps[warp]);
-    out[blockIdx.x] = static_cast<int32_t>(~static_cast<uint32_t>(best));
-  }
-}
-
 // Number `index` of the splitmix64 stream (Sebastiano Vigna) that starts at `seed`.
 __device__ uint64_t splitmix(uint64_t seed, uint64_t index) {
   uint64_t x = seed + (index + 1) * 0x9E3779B97F4A7C15u;
@@ -285,12 +253,6 @@ int baton_silu_mul(const bf16* gate_up, bf16* out, int rows, int feed, cudaStrea
 int baton_take_rows(const bf16* x, const int32_t* which, bf16* out, int count, int hidden, cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
   return launch(take_rows, count, block_for(hidden / VECTOR, 256), 0, stream, x, which, nullptr, out, hidden);
-}
-
-// out[r] = the smallest index of the largest of the row's numbers.
-int baton_argmax(const float* logits, int32_t* out, int rows, int vocabulary, cudaStream_t stream) {
-  if (rows == 0) return cudaSuccess;
-  return launch(argmax, rows, BLOCK_MAX, 0, stream, logits, out, vocabulary);
 }
 
 // out[i] = uniform in [-scale, scale), rounded to bf16: a function of `seed` and i alone, on every device the same.

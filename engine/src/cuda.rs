@@ -42,6 +42,7 @@ use device::{Device, Event, Pinned, Stream};
 use forward::{Forward, SAMPLED_MOST};
 use gemm::ROWS_SPARE;
 use graph::Graph;
+use kernels::baton_vocabulary_most;
 use plan::Plan;
 use pool::DevicePool;
 use weights::Weights;
@@ -119,7 +120,7 @@ pub struct CudaEngine {
 /// How a step comes back to the host.
 struct Return {
     done: Event,
-    greedy: Pinned<i32>,
+    chosen: Pinned<i32>,
 }
 
 /// A step that runs: who is sampled, how, and after which position, in the order of rows.
@@ -191,6 +192,11 @@ impl CudaEngine {
                 format!("its embedding has {} numbers, and a GPU takes up to {HIDDEN_MOST}", shape.hidden);
             return Err(unsupported(what));
         }
+        let (vocabulary, most) = (shape.vocabulary, baton_vocabulary_most() as usize);
+        if vocabulary > most {
+            let what = format!("its vocabulary has {vocabulary} tokens, and a GPU samples from up to {most}");
+            return Err(unsupported(what));
+        }
         let rows = config.step_tokens as usize;
         let paged = (config.page_tokens, page_stride);
         let attention = Attention::new(&device, &shape, paged, decode_pieces(rows)).map_err(cuda)?;
@@ -215,8 +221,8 @@ impl CudaEngine {
             "model on the GPU"
         );
         let back = || -> Result<Return, CudaError> {
-            let greedy = Pinned::new(&device, rows.max(most).min(SAMPLED_MOST))?;
-            Ok(Return { done: Event::new(&device)?, greedy })
+            let chosen = Pinned::new(&device, rows.max(most).min(SAMPLED_MOST))?;
+            Ok(Return { done: Event::new(&device)?, chosen })
         };
         let returns = [back().map_err(cuda)?, back().map_err(cuda)?];
         let limits = StepLimits { tokens: config.step_tokens };
@@ -293,7 +299,7 @@ impl CudaEngine {
         };
         let back = &self.returns[self.turn];
         if plan.sampled > 0 {
-            self.stream.download(&back.greedy, &self.forward.greedy, plan.sampled)?;
+            self.stream.download(&back.chosen, &self.forward.chosen, plan.sampled)?;
         }
         back.done.record(&self.stream)?;
         Ok(plan)
@@ -315,12 +321,12 @@ impl CudaEngine {
     }
 
     fn collect(&self, flight: Flight) -> Result<StepOutput, CudaError> {
-        let greedy = self.returns[flight.turn].greedy.values();
+        let chosen = self.returns[flight.turn].chosen.values();
         let mut tokens = Vec::with_capacity(flight.samples.len());
         for (row, sampled) in flight.samples.into_iter().enumerate() {
             let Sampled { sequence, position, how, tokens: before, prompt } = sampled;
-            let token = if how.is_greedy() {
-                greedy[row].cast_unsigned().into()
+            let token = if how.is_plain() {
+                chosen[row].cast_unsigned().into()
             } else {
                 let mut logits = self.forward.logits_row(row)?;
                 let sample = crate::sampling::Sample { how: &how, tokens: &before, prompt };
@@ -368,7 +374,7 @@ impl Engine for CudaEngine {
         if self.flights.len() == self.returns.len() {
             return Err(failed("two steps are running already".to_owned()));
         }
-        if self.flights.iter().flat_map(|flight| &flight.samples).any(|sampled| !sampled.how.is_greedy()) {
+        if self.flights.iter().flat_map(|flight| &flight.samples).any(|sampled| !sampled.how.is_plain()) {
             return Err(failed("the host has not sampled the step before yet".to_owned()));
         }
         let entries = batch.iter().map(|chunk| chunk.pages.len()).sum();
@@ -398,7 +404,7 @@ impl Engine for CudaEngine {
         };
         let places: Vec<usize> = order.into_iter().filter(|place| batch[*place].sample.is_some()).collect();
         let samples: Vec<Sampled> = places.iter().filter_map(of_place).collect();
-        let rows = samples.iter().enumerate().filter(|(_, sampled)| sampled.how.is_greedy());
+        let rows = samples.iter().enumerate().filter(|(_, sampled)| sampled.how.is_plain());
         self.followed = rows.map(|(row, sampled)| (sampled.sequence, row)).collect();
         self.flights.push_back(Flight { turn: self.turn, samples, places });
         self.turn = (self.turn + 1) % self.returns.len();

@@ -29,7 +29,7 @@ pub use error::{EngineError, OpenError};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId, populate};
 pub use model::{Device, EngineConfig, LoadFormat, ModelInfo};
 pub use safetensors::SafetensorsError;
-pub use sampling::{Logprobs, Sample, Sampling, Token};
+pub use sampling::{Logprobs, Sample, Sampling, Token, choose};
 pub use step::{Chunk, Engine, SampledToken, Source, Step, StepLimits, StepOutput};
 
 /// Loads the model that `config` names and makes it ready to serve. Blocks for about a second per gigabyte of

@@ -1,9 +1,11 @@
 //! From logits to the next token: the same for every backend, a function of logits, settings, tokens so far and seed.
 //!
 //! In this order, as vLLM has it: bias; penalties for tokens that occur; then the largest logit if the temperature is 0, else
-//! temperature, `min_p`, `top_k`, `top_p`, and a draw from what is left. The draw is a counter function of seed and position, so
-//! it does not matter in which process, batch or attempt a token is sampled; between machines whose C libraries compute `exp`
-//! differently, a draw that falls on the border of two tokens may.
+//! temperature, `min_p`, `top_k`, `top_p`, and a draw from what is left, in the order of ids. The draw is a counter function of seed and position,
+//! probabilities are added up as whole numbers, whose sum does not depend on the order, and `exp` is our own: so it does not matter in which
+//! process, batch or attempt a token is sampled, nor on which machine or device. What a GPU samples is `kernels/sample.cu`, and the same.
+
+use std::cmp::Ordering;
 
 /// How a sequence's tokens are chosen. The default is greedy.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,9 +50,10 @@ impl Sampling {
         logprobs: None,
     };
 
-    /// True if it takes the largest logit as the model gives it and says no more about it: what [`Self::GREEDY`] does, whatever the seed.
-    pub fn is_greedy(&self) -> bool {
-        self.temperature == 0.0 && !self.looks_back() && self.logit_bias.is_empty() && self.logprobs.is_none()
+    /// True if the token follows from logits, temperature, limits, seed and position alone, and no more is told about it: whoever has the
+    /// logits can draw it, and a step can go on from it before anybody has seen it.
+    pub fn is_plain(&self) -> bool {
+        !self.looks_back() && self.logit_bias.is_empty() && self.logprobs.is_none()
     }
 
     /// True if the tokens so far matter: whoever samples has to have them.
@@ -155,17 +158,17 @@ fn chosen(logits: &mut [f32], sample: Sample<'_>, position: u32) -> u32 {
     if how.temperature <= 0.0 {
         return argmax(logits);
     }
-    let candidates = candidates(logits, how);
-    let total: f64 = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
-    let mut rest = uniform(how.seed, position) * total;
-    for &(token, weight) in &candidates {
-        rest -= f64::from(weight);
-        if rest < 0.0 {
-            return token;
+    let kept = kept(logits, how);
+    let total: u64 = kept.iter().map(|candidate| candidate.units()).sum();
+    let mut rest = share(draw(how.seed, position), total);
+    for candidate in &kept {
+        match rest.checked_sub(candidate.units()) {
+            Some(left) => rest = left,
+            None => return candidate.token,
         }
     }
-    // Rounding has left a little, or no logit is a number.
-    candidates.last().map_or_else(|| argmax(logits), |(token, _)| *token)
+    // No logit is a number.
+    argmax(logits)
 }
 
 fn penalise(logits: &mut [f32], sample: Sample<'_>) {
@@ -184,52 +187,98 @@ fn penalise(logits: &mut [f32], sample: Sample<'_>) {
     }
 }
 
-/// Tokens that may be drawn, with weights in proportion to their probabilities: by id if nothing sorts them, else the most
-/// probable first.
-fn candidates(logits: &[f32], how: &Sampling) -> Vec<(u32, f32)> {
+/// A token that may be drawn, and its probability over the most probable one's.
+#[derive(Clone, Copy)]
+struct Candidate {
+    token: u32,
+    weight: f32,
+}
+
+impl Candidate {
+    /// The weight in [`UNITS`] of the most probable token's.
+    fn units(self) -> u64 {
+        units(self.weight)
+    }
+
+    /// The more probable one first, the lower id among equals.
+    fn before(&self, other: &Self) -> Ordering {
+        other.weight.total_cmp(&self.weight).then(self.token.cmp(&other.token))
+    }
+}
+
+/// Tokens that may be drawn, by id.
+fn kept(logits: &[f32], how: &Sampling) -> Vec<Candidate> {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weight = |logit: f32| ((logit - most) / how.temperature).exp();
-    // What is not a number has no weight; a most probable token of infinite logit has all of it.
-    let weights =
-        (0..).zip(logits).map(|(token, logit)| (token, if *logit == most { 1.0 } else { weight(*logit) }));
-    let mut kept: Vec<(u32, f32)> =
-        weights.filter(|(_, weight)| *weight > 0.0 && *weight >= how.min_p).collect();
-    let first = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    // A most probable token of infinite logit has all of the weight.
+    let weight = |logit: f32| if logit == most { 1.0 } else { exp((logit - most) / how.temperature) };
+    let mut kept: Vec<Candidate> = (0..)
+        .zip(logits)
+        .map(|(token, logit)| Candidate { token, weight: weight(*logit) })
+        .filter(|candidate| candidate.units() > 0 && candidate.weight >= how.min_p)
+        .collect();
     let top_k = how.top_k as usize;
     if top_k > 0 && top_k < kept.len() {
-        kept.select_nth_unstable_by(top_k - 1, first);
+        kept.select_nth_unstable_by(top_k - 1, Candidate::before);
         kept.truncate(top_k);
-        kept.sort_unstable_by_key(|(token, _)| *token);
     }
     if how.top_p < 1.0 {
-        let total: f64 = kept.iter().map(|(_, weight)| f64::from(*weight)).sum();
-        // All tokens below this together have less than 1 - top_p, so none of them is among the first: they need no sorting.
-        let least = (1.0 - f64::from(how.top_p)) * total / kept.len().max(1) as f64;
-        let mut probable: Vec<(u32, f32)> =
-            kept.iter().copied().filter(|(_, weight)| f64::from(*weight) >= least).collect();
-        probable.sort_unstable_by(first);
-        let mut sum = 0.0;
-        let wanted = f64::from(how.top_p) * total;
-        let enough = probable.iter().position(|(_, weight)| {
-            sum += f64::from(*weight);
+        let total: u64 = kept.iter().map(|candidate| candidate.units()).sum();
+        let wanted = share((f64::from(how.top_p) * TWO_POW_64) as u64, total);
+        // All tokens below this together have less than what is not wanted, so none of them is among the first: they need no sorting.
+        let least = (total - wanted) / kept.len().max(1) as u64;
+        kept.retain(|candidate| candidate.units() >= least);
+        kept.sort_unstable_by(Candidate::before);
+        let mut sum = 0;
+        let enough = kept.iter().position(|candidate| {
+            sum += candidate.units();
             sum >= wanted
         });
-        probable.truncate(enough.map_or(probable.len(), |last| last + 1).max(1));
-        kept = probable;
+        kept.truncate(enough.map_or(kept.len(), |last| last + 1));
     }
+    kept.sort_unstable_by_key(|candidate| candidate.token);
     kept
 }
 
-/// A number of 0 ≤ u < 1 for each seed and position: two rounds of splitmix64's finaliser, 53 bits of the result.
-fn uniform(seed: u64, position: u32) -> f64 {
+/// Of the most probable token's weight, how many parts are counted. A million tokens of that weight have a sum of 64 bits, and what has less
+/// than one part is never drawn: it is 30 logits below.
+const UNITS: f32 = (1u64 << 44) as f32;
+const TWO_POW_64: f64 = 18_446_744_073_709_551_616.0;
+
+/// A weight of 0 to 1 in units, rounded down; nothing if it is not a number.
+fn units(weight: f32) -> u64 {
+    (weight * UNITS) as u64
+}
+
+/// That many 2^64ths of `total`, rounded down.
+fn share(of_two_pow_64: u64, total: u64) -> u64 {
+    ((u128::from(of_two_pow_64) * u128::from(total)) >> 64) as u64
+}
+
+/// e to the power of `x`, which is at most 0, with the same bits on every machine and device: each operation here is rounded by itself. Below
+/// -31, where there is no unit left, it is 0. The polynomial is Cephes's (Stephen Moshier).
+fn exp(x: f32) -> f32 {
+    const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
+    const POLYNOMIAL: [f32; 6] =
+        [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+    if x.is_nan() || x <= -31.0 {
+        return 0.0;
+    }
+    let power = (x * std::f32::consts::LOG2_E).round_ties_even();
+    let rest = (x - power * LN_2.0) - power * LN_2.1;
+    let sum = POLYNOMIAL.iter().copied().reduce(|sum, factor| sum * rest + factor).unwrap_or_default();
+    let scale = f32::from_bits(((power as i32 + 127) as u32) << 23);
+    ((sum * (rest * rest) + rest) + 1.0) * scale
+}
+
+/// 64 bits for each seed and position: two rounds of splitmix64's finaliser.
+fn draw(seed: u64, position: u32) -> u64 {
     let mix = |mut z: u64| {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     };
     let state = mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
-    let bits = mix(state ^ (u64::from(position) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)) >> 11;
-    bits as f64 / (1u64 << 53) as f64
+    mix(state ^ (u64::from(position) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 /// The index of the largest, the lowest among equals; 0 when there is no number among them.

@@ -45,7 +45,7 @@ pub enum Source {
     Prompt,
     /// The one token was sampled before, here or by a peer: a decode row.
     Sampled,
-    /// The one token is what the step before samples for this sequence, [greedily](crate::Sampling::is_greedy); [`Chunk::tokens`] holds a
+    /// The one token is what the step before samples for this sequence with [plain](crate::Sampling::is_plain) settings; [`Chunk::tokens`] holds a
     /// number that nobody reads. Only for an engine that [runs ahead](Engine::runs_ahead).
     Follows,
 }

@@ -73,18 +73,22 @@ def engine(suite):
     """The engine by itself: small models against the CPU engine, times, what a step reads, what its kernels take."""
     said = output([suite.gpu_engine, suite.folder])
     print(said)
-    for name, error, same, rows in re.findall(r"^(\S+) +\d+ +([\d.]+) +(\d+/\d+) +(\d+)$", said, re.M):
+    for name, error, same, rows, draws in re.findall(r"^(\S+) +\d+ +([\d.]+) +(\d+/\d+) +(\d+) +(\d+)$", said, re.M):
         suite.add(f"{name}: logits' RMS error against the CPU engine", float(error), "<= 0.03")
         # It ends at the first row that is not the same.
         suite.add(f"{name}: rows whose logits are the same alone and in company, to the bit, all of", int(rows))
+        suite.add(f"{name}: tokens drawn by the GPU that are those that the host draws, all of", int(draws))
         right, all_of_them = map(int, same.split("/"))
         suite.add(f"{name}: greedy tokens that differ from the CPU engine's", all_of_them - right, "= 0")
     rows = int(re.search(r"^(\d+) rows have the same logits", said, re.M)[1])
     suite.add("large model: rows whose logits are the same alone and in company, to the bit, all of", rows)
+    draws = int(re.search(r"^(\d+) tokens drawn", said, re.M)[1])
+    suite.add("large model: tokens drawn by the GPU that are those that the host draws, all of", draws)
     suite.read_rate = float(re.search(r"page hash: ([\d.]+) TB/s", said)[1])
     suite.add("read bandwidth, by the page hash", suite.read_rate, unit="TB/s")
-    for rows, context, each in re.findall(r"^ +(\d+) +(\d+) +([\d.]+) +[\d.]+$", said, re.M)[-5:]:
+    for rows, context, each, drawn in re.findall(r"^ +(\d+) +(\d+) +([\d.]+) +[\d.]+ +([\d.]+)$", said, re.M):
         suite.add(f"decode step of {rows} rows behind {context} tokens", float(each), unit="ms")
+        suite.add(f"decode step of {rows} rows behind {context} tokens, drawn with top_k and top_p", float(drawn), unit="ms")
     if shutil.which("ncu"):
         for length in LENGTHS:
             suite.kernels[length] = kernel_times(suite, length)

@@ -243,7 +243,7 @@ impl GeneratorState {
         let mut next = Vec::with_capacity(flight.len());
         for (key, length) in flight {
             let sequence = &self.sequences[key];
-            if !nobody_waits || !sequence.sampling.is_greedy() {
+            if !nobody_waits || !sequence.sampling.is_plain() {
                 return None;
             }
             if sequence.ending.is_some() {

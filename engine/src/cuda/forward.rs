@@ -7,7 +7,7 @@ use super::attention::{Attention, Heads, PrefillPlan};
 use super::device::{Buffer, Device, Result, Stream};
 use super::gemm::{self, Gemm, Output};
 use super::kernels::{
-    baton_add_rms_norm, baton_argmax, baton_embed, baton_rope_append, baton_row_products, baton_silu_mul,
+    baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_sample, baton_silu_mul,
     baton_take_rows, launched,
 };
 use super::plan::Plan;
@@ -49,8 +49,8 @@ pub(super) struct Forward {
     inverse_frequencies: Buffer,
     /// `[sampled][vocabulary]`, f32.
     pub(super) logits: Buffer,
-    /// The largest of each row.
-    pub(super) greedy: Buffer,
+    /// What each row's settings choose from its logits; of a row that the host samples from the largest logit.
+    pub(super) chosen: Buffer,
     pool: Arc<KvPool>,
     page_tokens: usize,
     page_stride: i64,
@@ -85,7 +85,7 @@ impl Forward {
             gemm: Gemm::new(device)?,
             inverse_frequencies: Buffer::of(device, &shape.inverse_frequencies)?,
             logits: Buffer::new(device, sampled * shape.vocabulary * size_of::<f32>())?,
-            greedy: Buffer::new(device, sampled * size_of::<i32>())?,
+            chosen: Buffer::new(device, sampled * size_of::<i32>())?,
             page_tokens: layout.page_tokens as usize,
             page_stride: (layout.page_bytes() / HALF as u64) as i64,
             shape,
@@ -117,7 +117,7 @@ impl Forward {
         let status = unsafe {
             baton_embed(
                 plan.tokens(),
-                self.greedy.start(),
+                self.chosen.start(),
                 self.weights.embedding.start(),
                 hidden.start(),
                 rows,
@@ -160,9 +160,16 @@ impl Forward {
         let vocabulary = self.shape.vocabulary as i32;
         // SAFETY: see above.
         let status = unsafe {
-            baton_argmax(self.logits.start(), self.greedy.start(), sampled, vocabulary, stream.raw())
+            baton_sample(
+                self.logits.start(),
+                plan.settings(),
+                self.chosen.start(),
+                sampled,
+                vocabulary,
+                stream.raw(),
+            )
         };
-        launched("baton_argmax", status)
+        launched("baton_sample", status)
     }
 
     /// `hidden += before`; `delta = W_o · attention(norm(hidden))`; writes the step's keys and values.

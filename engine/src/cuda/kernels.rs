@@ -46,7 +46,15 @@ unsafe extern "C" {
     ) -> i32;
     pub(super) fn baton_silu_mul(gate_up: Ptr, out: Ptr, rows: i32, feed: i32, stream: Ptr) -> i32;
     pub(super) fn baton_take_rows(x: Ptr, which: Ptr, out: Ptr, count: i32, hidden: i32, stream: Ptr) -> i32;
-    pub(super) fn baton_argmax(logits: Ptr, out: Ptr, rows: i32, vocabulary: i32, stream: Ptr) -> i32;
+    pub(super) safe fn baton_vocabulary_most() -> i32;
+    pub(super) fn baton_sample(
+        logits: Ptr,
+        settings: Ptr,
+        out: Ptr,
+        rows: i32,
+        vocabulary: i32,
+        stream: Ptr,
+    ) -> i32;
     pub(super) fn baton_fill(out: Ptr, count: u64, seed: u64, scale: f32, stream: Ptr) -> i32;
     pub(super) safe fn baton_page_totals_bytes() -> u64;
     pub(super) safe fn baton_pages_most() -> i32;

@@ -8,7 +8,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::device::{Buffer, Device, Pinned, Result, Stream};
+use crate::sampling::Sampling;
 use crate::step::{Chunk, Source};
+
+/// A sampled row's settings.
+const SETTING_WORDS: usize = 8;
 
 /// Lists are aligned to this many words.
 const ALIGN_WORDS: usize = 4;
@@ -41,6 +45,7 @@ struct Places {
     positions: usize,
     places: usize,
     sampled: usize,
+    settings: usize,
     row_starts: usize,
     page_starts: usize,
     last_page_tokens: usize,
@@ -67,6 +72,7 @@ impl Places {
             positions: list(rows),
             places: list(2 * rows),
             sampled: list(chunks),
+            settings: list(SETTING_WORDS * chunks),
             row_starts: list(chunks + 2),
             page_starts: list(chunks + 2),
             last_page_tokens: list(chunks),
@@ -189,6 +195,7 @@ impl Plan {
             positions,
             places,
             sampled,
+            settings,
             row_starts,
             page_starts,
             last_page_tokens,
@@ -235,6 +242,7 @@ impl Plan {
                 words[pages + page] = 0;
                 words[last_page_tokens + place] = 1;
                 words[sampled + samples] = row as i32;
+                put_settings(words, settings, samples, None);
                 self.kv_tokens.push(1);
                 (row, page, samples) = (row + 1, page + 1, samples + 1);
                 continue;
@@ -258,8 +266,9 @@ impl Plan {
             page += used;
             words[last_page_tokens + place] = (end - (used - 1) * page_tokens) as i32;
             self.kv_tokens.push(end as i32);
-            if chunk.sample.is_some() {
+            if let Some(sample) = chunk.sample {
                 words[sampled + samples] = (row - 1) as i32;
+                put_settings(words, settings, samples, Some((sample.how, end)));
                 samples += 1;
             }
         }
@@ -318,6 +327,11 @@ impl Plan {
         self.at(self.places.sampled)
     }
 
+    /// How each sampled row is sampled.
+    pub(super) fn settings(&self) -> *mut c_void {
+        self.at(self.places.settings)
+    }
+
     /// Where the rows of each of the part's chunks begin.
     pub(super) fn row_starts(&self, part: &Part) -> *mut c_void {
         self.at(self.places.row_starts + part.starts)
@@ -362,6 +376,17 @@ impl Plan {
         let lists = unsafe { (words.add(row_starts + part.starts), words.add(page_starts + part.starts)) };
         (lists.0, lists.1, self.kv_tokens[part.chunks.clone()].as_mut_ptr())
     }
+}
+
+/// How the `index`-th sampled row is sampled after `end` tokens, as `sample.cu` reads it. Without a draw on the device: the largest logit.
+fn put_settings(words: &mut [i32], settings: usize, index: usize, sample: Option<(&Sampling, usize)>) {
+    let words = &mut words[settings + SETTING_WORDS * index..][..SETTING_WORDS];
+    words.fill(0);
+    let Some((how, end)) = sample.filter(|(how, _)| how.is_plain()) else { return };
+    let floats = [how.temperature, how.top_p, how.min_p].map(f32::to_bits);
+    let whole = [how.top_k, how.seed as u32, (how.seed >> 32) as u32, end as u32];
+    let values = floats.into_iter().chain(whole);
+    words.iter_mut().zip(values).for_each(|(word, value)| *word = value.cast_signed());
 }
 
 /// Two words, in the machine's order.

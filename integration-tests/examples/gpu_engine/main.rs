@@ -5,12 +5,13 @@
 //! target/release/examples/gpu_engine [CONFIG FOLDER [step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
 //! ```
 //! *Right*: small random Llamas with heads of 64 and 128, whose logits are held against the CPU engine's, and whose answers beside
-//! others against those alone, bit for bit; and page hashes against the CPU's over the same bytes. *How long*: random weights of the
+//! others against those alone, bit for bit; tokens drawn on the GPU against those that the host draws; and page hashes against the CPU's over the same bytes. *How long*: random weights of the
 //! shape in CONFIG FOLDER (configs/models/llama-3.1-8b), after the same comparison for that shape. With `step` only one decode step of one row, with `prefill` one
 //! prompt, for a profiler that shows what they are made of: `ncu --metrics gpu__time_duration.sum --csv`. With `pages` a digest of the
 //! bytes of a prompt's pages, to compare GPUs by; with `logits` the last logits of a prompt go into FILE, for `gpu/logits.py`.
 
 mod company;
+mod sampling;
 
 use std::collections::VecDeque;
 use std::hash::Hasher;
@@ -24,7 +25,8 @@ use connector::memory::Region;
 use connector::page_hash::{PageSeed, finished, page_hash};
 use engine::cpu::CpuEngine;
 use engine::{
-    Chunk, CudaEngine, Device, Engine, EngineConfig, LoadFormat, PageId, Sample, Source, Step, StepOutput,
+    Chunk, CudaEngine, Device, Engine, EngineConfig, LoadFormat, PageId, Sample, Sampling, Source, Step,
+    StepOutput,
 };
 use integration_tests::folders::llamas;
 
@@ -70,8 +72,8 @@ fn pages(first: u32, count: u32) -> Vec<PageId> {
 
 fn small_models() -> Result<()> {
     println!(
-        "{:<28} {:>5} {:>10} {:>8} {:>22}",
-        "model", "head", "error", "greedy", "rows alone = in company"
+        "{:<28} {:>5} {:>10} {:>8} {:>22} {:>12}",
+        "model", "head", "error", "greedy", "rows alone = in company", "draws = CPU"
     );
     for llama in llamas()? {
         let head = llama.config["head_dim"].as_u64().unwrap_or_default();
@@ -114,9 +116,9 @@ fn small_models() -> Result<()> {
         let (followed, _) = run_ahead(
             &mut gpu,
             std::slice::from_ref(&table),
-            answer[0],
-            prompt.len() as u32,
+            (answer[0], prompt.len() as u32),
             answer.len() - 1,
+            &Sampling::GREEDY,
         )?;
         ensure!(
             followed[0] == answer[1..],
@@ -137,9 +139,10 @@ fn small_models() -> Result<()> {
         let late = run(&mut gpu, &[chunk])?;
         ensure!(late.tokens[0].token.id == answer[2], "{}: {late:?} follows {answer:?}", llama.name);
         let rows = company::check(&mut gpu, 40, 90).with_context(|| llama.name.clone())?;
+        let draws = sampling::check(&mut gpu, 4).with_context(|| llama.name.clone())?;
         let same = answer.iter().zip(&llama.ids).take_while(|(a, b)| a == b).count();
         println!(
-            "{:<28} {head:>5} {alone:>10.5} {:>8} {rows:>22}",
+            "{:<28} {head:>5} {alone:>10.5} {:>8} {rows:>23} {draws:>12}",
             llama.name,
             format!("{same}/{}", answer.len())
         );
@@ -189,6 +192,8 @@ fn large_model(folder: &Path) -> Result<()> {
     );
     let rows = company::check(&mut gpu, 70, 3000)?;
     println!("{rows} rows have the same logits alone and in company");
+    let draws = sampling::check(&mut gpu, 1)?;
+    println!("{draws} tokens drawn on the GPU are those that the host draws");
     let sample = Some(Sample::greedy());
     let prompt = prompt(15_000);
     println!("{:>8} {:>7} {:>10} {:>12}", "prompt", "chunk", "ms", "tokens/s");
@@ -227,7 +232,8 @@ fn large_model(folder: &Path) -> Result<()> {
     let hash_rate =
         (many.len() as u64 * gpu.kv().layout().page_bytes()) as f64 / began.elapsed().as_secs_f64();
     println!("page hash: {:.2} TB/s", hash_rate / 1e12);
-    println!("{:>8} {:>8} {:>10} {:>14}", "rows", "context", "ms a step", "weights TB/s");
+    println!("{:>8} {:>8} {:>10} {:>14} {:>10}", "rows", "context", "ms a step", "weights TB/s", "drawn, ms");
+    let drawn = Sampling { temperature: 0.7, top_k: 50, top_p: 0.95, ..Sampling::GREEDY };
     for (rows, context) in [(1u32, 1000u32), (1, 5000), (8, 1000), (32, 1000), (64, 1000)] {
         let each = (context + 64).div_ceil(64) + 1;
         if rows * each > gpu.kv().pages() {
@@ -235,25 +241,29 @@ fn large_model(folder: &Path) -> Result<()> {
         }
         let tables: Vec<Vec<PageId>> =
             (0..rows).map(|n| (0..each).map(|page| PageId(n * each + page)).collect()).collect();
-        let (_, times) = run_ahead(&mut gpu, &tables, 1, context, 40)?;
-        let time = median(times[8..].to_vec());
+        let [time, drawn] = [&Sampling::GREEDY, &drawn].map(|how| {
+            let (_, times) = run_ahead(&mut gpu, &tables, (1, context), 40, how)?;
+            Ok::<f64, anyhow::Error>(median(times[8..].to_vec()))
+        });
+        let (time, drawn) = (time?, drawn?);
         println!(
-            "{rows:>8} {context:>8} {:>10.3} {:>14.2}",
+            "{rows:>8} {context:>8} {:>10.3} {:>14.2} {:>10.3}",
             time * 1e3,
-            gpu.step_bytes() as f64 / time / 1e12
+            gpu.step_bytes() as f64 / time / 1e12,
+            drawn * 1e3
         );
     }
     Ok(())
 }
 
-/// Decodes `steps` tokens of every sequence behind `token` at `start`, with two steps in flight: the tokens of each, and the seconds between
-/// steps.
+/// Decodes `steps` tokens of every sequence behind a token and its position, with two steps in flight: the tokens of each, and the seconds
+/// between steps.
 fn run_ahead(
     gpu: &mut CudaEngine,
     tables: &[Vec<PageId>],
-    token: u32,
-    start: u32,
+    (token, start): (u32, u32),
     steps: usize,
+    how: &Sampling,
 ) -> Result<(Vec<Vec<u32>>, Vec<f64>)> {
     let mut answers = vec![Vec::new(); tables.len()];
     let (mut times, mut running) = (Vec::new(), VecDeque::new());
@@ -267,7 +277,7 @@ fn run_ahead(
                 source: if submitted > 0 { Source::Follows } else { Source::Sampled },
                 start: start + submitted as u32,
                 pages,
-                sample: Some(Sample::greedy()),
+                sample: Some(Sample { how, tokens: &[], prompt: 0 }),
             };
             let batch: Vec<Chunk<'_>> = (0..).zip(tables.iter().map(Vec::as_slice)).map(chunk).collect();
             running.push_back(gpu.submit(&batch)?);

@@ -1,0 +1,301 @@
+// The next token of each row, as `engine/src/sampling.rs` defines it, bit for bit: the largest logit, or a draw among the most probable tokens.
+//
+// A cluster of eight blocks takes a row: each has an eighth of the vocabulary, whose weights lie in its shared memory from the one reading of
+// the logits to the draw. Where the limits fall is found digit by digit: blocks count tokens and add up units by the leading bits of
+// the weights, each block adds up the eight lists for itself, and goes on with the bits that follow. Units are whole numbers, so
+// neither the order of the sums nor how many blocks there are matters.
+
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include "launch.cuh"
+
+namespace cg = cooperative_groups;
+
+namespace {
+
+constexpr int BLOCKS = 8;  // of a cluster: the most that every GPU can place
+constexpr int WARP = 32;
+constexpr int THREADS = 1024;
+// A weight of at most 1 has 30 bits that are not always 0: three digits, and a thread for each of a digit's values.
+constexpr int DIGIT_BITS = 10;
+constexpr int DIGITS = 3;
+static_assert(1 << DIGIT_BITS == THREADS);
+constexpr float UNITS = 0x1p44f;
+// Logits in an eighth of a vocabulary: what is left of 227 KiB of shared memory.
+constexpr int IDS_MOST = 48 << 10;
+
+// How a row is sampled, as the host lays it out.
+struct Settings {
+  float temperature;  // 0: the largest logit
+  float top_p;
+  float min_p;
+  uint32_t top_k;
+  uint32_t seed[2];  // the lower half first
+  uint32_t position;
+  uint32_t nothing;
+};
+
+// Tokens, and their units.
+struct Sums {
+  uint64_t count;
+  uint64_t units;
+};
+
+__device__ Sums operator+(Sums a, Sums b) { return {a.count + b.count, a.units + b.units}; }
+__device__ Sums operator-(Sums a, Sums b) { return {a.count - b.count, a.units - b.units}; }
+
+// Tokens and units by one digit. Twice: while one list is added up by the other blocks, the next is made.
+struct Histogram {
+  uint32_t count[THREADS];
+  unsigned long long units[THREADS];
+};
+
+struct Shared {
+  Histogram histograms[2];
+  Sums warps[THREADS / WARP];
+  uint64_t best_of_warp[THREADS / WARP];
+  // What the other blocks read.
+  uint64_t best;
+  Sums above;
+  uint64_t ties;
+  // The digit at which a limit falls, and what is above it.
+  uint32_t digit;
+  Sums over_digit;
+};
+
+// What may be drawn: all tokens with a larger weight, and the first `ties` with this one.
+struct Limit {
+  float weight;
+  uint64_t ties;
+};
+
+// A number that orders as (value, then the smaller index first): the largest is the answer. Not-a-number orders first.
+__device__ uint64_t rank(float value, uint32_t index) {
+  const uint32_t bits = __float_as_uint(value + 0.f);  // one zero for both
+  const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return uint64_t{isnan(value) ? 0u : ordered} << 32 | ~index;
+}
+
+// The value that was ranked; not-a-number if nothing was.
+__device__ float ranked(uint64_t rank) {
+  const uint32_t ordered = static_cast<uint32_t>(rank >> 32);
+  return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7FFFFFFFu : ~ordered);
+}
+
+__device__ uint64_t units(float weight) { return __float2ull_rz(__fmul_rn(weight, UNITS)); }
+
+// e to the power of x, as the host has it: nothing is contracted.
+__device__ float exp_of(float x) {
+  if (!(x > -31.f)) return 0.f;
+  const float power = rintf(__fmul_rn(x, 0x1.715476p+0f));
+  const float rest =
+      __fsub_rn(__fsub_rn(x, __fmul_rn(power, 0x1.63p-1f)), __fmul_rn(power, -0x1.bd0106p-13f));
+  constexpr float POLYNOMIAL[] = {0x1.a0d2cep-13f, 0x1.6e879ep-10f, 0x1.111210p-7f,
+                                  0x1.555382p-5f,  0x1.555554p-3f,  0x1p-1f};
+  float sum = POLYNOMIAL[0];
+#pragma unroll
+  for (int i = 1; i < 6; i++) sum = __fadd_rn(__fmul_rn(sum, rest), POLYNOMIAL[i]);
+  const float scale = __uint_as_float(static_cast<uint32_t>(static_cast<int>(power) + 127) << 23);
+  return __fmul_rn(__fadd_rn(__fadd_rn(__fmul_rn(sum, __fmul_rn(rest, rest)), rest), 1.f), scale);
+}
+
+__device__ uint64_t mix(uint64_t z) {
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+  return z ^ z >> 31;
+}
+
+__device__ uint64_t draw(const Settings& how) {
+  constexpr uint64_t K = 0x9E3779B97F4A7C15u;
+  const uint64_t state = mix((uint64_t{how.seed[1]} << 32 | how.seed[0]) + K);
+  return mix(state ^ (uint64_t{how.position} + 1) * K);
+}
+
+// The sums over this thread and those before it.
+__device__ Sums scanned(Sums value, Shared& shared) {
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  for (int offset = 1; offset < WARP; offset *= 2) {
+    const Sums before = {__shfl_up_sync(~0u, value.count, offset), __shfl_up_sync(~0u, value.units, offset)};
+    if (lane >= offset) value = value + before;
+  }
+  __syncthreads();
+  if (lane == WARP - 1) shared.warps[warp] = value;
+  __syncthreads();
+  Sums warps_before = {0, 0};
+  for (int i = 0; i < warp; i++) warps_before = warps_before + shared.warps[i];
+  return value + warps_before;
+}
+
+struct Row {
+  cg::cluster_group cluster;
+  Shared& shared;
+  // This block's, and how many they are.
+  const float* weights;
+  int ids;
+  // Lists made so far.
+  int lists;
+
+  // The limit of the first tokens, by weight and then by id, that are `wanted` together, in tokens or in units, and their sums.
+  // `wanted` is at least 1, and all tokens together have as much; `own` is the first list.
+  __device__ Limit limit(bool by_units, uint64_t wanted, Sums own, Sums* kept) {
+    uint32_t leading = 0;
+    Sums above = {0, 0};
+    for (int digit = 0; digit < DIGITS; digit++) {
+      if (digit > 0) own = list(leading, (DIGITS - 1 - digit) * DIGIT_BITS);
+      // From the largest weights on.
+      const Sums sum = above + scanned(own, shared), before = sum - own;
+      const bool reached = (by_units ? sum.units : sum.count) >= wanted;
+      if (reached && (by_units ? before.units : before.count) < wanted) {
+        shared.digit = THREADS - 1 - threadIdx.x;
+        shared.over_digit = before;
+      }
+      __syncthreads();
+      leading = leading << DIGIT_BITS | shared.digit;
+      above = shared.over_digit;
+      __syncthreads();
+    }
+    const float weight = __uint_as_float(leading);
+    const uint64_t each = units(weight);
+    const uint64_t ties = by_units ? (wanted - above.units + each - 1) / each : wanted - above.count;
+    *kept = {above.count + ties, above.units + ties * each};
+    return {weight, ties};
+  }
+
+  // Tokens and units of the whole row by the digit at `shift`, of the weights that begin with `leading`: thread t has those of the digit
+  // that counts down to it.
+  __device__ Sums list(uint32_t leading, int shift) {
+    Histogram& mine = shared.histograms[lists % 2];
+    mine.count[threadIdx.x] = 0;
+    mine.units[threadIdx.x] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < ids; i += THREADS) {
+      const uint32_t bits = __float_as_uint(weights[i]);
+      if (bits == 0 || bits >> shift >> DIGIT_BITS != leading) continue;
+      const uint32_t digit = bits >> shift & (THREADS - 1);
+      atomicAdd(&mine.count[digit], 1);
+      atomicAdd(&mine.units[digit], static_cast<unsigned long long>(units(weights[i])));
+    }
+    // The list after next is made in this one's place, by when all blocks have passed the next of these, and so have read it.
+    cluster.sync();
+    const int digit = THREADS - 1 - threadIdx.x;
+    Sums sum = {0, 0};
+    for (int block = 0; block < BLOCKS; block++) {
+      const Histogram* of_block = cluster.map_shared_rank(&mine, block);
+      sum = sum + Sums{of_block->count[digit], of_block->units[digit]};
+    }
+    lists++;
+    return sum;
+  }
+};
+
+__global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 1)
+    sample(const float* logits, const Settings* settings, int32_t* out, int vocabulary) {
+  extern __shared__ float weights[];
+  __shared__ Shared shared;
+  const cg::cluster_group cluster = cg::this_cluster();
+  const int block = cluster.block_rank(), row = blockIdx.x / BLOCKS;
+  const int share = (vocabulary + BLOCKS - 1) / BLOCKS;
+  const int first = min(block * share, vocabulary), ids = min(share, vocabulary - first);
+  const Settings how = settings[row];
+  after_previous();
+
+  uint64_t best = 0;
+  const float* mine = logits + int64_t{row} * vocabulary + first;
+  for (int i = threadIdx.x; i < ids; i += THREADS) {
+    weights[i] = mine[i];
+    best = max(best, rank(weights[i], first + i));
+  }
+  for (int offset = WARP / 2; offset > 0; offset /= 2) best = max(best, __shfl_xor_sync(~0u, best, offset));
+  if (threadIdx.x % WARP == 0) shared.best_of_warp[threadIdx.x / WARP] = best;
+  __syncthreads();
+  for (int warp = 0; warp < THREADS / WARP; warp++) best = max(best, shared.best_of_warp[warp]);
+  if (threadIdx.x == 0) shared.best = best;
+  cluster.sync();
+  for (int other = 0; other < BLOCKS; other++) best = max(best, *cluster.map_shared_rank(&shared.best, other));
+
+  // All blocks of a cluster decide alike.
+  uint64_t total = 0;
+  if (how.temperature > 0.f) {
+    const float most = ranked(best);
+    for (int i = threadIdx.x; i < ids; i += THREADS) {
+      const float logit = weights[i];
+      const float weight = logit == most ? 1.f : exp_of(__fdiv_rn(__fsub_rn(logit, most), how.temperature));
+      weights[i] = weight >= how.min_p && units(weight) > 0 ? weight : 0.f;
+    }
+    __syncthreads();
+    Row of_row = {cluster, shared, weights, ids, 0};
+    Limit limit = {0.f, 0};
+    Sums kept = {0, 0};
+    Sums of_digit = {0, 0};
+    if (how.top_k > 0 || how.top_p < 1.f) {
+      of_digit = of_row.list(0, (DIGITS - 1) * DIGIT_BITS);
+      // The last thread's are sums of all digits.
+      const Sums all = scanned(of_digit, shared);
+      if (threadIdx.x == THREADS - 1) shared.over_digit = all;
+      __syncthreads();
+      kept = shared.over_digit;
+      __syncthreads();
+    }
+    if (how.top_k > 0 && how.top_k < kept.count) limit = of_row.limit(false, how.top_k, of_digit, &kept);
+    if (how.top_p < 1.f && kept.units > 0) {
+      const uint64_t wanted = __umul64hi(__double2ull_rz(static_cast<double>(how.top_p) * 0x1p64), kept.units);
+      limit = of_row.limit(true, max(wanted, uint64_t{1}), of_digit, &kept);
+    }
+
+    // Each thread takes neighbouring ids, an odd number of them, so that the threads of a warp read from different banks.
+    const int of_thread = (ids + THREADS - 1) / THREADS | 1;
+    const int begin = min(static_cast<int>(threadIdx.x) * of_thread, ids), end = min(begin + of_thread, ids);
+    const uint64_t each = units(limit.weight);
+    Sums own = {0, 0};
+    for (int i = begin; i < end; i++) {
+      if (weights[i] > limit.weight) own.units += units(weights[i]);
+      if (weights[i] == limit.weight) own.count++;
+    }
+    // `count` is of ties here: those that are kept are the first.
+    const Sums upto = scanned(own, shared);
+    if (threadIdx.x == THREADS - 1) shared.above = upto;
+    cluster.sync();
+    Sums before = {0, 0}, all = {0, 0};
+    for (int other = 0; other < BLOCKS; other++) {
+      const Sums theirs = *cluster.map_shared_rank(&shared.above, other);
+      if (other < block) before = before + theirs;
+      all = all + theirs;
+    }
+    const auto drawable = [&](Sums sums) { return sums.units + min(sums.count, limit.ties) * each; };
+    total = drawable(all);
+    const uint64_t drawn = __umul64hi(draw(how), total);
+    Sums sums = before + upto - own;
+    if (drawable(sums) <= drawn && drawn < drawable(sums + own)) {
+      int i = begin;
+      while (true) {
+        if (weights[i] > limit.weight) sums.units += units(weights[i]);
+        if (weights[i] == limit.weight) sums.count++;
+        if (drawable(sums) > drawn) break;
+        i++;
+      }
+      out[row] = first + i;
+    }
+  }
+  if (total == 0 && block == 0 && threadIdx.x == 0) out[row] = static_cast<int32_t>(~static_cast<uint32_t>(best));
+  // Nobody leaves while others read its memory.
+  cluster.sync();
+}
+
+}  // namespace
+
+// Tokens that a vocabulary may have.
+extern "C" int baton_vocabulary_most() { return IDS_MOST * BLOCKS; }
+
+// out[r] = the token that `settings[r]`, eight words each, choose from row r of the logits.
+extern "C" int baton_sample(const float* logits, const void* settings, int32_t* out, int rows, int vocabulary,
+                            cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  if (vocabulary > IDS_MOST * BLOCKS) return cudaErrorInvalidValue;
+  const int bytes = (vocabulary + BLOCKS - 1) / BLOCKS * sizeof(float);
+  const cudaError_t error = cudaFuncSetAttribute(sample, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  return launch(sample, rows * BLOCKS, THREADS, bytes, stream, logits, static_cast<const Settings*>(settings), out,
+                vocabulary);
+}
