@@ -190,7 +190,7 @@ struct Row {
   }
 };
 
-__global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 1)
+__global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
     sample(const float* logits, const Settings* settings, int32_t* out, int vocabulary) {
   extern __shared__ float weights[];
   __shared__ Shared shared;

@@ -165,7 +165,7 @@ def tokenize(port, text):
 class Together:
     """Answers to all prompts, no more than `most` at a time; None for one that failed."""
 
-    def __init__(self, port, prompts, tokens, most=None):
+    def __init__(self, port, prompts, tokens, most=None, **more):
         self.answers = [None] * len(prompts)
         self.left = iter(range(len(prompts)))
         self.lock = threading.Lock()
@@ -177,7 +177,7 @@ class Together:
                 if place is None:
                     return
                 try:
-                    self.answers[place] = ask(port, prompts[place], tokens)
+                    self.answers[place] = ask(port, prompts[place], tokens, **more)
                 except (OSError, http.client.HTTPException, Failed):
                     pass
 

@@ -29,6 +29,8 @@ LENGTHS = [1000, 5000, 15000]
 ROUNDS = 5
 # Two tokens whose logarithms of probability differ by no more than this are a tie to bf16, whose products are off by some hundredths.
 NEAR_TIE = 0.25
+# Settings whose tokens are drawn: those that most clients send.
+DRAWN = {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "seed": 7}
 CHECKED = 200
 WORDS = 32
 
@@ -244,6 +246,9 @@ def real(suite):
     parted(suite, gaps)
     plain = [ask(port, prompt, WORDS) for prompt in some]
     suite.add("  answers whose ids depend on who samples, host or GPU", sum(a.ids != b.ids for a, b in zip(plain, told)), "= 0")
+    drawn = [ask(port, prompt, WORDS, **DRAWN) for prompt in some]
+    by_host = [ask(port, prompt, WORDS, **DRAWN, logprobs=1) for prompt in some]
+    suite.add("  the same, drawn with a seed", sum(a.ids != b.ids for a, b in zip(drawn, by_host)), "= 0")
     # Beside the sender: what all have together may not exceed it.
     single = suite.small.local(1, "engine.gpu_memory_utilization=0.8")
     expected = [ask(single.port(), prompt, WORDS) for prompt in prompts]
@@ -251,6 +256,9 @@ def real(suite):
     judge(suite, single.port(), prompts, expected, found, f"{len(prompts)} answers through the pair, 32 at once")
     suite.add("  of those, the share that is equal for 32 tokens", equal(expected, found), ">= 0.99")
     suite.expected = list(zip(prompts, expected))
+    expected = Together(single.port(), prompts, WORDS, 1, **DRAWN).wait()
+    found = Together(port, prompts, WORDS, 32, **DRAWN).wait()
+    suite.add("  the same share, drawn with a seed", equal(expected, found), ">= 0.99")
 
 
 def parted(suite, gaps):

@@ -126,3 +126,36 @@ fn probabilities_are_the_models_own() {
         assert!((f64::from(logprob).exp() - probabilities[id as usize]).abs() < 1e-6, "{id}");
     }
 }
+
+#[test]
+fn the_exponential_is_right_and_the_same_on_every_machine() {
+    let mut bits = 0u64;
+    for step in 0..40_000 {
+        let x = step as f32 * -1e-3;
+        let (found, right) = (f64::from(exp(x)), f64::from(x).exp());
+        if x > -31.0 {
+            assert!((found / right - 1.0).abs() < 1.5e-7, "{x}: {found} and not {right}");
+        } else {
+            assert_eq!(found, 0.0, "{x}");
+        }
+        bits = bits.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(exp(x).to_bits()));
+    }
+    assert_eq!(bits, 12_248_216_212_223_090_797, "every backend has to have these bits");
+    assert_eq!((exp(0.0), exp(f32::NEG_INFINITY), exp(f32::NAN)), (1.0, 0.0, 0.0));
+}
+
+#[test]
+fn draws_do_not_depend_on_the_order_of_sums_or_on_ties() {
+    // A thousand equals: the limits take the lowest ids.
+    let logits = vec![0.25; 1000];
+    for (how, most) in [
+        (Sampling { top_k: 10, ..Sampling::GREEDY }, 10),
+        (Sampling { top_p: 0.125, ..Sampling::GREEDY }, 125),
+        (Sampling { top_k: 100, top_p: 0.5, ..Sampling::GREEDY }, 50),
+        (Sampling { min_p: 1.0, ..Sampling::GREEDY }, 1000),
+    ] {
+        let counts = counts(&logits, &drawn(how.clone()));
+        let last = counts.iter().rposition(|count| *count > 0.0);
+        assert_eq!(last, Some(most - 1), "{how:?}");
+    }
+}

@@ -296,9 +296,20 @@ fn nothing_runs_ahead_of_who_waits_or_of_what_the_host_samples() {
     assert_eq!(rows(&state.plan(0).expect("both")), [(1, 0, false), (0, 2, false)]);
 
     let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
-    let sampling = Sampling { temperature: 1.0, ..Sampling::GREEDY }.into();
-    state.on_start(StartSequence { sampling, ..start(1, 2, 9) });
-    assert!(state.plan(0).is_some() && state.plan(0).is_none());
+    let drawn = Sampling { temperature: 1.0, top_p: 0.9, seed: 3, ..Sampling::GREEDY };
+    state.on_start(StartSequence { sampling: drawn.clone().into(), ..start(1, 2, 9) });
+    assert!(state.plan(0).is_some() && state.plan(0).is_some(), "a draw follows from the step's logits");
+
+    let of_host = [
+        Sampling { presence_penalty: 0.5, ..drawn.clone() },
+        Sampling { logit_bias: vec![(1, 2.0)], ..drawn.clone() },
+        Sampling { logprobs: Some(0), ..drawn },
+    ];
+    for sampling in of_host {
+        let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
+        state.on_start(StartSequence { sampling: sampling.clone().into(), ..start(1, 2, 9) });
+        assert!(state.plan(0).is_some() && state.plan(0).is_none(), "{sampling:?}");
+    }
 
     let mut state = GeneratorState::new(4, 64, 2, vec![EOS], true);
     state.on_start(start(1, 2, 9));
