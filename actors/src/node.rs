@@ -43,6 +43,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// How far ahead of its tokens a request's pages are reserved: one that may get thousands keeps nobody out who gets few.
 const GROWTH_TOKENS: u32 = 256;
 
+/// Cores from which on arbiters stay awake while pages move: they, the transport's thread and the engine's take one each.
+const AWAKE_CORES: usize = 8;
+
 /// How long sessions may take to end in good order.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -168,8 +171,9 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let (model, step_tokens) = (engine.model().clone(), engine.limits().tokens);
     let (pool, layout) = (engine.kv().clone(), engine.kv().layout().clone());
     let (page_bytes, pages) = (layout.page_bytes(), pool.pages());
-    // A host's cores compute.
-    let awake = if pool.is_on_device() { AWAKE } else { Duration::ZERO };
+    // A host's cores compute, and few are wanted for other things.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let awake = if pool.is_on_device() && cores >= AWAKE_CORES { AWAKE } else { Duration::ZERO };
     let ring_pages = match &link {
         Some(LinkConfig { role: LinkRole::Receiver(_), ring_bytes, .. }) => {
             ring_pages(*ring_bytes, page_bytes, pages).ok_or(StartError::Pool { pages })?

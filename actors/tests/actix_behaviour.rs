@@ -214,25 +214,39 @@ async fn ticks_come_while_the_mailbox_is_never_empty() {
     until("three ticks", || ticks.load(Ordering::SeqCst) >= 3).await;
 }
 
-#[actix::test]
-async fn an_arbiter_that_stays_awake_serves_others_and_sleeps_again() {
-    let (addr, seen) = counter(16).await;
-    let awake = Awake::new(Duration::from_secs(3600));
-    awake.stay();
-    // Messages from here and elsewhere, and timers.
-    let elsewhere = addr.clone();
-    std::thread::spawn(move || elsewhere.do_send(Count)).join().expect("no panic there");
-    let answer = tokio::time::timeout(PATIENCE, addr.send(Count)).await.expect("in time").expect("alive");
-    assert_eq!((answer, seen.load(Ordering::SeqCst)), (2, 2));
-    tokio::time::sleep(Duration::from_millis(5)).await;
-    assert!(awake.is_awake());
+#[test]
+fn a_thread_that_stays_awake_does_not_park_and_serves_others() {
+    let parks = Arc::new(AtomicU32::new(0));
+    let counted = parks.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .on_thread_park(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        })
+        .build()
+        .expect("a runtime");
+    let parks_in_a_while = async || {
+        let before = parks.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        parks.load(Ordering::SeqCst) - before
+    };
+    let work = async {
+        let never = Awake::new(Duration::ZERO);
+        never.stay();
+        assert!(parks_in_a_while().await > 0 && !never.is_awake());
 
-    let awake = Awake::new(Duration::from_millis(20));
-    awake.stay();
-    until("it sleeps", || !awake.is_awake()).await;
-    awake.stay();
-    assert!(awake.is_awake(), "and can be kept awake again");
-    let never = Awake::new(Duration::ZERO);
-    never.stay();
-    assert!(!never.is_awake());
+        let awake = Awake::new(Duration::from_millis(1));
+        awake.stay();
+        until("it sleeps again", || !awake.is_awake()).await;
+        awake.stay();
+        assert!(awake.is_awake(), "and can be kept awake again");
+
+        let awake = Awake::new(Duration::from_secs(3600));
+        awake.stay();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || tell.send(())).join().expect("no panic there").expect("somebody listens");
+        told.await.expect("what comes from elsewhere is heard");
+        assert_eq!(parks_in_a_while().await, 0, "and so are timers");
+    };
+    tokio::task::LocalSet::new().block_on(&runtime, work);
 }

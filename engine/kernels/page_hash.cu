@@ -27,8 +27,11 @@ constexpr int LOAD_BYTES = 16;
 // A thread's loads from one segment.
 constexpr int LOADS = SEGMENT / (WARP * LOAD_BYTES);
 constexpr int WARPS = 8;
-// As many as an H100 holds at once: others would wait for these, and work out the keys once more.
-constexpr uint64_t BLOCKS_WANTED = 4 * 132;
+// As many blocks as an H100 holds at once; more of them, each of which works out the keys, where a warp has many segments: up to four
+// times as many, so that the last ones to finish are few.
+constexpr uint64_t BLOCKS_LEAST = 4 * 132;
+constexpr uint64_t BLOCKS_MOST = 4 * BLOCKS_LEAST;
+constexpr uint64_t SEGMENTS_MANY = 16;
 // Pages of one launch: the list goes as an argument, which may have 4 KiB.
 constexpr int PAGES_MOST = 256;
 // 2^64 divided by the golden ratio, odd.
@@ -122,7 +125,10 @@ __global__ void __launch_bounds__(WARPS * WARP) page_contents(const uint8_t* bas
   if (threadIdx.x == 0) {
     __threadfence();
     // Counts up to the last block, and from there to 0.
-    if (atomicInc(&total.blocks, gridDim.y - 1) == gridDim.y - 1) out[blockIdx.x] = atomicExch(&total.sum, 0);
+    if (atomicInc(&total.blocks, gridDim.y - 1) == gridDim.y - 1) {
+      __threadfence();
+      out[blockIdx.x] = atomicExch(&total.sum, 0);
+    }
   }
 }
 
@@ -144,7 +150,8 @@ extern "C" int baton_page_contents(const void* base, uint64_t page_bytes, const 
   std::copy_n(pages, count, list.page);
   // At least one block a page, and a segment for every warp.
   const uint64_t of_page = (page_bytes + SEGMENT * WARPS - 1) / (SEGMENT * WARPS);
-  const uint64_t wanted = (BLOCKS_WANTED + count - 1) / count;
+  const uint64_t many = of_page * count / SEGMENTS_MANY;
+  const uint64_t wanted = (std::min(std::max(many, BLOCKS_LEAST), BLOCKS_MOST) + count - 1) / count;
   const unsigned blocks = static_cast<unsigned>(std::max<uint64_t>(1, std::min(of_page, wanted)));
   page_contents<<<dim3(count, blocks), WARPS * WARP, 0, stream>>>(
       static_cast<const uint8_t*>(base), page_bytes, list, static_cast<Total*>(totals),

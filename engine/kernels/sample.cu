@@ -36,6 +36,7 @@ struct Settings {
   uint32_t position;
   uint32_t nothing;
 };
+static_assert(sizeof(Settings) == 8 * sizeof(uint32_t));
 
 // Tokens, and their units.
 struct Sums {
@@ -217,7 +218,7 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
 
   // All blocks of a cluster decide alike.
   uint64_t total = 0;
-  if (how.temperature > 0.f) {
+  if (!(how.temperature <= 0.f)) {
     const float most = ranked(best);
     for (int i = threadIdx.x; i < ids; i += THREADS) {
       const float logit = weights[i];
@@ -294,7 +295,9 @@ extern "C" int baton_sample(const float* logits, const void* settings, int32_t* 
   if (rows == 0) return cudaSuccess;
   if (vocabulary > IDS_MOST * BLOCKS) return cudaErrorInvalidValue;
   const int bytes = (vocabulary + BLOCKS - 1) / BLOCKS * sizeof(float);
-  const cudaError_t error = cudaFuncSetAttribute(sample, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  // The most of any vocabulary: it holds for the process.
+  const int most = IDS_MOST * sizeof(float);
+  const cudaError_t error = cudaFuncSetAttribute(sample, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   if (error != cudaSuccess) return error;
   return launch(sample, rows * BLOCKS, THREADS, bytes, stream, logits, static_cast<const Settings*>(settings), out,
                 vocabulary);

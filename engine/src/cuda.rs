@@ -261,6 +261,15 @@ impl CudaEngine {
         self.forward.logits_row(index)
     }
 
+    /// What the device draws from rows of logits of any vocabulary, by settings and position of each. For tests.
+    ///
+    /// # Errors
+    /// The device's.
+    #[doc(hidden)]
+    pub fn draw(&self, logits: &[f32], samples: &[(&Sampling, u32)]) -> Result<Vec<u32>, CudaError> {
+        forward::draw(&self.device, &self.stream, logits, samples)
+    }
+
     /// The bytes of a page as they are. For tests.
     ///
     /// # Errors

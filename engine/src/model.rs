@@ -14,6 +14,8 @@ use crate::gguf::{Gguf, GgufError};
 pub(crate) const LAYERS_MAX: u64 = 1024;
 pub(crate) const HEADS_MAX: u64 = 4096;
 pub(crate) const SIZE_MAX: u64 = 1 << 24;
+/// The most tokens of a vocabulary: sums over it are reckoned with that.
+pub(crate) const VOCABULARY_MAX: u64 = 1 << 20;
 
 const THREADS_MAX: usize = 256;
 const PAGE_TOKENS_MAX: u32 = 4096;
@@ -231,9 +233,13 @@ impl Shape {
             .tensors()
             .get("token_embd.weight")
             .and_then(|tensor| tensor.dimensions.get(1))
-            .filter(|rows| (1..=SIZE_MAX).contains(*rows))
+            .filter(|rows| (1..=VOCABULARY_MAX).contains(*rows))
             .map(|&rows| rows as usize)
-            .ok_or_else(|| unsupported("token_embd.weight is missing or not a matrix".to_owned()))?;
+            .ok_or_else(|| {
+                unsupported(format!(
+                    "token_embd.weight is missing or has not between 1 and {VOCABULARY_MAX} rows"
+                ))
+            })?;
         let float = |key: &str, fallback: Option<f32>| {
             gguf.f32(key)
                 .or(fallback)

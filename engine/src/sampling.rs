@@ -3,7 +3,7 @@
 //! In this order, as vLLM has it: bias; penalties for tokens that occur; then the largest logit if the temperature is 0, else
 //! temperature, `min_p`, `top_k`, `top_p`, and a draw from what is left, in the order of ids. The draw is a counter function of seed and position,
 //! probabilities are added up as whole numbers, whose sum does not depend on the order, and `exp` is our own: so it does not matter in which
-//! process, batch or attempt a token is sampled, nor on which machine or device. What a GPU samples is `kernels/sample.cu`, and the same.
+//! process, batch or attempt a token is sampled, nor on which machine or device. A GPU has the same in `kernels/sample.cu`.
 
 use std::cmp::Ordering;
 
@@ -239,8 +239,8 @@ fn kept(logits: &[f32], how: &Sampling) -> Vec<Candidate> {
     kept
 }
 
-/// Of the most probable token's weight, how many parts are counted. A million tokens of that weight have a sum of 64 bits, and what has less
-/// than one part is never drawn: it is 30 logits below.
+/// Of the most probable token's weight, how many parts are counted. The largest vocabulary of that weight has a sum of 64 bits, and what has
+/// less than one part is never drawn: it is 30 logits below.
 const UNITS: f32 = (1u64 << 44) as f32;
 const TWO_POW_64: f64 = 18_446_744_073_709_551_616.0;
 

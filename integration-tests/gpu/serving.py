@@ -124,7 +124,7 @@ class Answer:
 
 
 def ask(port, prompt, tokens, **more):
-    """Asks for that many tokens, greedily; `prompt` is token ids."""
+    """Asks for that many tokens, greedily unless `more` says otherwise; `prompt` is token ids."""
     body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
     body |= {"return_token_ids": True, "return_timings": True, "stream_options": {"include_usage": True}, **more}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)

@@ -71,11 +71,19 @@ def output(command, seconds=180, **environment):
     return done.stdout
 
 
+def lines_like(pattern, said):
+    """All lines of that form, of which there must be some."""
+    lines = re.findall(pattern, said, re.M)
+    if not lines:
+        raise Failed(f"no line has the form {pattern}")
+    return lines
+
+
 def engine(suite):
     """The engine by itself: small models against the CPU engine, times, what a step reads, what its kernels take."""
     said = output([suite.gpu_engine, suite.folder])
     print(said)
-    for name, error, same, rows, draws in re.findall(r"^(\S+) +\d+ +([\d.]+) +(\d+/\d+) +(\d+) +(\d+)$", said, re.M):
+    for name, error, same, rows, draws in lines_like(r"^(\S+) +\d+ +([\d.]+) +(\d+/\d+) +(\d+) +(\d+)$", said):
         suite.add(f"{name}: logits' RMS error against the CPU engine", float(error), "<= 0.03")
         # It ends at the first row that is not the same.
         suite.add(f"{name}: rows whose logits are the same alone and in company, to the bit, all of", int(rows))
@@ -88,7 +96,7 @@ def engine(suite):
     suite.add("large model: tokens drawn by the GPU that are those that the host draws, all of", draws)
     suite.read_rate = float(re.search(r"page hash: ([\d.]+) TB/s", said)[1])
     suite.add("read bandwidth, by the page hash", suite.read_rate, unit="TB/s")
-    for rows, context, each, drawn in re.findall(r"^ +(\d+) +(\d+) +([\d.]+) +[\d.]+ +([\d.]+)$", said, re.M):
+    for rows, context, each, drawn in lines_like(r"^ +(\d+) +(\d+) +([\d.]+) +[\d.]+ +([\d.]+)$", said):
         suite.add(f"decode step of {rows} rows behind {context} tokens", float(each), unit="ms")
         suite.add(f"decode step of {rows} rows behind {context} tokens, drawn with top_k and top_p", float(drawn), unit="ms")
     if shutil.which("ncu"):
@@ -256,7 +264,7 @@ def real(suite):
     judge(suite, single.port(), prompts, expected, found, f"{len(prompts)} answers through the pair, 32 at once")
     suite.add("  of those, the share that is equal for 32 tokens", equal(expected, found), ">= 0.99")
     suite.expected = list(zip(prompts, expected))
-    expected = Together(single.port(), prompts, WORDS, 1, **DRAWN).wait()
+    expected = [ask(single.port(), prompt, WORDS, **DRAWN) for prompt in prompts]
     found = Together(port, prompts, WORDS, 32, **DRAWN).wait()
     suite.add("  the same share, drawn with a seed", equal(expected, found), ">= 0.99")
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::OpenError;
-use crate::model::{HEADS_MAX, LAYERS_MAX, SIZE_MAX, Shape, inverse_frequencies};
+use crate::model::{HEADS_MAX, LAYERS_MAX, SIZE_MAX, Shape, VOCABULARY_MAX, inverse_frequencies};
 use crate::safetensors::Safetensors;
 
 /// What of `config.json` matters here.
@@ -120,7 +120,7 @@ impl Config {
             kv_heads: size("num_key_value_heads", kv_heads, HEADS_MAX)?,
             head_dim,
             feed_forward: size("intermediate_size", self.intermediate_size, SIZE_MAX)?,
-            vocabulary: size("vocab_size", self.vocab_size, SIZE_MAX)?,
+            vocabulary: size("vocab_size", self.vocab_size, VOCABULARY_MAX)?,
             context_tokens: size("max_position_embeddings", self.max_position_embeddings, SIZE_MAX)? as u32,
             norm_epsilon: self.rms_norm_eps as f32,
             inverse_frequencies: frequencies,

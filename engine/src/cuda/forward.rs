@@ -10,10 +10,11 @@ use super::kernels::{
     baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_sample, baton_silu_mul,
     baton_take_rows, launched,
 };
-use super::plan::Plan;
+use super::plan::{Plan, settings_of};
 use super::weights::{Layer, Weights};
 use crate::kv::{KeyOrValue, KvPool};
 use crate::model::Shape;
+use crate::sampling::Sampling;
 
 const HALF: usize = 2;
 
@@ -49,11 +50,32 @@ pub(super) struct Forward {
     inverse_frequencies: Buffer,
     /// `[sampled][vocabulary]`, f32.
     pub(super) logits: Buffer,
-    /// What each row's settings choose from its logits; of a row that the host samples from the largest logit.
+    /// What each row's settings choose from its logits; for a row that the host samples, the largest logit.
     pub(super) chosen: Buffer,
     pool: Arc<KvPool>,
     page_tokens: usize,
     page_stride: i64,
+}
+
+/// As [`CudaEngine::draw`](super::CudaEngine::draw).
+pub(super) fn draw(
+    device: &Arc<Device>,
+    stream: &Stream,
+    logits: &[f32],
+    samples: &[(&Sampling, u32)],
+) -> Result<Vec<u32>> {
+    let rows = samples.len();
+    let settings: Vec<_> = samples.iter().map(|(how, end)| settings_of(Some((how, *end as usize)))).collect();
+    let (values, settings) = (Buffer::of(device, logits)?, Buffer::of(device, &settings)?);
+    let chosen = Buffer::new(device, rows * size_of::<u32>())?;
+    let vocabulary = (logits.len() / rows) as i32;
+    // SAFETY: all three have as many rows.
+    let status = unsafe {
+        baton_sample(values.start(), settings.start(), chosen.start(), rows as i32, vocabulary, stream.raw())
+    };
+    launched("baton_sample", status)?;
+    stream.wait()?;
+    chosen.read_at(0, rows)
 }
 
 impl Forward {

@@ -207,6 +207,9 @@ impl Plan {
             pages,
         } = self.places;
         let (page_tokens, words) = (self.page_tokens, self.host[turn].values_mut());
+        let put_settings = |words: &mut [i32], index: usize, sample| {
+            words[settings + SETTING_WORDS * index..][..SETTING_WORDS].copy_from_slice(&settings_of(sample));
+        };
         let (mut row, mut page, mut samples, mut piece) = (0, 0, 0, 0);
         self.kv_tokens.clear();
         words[piece_are..pages].fill(0);
@@ -242,7 +245,7 @@ impl Plan {
                 words[pages + page] = 0;
                 words[last_page_tokens + place] = 1;
                 words[sampled + samples] = row as i32;
-                put_settings(words, settings, samples, None);
+                put_settings(words, samples, None);
                 self.kv_tokens.push(1);
                 (row, page, samples) = (row + 1, page + 1, samples + 1);
                 continue;
@@ -268,7 +271,7 @@ impl Plan {
             self.kv_tokens.push(end as i32);
             if let Some(sample) = chunk.sample {
                 words[sampled + samples] = (row - 1) as i32;
-                put_settings(words, settings, samples, Some((sample.how, end)));
+                put_settings(words, samples, Some((sample.how, end)));
                 samples += 1;
             }
         }
@@ -378,15 +381,15 @@ impl Plan {
     }
 }
 
-/// How the `index`-th sampled row is sampled after `end` tokens, as `sample.cu` reads it. Without a draw on the device: the largest logit.
-fn put_settings(words: &mut [i32], settings: usize, index: usize, sample: Option<(&Sampling, usize)>) {
-    let words = &mut words[settings + SETTING_WORDS * index..][..SETTING_WORDS];
-    words.fill(0);
-    let Some((how, end)) = sample.filter(|(how, _)| how.is_plain()) else { return };
+/// How a row is sampled after so many tokens, as `sample.cu` reads it. One that the device does not draw for: the largest logit.
+pub(super) fn settings_of(sample: Option<(&Sampling, usize)>) -> [i32; SETTING_WORDS] {
+    let mut words = [0; SETTING_WORDS];
+    let Some((how, end)) = sample.filter(|(how, _)| how.is_plain()) else { return words };
     let floats = [how.temperature, how.top_p, how.min_p].map(f32::to_bits);
     let whole = [how.top_k, how.seed as u32, (how.seed >> 32) as u32, end as u32];
     let values = floats.into_iter().chain(whole);
     words.iter_mut().zip(values).for_each(|(word, value)| *word = value.cast_signed());
+    words
 }
 
 /// Two words, in the machine's order.

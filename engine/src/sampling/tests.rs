@@ -145,8 +145,7 @@ fn the_exponential_is_right_and_the_same_on_every_machine() {
 }
 
 #[test]
-fn draws_do_not_depend_on_the_order_of_sums_or_on_ties() {
-    // A thousand equals: the limits take the lowest ids.
+fn limits_take_the_lowest_ids_of_equals() {
     let logits = vec![0.25; 1000];
     for (how, most) in [
         (Sampling { top_k: 10, ..Sampling::GREEDY }, 10),

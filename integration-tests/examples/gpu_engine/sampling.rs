@@ -24,11 +24,13 @@ fn settings() -> Vec<Sampling> {
     all
 }
 
-/// Draws with all settings, `times` times each, in steps of many rows and in one beside a prompt; gives how many tokens were compared.
+/// Draws with all settings, `times` times each, in steps of many rows and in one beside a prompt; what the host samples stands between. Gives how
+/// many tokens were compared.
 pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
     let mut settings: Vec<Sampling> = (0..times)
         .flat_map(|time| settings().into_iter().map(move |how| Sampling { seed: how.seed + time, ..how }))
         .collect();
+    settings.iter_mut().step_by(5).for_each(|how| how.logprobs = Some(1));
     let vocabulary = gpu.model().vocabulary;
     let pages: Vec<PageId> = (0..=ROWS as u32).map(PageId).collect();
     let mut compared = 0;
@@ -67,4 +69,51 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
         }
     }
     Ok(compared)
+}
+
+/// Draws from made-up rows, of vocabularies that fill a cluster's blocks or leave some empty; gives how many tokens were compared.
+pub(super) fn check_made_up(gpu: &CudaEngine) -> Result<usize> {
+    let mut compared = 0;
+    for vocabulary in [1, 2, 7, 8, 9, 75, 1000, 8193, 32_000, 128_256, 393_216] {
+        // The host takes milliseconds for a large one.
+        let few = 1 + vocabulary / 8192;
+        for settings in settings().chunks(few).filter_map(<[_]>::first).collect::<Vec<_>>().chunks(ROWS) {
+            let rows: Vec<Vec<f32>> =
+                (compared..).take(settings.len()).map(|row| made_up(row, vocabulary)).collect();
+            let samples: Vec<(&Sampling, u32)> = settings.iter().copied().zip(compared as u32..).collect();
+            let found = gpu.draw(&rows.concat(), &samples)?;
+            for ((mut logits, (how, position)), found) in rows.into_iter().zip(samples).zip(found) {
+                let right = choose(&mut logits, Sample { how, tokens: &[], prompt: 0 }, position).id;
+                ensure!(
+                    found == right,
+                    "of {vocabulary} tokens in row {position} the GPU draws {found} and the host {right} with {how:?}"
+                );
+                compared += 1;
+            }
+        }
+    }
+    Ok(compared)
+}
+
+/// Logits of many kinds: spread like a model's, with ties across blocks, and with what is no number.
+fn made_up(row: usize, vocabulary: usize) -> Vec<f32> {
+    let noise = |token: usize| {
+        let bits = (row * 7_919 + token + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        ((bits ^ bits >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 40) as f32 / (1 << 24) as f32
+    };
+    // The inverse of a distribution with a long upper tail.
+    let peaked = |token| -3.0 * (1e-7 + noise(token)).ln();
+    let of_token = |token: usize| match (row % 9, token % 5) {
+        (1, _) => 2.5,
+        (2, _) => peaked(token).floor(),
+        (3, _) => f32::NAN,
+        (4, _) => f32::NEG_INFINITY,
+        (5, 1) => f32::INFINITY,
+        (6, 2) => f32::NAN,
+        (6, 3) => f32::NEG_INFINITY,
+        (7, _) => noise(token) * 1e-3,
+        (8, _) => -1e30 * noise(token),
+        _ => peaked(token),
+    };
+    (0..vocabulary).map(of_token).collect()
 }
