@@ -161,15 +161,17 @@ fn draws_follow(gpu: &mut CudaEngine, name: &str) -> Result<()> {
     let mut answers = vec![vec![1]; tables.len()];
     for position in START..START + 30 {
         let last: Vec<u32> = answers.iter().map(|answer| answer[answer.len() - 1]).collect();
-        let chunk = |(sequence, tokens)| Chunk {
-            sequence: sequence as u64,
-            tokens,
-            source: Source::Sampled,
-            start: position,
-            pages: tables[sequence].as_slice(),
-            sample: Some(Sample { how: &how, tokens: &[], prompt: 0 }),
-        };
-        let batch: Vec<Chunk<'_>> = last.chunks(1).enumerate().map(chunk).collect();
+        let rows = last.chunks(1).zip(&tables).enumerate();
+        let batch: Vec<Chunk<'_>> = rows
+            .map(|(sequence, (tokens, pages))| Chunk {
+                sequence: sequence as u64,
+                tokens,
+                source: Source::Sampled,
+                start: position,
+                pages,
+                sample: Some(Sample { how: &how, tokens: &[], prompt: 0 }),
+            })
+            .collect();
         let output = run(gpu, &batch)?;
         answers.iter_mut().zip(output.tokens).for_each(|(answer, sampled)| answer.push(sampled.token.id));
     }
