@@ -100,11 +100,13 @@ pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Resul
         let output = run(gpu, &batch)?;
         for (row, sampled) in output.tokens.iter().enumerate() {
             let one = &known[sampled.sequence as usize];
-            ensure!(
-                bits(gpu, row)? == one.prefilled,
-                "a prompt of {} tokens gives other logits in company",
-                one.prompt.len()
-            );
+            same(&bits(gpu, row)?, &one.prefilled, || {
+                let chunks: Vec<_> = batch.iter().map(|chunk| (chunk.start, chunk.tokens.len())).collect();
+                format!(
+                    "a prompt of {} tokens, in row {row} of chunks that start at and have {chunks:?}",
+                    one.prompt.len()
+                )
+            })?;
             compared += 1;
         }
     }
@@ -125,17 +127,28 @@ pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Resul
             for (row, index) in chosen.iter().enumerate() {
                 let one = &known[*index];
                 let right = if with_prompt && row == 0 { &one.prefilled } else { &one.decoded };
-                ensure!(
-                    bits(gpu, row)? == *right,
-                    "row {row} of {size}, behind {} tokens, gives other logits in company{}",
-                    one.prompt.len(),
-                    if with_prompt { " with a prompt" } else { "" }
-                );
+                same(&bits(gpu, row)?, right, || {
+                    let beside = if with_prompt { ", with a prompt" } else { "" };
+                    format!("row {row} of {size}, behind {} tokens{beside}", one.prompt.len())
+                })?;
                 compared += 1;
             }
         }
     }
     Ok(compared)
+}
+
+/// Fails, with what differs, if they do.
+fn same(found: &[u32], right: &[u32], which: impl Fn() -> String) -> Result<()> {
+    let apart = found.iter().zip(right).filter(|(a, b)| a != b);
+    let widest =
+        apart.clone().map(|(a, b)| (f32::from_bits(*a) - f32::from_bits(*b)).abs()).fold(0.0, f32::max);
+    ensure!(
+        apart.count() == 0 && found.len() == right.len(),
+        "{} gives other logits in company, up to {widest} apart",
+        which()
+    );
+    Ok(())
 }
 
 fn bits(gpu: &CudaEngine, row: usize) -> Result<Vec<u32>> {
