@@ -67,7 +67,7 @@ __device__ float block_sum(float value) {
 
 // A block a row: out[r] = from[which[r]], where -1 - n stands for chosen[n].
 __global__ void take_rows(const bf16* from, const int32_t* which, const int32_t* chosen, bf16* out, int hidden) {
-  after_previous();
+  after_previous(gridDim.x);
   int row = which[blockIdx.x];
   if (row < 0) row = chosen[-1 - row];
   const Vector* source = vectors(from + int64_t{row} * hidden);
@@ -87,7 +87,7 @@ __global__ void add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf1
     const int i = n * blockDim.x + threadIdx.x;
     if (i < count) factors[n] = vectors(weight)[i];
   }
-  after_previous();
+  after_previous(gridDim.x);
   Floats kept[PER_THREAD];
   float squares = 0;
 #pragma unroll
@@ -138,7 +138,7 @@ __global__ void rope_append(const bf16* qkv, bf16* q_out, bf16* pool, const int3
     page = place < 0 ? nullptr : pool + place / page_tokens * page_stride + layer_offset;
     place_in_page = place < 0 ? 0 : static_cast<int>(place % page_tokens);
   }
-  after_previous();
+  after_previous(gridDim.x);
   __syncthreads();
 
   const int per_head = head_dim / VECTOR;
@@ -175,7 +175,7 @@ __global__ void rope_append(const bf16* qkv, bf16* q_out, bf16* pool, const int3
 __global__ void silu_mul(const bf16* gate_up, bf16* out, int feed) {
   const int64_t row = blockIdx.x;
   const int i = blockIdx.y * blockDim.x + threadIdx.x;
-  after_previous();
+  after_previous(gridDim.x);
   if (i >= feed / VECTOR) return;
   Floats gate = widen(vectors(gate_up + row * 2 * feed)[i]);
   const Floats up = widen(vectors(gate_up + row * 2 * feed + feed)[i]);

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(WARPS* WARP, BLOCKS)
   if (warp == WEIGHTS_WARP) {
     return bring(weights + static_cast<size_t>(first_output) * vectors, 0, TILE_OUTPUTS, outputs - 1 - first_output);
   }
-  after_previous();
+  after_previous(rows);
   if (warp == ROWS_WARP) return bring(x, TILE_OUTPUTS * LINE_BYTES, rows, rows - 1);
 
   float sums[TILES][4] = {};
@@ -162,6 +162,7 @@ int of_rows(const bf16* x, const bf16* weights, Out* y, int rows, int outputs, i
     case 4: return multiply<4, 4>(x, weights, y, rows, outputs, inputs, stream);
     default: return cudaErrorInvalidValue;
   }
+  static_assert(ROWS_FEW == 4 * TILE_ROWS);
 }
 
 }  // namespace

@@ -200,7 +200,7 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
   const int share = (vocabulary + BLOCKS - 1) / BLOCKS;
   const int first = min(block * share, vocabulary), ids = min(share, vocabulary - first);
   const Settings how = settings[row];
-  after_previous();
+  after_previous(gridDim.x / BLOCKS);
 
   uint64_t best = 0;
   const float* mine = logits + int64_t{row} * vocabulary + first;

@@ -18,7 +18,7 @@ use crate::sampling::Sampling;
 
 const HALF: usize = 2;
 
-/// Up to these many rows a product is bound by reading the weights, and goes without the library.
+/// Up to these many rows a product is bound by reading the weights, and goes without the library. `launch.cuh` has it too.
 const ROW_PRODUCTS_MOST: usize = 32;
 
 /// Most rows that one step samples after.
