@@ -41,12 +41,25 @@ struct Sizes {
     output: Output,
 }
 
+/// What the library keeps for us under a name, and how it is given back.
+struct Kept<T: Copy> {
+    name: T,
+    give_back: unsafe fn(T) -> std::result::Result<(), result::CublasError>,
+}
+
+impl<T: Copy> Drop for Kept<T> {
+    fn drop(&mut self) {
+        // SAFETY: made once, by the library; whoever has this alone uses it.
+        let _ = unsafe { (self.give_back)(self.name) };
+    }
+}
+
 /// Layouts and algorithm for one size.
 struct Prepared {
-    description: sys::cublasLtMatmulDesc_t,
-    weights: sys::cublasLtMatrixLayout_t,
-    x: sys::cublasLtMatrixLayout_t,
-    y: sys::cublasLtMatrixLayout_t,
+    description: Kept<sys::cublasLtMatmulDesc_t>,
+    weights: Kept<sys::cublasLtMatrixLayout_t>,
+    x: Kept<sys::cublasLtMatrixLayout_t>,
+    y: Kept<sys::cublasLtMatrixLayout_t>,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
@@ -60,18 +73,6 @@ impl Prepared {
             sys::cublasLtMatmulAlgoConfigGetAttribute(&raw const self.algorithm, ID, to, 4, &raw mut written)
         };
         status.result().is_ok() && id == HOPPER_KERNELS
-    }
-}
-
-impl Drop for Prepared {
-    fn drop(&mut self) {
-        // SAFETY: made once, in `prepare_for`.
-        unsafe {
-            let _ = result::destroy_matrix_layout(self.weights);
-            let _ = result::destroy_matrix_layout(self.x);
-            let _ = result::destroy_matrix_layout(self.y);
-            let _ = result::destroy_matmul_desc(self.description);
-        }
     }
 }
 
@@ -118,17 +119,17 @@ impl Gemm {
         unsafe {
             result::matmul(
                 self.handle,
-                plan.description,
+                plan.description.name,
                 (&raw const one).cast(),
                 (&raw const zero).cast(),
                 weights,
-                plan.weights,
+                plan.weights.name,
                 x,
-                plan.x,
+                plan.x.name,
                 y.cast_const(),
-                plan.y,
+                plan.y.name,
                 y,
-                plan.y,
+                plan.y.name,
                 &raw const plan.algorithm,
                 self.workspace.start(),
                 WORKSPACE_BYTES,
@@ -171,34 +172,42 @@ impl Gemm {
         use sys::cudaDataType_t::{CUDA_R_16BF as BF16, CUDA_R_32F as F32};
         let description = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, F32)
             .named("cublasLtMatmulDescCreate")?;
+        let description = Kept { name: description, give_back: result::destroy_matmul_desc };
         let transposed = 1i32;
         // SAFETY: the attribute is an i32.
         unsafe {
-            result::set_matmul_desc_attribute(description, TRANSPOSE_A, (&raw const transposed).cast(), 4)
+            result::set_matmul_desc_attribute(
+                description.name,
+                TRANSPOSE_A,
+                (&raw const transposed).cast(),
+                4,
+            )
         }
         .named("cublasLtMatmulDescSetAttribute")?;
         let layout = |kind, rows: usize, columns: usize| {
-            result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)
-                .named("cublasLtMatrixLayoutCreate")
+            let name = result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)
+                .named("cublasLtMatrixLayoutCreate")?;
+            Ok(Kept { name, give_back: result::destroy_matrix_layout })
         };
         let (weights, x) = (layout(BF16, inputs, outputs)?, layout(BF16, inputs, rows)?);
         let y = layout(if output == Output::F32 { F32 } else { BF16 }, outputs, rows)?;
         let preference = result::create_matmul_pref().named("cublasLtMatmulPreferenceCreate")?;
+        let preference = Kept { name: preference, give_back: result::destroy_matmul_pref };
         let (most, whole) = (WORKSPACE_BYTES, 0u32);
         // SAFETY: the attributes are a u64 and a u32; all handles are live.
         let chosen = unsafe {
+            let (description, preference) = (description.name, preference.name);
             result::set_matmul_pref_attribute(preference, WORKSPACE, (&raw const most).cast(), 8)
                 .and_then(|()| {
                     result::set_matmul_pref_attribute(preference, REDUCTIONS, (&raw const whole).cast(), 4)
                 })
                 .and_then(|()| {
+                    let (weights, x, y) = (weights.name, x.name, y.name);
                     result::get_matmul_algo_heuristic(self.handle, description, weights, x, y, y, preference)
                 })
-                .named("cublasLtMatmulAlgoGetHeuristic")
+                .named("cublasLtMatmulAlgoGetHeuristic")?
         };
-        // SAFETY: made above, used no more.
-        let _ = unsafe { result::destroy_matmul_pref(preference) };
-        Ok(Prepared { description, weights, x, y, algorithm: chosen?.algo })
+        Ok(Prepared { description, weights, x, y, algorithm: chosen.algo })
     }
 }
 
