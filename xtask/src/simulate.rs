@@ -86,7 +86,7 @@ const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "release pages that the engine is at",
-        "actors/src/decoder/state.rs",
+        "actors/src/decoder/state/ending.rs",
         "vec![end, Action::Stop(SequenceId::Own(request))]",
         "[vec![Action::Stop(SequenceId::Own(request)), end], self.forget(request)].concat()",
     ),
@@ -116,7 +116,7 @@ const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "no deadlines",
-        "actors/src/decoder/state.rs",
+        "actors/src/decoder/state/ending.rs",
         ".filter(|(_, entry)| now >= entry.generate.deadline && ",
         ".filter(|(_, entry)| now < entry.admitted && ",
     ),
@@ -216,6 +216,16 @@ fn copy(from: &PathBuf, to: &PathBuf) -> Result<()> {
         for entry in fs::read_dir(from)? {
             let name = entry?.file_name();
             copy(&from.join(&name), &to.join(&name))?;
+        }
+        // What an earlier tree had and this one has not.
+        for entry in fs::read_dir(to)? {
+            let (name, path) = {
+                let entry = entry?;
+                (entry.file_name(), entry.path())
+            };
+            if !from.join(name).exists() {
+                if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+            }
         }
         return Ok(());
     }
