@@ -169,6 +169,9 @@ int of_rows(const bf16* x, const bf16* weights, Out* y, int rows, int outputs, i
 
 extern "C" {
 
+// Rows that one call takes.
+int baton_row_products_most() { return ROWS_FEW; }
+
 // y[rows][outputs] = x[rows][inputs] . weights[outputs][inputs]^T for up to 32 rows, sums in f32; y is f32 if `wide`, else bf16.
 // inputs % 8 == 0.
 int baton_row_products(const bf16* x, const bf16* weights, void* y, int wide, int rows, int outputs, int inputs,

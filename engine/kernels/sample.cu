@@ -60,7 +60,6 @@ struct Shared {
   // What the other blocks read.
   uint64_t best;
   Sums above;
-  uint64_t ties;
   // The digit at which a limit falls, and what is above it.
   uint32_t digit;
   Sums over_digit;

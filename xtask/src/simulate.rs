@@ -219,11 +219,8 @@ fn copy(from: &PathBuf, to: &PathBuf) -> Result<()> {
         }
         // What an earlier tree had and this one has not.
         for entry in fs::read_dir(to)? {
-            let (name, path) = {
-                let entry = entry?;
-                (entry.file_name(), entry.path())
-            };
-            if !from.join(name).exists() {
+            let path = entry?.path();
+            if !from.join(path.file_name().unwrap_or_default()).exists() {
                 if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
             }
         }

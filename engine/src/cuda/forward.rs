@@ -7,8 +7,8 @@ use super::attention::{Attention, Heads, PrefillPlan};
 use super::device::{Buffer, Device, Result, Stream};
 use super::gemm::{self, Gemm, Output};
 use super::kernels::{
-    baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_sample, baton_silu_mul,
-    baton_take_rows, launched,
+    baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_row_products_most,
+    baton_sample, baton_silu_mul, baton_take_rows, launched,
 };
 use super::plan::{Plan, settings_of};
 use super::weights::{Layer, Weights};
@@ -17,9 +17,6 @@ use crate::model::Shape;
 use crate::sampling::Sampling;
 
 const HALF: usize = 2;
-
-/// Up to these many rows a product is bound by reading the weights, and goes without the library. `launch.cuh` has it too.
-const ROW_PRODUCTS_MOST: usize = 32;
 
 /// Most rows that one step samples after.
 pub(super) const SAMPLED_MOST: usize = 1024;
@@ -294,7 +291,9 @@ impl Forward {
     ) -> Result<()> {
         debug_assert!(weights.bytes() == sizes.1 * sizes.2 * HALF);
         let (rows, outputs, inputs) = sizes;
-        if rows > ROW_PRODUCTS_MOST && outputs.is_multiple_of(gemm::OUTPUTS_ALIGN) {
+        // Up to so many rows a product is bound by reading the weights, and goes without the library.
+        let few = baton_row_products_most() as usize;
+        if rows > few && outputs.is_multiple_of(gemm::OUTPUTS_ALIGN) {
             // SAFETY: see `submit`; the matrix has as many outputs and inputs.
             return unsafe {
                 self.gemm.multiply(stream, x.start(), weights.start(), y.start(), sizes, output)
@@ -302,9 +301,9 @@ impl Forward {
         }
         let wide = i32::from(output == Output::F32);
         let of_output = if output == Output::F32 { size_of::<f32>() } else { HALF };
-        for first in (0..rows).step_by(ROW_PRODUCTS_MOST) {
+        for first in (0..rows).step_by(few) {
             let (x, y) = (x.at(first * inputs * HALF), y.at(first * outputs * of_output));
-            let rows = (rows - first).min(ROW_PRODUCTS_MOST) as i32;
+            let rows = (rows - first).min(few) as i32;
             let (outputs, inputs) = (outputs as i32, inputs as i32);
             // SAFETY: see `submit`; the matrix has as many outputs and inputs.
             let status = unsafe {

@@ -67,6 +67,7 @@ unsafe extern "C" {
         host_out: Ptr,
         stream: Ptr,
     ) -> i32;
+    pub(super) safe fn baton_row_products_most() -> i32;
     pub(super) fn baton_row_products(
         x: Ptr,
         weights: Ptr,
