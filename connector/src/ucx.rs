@@ -21,6 +21,31 @@ use ucx_sys::{LoadError, Ucx};
 
 const NAME: &str = "ucx";
 
+/// What UCX's variables are to be, unless the operator set them, for pages in host memory or on a device (a GPU):
+/// - `UCX_TLS`: `tcp`, and to a GPU what goes there by itself.
+/// - `UCX_NET_DEVICES`: UCX's TCP port would write anywhere for whoever reaches it, so the loopback device.
+/// - `UCX_RNDV_THRESH`: `inf` switches rendezvous off, which nothing here uses. With it on and peer error handling, UCX
+///   demands invalidation of memory keys from a lane that carries puts (`ucp/wireup/select.c`), TCP has none, and puts fall
+///   back to emulation, four times slower.
+/// - `UCX_PROTO_EMULATION_ENABLE`: with `n` a put that no lane carries fails. Emulation is not only slow. Its receiver answers
+///   each fragment, and UCX 1.22 *aborts the process* when that answer meets a sender that has just died
+///   (`ucp_rma_sw_send_cmpl`).
+/// - `UCX_TCP_CONN_NB`: with `n`, UCX's own choice, creating an endpoint waits in `connect`, which holds up every session for
+///   minutes if the peer's machine is silent. And UCX 1.22 *aborts the process* when the peer's listener goes just then: it
+///   connects once more, is refused, and destroys the endpoint under the operations that wait on it (`uct_tcp_ep_t_cleanup`).
+/// - `UCX_MEMTYPE_CACHE`, on a device: UCX's cache of memory types takes what it did not see allocated for host memory.
+pub fn defaults(on_device: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let tls = if on_device { "cuda_ipc,cuda_copy,tcp" } else { "tcp" };
+    let always = [
+        ("UCX_TLS", tls),
+        ("UCX_NET_DEVICES", "lo"),
+        ("UCX_RNDV_THRESH", "inf"),
+        ("UCX_PROTO_EMULATION_ENABLE", "n"),
+        ("UCX_TCP_CONN_NB", "y"),
+    ];
+    always.into_iter().chain(on_device.then_some(("UCX_MEMTYPE_CACHE", "n")))
+}
+
 /// How the UCX transport finds and sets up the library.
 #[derive(Clone, Debug)]
 pub struct UcxConfig {
@@ -28,16 +53,8 @@ pub struct UcxConfig {
     pub library: Option<PathBuf>,
     /// Files to try in order; the loader's own search comes after them.
     pub search: Vec<PathBuf>,
-    /// Variables that the operator has not set, with what they are to be; UCX reads the others from the environment itself. In
-    /// [`Default`]:
-    /// - `UCX_TLS`: `tcp`.
-    /// - `UCX_NET_DEVICES`: UCX's TCP port would write anywhere for whoever reaches it, so the loopback device.
-    /// - `UCX_RNDV_THRESH`: `inf` switches rendezvous off, which nothing here uses. With it on and peer error handling, UCX
-    ///   demands invalidation of memory keys from a lane that carries puts (`ucp/wireup/select.c`), TCP has none, and puts fall
-    ///   back to emulation, four times slower.
-    /// - `UCX_PROTO_EMULATION_ENABLE`: with `n` a put that no lane carries fails. Emulation is not only slow. Its receiver answers
-    ///   each fragment, and UCX 1.22 *aborts the process* when that answer meets a sender that has just died
-    ///   (`ucp_rma_sw_send_cmpl`).
+    /// Variables that the operator has not set, with what they are to be; UCX reads the others from the environment itself.
+    /// In [`Default`]: all of [`defaults`] for pages in host memory.
     pub defaults: Vec<(String, String)>,
     /// The `UCX_TLS` that the operator has set, if so. It is not passed on; it decides what proves that a lost peer
     /// can write no more.
@@ -46,18 +63,8 @@ pub struct UcxConfig {
 
 impl Default for UcxConfig {
     fn default() -> Self {
-        let defaults = [
-            ("UCX_TLS", "tcp"),
-            ("UCX_NET_DEVICES", "lo"),
-            ("UCX_RNDV_THRESH", "inf"),
-            ("UCX_PROTO_EMULATION_ENABLE", "n"),
-        ];
-        Self {
-            library: None,
-            search: Vec::new(),
-            defaults: defaults.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-            tls_of_operator: None,
-        }
+        let defaults = defaults(false).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Self { library: None, search: Vec::new(), defaults, tls_of_operator: None }
     }
 }
 
@@ -182,3 +189,6 @@ impl Transport for UcxTransport {
         self.driver.shutdown();
     }
 }
+
+#[cfg(test)]
+mod tests;

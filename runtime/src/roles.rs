@@ -16,7 +16,7 @@ use actors::request::Route;
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::Context as _;
 use connector::transport::Transport;
-use connector::ucx::{UcxConfig, UcxTransport};
+use connector::ucx::{self, UcxConfig, UcxTransport};
 use engine::{Engine, EngineConfig, KvPool};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -121,18 +121,6 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
     Ok(model)
 }
 
-/// What UCX's variables are for pages in host memory, unless the operator set them.
-pub(crate) const UCX_ON_HOST: [(&str, &str); 3] =
-    [("UCX_TLS", "tcp"), ("UCX_NET_DEVICES", "lo"), ("UCX_RNDV_THRESH", "inf")];
-
-/// The same for pages on a GPU. UCX's cache of memory types takes what it did not see allocated for host memory.
-const UCX_ON_GPU: [(&str, &str); 4] = [
-    ("UCX_TLS", "cuda_ipc,cuda_copy,tcp"),
-    ("UCX_NET_DEVICES", "lo"),
-    ("UCX_RNDV_THRESH", "inf"),
-    ("UCX_MEMTYPE_CACHE", "n"),
-];
-
 /// `transport.min_gbps`, or what suits the device: below 5 GB/s nothing goes from GPU to GPU by itself.
 fn min_gbps(config: &Config) -> f64 {
     let usual = if config.engine.device == Device::Cuda { 5.0 } else { 0.0 };
@@ -144,19 +132,18 @@ pub(crate) fn transport(
     config: &Config,
     pool: &Arc<KvPool>,
 ) -> node::StartTransport<'static, connector::ucx::StartError> {
-    let defaults: &[_] = if pool.is_on_device() { &UCX_ON_GPU } else { &UCX_ON_HOST };
-    // No emulation: a put that no lane carries fails.
-    let defaults = defaults.iter().copied().chain([("UCX_PROTO_EMULATION_ENABLE", "n")]);
-    let unset = |(name, value)| Some((name, config.surroundings.ucx_default(name, value)?));
-    let ucx = UcxConfig {
+    let unset = |(name, value): (&str, &str)| {
+        config.surroundings.ucx_default(name, value).map(|value| (name.to_owned(), value))
+    };
+    let settings = UcxConfig {
         library: config.transport.ucx_library.clone(),
         search: config.ucx_search(),
-        defaults: defaults.filter_map(unset).map(|(name, value)| (name.to_owned(), value)).collect(),
+        defaults: ucx::defaults(pool.is_on_device()).filter_map(unset).collect(),
         tls_of_operator: config.surroundings.ucx_variable("UCX_TLS"),
     };
     let (region, pool) = (actors::pages::region(pool), Arc::clone(pool));
     Box::new(move |sink| {
-        let transport = UcxTransport::start(region, &ucx, Box::new(move || pool.bind_thread()), sink)?;
+        let transport = UcxTransport::start(region, &settings, Box::new(move || pool.bind_thread()), sink)?;
         tracing::info!(ucx = %transport.library().version(), path = %transport.library().path().display(), "UCX loaded");
         Ok(Arc::new(transport) as Arc<dyn Transport>)
     })

@@ -9,7 +9,6 @@ use anyhow::{Context, Result, bail};
 
 use super::{PATIENCE, TransferOptions};
 use crate::config::{Config, Device};
-use crate::roles::UCX_ON_HOST;
 
 /// Bytes put in a measurement, and before it.
 const MEASURED_BYTES: u64 = 3 << 30;
@@ -76,7 +75,7 @@ fn put_bandwidth(config: &Config, block_bytes: u64) -> Result<Option<f64>> {
     let command = || {
         let mut command = Command::new(&program);
         command.env("LD_LIBRARY_PATH", folder).args(["-e", "-p", &port]).stderr(Stdio::null());
-        for (name, value) in UCX_ON_HOST {
+        for (name, value) in connector::ucx::defaults(false) {
             command.envs(config.surroundings.ucx_default(name, value).map(|value| (name, value)));
         }
         command
