@@ -7,9 +7,9 @@ use crate::{binary, fetch};
 /// Fetches the compiler and the headers, builds, says where the binary is.
 ///
 /// # Errors
-/// As [`fetch::cuda`], or that the runtime does not build.
+/// As [`fetch::run`], or that the runtime does not build.
 pub(crate) fn run() -> Result<()> {
-    let folder = fetch::cuda()?;
+    let [folder] = fetch::run([fetch::CUDA])?;
     println!("nvcc 13.0 and FlashInfer's headers are in {}", folder.display());
     let [runtime] = binary::build([binary::RUNTIME], &["cuda"])?;
     println!("{}", runtime.display());

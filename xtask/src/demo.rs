@@ -29,7 +29,7 @@ const QUESTION: &str = "What is the capital of France, and why is it famous?";
 /// Whatever went wrong, and also an answer that was empty or came out of one process only.
 pub(crate) fn run(options: &Options) -> Result<()> {
     options.ports.require_free()?;
-    fetch::run()?;
+    fetch::run([fetch::UCX, fetch::MODEL])?;
     let runtime = match &options.runtime {
         Some(path) => path.clone(),
         None => {

@@ -50,7 +50,7 @@ type Contents = BTreeMap<PathBuf, Source>;
 /// # Errors
 /// As [`fetch::run`] and [`binary::build`]; a file that is not there or cannot be written; an archive that is too large.
 pub(crate) fn run() -> Result<()> {
-    let (ucx, cuda) = (fetch::run()?.ucx, fetch::cuda()?);
+    let [ucx, cuda] = fetch::run([fetch::UCX, fetch::CUDA])?;
     let programs = binary::build([binary::RUNTIME, binary::GPU_ENGINE], &["cuda"])?;
     let dist = place::target().join("dist");
     let folder = dist.join(NAME);

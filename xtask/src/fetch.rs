@@ -32,76 +32,43 @@ struct Wheel {
     sha256: &'static str,
 }
 
-/// What was fetched.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Fetched {
-    /// The folder of the unpacked UCX wheel.
-    pub(crate) ucx: PathBuf,
-    /// The model file.
-    pub(crate) model: PathBuf,
+/// Something in the cache folder that is whole, or not there at all.
+pub(crate) struct Part {
+    /// Its file or folder within the cache folder.
+    path: fn(&Path) -> PathBuf,
+    is_ready: fn(&Path) -> bool,
+    /// Puts it there, under the lock; the second folder is to work in.
+    fetch: fn(&Path, &Path) -> Result<()>,
 }
 
-/// Fetches what is missing. Quick when nothing is.
+pub(crate) use cuda::PART as CUDA;
+pub(crate) use model::PART as MODEL;
+pub(crate) use openai::PART as OPENAI;
+pub(crate) use ucx::PART as UCX;
+
+/// Fetches what is missing of `parts` and says where each is. Quick when nothing is missing.
 ///
 /// # Errors
 /// One sentence: no Python or pip, no network, a wrong checksum, a cache folder that cannot be written.
-pub(crate) fn run() -> Result<Fetched> {
+pub(crate) fn run<const N: usize>(parts: [Part; N]) -> Result<[PathBuf; N]> {
     let start = Instant::now();
     let cache = place::cache()?;
-    let fetched = Fetched { ucx: ucx::path(&cache), model: model::path(&cache) };
-    let ready = || ucx::is_ready(&cache) && model::is_ready(&cache);
-    if !ready() {
+    let missing = || parts.iter().filter(|part| !(part.is_ready)(&cache));
+    if missing().next().is_some() {
         fs::create_dir_all(&cache)
             .with_context(|| format!("cannot create the cache folder {}", cache.display()))?;
         let _lock = lock(&cache)?;
         // Another clone may have done it while this one waited.
-        if !ready() {
+        for part in missing() {
             let work = Work::begin(&cache)?;
-            ucx::fetch(&cache, &work.0)?;
-            model::fetch(&cache, &work.0)?;
-            println!("fetched in {:.1} s", start.elapsed().as_secs_f64());
+            (part.fetch)(&cache, &work.0)?;
         }
+        println!("fetched in {:.1} s", start.elapsed().as_secs_f64());
     }
-    println!("UCX {} and {} are in {}", ucx::WHEEL.version, model::FILE, cache.display());
-    Ok(fetched)
-}
-
-/// Fetches what only tests need. Quick when nothing is missing.
-///
-/// # Errors
-/// As [`run`].
-pub(crate) fn for_tests() -> Result<()> {
-    let cache = place::cache()?;
-    let ready = || openai::path(&cache).is_dir();
-    if !ready() {
-        let _lock = lock(&cache)?;
-        if !ready() {
-            let work = Work::begin(&cache)?;
-            openai::fetch(&cache, &work.0)?;
-        }
-    }
-    Ok(())
-}
-
-/// Fetches what compiles the CUDA kernels. Quick when nothing is missing.
-///
-/// # Errors
-/// As [`run`].
-pub(crate) fn cuda() -> Result<PathBuf> {
-    let start = Instant::now();
-    let cache = place::cache()?;
-    let ready = || cuda::is_ready(&cache);
-    if !ready() {
-        fs::create_dir_all(&cache)
-            .with_context(|| format!("cannot create the cache folder {}", cache.display()))?;
-        let _lock = lock(&cache)?;
-        if !ready() {
-            let work = Work::begin(&cache)?;
-            cuda::fetch(&cache, &work.0)?;
-            println!("fetched in {:.1} s", start.elapsed().as_secs_f64());
-        }
-    }
-    Ok(cuda::path(&cache))
+    let paths = parts.map(|part| (part.path)(&cache));
+    let names = paths.iter().map(|path| path.strip_prefix(&cache).unwrap_or(path).to_string_lossy());
+    println!("{} has {}", cache.display(), names.collect::<Vec<_>>().join(", "));
+    Ok(paths)
 }
 
 /// The lock that is held for as long as the file is open; the system frees it when the process dies.

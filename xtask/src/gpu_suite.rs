@@ -1,49 +1,31 @@
 //! `cargo xtask gpu-suite`: every check and figure that two GPUs are to show, from a clone.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::{binary, fetch, place};
 
 const SCRIPT: &str = "integration-tests/gpu/suite.py";
 
+/// UCX's library within its folder.
+const UCP: &str = "libucx/lib/libucp.so.0";
 /// The shape of the large model.
-const MODEL_FOLDER: &str = "configs/models/llama-3.1-8b";
+const SHAPE: &str = "configs/models/llama-3.1-8b";
 
 /// Builds what the suite runs, and runs it.
 ///
 /// # Errors
-/// A wrong argument, fewer than two GPUs, as [`fetch::run`] and [`binary::build`], or that the suite failed.
-pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    let model = model(arguments)?;
+/// Fewer than two GPUs, as [`fetch::run`] and [`binary::build`], or that the suite failed.
+pub(crate) fn run() -> Result<()> {
     require_two(gpus().as_deref())?;
-    if let Some(file) = &model {
-        ensure!(file.exists(), "there is no {}, which --model names", file.display());
-    }
-    let libucp = fetch::run()?.ucx.join("libucx/lib/libucp.so.0");
-    fetch::cuda()?;
+    let [ucx, model, _] = fetch::run([fetch::UCX, fetch::MODEL, fetch::CUDA])?;
     let [runtime, gpu_engine] = binary::build([binary::RUNTIME, binary::GPU_ENGINE], &["cuda"])?;
-    let status = suite([&runtime, &gpu_engine, &libucp], model.as_deref()).status();
-    let status = status.context("cannot start python3")?;
+    let status =
+        suite([&runtime, &gpu_engine, &ucx.join(UCP)], &model).status().context("cannot start python3")?;
     ensure!(status.success(), "the suite ended with {status}; it says above what is not as it should be");
     Ok(())
-}
-
-/// The file that follows `--model`.
-fn model(arguments: &[String]) -> Result<Option<PathBuf>> {
-    let mut model = None;
-    let mut rest = arguments.iter();
-    while let Some(argument) = rest.next() {
-        let file = match argument.strip_prefix("--model=") {
-            Some(file) => file,
-            None if argument == "--model" => rest.next().context("--model needs a value")?,
-            None => bail!("gpu-suite knows no `{argument}`; see `cargo xtask --help`"),
-        };
-        model = Some(PathBuf::from(file));
-    }
-    Ok(model)
 }
 
 /// What `nvidia-smi -L` says, where there is one that works.
@@ -61,44 +43,18 @@ fn require_two(listed: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// The suite's script over the runtime, `gpu_engine` and UCX.
-fn suite(programs_and_ucx: [&Path; 3], model: Option<&Path>) -> Command {
+/// The suite's script over the runtime, `gpu_engine` and UCX; the words of `model` are judged under load.
+fn suite(programs_and_ucx: [&Path; 3], model: &Path) -> Command {
     let root = place::root();
     let mut python = Command::new("python3");
-    python.arg(root.join(SCRIPT)).args(programs_and_ucx).arg(root.join(MODEL_FOLDER));
-    python.arg("--out").arg(place::target().join("gpu-suite"));
-    if let Some(model) = model {
-        python.arg("--model").arg(model);
-    }
+    python.arg(root.join(SCRIPT)).args(programs_and_ucx).arg(root.join(SHAPE));
+    python.arg("--out").arg(place::target().join("gpu-suite")).arg("--model").arg(model);
     python
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn words(line: &str) -> Vec<String> {
-        line.split_whitespace().map(str::to_owned).collect()
-    }
-
-    #[test]
-    fn a_command_line_is_read() {
-        for (line, expect) in
-            [("", None), ("--model m.gguf", Some("m.gguf")), ("--model=a=b.gguf", Some("a=b.gguf"))]
-        {
-            assert_eq!(model(&words(line)).unwrap(), expect.map(PathBuf::from), "{line}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_command_line_is_refused() {
-        for (line, expect) in
-            [("--model", "--model needs a value"), ("--only pair", "no `--only`"), ("x", "no `x`")]
-        {
-            let error = model(&words(line)).unwrap_err().to_string();
-            assert!(error.contains(expect), "{line}: {error}");
-        }
-    }
 
     #[test]
     fn fewer_than_two_gpus_are_refused() {
@@ -122,17 +78,14 @@ mod tests {
 
     #[test]
     fn the_script_gets_its_arguments_in_their_order() {
-        let command = suite(["/r", "/g", "/l"].map(Path::new), Some(Path::new("m.gguf")));
+        let command = suite(["/r", "/g", "/l"].map(Path::new), Path::new("m.gguf"));
         let arguments: Vec<&Path> = command.get_args().map(Path::new).collect();
         let [script, runtime, gpu_engine, libucp, folder, rest @ ..] = &arguments[..] else {
             panic!("{command:?}")
         };
         assert!(script.is_file() && folder.join("config.json").is_file(), "{command:?}");
         assert_eq!([runtime, gpu_engine, libucp], [&Path::new("/r"), &Path::new("/g"), &Path::new("/l")]);
-        assert_eq!(
-            rest,
-            [Path::new("--out"), &place::target().join("gpu-suite"), "--model".as_ref(), "m.gguf".as_ref()]
-        );
-        assert_eq!(suite(["/r", "/g", "/l"].map(Path::new), None).get_args().count(), 7);
+        let out = place::target().join("gpu-suite");
+        assert_eq!(rest, [Path::new("--out"), &out, "--model".as_ref(), "m.gguf".as_ref()]);
     }
 }

@@ -35,7 +35,6 @@ Usage: cargo xtask <TASK>
               NVIDIA's driver and CUDA 13's libraries, without Rust or a network.
   gpu-suite   On two GPUs: builds, then runs every check and figure, into target/gpu-suite. LD_LIBRARY_PATH has
               CUDA 13's libraries. Where there is no Rust, `python3 gpu/suite.py` of the archive is the same.
-                --model FILE        a real model, whose words are judged under load
   test        Fetches, nvcc too, then checks format, lints and documentation and runs every test.
   sim         Runs histories of a receiver and its senders in virtual time, for a minute.
                 --minutes N         or this long
@@ -72,17 +71,17 @@ fn run(arguments: &[String]) -> Result<()> {
         println!("{USAGE}");
         return Ok(());
     }
-    if !matches!(task, "demo" | "gpu-suite" | "sim" | "mutants")
+    if !matches!(task, "demo" | "sim" | "mutants")
         && let Some(stray) = rest.first()
     {
         bail!("`cargo xtask {task}` takes no arguments, got `{stray}`");
     }
     match task {
-        "fetch" => fetch::run().map(drop),
+        "fetch" => fetch::run([fetch::UCX, fetch::MODEL]).map(drop),
         "cuda" => cuda::run(),
         "demo" => demo::run(&demo::Options::parse(rest)?),
         "dist" => dist::run(),
-        "gpu-suite" => gpu_suite::run(rest),
+        "gpu-suite" => gpu_suite::run(),
         "test" => suite::run(),
         "sim" => simulate::run(rest),
         "mutants" => simulate::mutants(rest),
@@ -102,7 +101,7 @@ mod tests {
             ("fetch now", "takes no arguments, got `now`"),
             ("dist now", "takes no arguments, got `now`"),
             ("demo --twice", "`--twice`"),
-            ("gpu-suite --only pair", "gpu-suite knows no `--only`"),
+            ("gpu-suite --only pair", "takes no arguments, got `--only`"),
         ] {
             let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
             let error = run(&arguments).unwrap_err().to_string();

@@ -80,10 +80,8 @@ fn steps(nextest: bool) -> Vec<Step> {
 pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     println!("== fetch");
-    fetch::run()?;
-    fetch::for_tests()?;
     // clippy sees all features, and that of CUDA compiles its kernels.
-    fetch::cuda()?;
+    fetch::run([fetch::UCX, fetch::MODEL, fetch::OPENAI, fetch::CUDA])?;
     let mut table = vec![("fetch", start.elapsed())];
     let outcome = steps(has_nextest()).iter().try_for_each(|step| {
         println!("\n== {}: {}", step.name, step.line());

@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Wheel, install, make_executable, pip, record};
+use super::{Part, Wheel, install, make_executable, pip, record};
+
+/// The folder of all of it.
+pub(crate) const PART: Part = Part { path, is_ready, fetch };
 
 /// The toolkit, of one release: newer ones would ask for a newer driver.
 const TOOLKIT: [Wheel; 4] = [
@@ -62,7 +65,7 @@ const PROGRAMS: [&str; 2] = ["bin", "nvvm/bin"];
 const STAMP: &str = "stamp";
 
 /// Where the build script of `engine` looks.
-pub(super) fn path(cache: &Path) -> PathBuf {
+fn path(cache: &Path) -> PathBuf {
     cache.join("cuda-13.0")
 }
 
@@ -82,16 +85,12 @@ fn is_whole(folder: &Path) -> bool {
 }
 
 /// Whether the folder is whole.
-pub(super) fn is_ready(cache: &Path) -> bool {
+fn is_ready(cache: &Path) -> bool {
     let folder = path(cache);
     fs::read_to_string(folder.join(STAMP)).is_ok_and(|stamp| stamp == stamp_text()) && is_whole(&folder)
 }
 
-/// Puts the folder there if it is not ready. Call under the lock.
-pub(super) fn fetch(cache: &Path, work: &Path) -> Result<()> {
-    if is_ready(cache) {
-        return Ok(());
-    }
+fn fetch(cache: &Path, work: &Path) -> Result<()> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         bail!("the CUDA wheels that are fetched are for Linux on x86_64");
     }

