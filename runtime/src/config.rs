@@ -359,8 +359,11 @@ impl Config {
 
     /// Where UCX may lie, best first; `transport.ucx_library` is asked before these and the loader's search after.
     pub fn ucx_search(&self) -> Vec<PathBuf> {
-        // The path inside PyPI's libucx-cu12 wheel of that version.
-        vec![self.surroundings.cache.join("ucx-1.22.0/libucx/lib/libucp.so.0")]
+        // Where the archive has it, and its path inside PyPI's libucx-cu12 wheel of that version.
+        let in_archive =
+            self.surroundings.above_program.as_ref().map(|folder| folder.join("lib/ucx/libucp.so.0"));
+        let fetched = self.surroundings.cache.join("ucx-1.22.0/libucx/lib/libucp.so.0");
+        in_archive.into_iter().chain([fetched]).collect()
     }
 }
 

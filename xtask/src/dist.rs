@@ -2,7 +2,7 @@
 //! nor a network.
 //!
 //! UCX's libraries find each other beside themselves through their rpath, and their modules in `ucx/` beside them; so
-//! that layout is kept, and `transport.ucx_library` needs to name `libucp.so.0` alone.
+//! that layout is kept, and the runtime finds `lib/ucx/libucp.so.0` from where it lies itself.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -66,9 +66,11 @@ pub(crate) fn run() -> Result<()> {
     println!(
         "where there are NVIDIA's driver and, on LD_LIBRARY_PATH, CUDA 13's libraries, unpack it, and in {NAME}/:"
     );
-    println!(
-        "  bin/runtime --role receiver --set engine.device=cuda --set transport.ucx_library=lib/ucx/libucp.so.0"
-    );
+    for (gpu, role) in ["receiver", "sender"].iter().enumerate() {
+        println!(
+            "  CUDA_VISIBLE_DEVICES={gpu} bin/runtime --role {role} --model MODEL --set engine.device=cuda"
+        );
+    }
     println!(
         "  python3 gpu/suite.py bin/runtime bin/gpu_engine lib/ucx/libucp.so.0 configs/models/llama-3.1-8b"
     );

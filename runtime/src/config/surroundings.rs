@@ -16,6 +16,8 @@ const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 pub struct Surroundings {
     /// Where fetched models and libraries lie: `$XDG_CACHE_HOME/baton`, else `$HOME/.cache/baton`.
     pub cache: PathBuf,
+    /// The folder above that of the program, where an archive has its libraries.
+    pub above_program: Option<PathBuf>,
     /// Cores that this process may use.
     pub cores: usize,
     /// The `UCX_` variables that the operator set: UCX reads them itself, and Baton leaves those choices alone.
@@ -30,10 +32,12 @@ impl Surroundings {
     /// Those of this process.
     pub fn of_process() -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        Self::from_variables(std::env::vars_os(), cores)
+        let program = std::env::current_exe().ok();
+        let above_program = program.as_deref().and_then(|path| Some(path.parent()?.parent()?.to_owned()));
+        Self { above_program, ..Self::from_variables(std::env::vars_os(), cores) }
     }
 
-    /// Those of a process with these variables and cores.
+    /// Those of a process with these variables and cores, whose program's place is not known.
     pub fn from_variables(variables: impl IntoIterator<Item = (OsString, OsString)>, cores: usize) -> Self {
         let all: BTreeMap<OsString, OsString> = variables.into_iter().collect();
         let folder =
@@ -51,7 +55,8 @@ impl Surroundings {
         };
         let ucx_variables = named("UCX_").collect();
         let lmcache_file = folder("LMCACHE_CONFIG_FILE");
-        Self { ucx_variables, variables: named(PREFIX).collect(), lmcache_file, cache, cores }
+        let variables = named(PREFIX).collect();
+        Self { ucx_variables, variables, lmcache_file, cache, above_program: None, cores }
     }
 
     /// The key that OpenAI's clients show.

@@ -202,7 +202,11 @@ fn defaults_follow_the_role_and_the_surroundings() {
     assert_eq!(config.link.peers, ["127.0.0.1:55555"]);
     assert_eq!(config.engine.threads, 6);
     assert_eq!(config.model, Path::new("/home/u/.cache/baton/models/SmolLM2-135M-Instruct.Q4_1.gguf"));
-    assert_eq!(config.ucx_search(), [Path::new("/home/u/.cache/baton/ucx-1.22.0/libucx/lib/libucp.so.0")]);
+    let fetched = Path::new("/home/u/.cache/baton/ucx-1.22.0/libucx/lib/libucp.so.0");
+    assert_eq!(config.ucx_search(), [fetched]);
+    let unpacked = Surroundings { above_program: Some("/opt/baton".into()), ..surroundings(&[]) };
+    let unpacked = Config::load(Role::Sender, None, &[], unpacked).unwrap();
+    assert_eq!(unpacked.ucx_search(), [Path::new("/opt/baton/lib/ucx/libucp.so.0"), fetched]);
     assert_eq!(config.request.deadline, Duration::from_secs(600));
     let around = surroundings(&[("XDG_CACHE_HOME", "/c"), ("UCX_TLS", "tcp")]);
     assert_eq!(around.cache, Path::new("/c/baton"));
