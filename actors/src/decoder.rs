@@ -141,13 +141,8 @@ impl Handler<Decode> for Decoder {
 
     fn handle(&mut self, decode: Decode, _: &mut Self::Context) {
         self.vitals.mark();
-        let Decode { generate, prefill_on } = &decode;
-        if !self.streams.has(generate.request) {
-            // Its client has left already; the word of that comes here directly and may have been first.
-            let (on, tokens) = (*prefill_on, generate.prompt.len() as u32);
-            return self.out.over.post(PrefillOver { on, tokens, computed: None });
-        }
-        let actions = self.state.on_decode(self.now(), decode);
+        let client_waits = self.streams.has(decode.generate.request);
+        let actions = self.state.on_decode(self.now(), decode, client_waits);
         self.perform(actions);
     }
 }

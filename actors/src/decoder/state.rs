@@ -162,8 +162,9 @@ impl DecoderState {
         }
     }
 
-    /// A request comes in. One whose sender has gone meanwhile runs here.
-    pub fn on_decode(&mut self, now: Instant, decode: Decode) -> Vec<Action> {
+    /// A request comes in. One whose sender has gone meanwhile runs here; one whose client has left meanwhile, whose abort
+    /// took the shorter way and was first, does not run at all.
+    pub fn on_decode(&mut self, now: Instant, decode: Decode, client_waits: bool) -> Vec<Action> {
         let Decode { generate, prefill_on } = decode;
         let request = generate.request;
         let travels = generate.prompt.len() <= PROMPT_TOKENS_MAX;
@@ -183,6 +184,9 @@ impl DecoderState {
             counted: Some(prefill_on),
             timings,
         };
+        if !client_waits {
+            return entry.over(None).into_iter().collect();
+        }
         let elsewhere = (on != prefill_on).then(|| entry.over(None)).flatten();
         self.requests.insert(request, entry);
         self.taken += 1;

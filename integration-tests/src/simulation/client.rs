@@ -22,7 +22,7 @@ pub(super) struct Client {
     max_tokens: u32,
     ignore_eos: bool,
     pub(super) deadline: u64,
-    left: bool,
+    pub(super) left: bool,
     /// How it ended; never unset.
     end: Option<&'static str>,
     disaggregated: bool,

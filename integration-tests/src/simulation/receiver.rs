@@ -45,7 +45,15 @@ impl World {
                 }
                 actions
             }
-            Mail::Decode(decode) => decoder.on_decode(now, decode),
+            Mail::Decode(decode) => {
+                let request = decode.generate.request;
+                let waits = self.clients.get(&request).is_some_and(|client| !client.left);
+                let actions = decoder.on_decode(now, decode, waits);
+                if !waits {
+                    self.close(request, "left before it began");
+                }
+                actions
+            }
             Mail::Abort(request) => decoder.on_abort(request),
             Mail::Reserved(reserved) => decoder.on_reserved(now, reserved),
             Mail::Grown(grown) => decoder.on_grown(grown),

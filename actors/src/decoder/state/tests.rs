@@ -87,9 +87,19 @@ fn reason(actions: &[Action]) -> Option<&StreamEvent> {
 }
 
 #[test]
+fn a_request_whose_client_has_left_on_the_way_does_not_run() {
+    for on in [None, Some(SESSION)] {
+        let (mut state, now) = (state(), Instant::now());
+        assert_eq!(state.on_abort(R), [], "nothing is known of it yet");
+        assert_eq!(state.on_decode(now, decode(now, 6, 3, on), false), [over(on, None)]);
+        assert!(state.is_empty());
+    }
+}
+
+#[test]
 fn a_local_request_runs_and_releases() {
     let (mut state, now) = (state(), Instant::now());
-    let actions = state.on_decode(now, decode(now, 6, 3, None));
+    let actions = state.on_decode(now, decode(now, 6, 3, None), true);
     assert_eq!(actions, [reserve(&PROMPT, 2, false)]);
     let actions = state.on_reserved(now, reserved(&[3, 1]));
     let [Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
@@ -123,7 +133,7 @@ fn a_client_that_has_enough_ends_its_request_well() {
         assert_eq!(timings.completion_tokens, tokens);
     };
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 9, None));
+    state.on_decode(now, decode(now, 6, 9, None), true);
     state.on_reserved(now, reserved(&[3, 1]));
     for token in [7, 8, 9] {
         state.on_advanced(now, advanced(Some(token), None));
@@ -134,7 +144,7 @@ fn a_client_that_has_enough_ends_its_request_well() {
     assert_eq!(state.on_complete(R, 2), [], "once is enough");
     assert_eq!(state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped))), [Action::Release(OWN)]);
 
-    state.on_decode(now, decode(now, 6, 9, Some(SESSION)));
+    state.on_decode(now, decode(now, 6, 9, Some(SESSION)), true);
     state.on_reserved(now, landing(&[8]));
     state.on_prefill_finished(now, prefilled(7));
     let actions = state.on_complete(R, 1);
@@ -146,7 +156,7 @@ fn a_client_that_has_enough_ends_its_request_well() {
 fn a_handed_over_request_joins_when_token_and_pages_are_there() {
     for token_first in [true, false] {
         let (mut state, now) = (state(), Instant::now());
-        let actions = state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+        let actions = state.on_decode(now, decode(now, 6, 5, Some(SESSION)), true);
         assert_eq!(actions, [reserve(&PROMPT, 3, true)]);
         let actions = state.on_reserved(now, landing(&[8]));
         assert!(matches!(
@@ -180,7 +190,7 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
 fn a_first_token_that_ends_the_request_ends_it() {
     for (max_tokens, token, expect) in [(1, 7, FinishReason::Length), (9, EOS, FinishReason::Stop)] {
         let (mut state, now) = (state(), Instant::now());
-        state.on_decode(now, decode(now, 6, max_tokens, Some(SESSION)));
+        state.on_decode(now, decode(now, 6, max_tokens, Some(SESSION)), true);
         state.on_reserved(now, landing(&[]));
         let actions = state.on_prefill_finished(now, prefilled(token));
         assert!(matches!(reason(&actions), Some(StreamEvent::Finished { reason, .. }) if *reason == expect));
@@ -191,7 +201,7 @@ fn a_first_token_that_ends_the_request_ends_it() {
 #[test]
 fn a_lost_sender_costs_a_recompute_and_no_token() {
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+    state.on_decode(now, decode(now, 6, 5, Some(SESSION)), true);
     state.on_reserved(now, landing(&[8]));
     state.on_prefill_finished(now, prefilled(7));
     let actions = state.on_peer_lost(SESSION);
@@ -208,7 +218,7 @@ fn what_a_confused_sender_says_is_not_used() {
     let now = Instant::now();
     let begun = || {
         let mut state = state();
-        state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+        state.on_decode(now, decode(now, 6, 5, Some(SESSION)), true);
         state.on_reserved(now, landing(&[8]));
         state
     };
@@ -230,7 +240,7 @@ fn what_a_confused_sender_says_is_not_used() {
 #[test]
 fn the_end_of_the_process_ends_every_request() {
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 5, None));
+    state.on_decode(now, decode(now, 6, 5, None), true);
     let actions = state.on_abort_all();
     assert_eq!(reason(&actions), Some(&StreamEvent::Failed(RequestError::ShuttingDown)));
     assert_eq!(actions.last(), Some(&Action::Release(OWN)));
@@ -239,7 +249,7 @@ fn the_end_of_the_process_ends_every_request() {
 #[test]
 fn a_sender_lost_before_the_pages_were_there_is_noticed_then() {
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+    state.on_decode(now, decode(now, 6, 5, Some(SESSION)), true);
     assert_eq!(state.on_peer_lost(SESSION), []);
     let actions = state.on_reserved(now, landing(&[8]));
     assert_eq!(actions, [Action::Release(OWN), reserve_again(&PROMPT, 3), over(Some(SESSION), None)]);
@@ -248,7 +258,7 @@ fn a_sender_lost_before_the_pages_were_there_is_noticed_then() {
 #[test]
 fn an_abort_waits_for_the_engine_before_it_releases() {
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 5, None));
+    state.on_decode(now, decode(now, 6, 5, None), true);
     state.on_reserved(now, reserved(&[1, 2, 3]));
     let actions = state.on_abort(R);
     assert_eq!(actions.last(), Some(&Action::Stop(OWN)));
@@ -264,7 +274,7 @@ fn a_deadline_ends_a_request_wherever_it_is() {
     let late = now + Duration::from_secs(11);
     for steps in 0..3 {
         let mut state = state();
-        state.on_decode(now, decode(now, 6, 5, (steps == 1).then_some(SESSION)));
+        state.on_decode(now, decode(now, 6, 5, (steps == 1).then_some(SESSION)), true);
         if steps > 0 {
             state.on_reserved(now, if steps == 1 { landing(&[3]) } else { reserved(&[1, 2, 3]) });
         }
@@ -279,7 +289,7 @@ fn a_deadline_ends_a_request_wherever_it_is() {
 #[test]
 fn a_resident_prefix_does_not_travel() {
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 12, 5, Some(SESSION)));
+    state.on_decode(now, decode(now, 12, 5, Some(SESSION)), true);
     let reserved = PagesReserved { sequence: OWN, resident: 4, landing: 2, pages: pages(&[7, 8]) };
     let actions = state.on_reserved(now, reserved);
     assert!(matches!(
@@ -297,7 +307,9 @@ fn a_resident_prefix_does_not_travel() {
 fn a_request_grows_before_it_has_to_and_only_as_far_as_it_may_get() {
     let now = Instant::now();
     let mut state = DecoderState::new(DecoderConfig { growth_tokens: 4, ..state().config });
-    let [Action::Reserve(reserve)] = &state.on_decode(now, decode(now, 6, 9, None))[..] else { panic!() };
+    let [Action::Reserve(reserve)] = &state.on_decode(now, decode(now, 6, 9, None), true)[..] else {
+        panic!()
+    };
     assert_eq!(reserve.pages, 3, "six tokens and four more");
     state.on_reserved(now, reserved(&[1, 2, 3]));
     let token = |n: u32| SequenceAdvanced { resident: 5 + n, ..advanced(Some(7), None) };
@@ -318,12 +330,12 @@ fn a_request_grows_before_it_has_to_and_only_as_far_as_it_may_get() {
 #[test]
 fn the_youngest_gives_way_and_goes_on_with_what_it_has() {
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 50, None));
+    state.on_decode(now, decode(now, 6, 50, None), true);
     state.on_reserved(now, reserved(&[1, 2]));
     let mut other = decode(now + Duration::from_millis(1), 6, 50, Some(SESSION));
     other.generate.request = RequestId(6);
     let young = SequenceId::Own(RequestId(6));
-    state.on_decode(now + Duration::from_millis(1), other);
+    state.on_decode(now + Duration::from_millis(1), other, true);
     state.on_reserved(now, PagesReserved { sequence: young, ..landing(&[3]) });
     // The younger one is landing: it asks anew, to be computed here.
     let actions = state.on_short(PagesShort { releases: state.releases });
@@ -392,7 +404,7 @@ proptest! {
                 Op::Decode(_) if live => continue,
                 Op::Decode(remote) => {
                     (ends, tokens, overs) = (0, 0, 0);
-                    state.on_decode(now, decode(now, 6, 5, remote.then_some(SESSION)))
+                    state.on_decode(now, decode(now, 6, 5, remote.then_some(SESSION)), true)
                 }
                 Op::Reserved(_) if running => continue,
                 Op::Reserved(lands) => {
