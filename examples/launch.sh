@@ -1,21 +1,23 @@
 #!/bin/sh
 # Two launches: a receiver, which decodes and runs the frontend on port 9000, and a sender, which prefills and puts
 # the KV pages into the receiver's memory. Serves until Ctrl-C. `cargo xtask demo` does the same and asks a question.
-# Arguments go to both, for example `--model FILE`. Where there is a program beside this
-# folder, as in the archive of `cargo xtask dist`, nothing is fetched or built.
+# Arguments go to both processes, for example `--model FILE`; on GPUs start each by hand, as README.md says, because
+# each has its own. Where the program lies beside this folder, as in the archive of `cargo xtask dist`, nothing is
+# fetched or built.
 set -eu
-cd "$(dirname "$0")/.."
+root=$(cd "$(dirname "$0")/.." && pwd)
 
-runtime=bin/runtime
+runtime=$root/bin/runtime
 if [ ! -x "$runtime" ]; then
-    cargo xtask fetch
-    cargo build --release --locked --package runtime
-    runtime=${CARGO_TARGET_DIR:-target}/release/runtime
+    target=${CARGO_TARGET_DIR:-$root/target}
+    (cd "$root" && cargo xtask fetch)
+    cargo build --release --locked --manifest-path "$root/Cargo.toml" --target-dir "$target" --package runtime
+    runtime=$target/release/runtime
 fi
 
-"$runtime" --role receiver --config configs/receiver.yaml "$@" &
+"$runtime" --role receiver --config "$root/configs/receiver.yaml" "$@" &
 receiver=$!
-"$runtime" --role sender --config configs/sender.yaml "$@" &
+"$runtime" --role sender --config "$root/configs/sender.yaml" "$@" &
 sender=$!
 
 # Whatever ends this script ends both, and the script ends when both have.

@@ -33,6 +33,7 @@ const NAME: &str = "ucx";
 /// - `UCX_TCP_CONN_NB`: with `n`, UCX's own choice, creating an endpoint waits in `connect`, which holds up every session for
 ///   minutes if the peer's machine is silent. And UCX 1.22 *aborts the process* when the peer's listener goes just then: it
 ///   connects once more, is refused, and destroys the endpoint under the operations that wait on it (`uct_tcp_ep_t_cleanup`).
+///   UCX's help warns of resets where very many connect at once; one costs a session, and the link dials again.
 /// - `UCX_MEMTYPE_CACHE`, on a device: UCX's cache of memory types takes what it did not see allocated for host memory.
 pub fn defaults(on_device: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
     let tls = if on_device { "cuda_ipc,cuda_copy,tcp" } else { "tcp" };

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Longest wait for anything that a healthy process does at once or within seconds, on a machine that is busy with six times as much.
+/// Longest wait for anything that a healthy process does at once, or within a minute where it has the machine to itself: it may have
+/// to share that with five more tests.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The binary that `cargo xtask test` builds before the tests run.

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use integration_tests::kills::{Bench, Kill, Terms};
-use integration_tests::process::PATIENCE;
 
 #[test]
 fn every_death_is_local_and_the_pair_becomes_whole() -> Result<()> {
-    let terms = Terms { in_flight: 4, accounted: PATIENCE, stop: Duration::from_secs(4) };
+    let terms = Terms { in_flight: 4, accounted: Duration::from_secs(120), stop: Duration::from_secs(4) };
     let mut bench = Bench::start(1, None, terms)?;
     for kill in [Kill::ALL, Kill::ALL].concat() {
         let outcome = bench.round(kill);

@@ -151,7 +151,7 @@ sections! {
     }
     /// What carries the KV bytes.
     transport: Transport {
-        /// The UCX library (`libucp.so.0`) to load; without one, the cache folder and then the loader's search.
+        /// The UCX library (`libucp.so.0`) to load; without one, the archive's, the cache folder's and then what the loader finds.
         ucx_library: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
         /// GB/s that a lane has to move at its start to be used; without one 0, and 5 between GPUs.
         min_gbps: Option<f32> = |value| optional(value, rate), |_, _| layers::NOTHING;
@@ -360,8 +360,7 @@ impl Config {
     /// Where UCX may lie, best first; `transport.ucx_library` is asked before these and the loader's search after.
     pub fn ucx_search(&self) -> Vec<PathBuf> {
         // Where the archive has it, and its path inside PyPI's libucx-cu12 wheel of that version.
-        let in_archive =
-            self.surroundings.above_program.as_ref().map(|folder| folder.join("lib/ucx/libucp.so.0"));
+        let in_archive = self.surroundings.archive.as_ref().map(|folder| folder.join("lib/ucx/libucp.so.0"));
         let fetched = self.surroundings.cache.join("ucx-1.22.0/libucx/lib/libucp.so.0");
         in_archive.into_iter().chain([fetched]).collect()
     }

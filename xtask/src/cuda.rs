@@ -9,8 +9,7 @@ use crate::{binary, fetch};
 /// # Errors
 /// As [`fetch::run`], or that the runtime does not build.
 pub(crate) fn run() -> Result<()> {
-    let [folder] = fetch::run([fetch::CUDA])?;
-    println!("nvcc 13.0 and FlashInfer's headers are in {}", folder.display());
+    fetch::run([fetch::CUDA])?;
     let [runtime] = binary::build([binary::RUNTIME], &["cuda"])?;
     println!("{}", runtime.display());
     println!("it starts on any machine; on a GPU it wants NVIDIA's driver and libcublasLt.so.13");

@@ -72,7 +72,7 @@ pub(crate) fn run() -> Result<()> {
         );
     }
     println!(
-        "  python3 gpu/suite.py bin/runtime bin/gpu_engine lib/ucx/libucp.so.0 configs/models/llama-3.1-8b"
+        "  python3 gpu/suite.py bin/runtime bin/gpu_engine lib/ucx/libucp.so.0 configs/models/llama-3.1-8b --model MODEL"
     );
     Ok(())
 }

@@ -46,29 +46,38 @@ pub(crate) use model::PART as MODEL;
 pub(crate) use openai::PART as OPENAI;
 pub(crate) use ucx::PART as UCX;
 
-/// Fetches what is missing of `parts` and says where each is. Quick when nothing is missing.
+/// Fetches what is missing of `parts` and says where they are. Quick when nothing is missing.
 ///
 /// # Errors
 /// One sentence: no Python or pip, no network, a wrong checksum, a cache folder that cannot be written.
 pub(crate) fn run<const N: usize>(parts: [Part; N]) -> Result<[PathBuf; N]> {
     let start = Instant::now();
     let cache = place::cache()?;
-    let missing = || parts.iter().filter(|part| !(part.is_ready)(&cache));
-    if missing().next().is_some() {
-        fs::create_dir_all(&cache)
-            .with_context(|| format!("cannot create the cache folder {}", cache.display()))?;
-        let _lock = lock(&cache)?;
-        // Another clone may have done it while this one waited.
-        for part in missing() {
-            let work = Work::begin(&cache)?;
-            (part.fetch)(&cache, &work.0)?;
-        }
+    if complete(&cache, &parts)? {
         println!("fetched in {:.1} s", start.elapsed().as_secs_f64());
     }
     let paths = parts.map(|part| (part.path)(&cache));
     let names = paths.iter().map(|path| path.strip_prefix(&cache).unwrap_or(path).to_string_lossy());
     println!("{} has {}", cache.display(), names.collect::<Vec<_>>().join(", "));
     Ok(paths)
+}
+
+/// Fetches what is missing into the cache folder; false if that was nothing, or another clone did it while this one waited.
+fn complete(cache: &Path, parts: &[Part]) -> Result<bool> {
+    let is_missing = |part: &&Part| !(part.is_ready)(cache);
+    if !parts.iter().any(|part| is_missing(&part)) {
+        return Ok(false);
+    }
+    fs::create_dir_all(cache)
+        .with_context(|| format!("cannot create the cache folder {}", cache.display()))?;
+    let _lock = lock(cache)?;
+    let mut fetched = false;
+    for part in parts.iter().filter(is_missing) {
+        let work = Work::begin(cache)?;
+        (part.fetch)(cache, &work.0)?;
+        fetched = true;
+    }
+    Ok(fetched)
 }
 
 /// The lock that is held for as long as the file is open; the system frees it when the process dies.

@@ -33,8 +33,8 @@ Usage: cargo xtask <TASK>
   dist        Packs target/dist/baton-<version>-x86_64-linux.tar.gz, below 60 MiB: runtime and gpu_engine with CUDA,
               UCX, configurations, examples, documentation and the suite for GPUs. It runs where there are
               NVIDIA's driver and CUDA 13's libraries, without Rust or a network.
-  gpu-suite   On two GPUs: builds, then runs every check and figure, into target/gpu-suite. LD_LIBRARY_PATH has
-              CUDA 13's libraries. Where there is no Rust, `python3 gpu/suite.py` of the archive is the same.
+  gpu-suite   On two GPUs: fetches, builds, then runs every check and figure, into target/gpu-suite. LD_LIBRARY_PATH has
+              CUDA 13's libraries. Without Rust, `python3 gpu/suite.py` of the archive is the same; --model names a model.
   test        Fetches, nvcc too, then checks format, lints and documentation and runs every test.
   sim         Runs histories of a receiver and its senders in virtual time, for a minute.
                 --minutes N         or this long

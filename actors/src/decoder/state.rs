@@ -162,11 +162,16 @@ impl DecoderState {
         }
     }
 
-    /// A request comes in. One whose sender has gone meanwhile runs here; one whose client has left meanwhile, whose abort
-    /// took the shorter way and was first, does not run at all.
+    /// A request comes in. One whose sender has gone meanwhile runs here. One whose client has left meanwhile does not run at
+    /// all: its abort takes a shorter way and may have been first.
     pub fn on_decode(&mut self, now: Instant, decode: Decode, client_waits: bool) -> Vec<Action> {
         let Decode { generate, prefill_on } = decode;
         let request = generate.request;
+        if !client_waits {
+            let tokens = generate.prompt.len() as u32;
+            let over = Action::Over(PrefillOver { on: prefill_on, tokens, computed: None });
+            return vec![over, Action::End(request, StreamEvent::Failed(RequestError::Aborted))];
+        }
         let travels = generate.prompt.len() <= PROMPT_TOKENS_MAX;
         let on = prefill_on.filter(|session| travels && self.peers.contains_key(session));
         let timings = Timings {
@@ -184,9 +189,6 @@ impl DecoderState {
             counted: Some(prefill_on),
             timings,
         };
-        if !client_waits {
-            return entry.over(None).into_iter().collect();
-        }
         let elsewhere = (on != prefill_on).then(|| entry.over(None)).flatten();
         self.requests.insert(request, entry);
         self.taken += 1;

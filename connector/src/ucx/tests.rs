@@ -4,6 +4,7 @@ use super::blob::{self, Kind};
 use super::{UcxConfig, UcxTransport};
 use crate::memory::Region;
 use crate::transport::{Command, Descriptor, Event, Transport, TransportSession};
+use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver};
@@ -28,9 +29,16 @@ fn transport() -> (UcxTransport, Receiver<Event>) {
 fn silent() -> (TcpListener, Vec<TcpStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound");
-    let queued = std::iter::from_fn(|| TcpStream::connect_timeout(&address, Duration::from_millis(100)).ok());
-    let queued = queued.collect();
-    (listener, queued)
+    let mut queued = Vec::new();
+    loop {
+        match TcpStream::connect_timeout(&address, Duration::from_millis(100)) {
+            Ok(stream) => queued.push(stream),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::TimedOut, "behind {}: {error}", queued.len());
+                return (listener, queued);
+            }
+        }
+    }
 }
 
 /// The ports on which this machine listens, as the kernel lists them.
@@ -69,6 +77,7 @@ fn a_peer_that_takes_no_connection_holds_up_its_own_session_only() {
     // Another session is served while that one waits.
     submit(Command::Open { session: OTHER });
     assert!(matches!(next(), Event::Opened { session: OTHER, result: Ok(_) }));
-    assert!(matches!(next(), Event::Failed { session: SILENT, .. }), "its time is up");
+    let Event::Failed { session: SILENT, error } = next() else { panic!("its time is not up") };
+    assert!(error.to_string().contains("no answer from the peer within"), "{error}");
     transport.shutdown();
 }

@@ -46,13 +46,9 @@ impl World {
                 actions
             }
             Mail::Decode(decode) => {
-                let request = decode.generate.request;
-                let waits = self.clients.get(&request).is_some_and(|client| !client.left);
-                let actions = decoder.on_decode(now, decode, waits);
-                if !waits {
-                    self.close(request, "left before it began");
-                }
-                actions
+                let client = self.clients.get(&decode.generate.request);
+                let client_waits = client.is_some_and(|client| !client.left);
+                decoder.on_decode(now, decode, client_waits)
             }
             Mail::Abort(request) => decoder.on_abort(request),
             Mail::Reserved(reserved) => decoder.on_reserved(now, reserved),

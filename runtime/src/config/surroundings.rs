@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 /// The prefix of the environment variables that set keys.
@@ -16,8 +16,8 @@ const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 pub struct Surroundings {
     /// Where fetched models and libraries lie: `$XDG_CACHE_HOME/baton`, else `$HOME/.cache/baton`.
     pub cache: PathBuf,
-    /// The folder above that of the program, where an archive has its libraries.
-    pub above_program: Option<PathBuf>,
+    /// Where the program's archive was unpacked: the folder that has the program in its `bin`.
+    pub archive: Option<PathBuf>,
     /// Cores that this process may use.
     pub cores: usize,
     /// The `UCX_` variables that the operator set: UCX reads them itself, and Baton leaves those choices alone.
@@ -32,9 +32,8 @@ impl Surroundings {
     /// Those of this process.
     pub fn of_process() -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let program = std::env::current_exe().ok();
-        let above_program = program.as_deref().and_then(|path| Some(path.parent()?.parent()?.to_owned()));
-        Self { above_program, ..Self::from_variables(std::env::vars_os(), cores) }
+        let archive = std::env::current_exe().ok().and_then(|program| archive_of(&program));
+        Self { archive, ..Self::from_variables(std::env::vars_os(), cores) }
     }
 
     /// Those of a process with these variables and cores, whose program's place is not known.
@@ -56,7 +55,7 @@ impl Surroundings {
         let ucx_variables = named("UCX_").collect();
         let lmcache_file = folder("LMCACHE_CONFIG_FILE");
         let variables = named(PREFIX).collect();
-        Self { ucx_variables, variables, lmcache_file, cache, above_program: None, cores }
+        Self { ucx_variables, variables, lmcache_file, cache, archive: None, cores }
     }
 
     /// The key that OpenAI's clients show.
@@ -81,10 +80,17 @@ impl Surroundings {
 }
 
 /// Names the variables, never their values: one of them may be a secret.
+/// The folder that has this program in its `bin`.
+pub(super) fn archive_of(program: &Path) -> Option<PathBuf> {
+    let bin = program.parent().filter(|folder| folder.ends_with("bin"))?;
+    Some(bin.parent()?.to_owned())
+}
+
 impl std::fmt::Debug for Surroundings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Surroundings")
             .field("cache", &self.cache)
+            .field("archive", &self.archive)
             .field("cores", &self.cores)
             .field("lmcache_file", &self.lmcache_file)
             .field("ucx_variables", &self.ucx_variables.keys())

@@ -204,7 +204,10 @@ fn defaults_follow_the_role_and_the_surroundings() {
     assert_eq!(config.model, Path::new("/home/u/.cache/baton/models/SmolLM2-135M-Instruct.Q4_1.gguf"));
     let fetched = Path::new("/home/u/.cache/baton/ucx-1.22.0/libucx/lib/libucp.so.0");
     assert_eq!(config.ucx_search(), [fetched]);
-    let unpacked = Surroundings { above_program: Some("/opt/baton".into()), ..surroundings(&[]) };
+    let archive_of = |program: &str| surroundings::archive_of(Path::new(program));
+    assert_eq!(archive_of("/opt/baton/bin/runtime").as_deref(), Some(Path::new("/opt/baton")));
+    assert_eq!((archive_of("/opt/baton/runtime"), archive_of("/bin")), (None, None));
+    let unpacked = Surroundings { archive: Some("/opt/baton".into()), ..surroundings(&[]) };
     let unpacked = Config::load(Role::Sender, None, &[], unpacked).unwrap();
     assert_eq!(unpacked.ucx_search(), [Path::new("/opt/baton/lib/ucx/libucp.so.0"), fetched]);
     assert_eq!(config.request.deadline, Duration::from_secs(600));

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use anyhow::{bail, ensure};
+
 use super::*;
 
 /// A folder of one test, gone when dropped.
@@ -75,6 +77,29 @@ fn the_lock_keeps_others_out_until_dropped() {
     assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
     drop(held);
     other.try_lock().unwrap();
+}
+
+#[test]
+fn only_what_is_missing_is_fetched_and_a_failure_keeps_the_rest() {
+    fn file(cache: &Path) -> PathBuf {
+        cache.join("file")
+    }
+    let good = || Part {
+        path: file,
+        is_ready: |cache| file(cache).exists(),
+        fetch: |cache, work| {
+            ensure!(work.is_dir() && !file(cache).exists(), "fetched twice, or without a folder to work in");
+            write_whole(work, &file(cache), "content")
+        },
+    };
+    let bad = Part { path: file, is_ready: |_| false, fetch: |_, _| bail!("no network") };
+    let home = Folder::new();
+    let cache = home.path().join("cache");
+    assert!(complete(&cache, &[good()]).unwrap());
+    assert!(!complete(&cache, &[good()]).unwrap());
+    fs::remove_file(file(&cache)).unwrap();
+    assert_eq!(complete(&cache, &[good(), bad]).unwrap_err().to_string(), "no network");
+    assert!(file(&cache).exists());
 }
 
 /// A folder as the UCX wheel unpacks, with one file in its list.

@@ -91,7 +91,8 @@ fn a_request_whose_client_has_left_on_the_way_does_not_run() {
     for on in [None, Some(SESSION)] {
         let (mut state, now) = (state(), Instant::now());
         assert_eq!(state.on_abort(R), [], "nothing is known of it yet");
-        assert_eq!(state.on_decode(now, decode(now, 6, 3, on), false), [over(on, None)]);
+        let actions = state.on_decode(now, decode(now, 6, 3, on), false);
+        assert_eq!(actions, [over(on, None), Action::End(R, StreamEvent::Failed(RequestError::Aborted))]);
         assert!(state.is_empty());
     }
 }
