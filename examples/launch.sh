@@ -9,10 +9,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 
 runtime=$root/bin/runtime
 if [ ! -x "$runtime" ]; then
-    target=${CARGO_TARGET_DIR:-$root/target}
-    (cd "$root" && cargo xtask fetch)
-    cargo build --release --locked --manifest-path "$root/Cargo.toml" --target-dir "$target" --package runtime
-    runtime=$target/release/runtime
+    (cd "$root" && cargo xtask fetch && cargo build --release --locked --package runtime)
+    runtime=$(cd "$root" && cd "${CARGO_TARGET_DIR:-target}" && pwd)/release/runtime
 fi
 
 "$runtime" --role receiver --config "$root/configs/receiver.yaml" "$@" &
@@ -20,8 +18,9 @@ receiver=$!
 "$runtime" --role sender --config "$root/configs/sender.yaml" "$@" &
 sender=$!
 
-# Whatever ends this script ends both, and the script ends when both have.
+# Whatever ends this script ends both, and the script ends when both have. Ctrl-C reaches them by itself, and a second
+# signal would cut their live requests short.
 trap 'kill "$receiver" "$sender" 2>/dev/null || true; wait' EXIT
-trap 'exit 130' INT
+trap 'trap - EXIT; wait; exit 130' INT
 trap 'exit 143' TERM
 wait "$receiver" "$sender"

@@ -21,6 +21,11 @@ use anyhow::{Context, Result};
 
 use crate::place;
 
+pub(crate) use cuda::PART as CUDA;
+pub(crate) use model::PART as MODEL;
+pub(crate) use openai::PART as OPENAI;
+pub(crate) use ucx::PART as UCX;
+
 /// Starts the name of every folder that one run works in.
 const WORK_PREFIX: &str = "work-";
 
@@ -40,11 +45,6 @@ pub(crate) struct Part {
     /// Puts it there, under the lock; the second folder is to work in.
     fetch: fn(&Path, &Path) -> Result<()>,
 }
-
-pub(crate) use cuda::PART as CUDA;
-pub(crate) use model::PART as MODEL;
-pub(crate) use openai::PART as OPENAI;
-pub(crate) use ucx::PART as UCX;
 
 /// Fetches what is missing of `parts` and says where they are. Quick when nothing is missing.
 ///

@@ -167,6 +167,7 @@ impl DecoderState {
     pub fn on_decode(&mut self, now: Instant, decode: Decode, client_waits: bool) -> Vec<Action> {
         let Decode { generate, prefill_on } = decode;
         let request = generate.request;
+        self.taken += 1;
         if !client_waits {
             let tokens = generate.prompt.len() as u32;
             let over = Action::Over(PrefillOver { on: prefill_on, tokens, computed: None });
@@ -191,7 +192,6 @@ impl DecoderState {
         };
         let elsewhere = (on != prefill_on).then(|| entry.over(None)).flatten();
         self.requests.insert(request, entry);
-        self.taken += 1;
         self.reservation(request, on.is_some(), false).into_iter().chain(elsewhere).collect()
     }
 

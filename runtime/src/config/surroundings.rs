@@ -79,13 +79,13 @@ impl Surroundings {
     }
 }
 
-/// Names the variables, never their values: one of them may be a secret.
 /// The folder that has this program in its `bin`.
 pub(super) fn archive_of(program: &Path) -> Option<PathBuf> {
     let bin = program.parent().filter(|folder| folder.ends_with("bin"))?;
     Some(bin.parent()?.to_owned())
 }
 
+/// Names the variables, never their values: one of them may be a secret.
 impl std::fmt::Debug for Surroundings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Surroundings")

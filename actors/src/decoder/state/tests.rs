@@ -94,6 +94,7 @@ fn a_request_whose_client_has_left_on_the_way_does_not_run() {
         let actions = state.on_decode(now, decode(now, 6, 3, on), false);
         assert_eq!(actions, [over(on, None), Action::End(R, StreamEvent::Failed(RequestError::Aborted))]);
         assert!(state.is_empty());
+        assert_eq!(state.taken(), 1, "it came in and ended, as any other");
     }
 }
 

@@ -345,7 +345,7 @@ proptest! {
                 peer.flush();
             }
         }
-        // Where chance let many a flush wait, the rest goes now: at least one page each time.
+        // Where chance let many a flush wait, the rest goes now.
         for _ in 0..total {
             while !peer.puts.is_empty() {
                 peer.complete(0, Ok(()));
