@@ -11,6 +11,15 @@
 #include <cutlass/gemm/collective/collective_builder.hpp>
 
 #include <flashinfer/attention/scheduler.cuh>
+#include <flashinfer/attention/hopper/named_barrier.cuh>
+#include <flashinfer/attention/hopper/utils.cuh>
+
+// Its epilogue writes a tile's outputs to shared memory, where other warps read them. All threads arrive at a barrier between the two, and then wait at that
+// same barrier for as many arrivals as there are threads: it opens when half of the warps have come twice, while the others still write. Here they wait twice.
+#define arrive sync
+#include <flashinfer/attention/hopper/epilogue.cuh>
+#undef arrive
+
 #include <flashinfer/attention/hopper/prefill_sm90.cuh>
 #include <flashinfer/attention/hopper/default_params.cuh>
 #include <flashinfer/attention/hopper/variants.cuh>

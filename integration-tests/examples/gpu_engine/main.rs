@@ -3,19 +3,21 @@
 //! ```text
 //! cargo build --release --features cuda -p integration-tests --example gpu_engine
 //! target/release/examples/gpu_engine [CONFIG FOLDER [step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
+//! target/release/examples/gpu_engine company SECONDS
 //! ```
 //! *Right*: small random Llamas with heads of 64 and 128, whose logits are held against the CPU engine's, and whose answers beside
 //! others against those alone, bit for bit; tokens drawn on the GPU against those that the host draws; and page hashes against the CPU's over the same bytes. *How long*: random weights of the
 //! shape in CONFIG FOLDER (configs/models/llama-3.1-8b), after the same comparison for that shape. With `step` only one decode step of one row, with `prefill` one
 //! prompt, for a profiler that shows what they are made of: `ncu --metrics gpu__time_duration.sum --csv`. With `pages` a digest of the
-//! bytes of a prompt's pages, to compare GPUs by; with `logits` the last logits of a prompt go into FILE, for `gpu/logits.py`.
+//! bytes of a prompt's pages, to compare GPUs by; with `logits` the last logits of a prompt go into FILE, for `gpu/logits.py`. `company` compares answers of the small
+//! models beside others with those alone for so many seconds.
 
 mod company;
 mod sampling;
 
 use std::collections::VecDeque;
 use std::hash::Hasher;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 use std::time::Instant;
@@ -28,7 +30,7 @@ use engine::{
     Chunk, CudaEngine, Device, Engine, EngineConfig, LoadFormat, PageId, Sample, Sampling, Source, Step,
     StepOutput,
 };
-use integration_tests::folders::llamas;
+use integration_tests::folders::{Llama, llamas};
 
 const STEP_TOKENS: u32 = 8192 + 256;
 
@@ -70,16 +72,25 @@ fn pages(first: u32, count: u32) -> Vec<PageId> {
         .collect()
 }
 
+fn head_dim(llama: &Llama) -> u64 {
+    llama.config["head_dim"].as_u64().unwrap_or_default()
+}
+
+/// True if the GPU has kernels for its heads.
+fn has_kernels(llama: &Llama) -> bool {
+    [64, 128].contains(&head_dim(llama))
+}
+
 fn small_models() -> Result<()> {
     println!(
         "{:<28} {:>5} {:>10} {:>8} {:>22} {:>12}",
         "model", "head", "error", "greedy", "rows alone = in company", "draws = CPU"
     );
     for llama in llamas()? {
-        let head = llama.config["head_dim"].as_u64().unwrap_or_default();
-        if ![64, 128].contains(&head) {
+        if !has_kernels(&llama) {
             continue;
         }
+        let head = head_dim(&llama);
         let folder = llama.write("gpu")?;
         let mut cpu = CpuEngine::open(&config(folder.path(), Device::Cpu, LoadFormat::Auto, 8 << 20))?;
         let mut gpu =
@@ -381,21 +392,46 @@ fn prompt(tokens: usize) -> Vec<u32> {
     (0..tokens as u32).map(|n| n.wrapping_mul(2_654_435_761) % 128_000).collect()
 }
 
-fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let folder = arguments.next().map(PathBuf::from);
-    if let (Some(folder), Some(what)) = (&folder, arguments.next()) {
-        if what == "step" {
-            return one_step(folder);
+/// Compares rows alone and in company on the small models, again and again for so many seconds: beside a tool that changes how long everything takes
+/// that finds what depends on it.
+fn repeated_company(seconds: u64) -> Result<()> {
+    let (mut checks, mut rows, mut failed) = (0, 0, 0);
+    let models: Vec<_> = llamas()?.into_iter().filter(has_kernels).collect();
+    for llama in &models {
+        let folder = llama.write("gpu")?;
+        let mut gpu =
+            CudaEngine::open(&config(folder.path(), GPU, LoadFormat::Auto, 8 << 20), 0, &|_, _| ())?;
+        let began = Instant::now();
+        while began.elapsed().as_secs() < seconds / models.len() as u64 {
+            match company::check(&mut gpu, 40, 90) {
+                Ok(compared) => rows += compared,
+                Err(error) => {
+                    failed += 1;
+                    eprintln!("{}: {error:#}", llama.name);
+                }
+            }
+            checks += 1;
         }
-        let tokens = arguments.next().and_then(|text| text.parse().ok()).context("how many tokens")?;
-        return match what.as_str() {
-            "prefill" => prefilled(folder, tokens).map(drop),
-            "pages" => digest(folder, tokens),
-            "logits" => logits(folder, tokens, &arguments.next().context("into which file")?),
-            other => bail!("there is no {other}; there are step, prefill, pages and logits"),
-        };
     }
-    small_models()?;
-    folder.map_or(Ok(()), |folder| large_model(&folder))
+    println!("{rows} rows in {checks} comparisons, {failed} of which found other logits in company");
+    ensure!(checks > 0 && failed == 0, "{failed} of {checks} comparisons failed");
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let number = |text: &str| text.parse::<usize>().with_context(|| format!("{text} is no number"));
+    match arguments[..] {
+        [] => small_models(),
+        ["company", seconds] => repeated_company(number(seconds)? as u64),
+        [folder] => small_models().and_then(|()| large_model(Path::new(folder))),
+        [folder, "step"] => one_step(Path::new(folder)),
+        [folder, "prefill", tokens] => prefilled(Path::new(folder), number(tokens)?).map(drop),
+        [folder, "pages", tokens] => digest(Path::new(folder), number(tokens)?),
+        [folder, "logits", tokens, file] => logits(Path::new(folder), number(tokens)?, file),
+        _ => bail!(
+            "arguments are wrong: none, company SECONDS, or CONFIG FOLDER [step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
+        ),
+    }
 }
