@@ -14,8 +14,9 @@
 #include <flashinfer/attention/hopper/named_barrier.cuh>
 #include <flashinfer/attention/hopper/utils.cuh>
 
-// Its epilogue writes a tile's outputs to shared memory, where other warps read them. All threads arrive at a barrier between the two, and then wait at that
-// same barrier for as many arrivals as there are threads: it opens when half of the warps have come twice, while the others still write. Here they wait twice.
+// Its epilogue writes a tile's outputs to shared memory, where other warps read them. All warps that multiply arrive at a barrier between the two, and then wait
+// at that same barrier for as many arrivals as they are: it opens when half of them have come twice, while the others still write. Here they wait
+// twice. What the epilogue includes is included above, where an arrival stays one. For FlashInfer 0.7.2, which has one arrival in that file.
 #define arrive sync
 #include <flashinfer/attention/hopper/epilogue.cuh>
 #undef arrive

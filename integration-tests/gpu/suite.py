@@ -167,6 +167,9 @@ def pair(suite):
     receiver, sender, _ = suite.large.pair()
     port = receiver.port()
     rows = one_at_a_time(suite, port, "pair")
+    for length, row in rows.items():
+        for what, key in [("TTFT over HTTP", "ttft"), ("gap to token 2", "gap"), ("inter-token time over HTTP", "inter")]:
+            suite.add(f"pair, {length} tokens: {what}", row[key], unit="ms")
     for length in LENGTHS[1:]:
         row = rows[length]
         suite.add(f"pair, {length} tokens: exposed time", row["exposed"], "<= 3", "ms")

@@ -55,6 +55,9 @@ impl Random {
 
 /// Computes prompts of up to `longest` tokens of `count` sequences, and a token behind each: alone; then cut into other chunks beside others; then
 /// as decode rows of steps of many sizes, with and without a prompt beside them. Gives how many rows were compared.
+///
+/// # Errors
+/// [`Differs`], or the engine's.
 pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Result<usize> {
     let mut random = Random(88_172_645_463_325_252);
     let page_tokens = gpu.kv().layout().page_tokens as usize;
@@ -88,11 +91,15 @@ pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Resul
     let limit = gpu.limits().tokens as usize;
     let mut done = vec![0; known.len()];
     while done.iter().zip(&known).any(|(done, one)| *done < one.prompt.len()) {
-        let (mut batch, mut room) = (Vec::new(), limit.min(1 + random.below(longest)));
+        // Now and then a little of everyone, so that a multiprocessor has the tiles of several.
+        let everyone = random.below(4) == 0;
+        let (mut room, most) =
+            if everyone { (limit, 4) } else { (limit.min(1 + random.below(longest)), longest / 2) };
+        let mut batch = Vec::new();
         for (index, one) in known.iter().enumerate() {
             let left = one.prompt.len() - done[index];
-            let take = left.min(1 + random.below(longest / 2)).min(room);
-            if take > 0 && random.below(3) == 0 {
+            let take = left.min(1 + random.below(most)).min(room);
+            if take > 0 && (everyone || random.below(3) == 0) {
                 batch.push(one.chunk(index, done[index]..done[index] + take));
                 (done[index], room) = (done[index] + take, room - take);
             }
@@ -110,7 +117,7 @@ pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Resul
             compared += 1;
         }
     }
-    for size in [2, 3, 5, 8, 9, 16, 17, 24, 31, 33, 50, 64, known.len()] {
+    for size in [2, 3, 5, 8, 9, 16, 17, 24, 31, 33, 50, 64, 90, 128, known.len()] {
         let first = random.below(known.len());
         let chosen: Vec<usize> = (first..first + size.min(known.len())).map(|n| n % known.len()).collect();
         let mut batch: Vec<Chunk<'_>> = chosen.iter().map(|index| known[*index].row(*index)).collect();
@@ -138,16 +145,22 @@ pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Resul
     Ok(compared)
 }
 
+/// In company a row has other logits.
+#[derive(Debug, thiserror::Error)]
+#[error("{row} gives other logits in company, up to {widest} apart")]
+pub(super) struct Differs {
+    row: String,
+    widest: f32,
+}
+
 /// Fails, with what differs, if they do.
-fn same(found: &[u32], right: &[u32], which: impl Fn() -> String) -> Result<()> {
+fn same(found: &[u32], right: &[u32], which: impl Fn() -> String) -> Result<(), Differs> {
     let apart = found.iter().zip(right).filter(|(a, b)| a != b);
     let widest =
         apart.clone().map(|(a, b)| (f32::from_bits(*a) - f32::from_bits(*b)).abs()).fold(0.0, f32::max);
-    ensure!(
-        apart.count() == 0 && found.len() == right.len(),
-        "{} gives other logits in company, up to {widest} apart",
-        which()
-    );
+    if apart.count() > 0 || found.len() != right.len() {
+        return Err(Differs { row: which(), widest });
+    }
     Ok(())
 }
 
