@@ -230,7 +230,7 @@ fn large_model(folder: &Path) -> Result<()> {
         gpu.kv().pages(),
         gpu.kv().layout().page_bytes() >> 10
     );
-    let rows = company::check(&mut gpu, 140, 10_000)?;
+    let rows = company::check(&mut gpu, 140, 8000)?;
     println!("{rows} rows have the same logits alone and in company");
     let draws = sampling::check(&mut gpu, 1)?;
     let made_up = sampling::check_made_up(&gpu)?;
