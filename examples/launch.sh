@@ -7,11 +7,10 @@
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 
-runtime=$root/bin/runtime
-if [ ! -x "$runtime" ]; then
+if [ -z "${RUNTIME:-}" ] && [ ! -x "$root/bin/runtime" ]; then
     (cd "$root" && cargo xtask fetch && cargo build --release --locked --package runtime)
-    runtime=$(cd "$root" && cd "${CARGO_TARGET_DIR:-target}" && pwd)/release/runtime
 fi
+. "$root/examples/program.sh"
 
 "$runtime" --role receiver --config "$root/configs/receiver.yaml" "$@" &
 receiver=$!

@@ -2,8 +2,10 @@
 # "You can also test the setup with benchmark_serving.py": the same options for `runtime bench serve`. The page's load is sized for two
 # GPUs; on a CPU take fewer and shorter prompts, as in `sh examples/lmcache/bench.sh --num-prompts 10 --random-input-len 200`.
 set -eu
-cd "$(dirname "$0")/../.."
+root=$(cd "$(dirname "$0")/../.." && pwd)
+cd "$root"
+. examples/program.sh
 
-exec "${RUNTIME:-${CARGO_TARGET_DIR:-target}/release/runtime}" bench serve --port 9000 --seed "$(date +%s)" \
+exec "$runtime" bench serve --port 9000 --seed "$(date +%s)" \
     --dataset-name random --random-input-len 5000 --random-output-len 200 \
     --num-prompts 50 --burstiness 100 --request-rate 1 "$@"

@@ -1,13 +1,15 @@
 #!/bin/sh
 # "Launch Decoder": the variables and flags of LMCache's page, with `runtime` in place of `vllm serve`.
 set -eu
-cd "$(dirname "$0")/../.."
+root=$(cd "$(dirname "$0")/../.." && pwd)
+cd "$root"
+. examples/program.sh
 
 UCX_TLS=cuda_ipc,cuda_copy,tcp \
     LMCACHE_CONFIG_FILE=configs/lmcache-decoder-config.yaml \
     LMCACHE_USE_EXPERIMENTAL=True \
     CUDA_VISIBLE_DEVICES=1 \
-    exec "${RUNTIME:-${CARGO_TARGET_DIR:-target}/release/runtime}" ${MODEL:+--model "$MODEL"} \
+    exec "$runtime" ${MODEL:+--model "$MODEL"} \
     --port 8200 \
     --disable-log-requests \
     --kv-transfer-config \

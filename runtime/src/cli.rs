@@ -39,7 +39,7 @@ which decodes and streams the answer over an OpenAI-compatible HTTP port.";
 /// The command line.
 #[derive(Parser)]
 #[command(name = "runtime", version, about = ABOUT, long_about = LONG_ABOUT, after_help = AFTER_HELP)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, args_override_self = true)]
 pub struct Cli {
     /// What to do other than serve.
     #[command(subcommand)]
@@ -228,6 +228,32 @@ mod tests {
     #[test]
     fn the_command_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    /// As with vLLM, so that a script's options can be followed by one's own.
+    #[test]
+    fn the_last_of_an_option_given_twice_holds() {
+        let serving =
+            ["runtime", "--port", "1", "--set", "log.color=never", "--port", "2", "--set", "ring.bytes=1MiB"];
+        let cli = Cli::try_parse_from(serving).unwrap();
+        assert_eq!((cli.port.as_deref(), cli.set.len()), (Some("2"), 2));
+        let load = [
+            "runtime",
+            "bench",
+            "serve",
+            "--num-prompts",
+            "50",
+            "--header",
+            "A=1",
+            "--num-prompts",
+            "3",
+            "--header",
+            "B=2",
+        ];
+        let Some(Command::Bench(Bench::Serve(options))) = Cli::try_parse_from(load).unwrap().command else {
+            panic!("another command");
+        };
+        assert_eq!((options.num_prompts, options.header.len()), (3, 2));
     }
 
     #[test]
