@@ -21,8 +21,10 @@ fn it_starts_without_a_gpu() {
 #[test]
 fn a_gpu_that_is_not_there_is_one_sentence() {
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/models/llama-3.1-8b");
+    // Whatever else listens on this machine.
+    let ports = ["--port", "0", "--set", "http.port=0"];
     let settings = ["--set", "engine.device=cuda", "--set", "engine.load_format=dummy"];
-    let refused = runtime(&[&["--role", "local", "--model", model][..], &settings].concat());
+    let refused = runtime(&[&["--role", "local", "--model", model][..], &ports, &settings].concat());
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     let said = String::from_utf8_lossy(&refused.stderr);
     let last = said.lines().last().unwrap_or_default();
