@@ -2,8 +2,8 @@
 # Two launches: a receiver, which decodes and runs the frontend on port 9000, and a sender, which prefills and puts
 # the KV pages into the receiver's memory. Serves until Ctrl-C. `cargo xtask demo` does the same and asks a question.
 # Arguments go to both processes, for example `--model FILE`; on GPUs start each by hand, as README.md says, because
-# each has its own. Where the program lies beside this folder, as in the archive of `cargo xtask dist`, nothing is
-# fetched or built.
+# each has its own. Where RUNTIME names the program, or it lies beside this folder, as in the archive of `cargo xtask dist`,
+# nothing is fetched or built.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 
