@@ -31,7 +31,7 @@ pub enum Route {
 ///
 /// Before it is sent, the request's sink stands in [`Streams`](crate::streams::Streams) under `request`; every
 /// request gets exactly one terminal event there, be it that it is [`Refused`].
-#[derive(Clone, Debug, Message)]
+#[derive(Clone, Debug, PartialEq, Message)]
 #[rtype(result = "()")]
 pub struct Generate {
     /// The request's name; unique in this process.
@@ -51,7 +51,7 @@ pub struct Generate {
 }
 
 /// The client is gone or wants no more tokens. Never refused; a request that has ended is ignored.
-#[derive(Clone, Copy, Debug, Message)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct AbortRequest {
     /// Which request.

@@ -322,7 +322,7 @@ async fn a_client_that_leaves_frees_everything() {
         if request % 2 == 0 {
             drop(source);
         } else {
-            receiver.abort.do_send(::actors::request::AbortRequest {
+            receiver.abort().do_send(::actors::request::AbortRequest {
                 request: RequestId(request),
                 complete_with: None,
             });

@@ -264,7 +264,7 @@ fn port(role: Role, config: &Config, node: &Node, shared: &Shared, route: Route)
     let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
     Frontend {
         generate: node.generate(),
-        abort: node.abort.clone(),
+        abort: node.abort(),
         streams: node.streams.clone(),
         model: shared.model.clone(),
         observed: shared.observed.clone(),

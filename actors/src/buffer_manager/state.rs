@@ -23,55 +23,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroU32;
 
-use connector::frame::GRANT_PAGES_MAX;
+use connector::frame::{Frame, GRANT_PAGES_MAX};
 use connector::page_hash::PageSeed;
 use connector::ring::{CreditNumber, GrantLedger, PageIndex};
 use engine::PageId;
 
 use super::prefix_cache::PrefixCache;
+use crate::effect::{Effect, ToBufferManager, to};
+use crate::log::LogLine;
 use crate::messages::{
-    GrowPages, PageFilled, PagesAdopted, PagesComputed, PagesGrown, PagesReserved, PagesShort, ReservePages,
-    SequenceId, SessionId,
+    BreakSession, GrowPages, PageFilled, PageRejected, PagesAdopted, PagesComputed, PagesGrown,
+    PagesReserved, PagesShort, ReservePages, SendFrame, SequenceId, SessionDrained, SessionId, SessionOpened,
 };
 use crate::request::RequestId;
-
-/// What the shell has to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Tell the owner that its reservation stands.
-    Reserved(PagesReserved),
-    /// Tell the owner that it has more pages.
-    Grown(PagesGrown),
-    /// Tell the decoder that there is no room to grow.
-    Short(PagesShort),
-    /// Tell the decoder that pages landed for it.
-    Adopted(PagesAdopted),
-    /// Send these credits to the session's peer.
-    Grant {
-        /// To whom.
-        session: SessionId,
-        /// Number of the first credit.
-        first: CreditNumber,
-        /// One page a credit.
-        pages: Vec<PageIndex>,
-    },
-    /// Tell the session's peer how many credits it should hold at most: it has more, and others have none.
-    Share {
-        /// To whom.
-        session: SessionId,
-        /// Its share of the ring.
-        pages: u32,
-    },
-    /// Tell the decoder that a page of the request is not what its sender put.
-    Rejected(RequestId),
-    /// The peer broke a rule: end its session, for this reason.
-    Break {
-        /// Which.
-        session: SessionId,
-        /// One sentence.
-        reason: String,
-    },
-}
 
 /// How the pool is divided now; a snapshot for logs, `/health` and tests. All in pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -88,6 +52,17 @@ pub struct PoolUse {
     pub cached: u32,
     /// Under credits of lost sessions, or not what was put there, until there is proof.
     pub quarantined: u32,
+}
+
+/// What the buffer manager has counted, in pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolCounts {
+    /// Shared with reservations, which neither compute nor receive them.
+    pub resident: u64,
+    /// Landed and adopted.
+    pub adopted: u64,
+    /// Times that a landed page's hash did not match.
+    pub mismatches: u64,
 }
 
 /// Who may touch a page now.
@@ -122,7 +97,7 @@ struct Ring {
     told: Option<u32>,
 }
 
-/// The page pool's ledger. Every `on_…` returns what has to be done, in order.
+/// The page pool's ledger.
 #[derive(Debug)]
 pub struct PoolState {
     pages: u32,
@@ -143,7 +118,7 @@ pub struct PoolState {
     /// Releases of own requests so far: what a decoder that has sent more is told of room is out of date.
     releases: u64,
     waiting: VecDeque<ReservePages>,
-    resident_pages: u64,
+    counts: PoolCounts,
     rings: BTreeMap<SessionId, Ring>,
     quarantine: BTreeMap<SessionId, Vec<PageIndex>>,
 }
@@ -166,7 +141,7 @@ impl PoolState {
             told_short: false,
             releases: 0,
             waiting: VecDeque::new(),
-            resident_pages: 0,
+            counts: PoolCounts::default(),
             rings: BTreeMap::new(),
             quarantine: BTreeMap::new(),
         }
@@ -182,6 +157,26 @@ impl PoolState {
     #[must_use]
     pub fn scattered(self, spreads: bool) -> Self {
         Self { spreads, ..self }
+    }
+
+    /// Takes a message. `hasher` computes the hashes of pages that landed; without one, both sides have agreed on none.
+    pub fn on(&mut self, mail: ToBufferManager, hasher: Option<Hasher<'_>>) -> Vec<Effect> {
+        match mail {
+            ToBufferManager::ReservePages(reserve) => self.on_reserve(reserve),
+            ToBufferManager::GrowPages(grow) => self.on_grow(grow),
+            ToBufferManager::PagesComputed(computed) => self.on_computed(&computed),
+            ToBufferManager::ReleasePages(release) => self.on_release(release.sequence),
+            ToBufferManager::SessionOpened(opened) => self.on_session_opened(opened),
+            ToBufferManager::PageFilled(filled) => self.on_page_filled(filled, hasher),
+            ToBufferManager::PeerLost(lost) => self.on_session_lost(lost.session),
+            ToBufferManager::SessionDrained(drained) => self.on_session_drained(drained),
+            ToBufferManager::Tick(_) => Vec::new(),
+        }
+    }
+
+    /// What was counted so far.
+    pub fn counts(&self) -> PoolCounts {
+        self.counts
     }
 
     /// How the pool is divided now.
@@ -216,13 +211,8 @@ impl PoolState {
         self.cache.contains(page)
     }
 
-    /// Pages that reservations have shared so far, rather than compute or receive them.
-    pub fn resident_pages(&self) -> u64 {
-        self.resident_pages
-    }
-
     /// Somebody wants pages.
-    pub fn on_reserve(&mut self, reserve: ReservePages) -> Vec<Action> {
+    fn on_reserve(&mut self, reserve: ReservePages) -> Vec<Effect> {
         if reserve.again {
             self.waiting.push_front(reserve);
         } else {
@@ -232,7 +222,7 @@ impl PoolState {
     }
 
     /// A running sequence wants more.
-    pub fn on_grow(&mut self, grow: GrowPages) -> Vec<Action> {
+    fn on_grow(&mut self, grow: GrowPages) -> Vec<Effect> {
         if self.holdings.contains_key(&grow.sequence) {
             self.growing.push_back(grow);
         }
@@ -240,16 +230,17 @@ impl PoolState {
     }
 
     /// What stands in the sequence's pages is known from now on.
-    pub fn on_computed(&mut self, computed: &PagesComputed) {
-        let Some(holding) = self.holdings.get(&computed.sequence) else { return };
+    fn on_computed(&mut self, computed: &PagesComputed) -> Vec<Effect> {
+        let Some(holding) = self.holdings.get(&computed.sequence) else { return Vec::new() };
         let held: HashSet<PageId> = holding.pages.iter().copied().collect();
         if self.shares && computed.pages.iter().all(|page| held.contains(page)) {
             self.cache.insert(&computed.tokens, &computed.pages);
         }
+        Vec::new()
     }
 
     /// Everything of this sequence goes back. A page still under way to it goes back when it lands.
-    pub fn on_release(&mut self, sequence: SequenceId) -> Vec<Action> {
+    fn on_release(&mut self, sequence: SequenceId) -> Vec<Effect> {
         self.waiting.retain(|waiting| waiting.sequence != sequence);
         self.growing.retain(|growing| growing.sequence != sequence);
         self.told_short = false;
@@ -277,7 +268,8 @@ impl PoolState {
     }
 
     /// A session began: its peer may write up to `ring_pages` pages of ours, whose hashes have this seed.
-    pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32, seed: u64) -> Vec<Action> {
+    fn on_session_opened(&mut self, opened: SessionOpened) -> Vec<Effect> {
+        let SessionOpened { session, ring_pages, seed } = opened;
         if let Some(capacity) = NonZeroU32::new(ring_pages) {
             self.rings.insert(session, Ring { ledger: GrantLedger::new(capacity), seed, told: None });
         }
@@ -285,7 +277,7 @@ impl PoolState {
     }
 
     /// A session ended: puts into its outstanding pages may still land.
-    pub fn on_session_lost(&mut self, session: SessionId) -> Vec<Action> {
+    fn on_session_lost(&mut self, session: SessionId) -> Vec<Effect> {
         if let Some(ring) = self.rings.remove(&session) {
             self.quarantine.insert(session, ring.ledger.close());
         }
@@ -293,8 +285,8 @@ impl PoolState {
     }
 
     /// Proof: no byte of this lost session can land any more.
-    pub fn on_session_drained(&mut self, session: SessionId) -> Vec<Action> {
-        for page in self.quarantine.remove(&session).unwrap_or_default() {
+    fn on_session_drained(&mut self, drained: SessionDrained) -> Vec<Effect> {
+        for page in self.quarantine.remove(&drained.session).unwrap_or_default() {
             self.free.insert(page.0);
         }
         self.settle()
@@ -302,19 +294,19 @@ impl PoolState {
 
     /// A sender says that pages are whole and visible. They are adopted only if they are what it put: `hasher` computes
     /// what is there; without one, both sides have agreed to do without.
-    pub fn on_page_filled(&mut self, filled: PageFilled, hasher: Option<Hasher<'_>>) -> Vec<Action> {
+    fn on_page_filled(&mut self, filled: PageFilled, hasher: Option<Hasher<'_>>) -> Vec<Effect> {
         let session = filled.session;
         let Some(ring) = self.rings.get_mut(&session) else { return Vec::new() };
         let seed = ring.seed;
         let pages = match ring.ledger.fill(filled.first, filled.count) {
             Ok(pages) => pages,
-            Err(error) => return vec![Action::Break { session, reason: error.to_string() }],
+            Err(error) => return vec![broken(session, error.to_string())],
         };
         let holding = filled.owner.and_then(|owner| {
             let request = RequestId(owner.request);
             Some((owner, request, self.holdings.get_mut(&SequenceId::Own(request))?))
         });
-        let mut actions = Vec::new();
+        let mut effects = Vec::new();
         match holding {
             Some((owner, request, holding)) if holding.landing >= filled.count => {
                 let pages: Vec<PageId> = pages.iter().map(|page| PageId(page.0)).collect();
@@ -336,11 +328,14 @@ impl PoolState {
                         self.rings.remove(&session).map_or(Vec::new(), |ring| ring.ledger.close());
                     self.quarantine.insert(session, [damaged, outstanding].concat());
                     let reason = format!("a page of {request} is not what was put");
-                    return vec![Action::Rejected(request), Action::Break { session, reason }];
+                    self.counts.mismatches += 1;
+                    let told = to::log(LogLine::PageDamaged { request });
+                    return vec![told, to::decoder(PageRejected { request }), broken(session, reason)];
                 }
                 holding.landing -= filled.count;
                 self.hold(SequenceId::Own(request), &pages);
-                actions.push(Action::Adopted(PagesAdopted {
+                self.counts.adopted += pages.len() as u64;
+                effects.push(to::decoder(PagesAdopted {
                     request,
                     first_page: owner.first_page,
                     pages,
@@ -350,8 +345,8 @@ impl PoolState {
             // Nobody's: a probe, or a request that ended while its pages were under way.
             _ => self.free.extend(pages.iter().map(|page| page.0)),
         }
-        actions.extend(self.settle());
-        actions
+        effects.extend(self.settle());
+        effects
     }
 
     fn unclaimed(&self) -> u32 {
@@ -378,8 +373,8 @@ impl PoolState {
     }
 
     /// Grants credits, then lets sequences grow, then serves reservations, as far as free pages go.
-    fn settle(&mut self) -> Vec<Action> {
-        let mut actions = Vec::new();
+    fn settle(&mut self) -> Vec<Effect> {
+        let mut effects = Vec::new();
         let usage = self.usage();
         let budget = self.ring_pages.saturating_sub(usage.quarantined);
         let mut room = budget.saturating_sub(usage.outstanding).min(self.unclaimed());
@@ -400,7 +395,7 @@ impl PoolState {
             if outstanding > share {
                 if ring.told != Some(share) {
                     ring.told = Some(share);
-                    actions.push(Action::Share { session, pages: share });
+                    effects.push(frame(session, Frame::RingShare { pages: share }));
                 }
                 continue;
             }
@@ -417,28 +412,28 @@ impl PoolState {
             for &page in &pages {
                 ring.ledger.grant(page).expect("count is at most the ring's room");
             }
-            actions.push(Action::Grant { session, first, pages });
+            effects.push(frame(session, Frame::Grant { first, pages }));
         }
         while let Some(&GrowPages { sequence, least, most }) = self.growing.front() {
             let pages = most.min(self.unclaimed());
             if pages < least {
                 if !std::mem::replace(&mut self.told_short, true) {
-                    actions.push(Action::Short(PagesShort { releases: self.releases }));
+                    effects.push(to::decoder(PagesShort { releases: self.releases }));
                 }
                 self.check();
-                return actions;
+                return effects;
             }
             self.growing.pop_front();
             let pages: Vec<PageId> = self.take(pages).into_iter().map(PageId).collect();
             self.hold(sequence, &pages);
-            actions.push(Action::Grown(PagesGrown { sequence, pages }));
+            effects.push(to::decoder(PagesGrown { sequence, pages }));
         }
         while self.waiting.front().is_some_and(|next| self.cost(next) <= self.unclaimed()) {
             let next = self.waiting.pop_front().expect("it is in front");
-            actions.push(Action::Reserved(self.serve(next)));
+            effects.push(reserved(self.serve(next)));
         }
         self.check();
-        actions
+        effects
     }
 
     /// Unclaimed pages that a reservation takes: its own, those that land, and those shared ones that nobody holds yet.
@@ -456,7 +451,7 @@ impl PoolState {
         // The last page travels in the time that it takes to compute it.
         let little = shared > 0 && tokens - resident <= self.page_tokens;
         let landing = if landing && !little { tokens.div_ceil(self.page_tokens) - shared } else { 0 };
-        self.resident_pages += u64::from(shared);
+        self.counts.resident += u64::from(shared);
         // First those that are shared: what is held is not evicted for the rest.
         self.hold(sequence, &table);
         let own: Vec<PageId> = self.take(pages - shared - landing).into_iter().map(PageId).collect();
@@ -476,6 +471,22 @@ impl PoolState {
             self.free.len()
         );
     }
+}
+
+/// To the owner of the reservation.
+fn reserved(reserved: PagesReserved) -> Effect {
+    match reserved.sequence {
+        SequenceId::Own(_) => to::decoder(reserved),
+        SequenceId::Peer(_) => to::prefiller(reserved),
+    }
+}
+
+fn frame(session: SessionId, frame: Frame) -> Effect {
+    to::peer_link(SendFrame { session, frame })
+}
+
+fn broken(session: SessionId, reason: String) -> Effect {
+    to::peer_link(BreakSession { session, reason })
 }
 
 #[cfg(test)]

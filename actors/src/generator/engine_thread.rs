@@ -12,11 +12,11 @@ use actix::prelude::*;
 use engine::{Chunk, Engine, EngineError, Sample, Step, StepOutput, Token};
 
 use super::state::Plan;
+use crate::effect::ToGenerator;
 use crate::kit::{AWAKE, Vitals};
 
 /// Engine thread → generator: the oldest step in flight is over.
-#[derive(Clone, Debug, PartialEq, Message)]
-#[rtype(result = "()")]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepFinished {
     /// Sampled tokens by the engine's key of their sequence, or what the engine said.
     pub outcome: Result<Vec<(u64, Token)>, String>,
@@ -66,7 +66,7 @@ impl EngineThread {
     /// The operating system gives no thread.
     pub fn spawn(
         engine: Box<dyn Engine>,
-        results: Recipient<StepFinished>,
+        results: Recipient<ToGenerator>,
         pulse: EnginePulse,
     ) -> std::io::Result<Self> {
         // Of two steps in flight one may wait here while the other runs.
@@ -96,7 +96,7 @@ impl Drop for EngineThread {
 fn run(
     mut engine: Box<dyn Engine>,
     queue: &Receiver<Plan>,
-    results: &Recipient<StepFinished>,
+    results: &Recipient<ToGenerator>,
     pulse: &EnginePulse,
 ) {
     let (awake, most) = if engine.runs_ahead() { (AWAKE, 2) } else { (Duration::ZERO, 1) };
@@ -132,7 +132,8 @@ fn run(
             output.tokens.into_iter().map(|sampled| (sampled.sequence, sampled.token)).collect()
         };
         // Bounded: at most two steps are in flight.
-        results.do_send(StepFinished { outcome: outcome.map(tokens).map_err(|error| error.to_string()) });
+        let outcome = outcome.map(tokens).map_err(|error| error.to_string());
+        results.do_send(StepFinished { outcome }.into());
     }
 }
 

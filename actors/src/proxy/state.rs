@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::messages::{PrefillOver, SessionId};
-use crate::request::{Generate, Refused, Route};
+use crate::effect::{Effect, ToProxy, to};
+use crate::messages::{Decode, PrefillOver, SessionId, StreamEnd};
+use crate::request::{Generate, Refused, Route, StreamEvent};
 
 /// Prompts shorter than this say more about what a step costs than about how fast it goes.
 const MEASURED_TOKENS: u32 = 16;
@@ -54,18 +55,44 @@ impl ProxyState {
         Self { page_tokens, request_pages, local_if_sooner_by, here, senders, next: 0, draining: false }
     }
 
+    /// Takes a message.
+    pub fn on(&mut self, mail: ToProxy) -> Vec<Effect> {
+        match mail {
+            ToProxy::Generate(generate) => return vec![self.on_generate(generate)],
+            // Behind its request: the decoder hears of a request before it hears of its abort.
+            ToProxy::AbortRequest(abort) => return vec![to::decoder(abort)],
+            ToProxy::PrefillOver(over) => self.on_prefill_over(&over),
+            ToProxy::PeerReady(ready) => self.on_peer_ready(ready.session),
+            ToProxy::PeerLeaving(leaving) => self.on_peer_lost(leaving.session),
+            ToProxy::PeerLost(lost) => self.on_peer_lost(lost.session),
+            ToProxy::BeginDrain(_) => self.draining = true,
+            ToProxy::Tick(_) => {}
+        }
+        Vec::new()
+    }
+
+    fn on_generate(&mut self, generate: Generate) -> Effect {
+        match self.route(&generate) {
+            Ok(prefill_on) => to::decoder(Decode { generate, prefill_on }),
+            Err(refused) => {
+                let event = StreamEvent::Failed(refused.into());
+                to::streams(StreamEnd { request: generate.request, event })
+            }
+        }
+    }
+
     /// A sender can prefill.
-    pub fn on_peer_ready(&mut self, session: SessionId) {
+    fn on_peer_ready(&mut self, session: SessionId) {
         self.senders.push((session, Place::default()));
     }
 
     /// A sender is gone, or takes no new prefills.
-    pub fn on_peer_lost(&mut self, session: SessionId) {
+    fn on_peer_lost(&mut self, session: SessionId) {
         self.senders.retain(|(sender, _)| *sender != session);
     }
 
     /// A prompt does not wait any more.
-    pub fn on_prefill_over(&mut self, over: &PrefillOver) {
+    fn on_prefill_over(&mut self, over: &PrefillOver) {
         let place = match over.on {
             None => Some(&mut self.here),
             // One that is gone has left nothing to keep books of.
@@ -83,16 +110,11 @@ impl ProxyState {
         self.here.waiting + self.senders.iter().map(|(_, place)| place.waiting).sum::<u64>()
     }
 
-    /// No new requests from now on.
-    pub fn on_drain(&mut self) {
-        self.draining = true;
-    }
-
     /// Which sender prefills this request; `None`: this node.
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn route(&mut self, generate: &Generate) -> Result<Option<SessionId>, Refused> {
+    fn route(&mut self, generate: &Generate) -> Result<Option<SessionId>, Refused> {
         if self.draining {
             return Err(Refused::ShuttingDown);
         }
@@ -142,7 +164,8 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::request::RequestId;
+    use crate::messages::BeginDrain;
+    use crate::request::{AbortRequest, RequestId};
 
     fn generate(prompt: usize, max_tokens: u32, route: Route) -> Generate {
         Generate {
@@ -203,12 +226,24 @@ mod tests {
     }
 
     #[test]
+    fn an_abort_follows_its_request_to_the_decoder() {
+        let mut state = ProxyState::new(16, 10, SOONER_BY);
+        let generate = generate(1, 1, Route::Auto);
+        let effects = state.on(generate.clone().into());
+        assert_eq!(effects, [to::decoder(Decode { generate, prefill_on: None })]);
+        for complete_with in [None, Some(3)] {
+            let abort = AbortRequest { request: RequestId(1), complete_with };
+            assert_eq!(state.on(abort.into()), [to::decoder(abort)]);
+        }
+    }
+
+    #[test]
     fn what_cannot_fit_is_refused() {
         let mut state = ProxyState::new(16, 10, SOONER_BY);
         assert_eq!(state.route(&generate(100, 61, Route::Auto)), Ok(None));
         let refused = Err(Refused::TooLarge { needed: 11, usable: 10 });
         assert_eq!(state.route(&generate(100, 62, Route::Auto)), refused);
-        state.on_drain();
+        state.on(BeginDrain.into());
         assert_eq!(state.route(&generate(1, 1, Route::Auto)), Err(Refused::ShuttingDown));
     }
 }

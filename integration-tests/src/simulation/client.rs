@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use actors::request::{FinishReason, Generate, RequestError, RequestId, Route, StreamEvent};
+use actors::effect::{Endpoint, to};
+use actors::request::{AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent};
 
 use super::machine::next_token;
-use super::node::{Actor, Mail};
 use super::plan::{PAGE_TOKENS, SECOND, VOCABULARY};
 use super::world::{Event, RECEIVER, World};
 
@@ -78,7 +78,7 @@ impl World {
             deadline: self.epoch + Duration::from_micros(deadline),
             route: Route::Auto,
         };
-        self.post(RECEIVER, Actor::Proxy, Mail::Generate(generate));
+        self.perform(RECEIVER, Endpoint::Frontend, vec![to::proxy(generate)]);
         if !firm && self.dice.one_in(5) {
             let wait = self.dice.between(1, SECOND);
             self.at(wait, None, Event::Leave(request));
@@ -91,7 +91,8 @@ impl World {
     pub(super) fn leave(&mut self, request: RequestId) {
         if let Some(client) = self.clients.get_mut(&request).filter(|client| client.end.is_none()) {
             client.left = true;
-            self.post(RECEIVER, Actor::Decoder, Mail::Abort(request));
+            let abort = AbortRequest { request, complete_with: None };
+            self.perform(RECEIVER, Endpoint::Frontend, vec![to::proxy(abort)]);
         }
     }
 

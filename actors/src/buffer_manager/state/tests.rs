@@ -3,6 +3,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::effect::{ToDecoder, ToPeerLink};
 
 const SESSION: SessionId = SessionId(1);
 
@@ -28,12 +29,34 @@ fn filled(first: u64, count: u32, owner: Option<u64>) -> PageFilled {
     }
 }
 
-fn granted(actions: &[Action]) -> Vec<u32> {
-    let pages = |action: &Action| match action {
-        Action::Grant { pages, .. } => pages.iter().map(|page| page.0).collect(),
+/// The pages that credits are granted for.
+fn granted(effects: &[Effect]) -> Vec<u32> {
+    let pages = |effect: &Effect| match effect {
+        Effect::PeerLink(ToPeerLink::SendFrame(SendFrame { frame: Frame::Grant { pages, .. }, .. })) => {
+            pages.iter().map(|page| page.0).collect()
+        }
         _ => Vec::new(),
     };
-    actions.iter().flat_map(pages).collect()
+    effects.iter().flat_map(pages).collect()
+}
+
+/// A session with a ring of so many pages, whose hashes have this seed.
+fn opened(session: SessionId, ring_pages: u32, seed: u64) -> SessionOpened {
+    SessionOpened { session, ring_pages, seed }
+}
+
+fn drained(session: SessionId) -> SessionDrained {
+    SessionDrained { session }
+}
+
+/// A session's peer hears how many credits it may hold.
+fn shared(session: u64, pages: u32) -> Effect {
+    frame(SessionId(session), Frame::RingShare { pages })
+}
+
+/// The only effect is the end of a session.
+fn breaks(effects: &[Effect]) -> bool {
+    matches!(effects, [Effect::PeerLink(ToPeerLink::BreakSession(_))])
 }
 
 #[test]
@@ -41,9 +64,21 @@ fn reservations_are_served_in_order() {
     let mut pool = PoolState::new(4, 0, 1);
     assert_eq!(pool.on_reserve(reserve(1, 3, 0)).len(), 1);
     assert_eq!(pool.on_reserve(reserve(2, 2, 0)), []);
-    assert_eq!(pool.on_reserve(reserve(3, 1, 0)), [], "nobody overtakes");
-    let actions = pool.on_release(own(1));
-    assert_eq!(actions.len(), 2, "both fit now: {actions:?}");
+    assert_eq!(pool.on_reserve(reserve(3, 1, 0)), [], "no reservation overtakes another");
+    let effects = pool.on_release(own(1));
+    assert_eq!(effects.len(), 2, "both fit now: {effects:?}");
+}
+
+#[test]
+fn each_reservation_is_answered_to_its_owner() {
+    let mut pool = PoolState::new(4, 0, 1);
+    let peer = SequenceId::Peer(1);
+    let effects = pool.on_reserve(ReservePages { sequence: peer, ..reserve(1, 1, 0) });
+    let reserved = PagesReserved { sequence: peer, resident: 0, landing: 0, pages: pages(&[0]) };
+    assert_eq!(effects, [to::prefiller(reserved.clone())]);
+    let effects = pool.on_reserve(reserve(1, 1, 0));
+    let reserved = PagesReserved { sequence: own(1), pages: pages(&[1]), ..reserved };
+    assert_eq!(effects, [to::decoder(reserved)]);
 }
 
 fn pages(numbers: &[u32]) -> Vec<PageId> {
@@ -51,9 +86,11 @@ fn pages(numbers: &[u32]) -> Vec<PageId> {
 }
 
 /// What a reservation that was served at once gave: resident tokens, pages that land, the table.
-fn served(actions: &[Action]) -> (u32, u32, Vec<PageId>) {
-    match actions {
-        [Action::Reserved(reserved)] => (reserved.resident, reserved.landing, reserved.pages.clone()),
+fn served(effects: &[Effect]) -> (u32, u32, Vec<PageId>) {
+    match effects {
+        [Effect::Decoder(ToDecoder::PagesReserved(reserved))] => {
+            (reserved.resident, reserved.landing, reserved.pages.clone())
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -80,7 +117,7 @@ fn what_was_computed_is_shared_while_it_is_held_and_after() {
     assert_eq!(table.len(), 6);
     let (resident, _, table) = served(&pool.on_reserve(beginning_with(4, &[1, 2, 3], 2, false)));
     assert_eq!((resident, table[..1].to_vec()), (2, pages(&[0])));
-    assert_eq!(pool.resident_pages(), 4);
+    assert_eq!(pool.counts().resident, 4);
 }
 
 #[test]
@@ -97,15 +134,15 @@ fn only_what_is_not_resident_lands_and_little_of_it_is_computed_here() {
 }
 
 #[test]
-fn who_grows_goes_first_and_is_called_short_once() {
+fn a_growing_sequence_goes_first_and_is_called_short_once() {
     let mut pool = PoolState::new(4, 0, 1);
     pool.on_reserve(reserve(1, 2, 0));
     pool.on_reserve(reserve(2, 1, 0));
     assert_eq!(pool.on_reserve(reserve(3, 2, 0)), []);
-    let short = Action::Short(PagesShort { releases: 0 });
+    let short = to::decoder(PagesShort { releases: 0 });
     assert_eq!(pool.on_grow(GrowPages { sequence: own(1), least: 2, most: 2 }), [short]);
-    assert_eq!(pool.on_reserve(reserve(4, 1, 0)), [], "the free page is for who grows");
-    let grown = Action::Grown(PagesGrown { sequence: own(1), pages: pages(&[2, 3]) });
+    assert_eq!(pool.on_reserve(reserve(4, 1, 0)), [], "the free page is for the sequence that grows");
+    let grown = to::decoder(PagesGrown { sequence: own(1), pages: pages(&[2, 3]) });
     assert_eq!(pool.on_release(own(2)), [grown]);
     assert_eq!(
         pool.on_grow(GrowPages { sequence: own(2), least: 1, most: 1 }),
@@ -115,8 +152,8 @@ fn who_grows_goes_first_and_is_called_short_once() {
     // One that has had pages goes before those that have not.
     assert_eq!(pool.on_reserve(ReservePages { again: true, ..reserve(5, 3, 0) }), []);
     let order: Vec<SequenceId> = (pool.on_release(own(1)).iter())
-        .filter_map(|action| match action {
-            Action::Reserved(reserved) => Some(reserved.sequence),
+        .filter_map(|effect| match effect {
+            Effect::Decoder(ToDecoder::PagesReserved(reserved)) => Some(reserved.sequence),
             _ => None,
         })
         .collect();
@@ -126,15 +163,15 @@ fn who_grows_goes_first_and_is_called_short_once() {
 #[test]
 fn a_landed_page_is_adopted_and_the_ring_moves() {
     let mut pool = PoolState::new(4, 1, 1);
-    assert_eq!(granted(&pool.on_session_opened(SESSION, 1, 0)), [0]);
+    assert_eq!(granted(&pool.on_session_opened(opened(SESSION, 1, 0))), [0]);
     assert_eq!(pool.on_reserve(reserve(7, 0, 3)).len(), 1);
     for n in 0..3 {
-        let actions = pool.on_page_filled(filled(n, 1, Some(7)), None);
+        let effects = pool.on_page_filled(filled(n, 1, Some(7)), None);
         assert!(
-            matches!(&actions[0], Action::Adopted(adopted) if adopted.request == RequestId(7)),
-            "{actions:?}"
+            matches!(&effects[0], Effect::Decoder(ToDecoder::PagesAdopted(adopted)) if adopted.request == RequestId(7)),
+            "{effects:?}"
         );
-        assert_eq!(granted(&actions).len(), 1, "the next credit follows at once: {actions:?}");
+        assert_eq!(granted(&effects).len(), 1, "the next credit follows at once: {effects:?}");
     }
     assert_eq!(pool.usage(), PoolUse { pages: 4, outstanding: 1, held: 3, ..PoolUse::default() });
 }
@@ -159,14 +196,19 @@ fn a_page_that_is_not_what_was_put_is_not_adopted() {
         (vec![], false),
     ] {
         let mut pool = PoolState::new(8, 2, 1);
-        pool.on_session_opened(SESSION, 2, 5);
+        pool.on_session_opened(opened(SESSION, 2, 5));
         pool.on_reserve(reserve(7, 0, 4));
-        let actions = pool.on_page_filled(PageFilled { hashes, ..filled(0, 2, Some(7)) }, Some(&hash));
-        assert_eq!(matches!(&actions[0], Action::Adopted(_)), adopted, "{actions:?}");
-        assert_eq!(actions[0] == Action::Rejected(RequestId(7)), !adopted, "{actions:?}");
-        let broken = matches!(&actions[..], [_, Action::Break { session: SESSION, .. }]);
-        assert_eq!(broken, !adopted, "{actions:?}");
-        assert_eq!(granted(&actions).len(), if adopted { 2 } else { 0 });
+        let effects = pool.on_page_filled(PageFilled { hashes, ..filled(0, 2, Some(7)) }, Some(&hash));
+        let adopts = matches!(&effects[0], Effect::Decoder(ToDecoder::PagesAdopted(_)));
+        assert_eq!(adopts, adopted, "{effects:?}");
+        let request = RequestId(7);
+        let (told, rejected) =
+            (to::log(LogLine::PageDamaged { request }), to::decoder(PageRejected { request }));
+        let broken = broken(SESSION, "a page of r7 is not what was put".into());
+        assert_eq!(effects[..] == [told, rejected, broken], !adopted, "{effects:?}");
+        let counts = if adopted { (2, 0) } else { (0, 1) };
+        assert_eq!((pool.counts().adopted, pool.counts().mismatches), counts);
+        assert_eq!(granted(&effects).len(), if adopted { 2 } else { 0 });
         // More may land in a damaged page, and wherever the session has a credit: nothing of it is used again before there
         // is proof, whatever else comes.
         if !adopted {
@@ -176,15 +218,15 @@ fn a_page_that_is_not_what_was_put_is_not_adopted() {
         pool.on_session_lost(SESSION);
         assert_eq!(pool.usage().quarantined, 2);
         pool.on_release(own(7));
-        pool.on_session_drained(SESSION);
+        pool.on_session_drained(drained(SESSION));
         assert_eq!(pool.usage(), PoolUse { pages: 8, ..PoolUse::default() });
     }
 }
 
 #[test]
-fn a_page_for_nobody_goes_straight_back() {
+fn a_page_that_no_request_waits_for_goes_straight_back() {
     let mut pool = PoolState::new(4, 2, 1);
-    pool.on_session_opened(SESSION, 2, 0);
+    pool.on_session_opened(opened(SESSION, 2, 0));
     pool.on_reserve(reserve(7, 0, 1));
     pool.on_release(own(7));
     assert_eq!(granted(&pool.on_page_filled(filled(0, 1, Some(7)), None)).len(), 1);
@@ -195,12 +237,12 @@ fn a_page_for_nobody_goes_straight_back() {
 #[test]
 fn a_lost_session_is_quarantined_until_proof() {
     let mut pool = PoolState::new(4, 2, 1);
-    pool.on_session_opened(SESSION, 2, 0);
+    pool.on_session_opened(opened(SESSION, 2, 0));
     pool.on_session_lost(SESSION);
     assert_eq!(pool.usage().quarantined, 2);
     assert_eq!(pool.on_reserve(reserve(1, 3, 0)), [], "two pages may still be written");
     assert_eq!(pool.on_page_filled(filled(0, 1, None), None), [], "a frame of a lost session is nothing");
-    assert_eq!(pool.on_session_drained(SESSION).len(), 1);
+    assert_eq!(pool.on_session_drained(drained(SESSION)).len(), 1);
     assert_eq!(pool.usage(), PoolUse { pages: 4, held: 3, ..PoolUse::default() });
 }
 
@@ -215,10 +257,10 @@ fn unfilled(session: u64, first: u64, count: u32) -> PageFilled {
 #[test]
 fn senders_share_the_ring() {
     let mut pool = PoolState::new(20, 8, 1);
-    pool.on_session_opened(SessionId(1), 8, 0);
+    pool.on_session_opened(opened(SessionId(1), 8, 0));
     assert_eq!(outstanding(&pool, 1), 8, "alone it has all");
-    let told = pool.on_session_opened(SessionId(2), 8, 0);
-    assert_eq!(told, [Action::Share { session: SessionId(1), pages: 4 }], "and must give back, told once");
+    let told = pool.on_session_opened(opened(SessionId(2), 8, 0));
+    assert_eq!(told, [shared(1, 4)], "and must give back, told once");
     assert_eq!(pool.on_reserve(reserve(1, 1, 0)).len(), 1);
     // What comes back goes to the other, whether it was spent or not.
     pool.on_page_filled(unfilled(1, 0, 1), None);
@@ -226,41 +268,40 @@ fn senders_share_the_ring() {
     pool.on_page_filled(unfilled(1, 1, 5), None);
     assert_eq!((outstanding(&pool, 1), outstanding(&pool, 2)), (4, 4));
     // A third one; eight pages for three.
-    let told = pool.on_session_opened(SessionId(3), 8, 0);
-    let told_of = |session| Action::Share { session: SessionId(session), pages: 3 };
-    assert_eq!(told, [told_of(1), told_of(2)]);
+    let told = pool.on_session_opened(opened(SessionId(3), 8, 0));
+    assert_eq!(told, [shared(1, 3), shared(2, 3)]);
     pool.on_page_filled(unfilled(2, 0, 1), None);
     assert_eq!((outstanding(&pool, 2), outstanding(&pool, 3)), (3, 1));
     // One leaves, with proof: the rest is shared anew.
     pool.on_session_lost(SessionId(1));
     assert_eq!(outstanding(&pool, 3), 1, "its pages may still be written");
-    pool.on_session_drained(SessionId(1));
+    pool.on_session_drained(drained(SessionId(1)));
     assert_eq!((outstanding(&pool, 2), outstanding(&pool, 3)), (4, 4));
 }
 
 #[test]
 fn a_sender_that_has_had_a_credit_always_has_one() {
     let mut pool = PoolState::new(20, 2, 1);
-    pool.on_session_opened(SessionId(1), 2, 0);
-    pool.on_session_opened(SessionId(2), 2, 0);
+    pool.on_session_opened(opened(SessionId(1), 2, 0));
+    pool.on_session_opened(opened(SessionId(2), 2, 0));
     pool.on_page_filled(unfilled(1, 0, 1), None);
     assert_eq!((outstanding(&pool, 1), outstanding(&pool, 2)), (1, 1));
     pool.on_session_lost(SessionId(2));
-    pool.on_session_opened(SessionId(3), 2, 0);
+    pool.on_session_opened(opened(SessionId(3), 2, 0));
     for credit in 1..5 {
         pool.on_page_filled(unfilled(1, credit, 1), None);
         assert_eq!((outstanding(&pool, 1), outstanding(&pool, 3)), (1, 0), "the other page is quarantined");
     }
-    pool.on_session_drained(SessionId(2));
+    pool.on_session_drained(drained(SessionId(2)));
     assert_eq!((outstanding(&pool, 1), outstanding(&pool, 3)), (1, 1));
 }
 
 #[test]
 fn a_peer_that_miscounts_loses_its_session() {
     let mut pool = PoolState::new(4, 2, 1);
-    pool.on_session_opened(SESSION, 2, 0);
+    pool.on_session_opened(opened(SESSION, 2, 0));
     for wrong in [filled(1, 1, None), filled(0, 3, None)] {
-        assert!(matches!(pool.on_page_filled(wrong, None)[..], [Action::Break { .. }]));
+        assert!(breaks(&pool.on_page_filled(wrong, None)));
     }
 }
 
@@ -304,7 +345,7 @@ proptest! {
         let mut tables: HashMap<SequenceId, Vec<PageId>> = HashMap::new();
         let nth = |tails: &Vec<u64>, back: u64| (tails.len() as u64).checked_sub(back + 1);
         for op in ops {
-            let mut actions = Vec::new();
+            let mut effects = Vec::new();
             match op {
                 Op::Reserve(request, here, landing) => {
                     let waits = pool.waiting.iter().any(|waiting| waiting.sequence == own(request));
@@ -313,12 +354,12 @@ proptest! {
                         let tokens = (0..(here / 2 + landing).max(1)).collect();
                         let pages = (here + landing).max(1);
                         let (sequence, landing) = (own(request), landing > 0);
-                        actions = pool.on_reserve(ReservePages { sequence, tokens, pages, landing, again: here == 1 });
+                        effects = pool.on_reserve(ReservePages { sequence, tokens, pages, landing, again: here == 1 });
                     }
                 }
                 Op::Grow(request, pages) => {
                     if !pool.growing.iter().any(|growing| growing.sequence == own(request)) {
-                        actions = pool.on_grow(GrowPages { sequence: own(request), least: 1, most: pages });
+                        effects = pool.on_grow(GrowPages { sequence: own(request), least: 1, most: pages });
                     }
                 }
                 Op::Computed(request) => {
@@ -329,12 +370,12 @@ proptest! {
                 }
                 Op::Release(request) => {
                     tables.remove(&own(request));
-                    actions = pool.on_release(own(request));
+                    effects = pool.on_release(own(request));
                 }
                 Op::Open => {
                     // A ring without pages is none, and one has a page for each sender.
                     if pool.rings.len() < ring as usize {
-                        pool.on_session_opened(SessionId(tails.len() as u64), ring, 0);
+                        pool.on_session_opened(opened(SessionId(tails.len() as u64), ring, 0));
                         tails.push(0);
                     }
                 }
@@ -343,7 +384,7 @@ proptest! {
                     let mut frame = filled(tails[session as usize], count, owner);
                     frame.session = SessionId(session);
                     let live = pool.rings.contains_key(&SessionId(session));
-                    if !matches!(pool.on_page_filled(frame, None)[..], [Action::Break { .. }]) && live {
+                    if !breaks(&pool.on_page_filled(frame, None)) && live {
                         tails[session as usize] += u64::from(count);
                     }
                 }
@@ -352,15 +393,15 @@ proptest! {
                 }
                 // Only what is lost can be proved.
                 Op::Drain(back) => {
-                    nth(&tails, back).into_iter().for_each(|session| drop(pool.on_session_drained(SessionId(session))));
+                    nth(&tails, back).into_iter().for_each(|session| drop(pool.on_session_drained(drained(SessionId(session)))));
                 }
             }
-            for action in actions {
-                match action {
-                    Action::Reserved(reserved) if reserved.landing == 0 => {
+            for effect in effects {
+                match effect {
+                    Effect::Decoder(ToDecoder::PagesReserved(reserved)) if reserved.landing == 0 => {
                         tables.insert(reserved.sequence, reserved.pages);
                     }
-                    Action::Grown(grown) => {
+                    Effect::Decoder(ToDecoder::PagesGrown(grown)) => {
                         tables.entry(grown.sequence).and_modify(|table| table.extend(grown.pages));
                     }
                     _ => {}
@@ -383,7 +424,7 @@ proptest! {
         }
         for session in 0..tails.len() as u64 {
             pool.on_session_lost(SessionId(session));
-            pool.on_session_drained(SessionId(session));
+            pool.on_session_drained(drained(SessionId(session)));
         }
         let cached = pool.usage().cached;
         prop_assert_eq!(pool.usage(), PoolUse { pages, cached, ..PoolUse::default() });

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use connector::frame::Frame;
 use engine::{PageId, Token};
 
-use super::Action;
-use crate::messages::{PagesComputed, PrefillOver, SendFrame, SequenceId, SessionId, StartSequence};
+use crate::effect::{Effect, to};
+use crate::messages::{
+    PagesComputed, PrefillOver, SendFrame, SequenceId, SessionId, StartSequence, StreamToken,
+};
 use crate::request::{FinishReason, Generate, RequestId, StreamEvent, Timings};
 
 /// Where a request is.
@@ -49,8 +51,8 @@ pub(super) fn ms(duration: Duration) -> f64 {
 }
 
 /// Tells the sender that nobody wants this prompt any more.
-pub(super) fn cancel(session: SessionId, request: RequestId) -> Action {
-    Action::Frame(SendFrame { session, frame: Frame::CancelPrefill { request: request.0 } })
+pub(super) fn cancel(session: SessionId, request: RequestId) -> Effect {
+    to::peer_link(SendFrame { session, frame: Frame::CancelPrefill { request: request.0 } })
 }
 
 impl Entry {
@@ -63,19 +65,19 @@ impl Entry {
     }
 
     /// Delivers a token.
-    pub(super) fn emit(&mut self, now: Instant, token: Token) -> Action {
+    pub(super) fn emit(&mut self, now: Instant, token: Token) -> Effect {
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
         self.emitted.push(token.id);
-        Action::Token(self.generate.request, token)
+        to::streams(StreamToken { request: self.generate.request, token })
     }
 
     /// Tells the proxy, once, that its prompt does not wait any more; `micros` if it was prefilled where the proxy said.
-    pub(super) fn over(&mut self, micros: Option<u64>) -> Option<Action> {
+    pub(super) fn over(&mut self, micros: Option<u64>) -> Option<Effect> {
         let on = self.counted.take()?;
         let tokens = self.timings.prompt_tokens;
         let computed = micros.map(|micros| (tokens.saturating_sub(self.timings.resident_tokens), micros));
-        Some(Action::Over(PrefillOver { on, tokens, computed }))
+        Some(to::proxy(PrefillOver { on, tokens, computed }))
     }
 
     /// How it ended well.
@@ -89,7 +91,7 @@ impl Entry {
     }
 
     /// Starts a landing request once its first token and all its pages are there.
-    pub(super) fn join(&mut self) -> Vec<Action> {
+    pub(super) fn join(&mut self) -> Vec<Effect> {
         let Phase::Landing { table, own, .. } = &mut self.phase else { return Vec::new() };
         if self.emitted.is_empty() || table.iter().any(Option::is_none) {
             return Vec::new();
@@ -99,14 +101,14 @@ impl Entry {
         let sequence = SequenceId::Own(self.generate.request);
         let (tokens, resident) = (self.generate.prompt.clone(), self.generate.prompt.len() as u32);
         let computed = PagesComputed { sequence, tokens, pages: pages.clone() };
-        vec![Action::Computed(computed), self.start(resident, pages)]
+        vec![to::buffer_manager(computed), self.start(resident, pages)]
     }
 
     /// Runs it on the engine, which has `resident` of its tokens in `pages`.
-    pub(super) fn start(&mut self, resident: u32, pages: Vec<PageId>) -> Action {
+    pub(super) fn start(&mut self, resident: u32, pages: Vec<PageId>) -> Effect {
         self.phase =
             Phase::Running(Running { table: pages.clone(), resident, growing: false, yields: false });
-        Action::Start(StartSequence {
+        to::generator(StartSequence {
             sequence: SequenceId::Own(self.generate.request),
             tokens: self.tokens().to_vec(),
             resident,
