@@ -33,9 +33,9 @@ pub struct BufferManagerBehaviour {
 impl Behaviour for BufferManagerBehaviour {
     type Mail = ToBufferManager;
 
-    fn on(&mut self, _: Instant, mail: ToBufferManager) -> Vec<Effect> {
+    fn on(&mut self, now: Instant, mail: ToBufferManager) -> Vec<Effect> {
         let hasher = self.hashed.as_ref().map(|pages| move |these: &[_]| pages.hash(these));
-        self.state.on(mail, hasher.as_ref().map(|hasher| hasher as state::Hasher<'_>))
+        self.state.on(now, mail, hasher.as_ref().map(|hasher| hasher as state::Hasher<'_>))
     }
 
     fn publish(&self) {

@@ -75,6 +75,8 @@ counters! {
     cut_at_the_end: "counter" "baton_requests_cut_total";
     /// Requests that missed their deadline.
     deadlines_missed: "counter" "baton_requests_deadline_missed_total";
+    /// Requests that did not fit beside the pages of lost sessions.
+    denied: "counter" "baton_requests_denied_total";
     /// Requests that an engine error ended.
     engine_failures: "counter" "baton_requests_engine_failed_total";
     /// Requests that ended well.

@@ -42,6 +42,7 @@ impl Behaviour for DecoderBehaviour {
         store(counters.finished(), counts.finished);
         store(counters.aborts(), counts.aborted);
         store(counters.deadlines_missed(), counts.deadlines_missed);
+        store(counters.denied(), counts.denied);
         store(counters.engine_failures(), counts.engine_failures);
         store(counters.cut_at_the_end(), counts.cut_at_the_end);
     }

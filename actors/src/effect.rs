@@ -204,6 +204,7 @@ table! {
         PrefillOver: Post from [Decoder], "one a request";
         PeerReady: Post from [PeerLink], "one a session";
         PeerLeaving: Post from [PeerLink], "one a session";
+        RoomChanged: Post from [BufferManager], "two a session";
         PeerLost: Post from [PeerLink], "one a session";
         BeginDrain: Post from [Node], "one a process";
         Tick: Post from [Ticker], "a full mailbox skips it";
@@ -215,6 +216,7 @@ table! {
         AbortRequest: Post from [Proxy, Streams], "one a request, and one a token that no client takes";
         AbortAll: Post from [Node], "one a process";
         PagesReserved: Post from [BufferManager], "one a ReservePages";
+        PagesDenied: Post from [BufferManager], "one a ReservePages or GrowPages";
         PagesGrown: Post from [BufferManager], "one a GrowPages";
         PagesShort: Post from [BufferManager], "one a ReleasePages";
         PagesAdopted: Post from [BufferManager], "credits";
@@ -234,6 +236,7 @@ table! {
         PagesComputed: Post from [Decoder, Prefiller], "two a sequence";
         ReleasePages: Post from [Decoder, Prefiller], "one a ReservePages";
         SessionOpened: Post from [PeerLink], "one a session";
+        PeerReady: Post from [PeerLink], "one a session";
         PageFilled: Post from [PeerLink], "credits";
         PeerLost: Post from [PeerLink], "one a session";
         SessionDrained: Post from [PeerLink], "one a session";
@@ -268,6 +271,7 @@ table! {
         StartPrefill in Box: Post from [PeerLink], "one frame of a session is in the peer link's mailbox";
         CancelPrefill: Post from [PeerLink], "one frame of a session is in the peer link's mailbox";
         PagesReserved: Post from [BufferManager], "one a ReservePages";
+        PagesDenied: Post from [BufferManager], "one a ReservePages";
         SequenceAdvanced: Post from [Generator], "one a sequence and step; two steps are in flight";
         PagesSent: Post from [Transfer], "credits";
         PutsDrained: Post from [Transfer], "one a CancelPuts";
@@ -289,6 +293,7 @@ table! {
         TransportEvents: Post from [Transport], "a few a session";
         SendFrame: Post from [Decoder, BufferManager, Transfer, Prefiller], "what each frame is about: a request, credits, a session";
         BreakSession: Post from [BufferManager, Transfer], "one a session";
+        RoomChanged: Post from [BufferManager], "two a session";
         HealthSeen: Post from [Ticker], "a full mailbox skips it";
         AnnounceLeaving: Post from [Node], "one a process";
         CloseLinks: Post from [Node], "one a process";

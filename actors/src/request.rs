@@ -74,6 +74,16 @@ pub enum Refused {
         /// Pages the pool has for requests: what the ring holds is not among them.
         usable: u32,
     },
+    /// The request does not fit as long as pages of lost sessions may still be written.
+    #[error(
+        "the request needs {needed} pages of KV and {usable} are left while pages of lost senders are quarantined; retry later or send it to another replica"
+    )]
+    NoRoom {
+        /// Pages the request needs.
+        needed: u32,
+        /// Pages that a request may have now.
+        usable: u32,
+    },
     /// The process is draining.
     #[error("server is shutting down; send the request to another replica")]
     ShuttingDown,
@@ -87,6 +97,7 @@ impl Refused {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::TooLarge { .. } => "too_large",
+            Self::NoRoom { .. } => "no_room",
             Self::ShuttingDown => "shutting_down",
             Self::Busy => "busy",
         }

@@ -29,7 +29,9 @@ use crate::messages::{
     PeerReady, PrefillFailed, PrefillFinished, ReleasePages, ReservePages, SendFrame, SequenceAdvanced,
     SequenceEnd, SequenceId, SessionId, StopSequence,
 };
-use crate::request::{AbortRequest, FinishReason, Generate, RequestError, RequestId, StreamEvent, Timings};
+use crate::request::{
+    AbortRequest, FinishReason, Generate, Refused, RequestError, RequestId, StreamEvent, Timings,
+};
 use entry::{Entry, Phase, cancel, ms};
 
 /// What the decoder knows of its node.
@@ -64,6 +66,8 @@ pub struct DecoderCounts {
     pub aborted: u64,
     /// Requests that missed their deadline.
     pub deadlines_missed: u64,
+    /// Requests that could not get their pages because of lost sessions.
+    pub denied: u64,
     /// Requests that an engine error ended.
     pub engine_failures: u64,
     /// Requests that the end of the process ended.
@@ -77,6 +81,7 @@ impl DecoderCounts {
             StreamEvent::Failed(RequestError::Deadline { .. }) => &mut self.deadlines_missed,
             StreamEvent::Failed(RequestError::Engine(_)) => &mut self.engine_failures,
             StreamEvent::Failed(RequestError::ShuttingDown) => &mut self.cut_at_the_end,
+            StreamEvent::Failed(RequestError::Refused(Refused::NoRoom { .. })) => &mut self.denied,
             StreamEvent::Failed(RequestError::Aborted | RequestError::Refused(_)) => &mut self.aborted,
         };
         *count += 1;
@@ -117,6 +122,7 @@ impl DecoderState {
             }
             ToDecoder::AbortAll(_) => self.on_abort_all(),
             ToDecoder::PagesReserved(reserved) => self.on_reserved(now, reserved),
+            ToDecoder::PagesDenied(denied) => self.on_denied(&denied),
             ToDecoder::PagesGrown(grown) => self.on_grown(grown),
             ToDecoder::PagesShort(short) => self.on_short(short),
             ToDecoder::PagesAdopted(adopted) => self.on_adopted(now, adopted),
@@ -208,7 +214,7 @@ impl DecoderState {
         };
         let elsewhere = (on != prefill_on).then(|| entry.over(None)).flatten();
         self.requests.insert(request, entry);
-        self.reservation(request, on.is_some(), false).into_iter().chain(elsewhere).collect()
+        self.reservation(request, on, false).into_iter().chain(elsewhere).collect()
     }
 
     fn pages_for(&self, tokens: usize) -> u32 {
@@ -227,7 +233,7 @@ impl DecoderState {
         self.pages_for(tokens).min(self.pages_at_most(&entry.generate))
     }
 
-    fn reservation(&self, request: RequestId, landing: bool, again: bool) -> Option<Effect> {
+    fn reservation(&self, request: RequestId, landing: Option<SessionId>, again: bool) -> Option<Effect> {
         let entry = self.requests.get(&request)?;
         let reserve = ReservePages {
             sequence: SequenceId::Own(request),
@@ -257,7 +263,7 @@ impl DecoderState {
         entry.phase = Phase::Reserving { on: None };
         let over = entry.over(None);
         let release = self.release(request);
-        [release].into_iter().chain(self.reservation(request, false, true)).chain(over).collect()
+        [release].into_iter().chain(self.reservation(request, None, true)).chain(over).collect()
     }
 
     /// The pages are there: run here, or ask the sender.
@@ -272,6 +278,8 @@ impl DecoderState {
             entry.timings.resident_tokens = resident;
         }
         let Some(session) = on.filter(|_| landing > 0) else {
+            let is_lost = on.is_some_and(|session| !self.peers.contains_key(&session));
+            self.counts.recomputes += u64::from(is_lost);
             let elsewhere = on.and_then(|_| entry.over(None));
             return [entry.start(resident, pages)].into_iter().chain(elsewhere).collect();
         };

@@ -21,9 +21,9 @@ pub struct ReservePages {
     pub tokens: Arc<[u32]>,
     /// Pages wanted in all; at least those of `tokens`.
     pub pages: u32,
-    /// The pages of `tokens` that are not shared land from a sender: they are held as a count, and each page that lands takes
-    /// one of it.
-    pub landing: bool,
+    /// The pages of `tokens` that are not shared land from this session's sender: they are held as a count, and each page that
+    /// lands takes one of it. `None`: they are computed here.
+    pub landing: Option<SessionId>,
     /// The sequence had pages before: it was preempted, or its sender was lost. It comes before those that had none.
     pub again: bool,
 }
@@ -39,6 +39,28 @@ pub struct PagesReserved {
     pub landing: u32,
     /// The shared pages, then the sequence's own.
     pub pages: Vec<PageId>,
+}
+
+/// Buffer manager → decoder, prefiller: the sequence can never get the pages that it needs, as long as lost sessions hold theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PagesDenied {
+    /// Whose.
+    pub sequence: SequenceId,
+    /// Pages that it needs.
+    pub needed: u32,
+    /// Pages that one request may use now.
+    pub usable: u32,
+}
+
+/// Buffer manager → proxy, peer link: the quarantine has changed, and with it the pages that a request may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoomChanged {
+    /// Pages in the pool.
+    pub pages: u32,
+    /// Pages that one request may use.
+    pub usable: u32,
+    /// Pages of lost sessions that may still be written.
+    pub quarantined: u32,
 }
 
 /// Decoder → buffer manager: a running sequence will need more pages.

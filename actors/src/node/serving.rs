@@ -7,7 +7,10 @@ use actix::prelude::*;
 use engine::Engine;
 
 use super::Parts;
-use crate::buffer_manager::{BufferManager, BufferManagerBehaviour, state::PoolState};
+use crate::buffer_manager::{
+    BufferManager, BufferManagerBehaviour,
+    state::{PoolConfig, PoolState},
+};
 use crate::decoder::{
     Decoder, DecoderBehaviour,
     state::{DecoderConfig, DecoderState},
@@ -58,8 +61,14 @@ impl Contexts {
         let streams = || Devices { streams: parts.streams.clone(), ..Devices::default() };
         let (proxy_devices, decoder_devices) = (streams(), streams());
 
-        let pool = PoolState::new(pages, parts.ring_pages, page_tokens);
-        let pool = pool.sharing(settings.prefix_cache).scattered(settings.scattered);
+        let pool = PoolState::new(PoolConfig {
+            pages,
+            ring_pages: parts.ring_pages,
+            page_tokens,
+            page_bytes: parts.page_bytes(),
+            sharing: settings.prefix_cache,
+            scattered: settings.scattered,
+        });
         let behaviour = BufferManagerBehaviour { state: pool, hashed, counters: counters.clone() };
         let router = Router::new(Endpoint::BufferManager, mailboxes, Devices::default());
         let pulse_of = parts.pulse("buffer_manager");

@@ -28,17 +28,20 @@ use crate::effect::{Effect, ToPeerLink, to};
 use crate::log::LogLine;
 use crate::messages::{
     Carry, ConnectionId, Dial, DialFailed, Fault, HangUp, HelloCame, LaneConnected, LinkEnd, LinkEnded,
-    PeerLost, ProcessWatched, ReceiverId, Refuse, SendFrame, SenderSession, SessionDrained, SessionId,
-    SessionOpened, WakeDialler, WatchProcess, Welcome, Welcomed, WriteFrame,
+    PeerLost, ProcessWatched, ReceiverId, Refuse, RoomChanged, SendFrame, SenderSession, SessionDrained,
+    SessionId, SessionOpened, WakeDialler, WatchProcess, Welcome, Welcomed, WriteFrame,
 };
 
-/// A session whose lane has not moved a page after this is ended: it takes a place and serves no request.
+/// A session whose lane has not moved its first pages this long after its first credit is ended: it takes a place and serves no
+/// request.
 pub const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Most senders at once, where the ring has a page for each.
 const SENDERS_MAX: usize = 16;
 /// Most lost sessions without proof; the pages of each are out of use.
 const UNPROVED_MAX: usize = 1024;
+/// Senders that could leave pages without proof are put off while more than this part of the pool is quarantined: a quarter.
+const QUARANTINE_PART: u32 = 4;
 /// Most lines remembered; past it, those without a session are forgotten.
 const LINES_MAX: usize = 1024;
 
@@ -73,7 +76,8 @@ enum Direction {
 struct Session {
     stage: Stage,
     direction: Direction,
-    began: Instant,
+    /// When the limit of what it does now began to count: its opening, or the first credit of its measurement.
+    since: Option<Instant>,
     /// Pages had moved over its lane, also if it is over now.
     probed: bool,
     connection: ConnectionId,
@@ -91,6 +95,13 @@ impl Session {
     /// Frames flow.
     fn is_up(&self) -> bool {
         matches!(self.stage, Stage::Up | Stage::Probed)
+    }
+
+    /// The first credit starts the clock of the measurement.
+    fn note_credit(&mut self, now: Instant, frame: &Frame) {
+        if matches!(frame, Frame::Grant { .. }) {
+            self.since.get_or_insert(now);
+        }
     }
 
     fn sender(&self) -> Option<&SenderSession> {
@@ -132,6 +143,8 @@ pub struct PeerLinkState {
     next: u64,
     closing: bool,
     fault: Option<String>,
+    /// What the quarantine holds of the pool.
+    room: Option<RoomChanged>,
     sessions: BTreeMap<SessionId, Session>,
     diallers: Vec<Dialler>,
     /// The youngest attempt heard of on each line of each sender.
@@ -155,6 +168,7 @@ impl PeerLinkState {
             next: 0,
             closing: false,
             fault: None,
+            room: None,
             sessions: BTreeMap::new(),
             diallers: (0..).zip(receivers).map(|(line, address)| Dialler::new(line, address)).collect(),
             youngest: HashMap::new(),
@@ -171,14 +185,18 @@ impl PeerLinkState {
             ToPeerLink::DialFailed(failed) => self.on_dial_failed(failed),
             ToPeerLink::Welcomed(welcomed) => self.on_welcomed(now, *welcomed),
             ToPeerLink::HelloCame(hello) => self.on_hello_came(now, *hello),
-            ToPeerLink::FrameCame(came) => self.on_frame(came.session, came.frame),
+            ToPeerLink::FrameCame(came) => self.on_frame(now, came.session, came.frame),
             ToPeerLink::LinkEnded(ended) => self.on_link_ended(ended),
             ToPeerLink::ProcessWatched(watched) => self.on_process_watched(watched),
             ToPeerLink::TransportEvents(events) => {
                 events.0.into_iter().flat_map(|event| self.on_transport(event)).collect()
             }
-            ToPeerLink::SendFrame(send) => self.on_send(send),
+            ToPeerLink::SendFrame(send) => self.on_send(now, send),
             ToPeerLink::BreakSession(broken) => self.on_end(broken.session, broken.reason),
+            ToPeerLink::RoomChanged(room) => {
+                self.room = Some(room);
+                Vec::new()
+            }
             ToPeerLink::HealthSeen(health) => self.on_health(health.0),
             ToPeerLink::AnnounceLeaving(_) => self.on_announce_leaving(),
             ToPeerLink::CloseLinks(_) => self.on_shutdown(),
@@ -286,7 +304,7 @@ impl PeerLinkState {
             Session {
                 stage: Stage::Opening,
                 direction,
-                began: now,
+                since: Some(now),
                 probed: false,
                 connection,
                 peer,
@@ -318,6 +336,13 @@ impl PeerLinkState {
         let live = self.sessions.values().filter(|session| session.is_live()).count();
         if live >= SENDERS_MAX.min(self.ring_pages as usize) {
             return Err(format!("{live} senders are connected, as many as the ring serves"));
+        }
+        if let Some(RoomChanged { pages, quarantined, .. }) = self.room.filter(|_| !self.close_ends_writes)
+            && quarantined > pages / QUARANTINE_PART
+        {
+            return Err(format!(
+                "{quarantined} of {pages} pages may still be written by lost senders; they come back when those processes have ended"
+            ));
         }
         if self.sessions.len() - self.held() >= UNPROVED_MAX {
             return Err("too many lost senders may still write here".to_owned());
@@ -420,6 +445,8 @@ impl PeerLinkState {
             Err(reason) => return self.on_end(session, reason),
         };
         live.stage = Stage::Up;
+        // It is measured when its turn comes, which the first credit says.
+        live.since = None;
         let connection = live.connection;
         let opened = SessionOpened { session, ring_pages: live.ring_pages, seed: live.seed };
         match &live.direction {
@@ -434,9 +461,12 @@ impl PeerLinkState {
         }
     }
 
-    fn on_send(&mut self, send: SendFrame) -> Vec<Effect> {
+    fn on_send(&mut self, now: Instant, send: SendFrame) -> Vec<Effect> {
         let SendFrame { session, frame } = send;
-        let Some(live) = self.sessions.get(&session).filter(|live| live.is_up()) else { return Vec::new() };
+        let Some(live) = self.sessions.get_mut(&session).filter(|live| live.is_up()) else {
+            return Vec::new();
+        };
+        live.note_credit(now, &frame);
         let connection = live.connection;
         let probed = matches!(frame, Frame::LinkProbed { .. });
         let write = to::sockets(WriteFrame { session, connection, frame });
@@ -472,7 +502,7 @@ impl PeerLinkState {
     fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
         let late = |session: &Session| {
             matches!(session.stage, Stage::Opening | Stage::Up)
-                && now.saturating_duration_since(session.began) > PROBE_LIMIT
+                && session.since.is_some_and(|since| now.saturating_duration_since(since) > PROBE_LIMIT)
         };
         let late: Vec<SessionId> =
             self.sessions.iter().filter(|(_, session)| late(session)).map(|(session, _)| *session).collect();

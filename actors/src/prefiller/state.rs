@@ -21,8 +21,9 @@ use crate::effect::{Effect, ToPrefiller, to};
 use crate::first_token;
 use crate::log::LogLine;
 use crate::messages::{
-    CancelPuts, PagesComputed, PagesReserved, PagesSent, ReleasePages, ReservePages, SchedulePut, SendFrame,
-    SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StartPrefill, StartSequence, StopSequence,
+    CancelPuts, PagesComputed, PagesDenied, PagesReserved, PagesSent, ReleasePages, ReservePages,
+    SchedulePut, SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StartPrefill,
+    StartSequence, StopSequence,
 };
 use crate::request::RequestId;
 
@@ -108,6 +109,7 @@ impl PrefillerState {
             ToPrefiller::StartPrefill(start) => self.on_prefill(now, *start),
             ToPrefiller::CancelPrefill(cancel) => self.on_cancel((cancel.session, cancel.request)),
             ToPrefiller::PagesReserved(reserved) => self.on_reserved(reserved),
+            ToPrefiller::PagesDenied(denied) => self.on_denied(&denied),
             ToPrefiller::SequenceAdvanced(event) => self.on_advanced(event),
             ToPrefiller::PagesSent(sent) => self.on_sent(&sent),
             ToPrefiller::PutsDrained(drained) => self.on_drained((drained.session, drained.request)),
@@ -156,7 +158,7 @@ impl PrefillerState {
             sequence,
             tokens,
             pages: wanted,
-            landing: false,
+            landing: None,
             again: false,
         })]
     }
@@ -216,6 +218,14 @@ impl PrefillerState {
         });
         // What an earlier prompt has left here travels at once.
         [start].into_iter().chain(put(key, entry, resident / page_tokens)).collect()
+    }
+
+    /// The pages cannot be had.
+    fn on_denied(&mut self, denied: &PagesDenied) -> Vec<Effect> {
+        let Some((key, _)) = self.find(denied.sequence) else { return Vec::new() };
+        let PagesDenied { needed, usable, .. } = denied;
+        let reason = format!("the prompt needs {needed} pages of KV and {usable} can be used now");
+        [vec![failed(key, reason)], self.on_cancel(key)].concat()
     }
 
     /// The engine has moved a prefill.

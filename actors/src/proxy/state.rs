@@ -39,7 +39,10 @@ impl Place {
 #[derive(Debug)]
 pub struct ProxyState {
     page_tokens: u32,
+    /// Pages that a request may have where no lost session holds any.
     request_pages: u32,
+    /// Pages that a request may have now.
+    usable_pages: u32,
     local_if_sooner_by: Duration,
     here: Place,
     senders: Vec<(SessionId, Place)>,
@@ -52,7 +55,17 @@ impl ProxyState {
     /// sender lives if that gives its first token sooner by more than `local_if_sooner_by`.
     pub fn new(page_tokens: u32, request_pages: u32, local_if_sooner_by: Duration) -> Self {
         let (here, senders) = (Place::default(), Vec::new());
-        Self { page_tokens, request_pages, local_if_sooner_by, here, senders, next: 0, draining: false }
+        let usable_pages = request_pages;
+        Self {
+            page_tokens,
+            request_pages,
+            usable_pages,
+            local_if_sooner_by,
+            here,
+            senders,
+            next: 0,
+            draining: false,
+        }
     }
 
     /// Takes a message.
@@ -65,6 +78,7 @@ impl ProxyState {
             ToProxy::PeerReady(ready) => self.on_peer_ready(ready.session),
             ToProxy::PeerLeaving(leaving) => self.on_peer_lost(leaving.session),
             ToProxy::PeerLost(lost) => self.on_peer_lost(lost.session),
+            ToProxy::RoomChanged(room) => self.usable_pages = room.usable,
             ToProxy::BeginDrain(_) => self.draining = true,
             ToProxy::Tick(_) => {}
         }
@@ -122,6 +136,9 @@ impl ProxyState {
         let needed = tokens.div_ceil(u64::from(self.page_tokens)) as u32;
         if needed > self.request_pages {
             return Err(Refused::TooLarge { needed, usable: self.request_pages });
+        }
+        if needed > self.usable_pages {
+            return Err(Refused::NoRoom { needed, usable: self.usable_pages });
         }
         let tokens = generate.prompt.len() as u64;
         let sender = self.soonest(tokens).filter(|_| generate.route == Route::Auto);

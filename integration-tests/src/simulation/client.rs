@@ -33,8 +33,13 @@ impl World {
     pub(super) fn ask(&mut self, firm: bool) -> RequestId {
         let request = RequestId(self.clients.len() as u64 + 1);
         let most = (self.plan.receiver_pages - self.plan.ring_pages) * PAGE_TOKENS;
-        // A firm one is short enough for every sender and for the shortest deadline.
-        let most = if firm { most.min(self.plan.sender_pages * PAGE_TOKENS).min(30) } else { most };
+        // A firm one is short enough for every sender, for the shortest deadline, and for what the quarantine leaves.
+        let most = if firm {
+            let usable = most.saturating_sub(self.quarantined() * PAGE_TOKENS);
+            usable.min(self.plan.sender_pages * PAGE_TOKENS).min(30)
+        } else {
+            most
+        };
         let all = self.dice.between(2, u64::from(most)) as u32;
         let prompt = self.dice.between(1, u64::from(all) - 1) as u32;
         let mut tokens: Vec<u32> =

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use actors::buffer_manager::state::PoolState;
+use actors::buffer_manager::state::{PoolConfig, PoolState};
 use actors::decoder::state::{DecoderConfig, DecoderState};
 use actors::effect::{Effect, Endpoint};
 use actors::generator::state::{GeneratorState, Plan as StepPlan};
@@ -115,7 +115,14 @@ impl Node {
             alive: true,
             stopped_until: 0,
             mailboxes: BTreeMap::new(),
-            pool: PoolState::new(pages, ring, PAGE_TOKENS),
+            pool: PoolState::new(PoolConfig {
+                pages,
+                ring_pages: ring,
+                page_tokens: PAGE_TOKENS,
+                page_bytes: 1,
+                sharing: true,
+                scattered: false,
+            }),
             generator: GeneratorState::new(
                 plan.chunk_tokens,
                 plan.chunk_tokens + 8,

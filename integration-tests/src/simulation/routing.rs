@@ -78,7 +78,7 @@ impl World {
                 let hasher = |pages: &[(PageId, PageSeed)]| -> Vec<u64> {
                     pages.iter().map(|(page, seed)| memory.hash(*page, *seed)).collect()
                 };
-                process.pool.on(mail, hashed.then_some(&hasher))
+                process.pool.on(now, mail, hashed.then_some(&hasher))
             }
             Effect::Generator(mail) => process.generator.on(micros, mail),
             Effect::PeerLink(mail) => process.link.on(now, mail),

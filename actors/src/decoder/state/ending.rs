@@ -5,8 +5,8 @@ use std::time::Instant;
 use super::DecoderState;
 use super::entry::{Entry, Phase, cancel};
 use crate::effect::{Effect, to};
-use crate::messages::{SequenceId, StopSequence, StreamEnd};
-use crate::request::{FinishReason, RequestError, RequestId, StreamEvent};
+use crate::messages::{PagesDenied, SequenceId, StopSequence, StreamEnd};
+use crate::request::{FinishReason, Refused, RequestError, RequestId, StreamEvent};
 
 impl DecoderState {
     /// This process is ending: every request ends.
@@ -48,6 +48,14 @@ impl DecoderState {
                 self.cut(request, |_| end)
             })
             .collect()
+    }
+
+    /// The pages that the request needs cannot be had.
+    pub(super) fn on_denied(&mut self, denied: &PagesDenied) -> Vec<Effect> {
+        let PagesDenied { sequence: SequenceId::Own(request), needed, usable } = *denied else {
+            return Vec::new();
+        };
+        self.cut(request, |_| StreamEvent::Failed(Refused::NoRoom { needed, usable }.into()))
     }
 
     /// Ends a request before its time, wherever it is.

@@ -57,7 +57,13 @@ fn landing(own: &[u32]) -> PagesReserved {
 
 /// What is asked for, for these tokens.
 fn reserve(tokens: &[u32], pages: u32, landing: bool) -> Effect {
-    to::buffer_manager(ReservePages { sequence: OWN, tokens: tokens.into(), pages, landing, again: false })
+    to::buffer_manager(ReservePages {
+        sequence: OWN,
+        tokens: tokens.into(),
+        pages,
+        landing: landing.then_some(SESSION),
+        again: false,
+    })
 }
 
 /// The same for a request that has had pages.
@@ -66,7 +72,7 @@ fn reserve_again(tokens: &[u32], pages: u32) -> Effect {
         sequence: OWN,
         tokens: tokens.into(),
         pages,
-        landing: false,
+        landing: None,
         again: true,
     })
 }
@@ -436,7 +442,7 @@ fn the_youngest_request_is_preempted_and_goes_on_with_its_tokens() {
     assert_eq!(effects[0], cancel(SESSION, RequestId(6)));
     assert_eq!(effects[1], to::buffer_manager(ReleasePages { sequence: young }));
     assert!(matches!(&effects[2], Effect::BufferManager(ToBufferManager::ReservePages(reserve))
-        if !reserve.landing && reserve.sequence == young));
+        if reserve.landing.is_none() && reserve.sequence == young));
     assert_eq!(state.on_short(PagesShort { releases: 0 }), [], "that was before the release");
     // Now only the older one holds any.
     state.on_advanced(now, SequenceAdvanced { resident: 6, ..advanced(Some(7), None) });

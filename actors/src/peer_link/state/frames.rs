@@ -1,5 +1,7 @@
 //! Which actor a frame is for. A frame that does not belong to its session's direction ends the session.
 
+use std::time::Instant;
+
 use connector::frame::Frame;
 
 use super::{Direction, PeerLinkState};
@@ -14,13 +16,15 @@ use crate::request::RequestId;
 
 impl PeerLinkState {
     /// A frame came. One of a session that is over is counted and dropped.
-    pub(super) fn on_frame(&mut self, session: SessionId, frame: Frame) -> Vec<Effect> {
-        let Some(live) = self.sessions.get(&session).filter(|live| live.is_up()) else {
+    pub(super) fn on_frame(&mut self, now: Instant, session: SessionId, frame: Frame) -> Vec<Effect> {
+        let Some(live) = self.sessions.get_mut(&session).filter(|live| live.is_up()) else {
             self.counts.stale_frames += 1;
             return Vec::new();
         };
+        live.note_credit(now, &frame);
+        let pid = live.peer.pid;
         let effects = match live.direction {
-            Direction::Incoming { .. } => self.on_senders_frame(session, live.peer.pid, frame),
+            Direction::Incoming { .. } => self.on_senders_frame(session, pid, frame),
             Direction::Outgoing { .. } => on_receivers_frame(session, frame),
         };
         effects.unwrap_or_else(|reason| self.on_end(session, reason))
@@ -50,6 +54,7 @@ impl PeerLinkState {
                 let lane = LaneSpeed { name, bytes, micros };
                 // The decoder first: it knows the sender before the proxy places a request there.
                 return Ok(vec![
+                    to::buffer_manager(ready),
                     to::decoder(ready),
                     to::proxy(ready),
                     to::log(LogLine::SenderReady { session, pid, lane }),

@@ -229,8 +229,12 @@ fn a_session_must_prove_its_lane_once_and_in_time() {
     let (mut state, now) = (state(true), Instant::now());
     let begun = join(&mut state, now, A, 1);
     state.on_opened(begun.session, Ok(descriptor("ours")));
+    // The limit counts from its first credit.
+    assert_eq!((state.on_tick(now + PROBE_LIMIT * 3), state.ready()), (vec![], 0));
+    let grant = Frame::Grant { first: CreditNumber(0), pages: vec![PageIndex(0)] };
+    state.on(now, SendFrame { session: begun.session, frame: grant }.into());
     assert_eq!((state.on_tick(now + PROBE_LIMIT), state.ready()), (vec![], 0));
-    assert_eq!((begun.hears(&mut state, probed()).len(), state.ready()), (3, 1));
+    assert_eq!((begun.hears(&mut state, probed()).len(), state.ready()), (4, 1));
     assert_eq!(state.on_tick(now + PROBE_LIMIT * 2), []);
     let twice = begun.hears(&mut state, probed());
     assert_eq!(twice, begun.ended("lane was called probed out of turn", false), "twice is a lie");
@@ -478,7 +482,12 @@ fn the_decoder_hears_that_a_sender_is_ready_before_the_proxy_does() {
     let lane = LaneSpeed { name: "tcp/lo".into(), bytes: 1000, micros: 10 };
     assert_eq!(
         begun.hears(&mut state, probed()),
-        [to::decoder(ready), to::proxy(ready), to::log(LogLine::SenderReady { session, pid, lane })]
+        [
+            to::buffer_manager(ready),
+            to::decoder(ready),
+            to::proxy(ready),
+            to::log(LogLine::SenderReady { session, pid, lane })
+        ]
     );
 }
 

@@ -96,7 +96,7 @@ fn pages_go_out_as_soon_as_they_are_final() {
             sequence: FIRST,
             tokens: (0..10).collect(),
             pages: 3,
-            landing: false,
+            landing: None,
             again: false
         })]
     );

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use connector::page_hash::PageSeed;
 use connector::transport::TransportError;
@@ -80,6 +80,8 @@ fn is_flush(effect: &Effect) -> bool {
 struct Peer {
     state: TransferState,
     ring: connector::ring::GrantLedger,
+    /// Granted pages that no put has been posted into, in the order of their credits.
+    targets: VecDeque<u32>,
     puts: Vec<Ticket>,
     flushes: Vec<Ticket>,
     filled: Vec<(Option<PageOwner>, u32)>,
@@ -106,6 +108,7 @@ impl Peer {
         let mut peer = Self {
             state: TransferState { run_pages, ..TransferState::new(CONFIG) },
             ring,
+            targets: VecDeque::new(),
             puts: Vec::new(),
             flushes: Vec::new(),
             filled: Vec::new(),
@@ -173,9 +176,12 @@ impl Peer {
     /// Takes a put or flush; the pages that are put.
     fn submit(&mut self, command: Command) -> Vec<PageId> {
         match command {
-            Command::Put { session, ticket, local_offset, bytes, .. } => {
+            Command::Put { session, ticket, local_offset, remote_offset, bytes } => {
                 assert_eq!((session, local_offset % 100, bytes % 100), (TransportSession(S.0), 0, 0));
                 let (first, pages) = ((local_offset / 100) as u32, (bytes / 100) as usize);
+                let targets: Vec<u64> = self.targets.drain(..pages).map(u64::from).collect();
+                let span: Vec<u64> = (0..pages as u64).map(|n| remote_offset / 100 + n).collect();
+                assert_eq!((span, remote_offset % 100), (targets, 0), "each page goes under its own credit");
                 self.longest_run = self.longest_run.max(pages);
                 self.pages.insert(ticket, pages);
                 self.puts.push(ticket);
@@ -220,6 +226,7 @@ impl Peer {
         for page in &pages {
             self.ring.grant(PageIndex(*page)).expect("room");
         }
+        self.targets.extend(&pages);
         self.hear(1, granted(first, &pages));
     }
 
