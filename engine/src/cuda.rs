@@ -56,6 +56,8 @@ const GRAPH_ROWS_MOST: usize = 256;
 const GRAPH_PAGES: usize = 64 << 10;
 /// Compute capability of the GPUs that the kernels are compiled for: Hopper's.
 const KERNELS_FOR: (i32, i32) = (9, 0);
+/// The kernels are tested with hidden and feed-forward sizes that are multiples of this.
+const SIZES_ALIGN: usize = 32;
 /// What one block of threads normalises.
 const HIDDEN_MOST: usize = 16_384;
 /// Page table entries that any step may have in all: sequences that share pages name them each.
@@ -187,6 +189,7 @@ impl CudaEngine {
                 format!("{each} of its heads share a key head, and attention on a GPU takes {GROUP_MOST}");
             return Err(unsupported(what));
         }
+        shape.check_multiples(SIZES_ALIGN).map_err(unsupported)?;
         if shape.hidden > HIDDEN_MOST {
             let what =
                 format!("its embedding has {} numbers, and a GPU takes up to {HIDDEN_MOST}", shape.hidden);
