@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::attention::{Attention, Heads, PrefillPlan};
 use super::device::{Buffer, Device, Result, Stream};
-use super::gemm::{self, Gemm, Output};
+use super::gemm::{Gemm, Matrix, Output, ROWS_SPARE};
 use super::kernels::{
     baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_row_products_most,
     baton_sample, baton_silu_mul, baton_take_rows, launched,
@@ -37,10 +37,36 @@ struct Activations {
     last: Buffer,
 }
 
+/// The sizes of the model's matrices.
+struct Matrices {
+    query_key_value: Matrix,
+    attention_output: Matrix,
+    gate_up: Matrix,
+    down: Matrix,
+    /// Makes logits.
+    output: Matrix,
+}
+
+impl Matrices {
+    fn of(shape: &Shape) -> Self {
+        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let (hidden, feed) = (shape.hidden, shape.feed_forward);
+        let half = |outputs, inputs| Matrix { outputs, inputs, output: Output::Bf16 };
+        Self {
+            query_key_value: half(query + 2 * key, hidden),
+            attention_output: half(hidden, query),
+            gate_up: half(2 * feed, hidden),
+            down: half(hidden, feed),
+            output: Matrix { outputs: shape.vocabulary, inputs: hidden, output: Output::F32 },
+        }
+    }
+}
+
 /// The model with the memory that a step needs.
 pub(super) struct Forward {
     shape: Shape,
     weights: Weights,
+    matrices: Matrices,
     gemm: Gemm,
     pub(super) attention: Attention,
     activations: Activations,
@@ -85,8 +111,13 @@ impl Forward {
         rows: usize,
     ) -> Result<Self> {
         let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-        let sampled = rows.min(SAMPLED_MOST) + gemm::ROWS_SPARE;
-        let rows = rows + gemm::ROWS_SPARE;
+        let matrices = Matrices::of(&shape);
+        let Matrices { query_key_value, attention_output, gate_up, down, output } = matrices;
+        let of_layer = [query_key_value, attention_output, gate_up, down].map(|matrix| (matrix, rows));
+        let products = [&of_layer[..], &[(output, rows.min(SAMPLED_MOST))]].concat();
+        let gemm = Gemm::new(device, baton_row_products_most() as usize, &products)?;
+        let sampled = rows.min(SAMPLED_MOST) + ROWS_SPARE;
+        let rows = rows + ROWS_SPARE;
         let matrix = |rows: usize, columns: usize| Buffer::new(device, rows * columns * HALF);
         let activations = Activations {
             hidden: matrix(rows, shape.hidden)?,
@@ -101,7 +132,8 @@ impl Forward {
         };
         let layout = pool.layout();
         Ok(Self {
-            gemm: Gemm::new(device)?,
+            gemm,
+            matrices,
             inverse_frequencies: Buffer::of(device, &shape.inverse_frequencies)?,
             logits: Buffer::new(device, sampled * shape.vocabulary * size_of::<f32>())?,
             chosen: Buffer::new(device, sampled * size_of::<i32>())?,
@@ -173,9 +205,9 @@ impl Forward {
             };
             launched("baton_take_rows", status)?;
         }
-        let sizes = (plan.sampled, self.shape.vocabulary, self.shape.hidden);
         let last = if all { normed } else { last };
-        self.multiply(last, self.weights.output(), &self.logits, sizes, Output::F32, stream)?;
+        let weights = self.weights.output();
+        self.multiply(last, weights, &self.logits, plan.sampled, self.matrices.output, stream)?;
         let vocabulary = self.shape.vocabulary as i32;
         // SAFETY: see above.
         let status = unsafe {
@@ -202,11 +234,10 @@ impl Forward {
         stream: &Stream,
     ) -> Result<()> {
         let Activations { normed, query_key_value, query, attended, delta, .. } = &self.activations;
-        let Shape { heads, kv_heads, head_dim, hidden, .. } = self.shape;
+        let Shape { heads, kv_heads, head_dim, .. } = self.shape;
         self.norm(before, &layer.attention_norm, plan.rows, stream)?;
-        let outputs = (heads + 2 * kv_heads) * head_dim;
-        let sizes = (plan.rows, outputs, hidden);
-        self.multiply(normed, &layer.query_key_value, query_key_value, sizes, Output::Bf16, stream)?;
+        let matrix = self.matrices.query_key_value;
+        self.multiply(normed, &layer.query_key_value, query_key_value, plan.rows, matrix, stream)?;
         let [keys, values] = [KeyOrValue::Key, KeyOrValue::Value]
             .map(|part| self.pool.layout().offset_bytes(index as u32, part, 0) as usize);
         let base: *mut c_void = self.pool.base().as_ptr().cast();
@@ -242,23 +273,22 @@ impl Forward {
         if !plan.decode.rows.is_empty() {
             self.attention.run_decode(plan, &of_layer, stream)?;
         }
-        let sizes = (plan.rows, hidden, heads * head_dim);
-        self.multiply(attended, &layer.attention_output, delta, sizes, Output::Bf16, stream)
+        let matrix = self.matrices.attention_output;
+        self.multiply(attended, &layer.attention_output, delta, plan.rows, matrix, stream)
     }
 
     /// `hidden += delta`; `delta = W_down · (silu(W_gate · n) ∘ W_up · n)` with `n = norm(hidden)`.
     fn feed(&self, layer: &Layer, rows: usize, stream: &Stream) -> Result<()> {
         let Activations { normed, delta, gate_up, feed, .. } = &self.activations;
-        let Shape { hidden, feed_forward, .. } = self.shape;
+        let feed_forward = self.shape.feed_forward;
         self.norm(delta.start(), &layer.feed_norm, rows, stream)?;
-        let sizes = (rows, 2 * feed_forward, hidden);
-        self.multiply(normed, &layer.gate_up, gate_up, sizes, Output::Bf16, stream)?;
+        self.multiply(normed, &layer.gate_up, gate_up, rows, self.matrices.gate_up, stream)?;
         // SAFETY: see `submit`.
         let status = unsafe {
             baton_silu_mul(gate_up.start(), feed.start(), rows as i32, feed_forward as i32, stream.raw())
         };
         launched("baton_silu_mul", status)?;
-        self.multiply(feed, &layer.down, delta, (rows, hidden, feed_forward), Output::Bf16, stream)
+        self.multiply(feed, &layer.down, delta, rows, self.matrices.down, stream)
     }
 
     /// `hidden += delta`, if there is one; `normed = norm(hidden)`.
@@ -285,18 +315,18 @@ impl Forward {
         x: &Buffer,
         weights: &Buffer,
         y: &Buffer,
-        sizes: (usize, usize, usize),
-        output: Output,
+        rows: usize,
+        matrix: Matrix,
         stream: &Stream,
     ) -> Result<()> {
-        debug_assert!(weights.bytes() == sizes.1 * sizes.2 * HALF);
-        let (rows, outputs, inputs) = sizes;
+        let Matrix { outputs, inputs, output } = matrix;
+        debug_assert!(weights.bytes() == outputs * inputs * HALF);
         // Up to so many rows a product is bound by reading the weights, and goes without the library.
         let few = baton_row_products_most() as usize;
-        if rows > few && outputs.is_multiple_of(gemm::OUTPUTS_ALIGN) {
+        if rows > few && self.gemm.has_plan(matrix, rows) {
             // SAFETY: see `submit`; the matrix has as many outputs and inputs.
             return unsafe {
-                self.gemm.multiply(stream, x.start(), weights.start(), y.start(), sizes, output)
+                self.gemm.multiply(stream, x.start(), weights.start(), y.start(), rows, matrix)
             };
         }
         let wide = i32::from(output == Output::F32);
