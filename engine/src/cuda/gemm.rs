@@ -10,6 +10,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::cublaslt::{result, sys};
+use half::bf16;
 
 use super::device::{Buffer, Device, Named, Result, Stream};
 use crate::gpu::rows;
@@ -55,6 +56,7 @@ impl<T: Copy> Drop for Kept<T> {
 
 /// Layouts and algorithm for one matrix and number of rows.
 struct Prepared {
+    rows: usize,
     description: Kept<sys::cublasLtMatmulDesc_t>,
     weights: Kept<sys::cublasLtMatrixLayout_t>,
     x: Kept<sys::cublasLtMatrixLayout_t>,
@@ -133,40 +135,44 @@ impl Gemm {
     /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`: bf16 in, sums in f32. Up to [`ROWS_SPARE`] rows more
     /// are computed of whatever `x` holds there.
     ///
-    /// # Safety
-    /// The pointers name as much of this device's memory as the sizes say, for so many rows more.
-    ///
     /// # Panics
-    /// Without a [plan](Self::has_plan).
-    pub(super) unsafe fn multiply(
+    /// Without a [plan](Self::has_plan), or for buffers that are shorter than that.
+    pub(super) fn multiply(
         &self,
         stream: &Stream,
-        x: *const c_void,
-        weights: *const c_void,
-        y: *mut c_void,
+        x: &Buffer,
+        weights: &Buffer,
+        y: &Buffer,
         rows: usize,
         matrix: Matrix,
     ) -> Result<()> {
         let plan = &self.plans[&(matrix, rows::planned(rows))];
+        let Matrix { outputs, inputs, output } = matrix;
+        let x: *const bf16 = x.numbers(0, plan.rows * inputs);
+        let weights: *const bf16 = weights.numbers(0, outputs * inputs);
+        let y: *mut c_void = match output {
+            Output::F32 => y.numbers::<f32>(0, plan.rows * outputs).cast(),
+            Output::Bf16 => y.numbers::<bf16>(0, plan.rows * outputs).cast(),
+        };
         let (one, zero) = (1f32, 0f32);
-        // SAFETY: the caller vouches for the matrices; layouts and algorithm are of these sizes; the scalars are read before the
-        // call returns, since the pointer mode is the host's.
+        // SAFETY: the matrices are as long as layouts and algorithm say, as just checked, and so is the workspace, which products of one stream use one
+        // after the other; the scalars are read before the call returns, since the pointer mode is the host's.
         unsafe {
             result::matmul(
                 self.handle,
                 plan.description.name,
                 (&raw const one).cast(),
                 (&raw const zero).cast(),
-                weights,
+                weights.cast(),
                 plan.weights.name,
-                x,
+                x.cast(),
                 plan.x.name,
                 y.cast_const(),
                 plan.y.name,
                 y,
                 plan.y.name,
                 &raw const plan.algorithm,
-                self.workspace.start(),
+                self.workspace.numbers::<u8>(0, WORKSPACE_BYTES).cast(),
                 WORKSPACE_BYTES,
                 stream.handle().cast(),
             )
@@ -219,7 +225,7 @@ impl Gemm {
                 })
                 .named("cublasLtMatmulAlgoGetHeuristic")?
         };
-        Ok(Prepared { description, weights, x, y, algorithm: chosen.algo })
+        Ok(Prepared { rows, description, weights, x, y, algorithm: chosen.algo })
     }
 }
 
