@@ -129,7 +129,7 @@ impl Shape {
             if ours == theirs { Ok(()) } else { Err(Incompatible::Page { field, key, ours, theirs }) }
         };
         page("page length in tokens", "engine.page_tokens", &self.page_tokens, &theirs.page_tokens)?;
-        page("KV element type", "ring.device", &self.dtype, &theirs.dtype)?;
+        page("KV element type", "engine.device", &self.dtype, &theirs.dtype)?;
         page("number of layers", "--model", &self.layers, &theirs.layers)?;
         page("number of KV heads", "--model", &self.kv_heads, &theirs.kv_heads)?;
         page("head size", "--model", &self.head_dim, &theirs.head_dim)?;
