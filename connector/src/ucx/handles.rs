@@ -248,7 +248,7 @@ impl Endpoint {
     pub(super) fn put(&self, local: u64, remote: u64, bytes: u64) -> Result<Request, TransportError> {
         let context = &self.worker.context;
         let out_of = |offset, region_bytes| TransportError::OutOfRegion { offset, bytes, region_bytes };
-        let source = context.region.at(local, bytes);
+        let source = context.region.address(local, bytes);
         let source = source.ok_or_else(|| out_of(local, context.region.bytes() as u64))?;
         if remote.checked_add(bytes).is_none_or(|end| end > self.peer_bytes) {
             return Err(out_of(remote, self.peer_bytes));
