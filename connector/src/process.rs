@@ -4,9 +4,11 @@
 //! pidfd names one process for ever, and turns readable when that process has ended.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -57,9 +59,10 @@ impl Watch {
         if (peer.boot, peer.pid_namespace) != (ours.boot, ours.pid_namespace) {
             return Self::Blind;
         }
-        let fd = match pidfd_open(peer.pid) {
+        let pid = i32::try_from(peer.pid).ok().and_then(Pid::from_raw);
+        let fd = match pid.map_or(Err(Errno::SRCH), |pid| pidfd_open(pid, PidfdFlags::NONBLOCK)) {
             Ok(fd) => fd,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Self::Gone,
+            Err(Errno::SRCH) => return Self::Gone,
             Err(_) => return Self::Blind,
         };
         // Read after the pidfd was opened: if the start time is the peer's, so is the pidfd. Where it cannot be read, the end of
@@ -81,21 +84,6 @@ impl Pidfd {
     pub async fn gone(&self) -> io::Result<()> {
         self.0.readable().await.map(drop)
     }
-}
-
-fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
-    let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
-    if pid <= 0 {
-        return Err(io::Error::from_raw_os_error(libc::ESRCH));
-    }
-    // SAFETY: pidfd_open takes a process id and flags by value and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let fd = RawFd::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
-    // SAFETY: the call above succeeded, so `fd` is a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::memory::{MemoryKind, Region};
 use crate::transport::{Descriptor, TransportError};
 use std::cell::Cell;
 use std::ffi::{CStr, c_void};
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use ucx_sys::raw::*;
@@ -123,8 +123,9 @@ impl Worker {
     }
 
     /// The descriptor to poll after [`Worker::arm`].
-    pub(super) fn efd(&self) -> RawFd {
-        self.efd
+    pub(super) fn efd(&self) -> BorrowedFd<'_> {
+        // SAFETY: UCX keeps the descriptor open as long as the worker, and `new` has set it.
+        unsafe { BorrowedFd::borrow_raw(self.efd) }
     }
 
     /// What the error handler of the worker's endpoint was told.
