@@ -22,6 +22,7 @@ use std::time::Instant;
 use actix::prelude::*;
 use connector::frame::{Frame, Incarnation, Shape, Welcome};
 use connector::link::{Link, LinkError, Prover};
+use connector::process::Pidfd;
 use connector::transport::{Command, Event, Transport, TransportSession};
 use tokio::sync::{mpsc, oneshot};
 
@@ -70,6 +71,8 @@ pub enum Half {
     Listened {
         /// The session, as the peer names it.
         sender: SenderSession,
+        /// The peer's process, if it runs on this host.
+        process: Option<Pidfd>,
         /// Its last session before this one that came up.
         previous: u64,
         /// That one has drained.
@@ -104,7 +107,7 @@ pub struct LinkEnded {
     pub error: Option<LinkError>,
 }
 
-/// Task → peer link: a peer's process has ended, or its end cannot be seen from here.
+/// Task → peer link: a peer's process has ended, or is watched no more.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct PeerWatched {
@@ -288,7 +291,7 @@ impl Handler<PeerConnected> for PeerLink {
         let PeerConnected { mut link, incarnation, half } = connected;
         let address = link.peer().to_string();
         let (sender, receiver, line, over) = match half {
-            Half::Listened { sender, previous, drained } => {
+            Half::Listened { sender, process, previous, drained } => {
                 let actions = self.state.on_hello(sender, previous, drained);
                 self.perform(actions, ctx);
                 if let Err(reason) = self.state.admit(sender) {
@@ -298,8 +301,10 @@ impl Handler<PeerConnected> for PeerLink {
                     });
                     return;
                 }
-                if self.watched.insert(incarnation) {
-                    actix::spawn(tasks::watch(incarnation, ctx.address()));
+                if let Some(process) = process
+                    && self.watched.insert(incarnation)
+                {
+                    actix::spawn(tasks::watch(incarnation, process, ctx.address()));
                 }
                 (Some(sender), None, Line::Listened(link), None)
             }

@@ -123,6 +123,7 @@ fn what_belongs_to_one_place_stays_there() -> Result<()> {
         "connector/examples/",
         "engine/build.rs",
         "engine/examples/",
+        "connector/src/process.rs",
         "connector/src/ucx/tests",
         "engine/src/testing.rs",
     ];

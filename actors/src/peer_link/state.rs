@@ -89,6 +89,8 @@ pub struct SenderSession {
     pub line: u32,
     /// Its number for the session.
     pub number: u64,
+    /// The kernel said that the process that dialled runs on this host, and its end is waited for.
+    pub is_watched: bool,
 }
 
 #[derive(Debug)]
@@ -237,10 +239,14 @@ impl PeerLinkState {
         self.on_harmless(over, "its sender has dialled again")
     }
 
-    /// A sender's process is gone.
+    /// A sender's process on this host is gone: proof for the sessions that it dialled, and for none of a process elsewhere that
+    /// claims to be the same.
     pub fn on_process_gone(&mut self, sender: &Incarnation) -> Vec<Action> {
         self.youngest.retain(|(incarnation, _), _| incarnation != sender);
-        self.on_harmless(|peer| peer.incarnation == *sender, "its sender's process is gone")
+        self.on_harmless(
+            |peer| peer.is_watched && peer.incarnation == *sender,
+            "its sender's process is gone",
+        )
     }
 
     fn on_harmless(&mut self, which: impl Fn(&SenderSession) -> bool, reason: &str) -> Vec<Action> {

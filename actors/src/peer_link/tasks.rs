@@ -6,7 +6,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use connector::frame::{Frame, Hello, Incarnation, PROTOCOL_VERSION};
 use connector::link::{self, Link, LinkError};
-use connector::process::Watch;
+use connector::process::Pidfd;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -67,11 +67,13 @@ pub async fn listen(listener: TcpListener, identity: Identity, addr: Addr<PeerLi
         let (identity, addr) = (identity.clone(), addr.clone());
         actix::spawn(async move {
             match Link::accept(stream, &identity.shape, identity.secret.as_deref()).await {
-                Ok((link, hello)) => {
-                    let incarnation = hello.incarnation;
-                    let sender = SenderSession { incarnation, line: hello.line, number: hello.session };
+                Ok((mut link, hello)) => {
+                    let (incarnation, process) = (hello.incarnation, link.take_dialer());
+                    let is_watched = process.is_some();
+                    let (line, number) = (hello.line, hello.session);
+                    let sender = SenderSession { incarnation, line, number, is_watched };
                     let (previous, drained) = (hello.previous, hello.previous_drained);
-                    let half = Half::Listened { sender, previous, drained };
+                    let half = Half::Listened { sender, process, previous, drained };
                     addr.do_send(PeerConnected { link, incarnation, half });
                 }
                 Err(error) => tracing::warn!(%address, reason = %error, "link connection refused"),
@@ -146,12 +148,8 @@ async fn attempt(
     Ok(ended)
 }
 
-/// Tells the peer link when a peer's process is gone, if that can be seen from here.
-pub(super) async fn watch(incarnation: Incarnation, addr: Addr<PeerLink>) {
-    let gone = match Watch::new(&incarnation) {
-        Watch::Gone => true,
-        Watch::Alive(pidfd) => pidfd.gone().await.is_ok(),
-        Watch::Blind => false,
-    };
+/// Tells the peer link when a peer's process has ended.
+pub(super) async fn watch(incarnation: Incarnation, process: Pidfd, addr: Addr<PeerLink>) {
+    let gone = process.gone().await.is_ok();
     addr.do_send(PeerWatched { incarnation, gone });
 }

@@ -211,7 +211,8 @@ impl World {
 
     fn hello(&mut self, conn: u64, attempt: actors::peer_link::dial_line::Attempt, incarnation: Incarnation) {
         let now = self.instant();
-        let sender = SenderSession { incarnation, line: attempt.line, number: attempt.session };
+        let (line, number) = (attempt.line, attempt.session);
+        let sender = SenderSession { incarnation, line, number, is_watched: !self.plan.blind };
         let link = &mut self.nodes[RECEIVER].link;
         let actions = link.on_hello(sender, attempt.previous, attempt.previous_drained);
         self.link_does(RECEIVER, actions);

@@ -1,7 +1,7 @@
 use super::*;
 
 const RING: u32 = 8;
-const A: Incarnation = Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4 };
+const A: Incarnation = Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 };
 const B: Incarnation = Incarnation { pid: 2, ..A };
 
 fn descriptor() -> Descriptor {
@@ -9,15 +9,16 @@ fn descriptor() -> Descriptor {
 }
 
 fn of(incarnation: Incarnation, number: u64) -> Option<SenderSession> {
-    Some(SenderSession { incarnation, line: 0, number })
+    Some(SenderSession { incarnation, line: 0, number, is_watched: true })
 }
 
 /// Somebody who has not come yet.
-const NEXT: SenderSession = SenderSession { incarnation: Incarnation { pid: 3, ..A }, line: 0, number: 1 };
+const NEXT: SenderSession =
+    SenderSession { incarnation: Incarnation { pid: 3, ..A }, line: 0, number: 1, is_watched: true };
 
 /// The Hello of an attempt `number` whose last session was `previous` and has drained.
 fn hello(state: &mut PeerLinkState, incarnation: Incarnation, number: u64, previous: u64) -> Vec<Action> {
-    state.on_hello(SenderSession { incarnation, line: 0, number }, previous, true)
+    state.on_hello(SenderSession { incarnation, line: 0, number, is_watched: true }, previous, true)
 }
 
 /// A listener over a lane on which closing ends writes, or does not.
@@ -89,7 +90,7 @@ fn senders_are_admitted_while_the_ring_has_a_page_for_each() {
 #[test]
 fn a_hello_that_is_read_after_a_younger_one_is_put_off() {
     let mut state = listener(false);
-    let late = SenderSession { incarnation: A, line: 0, number: 1 };
+    let late = SenderSession { incarnation: A, ..NEXT };
     hello(&mut state, A, 2, 0);
     state.on_hello(late, 0, true);
     assert!(state.admit(late).expect_err("nobody waits for its answer").contains("attempt 2"));
@@ -109,7 +110,7 @@ fn lines_without_a_session_are_forgotten_when_there_are_many() {
         hello(&mut state, Incarnation { pid: 10 + pid, ..A }, 1, 0);
     }
     assert!(state.youngest.len() <= LINES_MAX);
-    assert!(state.admit(SenderSession { incarnation: A, line: 0, number: 1 }).is_err(), "{live} is live");
+    assert!(state.admit(SenderSession { incarnation: A, ..NEXT }).is_err(), "{live} is live");
 }
 
 #[test]
@@ -153,10 +154,27 @@ fn where_peers_write_by_themselves_a_closed_session_waits_for_proof() {
     check(|state| hello(state, A, 1, 0), false);
     check(|state| hello(state, A, 3, 2), false);
     check(|state| hello(state, B, 2, 1), false);
-    check(|state| state.on_hello(SenderSession { incarnation: A, line: 0, number: 2 }, 1, false), false);
-    check(|state| state.on_hello(SenderSession { incarnation: A, line: 1, number: 2 }, 1, true), false);
+    check(|state| state.on_hello(SenderSession { incarnation: A, number: 2, ..NEXT }, 1, false), false);
+    check(
+        |state| state.on_hello(SenderSession { incarnation: A, line: 1, number: 2, ..NEXT }, 1, true),
+        false,
+    );
     check(|state| state.on_process_gone(&B), false);
     check(PeerLinkState::on_shutdown, false);
+}
+
+/// A machine may be cloned with the sender in it: the end of the one on this host says nothing of the other.
+#[test]
+fn the_end_of_a_process_proves_only_sessions_that_it_dialled() {
+    let mut state = listener(false);
+    let elsewhere = SenderSession { incarnation: A, is_watched: false, ..NEXT };
+    let (twin, _) = state.on_handshake(Instant::now(), Some(elsewhere), None);
+    let session = up(&mut state, A, 1);
+    for over in [twin, session] {
+        state.on_end(over, "eof".into());
+        state.on_closed(over, true);
+    }
+    assert_eq!(state.on_process_gone(&A), [Action::Proved(session)]);
 }
 
 #[test]
