@@ -224,7 +224,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
             kv_heads: layout.kv_heads,
             head_dim: layout.head_dim,
             page_tokens: layout.page_tokens,
-            dtype: format!("{:?}", layout.dtype).to_lowercase(),
+            dtype: layout.dtype.name().to_owned(),
             page_bytes,
             page_hash: link.page_hash,
         };

@@ -29,6 +29,15 @@ pub enum KvDtype {
 }
 
 impl KvDtype {
+    /// The format's name, which two ends of a link compare: a name that changes is a change of the protocol.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
     /// Bytes of one number.
     #[must_use]
     pub fn bytes(self) -> u64 {
