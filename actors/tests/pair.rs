@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use ::actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use ::actors::request::{FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings};
 use ::actors::transfer::state::PAGES_IN_FLIGHT;
-use connector::loopback::LoopbackTransport;
+use connector::loopback::{LoopbackError, LoopbackTransport};
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
 use engine::{
     Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Source, Step,
@@ -180,7 +180,7 @@ fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> N
     }
     let damage = damage.clone();
     let ring_bytes = ring_pages * engine.pool.layout().page_bytes();
-    let transport: node::StartTransport<'_, std::io::Error> = Box::new(move |mut sink: EventSink| {
+    let transport: node::StartTransport<'_, LoopbackError> = Box::new(move |mut sink: EventSink| {
         let flushed = damage.clone();
         let sink: EventSink = Box::new(move |events| {
             if events.iter().any(|event| matches!(event, Event::Flushed { .. })) {

@@ -31,6 +31,7 @@ mod sampling;
 mod served_model;
 mod stop;
 mod stream;
+mod strftime;
 mod text;
 mod tokenizer;
 

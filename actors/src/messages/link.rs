@@ -28,6 +28,8 @@ pub struct SenderSession {
     pub line: u32,
     /// Its number for the session.
     pub number: u64,
+    /// The kernel said that the process that dialled runs on this host, so its end can be seen.
+    pub is_watched: bool,
 }
 
 /// Any actor → peer link: send a frame to a session's peer. Dropped if the session is over.
@@ -218,7 +220,7 @@ pub enum LinkEnd {
     Broken(String),
 }
 
-/// Sockets → peer link: a peer's process has ended, or its end cannot be seen from here.
+/// Sockets → peer link: a peer's process has ended, or is not watched any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessWatched {
     /// Which process.
@@ -292,9 +294,11 @@ pub struct HangUp {
     pub connection: ConnectionId,
 }
 
-/// Peer link → sockets: send [`ProcessWatched`] when this peer's process has ended.
+/// Peer link → sockets: send [`ProcessWatched`] when the process that dialled this connection has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchProcess {
+    /// A connection that waits for [`Welcome`].
+    pub connection: ConnectionId,
     /// Which process.
     pub incarnation: Incarnation,
 }

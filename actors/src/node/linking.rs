@@ -78,7 +78,7 @@ fn shape(parts: &Parts, page_hash: bool) -> Shape {
         kv_heads: layout.kv_heads,
         head_dim: layout.head_dim,
         page_tokens: layout.page_tokens,
-        dtype: format!("{:?}", layout.dtype).to_lowercase(),
+        dtype: layout.dtype.name().to_owned(),
         page_bytes: layout.page_bytes(),
         page_hash,
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use connector::frame::{self, Frame, Hello, Incarnation, PROTOCOL_VERSION, Shape};
 use connector::link::{self, Link, LinkError, Prover};
-use connector::process::Watch;
+use connector::process::Pidfd;
 use connector::transport::Descriptor;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
@@ -49,7 +49,11 @@ pub struct Identity {
 /// A connection whose handshake is over as far as it goes without the peer link.
 enum Line {
     /// It waits for [`Welcome`], [`Refuse`], [`Carry`] or a hang-up.
-    Shaken(Box<Link>),
+    Shaken {
+        link: Box<Link>,
+        /// The process that dialled, if the kernel says that it runs on this host.
+        process: Option<Pidfd>,
+    },
     /// A task carries frames: those that are put in here.
     Carried(mpsc::Sender<Frame>),
 }
@@ -88,7 +92,7 @@ impl Sockets {
                 actix::spawn(self.clone().dial(dial));
             }
             ToSockets::Refuse(Refuse { connection, reason }) => {
-                if let Some(Line::Shaken(mut link)) = self.take(connection) {
+                if let Some(Line::Shaken { mut link, .. }) = self.take(connection) {
                     actix::spawn(async move {
                         // A peer that is gone needs no answer.
                         let _ = link.put_off(reason).await;
@@ -109,7 +113,12 @@ impl Sockets {
             // Dropping a carried line's queue makes its task say goodbye.
             ToSockets::HangUp(hang_up) => drop(self.take(hang_up.connection)),
             ToSockets::WatchProcess(watch) => {
-                actix::spawn(self.clone().watch(watch.incarnation));
+                if let Some(Line::Shaken { process, .. }) =
+                    self.shared.lines.borrow_mut().get_mut(&watch.connection)
+                    && let Some(process) = process.take()
+                {
+                    actix::spawn(self.clone().watch(watch.incarnation, process));
+                }
             }
         }
     }
@@ -140,12 +149,19 @@ impl Sockets {
         }
     }
 
-    fn tell_hello(&self, link: Link, hello: &Hello) {
+    fn tell_hello(&self, mut link: Link, hello: &Hello) {
+        let process = link.take_dialer();
+        let is_watched = process.is_some();
         let (address, seed) = (link.peer().to_string(), link.nonces().session_seed());
         self.tell(HelloCame {
-            connection: self.keep(Line::Shaken(link.into())),
+            connection: self.keep(Line::Shaken { link: link.into(), process }),
             address,
-            sender: SenderSession { incarnation: hello.incarnation, line: hello.line, number: hello.session },
+            sender: SenderSession {
+                incarnation: hello.incarnation,
+                line: hello.line,
+                number: hello.session,
+                is_watched,
+            },
             previous: hello.previous,
             drained: hello.previous_drained,
             seed,
@@ -158,7 +174,7 @@ impl Sockets {
             Ok((link, welcome)) => {
                 let (address, seed) = (link.peer().to_string(), link.nonces().session_seed());
                 let frame::Welcome { incarnation, descriptor, ring_pages, .. } = *welcome;
-                let connection = self.keep(Line::Shaken(link.into()));
+                let connection = self.keep(Line::Shaken { link: link.into(), process: None });
                 self.tell(Welcomed {
                     receiver,
                     connection,
@@ -250,13 +266,9 @@ impl Sockets {
         }
     }
 
-    /// Tells the peer link when a peer's process is gone, if that can be seen from here.
-    async fn watch(self, incarnation: Incarnation) {
-        let gone = match Watch::new(&incarnation) {
-            Watch::Gone => true,
-            Watch::Alive(pidfd) => pidfd.gone().await.is_ok(),
-            Watch::Blind => false,
-        };
+    /// Tells the peer link when a peer's process has ended.
+    async fn watch(self, incarnation: Incarnation, process: Pidfd) {
+        let gone = process.gone().await.is_ok();
         self.tell(ProcessWatched { incarnation, gone });
     }
 
@@ -273,7 +285,7 @@ impl Sockets {
 
     /// The connection's frames are carried from now on.
     fn begin_to_carry(&self, connection: ConnectionId) -> Option<(Link, mpsc::Receiver<Frame>)> {
-        let Some(Line::Shaken(link)) = self.take(connection) else { return None };
+        let Some(Line::Shaken { link, .. }) = self.take(connection) else { return None };
         let (sender, frames) = mpsc::channel(FRAMES_WAITING);
         self.shared.lines.borrow_mut().insert(connection, Line::Carried(sender));
         Some((*link, frames))

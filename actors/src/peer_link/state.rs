@@ -283,8 +283,8 @@ impl PeerLinkState {
             return effects;
         }
         let peer = sender.incarnation;
-        if self.watched.insert(peer) {
-            effects.push(to::sockets(WatchProcess { incarnation: peer }));
+        if sender.is_watched && self.watched.insert(peer) {
+            effects.push(to::sockets(WatchProcess { connection, incarnation: peer }));
         }
         let direction = Direction::Incoming { sender, harmless: false };
         let ring_pages = self.ring_pages;
@@ -374,10 +374,14 @@ impl PeerLinkState {
         if watched.gone { self.on_process_gone(&watched.incarnation) } else { Vec::new() }
     }
 
-    /// A sender's process is gone.
+    /// A sender's process on this host is gone. That is proof for the sessions that it dialled, and for none of a process
+    /// elsewhere that claims to be the same.
     fn on_process_gone(&mut self, sender: &Incarnation) -> Vec<Effect> {
         self.youngest.retain(|(incarnation, _), _| incarnation != sender);
-        self.on_harmless(|peer| peer.incarnation == *sender, "its sender's process is gone")
+        self.on_harmless(
+            |peer| peer.is_watched && peer.incarnation == *sender,
+            "its sender's process is gone",
+        )
     }
 
     fn on_harmless(&mut self, which: impl Fn(&SenderSession) -> bool, reason: &str) -> Vec<Effect> {

@@ -158,5 +158,5 @@ impl Node {
 
 /// The process `node` in its `life`.
 pub(super) fn incarnation(node: usize, life: u32) -> Incarnation {
-    Incarnation { pid: node as u32, start_ticks: u64::from(life), boot: 1, pid_namespace: 1 }
+    Incarnation { pid: node as u32, start_ticks: u64::from(life), boot: 1, pid_namespace: 1, random: 1 }
 }

@@ -104,7 +104,12 @@ impl World {
         let hello = to::peer_link(HelloCame {
             connection: ConnectionId(conn),
             address: format!("sender {node}"),
-            sender: SenderSession { incarnation, line: attempt.line, number: attempt.session },
+            sender: SenderSession {
+                incarnation,
+                line: attempt.line,
+                number: attempt.session,
+                is_watched: !self.plan.blind,
+            },
             previous: attempt.previous,
             drained: attempt.previous_drained,
             seed: seed(conn),
@@ -225,11 +230,11 @@ impl World {
 
     /// A process that is gone before it is watched is seen to be gone at once.
     fn watch(&mut self, node: usize, watch: WatchProcess) {
-        let WatchProcess { incarnation } = watch;
+        let WatchProcess { incarnation, .. } = watch;
         let (of, life) = (incarnation.pid as usize, incarnation.start_ticks as u32);
         let lives = self.nodes[of].alive && self.nodes[of].life == life;
-        if self.plan.blind || !lives {
-            let watched = ProcessWatched { incarnation, gone: !self.plan.blind };
+        if !lives {
+            let watched = ProcessWatched { incarnation, gone: true };
             self.send_later(node, 0, Endpoint::Sockets, to::peer_link(watched));
         } else {
             self.nodes[node].watched.insert((of, life));

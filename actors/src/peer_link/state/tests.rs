@@ -15,7 +15,7 @@ use crate::peer_link::dialler::Attempt;
 use crate::request::RequestId;
 
 const RING: u32 = 8;
-const A: Incarnation = Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4 };
+const A: Incarnation = Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 };
 const B: Incarnation = Incarnation { pid: 2, ..A };
 /// The process that we dial.
 const C: Incarnation = Incarnation { pid: 9, ..A };
@@ -23,7 +23,8 @@ const FIRST: ReceiverId = ReceiverId(0);
 const SEED: u64 = 77;
 
 /// A sender that has not come yet.
-const NEXT: SenderSession = SenderSession { incarnation: Incarnation { pid: 3, ..A }, line: 0, number: 1 };
+const NEXT: SenderSession =
+    SenderSession { incarnation: Incarnation { pid: 3, ..A }, line: 0, number: 1, is_watched: true };
 
 /// Our worker's, or a receiver's.
 fn descriptor(of: &str) -> Descriptor {
@@ -37,7 +38,7 @@ fn hear(state: &mut PeerLinkState, mail: impl Into<ToPeerLink>) -> Vec<Effect> {
 
 /// The Hello of an attempt `number` whose last session was `previous` and has drained.
 fn hello(state: &mut PeerLinkState, incarnation: Incarnation, number: u64, previous: u64) -> Vec<Effect> {
-    state.on_hello(SenderSession { incarnation, line: 0, number }, previous, true)
+    state.on_hello(SenderSession { incarnation, line: 0, number, is_watched: true }, previous, true)
 }
 
 /// The same Hello as it comes from the sockets.
@@ -45,7 +46,7 @@ fn hello_came(incarnation: Incarnation, number: u64) -> HelloCame {
     HelloCame {
         connection: ConnectionId(u64::from(incarnation.pid) * 100 + number),
         address: "sender".into(),
-        sender: SenderSession { incarnation, line: 0, number },
+        sender: SenderSession { incarnation, line: 0, number, is_watched: true },
         previous: 0,
         drained: true,
         seed: SEED,
@@ -186,7 +187,10 @@ fn a_listener_welcomes_and_a_dialler_connects() {
     let effects = hear(&mut state, hello_came(A, 1));
     let session = opening(&effects);
     let joined = Begun { session, peer: A, connection: ConnectionId(101), is_incoming: true };
-    assert_eq!(effects[0], to::sockets(WatchProcess { incarnation: A }));
+    assert_eq!(
+        effects[0],
+        to::sockets(WatchProcess { connection: hello_came(A, 1).connection, incarnation: A })
+    );
     assert_eq!(effects[1..], joined.opening());
     let opened = SessionOpened { session, ring_pages: RING, seed: SEED };
     let (connection, ours) = (joined.connection, descriptor("ours"));
@@ -272,7 +276,7 @@ fn senders_are_admitted_while_the_ring_has_a_page_for_each() {
 #[test]
 fn a_hello_that_is_read_after_a_younger_one_is_put_off() {
     let mut state = state(false);
-    let late = SenderSession { incarnation: A, line: 0, number: 1 };
+    let late = SenderSession { incarnation: A, line: 0, number: 1, is_watched: true };
     hello(&mut state, A, 2, 0);
     state.on_hello(late, 0, true);
     assert!(state.admit(late).expect_err("its dialler has given up").contains("attempt 2"));
@@ -295,7 +299,7 @@ fn lines_without_a_session_are_forgotten_when_there_are_many() {
         hello(&mut state, Incarnation { pid: 10 + pid, ..A }, 1, 0);
     }
     assert!(state.youngest.len() <= LINES_MAX);
-    let late = SenderSession { incarnation: A, line: 0, number: 1 };
+    let late = SenderSession { incarnation: A, line: 0, number: 1, is_watched: true };
     assert!(state.admit(late).is_err(), "{} is live", live.session);
 }
 
@@ -371,11 +375,37 @@ fn where_peers_write_by_themselves_a_closed_session_waits_for_proof() {
     check(|state| hello(state, A, 1, 0), false);
     check(|state| hello(state, A, 3, 2), false);
     check(|state| hello(state, B, 2, 1), false);
-    check(|state| state.on_hello(SenderSession { incarnation: A, line: 0, number: 2 }, 1, false), false);
-    check(|state| state.on_hello(SenderSession { incarnation: A, line: 1, number: 2 }, 1, true), false);
+    check(
+        |state| {
+            state.on_hello(SenderSession { incarnation: A, line: 0, number: 2, is_watched: true }, 1, false)
+        },
+        false,
+    );
+    check(
+        |state| {
+            state.on_hello(SenderSession { incarnation: A, line: 1, number: 2, is_watched: true }, 1, true)
+        },
+        false,
+    );
     check(|state| state.on_process_gone(&B), false);
     check(|state| hear(state, ProcessWatched { incarnation: A, gone: false }), false);
     check(PeerLinkState::on_shutdown, false);
+}
+
+/// A machine may be cloned with the sender in it: the end of the one on this host says nothing of the other.
+#[test]
+fn the_end_of_a_process_proves_only_sessions_that_it_dialled() {
+    let mut state = state(false);
+    let mut elsewhere = hello_came(A, 1);
+    elsewhere.sender.is_watched = false;
+    hear(&mut state, elsewhere);
+    let twin = SessionId(state.next);
+    let begun = up(&mut state, A, 1);
+    for over in [twin, begun.session] {
+        state.on_end(over, "eof".into());
+        state.on_closed(over, true);
+    }
+    assert_eq!(state.on_process_gone(&A), [begun.drained()]);
 }
 
 #[test]
@@ -405,11 +435,14 @@ fn a_dialled_session_needs_no_proof() {
 #[test]
 fn each_senders_process_is_watched_once() {
     let mut state = state(true);
-    let watch = to::sockets(WatchProcess { incarnation: A });
-    let mut watches = |number| hear(&mut state, hello_came(A, number)).contains(&watch);
+    let watch = |number| {
+        let connection = hello_came(A, number).connection;
+        to::sockets(WatchProcess { connection, incarnation: A })
+    };
+    let mut watches = |number| hear(&mut state, hello_came(A, number)).contains(&watch(number));
     assert_eq!([1, 2].map(&mut watches), [true, false]);
     hear(&mut state, ProcessWatched { incarnation: A, gone: false });
-    assert!(hear(&mut state, hello_came(A, 3)).contains(&watch), "no task waits for its end any more");
+    assert!(hear(&mut state, hello_came(A, 3)).contains(&watch(3)), "no task waits for its end any more");
 }
 
 /// Every frame that a sender may send but its probe, and where it goes.
