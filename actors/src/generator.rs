@@ -4,8 +4,8 @@
 //! - **Mailbox**: [`kit::MAILBOX`]; sequences are bounded by admission permits and by the pages they hold, and two steps at most are in flight.
 //! - **In**: `StartSequence`, `StopSequence` (decoder, prefiller), `ExtendSequence` (decoder); `StepFinished` (engine thread); `Tick`.
 //! - **Out**: `SequenceAdvanced` to the owner of each sequence; plans to the engine thread.
-//! - **Failure**: an engine error ends the sequences of that step, and their owners say so. A step that does not come back leaves the
-//!   engine's pulse busy, and the watchdog turns the node unhealthy; requests end at their deadlines.
+//! - **Failure**: an engine error ends the sequence that it belongs to, or else all of its step; their owners say so. A step that does not
+//!   come back leaves the engine's pulse busy, and the watchdog turns the node unhealthy; requests end at their deadlines.
 
 pub mod engine_thread;
 pub mod state;
@@ -13,6 +13,7 @@ pub mod state;
 use std::time::Instant;
 
 use actix::prelude::*;
+use engine::EngineError;
 
 use crate::kit::{self, Outbox, Vitals};
 use crate::messages::{ExtendSequence, SequenceAdvanced, SequenceId, StartSequence, StopSequence, Tick};
@@ -60,7 +61,8 @@ impl Generator {
                 continue;
             }
             while self.state.is_stepping() {
-                for event in self.state.on_step(Err("engine thread is gone".to_owned()), now) {
+                // Only a panic ends the engine's thread.
+                for event in self.state.on_step(Err(EngineError::WorkerPanicked), now) {
                     self.tell(event);
                 }
             }

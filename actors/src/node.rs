@@ -168,7 +168,7 @@ impl Node {
 pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let NodeConfig { engine, prefill_chunk_tokens, prefix_cache, scattered, local_if_sooner_by, link } =
         config;
-    let (model, step_tokens) = (engine.model().clone(), engine.limits().tokens);
+    let (model, step_limits) = (engine.model().clone(), engine.limits());
     let (pool, layout) = (engine.kv().clone(), engine.kv().layout().clone());
     let (page_bytes, pages) = (layout.page_bytes(), pool.pages());
     // A host's cores compute, and few are wanted for other things.
@@ -319,7 +319,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     generator.run(Generator::new(
         GeneratorState::new(
             prefill_chunk_tokens,
-            step_tokens,
+            step_limits,
             layout.page_tokens,
             model.eos_tokens.clone(),
             runs_ahead,

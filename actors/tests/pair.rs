@@ -25,6 +25,8 @@ use tokio::sync::mpsc::Receiver;
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAGE_TOKENS: u32 = 4;
 const VOCABULARY: u32 = 1000;
+/// Rows that the engine takes in a step.
+const ROWS: u32 = 5;
 
 struct Echo {
     model: ModelInfo,
@@ -74,7 +76,7 @@ impl Engine for Echo {
     }
 
     fn limits(&self) -> StepLimits {
-        StepLimits { tokens: 64 }
+        StepLimits { tokens: 64, rows: ROWS }
     }
 
     fn runs_ahead(&self) -> bool {
@@ -83,6 +85,10 @@ impl Engine for Echo {
 
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
         let mut output = StepOutput::default();
+        let rows = batch.iter().filter(|chunk| chunk.takes_row()).count() as u64;
+        if rows > u64::from(ROWS) {
+            return Err(EngineError::TooManyRows { rows, limit: ROWS });
+        }
         for chunk in batch {
             let followed = self.sampled.iter().find(|sampled| sampled.sequence == chunk.sequence);
             let follows = chunk.source == Source::Follows;
@@ -311,6 +317,19 @@ async fn many_requests_at_once_on_a_pool_that_holds_a_few() {
         assert!(timings.disaggregated);
     }
     assert!(receiver.streams.is_empty());
+}
+
+#[actix::test]
+async fn more_sequences_than_a_step_has_rows_all_get_their_tokens() {
+    let (receiver, _sender, _) = pair(200, 3).await;
+    let mut sources = Vec::new();
+    for request in 0..4 * u64::from(ROWS) {
+        sources.push((request, ask(&receiver, request, 6, 30).await));
+    }
+    for (request, source) in sources {
+        answer(source, request, 6).await.expect("it goes well");
+    }
+    assert_eq!(receiver.counters.engine_failures().load(Ordering::SeqCst), 0);
 }
 
 #[actix::test]

@@ -225,7 +225,8 @@ impl CudaEngine {
             Ok(Return { done: Event::new(&device)?, chosen })
         };
         let returns = [back().map_err(cuda)?, back().map_err(cuda)?];
-        let limits = StepLimits { tokens: config.step_tokens };
+        let limits =
+            StepLimits { tokens: config.step_tokens, rows: config.step_tokens.min(SAMPLED_MOST as u32) };
         Ok(Self {
             model,
             kv,
@@ -374,11 +375,6 @@ impl Engine for CudaEngine {
         if batch.is_empty() {
             return Ok(Step::finished(StepOutput::default()));
         }
-        let sampled = |chunk: &&Chunk<'_>| chunk.sample.is_some() || chunk.source != Source::Prompt;
-        let samples = batch.iter().filter(sampled).count();
-        if samples > SAMPLED_MOST {
-            return Err(EngineError::TooManySamples { samples, limit: SAMPLED_MOST });
-        }
         let failed = |what: String| EngineError::Device(what);
         if self.flights.len() == self.returns.len() {
             return Err(failed("two steps are running already".to_owned()));
@@ -436,7 +432,7 @@ impl Engine for CudaEngine {
 
     /// Who has written the pages has said so to the host, and what is submitted after that comes after it.
     fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {
-        batch::check_pages(pages, &self.kv).inspect_err(|_| self.followed.clear())
+        batch::check_pages(pages, &self.kv, None).inspect_err(|_| self.followed.clear())
     }
 }
 

@@ -212,8 +212,17 @@ impl OpenError {
     }
 }
 
+/// What an [`EngineError`] has spoiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// This sequence's chunk is at fault. The step was refused before anything was computed: without that chunk it may be submitted again.
+    Sequence(u64),
+    /// The whole step. Later steps may succeed.
+    Step,
+}
+
 /// Why an [`Engine`](crate::Engine) refused or failed a step.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EngineError {
     /// A chunk without tokens.
@@ -267,6 +276,8 @@ pub enum EngineError {
         page: u32,
         /// Numbers below this exist.
         pages: u32,
+        /// The sequence whose page table has it; `None` in [`Engine::acquire`](crate::Engine::acquire).
+        sequence: Option<u64>,
     },
     /// A page that two places of one step would write.
     #[error("page {page} would be written twice in one step, the second time by sequence {sequence}")]
@@ -295,13 +306,13 @@ pub enum EngineError {
     /// A step polled again after its output was taken.
     #[error("this step has already given its output")]
     StepSpent,
-    /// More chunks are sampled after than there is room for logits.
-    #[error("the step samples {samples} tokens, but this engine takes {limit}: split it")]
-    TooManySamples {
-        /// Chunks with a sample.
-        samples: usize,
+    /// More rows than [`StepLimits`](crate::StepLimits) allows.
+    #[error("the step has {rows} rows with logits, but this engine takes {limit}: split it")]
+    TooManyRows {
+        /// Chunks that [take a row](crate::Chunk::takes_row).
+        rows: u64,
         /// The engine's limit.
-        limit: usize,
+        limit: u32,
     },
     /// The GPU failed; the step's results are lost.
     #[error("the GPU failed: {0}")]
@@ -323,12 +334,33 @@ impl EngineError {
             Self::TooFewPages { .. } => "too_few_pages",
             Self::PageOutOfRange { .. } => "page_out_of_range",
             Self::PageWrittenTwice { .. } => "page_written_twice",
-            Self::TooManySamples { .. } => "too_many_samples",
+            Self::TooManyRows { .. } => "too_many_rows",
             Self::Device(_) => "device",
             Self::FollowsNothing { .. } => "follows_nothing",
             Self::ManySampled { .. } => "many_sampled",
             Self::StepSpent => "step_spent",
             Self::WorkerPanicked => "worker_panicked",
+        }
+    }
+
+    /// What the error has spoiled: the sequence that it belongs to, or the whole step.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        match self {
+            Self::EmptyChunk { sequence }
+            | Self::TokenOutOfRange { sequence, .. }
+            | Self::ContextExceeded { sequence, .. }
+            | Self::TooFewPages { sequence, .. }
+            | Self::PageOutOfRange { sequence: Some(sequence), .. }
+            | Self::PageWrittenTwice { sequence, .. }
+            | Self::FollowsNothing { sequence }
+            | Self::ManySampled { sequence, .. } => Scope::Sequence(*sequence),
+            Self::TooManyTokens { .. }
+            | Self::TooManyRows { .. }
+            | Self::PageOutOfRange { sequence: None, .. }
+            | Self::Device(_)
+            | Self::StepSpent
+            | Self::WorkerPanicked => Scope::Step,
         }
     }
 }

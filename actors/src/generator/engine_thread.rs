@@ -18,8 +18,8 @@ use crate::kit::{AWAKE, Vitals};
 #[derive(Clone, Debug, PartialEq, Message)]
 #[rtype(result = "()")]
 pub struct StepFinished {
-    /// Sampled tokens by the engine's key of their sequence, or what the engine said.
-    pub outcome: Result<Vec<(u64, Token)>, String>,
+    /// Sampled tokens by the engine's key of their sequence, or the engine's error.
+    pub outcome: Result<Vec<(u64, Token)>, EngineError>,
 }
 
 /// Whether the engine is in a step, and since when: for the watchdog.
@@ -132,7 +132,7 @@ fn run(
             output.tokens.into_iter().map(|sampled| (sampled.sequence, sampled.token)).collect()
         };
         // Bounded: at most two steps are in flight.
-        results.do_send(StepFinished { outcome: outcome.map(tokens).map_err(|error| error.to_string()) });
+        results.do_send(StepFinished { outcome: outcome.map(tokens) });
     }
 }
 

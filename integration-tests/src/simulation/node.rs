@@ -21,6 +21,7 @@ use actors::transfer::state::{PAGES_IN_FLIGHT, TransferState};
 use connector::frame::{Frame, Incarnation};
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::{Descriptor, Ticket};
+use engine::StepLimits;
 
 use super::machine::{Memory, Step};
 use super::plan::{PAGE_TOKENS, Plan, VOCABULARY};
@@ -186,7 +187,7 @@ impl Node {
             pool: PoolState::new(pages, ring, PAGE_TOKENS),
             generator: GeneratorState::new(
                 plan.chunk_tokens,
-                plan.chunk_tokens + 8,
+                StepLimits { tokens: plan.chunk_tokens + 8, rows: plan.step_rows },
                 PAGE_TOKENS,
                 vec![0],
                 plan.runs_ahead,

@@ -220,7 +220,7 @@ impl World {
         self.pages_are_held(node, &step);
         let process = &mut self.nodes[node];
         let outcome = if std::mem::take(&mut process.step_fails) {
-            Err("out of order".to_owned())
+            Err(step.error(now))
         } else {
             Ok(step.end(&mut process.memory))
         };
