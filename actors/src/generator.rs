@@ -4,8 +4,9 @@
 //! - **Mailbox**: [`kit::MAILBOX`]; sequences are bounded by admission permits and by the pages they hold, and two steps at most are in flight.
 //! - **In**: `StartSequence`, `StopSequence` (decoder, prefiller), `ExtendSequence` (decoder); `StepFinished` (engine thread); `Tick`.
 //! - **Out**: `SequenceAdvanced` to the owner of each sequence; plans to the engine thread.
-//! - **Failure**: an engine error ends the sequence that it belongs to, or else all of its step; their owners say so. A step that does not
-//!   come back leaves the engine's pulse busy, and the watchdog turns the node unhealthy; requests end at their deadlines.
+//! - **Failure**: an engine error ends the sequence that it belongs to, or else all of its step; their owners say so. When the engine is
+//!   lost, every step fails and the watchdog ends the process. A step that does not come back leaves the engine's pulse busy, and the
+//!   watchdog turns the node unhealthy; requests end at their deadlines.
 
 pub mod engine_thread;
 pub mod state;

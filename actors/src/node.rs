@@ -408,8 +408,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         tick_every(TICK, to_prefiller.clone().recipient(), || Tick);
     }
     let transport = linked.as_ref().map(|(.., transport)| transport.clone());
-    let watchdog = Watchdog::spawn(Watched { actors: vitals, engine: pulse, transport }, health.clone())
-        .map_err(StartError::Io)?;
+    let watched = Watched { actors: vitals, engine: pulse, transport };
+    let watchdog = Watchdog::spawn(watched, health.clone(), faults.clone()).map_err(StartError::Io)?;
     Ok(Node {
         proxy: to_proxy,
         abort: to_decoder.clone().recipient(),

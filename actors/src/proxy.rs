@@ -4,14 +4,20 @@
 //! - **Mailbox**: [`kit::MAILBOX`]; the frontend's admission permits bound what is in it.
 //! - **In**: `Generate` (frontend), `PrefillOver` (decoder), `PeerReady`, `PeerLeaving`, `PeerLost` (peer link), `BeginDrain`, `Tick`.
 //! - **Out**: `Decode` (decoder), the one edge that may be refused; refusals to [`Streams`].
-//! - **Failure**: a full or stopped decoder is a refusal, said at once to the client.
+//! - **Failure**: a full or stopped decoder is a refusal, said at once to the client. A sender whose prefills fail gets none for growing pauses,
+//!   until one succeeds.
 
+mod place;
 pub mod state;
+
+use std::time::Instant;
 
 use actix::prelude::*;
 
 use crate::kit::{self, Outbox, Undelivered, Vitals};
-use crate::messages::{BeginDrain, Decode, PeerLeaving, PeerLost, PeerReady, PrefillOver, Tick};
+use crate::messages::{
+    BeginDrain, Decode, PeerLeaving, PeerLost, PeerReady, PrefillOutcome, PrefillOver, Tick,
+};
 use crate::request::{Generate, Refused, StreamEvent};
 use crate::streams::Streams;
 use state::ProxyState;
@@ -31,10 +37,12 @@ impl Proxy {
     }
 
     fn hand_over(&mut self, generate: Generate) -> Result<(), Refused> {
-        let prefill_on = self.state.route(&generate)?;
+        let now = Instant::now();
+        let prefill_on = self.state.route(now, &generate)?;
         let tokens = generate.prompt.len() as u32;
         self.decoder.command(Decode { generate, prefill_on }).map_err(|undelivered| {
-            self.state.on_prefill_over(&PrefillOver { on: prefill_on, tokens, computed: None });
+            let outcome = PrefillOutcome::Withdrawn;
+            self.state.on_prefill_over(now, &PrefillOver { on: prefill_on, tokens, outcome });
             match undelivered {
                 Undelivered::Full(_) => Refused::Busy,
                 Undelivered::Closed(_) => Refused::ShuttingDown,
@@ -68,7 +76,7 @@ impl Handler<PrefillOver> for Proxy {
 
     fn handle(&mut self, over: PrefillOver, _: &mut Self::Context) {
         self.vitals.mark();
-        self.state.on_prefill_over(&over);
+        self.state.on_prefill_over(Instant::now(), &over);
     }
 }
 

@@ -1,9 +1,9 @@
-//! The watchdog: looks at everybody's pulse and turns the node unhealthy when one stops.
+//! The watchdog: looks at every pulse and turns the node unhealthy when one stops or the engine is lost.
 //!
 //! - **Thread**: one of its own, so that nothing it watches can stop it. It is not an actix actor for that reason.
 //! - **Mailbox**: none; it reads atomics.
 //! - **In**: [`Vitals`] of every actor, the engine's [`EnginePulse`], the transport's progress counter.
-//! - **Out**: [`NodeHealth`], which `/health` reads, and one log line a change.
+//! - **Out**: [`NodeHealth`], which `/health` and the peer link read, and one log line a change; the [`KillSwitch`], when the engine is lost.
 //! - **Failure**: it has no state worth keeping and touches nothing that could fail.
 
 pub mod state;
@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use connector::transport::Transport;
 
 use crate::generator::engine_thread::EnginePulse;
-use crate::kit::Vitals;
-use state::{Limits, Observation, WatchdogState};
+use crate::kit::{KillSwitch, Vitals};
+use state::{Fault, Limits, Observation, observe};
 
-/// How often everybody is looked at.
-const PERIOD: Duration = Duration::from_secs(1);
+/// How often every pulse is looked at: as often as actors are ticked, so that a lost engine is known before much is sent to it.
+const PERIOD: Duration = Duration::from_millis(250);
 
 /// What is wrong with this node, if anything. Cheap to clone; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -63,15 +63,15 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches until dropped.
+    /// Watches until dropped, and ends the process by `faults` when the engine is lost.
     ///
     /// # Errors
     /// The operating system gives no thread.
-    pub fn spawn(watched: Watched, health: NodeHealth) -> std::io::Result<Self> {
+    pub fn spawn(watched: Watched, health: NodeHealth, faults: KillSwitch) -> std::io::Result<Self> {
         let (stop, stopped) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("baton-watchdog".into())
-            .spawn(move || watch(&watched, &health, &stopped))?;
+            .spawn(move || watch(&watched, &health, &faults, &stopped))?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
@@ -86,8 +86,8 @@ impl Drop for Watchdog {
     }
 }
 
-fn watch(watched: &Watched, health: &NodeHealth, stopped: &Receiver<()>) {
-    let (limits, mut state) = (Limits::default(), WatchdogState::default());
+fn watch(watched: &Watched, health: &NodeHealth, faults: &KillSwitch, stopped: &Receiver<()>) {
+    let limits = Limits::default();
     let mut transport = (0, Instant::now());
     while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
         let now = Instant::now();
@@ -101,6 +101,10 @@ fn watch(watched: &Watched, health: &NodeHealth, stopped: &Receiver<()>) {
             }
             all.push((("transport", Some(now - transport.1)), limits.actor));
         }
-        health.set(state.observe(all));
+        let fault = observe(watched.engine.lost(), all);
+        health.set(fault.as_ref().map(Fault::text));
+        if let Some(Fault::EngineLost(text)) = fault {
+            faults.pull(text);
+        }
     }
 }

@@ -31,7 +31,7 @@ use sha2::{Digest, Sha256};
 use crate::Progress;
 use crate::batch;
 use crate::checkpoint::Checkpoint;
-use crate::error::{EngineError, OpenError};
+use crate::error::{CudaError, EngineError, OpenError};
 use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
 use crate::model::{EngineConfig, LoadFormat, ModelInfo};
 use crate::sampling::{Sampling, choose};
@@ -46,8 +46,6 @@ use kernels::baton_vocabulary_most;
 use plan::Plan;
 use pool::DevicePool;
 use weights::Weights;
-
-pub use device::CudaError;
 
 /// Decode batches of up to these many rows are captured once and replayed.
 const GRAPH_ROWS: [usize; 12] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, GRAPH_ROWS_MOST];
@@ -375,25 +373,25 @@ impl Engine for CudaEngine {
         if batch.is_empty() {
             return Ok(Step::finished(StepOutput::default()));
         }
-        let failed = |what: String| EngineError::Device(what);
         if self.flights.len() == self.returns.len() {
-            return Err(failed("two steps are running already".to_owned()));
+            return Err(EngineError::NotReady("two steps are running already"));
         }
         if self.flights.iter().flat_map(|flight| &flight.samples).any(|sampled| !sampled.how.is_plain()) {
-            return Err(failed("the host has not sampled the step before yet".to_owned()));
+            return Err(EngineError::NotReady("the host has not sampled the step before yet"));
         }
         let entries = batch.iter().map(|chunk| chunk.pages.len()).sum();
         if !self.any.has_room(entries) {
-            return Err(failed(format!("{entries} page table entries are too many for one step")));
+            return Err(EngineError::TooManyPages { entries, limit: TABLES_MOST });
         }
         let followed: Vec<usize> =
             batch.iter().map(|chunk| followed.get(&chunk.sequence).copied().unwrap_or(0)).collect();
         let order = match self.start(batch, &followed) {
             Ok(plan) => plan.order.clone(),
             Err(error) => {
-                // What was submitted of it may still read the lists that the next step writes.
-                let _ = self.stream.wait();
-                return Err(failed(error.to_string()));
+                // What was submitted of it may still read the lists that the next step writes. A library's status may hide a sticky error,
+                // which every call of the driver returns.
+                let sticky = self.stream.wait().err().filter(CudaError::is_sticky);
+                return Err(EngineError::Device(sticky.unwrap_or(error)));
             }
         };
         let of_place = |place: &usize| {
@@ -420,11 +418,10 @@ impl Engine for CudaEngine {
         if let Some(output) = step.output.take() {
             return Ok(Some(output));
         }
-        let failed = |error: CudaError| EngineError::Device(error.to_string());
         // A step that fails is over too: the next poll is about the next one.
         let flight = self.flights.pop_front().ok_or(EngineError::StepSpent)?;
-        if self.returns[flight.turn].done.has_come().map_err(failed)? {
-            return self.collect(flight).map(Some).map_err(failed);
+        if self.returns[flight.turn].done.has_come().map_err(EngineError::Device)? {
+            return self.collect(flight).map(Some).map_err(EngineError::Device);
         }
         self.flights.push_front(flight);
         Ok(None)

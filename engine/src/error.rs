@@ -1,10 +1,14 @@
 //! Why a model does not open and why a step is refused. Texts are for the operator: one sentence with the values.
 
+mod cuda;
+
 use std::path::PathBuf;
 
 use crate::gguf::{GgufError, TensorType};
 use crate::kv::KvPoolError;
 use crate::safetensors::SafetensorsError;
+
+pub use cuda::{CudaError, CudaStatus};
 
 /// Why [`open`](crate::open) failed.
 #[derive(Debug, thiserror::Error)]
@@ -155,9 +159,8 @@ pub enum OpenError {
     #[error(transparent)]
     Pool(#[from] KvPoolError),
     /// The GPU's driver refused.
-    #[cfg(feature = "cuda")]
     #[error("the GPU cannot be used: {0}")]
-    Cuda(crate::cuda::CudaError),
+    Cuda(CudaError),
     /// A GPU is asked for that this build knows nothing of.
     #[error(
         "this build computes on the processor only: build with --features cuda (cargo xtask cuda), or set engine.device to cpu"
@@ -202,7 +205,6 @@ impl OpenError {
             Self::BadThreads { .. } => "bad_threads",
             Self::BadStepTokens { .. } => "bad_step_tokens",
             Self::Pool(_) => "kv_pool",
-            #[cfg(feature = "cuda")]
             Self::Cuda(_) => "cuda",
             Self::NoCuda => "no_cuda",
             Self::NoDummy => "no_dummy",
@@ -219,6 +221,8 @@ pub enum Scope {
     Sequence(u64),
     /// The whole step. Later steps may succeed.
     Step,
+    /// The engine: every later step fails too.
+    Engine,
 }
 
 /// Why an [`Engine`](crate::Engine) refused or failed a step.
@@ -314,9 +318,20 @@ pub enum EngineError {
         /// The engine's limit.
         limit: u32,
     },
-    /// The GPU failed; the step's results are lost.
+    /// More page table entries than there is memory for on the device.
+    #[error("the step's page tables have {entries} entries, but this engine takes {limit}: split it")]
+    TooManyPages {
+        /// Entries of all chunks' page tables.
+        entries: usize,
+        /// The engine's limit.
+        limit: usize,
+    },
+    /// The step came before the engine could take it.
+    #[error("the engine takes no step now: {0}")]
+    NotReady(&'static str),
+    /// The GPU failed; the step's results are lost. If the error [is sticky](CudaError::is_sticky), so is the engine.
     #[error("the GPU failed: {0}")]
-    Device(String),
+    Device(CudaError),
     /// A worker thread panicked in this step; its message is on stderr. The engine stays usable.
     #[error("a worker thread panicked: the step's results are lost")]
     WorkerPanicked,
@@ -335,6 +350,8 @@ impl EngineError {
             Self::PageOutOfRange { .. } => "page_out_of_range",
             Self::PageWrittenTwice { .. } => "page_written_twice",
             Self::TooManyRows { .. } => "too_many_rows",
+            Self::TooManyPages { .. } => "too_many_pages",
+            Self::NotReady(_) => "not_ready",
             Self::Device(_) => "device",
             Self::FollowsNothing { .. } => "follows_nothing",
             Self::ManySampled { .. } => "many_sampled",
@@ -343,7 +360,7 @@ impl EngineError {
         }
     }
 
-    /// What the error has spoiled: the sequence that it belongs to, or the whole step.
+    /// What the error has spoiled: the sequence that it belongs to, the whole step, or the engine.
     #[must_use]
     pub fn scope(&self) -> Scope {
         match self {
@@ -357,10 +374,13 @@ impl EngineError {
             | Self::ManySampled { sequence, .. } => Scope::Sequence(*sequence),
             Self::TooManyTokens { .. }
             | Self::TooManyRows { .. }
+            | Self::TooManyPages { .. }
             | Self::PageOutOfRange { sequence: None, .. }
-            | Self::Device(_)
+            | Self::NotReady(_)
             | Self::StepSpent
             | Self::WorkerPanicked => Scope::Step,
+            Self::Device(error) if error.is_sticky() => Scope::Engine,
+            Self::Device(_) => Scope::Step,
         }
     }
 }

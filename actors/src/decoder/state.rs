@@ -25,8 +25,8 @@ use engine::Token;
 use crate::first_token;
 use crate::messages::{
     Decode, ExtendSequence, GrowPages, PagesAdopted, PagesComputed, PagesGrown, PagesReserved, PagesShort,
-    PrefillFinished, PrefillOver, ReservePages, SendFrame, SequenceAdvanced, SequenceEnd, SequenceId,
-    SessionId, StartSequence,
+    PrefillFinished, PrefillOutcome, PrefillOver, ReservePages, SendFrame, SequenceAdvanced, SequenceEnd,
+    SequenceId, SessionId, StartSequence,
 };
 use crate::request::{FinishReason, Generate, RequestError, RequestId, StreamEvent, Timings};
 use entry::{Entry, Phase, cancel, ms};
@@ -170,7 +170,8 @@ impl DecoderState {
         self.taken += 1;
         if !client_waits {
             let tokens = generate.prompt.len() as u32;
-            let over = Action::Over(PrefillOver { on: prefill_on, tokens, computed: None });
+            let outcome = PrefillOutcome::Withdrawn;
+            let over = Action::Over(PrefillOver { on: prefill_on, tokens, outcome });
             return vec![over, Action::End(request, StreamEvent::Failed(RequestError::Aborted))];
         }
         let travels = generate.prompt.len() <= PROMPT_TOKENS_MAX;
@@ -190,7 +191,7 @@ impl DecoderState {
             counted: Some(prefill_on),
             timings,
         };
-        let elsewhere = (on != prefill_on).then(|| entry.over(None)).flatten();
+        let elsewhere = (on != prefill_on).then(|| entry.over(PrefillOutcome::Withdrawn)).flatten();
         self.requests.insert(request, entry);
         self.reservation(request, on.is_some(), false).into_iter().chain(elsewhere).collect()
     }
@@ -226,11 +227,12 @@ impl DecoderState {
     /// The prompt's sender cannot be relied upon: it is computed here.
     fn recompute(&mut self, request: RequestId) -> Vec<Action> {
         self.recomputes += 1;
-        self.begin_again(request)
+        self.begin_again(request, PrefillOutcome::Failed)
     }
 
-    /// Gives all pages back and asks for new ones, to go on here from the tokens that the request has.
-    fn begin_again(&mut self, request: RequestId) -> Vec<Action> {
+    /// Gives all pages back and asks for new ones, to go on here from the tokens that the request has. `outcome` is its sender's, if a sender
+    /// was prefilling.
+    fn begin_again(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Action> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         if !matches!(entry.phase, Phase::Running(_)) {
             // Whatever a sender has done for it is of no use any more.
@@ -239,7 +241,7 @@ impl DecoderState {
                 Timings { prefill_pid: decode_pid, decode_pid, prompt_tokens, ..Timings::default() };
         }
         entry.phase = Phase::Reserving { on: None };
-        let over = entry.over(None);
+        let over = entry.over(outcome);
         let release = self.release(request);
         [release].into_iter().chain(self.reservation(request, false, true)).chain(over).collect()
     }
@@ -256,7 +258,7 @@ impl DecoderState {
             entry.timings.resident_tokens = resident;
         }
         let Some(session) = on.filter(|_| landing > 0) else {
-            let elsewhere = on.and_then(|_| entry.over(None));
+            let elsewhere = on.and_then(|_| entry.over(PrefillOutcome::Withdrawn));
             return [entry.start(resident, pages)].into_iter().chain(elsewhere).collect();
         };
         if !self.peers.contains_key(&session) {
@@ -321,7 +323,7 @@ impl DecoderState {
             }
             Phase::Landing { session, .. } => {
                 let cancel = cancel(*session, request);
-                [vec![cancel], self.begin_again(request)].concat()
+                [vec![cancel], self.begin_again(request, PrefillOutcome::Withdrawn)].concat()
             }
             Phase::Reserving { .. } | Phase::Stopping => Vec::new(),
         }
@@ -392,7 +394,7 @@ impl DecoderState {
         entry.timings.prefill_pid = self.peers.get(&session).copied().unwrap_or_default();
         entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
         let stop = !entry.generate.ignore_eos && self.config.eos_tokens.contains(&finished.token.id);
-        let over = entry.over(Some(finished.prefill_micros));
+        let over = entry.over(entry.computed(finished.prefill_micros));
         let mut actions: Vec<Action> = over.into_iter().chain([entry.emit(now, finished.token)]).collect();
         if stop || entry.generate.max_tokens == 1 {
             // Pages still under way find nobody and go back.
@@ -421,7 +423,7 @@ impl DecoderState {
             if entry.emitted.is_empty() {
                 entry.timings.prefill_pid = self.config.pid;
                 entry.timings.prefill_ms = event.running_micros as f64 / 1e3;
-                actions.extend(entry.over(Some(event.running_micros)));
+                actions.extend(entry.over(entry.computed(event.running_micros)));
             }
             actions.push(entry.emit(now, token));
         }
@@ -440,7 +442,9 @@ impl DecoderState {
         match event.ended {
             None => actions.extend(self.grow(request)),
             Some(SequenceEnd::Finished(reason)) => actions.extend(self.finish(request, reason)),
-            Some(SequenceEnd::Stopped) if yields => actions.extend(self.begin_again(request)),
+            Some(SequenceEnd::Stopped) if yields => {
+                actions.extend(self.begin_again(request, PrefillOutcome::Withdrawn));
+            }
             Some(SequenceEnd::Stopped) => actions.extend(self.fail(request, RequestError::Aborted)),
             Some(SequenceEnd::Failed(error)) => {
                 actions.extend(self.fail(request, RequestError::Engine(error)))
@@ -450,7 +454,7 @@ impl DecoderState {
     }
 
     fn forget(&mut self, request: RequestId) -> Vec<Action> {
-        let over = self.requests.remove(&request).and_then(|mut entry| entry.over(None));
+        let over = self.requests.remove(&request).and_then(|mut entry| entry.over(PrefillOutcome::Withdrawn));
         over.into_iter().chain([self.release(request)]).collect()
     }
 

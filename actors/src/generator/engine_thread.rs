@@ -2,14 +2,14 @@
 //! awake for a moment first.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use engine::{Chunk, Engine, EngineError, Sample, Step, StepOutput, Token};
+use engine::{Chunk, Engine, EngineError, Sample, Scope, Step, StepOutput, Token};
 
 use super::state::Plan;
 use crate::kit::{AWAKE, Vitals};
@@ -22,23 +22,35 @@ pub struct StepFinished {
     pub outcome: Result<Vec<(u64, Token)>, EngineError>,
 }
 
-/// Whether the engine is in a step, and since when: for the watchdog.
+/// Whether the engine is in a step, since when, and whether it is lost: for the watchdog.
 #[derive(Clone, Debug)]
 pub struct EnginePulse {
     /// Marked when a step begins and when it ends.
     pub vitals: Vitals,
     busy: Arc<AtomicBool>,
+    lost: Arc<OnceLock<String>>,
 }
 
 impl EnginePulse {
     /// The pulse of an idle engine.
     pub fn new() -> Self {
-        Self { vitals: Vitals::new("engine"), busy: Arc::default() }
+        Self { vitals: Vitals::new("engine"), busy: Arc::default(), lost: Arc::default() }
     }
 
     /// True while a step runs.
     pub fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed)
+    }
+
+    /// Why the engine can compute nothing any more, and what to do; `None` while it can.
+    pub fn lost(&self) -> Option<&str> {
+        self.lost.get().map(String::as_str)
+    }
+
+    fn lose(&self, error: &EngineError) {
+        let remedy = "this process cannot use the GPU any more: restart it; if this happens again, check the GPU with nvidia-smi and look for Xid errors in the kernel log";
+        // The first error counts.
+        let _ = self.lost.set(format!("{error}; {remedy}"));
     }
 
     fn set(&self, busy: bool) {
@@ -100,8 +112,10 @@ fn run(
     pulse: &EnginePulse,
 ) {
     let (awake, most) = if engine.runs_ahead() { (AWAKE, 2) } else { (Duration::ZERO, 1) };
-    // Steps that run, or what the engine said instead.
+    // Steps that run, or the engine's error instead.
     let mut running: VecDeque<Result<Step, EngineError>> = VecDeque::new();
+    // Once the engine is lost it is not called any more, and every step fails with this error.
+    let mut lost: Option<EngineError> = None;
     loop {
         let plan = match running.len() {
             0 => match next(queue, awake) {
@@ -113,7 +127,10 @@ fn run(
         };
         if let Some(plan) = plan {
             pulse.set(true);
-            running.push_back(submit(engine.as_mut(), &plan));
+            running.push_back(match &lost {
+                None => submit(engine.as_mut(), &plan),
+                Some(error) => Err(error.clone()),
+            });
         }
         let outcome = match running.pop_front() {
             Some(Ok(mut step)) => match engine.poll(&mut step).transpose() {
@@ -127,6 +144,13 @@ fn run(
             Some(Err(error)) => Err(error),
             None => continue,
         };
+        if let Err(error) = &outcome
+            && error.scope() == Scope::Engine
+        {
+            pulse.lose(error);
+            running.iter_mut().for_each(|step| *step = Err(error.clone()));
+            lost = Some(error.clone());
+        }
         pulse.set(!running.is_empty());
         let tokens = |output: StepOutput| {
             output.tokens.into_iter().map(|sampled| (sampled.sequence, sampled.token)).collect()

@@ -1,4 +1,4 @@
-//! Who has stopped making progress: the decisions of the watchdog, without threads or clock.
+//! What is wrong with the node: the decisions of the watchdog, without threads or clock.
 
 use std::time::Duration;
 
@@ -21,38 +21,59 @@ impl Default for Limits {
     }
 }
 
-/// The verdict, and what changed since the last one.
-#[derive(Debug, Default)]
-pub struct WatchdogState {
-    stalled: Option<String>,
+/// What is wrong, as a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Something makes no progress. It may recover.
+    Stalled(String),
+    /// The engine can compute nothing any more: the process has to end.
+    EngineLost(String),
 }
 
-impl WatchdogState {
-    /// Looks at everything once: the first thing that has been silent past its limit, as a sentence.
-    pub fn observe(&mut self, all: impl IntoIterator<Item = (Observation, Duration)>) -> Option<&str> {
-        let late = all.into_iter().find(|((_, age), limit)| age.is_some_and(|age| age > *limit)).map(
-            |((name, age), _)| {
-                format!("{name} has made no progress for {} s", age.unwrap_or_default().as_secs())
-            },
-        );
-        self.stalled = late;
-        self.stalled.as_deref()
+impl Fault {
+    /// The sentence.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Stalled(text) | Self::EngineLost(text) => text,
+        }
     }
+}
+
+/// Looks at everything once: a lost engine, or else the first thing that has been silent past its limit.
+pub fn observe(
+    engine_lost: Option<&str>,
+    all: impl IntoIterator<Item = (Observation, Duration)>,
+) -> Option<Fault> {
+    if let Some(text) = engine_lost {
+        return Some(Fault::EngineLost(text.to_owned()));
+    }
+    let mut late =
+        all.into_iter().filter_map(|((name, age), limit)| Some((name, age.filter(|age| *age > limit)?)));
+    late.next()
+        .map(|(name, age)| Fault::Stalled(format!("{name} has made no progress for {} s", age.as_secs())))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    fn seconds(seconds: u64) -> Option<Duration> {
+        Some(Duration::from_secs(seconds))
+    }
+
     #[test]
     fn only_what_owes_progress_can_stall() {
-        let limit = Duration::from_secs(5);
-        let mut state = WatchdogState::default();
-        let fine = [(("a", Some(Duration::from_secs(4))), limit), (("engine", None), limit)];
-        assert_eq!(state.observe(fine), None);
-        let late =
-            [(("a", Some(Duration::from_secs(4))), limit), (("b", Some(Duration::from_secs(6))), limit)];
-        assert_eq!(state.observe(late), Some("b has made no progress for 6 s"));
-        assert_eq!(state.observe(fine), None, "it may recover");
+        assert_eq!(observe(None, [(("a", seconds(4)), LIMIT), (("engine", None), LIMIT)]), None);
+        let late = [(("a", seconds(4)), LIMIT), (("b", seconds(6)), LIMIT), (("c", seconds(7)), LIMIT)];
+        assert_eq!(observe(None, late), Some(Fault::Stalled("b has made no progress for 6 s".to_owned())));
+    }
+
+    #[test]
+    fn a_lost_engine_goes_before_all_else() {
+        let lost = Some(Fault::EngineLost("the GPU failed".to_owned()));
+        assert_eq!(observe(Some("the GPU failed"), [(("a", seconds(4)), LIMIT)]), lost);
+        assert_eq!(observe(Some("the GPU failed"), [(("a", seconds(6)), LIMIT)]), lost);
     }
 }

@@ -4,7 +4,8 @@
 
 use std::ffi::c_void;
 
-use super::device::{CudaError, Result};
+use super::device::Result;
+use crate::error::CudaError;
 
 type Ptr = *mut c_void;
 
@@ -195,7 +196,7 @@ impl Flash {
 pub(super) fn launched(call: &'static str, status: i32) -> Result<()> {
     match status {
         0 => Ok(()),
-        -1 => Err(CudaError { call, text: "it threw an exception".to_owned() }),
-        error => Err(CudaError { call, text: format!("CUDA error {error}") }),
+        -1 => Err(CudaError::without_status(call, "it threw an exception")),
+        status => Err(CudaError::of_status(call, status)),
     }
 }

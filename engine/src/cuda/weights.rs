@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::device::{Buffer, CudaError, Device, Named, Result, Stream};
+use super::device::{Buffer, Device, Result, Stream};
 use super::kernels::{baton_fill, launched};
 use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::dequantise::floats;
-use crate::error::OpenError;
+use crate::error::{CudaError, OpenError};
 use crate::gguf::TensorType;
 use crate::model::Shape;
 
@@ -132,7 +132,7 @@ impl Weights {
             });
         }
         let norm = ones()?;
-        stream.wait().map_err(|error| error.to_string()).named("making random weights")?;
+        stream.wait()?;
         Ok(Self { embedding, layers, norm, output })
     }
 }

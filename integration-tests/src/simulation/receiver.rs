@@ -21,7 +21,7 @@ impl World {
             match mail {
                 Mail::Generate(generate) => {
                     let request = generate.request;
-                    match proxy.route(&generate) {
+                    match proxy.route(now, &generate) {
                         Ok(prefill_on) => {
                             let decode = Decode { generate, prefill_on };
                             self.post(RECEIVER, Actor::Decoder, Mail::Decode(decode));
@@ -29,7 +29,7 @@ impl World {
                         Err(refused) => self.close(request, refused.kind()),
                     }
                 }
-                Mail::PrefillOver(over) => proxy.on_prefill_over(&over),
+                Mail::PrefillOver(over) => proxy.on_prefill_over(now, &over),
                 Mail::PeerReady(session, _) => proxy.on_peer_ready(session),
                 Mail::PeerLeaving(session) | Mail::PeerLost(session) => proxy.on_peer_lost(session),
                 other => self.fail(format!("the proxy was sent {other:?}")),

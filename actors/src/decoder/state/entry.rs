@@ -7,7 +7,9 @@ use connector::frame::Frame;
 use engine::{PageId, Token};
 
 use super::Action;
-use crate::messages::{PagesComputed, PrefillOver, SendFrame, SequenceId, SessionId, StartSequence};
+use crate::messages::{
+    PagesComputed, PrefillOutcome, PrefillOver, SendFrame, SequenceId, SessionId, StartSequence,
+};
 use crate::request::{FinishReason, Generate, RequestId, StreamEvent, Timings};
 
 /// Where a request is.
@@ -70,12 +72,16 @@ impl Entry {
         Action::Token(self.generate.request, token)
     }
 
-    /// Tells the proxy, once, that its prompt does not wait any more; `micros` if it was prefilled where the proxy said.
-    pub(super) fn over(&mut self, micros: Option<u64>) -> Option<Action> {
+    /// Tells the proxy, once, that its prompt does not wait any more.
+    pub(super) fn over(&mut self, outcome: PrefillOutcome) -> Option<Action> {
         let on = self.counted.take()?;
-        let tokens = self.timings.prompt_tokens;
-        let computed = micros.map(|micros| (tokens.saturating_sub(self.timings.resident_tokens), micros));
-        Some(Action::Over(PrefillOver { on, tokens, computed }))
+        Some(Action::Over(PrefillOver { on, tokens: self.timings.prompt_tokens, outcome }))
+    }
+
+    /// Its prompt was prefilled in so many microseconds.
+    pub(super) fn computed(&self, micros: u64) -> PrefillOutcome {
+        let tokens = self.timings.prompt_tokens.saturating_sub(self.timings.resident_tokens);
+        PrefillOutcome::Computed { tokens, micros }
     }
 
     /// How it ended well.

@@ -64,8 +64,13 @@ fn reserve_again(tokens: &[u32], pages: u32) -> Action {
 }
 
 /// The proxy hears that the prompt does not wait any more.
-fn over(on: Option<SessionId>, computed: Option<(u32, u64)>) -> Action {
-    Action::Over(PrefillOver { on, tokens: 6, computed })
+fn over(on: Option<SessionId>, outcome: PrefillOutcome) -> Action {
+    Action::Over(PrefillOver { on, tokens: 6, outcome })
+}
+
+/// The same for a prompt that was prefilled where it waited.
+fn over_after(on: Option<SessionId>, micros: u64) -> Action {
+    over(on, PrefillOutcome::Computed { tokens: 6, micros })
 }
 
 const PROMPT: [u32; 6] = [10, 11, 12, 13, 14, 15];
@@ -92,7 +97,10 @@ fn a_request_whose_client_has_left_on_the_way_does_not_run() {
         let (mut state, now) = (state(), Instant::now());
         assert_eq!(state.on_abort(R), [], "nothing is known of it yet");
         let actions = state.on_decode(now, decode(now, 6, 3, on), false);
-        assert_eq!(actions, [over(on, None), Action::End(R, StreamEvent::Failed(RequestError::Aborted))]);
+        assert_eq!(
+            actions,
+            [over(on, PrefillOutcome::Withdrawn), Action::End(R, StreamEvent::Failed(RequestError::Aborted))]
+        );
         assert!(state.is_empty());
         assert_eq!(state.taken(), 1, "it came in and ended, as any other");
     }
@@ -113,7 +121,7 @@ fn a_local_request_runs_and_releases() {
     let first = SequenceAdvanced { resident: 6, ..advanced(Some(7), None) };
     assert_eq!(
         state.on_advanced(now, first),
-        [over(None, Some((6, 0))), Action::Token(R, 7.into()), computed(&PROMPT)]
+        [over_after(None, 0), Action::Token(R, 7.into()), computed(&PROMPT)]
     );
     let end = advanced(Some(EOS), Some(SequenceEnd::Finished(FinishReason::Stop)));
     let actions = state.on_advanced(now, SequenceAdvanced { resident: 7, ..end });
@@ -169,7 +177,7 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
         if token_first {
             assert_eq!(
                 state.on_prefill_finished(now, prefilled(7)),
-                [over(Some(SESSION), Some((6, 2000))), Action::Token(R, 7.into())],
+                [over_after(Some(SESSION), 2000), Action::Token(R, 7.into())],
                 "it streams at once"
             );
         }
@@ -178,7 +186,7 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
         if !token_first {
             assert_eq!(actions, []);
             actions = state.on_prefill_finished(now, prefilled(7));
-            assert_eq!(actions.remove(0), over(Some(SESSION), Some((6, 2000))));
+            assert_eq!(actions.remove(0), over_after(Some(SESSION), 2000));
             assert_eq!(actions.remove(0), Action::Token(R, 7.into()));
         }
         let [Action::Computed(computed), Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
@@ -235,8 +243,35 @@ fn what_a_confused_sender_says_is_not_used() {
         begun().on_rejected(R),
     ] {
         assert!(matches!(&actions[0], Action::Frame(_)), "{actions:?}");
-        assert_eq!(actions[1..], [Action::Release(OWN), again.clone(), over(Some(SESSION), None)]);
+        assert_eq!(
+            actions[1..],
+            [Action::Release(OWN), again.clone(), over(Some(SESSION), PrefillOutcome::Failed)]
+        );
     }
+}
+
+#[test]
+fn the_proxy_hears_whether_a_sender_has_failed() {
+    let now = Instant::now();
+    let begun = || {
+        let mut state = state();
+        state.on_decode(now, decode(now, 6, 5, Some(SESSION)), true);
+        state.on_reserved(now, landing(&[8]));
+        state
+    };
+    let outcome = |actions: Vec<Action>| {
+        let told = actions.iter().find_map(|action| match action {
+            Action::Over(PrefillOver { on: Some(SESSION), outcome, .. }) => Some(*outcome),
+            _ => None,
+        });
+        told.expect("the proxy is told")
+    };
+    assert_eq!(outcome(begun().on_prefill_failed(SESSION, R)), PrefillOutcome::Failed);
+    assert_eq!(outcome(begun().on_peer_lost(SESSION)), PrefillOutcome::Failed);
+    // What the client, a deadline or a lack of pages ends says nothing about the sender.
+    assert_eq!(outcome(begun().on_abort(R)), PrefillOutcome::Withdrawn);
+    assert_eq!(outcome(begun().on_tick(now + Duration::from_secs(3600))), PrefillOutcome::Withdrawn);
+    assert_eq!(outcome(begun().on_short(PagesShort { releases: 0 })), PrefillOutcome::Withdrawn);
 }
 
 #[test]
@@ -254,7 +289,10 @@ fn a_sender_lost_before_the_pages_were_there_is_noticed_then() {
     state.on_decode(now, decode(now, 6, 5, Some(SESSION)), true);
     assert_eq!(state.on_peer_lost(SESSION), []);
     let actions = state.on_reserved(now, landing(&[8]));
-    assert_eq!(actions, [Action::Release(OWN), reserve_again(&PROMPT, 3), over(Some(SESSION), None)]);
+    assert_eq!(
+        actions,
+        [Action::Release(OWN), reserve_again(&PROMPT, 3), over(Some(SESSION), PrefillOutcome::Failed)]
+    );
 }
 
 #[test]
@@ -267,7 +305,7 @@ fn an_abort_waits_for_the_engine_before_it_releases() {
     assert_eq!(state.on_abort(R), [], "once is enough");
     assert_eq!(state.on_advanced(now, advanced(Some(7), None)), [], "nobody hears it");
     let actions = state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped)));
-    assert_eq!(actions, [over(None, None), Action::Release(OWN)]);
+    assert_eq!(actions, [over(None, PrefillOutcome::Withdrawn), Action::Release(OWN)]);
 }
 
 #[test]
