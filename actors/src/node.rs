@@ -35,7 +35,7 @@ use crate::proxy::{Proxy, state::ProxyState};
 use crate::request::{AbortRequest, Generate};
 use crate::streams::Streams;
 use crate::transfer::{Transfer, TransferOutboxes, hash_thread::HashThread, state::TransferState};
-use crate::watchdog::{NodeHealth, Watchdog, Watched};
+use crate::watchdog::{NodeHealth, Watchdog, Watched, step_times::StepTimes};
 
 /// How often every actor is ticked: deadlines are kept to this, and the watchdog sees a pulse.
 const TICK: Duration = Duration::from_millis(250);
@@ -184,7 +184,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let streams = Streams::default();
     let (faults, health) = (KillSwitch::default(), NodeHealth::default());
     let counters = Counters::default();
-    let pulse = EnginePulse::new();
+    let pulse = EnginePulse::new(StepTimes::new(model.parameters, pool.is_on_device()));
     let mut vitals = Vec::new();
     let mut pulse_of = |name| {
         let pulse = Vitals::new(name);

@@ -2,11 +2,13 @@
 //!
 //! - **Thread**: one of its own, so that nothing it watches can stop it. It is not an actix actor for that reason.
 //! - **Mailbox**: none; it reads atomics.
-//! - **In**: [`Vitals`] of every actor, the engine's [`EnginePulse`], the transport's progress counter.
+//! - **In**: [`Vitals`] of every actor, the engine's [`EnginePulse`], the transport's progress counter. How long a step of the engine may take
+//!   follows from those measured ([`step_times`]).
 //! - **Out**: [`NodeHealth`], which `/health` and the peer link read, and one log line a change; the [`KillSwitch`], when the engine is lost.
 //! - **Failure**: it has no state worth keeping and touches nothing that could fail.
 
 pub mod state;
+pub mod step_times;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,10 +19,13 @@ use connector::transport::Transport;
 
 use crate::generator::engine_thread::EnginePulse;
 use crate::kit::{KillSwitch, Vitals};
-use state::{Fault, Limits, Observation, observe};
+use state::{Fault, Observation, observe};
 
 /// How often every pulse is looked at: as often as actors are ticked, so that a lost engine is known before much is sent to it.
 const PERIOD: Duration = Duration::from_millis(250);
+
+/// How long an actor, which is ticked four times a second, or the transport's thread may go without a mark.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// What is wrong with this node, if anything. Cheap to clone; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -87,19 +92,18 @@ impl Drop for Watchdog {
 }
 
 fn watch(watched: &Watched, health: &NodeHealth, faults: &KillSwitch, stopped: &Receiver<()>) {
-    let limits = Limits::default();
     let mut transport = (0, Instant::now());
     while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
         let now = Instant::now();
-        let mut all: Vec<(Observation, Duration)> =
-            watched.actors.iter().map(|actor| ((actor.name(), Some(actor.age(now))), limits.actor)).collect();
-        let busy = watched.engine.is_busy().then(|| watched.engine.vitals.age(now));
-        all.push(((watched.engine.vitals.name(), busy), limits.engine_step));
+        let silent = |name, age, limit| Observation { name, age, limit };
+        let mut all: Vec<Observation> =
+            watched.actors.iter().map(|actor| silent(actor.name(), actor.age(now), LIMIT)).collect();
+        all.extend(watched.engine.step(now).map(|(age, limit)| silent("engine", age, limit)));
         if let Some(progress) = watched.transport.as_ref().map(|transport| transport.progress()) {
             if progress != transport.0 {
                 transport = (progress, now);
             }
-            all.push((("transport", Some(now - transport.1)), limits.actor));
+            all.push(silent("transport", now - transport.1, LIMIT));
         }
         let fault = observe(watched.engine.lost(), all);
         health.set(fault.as_ref().map(Fault::text));

@@ -2,23 +2,15 @@
 
 use std::time::Duration;
 
-/// What is watched: `None` means that it is idle and owes nothing.
-pub type Observation = (&'static str, Option<Duration>);
-
-/// How long each kind of thing may go without a mark.
+/// Something that owes progress.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// An actor, which is ticked four times a second.
-    pub actor: Duration,
-    /// One step of the engine.
-    pub engine_step: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        // A step of 512 tokens on one contended core stays far below this.
-        Self { actor: Duration::from_secs(5), engine_step: Duration::from_secs(60) }
-    }
+pub struct Observation {
+    /// Its name.
+    pub name: &'static str,
+    /// How long it has made no progress.
+    pub age: Duration,
+    /// How long it may make none.
+    pub limit: Duration,
 }
 
 /// What is wrong, as a sentence.
@@ -40,40 +32,35 @@ impl Fault {
 }
 
 /// Looks at everything once: a lost engine, or else the first thing that has been silent past its limit.
-pub fn observe(
-    engine_lost: Option<&str>,
-    all: impl IntoIterator<Item = (Observation, Duration)>,
-) -> Option<Fault> {
+pub fn observe(engine_lost: Option<&str>, all: impl IntoIterator<Item = Observation>) -> Option<Fault> {
     if let Some(text) = engine_lost {
         return Some(Fault::EngineLost(text.to_owned()));
     }
-    let mut late =
-        all.into_iter().filter_map(|((name, age), limit)| Some((name, age.filter(|age| *age > limit)?)));
-    late.next()
-        .map(|(name, age)| Fault::Stalled(format!("{name} has made no progress for {} s", age.as_secs())))
+    let mut late = all.into_iter().filter(|one| one.age > one.limit);
+    let stalled =
+        |Observation { name, age, .. }| format!("{name} has made no progress for {} s", age.as_secs());
+    late.next().map(stalled).map(Fault::Stalled)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LIMIT: Duration = Duration::from_secs(5);
-
-    fn seconds(seconds: u64) -> Option<Duration> {
-        Some(Duration::from_secs(seconds))
+    fn silent(name: &'static str, age: u64, limit: u64) -> Observation {
+        Observation { name, age: Duration::from_secs(age), limit: Duration::from_secs(limit) }
     }
 
     #[test]
-    fn only_what_owes_progress_can_stall() {
-        assert_eq!(observe(None, [(("a", seconds(4)), LIMIT), (("engine", None), LIMIT)]), None);
-        let late = [(("a", seconds(4)), LIMIT), (("b", seconds(6)), LIMIT), (("c", seconds(7)), LIMIT)];
+    fn what_is_silent_past_its_limit_has_stalled() {
+        assert_eq!(observe(None, [silent("a", 5, 5), silent("engine", 9, 10)]), None);
+        let late = [silent("a", 4, 5), silent("b", 6, 5), silent("c", 7, 5)];
         assert_eq!(observe(None, late), Some(Fault::Stalled("b has made no progress for 6 s".to_owned())));
     }
 
     #[test]
     fn a_lost_engine_goes_before_all_else() {
         let lost = Some(Fault::EngineLost("the GPU failed".to_owned()));
-        assert_eq!(observe(Some("the GPU failed"), [(("a", seconds(4)), LIMIT)]), lost);
-        assert_eq!(observe(Some("the GPU failed"), [(("a", seconds(6)), LIMIT)]), lost);
+        assert_eq!(observe(Some("the GPU failed"), [silent("a", 4, 5)]), lost);
+        assert_eq!(observe(Some("the GPU failed"), [silent("a", 6, 5)]), lost);
     }
 }
