@@ -4,8 +4,8 @@
 //! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX); sequences are bounded by admission permits and by the pages that they hold,
 //!   and at most two steps are in flight.
 //! - **In, out**: see the table in [`effect`](crate::effect).
-//! - **Failure**: an engine error ends the sequences of its step, and their owners report it. A step that does not come back leaves
-//!   the engine's pulse busy, and the watchdog turns the node unhealthy; requests end at their deadlines.
+//! - **Failure**: an engine error ends the sequence that it belongs to, or else all of its step; their owners report it. A step that
+//!   does not come back leaves the engine's pulse busy, and the watchdog turns the node unhealthy; requests end at their deadlines.
 
 pub mod engine_thread;
 pub mod state;

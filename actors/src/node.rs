@@ -27,7 +27,7 @@ use crate::proxy::Proxy;
 use crate::request::{AbortRequest, Generate};
 use crate::router::Mailboxes;
 use crate::streams::Streams;
-use crate::watchdog::{NodeHealth, Watchdog, Watched};
+use crate::watchdog::{NodeHealth, Watchdog, Watched, step_times::StepTimes};
 
 /// How often every actor is ticked: deadlines are kept to this, and the watchdog sees a pulse.
 const TICK: Duration = Duration::from_millis(250);
@@ -202,7 +202,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let NodeConfig { engine, link, prefill_chunk_tokens, prefix_cache, scattered, local_if_sooner_by } =
         config;
     let mut parts = parts(engine.as_ref(), link.as_ref())?;
-    let pulse = EnginePulse::new();
+    let times = StepTimes::new(parts.model.parameters, parts.pool.is_on_device());
+    let pulse = EnginePulse::new(times);
     let is_sender = matches!(&link, Some(LinkConfig { role: LinkRole::Sender(_), .. }));
 
     // Addresses first, so that actors can know each other; nothing runs before all of them exist.
@@ -235,7 +236,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
 
     let transport = linked.as_ref().map(|linked| linked.transport.clone());
     let watched = Watched { actors: parts.vitals, engine: pulse, transport };
-    let watchdog = Watchdog::spawn(watched, parts.health.clone()).map_err(StartError::Io)?;
+    let watchdog =
+        Watchdog::spawn(watched, parts.health.clone(), parts.faults.clone()).map_err(StartError::Io)?;
     Ok(Node {
         proxy,
         decoder,

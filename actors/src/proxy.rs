@@ -3,8 +3,10 @@
 //! - **Thread**: the node's arbiter.
 //! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX); the frontend's admission permits bound what is in it.
 //! - **In, out**: see the table in [`effect`](crate::effect). `Generate` is the one message that a full mailbox refuses.
-//! - **Failure**: a stopped decoder is a refusal, told at once to the client.
+//! - **Failure**: a stopped decoder is a refusal, told at once to the client. A sender whose prefills fail gets none for growing
+//!   pauses, until one succeeds.
 
+mod place;
 pub mod state;
 
 use std::time::Instant;
@@ -28,8 +30,8 @@ pub struct ProxyBehaviour {
 impl Behaviour for ProxyBehaviour {
     type Mail = ToProxy;
 
-    fn on(&mut self, _: Instant, mail: ToProxy) -> Vec<Effect> {
-        self.state.on(mail)
+    fn on(&mut self, now: Instant, mail: ToProxy) -> Vec<Effect> {
+        self.state.on(now, mail)
     }
 }
 

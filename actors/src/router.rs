@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 use connector::transport::{Command, Transport, TransportError};
+use engine::EngineError;
 
 use crate::effect::{
     Effect, Endpoint, ToBufferManager, ToDecoder, ToEngine, ToGenerator, ToHashThread, ToLog, ToPeerLink,
@@ -113,7 +114,8 @@ impl Router {
             Effect::Streams(message) => self.to_streams(message),
             Effect::Engine(ToEngine::Plan(plan)) => {
                 if !self.devices.engine.as_ref().is_some_and(|engine| engine.submit(plan)) {
-                    let outcome = Err("engine thread is gone".to_owned());
+                    // Only a panic ends the engine's thread.
+                    let outcome = Err(EngineError::WorkerPanicked);
                     drop(self.generator.post(StepFinished { outcome }.into()));
                 }
             }

@@ -1,12 +1,14 @@
-//! The watchdog: looks at everybody's pulse and turns the node unhealthy when one stops.
+//! The watchdog: looks at every pulse and turns the node unhealthy when one stops or the engine is lost.
 //!
 //! - **Thread**: one of its own, so that nothing it watches can stop it. It is not an actix actor for that reason.
 //! - **Mailbox**: none; it reads atomics.
-//! - **In**: [`Vitals`] of every actor, the engine's [`EnginePulse`], the transport's progress counter.
-//! - **Out**: [`NodeHealth`], which `/health` reads, and one log line a change.
+//! - **In**: [`Vitals`] of every actor, the engine's [`EnginePulse`], the transport's progress counter. How long a step of the engine may take
+//!   follows from those measured ([`step_times`]).
+//! - **Out**: [`NodeHealth`], which `/health` and the peer link read, and one log line a change; the [`KillSwitch`], when the engine is lost.
 //! - **Failure**: it has no state worth keeping and touches nothing that could fail.
 
 pub mod state;
+pub mod step_times;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,11 +18,14 @@ use std::time::{Duration, Instant};
 use connector::transport::Transport;
 
 use crate::generator::engine_thread::EnginePulse;
-use crate::kit::Vitals;
-use state::{Limits, Observation, WatchdogState};
+use crate::kit::{KillSwitch, Vitals};
+use state::{Fault, Observation, observe};
 
-/// How often everybody is looked at.
-const PERIOD: Duration = Duration::from_secs(1);
+/// How often every pulse is looked at: as often as actors are ticked, so that a lost engine is known before much is sent to it.
+const PERIOD: Duration = Duration::from_millis(250);
+
+/// How long an actor, which is ticked four times a second, or the transport's thread may go without a mark.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// What is wrong with this node, if anything. Cheap to clone; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -63,15 +68,15 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches until dropped.
+    /// Watches until dropped, and ends the process by `faults` when the engine is lost.
     ///
     /// # Errors
     /// The operating system gives no thread.
-    pub fn spawn(watched: Watched, health: NodeHealth) -> std::io::Result<Self> {
+    pub fn spawn(watched: Watched, health: NodeHealth, faults: KillSwitch) -> std::io::Result<Self> {
         let (stop, stopped) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("baton-watchdog".into())
-            .spawn(move || watch(&watched, &health, &stopped))?;
+            .spawn(move || watch(&watched, &health, &faults, &stopped))?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
@@ -86,21 +91,24 @@ impl Drop for Watchdog {
     }
 }
 
-fn watch(watched: &Watched, health: &NodeHealth, stopped: &Receiver<()>) {
-    let (limits, mut state) = (Limits::default(), WatchdogState::default());
+fn watch(watched: &Watched, health: &NodeHealth, faults: &KillSwitch, stopped: &Receiver<()>) {
     let mut transport = (0, Instant::now());
     while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
         let now = Instant::now();
-        let mut all: Vec<(Observation, Duration)> =
-            watched.actors.iter().map(|actor| ((actor.name(), Some(actor.age(now))), limits.actor)).collect();
-        let busy = watched.engine.is_busy().then(|| watched.engine.vitals.age(now));
-        all.push(((watched.engine.vitals.name(), busy), limits.engine_step));
+        let silent = |name, age, limit| Observation { name, age, limit };
+        let mut all: Vec<Observation> =
+            watched.actors.iter().map(|actor| silent(actor.name(), actor.age(now), LIMIT)).collect();
+        all.extend(watched.engine.step(now).map(|(age, limit)| silent("engine", age, limit)));
         if let Some(progress) = watched.transport.as_ref().map(|transport| transport.progress()) {
             if progress != transport.0 {
                 transport = (progress, now);
             }
-            all.push((("transport", Some(now - transport.1)), limits.actor));
+            all.push(silent("transport", now - transport.1, LIMIT));
         }
-        health.set(state.observe(all));
+        let fault = observe(watched.engine.lost(), all);
+        health.set(fault.as_ref().map(Fault::text));
+        if let Some(Fault::EngineLost(text)) = fault {
+            faults.pull(text);
+        }
     }
 }

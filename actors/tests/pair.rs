@@ -4,10 +4,13 @@
 //! The engine writes every token into its page and samples from what it *reads back* from the pages, so a page that did
 //! not arrive, arrived too early, or stands in the wrong place gives a wrong token.
 
+#[path = "pair/failing_engine.rs"]
+mod failing_engine;
+
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ::actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
@@ -25,16 +28,19 @@ use tokio::sync::mpsc::Receiver;
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAGE_TOKENS: u32 = 4;
 const VOCABULARY: u32 = 1000;
+/// Rows that the engine takes in a step.
+const ROWS: u32 = 5;
 
 struct Echo {
     model: ModelInfo,
     pool: Arc<KvPool>,
     /// What the last step sampled: chunks of the next one may follow it.
     sampled: Vec<SampledToken>,
+    error: Arc<Mutex<Option<EngineError>>>,
 }
 
 impl Echo {
-    fn new(pages: u32) -> Self {
+    fn new(pages: u32, error: Arc<Mutex<Option<EngineError>>>) -> Self {
         let layout =
             KvLayout { layers: 1, kv_heads: 1, head_dim: 32, page_tokens: PAGE_TOKENS, dtype: KvDtype::F32 };
         let model = ModelInfo {
@@ -47,7 +53,7 @@ impl Echo {
             parameters: 0,
         };
         let pool = Arc::new(KvPool::new(layout, pages).expect("a small pool"));
-        Self { model, pool, sampled: Vec::new() }
+        Self { model, pool, sampled: Vec::new(), error }
     }
 
     /// The four bytes where the token of `position` stands.
@@ -74,7 +80,7 @@ impl Engine for Echo {
     }
 
     fn limits(&self) -> StepLimits {
-        StepLimits { tokens: 64 }
+        StepLimits { tokens: 64, rows: ROWS }
     }
 
     fn runs_ahead(&self) -> bool {
@@ -82,7 +88,14 @@ impl Engine for Echo {
     }
 
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
+        if let Some(error) = self.error.lock().expect("no panic").clone() {
+            return Err(error);
+        }
         let mut output = StepOutput::default();
+        let rows = batch.iter().filter(|chunk| chunk.takes_row()).count() as u64;
+        if rows > u64::from(ROWS) {
+            return Err(EngineError::TooManyRows { rows, limit: ROWS });
+        }
         for chunk in batch {
             let followed = self.sampled.iter().find(|sampled| sampled.sequence == chunk.sequence);
             let follows = chunk.source == Source::Follows;
@@ -120,10 +133,11 @@ impl Engine for Echo {
     }
 }
 
-/// What is wrong with the lane. It flips a bit of the receiver's memory, when told to, in the last page put before a flush
-/// is reported; and it may say that peers write by themselves.
+/// What is wrong with the lane and the engine. The lane flips a bit of the receiver's memory, when told to, in the last page put before a flush
+/// is reported; and it may say that peers write by themselves. The engine fails every step with an error while there is one.
 #[derive(Clone, Default)]
 struct Damage {
+    engine: Arc<Mutex<Option<EngineError>>>,
     foreign_writes: bool,
     armed: Arc<AtomicBool>,
     victim: Arc<std::sync::OnceLock<Arc<KvPool>>>,
@@ -173,7 +187,7 @@ fn start(role: LinkRole, pages: u32, ring_pages: u64) -> Node {
 }
 
 fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> Node {
-    let engine = Echo::new(pages);
+    let engine = Echo::new(pages, damage.engine.clone());
     let region = actors::pages::region(&engine.pool);
     if let LinkRole::Receiver(_) = role {
         let _ = damage.victim.set(engine.pool.clone());
@@ -311,6 +325,19 @@ async fn many_requests_at_once_on_a_pool_that_holds_a_few() {
         assert!(timings.disaggregated);
     }
     assert!(receiver.streams.is_empty());
+}
+
+#[actix::test]
+async fn more_sequences_than_a_step_has_rows_all_get_their_tokens() {
+    let (receiver, _sender, _) = pair(200, 3).await;
+    let mut sources = Vec::new();
+    for request in 0..4 * u64::from(ROWS) {
+        sources.push((request, ask(&receiver, request, 6, 30).await));
+    }
+    for (request, source) in sources {
+        answer(source, request, 6).await.expect("it goes well");
+    }
+    assert_eq!(receiver.counters.engine_failures().load(Ordering::SeqCst), 0);
 }
 
 #[actix::test]

@@ -5,8 +5,8 @@ use crate::kv::{KvPool, PageId};
 use crate::model::ModelInfo;
 use crate::step::{Chunk, Source, StepLimits};
 
-/// Refuses a batch whose tokens, positions or pages are out of bounds, that would write a page from two places, or whose chunks follow
-/// what is not in `samples`.
+/// Refuses a batch that exceeds `limits`, whose tokens, positions or pages are out of bounds, that would write a page from two places, or
+/// whose chunks follow a sequence for which `samples` is false.
 pub(crate) fn check(
     batch: &[Chunk<'_>],
     model: &ModelInfo,
@@ -17,6 +17,10 @@ pub(crate) fn check(
     let tokens: u64 = batch.iter().map(|chunk| chunk.tokens.len() as u64).sum();
     if tokens > u64::from(limits.tokens) {
         return Err(EngineError::TooManyTokens { tokens, limit: limits.tokens });
+    }
+    let rows = batch.iter().filter(|chunk| chunk.takes_row()).count() as u64;
+    if rows > u64::from(limits.rows) {
+        return Err(EngineError::TooManyRows { rows, limit: limits.rows });
     }
     let page_tokens = u64::from(kv.layout().page_tokens);
     let mut written = Vec::new();
@@ -29,7 +33,7 @@ pub(crate) fn check(
         if chunk.source == Source::Follows && !samples(sequence) {
             return Err(EngineError::FollowsNothing { sequence });
         }
-        check_pages(chunk.pages, kv)?;
+        check_pages(chunk.pages, kv, Some(sequence))?;
         let first = u64::from(chunk.start) / page_tokens;
         let last = (u64::from(chunk.start) + chunk.tokens.len() as u64 - 1) / page_tokens;
         written
@@ -42,10 +46,10 @@ pub(crate) fn check(
     }
 }
 
-/// Refuses pages that the pool does not have.
-pub(crate) fn check_pages(pages: &[PageId], kv: &KvPool) -> Result<(), EngineError> {
+/// Refuses pages that the pool does not have; `sequence` names them, if one does.
+pub(crate) fn check_pages(pages: &[PageId], kv: &KvPool, sequence: Option<u64>) -> Result<(), EngineError> {
     match pages.iter().find(|page| page.0 >= kv.pages()) {
-        Some(page) => Err(EngineError::PageOutOfRange { page: page.0, pages: kv.pages() }),
+        Some(page) => Err(EngineError::PageOutOfRange { page: page.0, pages: kv.pages(), sequence }),
         None => Ok(()),
     }
 }

@@ -98,7 +98,9 @@ impl CpuEngine {
         );
         let shape = checkpoint.shape;
         let forward = Forward::new(shape, weights, threads, kernels, config.step_tokens as usize);
-        Ok(Self { model, kv, limits: StepLimits { tokens: config.step_tokens }, forward })
+        // Memory for logits grows with the rows of a step.
+        let limits = StepLimits { tokens: config.step_tokens, rows: config.step_tokens };
+        Ok(Self { model, kv, limits, forward })
     }
 
     /// The logits of the last step, after bias and penalties: `vocabulary` floats for the `index`-th chunk with [`Chunk::sample`]; `None`
@@ -134,7 +136,7 @@ impl Engine for CpuEngine {
     }
 
     fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {
-        batch::check_pages(pages, &self.kv)?;
+        batch::check_pages(pages, &self.kv, None)?;
         fence(Ordering::Acquire);
         Ok(())
     }

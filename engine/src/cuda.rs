@@ -31,7 +31,7 @@ use sha2::{Digest, Sha256};
 use crate::Progress;
 use crate::batch;
 use crate::checkpoint::Checkpoint;
-use crate::error::{EngineError, OpenError};
+use crate::error::{CudaError, EngineError, OpenError};
 use crate::gpu::plan::{Plan, Room, pieces_most};
 use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
 use crate::model::{EngineConfig, LoadFormat, ModelInfo};
@@ -47,8 +47,6 @@ use kernels::baton_vocabulary_most;
 use lists::Lists;
 use pool::DevicePool;
 use weights::Weights;
-
-pub use device::CudaError;
 
 /// Decode batches of up to these many rows are captured once and replayed.
 const GRAPH_ROWS: [usize; 12] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, GRAPH_ROWS_MOST];
@@ -231,7 +229,8 @@ impl CudaEngine {
             Ok(Return { done: Event::new(&device)?, chosen })
         };
         let returns = [back().map_err(cuda)?, back().map_err(cuda)?];
-        let limits = StepLimits { tokens: config.step_tokens };
+        let limits =
+            StepLimits { tokens: config.step_tokens, rows: config.step_tokens.min(SAMPLED_MOST as u32) };
         Ok(Self {
             model,
             kv,
@@ -387,21 +386,15 @@ impl Engine for CudaEngine {
         if batch.is_empty() {
             return Ok(Step::finished(StepOutput::default()));
         }
-        let sampled = |chunk: &&Chunk<'_>| chunk.sample.is_some() || chunk.source != Source::Prompt;
-        let samples = batch.iter().filter(sampled).count();
-        if samples > SAMPLED_MOST {
-            return Err(EngineError::TooManySamples { samples, limit: SAMPLED_MOST });
-        }
-        let failed = |what: String| EngineError::Device(what);
         if self.flights.len() == self.returns.len() {
-            return Err(failed("two steps are running already".to_owned()));
+            return Err(EngineError::NotReady("two steps are running already"));
         }
         if self.flights.iter().flat_map(|flight| &flight.samples).any(|sampled| !sampled.how.is_plain()) {
-            return Err(failed("the host has not sampled the step before yet".to_owned()));
+            return Err(EngineError::NotReady("the host has not sampled the step before yet"));
         }
         let entries = batch.iter().map(|chunk| chunk.pages.len()).sum();
         if !self.any.plan().has_room(entries) {
-            return Err(failed(format!("{entries} page table entries are too many for one step")));
+            return Err(EngineError::TooManyPages { entries, limit: TABLES_MOST });
         }
         let followed: Vec<usize> =
             batch.iter().map(|chunk| followed.get(&chunk.sequence).copied().unwrap_or(0)).collect();
@@ -409,9 +402,10 @@ impl Engine for CudaEngine {
         let order = match unsafe { self.start(batch, &followed) } {
             Ok(plan) => plan.order.clone(),
             Err(error) => {
-                // What was submitted of it may still read the lists that the next step writes.
-                let _ = self.stream.wait();
-                return Err(failed(error.to_string()));
+                // What was submitted of it may still read the lists that the next step writes. A library's status may hide a sticky error,
+                // which every call of the driver returns.
+                let sticky = self.stream.wait().err().filter(CudaError::is_sticky);
+                return Err(EngineError::Device(sticky.unwrap_or(error)));
             }
         };
         let of_place = |place: &usize| {
@@ -438,11 +432,10 @@ impl Engine for CudaEngine {
         if let Some(output) = step.output.take() {
             return Ok(Some(output));
         }
-        let failed = |error: CudaError| EngineError::Device(error.to_string());
         // A step that fails is over too: the next poll is about the next one.
         let flight = self.flights.pop_front().ok_or(EngineError::StepSpent)?;
-        if self.returns[flight.turn].done.has_come().map_err(failed)? {
-            return self.collect(flight).map(Some).map_err(failed);
+        if self.returns[flight.turn].done.has_come().map_err(EngineError::Device)? {
+            return self.collect(flight).map(Some).map_err(EngineError::Device);
         }
         self.flights.push_front(flight);
         Ok(None)
@@ -450,7 +443,7 @@ impl Engine for CudaEngine {
 
     /// Who has written the pages has said so to the host, and what is submitted after that comes after it.
     fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {
-        batch::check_pages(pages, &self.kv).inspect_err(|_| self.followed.clear())
+        batch::check_pages(pages, &self.kv, None).inspect_err(|_| self.followed.clear())
     }
 }
 

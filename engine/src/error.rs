@@ -1,10 +1,14 @@
 //! Why a model does not open and why a step is refused. Texts are for the operator: one sentence with the values.
 
+mod cuda;
+
 use std::path::PathBuf;
 
 use crate::gguf::{GgufError, TensorType};
 use crate::kv::KvPoolError;
 use crate::safetensors::SafetensorsError;
+
+pub use cuda::{CudaError, CudaStatus};
 
 /// Why [`open`](crate::open) failed.
 #[derive(Debug, thiserror::Error)]
@@ -155,9 +159,8 @@ pub enum OpenError {
     #[error(transparent)]
     Pool(#[from] KvPoolError),
     /// The GPU's driver refused.
-    #[cfg(feature = "cuda")]
     #[error("the GPU cannot be used: {0}")]
-    Cuda(crate::cuda::CudaError),
+    Cuda(CudaError),
     /// A GPU is asked for that this build knows nothing of.
     #[error(
         "this build computes on the processor only: build with --features cuda (cargo xtask cuda), or set engine.device to cpu"
@@ -202,7 +205,6 @@ impl OpenError {
             Self::BadThreads { .. } => "bad_threads",
             Self::BadStepTokens { .. } => "bad_step_tokens",
             Self::Pool(_) => "kv_pool",
-            #[cfg(feature = "cuda")]
             Self::Cuda(_) => "cuda",
             Self::NoCuda => "no_cuda",
             Self::NoDummy => "no_dummy",
@@ -212,8 +214,19 @@ impl OpenError {
     }
 }
 
+/// What an [`EngineError`] has spoiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// This sequence's chunk is at fault. The step was refused before anything was computed: without that chunk it may be submitted again.
+    Sequence(u64),
+    /// The whole step. Later steps may succeed.
+    Step,
+    /// The engine: every later step fails too.
+    Engine,
+}
+
 /// Why an [`Engine`](crate::Engine) refused or failed a step.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EngineError {
     /// A chunk without tokens.
@@ -267,6 +280,8 @@ pub enum EngineError {
         page: u32,
         /// Numbers below this exist.
         pages: u32,
+        /// The sequence whose page table has it; `None` in [`Engine::acquire`](crate::Engine::acquire).
+        sequence: Option<u64>,
     },
     /// A page that two places of one step would write.
     #[error("page {page} would be written twice in one step, the second time by sequence {sequence}")]
@@ -295,17 +310,28 @@ pub enum EngineError {
     /// A step polled again after its output was taken.
     #[error("this step has already given its output")]
     StepSpent,
-    /// More chunks are sampled after than there is room for logits.
-    #[error("the step samples {samples} tokens, but this engine takes {limit}: split it")]
-    TooManySamples {
-        /// Chunks with a sample.
-        samples: usize,
+    /// More rows than [`StepLimits`](crate::StepLimits) allows.
+    #[error("the step has {rows} rows with logits, but this engine takes {limit}: split it")]
+    TooManyRows {
+        /// Chunks that [take a row](crate::Chunk::takes_row).
+        rows: u64,
+        /// The engine's limit.
+        limit: u32,
+    },
+    /// More page table entries than there is memory for on the device.
+    #[error("the step's page tables have {entries} entries, but this engine takes {limit}: split it")]
+    TooManyPages {
+        /// Entries of all chunks' page tables.
+        entries: usize,
         /// The engine's limit.
         limit: usize,
     },
-    /// The GPU failed; the step's results are lost.
+    /// The step came before the engine could take it.
+    #[error("the engine takes no step now: {0}")]
+    NotReady(&'static str),
+    /// The GPU failed; the step's results are lost. If the error [is sticky](CudaError::is_sticky), so is the engine.
     #[error("the GPU failed: {0}")]
-    Device(String),
+    Device(CudaError),
     /// A worker thread panicked in this step; its message is on stderr. The engine stays usable.
     #[error("a worker thread panicked: the step's results are lost")]
     WorkerPanicked,
@@ -323,12 +349,38 @@ impl EngineError {
             Self::TooFewPages { .. } => "too_few_pages",
             Self::PageOutOfRange { .. } => "page_out_of_range",
             Self::PageWrittenTwice { .. } => "page_written_twice",
-            Self::TooManySamples { .. } => "too_many_samples",
+            Self::TooManyRows { .. } => "too_many_rows",
+            Self::TooManyPages { .. } => "too_many_pages",
+            Self::NotReady(_) => "not_ready",
             Self::Device(_) => "device",
             Self::FollowsNothing { .. } => "follows_nothing",
             Self::ManySampled { .. } => "many_sampled",
             Self::StepSpent => "step_spent",
             Self::WorkerPanicked => "worker_panicked",
+        }
+    }
+
+    /// What the error has spoiled: the sequence that it belongs to, the whole step, or the engine.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        match self {
+            Self::EmptyChunk { sequence }
+            | Self::TokenOutOfRange { sequence, .. }
+            | Self::ContextExceeded { sequence, .. }
+            | Self::TooFewPages { sequence, .. }
+            | Self::PageOutOfRange { sequence: Some(sequence), .. }
+            | Self::PageWrittenTwice { sequence, .. }
+            | Self::FollowsNothing { sequence }
+            | Self::ManySampled { sequence, .. } => Scope::Sequence(*sequence),
+            Self::TooManyTokens { .. }
+            | Self::TooManyRows { .. }
+            | Self::TooManyPages { .. }
+            | Self::PageOutOfRange { sequence: None, .. }
+            | Self::NotReady(_)
+            | Self::StepSpent
+            | Self::WorkerPanicked => Scope::Step,
+            Self::Device(error) if error.is_sticky() => Scope::Engine,
+            Self::Device(_) => Scope::Step,
         }
     }
 }

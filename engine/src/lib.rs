@@ -26,8 +26,8 @@ mod step;
 mod testing;
 
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaEngine, CudaError, cuda_devices, cuda_pool, peer_copy_seconds};
-pub use error::{EngineError, OpenError};
+pub use cuda::{CudaEngine, cuda_devices, cuda_pool, peer_copy_seconds};
+pub use error::{CudaError, CudaStatus, EngineError, OpenError, Scope};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId, populate};
 pub use model::{Device, EngineConfig, LoadFormat, ModelInfo};
 pub use safetensors::SafetensorsError;

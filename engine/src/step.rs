@@ -34,6 +34,12 @@ impl Chunk<'_> {
     pub fn end(&self) -> usize {
         self.start as usize + self.tokens.len()
     }
+
+    /// True if the chunk counts against [`StepLimits::rows`]: it is a decode row, or a token is sampled after it.
+    #[must_use]
+    pub fn takes_row(&self) -> bool {
+        self.sample.is_some() || self.source != Source::Prompt
+    }
 }
 
 /// Where the tokens of a chunk come from. Prompts and sampled tokens may be computed by other kernels, which round otherwise: so the caller
@@ -71,6 +77,8 @@ pub struct StepOutput {
 pub struct StepLimits {
     /// Tokens of all chunks together, at least 1.
     pub tokens: u32,
+    /// Chunks that [take a row](Chunk::takes_row): an engine has memory for the logits of this many rows. At least 1.
+    pub rows: u32,
 }
 
 /// A submitted step, to be [polled](Engine::poll) until it gives its output.
@@ -117,8 +125,10 @@ pub trait Engine: Send {
     ///
     /// # Errors
     /// A batch that names tokens, positions or pages out of bounds, or the same page to be written by two
-    /// chunks, is refused whole before anything is written. [`EngineError::WorkerPanicked`] comes after the
-    /// fact: the positions of this step then hold nothing of use; earlier ones are intact.
+    /// chunks, is refused as a whole before anything is written. [`EngineError::scope`] names the sequence at fault, if there is one: the
+    /// others may be submitted again. After a refused step no chunk may [follow](Source::Follows) it.
+    /// [`EngineError::WorkerPanicked`] comes after the fact: the positions of this step then hold undefined values; earlier ones are
+    /// intact.
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError>;
 
     /// The step's output, once; `None` while the step still runs. Never blocks.

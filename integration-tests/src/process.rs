@@ -1,7 +1,7 @@
 //! One `runtime` process, and a sender with its receiver.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,10 +17,23 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 /// # Errors
 /// It is not there.
 pub fn binary() -> Result<PathBuf> {
+    near("runtime", "cargo build -p runtime")
+}
+
+/// The example `failing_device`, which is `runtime` with an engine that fails when it is told to.
+///
+/// # Errors
+/// It is not there.
+pub fn failing_device() -> Result<PathBuf> {
+    near("examples/failing_device", "cargo build -p integration-tests --examples")
+}
+
+/// A program in the folder of this one, or above it.
+fn near(name: &str, build: &str) -> Result<PathBuf> {
     let here = std::env::current_exe()?;
-    let folders = here.ancestors().skip(1).take(3).map(|folder| folder.join("runtime"));
+    let folders = here.ancestors().skip(1).take(3).map(|folder| folder.join(name));
     let found = folders.into_iter().find(|path| path.is_file());
-    found.with_context(|| format!("no runtime binary near {}; run `cargo build -p runtime`", here.display()))
+    found.with_context(|| format!("no {name} near {}; run `{build}`", here.display()))
 }
 
 #[derive(Default)]
@@ -42,7 +55,15 @@ impl Process {
     /// # Errors
     /// It cannot be started.
     pub fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
-        let mut command = Command::new(binary()?);
+        Self::start_program(&binary()?, arguments, variables)
+    }
+
+    /// The same with another program that takes `runtime`'s arguments.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_program(program: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
+        let mut command = Command::new(program);
         for (name, _) in std::env::vars() {
             if name.starts_with("BATON_") || name.starts_with("UCX_") {
                 command.env_remove(name);

@@ -186,6 +186,11 @@ impl Cli {
 
 /// Parses, configures and runs; what the binary does.
 pub fn main() -> ExitCode {
+    main_with(engine::open_watched)
+}
+
+/// As [`main`], with an engine that `open` opens.
+pub fn main_with(open: roles::OpenEngine) -> ExitCode {
     let cli = Cli::parse();
     if let Some(Command::Bench(bench)) = &cli.command {
         return match bench.run() {
@@ -209,7 +214,7 @@ pub fn main() -> ExitCode {
     }
     telemetry::start(if cli.disable_log_requests { cli.log.without_requests() } else { cli.log });
     config.notes.iter().for_each(|note| tracing::info!("{note}"));
-    match roles::run(config.role, config) {
+    match roles::run(config.role, config, open) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

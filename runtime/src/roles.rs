@@ -51,11 +51,14 @@ const KV_BYTES: u64 = 1 << 30;
 /// What random weights depend on: the same in every process, so that peers have the same model.
 const DUMMY_SEED: u64 = 0;
 
-/// Runs a process of `role` until it is told to end.
+/// Opens the engine: [`engine::open_watched`], or what a test puts around it.
+pub type OpenEngine = fn(&EngineConfig, engine::Progress<'_>) -> Result<Box<dyn Engine>, engine::OpenError>;
+
+/// Runs a process of `role`, whose engine `open` opens, until it is told to end.
 ///
 /// # Errors
 /// What kept it from starting or made it stop, in one sentence.
-pub fn run(role: Role, config: Config) -> anyhow::Result<()> {
+pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
     let began = Instant::now();
     let ports = Ports::take(role, &config)?;
     tracing::info!(%role, pid = std::process::id(), model = %config.model.display(), "starting");
@@ -81,7 +84,7 @@ pub fn run(role: Role, config: Config) -> anyhow::Result<()> {
             LoadFormat::Dummy => engine::LoadFormat::Dummy { seed: DUMMY_SEED },
         },
     };
-    let engine = engine::open_watched(&engine_config, telemetry::loading())?;
+    let engine = open(&engine_config, telemetry::loading())?;
     let model = served_model(&config, engine.as_ref())?;
     let (pool, layout) = (engine.kv().pages(), engine.kv().layout().clone());
     tracing::info!(
@@ -226,6 +229,9 @@ async fn serve(
     let end = ending(&node, &mut signals).await;
     shared.permits.close();
     let drain = config.shutdown.drain;
+    if let Some(fault) = &end {
+        exit_after(drain + TEAR_DOWN_LIMIT, fault.clone())?;
+    }
     actix::spawn(async move {
         signals.next().await;
         tracing::warn!("second signal: ending at once");
@@ -236,11 +242,28 @@ async fn serve(
         async { futures_util::future::join_all(servers.iter().map(|server| server.stop(true))).await };
     tokio::join!(node.shut_down(drain), servers);
     report(&shared.observed);
-    tracing::info!("ended");
     match end {
-        None => Ok(()),
+        None => {
+            tracing::info!("ended");
+            Ok(())
+        }
+        // Printed by the caller, as the last line.
         Some(fault) => Err(anyhow::anyhow!(fault)),
     }
+}
+
+/// How long the tear-down of a process may take that ends because of a fault.
+const TEAR_DOWN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Ends the process after `limit`, whatever still runs: calls that give back what a failed device holds may never return.
+fn exit_after(limit: Duration, fault: String) -> std::io::Result<()> {
+    let exit = move || {
+        std::thread::sleep(limit);
+        tracing::error!("the tear-down takes longer than {} s; exiting without it", limit.as_secs());
+        eprintln!("error: {fault}");
+        std::process::exit(1);
+    };
+    std::thread::Builder::new().name("baton-exit".into()).spawn(exit).map(drop)
 }
 
 /// What both ports of a process share.

@@ -26,8 +26,8 @@ use crate::first_token;
 use crate::log::LogLine;
 use crate::messages::{
     Decode, ExtendSequence, GrowPages, PagesAdopted, PagesComputed, PagesGrown, PagesReserved, PagesShort,
-    PeerReady, PrefillFailed, PrefillFinished, ReleasePages, ReservePages, SendFrame, SequenceAdvanced,
-    SequenceEnd, SequenceId, SessionId, StopSequence,
+    PeerReady, PrefillFailed, PrefillFinished, PrefillOutcome, ReleasePages, ReservePages, SendFrame,
+    SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StopSequence,
 };
 use crate::request::{
     AbortRequest, FinishReason, Generate, Refused, RequestError, RequestId, StreamEvent, Timings,
@@ -212,7 +212,7 @@ impl DecoderState {
             counted: Some(prefill_on),
             timings,
         };
-        let elsewhere = (on != prefill_on).then(|| entry.over(None)).flatten();
+        let elsewhere = (on != prefill_on).then(|| entry.over(PrefillOutcome::Withdrawn)).flatten();
         self.requests.insert(request, entry);
         self.reservation(request, on, false).into_iter().chain(elsewhere).collect()
     }
@@ -248,11 +248,12 @@ impl DecoderState {
     /// The prompt's sender cannot be relied upon: it is computed here.
     fn recompute(&mut self, request: RequestId) -> Vec<Effect> {
         self.counts.recomputes += 1;
-        self.begin_again(request)
+        self.begin_again(request, PrefillOutcome::Failed)
     }
 
-    /// Gives all pages back and asks for new ones, to go on here from the tokens that the request has.
-    fn begin_again(&mut self, request: RequestId) -> Vec<Effect> {
+    /// Gives all pages back and asks for new ones, to continue here from the tokens that the request has. `outcome` is its sender's,
+    /// if a sender was prefilling.
+    fn begin_again(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         if !matches!(entry.phase, Phase::Running(_)) {
             // Whatever a sender has done for it is of no use any more.
@@ -261,7 +262,7 @@ impl DecoderState {
                 Timings { prefill_pid: decode_pid, decode_pid, prompt_tokens, ..Timings::default() };
         }
         entry.phase = Phase::Reserving { on: None };
-        let over = entry.over(None);
+        let over = entry.over(outcome);
         let release = self.release(request);
         [release].into_iter().chain(self.reservation(request, None, true)).chain(over).collect()
     }
@@ -280,7 +281,8 @@ impl DecoderState {
         let Some(session) = on.filter(|_| landing > 0) else {
             let is_lost = on.is_some_and(|session| !self.peers.contains_key(&session));
             self.counts.recomputes += u64::from(is_lost);
-            let elsewhere = on.and_then(|_| entry.over(None));
+            let outcome = if is_lost { PrefillOutcome::Failed } else { PrefillOutcome::Withdrawn };
+            let elsewhere = on.and_then(|_| entry.over(outcome));
             return [entry.start(resident, pages)].into_iter().chain(elsewhere).collect();
         };
         if !self.peers.contains_key(&session) {
@@ -345,7 +347,7 @@ impl DecoderState {
             }
             Phase::Landing { session, .. } => {
                 let cancel = cancel(*session, request);
-                [vec![cancel], self.begin_again(request)].concat()
+                [vec![cancel], self.begin_again(request, PrefillOutcome::Withdrawn)].concat()
             }
             Phase::Reserving { .. } | Phase::Stopping => Vec::new(),
         }
@@ -416,7 +418,7 @@ impl DecoderState {
         entry.timings.prefill_pid = self.peers.get(&session).copied().unwrap_or_default();
         entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
         let stop = !entry.generate.ignore_eos && self.config.eos_tokens.contains(&finished.token.id);
-        let over = entry.over(Some(finished.prefill_micros));
+        let over = entry.over(entry.computed(finished.prefill_micros));
         let mut effects: Vec<Effect> = over.into_iter().chain([entry.emit(now, finished.token)]).collect();
         if stop || entry.generate.max_tokens == 1 {
             // Pages still under way find nobody and go back.
@@ -445,7 +447,7 @@ impl DecoderState {
             if entry.emitted.is_empty() {
                 entry.timings.prefill_pid = self.config.pid;
                 entry.timings.prefill_ms = event.running_micros as f64 / 1e3;
-                effects.extend(entry.over(Some(event.running_micros)));
+                effects.extend(entry.over(entry.computed(event.running_micros)));
             }
             effects.push(entry.emit(now, token));
         }
@@ -464,7 +466,9 @@ impl DecoderState {
         match event.ended {
             None => effects.extend(self.grow(request)),
             Some(SequenceEnd::Finished(reason)) => effects.extend(self.finish(request, reason)),
-            Some(SequenceEnd::Stopped) if yields => effects.extend(self.begin_again(request)),
+            Some(SequenceEnd::Stopped) if yields => {
+                effects.extend(self.begin_again(request, PrefillOutcome::Withdrawn));
+            }
             Some(SequenceEnd::Stopped) => effects.extend(self.fail(request, RequestError::Aborted)),
             Some(SequenceEnd::Failed(error)) => {
                 effects.extend(self.fail(request, RequestError::Engine(error)))
@@ -474,7 +478,7 @@ impl DecoderState {
     }
 
     fn forget(&mut self, request: RequestId) -> Vec<Effect> {
-        let over = self.requests.remove(&request).and_then(|mut entry| entry.over(None));
+        let over = self.requests.remove(&request).and_then(|mut entry| entry.over(PrefillOutcome::Withdrawn));
         over.into_iter().chain([self.release(request)]).collect()
     }
 

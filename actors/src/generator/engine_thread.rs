@@ -2,54 +2,79 @@
 //! awake for a moment first.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use engine::{Chunk, Engine, EngineError, Sample, Step, StepOutput, Token};
+use engine::{Chunk, Engine, EngineError, Sample, Scope, Step, StepOutput, Token};
 
 use super::state::Plan;
 use crate::effect::ToGenerator;
-use crate::kit::{AWAKE, Vitals};
+use crate::kit::AWAKE;
+use crate::watchdog::step_times::StepTimes;
 
 /// Engine thread → generator: the oldest step in flight is over.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepFinished {
-    /// Sampled tokens by the engine's key of their sequence, or what the engine said.
-    pub outcome: Result<Vec<(u64, Token)>, String>,
+    /// Sampled tokens by the engine's key of their sequence, or the engine's error.
+    pub outcome: Result<Vec<(u64, Token)>, EngineError>,
 }
 
-/// Whether the engine is in a step, and since when: for the watchdog.
+/// Whether the engine is in a step, since when, for how long it may be, and whether it is lost: for the watchdog. Clones share it.
 #[derive(Clone, Debug)]
 pub struct EnginePulse {
-    /// Marked when a step begins and when it ends.
-    pub vitals: Vitals,
-    busy: Arc<AtomicBool>,
+    steps: Arc<Mutex<Steps>>,
+    lost: Arc<OnceLock<String>>,
+}
+
+#[derive(Debug)]
+struct Steps {
+    /// When the step that runs began, and its tokens.
+    running: Option<(Instant, u32)>,
+    times: StepTimes,
 }
 
 impl EnginePulse {
-    /// The pulse of an idle engine.
-    pub fn new() -> Self {
-        Self { vitals: Vitals::new("engine"), busy: Arc::default() }
+    /// The pulse of an idle engine of which `times` are known.
+    pub fn new(times: StepTimes) -> Self {
+        Self { steps: Arc::new(Mutex::new(Steps { running: None, times })), lost: Arc::default() }
     }
 
-    /// True while a step runs.
-    pub fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed)
+    fn steps(&self) -> MutexGuard<'_, Steps> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, busy: bool) {
-        self.vitals.mark();
-        self.busy.store(busy, Ordering::Relaxed);
+    /// How long the step that runs has taken, and how long it may take.
+    pub fn step(&self, now: Instant) -> Option<(Duration, Duration)> {
+        let steps = self.steps();
+        let (began, tokens) = steps.running?;
+        Some((now.saturating_duration_since(began), steps.times.limit(tokens)))
     }
-}
 
-impl Default for EnginePulse {
-    fn default() -> Self {
-        Self::new()
+    /// Why the engine can compute nothing any more, and what to do; `None` while it can.
+    pub fn lost(&self) -> Option<&str> {
+        self.lost.get().map(String::as_str)
+    }
+
+    fn lose(&self, error: &EngineError) {
+        let remedy = "this process cannot use the GPU any more: restart it; if this happens again, check the GPU with nvidia-smi and look for Xid errors in the kernel log";
+        // The first error counts.
+        let _ = self.lost.set(format!("{error}; {remedy}"));
+    }
+
+    /// A step of so many tokens begins.
+    fn begin(&self, now: Instant, tokens: u32) {
+        self.steps().running = Some((now, tokens));
+    }
+
+    /// The step that runs is over.
+    fn end(&self, now: Instant) {
+        let mut steps = self.steps();
+        if let Some((began, tokens)) = steps.running.take() {
+            steps.times.measured(tokens, now.saturating_duration_since(began));
+        }
     }
 }
 
@@ -100,8 +125,10 @@ fn run(
     pulse: &EnginePulse,
 ) {
     let (awake, most) = if engine.runs_ahead() { (AWAKE, 2) } else { (Duration::ZERO, 1) };
-    // Steps that run, or what the engine said instead.
-    let mut running: VecDeque<Result<Step, EngineError>> = VecDeque::new();
+    // Tokens of the steps that run, and the steps, or the engine's error instead.
+    let mut running: VecDeque<(u32, Result<Step, EngineError>)> = VecDeque::new();
+    // Once the engine is lost it is not called any more, and every step fails with this error.
+    let mut lost: Option<EngineError> = None;
     loop {
         let plan = match running.len() {
             0 => match next(queue, awake) {
@@ -112,28 +139,45 @@ fn run(
             _ => None,
         };
         if let Some(plan) = plan {
-            pulse.set(true);
-            running.push_back(submit(engine.as_mut(), &plan));
+            let tokens = plan.chunks.iter().map(|chunk| chunk.tokens.len() as u32).sum();
+            if running.is_empty() {
+                pulse.begin(Instant::now(), tokens);
+            }
+            let step = match &lost {
+                None => submit(engine.as_mut(), &plan),
+                Some(error) => Err(error.clone()),
+            };
+            running.push_back((tokens, step));
         }
         let outcome = match running.pop_front() {
-            Some(Ok(mut step)) => match engine.poll(&mut step).transpose() {
+            Some((tokens, Ok(mut step))) => match engine.poll(&mut step).transpose() {
                 Some(outcome) => outcome,
                 None => {
-                    running.push_front(Ok(step));
+                    running.push_front((tokens, Ok(step)));
                     std::hint::spin_loop();
                     continue;
                 }
             },
-            Some(Err(error)) => Err(error),
+            Some((_, Err(error))) => Err(error),
             None => continue,
         };
-        pulse.set(!running.is_empty());
+        if let Err(error) = &outcome
+            && error.scope() == Scope::Engine
+        {
+            pulse.lose(error);
+            running.iter_mut().for_each(|(_, step)| *step = Err(error.clone()));
+            lost = Some(error.clone());
+        }
+        let now = Instant::now();
+        pulse.end(now);
+        if let Some((tokens, _)) = running.front() {
+            pulse.begin(now, *tokens);
+        }
         let tokens = |output: StepOutput| {
             output.tokens.into_iter().map(|sampled| (sampled.sequence, sampled.token)).collect()
         };
         // Bounded: at most two steps are in flight.
-        let outcome = outcome.map(tokens).map_err(|error| error.to_string());
-        results.do_send(StepFinished { outcome }.into());
+        results.do_send(StepFinished { outcome: outcome.map(tokens) }.into());
     }
 }
 
@@ -169,4 +213,27 @@ fn submit(engine: &mut dyn Engine, plan: &Plan) -> Result<Step, EngineError> {
         })
         .collect();
     engine.submit(&batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_held_against_those_before_it() {
+        let (pulse, start) = (EnginePulse::new(StepTimes::new(0, false)), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(pulse.step(at(1000)), None, "an idle engine owes nothing");
+        pulse.begin(at(0), 192);
+        let step = |age, limit| Some((Duration::from_secs(age), Duration::from_secs(limit)));
+        assert_eq!(
+            pulse.clone().step(at(150)),
+            step(150, 60),
+            "nothing is known of a model without parameters"
+        );
+        pulse.end(at(150));
+        assert_eq!(pulse.step(at(151)), None);
+        pulse.begin(at(200), 192);
+        assert_eq!(pulse.step(at(350)), step(150, 1500));
+    }
 }

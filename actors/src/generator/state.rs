@@ -1,20 +1,28 @@
 //! Which tokens the engine computes next: the decisions of the generator, without actix, clock or engine.
 //!
-//! A step mixes one decode row of every sequence that is past its prompt with prefill chunks of those that are not. Of prompts the
-//! shortest goes first, with ageing: a prompt's rank is its length, and one that comes later starts with a handicap of what was
-//! prefilled before it came. So once as many prompt tokens have been prefilled as a prompt has itself, nobody who comes
+//! A step mixes decode rows of sequences that are past their prompt with prefill chunks of those that are not.
+//!
+//! **Prompts** share the step's prompt tokens. The shortest prompt goes first, with ageing: a prompt's rank is its length plus the number of
+//! prompt tokens prefilled before it came. So once as many prompt tokens have been prefilled as a prompt has itself, no later prompt
 //! overtakes it.
 //!
-//! One step is in flight at a time; of an engine that runs ahead, two. The second is made before anyone knows what the first will sample, so
-//! each of its rows *follows* one of the first, and only sequences that surely go on are in it. It is made only while nobody
-//! else waits, since who comes then waits for both.
+//! **Rows**: a step computes the last token of at most [`StepLimits::rows`] sequences. Where more sequences wait for their next token, they
+//! take turns: those that were in a step longest ago come first, the oldest first among equals. A prompt that would end in the step and gets
+//! no row leaves its last token for a later step.
+//!
+//! One step is in flight at a time; of an engine that runs ahead, two. The second is planned before the samples of the first are known, so
+//! each of its rows *follows* one of the first, and it has only sequences that certainly go on. It is planned only while every sequence is
+//! in the first, because a sequence that arrives meanwhile waits for both.
 //!
 //! A sequence that ends or is stopped while it is in a step ends when that step comes back: until then the engine may be writing its pages.
+//!
+//! An engine error fails the sequences that it [belongs to](EngineError::scope). If that is one, the step was refused before anything was
+//! computed: the others are planned again.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use engine::{PageId, Sampling, Source, Token};
+use engine::{EngineError, PageId, Sampling, Scope, Source, StepLimits, Token};
 
 use crate::effect::{Effect, ToGenerator, to};
 use crate::messages::{ExtendSequence, SequenceAdvanced, SequenceEnd, SequenceId, StartSequence};
@@ -73,6 +81,8 @@ struct Sequence {
     ending: Option<(Option<Token>, SequenceEnd)>,
     /// Of prompts, the lowest goes first.
     rank: u64,
+    /// The last step that it was in, or the last one before it came. The lowest gets a row first.
+    step: u64,
     /// When its first step was planned, on the caller's clock.
     began_micros: Option<u64>,
 }
@@ -121,38 +131,59 @@ impl Sequence {
     }
 }
 
+/// A sequence's part of a step: its key, and how many tokens of it are computed.
+type Part = (u64, u32);
+
+/// A step in flight.
+#[derive(Debug)]
+struct Flight {
+    parts: Vec<Part>,
+    /// The step before it failed, so its rows follow nothing: whatever it gives is ignored.
+    is_void: bool,
+}
+
+impl Flight {
+    fn has(&self, key: u64) -> bool {
+        self.parts.iter().any(|(part, _)| *part == key)
+    }
+}
+
 /// The scheduler. Keys count up, so the lowest key is the oldest sequence.
 #[derive(Debug)]
 pub struct GeneratorState {
     chunk_tokens: u32,
-    step_tokens: u32,
+    limits: StepLimits,
     eos_tokens: Vec<u32>,
     next_key: u64,
     keys: HashMap<SequenceId, u64>,
     sequences: BTreeMap<u64, Sequence>,
     /// Prompt tokens planned so far.
     prefilled: u64,
+    /// Steps planned so far.
+    steps: u64,
     page_tokens: u32,
     runs_ahead: bool,
-    /// Keys and lengths of the chunks of each step in flight, the oldest step first.
-    flights: VecDeque<Vec<(u64, u32)>>,
+    /// The steps in flight, the oldest first.
+    flights: VecDeque<Flight>,
     acquire: Vec<PageId>,
 }
 
 impl GeneratorState {
-    /// No sequences; a step has at most `chunk_tokens` of prompts and `step_tokens` (at least one) in all, pages have
-    /// `page_tokens`, and `eos_tokens` end a sequence. The engine takes a second step while one runs if it `runs_ahead`.
+    /// No sequences. A step has at most `chunk_tokens` of prompts, and keeps the engine's `limits`, of which `tokens` should be at least 2:
+    /// one for a prompt and one for a row. Pages have `page_tokens`, and `eos_tokens` end a sequence. The engine takes a second step while
+    /// one runs if it `runs_ahead`.
     pub fn new(
         chunk_tokens: u32,
-        step_tokens: u32,
+        limits: StepLimits,
         page_tokens: u32,
         eos_tokens: Vec<u32>,
         runs_ahead: bool,
     ) -> Self {
         Self {
             chunk_tokens: chunk_tokens.max(1),
-            step_tokens: step_tokens.max(1),
+            limits: StepLimits { tokens: limits.tokens.max(1), rows: limits.rows.max(1) },
             prefilled: 0,
+            steps: 0,
             page_tokens: page_tokens.max(1),
             eos_tokens,
             next_key: 0,
@@ -230,6 +261,7 @@ impl GeneratorState {
                 ignore_eos: start.ignore_eos,
                 ending: None,
                 rank,
+                step: self.steps,
                 began_micros: None,
             },
         );
@@ -250,7 +282,7 @@ impl GeneratorState {
     }
 
     fn flies(&self, key: u64) -> bool {
-        self.flights.iter().flatten().any(|(flying, _)| *flying == key)
+        self.flights.iter().any(|flight| flight.has(key))
     }
 
     /// The next step, if there is work and room for another step in flight.
@@ -265,11 +297,13 @@ impl GeneratorState {
     /// The step after the one in flight: rows that follow its samples.
     fn plan_ahead(&mut self) -> Option<Plan> {
         let flight = self.flights.front()?;
-        let nobody_waits = flight.len() == self.sequences.len();
-        let mut next = Vec::with_capacity(flight.len());
-        for (key, length) in flight {
+        if flight.is_void || flight.parts.len() < self.sequences.len() {
+            return None;
+        }
+        let mut next = Vec::with_capacity(flight.parts.len());
+        for (key, length) in &flight.parts {
             let sequence = &self.sequences[key];
-            if !nobody_waits || !sequence.sampling.is_plain() {
+            if !sequence.sampling.is_plain() {
                 return None;
             }
             if sequence.ending.is_some() {
@@ -288,11 +322,42 @@ impl GeneratorState {
             return None;
         }
         let chunks = next.iter().map(|(key, end)| self.sequences[key].chunk(*key, *end, 1)).collect();
-        self.flights.push_back(next.into_iter().map(|(key, _)| (key, 1)).collect());
+        self.launch(next.into_iter().map(|(key, _)| (key, 1)).collect());
         Some(Plan { chunks, acquire: Vec::new() })
     }
 
+    /// A step with these parts is in flight.
+    fn launch(&mut self, parts: Vec<Part>) {
+        self.steps += 1;
+        for (key, _) in &parts {
+            if let Some(sequence) = self.sequences.get_mut(key) {
+                sequence.step = self.steps;
+            }
+        }
+        self.flights.push_back(Flight { parts, is_void: false });
+    }
+
     fn plan_next(&mut self, now_micros: u64) -> Option<Plan> {
+        let parts = self.choose();
+        if parts.is_empty() {
+            // Every sequence waits for pages, or there is none.
+            return None;
+        }
+        let mut chunks = Vec::with_capacity(parts.len());
+        for (key, length) in &parts {
+            let Some(sequence) = self.sequences.get_mut(key) else { continue };
+            if sequence.missing() > 1 {
+                self.prefilled += u64::from(*length);
+            }
+            sequence.began_micros.get_or_insert(now_micros);
+            chunks.push(sequence.chunk(*key, sequence.resident, *length));
+        }
+        self.launch(parts);
+        Some(Plan { chunks, acquire: std::mem::take(&mut self.acquire) })
+    }
+
+    /// The parts of the next step: prompts by rank, then decode rows in their turn.
+    fn choose(&self) -> Vec<Part> {
         let fits = |sequence: &Sequence| {
             let next = if sequence.missing() == 1 { sequence.tokens.len() } else { 0 };
             next as u64 <= sequence.pages.len() as u64 * u64::from(self.page_tokens)
@@ -301,56 +366,68 @@ impl GeneratorState {
         let (decoding, mut prompts): (Vec<_>, Vec<_>) =
             ready.partition(|(_, sequence)| sequence.missing() == 1);
         prompts.sort_by_key(|(key, sequence)| (sequence.rank, **key));
-        // Prompts first, so that rows beyond the step's room cannot starve them; then rows, the oldest first.
-        let prompts: Vec<u64> = prompts.into_iter().map(|(key, _)| *key).collect();
-        let rows: Vec<u64> = decoding.into_iter().map(|(key, _)| *key).collect();
-        let mut room = self.step_tokens;
-        let mut prompt_room = self.chunk_tokens;
-        let mut flight = Vec::new();
-        let mut chunks = Vec::new();
-        for (key, is_prompt) in
-            prompts.into_iter().map(|key| (key, true)).chain(rows.into_iter().map(|key| (key, false)))
-        {
-            let Some(sequence) = self.sequences.get_mut(&key) else { continue };
-            let most = if is_prompt { room.min(prompt_room) } else { room };
-            let length = sequence.missing().min(most);
+        // Prompts leave a token for decode rows, so neither starves the other.
+        let for_rows = u32::from(!decoding.is_empty());
+        let mut prompt_room = self.chunk_tokens.min(self.limits.tokens - for_rows);
+        let mut room = self.limits.tokens;
+        let mut parts: Vec<Part> = Vec::new();
+        // Sequences that want a row: when they were in a step, their key, and their place in `parts` if they are prompts.
+        let mut wanted: Vec<(u64, u64, Option<usize>)> =
+            decoding.into_iter().map(|(key, sequence)| (sequence.step, *key, None)).collect();
+        for (key, sequence) in prompts {
+            let length = sequence.missing().min(prompt_room);
             if length == 0 {
-                continue;
+                break;
             }
-            room -= length;
-            if is_prompt {
-                prompt_room -= length;
-                self.prefilled += u64::from(length);
+            (room, prompt_room) = (room - length, prompt_room - length);
+            if length == sequence.missing() {
+                wanted.push((sequence.step, *key, Some(parts.len())));
             }
-            sequence.began_micros.get_or_insert(now_micros);
-            flight.push((key, length));
-            chunks.push(sequence.chunk(key, sequence.resident, length));
+            parts.push((*key, length));
         }
-        if chunks.is_empty() {
-            // Every sequence waits for pages, or there is none.
-            return None;
+        wanted.sort_unstable();
+        let mut rows = self.limits.rows;
+        for (_, key, prompt) in wanted {
+            match prompt {
+                // A prompt has at least two tokens missing, so one at least is left in this step.
+                Some(place) if rows == 0 => parts[place].1 -= 1,
+                Some(_) => rows -= 1,
+                None if rows > 0 && room > 0 => {
+                    (room, rows) = (room - 1, rows - 1);
+                    parts.push((key, 1));
+                }
+                None => {}
+            }
         }
-        self.flights.push_back(flight);
-        Some(Plan { chunks, acquire: std::mem::take(&mut self.acquire) })
+        parts
     }
 
     /// The oldest step in flight came back with these sampled tokens (by key), or failed.
     fn on_step(
         &mut self,
-        outcome: Result<Vec<(u64, Token)>, String>,
+        outcome: Result<Vec<(u64, Token)>, EngineError>,
         now_micros: u64,
     ) -> Vec<SequenceAdvanced> {
-        let flown = self.flights.pop_front().unwrap_or_default();
+        let Some(flight) = self.flights.pop_front() else { return Vec::new() };
         let (mut sampled, error) = match outcome {
+            _ if flight.is_void => (HashMap::new(), None),
             Ok(tokens) => (tokens.into_iter().collect::<HashMap<_, _>>(), None),
             Err(error) => (HashMap::new(), Some(error)),
         };
-        let mut events = Vec::with_capacity(flown.len());
-        for (key, length) in flown {
+        if error.is_some() {
+            self.flights.iter_mut().for_each(|next| next.is_void = true);
+        }
+        let is_computed = error.is_none() && !flight.is_void;
+        let culprit = match error.as_ref().map(EngineError::scope) {
+            Some(Scope::Sequence(key)) if flight.has(key) => Some(key),
+            _ => None,
+        };
+        let mut events = Vec::with_capacity(flight.parts.len());
+        for (key, length) in flight.parts {
             let sequence = self.sequences.get_mut(&key).expect("a sequence in flight is kept");
             let computed = sequence.resident + length;
             let is_known = computed as usize <= sequence.tokens.len();
-            if error.is_none() && is_known && matches!(sequence.ending, Some((_, SequenceEnd::Stopped))) {
+            if is_computed && is_known && matches!(sequence.ending, Some((_, SequenceEnd::Stopped))) {
                 // It may begin again behind what it has.
                 sequence.resident = computed;
             }
@@ -358,8 +435,12 @@ impl GeneratorState {
                 events.extend(self.end(key, now_micros, token, end));
                 continue;
             }
-            if let Some(error) = &error {
-                events.extend(self.end(key, now_micros, None, SequenceEnd::Failed(error.clone())));
+            if let Some(error) = error.as_ref().filter(|_| culprit.is_none_or(|culprit| culprit == key)) {
+                events.extend(self.end(key, now_micros, None, SequenceEnd::Failed(error.to_string())));
+                continue;
+            }
+            if !is_computed {
+                // It is planned again.
                 continue;
             }
             sequence.resident = computed;

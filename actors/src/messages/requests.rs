@@ -21,8 +21,24 @@ pub struct PrefillOver {
     pub on: Option<SessionId>,
     /// Tokens of the prompt.
     pub tokens: u32,
-    /// If it was prefilled there: how many tokens were computed, and in how many microseconds.
-    pub computed: Option<(u32, u64)>,
+    /// How its wait ended.
+    pub outcome: PrefillOutcome,
+}
+
+/// How a prompt's wait for its prefill ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefillOutcome {
+    /// It was prefilled where the proxy sent it.
+    Computed {
+        /// Tokens that were computed: those of the prompt that were not resident.
+        tokens: u32,
+        /// How long that took.
+        micros: u64,
+    },
+    /// The sender failed: it said so, was lost, or sent something wrong.
+    Failed,
+    /// The request ended first, gave its pages back or is prefilled elsewhere, which says nothing about the place.
+    Withdrawn,
 }
 
 /// Decoder → streams: the client's next token.

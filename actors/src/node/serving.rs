@@ -76,7 +76,7 @@ impl Contexts {
 
         let state = GeneratorState::new(
             settings.prefill_chunk_tokens,
-            engine.limits().tokens,
+            engine.limits(),
             page_tokens,
             parts.model.eos_tokens.clone(),
             engine.runs_ahead(),

@@ -1,39 +1,11 @@
 //! Where a request goes: the decisions of the proxy, without actix, clock or I/O.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::place::Place;
 use crate::effect::{Effect, ToProxy, to};
 use crate::messages::{Decode, PrefillOver, SessionId, StreamEnd};
 use crate::request::{Generate, Refused, Route, StreamEvent};
-
-/// Prompts shorter than this say more about what a step costs than about how fast it goes.
-const MEASURED_TOKENS: u32 = 16;
-
-/// A place that prefills: what waits there, and how fast it has been.
-#[derive(Debug, Default)]
-struct Place {
-    /// Tokens of the prompts that wait.
-    waiting: u64,
-    /// The newest prompt counts for an eighth; `None` before the first.
-    micros_a_token: Option<f64>,
-}
-
-impl Place {
-    /// When a prompt of so many tokens that comes now is done, in microseconds from now.
-    fn done_in(&self, tokens: u64, micros_a_token: f64) -> f64 {
-        (self.waiting + tokens) as f64 * micros_a_token
-    }
-
-    fn over(&mut self, over: &PrefillOver) {
-        self.waiting = self.waiting.saturating_sub(u64::from(over.tokens));
-        if let Some((computed, micros)) = over.computed.filter(|(computed, _)| *computed >= MEASURED_TOKENS) {
-            let now = micros as f64 / f64::from(computed);
-            // One that was stopped for a while has not become slow.
-            let mixed = |known: f64| known + (now.min(2.0 * known) - known) / 8.0;
-            self.micros_a_token = Some(self.micros_a_token.map_or(now, mixed));
-        }
-    }
-}
 
 /// The senders that can prefill, and what this node can hold.
 #[derive(Debug)]
@@ -69,12 +41,12 @@ impl ProxyState {
     }
 
     /// Takes a message.
-    pub fn on(&mut self, mail: ToProxy) -> Vec<Effect> {
+    pub fn on(&mut self, now: Instant, mail: ToProxy) -> Vec<Effect> {
         match mail {
-            ToProxy::Generate(generate) => return vec![self.on_generate(generate)],
+            ToProxy::Generate(generate) => return vec![self.on_generate(now, generate)],
             // Behind its request: the decoder hears of a request before it hears of its abort.
             ToProxy::AbortRequest(abort) => return vec![to::decoder(abort)],
-            ToProxy::PrefillOver(over) => self.on_prefill_over(&over),
+            ToProxy::PrefillOver(over) => self.on_prefill_over(now, &over),
             ToProxy::PeerReady(ready) => self.on_peer_ready(ready.session),
             ToProxy::PeerLeaving(leaving) => self.on_peer_lost(leaving.session),
             ToProxy::PeerLost(lost) => self.on_peer_lost(lost.session),
@@ -85,8 +57,8 @@ impl ProxyState {
         Vec::new()
     }
 
-    fn on_generate(&mut self, generate: Generate) -> Effect {
-        match self.route(&generate) {
+    fn on_generate(&mut self, now: Instant, generate: Generate) -> Effect {
+        match self.route(now, &generate) {
             Ok(prefill_on) => to::decoder(Decode { generate, prefill_on }),
             Err(refused) => {
                 let event = StreamEvent::Failed(refused.into());
@@ -106,7 +78,7 @@ impl ProxyState {
     }
 
     /// A prompt does not wait any more.
-    fn on_prefill_over(&mut self, over: &PrefillOver) {
+    fn on_prefill_over(&mut self, now: Instant, over: &PrefillOver) {
         let place = match over.on {
             None => Some(&mut self.here),
             // One that is gone has left nothing to keep books of.
@@ -115,7 +87,7 @@ impl ProxyState {
             }
         };
         if let Some(place) = place {
-            place.over(over);
+            place.over(now, over);
         }
     }
 
@@ -128,7 +100,7 @@ impl ProxyState {
     ///
     /// # Errors
     /// [`Refused`].
-    fn route(&mut self, generate: &Generate) -> Result<Option<SessionId>, Refused> {
+    fn route(&mut self, now: Instant, generate: &Generate) -> Result<Option<SessionId>, Refused> {
         if self.draining {
             return Err(Refused::ShuttingDown);
         }
@@ -141,7 +113,7 @@ impl ProxyState {
             return Err(Refused::NoRoom { needed, usable: self.usable_pages });
         }
         let tokens = generate.prompt.len() as u64;
-        let sender = self.soonest(tokens).filter(|_| generate.route == Route::Auto);
+        let sender = self.soonest(now, tokens).filter(|_| generate.route == Route::Auto);
         let place = match sender {
             None => &mut self.here,
             Some(index) => {
@@ -153,13 +125,14 @@ impl ProxyState {
         Ok(sender.map(|index| self.senders[index].0))
     }
 
-    /// The next in turn of the senders where nothing waits: it is there for this, however slow it once was, and shows how fast it is
-    /// now. If there is none, the one that would be done first; `None` if this node would be by so much sooner that it is worth what it
-    /// takes from decoding.
-    fn soonest(&self, tokens: u64) -> Option<usize> {
+    /// The next in turn of the senders where nothing waits: it is free for this prompt, however slow it once was, and shows how fast it is
+    /// now. If there is none, the sender that would be done first; `None` if this node would be done sooner by more than
+    /// `local_if_sooner_by`, which is what a prefill here costs those that decode. A sender whose prefills fail is left out while its pause lasts.
+    fn soonest(&self, now: Instant, tokens: u64) -> Option<usize> {
         let count = self.senders.len();
-        let mut in_turn = (0..count).map(|step| (self.next + step) % count);
-        if let Some(idle) = in_turn.clone().find(|index| self.senders[*index].1.waiting == 0) {
+        let in_turn = (0..count).map(|step| (self.next + step) % count);
+        let mut open = in_turn.filter(|index| self.senders[*index].1.is_open(now));
+        if let Some(idle) = open.clone().find(|index| self.senders[*index].1.waiting == 0) {
             return Some(idle);
         }
         // One that has not shown how fast it is is taken for the fastest.
@@ -167,8 +140,8 @@ impl ProxyState {
         let fastest = known.min_by(f64::total_cmp).unwrap_or(0.0);
         let speed = |index: usize| self.senders[index].1.micros_a_token.unwrap_or(fastest);
         let done_in = |index: usize| self.senders[index].1.done_in(tokens, speed(index));
-        let first = in_turn.next()?;
-        let best = in_turn.fold(first, |a, b| if done_in(b) < done_in(a) { b } else { a });
+        let first = open.next()?;
+        let best = open.fold(first, |a, b| if done_in(b) < done_in(a) { b } else { a });
         // Nothing better is known of this node than that its kind is the sender's.
         let here = self.here.done_in(tokens, self.here.micros_a_token.unwrap_or(speed(best)));
         let saved = done_in(best) - here;
@@ -178,10 +151,8 @@ impl ProxyState {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
-    use crate::messages::BeginDrain;
+    use crate::messages::{BeginDrain, PrefillOutcome, RoomChanged};
     use crate::request::{AbortRequest, RequestId};
 
     fn generate(prompt: usize, max_tokens: u32, route: Route) -> Generate {
@@ -198,22 +169,27 @@ mod tests {
 
     const SOONER_BY: Duration = Duration::from_secs(1);
 
-    fn over(on: Option<SessionId>, tokens: u32, micros: Option<u64>) -> PrefillOver {
-        PrefillOver { on, tokens, computed: micros.map(|micros| (tokens, micros)) }
+    fn computed(on: SessionId, tokens: u32, micros: u64) -> PrefillOver {
+        PrefillOver { on: Some(on), tokens, outcome: PrefillOutcome::Computed { tokens, micros } }
+    }
+
+    fn failed(on: SessionId, tokens: u32) -> PrefillOver {
+        PrefillOver { on: Some(on), tokens, outcome: PrefillOutcome::Failed }
     }
 
     #[test]
     fn a_prompt_goes_where_it_is_done_first() {
         let (fast, slow) = (SessionId(1), SessionId(2));
-        let mut state = ProxyState::new(16, 1000, SOONER_BY);
+        let (mut state, now) = (ProxyState::new(16, 1000, SOONER_BY), Instant::now());
         state.on_peer_ready(fast);
         state.on_peer_ready(slow);
-        let route = |state: &mut ProxyState, tokens| state.route(&generate(tokens, 1, Route::Auto)).unwrap();
+        let route =
+            |state: &mut ProxyState, tokens| state.route(now, &generate(tokens, 1, Route::Auto)).unwrap();
         for _ in 0..2 {
             route(&mut state, 100);
         }
-        state.on_prefill_over(&over(Some(fast), 100, Some(100_000)));
-        state.on_prefill_over(&over(Some(slow), 100, Some(300_000)));
+        state.on_prefill_over(now, &computed(fast, 100, 100_000));
+        state.on_prefill_over(now, &computed(slow, 100, 300_000));
         assert_eq!(state.waiting(), 0);
         // 1 and 3 ms a token: whoever has nothing to do is next, then the fast one until three such prompts wait there.
         let chosen: Vec<_> = (0..4).map(|_| route(&mut state, 100)).collect();
@@ -224,43 +200,111 @@ mod tests {
         assert_eq!(route(&mut state, 600), None);
         assert_eq!(route(&mut state, 600), Some(fast), "there is one here already");
         state.on_peer_lost(fast);
-        state.on_prefill_over(&over(Some(fast), 100, None));
+        state.on_prefill_over(now, &failed(fast, 100));
         assert_eq!(state.waiting(), 100 + 600);
     }
 
     #[test]
     fn senders_take_turns_and_leave() {
-        let mut state = ProxyState::new(16, 10, SOONER_BY);
-        assert_eq!(state.route(&generate(1, 1, Route::Auto)), Ok(None));
+        let (mut state, now) = (ProxyState::new(16, 10, SOONER_BY), Instant::now());
+        assert_eq!(state.route(now, &generate(1, 1, Route::Auto)), Ok(None));
         state.on_peer_ready(SessionId(1));
         state.on_peer_ready(SessionId(2));
-        let first = state.route(&generate(1, 1, Route::Auto));
-        let second = state.route(&generate(1, 1, Route::Auto));
+        let first = state.route(now, &generate(1, 1, Route::Auto));
+        let second = state.route(now, &generate(1, 1, Route::Auto));
         assert_ne!(first, second);
-        assert_eq!(state.route(&generate(1, 1, Route::Local)), Ok(None));
+        assert_eq!(state.route(now, &generate(1, 1, Route::Local)), Ok(None));
         state.on_peer_lost(SessionId(1));
-        assert_eq!(state.route(&generate(1, 1, Route::Auto)), Ok(Some(SessionId(2))));
+        assert_eq!(state.route(now, &generate(1, 1, Route::Auto)), Ok(Some(SessionId(2))));
     }
 
     #[test]
     fn an_abort_follows_its_request_to_the_decoder() {
-        let mut state = ProxyState::new(16, 10, SOONER_BY);
+        let (mut state, now) = (ProxyState::new(16, 10, SOONER_BY), Instant::now());
         let generate = generate(1, 1, Route::Auto);
-        let effects = state.on(generate.clone().into());
+        let effects = state.on(now, generate.clone().into());
         assert_eq!(effects, [to::decoder(Decode { generate, prefill_on: None })]);
         for complete_with in [None, Some(3)] {
             let abort = AbortRequest { request: RequestId(1), complete_with };
-            assert_eq!(state.on(abort.into()), [to::decoder(abort)]);
+            assert_eq!(state.on(now, abort.into()), [to::decoder(abort)]);
         }
     }
 
     #[test]
+    fn what_does_not_fit_beside_the_quarantine_is_refused_with_the_numbers() {
+        let (mut state, now) = (ProxyState::new(16, 10, SOONER_BY), Instant::now());
+        let mut large = |state: &mut ProxyState| state.route(now, &generate(100, 29, Route::Auto));
+        assert_eq!(large(&mut state), Ok(None));
+        state.on(now, RoomChanged { pages: 20, usable: 7, quarantined: 3 }.into());
+        assert_eq!(large(&mut state), Err(Refused::NoRoom { needed: 8, usable: 7 }));
+        state.on(now, RoomChanged { pages: 20, usable: 10, quarantined: 0 }.into());
+        assert_eq!(large(&mut state), Ok(None));
+    }
+
+    #[test]
     fn what_cannot_fit_is_refused() {
-        let mut state = ProxyState::new(16, 10, SOONER_BY);
-        assert_eq!(state.route(&generate(100, 61, Route::Auto)), Ok(None));
+        let (mut state, now) = (ProxyState::new(16, 10, SOONER_BY), Instant::now());
+        assert_eq!(state.route(now, &generate(100, 61, Route::Auto)), Ok(None));
         let refused = Err(Refused::TooLarge { needed: 11, usable: 10 });
-        assert_eq!(state.route(&generate(100, 62, Route::Auto)), refused);
-        state.on(BeginDrain.into());
-        assert_eq!(state.route(&generate(1, 1, Route::Auto)), Err(Refused::ShuttingDown));
+        assert_eq!(state.route(now, &generate(100, 62, Route::Auto)), refused);
+        state.on(now, BeginDrain.into());
+        assert_eq!(state.route(now, &generate(1, 1, Route::Auto)), Err(Refused::ShuttingDown));
+    }
+
+    #[test]
+    fn a_sender_whose_prefills_fail_is_not_preferred() {
+        let (good, broken) = (SessionId(1), SessionId(2));
+        let (mut state, mut now) = (ProxyState::new(16, 1000, SOONER_BY), Instant::now());
+        state.on_peer_ready(good);
+        state.on_peer_ready(broken);
+        let route = |state: &mut ProxyState, now| state.route(now, &generate(100, 1, Route::Auto)).unwrap();
+        // Both are idle, and each gets some prompts.
+        let under_way: Vec<_> = (0..8).map(|_| route(&mut state, now)).collect();
+        assert_eq!(under_way.iter().filter(|on| **on == Some(broken)).count(), 4);
+        for _ in 0..4 {
+            state.on_prefill_over(now, &failed(broken, 100));
+        }
+        // It fails at once, so nothing ever waits there. Half a minute's prompts, one in 10 ms, and the others finish:
+        let mut tried = Vec::new();
+        for tick in 0..3000 {
+            now += Duration::from_millis(10);
+            match route(&mut state, now) {
+                Some(on) if on == broken => {
+                    tried.push(tick);
+                    state.on_prefill_over(now, &failed(broken, 100));
+                }
+                on => assert_eq!(on, Some(good)),
+            }
+            state.on_prefill_over(now, &computed(good, 100, 1000));
+        }
+        // The four that failed together count once; the pauses are 0.5, 1, 2, 4, 8 and 16 s.
+        assert_eq!(tried, [49, 149, 349, 749, 1549]);
+        // It recovers.
+        now += Duration::from_secs(30);
+        assert_eq!(route(&mut state, now), Some(broken));
+        let during: Vec<_> = (0..3).map(|_| route(&mut state, now)).collect();
+        assert_eq!(during, [Some(good); 3], "one prompt tries it, not more");
+        state.on_prefill_over(now, &computed(broken, 100, 1000));
+        let turns: Vec<_> = (0..4).map(|_| route(&mut state, now)).collect();
+        assert!(turns.contains(&Some(broken)), "{turns:?}");
+    }
+
+    #[test]
+    fn where_every_sender_fails_this_node_prefills() {
+        let (mut state, now) = (ProxyState::new(16, 1000, SOONER_BY), Instant::now());
+        state.on_peer_ready(SessionId(1));
+        let route = |state: &mut ProxyState, now| state.route(now, &generate(100, 1, Route::Auto)).unwrap();
+        assert_eq!(route(&mut state, now), Some(SessionId(1)));
+        state.on_prefill_over(now, &failed(SessionId(1), 100));
+        assert_eq!(route(&mut state, now), None);
+        // A prompt that was withdrawn says nothing: the pause stays as long as it was, and is not over sooner.
+        let later = now + Duration::from_secs(1);
+        assert_eq!(route(&mut state, later), Some(SessionId(1)));
+        let outcome = PrefillOutcome::Withdrawn;
+        state.on_prefill_over(later, &PrefillOver { on: Some(SessionId(1)), tokens: 100, outcome });
+        assert_eq!(route(&mut state, later), Some(SessionId(1)));
+        state.on_prefill_over(later, &failed(SessionId(1), 100));
+        assert_eq!(route(&mut state, later + Duration::from_millis(999)), None);
+        assert_eq!(route(&mut state, later + Duration::from_secs(1)), Some(SessionId(1)));
     }
 }

@@ -1,58 +1,66 @@
-//! Who has stopped making progress: the decisions of the watchdog, without threads or clock.
+//! What is wrong with the node: the decisions of the watchdog, without threads or clock.
 
 use std::time::Duration;
 
-/// What is watched: `None` means that it is idle and owes nothing.
-pub type Observation = (&'static str, Option<Duration>);
-
-/// How long each kind of thing may go without a mark.
+/// Something that owes progress.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// An actor, which is ticked four times a second.
-    pub actor: Duration,
-    /// One step of the engine.
-    pub engine_step: Duration,
+pub struct Observation {
+    /// Its name.
+    pub name: &'static str,
+    /// How long it has made no progress.
+    pub age: Duration,
+    /// How long it may make none.
+    pub limit: Duration,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        // A step of 512 tokens on one contended core stays far below this.
-        Self { actor: Duration::from_secs(5), engine_step: Duration::from_secs(60) }
+/// What is wrong, as a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Something makes no progress. It may recover.
+    Stalled(String),
+    /// The engine can compute nothing any more: the process has to end.
+    EngineLost(String),
+}
+
+impl Fault {
+    /// The sentence.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Stalled(text) | Self::EngineLost(text) => text,
+        }
     }
 }
 
-/// The verdict, and what changed since the last one.
-#[derive(Debug, Default)]
-pub struct WatchdogState {
-    stalled: Option<String>,
-}
-
-impl WatchdogState {
-    /// Looks at everything once: the first thing that has been silent past its limit, as a sentence.
-    pub fn observe(&mut self, all: impl IntoIterator<Item = (Observation, Duration)>) -> Option<&str> {
-        let late = all.into_iter().find(|((_, age), limit)| age.is_some_and(|age| age > *limit)).map(
-            |((name, age), _)| {
-                format!("{name} has made no progress for {} s", age.unwrap_or_default().as_secs())
-            },
-        );
-        self.stalled = late;
-        self.stalled.as_deref()
+/// Looks at everything once: a lost engine, or else the first thing that has been silent past its limit.
+pub fn observe(engine_lost: Option<&str>, all: impl IntoIterator<Item = Observation>) -> Option<Fault> {
+    if let Some(text) = engine_lost {
+        return Some(Fault::EngineLost(text.to_owned()));
     }
+    let mut late = all.into_iter().filter(|one| one.age > one.limit);
+    let stalled =
+        |Observation { name, age, .. }| format!("{name} has made no progress for {} s", age.as_secs());
+    late.next().map(stalled).map(Fault::Stalled)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn silent(name: &'static str, age: u64, limit: u64) -> Observation {
+        Observation { name, age: Duration::from_secs(age), limit: Duration::from_secs(limit) }
+    }
+
     #[test]
-    fn only_what_owes_progress_can_stall() {
-        let limit = Duration::from_secs(5);
-        let mut state = WatchdogState::default();
-        let fine = [(("a", Some(Duration::from_secs(4))), limit), (("engine", None), limit)];
-        assert_eq!(state.observe(fine), None);
-        let late =
-            [(("a", Some(Duration::from_secs(4))), limit), (("b", Some(Duration::from_secs(6))), limit)];
-        assert_eq!(state.observe(late), Some("b has made no progress for 6 s"));
-        assert_eq!(state.observe(fine), None, "it may recover");
+    fn what_is_silent_past_its_limit_has_stalled() {
+        assert_eq!(observe(None, [silent("a", 5, 5), silent("engine", 9, 10)]), None);
+        let late = [silent("a", 4, 5), silent("b", 6, 5), silent("c", 7, 5)];
+        assert_eq!(observe(None, late), Some(Fault::Stalled("b has made no progress for 6 s".to_owned())));
+    }
+
+    #[test]
+    fn a_lost_engine_goes_before_all_else() {
+        let lost = Some(Fault::EngineLost("the GPU failed".to_owned()));
+        assert_eq!(observe(Some("the GPU failed"), [silent("a", 4, 5)]), lost);
+        assert_eq!(observe(Some("the GPU failed"), [silent("a", 6, 5)]), lost);
     }
 }

@@ -96,7 +96,7 @@ fn describes_the_model() {
     let count: usize = model.build().1.values().map(Vec::len).sum();
     assert_eq!(info.parameters, count as u64);
     assert_eq!(engine.kv().pages(), 128);
-    assert_eq!(engine.limits(), StepLimits { tokens: 256 });
+    assert_eq!(engine.limits(), StepLimits { tokens: 256, rows: 256 });
 }
 
 #[test]

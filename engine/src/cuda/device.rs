@@ -6,29 +6,49 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use cudarc::cublaslt::result::CublasError;
 use cudarc::cublaslt::sys as lt;
 use cudarc::driver::{result, sys};
 
-/// The driver, or a library over it, refused a call.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{call} failed: {text}")]
-pub struct CudaError {
-    /// The call.
-    pub call: &'static str,
-    /// What it said.
-    pub text: String,
-}
+use crate::error::{CudaError, CudaStatus};
 
 pub(super) type Result<T> = std::result::Result<T, CudaError>;
+
+/// An error of CUDA's libraries, in numbers and in words.
+pub(super) trait Status {
+    fn status(&self) -> CudaStatus;
+    fn text(&self) -> String;
+}
+
+impl Status for result::DriverError {
+    fn status(&self) -> CudaStatus {
+        CudaStatus::Cuda(self.0 as i32)
+    }
+
+    fn text(&self) -> String {
+        let words = self.error_string().map(|words| words.to_string_lossy().into_owned());
+        format!("{:?} ({}): {}", self.0, self.0 as i32, words.unwrap_or_default())
+    }
+}
+
+impl Status for CublasError {
+    fn status(&self) -> CudaStatus {
+        CudaStatus::Cublas(self.0 as i32)
+    }
+
+    fn text(&self) -> String {
+        format!("{:?}", self.0)
+    }
+}
 
 /// Names the call of a result.
 pub(super) trait Named<T> {
     fn named(self, call: &'static str) -> Result<T>;
 }
 
-impl<T, E: std::fmt::Display> Named<T> for std::result::Result<T, E> {
+impl<T, E: Status> Named<T> for std::result::Result<T, E> {
     fn named(self, call: &'static str) -> Result<T> {
-        self.map_err(|error| CudaError { call, text: error.to_string() })
+        self.map_err(|error| CudaError { call, status: error.status(), text: error.text() })
     }
 }
 
@@ -57,7 +77,7 @@ impl Device {
         // SAFETY: the probe only tries to load the library by name. It comes first because cudarc panics on the first use of a
         // missing library.
         if !unsafe { sys::is_culib_present() } {
-            return Err(CudaError { call: "loading CUDA", text: text.to_owned() });
+            return Err(CudaError::without_status("loading CUDA", text));
         }
         result::init().named("cuInit")
     }
@@ -72,7 +92,7 @@ impl Device {
         if !unsafe { lt::is_culib_present() } {
             let text =
                 "there is no libcublasLt.so.13; put the folder of CUDA 13's libraries on LD_LIBRARY_PATH";
-            return Err(CudaError { call: "loading CUDA", text: text.to_owned() });
+            return Err(CudaError::without_status("loading CUDA", text));
         }
         let device = result::device::get(ordinal.cast_signed()).named("cuDeviceGet")?;
         // SAFETY: the device exists; released in `Drop`.
@@ -331,7 +351,7 @@ impl Event {
     /// True once the stream has come to the point.
     ///
     /// # Errors
-    /// Anything but "not yet": the device is of no more use to this process.
+    /// The driver's: a step of the stream has failed, or the device.
     pub(super) fn has_come(&self) -> Result<bool> {
         // SAFETY: the event is live.
         match unsafe { result::event::query(self.event) } {

@@ -2,7 +2,8 @@
 
 use std::ffi::c_void;
 
-use super::device::{CudaError, Result, Stream};
+use super::device::{Result, Stream};
+use crate::error::CudaError;
 use crate::gpu::arguments::{
     AddRmsNorm, Embed, Fa2Run, Fa3Plan, Fa3Run, Fill, PageContents, RopeAppend, RowProducts, SampleRows,
     SiluMul, TakeRows,
@@ -89,7 +90,7 @@ pub(super) unsafe fn launch<Arguments>(
 fn launched(call: &'static str, status: i32) -> Result<()> {
     match status {
         0 => Ok(()),
-        -1 => Err(CudaError { call, text: "it threw an exception".to_owned() }),
-        error => Err(CudaError { call, text: format!("CUDA error {error}") }),
+        -1 => Err(CudaError::without_status(call, "it threw an exception")),
+        status => Err(CudaError::of_status(call, status)),
     }
 }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::device::{Buffer, CudaError, Device, Named, Result, Stream};
+use super::device::{Buffer, Device, Named, Result, Stream};
 use super::kernels::{baton_fill, launch};
 use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::dequantise::floats;
-use crate::error::OpenError;
+use crate::error::{CudaError, OpenError};
 use crate::gguf::TensorType;
 use crate::gpu::arguments::Fill;
 use crate::model::Shape;
@@ -133,7 +133,7 @@ impl Weights {
             });
         }
         let norm = ones()?;
-        stream.wait().map_err(|error| error.to_string()).named("making random weights")?;
+        stream.wait()?;
         Ok(Self { embedding, layers, norm, output })
     }
 }

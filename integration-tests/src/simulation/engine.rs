@@ -41,11 +41,12 @@ impl World {
     }
 
     pub(super) fn step_done(&mut self, node: usize) {
+        let now = self.now;
         let Some(step) = self.nodes[node].step.take() else { return };
         self.pages_are_held(node, &step);
         let process = &mut self.nodes[node];
         let outcome = if std::mem::take(&mut process.step_fails) {
-            Err("out of order".to_owned())
+            Err(step.error(now))
         } else {
             Ok(step.end(&mut process.memory))
         };

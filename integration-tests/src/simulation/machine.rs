@@ -2,7 +2,7 @@
 
 use actors::generator::state::Plan;
 use connector::page_hash::PageSeed;
-use engine::{PageId, Source, Token};
+use engine::{EngineError, PageId, Source, Token};
 
 use super::plan::{PAGE_TOKENS, VOCABULARY};
 
@@ -79,6 +79,15 @@ impl Step {
             let (first, end) = ((chunk.start / PAGE_TOKENS) as usize, end.div_ceil(PAGE_TOKENS) as usize);
             chunk.pages[first..end].iter().copied()
         })
+    }
+
+    /// An error for this step: of the whole step, or of one of its sequences.
+    pub(super) fn error(&self, draw: u64) -> EngineError {
+        let chunk = &self.plan.chunks[draw as usize % self.plan.chunks.len()];
+        match draw % 2 {
+            0 => EngineError::WorkerPanicked,
+            _ => EngineError::EmptyChunk { sequence: chunk.key },
+        }
     }
 
     /// Writes, and samples.

@@ -12,7 +12,7 @@ use actors::prefiller::state::{PrefillerConfig, PrefillerState};
 use actors::proxy::state::ProxyState;
 use actors::transfer::state::{PAGES_IN_FLIGHT, TransferConfig, TransferState};
 use connector::frame::Incarnation;
-use engine::Token;
+use engine::{StepLimits, Token};
 
 use super::machine::{Memory, Step};
 use super::plan::{PAGE_TOKENS, Plan, VOCABULARY};
@@ -125,7 +125,7 @@ impl Node {
             }),
             generator: GeneratorState::new(
                 plan.chunk_tokens,
-                plan.chunk_tokens + 8,
+                StepLimits { tokens: plan.chunk_tokens + 8, rows: plan.step_rows },
                 PAGE_TOKENS,
                 vec![0],
                 plan.runs_ahead,

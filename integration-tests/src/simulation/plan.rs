@@ -89,6 +89,8 @@ pub struct Plan {
     pub on_device: bool,
     /// Engines take a second step while one runs.
     pub runs_ahead: bool,
+    /// Most rows of a step: often fewer than sequences decode.
+    pub step_rows: u32,
     /// How long a request may take, in microseconds.
     pub deadline: u64,
     /// When requests come, in microseconds.
@@ -151,6 +153,7 @@ impl Plan {
             horizon,
             on_device: dice.one_in(2),
             runs_ahead: dice.one_in(2),
+            step_rows: dice.between(1, 8) as u32,
         }
     }
 }

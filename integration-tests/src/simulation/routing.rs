@@ -83,7 +83,7 @@ impl World {
             Effect::Generator(mail) => process.generator.on(micros, mail),
             Effect::PeerLink(mail) => process.link.on(now, mail),
             Effect::Proxy(mail) => match process.receiver() {
-                Some(receiver) => receiver.proxy.on(mail),
+                Some(receiver) => receiver.proxy.on(now, mail),
                 None => return self.fail(format!("sender {node} has no proxy")),
             },
             Effect::Decoder(mail) => match process.receiver() {

@@ -8,7 +8,7 @@ use engine::{PageId, Token};
 
 use crate::effect::{Effect, to};
 use crate::messages::{
-    PagesComputed, PrefillOver, SendFrame, SequenceId, SessionId, StartSequence, StreamToken,
+    PagesComputed, PrefillOutcome, PrefillOver, SendFrame, SequenceId, SessionId, StartSequence, StreamToken,
 };
 use crate::request::{FinishReason, Generate, RequestId, StreamEvent, Timings};
 
@@ -72,12 +72,16 @@ impl Entry {
         to::streams(StreamToken { request: self.generate.request, token })
     }
 
-    /// Tells the proxy, once, that its prompt does not wait any more; `micros` if it was prefilled where the proxy said.
-    pub(super) fn over(&mut self, micros: Option<u64>) -> Option<Effect> {
+    /// Tells the proxy, once, that its prompt does not wait any more.
+    pub(super) fn over(&mut self, outcome: PrefillOutcome) -> Option<Effect> {
         let on = self.counted.take()?;
-        let tokens = self.timings.prompt_tokens;
-        let computed = micros.map(|micros| (tokens.saturating_sub(self.timings.resident_tokens), micros));
-        Some(to::proxy(PrefillOver { on, tokens, computed }))
+        Some(to::proxy(PrefillOver { on, tokens: self.timings.prompt_tokens, outcome }))
+    }
+
+    /// Its prompt was prefilled in so many microseconds.
+    pub(super) fn computed(&self, micros: u64) -> PrefillOutcome {
+        let tokens = self.timings.prompt_tokens.saturating_sub(self.timings.resident_tokens);
+        PrefillOutcome::Computed { tokens, micros }
     }
 
     /// How it ended well.

@@ -98,8 +98,13 @@ fn failed(error: RequestError) -> Effect {
 }
 
 /// The proxy hears that the prompt does not wait any more.
-fn over(on: Option<SessionId>, computed: Option<(u32, u64)>) -> Effect {
-    to::proxy(PrefillOver { on, tokens: 6, computed })
+fn over(on: Option<SessionId>, outcome: PrefillOutcome) -> Effect {
+    to::proxy(PrefillOver { on, tokens: 6, outcome })
+}
+
+/// The same for a prompt that was prefilled where it waited.
+fn over_after(on: Option<SessionId>, micros: u64) -> Effect {
+    over(on, PrefillOutcome::Computed { tokens: 6, micros })
 }
 
 const PROMPT: [u32; 6] = [10, 11, 12, 13, 14, 15];
@@ -137,13 +142,43 @@ fn frame(effects: &[Effect]) -> Option<&Frame> {
 }
 
 #[test]
+fn the_proxy_hears_whether_a_sender_has_failed() {
+    let now = Instant::now();
+    let begun = || {
+        let mut state = state();
+        state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+        state.on_reserved(now, landing(&[8]));
+        state
+    };
+    let outcome = |effects: Vec<Effect>| {
+        let told = effects.iter().find_map(|effect| match effect {
+            Effect::Proxy(ToProxy::PrefillOver(PrefillOver { on: Some(SESSION), outcome, .. })) => {
+                Some(*outcome)
+            }
+            _ => None,
+        });
+        told.expect("the proxy is told")
+    };
+    let failed = PrefillFailed { session: SESSION, request: R, reason: String::new() };
+    assert_eq!(outcome(begun().on_prefill_failed(failed)), PrefillOutcome::Failed);
+    assert_eq!(outcome(begun().on_peer_lost(SESSION)), PrefillOutcome::Failed);
+    // What the client, a deadline or a lack of pages ends says nothing about the sender.
+    assert_eq!(outcome(begun().on_abort(R)), PrefillOutcome::Withdrawn);
+    assert_eq!(outcome(begun().on_tick(now + Duration::from_secs(3600))), PrefillOutcome::Withdrawn);
+    assert_eq!(outcome(begun().on_short(PagesShort { releases: 0 })), PrefillOutcome::Withdrawn);
+}
+
+#[test]
 fn a_request_that_is_aborted_before_its_pages_come_does_not_run() {
     for on in [None, Some(SESSION)] {
         let (mut state, now) = (state(), Instant::now());
         let abort = || AbortRequest { request: R, complete_with: None }.into();
         assert_eq!(state.on(now, abort()), [], "the decoder does not know the request yet");
         assert_eq!(state.on_decode(now, decode(now, 6, 3, on)), [reserve(&PROMPT, 2, on.is_some())]);
-        assert_eq!(state.on(now, abort()), [failed(RequestError::Aborted), over(on, None), release()]);
+        assert_eq!(
+            state.on(now, abort()),
+            [failed(RequestError::Aborted), over(on, PrefillOutcome::Withdrawn), release()]
+        );
         assert!(state.is_empty());
         let counts = DecoderCounts { taken: 1, aborted: 1, ..DecoderCounts::default() };
         assert_eq!(state.counts(), counts, "the request came in and ended, as any other");
@@ -168,7 +203,7 @@ fn a_local_request_runs_and_releases() {
         to::buffer_manager(PagesComputed { sequence: OWN, tokens: tokens.into(), pages: pages(&[3, 1]) })
     };
     let first = SequenceAdvanced { resident: 6, ..advanced(Some(7), None) };
-    assert_eq!(state.on_advanced(now, first), [over(None, Some((6, 0))), token(7), computed(&PROMPT)]);
+    assert_eq!(state.on_advanced(now, first), [over_after(None, 0), token(7), computed(&PROMPT)]);
     let end = advanced(Some(EOS), Some(SequenceEnd::Finished(FinishReason::Stop)));
     let effects = state.on_advanced(now, SequenceAdvanced { resident: 7, ..end });
     assert_eq!(effects[..2], [token(EOS), computed(&[10, 11, 12, 13, 14, 15, 7])]);
@@ -224,7 +259,7 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
         if token_first {
             assert_eq!(
                 state.on_prefill_finished(now, prefilled(7)),
-                [over(Some(SESSION), Some((6, 2000))), token(7)],
+                [over_after(Some(SESSION), 2000), token(7)],
                 "it streams at once"
             );
         }
@@ -233,7 +268,7 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
         if !token_first {
             assert_eq!(effects, []);
             effects = state.on_prefill_finished(now, prefilled(7));
-            assert_eq!(effects.remove(0), over(Some(SESSION), Some((6, 2000))));
+            assert_eq!(effects.remove(0), over_after(Some(SESSION), 2000));
             assert_eq!(effects.remove(0), token(7));
         }
         let [
@@ -286,7 +321,7 @@ fn a_prefill_that_failed_is_logged_and_computed_here() {
     assert_eq!(state.on_prefill_failed(prefill_failed(SessionId(2))), [], "another sender was asked");
     let line = LogLine::PrefillFailed { request: R, session: SESSION, reason: "full".into() };
     let again = reserve_again(&PROMPT, 3);
-    let expect = [to::log(line), release(), again, over(Some(SESSION), None)];
+    let expect = [to::log(line), release(), again, over(Some(SESSION), PrefillOutcome::Failed)];
     assert_eq!(state.on_prefill_failed(prefill_failed(SESSION)), expect);
     assert_eq!(state.counts().recomputes, 1);
     assert_eq!(
@@ -327,7 +362,10 @@ fn what_a_confused_sender_says_is_not_used() {
         begun().on_prefill_finished(now, prefilled(100)),
         begun().on_rejected(R),
     ] {
-        assert_eq!(effects, [cancel(SESSION, R), release(), again.clone(), over(Some(SESSION), None)]);
+        assert_eq!(
+            effects,
+            [cancel(SESSION, R), release(), again.clone(), over(Some(SESSION), PrefillOutcome::Failed)]
+        );
     }
 }
 
@@ -347,7 +385,7 @@ fn a_sender_lost_before_the_pages_were_there_is_noticed_then() {
     state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
     assert_eq!(state.on_peer_lost(SESSION), []);
     let effects = state.on_reserved(now, landing(&[8]));
-    assert_eq!(effects, [release(), reserve_again(&PROMPT, 3), over(Some(SESSION), None)]);
+    assert_eq!(effects, [release(), reserve_again(&PROMPT, 3), over(Some(SESSION), PrefillOutcome::Failed)]);
 }
 
 #[test]
@@ -360,7 +398,7 @@ fn an_abort_waits_for_the_engine_before_it_releases() {
     assert_eq!(state.on_abort(R), [], "once is enough");
     assert_eq!(state.on_advanced(now, advanced(Some(7), None)), [], "the client has left");
     let effects = state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped)));
-    assert_eq!(effects, [over(None, None), release()]);
+    assert_eq!(effects, [over(None, PrefillOutcome::Withdrawn), release()]);
 }
 
 #[test]

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::request::RequestId;
 
@@ -5,6 +7,11 @@ const EOS: u32 = 2;
 
 fn name(request: u64) -> SequenceId {
     SequenceId::Own(RequestId(request))
+}
+
+/// A scheduler for an engine that takes `tokens` tokens a step, and as many rows.
+fn scheduler(chunk_tokens: u32, tokens: u32, page_tokens: u32, runs_ahead: bool) -> GeneratorState {
+    GeneratorState::new(chunk_tokens, StepLimits { tokens, rows: tokens }, page_tokens, vec![EOS], runs_ahead)
 }
 
 fn start(request: u64, prompt: u32, sample: u32) -> StartSequence {
@@ -36,7 +43,7 @@ fn step(state: &mut GeneratorState, token: u32) -> (Vec<usize>, Vec<SequenceAdva
 
 #[test]
 fn a_prompt_is_prefilled_in_chunks_and_decoded_to_its_limit() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
+    let mut state = scheduler(4, 64, 16, false);
     state.on_start(start(1, 9, 2));
     for (resident, length) in [(4, 4), (8, 4)] {
         let (lengths, events) = step(&mut state, 7);
@@ -53,7 +60,7 @@ fn a_prompt_is_prefilled_in_chunks_and_decoded_to_its_limit() {
 
 #[test]
 fn decode_rows_ride_with_one_prefill_chunk() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
+    let mut state = scheduler(4, 64, 16, false);
     state.on_start(start(1, 2, 9));
     step(&mut state, 7);
     state.on_start(start(2, 9, 1));
@@ -81,7 +88,7 @@ fn order(state: &mut GeneratorState, steps: usize) -> Vec<Vec<u64>> {
 
 #[test]
 fn short_prompts_go_first_and_share_a_step() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
+    let mut state = scheduler(4, 64, 16, false);
     state.on_start(start(0, 12, 1));
     state.on_start(start(1, 2, 1));
     state.on_start(start(2, 3, 1));
@@ -90,7 +97,7 @@ fn short_prompts_go_first_and_share_a_step() {
 
 #[test]
 fn a_long_prompt_waits_for_no_more_than_its_own_length() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
+    let mut state = scheduler(4, 64, 16, false);
     state.on_start(start(0, 12, 1));
     let mut waited = 0;
     for request in 1.. {
@@ -105,7 +112,7 @@ fn a_long_prompt_waits_for_no_more_than_its_own_length() {
 
 #[test]
 fn a_sequence_at_the_end_of_its_pages_waits_for_more() {
-    let mut state = GeneratorState::new(4, 64, 2, vec![EOS], false);
+    let mut state = scheduler(4, 64, 2, false);
     state.on_start(start(1, 2, 9));
     assert_eq!(step(&mut state, 7).1[0].token, Some(7.into()));
     assert_eq!(state.plan(0), None, "its third token has no place");
@@ -116,7 +123,7 @@ fn a_sequence_at_the_end_of_its_pages_waits_for_more() {
 
 #[test]
 fn a_step_never_exceeds_the_engine() {
-    let mut state = GeneratorState::new(4, 5, 16, vec![EOS], false);
+    let mut state = scheduler(4, 5, 16, false);
     (0..10).for_each(|request| state.on_start(start(request, 1, 3)));
     state.on_start(start(10, 9, 1));
     for _ in 0..20 {
@@ -136,7 +143,7 @@ fn a_step_never_exceeds_the_engine() {
 #[test]
 fn end_of_sequence_ends_unless_ignored() {
     for (ignore_eos, ended) in [(false, Some(SequenceEnd::Finished(FinishReason::Stop))), (true, None)] {
-        let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
+        let mut state = scheduler(4, 64, 16, false);
         state.on_start(StartSequence { ignore_eos, ..start(1, 2, 5) });
         assert_eq!(step(&mut state, EOS).1[0].ended, ended);
     }
@@ -144,7 +151,7 @@ fn end_of_sequence_ends_unless_ignored() {
 
 #[test]
 fn a_stop_in_flight_waits_for_the_step() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
+    let mut state = scheduler(4, 64, 16, false);
     state.on_start(start(1, 2, 5));
     let plan = state.plan(0).expect("there is work");
     assert_eq!(state.on_stop(name(1), 0), None, "the engine may be writing its pages");
@@ -163,17 +170,17 @@ fn a_stop_in_flight_waits_for_the_step() {
 
 #[test]
 fn a_failed_step_ends_what_was_in_it() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
+    let mut state = scheduler(4, 64, 16, false);
     state.on_start(start(1, 2, 5));
     state.plan(0).expect("there is work");
-    let events = state.on_step(Err("out of luck".to_owned()), 0);
-    assert_eq!(events[0].ended, Some(SequenceEnd::Failed("out of luck".into())));
+    let events = state.on_step(Err(EngineError::WorkerPanicked), 0);
+    assert_eq!(events[0].ended, Some(SequenceEnd::Failed(EngineError::WorkerPanicked.to_string())));
     assert!(state.is_empty());
 }
 
 #[test]
 fn adopted_pages_are_acquired_before_their_first_step() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
+    let mut state = scheduler(4, 64, 16, false);
     state.on_start(StartSequence { resident: 2, ..start(1, 3, 5) });
     let plan = state.plan(0).expect("there is work");
     assert_eq!(plan.acquire, [PageId(1)]);
@@ -184,7 +191,7 @@ fn adopted_pages_are_acquired_before_their_first_step() {
 #[test]
 fn tokens_so_far_go_with_a_row_only_if_they_matter() {
     for (repetition_penalty, expect) in [(1.0, &[][..]), (1.1, &[10, 11, 7])] {
-        let mut state = GeneratorState::new(4, 64, 16, vec![EOS], false);
+        let mut state = scheduler(4, 64, 16, false);
         let sampling = Sampling { repetition_penalty, ..Sampling::GREEDY }.into();
         state.on_start(StartSequence { sampling, ..start(1, 2, 9) });
         step(&mut state, 7);
@@ -207,7 +214,7 @@ fn rows(plan: &Plan) -> Vec<(u64, u32, bool)> {
 
 #[test]
 fn rows_follow_the_step_in_flight() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
+    let mut state = scheduler(4, 64, 16, true);
     state.on_start(start(1, 6, 3));
     let first = state.plan(0).expect("there is work");
     assert_eq!(state.plan(0), None, "its prompt is not over");
@@ -230,7 +237,7 @@ fn rows_follow_the_step_in_flight() {
 #[test]
 fn what_is_resumed_is_a_prompt_down_to_its_last_token() {
     let sources = |resident, tokens: u32, chunk_tokens| {
-        let mut state = GeneratorState::new(chunk_tokens, 64, 16, vec![EOS], false);
+        let mut state = scheduler(chunk_tokens, 64, 16, false);
         let all = (10..10 + tokens).collect();
         state.on_start(StartSequence { tokens: all, resident, ..start(1, 4, 9) });
         let mut found = Vec::new();
@@ -251,7 +258,7 @@ fn what_is_resumed_is_a_prompt_down_to_its_last_token() {
 
 #[test]
 fn a_sequence_that_ends_is_told_of_when_no_step_holds_it() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
+    let mut state = scheduler(4, 64, 16, true);
     state.on_start(start(1, 2, 9));
     let first = state.plan(0).expect("there is work");
     let second = state.plan(0).expect("a row that follows it");
@@ -266,20 +273,23 @@ fn a_sequence_that_ends_is_told_of_when_no_step_holds_it() {
 #[test]
 fn what_fails_or_is_stopped_waits_for_both_steps() {
     for fails in [true, false] {
-        let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
+        let mut state = scheduler(4, 64, 16, true);
         state.on_start(start(1, 2, 9));
         let first = state.plan(0).expect("there is work");
         let second = state.plan(0).expect("a row that follows it");
         let outcome = if fails {
-            Err("out of order".to_owned())
+            Err(EngineError::WorkerPanicked)
         } else {
             assert_eq!(state.on_stop(name(1), 0), None);
             Ok(samples(&first, 7))
         };
         assert_eq!(state.on_step(outcome, 0), []);
         let events = state.on_step(Ok(samples(&second, 7)), 0);
-        let expect =
-            if fails { SequenceEnd::Failed("out of order".to_owned()) } else { SequenceEnd::Stopped };
+        let expect = if fails {
+            SequenceEnd::Failed(EngineError::WorkerPanicked.to_string())
+        } else {
+            SequenceEnd::Stopped
+        };
         assert_eq!((events.len(), &events[0].token, &events[0].ended), (1, &None, &Some(expect)));
         assert!(state.is_empty());
     }
@@ -287,7 +297,7 @@ fn what_fails_or_is_stopped_waits_for_both_steps() {
 
 #[test]
 fn nothing_runs_ahead_of_who_waits_or_of_what_the_host_samples() {
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
+    let mut state = scheduler(4, 64, 16, true);
     state.on_start(start(1, 2, 9));
     let first = state.plan(0).expect("there is work");
     state.on_start(start(2, 2, 9));
@@ -295,7 +305,7 @@ fn nothing_runs_ahead_of_who_waits_or_of_what_the_host_samples() {
     state.on_step(Ok(samples(&first, 7)), 0);
     assert_eq!(rows(&state.plan(0).expect("both")), [(1, 0, false), (0, 2, false)]);
 
-    let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
+    let mut state = scheduler(4, 64, 16, true);
     let drawn = Sampling { temperature: 1.0, top_p: 0.9, seed: 3, ..Sampling::GREEDY };
     state.on_start(StartSequence { sampling: drawn.clone().into(), ..start(1, 2, 9) });
     assert!(state.plan(0).is_some() && state.plan(0).is_some(), "a draw follows from the step's logits");
@@ -306,12 +316,133 @@ fn nothing_runs_ahead_of_who_waits_or_of_what_the_host_samples() {
         Sampling { logprobs: Some(0), ..drawn },
     ];
     for sampling in of_host {
-        let mut state = GeneratorState::new(4, 64, 16, vec![EOS], true);
+        let mut state = scheduler(4, 64, 16, true);
         state.on_start(StartSequence { sampling: sampling.clone().into(), ..start(1, 2, 9) });
         assert!(state.plan(0).is_some() && state.plan(0).is_none(), "{sampling:?}");
     }
 
-    let mut state = GeneratorState::new(4, 64, 2, vec![EOS], true);
+    let mut state = scheduler(4, 64, 2, true);
     state.on_start(start(1, 2, 9));
     assert!(state.plan(0).is_some() && state.plan(0).is_none(), "its third token has no place");
+}
+
+#[test]
+fn an_error_of_one_sequence_fails_that_one_alone() {
+    let mut state = scheduler(4, 64, 16, false);
+    (1..=3).for_each(|request| state.on_start(start(request, 1, 2)));
+    state.plan(0).expect("there is work");
+    let refused = EngineError::EmptyChunk { sequence: 1 };
+    let events = state.on_step(Err(refused.clone()), 0);
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0].sequence, name(2));
+    assert_eq!(events[0].ended, Some(SequenceEnd::Failed(refused.to_string())));
+    assert_eq!(rows(&state.plan(0).expect("the others")), [(0, 0, false), (2, 0, false)]);
+    // A sequence that is not in the step cannot be at fault: then the whole step fails, and is not planned again without end.
+    assert_eq!(state.on_step(Err(refused), 0).len(), 2);
+    assert!(state.is_empty());
+}
+
+#[test]
+fn what_follows_a_refused_step_is_ignored_and_planned_again() {
+    let mut state = scheduler(4, 64, 16, true);
+    state.on_start(start(1, 2, 9));
+    state.on_start(start(2, 2, 9));
+    let first = state.plan(0).expect("there is work");
+    let second = state.plan(0).expect("rows that follow it");
+    assert_eq!((first.chunks.len(), second.chunks.len()), (2, 2));
+    let refused = EngineError::EmptyChunk { sequence: 0 };
+    assert_eq!(state.on_step(Err(refused.clone()), 0), [], "the second step may write its pages");
+    assert_eq!(state.plan(0), None, "nothing follows a step that gives nothing");
+    let events = state.on_step(Err(EngineError::FollowsNothing { sequence: 1 }), 0);
+    assert_eq!(events.len(), 1, "the second sequence is not at fault: {events:?}");
+    assert_eq!(events[0].sequence, name(1));
+    assert_eq!(events[0].ended, Some(SequenceEnd::Failed(refused.to_string())));
+    let again = state.plan(0).expect("the second sequence from its beginning");
+    assert_eq!((rows(&again), &again.chunks[0].tokens[..]), (vec![(1, 0, false)], &[10, 11][..]));
+    let events = state.on_step(Ok(samples(&again, 7)), 0);
+    assert_eq!((events[0].resident, &events[0].token), (2, &Some(7.into())));
+}
+
+#[test]
+fn sequences_take_turns_where_rows_are_few() {
+    let limits = StepLimits { tokens: 64, rows: 2 };
+    let mut state = GeneratorState::new(4, limits, 16, vec![EOS], false);
+    (0..5).for_each(|request| state.on_start(start(request, 1, 9)));
+    assert_eq!(order(&mut state, 5), [[0, 1], [2, 3], [4, 0], [1, 2], [3, 0]]);
+    // A sequence that arrives waits for its turn, but its prompt is computed meanwhile, up to its last token.
+    state.on_start(start(5, 4, 9));
+    let plan = state.plan(0).expect("there is work");
+    let lengths: Vec<_> = plan.chunks.iter().map(|chunk| (chunk.key, chunk.tokens.len())).collect();
+    assert_eq!(lengths, [(5, 3), (4, 1), (1, 1)]);
+    assert_eq!(plan.chunks.iter().filter(|chunk| chunk.sample.is_some()).count(), 2);
+    state.on_step(Ok(samples(&plan, 7)), 0);
+    assert_eq!(order(&mut state, 3), [[2, 0], [3, 1], [4, 5]]);
+}
+
+/// Most sequences at once, and tokens of a prompt, in the property below.
+const MOST: (usize, u32) = (12, 30);
+
+/// A sequence as the property below follows it.
+struct Waiting {
+    /// Tokens of its prompt that are not computed, but for the last one.
+    prompt: u32,
+    /// Steps since it was in one.
+    steps: u32,
+    /// Prompt tokens of others since then.
+    others: u32,
+}
+
+proptest! {
+    #[test]
+    fn every_sequence_moves_within_a_bounded_number_of_steps(
+        (tokens, rows, chunk_tokens) in (2u32..12, 1u32..6, 1u32..12),
+        arrivals in prop::collection::vec(prop::option::weighted(0.4, (1..=MOST.1, 1u32..40)), 300),
+    ) {
+        let limits = StepLimits { tokens, rows };
+        let mut state = GeneratorState::new(chunk_tokens, limits, 16, vec![EOS], false);
+        let mut live: BTreeMap<u64, Waiting> = BTreeMap::new();
+        let mut arrivals = arrivals.into_iter();
+        let mut keys = 0;
+        loop {
+            let more = arrivals.len() > 0;
+            if let Some(Some((prompt, sample))) = arrivals.next() && live.len() < MOST.0 {
+                let pages = (0..8).map(PageId).collect();
+                state.on_start(StartSequence { pages, ..start(keys, prompt, sample) });
+                live.insert(keys, Waiting { prompt: prompt - 1, steps: 0, others: 0 });
+                keys += 1;
+            }
+            let Some(plan) = state.plan(0) else {
+                prop_assert!(state.is_empty(), "every sequence has pages");
+                if more { continue } else { break }
+            };
+            let sampled = samples(&plan, 7);
+            let length = |chunk: &PlannedChunk| chunk.tokens.len() as u32;
+            prop_assert!(plan.chunks.iter().map(length).sum::<u32>() <= tokens, "{plan:?}");
+            prop_assert!(sampled.len() as u32 <= rows, "{plan:?}");
+            let of_prompts = |chunk: &PlannedChunk| length(chunk).min(live[&chunk.key].prompt);
+            let prefilled: u32 = plan.chunks.iter().map(of_prompts).sum();
+            for (key, waiting) in &mut live {
+                waiting.steps += 1;
+                waiting.others += prefilled;
+                if let Some(chunk) = plan.chunks.iter().find(|chunk| chunk.key == *key) {
+                    let prompt = waiting.prompt.saturating_sub(length(chunk));
+                    *waiting = Waiting { prompt, steps: 0, others: 0 };
+                } else if waiting.prompt == 0 {
+                    // Each other sequence comes first at most once.
+                    prop_assert!(waiting.steps <= MOST.0 as u32, "{key} has waited for its turn too long");
+                } else {
+                    // Prompts of all others, or that came after it and are shorter.
+                    prop_assert!(prefilled > 0, "{key} waits for nothing");
+                    prop_assert!(waiting.others <= MOST.0 as u32 * MOST.1, "{key} was overtaken too often");
+                }
+            }
+            for event in state.on_step(Ok(sampled), 0) {
+                let SequenceId::Own(request) = event.sequence else { unreachable!() };
+                if event.ended.is_some() {
+                    live.remove(&request.0);
+                }
+            }
+        }
+        prop_assert!(live.is_empty());
+    }
 }

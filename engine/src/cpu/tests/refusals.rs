@@ -1,6 +1,7 @@
 //! What is refused, and that it costs nothing.
 
 use super::*;
+use crate::error::Scope;
 use crate::testing::GgufWriter;
 
 #[test]
@@ -23,23 +24,50 @@ fn bad_batches_are_refused_and_lose_nothing() {
     let mut check = |batch: &[Chunk<'_>], expect: &str| {
         let error = engine.submit(batch).unwrap_err();
         assert_eq!(error.kind(), expect, "{error}");
+        let scope = if expect == "too_many_tokens" { Scope::Step } else { Scope::Sequence(9) };
+        assert_eq!(error.scope(), scope, "{error}");
     };
     check(&[Chunk { tokens: &[], ..good }], "empty_chunk");
     check(&[Chunk { source: Source::Follows, ..good }], "follows_nothing");
     let two = Chunk { tokens: &tokens[18..], start: 18, source: Source::Sampled, ..good };
     check(&[two], "many_sampled");
-    check(&[good, Chunk { tokens: &[Tiny::VOCABULARY], ..good }], "token_out_of_range");
+    let other = Chunk { sequence: 8, ..good };
+    check(&[other, Chunk { tokens: &[Tiny::VOCABULARY], ..good }], "token_out_of_range");
     check(&[Chunk { tokens: &long, start: 0, ..good }], "too_many_tokens");
     check(&[Chunk { start: Tiny::CONTEXT, ..good }], "context_exceeded");
     check(&[Chunk { start: u32::MAX, ..good }], "context_exceeded");
     check(&[Chunk { pages: &pages[..2], ..good }], "too_few_pages");
     check(&[Chunk { pages: &[], ..good }], "too_few_pages");
     check(&[Chunk { pages: &outside, start: 0, ..good }], "page_out_of_range");
-    check(&[good, good], "page_written_twice");
+    check(&[other, good], "page_written_twice");
     check(&[Chunk { tokens: &tokens[..16], start: 0, pages: &twice, ..good }], "page_written_twice");
-    assert_eq!(engine.acquire(&outside).unwrap_err().kind(), "page_out_of_range");
+    let error = engine.acquire(&outside).unwrap_err();
+    assert_eq!((error.kind(), error.scope()), ("page_out_of_range", Scope::Step));
     submit(&mut engine, &[good]);
     assert_eq!(bits(engine.logits(0).unwrap()), expect);
+}
+
+#[test]
+fn rows_beyond_the_limit_are_refused_and_others_are_not_counted() {
+    let (_file, _, mut engine) = open(&MODELS[0]);
+    engine.limits.rows = 2;
+    let tables: Vec<[PageId; 1]> = (0..4).map(|page| [PageId(page)]).collect();
+    let tokens = prompt(1, 3);
+    let chunk = |sequence: u64, source, sample| Chunk {
+        sequence,
+        tokens: &tokens[..1],
+        source,
+        start: 0,
+        pages: &tables[sequence as usize],
+        sample,
+    };
+    let sampled = |sequence| chunk(sequence, Source::Prompt, Some(Sample::greedy()));
+    let decoded = |sequence| chunk(sequence, Source::Sampled, None);
+    let prompt = chunk(3, Source::Prompt, None);
+    submit(&mut engine, &[sampled(0), decoded(1), prompt]);
+    let error = engine.submit(&[sampled(0), decoded(1), decoded(2), prompt]).unwrap_err();
+    assert_eq!(error, EngineError::TooManyRows { rows: 3, limit: 2 });
+    assert_eq!(error.scope(), Scope::Step);
 }
 
 #[test]

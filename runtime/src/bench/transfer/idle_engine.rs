@@ -85,7 +85,7 @@ impl Engine for IdleEngine {
     }
 
     fn limits(&self) -> StepLimits {
-        StepLimits { tokens: self.step_tokens() }
+        StepLimits { tokens: self.step_tokens(), rows: self.step_tokens() }
     }
 
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {

@@ -1,0 +1,109 @@
+//! A CUDA call that failed, and whether the process can use its GPU after it. Plain data that needs no CUDA, so that the crates above and their
+//! test engines know it in every build.
+
+/// What a failed call returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CudaStatus {
+    /// A `CUresult` of the driver or a `cudaError_t` of the runtime: their numbers agree.
+    Cuda(i32),
+    /// A `cublasStatus_t`.
+    Cublas(i32),
+    /// The call gave no status: the library is missing, or our wrapper caught an exception.
+    None,
+}
+
+/// A call of the CUDA driver, or of a library over it, failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{call} failed: {text}")]
+pub struct CudaError {
+    /// The call.
+    pub call: &'static str,
+    /// What it returned.
+    pub status: CudaStatus,
+    /// The status in words.
+    pub text: String,
+}
+
+/// Sticky statuses: every later call of the process fails with them too. The driver's reference says so of each ("the process must be terminated
+/// and relaunched"), or the device is gone.
+const STICKY: [(i32, &str); 22] = [
+    (4, "CUDA_ERROR_DEINITIALIZED"),
+    (46, "CUDA_ERROR_DEVICE_UNAVAILABLE"),
+    (100, "CUDA_ERROR_NO_DEVICE"),
+    (101, "CUDA_ERROR_INVALID_DEVICE"),
+    (214, "CUDA_ERROR_ECC_UNCORRECTABLE"),
+    (220, "CUDA_ERROR_NVLINK_UNCORRECTABLE"),
+    (226, "CUDA_ERROR_CONTAINED"),
+    (700, "CUDA_ERROR_ILLEGAL_ADDRESS"),
+    (702, "CUDA_ERROR_LAUNCH_TIMEOUT"),
+    (709, "CUDA_ERROR_CONTEXT_IS_DESTROYED"),
+    (710, "CUDA_ERROR_ASSERT"),
+    (714, "CUDA_ERROR_HARDWARE_STACK_ERROR"),
+    (715, "CUDA_ERROR_ILLEGAL_INSTRUCTION"),
+    (716, "CUDA_ERROR_MISALIGNED_ADDRESS"),
+    (717, "CUDA_ERROR_INVALID_ADDRESS_SPACE"),
+    (718, "CUDA_ERROR_INVALID_PC"),
+    (719, "CUDA_ERROR_LAUNCH_FAILED"),
+    (721, "CUDA_ERROR_TENSOR_MEMORY_LEAK"),
+    (805, "CUDA_ERROR_MPS_CONNECTION_FAILED"),
+    (806, "CUDA_ERROR_MPS_RPC_FAILURE"),
+    (911, "CUDA_ERROR_EXTERNAL_DEVICE"),
+    (999, "CUDA_ERROR_UNKNOWN"),
+];
+
+impl CudaError {
+    /// `call` returned this `CUresult` or `cudaError_t`.
+    #[must_use]
+    pub fn of_status(call: &'static str, status: i32) -> Self {
+        let text = match sticky_name(status) {
+            Some(name) => format!("{name} ({status})"),
+            None => format!("CUDA error {status}"),
+        };
+        Self { call, status: CudaStatus::Cuda(status), text }
+    }
+
+    /// `call` gave no status, for this reason.
+    #[must_use]
+    pub fn without_status(call: &'static str, text: &str) -> Self {
+        Self { call, status: CudaStatus::None, text: text.to_owned() }
+    }
+
+    /// True if this process cannot use its GPU any more: every later call fails too, and only a new process may have the GPU again.
+    #[must_use]
+    pub fn is_sticky(&self) -> bool {
+        matches!(self.status, CudaStatus::Cuda(status) if sticky_name(status).is_some())
+    }
+}
+
+fn sticky_name(status: i32) -> Option<&'static str> {
+    STICKY.iter().find(|(sticky, _)| *sticky == status).map(|(_, name)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_that_cost_the_process_its_gpu_are_sticky() {
+        let sticky = |error: CudaError| error.is_sticky();
+        for status in [46, 214, 700, 702, 716, 719, 999] {
+            assert!(sticky(CudaError::of_status("cuEventQuery", status)), "{status}");
+        }
+        // Wrong arguments, no memory, not ready, too many resources, a broken capture: a later call may succeed.
+        for status in [1, 2, 3, 400, 600, 701, 720, 900] {
+            assert!(!sticky(CudaError::of_status("cuLaunchKernel", status)), "{status}");
+        }
+        // A number of another library means something else.
+        let cublas = CudaStatus::Cublas(4);
+        assert!(!sticky(CudaError { status: cublas, ..CudaError::without_status("cublasLtMatmul", "x") }));
+        assert!(!sticky(CudaError::without_status("baton_fa3_plan", "it threw an exception")));
+    }
+
+    #[test]
+    fn an_error_names_the_call_and_the_status() {
+        let text = CudaError::of_status("cuEventQuery", 700).to_string();
+        assert_eq!(text, "cuEventQuery failed: CUDA_ERROR_ILLEGAL_ADDRESS (700)");
+        assert_eq!(CudaError::of_status("baton_embed", 1).to_string(), "baton_embed failed: CUDA error 1");
+    }
+}

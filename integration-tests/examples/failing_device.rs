@@ -1,0 +1,71 @@
+//! `runtime` with an engine whose device fails for good when a prompt says so: for tests of what a process does then.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use engine::{
+    Chunk, CudaError, Engine, EngineConfig, EngineError, KvPool, ModelInfo, OpenError, PageId, Progress,
+    Step, StepLimits, StepOutput,
+};
+
+/// A prompt with this token three times in a row makes the device fail.
+const FAILS: u32 = 777;
+/// The same, and what the device holds can never be given back.
+const HANGS: u32 = 778;
+
+/// An engine on a device that may fail.
+struct Failing {
+    engine: Box<dyn Engine>,
+    hangs: bool,
+}
+
+impl Engine for Failing {
+    fn model(&self) -> &ModelInfo {
+        self.engine.model()
+    }
+
+    fn kv(&self) -> &Arc<KvPool> {
+        self.engine.kv()
+    }
+
+    fn limits(&self) -> StepLimits {
+        self.engine.limits()
+    }
+
+    fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
+        let has = |token| batch.iter().any(|chunk| chunk.tokens.windows(3).any(|three| three == [token; 3]));
+        self.hangs |= has(HANGS);
+        if self.hangs || has(FAILS) {
+            return Err(EngineError::Device(CudaError::of_status("cuEventQuery", 700)));
+        }
+        self.engine.submit(batch)
+    }
+
+    fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {
+        self.engine.poll(step)
+    }
+
+    fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {
+        self.engine.acquire(pages)
+    }
+}
+
+impl Drop for Failing {
+    fn drop(&mut self) {
+        if self.hangs {
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+}
+
+fn open(config: &EngineConfig, progress: Progress<'_>) -> Result<Box<dyn Engine>, OpenError> {
+    let engine = engine::open_watched(config, progress)?;
+    Ok(Box::new(Failing { engine, hangs: false }))
+}
+
+fn main() -> ExitCode {
+    runtime::cli::main_with(open)
+}

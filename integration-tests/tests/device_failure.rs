@@ -1,0 +1,76 @@
+//! What a process does whose device fails for good. The device is the processor behind an engine that fails when a prompt says so (see
+//! `examples/failing_device.rs`).
+
+use anyhow::{Context, Result};
+use integration_tests::client::{complete, get, post};
+use integration_tests::process::{Process, failing_device, start_receiver};
+use serde_json::{Value, json};
+
+/// Prompts that make the device fail, and then let the process's tear-down hang.
+const FAILS: [u32; 4] = [1, 777, 777, 777];
+const HANGS: [u32; 4] = [1, 778, 778, 778];
+
+fn start(arguments: &[&str]) -> Result<Process> {
+    Process::start_program(&failing_device()?, arguments, &[])
+}
+
+/// The process ends with exit code 1, and its last line says what has happened and what to do.
+fn ends_with_the_reason(process: &mut Process) -> Result<()> {
+    let status = process.wait()?;
+    let log = process.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    let last = log.lines().last().context("a log")?;
+    let reason = "error: the GPU failed: cuEventQuery failed: CUDA_ERROR_ILLEGAL_ADDRESS (700); ";
+    assert!(last.starts_with(reason) && last.contains("restart"), "{log}");
+    Ok(())
+}
+
+fn ask(address: &str, prompt: &[u32], tokens: u32) -> Result<(u16, Value)> {
+    let body = json!({"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": true});
+    post(address, "/v1/completions", &body)
+}
+
+#[test]
+fn a_process_that_serves_alone_fails_its_requests_and_ends() -> Result<()> {
+    let mut local = start(&["--role", "local", "--set", "frontend.port=0"])?;
+    let address = local.address("frontend.port")?;
+    assert_eq!(complete(&address, &json!([1, 2, 3]), 4)?.ids.len(), 4);
+    let long = std::thread::spawn({
+        let address = address.clone();
+        move || ask(&address, &[1, 2, 3], 4000)
+    });
+    while get(&address, "/health")?.1["live_requests"] != 1 {
+        std::thread::yield_now();
+    }
+    for (status, answer) in [ask(&address, &FAILS, 4)?, long.join().expect("no panic")?] {
+        let message = answer["error"]["message"].as_str().unwrap_or_default();
+        assert_eq!(status, 500, "{answer}");
+        assert!(message.starts_with("engine failed: the GPU failed: cuEventQuery failed"), "{answer}");
+    }
+    ends_with_the_reason(&mut local)
+}
+
+#[test]
+fn a_sender_hands_its_requests_back_and_ends() -> Result<()> {
+    let receiver = start_receiver(&[])?;
+    let frontend = receiver.address("frontend.port")?;
+    let peers = format!("link.peers={}", receiver.address("link.port")?);
+    let mut sender = start(&["--role", "sender", "--set", "http.port=0", "--set", &peers])?;
+    receiver.wait_line(&["sender ready"])?;
+    assert_eq!(complete(&frontend, &json!([1, 2, 3]), 4)?.timings["disaggregated"], true);
+    let answer = complete(&frontend, &json!(FAILS), 4)?;
+    assert_eq!((answer.ids.len(), &answer.timings["disaggregated"]), (4, &json!(false)));
+    ends_with_the_reason(&mut sender)?;
+    let (status, health) = get(&frontend, "/health")?;
+    assert_eq!((status, &health["status"]), (200, &json!("ok")), "{health}");
+    assert_eq!(complete(&frontend, &json!([4, 5, 6]), 4)?.timings["disaggregated"], false);
+    Ok(())
+}
+
+#[test]
+fn a_process_ends_although_its_device_never_lets_go() -> Result<()> {
+    let mut local = start(&["--role", "local", "--set", "frontend.port=0", "--set", "shutdown.drain=1ms"])?;
+    let address = local.address("frontend.port")?;
+    assert_eq!(ask(&address, &HANGS, 4)?.0, 500);
+    ends_with_the_reason(&mut local)
+}
