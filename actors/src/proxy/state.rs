@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_beside_the_quarantine_is_refused_with_the_numbers() {
         let (mut state, now) = (ProxyState::new(16, 10, SOONER_BY), Instant::now());
-        let mut large = |state: &mut ProxyState| state.route(now, &generate(100, 29, Route::Auto));
+        let large = |state: &mut ProxyState| state.route(now, &generate(100, 29, Route::Auto));
         assert_eq!(large(&mut state), Ok(None));
         state.on(now, RoomChanged { pages: 20, usable: 7, quarantined: 3 }.into());
         assert_eq!(large(&mut state), Err(Refused::NoRoom { needed: 8, usable: 7 }));
