@@ -55,6 +55,8 @@ pub struct LinkConfig<'a, E> {
     pub role: LinkRole,
     /// `link.secret`.
     pub secret: Option<String>,
+    /// Where this process serves HTTP, as peers are told; empty if it does not.
+    pub http: String,
     /// `ring.bytes`: clamped to half the pool.
     pub ring_bytes: u64,
     /// `transport.min_gbps`: a lane that moves less, in gigabytes a second, is not used.

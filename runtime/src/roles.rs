@@ -175,9 +175,11 @@ async fn serve(
         (Role::Sender, _) => Some(LinkRole::Sender(config.link.peers.clone())),
         _ => None,
     };
+    let http = ports.http.as_ref().map(TcpListener::local_addr).transpose()?;
     let link = link_role.map(|role| LinkConfig {
         role,
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
+        http: http.map(|address| address.to_string()).unwrap_or_default(),
         ring_bytes: config.ring.bytes.0,
         page_hash: config.transport.page_hash,
         min_gbps: min_gbps(&config),

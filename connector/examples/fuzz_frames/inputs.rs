@@ -1,8 +1,8 @@
 //! What a hostile peer may send: valid values of every kind, and what becomes of them in its hands.
 
 use connector::frame::{
-    Answer, Challenge, FirstToken, FirstTokenLogprobs, Frame, Hello, Incarnation, PROTOCOL_VERSION,
-    PageOwner, Shape, Welcome,
+    Answer, Capabilities, Challenge, FirstToken, FirstTokenLogprobs, Frame, Hello, Incarnation, PageOwner,
+    Shape, Versions, Welcome,
 };
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::Descriptor;
@@ -82,14 +82,16 @@ fn incarnation(random: &mut Random) -> Incarnation {
 }
 
 pub(crate) fn challenge(random: &mut Random) -> Challenge {
-    Challenge { protocol: PROTOCOL_VERSION, nonce: random.array() }
+    Challenge { versions: Versions::OURS, nonce: random.array(), incarnation: incarnation(random) }
 }
 
 pub(crate) fn hello(random: &mut Random) -> Hello {
     Hello {
-        protocol: PROTOCOL_VERSION,
+        versions: Versions::OURS,
+        version: Versions::OURS.highest,
         incarnation: incarnation(random),
-        line: random.next() as u32,
+        capabilities: Capabilities { prefill: random.one_in(2), decode: random.one_in(2) },
+        http: random.text(),
         session: random.next(),
         previous: random.next(),
         previous_drained: random.one_in(2),

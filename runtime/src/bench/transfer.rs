@@ -163,6 +163,7 @@ fn start(
     let link = LinkConfig {
         role,
         secret: None,
+        http: String::new(),
         ring_bytes: config.ring.bytes.0,
         page_hash,
         // Whatever it is, it is to be measured.
