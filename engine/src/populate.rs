@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::KvPool;
+use crate::kv::KvPool;
 
 /// Bytes at a time. The system's lock on the process's mappings is held meanwhile, and whoever wants to map something waits for it: so it is no
 /// more than one large page, and the thread's priority not the lowest.
