@@ -233,7 +233,11 @@ pub(super) fn role_in(file: &Path) -> Option<Role> {
 fn unknown(name: &str) -> String {
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let sections = keys().filter_map(|key| key.name.split_once('.').map(|(section, _)| section));
-    let near = keys().map(|key| key.name).chain(sections).map(|known| (distance(known, name), known)).min();
+    let near = keys()
+        .map(|key| key.name)
+        .chain(sections)
+        .map(|known| (strsim::levenshtein(known, name), known))
+        .min();
     // The same word in another section is the second guess: `port`, `http.threads`.
     let elsewhere = keys().find(|key| last(key.name) == last(name)).map(|key| key.name);
     match near
@@ -244,20 +248,4 @@ fn unknown(name: &str) -> String {
         Some(key) => format!("is not a key; did you mean {key}?"),
         None => "is not a key; --print-config lists them all".to_owned(),
     }
-}
-
-/// Levenshtein distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = (diagonal + usize::from(x != *y)).min(above + 1).min(row[j] + 1);
-            diagonal = above;
-        }
-    }
-    row[b.len()]
 }
