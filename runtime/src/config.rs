@@ -361,7 +361,7 @@ impl Config {
     pub fn ucx_search(&self) -> Vec<PathBuf> {
         // Where the archive has it, and its path inside PyPI's libucx-cu12 wheel of that version.
         let in_archive = self.surroundings.archive.as_ref().map(|folder| folder.join("lib/ucx/libucp.so.0"));
-        let fetched = self.surroundings.cache.join("ucx-1.22.0/libucx/lib/libucp.so.0");
+        let fetched = self.surroundings.cache.join(common::cache_folder::UCX);
         in_archive.into_iter().chain([fetched]).collect()
     }
 }
