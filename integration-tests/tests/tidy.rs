@@ -1,5 +1,7 @@
 //! The rules of the tree that a program can check.
 
+#[path = "tidy/modules.rs"]
+mod modules;
 #[path = "tidy/source.rs"]
 mod source;
 
@@ -233,5 +235,45 @@ fn every_key_that_is_named_exists() -> Result<()> {
         check(&page.strip_prefix(&root)?.display().to_string(), &fs::read_to_string(&page)?);
     }
     assert!(named > 100, "only {named} keys are named: the search finds nothing");
+    Ok(())
+}
+
+/// Crates whose modules are checked for circles, by their folders.
+const CRATES: [&str; 8] =
+    ["actors", "common", "connector", "connector/ucx-sys", "engine", "integration-tests", "runtime", "xtask"];
+
+/// Imports between modules that lie on a circle and are to go: without them there is none. A line whose import is gone, or on no
+/// circle any more, has to go too.
+const CIRCLES: &[&str] = &[
+    "engine: error → cuda",
+    "integration-tests: simulation::client → simulation::world",
+    "integration-tests: simulation::lane → simulation::world",
+    "integration-tests: simulation::sessions → simulation::world",
+    "integration-tests: simulation::verdict → simulation::world",
+    "runtime: frontend::sampling → frontend::openai",
+];
+
+/// Inside each crate, modules import each other in one direction: see `tidy/modules.rs` for what counts.
+#[test]
+fn modules_import_in_one_direction() -> Result<()> {
+    let sources = sources()?;
+    let mut known: BTreeSet<&str> = CIRCLES.iter().copied().collect();
+    let mut circles = Vec::new();
+    for krate in CRATES {
+        let folder = format!("{krate}/src/");
+        let files = sources.iter().filter_map(|(name, text)| Some((name.strip_prefix(&folder)?, &**text)));
+        let edges = modules::Crate::new(files).edges();
+        assert!(!edges.is_empty() || krate == "common", "no import was found in {krate}");
+        let exception =
+            |edge: &modules::Edge| CIRCLES.iter().find(|known| **known == format!("{krate}: {edge}"));
+        for edge in modules::on_a_circle(edges.keys()) {
+            exception(edge).map(|edge| known.remove(edge));
+        }
+        let rest = edges.keys().filter(|edge| exception(edge).is_none());
+        let found = modules::on_a_circle(rest).into_iter();
+        circles.extend(found.map(|edge| format!("{krate}: {edge} (in {})", edges[edge])));
+    }
+    assert_eq!(circles, [""; 0], "these imports form circles");
+    assert!(known.is_empty(), "on no circle any more, remove from CIRCLES: {known:?}");
     Ok(())
 }

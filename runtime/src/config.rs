@@ -242,6 +242,17 @@ pub struct Flag {
     pub value: String,
 }
 
+impl Flag {
+    /// Reads what follows `--set`.
+    ///
+    /// # Errors
+    /// It is not `key=value`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').ok_or("expected key=value, as in link.port=55556")?;
+        Ok(Self { name: format!("--set {key}"), key: key.to_owned(), value: value.to_owned() })
+    }
+}
+
 impl Config {
     /// Resolves the configuration of a process of `role`.
     ///
