@@ -68,8 +68,8 @@ pub struct LinkConfig<'a, E> {
     pub secret: Option<String>,
     /// `ring.bytes`: clamped to half the pool.
     pub ring_bytes: u64,
-    /// `transport.min_gbps`: a lane that moves less, in gigabytes a second, is not used.
-    pub min_gbps: f64,
+    /// `transport.min_gigabytes_per_second`: a lane that moves less, in gigabytes a second, is not used.
+    pub min_gigabytes_per_second: f64,
     /// Most pages of a session in flight, at least one; [`PAGES_IN_FLIGHT`](crate::transfer::state::PAGES_IN_FLIGHT) as a rule.
     pub pages_in_flight: usize,
     /// `transport.page_hash`: pages are hashed, and checked before they are adopted.
@@ -210,8 +210,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         };
     }
 
-    let (min_gbps, pages_in_flight) =
-        link.as_ref().map_or((0.0, 0), |link| (link.min_gbps, link.pages_in_flight));
+    let (min_gigabytes_per_second, pages_in_flight) =
+        link.as_ref().map_or((0.0, 0), |link| (link.min_gigabytes_per_second, link.pages_in_flight));
     let hashed = link.as_ref().filter(|link| link.page_hash);
     let hashed = hashed.map(|_| Pages::new(pool.clone()));
     let mut linked = None;
@@ -370,7 +370,13 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
             .transpose()
             .map_err(StartError::Io)?;
         transfer.run(Transfer::new(
-            TransferState::new(page_bytes, min_gbps, hashing.is_some(), pool.is_on_device(), pages_in_flight),
+            TransferState::new(
+                page_bytes,
+                min_gigabytes_per_second,
+                hashing.is_some(),
+                pool.is_on_device(),
+                pages_in_flight,
+            ),
             page_bytes,
             hashing,
             transport.clone(),

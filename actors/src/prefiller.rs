@@ -75,11 +75,12 @@ impl Prefiller {
                 Action::Cancel((session, request)) => self.out.cancels.post(CancelPuts { session, request }),
                 Action::Frame(session, frame) => self.out.frames.post(SendFrame { session, frame }),
                 Action::Stored { request, tokens, bytes, put_micros } => {
-                    let (ms, gbps) = (put_micros as f64 / 1e3, bytes as f64 / put_micros.max(1) as f64 / 1e3);
+                    let (ms, speed) =
+                        (put_micros as f64 / 1e3, bytes as f64 / put_micros.max(1) as f64 / 1e3);
                     // Nothing is copied before it is put, so nothing is offloaded.
                     tracing::info!(
                         %request,
-                        "Store {tokens} tokens takes: {ms:.4} ms, throughput: {gbps:.4} GB/s; \
+                        "Store {tokens} tokens takes: {ms:.4} ms, throughput: {speed:.4} GB/s; \
                          offload_time: 0.0000 ms, put_time: {ms:.4} ms"
                     );
                 }

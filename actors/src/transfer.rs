@@ -108,9 +108,9 @@ impl Transfer {
                 Action::Drained(session, request) => self.out.drained.post(PutsDrained { session, request }),
                 Action::Break(session, reason) => self.out.breaks.post(BreakSession { session, reason }),
                 Action::Measured(session, lane, bytes, micros) => {
-                    let gbps = bytes as f64 / micros as f64 / 1e3;
+                    let speed = bytes as f64 / micros as f64 / 1e3;
                     tracing::info!(
-                        %session, lane, "receiver ready: moved {:.1} MB at {gbps:.2} GB/s", bytes as f64 / 1e6
+                        %session, lane, "receiver ready: moved {:.1} MB at {speed:.2} GB/s", bytes as f64 / 1e6
                     );
                 }
             }

@@ -8,9 +8,10 @@
 //! Nothing else in Baton reads the environment or a configuration file.
 
 mod layers;
+mod lmcache;
 mod print;
+mod renamed;
 mod role;
-mod seed;
 mod surroundings;
 mod values;
 
@@ -154,7 +155,7 @@ sections! {
         /// The UCX library (`libucp.so.0`) to load; without one, the archive's, the cache folder's and then what the loader finds.
         ucx_library: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
         /// GB/s that a lane has to move at its start to be used; without one 0, and 5 between GPUs.
-        min_gbps: Option<f32> = |value| optional(value, rate), |_, _| layers::NOTHING;
+        min_gigabytes_per_second: Option<f32> = |value| optional(value, rate), |_, _| layers::NOTHING;
         /// Whether pages are hashed by the sender and checked by the receiver before they are adopted; the same on both
         /// ends of a link.
         page_hash: bool = truth, |_, _| "true";

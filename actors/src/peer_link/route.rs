@@ -105,9 +105,9 @@ impl Side {
             }
             (Self::Receiver(side), Frame::LinkProbed { lane, bytes, micros }) => {
                 side.ready.iter().for_each(|outbox| outbox.post(PeerReady { session, pid }));
-                let (mb, gbps) = (bytes as f64 / 1e6, bytes as f64 / micros.max(1) as f64 / 1e3);
+                let (mb, speed) = (bytes as f64 / 1e6, bytes as f64 / micros.max(1) as f64 / 1e3);
                 let lane = peer_text(&lane);
-                tracing::info!(%session, pid, lane, "sender ready: moved {mb:.1} MB at {gbps:.2} GB/s");
+                tracing::info!(%session, pid, lane, "sender ready: moved {mb:.1} MB at {speed:.2} GB/s");
             }
             (Self::Receiver(side), Frame::Leaving) => side.leaving.post(PeerLeaving { session }),
             (Self::Sender(side), Frame::RingShare { pages }) => {

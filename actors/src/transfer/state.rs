@@ -82,7 +82,7 @@ pub enum Action {
 pub struct TransferState {
     page_bytes: u64,
     /// A lane that moves less than this many gigabytes a second is not used.
-    min_gbps: f64,
+    min_gigabytes_per_second: f64,
     /// Pages are announced with their hashes.
     hashed: bool,
     /// Most pages in flight in a session.
@@ -96,10 +96,16 @@ pub struct TransferState {
 }
 
 impl TransferState {
-    /// No sessions; pages have `page_bytes` bytes, and a lane that moves less than `min_gbps` GB/s is not used; pages are
-    /// announced with their hashes or not; they lie on a device or on the host; and at most `in_flight` of a session, at
-    /// least one, are in flight.
-    pub fn new(page_bytes: u64, min_gbps: f64, hashed: bool, on_device: bool, in_flight: usize) -> Self {
+    /// No sessions; pages have `page_bytes` bytes, and a lane that moves less than `min_gigabytes_per_second` is not used; pages
+    /// are announced with their hashes or not; they lie on a device or on the host; and at most `in_flight` of a session,
+    /// at least one, are in flight.
+    pub fn new(
+        page_bytes: u64,
+        min_gigabytes_per_second: f64,
+        hashed: bool,
+        on_device: bool,
+        in_flight: usize,
+    ) -> Self {
         let in_flight = in_flight.max(1);
         let (run_pages, mend) = if on_device {
             (
@@ -110,7 +116,16 @@ impl TransferState {
             (RUN_PAGES_ON_HOST, "see what UCX_TLS and UCX_NET_DEVICES allow")
         };
         let sessions = BTreeMap::new();
-        Self { page_bytes, min_gbps, hashed, in_flight, run_pages, mend, next_ticket: 0, sessions }
+        Self {
+            page_bytes,
+            min_gigabytes_per_second,
+            hashed,
+            in_flight,
+            run_pages,
+            mend,
+            next_ticket: 0,
+            sessions,
+        }
     }
 
     /// Lost sessions of which an operation is still waited for.
@@ -414,11 +429,12 @@ impl TransferState {
                 let (bytes, micros) = (probe.bytes, now_micros.saturating_sub(began).max(1));
                 let lane = live.lane.clone().unwrap_or_default();
                 live.probe = None;
-                let gbps = bytes as f64 / micros as f64 / 1e3;
-                if gbps < self.min_gbps {
+                let speed = bytes as f64 / micros as f64 / 1e3;
+                if speed < self.min_gigabytes_per_second {
                     let reason = format!(
-                        "lane {lane} moves {gbps:.2} GB/s, and transport.min_gbps is {}; {}, or set it lower",
-                        self.min_gbps, self.mend
+                        "lane {lane} moves {speed:.2} GB/s, and transport.min_gigabytes_per_second is {}; {}, or set \
+                         it lower",
+                        self.min_gigabytes_per_second, self.mend
                     );
                     return self.give_up(session, reason);
                 }

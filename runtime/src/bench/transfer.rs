@@ -165,7 +165,7 @@ fn start(
         ring_bytes: config.ring.bytes.0,
         page_hash,
         // Whatever it is, it is to be measured.
-        min_gbps: 0.0,
+        min_gigabytes_per_second: 0.0,
         pages_in_flight: options.in_flight,
         transport: match first_put {
             None => transport,

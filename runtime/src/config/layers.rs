@@ -8,7 +8,8 @@ use figment::providers::YamlExtended;
 use figment::value::{Dict, Empty, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
-use super::seed;
+use super::lmcache;
+use super::renamed::todays_name;
 use super::surroundings::PREFIX;
 use super::{Flag, Key, Role, Surroundings, keys};
 
@@ -184,10 +185,10 @@ impl Draft {
 
     /// Takes the keys of LMCache out of a file that has some.
     fn translate(&mut self, origin: &str, role: Role, mut entries: Dict) -> Dict {
-        if !seed::is_lmcache(&entries) {
+        if !lmcache::is_lmcache(&entries) {
             return entries;
         }
-        let translated = seed::translate(&mut entries, role);
+        let translated = lmcache::translate(&mut entries, role);
         for (key, value, from) in translated.settings {
             self.offer(&format!("{origin} ({from})"), key, value);
         }
@@ -224,13 +225,16 @@ impl Draft {
 pub(super) fn role_in(file: &Path) -> Option<Role> {
     let text = fs::read_to_string(file).ok()?;
     match YamlExtended::from_str::<Value>(&text).ok()? {
-        Value::Dict(_, entries) => seed::role(&entries)?.ok(),
+        Value::Dict(_, entries) => lmcache::role(&entries)?.ok(),
         _ => None,
     }
 }
 
 /// What to say of a key that does not exist.
 fn unknown(name: &str) -> String {
+    if let Some(today) = todays_name(name) {
+        return format!("is now called {today}");
+    }
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let sections = keys().filter_map(|key| key.name.split_once('.').map(|(section, _)| section));
     let near = keys()

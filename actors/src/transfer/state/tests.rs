@@ -174,12 +174,12 @@ fn a_ring_of_one_measures_and_carries() {
 #[test]
 fn a_lane_that_is_too_slow_is_not_used() {
     let mut peer = Peer::new(8);
-    peer.state.min_gbps = 1e3;
+    peer.state.min_gigabytes_per_second = 1e3;
     while peer.broken.is_empty() {
         peer.turn();
     }
     assert!(!peer.measured);
-    assert!(peer.broken[0].contains("transport.min_gbps is 1000"), "{:?}", peer.broken);
+    assert!(peer.broken[0].contains("transport.min_gigabytes_per_second is 1000"), "{:?}", peer.broken);
 }
 
 #[test]
