@@ -1,5 +1,6 @@
 //! What a hostile peer may send: valid values of every kind, and what becomes of them in its hands.
 
+use common::splitmix::SplitMix64;
 use connector::frame::{
     Answer, Capabilities, Challenge, FirstToken, FirstTokenLogprobs, Frame, Hello, Incarnation, PageOwner,
     Shape, Versions, Welcome,
@@ -8,15 +9,16 @@ use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::Descriptor;
 use connector::wire::{self, FRAME_BYTES_MAX};
 
-/// SplitMix64: the same inputs for the same seed.
-pub(crate) struct Random(pub(crate) u64);
+/// Inputs by chance, the same for the same seed.
+pub(crate) struct Random(SplitMix64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(SplitMix64::new(seed))
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        self.0.draw()
     }
 
     /// A number below `end`, or 0.
