@@ -195,6 +195,10 @@ impl World {
     }
 
     fn begin_step(&mut self, node: usize, plan: StepPlan) {
+        let rows = plan.chunks.iter().filter(|chunk| chunk.sample.is_some()).count();
+        if rows > self.plan.step_rows as usize {
+            self.fail(format!("a step of {node} has {rows} rows, and its engine takes {}", self.plan.step_rows));
+        }
         let process = &mut self.nodes[node];
         let step = Step::begin(plan, &mut process.memory);
         self.pages_are_held(node, &step);
