@@ -75,6 +75,8 @@ counters! {
     cut_at_the_end: "counter" "baton_requests_cut_total";
     /// Requests that missed their deadline.
     deadlines_missed: "counter" "baton_requests_deadline_missed_total";
+    /// Requests that did not fit beside the pages of lost sessions.
+    denied: "counter" "baton_requests_denied_total";
     /// Requests that an engine error ended.
     engine_failures: "counter" "baton_requests_engine_failed_total";
     /// Requests that ended well.
@@ -96,11 +98,6 @@ pub(crate) fn store(cell: &AtomicU64, value: impl Into<u64>) {
     cell.store(value.into(), Ordering::Relaxed);
 }
 
-/// Counts one more.
-pub(crate) fn count(cell: &AtomicU64) {
-    cell.fetch_add(1, Ordering::Relaxed);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,7 +105,7 @@ mod tests {
     #[test]
     fn the_text_is_what_prometheus_reads() {
         let counters = Counters::default();
-        count(counters.hash_mismatches());
+        store(counters.hash_mismatches(), 1u32);
         store(counters.pages(), 7u32);
         let text = counters.render();
         assert!(text.contains("# TYPE baton_pages gauge\nbaton_pages 7\n"), "{text}");

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 
+use crate::effect::{Effect, Endpoint};
+use crate::router::Router;
+
 /// How many messages may wait at an actor before a [`Outbox::command`] is refused. What really bounds them is said in
 /// each actor's module doc; this is room for a burst of all of it.
 pub const MAILBOX: usize = 1024;
@@ -21,24 +24,6 @@ pub const MAILBOX: usize = 1024;
 /// pages.
 pub const AWAKE: Duration = Duration::from_micros(500);
 
-/// Handles a message by marking the vitals, asking the pure state what to do, and doing it.
-macro_rules! delegate {
-    ($actor:ty: $message:ty, |$state:ident, $now:ident, $msg:ident| $call:expr) => {
-        impl actix::Handler<$message> for $actor {
-            type Result = ();
-
-            fn handle(&mut self, $msg: $message, _: &mut Self::Context) {
-                self.vitals.mark();
-                let $now = self.now();
-                let $state = &mut self.state;
-                let actions = $call;
-                self.perform(actions);
-            }
-        }
-    };
-}
-pub(crate) use delegate;
-
 /// One edge of the actor graph: the only holder of its address, with counters.
 #[derive(Debug)]
 pub struct Outbox<M>
@@ -46,7 +31,8 @@ where
     M: Message + Send,
     M::Result: Send,
 {
-    name: &'static str,
+    from: Endpoint,
+    to: Endpoint,
     recipient: Recipient<M>,
     sent: AtomicU64,
     undelivered: AtomicU64,
@@ -66,9 +52,9 @@ where
     M: Message + Send + 'static,
     M::Result: Send,
 {
-    /// The edge called `name` (`from→to`), which takes the recipient over.
-    pub fn new(name: &'static str, recipient: Recipient<M>) -> Self {
-        Self { name, recipient, sent: AtomicU64::new(0), undelivered: AtomicU64::new(0) }
+    /// The edge between two endpoints. It owns the recipient.
+    pub fn new(from: Endpoint, to: Endpoint, recipient: Recipient<M>) -> Self {
+        Self { from, to, recipient, sent: AtomicU64::new(0), undelivered: AtomicU64::new(0) }
     }
 
     /// Sends a command, which a full mailbox refuses.
@@ -84,16 +70,17 @@ where
         result
     }
 
-    /// Sends a message that is bounded by what it is about, whatever the mailbox holds. A stopped actor's messages
-    /// are counted and dropped: the watchdog has seen it stop.
-    pub fn post(&self, message: M) {
+    /// Sends a message whose number is bounded by what it is about, however full the mailbox is. A message to a stopped actor
+    /// is counted and comes back; the watchdog has seen the actor stop.
+    pub fn post(&self, message: M) -> Option<M> {
         let alive = self.recipient.connected();
         self.count(alive);
-        if alive {
-            self.recipient.do_send(message);
-        } else {
-            tracing::debug!(edge = self.name, "message to a stopped actor dropped");
+        if !alive {
+            tracing::debug!(from = ?self.from, to = ?self.to, "message to a stopped actor");
+            return Some(message);
         }
+        self.recipient.do_send(message);
+        None
     }
 
     /// Messages sent, and messages that could not be delivered.
@@ -104,6 +91,60 @@ where
     fn count(&self, delivered: bool) {
         let counter = if delivered { &self.sent } else { &self.undelivered };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What one actor does with its messages. [`Shell`] makes an actix actor of it.
+pub trait Behaviour: Unpin + 'static {
+    /// The messages that it takes.
+    type Mail: Message<Result = ()> + Send + 'static;
+
+    /// Takes one message; what is to be done, in order.
+    fn on(&mut self, now: Instant, mail: Self::Mail) -> Vec<Effect>;
+
+    /// Publishes what the state has counted. Called after each message, before its effects are delivered.
+    fn publish(&self) {}
+
+    /// True if more messages of a hand-over follow this one within microseconds.
+    fn expects_more(_mail: &Self::Mail) -> bool {
+        false
+    }
+}
+
+/// An actix actor: takes messages, asks its behaviour what to do, and has the router deliver it.
+pub struct Shell<B> {
+    behaviour: B,
+    router: Router,
+    awake: Awake,
+    vitals: Vitals,
+}
+
+impl<B: Behaviour> Shell<B> {
+    /// The actor with this behaviour, whose effects `router` delivers.
+    pub fn new(behaviour: B, router: Router, awake: Awake, vitals: Vitals) -> Self {
+        Self { behaviour, router, awake, vitals }
+    }
+}
+
+impl<B: Behaviour> Actor for Shell<B> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl<B: Behaviour> Handler<B::Mail> for Shell<B> {
+    type Result = ();
+
+    fn handle(&mut self, mail: B::Mail, _: &mut Self::Context) {
+        self.vitals.mark();
+        if B::expects_more(&mail) {
+            self.awake.stay();
+        }
+        let effects = self.behaviour.on(Instant::now(), mail);
+        self.behaviour.publish();
+        effects.into_iter().for_each(|effect| self.router.deliver(effect));
     }
 }
 

@@ -1,49 +1,38 @@
-//! One process's actors, started and wired: the only place that knows who talks to whom.
+//! One process's actors, started and wired.
+//!
+//! Who may send what to whom is in the table of [`effect`](crate::effect); here actors get their states, threads and mailboxes:
+//! [`serving`] those of every node, [`handing_over`] those of a sender, [`linking`] the peer link and its transport.
+
+mod handing_over;
+mod linking;
+mod serving;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::prelude::*;
-use connector::frame::{Incarnation, Shape};
-use connector::transport::{Event, EventSink, Transport};
-use engine::Engine;
-use tokio::net::TcpListener;
+use connector::transport::{EventSink, Transport};
+use engine::{Engine, KvPool, ModelInfo};
 
-use crate::buffer_manager::{BufferManager, BufferManagerOutboxes, state::PoolState};
 use crate::counters::Counters;
-use crate::decoder::{
-    AbortAll, Decoder, DecoderOutboxes,
-    state::{DecoderConfig, DecoderState},
-};
-use crate::generator::{
-    Generator,
-    engine_thread::{EnginePulse, EngineThread},
-    state::GeneratorState,
-};
-use crate::kit::{AWAKE, Awake, KillSwitch, Outbox, Vitals, tick_every};
-use crate::messages::{BeginDrain, Tick, TransportEvents};
+use crate::decoder::Decoder;
+use crate::effect::{ToBufferManager, ToDecoder, ToGenerator, ToPeerLink, ToPrefiller, ToProxy, ToTransfer};
+use crate::generator::engine_thread::EnginePulse;
+use crate::kit::{AWAKE, Awake, KillSwitch, Vitals, tick_every};
+use crate::messages::{AbortAll, AnnounceLeaving, BeginDrain, CloseLinks, HealthSeen, StartDialling, Tick};
 use crate::pages::Pages;
-use crate::peer_link::{
-    AnnounceLeaving, CloseLinks, Identity, PeerLink, ReceiverSide, SenderSide, Side, tasks,
-};
-use crate::prefiller::{
-    Prefiller, PrefillerOutboxes,
-    state::{PrefillerConfig, PrefillerState},
-};
-use crate::proxy::{Proxy, state::ProxyState};
+use crate::prefiller::Prefiller;
+use crate::proxy::Proxy;
 use crate::request::{AbortRequest, Generate};
+use crate::router::Mailboxes;
 use crate::streams::Streams;
-use crate::transfer::{Transfer, TransferOutboxes, hash_thread::HashThread, state::TransferState};
 use crate::watchdog::{NodeHealth, Watchdog, Watched, step_times::StepTimes};
 
 /// How often every actor is ticked: deadlines are kept to this, and the watchdog sees a pulse.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How far ahead of its tokens a request's pages are reserved: one that may get thousands keeps nobody out who gets few.
-const GROWTH_TOKENS: u32 = 256;
-
-/// Cores from which on arbiters stay awake while pages move: they, the transport's thread and the engine's take one each.
+/// Cores from which arbiters busy-poll while pages move: they, the transport's thread and the engine's take one each.
 const AWAKE_CORES: usize = 8;
 
 /// How long sessions may take to end in good order.
@@ -96,10 +85,10 @@ pub struct NodeConfig<'a, E> {
 
 /// A running node.
 pub struct Node {
-    /// Where requests go.
-    pub proxy: Addr<Proxy>,
-    /// Where aborts go.
-    pub abort: Recipient<AbortRequest>,
+    proxy: Addr<Proxy>,
+    decoder: Addr<Decoder>,
+    prefiller: Option<Addr<Prefiller>>,
+    link: Option<linking::Linked>,
     /// The live streams.
     pub streams: Streams,
     /// What the watchdog says.
@@ -108,11 +97,8 @@ pub struct Node {
     pub faults: KillSwitch,
     /// Pages that one request may use.
     pub request_pages: u32,
-    drop_all: Recipient<AbortAll>,
     /// What the node counts.
     pub counters: Counters,
-    link: Option<(Addr<PeerLink>, Arbiter, Arc<dyn Transport>)>,
-    prefiller: Option<Addr<Prefiller>>,
     _watchdog: Watchdog,
 }
 
@@ -127,27 +113,32 @@ impl Node {
         self.proxy.clone().recipient()
     }
 
+    /// Where the frontend sends aborts. An abort must follow its request over a clone of the same address.
+    pub fn abort(&self) -> Recipient<AbortRequest> {
+        self.proxy.clone().recipient()
+    }
+
     /// Takes no new requests, waits until the live ones have ended, and the hand-overs to peers with them, or `limit` has
     /// passed; then ends sessions and transport. The node's memory may be freed after this.
     pub async fn shut_down(self, limit: Duration) {
-        self.proxy.do_send(BeginDrain);
-        if let (Some(prefiller), Some((link, ..))) = (&self.prefiller, &self.link) {
-            prefiller.do_send(BeginDrain);
-            link.do_send(AnnounceLeaving);
+        self.proxy.do_send(ToProxy::from(BeginDrain));
+        if let (Some(prefiller), Some(link)) = (&self.prefiller, &self.link) {
+            prefiller.do_send(BeginDrain.into());
+            link.peer_link.do_send(AnnounceLeaving.into());
         }
-        let busy = || !self.streams.is_empty() || self.counters.prefills_live().load(Ordering::Relaxed) > 0;
+        let prefills = || self.counters.prefills_live().load(Ordering::Relaxed);
         let drained = async {
-            while busy() {
+            while !self.streams.is_empty() || prefills() > 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         if tokio::time::timeout(limit, drained).await.is_err() {
-            let prefills = self.counters.prefills_live().load(Ordering::Relaxed);
-            tracing::warn!(live = self.streams.len(), prefills, "drain limit passed; requests are cut");
-            self.drop_all.do_send(AbortAll);
+            let (requests, prefills) = (self.streams.len(), prefills());
+            tracing::warn!(requests, prefills, "drain limit passed; requests are cut");
+            self.decoder.do_send(AbortAll.into());
         }
-        let Some((link, arbiter, transport)) = self.link else { return };
-        link.do_send(CloseLinks);
+        let Some(linking::Linked { peer_link, arbiter, transport }) = self.link else { return };
+        peer_link.do_send(CloseLinks.into());
         let closed = async {
             while self.counters.sessions_held().load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -161,268 +152,152 @@ impl Node {
     }
 }
 
+/// What the actors of one node share while they are started.
+struct Parts {
+    model: ModelInfo,
+    pool: Arc<KvPool>,
+    /// Pages of the pool that rings may claim.
+    ring_pages: u32,
+    /// How long arbiters busy-poll while pages move.
+    awake: Duration,
+    streams: Streams,
+    counters: Counters,
+    faults: KillSwitch,
+    health: NodeHealth,
+    vitals: Vec<Vitals>,
+}
+
+impl Parts {
+    /// For an actor that handles the pages of a hand-over.
+    fn awake(&self) -> Awake {
+        Awake::new(self.awake)
+    }
+
+    /// For an actor that does not.
+    fn asleep(&self) -> Awake {
+        Awake::new(Duration::ZERO)
+    }
+
+    /// The pulse of an actor, which the watchdog watches.
+    fn pulse(&mut self, name: &'static str) -> Vitals {
+        let pulse = Vitals::new(name);
+        self.vitals.push(pulse.clone());
+        pulse
+    }
+
+    fn page_bytes(&self) -> u64 {
+        self.pool.layout().page_bytes()
+    }
+
+    fn page_tokens(&self) -> u32 {
+        self.pool.layout().page_tokens
+    }
+}
+
 /// Starts every actor of a node on the current actix system.
 ///
 /// # Errors
 /// The transport's, or the operating system gives no thread or socket.
 pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
-    let NodeConfig { engine, prefill_chunk_tokens, prefix_cache, scattered, local_if_sooner_by, link } =
+    let NodeConfig { engine, link, prefill_chunk_tokens, prefix_cache, scattered, local_if_sooner_by } =
         config;
-    let (model, step_limits) = (engine.model().clone(), engine.limits());
-    let (pool, layout) = (engine.kv().clone(), engine.kv().layout().clone());
-    let (page_bytes, pages) = (layout.page_bytes(), pool.pages());
-    // A host's cores compute, and few are wanted for other things.
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let awake = if pool.is_on_device() && cores >= AWAKE_CORES { AWAKE } else { Duration::ZERO };
-    let ring_pages = match &link {
+    let mut parts = parts(engine.as_ref(), link.as_ref())?;
+    let times = StepTimes::new(parts.model.parameters, parts.pool.is_on_device());
+    let pulse = EnginePulse::new(times);
+    let is_sender = matches!(&link, Some(LinkConfig { role: LinkRole::Sender(_), .. }));
+
+    // Addresses first, so that actors can know each other; nothing runs before all of them exist.
+    let serving = serving::Contexts::default();
+    let handing_over = is_sender.then(handing_over::Contexts::default);
+    let mut mailboxes = Mailboxes {
+        proxy: serving.proxy.address().recipient(),
+        decoder: serving.decoder.address().recipient(),
+        buffer_manager: serving.buffer_manager.address().recipient(),
+        generator: serving.generator.address().recipient(),
+        transfer: handing_over.as_ref().map(|contexts| contexts.transfer.address().recipient()),
+        prefiller: handing_over.as_ref().map(|contexts| contexts.prefiller.address().recipient()),
+        peer_link: None,
+    };
+    let hashed = link.as_ref().filter(|link| link.page_hash).map(|_| Pages::new(parts.pool.clone()));
+    let sending = link.as_ref().map(|link| (link.min_gbps, link.pages_in_flight));
+    let linked = link.map(|link| linking::start(link, &mut parts, &mailboxes)).transpose()?;
+    mailboxes.peer_link = linked.as_ref().map(|linked| linked.peer_link.clone().recipient());
+
+    let (proxy, decoder) = (serving.proxy.address(), serving.decoder.address());
+    let settings = serving::Settings { prefill_chunk_tokens, prefix_cache, scattered, local_if_sooner_by };
+    serving.run(engine, settings, hashed.clone(), &mut parts, &mailboxes, &pulse).map_err(StartError::Io)?;
+    let prefiller = handing_over.as_ref().map(|contexts| contexts.prefiller.address());
+    if let (Some(contexts), Some(linked), Some(sending)) = (handing_over, &linked, sending) {
+        contexts
+            .run(sending, hashed, linked.transport.clone(), &mut parts, &mailboxes)
+            .map_err(StartError::Io)?;
+    }
+    tick(&mailboxes, linked.as_ref(), &parts.health);
+
+    let transport = linked.as_ref().map(|linked| linked.transport.clone());
+    let watched = Watched { actors: parts.vitals, engine: pulse, transport };
+    let watchdog =
+        Watchdog::spawn(watched, parts.health.clone(), parts.faults.clone()).map_err(StartError::Io)?;
+    Ok(Node {
+        proxy,
+        decoder,
+        prefiller,
+        link: linked,
+        streams: parts.streams,
+        health: parts.health,
+        faults: parts.faults,
+        request_pages: parts.pool.pages() - parts.ring_pages,
+        counters: parts.counters,
+        _watchdog: watchdog,
+    })
+}
+
+fn parts<E>(engine: &dyn Engine, link: Option<&LinkConfig<'_, E>>) -> Result<Parts, StartError<E>> {
+    let pool = engine.kv().clone();
+    let pages = pool.pages();
+    let ring_pages = match link {
         Some(LinkConfig { role: LinkRole::Receiver(_), ring_bytes, .. }) => {
-            ring_pages(*ring_bytes, page_bytes, pages).ok_or(StartError::Pool { pages })?
+            ring_pages(*ring_bytes, pool.layout().page_bytes(), pages).ok_or(StartError::Pool { pages })?
         }
         _ => 0,
     };
-    let pid = std::process::id();
-    let streams = Streams::default();
-    let (faults, health) = (KillSwitch::default(), NodeHealth::default());
-    let counters = Counters::default();
-    let pulse = EnginePulse::new(StepTimes::new(model.parameters, pool.is_on_device()));
-    let mut vitals = Vec::new();
-    let mut pulse_of = |name| {
-        let pulse = Vitals::new(name);
-        vitals.push(pulse.clone());
-        pulse
-    };
-
-    // Addresses first, so that actors can know each other; nothing runs before all of them do.
-    let proxy = Context::<Proxy>::new();
-    let decoder = Context::<Decoder>::new();
-    let buffers = Context::<BufferManager>::new();
-    let generator = Context::<Generator>::new();
-    let is_sender = matches!(&link, Some(LinkConfig { role: LinkRole::Sender(_), .. }));
-    let transfer = Context::<Transfer>::new();
-    let prefiller = Context::<Prefiller>::new();
-    let (to_proxy, to_decoder, to_buffers) = (proxy.address(), decoder.address(), buffers.address());
-    let (to_generator, to_transfer, to_prefiller) =
-        (generator.address(), transfer.address(), prefiller.address());
-
-    macro_rules! outbox {
-        ($edge:literal, $address:expr) => {
-            Outbox::new($edge, $address.clone().recipient())
-        };
-    }
-
-    let (min_gbps, pages_in_flight) =
-        link.as_ref().map_or((0.0, 0), |link| (link.min_gbps, link.pages_in_flight));
-    let hashed = link.as_ref().filter(|link| link.page_hash);
-    let hashed = hashed.map(|_| Pages::new(pool.clone()));
-    let mut linked = None;
-    if let Some(link) = link {
-        let incarnation = Incarnation::current().map_err(StartError::Io)?;
-        let shape = Shape {
-            model: model.name.clone(),
-            fingerprint: model.fingerprint,
-            layers: layout.layers,
-            kv_heads: layout.kv_heads,
-            head_dim: layout.head_dim,
-            page_tokens: layout.page_tokens,
-            dtype: format!("{:?}", layout.dtype).to_lowercase(),
-            page_bytes,
-            page_hash: link.page_hash,
-        };
-        let identity = Identity { incarnation, shape, secret: link.secret, ring_pages };
-        let side = if is_sender {
-            Side::Sender(Box::new(SenderSide {
-                opened: outbox!("peer_link→transfer", to_transfer),
-                connected: outbox!("peer_link→transfer", to_transfer),
-                granted: outbox!("peer_link→transfer", to_transfer),
-                shared: outbox!("peer_link→transfer", to_transfer),
-                lost: [
-                    outbox!("peer_link→transfer", to_transfer),
-                    outbox!("peer_link→prefiller", to_prefiller),
-                ],
-                prefill: outbox!("peer_link→prefiller", to_prefiller),
-                cancel: outbox!("peer_link→prefiller", to_prefiller),
-            }))
-        } else {
-            Side::Receiver(Box::new(ReceiverSide {
-                opened: outbox!("peer_link→buffer_manager", to_buffers),
-                filled: outbox!("peer_link→buffer_manager", to_buffers),
-                drained: outbox!("peer_link→buffer_manager", to_buffers),
-                ready: [outbox!("peer_link→decoder", to_decoder), outbox!("peer_link→proxy", to_proxy)],
-                lost: [
-                    outbox!("peer_link→proxy", to_proxy),
-                    outbox!("peer_link→decoder", to_decoder),
-                    outbox!("peer_link→buffer_manager", to_buffers),
-                ],
-                leaving: outbox!("peer_link→proxy", to_proxy),
-                finished: outbox!("peer_link→decoder", to_decoder),
-                failed: outbox!("peer_link→decoder", to_decoder),
-            }))
-        };
-        let (sink, late_link) = sink(to_transfer.clone().recipient());
-        let transport = (link.transport)(sink).map_err(StartError::Transport)?;
-        let arbiter = Arbiter::new();
-        let link_vitals = pulse_of("peer_link");
-        let to_link = {
-            let (identity, transport) = (identity.clone(), transport.clone());
-            let (health, counters) = (health.clone(), counters.clone());
-            PeerLink::start_in_arbiter(&arbiter.handle(), move |_| {
-                let awake = Awake::new(awake);
-                PeerLink::new(identity, transport, side, health, counters, awake, link_vitals)
-            })
-        };
-        // Set once, here, before the transport has a session that could report anything.
-        let _ = late_link.set(to_link.clone().recipient());
-        let (identity, faults, address) = (identity, faults.clone(), to_link.clone());
-        match link.role {
-            LinkRole::Receiver(listener) => {
-                listener.set_nonblocking(true).map_err(StartError::Io)?;
-                arbiter.spawn(async move {
-                    match TcpListener::from_std(listener) {
-                        Ok(listener) => tasks::listen(listener, identity, address).await,
-                        Err(error) => faults.pull(format!("link port: {error}")),
-                    }
-                });
-            }
-            LinkRole::Sender(peers) => {
-                for (line, peer) in (0..).zip(peers) {
-                    let (identity, address) = (identity.clone(), address.clone());
-                    arbiter.spawn(tasks::dial(line, peer, identity, address, health.clone(), faults.clone()));
-                }
-            }
-        }
-        let recipient = to_link.clone().recipient();
-        arbiter.spawn_fn(move || tick_every(TICK, recipient, || Tick));
-        linked = Some((to_link, arbiter, transport));
-    }
-    let to_link = linked.as_ref().map(|(address, ..)| address.clone());
-
-    buffers.run(BufferManager::new(
-        PoolState::new(pages, ring_pages, layout.page_tokens).sharing(prefix_cache).scattered(scattered),
-        hashed.clone(),
-        BufferManagerOutboxes {
-            decoder: outbox!("buffer_manager→decoder", to_decoder),
-            grown: outbox!("buffer_manager→decoder", to_decoder),
-            short: outbox!("buffer_manager→decoder", to_decoder),
-            adopted: outbox!("buffer_manager→decoder", to_decoder),
-            rejected: outbox!("buffer_manager→decoder", to_decoder),
-            prefiller: is_sender.then(|| outbox!("buffer_manager→prefiller", to_prefiller)),
-            frames: to_link.as_ref().map(|link| outbox!("buffer_manager→peer_link", link)),
-            breaks: to_link.as_ref().map(|link| outbox!("buffer_manager→peer_link", link)),
-        },
-        counters.clone(),
-        Awake::new(awake),
-        pulse_of("buffer_manager"),
-    ));
-    let runs_ahead = engine.runs_ahead();
-    let engine = EngineThread::spawn(engine, to_generator.clone().recipient(), pulse.clone())
-        .map_err(StartError::Io)?;
-    generator.run(Generator::new(
-        GeneratorState::new(
-            prefill_chunk_tokens,
-            step_limits,
-            layout.page_tokens,
-            model.eos_tokens.clone(),
-            runs_ahead,
-        ),
-        engine,
-        outbox!("generator→decoder", to_decoder),
-        is_sender.then(|| outbox!("generator→prefiller", to_prefiller)),
-        pulse_of("generator"),
-    ));
-    let decoder_config = DecoderConfig {
-        page_tokens: layout.page_tokens,
-        page_bytes,
-        eos_tokens: model.eos_tokens,
-        vocabulary: model.vocabulary,
-        pid,
-        growth_tokens: GROWTH_TOKENS,
-    };
-    decoder.run(Decoder::new(
-        DecoderState::new(decoder_config),
-        DecoderOutboxes {
-            reserve: outbox!("decoder→buffer_manager", to_buffers),
-            release: outbox!("decoder→buffer_manager", to_buffers),
-            grow: outbox!("decoder→buffer_manager", to_buffers),
-            computed: outbox!("decoder→buffer_manager", to_buffers),
-            start: outbox!("decoder→generator", to_generator),
-            extend: outbox!("decoder→generator", to_generator),
-            stop: outbox!("decoder→generator", to_generator),
-            over: outbox!("decoder→proxy", to_proxy),
-            frames: to_link.as_ref().map(|link| outbox!("decoder→peer_link", link)),
-        },
-        streams.clone(),
-        counters.clone(),
-        pulse_of("decoder"),
-    ));
-    proxy.run(Proxy::new(
-        ProxyState::new(layout.page_tokens, pages - ring_pages, local_if_sooner_by),
-        outbox!("proxy→decoder", to_decoder),
-        streams.clone(),
-        pulse_of("proxy"),
-    ));
-    tick_every(TICK, to_buffers.clone().recipient(), || Tick);
-    tick_every(TICK, to_generator.clone().recipient(), || Tick);
-    tick_every(TICK, to_decoder.clone().recipient(), || Tick);
-    tick_every(TICK, to_proxy.clone().recipient(), || Tick);
-    if let (true, Some((link, _, transport))) = (is_sender, &linked) {
-        let hashing = hashed
-            .map(|pages| HashThread::spawn(pages, to_transfer.clone().recipient()))
-            .transpose()
-            .map_err(StartError::Io)?;
-        transfer.run(Transfer::new(
-            TransferState::new(page_bytes, min_gbps, hashing.is_some(), pool.is_on_device(), pages_in_flight),
-            page_bytes,
-            hashing,
-            transport.clone(),
-            TransferOutboxes {
-                frames: outbox!("transfer→peer_link", link),
-                breaks: outbox!("transfer→peer_link", link),
-                sent: outbox!("transfer→prefiller", to_prefiller),
-                drained: outbox!("transfer→prefiller", to_prefiller),
-            },
-            Awake::new(awake),
-            pulse_of("transfer"),
-        ));
-        prefiller.run(Prefiller::new(
-            PrefillerState::new(PrefillerConfig {
-                page_tokens: layout.page_tokens,
-                page_bytes: layout.page_bytes(),
-                pool_pages: pages,
-                vocabulary: model.vocabulary,
-                context_tokens: model.context_tokens,
-            }),
-            PrefillerOutboxes {
-                reserve: outbox!("prefiller→buffer_manager", to_buffers),
-                release: outbox!("prefiller→buffer_manager", to_buffers),
-                computed: outbox!("prefiller→buffer_manager", to_buffers),
-                start: outbox!("prefiller→generator", to_generator),
-                stop: outbox!("prefiller→generator", to_generator),
-                puts: outbox!("prefiller→transfer", to_transfer),
-                cancels: outbox!("prefiller→transfer", to_transfer),
-                frames: outbox!("prefiller→peer_link", link),
-            },
-            counters.clone(),
-            pulse_of("prefiller"),
-        ));
-        tick_every(TICK, to_transfer.recipient(), || Tick);
-        tick_every(TICK, to_prefiller.clone().recipient(), || Tick);
-    }
-    let transport = linked.as_ref().map(|(.., transport)| transport.clone());
-    let watched = Watched { actors: vitals, engine: pulse, transport };
-    let watchdog = Watchdog::spawn(watched, health.clone(), faults.clone()).map_err(StartError::Io)?;
-    Ok(Node {
-        proxy: to_proxy,
-        abort: to_decoder.clone().recipient(),
-        streams,
-        health,
-        faults,
-        drop_all: to_decoder.recipient(),
-        request_pages: pages - ring_pages,
-        counters,
-        link: linked,
-        prefiller: is_sender.then_some(to_prefiller),
-        _watchdog: watchdog,
+    // A host's cores compute, and few are left for busy-polling.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let awake = if pool.is_on_device() && cores >= AWAKE_CORES { AWAKE } else { Duration::ZERO };
+    Ok(Parts {
+        model: engine.model().clone(),
+        pool,
+        ring_pages,
+        awake,
+        streams: Streams::default(),
+        counters: Counters::default(),
+        faults: KillSwitch::default(),
+        health: NodeHealth::default(),
+        vitals: Vec::new(),
     })
+}
+
+/// Starts the timers of all actors, and the dialling.
+fn tick(mailboxes: &Mailboxes, linked: Option<&linking::Linked>, health: &NodeHealth) {
+    let Mailboxes { proxy, decoder, buffer_manager, generator, transfer, prefiller, .. } = mailboxes.clone();
+    tick_every(TICK, proxy, || ToProxy::from(Tick));
+    tick_every(TICK, decoder, || ToDecoder::from(Tick));
+    tick_every(TICK, buffer_manager, || ToBufferManager::from(Tick));
+    tick_every(TICK, generator, || ToGenerator::from(Tick));
+    if let Some(transfer) = transfer {
+        tick_every(TICK, transfer, || ToTransfer::from(Tick));
+    }
+    if let Some(prefiller) = prefiller {
+        tick_every(TICK, prefiller, || ToPrefiller::from(Tick));
+    }
+    if let Some(linking::Linked { peer_link, arbiter, .. }) = linked {
+        let (recipient, health) = (peer_link.clone().recipient(), health.clone());
+        arbiter.spawn_fn(move || {
+            tick_every(TICK, recipient.clone(), move || ToPeerLink::from(HealthSeen(health.fault())));
+            tick_every(TICK, recipient, || ToPeerLink::from(Tick));
+        });
+        peer_link.do_send(StartDialling.into());
+    }
 }
 
 /// Why a node did not start.
@@ -451,25 +326,4 @@ fn ring_pages(ring_bytes: u64, page_bytes: u64, pages: u32) -> Option<u32> {
         tracing::info!(wanted, pages = ring, pool = pages, "ring clamped to half the page pool");
     }
     (ring > 0).then_some(ring)
-}
-
-type LateLink = Arc<std::sync::OnceLock<Recipient<TransportEvents>>>;
-
-/// Sorts the transport's events: completions to the transfer actor, the rest to the peer link, which starts later.
-/// One batch of completions holds at most what was in flight, so sending past the mailbox's bound is bounded too.
-fn sink(transfer: Recipient<TransportEvents>) -> (EventSink, LateLink) {
-    let late = LateLink::default();
-    let link = late.clone();
-    let sink = move |events: Vec<Event>| {
-        let (completions, sessions): (Vec<Event>, Vec<Event>) = events
-            .into_iter()
-            .partition(|event| matches!(event, Event::PutCompleted { .. } | Event::Flushed { .. }));
-        if !completions.is_empty() {
-            transfer.do_send(TransportEvents(completions));
-        }
-        if let (false, Some(link)) = (sessions.is_empty(), link.get()) {
-            link.do_send(TransportEvents(sessions));
-        }
-    };
-    (Box::new(sink), late)
 }

@@ -31,7 +31,7 @@ pub enum Route {
 ///
 /// Before it is sent, the request's sink stands in [`Streams`](crate::streams::Streams) under `request`; every
 /// request gets exactly one terminal event there, be it that it is [`Refused`].
-#[derive(Clone, Debug, Message)]
+#[derive(Clone, Debug, PartialEq, Message)]
 #[rtype(result = "()")]
 pub struct Generate {
     /// The request's name; unique in this process.
@@ -51,7 +51,7 @@ pub struct Generate {
 }
 
 /// The client is gone or wants no more tokens. Never refused; a request that has ended is ignored.
-#[derive(Clone, Copy, Debug, Message)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct AbortRequest {
     /// Which request.
@@ -74,6 +74,16 @@ pub enum Refused {
         /// Pages the pool has for requests: what the ring holds is not among them.
         usable: u32,
     },
+    /// The request does not fit as long as pages of lost sessions may still be written.
+    #[error(
+        "the request needs {needed} pages of KV and {usable} are left while pages of lost senders are quarantined; retry later or send it to another replica"
+    )]
+    NoRoom {
+        /// Pages the request needs.
+        needed: u32,
+        /// Pages that a request may have now.
+        usable: u32,
+    },
     /// The process is draining.
     #[error("server is shutting down; send the request to another replica")]
     ShuttingDown,
@@ -87,6 +97,7 @@ impl Refused {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::TooLarge { .. } => "too_large",
+            Self::NoRoom { .. } => "no_room",
             Self::ShuttingDown => "shutting_down",
             Self::Busy => "busy",
         }

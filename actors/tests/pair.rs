@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use ::actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use ::actors::request::{FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings};
 use ::actors::transfer::state::PAGES_IN_FLIGHT;
-use connector::loopback::LoopbackTransport;
+use connector::loopback::{LoopbackError, LoopbackTransport};
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
 use engine::{
     Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Source, Step,
@@ -194,7 +194,7 @@ fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> N
     }
     let damage = damage.clone();
     let ring_bytes = ring_pages * engine.pool.layout().page_bytes();
-    let transport: node::StartTransport<'_, std::io::Error> = Box::new(move |mut sink: EventSink| {
+    let transport: node::StartTransport<'_, LoopbackError> = Box::new(move |mut sink: EventSink| {
         let flushed = damage.clone();
         let sink: EventSink = Box::new(move |events| {
             if events.iter().any(|event| matches!(event, Event::Flushed { .. })) {
@@ -349,7 +349,7 @@ async fn a_client_that_leaves_frees_everything() {
         if request % 2 == 0 {
             drop(source);
         } else {
-            receiver.abort.do_send(::actors::request::AbortRequest {
+            receiver.abort().do_send(::actors::request::AbortRequest {
                 request: RequestId(request),
                 complete_with: None,
             });
@@ -427,7 +427,7 @@ async fn pass_on(address: String, cut: Arc<tokio::sync::Notify>) -> String {
 }
 
 #[actix::test]
-async fn where_peers_write_by_themselves_pages_wait_for_the_senders_word() {
+async fn a_lost_sender_without_proof_disables_no_other_sender() {
     let foreign = Damage { foreign_writes: true, ..Damage::default() };
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
@@ -438,9 +438,19 @@ async fn where_peers_write_by_themselves_pages_wait_for_the_senders_word() {
     until("it is ready", || receiver.peers() == 1).await;
     mute.shut_down(PATIENCE).await;
     until("its pages are set aside", || quarantined() == 4).await;
-    // Its ring is lost for good, so the next receiver of this test has a fresh one.
+    // They count against the pool and not against the ring: another sender serves as before.
+    let next = dial(&receiver, &address, 64).await;
+    for request in 0..3 {
+        let timings = answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("it goes well");
+        assert!(timings.disaggregated && quarantined() == 4, "{timings:?}");
+    }
+    next.shut_down(PATIENCE).await;
     receiver.shut_down(PATIENCE).await;
+}
 
+#[actix::test]
+async fn a_sender_that_dials_again_proves_that_its_last_session_has_drained() {
+    let foreign = Damage { foreign_writes: true, ..Damage::default() };
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
     let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);

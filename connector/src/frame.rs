@@ -13,9 +13,10 @@ use crate::transport::Descriptor;
 use crate::wire;
 
 /// Both sides must have the same.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
-/// One life of one process: what a process id alone does not say.
+/// One life of one process. A name, and no evidence: where the process runs, the kernel has to say
+/// ([`process`](crate::process)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Incarnation {
     /// Process id.
@@ -26,6 +27,8 @@ pub struct Incarnation {
     pub boot: u128,
     /// Where on that machine the process id means this process.
     pub pid_namespace: u64,
+    /// Drawn when the process started: cloned machines have all of the above in common.
+    pub random: u128,
 }
 
 impl fmt::Display for Incarnation {
@@ -129,7 +132,7 @@ impl Shape {
             if ours == theirs { Ok(()) } else { Err(Incompatible::Page { field, key, ours, theirs }) }
         };
         page("page length in tokens", "engine.page_tokens", &self.page_tokens, &theirs.page_tokens)?;
-        page("KV element type", "ring.device", &self.dtype, &theirs.dtype)?;
+        page("KV element type", "engine.device", &self.dtype, &theirs.dtype)?;
         page("number of layers", "--model", &self.layers, &theirs.layers)?;
         page("number of KV heads", "--model", &self.kv_heads, &theirs.kv_heads)?;
         page("head size", "--model", &self.head_dim, &theirs.head_dim)?;

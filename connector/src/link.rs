@@ -14,6 +14,8 @@ use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use hmac::{Hmac, KeyInit, Mac};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -23,6 +25,7 @@ use tokio::time::timeout;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::frame::{Answer, Challenge, Frame, Hello, Incompatible, PROTOCOL_VERSION, Welcome, peer_text};
+use crate::process::{Pidfd, Presence};
 use crate::wire::{self, FRAME_BYTES_MAX, WireError};
 
 /// A side that has sent nothing for this long sends a heartbeat.
@@ -147,6 +150,13 @@ impl Nonces {
         if known { Ok(()) } else { Err(Incompatible::Secret) }
     }
 
+    /// The name under which the dialer shows itself to a listener on the same host: nobody else can know it in time.
+    fn presence(&self) -> String {
+        let digest = Sha256::new().chain_update(b"baton presence");
+        let digest = digest.chain_update(self.listener).chain_update(self.dialer).finalize();
+        digest.iter().take(16).fold("baton-".to_owned(), |name, byte| format!("{name}{byte:02x}"))
+    }
+
     /// A number that both sides know and no other session has: the seed of its page hashes.
     pub fn session_seed(&self) -> u64 {
         let digest = Sha256::new().chain_update(self.listener).chain_update(self.dialer).finalize();
@@ -161,6 +171,7 @@ pub struct Link {
     socket: Socket,
     peer: SocketAddr,
     nonces: Nonces,
+    dialer: Option<Pidfd>,
 }
 
 impl Link {
@@ -175,7 +186,7 @@ impl Link {
             return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "connection to itself").into());
         }
         let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec();
-        Ok(Self { socket: Framed::new(stream, codec), peer, nonces })
+        Ok(Self { socket: Framed::new(stream, codec), peer, nonces, dialer: None })
     }
 
     /// The other end's address.
@@ -186,6 +197,11 @@ impl Link {
     /// What both sides have drawn.
     pub fn nonces(&self) -> Nonces {
         self.nonces
+    }
+
+    /// After [`accept`](Self::accept): the dialer's process, if the kernel says that it runs on this host; once.
+    pub fn take_dialer(&mut self) -> Option<Pidfd> {
+        self.dialer.take()
     }
 
     /// Dials a listener, answers its challenge and waits for its welcome. `hello.proof` is filled in here.
@@ -208,6 +224,8 @@ impl Link {
         }
         link.nonces.listener = challenge.nonce;
         hello.proof = link.nonces.prove(secret, Prover::Dialer);
+        // Until the listener has answered. Where the system refuses, the listener only lacks a proof.
+        let _presence = Presence::show(&link.nonces.presence());
         link.send(&hello).await?;
         let welcome = match link.receive::<Answer>().await? {
             Answer::Welcome(welcome) => welcome,
@@ -241,12 +259,30 @@ impl Link {
             Err(Incompatible::Protocol { ours: PROTOCOL_VERSION, theirs: hello.protocol })
         };
         match verdict {
-            Ok(()) => Ok((link, hello)),
+            Ok(()) => {
+                link.find_dialer().await?;
+                Ok((link, hello))
+            }
             Err(incompatible) => {
                 link.refuse(incompatible.to_string()).await?;
                 Err(incompatible.into())
             }
         }
+    }
+
+    /// Looks for the dialer's process on this host. One that has ended before it was looked for is refused: it could never be
+    /// proved gone.
+    async fn find_dialer(&mut self) -> Result<(), LinkError> {
+        let found = timeout(HANDSHAKE, Pidfd::find(&self.nonces.presence())).await;
+        self.dialer = found.ok().and_then(Result::ok);
+        if self.dialer.is_none() && self.has_hung_up() { Err(LinkError::Closed) } else { Ok(()) }
+    }
+
+    /// Whether the peer has closed the connection and all that it sent was read.
+    fn has_hung_up(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        self.socket.read_buffer().is_empty()
+            && !matches!(recv(self.socket.get_ref(), &mut [0; 1], flags), Ok((_, 1..)) | Err(Errno::AGAIN))
     }
 
     /// Ends the handshake: the session is up.

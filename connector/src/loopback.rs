@@ -5,7 +5,7 @@
 //! reports a page before its flush fails here and not first on a GPU. (Past 64 MiB held back, the oldest arrive early.)
 //! A receiver that closes its session, or goes away, fails the sender's.
 
-use crate::memory::Region;
+use crate::memory::{MemoryKind, Region};
 use crate::transport::queue::{Driver, Queue, StopOnExit};
 use crate::transport::{
     Command, Descriptor, Event, EventSink, SubmitError, Ticket, Transport, TransportError, TransportSession,
@@ -148,6 +148,28 @@ impl Session {
     }
 }
 
+/// The loopback transport could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoopbackError {
+    /// The region is not host memory.
+    #[error("the loopback transport copies host memory only, and the region is {0:?} memory")]
+    Memory(MemoryKind),
+    /// The operating system refused the thread or its doorbell.
+    #[error("the loopback thread does not start: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+impl LoopbackError {
+    /// One word for metrics, logs and JSON.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Memory(_) => "memory",
+            Self::Thread(_) => "thread",
+        }
+    }
+}
+
 /// The loopback transport; transports of one process find each other by their descriptors.
 pub struct LoopbackTransport {
     driver: Driver,
@@ -155,7 +177,13 @@ pub struct LoopbackTransport {
 
 impl LoopbackTransport {
     /// Starts the thread; `sink` gets every event on it.
-    pub fn start(region: Region, sink: EventSink) -> std::io::Result<Self> {
+    ///
+    /// # Errors
+    /// The region is not host memory, or the thread cannot be started.
+    pub fn start(region: Region, sink: EventSink) -> Result<Self, LoopbackError> {
+        if region.kind() != MemoryKind::Host {
+            return Err(LoopbackError::Memory(region.kind()));
+        }
         let queue = Queue::new()?;
         let on_thread = Arc::clone(&queue);
         let thread = std::thread::Builder::new().name("baton-loopback".into()).spawn(move || {
@@ -316,5 +344,20 @@ impl Thread {
         let mut flush = |outlet: &mut Outlet| outlet.held.is_empty() || outlet.deliver(0).is_ok();
         let flushed = found.outlet.as_mut().is_none_or(&mut flush);
         Event::Closed { session, drained: flushed && !found.put_failed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_region_is_refused() {
+        let host = Region::host(64);
+        let device = Region::on_device(host.base(), host.bytes(), Arc::new(host.clone()));
+        let error = LoopbackTransport::start(device, Box::new(drop)).err().expect("refused");
+        assert!(matches!(error, LoopbackError::Memory(MemoryKind::Cuda)), "{error}");
+        assert_eq!(error.kind(), "memory");
+        LoopbackTransport::start(host, Box::new(drop)).expect("host memory is served");
     }
 }

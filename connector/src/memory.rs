@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicU8;
 pub enum MemoryKind {
     /// Ordinary host memory.
     Host,
-    /// A CUDA device's memory, from plain `cuMemAlloc`. Its addresses mean nothing to the host.
+    /// A CUDA device's memory, from plain `cuMemAlloc`. The host must not dereference its addresses.
     Cuda,
 }
 
@@ -28,8 +28,8 @@ pub struct Region {
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
-// SAFETY: a region is an address and a length; dereferencing it is `unsafe` at each use, and `_owner` keeps the
-// memory mapped for as long as any clone exists on any thread.
+// SAFETY: a region is an address and a length; dereferencing it is `unsafe` at each use, which checks that it is host memory
+// (`at`), and `_owner` keeps the memory mapped for as long as any clone exists on any thread.
 unsafe impl Send for Region {}
 // SAFETY: as above; no method reads or writes the memory through `&self` without `unsafe`.
 unsafe impl Sync for Region {}
@@ -58,8 +58,11 @@ impl Region {
         unsafe { Self::new(base, bytes, MemoryKind::Host, owner) }
     }
 
-    /// Names `bytes` bytes at `base` on a CUDA device, kept alive by `owner`. Nothing here reads or writes there; a transport that
-    /// registers the region has the driver check that it is device memory.
+    /// Names `bytes` bytes at `base` on a CUDA device, kept alive by `owner`.
+    ///
+    /// This function is safe because it promises nothing about the memory: [`at`](Self::at), which all code that copies or
+    /// reads on the host goes through, gives no pointer into a device region. What uses the address itself hands it to the
+    /// device's driver, as device memory.
     pub fn on_device(base: NonNull<u8>, bytes: usize, owner: Arc<dyn Any + Send + Sync>) -> Self {
         Self { base, bytes, kind: MemoryKind::Cuda, _owner: owner }
     }
@@ -80,7 +83,7 @@ impl Region {
         unsafe { Self::new(base, bytes, MemoryKind::Host, Arc::new(owner)) }
     }
 
-    /// The first byte's address in this process.
+    /// The first byte's address: of this process for host memory, else of the device.
     pub fn base(&self) -> NonNull<u8> {
         self.base
     }
@@ -95,19 +98,45 @@ impl Region {
         self.kind
     }
 
-    /// The address of `offset`, if `offset..offset + bytes` lies inside the region.
-    pub fn at(&self, offset: u64, bytes: u64) -> Option<NonNull<u8>> {
+    /// The address of `offset`, if `offset..offset + bytes` lies inside the region; for a library that knows the region's kind.
+    /// The host may dereference it only if the region is host memory: see [`at`](Self::at).
+    pub fn address(&self, offset: u64, bytes: u64) -> Option<NonNull<u8>> {
         let end = offset.checked_add(bytes)?;
         if end > self.bytes as u64 {
             return None;
         }
-        // SAFETY: `offset` is at most the region's length, so the sum stays inside (or one past) its allocation.
-        Some(unsafe { self.base.add(offset as usize) })
+        // Saturates where a device region that names addresses it does not have would overflow.
+        Some(self.base.map_addr(|base| base.saturating_add(offset as usize)))
+    }
+
+    /// A pointer to `offset`, if the region is host memory and `offset..offset + bytes` lies inside it.
+    pub fn at(&self, offset: u64, bytes: u64) -> Option<NonNull<u8>> {
+        self.address(offset, bytes).filter(|_| self.kind == MemoryKind::Host)
     }
 }
 
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Region").field("bytes", &self.bytes).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_inside_have_an_address_and_only_host_memory_has_pointers() {
+        let host = Region::host(128);
+        let device = Region::on_device(host.base(), host.bytes(), Arc::new(host.clone()));
+        for (offset, bytes, inside) in
+            [(0, 128, true), (128, 0, true), (64, 65, false), (129, 0, false), (u64::MAX, 2, false)]
+        {
+            assert_eq!(host.at(offset, bytes).is_some(), inside, "{bytes} bytes at {offset}");
+            assert_eq!(device.address(offset, bytes), host.at(offset, bytes));
+            assert_eq!(device.at(offset, bytes), None, "the host may not dereference a device's memory");
+        }
+        let distance = host.at(100, 1).map(|at| at.addr().get() - host.base().addr().get());
+        assert_eq!(distance, Some(100));
     }
 }

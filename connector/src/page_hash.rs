@@ -13,7 +13,7 @@
 //! The accumulation is that of XXH3 (Yann Collet), whose analysis it shares, without the scrambling between blocks:
 //! a segment is short enough not to need it.
 
-use crate::memory::{MemoryKind, Region};
+use crate::memory::Region;
 
 /// Bytes hashed independently of the rest.
 const SEGMENT: usize = 4096;
@@ -70,7 +70,7 @@ impl PageSeed {
 /// Reads the memory as it is: the caller knows that nobody writes it now, or that what it reads is thrown away.
 /// Some 25 µs for 720 KiB from memory on one core with AVX-512: `cargo run --release -p connector --example hash_bench`.
 pub fn page_hash(region: &Region, offset: u64, bytes: u64, seed: PageSeed) -> Option<u64> {
-    let base = region.at(offset, bytes).filter(|_| region.kind() == MemoryKind::Host)?;
+    let base = region.at(offset, bytes)?;
     // SAFETY: `at` has checked that the range lies in the region, which is the host's and alive for this call.
     let content = unsafe { content(base.as_ptr(), bytes as usize) };
     Some(finished(content, bytes, seed))

@@ -1,79 +1,97 @@
-//! Processes as the kernel of this host knows them: who we are, and when a peer is gone for good.
+//! Processes as the kernel of this host knows them: this process's incarnation, and proof that a dialer has ended.
 //!
-//! A process that is gone puts nothing any more. That is proof where the peer runs on this host, in our PID namespace: a
-//! pidfd names one process for ever, and turns readable when that process has ended.
+//! A process that has ended writes nothing any more. Using that as proof takes a pidfd of the very process that dialled.
+//! What a peer says of itself cannot lead to one: after a virtual machine was cloned, two machines have the same boot id and
+//! PID namespace number, and a process id of one may be free, or another process, on the other. So the kernel has to say it.
+//! During the handshake the dialer listens on an abstract Unix socket whose name depends on both sides' fresh nonces, and the
+//! listener connects to it. That succeeds only on the same kernel, and the kernel then tells the listener which process it is.
+//! Where it does not succeed (another host, another network namespace) there is no proof.
 
-use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
 
 use crate::frame::Incarnation;
 
 impl Incarnation {
-    /// This life of this process, as `/proc` tells it.
+    /// This life of this process: what `/proc` tells, and a random number, so that no two processes have the same.
     ///
     /// # Errors
-    /// `/proc` cannot be read.
+    /// `/proc` cannot be read or understood, or there are no random bytes.
     pub fn current() -> io::Result<Self> {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Self {
             pid: std::process::id(),
-            start_ticks: start_ticks("self")?,
-            boot: u128::from_str_radix(&boot.trim().replace('-', ""), 16).unwrap_or_default(),
+            start_ticks: start_ticks()?,
+            boot: boot(&std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?)?,
             pid_namespace: std::fs::metadata("/proc/self/ns/pid")?.ino(),
+            random: u128::from_le_bytes(random),
         })
     }
 }
 
-fn start_ticks(process: &str) -> io::Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // The command name, in parentheses, may hold spaces; the start time is the 20th field after it.
-    let ticks = stat.rsplit_once(") ").and_then(|(_, after)| after.split(' ').nth(19)?.parse().ok());
-    ticks.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no start time in {stat:?}")))
+fn invalid(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
-/// Whether and how the end of a peer's process can be seen from here.
+fn boot(text: &str) -> io::Result<u128> {
+    let digits = text.trim().replace('-', "");
+    u128::from_str_radix(&digits, 16).map_err(|_| invalid(format!("{text:?} is no boot id")))
+}
+
+fn start_ticks() -> io::Result<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // The command name, in parentheses, may hold spaces; the start time is the 20th field after it.
+    let ticks = stat.rsplit_once(") ").and_then(|(_, after)| after.split(' ').nth(19)?.parse().ok());
+    ticks.ok_or_else(|| invalid(format!("no start time in {stat:?}")))
+}
+
+/// The dialer's side: as long as this lives, a listener on the same host can find this process by the name.
 #[derive(Debug)]
-pub enum Watch {
-    /// It cannot: another host or another PID namespace, or the kernel refuses.
-    Blind,
-    /// It has ended already.
-    Gone,
-    /// It lives, and its end will be seen.
-    Alive(Pidfd),
+pub(crate) struct Presence(#[expect(dead_code, reason = "open for others to connect to")] UnixListener);
+
+impl Presence {
+    /// Shows this process under a name that only the listener of one handshake knows.
+    pub(crate) fn show(name: &str) -> io::Result<Self> {
+        UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?).map(Self)
+    }
 }
 
 /// One process, for ever: its number cannot come to mean another one.
 #[derive(Debug)]
 pub struct Pidfd(AsyncFd<OwnedFd>);
 
-impl Watch {
-    /// Looks for `peer` among the processes of this host. On a tokio runtime with I/O.
-    pub fn new(peer: &Incarnation) -> Self {
-        let Ok(ours) = Incarnation::current() else { return Self::Blind };
-        if (peer.boot, peer.pid_namespace) != (ours.boot, ours.pid_namespace) {
-            return Self::Blind;
-        }
-        let fd = match pidfd_open(peer.pid) {
-            Ok(fd) => fd,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Self::Gone,
-            Err(_) => return Self::Blind,
-        };
-        // Read after the pidfd was opened: if the start time is the peer's, so is the pidfd. Where it cannot be read, the end of
-        // whatever has the number now still means that the peer is gone.
-        if start_ticks(&peer.pid.to_string()).is_ok_and(|ticks| ticks != peer.start_ticks) {
-            return Self::Gone;
+impl Pidfd {
+    /// The process that shows its [`Presence`] under this name on this host. On a tokio runtime with I/O.
+    ///
+    /// # Errors
+    /// There is none, it is in another PID namespace, or it has ended.
+    pub(crate) async fn find(name: &str) -> io::Result<Self> {
+        let stream = UnixStream::connect(OsStr::from_bytes(format!("\0{name}").as_bytes())).await?;
+        // The process that listens, by its number in our PID namespace; 0 if it has none there.
+        let pid = stream.peer_cred()?.pid().and_then(Pid::from_raw);
+        let fd = pidfd_open(pid.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::NONBLOCK)?;
+        // The number may have changed hands before the pidfd was opened. It has not if the process lives afterwards, and then
+        // the connection is still open.
+        match stream.into_std()?.read(&mut [0]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => return Err(io::ErrorKind::NotConnected.into()),
         }
         // SAFETY: an `OwnedFd` is its descriptor's only owner, names the same one for ever and closes it when dropped.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
-        fd.map_or(Self::Blind, |fd| Self::Alive(Pidfd(fd)))
+        Ok(Self(fd?))
     }
-}
 
-impl Pidfd {
     /// Waits until the process has ended.
     ///
     /// # Errors
@@ -83,54 +101,69 @@ impl Pidfd {
     }
 }
 
-fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
-    let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
-    if pid <= 0 {
-        return Err(io::Error::from_raw_os_error(libc::ESRCH));
-    }
-    // SAFETY: pidfd_open takes a process id and flags by value and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let fd = RawFd::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
-    // SAFETY: the call above succeeded, so `fd` is a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::BufRead;
     use std::process::{Command, Stdio};
+    use std::time::Duration;
 
     use super::*;
 
-    fn incarnation_of(pid: u32) -> Incarnation {
-        let start_ticks = start_ticks(&pid.to_string()).expect("it lives");
-        Incarnation { pid, start_ticks, ..Incarnation::current().expect("/proc") }
+    /// Set in the child process of a test: the name under which it shows itself.
+    const NAME: &str = "BATON_TEST_PRESENCE";
+
+    /// Not a test of its own: what a child process of the tests below runs.
+    #[test]
+    fn child() {
+        let Ok(name) = std::env::var(NAME) else { return };
+        let _presence = Presence::show(&name).expect("a free name");
+        println!("@shown");
+        std::thread::sleep(Duration::from_secs(600));
+    }
+
+    fn unique(name: &str) -> String {
+        format!("baton-test-{name}-{:032x}", Incarnation::current().expect("/proc").random)
     }
 
     #[tokio::test]
     async fn the_end_of_a_process_is_seen() {
-        let mut child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().expect("sleep");
-        let peer = incarnation_of(child.id());
-        let Watch::Alive(pidfd) = Watch::new(&peer) else { panic!("a living process is watched") };
-        let early = tokio::time::timeout(std::time::Duration::from_millis(50), pidfd.gone()).await;
+        let name = unique("end");
+        let mut child = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "process::tests::child", "--nocapture"])
+            .env(NAME, &name)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("this program");
+        let output = io::BufReader::new(child.stdout.take().expect("piped"));
+        let shown = output.lines().map_while(Result::ok).any(|line| line.contains("@shown"));
+        assert!(shown, "it shows itself");
+        let pidfd = Pidfd::find(&name).await.expect("it lives");
+        let early = tokio::time::timeout(Duration::from_millis(50), pidfd.gone()).await;
         assert!(early.is_err(), "it lives");
         child.kill().expect("ours");
         pidfd.gone().await.expect("seen before it is waited for");
+        assert!(Pidfd::find(&name).await.is_err(), "it is gone");
         child.wait().expect("ours");
-        assert!(matches!(Watch::new(&peer), Watch::Gone));
     }
 
     #[tokio::test]
-    async fn another_process_of_the_same_number_is_not_the_peer() {
-        let ours = Incarnation::current().expect("/proc");
-        assert!(matches!(Watch::new(&ours), Watch::Alive(_)));
-        let before = Incarnation { start_ticks: ours.start_ticks - 1, ..ours };
-        assert!(matches!(Watch::new(&before), Watch::Gone));
-        assert!(matches!(Watch::new(&Incarnation { boot: !ours.boot, ..ours }), Watch::Blind));
-        let elsewhere = Incarnation { pid_namespace: !ours.pid_namespace, ..ours };
-        assert!(matches!(Watch::new(&elsewhere), Watch::Blind));
-        assert!(matches!(Watch::new(&Incarnation { pid: u32::MAX, ..ours }), Watch::Gone));
+    async fn a_process_is_found_only_while_it_shows_itself() {
+        let name = unique("while");
+        assert!(Pidfd::find(&name).await.is_err());
+        let presence = Presence::show(&name).expect("a free name");
+        Pidfd::find(&name).await.expect("this process");
+        drop(presence);
+        assert!(Pidfd::find(&name).await.is_err());
+    }
+
+    #[test]
+    fn incarnations_differ_and_a_boot_id_is_not_made_up() {
+        let (one, other) = (Incarnation::current().expect("/proc"), Incarnation::current().expect("/proc"));
+        assert_eq!(Incarnation { random: one.random, ..other }, one, "the same process");
+        assert_ne!(one, other, "as a clone of it would be");
+        assert_eq!(boot("0f000000-0000-0000-0000-000000000001\n").expect("a boot id"), (0xf << 120) + 1);
+        for text in ["", "unknown\n"] {
+            assert!(boot(text).is_err(), "{text:?}");
+        }
     }
 }

@@ -44,7 +44,7 @@ impl Descriptor {
 }
 
 /// What a transport is asked to do. Each accepted command gets exactly one answer; shutting down answers too.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Creates the session's worker. Answered by [`Event::Opened`].
     Open {
@@ -87,6 +87,19 @@ pub enum Command {
         /// Any session; closing one that is not open is answered, with `drained: false`.
         session: TransportSession,
     },
+}
+
+impl Command {
+    /// The event that answers this command when it fails. A [`Close`](Self::Close) does not fail by itself; its session then reports
+    /// [`Event::Failed`].
+    pub fn failed(self, error: TransportError) -> Event {
+        match self {
+            Self::Open { session } => Event::Opened { session, result: Err(error) },
+            Self::Put { session, ticket, .. } => Event::PutCompleted { session, ticket, result: Err(error) },
+            Self::Flush { session, ticket } => Event::Flushed { session, ticket, result: Err(error) },
+            Self::Connect { session, .. } | Self::Close { session } => Event::Failed { session, error },
+        }
+    }
 }
 
 /// What a transport reports, in order for one session.
@@ -170,6 +183,9 @@ pub enum TransportError {
     /// The session was closed before the operation ran.
     #[error("session closed before the operation ran")]
     Closed,
+    /// The command was not accepted.
+    #[error(transparent)]
+    NotTaken(SubmitError),
     /// The peer's descriptor cannot be used.
     #[error("peer descriptor: {0}")]
     Descriptor(String),
@@ -183,6 +199,7 @@ impl TransportError {
             Self::NotConnected(_) => "not_connected",
             Self::OutOfRegion { .. } => "out_of_region",
             Self::Closed => "closed",
+            Self::NotTaken(_) => "not_taken",
             Self::Descriptor(_) => "descriptor",
         }
     }

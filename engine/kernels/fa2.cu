@@ -33,39 +33,64 @@ struct Params : flashinfer::BatchPrefillPagedParams<Element, Element, Element, i
 
 }  // namespace
 
+// What Rust calls with: `engine/src/gpu/arguments.rs` declares the same, and a test there compares the two.
+struct Fa2Run {
+  __nv_bfloat16* partial_out;
+  float* partial_sums;
+  int32_t* piece_rows;
+  int32_t* piece_places;
+  const int32_t* piece_lengths;
+  bool* piece_flags;
+  int32_t* zeros;
+  int32_t* row_pieces;
+  __nv_bfloat16* q;
+  __nv_bfloat16* k_pool;
+  __nv_bfloat16* v_pool;
+  int32_t* row_starts;
+  int32_t* page_starts;
+  int32_t* kv_pages;
+  int32_t* last_page_tokens;
+  __nv_bfloat16* out;
+  int64_t page_stride;
+  uint32_t pieces;
+  uint32_t rows;
+  uint32_t page_tokens;
+  uint32_t heads;
+  uint32_t kv_heads;
+  float scale;
+};
+static_assert(sizeof(Fa2Run) == 160);
+
 // Attends with row r to the keys and values of sequence r, a block a piece. `k_pool` and `v_pool` point at the layer's keys and values in page 0;
-// `page_stride` counts elements. `pieces` blocks are launched; block b does the `piece_place[b]`-th `piece_tokens[b]` tokens of sequence
-// `piece_row[b]`, or nothing unless `piece_is[b]`, but its lengths are positive all the same. `row_pieces[r]` is the number of pieces before row
+// `page_stride` counts elements. `pieces` blocks are launched; block b does the `piece_places[b]`-th `piece_lengths[b]` tokens of sequence
+// `piece_rows[b]`, or nothing unless `piece_flags[b]`, but its lengths are positive all the same. `row_pieces[r]` is the number of pieces before row
 // r's. `zeros` holds `pieces` of them. `partial_out` has room for pieces * heads * head_dim bf16, `partial_sums` for pieces * heads floats.
 // `heads / kv_heads` is 16 at most.
-extern "C" int JOIN(baton_fa2_run_, BATON_HEAD_DIM)(
-    __nv_bfloat16* partial_out, float* partial_sums, uint32_t pieces, int32_t* piece_row, int32_t* piece_place,
-    const int32_t* piece_tokens, bool* piece_is, int32_t* zeros, int32_t* row_pieces, __nv_bfloat16* q, __nv_bfloat16* k_pool,
-    __nv_bfloat16* v_pool, int64_t page_stride, uint32_t page_tokens, uint32_t heads, uint32_t kv_heads, uint32_t rows,
-    int32_t* qo_indptr, int32_t* kv_indptr, int32_t* kv_indices, int32_t* last_page_len, __nv_bfloat16* out, float scale,
-    cudaStream_t stream) {
+extern "C" int JOIN(baton_fa2_run_, BATON_HEAD_DIM)(const Fa2Run* arguments, cudaStream_t stream) {
+  const Fa2Run& of = *arguments;
   // FlashInfer keeps it in 32 bits.
-  if (page_stride < 0 || page_stride > UINT32_MAX || heads > TILE * kv_heads) return cudaErrorInvalidValue;
+  if (of.page_stride < 0 || of.page_stride > UINT32_MAX || of.heads > TILE * of.kv_heads) return cudaErrorInvalidValue;
   return guarded([&] {
-    const int64_t strides[3] = {page_stride, int64_t{kv_heads} * HEAD_DIM, HEAD_DIM};
-    flashinfer::paged_kv_t<Element, int32_t> pages(kv_heads, page_tokens, HEAD_DIM, rows, flashinfer::QKVLayout::kNHD,
-                                                   k_pool, v_pool, strides, kv_indices, kv_indptr, last_page_len);
-    Params params(q, pages, /*maybe_custom_mask=*/nullptr, qo_indptr, /*maybe_mask_indptr=*/nullptr,
-                  /*maybe_q_rope_offset=*/nullptr, out, /*lse=*/nullptr, /*maybe_alibi_slopes=*/nullptr, heads,
-                  /*q_stride_n=*/heads * HEAD_DIM, /*q_stride_h=*/HEAD_DIM, /*window_left=*/-1,
-                  /*logits_soft_cap=*/0.f, scale, /*rope_scale=*/1.f, /*rope_theta=*/1e4f);
-    params.request_indices = piece_row;
-    params.qo_tile_indices = zeros;
-    params.kv_tile_indices = piece_place;
-    params.kv_chunk_size_ptr = PieceTokens{piece_tokens};
-    params.block_valid_mask = piece_is;
-    params.o_indptr = params.merge_indptr = row_pieces;
-    params.padded_batch_size = pieces;
-    params.max_total_num_rows = rows;
+    const int64_t strides[3] = {of.page_stride, int64_t{of.kv_heads} * HEAD_DIM, HEAD_DIM};
+    flashinfer::paged_kv_t<Element, int32_t> pages(of.kv_heads, of.page_tokens, HEAD_DIM, of.rows, flashinfer::QKVLayout::kNHD,
+                                                   of.k_pool, of.v_pool, strides, of.kv_pages, of.page_starts,
+                                                   of.last_page_tokens);
+    Params params(of.q, pages, /*maybe_custom_mask=*/nullptr, of.row_starts, /*maybe_mask_indptr=*/nullptr,
+                  /*maybe_q_rope_offset=*/nullptr, of.out, /*lse=*/nullptr, /*maybe_alibi_slopes=*/nullptr, of.heads,
+                  /*q_stride_n=*/of.heads * HEAD_DIM, /*q_stride_h=*/HEAD_DIM, /*window_left=*/-1,
+                  /*logits_soft_cap=*/0.f, of.scale, /*rope_scale=*/1.f, /*rope_theta=*/1e4f);
+    params.request_indices = of.piece_rows;
+    params.qo_tile_indices = of.zeros;
+    params.kv_tile_indices = of.piece_places;
+    params.kv_chunk_size_ptr = PieceTokens{of.piece_lengths};
+    params.block_valid_mask = of.piece_flags;
+    params.o_indptr = params.merge_indptr = of.row_pieces;
+    params.padded_batch_size = of.pieces;
+    params.max_total_num_rows = of.rows;
     params.partition_kv = true;
     return flashinfer::BatchPrefillWithPagedKVCacheDispatched<
         /*SAME_KV_STRIDES=*/true, TILE, HEAD_DIM, HEAD_DIM, flashinfer::PosEncodingMode::kNone,
-        /*USE_FP16_QK_REDUCTION=*/false, flashinfer::MaskMode::kCausal, Variant, Params>(params, partial_out, partial_sums,
+        /*USE_FP16_QK_REDUCTION=*/false, flashinfer::MaskMode::kCausal, Variant, Params>(params, of.partial_out, of.partial_sums,
                                                                                          /*enable_pdl=*/true, stream);
   });
 }

@@ -43,53 +43,85 @@ cudaError_t run(Params& params, cudaStream_t stream) {
 
 }  // namespace
 
+// What Rust calls with: `engine/src/gpu/arguments.rs` declares the same, and a test there compares the two.
+struct Fa3Plan {
+  void* int_workspace;
+  void* host_pinned;
+  uint64_t int_bytes;
+  int64_t* host_plan;
+  const int32_t* host_row_starts;
+  const int32_t* host_page_starts;
+  const int32_t* host_kv_tokens;
+  uint32_t rows;
+  uint32_t chunks;
+  uint32_t heads;
+  uint32_t kv_heads;
+  uint32_t page_tokens;
+};
+static_assert(sizeof(Fa3Plan) == 80);
+
+struct Fa3Run {
+  void* int_workspace;
+  const int64_t* host_plan;
+  __nv_bfloat16* q;
+  __nv_bfloat16* k_pool;
+  __nv_bfloat16* v_pool;
+  int32_t* kv_pages;
+  __nv_bfloat16* out;
+  int64_t page_stride;
+  int64_t rows;
+  int32_t page_tokens;
+  int32_t heads;
+  int32_t kv_heads;
+  float scale;
+};
+static_assert(sizeof(Fa3Run) == 88);
+
 // Shares the step's query tiles out among the multiprocessors: once a step, for all its layers. Copies the schedule from
-// `pinned` to `int_workspace` on the stream, so neither may be planned into again before that copy has run.
-extern "C" int JOIN(baton_fa3_plan_, BATON_HEAD_DIM)(void* int_workspace, void* pinned, size_t int_bytes, int64_t* plan, int32_t* qo_indptr,
-                                                     int32_t* kv_indptr, int32_t* kv_len, uint32_t rows, uint32_t batch,
-                                                     uint32_t heads, uint32_t kv_heads, uint32_t page_tokens,
-                                                     cudaStream_t stream) {
+// `host_pinned` to `int_workspace` on the stream, so neither may be planned into again before that copy has run. `host_plan` has 32 places.
+extern "C" int JOIN(baton_fa3_plan_, BATON_HEAD_DIM)(const Fa3Plan* arguments, cudaStream_t stream) {
+  const Fa3Plan& of = *arguments;
+  // FlashInfer only reads the lists, but does not say so.
+  const auto list = [](const int32_t* numbers) { return const_cast<int32_t*>(numbers); };
   return guarded([&] {
     flashinfer::PrefillPlanSM90Info info;
     cudaError_t error = flashinfer::PrefillSM90Plan<int32_t>(
-        /*float_buffer=*/nullptr, 0, int_workspace, pinned, int_bytes, info, qo_indptr, kv_indptr, kv_len, rows, batch,
-        heads, kv_heads, HEAD_DIM, HEAD_DIM, page_tokens, /*causal=*/true, /*enable_cuda_graph=*/false, sizeof(Element), stream);
-    if (error == cudaSuccess) store(info, plan);
+        /*float_buffer=*/nullptr, 0, of.int_workspace, of.host_pinned, of.int_bytes, info, list(of.host_row_starts),
+        list(of.host_page_starts), list(of.host_kv_tokens), of.rows, of.chunks, of.heads, of.kv_heads, HEAD_DIM, HEAD_DIM,
+        of.page_tokens, /*causal=*/true, /*enable_cuda_graph=*/false, sizeof(Element), stream);
+    if (error == cudaSuccess) store(info, of.host_plan);
     return error;
   });
 }
 
 // Attends with every query row to the keys and values of its request, up to its own place. `k_pool` and `v_pool` point at
 // the layer's keys and values in page 0; strides count elements.
-extern "C" int JOIN(baton_fa3_run_, BATON_HEAD_DIM)(void* int_workspace, const int64_t* plan, __nv_bfloat16* q,
-                                                    __nv_bfloat16* k_pool, __nv_bfloat16* v_pool, int64_t page_stride,
-                                                    int page_tokens, int heads, int kv_heads, int64_t rows,
-                                                    int32_t* kv_indices, __nv_bfloat16* out, float scale,
-                                                    cudaStream_t stream) {
+extern "C" int JOIN(baton_fa3_run_, BATON_HEAD_DIM)(const Fa3Run* arguments, cudaStream_t stream) {
+  const Fa3Run& of = *arguments;
   return guarded([&] {
-    auto info = load<flashinfer::PrefillPlanSM90Info>(plan);
-    auto at = [&](int64_t offset) { return flashinfer::GetPtrFromBaseOffset<int32_t>(int_workspace, offset); };
+    auto info = load<flashinfer::PrefillPlanSM90Info>(of.host_plan);
+    auto at = [&](int64_t offset) { return flashinfer::GetPtrFromBaseOffset<int32_t>(of.int_workspace, offset); };
     Params params{};
-    params.q_ptr = reinterpret_cast<Element*>(q);
-    params.k_ptr = reinterpret_cast<Element*>(k_pool);
-    params.v_ptr = reinterpret_cast<Element*>(v_pool);
-    params.o_ptr = reinterpret_cast<Element*>(out);
+    params.q_ptr = reinterpret_cast<Element*>(of.q);
+    params.k_ptr = reinterpret_cast<Element*>(of.k_pool);
+    params.v_ptr = reinterpret_cast<Element*>(of.v_pool);
+    params.o_ptr = reinterpret_cast<Element*>(of.out);
 
-    params.q_stride_n = params.o_stride_n = int64_t{heads} * HEAD_DIM;
-    params.k_stride_n = params.v_stride_n = int64_t{kv_heads} * HEAD_DIM;
+    params.q_stride_n = params.o_stride_n = int64_t{of.heads} * HEAD_DIM;
+    params.k_stride_n = params.v_stride_n = int64_t{of.kv_heads} * HEAD_DIM;
     params.q_stride_h = params.o_stride_h = params.k_stride_h = params.v_stride_h = HEAD_DIM;
-    params.k_page_stride = params.v_page_stride = page_stride;
+    params.k_page_stride = params.v_page_stride = of.page_stride;
 
-    params.nnz_qo = rows;
-    params.num_qo_heads = heads;
-    params.num_kv_heads = kv_heads;
-    params.group_size = heads / kv_heads;
-    params.page_size = page_tokens;
+    params.nnz_qo = of.rows;
+    params.num_qo_heads = of.heads;
+    params.num_kv_heads = of.kv_heads;
+    params.group_size = of.heads / of.kv_heads;
+    params.page_size = of.page_tokens;
     params.window_left = -1;
     params.causal = true;
-    params.additional_params.sm_scale = scale;
+    params.additional_params.sm_scale = of.scale;
 
-    params.kv_indices = kv_indices;
+    params.kv_indices = of.kv_pages;
     params.qo_tile_indices = at(info.qo_tile_indices_offset);
     params.qo_indptr = at(info.qo_indptr_offset);
     params.kv_indptr = at(info.kv_indptr_offset);

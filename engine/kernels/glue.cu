@@ -202,19 +202,83 @@ __global__ void fill(bf16* out, uint64_t count, uint64_t seed, float scale) {
 
 }  // namespace
 
+// What Rust calls with: `engine/src/gpu/arguments.rs` declares the same, and a test there compares the two.
+struct Embed {
+  const int32_t* tokens;
+  const int32_t* chosen;
+  const bf16* table;
+  bf16* out;
+  int32_t rows;
+  int32_t hidden;
+};
+static_assert(sizeof(Embed) == 40);
+
+struct AddRmsNorm {
+  bf16* x;
+  const bf16* delta;
+  const bf16* weight;
+  bf16* out;
+  int32_t rows;
+  int32_t hidden;
+  float epsilon;
+};
+static_assert(sizeof(AddRmsNorm) == 48);
+
+struct RopeAppend {
+  const bf16* qkv;
+  bf16* q_out;
+  bf16* pool;
+  const int32_t* positions;
+  const int64_t* places;
+  const float* inverse_frequencies;
+  int64_t page_stride;
+  int64_t layer_offset;
+  int32_t rows;
+  int32_t heads;
+  int32_t kv_heads;
+  int32_t head_dim;
+  int32_t page_tokens;
+};
+static_assert(sizeof(RopeAppend) == 88);
+
+struct SiluMul {
+  const bf16* gate_up;
+  bf16* out;
+  int32_t rows;
+  int32_t feed;
+};
+static_assert(sizeof(SiluMul) == 24);
+
+struct TakeRows {
+  const bf16* x;
+  const int32_t* which;
+  bf16* out;
+  int32_t count;
+  int32_t hidden;
+};
+static_assert(sizeof(TakeRows) == 32);
+
+struct Fill {
+  bf16* out;
+  uint64_t count;
+  uint64_t seed;
+  float scale;
+};
+static_assert(sizeof(Fill) == 32);
+
 extern "C" {
 
 // out[r] = table[tokens[r]], where a token of -1 - n is chosen[n]. Begins when all before it is over: later kernels of the step rely on that.
-int baton_embed(const int32_t* tokens, const int32_t* chosen, const bf16* table, bf16* out, int rows, int hidden,
-                cudaStream_t stream) {
+int baton_embed(const Embed* arguments, cudaStream_t stream) {
+  const auto [tokens, chosen, table, out, rows, hidden] = *arguments;
   if (rows == 0) return cudaSuccess;
   take_rows<<<rows, block_for(hidden / VECTOR, 256), 0, stream>>>(table, tokens, chosen, out, hidden);
   return cudaGetLastError();
 }
 
 // x += delta, unless that is null; out = rms_norm(x) * weight. `hidden` is 16384 at most.
-int baton_add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf16* out, int rows, int hidden, float epsilon,
-                       cudaStream_t stream) {
+int baton_add_rms_norm(const AddRmsNorm* arguments, cudaStream_t stream) {
+  const auto [x, delta, weight, out, rows, hidden, epsilon] = *arguments;
   if (rows == 0) return cudaSuccess;
   const int count = hidden / VECTOR;
   if (count <= BLOCK_MAX) {
@@ -231,9 +295,9 @@ int baton_add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf16* out
 // positions[r] * inverse_frequencies[i]. Queries go to q_out [rows][heads][head_dim]; keys and values go to place
 // places[r] = page * page_tokens + token of the pool, nowhere if that is negative. A page's part of this layer starts at
 // page * page_stride + layer_offset numbers and is [keys, values][page_tokens][kv_heads][head_dim].
-int baton_rope_append(const bf16* qkv, bf16* q_out, bf16* pool, const int32_t* positions, const int64_t* places,
-                      const float* inverse_frequencies, int rows, int heads, int kv_heads, int head_dim,
-                      int page_tokens, int64_t page_stride, int64_t layer_offset, cudaStream_t stream) {
+int baton_rope_append(const RopeAppend* arguments, cudaStream_t stream) {
+  const auto [qkv, q_out, pool, positions, places, inverse_frequencies, page_stride, layer_offset, rows, heads, kv_heads,
+              head_dim, page_tokens] = *arguments;
   if (rows == 0) return cudaSuccess;
   const int block = block_for((heads + 2 * kv_heads) * head_dim / VECTOR, BLOCK_MAX);
   const size_t shared_bytes = head_dim / 2 * sizeof(float2);
@@ -242,7 +306,8 @@ int baton_rope_append(const bf16* qkv, bf16* q_out, bf16* pool, const int32_t* p
 }
 
 // out[r] = silu(gate) * up, where row r of gate_up is `feed` numbers of gate and then as many of up.
-int baton_silu_mul(const bf16* gate_up, bf16* out, int rows, int feed, cudaStream_t stream) {
+int baton_silu_mul(const SiluMul* arguments, cudaStream_t stream) {
+  const auto [gate_up, out, rows, feed] = *arguments;
   if (rows == 0) return cudaSuccess;
   constexpr int BLOCK = 256;
   const unsigned blocks = (feed / VECTOR + BLOCK - 1) / BLOCK;
@@ -250,25 +315,20 @@ int baton_silu_mul(const bf16* gate_up, bf16* out, int rows, int feed, cudaStrea
 }
 
 // out[n] = x[which[n]].
-int baton_take_rows(const bf16* x, const int32_t* which, bf16* out, int count, int hidden, cudaStream_t stream) {
+int baton_take_rows(const TakeRows* arguments, cudaStream_t stream) {
+  const auto [x, which, out, count, hidden] = *arguments;
   if (count == 0) return cudaSuccess;
   return launch(take_rows, count, block_for(hidden / VECTOR, 256), 0, stream, x, which, nullptr, out, hidden);
 }
 
 // out[i] = uniform in [-scale, scale), rounded to bf16: a function of `seed` and i alone, on every device the same.
-int baton_fill(bf16* out, uint64_t count, uint64_t seed, float scale, cudaStream_t stream) {
+int baton_fill(const Fill* arguments, cudaStream_t stream) {
+  const auto [out, count, seed, scale] = *arguments;
   if (count == 0) return cudaSuccess;
   constexpr uint64_t BLOCK = 256, BLOCKS_MAX = 1 << 16;
   const unsigned blocks = static_cast<unsigned>(std::min(BLOCKS_MAX, (count + BLOCK - 1) / BLOCK));
   fill<<<blocks, BLOCK, 0, stream>>>(out, count, seed, scale);
   return cudaGetLastError();
-}
-
-// The number of devices, or minus the error, for instance where there is no driver.
-int baton_device_count(void) {
-  int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  return error == cudaSuccess ? count : -static_cast<int>(error);
 }
 
 }  // extern "C"

@@ -140,14 +140,25 @@ extern "C" uint64_t baton_page_totals_bytes() { return PAGES_MOST * sizeof(Total
 // Pages of one launch.
 extern "C" int baton_pages_most() { return PAGES_MOST; }
 
-// out[n] = the content sum of the `page_bytes` bytes at base + pages[n] * page_bytes. `pages` is the host's and is read by this
-// call; `out` is the host's pinned memory and is written by the kernel.
-extern "C" int baton_page_contents(const void* base, uint64_t page_bytes, const uint32_t* pages, int count,
-                                   void* totals, uint64_t* out, cudaStream_t stream) {
+// What Rust calls with: `engine/src/gpu/arguments.rs` declares the same, and a test there compares the two.
+struct PageContents {
+  const void* base;
+  uint64_t page_bytes;
+  const uint32_t* host_pages;
+  void* totals;
+  uint64_t* host_out;
+  int32_t count;
+};
+static_assert(sizeof(PageContents) == 48);
+
+// host_out[n] = the content sum of the `page_bytes` bytes at base + host_pages[n] * page_bytes. `host_pages` is the host's and is read by this
+// call; `host_out` is the host's pinned memory and is written by the kernel.
+extern "C" int baton_page_contents(const PageContents* arguments, cudaStream_t stream) {
+  const auto [base, page_bytes, host_pages, totals, host_out, count] = *arguments;
   if (count == 0) return cudaSuccess;
   if (count > PAGES_MOST) return cudaErrorInvalidValue;
   PageList list;
-  std::copy_n(pages, count, list.page);
+  std::copy_n(host_pages, count, list.page);
   // At least one block a page, and a segment for every warp.
   const uint64_t of_page = (page_bytes + SEGMENT * WARPS - 1) / (SEGMENT * WARPS);
   const uint64_t many = of_page * count / SEGMENTS_MANY;
@@ -155,6 +166,6 @@ extern "C" int baton_page_contents(const void* base, uint64_t page_bytes, const 
   const unsigned blocks = static_cast<unsigned>(std::max<uint64_t>(1, std::min(of_page, wanted)));
   page_contents<<<dim3(count, blocks), WARPS * WARP, 0, stream>>>(
       static_cast<const uint8_t*>(base), page_bytes, list, static_cast<Total*>(totals),
-      reinterpret_cast<unsigned long long*>(out));
+      reinterpret_cast<unsigned long long*>(host_out));
   return cudaGetLastError();
 }

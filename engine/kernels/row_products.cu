@@ -167,6 +167,18 @@ int of_rows(const bf16* x, const bf16* weights, Out* y, int rows, int outputs, i
 
 }  // namespace
 
+// What Rust calls with: `engine/src/gpu/arguments.rs` declares the same, and a test there compares the two.
+struct RowProducts {
+  const bf16* x;
+  const bf16* weights;
+  void* y;
+  int32_t wide;
+  int32_t rows;
+  int32_t outputs;
+  int32_t inputs;
+};
+static_assert(sizeof(RowProducts) == 40);
+
 extern "C" {
 
 // Rows that one call takes.
@@ -174,8 +186,8 @@ int baton_row_products_most() { return ROWS_FEW; }
 
 // y[rows][outputs] = x[rows][inputs] . weights[outputs][inputs]^T for up to 32 rows, sums in f32; y is f32 if `wide`, else bf16.
 // inputs % 8 == 0.
-int baton_row_products(const bf16* x, const bf16* weights, void* y, int wide, int rows, int outputs, int inputs,
-                       cudaStream_t stream) {
+int baton_row_products(const RowProducts* arguments, cudaStream_t stream) {
+  const auto [x, weights, y, wide, rows, outputs, inputs] = *arguments;
   return wide ? of_rows(x, weights, static_cast<float*>(y), rows, outputs, inputs, stream)
               : of_rows(x, weights, static_cast<bf16*>(y), rows, outputs, inputs, stream);
 }

@@ -288,9 +288,19 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
 // Tokens that a vocabulary may have.
 extern "C" int baton_vocabulary_most() { return IDS_MOST * BLOCKS; }
 
+// What Rust calls with: `engine/src/gpu/arguments.rs` declares the same, and a test there compares the two.
+struct SampleRows {
+  const float* logits;
+  const void* settings;
+  int32_t* out;
+  int32_t rows;
+  int32_t vocabulary;
+};
+static_assert(sizeof(SampleRows) == 32);
+
 // out[r] = the token that `settings[r]`, eight words each, choose from row r of the logits.
-extern "C" int baton_sample(const float* logits, const void* settings, int32_t* out, int rows, int vocabulary,
-                            cudaStream_t stream) {
+extern "C" int baton_sample_rows(const SampleRows* arguments, cudaStream_t stream) {
+  const auto [logits, settings, out, rows, vocabulary] = *arguments;
   if (rows == 0) return cudaSuccess;
   if (vocabulary > IDS_MOST * BLOCKS) return cudaErrorInvalidValue;
   const int bytes = (vocabulary + BLOCKS - 1) / BLOCKS * sizeof(float);

@@ -19,7 +19,7 @@ mod forward;
 mod gemm;
 mod graph;
 mod kernels;
-mod plan;
+mod lists;
 mod pool;
 mod weights;
 
@@ -32,6 +32,7 @@ use crate::Progress;
 use crate::batch;
 use crate::checkpoint::Checkpoint;
 use crate::error::{CudaError, EngineError, OpenError};
+use crate::gpu::plan::{Plan, Room, pieces_most};
 use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
 use crate::model::{EngineConfig, LoadFormat, ModelInfo};
 use crate::sampling::{Sampling, choose};
@@ -43,7 +44,7 @@ use forward::{Forward, SAMPLED_MOST};
 use gemm::ROWS_SPARE;
 use graph::Graph;
 use kernels::baton_vocabulary_most;
-use plan::Plan;
+use lists::Lists;
 use pool::DevicePool;
 use weights::Weights;
 
@@ -54,6 +55,8 @@ const GRAPH_ROWS_MOST: usize = 256;
 const GRAPH_PAGES: usize = 64 << 10;
 /// Compute capability of the GPUs that the kernels are compiled for: Hopper's.
 const KERNELS_FOR: (i32, i32) = (9, 0);
+/// The kernels are tested with hidden and feed-forward sizes that are multiples of this.
+const SIZES_ALIGN: usize = 32;
 /// What one block of threads normalises.
 const HIDDEN_MOST: usize = 16_384;
 /// Page table entries that any step may have in all: sequences that share pages name them each.
@@ -77,7 +80,8 @@ pub fn cuda_pool(layout: KvLayout, pages: u32, ordinal: u32) -> Result<KvPool, O
     let device = Device::open(ordinal).map_err(OpenError::Cuda)?;
     let pool = DevicePool::allocate(&device, layout, pages)?;
     let stream = Stream::new(&device).map_err(OpenError::Cuda)?;
-    weights::fill(pool.base().as_ptr().cast(), pool.bytes() / 2, u64::from(ordinal), &stream)
+    // SAFETY: the pool has as many bytes, and is not freed before the stream is waited for.
+    unsafe { weights::fill(pool.base().as_ptr().cast(), pool.bytes() / 2, u64::from(ordinal), &stream) }
         .map_err(OpenError::Cuda)?;
     stream.wait().map_err(OpenError::Cuda)?;
     Ok(pool)
@@ -99,8 +103,8 @@ pub struct CudaEngine {
     device: Arc<Device>,
     forward: Forward,
     /// Any step's lists, and those of a step that a graph replays.
-    any: Plan,
-    small: Plan,
+    any: Lists,
+    small: Lists,
     /// By their rows, and the pieces that they have room for.
     graphs: HashMap<(usize, usize), Graph>,
     stream: Stream,
@@ -185,6 +189,7 @@ impl CudaEngine {
                 format!("{each} of its heads share a key head, and attention on a GPU takes {GROUP_MOST}");
             return Err(unsupported(what));
         }
+        shape.check_multiples(SIZES_ALIGN).map_err(unsupported)?;
         if shape.hidden > HIDDEN_MOST {
             let what =
                 format!("its embedding has {} numbers, and a GPU takes up to {HIDDEN_MOST}", shape.hidden);
@@ -206,10 +211,11 @@ impl CudaEngine {
         let kv = Arc::new(DevicePool::allocate(&device, layout, pages)?);
         let longest = shape.context_tokens.div_ceil(config.page_tokens) as usize;
         let tables = (rows * longest).min(TABLES_MOST);
-        let any = Plan::new(&device, (rows, rows, tables), config.page_tokens as usize).map_err(cuda)?;
+        let room = Room { rows, chunks: rows, pages: tables };
+        let any = Lists::new(&device, room, config.page_tokens as usize).map_err(cuda)?;
         let most = GRAPH_ROWS_MOST;
-        let small =
-            Plan::new(&device, (most, most, GRAPH_PAGES), config.page_tokens as usize).map_err(cuda)?;
+        let room = Room { rows: most, chunks: most, pages: GRAPH_PAGES };
+        let small = Lists::new(&device, room, config.page_tokens as usize).map_err(cuda)?;
         let forward = Forward::new(&device, shape, weights, attention, Arc::clone(&kv), rows.max(most))
             .map_err(cuda)?;
         tracing::info!(
@@ -281,33 +287,39 @@ impl CudaEngine {
     }
 
     /// Submits a step; the plan that it was laid out in.
-    fn start(&mut self, batch: &[Chunk<'_>], followed: &[usize]) -> Result<&Plan, CudaError> {
+    ///
+    /// # Safety
+    /// [`batch::check`] has accepted the batch, and fewer steps are in flight than there are turns. `followed` names rows that the step before samples.
+    unsafe fn start(&mut self, batch: &[Chunk<'_>], followed: &[usize]) -> Result<&Plan, CudaError> {
         if !self.bound {
             // The engine may have been sent to another thread since it was opened.
             self.device.bind()?;
             self.bound = true;
         }
-        let plan = match graph_rows(batch) {
+        let lists = match graph_rows(batch) {
             Some(rows) => {
-                self.small.lay_out(batch, followed, self.turn, rows);
+                // SAFETY: the caller's contract; the step that had this turn is over, and so is the copy of its lists.
+                unsafe { self.small.lay_out(batch, followed, self.turn, rows) };
                 self.replay(rows)?;
                 &self.small
             }
             None => {
-                self.any.lay_out(batch, followed, self.turn, 0);
-                let prefill = if self.any.prefill.rows.is_empty() {
+                // SAFETY: as above.
+                unsafe { self.any.lay_out(batch, followed, self.turn, 0) };
+                let prefill = if self.any.plan().prefill.rows.is_empty() {
                     None
                 } else {
-                    Some(self.forward.attention.plan_prefill(&mut self.any, &self.stream)?)
+                    // SAFETY: as above.
+                    Some(unsafe { self.forward.attention.plan_prefill(&self.any, &self.stream)? })
                 };
-                self.any.upload(&self.stream)?;
-                self.forward.submit(&self.any, prefill.as_ref(), &self.stream)?;
+                self.forward.submit(&self.any.upload(&self.stream)?, prefill.as_ref())?;
                 &self.any
             }
         };
-        let back = &self.returns[self.turn];
+        let (plan, back) = (lists.plan(), &self.returns[self.turn]);
         if plan.sampled > 0 {
-            self.stream.download(&back.chosen, &self.forward.chosen, plan.sampled)?;
+            // SAFETY: `collect` reads it when the event below has come, and the next step that has the turn is submitted after that.
+            unsafe { self.stream.download(&back.chosen, &self.forward.chosen, plan.sampled)? };
         }
         back.done.record(&self.stream)?;
         Ok(plan)
@@ -316,20 +328,21 @@ impl CudaEngine {
     /// Submits the decode step that is laid out in `small`, filled up to `rows` rows, by its graph, which is captured when such a step
     /// of its size first comes.
     fn replay(&mut self, rows: usize) -> Result<(), CudaError> {
-        self.small.upload(&self.stream)?;
-        let size = (rows, self.small.pieces().count);
+        let (forward, stream) = (&self.forward, &self.stream);
+        let step = self.small.upload(stream)?;
+        let size = (rows, step.plan().pieces());
         if let Some(graph) = self.graphs.get(&size) {
-            return graph.launch(&self.stream);
+            return graph.launch(stream);
         }
         // Once without a graph: libraries load what they need at their first call, which no capture may hold.
-        let (forward, small, stream) = (&self.forward, &self.small, &self.stream);
-        forward.submit(small, None, stream)?;
-        self.graphs.insert(size, Graph::capture(stream, || forward.submit(small, None, stream))?);
+        forward.submit(&step, None)?;
+        self.graphs.insert(size, Graph::capture(stream, || forward.submit(&step, None))?);
         Ok(())
     }
 
     fn collect(&self, flight: Flight) -> Result<StepOutput, CudaError> {
-        let chosen = self.returns[flight.turn].chosen.values();
+        // SAFETY: the copy to them was submitted before the event that has come, and is over.
+        let chosen = unsafe { self.returns[flight.turn].chosen.values() };
         let mut tokens = Vec::with_capacity(flight.samples.len());
         for (row, sampled) in flight.samples.into_iter().enumerate() {
             let Sampled { sequence, position, how, tokens: before, prompt } = sampled;
@@ -380,12 +393,13 @@ impl Engine for CudaEngine {
             return Err(EngineError::NotReady("the host has not sampled the step before yet"));
         }
         let entries = batch.iter().map(|chunk| chunk.pages.len()).sum();
-        if !self.any.has_room(entries) {
+        if !self.any.plan().has_room(entries) {
             return Err(EngineError::TooManyPages { entries, limit: TABLES_MOST });
         }
         let followed: Vec<usize> =
             batch.iter().map(|chunk| followed.get(&chunk.sequence).copied().unwrap_or(0)).collect();
-        let order = match self.start(batch, &followed) {
+        // SAFETY: all that is checked above.
+        let order = match unsafe { self.start(batch, &followed) } {
             Ok(plan) => plan.order.clone(),
             Err(error) => {
                 // What was submitted of it may still read the lists that the next step writes. A library's status may hide a sticky error,
@@ -480,7 +494,7 @@ fn pages(
 
 /// How many pieces of contexts a step may have, of so many rows.
 fn decode_pieces(rows: usize) -> usize {
-    plan::pieces_most(rows.clamp(GRAPH_ROWS_MOST, SAMPLED_MOST))
+    pieces_most(rows.clamp(GRAPH_ROWS_MOST, SAMPLED_MOST))
 }
 
 /// What activations, logits and workspaces will take.

@@ -6,6 +6,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU8;
 
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use serde::{Deserialize, Serialize};
 
 mod populate;
@@ -28,6 +29,15 @@ pub enum KvDtype {
 }
 
 impl KvDtype {
+    /// The format's name, which two ends of a link compare: a name that changes is a change of the protocol.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
     /// Bytes of one number.
     #[must_use]
     pub fn bytes(self) -> u64 {
@@ -163,23 +173,20 @@ impl KvPool {
     /// [`KvPoolError`] when the size is nothing or not addressable, or the system refuses it.
     pub fn new(layout: KvLayout, pages: u32) -> Result<Self, KvPoolError> {
         let bytes = Self::size(&layout, pages)?;
-        // SAFETY: a fresh anonymous mapping touches no memory that exists; the result is checked below.
+        // SAFETY: a fresh anonymous mapping touches no memory that exists.
         let address = unsafe {
-            libc::mmap(
+            mmap_anonymous(
                 std::ptr::null_mut(),
                 bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         };
-        if address == libc::MAP_FAILED {
-            return Err(KvPoolError::Map { bytes: bytes as u64, error: std::io::Error::last_os_error() });
-        }
+        let address =
+            address.map_err(|error| KvPoolError::Map { bytes: bytes as u64, error: error.into() })?;
         // Pages are written whole by peers: large mappings save most of the faults on first use. Advice, so no error matters.
         // SAFETY: the range is the mapping made above.
-        unsafe { libc::madvise(address, bytes, libc::MADV_HUGEPAGE) };
+        let _ = unsafe { madvise(address, bytes, Advice::LinuxHugepage) };
         let base = NonNull::new(address.cast()).expect("mmap without a fixed address never returns null");
         Ok(Self { base, bytes, pages, layout, device: None })
     }
@@ -297,6 +304,6 @@ impl Drop for KvPool {
         }
         // SAFETY: `base` and `bytes` are what mmap returned, unmapped once; every user holds the pool by `Arc`
         // and so is gone.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }

@@ -15,6 +15,8 @@ mod cuda;
 mod dequantise;
 mod error;
 pub mod gguf;
+#[cfg(any(test, feature = "cuda"))]
+mod gpu;
 mod kv;
 mod model;
 mod safetensors;

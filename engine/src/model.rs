@@ -278,18 +278,25 @@ impl Shape {
         (self.layers * layer + ends) as u64
     }
 
-    /// What no number says alone.
+    /// Refuses sizes that do not fit together.
     pub(crate) fn check(&self) -> Result<(), String> {
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!("{} heads do not share {} KV heads evenly", self.heads, self.kv_heads));
         }
-        for (name, size, of) in [
-            ("embedding", self.hidden, 32),
-            ("head", self.head_dim, 2),
-            ("feed-forward", self.feed_forward, 32),
-        ] {
-            if size == 0 || !size.is_multiple_of(of) {
-                return Err(format!("the {name} size is {size}, but it must be a multiple of {of}"));
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
+            return Err(format!("the head size is {}, but RoPE needs an even one", self.head_dim));
+        }
+        Ok(())
+    }
+
+    /// Refuses a hidden or feed-forward size that is not a multiple of `of`, for a backend whose kernels need that.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn check_multiples(&self, of: usize) -> Result<(), String> {
+        for (name, size) in [("hidden", self.hidden), ("feed-forward", self.feed_forward)] {
+            if !size.is_multiple_of(of) {
+                return Err(format!(
+                    "its {name} size is {size}, and a GPU takes multiples of {of}; set engine.device to cpu"
+                ));
             }
         }
         Ok(())
@@ -342,4 +349,28 @@ fn rope_factors(gguf: &Gguf, head_dim: usize) -> Result<Option<Vec<f32>>, String
         return Err(format!("{ROPE_FACTORS} does not have {} positive numbers", head_dim / 2));
     }
     Ok(Some(factors))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::checkpoint::Checkpoint;
+    use crate::testing::Tiny;
+
+    use super::*;
+
+    #[test]
+    fn a_gpu_refuses_sizes_that_only_the_cpu_computes() {
+        let check = |hidden, feed, expect: Result<(), &str>| {
+            let (file, _) = Tiny { heads: 2, kv_heads: 1, kind: 0, tied: true, hidden, feed }.file();
+            let shape = Checkpoint::open_as(file.path(), LoadFormat::Auto).unwrap().shape;
+            match (shape.check_multiples(32), expect) {
+                (Ok(()), Ok(())) => {}
+                (Err(error), Err(part)) => assert!(error.contains(part), "{error}"),
+                (found, expect) => panic!("{hidden} {feed}: {found:?}, not {expect:?}"),
+            }
+        };
+        check(64, 96, Ok(()));
+        check(48, 96, Err("hidden size is 48"));
+        check(64, 176, Err("feed-forward size is 176"));
+    }
 }

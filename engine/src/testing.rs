@@ -175,16 +175,16 @@ impl Random {
 pub(crate) struct Tiny {
     pub(crate) heads: u32,
     pub(crate) kv_heads: u32,
-    /// GGUF number of the type of all matrices but the embedding, which is Q8_0.
+    /// GGUF number of the type of all matrices. The embedding is Q8_0 where the hidden size allows it.
     pub(crate) kind: u32,
+    pub(crate) hidden: u32,
+    pub(crate) feed: u32,
     pub(crate) tied: bool,
 }
 
 impl Tiny {
     pub(crate) const LAYERS: u32 = 2;
-    pub(crate) const HIDDEN: u32 = 64;
     pub(crate) const HEAD_DIM: u32 = 32;
-    pub(crate) const FEED: u32 = 96;
     /// Not a multiple of a panel.
     pub(crate) const VOCABULARY: u32 = 75;
     pub(crate) const CONTEXT: u32 = 256;
@@ -203,8 +203,8 @@ impl Tiny {
             .text("general.name", "tiny")
             .u32("llama.block_count", Self::LAYERS)
             .u32("llama.context_length", Self::CONTEXT)
-            .u32("llama.embedding_length", Self::HIDDEN)
-            .u32("llama.feed_forward_length", Self::FEED)
+            .u32("llama.embedding_length", self.hidden)
+            .u32("llama.feed_forward_length", self.feed)
             .u32("llama.attention.head_count", self.heads)
             .u32("llama.attention.head_count_kv", self.kv_heads)
             .u32("llama.attention.key_length", Self::HEAD_DIM)
@@ -223,22 +223,23 @@ impl Tiny {
             floats.insert(name, values);
         };
         let (query, key) = (self.heads * Self::HEAD_DIM, self.kv_heads * Self::HEAD_DIM);
-        add("token_embd.weight".into(), Self::HIDDEN, Self::VOCABULARY, 8);
-        add("output_norm.weight".into(), Self::HIDDEN, 0, 0);
+        let embedding = if self.hidden.is_multiple_of(32) { 8 } else { self.kind };
+        add("token_embd.weight".into(), self.hidden, Self::VOCABULARY, embedding);
+        add("output_norm.weight".into(), self.hidden, 0, 0);
         if !self.tied {
-            add("output.weight".into(), Self::HIDDEN, Self::VOCABULARY, self.kind);
+            add("output.weight".into(), self.hidden, Self::VOCABULARY, self.kind);
         }
         for layer in 0..Self::LAYERS {
             for (name, inputs, outputs, kind) in [
-                ("attn_norm", Self::HIDDEN, 0, 0),
-                ("attn_q", Self::HIDDEN, query, self.kind),
-                ("attn_k", Self::HIDDEN, key, self.kind),
-                ("attn_v", Self::HIDDEN, key, self.kind),
-                ("attn_output", query, Self::HIDDEN, self.kind),
-                ("ffn_norm", Self::HIDDEN, 0, 0),
-                ("ffn_gate", Self::HIDDEN, Self::FEED, self.kind),
-                ("ffn_up", Self::HIDDEN, Self::FEED, self.kind),
-                ("ffn_down", Self::FEED, Self::HIDDEN, self.kind),
+                ("attn_norm", self.hidden, 0, 0),
+                ("attn_q", self.hidden, query, self.kind),
+                ("attn_k", self.hidden, key, self.kind),
+                ("attn_v", self.hidden, key, self.kind),
+                ("attn_output", query, self.hidden, self.kind),
+                ("ffn_norm", self.hidden, 0, 0),
+                ("ffn_gate", self.hidden, self.feed, self.kind),
+                ("ffn_up", self.hidden, self.feed, self.kind),
+                ("ffn_down", self.feed, self.hidden, self.kind),
             ] {
                 add(format!("blk.{layer}.{name}.weight"), inputs, outputs, kind);
             }

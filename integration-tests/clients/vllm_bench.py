@@ -1,16 +1,18 @@
 """Replays vLLM's bench clients, today's and that of the seed's time, against a server: vllm_bench.py BASE_URL INPUT_LEN OUTPUT_LEN COUNT.
 
 The requests are theirs field by field, and the streams are read by their rules: chunks of bytes decoded as they come, messages split at blank
-lines (\\n\\n), comments skipped, the first event with a choice is the first token, usage read from events without choices. Whatever those rules
-would trip over ends this program with an assertion. Prints one JSON object with what the clients would count.
+lines (\\n\\n), comments skipped, the first event with a choice is the first token, usage read from events without choices. One connection is kept
+for all requests. Whatever those rules would trip over ends this program with an assertion. Prints one JSON object with what the clients would count.
 """
 
+import functools
 import http.client
 import json
 import sys
 import urllib.parse
 
 
+@functools.cache
 def connect(base):
     return http.client.HTTPConnection(urllib.parse.urlparse(base).netloc, timeout=120)
 
@@ -98,7 +100,8 @@ def main():
         assert tokens == output_len == usage["completion_tokens"], (tokens, usage)
     connection = connect(base)
     connection.request("GET", "/metrics")
-    assert connection.getresponse().status == 200
+    reply = connection.getresponse()
+    assert reply.status == 200 and reply.read(), reply.status
     print(json.dumps(totals))
 
 

@@ -1,5 +1,6 @@
 """Baton's processes as the programs beside this file start and ask them. Standard library only."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -106,6 +107,32 @@ class Fleet:
         return receiver, sender, link
 
 
+KEPT = threading.local()
+
+
+@contextlib.contextmanager
+def posted(port, path, body):
+    """The reply to a POST of JSON. This thread's connection is kept for its next request, as vLLM's client does, once all of the reply is read."""
+    connections = KEPT.__dict__.setdefault("connections", {})
+
+    def post(connection):
+        connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+        return connection, connection.getresponse()
+
+    kept = connections.pop(port, None)
+    fresh = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    try:
+        connection, reply = post(kept or fresh)
+    except ConnectionError:
+        # The server closes a connection that is idle for long.
+        if kept is None:
+            raise
+        connection, reply = post(fresh)
+    yield reply
+    reply.read()
+    connections[port] = connection
+
+
 class Answer:
     """What a streamed completion said, and when: milliseconds from the request."""
 
@@ -127,39 +154,32 @@ def ask(port, prompt, tokens, **more):
     """Asks for that many tokens, greedily unless `more` says otherwise; `prompt` is token ids."""
     body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
     body |= {"return_token_ids": True, "return_timings": True, "stream_options": {"include_usage": True}, **more}
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    began = time.perf_counter()
-    connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
-    reply = connection.getresponse()
-    if reply.status != 200:
-        raise Failed(reply.read().decode())
-    answer = Answer()
-    for line in reply:
-        if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-            continue
-        event = json.loads(line[6:])
-        if "choices" not in event:
-            raise Failed(f"the answer broke off: {event}")
-        answer.timings = event.get("timings") or answer.timings
-        for choice in event["choices"]:
-            if choice.get("token_ids"):
-                answer.ids += choice["token_ids"]
-                answer.times.append((time.perf_counter() - began) * 1e3)
-            if choice.get("logprobs"):
-                answer.texts += choice["logprobs"]["tokens"]
-                answer.tops += choice["logprobs"]["top_logprobs"]
-    connection.close()
+    answer, began = Answer(), time.perf_counter()
+    with posted(port, "/v1/completions", body) as reply:
+        if reply.status != 200:
+            raise Failed(reply.read().decode())
+        for line in reply:
+            if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                continue
+            event = json.loads(line[6:])
+            if "choices" not in event:
+                raise Failed(f"the answer broke off: {event}")
+            answer.timings = event.get("timings") or answer.timings
+            for choice in event["choices"]:
+                if choice.get("token_ids"):
+                    answer.ids += choice["token_ids"]
+                    answer.times.append((time.perf_counter() - began) * 1e3)
+                if choice.get("logprobs"):
+                    answer.texts += choice["logprobs"]["tokens"]
+                    answer.tops += choice["logprobs"]["top_logprobs"]
     if len(answer.ids) != tokens:
         raise Failed(f"{len(answer.ids)} of {tokens} tokens came")
     return answer
 
 
 def tokenize(port, text):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("POST", "/tokenize", json.dumps({"prompt": text}), {"content-type": "application/json"})
-    tokens = json.loads(connection.getresponse().read())["tokens"]
-    connection.close()
-    return tokens
+    with posted(port, "/tokenize", {"prompt": text}) as reply:
+        return json.loads(reply.read())["tokens"]
 
 
 class Together:

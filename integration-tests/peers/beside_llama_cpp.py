@@ -9,8 +9,8 @@ prefill      934 tokens of prompt, 512 in a step, tokens a second
 decode       64 tokens after them, one at a time, tokens a second
 decode of 8  the same for eight sequences at once, after prompts of 100 tokens, tokens of all a second
 
-Baton is asked over HTTP and answers with its own timings, from the first token to the last; llama.cpp is called in this process, without any
-sampling beyond the largest logit. A ratio above 1 means that Baton is faster. Ends with the medians of the rounds.
+Baton is asked over HTTP, over connections that are kept, and answers with its own timings, from the first token to the last; llama.cpp is
+called in this process, without any sampling beyond the largest logit. A ratio above 1 means that Baton is faster. Ends with the medians of the rounds.
 """
 
 import concurrent.futures
@@ -23,12 +23,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 
 import llama_cpp
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "integration-tests/gpu"))
+from serving import posted  # noqa: E402
+
 PROMPT, DECODED, SHORT, BATCH = 934, 64, 100, 8
 
 
@@ -50,23 +52,22 @@ class Baton:
         command += [part for setting in settings for part in ("--set", setting)]
         self.log = tempfile.NamedTemporaryFile("w+")
         self.process = subprocess.Popen(command, stderr=self.log)
-        while not (found := re.search(r"url=(http://\S+)[\s\S]*ready in", pathlib.Path(self.log.name).read_text())):
+        while not (found := re.search(r"url=http://\S+:(\d+)\b[\s\S]*ready in", pathlib.Path(self.log.name).read_text())):
             assert self.process.poll() is None, pathlib.Path(self.log.name).read_text()
             time.sleep(0.05)
-        self.url = found[1]
+        self.port, self.pool = int(found[1]), concurrent.futures.ThreadPoolExecutor(BATCH)
 
     def ask(self, ids):
         body = {"prompt": ids, "max_tokens": DECODED + 1, "temperature": 0, "ignore_eos": True, "return_timings": True}
-        request = urllib.request.Request(f"{self.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
-        return json.loads(urllib.request.urlopen(request, timeout=600).read())["timings"]
+        with posted(self.port, "/v1/completions", body) as reply:
+            return json.loads(reply.read())["timings"]
 
     def one(self, ids):
         timings = self.ask(ids)
         return len(ids) / timings["prefill_ms"] * 1e3, DECODED / timings["decode_ms"] * 1e3
 
     def eight(self, ids):
-        with concurrent.futures.ThreadPoolExecutor(BATCH) as pool:
-            timings = list(pool.map(self.ask, [[100 + n, *ids[1:SHORT]] for n in range(BATCH)]))
+        timings = list(self.pool.map(self.ask, [[100 + n, *ids[1:SHORT]] for n in range(BATCH)]))
         # The shortest is of the one that was prefilled last: from its first token on there are eight rows a step. The others, prefilled in the
         # step before it, have one token more outside of that time.
         return BATCH * DECODED / min(t["decode_ms"] for t in timings) * 1e3

@@ -9,5 +9,6 @@ pub mod client;
 pub mod fixtures;
 pub mod folders;
 pub mod kills;
+pub mod message_table;
 pub mod process;
 pub mod simulation;

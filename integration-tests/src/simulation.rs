@@ -16,14 +16,14 @@
 
 mod client;
 mod dice;
+mod engine;
 mod faults;
 mod lane;
 mod machine;
 mod node;
 mod plan;
-mod receiver;
-mod sender;
-mod sessions;
+mod routing;
+mod sockets;
 mod verdict;
 mod world;
 

@@ -57,6 +57,22 @@ fn a_receiver_serves_alone_until_a_sender_comes_and_after_it_is_killed() -> Resu
 }
 
 #[test]
+fn a_public_port_without_a_secret_is_a_warning() -> Result<()> {
+    let warnings = |sets: &[&str]| -> Result<(usize, usize)> {
+        let log = start_receiver(sets)?.log();
+        let count =
+            |key: &str| log.lines().filter(|line| line.contains("WARN") && line.contains(key)).count();
+        Ok((count("request.api_key"), count("link.secret")))
+    };
+    assert_eq!(warnings(&[])?, (0, 0), "all ports are on loopback");
+    let public = ["frontend.host=0.0.0.0", "link.host=0.0.0.0"];
+    assert_eq!(warnings(&public)?, (1, 1));
+    let secrets = ["request.api_key=k", "link.secret=s"];
+    assert_eq!(warnings(&[public, secrets].concat())?, (0, 0));
+    Ok(())
+}
+
+#[test]
 fn a_sender_waits_for_its_receiver() -> Result<()> {
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();

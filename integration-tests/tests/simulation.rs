@@ -1,21 +1,6 @@
-//! Seeds whose histories once broke a rule, and a few that any change should pass before the long run.
+//! A few hundred histories that any change should pass before the long run.
 
 use integration_tests::simulation::{Violation, history};
-
-/// Where a rule was broken, and how; each is mended. What a seed does changes with the plan and the states, so each is looked for
-/// again, with the mending undone (`cargo xtask mutants PART`), whenever they have.
-const FOUND: [(u64, &str); 1] = [
-    // Over lanes on which senders write by themselves, and a Hello that lay in a buffer for seconds.
-    (
-        3098,
-        "a Hello read after a younger one got a session and a share of the ring, which nothing proved harmless",
-    ),
-];
-
-#[test]
-fn what_was_mended_stays_mended() -> Result<(), Violation> {
-    FOUND.iter().try_for_each(|(seed, _)| history(*seed, false).map(drop))
-}
 
 #[test]
 fn a_seed_is_one_history() -> Result<(), Violation> {

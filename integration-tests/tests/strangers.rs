@@ -37,7 +37,7 @@ impl Knock {
 fn hello(protocol: u32) -> Hello {
     Hello {
         protocol,
-        incarnation: Incarnation { pid: 1, start_ticks: 1, boot: 1, pid_namespace: 1 },
+        incarnation: Incarnation { pid: 1, start_ticks: 1, boot: 1, pid_namespace: 1, random: 1 },
         line: 0,
         session: 1,
         previous: 0,

@@ -1,5 +1,8 @@
 //! The rules of the tree that a program can check.
 
+#[path = "tidy/source.rs"]
+mod source;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -120,6 +123,7 @@ fn what_belongs_to_one_place_stays_there() -> Result<()> {
         "connector/examples/",
         "engine/build.rs",
         "engine/examples/",
+        "connector/src/process.rs",
         "connector/src/ucx/tests",
         "engine/src/testing.rs",
     ];
@@ -178,5 +182,55 @@ fn every_key_is_documented() -> Result<()> {
             key.name
         );
     }
+    Ok(())
+}
+
+/// Words that stand in `text` as `section.name`, where `section` is one of `sections`. File names and longer paths are none.
+fn keys_named<'a>(text: &'a str, sections: &BTreeSet<&str>) -> Vec<&'a str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || "._/".contains(c)))
+        .map(|word| word.trim_end_matches(['.', '/']))
+        .filter(|word| {
+            word.split_once('.').is_some_and(|(section, name)| {
+                sections.contains(section) && !name.contains(['.', '/']) && name != "rs"
+            })
+        })
+        .collect()
+}
+
+/// Every `section.key` in a string literal of the program (errors, log lines, help) and in the documentation exists.
+#[test]
+fn every_key_that_is_named_exists() -> Result<()> {
+    let known: BTreeSet<&str> = runtime::config::keys().map(|key| key.name).collect();
+    let sections: BTreeSet<&str> =
+        known.iter().filter_map(|key| key.split_once('.').map(|(section, _)| section)).collect();
+    assert_eq!(
+        keys_named("set link.port, link.rs or src/link.rs; self.link.x = ring.y.", &sections),
+        ["link.port", "ring.y"]
+    );
+    let mut named = 0;
+    let mut check = |place: &str, text: &str| {
+        for key in keys_named(text, &sections) {
+            assert!(known.contains(key), "{place} names {key:?}, which is no key of the configuration");
+            named += 1;
+        }
+    };
+    for (name, text) in sources()? {
+        // These name keys that do not exist, to have them refused, or hold pieces of source code.
+        let exempt = [
+            "runtime/src/config/tests.rs",
+            "integration-tests/tests/refusals.rs",
+            "integration-tests/tests/tidy",
+            "xtask/src/simulate.rs",
+        ];
+        if exempt.iter().any(|place| name.starts_with(place)) {
+            continue;
+        }
+        source::split(&text).literals.iter().for_each(|literal| check(&name, literal));
+    }
+    let root = root();
+    for page in files(&root, ".md")? {
+        check(&page.strip_prefix(&root)?.display().to_string(), &fs::read_to_string(&page)?);
+    }
+    assert!(named > 100, "only {named} keys are named: the search finds nothing");
     Ok(())
 }

@@ -222,3 +222,25 @@ fn goodput(text: &str) -> Result<(String, f64), String> {
     let ms = ms.parse().map_err(|_| format!("{ms} is no number of milliseconds"))?;
     Ok((name.to_owned(), ms))
 }
+
+#[cfg(test)]
+mod testing {
+    //! Options as the command line gives them.
+
+    use clap::Parser;
+
+    use super::{Bench, ServeOptions};
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(subcommand)]
+        bench: Bench,
+    }
+
+    /// The options of `bench serve` with these arguments.
+    pub(super) fn options(arguments: &[&str]) -> ServeOptions {
+        let line = Line::try_parse_from([&["bench", "serve"], arguments].concat()).unwrap();
+        let Bench::Serve(options) = line.bench else { panic!("another measurement") };
+        *options
+    }
+}

@@ -31,6 +31,7 @@ mod sampling;
 mod served_model;
 mod stop;
 mod stream;
+mod strftime;
 mod text;
 mod tokenizer;
 
@@ -194,7 +195,7 @@ impl Frontend {
     pub fn serve(self, listener: TcpListener, workers: usize) -> io::Result<Server> {
         let drain_s = self.drain.as_secs_f64().ceil() as u64;
         let limits = self.limits;
-        notice_gone_hosts(&listener, limits.unanswered)?;
+        prepare(&listener, limits.unanswered)?;
         let frontend = web::Data::new(self);
         let server = HttpServer::new(move || {
             App::new()
@@ -240,13 +241,15 @@ fn get(path: &'static str, route: Route) -> Resource {
     web::resource(path).route(route).default_service(web::to(handlers::only("GET")))
 }
 
-/// Has the system reset connections whose other end neither answers nor takes bytes for this long. Accepted sockets inherit
-/// it.
-fn notice_gone_hosts(listener: &TcpListener, unanswered: Duration) -> io::Result<()> {
-    // The system's clock for probes ticks in seconds, and knows no zero.
+/// Sets the options that accepted sockets inherit. Small writes are sent at once: with Nagle's algorithm the second token of a
+/// kept connection would wait for the client's delayed acknowledgement of the first, 40 ms. The system resets connections
+/// whose other end neither answers nor takes bytes for `unanswered`.
+fn prepare(listener: &TcpListener, unanswered: Duration) -> io::Result<()> {
+    // The system's clock for probes ticks in whole seconds, at least one.
     let probe = (unanswered / 3).max(Duration::from_secs(1));
     let socket = SockRef::from(listener);
-    // For what is sent; where nothing is (a whole answer is waited for), probes are.
+    socket.set_tcp_nodelay(true)?;
+    // Covers sent bytes; while nothing is sent (a client waits for a whole answer), the probes cover the connection.
     socket.set_tcp_user_timeout(Some(unanswered))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(probe).with_interval(probe))
 }

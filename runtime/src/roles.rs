@@ -23,6 +23,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::config::{Config, Device, LoadFormat, Role};
 use crate::frontend::{Frontend, Health, Limits, Observed, Permits, ServedModel, bind};
 use crate::telemetry;
+use exposure::Port;
+
+mod exposure;
 
 /// The sockets of a process, taken before anything slow begins.
 struct Ports {
@@ -164,8 +167,8 @@ async fn serve(
         (Role::Receiver, Some(listener)) => {
             let address = listener.local_addr()?;
             tracing::info!(%address, key = "link.port", "listening for senders");
-            if !address.ip().is_loopback() && config.link.secret.is_none() {
-                tracing::warn!(%address, "whoever reaches the link port may join and write pages; set link.secret");
+            if let Some(warning) = Port::Link.warning(address, config.link.secret.as_ref()) {
+                tracing::warn!(%address, "{warning}");
             }
             Some(LinkRole::Receiver(listener))
         }
@@ -212,7 +215,11 @@ async fn serve(
         ("frontend.port", ports.frontend, Route::Auto, config.surroundings.cores.min(2)),
     ] {
         let Some(listener) = listener else { continue };
-        tracing::info!(url = %format_args!("http://{}", listener.local_addr()?), key, ?route, "listening");
+        let address = listener.local_addr()?;
+        tracing::info!(url = %format_args!("http://{address}"), key, ?route, "listening");
+        if let Some(warning) = Port::Http.warning(address, config.request.api_key.as_ref()) {
+            tracing::warn!(%address, key, "{warning}");
+        }
         let server = port(role, &config, &node, &shared, route).serve(listener, workers)?;
         servers.push(server.handle());
         actix::spawn(server);
@@ -287,7 +294,7 @@ fn port(role: Role, config: &Config, node: &Node, shared: &Shared, route: Route)
     let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
     Frontend {
         generate: node.generate(),
-        abort: node.abort.clone(),
+        abort: node.abort(),
         streams: node.streams.clone(),
         model: shared.model.clone(),
         observed: shared.observed.clone(),

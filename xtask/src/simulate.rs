@@ -36,8 +36,8 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "release pages without proof",
         "actors/src/peer_link/state.rs",
-        "if !self.close_ends_writes && over.sender.is_some() && !over.harmless {",
-        "if false {",
+        "Direction::Incoming { harmless, .. } if !self.close_ends_writes && !harmless => return None,",
+        "Direction::Incoming { harmless, .. } if self.closing && !harmless => return None,",
     ),
     mutant(
         "take any Hello as proof",
@@ -69,7 +69,7 @@ const MUTANTS: &[Mutant] = &[
         "self.reservation(request, on.is_some(), false).into_iter().chain(elsewhere).collect()",
         "let (sequence, landing) = (SequenceId::Own(request), self.pages_for(self.requests[&request].generate.prompt.len()));\n        \
          let early = PagesReserved { sequence, resident: 0, landing, pages: Vec::new() };\n        \
-         let asked: Vec<Action> = self.reservation(request, on.is_some(), false).into_iter().collect();\n        \
+         let asked: Vec<Effect> = self.reservation(request, on.is_some(), false).into_iter().collect();\n        \
          [asked, self.on_reserved(now, early)].concat()",
     ),
     mutant(
@@ -87,14 +87,14 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "release pages that the engine is at",
         "actors/src/decoder/state/ending.rs",
-        "vec![end, Action::Stop(SequenceId::Own(request))]",
-        "[vec![Action::Stop(SequenceId::Own(request)), end], self.forget(request)].concat()",
+        "return vec![self.ended(request, event), stop];",
+        "return [vec![stop, self.ended(request, event)], self.forget(request)].concat();",
     ),
     mutant(
         "release pages that puts read",
         "actors/src/transfer/state.rs",
-        "if live.is_drained(request) { vec![Action::Drained(session, request)] } else { Vec::new() }",
-        "vec![Action::Drained(session, request)]",
+        "if live.is_drained(request) { vec![drained(session, request)] } else { Vec::new() }",
+        "vec![drained(session, request)]",
     ),
     mutant(
         "forget a lost sender's requests",
@@ -137,6 +137,43 @@ const MUTANTS: &[Mutant] = &[
         "actors/src/decoder/state/entry.rs",
         "self.generate.prompt.iter().chain(&self.emitted).copied().collect()",
         "self.generate.prompt.clone()",
+    ),
+    mutant(
+        "drop an effect: SessionDrained",
+        "actors/src/peer_link/state.rs",
+        "Direction::Incoming { .. } => Some(to::buffer_manager(SessionDrained { session })),",
+        "Direction::Incoming { .. } => None,",
+    ),
+    mutant(
+        "drop an effect: PeerLost to the decoder",
+        "actors/src/peer_link/state.rs",
+        "vec![to::proxy(lost), to::decoder(lost), to::buffer_manager(lost)]",
+        "vec![to::proxy(lost), to::buffer_manager(lost)]",
+    ),
+    mutant(
+        "deliver an effect twice: StartSequence",
+        "actors/src/decoder/state/entry.rs",
+        "vec![to::buffer_manager(computed), self.start(resident, pages)]",
+        "vec![to::buffer_manager(computed), self.start(resident, pages.clone()), self.start(resident, pages)]",
+    ),
+    mutant(
+        "deliver an effect twice: Grant",
+        "actors/src/buffer_manager/state.rs",
+        "effects.push(frame(session, Frame::Grant { first, pages }));",
+        "effects.push(frame(session, Frame::Grant { first, pages: pages.clone() }));\n            \
+         effects.push(frame(session, Frame::Grant { first, pages }));",
+    ),
+    mutant(
+        "swap two recipients: PagesReserved",
+        "actors/src/buffer_manager/state.rs",
+        "SequenceId::Own(_) => to::decoder(reserved),\n        SequenceId::Peer(_) => to::prefiller(reserved),",
+        "SequenceId::Own(_) => to::prefiller(reserved),\n        SequenceId::Peer(_) => to::decoder(reserved),",
+    ),
+    mutant(
+        "swap two recipients: SequenceAdvanced",
+        "actors/src/generator/state.rs",
+        "SequenceId::Own(_) => to::decoder(event),\n        SequenceId::Peer(_) => to::prefiller(event),",
+        "SequenceId::Own(_) => to::prefiller(event),\n        SequenceId::Peer(_) => to::decoder(event),",
     ),
 ];
 

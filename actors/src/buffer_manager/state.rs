@@ -4,74 +4,48 @@
 //! may also hold a *count* of pages that will land from a sender. The invariant, checked after every change:
 //!
 //! ```text
-//! landing counts + outstanding credits + held + cached + quarantined ≤ pages, where cached pages give way to all others
+//! landing counts + outstanding credits + held + quarantined ≤ pages; cached pages are evicted for all of them
 //! ```
 //!
-//! A landing page moves one from the count and one from the credits to one held, so it always fits, and a page is left over
-//! that can be granted at once: the ring moves whatever else waits. Credits are granted before reservations are
-//! served; they never claim more than `ring_pages`, and nothing larger than the rest is ever promised.
+//! A landing page moves one from the count and one from the credits to one held, so it always fits, and one page remains that
+//! can be granted at once: the ring moves whatever else waits. Who gets credits is decided in [`rings`].
 //!
-//! A page that a sequence has filled stays cached after it until somebody needs room: the next sequence that begins with the
-//! same tokens shares it. Only a page that nobody holds and that is not cached becomes a credit.
+//! Free pages serve, in this order: sessions that wait for their first credit, other credits, running sequences that grow, and
+//! reservations in the order of asking. A reservation whose pages land is granted only together with a credit for its
+//! session. If a running sequence cannot grow, the decoder is told, and preempts the youngest.
 //!
-//! A running sequence that grows goes before every reservation. If there is no room, the decoder is told, and gives back what
-//! the youngest has.
+//! What can never fit is denied at once: a request may use the pages that neither the ring nor the quarantine claims, and the
+//! quarantine may grow while requests wait.
 //!
-//! Sessions share the ring equally. One that holds more than its share, because another one has joined, is told so and
-//! gives unspent credits back. A session that has had a credit is never left without one: it has pages to land.
+//! A page that a sequence has filled stays cached after it until its place is needed: the next sequence that begins with the
+//! same tokens shares it. Only a page that no sequence holds and that is not cached becomes a credit.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+mod rings;
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroU32;
+use std::time::Instant;
 
-use connector::frame::GRANT_PAGES_MAX;
+use connector::frame::{Frame, GRANT_PAGES_MAX};
 use connector::page_hash::PageSeed;
-use connector::ring::{CreditNumber, GrantLedger, PageIndex};
+use connector::ring::PageIndex;
 use engine::PageId;
 
 use super::prefix_cache::PrefixCache;
+use crate::effect::{Effect, ToBufferManager, to};
+use crate::log::LogLine;
 use crate::messages::{
-    GrowPages, PageFilled, PagesAdopted, PagesComputed, PagesGrown, PagesReserved, PagesShort, ReservePages,
-    SequenceId, SessionId,
+    BreakSession, GrowPages, PageFilled, PageRejected, PagesAdopted, PagesComputed, PagesDenied, PagesGrown,
+    PagesReserved, PagesShort, ReservePages, RoomChanged, SendFrame, SequenceId, SessionDrained, SessionId,
+    SessionOpened,
 };
 use crate::request::RequestId;
+use rings::{Change, Next, Ring, Rings};
 
-/// What the shell has to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Tell the owner that its reservation stands.
-    Reserved(PagesReserved),
-    /// Tell the owner that it has more pages.
-    Grown(PagesGrown),
-    /// Tell the decoder that there is no room to grow.
-    Short(PagesShort),
-    /// Tell the decoder that pages landed for it.
-    Adopted(PagesAdopted),
-    /// Send these credits to the session's peer.
-    Grant {
-        /// To whom.
-        session: SessionId,
-        /// Number of the first credit.
-        first: CreditNumber,
-        /// One page a credit.
-        pages: Vec<PageIndex>,
-    },
-    /// Tell the session's peer how many credits it should hold at most: it has more, and others have none.
-    Share {
-        /// To whom.
-        session: SessionId,
-        /// Its share of the ring.
-        pages: u32,
-    },
-    /// Tell the decoder that a page of the request is not what its sender put.
-    Rejected(RequestId),
-    /// The peer broke a rule: end its session, for this reason.
-    Break {
-        /// Which.
-        session: SessionId,
-        /// One sentence.
-        reason: String,
-    },
-}
+/// Most bytes that one session's start-up measurement wants.
+const MEASURED_BYTES_MAX: u64 = 256 << 20;
+/// Pages that a measurement moves: more credits would not be used.
+const MEASURED_PAGES: u64 = 72;
 
 /// How the pool is divided now; a snapshot for logs, `/health` and tests. All in pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -88,6 +62,17 @@ pub struct PoolUse {
     pub cached: u32,
     /// Under credits of lost sessions, or not what was put there, until there is proof.
     pub quarantined: u32,
+}
+
+/// What the buffer manager has counted, in pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolCounts {
+    /// Shared with reservations, which neither compute nor receive them.
+    pub resident: u64,
+    /// Landed and adopted.
+    pub adopted: u64,
+    /// Times that a landed page's hash did not match.
+    pub mismatches: u64,
 }
 
 /// Who may touch a page now.
@@ -107,107 +92,120 @@ pub enum PageUse {
 
 #[derive(Debug, Default)]
 struct Holding {
+    /// Pages that are to land, and the session that they land from.
     landing: u32,
+    from: Option<SessionId>,
     pages: Vec<PageId>,
 }
 
 /// Computes the hashes of pages of our pool as they are now.
 pub type Hasher<'a> = &'a dyn Fn(&[(PageId, PageSeed)]) -> Vec<u64>;
 
-#[derive(Debug)]
-struct Ring {
-    ledger: GrantLedger,
-    seed: u64,
-    /// The share that its peer was told while it held more.
-    told: Option<u32>,
+/// What the buffer manager knows of its pool.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolConfig {
+    /// Pages in the pool.
+    pub pages: u32,
+    /// Most pages under credits at once; 0 where no peer writes.
+    pub ring_pages: u32,
+    /// Tokens in a page; at least one.
+    pub page_tokens: u32,
+    /// Bytes of a page.
+    pub page_bytes: u64,
+    /// Sequences share pages that hold the same tokens.
+    pub sharing: bool,
+    /// Pages are taken from all over the pool, as if it had been used for long: for measurements.
+    pub scattered: bool,
 }
 
-/// The page pool's ledger. Every `on_…` returns what has to be done, in order.
+/// The page pool's ledger.
 #[derive(Debug)]
 pub struct PoolState {
-    pages: u32,
-    ring_pages: u32,
-    page_tokens: u32,
+    config: PoolConfig,
     free: BTreeSet<u32>,
     cache: PrefixCache,
-    /// Pages are shared between sequences.
-    shares: bool,
-    /// Neighbours are not taken one after the other.
-    spreads: bool,
     holdings: HashMap<SequenceId, Holding>,
     /// How many sequences hold a page; no entry, none.
     holders: HashMap<PageId, u32>,
+    /// Landing counts of all sequences.
+    landing: u32,
     growing: VecDeque<GrowPages>,
-    /// The first that grows has been called short, and nothing has come back since.
+    /// `PagesShort` was sent for the first of `growing`; nothing was released since.
     told_short: bool,
-    /// Releases of own requests so far: what a decoder that has sent more is told of room is out of date.
+    /// Releases of own requests so far. A decoder that has sent more ignores `PagesShort` with this count.
     releases: u64,
     waiting: VecDeque<ReservePages>,
-    resident_pages: u64,
-    rings: BTreeMap<SessionId, Ring>,
-    quarantine: BTreeMap<SessionId, Vec<PageIndex>>,
+    counts: PoolCounts,
+    rings: Rings,
+    /// The quarantine that was told last.
+    told_quarantined: u32,
 }
 
 impl PoolState {
-    /// A pool of `pages` free pages of `page_tokens` tokens, of which at most `ring_pages` are ever under credits or
-    /// quarantined.
-    pub fn new(pages: u32, ring_pages: u32, page_tokens: u32) -> Self {
+    /// A pool of free pages.
+    pub fn new(config: PoolConfig) -> Self {
+        let measured = MEASURED_PAGES.min(MEASURED_BYTES_MAX / config.page_bytes.max(1));
         Self {
-            pages,
-            ring_pages,
-            page_tokens: page_tokens.max(1),
-            free: (0..pages).collect(),
-            cache: PrefixCache::new(page_tokens),
-            shares: true,
-            spreads: false,
+            config: PoolConfig { page_tokens: config.page_tokens.max(1), ..config },
+            free: (0..config.pages).collect(),
+            cache: PrefixCache::new(config.page_tokens),
             holdings: HashMap::new(),
             holders: HashMap::new(),
+            landing: 0,
             growing: VecDeque::new(),
             told_short: false,
             releases: 0,
             waiting: VecDeque::new(),
-            resident_pages: 0,
-            rings: BTreeMap::new(),
-            quarantine: BTreeMap::new(),
+            counts: PoolCounts::default(),
+            rings: Rings::new(config.ring_pages, measured as u32),
+            told_quarantined: 0,
         }
     }
 
-    /// As it is, or with every sequence computing or receiving all its pages for itself.
-    #[must_use]
-    pub fn sharing(self, shares: bool) -> Self {
-        Self { shares, ..self }
+    /// Takes a message. `hasher` computes the hashes of pages that landed; without one, both sides have agreed on none.
+    pub fn on(&mut self, now: Instant, mail: ToBufferManager, hasher: Option<Hasher<'_>>) -> Vec<Effect> {
+        let mut effects = match mail {
+            ToBufferManager::ReservePages(reserve) => self.on_reserve(reserve),
+            ToBufferManager::GrowPages(grow) => self.on_grow(grow),
+            ToBufferManager::PagesComputed(computed) => self.on_computed(&computed),
+            ToBufferManager::ReleasePages(release) => self.on_release(release.sequence),
+            ToBufferManager::SessionOpened(opened) => self.on_session_opened(opened),
+            ToBufferManager::PeerReady(ready) => self.on_measured(ready.session),
+            ToBufferManager::PageFilled(filled) => self.on_page_filled(filled, hasher),
+            ToBufferManager::PeerLost(lost) => self.on_session_lost(lost.session),
+            ToBufferManager::SessionDrained(drained) => self.on_session_drained(drained),
+            ToBufferManager::Tick(_) => Vec::new(),
+        };
+        effects.extend(self.settle(now));
+        effects
     }
 
-    /// As it is, or with pages taken from all over the pool, as if it had been used for long: for measurements.
-    #[must_use]
-    pub fn scattered(self, spreads: bool) -> Self {
-        Self { spreads, ..self }
+    /// What was counted so far.
+    pub fn counts(&self) -> PoolCounts {
+        self.counts
     }
 
     /// How the pool is divided now.
     pub fn usage(&self) -> PoolUse {
         PoolUse {
-            pages: self.pages,
-            landing: self.holdings.values().map(|holding| holding.landing).sum(),
-            outstanding: self.rings.values().map(|ring| ring.ledger.outstanding()).sum(),
+            pages: self.config.pages,
+            landing: self.landing,
+            outstanding: self.rings.outstanding(),
             held: self.holders.len() as u32,
             cached: self.cache.unused(),
-            quarantined: self.quarantine.values().map(|pages| pages.len() as u32).sum(),
+            quarantined: self.rings.quarantined(),
         }
     }
 
     /// Who may touch `page` now; for checks, since it looks through everything.
     pub fn page_use(&self, page: PageId) -> PageUse {
-        let index = PageIndex(page.0);
         let held = self.holdings.iter().find(|(_, holding)| holding.pages.contains(&page));
-        let granted = self.rings.iter().find(|(_, ring)| ring.ledger.covers(index));
-        let set_aside = self.quarantine.iter().find(|(_, pages)| pages.contains(&index));
-        match (held, granted, set_aside) {
-            (Some((sequence, _)), ..) => PageUse::Held(*sequence),
-            (None, Some((session, _)), _) => PageUse::Outstanding(*session),
-            (None, None, Some((session, _))) => PageUse::Quarantined(*session),
-            (None, None, None) if self.cache.contains(page) => PageUse::Cached,
-            (None, None, None) => PageUse::Free,
+        match (held, self.rings.writer(PageIndex(page.0))) {
+            (Some((sequence, _)), _) => PageUse::Held(*sequence),
+            (None, Some((session, false))) => PageUse::Outstanding(session),
+            (None, Some((session, true))) => PageUse::Quarantined(session),
+            (None, None) if self.cache.contains(page) => PageUse::Cached,
+            (None, None) => PageUse::Free,
         }
     }
 
@@ -216,45 +214,50 @@ impl PoolState {
         self.cache.contains(page)
     }
 
-    /// Pages that reservations have shared so far, rather than compute or receive them.
-    pub fn resident_pages(&self) -> u64 {
-        self.resident_pages
+    /// Pages that one request may use: the ring may claim its part at any time, and the quarantine has its part.
+    fn usable(&self) -> u32 {
+        self.config.pages.saturating_sub(self.config.ring_pages + self.rings.quarantined())
     }
 
-    /// Somebody wants pages.
-    pub fn on_reserve(&mut self, reserve: ReservePages) -> Vec<Action> {
+    fn on_reserve(&mut self, reserve: ReservePages) -> Vec<Effect> {
         if reserve.again {
             self.waiting.push_front(reserve);
         } else {
             self.waiting.push_back(reserve);
         }
-        self.settle()
+        self.deny()
     }
 
     /// A running sequence wants more.
-    pub fn on_grow(&mut self, grow: GrowPages) -> Vec<Action> {
+    fn on_grow(&mut self, grow: GrowPages) -> Vec<Effect> {
         if self.holdings.contains_key(&grow.sequence) {
             self.growing.push_back(grow);
         }
-        self.settle()
+        self.deny()
     }
 
     /// What stands in the sequence's pages is known from now on.
-    pub fn on_computed(&mut self, computed: &PagesComputed) {
-        let Some(holding) = self.holdings.get(&computed.sequence) else { return };
+    fn on_computed(&mut self, computed: &PagesComputed) -> Vec<Effect> {
+        let Some(holding) = self.holdings.get(&computed.sequence) else { return Vec::new() };
         let held: HashSet<PageId> = holding.pages.iter().copied().collect();
-        if self.shares && computed.pages.iter().all(|page| held.contains(page)) {
+        if self.config.sharing && computed.pages.iter().all(|page| held.contains(page)) {
             self.cache.insert(&computed.tokens, &computed.pages);
         }
+        Vec::new()
     }
 
     /// Everything of this sequence goes back. A page still under way to it goes back when it lands.
-    pub fn on_release(&mut self, sequence: SequenceId) -> Vec<Action> {
+    fn on_release(&mut self, sequence: SequenceId) -> Vec<Effect> {
         self.waiting.retain(|waiting| waiting.sequence != sequence);
         self.growing.retain(|growing| growing.sequence != sequence);
         self.told_short = false;
         self.releases += u64::from(matches!(sequence, SequenceId::Own(_)));
-        for page in self.holdings.remove(&sequence).unwrap_or_default().pages {
+        let holding = self.holdings.remove(&sequence).unwrap_or_default();
+        self.landing -= holding.landing;
+        if let Some(session) = holding.from {
+            self.rings.expect_less(session, holding.landing);
+        }
+        for page in holding.pages {
             let Some(holders) = self.holders.get_mut(&page) else { continue };
             *holders -= 1;
             if *holders == 0 {
@@ -264,7 +267,7 @@ impl PoolState {
                 }
             }
         }
-        self.settle()
+        Vec::new()
     }
 
     /// The sequence holds these pages too.
@@ -277,97 +280,139 @@ impl PoolState {
     }
 
     /// A session began: its peer may write up to `ring_pages` pages of ours, whose hashes have this seed.
-    pub fn on_session_opened(&mut self, session: SessionId, ring_pages: u32, seed: u64) -> Vec<Action> {
-        if let Some(capacity) = NonZeroU32::new(ring_pages) {
-            self.rings.insert(session, Ring { ledger: GrantLedger::new(capacity), seed, told: None });
+    fn on_session_opened(&mut self, opened: SessionOpened) -> Vec<Effect> {
+        if let Some(capacity) = NonZeroU32::new(opened.ring_pages) {
+            self.rings.open(opened.session, capacity, opened.seed);
         }
-        self.settle()
+        Vec::new()
+    }
+
+    /// The session's start-up measurement is over.
+    fn on_measured(&mut self, session: SessionId) -> Vec<Effect> {
+        self.rings.measured(session);
+        Vec::new()
     }
 
     /// A session ended: puts into its outstanding pages may still land.
-    pub fn on_session_lost(&mut self, session: SessionId) -> Vec<Action> {
-        if let Some(ring) = self.rings.remove(&session) {
-            self.quarantine.insert(session, ring.ledger.close());
-        }
-        self.settle()
+    fn on_session_lost(&mut self, session: SessionId) -> Vec<Effect> {
+        self.rings.lose(session, Vec::new());
+        self.quarantine_changed()
     }
 
     /// Proof: no byte of this lost session can land any more.
-    pub fn on_session_drained(&mut self, session: SessionId) -> Vec<Action> {
-        for page in self.quarantine.remove(&session).unwrap_or_default() {
-            self.free.insert(page.0);
+    fn on_session_drained(&mut self, drained: SessionDrained) -> Vec<Effect> {
+        self.free.extend(self.rings.drain(drained.session).into_iter().map(|page| page.0));
+        self.quarantine_changed()
+    }
+
+    /// Tells proxy and peer link how much room is left, and denies what no longer fits.
+    fn quarantine_changed(&mut self) -> Vec<Effect> {
+        let quarantined = self.rings.quarantined();
+        if std::mem::replace(&mut self.told_quarantined, quarantined) == quarantined {
+            return Vec::new();
         }
-        self.settle()
+        let changed = RoomChanged { pages: self.config.pages, usable: self.usable(), quarantined };
+        let mut effects = vec![to::proxy(changed), to::peer_link(changed)];
+        effects.extend(self.deny());
+        effects
+    }
+
+    /// Denies every reservation and growth that needs more pages than one request may use now.
+    fn deny(&mut self) -> Vec<Effect> {
+        let (usable, page_tokens) = (self.usable(), self.config.page_tokens);
+        let mut effects = Vec::new();
+        self.waiting.retain(|reserve| {
+            let needed = (reserve.tokens.len() as u32).div_ceil(page_tokens);
+            if needed > usable {
+                effects.push(denied(PagesDenied { sequence: reserve.sequence, needed, usable }));
+            }
+            needed <= usable
+        });
+        let holdings = &self.holdings;
+        self.growing.retain(|growing| {
+            let has = holdings.get(&growing.sequence).map_or(0, |holding| holding.pages.len() as u32);
+            let needed = has + growing.least;
+            if needed > usable {
+                effects.push(denied(PagesDenied { sequence: growing.sequence, needed, usable }));
+            }
+            needed <= usable
+        });
+        effects
     }
 
     /// A sender says that pages are whole and visible. They are adopted only if they are what it put: `hasher` computes
     /// what is there; without one, both sides have agreed to do without.
-    pub fn on_page_filled(&mut self, filled: PageFilled, hasher: Option<Hasher<'_>>) -> Vec<Action> {
+    fn on_page_filled(&mut self, filled: PageFilled, hasher: Option<Hasher<'_>>) -> Vec<Effect> {
         let session = filled.session;
-        let Some(ring) = self.rings.get_mut(&session) else { return Vec::new() };
-        let seed = ring.seed;
-        let pages = match ring.ledger.fill(filled.first, filled.count) {
-            Ok(pages) => pages,
-            Err(error) => return vec![Action::Break { session, reason: error.to_string() }],
+        let Some(seed) = self.rings.get(session).map(Ring::seed) else { return Vec::new() };
+        let pages = match self.rings.fill(session, filled.first, filled.count) {
+            None => return Vec::new(),
+            Some(Ok(pages)) => pages,
+            Some(Err(error)) => return vec![broken(session, error.to_string())],
         };
-        let holding = filled.owner.and_then(|owner| {
+        let landing = filled.owner.and_then(|owner| {
             let request = RequestId(owner.request);
-            Some((owner, request, self.holdings.get_mut(&SequenceId::Own(request))?))
+            let holding = self.holdings.get(&SequenceId::Own(request))?;
+            (holding.from == Some(session) && holding.landing >= filled.count).then_some((request, owner))
         });
-        let mut actions = Vec::new();
-        match holding {
-            Some((owner, request, holding)) if holding.landing >= filled.count => {
-                let pages: Vec<PageId> = pages.iter().map(|page| PageId(page.0)).collect();
-                let seed_of = |n: u32| PageSeed {
-                    session: seed,
-                    credit: filled.first.0 + u64::from(n),
-                    request: request.0,
-                    place: owner.first_page.wrapping_add(n),
-                };
-                let whole = |hasher: Hasher<'_>| {
-                    let seeded: Vec<_> = (0..).zip(&pages).map(|(n, page)| (*page, seed_of(n))).collect();
-                    hasher(&seeded) == filled.hashes
-                };
-                if !hasher.is_none_or(whole) {
-                    // Whether a bit has flipped or the flush did not hold what it says: more may land there, and wherever
-                    // the session has a credit. So for us it is over, its pages wait for proof, and the link hears of it.
-                    let damaged = pages.iter().map(|page| PageIndex(page.0)).collect();
-                    let outstanding =
-                        self.rings.remove(&session).map_or(Vec::new(), |ring| ring.ledger.close());
-                    self.quarantine.insert(session, [damaged, outstanding].concat());
-                    let reason = format!("a page of {request} is not what was put");
-                    return vec![Action::Rejected(request), Action::Break { session, reason }];
-                }
-                holding.landing -= filled.count;
-                self.hold(SequenceId::Own(request), &pages);
-                actions.push(Action::Adopted(PagesAdopted {
-                    request,
-                    first_page: owner.first_page,
-                    pages,
-                    transfer_micros: filled.transfer_micros,
-                }));
-            }
-            // Nobody's: a probe, or a request that ended while its pages were under way.
-            _ => self.free.extend(pages.iter().map(|page| page.0)),
+        let Some((request, owner)) = landing else {
+            // No request waits for them here: a probe, a request that ended while they were under way, or one that lands from
+            // another session.
+            self.free.extend(pages.iter().map(|page| page.0));
+            return Vec::new();
+        };
+        let seed_of = |n: u32| PageSeed {
+            session: seed,
+            credit: filled.first.0 + u64::from(n),
+            request: request.0,
+            place: owner.first_page.wrapping_add(n),
+        };
+        let is_whole = |hasher: Hasher<'_>| {
+            let seeded = (0..).zip(&pages).map(|(n, page)| (PageId(page.0), seed_of(n)));
+            hasher(&seeded.collect::<Vec<_>>()) == filled.hashes
+        };
+        if !hasher.is_none_or(is_whole) {
+            return self.on_damaged(session, request, pages);
         }
-        actions.extend(self.settle());
-        actions
+        self.landing -= filled.count;
+        self.rings.expect_less(session, filled.count);
+        let pages: Vec<PageId> = pages.iter().map(|page| PageId(page.0)).collect();
+        self.hold(SequenceId::Own(request), &pages);
+        self.holdings.entry(SequenceId::Own(request)).or_default().landing -= filled.count;
+        self.counts.adopted += pages.len() as u64;
+        let (first_page, transfer_micros) = (owner.first_page, filled.transfer_micros);
+        vec![to::decoder(PagesAdopted { request, first_page, pages, transfer_micros })]
     }
 
+    /// A hash does not match: a bit flipped, or the flush did not cover what its sender says. More may land in these pages, and
+    /// under every credit of the session. So the session is over here, its pages wait for proof, and the link hears of it.
+    fn on_damaged(&mut self, session: SessionId, request: RequestId, damaged: Vec<PageIndex>) -> Vec<Effect> {
+        self.rings.lose(session, damaged);
+        self.counts.mismatches += 1;
+        let reason = format!("a page of {request} is not what was put");
+        let mut effects = vec![
+            to::log(LogLine::PageDamaged { request }),
+            to::decoder(PageRejected { request }),
+            broken(session, reason),
+        ];
+        effects.extend(self.quarantine_changed());
+        effects
+    }
+
+    /// Pages that nothing claims.
     fn unclaimed(&self) -> u32 {
-        let landing: u32 = self.holdings.values().map(|holding| holding.landing).sum();
-        (self.free.len() as u32 + self.cache.unused()).saturating_sub(landing)
+        (self.free.len() as u32 + self.cache.unused()).saturating_sub(self.landing)
     }
 
     fn take(&mut self, count: u32) -> Vec<u32> {
-        // Lowest first: what is granted together tends to be adjacent. What is cached gives way when nothing is free.
+        // Lowest first: pages that are granted together tend to be adjacent. Cached pages are evicted when none is free.
         let lowest = |free: &mut BTreeSet<u32>| free.pop_first();
-        // A hash of the page decides: linear in the pool, but nobody serves like that.
+        // A hash of the page decides. It takes time linear in the pool, and only measurements use it.
         let scattered = |free: &mut BTreeSet<u32>| {
             let page = free.iter().copied().min_by_key(|page| page.wrapping_mul(0x9e37_79b1))?;
             free.take(&page)
         };
-        let spreads = self.spreads;
+        let spreads = self.config.scattered;
         let mut next = || {
             let free = if spreads { scattered(&mut self.free) } else { lowest(&mut self.free) };
             free.or_else(|| self.cache.evict().map(|page| page.0))
@@ -378,90 +423,104 @@ impl PoolState {
     }
 
     /// Grants credits, then lets sequences grow, then serves reservations, as far as free pages go.
-    fn settle(&mut self) -> Vec<Action> {
-        let mut actions = Vec::new();
-        let usage = self.usage();
-        let budget = self.ring_pages.saturating_sub(usage.quarantined);
-        let mut room = budget.saturating_sub(usage.outstanding).min(self.unclaimed());
-        let sessions = self.rings.len() as u32;
-        let shares = (0..).zip(&self.rings).map(|(n, (session, ring))| {
-            let equal = budget / sessions + u32::from(n < budget % sessions);
-            (*session, equal.max(u32::from(ring.ledger.head() > 0)))
-        });
-        let mut shares: Vec<(SessionId, u32)> = shares.collect();
-        // Whoever has least is first; one that never had any is behind those whose pages may be landing.
-        shares.sort_by_key(|(session, _)| {
-            let ledger = &self.rings[session].ledger;
-            (ledger.outstanding(), ledger.head() == 0)
-        });
-        for (session, share) in shares {
-            let Some(ring) = self.rings.get_mut(&session) else { continue };
-            let outstanding = ring.ledger.outstanding();
-            if outstanding > share {
-                if ring.told != Some(share) {
-                    ring.told = Some(share);
-                    actions.push(Action::Share { session, pages: share });
-                }
-                continue;
-            }
-            ring.told = None;
-            let wanted = (share - outstanding).min(ring.ledger.room());
-            let granted = wanted.min(room).min(GRANT_PAGES_MAX as u32);
-            if granted == 0 {
-                continue;
-            }
-            room -= granted;
-            let pages: Vec<PageIndex> = self.take(granted).into_iter().map(PageIndex).collect();
-            let Some(ring) = self.rings.get_mut(&session) else { continue };
-            let first = CreditNumber(ring.ledger.head());
-            for &page in &pages {
-                ring.ledger.grant(page).expect("count is at most the ring's room");
-            }
-            actions.push(Action::Grant { session, first, pages });
+    fn settle(&mut self, now: Instant) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        loop {
+            effects.extend(self.settle_rings(now));
+            let is_next =
+                self.settle_growth(&mut effects) && self.waiting.front().is_some_and(|next| self.fits(next));
+            let Some(next) = self.waiting.pop_front_if(|_| is_next) else { break };
+            effects.push(reserved(self.serve(next)));
         }
+        self.check();
+        effects
+    }
+
+    fn settle_rings(&mut self, now: Instant) -> Vec<Effect> {
+        let next = self.waiting.front().and_then(|next| {
+            // One that is served now gets its credits behind its pages, so that they are neighbours.
+            next.landing.map(|session| Next { session, is_served: self.fits(next) })
+        });
+        let changes = self.rings.changes(now, self.unclaimed(), next);
+        let mut effects = Vec::with_capacity(changes.len());
+        for change in changes {
+            match change {
+                Change::Share(session, pages) => effects.push(frame(session, Frame::RingShare { pages })),
+                Change::Grant(session, count) => {
+                    let pages: Vec<PageIndex> = self.take(count).into_iter().map(PageIndex).collect();
+                    let mut first = self.rings.grant(session, &pages);
+                    for pages in pages.chunks(GRANT_PAGES_MAX) {
+                        effects.push(frame(session, Frame::Grant { first, pages: pages.to_vec() }));
+                        first.0 += pages.len() as u64;
+                    }
+                }
+            }
+        }
+        effects
+    }
+
+    /// Lets sequences grow; false if one could not.
+    fn settle_growth(&mut self, effects: &mut Vec<Effect>) -> bool {
         while let Some(&GrowPages { sequence, least, most }) = self.growing.front() {
             let pages = most.min(self.unclaimed());
             if pages < least {
                 if !std::mem::replace(&mut self.told_short, true) {
-                    actions.push(Action::Short(PagesShort { releases: self.releases }));
+                    effects.push(to::decoder(PagesShort { releases: self.releases }));
                 }
-                self.check();
-                return actions;
+                return false;
             }
             self.growing.pop_front();
             let pages: Vec<PageId> = self.take(pages).into_iter().map(PageId).collect();
             self.hold(sequence, &pages);
-            actions.push(Action::Grown(PagesGrown { sequence, pages }));
+            effects.push(to::decoder(PagesGrown { sequence, pages }));
         }
-        while self.waiting.front().is_some_and(|next| self.cost(next) <= self.unclaimed()) {
-            let next = self.waiting.pop_front().expect("it is in front");
-            actions.push(Action::Reserved(self.serve(next)));
-        }
-        self.check();
-        actions
+        true
+    }
+
+    /// True if a reservation can be served now. One whose pages land needs a credit for its session as well, or a page for one; a
+    /// session that is gone lands nothing.
+    fn fits(&self, reserve: &ReservePages) -> bool {
+        let (cost, unclaimed) = (self.cost(reserve), self.unclaimed());
+        let credit = match reserve.landing.and_then(|session| self.rings.get(session)) {
+            Some(ring) if ring.outstanding() == 0 => 1,
+            _ => 0,
+        };
+        cost + credit <= unclaimed && credit <= self.rings.room()
     }
 
     /// Unclaimed pages that a reservation takes: its own, those that land, and those shared ones that nobody holds yet.
     fn cost(&self, reserve: &ReservePages) -> u32 {
         let shared = self.cache.lookup(&reserve.tokens);
         let held = shared.iter().filter(|page| self.holders.contains_key(page)).count() as u32;
-        reserve.pages - held
+        self.wanted(reserve) - held
+    }
+
+    /// What a reservation asks for ahead of its tokens is cut to what it may use.
+    fn wanted(&self, reserve: &ReservePages) -> u32 {
+        reserve.pages.min(self.usable())
     }
 
     fn serve(&mut self, reserve: ReservePages) -> PagesReserved {
-        let ReservePages { sequence, tokens, pages, landing, .. } = reserve;
+        let pages = self.wanted(&reserve);
+        let ReservePages { sequence, tokens, landing, .. } = reserve;
         let mut table = self.cache.lookup(&tokens);
         let (tokens, shared) = (tokens.len() as u32, table.len() as u32);
-        let resident = shared * self.page_tokens;
+        let resident = shared * self.config.page_tokens;
         // The last page travels in the time that it takes to compute it.
-        let little = shared > 0 && tokens - resident <= self.page_tokens;
-        let landing = if landing && !little { tokens.div_ceil(self.page_tokens) - shared } else { 0 };
-        self.resident_pages += u64::from(shared);
-        // First those that are shared: what is held is not evicted for the rest.
+        let little = shared > 0 && tokens - resident <= self.config.page_tokens;
+        let from = landing.filter(|session| !little && self.rings.get(*session).is_some());
+        let landing = from.map_or(0, |_| tokens.div_ceil(self.config.page_tokens) - shared);
+        self.counts.resident += u64::from(shared);
+        // The shared pages first: what is held is not evicted for the rest.
         self.hold(sequence, &table);
         let own: Vec<PageId> = self.take(pages - shared - landing).into_iter().map(PageId).collect();
         self.hold(sequence, &own);
-        self.holdings.entry(sequence).or_default().landing += landing;
+        let holding = self.holdings.entry(sequence).or_default();
+        (holding.landing, holding.from) = (landing, from);
+        self.landing += landing;
+        if let Some(session) = from {
+            self.rings.expect(session, landing);
+        }
         table.extend(own);
         PagesReserved { sequence, resident, landing, pages: table }
     }
@@ -475,7 +534,32 @@ impl PoolState {
             "page invariant broken: {used:?} and {} free",
             self.free.len()
         );
+        debug_assert!(self.rings.holds(), "a session with pages to land has no credit: {:?}", self.rings);
     }
+}
+
+/// To the owner of the reservation.
+fn reserved(reserved: PagesReserved) -> Effect {
+    match reserved.sequence {
+        SequenceId::Own(_) => to::decoder(reserved),
+        SequenceId::Peer(_) => to::prefiller(reserved),
+    }
+}
+
+/// To the owner of the reservation.
+fn denied(denied: PagesDenied) -> Effect {
+    match denied.sequence {
+        SequenceId::Own(_) => to::decoder(denied),
+        SequenceId::Peer(_) => to::prefiller(denied),
+    }
+}
+
+fn frame(session: SessionId, frame: Frame) -> Effect {
+    to::peer_link(SendFrame { session, frame })
+}
+
+fn broken(session: SessionId, reason: String) -> Effect {
+    to::peer_link(BreakSession { session, reason })
 }
 
 #[cfg(test)]

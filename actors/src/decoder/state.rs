@@ -10,7 +10,7 @@
 //! A running sequence asks for more pages before it needs them. When there are none, the youngest request gives its pages back
 //! and is computed again later, from its prompt and the tokens that it has; so is one whose sender is lost or fails.
 //!
-//! Every request taken gets exactly one [`Action::End`], and its pages are released exactly once, after the engine
+//! Every request taken gets exactly one [`StreamEnd`], and its pages are released exactly once, after the engine
 //! has let go of them. Tokens that were delivered are never taken back: a recompute starts from prompt + tokens.
 
 mod ending;
@@ -20,43 +20,19 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use connector::frame::{Frame, PROMPT_TOKENS_MAX};
-use engine::Token;
 
+use crate::effect::{Effect, ToDecoder, to};
 use crate::first_token;
+use crate::log::LogLine;
 use crate::messages::{
     Decode, ExtendSequence, GrowPages, PagesAdopted, PagesComputed, PagesGrown, PagesReserved, PagesShort,
-    PrefillFinished, PrefillOutcome, PrefillOver, ReservePages, SendFrame, SequenceAdvanced, SequenceEnd,
-    SequenceId, SessionId, StartSequence,
+    PeerReady, PrefillFailed, PrefillFinished, PrefillOutcome, ReleasePages, ReservePages, SendFrame,
+    SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StopSequence,
 };
-use crate::request::{FinishReason, Generate, RequestError, RequestId, StreamEvent, Timings};
+use crate::request::{
+    AbortRequest, FinishReason, Generate, Refused, RequestError, RequestId, StreamEvent, Timings,
+};
 use entry::{Entry, Phase, cancel, ms};
-
-/// What the shell has to do, in order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Ask the buffer manager for pages.
-    Reserve(ReservePages),
-    /// Give them back.
-    Release(SequenceId),
-    /// Ask for more.
-    Grow(GrowPages),
-    /// Say what stands in pages.
-    Computed(PagesComputed),
-    /// Run on the engine.
-    Start(StartSequence),
-    /// Give the engine more pages for a sequence.
-    Extend(ExtendSequence),
-    /// Stop there.
-    Stop(SequenceId),
-    /// Tell a sender.
-    Frame(SendFrame),
-    /// Tell the proxy that a prompt does not wait for its prefill any more.
-    Over(PrefillOver),
-    /// Stream a token to the client.
-    Token(RequestId, Token),
-    /// Tell the client that this was all.
-    End(RequestId, StreamEvent),
-}
 
 /// What the decoder knows of its node.
 #[derive(Clone, Debug)]
@@ -75,14 +51,49 @@ pub struct DecoderConfig {
     pub growth_tokens: u32,
 }
 
-/// All live requests. Every `on_…` returns what has to be done, in order.
+/// What the decoder has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DecoderCounts {
+    /// Requests that came in.
+    pub taken: u64,
+    /// Prompts computed again here because of their sender.
+    pub recomputes: u64,
+    /// Requests that gave their pages back to others.
+    pub preemptions: u64,
+    /// Requests that ended well.
+    pub finished: u64,
+    /// Requests that their client ended, or that were refused.
+    pub aborted: u64,
+    /// Requests that missed their deadline.
+    pub deadlines_missed: u64,
+    /// Requests that could not get their pages because of lost sessions.
+    pub denied: u64,
+    /// Requests that an engine error ended.
+    pub engine_failures: u64,
+    /// Requests that the end of the process ended.
+    pub cut_at_the_end: u64,
+}
+
+impl DecoderCounts {
+    fn end(&mut self, event: &StreamEvent) {
+        let count = match event {
+            StreamEvent::Finished { .. } | StreamEvent::Token(_) => &mut self.finished,
+            StreamEvent::Failed(RequestError::Deadline { .. }) => &mut self.deadlines_missed,
+            StreamEvent::Failed(RequestError::Engine(_)) => &mut self.engine_failures,
+            StreamEvent::Failed(RequestError::ShuttingDown) => &mut self.cut_at_the_end,
+            StreamEvent::Failed(RequestError::Refused(Refused::NoRoom { .. })) => &mut self.denied,
+            StreamEvent::Failed(RequestError::Aborted | RequestError::Refused(_)) => &mut self.aborted,
+        };
+        *count += 1;
+    }
+}
+
+/// All live requests.
 #[derive(Debug)]
 pub struct DecoderState {
     config: DecoderConfig,
     requests: BTreeMap<RequestId, Entry>,
-    taken: u64,
-    recomputes: u64,
-    preemptions: u64,
+    counts: DecoderCounts,
     /// Releases asked for.
     releases: u64,
     /// Sessions that can prefill, and their processes.
@@ -95,11 +106,33 @@ impl DecoderState {
         Self {
             config,
             requests: BTreeMap::new(),
-            taken: 0,
-            recomputes: 0,
-            preemptions: 0,
+            counts: DecoderCounts::default(),
             releases: 0,
             peers: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a message.
+    pub fn on(&mut self, now: Instant, mail: ToDecoder) -> Vec<Effect> {
+        match mail {
+            ToDecoder::Decode(decode) => self.on_decode(now, *decode),
+            ToDecoder::AbortRequest(AbortRequest { request, complete_with: None }) => self.on_abort(request),
+            ToDecoder::AbortRequest(AbortRequest { request, complete_with: Some(tokens) }) => {
+                self.on_complete(request, tokens)
+            }
+            ToDecoder::AbortAll(_) => self.on_abort_all(),
+            ToDecoder::PagesReserved(reserved) => self.on_reserved(now, reserved),
+            ToDecoder::PagesDenied(denied) => self.on_denied(&denied),
+            ToDecoder::PagesGrown(grown) => self.on_grown(grown),
+            ToDecoder::PagesShort(short) => self.on_short(short),
+            ToDecoder::PagesAdopted(adopted) => self.on_adopted(now, adopted),
+            ToDecoder::PageRejected(rejected) => self.on_rejected(rejected.request),
+            ToDecoder::SequenceAdvanced(event) => self.on_advanced(now, event),
+            ToDecoder::PeerReady(ready) => self.on_peer_ready(ready),
+            ToDecoder::PeerLost(lost) => self.on_peer_lost(lost.session),
+            ToDecoder::PrefillFinished(finished) => self.on_prefill_finished(now, finished),
+            ToDecoder::PrefillFailed(failed) => self.on_prefill_failed(failed),
+            ToDecoder::Tick(_) => self.on_tick(now),
         }
     }
 
@@ -115,19 +148,9 @@ impl DecoderState {
         self.requests.values().filter(waits).count()
     }
 
-    /// Requests that have come in.
-    pub fn taken(&self) -> u64 {
-        self.taken
-    }
-
-    /// Prompts computed again here because of their sender.
-    pub fn recomputes(&self) -> u64 {
-        self.recomputes
-    }
-
-    /// Requests that gave their pages back for others.
-    pub fn preemptions(&self) -> u64 {
-        self.preemptions
+    /// What was counted so far.
+    pub fn counts(&self) -> DecoderCounts {
+        self.counts
     }
 
     /// True if there are none.
@@ -136,12 +159,13 @@ impl DecoderState {
     }
 
     /// A sender can prefill.
-    pub fn on_peer_ready(&mut self, session: SessionId, pid: u32) {
-        self.peers.insert(session, pid);
+    fn on_peer_ready(&mut self, ready: PeerReady) -> Vec<Effect> {
+        self.peers.insert(ready.session, ready.pid);
+        Vec::new()
     }
 
     /// A sender is gone: what it was prefilling is computed here.
-    pub fn on_peer_lost(&mut self, session: SessionId) -> Vec<Action> {
+    fn on_peer_lost(&mut self, session: SessionId) -> Vec<Effect> {
         self.peers.remove(&session);
         // The oldest last: each goes before all that wait.
         let lost: Vec<RequestId> = self
@@ -155,25 +179,22 @@ impl DecoderState {
     }
 
     /// A sender will not prefill this request after all.
-    pub fn on_prefill_failed(&mut self, session: SessionId, request: RequestId) -> Vec<Action> {
+    fn on_prefill_failed(&mut self, failed: PrefillFailed) -> Vec<Effect> {
+        let PrefillFailed { session, request, reason } = failed;
         match self.requests.get(&request).map(|entry| &entry.phase) {
-            Some(Phase::Landing { session: on, .. }) if *on == session => self.recompute(request),
+            Some(Phase::Landing { session: on, .. }) if *on == session => {
+                let told = to::log(LogLine::PrefillFailed { request, session, reason });
+                [vec![told], self.recompute(request)].concat()
+            }
             _ => Vec::new(),
         }
     }
 
-    /// A request comes in. One whose sender has gone meanwhile runs here. One whose client has left meanwhile does not run at
-    /// all: its abort takes a shorter way and may have been first.
-    pub fn on_decode(&mut self, now: Instant, decode: Decode, client_waits: bool) -> Vec<Action> {
+    /// A request comes in. It runs here if its sender is gone by now.
+    fn on_decode(&mut self, now: Instant, decode: Decode) -> Vec<Effect> {
         let Decode { generate, prefill_on } = decode;
         let request = generate.request;
-        self.taken += 1;
-        if !client_waits {
-            let tokens = generate.prompt.len() as u32;
-            let outcome = PrefillOutcome::Withdrawn;
-            let over = Action::Over(PrefillOver { on: prefill_on, tokens, outcome });
-            return vec![over, Action::End(request, StreamEvent::Failed(RequestError::Aborted))];
-        }
+        self.counts.taken += 1;
         let travels = generate.prompt.len() <= PROMPT_TOKENS_MAX;
         let on = prefill_on.filter(|session| travels && self.peers.contains_key(session));
         let timings = Timings {
@@ -193,7 +214,7 @@ impl DecoderState {
         };
         let elsewhere = (on != prefill_on).then(|| entry.over(PrefillOutcome::Withdrawn)).flatten();
         self.requests.insert(request, entry);
-        self.reservation(request, on.is_some(), false).into_iter().chain(elsewhere).collect()
+        self.reservation(request, on, false).into_iter().chain(elsewhere).collect()
     }
 
     fn pages_for(&self, tokens: usize) -> u32 {
@@ -212,7 +233,7 @@ impl DecoderState {
         self.pages_for(tokens).min(self.pages_at_most(&entry.generate))
     }
 
-    fn reservation(&self, request: RequestId, landing: bool, again: bool) -> Option<Action> {
+    fn reservation(&self, request: RequestId, landing: Option<SessionId>, again: bool) -> Option<Effect> {
         let entry = self.requests.get(&request)?;
         let reserve = ReservePages {
             sequence: SequenceId::Own(request),
@@ -221,18 +242,18 @@ impl DecoderState {
             landing,
             again,
         };
-        Some(Action::Reserve(reserve))
+        Some(to::buffer_manager(reserve))
     }
 
     /// The prompt's sender cannot be relied upon: it is computed here.
-    fn recompute(&mut self, request: RequestId) -> Vec<Action> {
-        self.recomputes += 1;
+    fn recompute(&mut self, request: RequestId) -> Vec<Effect> {
+        self.counts.recomputes += 1;
         self.begin_again(request, PrefillOutcome::Failed)
     }
 
-    /// Gives all pages back and asks for new ones, to go on here from the tokens that the request has. `outcome` is its sender's, if a sender
-    /// was prefilling.
-    fn begin_again(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Action> {
+    /// Gives all pages back and asks for new ones, to continue here from the tokens that the request has. `outcome` is its sender's,
+    /// if a sender was prefilling.
+    fn begin_again(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         if !matches!(entry.phase, Phase::Running(_)) {
             // Whatever a sender has done for it is of no use any more.
@@ -243,11 +264,11 @@ impl DecoderState {
         entry.phase = Phase::Reserving { on: None };
         let over = entry.over(outcome);
         let release = self.release(request);
-        [release].into_iter().chain(self.reservation(request, false, true)).chain(over).collect()
+        [release].into_iter().chain(self.reservation(request, None, true)).chain(over).collect()
     }
 
     /// The pages are there: run here, or ask the sender.
-    pub fn on_reserved(&mut self, now: Instant, reserved: PagesReserved) -> Vec<Action> {
+    fn on_reserved(&mut self, now: Instant, reserved: PagesReserved) -> Vec<Effect> {
         let PagesReserved { sequence: SequenceId::Own(request), resident, landing, mut pages } = reserved
         else {
             return Vec::new();
@@ -258,7 +279,10 @@ impl DecoderState {
             entry.timings.resident_tokens = resident;
         }
         let Some(session) = on.filter(|_| landing > 0) else {
-            let elsewhere = on.and_then(|_| entry.over(PrefillOutcome::Withdrawn));
+            let is_lost = on.is_some_and(|session| !self.peers.contains_key(&session));
+            self.counts.recomputes += u64::from(is_lost);
+            let outcome = if is_lost { PrefillOutcome::Failed } else { PrefillOutcome::Withdrawn };
+            let elsewhere = on.and_then(|_| entry.over(outcome));
             return [entry.start(resident, pages)].into_iter().chain(elsewhere).collect();
         };
         if !self.peers.contains_key(&session) {
@@ -275,17 +299,17 @@ impl DecoderState {
             sampling: first_token::to_frame(&entry.generate.sampling),
             remaining_ms: entry.generate.deadline.saturating_duration_since(now).as_millis() as u64,
         };
-        vec![Action::Frame(SendFrame { session, frame })]
+        vec![to::peer_link(SendFrame { session, frame })]
     }
 
     /// A running request has more pages.
-    pub fn on_grown(&mut self, grown: PagesGrown) -> Vec<Action> {
+    fn on_grown(&mut self, grown: PagesGrown) -> Vec<Effect> {
         let PagesGrown { sequence: SequenceId::Own(request), pages } = grown else { return Vec::new() };
         match self.requests.get_mut(&request).map(|entry| &mut entry.phase) {
             Some(Phase::Running(running)) => {
                 running.growing = false;
                 running.table.extend(&pages);
-                vec![Action::Extend(ExtendSequence { sequence: SequenceId::Own(request), pages })]
+                vec![to::generator(ExtendSequence { sequence: SequenceId::Own(request), pages })]
             }
             // It has ended, and gives them back.
             _ => Vec::new(),
@@ -293,7 +317,7 @@ impl DecoderState {
     }
 
     /// There is no room for a request to grow: the youngest one that holds pages gives them back, be it that one itself.
-    pub fn on_short(&mut self, short: PagesShort) -> Vec<Action> {
+    fn on_short(&mut self, short: PagesShort) -> Vec<Effect> {
         if short.releases < self.releases {
             // Pages have gone back since: if they are not enough, we are told again.
             return Vec::new();
@@ -313,13 +337,13 @@ impl DecoderState {
         self.preempt(request)
     }
 
-    fn preempt(&mut self, request: RequestId) -> Vec<Action> {
+    fn preempt(&mut self, request: RequestId) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
-        self.preemptions += 1;
+        self.counts.preemptions += 1;
         match &mut entry.phase {
             Phase::Running(running) => {
                 running.yields = true;
-                vec![Action::Stop(SequenceId::Own(request))]
+                vec![to::generator(StopSequence { sequence: SequenceId::Own(request) })]
             }
             Phase::Landing { session, .. } => {
                 let cancel = cancel(*session, request);
@@ -330,7 +354,7 @@ impl DecoderState {
     }
 
     /// Asks for more pages once the last one is begun.
-    fn grow(&mut self, request: RequestId) -> Option<Action> {
+    fn grow(&mut self, request: RequestId) -> Option<Effect> {
         let entry = self.requests.get(&request)?;
         let ahead = self.pages_ahead(entry);
         let begun = self.pages_for(entry.generate.prompt.len() + entry.emitted.len()) + 1;
@@ -343,12 +367,12 @@ impl DecoderState {
         }
         running.growing = true;
         let (least, most) = (wanted - has, ahead.max(wanted) - has);
-        Some(Action::Grow(GrowPages { sequence: SequenceId::Own(request), least, most }))
+        Some(to::buffer_manager(GrowPages { sequence: SequenceId::Own(request), least, most }))
     }
 
     /// Pages landed and are the request's now. A place that does not exist or is taken means that the sender is confused:
     /// nothing it sent for this request is used.
-    pub fn on_adopted(&mut self, now: Instant, adopted: PagesAdopted) -> Vec<Action> {
+    fn on_adopted(&mut self, now: Instant, adopted: PagesAdopted) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&adopted.request) else { return Vec::new() };
         let Phase::Landing { table, .. } = &mut entry.phase else { return Vec::new() };
         let first = adopted.first_page as usize;
@@ -369,7 +393,7 @@ impl DecoderState {
     }
 
     /// A page that landed is not what the sender put: nothing it sent for this request is used.
-    pub fn on_rejected(&mut self, request: RequestId) -> Vec<Action> {
+    fn on_rejected(&mut self, request: RequestId) -> Vec<Effect> {
         match self.requests.get(&request).map(|entry| &entry.phase) {
             Some(Phase::Landing { session, .. }) => {
                 let cancel = cancel(*session, request);
@@ -380,7 +404,7 @@ impl DecoderState {
     }
 
     /// The sender has sampled the first token: it streams at once.
-    pub fn on_prefill_finished(&mut self, now: Instant, finished: PrefillFinished) -> Vec<Action> {
+    fn on_prefill_finished(&mut self, now: Instant, finished: PrefillFinished) -> Vec<Effect> {
         let request = finished.request;
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         let Phase::Landing { session, .. } = entry.phase else { return Vec::new() };
@@ -395,20 +419,20 @@ impl DecoderState {
         entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
         let stop = !entry.generate.ignore_eos && self.config.eos_tokens.contains(&finished.token.id);
         let over = entry.over(entry.computed(finished.prefill_micros));
-        let mut actions: Vec<Action> = over.into_iter().chain([entry.emit(now, finished.token)]).collect();
+        let mut effects: Vec<Effect> = over.into_iter().chain([entry.emit(now, finished.token)]).collect();
         if stop || entry.generate.max_tokens == 1 {
             // Pages still under way find nobody and go back.
-            actions.push(cancel(session, request));
+            effects.push(cancel(session, request));
             let reason = if stop { FinishReason::Stop } else { FinishReason::Length };
-            actions.extend(self.finish(request, reason));
+            effects.extend(self.finish(request, reason));
         } else {
-            actions.extend(entry.join());
+            effects.extend(entry.join());
         }
-        actions
+        effects
     }
 
     /// The engine has moved a sequence of ours.
-    pub fn on_advanced(&mut self, now: Instant, event: SequenceAdvanced) -> Vec<Action> {
+    fn on_advanced(&mut self, now: Instant, event: SequenceAdvanced) -> Vec<Effect> {
         let SequenceId::Own(request) = event.sequence else { return Vec::new() };
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         if matches!(entry.phase, Phase::Stopping) {
@@ -417,15 +441,15 @@ impl DecoderState {
                 None => Vec::new(),
             };
         }
-        let mut actions = Vec::new();
+        let mut effects = Vec::new();
         let sampled = event.token.is_some();
         if let Some(token) = event.token {
             if entry.emitted.is_empty() {
                 entry.timings.prefill_pid = self.config.pid;
                 entry.timings.prefill_ms = event.running_micros as f64 / 1e3;
-                actions.extend(entry.over(entry.computed(event.running_micros)));
+                effects.extend(entry.over(entry.computed(event.running_micros)));
             }
-            actions.push(entry.emit(now, token));
+            effects.push(entry.emit(now, token));
         }
         let mut yields = false;
         if let Phase::Running(running) = &mut entry.phase {
@@ -436,31 +460,31 @@ impl DecoderState {
             if computed || event.ended.is_some() {
                 let (sequence, pages) = (event.sequence, running.table.clone());
                 let tokens = entry.tokens()[..event.resident as usize].into();
-                actions.push(Action::Computed(PagesComputed { sequence, tokens, pages }));
+                effects.push(to::buffer_manager(PagesComputed { sequence, tokens, pages }));
             }
         }
         match event.ended {
-            None => actions.extend(self.grow(request)),
-            Some(SequenceEnd::Finished(reason)) => actions.extend(self.finish(request, reason)),
+            None => effects.extend(self.grow(request)),
+            Some(SequenceEnd::Finished(reason)) => effects.extend(self.finish(request, reason)),
             Some(SequenceEnd::Stopped) if yields => {
-                actions.extend(self.begin_again(request, PrefillOutcome::Withdrawn));
+                effects.extend(self.begin_again(request, PrefillOutcome::Withdrawn));
             }
-            Some(SequenceEnd::Stopped) => actions.extend(self.fail(request, RequestError::Aborted)),
+            Some(SequenceEnd::Stopped) => effects.extend(self.fail(request, RequestError::Aborted)),
             Some(SequenceEnd::Failed(error)) => {
-                actions.extend(self.fail(request, RequestError::Engine(error)))
+                effects.extend(self.fail(request, RequestError::Engine(error)))
             }
         }
-        actions
+        effects
     }
 
-    fn forget(&mut self, request: RequestId) -> Vec<Action> {
+    fn forget(&mut self, request: RequestId) -> Vec<Effect> {
         let over = self.requests.remove(&request).and_then(|mut entry| entry.over(PrefillOutcome::Withdrawn));
         over.into_iter().chain([self.release(request)]).collect()
     }
 
-    fn release(&mut self, request: RequestId) -> Action {
+    fn release(&mut self, request: RequestId) -> Effect {
         self.releases += 1;
-        Action::Release(SequenceId::Own(request))
+        to::buffer_manager(ReleasePages { sequence: SequenceId::Own(request) })
     }
 }
 

@@ -11,12 +11,12 @@ use actix::prelude::*;
 use engine::{Chunk, Engine, EngineError, Sample, Scope, Step, StepOutput, Token};
 
 use super::state::Plan;
+use crate::effect::ToGenerator;
 use crate::kit::AWAKE;
 use crate::watchdog::step_times::StepTimes;
 
 /// Engine thread → generator: the oldest step in flight is over.
-#[derive(Clone, Debug, PartialEq, Message)]
-#[rtype(result = "()")]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepFinished {
     /// Sampled tokens by the engine's key of their sequence, or the engine's error.
     pub outcome: Result<Vec<(u64, Token)>, EngineError>,
@@ -91,7 +91,7 @@ impl EngineThread {
     /// The operating system gives no thread.
     pub fn spawn(
         engine: Box<dyn Engine>,
-        results: Recipient<StepFinished>,
+        results: Recipient<ToGenerator>,
         pulse: EnginePulse,
     ) -> std::io::Result<Self> {
         // Of two steps in flight one may wait here while the other runs.
@@ -121,7 +121,7 @@ impl Drop for EngineThread {
 fn run(
     mut engine: Box<dyn Engine>,
     queue: &Receiver<Plan>,
-    results: &Recipient<StepFinished>,
+    results: &Recipient<ToGenerator>,
     pulse: &EnginePulse,
 ) {
     let (awake, most) = if engine.runs_ahead() { (AWAKE, 2) } else { (Duration::ZERO, 1) };
@@ -177,7 +177,7 @@ fn run(
             output.tokens.into_iter().map(|sampled| (sampled.sequence, sampled.token)).collect()
         };
         // Bounded: at most two steps are in flight.
-        results.do_send(StepFinished { outcome: outcome.map(tokens) });
+        results.do_send(StepFinished { outcome: outcome.map(tokens) }.into());
     }
 }
 

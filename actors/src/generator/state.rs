@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use engine::{EngineError, PageId, Sampling, Scope, Source, StepLimits, Token};
 
+use crate::effect::{Effect, ToGenerator, to};
 use crate::messages::{ExtendSequence, SequenceAdvanced, SequenceEnd, SequenceId, StartSequence};
 use crate::request::FinishReason;
 
@@ -209,8 +210,33 @@ impl GeneratorState {
         !self.flights.is_empty()
     }
 
+    /// Takes a message. A message that gives the engine work is followed by the plans of its next steps.
+    pub fn on(&mut self, now_micros: u64, mail: ToGenerator) -> Vec<Effect> {
+        let mut effects: Vec<Effect> = match mail {
+            ToGenerator::StartSequence(start) => {
+                self.on_start(*start);
+                Vec::new()
+            }
+            ToGenerator::ExtendSequence(extend) => {
+                self.on_extend(&extend);
+                Vec::new()
+            }
+            ToGenerator::StopSequence(stop) => {
+                return self.on_stop(stop.sequence, now_micros).into_iter().map(advanced).collect();
+            }
+            ToGenerator::StepFinished(step) => {
+                self.on_step(step.outcome, now_micros).into_iter().map(advanced).collect()
+            }
+            ToGenerator::Tick(_) => return Vec::new(),
+        };
+        while let Some(plan) = self.plan(now_micros) {
+            effects.push(to::engine(plan));
+        }
+        effects
+    }
+
     /// Takes a sequence in.
-    pub fn on_start(&mut self, start: StartSequence) {
+    fn on_start(&mut self, start: StartSequence) {
         let key = self.next_key;
         self.next_key += 1;
         if start.resident > 0 {
@@ -242,7 +268,7 @@ impl GeneratorState {
     }
 
     /// A sequence has more pages. One that has ended is ignored.
-    pub fn on_extend(&mut self, extend: &ExtendSequence) {
+    fn on_extend(&mut self, extend: &ExtendSequence) {
         let sequence = self.keys.get(&extend.sequence).and_then(|key| self.sequences.get_mut(key));
         if let Some(sequence) = sequence {
             sequence.pages = sequence.pages.iter().chain(&extend.pages).copied().collect();
@@ -250,7 +276,7 @@ impl GeneratorState {
     }
 
     /// Ends a sequence: at once, or when the steps it is in have come back. One that has ended is ignored.
-    pub fn on_stop(&mut self, sequence: SequenceId, now_micros: u64) -> Option<SequenceAdvanced> {
+    fn on_stop(&mut self, sequence: SequenceId, now_micros: u64) -> Option<SequenceAdvanced> {
         let key = *self.keys.get(&sequence)?;
         self.end(key, now_micros, None, SequenceEnd::Stopped)
     }
@@ -260,7 +286,7 @@ impl GeneratorState {
     }
 
     /// The next step, if there is work and room for another step in flight.
-    pub fn plan(&mut self, now_micros: u64) -> Option<Plan> {
+    fn plan(&mut self, now_micros: u64) -> Option<Plan> {
         match self.flights.len() {
             0 => self.plan_next(now_micros),
             1 if self.runs_ahead => self.plan_ahead(),
@@ -377,7 +403,7 @@ impl GeneratorState {
     }
 
     /// The oldest step in flight came back with these sampled tokens (by key), or failed.
-    pub fn on_step(
+    fn on_step(
         &mut self,
         outcome: Result<Vec<(u64, Token)>, EngineError>,
         now_micros: u64,
@@ -454,6 +480,14 @@ impl GeneratorState {
         let sequence = self.sequences.remove(&key)?;
         self.keys.remove(&sequence.name);
         Some(sequence.advanced(now_micros, token, Some(end)))
+    }
+}
+
+/// To the owner of the sequence.
+fn advanced(event: SequenceAdvanced) -> Effect {
+    match event.sequence {
+        SequenceId::Own(_) => to::decoder(event),
+        SequenceId::Peer(_) => to::prefiller(event),
     }
 }
 

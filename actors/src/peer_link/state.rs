@@ -2,74 +2,53 @@
 //!
 //! ```text
 //!            Opening ──worker exists──► Up ──link or lane broke──► Closing ──transport let go──► Closed ──proof──► gone
-//! listener             welcome              everybody hears                 dialler hears         buffer manager hears
-//! dialer               connect              PeerLost                        it is over            SessionDrained
+//! listener             welcome              PeerLost                                              SessionDrained
+//! dialler              connect              PeerLost                dials again
 //! ```
 //!
-//! A session ends once, whoever notices first. What its peer may still write stays quarantined until there is **proof** that
+//! A session ends once; the first reason counts. What its peer may still write stays quarantined until there is **proof** that
 //! nothing lands any more: our part of the session is closed, *and* one of these holds:
 //!
 //! - puts move only while our part lives (TCP: our own worker does the copying);
 //! - the peer, the same process, has said in a later Hello that this session has drained;
 //! - the peer's process is gone.
 //!
-//! Without proof (a stopped process, a cut network) the session stays `Closed` for ever, and its pages with it.
+//! Without proof (a stopped process, a cut network) the session stays `Closed`, and its pages quarantined.
+
+mod frames;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use connector::frame::Incarnation;
-use connector::transport::Descriptor;
+use connector::frame::{Frame, Incarnation};
+use connector::transport::{Command, Descriptor, Event, TransportSession};
 
-use crate::messages::SessionId;
+use super::dialler::Dialler;
+use crate::effect::{Effect, ToPeerLink, to};
+use crate::log::LogLine;
+use crate::messages::{
+    Carry, ConnectionId, Dial, DialFailed, Fault, HangUp, HelloCame, LaneConnected, LinkEnd, LinkEnded,
+    PeerLost, ProcessWatched, ReceiverId, Refuse, RoomChanged, SendFrame, SenderSession, SessionDrained,
+    SessionId, SessionOpened, WakeDialler, WatchProcess, Welcome, Welcomed, WriteFrame,
+};
 
-/// What the shell has to do, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Have the transport open the session.
-    Open(SessionId),
-    /// Listener: answer the Hello with a Welcome that carries this descriptor, then carry frames.
-    Welcome(SessionId, Descriptor),
-    /// Dialer: have the transport connect to the peer's descriptor.
-    Connect(SessionId, Descriptor),
-    /// Tell everybody that the session is over, and have the transport close it.
-    End {
-        /// Which session.
-        session: SessionId,
-        /// Why, for the log.
-        reason: String,
-        /// One of the two sides ended it in good order.
-        orderly: bool,
-    },
-    /// Tell the dialler that the session is over and that it may dial again.
-    Over(SessionId, SessionOver),
-    /// Tell the buffer manager that nothing of the session can land any more.
-    Proved(SessionId),
-}
-
-/// How a session ended, for whoever dials again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionOver {
-    /// Every put had completed.
-    pub drained: bool,
-    /// Pages had moved over its lane: it worked.
-    pub probed: bool,
-}
-
-/// A session whose lane has not moved a page after this is ended: it holds a place and helps nobody.
+/// A session whose lane has not moved its first pages this long after its first credit is ended: it takes a place and serves no
+/// request.
 pub const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Most senders at once, where the ring has a page for each.
 const SENDERS_MAX: usize = 16;
 /// Most lost sessions without proof; the pages of each are out of use.
 const UNPROVED_MAX: usize = 1024;
+/// Senders that could leave pages without proof are put off while more than this part of the pool is quarantined: a quarter.
+const QUARANTINE_PART: u32 = 4;
 /// Most lines remembered; past it, those without a session are forgotten.
 const LINES_MAX: usize = 1024;
 
 #[derive(Debug, PartialEq, Eq)]
 enum Stage {
-    /// The transport is creating the worker; a dialer already knows where to connect to.
-    Opening(Option<Descriptor>),
+    /// The transport is creating the worker.
+    Opening,
     /// Frames flow; pages do not yet.
     Up,
     /// Pages have moved over its lane.
@@ -80,32 +59,78 @@ enum Stage {
     Closed,
 }
 
-/// A sender's session, as the sender names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SenderSession {
-    /// The sender's process.
-    pub incarnation: Incarnation,
-    /// Which of its receivers it means with us.
-    pub line: u32,
-    /// Its number for the session.
-    pub number: u64,
+/// Which way a session's pages go.
+#[derive(Debug)]
+enum Direction {
+    /// Its peer puts pages into our pool.
+    Incoming {
+        sender: SenderSession,
+        /// The sender said that the session has drained, or the sender's process is gone.
+        harmless: bool,
+    },
+    /// We put pages into its peer's pool.
+    Outgoing { receiver: ReceiverId, descriptor: Descriptor },
 }
 
 #[derive(Debug)]
 struct Session {
     stage: Stage,
-    began: Instant,
+    direction: Direction,
+    /// When the limit of what it does now began to count: its opening, or the first credit of its measurement.
+    since: Option<Instant>,
+    /// Pages had moved over its lane, also if it is over now.
     probed: bool,
-    /// Whose puts come in; `None`: we dialled, and nothing of ours is written.
-    sender: Option<SenderSession>,
-    /// The sender said that it has drained, or its process is gone.
-    harmless: bool,
+    connection: ConnectionId,
+    peer: Incarnation,
+    address: String,
+    ring_pages: u32,
+    seed: u64,
 }
 
 impl Session {
     fn is_live(&self) -> bool {
         !matches!(self.stage, Stage::Closing | Stage::Closed)
     }
+
+    /// Frames flow.
+    fn is_up(&self) -> bool {
+        matches!(self.stage, Stage::Up | Stage::Probed)
+    }
+
+    /// The first credit starts the clock of the measurement.
+    fn note_credit(&mut self, now: Instant, frame: &Frame) {
+        if matches!(frame, Frame::Grant { .. }) {
+            self.since.get_or_insert(now);
+        }
+    }
+
+    fn sender(&self) -> Option<&SenderSession> {
+        match &self.direction {
+            Direction::Incoming { sender, .. } => Some(sender),
+            Direction::Outgoing { .. } => None,
+        }
+    }
+}
+
+/// What a handshake has agreed on.
+struct Agreed {
+    direction: Direction,
+    connection: ConnectionId,
+    peer: Incarnation,
+    address: String,
+    ring_pages: u32,
+    seed: u64,
+}
+
+/// What the peer link has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounts {
+    /// Sessions begun.
+    pub opened: u64,
+    /// Sessions that ended.
+    pub ended: u64,
+    /// Frames of sessions that were over.
+    pub stale_frames: u64,
 }
 
 /// All sessions of this process.
@@ -113,33 +138,187 @@ impl Session {
 pub struct PeerLinkState {
     /// Puts move only while our part of a session lives.
     close_ends_writes: bool,
-    senders_max: usize,
+    /// Most credits outstanding in a session that we receive in.
+    ring_pages: u32,
     next: u64,
     closing: bool,
     fault: Option<String>,
+    /// What the quarantine holds of the pool.
+    room: Option<RoomChanged>,
     sessions: BTreeMap<SessionId, Session>,
+    diallers: Vec<Dialler>,
     /// The youngest attempt heard of on each line of each sender.
     youngest: HashMap<(Incarnation, u32), u64>,
+    /// Processes whose end is waited for.
+    watched: HashSet<Incarnation>,
+    counts: LinkCounts,
+}
+
+fn name(session: SessionId) -> TransportSession {
+    TransportSession(session.0)
 }
 
 impl PeerLinkState {
     /// No sessions. `close_ends_writes`: what [`Transport`](connector::transport::Transport::close_ends_writes) says; at
-    /// most one sender for each of `ring_pages` pages.
-    pub fn new(close_ends_writes: bool, ring_pages: u32) -> Self {
+    /// most one sender for each of `ring_pages` pages; `receivers` are the addresses to dial.
+    pub fn new(close_ends_writes: bool, ring_pages: u32, receivers: Vec<String>) -> Self {
         Self {
             close_ends_writes,
-            senders_max: SENDERS_MAX.min(ring_pages as usize),
+            ring_pages,
             next: 0,
             closing: false,
             fault: None,
+            room: None,
             sessions: BTreeMap::new(),
+            diallers: (0..).zip(receivers).map(|(line, address)| Dialler::new(line, address)).collect(),
             youngest: HashMap::new(),
+            watched: HashSet::new(),
+            counts: LinkCounts::default(),
         }
     }
 
-    /// Whether a sender may join, after [`on_hello`](Self::on_hello): not in a process that is ending or unwell, not one more
-    /// than there are pages in the ring, and not by a Hello that was read after a younger one: nobody waits for its answer,
-    /// and no later one would prove its session harmless.
+    /// Takes a message.
+    pub fn on(&mut self, now: Instant, mail: ToPeerLink) -> Vec<Effect> {
+        match mail {
+            ToPeerLink::StartDialling(_) => self.on_start_dialling(),
+            ToPeerLink::DialDue(due) => self.on_dial_due(due.receiver),
+            ToPeerLink::DialFailed(failed) => self.on_dial_failed(failed),
+            ToPeerLink::Welcomed(welcomed) => self.on_welcomed(now, *welcomed),
+            ToPeerLink::HelloCame(hello) => self.on_hello_came(now, *hello),
+            ToPeerLink::FrameCame(came) => self.on_frame(now, came.session, came.frame),
+            ToPeerLink::LinkEnded(ended) => self.on_link_ended(ended),
+            ToPeerLink::ProcessWatched(watched) => self.on_process_watched(watched),
+            ToPeerLink::TransportEvents(events) => {
+                events.0.into_iter().flat_map(|event| self.on_transport(event)).collect()
+            }
+            ToPeerLink::SendFrame(send) => self.on_send(now, send),
+            ToPeerLink::BreakSession(broken) => self.on_end(broken.session, broken.reason),
+            ToPeerLink::RoomChanged(room) => {
+                self.room = Some(room);
+                Vec::new()
+            }
+            ToPeerLink::HealthSeen(health) => self.on_health(health.0),
+            ToPeerLink::AnnounceLeaving(_) => self.on_announce_leaving(),
+            ToPeerLink::CloseLinks(_) => self.on_shutdown(),
+            ToPeerLink::Tick(_) => self.on_tick(now),
+        }
+    }
+
+    /// What was counted so far.
+    pub fn counts(&self) -> LinkCounts {
+        self.counts
+    }
+
+    /// True once this process is ending: no session begins any more.
+    pub fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Sessions over which pages can travel.
+    pub fn ready(&self) -> usize {
+        self.sessions.values().filter(|session| session.stage == Stage::Probed).count()
+    }
+
+    /// Sessions that the transport still holds anything of.
+    pub fn held(&self) -> usize {
+        self.sessions.values().filter(|session| session.stage != Stage::Closed).count()
+    }
+
+    fn on_start_dialling(&mut self) -> Vec<Effect> {
+        (0..self.diallers.len() as u32)
+            .map(|receiver| {
+                to::sockets(WakeDialler { receiver: ReceiverId(receiver), pause: Duration::ZERO })
+            })
+            .collect()
+    }
+
+    /// It is time to dial this receiver.
+    fn on_dial_due(&mut self, receiver: ReceiverId) -> Vec<Effect> {
+        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !self.closing) else {
+            return Vec::new();
+        };
+        if self.fault.is_some() {
+            return vec![to::sockets(WakeDialler { receiver, pause: dialler.pause_while_unwell() })];
+        }
+        vec![to::sockets(Dial { receiver, attempt: dialler.dial() })]
+    }
+
+    fn dial_again(&mut self, receiver: ReceiverId) -> Vec<Effect> {
+        match self.diallers.get_mut(receiver.0 as usize) {
+            Some(dialler) => vec![to::sockets(WakeDialler { receiver, pause: dialler.pause() })],
+            None => Vec::new(),
+        }
+    }
+
+    /// The receiver was not reached. One that can never fit is a fault of the process.
+    fn on_dial_failed(&mut self, failed: DialFailed) -> Vec<Effect> {
+        let DialFailed { receiver, reason, permanent } = failed;
+        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize) else { return Vec::new() };
+        let address = dialler.address().to_owned();
+        if permanent {
+            return vec![to::process(Fault(format!("receiver at {address}: {reason}")))];
+        }
+        let is_news = dialler.on_failed();
+        let told = to::log(LogLine::Unreachable { address, reason, is_news });
+        [vec![told], self.dial_again(receiver)].concat()
+    }
+
+    /// We dialled and were welcomed.
+    fn on_welcomed(&mut self, now: Instant, welcomed: Welcomed) -> Vec<Effect> {
+        let Welcomed { receiver, connection, address, incarnation: peer, descriptor, ring_pages, seed } =
+            welcomed;
+        if self.closing {
+            return vec![to::sockets(HangUp { connection })];
+        }
+        let direction = Direction::Outgoing { receiver, descriptor };
+        self.begin(now, Agreed { direction, connection, peer, address, ring_pages, seed })
+    }
+
+    /// A sender that fits said Hello: it joins, or is told why not.
+    fn on_hello_came(&mut self, now: Instant, came: HelloCame) -> Vec<Effect> {
+        let HelloCame { connection, address, sender, previous, drained, seed } = came;
+        let mut effects = self.on_hello(sender, previous, drained);
+        if let Err(reason) = self.admit(sender) {
+            effects.push(to::sockets(Refuse { connection, reason }));
+            return effects;
+        }
+        let peer = sender.incarnation;
+        if sender.is_watched && self.watched.insert(peer) {
+            effects.push(to::sockets(WatchProcess { connection, incarnation: peer }));
+        }
+        let direction = Direction::Incoming { sender, harmless: false };
+        let ring_pages = self.ring_pages;
+        effects.extend(self.begin(now, Agreed { direction, connection, peer, address, ring_pages, seed }));
+        effects
+    }
+
+    /// A handshake is over: the session gets its name, and the transport opens it.
+    fn begin(&mut self, now: Instant, agreed: Agreed) -> Vec<Effect> {
+        let Agreed { direction, connection, peer, address, ring_pages, seed } = agreed;
+        self.next += 1;
+        self.counts.opened += 1;
+        let session = SessionId(self.next);
+        let line = LogLine::SessionOpening { session, peer, address: address.clone() };
+        self.sessions.insert(
+            session,
+            Session {
+                stage: Stage::Opening,
+                direction,
+                since: Some(now),
+                probed: false,
+                connection,
+                peer,
+                address,
+                ring_pages,
+                seed,
+            },
+        );
+        vec![to::log(line), to::transport(Command::Open { session: name(session) })]
+    }
+
+    /// Whether a sender may join, after [`on_hello`](Self::on_hello). It may not join a process that is ending or unwell, nor
+    /// exceed one sender for each page of the ring, nor join with a Hello that was read after a younger one: its dialler has
+    /// given up, and no later Hello would prove its session harmless.
     ///
     /// # Errors
     /// Why not, for the sender, which may try again.
@@ -155,8 +334,15 @@ impl PeerLinkState {
             return Err(format!("this process is unwell: {fault}"));
         }
         let live = self.sessions.values().filter(|session| session.is_live()).count();
-        if live >= self.senders_max {
+        if live >= SENDERS_MAX.min(self.ring_pages as usize) {
             return Err(format!("{live} senders are connected, as many as the ring serves"));
+        }
+        if let Some(RoomChanged { pages, quarantined, .. }) = self.room.filter(|_| !self.close_ends_writes)
+            && quarantined > pages / QUARANTINE_PART
+        {
+            return Err(format!(
+                "{quarantined} of {pages} pages may still be written by lost senders; they come back when those processes have ended"
+            ));
         }
         if self.sessions.len() - self.held() >= UNPROVED_MAX {
             return Err("too many lost senders may still write here".to_owned());
@@ -164,66 +350,12 @@ impl PeerLinkState {
         Ok(())
     }
 
-    /// True once this process is ending: no session begins any more, and nobody is to dial again.
-    pub fn is_closing(&self) -> bool {
-        self.closing
-    }
-
-    /// Sessions over which pages can travel.
-    pub fn ready(&self) -> usize {
-        self.sessions.values().filter(|session| session.stage == Stage::Probed).count()
-    }
-
-    /// Sessions that the transport still holds anything of.
-    pub fn held(&self) -> usize {
-        self.sessions.values().filter(|session| session.stage != Stage::Closed).count()
-    }
-
-    /// Pages have moved over the session's lane.
-    pub fn on_probed(&mut self, session: SessionId) -> Vec<Action> {
-        match self.sessions.get_mut(&session) {
-            Some(live) if live.stage == Stage::Up => {
-                (live.stage, live.probed) = (Stage::Probed, true);
-                Vec::new()
-            }
-            Some(_) => self.on_end(session, "lane was called probed out of turn".into()),
-            None => Vec::new(),
-        }
-    }
-
-    /// Time has passed: a session that is not of use by now is ended.
-    pub fn on_tick(&mut self, now: Instant) -> Vec<Action> {
-        let late = |session: &Session| {
-            matches!(session.stage, Stage::Opening(_) | Stage::Up)
-                && now.saturating_duration_since(session.began) > PROBE_LIMIT
-        };
-        let late: Vec<SessionId> =
-            self.sessions.iter().filter(|(_, session)| late(session)).map(|(session, _)| *session).collect();
-        let reason = format!("no page had moved over its lane after {} s", PROBE_LIMIT.as_secs());
-        late.into_iter().flat_map(|session| self.on_end(session, reason.clone())).collect()
-    }
-
-    /// A handshake is as far as this: the session gets its name. A listener knows `sender`, a dialer the `receiver` that it
-    /// will connect to.
-    pub fn on_handshake(
-        &mut self,
-        now: Instant,
-        sender: Option<SenderSession>,
-        receiver: Option<Descriptor>,
-    ) -> (SessionId, Vec<Action>) {
-        self.next += 1;
-        let session = SessionId(self.next);
-        let stage = Stage::Opening(receiver);
-        self.sessions.insert(session, Session { stage, began: now, probed: false, sender, harmless: false });
-        (session, vec![Action::Open(session)])
-    }
-
     /// A sender says Hello, and may be admitted or not. Its attempts since the `previous` session never came up on its
     /// side, and that one may have drained.
-    pub fn on_hello(&mut self, hello: SenderSession, previous: u64, drained: bool) -> Vec<Action> {
+    fn on_hello(&mut self, hello: SenderSession, previous: u64, drained: bool) -> Vec<Effect> {
         let known = self.youngest.contains_key(&(hello.incarnation, hello.line));
         if !known && self.youngest.len() >= LINES_MAX {
-            let senders = self.sessions.values().filter_map(|session| session.sender);
+            let senders = self.sessions.values().filter_map(Session::sender);
             let kept: HashSet<_> = senders.map(|sender| (sender.incarnation, sender.line)).collect();
             self.youngest.retain(|line, _| kept.contains(line));
         }
@@ -237,40 +369,54 @@ impl PeerLinkState {
         self.on_harmless(over, "its sender has dialled again")
     }
 
-    /// A sender's process is gone.
-    pub fn on_process_gone(&mut self, sender: &Incarnation) -> Vec<Action> {
-        self.youngest.retain(|(incarnation, _), _| incarnation != sender);
-        self.on_harmless(|peer| peer.incarnation == *sender, "its sender's process is gone")
+    fn on_process_watched(&mut self, watched: ProcessWatched) -> Vec<Effect> {
+        self.watched.remove(&watched.incarnation);
+        if watched.gone { self.on_process_gone(&watched.incarnation) } else { Vec::new() }
     }
 
-    fn on_harmless(&mut self, which: impl Fn(&SenderSession) -> bool, reason: &str) -> Vec<Action> {
-        let mut actions = Vec::new();
+    /// A sender's process on this host is gone. That is proof for the sessions that it dialled, and for none of a process
+    /// elsewhere that claims to be the same.
+    fn on_process_gone(&mut self, sender: &Incarnation) -> Vec<Effect> {
+        self.youngest.retain(|(incarnation, _), _| incarnation != sender);
+        self.on_harmless(
+            |peer| peer.is_watched && peer.incarnation == *sender,
+            "its sender's process is gone",
+        )
+    }
+
+    fn on_harmless(&mut self, which: impl Fn(&SenderSession) -> bool, reason: &str) -> Vec<Effect> {
+        let mut effects = Vec::new();
         let named: Vec<SessionId> = (self.sessions.iter())
-            .filter(|(_, session)| session.sender.as_ref().is_some_and(&which))
+            .filter(|(_, session)| session.sender().is_some_and(&which))
             .map(|(session, _)| *session)
             .collect();
         for session in named {
-            if let Some(over) = self.sessions.get_mut(&session) {
-                over.harmless = true;
+            if let Some(Direction::Incoming { harmless, .. }) =
+                self.sessions.get_mut(&session).map(|over| &mut over.direction)
+            {
+                *harmless = true;
             }
-            actions.extend(self.on_end(session, reason.to_owned()));
-            actions.extend(self.prove(session));
+            effects.extend(self.on_end(session, reason.to_owned()));
+            effects.extend(self.prove(session));
         }
-        actions
+        effects
     }
 
     /// A closed session is forgotten once nothing of it can land any more.
-    fn prove(&mut self, session: SessionId) -> Option<Action> {
+    fn prove(&mut self, session: SessionId) -> Option<Effect> {
         let over = self.sessions.get(&session).filter(|over| over.stage == Stage::Closed)?;
-        if !self.close_ends_writes && over.sender.is_some() && !over.harmless {
-            return None;
-        }
+        let proof = match over.direction {
+            Direction::Incoming { harmless, .. } if !self.close_ends_writes && !harmless => return None,
+            Direction::Incoming { .. } => Some(to::buffer_manager(SessionDrained { session })),
+            // Nothing of ours is written in it.
+            Direction::Outgoing { .. } => None,
+        };
         self.sessions.remove(&session);
-        Some(Action::Proved(session))
+        proof
     }
 
     /// The watchdog says that this process is unwell, or well again: peers must not wait for one that is stuck.
-    pub fn on_health(&mut self, fault: Option<String>) -> Vec<Action> {
+    fn on_health(&mut self, fault: Option<String>) -> Vec<Effect> {
         self.fault = fault;
         match &self.fault {
             Some(fault) => self.end_all(&format!("this process is unwell: {fault}")),
@@ -278,61 +424,158 @@ impl PeerLinkState {
         }
     }
 
-    fn end_all(&mut self, reason: &str) -> Vec<Action> {
-        let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
-        sessions.into_iter().flat_map(|session| self.on_end(session, reason.to_owned())).collect()
+    fn on_transport(&mut self, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Opened { session, result } => {
+                self.on_opened(SessionId(session.0), result.map_err(|error| error.to_string()))
+            }
+            Event::Connected { session, lane } => {
+                vec![to::transfer(LaneConnected { session: SessionId(session.0), lane })]
+            }
+            Event::Failed { session, error } => self.on_end(SessionId(session.0), error.to_string()),
+            Event::Closed { session, drained } => self.on_closed(SessionId(session.0), drained),
+            // The transfer actor's.
+            Event::PutCompleted { .. } | Event::Flushed { .. } => Vec::new(),
+        }
     }
 
     /// The transport has created the session's worker, or could not.
-    pub fn on_opened(&mut self, session: SessionId, result: Result<Descriptor, String>) -> Vec<Action> {
-        let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
-        let Stage::Opening(peer) = &mut live.stage else { return Vec::new() };
-        let peer = peer.take();
-        match (result, peer) {
-            (Err(reason), _) => self.on_end(session, reason),
-            (Ok(descriptor), None) => {
-                live.stage = Stage::Up;
-                vec![Action::Welcome(session, descriptor)]
+    fn on_opened(&mut self, session: SessionId, result: Result<Descriptor, String>) -> Vec<Effect> {
+        let Some(live) = self.sessions.get_mut(&session).filter(|live| live.stage == Stage::Opening) else {
+            return Vec::new();
+        };
+        let descriptor = match result {
+            Ok(descriptor) => descriptor,
+            Err(reason) => return self.on_end(session, reason),
+        };
+        live.stage = Stage::Up;
+        // It is measured when its turn comes, which the first credit says.
+        live.since = None;
+        let connection = live.connection;
+        let opened = SessionOpened { session, ring_pages: live.ring_pages, seed: live.seed };
+        match &live.direction {
+            Direction::Incoming { .. } => {
+                vec![to::buffer_manager(opened), to::sockets(Welcome { connection, session, descriptor })]
             }
-            (Ok(_), Some(peer)) => {
-                live.stage = Stage::Up;
-                vec![Action::Connect(session, peer)]
+            Direction::Outgoing { descriptor: peer, .. } => vec![
+                to::transfer(opened),
+                to::sockets(Carry { connection, session }),
+                to::transport(Command::Connect { session: name(session), peer: peer.clone() }),
+            ],
+        }
+    }
+
+    fn on_send(&mut self, now: Instant, send: SendFrame) -> Vec<Effect> {
+        let SendFrame { session, frame } = send;
+        let Some(live) = self.sessions.get_mut(&session).filter(|live| live.is_up()) else {
+            return Vec::new();
+        };
+        live.note_credit(now, &frame);
+        let connection = live.connection;
+        let probed = matches!(frame, Frame::LinkProbed { .. });
+        let write = to::sockets(WriteFrame { session, connection, frame });
+        if !probed {
+            return vec![write];
+        }
+        match self.on_probed(session) {
+            Ok(()) => vec![write],
+            Err(reason) => self.on_end(session, reason),
+        }
+    }
+
+    /// Pages have moved over the session's lane.
+    fn on_probed(&mut self, session: SessionId) -> Result<(), String> {
+        match self.sessions.get_mut(&session) {
+            Some(live) if live.stage == Stage::Up => {
+                (live.stage, live.probed) = (Stage::Probed, true);
+                Ok(())
             }
+            _ => Err("lane was called probed out of turn".to_owned()),
+        }
+    }
+
+    fn on_announce_leaving(&mut self) -> Vec<Effect> {
+        let up = self.sessions.iter().filter(|(_, live)| live.is_up());
+        up.map(|(session, live)| {
+            to::sockets(WriteFrame { session: *session, connection: live.connection, frame: Frame::Leaving })
+        })
+        .collect()
+    }
+
+    /// Time has passed: a session that has not moved a page by now is ended.
+    fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
+        let late = |session: &Session| {
+            matches!(session.stage, Stage::Opening | Stage::Up)
+                && session.since.is_some_and(|since| now.saturating_duration_since(since) > PROBE_LIMIT)
+        };
+        let late: Vec<SessionId> =
+            self.sessions.iter().filter(|(_, session)| late(session)).map(|(session, _)| *session).collect();
+        let reason = format!("no page had moved over its lane after {} s", PROBE_LIMIT.as_secs());
+        late.into_iter().flat_map(|session| self.on_end(session, reason.clone())).collect()
+    }
+
+    fn on_link_ended(&mut self, ended: LinkEnded) -> Vec<Effect> {
+        match ended.end {
+            LinkEnd::Goodbye => self.end(ended.session, "peer said goodbye".into(), true),
+            LinkEnd::Broken(reason) => self.on_end(ended.session, reason),
         }
     }
 
     /// The link broke, the lane failed, or a peer broke a rule. Only the first reason counts.
-    pub fn on_end(&mut self, session: SessionId, reason: String) -> Vec<Action> {
+    fn on_end(&mut self, session: SessionId, reason: String) -> Vec<Effect> {
         self.end(session, reason, self.closing)
     }
 
-    /// The peer said goodbye.
-    pub fn on_goodbye(&mut self, session: SessionId) -> Vec<Action> {
-        self.end(session, "peer said goodbye".into(), true)
+    fn end(&mut self, session: SessionId, reason: String, orderly: bool) -> Vec<Effect> {
+        let Some(live) = self.sessions.get_mut(&session).filter(|live| live.is_live()) else {
+            return Vec::new();
+        };
+        live.stage = Stage::Closing;
+        self.counts.ended += 1;
+        let (peer, address) = (live.peer, live.address.clone());
+        let mut effects = vec![to::log(LogLine::SessionOver { session, peer, address, reason, orderly })];
+        effects.extend(lost(&live.direction, PeerLost { session }));
+        effects.push(to::sockets(HangUp { connection: live.connection }));
+        effects.push(to::transport(Command::Close { session: name(session) }));
+        effects
     }
 
-    fn end(&mut self, session: SessionId, reason: String, orderly: bool) -> Vec<Action> {
-        match self.sessions.get_mut(&session) {
-            Some(live) if live.is_live() => {
-                live.stage = Stage::Closing;
-                vec![Action::End { session, reason, orderly }]
-            }
-            _ => Vec::new(),
-        }
+    fn end_all(&mut self, reason: &str) -> Vec<Effect> {
+        let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
+        sessions.into_iter().flat_map(|session| self.on_end(session, reason.to_owned())).collect()
     }
 
     /// This process ends: so do all sessions.
-    pub fn on_shutdown(&mut self) -> Vec<Action> {
+    fn on_shutdown(&mut self) -> Vec<Effect> {
         self.closing = true;
         self.end_all("this process is ending")
     }
 
     /// The transport has let go of the session.
-    pub fn on_closed(&mut self, session: SessionId, drained: bool) -> Vec<Action> {
+    fn on_closed(&mut self, session: SessionId, drained: bool) -> Vec<Effect> {
         let Some(over) = self.sessions.get_mut(&session) else { return Vec::new() };
         over.stage = Stage::Closed;
-        let told = Action::Over(session, SessionOver { drained, probed: over.probed });
-        [told].into_iter().chain(self.prove(session)).collect()
+        let redial = match (&over.direction, over.probed) {
+            (Direction::Outgoing { receiver, .. }, probed) if !self.closing => Some((*receiver, probed)),
+            _ => None,
+        };
+        let mut effects: Vec<Effect> = self.prove(session).into_iter().collect();
+        if let Some((receiver, probed)) = redial {
+            if let Some(dialler) = self.diallers.get_mut(receiver.0 as usize) {
+                dialler.on_over(drained, probed);
+            }
+            effects.extend(self.dial_again(receiver));
+        }
+        effects
+    }
+}
+
+/// Everyone who knows a session hears that it is lost. The proxy first: it places no request on a sender that the decoder no
+/// longer knows.
+fn lost(direction: &Direction, lost: PeerLost) -> Vec<Effect> {
+    match direction {
+        Direction::Incoming { .. } => vec![to::proxy(lost), to::decoder(lost), to::buffer_manager(lost)],
+        Direction::Outgoing { .. } => vec![to::transfer(lost), to::prefiller(lost)],
     }
 }
 

@@ -17,47 +17,18 @@ use std::time::{Duration, Instant};
 use connector::frame::Frame;
 use engine::{PageId, Sampling};
 
+use crate::effect::{Effect, ToPrefiller, to};
 use crate::first_token;
+use crate::log::LogLine;
 use crate::messages::{
-    PagesComputed, PagesReserved, PagesSent, ReservePages, SchedulePut, SequenceAdvanced, SequenceEnd,
-    SequenceId, SessionId, StartPrefill, StartSequence,
+    CancelPuts, PagesComputed, PagesDenied, PagesReserved, PagesSent, ReleasePages, ReservePages,
+    SchedulePut, SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StartPrefill,
+    StartSequence, StopSequence,
 };
 use crate::request::RequestId;
 
 /// A request of a peer.
 pub type Key = (SessionId, RequestId);
-
-/// What the shell has to do, in order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Ask the buffer manager for pages.
-    Reserve(ReservePages),
-    /// Give them back.
-    Release(SequenceId),
-    /// Say what stands in pages.
-    Computed(PagesComputed),
-    /// Run on the engine.
-    Start(StartSequence),
-    /// Stop there.
-    Stop(SequenceId),
-    /// Hand final pages over.
-    Put(SchedulePut),
-    /// Nothing more of this request is to be put.
-    Cancel(Key),
-    /// Tell the receiver.
-    Frame(SessionId, Frame),
-    /// Say that a prompt is handed over.
-    Stored {
-        /// Whose.
-        request: RequestId,
-        /// Tokens whose KV travelled.
-        tokens: u32,
-        /// Its bytes.
-        bytes: u64,
-        /// How long the lane had them.
-        put_micros: u64,
-    },
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -107,7 +78,7 @@ const PREFILLS_MAX: usize = 1024;
 /// Longest time that a peer's request is kept, whatever it asks for.
 const REMAINING_MS_MAX: u64 = 24 * 3600 * 1000;
 
-/// All live prefills. Every `on_…` returns what has to be done, in order.
+/// All live prefills.
 #[derive(Debug)]
 pub struct PrefillerState {
     config: PrefillerConfig,
@@ -132,13 +103,30 @@ impl PrefillerState {
         self.entries.is_empty()
     }
 
-    /// This process is ending: no new prefills from now on; those taken go on.
-    pub fn on_drain(&mut self) {
+    /// Takes a message.
+    pub fn on(&mut self, now: Instant, mail: ToPrefiller) -> Vec<Effect> {
+        match mail {
+            ToPrefiller::StartPrefill(start) => self.on_prefill(now, *start),
+            ToPrefiller::CancelPrefill(cancel) => self.on_cancel((cancel.session, cancel.request)),
+            ToPrefiller::PagesReserved(reserved) => self.on_reserved(reserved),
+            ToPrefiller::PagesDenied(denied) => self.on_denied(&denied),
+            ToPrefiller::SequenceAdvanced(event) => self.on_advanced(event),
+            ToPrefiller::PagesSent(sent) => self.on_sent(&sent),
+            ToPrefiller::PutsDrained(drained) => self.on_drained((drained.session, drained.request)),
+            ToPrefiller::PeerLost(lost) => self.on_peer_lost(lost.session),
+            ToPrefiller::BeginDrain(_) => self.on_drain(),
+            ToPrefiller::Tick(_) => self.on_tick(now),
+        }
+    }
+
+    /// This process is ending: no new prefills from now on; those taken continue.
+    fn on_drain(&mut self) -> Vec<Effect> {
         self.draining = true;
+        Vec::new()
     }
 
     /// A receiver wants a prompt's KV.
-    pub fn on_prefill(&mut self, now: Instant, start: StartPrefill) -> Vec<Action> {
+    fn on_prefill(&mut self, now: Instant, start: StartPrefill) -> Vec<Effect> {
         let StartPrefill { session, request, prompt, resident, sampling, remaining_ms } = start;
         let key = (session, request);
         if let Some(reason) = self.refusal(key, &prompt, resident) {
@@ -166,7 +154,13 @@ impl PrefillerState {
             },
         );
         let sequence = SequenceId::Peer(serial);
-        vec![Action::Reserve(ReservePages { sequence, tokens, pages: wanted, landing: false, again: false })]
+        vec![to::buffer_manager(ReservePages {
+            sequence,
+            tokens,
+            pages: wanted,
+            landing: None,
+            again: false,
+        })]
     }
 
     fn pages_for(&self, prompt: &[u32]) -> u32 {
@@ -206,13 +200,13 @@ impl PrefillerState {
     }
 
     /// The pages are there.
-    pub fn on_reserved(&mut self, reserved: PagesReserved) -> Vec<Action> {
+    fn on_reserved(&mut self, reserved: PagesReserved) -> Vec<Effect> {
         let page_tokens = self.config.page_tokens;
         let PagesReserved { sequence, resident, pages, .. } = reserved;
         let Some((key, entry)) = self.find(sequence) else { return Vec::new() };
         entry.phase = Phase::Running;
         entry.pages = pages;
-        let start = Action::Start(StartSequence {
+        let start = to::generator(StartSequence {
             sequence,
             tokens: entry.prompt.to_vec(),
             resident,
@@ -226,12 +220,20 @@ impl PrefillerState {
         [start].into_iter().chain(put(key, entry, resident / page_tokens)).collect()
     }
 
+    /// The pages cannot be had.
+    fn on_denied(&mut self, denied: &PagesDenied) -> Vec<Effect> {
+        let Some((key, _)) = self.find(denied.sequence) else { return Vec::new() };
+        let PagesDenied { needed, usable, .. } = denied;
+        let reason = format!("the prompt needs {needed} pages of KV and {usable} can be used now");
+        [vec![failed(key, reason)], self.on_cancel(key)].concat()
+    }
+
     /// The engine has moved a prefill.
-    pub fn on_advanced(&mut self, event: SequenceAdvanced) -> Vec<Action> {
+    fn on_advanced(&mut self, event: SequenceAdvanced) -> Vec<Effect> {
         let page_tokens = self.config.page_tokens;
         let Some((key, entry)) = self.find(event.sequence) else { return Vec::new() };
         let (session, request) = key;
-        let mut actions = Vec::new();
+        let mut effects = Vec::new();
         if entry.phase == Phase::Running {
             let prompt_tokens = entry.prompt.len() as u32;
             let last = if event.resident == prompt_tokens {
@@ -239,33 +241,33 @@ impl PrefillerState {
             } else {
                 event.resident / page_tokens
             };
-            actions.extend(put(key, entry, last));
+            effects.extend(put(key, entry, last));
             if let Some(token) = event.token {
                 let prefill_micros = event.running_micros;
                 let (token, logprobs) = first_token::split(token);
                 let frame = Frame::PrefillFinished { request: request.0, token, logprobs, prefill_micros };
-                actions.push(Action::Frame(session, frame));
+                effects.push(to::peer_link(SendFrame { session, frame }));
                 let (sequence, tokens, pages) = (event.sequence, entry.prompt.clone(), entry.pages.clone());
-                actions.push(Action::Computed(PagesComputed { sequence, tokens, pages }));
+                effects.push(to::buffer_manager(PagesComputed { sequence, tokens, pages }));
             }
         }
         match event.ended {
-            None => return actions,
+            None => return effects,
             Some(SequenceEnd::Finished(_)) if entry.phase == Phase::Running => {
                 entry.phase = Phase::Sending;
-                actions.extend(self.drain_if_sent(key));
-                return actions;
+                effects.extend(self.drain_if_sent(key));
+                return effects;
             }
-            Some(SequenceEnd::Failed(reason)) => actions.push(failed(key, reason)),
+            Some(SequenceEnd::Failed(reason)) => effects.push(failed(key, reason)),
             Some(_) => {}
         }
         entry.phase = Phase::Draining;
-        actions.push(Action::Cancel(key));
-        actions
+        effects.push(cancel_puts(key));
+        effects
     }
 
     /// More of its pages are visible at the receiver.
-    pub fn on_sent(&mut self, sent: &PagesSent) -> Vec<Action> {
+    fn on_sent(&mut self, sent: &PagesSent) -> Vec<Effect> {
         let key = (sent.session, sent.request);
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
         entry.sent += sent.count;
@@ -273,74 +275,74 @@ impl PrefillerState {
         self.drain_if_sent(key)
     }
 
-    fn drain_if_sent(&mut self, key: Key) -> Vec<Action> {
+    fn drain_if_sent(&mut self, key: Key) -> Vec<Effect> {
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
         if entry.phase != Phase::Sending || (entry.sent as usize) < entry.pages.len() {
             return Vec::new();
         }
         entry.phase = Phase::Draining;
         let travelled = entry.pages.len() as u32 - entry.resident / self.config.page_tokens;
-        let stored = Action::Stored {
+        let stored = LogLine::Stored {
             request: key.1,
             tokens: entry.prompt.len() as u32 - entry.resident,
             bytes: u64::from(travelled) * self.config.page_bytes,
             put_micros: entry.put_micros,
         };
-        vec![stored, Action::Cancel(key)]
+        vec![to::log(stored), cancel_puts(key)]
     }
 
     /// No put touches its pages any more.
-    pub fn on_drained(&mut self, key: Key) -> Vec<Action> {
+    fn on_drained(&mut self, key: Key) -> Vec<Effect> {
         match self.entries.get(&key) {
             Some(entry) if entry.phase == Phase::Draining => {
                 let sequence = entry.sequence();
                 self.entries.remove(&key);
-                vec![Action::Release(sequence)]
+                vec![to::buffer_manager(ReleasePages { sequence })]
             }
             _ => Vec::new(),
         }
     }
 
     /// The receiver no longer wants it.
-    pub fn on_cancel(&mut self, key: Key) -> Vec<Action> {
+    fn on_cancel(&mut self, key: Key) -> Vec<Effect> {
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
         match entry.phase {
             Phase::Reserving => {
                 let sequence = entry.sequence();
                 self.entries.remove(&key);
-                vec![Action::Release(sequence)]
+                vec![to::buffer_manager(ReleasePages { sequence })]
             }
             Phase::Running => {
                 entry.phase = Phase::Stopping;
-                vec![Action::Stop(entry.sequence())]
+                vec![to::generator(StopSequence { sequence: entry.sequence() })]
             }
             Phase::Sending => {
                 entry.phase = Phase::Draining;
-                vec![Action::Cancel(key)]
+                vec![cancel_puts(key)]
             }
             Phase::Stopping | Phase::Draining => Vec::new(),
         }
     }
 
     /// The receiver is gone: so are its requests.
-    pub fn on_peer_lost(&mut self, session: SessionId) -> Vec<Action> {
+    fn on_peer_lost(&mut self, session: SessionId) -> Vec<Effect> {
         let keys: Vec<Key> = self.entries.keys().filter(|key| key.0 == session).copied().collect();
         keys.into_iter().flat_map(|key| self.on_cancel(key)).collect()
     }
 
     /// Time has passed: prefills past their deadline fail.
-    pub fn on_tick(&mut self, now: Instant) -> Vec<Action> {
+    fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
         let late = |(key, entry): (&Key, &Entry)| {
             (now >= entry.deadline && !matches!(entry.phase, Phase::Stopping | Phase::Draining))
                 .then_some(*key)
         };
         let keys: Vec<Key> = self.entries.iter().filter_map(late).collect();
-        let mut actions = Vec::new();
+        let mut effects = Vec::new();
         for key in keys {
-            actions.push(failed(key, "its deadline passed on the sender".to_owned()));
-            actions.extend(self.on_cancel(key));
+            effects.push(failed(key, "its deadline passed on the sender".to_owned()));
+            effects.extend(self.on_cancel(key));
         }
-        actions
+        effects
     }
 }
 
@@ -351,15 +353,20 @@ impl Entry {
 }
 
 /// Hands the pages before `last` over that are not with transfer yet.
-fn put((session, request): Key, entry: &mut Entry, last: u32) -> Option<Action> {
+fn put((session, request): Key, entry: &mut Entry, last: u32) -> Option<Effect> {
     let pages = entry.pages.get(entry.scheduled as usize..last as usize).filter(|pages| !pages.is_empty())?;
     let (first_page, pages) = (entry.scheduled, pages.to_vec());
     entry.scheduled = last;
-    Some(Action::Put(SchedulePut { session, request, first_page, pages }))
+    Some(to::transfer(SchedulePut { session, request, first_page, pages }))
 }
 
-fn failed((session, request): Key, reason: String) -> Action {
-    Action::Frame(session, Frame::PrefillFailed { request: request.0, reason })
+/// Nothing more of this request is to be put.
+fn cancel_puts((session, request): Key) -> Effect {
+    to::transfer(CancelPuts { session, request })
+}
+
+fn failed((session, request): Key, reason: String) -> Effect {
+    to::peer_link(SendFrame { session, frame: Frame::PrefillFailed { request: request.0, reason } })
 }
 
 #[cfg(test)]

@@ -3,14 +3,18 @@
 use std::time::{Duration, Instant};
 
 use super::place::Place;
-use crate::messages::{PrefillOver, SessionId};
-use crate::request::{Generate, Refused, Route};
+use crate::effect::{Effect, ToProxy, to};
+use crate::messages::{Decode, PrefillOver, SessionId, StreamEnd};
+use crate::request::{Generate, Refused, Route, StreamEvent};
 
 /// The senders that can prefill, and what this node can hold.
 #[derive(Debug)]
 pub struct ProxyState {
     page_tokens: u32,
+    /// Pages that a request may have where no lost session holds any.
     request_pages: u32,
+    /// Pages that a request may have now.
+    usable_pages: u32,
     local_if_sooner_by: Duration,
     here: Place,
     senders: Vec<(SessionId, Place)>,
@@ -23,21 +27,58 @@ impl ProxyState {
     /// sender lives if that gives its first token sooner by more than `local_if_sooner_by`.
     pub fn new(page_tokens: u32, request_pages: u32, local_if_sooner_by: Duration) -> Self {
         let (here, senders) = (Place::default(), Vec::new());
-        Self { page_tokens, request_pages, local_if_sooner_by, here, senders, next: 0, draining: false }
+        let usable_pages = request_pages;
+        Self {
+            page_tokens,
+            request_pages,
+            usable_pages,
+            local_if_sooner_by,
+            here,
+            senders,
+            next: 0,
+            draining: false,
+        }
+    }
+
+    /// Takes a message.
+    pub fn on(&mut self, now: Instant, mail: ToProxy) -> Vec<Effect> {
+        match mail {
+            ToProxy::Generate(generate) => return vec![self.on_generate(now, generate)],
+            // Behind its request: the decoder hears of a request before it hears of its abort.
+            ToProxy::AbortRequest(abort) => return vec![to::decoder(abort)],
+            ToProxy::PrefillOver(over) => self.on_prefill_over(now, &over),
+            ToProxy::PeerReady(ready) => self.on_peer_ready(ready.session),
+            ToProxy::PeerLeaving(leaving) => self.on_peer_lost(leaving.session),
+            ToProxy::PeerLost(lost) => self.on_peer_lost(lost.session),
+            ToProxy::RoomChanged(room) => self.usable_pages = room.usable,
+            ToProxy::BeginDrain(_) => self.draining = true,
+            ToProxy::Tick(_) => {}
+        }
+        Vec::new()
+    }
+
+    fn on_generate(&mut self, now: Instant, generate: Generate) -> Effect {
+        match self.route(now, &generate) {
+            Ok(prefill_on) => to::decoder(Decode { generate, prefill_on }),
+            Err(refused) => {
+                let event = StreamEvent::Failed(refused.into());
+                to::streams(StreamEnd { request: generate.request, event })
+            }
+        }
     }
 
     /// A sender can prefill.
-    pub fn on_peer_ready(&mut self, session: SessionId) {
+    fn on_peer_ready(&mut self, session: SessionId) {
         self.senders.push((session, Place::default()));
     }
 
     /// A sender is gone, or takes no new prefills.
-    pub fn on_peer_lost(&mut self, session: SessionId) {
+    fn on_peer_lost(&mut self, session: SessionId) {
         self.senders.retain(|(sender, _)| *sender != session);
     }
 
     /// A prompt does not wait any more.
-    pub fn on_prefill_over(&mut self, now: Instant, over: &PrefillOver) {
+    fn on_prefill_over(&mut self, now: Instant, over: &PrefillOver) {
         let place = match over.on {
             None => Some(&mut self.here),
             // One that is gone has left nothing to keep books of.
@@ -55,16 +96,11 @@ impl ProxyState {
         self.here.waiting + self.senders.iter().map(|(_, place)| place.waiting).sum::<u64>()
     }
 
-    /// No new requests from now on.
-    pub fn on_drain(&mut self) {
-        self.draining = true;
-    }
-
     /// Which sender prefills this request; `None`: this node.
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn route(&mut self, now: Instant, generate: &Generate) -> Result<Option<SessionId>, Refused> {
+    fn route(&mut self, now: Instant, generate: &Generate) -> Result<Option<SessionId>, Refused> {
         if self.draining {
             return Err(Refused::ShuttingDown);
         }
@@ -72,6 +108,9 @@ impl ProxyState {
         let needed = tokens.div_ceil(u64::from(self.page_tokens)) as u32;
         if needed > self.request_pages {
             return Err(Refused::TooLarge { needed, usable: self.request_pages });
+        }
+        if needed > self.usable_pages {
+            return Err(Refused::NoRoom { needed, usable: self.usable_pages });
         }
         let tokens = generate.prompt.len() as u64;
         let sender = self.soonest(now, tokens).filter(|_| generate.route == Route::Auto);
@@ -113,8 +152,8 @@ impl ProxyState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::messages::PrefillOutcome;
-    use crate::request::RequestId;
+    use crate::messages::{BeginDrain, PrefillOutcome, RoomChanged};
+    use crate::request::{AbortRequest, RequestId};
 
     fn generate(prompt: usize, max_tokens: u32, route: Route) -> Generate {
         Generate {
@@ -180,14 +219,38 @@ mod tests {
     }
 
     #[test]
+    fn an_abort_follows_its_request_to_the_decoder() {
+        let (mut state, now) = (ProxyState::new(16, 10, SOONER_BY), Instant::now());
+        let generate = generate(1, 1, Route::Auto);
+        let effects = state.on(now, generate.clone().into());
+        assert_eq!(effects, [to::decoder(Decode { generate, prefill_on: None })]);
+        for complete_with in [None, Some(3)] {
+            let abort = AbortRequest { request: RequestId(1), complete_with };
+            assert_eq!(state.on(now, abort.into()), [to::decoder(abort)]);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_beside_the_quarantine_is_refused_with_the_numbers() {
+        let (mut state, now) = (ProxyState::new(16, 10, SOONER_BY), Instant::now());
+        let large = |state: &mut ProxyState| state.route(now, &generate(100, 29, Route::Auto));
+        assert_eq!(large(&mut state), Ok(None));
+        state.on(now, RoomChanged { pages: 20, usable: 7, quarantined: 3 }.into());
+        assert_eq!(large(&mut state), Err(Refused::NoRoom { needed: 8, usable: 7 }));
+        state.on(now, RoomChanged { pages: 20, usable: 10, quarantined: 0 }.into());
+        assert_eq!(large(&mut state), Ok(None));
+    }
+
+    #[test]
     fn what_cannot_fit_is_refused() {
         let (mut state, now) = (ProxyState::new(16, 10, SOONER_BY), Instant::now());
         assert_eq!(state.route(now, &generate(100, 61, Route::Auto)), Ok(None));
         let refused = Err(Refused::TooLarge { needed: 11, usable: 10 });
         assert_eq!(state.route(now, &generate(100, 62, Route::Auto)), refused);
-        state.on_drain();
+        state.on(now, BeginDrain.into());
         assert_eq!(state.route(now, &generate(1, 1, Route::Auto)), Err(Refused::ShuttingDown));
     }
+
     #[test]
     fn a_sender_whose_prefills_fail_is_not_preferred() {
         let (good, broken) = (SessionId(1), SessionId(2));

@@ -5,32 +5,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use actix::prelude::*;
-use connector::page_hash::PageSeed;
 use connector::ring::CreditNumber;
-use engine::PageId;
 
-use crate::messages::SessionId;
+use crate::effect::ToTransfer;
+use crate::messages::{HashPages, PageToHash, PagesHashed};
 use crate::pages::Pages;
-
-/// A page to hash, and whose put it is.
-#[derive(Clone, Copy, Debug)]
-pub struct ToHash {
-    /// The put's session.
-    pub session: SessionId,
-    /// The page; nobody writes it before it is hashed.
-    pub page: PageId,
-    /// What its hash begins with; its credit names the put.
-    pub seed: PageSeed,
-}
-
-/// Hash thread → transfer: pages are hashed.
-#[derive(Clone, Debug, Message)]
-#[rtype(result = "()")]
-pub struct PagesHashed(pub Vec<(SessionId, CreditNumber, u64)>);
 
 /// The handle; dropping it ends the thread.
 pub struct HashThread {
-    pages: Option<Sender<Vec<ToHash>>>,
+    pages: Option<Sender<Vec<PageToHash>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -39,7 +22,7 @@ impl HashThread {
     ///
     /// # Errors
     /// The operating system gives no thread.
-    pub fn spawn(pages: Pages, results: Recipient<PagesHashed>) -> std::io::Result<Self> {
+    pub fn spawn(pages: Pages, results: Recipient<ToTransfer>) -> std::io::Result<Self> {
         // Bounded by the ring: no credit is announced, so none granted again, before its page's hash has come.
         let (send, queue) = channel();
         let run = move || run(&pages, &queue, &results);
@@ -48,7 +31,7 @@ impl HashThread {
     }
 
     /// Hands pages over.
-    pub fn post(&self, pages: Vec<ToHash>) {
+    pub fn post(&self, HashPages(pages): HashPages) {
         if let Some(queue) = &self.pages {
             // A thread that is gone has panicked, which ends a release's process.
             let _ = queue.send(pages);
@@ -66,17 +49,13 @@ impl Drop for HashThread {
     }
 }
 
-fn run(pages: &Pages, queue: &Receiver<Vec<ToHash>>, results: &Recipient<PagesHashed>) {
+fn run(pages: &Pages, queue: &Receiver<Vec<PageToHash>>, results: &Recipient<ToTransfer>) {
     while let Ok(mut batch) = queue.recv() {
         batch.extend(queue.try_iter().flatten());
         let seeded: Vec<_> = batch.iter().map(|one| (one.page, one.seed)).collect();
         let hashes = pages.hash(&seeded).into_iter();
-        results.do_send(PagesHashed(
-            batch
-                .iter()
-                .zip(hashes)
-                .map(|(one, hash)| (one.session, CreditNumber(one.seed.credit), hash))
-                .collect(),
-        ));
+        let named = batch.iter().zip(hashes);
+        let named = named.map(|(one, hash)| (one.session, CreditNumber(one.seed.credit), hash));
+        results.do_send(PagesHashed(named.collect()).into());
     }
 }

@@ -77,6 +77,7 @@ fn incarnation(random: &mut Random) -> Incarnation {
         start_ticks: random.next(),
         boot: u128::from(random.next()) << 64 | u128::from(random.next()),
         pid_namespace: random.next(),
+        random: u128::from(random.next()),
     }
 }
 

@@ -20,12 +20,25 @@ fn shape() -> Shape {
 
 #[test]
 fn golden_bytes() {
-    let check = |frame: Frame, expect: &str| {
-        let bytes = wire::encode(&frame).expect("small");
+    fn check<T>(value: T, expect: &str)
+    where
+        T: Serialize + serde::de::DeserializeOwned + PartialEq + fmt::Debug,
+    {
+        let bytes = wire::encode(&value).expect("small");
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, expect, "{frame:?}: the wire changed, so PROTOCOL_VERSION must");
-        assert_eq!(wire::decode::<Frame>(&bytes).expect("what was encoded"), frame);
-    };
+        assert_eq!(hex, expect, "{value:?}: the wire changed, so PROTOCOL_VERSION must");
+        assert_eq!(wire::decode::<T>(&bytes).expect("what was encoded"), value);
+    }
+    check(
+        Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
+        concat!(
+            "01000000",
+            "0200000000000000",
+            "03000000000000000000000000000000",
+            "0400000000000000",
+            "05000000000000000000000000000000",
+        ),
+    );
     check(Frame::Heartbeat, "00000000");
     check(
         Frame::Grant { first: CreditNumber(2), pages: vec![PageIndex(9)] },
@@ -109,7 +122,7 @@ fn frames() -> Vec<Frame> {
 
 fn answers() -> Vec<Answer> {
     let welcome = Welcome {
-        incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4 },
+        incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
         shape: shape(),
         descriptor: Descriptor {
             transport: "ucx".into(),
@@ -131,7 +144,7 @@ fn answers() -> Vec<Answer> {
 fn hello() -> Hello {
     Hello {
         protocol: PROTOCOL_VERSION,
-        incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4 },
+        incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
         line: 0,
         session: 1,
         previous: 0,

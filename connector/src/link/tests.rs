@@ -22,7 +22,7 @@ fn shape(fingerprint: u8) -> Shape {
 fn hello(fingerprint: u8) -> Hello {
     Hello {
         protocol: PROTOCOL_VERSION,
-        incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4 },
+        incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
         line: 0,
         session: 1,
         previous: 0,
@@ -42,7 +42,7 @@ fn welcome(nonces: Nonces, secret: Option<&str>) -> Welcome {
         bytes: 8192,
     };
     Welcome {
-        incarnation: Incarnation { pid: 2, start_ticks: 2, boot: 3, pid_namespace: 4 },
+        incarnation: Incarnation { pid: 2, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
         shape: shape(7),
         descriptor,
         ring_pages: 2,
@@ -82,6 +82,59 @@ async fn handshakes() {
     assert!(dialled.contains("link.secret"), "a listener without our secret is not ours: {dialled}");
     let (served, dialled) = meet(None, None, 8).await;
     assert!(served.contains("same --model") && dialled.contains("same --model"), "{served} / {dialled}");
+}
+
+/// The dialer of these tests runs in this process, so the kernel can say so.
+#[tokio::test]
+async fn the_kernel_says_that_a_dialer_runs_on_this_host() {
+    let (listener, address) = listener().await;
+    let (served, dialled) = tokio::join!(serve(listener, None), Link::dial(&address, hello(7), None));
+    let (mut served, _dialled) = (served.expect("up"), dialled.expect("up"));
+    let dialer = served.take_dialer().expect("on this host");
+    let gone = timeout(Duration::from_millis(50), dialer.gone()).await;
+    assert!(gone.is_err(), "it lives");
+}
+
+/// A dialer that speaks the protocol and does not show itself, as one on another host: then `ends` the connection or waits.
+async fn elsewhere(incarnation: Incarnation, ends: bool) -> Result<Option<Pidfd>, LinkError> {
+    let (listener, address) = listener().await;
+    let dialer = async {
+        let stream = TcpStream::connect(&address).await?;
+        let mut link = Link::new(stream, Nonces { listener: [0; 32], dialer: [0; 32] })?;
+        link.receive::<Challenge>().await?;
+        link.send(&Hello { incarnation, ..hello(7) }).await?;
+        Ok::<_, LinkError>((!ends).then_some(link))
+    };
+    let listening = async {
+        let (stream, _) = listener.accept().await?;
+        if ends {
+            stream.readable().await?;
+        }
+        Link::accept(stream, &shape(7), None).await
+    };
+    let (dialled, accepted) = tokio::join!(dialer, listening);
+    let _open = dialled?;
+    Ok(accepted?.0.take_dialer())
+}
+
+/// A clone of this machine has its boot id and PID namespace, and a peer there may name any process id and start time.
+#[tokio::test]
+async fn what_a_dialer_says_of_itself_is_no_evidence() {
+    let ours = Incarnation::current().expect("/proc");
+    for peer in [
+        ours,
+        Incarnation { pid: u32::MAX, ..ours },
+        Incarnation { start_ticks: ours.start_ticks - 1, ..ours },
+    ] {
+        let dialer = elsewhere(peer, false).await.expect("accepted");
+        assert!(dialer.is_none(), "{peer:?} was taken for a process of this host");
+    }
+}
+
+#[tokio::test]
+async fn a_dialer_that_has_ended_already_gets_no_session() {
+    let error = elsewhere(Incarnation::current().expect("/proc"), true).await.expect_err("refused");
+    assert_eq!(error.kind(), "closed");
 }
 
 #[tokio::test]

@@ -4,9 +4,9 @@
 //! and the events that wait for the sink, all with one number.
 
 use super::{Command, SubmitError, Transport};
-use libc::c_int;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
@@ -37,18 +37,12 @@ struct Pending {
 
 impl Queue {
     pub(crate) fn new() -> std::io::Result<Arc<Self>> {
-        // SAFETY: takes two integers; the result is checked.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
         Ok(Arc::new(Self {
             commands: Mutex::default(),
             outstanding: AtomicUsize::new(0),
             parked: AtomicBool::new(false),
             beat: AtomicU64::new(0),
-            // SAFETY: a fresh descriptor that nobody else owns.
-            doorbell: unsafe { OwnedFd::from_raw_fd(fd) },
+            doorbell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
         }))
     }
 
@@ -80,9 +74,8 @@ impl Queue {
     /// a caller whose change that look missed took the lock later and sees the flag.
     fn ring(&self) {
         if self.parked.swap(false, Ordering::AcqRel) {
-            let one = 1u64;
-            // SAFETY: eight readable bytes; the descriptor is open as long as `self`. A full counter wakes as well.
-            unsafe { libc::write(self.doorbell.as_raw_fd(), (&raw const one).cast(), 8) };
+            // A full counter wakes as well, and nothing else can fail.
+            let _ = rustix::io::write(&self.doorbell, &1u64.to_ne_bytes());
         }
     }
 
@@ -107,23 +100,24 @@ impl Queue {
 
     /// Thread: sleeps until the doorbell, one of `fds` becomes readable, or `timeout`. Returns at once when commands
     /// wait or the transport is stopping and `stopping_seen` is false.
-    pub(crate) fn park(&self, fds: &[RawFd], timeout: Duration, stopping_seen: bool) {
+    pub(crate) fn park(&self, fds: &[BorrowedFd<'_>], timeout: Duration, stopping_seen: bool) {
         self.parked.store(true, Ordering::SeqCst);
         let quiet = {
             let pending = self.lock();
             pending.commands.is_empty() && (stopping_seen || !pending.stopping)
         };
         if quiet {
-            let watch = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+            let watch = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
             let mut polled: Vec<_> = fds.iter().copied().map(watch).collect();
-            polled.push(watch(self.doorbell.as_raw_fd()));
-            let timeout_ms = timeout.as_millis().clamp(1, 1000) as c_int;
-            // SAFETY: a valid array of its own length. An interrupted wait is a short one.
-            unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout_ms) };
-            if polled.last().is_some_and(|doorbell| doorbell.revents != 0) {
-                let mut count = 0u64;
-                // SAFETY: eight writable bytes; the descriptor does not block.
-                unsafe { libc::read(self.doorbell.as_raw_fd(), (&raw mut count).cast(), 8) };
+            polled.push(watch(self.doorbell.as_fd()));
+            let timeout = timeout.clamp(Duration::from_millis(1), Duration::from_secs(1));
+            let timeout =
+                Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
+            // An interrupted wait is a short one.
+            let _ = poll(&mut polled, Some(&timeout));
+            if polled.last().is_some_and(|doorbell| !doorbell.revents().is_empty()) {
+                // Does not block: the doorbell has rung.
+                let _ = rustix::io::read(&self.doorbell, &mut [0; 8]);
             }
         }
         self.parked.store(false, Ordering::Release);

@@ -9,7 +9,7 @@ use crate::memory::{MemoryKind, Region};
 use crate::transport::{Descriptor, TransportError};
 use std::cell::Cell;
 use std::ffi::{CStr, c_void};
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use ucx_sys::raw::*;
@@ -123,8 +123,9 @@ impl Worker {
     }
 
     /// The descriptor to poll after [`Worker::arm`].
-    pub(super) fn efd(&self) -> RawFd {
-        self.efd
+    pub(super) fn efd(&self) -> BorrowedFd<'_> {
+        // SAFETY: UCX keeps the descriptor open as long as the worker, and `new` has set it.
+        unsafe { BorrowedFd::borrow_raw(self.efd) }
     }
 
     /// What the error handler of the worker's endpoint was told.
@@ -248,7 +249,7 @@ impl Endpoint {
     pub(super) fn put(&self, local: u64, remote: u64, bytes: u64) -> Result<Request, TransportError> {
         let context = &self.worker.context;
         let out_of = |offset, region_bytes| TransportError::OutOfRegion { offset, bytes, region_bytes };
-        let source = context.region.at(local, bytes);
+        let source = context.region.address(local, bytes);
         let source = source.ok_or_else(|| out_of(local, context.region.bytes() as u64))?;
         if remote.checked_add(bytes).is_none_or(|end| end > self.peer_bytes) {
             return Err(out_of(remote, self.peer_bytes));

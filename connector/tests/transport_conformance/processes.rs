@@ -5,6 +5,7 @@
 
 use crate::side::{DEADLINE, Kind, Side, content};
 use connector::transport::*;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command as Process, Stdio};
@@ -115,24 +116,22 @@ impl Peer {
         self.lines.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("the peer does not answer {line:.20}"))
     }
 
-    fn signal(&self, signal: libc::c_int) -> libc::pid_t {
-        let id = self.child.id() as libc::pid_t;
-        // SAFETY: takes two integers; the child has not been waited for, so the id is its own.
-        assert_eq!(unsafe { libc::kill(id, signal) }, 0);
+    /// The child has not been waited for, so the id is its own.
+    fn signal(&self, signal: Signal) -> Pid {
+        let id = Pid::from_child(&self.child);
+        kill_process(id, signal).expect("ours");
         id
     }
 
     /// Stops the peer, and returns when all its threads stand still.
     fn stop(&self) {
-        let id = self.signal(libc::SIGSTOP);
-        let mut status = 0;
-        // SAFETY: the child is ours; the status is written to a valid place.
-        assert_eq!(unsafe { libc::waitpid(id, &mut status, libc::WUNTRACED) }, id);
-        assert!(libc::WIFSTOPPED(status), "stopped, not dead");
+        let id = self.signal(Signal::STOP);
+        let (_, status) = waitpid(Some(id), WaitOptions::UNTRACED).expect("ours").expect("it was waited for");
+        assert!(status.stopped(), "stopped, not dead");
     }
 
     fn kill(mut self) {
-        self.signal(libc::SIGKILL);
+        self.signal(Signal::KILL);
         self.child.wait().expect("reaped");
     }
 

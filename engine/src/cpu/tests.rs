@@ -10,11 +10,15 @@ use crate::testing::{Random, TempFile, Tiny};
 mod reference;
 mod refusals;
 
-const MODELS: [Tiny; 4] = [
-    Tiny { heads: 4, kv_heads: 2, kind: 3, tied: true },
-    Tiny { heads: 3, kv_heads: 1, kind: 8, tied: false },
-    Tiny { heads: 2, kv_heads: 2, kind: 0, tied: true },
-    Tiny { heads: 6, kv_heads: 2, kind: 3, tied: false },
+const USUAL: Tiny = Tiny { heads: 4, kv_heads: 2, kind: 3, tied: true, hidden: 64, feed: 96 };
+
+const MODELS: [Tiny; 5] = [
+    USUAL,
+    Tiny { heads: 3, kv_heads: 1, kind: 8, tied: false, ..USUAL },
+    Tiny { heads: 2, kv_heads: 2, kind: 0, ..USUAL },
+    Tiny { heads: 6, kv_heads: 2, tied: false, ..USUAL },
+    // Sizes that are multiples of neither a panel nor a vector register.
+    Tiny { kind: 0, hidden: 50, feed: 77, ..USUAL },
 ];
 
 fn prompt(seed: u64, length: usize) -> Vec<u32> {
@@ -183,7 +187,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn chunks_change_no_bit(length in 1usize..140, cuts in proptest::collection::vec(1usize..40, 0..20), which in 0usize..4) {
+    fn chunks_change_no_bit(length in 1usize..140, cuts in proptest::collection::vec(1usize..40, 0..20), which in 0usize..MODELS.len()) {
         let (_file, _, mut engine) = open(&MODELS[which]);
         let tokens = prompt(length as u64, length);
         let expect = alone(&mut engine, &tokens, &[], 0);
@@ -195,7 +199,7 @@ proptest! {
     fn company_changes_no_bit(
         lengths in proptest::array::uniform3(2usize..60),
         steps in proptest::collection::vec(proptest::array::uniform3(0usize..30), 1..12),
-        which in 0usize..4,
+        which in 0usize..MODELS.len(),
     ) {
         let (_file, _, mut engine) = open(&MODELS[which]);
         let tables: Vec<_> = (0..3).map(|sequence| pages(&engine, sequence)).collect();

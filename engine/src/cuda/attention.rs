@@ -3,12 +3,15 @@
 //! FA3 has a plan, made on the host once a step, that says which block of threads computes what; all layers run by it. What FA2 does is in the
 //! step's own lists.
 
-use std::ffi::c_void;
 use std::sync::Arc;
 
+use half::bf16;
+
 use super::device::{Buffer, Device, Pinned, Result, Stream};
-use super::kernels::{Flash, launched};
-use super::plan::{Part, Plan};
+use super::kernels::{Flash, launch};
+use super::lists::{Lists, Uploaded};
+use crate::gpu::arguments::{Fa2Run, Fa3Plan, Fa3Run};
+use crate::kv::KvPool;
 use crate::model::Shape;
 
 /// FlashInfer's own advice.
@@ -17,8 +20,8 @@ const PLAN_WORDS: usize = 32;
 /// Query heads that may share a key head: rows of FA2's tile.
 pub(super) const GROUP_MOST: usize = 16;
 
-/// What the prompts of a step run by.
-pub(super) type PrefillPlan = [i64; PLAN_WORDS];
+/// What the prompts of a step run by: places in the workspace, as FlashInfer lists them.
+pub(super) struct PrefillPlan([i64; PLAN_WORDS]);
 
 /// Kernels and workspaces for one model's heads.
 pub(super) struct Attention {
@@ -31,6 +34,8 @@ pub(super) struct Attention {
     partial_sums: Buffer,
     /// A word of zero for each piece.
     zeros: Buffer,
+    /// The most pieces of a step.
+    pieces: usize,
     heads: u32,
     kv_heads: u32,
     head_dim: usize,
@@ -40,14 +45,22 @@ pub(super) struct Attention {
 }
 
 /// Where a layer's attention reads and writes.
-pub(super) struct Heads {
+pub(super) struct Heads<'a> {
     /// `[rows][heads][head_dim]`.
-    pub(super) query: *mut c_void,
-    /// The layer's keys, and values, in page 0.
-    pub(super) keys: *mut c_void,
-    pub(super) values: *mut c_void,
+    pub(super) query: &'a Buffer,
+    pub(super) pool: &'a KvPool,
+    /// Where the layer's keys, and its values, begin in a page.
+    pub(super) keys: usize,
+    pub(super) values: usize,
     /// As `query`.
-    pub(super) out: *mut c_void,
+    pub(super) out: &'a Buffer,
+}
+
+impl Heads<'_> {
+    /// The numbers at `offset` in page 0 of the pool.
+    fn in_pool(&self, offset: usize) -> *mut bf16 {
+        self.pool.base().as_ptr().cast::<bf16>().wrapping_add(offset)
+    }
 }
 
 impl Attention {
@@ -67,6 +80,7 @@ impl Attention {
             partial_out: Buffer::new(device, heads * shape.head_dim * 2)?,
             partial_sums: Buffer::new(device, heads * size_of::<f32>())?,
             zeros: Buffer::zeroed(device, pieces * size_of::<i32>())?,
+            pieces,
             heads: shape.heads as u32,
             kv_heads: shape.kv_heads as u32,
             head_dim: shape.head_dim,
@@ -76,98 +90,100 @@ impl Attention {
     }
 
     /// Plans the prompts of a step. What the plan says is copied to the device in the stream's order.
-    pub(super) fn plan_prefill(&self, plan: &mut Plan, stream: &Stream) -> Result<PrefillPlan> {
-        let part = plan.prefill.clone();
-        let (mut words, turn) = ([0; PLAN_WORDS], plan.turn());
-        let (rows, pages, tokens) = plan.host_lists(&part);
-        // SAFETY: workspaces are as long as said; the lists are as long as the part has chunks, and one more.
-        let status = unsafe {
-            (self.flash.fa3_plan)(
-                self.ints.start(),
-                self.pinned[turn].raw(),
-                INT_BYTES,
-                words.as_mut_ptr(),
-                rows,
-                pages,
-                tokens,
-                part.rows.len() as u32,
-                part.chunks.len() as u32,
-                self.heads,
-                self.kv_heads,
-                self.page_tokens,
-                stream.raw(),
-            )
+    ///
+    /// # Safety
+    /// The copy of the step that had the lists' turn last has run.
+    pub(super) unsafe fn plan_prefill(&self, lists: &Lists, stream: &Stream) -> Result<PrefillPlan> {
+        let (plan, part) = (lists.plan(), &lists.plan().prefill);
+        let mut words = [0; PLAN_WORDS];
+        let arguments = Fa3Plan {
+            int_workspace: self.ints.numbers::<u8>(0, INT_BYTES).cast(),
+            host_pinned: self.pinned[lists.turn()].raw().cast(),
+            int_bytes: INT_BYTES as u64,
+            host_plan: words.as_mut_ptr(),
+            host_row_starts: lists.host_list(plan.row_starts(part)).as_ptr(),
+            host_page_starts: lists.host_list(plan.page_starts(part)).as_ptr(),
+            host_kv_tokens: plan.kv_tokens(part).as_ptr(),
+            rows: part.rows.len() as u32,
+            chunks: part.chunks.len() as u32,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            page_tokens: self.page_tokens,
         };
-        launched("baton_fa3_plan", status)?;
-        Ok(words)
+        // SAFETY: both workspaces have `int_bytes` bytes, within which FlashInfer stays or throws; the plan has its 32 places; the lists have an entry
+        // for each chunk, and starts one more. Nothing reads the pinned bytes any more, by the caller's contract.
+        unsafe { launch("baton_fa3_plan", self.flash.fa3_plan, &arguments, stream)? };
+        Ok(PrefillPlan(words))
     }
 
-    /// One layer's attention of the prompts, which are the step's first rows.
+    /// One layer's attention of the prompts, which are the step's first rows. `plan` is the step's.
     pub(super) fn run_prefill(
         &self,
-        words: &PrefillPlan,
-        plan: &Plan,
-        heads: &Heads,
-        stream: &Stream,
+        plan: &PrefillPlan,
+        step: &Uploaded<'_>,
+        heads: &Heads<'_>,
     ) -> Result<()> {
-        let part = &plan.prefill;
-        // SAFETY: the pointers name this device's memory of the shape's sizes; the plan is this step's.
-        let status = unsafe {
-            (self.flash.fa3_run)(
-                self.ints.start(),
-                words.as_ptr(),
-                heads.query,
-                heads.keys,
-                heads.values,
-                self.page_stride,
-                self.page_tokens.cast_signed(),
-                self.heads.cast_signed(),
-                self.kv_heads.cast_signed(),
-                part.rows.len() as i64,
-                plan.pages(part),
-                heads.out,
-                self.scale(),
-                stream.raw(),
-            )
+        let part = &step.plan().prefill;
+        let numbers = part.rows.len() * self.row_numbers();
+        let arguments = Fa3Run {
+            int_workspace: self.ints.numbers::<u8>(0, INT_BYTES).cast(),
+            host_plan: plan.0.as_ptr(),
+            q: heads.query.numbers(0, numbers),
+            k_pool: heads.in_pool(heads.keys),
+            v_pool: heads.in_pool(heads.values),
+            kv_pages: step.list(step.plan().pages(part)),
+            out: heads.out.numbers(0, numbers),
+            page_stride: self.page_stride,
+            rows: part.rows.len() as i64,
+            page_tokens: self.page_tokens.cast_signed(),
+            heads: self.heads.cast_signed(),
+            kv_heads: self.kv_heads.cast_signed(),
+            scale: self.scale(),
         };
-        launched("baton_fa3_run", status)
+        // SAFETY: queries and outputs are as long as the part's rows, as checked; pages are the pool's, by the contract of `Lists::lay_out`; the plan was
+        // made of the same lists, and its copy goes before in the stream.
+        unsafe { launch("baton_fa3_run", self.flash.fa3_run, &arguments, step.stream) }
     }
 
     /// One layer's attention of the decode rows.
-    pub(super) fn run_decode(&self, plan: &Plan, heads: &Heads, stream: &Stream) -> Result<()> {
-        let part: &Part = &plan.decode;
-        let skipped = part.rows.start * self.heads as usize * self.head_dim * 2;
+    pub(super) fn run_decode(&self, step: &Uploaded<'_>, heads: &Heads<'_>) -> Result<()> {
+        let (plan, part) = (step.plan(), &step.plan().decode);
         let pieces = plan.pieces();
-        // SAFETY: as in `run_prefill`; the part's rows begin so many bytes further, and there is room for as many pieces as a plan has.
-        let status = unsafe {
-            (self.flash.fa2_run)(
-                self.partial_out.start(),
-                self.partial_sums.start(),
-                pieces.count as u32,
-                pieces.rows,
-                pieces.places,
-                pieces.lengths,
-                pieces.are,
-                self.zeros.start(),
-                pieces.before_row,
-                heads.query.byte_add(skipped),
-                heads.keys,
-                heads.values,
-                self.page_stride,
-                self.page_tokens,
-                self.heads,
-                self.kv_heads,
-                part.rows.len() as u32,
-                plan.row_starts(part),
-                plan.page_starts(part),
-                plan.pages(part),
-                plan.last_page_tokens(part),
-                heads.out.byte_add(skipped),
-                self.scale(),
-                stream.raw(),
-            )
+        assert!(pieces <= self.pieces, "{pieces} pieces, and room for {}", self.pieces);
+        let (first, numbers) = (part.rows.start * self.row_numbers(), part.rows.len() * self.row_numbers());
+        let arguments = Fa2Run {
+            partial_out: self.partial_out.numbers(0, pieces * self.row_numbers()),
+            partial_sums: self.partial_sums.numbers(0, pieces * self.heads as usize),
+            piece_rows: step.list(plan.piece_rows()),
+            piece_places: step.list(plan.piece_places()),
+            piece_lengths: step.list(plan.piece_lengths()),
+            piece_flags: step.list(plan.piece_flags()),
+            zeros: self.zeros.numbers(0, pieces),
+            row_pieces: step.list(plan.row_pieces()),
+            q: heads.query.numbers(first, numbers),
+            k_pool: heads.in_pool(heads.keys),
+            v_pool: heads.in_pool(heads.values),
+            row_starts: step.list(plan.row_starts(part)),
+            page_starts: step.list(plan.page_starts(part)),
+            kv_pages: step.list(plan.pages(part)),
+            last_page_tokens: step.list(plan.last_page_tokens(part)),
+            out: heads.out.numbers(first, numbers),
+            page_stride: self.page_stride,
+            pieces: pieces as u32,
+            rows: part.rows.len() as u32,
+            page_tokens: self.page_tokens,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            scale: self.scale(),
         };
-        launched("baton_fa2_run", status)
+        // SAFETY: partial results have room for the pieces, queries and outputs for the part's rows, as checked; pages are the pool's, by the contract of
+        // `Lists::lay_out`, and rows and places of pieces are those of the part, as `Plan` lays them out.
+        unsafe { launch("baton_fa2_run", self.flash.fa2_run, &arguments, step.stream) }
+    }
+
+    /// Numbers of a row of queries.
+    fn row_numbers(&self) -> usize {
+        self.heads as usize * self.head_dim
     }
 
     fn scale(&self) -> f32 {

@@ -208,15 +208,14 @@ impl Buffer {
         self.bytes
     }
 
-    /// The address of byte `offset`, as kernels take it.
-    pub(super) fn at(&self, offset: usize) -> *mut c_void {
-        debug_assert!(offset <= self.bytes);
-        (self.address as usize + offset) as *mut c_void
-    }
-
-    /// The first byte's address, as kernels take it.
-    pub(super) fn start(&self) -> *mut c_void {
-        self.at(0)
+    /// The address of `count` numbers from number `first` on, as kernels take it.
+    ///
+    /// # Panics
+    /// If the buffer ends before they do.
+    pub(super) fn numbers<T>(&self, first: usize, count: usize) -> *mut T {
+        let end = (first + count) * size_of::<T>();
+        assert!(end <= self.bytes, "{count} numbers from {first} on end at byte {end} of {}", self.bytes);
+        (self.address as usize + first * size_of::<T>()) as *mut T
     }
 
     /// Copies `count` values at byte `offset` to the host. What was submitted that writes them is done.
@@ -294,19 +293,25 @@ impl Stream {
         unsafe { result::stream::synchronize(self.stream) }.named("cuStreamSynchronize")
     }
 
-    /// Copies to the device, in the stream's order. `from` must stay as it is until then.
-    pub(super) fn upload<T: Copy>(&self, to: &Buffer, from: &Pinned<T>, count: usize) -> Result<()> {
+    /// Copies to the device, in the stream's order.
+    ///
+    /// # Safety
+    /// `from` is not changed or freed before the copy has run.
+    pub(super) unsafe fn upload<T: Copy>(&self, to: &Buffer, from: &Pinned<T>, count: usize) -> Result<()> {
         assert!(count * size_of::<T>() <= to.bytes && count <= from.count, "it is not as long");
-        // SAFETY: both are as long; the caller keeps `from` as it is.
+        // SAFETY: both are as long; nothing changes `from`, by the caller's contract.
         let values = unsafe { std::slice::from_raw_parts(from.values, count) };
         // SAFETY: as above.
         unsafe { result::memcpy_htod_async(to.address, values, self.stream) }.named("cuMemcpyHtoDAsync")
     }
 
     /// Copies to the host, in the stream's order: `to` holds it when an event recorded after this has come.
-    pub(super) fn download<T: Copy>(&self, to: &Pinned<T>, from: &Buffer, count: usize) -> Result<()> {
+    ///
+    /// # Safety
+    /// `to` is not read, changed or freed before the copy has run.
+    pub(super) unsafe fn download<T: Copy>(&self, to: &Pinned<T>, from: &Buffer, count: usize) -> Result<()> {
         assert!(count * size_of::<T>() <= from.bytes && count <= to.count, "it is not as long");
-        // SAFETY: both are as long; the caller reads `to` after the event.
+        // SAFETY: both are as long; nothing else touches `to`, by the caller's contract.
         let values = unsafe { std::slice::from_raw_parts_mut(to.values, count) };
         // SAFETY: as above.
         unsafe { result::memcpy_dtoh_async(values, from.address, self.stream) }.named("cuMemcpyDtoHAsync")
@@ -388,21 +393,32 @@ impl<T: Copy + Default> Pinned<T> {
         Ok(Self { values, count, device: Arc::clone(device) })
     }
 
-    /// All of them. Nothing may be copying to or from them.
-    pub(super) fn values(&self) -> &[T] {
-        // SAFETY: initialised in `new`.
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// All of them.
+    ///
+    /// # Safety
+    /// No submitted work writes them before the slice is dropped.
+    pub(super) unsafe fn values(&self) -> &[T] {
+        // SAFETY: initialised in `new`; nothing writes them, by the caller's contract.
         unsafe { std::slice::from_raw_parts(self.values, self.count) }
     }
 
-    /// All of them, to be changed. Nothing may be copying to or from them.
-    pub(super) fn values_mut(&mut self) -> &mut [T] {
-        // SAFETY: initialised in `new`, borrowed mutably.
+    /// All of them, to be changed.
+    ///
+    /// # Safety
+    /// No submitted work reads or writes them before the slice is dropped.
+    pub(super) unsafe fn values_mut(&mut self) -> &mut [T] {
+        // SAFETY: initialised in `new`, borrowed mutably; the device does not touch them, by the caller's contract.
         unsafe { std::slice::from_raw_parts_mut(self.values, self.count) }
     }
 
     /// As kernels take it.
-    pub(super) fn raw(&self) -> *mut c_void {
-        self.values.cast()
+    pub(super) fn raw(&self) -> *mut T {
+        self.values
     }
 }
 

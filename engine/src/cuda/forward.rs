@@ -1,17 +1,26 @@
 //! One step through the model: what is submitted to the stream, in order.
+//!
+//! # Safety of the launches
+//! - Extents: [`Buffer::numbers`] and [`Uploaded::list`] check that there is as much memory as a kernel reads or writes by the sizes that are passed with it.
+//! - Contents: token ids, positions and pages in the lists are within the vocabulary, the context and the pool, by the contract of
+//!   [`Lists::lay_out`](super::lists::Lists::lay_out).
+//! - Order: a step is submitted to one stream, and [`CudaEngine`](super::CudaEngine) waits for it before anything here is freed.
 
-use std::ffi::c_void;
 use std::sync::Arc;
+
+use half::bf16;
 
 use super::attention::{Attention, Heads, PrefillPlan};
 use super::device::{Buffer, Device, Result, Stream};
-use super::gemm::{self, Gemm, Output};
+use super::gemm::{Gemm, Matrix, Output, ROWS_SPARE};
 use super::kernels::{
     baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_row_products_most,
-    baton_sample, baton_silu_mul, baton_take_rows, launched,
+    baton_sample_rows, baton_silu_mul, baton_take_rows, launch,
 };
-use super::plan::{Plan, settings_of};
+use super::lists::Uploaded;
 use super::weights::{Layer, Weights};
+use crate::gpu::arguments::{AddRmsNorm, Embed, RopeAppend, RowProducts, SampleRows, SiluMul, TakeRows};
+use crate::gpu::plan::{SETTING_WORDS, settings_of};
 use crate::kv::{KeyOrValue, KvPool};
 use crate::model::Shape;
 use crate::sampling::Sampling;
@@ -37,10 +46,36 @@ struct Activations {
     last: Buffer,
 }
 
+/// The sizes of the model's matrices.
+struct Matrices {
+    query_key_value: Matrix,
+    attention_output: Matrix,
+    gate_up: Matrix,
+    down: Matrix,
+    /// Makes logits.
+    output: Matrix,
+}
+
+impl Matrices {
+    fn of(shape: &Shape) -> Self {
+        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let (hidden, feed) = (shape.hidden, shape.feed_forward);
+        let half = |outputs, inputs| Matrix { outputs, inputs, output: Output::Bf16 };
+        Self {
+            query_key_value: half(query + 2 * key, hidden),
+            attention_output: half(hidden, query),
+            gate_up: half(2 * feed, hidden),
+            down: half(hidden, feed),
+            output: Matrix { outputs: shape.vocabulary, inputs: hidden, output: Output::F32 },
+        }
+    }
+}
+
 /// The model with the memory that a step needs.
 pub(super) struct Forward {
     shape: Shape,
     weights: Weights,
+    matrices: Matrices,
     gemm: Gemm,
     pub(super) attention: Attention,
     activations: Activations,
@@ -65,14 +100,33 @@ pub(super) fn draw(
     let settings: Vec<_> = samples.iter().map(|(how, end)| settings_of(Some((how, *end as usize)))).collect();
     let (values, settings) = (Buffer::of(device, logits)?, Buffer::of(device, &settings)?);
     let chosen = Buffer::new(device, rows * size_of::<u32>())?;
-    let vocabulary = (logits.len() / rows) as i32;
-    // SAFETY: all three have as many rows.
-    let status = unsafe {
-        baton_sample(values.start(), settings.start(), chosen.start(), rows as i32, vocabulary, stream.raw())
-    };
-    launched("baton_sample", status)?;
+    let settings = settings.numbers::<i32>(0, rows * SETTING_WORDS);
+    // SAFETY: there are settings for each row, as just checked.
+    unsafe { sample_rows(&values, settings, &chosen, (rows, logits.len() / rows), stream)? };
     stream.wait()?;
     chosen.read_at(0, rows)
+}
+
+/// The token that each row's settings choose from its logits.
+///
+/// # Safety
+/// `settings` are on the device, [`SETTING_WORDS`] for each row.
+unsafe fn sample_rows(
+    logits: &Buffer,
+    settings: *const i32,
+    out: &Buffer,
+    (rows, vocabulary): (usize, usize),
+    stream: &Stream,
+) -> Result<()> {
+    let arguments = SampleRows {
+        logits: logits.numbers(0, rows * vocabulary),
+        settings: settings.cast(),
+        out: out.numbers(0, rows),
+        rows: rows as i32,
+        vocabulary: vocabulary as i32,
+    };
+    // SAFETY: see the module's documentation; the settings are the caller's contract.
+    unsafe { launch("baton_sample_rows", baton_sample_rows, &arguments, stream) }
 }
 
 impl Forward {
@@ -85,8 +139,13 @@ impl Forward {
         rows: usize,
     ) -> Result<Self> {
         let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-        let sampled = rows.min(SAMPLED_MOST) + gemm::ROWS_SPARE;
-        let rows = rows + gemm::ROWS_SPARE;
+        let matrices = Matrices::of(&shape);
+        let Matrices { query_key_value, attention_output, gate_up, down, output } = matrices;
+        let of_layer = [query_key_value, attention_output, gate_up, down].map(|matrix| (matrix, rows));
+        let products = [&of_layer[..], &[(output, rows.min(SAMPLED_MOST))]].concat();
+        let gemm = Gemm::new(device, baton_row_products_most() as usize, &products)?;
+        let sampled = rows.min(SAMPLED_MOST) + ROWS_SPARE;
+        let rows = rows + ROWS_SPARE;
         let matrix = |rows: usize, columns: usize| Buffer::new(device, rows * columns * HALF);
         let activations = Activations {
             hidden: matrix(rows, shape.hidden)?,
@@ -101,7 +160,8 @@ impl Forward {
         };
         let layout = pool.layout();
         Ok(Self {
-            gemm: Gemm::new(device)?,
+            gemm,
+            matrices,
             inverse_frequencies: Buffer::of(device, &shape.inverse_frequencies)?,
             logits: Buffer::new(device, sampled * shape.vocabulary * size_of::<f32>())?,
             chosen: Buffer::new(device, sampled * size_of::<i32>())?,
@@ -126,69 +186,57 @@ impl Forward {
         self.weights.step_bytes()
     }
 
-    /// Submits a step; `prefill` is how its prompts are planned, if it has any. The lists of `plan` are on their way to the device in the
-    /// stream's order.
-    pub(super) fn submit(&self, plan: &Plan, prefill: Option<&PrefillPlan>, stream: &Stream) -> Result<()> {
-        let Activations { hidden, delta, normed, last, .. } = &self.activations;
-        let (rows, width) = (plan.rows as i32, self.shape.hidden as i32);
-        // SAFETY (of all kernel calls here): buffers are as long as the rows of a step times their columns.
-        // SAFETY: see above.
-        let status = unsafe {
-            baton_embed(
-                plan.tokens(),
-                self.chosen.start(),
-                self.weights.embedding.start(),
-                hidden.start(),
-                rows,
-                width,
-                stream.raw(),
-            )
+    /// Submits a step; `prefill` is how its prompts are planned, if it has any.
+    pub(super) fn submit(&self, step: &Uploaded<'_>, prefill: Option<&PrefillPlan>) -> Result<()> {
+        let Activations { hidden, delta, .. } = &self.activations;
+        let (plan, width) = (step.plan(), self.shape.hidden);
+        let arguments = Embed {
+            tokens: step.list(plan.tokens()),
+            chosen: self.chosen.numbers(0, 0),
+            table: self.weights.embedding.numbers(0, self.shape.vocabulary * width),
+            out: hidden.numbers(0, plan.rows * width),
+            rows: plan.rows as i32,
+            hidden: width as i32,
         };
-        launched("baton_embed", status)?;
-        let mut before: *mut c_void = std::ptr::null_mut();
+        // SAFETY: see the module's documentation. Rows that follow name rows of `chosen` that the step before has sampled.
+        unsafe { launch("baton_embed", baton_embed, &arguments, step.stream)? };
+        let mut before = None;
         for (index, layer) in self.weights.layers.iter().enumerate() {
-            self.attend(index, layer, before, plan, prefill, stream)?;
-            before = delta.start();
-            self.feed(layer, plan.rows, stream)?;
+            self.attend(index, layer, before, step, prefill)?;
+            before = Some(delta);
+            self.feed(layer, step)?;
         }
         if plan.sampled == 0 {
             return Ok(());
         }
+        self.sample(before, step)
+    }
+
+    /// The logits of the rows that are sampled after, and what is drawn from them.
+    fn sample(&self, before: Option<&Buffer>, step: &Uploaded<'_>) -> Result<()> {
+        let Activations { normed, last, .. } = &self.activations;
+        let (plan, width) = (step.plan(), self.shape.hidden);
         // The last layer's sum is wanted for few rows, but costs little for all.
-        self.norm(before, &self.weights.norm, plan.rows, stream)?;
-        let sampled = plan.sampled as i32;
+        self.norm(before, &self.weights.norm, step)?;
         // Rows are sampled in their order: all of them are the rows as they are.
         let all = plan.sampled == plan.rows;
         if !all {
-            // SAFETY: see above.
-            let status = unsafe {
-                baton_take_rows(
-                    normed.start(),
-                    plan.sampled_rows(),
-                    last.start(),
-                    sampled,
-                    width,
-                    stream.raw(),
-                )
+            let arguments = TakeRows {
+                x: normed.numbers(0, plan.rows * width),
+                which: step.list(plan.sampled_rows()),
+                out: last.numbers(0, plan.sampled * width),
+                count: plan.sampled as i32,
+                hidden: width as i32,
             };
-            launched("baton_take_rows", status)?;
+            // SAFETY: see the module's documentation; sampled rows are rows of the step, as `Plan` lays them out.
+            unsafe { launch("baton_take_rows", baton_take_rows, &arguments, step.stream)? };
         }
-        let sizes = (plan.sampled, self.shape.vocabulary, self.shape.hidden);
         let last = if all { normed } else { last };
-        self.multiply(last, self.weights.output(), &self.logits, sizes, Output::F32, stream)?;
-        let vocabulary = self.shape.vocabulary as i32;
-        // SAFETY: see above.
-        let status = unsafe {
-            baton_sample(
-                self.logits.start(),
-                plan.settings(),
-                self.chosen.start(),
-                sampled,
-                vocabulary,
-                stream.raw(),
-            )
-        };
-        launched("baton_sample", status)
+        let weights = self.weights.output();
+        self.multiply(last, weights, &self.logits, plan.sampled, self.matrices.output, step.stream)?;
+        let sizes = (plan.sampled, self.shape.vocabulary);
+        // SAFETY: a plan has settings for each sampled row.
+        unsafe { sample_rows(&self.logits, step.list(plan.settings()), &self.chosen, sizes, step.stream) }
     }
 
     /// `hidden += before`; `delta = W_o · attention(norm(hidden))`; writes the step's keys and values.
@@ -196,120 +244,121 @@ impl Forward {
         &self,
         index: usize,
         layer: &Layer,
-        before: *mut c_void,
-        plan: &Plan,
+        before: Option<&Buffer>,
+        step: &Uploaded<'_>,
         prefill: Option<&PrefillPlan>,
-        stream: &Stream,
     ) -> Result<()> {
         let Activations { normed, query_key_value, query, attended, delta, .. } = &self.activations;
-        let Shape { heads, kv_heads, head_dim, hidden, .. } = self.shape;
-        self.norm(before, &layer.attention_norm, plan.rows, stream)?;
-        let outputs = (heads + 2 * kv_heads) * head_dim;
-        let sizes = (plan.rows, outputs, hidden);
-        self.multiply(normed, &layer.query_key_value, query_key_value, sizes, Output::Bf16, stream)?;
+        let rows = step.plan().rows;
+        self.norm(before, &layer.attention_norm, step)?;
+        let matrix = self.matrices.query_key_value;
+        self.multiply(normed, &layer.query_key_value, query_key_value, rows, matrix, step.stream)?;
         let [keys, values] = [KeyOrValue::Key, KeyOrValue::Value]
-            .map(|part| self.pool.layout().offset_bytes(index as u32, part, 0) as usize);
-        let base: *mut c_void = self.pool.base().as_ptr().cast();
-        // SAFETY: see `submit`; places lie in pages that the pool has.
-        let status = unsafe {
-            baton_rope_append(
-                query_key_value.start(),
-                query.start(),
-                base,
-                plan.positions(),
-                plan.pool_places(),
-                self.inverse_frequencies.start(),
-                plan.rows as i32,
-                heads as i32,
-                kv_heads as i32,
-                head_dim as i32,
-                self.page_tokens as i32,
-                self.page_stride,
-                (keys / HALF) as i64,
-                stream.raw(),
-            )
-        };
-        launched("baton_rope_append", status)?;
-        let of_layer = Heads {
-            query: query.start(),
-            keys: base.wrapping_byte_add(keys),
-            values: base.wrapping_byte_add(values),
-            out: attended.start(),
-        };
-        if let Some(words) = prefill {
-            self.attention.run_prefill(words, plan, &of_layer, stream)?;
+            .map(|part| self.pool.layout().offset_bytes(index as u32, part, 0) as usize / HALF);
+        self.rope_append(keys, step)?;
+        let of_layer = Heads { query, pool: &self.pool, keys, values, out: attended };
+        if let Some(plan) = prefill {
+            self.attention.run_prefill(plan, step, &of_layer)?;
         }
-        if !plan.decode.rows.is_empty() {
-            self.attention.run_decode(plan, &of_layer, stream)?;
+        if !step.plan().decode.rows.is_empty() {
+            self.attention.run_decode(step, &of_layer)?;
         }
-        let sizes = (plan.rows, hidden, heads * head_dim);
-        self.multiply(attended, &layer.attention_output, delta, sizes, Output::Bf16, stream)
+        let matrix = self.matrices.attention_output;
+        self.multiply(attended, &layer.attention_output, delta, rows, matrix, step.stream)
+    }
+
+    /// Rotates the step's queries and keys, and writes its keys and values into the pool. `layer_offset` is where the layer's keys are in a page.
+    fn rope_append(&self, layer_offset: usize, step: &Uploaded<'_>) -> Result<()> {
+        let Activations { query_key_value, query, .. } = &self.activations;
+        let Shape { heads, kv_heads, head_dim, .. } = self.shape;
+        let (plan, rows) = (step.plan(), step.plan().rows);
+        let arguments = RopeAppend {
+            qkv: query_key_value.numbers(0, rows * (heads + 2 * kv_heads) * head_dim),
+            q_out: query.numbers(0, rows * heads * head_dim),
+            pool: self.pool.base().as_ptr().cast(),
+            positions: step.list(plan.positions()),
+            places: step.list(plan.pool_places()),
+            inverse_frequencies: self.inverse_frequencies.numbers(0, head_dim / 2),
+            page_stride: self.page_stride,
+            layer_offset: layer_offset as i64,
+            rows: rows as i32,
+            heads: heads as i32,
+            kv_heads: kv_heads as i32,
+            head_dim: head_dim as i32,
+            page_tokens: self.page_tokens as i32,
+        };
+        // SAFETY: see the module's documentation; places lie in pages of the pool, whose layout the other numbers are from.
+        unsafe { launch("baton_rope_append", baton_rope_append, &arguments, step.stream) }
     }
 
     /// `hidden += delta`; `delta = W_down · (silu(W_gate · n) ∘ W_up · n)` with `n = norm(hidden)`.
-    fn feed(&self, layer: &Layer, rows: usize, stream: &Stream) -> Result<()> {
+    fn feed(&self, layer: &Layer, step: &Uploaded<'_>) -> Result<()> {
         let Activations { normed, delta, gate_up, feed, .. } = &self.activations;
-        let Shape { hidden, feed_forward, .. } = self.shape;
-        self.norm(delta.start(), &layer.feed_norm, rows, stream)?;
-        let sizes = (rows, 2 * feed_forward, hidden);
-        self.multiply(normed, &layer.gate_up, gate_up, sizes, Output::Bf16, stream)?;
-        // SAFETY: see `submit`.
-        let status = unsafe {
-            baton_silu_mul(gate_up.start(), feed.start(), rows as i32, feed_forward as i32, stream.raw())
+        let (rows, feed_forward) = (step.plan().rows, self.shape.feed_forward);
+        self.norm(Some(delta), &layer.feed_norm, step)?;
+        self.multiply(normed, &layer.gate_up, gate_up, rows, self.matrices.gate_up, step.stream)?;
+        let arguments = SiluMul {
+            gate_up: gate_up.numbers(0, rows * 2 * feed_forward),
+            out: feed.numbers(0, rows * feed_forward),
+            rows: rows as i32,
+            feed: feed_forward as i32,
         };
-        launched("baton_silu_mul", status)?;
-        self.multiply(feed, &layer.down, delta, (rows, hidden, feed_forward), Output::Bf16, stream)
+        // SAFETY: see the module's documentation.
+        unsafe { launch("baton_silu_mul", baton_silu_mul, &arguments, step.stream)? };
+        self.multiply(feed, &layer.down, delta, rows, self.matrices.down, step.stream)
     }
 
     /// `hidden += delta`, if there is one; `normed = norm(hidden)`.
-    fn norm(&self, delta: *mut c_void, weight: &Buffer, rows: usize, stream: &Stream) -> Result<()> {
+    fn norm(&self, delta: Option<&Buffer>, weight: &Buffer, step: &Uploaded<'_>) -> Result<()> {
         let Activations { hidden, normed, .. } = &self.activations;
-        // SAFETY: see `submit`.
-        let status = unsafe {
-            baton_add_rms_norm(
-                hidden.start(),
-                delta,
-                weight.start(),
-                normed.start(),
-                rows as i32,
-                self.shape.hidden as i32,
-                self.shape.norm_epsilon,
-                stream.raw(),
-            )
+        let (rows, width) = (step.plan().rows, self.shape.hidden);
+        let numbers = rows * width;
+        let arguments = AddRmsNorm {
+            x: hidden.numbers(0, numbers),
+            delta: delta.map_or(std::ptr::null(), |delta| delta.numbers::<bf16>(0, numbers).cast_const()),
+            weight: weight.numbers(0, width),
+            out: normed.numbers(0, numbers),
+            rows: rows as i32,
+            hidden: width as i32,
+            epsilon: self.shape.norm_epsilon,
         };
-        launched("baton_add_rms_norm", status)
+        // SAFETY: see the module's documentation.
+        unsafe { launch("baton_add_rms_norm", baton_add_rms_norm, &arguments, step.stream) }
     }
 
+    /// `y = x · weightsᵀ` for the first `rows` rows.
     fn multiply(
         &self,
         x: &Buffer,
         weights: &Buffer,
         y: &Buffer,
-        sizes: (usize, usize, usize),
-        output: Output,
+        rows: usize,
+        matrix: Matrix,
         stream: &Stream,
     ) -> Result<()> {
-        debug_assert!(weights.bytes() == sizes.1 * sizes.2 * HALF);
-        let (rows, outputs, inputs) = sizes;
         // Up to so many rows a product is bound by reading the weights, and goes without the library.
         let few = baton_row_products_most() as usize;
-        if rows > few && outputs.is_multiple_of(gemm::OUTPUTS_ALIGN) {
-            // SAFETY: see `submit`; the matrix has as many outputs and inputs.
-            return unsafe {
-                self.gemm.multiply(stream, x.start(), weights.start(), y.start(), sizes, output)
-            };
+        if rows > few && self.gemm.has_plan(matrix, rows) {
+            return self.gemm.multiply(stream, x, weights, y, rows, matrix);
         }
-        let wide = i32::from(output == Output::F32);
-        let of_output = if output == Output::F32 { size_of::<f32>() } else { HALF };
+        let Matrix { outputs, inputs, output } = matrix;
         for first in (0..rows).step_by(few) {
-            let (x, y) = (x.at(first * inputs * HALF), y.at(first * outputs * of_output));
-            let rows = (rows - first).min(few) as i32;
-            let (outputs, inputs) = (outputs as i32, inputs as i32);
-            // SAFETY: see `submit`; the matrix has as many outputs and inputs.
-            let status = unsafe {
-                baton_row_products(x, weights.start(), y, wide, rows, outputs, inputs, stream.raw())
+            let rows = (rows - first).min(few);
+            let (start, count) = (first * outputs, rows * outputs);
+            let arguments = RowProducts {
+                x: x.numbers(first * inputs, rows * inputs),
+                weights: weights.numbers(0, outputs * inputs),
+                y: match output {
+                    Output::F32 => y.numbers::<f32>(start, count).cast(),
+                    Output::Bf16 => y.numbers::<bf16>(start, count).cast(),
+                },
+                wide: i32::from(output == Output::F32),
+                rows: rows as i32,
+                outputs: outputs as i32,
+                inputs: inputs as i32,
             };
-            launched("baton_row_products", status)?;
+            // SAFETY: see the module's documentation.
+            unsafe { launch("baton_row_products", baton_row_products, &arguments, stream)? };
         }
         Ok(())
     }

@@ -1,29 +1,30 @@
-//! Products with weights, through cublasLt, whose algorithms are chosen once for each shape.
+//! Products with weights, through cublasLt, which are planned when the engine opens.
 //!
 //! Only algorithms that do not split the inputs are taken: they sum a row's products in the same order, whatever the number of rows and the tiles, so
 //! a row's result is the same to the bit alone and beside others. What splitting would gain where rows are few is the row products' part.
+//!
+//! [`rows`] says for which numbers of rows there are plans. Their number depends on the model and on the largest step alone.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::cublaslt::{result, sys};
+use half::bf16;
 
 use super::device::{Buffer, Device, Named, Result, Stream};
+use crate::gpu::rows;
 
 /// cublasLt's advice for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// How many rows more than wanted a product may compute: for some numbers of rows the library knows no good algorithm that leaves the inputs whole,
-/// and for some a little above it does.
-pub(super) const ROWS_SPARE: usize = 64;
-const ROWS_STEP: usize = 4;
+/// How many rows more than wanted a product may compute.
+pub(super) const ROWS_SPARE: usize = rows::SPARE;
 /// What the library calls its kernels for Hopper. Its older ones take seven times as long.
 const HOPPER_KERNELS: i32 = 66;
 
 /// Of how many outputs the library's kernels for Hopper want a multiple; it has others, which sum otherwise.
-pub(super) const OUTPUTS_ALIGN: usize = 8;
+const OUTPUTS_ALIGN: usize = 8;
 
 /// What a product gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,13 +33,12 @@ pub(super) enum Output {
     F32,
 }
 
-/// One product's sizes.
+/// A weight matrix's sizes, and what products with it give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Sizes {
-    rows: usize,
-    outputs: usize,
-    inputs: usize,
-    output: Output,
+pub(super) struct Matrix {
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    pub(super) output: Output,
 }
 
 /// What the library keeps for us under a name, and how it is given back.
@@ -54,8 +54,9 @@ impl<T: Copy> Drop for Kept<T> {
     }
 }
 
-/// Layouts and algorithm for one size.
+/// Layouts and algorithm for one matrix and number of rows.
 struct Prepared {
+    rows: usize,
     description: Kept<sys::cublasLtMatmulDesc_t>,
     weights: Kept<sys::cublasLtMatrixLayout_t>,
     x: Kept<sys::cublasLtMatrixLayout_t>,
@@ -76,62 +77,102 @@ impl Prepared {
     }
 }
 
-/// The library's handle, its workspace, and what was chosen so far. For one stream at a time.
+/// The library's handle, its workspace, and the plans. For one stream at a time.
 pub(super) struct Gemm {
     handle: sys::cublasLtHandle_t,
     workspace: Buffer,
-    prepared: RefCell<HashMap<Sizes, Prepared>>,
+    plans: HashMap<(Matrix, usize), Prepared>,
 }
 
 // SAFETY: names that the library takes from any thread; one thread at a time has it.
 unsafe impl Send for Gemm {}
 
 impl Gemm {
-    pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
+    /// Plans products of more than `few` rows, with each matrix for up to so many.
+    pub(super) fn new(device: &Arc<Device>, few: usize, matrices: &[(Matrix, usize)]) -> Result<Self> {
         let workspace = Buffer::new(device, WORKSPACE_BYTES)?;
         let handle = result::create_handle().named("cublasLtCreate")?;
-        Ok(Self { handle, workspace, prepared: RefCell::default() })
+        let mut gemm = Self { handle, workspace, plans: HashMap::new() };
+        for (matrix, most) in matrices {
+            if matrix.outputs.is_multiple_of(OUTPUTS_ALIGN) {
+                gemm.plan(*matrix, few, *most);
+            }
+        }
+        Ok(gemm)
+    }
+
+    fn plan(&mut self, matrix: Matrix, few: usize, most: usize) {
+        let (mut slow, mut refused) = (Vec::new(), None);
+        for rows in rows::all_planned(few, most) {
+            let prepare = |rows| self.prepare(matrix, rows).map_err(|error| refused = Some(error)).ok();
+            let Some(plan) = rows::choose(rows, prepare, Prepared::is_for_hopper) else {
+                slow.push(rows);
+                continue;
+            };
+            if !plan.is_for_hopper() {
+                slow.push(rows);
+            }
+            self.plans.insert((matrix, rows), plan);
+        }
+        if !slow.is_empty() {
+            let Matrix { outputs, inputs, .. } = matrix;
+            let refused = refused.map(|error| error.to_string());
+            tracing::warn!(
+                outputs,
+                inputs,
+                row_counts = ?slow,
+                refused,
+                "cublasLt has no kernel for Hopper: slow, and answers may differ under load"
+            );
+        }
+    }
+
+    /// True if there is a plan for so many rows.
+    pub(super) fn has_plan(&self, matrix: Matrix, rows: usize) -> bool {
+        self.plans.contains_key(&(matrix, rows::planned(rows)))
     }
 
     /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`: bf16 in, sums in f32. Up to [`ROWS_SPARE`] rows more
     /// are computed of whatever `x` holds there.
     ///
-    /// # Safety
-    /// The pointers name as much of this device's memory as the sizes say, for so many rows more.
-    pub(super) unsafe fn multiply(
+    /// # Panics
+    /// Without a [plan](Self::has_plan), or for buffers that are shorter than that.
+    pub(super) fn multiply(
         &self,
         stream: &Stream,
-        x: *const c_void,
-        weights: *const c_void,
-        y: *mut c_void,
-        (rows, outputs, inputs): (usize, usize, usize),
-        output: Output,
+        x: &Buffer,
+        weights: &Buffer,
+        y: &Buffer,
+        rows: usize,
+        matrix: Matrix,
     ) -> Result<()> {
-        let sizes = Sizes { rows, outputs, inputs, output };
-        let mut prepared = self.prepared.borrow_mut();
-        let plan = match prepared.entry(sizes) {
-            std::collections::hash_map::Entry::Occupied(found) => found.into_mut(),
-            std::collections::hash_map::Entry::Vacant(free) => free.insert(self.prepare(sizes)?),
+        let plan = &self.plans[&(matrix, rows::planned(rows))];
+        let Matrix { outputs, inputs, output } = matrix;
+        let x: *const bf16 = x.numbers(0, plan.rows * inputs);
+        let weights: *const bf16 = weights.numbers(0, outputs * inputs);
+        let y: *mut c_void = match output {
+            Output::F32 => y.numbers::<f32>(0, plan.rows * outputs).cast(),
+            Output::Bf16 => y.numbers::<bf16>(0, plan.rows * outputs).cast(),
         };
         let (one, zero) = (1f32, 0f32);
-        // SAFETY: the caller vouches for the matrices; layouts and algorithm are of these sizes; the scalars are read before the
-        // call returns, since the pointer mode is the host's.
+        // SAFETY: the matrices are as long as layouts and algorithm say, as just checked, and so is the workspace, which products of one stream use one
+        // after the other; the scalars are read before the call returns, since the pointer mode is the host's.
         unsafe {
             result::matmul(
                 self.handle,
                 plan.description.name,
                 (&raw const one).cast(),
                 (&raw const zero).cast(),
-                weights,
+                weights.cast(),
                 plan.weights.name,
-                x,
+                x.cast(),
                 plan.x.name,
                 y.cast_const(),
                 plan.y.name,
                 y,
                 plan.y.name,
                 &raw const plan.algorithm,
-                self.workspace.start(),
+                self.workspace.numbers::<u8>(0, WORKSPACE_BYTES).cast(),
                 WORKSPACE_BYTES,
                 stream.handle().cast(),
             )
@@ -139,31 +180,8 @@ impl Gemm {
         .named("cublasLtMatmul")
     }
 
-    /// For these sizes, or with a few more rows if that has kernels for Hopper and these have not.
-    fn prepare(&self, sizes: Sizes) -> Result<Prepared> {
-        let exact = self.prepare_for(sizes)?;
-        if exact.is_for_hopper() {
-            return Ok(exact);
-        }
-        for more in (ROWS_STEP..=ROWS_SPARE).step_by(ROWS_STEP) {
-            // One that the library refuses is none.
-            let Ok(larger) = self.prepare_for(Sizes { rows: sizes.rows + more, ..sizes }) else { continue };
-            if larger.is_for_hopper() {
-                return Ok(larger);
-            }
-        }
-        let Sizes { rows, outputs, inputs, .. } = sizes;
-        tracing::warn!(
-            rows,
-            outputs,
-            inputs,
-            "cublasLt has no kernel for Hopper: slow, and answers may differ under load"
-        );
-        Ok(exact)
-    }
-
     /// cublasLt thinks in columns: `y` is `outputs × rows`, the weights are `inputs × outputs` and taken transposed.
-    fn prepare_for(&self, Sizes { rows, outputs, inputs, output }: Sizes) -> Result<Prepared> {
+    fn prepare(&self, Matrix { outputs, inputs, output }: Matrix, rows: usize) -> Result<Prepared> {
         use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA as TRANSPOSE_A;
         use sys::cublasLtMatmulPreferenceAttributes_t::{
             CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as WORKSPACE,
@@ -207,13 +225,13 @@ impl Gemm {
                 })
                 .named("cublasLtMatmulAlgoGetHeuristic")?
         };
-        Ok(Prepared { description, weights, x, y, algorithm: chosen.algo })
+        Ok(Prepared { rows, description, weights, x, y, algorithm: chosen.algo })
     }
 }
 
 impl Drop for Gemm {
     fn drop(&mut self) {
-        self.prepared.borrow_mut().clear();
+        self.plans.clear();
         // SAFETY: made once, in `new`.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }

@@ -4,8 +4,9 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::device::{Buffer, Device, Pinned, Result, Stream};
-use super::kernels::{baton_page_contents, baton_page_totals_bytes, baton_pages_most, launched};
+use super::kernels::{baton_page_contents, baton_page_totals_bytes, baton_pages_most, launch};
 use crate::error::OpenError;
+use crate::gpu::arguments::PageContents;
 use crate::kv::{DeviceMemory, KvLayout, KvPool, PageId};
 
 /// A pool of pages in one plain allocation.
@@ -33,7 +34,7 @@ impl DevicePool {
         let page_bytes = layout.page_bytes();
         let bytes = usize::try_from(page_bytes.saturating_mul(u64::from(pages))).unwrap_or(usize::MAX);
         let pool = Self::new(device, bytes, page_bytes).map_err(OpenError::Cuda)?;
-        let base = NonNull::new(pool.memory.start().cast()).expect("the driver gives no null");
+        let base = NonNull::new(pool.memory.numbers::<u8>(0, bytes)).expect("the driver gives no null");
         Ok(KvPool::on_device(layout, pages, base, Box::new(pool))?)
     }
 
@@ -49,22 +50,26 @@ impl DevicePool {
 
     fn sums(&self, lane: &mut Lane, pages: &[PageId]) -> Result<Vec<u64>> {
         let numbers: Vec<u32> = pages.iter().map(|page| page.0).collect();
-        // SAFETY: the pages are the pool's, as `KvPool` has checked, and at most as many as a launch takes; the sums are read below,
-        // when the stream is done.
-        let status = unsafe {
-            baton_page_contents(
-                self.memory.start(),
-                self.page_bytes,
-                numbers.as_ptr(),
-                numbers.len() as i32,
-                lane.totals.start(),
-                lane.sums.raw(),
-                lane.stream.raw(),
-            )
+        assert!(
+            numbers.len() <= lane.sums.count(),
+            "{} pages, and sums of {}",
+            numbers.len(),
+            lane.sums.count()
+        );
+        let arguments = PageContents {
+            base: self.memory.numbers::<u8>(0, self.memory.bytes()).cast_const().cast(),
+            page_bytes: self.page_bytes,
+            host_pages: numbers.as_ptr(),
+            totals: lane.totals.numbers::<u8>(0, baton_page_totals_bytes() as usize).cast(),
+            host_out: lane.sums.raw(),
+            count: numbers.len() as i32,
         };
-        launched("baton_page_contents", status)?;
+        // SAFETY: the pages are the pool's, as `KvPool::device_contents` has checked, and there is a sum for each; the lane is locked, so only this launch
+        // uses its totals and its sums.
+        unsafe { launch("baton_page_contents", baton_page_contents, &arguments, &lane.stream)? };
         lane.stream.wait()?;
-        Ok(lane.sums.values()[..pages.len()].to_vec())
+        // SAFETY: the stream is done.
+        Ok(unsafe { lane.sums.values() }[..pages.len()].to_vec())
     }
 }
 
@@ -73,7 +78,7 @@ impl DeviceMemory for DevicePool {
         let mut lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::with_capacity(pages.len());
         self.device.bind().map_err(|error| error.to_string())?;
-        for some in pages.chunks(lane.sums.values().len()) {
+        for some in pages.chunks(lane.sums.count()) {
             all.extend(self.sums(&mut lane, some).map_err(|error| error.to_string())?);
         }
         Ok(all)

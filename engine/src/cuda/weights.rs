@@ -1,17 +1,17 @@
 //! The weights on the device, in bf16: matrices that read the same input stand one under the other, so that one product serves them.
 
-use std::ffi::c_void;
 use std::sync::Arc;
 
 use half::bf16;
 
-use super::device::{Buffer, Device, Result, Stream};
-use super::kernels::{baton_fill, launched};
+use super::device::{Buffer, Device, Named, Result, Stream};
+use super::kernels::{baton_fill, launch};
 use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::dequantise::floats;
 use crate::error::{CudaError, OpenError};
 use crate::gguf::TensorType;
+use crate::gpu::arguments::Fill;
 use crate::model::Shape;
 
 /// Half the width of the uniform distribution of random weights: its standard deviation is 0.02.
@@ -113,7 +113,8 @@ impl Weights {
         let mut matrix = |outputs: usize, inputs: usize| {
             let count = outputs * inputs;
             let buffer = Buffer::new(device, count * size_of::<bf16>())?;
-            fill(buffer.start(), count, next, stream)?;
+            // SAFETY: the buffer has as many numbers, as checked, and is not freed before the stream is waited for.
+            unsafe { fill(buffer.numbers(0, count), count, next, stream)? };
             next += 1;
             Ok::<_, CudaError>(buffer)
         };
@@ -138,10 +139,13 @@ impl Weights {
 }
 
 /// Fills `count` numbers of this device's memory with random ones, in the stream's order.
-pub(super) fn fill(at: *mut c_void, count: usize, seed: u64, stream: &Stream) -> Result<()> {
-    // SAFETY: the callers' buffers hold as many numbers.
-    let status = unsafe { baton_fill(at, count as u64, seed, RANDOM_SCALE, stream.raw()) };
-    launched("baton_fill", status)
+///
+/// # Safety
+/// They are there until the stream has come to it.
+pub(super) unsafe fn fill(out: *mut bf16, count: usize, seed: u64, stream: &Stream) -> Result<()> {
+    let arguments = Fill { out, count: count as u64, seed, scale: RANDOM_SCALE };
+    // SAFETY: the caller's contract.
+    unsafe { launch("baton_fill", baton_fill, &arguments, stream) }
 }
 
 /// A tensor's numbers, rounded to bf16.

@@ -3,6 +3,9 @@
 
 use std::sync::Arc;
 
+use rustix::mm::{Advice, madvise};
+use rustix::process::setpriority_process;
+
 use super::KvPool;
 
 /// Bytes at a time. The system's lock on the process's mappings is held meanwhile, and whoever wants to map something waits for it: so it is no
@@ -19,18 +22,17 @@ pub fn populate(pool: &Arc<KvPool>) {
     }
     let pool = Arc::clone(pool);
     let run = move || {
-        // SAFETY: changes the calling thread alone; 0 names it.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+        // On Linux this is the calling thread alone. Refused, it runs at the usual priority.
+        let _ = setpriority_process(None, NICE);
         for start in (0..pool.bytes()).step_by(STEP) {
             if Arc::strong_count(&pool) == 1 {
                 return;
             }
             let bytes = STEP.min(pool.bytes() - start);
             // SAFETY: the range lies in the pool's mapping; what is written there stays.
-            let status = unsafe {
-                libc::madvise(pool.base().as_ptr().add(start).cast(), bytes, libc::MADV_POPULATE_WRITE)
-            };
-            if status != 0 {
+            let backed =
+                unsafe { madvise(pool.base().as_ptr().add(start).cast(), bytes, Advice::LinuxPopulateWrite) };
+            if backed.is_err() {
                 return;
             }
         }

@@ -17,6 +17,11 @@ fn page_bytes_of_known_models() {
 }
 
 #[test]
+fn formats_keep_their_names() {
+    assert_eq!([KvDtype::F32, KvDtype::Bf16].map(KvDtype::name), ["f32", "bf16"]);
+}
+
+#[test]
 fn offsets_count_layer_then_part_then_token() {
     let layout = layout(3, 2, 32, 5);
     let mut expect = 0;

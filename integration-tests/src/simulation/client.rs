@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use actors::request::{FinishReason, Generate, RequestError, RequestId, Route, StreamEvent};
+use actors::effect::{Endpoint, to};
+use actors::request::{AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent};
 
 use super::machine::next_token;
-use super::node::{Actor, Mail};
 use super::plan::{PAGE_TOKENS, SECOND, VOCABULARY};
 use super::world::{Event, RECEIVER, World};
 
@@ -33,8 +33,13 @@ impl World {
     pub(super) fn ask(&mut self, firm: bool) -> RequestId {
         let request = RequestId(self.clients.len() as u64 + 1);
         let most = (self.plan.receiver_pages - self.plan.ring_pages) * PAGE_TOKENS;
-        // A firm one is short enough for every sender and for the shortest deadline.
-        let most = if firm { most.min(self.plan.sender_pages * PAGE_TOKENS).min(30) } else { most };
+        // A firm one is short enough for every sender, for the shortest deadline, and for what the quarantine leaves.
+        let most = if firm {
+            let usable = most.saturating_sub(self.quarantined() * PAGE_TOKENS);
+            usable.min(self.plan.sender_pages * PAGE_TOKENS).min(30)
+        } else {
+            most
+        };
         let all = self.dice.between(2, u64::from(most)) as u32;
         let prompt = self.dice.between(1, u64::from(all) - 1) as u32;
         let mut tokens: Vec<u32> =
@@ -78,7 +83,7 @@ impl World {
             deadline: self.epoch + Duration::from_micros(deadline),
             route: Route::Auto,
         };
-        self.post(RECEIVER, Actor::Proxy, Mail::Generate(generate));
+        self.perform(RECEIVER, Endpoint::Frontend, vec![to::proxy(generate)]);
         if !firm && self.dice.one_in(5) {
             let wait = self.dice.between(1, SECOND);
             self.at(wait, None, Event::Leave(request));
@@ -91,7 +96,8 @@ impl World {
     pub(super) fn leave(&mut self, request: RequestId) {
         if let Some(client) = self.clients.get_mut(&request).filter(|client| client.end.is_none()) {
             client.left = true;
-            self.post(RECEIVER, Actor::Decoder, Mail::Abort(request));
+            let abort = AbortRequest { request, complete_with: None };
+            self.perform(RECEIVER, Endpoint::Frontend, vec![to::proxy(abort)]);
         }
     }
 

@@ -1,9 +1,10 @@
 //! What goes wrong, and how it heals.
 
-use connector::frame::Frame;
+use actors::effect::{Endpoint, to};
+use actors::messages::{AnnounceLeaving, BeginDrain, CloseLinks, HealthSeen};
 use connector::link::SILENCE;
 
-use super::node::{Actor, Mail, Node, incarnation};
+use super::node::Node;
 use super::plan::{Fault, MS, SECOND};
 use super::world::{Event, RECEIVER, World};
 
@@ -45,9 +46,10 @@ impl World {
             }
             Fault::SenderLeaves(node) => self.leave_in_order(node),
             Fault::SenderUnwell(node) => {
-                self.post(node, Actor::Link, Mail::Health(Some("stuck".into())));
+                let unwell = to::peer_link(HealthSeen(Some("stuck".into())));
+                self.perform(node, Endpoint::Ticker, vec![unwell]);
                 let wait = self.dice.between(500 * MS, 3 * SECOND);
-                self.at_node(node, wait, Event::Mail(Actor::Link, Box::new(Mail::Health(None))));
+                self.send_later(node, wait, Endpoint::Ticker, to::peer_link(HealthSeen(None)));
             }
             Fault::StepFails(node) => self.nodes[node].step_fails = true,
         }
@@ -65,10 +67,11 @@ impl World {
 
     /// The receiver's life is over, or the history is: what its states have counted goes into the report.
     pub(super) fn count_decisions(&mut self) {
-        if let Some((_, decoder)) = self.nodes[RECEIVER].receiver() {
-            self.report.recomputes += decoder.recomputes();
-            self.report.preemptions += decoder.preemptions();
-            self.report.resident += self.nodes[RECEIVER].pool.resident_pages();
+        if let Some(receiver) = self.nodes[RECEIVER].receiver() {
+            let counts = receiver.decoder.counts();
+            self.report.recomputes += counts.recomputes;
+            self.report.preemptions += counts.preemptions;
+            self.report.resident += self.nodes[RECEIVER].pool.counts().resident;
         }
     }
 
@@ -109,10 +112,8 @@ impl World {
         }
         if node == RECEIVER {
             self.receiver_died(life);
-        } else if !self.plan.blind {
-            let wait = self.dice.wait(5 * MS, SECOND);
-            let gone = Mail::ProcessGone(incarnation(node, life));
-            self.at_node(RECEIVER, wait, Event::Mail(Actor::Link, Box::new(gone)));
+        } else {
+            self.process_ended(node, life);
         }
         let wait = self.dice.between(50 * MS, 3 * SECOND);
         self.at(wait, None, Event::Restart(node));
@@ -149,11 +150,8 @@ impl World {
         if std::mem::replace(&mut sender.leaving, true) || !self.nodes[node].alive {
             return;
         }
-        self.post(node, Actor::Prefiller, Mail::BeginDrain);
-        for session in self.nodes[node].conns.keys().copied().collect::<Vec<_>>() {
-            let leaving = actors::messages::SendFrame { session, frame: Frame::Leaving };
-            self.post(node, Actor::Link, Mail::Send(leaving));
-        }
+        let leaving = vec![to::prefiller(BeginDrain), to::peer_link(AnnounceLeaving)];
+        self.perform(node, Endpoint::Node, leaving);
         let since = self.now;
         self.at_node(node, 20 * MS, Event::LookWhetherDone { since, closing: false });
     }
@@ -164,13 +162,12 @@ impl World {
         let prefills = sender.prefiller.len();
         let process = &mut self.nodes[node];
         if closing {
-            if limit || process.link.held() == 0 {
+            if limit || (process.link.is_closing() && process.link.held() == 0) {
                 return self.crash(node);
             }
             self.at_node(node, 5 * MS, Event::LookWhetherDone { since, closing });
         } else if limit || prefills == 0 {
-            let actions = process.link.on_shutdown();
-            self.link_does(node, actions);
+            self.perform(node, Endpoint::Node, vec![to::peer_link(CloseLinks)]);
             let since = self.now;
             self.at_node(node, 5 * MS, Event::LookWhetherDone { since, closing: true });
         } else {

@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use actors::buffer_manager::state::PageUse;
-use actors::messages::SessionId;
+use actors::effect::{Effect, Endpoint, to};
+use actors::messages::{SessionId, TransportEvents};
 use connector::ring::{CreditNumber, PageIndex};
-use connector::transport::{Descriptor, Ticket};
+use connector::transport::{Command, Descriptor, Event as LaneEvent, TransportError, TransportSession};
 use engine::PageId;
 
-use super::node::{Actor, Mail, Node};
+use super::node::Node;
 use super::plan::{MS, SECOND, VOCABULARY};
 use super::world::{Event, RECEIVER, World};
 
@@ -34,6 +35,15 @@ pub(super) struct Lane {
     pub(super) life: u32,
     pub(super) session: SessionId,
     pub(super) open: bool,
+}
+
+/// Neighbouring pages that go as one put.
+struct Pages {
+    /// The first one, in the sender's pool.
+    page: u32,
+    /// Where it goes in the receiver's.
+    into: u32,
+    count: u32,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +71,8 @@ pub(super) struct Outlet {
     credits: Vec<PageIndex>,
     /// Flushes in flight.
     flushes: BTreeSet<u64>,
+    /// The probe is over: what is put from now on are requests' pages.
+    probed: bool,
     pub(super) fails: bool,
     pub(super) hangs: bool,
     closing: bool,
@@ -68,9 +80,72 @@ pub(super) struct Outlet {
     pub(super) drained: Option<bool>,
 }
 
+fn failure(text: &str) -> TransportError {
+    TransportError::Call { call: "lane", status: text.to_owned() }
+}
+
+fn outcome(failed: Option<&str>) -> Result<(), TransportError> {
+    failed.map_or(Ok(()), |text| Err(failure(text)))
+}
+
+fn named(session: SessionId) -> TransportSession {
+    TransportSession(session.0)
+}
+
+/// A completion, for the transfer actor.
+fn completed(event: LaneEvent) -> Effect {
+    to::transfer(TransportEvents(vec![event]))
+}
+
+/// Anything else, for the peer link.
+fn changed(event: LaneEvent) -> Effect {
+    to::peer_link(TransportEvents(vec![event]))
+}
+
 impl World {
+    /// A process's transport takes a command.
+    pub(super) fn command_transport(&mut self, node: usize, command: Command) {
+        let life = self.nodes[node].life;
+        let outlet = |session: TransportSession| OutletName { node, life, session: SessionId(session.0) };
+        match command {
+            Command::Open { session } => {
+                let descriptor = if node == RECEIVER {
+                    self.open_lane(SessionId(session.0))
+                } else {
+                    self.outlets.entry(outlet(session)).or_default();
+                    Descriptor {
+                        transport: String::new(),
+                        worker_address: Vec::new(),
+                        rkey: Vec::new(),
+                        base: 0,
+                        bytes: 0,
+                    }
+                };
+                let wait = self.dice.wait(2 * MS, SECOND);
+                let opened = changed(LaneEvent::Opened { session, result: Ok(descriptor) });
+                self.send_later(node, wait, Endpoint::Transport, opened);
+            }
+            Command::Connect { session, peer } => self.connect(outlet(session), &peer),
+            Command::Put { session, ticket, local_offset, remote_offset, bytes } => {
+                let pages =
+                    Pages { page: local_offset as u32, into: remote_offset as u32, count: bytes as u32 };
+                self.put(outlet(session), ticket.0, pages);
+            }
+            Command::Flush { session, ticket } => self.flush(outlet(session), ticket.0),
+            Command::Close { session } if node == RECEIVER => {
+                let mut lanes = self.lanes.iter();
+                let lane = lanes.find(|(_, lane)| lane.life == life && lane.session.0 == session.0);
+                if let Some(number) = lane.map(|(number, _)| *number) {
+                    let wait = self.dice.wait(5 * MS, SECOND);
+                    self.at(wait, None, Event::LaneCloses(number));
+                }
+            }
+            Command::Close { session } => self.close_outlet(outlet(session)),
+        }
+    }
+
     /// A receiver's transport makes the receiving end of a session.
-    pub(super) fn open_lane(&mut self, session: SessionId) -> Descriptor {
+    fn open_lane(&mut self, session: SessionId) -> Descriptor {
         let number = self.lanes.len() as u64;
         let life = self.nodes[RECEIVER].life;
         self.lanes.insert(number, Lane { life, session, open: true });
@@ -84,15 +159,16 @@ impl World {
     }
 
     /// A sender's transport connects to a receiving end.
-    pub(super) fn connect(&mut self, name: OutletName, peer: &Descriptor) {
+    fn connect(&mut self, name: OutletName, peer: &Descriptor) {
         self.outlets.entry(name).or_default().lane = Some(peer.base);
         let wait = self.dice.wait(5 * MS, 2 * SECOND);
-        let mail = if self.lane_is_open(name) {
-            (Actor::Transfer, Mail::LaneConnected(name.session))
+        let session = named(name.session);
+        let event = if self.lane_is_open(name) {
+            LaneEvent::Connected { session, lane: "sim".to_owned() }
         } else {
-            (Actor::Link, Mail::LaneFailed(name.session))
+            LaneEvent::Failed { session, error: failure("no such lane") }
         };
-        self.at_node(name.node, wait, Event::Mail(mail.0, Box::new(mail.1)));
+        self.send_later(name.node, wait, Endpoint::Transport, changed(event));
     }
 
     fn lane_of(&self, name: OutletName) -> Option<&Lane> {
@@ -111,32 +187,40 @@ impl World {
         self.nodes[name.node].alive && self.nodes[name.node].life == name.life
     }
 
-    pub(super) fn put(
-        &mut self,
-        name: OutletName,
-        ticket: Ticket,
-        page: (u32, bool),
-        into: PageIndex,
-        pages: u32,
-    ) {
+    fn put(&mut self, name: OutletName, ticket: u64, pages: Pages) {
         if self.outlets.get(&name).is_none_or(|outlet| outlet.closing) {
-            let refused = Mail::PutCompleted(name.session, ticket, Err("closed".to_owned()));
-            return self.post_to(name, Actor::Transfer, refused);
+            return self.put_is_over(name, ticket, Some("closed"));
         }
-        let (page, is_owned) = page;
+        let Pages { page, into, count: pages } = pages;
         let read = self.dice.wait(MS, 50 * MS);
         let lands = read + self.dice.wait(3 * MS, SECOND);
         let completes = if self.dice.one_in(2) { lands } else { self.dice.between(read, lands) };
         let fails_now = self.dice.one_in(2);
         let Some(outlet) = self.outlets.get_mut(&name) else { return };
-        let fails = outlet.fails && fails_now;
+        let (fails, is_owned) = (outlet.fails && fails_now, outlet.probed);
         let lands_at = self.now + lands;
-        let into = into.0;
         let put = Put { page, is_owned, into, pages, lands_at, fails, ..Put::default() };
-        outlet.puts.insert(ticket.0, put);
-        self.at(read, None, Event::PutIsRead((name, ticket.0)));
-        self.at(lands, None, Event::PutLands((name, ticket.0)));
-        self.at(completes, None, Event::PutCompletes((name, ticket.0)));
+        outlet.puts.insert(ticket, put);
+        self.at(read, None, Event::PutIsRead((name, ticket)));
+        self.at(lands, None, Event::PutLands((name, ticket)));
+        self.at(completes, None, Event::PutCompletes((name, ticket)));
+    }
+
+    fn put_is_over(&mut self, name: OutletName, ticket: u64, failed: Option<&str>) {
+        let (session, ticket) = (named(name.session), connector::transport::Ticket(ticket));
+        self.tell(name, completed(LaneEvent::PutCompleted { session, ticket, result: outcome(failed) }));
+    }
+
+    fn flush_is_answered(&mut self, name: OutletName, ticket: u64, failed: Option<&str>) {
+        let (session, ticket) = (named(name.session), connector::transport::Ticket(ticket));
+        self.tell(name, completed(LaneEvent::Flushed { session, ticket, result: outcome(failed) }));
+    }
+
+    /// Tells a sender in the life in which it has this outlet.
+    fn tell(&mut self, name: OutletName, effect: Effect) {
+        if self.sender_lives(name) {
+            self.perform(name.node, Endpoint::Transport, vec![effect]);
+        }
     }
 
     pub(super) fn put_is_read(&mut self, (name, ticket): PutName) {
@@ -208,27 +292,18 @@ impl World {
         }
         put.completed = true;
         put.fails |= forced || !open;
-        let result = if put.fails { Err("connection reset".to_owned()) } else { Ok(()) };
-        let mail = Mail::PutCompleted(name.session, Ticket(ticket), result);
-        self.post_to(name, Actor::Transfer, mail);
+        let failed = put.fails.then_some("connection reset");
+        self.put_is_over(name, ticket, failed);
     }
 
-    /// To a sender in the life that it was posted in.
-    fn post_to(&mut self, name: OutletName, actor: Actor, mail: Mail) {
-        if self.sender_lives(name) {
-            self.post(name.node, actor, mail);
-        }
-    }
-
-    pub(super) fn flush(&mut self, name: OutletName, ticket: Ticket) {
+    fn flush(&mut self, name: OutletName, ticket: u64) {
         let wait = self.dice.wait(MS, 20 * MS);
         let Some(outlet) = self.outlets.get_mut(&name).filter(|outlet| !outlet.closing) else {
-            let refused = Mail::Flushed(name.session, ticket, Err("closed".to_owned()));
-            return self.post_to(name, Actor::Transfer, refused);
+            return self.flush_is_answered(name, ticket, Some("closed"));
         };
-        outlet.flushes.insert(ticket.0);
+        outlet.flushes.insert(ticket);
         let covers = outlet.puts.len() as u64;
-        self.at(wait, None, Event::FlushIsOver(name, ticket.0, covers));
+        self.at(wait, None, Event::FlushIsOver(name, ticket, covers));
     }
 
     pub(super) fn flush_is_over(&mut self, name: OutletName, ticket: u64, covers: u64) {
@@ -243,8 +318,12 @@ impl World {
             return self.at(MS, None, Event::FlushIsOver(name, ticket, covers));
         }
         outlet.flushes.remove(&ticket);
-        let result = if failed { Err("connection reset".to_owned()) } else { Ok(()) };
-        self.post_to(name, Actor::Transfer, Mail::Flushed(name.session, Ticket(ticket), result));
+        self.flush_is_answered(name, ticket, failed.then_some("connection reset"));
+    }
+
+    /// The sender says that its probe is over.
+    pub(super) fn is_probed(&mut self, name: OutletName) {
+        self.outlets.entry(name).or_default().probed = true;
     }
 
     pub(super) fn granted(&mut self, name: OutletName, pages: &[PageIndex]) {
@@ -264,7 +343,7 @@ impl World {
     }
 
     /// A sender's transport is told to close: in good order if it can, by force if not.
-    pub(super) fn close_outlet(&mut self, name: OutletName) {
+    fn close_outlet(&mut self, name: OutletName) {
         let force = self.dice.one_in(4);
         let outlet = self.outlets.entry(name).or_default();
         if std::mem::replace(&mut outlet.closing, true) {
@@ -286,10 +365,9 @@ impl World {
         let drained = outlet.puts.values().all(|put| put.landed && !put.fails);
         outlet.drained = Some(drained);
         for ticket in std::mem::take(&mut outlet.flushes) {
-            let result = if drained { Ok(()) } else { Err("closed".to_owned()) };
-            self.post_to(name, Actor::Transfer, Mail::Flushed(name.session, Ticket(ticket), result));
+            self.flush_is_answered(name, ticket, (!drained).then_some("closed"));
         }
-        self.post_to(name, Actor::Link, Mail::Closed(name.session, drained));
+        self.tell(name, changed(LaneEvent::Closed { session: named(name.session), drained }));
     }
 
     /// The receiver's part of a session is destroyed.
@@ -298,7 +376,8 @@ impl World {
         lane.open = false;
         let (life, session) = (lane.life, lane.session);
         if self.nodes[RECEIVER].life == life {
-            self.post(RECEIVER, Actor::Link, Mail::Closed(session, true));
+            let closed = changed(LaneEvent::Closed { session: named(session), drained: true });
+            self.perform(RECEIVER, Endpoint::Transport, vec![closed]);
         }
     }
 }

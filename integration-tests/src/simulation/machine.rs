@@ -1,7 +1,6 @@
 //! A model small enough to check by hand, and the pages that it reads.
 
 use actors::generator::state::Plan;
-use actors::messages::SequenceId;
 use connector::page_hash::PageSeed;
 use engine::{EngineError, PageId, Source, Token};
 
@@ -114,9 +113,4 @@ pub(super) fn follow(plan: &mut Plan, sampled: &[(u64, Token)]) {
         // Of a step that failed nothing is used.
         chunk.tokens = vec![token.map_or(u32::MAX, |(_, token)| token.id)];
     }
-}
-
-/// True for a sequence of the process itself.
-pub(super) fn is_own(sequence: SequenceId) -> bool {
-    matches!(sequence, SequenceId::Own(_))
 }

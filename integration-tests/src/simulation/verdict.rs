@@ -93,10 +93,18 @@ impl World {
             return self.fail(format!("pages of {session} are still set aside"));
         }
         self.forget_faults();
-        // One, so that nobody takes its pages away.
+        let (pages, quarantined) = (self.plan.receiver_pages, self.quarantined());
+        if self.plan.ring_pages + quarantined >= pages {
+            // No request fits beside what may still be written.
+            self.count_decisions();
+            return self.finish();
+        }
+        // One request, so that no other takes its pages.
         let request = self.ask(true);
         let wait = self.plan.deadline + 2 * SECOND;
-        self.at(wait, None, Event::LastWord { request, travels: set_aside.is_empty() });
+        // A lost session disables no other one: new senders are put off only while too much is quarantined.
+        let travels = !self.plan.foreign || quarantined <= pages / 4;
+        self.at(wait, None, Event::LastWord { request, travels });
     }
 
     fn is_at_rest(&mut self, node: usize) {
@@ -128,6 +136,11 @@ impl World {
                 _ => None,
             })
             .collect()
+    }
+
+    /// Pages of the receiver that lost sessions may still write.
+    pub(super) fn quarantined(&self) -> u32 {
+        self.nodes[RECEIVER].pool.usage().quarantined
     }
 
     /// Whether there can be no proof for this session.

@@ -4,14 +4,16 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::{Duration, Instant};
 
+use actors::effect::{Effect, Endpoint, to};
+use actors::messages::{StartDialling, Tick, Welcomed};
 use actors::request::RequestId;
 
 use super::client::Client;
 use super::dice::Dice;
 use super::lane::{Lane, Outlet, OutletName, PutName};
-use super::node::{Actor, Mail, Node};
+use super::node::{Edge, Node};
 use super::plan::{Fault, MS, Plan, SECOND};
-use super::sessions::Conn;
+use super::sockets::Conn;
 use super::verdict::{Report, Violation};
 
 /// The receiver's place among the processes; senders follow.
@@ -26,13 +28,14 @@ const EVENTS_MAX: u64 = 3_000_000;
 /// Something that happens.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
-    /// An actor takes the next message of its mailbox.
-    Deliver(Actor),
-    /// A message comes in from outside.
-    Mail(Actor, Box<Mail>),
+    /// An actor takes the next message of one of its edges.
+    Deliver(Edge),
+    /// A thread, a socket or a client sends a message.
+    Send(Endpoint, Box<Effect>),
     StepDone,
     Tick,
-    Dial,
+    /// A receiver's Welcome arrives at the dialler.
+    WelcomeArrives(u64, Box<Welcomed>),
     /// The attempt over this connection has waited long enough.
     HandshakeLate(u64),
     /// The next frame of a connection arrives, at the receiver (0) or the sender (1).
@@ -151,7 +154,7 @@ impl World {
     pub(super) fn begin_life(&mut self, node: usize) {
         self.at_node(node, 0, Event::Tick);
         if node != RECEIVER {
-            self.at_node(node, 0, Event::Dial);
+            self.at_node(node, 0, Event::Send(Endpoint::Node, Box::new(to::peer_link(StartDialling))));
         }
     }
 
@@ -188,25 +191,26 @@ impl World {
 
     fn happen(&mut self, node: usize, event: Event) {
         match event {
-            Event::Deliver(actor) => {
-                let mail = self.nodes[node].mailboxes.get_mut(&actor).and_then(|mailbox| mailbox.pop_front());
-                if let Some(mail) = mail {
-                    self.deliver(node, actor, mail);
+            Event::Deliver(edge) => {
+                let waiting =
+                    self.nodes[node].mailboxes.get_mut(&edge).and_then(|mailbox| mailbox.pop_front());
+                if let Some(effect) = waiting {
+                    self.deliver(node, edge, effect);
                 }
             }
-            Event::Mail(actor, mail) => self.post(node, actor, *mail),
+            Event::Send(from, effect) => self.perform(node, from, vec![*effect]),
             Event::StepDone => self.step_done(node),
             Event::Tick => {
-                use Actor::{Buffers, Decoder, Generator, Link, Prefiller, Transfer};
-                let actors: &[Actor] = if node == RECEIVER {
-                    &[Decoder, Buffers, Generator, Link]
+                let common = [to::buffer_manager(Tick), to::generator(Tick), to::peer_link(Tick)];
+                let own = if node == RECEIVER {
+                    [to::proxy(Tick), to::decoder(Tick)]
                 } else {
-                    &[Prefiller, Transfer, Buffers, Generator, Link]
+                    [to::prefiller(Tick), to::transfer(Tick)]
                 };
-                actors.iter().for_each(|actor| self.post(node, *actor, Mail::Tick));
+                self.perform(node, Endpoint::Ticker, own.into_iter().chain(common).collect());
                 self.at_node(node, TICK, Event::Tick);
             }
-            Event::Dial => self.dial(node),
+            Event::WelcomeArrives(conn, welcomed) => self.welcome_arrives(node, conn, *welcomed),
             Event::HandshakeLate(conn) => self.handshake_late(node, conn),
             Event::FrameArrives(conn, side) => self.frame_arrives(conn, side),
             Event::PutIsRead(put) => self.put_is_read(put),
@@ -225,17 +229,6 @@ impl World {
             Event::LookWhetherDone { since, closing } => self.look_whether_done(node, since, closing),
             Event::Judge => self.judge(),
             Event::LastWord { request, travels } => self.last_word(request, travels),
-        }
-    }
-
-    fn deliver(&mut self, node: usize, actor: Actor, mail: Mail) {
-        self.say(|| format!("{node} {actor:?} {mail:?}"));
-        match actor {
-            Actor::Proxy | Actor::Decoder => self.receiver_takes(actor, mail),
-            Actor::Buffers => self.buffers_take(node, mail),
-            Actor::Generator => self.generator_takes(node, mail),
-            Actor::Transfer | Actor::Prefiller => self.sender_takes(node, actor, mail),
-            Actor::Link => self.link_takes(node, mail),
         }
     }
 
@@ -258,17 +251,6 @@ impl World {
     pub(super) fn at_node(&mut self, node: usize, wait: u64, event: Event) {
         let life = self.nodes[node].life;
         self.at(wait, Some((node, life)), event);
-    }
-
-    /// Puts a message into a mailbox, to be taken in its turn.
-    pub(super) fn post(&mut self, node: usize, actor: Actor, mail: Mail) {
-        let process = &mut self.nodes[node];
-        if !process.alive {
-            return;
-        }
-        process.mailboxes.entry(actor).or_default().push_back(mail);
-        let wait = self.dice.wait(100, 30 * MS);
-        self.at_node(node, wait, Event::Deliver(actor));
     }
 
     /// Something that must never happen has happened. The first counts.

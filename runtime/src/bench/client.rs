@@ -147,7 +147,8 @@ fn read(events: impl BufRead, backend: Backend, sent: Instant, output: &mut Outp
         };
         let Some(data) = line.strip_prefix("data: ") else { continue };
         if data == "[DONE]" {
-            break;
+            // Read on to the end of the body: only then is the connection kept for the next request, as vLLM's client keeps it.
+            continue;
         }
         let Ok(event) = serde_json::from_str::<Value>(data) else { continue };
         if let Some(error) = event.get("error") {
@@ -194,6 +195,11 @@ fn token(event: &Value, backend: Backend) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn check(backend: Backend, body: &str, tokens: usize, text: &str, error: &str) -> Output {
@@ -222,5 +228,57 @@ mod tests {
         let role = delta("\"role\":\"assistant\",\"content\":\"\"");
         let body = format!("{role}{}{}{done}", delta("\"content\":\"\""), delta("\"content\":\"é\""));
         check(Backend::OpenaiChat, &body, 2, "é", "");
+    }
+
+    /// Answers every request on every connection with one token. Returns its port and how many connections it has accepted.
+    fn server() -> (u16, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&accepted);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                count.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || answer_all(stream.unwrap()));
+            }
+        });
+        (port, accepted)
+    }
+
+    fn answer_all(mut stream: TcpStream) {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        loop {
+            let mut length = 0;
+            loop {
+                let mut line = String::new();
+                if reader.read_line(&mut line).unwrap() == 0 {
+                    return;
+                }
+                let line = line.trim().to_ascii_lowercase();
+                length = line.strip_prefix("content-length: ").map_or(length, |text| text.parse().unwrap());
+                if line.is_empty() {
+                    break;
+                }
+            }
+            std::io::copy(&mut reader.by_ref().take(length), &mut std::io::sink()).unwrap();
+            let events = "data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: [DONE]\n\n";
+            let head =
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+            write!(stream, "{head}{:x}\r\n{events}\r\n0\r\n\r\n", events.len()).unwrap();
+        }
+    }
+
+    #[test]
+    fn requests_share_a_kept_connection() {
+        let (port, accepted) = server();
+        let port = port.to_string();
+        let options = crate::bench::testing::options(&["--port", &port]);
+        let client = Client::new(&options, "m", None);
+        for n in 0..3 {
+            let asked = Asked { prompt: "a".to_owned(), prompt_tokens: 1, output_tokens: 1 };
+            let output = client.ask(&asked, &n.to_string(), Instant::now());
+            assert_eq!((&*output.error, &*output.text), ("", "a"));
+        }
+        assert_eq!(accepted.load(Ordering::SeqCst), 1);
     }
 }

@@ -7,13 +7,13 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use jiff::Timestamp;
 
 use super::ServeOptions;
 use super::client::{Client, Output, first_model};
 use super::dataset::{Asked, arrivals, random};
 use super::results::Results;
 use crate::frontend::ServedModel;
-use crate::telemetry::utc_seconds;
 
 /// Enough for a request's few calls; there may be a thousand of them.
 const STACK_BYTES: usize = 256 << 10;
@@ -47,9 +47,8 @@ pub(super) fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
         eprintln!("the first failure: {}", first.error);
     }
     if options.save_result || options.save_detailed {
-        let now = utc_seconds();
-        let path = path(options, &model, &now);
-        let date = now.replace(['-', ':'], "").replace(' ', "-");
+        let date = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
+        let path = path(options, &model, &date);
         let text = serde_json::to_string(&results.json(&date, &model))?;
         std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
         println!("results are in {}", path.display());
@@ -178,7 +177,7 @@ impl Drop for Place<'_> {
 }
 
 /// Where the results go: `{label|backend}-{rate}qps[-concurrencyN]-{model}-{time}.json`.
-fn path(options: &ServeOptions, model: &str, now: &str) -> PathBuf {
+fn path(options: &ServeOptions, model: &str, date: &str) -> PathBuf {
     let folder = options.result_dir.clone().unwrap_or_default();
     if let Some(name) = &options.result_filename {
         return folder.join(name);
@@ -188,6 +187,5 @@ fn path(options: &ServeOptions, model: &str, now: &str) -> PathBuf {
         if options.request_rate.is_finite() { options.request_rate.to_string() } else { "inf".to_owned() };
     let concurrency = options.max_concurrency.map(|most| format!("-concurrency{most}")).unwrap_or_default();
     let model = model.rsplit('/').next().unwrap_or(model);
-    let time = now.replace(['-', ':'], "").replace(' ', "-");
-    folder.join(format!("{label}-{rate}qps{concurrency}-{model}-{time}.json"))
+    folder.join(format!("{label}-{rate}qps{concurrency}-{model}-{date}.json"))
 }

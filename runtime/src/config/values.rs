@@ -46,6 +46,12 @@ pub struct Secret(String);
 pub(super) const MASK: &str = "***";
 
 impl Secret {
+    /// A secret, for tests.
+    #[cfg(test)]
+    pub(crate) fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
     /// The secret itself, for the one place that proves it to a peer.
     pub fn reveal(&self) -> &str {
         &self.0

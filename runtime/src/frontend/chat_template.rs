@@ -1,13 +1,14 @@
 //! The chat template that comes with a model: messages to prompt text, as transformers renders it.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use jiff::Timestamp;
+use jiff::tz::Offset;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 
 use super::model_text::{ModelText, TextError};
-use crate::telemetry::civil;
+use super::strftime::strftime;
 
 /// The name of the one template in its environment.
 const NAME: &str = "chat";
@@ -56,7 +57,11 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, source)
             .map_err(|error| TextError::Template(error.to_string()))?;
-        environment.add_function("strftime_now", |format: String| today(&format));
+        // In UTC, so that all processes of a fleet say the same.
+        environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
+            strftime(&format, Offset::UTC.to_datetime(Timestamp::now()))
+                .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
+        });
         Ok(Self { environment, bos, eos })
     }
 
@@ -79,42 +84,6 @@ impl ChatTemplate {
         };
         render().map_err(|error| error.detail().map_or_else(|| error.to_string(), str::to_owned))
     }
-}
-
-/// `strftime_now`, which Llama 3.1's template asks for the date: days, months and years of today, UTC.
-fn today(format: &str) -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    date(format, seconds / 86_400)
-}
-
-/// The date so many days after 1970-01-01.
-fn date(format: &str, days: u64) -> String {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    let (year, month, day) = civil(days);
-    let name = MONTHS[month as usize - 1];
-    [
-        ("%d", format!("{day:02}")),
-        ("%m", format!("{month:02}")),
-        ("%Y", year.to_string()),
-        ("%y", format!("{:02}", year % 100)),
-        ("%B", name.to_owned()),
-        ("%b", name[..3].to_owned()),
-    ]
-    .iter()
-    .fold(format.to_owned(), |text, (mark, value)| text.replace(mark, value))
 }
 
 #[cfg(test)]
@@ -147,11 +116,12 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_those_of_the_calendar() {
-        for (days, expect) in [(0, "01 Jan 1970"), (11_016, "29 Feb 2000"), (20_783, "26 Nov 2026")] {
-            assert_eq!(date("%d %b %Y", days), expect);
-        }
-        assert_eq!(date("%B %y/%m", 19_723), "January 24/01");
+    fn a_date_is_rendered_and_an_unknown_directive_is_an_error() {
+        let date = render("{{ strftime_now('%A, %-d %B %Y') }}", &[]).unwrap();
+        let (weekday, rest) = date.split_once(", ").unwrap();
+        assert!(weekday.ends_with("day") && rest.split(' ').count() == 3 && !date.contains('%'), "{date}");
+        let error = render("{{ strftime_now('%d %Q') }}", &[]).unwrap_err();
+        assert_eq!(error, "strftime_now does not know the directive \"%Q\" of \"%d %Q\"");
     }
 
     #[test]

@@ -546,14 +546,20 @@ fn a_port_in_use_names_the_key() {
 }
 
 #[test]
-fn accepted_sockets_notice_that_their_client_is_gone() {
+fn accepted_sockets_send_at_once_and_notice_a_gone_client() {
+    let check = |socket: SockRef<'_>| {
+        assert!(socket.tcp_nodelay().unwrap(), "the second token of a kept connection would wait 40 ms");
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(10));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+    };
+    let server = Server::start(Script::Echo);
+    check(SockRef::from(&server.listener));
+    // Accepted sockets inherit the options.
     let listener = bind("frontend.port", "127.0.0.1", 0).unwrap();
-    notice_gone_hosts(&listener, Duration::from_secs(30)).unwrap();
+    prepare(&listener, Duration::from_secs(30)).unwrap();
     let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (accepted, _) = listener.accept().unwrap();
-    let accepted = SockRef::from(&accepted);
-    assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
-    assert!(accepted.keepalive().unwrap());
-    assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(10));
-    assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+    check(SockRef::from(&accepted));
 }

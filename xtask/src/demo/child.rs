@@ -1,9 +1,9 @@
 //! One launched process: its logs on the screen, its end with ours.
 //!
-//! This file alone has `unsafe` in this crate: the three system calls that the standard library does not offer.
+//! This file alone has `unsafe` in this crate: what the standard library does not offer.
 #![allow(unsafe_code)]
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
@@ -12,6 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 
 use super::screen::Screen;
 
@@ -78,8 +80,8 @@ impl Child {
     /// Asks the process to end.
     pub(super) fn terminate(&mut self) -> Result<()> {
         if self.ended()?.is_none() {
-            // SAFETY: plain system call. The process was not waited for yet, so the id is still its own.
-            unsafe { libc::kill(self.process.id().cast_signed(), libc::SIGTERM) };
+            // It was not waited for yet, so the id is still its own.
+            let _ = kill_process(Pid::from_child(&self.process), Signal::TERM);
         }
         Ok(())
     }
@@ -108,18 +110,13 @@ fn follow(pipe: impl Read + Send + 'static, name: &'static str, screen: &Screen)
 
 #[cfg(target_os = "linux")]
 fn die_with_us(command: &mut Command) {
-    let parent = std::process::id().cast_signed();
+    let parent = getpid();
     // SAFETY: between fork and exec only async-signal-safe calls are made (prctl, getppid), and nothing is allocated.
     unsafe {
         command.pre_exec(move || {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-                return Err(io::Error::last_os_error());
-            }
+            set_parent_process_death_signal(Some(Signal::KILL))?;
             // We may have died before the call.
-            if libc::getppid() != parent {
-                return Err(io::Error::from_raw_os_error(libc::ESRCH));
-            }
-            Ok(())
+            if getppid() == Some(parent) { Ok(()) } else { Err(Errno::SRCH.into()) }
         });
     }
 }

@@ -2,26 +2,27 @@
 
 use std::time::Instant;
 
+use super::DecoderState;
 use super::entry::{Entry, Phase, cancel};
-use super::{Action, DecoderState};
-use crate::messages::SequenceId;
-use crate::request::{FinishReason, RequestError, RequestId, StreamEvent};
+use crate::effect::{Effect, to};
+use crate::messages::{PagesDenied, SequenceId, StopSequence, StreamEnd};
+use crate::request::{FinishReason, Refused, RequestError, RequestId, StreamEvent};
 
 impl DecoderState {
     /// This process is ending: every request ends.
-    pub fn on_abort_all(&mut self) -> Vec<Action> {
+    pub(super) fn on_abort_all(&mut self) -> Vec<Effect> {
         let all: Vec<RequestId> = self.requests.keys().copied().collect();
         let end = || StreamEvent::Failed(RequestError::ShuttingDown);
         all.into_iter().flat_map(|request| self.cut(request, |_| end())).collect()
     }
 
     /// The client is gone.
-    pub fn on_abort(&mut self, request: RequestId) -> Vec<Action> {
+    pub(super) fn on_abort(&mut self, request: RequestId) -> Vec<Effect> {
         self.cut(request, |_| StreamEvent::Failed(RequestError::Aborted))
     }
 
     /// The client has what it wanted: the request ends well with the first `tokens` of those that it got.
-    pub fn on_complete(&mut self, request: RequestId, tokens: u32) -> Vec<Action> {
+    pub(super) fn on_complete(&mut self, request: RequestId, tokens: u32) -> Vec<Effect> {
         self.cut(request, |entry| {
             entry.emitted.truncate(tokens as usize);
             entry.finished(FinishReason::Stop)
@@ -29,7 +30,7 @@ impl DecoderState {
     }
 
     /// Time has passed: requests past their deadline fail.
-    pub fn on_tick(&mut self, now: Instant) -> Vec<Action> {
+    pub(super) fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
         let late: Vec<(RequestId, u64)> = self
             .requests
             .iter()
@@ -49,32 +50,48 @@ impl DecoderState {
             .collect()
     }
 
+    /// The pages that the request needs cannot be had.
+    pub(super) fn on_denied(&mut self, denied: &PagesDenied) -> Vec<Effect> {
+        let PagesDenied { sequence: SequenceId::Own(request), needed, usable } = *denied else {
+            return Vec::new();
+        };
+        self.cut(request, |_| StreamEvent::Failed(Refused::NoRoom { needed, usable }.into()))
+    }
+
     /// Ends a request before its time, wherever it is.
-    fn cut(&mut self, request: RequestId, end: impl FnOnce(&mut Entry) -> StreamEvent) -> Vec<Action> {
+    fn cut(&mut self, request: RequestId, end: impl FnOnce(&mut Entry) -> StreamEvent) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         if matches!(entry.phase, Phase::Stopping) {
             return Vec::new();
         }
-        let end = Action::End(request, end(entry));
-        match entry.phase {
+        let event = end(entry);
+        let landing_on = match &mut entry.phase {
             Phase::Running(_) => {
                 entry.phase = Phase::Stopping;
-                vec![end, Action::Stop(SequenceId::Own(request))]
+                let stop = to::generator(StopSequence { sequence: SequenceId::Own(request) });
+                return vec![self.ended(request, event), stop];
             }
-            Phase::Landing { session, .. } => {
-                [vec![cancel(session, request), end], self.forget(request)].concat()
-            }
-            Phase::Reserving { .. } | Phase::Stopping => [vec![end], self.forget(request)].concat(),
-        }
+            Phase::Landing { session, .. } => Some(*session),
+            Phase::Reserving { .. } | Phase::Stopping => None,
+        };
+        let end = self.ended(request, event);
+        let cancelled = landing_on.map(|session| cancel(session, request));
+        cancelled.into_iter().chain([end]).chain(self.forget(request)).collect()
     }
 
-    pub(super) fn finish(&mut self, request: RequestId, reason: FinishReason) -> Vec<Action> {
+    pub(super) fn finish(&mut self, request: RequestId, reason: FinishReason) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
-        let end = Action::End(request, entry.finished(reason));
-        [vec![end], self.forget(request)].concat()
+        let event = entry.finished(reason);
+        [vec![self.ended(request, event)], self.forget(request)].concat()
     }
 
-    pub(super) fn fail(&mut self, request: RequestId, error: RequestError) -> Vec<Action> {
-        [vec![Action::End(request, StreamEvent::Failed(error))], self.forget(request)].concat()
+    pub(super) fn fail(&mut self, request: RequestId, error: RequestError) -> Vec<Effect> {
+        [vec![self.ended(request, StreamEvent::Failed(error))], self.forget(request)].concat()
+    }
+
+    /// Tells the client that this was all.
+    fn ended(&mut self, request: RequestId, event: StreamEvent) -> Effect {
+        self.counts.end(&event);
+        to::streams(StreamEnd { request, event })
     }
 }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use connector::frame::Frame;
 use engine::{PageId, Token};
 
-use super::Action;
+use crate::effect::{Effect, to};
 use crate::messages::{
-    PagesComputed, PrefillOutcome, PrefillOver, SendFrame, SequenceId, SessionId, StartSequence,
+    PagesComputed, PrefillOutcome, PrefillOver, SendFrame, SequenceId, SessionId, StartSequence, StreamToken,
 };
 use crate::request::{FinishReason, Generate, RequestId, StreamEvent, Timings};
 
@@ -51,8 +51,8 @@ pub(super) fn ms(duration: Duration) -> f64 {
 }
 
 /// Tells the sender that nobody wants this prompt any more.
-pub(super) fn cancel(session: SessionId, request: RequestId) -> Action {
-    Action::Frame(SendFrame { session, frame: Frame::CancelPrefill { request: request.0 } })
+pub(super) fn cancel(session: SessionId, request: RequestId) -> Effect {
+    to::peer_link(SendFrame { session, frame: Frame::CancelPrefill { request: request.0 } })
 }
 
 impl Entry {
@@ -65,17 +65,17 @@ impl Entry {
     }
 
     /// Delivers a token.
-    pub(super) fn emit(&mut self, now: Instant, token: Token) -> Action {
+    pub(super) fn emit(&mut self, now: Instant, token: Token) -> Effect {
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
         self.emitted.push(token.id);
-        Action::Token(self.generate.request, token)
+        to::streams(StreamToken { request: self.generate.request, token })
     }
 
     /// Tells the proxy, once, that its prompt does not wait any more.
-    pub(super) fn over(&mut self, outcome: PrefillOutcome) -> Option<Action> {
+    pub(super) fn over(&mut self, outcome: PrefillOutcome) -> Option<Effect> {
         let on = self.counted.take()?;
-        Some(Action::Over(PrefillOver { on, tokens: self.timings.prompt_tokens, outcome }))
+        Some(to::proxy(PrefillOver { on, tokens: self.timings.prompt_tokens, outcome }))
     }
 
     /// Its prompt was prefilled in so many microseconds.
@@ -95,7 +95,7 @@ impl Entry {
     }
 
     /// Starts a landing request once its first token and all its pages are there.
-    pub(super) fn join(&mut self) -> Vec<Action> {
+    pub(super) fn join(&mut self) -> Vec<Effect> {
         let Phase::Landing { table, own, .. } = &mut self.phase else { return Vec::new() };
         if self.emitted.is_empty() || table.iter().any(Option::is_none) {
             return Vec::new();
@@ -105,14 +105,14 @@ impl Entry {
         let sequence = SequenceId::Own(self.generate.request);
         let (tokens, resident) = (self.generate.prompt.clone(), self.generate.prompt.len() as u32);
         let computed = PagesComputed { sequence, tokens, pages: pages.clone() };
-        vec![Action::Computed(computed), self.start(resident, pages)]
+        vec![to::buffer_manager(computed), self.start(resident, pages)]
     }
 
     /// Runs it on the engine, which has `resident` of its tokens in `pages`.
-    pub(super) fn start(&mut self, resident: u32, pages: Vec<PageId>) -> Action {
+    pub(super) fn start(&mut self, resident: u32, pages: Vec<PageId>) -> Effect {
         self.phase =
             Phase::Running(Running { table: pages.clone(), resident, growing: false, yields: false });
-        Action::Start(StartSequence {
+        to::generator(StartSequence {
             sequence: SequenceId::Own(self.generate.request),
             tokens: self.tokens().to_vec(),
             resident,

@@ -6,6 +6,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::effect::{ToBufferManager, ToGenerator, ToPeerLink, ToProxy, ToStreams};
+use crate::messages::{PrefillOver, StreamEnd, StreamToken};
 use crate::request::Route;
 
 const SESSION: SessionId = SessionId(1);
@@ -22,7 +24,7 @@ fn state() -> DecoderState {
         pid: 1,
         growth_tokens: 256,
     });
-    state.on_peer_ready(SESSION, 9);
+    assert_eq!(state.on_peer_ready(PeerReady { session: SESSION, pid: 9 }), []);
     state
 }
 
@@ -54,22 +56,54 @@ fn landing(own: &[u32]) -> PagesReserved {
 }
 
 /// What is asked for, for these tokens.
-fn reserve(tokens: &[u32], pages: u32, landing: bool) -> Action {
-    Action::Reserve(ReservePages { sequence: OWN, tokens: tokens.into(), pages, landing, again: false })
+fn reserve(tokens: &[u32], pages: u32, landing: bool) -> Effect {
+    to::buffer_manager(ReservePages {
+        sequence: OWN,
+        tokens: tokens.into(),
+        pages,
+        landing: landing.then_some(SESSION),
+        again: false,
+    })
 }
 
 /// The same for a request that has had pages.
-fn reserve_again(tokens: &[u32], pages: u32) -> Action {
-    Action::Reserve(ReservePages { sequence: OWN, tokens: tokens.into(), pages, landing: false, again: true })
+fn reserve_again(tokens: &[u32], pages: u32) -> Effect {
+    to::buffer_manager(ReservePages {
+        sequence: OWN,
+        tokens: tokens.into(),
+        pages,
+        landing: None,
+        again: true,
+    })
+}
+
+/// The request gives back all pages that it holds or waits for.
+fn release() -> Effect {
+    to::buffer_manager(ReleasePages { sequence: OWN })
+}
+
+/// The engine is to stop the request's sequence.
+fn stop() -> Effect {
+    to::generator(StopSequence { sequence: OWN })
+}
+
+/// The client gets a token.
+fn token(id: u32) -> Effect {
+    to::streams(StreamToken { request: R, token: id.into() })
+}
+
+/// The client hears why the request failed.
+fn failed(error: RequestError) -> Effect {
+    to::streams(StreamEnd { request: R, event: StreamEvent::Failed(error) })
 }
 
 /// The proxy hears that the prompt does not wait any more.
-fn over(on: Option<SessionId>, outcome: PrefillOutcome) -> Action {
-    Action::Over(PrefillOver { on, tokens: 6, outcome })
+fn over(on: Option<SessionId>, outcome: PrefillOutcome) -> Effect {
+    to::proxy(PrefillOver { on, tokens: 6, outcome })
 }
 
 /// The same for a prompt that was prefilled where it waited.
-fn over_after(on: Option<SessionId>, micros: u64) -> Action {
+fn over_after(on: Option<SessionId>, micros: u64) -> Effect {
     over(on, PrefillOutcome::Computed { tokens: 6, micros })
 }
 
@@ -83,113 +117,167 @@ fn prefilled(token: u32) -> PrefillFinished {
     PrefillFinished { session: SESSION, request: R, token: token.into(), prefill_micros: 2000 }
 }
 
-fn advanced(token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced {
-    SequenceAdvanced { sequence: OWN, resident: 0, token: token.map(Token::from), running_micros: 0, ended }
+fn prefill_failed(session: SessionId) -> PrefillFailed {
+    PrefillFailed { session, request: R, reason: "full".into() }
 }
 
-fn reason(actions: &[Action]) -> Option<&StreamEvent> {
-    actions.iter().find_map(|action| if let Action::End(_, event) = action { Some(event) } else { None })
+fn advanced(token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced {
+    SequenceAdvanced { sequence: OWN, resident: 0, token: token.map(Into::into), running_micros: 0, ended }
+}
+
+/// How the request ended, if it did.
+fn reason(effects: &[Effect]) -> Option<&StreamEvent> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Streams(ToStreams::StreamEnd(StreamEnd { request: R, event })) => Some(event),
+        _ => None,
+    })
+}
+
+/// The only effect, if it is a frame.
+fn frame(effects: &[Effect]) -> Option<&Frame> {
+    match effects {
+        [Effect::PeerLink(ToPeerLink::SendFrame(SendFrame { session: SESSION, frame }))] => Some(frame),
+        _ => None,
+    }
 }
 
 #[test]
-fn a_request_whose_client_has_left_on_the_way_does_not_run() {
+fn the_proxy_hears_whether_a_sender_has_failed() {
+    let now = Instant::now();
+    let begun = || {
+        let mut state = state();
+        state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+        state.on_reserved(now, landing(&[8]));
+        state
+    };
+    let outcome = |effects: Vec<Effect>| {
+        let told = effects.iter().find_map(|effect| match effect {
+            Effect::Proxy(ToProxy::PrefillOver(PrefillOver { on: Some(SESSION), outcome, .. })) => {
+                Some(*outcome)
+            }
+            _ => None,
+        });
+        told.expect("the proxy is told")
+    };
+    let failed = PrefillFailed { session: SESSION, request: R, reason: String::new() };
+    assert_eq!(outcome(begun().on_prefill_failed(failed)), PrefillOutcome::Failed);
+    assert_eq!(outcome(begun().on_peer_lost(SESSION)), PrefillOutcome::Failed);
+    // What the client, a deadline or a lack of pages ends says nothing about the sender.
+    assert_eq!(outcome(begun().on_abort(R)), PrefillOutcome::Withdrawn);
+    assert_eq!(outcome(begun().on_tick(now + Duration::from_secs(3600))), PrefillOutcome::Withdrawn);
+    assert_eq!(outcome(begun().on_short(PagesShort { releases: 0 })), PrefillOutcome::Withdrawn);
+}
+
+#[test]
+fn a_request_that_is_aborted_before_its_pages_come_does_not_run() {
     for on in [None, Some(SESSION)] {
         let (mut state, now) = (state(), Instant::now());
-        assert_eq!(state.on_abort(R), [], "nothing is known of it yet");
-        let actions = state.on_decode(now, decode(now, 6, 3, on), false);
+        let abort = || AbortRequest { request: R, complete_with: None }.into();
+        assert_eq!(state.on(now, abort()), [], "the decoder does not know the request yet");
+        assert_eq!(state.on_decode(now, decode(now, 6, 3, on)), [reserve(&PROMPT, 2, on.is_some())]);
         assert_eq!(
-            actions,
-            [over(on, PrefillOutcome::Withdrawn), Action::End(R, StreamEvent::Failed(RequestError::Aborted))]
+            state.on(now, abort()),
+            [failed(RequestError::Aborted), over(on, PrefillOutcome::Withdrawn), release()]
         );
         assert!(state.is_empty());
-        assert_eq!(state.taken(), 1, "it came in and ended, as any other");
+        let counts = DecoderCounts { taken: 1, aborted: 1, ..DecoderCounts::default() };
+        assert_eq!(state.counts(), counts, "the request came in and ended, as any other");
+        assert_eq!(
+            state.on_reserved(now, reserved(&[1, 2])),
+            [],
+            "these pages were released before they came"
+        );
     }
 }
 
 #[test]
 fn a_local_request_runs_and_releases() {
     let (mut state, now) = (state(), Instant::now());
-    let actions = state.on_decode(now, decode(now, 6, 3, None), true);
-    assert_eq!(actions, [reserve(&PROMPT, 2, false)]);
-    let actions = state.on_reserved(now, reserved(&[3, 1]));
-    let [Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
+    let effects = state.on_decode(now, decode(now, 6, 3, None));
+    assert_eq!(effects, [reserve(&PROMPT, 2, false)]);
+    let effects = state.on_reserved(now, reserved(&[3, 1]));
+    let [Effect::Generator(ToGenerator::StartSequence(start))] = &effects[..] else { panic!("{effects:?}") };
     assert_eq!((start.resident, start.sample, start.tokens.len()), (0, 3, 6));
     assert_eq!(state.on_advanced(now, advanced(None, None)), [], "a prefill chunk samples nothing");
     let computed = |tokens: &[u32]| {
-        Action::Computed(PagesComputed { sequence: OWN, tokens: tokens.into(), pages: pages(&[3, 1]) })
+        to::buffer_manager(PagesComputed { sequence: OWN, tokens: tokens.into(), pages: pages(&[3, 1]) })
     };
     let first = SequenceAdvanced { resident: 6, ..advanced(Some(7), None) };
-    assert_eq!(
-        state.on_advanced(now, first),
-        [over_after(None, 0), Action::Token(R, 7.into()), computed(&PROMPT)]
-    );
+    assert_eq!(state.on_advanced(now, first), [over_after(None, 0), token(7), computed(&PROMPT)]);
     let end = advanced(Some(EOS), Some(SequenceEnd::Finished(FinishReason::Stop)));
-    let actions = state.on_advanced(now, SequenceAdvanced { resident: 7, ..end });
-    assert_eq!(actions[..2], [Action::Token(R, EOS.into()), computed(&[10, 11, 12, 13, 14, 15, 7])]);
+    let effects = state.on_advanced(now, SequenceAdvanced { resident: 7, ..end });
+    assert_eq!(effects[..2], [token(EOS), computed(&[10, 11, 12, 13, 14, 15, 7])]);
     assert!(
-        matches!(&actions[2], Action::End(_, StreamEvent::Finished { reason: FinishReason::Stop, timings })
+        matches!(reason(&effects[2..3]), Some(StreamEvent::Finished { reason: FinishReason::Stop, timings })
         if timings.completion_tokens == 2 && !timings.disaggregated)
     );
-    assert_eq!(actions[3..], [Action::Release(OWN)]);
+    assert_eq!(effects[3..], [release()]);
     assert!(state.is_empty());
+    assert_eq!(state.counts(), DecoderCounts { taken: 1, finished: 1, ..DecoderCounts::default() });
 }
 
 #[test]
 fn a_client_that_has_enough_ends_its_request_well() {
-    let ends_with = |actions: &[Action], tokens: u32| {
-        let Some(StreamEvent::Finished { reason: FinishReason::Stop, timings }) = reason(actions) else {
-            panic!("{actions:?}")
+    let ends_with = |effects: &[Effect], tokens: u32| {
+        let Some(StreamEvent::Finished { reason: FinishReason::Stop, timings }) = reason(effects) else {
+            panic!("{effects:?}")
         };
         assert_eq!(timings.completion_tokens, tokens);
     };
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 9, None), true);
+    state.on_decode(now, decode(now, 6, 9, None));
     state.on_reserved(now, reserved(&[3, 1]));
     for token in [7, 8, 9] {
         state.on_advanced(now, advanced(Some(token), None));
     }
-    let actions = state.on_complete(R, 2);
-    ends_with(&actions, 2);
-    assert_eq!(actions[1..], [Action::Stop(OWN)], "its pages go back when the engine has let go of them");
+    let effects = state.on_complete(R, 2);
+    ends_with(&effects, 2);
+    assert_eq!(effects[1..], [stop()], "its pages go back when the engine has let go of them");
     assert_eq!(state.on_complete(R, 2), [], "once is enough");
-    assert_eq!(state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped))), [Action::Release(OWN)]);
+    assert_eq!(state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped))), [release()]);
 
-    state.on_decode(now, decode(now, 6, 9, Some(SESSION)), true);
+    state.on_decode(now, decode(now, 6, 9, Some(SESSION)));
     state.on_reserved(now, landing(&[8]));
     state.on_prefill_finished(now, prefilled(7));
-    let actions = state.on_complete(R, 1);
-    ends_with(&actions, 1);
-    assert_eq!((&actions[0], &actions[2..]), (&cancel(SESSION, R), &[Action::Release(OWN)][..]));
+    let effects = state.on_complete(R, 1);
+    ends_with(&effects, 1);
+    assert_eq!((&effects[0], &effects[2..]), (&cancel(SESSION, R), &[release()][..]));
 }
 
 #[test]
 fn a_handed_over_request_joins_when_token_and_pages_are_there() {
     for token_first in [true, false] {
         let (mut state, now) = (state(), Instant::now());
-        let actions = state.on_decode(now, decode(now, 6, 5, Some(SESSION)), true);
-        assert_eq!(actions, [reserve(&PROMPT, 3, true)]);
-        let actions = state.on_reserved(now, landing(&[8]));
-        assert!(matches!(
-            &actions[..],
-            [Action::Frame(SendFrame { frame: Frame::Prefill { request: 5, resident: 0, .. }, .. })]
-        ));
-        let mut actions = Vec::new();
+        let effects = state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+        assert_eq!(effects, [reserve(&PROMPT, 3, true)]);
+        let effects = state.on_reserved(now, landing(&[8]));
+        assert!(
+            matches!(frame(&effects), Some(Frame::Prefill { request: 5, resident: 0, .. })),
+            "{effects:?}"
+        );
+        let mut effects = Vec::new();
         if token_first {
             assert_eq!(
                 state.on_prefill_finished(now, prefilled(7)),
-                [over_after(Some(SESSION), 2000), Action::Token(R, 7.into())],
+                [over_after(Some(SESSION), 2000), token(7)],
                 "it streams at once"
             );
         }
         assert_eq!(state.on_adopted(now, adopted(1, 4)), []);
-        actions.extend(state.on_adopted(now, adopted(0, 6)));
+        effects.extend(state.on_adopted(now, adopted(0, 6)));
         if !token_first {
-            assert_eq!(actions, []);
-            actions = state.on_prefill_finished(now, prefilled(7));
-            assert_eq!(actions.remove(0), over_after(Some(SESSION), 2000));
-            assert_eq!(actions.remove(0), Action::Token(R, 7.into()));
+            assert_eq!(effects, []);
+            effects = state.on_prefill_finished(now, prefilled(7));
+            assert_eq!(effects.remove(0), over_after(Some(SESSION), 2000));
+            assert_eq!(effects.remove(0), token(7));
         }
-        let [Action::Computed(computed), Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
+        let [
+            Effect::BufferManager(ToBufferManager::PagesComputed(computed)),
+            Effect::Generator(ToGenerator::StartSequence(start)),
+        ] = &effects[..]
+        else {
+            panic!("{effects:?}")
+        };
         assert_eq!((&computed.tokens[..], &computed.pages), (&PROMPT[..], &start.pages));
         assert_eq!(start.pages, [PageId(6), PageId(4), PageId(8)], "pages stand where their tokens do");
         assert_eq!((start.resident, start.sample, start.tokens.last()), (6, 4, Some(&7)));
@@ -200,27 +288,59 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
 fn a_first_token_that_ends_the_request_ends_it() {
     for (max_tokens, token, expect) in [(1, 7, FinishReason::Length), (9, EOS, FinishReason::Stop)] {
         let (mut state, now) = (state(), Instant::now());
-        state.on_decode(now, decode(now, 6, max_tokens, Some(SESSION)), true);
+        state.on_decode(now, decode(now, 6, max_tokens, Some(SESSION)));
         state.on_reserved(now, landing(&[]));
-        let actions = state.on_prefill_finished(now, prefilled(token));
-        assert!(matches!(reason(&actions), Some(StreamEvent::Finished { reason, .. }) if *reason == expect));
-        assert_eq!(actions.last(), Some(&Action::Release(OWN)));
+        let effects = state.on_prefill_finished(now, prefilled(token));
+        assert!(matches!(reason(&effects), Some(StreamEvent::Finished { reason, .. }) if *reason == expect));
+        assert_eq!(effects.last(), Some(&release()));
     }
 }
 
 #[test]
 fn a_lost_sender_costs_a_recompute_and_no_token() {
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 5, Some(SESSION)), true);
+    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
     state.on_reserved(now, landing(&[8]));
     state.on_prefill_finished(now, prefilled(7));
-    let actions = state.on_peer_lost(SESSION);
+    let effects = state.on_peer_lost(SESSION);
     let again = reserve_again(&[10, 11, 12, 13, 14, 15, 7], 3);
-    assert_eq!(actions, [Action::Release(OWN), again]);
-    assert_eq!(state.on_adopted(now, adopted(0, 6)), [], "a page of the lost session is nobody's");
-    let actions = state.on_reserved(now, reserved(&[1, 2, 3]));
-    let [Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(effects, [release(), again]);
+    assert_eq!(state.counts().recomputes, 1);
+    assert_eq!(state.on_adopted(now, adopted(0, 6)), [], "no request waits for a page of the lost session");
+    let effects = state.on_reserved(now, reserved(&[1, 2, 3]));
+    let [Effect::Generator(ToGenerator::StartSequence(start))] = &effects[..] else { panic!("{effects:?}") };
     assert_eq!((start.resident, start.sample, start.tokens.last()), (0, 4, Some(&7)));
+}
+
+#[test]
+fn a_prefill_that_failed_is_logged_and_computed_here() {
+    let (mut state, now) = (state(), Instant::now());
+    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+    assert_eq!(state.on_prefill_failed(prefill_failed(SESSION)), [], "the sender has not been asked yet");
+    state.on_reserved(now, landing(&[8]));
+    assert_eq!(state.on_prefill_failed(prefill_failed(SessionId(2))), [], "another sender was asked");
+    let line = LogLine::PrefillFailed { request: R, session: SESSION, reason: "full".into() };
+    let again = reserve_again(&PROMPT, 3);
+    let expect = [to::log(line), release(), again, over(Some(SESSION), PrefillOutcome::Failed)];
+    assert_eq!(state.on_prefill_failed(prefill_failed(SESSION)), expect);
+    assert_eq!(state.counts().recomputes, 1);
+    assert_eq!(
+        state.on_prefill_failed(prefill_failed(SESSION)),
+        [],
+        "the request waits for that sender no more"
+    );
+}
+
+#[test]
+fn an_engine_error_ends_the_request() {
+    let (mut state, now) = (state(), Instant::now());
+    state.on_decode(now, decode(now, 6, 5, None));
+    state.on_reserved(now, reserved(&[1, 2, 3]));
+    let effects = state.on_advanced(now, advanced(None, Some(SequenceEnd::Failed("smoke".into()))));
+    let expect = StreamEvent::Failed(RequestError::Engine("smoke".into()));
+    assert_eq!(reason(&effects), Some(&expect));
+    assert_eq!(effects.last(), Some(&release()));
+    assert_eq!(state.counts(), DecoderCounts { taken: 1, engine_failures: 1, ..DecoderCounts::default() });
 }
 
 #[test]
@@ -228,84 +348,57 @@ fn what_a_confused_sender_says_is_not_used() {
     let now = Instant::now();
     let begun = || {
         let mut state = state();
-        state.on_decode(now, decode(now, 6, 5, Some(SESSION)), true);
+        state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
         state.on_reserved(now, landing(&[8]));
         state
     };
     let again = reserve_again(&PROMPT, 3);
     let mut twice = begun();
     twice.on_adopted(now, adopted(1, 4));
-    for actions in [
+    for effects in [
         begun().on_adopted(now, adopted(2, 4)),
         begun().on_adopted(now, adopted(u32::MAX, 4)),
         twice.on_adopted(now, adopted(1, 5)),
         begun().on_prefill_finished(now, prefilled(100)),
         begun().on_rejected(R),
     ] {
-        assert!(matches!(&actions[0], Action::Frame(_)), "{actions:?}");
         assert_eq!(
-            actions[1..],
-            [Action::Release(OWN), again.clone(), over(Some(SESSION), PrefillOutcome::Failed)]
+            effects,
+            [cancel(SESSION, R), release(), again.clone(), over(Some(SESSION), PrefillOutcome::Failed)]
         );
     }
 }
 
 #[test]
-fn the_proxy_hears_whether_a_sender_has_failed() {
-    let now = Instant::now();
-    let begun = || {
-        let mut state = state();
-        state.on_decode(now, decode(now, 6, 5, Some(SESSION)), true);
-        state.on_reserved(now, landing(&[8]));
-        state
-    };
-    let outcome = |actions: Vec<Action>| {
-        let told = actions.iter().find_map(|action| match action {
-            Action::Over(PrefillOver { on: Some(SESSION), outcome, .. }) => Some(*outcome),
-            _ => None,
-        });
-        told.expect("the proxy is told")
-    };
-    assert_eq!(outcome(begun().on_prefill_failed(SESSION, R)), PrefillOutcome::Failed);
-    assert_eq!(outcome(begun().on_peer_lost(SESSION)), PrefillOutcome::Failed);
-    // What the client, a deadline or a lack of pages ends says nothing about the sender.
-    assert_eq!(outcome(begun().on_abort(R)), PrefillOutcome::Withdrawn);
-    assert_eq!(outcome(begun().on_tick(now + Duration::from_secs(3600))), PrefillOutcome::Withdrawn);
-    assert_eq!(outcome(begun().on_short(PagesShort { releases: 0 })), PrefillOutcome::Withdrawn);
-}
-
-#[test]
 fn the_end_of_the_process_ends_every_request() {
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 5, None), true);
-    let actions = state.on_abort_all();
-    assert_eq!(reason(&actions), Some(&StreamEvent::Failed(RequestError::ShuttingDown)));
-    assert_eq!(actions.last(), Some(&Action::Release(OWN)));
+    state.on_decode(now, decode(now, 6, 5, None));
+    let effects = state.on_abort_all();
+    assert_eq!(reason(&effects), Some(&StreamEvent::Failed(RequestError::ShuttingDown)));
+    assert_eq!(effects.last(), Some(&release()));
+    assert_eq!(state.counts(), DecoderCounts { taken: 1, cut_at_the_end: 1, ..DecoderCounts::default() });
 }
 
 #[test]
 fn a_sender_lost_before_the_pages_were_there_is_noticed_then() {
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 5, Some(SESSION)), true);
+    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
     assert_eq!(state.on_peer_lost(SESSION), []);
-    let actions = state.on_reserved(now, landing(&[8]));
-    assert_eq!(
-        actions,
-        [Action::Release(OWN), reserve_again(&PROMPT, 3), over(Some(SESSION), PrefillOutcome::Failed)]
-    );
+    let effects = state.on_reserved(now, landing(&[8]));
+    assert_eq!(effects, [release(), reserve_again(&PROMPT, 3), over(Some(SESSION), PrefillOutcome::Failed)]);
 }
 
 #[test]
 fn an_abort_waits_for_the_engine_before_it_releases() {
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 5, None), true);
+    state.on_decode(now, decode(now, 6, 5, None));
     state.on_reserved(now, reserved(&[1, 2, 3]));
-    let actions = state.on_abort(R);
-    assert_eq!(actions.last(), Some(&Action::Stop(OWN)));
+    let effects = state.on_abort(R);
+    assert_eq!(effects.last(), Some(&stop()));
     assert_eq!(state.on_abort(R), [], "once is enough");
-    assert_eq!(state.on_advanced(now, advanced(Some(7), None)), [], "nobody hears it");
-    let actions = state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped)));
-    assert_eq!(actions, [over(None, PrefillOutcome::Withdrawn), Action::Release(OWN)]);
+    assert_eq!(state.on_advanced(now, advanced(Some(7), None)), [], "the client has left");
+    let effects = state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped)));
+    assert_eq!(effects, [over(None, PrefillOutcome::Withdrawn), release()]);
 }
 
 #[test]
@@ -314,32 +407,35 @@ fn a_deadline_ends_a_request_wherever_it_is() {
     let late = now + Duration::from_secs(11);
     for steps in 0..3 {
         let mut state = state();
-        state.on_decode(now, decode(now, 6, 5, (steps == 1).then_some(SESSION)), true);
+        state.on_decode(now, decode(now, 6, 5, (steps == 1).then_some(SESSION)));
         if steps > 0 {
             state.on_reserved(now, if steps == 1 { landing(&[3]) } else { reserved(&[1, 2, 3]) });
         }
         assert_eq!(state.on_tick(now), []);
-        let actions = state.on_tick(late);
+        let effects = state.on_tick(late);
         let expect = StreamEvent::Failed(RequestError::Deadline { deadline_ms: 10_000 });
-        assert_eq!(reason(&actions), Some(&expect));
+        assert_eq!(reason(&effects), Some(&expect));
         assert_eq!(state.on_tick(late), [], "it is told once");
+        assert_eq!(
+            state.counts(),
+            DecoderCounts { taken: 1, deadlines_missed: 1, ..DecoderCounts::default() }
+        );
     }
 }
 
 #[test]
 fn a_resident_prefix_does_not_travel() {
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 12, 5, Some(SESSION)), true);
+    state.on_decode(now, decode(now, 12, 5, Some(SESSION)));
     let reserved = PagesReserved { sequence: OWN, resident: 4, landing: 2, pages: pages(&[7, 8]) };
-    let actions = state.on_reserved(now, reserved);
-    assert!(matches!(
-        &actions[..],
-        [Action::Frame(SendFrame { frame: Frame::Prefill { resident: 4, .. }, .. })]
-    ));
+    let effects = state.on_reserved(now, reserved);
+    assert!(matches!(frame(&effects), Some(Frame::Prefill { resident: 4, .. })), "{effects:?}");
     state.on_prefill_finished(now, prefilled(7));
     state.on_adopted(now, adopted(2, 5));
-    let actions = state.on_adopted(now, adopted(1, 4));
-    let Some(Action::Start(start)) = actions.last() else { panic!("{actions:?}") };
+    let effects = state.on_adopted(now, adopted(1, 4));
+    let Some(Effect::Generator(ToGenerator::StartSequence(start))) = effects.last() else {
+        panic!("{effects:?}")
+    };
     assert_eq!((&start.pages, start.resident), (&pages(&[7, 4, 5, 8]), 12));
 }
 
@@ -347,15 +443,17 @@ fn a_resident_prefix_does_not_travel() {
 fn a_request_grows_before_it_has_to_and_only_as_far_as_it_may_get() {
     let now = Instant::now();
     let mut state = DecoderState::new(DecoderConfig { growth_tokens: 4, ..state().config });
-    let [Action::Reserve(reserve)] = &state.on_decode(now, decode(now, 6, 9, None), true)[..] else {
-        panic!()
+    let effects = state.on_decode(now, decode(now, 6, 9, None));
+    let [Effect::BufferManager(ToBufferManager::ReservePages(reserve))] = &effects[..] else {
+        panic!("{effects:?}")
     };
     assert_eq!(reserve.pages, 3, "six tokens and four more");
     state.on_reserved(now, reserved(&[1, 2, 3]));
     let token = |n: u32| SequenceAdvanced { resident: 5 + n, ..advanced(Some(7), None) };
-    let asks = |actions: &[Action]| {
-        actions.iter().find_map(|action| {
-            if let Action::Grow(grow) = action { Some((grow.least, grow.most)) } else { None }
+    let asks = |effects: &[Effect]| {
+        effects.iter().find_map(|effect| match effect {
+            Effect::BufferManager(ToBufferManager::GrowPages(grow)) => Some((grow.least, grow.most)),
+            _ => None,
         })
     };
     assert_eq!([1, 2].map(|n| asks(&state.on_advanced(now, token(n)))), [None, None]);
@@ -363,37 +461,43 @@ fn a_request_grows_before_it_has_to_and_only_as_far_as_it_may_get() {
     assert_eq!(asks(&state.on_advanced(now, token(4))), None, "asked once");
     let extend = ExtendSequence { sequence: OWN, pages: pages(&[9]) };
     let grown = PagesGrown { sequence: OWN, pages: pages(&[9]) };
-    assert_eq!(state.on_grown(grown), [Action::Extend(extend)]);
+    assert_eq!(state.on_grown(grown), [to::generator(extend)]);
     assert_eq!(asks(&state.on_advanced(now, token(5))), None, "fourteen tokens of KV are all it may get");
 }
 
 #[test]
-fn the_youngest_gives_way_and_goes_on_with_what_it_has() {
+fn the_youngest_request_is_preempted_and_goes_on_with_its_tokens() {
     let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 50, None), true);
+    state.on_decode(now, decode(now, 6, 50, None));
     state.on_reserved(now, reserved(&[1, 2]));
     let mut other = decode(now + Duration::from_millis(1), 6, 50, Some(SESSION));
     other.generate.request = RequestId(6);
     let young = SequenceId::Own(RequestId(6));
-    state.on_decode(now + Duration::from_millis(1), other, true);
+    state.on_decode(now + Duration::from_millis(1), other);
     state.on_reserved(now, PagesReserved { sequence: young, ..landing(&[3]) });
     // The younger one is landing: it asks anew, to be computed here.
-    let actions = state.on_short(PagesShort { releases: state.releases });
-    assert!(matches!(&actions[0], Action::Frame(_)), "{actions:?}");
-    assert_eq!(actions[1], Action::Release(young));
-    assert!(matches!(&actions[2], Action::Reserve(reserve) if !reserve.landing && reserve.sequence == young));
+    let effects = state.on_short(PagesShort { releases: state.releases });
+    assert_eq!(effects[0], cancel(SESSION, RequestId(6)));
+    assert_eq!(effects[1], to::buffer_manager(ReleasePages { sequence: young }));
+    assert!(matches!(&effects[2], Effect::BufferManager(ToBufferManager::ReservePages(reserve))
+        if reserve.landing.is_none() && reserve.sequence == young));
     assert_eq!(state.on_short(PagesShort { releases: 0 }), [], "that was before the release");
     // Now only the older one holds any.
     state.on_advanced(now, SequenceAdvanced { resident: 6, ..advanced(Some(7), None) });
-    assert_eq!(state.on_short(PagesShort { releases: state.releases }), [Action::Stop(OWN)]);
+    assert_eq!(state.on_short(PagesShort { releases: state.releases }), [stop()]);
     assert_eq!(state.on_short(PagesShort { releases: state.releases }), [], "pages are coming back");
     let stopped = SequenceAdvanced { resident: 6, ..advanced(None, Some(SequenceEnd::Stopped)) };
-    let actions = state.on_advanced(now, stopped);
-    let [Action::Computed(_), Action::Release(OWN), Action::Reserve(again)] = &actions[..] else {
-        panic!("{actions:?}")
+    let effects = state.on_advanced(now, stopped);
+    let [
+        Effect::BufferManager(ToBufferManager::PagesComputed(_)),
+        Effect::BufferManager(ToBufferManager::ReleasePages(ReleasePages { sequence: OWN })),
+        Effect::BufferManager(ToBufferManager::ReservePages(again)),
+    ] = &effects[..]
+    else {
+        panic!("{effects:?}")
     };
     assert_eq!((again.tokens.len(), again.again), (7, true));
-    assert_eq!(state.preemptions(), 2);
+    assert_eq!(state.counts().preemptions, 2);
 }
 
 #[derive(Clone, Debug)]
@@ -440,11 +544,11 @@ proptest! {
         let (mut live, mut running, mut ends, mut starts, mut tokens, mut overs) = (false, false, 0, 0, 0, 0);
         let mut sampled = 0;
         for op in ops {
-            let actions = match op {
+            let effects = match op {
                 Op::Decode(_) if live => continue,
                 Op::Decode(remote) => {
                     (ends, tokens, overs) = (0, 0, 0);
-                    state.on_decode(now, decode(now, 6, 5, remote.then_some(SESSION)), true)
+                    state.on_decode(now, decode(now, 6, 5, remote.then_some(SESSION)))
                 }
                 Op::Reserved(_) if running => continue,
                 Op::Reserved(lands) => {
@@ -473,29 +577,28 @@ proptest! {
                     state.on_advanced(now, advanced(token, ended))
                 }
                 Op::Lost => state.on_peer_lost(SESSION),
-                Op::Ready => {
-                    state.on_peer_ready(SESSION, 9);
-                    continue;
-                }
-                Op::Failed => state.on_prefill_failed(SESSION, R),
+                Op::Ready => state.on_peer_ready(PeerReady { session: SESSION, pid: 9 }),
+                Op::Failed => state.on_prefill_failed(prefill_failed(SESSION)),
                 Op::Abort => state.on_abort(R),
                 Op::Tick(seconds) => state.on_tick(now + Duration::from_secs(seconds)),
             };
-            for action in actions {
-                match action {
-                    Action::End(..) => ends += 1,
-                    Action::Over(_) => overs += 1,
-                    Action::Token(..) => {
+            for effect in effects {
+                match effect {
+                    Effect::Streams(ToStreams::StreamEnd(_)) => ends += 1,
+                    Effect::Proxy(ToProxy::PrefillOver(_)) => overs += 1,
+                    Effect::Streams(ToStreams::StreamToken(_)) => {
                         tokens += 1;
                         prop_assert!(ends == 0, "a token after the end");
                     }
-                    Action::Start(start) => {
+                    Effect::Generator(ToGenerator::StartSequence(start)) => {
                         prop_assert!(!running);
                         running = true;
                         starts += 1;
                         sampled = start.sample;
                     }
-                    Action::Release(_) => prop_assert!(!running, "pages released under the engine's hands"),
+                    Effect::BufferManager(ToBufferManager::ReleasePages(_)) => {
+                        prop_assert!(!running, "pages released while the engine may touch them");
+                    }
                     _ => {}
                 }
             }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::effect::{ToGenerator, ToPeerLink};
 use crate::request::FinishReason;
 
 const S: SessionId = SessionId(1);
@@ -43,8 +44,47 @@ fn advanced(resident: u32, token: Option<u32>, ended: Option<SequenceEnd>) -> Se
     SequenceAdvanced { sequence: FIRST, resident, token: token.map(Into::into), running_micros: 9, ended }
 }
 
-fn put(first_page: u32, pages: std::ops::Range<u32>) -> Action {
-    Action::Put(SchedulePut { session: S, request: R, first_page, pages: pages.map(PageId).collect() })
+fn put(first_page: u32, pages: std::ops::Range<u32>) -> Effect {
+    to::transfer(SchedulePut { session: S, request: R, first_page, pages: pages.map(PageId).collect() })
+}
+
+/// The sequence gives back all pages that it holds or waits for.
+fn release(sequence: SequenceId) -> Effect {
+    to::buffer_manager(ReleasePages { sequence })
+}
+
+/// The engine is to stop the first prefill.
+fn stop() -> Effect {
+    to::generator(StopSequence { sequence: FIRST })
+}
+
+/// Transfer is to put nothing more of the prefill.
+fn no_more_puts() -> Effect {
+    to::transfer(CancelPuts { session: S, request: R })
+}
+
+/// The log says that the first prefill was handed over.
+fn stored(tokens: u32, bytes: u64, put_micros: u64) -> Effect {
+    to::log(LogLine::Stored { request: R, tokens, bytes, put_micros })
+}
+
+/// What the engine is to run, if that comes first.
+fn started(effects: &[Effect]) -> Option<&StartSequence> {
+    match effects.first() {
+        Some(Effect::Generator(ToGenerator::StartSequence(start))) => Some(start),
+        _ => None,
+    }
+}
+
+/// Why the receiver is told that its prompt is not prefilled, if that comes first.
+fn told_failed(effects: &[Effect]) -> Option<&str> {
+    match effects.first() {
+        Some(Effect::PeerLink(ToPeerLink::SendFrame(SendFrame {
+            session: S,
+            frame: Frame::PrefillFailed { request: 5, reason },
+        }))) => Some(reason),
+        _ => None,
+    }
 }
 
 #[test]
@@ -52,15 +92,17 @@ fn pages_go_out_as_soon_as_they_are_final() {
     let mut state = state();
     assert_eq!(
         state.on_prefill(Instant::now(), prefill(10)),
-        [Action::Reserve(ReservePages {
+        [to::buffer_manager(ReservePages {
             sequence: FIRST,
             tokens: (0..10).collect(),
             pages: 3,
-            landing: false,
+            landing: None,
             again: false
         })]
     );
-    assert!(matches!(&state.on_reserved(reserved(3))[..], [Action::Start(start)] if start.sample == 1));
+    let effects = state.on_reserved(reserved(3));
+    assert_eq!(started(&effects).map(|start| start.sample), Some(1));
+    assert_eq!(effects.len(), 1, "{effects:?}");
     assert_eq!(
         state.on_advanced(advanced(6, None, None)),
         [put(0, 0..1)],
@@ -70,30 +112,29 @@ fn pages_go_out_as_soon_as_they_are_final() {
     let finished = Some(SequenceEnd::Finished(FinishReason::Length));
     let frame = Frame::PrefillFinished { request: 5, token: 3, logprobs: None, prefill_micros: 9 };
     let pages = (0..3).map(PageId).collect();
-    let computed = Action::Computed(PagesComputed { sequence: FIRST, tokens: (0..10).collect(), pages });
-    let actions = state.on_advanced(advanced(10, Some(3), finished));
-    assert_eq!(actions, [put(1, 1..3), Action::Frame(S, frame), computed]);
+    let computed = to::buffer_manager(PagesComputed { sequence: FIRST, tokens: (0..10).collect(), pages });
+    let effects = state.on_advanced(advanced(10, Some(3), finished));
+    assert_eq!(effects, [put(1, 1..3), to::peer_link(SendFrame { session: S, frame }), computed]);
     assert_eq!(state.on_sent(&sent(2)), []);
-    let stored = Action::Stored { request: KEY.1, tokens: 10, bytes: 300, put_micros: 14 };
-    assert_eq!(state.on_sent(&sent(1)), [stored, Action::Cancel(KEY)]);
-    assert_eq!(state.on_drained(KEY), [Action::Release(FIRST)]);
+    assert_eq!(state.on_sent(&sent(1)), [stored(10, 300, 14), no_more_puts()]);
+    assert_eq!(state.on_drained(KEY), [release(FIRST)]);
     assert!(state.is_empty());
 }
 
 #[test]
 fn what_is_there_already_is_neither_computed_nor_sent() {
     // Of ten tokens, how many the receiver has and how many stand here; what is put before and after the first step.
-    let check = |there: u32, here: u32, before: Option<Action>, after: Action| {
+    let check = |there: u32, here: u32, before: Option<Effect>, after: Effect| {
         let mut state = state();
         state.on_prefill(Instant::now(), StartPrefill { resident: there, ..prefill(10) });
-        let actions = state.on_reserved(PagesReserved { resident: here, ..reserved(3) });
-        assert!(matches!(&actions[0], Action::Start(start) if start.resident == here), "{actions:?}");
-        assert_eq!(actions[1..], *before.as_slice());
+        let effects = state.on_reserved(PagesReserved { resident: here, ..reserved(3) });
+        assert_eq!(started(&effects).map(|start| start.resident), Some(here), "{effects:?}");
+        assert_eq!(effects[1..], *before.as_slice());
         let finished = Some(SequenceEnd::Finished(FinishReason::Length));
         assert_eq!(state.on_advanced(advanced(10, Some(3), finished))[0], after);
         let bytes = u64::from(3 - there / 4) * 100;
-        let stored = Action::Stored { request: KEY.1, tokens: 10 - there, bytes, put_micros: 7 };
-        assert_eq!(state.on_sent(&sent(3 - there / 4)), [stored, Action::Cancel(KEY)]);
+        let stored = stored(10 - there, bytes, 7);
+        assert_eq!(state.on_sent(&sent(3 - there / 4)), [stored, no_more_puts()]);
     };
     check(0, 8, Some(put(0, 0..2)), put(2, 2..3));
     check(4, 8, Some(put(1, 1..2)), put(2, 2..3));
@@ -102,7 +143,7 @@ fn what_is_there_already_is_neither_computed_nor_sent() {
 }
 
 #[test]
-fn what_cannot_be_prefilled_is_said() {
+fn what_cannot_be_prefilled_is_refused() {
     let mut state = state();
     let strange = StartPrefill { prompt: vec![1, 100], ..prefill(1) };
     for (start, expect) in [
@@ -113,11 +154,10 @@ fn what_cannot_be_prefilled_is_said() {
         (StartPrefill { resident: 4, ..prefill(4) }, "4 of 4 tokens"),
         (StartPrefill { resident: 3, ..prefill(9) }, "3 of 9 tokens"),
     ] {
-        let actions = state.on_prefill(Instant::now(), start);
-        let [Action::Frame(_, Frame::PrefillFailed { reason, .. })] = &actions[..] else {
-            panic!("{actions:?}")
-        };
+        let effects = state.on_prefill(Instant::now(), start);
+        let reason = told_failed(&effects).expect("a prompt that is not prefilled");
         assert!(reason.contains(expect), "{reason}");
+        assert_eq!(effects.len(), 1, "{effects:?}");
     }
     assert!(state.is_empty());
 }
@@ -128,35 +168,34 @@ fn a_cancel_waits_for_the_engine_and_the_puts() {
     state.on_prefill(Instant::now(), prefill(10));
     state.on_reserved(reserved(3));
     state.on_advanced(advanced(4, None, None));
-    assert_eq!(state.on_cancel(KEY), [Action::Stop(FIRST)]);
+    assert_eq!(state.on_cancel(KEY), [stop()]);
     assert_eq!(state.on_drained(KEY), [], "the engine still has it");
-    assert_eq!(state.on_advanced(advanced(8, None, Some(SequenceEnd::Stopped))), [Action::Cancel(KEY)]);
-    assert_eq!(state.on_drained(KEY), [Action::Release(FIRST)]);
+    assert_eq!(state.on_advanced(advanced(8, None, Some(SequenceEnd::Stopped))), [no_more_puts()]);
+    assert_eq!(state.on_drained(KEY), [release(FIRST)]);
 }
 
 #[test]
-fn a_number_that_is_used_again_mixes_nothing_up() {
+fn a_request_number_may_be_used_again() {
     let mut state = state();
     state.on_prefill(Instant::now(), prefill(10));
-    assert_eq!(state.on_cancel(KEY), [Action::Release(FIRST)]);
+    assert_eq!(state.on_cancel(KEY), [release(FIRST)]);
     state.on_prefill(Instant::now(), prefill(10));
     assert_eq!(state.on_reserved(reserved(3)), [], "those pages went back with the first one");
     let second = PagesReserved { sequence: SequenceId::Peer(2), ..reserved(3) };
-    assert!(matches!(&state.on_reserved(second)[..], [Action::Start(_)]));
+    let effects = state.on_reserved(second);
+    assert!(started(&effects).is_some() && effects.len() == 1, "{effects:?}");
 }
 
 #[test]
-fn an_engine_that_fails_is_said_and_drained() {
+fn a_failed_engine_is_reported_and_its_puts_drain() {
     let mut state = state();
     state.on_prefill(Instant::now(), prefill(10));
     state.on_reserved(reserved(3));
-    let actions = state.on_advanced(advanced(0, None, Some(SequenceEnd::Failed("smoke".into()))));
-    assert!(
-        matches!(&actions[0], Action::Frame(S, Frame::PrefillFailed { reason, .. }) if reason == "smoke")
-    );
-    assert_eq!(actions[1..], [Action::Cancel(KEY)]);
+    let effects = state.on_advanced(advanced(0, None, Some(SequenceEnd::Failed("smoke".into()))));
+    assert_eq!(told_failed(&effects), Some("smoke"));
+    assert_eq!(effects[1..], [no_more_puts()]);
     assert_eq!(state.on_peer_lost(S), [], "it is draining");
-    assert_eq!(state.on_drained(KEY), [Action::Release(FIRST)]);
+    assert_eq!(state.on_drained(KEY), [release(FIRST)]);
 }
 
 #[test]
@@ -174,17 +213,19 @@ fn a_lost_receiver_and_a_deadline_end_it() {
                 state.on_advanced(advanced(4, Some(3), finished));
             }
             assert_eq!(state.on_tick(now), []);
-            let actions = if lost {
+            let effects = if lost {
                 state.on_peer_lost(S)
             } else {
-                state.on_tick(now + Duration::from_secs(2)).split_off(1)
+                let mut effects = state.on_tick(now + Duration::from_secs(2));
+                assert_eq!(told_failed(&effects), Some("its deadline passed on the sender"));
+                effects.split_off(1)
             };
             let expect = match phase {
-                0 => Action::Release(FIRST),
-                1 => Action::Stop(FIRST),
-                _ => Action::Cancel(KEY),
+                0 => release(FIRST),
+                1 => stop(),
+                _ => no_more_puts(),
             };
-            assert_eq!(actions, [expect]);
+            assert_eq!(effects, [expect]);
         }
     }
 }

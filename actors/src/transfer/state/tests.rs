@@ -1,16 +1,87 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
+use connector::page_hash::PageSeed;
+use connector::transport::TransportError;
 use proptest::prelude::*;
 
 use super::*;
+use crate::effect::{ToHashThread, ToLog, ToPeerLink, ToPrefiller};
+use crate::messages::{PagesHashed, PeerLost, RingShared, TransportEvents};
 
 const S: SessionId = SessionId(1);
 const R: RequestId = RequestId(5);
+const CONFIG: TransferConfig = TransferConfig {
+    page_bytes: 100,
+    min_gigabytes_per_second: 0.0,
+    hashed: true,
+    on_device: false,
+    pages_in_flight: PAGES_IN_FLIGHT,
+};
+
+fn opened(ring_pages: u32, seed: u64) -> SessionOpened {
+    SessionOpened { session: S, ring_pages, seed }
+}
+
+fn connected() -> LaneConnected {
+    LaneConnected { session: S, lane: "tcp/lo".into() }
+}
+
+fn granted(first: u64, pages: &[u32]) -> CreditsGranted {
+    let pages = pages.iter().map(|page| PageIndex(*page)).collect();
+    CreditsGranted { session: S, first: CreditNumber(first), pages }
+}
+
+fn scheduled(first_page: u32, pages: impl IntoIterator<Item = u32>) -> SchedulePut {
+    let pages = pages.into_iter().map(PageId).collect();
+    SchedulePut { session: S, request: R, first_page, pages }
+}
+
+fn shared(pages: u32) -> RingShared {
+    RingShared { session: S, pages }
+}
+
+fn flushed(ticket: Ticket, result: Result<(), TransportError>) -> TransportEvents {
+    TransportEvents(vec![Event::Flushed { session: TransportSession(S.0), ticket, result }])
+}
+
+/// What a put or flush reports that the lane has not carried.
+fn lane_error(status: &str) -> TransportError {
+    TransportError::Call { call: "ucp_put_nbx", status: status.into() }
+}
+
+/// The prefiller hears that no put of the request is in flight.
+fn drained() -> Effect {
+    to::prefiller(PutsDrained { session: S, request: R })
+}
+
+/// Why the session is to end, if that is all that is to be done.
+fn broken(effects: &[Effect]) -> Option<&str> {
+    match effects {
+        [Effect::PeerLink(ToPeerLink::BreakSession(BreakSession { session: S, reason }))] => Some(reason),
+        _ => None,
+    }
+}
+
+/// From where, to where and how much a put moves, in bytes.
+fn span(effect: &Effect) -> Option<(u64, u64, u64)> {
+    match effect {
+        Effect::Transport(ToTransport::Command(Command::Put {
+            local_offset, remote_offset, bytes, ..
+        })) => Some((*local_offset, *remote_offset, *bytes)),
+        _ => None,
+    }
+}
+
+fn is_flush(effect: &Effect) -> bool {
+    matches!(effect, Effect::Transport(ToTransport::Command(Command::Flush { .. })))
+}
 
 /// A receiver and a lane that do what the state asks, in an order that the test chooses.
 struct Peer {
     state: TransferState,
     ring: connector::ring::GrantLedger,
+    /// Granted pages that no put has been posted into, in the order of their credits.
+    targets: VecDeque<u32>,
     puts: Vec<Ticket>,
     flushes: Vec<Ticket>,
     filled: Vec<(Option<PageOwner>, u32)>,
@@ -35,8 +106,9 @@ impl Peer {
     fn with_runs(ring_pages: u32, run_pages: usize) -> Self {
         let ring = connector::ring::GrantLedger::new(NonZeroU32::new(ring_pages).expect("at least one"));
         let mut peer = Self {
-            state: TransferState { run_pages, ..TransferState::new(100, 0.0, true, false, PAGES_IN_FLIGHT) },
+            state: TransferState { run_pages, ..TransferState::new(CONFIG) },
             ring,
+            targets: VecDeque::new(),
             puts: Vec::new(),
             flushes: Vec::new(),
             filled: Vec::new(),
@@ -50,9 +122,8 @@ impl Peer {
             hashes_late: false,
             hashes: Vec::new(),
         };
-        peer.state.on_session_opened(S, ring_pages, 77);
-        let actions = peer.state.on_connected(0, S, "tcp/lo".into());
-        peer.perform(actions);
+        peer.hear(0, opened(ring_pages, 77));
+        peer.hear(0, connected());
         peer
     }
 
@@ -70,80 +141,114 @@ impl Peer {
         peer
     }
 
-    fn perform(&mut self, actions: Vec<Action>) {
-        for action in actions {
-            match action {
-                Action::Put { ticket, seeds, .. } => {
-                    self.longest_run = self.longest_run.max(seeds.len());
-                    self.pages.insert(ticket, seeds.len());
-                    for seed in seeds.into_iter().flatten() {
-                        assert_eq!((seed.session, seed.request), (77, R.0));
-                        let hash = seed.credit * 100 + u64::from(seed.place);
-                        let credit = CreditNumber(seed.credit);
-                        if self.hashes_late {
-                            self.hashes.push((credit, hash));
-                        } else {
-                            assert_eq!(self.state.on_hashed(1, S, credit, hash), [], "it is in flight");
-                        }
+    /// The state takes a message; what it wants done is done.
+    fn hear(&mut self, now_micros: u64, mail: impl Into<ToTransfer>) {
+        let effects = self.state.on(now_micros, mail.into());
+        self.perform(effects);
+    }
+
+    fn perform(&mut self, effects: Vec<Effect>) {
+        // Pages of our pool that this message puts.
+        let mut put = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Transport(ToTransport::Command(command)) => put.extend(self.submit(command)),
+                Effect::HashThread(ToHashThread::HashPages(HashPages(pages))) => {
+                    for page in pages {
+                        assert!(put.contains(&page.page), "{page:?} is not put");
+                        self.ask_for_hash(page);
                     }
-                    self.puts.push(ticket);
                 }
-                Action::Flush { ticket, .. } => self.flushes.push(ticket),
-                Action::Frame(_, Frame::PageFilled { first, count, owner, hashes, .. }) => {
-                    let expect: Vec<u64> = owner.map_or(vec![], |owner| {
-                        (0..count)
-                            .map(|n| (first.0 + u64::from(n)) * 100 + u64::from(owner.first_page + n))
-                            .collect()
-                    });
-                    assert_eq!(hashes, expect, "every page has its own hash");
-                    self.ring.fill(first, count).expect("announced in order, and only what was granted");
-                    self.filled.push((owner, count));
+                Effect::PeerLink(ToPeerLink::SendFrame(SendFrame { session: S, frame })) => {
+                    self.take_frame(frame);
                 }
-                Action::Frame(..) => {}
-                Action::Sent(sent) => self.sent += sent.count,
-                Action::Drained(..) => self.drained += 1,
-                Action::Break(_, reason) => self.broken.push(reason),
-                Action::Measured(..) => self.measured = true,
+                Effect::PeerLink(ToPeerLink::BreakSession(broken)) => self.broken.push(broken.reason),
+                Effect::Prefiller(ToPrefiller::PagesSent(sent)) => self.sent += sent.count,
+                Effect::Prefiller(ToPrefiller::PutsDrained(_)) => self.drained += 1,
+                Effect::Log(ToLog::LogLine(LogLine::ReceiverReady { .. })) => self.measured = true,
+                other => panic!("{other:?}"),
             }
         }
         let in_flight = self.puts.iter().map(|ticket| self.pages[ticket]).sum();
         self.most_in_flight = self.most_in_flight.max(in_flight);
     }
 
+    /// Takes a put or flush; the pages that are put.
+    fn submit(&mut self, command: Command) -> Vec<PageId> {
+        match command {
+            Command::Put { session, ticket, local_offset, remote_offset, bytes } => {
+                assert_eq!((session, local_offset % 100, bytes % 100), (TransportSession(S.0), 0, 0));
+                let (first, pages) = ((local_offset / 100) as u32, (bytes / 100) as usize);
+                let targets: Vec<u64> = self.targets.drain(..pages).map(u64::from).collect();
+                let span: Vec<u64> = (0..pages as u64).map(|n| remote_offset / 100 + n).collect();
+                assert_eq!((span, remote_offset % 100), (targets, 0), "each page goes under its own credit");
+                self.longest_run = self.longest_run.max(pages);
+                self.pages.insert(ticket, pages);
+                self.puts.push(ticket);
+                (first..).map(PageId).take(pages).collect()
+            }
+            Command::Flush { ticket, .. } => {
+                self.flushes.push(ticket);
+                Vec::new()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn ask_for_hash(&mut self, page: PageToHash) {
+        let PageToHash { session, seed, .. } = page;
+        assert_eq!((session, seed.session, seed.request), (S, 77, R.0));
+        let (credit, hash) = (CreditNumber(seed.credit), seed.credit * 100 + u64::from(seed.place));
+        if self.hashes_late {
+            self.hashes.push((credit, hash));
+        } else {
+            let hashed = PagesHashed(vec![(S, credit, hash)]);
+            assert_eq!(self.state.on(1, hashed.into()), [], "it is in flight");
+        }
+    }
+
+    fn take_frame(&mut self, frame: Frame) {
+        let Frame::PageFilled { first, count, owner, hashes, .. } = frame else { return };
+        let expect: Vec<u64> = owner.map_or(vec![], |owner| {
+            (0..count).map(|n| (first.0 + u64::from(n)) * 100 + u64::from(owner.first_page + n)).collect()
+        });
+        assert_eq!(hashes, expect, "every page has its own hash");
+        self.ring.fill(first, count).expect("announced in order, and only what was granted");
+        self.filled.push((owner, count));
+    }
+
     fn grant(&mut self) {
-        let first = CreditNumber(self.ring.head());
-        let pages: Vec<_> = (0..self.ring.room()).map(PageIndex).collect();
+        let first = self.ring.head();
+        let pages: Vec<u32> = (0..self.ring.room()).collect();
         if pages.is_empty() {
             return;
         }
         for page in &pages {
-            self.ring.grant(*page).expect("room");
+            self.ring.grant(PageIndex(*page)).expect("room");
         }
-        let actions = self.state.on_granted(1, S, first, &pages);
-        self.perform(actions);
+        self.targets.extend(&pages);
+        self.hear(1, granted(first, &pages));
     }
 
-    fn complete(&mut self, at: usize, result: Result<(), String>) {
+    fn complete(&mut self, at: usize, result: Result<(), TransportError>) {
         if !self.puts.is_empty() {
             let ticket = self.puts.remove(at % self.puts.len());
-            let actions = self.state.on_put_completed(2, S, ticket, result);
-            self.perform(actions);
+            let event = Event::PutCompleted { session: TransportSession(S.0), ticket, result };
+            self.hear(2, TransportEvents(vec![event]));
         }
     }
 
     fn flush(&mut self) {
         if !self.flushes.is_empty() {
             let ticket = self.flushes.remove(0);
-            let actions = self.state.on_flushed(3, S, ticket, Ok(()));
-            self.perform(actions);
+            self.hear(3, flushed(ticket, Ok(())));
         }
     }
 
     fn hash(&mut self) {
         if !self.hashes.is_empty() {
             let (credit, hash) = self.hashes.remove(0);
-            let actions = self.state.on_hashed(4, S, credit, hash);
-            self.perform(actions);
+            self.hear(4, PagesHashed(vec![(S, credit, hash)]));
         }
     }
 
@@ -154,9 +259,21 @@ impl Peer {
     }
 
     fn schedule(&mut self, first_page: u32, count: u32) {
-        let pages: Vec<_> = (0..count).map(PageId).collect();
-        let actions = self.state.on_schedule(1, S, R, first_page, &pages);
-        self.perform(actions);
+        self.hear(1, scheduled(first_page, 0..count));
+    }
+
+    /// Nothing is in flight, and sixteen credits for neighbouring pages are granted at once.
+    fn with_sixteen_neighbours(run_pages: usize) -> Self {
+        let mut peer = Self::probed_with_runs(16, run_pages);
+        peer.grant();
+        // This spends the credits that were granted one by one.
+        peer.schedule(0, 16);
+        while peer.sent < 16 {
+            peer.complete(0, Ok(()));
+            peer.flush();
+        }
+        peer.grant();
+        peer
     }
 }
 
@@ -174,7 +291,7 @@ fn a_ring_of_one_measures_and_carries() {
 #[test]
 fn a_lane_that_is_too_slow_is_not_used() {
     let mut peer = Peer::new(8);
-    peer.state.min_gbps = 1e3;
+    peer.state.config.min_gigabytes_per_second = 1e3;
     while peer.broken.is_empty() {
         peer.turn();
     }
@@ -186,12 +303,9 @@ fn a_lane_that_is_too_slow_is_not_used() {
 fn a_lane_that_cannot_carry_pages_says_what_helps() {
     let mut peer = Peer::new(8);
     peer.grant();
-    peer.complete(0, Err("Request canceled".into()));
-    assert!(
-        peer.broken[0].starts_with("lane tcp/lo cannot carry pages (Request canceled); see what UCX_TLS"),
-        "{:?}",
-        peer.broken
-    );
+    peer.complete(0, Err(lane_error("Request canceled")));
+    let expect = "lane tcp/lo cannot carry pages (ucp_put_nbx failed: Request canceled); see what UCX_TLS";
+    assert!(peer.broken[0].starts_with(expect), "{:?}", peer.broken);
 }
 
 #[test]
@@ -229,13 +343,12 @@ fn nothing_is_announced_before_its_completion_and_its_hash() {
 }
 
 #[test]
-fn a_cancelled_request_drains_and_its_pages_are_nobodys() {
+fn a_cancelled_request_drains_and_its_pages_are_announced_without_owner() {
     let mut peer = Peer::probed(32);
     peer.grant();
     peer.schedule(0, 20);
     assert_eq!(peer.puts.len(), PAGES_IN_FLIGHT);
-    let actions = peer.state.on_cancel(S, R);
-    assert_eq!(actions, [], "puts are in flight");
+    assert_eq!(peer.state.on_cancel(S, R), [], "puts are in flight");
     while !peer.puts.is_empty() {
         assert_eq!(peer.drained, 0);
         peer.complete(0, Ok(()));
@@ -253,15 +366,15 @@ fn a_lost_session_still_waits_for_its_puts() {
     let mut peer = Peer::probed(8);
     peer.grant();
     peer.schedule(0, 3);
-    peer.state.on_lost(S);
+    assert_eq!(peer.state.on(1, PeerLost { session: S }.into()), []);
     assert_eq!(peer.state.on_cancel(S, R), []);
     for _ in 0..3 {
         assert_eq!(peer.drained, 0);
-        peer.complete(0, Err("connection reset".into()));
+        peer.complete(0, Err(lane_error("connection reset")));
     }
     assert_eq!(peer.drained, 1);
     assert!(peer.broken.is_empty(), "it is lost already");
-    assert_eq!(peer.state.on_cancel(S, R), [Action::Drained(S, R)], "a session that is gone has no puts");
+    assert_eq!(peer.state.on_cancel(S, R), [drained()], "a session that is gone has no puts");
 }
 
 #[test]
@@ -269,18 +382,15 @@ fn what_breaks_the_lane_or_the_ring_breaks_the_session() {
     let mut peer = Peer::probed(8);
     peer.grant();
     peer.schedule(0, 1);
-    peer.complete(0, Err("connection reset".into()));
-    assert_eq!(peer.broken, ["put failed: connection reset"]);
+    peer.complete(0, Err(lane_error("connection reset")));
+    assert_eq!(peer.broken, ["put failed: ucp_put_nbx failed: connection reset"]);
     peer.flush();
     assert_eq!(peer.filled, [], "nothing is announced in a session that broke");
 
     let mut peer = Peer::probed(8);
-    let actions = peer.state.on_granted(1, S, CreditNumber(999), &[PageIndex(0)]);
-    assert!(
-        matches!(&actions[..], [Action::Break(S, reason)] if reason.contains("credit 999")),
-        "{actions:?}"
-    );
-    assert_eq!(peer.state.on_granted(1, S, CreditNumber(999), &[PageIndex(0)]), [], "once is enough");
+    let effects = peer.state.on(1, granted(999, &[0]).into());
+    assert!(broken(&effects).is_some_and(|reason| reason.contains("credit 999")), "{effects:?}");
+    assert_eq!(peer.state.on(1, granted(999, &[0]).into()), [], "once is enough");
 }
 
 #[test]
@@ -294,8 +404,8 @@ fn a_lane_that_holds_an_operation_for_ever_is_given_up() {
             assert_eq!(peer.flushes.len(), 1);
         }
         assert_eq!(peer.state.on_tick(OPERATION_MICROS_MAX), []);
-        let actions = peer.state.on_tick(OPERATION_MICROS_MAX + 10);
-        assert!(matches!(&actions[..], [Action::Break(S, _)]), "{actions:?}");
+        let effects = peer.state.on_tick(OPERATION_MICROS_MAX + 10);
+        assert!(broken(&effects).is_some(), "{effects:?}");
         assert_eq!(peer.state.on_tick(OPERATION_MICROS_MAX + 10), [], "once is enough");
     }
 }
@@ -309,21 +419,22 @@ fn a_flush_that_fails_or_comes_late_announces_nothing() {
         peer.complete(0, Ok(()));
         let ticket = peer.flushes[0];
         if lost {
-            peer.state.on_lost(S);
+            assert_eq!(peer.state.on(1, PeerLost { session: S }.into()), []);
         }
-        let result = if lost { Ok(()) } else { Err("reset".into()) };
-        let actions = peer.state.on_flushed(9, S, ticket, result);
-        assert_eq!(actions.len(), usize::from(!lost), "{actions:?}");
-        peer.perform(actions);
+        let result = if lost { Ok(()) } else { Err(lane_error("reset")) };
+        let effects = peer.state.on(9, flushed(ticket, result).into());
+        let expect = (!lost).then_some("flush failed: ucp_put_nbx failed: reset");
+        assert_eq!((broken(&effects), effects.len()), (expect, usize::from(!lost)), "{effects:?}");
+        peer.perform(effects);
         assert_eq!(peer.filled, []);
-        assert_eq!(peer.state.on_cancel(S, R), [Action::Drained(S, R)]);
+        assert_eq!(peer.state.on_cancel(S, R), [drained()]);
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
-    /// Whatever the ring, the order of completions and the chunks, every page is announced once, in order of credits.
+    /// Every page is announced once, in order of credits, for every ring, order of completions and size of chunks.
     #[test]
     fn every_page_arrives(ring in 1..24u32, run_pages in 1..9usize, chunks in proptest::collection::vec(1..6u32, 1..8), order in any::<u64>()) {
         let mut peer = Peer::probed_with_runs(ring, run_pages);
@@ -371,8 +482,7 @@ fn credits_beyond_the_share_go_back_in_their_turn() {
     peer.schedule(0, 2);
     peer.grant();
     // Eight credits, two of them spent on puts that are under way.
-    let actions = peer.state.on_ring_shared(4, S, 5);
-    peer.perform(actions);
+    peer.hear(4, shared(5));
     assert_eq!(peer.filled, [], "nothing is announced before the puts in front of it");
     while !peer.puts.is_empty() || !peer.flushes.is_empty() {
         peer.complete(0, Ok(()));
@@ -382,31 +492,22 @@ fn credits_beyond_the_share_go_back_in_their_turn() {
     let back: u32 = peer.filled.iter().filter(|(owner, _)| owner.is_none()).map(|(_, count)| count).sum();
     assert_eq!((peer.filled[0].0, peer.sent, back), (Some(owner), 2, 3));
     assert_eq!(peer.ring.outstanding(), 3, "two put and three given back of eight");
-    let actions = peer.state.on_ring_shared(5, S, 5);
-    assert_eq!(actions, [], "it holds no more than its share");
+    assert_eq!(peer.state.on(5, shared(5).into()), [], "it holds no more than its share");
 }
 
 #[test]
 fn credits_go_back_only_once_the_lane_is_there() {
-    let mut state = TransferState::new(100, 0.0, true, false, PAGES_IN_FLIGHT);
-    state.on_session_opened(S, 4, 1);
-    state.on_granted(0, S, CreditNumber(0), &[PageIndex(0), PageIndex(1)]);
-    assert_eq!(state.on_ring_shared(0, S, 1), []);
-    let actions = state.on_connected(0, S, "tcp/lo".into());
-    assert!(actions.iter().any(|action| matches!(action, Action::Flush { .. })), "{actions:?}");
+    let mut state = TransferState::new(CONFIG);
+    assert_eq!(state.on(0, opened(4, 1).into()), []);
+    assert_eq!(state.on(0, granted(0, &[0, 1]).into()), []);
+    assert_eq!(state.on(0, shared(1).into()), []);
+    let effects = state.on(0, connected().into());
+    assert!(effects.iter().any(is_flush), "{effects:?}");
 }
 
 #[test]
 fn neighbours_on_both_sides_go_as_one_put() {
-    let mut peer = Peer::probed_with_runs(16, 4);
-    peer.grant();
-    // Spends what was granted one by one; then sixteen neighbours are granted at once.
-    peer.schedule(0, 16);
-    while peer.sent < 16 {
-        peer.complete(0, Ok(()));
-        peer.flush();
-    }
-    peer.grant();
+    let mut peer = Peer::with_sixteen_neighbours(4);
     peer.schedule(0, 6);
     assert_eq!(peer.puts.iter().map(|ticket| peer.pages[ticket]).collect::<Vec<_>>(), [4, 2]);
     assert_eq!(peer.flushes.len(), 1, "behind the last");
@@ -416,6 +517,33 @@ fn neighbours_on_both_sides_go_as_one_put() {
     peer.flush();
     peer.flush();
     assert_eq!(peer.sent, 22);
+}
+
+#[test]
+fn puts_count_in_bytes_and_one_message_asks_for_all_hashes() {
+    let mut peer = Peer::with_sixteen_neighbours(4);
+    let credit = peer.ring.head() - 16;
+    let effects = peer.state.on(9, scheduled(20, [3, 4, 5, 9]).into());
+    let [first, second, flush, Effect::HashThread(ToHashThread::HashPages(HashPages(pages)))] = &effects[..]
+    else {
+        panic!("{effects:?}")
+    };
+    assert_eq!([span(first), span(second)], [Some((300, 0, 300)), Some((900, 300, 100))]);
+    assert!(is_flush(flush), "{flush:?}");
+    let expect = [3, 4, 5, 9].map(PageId).into_iter().zip(0..).map(|(page, n)| {
+        let seed = PageSeed { session: 77, credit: credit + u64::from(n), request: R.0, place: 20 + n };
+        PageToHash { session: S, page, seed }
+    });
+    assert_eq!(*pages, expect.collect::<Vec<_>>());
+}
+
+#[test]
+fn pages_are_not_hashed_where_both_sides_have_agreed_on_none() {
+    let mut peer = Peer::with_sixteen_neighbours(1);
+    peer.state.config.hashed = false;
+    let effects = peer.state.on(9, scheduled(16, [3]).into());
+    let [put, flush] = &effects[..] else { panic!("{effects:?}") };
+    assert!(span(put).is_some() && is_flush(flush), "{effects:?}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ struct Reference<'a> {
 /// The logits after the last token.
 pub(super) fn logits(model: &Tiny, tokens: &[u32]) -> Vec<f64> {
     let reference = Reference { model, tensors: model.build().1 };
-    let hidden = Tiny::HIDDEN as usize;
+    let hidden = model.hidden as usize;
     let embedding = reference.floats("token_embd");
     let mut x: Rows =
         tokens.iter().map(|&token| embedding[token as usize * hidden..][..hidden].to_vec()).collect();

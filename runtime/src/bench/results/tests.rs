@@ -1,19 +1,5 @@
-use clap::Parser;
-
 use super::*;
-use crate::bench::Bench;
-
-#[derive(Parser)]
-struct Line {
-    #[command(subcommand)]
-    bench: Bench,
-}
-
-fn options(arguments: &[&str]) -> ServeOptions {
-    let line = Line::try_parse_from([&["bench", "serve"], arguments].concat()).unwrap();
-    let Bench::Serve(options) = line.bench else { panic!("another measurement") };
-    *options
-}
+use crate::bench::testing::options;
 
 fn outputs() -> Vec<Output> {
     let good = |start: f64, ttft: f64, itl: f64, tokens: u32| Output {

@@ -1,7 +1,7 @@
 //! A frontend on a free port, with an actor behind it that plays a script in place of the proxy.
 
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
@@ -147,6 +147,8 @@ impl Handler<AbortRequest> for Echo {
 /// A running frontend; stops when dropped.
 pub(super) struct Server {
     address: SocketAddr,
+    /// The socket on which it listens.
+    pub(super) listener: TcpListener,
     agent: Agent,
     handle: ServerHandle,
     thread: Option<JoinHandle<()>>,
@@ -207,15 +209,17 @@ impl Server {
                 if let Some(bytes) = send_bytes {
                     SockRef::from(&listener).set_send_buffer_size(bytes).unwrap();
                 }
+                let same = listener.try_clone().unwrap();
                 let server = frontend.serve(listener, 1).unwrap();
-                ready.send((address, server.handle())).unwrap();
+                ready.send((address, same, server.handle())).unwrap();
                 server.await.unwrap();
             });
         });
-        let (address, handle) = started.recv_timeout(WAIT).expect("the server starts");
+        let (address, listener, handle) = started.recv_timeout(WAIT).expect("the server starts");
         let agent =
             Agent::config_builder().http_status_as_error(false).timeout_global(Some(WAIT)).build().into();
-        Self { address, agent, handle, thread: Some(thread), accepted, aborts, streams, permits, down }
+        let thread = Some(thread);
+        Self { address, listener, agent, handle, thread, accepted, aborts, streams, permits, down }
     }
 
     pub(super) fn connect(&self) -> TcpStream {

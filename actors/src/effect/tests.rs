@@ -1,0 +1,23 @@
+use super::*;
+use crate::request::RequestId;
+
+#[test]
+fn an_effect_is_small() {
+    // Effects travel by value through vectors and mailboxes. The largest is a frame; what is larger is boxed.
+    assert!(size_of::<Effect>() <= 144, "{} bytes", size_of::<Effect>());
+}
+
+#[test]
+fn a_message_finds_its_row() {
+    let effect = to::decoder(PageRejected { request: RequestId(1) });
+    let row = effect.row();
+    assert_eq!((row.message, row.to), ("PageRejected", Endpoint::Decoder));
+    assert_eq!(TABLE.iter().filter(|other| **other == *row).count(), 1);
+}
+
+#[test]
+fn every_row_says_what_bounds_it() {
+    for row in TABLE {
+        assert!(!row.bound.is_empty() && !row.from.contains(&row.to), "{row:?}");
+    }
+}

@@ -1,0 +1,69 @@
+//! What a sender has besides: prefiller and transfer.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix::prelude::*;
+use connector::transport::Transport;
+
+use super::Parts;
+use crate::effect::Endpoint;
+use crate::pages::Pages;
+use crate::prefiller::{
+    Prefiller, PrefillerBehaviour,
+    state::{PrefillerConfig, PrefillerState},
+};
+use crate::router::{Devices, Mailboxes, Router};
+use crate::transfer::{
+    Transfer, TransferBehaviour,
+    hash_thread::HashThread,
+    state::{TransferConfig, TransferState},
+};
+
+/// Actors that have addresses and do not run yet.
+#[derive(Default)]
+pub(super) struct Contexts {
+    pub(super) transfer: Context<Transfer>,
+    pub(super) prefiller: Context<Prefiller>,
+}
+
+impl Contexts {
+    /// Runs them: pages go over `transport`, and their hashes with them if they are in `hashed`.
+    pub(super) fn run(
+        self,
+        (min_gigabytes_per_second, pages_in_flight): (f64, usize),
+        hashed: Option<Pages>,
+        transport: Arc<dyn Transport>,
+        parts: &mut Parts,
+        mailboxes: &Mailboxes,
+    ) -> io::Result<()> {
+        let page_bytes = parts.page_bytes();
+        let state = TransferState::new(TransferConfig {
+            page_bytes,
+            min_gigabytes_per_second,
+            hashed: hashed.is_some(),
+            on_device: parts.pool.is_on_device(),
+            pages_in_flight,
+        });
+        let results = mailboxes.transfer.clone();
+        let hash_thread =
+            hashed.zip(results).map(|(pages, results)| HashThread::spawn(pages, results)).transpose()?;
+        let devices = Devices { hash_thread, transport: Some(transport), ..Devices::default() };
+        let router = Router::new(Endpoint::Transfer, mailboxes, devices);
+        let behaviour = TransferBehaviour { state, epoch: Instant::now() };
+        self.transfer.run(Transfer::new(behaviour, router, parts.awake(), parts.pulse("transfer")));
+
+        let state = PrefillerState::new(PrefillerConfig {
+            page_tokens: parts.page_tokens(),
+            page_bytes,
+            pool_pages: parts.pool.pages(),
+            vocabulary: parts.model.vocabulary,
+            context_tokens: parts.model.context_tokens,
+        });
+        let router = Router::new(Endpoint::Prefiller, mailboxes, Devices::default());
+        let behaviour = PrefillerBehaviour { state, counters: parts.counters.clone() };
+        self.prefiller.run(Prefiller::new(behaviour, router, parts.asleep(), parts.pulse("prefiller")));
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! What a node with peers has: the peer link on an arbiter of its own, and the transport.
+
+use std::sync::{Arc, OnceLock};
+
+use actix::prelude::*;
+use connector::frame::{Incarnation, Shape};
+use connector::transport::{Event, EventSink, Transport};
+use tokio::net::TcpListener;
+
+use super::{LinkConfig, LinkRole, Parts, StartError};
+use crate::effect::{Endpoint, ToPeerLink, ToTransfer};
+use crate::kit::Awake;
+use crate::messages::TransportEvents;
+use crate::peer_link::{Identity, PeerLink, PeerLinkBehaviour, Sockets, state::PeerLinkState};
+use crate::router::{Devices, Mailboxes, Router};
+
+/// A running peer link.
+pub(super) struct Linked {
+    pub(super) peer_link: Addr<PeerLink>,
+    pub(super) arbiter: Arbiter,
+    pub(super) transport: Arc<dyn Transport>,
+}
+
+/// Starts the transport and the peer link. A listener accepts at once; a sender dials when it is told to.
+pub(super) fn start<E>(
+    link: LinkConfig<'_, E>,
+    parts: &mut Parts,
+    mailboxes: &Mailboxes,
+) -> Result<Linked, StartError<E>> {
+    let incarnation = Incarnation::current().map_err(StartError::Io)?;
+    let shape = shape(parts, link.page_hash);
+    let (listener, receivers) = match link.role {
+        LinkRole::Receiver(listener) => (Some(listener), Vec::new()),
+        LinkRole::Sender(receivers) => (None, receivers),
+    };
+    if let Some(listener) = &listener {
+        listener.set_nonblocking(true).map_err(StartError::Io)?;
+    }
+    let identity =
+        Identity { incarnation, shape, secret: link.secret, ring_pages: parts.ring_pages, receivers };
+    let (sink, late_link) = sink(mailboxes.transfer.clone());
+    let transport = (link.transport)(sink).map_err(StartError::Transport)?;
+    let state =
+        PeerLinkState::new(transport.close_ends_writes(), identity.ring_pages, identity.receivers.clone());
+    let behaviour = PeerLinkBehaviour { state, counters: parts.counters.clone() };
+
+    let arbiter = Arbiter::new();
+    let (awake, vitals, faults) = (parts.awake, parts.pulse("peer_link"), parts.faults.clone());
+    let (mailboxes, lanes) = (mailboxes.clone(), transport.clone());
+    let peer_link = PeerLink::start_in_arbiter(&arbiter.handle(), move |ctx| {
+        let sockets = Sockets::new(identity, ctx.address().recipient());
+        if let Some(listener) = listener {
+            let (sockets, faults) = (sockets.clone(), faults.clone());
+            actix::spawn(async move {
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => sockets.listen(listener).await,
+                    Err(error) => faults.pull(format!("link port: {error}")),
+                }
+            });
+        }
+        let devices =
+            Devices { transport: Some(lanes), sockets: Some(sockets), faults, ..Devices::default() };
+        let own = Mailboxes { peer_link: Some(ctx.address().recipient()), ..mailboxes };
+        let router = Router::new(Endpoint::PeerLink, &own, devices);
+        PeerLink::new(behaviour, router, Awake::new(awake), vitals)
+    });
+    // Set once, here, before the transport has a session that could report anything.
+    let _ = late_link.set(peer_link.clone().recipient());
+    Ok(Linked { peer_link, arbiter, transport })
+}
+
+fn shape(parts: &Parts, page_hash: bool) -> Shape {
+    let layout = parts.pool.layout();
+    Shape {
+        model: parts.model.name.clone(),
+        fingerprint: parts.model.fingerprint,
+        layers: layout.layers,
+        kv_heads: layout.kv_heads,
+        head_dim: layout.head_dim,
+        page_tokens: layout.page_tokens,
+        dtype: layout.dtype.name().to_owned(),
+        page_bytes: layout.page_bytes(),
+        page_hash,
+    }
+}
+
+type LateLink = Arc<OnceLock<Recipient<ToPeerLink>>>;
+
+/// Sorts the transport's events: completions to the transfer actor, the rest to the peer link, which starts later.
+/// One batch of completions holds at most what was in flight, so sending past the mailbox's bound is bounded too.
+fn sink(transfer: Option<Recipient<ToTransfer>>) -> (EventSink, LateLink) {
+    let late = LateLink::default();
+    let link = late.clone();
+    let sink = move |events: Vec<Event>| {
+        let (completions, sessions): (Vec<Event>, Vec<Event>) = events
+            .into_iter()
+            .partition(|event| matches!(event, Event::PutCompleted { .. } | Event::Flushed { .. }));
+        if let (false, Some(transfer)) = (completions.is_empty(), &transfer) {
+            transfer.do_send(TransportEvents(completions).into());
+        }
+        if let (false, Some(link)) = (sessions.is_empty(), link.get()) {
+            link.do_send(TransportEvents(sessions).into());
+        }
+    };
+    (Box::new(sink), late)
+}

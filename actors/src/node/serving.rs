@@ -1,0 +1,108 @@
+//! What every node has: proxy, decoder, buffer manager and generator.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use engine::Engine;
+
+use super::Parts;
+use crate::buffer_manager::{
+    BufferManager, BufferManagerBehaviour,
+    state::{PoolConfig, PoolState},
+};
+use crate::decoder::{
+    Decoder, DecoderBehaviour,
+    state::{DecoderConfig, DecoderState},
+};
+use crate::effect::Endpoint;
+use crate::generator::{
+    Generator, GeneratorBehaviour,
+    engine_thread::{EnginePulse, EngineThread},
+    state::GeneratorState,
+};
+use crate::pages::Pages;
+use crate::proxy::{Proxy, ProxyBehaviour, state::ProxyState};
+use crate::router::{Devices, Mailboxes, Router};
+
+/// How far ahead of its tokens a request's pages are reserved: a request that may get thousands of tokens keeps out none that gets few.
+const GROWTH_TOKENS: u32 = 256;
+
+/// Actors that have addresses and do not run yet.
+#[derive(Default)]
+pub(super) struct Contexts {
+    pub(super) proxy: Context<Proxy>,
+    pub(super) decoder: Context<Decoder>,
+    pub(super) buffer_manager: Context<BufferManager>,
+    pub(super) generator: Context<Generator>,
+}
+
+/// See [`NodeConfig`](super::NodeConfig).
+pub(super) struct Settings {
+    pub(super) prefill_chunk_tokens: u32,
+    pub(super) prefix_cache: bool,
+    pub(super) scattered: bool,
+    pub(super) local_if_sooner_by: Duration,
+}
+
+impl Contexts {
+    /// Runs them. Pages that land are checked in `hashed`.
+    pub(super) fn run(
+        self,
+        engine: Box<dyn Engine>,
+        settings: Settings,
+        hashed: Option<Pages>,
+        parts: &mut Parts,
+        mailboxes: &Mailboxes,
+        pulse: &EnginePulse,
+    ) -> io::Result<()> {
+        let (pages, page_tokens) = (parts.pool.pages(), parts.page_tokens());
+        let counters = parts.counters.clone();
+        let streams = || Devices { streams: parts.streams.clone(), ..Devices::default() };
+        let (proxy_devices, decoder_devices) = (streams(), streams());
+
+        let pool = PoolState::new(PoolConfig {
+            pages,
+            ring_pages: parts.ring_pages,
+            page_tokens,
+            page_bytes: parts.page_bytes(),
+            sharing: settings.prefix_cache,
+            scattered: settings.scattered,
+        });
+        let behaviour = BufferManagerBehaviour { state: pool, hashed, counters: counters.clone() };
+        let router = Router::new(Endpoint::BufferManager, mailboxes, Devices::default());
+        let pulse_of = parts.pulse("buffer_manager");
+        self.buffer_manager.run(BufferManager::new(behaviour, router, parts.awake(), pulse_of));
+
+        let state = GeneratorState::new(
+            settings.prefill_chunk_tokens,
+            engine.limits(),
+            page_tokens,
+            parts.model.eos_tokens.clone(),
+            engine.runs_ahead(),
+        );
+        let thread = EngineThread::spawn(engine, mailboxes.generator.clone(), pulse.clone())?;
+        let devices = Devices { engine: Some(thread), ..Devices::default() };
+        let router = Router::new(Endpoint::Generator, mailboxes, devices);
+        let behaviour = GeneratorBehaviour { state, epoch: Instant::now() };
+        self.generator.run(Generator::new(behaviour, router, parts.asleep(), parts.pulse("generator")));
+
+        let state = DecoderState::new(DecoderConfig {
+            page_tokens,
+            page_bytes: parts.page_bytes(),
+            eos_tokens: parts.model.eos_tokens.clone(),
+            vocabulary: parts.model.vocabulary,
+            pid: std::process::id(),
+            growth_tokens: GROWTH_TOKENS,
+        });
+        let router = Router::new(Endpoint::Decoder, mailboxes, decoder_devices);
+        let behaviour = DecoderBehaviour { state, counters };
+        self.decoder.run(Decoder::new(behaviour, router, parts.asleep(), parts.pulse("decoder")));
+
+        let state = ProxyState::new(page_tokens, pages - parts.ring_pages, settings.local_if_sooner_by);
+        let router = Router::new(Endpoint::Proxy, mailboxes, proxy_devices);
+        let behaviour = ProxyBehaviour { state };
+        self.proxy.run(Proxy::new(behaviour, router, parts.asleep(), parts.pulse("proxy")));
+        Ok(())
+    }
+}

@@ -1,0 +1,305 @@
+//! The link's TCP connections: they listen, dial and carry frames, and report to the peer link.
+//!
+//! All tasks run on the peer link's arbiter. What they do with a connection the peer link decides; each connection has a
+//! [`ConnectionId`], and everything that is said about it is a message of the table in [`effect`](crate::effect).
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use connector::frame::{self, Frame, Hello, Incarnation, PROTOCOL_VERSION, Shape};
+use connector::link::{self, Link, LinkError, Prover};
+use connector::process::Pidfd;
+use connector::transport::Descriptor;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::effect::{ToPeerLink, ToSockets};
+use crate::messages::{
+    Carry, ConnectionId, Dial, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded, ProcessWatched,
+    Refuse, SenderSession, SessionId, Welcome, Welcomed, WriteFrame,
+};
+
+/// Handshakes that may be under way at once: strangers on the port cannot pile up.
+const HANDSHAKES: usize = 16;
+/// Pause after a connection that could not be accepted, for example for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Frames that may wait for a session's socket. A ring's grants and announcements, and every admitted request's frames, fit; a
+/// peer that takes none of them is dead.
+const FRAMES_WAITING: usize = 4096;
+
+/// Who we are on the link. It holds the secret, so it has no `Debug`.
+#[derive(Clone)]
+pub struct Identity {
+    /// This process.
+    pub incarnation: Incarnation,
+    /// What it serves.
+    pub shape: Shape,
+    /// `link.secret`.
+    pub secret: Option<String>,
+    /// Most credits outstanding in a session that we receive in.
+    pub ring_pages: u32,
+    /// The addresses that this process dials.
+    pub receivers: Vec<String>,
+}
+
+/// A connection whose handshake is over as far as it goes without the peer link.
+enum Line {
+    /// It waits for [`Welcome`], [`Refuse`], [`Carry`] or a hang-up.
+    Shaken {
+        link: Box<Link>,
+        /// The process that dialled, if the kernel says that it runs on this host.
+        process: Option<Pidfd>,
+    },
+    /// A task carries frames: those that are put in here.
+    Carried(mpsc::Sender<Frame>),
+}
+
+struct Shared {
+    identity: Identity,
+    link: Recipient<ToPeerLink>,
+    lines: RefCell<HashMap<ConnectionId, Line>>,
+    next: Cell<u64>,
+}
+
+/// All connections of this process. Cheap to clone; clones share them. Lives on the peer link's arbiter.
+#[derive(Clone)]
+pub struct Sockets {
+    shared: Rc<Shared>,
+}
+
+impl Sockets {
+    /// No connections yet; `link` hears what happens to them.
+    pub fn new(identity: Identity, link: Recipient<ToPeerLink>) -> Self {
+        let (lines, next) = (RefCell::default(), Cell::new(0));
+        Self { shared: Rc::new(Shared { identity, link, lines, next }) }
+    }
+
+    /// Does what the peer link says.
+    pub fn deliver(&self, message: ToSockets) {
+        match message {
+            ToSockets::WakeDialler(wake) => {
+                let sockets = self.clone();
+                actix::spawn(async move {
+                    tokio::time::sleep(wake.pause).await;
+                    sockets.tell(DialDue { receiver: wake.receiver });
+                });
+            }
+            ToSockets::Dial(dial) => {
+                actix::spawn(self.clone().dial(dial));
+            }
+            ToSockets::Refuse(Refuse { connection, reason }) => {
+                if let Some(Line::Shaken { mut link, .. }) = self.take(connection) {
+                    actix::spawn(async move {
+                        // A peer that is gone needs no answer.
+                        let _ = link.put_off(reason).await;
+                    });
+                }
+            }
+            ToSockets::Welcome(Welcome { connection, session, descriptor }) => {
+                if let Some((link, frames)) = self.begin_to_carry(connection) {
+                    actix::spawn(self.clone().welcome(link, frames, session, descriptor));
+                }
+            }
+            ToSockets::Carry(Carry { connection, session }) => {
+                if let Some((link, frames)) = self.begin_to_carry(connection) {
+                    actix::spawn(self.clone().carry(link, frames, session));
+                }
+            }
+            ToSockets::WriteFrame(write) => self.write(write),
+            // Dropping a carried line's queue makes its task say goodbye.
+            ToSockets::HangUp(hang_up) => drop(self.take(hang_up.connection)),
+            ToSockets::WatchProcess(watch) => {
+                if let Some(Line::Shaken { process, .. }) =
+                    self.shared.lines.borrow_mut().get_mut(&watch.connection)
+                    && let Some(process) = process.take()
+                {
+                    actix::spawn(self.clone().watch(watch.incarnation, process));
+                }
+            }
+        }
+    }
+
+    /// Accepts senders for as long as the process lives.
+    pub async fn listen(self, listener: TcpListener) {
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        loop {
+            let (stream, address) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "link port could not accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            // A connection beyond the bound is closed at once, so that silent strangers cannot keep senders out.
+            let Ok(permit) = handshakes.clone().try_acquire_owned() else { continue };
+            let sockets = self.clone();
+            actix::spawn(async move {
+                let identity = &sockets.shared.identity;
+                match Link::accept(stream, &identity.shape, identity.secret.as_deref()).await {
+                    Ok((link, hello)) => sockets.tell_hello(link, &hello),
+                    Err(error) => tracing::warn!(%address, reason = %error, "link connection refused"),
+                }
+                drop(permit);
+            });
+        }
+    }
+
+    fn tell_hello(&self, mut link: Link, hello: &Hello) {
+        let process = link.take_dialer();
+        let is_watched = process.is_some();
+        let (address, seed) = (link.peer().to_string(), link.nonces().session_seed());
+        self.tell(HelloCame {
+            connection: self.keep(Line::Shaken { link: link.into(), process }),
+            address,
+            sender: SenderSession {
+                incarnation: hello.incarnation,
+                line: hello.line,
+                number: hello.session,
+                is_watched,
+            },
+            previous: hello.previous,
+            drained: hello.previous_drained,
+            seed,
+        });
+    }
+
+    async fn dial(self, dial: Dial) {
+        let receiver = dial.receiver;
+        match self.connect(&dial).await {
+            Ok((link, welcome)) => {
+                let (address, seed) = (link.peer().to_string(), link.nonces().session_seed());
+                let frame::Welcome { incarnation, descriptor, ring_pages, .. } = *welcome;
+                let connection = self.keep(Line::Shaken { link: link.into(), process: None });
+                self.tell(Welcomed {
+                    receiver,
+                    connection,
+                    address,
+                    incarnation,
+                    descriptor,
+                    ring_pages,
+                    seed,
+                });
+            }
+            Err(error) => {
+                let (reason, permanent) = (error.to_string(), error.is_permanent());
+                self.tell(DialFailed { receiver, reason, permanent });
+            }
+        }
+    }
+
+    async fn connect(&self, dial: &Dial) -> Result<(Link, Box<frame::Welcome>), LinkError> {
+        let Identity { incarnation, shape, secret, receivers, .. } = &self.shared.identity;
+        let attempt = dial.attempt;
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            incarnation: *incarnation,
+            line: attempt.line,
+            session: attempt.session,
+            previous: attempt.previous,
+            previous_drained: attempt.previous_drained,
+            shape: shape.clone(),
+            nonce: link::nonce()?,
+            proof: None,
+        };
+        let address = receivers.get(dial.receiver.0 as usize).ok_or(LinkError::Closed)?;
+        Link::dial(address, hello, secret.as_deref()).await
+    }
+
+    async fn welcome(
+        self,
+        mut link: Link,
+        frames: mpsc::Receiver<Frame>,
+        session: SessionId,
+        descriptor: Descriptor,
+    ) {
+        let identity = &self.shared.identity;
+        let welcome = frame::Welcome {
+            incarnation: identity.incarnation,
+            shape: identity.shape.clone(),
+            descriptor,
+            ring_pages: identity.ring_pages,
+            proof: link.nonces().prove(identity.secret.as_deref(), Prover::Listener),
+        };
+        match link.welcome(welcome).await {
+            Ok(()) => self.carry(link, frames, session).await,
+            Err(error) => self.tell_ended(session, &error),
+        }
+    }
+
+    /// Carries a session's frames until either side ends it, then says so.
+    async fn carry(self, link: Link, frames: mpsc::Receiver<Frame>, session: SessionId) {
+        let (writer, mut reader) = link.split();
+        let reading = async {
+            loop {
+                match reader.next().await {
+                    // Waiting for the handler is the bound: one frame of a session is in the mailbox at a time.
+                    Ok(frame) => {
+                        let came = FrameCame { session, frame };
+                        if self.shared.link.send(came.into()).await.is_err() {
+                            return LinkError::Closed;
+                        }
+                    }
+                    Err(error) => return error,
+                }
+            }
+        };
+        let error = tokio::select! {
+            error = reading => error,
+            result = writer.run(frames) => result.err().unwrap_or(LinkError::Closed),
+        };
+        self.tell_ended(session, &error);
+    }
+
+    fn write(&self, write: WriteFrame) {
+        let WriteFrame { session, connection, frame } = write;
+        let lines = self.shared.lines.borrow();
+        if let Some(Line::Carried(frames)) = lines.get(&connection)
+            && let Err(mpsc::error::TrySendError::Full(_)) = frames.try_send(frame)
+        {
+            let reason = format!("peer did not take {FRAMES_WAITING} frames");
+            self.tell(LinkEnded { session, end: LinkEnd::Broken(reason) });
+        }
+    }
+
+    /// Tells the peer link when a peer's process has ended.
+    async fn watch(self, incarnation: Incarnation, process: Pidfd) {
+        let gone = process.gone().await.is_ok();
+        self.tell(ProcessWatched { incarnation, gone });
+    }
+
+    fn keep(&self, line: Line) -> ConnectionId {
+        let connection = ConnectionId(self.shared.next.get());
+        self.shared.next.set(connection.0 + 1);
+        self.shared.lines.borrow_mut().insert(connection, line);
+        connection
+    }
+
+    fn take(&self, connection: ConnectionId) -> Option<Line> {
+        self.shared.lines.borrow_mut().remove(&connection)
+    }
+
+    /// The connection's frames are carried from now on.
+    fn begin_to_carry(&self, connection: ConnectionId) -> Option<(Link, mpsc::Receiver<Frame>)> {
+        let Some(Line::Shaken { link, .. }) = self.take(connection) else { return None };
+        let (sender, frames) = mpsc::channel(FRAMES_WAITING);
+        self.shared.lines.borrow_mut().insert(connection, Line::Carried(sender));
+        Some((*link, frames))
+    }
+
+    fn tell_ended(&self, session: SessionId, error: &LinkError) {
+        let end = match error {
+            LinkError::Goodbye => LinkEnd::Goodbye,
+            error => LinkEnd::Broken(error.to_string()),
+        };
+        self.tell(LinkEnded { session, end });
+    }
+
+    fn tell(&self, message: impl Into<ToPeerLink>) {
+        self.shared.link.do_send(message.into());
+    }
+}

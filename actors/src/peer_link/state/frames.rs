@@ -1,0 +1,87 @@
+//! Which actor a frame is for. A frame that does not belong to its session's direction ends the session.
+
+use std::time::Instant;
+
+use connector::frame::Frame;
+
+use super::{Direction, PeerLinkState};
+use crate::effect::{Effect, to};
+use crate::first_token;
+use crate::log::{LaneSpeed, LogLine};
+use crate::messages::{
+    CancelPrefill, CreditsGranted, PageFilled, PeerLeaving, PeerReady, PrefillFailed, PrefillFinished,
+    RingShared, SessionId, StartPrefill,
+};
+use crate::request::RequestId;
+
+impl PeerLinkState {
+    /// A frame came. One of a session that is over is counted and dropped.
+    pub(super) fn on_frame(&mut self, now: Instant, session: SessionId, frame: Frame) -> Vec<Effect> {
+        let Some(live) = self.sessions.get_mut(&session).filter(|live| live.is_up()) else {
+            self.counts.stale_frames += 1;
+            return Vec::new();
+        };
+        live.note_credit(now, &frame);
+        let pid = live.peer.pid;
+        let effects = match live.direction {
+            Direction::Incoming { .. } => self.on_senders_frame(session, pid, frame),
+            Direction::Outgoing { .. } => on_receivers_frame(session, frame),
+        };
+        effects.unwrap_or_else(|reason| self.on_end(session, reason))
+    }
+
+    fn on_senders_frame(
+        &mut self,
+        session: SessionId,
+        pid: u32,
+        frame: Frame,
+    ) -> Result<Vec<Effect>, String> {
+        let effect = match frame {
+            Frame::PageFilled { first, count, owner, hashes, transfer_micros } => {
+                to::buffer_manager(PageFilled { session, first, count, owner, hashes, transfer_micros })
+            }
+            Frame::PrefillFinished { request, token, logprobs, prefill_micros } => {
+                let (request, token) = (RequestId(request), first_token::join(token, logprobs));
+                to::decoder(PrefillFinished { session, request, token, prefill_micros })
+            }
+            Frame::PrefillFailed { request, reason } => {
+                to::decoder(PrefillFailed { session, request: RequestId(request), reason })
+            }
+            Frame::Leaving => to::proxy(PeerLeaving { session }),
+            Frame::LinkProbed { lane: name, bytes, micros } => {
+                self.on_probed(session)?;
+                let ready = PeerReady { session, pid };
+                let lane = LaneSpeed { name, bytes, micros };
+                // The decoder first: it knows the sender before the proxy places a request there.
+                return Ok(vec![
+                    to::buffer_manager(ready),
+                    to::decoder(ready),
+                    to::proxy(ready),
+                    to::log(LogLine::SenderReady { session, pid, lane }),
+                ]);
+            }
+            other => return Err(unexpected(&other)),
+        };
+        Ok(vec![effect])
+    }
+}
+
+fn on_receivers_frame(session: SessionId, frame: Frame) -> Result<Vec<Effect>, String> {
+    let effect = match frame {
+        Frame::Grant { first, pages } => to::transfer(CreditsGranted { session, first, pages }),
+        Frame::RingShare { pages } => to::transfer(RingShared { session, pages }),
+        Frame::Prefill { request, prompt, resident, sampling, remaining_ms } => {
+            let (request, sampling) = (RequestId(request), first_token::from_frame(sampling).into());
+            to::prefiller(StartPrefill { session, request, prompt, resident, sampling, remaining_ms })
+        }
+        Frame::CancelPrefill { request } => {
+            to::prefiller(CancelPrefill { session, request: RequestId(request) })
+        }
+        other => return Err(unexpected(&other)),
+    };
+    Ok(vec![effect])
+}
+
+fn unexpected(frame: &Frame) -> String {
+    format!("peer sent a {} frame, which is not for us", frame.name())
+}

@@ -1,0 +1,182 @@
+//! Delivers effects in production: to actors by their mailboxes, and to streams, threads, sockets and the log.
+//!
+//! Each actor has a router of its own, so an edge between two actors is one [`Outbox`] with its own counters. The recipient of
+//! an effect is known when it is compiled: delivering one is a `match` and a direct call.
+
+use std::sync::Arc;
+
+use actix::prelude::*;
+use connector::transport::{Command, Transport, TransportError};
+use engine::EngineError;
+
+use crate::effect::{
+    Effect, Endpoint, ToBufferManager, ToDecoder, ToEngine, ToGenerator, ToHashThread, ToLog, ToPeerLink,
+    ToPrefiller, ToProcess, ToProxy, ToStreams, ToTransfer, ToTransport,
+};
+use crate::generator::engine_thread::{EngineThread, StepFinished};
+use crate::kit::{KillSwitch, Outbox};
+use crate::messages::{StreamEnd, StreamToken, TransportEvents};
+use crate::peer_link::Sockets;
+use crate::request::{AbortRequest, Refused, StreamEvent};
+use crate::streams::Streams;
+use crate::transfer::hash_thread::HashThread;
+
+/// The mailboxes of a node's actors. A node without peers has no transfer, prefiller and peer link.
+#[derive(Clone)]
+pub struct Mailboxes {
+    /// The proxy's.
+    pub proxy: Recipient<ToProxy>,
+    /// The decoder's.
+    pub decoder: Recipient<ToDecoder>,
+    /// The buffer manager's.
+    pub buffer_manager: Recipient<ToBufferManager>,
+    /// The generator's.
+    pub generator: Recipient<ToGenerator>,
+    /// The transfer actor's.
+    pub transfer: Option<Recipient<ToTransfer>>,
+    /// The prefiller's.
+    pub prefiller: Option<Recipient<ToPrefiller>>,
+    /// The peer link's.
+    pub peer_link: Option<Recipient<ToPeerLink>>,
+}
+
+/// What effects reach besides actors. An actor has only those that it uses.
+#[derive(Default)]
+pub struct Devices {
+    /// The clients' streams.
+    pub streams: Streams,
+    /// The generator's.
+    pub engine: Option<EngineThread>,
+    /// The transfer actor's.
+    pub hash_thread: Option<HashThread>,
+    /// The transfer actor's and the peer link's.
+    pub transport: Option<Arc<dyn Transport>>,
+    /// The peer link's.
+    pub sockets: Option<Sockets>,
+    /// The process's.
+    pub faults: KillSwitch,
+}
+
+/// Delivers the effects of one actor.
+pub struct Router {
+    from: Endpoint,
+    proxy: Outbox<ToProxy>,
+    decoder: Outbox<ToDecoder>,
+    buffer_manager: Outbox<ToBufferManager>,
+    generator: Outbox<ToGenerator>,
+    transfer: Option<Outbox<ToTransfer>>,
+    prefiller: Option<Outbox<ToPrefiller>>,
+    peer_link: Option<Outbox<ToPeerLink>>,
+    devices: Devices,
+}
+
+fn outbox<M>(from: Endpoint, to: Endpoint, recipient: Recipient<M>) -> Outbox<M>
+where
+    M: Message<Result = ()> + Send + 'static,
+{
+    Outbox::new(from, to, recipient)
+}
+
+impl Router {
+    /// The router of the actor `from`.
+    pub fn new(from: Endpoint, mailboxes: &Mailboxes, devices: Devices) -> Self {
+        let Mailboxes { proxy, decoder, buffer_manager, generator, transfer, prefiller, peer_link } =
+            mailboxes.clone();
+        Self {
+            from,
+            proxy: outbox(from, Endpoint::Proxy, proxy),
+            decoder: outbox(from, Endpoint::Decoder, decoder),
+            buffer_manager: outbox(from, Endpoint::BufferManager, buffer_manager),
+            generator: outbox(from, Endpoint::Generator, generator),
+            transfer: transfer.map(|address| outbox(from, Endpoint::Transfer, address)),
+            prefiller: prefiller.map(|address| outbox(from, Endpoint::Prefiller, address)),
+            peer_link: peer_link.map(|address| outbox(from, Endpoint::PeerLink, address)),
+            devices,
+        }
+    }
+
+    /// Delivers an effect.
+    pub fn deliver(&self, effect: Effect) {
+        debug_assert!(
+            effect.row().from.contains(&self.from),
+            "the table has no edge from {:?} for {:?}",
+            self.from,
+            effect.row()
+        );
+        match effect {
+            Effect::Proxy(mail) => drop(self.proxy.post(mail)),
+            Effect::Decoder(mail) => self.to_decoder(mail),
+            Effect::BufferManager(mail) => drop(self.buffer_manager.post(mail)),
+            Effect::Generator(mail) => drop(self.generator.post(mail)),
+            Effect::Transfer(mail) => post(self.transfer.as_ref(), mail),
+            Effect::Prefiller(mail) => post(self.prefiller.as_ref(), mail),
+            Effect::PeerLink(mail) => post(self.peer_link.as_ref(), mail),
+            Effect::Streams(message) => self.to_streams(message),
+            Effect::Engine(ToEngine::Plan(plan)) => {
+                if !self.devices.engine.as_ref().is_some_and(|engine| engine.submit(plan)) {
+                    // Only a panic ends the engine's thread.
+                    let outcome = Err(EngineError::WorkerPanicked);
+                    drop(self.generator.post(StepFinished { outcome }.into()));
+                }
+            }
+            Effect::HashThread(ToHashThread::HashPages(pages)) => {
+                if let Some(thread) = &self.devices.hash_thread {
+                    thread.post(pages);
+                }
+            }
+            Effect::Transport(ToTransport::Command(command)) => self.to_transport(command),
+            Effect::Sockets(message) => {
+                if let Some(sockets) = &self.devices.sockets {
+                    sockets.deliver(message);
+                }
+            }
+            Effect::Log(ToLog::LogLine(line)) => line.write(),
+            Effect::Process(ToProcess::Fault(fault)) => self.devices.faults.pull(fault.0),
+        }
+    }
+
+    /// A request that reaches no decoder ends at once.
+    fn to_decoder(&self, mail: ToDecoder) {
+        if let Some(ToDecoder::Decode(decode)) = self.decoder.post(mail) {
+            let event = StreamEvent::Failed(Refused::ShuttingDown.into());
+            self.devices.streams.end(decode.generate.request, event);
+        }
+    }
+
+    /// A token that no client takes aborts its request.
+    fn to_streams(&self, message: ToStreams) {
+        match message {
+            ToStreams::StreamToken(StreamToken { request, token }) => {
+                if !self.devices.streams.token(request, token) {
+                    self.to_decoder(AbortRequest { request, complete_with: None }.into());
+                }
+            }
+            ToStreams::StreamEnd(StreamEnd { request, event }) => {
+                tracing::debug!(%request, ?event, "request ended");
+                self.devices.streams.end(request, event);
+            }
+        }
+    }
+
+    /// A command that the transport does not take is answered as one that failed.
+    fn to_transport(&self, command: Command) {
+        let Some(transport) = &self.devices.transport else { return };
+        let Err(error) = transport.submit(command.clone()) else { return };
+        let failed = TransportEvents(vec![command.failed(TransportError::NotTaken(error))]);
+        match self.from {
+            Endpoint::Transfer => post(self.transfer.as_ref(), failed.into()),
+            _ => post(self.peer_link.as_ref(), failed.into()),
+        }
+    }
+}
+
+/// To an actor that nodes without peers do not have; no such node sends it anything.
+fn post<M>(outbox: Option<&Outbox<M>>, mail: M)
+where
+    M: Message<Result = ()> + Send + 'static,
+{
+    debug_assert!(outbox.is_some(), "this node has no such actor");
+    if let Some(outbox) = outbox {
+        drop(outbox.post(mail));
+    }
+}

@@ -1,0 +1,174 @@
+//! What kernels are called with: the layouts that `kernels/*.cu` declare under the same names.
+//!
+//! All pointers are the device's unless a name says host. A call reads its arguments before it returns.
+
+use std::ffi::c_void;
+
+use half::bf16;
+
+#[cfg(test)]
+mod tests;
+
+/// Declares a struct as C lays it out, of so many bytes.
+macro_rules! arguments {
+    ($($(#[$doc:meta])* $name:ident, $bytes:literal bytes { $($field:ident: $kind:ty,)+ })+) => {
+        $(
+            $(#[$doc])*
+            #[repr(C)]
+            #[derive(Debug)]
+            pub(crate) struct $name {
+                $(pub(crate) $field: $kind,)+
+            }
+            const _: () = assert!(size_of::<$name>() == $bytes);
+        )+
+
+        /// Every struct's name, size, and fields with their types.
+        #[cfg(test)]
+        const ALL: &[(&str, usize, &[(&str, &str)])] =
+            &[$((stringify!($name), $bytes, &[$((stringify!($field), stringify!($kind))),+])),+];
+    };
+}
+
+arguments! {
+    /// `out[r] = table[tokens[r]]`, where a token of -1 - n is `chosen[n]`.
+    Embed, 40 bytes {
+        tokens: *const i32,
+        chosen: *const i32,
+        table: *const bf16,
+        out: *mut bf16,
+        rows: i32,
+        hidden: i32,
+    }
+    /// `x += delta`, unless that is null; `out = rms_norm(x) · weight`.
+    AddRmsNorm, 48 bytes {
+        x: *mut bf16,
+        delta: *const bf16,
+        weight: *const bf16,
+        out: *mut bf16,
+        rows: i32,
+        hidden: i32,
+        epsilon: f32,
+    }
+    /// Rotates queries into `q_out` and keys into the pool, copies values into the pool.
+    RopeAppend, 88 bytes {
+        qkv: *const bf16,
+        q_out: *mut bf16,
+        pool: *mut bf16,
+        positions: *const i32,
+        places: *const i64,
+        inverse_frequencies: *const f32,
+        page_stride: i64,
+        layer_offset: i64,
+        rows: i32,
+        heads: i32,
+        kv_heads: i32,
+        head_dim: i32,
+        page_tokens: i32,
+    }
+    /// `out[r] = silu(gate) · up`.
+    SiluMul, 24 bytes {
+        gate_up: *const bf16,
+        out: *mut bf16,
+        rows: i32,
+        feed: i32,
+    }
+    /// `out[n] = x[which[n]]`.
+    TakeRows, 32 bytes {
+        x: *const bf16,
+        which: *const i32,
+        out: *mut bf16,
+        count: i32,
+        hidden: i32,
+    }
+    /// `out[i]` = uniform in `[-scale, scale)`, from `seed` and `i`.
+    Fill, 32 bytes {
+        out: *mut bf16,
+        count: u64,
+        seed: u64,
+        scale: f32,
+    }
+    /// `out[r]` = the token that row `r` of the settings chooses from row `r` of the logits.
+    SampleRows, 32 bytes {
+        logits: *const f32,
+        settings: *const c_void,
+        out: *mut i32,
+        rows: i32,
+        vocabulary: i32,
+    }
+    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`; `y` is f32 if `wide`, else bf16.
+    RowProducts, 40 bytes {
+        x: *const bf16,
+        weights: *const bf16,
+        y: *mut c_void,
+        wide: i32,
+        rows: i32,
+        outputs: i32,
+        inputs: i32,
+    }
+    /// `host_out[n]` = the content sum of page `host_pages[n]`.
+    PageContents, 48 bytes {
+        base: *const c_void,
+        page_bytes: u64,
+        host_pages: *const u32,
+        totals: *mut c_void,
+        host_out: *mut u64,
+        count: i32,
+    }
+    /// Shares the query tiles of a step's prompts out among the multiprocessors.
+    Fa3Plan, 80 bytes {
+        int_workspace: *mut c_void,
+        host_pinned: *mut c_void,
+        int_bytes: u64,
+        host_plan: *mut i64,
+        host_row_starts: *const i32,
+        host_page_starts: *const i32,
+        host_kv_tokens: *const i32,
+        rows: u32,
+        chunks: u32,
+        heads: u32,
+        kv_heads: u32,
+        page_tokens: u32,
+    }
+    /// Attention of a step's prompts.
+    Fa3Run, 88 bytes {
+        int_workspace: *mut c_void,
+        host_plan: *const i64,
+        q: *mut bf16,
+        k_pool: *mut bf16,
+        v_pool: *mut bf16,
+        kv_pages: *mut i32,
+        out: *mut bf16,
+        page_stride: i64,
+        rows: i64,
+        page_tokens: i32,
+        heads: i32,
+        kv_heads: i32,
+        scale: f32,
+    }
+    /// Attention of a step's decode rows.
+    Fa2Run, 160 bytes {
+        partial_out: *mut bf16,
+        partial_sums: *mut f32,
+        piece_rows: *mut i32,
+        piece_places: *mut i32,
+        piece_lengths: *const i32,
+        piece_flags: *mut bool,
+        zeros: *mut i32,
+        row_pieces: *mut i32,
+        q: *mut bf16,
+        k_pool: *mut bf16,
+        v_pool: *mut bf16,
+        row_starts: *mut i32,
+        page_starts: *mut i32,
+        kv_pages: *mut i32,
+        last_page_tokens: *mut i32,
+        out: *mut bf16,
+        page_stride: i64,
+        pieces: u32,
+        rows: u32,
+        page_tokens: u32,
+        heads: u32,
+        kv_heads: u32,
+        scale: f32,
+    }
+}

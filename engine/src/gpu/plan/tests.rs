@@ -1,0 +1,306 @@
+//! Lists of whole steps, held against plain sums over the batch.
+
+use proptest::prelude::*;
+
+use super::pieces::piece_tokens;
+use super::*;
+use crate::kv::PageId;
+use crate::sampling::{Sample, Sampling};
+
+const PAGE_TOKENS: usize = 16;
+const ROOM: Room = Room { rows: 256, chunks: 256, pages: 4096 };
+
+/// A chunk that owns what it names.
+#[derive(Clone, Debug)]
+struct Owned {
+    tokens: Vec<u32>,
+    source: Source,
+    start: u32,
+    pages: Vec<PageId>,
+    is_sampled: bool,
+}
+
+impl Owned {
+    /// A prompt's `tokens` behind `start` others, in pages from `first` on, one more than it needs.
+    fn prompt(tokens: &[u32], start: u32, first: u32) -> Self {
+        let pages = (start as usize + tokens.len()).div_ceil(PAGE_TOKENS) as u32 + 1;
+        let pages = (first..first + pages).map(PageId).collect();
+        Self { tokens: tokens.to_vec(), source: Source::Prompt, start, pages, is_sampled: true }
+    }
+
+    fn row(token: u32, start: u32, first: u32) -> Self {
+        Self { source: Source::Sampled, ..Self::prompt(&[token], start, first) }
+    }
+
+    fn chunk(&self) -> Chunk<'_> {
+        Chunk {
+            sequence: 0,
+            tokens: &self.tokens,
+            source: self.source,
+            start: self.start,
+            pages: &self.pages,
+            sample: self.is_sampled.then(Sample::greedy),
+        }
+    }
+}
+
+fn laid_out(owned: &[Owned], followed: &[usize], decode_rows: usize) -> (Plan, Vec<i32>) {
+    let batch: Vec<Chunk<'_>> = owned.iter().map(Owned::chunk).collect();
+    let mut plan = Plan::new(ROOM, PAGE_TOKENS);
+    // What a step before has left is not zero.
+    let mut words = vec![0x55; plan.words_most()];
+    plan.lay_out(&batch, followed, decode_rows, &mut words);
+    (plan, words)
+}
+
+fn places(words: &[i32]) -> Vec<i64> {
+    words
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|[low, high]| i64::from(*high) << 32 | i64::from(*low as u32))
+        .collect()
+}
+
+fn flags(words: &[i32], pieces: usize) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).take(pieces).collect()
+}
+
+/// Every list of a step, by name.
+fn lists(plan: &Plan) -> Vec<(&'static str, Range<usize>)> {
+    let (prefill, decode) = (&plan.prefill, &plan.decode);
+    vec![
+        ("tokens", plan.tokens()),
+        ("positions", plan.positions()),
+        ("pool places", plan.pool_places()),
+        ("sampled rows", plan.sampled_rows()),
+        ("settings", plan.settings()),
+        ("prompts' row starts", plan.row_starts(prefill)),
+        ("decode row starts", plan.row_starts(decode)),
+        ("prompts' page starts", plan.page_starts(prefill)),
+        ("decode page starts", plan.page_starts(decode)),
+        ("prompts' last pages", plan.last_page_tokens(prefill)),
+        ("decode last pages", plan.last_page_tokens(decode)),
+        ("row pieces", plan.row_pieces()),
+        ("piece rows", plan.piece_rows()),
+        ("piece places", plan.piece_places()),
+        ("piece lengths", plan.piece_lengths()),
+        ("piece flags", plan.piece_flags()),
+        ("prompts' pages", plan.pages(prefill)),
+        ("decode pages", plan.pages(decode)),
+    ]
+}
+
+#[test]
+fn prompts_come_first_and_every_list_says_so() {
+    let owned = [
+        Owned::row(7, 16, 100),
+        Owned { is_sampled: false, ..Owned::prompt(&[1, 2, 3], 15, 200) },
+        Owned::row(8, 0, 300),
+        Owned::prompt(&[4, 5], 0, 400),
+    ];
+    let (plan, words) = laid_out(&owned, &[0; 4], 0);
+    assert_eq!(plan.order, [1, 3, 0, 2]);
+    assert_eq!((plan.rows, plan.sampled), (7, 3));
+    assert_eq!((plan.prefill.chunks.clone(), plan.prefill.rows.clone()), (0..2, 0..5));
+    assert_eq!((plan.decode.chunks.clone(), plan.decode.rows.clone()), (2..4, 5..7));
+    assert_eq!(words[plan.tokens()], [1, 2, 3, 4, 5, 7, 8]);
+    assert_eq!(words[plan.positions()], [15, 16, 17, 0, 1, 16, 0]);
+    let page = |page: i64| page * PAGE_TOKENS as i64;
+    let expect = [page(200) + 15, page(201), page(201) + 1, page(400), page(400) + 1, page(101), page(300)];
+    assert_eq!(places(&words[plan.pool_places()]), expect);
+    assert_eq!(words[plan.sampled_rows()], [4, 5, 6]);
+    assert_eq!(words[plan.row_starts(&plan.prefill)], [0, 3, 5]);
+    assert_eq!(words[plan.row_starts(&plan.decode)], [0, 1, 2]);
+    assert_eq!(words[plan.page_starts(&plan.prefill)], [0, 2, 3]);
+    assert_eq!(words[plan.page_starts(&plan.decode)], [0, 2, 3]);
+    assert_eq!(words[plan.pages(&plan.prefill)], [200, 201, 400]);
+    assert_eq!(words[plan.pages(&plan.decode)], [100, 101, 300]);
+    assert_eq!(words[plan.last_page_tokens(&plan.prefill)], [2, 2]);
+    assert_eq!(words[plan.last_page_tokens(&plan.decode)], [1, 1]);
+    assert_eq!((plan.kv_tokens(&plan.prefill), plan.kv_tokens(&plan.decode)), (&[18, 2][..], &[17, 1][..]));
+    assert_eq!((plan.pieces(), &words[plan.row_pieces()]), (2, &[0, 1, 2][..]));
+}
+
+#[test]
+fn a_row_that_follows_names_the_row_before() {
+    let follows = |owned: Owned| Owned { source: Source::Follows, ..owned };
+    let owned = [Owned::row(9, 3, 0), follows(Owned::row(9, 4, 10)), follows(Owned::row(9, 5, 20))];
+    let (plan, words) = laid_out(&owned, &[0, 0, 11], 0);
+    assert_eq!(words[plan.tokens()], [9, -1, -12]);
+}
+
+#[test]
+fn rows_that_fill_a_graph_write_nowhere() {
+    let owned = [Owned::row(5, 700, 0), Owned::row(6, 20, 100)];
+    let (plan, words) = laid_out(&owned, &[0; 2], 4);
+    assert_eq!((plan.rows, plan.sampled, plan.decode.rows.clone()), (4, 4, 0..4));
+    assert_eq!(words[plan.tokens()], [5, 6, 0, 0]);
+    assert_eq!(words[plan.positions()], [700, 20, 0, 0]);
+    assert_eq!(places(&words[plan.pool_places()])[2..], [-1, -1]);
+    assert_eq!(words[plan.row_starts(&plan.decode)], [0, 1, 2, 3, 4]);
+    assert_eq!(words[plan.page_starts(&plan.decode)], [0, 44, 46, 47, 48]);
+    assert_eq!(words[plan.pages(&plan.decode)][46..], [0, 0]);
+    assert_eq!(words[plan.last_page_tokens(&plan.decode)], [13, 5, 1, 1]);
+    assert_eq!(words[plan.settings()][2 * SETTING_WORDS..], [0; 2 * SETTING_WORDS]);
+    // 701 tokens are three pieces, so there are six: room for eight.
+    assert_eq!((plan.pieces(), &words[plan.row_pieces()]), (8, &[0, 3, 4, 5, 6][..]));
+    assert_eq!(words[plan.piece_rows()][..6], [0, 0, 0, 1, 2, 3]);
+    assert_eq!(words[plan.piece_places()][..6], [0, 1, 2, 0, 0, 0]);
+    assert_eq!(words[plan.piece_lengths()], [256, 256, 256, 256, 256, 256, 1, 1]);
+    assert_eq!(flags(&words[plan.piece_flags()], 8), [1, 1, 1, 1, 1, 1, 0, 0]);
+}
+
+#[test]
+fn a_graph_finds_the_lists_of_every_step_of_its_size() {
+    let steps = [
+        vec![Owned::row(1, 0, 0)],
+        vec![Owned::row(1, 255, 7), Owned::row(2, 3, 90)],
+        vec![Owned::row(1, 0, 0), Owned::row(2, 80, 50), Owned::row(3, 0, 99)],
+    ];
+    // Page tables, whose lengths differ, come last.
+    let kept: Vec<_> = steps
+        .iter()
+        .map(|owned| {
+            let (plan, _) = laid_out(owned, &[0; 3], 4);
+            let starts: Vec<_> = lists(&plan).into_iter().map(|(name, range)| (name, range.start)).collect();
+            (plan.rows, plan.sampled, plan.pieces(), starts)
+        })
+        .collect();
+    assert!(kept.iter().all(|step| *step == kept[0]), "{kept:?}");
+}
+
+#[test]
+fn page_tables_that_are_too_many_have_no_room() {
+    let plan = Plan::new(ROOM, PAGE_TOKENS);
+    assert!(plan.has_room(ROOM.pages) && !plan.has_room(ROOM.pages + 1));
+}
+
+#[test]
+fn a_context_has_pieces_that_cover_it() {
+    for context in (1..20_000).chain([131_072, 1 << 24]) {
+        let (length, count) = (piece_tokens(context), pieces(context));
+        assert!(
+            length * count >= context && length * (count - 1) < context,
+            "{context}: {count} of {length}"
+        );
+        assert!(count <= 32 && length >= 256, "{context}: {count} of {length}");
+    }
+    assert_eq!((pieces(256), pieces(257), pieces(8192), pieces(8193)), (1, 2, 32, 17));
+}
+
+#[test]
+fn settings_are_what_the_device_draws_by() {
+    let how = Sampling {
+        temperature: 0.5,
+        top_p: 0.25,
+        min_p: 0.125,
+        top_k: 40,
+        seed: 7 << 32 | 9,
+        ..Sampling::GREEDY
+    };
+    let bits = |value: f32| value.to_bits().cast_signed();
+    assert_eq!(settings_of(Some((&how, 77))), [bits(0.5), bits(0.25), bits(0.125), 40, 9, 7, 77, 0]);
+    // The host samples this one.
+    let penalised = Sampling { repetition_penalty: 1.5, ..how };
+    assert_eq!(settings_of(Some((&penalised, 77))), [0; SETTING_WORDS]);
+}
+
+fn any_chunk() -> impl Strategy<Value = Owned> {
+    (0u32..3, 1usize..20, 0u32..900, any::<bool>(), 0u32..1000).prop_map(
+        |(kind, length, start, sampled, first)| {
+            let tokens: Vec<u32> = (0..length as u32).map(|n| first + n).collect();
+            match kind {
+                0 => Owned::row(first, start, first),
+                1 => Owned { source: Source::Follows, ..Owned::row(first, start, first) },
+                _ => Owned { is_sampled: sampled, ..Owned::prompt(&tokens, start, first) },
+            }
+        },
+    )
+}
+
+/// Sums of the numbers before each, and of all.
+fn starts(counts: impl Iterator<Item = usize>) -> Vec<i32> {
+    let mut starts = vec![0];
+    for count in counts {
+        starts.push(starts[starts.len() - 1] + count as i32);
+    }
+    starts
+}
+
+proptest! {
+    #[test]
+    fn every_batch_is_laid_out_as_plain_sums_say(owned in proptest::collection::vec(any_chunk(), 1..12), rows in 0usize..16) {
+        let graph = owned.iter().all(|chunk| chunk.source != Source::Prompt && chunk.is_sampled);
+        let decode_rows = if graph && rows >= owned.len() { rows } else { 0 };
+        let followed: Vec<usize> = (0..owned.len()).map(|n| 3 * n).collect();
+        let (plan, words) = laid_out(&owned, &followed, decode_rows);
+
+        let chunks: Vec<&Owned> = plan.order.iter().map(|index| &owned[*index]).collect();
+        let prompts = chunks.iter().take_while(|chunk| chunk.source == Source::Prompt).count();
+        prop_assert!(chunks[prompts..].iter().all(|chunk| chunk.source != Source::Prompt));
+        let fillers = decode_rows.saturating_sub(owned.len());
+        prop_assert_eq!(plan.prefill.chunks.clone(), 0..prompts);
+        prop_assert_eq!(plan.decode.chunks.clone(), prompts..owned.len() + fillers);
+        let filler = Owned { tokens: vec![0], source: Source::Sampled, start: 0, pages: vec![PageId(0)], is_sampled: true };
+        let all: Vec<&Owned> = chunks.iter().copied().chain((0..fillers).map(|_| &filler)).collect();
+
+        let mut row = 0;
+        let stored = places(&words[plan.pool_places()]);
+        for (place, chunk) in all.iter().enumerate() {
+            for (offset, token) in chunk.tokens.iter().enumerate() {
+                let position = chunk.start as usize + offset;
+                let token = match chunk.source {
+                    Source::Follows => -1 - 3 * plan.order[place] as i32,
+                    _ => *token as i32,
+                };
+                let page = chunk.pages[position / PAGE_TOKENS].0 as usize;
+                let expect = if place < owned.len() { (page * PAGE_TOKENS + position % PAGE_TOKENS) as i64 } else { -1 };
+                let found = (words[plan.tokens()][row], words[plan.positions()][row], stored[row]);
+                prop_assert_eq!(found, (token, position as i32, expect), "row {}", row);
+                row += 1;
+            }
+        }
+        prop_assert_eq!(plan.rows, row);
+        let last_rows = starts(all.iter().map(|chunk| chunk.tokens.len()));
+        let sampled: Vec<i32> =
+            all.iter().zip(&last_rows[1..]).filter(|(chunk, _)| chunk.is_sampled).map(|(_, end)| end - 1).collect();
+        prop_assert_eq!(&words[plan.sampled_rows()], &sampled[..]);
+        prop_assert_eq!(plan.sampled, sampled.len());
+
+        for (part, of_part) in [(&plan.prefill, &all[..prompts]), (&plan.decode, &all[prompts..])] {
+            let context = |chunk: &&Owned| chunk.start as usize + chunk.tokens.len();
+            let used = |chunk: &&Owned| context(chunk).div_ceil(PAGE_TOKENS);
+            prop_assert_eq!(&words[plan.row_starts(part)], &starts(of_part.iter().map(|chunk| chunk.tokens.len()))[..]);
+            prop_assert_eq!(&words[plan.page_starts(part)], &starts(of_part.iter().map(used))[..]);
+            let tables: Vec<i32> =
+                of_part.iter().flat_map(|chunk| &chunk.pages[..used(chunk)]).map(|page| page.0 as i32).collect();
+            prop_assert_eq!(&words[plan.pages(part)], &tables[..]);
+            let last: Vec<i32> = of_part.iter().map(|chunk| ((context(chunk) - 1) % PAGE_TOKENS + 1) as i32).collect();
+            prop_assert_eq!(&words[plan.last_page_tokens(part)], &last[..]);
+            let kv: Vec<i32> = of_part.iter().map(|chunk| context(chunk) as i32).collect();
+            prop_assert_eq!(plan.kv_tokens(part), &kv[..]);
+        }
+
+        let contexts: Vec<usize> = all[prompts..].iter().map(|chunk| chunk.start as usize + chunk.tokens.len()).collect();
+        prop_assert!(contexts.is_empty() || words[plan.row_pieces()] == starts(contexts.iter().map(|context| pieces(*context))));
+        let real: Vec<(i32, i32, i32)> = contexts.iter().enumerate().flat_map(|(row, context)| {
+            (0..pieces(*context)).map(move |place| (row as i32, place as i32, piece_tokens(*context) as i32))
+        }).collect();
+        prop_assert!(plan.pieces() >= real.len() && (decode_rows > 0 || plan.pieces() == real.len()));
+        for (piece, expect) in real.iter().enumerate() {
+            let found = (words[plan.piece_rows()][piece], words[plan.piece_places()][piece], words[plan.piece_lengths()][piece]);
+            prop_assert_eq!(&found, expect, "piece {}", piece);
+        }
+        prop_assert!(words[plan.piece_lengths()].iter().all(|length| *length > 0));
+        let flagged = flags(&words[plan.piece_flags()], plan.pieces());
+        prop_assert!(flagged.iter().enumerate().all(|(piece, flag)| *flag == u8::from(piece < real.len())));
+
+        // Each list is in what is copied, and none overlaps another.
+        let mut ranges: Vec<_> = lists(&plan).into_iter().map(|(name, range)| (range.start, range.end, name)).collect();
+        ranges.retain(|(start, end, _)| start < end);
+        ranges.sort_unstable();
+        prop_assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{:?}", ranges);
+        prop_assert!(ranges.last().unwrap().1 == plan.words() && plan.words() <= plan.words_most(), "{:?}", ranges);
+    }
+}

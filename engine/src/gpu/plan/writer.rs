@@ -1,0 +1,142 @@
+//! Writes the lists of a step, chunk after chunk.
+
+use super::offsets::{Offsets, Part, SETTING_WORDS};
+use super::pieces::{piece_tokens, pieces};
+use crate::sampling::Sampling;
+use crate::step::{Chunk, Source};
+
+/// How far the lists are written.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct End {
+    pub(super) chunks: usize,
+    pub(super) rows: usize,
+    pub(super) pages: usize,
+    pub(super) sampled: usize,
+    pub(super) pieces: usize,
+}
+
+/// Writes chunk after chunk, part after part.
+pub(super) struct Writer<'a> {
+    pub(super) words: &'a mut [i32],
+    pub(super) offsets: Offsets,
+    pub(super) page_tokens: usize,
+    pub(super) kv_tokens: &'a mut Vec<i32>,
+    /// The part that is written; its ranges are empty and say where it begins.
+    pub(super) part: Part,
+    pub(super) end: End,
+}
+
+impl Writer<'_> {
+    /// Notes where the next chunk of the part begins, or its last one ends.
+    pub(super) fn start_chunk(&mut self) {
+        let at = self.part.starts + self.end.chunks - self.part.chunks.start;
+        self.words[self.offsets.row_starts + at] = (self.end.rows - self.part.rows.start) as i32;
+        self.words[self.offsets.page_starts + at] = (self.end.pages - self.part.pages.start) as i32;
+    }
+
+    /// Ends the part, and begins the next one.
+    pub(super) fn end_part(&mut self) -> Part {
+        self.start_chunk();
+        let End { chunks, rows, pages, .. } = self.end;
+        let next = Part {
+            chunks: chunks..chunks,
+            rows: rows..rows,
+            pages: pages..pages,
+            starts: self.part.starts + chunks - self.part.chunks.start + 1,
+        };
+        let mut part = std::mem::replace(&mut self.part, next);
+        (part.chunks.end, part.rows.end, part.pages.end) = (chunks, rows, pages);
+        part
+    }
+
+    /// The pieces of the next decode row's context.
+    pub(super) fn context(&mut self, tokens: usize) {
+        let Offsets { row_pieces, piece_rows, piece_places, piece_lengths, piece_flags, .. } = self.offsets;
+        let row = self.end.chunks - self.part.chunks.start;
+        self.words[row_pieces + row] = self.end.pieces as i32;
+        for place in 0..pieces(tokens) {
+            let piece = self.end.pieces;
+            self.words[piece_rows + piece] = row as i32;
+            self.words[piece_places + piece] = place as i32;
+            self.words[piece_lengths + piece] = piece_tokens(tokens) as i32;
+            self.words[piece_flags + piece / 4] |= 1 << (piece % 4 * 8);
+            self.end.pieces += 1;
+        }
+        self.words[row_pieces + row + 1] = self.end.pieces as i32;
+    }
+
+    pub(super) fn chunk(&mut self, chunk: &Chunk<'_>, followed: usize) {
+        for (offset, token) in chunk.tokens.iter().enumerate() {
+            let token = match chunk.source {
+                Source::Follows => -1 - followed as i32,
+                Source::Prompt | Source::Sampled => token.cast_signed(),
+            };
+            let position = chunk.start as usize + offset;
+            let page = chunk.pages[position / self.page_tokens].0 as usize;
+            let place = page * self.page_tokens + position % self.page_tokens;
+            self.row(token, position, place as i64);
+        }
+        let end = chunk.end();
+        let used = end.div_ceil(self.page_tokens);
+        self.table(chunk.pages[..used].iter().map(|page| page.0.cast_signed()), end);
+        if let Some(sample) = chunk.sample {
+            self.sample(Some((sample.how, end)));
+        }
+    }
+
+    /// A row that stands for nobody's: it reads one token of page 0 and writes nowhere.
+    pub(super) fn filler(&mut self) {
+        self.row(0, 0, -1);
+        self.table([0], 1);
+        self.sample(None);
+    }
+
+    fn row(&mut self, token: i32, position: usize, place: i64) {
+        let row = self.end.rows;
+        self.words[self.offsets.tokens + row] = token;
+        self.words[self.offsets.positions + row] = position as i32;
+        let at = self.offsets.pool_places + 2 * row;
+        self.words[at..at + 2].copy_from_slice(&words_of(place));
+        self.end.rows += 1;
+    }
+
+    /// Ends a chunk with its page table, which covers `tokens` tokens.
+    fn table(&mut self, pages: impl IntoIterator<Item = i32>, tokens: usize) {
+        let mut used = 0;
+        for page in pages {
+            self.words[self.offsets.pages + self.end.pages] = page;
+            self.end.pages += 1;
+            used += 1;
+        }
+        let last = tokens - (used - 1) * self.page_tokens;
+        self.words[self.offsets.last_page_tokens + self.end.chunks] = last as i32;
+        self.kv_tokens.push(tokens as i32);
+        self.end.chunks += 1;
+    }
+
+    /// The last row is sampled after.
+    fn sample(&mut self, how: Option<(&Sampling, usize)>) {
+        let sampled = self.end.sampled;
+        self.words[self.offsets.sampled_rows + sampled] = (self.end.rows - 1) as i32;
+        let at = self.offsets.settings + SETTING_WORDS * sampled;
+        self.words[at..at + SETTING_WORDS].copy_from_slice(&settings_of(how));
+        self.end.sampled += 1;
+    }
+}
+
+/// How a row is sampled after so many tokens, as `sample.cu` reads it. A row that the host samples gets its largest logit.
+pub(crate) fn settings_of(sample: Option<(&Sampling, usize)>) -> [i32; SETTING_WORDS] {
+    let mut words = [0; SETTING_WORDS];
+    let Some((how, end)) = sample.filter(|(how, _)| how.is_plain()) else { return words };
+    let floats = [how.temperature, how.top_p, how.min_p].map(f32::to_bits);
+    let whole = [how.top_k, how.seed as u32, (how.seed >> 32) as u32, end as u32];
+    let values = floats.into_iter().chain(whole);
+    words.iter_mut().zip(values).for_each(|(word, value)| *word = value.cast_signed());
+    words
+}
+
+/// The two words of a 64-bit number, in the machine's order.
+fn words_of(value: i64) -> [i32; 2] {
+    let [low, high] = [value as i32, (value >> 32) as i32];
+    if cfg!(target_endian = "little") { [low, high] } else { [high, low] }
+}

@@ -1,0 +1,5 @@
+//! Prints `docs/messages.md`.
+
+fn main() {
+    print!("{}", integration_tests::message_table::render());
+}

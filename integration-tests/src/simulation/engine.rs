@@ -1,0 +1,64 @@
+//! The engine of a process: steps take their time, may fail, and touch only pages that a sequence holds.
+
+use actors::buffer_manager::state::PageUse;
+use actors::effect::{Endpoint, to};
+use actors::generator::engine_thread::StepFinished;
+use actors::generator::state::Plan as StepPlan;
+
+use super::machine::{Step, follow};
+use super::plan::MS;
+use super::world::{Event, World};
+
+impl World {
+    /// The engine gets a step: it begins, or waits behind the one that runs.
+    pub(super) fn give_step(&mut self, node: usize, plan: StepPlan) {
+        if self.nodes[node].step.is_none() {
+            self.begin_step(node, plan);
+        } else if self.nodes[node].step_ahead.replace(plan).is_some() {
+            self.fail(format!("the engine of {node} has three steps"));
+        }
+    }
+
+    fn begin_step(&mut self, node: usize, mut plan: StepPlan) {
+        let rows = plan.chunks.iter().filter(|chunk| chunk.sample.is_some()).count();
+        let most = self.plan.step_rows as usize;
+        if rows > most {
+            self.fail(format!("a step of {node} has {rows} rows, and its engine takes {most}"));
+        }
+        let process = &mut self.nodes[node];
+        follow(&mut plan, &process.sampled);
+        let step = Step::begin(plan, &mut process.memory);
+        self.pages_are_held(node, &step);
+        self.nodes[node].step = Some(step);
+        let wait = self.dice.wait(5 * MS, 200 * MS);
+        self.at_node(node, wait, Event::StepDone);
+    }
+
+    fn pages_are_held(&mut self, node: usize, step: &Step) {
+        let pool = &self.nodes[node].pool;
+        let free = step.pages().find(|page| !matches!(pool.page_use(*page), PageUse::Held(_)));
+        if let Some(page) = free {
+            let used = pool.page_use(page);
+            self.fail(format!("the engine of {node} is at page {}, which is {used:?}", page.0));
+        } else if let Some(page) = step.written().find(|page| pool.is_known(*page)) {
+            self.fail(format!("the engine of {node} writes page {}, which others may share", page.0));
+        }
+    }
+
+    pub(super) fn step_done(&mut self, node: usize) {
+        let now = self.now;
+        let Some(step) = self.nodes[node].step.take() else { return };
+        self.pages_are_held(node, &step);
+        let process = &mut self.nodes[node];
+        let outcome = if std::mem::take(&mut process.step_fails) {
+            Err(step.error(now))
+        } else {
+            Ok(step.end(&mut process.memory))
+        };
+        process.sampled = outcome.as_deref().unwrap_or_default().to_vec();
+        if let Some(plan) = process.step_ahead.take() {
+            self.begin_step(node, plan);
+        }
+        self.perform(node, Endpoint::Engine, vec![to::generator(StepFinished { outcome })]);
+    }
+}

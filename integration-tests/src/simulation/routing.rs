@@ -1,0 +1,174 @@
+//! Delivers effects in virtual time: to the states of a process by their mailboxes, and to its clients, threads and sockets.
+//!
+//! Messages stay in order on each edge between two endpoints. Every edge delays its messages on its own, so nothing else is in
+//! order. An effect that the table of messages does not know is a violation.
+
+use actors::effect::{
+    Effect, Endpoint, ToDecoder, ToEngine, ToHashThread, ToLog, ToPeerLink, ToProcess, ToStreams, ToTransfer,
+    ToTransport, to,
+};
+use actors::log::LogLine;
+use actors::messages::{PageToHash, PagesHashed, SendFrame};
+use actors::request::AbortRequest;
+use connector::frame::Frame;
+use connector::page_hash::PageSeed;
+use connector::ring::CreditNumber;
+use engine::PageId;
+
+use super::lane::OutletName;
+use super::plan::MS;
+use super::world::{Event, World};
+
+impl World {
+    /// Delivers what an endpoint of a process wants done, in order.
+    pub(super) fn perform(&mut self, node: usize, from: Endpoint, effects: Vec<Effect>) {
+        for effect in effects {
+            if !effect.row().from.contains(&from) {
+                return self.fail(format!("{from:?} sends {effect:?}, which the table does not know"));
+            }
+            match effect {
+                Effect::Streams(message) => self.tell_client(node, message),
+                Effect::Engine(ToEngine::Plan(plan)) => self.give_step(node, plan),
+                Effect::HashThread(ToHashThread::HashPages(pages)) => {
+                    pages.0.into_iter().for_each(|page| self.hash(node, page));
+                }
+                Effect::Transport(ToTransport::Command(command)) => self.command_transport(node, command),
+                Effect::Sockets(message) => self.command_sockets(node, message),
+                Effect::Log(ToLog::LogLine(line)) => self.note(&line),
+                Effect::Process(ToProcess::Fault(fault)) => {
+                    return self.fail(format!("process {node} gives up: {}", fault.0));
+                }
+                Effect::PeerLink(ToPeerLink::SendFrame(send)) if from == Endpoint::Transfer => {
+                    let outlet = OutletName { node, life: self.nodes[node].life, session: send.session };
+                    self.look_at_frame(outlet, &send.frame);
+                    for frame in self.as_sent(node, send.frame) {
+                        self.post(node, from, to::peer_link(SendFrame { session: send.session, frame }));
+                    }
+                }
+                effect => self.post(node, from, effect),
+            }
+        }
+    }
+
+    /// Puts a message on its edge, to be taken in its turn.
+    fn post(&mut self, node: usize, from: Endpoint, effect: Effect) {
+        let process = &mut self.nodes[node];
+        if !process.alive {
+            return;
+        }
+        let edge = (from, effect.row().to);
+        process.mailboxes.entry(edge).or_default().push_back(effect);
+        let wait = self.dice.wait(100, 30 * MS);
+        self.at_node(node, wait, Event::Deliver(edge));
+    }
+
+    /// Sends a message from outside the states after `wait`.
+    pub(super) fn send_later(&mut self, node: usize, wait: u64, from: Endpoint, effect: Effect) {
+        self.at_node(node, wait, Event::Send(from, Box::new(effect)));
+    }
+
+    /// A state takes a message.
+    pub(super) fn deliver(&mut self, node: usize, (from, actor): (Endpoint, Endpoint), effect: Effect) {
+        self.say(|| format!("{node} {from:?} → {effect:?}"));
+        let (now, micros, hashed) = (self.instant(), self.now, self.plan.hashed);
+        let process = &mut self.nodes[node];
+        let effects = match effect {
+            Effect::BufferManager(mail) => {
+                let memory = &process.memory;
+                let hasher = |pages: &[(PageId, PageSeed)]| -> Vec<u64> {
+                    pages.iter().map(|(page, seed)| memory.hash(*page, *seed)).collect()
+                };
+                process.pool.on(now, mail, hashed.then_some(&hasher))
+            }
+            Effect::Generator(mail) => process.generator.on(micros, mail),
+            Effect::PeerLink(mail) => process.link.on(now, mail),
+            Effect::Proxy(mail) => match process.receiver() {
+                Some(receiver) => receiver.proxy.on(now, mail),
+                None => return self.fail(format!("sender {node} has no proxy")),
+            },
+            Effect::Decoder(mail) => match process.receiver() {
+                Some(receiver) => {
+                    let lost = match &mail {
+                        ToDecoder::PeerLost(lost) => Some(lost.session),
+                        _ => None,
+                    };
+                    let effects = receiver.decoder.on(now, mail);
+                    if lost.is_some_and(|session| receiver.decoder.waiting_for(session) > 0) {
+                        return self.fail(format!("requests still wait for the lost {lost:?}"));
+                    }
+                    effects
+                }
+                None => return self.fail(format!("sender {node} has no decoder")),
+            },
+            Effect::Prefiller(mail) => match process.sender() {
+                Some(sender) => sender.prefiller.on(now, mail),
+                None => return self.fail(format!("receiver {node} has no prefiller")),
+            },
+            Effect::Transfer(mail) => {
+                let granted = match &mail {
+                    ToTransfer::CreditsGranted(granted) => Some((granted.session, granted.pages.clone())),
+                    _ => None,
+                };
+                if let Some((session, pages)) = granted {
+                    self.granted(OutletName { node, life: self.nodes[node].life, session }, &pages);
+                }
+                match self.nodes[node].sender() {
+                    Some(sender) => sender.transfer.on(micros, mail),
+                    None => return self.fail(format!("receiver {node} has no transfer actor")),
+                }
+            }
+            other => return self.fail(format!("{other:?} is not for a state")),
+        };
+        self.perform(node, actor, effects);
+    }
+
+    fn tell_client(&mut self, node: usize, message: ToStreams) {
+        match message {
+            ToStreams::StreamToken(token) => {
+                if !self.token(token.request, token.token.id) {
+                    let abort = AbortRequest { request: token.request, complete_with: None };
+                    self.perform(node, Endpoint::Streams, vec![to::decoder(abort)]);
+                }
+            }
+            ToStreams::StreamEnd(end) => self.end(end.request, &end.event),
+        }
+    }
+
+    fn hash(&mut self, node: usize, page: PageToHash) {
+        let PageToHash { session, page, seed } = page;
+        let hash = self.nodes[node].memory.hash(page, seed);
+        let wait = self.dice.wait(1, 20 * MS);
+        let hashed = PagesHashed(vec![(session, CreditNumber(seed.credit), hash)]);
+        self.send_later(node, wait, Endpoint::HashThread, to::transfer(hashed));
+    }
+
+    fn note(&mut self, line: &LogLine) {
+        match line {
+            LogLine::ReceiverReady { .. } => self.report.sessions += 1,
+            LogLine::PageDamaged { .. } => self.report.damaged += 1,
+            _ => {}
+        }
+    }
+
+    /// What a frame says that is about to leave must be true.
+    fn look_at_frame(&mut self, outlet: OutletName, frame: &Frame) {
+        match frame {
+            Frame::PageFilled { first, count, .. } => self.has_landed(outlet, *first, *count),
+            Frame::LinkProbed { .. } => self.is_probed(outlet),
+            _ => {}
+        }
+    }
+
+    /// The frames that leave: what was to be sent, or what a sender makes of it that miscounts.
+    fn as_sent(&mut self, node: usize, frame: Frame) -> Vec<Frame> {
+        let wrong = matches!(frame, Frame::PageFilled { .. }) && self.miscounts.remove(&node);
+        match frame {
+            frame if !wrong => vec![frame],
+            Frame::PageFilled { first, count, owner, hashes, transfer_micros } if self.dice.one_in(2) => {
+                let first = CreditNumber(first.0 + 1);
+                vec![Frame::PageFilled { first, count, owner, hashes, transfer_micros }]
+            }
+            frame => vec![frame.clone(), frame],
+        }
+    }
+}

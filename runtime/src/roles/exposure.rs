@@ -1,0 +1,53 @@
+//! Warnings about ports that other machines can reach and that ask for no secret.
+
+use std::net::SocketAddr;
+
+use crate::config::Secret;
+
+/// What a port of this process is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Port {
+    /// Senders.
+    Link,
+    /// Clients.
+    Http,
+}
+
+impl Port {
+    /// What the operator should know of this port at `address`; `None` if it is on loopback or asks for a secret.
+    pub(super) fn warning(self, address: SocketAddr, secret: Option<&Secret>) -> Option<&'static str> {
+        if address.ip().to_canonical().is_loopback() || secret.is_some() {
+            return None;
+        }
+        Some(match self {
+            Self::Link => "any process that reaches the link port may join and write pages; set link.secret",
+            Self::Http => "any client that reaches this port may send requests; set request.api_key",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_ports_without_a_secret_have_a_warning() {
+        let secret = crate::config::Secret::new("s");
+        for (address, public) in [
+            ("127.0.0.1:1", false),
+            ("127.9.9.9:1", false),
+            ("[::1]:1", false),
+            ("[::ffff:127.0.0.1]:1", false),
+            ("0.0.0.0:1", true),
+            ("[::]:1", true),
+            ("10.0.0.1:1", true),
+        ] {
+            let address = address.parse().expect("an address");
+            for (port, key) in [(Port::Link, "link.secret"), (Port::Http, "request.api_key")] {
+                let warning = port.warning(address, None);
+                assert_eq!(warning.is_some_and(|text| text.contains(key)), public, "{address} {warning:?}");
+                assert_eq!(port.warning(address, Some(&secret)), None);
+            }
+        }
+    }
+}
