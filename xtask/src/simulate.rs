@@ -115,6 +115,18 @@ const MUTANTS: &[Mutant] = &[
         "next as u64 <= (sequence.pages.len() as u64 + 1) * u64::from(self.page_tokens)",
     ),
     mutant(
+        "sample more rows than the engine takes",
+        "actors/src/generator/state.rs",
+        "let mut rows = self.limits.rows;",
+        "let mut rows = self.limits.tokens;",
+    ),
+    mutant(
+        "use a step that follows a refused one",
+        "actors/src/generator/state.rs",
+        "self.flights.iter_mut().for_each(|next| next.is_void = true);",
+        "",
+    ),
+    mutant(
         "no deadlines",
         "actors/src/decoder/state/ending.rs",
         ".filter(|(_, entry)| now >= entry.generate.deadline && ",

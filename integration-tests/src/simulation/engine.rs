@@ -20,6 +20,11 @@ impl World {
     }
 
     fn begin_step(&mut self, node: usize, mut plan: StepPlan) {
+        let rows = plan.chunks.iter().filter(|chunk| chunk.sample.is_some()).count();
+        let most = self.plan.step_rows as usize;
+        if rows > most {
+            self.fail(format!("a step of {node} has {rows} rows, and its engine takes {most}"));
+        }
         let process = &mut self.nodes[node];
         follow(&mut plan, &process.sampled);
         let step = Step::begin(plan, &mut process.memory);
