@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use crate::counters::{Counters, store};
 use crate::effect::{Effect, ToBufferManager};
-use crate::kit::{Behaviour, Shell};
 use crate::pages::Pages;
+use crate::shell::{Behaviour, Shell};
 use state::PoolState;
 
 /// The actor.

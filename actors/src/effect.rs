@@ -36,8 +36,6 @@
 //! let effect = to::decoder(release);
 //! ```
 
-use crate::generator::engine_thread::StepFinished;
-use crate::generator::state::Plan;
 use crate::log::LogLine;
 use crate::messages::*;
 use crate::request::{AbortRequest, Generate};
@@ -80,6 +78,31 @@ pub enum Endpoint {
     Log,
     /// The process itself.
     Process,
+}
+
+impl Endpoint {
+    /// Its name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Frontend => "frontend",
+            Self::Node => "node",
+            Self::Ticker => "ticker",
+            Self::Proxy => "proxy",
+            Self::Decoder => "decoder",
+            Self::BufferManager => "buffer manager",
+            Self::Generator => "generator",
+            Self::Transfer => "transfer",
+            Self::Prefiller => "prefiller",
+            Self::PeerLink => "peer link",
+            Self::Streams => "streams",
+            Self::Engine => "engine",
+            Self::HashThread => "hash thread",
+            Self::Transport => "transport",
+            Self::Sockets => "sockets",
+            Self::Log => "log",
+            Self::Process => "process",
+        }
+    }
 }
 
 /// How a message is delivered.

@@ -13,9 +13,6 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 
-use crate::effect::{Effect, Endpoint};
-use crate::router::Router;
-
 /// How many messages may wait at an actor before a [`Outbox::command`] is refused. What really bounds them is said in
 /// each actor's module doc; this is room for a burst of all of it.
 pub const MAILBOX: usize = 1024;
@@ -31,8 +28,8 @@ where
     M: Message + Send,
     M::Result: Send,
 {
-    from: Endpoint,
-    to: Endpoint,
+    from: &'static str,
+    to: &'static str,
     recipient: Recipient<M>,
     sent: AtomicU64,
     undelivered: AtomicU64,
@@ -53,7 +50,7 @@ where
     M::Result: Send,
 {
     /// The edge between two endpoints. It owns the recipient.
-    pub fn new(from: Endpoint, to: Endpoint, recipient: Recipient<M>) -> Self {
+    pub fn new(from: &'static str, to: &'static str, recipient: Recipient<M>) -> Self {
         Self { from, to, recipient, sent: AtomicU64::new(0), undelivered: AtomicU64::new(0) }
     }
 
@@ -76,7 +73,7 @@ where
         let alive = self.recipient.connected();
         self.count(alive);
         if !alive {
-            tracing::debug!(from = ?self.from, to = ?self.to, "message to a stopped actor");
+            tracing::debug!(from = self.from, to = self.to, "message to a stopped actor");
             return Some(message);
         }
         self.recipient.do_send(message);
@@ -91,60 +88,6 @@ where
     fn count(&self, delivered: bool) {
         let counter = if delivered { &self.sent } else { &self.undelivered };
         counter.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// What one actor does with its messages. [`Shell`] makes an actix actor of it.
-pub trait Behaviour: Unpin + 'static {
-    /// The messages that it takes.
-    type Mail: Message<Result = ()> + Send + 'static;
-
-    /// Takes one message; what is to be done, in order.
-    fn on(&mut self, now: Instant, mail: Self::Mail) -> Vec<Effect>;
-
-    /// Publishes what the state has counted. Called after each message, before its effects are delivered.
-    fn publish(&self) {}
-
-    /// True if more messages of a hand-over follow this one within microseconds.
-    fn expects_more(_mail: &Self::Mail) -> bool {
-        false
-    }
-}
-
-/// An actix actor: takes messages, asks its behaviour what to do, and has the router deliver it.
-pub struct Shell<B> {
-    behaviour: B,
-    router: Router,
-    awake: Awake,
-    vitals: Vitals,
-}
-
-impl<B: Behaviour> Shell<B> {
-    /// The actor with this behaviour, whose effects `router` delivers.
-    pub fn new(behaviour: B, router: Router, awake: Awake, vitals: Vitals) -> Self {
-        Self { behaviour, router, awake, vitals }
-    }
-}
-
-impl<B: Behaviour> Actor for Shell<B> {
-    type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
-    }
-}
-
-impl<B: Behaviour> Handler<B::Mail> for Shell<B> {
-    type Result = ();
-
-    fn handle(&mut self, mail: B::Mail, _: &mut Self::Context) {
-        self.vitals.mark();
-        if B::expects_more(&mail) {
-            self.awake.stay();
-        }
-        let effects = self.behaviour.on(Instant::now(), mail);
-        self.behaviour.publish();
-        effects.into_iter().for_each(|effect| self.router.deliver(effect));
     }
 }
 

@@ -17,6 +17,7 @@
 pub mod buffer_manager;
 pub mod counters;
 pub mod decoder;
+pub mod devices;
 pub mod effect;
 pub mod first_token;
 pub mod generator;
@@ -30,6 +31,7 @@ pub mod prefiller;
 pub mod proxy;
 pub mod request;
 pub mod router;
+pub mod shell;
 pub mod streams;
 pub mod transfer;
 pub mod watchdog;

@@ -7,6 +7,7 @@ mod link;
 mod pages;
 mod requests;
 mod sequences;
+mod steps;
 mod transfer;
 
 use std::fmt;
@@ -17,6 +18,7 @@ pub use link::*;
 pub use pages::*;
 pub use requests::*;
 pub use sequences::*;
+pub use steps::*;
 pub use transfer::*;
 
 /// One link between two processes, named by this process and never reused.

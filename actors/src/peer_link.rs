@@ -1,7 +1,7 @@
 //! The peer link: sessions with other processes, their frames and their transport.
 //!
 //! - **Thread**: an arbiter of its own, so that heartbeats do not wait for requests. Each session's socket is served by one task
-//!   there ([`sockets`]).
+//!   there ([`sockets`](crate::devices::sockets)).
 //! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX). A session's task has one frame in the mailbox at a time; credits,
 //!   permits and sessions bound what others send.
 //! - **In, out**: see the table in [`effect`](crate::effect).
@@ -9,15 +9,13 @@
 //!   lets go, the buffer manager hears `SessionDrained` once there is proof, and a dialler dials again.
 
 pub mod dialler;
-pub mod sockets;
 pub mod state;
 
 use std::time::Instant;
 
 use crate::counters::{Counters, store};
 use crate::effect::{Effect, ToPeerLink};
-use crate::kit::{Behaviour, Shell};
-pub use sockets::{Identity, Sockets};
+use crate::shell::{Behaviour, Shell};
 use state::PeerLinkState;
 
 /// The actor.

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use crate::counters::{Counters, store};
 use crate::effect::{Effect, ToPrefiller};
-use crate::kit::{Behaviour, Shell};
+use crate::shell::{Behaviour, Shell};
 use state::PrefillerState;
 
 /// The actor.

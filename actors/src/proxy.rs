@@ -14,8 +14,8 @@ use std::time::Instant;
 use actix::prelude::*;
 
 use crate::effect::{Effect, ToProxy};
-use crate::kit::{Behaviour, Shell};
 use crate::request::{AbortRequest, Generate};
+use crate::shell::{Behaviour, Shell};
 use state::ProxyState;
 
 /// The actor.

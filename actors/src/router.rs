@@ -3,23 +3,18 @@
 //! Each actor has a router of its own, so an edge between two actors is one [`Outbox`] with its own counters. The recipient of
 //! an effect is known when it is compiled: delivering one is a `match` and a direct call.
 
-use std::sync::Arc;
-
 use actix::prelude::*;
-use connector::transport::{Command, Transport, TransportError};
+use connector::transport::{Command, TransportError};
 use engine::EngineError;
 
+use crate::devices::Devices;
 use crate::effect::{
     Effect, Endpoint, ToBufferManager, ToDecoder, ToEngine, ToGenerator, ToHashThread, ToLog, ToPeerLink,
     ToPrefiller, ToProcess, ToProxy, ToStreams, ToTransfer, ToTransport,
 };
-use crate::generator::engine_thread::{EngineThread, StepFinished};
-use crate::kit::{KillSwitch, Outbox};
-use crate::messages::{StreamEnd, StreamToken, TransportEvents};
-use crate::peer_link::Sockets;
+use crate::kit::Outbox;
+use crate::messages::{StepFinished, StreamEnd, StreamToken, TransportEvents};
 use crate::request::{AbortRequest, Refused, StreamEvent};
-use crate::streams::Streams;
-use crate::transfer::hash_thread::HashThread;
 
 /// The mailboxes of a node's actors. A node without peers has no transfer, prefiller and peer link.
 #[derive(Clone)]
@@ -40,23 +35,6 @@ pub struct Mailboxes {
     pub peer_link: Option<Recipient<ToPeerLink>>,
 }
 
-/// What effects reach besides actors. An actor has only those that it uses.
-#[derive(Default)]
-pub struct Devices {
-    /// The clients' streams.
-    pub streams: Streams,
-    /// The generator's.
-    pub engine: Option<EngineThread>,
-    /// The transfer actor's.
-    pub hash_thread: Option<HashThread>,
-    /// The transfer actor's and the peer link's.
-    pub transport: Option<Arc<dyn Transport>>,
-    /// The peer link's.
-    pub sockets: Option<Sockets>,
-    /// The process's.
-    pub faults: KillSwitch,
-}
-
 /// Delivers the effects of one actor.
 pub struct Router {
     from: Endpoint,
@@ -74,7 +52,7 @@ fn outbox<M>(from: Endpoint, to: Endpoint, recipient: Recipient<M>) -> Outbox<M>
 where
     M: Message<Result = ()> + Send + 'static,
 {
-    Outbox::new(from, to, recipient)
+    Outbox::new(from.name(), to.name(), recipient)
 }
 
 impl Router {

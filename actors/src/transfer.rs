@@ -7,13 +7,12 @@
 //! - **Failure**: a put or flush that fails, or a peer that grants wrongly, breaks its session and no other. Operations in
 //!   flight belong to the transport, so the end of this actor frees nothing that they touch.
 
-pub mod hash_thread;
 pub mod state;
 
 use std::time::Instant;
 
 use crate::effect::{Effect, ToTransfer};
-use crate::kit::{Behaviour, Shell};
+use crate::shell::{Behaviour, Shell};
 use state::TransferState;
 
 /// The actor.

@@ -3,12 +3,11 @@
 //! - **Thread**: one of its own, so that nothing it watches can stop it. It is not an actix actor for that reason.
 //! - **Mailbox**: none; it reads atomics.
 //! - **In**: [`Vitals`] of every actor, the engine's [`EnginePulse`], the transport's progress counter. How long a step of the engine may take
-//!   follows from those measured ([`step_times`]).
+//!   follows from those measured ([`step_times`](crate::devices::engine_thread::step_times)).
 //! - **Out**: [`NodeHealth`], which `/health` and the peer link read, and one log line a change; the [`KillSwitch`], when the engine is lost.
 //! - **Failure**: it has no state worth keeping and touches nothing that could fail.
 
 pub mod state;
-pub mod step_times;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use connector::transport::Transport;
 
-use crate::generator::engine_thread::EnginePulse;
+use crate::devices::engine_thread::EnginePulse;
 use crate::kit::{KillSwitch, Vitals};
 use state::{Fault, Observation, observe};
 

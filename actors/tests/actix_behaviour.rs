@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use ::actors::effect::Endpoint;
 use ::actors::kit::{Awake, Outbox, Undelivered, tick_every};
 use actix::prelude::*;
 
@@ -74,7 +73,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 #[actix::test]
 async fn try_send_on_a_kept_address_is_bounded_and_gives_the_message_back() {
     let (addr, seen) = counter(2).await;
-    let outbox = Outbox::<Count>::new(Endpoint::Proxy, Endpoint::Decoder, addr.clone().recipient());
+    let outbox = Outbox::<Count>::new("a", "b", addr.clone().recipient());
     let taken = (0..100).take_while(|_| outbox.command(Count).is_ok()).count();
     assert!((1..=4).contains(&taken), "capacity 2 and a place for each sender, not {taken}");
     assert!(matches!(outbox.command(Count), Err(Undelivered::Full(_))));
@@ -122,11 +121,7 @@ async fn messages_of_one_sender_keep_their_order() {
         }
     }
     let seen = Arc::new(AtomicU32::new(0));
-    let outbox = Outbox::<Note>::new(
-        Endpoint::Proxy,
-        Endpoint::Decoder,
-        Log(Vec::new(), seen.clone()).start().recipient(),
-    );
+    let outbox = Outbox::<Note>::new("edge", "edge", Log(Vec::new(), seen.clone()).start().recipient());
     for n in 0..500 {
         assert!(outbox.post(Note(n)).is_none(), "the actor lives");
     }
@@ -136,7 +131,7 @@ async fn messages_of_one_sender_keep_their_order() {
 #[actix::test]
 async fn a_stopped_actor_closes_its_addresses_and_post_survives_it() {
     let (addr, seen) = counter(4).await;
-    let outbox = Outbox::<Count>::new(Endpoint::Proxy, Endpoint::Decoder, addr.clone().recipient());
+    let outbox = Outbox::<Count>::new("a", "b", addr.clone().recipient());
     addr.do_send(Halt);
     until("it stops", || !addr.connected()).await;
     assert!(matches!(outbox.command(Count), Err(Undelivered::Closed(_))));

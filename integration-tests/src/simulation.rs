@@ -21,14 +21,15 @@ mod faults;
 mod lane;
 mod machine;
 mod node;
+mod parts;
 mod plan;
 mod routing;
 mod sockets;
 mod verdict;
 mod world;
 
+pub use parts::{Report, Violation};
 pub use plan::{Fault, Plan};
-pub use verdict::{Report, Violation};
 
 /// Runs the history of `seed`. With `trace`, everything that happens goes to standard error.
 ///

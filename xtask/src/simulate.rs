@@ -48,8 +48,8 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "free a lost session's pages at once",
         "actors/src/buffer_manager/state.rs",
-        "self.quarantine.insert(session, ring.ledger.close());",
-        "self.free.extend(ring.ledger.close().iter().map(|page| page.0));",
+        "        self.rings.lose(session, Vec::new());\n        self.quarantine_changed()",
+        "        self.rings.lose(session, Vec::new());\n        self.on_session_drained(SessionDrained { session })",
     ),
     mutant(
         "frame before flush",
@@ -60,23 +60,23 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "transit before reservation",
         "actors/src/buffer_manager/state.rs",
-        "while self.waiting.front().is_some_and(|next| self.cost(next) <= self.unclaimed()) {",
-        "while self.waiting.front().is_some_and(|next| next.landing || self.cost(next) <= self.unclaimed()) {",
+        "cost + credit <= unclaimed && credit <= self.rings.room()",
+        "(credit == 1 || cost <= unclaimed) && credit <= self.rings.room()",
     ),
     mutant(
         "ask the sender before pages are reserved",
         "actors/src/decoder/state.rs",
-        "self.reservation(request, on.is_some(), false).into_iter().chain(elsewhere).collect()",
+        "self.reservation(request, on, false).into_iter().chain(elsewhere).collect()",
         "let (sequence, landing) = (SequenceId::Own(request), self.pages_for(self.requests[&request].generate.prompt.len()));\n        \
          let early = PagesReserved { sequence, resident: 0, landing, pages: Vec::new() };\n        \
-         let asked: Vec<Effect> = self.reservation(request, on.is_some(), false).into_iter().collect();\n        \
+         let asked: Vec<Effect> = self.reservation(request, on, false).into_iter().collect();\n        \
          [asked, self.on_reserved(now, early)].concat()",
     ),
     mutant(
         "skip the hash check",
         "actors/src/buffer_manager/state.rs",
-        "if !hasher.is_none_or(whole) {",
-        "if hasher.is_some_and(|hasher| !whole(hasher) && filled.count == 0) {",
+        "if !hasher.is_none_or(is_whole) {",
+        "if hasher.is_some_and(|hasher| !is_whole(hasher) && filled.count == 0) {",
     ),
     mutant(
         "admit a Hello that was read late",
@@ -151,6 +151,30 @@ const MUTANTS: &[Mutant] = &[
         "vec![to::proxy(lost), to::buffer_manager(lost)]",
     ),
     mutant(
+        "adopt a page from any session",
+        "actors/src/buffer_manager/state.rs",
+        "(holding.from == Some(session) && holding.landing >= filled.count)",
+        "(holding.from.is_some() && holding.landing >= filled.count)",
+    ),
+    mutant(
+        "serve a landing reservation without a credit",
+        "actors/src/buffer_manager/state.rs",
+        "Some(ring) if ring.outstanding() == 0 => 1,",
+        "Some(ring) if ring.outstanding() > u32::MAX - 1 => 1,",
+    ),
+    mutant(
+        "promise the pages that lost sessions may write",
+        "actors/src/buffer_manager/state.rs",
+        "self.config.pages.saturating_sub(self.config.ring_pages + self.rings.quarantined())",
+        "self.config.pages.saturating_sub(self.config.ring_pages)",
+    ),
+    mutant(
+        "forget a session that may still write",
+        "actors/src/peer_link/dialler.rs",
+        "line.live.is_none() && line.previous_drained",
+        "line.live.is_none()",
+    ),
+    mutant(
         "deliver an effect twice: StartSequence",
         "actors/src/decoder/state/entry.rs",
         "vec![to::buffer_manager(computed), self.start(resident, pages)]",
@@ -159,9 +183,9 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "deliver an effect twice: Grant",
         "actors/src/buffer_manager/state.rs",
-        "effects.push(frame(session, Frame::Grant { first, pages }));",
-        "effects.push(frame(session, Frame::Grant { first, pages: pages.clone() }));\n            \
-         effects.push(frame(session, Frame::Grant { first, pages }));",
+        "effects.push(frame(session, Frame::Grant { first, pages: pages.to_vec() }));",
+        "effects.push(frame(session, Frame::Grant { first, pages: pages.to_vec() }));\n                        \
+         effects.push(frame(session, Frame::Grant { first, pages: pages.to_vec() }));",
     ),
     mutant(
         "swap two recipients: PagesReserved",

@@ -8,7 +8,6 @@ use connector::transport::Descriptor;
 use engine::{Sampling, Token};
 
 use super::SessionId;
-use crate::peer_link::dialler::Attempt;
 use crate::request::RequestId;
 
 /// One TCP connection, named by the sockets of this process and never reused.
@@ -28,6 +27,17 @@ pub struct SenderSession {
     pub number: u64,
     /// The kernel said that the process that dialled runs on this host, so its end can be seen.
     pub is_watched: bool,
+}
+
+/// What one Hello says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// Number of this attempt.
+    pub session: u64,
+    /// The last attempt before this one that came up, or 0.
+    pub previous: u64,
+    /// Every put of that one had completed and was flushed.
+    pub previous_drained: bool,
 }
 
 /// Any actor → peer link: send a frame to a session's peer. Dropped if the session is over.

@@ -8,16 +8,16 @@ use actix::prelude::*;
 use connector::transport::Transport;
 
 use super::Parts;
+use crate::devices::{Devices, hash_thread::HashThread};
 use crate::effect::Endpoint;
 use crate::pages::Pages;
 use crate::prefiller::{
     Prefiller, PrefillerBehaviour,
     state::{PrefillerConfig, PrefillerState},
 };
-use crate::router::{Devices, Mailboxes, Router};
+use crate::router::{Mailboxes, Router};
 use crate::transfer::{
     Transfer, TransferBehaviour,
-    hash_thread::HashThread,
     state::{TransferConfig, TransferState},
 };
 

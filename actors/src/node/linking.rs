@@ -8,11 +8,15 @@ use connector::transport::{Event, EventSink, Transport};
 use tokio::net::TcpListener;
 
 use super::{LinkConfig, LinkRole, Parts, StartError};
+use crate::devices::{
+    Devices,
+    sockets::{Identity, Sockets},
+};
 use crate::effect::{Endpoint, ToPeerLink, ToTransfer};
 use crate::kit::Awake;
 use crate::messages::TransportEvents;
-use crate::peer_link::{Identity, PeerLink, PeerLinkBehaviour, Sockets, state::PeerLinkState};
-use crate::router::{Devices, Mailboxes, Router};
+use crate::peer_link::{PeerLink, PeerLinkBehaviour, state::PeerLinkState};
+use crate::router::{Mailboxes, Router};
 
 /// A running peer link.
 pub(super) struct Linked {

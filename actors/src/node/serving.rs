@@ -15,15 +15,15 @@ use crate::decoder::{
     Decoder, DecoderBehaviour,
     state::{DecoderConfig, DecoderState},
 };
-use crate::effect::Endpoint;
-use crate::generator::{
-    Generator, GeneratorBehaviour,
+use crate::devices::{
+    Devices,
     engine_thread::{EnginePulse, EngineThread},
-    state::GeneratorState,
 };
+use crate::effect::Endpoint;
+use crate::generator::{Generator, GeneratorBehaviour, state::GeneratorState};
 use crate::pages::Pages;
 use crate::proxy::{Proxy, ProxyBehaviour, state::ProxyState};
-use crate::router::{Devices, Mailboxes, Router};
+use crate::router::{Mailboxes, Router};
 
 /// How far ahead of its tokens a request's pages are reserved: a request that may get thousands of tokens keeps out none that gets few.
 const GROWTH_TOKENS: u32 = 256;

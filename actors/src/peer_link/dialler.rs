@@ -12,23 +12,14 @@ use std::time::Duration;
 
 use connector::frame::Incarnation;
 
+use crate::messages::Attempt;
+
 /// Pause between attempts to reach a receiver, first and longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 /// Pause after a refusal that only a changed setting can lift, or at an address whose process is connected already.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// Most receivers whose sessions are remembered.
 const LINES_MAX: usize = 1024;
-
-/// What one Hello says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attempt {
-    /// Number of this attempt.
-    pub session: u64,
-    /// The last attempt before this one that came up, or 0.
-    pub previous: u64,
-    /// Every put of that one had completed and was flushed.
-    pub previous_drained: bool,
-}
 
 /// The sessions with one receiver's process, one at a time.
 #[derive(Debug)]

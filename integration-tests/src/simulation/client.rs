@@ -6,27 +6,12 @@ use actors::effect::{Endpoint, to};
 use actors::request::{AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent};
 
 use super::machine::next_token;
+use super::parts::Client;
 use super::plan::{PAGE_TOKENS, SECOND, VOCABULARY};
 use super::world::{Event, RECEIVER, World};
 
 /// How long past its deadline a request may end: ticks and mailboxes are late too.
 const GRACE: u64 = SECOND;
-
-/// A request, seen from outside.
-#[derive(Debug)]
-pub(super) struct Client {
-    /// The receiver's life that it asked.
-    life: u32,
-    tokens: Vec<u32>,
-    prompt: usize,
-    max_tokens: u32,
-    ignore_eos: bool,
-    pub(super) deadline: u64,
-    pub(super) left: bool,
-    /// How it ended; never unset.
-    end: Option<&'static str>,
-    disaggregated: bool,
-}
 
 impl World {
     /// A client asks. `firm`: it does not leave.

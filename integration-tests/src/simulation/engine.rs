@@ -2,8 +2,7 @@
 
 use actors::buffer_manager::state::PageUse;
 use actors::effect::{Endpoint, to};
-use actors::generator::engine_thread::StepFinished;
-use actors::generator::state::Plan as StepPlan;
+use actors::messages::{Plan as StepPlan, StepFinished};
 
 use super::machine::{Step, follow};
 use super::plan::MS;

@@ -4,8 +4,6 @@
 //! before it has landed. Where a receiver does the copying (TCP), nothing lands once its part of the session is closed;
 //! where senders write by themselves, nothing but the end of their process stops what was posted.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use actors::buffer_manager::state::PageUse;
 use actors::effect::{Effect, Endpoint, to};
 use actors::messages::{SessionId, TransportEvents};
@@ -14,28 +12,9 @@ use connector::transport::{Command, Descriptor, Event as LaneEvent, TransportErr
 use engine::PageId;
 
 use super::node::Node;
+use super::parts::{Lane, OutletName, Put, PutName};
 use super::plan::{MS, SECOND, VOCABULARY};
 use super::world::{Event, RECEIVER, World};
-
-/// The sending end of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct OutletName {
-    pub(super) node: usize,
-    pub(super) life: u32,
-    pub(super) session: SessionId,
-}
-
-/// A put, by its outlet and ticket.
-pub(super) type PutName = (OutletName, u64);
-
-/// The receiving end of a session.
-#[derive(Debug)]
-pub(super) struct Lane {
-    /// The receiver's life and name for the session.
-    pub(super) life: u32,
-    pub(super) session: SessionId,
-    pub(super) open: bool,
-}
 
 /// Neighbouring pages that go as one put.
 struct Pages {
@@ -44,40 +23,6 @@ struct Pages {
     /// Where it goes in the receiver's.
     into: u32,
     count: u32,
-}
-
-#[derive(Debug, Default)]
-struct Put {
-    page: u32,
-    /// They are requests' pages, not the probe's.
-    is_owned: bool,
-    into: u32,
-    /// So many pages from each of them on.
-    pages: u32,
-    content: Option<Vec<Vec<u32>>>,
-    lands_at: u64,
-    landed: bool,
-    completed: bool,
-    fails: bool,
-}
-
-/// The sending end: its puts in the order of their credits.
-#[derive(Debug, Default)]
-pub(super) struct Outlet {
-    lane: Option<u64>,
-    /// By ticket, which is the order of posting.
-    puts: BTreeMap<u64, Put>,
-    /// The page that each credit allows to write.
-    credits: Vec<PageIndex>,
-    /// Flushes in flight.
-    flushes: BTreeSet<u64>,
-    /// The probe is over: what is put from now on are requests' pages.
-    probed: bool,
-    pub(super) fails: bool,
-    pub(super) hangs: bool,
-    closing: bool,
-    /// `Some` when it is closed: whether it had drained.
-    pub(super) drained: Option<bool>,
 }
 
 fn failure(text: &str) -> TransportError {

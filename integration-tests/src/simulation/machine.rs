@@ -1,6 +1,6 @@
 //! A model small enough to check by hand, and the pages that it reads.
 
-use actors::generator::state::Plan;
+use actors::messages::Plan;
 use connector::page_hash::PageSeed;
 use engine::{EngineError, PageId, Source, Token};
 

@@ -15,7 +15,7 @@ use connector::page_hash::PageSeed;
 use connector::ring::CreditNumber;
 use engine::PageId;
 
-use super::lane::OutletName;
+use super::parts::OutletName;
 use super::plan::MS;
 use super::world::{Event, World};
 

@@ -5,31 +5,18 @@ use std::collections::VecDeque;
 use actors::effect::{Effect, Endpoint, ToPeerLink, ToSockets, to};
 use actors::messages::{
     Carry, Challenged, ConnectionId, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded,
-    ProcessWatched, ReceiverId, SayHello, SenderSession, SessionId, WatchProcess, Welcome, Welcomed,
+    ProcessWatched, ReceiverId, SayHello, SenderSession, WatchProcess, Welcome, Welcomed,
 };
 use connector::frame::Frame;
 
 use super::machine::next_token;
 use super::node::incarnation;
+use super::parts::Conn;
 use super::plan::{MS, SECOND};
 use super::world::{Event, RECEIVER, World};
 
 /// Longest wait of a dialler for an answer.
 const HANDSHAKE: u64 = 5 * SECOND;
-
-/// One TCP connection, dialled by a sender. Of each pair the receiver's is first.
-#[derive(Debug)]
-pub(super) struct Conn {
-    pub(super) sender: usize,
-    pub(super) lives: [u32; 2],
-    pub(super) sessions: [Option<SessionId>; 2],
-    /// Frames on their way to each side.
-    frames: [VecDeque<Frame>; 2],
-    /// Each side still hears what comes.
-    pub(super) open: [bool; 2],
-    /// Each side takes frames: its handshake is over, and its session is not.
-    carried: [bool; 2],
-}
 
 /// Which side of a connection a process has.
 fn side_of(node: usize) -> usize {

@@ -1,86 +1,15 @@
 //! What a history came to.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeSet;
 
 use actors::buffer_manager::state::PageUse;
 use actors::messages::SessionId;
 use actors::request::RequestId;
 use engine::PageId;
 
-use super::lane::OutletName;
+use super::parts::OutletName;
 use super::plan::SECOND;
 use super::world::{Event, RECEIVER, World};
-
-/// What happened in a history that broke no rule.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Events handled.
-    pub events: u64,
-    /// Virtual microseconds.
-    pub micros: u64,
-    /// Requests that ended well, and how many of them were prefilled elsewhere.
-    pub finished: u64,
-    /// As said.
-    pub disaggregated: u64,
-    /// Requests that ended otherwise, by how.
-    pub failed: BTreeMap<&'static str, u64>,
-    /// Prompts computed again at the receiver.
-    pub recomputes: u64,
-    /// Requests that gave their pages back for others.
-    pub preemptions: u64,
-    /// Pages shared rather than computed or received.
-    pub resident: u64,
-    /// Pages that landed damaged and were not adopted.
-    pub damaged: u64,
-    /// Puts that landed.
-    pub landed: u64,
-    /// Sessions that came up.
-    pub sessions: u64,
-    /// Faults by name.
-    pub faults: BTreeMap<&'static str, u64>,
-}
-
-impl Report {
-    /// Adds another history's figures.
-    pub fn add(&mut self, other: &Report) {
-        self.events += other.events;
-        self.micros += other.micros;
-        self.finished += other.finished;
-        self.disaggregated += other.disaggregated;
-        self.recomputes += other.recomputes;
-        self.preemptions += other.preemptions;
-        self.resident += other.resident;
-        self.damaged += other.damaged;
-        self.landed += other.landed;
-        self.sessions += other.sessions;
-        for (name, count) in &other.failed {
-            *self.failed.entry(name).or_default() += count;
-        }
-        for (name, count) in &other.faults {
-            *self.faults.entry(name).or_default() += count;
-        }
-    }
-}
-
-/// Something that must never happen, and when it did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
-    /// The history's seed: running it again shows the same.
-    pub seed: u64,
-    /// Virtual microseconds.
-    pub micros: u64,
-    /// What happened.
-    pub what: String,
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "seed {}, {:.6} s: {}", self.seed, self.micros as f64 / 1e6, self.what)
-    }
-}
-
-impl std::error::Error for Violation {}
 
 impl World {
     /// Everything has healed: nothing is held without reason, and a new request is handed over.

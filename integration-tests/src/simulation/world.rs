@@ -8,13 +8,10 @@ use actors::effect::{Effect, Endpoint, to};
 use actors::messages::{StartDialling, Tick};
 use actors::request::RequestId;
 
-use super::client::Client;
 use super::dice::Dice;
-use super::lane::{Lane, Outlet, OutletName, PutName};
 use super::node::{Edge, Node};
+use super::parts::{Client, Conn, Lane, Outlet, OutletName, PutName, Report, Violation};
 use super::plan::{Fault, MS, Plan, SECOND};
-use super::sockets::Conn;
-use super::verdict::{Report, Violation};
 
 /// The receiver's place among the processes; senders follow.
 pub(super) const RECEIVER: usize = 0;

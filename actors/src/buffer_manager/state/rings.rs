@@ -262,9 +262,9 @@ impl Rings {
         };
         let claimed = self.sessions.iter().filter(|(session, ring)| waits(session, ring)).count() as u32;
         let mut room = room.saturating_sub(claimed);
-        let slots = MEASUREMENTS.saturating_sub(self.sessions.values().filter(running).count());
+        let turns = MEASUREMENTS.saturating_sub(self.sessions.values().filter(running).count());
         let waiting = self.sessions.values_mut().filter(|ring| ring.measurement == Measurement::Waiting);
-        for ring in waiting.take(slots) {
+        for ring in waiting.take(turns) {
             ring.is_next = true;
             if room > 0 {
                 (ring.measurement, ring.is_next) = (Measurement::Running, false);

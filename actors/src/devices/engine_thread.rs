@@ -1,6 +1,8 @@
 //! The one OS thread that owns the engine. It sleeps on its queue when there is no step; after a step of an engine that runs ahead it waits
 //! awake for a moment first.
 
+pub mod step_times;
+
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -8,19 +10,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use engine::{Chunk, Engine, EngineError, Sample, Scope, Step, StepOutput, Token};
+use engine::{Chunk, Engine, EngineError, Sample, Scope, Step, StepOutput};
 
-use super::state::Plan;
 use crate::effect::ToGenerator;
 use crate::kit::AWAKE;
-use crate::watchdog::step_times::StepTimes;
-
-/// Engine thread → generator: the oldest step in flight is over.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StepFinished {
-    /// Sampled tokens by the engine's key of their sequence, or the engine's error.
-    pub outcome: Result<Vec<(u64, Token)>, EngineError>,
-}
+use crate::messages::{Plan, StepFinished};
+use step_times::StepTimes;
 
 /// Whether the engine is in a step, since when, for how long it may be, and whether it is lost: for the watchdog. Clones share it.
 #[derive(Clone, Debug)]

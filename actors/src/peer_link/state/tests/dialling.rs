@@ -1,0 +1,145 @@
+//! When which address is dialled.
+
+use super::*;
+
+#[test]
+fn each_receiver_is_dialled() {
+    let mut state = state(true);
+    let second = ReceiverId(1);
+    assert_eq!(hear(&mut state, StartDialling), [wake(FIRST, 0), wake(second, 0)]);
+    assert_eq!(dials(&mut state), says(1, 0, true));
+    assert_eq!(hear(&mut state, DialDue { receiver: second }), [to::sockets(Dial { receiver: second })]);
+    assert_eq!(hear(&mut state, DialDue { receiver: ReceiverId(2) }), [], "there are two receivers");
+}
+
+#[test]
+fn a_process_that_is_unwell_waits_before_it_dials() {
+    let mut state = state(true);
+    hear(&mut state, HealthSeen(Some("engine stands still".into())));
+    for _ in 0..3 {
+        assert_eq!(hear(&mut state, DialDue { receiver: FIRST }), [wake(FIRST, 2000)]);
+    }
+    hear(&mut state, HealthSeen(None));
+    assert_eq!(dials(&mut state), says(1, 0, true), "that was no attempt");
+    let line = LogLine::Unreachable { address: "first".into(), reason: "refused".into(), is_news: true };
+    let effects = hear(&mut state, dial_failed("refused", false));
+    assert_eq!(effects, [to::log(line), wake(FIRST, 200)], "the wait has not lengthened the pause");
+}
+
+#[test]
+fn a_receiver_that_is_not_reached_is_dialled_again_after_longer_pauses() {
+    let mut state = state(true);
+    for (attempt, pause) in (1..).zip([200, 400, 800, 1600, 2000, 2000]) {
+        assert_eq!(dials(&mut state), says(attempt, 0, true));
+        let (address, reason, is_news) = ("first".into(), "refused".into(), attempt == 1);
+        let line = LogLine::Unreachable { address, reason, is_news };
+        let effects = hear(&mut state, dial_failed("refused", false));
+        assert_eq!(effects, [to::log(line), wake(FIRST, pause)]);
+    }
+}
+
+#[test]
+fn after_a_session_its_receiver_is_dialled_again() {
+    // Whether the transport has drained the session, and whether pages had moved over it; the pause before the next attempt.
+    for (drained, moved, pause) in
+        [(true, false, 400), (false, false, 400), (true, true, 200), (false, true, 200)]
+    {
+        let mut state = state(true);
+        hear(&mut state, DialDue { receiver: FIRST });
+        hear(&mut state, dial_failed("refused", false));
+        assert_eq!(dials(&mut state), says(1, 0, true));
+        let begun = up_outgoing(&mut state);
+        if moved {
+            hear(&mut state, SendFrame { session: begun.session, frame: probed() });
+        }
+        let end = LinkEnded { session: begun.session, end: LinkEnd::Broken("eof".into()) };
+        assert_eq!(hear(&mut state, end), begun.ended("eof", false), "the transport lets go first");
+        assert_eq!(hear(&mut state, closed(begun.session, drained)), [wake(FIRST, pause)]);
+        let next = if drained { says(2, 0, true) } else { says(2, 1, false) };
+        assert_eq!(dials(&mut state), next);
+        let line = LogLine::Unreachable { address: "first".into(), reason: "refused".into(), is_news: moved };
+        let effects = hear(&mut state, dial_failed("refused", false));
+        assert_eq!(effects[0], to::log(line), "it is news after a session that worked");
+    }
+}
+
+#[test]
+fn a_process_that_ends_does_not_dial() {
+    let mut state = state(true);
+    hear(&mut state, DialDue { receiver: FIRST });
+    let begun = up_outgoing(&mut state);
+    assert_eq!(hear(&mut state, CloseLinks), begun.ended("this process is ending", true));
+    assert_eq!(hear(&mut state, closed(begun.session, true)), [], "it was the last session");
+    assert_eq!(hear(&mut state, DialDue { receiver: ReceiverId(1) }), []);
+    let hang_up = to::sockets(HangUp { connection: ConnectionId(8) });
+    assert_eq!(hear(&mut state, welcomed(8)), [hang_up], "the welcome came too late");
+    assert_eq!((state.held(), state.counts().opened), (0, 1));
+}
+
+#[test]
+fn a_refusal_ends_its_link_and_no_other() {
+    let refused = |reason: &str, is_news| {
+        to::log(LogLine::Refused { address: "first".into(), reason: reason.into(), is_news })
+    };
+    // It has two receivers: the one that refuses is dialled on, slowly, and told once for each reason.
+    let mut state = state(true);
+    for (reason, is_news) in [("another model", true), ("another model", false), ("wrong secret", true)] {
+        dials(&mut state);
+        let effects = hear(&mut state, dial_failed(reason, true));
+        assert_eq!(effects, [refused(reason, is_news), wake(FIRST, 30_000)]);
+    }
+    let begun = up_outgoing(&mut state);
+    assert!(state.sessions[&begun.session].is_up(), "it was set right");
+}
+
+#[test]
+fn a_process_whose_only_receiver_refuses_it_at_start_ends() {
+    let only = || PeerLinkState::new(true, RING, vec!["first".into()]);
+    let mut state = only();
+    dials(&mut state);
+    let fault = Fault("receiver at first: another model".into());
+    assert_eq!(hear(&mut state, dial_failed("another model", true)), [to::process(fault)]);
+    // Not one that has worked with it before: the receiver was replaced by one that does not fit.
+    let mut state = only();
+    let begun = up_outgoing(&mut state);
+    hear(&mut state, SendFrame { session: begun.session, frame: probed() });
+    state.on_end(begun.session, "eof".into());
+    hear(&mut state, closed(begun.session, true));
+    dials(&mut state);
+    let effects = hear(&mut state, dial_failed("another model", true));
+    assert_eq!(effects[1..], [wake(FIRST, 30_000)]);
+}
+
+#[test]
+fn two_addresses_of_one_process_make_one_session() {
+    let mut state = state(true);
+    let begun = up_outgoing(&mut state);
+    let (second, connection) = (ReceiverId(1), ConnectionId(61));
+    for is_news in [true, false] {
+        hear(&mut state, DialDue { receiver: second });
+        let effects = hear(&mut state, Challenged { receiver: second, connection, incarnation: C });
+        let line = LogLine::SameReceiver { address: "second".into(), peer: C, is_news };
+        assert_eq!(effects, [to::sockets(HangUp { connection }), to::log(line), wake(second, 30_000)]);
+    }
+    // It takes over when the first has gone.
+    state.on_end(begun.session, "eof".into());
+    hear(&mut state, closed(begun.session, false));
+    hear(&mut state, DialDue { receiver: second });
+    let attempt = Attempt { session: 2, previous: 1, previous_drained: false };
+    let says = to::sockets(SayHello { receiver: second, connection, attempt });
+    assert_eq!(hear(&mut state, Challenged { receiver: second, connection, incarnation: C }), [says]);
+}
+
+#[test]
+fn a_close_that_the_transport_does_not_take_is_asked_for_again() {
+    for (error, expect_held) in [(SubmitError::Full, 1), (SubmitError::ShutDown, 0)] {
+        let mut state = state(true);
+        let begun = up(&mut state, A, 1);
+        state.on_end(begun.session, "eof".into());
+        let error = TransportError::NotTaken(error);
+        let failed = TransportEvents(vec![Event::Failed { session: name(begun.session), error }]);
+        let effects = hear(&mut state, failed);
+        let close = to::transport(Command::Close { session: name(begun.session) });
+        assert_eq!((effects == [close], state.held()), (expect_held == 1, expect_held), "{effects:?}");
+    }
+}

@@ -1,0 +1,63 @@
+//! The one actix actor behind all actors: it takes messages, asks a [`Behaviour`] what to do, and has the router deliver it.
+
+use std::time::Instant;
+
+use actix::prelude::*;
+
+use crate::effect::Effect;
+use crate::kit::{Awake, MAILBOX, Vitals};
+use crate::router::Router;
+
+/// What one actor does with its messages. [`Shell`] makes an actix actor of it.
+pub trait Behaviour: Unpin + 'static {
+    /// The messages that it takes.
+    type Mail: Message<Result = ()> + Send + 'static;
+
+    /// Takes one message; what is to be done, in order.
+    fn on(&mut self, now: Instant, mail: Self::Mail) -> Vec<Effect>;
+
+    /// Publishes what the state has counted. Called after each message, before its effects are delivered.
+    fn publish(&self) {}
+
+    /// True if more messages of a hand-over follow this one within microseconds.
+    fn expects_more(_mail: &Self::Mail) -> bool {
+        false
+    }
+}
+
+/// An actix actor: takes messages, asks its behaviour what to do, and has the router deliver it.
+pub struct Shell<B> {
+    behaviour: B,
+    router: Router,
+    awake: Awake,
+    vitals: Vitals,
+}
+
+impl<B: Behaviour> Shell<B> {
+    /// The actor with this behaviour, whose effects `router` delivers.
+    pub fn new(behaviour: B, router: Router, awake: Awake, vitals: Vitals) -> Self {
+        Self { behaviour, router, awake, vitals }
+    }
+}
+
+impl<B: Behaviour> Actor for Shell<B> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl<B: Behaviour> Handler<B::Mail> for Shell<B> {
+    type Result = ();
+
+    fn handle(&mut self, mail: B::Mail, _: &mut Self::Context) {
+        self.vitals.mark();
+        if B::expects_more(&mail) {
+            self.awake.stay();
+        }
+        let effects = self.behaviour.on(Instant::now(), mail);
+        self.behaviour.publish();
+        effects.into_iter().for_each(|effect| self.router.deliver(effect));
+    }
+}
