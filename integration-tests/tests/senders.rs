@@ -97,3 +97,23 @@ fn where_senders_write_by_themselves_pages_wait_for_proof() -> Result<()> {
         Ok(answer.timings["prefill_pid"] == next.pid())
     })
 }
+
+/// One receiver refuses the sender, and another one does not: the sender goes on, and serves the other.
+#[test]
+fn a_receiver_that_refuses_ends_its_own_link_only() -> Result<()> {
+    let receiver = start_receiver(&[])?;
+    let stranger = start_receiver(&["link.secret=another"])?;
+    let peers =
+        format!("link.peers={},{}", receiver.address("link.port")?, stranger.address("link.port")?);
+    let sender = start_sender(&receiver, &[&peers])?;
+    sender.wait_line(&["receiver ready"])?;
+    sender.wait_line(&["receiver refuses sessions", "link.secret"])?;
+    let frontend = receiver.address("frontend.port")?;
+    for _ in 0..3 {
+        let answer = complete(&frontend, &prompt(), 4)?;
+        assert_eq!(answer.timings["prefill_pid"].as_u64(), Some(u64::from(sender.pid())));
+    }
+    let log = sender.log();
+    assert_eq!(log.lines().filter(|line| line.contains("refuses sessions")).count(), 1, "{log}");
+    Ok(())
+}
