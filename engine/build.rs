@@ -71,7 +71,7 @@ mod cuda {
         for name in ["CUDA_HOME", "XDG_CACHE_HOME", "HOME"] {
             println!("cargo::rerun-if-env-changed={name}");
         }
-        let cache = cache()?;
+        let cache = common::cache_folder::locate(|name| env::var_os(name))?;
         let tools = Tools::find(&cache)?;
         let kernels = folder("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?.join("kernels");
         for unit in &UNITS {
@@ -96,17 +96,6 @@ mod cuda {
     /// The folder that a variable names.
     fn folder(name: &str) -> Option<PathBuf> {
         env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
-    }
-
-    /// The cache folder, where xtask also looks.
-    fn cache() -> Result<PathBuf> {
-        folder("XDG_CACHE_HOME")
-            .or_else(|| folder("HOME").map(|home| home.join(".cache")))
-            .map(|cache| cache.join("baton"))
-            .ok_or_else(|| {
-                "neither XDG_CACHE_HOME nor HOME is set, so there is no cache folder: set one of them"
-                    .to_owned()
-            })
     }
 
     /// What compiles and what is linked.

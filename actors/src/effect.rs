@@ -284,6 +284,7 @@ table! {
     ToPeerLink, PeerLink, peer_link {
         StartDialling: Post from [Node], "one a process";
         DialDue: Post from [Sockets], "one a receiver";
+        Challenged: Post from [Sockets], "one a receiver";
         DialFailed: Post from [Sockets], "one a receiver";
         Welcomed in Box: Post from [Sockets], "one a receiver";
         HelloCame in Box: Post from [Sockets], "connections that are in a handshake";
@@ -325,6 +326,7 @@ table! {
     ToSockets, Sockets, sockets {
         WakeDialler: Post from [PeerLink], "one a receiver";
         Dial: Post from [PeerLink], "one a receiver";
+        SayHello: Post from [PeerLink], "one a receiver";
         Refuse: Post from [PeerLink], "connections that are in a handshake";
         Welcome: Post from [PeerLink], "one a session";
         Carry: Post from [PeerLink], "one a session";

@@ -59,6 +59,8 @@ pub enum LogLine {
         peer: Incarnation,
         /// The peer's address.
         address: String,
+        /// Where the peer serves HTTP; empty if it does not, or has not said.
+        http: String,
     },
     /// A session ended.
     SessionOver {
@@ -72,6 +74,24 @@ pub enum LogLine {
         reason: String,
         /// One side ended it in good order.
         orderly: bool,
+    },
+    /// A receiver refuses sessions until a setting is changed.
+    Refused {
+        /// Its address.
+        address: String,
+        /// Why.
+        reason: String,
+        /// The reason has not been logged before.
+        is_news: bool,
+    },
+    /// Two addresses lead to one process.
+    SameReceiver {
+        /// The address that is not used.
+        address: String,
+        /// The process.
+        peer: Incarnation,
+        /// It has not been logged before.
+        is_news: bool,
     },
     /// A receiver was not reached.
     Unreachable {
@@ -133,14 +153,26 @@ impl LogLine {
                      offload_time: 0.0000 ms, put_time: {ms:.4} ms"
                 );
             }
-            Self::SessionOpening { session, peer, address } => {
-                tracing::info!(%session, %peer, address, "session opening");
+            Self::SessionOpening { session, peer, address, http } => {
+                tracing::info!(%session, %peer, address, http = peer_text(http), "session opening");
             }
             Self::SessionOver { session, peer, address, reason, orderly: true } => {
                 tracing::info!(%session, %peer, address, reason, "session over");
             }
             Self::SessionOver { session, peer, address, reason, orderly: false } => {
                 tracing::warn!(%session, %peer, address, reason, "session over");
+            }
+            Self::Refused { address, reason, is_news: true } => {
+                tracing::warn!(address, reason, "receiver refuses sessions; dialling again every 30 s");
+            }
+            Self::SameReceiver { address, peer, is_news: true } => {
+                tracing::warn!(address, %peer, "address leads to a receiver that is connected already");
+            }
+            Self::Refused { address, is_news: false, .. } => {
+                tracing::debug!(address, "receiver still refuses sessions");
+            }
+            Self::SameReceiver { address, is_news: false, .. } => {
+                tracing::debug!(address, "address still leads to a receiver that is connected already");
             }
             Self::Unreachable { address, reason, is_news: true } => {
                 tracing::info!(address, reason, "receiver cannot be reached yet; dialling on");

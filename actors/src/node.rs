@@ -55,10 +55,12 @@ pub struct LinkConfig<'a, E> {
     pub role: LinkRole,
     /// `link.secret`.
     pub secret: Option<String>,
+    /// Where this process serves HTTP, as peers are told; empty if it does not.
+    pub http: String,
     /// `ring.bytes`: clamped to half the pool.
     pub ring_bytes: u64,
-    /// `transport.min_gbps`: a lane that moves less, in gigabytes a second, is not used.
-    pub min_gbps: f64,
+    /// `transport.min_gigabytes_per_second`: a lane that moves less, in gigabytes a second, is not used.
+    pub min_gigabytes_per_second: f64,
     /// Most pages of a session in flight, at least one; [`PAGES_IN_FLIGHT`](crate::transfer::state::PAGES_IN_FLIGHT) as a rule.
     pub pages_in_flight: usize,
     /// `transport.page_hash`: pages are hashed, and checked before they are adopted.
@@ -219,7 +221,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
         peer_link: None,
     };
     let hashed = link.as_ref().filter(|link| link.page_hash).map(|_| Pages::new(parts.pool.clone()));
-    let sending = link.as_ref().map(|link| (link.min_gbps, link.pages_in_flight));
+    let sending = link.as_ref().map(|link| (link.min_gigabytes_per_second, link.pages_in_flight));
     let linked = link.map(|link| linking::start(link, &mut parts, &mailboxes)).transpose()?;
     mailboxes.peer_link = linked.as_ref().map(|linked| linked.peer_link.clone().recipient());
 

@@ -208,8 +208,9 @@ fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> N
     let link = Some(LinkConfig {
         role,
         secret: None,
+        http: String::new(),
         ring_bytes,
-        min_gbps: 0.0,
+        min_gigabytes_per_second: 0.0,
         pages_in_flight: PAGES_IN_FLIGHT,
         page_hash: true,
         transport,

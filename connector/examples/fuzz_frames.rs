@@ -126,7 +126,7 @@ fn option(name: &str, default: u64) -> u64 {
 fn main() {
     let (minutes, seed) = (option("--minutes", 1), option("--seed", 1));
     std::panic::set_hook(Box::new(|panic| violation(&panic.to_string())));
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut lines: [Line; 4] = Default::default();
     let mut links: [Line; 2] = Default::default();
     let end = Instant::now() + Duration::from_secs(60 * minutes);

@@ -13,6 +13,7 @@
 //! ucx_perftest -e -t ucp_put_bw -s 737280 -O 4 -n 4000 -w 200 127.0.0.1
 //! ```
 
+use common::cache_folder;
 use connector::memory::Region;
 use connector::transport::*;
 use connector::ucx::{UcxConfig, UcxTransport};
@@ -28,9 +29,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 fn start() -> (UcxTransport, Receiver<Event>) {
     let mut config = UcxConfig::default();
-    let set = |name| std::env::var_os(name).map(PathBuf::from);
-    if let Some(cache) = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache"))) {
-        config.search.push(cache.join("baton/ucx-1.22.0/libucx/lib/libucp.so.0"));
+    if let Ok(cache) = cache_folder::locate(|name| std::env::var_os(name)) {
+        config.search.push(cache.join(cache_folder::UCX));
     }
     config.defaults.retain(|(name, _)| std::env::var_os(name).is_none());
     let (send, events) = channel();

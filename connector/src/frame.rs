@@ -2,7 +2,10 @@
 //!
 //! The listener opens with a [`Challenge`], the dialer answers with its [`Hello`], and the listener ends the handshake with a
 //! [`Welcome`] or a refusal. After that each side sends [`Frame`]s. Every field is fixed-width; KV bytes never travel
-//! here. A change of any of these types changes [`PROTOCOL_VERSION`] and the golden bytes in the tests.
+//! here.
+//!
+//! Both begin with their [`Versions`], which every version can read. The two sides speak the highest version that both know. A
+//! change of any of these types makes a new version, beside the one before; the golden bytes of each version stay in the tests.
 
 use std::fmt;
 
@@ -12,8 +15,60 @@ use crate::ring::{CreditNumber, PageIndex};
 use crate::transport::Descriptor;
 use crate::wire;
 
-/// Both sides must have the same.
-pub const PROTOCOL_VERSION: u32 = 6;
+/// The versions of the protocol that a process speaks: the first twelve bytes of a [`Challenge`] and of a [`Hello`].
+///
+/// Frozen: four bytes `BTON`, then the lowest and the highest version, little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    magic: [u8; 4],
+    /// The oldest version.
+    pub lowest: u32,
+    /// The newest version.
+    pub highest: u32,
+}
+
+impl Versions {
+    /// What this build speaks.
+    pub const OURS: Self = Self::new(7, 7);
+
+    /// The versions from `lowest` to `highest`.
+    pub const fn new(lowest: u32, highest: u32) -> Self {
+        Self { magic: *b"BTON", lowest, highest }
+    }
+
+    /// The version that this process and a peer speak with each other.
+    ///
+    /// # Errors
+    /// The peer speaks no version of the protocol, or none of ours.
+    pub fn agree(&self, theirs: &Self) -> Result<u32, Incompatible> {
+        if theirs.magic != self.magic {
+            return Err(Incompatible::Stranger);
+        }
+        let version = self.highest.min(theirs.highest);
+        if version < self.lowest.max(theirs.lowest) {
+            return Err(Incompatible::Protocol { ours: *self, theirs: *theirs });
+        }
+        Ok(version)
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self { lowest, highest, .. } if lowest == highest => write!(f, "version {lowest}"),
+            Self { lowest, highest, .. } => write!(f, "versions {lowest} to {highest}"),
+        }
+    }
+}
+
+/// What a process can do for its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// It prefills prompts.
+    pub prefill: bool,
+    /// It decodes.
+    pub decode: bool,
+}
 
 /// One life of one process. A name, and no evidence: where the process runs, the kernel has to say
 /// ([`process`](crate::process)).
@@ -62,19 +117,22 @@ pub struct Shape {
     pub page_hash: bool,
 }
 
-/// Two processes cannot work together: what differs, and how to mend it.
+/// Two processes cannot work together: what differs, and how to fix it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Incompatible {
-    /// Different builds.
+    /// Another program, or a build that is too old to say its versions.
     #[error(
-        "protocol version {theirs} of the peer is not our {ours}; run the same build of baton on both sides"
+        "peer does not speak baton's link protocol; check the address, and run builds of about the same age on both sides"
     )]
+    Stranger,
+    /// Builds too far apart.
+    #[error("peer speaks {theirs} of the link protocol and we speak {ours}; upgrade the older side")]
     Protocol {
         /// Ours.
-        ours: u32,
+        ours: Versions,
         /// The peer's.
-        theirs: u32,
+        theirs: Versions,
     },
     /// Different weights.
     #[error("peer serves model {theirs} and we serve {ours}; give both sides the same --model")]
@@ -105,6 +163,7 @@ impl Incompatible {
     /// One word for metrics, logs and JSON.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::Stranger => "stranger",
             Self::Protocol { .. } => "protocol",
             Self::Model { .. } => "model",
             Self::Page { .. } => "page",
@@ -141,25 +200,32 @@ impl Shape {
     }
 }
 
-/// First frame on a connection, from the listener.
+/// First frame on a connection, from the listener. Later versions may only append to it: dialers of every version read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Challenge {
-    /// The listener's [`PROTOCOL_VERSION`].
-    pub protocol: u32,
+    /// What the listener speaks.
+    pub versions: Versions,
     /// What the dialer's proof must cover.
     pub nonce: [u8; 32],
+    /// Which process listens: the dialer numbers its sessions for each.
+    pub incarnation: Incarnation,
 }
 
 /// The dialer's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// The dialer's [`PROTOCOL_VERSION`].
-    pub protocol: u32,
+    /// What the dialer speaks.
+    pub versions: Versions,
+    /// The version of everything that follows, in both directions.
+    pub version: u32,
     /// Which process dials.
     pub incarnation: Incarnation,
-    /// Which of its receivers the dialer means: sessions are counted for each.
-    pub line: u32,
-    /// The dialer's number for this attempt at a session, counted up from 1.
+    /// What it can do for the listener.
+    pub capabilities: Capabilities,
+    /// Where it serves HTTP, as `host:port`; empty if it does not.
+    #[serde(deserialize_with = "wire::text")]
+    pub http: String,
+    /// The dialer's number for this attempt at a session: it grows, and is never used twice.
     pub session: u64,
     /// Its last attempt before this one that came up, or 0: those in between never did, and wrote nothing.
     pub previous: u64,

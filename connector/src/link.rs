@@ -10,7 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use hmac::{Hmac, KeyInit, Mac};
@@ -24,7 +24,9 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
-use crate::frame::{Answer, Challenge, Frame, Hello, Incompatible, PROTOCOL_VERSION, Welcome, peer_text};
+use crate::frame::{
+    Answer, Challenge, Frame, Hello, Incarnation, Incompatible, Versions, Welcome, peer_text,
+};
 use crate::process::{Pidfd, Presence};
 use crate::wire::{self, FRAME_BYTES_MAX, WireError};
 
@@ -204,62 +206,75 @@ impl Link {
         self.dialer.take()
     }
 
-    /// Dials a listener, answers its challenge and waits for its welcome. `hello.proof` is filled in here.
+    /// Dials a listener and reads its challenge. The caller then says [`hello`](Self::hello).
     ///
     /// # Errors
     /// [`LinkError`]; see [`LinkError::is_permanent`].
-    pub async fn dial(
-        address: &str,
-        mut hello: Hello,
-        secret: Option<&str>,
-    ) -> Result<(Self, Box<Welcome>), LinkError> {
+    pub async fn dial(address: &str) -> Result<(Self, Challenge), LinkError> {
         let stream = timeout(HANDSHAKE, TcpStream::connect(address))
             .await
             .map_err(|_| LinkError::Silent(HANDSHAKE))??;
-        let mut link = Self::new(stream, Nonces { listener: [0; 32], dialer: hello.nonce })?;
-        let challenge: Challenge = link.receive().await?;
-        if challenge.protocol != PROTOCOL_VERSION {
-            let (ours, theirs) = (PROTOCOL_VERSION, challenge.protocol);
-            return Err(Incompatible::Protocol { ours, theirs }.into());
-        }
+        let mut link = Self::new(stream, Nonces { listener: [0; 32], dialer: nonce()? })?;
+        let bytes = link.receive_bytes().await?;
+        Versions::OURS.agree(&wire::decode_front(&bytes)?)?;
+        let challenge: Challenge = wire::decode_front(&bytes)?;
         link.nonces.listener = challenge.nonce;
-        hello.proof = link.nonces.prove(secret, Prover::Dialer);
+        Ok((link, challenge))
+    }
+
+    /// Says Hello and waits for the welcome. `hello`'s versions, nonce and proof are filled in here.
+    ///
+    /// # Errors
+    /// [`LinkError`]; see [`LinkError::is_permanent`].
+    pub async fn hello(
+        &mut self,
+        challenge: &Challenge,
+        mut hello: Hello,
+        secret: Option<&str>,
+    ) -> Result<Box<Welcome>, LinkError> {
+        hello.versions = Versions::OURS;
+        hello.version = Versions::OURS.agree(&challenge.versions)?;
+        hello.nonce = self.nonces.dialer;
+        hello.proof = self.nonces.prove(secret, Prover::Dialer);
         // Until the listener has answered. Where the system refuses, the listener only lacks a proof.
-        let _presence = Presence::show(&link.nonces.presence());
-        link.send(&hello).await?;
-        let welcome = match link.receive::<Answer>().await? {
+        let _presence = Presence::show(&self.nonces.presence());
+        self.send(&hello).await?;
+        let welcome = match self.receive::<Answer>().await? {
             Answer::Welcome(welcome) => welcome,
             Answer::Refused(reason) => return Err(LinkError::Refused(peer_text(&reason))),
             Answer::Busy(reason) => return Err(LinkError::Busy(peer_text(&reason))),
         };
-        link.nonces.check(secret, Prover::Listener, welcome.proof.as_ref())?;
+        self.nonces.check(secret, Prover::Listener, welcome.proof.as_ref())?;
         hello.shape.accepts(&welcome.shape)?;
-        Ok((link, welcome))
+        Ok(welcome)
     }
 
-    /// Challenges whoever connected and reads its Hello; a peer that speaks another version, serves another model or does not
-    /// know the secret is told so and refused. The caller then [`welcome`](Self::welcome)s or [`refuse`](Self::refuse)s.
+    /// Challenges a dialer and reads its Hello. A peer that speaks no version of ours, serves another model or does not know the
+    /// secret is told so and refused. The caller then [`welcome`](Self::welcome)s or [`refuse`](Self::refuse)s.
     ///
     /// # Errors
     /// [`LinkError`].
     pub async fn accept(
         stream: TcpStream,
+        incarnation: Incarnation,
         shape: &crate::frame::Shape,
         secret: Option<&str>,
     ) -> Result<(Self, Hello), LinkError> {
         let nonce = nonce()?;
         let mut link = Self::new(stream, Nonces { listener: nonce, dialer: [0; 32] })?;
-        link.send(&Challenge { protocol: PROTOCOL_VERSION, nonce }).await?;
-        let hello: Hello = link.receive().await?;
-        link.nonces.dialer = hello.nonce;
-        let verdict = if hello.protocol == PROTOCOL_VERSION {
-            let known = link.nonces.check(secret, Prover::Dialer, hello.proof.as_ref());
-            known.and_then(|()| shape.accepts(&hello.shape))
-        } else {
-            Err(Incompatible::Protocol { ours: PROTOCOL_VERSION, theirs: hello.protocol })
+        link.send(&Challenge { versions: Versions::OURS, nonce, incarnation }).await?;
+        let bytes = link.receive_bytes().await?;
+        let verdict = match Versions::OURS.agree(&wire::decode_front(&bytes)?) {
+            Ok(_) => {
+                let hello: Hello = wire::decode(&bytes)?;
+                link.nonces.dialer = hello.nonce;
+                let known = link.nonces.check(secret, Prover::Dialer, hello.proof.as_ref());
+                known.and_then(|()| shape.accepts(&hello.shape)).map(|()| hello)
+            }
+            Err(incompatible) => Err(incompatible),
         };
         match verdict {
-            Ok(()) => {
+            Ok(hello) => {
                 link.find_dialer().await?;
                 Ok((link, hello))
             }
@@ -322,8 +337,12 @@ impl Link {
     }
 
     async fn receive<T: DeserializeOwned>(&mut self) -> Result<T, LinkError> {
+        Ok(wire::decode(&self.receive_bytes().await?)?)
+    }
+
+    async fn receive_bytes(&mut self) -> Result<BytesMut, LinkError> {
         let bytes = timeout(HANDSHAKE, self.socket.next()).await.map_err(|_| LinkError::Silent(HANDSHAKE))?;
-        Ok(wire::decode(&bytes.ok_or(LinkError::Closed)??)?)
+        Ok(bytes.ok_or(LinkError::Closed)??)
     }
 }
 

@@ -13,6 +13,8 @@
 //! The accumulation is that of XXH3 (Yann Collet), whose analysis it shares, without the scrambling between blocks:
 //! a segment is short enough not to need it.
 
+use common::splitmix::{STEP as K, mix};
+
 use crate::memory::Region;
 
 /// Bytes hashed independently of the rest.
@@ -20,8 +22,6 @@ const SEGMENT: usize = 4096;
 const LANES: usize = 8;
 const STRIPE: usize = LANES * 8;
 const STRIPES: usize = SEGMENT / STRIPE;
-/// 2^64 divided by the golden ratio, odd.
-const K: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// One key a word of a segment: splitmix64 of its place.
 static KEYS: [[u64; LANES]; STRIPES] = keys();
@@ -34,13 +34,6 @@ const fn keys() -> [[u64; LANES]; STRIPES] {
         n += 1;
     }
     keys
-}
-
-/// The finaliser of splitmix64 (Sebastiano Vigna): every input bit reaches every output bit.
-const fn mix(x: u64) -> u64 {
-    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
 }
 
 /// What a page is: mixed into its hash, so that right bytes in a wrong place do not pass.

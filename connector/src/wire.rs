@@ -71,6 +71,16 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     Ok(value)
 }
 
+/// Decodes a value from the front of `bytes`; what follows it may be of a later version. Allocations are bounded as in [`decode`].
+///
+/// # Errors
+/// [`WireError::Decode`].
+pub fn decode_front<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+    let decoded = bincode::serde::decode_from_slice(bytes, CONFIG);
+    let fail = |reason: String| WireError::Decode { bytes: bytes.len(), reason };
+    decoded.map(|(value, _)| value).map_err(|error| fail(error.to_string()))
+}
+
 /// Reads a list that grows with its items. Serde's own reservation is for as many as the length claims, up to 1 MiB.
 pub(crate) fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
     struct Items<T>(PhantomData<T>);

@@ -36,6 +36,7 @@ mod linear;
 mod matrix;
 mod rope;
 mod scratch;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod threads;

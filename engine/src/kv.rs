@@ -9,11 +9,8 @@ use std::sync::atomic::AtomicU8;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use serde::{Deserialize, Serialize};
 
-mod populate;
 #[cfg(test)]
 mod tests;
-
-pub use populate::populate;
 
 /// The number of a page in its pool, from 0. Means nothing in another pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -19,6 +19,7 @@ pub mod gguf;
 mod gpu;
 mod kv;
 mod model;
+mod populate;
 mod safetensors;
 pub mod sampling;
 mod step;
@@ -28,8 +29,9 @@ mod testing;
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaEngine, cuda_devices, cuda_pool, peer_copy_seconds};
 pub use error::{CudaError, CudaStatus, EngineError, OpenError, Scope};
-pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId, populate};
+pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
 pub use model::{Device, EngineConfig, LoadFormat, ModelInfo};
+pub use populate::populate;
 pub use safetensors::SafetensorsError;
 pub use sampling::{Logprobs, Sample, Sampling, Token, choose};
 pub use step::{Chunk, Engine, SampledToken, Source, Step, StepLimits, StepOutput};

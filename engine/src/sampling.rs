@@ -7,6 +7,8 @@
 
 use std::cmp::Ordering;
 
+use common::splitmix::{STEP, mix};
+
 /// How a sequence's tokens are chosen. The default is greedy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
@@ -270,15 +272,9 @@ fn exp(x: f32) -> f32 {
     ((sum * (rest * rest) + rest) + 1.0) * scale
 }
 
-/// 64 bits for each seed and position: two rounds of splitmix64's finaliser.
+/// 64 bits for each seed and position. `kernels/sample.cu` has the same.
 fn draw(seed: u64, position: u32) -> u64 {
-    let mix = |mut z: u64| {
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    let state = mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
-    mix(state ^ (u64::from(position) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    mix(mix(seed.wrapping_add(STEP)) ^ (u64::from(position) + 1).wrapping_mul(STEP))
 }
 
 /// The index of the largest, the lowest among equals; 0 when there is no number among them.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use common::splitmix::{STEP, mix};
 use half::{bf16, f16};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -57,10 +58,7 @@ impl Drop for Folder {
 fn number(name: &str, index: u64) -> f32 {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
-    let mut z = seed.wrapping_add((index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    (mix(seed.wrapping_add((index + 1).wrapping_mul(STEP))) >> 40) as f32 / (1u32 << 23) as f32 - 1.0
 }
 
 fn tensor(salt: &str, name: &str, shape: &[u64], dtype: &str) -> Vec<u8> {

@@ -5,7 +5,7 @@
 //! and processes that crash, stop and come back. Pages hold real (small) contents and every token depends on
 //! all tokens before it, as read from the pages, so whatever goes wrong with a page ends in a wrong word.
 //!
-//! Checked while a history runs, each against what it says in `docs/notes/hand-over-safety.md`:
+//! Checked while a history runs, each against what it says in `docs/lab/hand-over-safety.md`:
 //!
 //! - a put lands only in a page under a credit of its session, or set aside for it;
 //! - the engine touches only pages that a sequence holds;

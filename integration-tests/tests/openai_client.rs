@@ -8,9 +8,8 @@ use integration_tests::process::Pair;
 
 /// Where `cargo xtask test` has put the client: the newest, if several versions lie there.
 fn client() -> Result<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache"))).context("no HOME")?;
-    let entries = std::fs::read_dir(cache.join("baton"))?;
+    let cache = common::cache_folder::locate(|name| std::env::var_os(name)).map_err(anyhow::Error::msg)?;
+    let entries = std::fs::read_dir(cache)?;
     let named =
         |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("openai-"));
     let newest = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(named).max();

@@ -1,10 +1,10 @@
-//! Whoever knocks at the link port without belonging there gets one line in the log, and nothing else moves.
+//! A stranger at the link port gets one line in the log, and changes nothing else.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use anyhow::{Context, Result};
-use connector::frame::{Answer, Challenge, Hello, Incarnation, Shape};
+use connector::frame::{Answer, Capabilities, Challenge, Hello, Incarnation, Shape, Versions};
 use connector::wire;
 use integration_tests::client::complete;
 use integration_tests::process::{PATIENCE, Pair};
@@ -34,11 +34,13 @@ impl Knock {
     }
 }
 
-fn hello(protocol: u32) -> Hello {
+fn hello(versions: Versions) -> Hello {
     Hello {
-        protocol,
+        versions,
+        version: versions.highest,
         incarnation: Incarnation { pid: 1, start_ticks: 1, boot: 1, pid_namespace: 1, random: 1 },
-        line: 0,
+        capabilities: Capabilities { prefill: true, decode: false },
+        http: String::new(),
         session: 1,
         previous: 0,
         previous_drained: true,
@@ -70,6 +72,10 @@ fn strangers_get_one_line_each_and_requests_go_on() -> Result<()> {
 
     let mut garbage = Knock::at(&link)?;
     garbage.send(b"\xff\xff\xff\xff is no Hello")?;
+    refused(&["does not speak baton's link protocol"])?;
+
+    let mut short = Knock::at(&link)?;
+    short.send(b"BTON")?;
     refused(&["cannot be decoded"])?;
 
     let mut oversized = Knock::at(&link)?;
@@ -78,14 +84,14 @@ fn strangers_get_one_line_each_and_requests_go_on() -> Result<()> {
 
     let mut older = Knock::at(&link)?;
     let challenge: Challenge = wire::decode(&older.receive()?)?;
-    older.send(&wire::encode(&hello(challenge.protocol - 1))?)?;
-    refused(&["run the same build of baton"])?;
+    older.send(&wire::encode(&hello(Versions::new(1, challenge.versions.lowest - 1)))?)?;
+    refused(&["upgrade the older side"])?;
     let answer: Answer = wire::decode(&older.receive()?)?;
-    assert!(matches!(&answer, Answer::Refused(reason) if reason.contains("same build")), "{answer:?}");
+    assert!(matches!(&answer, Answer::Refused(reason) if reason.contains("older side")), "{answer:?}");
 
     let mut other = Knock::at(&link)?;
     let challenge: Challenge = wire::decode(&other.receive()?)?;
-    other.send(&wire::encode(&hello(challenge.protocol))?)?;
+    other.send(&wire::encode(&hello(challenge.versions))?)?;
     refused(&["m with a line of its own", "same --model"])?;
 
     let silent = Knock::at(&link)?;
@@ -94,7 +100,7 @@ fn strangers_get_one_line_each_and_requests_go_on() -> Result<()> {
 
     let log = pair.receiver.log();
     let lines = log.lines().filter(|line| line.contains("link connection refused")).count();
-    assert_eq!(lines, 5, "one line each:\n{log}");
+    assert_eq!(lines, 6, "one line each:\n{log}");
     assert_eq!(log.lines().filter(|line| line.contains("session opening")).count(), 1, "{log}");
     let answer = complete(&pair.frontend, &json!("The harbour was quiet"), 8)?;
     assert_eq!(answer.ids, expect);

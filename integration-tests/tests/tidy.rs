@@ -1,5 +1,7 @@
 //! The rules of the tree that a program can check.
 
+#[path = "tidy/modules.rs"]
+mod modules;
 #[path = "tidy/source.rs"]
 mod source;
 
@@ -60,12 +62,13 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
 
 #[test]
 fn crates_import_in_one_direction() -> Result<()> {
-    let ours = ["runtime", "actors", "connector", "engine", "ucx-sys"];
-    let expect: [(&str, &[&str]); 5] = [
-        ("runtime", &["actors", "connector", "engine"]),
+    let ours = ["runtime", "actors", "common", "connector", "engine", "ucx-sys"];
+    let expect: [(&str, &[&str]); 6] = [
+        ("runtime", &["actors", "common", "connector", "engine"]),
         ("actors", &["connector", "engine"]),
-        ("connector", &["ucx-sys"]),
-        ("engine", &[]),
+        ("connector", &["common", "ucx-sys"]),
+        ("engine", &["common"]),
+        ("common", &[]),
         ("connector/ucx-sys", &[]),
     ];
     for (krate, allowed) in expect {
@@ -128,7 +131,7 @@ fn what_belongs_to_one_place_stays_there() -> Result<()> {
         "engine/src/testing.rs",
     ];
     check("env::var", &programs)?;
-    for krate in ["runtime", "actors", "integration-tests"] {
+    for krate in ["runtime", "actors", "common", "integration-tests"] {
         let lib = fs::read_to_string(root().join(krate).join("src/lib.rs"))?;
         assert!(lib.contains("#![forbid(unsafe_code)]"), "{krate} forbids unsafe code");
     }
@@ -217,6 +220,7 @@ fn every_key_that_is_named_exists() -> Result<()> {
     for (name, text) in sources()? {
         // These name keys that do not exist, to have them refused, or hold pieces of source code.
         let exempt = [
+            "runtime/src/config/renamed.rs",
             "runtime/src/config/tests.rs",
             "integration-tests/tests/refusals.rs",
             "integration-tests/tests/tidy",
@@ -232,5 +236,45 @@ fn every_key_that_is_named_exists() -> Result<()> {
         check(&page.strip_prefix(&root)?.display().to_string(), &fs::read_to_string(&page)?);
     }
     assert!(named > 100, "only {named} keys are named: the search finds nothing");
+    Ok(())
+}
+
+/// Crates whose modules are checked for circles, by their folders.
+const CRATES: [&str; 8] =
+    ["actors", "common", "connector", "connector/ucx-sys", "engine", "integration-tests", "runtime", "xtask"];
+
+/// Imports between modules that lie on a circle and are to go: without them there is none. A line whose import is gone, or on no
+/// circle any more, has to go too.
+const CIRCLES: &[&str] = &[
+    "engine: error → cuda",
+    "integration-tests: simulation::client → simulation::world",
+    "integration-tests: simulation::lane → simulation::world",
+    "integration-tests: simulation::sessions → simulation::world",
+    "integration-tests: simulation::verdict → simulation::world",
+    "runtime: frontend::sampling → frontend::openai",
+];
+
+/// Inside each crate, modules import each other in one direction: see `tidy/modules.rs` for what counts.
+#[test]
+fn modules_import_in_one_direction() -> Result<()> {
+    let sources = sources()?;
+    let mut known: BTreeSet<&str> = CIRCLES.iter().copied().collect();
+    let mut circles = Vec::new();
+    for krate in CRATES {
+        let folder = format!("{krate}/src/");
+        let files = sources.iter().filter_map(|(name, text)| Some((name.strip_prefix(&folder)?, &**text)));
+        let edges = modules::Crate::new(files).edges();
+        assert!(!edges.is_empty() || krate == "common", "no import was found in {krate}");
+        let exception =
+            |edge: &modules::Edge| CIRCLES.iter().find(|known| **known == format!("{krate}: {edge}"));
+        for edge in modules::on_a_circle(edges.keys()) {
+            exception(edge).map(|edge| known.remove(edge));
+        }
+        let rest = edges.keys().filter(|edge| exception(edge).is_none());
+        let found = modules::on_a_circle(rest).into_iter();
+        circles.extend(found.map(|edge| format!("{krate}: {edge} (in {})", edges[edge])));
+    }
+    assert_eq!(circles, [""; 0], "these imports form circles");
+    assert!(known.is_empty(), "on no circle any more, remove from CIRCLES: {known:?}");
     Ok(())
 }

@@ -86,7 +86,7 @@ pub struct Cli {
     pub kv_transfer_config: Option<KvTransfer>,
 
     /// Sets one configuration key; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_set)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Flag::parse)]
     pub set: Vec<Flag>,
 
     /// Prints the resolved configuration as YAML and exits
@@ -104,12 +104,6 @@ pub enum Command {
     /// Measures a running server, or the lane between two processes
     #[command(subcommand)]
     Bench(Bench),
-}
-
-/// `--set`'s value.
-pub(crate) fn parse_set(text: &str) -> Result<Flag, String> {
-    let (key, value) = text.split_once('=').ok_or("expected key=value, as in link.port=55556")?;
-    Ok(Flag { name: format!("--set {key}"), key: key.to_owned(), value: value.to_owned() })
 }
 
 /// What of `--kv-transfer-config` is understood.

@@ -8,9 +8,10 @@
 //! Nothing else in Baton reads the environment or a configuration file.
 
 mod layers;
+mod lmcache;
 mod print;
+mod renamed;
 mod role;
-mod seed;
 mod surroundings;
 mod values;
 
@@ -154,7 +155,7 @@ sections! {
         /// The UCX library (`libucp.so.0`) to load; without one, the archive's, the cache folder's and then what the loader finds.
         ucx_library: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
         /// GB/s that a lane has to move at its start to be used; without one 0, and 5 between GPUs.
-        min_gbps: Option<f32> = |value| optional(value, rate), |_, _| layers::NOTHING;
+        min_gigabytes_per_second: Option<f32> = |value| optional(value, rate), |_, _| layers::NOTHING;
         /// Whether pages are hashed by the sender and checked by the receiver before they are adopted; the same on both
         /// ends of a link.
         page_hash: bool = truth, |_, _| "true";
@@ -240,6 +241,17 @@ pub struct Flag {
     pub key: String,
     /// The value as it was typed.
     pub value: String,
+}
+
+impl Flag {
+    /// Reads what follows `--set`.
+    ///
+    /// # Errors
+    /// It is not `key=value`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').ok_or("expected key=value, as in link.port=55556")?;
+        Ok(Self { name: format!("--set {key}"), key: key.to_owned(), value: value.to_owned() })
+    }
 }
 
 impl Config {
@@ -361,7 +373,7 @@ impl Config {
     pub fn ucx_search(&self) -> Vec<PathBuf> {
         // Where the archive has it, and its path inside PyPI's libucx-cu12 wheel of that version.
         let in_archive = self.surroundings.archive.as_ref().map(|folder| folder.join("lib/ucx/libucp.so.0"));
-        let fetched = self.surroundings.cache.join("ucx-1.22.0/libucx/lib/libucp.so.0");
+        let fetched = self.surroundings.cache.join(common::cache_folder::UCX);
         in_archive.into_iter().chain([fetched]).collect()
     }
 }

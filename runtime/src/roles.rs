@@ -127,10 +127,10 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
     Ok(model)
 }
 
-/// `transport.min_gbps`, or what suits the device: below 5 GB/s nothing goes from GPU to GPU by itself.
-fn min_gbps(config: &Config) -> f64 {
+/// `transport.min_gigabytes_per_second`, or what suits the device: below 5 GB/s nothing goes from GPU to GPU by itself.
+fn min_gigabytes_per_second(config: &Config) -> f64 {
     let usual = if config.engine.device == Device::Cuda { 5.0 } else { 0.0 };
-    config.transport.min_gbps.map_or(usual, f64::from)
+    config.transport.min_gigabytes_per_second.map_or(usual, f64::from)
 }
 
 /// Which transport carries the pages, started over the engine's pool.
@@ -175,12 +175,14 @@ async fn serve(
         (Role::Sender, _) => Some(LinkRole::Sender(config.link.peers.clone())),
         _ => None,
     };
+    let http = ports.http.as_ref().map(TcpListener::local_addr).transpose()?;
     let link = link_role.map(|role| LinkConfig {
         role,
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
+        http: http.map(|address| address.to_string()).unwrap_or_default(),
         ring_bytes: config.ring.bytes.0,
         page_hash: config.transport.page_hash,
-        min_gbps: min_gbps(&config),
+        min_gigabytes_per_second: min_gigabytes_per_second(&config),
         pages_in_flight: PAGES_IN_FLIGHT,
         transport: transport(&config, engine.kv()),
     });

@@ -28,7 +28,8 @@ const QUESTION: &str = "What is the capital of France, and why is it famous?";
 /// # Errors
 /// Whatever went wrong, and also an answer that was empty or came out of one process only.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    options.ports.require_free()?;
+    let ports = options.ports()?;
+    ports.require_free()?;
     fetch::run([fetch::UCX, fetch::MODEL])?;
     let runtime = match &options.runtime {
         Some(path) => path.clone(),
@@ -40,18 +41,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let screen = Screen::new();
     screen.say(&format!("starting two processes of {}", runtime.display()));
     let start = Instant::now();
-    let mut pair = Pair::launch(&runtime, options.ports, &screen)?;
+    let mut pair = Pair::launch(&runtime, ports, &screen)?;
     pair.wait_until_ready()?;
     screen.say(&format!("both are ready after {:.1} s\n", start.elapsed().as_secs_f64()));
 
-    let answer = ask(&mut pair, &screen, options.ports)?;
+    let answer = ask(&mut pair, &screen, ports)?;
     let timeline = Timeline::from_json(answer.timings.as_ref())?;
     screen.say(&format!("\n{timeline}\n"));
     let verdict = judge(&answer, &timeline, pair.pids());
     if options.once || verdict.is_err() {
         return verdict.and(pair.stop());
     }
-    screen.say(&format!("{}\n\nserving until Ctrl-C", curl_line(options.ports)));
+    screen.say(&format!("{}\n\nserving until Ctrl-C", curl_line(ports)));
     pair.serve()
 }
 

@@ -251,9 +251,17 @@ fn broken(text: &str, mutant: &Mutant) -> Result<String> {
 fn copy_tree(to: &Path) -> Result<()> {
     let root = place::root();
     fs::create_dir_all(to)?;
-    for name in
-        ["Cargo.toml", "Cargo.lock", "runtime", "actors", "connector", "engine", "integration-tests", "xtask"]
-    {
+    for name in [
+        "Cargo.toml",
+        "Cargo.lock",
+        "runtime",
+        "actors",
+        "common",
+        "connector",
+        "engine",
+        "integration-tests",
+        "xtask",
+    ] {
         copy(&root.join(name), &to.join(name))?;
     }
     Ok(())

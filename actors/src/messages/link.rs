@@ -15,7 +15,7 @@ use crate::request::RequestId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
-/// One receiver that this process dials: its place in the list of receivers.
+/// One address that this process dials: its place in the list of receivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReceiverId(pub u32);
 
@@ -24,9 +24,7 @@ pub struct ReceiverId(pub u32);
 pub struct SenderSession {
     /// The sender's process.
     pub incarnation: Incarnation,
-    /// Which of its receivers it means with us.
-    pub line: u32,
-    /// Its number for the session.
+    /// Its number for the session. The sender numbers all its attempts, so it grows from one session with us to the next.
     pub number: u64,
     /// The kernel said that the process that dialled runs on this host, so its end can be seen.
     pub is_watched: bool,
@@ -146,6 +144,17 @@ pub struct DialDue {
     pub receiver: ReceiverId,
 }
 
+/// Sockets → peer link: a receiver answers at its address, and waits for [`SayHello`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Challenged {
+    /// Which address.
+    pub receiver: ReceiverId,
+    /// The connection.
+    pub connection: ConnectionId,
+    /// The receiver's process.
+    pub incarnation: Incarnation,
+}
+
 /// Sockets → peer link: the receiver was not reached, or did not welcome us.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DialFailed {
@@ -183,6 +192,8 @@ pub struct HelloCame {
     pub connection: ConnectionId,
     /// The sender's address.
     pub address: String,
+    /// Where the sender serves HTTP; empty if it does not.
+    pub http: String,
     /// The session, as the sender names it.
     pub sender: SenderSession,
     /// Its last session before this one that came up.
@@ -238,11 +249,20 @@ pub struct WakeDialler {
     pub pause: Duration,
 }
 
-/// Peer link → sockets: connect to a receiver and say Hello. Answered by [`Welcomed`] or [`DialFailed`].
+/// Peer link → sockets: connect to a receiver. Answered by [`Challenged`] or [`DialFailed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dial {
     /// Which receiver.
     pub receiver: ReceiverId,
+}
+
+/// Peer link → sockets: say Hello. Answered by [`Welcomed`] or [`DialFailed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SayHello {
+    /// Which receiver.
+    pub receiver: ReceiverId,
+    /// A connection that waits for it.
+    pub connection: ConnectionId,
     /// What the Hello says of the session.
     pub attempt: Attempt,
 }

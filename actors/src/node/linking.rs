@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use actix::prelude::*;
-use connector::frame::{Incarnation, Shape};
+use connector::frame::{Capabilities, Incarnation, Shape};
 use connector::transport::{Event, EventSink, Transport};
 use tokio::net::TcpListener;
 
@@ -36,8 +36,16 @@ pub(super) fn start<E>(
     if let Some(listener) = &listener {
         listener.set_nonblocking(true).map_err(StartError::Io)?;
     }
-    let identity =
-        Identity { incarnation, shape, secret: link.secret, ring_pages: parts.ring_pages, receivers };
+    let is_receiver = listener.is_some();
+    let identity = Identity {
+        incarnation,
+        shape,
+        secret: link.secret,
+        ring_pages: parts.ring_pages,
+        receivers,
+        capabilities: Capabilities { prefill: !is_receiver, decode: is_receiver },
+        http: link.http,
+    };
     let (sink, late_link) = sink(mailboxes.transfer.clone());
     let transport = (link.transport)(sink).map_err(StartError::Transport)?;
     let state =

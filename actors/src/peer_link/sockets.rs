@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use connector::frame::{self, Frame, Hello, Incarnation, PROTOCOL_VERSION, Shape};
-use connector::link::{self, Link, LinkError, Prover};
+use connector::frame::{self, Capabilities, Challenge, Frame, Hello, Incarnation, Shape, Versions};
+use connector::link::{Link, LinkError, Prover};
 use connector::process::Pidfd;
 use connector::transport::Descriptor;
 use tokio::net::TcpListener;
@@ -19,8 +19,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::effect::{ToPeerLink, ToSockets};
 use crate::messages::{
-    Carry, ConnectionId, Dial, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded, ProcessWatched,
-    Refuse, SenderSession, SessionId, Welcome, Welcomed, WriteFrame,
+    Carry, Challenged, ConnectionId, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded,
+    ProcessWatched, ReceiverId, Refuse, SayHello, SenderSession, SessionId, Welcome, Welcomed, WriteFrame,
 };
 
 /// Handshakes that may be under way at once: strangers on the port cannot pile up.
@@ -44,10 +44,22 @@ pub struct Identity {
     pub ring_pages: u32,
     /// The addresses that this process dials.
     pub receivers: Vec<String>,
+    /// What it can do for its peers.
+    pub capabilities: Capabilities,
+    /// Where it serves HTTP, as `host:port`; empty if it does not.
+    pub http: String,
+}
+
+/// A receiver that answers, and its challenge.
+struct Met {
+    link: Link,
+    challenge: Challenge,
 }
 
 /// A connection whose handshake is over as far as it goes without the peer link.
 enum Line {
+    /// It waits for [`SayHello`] or a hang-up.
+    Challenged(Box<Met>),
     /// It waits for [`Welcome`], [`Refuse`], [`Carry`] or a hang-up.
     Shaken {
         link: Box<Link>,
@@ -89,7 +101,12 @@ impl Sockets {
                 });
             }
             ToSockets::Dial(dial) => {
-                actix::spawn(self.clone().dial(dial));
+                actix::spawn(self.clone().dial(dial.receiver));
+            }
+            ToSockets::SayHello(hello) => {
+                if let Some(Line::Challenged(met)) = self.take(hello.connection) {
+                    actix::spawn(self.clone().say_hello(hello, *met));
+                }
             }
             ToSockets::Refuse(Refuse { connection, reason }) => {
                 if let Some(Line::Shaken { mut link, .. }) = self.take(connection) {
@@ -140,7 +157,9 @@ impl Sockets {
             let sockets = self.clone();
             actix::spawn(async move {
                 let identity = &sockets.shared.identity;
-                match Link::accept(stream, &identity.shape, identity.secret.as_deref()).await {
+                match Link::accept(stream, identity.incarnation, &identity.shape, identity.secret.as_deref())
+                    .await
+                {
                     Ok((link, hello)) => sockets.tell_hello(link, &hello),
                     Err(error) => tracing::warn!(%address, reason = %error, "link connection refused"),
                 }
@@ -156,25 +175,53 @@ impl Sockets {
         self.tell(HelloCame {
             connection: self.keep(Line::Shaken { link: link.into(), process }),
             address,
-            sender: SenderSession {
-                incarnation: hello.incarnation,
-                line: hello.line,
-                number: hello.session,
-                is_watched,
-            },
+            http: hello.http.clone(),
+            sender: SenderSession { incarnation: hello.incarnation, number: hello.session, is_watched },
             previous: hello.previous,
             drained: hello.previous_drained,
             seed,
         });
     }
 
-    async fn dial(self, dial: Dial) {
-        let receiver = dial.receiver;
-        match self.connect(&dial).await {
-            Ok((link, welcome)) => {
+    async fn dial(self, receiver: ReceiverId) {
+        let receivers = &self.shared.identity.receivers;
+        let dialled = match receivers.get(receiver.0 as usize) {
+            Some(address) => Link::dial(address).await,
+            None => Err(LinkError::Closed),
+        };
+        match dialled {
+            Ok((link, challenge)) => {
+                let incarnation = challenge.incarnation;
+                let connection = self.keep(Line::Challenged(Box::new(Met { link, challenge })));
+                self.tell(Challenged { receiver, connection, incarnation });
+            }
+            Err(error) => self.tell_dial_failed(receiver, &error),
+        }
+    }
+
+    async fn say_hello(self, hello: SayHello, met: Met) {
+        let SayHello { receiver, connection, attempt } = hello;
+        let Met { mut link, challenge } = met;
+        let Identity { incarnation, shape, secret, capabilities, http, .. } = &self.shared.identity;
+        let hello = Hello {
+            versions: Versions::OURS,
+            version: Versions::OURS.highest,
+            incarnation: *incarnation,
+            capabilities: *capabilities,
+            http: http.clone(),
+            session: attempt.session,
+            previous: attempt.previous,
+            previous_drained: attempt.previous_drained,
+            shape: shape.clone(),
+            nonce: link.nonces().dialer,
+            proof: None,
+        };
+        match link.hello(&challenge, hello, secret.as_deref()).await {
+            Ok(welcome) => {
                 let (address, seed) = (link.peer().to_string(), link.nonces().session_seed());
                 let frame::Welcome { incarnation, descriptor, ring_pages, .. } = *welcome;
-                let connection = self.keep(Line::Shaken { link: link.into(), process: None });
+                let line = Line::Shaken { link: link.into(), process: None };
+                self.shared.lines.borrow_mut().insert(connection, line);
                 self.tell(Welcomed {
                     receiver,
                     connection,
@@ -185,29 +232,13 @@ impl Sockets {
                     seed,
                 });
             }
-            Err(error) => {
-                let (reason, permanent) = (error.to_string(), error.is_permanent());
-                self.tell(DialFailed { receiver, reason, permanent });
-            }
+            Err(error) => self.tell_dial_failed(receiver, &error),
         }
     }
 
-    async fn connect(&self, dial: &Dial) -> Result<(Link, Box<frame::Welcome>), LinkError> {
-        let Identity { incarnation, shape, secret, receivers, .. } = &self.shared.identity;
-        let attempt = dial.attempt;
-        let hello = Hello {
-            protocol: PROTOCOL_VERSION,
-            incarnation: *incarnation,
-            line: attempt.line,
-            session: attempt.session,
-            previous: attempt.previous,
-            previous_drained: attempt.previous_drained,
-            shape: shape.clone(),
-            nonce: link::nonce()?,
-            proof: None,
-        };
-        let address = receivers.get(dial.receiver.0 as usize).ok_or(LinkError::Closed)?;
-        Link::dial(address, hello, secret.as_deref()).await
+    fn tell_dial_failed(&self, receiver: ReceiverId, error: &LinkError) {
+        let (reason, permanent) = (error.to_string(), error.is_permanent());
+        self.tell(DialFailed { receiver, reason, permanent });
     }
 
     async fn welcome(

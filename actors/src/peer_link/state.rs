@@ -15,21 +15,22 @@
 //!
 //! Without proof (a stopped process, a cut network) the session stays `Closed`, and its pages quarantined.
 
+mod dialling;
 mod frames;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use connector::frame::{Frame, Incarnation};
-use connector::transport::{Command, Descriptor, Event, TransportSession};
+use connector::transport::{Command, Descriptor, Event, SubmitError, TransportError, TransportSession};
 
-use super::dialler::Dialler;
+use super::dialler::{Attempts, Dialler};
 use crate::effect::{Effect, ToPeerLink, to};
 use crate::log::LogLine;
 use crate::messages::{
-    Carry, ConnectionId, Dial, DialFailed, Fault, HangUp, HelloCame, LaneConnected, LinkEnd, LinkEnded,
-    PeerLost, ProcessWatched, ReceiverId, Refuse, RoomChanged, SendFrame, SenderSession, SessionDrained,
-    SessionId, SessionOpened, WakeDialler, WatchProcess, Welcome, Welcomed, WriteFrame,
+    Carry, ConnectionId, HangUp, HelloCame, LaneConnected, LinkEnd, LinkEnded, PeerLost, ProcessWatched,
+    ReceiverId, Refuse, RoomChanged, SendFrame, SenderSession, SessionDrained, SessionId, SessionOpened,
+    WatchProcess, Welcome, WriteFrame,
 };
 
 /// A session whose lane has not moved its first pages this long after its first credit is ended: it takes a place and serves no
@@ -42,8 +43,8 @@ const SENDERS_MAX: usize = 16;
 const UNPROVED_MAX: usize = 1024;
 /// Senders that could leave pages without proof are put off while more than this part of the pool is quarantined: a quarter.
 const QUARANTINE_PART: u32 = 4;
-/// Most lines remembered; past it, those without a session are forgotten.
-const LINES_MAX: usize = 1024;
+/// Most senders remembered; past it, those without a session are forgotten.
+const SENDERS_KNOWN_MAX: usize = 1024;
 
 #[derive(Debug, PartialEq, Eq)]
 enum Stage {
@@ -147,8 +148,11 @@ pub struct PeerLinkState {
     room: Option<RoomChanged>,
     sessions: BTreeMap<SessionId, Session>,
     diallers: Vec<Dialler>,
-    /// The youngest attempt heard of on each line of each sender.
-    youngest: HashMap<(Incarnation, u32), u64>,
+    attempts: Attempts,
+    /// The process that each dialler is talking to.
+    targets: HashMap<ReceiverId, Incarnation>,
+    /// The youngest attempt heard of from each sender.
+    youngest: HashMap<Incarnation, u64>,
     /// Processes whose end is waited for.
     watched: HashSet<Incarnation>,
     counts: LinkCounts,
@@ -170,7 +174,9 @@ impl PeerLinkState {
             fault: None,
             room: None,
             sessions: BTreeMap::new(),
-            diallers: (0..).zip(receivers).map(|(line, address)| Dialler::new(line, address)).collect(),
+            diallers: receivers.into_iter().map(Dialler::new).collect(),
+            attempts: Attempts::default(),
+            targets: HashMap::new(),
             youngest: HashMap::new(),
             watched: HashSet::new(),
             counts: LinkCounts::default(),
@@ -182,6 +188,7 @@ impl PeerLinkState {
         match mail {
             ToPeerLink::StartDialling(_) => self.on_start_dialling(),
             ToPeerLink::DialDue(due) => self.on_dial_due(due.receiver),
+            ToPeerLink::Challenged(challenged) => self.on_challenged(challenged),
             ToPeerLink::DialFailed(failed) => self.on_dial_failed(failed),
             ToPeerLink::Welcomed(welcomed) => self.on_welcomed(now, *welcomed),
             ToPeerLink::HelloCame(hello) => self.on_hello_came(now, *hello),
@@ -224,59 +231,9 @@ impl PeerLinkState {
         self.sessions.values().filter(|session| session.stage != Stage::Closed).count()
     }
 
-    fn on_start_dialling(&mut self) -> Vec<Effect> {
-        (0..self.diallers.len() as u32)
-            .map(|receiver| {
-                to::sockets(WakeDialler { receiver: ReceiverId(receiver), pause: Duration::ZERO })
-            })
-            .collect()
-    }
-
-    /// It is time to dial this receiver.
-    fn on_dial_due(&mut self, receiver: ReceiverId) -> Vec<Effect> {
-        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !self.closing) else {
-            return Vec::new();
-        };
-        if self.fault.is_some() {
-            return vec![to::sockets(WakeDialler { receiver, pause: dialler.pause_while_unwell() })];
-        }
-        vec![to::sockets(Dial { receiver, attempt: dialler.dial() })]
-    }
-
-    fn dial_again(&mut self, receiver: ReceiverId) -> Vec<Effect> {
-        match self.diallers.get_mut(receiver.0 as usize) {
-            Some(dialler) => vec![to::sockets(WakeDialler { receiver, pause: dialler.pause() })],
-            None => Vec::new(),
-        }
-    }
-
-    /// The receiver was not reached. One that can never fit is a fault of the process.
-    fn on_dial_failed(&mut self, failed: DialFailed) -> Vec<Effect> {
-        let DialFailed { receiver, reason, permanent } = failed;
-        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize) else { return Vec::new() };
-        let address = dialler.address().to_owned();
-        if permanent {
-            return vec![to::process(Fault(format!("receiver at {address}: {reason}")))];
-        }
-        let is_news = dialler.on_failed();
-        let told = to::log(LogLine::Unreachable { address, reason, is_news });
-        [vec![told], self.dial_again(receiver)].concat()
-    }
-
-    /// We dialled and were welcomed.
-    fn on_welcomed(&mut self, now: Instant, welcomed: Welcomed) -> Vec<Effect> {
-        let Welcomed { receiver, connection, address, incarnation: peer, descriptor, ring_pages, seed } =
-            welcomed;
-        if self.closing {
-            return vec![to::sockets(HangUp { connection })];
-        }
-        let direction = Direction::Outgoing { receiver, descriptor };
-        self.begin(now, Agreed { direction, connection, peer, address, ring_pages, seed })
-    }
-
     /// A sender that fits said Hello: it joins, or is told why not.
     fn on_hello_came(&mut self, now: Instant, came: HelloCame) -> Vec<Effect> {
-        let HelloCame { connection, address, sender, previous, drained, seed } = came;
+        let HelloCame { connection, address, http, sender, previous, drained, seed } = came;
         let mut effects = self.on_hello(sender, previous, drained);
         if let Err(reason) = self.admit(sender) {
             effects.push(to::sockets(Refuse { connection, reason }));
@@ -288,17 +245,21 @@ impl PeerLinkState {
         }
         let direction = Direction::Incoming { sender, harmless: false };
         let ring_pages = self.ring_pages;
-        effects.extend(self.begin(now, Agreed { direction, connection, peer, address, ring_pages, seed }));
+        effects.extend(self.begin(
+            now,
+            http,
+            Agreed { direction, connection, peer, address, ring_pages, seed },
+        ));
         effects
     }
 
     /// A handshake is over: the session gets its name, and the transport opens it.
-    fn begin(&mut self, now: Instant, agreed: Agreed) -> Vec<Effect> {
+    fn begin(&mut self, now: Instant, http: String, agreed: Agreed) -> Vec<Effect> {
         let Agreed { direction, connection, peer, address, ring_pages, seed } = agreed;
         self.next += 1;
         self.counts.opened += 1;
         let session = SessionId(self.next);
-        let line = LogLine::SessionOpening { session, peer, address: address.clone() };
+        let line = LogLine::SessionOpening { session, peer, address: address.clone(), http };
         self.sessions.insert(
             session,
             Session {
@@ -323,7 +284,7 @@ impl PeerLinkState {
     /// # Errors
     /// Why not, for the sender, which may try again.
     pub fn admit(&self, hello: SenderSession) -> Result<(), String> {
-        let youngest = self.youngest.get(&(hello.incarnation, hello.line)).copied().unwrap_or_default();
+        let youngest = self.youngest.get(&hello.incarnation).copied().unwrap_or_default();
         if hello.number < youngest {
             return Err(format!("attempt {youngest} of this sender came before attempt {}", hello.number));
         }
@@ -353,16 +314,16 @@ impl PeerLinkState {
     /// A sender says Hello, and may be admitted or not. Its attempts since the `previous` session never came up on its
     /// side, and that one may have drained.
     fn on_hello(&mut self, hello: SenderSession, previous: u64, drained: bool) -> Vec<Effect> {
-        let known = self.youngest.contains_key(&(hello.incarnation, hello.line));
-        if !known && self.youngest.len() >= LINES_MAX {
+        let known = self.youngest.contains_key(&hello.incarnation);
+        if !known && self.youngest.len() >= SENDERS_KNOWN_MAX {
             let senders = self.sessions.values().filter_map(Session::sender);
-            let kept: HashSet<_> = senders.map(|sender| (sender.incarnation, sender.line)).collect();
-            self.youngest.retain(|line, _| kept.contains(line));
+            let kept: HashSet<_> = senders.map(|sender| sender.incarnation).collect();
+            self.youngest.retain(|sender, _| kept.contains(sender));
         }
-        let youngest = self.youngest.entry((hello.incarnation, hello.line)).or_default();
+        let youngest = self.youngest.entry(hello.incarnation).or_default();
         *youngest = hello.number.max(*youngest);
         let over = |peer: &SenderSession| {
-            (peer.incarnation, peer.line) == (hello.incarnation, hello.line)
+            peer.incarnation == hello.incarnation
                 && ((previous < peer.number && peer.number < hello.number)
                     || (drained && peer.number == previous))
         };
@@ -377,7 +338,7 @@ impl PeerLinkState {
     /// A sender's process on this host is gone. That is proof for the sessions that it dialled, and for none of a process
     /// elsewhere that claims to be the same.
     fn on_process_gone(&mut self, sender: &Incarnation) -> Vec<Effect> {
-        self.youngest.retain(|(incarnation, _), _| incarnation != sender);
+        self.youngest.remove(sender);
         self.on_harmless(
             |peer| peer.is_watched && peer.incarnation == *sender,
             "its sender's process is gone",
@@ -432,10 +393,22 @@ impl PeerLinkState {
             Event::Connected { session, lane } => {
                 vec![to::transfer(LaneConnected { session: SessionId(session.0), lane })]
             }
-            Event::Failed { session, error } => self.on_end(SessionId(session.0), error.to_string()),
+            Event::Failed { session, error } => self.on_failed(SessionId(session.0), &error),
             Event::Closed { session, drained } => self.on_closed(SessionId(session.0), drained),
             // The transfer actor's.
             Event::PutCompleted { .. } | Event::Flushed { .. } => Vec::new(),
+        }
+    }
+
+    /// A transport that takes no more commands has let go of everything, or is about to: it answers no Close.
+    fn on_failed(&mut self, session: SessionId, error: &TransportError) -> Vec<Effect> {
+        match (self.sessions.get(&session).map(Session::is_live), error) {
+            (Some(false), TransportError::NotTaken(SubmitError::ShutDown)) => self.on_closed(session, false),
+            (Some(false), TransportError::NotTaken(_)) => {
+                // Its queue is full, which events will empty.
+                vec![to::transport(Command::Close { session: name(session) })]
+            }
+            _ => self.on_end(session, error.to_string()),
         }
     }
 
@@ -556,13 +529,14 @@ impl PeerLinkState {
         let Some(over) = self.sessions.get_mut(&session) else { return Vec::new() };
         over.stage = Stage::Closed;
         let redial = match (&over.direction, over.probed) {
-            (Direction::Outgoing { receiver, .. }, probed) if !self.closing => Some((*receiver, probed)),
+            (Direction::Outgoing { receiver, .. }, probed) => Some((*receiver, over.peer, probed)),
             _ => None,
         };
         let mut effects: Vec<Effect> = self.prove(session).into_iter().collect();
-        if let Some((receiver, probed)) = redial {
-            if let Some(dialler) = self.diallers.get_mut(receiver.0 as usize) {
-                dialler.on_over(drained, probed);
+        if let Some((receiver, peer, probed)) = redial {
+            self.attempts.over(peer, drained);
+            if let (true, Some(dialler)) = (probed, self.diallers.get_mut(receiver.0 as usize)) {
+                dialler.on_worked();
             }
             effects.extend(self.dial_again(receiver));
         }

@@ -464,7 +464,7 @@ impl TransferState {
                 if speed < least {
                     let remedy = self.remedy();
                     let reason = format!(
-                        "lane {lane} moves {speed:.2} GB/s, and transport.min_gbps is {least}; {remedy}, or set it lower"
+                        "lane {lane} moves {speed:.2} GB/s, and transport.min_gigabytes_per_second is {least}; {remedy}, or set it lower"
                     );
                     return self.give_up(session, reason);
                 }

@@ -1,22 +1,24 @@
 //! What a hostile peer may send: valid values of every kind, and what becomes of them in its hands.
 
+use common::splitmix::SplitMix64;
 use connector::frame::{
-    Answer, Challenge, FirstToken, FirstTokenLogprobs, Frame, Hello, Incarnation, PROTOCOL_VERSION,
-    PageOwner, Shape, Welcome,
+    Answer, Capabilities, Challenge, FirstToken, FirstTokenLogprobs, Frame, Hello, Incarnation, PageOwner,
+    Shape, Versions, Welcome,
 };
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::Descriptor;
 use connector::wire::{self, FRAME_BYTES_MAX};
 
-/// SplitMix64: the same inputs for the same seed.
-pub(crate) struct Random(pub(crate) u64);
+/// Inputs by chance, the same for the same seed.
+pub(crate) struct Random(SplitMix64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(SplitMix64::new(seed))
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        self.0.draw()
     }
 
     /// A number below `end`, or 0.
@@ -82,14 +84,16 @@ fn incarnation(random: &mut Random) -> Incarnation {
 }
 
 pub(crate) fn challenge(random: &mut Random) -> Challenge {
-    Challenge { protocol: PROTOCOL_VERSION, nonce: random.array() }
+    Challenge { versions: Versions::OURS, nonce: random.array(), incarnation: incarnation(random) }
 }
 
 pub(crate) fn hello(random: &mut Random) -> Hello {
     Hello {
-        protocol: PROTOCOL_VERSION,
+        versions: Versions::OURS,
+        version: Versions::OURS.highest,
         incarnation: incarnation(random),
-        line: random.next() as u32,
+        capabilities: Capabilities { prefill: random.one_in(2), decode: random.one_in(2) },
+        http: random.text(),
         session: random.next(),
         previous: random.next(),
         previous_drained: random.one_in(2),

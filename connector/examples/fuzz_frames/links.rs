@@ -31,11 +31,13 @@ pub(crate) fn converse_for(turn: Duration, random: &mut Random, lines: &mut [Lin
                 let address = listener.local_addr().expect("bound").to_string();
                 let ours = async {
                     if dials {
-                        let (link, _) = Link::dial(&address, hello, None).await?;
+                        let (mut link, challenge) = Link::dial(&address).await?;
+                        link.hello(&challenge, hello, None).await?;
                         return Ok(frames(link, &mut line.decoded).await);
                     }
                     let (stream, _) = listener.accept().await?;
-                    let (mut link, _) = Link::accept(stream, &inputs::shape(), None).await?;
+                    let (mut link, _) =
+                        Link::accept(stream, hello.incarnation, &inputs::shape(), None).await?;
                     link.welcome(welcome).await?;
                     Ok::<LinkError, LinkError>(frames(link, &mut line.decoded).await)
                 };

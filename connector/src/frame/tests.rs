@@ -19,6 +19,30 @@ fn shape() -> Shape {
 }
 
 #[test]
+fn versions_agree_on_the_highest_that_both_know() {
+    let check = |ours: (u32, u32), theirs: (u32, u32), expect: Option<u32>| {
+        let (ours, theirs) = (Versions::new(ours.0, ours.1), Versions::new(theirs.0, theirs.1));
+        assert_eq!(ours.agree(&theirs).ok(), expect);
+        assert_eq!(theirs.agree(&ours).ok(), expect, "both sides find the same");
+    };
+    check((7, 7), (7, 7), Some(7));
+    check((7, 9), (5, 8), Some(8));
+    check((7, 9), (5, 6), None);
+    check((7, 9), (10, 12), None);
+    let stranger = Versions { magic: *b"HTTP", ..Versions::OURS };
+    assert_eq!(Versions::OURS.agree(&stranger), Err(Incompatible::Stranger));
+}
+
+/// What every version writes first. It never changes.
+#[test]
+fn the_frozen_prefix() {
+    let bytes = wire::encode(&Versions::new(7, 0x0102)).expect("small");
+    assert_eq!(bytes, [b'B', b'T', b'O', b'N', 7, 0, 0, 0, 2, 1, 0, 0]);
+    assert!(wire::encode(&hello()).expect("small").starts_with(b"BTON"));
+}
+
+/// The bytes of version 7.
+#[test]
 fn golden_bytes() {
     fn check<T>(value: T, expect: &str)
     where
@@ -26,7 +50,7 @@ fn golden_bytes() {
     {
         let bytes = wire::encode(&value).expect("small");
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, expect, "{value:?}: the wire changed, so PROTOCOL_VERSION must");
+        assert_eq!(hex, expect, "{value:?}: the wire changed, so its version must");
         assert_eq!(wire::decode::<T>(&bytes).expect("what was encoded"), value);
     }
     check(
@@ -143,9 +167,11 @@ fn answers() -> Vec<Answer> {
 
 fn hello() -> Hello {
     Hello {
-        protocol: PROTOCOL_VERSION,
+        versions: Versions::OURS,
+        version: Versions::OURS.highest,
         incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
-        line: 0,
+        capabilities: Capabilities { prefill: true, decode: false },
+        http: "127.0.0.1:8100".into(),
         session: 1,
         previous: 0,
         previous_drained: true,
@@ -183,7 +209,7 @@ fn a_length_that_lies_costs_nothing() {
     frames().iter().for_each(lie);
     answers().iter().for_each(lie);
     lie(&hello());
-    lie(&Challenge { protocol: PROTOCOL_VERSION, nonce: [1; 32] });
+    lie(&Challenge { versions: Versions::OURS, nonce: [1; 32], incarnation: hello().incarnation });
 }
 
 proptest! {

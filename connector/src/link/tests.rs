@@ -1,9 +1,18 @@
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::frame::{Incarnation, Shape};
+use crate::frame::{Capabilities, Shape};
 use crate::ring::{CreditNumber, PageIndex};
 use crate::transport::Descriptor;
+
+const LISTENER: Incarnation = Incarnation { pid: 2, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 };
+
+/// Dials and says this Hello.
+async fn dial(address: &str, hello: Hello, secret: Option<&str>) -> Result<(Link, Box<Welcome>), LinkError> {
+    let (mut link, challenge) = Link::dial(address).await?;
+    let welcome = link.hello(&challenge, hello, secret).await?;
+    Ok((link, welcome))
+}
 
 fn shape(fingerprint: u8) -> Shape {
     Shape {
@@ -21,9 +30,11 @@ fn shape(fingerprint: u8) -> Shape {
 
 fn hello(fingerprint: u8) -> Hello {
     Hello {
-        protocol: PROTOCOL_VERSION,
+        versions: Versions::OURS,
+        version: Versions::OURS.highest,
         incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
-        line: 0,
+        capabilities: Capabilities { prefill: true, decode: false },
+        http: "127.0.0.1:8100".into(),
         session: 1,
         previous: 0,
         previous_drained: true,
@@ -42,7 +53,7 @@ fn welcome(nonces: Nonces, secret: Option<&str>) -> Welcome {
         bytes: 8192,
     };
     Welcome {
-        incarnation: Incarnation { pid: 2, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
+        incarnation: LISTENER,
         shape: shape(7),
         descriptor,
         ring_pages: 2,
@@ -58,14 +69,14 @@ async fn listener() -> (TcpListener, String) {
 
 async fn serve(listener: TcpListener, secret: Option<&'static str>) -> Result<Link, LinkError> {
     let (stream, _) = listener.accept().await?;
-    let (mut link, _) = Link::accept(stream, &shape(7), secret).await?;
+    let (mut link, _) = Link::accept(stream, LISTENER, &shape(7), secret).await?;
     link.welcome(welcome(link.nonces(), secret)).await?;
     Ok(link)
 }
 
 async fn meet(ours: Option<&'static str>, theirs: Option<&'static str>, model: u8) -> (String, String) {
     let (listener, address) = listener().await;
-    let (served, dialled) = tokio::join!(serve(listener, ours), Link::dial(&address, hello(model), theirs));
+    let (served, dialled) = tokio::join!(serve(listener, ours), dial(&address, hello(model), theirs));
     let say = |error: Option<LinkError>| error.map_or_else(|| "up".to_owned(), |error| error.to_string());
     (say(served.err()), say(dialled.err()))
 }
@@ -88,7 +99,7 @@ async fn handshakes() {
 #[tokio::test]
 async fn the_kernel_says_that_a_dialer_runs_on_this_host() {
     let (listener, address) = listener().await;
-    let (served, dialled) = tokio::join!(serve(listener, None), Link::dial(&address, hello(7), None));
+    let (served, dialled) = tokio::join!(serve(listener, None), dial(&address, hello(7), None));
     let (mut served, _dialled) = (served.expect("up"), dialled.expect("up"));
     let dialer = served.take_dialer().expect("on this host");
     let gone = timeout(Duration::from_millis(50), dialer.gone()).await;
@@ -110,7 +121,7 @@ async fn elsewhere(incarnation: Incarnation, ends: bool) -> Result<Option<Pidfd>
         if ends {
             stream.readable().await?;
         }
-        Link::accept(stream, &shape(7), None).await
+        Link::accept(stream, LISTENER, &shape(7), None).await
     };
     let (dialled, accepted) = tokio::join!(dialer, listening);
     let _open = dialled?;
@@ -140,7 +151,7 @@ async fn a_dialer_that_has_ended_already_gets_no_session() {
 #[tokio::test]
 async fn frames_flow_both_ways_and_goodbye_ends_them() {
     let (listener, address) = listener().await;
-    let (served, dialled) = tokio::join!(serve(listener, None), Link::dial(&address, hello(7), None));
+    let (served, dialled) = tokio::join!(serve(listener, None), dial(&address, hello(7), None));
     let (writer, mut reader) = served.expect("up").split();
     let (peer_writer, mut peer_reader) = dialled.expect("up").0.split();
     let (queue, source) = mpsc::channel(4);
@@ -166,7 +177,7 @@ async fn both_sides_draw_the_same_seed_and_another_session_another() {
     let mut seeds = Vec::new();
     for _ in 0..2 {
         let (listener, address) = listener().await;
-        let (served, dialled) = tokio::join!(serve(listener, None), Link::dial(&address, hello(7), None));
+        let (served, dialled) = tokio::join!(serve(listener, None), dial(&address, hello(7), None));
         let (served, dialled) = (served.expect("up").nonces(), dialled.expect("up").0.nonces());
         assert_eq!(served.session_seed(), dialled.session_seed());
         seeds.push(served.session_seed());
@@ -199,6 +210,50 @@ async fn a_dialer_that_meets_itself_lets_go() {
 }
 
 #[tokio::test]
+async fn peers_of_other_versions_are_told_so() {
+    let ours = Versions::OURS;
+    for (theirs, expect) in [
+        (Versions::new(1, ours.lowest - 1), "upgrade the older side"),
+        (Versions::new(ours.highest + 1, ours.highest + 3), "upgrade the older side"),
+    ] {
+        let (listener, address) = listener().await;
+        let other = async {
+            let (mut link, _) = Link::dial(&address).await?;
+            // A version that we do not know: only its first bytes can be read.
+            let mut bytes = wire::encode(&theirs)?;
+            bytes.extend([0xaa; 40]);
+            link.socket.send(Bytes::from(bytes)).await?;
+            link.receive::<Answer>().await
+        };
+        let (served, told) = tokio::join!(serve(listener, None), other);
+        let reason = served.err().expect("refused").to_string();
+        assert!(reason.contains(expect), "{reason}");
+        assert_eq!(told.expect("an answer"), Answer::Refused(reason));
+    }
+}
+
+#[tokio::test]
+async fn a_dialer_reads_the_challenge_of_a_later_version() {
+    let (listener, address) = listener().await;
+    let later = async {
+        let (stream, _) = listener.accept().await?;
+        let mut link = Link::new(stream, Nonces { listener: [0; 32], dialer: [0; 32] })?;
+        let versions = Versions::new(Versions::OURS.highest, Versions::OURS.highest + 5);
+        let mut bytes = wire::encode(&Challenge { versions, nonce: [9; 32], incarnation: LISTENER })?;
+        bytes.extend(b"appended later");
+        link.socket.send(Bytes::from(bytes)).await?;
+        link.receive::<Hello>().await
+    };
+    let dialer = async {
+        let (mut link, challenge) = Link::dial(&address).await?;
+        assert_eq!(challenge.incarnation, LISTENER);
+        link.hello(&challenge, hello(7), None).await
+    };
+    let (hello, _) = tokio::join!(later, dialer);
+    assert_eq!(hello.expect("a Hello").version, Versions::OURS.highest, "the highest that both know");
+}
+
+#[tokio::test]
 async fn strangers_are_refused() {
     let (listener, address) = listener().await;
     let stranger = async {
@@ -213,7 +268,7 @@ async fn strangers_are_refused() {
 #[tokio::test(start_paused = true)]
 async fn silence_is_death() {
     let (listener, address) = listener().await;
-    let (served, dialled) = tokio::join!(serve(listener, None), Link::dial(&address, hello(7), None));
+    let (served, dialled) = tokio::join!(serve(listener, None), dial(&address, hello(7), None));
     let (_writer, mut reader) = served.expect("up").split();
     let _quiet = dialled.expect("up");
     assert_eq!(reader.next().await.expect_err("nobody speaks").kind(), "silent");

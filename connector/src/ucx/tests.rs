@@ -4,9 +4,9 @@ use super::blob::{self, Kind};
 use super::{UcxConfig, UcxTransport};
 use crate::memory::Region;
 use crate::transport::{Command, Descriptor, Event, Transport, TransportSession};
+use common::cache_folder;
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
@@ -15,9 +15,8 @@ const SILENT: TransportSession = TransportSession(1);
 const OTHER: TransportSession = TransportSession(2);
 
 fn transport() -> (UcxTransport, Receiver<Event>) {
-    let set = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache"))).unwrap_or_default();
-    let search = vec![cache.join("baton/ucx-1.22.0/libucx/lib/libucp.so.0")];
+    let cache = cache_folder::locate(|name| std::env::var_os(name)).expect("a home");
+    let search = vec![cache.join(cache_folder::UCX)];
     let config = UcxConfig { search, ..UcxConfig::default() };
     let (sink, events) = mpsc::channel();
     let sink = Box::new(move |batch: Vec<Event>| batch.into_iter().for_each(|event| drop(sink.send(event))));

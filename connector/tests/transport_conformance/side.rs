@@ -1,11 +1,12 @@
 //! One side of a test: a transport, its region, its events, and the ledger of what is still to be answered.
 
+use common::cache_folder;
+use common::splitmix::{STEP, SplitMix64};
 use connector::loopback::LoopbackTransport;
 use connector::memory::Region;
 use connector::transport::*;
 use connector::ucx::{UcxConfig, UcxTransport};
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -20,13 +21,8 @@ pub(crate) enum Kind {
 
 /// Where `cargo xtask` puts UCX; settings of the operator stay in force, as in the program.
 pub(crate) fn ucx_config() -> UcxConfig {
-    let set = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache =
-        set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache"))).unwrap_or_default();
-    let mut config = UcxConfig {
-        search: vec![cache.join("baton/ucx-1.22.0/libucx/lib/libucp.so.0")],
-        ..UcxConfig::default()
-    };
+    let cache = cache_folder::locate(|name| std::env::var_os(name)).expect("a home");
+    let mut config = UcxConfig { search: vec![cache.join(cache_folder::UCX)], ..UcxConfig::default() };
     config.defaults.retain(|(name, _)| std::env::var_os(name).is_none());
     config
 }
@@ -250,14 +246,10 @@ impl Side {
 
 /// Bytes of a splitmix generator: different for each seed, and nowhere periodic.
 pub(crate) fn content(bytes: u64, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut generator = SplitMix64::new(seed.wrapping_mul(STEP));
     let mut out = Vec::with_capacity(bytes as usize + 8);
     while (out.len() as u64) < bytes {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = state;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        out.extend((word ^ (word >> 31)).to_le_bytes());
+        out.extend(generator.draw().to_le_bytes());
     }
     out.truncate(bytes as usize);
     out

@@ -7,8 +7,10 @@ use crate::sampling::Sample;
 use crate::step::{SampledToken, Source};
 use crate::testing::{Random, TempFile, Tiny};
 
+mod interleavings;
 mod reference;
 mod refusals;
+mod threads;
 
 const USUAL: Tiny = Tiny { heads: 4, kv_heads: 2, kind: 3, tied: true, hidden: 64, feed: 96 };
 

@@ -4,18 +4,16 @@
 //! thread that wakes late finds the job gone instead of being waited for. Between two jobs a worker looks for
 //! the next one for some ten microseconds, about the gap between two phases of a step, and then sleeps on a
 //! condition variable: an idle engine takes no processor time.
+//!
+//! This file is compiled twice in test builds: with `cpu::sync`, which is the standard library's, and in `cpu::tests::interleavings` with loom's.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::PoisonError;
 
-#[cfg(test)]
-mod tests;
-
-/// Turns of the wait before a thread sleeps: ten to twenty microseconds on the machines tried.
-const SPINS: u32 = 400;
+use super::sync::{
+    Arc, AtomicBool, AtomicUsize, Builder, Condvar, JoinHandle, Mutex, MutexGuard, Ordering, SPINS, spin_loop,
+};
 
 /// A worker panicked while it ran a job; the panic's message is on stderr and the job's results are void.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +71,7 @@ impl<S: Default + Send + 'static> Threads<S> {
         let mut threads = Self { shared, workers: Vec::new(), own: S::default() };
         for index in 1..count {
             let shared = Arc::clone(&threads.shared);
-            let worker = std::thread::Builder::new()
+            let worker = Builder::new()
                 .name(format!("baton-cpu-{index}"))
                 .spawn(move || shared.serve())
                 .map_err(|error| (index, error))?;
@@ -209,7 +207,7 @@ fn spin(ready: impl Fn() -> bool) -> bool {
         if ready() {
             return true;
         }
-        std::hint::spin_loop();
+        spin_loop();
     }
     false
 }

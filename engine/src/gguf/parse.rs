@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::io::Read;
 
-use super::{GgufError, Tensor, TensorType};
+use super::error::GgufError;
+use super::tensor::{Tensor, TensorType};
 
 /// The format has four dimensions at most.
 const DIMENSIONS_MAX: u32 = 4;

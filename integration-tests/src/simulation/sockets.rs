@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-use actors::effect::{Endpoint, ToSockets, to};
+use actors::effect::{Effect, Endpoint, ToPeerLink, ToSockets, to};
 use actors::messages::{
-    Carry, ConnectionId, Dial, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded, ProcessWatched,
-    SenderSession, SessionId, WatchProcess, Welcome, Welcomed,
+    Carry, Challenged, ConnectionId, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded,
+    ProcessWatched, ReceiverId, SayHello, SenderSession, SessionId, WatchProcess, Welcome, Welcomed,
 };
 use connector::frame::Frame;
 
@@ -44,13 +44,17 @@ impl World {
                 let due = to::peer_link(DialDue { receiver: wake.receiver });
                 self.send_later(node, wake.pause.as_micros() as u64, Endpoint::Sockets, due);
             }
-            ToSockets::Dial(dial) => self.dial(node, dial),
+            ToSockets::Dial(dial) => self.dial(node, dial.receiver),
+            ToSockets::SayHello(hello) => self.say_hello(node, hello),
             ToSockets::Refuse(refuse) => self.hang_up(refuse.connection.0, side_of(node), false),
             ToSockets::Welcome(welcome) => self.welcome(welcome),
             ToSockets::Carry(carry) => self.carry(node, carry),
             ToSockets::WriteFrame(write) => self.send(write.connection.0, side_of(node), write.frame),
             ToSockets::HangUp(hang_up) => {
                 let (conn, side) = (hang_up.connection.0, side_of(node));
+                if let Some(sender) = self.nodes[node].sender() {
+                    sender.dialling = sender.dialling.filter(|dialling| *dialling != conn);
+                }
                 let goodbye = self.conns.get(&conn).is_some_and(|found| found.carried[side]);
                 self.hang_up(conn, side, goodbye);
             }
@@ -74,8 +78,7 @@ impl World {
         self.nodes[RECEIVER].alive && self.cut_until.get(&sender).copied().unwrap_or_default() <= self.now
     }
 
-    fn dial(&mut self, node: usize, dial: Dial) {
-        let Dial { receiver, attempt } = dial;
+    fn dial(&mut self, node: usize, receiver: ReceiverId) {
         if !self.reachable(node) {
             let wait = self.dice.wait(MS, SECOND);
             return self.dial_fails(node, wait);
@@ -97,6 +100,19 @@ impl World {
                 carried: [false; 2],
             },
         );
+        let wait = self.dice.wait(2 * MS, SECOND);
+        let challenged = Challenged {
+            receiver,
+            connection: ConnectionId(conn),
+            incarnation: incarnation(RECEIVER, lives[0]),
+        };
+        self.at_node(node, wait, Event::Answered(conn, Box::new(to::peer_link(challenged))));
+        self.at_node(node, HANDSHAKE, Event::HandshakeLate(conn));
+    }
+
+    fn say_hello(&mut self, node: usize, hello: SayHello) {
+        let SayHello { connection: ConnectionId(conn), attempt, .. } = hello;
+        let Some(lives) = self.conns.get(&conn).map(|found| found.lives) else { return };
         // A Hello may lie in a buffer until long after its dialler has given up.
         let late = self.plan.late_hellos && self.dice.one_in(4);
         let wait = if late { self.dice.between(MS, 12 * SECOND) } else { self.dice.wait(2 * MS, 7 * SECOND) };
@@ -104,22 +120,20 @@ impl World {
         let hello = to::peer_link(HelloCame {
             connection: ConnectionId(conn),
             address: format!("sender {node}"),
-            sender: SenderSession {
-                incarnation,
-                line: attempt.line,
-                number: attempt.session,
-                is_watched: !self.plan.blind,
-            },
+            http: String::new(),
+            sender: SenderSession { incarnation, number: attempt.session, is_watched: !self.plan.blind },
             previous: attempt.previous,
             drained: attempt.previous_drained,
             seed: seed(conn),
         });
-        self.send_later(RECEIVER, wait, Endpoint::Sockets, hello);
-        self.at_node(node, HANDSHAKE, Event::HandshakeLate(conn));
+        // It does not reach another life of the receiver.
+        if self.nodes[RECEIVER].alive && self.nodes[RECEIVER].life == lives[0] {
+            self.send_later(RECEIVER, wait, Endpoint::Sockets, hello);
+        }
     }
 
     fn dial_fails(&mut self, node: usize, wait: u64) {
-        let receiver = actors::messages::ReceiverId(0);
+        let receiver = ReceiverId(0);
         let failed = DialFailed { receiver, reason: "no answer".to_owned(), permanent: false };
         self.send_later(node, wait, Endpoint::Sockets, to::peer_link(failed));
     }
@@ -145,7 +159,7 @@ impl World {
         if self.conns[&conn].open[1] && self.living(conn, 1).is_some() {
             let wait = self.dice.wait(2 * MS, SECOND);
             let welcomed = Welcomed {
-                receiver: actors::messages::ReceiverId(0),
+                receiver: ReceiverId(0),
                 connection: ConnectionId(conn),
                 address: "receiver".to_owned(),
                 incarnation: incarnation(RECEIVER, life),
@@ -153,16 +167,18 @@ impl World {
                 ring_pages: self.plan.ring_pages,
                 seed: seed(conn),
             };
-            self.at_node(sender, wait, Event::WelcomeArrives(conn, Box::new(welcomed)));
+            self.at_node(sender, wait, Event::Answered(conn, Box::new(to::peer_link(welcomed))));
         }
     }
 
-    /// A dialler that has not given up meanwhile hears that it was welcomed.
-    pub(super) fn welcome_arrives(&mut self, node: usize, conn: u64, welcomed: Welcomed) {
+    /// A dialler that has not given up meanwhile hears the receiver's answer. A Welcome ends its handshake.
+    pub(super) fn answered(&mut self, node: usize, conn: u64, answer: Effect) {
         let Some(sender) = self.nodes[node].sender() else { return };
         if sender.dialling == Some(conn) {
-            sender.dialling = None;
-            self.perform(node, Endpoint::Sockets, vec![to::peer_link(welcomed)]);
+            if matches!(answer, Effect::PeerLink(ToPeerLink::Welcomed(_))) {
+                sender.dialling = None;
+            }
+            self.perform(node, Endpoint::Sockets, vec![answer]);
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::{Duration, Instant};
 
 use actors::effect::{Effect, Endpoint, to};
-use actors::messages::{StartDialling, Tick, Welcomed};
+use actors::messages::{StartDialling, Tick};
 use actors::request::RequestId;
 
 use super::client::Client;
@@ -34,8 +34,8 @@ pub(super) enum Event {
     Send(Endpoint, Box<Effect>),
     StepDone,
     Tick,
-    /// A receiver's Welcome arrives at the dialler.
-    WelcomeArrives(u64, Box<Welcomed>),
+    /// A receiver's Challenge or Welcome arrives at the dialler of this connection.
+    Answered(u64, Box<Effect>),
     /// The attempt over this connection has waited long enough.
     HandshakeLate(u64),
     /// The next frame of a connection arrives, at the receiver (0) or the sender (1).
@@ -210,7 +210,7 @@ impl World {
                 self.perform(node, Endpoint::Ticker, own.into_iter().chain(common).collect());
                 self.at_node(node, TICK, Event::Tick);
             }
-            Event::WelcomeArrives(conn, welcomed) => self.welcome_arrives(node, conn, *welcomed),
+            Event::Answered(conn, answer) => self.answered(node, conn, *answer),
             Event::HandshakeLate(conn) => self.handshake_late(node, conn),
             Event::FrameArrives(conn, side) => self.frame_arrives(conn, side),
             Event::PutIsRead(put) => self.put_is_read(put),

@@ -22,7 +22,6 @@ use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
-use crate::cli::parse_set;
 use crate::config::{Config, Device, Flag};
 use crate::roles;
 use first_put::FirstPut;
@@ -57,7 +56,7 @@ pub struct TransferOptions {
     #[arg(long, default_value_t = 15)]
     pub cycles: usize,
     /// Sets one configuration key; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_set)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Flag::parse)]
     pub set: Vec<Flag>,
     /// The sender's part, for the receiver at this address
     #[arg(long, hide = true)]
@@ -163,10 +162,11 @@ fn start(
     let link = LinkConfig {
         role,
         secret: None,
+        http: String::new(),
         ring_bytes: config.ring.bytes.0,
         page_hash,
         // Whatever it is, it is to be measured.
-        min_gbps: 0.0,
+        min_gigabytes_per_second: 0.0,
         pages_in_flight: options.in_flight,
         transport: match first_put {
             None => transport,

@@ -8,7 +8,8 @@ use figment::providers::YamlExtended;
 use figment::value::{Dict, Empty, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
-use super::seed;
+use super::lmcache;
+use super::renamed::todays_name;
 use super::surroundings::PREFIX;
 use super::{Flag, Key, Role, Surroundings, keys};
 
@@ -184,10 +185,10 @@ impl Draft {
 
     /// Takes the keys of LMCache out of a file that has some.
     fn translate(&mut self, origin: &str, role: Role, mut entries: Dict) -> Dict {
-        if !seed::is_lmcache(&entries) {
+        if !lmcache::is_lmcache(&entries) {
             return entries;
         }
-        let translated = seed::translate(&mut entries, role);
+        let translated = lmcache::translate(&mut entries, role);
         for (key, value, from) in translated.settings {
             self.offer(&format!("{origin} ({from})"), key, value);
         }
@@ -224,16 +225,23 @@ impl Draft {
 pub(super) fn role_in(file: &Path) -> Option<Role> {
     let text = fs::read_to_string(file).ok()?;
     match YamlExtended::from_str::<Value>(&text).ok()? {
-        Value::Dict(_, entries) => seed::role(&entries)?.ok(),
+        Value::Dict(_, entries) => lmcache::role(&entries)?.ok(),
         _ => None,
     }
 }
 
 /// What to say of a key that does not exist.
 fn unknown(name: &str) -> String {
+    if let Some(today) = todays_name(name) {
+        return format!("is now called {today}");
+    }
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let sections = keys().filter_map(|key| key.name.split_once('.').map(|(section, _)| section));
-    let near = keys().map(|key| key.name).chain(sections).map(|known| (distance(known, name), known)).min();
+    let near = keys()
+        .map(|key| key.name)
+        .chain(sections)
+        .map(|known| (strsim::levenshtein(known, name), known))
+        .min();
     // The same word in another section is the second guess: `port`, `http.threads`.
     let elsewhere = keys().find(|key| last(key.name) == last(name)).map(|key| key.name);
     match near
@@ -244,20 +252,4 @@ fn unknown(name: &str) -> String {
         Some(key) => format!("is not a key; did you mean {key}?"),
         None => "is not a key; --print-config lists them all".to_owned(),
     }
-}
-
-/// Levenshtein distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = (diagonal + usize::from(x != *y)).min(above + 1).min(row[j] + 1);
-            diagonal = above;
-        }
-    }
-    row[b.len()]
 }

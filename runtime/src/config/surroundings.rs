@@ -1,9 +1,11 @@
 //! What a process finds around it: cache folder, cores, environment variables.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::thread;
+
+use common::cache_folder;
 
 /// The prefix of the environment variables that set keys.
 pub(super) const PREFIX: &str = "BATON_";
@@ -41,10 +43,8 @@ impl Surroundings {
         let all: BTreeMap<OsString, OsString> = variables.into_iter().collect();
         let folder =
             |name: &str| all.get(&OsString::from(name)).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let cache = folder("XDG_CACHE_HOME")
-            .or_else(|| folder("HOME").map(|home| home.join(".cache")))
-            .unwrap_or_else(|| PathBuf::from(".cache"))
-            .join("baton");
+        let variable = |name: &str| all.get(OsStr::new(name)).cloned();
+        let cache = cache_folder::locate(variable).unwrap_or_else(|_| PathBuf::from(".cache/baton"));
         let named = |prefix: &'static str| {
             all.iter()
                 .map(|(name, value)| {

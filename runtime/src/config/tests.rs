@@ -33,7 +33,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("request.context_tokens", "4096", "4096", "-1", "must be a whole number from 0"),
     ("request.api_key", "hush", "\"***\"", "***", "only stands for a secret"),
     ("transport.ucx_library", "/u/libucp.so.0", "/u/libucp.so.0", "", "must be a path"),
-    ("transport.min_gbps", "1.5", "1.5", "fast", "must be a number of at least 0"),
+    ("transport.min_gigabytes_per_second", "1.5", "1.5", "fast", "must be a number of at least 0"),
     ("transport.page_hash", "false", "false", "perhaps", "must be true or false"),
     ("shutdown.drain", "1500ms", "1500ms", "soon", "must be a duration"),
 ];
@@ -156,6 +156,14 @@ fn unknown_keys_are_refused_with_the_nearest_one() {
     let around = surroundings(&[("BATON_HTTP_PORT", "1"), ("OTHER", "1")]);
     let errors = Config::load(Role::Local, None, &[], around).unwrap_err();
     assert_eq!(errors.to_string(), "BATON_HTTP_PORT: http_port is not a key; did you mean http.port?");
+}
+
+#[test]
+fn a_key_with_another_name_today_is_refused_with_that_name() {
+    let around = surroundings(&[("BATON_TRANSPORT__MIN_GBPS", "1")]);
+    let errors = Config::load(Role::Sender, None, &[], around).unwrap_err();
+    let expect = "transport.min_gbps is now called transport.min_gigabytes_per_second";
+    assert_eq!(errors.to_string(), format!("BATON_TRANSPORT__MIN_GBPS: {expect}"));
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub(super) struct TimingsReport {
     #[serde(flatten)]
     timings: Timings,
     /// GB/s from the first put to the last flush; null if nothing travelled.
-    handover_gbps: Option<f64>,
+    handover_gigabytes_per_second: Option<f64>,
     /// Tokens a second after the first; null if there was one.
     tokens_per_s: Option<f64>,
 }
@@ -38,7 +38,7 @@ impl From<Timings> for TimingsReport {
         let rate = |amount: f64, ms: f64| (amount > 0.0 && ms > 0.0).then(|| amount / ms);
         let later_tokens = f64::from(timings.completion_tokens.saturating_sub(1));
         Self {
-            handover_gbps: rate(timings.bytes as f64 / 1e6, timings.transfer_ms),
+            handover_gigabytes_per_second: rate(timings.bytes as f64 / 1e6, timings.transfer_ms),
             tokens_per_s: rate(later_tokens * 1e3, timings.decode_ms),
             timings,
         }

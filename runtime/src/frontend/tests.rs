@@ -136,7 +136,11 @@ fn timings_come_where_they_are_asked_for() {
     let (_, text) =
         server.post("/v1/completions", r#"{"prompt": "hi", "max_tokens": 3, "return_timings": true}"#);
     let timings = serde_json::from_str::<Value>(&text).unwrap()["timings"].clone();
-    assert_eq!((&timings["prompt_tokens"], &timings["handover_gbps"]), (&json!(2), &json!(2.0)), "{text}");
+    assert_eq!(
+        (&timings["prompt_tokens"], &timings["handover_gigabytes_per_second"]),
+        (&json!(2), &json!(2.0)),
+        "{text}"
+    );
     assert_eq!(timings["tokens_per_s"], json!(200.0), "{text}");
     for options in [Value::Null, json!({"include_usage": true})] {
         let body = json!({"prompt": "hi", "stream": true, "return_timings": true, "stream_options": options});

@@ -4,16 +4,19 @@ use std::env;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 /// The command line of `demo`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(clap::Args, Debug, Default)]
 pub(crate) struct Options {
-    /// Stop after the answer.
+    /// Stop after the answer
+    #[arg(long)]
     pub(super) once: bool,
-    /// Where the processes listen.
-    pub(super) ports: Ports,
-    /// The binary to start; none: build it.
+    /// Use the ports N to N+3 rather than 55555, 8200, 8100 and 9000
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=65532))]
+    port_base: Option<u16>,
+    /// Start this binary rather than building one
+    #[arg(long, value_name = "PATH")]
     pub(super) runtime: Option<PathBuf>,
 }
 
@@ -27,49 +30,16 @@ pub(super) struct Ports {
 }
 
 impl Options {
-    /// Reads what follows `demo`.
+    /// Where the processes listen.
     ///
     /// # Errors
-    /// One sentence that names the argument.
-    pub(crate) fn parse(arguments: &[String]) -> Result<Self> {
-        Self::parse_with(arguments, |name| env::var(name).ok())
+    /// A variable of the runtime that is no port.
+    pub(super) fn ports(&self) -> Result<Ports> {
+        self.ports_with(|name| env::var(name).ok())
     }
 
-    fn parse_with(arguments: &[String], variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let mut once = false;
-        let mut base = None;
-        let mut runtime = None;
-        let mut rest = arguments.iter();
-        while let Some(argument) = rest.next() {
-            let (name, inline) = match argument.split_once('=') {
-                Some((name, value)) => (name, Some(value.to_owned())),
-                None => (argument.as_str(), None),
-            };
-            let mut value = || {
-                inline
-                    .clone()
-                    .or_else(|| rest.next().cloned())
-                    .with_context(|| format!("{name} needs a value"))
-            };
-            match name {
-                "--once" => once = true,
-                "--port-base" => base = Some(port_base(&value()?)?),
-                "--runtime" => runtime = Some(PathBuf::from(value()?)),
-                _ => bail!("demo knows no `{argument}`; see `cargo xtask --help`"),
-            }
-        }
-        let ports = match base {
-            Some(base) => Ports::from_base(base),
-            None => Ports::usual(variable)?,
-        };
-        Ok(Self { once, ports, runtime })
-    }
-}
-
-fn port_base(text: &str) -> Result<u16> {
-    match text.parse() {
-        Ok(base @ 1..=65532) => Ok(base),
-        _ => bail!("--port-base must be a number from 1 to 65532, got `{text}`"),
+    fn ports_with(&self, variable: impl Fn(&str) -> Option<String>) -> Result<Ports> {
+        self.port_base.map_or_else(|| Ports::usual(variable), |base| Ok(Ports::from_base(base)))
     }
 }
 
@@ -131,48 +101,27 @@ impl Ports {
 mod tests {
     use super::*;
 
-    fn parse(line: &str, variables: &[(&str, &str)]) -> Result<Options> {
-        let arguments: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-        Options::parse_with(&arguments, |name| {
+    fn ports(port_base: Option<u16>, variables: &[(&str, &str)]) -> Result<Ports> {
+        Options { port_base, ..Options::default() }.ports_with(|name| {
             variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
         })
     }
 
     #[test]
-    fn a_command_line_is_read() {
+    fn ports_are_the_usual_ones_or_follow_a_base() {
         let usual = Ports { link: 55555, receiver_http: 8200, sender_http: 8100, frontend: 9000 };
+        assert_eq!(ports(None, &[]).unwrap(), usual);
         let based = Ports { link: 7000, receiver_http: 7001, sender_http: 7002, frontend: 7003 };
-        for (line, once, ports, runtime) in [
-            ("", false, usual, None),
-            ("--once", true, usual, None),
-            ("--port-base 7000 --once", true, based, None),
-            ("--port-base=7000 --runtime /bin/r", false, based, Some("/bin/r")),
-        ] {
-            let expect = Options { once, ports, runtime: runtime.map(PathBuf::from) };
-            assert_eq!(parse(line, &[]).unwrap(), expect, "{line}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_command_line_is_refused() {
-        for (line, words) in [
-            ("--port-base", "--port-base needs a value"),
-            ("--port-base x", "got `x`"),
-            ("--port-base 65533", "1 to 65532"),
-            ("--twice", "no `--twice`"),
-        ] {
-            let error = parse(line, &[]).unwrap_err().to_string();
-            assert!(error.contains(words), "{line}: {error}");
-        }
+        assert_eq!(ports(Some(7000), &[]).unwrap(), based);
     }
 
     #[test]
     fn the_variables_of_the_runtime_count_unless_a_base_is_given() {
         let variables = [("BATON_LINK__PORT", "1234"), ("BATON_FRONTEND__PORT", "4321")];
-        let ports = parse("", &variables).unwrap().ports;
-        assert_eq!((ports.link, ports.frontend), (1234, 4321));
-        assert_eq!(parse("--port-base 10", &variables).unwrap().ports, Ports::from_base(10));
-        assert!(parse("", &[("BATON_LINK__PORT", "0")]).is_err());
+        let found = ports(None, &variables).unwrap();
+        assert_eq!((found.link, found.frontend), (1234, 4321));
+        assert_eq!(ports(Some(10), &variables).unwrap(), Ports::from_base(10));
+        assert!(ports(None, &[("BATON_LINK__PORT", "0")]).is_err());
     }
 
     #[test]

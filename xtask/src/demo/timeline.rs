@@ -51,7 +51,7 @@ impl Timeline {
     }
 
     /// GB of 10⁹ bytes a second; none when nothing was measured.
-    fn gb_per_s(&self) -> Option<f64> {
+    fn gigabytes_per_second(&self) -> Option<f64> {
         ratio(self.bytes as f64 / 1e6, self.transfer_ms)
     }
 
@@ -80,7 +80,7 @@ impl fmt::Display for Timeline {
             "{} put, {}{}, {:.1} ms of it not hidden by the prefill",
             plural(self.pages, "page"),
             bytes(self.bytes),
-            speed(self.gb_per_s(), 2, "GB/s"),
+            speed(self.gigabytes_per_second(), 2, "GB/s"),
             self.exposed_ms
         );
         row("hand-over", None, self.transfer_ms, put)?;
@@ -141,7 +141,7 @@ mod tests {
         object["decode_ms"] = json!(0);
         object["completion_tokens"] = json!(0);
         let timeline = Timeline::from_json(Some(&object)).unwrap();
-        assert_eq!((timeline.gb_per_s(), timeline.tokens_per_s()), (None, None));
+        assert_eq!((timeline.gigabytes_per_second(), timeline.tokens_per_s()), (None, None));
         assert!(!timeline.to_string().contains("/s"), "{timeline}");
     }
 

@@ -7,9 +7,10 @@ use crate::effect::ToTransport;
 use crate::first_token;
 use crate::log::LaneSpeed;
 use crate::messages::{
-    AnnounceLeaving, BreakSession, CancelPrefill, CloseLinks, CreditsGranted, DialDue, FrameCame, HealthSeen,
-    PageFilled, PeerLeaving, PeerReady, PrefillFailed, PrefillFinished, RingShared, StartDialling,
-    StartPrefill, TransportEvents,
+    AnnounceLeaving, BreakSession, CancelPrefill, Challenged, CloseLinks, CreditsGranted, Dial, DialDue,
+    DialFailed, Fault, FrameCame, HealthSeen, PageFilled, PeerLeaving, PeerReady, PrefillFailed,
+    PrefillFinished, RingShared, SayHello, StartDialling, StartPrefill, TransportEvents, WakeDialler,
+    Welcomed,
 };
 use crate::peer_link::dialler::Attempt;
 use crate::request::RequestId;
@@ -24,7 +25,7 @@ const SEED: u64 = 77;
 
 /// A sender that has not come yet.
 const NEXT: SenderSession =
-    SenderSession { incarnation: Incarnation { pid: 3, ..A }, line: 0, number: 1, is_watched: true };
+    SenderSession { incarnation: Incarnation { pid: 3, ..A }, number: 1, is_watched: true };
 
 /// Our worker's, or a receiver's.
 fn descriptor(of: &str) -> Descriptor {
@@ -38,7 +39,7 @@ fn hear(state: &mut PeerLinkState, mail: impl Into<ToPeerLink>) -> Vec<Effect> {
 
 /// The Hello of an attempt `number` whose last session was `previous` and has drained.
 fn hello(state: &mut PeerLinkState, incarnation: Incarnation, number: u64, previous: u64) -> Vec<Effect> {
-    state.on_hello(SenderSession { incarnation, line: 0, number, is_watched: true }, previous, true)
+    state.on_hello(SenderSession { incarnation, number, is_watched: true }, previous, true)
 }
 
 /// The same Hello as it comes from the sockets.
@@ -46,7 +47,8 @@ fn hello_came(incarnation: Incarnation, number: u64) -> HelloCame {
     HelloCame {
         connection: ConnectionId(u64::from(incarnation.pid) * 100 + number),
         address: "sender".into(),
-        sender: SenderSession { incarnation, line: 0, number, is_watched: true },
+        http: "sender:8100".into(),
+        sender: SenderSession { incarnation, number, is_watched: true },
         previous: 0,
         drained: true,
         seed: SEED,
@@ -84,9 +86,13 @@ impl Begun {
     fn opening(&self) -> [Effect; 2] {
         let (session, peer, address) = (self.session, self.peer, self.address());
         [
-            to::log(LogLine::SessionOpening { session, peer, address }),
+            to::log(LogLine::SessionOpening { session, peer, address, http: self.http() }),
             to::transport(Command::Open { session: name(session) }),
         ]
+    }
+
+    fn http(&self) -> String {
+        if self.is_incoming { "sender:8100" } else { "" }.to_owned()
     }
 
     fn address(&self) -> String {
@@ -149,6 +155,9 @@ fn up(state: &mut PeerLinkState, peer: Incarnation, number: u64) -> Begun {
 
 /// The first receiver welcomes us.
 fn reach(state: &mut PeerLinkState) -> Begun {
+    if !state.targets.contains_key(&FIRST) {
+        dials(state);
+    }
     let session = opening(&hear(state, welcomed(7)));
     Begun { session, peer: C, connection: ConnectionId(7), is_incoming: false }
 }
@@ -168,9 +177,18 @@ fn wake(receiver: ReceiverId, millis: u64) -> Effect {
     to::sockets(WakeDialler { receiver, pause: Duration::from_millis(millis) })
 }
 
-fn dial(session: u64, previous: u64, previous_drained: bool) -> Effect {
-    let attempt = Attempt { line: 0, session, previous, previous_drained };
-    to::sockets(Dial { receiver: FIRST, attempt })
+/// The first address is dialled, and answers: what the Hello is to say.
+fn dials(state: &mut PeerLinkState) -> Effect {
+    assert_eq!(hear(state, DialDue { receiver: FIRST }), [to::sockets(Dial { receiver: FIRST })]);
+    let connection = ConnectionId(60);
+    let effects = hear(state, Challenged { receiver: FIRST, connection, incarnation: C });
+    assert_eq!(effects.len(), 1, "{effects:?}");
+    effects[0].clone()
+}
+
+fn says(session: u64, previous: u64, previous_drained: bool) -> Effect {
+    let attempt = Attempt { session, previous, previous_drained };
+    to::sockets(SayHello { receiver: FIRST, connection: ConnectionId(60), attempt })
 }
 
 fn closed(session: SessionId, drained: bool) -> TransportEvents {
@@ -200,6 +218,7 @@ fn a_listener_welcomes_and_a_dialler_connects() {
     );
     assert_eq!(state.on_opened(session, Ok(ours.clone())), [], "it opens once");
 
+    dials(&mut state);
     let effects = hear(&mut state, welcomed(7));
     let session = opening(&effects);
     let reached = Begun { session, peer: C, connection: ConnectionId(7), is_incoming: false };
@@ -276,14 +295,14 @@ fn senders_are_admitted_while_the_ring_has_a_page_for_each() {
 #[test]
 fn a_hello_that_is_read_after_a_younger_one_is_put_off() {
     let mut state = state(false);
-    let late = SenderSession { incarnation: A, line: 0, number: 1, is_watched: true };
+    let late = SenderSession { incarnation: A, number: 1, is_watched: true };
     hello(&mut state, A, 2, 0);
     state.on_hello(late, 0, true);
     assert!(state.admit(late).expect_err("its dialler has given up").contains("attempt 2"));
     let reason = "attempt 2 of this sender came before attempt 1".to_owned();
     let refuse = Refuse { connection: ConnectionId(101), reason };
     assert_eq!(hear(&mut state, hello_came(A, 1)), [to::sockets(refuse)]);
-    for other in [SenderSession { number: 2, ..late }, SenderSession { line: 1, ..late }, NEXT] {
+    for other in [SenderSession { number: 2, ..late }, NEXT] {
         assert_eq!(state.admit(other), Ok(()));
     }
     state.on_process_gone(&A);
@@ -291,15 +310,15 @@ fn a_hello_that_is_read_after_a_younger_one_is_put_off() {
 }
 
 #[test]
-fn lines_without_a_session_are_forgotten_when_there_are_many() {
+fn senders_without_a_session_are_forgotten_when_there_are_many() {
     let mut state = state(false);
     let live = up(&mut state, A, 2);
     hello(&mut state, A, 2, 0);
-    for pid in 0..2 * LINES_MAX as u32 {
+    for pid in 0..2 * SENDERS_KNOWN_MAX as u32 {
         hello(&mut state, Incarnation { pid: 10 + pid, ..A }, 1, 0);
     }
-    assert!(state.youngest.len() <= LINES_MAX);
-    let late = SenderSession { incarnation: A, line: 0, number: 1, is_watched: true };
+    assert!(state.youngest.len() <= SENDERS_KNOWN_MAX);
+    let late = SenderSession { incarnation: A, number: 1, is_watched: true };
     assert!(state.admit(late).is_err(), "{} is live", live.session);
 }
 
@@ -376,15 +395,7 @@ fn where_peers_write_by_themselves_a_closed_session_waits_for_proof() {
     check(|state| hello(state, A, 3, 2), false);
     check(|state| hello(state, B, 2, 1), false);
     check(
-        |state| {
-            state.on_hello(SenderSession { incarnation: A, line: 0, number: 2, is_watched: true }, 1, false)
-        },
-        false,
-    );
-    check(
-        |state| {
-            state.on_hello(SenderSession { incarnation: A, line: 1, number: 2, is_watched: true }, 1, true)
-        },
+        |state| state.on_hello(SenderSession { incarnation: A, number: 2, is_watched: true }, 1, false),
         false,
     );
     check(|state| state.on_process_gone(&B), false);
@@ -590,10 +601,8 @@ fn each_receiver_is_dialled() {
     let mut state = state(true);
     let second = ReceiverId(1);
     assert_eq!(hear(&mut state, StartDialling), [wake(FIRST, 0), wake(second, 0)]);
-    assert_eq!(hear(&mut state, DialDue { receiver: FIRST }), [dial(1, 0, true)]);
-    let attempt = Attempt { line: 1, session: 1, previous: 0, previous_drained: true };
-    let expect = to::sockets(Dial { receiver: second, attempt });
-    assert_eq!(hear(&mut state, DialDue { receiver: second }), [expect]);
+    assert_eq!(dials(&mut state), says(1, 0, true));
+    assert_eq!(hear(&mut state, DialDue { receiver: second }), [to::sockets(Dial { receiver: second })]);
     assert_eq!(hear(&mut state, DialDue { receiver: ReceiverId(2) }), [], "there are two receivers");
 }
 
@@ -605,7 +614,7 @@ fn a_process_that_is_unwell_waits_before_it_dials() {
         assert_eq!(hear(&mut state, DialDue { receiver: FIRST }), [wake(FIRST, 2000)]);
     }
     hear(&mut state, HealthSeen(None));
-    assert_eq!(hear(&mut state, DialDue { receiver: FIRST }), [dial(1, 0, true)], "that was no attempt");
+    assert_eq!(dials(&mut state), says(1, 0, true), "that was no attempt");
     let line = LogLine::Unreachable { address: "first".into(), reason: "refused".into(), is_news: true };
     let effects = hear(&mut state, dial_failed("refused", false));
     assert_eq!(effects, [to::log(line), wake(FIRST, 200)], "the wait has not lengthened the pause");
@@ -615,7 +624,7 @@ fn a_process_that_is_unwell_waits_before_it_dials() {
 fn a_receiver_that_is_not_reached_is_dialled_again_after_longer_pauses() {
     let mut state = state(true);
     for (attempt, pause) in (1..).zip([200, 400, 800, 1600, 2000, 2000]) {
-        assert_eq!(hear(&mut state, DialDue { receiver: FIRST }), [dial(attempt, 0, true)]);
+        assert_eq!(dials(&mut state), says(attempt, 0, true));
         let (address, reason, is_news) = ("first".into(), "refused".into(), attempt == 1);
         let line = LogLine::Unreachable { address, reason, is_news };
         let effects = hear(&mut state, dial_failed("refused", false));
@@ -632,7 +641,7 @@ fn after_a_session_its_receiver_is_dialled_again() {
         let mut state = state(true);
         hear(&mut state, DialDue { receiver: FIRST });
         hear(&mut state, dial_failed("refused", false));
-        assert_eq!(hear(&mut state, DialDue { receiver: FIRST }), [dial(2, 0, true)]);
+        assert_eq!(dials(&mut state), says(1, 0, true));
         let begun = up_outgoing(&mut state);
         if moved {
             hear(&mut state, SendFrame { session: begun.session, frame: probed() });
@@ -640,7 +649,8 @@ fn after_a_session_its_receiver_is_dialled_again() {
         let end = LinkEnded { session: begun.session, end: LinkEnd::Broken("eof".into()) };
         assert_eq!(hear(&mut state, end), begun.ended("eof", false), "the transport lets go first");
         assert_eq!(hear(&mut state, closed(begun.session, drained)), [wake(FIRST, pause)]);
-        assert_eq!(hear(&mut state, DialDue { receiver: FIRST }), [dial(3, 2, drained)]);
+        let next = if drained { says(2, 0, true) } else { says(2, 1, false) };
+        assert_eq!(dials(&mut state), next);
         let line = LogLine::Unreachable { address: "first".into(), reason: "refused".into(), is_news: moved };
         let effects = hear(&mut state, dial_failed("refused", false));
         assert_eq!(effects[0], to::log(line), "it is news after a session that worked");
@@ -661,9 +671,69 @@ fn a_process_that_ends_does_not_dial() {
 }
 
 #[test]
-fn a_receiver_that_can_never_fit_is_a_fault() {
+fn a_refusal_ends_its_link_and_no_other() {
+    let refused = |reason: &str, is_news| {
+        to::log(LogLine::Refused { address: "first".into(), reason: reason.into(), is_news })
+    };
+    // It has two receivers: the one that refuses is dialled on, slowly, and told once for each reason.
     let mut state = state(true);
-    hear(&mut state, DialDue { receiver: FIRST });
+    for (reason, is_news) in [("another model", true), ("another model", false), ("wrong secret", true)] {
+        dials(&mut state);
+        let effects = hear(&mut state, dial_failed(reason, true));
+        assert_eq!(effects, [refused(reason, is_news), wake(FIRST, 30_000)]);
+    }
+    let begun = up_outgoing(&mut state);
+    assert!(state.sessions[&begun.session].is_up(), "it was set right");
+}
+
+#[test]
+fn a_process_whose_only_receiver_refuses_it_at_start_ends() {
+    let only = || PeerLinkState::new(true, RING, vec!["first".into()]);
+    let mut state = only();
+    dials(&mut state);
     let fault = Fault("receiver at first: another model".into());
     assert_eq!(hear(&mut state, dial_failed("another model", true)), [to::process(fault)]);
+    // Not one that has worked with it before: the receiver was replaced by one that does not fit.
+    let mut state = only();
+    let begun = up_outgoing(&mut state);
+    hear(&mut state, SendFrame { session: begun.session, frame: probed() });
+    state.on_end(begun.session, "eof".into());
+    hear(&mut state, closed(begun.session, true));
+    dials(&mut state);
+    let effects = hear(&mut state, dial_failed("another model", true));
+    assert_eq!(effects[1..], [wake(FIRST, 30_000)]);
+}
+
+#[test]
+fn two_addresses_of_one_process_make_one_session() {
+    let mut state = state(true);
+    let begun = up_outgoing(&mut state);
+    let (second, connection) = (ReceiverId(1), ConnectionId(61));
+    for is_news in [true, false] {
+        hear(&mut state, DialDue { receiver: second });
+        let effects = hear(&mut state, Challenged { receiver: second, connection, incarnation: C });
+        let line = LogLine::SameReceiver { address: "second".into(), peer: C, is_news };
+        assert_eq!(effects, [to::sockets(HangUp { connection }), to::log(line), wake(second, 30_000)]);
+    }
+    // It takes over when the first has gone.
+    state.on_end(begun.session, "eof".into());
+    hear(&mut state, closed(begun.session, false));
+    hear(&mut state, DialDue { receiver: second });
+    let attempt = Attempt { session: 2, previous: 1, previous_drained: false };
+    let says = to::sockets(SayHello { receiver: second, connection, attempt });
+    assert_eq!(hear(&mut state, Challenged { receiver: second, connection, incarnation: C }), [says]);
+}
+
+#[test]
+fn a_close_that_the_transport_does_not_take_is_asked_for_again() {
+    for (error, expect_held) in [(SubmitError::Full, 1), (SubmitError::ShutDown, 0)] {
+        let mut state = state(true);
+        let begun = up(&mut state, A, 1);
+        state.on_end(begun.session, "eof".into());
+        let error = TransportError::NotTaken(error);
+        let failed = TransportEvents(vec![Event::Failed { session: name(begun.session), error }]);
+        let effects = hear(&mut state, failed);
+        let close = to::transport(Command::Close { session: name(begun.session) });
+        assert_eq!((effects == [close], state.held()), (expect_held == 1, expect_held), "{effects:?}");
+    }
 }

@@ -296,7 +296,7 @@ fn a_lane_that_is_too_slow_is_not_used() {
         peer.turn();
     }
     assert!(!peer.measured);
-    assert!(peer.broken[0].contains("transport.min_gbps is 1000"), "{:?}", peer.broken);
+    assert!(peer.broken[0].contains("transport.min_gigabytes_per_second is 1000"), "{:?}", peer.broken);
 }
 
 #[test]

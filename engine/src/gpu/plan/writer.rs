@@ -84,7 +84,7 @@ impl Writer<'_> {
         }
     }
 
-    /// A row that stands for nobody's: it reads one token of page 0 and writes nowhere.
+    /// A row that only fills the step: it reads one token of page 0 and writes nowhere.
     pub(super) fn filler(&mut self) {
         self.row(0, 0, -1);
         self.table([0], 1);

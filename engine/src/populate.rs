@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::mm::{Advice, madvise};
 use rustix::process::setpriority_process;
 
-use super::KvPool;
+use crate::kv::KvPool;
 
 /// Bytes at a time. The system's lock on the process's mappings is held meanwhile, and whoever wants to map something waits for it: so it is no
 /// more than one large page, and the thread's priority not the lowest.

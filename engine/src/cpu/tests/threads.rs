@@ -1,8 +1,10 @@
 //! Every unit once, panics that do not hang, threads that stop.
 
-use std::sync::atomic::AtomicU32;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::*;
+use crate::cpu::threads::{Threads, WorkerPanicked};
 
 fn threads(count: usize) -> Threads<Vec<u8>> {
     Threads::new(count).unwrap()

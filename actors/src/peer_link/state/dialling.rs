@@ -1,0 +1,97 @@
+//! Dialling: when an address is dialled, and what becomes of the answer.
+
+use std::time::{Duration, Instant};
+
+use super::{Agreed, Direction, PeerLinkState};
+use crate::effect::{Effect, to};
+use crate::log::LogLine;
+use crate::messages::{
+    Challenged, Dial, DialFailed, Fault, HangUp, ReceiverId, SayHello, WakeDialler, Welcomed,
+};
+
+impl PeerLinkState {
+    pub(super) fn on_start_dialling(&mut self) -> Vec<Effect> {
+        (0..self.diallers.len() as u32)
+            .map(|receiver| {
+                to::sockets(WakeDialler { receiver: ReceiverId(receiver), pause: Duration::ZERO })
+            })
+            .collect()
+    }
+
+    /// It is time to dial this receiver.
+    pub(super) fn on_dial_due(&mut self, receiver: ReceiverId) -> Vec<Effect> {
+        let Some(dialler) = self.diallers.get(receiver.0 as usize).filter(|_| !self.closing) else {
+            return Vec::new();
+        };
+        if self.fault.is_some() {
+            return vec![to::sockets(WakeDialler { receiver, pause: dialler.pause_while_unwell() })];
+        }
+        vec![to::sockets(Dial { receiver })]
+    }
+
+    pub(super) fn dial_again(&mut self, receiver: ReceiverId) -> Vec<Effect> {
+        match self.diallers.get_mut(receiver.0 as usize).filter(|_| !self.closing) {
+            Some(dialler) => vec![to::sockets(WakeDialler { receiver, pause: dialler.pause() })],
+            None => Vec::new(),
+        }
+    }
+
+    /// A receiver answers. A process that is connected by another address is not dialled a second time.
+    pub(super) fn on_challenged(&mut self, challenged: Challenged) -> Vec<Effect> {
+        let Challenged { receiver, connection, incarnation } = challenged;
+        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !self.closing) else {
+            return vec![to::sockets(HangUp { connection })];
+        };
+        let Some(attempt) = self.attempts.begin(incarnation) else {
+            let address = dialler.address().to_owned();
+            let is_news = dialler.on_failed(&format!("same process as {incarnation}"));
+            return vec![
+                to::sockets(HangUp { connection }),
+                to::log(LogLine::SameReceiver { address, peer: incarnation, is_news }),
+                to::sockets(WakeDialler { receiver, pause: dialler.long_pause() }),
+            ];
+        };
+        self.targets.insert(receiver, incarnation);
+        vec![to::sockets(SayHello { receiver, connection, attempt })]
+    }
+
+    /// The receiver was not reached, or refuses us. A refusal that only a setting can lift ends this link and no other; it ends the
+    /// process only if that has no other receiver and this one has never worked.
+    pub(super) fn on_dial_failed(&mut self, failed: DialFailed) -> Vec<Effect> {
+        let DialFailed { receiver, reason, permanent } = failed;
+        if let Some(incarnation) = self.targets.remove(&receiver) {
+            self.attempts.failed(incarnation);
+        }
+        let is_only = self.diallers.len() == 1;
+        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !self.closing) else {
+            return Vec::new();
+        };
+        let address = dialler.address().to_owned();
+        if permanent && is_only && !dialler.has_worked() {
+            return vec![to::process(Fault(format!("receiver at {address}: {reason}")))];
+        }
+        let is_news = dialler.on_failed(&reason);
+        if permanent {
+            let pause = dialler.long_pause();
+            let told = LogLine::Refused { address, reason, is_news };
+            return vec![to::log(told), to::sockets(WakeDialler { receiver, pause })];
+        }
+        let told = to::log(LogLine::Unreachable { address, reason, is_news });
+        [vec![told], self.dial_again(receiver)].concat()
+    }
+
+    /// We dialled and were welcomed.
+    pub(super) fn on_welcomed(&mut self, now: Instant, welcomed: Welcomed) -> Vec<Effect> {
+        let Welcomed { receiver, connection, address, incarnation: peer, descriptor, ring_pages, seed } =
+            welcomed;
+        let challenged = self.targets.remove(&receiver);
+        if self.closing || challenged != Some(peer) {
+            challenged.into_iter().for_each(|challenged| self.attempts.failed(challenged));
+            let hang_up = to::sockets(HangUp { connection });
+            return [vec![hang_up], self.dial_again(receiver)].concat();
+        }
+        let direction = Direction::Outgoing { receiver, descriptor };
+        let agreed = Agreed { direction, connection, peer, address, ring_pages, seed };
+        self.begin(now, String::new(), agreed)
+    }
+}

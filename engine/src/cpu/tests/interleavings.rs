@@ -1,0 +1,102 @@
+//! The thread pool under loom, which runs a test in every order that its threads may take at each lock, wait and atomic, and with every value that an
+//! atomic may read by its ordering.
+//!
+//! What units write lies in loom's cells: loom fails a test where a unit's access and one of the caller's after [`Threads::run`] are not
+//! ordered. A thread that is not woken is a deadlock, which fails too.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use loom::cell::UnsafeCell;
+
+use threads::{Threads, WorkerPanicked};
+
+/// Loom's counterparts of `cpu::sync`.
+mod sync {
+    pub(super) use loom::hint::spin_loop;
+    pub(super) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    pub(super) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
+    pub(super) use loom::thread::{Builder, JoinHandle};
+
+    /// Each turn multiplies the orders; one has both outcomes.
+    pub(super) const SPINS: u32 = 1;
+}
+
+#[expect(clippy::duplicate_mod, reason = "the same code with other atomics, locks and threads")]
+#[path = "../threads.rs"]
+mod threads;
+
+/// How often each unit ran.
+struct Cells(Vec<UnsafeCell<usize>>);
+
+// SAFETY: loom checks each access, and fails the test where two of them race.
+unsafe impl Sync for Cells {}
+
+impl Cells {
+    fn new(units: usize) -> Self {
+        Self((0..units).map(|_| UnsafeCell::new(0)).collect())
+    }
+
+    fn add(&self, unit: usize) {
+        // SAFETY: as for `Sync`.
+        self.0[unit].with_mut(|runs| unsafe { *runs += 1 });
+    }
+
+    fn counts(&self) -> Vec<usize> {
+        // SAFETY: as for `Sync`.
+        self.0.iter().map(|cell| cell.with(|runs| unsafe { *runs })).collect()
+    }
+}
+
+/// Runs `test` in every order in which no thread is interrupted more than `preemptions` times.
+fn explore(preemptions: usize, test: impl Fn() + Send + Sync + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(preemptions);
+    model.check(test);
+}
+
+fn run_jobs(count: usize, jobs: &[usize]) {
+    let mut threads: Threads<()> = Threads::new(count).unwrap();
+    for units in jobs {
+        let cells = Cells::new(*units);
+        threads.run(*units, &|unit, ()| cells.add(unit)).unwrap();
+        assert_eq!(cells.counts(), vec![1; *units]);
+    }
+}
+
+#[test]
+fn two_threads_run_every_unit_once_before_run_returns() {
+    explore(4, || run_jobs(2, &[2, 3]));
+}
+
+#[test]
+fn three_threads_run_every_unit_once_before_run_returns() {
+    explore(2, || run_jobs(3, &[2]));
+}
+
+#[test]
+fn a_panic_ends_the_job_and_the_next_one_runs() {
+    explore(4, || {
+        let mut threads: Threads<()> = Threads::new(2).unwrap();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            threads.run(2, &|unit, ()| {
+                if unit == 1 {
+                    // Without a message.
+                    resume_unwind(Box::new("on purpose"));
+                }
+            })
+        }));
+        // On the caller it unwinds, on a worker it is an error.
+        match outcome {
+            Ok(result) => assert_eq!(result, Err(WorkerPanicked)),
+            Err(panic) => assert_eq!(panic.downcast_ref(), Some(&"on purpose")),
+        }
+        let cells = Cells::new(2);
+        assert_eq!(threads.run(2, &|unit, ()| cells.add(unit)), Ok(()));
+        assert_eq!(cells.counts(), [1, 1]);
+    });
+}
+
+#[test]
+fn threads_without_a_job_end() {
+    explore(3, || drop(Threads::<()>::new(3).unwrap()));
+}
