@@ -18,7 +18,6 @@ use engine::{Engine, KvPool, ModelInfo};
 use crate::counters::Counters;
 use crate::decoder::Decoder;
 use crate::effect::{ToBufferManager, ToDecoder, ToGenerator, ToPeerLink, ToPrefiller, ToProxy, ToTransfer};
-use crate::generator::engine_thread::EnginePulse;
 use crate::kit::{AWAKE, Awake, KillSwitch, Vitals, tick_every};
 use crate::messages::{AbortAll, AnnounceLeaving, BeginDrain, CloseLinks, HealthSeen, StartDialling, Tick};
 use crate::pages::Pages;
@@ -27,7 +26,7 @@ use crate::proxy::Proxy;
 use crate::request::{AbortRequest, Generate};
 use crate::router::Mailboxes;
 use crate::streams::Streams;
-use crate::watchdog::{NodeHealth, Watchdog, Watched, step_times::StepTimes};
+use crate::watchdog::{NodeHealth, Watchdog, Watched, engine_pulse::EnginePulse, step_times::StepTimes};
 
 /// How often every actor is ticked: deadlines are kept to this, and the watchdog sees a pulse.
 const TICK: Duration = Duration::from_millis(250);

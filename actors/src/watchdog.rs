@@ -7,6 +7,7 @@
 //! - **Out**: [`NodeHealth`], which `/health` and the peer link read, and one log line a change; the [`KillSwitch`], when the engine is lost.
 //! - **Failure**: it has no state worth keeping and touches nothing that could fail.
 
+pub mod engine_pulse;
 pub mod state;
 pub mod step_times;
 
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use connector::transport::Transport;
 
-use crate::generator::engine_thread::EnginePulse;
 use crate::kit::{KillSwitch, Vitals};
+use engine_pulse::EnginePulse;
 use state::{Fault, Observation, observe};
 
 /// How often every pulse is looked at: as often as actors are ticked, so that a lost engine is known before much is sent to it.

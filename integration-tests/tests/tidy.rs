@@ -246,7 +246,6 @@ const CRATES: [&str; 8] =
 /// Imports between modules that lie on a circle and are to go: without them there is none. A line whose import is gone, or on no
 /// circle any more, has to go too.
 const CIRCLES: &[&str] = &[
-    "engine: error → cuda",
     "integration-tests: simulation::client → simulation::world",
     "integration-tests: simulation::lane → simulation::world",
     "integration-tests: simulation::sessions → simulation::world",

@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,69 +12,13 @@ use engine::{Chunk, Engine, EngineError, Sample, Scope, Step, StepOutput, Token}
 use super::state::Plan;
 use crate::effect::ToGenerator;
 use crate::kit::AWAKE;
-use crate::watchdog::step_times::StepTimes;
+use crate::watchdog::engine_pulse::EnginePulse;
 
 /// Engine thread → generator: the oldest step in flight is over.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepFinished {
     /// Sampled tokens by the engine's key of their sequence, or the engine's error.
     pub outcome: Result<Vec<(u64, Token)>, EngineError>,
-}
-
-/// Whether the engine is in a step, since when, for how long it may be, and whether it is lost: for the watchdog. Clones share it.
-#[derive(Clone, Debug)]
-pub struct EnginePulse {
-    steps: Arc<Mutex<Steps>>,
-    lost: Arc<OnceLock<String>>,
-}
-
-#[derive(Debug)]
-struct Steps {
-    /// When the step that runs began, and its tokens.
-    running: Option<(Instant, u32)>,
-    times: StepTimes,
-}
-
-impl EnginePulse {
-    /// The pulse of an idle engine of which `times` are known.
-    pub fn new(times: StepTimes) -> Self {
-        Self { steps: Arc::new(Mutex::new(Steps { running: None, times })), lost: Arc::default() }
-    }
-
-    fn steps(&self) -> MutexGuard<'_, Steps> {
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How long the step that runs has taken, and how long it may take.
-    pub fn step(&self, now: Instant) -> Option<(Duration, Duration)> {
-        let steps = self.steps();
-        let (began, tokens) = steps.running?;
-        Some((now.saturating_duration_since(began), steps.times.limit(tokens)))
-    }
-
-    /// Why the engine can compute nothing any more, and what to do; `None` while it can.
-    pub fn lost(&self) -> Option<&str> {
-        self.lost.get().map(String::as_str)
-    }
-
-    fn lose(&self, error: &EngineError) {
-        let remedy = "this process cannot use the GPU any more: restart it; if this happens again, check the GPU with nvidia-smi and look for Xid errors in the kernel log";
-        // The first error counts.
-        let _ = self.lost.set(format!("{error}; {remedy}"));
-    }
-
-    /// A step of so many tokens begins.
-    fn begin(&self, now: Instant, tokens: u32) {
-        self.steps().running = Some((now, tokens));
-    }
-
-    /// The step that runs is over.
-    fn end(&self, now: Instant) {
-        let mut steps = self.steps();
-        if let Some((began, tokens)) = steps.running.take() {
-            steps.times.measured(tokens, now.saturating_duration_since(began));
-        }
-    }
 }
 
 /// The handle; dropping it ends the thread after its step.
@@ -213,27 +156,4 @@ fn submit(engine: &mut dyn Engine, plan: &Plan) -> Result<Step, EngineError> {
         })
         .collect();
     engine.submit(&batch)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_step_is_held_against_those_before_it() {
-        let (pulse, start) = (EnginePulse::new(StepTimes::new(0, false)), Instant::now());
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(pulse.step(at(1000)), None, "an idle engine owes nothing");
-        pulse.begin(at(0), 192);
-        let step = |age, limit| Some((Duration::from_secs(age), Duration::from_secs(limit)));
-        assert_eq!(
-            pulse.clone().step(at(150)),
-            step(150, 60),
-            "nothing is known of a model without parameters"
-        );
-        pulse.end(at(150));
-        assert_eq!(pulse.step(at(151)), None);
-        pulse.begin(at(200), 192);
-        assert_eq!(pulse.step(at(350)), step(150, 1500));
-    }
 }

@@ -16,14 +16,11 @@ use crate::decoder::{
     state::{DecoderConfig, DecoderState},
 };
 use crate::effect::Endpoint;
-use crate::generator::{
-    Generator, GeneratorBehaviour,
-    engine_thread::{EnginePulse, EngineThread},
-    state::GeneratorState,
-};
+use crate::generator::{Generator, GeneratorBehaviour, engine_thread::EngineThread, state::GeneratorState};
 use crate::pages::Pages;
 use crate::proxy::{Proxy, ProxyBehaviour, state::ProxyState};
 use crate::router::{Devices, Mailboxes, Router};
+use crate::watchdog::engine_pulse::EnginePulse;
 
 /// How far ahead of its tokens a request's pages are reserved: a request that may get thousands of tokens keeps out none that gets few.
 const GROWTH_TOKENS: u32 = 256;
