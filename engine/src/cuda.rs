@@ -15,6 +15,7 @@
 
 mod attention;
 mod device;
+mod fits;
 mod forward;
 mod gemm;
 mod graph;
@@ -36,34 +37,18 @@ use crate::gpu::plan::{Plan, Room, pieces_most};
 use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
 use crate::model::{EngineConfig, LoadFormat, ModelInfo};
 use crate::sampling::{Sampling, choose};
-use crate::step::{Chunk, Engine, SampledToken, Source, Step, StepLimits, StepOutput};
+use crate::step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput};
 
-use attention::{Attention, GROUP_MOST};
+use attention::Attention;
 use device::{Device, Event, Pinned, Stream};
 use forward::{Forward, SAMPLED_MOST};
-use gemm::ROWS_SPARE;
-use graph::Graph;
-use kernels::baton_vocabulary_most;
+use graph::{GRAPH_PAGES, GRAPH_ROWS_MOST, Graph, graph_rows};
 use lists::Lists;
 use pool::DevicePool;
 use weights::Weights;
 
-/// Decode batches of up to these many rows are captured once and replayed.
-const GRAPH_ROWS: [usize; 12] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, GRAPH_ROWS_MOST];
-const GRAPH_ROWS_MOST: usize = 256;
-/// Page table entries that a graph's step may have in all.
-const GRAPH_PAGES: usize = 64 << 10;
-/// Compute capability of the GPUs that the kernels are compiled for: Hopper's.
-const KERNELS_FOR: (i32, i32) = (9, 0);
-/// The kernels are tested with hidden and feed-forward sizes that are multiples of this.
-const SIZES_ALIGN: usize = 32;
-/// What one block of threads normalises.
-const HIDDEN_MOST: usize = 16_384;
 /// Page table entries that any step may have in all: sequences that share pages name them each.
 const TABLES_MOST: usize = 16 << 20;
-/// Device memory kept for what libraries allocate by themselves.
-const SPARE_BYTES: u64 = 1 << 30;
-
 /// The number of CUDA devices the driver shows.
 ///
 /// # Errors
@@ -149,11 +134,7 @@ impl CudaEngine {
     pub fn open(config: &EngineConfig, ordinal: u32, progress: Progress<'_>) -> Result<Self, OpenError> {
         crate::model::check_limits(config)?;
         let device = Device::open(ordinal).map_err(OpenError::Cuda)?;
-        let capability = device.capability().map_err(OpenError::Cuda)?;
-        if capability != KERNELS_FOR {
-            let name = device.name().map_err(OpenError::Cuda)?;
-            return Err(OpenError::GpuUnsupported { name, major: capability.0, minor: capability.1 });
-        }
+        fits::check_device(&device)?;
         let checkpoint = Checkpoint::open_as(&config.model, config.load_format)?;
         let stream = Stream::new(&device).map_err(OpenError::Cuda)?;
         let weights = match config.load_format {
@@ -183,23 +164,7 @@ impl CudaEngine {
         let cuda = OpenError::Cuda;
         let page_stride = (layout.page_bytes() / layout.dtype.bytes()) as i64;
         let unsupported = |what| OpenError::UnsupportedModel { path: config.model.clone(), what };
-        if shape.heads > GROUP_MOST * shape.kv_heads {
-            let each = shape.heads / shape.kv_heads;
-            let what =
-                format!("{each} of its heads share a key head, and attention on a GPU takes {GROUP_MOST}");
-            return Err(unsupported(what));
-        }
-        shape.check_multiples(SIZES_ALIGN).map_err(unsupported)?;
-        if shape.hidden > HIDDEN_MOST {
-            let what =
-                format!("its embedding has {} numbers, and a GPU takes up to {HIDDEN_MOST}", shape.hidden);
-            return Err(unsupported(what));
-        }
-        let (vocabulary, most) = (shape.vocabulary, baton_vocabulary_most() as usize);
-        if vocabulary > most {
-            let what = format!("its vocabulary has {vocabulary} tokens, and a GPU samples from up to {most}");
-            return Err(unsupported(what));
-        }
+        fits::check_shape(&shape).map_err(unsupported)?;
         let rows = config.step_tokens as usize;
         let paged = (config.page_tokens, page_stride);
         let attention = Attention::new(&device, &shape, paged, decode_pieces(rows)).map_err(cuda)?;
@@ -207,7 +172,7 @@ impl CudaEngine {
             let heads = shape.head_dim;
             unsupported(format!("its heads have {heads} numbers, and attention on a GPU takes 64 or 128"))
         })?;
-        let pages = pages(config, &device, &shape, &layout)?;
+        let pages = fits::pages(config, &device, &shape, &layout)?;
         let kv = Arc::new(DevicePool::allocate(&device, layout, pages)?);
         let longest = shape.context_tokens.div_ceil(config.page_tokens) as usize;
         let tables = (rows * longest).min(TABLES_MOST);
@@ -284,6 +249,16 @@ impl CudaEngine {
         self.stream.wait()?;
         let bytes = self.kv.layout().page_bytes();
         device::read(self.kv.base().as_ptr() as u64 + u64::from(page.0) * bytes, bytes as usize)
+    }
+
+    /// Makes the device fail for this process, as a kernel that writes to a wrong address does. For tests.
+    ///
+    /// # Errors
+    /// The device's, if it has failed before.
+    #[doc(hidden)]
+    pub fn fail_device(&self) -> Result<(), CudaError> {
+        // SAFETY: the address belongs to no allocation, so the driver ends the kernel, and no memory is written.
+        unsafe { weights::fill(std::ptr::without_provenance_mut(4096), 1, 0, &self.stream) }
     }
 
     /// Submits a step; the plan that it was laid out in.
@@ -455,53 +430,7 @@ impl Drop for CudaEngine {
     }
 }
 
-/// How many rows the graph has that can stand for this step, if one can.
-fn graph_rows(batch: &[Chunk<'_>]) -> Option<usize> {
-    let alike = batch.iter().all(|chunk| chunk.source != Source::Prompt && chunk.sample.is_some());
-    let pages: usize = batch.iter().map(|chunk| chunk.pages.len() + 1).sum();
-    let rows = GRAPH_ROWS.into_iter().find(|rows| *rows >= batch.len())?;
-    (alike && !batch.is_empty() && pages + rows <= GRAPH_PAGES).then_some(rows)
-}
-
-/// How many pages there is room for: as many as `kv_bytes` says, or what the device has left of its share.
-fn pages(
-    config: &EngineConfig,
-    device: &Device,
-    shape: &crate::model::Shape,
-    layout: &KvLayout,
-) -> Result<u32, OpenError> {
-    let page_bytes = layout.page_bytes();
-    let least = crate::model::POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
-    let kv_bytes = match config.device {
-        crate::model::Device::Cuda { memory_utilization, .. } if config.kv_bytes == 0 => {
-            let (free, total) = device.memory().map_err(OpenError::Cuda)?;
-            let may = (total as f64 * f64::from(memory_utilization)) as u64;
-            let used = (total - free) + forward_bytes(config, shape) + SPARE_BYTES;
-            let left = may.saturating_sub(used);
-            if left < least {
-                return Err(OpenError::GpuFull { free_mib: free >> 20, total_mib: total >> 20 });
-            }
-            left
-        }
-        _ => config.kv_bytes,
-    };
-    let pages = kv_bytes / page_bytes;
-    if kv_bytes < least {
-        return Err(OpenError::KvTooSmall { kv_bytes, pages, page_bytes, least });
-    }
-    Ok(u32::try_from(pages).unwrap_or(u32::MAX))
-}
-
 /// How many pieces of contexts a step may have, of so many rows.
 fn decode_pieces(rows: usize) -> usize {
     pieces_most(rows.clamp(GRAPH_ROWS_MOST, SAMPLED_MOST))
-}
-
-/// What activations, logits and workspaces will take.
-fn forward_bytes(config: &EngineConfig, shape: &crate::model::Shape) -> u64 {
-    let rows = u64::from(config.step_tokens).max(GRAPH_ROWS_MOST as u64) + ROWS_SPARE as u64;
-    let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-    let row = 3 * shape.hidden + 3 * query + 2 * key + 3 * shape.feed_forward;
-    let sampled = rows.min((SAMPLED_MOST + ROWS_SPARE) as u64);
-    rows * row as u64 * 2 + sampled * (shape.vocabulary * 4 + shape.hidden * 2) as u64 + (128 << 20)
 }

@@ -101,6 +101,8 @@ def engine(suite):
     for rows, context, each, drawn in lines_like(r"^ +(\d+) +(\d+) +([\d.]+) +[\d.]+ +([\d.]+)$", said):
         suite.add(f"decode step of {rows} rows behind {context} tokens", float(each), unit="ms")
         suite.add(f"decode step of {rows} rows behind {context} tokens, drawn with top_k and top_p", float(drawn), unit="ms")
+    # It ends with an error if a step succeeds after the GPU has failed, or fails without calling the engine lost.
+    print(output([suite.gpu_engine, "failure"]))
     if shutil.which("ncu"):
         for length in LENGTHS:
             suite.kernels[length] = kernel_times(suite, length)

@@ -3,6 +3,13 @@
 use cudarc::driver::{result, sys};
 
 use super::device::{Named, Result, Stream};
+use crate::step::{Chunk, Source};
+
+/// Decode batches of up to these many rows are captured once and replayed.
+const GRAPH_ROWS: [usize; 12] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, GRAPH_ROWS_MOST];
+pub(super) const GRAPH_ROWS_MOST: usize = 256;
+/// Page table entries that a graph's step may have in all.
+pub(super) const GRAPH_PAGES: usize = 64 << 10;
 
 /// A step that can be replayed.
 pub(super) struct Graph {
@@ -45,4 +52,12 @@ impl Drop for Graph {
             let _ = result::graph::destroy(self.graph);
         }
     }
+}
+
+/// How many rows the graph has that can stand for this step, if one can.
+pub(super) fn graph_rows(batch: &[Chunk<'_>]) -> Option<usize> {
+    let alike = batch.iter().all(|chunk| chunk.source != Source::Prompt && chunk.sample.is_some());
+    let pages: usize = batch.iter().map(|chunk| chunk.pages.len() + 1).sum();
+    let rows = GRAPH_ROWS.into_iter().find(|rows| *rows >= batch.len())?;
+    (alike && !batch.is_empty() && pages + rows <= GRAPH_PAGES).then_some(rows)
 }

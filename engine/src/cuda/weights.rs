@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::device::{Buffer, Device, Named, Result, Stream};
+use super::device::{Buffer, Device, Result, Stream};
 use super::kernels::{baton_fill, launch};
 use crate::Progress;
 use crate::checkpoint::Checkpoint;

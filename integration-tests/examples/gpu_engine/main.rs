@@ -4,15 +4,17 @@
 //! cargo build --release --features cuda -p integration-tests --example gpu_engine
 //! target/release/examples/gpu_engine [CONFIG FOLDER [step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
 //! target/release/examples/gpu_engine company SECONDS
+//! target/release/examples/gpu_engine failure
 //! ```
 //! *Right*: small random Llamas with heads of 64 and 128, whose logits are held against the CPU engine's, and whose answers beside
 //! others against those alone, bit for bit; tokens drawn on the GPU against those that the host draws; and page hashes against the CPU's over the same bytes. *How long*: random weights of the
 //! shape in CONFIG FOLDER (configs/models/llama-3.1-8b), after the same comparison for that shape. With `step` only one decode step of one row, with `prefill` one
 //! prompt, for a profiler that shows what they are made of: `ncu --metrics gpu__time_duration.sum --csv`. With `pages` a digest of the
 //! bytes of a prompt's pages, to compare GPUs by; with `logits` the last logits of a prompt go into FILE, for `gpu/logits.py`. `company` compares answers of the small
-//! models beside others with those alone for so many seconds.
+//! models beside others with those alone for so many seconds. `failure` makes the GPU fail for this process and looks at what the engine says.
 
 mod company;
+mod failure;
 mod sampling;
 
 use std::collections::VecDeque;
@@ -427,13 +429,14 @@ fn main() -> Result<()> {
     match arguments[..] {
         [] => small_models(),
         ["company", seconds] => repeated_company(number(seconds)? as u64),
+        ["failure"] => failure::check(),
         [folder] => small_models().and_then(|()| large_model(Path::new(folder))),
         [folder, "step"] => one_step(Path::new(folder)),
         [folder, "prefill", tokens] => prefilled(Path::new(folder), number(tokens)?).map(drop),
         [folder, "pages", tokens] => digest(Path::new(folder), number(tokens)?),
         [folder, "logits", tokens, file] => logits(Path::new(folder), number(tokens)?, file),
         _ => bail!(
-            "arguments are none, or company SECONDS, or CONFIG FOLDER [step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
+            "arguments are none, or company SECONDS, or failure, or CONFIG FOLDER [step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
         ),
     }
 }

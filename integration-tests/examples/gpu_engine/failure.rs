@@ -1,0 +1,41 @@
+//! Whether an engine whose GPU fails says so, at every step from then on, and lets go of what it holds there.
+
+use anyhow::{Context, Result, bail, ensure};
+use engine::{Chunk, CudaEngine, Engine, EngineError, LoadFormat, Sample, Scope, Source};
+use integration_tests::folders::llamas;
+
+use super::{GPU, config, has_kernels, pages, run};
+
+/// Makes the GPU fail for this process, which can do nothing with it afterwards.
+///
+/// # Errors
+/// A step succeeds, or fails with an error that does not call the engine lost.
+pub(crate) fn check() -> Result<()> {
+    let llama = llamas()?.into_iter().find(has_kernels).context("a model with kernels")?;
+    let folder = llama.write("gpu")?;
+    let mut gpu = CudaEngine::open(&config(folder.path(), GPU, LoadFormat::Auto, 8 << 20), 0, &|_, _| ())?;
+    let table = pages(0, 8);
+    let chunk = Chunk {
+        sequence: 1,
+        tokens: &llama.prompt,
+        source: Source::Prompt,
+        start: 0,
+        pages: &table,
+        sample: Some(Sample::greedy()),
+    };
+    let limits = gpu.limits();
+    ensure!(limits.rows <= limits.tokens && limits.rows <= 1024, "{limits:?}");
+    run(&mut gpu, &[chunk])?;
+    gpu.fail_device()?;
+    for step in 0..3 {
+        let Err(error) = run(&mut gpu, &[chunk]) else {
+            bail!("step {step} succeeds on a GPU that has failed")
+        };
+        println!("step {step}: {error}");
+        let scope = error.downcast_ref::<EngineError>().map(EngineError::scope);
+        ensure!(scope == Some(Scope::Engine), "step {step}: {scope:?}");
+    }
+    drop(gpu);
+    println!("the engine has let go of its GPU");
+    Ok(())
+}
