@@ -19,7 +19,9 @@ use actors::request::{AbortRequest, FinishReason, Generate, Route, StreamEvent, 
 use actors::streams::Streams;
 use anyhow::{Context as _, Result};
 use runtime::config::Surroundings;
-use runtime::frontend::{Frontend, Health, Limits, Observed, Permits, ServedModel, bind};
+use runtime::frontend::{
+    Admission, Bounds, CacheInfo, Frontend, Health, Limits, Observed, ServedModel, bind,
+};
 
 const BODY: &str = r#"{"model": "m", "prompt": "Once upon a time there was a lighthouse", "max_tokens": 1, "temperature": 0}"#;
 const ROUNDS: usize = 5;
@@ -77,17 +79,23 @@ fn frontend(workers: usize) -> Result<SocketAddr> {
     serve(move || {
         let streams = Streams::default();
         let echo = Echo(streams.clone()).start();
+        let cache = CacheInfo {
+            page_tokens: 16,
+            dtype: "f32".to_owned(),
+            prefix_cache: false,
+            memory_utilization: 0.9,
+        };
         let frontend = Frontend {
             generate: echo.clone().recipient(),
             abort: echo.recipient(),
             streams,
-            observed: Arc::new(Observed::new("m")),
+            observed: Arc::new(Observed::new("m", cache)),
             model: Arc::new(model),
             route: Route::Auto,
             deadline: Duration::from_secs(60),
             api_key: None,
             limits: Limits::default(),
-            permits: Permits::new(1024),
+            admission: Admission::new(Bounds { concurrency: 1024, queue: 4096, queue_bytes: 1 << 27 }),
             health: Arc::new(|| Health {
                 status: "ok",
                 reason: None,

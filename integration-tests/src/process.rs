@@ -63,7 +63,20 @@ impl Process {
     /// # Errors
     /// It cannot be started.
     pub fn start_program(program: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
-        let mut command = Command::new(program);
+        Self::spawn(Command::new(program), arguments, variables)
+    }
+
+    /// As [`start`](Self::start), with a hard limit of open files.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_with_open_files(most: u32, arguments: &[&str]) -> Result<Self> {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {most} && exec \"$@\""), "sh"]).arg(binary()?);
+        Self::spawn(shell, arguments, &[])
+    }
+
+    fn spawn(mut command: Command, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         for (name, _) in std::env::vars() {
             if name.starts_with("BATON_") || name.starts_with("UCX_") {
                 command.env_remove(name);

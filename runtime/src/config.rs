@@ -133,7 +133,7 @@ sections! {
         kv_bytes: Option<ByteSize> = |value| optional(value, bytes), |_, _| layers::NOTHING;
         /// Tokens in a KV page, the same on both ends of a link; without one 16, and 64 on a GPU.
         page_tokens: Option<u32> = |value| optional(value, |value| count(value, 1..=1024)), |_, _| layers::NOTHING;
-        /// Most tokens of one prompt that are prefilled in one step; without one 128, and 4096 on a GPU.
+        /// Most tokens of one prompt that are prefilled in one step; without one 128, and 2048 on a GPU.
         prefill_chunk_tokens: Option<u32> =
             |value| optional(value, |value| count(value, 1..=32768)), |_, _| layers::NOTHING;
         /// Whether pages that hold the beginning of an earlier request serve later ones that begin with the same tokens.
@@ -141,10 +141,13 @@ sections! {
     }
     /// What one request may cost.
     request: Request {
-        /// How long a request may take from admission to its last token.
+        /// How long a request may take from the arrival of its head to its last token; the wait for others is included.
         deadline: Duration = duration, |_, _| "10m";
-        /// How many requests a process admits at once; one more is answered 429.
-        concurrency: usize = |value| count(value, 1..=32768), |_, _| "64";
+        /// How many answers are computed at once; without one 64, and 256 on a GPU. Further requests wait.
+        concurrency: Option<usize> =
+            |value| optional(value, |value| count(value, 1..=32768)), |_, _| layers::NOTHING;
+        /// How many requests wait at most; one more is answered 429.
+        queue: usize = |value| count(value, 0..=65536), |_, _| "4096";
         /// Most tokens that a prompt and its answer may have together; 0 takes the model's own limit.
         context_tokens: u32 = |value| count(value, 0..=16_777_216), |_, _| "0";
         /// Key that clients have to show as `Authorization: Bearer KEY`; without one, anybody who reaches the port may ask.
@@ -367,6 +370,11 @@ impl Config {
         } else {
             128
         })
+    }
+
+    /// `request.concurrency`, or what suits the device: on a GPU the rows of the largest step that is captured as a graph.
+    pub fn concurrency(&self) -> usize {
+        self.request.concurrency.unwrap_or(if self.engine.device == Device::Cuda { 256 } else { 64 })
     }
 
     /// Where UCX may lie, best first; `transport.ucx_library` is asked before these and the loader's search after.

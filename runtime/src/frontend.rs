@@ -1,14 +1,15 @@
 //! The HTTP frontend: OpenAI's endpoints on one side, tokens on the other. Nothing else in Baton knows HTTP, OpenAI's JSON,
 //! the tokenizer or the chat template.
 //!
-//! It runs on actix-web's worker threads. A request takes a permit of the process's one pool, opens its stream, and is sent
-//! to the proxy as [`Generate`]; tokens come back through [`Streams`], which bounds them by the request's own
-//! `max_tokens`. A client that leaves, at any moment, drops the request's guard, and that sends [`AbortRequest`].
+//! It runs on actix-web's worker threads. A request is read, waits in the process's one queue for a permit for each of its answers,
+//! opens their streams, and is sent to the proxy as [`Generate`]; tokens come back through [`Streams`], which bounds them by the
+//! request's own `max_tokens`. A client that leaves before its request runs frees its place; one that leaves later drops the request's
+//! guard, and that sends [`AbortRequest`].
 //!
 //! Every wait ends, and everything that piles up is bounded:
-//! - for a client, whatever it does or leaves undone, by [`Limits`], which also bounds how many there are;
-//! - for a permit: not at all; none free is 429, because a client waits better than a queue does;
-//! - for a thread to tokenise on: at most a job a permit waits, until the request's deadline;
+//! - for a client that is slow, silent or gone: by [`Limits`], which also bounds how many connections there are;
+//! - for permits: by [`Bounds`], until the request's deadline, which runs from the arrival of its head;
+//! - for a thread to tokenise on: at most one job for each connection waits, until the request's deadline;
 //! - for tokens, or the proxy's word that there will be none: until the request's deadline, which the decoder keeps, and `grace` for a decoder that is gone;
 //! - for a client to take its answer: until the same moment. The decoder does not wait for it: the tokens lie in the stream.
 
@@ -19,10 +20,12 @@ mod chat_template;
 mod choices;
 mod connection;
 mod fields;
+mod generate;
 mod handlers;
 mod limits;
 mod logprobs;
 mod model_text;
+mod names;
 mod observed;
 mod openai;
 mod reply;
@@ -51,11 +54,11 @@ use socket2::{SockRef, TcpKeepalive};
 
 use connection::{Connection, attend};
 
-pub use admission::Permits;
+pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Message};
 pub use limits::Limits;
 pub use model_text::{ModelText, TextError};
-pub use observed::Observed;
+pub use observed::{CacheInfo, Load, Observed};
 pub use served_model::ServedModel;
 pub use tokenizer::{Detokenizer, Tokenizer};
 
@@ -71,7 +74,7 @@ pub struct Frontend {
     pub model: Arc<ServedModel>,
     /// Where requests on this port may be prefilled.
     pub route: actors::request::Route,
-    /// How long a request may take, from its admission.
+    /// How long a request may take, from the arrival of its head.
     pub deadline: Duration,
     /// How requests ended, shared by all ports of the process.
     pub observed: Arc<Observed>,
@@ -79,8 +82,8 @@ pub struct Frontend {
     pub api_key: Option<String>,
     /// What clients may not exceed.
     pub limits: Limits,
-    /// The process's one pool of permits. Closed, it answers 503: the process is ending.
-    pub permits: Permits,
+    /// The process's permits and queue. Closed, it answers 503: the process is ending.
+    pub admission: Admission,
     /// Asked at each `/health`; answers from memory.
     pub health: Arc<dyn Fn() -> Health + Send + Sync>,
     /// Asked at each `/metrics`; answers from memory, in Prometheus's text format.
@@ -195,7 +198,7 @@ impl Frontend {
     pub fn serve(self, listener: TcpListener, workers: usize) -> io::Result<Server> {
         let drain_s = self.drain.as_secs_f64().ceil() as u64;
         let limits = self.limits;
-        prepare(&listener, limits.unanswered)?;
+        prepare(&listener, &limits)?;
         let frontend = web::Data::new(self);
         let server = HttpServer::new(move || {
             App::new()
@@ -223,7 +226,7 @@ impl Frontend {
             .h1_allow_half_closed(false)
             .client_request_timeout(limits.head)
             .keep_alive(limits.idle)
-            .max_connections(limits.connections)
+            .max_connections(limits.connections.div_ceil(workers))
             .on_connect(Connection::accept(limits))
             .shutdown_timeout(drain_s)
             .listen(listener)?
@@ -241,17 +244,23 @@ fn get(path: &'static str, route: Route) -> Resource {
     web::resource(path).route(route).default_service(web::to(handlers::only("GET")))
 }
 
+/// Connections may wait to be accepted where few are taken.
+const BACKLOG_MIN: usize = 1024;
+
 /// Sets the options that accepted sockets inherit. Small writes are sent at once: with Nagle's algorithm the second token of a
 /// kept connection would wait for the client's delayed acknowledgement of the first, 40 ms. The system resets connections
-/// whose other end neither answers nor takes bytes for `unanswered`.
-fn prepare(listener: &TcpListener, unanswered: Duration) -> io::Result<()> {
+/// whose other end neither answers nor takes bytes for `unanswered`. As many connections as are taken may also arrive in one moment:
+/// one that finds the backlog full is tried again only after a second.
+fn prepare(listener: &TcpListener, limits: &Limits) -> io::Result<()> {
     // The system's clock for probes ticks in whole seconds, at least one.
-    let probe = (unanswered / 3).max(Duration::from_secs(1));
+    let probe = (limits.unanswered / 3).max(Duration::from_secs(1));
     let socket = SockRef::from(listener);
     socket.set_tcp_nodelay(true)?;
     // Covers sent bytes; while nothing is sent (a client waits for a whole answer), the probes cover the connection.
-    socket.set_tcp_user_timeout(Some(unanswered))?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(probe).with_interval(probe))
+    socket.set_tcp_user_timeout(Some(limits.unanswered))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(probe).with_interval(probe))?;
+    // Again, for a longer backlog. The system takes what it allows of it (net.core.somaxconn).
+    socket.listen(i32::try_from(limits.connections.max(BACKLOG_MIN)).unwrap_or(i32::MAX))
 }
 
 #[cfg(test)]

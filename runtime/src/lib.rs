@@ -8,11 +8,13 @@
 //! - [`frontend`]: the only place that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
 //! - [`config`]: the only place that reads the environment and configuration files.
 //! - [`telemetry`]: the log.
+//! - [`open_files`]: how many files may be open, and so how many connections.
 #![forbid(unsafe_code)]
 
 pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod frontend;
+pub mod open_files;
 pub mod roles;
 pub mod telemetry;

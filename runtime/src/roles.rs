@@ -21,7 +21,10 @@ use engine::{Engine, EngineConfig, KvPool};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, Device, LoadFormat, Role};
-use crate::frontend::{Frontend, Health, Limits, Observed, Permits, ServedModel, bind};
+use crate::frontend::{
+    Admission, Bounds, CacheInfo, Frontend, Health, Limits, Load, Observed, ServedModel, bind,
+};
+use crate::open_files;
 use crate::telemetry;
 use exposure::Port;
 
@@ -43,6 +46,11 @@ impl Ports {
         let link = (role == Role::Receiver).then(|| bind("link.port", &config.link.host, config.link.port));
         Ok(Self { http: http.transpose()?, frontend: frontend.transpose()?, link: link.transpose()? })
     }
+
+    /// How many of them speak HTTP.
+    fn http_count(&self) -> usize {
+        [&self.http, &self.frontend].into_iter().flatten().count()
+    }
 }
 
 /// `engine.kv_bytes` on the processor.
@@ -60,7 +68,9 @@ pub type OpenEngine = fn(&EngineConfig, engine::Progress<'_>) -> Result<Box<dyn 
 /// What kept it from starting or made it stop, in one sentence.
 pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
     let began = Instant::now();
+    let open_files = open_files::raise();
     let ports = Ports::take(role, &config)?;
+    let limits = limits(&config, open_files, ports.http_count());
     tracing::info!(%role, pid = std::process::id(), model = %config.model.display(), "starting");
     let engine_config = EngineConfig {
         model: config.model.clone(),
@@ -97,12 +107,12 @@ pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
         began.elapsed().as_secs_f64()
     );
     engine::populate(engine.kv());
-    actix::System::new().block_on(serve(role, config, ports, engine, model, began))
+    actix::System::new().block_on(serve(role, config, ports, limits, engine, model, began))
 }
 
 /// Room for one chunk of a prompt and a decode row of every other request.
 fn step_tokens(config: &Config) -> u32 {
-    config.prefill_chunk_tokens() + config.request.concurrency as u32
+    config.prefill_chunk_tokens() + config.concurrency() as u32
 }
 
 fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedModel> {
@@ -159,6 +169,7 @@ async fn serve(
     role: Role,
     config: Config,
     ports: Ports,
+    limits: Limits,
     engine: Box<dyn Engine>,
     mut model: ServedModel,
     began: Instant,
@@ -186,6 +197,12 @@ async fn serve(
         pages_in_flight: PAGES_IN_FLIGHT,
         transport: transport(&config, engine.kv()),
     });
+    let cache = CacheInfo {
+        page_tokens: engine.kv().layout().page_tokens,
+        dtype: format!("{:?}", engine.kv().layout().dtype).to_lowercase(),
+        prefix_cache: config.engine.prefix_cache,
+        memory_utilization: config.engine.gpu_memory_utilization,
+    };
     let (prefill_chunk_tokens, prefix_cache) = (config.prefill_chunk_tokens(), config.engine.prefix_cache);
     let node = node::start(NodeConfig {
         engine,
@@ -205,10 +222,16 @@ async fn serve(
         );
         model.context_tokens = usable as u32;
     }
+    let bounds = Bounds {
+        concurrency: config.concurrency(),
+        queue: config.request.queue,
+        queue_bytes: Limits::QUEUE_BYTES,
+    };
     let shared = Shared {
-        permits: Permits::new(config.request.concurrency),
-        observed: Arc::new(Observed::new(&model.name)),
+        admission: Admission::new(bounds),
+        observed: Arc::new(Observed::new(&model.name, cache)),
         model: Arc::new(model),
+        limits,
     };
     actix::spawn(report_now_and_then(shared.observed.clone()));
     let mut servers = Vec::new();
@@ -229,7 +252,7 @@ async fn serve(
     tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
     let mut signals = Signals::new()?;
     let end = ending(&node, &mut signals).await;
-    shared.permits.close();
+    shared.admission.close();
     let drain = config.shutdown.drain;
     if let Some(fault) = &end {
         exit_after(drain + TEAR_DOWN_LIMIT, fault.clone())?;
@@ -270,9 +293,10 @@ fn exit_after(limit: Duration, fault: String) -> std::io::Result<()> {
 
 /// What both ports of a process share.
 struct Shared {
-    permits: Permits,
+    admission: Admission,
     observed: Arc<Observed>,
     model: Arc<ServedModel>,
+    limits: Limits,
 }
 
 /// How often the proxy reports first-token times, if there are new ones.
@@ -294,6 +318,7 @@ fn report(observed: &Observed) {
 fn port(role: Role, config: &Config, node: &Node, shared: &Shared, route: Route) -> Frontend {
     let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());
     let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
+    let queue = shared.admission.clone();
     Frontend {
         generate: node.generate(),
         abort: node.abort(),
@@ -303,8 +328,8 @@ fn port(role: Role, config: &Config, node: &Node, shared: &Shared, route: Route)
         route,
         deadline: config.request.deadline,
         api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
-        limits: limits(config),
-        permits: shared.permits.clone(),
+        limits: shared.limits,
+        admission: shared.admission.clone(),
         health: Arc::new(move || Health {
             status: if quarantined(&counters) == 0 { "ok" } else { "degraded" },
             reason: match quarantined(&counters) {
@@ -316,15 +341,27 @@ fn port(role: Role, config: &Config, node: &Node, shared: &Shared, route: Route)
             peers: counters.sessions_ready().load(Ordering::Relaxed) as usize,
             live_requests: streams.len(),
         }),
-        metrics: Arc::new(move || observed.render(&metrics, live.len())),
+        metrics: Arc::new(move || {
+            observed.render(&metrics, Load { running: live.len(), waiting: queue.waiting() })
+        }),
         drain: config.shutdown.drain + Duration::from_secs(2),
     }
 }
 
-/// Whoever may be admitted may be connected.
-fn limits(config: &Config) -> Limits {
-    let limits = Limits::default();
-    Limits { connections: limits.connections.max(config.request.concurrency), ..limits }
+/// As many connections as requests may run or wait, as far as this many open files allow.
+fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
+    let wanted = config.concurrency() + config.request.queue + Limits::SPARE;
+    let connections = open_files::connections(open_files, wanted, ports);
+    if connections < wanted {
+        tracing::warn!(
+            open_files,
+            connections,
+            "each HTTP port takes {connections} connections, fewer than the {wanted} that request.concurrency and request.queue \
+             want; raise the hard limit of open files (ulimit -Hn) to {}",
+            open_files::needed(wanted, ports)
+        );
+    }
+    Limits { connections, ..Limits::default() }
 }
 
 fn quarantined(counters: &Counters) -> u64 {

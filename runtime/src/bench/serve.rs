@@ -14,6 +14,7 @@ use super::client::{Client, Output, first_model};
 use super::dataset::{Asked, arrivals, random};
 use super::results::Results;
 use crate::frontend::ServedModel;
+use crate::open_files;
 
 /// Enough for a request's few calls; there may be a thousand of them.
 const STACK_BYTES: usize = 256 << 10;
@@ -39,6 +40,8 @@ pub(super) fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
         client.ask(asked, "warm-up", Instant::now());
     }
     println!("Starting {} requests to {}{} ({model})", asked.len(), options.base(), options.endpoint());
+    // Each request in flight has a connection.
+    open_files::raise();
     let (outputs, duration) = measure(&client, &asked);
     let results = Results::new(options, &outputs, duration);
     print!("{}", results.block());

@@ -1,187 +1,225 @@
-//! The door: one permit pool for the process, and the names of what it lets in.
+//! Admission: one pool of permits for the process, and one queue for them.
+//!
+//! A thin shell around the pure [`state`]: it brings the clock, and wakes what may run. HTTP workers enter requests and the decoder's
+//! arbiter ends answers, so a lock guards the state; nothing waits while it is held.
 
-use std::fmt::Write as _;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+pub(super) mod state;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use actix_web::http::StatusCode;
-use actors::request::{Refused, RequestId};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use actors::request::Refused;
+use tokio::sync::oneshot;
 
 use super::api_error::ApiError;
-use super::openai::Kind;
+use state::{Granted, Refusal, State, Ticket};
 
-/// The process's next request; both of its HTTP ports draw from here, because they share one table of live streams.
-static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
+pub use state::Bounds;
 
-/// Longest name that a client may give a request; it is echoed in every chunk.
-const NAME_BYTES_MAX: usize = 128;
-
-/// The process's permits, one for each answer that is being computed. Cheap to clone; every clone is the same pool.
-#[derive(Clone, Debug)]
-pub struct Permits {
-    free: Arc<Semaphore>,
-    most: usize,
-    pace: Arc<Mutex<Pace>>,
+/// The process's permits, one for each answer that is computed, and its queue. Cheap to clone; every clone is the same.
+#[derive(Clone)]
+pub struct Admission {
+    state: Arc<Mutex<State<Waker>>>,
 }
 
-/// How fast permits come back.
-#[derive(Debug)]
-struct Pace {
-    last: Instant,
-    /// Seconds from one to the next, the newest counting for an eighth.
-    between: f64,
-}
+type Waker = oneshot::Sender<Vec<Permit>>;
 
-/// One permit; comes back when dropped.
+/// The permit of one answer. Dropping it lets the next request run.
 pub(super) struct Permit {
-    _held: OwnedSemaphorePermit,
-    /// Of an answer: only those say how long one takes.
-    pace: Option<Arc<Mutex<Pace>>>,
+    admission: Admission,
+    /// When its answer began.
+    began: Option<Instant>,
 }
 
 impl Permit {
-    /// The permit is an answer's from now on.
-    pub(super) fn for_an_answer(mut self, permits: &Permits) -> Self {
-        self.pace = Some(Arc::clone(&permits.pace));
+    /// An answer begins: how long it takes is measured from now on.
+    pub(super) fn begin(mut self) -> Self {
+        self.began = Some(Instant::now());
         self
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let Some(pace) = &self.pace else { return };
-        let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        pace.between += ((now - pace.last).as_secs_f64() - pace.between) / 8.0;
-        pace.last = now;
+        let granted = self.admission.lock().give_back(self.began.map(|began| now - began), now);
+        self.admission.wake(granted);
     }
 }
 
-/// Longest time after which a client is asked to try again: what is measured may be out of date by then.
-const RETRY_SECONDS_MAX: u64 = 60;
+/// A request's place in the queue, or its permits once it may run. Dropping it gives back either.
+pub(super) struct Place {
+    admission: Admission,
+    ticket: Ticket,
+    permits: oneshot::Receiver<Vec<Permit>>,
+}
 
-impl Permits {
-    /// A pool of `most` permits.
-    pub fn new(most: usize) -> Self {
-        let pace = Pace { last: Instant::now(), between: 0.0 };
-        Self { free: Arc::new(Semaphore::new(most)), most, pace: Arc::new(Mutex::new(pace)) }
-    }
-
-    /// Nothing more is admitted, with 503: the process is ending.
-    pub fn close(&self) {
-        self.free.close();
-    }
-
-    /// Waits until none is taken.
-    #[cfg(test)]
-    pub(super) async fn all(&self) {
-        drop(self.free.acquire_many(self.most as u32).await.expect("it is open"));
-    }
-
-    /// How many are taken.
-    pub fn taken(&self) -> usize {
-        self.most - self.free.available_permits()
-    }
-
-    /// Takes `more` permits for a request that holds some, now or never: a client waits better than a queue does.
+impl Place {
+    /// Waits until the request may run; a permit for each of its answers.
     ///
     /// # Errors
-    /// 400 if there will never be so many; 429 if they are not free; 503 if the pool was closed.
-    pub(super) fn take(&self, held: usize, more: usize) -> Result<Vec<Permit>, ApiError> {
-        let count = held.saturating_add(more);
-        if count > self.most {
-            let most = self.most;
-            let message =
-                format!("{count} answers are asked for, and request.concurrency is {most}; ask for fewer");
-            return Err(ApiError::new(StatusCode::BAD_REQUEST, message));
-        }
-        if self.taken() == 0 {
-            // Nobody has asked for a while, which says nothing about how long an answer takes.
-            self.pace.lock().unwrap_or_else(PoisonError::into_inner).last = Instant::now();
-        }
-        let many = u32::try_from(more).unwrap_or(u32::MAX);
-        match Arc::clone(&self.free).try_acquire_many_owned(many) {
-            Ok(mut all) => {
-                let permit = |held| Permit { _held: held, pace: None };
-                Ok((0..more).filter_map(|_| all.split(1)).map(permit).collect())
-            }
-            Err(TryAcquireError::NoPermits) => {
-                let seconds = self.retry_seconds(more);
-                let message =
-                    format!("all permits of request.concurrency are taken; retry after {seconds} s");
-                let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message);
-                Err(ApiError { retry_seconds: seconds, ..error })
-            }
-            Err(TryAcquireError::Closed) => Err(Refused::ShuttingDown.into()),
-        }
+    /// 503: the process is ending.
+    pub(super) async fn permits(mut self) -> Result<Vec<Permit>, ApiError> {
+        // The sender is dropped only by `close`.
+        (&mut self.permits).await.map_err(|_| Refused::ShuttingDown.into())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let granted = self.admission.lock().leave(self.ticket, Instant::now());
+        self.admission.wake(granted);
+    }
+}
+
+/// Bounds of `Retry-After`: it is in whole seconds, and a longer forecast is worth little.
+const RETRY_SECONDS: [u64; 2] = [1, 3600];
+
+impl Admission {
+    /// No request yet.
+    pub fn new(bounds: Bounds) -> Self {
+        Self { state: Arc::new(Mutex::new(State::new(bounds))) }
     }
 
-    /// How many there are.
+    /// Takes nothing more, and fails what waits, with 503: the process is ending.
+    pub fn close(&self) {
+        let waiting = self.lock().close();
+        drop(waiting);
+    }
+
+    /// Answers that run.
+    pub fn running(&self) -> usize {
+        self.lock().running()
+    }
+
+    /// Answers of requests that wait.
+    pub fn waiting(&self) -> usize {
+        self.lock().waiting()
+    }
+
+    /// Most answers that may run at once.
     pub(super) fn most(&self) -> usize {
-        self.most
+        self.lock().bounds().concurrency
     }
 
-    /// When as many will be free, as far as the pace at which they have come back says.
-    fn retry_seconds(&self, wanted: usize) -> u64 {
-        let pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        let missing = wanted.saturating_sub(self.free.available_permits()).max(1);
-        // A pace that was once, and has not been kept since, is too good.
-        let between = pace.between.max(pace.last.elapsed().as_secs_f64() / 8.0);
-        ((between * missing as f64).ceil() as u64).clamp(1, RETRY_SECONDS_MAX)
+    /// Enters a request for `answers` answers that takes `bytes` of memory while it waits.
+    ///
+    /// # Errors
+    /// 400 if it needs more permits than there are; 429 if the queue is full or it would wait past its deadline; 503 if the process is
+    /// ending.
+    pub(super) fn enter(&self, answers: usize, bytes: usize, deadline: Instant) -> Result<Place, ApiError> {
+        let (waker, permits) = oneshot::channel();
+        let now = Instant::now();
+        let left = deadline.saturating_duration_since(now);
+        let mut state = self.lock();
+        let bounds = state.bounds();
+        let entered = state.enter((answers, bytes), left, now, waker);
+        drop(state);
+        let (ticket, granted) = entered.map_err(|refusal| refused(refusal, answers, bounds))?;
+        self.wake(granted);
+        Ok(Place { admission: self.clone(), ticket, permits })
     }
-}
 
-/// A fresh number for a request.
-pub(super) fn next_request() -> RequestId {
-    RequestId(NEXT_REQUEST.fetch_add(1, Ordering::Relaxed))
-}
+    fn lock(&self) -> MutexGuard<'_, State<Waker>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-/// The name of a request in responses: the client's own if it is printable and short, else 32 random hex digits.
-pub(super) fn public_id(kind: Kind, wanted: Option<&str>) -> String {
-    let usable = |name: &&str| {
-        !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(|byte| byte.is_ascii_graphic())
-    };
-    let mut id = format!("{}-", kind.prefix());
-    match wanted.filter(usable) {
-        Some(name) => id.push_str(name),
-        None => {
-            // Each `RandomState` has new keys; nothing here needs to be hard to guess.
-            let word = || RandomState::new().hash_one(0u8);
-            let _ = write!(id, "{:016x}{:016x}", word(), word());
+    /// Not under the lock: permits of a request that has left come back here.
+    fn wake(&self, granted: Granted<Waker>) {
+        for (waker, answers) in granted {
+            let permit = |_| Permit { admission: self.clone(), began: None };
+            drop(waker.send((0..answers).map(permit).collect()));
         }
     }
-    id
+}
+
+fn refused(refusal: Refusal, answers: usize, bounds: Bounds) -> ApiError {
+    let later = |retry: Duration, what: &dyn Fn(u64) -> String| {
+        let [least, most] = RETRY_SECONDS;
+        let retry_seconds = (retry.as_secs_f64().ceil() as u64).clamp(least, most);
+        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, what(retry_seconds));
+        ApiError { retry_seconds, ..error }
+    };
+    match refusal {
+        Refusal::Closed => Refused::ShuttingDown.into(),
+        Refusal::TooMany => too_many(answers, bounds.concurrency),
+        Refusal::Full { retry } => {
+            later(retry, &|seconds| format!("the queue (request.queue) is full; retry after {seconds} s"))
+        }
+        Refusal::TooLong { wait, retry } => later(retry, &|seconds| {
+            let wait = wait.as_secs_f64().ceil();
+            format!(
+                "the request would wait about {wait} s, past its deadline (request.deadline); retry after {seconds} s"
+            )
+        }),
+    }
+}
+
+/// 400: the request asks for more answers than may run at once.
+pub(super) fn too_many(answers: usize, most: usize) -> ApiError {
+    let message =
+        format!("{answers} answers are asked for, and request.concurrency is {most}; ask for fewer");
+    ApiError::new(StatusCode::BAD_REQUEST, message)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn ids_are_the_clients_or_random() {
-        assert_eq!(public_id(Kind::Completion, Some("bench-1")), "cmpl-bench-1");
-        assert_eq!(public_id(Kind::Chat, Some("a b")).len(), "chatcmpl-".len() + 32);
-        assert_ne!(public_id(Kind::Chat, None), public_id(Kind::Chat, None));
-        assert_eq!(public_id(Kind::Completion, Some(&"x".repeat(129))).len(), "cmpl-".len() + 32);
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    /// The permits of a request that has been granted them.
+    fn granted(mut place: Place) -> Vec<Permit> {
+        place.permits.try_recv().expect("it may run")
     }
 
     #[test]
-    fn permits_run_out_and_close() {
-        let pool = Permits::new(2);
-        let held = pool.take(0, 2).unwrap();
-        let held: Vec<Permit> = held.into_iter().map(|permit| permit.for_an_answer(&pool)).collect();
-        assert_eq!(pool.take(1, 1).err().unwrap().status, StatusCode::TOO_MANY_REQUESTS);
-        assert_eq!(pool.take(1, 2).err().unwrap().status, StatusCode::BAD_REQUEST, "waiting does not help");
-        assert_eq!(pool.retry_seconds(1), 1, "at least");
-        pool.pace.lock().unwrap().between = 7.5;
-        assert_eq!(pool.take(0, 2).err().unwrap().retry_seconds, 15, "two at a pace of 7.5 s");
-        drop(held);
-        assert!(pool.pace.lock().unwrap().between < 7.5, "they came back sooner");
-        assert!(pool.take(0, 2).is_ok());
-        pool.close();
-        assert_eq!(pool.take(0, 1).err().unwrap().status, StatusCode::SERVICE_UNAVAILABLE);
+    fn permits_go_to_what_waits_and_come_back() {
+        let admission = Admission::new(Bounds { concurrency: 2, queue: 2, queue_bytes: 10 });
+        let first = granted(admission.enter(2, 0, soon()).unwrap());
+        let mut waits = admission.enter(1, 0, soon()).unwrap();
+        let leaves = admission.enter(2, 0, soon()).unwrap();
+        assert_eq!((admission.running(), admission.waiting()), (2, 3));
+        let refused = admission.enter(1, 0, soon()).err().unwrap();
+        assert_eq!((refused.status, refused.retry_seconds), (StatusCode::TOO_MANY_REQUESTS, 1));
+        assert!(refused.message.contains("request.queue"), "{}", refused.message);
+        drop(leaves);
+        assert_eq!(admission.waiting(), 1);
+        assert!(waits.permits.try_recv().is_err(), "nothing is free");
+        drop(first);
+        assert_eq!(admission.running(), 1);
+        // Granted, and gone before it knew.
+        drop(waits);
+        assert_eq!((admission.running(), admission.waiting()), (0, 0));
+        assert_eq!(admission.enter(3, 0, soon()).err().unwrap().status, StatusCode::BAD_REQUEST);
+    }
+
+    #[test]
+    fn a_wait_past_the_deadline_is_refused_once_answers_are_measured() {
+        let admission = Admission::new(Bounds { concurrency: 1, queue: 9, queue_bytes: 10 });
+        let mut answer = granted(admission.enter(1, 0, soon()).unwrap()).pop().unwrap();
+        let _waits = admission.enter(1, 0, Instant::now()).unwrap();
+        answer.began = Some(Instant::now() - Duration::from_secs(100));
+        drop(answer);
+        let refused = admission.enter(1, 0, Instant::now() + Duration::from_secs(60)).err().unwrap();
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+        assert!(refused.message.contains("request.deadline"), "{}", refused.message);
+        assert!((39..=41).contains(&refused.retry_seconds), "100 s less 60 s: {}", refused.retry_seconds);
+        assert!(admission.enter(1, 0, Instant::now() + Duration::from_secs(200)).is_ok());
+    }
+
+    #[test]
+    fn what_waits_fails_when_the_process_ends() {
+        let admission = Admission::new(Bounds { concurrency: 1, queue: 9, queue_bytes: 10 });
+        let first = granted(admission.enter(1, 0, soon()).unwrap());
+        let mut waits = admission.enter(1, 0, soon()).unwrap();
+        admission.close();
+        assert_eq!(waits.permits.try_recv().err(), Some(oneshot::error::TryRecvError::Closed));
+        assert_eq!(admission.enter(1, 0, soon()).err().unwrap().status, StatusCode::SERVICE_UNAVAILABLE);
+        drop((first, waits));
+        assert_eq!(admission.running(), 0);
     }
 }

@@ -1,5 +1,7 @@
 //! The answers to one HTTP request: `n` for each of its prompts, computed side by side.
 
+use std::time::Duration;
+
 use actors::request::{RequestError, RequestId};
 use futures_util::future::select_all;
 
@@ -14,26 +16,33 @@ pub(super) struct Choices {
     /// Whose turn it is when several have a piece.
     turn: usize,
     unread: Option<(usize, Piece)>,
+    waited: Duration,
 }
 
 /// Why an answer failed, and with it all.
 pub(super) struct Failure {
     choice: usize,
     request: RequestId,
+    waited: Duration,
     pub(super) error: RequestError,
 }
 
 impl Failure {
     /// Which choice of a request it was.
     pub(super) fn of<'a>(&self, head: &'a Head) -> Ended<'a> {
-        Ended { head, choice: self.choice, request: self.request }
+        Ended { head, choice: self.choice, request: self.request, waited: self.waited }
     }
 }
 
 impl Choices {
-    /// Answers in the order of their choices.
-    pub(super) fn new(replies: Vec<Reply>) -> Self {
-        Self { live: replies.into_iter().enumerate().collect(), turn: 0, unread: None }
+    /// Answers in the order of their choices, of a request that waited this long before they began.
+    pub(super) fn new(replies: Vec<Reply>, waited: Duration) -> Self {
+        Self { live: replies.into_iter().enumerate().collect(), turn: 0, unread: None, waited }
+    }
+
+    /// How long the request waited from the arrival of its head until its answers began.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// True once every answer has ended.
@@ -83,8 +92,8 @@ impl Choices {
 
     fn take(&mut self, place: usize, piece: Result<Piece, RequestError>) -> Result<(usize, Piece), Failure> {
         let (index, reply) = &self.live[place];
-        let (index, request) = (*index, reply.request());
-        let piece = piece.map_err(|error| Failure { choice: index, request, error })?;
+        let (index, request, waited) = (*index, reply.request(), self.waited);
+        let piece = piece.map_err(|error| Failure { choice: index, request, waited, error })?;
         Ok((index, piece))
     }
 

@@ -15,7 +15,7 @@
 //! actix-http or a handler does about the same thing in a kinder way:
 //! - accepted: the head's period;
 //! - a request came: the body's period;
-//! - it was admitted: its deadline, and `grace` for the frontend to say so;
+//! - it has been read: its deadline, and `grace` for the frontend to say so;
 //! - its answer is handed over, or 408: nothing if it was 408, else the idle period and the next head's.
 
 use std::any::Any;
@@ -99,8 +99,8 @@ impl Connection {
         request.conn_data::<Rc<Self>>().map(|connection| &**connection)
     }
 
-    /// A request was admitted that must have ended at `deadline`.
-    pub(super) fn admitted(&self, deadline: Instant) {
+    /// A request has been read that must have ended at `deadline`.
+    pub(super) fn answers_until(&self, deadline: Instant) {
         self.move_end(deadline + self.limits.grace + SLACK, true);
     }
 

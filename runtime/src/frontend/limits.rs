@@ -24,10 +24,17 @@ pub struct Limits {
     /// How long past its deadline a request may stay silent before the frontend gives up on it by itself. The decoder owns
     /// the deadline; this is for a decoder that is gone.
     pub grace: Duration,
-    /// Most connections of one HTTP worker; the next ones wait in the system's queue. The frontend's two workers and the node's
-    /// one, at two file descriptors a connection, stay within the 1024 that a process usually may have open, so that clients
-    /// cannot take those of the link. Each may have one body of at most 8 MiB on its way.
+    /// Most connections of an HTTP port. The next ones wait in the system's backlog, where nothing is known of them, so there are to
+    /// be as many as requests that may run or wait, and [`SPARE`](Self::SPARE) more.
     pub connections: usize,
+}
+
+impl Limits {
+    /// Connections beside those of requests that run or wait: of probes, and of clients that keep theirs without a request.
+    pub const SPARE: usize = 128;
+
+    /// Bytes of the requests that wait: 4,096 prompts of 8k tokens.
+    pub const QUEUE_BYTES: usize = 128 << 20;
 }
 
 impl Default for Limits {
@@ -39,7 +46,7 @@ impl Default for Limits {
             keep_alive: Duration::from_secs(5),
             unanswered: Duration::from_secs(30),
             grace: Duration::from_secs(2),
-            connections: 128,
+            connections: Self::SPARE,
         }
     }
 }

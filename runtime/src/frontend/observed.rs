@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use actors::counters::Counters;
 use actors::request::{FinishReason, RequestError, RequestId, Timings};
@@ -24,6 +25,8 @@ const REPORTED_MAX: usize = 4096;
 /// What both ports of a process have seen. Threads share it.
 pub struct Observed {
     model: String,
+    cache: CacheInfo,
+    waited: Histogram,
     first_token: Histogram,
     per_token: Histogram,
     whole: Histogram,
@@ -48,13 +51,39 @@ pub(super) struct Ended<'a> {
     pub(super) head: &'a Head,
     pub(super) choice: usize,
     pub(super) request: RequestId,
+    /// From the arrival of its head until its answers began.
+    pub(super) waited: Duration,
+}
+
+/// What the KV pages are, for `vllm:cache_config_info`.
+#[derive(Clone, Debug)]
+pub struct CacheInfo {
+    /// Tokens in a page.
+    pub page_tokens: u32,
+    /// How a key or value is stored, such as `bf16`.
+    pub dtype: String,
+    /// `engine.prefix_cache`.
+    pub prefix_cache: bool,
+    /// `engine.gpu_memory_utilization`.
+    pub memory_utilization: f32,
+}
+
+/// How many answers there are at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// That run.
+    pub running: usize,
+    /// Of requests that wait.
+    pub waiting: usize,
 }
 
 impl Observed {
     /// Nothing yet, of requests for `model`.
-    pub fn new(model: &str) -> Self {
+    pub fn new(model: &str, cache: CacheInfo) -> Self {
         Self {
             model: model.to_owned(),
+            cache,
+            waited: Histogram::new(histogram::REQUEST_SECONDS),
             first_token: Histogram::new(histogram::FIRST_TOKEN_SECONDS),
             per_token: Histogram::new(histogram::TOKEN_SECONDS),
             whole: Histogram::new(histogram::REQUEST_SECONDS),
@@ -69,11 +98,11 @@ impl Observed {
 
     /// A request has ended.
     pub(super) fn end(&self, ended: &Ended<'_>, how: Result<(FinishReason, &Timings), &RequestError>) {
-        let Ended { head, choice, request } = ended;
+        let Ended { head, choice, request, waited } = ended;
         let id = format_args!("{}-{choice}", head.id);
         match how {
             Ok((reason, timings)) => {
-                self.count(reason, timings);
+                self.count(reason, timings, waited.as_secs_f64());
                 let computed_elsewhere = timings.prompt_tokens.saturating_sub(timings.resident_tokens);
                 let landed = if timings.disaggregated { computed_elsewhere } else { 0 };
                 info!(
@@ -84,6 +113,7 @@ impl Observed {
                     completion_tokens = timings.completion_tokens,
                     finish = if reason == FinishReason::Stop { "stop" } else { "length" },
                     disaggregated = timings.disaggregated,
+                    queue_ms = waited.as_millis() as u64,
                     first_token_ms = timings.first_token_ms.round(),
                     decode_ms = timings.decode_ms.round(),
                     "request finished"
@@ -98,15 +128,16 @@ impl Observed {
         }
     }
 
-    fn count(&self, reason: FinishReason, timings: &Timings) {
+    fn count(&self, reason: FinishReason, timings: &Timings, waited: f64) {
         let add = |cell: &AtomicU64, count: u32| cell.fetch_add(u64::from(count), Ordering::Relaxed);
         add(&self.prompt_tokens, timings.prompt_tokens);
         add(&self.resident_tokens, timings.resident_tokens);
         add(&self.sampled_tokens, timings.completion_tokens);
         add(if reason == FinishReason::Stop { &self.stopped } else { &self.at_length }, 1);
         let later = timings.completion_tokens.saturating_sub(1);
-        self.first_token.add(timings.first_token_ms / 1e3);
-        self.whole.add((timings.first_token_ms + timings.decode_ms) / 1e3);
+        self.waited.add(waited);
+        self.first_token.add(waited + timings.first_token_ms / 1e3);
+        self.whole.add(waited + (timings.first_token_ms + timings.decode_ms) / 1e3);
         if later > 0 {
             self.per_token.add(timings.decode_ms / 1e3 / f64::from(later));
         }
@@ -148,7 +179,7 @@ impl Observed {
     }
 
     /// Prometheus's text, with what the node counts.
-    pub fn render(&self, counters: &Counters, running: usize) -> String {
+    pub fn render(&self, counters: &Counters, load_now: Load) -> String {
         let mut text = counters.render();
         let labels = format!("model_name=\"{}\"", escaped(&self.model));
         let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
@@ -162,7 +193,17 @@ impl Observed {
                 let _ = writeln!(text, "vllm:{name}{{{labels}{more}}} {value}");
             }
         };
-        line("gauge", "num_requests_running", "Requests in flight.", &[("", running as f64)]);
+        let Load { running, waiting } = load_now;
+        line("gauge", "num_requests_running", "Answers that run.", &[("", running as f64)]);
+        line("gauge", "num_requests_waiting", "Answers of requests that wait.", &[("", waiting as f64)]);
+        let CacheInfo { page_tokens, dtype, prefix_cache, memory_utilization } = &self.cache;
+        let info = format!(
+            ",block_size=\"{page_tokens}\",cache_dtype=\"{dtype}\",enable_prefix_caching=\"{}\",engine=\"0\",\
+             gpu_memory_utilization=\"{memory_utilization}\",num_gpu_blocks=\"{}\"",
+            if *prefix_cache { "True" } else { "False" },
+            load(counters.pages())
+        );
+        line("gauge", "cache_config_info", "Size and kind of the KV pages, as labels.", &[(&info, 1.0)]);
         for name in ["kv_cache_usage_perc", "gpu_cache_usage_perc"] {
             line("gauge", name, "Share of the KV pages in use; 1 is all.", &[("", used)]);
         }
@@ -189,24 +230,22 @@ impl Observed {
             (",finished_reason=\"abort\"", load(counters.aborts()) as f64),
         ];
         line("counter", "request_success_total", "Requests by how they ended.", &ends);
-        self.first_token.render(
-            "time_to_first_token_seconds",
-            "From admission to the first token.",
-            &labels,
-            &mut text,
-        );
-        self.per_token.render(
-            "time_per_output_token_seconds",
-            "Mean of a request's tokens after the first.",
-            &labels,
-            &mut text,
-        );
-        self.whole.render(
-            "e2e_request_latency_seconds",
-            "From admission to the last token.",
-            &labels,
-            &mut text,
-        );
+        for (histogram, name, help) in [
+            (
+                &self.waited,
+                "request_queue_time_seconds",
+                "From a request's arrival to the beginning of its answers.",
+            ),
+            (
+                &self.first_token,
+                "time_to_first_token_seconds",
+                "From a request's arrival to the first token.",
+            ),
+            (&self.per_token, "time_per_output_token_seconds", "Mean of a request's tokens after the first."),
+            (&self.whole, "e2e_request_latency_seconds", "From a request's arrival to the last token."),
+        ] {
+            histogram.render(name, help, &labels, &mut text);
+        }
         text
     }
 }
@@ -221,7 +260,13 @@ mod tests {
     use super::*;
 
     fn seen(first_token_ms: &[f64]) -> Observed {
-        let observed = Observed::new("a\"b");
+        let cache = CacheInfo {
+            page_tokens: 16,
+            dtype: "bf16".to_owned(),
+            prefix_cache: true,
+            memory_utilization: 0.5,
+        };
+        let observed = Observed::new("a\"b", cache);
         for first_token_ms in first_token_ms {
             let timings = Timings {
                 disaggregated: true,
@@ -232,7 +277,7 @@ mod tests {
                 decode_ms: 40.0,
                 ..Timings::default()
             };
-            observed.count(FinishReason::Length, &timings);
+            observed.count(FinishReason::Length, &timings, 0.25);
         }
         observed
     }
@@ -248,17 +293,21 @@ mod tests {
 
     #[test]
     fn metrics_have_vllms_names() {
-        let text = seen(&[10.0, 30.0]).render(&Counters::default(), 5);
+        let text = seen(&[10.0, 30.0]).render(&Counters::default(), Load { running: 5, waiting: 7 });
         for line in [
             "vllm:num_requests_running{model_name=\"a\\\"b\"} 5",
+            "vllm:num_requests_waiting{model_name=\"a\\\"b\"} 7",
+            "vllm:cache_config_info{model_name=\"a\\\"b\",block_size=\"16\",cache_dtype=\"bf16\",enable_prefix_caching=\"True\",engine=\"0\",gpu_memory_utilization=\"0.5\",num_gpu_blocks=\"0\"} 1",
+            "vllm:request_queue_time_seconds_sum{model_name=\"a\\\"b\"} 0.5",
             "vllm:prompt_tokens_total{model_name=\"a\\\"b\"} 20",
             "vllm:prefix_cache_hits_total{model_name=\"a\\\"b\"} 8",
             "vllm:request_success_total{model_name=\"a\\\"b\",finished_reason=\"length\"} 2",
-            "vllm:time_to_first_token_seconds_bucket{model_name=\"a\\\"b\",le=\"0.02\"} 1",
+            "vllm:time_to_first_token_seconds_bucket{model_name=\"a\\\"b\",le=\"0.25\"} 0",
+            "vllm:time_to_first_token_seconds_bucket{model_name=\"a\\\"b\",le=\"0.5\"} 2",
             "vllm:time_to_first_token_seconds_bucket{model_name=\"a\\\"b\",le=\"+Inf\"} 2",
             "vllm:time_to_first_token_seconds_count{model_name=\"a\\\"b\"} 2",
             "vllm:time_per_output_token_seconds_sum{model_name=\"a\\\"b\"} 0.04",
-            "vllm:e2e_request_latency_seconds_bucket{model_name=\"a\\\"b\",le=\"0.3\"} 2",
+            "vllm:e2e_request_latency_seconds_bucket{model_name=\"a\\\"b\",le=\"0.3\"} 1",
             "baton_pages 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

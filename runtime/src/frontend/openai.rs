@@ -6,6 +6,7 @@ use actix_web::http::StatusCode;
 use engine::Sampling;
 use serde_json::Value;
 
+use super::admission::too_many;
 use super::api_error::ApiError;
 use super::chat_template::Message;
 use super::fields::{Fields, Neutral, wrong};
@@ -16,6 +17,9 @@ use super::tokenizer::Detokenizer;
 
 /// `max_tokens` of a completion that does not say; OpenAI's and vLLM's default.
 const COMPLETION_TOKENS: u32 = 16;
+
+/// What a waiting request takes beside what its client sent: its future and its connection.
+const REQUEST_BYTES: usize = 4 << 10;
 
 /// Which of the two endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,10 +133,8 @@ impl Ask {
         };
         let choices = prompts.saturating_mul(n as usize);
         if choices > most {
-            let message =
-                format!("{choices} answers are asked for, and request.concurrency is {most}; ask for fewer");
             let field = if prompts > most { "prompt" } else { "n" };
-            return Err(ApiError::field(field, message));
+            return Err(ApiError { param: Some(field.to_owned()), ..too_many(choices, most) });
         }
         let prompts = match kind {
             Kind::Completion => completion_prompts(fields, model)?,
@@ -188,6 +190,13 @@ impl Ask {
     pub(super) fn sampling_of(&self, choice: usize) -> Sampling {
         let seed = self.sampling.seed.wrapping_add((choice % self.n as usize) as u64);
         Sampling { seed, ..self.sampling.clone() }
+    }
+
+    /// Bytes that the request takes while it waits, about.
+    pub(super) fn bytes(&self) -> usize {
+        let prompt = |prompt: &Prompt| size_of::<Prompt>() + 4 * prompt.tokens.len() + prompt.echo.len();
+        let settings = size_of_val(&*self.sampling.logit_bias) + self.stop.bytes();
+        REQUEST_BYTES + settings + self.prompts.iter().map(prompt).sum::<usize>()
     }
 
     /// Tokens in all prompts together.

@@ -1,5 +1,7 @@
 //! OpenAI's responses and chunks, with the fields, the order and the nulls that vLLM sends.
 
+use std::time::Duration;
+
 use actors::request::{FinishReason, Timings};
 use serde::Serialize;
 
@@ -25,6 +27,8 @@ impl Usage {
 /// Where a request's time went: ours, on `return_timings: true`.
 #[derive(Debug, Serialize)]
 pub(super) struct TimingsReport {
+    /// From the arrival of the request's head until its answer began.
+    queue_ms: f64,
     #[serde(flatten)]
     timings: Timings,
     /// GB/s from the first put to the last flush; null if nothing travelled.
@@ -33,11 +37,13 @@ pub(super) struct TimingsReport {
     tokens_per_s: Option<f64>,
 }
 
-impl From<Timings> for TimingsReport {
-    fn from(timings: Timings) -> Self {
+impl TimingsReport {
+    /// The report of an answer whose request waited this long before it began.
+    pub(super) fn new(timings: Timings, waited: Duration) -> Self {
         let rate = |amount: f64, ms: f64| (amount > 0.0 && ms > 0.0).then(|| amount / ms);
         let later_tokens = f64::from(timings.completion_tokens.saturating_sub(1));
         Self {
+            queue_ms: waited.as_secs_f64() * 1e3,
             handover_gigabytes_per_second: rate(timings.bytes as f64 / 1e6, timings.transfer_ms),
             tokens_per_s: rate(later_tokens * 1e3, timings.decode_ms),
             timings,

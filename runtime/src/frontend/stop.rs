@@ -68,6 +68,12 @@ impl StopRule {
         };
         Ok(Self { strings, tokens, include: fields.flag("include_stop_str_in_output", false)? })
     }
+
+    /// Bytes that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.tokens)
+            + self.strings.iter().map(|stop| size_of::<String>() + stop.len()).sum::<usize>()
+    }
 }
 
 /// Watches one answer. Its text comes in as tokens give it and goes out when no stop string can begin in it any more.

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use super::choices::{Choices, Failure};
 use super::logprobs::report;
 use super::observed::{Ended, Observed};
 use super::openai::{Ask, Kind, StreamOptions};
-use super::reply::Piece;
+use super::reply::{Finish, Piece};
 use super::response::{Delta, Head, TimingsReport, Usage};
 use super::tokenizer::Tokenizer;
 
@@ -36,7 +37,7 @@ const WRITE_BYTES: usize = 16 << 10;
 /// What a streamed response is of.
 pub(super) struct EventShape {
     pub(super) head: Head,
-    pub(super) ask: Ask,
+    pub(super) ask: Arc<Ask>,
     pub(super) options: StreamOptions,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) observed: Arc<Observed>,
@@ -51,10 +52,18 @@ struct Progress {
     characters: usize,
 }
 
+/// What the events come from.
+pub(super) enum Answers {
+    /// The request waits; then they begin.
+    Waiting(Pin<Box<dyn Future<Output = Result<Choices, ApiError>>>>),
+    /// They are computed.
+    Running(Choices),
+}
+
 /// The state between two writes.
 struct Events {
     shape: EventShape,
-    choices: Choices,
+    answers: Answers,
     progress: Vec<Progress>,
     ended: bool,
 }
@@ -62,27 +71,33 @@ struct Events {
 /// The body of a streamed answer, silent for at most `keep_alive`. Dropping it drops the request.
 pub(super) fn events(
     shape: EventShape,
-    choices: Choices,
+    answers: Answers,
     keep_alive: Duration,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
     let progress = vec![Progress::default(); shape.ask.choices()];
-    let events = Events { shape, choices, progress, ended: false };
+    let events = Events { shape, answers, progress, ended: false };
     unfold(events, move |mut events| async move {
         if events.ended {
             return None;
         }
-        let Ok(piece) = timeout(keep_alive, events.choices.next()).await else {
+        let Ok(first) = timeout(keep_alive, events.next()).await else {
             return Some((Ok(Bytes::from_static(KEEP_ALIVE.as_bytes())), events));
         };
         let mut out = String::new();
-        let mut next = Some(piece);
+        let mut next = Some(first);
         while let Some(piece) = next {
             events.write(piece, &mut out);
             let full = events.ended || out.len() >= WRITE_BYTES;
-            next = if full { None } else { events.choices.next_now() };
+            next = if full { None } else { events.next_now() };
         }
         Some((Ok(Bytes::from(out)), events))
     })
+}
+
+/// What the client is told of an answer that failed.
+fn failed(shape: &EventShape, failure: &Failure) -> ApiError {
+    shape.observed.end(&failure.of(&shape.head), Err(&failure.error));
+    failure.error.clone().into()
 }
 
 fn frame(json: &str, out: &mut String) {
@@ -92,12 +107,32 @@ fn frame(json: &str, out: &mut String) {
 }
 
 impl Events {
-    fn write(&mut self, piece: Result<(usize, Piece), Failure>, out: &mut String) {
+    /// The next piece of any answer. May be dropped and called again.
+    async fn next(&mut self) -> Result<(usize, Piece), ApiError> {
+        loop {
+            match &mut self.answers {
+                Answers::Waiting(started) => {
+                    let choices = started.await?;
+                    self.answers = Answers::Running(choices);
+                }
+                Answers::Running(choices) => {
+                    return choices.next().await.map_err(|failure| failed(&self.shape, &failure));
+                }
+            }
+        }
+    }
+
+    /// The next piece if one is already here.
+    fn next_now(&mut self) -> Option<Result<(usize, Piece), ApiError>> {
+        let Answers::Running(choices) = &mut self.answers else { return None };
+        Some(choices.next_now()?.map_err(|failure| failed(&self.shape, &failure)))
+    }
+
+    fn write(&mut self, piece: Result<(usize, Piece), ApiError>, out: &mut String) {
         match piece {
             Ok((choice, piece)) => self.write_piece(choice, piece, out),
-            Err(failure) => {
-                self.shape.observed.end(&failure.of(&self.shape.head), Err(&failure.error));
-                frame(&ApiError::from(failure.error).body(), out);
+            Err(error) => {
+                frame(&error.body(), out);
                 frame(DONE, out);
                 self.ended = true;
             }
@@ -105,6 +140,7 @@ impl Events {
     }
 
     fn write_piece(&mut self, index: usize, piece: Piece, out: &mut String) {
+        let Answers::Running(choices) = &mut self.answers else { return };
         let EventShape { head, ask, options, tokenizer, observed } = &self.shape;
         let prompt = ask.prompt_of(index);
         let progress = &mut self.progress[index];
@@ -120,13 +156,14 @@ impl Events {
                 piece.token.iter().map(|token| tokenizer.characters_of(token.id)).sum::<usize>();
         }
         let finish = piece.finish.as_ref();
-        if let (Some(finish), Some(request)) = (finish, self.choices.request(index)) {
-            let ended = Ended { head, choice: index, request };
+        let waited = choices.waited();
+        if let (Some(finish), Some(request)) = (finish, choices.request(index)) {
+            let ended = Ended { head, choice: index, request, waited };
             observed.end(&ended, Ok((finish.reason, &finish.timings)));
-            self.choices.ended(index);
+            choices.ended(index);
         }
-        let mut timings =
-            finish.filter(|_| ask.return_timings).map(|finish| TimingsReport::from(finish.timings.clone()));
+        let report_of = |finish: &Finish| TimingsReport::new(finish.timings.clone(), waited);
+        let mut timings = finish.filter(|_| ask.return_timings).map(report_of);
         let text =
             if first { Cow::from(format!("{}{}", prompt.echo, piece.text)) } else { piece.text.into() };
         let usage = Usage::new(prompt.tokens.len() as u32, progress.tokens);
@@ -143,7 +180,7 @@ impl Events {
             timings: if options.include_usage { None } else { timings.take() },
         };
         frame(&head.chunk(delta), out);
-        if self.choices.is_over() {
+        if choices.is_over() {
             if options.include_usage {
                 let tokens = self.progress.iter().map(|progress| progress.tokens).sum();
                 frame(&head.usage_chunk(Usage::new(ask.prompt_tokens(), tokens), timings), out);

@@ -1,5 +1,6 @@
 mod clients;
 mod harness;
+mod queue;
 
 use actors::request::{Refused, RequestError};
 use serde_json::{Value, json};
@@ -238,7 +239,7 @@ fn bad_requests_are_refused_by_name() {
     let large = " ".repeat(handlers::BODY_BYTES_MAX + 1);
     server.refused("/v1/completions", &large, 413, "", "larger than 8388608 bytes");
     // Nothing of this reached the actor, or holds a permit.
-    assert_eq!(server.permits.taken(), 0);
+    assert_eq!(server.admission.running(), 0);
     assert!(server.streams.is_empty());
 }
 
@@ -431,7 +432,7 @@ fn a_silent_decoder_is_given_up_and_told() {
 
 #[test]
 fn a_full_house_answers_429() {
-    let server = Server::start(Script::Hold(0));
+    let server = Server::start_with(Setup { queue: 0, ..Setup::new(Script::Hold(0)) });
     let clients: Vec<_> = (0..harness::PERMITS).map(|_| server.ask("")).collect();
     for _ in &clients {
         server.accepted.recv_timeout(WAIT).expect("the request arrives");
@@ -441,7 +442,7 @@ fn a_full_house_answers_429() {
     assert_eq!(response.headers()["retry-after"], "1");
     drop(clients);
     server.all_permits_return();
-    server.permits.close();
+    server.admission.close();
     server.refused("/v1/completions", r#"{"prompt": "a"}"#, 503, "", "shutting down");
 }
 
@@ -471,10 +472,10 @@ fn what_probes_ask() {
     assert_eq!(server.get("/ping"), (200, String::new()));
     assert_eq!(server.post("/ping", "").0, 200);
     assert_eq!(server.get("/version"), (200, format!(r#"{{"version":"{}"}}"#, env!("CARGO_PKG_VERSION"))));
-    assert_eq!(server.get("/load"), (200, r#"{"server_load":0}"#.to_owned()));
+    assert_eq!(server.get("/load"), (200, r#"{"server_load":0,"running":0,"waiting":0}"#.to_owned()));
     let client = server.ask("");
     server.accepted.recv_timeout(WAIT).expect("the request arrives");
-    assert_eq!(server.get("/load"), (200, r#"{"server_load":1}"#.to_owned()));
+    assert_eq!(server.get("/load"), (200, r#"{"server_load":1,"running":1,"waiting":0}"#.to_owned()));
     drop(client);
     *server.down.lock().unwrap() = Some("x".to_owned());
     assert_eq!(server.get("/ping").0, 503);
@@ -562,7 +563,7 @@ fn accepted_sockets_send_at_once_and_notice_a_gone_client() {
     check(SockRef::from(&server.listener));
     // Accepted sockets inherit the options.
     let listener = bind("frontend.port", "127.0.0.1", 0).unwrap();
-    prepare(&listener, Duration::from_secs(30)).unwrap();
+    prepare(&listener, &Limits::default()).unwrap();
     let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (accepted, _) = listener.accept().unwrap();
     check(SockRef::from(&accepted));

@@ -64,7 +64,7 @@ pub(super) async fn detokenize(
     .await
 }
 
-/// Off the worker, which has streams to serve; a permit bounds how many do it at once.
+/// On another thread, since the worker has streams to serve.
 async fn answer(
     frontend: web::Data<Frontend>,
     request: HttpRequest,
@@ -73,10 +73,8 @@ async fn answer(
 ) -> HttpResponse {
     let done = async {
         let body = json_body(&request, body, frontend.limits.body).await?;
-        let permit = frontend.permits.take(0, 1)?;
         let model = frontend.model.clone();
         let work = move || {
-            let _permit = permit;
             let fields = Fields::parse(&body)?;
             openai::check_model(&fields, &model)?;
             work(&fields, &model)

@@ -157,7 +157,7 @@ fn a_body_on_its_way_holds_no_permit() {
             client
         })
         .collect();
-    assert_eq!(server.permits.taken(), 0);
+    assert_eq!(server.admission.running(), 0);
     let (status, text) = server.post("/v1/completions", r#"{"prompt": "a"}"#);
     assert_eq!(status, 200, "{text}");
     drop(clients);

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, System};
 use actix_web::dev::ServerHandle;
@@ -21,12 +21,12 @@ use ureq::{Agent, Body};
 
 use super::super::model_text::ModelText;
 use super::super::model_text::testing::{EOS, bytes_model};
-use super::super::{Frontend, Health, Limits, Observed, Permits, ServedModel, bind};
+use super::super::{Admission, Bounds, CacheInfo, Frontend, Health, Limits, Observed, ServedModel, bind};
 
 /// Longest wait for anything that must happen.
 pub(super) const WAIT: Duration = Duration::from_secs(20);
 
-/// How many requests the server under test admits.
+/// How many answers the server under test computes at once.
 pub(super) const PERMITS: usize = 2;
 
 /// What the actor does with a request.
@@ -53,6 +53,8 @@ pub(super) struct Setup {
     pub(super) limits: Limits,
     pub(super) api_key: Option<String>,
     pub(super) context_tokens: u32,
+    /// How many requests may wait.
+    pub(super) queue: usize,
     /// Size of its sockets' send buffers, if not the system's.
     pub(super) send_bytes: Option<usize>,
 }
@@ -66,6 +68,7 @@ impl Setup {
             limits: Limits::default(),
             api_key: None,
             context_tokens: 64,
+            queue: 8,
             send_bytes: None,
         }
     }
@@ -157,7 +160,7 @@ pub(super) struct Server {
     /// Requests that the actor was told to end.
     pub(super) aborts: mpsc::Receiver<RequestId>,
     pub(super) streams: Streams,
-    pub(super) permits: Permits,
+    pub(super) admission: Admission,
     /// Why `/health` says that the process cannot serve.
     pub(super) down: Arc<Mutex<Option<String>>>,
 }
@@ -168,19 +171,27 @@ impl Server {
     }
 
     pub(super) fn start_with(setup: Setup) -> Self {
-        let Setup { script, deadline, limits, api_key, context_tokens, send_bytes } = setup;
+        let Setup { script, deadline, limits, api_key, context_tokens, queue, send_bytes } = setup;
         let streams = Streams::default();
-        let permits = Permits::new(PERMITS);
+        let bounds = Bounds { concurrency: PERMITS, queue, queue_bytes: 1 << 20 };
+        let admission = Admission::new(bounds);
         let down = Arc::new(Mutex::new(None::<String>));
         let (accept, accepted) = mpsc::channel();
         let (abort, aborts) = mpsc::channel();
         let (ready, started) = mpsc::channel();
         let echo = Echo { script, streams: streams.clone(), accepted: accept, aborts: abort };
-        let (behind_streams, behind_permits, behind_down) = (streams.clone(), permits.clone(), down.clone());
+        let (behind_streams, behind_admission, behind_down) =
+            (streams.clone(), admission.clone(), down.clone());
         let thread = std::thread::spawn(move || {
             System::new().block_on(async move {
                 let echo = echo.start();
                 let text = ModelText { context_tokens, ..bytes_model() };
+                let cache = CacheInfo {
+                    page_tokens: 16,
+                    dtype: "f32".to_owned(),
+                    prefix_cache: true,
+                    memory_utilization: 0.9,
+                };
                 let model = ServedModel::new(Path::new("/m/m.gguf"), &text, None).unwrap();
                 let frontend = Frontend {
                     generate: echo.clone().recipient(),
@@ -189,10 +200,10 @@ impl Server {
                     model: Arc::new(model),
                     route: Route::Auto,
                     deadline,
-                    observed: Arc::new(Observed::new("m")),
+                    observed: Arc::new(Observed::new("m", cache)),
                     api_key,
                     limits,
-                    permits: behind_permits,
+                    admission: behind_admission,
                     health: Arc::new(move || Health {
                         status: "ok",
                         reason: None,
@@ -219,7 +230,7 @@ impl Server {
         let agent =
             Agent::config_builder().http_status_as_error(false).timeout_global(Some(WAIT)).build().into();
         let thread = Some(thread);
-        Self { address, listener, agent, handle, thread, accepted, aborts, streams, permits, down }
+        Self { address, listener, agent, handle, thread, accepted, aborts, streams, admission, down }
     }
 
     pub(super) fn connect(&self) -> TcpStream {
@@ -293,11 +304,22 @@ impl Server {
         assert!(error["message"].as_str().unwrap().contains(words), "{text}");
     }
 
-    /// Waits until no request holds a permit.
+    /// Waits until so many answers run, and so many of requests wait.
+    pub(super) fn until(&self, running: usize, waiting: usize) {
+        let end = Instant::now() + WAIT;
+        loop {
+            let now = (self.admission.running(), self.admission.waiting());
+            if now == (running, waiting) {
+                return;
+            }
+            assert!(Instant::now() < end, "{now:?} run and wait, not {running} and {waiting}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits until no request holds a permit or a place.
     pub(super) fn all_permits_return(&self) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let all = self.permits.all();
-        runtime.block_on(async { tokio::time::timeout(WAIT, all).await }).expect("in time");
+        self.until(0, 0);
     }
 }
 

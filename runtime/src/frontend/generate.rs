@@ -1,0 +1,213 @@
+//! One request for answers: read, admitted, handed to the proxy, answered whole or as a stream.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use actix::dev::SendError;
+use actix_web::http::StatusCode;
+use actix_web::http::header::CACHE_CONTROL;
+use actix_web::{HttpRequest, HttpResponse, web};
+use actors::request::{Generate, Refused, RequestError};
+use engine::Token;
+use tokio::time::timeout_at;
+
+use super::Frontend;
+use super::admission::{Permit, Place};
+use super::api_error::ApiError;
+use super::choices::{Choices, Failure};
+use super::connection::Connection;
+use super::fields::Fields;
+use super::handlers::json_body;
+use super::logprobs::report;
+use super::names::{next_request, public_id};
+use super::observed::Ended;
+use super::openai::{Ask, Kind};
+use super::reply::{EndRule, Finish, Live, Reply};
+use super::response::{Answer, Choice, Head, TimingsReport, Usage};
+use super::stream::{Answers, EventShape, events};
+use super::tokenizer::Detokenizer;
+
+/// A body up to this long takes well under a millisecond to read.
+const READ_HERE_BYTES_MAX: usize = 4 << 10;
+
+/// Answers a request whose head has just come.
+pub(super) async fn generate(
+    kind: Kind,
+    frontend: Arc<Frontend>,
+    http: HttpRequest,
+    body: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    let arrived = Instant::now();
+    let deadline = arrived + frontend.deadline;
+    let body = json_body(&http, body, frontend.limits.body).await?;
+    if let Some(connection) = Connection::of(&http) {
+        connection.answers_until(deadline);
+    }
+    let Ok(ask) = timeout_at(deadline.into(), read(kind, body, &frontend)).await else {
+        return Err(late(&frontend));
+    };
+    let ask = Arc::new(ask?);
+    let place = frontend.admission.enter(ask.choices(), ask.bytes(), deadline)?;
+    let wanted = http.headers().get("x-request-id").and_then(|id| id.to_str().ok());
+    let head = Head {
+        kind,
+        id: public_id(kind, wanted.or(ask.request_id.as_deref())),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        model: frontend.model.name.clone(),
+    };
+    let started = start(Arc::clone(&frontend), Arc::clone(&ask), place, arrived);
+    let Some(options) = ask.stream else {
+        return whole(&frontend, &head, &ask, started.await?).await;
+    };
+    // For a while, a failure still gets an HTTP status of its own; then the response begins without a token.
+    let keep_alive = frontend.limits.keep_alive;
+    let until = (Instant::now() + keep_alive).into();
+    let mut started = Box::pin(started);
+    let answers = match timeout_at(until, &mut started).await {
+        Ok(choices) => {
+            let mut choices = choices?;
+            if let Ok(first) = timeout_at(until, choices.next()).await {
+                let first = first.map_err(|failure| failed(&frontend, &head, &failure))?;
+                choices.unread(first);
+            }
+            Answers::Running(choices)
+        }
+        Err(_) => Answers::Waiting(started),
+    };
+    let (tokenizer, observed) = (frontend.model.tokenizer.clone(), frontend.observed.clone());
+    let shape = EventShape { head, ask, options, tokenizer, observed };
+    Ok(HttpResponse::Ok()
+        .content_type("text/event-stream; charset=utf-8")
+        .insert_header((CACHE_CONTROL, "no-cache"))
+        .streaming(events(shape, answers, keep_alive)))
+}
+
+/// Parses, renders and tokenises; a long body on another thread, so that the worker's streams go on meanwhile.
+async fn read(kind: Kind, body: web::Bytes, frontend: &Frontend) -> Result<Ask, ApiError> {
+    let (model, most) = (Arc::clone(&frontend.model), frontend.admission.most());
+    let long = body.len() > READ_HERE_BYTES_MAX;
+    let read = move || Ask::read(kind, &Fields::parse(&body)?, &model, most);
+    if !long {
+        return read();
+    }
+    let busy = |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server is busy; retry after a second");
+    web::block(read).await.map_err(busy)?
+}
+
+/// Waits until the request may run, and hands its choices to the proxy. Dropping it gives up its place.
+async fn start(
+    frontend: Arc<Frontend>,
+    ask: Arc<Ask>,
+    place: Place,
+    arrived: Instant,
+) -> Result<Choices, ApiError> {
+    let deadline = arrived + frontend.deadline;
+    let Ok(permits) = timeout_at(deadline.into(), place.permits()).await else {
+        return Err(late(&frontend));
+    };
+    let waited = arrived.elapsed();
+    if waited >= frontend.deadline {
+        // Its body was late.
+        return Err(late(&frontend));
+    }
+    let submit = |(choice, permit)| submit(&frontend, &ask, choice, permit, deadline);
+    let replies: Result<_, ApiError> = permits?.into_iter().enumerate().map(submit).collect();
+    Ok(Choices::new(replies?, waited))
+}
+
+/// 504: the deadline passed before the request ran.
+fn late(frontend: &Frontend) -> ApiError {
+    RequestError::Deadline { deadline_ms: frontend.deadline.as_millis() as u64 }.into()
+}
+
+/// Hands one choice of the request to the proxy, whose word, if it is not taken, comes as the reply's end.
+fn submit(
+    frontend: &Frontend,
+    ask: &Ask,
+    choice: usize,
+    permit: Permit,
+    deadline: Instant,
+) -> Result<Reply, ApiError> {
+    let (model, prompt) = (&frontend.model, ask.prompt_of(choice));
+    let (live, source) =
+        Live::open(next_request(), prompt.max_tokens, &frontend.streams, &frontend.abort, permit.begin());
+    let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, eos: model.eos.clone() };
+    let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.skip_special_tokens);
+    let give_up = deadline + frontend.limits.grace;
+    let reply = Reply::new(live, source, rule, detokenizer, ask.stop.clone(), frontend.deadline, give_up);
+    let generate = Generate {
+        request: reply.request(),
+        prompt: Arc::clone(&prompt.tokens),
+        max_tokens: prompt.max_tokens,
+        sampling: ask.sampling_of(choice).into(),
+        ignore_eos: ask.ignore_eos,
+        deadline,
+        route: frontend.route,
+    };
+    match frontend.generate.try_send(generate) {
+        Ok(()) => Ok(reply),
+        Err(error) => {
+            let refused = match error {
+                SendError::Full(_) => Refused::Busy,
+                SendError::Closed(_) => Refused::ShuttingDown,
+            };
+            reply.refused();
+            Err(refused.into())
+        }
+    }
+}
+
+/// A choice that is collected.
+struct Collected {
+    text: String,
+    tokens: Vec<Token>,
+    finish: Option<Finish>,
+}
+
+/// The answer in one response.
+async fn whole(
+    frontend: &Frontend,
+    head: &Head,
+    ask: &Ask,
+    mut choices: Choices,
+) -> Result<HttpResponse, ApiError> {
+    let begun =
+        |choice| Collected { text: ask.prompt_of(choice).echo.clone(), tokens: Vec::new(), finish: None };
+    let mut all: Vec<Collected> = (0..ask.choices()).map(begun).collect();
+    while !choices.is_over() {
+        let (choice, piece) = choices.next().await.map_err(|failure| failed(frontend, head, &failure))?;
+        let collected = &mut all[choice];
+        collected.text += &piece.text;
+        collected.tokens.extend(piece.token);
+        if let (Some(finish), Some(request)) = (piece.finish, choices.request(choice)) {
+            let ended = Ended { head, choice, request, waited: choices.waited() };
+            frontend.observed.end(&ended, Ok((finish.reason, &finish.timings)));
+            collected.finish = Some(finish);
+            choices.ended(choice);
+        }
+    }
+    let waited = choices.waited();
+    let sampled = all.iter().map(|choice| choice.tokens.len() as u32).sum();
+    let ids: Vec<Vec<u32>> =
+        all.iter().map(|choice| choice.tokens.iter().map(|token| token.id).collect()).collect();
+    let mut timings = None;
+    let mut answers = Vec::with_capacity(all.len());
+    for (index, (choice, ids)) in all.iter().zip(&ids).enumerate() {
+        let Some(finish) = &choice.finish else { continue };
+        timings = ask.return_timings.then(|| TimingsReport::new(finish.timings.clone(), waited));
+        answers.push(Choice {
+            text: &choice.text,
+            finish: finish.reason,
+            stop: finish.stop.as_ref(),
+            logprobs: report(head.kind, &frontend.model.tokenizer, &choice.tokens, 0),
+            token_ids: ask.return_token_ids.then_some((&*ask.prompt_of(index).tokens, &**ids)),
+        });
+    }
+    let answer = Answer { choices: answers, usage: Usage::new(ask.prompt_tokens(), sampled), timings };
+    Ok(HttpResponse::Ok().content_type("application/json").body(head.response(answer)))
+}
+
+fn failed(frontend: &Frontend, head: &Head, failure: &Failure) -> ApiError {
+    frontend.observed.end(&failure.of(head), Err(&failure.error));
+    failure.error.clone().into()
+}

@@ -1,0 +1,50 @@
+//! The names of requests: the number inside the process, and the id that clients see.
+
+use std::fmt::Write as _;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use actors::request::RequestId;
+
+use super::openai::Kind;
+
+/// The process's next request; both of its HTTP ports draw from here, because they share one table of live streams.
+static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
+
+/// Longest name that a client may give a request; it is echoed in every chunk.
+const NAME_BYTES_MAX: usize = 128;
+
+/// A fresh number for a request.
+pub(super) fn next_request() -> RequestId {
+    RequestId(NEXT_REQUEST.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The id of a request in responses: the client's own name if it is printable and short, else 32 random hex digits.
+pub(super) fn public_id(kind: Kind, wanted: Option<&str>) -> String {
+    let usable = |name: &&str| {
+        !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    let mut id = format!("{}-", kind.prefix());
+    match wanted.filter(usable) {
+        Some(name) => id.push_str(name),
+        None => {
+            // Each `RandomState` has new keys; nothing here needs to be hard to guess.
+            let word = || RandomState::new().hash_one(0u8);
+            let _ = write!(id, "{:016x}{:016x}", word(), word());
+        }
+    }
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_the_clients_or_random() {
+        assert_eq!(public_id(Kind::Completion, Some("bench-1")), "cmpl-bench-1");
+        assert_eq!(public_id(Kind::Chat, Some("a b")).len(), "chatcmpl-".len() + 32);
+        assert_ne!(public_id(Kind::Chat, None), public_id(Kind::Chat, None));
+        assert_eq!(public_id(Kind::Completion, Some(&"x".repeat(129))).len(), "cmpl-".len() + 32);
+    }
+}
