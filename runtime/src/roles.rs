@@ -334,7 +334,10 @@ fn port(role: Role, config: &Config, node: &Node, shared: &Shared, route: Route)
             status: if quarantined(&counters) == 0 { "ok" } else { "degraded" },
             reason: match quarantined(&counters) {
                 0 => None,
-                pages => Some(format!("{pages} pages of a lost session may still be written")),
+                pages => Some(format!(
+                    "{pages} KV pages of lost senders may still be written and are set aside until those sender processes end; \
+                     end the ones that hang"
+                )),
             },
             reason_down: health.fault(),
             role: role.name(),

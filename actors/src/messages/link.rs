@@ -58,7 +58,7 @@ pub struct BreakSession {
     pub reason: String,
 }
 
-/// Peer link → decoder, then proxy: a sender has moved real bytes over its lane and can prefill.
+/// Peer link → buffer manager, decoder and proxy: a sender has moved real bytes over its lane and can prefill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerReady {
     /// Its session.
