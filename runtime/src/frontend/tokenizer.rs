@@ -233,7 +233,8 @@ impl Tokenizer {
             bytes: Vec::new(),
             ends: vec![0; tokens],
             special: vec![false; tokens],
-            token_bytes_max: usize::MAX,
+            // More than any text has, and no overflow when multiplied with a context.
+            token_bytes_max: u32::MAX as usize,
             bos: None,
             starts_with_space: false,
         }

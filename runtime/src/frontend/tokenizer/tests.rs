@@ -183,3 +183,10 @@ fn special_tokens_are_left_out_of_the_text() {
     let mut with = Detokenizer::new(tokenizer(), false);
     assert_eq!(with.push(EOS), "<|im_end|>");
 }
+
+#[test]
+fn without_a_tokenizer_texts_are_refused_and_no_bound_on_them_overflows() {
+    let none = Tokenizer::none(1000);
+    assert!(none.token_bytes_max().checked_mul(u32::MAX as usize).is_some(), "times the longest context");
+    assert!(none.encode("a", true).unwrap_err().contains("no tokenizer"));
+}
