@@ -12,3 +12,4 @@ pub mod kills;
 pub mod message_table;
 pub mod process;
 pub mod simulation;
+pub mod statistics;

@@ -28,6 +28,14 @@ pub fn failing_device() -> Result<PathBuf> {
     near("examples/failing_device", "cargo build -p integration-tests --examples")
 }
 
+/// A program of the package `examples`.
+///
+/// # Errors
+/// It is not there.
+pub fn example(name: &str) -> Result<PathBuf> {
+    near(&format!("examples/{name}"), "cargo build -p examples --examples")
+}
+
 /// A program in the folder of this one, or above it.
 fn near(name: &str, build: &str) -> Result<PathBuf> {
     let here = std::env::current_exe()?;

@@ -124,6 +124,7 @@ fn what_belongs_to_one_place_stays_there() -> Result<()> {
         "integration-tests/",
         "connector/tests/",
         "connector/examples/",
+        "examples/",
         "engine/build.rs",
         "engine/examples/",
         "connector/src/process.rs",
@@ -131,9 +132,18 @@ fn what_belongs_to_one_place_stays_there() -> Result<()> {
         "engine/src/testing.rs",
     ];
     check("env::var", &programs)?;
-    for krate in ["runtime", "actors", "common", "integration-tests"] {
-        let lib = fs::read_to_string(root().join(krate).join("src/lib.rs"))?;
-        assert!(lib.contains("#![forbid(unsafe_code)]"), "{krate} forbids unsafe code");
+    let roots = [
+        "runtime/src/lib.rs",
+        "actors/src/lib.rs",
+        "common/src/lib.rs",
+        "integration-tests/src/lib.rs",
+        "examples/two_actors.rs",
+        "examples/ring_put/main.rs",
+        "examples/embedded_engine.rs",
+    ];
+    for name in roots {
+        let text = fs::read_to_string(root().join(name))?;
+        assert!(text.contains("#![forbid(unsafe_code)]"), "{name} forbids unsafe code");
     }
     Ok(())
 }

@@ -23,6 +23,7 @@
 mod rings;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::mem;
 use std::num::NonZeroU32;
 use std::time::Instant;
 
@@ -96,6 +97,8 @@ struct Holding {
     landing: u32,
     from: Option<SessionId>,
     pages: Vec<PageId>,
+    /// How often it may be in `growing`.
+    grows: u32,
 }
 
 /// Computes the hashes of pages of our pool as they are now.
@@ -220,20 +223,24 @@ impl PoolState {
     }
 
     fn on_reserve(&mut self, reserve: ReservePages) -> Vec<Effect> {
-        if reserve.again {
+        let denied = self.denial(reserve.sequence, self.needed(&reserve));
+        if denied.is_none() && reserve.again {
             self.waiting.push_front(reserve);
-        } else {
+        } else if denied.is_none() {
             self.waiting.push_back(reserve);
         }
-        self.deny()
+        denied.into_iter().collect()
     }
 
     /// A running sequence wants more.
     fn on_grow(&mut self, grow: GrowPages) -> Vec<Effect> {
-        if self.holdings.contains_key(&grow.sequence) {
+        let Some(holding) = self.holdings.get(&grow.sequence) else { return Vec::new() };
+        let denied = self.denial(grow.sequence, holding.pages.len() as u32 + grow.least);
+        if denied.is_none() {
+            self.holdings.entry(grow.sequence).or_default().grows += 1;
             self.growing.push_back(grow);
         }
-        self.deny()
+        denied.into_iter().collect()
     }
 
     /// What stands in the sequence's pages is known from now on.
@@ -248,11 +255,16 @@ impl PoolState {
 
     /// Everything of this sequence goes back. A page still under way to it goes back when it lands.
     fn on_release(&mut self, sequence: SequenceId) -> Vec<Effect> {
-        self.waiting.retain(|waiting| waiting.sequence != sequence);
-        self.growing.retain(|growing| growing.sequence != sequence);
         self.told_short = false;
         self.releases += u64::from(matches!(sequence, SequenceId::Own(_)));
-        let holding = self.holdings.remove(&sequence).unwrap_or_default();
+        let Some(holding) = self.holdings.remove(&sequence) else {
+            // A request that ends before it got its pages is rare enough to be looked for.
+            self.waiting.retain(|waiting| waiting.sequence != sequence);
+            return Vec::new();
+        };
+        if holding.grows > 0 {
+            self.growing.retain(|growing| growing.sequence != sequence);
+        }
         self.landing -= holding.landing;
         if let Some(session) = holding.from {
             self.rings.expect_less(session, holding.landing);
@@ -308,7 +320,7 @@ impl PoolState {
     /// Tells proxy and peer link how much room is left, and denies what no longer fits.
     fn quarantine_changed(&mut self) -> Vec<Effect> {
         let quarantined = self.rings.quarantined();
-        if std::mem::replace(&mut self.told_quarantined, quarantined) == quarantined {
+        if mem::replace(&mut self.told_quarantined, quarantined) == quarantined {
             return Vec::new();
         }
         let changed = RoomChanged { pages: self.config.pages, usable: self.usable(), quarantined };
@@ -317,26 +329,33 @@ impl PoolState {
         effects
     }
 
-    /// Denies every reservation and growth that needs more pages than one request may use now.
+    /// Pages that a reservation needs at least.
+    fn needed(&self, reserve: &ReservePages) -> u32 {
+        (reserve.tokens.len() as u32).div_ceil(self.config.page_tokens)
+    }
+
+    /// Denies a sequence that needs more pages than one request may use now.
+    fn denial(&self, sequence: SequenceId, needed: u32) -> Option<Effect> {
+        let usable = self.usable();
+        (needed > usable).then(|| denied(PagesDenied { sequence, needed, usable }))
+    }
+
+    /// Denies every reservation and growth that fits no more, since fewer pages are usable than before.
     fn deny(&mut self) -> Vec<Effect> {
-        let (usable, page_tokens) = (self.usable(), self.config.page_tokens);
         let mut effects = Vec::new();
-        self.waiting.retain(|reserve| {
-            let needed = (reserve.tokens.len() as u32).div_ceil(page_tokens);
-            if needed > usable {
-                effects.push(denied(PagesDenied { sequence: reserve.sequence, needed, usable }));
-            }
-            needed <= usable
+        let (mut waiting, mut growing) = (mem::take(&mut self.waiting), mem::take(&mut self.growing));
+        waiting.retain(|reserve| {
+            let denied = self.denial(reserve.sequence, self.needed(reserve));
+            effects.extend(denied.clone());
+            denied.is_none()
         });
-        let holdings = &self.holdings;
-        self.growing.retain(|growing| {
-            let has = holdings.get(&growing.sequence).map_or(0, |holding| holding.pages.len() as u32);
-            let needed = has + growing.least;
-            if needed > usable {
-                effects.push(denied(PagesDenied { sequence: growing.sequence, needed, usable }));
-            }
-            needed <= usable
+        growing.retain(|grow| {
+            let has = self.holdings.get(&grow.sequence).map_or(0, |holding| holding.pages.len() as u32);
+            let denied = self.denial(grow.sequence, has + grow.least);
+            effects.extend(denied.clone());
+            denied.is_none()
         });
+        (self.waiting, self.growing) = (waiting, growing);
         effects
     }
 
@@ -464,7 +483,7 @@ impl PoolState {
         while let Some(&GrowPages { sequence, least, most }) = self.growing.front() {
             let pages = most.min(self.unclaimed());
             if pages < least {
-                if !std::mem::replace(&mut self.told_short, true) {
+                if !mem::replace(&mut self.told_short, true) {
                     effects.push(to::decoder(PagesShort { releases: self.releases }));
                 }
                 return false;
@@ -472,6 +491,7 @@ impl PoolState {
             self.growing.pop_front();
             let pages: Vec<PageId> = self.take(pages).into_iter().map(PageId).collect();
             self.hold(sequence, &pages);
+            self.holdings.entry(sequence).or_default().grows -= 1;
             effects.push(to::decoder(PagesGrown { sequence, pages }));
         }
         true

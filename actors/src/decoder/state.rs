@@ -16,7 +16,7 @@
 mod ending;
 mod entry;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use connector::frame::{Frame, PROMPT_TOKENS_MAX};
@@ -94,6 +94,10 @@ pub struct DecoderState {
     config: DecoderConfig,
     requests: BTreeMap<RequestId, Entry>,
     counts: DecoderCounts,
+    /// Requests that hold pages, the youngest last.
+    holders: BTreeSet<(Instant, RequestId)>,
+    /// Requests whose pages come back once the engine has stopped them.
+    stopping: BTreeSet<RequestId>,
     /// Releases asked for.
     releases: u64,
     /// Sessions that can prefill, and their processes.
@@ -107,6 +111,8 @@ impl DecoderState {
             config,
             requests: BTreeMap::new(),
             counts: DecoderCounts::default(),
+            holders: BTreeSet::new(),
+            stopping: BTreeSet::new(),
             releases: 0,
             peers: BTreeMap::new(),
         }
@@ -275,6 +281,7 @@ impl DecoderState {
         };
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         let Phase::Reserving { on } = entry.phase else { return Vec::new() };
+        self.holders.insert((entry.admitted, request));
         if entry.emitted.is_empty() {
             entry.timings.resident_tokens = resident;
         }
@@ -322,18 +329,11 @@ impl DecoderState {
             // Pages have gone back since: if they are not enough, we are told again.
             return Vec::new();
         }
-        let yields = |entry: &Entry| match &entry.phase {
-            Phase::Running(running) => running.yields,
-            phase => matches!(phase, Phase::Stopping),
-        };
-        if self.requests.values().any(yields) {
+        if !self.stopping.is_empty() {
             // Pages are coming back already; if they are not enough, we are told again.
             return Vec::new();
         }
-        let holds = |entry: &Entry| matches!(entry.phase, Phase::Running(_) | Phase::Landing { .. });
-        let holders = self.requests.iter().filter(|(_, entry)| holds(entry));
-        let youngest = holders.max_by_key(|(request, entry)| (entry.admitted, **request));
-        let Some(request) = youngest.map(|(request, _)| *request) else { return Vec::new() };
+        let Some(&(_, request)) = self.holders.last() else { return Vec::new() };
         self.preempt(request)
     }
 
@@ -343,6 +343,7 @@ impl DecoderState {
         match &mut entry.phase {
             Phase::Running(running) => {
                 running.yields = true;
+                self.stopping.insert(request);
                 vec![to::generator(StopSequence { sequence: SequenceId::Own(request) })]
             }
             Phase::Landing { session, .. } => {
@@ -478,12 +479,17 @@ impl DecoderState {
     }
 
     fn forget(&mut self, request: RequestId) -> Vec<Effect> {
+        let release = self.release(request);
         let over = self.requests.remove(&request).and_then(|mut entry| entry.over(PrefillOutcome::Withdrawn));
-        over.into_iter().chain([self.release(request)]).collect()
+        over.into_iter().chain([release]).collect()
     }
 
     fn release(&mut self, request: RequestId) -> Effect {
         self.releases += 1;
+        if let Some(entry) = self.requests.get(&request) {
+            self.holders.remove(&(entry.admitted, request));
+        }
+        self.stopping.remove(&request);
         to::buffer_manager(ReleasePages { sequence: SequenceId::Own(request) })
     }
 }

@@ -49,6 +49,8 @@ struct Sequence {
     rank: u64,
     /// The last step that it was in, or the last one before it came. The lowest gets a row first.
     step: u64,
+    /// Steps in flight that it is in.
+    flights: u32,
     /// When its first step was planned, on the caller's clock.
     began_micros: Option<u64>,
 }
@@ -228,6 +230,7 @@ impl GeneratorState {
                 ending: None,
                 rank,
                 step: self.steps,
+                flights: 0,
                 began_micros: None,
             },
         );
@@ -245,10 +248,6 @@ impl GeneratorState {
     fn on_stop(&mut self, sequence: SequenceId, now_micros: u64) -> Option<SequenceAdvanced> {
         let key = *self.keys.get(&sequence)?;
         self.end(key, now_micros, None, SequenceEnd::Stopped)
-    }
-
-    fn flies(&self, key: u64) -> bool {
-        self.flights.iter().any(|flight| flight.has(key))
     }
 
     /// The next step, if there is work and room for another step in flight.
@@ -298,6 +297,7 @@ impl GeneratorState {
         for (key, _) in &parts {
             if let Some(sequence) = self.sequences.get_mut(key) {
                 sequence.step = self.steps;
+                sequence.flights += 1;
             }
         }
         self.flights.push_back(Flight { parts, is_void: false });
@@ -391,6 +391,7 @@ impl GeneratorState {
         let mut events = Vec::with_capacity(flight.parts.len());
         for (key, length) in flight.parts {
             let sequence = self.sequences.get_mut(&key).expect("a sequence in flight is kept");
+            sequence.flights -= 1;
             let computed = sequence.resident + length;
             let is_known = computed as usize <= sequence.tokens.len();
             if is_computed && is_known && matches!(sequence.ending, Some((_, SequenceEnd::Stopped))) {
@@ -439,8 +440,9 @@ impl GeneratorState {
         token: Option<Token>,
         end: SequenceEnd,
     ) -> Option<SequenceAdvanced> {
-        if self.flies(key) {
-            self.sequences.get_mut(&key)?.ending.get_or_insert((token, end));
+        let sequence = self.sequences.get_mut(&key)?;
+        if sequence.flights > 0 {
+            sequence.ending.get_or_insert((token, end));
             return None;
         }
         let sequence = self.sequences.remove(&key)?;

@@ -10,7 +10,7 @@
 //! A page goes to transfer as soon as no later token can change it. The pages go back when neither the engine nor a put
 //! touches them any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, hash_map};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -85,12 +85,23 @@ pub struct PrefillerState {
     draining: bool,
     next_serial: u64,
     entries: BTreeMap<Key, Entry>,
+    /// Which entry has this serial.
+    serials: HashMap<u64, Key>,
+    /// Entries of each session that has any.
+    of_session: HashMap<SessionId, usize>,
 }
 
 impl PrefillerState {
     /// No prefills.
     pub fn new(config: PrefillerConfig) -> Self {
-        Self { config, draining: false, next_serial: 0, entries: BTreeMap::new() }
+        Self {
+            config,
+            draining: false,
+            next_serial: 0,
+            entries: BTreeMap::new(),
+            serials: HashMap::new(),
+            of_session: HashMap::new(),
+        }
     }
 
     /// Prefills that have not ended.
@@ -138,6 +149,8 @@ impl PrefillerState {
         let (serial, pages, phase) = (self.next_serial, Vec::new(), Phase::Reserving);
         let prompt: Arc<[u32]> = prompt.into();
         let tokens = prompt.clone();
+        self.serials.insert(serial, key);
+        *self.of_session.entry(session).or_default() += 1;
         self.entries.insert(
             key,
             Entry {
@@ -171,7 +184,7 @@ impl PrefillerState {
     fn refusal(&self, key: Key, prompt: &[u32], resident: u32) -> Option<String> {
         let PrefillerConfig { pool_pages, vocabulary, context_tokens, page_tokens, .. } = self.config;
         let pages = self.pages_for(prompt);
-        let of_session = || self.entries.keys().filter(|other| other.0 == key.0).count();
+        let of_session = self.of_session.get(&key.0).copied().unwrap_or_default();
         if self.draining {
             Some("this sender is ending".to_owned())
         } else if prompt.is_empty() {
@@ -186,7 +199,7 @@ impl PrefillerState {
             Some("a request of this number is being prefilled".to_owned())
         } else if pages > pool_pages {
             Some(format!("the prompt needs {pages} pages of KV and the sender's pool has {pool_pages}"))
-        } else if of_session() >= PREFILLS_MAX {
+        } else if of_session >= PREFILLS_MAX {
             Some(format!("{PREFILLS_MAX} prompts wait here already"))
         } else {
             None
@@ -196,7 +209,21 @@ impl PrefillerState {
     /// The live entry behind one of our sequences.
     fn find(&mut self, sequence: SequenceId) -> Option<(Key, &mut Entry)> {
         let SequenceId::Peer(serial) = sequence else { return None };
-        self.entries.iter_mut().find(|(_, entry)| entry.serial == serial).map(|(key, entry)| (*key, entry))
+        let key = *self.serials.get(&serial)?;
+        Some((key, self.entries.get_mut(&key)?))
+    }
+
+    /// Forgets an entry and gives its pages back.
+    fn forget(&mut self, key: Key) -> Vec<Effect> {
+        let Some(entry) = self.entries.remove(&key) else { return Vec::new() };
+        self.serials.remove(&entry.serial);
+        if let hash_map::Entry::Occupied(mut count) = self.of_session.entry(key.0) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        vec![to::buffer_manager(ReleasePages { sequence: entry.sequence() })]
     }
 
     /// The pages are there.
@@ -294,11 +321,7 @@ impl PrefillerState {
     /// No put touches its pages any more.
     fn on_drained(&mut self, key: Key) -> Vec<Effect> {
         match self.entries.get(&key) {
-            Some(entry) if entry.phase == Phase::Draining => {
-                let sequence = entry.sequence();
-                self.entries.remove(&key);
-                vec![to::buffer_manager(ReleasePages { sequence })]
-            }
+            Some(entry) if entry.phase == Phase::Draining => self.forget(key),
             _ => Vec::new(),
         }
     }
@@ -307,11 +330,7 @@ impl PrefillerState {
     fn on_cancel(&mut self, key: Key) -> Vec<Effect> {
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
         match entry.phase {
-            Phase::Reserving => {
-                let sequence = entry.sequence();
-                self.entries.remove(&key);
-                vec![to::buffer_manager(ReleasePages { sequence })]
-            }
+            Phase::Reserving => self.forget(key),
             Phase::Running => {
                 entry.phase = Phase::Stopping;
                 vec![to::generator(StopSequence { sequence: entry.sequence() })]

@@ -188,7 +188,7 @@ impl TransferState {
         };
         for (n, &page) in (0..).zip(&put.pages) {
             let owner = PageOwner { request: put.request.0, first_page: put.first_page + n };
-            live.ready.push_back(Ready { load: Load::Page(owner), page });
+            live.queue(owner, page);
         }
         self.pump(now_micros, put.session)
     }
@@ -275,8 +275,7 @@ impl TransferState {
     /// The session is over. Puts in flight are still waited for: their sources are in use until they complete.
     fn on_lost(&mut self, session: SessionId) -> Vec<Effect> {
         if let Some(live) = self.sessions.get_mut(&session) {
-            live.lost = true;
-            live.ready.clear();
+            live.lose();
             self.reap(session);
         }
         Vec::new()
@@ -300,8 +299,7 @@ impl TransferState {
     fn give_up(&mut self, session: SessionId, reason: String) -> Vec<Effect> {
         match self.sessions.get_mut(&session) {
             Some(live) if !live.lost => {
-                live.lost = true;
-                live.ready.clear();
+                live.lose();
                 vec![to::peer_link(BreakSession { session, reason })]
             }
             _ => Vec::new(),
@@ -344,7 +342,7 @@ impl TransferState {
                 break;
             }
             let Some(credit) = live.ring.spend() else { break };
-            let Ready { load, page } = live.ready.pop_front().expect("it is not empty");
+            let Ready { load, page } = live.next().expect("it is not empty");
             let seed = live.seed_of(load, credit.number, now_micros);
             let ticket = self.post(&mut effects, session, next, (page, credit.page));
             let seed = seed.filter(|_| self.config.hashed);

@@ -68,6 +68,8 @@ impl DecoderState {
         let landing_on = match &mut entry.phase {
             Phase::Running(_) => {
                 entry.phase = Phase::Stopping;
+                self.holders.remove(&(entry.admitted, request));
+                self.stopping.insert(request);
                 let stop = to::generator(StopSequence { sequence: SequenceId::Own(request) });
                 return vec![self.ended(request, event), stop];
             }

@@ -229,3 +229,27 @@ fn a_lost_receiver_and_a_deadline_end_it() {
         }
     }
 }
+
+#[test]
+fn a_session_has_a_bound_of_prefills_and_each_end_makes_room_for_another() {
+    let (mut state, now) = (state(), Instant::now());
+    let start = |state: &mut PrefillerState, session, request| {
+        let start = StartPrefill { session, request: RequestId(request), ..prefill(4) };
+        let refused = |effect: &Effect| {
+            matches!(
+                effect,
+                Effect::PeerLink(ToPeerLink::SendFrame(SendFrame { frame: Frame::PrefillFailed { .. }, .. }))
+            )
+        };
+        !state.on(now, start.into()).iter().any(refused)
+    };
+    let most = PREFILLS_MAX as u64;
+    assert!((0..most).all(|request| start(&mut state, S, request)));
+    assert!(!start(&mut state, S, most), "the session has as many as it may");
+    assert!(start(&mut state, SessionId(2), 0), "another session has room");
+    assert_eq!(state.on_cancel((S, RequestId(3))), [release(SequenceId::Peer(4))]);
+    assert!(start(&mut state, S, most), "one has ended");
+    assert!(!start(&mut state, S, most + 1));
+    state.on_peer_lost(S);
+    assert_eq!((state.len(), state.serials.len(), state.of_session.len()), (1, 1, 1));
+}

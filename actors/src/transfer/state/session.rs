@@ -1,6 +1,6 @@
 //! What is ready, posted and flushed in one session.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque, hash_map};
 use std::num::NonZeroU32;
 
 use connector::frame::PageOwner;
@@ -91,6 +91,8 @@ pub(super) struct Session {
     seed: u64,
     pub(super) lane: Option<String>,
     pub(super) ready: VecDeque<Ready>,
+    /// Pages of each request in `ready`.
+    queued: HashMap<u64, u32>,
     /// Spent credits in order.
     pub(super) puts: VecDeque<Put>,
     /// Credits below this number are flushed.
@@ -114,6 +116,7 @@ impl Session {
             seed,
             lane: None,
             ready: VecDeque::new(),
+            queued: HashMap::new(),
             puts: VecDeque::new(),
             flushed: 0,
             flushes: VecDeque::new(),
@@ -126,6 +129,33 @@ impl Session {
             lost: false,
             flushed_micros: 0,
         }
+    }
+
+    /// Queues a page of a request.
+    pub(super) fn queue(&mut self, owner: PageOwner, page: PageId) {
+        *self.queued.entry(owner.request).or_default() += 1;
+        self.ready.push_back(Ready { load: Load::Page(owner), page });
+    }
+
+    /// Takes the page that is queued longest.
+    pub(super) fn next(&mut self) -> Option<Ready> {
+        let ready = self.ready.pop_front()?;
+        if let Load::Page(owner) = ready.load
+            && let hash_map::Entry::Occupied(mut count) = self.queued.entry(owner.request)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        Some(ready)
+    }
+
+    /// The session is over: nothing more of it is posted.
+    pub(super) fn lose(&mut self) {
+        self.lost = true;
+        self.ready.clear();
+        self.queued.clear();
     }
 
     /// Spends credits on nothing as long as there are more than `share` and some of them are free.
@@ -180,7 +210,9 @@ impl Session {
 
     /// Drops what is queued of a request, and disowns what is posted.
     pub(super) fn cancel(&mut self, request: RequestId) {
-        self.ready.retain(|ready| !ready.load.is_of(request));
+        if self.queued.remove(&request.0).is_some() {
+            self.ready.retain(|ready| !ready.load.is_of(request));
+        }
         self.began.remove(&request);
         self.puts.iter_mut().filter(|put| put.load.is_of(request)).for_each(|put| put.cancelled = true);
     }

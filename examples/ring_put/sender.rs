@@ -1,0 +1,90 @@
+//! The sender: spends credits on its pages, and says which pages are whole.
+
+use std::num::NonZeroU32;
+
+use anyhow::{Context, Result, bail};
+use connector::frame::{Capabilities, Frame, Hello, Incarnation, PageOwner, Versions};
+use connector::link::{self, Link};
+use connector::ring::{Credit, SpendLedger};
+use connector::transport::{Command, Event, Ticket, Transport};
+use tokio::sync::mpsc;
+
+use crate::{PAGE_BYTES, PAGES, REQUEST, SESSION, Side, offset, shape};
+
+pub(crate) async fn run(address: &str) -> Result<()> {
+    let mut side = Side::start(PAGES, |page| page as u8 + 1)?;
+    let Event::Opened { .. } = side.event().await? else { bail!("the session did not open") };
+    let (mut link, challenge) = Link::dial(address).await?;
+    let hello = Hello {
+        versions: Versions::OURS,
+        version: Versions::OURS.agree(&challenge.versions)?,
+        incarnation: Incarnation::current()?,
+        capabilities: Capabilities { prefill: true, decode: false },
+        http: String::new(),
+        session: 1,
+        previous: 0,
+        previous_drained: true,
+        shape: shape(),
+        nonce: link::nonce()?,
+        proof: None,
+    };
+    let welcome = link.hello(&challenge, hello, None).await?;
+    let session = link.nonces().session_seed();
+    let (writer, mut frames) = link.split();
+    let (outbox, queue) = mpsc::channel(16);
+    let writing = tokio::spawn(writer.run(queue));
+    side.transport.submit(Command::Connect { session: SESSION, peer: welcome.descriptor })?;
+    let Event::Connected { lane, .. } = side.event().await? else { bail!("the lane does not connect") };
+    println!("sender:   connected over {lane}");
+
+    let mut ring = SpendLedger::new(NonZeroU32::new(welcome.ring_pages).context("a ring without credits")?);
+    let mut place = 0;
+    while place < PAGES {
+        let Frame::Grant { first, pages } = frames.next().await? else { bail!("this is no grant") };
+        ring.accept(first, &pages)?;
+        // As many pages as there are credits; any page may go under any credit.
+        let left = (PAGES - place) as usize;
+        let credits: Vec<Credit> = std::iter::from_fn(|| ring.spend()).take(left).collect();
+        let mut hashes = Vec::new();
+        for (page, credit) in (place..).zip(&credits) {
+            side.transport.submit(Command::Put {
+                session: SESSION,
+                ticket: Ticket(credit.number.0),
+                local_offset: offset(page),
+                remote_offset: offset(credit.page.0),
+                bytes: PAGE_BYTES,
+            })?;
+            hashes.push(side.hash(page, session, credit.number, page)?);
+        }
+        side.transport.submit(Command::Flush { session: SESSION, ticket: Ticket(u64::MAX) })?;
+        complete(&mut side, credits.len()).await?;
+        let count = credits.len() as u32;
+        println!("sender:   pages {place} to {} are put and flushed", place + count - 1);
+        let owner = Some(PageOwner { request: REQUEST, first_page: place });
+        let first = ring.announce(count)?;
+        outbox.send(Frame::PageFilled { first, count, owner, hashes, transfer_micros: 0 }).await?;
+        place += count;
+    }
+    // Without senders of frames the writer says goodbye.
+    drop(outbox);
+    writing.await??;
+    side.transport.shutdown();
+    Ok(())
+}
+
+/// Waits until so many puts and the flush behind them are complete: the pages are visible at the receiver.
+async fn complete(side: &mut Side, mut puts: usize) -> Result<()> {
+    loop {
+        match side.event().await? {
+            Event::PutCompleted { result, .. } => {
+                result?;
+                puts -= 1;
+            }
+            Event::Flushed { result, .. } => {
+                anyhow::ensure!(puts == 0, "a flush is over before its puts");
+                return Ok(result?);
+            }
+            other => bail!("unexpected {other:?}"),
+        }
+    }
+}
