@@ -18,6 +18,7 @@ use actix_web::{App, HttpResponse, HttpServer, web};
 use actors::request::{AbortRequest, FinishReason, Generate, Route, StreamEvent, Timings};
 use actors::streams::Streams;
 use anyhow::{Context as _, Result};
+use integration_tests::statistics::median;
 use runtime::config::Surroundings;
 use runtime::frontend::{
     Admission, Bounds, CacheInfo, Frontend, Health, Limits, Observed, ServedModel, bind,
@@ -204,7 +205,6 @@ fn main() -> Result<()> {
         println!("{ours:>10.0} {theirs:>14.0} {:>6.2}", ours / theirs);
         ratios.push(ours / theirs);
     }
-    ratios.sort_unstable_by(f64::total_cmp);
-    println!("median ratio {:.2}", ratios[ratios.len() / 2]);
+    println!("median ratio {:.2}", median(ratios));
     Ok(())
 }

@@ -19,6 +19,7 @@ use connector::page_hash::{PageSeed, page_hash};
 use integration_tests::client::complete;
 use integration_tests::fixtures::prompts;
 use integration_tests::process::Pair;
+use integration_tests::statistics::quantile;
 use serde_json::Value;
 
 const LENGTHS: [usize; 3] = [100, 400, 800];
@@ -65,11 +66,9 @@ fn ask(pair: &Pair, prompt: &[u32]) -> Result<(Vec<u32>, Value)> {
     Ok((answer.ids, answer.timings))
 }
 
-/// Quartiles by nearest rank.
 fn quartiles(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_unstable_by(f64::total_cmp);
-    [0.25, 0.5, 0.75].map(|q| values[((values.len() - 1) as f64 * q).round() as usize])
+    let values: Vec<f64> = values.into_iter().collect();
+    [0.25, 0.5, 0.75].map(|share| quantile(values.iter().copied(), share))
 }
 
 /// The median of the differences, and the range that holds the true one with 95 % confidence: how many of `n` differences are

@@ -13,11 +13,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use integration_tests::kills::{Bench, Kill, Round, Terms};
+use integration_tests::statistics::{median, quantile};
 
 fn median_and_worst(rounds: &[Round], of: impl Fn(&Round) -> Option<Duration>) -> String {
-    let mut times: Vec<u128> = rounds.iter().filter_map(of).map(|time| time.as_millis()).collect();
-    times.sort_unstable();
-    times.last().map_or_else(|| "-".to_owned(), |worst| format!("{} / {worst}", times[times.len() / 2]))
+    let times: Vec<f64> = rounds.iter().filter_map(of).map(|time| time.as_secs_f64() * 1e3).collect();
+    if times.is_empty() {
+        return "-".to_owned();
+    }
+    format!("{:.0} / {:.0}", median(times.iter().copied()), quantile(times, 1.0))
 }
 
 fn print(results: &[(Kill, Vec<Round>)]) {

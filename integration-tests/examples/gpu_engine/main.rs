@@ -33,6 +33,7 @@ use engine::{
     StepOutput,
 };
 use integration_tests::folders::{Llama, llamas};
+use integration_tests::statistics::median;
 
 const STEP_TOKENS: u32 = 8192 + 256;
 
@@ -217,11 +218,6 @@ fn hashes(gpu: &CudaEngine) -> Result<()> {
     Ok(())
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 fn large_model(folder: &Path) -> Result<()> {
     let began = Instant::now();
     let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
@@ -286,7 +282,7 @@ fn large_model(folder: &Path) -> Result<()> {
             (0..rows).map(|n| (0..each).map(|page| PageId(n * each + page)).collect()).collect();
         let [time, drawn] = [&Sampling::GREEDY, &drawn].map(|how| {
             let (_, times) = run_ahead(&mut gpu, &tables, (1, context), 40, how)?;
-            Ok::<f64, anyhow::Error>(median(times[8..].to_vec()))
+            Ok::<f64, anyhow::Error>(median(times[8..].iter().copied()))
         });
         let (time, drawn) = (time?, drawn?);
         println!(
