@@ -283,6 +283,7 @@ fn copy_tree(to: &Path) -> Result<()> {
         "common",
         "connector",
         "engine",
+        "examples",
         "integration-tests",
         "xtask",
     ] {
