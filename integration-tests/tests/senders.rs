@@ -103,8 +103,7 @@ fn where_senders_write_by_themselves_pages_wait_for_proof() -> Result<()> {
 fn a_receiver_that_refuses_ends_its_own_link_only() -> Result<()> {
     let receiver = start_receiver(&[])?;
     let stranger = start_receiver(&["link.secret=another"])?;
-    let peers =
-        format!("link.peers={},{}", receiver.address("link.port")?, stranger.address("link.port")?);
+    let peers = format!("link.peers={},{}", receiver.address("link.port")?, stranger.address("link.port")?);
     let sender = start_sender(&receiver, &[&peers])?;
     sender.wait_line(&["receiver ready"])?;
     sender.wait_line(&["receiver refuses sessions", "link.secret"])?;
