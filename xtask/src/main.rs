@@ -42,7 +42,7 @@ enum Task {
     ///
     /// CUDA_HOME names another CUDA 13 toolkit.
     Cuda,
-    /// Pack target/dist/baton-<version>-x86_64-linux.tar.gz (below 60 MiB) for machines without Rust or a network
+    /// Pack target/dist/baton-VERSION-x86_64-linux.tar.gz (below 60 MiB) for machines without Rust or a network
     ///
     /// It holds runtime and gpu_engine with CUDA, UCX, configurations, examples, documentation and the suite for GPUs, and
     /// runs where there are NVIDIA's driver and CUDA 13's libraries.
