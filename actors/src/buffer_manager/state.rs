@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A landing page moves one from the count and one from the credits to one held, so it always fits, and one page remains that
-//! can be granted at once: the ring moves whatever else waits. Who gets credits is decided in [`rings`].
+//! can be granted at once: the ring moves whatever else waits. Who gets credits is decided in `rings.rs`.
 //!
 //! Free pages serve, in this order: sessions that wait for their first credit, other credits, running sequences that grow, and
 //! reservations in the order of asking. A reservation whose pages land is granted only together with a credit for its

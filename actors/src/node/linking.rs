@@ -60,6 +60,8 @@ pub(super) fn start<E>(
     let (awake, vitals, faults) = (parts.awake, parts.pulse("peer_link"), parts.faults.clone());
     let (mailboxes, lanes) = (mailboxes.clone(), transport.clone());
     let peer_link = PeerLink::start_in_arbiter(&arbiter.handle(), move |ctx| {
+        // Set once, before a socket could begin a session that the transport would report about.
+        let _ = late_link.set(ctx.address().recipient());
         let sockets = Sockets::new(identity, ctx.address().recipient());
         if let Some(listener) = listener {
             let (sockets, faults) = (sockets.clone(), faults.clone());
@@ -76,8 +78,6 @@ pub(super) fn start<E>(
         let router = Router::new(Endpoint::PeerLink, &own, devices);
         PeerLink::new(behaviour, router, Awake::new(awake), vitals)
     });
-    // Set once, here, before the transport has a session that could report anything.
-    let _ = late_link.set(peer_link.clone().recipient());
     Ok(Linked { peer_link, arbiter, transport })
 }
 

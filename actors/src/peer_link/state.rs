@@ -142,6 +142,8 @@ pub struct PeerLinkState {
     /// Most credits outstanding in a session that we receive in.
     ring_pages: u32,
     next: u64,
+    /// This process takes no new prefills.
+    leaving: bool,
     closing: bool,
     fault: Option<String>,
     /// What the quarantine holds of the pool.
@@ -170,6 +172,7 @@ impl PeerLinkState {
             close_ends_writes,
             ring_pages,
             next: 0,
+            leaving: false,
             closing: false,
             fault: None,
             room: None,
@@ -219,6 +222,11 @@ impl PeerLinkState {
     /// True once this process is ending: no session begins any more.
     pub fn is_closing(&self) -> bool {
         self.closing
+    }
+
+    /// No new session may begin: this process takes no prefills any more.
+    fn is_ending(&self) -> bool {
+        self.leaving || self.closing
     }
 
     /// Sessions over which pages can travel.
@@ -446,14 +454,16 @@ impl PeerLinkState {
         live.note_credit(now, &frame);
         let connection = live.connection;
         let probed = matches!(frame, Frame::LinkProbed { .. });
-        let write = to::sockets(WriteFrame { session, connection, frame });
-        if !probed {
-            return vec![write];
+        let write = |frame| to::sockets(WriteFrame { session, connection, frame });
+        let mut effects = vec![write(frame)];
+        if probed {
+            if let Err(reason) = self.on_probed(session) {
+                return self.on_end(session, reason);
+            }
+            // The receiver uses the session from now on, and has to hear again that it must not.
+            effects.extend(self.leaving.then(|| write(Frame::Leaving)));
         }
-        match self.on_probed(session) {
-            Ok(()) => vec![write],
-            Err(reason) => self.on_end(session, reason),
-        }
+        effects
     }
 
     /// Pages have moved over the session's lane.
@@ -468,6 +478,7 @@ impl PeerLinkState {
     }
 
     fn on_announce_leaving(&mut self) -> Vec<Effect> {
+        self.leaving = true;
         let up = self.sessions.iter().filter(|(_, live)| live.is_up());
         up.map(|(session, live)| {
             to::sockets(WriteFrame { session: *session, connection: live.connection, frame: Frame::Leaving })

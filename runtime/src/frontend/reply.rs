@@ -212,6 +212,11 @@ impl Reply {
                 self.live.ended = true;
                 Ok(Some(self.pieces.finish(FinishReason::Stop, Timings::default())))
             }
+            StreamEvent::Failed(RequestError::Deadline { .. }) => {
+                self.live.ended = true;
+                // The decoder counts from when the request ran, and the client's time began before it waited.
+                Err(RequestError::Deadline { deadline_ms: self.deadline_ms })
+            }
             StreamEvent::Failed(error) => {
                 self.live.ended = true;
                 Err(error)

@@ -20,7 +20,7 @@ impl PeerLinkState {
 
     /// It is time to dial this receiver.
     pub(super) fn on_dial_due(&mut self, receiver: ReceiverId) -> Vec<Effect> {
-        let Some(dialler) = self.diallers.get(receiver.0 as usize).filter(|_| !self.closing) else {
+        let Some(dialler) = self.diallers.get(receiver.0 as usize).filter(|_| !self.is_ending()) else {
             return Vec::new();
         };
         if self.fault.is_some() {
@@ -30,7 +30,8 @@ impl PeerLinkState {
     }
 
     pub(super) fn dial_again(&mut self, receiver: ReceiverId) -> Vec<Effect> {
-        match self.diallers.get_mut(receiver.0 as usize).filter(|_| !self.closing) {
+        let is_ending = self.is_ending();
+        match self.diallers.get_mut(receiver.0 as usize).filter(|_| !is_ending) {
             Some(dialler) => vec![to::sockets(WakeDialler { receiver, pause: dialler.pause() })],
             None => Vec::new(),
         }
@@ -39,7 +40,8 @@ impl PeerLinkState {
     /// A receiver answers. A process that is connected by another address is not dialled a second time.
     pub(super) fn on_challenged(&mut self, challenged: Challenged) -> Vec<Effect> {
         let Challenged { receiver, connection, incarnation } = challenged;
-        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !self.closing) else {
+        let is_ending = self.is_ending();
+        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !is_ending) else {
             return vec![to::sockets(HangUp { connection })];
         };
         let Some(attempt) = self.attempts.begin(incarnation) else {
@@ -63,7 +65,8 @@ impl PeerLinkState {
             self.attempts.failed(incarnation);
         }
         let is_only = self.diallers.len() == 1;
-        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !self.closing) else {
+        let is_ending = self.is_ending();
+        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !is_ending) else {
             return Vec::new();
         };
         let address = dialler.address().to_owned();
@@ -85,7 +88,7 @@ impl PeerLinkState {
         let Welcomed { receiver, connection, address, incarnation: peer, descriptor, ring_pages, seed } =
             welcomed;
         let challenged = self.targets.remove(&receiver);
-        if self.closing || challenged != Some(peer) {
+        if self.is_ending() || challenged != Some(peer) {
             challenged.into_iter().for_each(|challenged| self.attempts.failed(challenged));
             let hang_up = to::sockets(HangUp { connection });
             return [vec![hang_up], self.dial_again(receiver)].concat();

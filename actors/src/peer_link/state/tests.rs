@@ -139,7 +139,6 @@ fn opening(effects: &[Effect]) -> SessionId {
     effects.iter().find_map(open).unwrap_or_else(|| panic!("no session opens: {effects:?}"))
 }
 
-/// A sender joins.
 fn join(state: &mut PeerLinkState, now: Instant, peer: Incarnation, number: u64) -> Begun {
     let came = hello_came(peer, number);
     let connection = came.connection;
@@ -590,9 +589,12 @@ fn frames_are_written_only_while_the_session_is_up() {
 #[test]
 fn every_session_that_is_up_hears_that_this_process_leaves() {
     let mut state = state(true);
-    let ended = up(&mut state, A, 1);
-    state.on_end(ended.session, "eof".into());
+    let ended = up(&mut state, A, 1).session;
+    state.on_end(ended, "eof".into());
     let begun = up_outgoing(&mut state);
     join(&mut state, Instant::now(), B, 1);
     assert_eq!(hear(&mut state, AnnounceLeaving), [begun.writes(Frame::Leaving)]);
+    let measured = SendFrame { session: begun.session, frame: probed() };
+    let effects = [hear(&mut state, measured), hear(&mut state, DialDue { receiver: FIRST })].concat();
+    assert_eq!(effects, [begun.writes(probed()), begun.writes(Frame::Leaving)]);
 }

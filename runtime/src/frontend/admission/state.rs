@@ -111,6 +111,10 @@ impl<W> State<W> {
         }
         let runs = self.waiting.is_empty() && answers <= self.free();
         if !runs {
+            if self.waiting.is_empty() {
+                // Until now there was room, so that no answer ended says nothing about how long an answer takes.
+                self.pace.last = Some(now);
+            }
             self.check_room(answers, bytes, now)?;
             self.check_wait(answers, left, now)?;
         }

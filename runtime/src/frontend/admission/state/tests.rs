@@ -152,6 +152,21 @@ fn while_nothing_is_measured_every_wait_is_short_enough() {
 }
 
 #[test]
+fn time_with_room_for_more_says_nothing_about_the_wait() {
+    let mut state = state(2, 100, 100);
+    let began = Instant::now();
+    let second = Duration::from_secs(1);
+    // One answer takes a second, and the next one runs alone for ten minutes.
+    state.enter((1, 1), LONG, began, 1).unwrap();
+    state.give_back(Some(second), began + second);
+    state.enter((1, 1), LONG, began + second, 2).unwrap();
+    let later = began + 600 * second;
+    for name in 3..20 {
+        state.enter((1, 1), 60 * second, later, name).unwrap();
+    }
+}
+
+#[test]
 fn a_full_queue_says_when_there_is_room() {
     let (began, took) = (Instant::now(), Duration::from_secs(8));
     let mut state = state(4, 2, 100);
