@@ -134,6 +134,16 @@ pub enum Incompatible {
         /// The peer's.
         theirs: Versions,
     },
+    /// The peer speaks another version than the one that both agree on.
+    #[error(
+        "peer speaks version {chosen} of the link protocol where version {agreed} was agreed; upgrade the older side"
+    )]
+    Chosen {
+        /// What the peer says that it speaks.
+        chosen: u32,
+        /// What both sides agree on.
+        agreed: u32,
+    },
     /// Different weights.
     #[error("peer serves model {theirs} and we serve {ours}; give both sides the same --model")]
     Model {
@@ -164,7 +174,7 @@ impl Incompatible {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Stranger => "stranger",
-            Self::Protocol { .. } => "protocol",
+            Self::Protocol { .. } | Self::Chosen { .. } => "protocol",
             Self::Model { .. } => "model",
             Self::Page { .. } => "page",
             Self::Secret => "secret",
@@ -237,6 +247,17 @@ pub struct Hello {
     pub nonce: [u8; 32],
     /// The dialer's proof that it knows `link.secret`, if one is set: [`Nonces::prove`](crate::link::Nonces::prove).
     pub proof: Option<[u8; 32]>,
+}
+
+impl Hello {
+    /// Whether the dialer speaks the version that both agree on.
+    ///
+    /// # Errors
+    /// [`Incompatible::Chosen`].
+    pub fn speaks(&self, agreed: u32) -> Result<(), Incompatible> {
+        let chosen = self.version;
+        if chosen == agreed { Ok(()) } else { Err(Incompatible::Chosen { chosen, agreed }) }
+    }
 }
 
 /// The listener's answer.

@@ -265,11 +265,14 @@ impl Link {
         link.send(&Challenge { versions: Versions::OURS, nonce, incarnation }).await?;
         let bytes = link.receive_bytes().await?;
         let verdict = match Versions::OURS.agree(&wire::decode_front(&bytes)?) {
-            Ok(_) => {
+            Ok(agreed) => {
                 let hello: Hello = wire::decode(&bytes)?;
                 link.nonces.dialer = hello.nonce;
                 let known = link.nonces.check(secret, Prover::Dialer, hello.proof.as_ref());
-                known.and_then(|()| shape.accepts(&hello.shape)).map(|()| hello)
+                known
+                    .and_then(|()| hello.speaks(agreed))
+                    .and_then(|()| shape.accepts(&hello.shape))
+                    .map(|()| hello)
             }
             Err(incompatible) => Err(incompatible),
         };

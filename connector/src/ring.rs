@@ -167,7 +167,7 @@ pub struct SpendLedger {
 }
 
 impl SpendLedger {
-    /// An empty ring whose receiver said in its Hello that at most `capacity` credits are ever outstanding.
+    /// An empty ring whose receiver said in its Welcome that at most `capacity` credits are ever outstanding.
     pub fn new(capacity: NonZeroU32) -> Self {
         Self { capacity, announced: 0, spent: 0, available: VecDeque::new() }
     }

@@ -20,7 +20,7 @@ pub struct TransportSession(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// What a sending process needs to write into a receiving process's region: travels in the Hello frame.
+/// What a sending process needs to write into a receiving process's region: travels in the Welcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
     /// The transport's name (`"ucx"`, `"loopback"`): the two sides must agree.

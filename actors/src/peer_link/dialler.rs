@@ -2,7 +2,8 @@
 //!
 //! Attempts are numbered by the whole process, so numbers grow for each receiver and none is used twice. A Hello names the last
 //! attempt with that receiver that *came up*, and whether it has drained; the attempts in between never came up and wrote nothing.
-//! So a receiver may take a Hello as proof, however late it reads it.
+//! So a receiver may take a Hello as proof, however late it reads it. A session that ended without proof is never covered by what a
+//! later Hello says, whatever became of the sessions after it.
 //!
 //! The books are kept by the receiver's incarnation, not by its address: two addresses may lead to one process, and a process
 //! that was restarted at the same address is another one. They are kept as long as a session lives or is without proof.
@@ -28,6 +29,8 @@ struct Line {
     live: Option<u64>,
     previous: u64,
     previous_drained: bool,
+    /// A session before the previous one ended without proof.
+    has_unproved: bool,
 }
 
 /// The numbers of all attempts of this process.
@@ -56,6 +59,7 @@ impl Attempts {
             live: None,
             previous,
             previous_drained: !self.forgot,
+            has_unproved: false,
         });
         line.live = Some(session);
         Some(Attempt { session, previous: line.previous, previous_drained: line.previous_drained })
@@ -74,13 +78,15 @@ impl Attempts {
         if let Some(line) = self.lines.get_mut(&receiver)
             && let Some(session) = line.live.take()
         {
+            line.has_unproved |= !line.previous_drained;
             (line.previous, line.previous_drained) = (session, drained);
             self.forget_if_drained(receiver);
         }
     }
 
     fn forget_if_drained(&mut self, receiver: Incarnation) {
-        if self.lines.get(&receiver).is_some_and(|line| line.live.is_none() && line.previous_drained) {
+        let is_proved = |line: &Line| line.live.is_none() && line.previous_drained && !line.has_unproved;
+        if self.lines.get(&receiver).is_some_and(is_proved) {
             self.lines.remove(&receiver);
         }
     }
@@ -173,8 +179,20 @@ mod tests {
         attempts.failed(a);
         assert_eq!(attempts.begin(a), attempt(3, 1, false), "the second never came up");
         attempts.over(a, true);
-        assert!(attempts.lines.is_empty(), "what has drained needs no books");
-        assert_eq!(attempts.begin(a), attempt(4, 0, true));
+        assert_eq!(
+            attempts.begin(a),
+            attempt(4, 3, true),
+            "nothing is said of the first, which has not drained"
+        );
+    }
+
+    #[test]
+    fn what_has_drained_needs_no_books() {
+        let (mut attempts, a) = (Attempts::default(), process(1));
+        assert_eq!(attempts.begin(a), attempt(1, 0, true));
+        attempts.over(a, true);
+        assert!(attempts.lines.is_empty());
+        assert_eq!(attempts.begin(a), attempt(2, 0, true));
     }
 
     #[test]

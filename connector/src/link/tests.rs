@@ -233,6 +233,21 @@ async fn peers_of_other_versions_are_told_so() {
 }
 
 #[tokio::test]
+async fn a_dialer_that_speaks_another_version_than_agreed_is_told_so() {
+    let (listener, address) = listener().await;
+    let other = async {
+        let (mut link, _) = Link::dial(&address).await?;
+        let version = Versions::OURS.highest + 1;
+        link.send(&Hello { version, versions: Versions::new(1, version), ..hello(7) }).await?;
+        link.receive::<Answer>().await
+    };
+    let (served, told) = tokio::join!(serve(listener, None), other);
+    let reason = served.err().expect("refused").to_string();
+    assert!(reason.contains("where version"), "{reason}");
+    assert_eq!(told.expect("an answer"), Answer::Refused(reason));
+}
+
+#[tokio::test]
 async fn a_dialer_reads_the_challenge_of_a_later_version() {
     let (listener, address) = listener().await;
     let later = async {

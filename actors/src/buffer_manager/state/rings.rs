@@ -87,6 +87,11 @@ impl Ring {
     fn is_busy(&self) -> bool {
         self.landing > 0 || self.measurement == Measurement::Running
     }
+
+    /// Nothing is to land, and its measurement has not begun: it begins with the first credit, not the other way round.
+    fn only_waits(&self) -> bool {
+        self.landing == 0 && self.measurement == Measurement::Waiting
+    }
 }
 
 impl Rings {
@@ -133,7 +138,7 @@ impl Rings {
     /// The session's measurement is over.
     pub(super) fn measured(&mut self, session: SessionId) {
         if let Some(ring) = self.sessions.get_mut(&session) {
-            ring.measurement = Measurement::Over;
+            (ring.measurement, ring.is_next) = (Measurement::Over, false);
         }
     }
 
@@ -197,8 +202,10 @@ impl Rings {
         self.budget - self.outstanding
     }
 
-    fn has_credit(&self, session: SessionId) -> bool {
-        self.sessions.get(&session).is_some_and(|ring| ring.outstanding() > 0)
+    fn may_get_first(&self, session: SessionId, next: Option<Next>) -> bool {
+        let is_next = next.is_some_and(|next| next.session == session);
+        let may = |ring: &Ring| ring.outstanding() == 0 && (is_next || !ring.only_waits());
+        self.sessions.get(&session).is_some_and(may)
     }
 
     /// What is to change now: grants as far as `room` pages go, and shares.
@@ -216,12 +223,17 @@ impl Rings {
         });
         // One credit for each that has none, before any session gets its second.
         let firsts =
-            order.iter().filter(|(session, share)| *share > 0 && !self.has_credit(*session)).count() as u32;
+            order.iter().filter(|(session, share)| *share > 0 && self.may_get_first(*session, next)).count()
+                as u32;
         let mut others = room.saturating_sub(firsts);
         let mut lacks = false;
         for (session, share) in &order {
             let Some(ring) = self.sessions.get_mut(session) else { continue };
             let outstanding = ring.outstanding();
+            if ring.only_waits() && next.is_none_or(|next| next.session != *session) {
+                lacks |= *share > outstanding;
+                continue;
+            }
             let more = share.saturating_sub(outstanding).min(ring.ledger.room());
             let first = u32::from(outstanding == 0 && more > 0).min(room);
             let rest = (more - first.min(more)).min(others);
