@@ -17,6 +17,7 @@ mod error;
 pub mod gguf;
 #[cfg(any(test, feature = "cuda"))]
 mod gpu;
+pub mod heap;
 mod kv;
 mod model;
 mod populate;

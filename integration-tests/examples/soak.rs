@@ -14,17 +14,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{get, metrics, post};
-use integration_tests::process::{PATIENCE, Pair, Process};
+use integration_tests::process::{PATIENCE, Pair};
 use serde_json::json;
 
 const PROMPT_TOKENS: u32 = 16;
 const TOKENS: u32 = 8;
-
-fn resident_kib(process: &Process) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
-}
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<usize>());
@@ -57,7 +51,7 @@ fn main() -> Result<()> {
         let loads: Vec<_> = (0..concurrency).map(|_| scope.spawn(load)).collect();
         while loads.iter().any(|load| !load.is_finished()) {
             if half.is_empty() && next.load(Ordering::Relaxed) >= requests / 2 {
-                half = processes.iter().map(|(_, process)| resident_kib(process)).collect::<Result<_>>()?;
+                half = processes.iter().map(|(_, process)| process.resident_mib()).collect::<Result<_>>()?;
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -94,13 +88,9 @@ fn main() -> Result<()> {
     println!("pages, permits and streams given back: {}", if given_back { "all" } else { "NOT all" });
     let mut grown: f64 = 0.0;
     for ((name, process), half) in processes.iter().zip(&half) {
-        let end = resident_kib(process)?;
+        let end = process.resident_mib()?;
         let growth = (end / half - 1.0) * 100.0;
-        println!(
-            "{name:<8} resident after half {:.1} MiB, after all {:.1} MiB: {growth:+.2} %",
-            half / 1024.0,
-            end / 1024.0
-        );
+        println!("{name:<8} resident after half {:.1} MiB, after all {:.1} MiB: {growth:+.2} %", half, end);
         grown = grown.max(growth);
     }
     ensure!(failed.is_empty() && given_back && !half.is_empty() && grown < 2.0, "not what was promised");

@@ -171,6 +171,16 @@ impl Process {
         Ok(self.child.wait()?)
     }
 
+    /// Resident memory in MiB.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn resident_mib(&self) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
+    }
+
     /// Processor time that the process has used.
     ///
     /// # Errors

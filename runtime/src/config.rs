@@ -148,6 +148,8 @@ sections! {
             |value| optional(value, |value| count(value, 1..=32768)), |_, _| layers::NOTHING;
         /// How many requests wait at most; one more is answered 429.
         queue: usize = |value| count(value, 0..=65536), |_, _| "4096";
+        /// Memory for what clients send: bodies, prompts that wait and prompts that are answered; a request beyond it is answered 503.
+        input_bytes: ByteSize = bytes, |_, _| "256MiB";
         /// Most tokens that a prompt and its answer may have together; 0 takes the model's own limit.
         context_tokens: u32 = |value| count(value, 0..=16_777_216), |_, _| "0";
         /// Key that clients have to show as `Authorization: Bearer KEY`; without one, anybody who reaches the port may ask.

@@ -8,14 +8,16 @@
 //!
 //! Every wait ends, and everything that piles up is bounded:
 //! - for a client that is slow, silent or gone: by [`Limits`], which also bounds how many connections there are;
+//! - for its bytes, from the first of its body to the last of its answer: by [`Memory`];
+//! - for a thread to tokenise on: as many as there are cores, until the request's deadline;
 //! - for permits: by [`Bounds`], until the request's deadline, which runs from the arrival of its head;
-//! - for a thread to tokenise on: at most one job for each connection waits, until the request's deadline;
 //! - for tokens, or the proxy's word that there will be none: until the request's deadline, which the decoder keeps, and `grace` for a decoder that is gone;
 //! - for a client to take its answer: until the same moment. The decoder does not wait for it: the tokens lie in the stream.
 
 mod admission;
 mod api_error;
 mod api_key;
+mod body;
 mod chat_template;
 mod choices;
 mod connection;
@@ -24,10 +26,12 @@ mod generate;
 mod handlers;
 mod limits;
 mod logprobs;
+mod memory;
 mod model_text;
 mod names;
 mod observed;
 mod openai;
+mod prompts;
 mod reply;
 mod response;
 mod sampling;
@@ -57,6 +61,7 @@ use connection::{Connection, attend};
 pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Message};
 pub use limits::Limits;
+pub use memory::Memory;
 pub use model_text::{ModelText, TextError};
 pub use observed::{CacheInfo, Load, Observed};
 pub use served_model::ServedModel;
@@ -84,6 +89,8 @@ pub struct Frontend {
     pub limits: Limits,
     /// The process's permits and queue. Closed, it answers 503: the process is ending.
     pub admission: Admission,
+    /// The process's budget for what clients send.
+    pub memory: Memory,
     /// Asked at each `/health`; answers from memory.
     pub health: Arc<dyn Fn() -> Health + Send + Sync>,
     /// Asked at each `/metrics`; answers from memory, in Prometheus's text format.
@@ -203,7 +210,6 @@ impl Frontend {
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(frontend.clone())
-                .app_data(web::PayloadConfig::new(handlers::BODY_BYTES_MAX))
                 .service(post("/v1/completions", web::post().to(handlers::completions)))
                 .service(post("/v1/chat/completions", web::post().to(handlers::chat_completions)))
                 .service(post("/tokenize", web::post().to(text::tokenize)))

@@ -22,7 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, Device, LoadFormat, Role};
 use crate::frontend::{
-    Admission, Bounds, CacheInfo, Frontend, Health, Limits, Load, Observed, ServedModel, bind,
+    Admission, Bounds, CacheInfo, Frontend, Health, Limits, Load, Memory, Observed, ServedModel, bind,
 };
 use crate::open_files;
 use crate::telemetry;
@@ -68,6 +68,7 @@ pub type OpenEngine = fn(&EngineConfig, engine::Progress<'_>) -> Result<Box<dyn 
 /// What kept it from starting or made it stop, in one sentence.
 pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
     let began = Instant::now();
+    engine::heap::return_large_blocks();
     let open_files = open_files::raise();
     let ports = Ports::take(role, &config)?;
     let limits = limits(&config, open_files, ports.http_count());
@@ -165,16 +166,9 @@ pub(crate) fn transport(
     })
 }
 
-async fn serve(
-    role: Role,
-    config: Config,
-    ports: Ports,
-    limits: Limits,
-    engine: Box<dyn Engine>,
-    mut model: ServedModel,
-    began: Instant,
-) -> anyhow::Result<()> {
-    let link_role = match (role, ports.link) {
+/// Which side of the link the process is, if it has one.
+fn link_role(role: Role, listener: Option<TcpListener>, config: &Config) -> anyhow::Result<Option<LinkRole>> {
+    Ok(match (role, listener) {
         (Role::Receiver, Some(listener)) => {
             let address = listener.local_addr()?;
             tracing::info!(%address, key = "link.port", "listening for senders");
@@ -185,7 +179,19 @@ async fn serve(
         }
         (Role::Sender, _) => Some(LinkRole::Sender(config.link.peers.clone())),
         _ => None,
-    };
+    })
+}
+
+async fn serve(
+    role: Role,
+    config: Config,
+    ports: Ports,
+    limits: Limits,
+    engine: Box<dyn Engine>,
+    mut model: ServedModel,
+    began: Instant,
+) -> anyhow::Result<()> {
+    let link_role = link_role(role, ports.link, &config)?;
     let http = ports.http.as_ref().map(TcpListener::local_addr).transpose()?;
     let link = link_role.map(|role| LinkConfig {
         role,
@@ -197,12 +203,7 @@ async fn serve(
         pages_in_flight: PAGES_IN_FLIGHT,
         transport: transport(&config, engine.kv()),
     });
-    let cache = CacheInfo {
-        page_tokens: engine.kv().layout().page_tokens,
-        dtype: format!("{:?}", engine.kv().layout().dtype).to_lowercase(),
-        prefix_cache: config.engine.prefix_cache,
-        memory_utilization: config.engine.gpu_memory_utilization,
-    };
+    let cache = cache_info(&config, engine.as_ref());
     let (prefill_chunk_tokens, prefix_cache) = (config.prefill_chunk_tokens(), config.engine.prefix_cache);
     let node = node::start(NodeConfig {
         engine,
@@ -222,23 +223,13 @@ async fn serve(
         );
         model.context_tokens = usable as u32;
     }
-    let bounds = Bounds {
-        concurrency: config.concurrency(),
-        queue: config.request.queue,
-        queue_bytes: Limits::QUEUE_BYTES,
-    };
-    let shared = Shared {
-        admission: Admission::new(bounds),
-        observed: Arc::new(Observed::new(&model.name, cache)),
-        model: Arc::new(model),
-        limits,
-    };
+    let shared = Shared::new(&config, cache, model, limits);
     actix::spawn(report_now_and_then(shared.observed.clone()));
     let mut servers = Vec::new();
-    for (key, listener, route, workers) in [
-        ("http.port", ports.http, Route::Local, 1),
-        ("frontend.port", ports.frontend, Route::Auto, config.surroundings.cores.min(2)),
-    ] {
+    let workers = config.surroundings.cores.min(2);
+    for (key, listener, route, workers) in
+        [("http.port", ports.http, Route::Local, 1), ("frontend.port", ports.frontend, Route::Auto, workers)]
+    {
         let Some(listener) = listener else { continue };
         let address = listener.local_addr()?;
         tracing::info!(url = %format_args!("http://{address}"), key, ?route, "listening");
@@ -294,9 +285,39 @@ fn exit_after(limit: Duration, fault: String) -> std::io::Result<()> {
 /// What both ports of a process share.
 struct Shared {
     admission: Admission,
+    memory: Memory,
     observed: Arc<Observed>,
     model: Arc<ServedModel>,
     limits: Limits,
+}
+
+impl Shared {
+    fn new(config: &Config, cache: CacheInfo, model: ServedModel, limits: Limits) -> Self {
+        let input_bytes = usize::try_from(config.request.input_bytes.0).unwrap_or(usize::MAX);
+        let bounds = Bounds {
+            concurrency: config.concurrency(),
+            queue: config.request.queue,
+            // The other half is for what is read and what runs.
+            queue_bytes: input_bytes / 2,
+        };
+        Self {
+            admission: Admission::new(bounds),
+            memory: Memory::new(input_bytes, config.surroundings.cores),
+            observed: Arc::new(Observed::new(&model.name, cache)),
+            model: Arc::new(model),
+            limits,
+        }
+    }
+}
+
+fn cache_info(config: &Config, engine: &dyn Engine) -> CacheInfo {
+    let layout = engine.kv().layout();
+    CacheInfo {
+        page_tokens: layout.page_tokens,
+        dtype: format!("{:?}", layout.dtype).to_lowercase(),
+        prefix_cache: config.engine.prefix_cache,
+        memory_utilization: config.engine.gpu_memory_utilization,
+    }
 }
 
 /// How often the proxy reports first-token times, if there are new ones.
@@ -330,6 +351,7 @@ fn port(role: Role, config: &Config, node: &Node, shared: &Shared, route: Route)
         api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
         limits: shared.limits,
         admission: shared.admission.clone(),
+        memory: shared.memory.clone(),
         health: Arc::new(move || Health {
             status: if quarantined(&counters) == 0 { "ok" } else { "degraded" },
             reason: match quarantined(&counters) {

@@ -31,6 +31,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("request.deadline", "90s", "90s", "10", "must be a duration with a unit"),
     ("request.concurrency", "8", "8", "0", "must be a whole number from 1"),
     ("request.queue", "0", "0", "-1", "must be a whole number from 0 to 65536"),
+    ("request.input_bytes", "64MiB", "64MiB", "0", "must be a size above zero"),
     ("request.context_tokens", "4096", "4096", "-1", "must be a whole number from 0"),
     ("request.api_key", "hush", "\"***\"", "***", "only stands for a secret"),
     ("transport.ucx_library", "/u/libucp.so.0", "/u/libucp.so.0", "", "must be a path"),

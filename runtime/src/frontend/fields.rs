@@ -1,12 +1,26 @@
-//! The fields of a request's body, read one by one so that an error names the field.
+//! The fields of a request's body. The body is not turned into a tree of values: each field is a span of its text, and is parsed into
+//! the type that it must have when it is asked for. So memory stays in proportion to what is used, and an error names its field.
 
-use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::fmt;
+
+use actix_web::http::StatusCode;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::error::Category;
+use serde_json::value::RawValue;
 
 use super::api_error::ApiError;
-use actix_web::http::StatusCode;
 
-/// A JSON object. A field that is null is a field that is not there.
-pub(super) struct Fields(Map<String, Value>);
+/// Most fields of an object.
+const FIELDS_MAX: usize = 256;
+
+/// A JSON object. A field that is null is a field that is not there; of fields with the same name the last counts.
+pub(super) struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+/// A string, borrowed unless it has escapes.
+#[derive(Deserialize)]
+pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
 /// What a field must be to change nothing about the answer.
 #[derive(Clone, Copy)]
@@ -22,75 +36,85 @@ pub(super) enum Neutral {
 }
 
 impl Neutral {
-    fn holds(self, value: &Value) -> bool {
+    fn holds(self, value: &RawValue) -> bool {
         match self {
-            Self::Number(number) => value.as_f64() == Some(number),
-            Self::False => value == &Value::Bool(false),
-            Self::Empty => match value {
-                Value::String(text) => text.is_empty(),
-                Value::Array(entries) => entries.is_empty(),
-                Value::Object(fields) => fields.is_empty(),
-                _ => false,
-            },
+            Self::Number(number) => parsed::<f64>(value) == Some(number),
+            Self::False => value.get() == "false",
+            Self::Empty => {
+                let inner = |open, close| value.get().strip_prefix(open)?.strip_suffix(close);
+                let inner = inner('[', ']').or_else(|| inner('{', '}'));
+                value.get() == "\"\"" || inner.is_some_and(|inner| inner.trim_ascii().is_empty())
+            }
             Self::Word(words) => {
-                let word = value.as_str().or_else(|| value.get("type")?.as_str());
-                word.is_some_and(|word| words.contains(&word))
+                let kind = || parsed::<Text<'_>>(parsed::<Fields<'_>>(value)?.get("type")?);
+                let word = parsed::<Text<'_>>(value).or_else(kind);
+                word.is_some_and(|word| words.contains(&&*word.0))
             }
         }
     }
 }
 
-/// The value in a sentence, cut short.
-fn named(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() > 40 { text.chars().take(40).chain(['…']).collect() } else { text }
+/// The value, if it has this type.
+pub(super) fn parsed<'a, T: Deserialize<'a>>(value: &'a RawValue) -> Option<T> {
+    serde_json::from_str(value.get()).ok()
 }
 
-impl Fields {
-    /// Reads a body.
-    pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let bad = |message: String| ApiError::new(StatusCode::BAD_REQUEST, message);
-        match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => Ok(Self(fields)),
-            Ok(other) => Err(bad(format!("body must be a JSON object, not {}", named(&other)))),
-            Err(error) => Err(bad(format!("body is not JSON: {error}"))),
+impl<'a> Deserialize<'a> for Fields<'a> {
+    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
+        let entries = deserializer.deserialize_map(MostEntries(FIELDS_MAX))?;
+        if entries.has_more() {
+            return Err(D::Error::custom(format_args!("more than {FIELDS_MAX} fields")));
         }
+        Ok(Self(entries.first))
+    }
+}
+
+impl<'a> Fields<'a> {
+    /// Reads a body.
+    pub(super) fn parse(body: &'a [u8]) -> Result<Self, ApiError> {
+        serde_json::from_slice(body).map_err(|error| {
+            let other = serde_json::from_slice::<&RawValue>(body).ok();
+            let message = match other.filter(|value| !value.get().starts_with('{')) {
+                Some(other) => format!("body must be a JSON object, not {}", named(other)),
+                None if error.classify() == Category::Data => format!("body has {error}"),
+                None => format!("body is not JSON: {error}"),
+            };
+            ApiError::new(StatusCode::BAD_REQUEST, message)
+        })
     }
 
     /// An object that stands inside a body, under `name`.
-    pub(super) fn inner(&self, name: &str) -> Result<Option<Self>, ApiError> {
-        match self.get(name) {
-            None => Ok(None),
-            Some(Value::Object(fields)) => Ok(Some(Self(fields.clone()))),
-            Some(other) => Err(wrong(name, "an object", other)),
-        }
+    pub(super) fn inner(&self, name: &str) -> Result<Option<Fields<'a>>, ApiError> {
+        self.typed(name, "an object")
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&Value> {
-        self.0.get(name).filter(|value| !value.is_null())
+    pub(super) fn get(&self, name: &str) -> Option<&'a RawValue> {
+        let (_, value) = self.0.iter().find(|(known, _)| known == name)?;
+        Some(*value).filter(|value| value.get() != "null")
+    }
+
+    /// A field of this type; `expect` says in words what it must be.
+    pub(super) fn typed<T: Deserialize<'a>>(&self, name: &str, expect: &str) -> Result<Option<T>, ApiError> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        parsed(value).map(Some).ok_or_else(|| wrong(name, expect, value))
     }
 
     pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool, ApiError> {
-        match self.get(name) {
-            None => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => Err(wrong(name, "true or false", other)),
-        }
+        Ok(self.typed(name, "true or false")?.unwrap_or(default))
     }
 
-    pub(super) fn text(&self, name: &str) -> Result<Option<&str>, ApiError> {
-        match self.get(name) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(wrong(name, "a string", other)),
-        }
+    pub(super) fn text(&self, name: &str) -> Result<Option<Cow<'a, str>>, ApiError> {
+        Ok(self.typed::<Text<'a>>(name, "a string")?.map(|text| text.0))
     }
 
     /// A count of at least one.
     pub(super) fn count(&self, name: &str) -> Result<Option<u32>, ApiError> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        let count = value.as_u64().filter(|count| *count > 0).and_then(|count| u32::try_from(count).ok());
-        count.map(Some).ok_or_else(|| wrong(name, "a whole number of at least 1", value))
+        const EXPECT: &str = "a whole number of at least 1";
+        let count = self.typed::<u32>(name, EXPECT)?;
+        match (count, self.get(name)) {
+            (Some(0), Some(value)) => Err(wrong(name, EXPECT, value)),
+            _ => Ok(count),
+        }
     }
 
     /// A number that `fits`; `expect` says what would.
@@ -102,32 +126,189 @@ impl Fields {
         fits: fn(f64) -> bool,
     ) -> Result<f64, ApiError> {
         let Some(value) = self.get(name) else { return Ok(default) };
-        value.as_f64().filter(|number| fits(*number)).ok_or_else(|| wrong(name, expect, value))
+        parsed(value).filter(|number| fits(*number)).ok_or_else(|| wrong(name, expect, value))
     }
 
     /// Refuses fields that would change the answer in a way that is not supported yet: those of `table` with another value than the
     /// one it says.
     pub(super) fn refuse_unless(&self, table: &[(&str, Neutral)]) -> Result<(), ApiError> {
         // A body has few fields, and the table many.
-        for (name, value) in self.0.iter().filter(|(_, value)| !value.is_null()) {
+        for (name, value) in self.0.iter().filter(|(_, value)| value.get() != "null") {
             let Some((_, neutral)) = table.iter().find(|(known, _)| known == name) else { continue };
             if neutral.holds(value) {
                 continue;
             }
-            let mend = match neutral {
+            let remedy = match neutral {
                 Neutral::Number(number) => format!("leave it out or set it to {number}"),
                 Neutral::False => "leave it out or set it to false".to_owned(),
                 Neutral::Empty => "leave it out".to_owned(),
                 Neutral::Word(words) => format!("leave it out or set it to {}", words.join(" or ")),
             };
-            let message = format!("{name} {} is not supported yet; {mend}", named(value));
+            let message = format!("{name} {} is not supported yet; {remedy}", named(value));
             return Err(ApiError::field(name, message));
         }
         Ok(())
     }
 }
 
+/// Elements of a list, or entries of an object, as spans of its text: the first ones, and how many there are in all.
+pub(super) struct Counted<T> {
+    pub(super) first: Vec<T>,
+    pub(super) count: usize,
+}
+
+impl<T> Counted<T> {
+    /// Whether there are more than `first` has.
+    pub(super) fn has_more(&self) -> bool {
+        self.count > self.first.len()
+    }
+}
+
+/// At most `most` of a list's elements; `None` if it is no list.
+pub(super) fn elements(value: &RawValue, most: usize) -> Option<Counted<&RawValue>> {
+    serde_json::Deserializer::from_str(value.get()).deserialize_seq(MostElements(most)).ok()
+}
+
+/// At most `most` of an object's entries; `None` if it is no object. Of these, the last counts of those with the same name.
+pub(super) fn entries(value: &RawValue, most: usize) -> Option<Counted<(String, &RawValue)>> {
+    serde_json::Deserializer::from_str(value.get()).deserialize_map(MostEntries(most)).ok()
+}
+
+/// Collects elements up to a number.
+struct MostElements(usize);
+
+impl<'a> Visitor<'a> for MostElements {
+    type Value = Counted<&'a RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<S: SeqAccess<'a>>(self, mut list: S) -> Result<Self::Value, S::Error> {
+        let mut first = Vec::new();
+        while first.len() < self.0
+            && let Some(element) = list.next_element()?
+        {
+            first.push(element);
+        }
+        let mut count = first.len();
+        while list.next_element::<IgnoredAny>()?.is_some() {
+            count += 1;
+        }
+        Ok(Counted { first, count })
+    }
+}
+
+/// Collects entries up to a number.
+struct MostEntries(usize);
+
+impl<'a> Visitor<'a> for MostEntries {
+    type Value = Counted<(String, &'a RawValue)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+        let mut first: Vec<(String, &'a RawValue)> = Vec::new();
+        while first.len() < self.0
+            && let Some((name, value)) = map.next_entry::<String, &'a RawValue>()?
+        {
+            match first.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, known)) => *known = value,
+                None => first.push((name, value)),
+            }
+        }
+        let mut count = first.len();
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+            count += 1;
+        }
+        Ok(Counted { first, count })
+    }
+}
+
 /// 400: the field has the wrong type or range.
-pub(super) fn wrong(name: &str, expect: &str, value: &Value) -> ApiError {
+pub(super) fn wrong(name: &str, expect: &str, value: &RawValue) -> ApiError {
     ApiError::field(name, format!("{name} must be {expect}, not {}", named(value)))
+}
+
+/// The value in a sentence, cut short and on one line.
+fn named(value: &RawValue) -> String {
+    let mut text = value.get().chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut named: String = text.by_ref().take(40).collect();
+    named.extend(text.next().map(|_| '…'));
+    named
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(body: &str) -> String {
+        Fields::parse(body.as_bytes()).err().unwrap().message
+    }
+
+    #[test]
+    fn bodies_are_objects() {
+        assert_eq!(refused("{"), "body is not JSON: EOF while parsing an object at line 1 column 1");
+        assert_eq!(refused("[1,\n2]"), "body must be a JSON object, not [1, 2]");
+        assert_eq!(refused("{} x"), "body is not JSON: trailing characters at line 1 column 4");
+        let many: Vec<String> = (0..=FIELDS_MAX).map(|n| format!("\"a{n}\":1")).collect();
+        assert!(refused(&format!("{{{}}}", many.join(","))).starts_with("body has more than 256 fields"));
+        assert!(Fields::parse(format!("{{{}}}", many[1..].join(",")).as_bytes()).is_ok());
+        assert!(Fields::parse(br#"{"a": "\xff"}"#).is_err(), "it is not UTF-8");
+    }
+
+    #[test]
+    fn the_last_of_a_name_counts_and_null_is_nothing() {
+        let fields = Fields::parse(br#"{"a": 1, "b": true, "a": 2, "b": null, "\u0063": "d\n"}"#).unwrap();
+        assert_eq!(fields.count("a").unwrap(), Some(2));
+        assert!(fields.get("b").is_none());
+        assert_eq!(fields.text("c").unwrap().as_deref(), Some("d\n"));
+    }
+
+    #[test]
+    fn what_changes_nothing_is_taken() {
+        let holds = |neutral: Neutral, value: &str| {
+            let fields = format!(r#"{{"a": {value}}}"#);
+            Fields::parse(fields.as_bytes()).unwrap().refuse_unless(&[("a", neutral)]).is_ok()
+        };
+        for (neutral, good, bad) in [
+            (Neutral::Number(1.0), &["1", "1.0", "null"][..], &["2", "\"1\"", "true"][..]),
+            (Neutral::False, &["false"], &["true", "0", "\"false\""]),
+            (Neutral::Empty, &["\"\"", "[]", "[ ]", "{\n}"], &["\" \"", "[0]", "{\"a\":1}", "0", "false"]),
+            (
+                Neutral::Word(&["none", "auto"]),
+                &["\"auto\"", "{\"type\": \"none\"}"],
+                &["\"any\"", "{\"type\": 1}", "{}", "[\"auto\"]"],
+            ),
+        ] {
+            good.iter().for_each(|value| assert!(holds(neutral, value), "{value}"));
+            bad.iter().for_each(|value| assert!(!holds(neutral, value), "{value}"));
+        }
+    }
+
+    #[test]
+    fn long_lists_are_counted_and_not_kept() {
+        let of = |text: &str, most| {
+            let value: &RawValue = serde_json::from_str(text).unwrap();
+            let elements = elements(value, most)?;
+            Some((
+                elements.first.iter().map(|element| element.get().to_owned()).collect::<Vec<_>>(),
+                elements.count,
+            ))
+        };
+        assert_eq!(of("[1, [2], {}]", 2), Some((vec!["1".to_owned(), "[2]".to_owned()], 3)));
+        assert_eq!(of("[]", 2), Some((vec![], 0)));
+        assert_eq!(of("{}", 2), None);
+    }
+
+    #[test]
+    fn values_are_cut_short() {
+        let value: &RawValue = serde_json::from_str("[1,\n2]").unwrap();
+        assert_eq!(wrong("a", "b", value).message, "a must be b, not [1, 2]");
+        let long = format!("\"{}\"", "é".repeat(50));
+        let value: &RawValue = serde_json::from_str(&long).unwrap();
+        assert_eq!(named(value), format!("\"{}…", "é".repeat(39)));
+    }
 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use actix::dev::SendError;
-use actix_web::http::StatusCode;
 use actix_web::http::header::CACHE_CONTROL;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actors::request::{Generate, Refused, RequestError};
@@ -14,10 +13,9 @@ use tokio::time::timeout_at;
 use super::Frontend;
 use super::admission::{Permit, Place};
 use super::api_error::ApiError;
+use super::body;
 use super::choices::{Choices, Failure};
 use super::connection::Connection;
-use super::fields::Fields;
-use super::handlers::json_body;
 use super::logprobs::report;
 use super::names::{next_request, public_id};
 use super::observed::Ended;
@@ -27,23 +25,22 @@ use super::response::{Answer, Choice, Head, TimingsReport, Usage};
 use super::stream::{Answers, EventShape, events};
 use super::tokenizer::Detokenizer;
 
-/// A body up to this long takes well under a millisecond to read.
-const READ_HERE_BYTES_MAX: usize = 4 << 10;
-
 /// Answers a request whose head has just come.
 pub(super) async fn generate(
     kind: Kind,
     frontend: Arc<Frontend>,
     http: HttpRequest,
-    body: web::Payload,
+    payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let arrived = Instant::now();
     let deadline = arrived + frontend.deadline;
-    let body = json_body(&http, body, frontend.limits.body).await?;
+    let body = body::read(&http, payload, &frontend.memory, frontend.limits.body).await?;
     if let Some(connection) = Connection::of(&http) {
         connection.answers_until(deadline);
     }
-    let Ok(ask) = timeout_at(deadline.into(), read(kind, body, &frontend)).await else {
+    let most = frontend.admission.most();
+    let read = body.parse(&frontend, move |fields, reader| Ask::read(kind, fields, reader, most));
+    let Ok(ask) = timeout_at(deadline.into(), read).await else {
         return Err(late(&frontend));
     };
     let ask = Arc::new(ask?);
@@ -80,18 +77,6 @@ pub(super) async fn generate(
         .content_type("text/event-stream; charset=utf-8")
         .insert_header((CACHE_CONTROL, "no-cache"))
         .streaming(events(shape, answers, keep_alive)))
-}
-
-/// Parses, renders and tokenises; a long body on another thread, so that the worker's streams go on meanwhile.
-async fn read(kind: Kind, body: web::Bytes, frontend: &Frontend) -> Result<Ask, ApiError> {
-    let (model, most) = (Arc::clone(&frontend.model), frontend.admission.most());
-    let long = body.len() > READ_HERE_BYTES_MAX;
-    let read = move || Ask::read(kind, &Fields::parse(&body)?, &model, most);
-    if !long {
-        return read();
-    }
-    let busy = |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server is busy; retry after a second");
-    web::block(read).await.map_err(busy)?
 }
 
 /// Waits until the request may run, and hands its choices to the proxy. Dropping it gives up its place.

@@ -1,22 +1,15 @@
 //! One function an endpoint.
 
-use std::time::Duration;
-
-use actix_web::error::PayloadError;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{ALLOW, CONTENT_TYPE};
-use actix_web::{FromRequest, HttpRequest, HttpResponse, web};
+use actix_web::http::header::ALLOW;
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
-use tokio::time::timeout;
 
 use super::Frontend;
 use super::api_error::ApiError;
 use super::generate::generate;
 use super::openai::{Kind, check_name};
 use super::response::{json, model_card, models};
-
-/// Largest body: a prompt of 128k token ids spelt as a JSON list is 1 MiB, as text less.
-pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
 
 type Shared = web::Data<Frontend>;
 
@@ -90,31 +83,4 @@ pub(super) fn only(method: &'static str) -> impl Fn(HttpRequest) -> std::future:
         response.headers_mut().insert(ALLOW, allow);
         std::future::ready(response)
     }
-}
-
-/// The body's bytes, if it is JSON of a size that is taken and comes within `period`.
-pub(super) async fn json_body(
-    request: &HttpRequest,
-    body: web::Payload,
-    period: Duration,
-) -> Result<web::Bytes, ApiError> {
-    if let Some(content_type) = request.headers().get(CONTENT_TYPE) {
-        let essence = content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
-        if !essence.eq_ignore_ascii_case("application/json") && !essence.is_empty() {
-            let message = format!("content-type must be application/json, not {essence}");
-            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
-        }
-    }
-    let bytes = web::Bytes::from_request(request, &mut body.into_inner());
-    let late = |_| {
-        let message = format!("body did not arrive within {period:?}; send all of it at once");
-        ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
-    };
-    timeout(period, bytes).await.map_err(late)?.map_err(|error| match error.as_error::<PayloadError>() {
-        Some(PayloadError::Overflow) => ApiError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("body is larger than {BODY_BYTES_MAX} bytes; send a shorter prompt"),
-        ),
-        _ => ApiError::new(StatusCode::BAD_REQUEST, format!("body could not be read: {error}")),
-    })
 }

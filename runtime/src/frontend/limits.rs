@@ -32,9 +32,6 @@ pub struct Limits {
 impl Limits {
     /// Connections beside those of requests that run or wait: of probes, and of clients that keep theirs without a request.
     pub const SPARE: usize = 128;
-
-    /// Bytes of the requests that wait: 4,096 prompts of 8k tokens.
-    pub const QUEUE_BYTES: usize = 128 << 20;
 }
 
 impl Default for Limits {

@@ -1,15 +1,15 @@
 //! OpenAI's requests in terms of tokens: what a body asks for, or the sentence that refuses it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use actix_web::http::StatusCode;
 use engine::Sampling;
-use serde_json::Value;
 
-use super::admission::too_many;
 use super::api_error::ApiError;
-use super::chat_template::Message;
-use super::fields::{Fields, Neutral, wrong};
+use super::fields::{Fields, Neutral};
+use super::memory::Held;
+use super::prompts::{self, Reader, Tokens, too_long};
 use super::sampling::sampling;
 use super::served_model::ServedModel;
 use super::stop::StopRule;
@@ -41,9 +41,8 @@ impl Kind {
 }
 
 /// What a request asks for: `n` answers to each of its prompts.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) struct Ask {
-    pub(super) kind: Kind,
     /// At least one.
     pub(super) prompts: Vec<Prompt>,
     /// At least one.
@@ -58,10 +57,12 @@ pub(super) struct Ask {
     pub(super) stream: Option<StreamOptions>,
     /// The client's own name for the request.
     pub(super) request_id: Option<String>,
+    /// What it takes of the budget.
+    held: Option<Held>,
 }
 
 /// One of a request's prompts.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) struct Prompt {
     /// At least one token id.
     pub(super) tokens: Arc<[u32]>,
@@ -114,55 +115,50 @@ impl Ask {
     /// Reads a body.
     ///
     /// # Errors
-    /// 404 for another model, else 400 with a sentence that names the field; so for more answers than `most`.
+    /// 404 for another model, 503 if the budget does not allow it, else 400 with a sentence that names the field; so for more answers than
+    /// `most`.
     pub(super) fn read(
         kind: Kind,
-        fields: &Fields,
-        model: &ServedModel,
+        fields: &Fields<'_>,
+        reader: Reader<'_>,
         most: usize,
     ) -> Result<Self, ApiError> {
+        let model = reader.model;
         check_model(fields, model)?;
         fields.refuse_unless(UNSUPPORTED)?;
         let vocabulary = model.tokenizer.vocabulary();
         let sampling = sampling(kind, fields, vocabulary)?;
-        // Before the work that each prompt costs.
         let n = fields.count("n")?.unwrap_or(1);
-        let prompts = match (kind, fields.get("prompt")) {
-            (Kind::Completion, Some(Value::Array(entries))) if is_batch(entries) => entries.len(),
-            _ => 1,
-        };
-        let choices = prompts.saturating_mul(n as usize);
-        if choices > most {
-            let field = if prompts > most { "prompt" } else { "n" };
-            return Err(ApiError { param: Some(field.to_owned()), ..too_many(choices, most) });
-        }
         let prompts = match kind {
-            Kind::Completion => completion_prompts(fields, model)?,
-            Kind::Chat => vec![("messages".to_owned(), chat_prompt(fields, model)?)],
+            Kind::Completion => prompts::completion(fields, n, most, reader)?,
+            Kind::Chat => {
+                prompts::check_answers(1, n, most)?;
+                vec![prompts::chat(fields, reader)?]
+            }
         };
         let echo = kind == Kind::Completion && fields.flag("echo", false)?;
         if echo && sampling.logprobs.is_some() {
             let message = "logprobs of the prompt are not supported yet; leave out echo or logprobs";
             return Err(ApiError::field("logprobs", message));
         }
-        let prompt = |(field, tokens): (String, Vec<u32>)| {
-            if tokens.is_empty() {
+        let prompt = |Tokens { field, ids }: Tokens| {
+            if ids.is_empty() {
                 return Err(ApiError::field(&field, format!("{field} must have at least one token")));
             }
             Ok(Prompt {
-                max_tokens: max_tokens(kind, &field, tokens.len(), fields, model)?,
-                echo: if echo { Detokenizer::text(&model.tokenizer, &tokens, true) } else { String::new() },
-                tokens: tokens.into(),
+                max_tokens: max_tokens(kind, &field, ids.len(), fields, model)?,
+                echo: if echo { Detokenizer::text(&model.tokenizer, &ids, true) } else { String::new() },
+                tokens: ids.into(),
             })
         };
         let prompts: Vec<Prompt> = prompts.into_iter().map(prompt).collect::<Result<_, _>>()?;
         let return_timings = fields.flag("return_timings", false)?;
-        if return_timings && choices > 1 {
-            let message = format!("return_timings is of one answer, and this asks for {choices}");
+        let answers = prompts.len().saturating_mul(n as usize);
+        if return_timings && answers > 1 {
+            let message = format!("return_timings is of one answer, and this asks for {answers}");
             return Err(ApiError::field("return_timings", message));
         }
-        Ok(Self {
-            kind,
+        let mut ask = Self {
             prompts,
             n,
             sampling,
@@ -172,8 +168,11 @@ impl Ask {
             return_token_ids: fields.flag("return_token_ids", false)?,
             return_timings,
             stream: stream_options(fields)?,
-            request_id: fields.text("request_id")?.map(str::to_owned),
-        })
+            request_id: fields.text("request_id")?.map(Cow::into_owned),
+            held: None,
+        };
+        ask.held = Some(reader.memory.hold(ask.bytes())?);
+        Ok(ask)
     }
 
     /// How many answers there will be.
@@ -209,8 +208,8 @@ impl Ask {
 ///
 /// # Errors
 /// 404 if the request names one.
-pub(super) fn check_model(fields: &Fields, model: &ServedModel) -> Result<(), ApiError> {
-    fields.text("model")?.map_or(Ok(()), |name| check_name(name, model))
+pub(super) fn check_model(fields: &Fields<'_>, model: &ServedModel) -> Result<(), ApiError> {
+    fields.text("model")?.map_or(Ok(()), |name| check_name(&name, model))
 }
 
 /// Refuses the name of another model.
@@ -230,18 +229,15 @@ pub(super) fn check_name(name: &str, model: &ServedModel) -> Result<(), ApiError
 ///
 /// # Errors
 /// 400 with a sentence that names the field.
-pub(super) fn prompt(kind: Kind, fields: &Fields, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
-    let mut prompts = match kind {
-        Kind::Completion => completion_prompts(fields, model)?,
-        Kind::Chat => return chat_prompt(fields, model),
+pub(super) fn prompt(kind: Kind, fields: &Fields<'_>, reader: Reader<'_>) -> Result<Vec<u32>, ApiError> {
+    let prompt = match kind {
+        Kind::Chat => prompts::chat(fields, reader),
+        Kind::Completion => prompts::single(fields, reader),
     };
-    match (prompts.pop(), prompts.len()) {
-        (Some((_, tokens)), 0) => Ok(tokens),
-        _ => Err(ApiError::field("prompt", "prompt must be one text; send a request for each")),
-    }
+    Ok(prompt?.ids)
 }
 
-fn stream_options(fields: &Fields) -> Result<Option<StreamOptions>, ApiError> {
+fn stream_options(fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {
     let options = fields.inner("stream_options")?;
     if !fields.flag("stream", false)? {
         return match options {
@@ -260,17 +256,13 @@ fn max_tokens(
     kind: Kind,
     field: &str,
     prompt: usize,
-    fields: &Fields,
+    fields: &Fields<'_>,
     model: &ServedModel,
 ) -> Result<u32, ApiError> {
     let context = model.context_tokens;
     let rest = u32::try_from(prompt).ok().and_then(|prompt| context.checked_sub(prompt)).unwrap_or(0);
     if rest == 0 {
-        let message = format!(
-            "{field} has {prompt} tokens and this model's maximum context length is {context} tokens, answer included; \
-             shorten it"
-        );
-        return Err(ApiError::field(field, message));
+        return Err(too_long(field, &format!("{prompt} tokens"), context));
     }
     let (name, wanted) = match (kind, fields.count("max_completion_tokens")?) {
         (Kind::Chat, Some(wanted)) => ("max_completion_tokens", Some(wanted)),
@@ -288,106 +280,4 @@ fn max_tokens(
         (None, Kind::Completion) => Ok(COMPLETION_TOKENS.min(rest)),
         (None, Kind::Chat) => Ok(rest),
     }
-}
-
-/// True of a list of prompts; false of one that is spelt out in token ids.
-fn is_batch(entries: &[Value]) -> bool {
-    entries.iter().any(|entry| entry.is_string() || entry.is_array())
-}
-
-/// The prompts of a completion, each with the name that errors have for it.
-fn completion_prompts(fields: &Fields, model: &ServedModel) -> Result<Vec<(String, Vec<u32>)>, ApiError> {
-    let prompt = fields.get("prompt").ok_or_else(|| ApiError::field("prompt", "prompt is missing"))?;
-    let add_bos = fields.flag("add_special_tokens", true)?;
-    let one = |field: String, value: &Value| {
-        let tokens = match value {
-            Value::String(text) => encode(&field, text, add_bos, model)?,
-            Value::Array(ids) => token_ids(&field, ids, model)?,
-            other => {
-                let expect = "a string, a list of token ids, or a list of either";
-                return Err(wrong(&field, expect, other));
-            }
-        };
-        Ok((field, tokens))
-    };
-    match prompt {
-        Value::Array(entries) if is_batch(entries) => {
-            let named = entries.iter().enumerate();
-            named.map(|(n, entry)| one(format!("prompt[{n}]"), entry)).collect()
-        }
-        other => Ok(vec![one("prompt".to_owned(), other)?]),
-    }
-}
-
-/// Token ids that a request spells out.
-///
-/// # Errors
-/// 400 for what is no token id of the vocabulary.
-pub(super) fn token_ids(field: &str, ids: &[Value], model: &ServedModel) -> Result<Vec<u32>, ApiError> {
-    let vocabulary = model.tokenizer.vocabulary();
-    let id = |(n, value): (usize, &Value)| {
-        let name = || format!("{field}[{n}]");
-        let id = value.as_u64().ok_or_else(|| wrong(&name(), "a token id", value))?;
-        let known = u32::try_from(id).ok().filter(|id| *id < vocabulary);
-        known.ok_or_else(|| {
-            let message = format!("{} is token {id}, and the vocabulary has {vocabulary} tokens", name());
-            ApiError::field(field, message)
-        })
-    };
-    ids.iter().enumerate().map(id).collect()
-}
-
-fn chat_prompt(fields: &Fields, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
-    let template = model.template.as_ref().ok_or_else(|| {
-        ApiError::new(StatusCode::BAD_REQUEST, "this model has no chat template; use /v1/completions")
-    })?;
-    let messages = match fields.get("messages") {
-        None => return Err(ApiError::field("messages", "messages is missing")),
-        Some(Value::Array(messages)) if !messages.is_empty() => messages,
-        Some(other) => return Err(wrong("messages", "a list of at least one message", other)),
-    };
-    let messages: Result<Vec<Message>, ApiError> = messages.iter().enumerate().map(message).collect();
-    let reply = fields.flag("add_generation_prompt", true)?;
-    let text = template.render(&messages?, reply).map_err(|reason| {
-        ApiError::field("messages", format!("the model's chat template refused messages: {reason}"))
-    })?;
-    encode("messages", &text, fields.flag("add_special_tokens", false)?, model)
-}
-
-fn encode(field: &str, text: &str, add_bos: bool, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
-    // No tokenisation of it could fit, so it is not even tried.
-    let bytes_max = model.context_tokens as usize * model.tokenizer.token_bytes_max();
-    if text.len() > bytes_max {
-        let context = model.context_tokens;
-        let reason =
-            format!("{field} has {} bytes, more than the model's {context} tokens can stand for", text.len());
-        return Err(ApiError::field(field, reason));
-    }
-    let failed = |reason| ApiError::field(field, format!("{field} cannot be tokenized: {reason}"));
-    model.tokenizer.encode(text, add_bos).map_err(failed)
-}
-
-fn message((n, message): (usize, &Value)) -> Result<Message, ApiError> {
-    let field = |name: &str| format!("messages[{n}].{name}");
-    let role = message.get("role").unwrap_or(&Value::Null);
-    let role = role
-        .as_str()
-        .filter(|role| !role.is_empty())
-        .ok_or_else(|| wrong(&field("role"), "a role such as system, user or assistant", role))?;
-    let content = message.get("content").unwrap_or(&Value::Null);
-    let refused = || wrong(&field("content"), "a string or a list of text parts", content);
-    let text = match content {
-        Value::String(text) => text.clone(),
-        Value::Array(parts) => {
-            let part = |part: &Value| match part.get("type").and_then(Value::as_str) {
-                Some("text") | None => part.get("text").and_then(Value::as_str).map(str::to_owned),
-                Some(_) => None,
-            };
-            let parts: Option<Vec<String>> = parts.iter().map(part).collect();
-            // As vLLM does for templates that expect a string.
-            parts.ok_or_else(refused)?.join("\n")
-        }
-        _ => return Err(refused()),
-    };
-    Ok(Message { role: role.to_owned(), content: text })
 }

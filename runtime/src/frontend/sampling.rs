@@ -4,10 +4,10 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 
 use connector::frame::LOGIT_BIAS_MAX;
 use engine::Sampling;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::api_error::ApiError;
-use super::fields::{Fields, wrong};
+use super::fields::{Fields, entries, parsed, wrong};
 use super::openai::Kind;
 
 /// A temperature below this is as good as none, and divides into infinities.
@@ -17,12 +17,12 @@ const TEMPERATURE_MIN: f64 = 1e-5;
 ///
 /// # Errors
 /// 400 with a sentence that names the field.
-pub(super) fn sampling(kind: Kind, fields: &Fields, vocabulary: u32) -> Result<Sampling, ApiError> {
+pub(super) fn sampling(kind: Kind, fields: &Fields<'_>, vocabulary: u32) -> Result<Sampling, ApiError> {
     let temperature = fields.number("temperature", "a number of at least 0", 1.0, |t| t >= 0.0)?;
     let top_k = match fields.get("top_k") {
         None => 0,
         // vLLM takes -1 and 0 for all tokens.
-        Some(value) => match value.as_i64() {
+        Some(value) => match parsed::<i64>(value) {
             Some(k @ -1..=0x7fff_ffff) => k.max(0) as u32,
             _ => return Err(wrong("top_k", "a whole number of at least -1", value)),
         },
@@ -45,29 +45,26 @@ pub(super) fn sampling(kind: Kind, fields: &Fields, vocabulary: u32) -> Result<S
         logprobs: logprobs(kind, fields)?,
         seed: match fields.get("seed") {
             None => RandomState::new().build_hasher().finish(),
-            Some(value) => value
-                .as_u64()
-                .or_else(|| value.as_i64().map(i64::cast_unsigned))
+            Some(value) => parsed::<u64>(value)
+                .or_else(|| parsed::<i64>(value).map(i64::cast_unsigned))
                 .ok_or_else(|| wrong("seed", "a whole number", value))?,
         },
     })
 }
 
 /// Whether probabilities are asked for, and of how many tokens beside the sampled one.
-fn logprobs(kind: Kind, fields: &Fields) -> Result<Option<u32>, ApiError> {
+fn logprobs(kind: Kind, fields: &Fields<'_>) -> Result<Option<u32>, ApiError> {
     let within = |name: &str| match fields.get(name) {
         None => Ok(None),
         Some(value) => {
             let most = Sampling::LOGPROBS_MAX;
-            let count = value.as_u64().filter(|count| *count <= u64::from(most));
-            count
-                .map(|count| Some(count as u32))
-                .ok_or_else(|| wrong(name, &format!("a whole number from 0 to {most}"), value))
+            let count = parsed::<u32>(value).filter(|count| *count <= most);
+            count.map(Some).ok_or_else(|| wrong(name, &format!("a whole number from 0 to {most}"), value))
         }
     };
     match kind {
         Kind::Completion => match fields.get("logprobs") {
-            Some(Value::Bool(false)) => Ok(None),
+            Some(value) if value.get() == "false" => Ok(None),
             _ => within("logprobs"),
         },
         Kind::Chat => match (fields.flag("logprobs", false)?, within("top_logprobs")?) {
@@ -81,28 +78,23 @@ fn logprobs(kind: Kind, fields: &Fields) -> Result<Option<u32>, ApiError> {
 }
 
 /// `{"token id": bias}`.
-fn logit_bias(fields: &Fields, vocabulary: u32) -> Result<Vec<(u32, f32)>, ApiError> {
-    let biases = match fields.get("logit_bias") {
-        None => return Ok(Vec::new()),
-        Some(Value::Object(biases)) if biases.len() <= LOGIT_BIAS_MAX => biases,
-        Some(Value::Object(biases)) => {
+fn logit_bias(fields: &Fields<'_>, vocabulary: u32) -> Result<Vec<(u32, f32)>, ApiError> {
+    let Some(value) = fields.get("logit_bias") else { return Ok(Vec::new()) };
+    let expect = "an object of token ids and biases";
+    let biases = entries(value, LOGIT_BIAS_MAX).ok_or_else(|| wrong("logit_bias", expect, value))?;
+    if biases.has_more() {
+        let message = format!("logit_bias has {} tokens; at most {LOGIT_BIAS_MAX} are taken", biases.count);
+        return Err(ApiError::field("logit_bias", message));
+    }
+    let bias = |(token, bias): (String, &RawValue)| {
+        let id = token.parse::<u32>().ok().filter(|id| *id < vocabulary).ok_or_else(|| {
             let message =
-                format!("logit_bias has {} tokens; at most {LOGIT_BIAS_MAX} are taken", biases.len());
-            return Err(ApiError::field("logit_bias", message));
-        }
-        Some(other) => return Err(wrong("logit_bias", "an object of token ids and biases", other)),
+                format!("logit_bias names token {token:?}, and the vocabulary has {vocabulary} tokens");
+            ApiError::field("logit_bias", message)
+        })?;
+        let number = parsed::<f64>(bias).filter(|bias| (-100.0..=100.0).contains(bias));
+        let name = format!("logit_bias[{id}]");
+        Ok((id, number.ok_or_else(|| wrong(&name, "a number from -100 to 100", bias))? as f32))
     };
-    biases
-        .iter()
-        .map(|(token, bias)| {
-            let id = token.parse::<u32>().ok().filter(|id| *id < vocabulary).ok_or_else(|| {
-                let message =
-                    format!("logit_bias names token {token:?}, and the vocabulary has {vocabulary} tokens");
-                ApiError::field("logit_bias", message)
-            })?;
-            let number = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
-            let name = format!("logit_bias[{id}]");
-            Ok((id, number.ok_or_else(|| wrong(&name, "a number from -100 to 100", bias))? as f32))
-        })
-        .collect()
+    biases.first.into_iter().map(bias).collect()
 }

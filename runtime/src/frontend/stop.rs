@@ -1,10 +1,10 @@
 //! Where an answer stops because its client said so: strings, which may begin in one token and end in another, and token ids.
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::api_error::ApiError;
-use super::fields::{Fields, wrong};
+use super::fields::{Fields, Text, elements, parsed, wrong};
 
 /// Most stop strings of a request, and most stop tokens.
 const STOPS_MAX: usize = 64;
@@ -36,18 +36,20 @@ impl StopRule {
     ///
     /// # Errors
     /// 400 with a sentence that names the field.
-    pub(super) fn read(fields: &Fields, vocabulary: u32) -> Result<Self, ApiError> {
+    pub(super) fn read(fields: &Fields<'_>, vocabulary: u32) -> Result<Self, ApiError> {
         const STRINGS: &str = "a string or a list of at most 64 strings of 1 to 1024 bytes";
-        let string = |value: &Value| {
-            let text = value.as_str().filter(|text| (1..=STOP_BYTES_MAX).contains(&text.len()));
-            text.map(str::to_owned).ok_or_else(|| wrong("stop", STRINGS, value))
+        let string = |value: &RawValue| {
+            let text = parsed::<Text<'_>>(value).filter(|text| (1..=STOP_BYTES_MAX).contains(&text.0.len()));
+            text.map(|text| text.0.into_owned()).ok_or_else(|| wrong("stop", STRINGS, value))
         };
         let strings: Vec<String> = match fields.get("stop") {
             None => Vec::new(),
-            Some(Value::Array(stops)) if stops.len() <= STOPS_MAX => {
-                stops.iter().map(string).collect::<Result<_, _>>()?
-            }
-            Some(other) => vec![string(other)?],
+            Some(value) => match elements(value, STOPS_MAX) {
+                Some(stops) if !stops.has_more() => {
+                    stops.first.into_iter().map(string).collect::<Result<_, _>>()?
+                }
+                _ => vec![string(value)?],
+            },
         };
         let bytes: usize = strings.iter().map(String::len).sum();
         if bytes > ALL_BYTES_MAX {
@@ -55,16 +57,16 @@ impl StopRule {
             return Err(ApiError::field("stop", message));
         }
         const TOKENS: &str = "a list of at most 64 token ids";
-        let token = |value: &Value| {
-            let id = value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| *id < vocabulary);
+        let token = |value: &RawValue| {
+            let id = parsed::<u32>(value).filter(|id| *id < vocabulary);
             id.ok_or_else(|| wrong("stop_token_ids", "token ids of the vocabulary", value))
         };
         let tokens = match fields.get("stop_token_ids") {
             None => Vec::new(),
-            Some(Value::Array(ids)) if ids.len() <= STOPS_MAX => {
-                ids.iter().map(token).collect::<Result<_, _>>()?
-            }
-            Some(other) => return Err(wrong("stop_token_ids", TOKENS, other)),
+            Some(value) => match elements(value, STOPS_MAX) {
+                Some(ids) if !ids.has_more() => ids.first.into_iter().map(token).collect::<Result<_, _>>()?,
+                _ => return Err(wrong("stop_token_ids", TOKENS, value)),
+            },
         };
         Ok(Self { strings, tokens, include: fields.flag("include_stop_str_in_output", false)? })
     }

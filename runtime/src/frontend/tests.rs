@@ -236,10 +236,10 @@ fn bad_requests_are_refused_by_name() {
     server.refused("/v1/completions", "[]", 400, "", "must be a JSON object, not []");
     server.refused("/v1/none", "{}", 404, "", "nothing at /v1/none");
     server.refused("/health", "{}", 405, "", "/health takes GET, not POST");
-    let large = " ".repeat(handlers::BODY_BYTES_MAX + 1);
+    let large = " ".repeat(body::BODY_BYTES_MAX + 1);
     server.refused("/v1/completions", &large, 413, "", "larger than 8388608 bytes");
-    // Nothing of this reached the actor, or holds a permit.
-    assert_eq!(server.admission.running(), 0);
+    // Nothing of this reached the actor, or holds a permit or memory.
+    assert_eq!((server.admission.running(), server.memory.used()), (0, 0));
     assert!(server.streams.is_empty());
 }
 

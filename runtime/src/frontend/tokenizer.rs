@@ -256,6 +256,13 @@ impl Tokenizer {
         self.token_bytes_max
     }
 
+    /// Bytes that [`encode`](Self::encode) takes at most for a text of so many, as measured: the library remembers for each byte where it
+    /// came from, several times, and a text of single characters is as many words.
+    pub fn encode_bytes(&self, text_bytes: usize) -> usize {
+        let a_byte = if self.words.is_some() { 80 } else { 256 };
+        text_bytes.saturating_mul(a_byte)
+    }
+
     /// The tokens of a text. Special tokens that are spelt out in it become special, as in transformers.
     /// `add_bos` asks for the begin-of-sequence token, which comes only if the model wants one.
     ///

@@ -164,6 +164,79 @@ fn a_body_on_its_way_holds_no_permit() {
 }
 
 #[test]
+fn bodies_share_a_budget() {
+    let server = Server::start_with(Setup { input_bytes: 1 << 20, ..Setup::new(Script::Echo) });
+    let head = |length: usize| {
+        format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n")
+    };
+    let body = format!(r#"{{"prompt": [{}1]}}"#, "1,".repeat(300_000));
+    // A client that announces much takes little.
+    let mut first = server.connect();
+    first.write_all(head(body.len()).as_bytes()).unwrap();
+    first.write_all(&body.as_bytes()[..1]).unwrap();
+    server.until_used(1..=20_000);
+    first.write_all(&body.as_bytes()[1..500_000]).unwrap();
+    server.until_used(500_000..=600_100);
+    for _ in 0..2 {
+        server.refused(
+            "/v1/completions",
+            &body,
+            503,
+            "",
+            "more memory than request.input_bytes (1 MiB) allows; retry",
+        );
+    }
+    // Small ones still fit.
+    assert_eq!(server.post("/v1/completions", r#"{"prompt": "a"}"#).0, 200);
+    first.write_all(&body.as_bytes()[500_000..]).unwrap();
+    let mut answer = [0; 12];
+    first.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 400", "its tokens are too many");
+    server.refused("/v1/completions", &body, 400, "prompt", "has more than 64 tokens");
+    // What a client leaves behind is free at once.
+    let mut leaves = server.connect();
+    leaves.write_all(head(body.len()).as_bytes()).unwrap();
+    leaves.write_all(&body.as_bytes()[..500_000]).unwrap();
+    server.until_used(500_000..=600_100);
+    drop(leaves);
+    server.until_used(0..=0);
+}
+
+#[test]
+fn a_request_holds_its_share_until_it_is_answered() {
+    let server = Server::start(Script::Hold(1));
+    let client = server.ask(r#", "stream": true"#);
+    let request = server.accepted.recv_timeout(WAIT).expect("it runs");
+    server.until_used(4096..=8192);
+    let end = StreamEvent::Finished { reason: FinishReason::Length, timings: Box::default() };
+    assert!(server.streams.end(request, end));
+    server.until_used(0..=0);
+    drop(client);
+}
+
+#[test]
+fn a_body_in_chunks_is_taken_up_to_its_bound() {
+    let server = Server::start(Script::Echo);
+    let post = |chunks: &[String]| {
+        let mut client = server.connect();
+        client.set_write_timeout(Some(WAIT)).unwrap();
+        write!(client, "POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+            .unwrap();
+        for chunk in chunks {
+            write!(client, "{:x}\r\n{chunk}\r\n", chunk.len()).unwrap();
+        }
+        write!(client, "0\r\n\r\n").unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).unwrap();
+        String::from_utf8(answer.to_vec()).unwrap()
+    };
+    assert_eq!(post(&[r#"{"pro"#.to_owned(), r#"mpt": "a"}"#.to_owned()]), "HTTP/1.1 200");
+    let space = " ".repeat(1 << 16);
+    assert_eq!(post(&vec![space; 129]), "HTTP/1.1 413");
+    server.until_used(0..=0);
+}
+
+#[test]
 fn a_head_that_does_not_come_ends_its_connection() {
     // actix-http reads its clock twice a second: a period must be longer than that.
     let second = Duration::from_secs(1);

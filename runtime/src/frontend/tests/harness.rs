@@ -21,7 +21,9 @@ use ureq::{Agent, Body};
 
 use super::super::model_text::ModelText;
 use super::super::model_text::testing::{EOS, bytes_model};
-use super::super::{Admission, Bounds, CacheInfo, Frontend, Health, Limits, Observed, ServedModel, bind};
+use super::super::{
+    Admission, Bounds, CacheInfo, Frontend, Health, Limits, Memory, Observed, ServedModel, bind,
+};
 
 /// Longest wait for anything that must happen.
 pub(super) const WAIT: Duration = Duration::from_secs(20);
@@ -55,6 +57,8 @@ pub(super) struct Setup {
     pub(super) context_tokens: u32,
     /// How many requests may wait.
     pub(super) queue: usize,
+    /// Its budget for what clients send.
+    pub(super) input_bytes: usize,
     /// Size of its sockets' send buffers, if not the system's.
     pub(super) send_bytes: Option<usize>,
 }
@@ -69,6 +73,7 @@ impl Setup {
             api_key: None,
             context_tokens: 64,
             queue: 8,
+            input_bytes: 64 << 20,
             send_bytes: None,
         }
     }
@@ -161,6 +166,7 @@ pub(super) struct Server {
     pub(super) aborts: mpsc::Receiver<RequestId>,
     pub(super) streams: Streams,
     pub(super) admission: Admission,
+    pub(super) memory: Memory,
     /// Why `/health` says that the process cannot serve.
     pub(super) down: Arc<Mutex<Option<String>>>,
 }
@@ -171,10 +177,12 @@ impl Server {
     }
 
     pub(super) fn start_with(setup: Setup) -> Self {
-        let Setup { script, deadline, limits, api_key, context_tokens, queue, send_bytes } = setup;
+        let Setup { script, deadline, limits, api_key, context_tokens, queue, input_bytes, send_bytes } =
+            setup;
         let streams = Streams::default();
         let bounds = Bounds { concurrency: PERMITS, queue, queue_bytes: 1 << 20 };
-        let admission = Admission::new(bounds);
+        let (admission, memory) = (Admission::new(bounds), Memory::new(input_bytes, 2));
+        let behind_memory = memory.clone();
         let down = Arc::new(Mutex::new(None::<String>));
         let (accept, accepted) = mpsc::channel();
         let (abort, aborts) = mpsc::channel();
@@ -204,6 +212,7 @@ impl Server {
                     api_key,
                     limits,
                     admission: behind_admission,
+                    memory: behind_memory,
                     health: Arc::new(move || Health {
                         status: "ok",
                         reason: None,
@@ -230,7 +239,7 @@ impl Server {
         let agent =
             Agent::config_builder().http_status_as_error(false).timeout_global(Some(WAIT)).build().into();
         let thread = Some(thread);
-        Self { address, listener, agent, handle, thread, accepted, aborts, streams, admission, down }
+        Self { address, listener, agent, handle, thread, accepted, aborts, streams, admission, memory, down }
     }
 
     pub(super) fn connect(&self) -> TcpStream {
@@ -320,6 +329,15 @@ impl Server {
     /// Waits until no request holds a permit or a place.
     pub(super) fn all_permits_return(&self) {
         self.until(0, 0);
+    }
+
+    /// Waits until so many bytes of the budget are in use, or more.
+    pub(super) fn until_used(&self, bytes: std::ops::RangeInclusive<usize>) {
+        let end = Instant::now() + WAIT;
+        while !bytes.contains(&self.memory.used()) {
+            assert!(Instant::now() < end, "{} bytes are in use, not {bytes:?}", self.memory.used());
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 

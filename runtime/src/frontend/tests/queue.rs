@@ -182,7 +182,7 @@ fn a_burst_of_connections_fits_the_backlog() {
     let listener = bind("frontend.port", "127.0.0.1", 0).unwrap();
     prepare(&listener, &Limits { connections: 1000, ..Limits::default() }).unwrap();
     let address = listener.local_addr().unwrap();
-    // Nobody accepts. A connection that finds no room in the backlog is tried again, without end.
+    // The listener accepts none of them. One that finds the backlog full is tried again after seconds.
     let clients: Vec<_> =
         (0..burst).map(|_| TcpStream::connect_timeout(&address, WAIT).expect("there is room")).collect();
     drop(clients);

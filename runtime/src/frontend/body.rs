@@ -1,0 +1,165 @@
+//! A request's body: read as it arrives, within the budget of [`Memory`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use actix_web::{HttpRequest, web};
+use futures_util::StreamExt;
+use tokio::time::timeout;
+
+use super::Frontend;
+use super::api_error::ApiError;
+use super::fields::Fields;
+use super::memory::{Held, Memory};
+use super::prompts::Reader;
+
+/// Largest body: a prompt of 128k token ids spelt as a JSON list is 1 MiB, as text less.
+pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
+
+/// A body up to this long takes well under a millisecond to read.
+const READ_HERE_BYTES_MAX: usize = 4 << 10;
+
+/// Room for a body whose length is not told in advance; it doubles.
+const FIRST_BYTES: usize = 16 << 10;
+
+/// A body, and the bytes of the budget that it takes.
+pub(super) struct Body {
+    pub(super) bytes: Vec<u8>,
+    pub(super) held: Held,
+}
+
+/// Reads the body, if it is JSON of a size that is taken and comes within `period`.
+///
+/// # Errors
+/// 415, 413, 408; 503 if the budget does not allow it; 400 if it breaks off.
+pub(super) async fn read(
+    request: &HttpRequest,
+    payload: web::Payload,
+    memory: &Memory,
+    period: Duration,
+) -> Result<Body, ApiError> {
+    let header = |name| request.headers().get(name)?.to_str().ok();
+    if let Some(content_type) = header(CONTENT_TYPE) {
+        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        if !essence.eq_ignore_ascii_case("application/json") && !essence.is_empty() {
+            let message = format!("content-type must be application/json, not {essence}");
+            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+        }
+    }
+    let length = header(CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
+    if length.is_some_and(|length| length > BODY_BYTES_MAX) {
+        return Err(too_large());
+    }
+    let late = |_| {
+        let message = format!("body did not arrive within {period:?}; send all of it at once");
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
+    };
+    timeout(period, collect(payload, length, memory)).await.map_err(late)?
+}
+
+async fn collect(
+    mut payload: web::Payload,
+    length: Option<usize>,
+    memory: &Memory,
+) -> Result<Body, ApiError> {
+    let mut body = Body { bytes: Vec::new(), held: memory.hold(0)? };
+    let mut come = 0;
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|error| {
+            ApiError::new(StatusCode::BAD_REQUEST, format!("body could not be read: {error}"))
+        })?;
+        come += chunk.len();
+        if come > BODY_BYTES_MAX {
+            return Err(too_large());
+        }
+        if let Err(error) = body.push(&chunk, length) {
+            // Its memory is free at once. A client that is still sending would not read an answer, so the rest is thrown away first.
+            drop(body);
+            while let Some(Ok(chunk)) = payload.next().await {
+                come += chunk.len();
+                if come > BODY_BYTES_MAX {
+                    break;
+                }
+            }
+            return Err(error);
+        }
+    }
+    Ok(body)
+}
+
+impl Body {
+    /// Adds a chunk of a body whose whole length may be known. Room doubles up to that length, and is taken of the budget before it is
+    /// allocated; a client that announces much and sends little takes little.
+    fn push(&mut self, chunk: &[u8], length: Option<usize>) -> Result<(), ApiError> {
+        let (room, wanted) = (self.bytes.capacity(), self.bytes.len() + chunk.len());
+        if wanted > room {
+            let most = length.unwrap_or(BODY_BYTES_MAX);
+            let larger = (2 * room).max(FIRST_BYTES).min(most).max(wanted);
+            self.held.grow(larger - room)?;
+            self.bytes.reserve_exact(larger - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(chunk);
+        Ok(())
+    }
+}
+
+impl Body {
+    /// Does `work` with the body's fields: a long one on a thread of its own, so that the worker's streams go on meanwhile. That thread
+    /// finishes its work even if the client has left, and counts as busy until then.
+    ///
+    /// # Errors
+    /// 400 if the body is no JSON object; what `work` says.
+    pub(super) async fn parse<T: Send + 'static>(
+        self,
+        frontend: &Frontend,
+        work: impl FnOnce(&Fields<'_>, Reader<'_>) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        if self.bytes.len() <= READ_HERE_BYTES_MAX {
+            let reader = Reader { model: &frontend.model, memory: &frontend.memory, is_long: false };
+            return work(&Fields::parse(&self.bytes)?, reader);
+        }
+        let (model, memory) = (Arc::clone(&frontend.model), frontend.memory.clone());
+        let turn = frontend.memory.reader().await;
+        let work = move || {
+            let (_turn, body) = (turn, self);
+            work(&Fields::parse(&body.bytes)?, Reader { model: &model, memory: &memory, is_long: true })
+        };
+        let busy = |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server is busy; retry after a second");
+        web::block(work).await.map_err(busy)?
+    }
+}
+
+fn too_large() -> ApiError {
+    let message = format!("body is larger than {BODY_BYTES_MAX} bytes; send a shorter prompt");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A body of chunks of 1,000 bytes, as long as the budget allows; its bytes and what it takes of the budget.
+    fn pushed(chunks: usize, length: Option<usize>, budget: usize) -> (usize, usize) {
+        let memory = Memory::new(budget, 1);
+        let mut body = Body { bytes: Vec::new(), held: memory.hold(0).unwrap() };
+        for n in 0..chunks {
+            if body.push(&[n as u8; 1000], length).is_err() {
+                break;
+            }
+            assert!(body.bytes.capacity() <= memory.used(), "what is allocated is taken");
+        }
+        (body.bytes.len(), memory.used())
+    }
+
+    #[test]
+    fn room_doubles_up_to_the_length() {
+        assert_eq!(pushed(1, Some(1000), 1 << 20), (1000, 1000));
+        assert_eq!(pushed(1, Some(900_000), 1 << 20), (1000, FIRST_BYTES));
+        assert_eq!(pushed(900, Some(900_000), 1 << 20), (900_000, 900_000));
+        assert_eq!(pushed(20, None, 1 << 20), (20_000, 2 * FIRST_BYTES));
+        // From 512 KiB on there is no room for twice as much.
+        assert_eq!(pushed(900, Some(900_000), 800_000), (524_000, 1 << 19));
+    }
+}

@@ -1,0 +1,296 @@
+//! The prompts of a request, as token ids: spelt out, from text, or from messages.
+//!
+//! Nothing here takes memory without a bound: a list of token ids ends at the model's context, a text that no tokenisation could fit is
+//! not tokenised, and a long body takes what tokenising needs of the budget's room first.
+
+use std::fmt;
+
+use actix_web::http::StatusCode;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::admission::too_many;
+use super::api_error::ApiError;
+use super::chat_template::Message;
+use super::fields::{Counted, Fields, Text, elements, parsed, wrong};
+use super::memory::{Memory, Taken};
+use super::served_model::ServedModel;
+
+/// What prompts are read with.
+#[derive(Clone, Copy)]
+pub(super) struct Reader<'a> {
+    pub(super) model: &'a ServedModel,
+    pub(super) memory: &'a Memory,
+    /// A long body is read on a thread of its own, which may wait for [`Room`](super::memory::Room); a short one needs little.
+    pub(super) is_long: bool,
+}
+
+/// A prompt's tokens, and the name that errors have for it.
+pub(super) struct Tokens {
+    pub(super) field: String,
+    pub(super) ids: Vec<u32>,
+}
+
+/// What a message takes while the chat template is rendered, beside its text: its values, and what the template writes around it.
+const MESSAGE_BYTES: usize = 1024;
+
+/// How many times the text of messages is copied while the chat template is rendered.
+const RENDER_COPIES: usize = 5;
+
+/// The prompts of a completion that asks for `n` answers to each.
+///
+/// # Errors
+/// 400 with a sentence that names the field; so for more than `most` answers.
+pub(super) fn completion(
+    fields: &Fields<'_>,
+    n: u32,
+    most: usize,
+    reader: Reader<'_>,
+) -> Result<Vec<Tokens>, ApiError> {
+    let prompts = spans(fields, most)?;
+    // Before the work that each prompt costs.
+    check_answers(prompts.count, n, most)?;
+    let add_bos = fields.flag("add_special_tokens", true)?;
+    prompts.first.into_iter().map(|prompt| reader.tokens(prompt, add_bos)).collect()
+}
+
+/// The one prompt of a request; it may have no token.
+///
+/// # Errors
+/// 400 with a sentence that names the field.
+pub(super) fn single(fields: &Fields<'_>, reader: Reader<'_>) -> Result<Tokens, ApiError> {
+    let mut prompts = spans(fields, 1)?;
+    let one = prompts.first.pop().filter(|_| prompts.count == 1);
+    let one =
+        one.ok_or_else(|| ApiError::field("prompt", "prompt must be one text; send a request for each"))?;
+    reader.tokens(one, fields.flag("add_special_tokens", true)?)
+}
+
+/// A prompt as it stands in the body, and the name that errors have for it.
+type Span<'a> = (String, &'a RawValue);
+
+/// The first `most` prompts, and how many there are.
+fn spans<'a>(fields: &Fields<'a>, most: usize) -> Result<Counted<Span<'a>>, ApiError> {
+    let prompt = fields.get("prompt").ok_or_else(|| ApiError::field("prompt", "prompt is missing"))?;
+    // A list of anything else is one prompt, spelt out in token ids.
+    let list = prompt.get().strip_prefix('[');
+    let is_batch = list.is_some_and(|list| list.trim_ascii_start().starts_with(['"', '[']));
+    let batch = if is_batch { elements(prompt, most) } else { None };
+    Ok(match batch {
+        None => Counted { first: vec![("prompt".to_owned(), prompt)], count: 1 },
+        Some(batch) => {
+            let named = |(n, prompt)| (format!("prompt[{n}]"), prompt);
+            Counted { first: batch.first.into_iter().enumerate().map(named).collect(), count: batch.count }
+        }
+    })
+}
+
+/// Refuses a request whose answers could never run together.
+///
+/// # Errors
+/// 400.
+pub(super) fn check_answers(prompts: usize, n: u32, most: usize) -> Result<(), ApiError> {
+    let answers = prompts.saturating_mul(n as usize);
+    if answers <= most {
+        return Ok(());
+    }
+    let field = if prompts > most { "prompt" } else { "n" };
+    Err(ApiError { param: Some(field.to_owned()), ..too_many(answers, most) })
+}
+
+/// The prompt of a chat.
+///
+/// # Errors
+/// 400 with a sentence that names the field.
+pub(super) fn chat(fields: &Fields<'_>, reader: Reader<'_>) -> Result<Tokens, ApiError> {
+    let (field, context) = ("messages".to_owned(), reader.model.context_tokens);
+    let template = reader.model.template.as_ref().ok_or_else(|| {
+        ApiError::new(StatusCode::BAD_REQUEST, "this model has no chat template; use /v1/completions")
+    })?;
+    let value = fields.get("messages").ok_or_else(|| ApiError::field(&field, "messages is missing"))?;
+    // Each message takes a token at least.
+    let messages = elements(value, context as usize).filter(|messages| messages.count > 0);
+    let messages = messages.ok_or_else(|| wrong(&field, "a list of at least one message", value))?;
+    if messages.has_more() {
+        return Err(too_long(&field, &format!("{} messages", messages.count), context));
+    }
+    let room = reader.take(&field, RENDER_COPIES * value.get().len() + MESSAGE_BYTES * messages.count)?;
+    let messages: Result<Vec<Message>, ApiError> =
+        messages.first.into_iter().enumerate().map(message).collect();
+    let reply = fields.flag("add_generation_prompt", true)?;
+    let text = template.render(&messages?, reply).map_err(|reason| {
+        ApiError::field(&field, format!("the model's chat template refused messages: {reason}"))
+    })?;
+    drop(room);
+    let ids = reader.encode(&field, &text, fields.flag("add_special_tokens", false)?)?;
+    Ok(Tokens { field, ids })
+}
+
+fn message((n, value): (usize, &RawValue)) -> Result<Message, ApiError> {
+    #[derive(Deserialize)]
+    struct Fields<'a> {
+        #[serde(borrow)]
+        role: Option<&'a RawValue>,
+        #[serde(borrow)]
+        content: Option<&'a RawValue>,
+    }
+    let field = |name: &str| format!("messages[{n}].{name}");
+    let fields = parsed::<Fields<'_>>(value);
+    let fields = fields.ok_or_else(|| wrong(&format!("messages[{n}]"), "an object", value))?;
+    let role = fields.role.unwrap_or(RawValue::NULL);
+    let content = fields.content.unwrap_or(RawValue::NULL);
+    let said = parsed::<Text<'_>>(role).filter(|role| !role.0.is_empty());
+    let text = match parsed::<Text<'_>>(content) {
+        Some(text) => Some(text.0.into_owned()),
+        None => parsed::<Parts>(content).map(|parts| parts.0),
+    };
+    Ok(Message {
+        role: said
+            .ok_or_else(|| wrong(&field("role"), "a role such as system, user or assistant", role))?
+            .0
+            .into_owned(),
+        content: text.ok_or_else(|| wrong(&field("content"), "a string or a list of text parts", content))?,
+    })
+}
+
+/// The texts of a message in parts, in lines as vLLM joins them for templates that expect a string.
+struct Parts(String);
+
+impl<'a> Deserialize<'a> for Parts {
+    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Part<'a> {
+            #[serde(borrow, rename = "type")]
+            kind: Option<Text<'a>>,
+            #[serde(borrow)]
+            text: Text<'a>,
+        }
+
+        struct Lines;
+
+        impl<'a> Visitor<'a> for Lines {
+            type Value = Parts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of text parts")
+            }
+
+            fn visit_seq<S: SeqAccess<'a>>(self, mut parts: S) -> Result<Parts, S::Error> {
+                let (mut lines, mut between) = (String::new(), "");
+                while let Some(part) = parts.next_element::<Part<'a>>()? {
+                    if part.kind.is_some_and(|kind| kind.0 != "text") {
+                        return Err(S::Error::custom("another kind of part"));
+                    }
+                    lines += between;
+                    lines += &part.text.0;
+                    between = "\n";
+                }
+                Ok(Parts(lines))
+            }
+        }
+
+        deserializer.deserialize_seq(Lines)
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn take(&self, field: &str, bytes: usize) -> Result<Option<Taken<'a>>, ApiError> {
+        if !self.is_long {
+            return Ok(None);
+        }
+        let taken = self.memory.room().take(bytes);
+        taken.map(Some).map_err(|error| ApiError { param: Some(field.to_owned()), ..error })
+    }
+
+    fn tokens(&self, (field, prompt): Span<'_>, add_bos: bool) -> Result<Tokens, ApiError> {
+        let ids = match parsed::<Text<'_>>(prompt) {
+            Some(text) => self.encode(&field, &text.0, add_bos)?,
+            None if prompt.get().starts_with('[') => self.ids(&field, prompt)?,
+            None => {
+                let expect = "a string, a list of token ids, or a list of either";
+                return Err(wrong(&field, expect, prompt));
+            }
+        };
+        Ok(Tokens { field, ids })
+    }
+
+    fn encode(&self, field: &str, text: &str, add_bos: bool) -> Result<Vec<u32>, ApiError> {
+        let (context, tokenizer) = (self.model.context_tokens, &self.model.tokenizer);
+        // No tokenisation of it could fit, so it is not even tried.
+        if text.len() > (context as usize).saturating_mul(tokenizer.token_bytes_max()) {
+            let reason = format!(
+                "{field} has {} bytes, more than the model's {context} tokens can stand for",
+                text.len()
+            );
+            return Err(ApiError::field(field, reason));
+        }
+        let _room = self.take(field, tokenizer.encode_bytes(text.len()))?;
+        let failed = |reason| ApiError::field(field, format!("{field} cannot be tokenized: {reason}"));
+        tokenizer.encode(text, add_bos).map_err(failed)
+    }
+
+    /// Token ids that a request spells out, as many as the context has at most.
+    ///
+    /// # Errors
+    /// 400 for what is no token id of the vocabulary, and for one token too many, at which the rest is not read.
+    pub(super) fn ids(&self, field: &str, value: &RawValue) -> Result<Vec<u32>, ApiError> {
+        struct Ids<'a> {
+            field: &'a str,
+            model: &'a ServedModel,
+            refused: &'a mut Option<ApiError>,
+        }
+
+        impl<'a> Visitor<'a> for Ids<'_> {
+            type Value = Vec<u32>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of token ids")
+            }
+
+            fn visit_seq<S: SeqAccess<'a>>(self, mut list: S) -> Result<Vec<u32>, S::Error> {
+                let mut ids = Vec::new();
+                while let Some(value) = list.next_element()? {
+                    match one_more(self.field, &ids, value, self.model) {
+                        Ok(id) => ids.push(id),
+                        Err(error) => {
+                            *self.refused = Some(error);
+                            return Err(S::Error::custom("refused"));
+                        }
+                    }
+                }
+                Ok(ids)
+            }
+        }
+
+        let mut refused = None;
+        let ids = Ids { field, model: self.model, refused: &mut refused };
+        let ids = serde_json::Deserializer::from_str(value.get()).deserialize_seq(ids);
+        ids.map_err(|_| refused.unwrap_or_else(|| wrong(field, "a list of token ids", value)))
+    }
+}
+
+/// The id that follows these.
+fn one_more(field: &str, ids: &[u32], value: &RawValue, model: &ServedModel) -> Result<u32, ApiError> {
+    let (context, vocabulary) = (model.context_tokens, model.tokenizer.vocabulary());
+    if ids.len() >= context as usize {
+        return Err(too_long(field, &format!("more than {context} tokens"), context));
+    }
+    let name = || format!("{field}[{}]", ids.len());
+    let id = value.get().parse::<u64>().map_err(|_| wrong(&name(), "a token id", value))?;
+    u32::try_from(id).ok().filter(|id| *id < vocabulary).ok_or_else(|| {
+        let message = format!("{} is token {id}, and the vocabulary has {vocabulary} tokens", name());
+        ApiError::field(field, message)
+    })
+}
+
+/// 400: there is no room for the prompt and an answer.
+pub(super) fn too_long(field: &str, has: &str, context: u32) -> ApiError {
+    let message = format!(
+        "{field} has {has} and this model's maximum context length is {context} tokens, answer included; shorten it"
+    );
+    ApiError::field(field, message)
+}
+
+#[cfg(test)]
+mod tests;

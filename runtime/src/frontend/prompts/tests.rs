@@ -1,0 +1,173 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::frontend::model_text::ModelText;
+use crate::frontend::model_text::testing::bytes_model;
+use crate::frontend::openai::{Ask, Kind};
+use crate::frontend::tokenizer::Tokenizer;
+
+const CONTEXT: u32 = 64;
+
+fn model() -> ServedModel {
+    let text = ModelText { context_tokens: CONTEXT, ..bytes_model() };
+    ServedModel::new(Path::new("m.gguf"), &text, None).unwrap()
+}
+
+/// Reads a body with a budget of so many bytes.
+fn read_with(model: &ServedModel, kind: Kind, body: &str, budget: usize) -> Result<Ask, ApiError> {
+    let memory = Memory::new(budget, 1);
+    let fields = Fields::parse(body.as_bytes())?;
+    let ask = Ask::read(kind, &fields, Reader { model, memory: &memory, is_long: true }, 4);
+    assert_eq!(memory.used(), ask.as_ref().map_or(0, Ask::bytes), "the rest is given back");
+    ask
+}
+
+fn read(kind: Kind, body: &Value) -> Result<Ask, ApiError> {
+    read_with(&model(), kind, &body.to_string(), 16 << 20)
+}
+
+fn tokens(prompt: Value) -> Result<Vec<Vec<u32>>, String> {
+    let ask = read(Kind::Completion, &json!({"prompt": prompt, "max_tokens": 1}));
+    let ask = ask.map_err(|error| format!("{}: {}", error.param.unwrap_or_default(), error.message))?;
+    Ok(ask.prompts.iter().map(|prompt| prompt.tokens.to_vec()).collect())
+}
+
+#[test]
+fn prompts_in_every_form() {
+    assert_eq!(tokens(json!("ab")), Ok(vec![vec![97, 98]]));
+    assert_eq!(tokens(json!("a\"")), Ok(vec![vec![97, 34]]), "with an escape");
+    assert_eq!(tokens(json!([97, 98])), Ok(vec![vec![97, 98]]));
+    assert_eq!(tokens(json!(["a", [98], "c"])), Ok(vec![vec![97], vec![98], vec![99]]));
+    let no = |prompt: Value, expect: &str| assert_eq!(tokens(prompt), Err(expect.to_owned()));
+    let one = "must be a string, a list of token ids, or a list of either, not";
+    no(json!({"a": 1}), &format!("prompt: prompt {one} {{\"a\":1}}"));
+    no(json!([[1], {}]), &format!("prompt[1]: prompt[1] {one} {{}}"));
+    no(json!([1, "a"]), "prompt[1]: prompt[1] must be a token id, not \"a\"");
+    no(json!([1.0]), "prompt[0]: prompt[0] must be a token id, not 1.0");
+    no(json!([[[1]]]), "prompt[0][0]: prompt[0][0] must be a token id, not [1]");
+}
+
+#[test]
+fn a_list_of_tokens_ends_at_the_context() {
+    let long = |tokens: usize| json!(vec![1; tokens]);
+    assert!(tokens(long(63)).is_ok());
+    let all = "prompt: prompt has 64 tokens and this model's maximum context length is 64 tokens, answer included; shorten it";
+    assert_eq!(tokens(long(64)), Err(all.to_owned()));
+    let more = "has more than 64 tokens and this model's maximum context length is 64 tokens, answer included; shorten it";
+    assert_eq!(tokens(long(65)), Err(format!("prompt: prompt {more}")));
+    assert_eq!(tokens(json!([[1], long(65)])), Err(format!("prompt[1]: prompt[1] {more}")));
+    // What comes behind is not read.
+    let rest = format!("[{},\"x\"]", vec!["1"; 65].join(","));
+    assert_eq!(tokens(serde_json::from_str(&rest).unwrap()), Err(format!("prompt: prompt {more}")));
+}
+
+#[test]
+fn messages_are_at_most_as_many_as_tokens() {
+    let say = |count: usize| json!({"messages": vec![json!({"role": "user", "content": ""}); count]});
+    let message = read(Kind::Chat, &say(65)).unwrap_err().message;
+    assert!(
+        message.starts_with("messages has 65 messages and this model's maximum context length is 64"),
+        "{message}"
+    );
+    let message = read(Kind::Chat, &say(64)).unwrap_err().message;
+    assert!(
+        message.ends_with("more than the model's 64 tokens can stand for"),
+        "they are rendered: {message}"
+    );
+    let wrong = |message: Value| read(Kind::Chat, &json!({"messages": [message]})).unwrap_err();
+    let error = wrong(json!("a"));
+    assert_eq!(
+        (error.param.as_deref(), &*error.message),
+        (Some("messages[0]"), "messages[0] must be an object, not \"a\"")
+    );
+    assert_eq!(wrong(json!({"role": "user"})).param.as_deref(), Some("messages[0].content"));
+    assert_eq!(wrong(json!({"role": 1, "content": "a"})).param.as_deref(), Some("messages[0].role"));
+    let part = json!({"role": "user", "content": [{"text": "a"}, {"type": "text"}]});
+    assert_eq!(wrong(part).param.as_deref(), Some("messages[0].content"));
+}
+
+/// A debug build checks the multiplication.
+#[test]
+fn a_text_for_a_model_without_a_tokenizer_is_refused() {
+    let model = ServedModel { tokenizer: Arc::new(Tokenizer::none(100)), ..model() };
+    let error = read_with(&model, Kind::Completion, r#"{"prompt": "a"}"#, 16 << 20).unwrap_err();
+    assert!(error.message.contains("this model has no tokenizer; send token ids"), "{}", error.message);
+    assert!(read_with(&model, Kind::Completion, r#"{"prompt": [1]}"#, 16 << 20).is_ok());
+}
+
+#[test]
+fn what_a_request_takes_is_taken_of_the_budget() {
+    let model = model();
+    let body = json!({"prompt": vec!["a"; 4]}).to_string();
+    let bytes = read_with(&model, Kind::Completion, &body, 16 << 20).unwrap().bytes();
+    assert!((4096..8192).contains(&bytes), "{bytes}");
+    assert!(read_with(&model, Kind::Completion, &body, bytes).is_ok());
+    let error = read_with(&model, Kind::Completion, &body, bytes - 1).unwrap_err();
+    assert_eq!(error.status, StatusCode::SERVICE_UNAVAILABLE, "{}", error.message);
+    // Tokenising 60 bytes may take 80 times as much, which this budget never has.
+    let body = json!({"prompt": "a".repeat(60)}).to_string();
+    let error = read_with(&model, Kind::Completion, &body, 4000).unwrap_err();
+    assert_eq!((error.status, error.param.as_deref()), (StatusCode::PAYLOAD_TOO_LARGE, Some("prompt")));
+}
+
+/// Any JSON, of a few levels.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        (0u32..300).prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "[a-z\"\\\\\u{1}é]{0,6}".prop_map(Value::from),
+        "(text|none|auto|user)".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 24, 4, |inner| {
+        let name = "(role|content|type|text|include_usage|[0-9]{1,3}|[a-c])";
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map(name, inner, 0..4)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn fields_are_those_of_a_tree(fields in proptest::collection::btree_map("[a-d\"\n]{0,3}", any_json(), 0..6)) {
+        let tree = Value::Object(fields.into_iter().collect());
+        let text = serde_json::to_string_pretty(&tree).unwrap();
+        let fields = Fields::parse(text.as_bytes()).unwrap();
+        // Parsed from the same text: not every number is written to its last bit.
+        let tree: Value = serde_json::from_str(&text).unwrap();
+        for (name, value) in tree.as_object().unwrap() {
+            let found = fields.get(name).map(|raw| serde_json::from_str::<Value>(raw.get()).unwrap());
+            prop_assert_eq!(found.unwrap_or_default(), value.clone());
+        }
+    }
+
+    /// Whatever a client sends, it is read or refused with 400 (or 404, for another model), and the sentence is short.
+    #[test]
+    fn any_body_is_read_or_refused(
+        is_chat in any::<bool>(),
+        fields in proptest::collection::btree_map(
+            "(prompt|messages|model|n|max_tokens|max_completion_tokens|temperature|top_p|top_k|min_p|seed|stop|stop_token_ids|logprobs|\\
+              top_logprobs|logit_bias|stream|stream_options|echo|ignore_eos|request_id|suffix|tools|response_format|user|x)",
+            any_json(),
+            0..6,
+        ),
+        cut in 0usize..200,
+    ) {
+        let kind = if is_chat { Kind::Chat } else { Kind::Completion };
+        let text = Value::Object(fields.into_iter().collect()).to_string();
+        for body in [&*text, text.get(..cut).unwrap_or("")] {
+            if let Err(error) = read_with(&model(), kind, body, 16 << 20) {
+                prop_assert!([StatusCode::BAD_REQUEST, StatusCode::NOT_FOUND].contains(&error.status), "{error:?}");
+                prop_assert!(error.message.chars().count() < 300, "{error:?}");
+            }
+        }
+    }
+}
