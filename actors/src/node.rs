@@ -1,7 +1,7 @@
 //! One process's actors, started and wired.
 //!
 //! Who may send what to whom is in the table of [`effect`](crate::effect); here actors get their states, threads and mailboxes:
-//! [`serving`] those of every node, [`handing_over`] those of a sender, [`linking`] the peer link and its transport.
+//! `serving` those of every node, `handing_over` those of a sender, `linking` the peer link and its transport.
 
 mod handing_over;
 mod linking;

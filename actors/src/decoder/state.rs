@@ -10,7 +10,7 @@
 //! A running sequence asks for more pages before it needs them. When there are none, the youngest request gives its pages back
 //! and is computed again later, from its prompt and the tokens that it has; so is one whose sender is lost or fails.
 //!
-//! Every request taken gets exactly one [`StreamEnd`], and its pages are released exactly once, after the engine
+//! Every request taken gets exactly one terminal event, and its pages are released exactly once, after the engine
 //! has let go of them. Tokens that were delivered are never taken back: a recompute starts from prompt + tokens.
 
 mod ending;

@@ -285,7 +285,7 @@ impl PeerLinkState {
         vec![to::log(line), to::transport(Command::Open { session: name(session) })]
     }
 
-    /// Whether a sender may join, after [`on_hello`](Self::on_hello). It may not join a process that is ending or unwell, nor
+    /// Whether a sender may join, after its Hello. It may not join a process that is ending or unwell, nor
     /// exceed one sender for each page of the ring, nor join with a Hello that was read after a younger one: its dialler has
     /// given up, and no later Hello would prove its session harmless.
     ///
