@@ -40,8 +40,8 @@ pub struct PagesSent {
     pub request: RequestId,
     /// How many more.
     pub count: u32,
-    /// How long the lane carried what one flush covers, from the first put's posting. It is told once, and time in which
-    /// flushes overlap is counted once.
+    /// The pages' part of the time in which the lane carried them and those announced with them. Time in which flushes overlap is
+    /// counted once.
     pub put_micros: u64,
 }
 

@@ -403,8 +403,9 @@ impl TransferState {
         let mut whole = live.take_whole();
         let Some(front) = whole.front() else { return Vec::new() };
         let began = front.posted_micros.max(live.flushed_micros);
-        // With the first pages only: the lane had all of them at once.
-        let mut put_micros = now.saturating_sub(began);
+        // The lane carried all of these pages together, so each page of a request has an equal part of the time.
+        let all_micros = now.saturating_sub(began);
+        let all_pages = whole.iter().filter(|put| put.owner().is_some()).count() as u64;
         live.flushed_micros = now;
         let mut effects = Vec::new();
         while let Some(put) = whole.pop_front() {
@@ -428,7 +429,7 @@ impl TransferState {
             effects.push(to::peer_link(SendFrame { session, frame }));
             if let Some(owner) = owner {
                 let request = RequestId(owner.request);
-                let put_micros = std::mem::take(&mut put_micros);
+                let put_micros = all_micros * u64::from(count) / all_pages;
                 effects.push(to::prefiller(PagesSent { session, request, count, put_micros }));
             } else if load == Load::Probe {
                 live.probed(count, page_bytes);

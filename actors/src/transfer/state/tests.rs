@@ -72,6 +72,13 @@ fn span(effect: &Effect) -> Option<(u64, u64, u64)> {
     }
 }
 
+fn put_micros(effect: &Effect) -> Option<u64> {
+    match effect {
+        Effect::Prefiller(ToPrefiller::PagesSent(sent)) => Some(sent.put_micros),
+        _ => None,
+    }
+}
+
 fn is_flush(effect: &Effect) -> bool {
     matches!(effect, Effect::Transport(ToTransport::Command(Command::Flush { .. })))
 }
@@ -503,6 +510,23 @@ fn credits_go_back_only_once_the_lane_is_there() {
     assert_eq!(state.on(0, shared(1).into()), []);
     let effects = state.on(0, connected().into());
     assert!(effects.iter().any(is_flush), "{effects:?}");
+}
+
+#[test]
+fn pages_that_are_announced_together_share_the_time() {
+    let mut peer = Peer::probed(8);
+    peer.grant();
+    // No neighbours: two frames.
+    peer.schedule(0, 1);
+    peer.schedule(5, 1);
+    peer.flush();
+    peer.flush();
+    peer.complete(1, Ok(()));
+    let (session, ticket) = (TransportSession(S.0), peer.puts[0]);
+    let completed = TransportEvents(vec![Event::PutCompleted { session, ticket, result: Ok(()) }]);
+    // The lane carried them from 2, when the probe's last pages were announced, to 103.
+    let times: Vec<u64> = peer.state.on(103, completed.into()).iter().filter_map(put_micros).collect();
+    assert_eq!(times, [50, 50]);
 }
 
 #[test]
