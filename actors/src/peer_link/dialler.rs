@@ -2,8 +2,8 @@
 //!
 //! Attempts are numbered by the whole process, so numbers grow for each receiver and none is used twice. A Hello names the last
 //! attempt with that receiver that *came up*, and whether it has drained; the attempts in between never came up and wrote nothing.
-//! So a receiver may take a Hello as proof, however late it reads it. A session that ended without proof is never covered by what a
-//! later Hello says, whatever became of the sessions after it.
+//! So a receiver may take a Hello as proof, however late it reads it. A session that ended without proof stays
+//! without proof: no later Hello covers it, even if the sessions after it have drained.
 //!
 //! The books are kept by the receiver's incarnation, not by its address: two addresses may lead to one process, and a process
 //! that was restarted at the same address is another one. They are kept as long as a session lives or is without proof.

@@ -302,8 +302,8 @@ impl Rings {
     }
 }
 
-/// Divides `budget` max-min fairly: nobody gets more than it wants, and what one leaves is shared by those that want more. The
-/// first ones get what cannot be divided.
+/// Divides `budget` max-min fairly: no session gets more than it wants, and those that want more share the rest equally. The first
+/// ones get what cannot be divided.
 fn allot(budget: u32, wants: &[u32]) -> Vec<u32> {
     let mut order: Vec<usize> = (0..wants.len()).collect();
     order.sort_by_key(|index| wants[*index]);
