@@ -83,6 +83,8 @@ counters! {
     finished: "counter" "baton_requests_finished_total";
     /// Prompts of peers that are waiting, computed or handed over here.
     prefills_live: "gauge" "baton_prefills_live";
+    /// Credits that this process holds at its receivers: not spent, or spent and not announced.
+    credits_held: "gauge" "baton_credits_held";
     /// Sessions with peers over which pages can travel.
     sessions_ready: "gauge" "baton_sessions_ready";
     /// Sessions of which the transport holds anything still, over or not.

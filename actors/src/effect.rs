@@ -260,6 +260,7 @@ table! {
         ReleasePages: Post from [Decoder, Prefiller], "one a ReservePages";
         SessionOpened: Post from [PeerLink], "one a session";
         PeerReady: Post from [PeerLink], "one a session";
+        PeerLeaving: Post from [PeerLink], "one a session";
         PageFilled: Post from [PeerLink], "credits";
         PeerLost: Post from [PeerLink], "one a session";
         SessionDrained: Post from [PeerLink], "one a session";
@@ -318,6 +319,7 @@ table! {
         SendFrame: Post from [Decoder, BufferManager, Transfer, Prefiller], "what each frame is about: a request, credits, a session";
         BreakSession: Post from [BufferManager, Transfer], "one a session";
         RoomChanged: Post from [BufferManager], "two a session";
+        NothingOutstanding: Post from [BufferManager], "one a session";
         HealthSeen: Post from [Ticker], "a full mailbox skips it";
         AnnounceLeaving: Post from [Node], "one a process";
         CloseLinks: Post from [Node], "one a process";

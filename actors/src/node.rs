@@ -37,6 +37,9 @@ const AWAKE_CORES: usize = 8;
 
 /// How long sessions may take to end in good order.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+/// How long a process that ends waits until its receivers have called its credits back. One that does not keeps those pages
+/// quarantined where it cannot see that this process has ended.
+const RETURN_LIMIT: Duration = Duration::from_secs(1);
 
 /// What this process is on the link.
 pub enum LinkRole {
@@ -140,6 +143,13 @@ impl Node {
             self.decoder.do_send(AbortAll.into());
         }
         let Some(linking::Linked { peer_link, arbiter, transport }) = self.link else { return };
+        let returned = async {
+            while self.counters.credits_held().load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // Best effort, as below.
+        let _ = tokio::time::timeout(RETURN_LIMIT, returned).await;
         peer_link.do_send(CloseLinks.into());
         let closed = async {
             while self.counters.sessions_held().load(Ordering::Relaxed) > 0 {

@@ -11,6 +11,7 @@ pub mod state;
 
 use std::time::Instant;
 
+use crate::counters::{Counters, store};
 use crate::effect::{Effect, ToTransfer};
 use crate::shell::{Behaviour, Shell};
 use state::TransferState;
@@ -24,6 +25,8 @@ pub struct TransferBehaviour {
     pub state: TransferState,
     /// When the state's clock began.
     pub epoch: Instant,
+    /// What the node counts.
+    pub counters: Counters,
 }
 
 impl Behaviour for TransferBehaviour {
@@ -31,6 +34,10 @@ impl Behaviour for TransferBehaviour {
 
     fn on(&mut self, now: Instant, mail: ToTransfer) -> Vec<Effect> {
         self.state.on((now - self.epoch).as_micros() as u64, mail)
+    }
+
+    fn publish(&self) {
+        store(self.counters.credits_held(), self.state.credits_held());
     }
 
     fn expects_more(mail: &ToTransfer) -> bool {

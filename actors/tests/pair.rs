@@ -22,6 +22,8 @@ use engine::{
     Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Source, Step,
     StepLimits, StepOutput,
 };
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::Receiver;
 
 /// Longest wait in a test before it fails.
@@ -407,21 +409,35 @@ async fn a_sender_that_is_told_to_end_finishes_its_hand_overs_and_another_goes_o
     assert_eq!(receiver.peers(), 1);
 }
 
+/// Connects an accepted connection with `address` until told to cut it.
+async fn connect_through(mut inner: TcpStream, address: String, cut: Arc<Notify>) {
+    let mut outer = TcpStream::connect(address).await.expect("the receiver listens");
+    tokio::select! {
+        _ = tokio::io::copy_bidirectional(&mut inner, &mut outer) => {}
+        () = cut.notified() => {}
+    }
+}
+
+/// Passes one connection on to `address` until told to cut it; then nothing listens any more.
+async fn pass_on_once(address: String, cut: Arc<Notify>) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let ours = listener.local_addr().expect("bound").to_string();
+    actix::spawn(async move {
+        let (inner, _) = listener.accept().await.expect("a connection");
+        drop(listener);
+        connect_through(inner, address, cut).await;
+    });
+    ours
+}
+
 /// Passes connections on to `address` until told to cut them all; then takes new ones.
-async fn pass_on(address: String, cut: Arc<tokio::sync::Notify>) -> String {
+async fn pass_on(address: String, cut: Arc<Notify>) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let ours = listener.local_addr().expect("bound").to_string();
     actix::spawn(async move {
         loop {
-            let (mut inner, _) = listener.accept().await.expect("a connection");
-            let (address, cut) = (address.clone(), cut.clone());
-            actix::spawn(async move {
-                let mut outer = tokio::net::TcpStream::connect(address).await.expect("the receiver listens");
-                tokio::select! {
-                    _ = tokio::io::copy_bidirectional(&mut inner, &mut outer) => {}
-                    () = cut.notified() => {}
-                }
-            });
+            let (inner, _) = listener.accept().await.expect("a connection");
+            actix::spawn(connect_through(inner, address.clone(), cut.clone()));
         }
     });
     ours
@@ -434,18 +450,37 @@ async fn a_lost_sender_without_proof_disables_no_other_sender() {
     let address = listener.local_addr().expect("bound").to_string();
     let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
     let quarantined = || receiver.counters.pages_quarantined().load(Ordering::SeqCst);
-    // A sender that ends without dialling again gives no proof, and its process lives: ours.
-    let mute = start(LinkRole::Sender(vec![address.clone()]), 64, 1);
+    // A sender that is cut off and cannot dial again gives no proof, and its process lives: ours.
+    let cut = Arc::new(Notify::new());
+    let mute = start(LinkRole::Sender(vec![pass_on_once(address.clone(), cut.clone()).await]), 64, 1);
     until("it is ready", || receiver.peers() == 1).await;
-    mute.shut_down(PATIENCE).await;
-    until("its pages are set aside", || quarantined() == 4).await;
+    cut.notify_waiters();
+    until("its pages are quarantined", || quarantined() == 4).await;
     // They count against the pool and not against the ring: another sender serves as before.
     let next = dial(&receiver, &address, 64).await;
     for request in 0..3 {
         let timings = answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("it goes well");
         assert!(timings.disaggregated && quarantined() == 4, "{timings:?}");
     }
-    next.shut_down(PATIENCE).await;
+    for node in [mute, next, receiver] {
+        node.shut_down(PATIENCE).await;
+    }
+}
+
+#[actix::test]
+async fn a_sender_that_leaves_returns_its_credits_first() {
+    let foreign = Damage { foreign_writes: true, ..Damage::default() };
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
+    let ended = || receiver.counters.sessions_ended().load(Ordering::SeqCst);
+    for left in 1..3 {
+        let sender = start(LinkRole::Sender(vec![address.clone()]), 64, 1);
+        until("it is ready", || receiver.peers() == 1).await;
+        sender.shut_down(PATIENCE).await;
+        until("its session is over", || ended() == left && receiver.peers() == 0).await;
+        assert_eq!(receiver.counters.pages_quarantined().load(Ordering::SeqCst), 0);
+    }
     receiver.shut_down(PATIENCE).await;
 }
 
@@ -456,7 +491,7 @@ async fn a_sender_that_dials_again_proves_that_its_last_session_has_drained() {
     let address = listener.local_addr().expect("bound").to_string();
     let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
     let quarantined = || receiver.counters.pages_quarantined().load(Ordering::SeqCst);
-    let cut = Arc::new(tokio::sync::Notify::new());
+    let cut = Arc::new(Notify::new());
     let address = pass_on(address, cut.clone()).await;
     let sender = start(LinkRole::Sender(vec![address]), 64, 1);
     for request in 0..5 {

@@ -35,21 +35,21 @@ const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "release pages without proof",
-        "actors/src/peer_link/state.rs",
+        "actors/src/peer_link/state/proof.rs",
         "Direction::Incoming { harmless, .. } if !self.close_ends_writes && !harmless => return None,",
         "Direction::Incoming { harmless, .. } if self.closing && !harmless => return None,",
     ),
     mutant(
         "take any Hello as proof",
-        "actors/src/peer_link/state.rs",
+        "actors/src/peer_link/state/proof.rs",
         "|| (drained && peer.number == previous))",
         "|| peer.number == previous)",
     ),
     mutant(
         "free a lost session's pages at once",
-        "actors/src/buffer_manager/state.rs",
-        "        self.rings.lose(session, Vec::new());\n        self.quarantine_changed()",
-        "        self.rings.lose(session, Vec::new());\n        self.on_session_drained(SessionDrained { session })",
+        "actors/src/buffer_manager/state/landing.rs",
+        "        let mut effects = self.quarantine_changed();\n        if",
+        "        let mut effects = self.on_session_drained(SessionDrained { session });\n        if",
     ),
     mutant(
         "frame before flush",
@@ -59,7 +59,7 @@ const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "transit before reservation",
-        "actors/src/buffer_manager/state.rs",
+        "actors/src/buffer_manager/state/serving.rs",
         "cost + credit <= unclaimed && credit <= self.rings.room()",
         "(credit == 1 || cost <= unclaimed) && credit <= self.rings.room()",
     ),
@@ -74,13 +74,13 @@ const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "skip the hash check",
-        "actors/src/buffer_manager/state.rs",
+        "actors/src/buffer_manager/state/landing.rs",
         "if !hasher.is_none_or(is_whole) {",
         "if hasher.is_some_and(|hasher| !is_whole(hasher) && filled.count == 0) {",
     ),
     mutant(
         "admit a Hello that was read late",
-        "actors/src/peer_link/state.rs",
+        "actors/src/peer_link/state/proof.rs",
         "if hello.number < youngest {",
         "if hello.number < 1 {",
     ),
@@ -140,7 +140,7 @@ const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "drop an effect: SessionDrained",
-        "actors/src/peer_link/state.rs",
+        "actors/src/peer_link/state/proof.rs",
         "Direction::Incoming { .. } => Some(to::buffer_manager(SessionDrained { session })),",
         "Direction::Incoming { .. } => None,",
     ),
@@ -152,13 +152,13 @@ const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "adopt a page from any session",
-        "actors/src/buffer_manager/state.rs",
-        "(holding.from == Some(session) && holding.landing >= filled.count)",
-        "(holding.from.is_some() && holding.landing >= filled.count)",
+        "actors/src/buffer_manager/state/landing.rs",
+        "(holding.from == Some(session)).then_some",
+        "(holding.from.is_some()).then_some",
     ),
     mutant(
         "serve a landing reservation without a credit",
-        "actors/src/buffer_manager/state.rs",
+        "actors/src/buffer_manager/state/serving.rs",
         "Some(ring) if ring.outstanding() == 0 => 1,",
         "Some(ring) if ring.outstanding() > u32::MAX - 1 => 1,",
     ),
@@ -175,6 +175,24 @@ const MUTANTS: &[Mutant] = &[
         "line.live.is_none()",
     ),
     mutant(
+        "let a drained session cover an earlier one",
+        "actors/src/peer_link/dialler.rs",
+        " && !line.has_unproved;",
+        ";",
+    ),
+    mutant(
+        "report every lost session as empty",
+        "actors/src/buffer_manager/state/landing.rs",
+        "if !self.rings.is_quarantined(session) {",
+        "if session.0 > 0 {",
+    ),
+    mutant(
+        "drop an effect: PeerLost to the buffer manager",
+        "actors/src/peer_link/state.rs",
+        "vec![to::proxy(lost), to::decoder(lost), to::buffer_manager(lost)]",
+        "vec![to::proxy(lost), to::decoder(lost)]",
+    ),
+    mutant(
         "deliver an effect twice: StartSequence",
         "actors/src/decoder/state/entry.rs",
         "vec![to::buffer_manager(computed), self.start(resident, pages)]",
@@ -182,14 +200,14 @@ const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "deliver an effect twice: Grant",
-        "actors/src/buffer_manager/state.rs",
+        "actors/src/buffer_manager/state/serving.rs",
         "effects.push(frame(session, Frame::Grant { first, pages: pages.to_vec() }));",
         "effects.push(frame(session, Frame::Grant { first, pages: pages.to_vec() }));\n                        \
          effects.push(frame(session, Frame::Grant { first, pages: pages.to_vec() }));",
     ),
     mutant(
         "swap two recipients: PagesReserved",
-        "actors/src/buffer_manager/state.rs",
+        "actors/src/buffer_manager/state/serving.rs",
         "SequenceId::Own(_) => to::decoder(reserved),\n        SequenceId::Peer(_) => to::prefiller(reserved),",
         "SequenceId::Own(_) => to::prefiller(reserved),\n        SequenceId::Peer(_) => to::decoder(reserved),",
     ),

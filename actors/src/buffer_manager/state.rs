@@ -20,28 +20,24 @@
 //! A page that a sequence has filled stays cached after it until its place is needed: the next sequence that begins with the
 //! same tokens shares it. Only a page that no sequence holds and that is not cached becomes a credit.
 
+mod landing;
 mod rings;
+mod serving;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::mem;
-use std::num::NonZeroU32;
 use std::time::Instant;
 
-use connector::frame::{Frame, GRANT_PAGES_MAX};
 use connector::page_hash::PageSeed;
 use connector::ring::PageIndex;
 use engine::PageId;
 
 use super::prefix_cache::PrefixCache;
 use crate::effect::{Effect, ToBufferManager, to};
-use crate::log::LogLine;
 use crate::messages::{
-    BreakSession, GrowPages, PageFilled, PageRejected, PagesAdopted, PagesComputed, PagesDenied, PagesGrown,
-    PagesReserved, PagesShort, ReservePages, RoomChanged, SendFrame, SequenceId, SessionDrained, SessionId,
-    SessionOpened,
+    GrowPages, PagesComputed, PagesDenied, ReservePages, RoomChanged, SequenceId, SessionId,
 };
-use crate::request::RequestId;
-use rings::{Change, Next, Ring, Rings};
+use rings::Rings;
 
 /// Most bytes that one session's start-up measurement wants.
 const MEASURED_BYTES_MAX: u64 = 256 << 20;
@@ -174,6 +170,7 @@ impl PoolState {
             ToBufferManager::ReleasePages(release) => self.on_release(release.sequence),
             ToBufferManager::SessionOpened(opened) => self.on_session_opened(opened),
             ToBufferManager::PeerReady(ready) => self.on_measured(ready.session),
+            ToBufferManager::PeerLeaving(leaving) => self.on_peer_leaving(leaving.session),
             ToBufferManager::PageFilled(filled) => self.on_page_filled(filled, hasher),
             ToBufferManager::PeerLost(lost) => self.on_session_lost(lost.session),
             ToBufferManager::SessionDrained(drained) => self.on_session_drained(drained),
@@ -198,6 +195,18 @@ impl PoolState {
             cached: self.cache.unused(),
             quarantined: self.rings.quarantined(),
         }
+    }
+
+    /// Pages that the largest reservation or growth that waits needs in all; 0 if none waits. For checks.
+    pub fn needed_most(&self) -> u32 {
+        let waiting = self.waiting.iter().map(|reserve| self.needed(reserve));
+        let growing = self.growing.iter().map(|grow| self.held(grow.sequence) + grow.least);
+        waiting.chain(growing).max().unwrap_or_default()
+    }
+
+    /// Pages that a sequence holds.
+    fn held(&self, sequence: SequenceId) -> u32 {
+        self.holdings.get(&sequence).map_or(0, |holding| holding.pages.len() as u32)
     }
 
     /// Who may touch `page` now; for checks, since it looks through everything.
@@ -291,32 +300,6 @@ impl PoolState {
         }
     }
 
-    /// A session began: its peer may write up to `ring_pages` pages of ours, whose hashes have this seed.
-    fn on_session_opened(&mut self, opened: SessionOpened) -> Vec<Effect> {
-        if let Some(capacity) = NonZeroU32::new(opened.ring_pages) {
-            self.rings.open(opened.session, capacity, opened.seed);
-        }
-        Vec::new()
-    }
-
-    /// The session's start-up measurement is over.
-    fn on_measured(&mut self, session: SessionId) -> Vec<Effect> {
-        self.rings.measured(session);
-        Vec::new()
-    }
-
-    /// A session ended: puts into its outstanding pages may still land.
-    fn on_session_lost(&mut self, session: SessionId) -> Vec<Effect> {
-        self.rings.lose(session, Vec::new());
-        self.quarantine_changed()
-    }
-
-    /// Proof: no byte of this lost session can land any more.
-    fn on_session_drained(&mut self, drained: SessionDrained) -> Vec<Effect> {
-        self.free.extend(self.rings.drain(drained.session).into_iter().map(|page| page.0));
-        self.quarantine_changed()
-    }
-
     /// Tells proxy and peer link how much room is left, and denies what no longer fits.
     fn quarantine_changed(&mut self) -> Vec<Effect> {
         let quarantined = self.rings.quarantined();
@@ -350,71 +333,11 @@ impl PoolState {
             denied.is_none()
         });
         growing.retain(|grow| {
-            let has = self.holdings.get(&grow.sequence).map_or(0, |holding| holding.pages.len() as u32);
-            let denied = self.denial(grow.sequence, has + grow.least);
+            let denied = self.denial(grow.sequence, self.held(grow.sequence) + grow.least);
             effects.extend(denied.clone());
             denied.is_none()
         });
         (self.waiting, self.growing) = (waiting, growing);
-        effects
-    }
-
-    /// A sender says that pages are whole and visible. They are adopted only if they are what it put: `hasher` computes
-    /// what is there; without one, both sides have agreed to do without.
-    fn on_page_filled(&mut self, filled: PageFilled, hasher: Option<Hasher<'_>>) -> Vec<Effect> {
-        let session = filled.session;
-        let Some(seed) = self.rings.get(session).map(Ring::seed) else { return Vec::new() };
-        let pages = match self.rings.fill(session, filled.first, filled.count) {
-            None => return Vec::new(),
-            Some(Ok(pages)) => pages,
-            Some(Err(error)) => return vec![broken(session, error.to_string())],
-        };
-        let landing = filled.owner.and_then(|owner| {
-            let request = RequestId(owner.request);
-            let holding = self.holdings.get(&SequenceId::Own(request))?;
-            (holding.from == Some(session) && holding.landing >= filled.count).then_some((request, owner))
-        });
-        let Some((request, owner)) = landing else {
-            // No request waits for them here: a probe, a request that ended while they were under way, or one that lands from
-            // another session.
-            self.free.extend(pages.iter().map(|page| page.0));
-            return Vec::new();
-        };
-        let seed_of = |n: u32| PageSeed {
-            session: seed,
-            credit: filled.first.0 + u64::from(n),
-            request: request.0,
-            place: owner.first_page.wrapping_add(n),
-        };
-        let is_whole = |hasher: Hasher<'_>| {
-            let seeded = (0..).zip(&pages).map(|(n, page)| (PageId(page.0), seed_of(n)));
-            hasher(&seeded.collect::<Vec<_>>()) == filled.hashes
-        };
-        if !hasher.is_none_or(is_whole) {
-            return self.on_damaged(session, request, pages);
-        }
-        self.landing -= filled.count;
-        self.rings.expect_less(session, filled.count);
-        let pages: Vec<PageId> = pages.iter().map(|page| PageId(page.0)).collect();
-        self.hold(SequenceId::Own(request), &pages);
-        self.holdings.entry(SequenceId::Own(request)).or_default().landing -= filled.count;
-        self.counts.adopted += pages.len() as u64;
-        let (first_page, transfer_micros) = (owner.first_page, filled.transfer_micros);
-        vec![to::decoder(PagesAdopted { request, first_page, pages, transfer_micros })]
-    }
-
-    /// A hash does not match: a bit flipped, or the flush did not cover what its sender says. More may land in these pages, and
-    /// under every credit of the session. So the session is over here, its pages wait for proof, and the link hears of it.
-    fn on_damaged(&mut self, session: SessionId, request: RequestId, damaged: Vec<PageIndex>) -> Vec<Effect> {
-        self.rings.lose(session, damaged);
-        self.counts.mismatches += 1;
-        let reason = format!("a page of {request} is not what was put");
-        let mut effects = vec![
-            to::log(LogLine::PageDamaged { request }),
-            to::decoder(PageRejected { request }),
-            broken(session, reason),
-        ];
-        effects.extend(self.quarantine_changed());
         effects
     }
 
@@ -441,110 +364,6 @@ impl PoolState {
         taken
     }
 
-    /// Grants credits, then lets sequences grow, then serves reservations, as far as free pages go.
-    fn settle(&mut self, now: Instant) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        loop {
-            effects.extend(self.settle_rings(now));
-            let is_next =
-                self.settle_growth(&mut effects) && self.waiting.front().is_some_and(|next| self.fits(next));
-            let Some(next) = self.waiting.pop_front_if(|_| is_next) else { break };
-            effects.push(reserved(self.serve(next)));
-        }
-        self.check();
-        effects
-    }
-
-    fn settle_rings(&mut self, now: Instant) -> Vec<Effect> {
-        let next = self.waiting.front().and_then(|next| {
-            // One that is served now gets its credits behind its pages, so that they are neighbours.
-            next.landing.map(|session| Next { session, is_served: self.fits(next) })
-        });
-        let changes = self.rings.changes(now, self.unclaimed(), next);
-        let mut effects = Vec::with_capacity(changes.len());
-        for change in changes {
-            match change {
-                Change::Share(session, pages) => effects.push(frame(session, Frame::RingShare { pages })),
-                Change::Grant(session, count) => {
-                    let pages: Vec<PageIndex> = self.take(count).into_iter().map(PageIndex).collect();
-                    let mut first = self.rings.grant(session, &pages);
-                    for pages in pages.chunks(GRANT_PAGES_MAX) {
-                        effects.push(frame(session, Frame::Grant { first, pages: pages.to_vec() }));
-                        first.0 += pages.len() as u64;
-                    }
-                }
-            }
-        }
-        effects
-    }
-
-    /// Lets sequences grow; false if one could not.
-    fn settle_growth(&mut self, effects: &mut Vec<Effect>) -> bool {
-        while let Some(&GrowPages { sequence, least, most }) = self.growing.front() {
-            let pages = most.min(self.unclaimed());
-            if pages < least {
-                if !mem::replace(&mut self.told_short, true) {
-                    effects.push(to::decoder(PagesShort { releases: self.releases }));
-                }
-                return false;
-            }
-            self.growing.pop_front();
-            let pages: Vec<PageId> = self.take(pages).into_iter().map(PageId).collect();
-            self.hold(sequence, &pages);
-            self.holdings.entry(sequence).or_default().grows -= 1;
-            effects.push(to::decoder(PagesGrown { sequence, pages }));
-        }
-        true
-    }
-
-    /// True if a reservation can be served now. One whose pages land needs a credit for its session as well, or a page for one; a
-    /// session that is gone lands nothing.
-    fn fits(&self, reserve: &ReservePages) -> bool {
-        let (cost, unclaimed) = (self.cost(reserve), self.unclaimed());
-        let credit = match reserve.landing.and_then(|session| self.rings.get(session)) {
-            Some(ring) if ring.outstanding() == 0 => 1,
-            _ => 0,
-        };
-        cost + credit <= unclaimed && credit <= self.rings.room()
-    }
-
-    /// Unclaimed pages that a reservation takes: its own, those that land, and those shared ones that nobody holds yet.
-    fn cost(&self, reserve: &ReservePages) -> u32 {
-        let shared = self.cache.lookup(&reserve.tokens);
-        let held = shared.iter().filter(|page| self.holders.contains_key(page)).count() as u32;
-        self.wanted(reserve) - held
-    }
-
-    /// What a reservation asks for ahead of its tokens is cut to what it may use.
-    fn wanted(&self, reserve: &ReservePages) -> u32 {
-        reserve.pages.min(self.usable())
-    }
-
-    fn serve(&mut self, reserve: ReservePages) -> PagesReserved {
-        let pages = self.wanted(&reserve);
-        let ReservePages { sequence, tokens, landing, .. } = reserve;
-        let mut table = self.cache.lookup(&tokens);
-        let (tokens, shared) = (tokens.len() as u32, table.len() as u32);
-        let resident = shared * self.config.page_tokens;
-        // The last page travels in the time that it takes to compute it.
-        let little = shared > 0 && tokens - resident <= self.config.page_tokens;
-        let from = landing.filter(|session| !little && self.rings.get(*session).is_some());
-        let landing = from.map_or(0, |_| tokens.div_ceil(self.config.page_tokens) - shared);
-        self.counts.resident += u64::from(shared);
-        // The shared pages first: what is held is not evicted for the rest.
-        self.hold(sequence, &table);
-        let own: Vec<PageId> = self.take(pages - shared - landing).into_iter().map(PageId).collect();
-        self.hold(sequence, &own);
-        let holding = self.holdings.entry(sequence).or_default();
-        (holding.landing, holding.from) = (landing, from);
-        self.landing += landing;
-        if let Some(session) = from {
-            self.rings.expect(session, landing);
-        }
-        table.extend(own);
-        PagesReserved { sequence, resident, landing, pages: table }
-    }
-
     fn check(&self) {
         let used = self.usage();
         debug_assert!(
@@ -559,27 +378,11 @@ impl PoolState {
 }
 
 /// To the owner of the reservation.
-fn reserved(reserved: PagesReserved) -> Effect {
-    match reserved.sequence {
-        SequenceId::Own(_) => to::decoder(reserved),
-        SequenceId::Peer(_) => to::prefiller(reserved),
-    }
-}
-
-/// To the owner of the reservation.
 fn denied(denied: PagesDenied) -> Effect {
     match denied.sequence {
         SequenceId::Own(_) => to::decoder(denied),
         SequenceId::Peer(_) => to::prefiller(denied),
     }
-}
-
-fn frame(session: SessionId, frame: Frame) -> Effect {
-    to::peer_link(SendFrame { session, frame })
-}
-
-fn broken(session: SessionId, reason: String) -> Effect {
-    to::peer_link(BreakSession { session, reason })
 }
 
 #[cfg(test)]

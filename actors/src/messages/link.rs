@@ -67,7 +67,7 @@ pub struct PeerReady {
     pub pid: u32,
 }
 
-/// Peer link → proxy: this sender takes no new prefills; those it has continue.
+/// Peer link → proxy and buffer manager: this sender takes no new prefills; those it has continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerLeaving {
     /// Its session.
@@ -77,6 +77,13 @@ pub struct PeerLeaving {
 /// Peer link → everyone who knows the session: it is over. Only completions of its last puts follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerLost {
+    /// Which.
+    pub session: SessionId,
+}
+
+/// Buffer manager → peer link: no credit of this lost session was outstanding, so its peer may write no page of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NothingOutstanding {
     /// Which.
     pub session: SessionId,
 }

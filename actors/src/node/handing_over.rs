@@ -51,7 +51,7 @@ impl Contexts {
             hashed.zip(results).map(|(pages, results)| HashThread::spawn(pages, results)).transpose()?;
         let devices = Devices { hash_thread, transport: Some(transport), ..Devices::default() };
         let router = Router::new(Endpoint::Transfer, mailboxes, devices);
-        let behaviour = TransferBehaviour { state, epoch: Instant::now() };
+        let behaviour = TransferBehaviour { state, epoch: Instant::now(), counters: parts.counters.clone() };
         self.transfer.run(Transfer::new(behaviour, router, parts.awake(), parts.pulse("transfer")));
 
         let state = PrefillerState::new(PrefillerConfig {

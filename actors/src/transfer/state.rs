@@ -146,6 +146,12 @@ impl TransferState {
         self.sessions.values().filter(|live| live.lost).count()
     }
 
+    /// Credits of live sessions that are not spent, or spent and not announced.
+    pub fn credits_held(&self) -> u32 {
+        let live = self.sessions.values().filter(|live| !live.lost);
+        live.map(|live| live.ring.available() + live.ring.unannounced()).sum()
+    }
+
     /// A session began. Credits may come before the lane is connected.
     fn on_session_opened(&mut self, opened: SessionOpened) -> Vec<Effect> {
         if let Some(capacity) = NonZeroU32::new(opened.ring_pages.min(RING_PAGES_MAX)) {

@@ -159,14 +159,14 @@ impl World {
     pub(super) fn look_whether_done(&mut self, node: usize, since: u64, closing: bool) {
         let limit = self.now - since > DRAIN;
         let Some(sender) = self.nodes[node].sender() else { return };
-        let prefills = sender.prefiller.len();
+        let (prefills, credits) = (sender.prefiller.len(), sender.transfer.credits_held());
         let process = &mut self.nodes[node];
         if closing {
             if limit || (process.link.is_closing() && process.link.held() == 0) {
                 return self.crash(node);
             }
             self.at_node(node, 5 * MS, Event::LookWhetherDone { since, closing });
-        } else if limit || prefills == 0 {
+        } else if limit || (prefills == 0 && credits == 0) {
             self.perform(node, Endpoint::Node, vec![to::peer_link(CloseLinks)]);
             let since = self.now;
             self.at_node(node, 5 * MS, Event::LookWhetherDone { since, closing: true });

@@ -16,6 +16,9 @@ use super::parts::{Lane, OutletName, Put, PutName};
 use super::plan::{MS, SECOND, VOCABULARY};
 use super::world::{Event, RECEIVER, World};
 
+/// How much later a failed put may land.
+const LATE: u64 = 20 * SECOND;
+
 /// Neighbouring pages that go as one put.
 struct Pages {
     /// The first one, in the sender's pool.
@@ -147,6 +150,9 @@ impl World {
         let put = Put { page, is_owned, into, pages, lands_at, fails, ..Put::default() };
         outlet.puts.insert(ticket, put);
         self.at(read, None, Event::PutIsRead((name, ticket)));
+        // A put that failed at a device may land much later, as long as its process lives.
+        let is_late = fails && self.plan.foreign && self.dice.one_in(2);
+        let lands = if is_late { lands + self.dice.between(0, LATE) } else { lands };
         self.at(lands, None, Event::PutLands((name, ticket)));
         self.at(completes, None, Event::PutCompletes((name, ticket)));
     }

@@ -30,7 +30,7 @@ pub enum Fault {
     LaneHangs(usize),
     /// A bit of the next page that lands is flipped.
     BitFlips,
-    /// The next announcement is sent twice, or with a wrong credit.
+    /// The next announcement is sent twice, or with a wrong credit, or for a request that another sender prefills.
     SenderMiscounts(usize),
     /// The process ends in good order, and another one starts later.
     SenderLeaves(usize),

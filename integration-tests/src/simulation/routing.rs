@@ -8,16 +8,19 @@ use actors::effect::{
     ToTransport, to,
 };
 use actors::log::LogLine;
-use actors::messages::{PageToHash, PagesHashed, SendFrame};
+use actors::messages::{PageToHash, PagesHashed, SendFrame, SessionId};
 use actors::request::AbortRequest;
-use connector::frame::Frame;
+use connector::frame::{Frame, PageOwner};
 use connector::page_hash::PageSeed;
 use connector::ring::CreditNumber;
 use engine::PageId;
 
 use super::parts::OutletName;
-use super::plan::MS;
-use super::world::{Event, World};
+use super::plan::{MS, SECOND};
+use super::world::{Event, RECEIVER, World};
+
+/// After this long no request waits for a lost session, unless its process was stopped.
+const FORGETTING: u64 = 2 * SECOND;
 
 impl World {
     /// Delivers what an endpoint of a process wants done, in order.
@@ -34,7 +37,7 @@ impl World {
                 }
                 Effect::Transport(ToTransport::Command(command)) => self.command_transport(node, command),
                 Effect::Sockets(message) => self.command_sockets(node, message),
-                Effect::Log(ToLog::LogLine(line)) => self.note(&line),
+                Effect::Log(ToLog::LogLine(line)) => self.note(node, &line),
                 Effect::Process(ToProcess::Fault(fault)) => {
                     return self.fail(format!("process {node} gives up: {}", fault.0));
                 }
@@ -74,11 +77,19 @@ impl World {
         let process = &mut self.nodes[node];
         let effects = match effect {
             Effect::BufferManager(mail) => {
+                let may_use = self.plan.receiver_pages - self.plan.ring_pages;
                 let memory = &process.memory;
                 let hasher = |pages: &[(PageId, PageSeed)]| -> Vec<u64> {
                     pages.iter().map(|(page, seed)| memory.hash(*page, *seed)).collect()
                 };
-                process.pool.on(now, mail, hashed.then_some(&hasher))
+                let effects = process.pool.on(now, mail, hashed.then_some(&hasher));
+                let (needed, quarantined) = (process.pool.needed_most(), process.pool.usage().quarantined);
+                if node == RECEIVER && needed > may_use.saturating_sub(quarantined) {
+                    return self.fail(format!(
+                        "a request waits for {needed} pages; {may_use} are usable, and {quarantined} of them quarantined"
+                    ));
+                }
+                effects
             }
             Effect::Generator(mail) => process.generator.on(micros, mail),
             Effect::PeerLink(mail) => process.link.on(now, mail),
@@ -142,8 +153,12 @@ impl World {
         self.send_later(node, wait, Endpoint::HashThread, to::transfer(hashed));
     }
 
-    fn note(&mut self, line: &LogLine) {
+    fn note(&mut self, node: usize, line: &LogLine) {
         match line {
+            LogLine::SessionOver { session, .. } if node == RECEIVER => {
+                let look = Event::MustBeForgotten { session: *session, is_last: false };
+                self.at_node(node, FORGETTING, look);
+            }
             LogLine::ReceiverReady { .. } => self.report.sessions += 1,
             LogLine::PageDamaged { .. } => self.report.damaged += 1,
             _ => {}
@@ -159,11 +174,36 @@ impl World {
         }
     }
 
+    /// A request that another sender than `node` was asked to prefill last.
+    fn landing_elsewhere(&self, node: usize) -> Option<u64> {
+        let mut asked = self.asked.iter().rev();
+        asked.find(|(_, sender)| **sender != node).map(|(request, _)| *request)
+    }
+
+    /// No request waits for a session that was lost long ago.
+    pub(super) fn must_be_forgotten(&mut self, node: usize, session: SessionId, is_last: bool) {
+        let Some(receiver) = self.nodes[node].receiver() else { return };
+        let waiting = receiver.decoder.waiting_for(session);
+        if waiting > 0 && is_last {
+            self.fail(format!("{waiting} requests still wait for {session}, which was lost long ago"));
+        } else if waiting > 0 {
+            // The process may have been stopped meanwhile: it gets the same time again.
+            self.at_node(node, FORGETTING, Event::MustBeForgotten { session, is_last: true });
+        }
+    }
+
     /// The frames that leave: what was to be sent, or what a sender makes of it that miscounts.
     fn as_sent(&mut self, node: usize, frame: Frame) -> Vec<Frame> {
         let wrong = matches!(frame, Frame::PageFilled { .. }) && self.miscounts.remove(&node);
         match frame {
             frame if !wrong => vec![frame],
+            Frame::PageFilled { first, count, owner: Some(owner), hashes, transfer_micros }
+                if self.dice.one_in(2)
+                    && let Some(request) = self.landing_elsewhere(node) =>
+            {
+                let owner = Some(PageOwner { request, ..owner });
+                vec![Frame::PageFilled { first, count, owner, hashes, transfer_micros }]
+            }
             Frame::PageFilled { first, count, owner, hashes, transfer_micros } if self.dice.one_in(2) => {
                 let first = CreditNumber(first.0 + 1);
                 vec![Frame::PageFilled { first, count, owner, hashes, transfer_micros }]

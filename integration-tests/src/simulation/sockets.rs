@@ -207,6 +207,9 @@ impl World {
     fn send(&mut self, conn: u64, side: usize, frame: Frame) {
         let other = 1 - side;
         let Some(found) = self.conns.get_mut(&conn).filter(|found| found.open[other]) else { return };
+        if let Frame::Prefill { request, .. } = frame {
+            self.asked.insert(request, found.sender);
+        }
         found.frames[other].push_back(frame);
         let wait = self.dice.wait(MS, 500 * MS);
         self.at(wait, None, Event::FrameArrives(conn, other));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::{Duration, Instant};
 
 use actors::effect::{Effect, Endpoint, to};
-use actors::messages::{StartDialling, Tick};
+use actors::messages::{SessionId, StartDialling, Tick};
 use actors::request::RequestId;
 
 use super::dice::Dice;
@@ -52,6 +52,11 @@ pub(super) enum Event {
     LookWhetherDone {
         since: u64,
         closing: bool,
+    },
+    /// Whether requests still wait for this lost session, long after it was lost.
+    MustBeForgotten {
+        session: SessionId,
+        is_last: bool,
     },
     Judge,
     /// The request asked after healing has ended; whether it should have been handed over.
@@ -105,6 +110,8 @@ pub(super) struct World {
     pub(super) flip: bool,
     /// The next announcement of this sender is wrong.
     pub(super) miscounts: BTreeSet<usize>,
+    /// The sender that was asked last to prefill each request.
+    pub(super) asked: BTreeMap<u64, usize>,
     pub(super) report: Report,
     violation: Option<Violation>,
     trace: bool,
@@ -128,6 +135,7 @@ impl World {
             clients: BTreeMap::new(),
             flip: false,
             miscounts: BTreeSet::new(),
+            asked: BTreeMap::new(),
             report: Report::default(),
             violation: None,
             trace,
@@ -224,6 +232,7 @@ impl World {
             Event::Fault(fault) => self.strike(fault),
             Event::Restart(node) => self.restart(node),
             Event::LookWhetherDone { since, closing } => self.look_whether_done(node, since, closing),
+            Event::MustBeForgotten { session, is_last } => self.must_be_forgotten(node, session, is_last),
             Event::Judge => self.judge(),
             Event::LastWord { request, travels } => self.last_word(request, travels),
         }

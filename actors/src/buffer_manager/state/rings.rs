@@ -19,6 +19,8 @@ use crate::messages::SessionId;
 
 /// How long an idle session keeps its credits.
 const IDLE: Duration = Duration::from_secs(5);
+/// A session that holds more credits than it was told to has to return at least one in this time. Much longer than a put takes.
+pub(super) const RETURN_LIMIT: Duration = Duration::from_secs(30);
 /// Most sessions that are measured at once: they compete for the lane that they measure.
 const MEASUREMENTS: usize = 4;
 
@@ -42,7 +44,21 @@ pub(super) struct Ring {
     /// Since when it wants nothing.
     idle_since: Option<Instant>,
     /// The share that its peer was told while it held more.
-    told: Option<u32>,
+    told: Option<Told>,
+    /// Its peer is about to end: it keeps no credits for later.
+    is_leaving: bool,
+}
+
+/// A share that a session's peer was told while it held more.
+#[derive(Debug)]
+struct Told {
+    share: u32,
+    /// When it was told, or last returned a credit.
+    since: Instant,
+    /// What it held then.
+    outstanding: u32,
+    /// It took too long, and the session's end was asked for.
+    is_broken: bool,
 }
 
 /// Every session's ring.
@@ -65,6 +81,8 @@ pub(super) enum Change {
     Grant(SessionId, u32),
     /// It is told to hold at most so many.
     Share(SessionId, u32),
+    /// It was told to hold at most so many, and returned none for [`RETURN_LIMIT`].
+    Break(SessionId, u32),
 }
 
 /// The session of the reservation that is served next, whose pages land in it. Without a credit it waits for its first one.
@@ -86,6 +104,26 @@ impl Ring {
 
     fn is_busy(&self) -> bool {
         self.landing > 0 || self.measurement == Measurement::Running
+    }
+
+    /// Tells the session's peer its share if it holds more and `must` return some; asks for the session's end if it returns none.
+    fn call_back(&mut self, session: SessionId, share: u32, must: bool, now: Instant) -> Option<Change> {
+        let outstanding = self.outstanding();
+        if let Some(told) = self.told.as_mut() {
+            if outstanding <= told.share || outstanding < told.outstanding {
+                (told.since, told.outstanding) = (now, outstanding);
+            } else if now.saturating_duration_since(told.since) >= RETURN_LIMIT && !told.is_broken {
+                told.is_broken = true;
+                return Some(Change::Break(session, told.share));
+            }
+        }
+        let is_told = self.told.as_ref().is_some_and(|told| told.share == share);
+        if outstanding <= share || !must || is_told {
+            return None;
+        }
+        let (since, is_broken) = self.told.as_ref().map_or((now, false), |told| (told.since, told.is_broken));
+        self.told = Some(Told { share, since, outstanding, is_broken });
+        Some(Change::Share(session, share))
     }
 
     /// Nothing is to land, and its measurement has not begun: it begins with the first credit, not the other way round.
@@ -130,9 +168,29 @@ impl Rings {
     /// A session whose peer may hold up to `capacity` credits begins; it is measured first.
     pub(super) fn open(&mut self, session: SessionId, capacity: NonZeroU32, seed: u64) {
         let (ledger, measurement) = (GrantLedger::new(capacity), Measurement::Waiting);
-        let ring =
-            Ring { ledger, seed, measurement, is_next: false, landing: 0, idle_since: None, told: None };
+        let ring = Ring {
+            ledger,
+            seed,
+            measurement,
+            is_next: false,
+            landing: 0,
+            idle_since: None,
+            told: None,
+            is_leaving: false,
+        };
         self.sessions.insert(session, ring);
+    }
+
+    /// The session's peer is about to end.
+    pub(super) fn leave(&mut self, session: SessionId) {
+        if let Some(ring) = self.sessions.get_mut(&session) {
+            ring.is_leaving = true;
+        }
+    }
+
+    /// Pages of this lost session may still be written.
+    pub(super) fn is_quarantined(&self, session: SessionId) -> bool {
+        self.quarantine.contains_key(&session)
     }
 
     /// The session's measurement is over.
@@ -251,11 +309,9 @@ impl Rings {
         for (session, share) in order {
             let Some(ring) = self.sessions.get_mut(&session) else { continue };
             ring.idle_since = if ring.is_busy() { None } else { ring.idle_since.or(Some(now)) };
-            let is_idle = ring.idle_since.is_some_and(|since| now.saturating_duration_since(since) >= IDLE);
-            if ring.outstanding() > share && (lacks || is_idle) && ring.told != Some(share) {
-                ring.told = Some(share);
-                changes.push(Change::Share(session, share));
-            }
+            let keeps = if ring.is_leaving { Duration::ZERO } else { IDLE };
+            let is_idle = ring.idle_since.is_some_and(|since| now.saturating_duration_since(since) >= keeps);
+            changes.extend(ring.call_back(session, share, lacks || is_idle, now));
         }
         changes
     }

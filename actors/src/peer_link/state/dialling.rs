@@ -88,6 +88,14 @@ impl PeerLinkState {
         let Welcomed { receiver, connection, address, incarnation: peer, descriptor, ring_pages, seed } =
             welcomed;
         let challenged = self.targets.remove(&receiver);
+        if ring_pages == 0 {
+            let reason =
+                "its ring has no pages, so no KV can be handed over; give it a larger ring.bytes or pool"
+                    .to_owned();
+            self.targets.extend(challenged.map(|challenged| (receiver, challenged)));
+            let failed = DialFailed { receiver, reason, permanent: false };
+            return [vec![to::sockets(HangUp { connection })], self.on_dial_failed(failed)].concat();
+        }
         if self.is_ending() || challenged != Some(peer) {
             challenged.into_iter().for_each(|challenged| self.attempts.failed(challenged));
             let hang_up = to::sockets(HangUp { connection });

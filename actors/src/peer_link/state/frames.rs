@@ -47,7 +47,10 @@ impl PeerLinkState {
             Frame::PrefillFailed { request, reason } => {
                 to::decoder(PrefillFailed { session, request: RequestId(request), reason })
             }
-            Frame::Leaving => to::proxy(PeerLeaving { session }),
+            Frame::Leaving => {
+                let leaving = PeerLeaving { session };
+                return Ok(vec![to::proxy(leaving), to::buffer_manager(leaving)]);
+            }
             Frame::LinkProbed { lane: name, bytes, micros } => {
                 self.on_probed(session)?;
                 let ready = PeerReady { session, pid };

@@ -143,3 +143,16 @@ fn a_close_that_the_transport_does_not_take_is_asked_for_again() {
         assert_eq!((effects == [close], state.held()), (expect_held == 1, expect_held), "{effects:?}");
     }
 }
+
+#[test]
+fn a_receiver_whose_ring_has_no_pages_is_not_joined() {
+    let mut state = state(true);
+    dials(&mut state);
+    let effects = hear(&mut state, Welcomed { ring_pages: 0, ..welcomed(7) });
+    assert_eq!(effects[0], to::sockets(HangUp { connection: ConnectionId(7) }));
+    let told = |effect: &Effect| matches!(effect, Effect::Log(line) if format!("{line:?}").contains("ring has no pages"));
+    assert!(told(&effects[1]), "{effects:?}");
+    assert_eq!(effects[2..], [wake(FIRST, 200)]);
+    assert!(state.sessions.is_empty());
+    assert_eq!(dials(&mut state), says(2, 0, true), "the attempt has failed, and the next one is another");
+}

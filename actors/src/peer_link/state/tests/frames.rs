@@ -1,0 +1,153 @@
+//! Frames: where each goes, and when one is written.
+
+use super::*;
+
+/// Every frame that a sender may send but its probe, and where it goes.
+fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
+    let (first, count, transfer_micros) = (CreditNumber(3), 2, 11);
+    let owner = Some(PageOwner { request: 5, first_page: 1 });
+    let hashes = vec![8, 9];
+    let request = RequestId(5);
+    vec![
+        (
+            Frame::PageFilled { first, count, owner, hashes: hashes.clone(), transfer_micros },
+            to::buffer_manager(PageFilled { session, first, count, owner, hashes, transfer_micros }),
+        ),
+        (
+            Frame::PrefillFinished { request: 5, token: 7, logprobs: None, prefill_micros: 12 },
+            to::decoder(PrefillFinished { session, request, token: 7.into(), prefill_micros: 12 }),
+        ),
+        (
+            Frame::PrefillFailed { request: 5, reason: "full".into() },
+            to::decoder(PrefillFailed { session, request, reason: "full".into() }),
+        ),
+    ]
+}
+
+/// Every frame that a receiver may send, and where it goes.
+fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
+    let (first, pages) = (CreditNumber(3), vec![PageIndex(4), PageIndex(6)]);
+    let (request, prompt, resident, remaining_ms) = (RequestId(5), vec![1, 2, 3], 2, 1000);
+    let (sampled_by, sampling) = (first_token::to_frame(&Default::default()), Default::default());
+    let start = StartPrefill { session, request, prompt: prompt.clone(), resident, sampling, remaining_ms };
+    vec![
+        (
+            Frame::Grant { first, pages: pages.clone() },
+            to::transfer(CreditsGranted { session, first, pages }),
+        ),
+        (Frame::RingShare { pages: 4 }, to::transfer(RingShared { session, pages: 4 })),
+        (
+            Frame::Prefill { request: 5, prompt, resident, sampling: sampled_by, remaining_ms },
+            to::prefiller(start),
+        ),
+        (Frame::CancelPrefill { request: 5 }, to::prefiller(CancelPrefill { session, request })),
+    ]
+}
+
+#[test]
+fn a_senders_frames_reach_the_actors_that_receive_pages() {
+    let mut state = state(true);
+    let begun = up(&mut state, A, 1);
+    for (frame, expect) in of_senders(begun.session) {
+        assert_eq!(begun.hears(&mut state, frame), [expect]);
+    }
+}
+
+#[test]
+fn proxy_and_buffer_manager_hear_that_a_sender_leaves() {
+    let mut state = state(true);
+    let begun = up(&mut state, A, 1);
+    let leaving = PeerLeaving { session: begun.session };
+    assert_eq!(begun.hears(&mut state, Frame::Leaving), [to::proxy(leaving), to::buffer_manager(leaving)]);
+}
+
+#[test]
+fn a_receivers_frames_reach_the_actors_that_send_pages() {
+    let mut state = state(true);
+    let begun = up_outgoing(&mut state);
+    for (frame, expect) in of_receivers(begun.session) {
+        assert_eq!(begun.hears(&mut state, frame), [expect]);
+    }
+}
+
+#[test]
+fn the_decoder_hears_that_a_sender_is_ready_before_the_proxy_does() {
+    let mut state = state(true);
+    let begun = up(&mut state, A, 1);
+    let (session, pid) = (begun.session, A.pid);
+    let ready = PeerReady { session, pid };
+    let lane = LaneSpeed { name: "tcp/lo".into(), bytes: 1000, micros: 10 };
+    assert_eq!(
+        begun.hears(&mut state, probed()),
+        [
+            to::buffer_manager(ready),
+            to::decoder(ready),
+            to::proxy(ready),
+            to::log(LogLine::SenderReady { session, pid, lane })
+        ]
+    );
+}
+
+#[test]
+fn a_frame_of_the_wrong_direction_ends_the_session() {
+    let both = Frame::Heartbeat;
+    let receivers = of_receivers(SessionId(0)).into_iter().map(|(frame, _)| frame);
+    for frame in receivers.chain([both.clone()]) {
+        let mut state = state(true);
+        let begun = up(&mut state, A, 1);
+        let reason = format!("peer sent a {} frame, which is not for us", frame.name());
+        assert_eq!(begun.hears(&mut state, frame), begun.ended(&reason, false));
+    }
+    let senders = of_senders(SessionId(0)).into_iter().map(|(frame, _)| frame);
+    for frame in senders.chain([Frame::Leaving, probed(), both]) {
+        let mut state = state(true);
+        let begun = up_outgoing(&mut state);
+        let reason = format!("peer sent a {} frame, which is not for us", frame.name());
+        assert_eq!(begun.hears(&mut state, frame), begun.ended(&reason, false));
+        assert_eq!(state.ready(), 0);
+    }
+}
+
+#[test]
+fn a_stale_frame_is_counted_and_dropped() {
+    let mut state = state(true);
+    assert_eq!(hear(&mut state, FrameCame { session: SessionId(99), frame: Frame::Leaving }), []);
+    assert_eq!(state.counts().stale_frames, 1, "no session has this name");
+    let begun = join(&mut state, Instant::now(), A, 1);
+    assert_eq!(begun.hears(&mut state, Frame::Leaving), []);
+    assert_eq!(state.counts().stale_frames, 2, "the session is not up yet");
+    state.on_opened(begun.session, Ok(descriptor("ours")));
+    assert_eq!(begun.hears(&mut state, Frame::Leaving).len(), 2);
+    state.on_end(begun.session, "eof".into());
+    assert_eq!(begun.hears(&mut state, Frame::Leaving), []);
+    assert_eq!(begun.hears(&mut state, Frame::RingShare { pages: 1 }), []);
+    assert_eq!(state.counts(), LinkCounts { opened: 1, ended: 1, stale_frames: 4 });
+}
+
+#[test]
+fn frames_are_written_only_while_the_session_is_up() {
+    let mut state = state(true);
+    let begun = join(&mut state, Instant::now(), A, 1);
+    let frame = Frame::RingShare { pages: 3 };
+    let send = SendFrame { session: begun.session, frame: frame.clone() };
+    assert_eq!(hear(&mut state, send.clone()), []);
+    state.on_opened(begun.session, Ok(descriptor("ours")));
+    assert_eq!(hear(&mut state, send.clone()), [begun.writes(frame.clone())]);
+    begun.hears(&mut state, probed());
+    assert_eq!(hear(&mut state, send.clone()), [begun.writes(frame)]);
+    state.on_end(begun.session, "eof".into());
+    assert_eq!(hear(&mut state, send), []);
+}
+
+#[test]
+fn every_session_that_is_up_hears_that_this_process_leaves() {
+    let mut state = state(true);
+    let ended = up(&mut state, A, 1).session;
+    state.on_end(ended, "eof".into());
+    let begun = up_outgoing(&mut state);
+    join(&mut state, Instant::now(), B, 1);
+    assert_eq!(hear(&mut state, AnnounceLeaving), [begun.writes(Frame::Leaving)]);
+    let measured = SendFrame { session: begun.session, frame: probed() };
+    let effects = [hear(&mut state, measured), hear(&mut state, DialDue { receiver: FIRST })].concat();
+    assert_eq!(effects, [begun.writes(probed()), begun.writes(Frame::Leaving)]);
+}
