@@ -15,7 +15,7 @@ use connector::link::{Link, LinkError, Prover};
 use connector::process::Pidfd;
 use connector::transport::Descriptor;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::effect::{ToPeerLink, ToSockets};
 use crate::messages::{
@@ -66,8 +66,19 @@ enum Line {
         /// The process that dialled, if the kernel says that it runs on this host.
         process: Option<Pidfd>,
     },
-    /// A task carries frames: those that are put in here.
-    Carried(mpsc::Sender<Frame>),
+    /// A task carries frames.
+    Carried {
+        /// Those that it is to write. Closing this queue makes the task say goodbye.
+        frames: mpsc::Sender<Frame>,
+        /// Ends the task at once, without a goodbye.
+        cut: oneshot::Sender<()>,
+    },
+}
+
+/// What a task that carries a session's frames waits for.
+struct Orders {
+    frames: mpsc::Receiver<Frame>,
+    cut: oneshot::Receiver<()>,
 }
 
 struct Shared {
@@ -117,13 +128,13 @@ impl Sockets {
                 }
             }
             ToSockets::Welcome(Welcome { connection, session, descriptor }) => {
-                if let Some((link, frames)) = self.begin_to_carry(connection) {
-                    actix::spawn(self.clone().welcome(link, frames, session, descriptor));
+                if let Some((link, orders)) = self.begin_to_carry(connection) {
+                    actix::spawn(self.clone().welcome(link, orders, session, descriptor));
                 }
             }
             ToSockets::Carry(Carry { connection, session }) => {
-                if let Some((link, frames)) = self.begin_to_carry(connection) {
-                    actix::spawn(self.clone().carry(link, frames, session));
+                if let Some((link, orders)) = self.begin_to_carry(connection) {
+                    actix::spawn(self.clone().carry(link, orders, session));
                 }
             }
             ToSockets::WriteFrame(write) => self.write(write),
@@ -241,13 +252,7 @@ impl Sockets {
         self.tell(DialFailed { receiver, reason, permanent });
     }
 
-    async fn welcome(
-        self,
-        mut link: Link,
-        frames: mpsc::Receiver<Frame>,
-        session: SessionId,
-        descriptor: Descriptor,
-    ) {
+    async fn welcome(self, mut link: Link, orders: Orders, session: SessionId, descriptor: Descriptor) {
         let identity = &self.shared.identity;
         let welcome = frame::Welcome {
             incarnation: identity.incarnation,
@@ -257,13 +262,14 @@ impl Sockets {
             proof: link.nonces().prove(identity.secret.as_deref(), Prover::Listener),
         };
         match link.welcome(welcome).await {
-            Ok(()) => self.carry(link, frames, session).await,
+            Ok(()) => self.carry(link, orders, session).await,
             Err(error) => self.tell_ended(session, &error),
         }
     }
 
     /// Carries a session's frames until either side ends it, then says so.
-    async fn carry(self, link: Link, frames: mpsc::Receiver<Frame>, session: SessionId) {
+    async fn carry(self, link: Link, orders: Orders, session: SessionId) {
+        let Orders { frames, mut cut } = orders;
         let (writer, mut reader) = link.split();
         let reading = async {
             loop {
@@ -280,6 +286,10 @@ impl Sockets {
             }
         };
         let error = tokio::select! {
+            // First: a queue that is closed as well must not be taken for the session's end.
+            biased;
+            // The peer link was told why.
+            Ok(()) = &mut cut => return,
             error = reading => error,
             result = writer.run(frames) => result.err().unwrap_or(LinkError::Closed),
         };
@@ -288,10 +298,15 @@ impl Sockets {
 
     fn write(&self, write: WriteFrame) {
         let WriteFrame { session, connection, frame } = write;
-        let lines = self.shared.lines.borrow();
-        if let Some(Line::Carried(frames)) = lines.get(&connection)
-            && let Err(mpsc::error::TrySendError::Full(_)) = frames.try_send(frame)
-        {
+        let is_full = match self.shared.lines.borrow().get(&connection) {
+            Some(Line::Carried { frames, .. }) => {
+                matches!(frames.try_send(frame), Err(mpsc::error::TrySendError::Full(_)))
+            }
+            _ => false,
+        };
+        // A frame is missing from now on, so the peer must get none of the later ones.
+        if is_full && let Some(Line::Carried { cut, .. }) = self.take(connection) {
+            let _ = cut.send(());
             let reason = format!("peer did not take {FRAMES_WAITING} frames");
             self.tell(LinkEnded { session, end: LinkEnd::Broken(reason) });
         }
@@ -315,11 +330,12 @@ impl Sockets {
     }
 
     /// The connection's frames are carried from now on.
-    fn begin_to_carry(&self, connection: ConnectionId) -> Option<(Link, mpsc::Receiver<Frame>)> {
+    fn begin_to_carry(&self, connection: ConnectionId) -> Option<(Link, Orders)> {
         let Some(Line::Shaken { link, .. }) = self.take(connection) else { return None };
-        let (sender, frames) = mpsc::channel(FRAMES_WAITING);
-        self.shared.lines.borrow_mut().insert(connection, Line::Carried(sender));
-        Some((*link, frames))
+        let (frames, written) = mpsc::channel(FRAMES_WAITING);
+        let (cut, is_cut) = oneshot::channel();
+        self.shared.lines.borrow_mut().insert(connection, Line::Carried { frames, cut });
+        Some((*link, Orders { frames: written, cut: is_cut }))
     }
 
     fn tell_ended(&self, session: SessionId, error: &LinkError) {
@@ -334,3 +350,6 @@ impl Sockets {
         self.shared.link.do_send(message.into());
     }
 }
+
+#[cfg(test)]
+mod tests;
