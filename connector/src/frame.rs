@@ -29,7 +29,7 @@ pub struct Versions {
 
 impl Versions {
     /// What this build speaks.
-    pub const OURS: Self = Self::new(7, 7);
+    pub const OURS: Self = Self::new(8, 8);
 
     /// The versions from `lowest` to `highest`.
     pub const fn new(lowest: u32, highest: u32) -> Self {
@@ -323,6 +323,15 @@ pub struct FirstTokenLogprobs {
 /// Most tokens with a bias in one request.
 pub const LOGIT_BIAS_MAX: usize = 1024;
 
+/// What a prefill that a sender does not do says of the sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PrefillFault {
+    /// Nothing: it did not take this request, and may take the next one. For example, the prompt is too large for its pool.
+    Refused,
+    /// It took the request and failed, for example by an engine error. Later requests may fail too.
+    Failed,
+}
+
 /// Everything after the handshake. Request numbers are the receiver's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Frame {
@@ -398,6 +407,8 @@ pub enum Frame {
     PrefillFailed {
         /// Which request.
         request: u64,
+        /// What that says of the sender.
+        fault: PrefillFault,
         /// Why.
         #[serde(deserialize_with = "wire::text")]
         reason: String,

@@ -19,7 +19,7 @@ mod entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use connector::frame::{Frame, PROMPT_TOKENS_MAX};
+use connector::frame::{Frame, PROMPT_TOKENS_MAX, PrefillFault};
 
 use crate::effect::{Effect, ToDecoder, to};
 use crate::first_token;
@@ -186,11 +186,16 @@ impl DecoderState {
 
     /// A sender will not prefill this request after all.
     fn on_prefill_failed(&mut self, failed: PrefillFailed) -> Vec<Effect> {
-        let PrefillFailed { session, request, reason } = failed;
+        let PrefillFailed { session, request, fault, reason } = failed;
         match self.requests.get(&request).map(|entry| &entry.phase) {
             Some(Phase::Landing { session: on, .. }) if *on == session => {
                 let told = to::log(LogLine::PrefillFailed { request, session, reason });
-                [vec![told], self.recompute(request)].concat()
+                let outcome = match fault {
+                    PrefillFault::Refused => PrefillOutcome::Withdrawn,
+                    PrefillFault::Failed => PrefillOutcome::Failed,
+                };
+                self.counts.recomputes += 1;
+                [vec![told], self.begin_again(request, outcome)].concat()
             }
             _ => Vec::new(),
         }

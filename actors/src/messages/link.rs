@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use connector::frame::{Frame, Incarnation};
+use connector::frame::{Frame, Incarnation, PrefillFault};
 use connector::transport::Descriptor;
 use engine::{Sampling, Token};
 
@@ -134,6 +134,8 @@ pub struct PrefillFailed {
     pub session: SessionId,
     /// Which.
     pub request: RequestId,
+    /// What that says of the sender.
+    pub fault: PrefillFault,
     /// Why.
     pub reason: String,
 }

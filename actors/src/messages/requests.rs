@@ -37,7 +37,7 @@ pub enum PrefillOutcome {
     },
     /// The sender failed: it said so, was lost, or sent something wrong.
     Failed,
-    /// The request ended first, gave its pages back or is prefilled elsewhere, which says nothing about the place.
+    /// The request ended first, gave its pages back, was refused or is prefilled elsewhere: nothing about the place.
     Withdrawn,
 }
 

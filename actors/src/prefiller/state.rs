@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap, hash_map};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use connector::frame::Frame;
+use connector::frame::{Frame, PrefillFault};
 use engine::{PageId, Sampling};
 
 use crate::effect::{Effect, ToPrefiller, to};
@@ -141,7 +141,7 @@ impl PrefillerState {
         let StartPrefill { session, request, prompt, resident, sampling, remaining_ms } = start;
         let key = (session, request);
         if let Some(reason) = self.refusal(key, &prompt, resident) {
-            return vec![failed(key, reason)];
+            return vec![failed(key, PrefillFault::Refused, reason)];
         }
         let (wanted, there) = (self.pages_for(&prompt), resident / self.config.page_tokens);
         let deadline = now + Duration::from_millis(remaining_ms.min(REMAINING_MS_MAX));
@@ -252,7 +252,7 @@ impl PrefillerState {
         let Some((key, _)) = self.find(denied.sequence) else { return Vec::new() };
         let PagesDenied { needed, usable, .. } = denied;
         let reason = format!("the prompt needs {needed} pages of KV and {usable} can be used now");
-        [vec![failed(key, reason)], self.on_cancel(key)].concat()
+        [vec![failed(key, PrefillFault::Refused, reason)], self.on_cancel(key)].concat()
     }
 
     /// The engine has moved a prefill.
@@ -285,7 +285,7 @@ impl PrefillerState {
                 effects.extend(self.drain_if_sent(key));
                 return effects;
             }
-            Some(SequenceEnd::Failed(reason)) => effects.push(failed(key, reason)),
+            Some(SequenceEnd::Failed(reason)) => effects.push(failed(key, PrefillFault::Failed, reason)),
             Some(_) => {}
         }
         entry.phase = Phase::Draining;
@@ -358,7 +358,7 @@ impl PrefillerState {
         let keys: Vec<Key> = self.entries.iter().filter_map(late).collect();
         let mut effects = Vec::new();
         for key in keys {
-            effects.push(failed(key, "its deadline passed on the sender".to_owned()));
+            effects.push(failed(key, PrefillFault::Failed, "its deadline passed on the sender".to_owned()));
             effects.extend(self.on_cancel(key));
         }
         effects
@@ -384,8 +384,8 @@ fn cancel_puts((session, request): Key) -> Effect {
     to::transfer(CancelPuts { session, request })
 }
 
-fn failed((session, request): Key, reason: String) -> Effect {
-    to::peer_link(SendFrame { session, frame: Frame::PrefillFailed { request: request.0, reason } })
+fn failed((session, request): Key, fault: PrefillFault, reason: String) -> Effect {
+    to::peer_link(SendFrame { session, frame: Frame::PrefillFailed { request: request.0, fault, reason } })
 }
 
 #[cfg(test)]

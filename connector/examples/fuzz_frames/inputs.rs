@@ -3,7 +3,7 @@
 use common::splitmix::SplitMix64;
 use connector::frame::{
     Answer, Capabilities, Challenge, FirstToken, FirstTokenLogprobs, Frame, Hello, Incarnation, PageOwner,
-    Shape, Versions, Welcome,
+    PrefillFault, Shape, Versions, Welcome,
 };
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::Descriptor;
@@ -175,7 +175,10 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             logprobs: logprobs(random),
             prefill_micros: random.next(),
         },
-        8 => Frame::PrefillFailed { request, reason: random.text() },
+        8 => {
+            let fault = if random.next() % 2 == 0 { PrefillFault::Refused } else { PrefillFault::Failed };
+            Frame::PrefillFailed { request, fault, reason: random.text() }
+        }
         9 => Frame::RingShare { pages: random.next() as u32 },
         _ => Frame::Leaving,
     }

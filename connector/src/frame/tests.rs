@@ -41,7 +41,7 @@ fn the_frozen_prefix() {
     assert!(wire::encode(&hello()).expect("small").starts_with(b"BTON"));
 }
 
-/// The bytes of version 7.
+/// The bytes of version 8.
 #[test]
 fn golden_bytes() {
     fn check<T>(value: T, expect: &str)
@@ -81,6 +81,10 @@ fn golden_bytes() {
     check(
         Frame::PrefillFinished { request: 1, token: 2, logprobs: None, prefill_micros: 3 },
         "07000000010000000000000002000000000300000000000000",
+    );
+    check(
+        Frame::PrefillFailed { request: 1, fault: PrefillFault::Failed, reason: "no".into() },
+        "0800000001000000000000000100000002000000000000006e6f",
     );
     check(Frame::RingShare { pages: 5 }, "0900000005000000");
     check(Frame::Leaving, "0a000000");
@@ -135,7 +139,7 @@ fn frames() -> Vec<Frame> {
         Frame::LinkProbed { lane: "tcp/lo".into(), bytes: 1, micros: 1 },
         Frame::PageFilled { first, count: 3, owner, hashes, transfer_micros: 6 },
         Frame::PrefillFinished { request: 1, token: 2, logprobs, prefill_micros: 3 },
-        Frame::PrefillFailed { request: 1, reason: "no room".into() },
+        Frame::PrefillFailed { request: 1, fault: PrefillFault::Refused, reason: "no room".into() },
         Frame::RingShare { pages: 5 },
         Frame::Leaving,
     ];

@@ -9,7 +9,7 @@ use actors::effect::{
 };
 use actors::log::LogLine;
 use actors::messages::{PageToHash, PagesHashed, SendFrame, SessionId};
-use actors::request::AbortRequest;
+use actors::request::{AbortRequest, RequestId};
 use connector::frame::{Frame, PageOwner};
 use connector::page_hash::PageSeed;
 use connector::ring::CreditNumber;
@@ -174,10 +174,12 @@ impl World {
         }
     }
 
-    /// A request that another sender than `node` was asked to prefill last.
+    /// A live request that another sender than `node` was asked to prefill last.
     fn landing_elsewhere(&self, node: usize) -> Option<u64> {
+        let lives =
+            |request: u64| self.clients.get(&RequestId(request)).is_some_and(|client| client.end.is_none());
         let mut asked = self.asked.iter().rev();
-        asked.find(|(_, sender)| **sender != node).map(|(request, _)| *request)
+        asked.find(|(request, sender)| **sender != node && lives(**request)).map(|(request, _)| *request)
     }
 
     /// No request waits for a session that was lost long ago.

@@ -9,6 +9,7 @@ use super::*;
 use crate::effect::{ToBufferManager, ToGenerator, ToPeerLink, ToProxy, ToStreams};
 use crate::messages::{PrefillOver, StreamEnd, StreamToken};
 use crate::request::Route;
+use connector::frame::PrefillFault;
 
 const SESSION: SessionId = SessionId(1);
 const EOS: u32 = 2;
@@ -118,7 +119,7 @@ fn prefilled(token: u32) -> PrefillFinished {
 }
 
 fn prefill_failed(session: SessionId) -> PrefillFailed {
-    PrefillFailed { session, request: R, reason: "full".into() }
+    PrefillFailed { session, request: R, fault: PrefillFault::Failed, reason: "full".into() }
 }
 
 fn advanced(token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced {
@@ -159,8 +160,12 @@ fn the_proxy_hears_whether_a_sender_has_failed() {
         });
         told.expect("the proxy is told")
     };
-    let failed = PrefillFailed { session: SESSION, request: R, reason: String::new() };
-    assert_eq!(outcome(begun().on_prefill_failed(failed)), PrefillOutcome::Failed);
+    for (fault, expect) in
+        [(PrefillFault::Failed, PrefillOutcome::Failed), (PrefillFault::Refused, PrefillOutcome::Withdrawn)]
+    {
+        let failed = PrefillFailed { fault, ..prefill_failed(SESSION) };
+        assert_eq!(outcome(begun().on_prefill_failed(failed)), expect);
+    }
     assert_eq!(outcome(begun().on_peer_lost(SESSION)), PrefillOutcome::Failed);
     // What the client, a deadline or a lack of pages ends says nothing about the sender.
     assert_eq!(outcome(begun().on_abort(R)), PrefillOutcome::Withdrawn);

@@ -44,8 +44,8 @@ impl PeerLinkState {
                 let (request, token) = (RequestId(request), first_token::join(token, logprobs));
                 to::decoder(PrefillFinished { session, request, token, prefill_micros })
             }
-            Frame::PrefillFailed { request, reason } => {
-                to::decoder(PrefillFailed { session, request: RequestId(request), reason })
+            Frame::PrefillFailed { request, fault, reason } => {
+                to::decoder(PrefillFailed { session, request: RequestId(request), fault, reason })
             }
             Frame::Leaving => {
                 let leaving = PeerLeaving { session };

@@ -1,6 +1,7 @@
 use super::*;
 use crate::effect::{ToGenerator, ToPeerLink};
 use crate::request::FinishReason;
+use connector::frame::PrefillFault;
 
 const S: SessionId = SessionId(1);
 const R: RequestId = RequestId(5);
@@ -77,12 +78,12 @@ fn started(effects: &[Effect]) -> Option<&StartSequence> {
 }
 
 /// Why the receiver is told that its prompt is not prefilled, if that comes first.
-fn told_failed(effects: &[Effect]) -> Option<&str> {
+fn told_failed(effects: &[Effect]) -> Option<(PrefillFault, &str)> {
     match effects.first() {
         Some(Effect::PeerLink(ToPeerLink::SendFrame(SendFrame {
             session: S,
-            frame: Frame::PrefillFailed { request: 5, reason },
-        }))) => Some(reason),
+            frame: Frame::PrefillFailed { request: 5, fault, reason },
+        }))) => Some((*fault, reason)),
         _ => None,
     }
 }
@@ -155,8 +156,8 @@ fn what_cannot_be_prefilled_is_refused() {
         (StartPrefill { resident: 3, ..prefill(9) }, "3 of 9 tokens"),
     ] {
         let effects = state.on_prefill(Instant::now(), start);
-        let reason = told_failed(&effects).expect("a prompt that is not prefilled");
-        assert!(reason.contains(expect), "{reason}");
+        let (fault, reason) = told_failed(&effects).expect("a prompt that is not prefilled");
+        assert!(fault == PrefillFault::Refused && reason.contains(expect), "{reason}");
         assert_eq!(effects.len(), 1, "{effects:?}");
     }
     assert!(state.is_empty());
@@ -192,7 +193,7 @@ fn a_failed_engine_is_reported_and_its_puts_drain() {
     state.on_prefill(Instant::now(), prefill(10));
     state.on_reserved(reserved(3));
     let effects = state.on_advanced(advanced(0, None, Some(SequenceEnd::Failed("smoke".into()))));
-    assert_eq!(told_failed(&effects), Some("smoke"));
+    assert_eq!(told_failed(&effects), Some((PrefillFault::Failed, "smoke")));
     assert_eq!(effects[1..], [no_more_puts()]);
     assert_eq!(state.on_peer_lost(S), [], "it is draining");
     assert_eq!(state.on_drained(KEY), [release(FIRST)]);
@@ -217,7 +218,8 @@ fn a_lost_receiver_and_a_deadline_end_it() {
                 state.on_peer_lost(S)
             } else {
                 let mut effects = state.on_tick(now + Duration::from_secs(2));
-                assert_eq!(told_failed(&effects), Some("its deadline passed on the sender"));
+                let reason = "its deadline passed on the sender";
+                assert_eq!(told_failed(&effects), Some((PrefillFault::Failed, reason)));
                 effects.split_off(1)
             };
             let expect = match phase {

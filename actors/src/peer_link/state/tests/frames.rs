@@ -1,5 +1,7 @@
 //! Frames: where each goes, and when one is written.
 
+use connector::frame::PrefillFault;
+
 use super::*;
 
 /// Every frame that a sender may send but its probe, and where it goes.
@@ -18,8 +20,13 @@ fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
             to::decoder(PrefillFinished { session, request, token: 7.into(), prefill_micros: 12 }),
         ),
         (
-            Frame::PrefillFailed { request: 5, reason: "full".into() },
-            to::decoder(PrefillFailed { session, request, reason: "full".into() }),
+            Frame::PrefillFailed { request: 5, fault: PrefillFault::Refused, reason: "full".into() },
+            to::decoder(PrefillFailed {
+                session,
+                request,
+                fault: PrefillFault::Refused,
+                reason: "full".into(),
+            }),
         ),
     ]
 }
