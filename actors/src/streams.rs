@@ -10,13 +10,23 @@ use tokio::sync::mpsc;
 
 use engine::Token;
 
-use crate::request::{RequestId, StreamEvent};
+use crate::request::{RequestError, RequestId, StreamEvent};
+
+/// What admitted a request. It is dropped when the request has ended.
+pub trait Admitted: Send + Sync + 'static {
+    /// The request was refused after it had been admitted: how long it held this says nothing about requests.
+    fn refused(&mut self);
+}
+
+impl Admitted for () {
+    fn refused(&mut self) {}
+}
 
 /// What a live request holds: its sink, and the permit that admitted it, which is free again when the request has ended,
 /// however slowly its client reads.
 struct Live {
     sink: mpsc::Sender<StreamEvent>,
-    permit: Box<dyn Send + Sync>,
+    permit: Box<dyn Admitted>,
 }
 
 /// Request → sink. Cheap to clone; every clone is the same table.
@@ -31,7 +41,7 @@ impl Streams {
         &self,
         request: RequestId,
         max_tokens: u32,
-        permit: impl Send + Sync + 'static,
+        permit: impl Admitted,
     ) -> mpsc::Receiver<StreamEvent> {
         let (sink, source) = mpsc::channel(max_tokens as usize + 1);
         self.live.insert(request, Live { sink, permit: Box::new(permit) });
@@ -46,15 +56,25 @@ impl Streams {
 
     /// Delivers the terminal event and forgets the request. False: it was not live.
     pub fn end(&self, request: RequestId, event: StreamEvent) -> bool {
-        let Some((_, Live { sink, permit })) = self.live.remove(&request) else { return false };
+        let Some((_, Live { sink, mut permit })) = self.live.remove(&request) else { return false };
+        if matches!(event, StreamEvent::Failed(RequestError::Refused(_))) {
+            permit.refused();
+        }
         // Before the client can know: its next request finds the permit free.
         drop(permit);
         sink.try_send(event).is_ok()
     }
 
-    /// Forgets a request without an event: its client is gone, or it was refused.
+    /// Forgets a request without an event: its client is gone.
     pub fn close(&self, request: RequestId) {
         self.live.remove(&request);
+    }
+
+    /// Forgets a request that was not taken.
+    pub fn refuse(&self, request: RequestId) {
+        if let Some((_, Live { mut permit, .. })) = self.live.remove(&request) {
+            permit.refused();
+        }
     }
 
     /// True if the request is live.
@@ -76,13 +96,17 @@ impl Streams {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::RequestError;
+    use crate::request::Refused;
 
     /// Looks, when it is dropped, whether the end has been delivered already.
     struct Watching(
         std::sync::Arc<std::sync::Mutex<Option<mpsc::Receiver<StreamEvent>>>>,
         std::sync::mpsc::Sender<bool>,
     );
+
+    impl Admitted for Watching {
+        fn refused(&mut self) {}
+    }
 
     impl Drop for Watching {
         fn drop(&mut self) {
@@ -100,6 +124,31 @@ mod tests {
         *seen.lock().unwrap() = Some(source);
         streams.end(request, StreamEvent::Failed(RequestError::Aborted));
         assert_eq!(hears.recv(), Ok(true), "nothing had been delivered");
+    }
+
+    /// Counts refusals.
+    struct Counting(Arc<std::sync::atomic::AtomicU32>);
+
+    impl Admitted for Counting {
+        fn refused(&mut self) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_permit_knows_whether_its_request_was_refused() {
+        let (streams, request) = (Streams::default(), RequestId(1));
+        let refused = |end: &dyn Fn()| {
+            let count = Arc::default();
+            let _source = streams.open(request, 1, Counting(Arc::clone(&count)));
+            end();
+            count.load(std::sync::atomic::Ordering::Relaxed)
+        };
+        let fail = |error: RequestError| streams.end(request, StreamEvent::Failed(error));
+        assert_eq!(refused(&|| assert!(fail(Refused::Busy.into()))), 1);
+        assert_eq!(refused(&|| streams.refuse(request)), 1);
+        assert_eq!(refused(&|| assert!(fail(RequestError::Aborted))), 0);
+        assert_eq!(refused(&|| streams.close(request)), 0);
     }
 
     #[test]

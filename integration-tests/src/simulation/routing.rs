@@ -196,7 +196,7 @@ impl World {
 
     /// The frames that leave: what was to be sent, or what a sender makes of it that miscounts.
     fn as_sent(&mut self, node: usize, frame: Frame) -> Vec<Frame> {
-        let wrong = matches!(frame, Frame::PageFilled { .. }) && self.miscounts.remove(&node);
+        let wrong = matches!(frame, Frame::PageFilled { owner: Some(_), .. }) && self.miscounts.remove(&node);
         match frame {
             frame if !wrong => vec![frame],
             Frame::PageFilled { first, count, owner: Some(owner), hashes, transfer_micros }

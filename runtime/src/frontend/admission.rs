@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use actix_web::http::StatusCode;
 use actors::request::Refused;
+use actors::streams::Admitted;
 use tokio::sync::oneshot;
 
 use super::api_error::ApiError;
@@ -37,6 +38,12 @@ impl Permit {
     pub(super) fn begin(mut self) -> Self {
         self.began = Some(Instant::now());
         self
+    }
+}
+
+impl Admitted for Permit {
+    fn refused(&mut self) {
+        self.began = None;
     }
 }
 
@@ -209,6 +216,26 @@ mod tests {
         assert!(refused.message.contains("request.deadline"), "{}", refused.message);
         assert!((39..=41).contains(&refused.retry_seconds), "100 s less 60 s: {}", refused.retry_seconds);
         assert!(admission.enter(1, 0, Instant::now() + Duration::from_secs(200)).is_ok());
+    }
+
+    #[test]
+    fn requests_that_are_refused_after_admission_say_nothing_about_the_wait() {
+        let admission = Admission::new(Bounds { concurrency: 1, queue: 9, queue_bytes: 10 });
+        let slow = |refused: bool| {
+            let mut permit = granted(admission.enter(1, 0, soon()).unwrap()).pop().unwrap().begin();
+            permit.began = Some(Instant::now() - Duration::from_secs(100));
+            if refused {
+                permit.refused();
+            }
+        };
+        let has_room = || {
+            let _runs = admission.enter(1, 0, soon()).unwrap();
+            admission.enter(1, 0, soon()).is_ok()
+        };
+        slow(true);
+        assert!(has_room());
+        slow(false);
+        assert!(!has_room(), "an answer that took 100 s counts");
     }
 
     #[test]

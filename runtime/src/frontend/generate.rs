@@ -34,7 +34,9 @@ pub(super) async fn generate(
 ) -> Result<HttpResponse, ApiError> {
     let arrived = Instant::now();
     let deadline = arrived + frontend.deadline;
-    let body = body::read(&http, payload, &frontend.memory, frontend.limits.body).await?;
+    let turned_away = |error: ApiError| frontend.observed.turned_away(error);
+    let body =
+        body::read(&http, payload, &frontend.memory, frontend.limits.body).await.map_err(turned_away)?;
     if let Some(connection) = Connection::of(&http) {
         connection.answers_until(deadline);
     }
@@ -43,8 +45,8 @@ pub(super) async fn generate(
     let Ok(ask) = timeout_at(deadline.into(), read).await else {
         return Err(late(&frontend));
     };
-    let ask = Arc::new(ask?);
-    let place = frontend.admission.enter(ask.choices(), ask.bytes(), deadline)?;
+    let ask = Arc::new(ask.map_err(turned_away)?);
+    let place = frontend.admission.enter(ask.choices(), ask.bytes(), deadline).map_err(turned_away)?;
     let wanted = http.headers().get("x-request-id").and_then(|id| id.to_str().ok());
     let head = Head {
         kind,
@@ -96,13 +98,16 @@ async fn start(
         return Err(late(&frontend));
     }
     let submit = |(choice, permit)| submit(&frontend, &ask, choice, permit, deadline);
-    let replies: Result<_, ApiError> = permits?.into_iter().enumerate().map(submit).collect();
-    Ok(Choices::new(replies?, waited))
+    let turned_away = |error: ApiError| frontend.observed.turned_away(error);
+    let permits = permits.map_err(turned_away)?;
+    let replies: Result<_, ApiError> = permits.into_iter().enumerate().map(submit).collect();
+    Ok(Choices::new(replies.map_err(turned_away)?, waited))
 }
 
 /// 504: the deadline passed before the request ran.
 fn late(frontend: &Frontend) -> ApiError {
-    RequestError::Deadline { deadline_ms: frontend.deadline.as_millis() as u64 }.into()
+    let error = RequestError::Deadline { deadline_ms: frontend.deadline.as_millis() as u64 };
+    frontend.observed.turned_away(error.into())
 }
 
 /// Hands one choice of the request to the proxy, whose word, if it is not taken, comes as the reply's end.

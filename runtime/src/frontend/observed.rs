@@ -15,12 +15,16 @@ use actors::counters::Counters;
 use actors::request::{FinishReason, RequestError, RequestId, Timings};
 use tracing::{info, warn};
 
+use super::api_error::ApiError;
 use super::response::Head;
 use crate::telemetry::REQUESTS;
 use histogram::Histogram;
 
 /// Handed-over requests that the proxy's report is made of: the newest, so that memory is bounded and a report is of now.
 const REPORTED_MAX: usize = 4096;
+
+/// Answers to requests that never ran for want of room or time: the queue is full or too slow, no memory or the process ends, too late.
+const TURNED_AWAY: [u16; 3] = [429, 503, 504];
 
 /// What both ports of a process have seen. Threads share it.
 pub struct Observed {
@@ -35,6 +39,8 @@ pub struct Observed {
     sampled_tokens: AtomicU64,
     stopped: AtomicU64,
     at_length: AtomicU64,
+    /// Requests that never ran, by [`TURNED_AWAY`].
+    turned_away: [AtomicU64; TURNED_AWAY.len()],
     handed_over: Mutex<HandedOver>,
 }
 
@@ -92,6 +98,7 @@ impl Observed {
             sampled_tokens: AtomicU64::default(),
             stopped: AtomicU64::default(),
             at_length: AtomicU64::default(),
+            turned_away: Default::default(),
             handed_over: Mutex::default(),
         }
     }
@@ -128,12 +135,26 @@ impl Observed {
         }
     }
 
+    /// A request gets this answer and never ran. Counted and logged if a client can do nothing about it but come back.
+    pub(super) fn turned_away(&self, error: ApiError) -> ApiError {
+        let status = error.status.as_u16();
+        if let Some(place) = TURNED_AWAY.iter().position(|known| *known == status) {
+            self.turned_away[place].fetch_add(1, Ordering::Relaxed);
+            warn!(target: REQUESTS, status, error = error.message, "request turned away");
+        }
+        error
+    }
+
     fn count(&self, reason: FinishReason, timings: &Timings, waited: f64) {
         let add = |cell: &AtomicU64, count: u32| cell.fetch_add(u64::from(count), Ordering::Relaxed);
         add(&self.prompt_tokens, timings.prompt_tokens);
         add(&self.resident_tokens, timings.resident_tokens);
         add(&self.sampled_tokens, timings.completion_tokens);
         add(if reason == FinishReason::Stop { &self.stopped } else { &self.at_length }, 1);
+        if timings.prompt_tokens == 0 {
+            // The answer was complete before the decoder said how long it took, and then the decoder said nothing.
+            return;
+        }
         let later = timings.completion_tokens.saturating_sub(1);
         self.waited.add(waited);
         self.first_token.add(waited + timings.first_token_ms / 1e3);
@@ -224,6 +245,12 @@ impl Observed {
         ] {
             line("counter", name, help, &[("", value as f64)]);
         }
+        let away = TURNED_AWAY.iter().zip(&self.turned_away);
+        let away: String = away
+            .map(|(status, count)| {
+                format!("baton_requests_turned_away_total{{status=\"{status}\"}} {}\n", load(count))
+            })
+            .collect();
         let ends = [
             (",finished_reason=\"stop\"", load(&self.stopped) as f64),
             (",finished_reason=\"length\"", load(&self.at_length) as f64),
@@ -246,6 +273,9 @@ impl Observed {
         ] {
             histogram.render(name, help, &labels, &mut text);
         }
+        text += "# HELP baton_requests_turned_away_total Requests that never ran, by the status of their answer.\n";
+        text += "# TYPE baton_requests_turned_away_total counter\n";
+        text += &away;
         text
     }
 }
@@ -257,6 +287,8 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use actix_web::http::StatusCode;
+
     use super::*;
 
     fn seen(first_token_ms: &[f64]) -> Observed {
@@ -280,6 +312,38 @@ mod tests {
             observed.count(FinishReason::Length, &timings, 0.25);
         }
         observed
+    }
+
+    fn rendered(observed: &Observed) -> String {
+        observed.render(&Counters::default(), Load { running: 0, waiting: 0 })
+    }
+
+    #[test]
+    fn requests_that_never_ran_are_counted_by_status() {
+        let observed = seen(&[]);
+        for status in [StatusCode::TOO_MANY_REQUESTS, StatusCode::GATEWAY_TIMEOUT, StatusCode::BAD_REQUEST] {
+            assert_eq!(observed.turned_away(ApiError::new(status, "no")).status, status);
+        }
+        let text = rendered(&observed);
+        for (status, count) in [(429, 1), (503, 0), (504, 1)] {
+            let line = format!("\nbaton_requests_turned_away_total{{status=\"{status}\"}} {count}\n");
+            assert!(text.contains(&line), "{text}");
+        }
+        assert!(!text.contains("status=\"400\""), "{text}");
+    }
+
+    #[test]
+    fn an_answer_without_timings_is_in_no_histogram() {
+        let observed = seen(&[]);
+        observed.count(FinishReason::Stop, &Timings::default(), 0.25);
+        let text = rendered(&observed);
+        assert!(text.contains("finished_reason=\"stop\"} 1\n"), "{text}");
+        for name in ["time_to_first_token", "e2e_request_latency"] {
+            assert!(
+                text.contains(&format!("vllm:{name}_seconds_count{{model_name=\"a\\\"b\"}} 0\n")),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -160,6 +160,7 @@ impl Reply {
 
     /// The request was refused: nobody behind the frontend knows of it, so there is nothing to abort.
     pub(super) fn refused(mut self) {
+        self.live.streams.refuse(self.live.request);
         self.live.ended = true;
     }
 
