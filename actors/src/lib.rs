@@ -19,6 +19,7 @@ pub mod counters;
 pub mod decoder;
 pub mod devices;
 pub mod effect;
+pub mod finish;
 pub mod first_token;
 pub mod generator;
 pub mod kit;

@@ -50,14 +50,38 @@ pub struct Generate {
     pub route: Route,
 }
 
-/// The client is gone or wants no more tokens. Never refused; a request that has ended is ignored.
+/// Ends a request before its last token. Never refused; a request that has ended is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct AbortRequest {
-    /// Which request.
+    /// The request.
     pub request: RequestId,
-    /// The client has what it wanted, such as a stop string, with this many tokens: the request ends well, with those.
-    pub complete_with: Option<u32>,
+    /// How it ends.
+    pub outcome: AbortOutcome,
+}
+
+impl AbortRequest {
+    /// The client is gone.
+    pub fn cancelled(request: RequestId) -> Self {
+        Self { request, outcome: AbortOutcome::Cancelled }
+    }
+
+    /// The client needs no more than the first `tokens` tokens.
+    pub fn completed(request: RequestId, tokens: u32) -> Self {
+        Self { request, outcome: AbortOutcome::Completed { tokens } }
+    }
+}
+
+/// How an aborted request ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AbortOutcome {
+    /// The client is gone: the request fails with [`RequestError::Aborted`].
+    Cancelled,
+    /// The client needs no more tokens, for example because it found a stop string: the request finishes with [`FinishReason::Stop`].
+    Completed {
+        /// Tokens that count as the answer.
+        tokens: u32,
+    },
 }
 
 /// Why a request was not taken.

@@ -126,7 +126,7 @@ impl Router {
         match message {
             ToStreams::StreamToken(StreamToken { request, token }) => {
                 if !self.devices.streams.token(request, token) {
-                    self.to_decoder(AbortRequest { request, complete_with: None }.into());
+                    self.to_decoder(AbortRequest::cancelled(request).into());
                 }
             }
             ToStreams::StreamEnd(StreamEnd { request, event }) => {

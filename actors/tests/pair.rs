@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ::actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
-use ::actors::request::{FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings};
+use ::actors::request::{
+    AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings,
+};
 use ::actors::transfer::state::PAGES_IN_FLIGHT;
 use connector::loopback::{LoopbackError, LoopbackTransport};
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
@@ -350,10 +352,7 @@ async fn a_client_that_leaves_frees_everything() {
         if request % 2 == 0 {
             drop(source);
         } else {
-            receiver.abort().do_send(::actors::request::AbortRequest {
-                request: RequestId(request),
-                complete_with: None,
-            });
+            receiver.abort().do_send(AbortRequest::cancelled(RequestId(request)));
             let error = answer(source, request, 90).await.expect_err("it was aborted");
             assert_eq!(error, RequestError::Aborted);
         }

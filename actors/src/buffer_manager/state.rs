@@ -37,8 +37,8 @@ use crate::effect::{Effect, ToBufferManager, to};
 use crate::log::LogLine;
 use crate::messages::{
     BreakSession, GrowPages, PageFilled, PageRejected, PagesAdopted, PagesComputed, PagesDenied, PagesGrown,
-    PagesReserved, PagesShort, ReservePages, RoomChanged, SendFrame, SequenceId, SessionDrained, SessionId,
-    SessionOpened,
+    PagesReserved, PagesShort, ReservePages, ReservePriority, RoomChanged, SendFrame, SequenceId,
+    SessionDrained, SessionId, SessionOpened,
 };
 use crate::request::RequestId;
 use rings::{Change, Next, Ring, Rings};
@@ -224,7 +224,7 @@ impl PoolState {
 
     fn on_reserve(&mut self, reserve: ReservePages) -> Vec<Effect> {
         let denied = self.denial(reserve.sequence, self.needed(&reserve));
-        if denied.is_none() && reserve.again {
+        if denied.is_none() && reserve.priority == ReservePriority::Resumed {
             self.waiting.push_front(reserve);
         } else if denied.is_none() {
             self.waiting.push_back(reserve);

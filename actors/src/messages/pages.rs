@@ -24,8 +24,17 @@ pub struct ReservePages {
     /// The pages of `tokens` that are not shared land from this session's sender: they are held as a count, and each page that
     /// lands takes one of it. `None`: they are computed here.
     pub landing: Option<SessionId>,
-    /// The sequence had pages before: it was preempted, or its sender was lost. It comes before those that had none.
-    pub again: bool,
+    /// Its place among the reservations that wait.
+    pub priority: ReservePriority,
+}
+
+/// The place of a [`ReservePages`] among those that wait for pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReservePriority {
+    /// The sequence starts: after all that wait.
+    New,
+    /// The sequence had pages before and resumes: before all that wait. It was preempted, or its sender failed or was lost.
+    Resumed,
 }
 
 /// Buffer manager → decoder, prefiller: the reservation is granted.

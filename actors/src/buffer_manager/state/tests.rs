@@ -52,7 +52,7 @@ fn reserve(request: u64, here: u32, landing: u32) -> ReservePages {
         tokens,
         pages: here + landing,
         landing: (landing > 0).then_some(SESSION),
-        again: false,
+        priority: ReservePriority::New,
     }
 }
 
@@ -127,7 +127,13 @@ fn served(effects: &[Effect]) -> (u32, u32, Vec<PageId>) {
 
 fn beginning_with(request: u64, tokens: &[u32], pages: u32, landing: bool) -> ReservePages {
     let landing = landing.then_some(SESSION);
-    ReservePages { sequence: own(request), tokens: tokens.into(), pages, landing, again: false }
+    ReservePages {
+        sequence: own(request),
+        tokens: tokens.into(),
+        pages,
+        landing,
+        priority: ReservePriority::New,
+    }
 }
 
 #[test]
@@ -183,7 +189,7 @@ fn a_growing_sequence_goes_first_and_is_called_short_once() {
         "it holds nothing any more"
     );
     // One that has had pages goes before those that have not.
-    assert_eq!(give(&mut pool, ReservePages { again: true, ..reserve(5, 3, 0) }), []);
+    assert_eq!(give(&mut pool, ReservePages { priority: ReservePriority::Resumed, ..reserve(5, 3, 0) }), []);
     let order: Vec<SequenceId> = (release(&mut pool, 1).iter())
         .filter_map(|effect| match effect {
             Effect::Decoder(ToDecoder::PagesReserved(reserved)) => Some(reserved.sequence),
@@ -510,7 +516,8 @@ proptest! {
                         let pages = (here + landing).max(1);
                         let youngest = nth(&tails, 0).filter(|_| landing > 0).map(SessionId);
                         let (sequence, landing) = (own(request), youngest);
-                        effects = give(&mut pool, ReservePages { sequence, tokens, pages, landing, again: here == 1 });
+                        let priority = if here == 1 { ReservePriority::Resumed } else { ReservePriority::New };
+                        effects = give(&mut pool, ReservePages { sequence, tokens, pages, landing, priority });
                     }
                 }
                 Op::Grow(request, pages) => {

@@ -8,7 +8,7 @@ use engine::PageId;
 use super::*;
 use crate::effect::{ToBufferManager, ToGenerator, ToPeerLink, ToProxy, ToStreams};
 use crate::messages::{PrefillOver, StreamEnd, StreamToken};
-use crate::request::Route;
+use crate::request::{FinishReason, Route};
 
 const SESSION: SessionId = SessionId(1);
 const EOS: u32 = 2;
@@ -19,7 +19,7 @@ fn state() -> DecoderState {
     let mut state = DecoderState::new(DecoderConfig {
         page_tokens: 4,
         page_bytes: 100,
-        eos_tokens: vec![EOS],
+        finish: FinishRule::new(vec![EOS]),
         vocabulary: 100,
         pid: 1,
         growth_tokens: 256,
@@ -62,7 +62,7 @@ fn reserve(tokens: &[u32], pages: u32, landing: bool) -> Effect {
         tokens: tokens.into(),
         pages,
         landing: landing.then_some(SESSION),
-        again: false,
+        priority: ReservePriority::New,
     })
 }
 
@@ -73,7 +73,7 @@ fn reserve_again(tokens: &[u32], pages: u32) -> Effect {
         tokens: tokens.into(),
         pages,
         landing: None,
-        again: true,
+        priority: ReservePriority::Resumed,
     })
 }
 
@@ -172,7 +172,7 @@ fn the_proxy_hears_whether_a_sender_has_failed() {
 fn a_request_that_is_aborted_before_its_pages_come_does_not_run() {
     for on in [None, Some(SESSION)] {
         let (mut state, now) = (state(), Instant::now());
-        let abort = || AbortRequest { request: R, complete_with: None }.into();
+        let abort = || AbortRequest::cancelled(R).into();
         assert_eq!(state.on(now, abort()), [], "the decoder does not know the request yet");
         assert_eq!(state.on_decode(now, decode(now, 6, 3, on)), [reserve(&PROMPT, 2, on.is_some())]);
         assert_eq!(
@@ -496,6 +496,6 @@ fn the_youngest_request_is_preempted_and_goes_on_with_its_tokens() {
     else {
         panic!("{effects:?}")
     };
-    assert_eq!((again.tokens.len(), again.again), (7, true));
+    assert_eq!((again.tokens.len(), again.priority), (7, ReservePriority::Resumed));
     assert_eq!(state.counts().preemptions, 2);
 }

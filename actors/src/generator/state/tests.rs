@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::request::RequestId;
+use crate::request::{FinishReason, RequestId};
 
 const EOS: u32 = 2;
 
@@ -11,7 +11,15 @@ fn name(request: u64) -> SequenceId {
 
 /// A scheduler for an engine that takes `tokens` tokens a step, and as many rows.
 fn scheduler(chunk_tokens: u32, tokens: u32, page_tokens: u32, runs_ahead: bool) -> GeneratorState {
-    GeneratorState::new(chunk_tokens, StepLimits { tokens, rows: tokens }, page_tokens, vec![EOS], runs_ahead)
+    let limits = StepLimits { tokens, rows: tokens };
+    let finish = FinishRule::new(vec![EOS]);
+    GeneratorState::new(GeneratorConfig { chunk_tokens, limits, page_tokens, finish, runs_ahead })
+}
+
+/// A scheduler for an engine that takes `limits`.
+fn limited(chunk_tokens: u32, limits: StepLimits) -> GeneratorState {
+    let finish = FinishRule::new(vec![EOS]);
+    GeneratorState::new(GeneratorConfig { chunk_tokens, limits, page_tokens: 16, finish, runs_ahead: false })
 }
 
 fn start(request: u64, prompt: u32, sample: u32) -> StartSequence {
@@ -366,7 +374,7 @@ fn what_follows_a_refused_step_is_ignored_and_planned_again() {
 #[test]
 fn sequences_take_turns_where_rows_are_few() {
     let limits = StepLimits { tokens: 64, rows: 2 };
-    let mut state = GeneratorState::new(4, limits, 16, vec![EOS], false);
+    let mut state = limited(4, limits);
     (0..5).for_each(|request| state.on_start(start(request, 1, 9)));
     assert_eq!(order(&mut state, 5), [[0, 1], [2, 3], [4, 0], [1, 2], [3, 0]]);
     // A sequence that arrives waits for its turn, but its prompt is computed meanwhile, up to its last token.
@@ -399,7 +407,7 @@ proptest! {
         arrivals in prop::collection::vec(prop::option::weighted(0.4, (1..=MOST.1, 1u32..40)), 300),
     ) {
         let limits = StepLimits { tokens, rows };
-        let mut state = GeneratorState::new(chunk_tokens, limits, 16, vec![EOS], false);
+        let mut state = limited(chunk_tokens, limits);
         let mut live: BTreeMap<u64, Waiting> = BTreeMap::new();
         let mut arrivals = arrivals.into_iter();
         let mut keys = 0;

@@ -311,7 +311,7 @@ fn a_lane_that_cannot_carry_pages_says_what_helps() {
     let mut peer = Peer::new(8);
     peer.grant();
     peer.complete(0, Err(lane_error("Request canceled")));
-    let expect = "lane tcp/lo cannot carry pages (ucp_put_nbx failed: Request canceled); see what UCX_TLS";
+    let expect = "lane tcp/lo cannot carry pages (ucp_put_nbx failed: Request canceled); check what UCX_TLS";
     assert!(peer.broken[0].starts_with(expect), "{:?}", peer.broken);
 }
 
