@@ -26,7 +26,7 @@ pub enum LogLine {
     ReceiverReady {
         /// Its session.
         session: SessionId,
-        /// What was measured.
+        /// The measured speed.
         lane: LaneSpeed,
     },
     /// A sender can prefill.
@@ -35,7 +35,7 @@ pub enum LogLine {
         session: SessionId,
         /// Its process id.
         pid: u32,
-        /// What the sender measured.
+        /// The speed that the sender has measured.
         lane: LaneSpeed,
     },
     /// A prompt's KV was handed over.

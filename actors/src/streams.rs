@@ -92,12 +92,12 @@ mod tests {
     #[test]
     fn a_permit_is_free_before_the_client_sees_the_end() {
         let (streams, request) = (Streams::default(), RequestId(1));
-        let (told, hears) = std::sync::mpsc::channel();
+        let (report, reported) = std::sync::mpsc::channel();
         let seen = std::sync::Arc::default();
-        let source = streams.open(request, 1, Watching(std::sync::Arc::clone(&seen), told));
+        let source = streams.open(request, 1, Watching(std::sync::Arc::clone(&seen), report));
         *seen.lock().unwrap() = Some(source);
         streams.end(request, StreamEvent::Failed(RequestError::Aborted));
-        assert_eq!(hears.recv(), Ok(true), "the permit is dropped before the event");
+        assert_eq!(reported.recv(), Ok(true), "the permit is dropped before the event");
     }
 
     #[test]

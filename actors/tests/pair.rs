@@ -204,7 +204,7 @@ async fn answer(
 }
 
 #[actix::test]
-async fn requests_of_any_length_come_through_rings_of_any_size() {
+async fn requests_of_any_length_pass_rings_of_any_size() {
     for ring_pages in [1, 2, 16] {
         let (receiver, sender, _) = pair(64, ring_pages).await;
         for (request, tokens) in [1, 3, 4, 5, 31, 32, 33, 100].into_iter().enumerate() {
@@ -219,7 +219,7 @@ async fn requests_of_any_length_come_through_rings_of_any_size() {
 }
 
 #[actix::test]
-async fn many_requests_at_once_on_a_pool_that_holds_a_few() {
+async fn many_concurrent_requests_on_a_small_pool() {
     let (receiver, _sender, _) = pair(40, 3).await;
     let mut sources = Vec::new();
     for request in 0..32 {
@@ -234,7 +234,7 @@ async fn many_requests_at_once_on_a_pool_that_holds_a_few() {
 }
 
 #[actix::test]
-async fn more_sequences_than_a_step_has_rows_all_get_their_tokens() {
+async fn more_sequences_than_rows_in_a_step_all_finish() {
     let (receiver, _sender, _) = pair(200, 3).await;
     let mut sources = Vec::new();
     for request in 0..4 * u64::from(ROWS) {
@@ -247,7 +247,7 @@ async fn more_sequences_than_a_step_has_rows_all_get_their_tokens() {
 }
 
 #[actix::test]
-async fn a_client_that_leaves_frees_everything() {
+async fn a_client_that_leaves_frees_its_pages() {
     let (receiver, _sender, _) = pair(40, 3).await;
     for request in 0..40 {
         // Each request needs more than half of the pool, so a leaked page would block the next request.

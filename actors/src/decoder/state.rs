@@ -220,7 +220,7 @@ impl DecoderState {
             waits: ProxyCount::Counted { on: prefill_on },
             timings,
         };
-        let elsewhere = (on != prefill_on).then(|| entry.over(PrefillOutcome::Withdrawn)).flatten();
+        let elsewhere = (on != prefill_on).then(|| entry.prefill_over(PrefillOutcome::Withdrawn)).flatten();
         self.requests.insert(request, entry);
         self.reservation(request, on, ReservePriority::New).into_iter().chain(elsewhere).collect()
     }
@@ -261,12 +261,12 @@ impl DecoderState {
     /// The request's sender was lost, failed or sent something wrong: the prompt is computed here.
     fn recompute(&mut self, request: RequestId) -> Vec<Effect> {
         self.counts.recomputes += 1;
-        self.begin_again(request, PrefillOutcome::Failed)
+        self.release_and_reserve(request, PrefillOutcome::Failed)
     }
 
     /// Releases all pages of the request and reserves new ones, to continue here from its tokens so far. `outcome` is how its wait for
     /// the prefill ended, if it was waiting.
-    fn begin_again(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Effect> {
+    fn release_and_reserve(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         if !matches!(entry.phase, Phase::Running(_)) {
             // The sender's work is discarded.
@@ -275,7 +275,7 @@ impl DecoderState {
                 Timings { prefill_pid: decode_pid, decode_pid, prompt_tokens, ..Timings::default() };
         }
         entry.phase = Phase::Reserving { on: None };
-        let over = entry.over(outcome);
+        let over = entry.prefill_over(outcome);
         let release = self.release(request);
         [release]
             .into_iter()
@@ -300,7 +300,7 @@ impl DecoderState {
             let is_lost = on.is_some_and(|session| !self.peers.contains_key(&session));
             self.counts.recomputes += u64::from(is_lost);
             let outcome = if is_lost { PrefillOutcome::Failed } else { PrefillOutcome::Withdrawn };
-            let elsewhere = on.and_then(|_| entry.over(outcome));
+            let elsewhere = on.and_then(|_| entry.prefill_over(outcome));
             return [entry.start(resident, pages)].into_iter().chain(elsewhere).collect();
         };
         if !self.peers.contains_key(&session) {
@@ -361,7 +361,7 @@ impl DecoderState {
             }
             Phase::Landing { session, .. } => {
                 let cancel = cancel(*session, request);
-                [vec![cancel], self.begin_again(request, PrefillOutcome::Withdrawn)].concat()
+                [vec![cancel], self.release_and_reserve(request, PrefillOutcome::Withdrawn)].concat()
             }
             Phase::Reserving { .. } | Phase::Stopping => Vec::new(),
         }
@@ -433,7 +433,7 @@ impl DecoderState {
         entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
         let (left, ignore_eos) = (entry.generate.max_tokens.saturating_sub(1), entry.generate.ignore_eos);
         let reason = self.config.finish.reason(finished.token.id, ignore_eos, left);
-        let over = entry.over(entry.computed(finished.prefill_micros));
+        let over = entry.prefill_over(entry.computed(finished.prefill_micros));
         let mut effects: Vec<Effect> = over.into_iter().chain([entry.emit(now, finished.token)]).collect();
         match reason {
             Some(reason) => {
@@ -462,7 +462,7 @@ impl DecoderState {
             if entry.emitted.is_empty() {
                 entry.timings.prefill_pid = self.config.pid;
                 entry.timings.prefill_ms = event.running_micros as f64 / 1e3;
-                effects.extend(entry.over(entry.computed(event.running_micros)));
+                effects.extend(entry.prefill_over(entry.computed(event.running_micros)));
             }
             effects.push(entry.emit(now, token));
         }
@@ -482,7 +482,7 @@ impl DecoderState {
             None => effects.extend(self.grow(request)),
             Some(SequenceEnd::Finished(reason)) => effects.extend(self.finish(request, reason)),
             Some(SequenceEnd::Stopped) if preempted => {
-                effects.extend(self.begin_again(request, PrefillOutcome::Withdrawn));
+                effects.extend(self.release_and_reserve(request, PrefillOutcome::Withdrawn));
             }
             Some(SequenceEnd::Stopped) => effects.extend(self.fail(request, RequestError::Aborted)),
             Some(SequenceEnd::Failed(error)) => {
@@ -494,7 +494,10 @@ impl DecoderState {
 
     fn forget(&mut self, request: RequestId) -> Vec<Effect> {
         let release = self.release(request);
-        let over = self.requests.remove(&request).and_then(|mut entry| entry.over(PrefillOutcome::Withdrawn));
+        let over = self
+            .requests
+            .remove(&request)
+            .and_then(|mut entry| entry.prefill_over(PrefillOutcome::Withdrawn));
         over.into_iter().chain([release]).collect()
     }
 

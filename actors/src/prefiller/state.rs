@@ -241,11 +241,11 @@ impl PrefillerState {
             sampling: entry.sampling.clone(),
             ignore_eos: false,
         });
-        let there = entry.resident / page_tokens;
-        let mut pages = HandOver { pages, scheduled: there, sent: there, put_micros: 0 };
+        let sent = entry.resident / page_tokens;
+        let mut hand_over = HandOver { pages, scheduled: sent, sent, put_micros: 0 };
         // Pages that the prefix cache has can be put at once.
-        let cached = pages.put(key, resident / page_tokens);
-        entry.phase = Phase::Running(pages);
+        let cached = hand_over.put(key, resident / page_tokens);
+        entry.phase = Phase::Running(hand_over);
         [start].into_iter().chain(cached).collect()
     }
 
@@ -263,27 +263,28 @@ impl PrefillerState {
         let Some((key, entry)) = self.find(event.sequence) else { return Vec::new() };
         let (session, request) = key;
         let mut effects = Vec::new();
-        if let Phase::Running(pages) = &mut entry.phase {
+        if let Phase::Running(hand_over) = &mut entry.phase {
             let prompt_tokens = entry.prompt.len() as u32;
             let last = if event.resident == prompt_tokens {
-                pages.pages.len() as u32
+                hand_over.pages.len() as u32
             } else {
                 event.resident / page_tokens
             };
-            effects.extend(pages.put(key, last));
+            effects.extend(hand_over.put(key, last));
             if let Some(token) = event.token {
                 let prefill_micros = event.running_micros;
                 let (token, logprobs) = first_token::split(token);
                 let frame = Frame::PrefillFinished { request: request.0, token, logprobs, prefill_micros };
                 effects.push(to::peer_link(SendFrame { session, frame }));
-                let (sequence, tokens, pages) = (event.sequence, entry.prompt.clone(), pages.pages.clone());
+                let (sequence, tokens, pages) =
+                    (event.sequence, entry.prompt.clone(), hand_over.pages.clone());
                 effects.push(to::buffer_manager(PagesComputed { sequence, tokens, pages }));
             }
         }
         let Some(end) = event.ended else { return effects };
         match (std::mem::replace(&mut entry.phase, Phase::Draining), end) {
-            (Phase::Running(pages), SequenceEnd::Finished(_)) => {
-                entry.phase = Phase::Sending(pages);
+            (Phase::Running(hand_over), SequenceEnd::Finished(_)) => {
+                entry.phase = Phase::Sending(hand_over);
                 effects.extend(self.drain_if_sent(key));
             }
             (_, SequenceEnd::Failed(reason)) => effects.extend([failed(key, reason), cancel_puts(key)]),
@@ -296,9 +297,10 @@ impl PrefillerState {
     fn on_sent(&mut self, sent: &PagesSent) -> Vec<Effect> {
         let key = (sent.session, sent.request);
         let entry = self.entries.get_mut(&key);
-        if let Some(Phase::Running(pages) | Phase::Sending(pages)) = entry.map(|entry| &mut entry.phase) {
-            pages.sent += sent.count;
-            pages.put_micros += sent.put_micros;
+        let phase = entry.map(|entry| &mut entry.phase);
+        if let Some(Phase::Running(hand_over) | Phase::Sending(hand_over)) = phase {
+            hand_over.sent += sent.count;
+            hand_over.put_micros += sent.put_micros;
         }
         self.drain_if_sent(key)
     }
@@ -306,9 +308,9 @@ impl PrefillerState {
     /// Ends a prompt that is computed and whose pages the receiver has.
     fn drain_if_sent(&mut self, key: Key) -> Vec<Effect> {
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
-        let Phase::Sending(pages) = &entry.phase else { return Vec::new() };
-        let (all, put_micros) = (pages.pages.len() as u32, pages.put_micros);
-        if pages.sent < all {
+        let Phase::Sending(hand_over) = &entry.phase else { return Vec::new() };
+        let (all, put_micros) = (hand_over.pages.len() as u32, hand_over.put_micros);
+        if hand_over.sent < all {
             return Vec::new();
         }
         entry.phase = Phase::Draining;

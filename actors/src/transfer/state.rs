@@ -176,7 +176,7 @@ impl TransferState {
         }
     }
 
-    /// The session's share of the ring. Free credits beyond the share go back to the receiver, in the order of credits.
+    /// The session's share of the ring. Free credits beyond the share are returned to the receiver, in the order of credits.
     fn on_ring_shared(&mut self, now_micros: u64, session: SessionId, pages: u32) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session).filter(|live| !live.is_lost()) else {
             return Vec::new();
@@ -217,8 +217,9 @@ impl TransferState {
     ) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
         let known = PageHash::Known(hash);
-        let over = live.on_over(|put| (put.credit == credit).then(|| put.hash = known).is_some());
-        self.after_over(now_micros, session, over)
+        let drained_requests =
+            live.update_puts(|put| (put.credit == credit).then(|| put.hash = known).is_some());
+        self.after_update(now_micros, session, drained_requests)
     }
 
     /// A put has completed, so the transport no longer reads its source pages; or it failed.
@@ -230,7 +231,8 @@ impl TransferState {
         result: Result<(), String>,
     ) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
-        let over = live.on_over(|put| (put.ticket == ticket).then(|| put.done = true).is_some());
+        let drained_requests =
+            live.update_puts(|put| (put.ticket == ticket).then(|| put.done = true).is_some());
         let mut effects = match result {
             Ok(()) => Vec::new(),
             Err(error) => {
@@ -241,13 +243,19 @@ impl TransferState {
                 self.break_session(session, reason)
             }
         };
-        effects.extend(self.after_over(now_micros, session, over));
+        effects.extend(self.after_update(now_micros, session, drained_requests));
         effects
     }
 
-    /// Puts are over: reports these cancelled requests as drained, announces the pages that are complete, and posts more.
-    fn after_over(&mut self, now_micros: u64, session: SessionId, over: Vec<RequestId>) -> Vec<Effect> {
-        let mut effects: Vec<Effect> = over.into_iter().map(|request| drained(session, request)).collect();
+    /// Puts have changed: reports these cancelled requests as drained, announces the pages that are complete, and posts more.
+    fn after_update(
+        &mut self,
+        now_micros: u64,
+        session: SessionId,
+        drained_requests: Vec<RequestId>,
+    ) -> Vec<Effect> {
+        let mut effects: Vec<Effect> =
+            drained_requests.into_iter().map(|request| drained(session, request)).collect();
         self.reap(session);
         effects.extend(self.announce(now_micros, session));
         effects.extend(self.pump(now_micros, session));

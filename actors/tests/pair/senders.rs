@@ -42,7 +42,7 @@ async fn a_sender_that_ends_costs_no_request_and_another_takes_over() {
 }
 
 #[actix::test]
-async fn a_sender_that_is_told_to_end_finishes_its_hand_overs_and_another_goes_on() {
+async fn a_sender_that_shuts_down_finishes_its_hand_overs() {
     let (receiver, first, address) = pair(64, 4).await;
     let second = start(LinkRole::Sender(vec![address]), 64, 1);
     until("both senders are ready", || receiver.peers() == 2).await;

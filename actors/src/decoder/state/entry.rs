@@ -92,7 +92,7 @@ impl Entry {
     }
 
     /// Tells the proxy, once, that the prompt no longer waits for its prefill.
-    pub(super) fn over(&mut self, outcome: PrefillOutcome) -> Option<Effect> {
+    pub(super) fn prefill_over(&mut self, outcome: PrefillOutcome) -> Option<Effect> {
         let ProxyCount::Counted { on } = std::mem::replace(&mut self.waits, ProxyCount::Reported) else {
             return None;
         };

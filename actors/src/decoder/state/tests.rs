@@ -46,17 +46,17 @@ fn pages(numbers: &[u32]) -> Vec<PageId> {
     numbers.iter().map(|page| PageId(*page)).collect()
 }
 
-/// Pages for a request that runs here.
+/// A reservation for a request that is prefilled here.
 fn reserved(numbers: &[u32]) -> PagesReserved {
     PagesReserved { sequence: OWN, resident: 0, landing: 0, pages: pages(numbers) }
 }
 
-/// Pages for one whose two pages of prompt land.
+/// A reservation for a request whose two prompt pages land.
 fn landing(own: &[u32]) -> PagesReserved {
     PagesReserved { landing: 2, ..reserved(own) }
 }
 
-/// What is asked for, for these tokens.
+/// The reservation of a new request with these tokens.
 fn reserve(tokens: &[u32], pages: u32, landing: bool) -> Effect {
     to::buffer_manager(ReservePages {
         sequence: OWN,
@@ -67,7 +67,7 @@ fn reserve(tokens: &[u32], pages: u32, landing: bool) -> Effect {
     })
 }
 
-/// The same for a request that has had pages.
+/// The reservation of a request that resumes.
 fn reserve_again(tokens: &[u32], pages: u32) -> Effect {
     to::buffer_manager(ReservePages {
         sequence: OWN,
@@ -78,12 +78,12 @@ fn reserve_again(tokens: &[u32], pages: u32) -> Effect {
     })
 }
 
-/// The request gives back all pages that it holds or waits for.
+/// The request releases all pages that it holds or waits for.
 fn release() -> Effect {
     to::buffer_manager(ReleasePages { sequence: OWN })
 }
 
-/// The engine is to stop the request's sequence.
+/// The generator is to stop the request's sequence.
 fn stop() -> Effect {
     to::generator(StopSequence { sequence: OWN })
 }
@@ -93,17 +93,17 @@ fn token(id: u32) -> Effect {
     to::streams(StreamToken { request: R, token: id.into() })
 }
 
-/// The client hears why the request failed.
+/// The client gets the reason why the request failed.
 fn failed(error: RequestError) -> Effect {
     to::streams(StreamEnd { request: R, event: StreamEvent::Failed(error) })
 }
 
-/// The proxy hears that the prompt does not wait any more.
+/// The proxy is told that the prompt no longer waits.
 fn over(on: Option<SessionId>, outcome: PrefillOutcome) -> Effect {
     to::proxy(PrefillOver { on, tokens: 6, outcome })
 }
 
-/// The same for a prompt that was prefilled where it waited.
+/// The same for a prompt that was computed.
 fn over_after(on: Option<SessionId>, micros: u64) -> Effect {
     over(on, PrefillOutcome::Computed { tokens: 6, micros })
 }
@@ -126,7 +126,7 @@ fn advanced(token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced 
     SequenceAdvanced { sequence: OWN, resident: 0, token: token.map(Into::into), running_micros: 0, ended }
 }
 
-/// How the request ended, if it did.
+/// The terminal event, if there is one.
 fn reason(effects: &[Effect]) -> Option<&StreamEvent> {
     effects.iter().find_map(|effect| match effect {
         Effect::Streams(ToStreams::StreamEnd(StreamEnd { request: R, event })) => Some(event),
@@ -134,7 +134,7 @@ fn reason(effects: &[Effect]) -> Option<&StreamEvent> {
     })
 }
 
-/// The only effect, if it is a frame.
+/// The frame, if the only effect is one.
 fn frame(effects: &[Effect]) -> Option<&Frame> {
     match effects {
         [Effect::PeerLink(ToPeerLink::SendFrame(SendFrame { session: SESSION, frame }))] => Some(frame),
@@ -155,11 +155,11 @@ fn a_request_that_is_aborted_before_its_pages_come_does_not_run() {
         );
         assert!(state.is_empty());
         let counts = DecoderCounts { taken: 1, aborted: 1, ..DecoderCounts::default() };
-        assert_eq!(state.counts(), counts, "the request came in and ended, as any other");
+        assert_eq!(state.counts(), counts, "the request is counted like any other");
         assert_eq!(
             state.on_reserved(now, reserved(&[1, 2])),
             [],
-            "these pages were released before they came"
+            "these pages were released before they arrived"
         );
     }
 }
@@ -191,7 +191,7 @@ fn a_local_request_runs_and_releases() {
 }
 
 #[test]
-fn a_client_that_has_enough_ends_its_request_well() {
+fn a_client_can_complete_its_request_early() {
     let ends_with = |effects: &[Effect], tokens: u32| {
         let Some(StreamEvent::Finished { reason: FinishReason::Stop, timings }) = reason(effects) else {
             panic!("{effects:?}")
@@ -206,7 +206,7 @@ fn a_client_that_has_enough_ends_its_request_well() {
     }
     let effects = state.on_complete(R, 2);
     ends_with(&effects, 2);
-    assert_eq!(effects[1..], [stop()], "its pages go back when the engine has let go of them");
+    assert_eq!(effects[1..], [stop()], "its pages are released after the engine has stopped");
     assert_eq!(state.on_complete(R, 2), [], "once is enough");
     assert_eq!(state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped))), [release()]);
 
@@ -231,7 +231,7 @@ fn an_engine_error_ends_the_request() {
 }
 
 #[test]
-fn the_end_of_the_process_ends_every_request() {
+fn shutdown_fails_every_request() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 5, None));
     let effects = state.on_abort_all();
@@ -241,7 +241,7 @@ fn the_end_of_the_process_ends_every_request() {
 }
 
 #[test]
-fn an_abort_waits_for_the_engine_before_it_releases() {
+fn an_abort_releases_after_the_engine_has_stopped() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 5, None));
     state.on_reserved(now, reserved(&[1, 2, 3]));
@@ -254,7 +254,7 @@ fn an_abort_waits_for_the_engine_before_it_releases() {
 }
 
 #[test]
-fn a_deadline_ends_a_request_wherever_it_is() {
+fn a_deadline_fails_a_request_in_every_phase() {
     let now = Instant::now();
     let late = now + Duration::from_secs(11);
     for steps in 0..3 {
@@ -267,7 +267,7 @@ fn a_deadline_ends_a_request_wherever_it_is() {
         let effects = state.on_tick(late);
         let expect = StreamEvent::Failed(RequestError::Deadline { deadline_ms: 10_000 });
         assert_eq!(reason(&effects), Some(&expect));
-        assert_eq!(state.on_tick(late), [], "it is told once");
+        assert_eq!(state.on_tick(late), [], "the client is told once");
         assert_eq!(
             state.counts(),
             DecoderCounts { taken: 1, deadlines_missed: 1, ..DecoderCounts::default() }
@@ -276,14 +276,14 @@ fn a_deadline_ends_a_request_wherever_it_is() {
 }
 
 #[test]
-fn a_request_grows_before_it_has_to_and_only_as_far_as_it_may_get() {
+fn a_request_grows_early_and_at_most_to_its_last_token() {
     let now = Instant::now();
     let mut state = DecoderState::new(DecoderConfig { growth_tokens: 4, ..state().config });
     let effects = state.on_decode(now, decode(now, 6, 9, None));
     let [Effect::BufferManager(ToBufferManager::ReservePages(reserve))] = &effects[..] else {
         panic!("{effects:?}")
     };
-    assert_eq!(reserve.pages, 3, "six tokens and four more");
+    assert_eq!(reserve.pages, 3, "six tokens and four ahead");
     state.on_reserved(now, reserved(&[1, 2, 3]));
     let token = |n: u32| SequenceAdvanced { resident: 5 + n, ..advanced(Some(7), None) };
     let asks = |effects: &[Effect]| {
@@ -294,15 +294,15 @@ fn a_request_grows_before_it_has_to_and_only_as_far_as_it_may_get() {
     };
     assert_eq!([1, 2].map(|n| asks(&state.on_advanced(now, token(n)))), [None, None]);
     assert_eq!(asks(&state.on_advanced(now, token(3))), Some((1, 1)), "token 9 begins the last page");
-    assert_eq!(asks(&state.on_advanced(now, token(4))), None, "asked once");
+    assert_eq!(asks(&state.on_advanced(now, token(4))), None, "it asks once");
     let extend = ExtendSequence { sequence: OWN, pages: pages(&[9]) };
     let grown = PagesGrown { sequence: OWN, pages: pages(&[9]) };
     assert_eq!(state.on_grown(grown), [to::generator(extend)]);
-    assert_eq!(asks(&state.on_advanced(now, token(5))), None, "fourteen tokens of KV are all it may get");
+    assert_eq!(asks(&state.on_advanced(now, token(5))), None, "fourteen tokens of KV are its maximum");
 }
 
 #[test]
-fn the_youngest_request_is_preempted_and_goes_on_with_its_tokens() {
+fn the_youngest_request_is_preempted_and_resumes_with_its_tokens() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 50, None));
     state.on_reserved(now, reserved(&[1, 2]));
@@ -311,17 +311,17 @@ fn the_youngest_request_is_preempted_and_goes_on_with_its_tokens() {
     let young = SequenceId::Own(RequestId(6));
     state.on_decode(now + Duration::from_millis(1), other);
     state.on_reserved(now, PagesReserved { sequence: young, ..landing(&[3]) });
-    // The younger one is landing: it asks anew, to be computed here.
+    // The younger request is landing. It reserves new pages, to be computed here.
     let effects = state.on_short(PagesShort { releases: state.releases });
     assert_eq!(effects[0], cancel(SESSION, RequestId(6)));
     assert_eq!(effects[1], to::buffer_manager(ReleasePages { sequence: young }));
     assert!(matches!(&effects[2], Effect::BufferManager(ToBufferManager::ReservePages(reserve))
         if reserve.landing.is_none() && reserve.sequence == young));
-    assert_eq!(state.on_short(PagesShort { releases: 0 }), [], "that was before the release");
-    // Now only the older one holds any.
+    assert_eq!(state.on_short(PagesShort { releases: 0 }), [], "the message was sent before the release");
+    // Now only the older request holds pages.
     state.on_advanced(now, SequenceAdvanced { resident: 6, ..advanced(Some(7), None) });
     assert_eq!(state.on_short(PagesShort { releases: state.releases }), [stop()]);
-    assert_eq!(state.on_short(PagesShort { releases: state.releases }), [], "pages are coming back");
+    assert_eq!(state.on_short(PagesShort { releases: state.releases }), [], "a request is already stopping");
     let stopped = SequenceAdvanced { resident: 6, ..advanced(None, Some(SequenceEnd::Stopped)) };
     let effects = state.on_advanced(now, stopped);
     let [

@@ -21,7 +21,7 @@ pub(super) enum Load {
     Page(PageOwner),
     /// A page of a request that was cancelled after the put was posted. It is announced without an owner.
     Cancelled(RequestId),
-    /// No page: the credit goes back to the receiver.
+    /// No page: the credit is returned to the receiver.
     Nothing,
 }
 
@@ -298,7 +298,7 @@ impl Session {
     }
 
     /// Applies `change` to every put; it returns true if it changed the put. Returns the cancelled requests that are drained as a result.
-    pub(super) fn on_over(&mut self, mut change: impl FnMut(&mut Put) -> bool) -> Vec<RequestId> {
+    pub(super) fn update_puts(&mut self, mut change: impl FnMut(&mut Put) -> bool) -> Vec<RequestId> {
         let mut cancelled = Vec::new();
         for put in &mut self.puts {
             if change(put)

@@ -46,17 +46,17 @@ fn flushed(ticket: Ticket, result: Result<(), TransportError>) -> TransportEvent
     TransportEvents(vec![Event::Flushed { session: TransportSession(S.0), ticket, result }])
 }
 
-/// What a put or flush reports that the lane has not carried.
+/// The error of a put or flush that failed.
 fn lane_error(status: &str) -> TransportError {
     TransportError::Call { call: "ucp_put_nbx", status: status.into() }
 }
 
-/// The prefiller hears that no put of the request is in flight.
+/// The prefiller is told that no put of the request is in flight.
 fn drained() -> Effect {
     to::prefiller(PutsDrained { session: S, request: R })
 }
 
-/// Why the session is to end, if that is all that is to be done.
+/// The reason, if the only effect is to end the session.
 fn broken(effects: &[Effect]) -> Option<&str> {
     match effects {
         [Effect::PeerLink(ToPeerLink::BreakSession(BreakSession { session: S, reason }))] => Some(reason),
@@ -64,7 +64,7 @@ fn broken(effects: &[Effect]) -> Option<&str> {
     }
 }
 
-/// From where, to where and how much a put moves, in bytes.
+/// The source offset, target offset and length of a put, in bytes.
 fn span(effect: &Effect) -> Option<(u64, u64, u64)> {
     match effect {
         Effect::Transport(ToTransport::Command(Command::Put {
@@ -86,7 +86,7 @@ fn is_flush(effect: &Effect) -> bool {
 }
 
 #[test]
-fn a_ring_of_one_measures_and_carries() {
+fn a_ring_of_one_page_works() {
     let mut peer = Peer::probed(1);
     peer.schedule(0, 20);
     for _ in 0..20 {
@@ -101,12 +101,16 @@ fn nothing_is_announced_before_its_flush() {
     let mut peer = Peer::probed(8);
     peer.grant();
     peer.schedule(0, 2);
-    assert_eq!((peer.puts.len(), peer.flushes.len()), (2, 1), "there is nothing more to post");
+    assert_eq!((peer.puts.len(), peer.flushes.len()), (2, 1), "two puts, and a flush after the last");
     peer.complete(1, Ok(()));
     peer.complete(0, Ok(()));
     assert_eq!(peer.filled, []);
     peer.flush();
-    assert_eq!(peer.filled, [(Some(PageOwner { request: 5, first_page: 0 }), 2)], "neighbours share a frame");
+    assert_eq!(
+        peer.filled,
+        [(Some(PageOwner { request: 5, first_page: 0 }), 2)],
+        "one frame announces neighbouring pages"
+    );
 }
 
 #[test]
@@ -119,25 +123,25 @@ fn nothing_is_announced_before_its_completion_and_its_hash() {
     peer.hash();
     assert_eq!(peer.filled, [], "no put has completed");
     peer.complete(1, Ok(()));
-    assert_eq!(peer.filled, [], "the second one's credit comes later");
+    assert_eq!(peer.filled, [], "the page with the earlier credit is not complete");
     peer.complete(0, Ok(()));
     assert_eq!(
         peer.filled,
         [(Some(PageOwner { request: 5, first_page: 0 }), 1)],
-        "the second one has no hash"
+        "the second page has no hash yet"
     );
     peer.hash();
     assert_eq!(peer.sent, 2);
 }
 
 #[test]
-fn credits_beyond_the_share_go_back_in_their_turn() {
+fn credits_beyond_the_share_are_returned_in_order() {
     let mut peer = Peer::probed(8);
     peer.schedule(0, 2);
     peer.grant();
-    // Eight credits, two of them spent on puts that are under way.
+    // Eight credits; two of them are spent on puts in flight.
     peer.hear(4, shared(5));
-    assert_eq!(peer.filled, [], "nothing is announced before the puts in front of it");
+    assert_eq!(peer.filled, [], "credits are announced in order, after the puts before them");
     while !peer.puts.is_empty() || !peer.flushes.is_empty() {
         peer.complete(0, Ok(()));
         peer.flush();
@@ -145,12 +149,12 @@ fn credits_beyond_the_share_go_back_in_their_turn() {
     let owner = PageOwner { request: R.0, first_page: 0 };
     let back: u32 = peer.filled.iter().filter(|(owner, _)| owner.is_none()).map(|(_, count)| count).sum();
     assert_eq!((peer.filled[0].0, peer.sent, back), (Some(owner), 2, 3));
-    assert_eq!(peer.ring.outstanding(), 3, "two put and three given back of eight");
+    assert_eq!(peer.ring.outstanding(), 3, "of eight credits two were put and three returned");
     assert_eq!(peer.state.on(5, shared(5).into()), [], "it holds no more than its share");
 }
 
 #[test]
-fn credits_go_back_only_once_the_lane_is_there() {
+fn credits_are_returned_after_the_lane_is_connected() {
     let mut state = TransferState::new(CONFIG);
     assert_eq!(state.on(0, opened(4, 1).into()), []);
     assert_eq!(state.on(0, granted(0, &[0, 1]).into()), []);
@@ -160,10 +164,10 @@ fn credits_go_back_only_once_the_lane_is_there() {
 }
 
 #[test]
-fn pages_that_are_announced_together_share_the_time() {
+fn pages_announced_together_share_the_time() {
     let mut peer = Peer::probed(8);
     peer.grant();
-    // No neighbours: two frames.
+    // The pages are not neighbours, so they have two frames.
     peer.schedule(0, 1);
     peer.schedule(5, 1);
     peer.flush();
@@ -177,11 +181,11 @@ fn pages_that_are_announced_together_share_the_time() {
 }
 
 #[test]
-fn neighbours_on_both_sides_go_as_one_put() {
+fn neighbouring_pages_go_as_one_put() {
     let mut peer = Peer::with_sixteen_neighbours(4);
     peer.schedule(0, 6);
     assert_eq!(peer.puts.iter().map(|ticket| peer.pages[ticket]).collect::<Vec<_>>(), [4, 2]);
-    assert_eq!(peer.flushes.len(), 1, "behind the last");
+    assert_eq!(peer.flushes.len(), 1, "after the last page");
     peer.complete(1, Ok(()));
     peer.complete(0, Ok(()));
     assert_eq!(peer.sent, 16);
@@ -209,7 +213,7 @@ fn puts_count_in_bytes_and_one_message_asks_for_all_hashes() {
 }
 
 #[test]
-fn pages_are_not_hashed_where_both_sides_have_agreed_on_none() {
+fn pages_are_not_hashed_if_hashing_is_off() {
     let mut peer = Peer::with_sixteen_neighbours(1);
     peer.state.config.hashed = false;
     let effects = peer.state.on(9, scheduled(16, [3]).into());
@@ -242,7 +246,7 @@ proptest! {
                 peer.flush();
             }
         }
-        // Where chance let many a flush wait, the rest goes now.
+        // Completes the flushes and puts that the random order has left in flight.
         for _ in 0..total {
             while !peer.puts.is_empty() {
                 peer.complete(0, Ok(()));

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn the_proxy_hears_whether_a_sender_has_failed() {
+fn the_proxy_is_told_whether_a_sender_has_failed() {
     let now = Instant::now();
     let begun = || {
         let mut state = state();
@@ -23,14 +23,14 @@ fn the_proxy_hears_whether_a_sender_has_failed() {
     let failed = PrefillFailed { session: SESSION, request: R, reason: String::new() };
     assert_eq!(outcome(begun().on_prefill_failed(failed)), PrefillOutcome::Failed);
     assert_eq!(outcome(begun().on_peer_lost(SESSION)), PrefillOutcome::Failed);
-    // What the client, a deadline or a lack of pages ends says nothing about the sender.
+    // An abort, a deadline or a preemption is no information about the sender.
     assert_eq!(outcome(begun().on_abort(R)), PrefillOutcome::Withdrawn);
     assert_eq!(outcome(begun().on_tick(now + Duration::from_secs(3600))), PrefillOutcome::Withdrawn);
     assert_eq!(outcome(begun().on_short(PagesShort { releases: 0 })), PrefillOutcome::Withdrawn);
 }
 
 #[test]
-fn a_handed_over_request_joins_when_token_and_pages_are_there() {
+fn a_handed_over_request_starts_with_its_first_token_and_all_pages() {
     for token_first in [true, false] {
         let (mut state, now) = (state(), Instant::now());
         let effects = state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
@@ -45,7 +45,7 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
             assert_eq!(
                 state.on_prefill_finished(now, prefilled(7)),
                 [over_after(Some(SESSION), 2000), token(7)],
-                "it streams at once"
+                "the token is delivered at once"
             );
         }
         assert_eq!(state.on_adopted(now, adopted(1, 4)), []);
@@ -64,7 +64,7 @@ fn a_handed_over_request_joins_when_token_and_pages_are_there() {
             panic!("{effects:?}")
         };
         assert_eq!((&computed.tokens[..], &computed.pages), (&PROMPT[..], &start.pages));
-        assert_eq!(start.pages, [PageId(6), PageId(4), PageId(8)], "pages stand where their tokens do");
+        assert_eq!(start.pages, [PageId(6), PageId(4), PageId(8)], "pages are in the order of their tokens");
         assert_eq!((start.resident, start.sample, start.tokens.last()), (6, 4, Some(&7)));
     }
 }
@@ -82,7 +82,7 @@ fn a_first_token_that_ends_the_request_ends_it() {
 }
 
 #[test]
-fn a_lost_sender_costs_a_recompute_and_no_token() {
+fn a_lost_sender_costs_a_recompute_but_no_token() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
     state.on_reserved(now, landing(&[8]));
@@ -98,7 +98,7 @@ fn a_lost_sender_costs_a_recompute_and_no_token() {
 }
 
 #[test]
-fn a_prefill_that_failed_is_logged_and_computed_here() {
+fn a_failed_prefill_is_logged_and_recomputed_here() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
     assert_eq!(state.on_prefill_failed(prefill_failed(SESSION)), [], "the sender has not been asked yet");
@@ -112,12 +112,12 @@ fn a_prefill_that_failed_is_logged_and_computed_here() {
     assert_eq!(
         state.on_prefill_failed(prefill_failed(SESSION)),
         [],
-        "the request waits for that sender no more"
+        "the request no longer waits for that sender"
     );
 }
 
 #[test]
-fn what_a_confused_sender_says_is_not_used() {
+fn invalid_messages_of_a_sender_discard_its_work() {
     let now = Instant::now();
     let begun = || {
         let mut state = state();
@@ -143,7 +143,7 @@ fn what_a_confused_sender_says_is_not_used() {
 }
 
 #[test]
-fn a_sender_lost_before_the_pages_were_there_is_noticed_then() {
+fn a_sender_lost_before_the_reservation_causes_a_recompute() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
     assert_eq!(state.on_peer_lost(SESSION), []);
@@ -152,7 +152,7 @@ fn a_sender_lost_before_the_pages_were_there_is_noticed_then() {
 }
 
 #[test]
-fn a_resident_prefix_does_not_travel() {
+fn a_resident_prefix_is_not_put() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 12, 5, Some(SESSION)));
     let reserved = PagesReserved { sequence: OWN, resident: 4, landing: 2, pages: pages(&[7, 8]) };

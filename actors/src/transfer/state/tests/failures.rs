@@ -33,12 +33,12 @@ fn a_lost_session_still_waits_for_its_puts() {
         peer.complete(0, Err(lane_error("connection reset")));
     }
     assert_eq!(peer.drained, 1);
-    assert!(peer.broken.is_empty(), "it is lost already");
-    assert_eq!(peer.state.on_cancel(S, R), [drained()], "a session that is gone has no puts");
+    assert!(peer.broken.is_empty(), "the session is already lost");
+    assert_eq!(peer.state.on_cancel(S, R), [drained()], "a removed session has no puts");
 }
 
 #[test]
-fn what_breaks_the_lane_or_the_ring_breaks_the_session() {
+fn an_error_of_the_lane_or_the_ring_breaks_the_session() {
     let mut peer = Peer::probed(8);
     peer.grant();
     peer.schedule(0, 1);
@@ -50,11 +50,11 @@ fn what_breaks_the_lane_or_the_ring_breaks_the_session() {
     let mut peer = Peer::probed(8);
     let effects = peer.state.on(1, granted(999, &[0]).into());
     assert!(broken(&effects).is_some_and(|reason| reason.contains("credit 999")), "{effects:?}");
-    assert_eq!(peer.state.on(1, granted(999, &[0]).into()), [], "once is enough");
+    assert_eq!(peer.state.on(1, granted(999, &[0]).into()), [], "the session is broken once");
 }
 
 #[test]
-fn a_lane_that_holds_an_operation_for_ever_is_given_up() {
+fn a_stuck_operation_breaks_the_session() {
     for flushing in [false, true] {
         let mut peer = Peer::probed(8);
         peer.grant();
@@ -66,7 +66,7 @@ fn a_lane_that_holds_an_operation_for_ever_is_given_up() {
         assert_eq!(peer.state.on_tick(OPERATION_MICROS_MAX), []);
         let effects = peer.state.on_tick(OPERATION_MICROS_MAX + 10);
         assert!(broken(&effects).is_some(), "{effects:?}");
-        assert_eq!(peer.state.on_tick(OPERATION_MICROS_MAX + 10), [], "once is enough");
+        assert_eq!(peer.state.on_tick(OPERATION_MICROS_MAX + 10), [], "the session is broken once");
     }
 }
 
@@ -100,13 +100,13 @@ fn a_cancelled_request_waits_for_its_hashes_too() {
     assert_eq!(peer.state.on_cancel(S, R), []);
     peer.complete(0, Ok(()));
     peer.flush();
-    assert_eq!((peer.drained, peer.filled.len()), (0, 0), "a thread may be reading it");
+    assert_eq!((peer.drained, peer.filled.len()), (0, 0), "the hash thread may be reading the page");
     peer.hash();
     assert_eq!((peer.drained, &peer.filled[..]), (1, &[(None, 1)][..]));
 }
 
 #[test]
-fn a_lane_that_is_too_slow_is_not_used() {
+fn a_slow_lane_is_refused() {
     let mut peer = Peer::new(8);
     peer.state.config.min_gigabytes_per_second = 1e3;
     while peer.broken.is_empty() {
@@ -117,7 +117,7 @@ fn a_lane_that_is_too_slow_is_not_used() {
 }
 
 #[test]
-fn a_lane_that_cannot_carry_pages_says_what_helps() {
+fn the_error_of_a_broken_lane_names_a_remedy() {
     let mut peer = Peer::new(8);
     peer.grant();
     peer.complete(0, Err(lane_error("Request canceled")));
