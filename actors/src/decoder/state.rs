@@ -14,6 +14,7 @@
 //! Every request gets exactly one terminal event. Its pages are released exactly once, after the engine has stopped using them. Delivered
 //! tokens are never retracted: a recompute starts from prompt + tokens.
 
+mod counts;
 mod ending;
 mod entry;
 
@@ -31,9 +32,8 @@ use crate::messages::{
     PeerReady, PrefillFailed, PrefillFinished, PrefillOutcome, ReleasePages, ReservePages, ReservePriority,
     SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StopSequence,
 };
-use crate::request::{
-    AbortOutcome, AbortRequest, Generate, Refused, RequestError, RequestId, StreamEvent, Timings,
-};
+use crate::request::{AbortOutcome, AbortRequest, Generate, RequestError, RequestId, Timings};
+pub use counts::DecoderCounts;
 use entry::{Entry, Phase, ProxyCount, RunState, cancel, ms};
 
 /// The decoder's configuration.
@@ -51,43 +51,6 @@ pub struct DecoderConfig {
     pub pid: u32,
     /// Pages are reserved for a request's tokens so far and this many more; at least one.
     pub growth_tokens: u32,
-}
-
-/// The decoder's counters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DecoderCounts {
-    /// Requests that arrived.
-    pub taken: u64,
-    /// Prompts recomputed here because their sender was lost, failed or sent something wrong.
-    pub recomputes: u64,
-    /// Requests that were preempted.
-    pub preemptions: u64,
-    /// Requests that finished.
-    pub finished: u64,
-    /// Requests that their client aborted, or that were refused.
-    pub aborted: u64,
-    /// Requests that missed their deadline.
-    pub deadlines_missed: u64,
-    /// Requests that could not get their pages because of lost sessions.
-    pub denied: u64,
-    /// Requests that an engine error ended.
-    pub engine_failures: u64,
-    /// Requests that were cut because the process ended.
-    pub cut_at_the_end: u64,
-}
-
-impl DecoderCounts {
-    fn end(&mut self, event: &StreamEvent) {
-        let count = match event {
-            StreamEvent::Finished { .. } | StreamEvent::Token(_) => &mut self.finished,
-            StreamEvent::Failed(RequestError::Deadline { .. }) => &mut self.deadlines_missed,
-            StreamEvent::Failed(RequestError::Engine(_)) => &mut self.engine_failures,
-            StreamEvent::Failed(RequestError::ShuttingDown) => &mut self.cut_at_the_end,
-            StreamEvent::Failed(RequestError::Refused(Refused::NoRoom { .. })) => &mut self.denied,
-            StreamEvent::Failed(RequestError::Aborted | RequestError::Refused(_)) => &mut self.aborted,
-        };
-        *count += 1;
-    }
 }
 
 /// All live requests.

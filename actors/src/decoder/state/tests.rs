@@ -9,7 +9,7 @@ use engine::PageId;
 use super::*;
 use crate::effect::{ToBufferManager, ToGenerator, ToPeerLink, ToProxy, ToStreams};
 use crate::messages::{PrefillOver, StreamEnd, StreamToken};
-use crate::request::{FinishReason, Route};
+use crate::request::{FinishReason, Route, StreamEvent};
 
 const SESSION: SessionId = SessionId(1);
 const EOS: u32 = 2;
