@@ -127,13 +127,7 @@ fn served(effects: &[Effect]) -> (u32, u32, Vec<PageId>) {
 
 fn beginning_with(request: u64, tokens: &[u32], pages: u32, landing: bool) -> ReservePages {
     let landing = landing.then_some(SESSION);
-    ReservePages {
-        sequence: own(request),
-        tokens: tokens.into(),
-        pages,
-        landing,
-        priority: ReservePriority::New,
-    }
+    ReservePages { tokens: tokens.into(), pages, landing, ..reserve(request, 0, 0) }
 }
 
 #[test]
