@@ -1,8 +1,7 @@
-//! The live streams: from a request to the sink of the HTTP handler that waits for its tokens.
+//! The live streams: a map from a request to the channel of the HTTP handler that waits for its tokens.
 //!
-//! The one table that HTTP workers and the decoder share. A sink is bounded by what a request may produce
-//! (`max_tokens` and one terminal event), so the decoder never waits for a client: a sink that is full or closed
-//! means the client is gone.
+//! This is the only table that HTTP workers and the decoder share. A channel has room for all events of its request (`max_tokens` tokens and
+//! one terminal event), so the decoder never waits for a client. A closed channel means that the client is gone.
 
 use dashmap::DashMap;
 use std::sync::Arc;
@@ -22,21 +21,20 @@ impl Admitted for () {
     fn refused(&mut self) {}
 }
 
-/// What a live request holds: its sink, and the permit that admitted it, which is free again when the request has ended,
-/// however slowly its client reads.
+/// A live request: its channel, and its admission permit. The permit is free when the request has ended, even if its client still reads.
 struct Live {
     sink: mpsc::Sender<StreamEvent>,
     permit: Box<dyn Admitted>,
 }
 
-/// Request → sink. Cheap to clone; every clone is the same table.
+/// The live streams. Cheap to clone; clones share the table.
 #[derive(Clone, Default)]
 pub struct Streams {
     live: Arc<DashMap<RequestId, Live>>,
 }
 
 impl Streams {
-    /// Opens the stream of `request`, which will produce at most `max_tokens` tokens and holds `permit` until it ends.
+    /// Opens the stream of `request`. The request produces at most `max_tokens` tokens and holds `permit` until it ends.
     pub fn open(
         &self,
         request: RequestId,
@@ -48,24 +46,24 @@ impl Streams {
         source
     }
 
-    /// Delivers a token. False: the client is gone, or the request was never opened or has ended.
+    /// Delivers a token. Returns false if the client is gone or the request is not live.
     pub fn token(&self, request: RequestId, token: Token) -> bool {
-        // The guard lives for this statement only: nothing waits while it is held.
+        // The guard of the map is dropped at the end of this statement, and `try_send` does not wait.
         self.live.get(&request).is_some_and(|live| live.sink.try_send(StreamEvent::Token(token)).is_ok())
     }
 
-    /// Delivers the terminal event and forgets the request. False: it was not live.
+    /// Delivers the terminal event and removes the request. Returns false if it was not live.
     pub fn end(&self, request: RequestId, event: StreamEvent) -> bool {
         let Some((_, Live { sink, mut permit })) = self.live.remove(&request) else { return false };
         if matches!(event, StreamEvent::Failed(RequestError::Refused(_))) {
             permit.refused();
         }
-        // Before the client can know: its next request finds the permit free.
+        // Before the client sees the end, so that its next request finds the permit free.
         drop(permit);
         sink.try_send(event).is_ok()
     }
 
-    /// Forgets a request without an event: its client is gone.
+    /// Removes a request without an event: its client is gone.
     pub fn close(&self, request: RequestId) {
         self.live.remove(&request);
     }
@@ -98,7 +96,7 @@ mod tests {
     use super::*;
     use crate::request::Refused;
 
-    /// Looks, when it is dropped, whether the end has been delivered already.
+    /// Reports when it is dropped: true if the terminal event has not been delivered yet.
     struct Watching(
         std::sync::Arc<std::sync::Mutex<Option<mpsc::Receiver<StreamEvent>>>>,
         std::sync::mpsc::Sender<bool>,
@@ -116,14 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn a_permit_is_free_before_its_client_knows() {
+    fn a_permit_is_free_before_the_client_sees_the_end() {
         let (streams, request) = (Streams::default(), RequestId(1));
-        let (told, hears) = std::sync::mpsc::channel();
+        let (report, reported) = std::sync::mpsc::channel();
         let seen = std::sync::Arc::default();
-        let source = streams.open(request, 1, Watching(std::sync::Arc::clone(&seen), told));
+        let source = streams.open(request, 1, Watching(std::sync::Arc::clone(&seen), report));
         *seen.lock().unwrap() = Some(source);
         streams.end(request, StreamEvent::Failed(RequestError::Aborted));
-        assert_eq!(hears.recv(), Ok(true), "nothing had been delivered");
+        assert_eq!(reported.recv(), Ok(true), "the permit is dropped before the event");
     }
 
     /// Counts refusals.
@@ -166,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gone_client_is_seen() {
+    fn a_token_for_a_gone_client_is_not_delivered() {
         let streams = Streams::default();
         drop(streams.open(RequestId(2), 4, ()));
         assert!(!streams.token(RequestId(2), 7.into()));

@@ -66,10 +66,10 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "ask the sender before pages are reserved",
         "actors/src/decoder/state.rs",
-        "self.reservation(request, on, false).into_iter().chain(elsewhere).collect()",
+        "self.reservation(request, on, ReservePriority::New).into_iter().chain(elsewhere).collect()",
         "let (sequence, landing) = (SequenceId::Own(request), self.pages_for(self.requests[&request].generate.prompt.len()));\n        \
          let early = PagesReserved { sequence, resident: 0, landing, pages: Vec::new() };\n        \
-         let asked: Vec<Effect> = self.reservation(request, on, false).into_iter().collect();\n        \
+         let asked: Vec<Effect> = self.reservation(request, on, ReservePriority::New).into_iter().collect();\n        \
          [asked, self.on_reserved(now, early)].concat()",
     ),
     mutant(

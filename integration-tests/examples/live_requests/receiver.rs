@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use actors::buffer_manager::state::{PoolConfig, PoolState};
 use actors::decoder::state::{DecoderConfig, DecoderState};
 use actors::effect::{Effect, ToBufferManager, ToDecoder};
+use actors::finish::FinishRule;
 use actors::messages::*;
 use actors::request::{AbortRequest, FinishReason, Generate, RequestId, Route};
 use connector::frame::PageOwner;
@@ -53,7 +54,7 @@ fn decoding(now: Instant, live: u64, on: Option<SessionId>) -> DecoderState {
     let mut state = DecoderState::new(DecoderConfig {
         page_tokens: PAGE_TOKENS,
         page_bytes: 1 << 20,
-        eos_tokens: Vec::new(),
+        finish: FinishRule::default(),
         vocabulary: 1 << 20,
         pid: 1,
         growth_tokens: 64,
@@ -88,7 +89,7 @@ pub(crate) fn decoder(live: u64, times: &mut Times) {
     );
     let grown = |request| PagesGrown { sequence: own(request), pages: vec![PageId(0)] }.into();
     measure("PagesGrown", spread(live).map(grown).collect());
-    let abort = |request| AbortRequest { request: RequestId(request), complete_with: None }.into();
+    let abort = |request| AbortRequest::cancelled(RequestId(request)).into();
     measure("AbortRequest", fresh(live).map(abort).collect());
     let ended =
         |request| advanced(request, PROMPT_TOKENS + 1, Some(SequenceEnd::Finished(FinishReason::Length)));
@@ -119,7 +120,7 @@ pub(crate) fn landing(live: u64, times: &mut Times) {
 
 fn reserve(request: u64, landing: Option<SessionId>) -> ToBufferManager {
     let (tokens, pages) = (prompt(request).into(), PAGES);
-    ReservePages { sequence: own(request), tokens, pages, landing, again: false }.into()
+    ReservePages { sequence: own(request), tokens, pages, landing, priority: ReservePriority::New }.into()
 }
 
 fn release(request: u64) -> ToBufferManager {

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use actors::effect::{Effect, ToEngine, ToGenerator, ToPrefiller, ToTransfer};
-use actors::generator::state::GeneratorState;
+use actors::finish::FinishRule;
+use actors::generator::state::{GeneratorConfig, GeneratorState};
 use actors::messages::*;
 use actors::prefiller::state::{PrefillerConfig, PrefillerState};
 use actors::request::{FinishReason, RequestId};
@@ -135,7 +136,13 @@ fn start(request: u64) -> ToGenerator {
 /// A step in flight that has every sequence.
 pub(crate) fn generator(live: u64, times: &mut Times) {
     let limits = StepLimits { tokens: 1 << 20, rows: 1 << 20 };
-    let mut state = GeneratorState::new(512, limits, PAGE_TOKENS, Vec::new(), false);
+    let mut state = GeneratorState::new(GeneratorConfig {
+        chunk_tokens: 512,
+        limits,
+        page_tokens: PAGE_TOKENS,
+        finish: FinishRule::default(),
+        runs_ahead: false,
+    });
     let mut plan = None;
     for request in 0..live {
         plan = plans(state.on(0, start(request))).or(plan);

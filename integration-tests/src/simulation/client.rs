@@ -81,7 +81,7 @@ impl World {
     pub(super) fn leave(&mut self, request: RequestId) {
         if let Some(client) = self.clients.get_mut(&request).filter(|client| client.end.is_none()) {
             client.left = true;
-            let abort = AbortRequest { request, complete_with: None };
+            let abort = AbortRequest::cancelled(request);
             self.perform(RECEIVER, Endpoint::Frontend, vec![to::proxy(abort)]);
         }
     }

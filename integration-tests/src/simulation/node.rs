@@ -6,7 +6,8 @@ use std::time::Duration;
 use actors::buffer_manager::state::{PoolConfig, PoolState};
 use actors::decoder::state::{DecoderConfig, DecoderState};
 use actors::effect::{Effect, Endpoint};
-use actors::generator::state::GeneratorState;
+use actors::finish::FinishRule;
+use actors::generator::state::{GeneratorConfig, GeneratorState};
 use actors::messages::Plan as StepPlan;
 use actors::peer_link::state::PeerLinkState;
 use actors::prefiller::state::{PrefillerConfig, PrefillerState};
@@ -85,7 +86,7 @@ impl Node {
                 decoder: DecoderState::new(DecoderConfig {
                     page_tokens: PAGE_TOKENS,
                     page_bytes: 1,
-                    eos_tokens: vec![0],
+                    finish: FinishRule::new(vec![0]),
                     vocabulary: VOCABULARY,
                     pid: 0,
                     growth_tokens: plan.growth_tokens,
@@ -124,13 +125,13 @@ impl Node {
                 sharing: true,
                 scattered: false,
             }),
-            generator: GeneratorState::new(
-                plan.chunk_tokens,
-                StepLimits { tokens: plan.chunk_tokens + 8, rows: plan.step_rows },
-                PAGE_TOKENS,
-                vec![0],
-                plan.runs_ahead,
-            ),
+            generator: GeneratorState::new(GeneratorConfig {
+                chunk_tokens: plan.chunk_tokens,
+                limits: StepLimits { tokens: plan.chunk_tokens + 8, rows: plan.step_rows },
+                page_tokens: PAGE_TOKENS,
+                finish: FinishRule::new(vec![0]),
+                runs_ahead: plan.runs_ahead,
+            }),
             link: PeerLinkState::new(!plan.foreign, ring, receivers),
             memory: Memory::new(pages),
             step: None,

@@ -137,7 +137,7 @@ impl World {
         match message {
             ToStreams::StreamToken(token) => {
                 if !self.token(token.request, token.token.id) {
-                    let abort = AbortRequest { request: token.request, complete_with: None };
+                    let abort = AbortRequest::cancelled(token.request);
                     self.perform(node, Endpoint::Streams, vec![to::decoder(abort)]);
                 }
             }

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use actix::Recipient;
-use actors::request::{AbortRequest, FinishReason, RequestError, RequestId, StreamEvent, Timings};
+use actors::request::{
+    AbortOutcome, AbortRequest, FinishReason, RequestError, RequestId, StreamEvent, Timings,
+};
 use actors::streams::Streams;
 use engine::Token;
 use tokio::sync::mpsc;
@@ -37,9 +39,9 @@ impl Live {
     }
 
     /// Tells the decoder that no more tokens are wanted.
-    fn end(&self, complete_with: Option<u32>) {
+    fn end(&self, outcome: AbortOutcome) {
         // Not `send`: its future would have to be awaited, and dropping that one withdraws the message.
-        self.abort.do_send(AbortRequest { request: self.request, complete_with });
+        self.abort.do_send(AbortRequest { request: self.request, outcome });
     }
 }
 
@@ -48,7 +50,7 @@ impl Drop for Live {
         self.streams.close(self.request);
         if !self.ended {
             tracing::info!(request = %self.request, "request dropped before its end");
-            self.end(None);
+            self.end(AbortOutcome::Cancelled);
         }
     }
 }
@@ -200,7 +202,7 @@ impl Reply {
             StreamEvent::Token(token) => {
                 let piece = self.pieces.token(token);
                 if self.pieces.stop.reason().is_some() && !std::mem::replace(&mut self.complete, true) {
-                    self.live.end(Some(self.pieces.tokens));
+                    self.live.end(AbortOutcome::Completed { tokens: self.pieces.tokens });
                 }
                 Ok(piece)
             }

@@ -391,7 +391,7 @@ fn refusals_and_early_failures_have_a_status() {
     check(
         Script::Refuse(Refused::TooLarge { needed: 3, usable: 2 }),
         400,
-        "need 3 pages of KV and a request may have 2",
+        "need 3 pages of KV and a request may use 2",
     );
     // The client's time began before the request ran.
     check(Script::Fail(0, RequestError::Deadline { deadline_ms: 5 }), 504, "deadline of 600000 ms");

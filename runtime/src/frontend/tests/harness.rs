@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use actix::{Actor, Context, Handler, System};
 use actix_web::dev::ServerHandle;
 use actors::request::{
-    AbortRequest, FinishReason, Generate, Refused, RequestError, RequestId, Route, StreamEvent, Timings,
+    AbortOutcome, AbortRequest, FinishReason, Generate, Refused, RequestError, RequestId, Route, StreamEvent,
+    Timings,
 };
 use actors::streams::Streams;
 use engine::{Logprobs, Token};
@@ -142,8 +143,8 @@ impl Handler<AbortRequest> for Echo {
     type Result = ();
 
     fn handle(&mut self, abort: AbortRequest, _: &mut Context<Self>) {
-        let AbortRequest { request, complete_with } = abort;
-        if let Some(completion_tokens) = complete_with {
+        let AbortRequest { request, outcome } = abort;
+        if let AbortOutcome::Completed { tokens: completion_tokens } = outcome {
             let (reason, timings) = (FinishReason::Stop, Timings { completion_tokens, ..Timings::default() });
             let timings = Box::new(timings);
             self.streams.end(request, StreamEvent::Finished { reason, timings });
