@@ -19,8 +19,8 @@ use ::actors::transfer::state::PAGES_IN_FLIGHT;
 use connector::loopback::{LoopbackError, LoopbackTransport};
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
 use engine::{
-    Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Source, Step,
-    StepLimits, StepOutput,
+    Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Step, StepLimits,
+    StepOutput, TokenSource,
 };
 use tokio::sync::mpsc::Receiver;
 
@@ -98,7 +98,7 @@ impl Engine for Echo {
         }
         for chunk in batch {
             let followed = self.sampled.iter().find(|sampled| sampled.sequence == chunk.sequence);
-            let follows = chunk.source == Source::Follows;
+            let follows = chunk.source == TokenSource::Follows;
             let followed = followed.filter(|_| follows).map(|sampled| [sampled.token.id]);
             if follows && followed.is_none() {
                 return Err(EngineError::FollowsNothing { sequence: chunk.sequence });

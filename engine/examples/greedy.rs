@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use engine::{Chunk, Engine, EngineConfig, PageId, Sample, Source};
+use engine::{Chunk, Engine, EngineConfig, PageId, Sample, TokenSource};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -23,7 +23,7 @@ fn main() -> Result<()> {
         kv_bytes: 512 << 20,
         page_tokens: 16,
         step_tokens: chunk_tokens as u32,
-        device: engine::Device::Cpu,
+        device: engine::ComputeDevice::Cpu,
         load_format: engine::LoadFormat::Auto,
     };
     let mut engine = engine::open(&config)?;
@@ -56,7 +56,7 @@ fn main() -> Result<()> {
 }
 
 fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
-    let source = if start == 0 { Source::Prompt } else { Source::Sampled };
+    let source = if start == 0 { TokenSource::Prompt } else { TokenSource::Sampled };
     let mut step = engine.submit(&[Chunk {
         sequence: 1,
         tokens,

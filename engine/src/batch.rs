@@ -3,7 +3,7 @@
 use crate::error::EngineError;
 use crate::kv::{KvPool, PageId};
 use crate::model::ModelInfo;
-use crate::step::{Chunk, Source, StepLimits};
+use crate::step::{Chunk, StepLimits, TokenSource};
 
 /// Refuses a batch that exceeds `limits`, whose tokens, positions or pages are out of bounds, that would write a page from two places, or
 /// whose chunks follow a sequence for which `samples` is false.
@@ -27,10 +27,10 @@ pub(crate) fn check(
     for chunk in batch {
         check_chunk(chunk, model, page_tokens)?;
         let sequence = chunk.sequence;
-        if chunk.source != Source::Prompt && chunk.tokens.len() != 1 {
+        if chunk.source != TokenSource::Prompt && chunk.tokens.len() != 1 {
             return Err(EngineError::ManySampled { sequence, tokens: chunk.tokens.len() });
         }
-        if chunk.source == Source::Follows && !samples(sequence) {
+        if chunk.source == TokenSource::Follows && !samples(sequence) {
             return Err(EngineError::FollowsNothing { sequence });
         }
         check_pages(chunk.pages, kv, Some(sequence))?;

@@ -9,25 +9,25 @@ use std::path::{Path, PathBuf};
 
 use crate::error::OpenError;
 use crate::gguf::{Gguf, TensorType};
-use crate::model::{self, LoadFormat, ModelInfo, Shape};
+use crate::model::{self, LoadFormat, ModelInfo, ModelShape};
 use crate::safetensors::Safetensors;
 
 /// An open model.
 pub(crate) struct Checkpoint {
     path: PathBuf,
-    source: Source,
-    pub(crate) shape: Shape,
+    files: CheckpointFiles,
+    pub(crate) shape: ModelShape,
     fingerprint: [u8; 32],
 }
 
-enum Source {
+enum CheckpointFiles {
     Gguf(Gguf),
     Folder {
         config: Box<folder::Config>,
         tensors: Safetensors,
     },
     /// A folder's `config.json` alone: a shape without weights.
-    Shape {
+    ConfigOnly {
         config: Box<folder::Config>,
     },
 }
@@ -50,7 +50,7 @@ impl Checkpoint {
         let file = path.join("config.json");
         let fingerprint = model::sha256(std::slice::from_ref(&file))
             .map_err(|(file, error)| OpenError::Read { path: file, error })?;
-        Ok(Self { path: path.to_owned(), source: Source::Shape { config }, shape, fingerprint })
+        Ok(Self { path: path.to_owned(), files: CheckpointFiles::ConfigOnly { config }, shape, fingerprint })
     }
 
     /// Opens a GGUF file, or a folder with `config.json` and safetensors, and checks that it is what is computed here.
@@ -58,8 +58,13 @@ impl Checkpoint {
         if !path.is_dir() {
             let gguf = model::open_file(path)?;
             let fingerprint = model::fingerprint(path)?;
-            let shape = Shape::of_gguf(&gguf, path)?;
-            return Ok(Self { path: path.to_owned(), source: Source::Gguf(gguf), shape, fingerprint });
+            let shape = ModelShape::of_gguf(&gguf, path)?;
+            return Ok(Self {
+                path: path.to_owned(),
+                files: CheckpointFiles::Gguf(gguf),
+                shape,
+                fingerprint,
+            });
         }
         let failed = |error| OpenError::Safetensors { path: path.to_owned(), error };
         let config = Box::new(folder::Config::read(path)?);
@@ -69,18 +74,25 @@ impl Checkpoint {
         let files: Vec<PathBuf> = [path.join("config.json")].into_iter().chain(tensors.paths(path)).collect();
         let fingerprint =
             model::sha256(&files).map_err(|(file, error)| OpenError::Read { path: file, error })?;
-        Ok(Self { path: path.to_owned(), source: Source::Folder { config, tensors }, shape, fingerprint })
+        Ok(Self {
+            path: path.to_owned(),
+            files: CheckpointFiles::Folder { config, tensors },
+            shape,
+            fingerprint,
+        })
     }
 
     /// What it is.
     pub(crate) fn info(&self) -> ModelInfo {
-        match &self.source {
-            Source::Gguf(gguf) => model::describe(gguf, &self.path, &self.shape, self.fingerprint),
-            Source::Folder { config, tensors } => {
+        match &self.files {
+            CheckpointFiles::Gguf(gguf) => model::describe(gguf, &self.path, &self.shape, self.fingerprint),
+            CheckpointFiles::Folder { config, tensors } => {
                 let numbers = |name| Some(tensors.get(name)?.dimensions.iter().product::<u64>());
                 self.folder_info(config, tensors.names().filter_map(numbers).sum())
             }
-            Source::Shape { config } => self.folder_info(config, self.shape.parameters(config.is_tied())),
+            CheckpointFiles::ConfigOnly { config } => {
+                self.folder_info(config, self.shape.parameters(config.is_tied()))
+            }
         }
     }
 
@@ -98,14 +110,16 @@ impl Checkpoint {
 
     /// True if there is such a tensor; `output.weight` is there if it is another one than the embedding.
     pub(crate) fn has(&self, name: &str) -> bool {
-        match &self.source {
-            Source::Gguf(gguf) => gguf.tensors().contains_key(name),
+        match &self.files {
+            CheckpointFiles::Gguf(gguf) => gguf.tensors().contains_key(name),
             // One that is not tied and not there is missed when it is read.
-            Source::Folder { config, .. } | Source::Shape { config } if name == "output.weight" => {
+            CheckpointFiles::Folder { config, .. } | CheckpointFiles::ConfigOnly { config }
+                if name == "output.weight" =>
+            {
                 !config.is_tied()
             }
-            Source::Shape { .. } => false,
-            Source::Folder { tensors, .. } => tensors.get(&folder::name_of(name)).is_some(),
+            CheckpointFiles::ConfigOnly { .. } => false,
+            CheckpointFiles::Folder { tensors, .. } => tensors.get(&folder::name_of(name)).is_some(),
         }
     }
 
@@ -130,27 +144,27 @@ impl Checkpoint {
     }
 
     fn layout(&self, name: &str) -> Option<Layout> {
-        match &self.source {
-            Source::Gguf(gguf) => {
+        match &self.files {
+            CheckpointFiles::Gguf(gguf) => {
                 let tensor = gguf.tensors().get(name)?;
                 Some(Layout { kind: tensor.kind, dimensions: tensor.dimensions.clone() })
             }
-            Source::Folder { tensors, .. } => {
+            CheckpointFiles::Folder { tensors, .. } => {
                 let stored = tensors.get(&folder::name_of(name))?;
                 let dimensions = stored.dimensions.iter().rev().copied().collect();
                 Some(Layout { kind: stored.kind, dimensions })
             }
-            Source::Shape { .. } => None,
+            CheckpointFiles::ConfigOnly { .. } => None,
         }
     }
 
     /// A tensor's bytes, row after row.
     pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>, OpenError> {
-        match &self.source {
-            Source::Gguf(gguf) => {
+        match &self.files {
+            CheckpointFiles::Gguf(gguf) => {
                 gguf.read(name).map_err(|error| OpenError::Gguf { path: self.path.clone(), error })
             }
-            Source::Folder { tensors, .. } => {
+            CheckpointFiles::Folder { tensors, .. } => {
                 let named = folder::name_of(name);
                 let stored = tensors.get(&named).ok_or_else(|| OpenError::UnsupportedModel {
                     path: self.path.clone(),
@@ -165,7 +179,7 @@ impl Checkpoint {
                     bytes
                 })
             }
-            Source::Shape { .. } => Err(OpenError::UnsupportedModel {
+            CheckpointFiles::ConfigOnly { .. } => Err(OpenError::UnsupportedModel {
                 path: self.path.clone(),
                 what: format!("it has no weights, so no {name}"),
             }),

@@ -26,7 +26,7 @@ use crate::batch;
 use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, OpenError};
 use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
-use crate::model::{EngineConfig, LoadFormat, ModelInfo, Shape};
+use crate::model::{EngineConfig, LoadFormat, ModelInfo, ModelShape};
 use crate::step::{Chunk, Engine, Step, StepLimits, StepOutput};
 
 mod attention;
@@ -143,7 +143,7 @@ impl Engine for CpuEngine {
     }
 }
 
-fn pool(config: &EngineConfig, shape: &Shape) -> Result<KvPool, OpenError> {
+fn pool(config: &EngineConfig, shape: &ModelShape) -> Result<KvPool, OpenError> {
     let layout = KvLayout {
         layers: shape.layers as u32,
         kv_heads: shape.kv_heads as u32,

@@ -40,7 +40,7 @@ use crate::sampling::{Sampling, choose};
 use crate::step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput};
 
 use attention::Attention;
-use device::{Device, Event, Pinned, Stream};
+use device::{CudaDevice, Event, Pinned, Stream};
 use forward::{Forward, SAMPLED_MOST};
 use graph::{GRAPH_PAGES, GRAPH_ROWS_MOST, Graph, graph_rows};
 use lists::Lists;
@@ -54,7 +54,7 @@ const TABLES_MOST: usize = 16 << 20;
 /// # Errors
 /// One sentence when there is no driver library on this machine or it refuses to start.
 pub fn cuda_devices() -> Result<u32, CudaError> {
-    Device::count()
+    CudaDevice::count()
 }
 
 /// A pool of `pages` pages on device `ordinal`, filled with random bytes: for measurements without a model.
@@ -62,7 +62,7 @@ pub fn cuda_devices() -> Result<u32, CudaError> {
 /// # Errors
 /// [`OpenError::Cuda`].
 pub fn cuda_pool(layout: KvLayout, pages: u32, ordinal: u32) -> Result<KvPool, OpenError> {
-    let device = Device::open(ordinal).map_err(OpenError::Cuda)?;
+    let device = CudaDevice::open(ordinal).map_err(OpenError::Cuda)?;
     let pool = DevicePool::allocate(&device, layout, pages)?;
     let stream = Stream::new(&device).map_err(OpenError::Cuda)?;
     // SAFETY: the pool has as many bytes, and is not freed before the stream is waited for.
@@ -85,7 +85,7 @@ pub struct CudaEngine {
     model: ModelInfo,
     kv: Arc<KvPool>,
     limits: StepLimits,
-    device: Arc<Device>,
+    device: Arc<CudaDevice>,
     forward: Forward,
     /// Any step's lists, and those of a step that a graph replays.
     any: Lists,
@@ -133,7 +133,7 @@ impl CudaEngine {
     /// As there, and [`OpenError::Cuda`].
     pub fn open(config: &EngineConfig, ordinal: u32, progress: Progress<'_>) -> Result<Self, OpenError> {
         crate::model::check_limits(config)?;
-        let device = Device::open(ordinal).map_err(OpenError::Cuda)?;
+        let device = CudaDevice::open(ordinal).map_err(OpenError::Cuda)?;
         fits::check_device(&device)?;
         let checkpoint = Checkpoint::open_as(&config.model, config.load_format)?;
         let stream = Stream::new(&device).map_err(OpenError::Cuda)?;

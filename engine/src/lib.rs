@@ -31,11 +31,11 @@ mod testing;
 pub use cuda::{CudaEngine, cuda_devices, cuda_pool, peer_copy_seconds};
 pub use error::{CudaError, CudaStatus, EngineError, OpenError, Scope};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
-pub use model::{Device, EngineConfig, LoadFormat, ModelInfo};
+pub use model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};
 pub use populate::populate;
 pub use safetensors::SafetensorsError;
 pub use sampling::{Logprobs, Sample, Sampling, Token, choose};
-pub use step::{Chunk, Engine, SampledToken, Source, Step, StepLimits, StepOutput};
+pub use step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput, TokenSource};
 
 /// Loads the model that `config` names and makes it ready to serve. Blocks for about a second per gigabyte of
 /// model file on the calling thread; the engine may then be sent to the thread that will own it.
@@ -52,11 +52,11 @@ pub fn open(config: &EngineConfig) -> Result<Box<dyn Engine>, OpenError> {
 /// As [`open`].
 pub fn open_watched(config: &EngineConfig, progress: Progress<'_>) -> Result<Box<dyn Engine>, OpenError> {
     match config.device {
-        Device::Cpu => Ok(Box::new(cpu::CpuEngine::open_watched(config, progress)?)),
+        ComputeDevice::Cpu => Ok(Box::new(cpu::CpuEngine::open_watched(config, progress)?)),
         #[cfg(feature = "cuda")]
-        Device::Cuda { ordinal, .. } => Ok(Box::new(CudaEngine::open(config, ordinal, progress)?)),
+        ComputeDevice::Cuda { ordinal, .. } => Ok(Box::new(CudaEngine::open(config, ordinal, progress)?)),
         #[cfg(not(feature = "cuda"))]
-        Device::Cuda { .. } => Err(OpenError::NoCuda),
+        ComputeDevice::Cuda { .. } => Err(OpenError::NoCuda),
     }
 }
 

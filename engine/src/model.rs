@@ -37,14 +37,14 @@ pub struct EngineConfig {
     /// Most tokens in one step, 1 to 65536. Activations take about 30 × hidden size bytes for each.
     pub step_tokens: u32,
     /// Where it computes.
-    pub device: Device,
+    pub device: ComputeDevice,
     /// Where its weights come from.
     pub load_format: LoadFormat,
 }
 
 /// Where an engine computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Device {
+pub enum ComputeDevice {
     /// On this machine's processor.
     Cpu,
     /// On a GPU; needs the feature `cuda`.
@@ -104,7 +104,7 @@ pub struct ModelInfo {
 
 /// The sizes of a Llama.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Shape {
+pub(crate) struct ModelShape {
     pub(crate) layers: usize,
     pub(crate) hidden: usize,
     pub(crate) heads: usize,
@@ -180,7 +180,7 @@ pub(crate) fn inverse_frequencies(theta: f32, head_dim: usize) -> Vec<f32> {
 }
 
 /// The file's description of itself. `fingerprint` is the file's sha256.
-pub(crate) fn describe(gguf: &Gguf, path: &Path, shape: &Shape, fingerprint: [u8; 32]) -> ModelInfo {
+pub(crate) fn describe(gguf: &Gguf, path: &Path, shape: &ModelShape, fingerprint: [u8; 32]) -> ModelInfo {
     let stem =
         || path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let mut eos_tokens: Vec<u32> = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"]
@@ -200,7 +200,7 @@ pub(crate) fn describe(gguf: &Gguf, path: &Path, shape: &Shape, fingerprint: [u8
     }
 }
 
-impl Shape {
+impl ModelShape {
     /// Reads the sizes and refuses whatever the forward pass does not compute.
     pub(crate) fn of_gguf(gguf: &Gguf, path: &Path) -> Result<Self, OpenError> {
         let unsupported = |what: String| OpenError::UnsupportedModel { path: path.to_owned(), what };

@@ -18,7 +18,7 @@ pub struct Chunk<'a> {
     /// Token ids, at least one, each below [`ModelInfo::vocabulary`].
     pub tokens: &'a [u32],
     /// Where they come from.
-    pub source: Source,
+    pub source: TokenSource,
     /// Position of the first token; `start + tokens.len()` is at most [`ModelInfo::context_tokens`].
     pub start: u32,
     /// The sequence's page table from position 0. Must cover `start + tokens.len()` tokens. Positions before
@@ -38,14 +38,14 @@ impl Chunk<'_> {
     /// True if the chunk counts against [`StepLimits::rows`]: it is a decode row, or a token is sampled after it.
     #[must_use]
     pub fn takes_row(&self) -> bool {
-        self.sample.is_some() || self.source != Source::Prompt
+        self.sample.is_some() || self.source != TokenSource::Prompt
     }
 }
 
 /// Where the tokens of a chunk come from. Prompts and sampled tokens may be computed by other kernels, which round otherwise: so the caller
 /// says what they are, and their number does not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Source {
+pub enum TokenSource {
     /// A prompt.
     #[default]
     Prompt,
@@ -114,7 +114,7 @@ pub trait Engine: Send {
     /// The most that one [`submit`](Engine::submit) takes.
     fn limits(&self) -> StepLimits;
 
-    /// True if steps run on another device: a second one may be submitted while one runs, chunks of it may [follow](Source::Follows) samples
+    /// True if steps run on another device: a second one may be submitted while one runs, chunks of it may [follow](TokenSource::Follows) samples
     /// that nobody has seen yet, and the owner's thread may wait awake between steps. Steps are polled in the order of their submission.
     fn runs_ahead(&self) -> bool {
         false
@@ -126,7 +126,7 @@ pub trait Engine: Send {
     /// # Errors
     /// A batch that names tokens, positions or pages out of bounds, or the same page to be written by two
     /// chunks, is refused as a whole before anything is written. [`EngineError::scope`] names the sequence at fault, if there is one: the
-    /// others may be submitted again. After a refused step no chunk may [follow](Source::Follows) it.
+    /// others may be submitted again. After a refused step no chunk may [follow](TokenSource::Follows) it.
     /// [`EngineError::WorkerPanicked`] comes after the fact: the positions of this step then hold undefined values; earlier ones are
     /// intact.
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError>;

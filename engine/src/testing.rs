@@ -256,7 +256,7 @@ impl Tiny {
             kv_bytes: 1024 * self.kv_bytes(),
             page_tokens: 8,
             step_tokens: 256,
-            device: crate::Device::Cpu,
+            device: crate::ComputeDevice::Cpu,
             load_format: crate::LoadFormat::Auto,
         };
         (file, config)

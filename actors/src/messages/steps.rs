@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{EngineError, PageId, Sampling, Source, Token};
+use engine::{EngineError, PageId, Sampling, Token, TokenSource};
 
 /// A part of a step: some tokens of one sequence.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,7 +12,7 @@ pub struct PlannedChunk {
     /// Token ids to compute.
     pub tokens: Vec<u32>,
     /// Where they come from. Of a token that the step in flight samples, `tokens` holds a placeholder.
-    pub source: Source,
+    pub source: TokenSource,
     /// Position of the first one.
     pub start: u32,
     /// The sequence's page table: shared, since every decode step names it again.

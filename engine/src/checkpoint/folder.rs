@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::OpenError;
-use crate::model::{HEADS_MAX, LAYERS_MAX, SIZE_MAX, Shape, VOCABULARY_MAX, inverse_frequencies};
+use crate::model::{HEADS_MAX, LAYERS_MAX, ModelShape, SIZE_MAX, VOCABULARY_MAX, inverse_frequencies};
 use crate::safetensors::Safetensors;
 
 /// What of `config.json` matters here.
@@ -86,7 +86,7 @@ impl Config {
     }
 
     /// The sizes, or what the forward pass does not compute.
-    pub(super) fn shape(&self, folder: &Path) -> Result<Shape, OpenError> {
+    pub(super) fn shape(&self, folder: &Path) -> Result<ModelShape, OpenError> {
         let unsupported = |what: String| OpenError::UnsupportedModel { path: folder.to_owned(), what };
         if self.model_type != "llama" {
             return Err(OpenError::UnsupportedArchitecture {
@@ -113,7 +113,7 @@ impl Config {
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
             return Err(unsupported(format!("rms_norm_eps is {}, and must be above 0", self.rms_norm_eps)));
         }
-        let shape = Shape {
+        let shape = ModelShape {
             layers: size("num_hidden_layers", self.num_hidden_layers, LAYERS_MAX)?,
             hidden,
             heads,
@@ -201,7 +201,7 @@ pub(super) fn name_of(name: &str) -> String {
 }
 
 /// Refuses a folder with tensors that the forward pass would leave out.
-pub(super) fn check_names(tensors: &Safetensors, shape: &Shape, folder: &Path) -> Result<(), OpenError> {
+pub(super) fn check_names(tensors: &Safetensors, shape: &ModelShape, folder: &Path) -> Result<(), OpenError> {
     let known: std::collections::HashSet<String> =
         shape.tensor_names().iter().map(|name| name_of(name)).collect();
     // Frequencies that old files carry along; they follow from the configuration.

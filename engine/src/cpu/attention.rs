@@ -10,7 +10,7 @@ use super::kernels::{Kernels, PANEL, Product};
 use super::matrix::Matrix;
 use super::scratch::{Scratch, take};
 use crate::kv::{KeyOrValue, KvPool, PageId};
-use crate::model::Shape;
+use crate::model::ModelShape;
 
 /// Rows of a unit.
 const TILE_ROWS: usize = 16;
@@ -34,7 +34,7 @@ pub(super) struct Unit<'a> {
 }
 
 /// The units of a step, those with the most work first.
-pub(super) fn units<'a>(shape: &Shape, spans: &[Span<'a>]) -> Vec<Unit<'a>> {
+pub(super) fn units<'a>(shape: &ModelShape, spans: &[Span<'a>]) -> Vec<Unit<'a>> {
     let mut units = Vec::new();
     for span in spans {
         for first in (0..span.rows).step_by(TILE_ROWS) {
@@ -61,7 +61,7 @@ impl Unit<'_> {
 /// The attention of one layer of a step.
 pub(super) struct Attention<'a> {
     pub(super) kernels: &'a Kernels,
-    pub(super) shape: &'a Shape,
+    pub(super) shape: &'a ModelShape,
     pub(super) kv: &'a KvPool,
     pub(super) layer: usize,
     pub(super) queries: &'a Matrix,

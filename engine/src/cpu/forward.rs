@@ -9,7 +9,7 @@ use super::scratch::Scratch;
 use super::threads::{Threads, WorkerPanicked};
 use super::weights::{Layer, Weights};
 use crate::kv::{KeyOrValue, KvPool};
-use crate::model::Shape;
+use crate::model::ModelShape;
 use crate::sampling::choose;
 use crate::step::{Chunk, SampledToken};
 
@@ -18,7 +18,7 @@ const UNIT_ROWS: usize = 16;
 
 /// The model with the memory that a step needs.
 pub(super) struct Forward {
-    shape: Shape,
+    shape: ModelShape,
     weights: Weights,
     threads: Threads<Scratch>,
     kernels: &'static Kernels,
@@ -43,7 +43,7 @@ struct Activations {
 
 impl Forward {
     pub(super) fn new(
-        shape: Shape,
+        shape: ModelShape,
         weights: Weights,
         threads: Threads<Scratch>,
         kernels: &'static Kernels,
@@ -145,7 +145,7 @@ impl Forward {
 
 /// One step on its way through the layers.
 struct Pass<'a> {
-    shape: &'a Shape,
+    shape: &'a ModelShape,
     threads: &'a mut Threads<Scratch>,
     kernels: &'static Kernels,
     rope: &'a Rope,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::sampling::Sample;
-use crate::step::{SampledToken, Source};
+use crate::step::{SampledToken, TokenSource};
 use crate::testing::{Random, TempFile, Tiny};
 
 mod interleavings;
@@ -52,7 +52,7 @@ fn alone(engine: &mut CpuEngine, tokens: &[u32], cuts: &[usize], table: u32) -> 
         let chunk = Chunk {
             sequence: 1,
             tokens: &tokens[start..end],
-            source: Source::Prompt,
+            source: TokenSource::Prompt,
             start: start as u32,
             pages,
             sample: (end == tokens.len()).then(Sample::greedy),
@@ -152,7 +152,7 @@ fn a_page_copied_to_another_engine_decodes_the_same() {
         [Chunk {
             sequence: 1,
             tokens: &tokens[29..],
-            source: Source::Prompt,
+            source: TokenSource::Prompt,
             start: 29,
             pages,
             sample: Some(Sample::greedy()),
@@ -217,7 +217,7 @@ proptest! {
                     batch.push(Chunk {
                         sequence: sequence as u64,
                         tokens: &tokens[start..end],
-                        source: Source::Prompt,
+                        source: TokenSource::Prompt,
                         start: start as u32,
                         pages: &tables[sequence],
                         sample: (end == tokens.len()).then(Sample::greedy),

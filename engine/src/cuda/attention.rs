@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::device::{Buffer, Device, Pinned, Result, Stream};
+use super::device::{Buffer, CudaDevice, Pinned, Result, Stream};
 use super::kernels::{Flash, launch};
 use super::lists::{Lists, Uploaded};
 use crate::gpu::arguments::{Fa2Run, Fa3Plan, Fa3Run};
 use crate::kv::KvPool;
-use crate::model::Shape;
+use crate::model::ModelShape;
 
 /// FlashInfer's own advice.
 const INT_BYTES: usize = 16 << 20;
@@ -66,8 +66,8 @@ impl Heads<'_> {
 impl Attention {
     /// For steps of up to `pieces` pieces; `None` if there is no kernel for the shape's heads.
     pub(super) fn new(
-        device: &Arc<Device>,
-        shape: &Shape,
+        device: &Arc<CudaDevice>,
+        shape: &ModelShape,
         (page_tokens, page_stride): (u32, i64),
         pieces: usize,
     ) -> Result<Option<Self>> {

@@ -1,6 +1,6 @@
 //! A GPU as this process holds it: its primary context, one stream, and RAII over what the driver gives.
 //!
-//! Everything here belongs to one process and one device. The context is made current on a thread by [`Device::bind`]; whoever
+//! Everything here belongs to one process and one device. The context is made current on a thread by [`CudaDevice::bind`]; whoever
 //! calls the driver from a thread of its own binds first.
 
 use std::ffi::c_void;
@@ -53,17 +53,17 @@ impl<T, E: Status> Named<T> for std::result::Result<T, E> {
 }
 
 /// A device's primary context, retained.
-pub(super) struct Device {
+pub(super) struct CudaDevice {
     device: sys::CUdevice,
     context: sys::CUcontext,
 }
 
 // SAFETY: both are names that the driver takes from any thread.
-unsafe impl Send for Device {}
+unsafe impl Send for CudaDevice {}
 // SAFETY: as above.
-unsafe impl Sync for Device {}
+unsafe impl Sync for CudaDevice {}
 
-impl Device {
+impl CudaDevice {
     /// How many devices the driver shows.
     pub(super) fn count() -> Result<u32> {
         Self::load()?;
@@ -133,7 +133,7 @@ impl Device {
 
 /// Times copies from device 0 to device 1, one after the other.
 pub(super) fn peer_copies(bytes: usize, times: usize) -> Result<Vec<f64>> {
-    let (from, to) = (Device::open(0)?, Device::open(1)?);
+    let (from, to) = (CudaDevice::open(0)?, CudaDevice::open(1)?);
     let target = Buffer::zeroed(&to, bytes)?;
     // SAFETY: both contexts are retained.
     unsafe { sys::cuCtxEnablePeerAccess(from.context, 0) }.result().named("cuCtxEnablePeerAccess")?;
@@ -162,7 +162,7 @@ pub(super) fn peer_copies(bytes: usize, times: usize) -> Result<Vec<f64>> {
     Ok(seconds)
 }
 
-impl Drop for Device {
+impl Drop for CudaDevice {
     fn drop(&mut self) {
         // SAFETY: retained once by `open`.
         let _ = unsafe { result::primary_ctx::release(self.device) };
@@ -173,19 +173,19 @@ impl Drop for Device {
 pub(super) struct Buffer {
     address: sys::CUdeviceptr,
     bytes: usize,
-    device: Arc<Device>,
+    device: Arc<CudaDevice>,
 }
 
 impl Buffer {
     /// `bytes` bytes, at least one; what is in them is not known.
-    pub(super) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
+    pub(super) fn new(device: &Arc<CudaDevice>, bytes: usize) -> Result<Self> {
         // SAFETY: freed once, in `Drop`.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.named("cuMemAlloc")?;
         Ok(Self { address, bytes, device: Arc::clone(device) })
     }
 
     /// As many zeros.
-    pub(super) fn zeroed(device: &Arc<Device>, bytes: usize) -> Result<Self> {
+    pub(super) fn zeroed(device: &Arc<CudaDevice>, bytes: usize) -> Result<Self> {
         let buffer = Self::new(device, bytes)?;
         // SAFETY: the buffer is as long.
         unsafe { result::memset_d8_sync(buffer.address, 0, bytes) }.named("cuMemsetD8")?;
@@ -196,7 +196,7 @@ impl Buffer {
     }
 
     /// A copy of `values`.
-    pub(super) fn of<T: Copy>(device: &Arc<Device>, values: &[T]) -> Result<Self> {
+    pub(super) fn of<T: Copy>(device: &Arc<CudaDevice>, values: &[T]) -> Result<Self> {
         let buffer = Self::new(device, size_of_val(values))?;
         // SAFETY: the buffer is as long, and the call returns when the copy is made.
         unsafe { result::memcpy_htod_sync(buffer.address, values) }.named("cuMemcpyHtoD")?;
@@ -254,24 +254,24 @@ unsafe impl Sync for Buffer {}
 /// A stream that does not wait for the default one.
 pub(super) struct Stream {
     stream: sys::CUstream,
-    device: Arc<Device>,
+    device: Arc<CudaDevice>,
 }
 
 // SAFETY: a name that the driver takes from any thread.
 unsafe impl Send for Stream {}
 
 impl Stream {
-    pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
+    pub(super) fn new(device: &Arc<CudaDevice>) -> Result<Self> {
         Self::with_priority(device, 0)
     }
 
     /// A stream whose work goes before that of others as soon as there is room.
-    pub(super) fn urgent(device: &Arc<Device>) -> Result<Self> {
+    pub(super) fn urgent(device: &Arc<CudaDevice>) -> Result<Self> {
         let (_, greatest) = result::stream::get_priority_range().named("cuCtxGetStreamPriorityRange")?;
         Self::with_priority(device, greatest)
     }
 
-    fn with_priority(device: &Arc<Device>, priority: i32) -> Result<Self> {
+    fn with_priority(device: &Arc<CudaDevice>, priority: i32) -> Result<Self> {
         let stream = result::stream::create_with_priority(result::stream::StreamKind::NonBlocking, priority)
             .named("cuStreamCreateWithPriority")?;
         Ok(Self { stream, device: Arc::clone(device) })
@@ -329,14 +329,14 @@ impl Drop for Stream {
 /// A point in a stream.
 pub(super) struct Event {
     event: sys::CUevent,
-    device: Arc<Device>,
+    device: Arc<CudaDevice>,
 }
 
 // SAFETY: a name that the driver takes from any thread.
 unsafe impl Send for Event {}
 
 impl Event {
-    pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
+    pub(super) fn new(device: &Arc<CudaDevice>) -> Result<Self> {
         let event =
             result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).named("cuEventCreate")?;
         Ok(Self { event, device: Arc::clone(device) })
@@ -374,7 +374,7 @@ impl Drop for Event {
 pub(super) struct Pinned<T> {
     values: *mut T,
     count: usize,
-    device: Arc<Device>,
+    device: Arc<CudaDevice>,
 }
 
 // SAFETY: memory of its own.
@@ -382,7 +382,7 @@ unsafe impl<T: Send> Send for Pinned<T> {}
 
 impl<T: Copy + Default> Pinned<T> {
     /// `count` default values.
-    pub(super) fn new(device: &Arc<Device>, count: usize) -> Result<Self> {
+    pub(super) fn new(device: &Arc<CudaDevice>, count: usize) -> Result<Self> {
         let bytes = count.max(1) * size_of::<T>();
         // SAFETY: freed once, in `Drop`; aligned to a page.
         let values: *mut T = unsafe { result::malloc_host(bytes, 0) }.named("cuMemHostAlloc")?.cast();

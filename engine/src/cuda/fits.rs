@@ -1,14 +1,14 @@
 //! What fits on a device: which GPUs, which models, and how many pages.
 
 use super::attention::GROUP_MOST;
-use super::device::Device;
+use super::device::CudaDevice;
 use super::forward::SAMPLED_MOST;
 use super::gemm::ROWS_SPARE;
 use super::graph::GRAPH_ROWS_MOST;
 use super::kernels::baton_vocabulary_most;
 use crate::error::OpenError;
 use crate::kv::KvLayout;
-use crate::model::{EngineConfig, POOL_TOKENS_MIN, Shape};
+use crate::model::{EngineConfig, ModelShape, POOL_TOKENS_MIN};
 
 /// Compute capability of the GPUs that the kernels are compiled for: Hopper's.
 const KERNELS_FOR: (i32, i32) = (9, 0);
@@ -20,7 +20,7 @@ const HIDDEN_MOST: usize = 16_384;
 const SPARE_BYTES: u64 = 1 << 30;
 
 /// Refuses a GPU that the kernels are not compiled for.
-pub(super) fn check_device(device: &Device) -> Result<(), OpenError> {
+pub(super) fn check_device(device: &CudaDevice) -> Result<(), OpenError> {
     match device.capability().map_err(OpenError::Cuda)? {
         KERNELS_FOR => Ok(()),
         (major, minor) => {
@@ -31,7 +31,7 @@ pub(super) fn check_device(device: &Device) -> Result<(), OpenError> {
 }
 
 /// Refuses a model that the kernels do not compute, in words.
-pub(super) fn check_shape(shape: &Shape) -> Result<(), String> {
+pub(super) fn check_shape(shape: &ModelShape) -> Result<(), String> {
     if shape.heads > GROUP_MOST * shape.kv_heads {
         let each = shape.heads / shape.kv_heads;
         let what = format!("{each} of its heads share a key head, and attention on a GPU takes {GROUP_MOST}");
@@ -53,14 +53,14 @@ pub(super) fn check_shape(shape: &Shape) -> Result<(), String> {
 /// How many pages there is room for: as many as `kv_bytes` says, or what the device has left of its share.
 pub(super) fn pages(
     config: &EngineConfig,
-    device: &Device,
-    shape: &Shape,
+    device: &CudaDevice,
+    shape: &ModelShape,
     layout: &KvLayout,
 ) -> Result<u32, OpenError> {
     let page_bytes = layout.page_bytes();
     let least = POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
     let kv_bytes = match config.device {
-        crate::model::Device::Cuda { memory_utilization, .. } if config.kv_bytes == 0 => {
+        crate::model::ComputeDevice::Cuda { memory_utilization, .. } if config.kv_bytes == 0 => {
             let (free, total) = device.memory().map_err(OpenError::Cuda)?;
             let may = (total as f64 * f64::from(memory_utilization)) as u64;
             let used = (total - free) + forward_bytes(config, shape) + SPARE_BYTES;
@@ -80,7 +80,7 @@ pub(super) fn pages(
 }
 
 /// What activations, logits and workspaces will take.
-fn forward_bytes(config: &EngineConfig, shape: &Shape) -> u64 {
+fn forward_bytes(config: &EngineConfig, shape: &ModelShape) -> u64 {
     let rows = u64::from(config.step_tokens).max(GRAPH_ROWS_MOST as u64) + ROWS_SPARE as u64;
     let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let row = 3 * shape.hidden + 3 * query + 2 * key + 3 * shape.feed_forward;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::attention::{Attention, Heads, PrefillPlan};
-use super::device::{Buffer, Device, Result, Stream};
+use super::device::{Buffer, CudaDevice, Result, Stream};
 use super::gemm::{Gemm, Matrix, Output, ROWS_SPARE};
 use super::kernels::{
     baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_row_products_most,
@@ -22,7 +22,7 @@ use super::weights::{Layer, Weights};
 use crate::gpu::arguments::{AddRmsNorm, Embed, RopeAppend, RowProducts, SampleRows, SiluMul, TakeRows};
 use crate::gpu::plan::{SETTING_WORDS, settings_of};
 use crate::kv::{KeyOrValue, KvPool};
-use crate::model::Shape;
+use crate::model::ModelShape;
 use crate::sampling::Sampling;
 
 const HALF: usize = 2;
@@ -57,7 +57,7 @@ struct Matrices {
 }
 
 impl Matrices {
-    fn of(shape: &Shape) -> Self {
+    fn of(shape: &ModelShape) -> Self {
         let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         let (hidden, feed) = (shape.hidden, shape.feed_forward);
         let half = |outputs, inputs| Matrix { outputs, inputs, output: Output::Bf16 };
@@ -73,7 +73,7 @@ impl Matrices {
 
 /// The model with the memory that a step needs.
 pub(super) struct Forward {
-    shape: Shape,
+    shape: ModelShape,
     weights: Weights,
     matrices: Matrices,
     gemm: Gemm,
@@ -91,7 +91,7 @@ pub(super) struct Forward {
 
 /// As [`CudaEngine::draw`](super::CudaEngine::draw).
 pub(super) fn draw(
-    device: &Arc<Device>,
+    device: &Arc<CudaDevice>,
     stream: &Stream,
     logits: &[f32],
     samples: &[(&Sampling, u32)],
@@ -131,8 +131,8 @@ unsafe fn sample_rows(
 
 impl Forward {
     pub(super) fn new(
-        device: &Arc<Device>,
-        shape: Shape,
+        device: &Arc<CudaDevice>,
+        shape: ModelShape,
         weights: Weights,
         attention: Attention,
         pool: Arc<KvPool>,
@@ -270,7 +270,7 @@ impl Forward {
     /// Rotates the step's queries and keys, and writes its keys and values into the pool. `layer_offset` is where the layer's keys are in a page.
     fn rope_append(&self, layer_offset: usize, step: &Uploaded<'_>) -> Result<()> {
         let Activations { query_key_value, query, .. } = &self.activations;
-        let Shape { heads, kv_heads, head_dim, .. } = self.shape;
+        let ModelShape { heads, kv_heads, head_dim, .. } = self.shape;
         let (plan, rows) = (step.plan(), step.plan().rows);
         let arguments = RopeAppend {
             qkv: query_key_value.numbers(0, rows * (heads + 2 * kv_heads) * head_dim),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use cudarc::cublaslt::{result, sys};
 use half::bf16;
 
-use super::device::{Buffer, Device, Named, Result, Stream};
+use super::device::{Buffer, CudaDevice, Named, Result, Stream};
 use crate::gpu::rows;
 
 /// cublasLt's advice for Hopper.
@@ -89,7 +89,7 @@ unsafe impl Send for Gemm {}
 
 impl Gemm {
     /// Plans products of more than `few` rows, with each matrix for up to so many.
-    pub(super) fn new(device: &Arc<Device>, few: usize, matrices: &[(Matrix, usize)]) -> Result<Self> {
+    pub(super) fn new(device: &Arc<CudaDevice>, few: usize, matrices: &[(Matrix, usize)]) -> Result<Self> {
         let workspace = Buffer::new(device, WORKSPACE_BYTES)?;
         let handle = result::create_handle().named("cublasLtCreate")?;
         let mut gemm = Self { handle, workspace, plans: HashMap::new() };

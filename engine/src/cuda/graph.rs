@@ -3,7 +3,7 @@
 use cudarc::driver::{result, sys};
 
 use super::device::{Named, Result, Stream};
-use crate::step::{Chunk, Source};
+use crate::step::{Chunk, TokenSource};
 
 /// Decode batches of up to these many rows are captured once and replayed.
 const GRAPH_ROWS: [usize; 12] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, GRAPH_ROWS_MOST];
@@ -56,7 +56,7 @@ impl Drop for Graph {
 
 /// How many rows the graph has that can stand for this step, if one can.
 pub(super) fn graph_rows(batch: &[Chunk<'_>]) -> Option<usize> {
-    let alike = batch.iter().all(|chunk| chunk.source != Source::Prompt && chunk.sample.is_some());
+    let alike = batch.iter().all(|chunk| chunk.source != TokenSource::Prompt && chunk.sample.is_some());
     let pages: usize = batch.iter().map(|chunk| chunk.pages.len() + 1).sum();
     let rows = GRAPH_ROWS.into_iter().find(|rows| *rows >= batch.len())?;
     (alike && !batch.is_empty() && pages + rows <= GRAPH_PAGES).then_some(rows)

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::device::{Buffer, Device, Pinned, Result, Stream};
+use super::device::{Buffer, CudaDevice, Pinned, Result, Stream};
 use crate::gpu::plan::{Plan, Room};
 use crate::step::Chunk;
 
@@ -18,7 +18,7 @@ pub(super) struct Lists {
 
 impl Lists {
     /// Room for steps of up to so much.
-    pub(super) fn new(device: &Arc<Device>, room: Room, page_tokens: usize) -> Result<Self> {
+    pub(super) fn new(device: &Arc<CudaDevice>, room: Room, page_tokens: usize) -> Result<Self> {
         let plan = Plan::new(room, page_tokens);
         let words = plan.words_most();
         Ok(Self {

@@ -3,7 +3,7 @@
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::device::{Buffer, Device, Pinned, Result, Stream};
+use super::device::{Buffer, CudaDevice, Pinned, Result, Stream};
 use super::kernels::{baton_page_contents, baton_page_totals_bytes, baton_pages_most, launch};
 use crate::error::OpenError;
 use crate::gpu::arguments::PageContents;
@@ -13,7 +13,7 @@ use crate::kv::{DeviceMemory, KvLayout, KvPool, PageId};
 pub(super) struct DevicePool {
     memory: Buffer,
     page_bytes: u64,
-    device: Arc<Device>,
+    device: Arc<CudaDevice>,
     lane: Mutex<Lane>,
 }
 
@@ -27,7 +27,7 @@ struct Lane {
 impl DevicePool {
     /// Allocates `pages` pages of `layout`.
     pub(super) fn allocate(
-        device: &Arc<Device>,
+        device: &Arc<CudaDevice>,
         layout: KvLayout,
         pages: u32,
     ) -> std::result::Result<KvPool, OpenError> {
@@ -38,7 +38,7 @@ impl DevicePool {
         Ok(KvPool::on_device(layout, pages, base, Box::new(pool))?)
     }
 
-    fn new(device: &Arc<Device>, bytes: usize, page_bytes: u64) -> Result<Self> {
+    fn new(device: &Arc<CudaDevice>, bytes: usize, page_bytes: u64) -> Result<Self> {
         let lane = Lane {
             stream: Stream::urgent(device)?,
             totals: Buffer::zeroed(device, baton_page_totals_bytes() as usize)?,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::device::{Buffer, Device, Result, Stream};
+use super::device::{Buffer, CudaDevice, Result, Stream};
 use super::kernels::{baton_fill, launch};
 use crate::Progress;
 use crate::checkpoint::Checkpoint;
@@ -12,7 +12,7 @@ use crate::dequantise::floats;
 use crate::error::{CudaError, OpenError};
 use crate::gguf::TensorType;
 use crate::gpu::arguments::Fill;
-use crate::model::Shape;
+use crate::model::ModelShape;
 
 /// Half the width of the uniform distribution of random weights: its standard deviation is 0.02.
 const RANDOM_SCALE: f32 = 0.034_641_016;
@@ -54,7 +54,7 @@ impl Weights {
 
     /// Reads every tensor of a checkpoint.
     pub(super) fn load(
-        device: &Arc<Device>,
+        device: &Arc<CudaDevice>,
         checkpoint: &Checkpoint,
         progress: Progress<'_>,
     ) -> std::result::Result<Self, OpenError> {
@@ -101,9 +101,9 @@ impl Weights {
     /// Random weights of a shape, a pure function of `seed`: matrix n, in the order of the fields here, is `baton_fill` with seed
     /// `seed + n`; norms are ones.
     pub(super) fn random(
-        device: &Arc<Device>,
+        device: &Arc<CudaDevice>,
         stream: &Stream,
-        shape: &Shape,
+        shape: &ModelShape,
         seed: u64,
         tied: bool,
     ) -> Result<Self> {

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::step::{Chunk, Source};
+use crate::step::{Chunk, TokenSource};
 
 mod offsets;
 mod pieces;
@@ -83,7 +83,7 @@ impl Plan {
 
     /// Lays a batch out in `words`, of which there are [`words_most`](Self::words_most). Decode rows are filled up to `decode_rows` with rows that write
     /// nothing; then the pieces have room for a power of two. The batch has been checked and fits. `followed` has for each
-    /// chunk that [follows](Source::Follows) the row of the step before that it follows.
+    /// chunk that [follows](TokenSource::Follows) the row of the step before that it follows.
     pub(crate) fn lay_out(
         &mut self,
         batch: &[Chunk<'_>],
@@ -94,8 +94,8 @@ impl Plan {
         self.order.clear();
         self.order.extend(0..batch.len());
         // Stable: chunks of one kind stay in the batch's order.
-        self.order.sort_by_key(|index| batch[*index].source != Source::Prompt);
-        let prefills = batch.iter().filter(|chunk| chunk.source == Source::Prompt).count();
+        self.order.sort_by_key(|index| batch[*index].source != TokenSource::Prompt);
+        let prefills = batch.iter().filter(|chunk| chunk.source == TokenSource::Prompt).count();
         let fillers = decode_rows.saturating_sub(batch.len() - prefills);
         self.make_room(batch, fillers, decode_rows > 0);
         let Offsets { piece_lengths, piece_flags, pages, .. } = self.offsets;
@@ -135,7 +135,7 @@ impl Plan {
 
     /// Moves the lists so that the batch's pieces have room, and those of `fillers` rows; if `rounded`, room for a power of two.
     fn make_room(&mut self, batch: &[Chunk<'_>], fillers: usize, rounded: bool) {
-        let sampled = batch.iter().filter(|chunk| chunk.source != Source::Prompt);
+        let sampled = batch.iter().filter(|chunk| chunk.source != TokenSource::Prompt);
         let wanted = fillers + sampled.map(|chunk| pieces(chunk.end())).sum::<usize>();
         self.pieces = if rounded { wanted.next_power_of_two() } else { wanted };
         let Room { rows, chunks, .. } = self.room;

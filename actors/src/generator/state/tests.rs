@@ -209,7 +209,7 @@ fn samples(plan: &Plan, token: u32) -> Vec<(u64, Token)> {
 
 /// Keys, starts, and whether they follow.
 fn rows(plan: &Plan) -> Vec<(u64, u32, bool)> {
-    plan.chunks.iter().map(|chunk| (chunk.key, chunk.start, chunk.source == Source::Follows)).collect()
+    plan.chunks.iter().map(|chunk| (chunk.key, chunk.start, chunk.source == TokenSource::Follows)).collect()
 }
 
 #[test]
@@ -248,7 +248,7 @@ fn what_is_resumed_is_a_prompt_down_to_its_last_token() {
         }
         found
     };
-    let (prompt, sampled) = (Source::Prompt, Source::Sampled);
+    let (prompt, sampled) = (TokenSource::Prompt, TokenSource::Sampled);
     // A prompt of four tokens and three that were sampled, cut so that one is left over.
     let cut = [(3, prompt), (3, prompt), (1, prompt), (1, sampled), (1, sampled)];
     assert_eq!(sources(0, 7, 3), cut);

@@ -13,7 +13,7 @@ fn bad_batches_are_refused_and_lose_nothing() {
     let good = Chunk {
         sequence: 9,
         tokens: &tokens[19..],
-        source: Source::Prompt,
+        source: TokenSource::Prompt,
         start: 19,
         pages: &pages,
         sample: Some(Sample::greedy()),
@@ -28,8 +28,8 @@ fn bad_batches_are_refused_and_lose_nothing() {
         assert_eq!(error.scope(), scope, "{error}");
     };
     check(&[Chunk { tokens: &[], ..good }], "empty_chunk");
-    check(&[Chunk { source: Source::Follows, ..good }], "follows_nothing");
-    let two = Chunk { tokens: &tokens[18..], start: 18, source: Source::Sampled, ..good };
+    check(&[Chunk { source: TokenSource::Follows, ..good }], "follows_nothing");
+    let two = Chunk { tokens: &tokens[18..], start: 18, source: TokenSource::Sampled, ..good };
     check(&[two], "many_sampled");
     let other = Chunk { sequence: 8, ..good };
     check(&[other, Chunk { tokens: &[Tiny::VOCABULARY], ..good }], "token_out_of_range");
@@ -61,9 +61,9 @@ fn rows_beyond_the_limit_are_refused_and_others_are_not_counted() {
         pages: &tables[sequence as usize],
         sample,
     };
-    let sampled = |sequence| chunk(sequence, Source::Prompt, Some(Sample::greedy()));
-    let decoded = |sequence| chunk(sequence, Source::Sampled, None);
-    let prompt = chunk(3, Source::Prompt, None);
+    let sampled = |sequence| chunk(sequence, TokenSource::Prompt, Some(Sample::greedy()));
+    let decoded = |sequence| chunk(sequence, TokenSource::Sampled, None);
+    let prompt = chunk(3, TokenSource::Prompt, None);
     submit(&mut engine, &[sampled(0), decoded(1), prompt]);
     let error = engine.submit(&[sampled(0), decoded(1), decoded(2), prompt]).unwrap_err();
     assert_eq!(error, EngineError::TooManyRows { rows: 3, limit: 2 });

@@ -14,7 +14,7 @@ const ROOM: Room = Room { rows: 256, chunks: 256, pages: 4096 };
 #[derive(Clone, Debug)]
 struct Owned {
     tokens: Vec<u32>,
-    source: Source,
+    source: TokenSource,
     start: u32,
     pages: Vec<PageId>,
     is_sampled: bool,
@@ -25,11 +25,11 @@ impl Owned {
     fn prompt(tokens: &[u32], start: u32, first: u32) -> Self {
         let pages = (start as usize + tokens.len()).div_ceil(PAGE_TOKENS) as u32 + 1;
         let pages = (first..first + pages).map(PageId).collect();
-        Self { tokens: tokens.to_vec(), source: Source::Prompt, start, pages, is_sampled: true }
+        Self { tokens: tokens.to_vec(), source: TokenSource::Prompt, start, pages, is_sampled: true }
     }
 
     fn row(token: u32, start: u32, first: u32) -> Self {
-        Self { source: Source::Sampled, ..Self::prompt(&[token], start, first) }
+        Self { source: TokenSource::Sampled, ..Self::prompt(&[token], start, first) }
     }
 
     fn chunk(&self) -> Chunk<'_> {
@@ -124,7 +124,7 @@ fn prompts_come_first_and_every_list_says_so() {
 
 #[test]
 fn a_row_that_follows_names_the_row_before() {
-    let follows = |owned: Owned| Owned { source: Source::Follows, ..owned };
+    let follows = |owned: Owned| Owned { source: TokenSource::Follows, ..owned };
     let owned = [Owned::row(9, 3, 0), follows(Owned::row(9, 4, 10)), follows(Owned::row(9, 5, 20))];
     let (plan, words) = laid_out(&owned, &[0, 0, 11], 0);
     assert_eq!(words[plan.tokens()], [9, -1, -12]);
@@ -212,7 +212,7 @@ fn any_chunk() -> impl Strategy<Value = Owned> {
             let tokens: Vec<u32> = (0..length as u32).map(|n| first + n).collect();
             match kind {
                 0 => Owned::row(first, start, first),
-                1 => Owned { source: Source::Follows, ..Owned::row(first, start, first) },
+                1 => Owned { source: TokenSource::Follows, ..Owned::row(first, start, first) },
                 _ => Owned { is_sampled: sampled, ..Owned::prompt(&tokens, start, first) },
             }
         },
@@ -231,18 +231,18 @@ fn starts(counts: impl Iterator<Item = usize>) -> Vec<i32> {
 proptest! {
     #[test]
     fn every_batch_is_laid_out_as_plain_sums_say(owned in proptest::collection::vec(any_chunk(), 1..12), rows in 0usize..16) {
-        let graph = owned.iter().all(|chunk| chunk.source != Source::Prompt && chunk.is_sampled);
+        let graph = owned.iter().all(|chunk| chunk.source != TokenSource::Prompt && chunk.is_sampled);
         let decode_rows = if graph && rows >= owned.len() { rows } else { 0 };
         let followed: Vec<usize> = (0..owned.len()).map(|n| 3 * n).collect();
         let (plan, words) = laid_out(&owned, &followed, decode_rows);
 
         let chunks: Vec<&Owned> = plan.order.iter().map(|index| &owned[*index]).collect();
-        let prompts = chunks.iter().take_while(|chunk| chunk.source == Source::Prompt).count();
-        prop_assert!(chunks[prompts..].iter().all(|chunk| chunk.source != Source::Prompt));
+        let prompts = chunks.iter().take_while(|chunk| chunk.source == TokenSource::Prompt).count();
+        prop_assert!(chunks[prompts..].iter().all(|chunk| chunk.source != TokenSource::Prompt));
         let fillers = decode_rows.saturating_sub(owned.len());
         prop_assert_eq!(plan.prefill.chunks.clone(), 0..prompts);
         prop_assert_eq!(plan.decode.chunks.clone(), prompts..owned.len() + fillers);
-        let filler = Owned { tokens: vec![0], source: Source::Sampled, start: 0, pages: vec![PageId(0)], is_sampled: true };
+        let filler = Owned { tokens: vec![0], source: TokenSource::Sampled, start: 0, pages: vec![PageId(0)], is_sampled: true };
         let all: Vec<&Owned> = chunks.iter().copied().chain((0..fillers).map(|_| &filler)).collect();
 
         let mut row = 0;
@@ -251,7 +251,7 @@ proptest! {
             for (offset, token) in chunk.tokens.iter().enumerate() {
                 let position = chunk.start as usize + offset;
                 let token = match chunk.source {
-                    Source::Follows => -1 - 3 * plan.order[place] as i32,
+                    TokenSource::Follows => -1 - 3 * plan.order[place] as i32,
                     _ => *token as i32,
                 };
                 let page = chunk.pages[position / PAGE_TOKENS].0 as usize;

@@ -3,7 +3,7 @@
 use super::offsets::{Offsets, Part, SETTING_WORDS};
 use super::pieces::{piece_tokens, pieces};
 use crate::sampling::Sampling;
-use crate::step::{Chunk, Source};
+use crate::step::{Chunk, TokenSource};
 
 /// How far the lists are written.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,8 +68,8 @@ impl Writer<'_> {
     pub(super) fn chunk(&mut self, chunk: &Chunk<'_>, followed: usize) {
         for (offset, token) in chunk.tokens.iter().enumerate() {
             let token = match chunk.source {
-                Source::Follows => -1 - followed as i32,
-                Source::Prompt | Source::Sampled => token.cast_signed(),
+                TokenSource::Follows => -1 - followed as i32,
+                TokenSource::Prompt | TokenSource::Sampled => token.cast_signed(),
             };
             let position = chunk.start as usize + offset;
             let page = chunk.pages[position / self.page_tokens].0 as usize;
