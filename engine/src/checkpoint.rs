@@ -174,7 +174,7 @@ impl Checkpoint {
                 let bytes = tensors.read(stored).map_err(failed)?;
                 let rotated = name.ends_with("attn_q.weight") || name.ends_with("attn_k.weight");
                 Ok(if rotated {
-                    folder::side_by_side(&bytes, &stored.dimensions, self.shape.head_dim)
+                    folder::interleave_pairs(&bytes, &stored.dimensions, self.shape.head_dim)
                 } else {
                     bytes
                 })

@@ -153,9 +153,9 @@ fn pool(config: &EngineConfig, shape: &ModelShape) -> Result<KvPool, OpenError> 
     };
     let page_bytes = layout.page_bytes();
     let pages = config.kv_bytes / page_bytes;
-    let least = crate::model::POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
-    if config.kv_bytes < least {
-        return Err(OpenError::KvTooSmall { kv_bytes: config.kv_bytes, pages, page_bytes, least });
+    let min_bytes = crate::model::POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
+    if config.kv_bytes < min_bytes {
+        return Err(OpenError::KvTooSmall { kv_bytes: config.kv_bytes, pages, page_bytes, min_bytes });
     }
     Ok(KvPool::new(layout, u32::try_from(pages).unwrap_or(u32::MAX))?)
 }

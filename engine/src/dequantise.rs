@@ -45,7 +45,7 @@ fn nibbles(bytes: &[u8], place: usize) -> u8 {
 }
 
 /// Bit `place` of four bytes.
-fn fifth(bits: &[u8], place: usize) -> u8 {
+fn fifth_bit(bits: &[u8], place: usize) -> u8 {
     (bits[place / 8] >> (place % 8) & 1) << 4
 }
 
@@ -61,13 +61,13 @@ fn q4_1(block: &[u8; 20]) -> [f32; 32] {
 
 fn q5_0(block: &[u8; 22]) -> [f32; 32] {
     let d = half(block);
-    let q = |n| nibbles(&block[6..], n) | fifth(&block[2..6], n);
+    let q = |n| nibbles(&block[6..], n) | fifth_bit(&block[2..6], n);
     std::array::from_fn(|n| (f32::from(q(n)) - 16.0) * d)
 }
 
 fn q5_1(block: &[u8; 24]) -> [f32; 32] {
     let (d, m) = (half(block), half(&block[2..]));
-    let q = |n| nibbles(&block[8..], n) | fifth(&block[4..8], n);
+    let q = |n| nibbles(&block[8..], n) | fifth_bit(&block[4..8], n);
     std::array::from_fn(|n| f32::from(q(n)) * d + m)
 }
 
@@ -83,11 +83,11 @@ fn pair(n: usize) -> (usize, u32) {
 
 fn q2_k(block: &[u8; 84]) -> [f32; 256] {
     let (scales, q) = (&block[..16], &block[16..80]);
-    let (d, least) = (half(&block[80..]), half(&block[82..]));
+    let (d, min) = (half(&block[80..]), half(&block[82..]));
     std::array::from_fn(|n| {
         let (byte, shift) = pair(n);
         let scale = scales[n / 16];
-        let (d, m) = (d * f32::from(scale & 15), least * f32::from(scale >> 4));
+        let (d, m) = (d * f32::from(scale & 15), min * f32::from(scale >> 4));
         d * f32::from(q[byte] >> shift & 3) - m
     })
 }
@@ -108,34 +108,34 @@ fn q3_k(block: &[u8; 110]) -> [f32; 256] {
 }
 
 /// Scale and minimum of the `n`-th 32 numbers, six bits each.
-fn scale_and_least(scales: &[u8], n: usize) -> (f32, f32) {
-    let (scale, least) = if n < 4 {
+fn scale_and_min(scales: &[u8], n: usize) -> (f32, f32) {
+    let (scale, min) = if n < 4 {
         (scales[n] & 63, scales[n + 4] & 63)
     } else {
         (scales[n + 4] & 15 | scales[n - 4] >> 6 << 4, scales[n + 4] >> 4 | scales[n] >> 6 << 4)
     };
-    (f32::from(scale), f32::from(least))
+    (f32::from(scale), f32::from(min))
 }
 
 fn q4_k(block: &[u8; 144]) -> [f32; 256] {
-    let (d, least, scales, q) = (half(block), half(&block[2..]), &block[4..16], &block[16..]);
+    let (d, min, scales, q) = (half(block), half(&block[2..]), &block[4..16], &block[16..]);
     std::array::from_fn(|n| {
         let byte = q[n / 64 * 32 + n % 32];
         let q = if n % 64 < 32 { byte & 15 } else { byte >> 4 };
-        let (scale, m) = scale_and_least(scales, n / 32);
-        d * scale * f32::from(q) - least * m
+        let (scale, m) = scale_and_min(scales, n / 32);
+        d * scale * f32::from(q) - min * m
     })
 }
 
 fn q5_k(block: &[u8; 176]) -> [f32; 256] {
-    let (d, least, scales) = (half(block), half(&block[2..]), &block[4..16]);
+    let (d, min, scales) = (half(block), half(&block[2..]), &block[4..16]);
     let (high, q) = (&block[16..48], &block[48..]);
     std::array::from_fn(|n| {
         let byte = q[n / 64 * 32 + n % 32];
         let low = if n % 64 < 32 { byte & 15 } else { byte >> 4 };
         let q = low | (high[n % 32] >> (n / 32) & 1) << 4;
-        let (scale, m) = scale_and_least(scales, n / 32);
-        d * scale * f32::from(q) - least * m
+        let (scale, m) = scale_and_min(scales, n / 32);
+        d * scale * f32::from(q) - min * m
     })
 }
 

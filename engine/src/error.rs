@@ -96,16 +96,16 @@ pub enum OpenError {
         found: String,
     },
     /// `page_tokens` is out of bounds.
-    #[error("page_tokens is {page_tokens}: set it between 1 and {most}")]
+    #[error("page_tokens is {page_tokens}: set it between 1 and {max}")]
     BadPageTokens {
         /// The value given.
         page_tokens: u32,
         /// The largest that is taken.
-        most: u32,
+        max: u32,
     },
     /// The KV budget holds no page, or too few tokens for any conversation.
     #[error(
-        "kv_bytes is {kv_bytes}, which holds {pages} pages of {page_bytes} bytes: set it to at least {least}"
+        "kv_bytes is {kv_bytes}, which holds {pages} pages of {page_bytes} bytes: set it to at least {min_bytes}"
     )]
     KvTooSmall {
         /// The budget given.
@@ -115,7 +115,7 @@ pub enum OpenError {
         /// Bytes of one page.
         page_bytes: u64,
         /// The smallest budget that is taken.
-        least: u64,
+        min_bytes: u64,
     },
     /// A GPU that the kernels are not compiled for.
     #[error(
@@ -140,20 +140,20 @@ pub enum OpenError {
         total_mib: u64,
     },
     /// `threads` is out of bounds.
-    #[error("threads is {threads}: set it between 1 and {most}")]
+    #[error("threads is {threads}: set it between 1 and {max}")]
     BadThreads {
         /// The value given.
         threads: usize,
         /// The largest that is taken.
-        most: usize,
+        max: usize,
     },
     /// `step_tokens` is out of bounds.
-    #[error("step_tokens is {step_tokens}: set it between 1 and {most}")]
+    #[error("step_tokens is {step_tokens}: set it between 1 and {max}")]
     BadStepTokens {
         /// The value given.
         step_tokens: u32,
         /// The largest that is taken.
-        most: u32,
+        max: u32,
     },
     /// The operating system gives no memory for the pool.
     #[error(transparent)]

@@ -72,13 +72,13 @@ pub enum LoadFormat {
 pub(crate) fn check_limits(config: &EngineConfig) -> Result<(), OpenError> {
     let EngineConfig { threads, page_tokens, step_tokens, .. } = *config;
     if !(1..=PAGE_TOKENS_MAX).contains(&page_tokens) {
-        return Err(OpenError::BadPageTokens { page_tokens, most: PAGE_TOKENS_MAX });
+        return Err(OpenError::BadPageTokens { page_tokens, max: PAGE_TOKENS_MAX });
     }
     if !(1..=THREADS_MAX).contains(&threads) {
-        return Err(OpenError::BadThreads { threads, most: THREADS_MAX });
+        return Err(OpenError::BadThreads { threads, max: THREADS_MAX });
     }
     if !(1..=STEP_TOKENS_MAX).contains(&step_tokens) {
-        return Err(OpenError::BadStepTokens { step_tokens, most: STEP_TOKENS_MAX });
+        return Err(OpenError::BadStepTokens { step_tokens, max: STEP_TOKENS_MAX });
     }
     Ok(())
 }
@@ -211,11 +211,11 @@ impl ModelShape {
                 architecture: architecture.to_owned(),
             });
         }
-        let size_up_to = |key: &str, most: u64| {
+        let size_up_to = |key: &str, max: u64| {
             gguf.u64(key)
-                .filter(|value| (1..=most).contains(value))
+                .filter(|value| (1..=max).contains(value))
                 .map(|value| value as usize)
-                .ok_or_else(|| unsupported(format!("{key} is missing or not between 1 and {most}")))
+                .ok_or_else(|| unsupported(format!("{key} is missing or not between 1 and {max}")))
         };
         let size = |key: &str| size_up_to(key, SIZE_MAX);
         let heads_or_dimensions = |key: &str| size_up_to(key, HEADS_MAX);

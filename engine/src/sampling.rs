@@ -125,11 +125,11 @@ pub fn choose(logits: &mut [f32], sample: Sample<'_>, position: u32) -> Token {
 
 /// What the model thinks of `sampled`, and of the `top` most probable tokens.
 fn logprobs(logits: &[f32], sampled: u32, top: u32) -> Logprobs {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let total: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
     let logprob = |id: u32| {
         let logit = logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
-        (f64::from(logit - most) - total.ln()) as f32
+        (f64::from(logit - max) - total.ln()) as f32
     };
     let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
     let first = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
@@ -210,9 +210,9 @@ impl Candidate {
 
 /// Tokens that may be drawn, by id.
 fn kept(logits: &[f32], how: &Sampling) -> Vec<Candidate> {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     // A most probable token of infinite logit has all of the weight.
-    let weight = |logit: f32| if logit == most { 1.0 } else { exp((logit - most) / how.temperature) };
+    let weight = |logit: f32| if logit == max { 1.0 } else { exp((logit - max) / how.temperature) };
     let mut kept: Vec<Candidate> = (0..)
         .zip(logits)
         .map(|(token, logit)| Candidate { token, weight: weight(*logit) })
@@ -227,8 +227,8 @@ fn kept(logits: &[f32], how: &Sampling) -> Vec<Candidate> {
         let total: u64 = kept.iter().map(|candidate| candidate.units()).sum();
         let wanted = share((f64::from(how.top_p) * TWO_POW_64) as u64, total);
         // All tokens below this together have less than what is not wanted, so none of them is among the first: they need no sorting.
-        let least = (total - wanted) / kept.len().max(1) as u64;
-        kept.retain(|candidate| candidate.units() >= least);
+        let min_units = (total - wanted) / kept.len().max(1) as u64;
+        kept.retain(|candidate| candidate.units() >= min_units);
         kept.sort_unstable_by(Candidate::before);
         let mut sum = 0;
         let enough = kept.iter().position(|candidate| {
@@ -286,8 +286,8 @@ pub fn argmax(logits: &[f32]) -> u32 {
             *lane = if logit > *lane { logit } else { *lane };
         }
     }
-    let most = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    logits.iter().position(|&logit| logit == most).unwrap_or(0) as u32
+    let max = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
 }
 
 #[cfg(test)]

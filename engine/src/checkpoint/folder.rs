@@ -100,9 +100,9 @@ impl Config {
         if let Some(other) = self.hidden_act.as_deref().filter(|name| *name != "silu") {
             return Err(unsupported(format!("its activation is {other}, and silu is computed here")));
         }
-        let size = |name: &str, value: u64, most: u64| {
-            let fits = (1..=most).contains(&value).then_some(value as usize);
-            fits.ok_or_else(|| unsupported(format!("{name} is {value}, not between 1 and {most}")))
+        let size = |name: &str, value: u64, max: u64| {
+            let fits = (1..=max).contains(&value).then_some(value as usize);
+            fits.ok_or_else(|| unsupported(format!("{name} is {value}, not between 1 and {max}")))
         };
         let heads = size("num_attention_heads", self.num_attention_heads, HEADS_MAX)?;
         let hidden = size("hidden_size", self.hidden_size, SIZE_MAX)?;
@@ -216,7 +216,7 @@ pub(super) fn check_names(tensors: &Safetensors, shape: &ModelShape, folder: &Pa
 }
 
 /// Rows of queries or keys whose pairs stand half a head apart, reordered so that they stand side by side.
-pub(super) fn side_by_side(bytes: &[u8], dimensions: &[u64], head_dim: usize) -> Vec<u8> {
+pub(super) fn interleave_pairs(bytes: &[u8], dimensions: &[u64], head_dim: usize) -> Vec<u8> {
     let rows = dimensions.first().copied().unwrap_or_default() as usize;
     let row_bytes = bytes.len() / rows.max(1);
     let mut out = Vec::with_capacity(bytes.len());

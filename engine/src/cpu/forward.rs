@@ -2,7 +2,7 @@
 
 use super::attention::{self, Attention, Span};
 use super::kernels::Kernels;
-use super::linear::{Task, Then, apply};
+use super::linear::{Epilogue, Task, apply};
 use super::matrix::Matrix;
 use super::rope::Rope;
 use super::scratch::Scratch;
@@ -130,7 +130,7 @@ impl Forward {
         if !logits.has_rows(sampled.len()) {
             *logits = Matrix::new(sampled.len().next_power_of_two(), shape.vocabulary);
         }
-        let task = Task { weights: weights.output(), then: Then::Store(logits) };
+        let task = Task { weights: weights.output(), epilogue: Epilogue::Store(logits) };
         apply(threads, kernels, &activations.normed, sampled.len(), &[task])?;
         self.sampled = sampled.len();
         let chosen = sampled.iter().enumerate().map(|(index, (chunk, sample, _))| {
@@ -161,9 +161,9 @@ impl Pass<'_> {
         let Activations { query, key, value, attended, .. } = self.activations;
         self.norm(&layer.attention_norm)?;
         self.linear(&[
-            Task { weights: &layer.query, then: Then::Store(query) },
-            Task { weights: &layer.key, then: Then::Store(key) },
-            Task { weights: &layer.value, then: Then::Store(value) },
+            Task { weights: &layer.query, epilogue: Epilogue::Store(query) },
+            Task { weights: &layer.key, epilogue: Epilogue::Store(key) },
+            Task { weights: &layer.value, epilogue: Epilogue::Store(value) },
         ])?;
         self.write_kv(index)?;
         let attention = Attention {
@@ -180,7 +180,8 @@ impl Pass<'_> {
             // wrote this step's positions and nobody writes them now; units are distinct.
             unsafe { attention.compute(&units[unit], scratch) };
         })?;
-        let task = Task { weights: &layer.attention_output, then: Then::Add(&self.activations.hidden) };
+        let task =
+            Task { weights: &layer.attention_output, epilogue: Epilogue::Add(&self.activations.hidden) };
         apply(self.threads, self.kernels, attended, self.rows, &[task])
     }
 
@@ -188,8 +189,8 @@ impl Pass<'_> {
     fn feed(&mut self, layer: &Layer) -> Result<(), WorkerPanicked> {
         let Activations { hidden, feed, .. } = self.activations;
         self.norm(&layer.feed_norm)?;
-        self.linear(&[Task { weights: &layer.gate, then: Then::SwiGlu { up: &layer.up, y: feed } }])?;
-        let task = Task { weights: &layer.down, then: Then::Add(hidden) };
+        self.linear(&[Task { weights: &layer.gate, epilogue: Epilogue::SwiGlu { up: &layer.up, y: feed } }])?;
+        let task = Task { weights: &layer.down, epilogue: Epilogue::Add(hidden) };
         apply(self.threads, self.kernels, feed, self.rows, &[task])
     }
 

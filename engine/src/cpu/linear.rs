@@ -11,7 +11,7 @@ const UNIT_ROWS: usize = 120;
 
 /// What happens with the products of one matrix.
 #[derive(Clone, Copy)]
-pub(super) enum Then<'a> {
+pub(super) enum Epilogue<'a> {
     /// They are `y`.
     Store(&'a Matrix),
     /// They are added to `y`.
@@ -20,7 +20,7 @@ pub(super) enum Then<'a> {
     SwiGlu { up: &'a Linear, y: &'a Matrix },
 }
 
-impl<'a> Then<'a> {
+impl<'a> Epilogue<'a> {
     fn y(self) -> &'a Matrix {
         match self {
             Self::Store(y) | Self::Add(y) | Self::SwiGlu { y, .. } => y,
@@ -32,7 +32,7 @@ impl<'a> Then<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Task<'a> {
     pub(super) weights: &'a Linear,
-    pub(super) then: Then<'a>,
+    pub(super) epilogue: Epilogue<'a>,
 }
 
 /// Applies the matrices to the first `rows` rows of `x`, on all threads.
@@ -51,7 +51,7 @@ pub(super) fn apply(
     tasks: &[Task<'_>],
 ) -> Result<(), WorkerPanicked> {
     assert!(
-        tasks.iter().all(|task| !std::ptr::eq(x, task.then.y())),
+        tasks.iter().all(|task| !std::ptr::eq(x, task.epilogue.y())),
         "products are not written over their input"
     );
     let panels: usize = tasks.iter().map(|task| task.weights.panel_count()).sum();
@@ -80,7 +80,7 @@ impl Task<'_> {
     ) {
         let out = take(&mut scratch.out, count * PANEL);
         self.weights.multiply(kernels, panel, x, first, out, &mut scratch.panel);
-        if let Then::SwiGlu { up, .. } = self.then {
+        if let Epilogue::SwiGlu { up, .. } = self.epilogue {
             let out_2 = take(&mut scratch.out_2, count * PANEL);
             up.multiply(kernels, panel, x, first, out_2, &mut scratch.panel);
             // SAFETY: `kernels` is this machine's.
@@ -88,14 +88,14 @@ impl Task<'_> {
         }
         let column = panel * PANEL;
         let width = PANEL.min(self.weights.outputs - column);
-        let y = self.then.y();
+        let y = self.epilogue.y();
         for (row, out) in out.chunks_exact(PANEL).enumerate() {
             // SAFETY: these rows and columns of `y` belong to this unit alone, and no task reads them in this
             // phase: `x` is another matrix.
             let to = unsafe { y.part_mut(first + row, column, width) };
-            match self.then {
-                Then::Add(_) => to.iter_mut().zip(out).for_each(|(to, out)| *to += out),
-                Then::Store(_) | Then::SwiGlu { .. } => to.copy_from_slice(&out[..width]),
+            match self.epilogue {
+                Epilogue::Add(_) => to.iter_mut().zip(out).for_each(|(to, out)| *to += out),
+                Epilogue::Store(_) | Epilogue::SwiGlu { .. } => to.copy_from_slice(&out[..width]),
             }
         }
     }
@@ -176,11 +176,11 @@ impl Linear {
             Panels::Q4(bytes) => {
                 let from = bytes[panel * blocks * Q4_BYTES..].chunks_exact(Q4_BYTES);
                 for (to, block) in to.chunks_exact_mut(BLOCK).zip(from) {
-                    let (scale, least) = (half(block), half(&block[2 * PANEL..]));
+                    let (scale, min) = (half(block), half(&block[2 * PANEL..]));
                     for (k, to) in to.iter_mut().enumerate() {
                         let byte = block[4 * PANEL + k / 2 * PANEL + column];
                         let nibble = if k % 2 == 0 { byte & 15 } else { byte >> 4 };
-                        *to = f32::from(nibble) * scale + least;
+                        *to = f32::from(nibble) * scale + min;
                     }
                 }
             }

@@ -78,7 +78,7 @@ fn logits_match_the_reference() {
             alone(&mut engine, &tokens, &[5, 1], 0);
             let expect = reference::logits(&model, &tokens);
             let got = engine.logits(0).unwrap();
-            let largest = expect.iter().fold(0.0f64, |most, value| most.max(value.abs()));
+            let largest = expect.iter().fold(0.0f64, |max, value| max.max(value.abs()));
             for (got, expect) in got.iter().zip(&expect) {
                 let error = (f64::from(*got) - expect).abs() / largest;
                 assert!(error < 2e-6, "{model:?} {length}: {got} {expect}");

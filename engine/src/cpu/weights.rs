@@ -43,7 +43,7 @@ impl Linear {
         let panels = match kind {
             TensorType::Q4_1 => Panels::Q4(repack_q4(bytes, outputs, inputs / BLOCK)),
             TensorType::Q8_0 => Panels::Q8(repack_q8(bytes, outputs, inputs / BLOCK)),
-            TensorType::Q4_0 => Panels::Q4(repack_q4(&with_least(bytes), outputs, inputs / BLOCK)),
+            TensorType::Q4_0 => Panels::Q4(repack_q4(&q4_0_as_q4_1(bytes), outputs, inputs / BLOCK)),
             // The rest has no kernel of its own.
             kind => Panels::F32(repack_f32(&floats(kind, bytes), outputs, inputs)),
         };
@@ -62,10 +62,10 @@ fn repack_f32(floats: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
 
 /// Q4_0 as Q4_1: `d·(q - 8)` is `d·q + m` with `m = -8·d`, and all of that is exact in f32 where `m` is a half; a `d` so
 /// large that it is none is in no file, since its weights would be above 65,504.
-fn with_least(bytes: &[u8]) -> Vec<u8> {
+fn q4_0_as_q4_1(bytes: &[u8]) -> Vec<u8> {
     let block = |block: &[u8; 18]| {
-        let least = f16::from_f32(f16::from_le_bytes([block[0], block[1]]).to_f32() * -8.0);
-        [&block[..2], &least.to_le_bytes(), &block[2..]].concat()
+        let min = f16::from_f32(f16::from_le_bytes([block[0], block[1]]).to_f32() * -8.0);
+        [&block[..2], &min.to_le_bytes(), &block[2..]].concat()
     };
     bytes.as_chunks().0.iter().flat_map(block).collect()
 }

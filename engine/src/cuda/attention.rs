@@ -18,7 +18,7 @@ use crate::model::ModelShape;
 const INT_BYTES: usize = 16 << 20;
 const PLAN_WORDS: usize = 32;
 /// Query heads that may share a key head: rows of FA2's tile.
-pub(super) const GROUP_MOST: usize = 16;
+pub(super) const GROUP_MAX: usize = 16;
 
 /// What the prompts of a step run by: places in the workspace, as FlashInfer lists them.
 pub(super) struct PrefillPlan([i64; PLAN_WORDS]);

@@ -352,7 +352,7 @@ impl Event {
     ///
     /// # Errors
     /// The driver's: a step of the stream has failed, or the device.
-    pub(super) fn has_come(&self) -> Result<bool> {
+    pub(super) fn is_complete(&self) -> Result<bool> {
         // SAFETY: the event is live.
         match unsafe { result::event::query(self.event) } {
             Ok(()) => Ok(true),

@@ -28,7 +28,7 @@ use crate::sampling::Sampling;
 const HALF: usize = 2;
 
 /// Most rows that one step samples after.
-pub(super) const SAMPLED_MOST: usize = 1024;
+pub(super) const SAMPLED_MAX: usize = 1024;
 
 /// Memory of one row for each token of a step.
 struct Activations {
@@ -142,9 +142,9 @@ impl Forward {
         let matrices = Matrices::of(&shape);
         let Matrices { query_key_value, attention_output, gate_up, down, output } = matrices;
         let of_layer = [query_key_value, attention_output, gate_up, down].map(|matrix| (matrix, rows));
-        let products = [&of_layer[..], &[(output, rows.min(SAMPLED_MOST))]].concat();
+        let products = [&of_layer[..], &[(output, rows.min(SAMPLED_MAX))]].concat();
         let gemm = Gemm::new(device, baton_row_products_most() as usize, &products)?;
-        let sampled = rows.min(SAMPLED_MOST) + ROWS_SPARE;
+        let sampled = rows.min(SAMPLED_MAX) + ROWS_SPARE;
         let rows = rows + ROWS_SPARE;
         let matrix = |rows: usize, columns: usize| Buffer::new(device, rows * columns * HALF);
         let activations = Activations {

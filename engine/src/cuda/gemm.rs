@@ -42,25 +42,25 @@ pub(super) struct Matrix {
 }
 
 /// What the library keeps for us under a name, and how it is given back.
-struct Kept<T: Copy> {
-    name: T,
-    give_back: unsafe fn(T) -> std::result::Result<(), result::CublasError>,
+struct CublasHandle<T: Copy> {
+    raw: T,
+    destroy: unsafe fn(T) -> std::result::Result<(), result::CublasError>,
 }
 
-impl<T: Copy> Drop for Kept<T> {
+impl<T: Copy> Drop for CublasHandle<T> {
     fn drop(&mut self) {
         // SAFETY: made once, by the library; whoever has this alone uses it.
-        let _ = unsafe { (self.give_back)(self.name) };
+        let _ = unsafe { (self.destroy)(self.raw) };
     }
 }
 
 /// Layouts and algorithm for one matrix and number of rows.
 struct Prepared {
     rows: usize,
-    description: Kept<sys::cublasLtMatmulDesc_t>,
-    weights: Kept<sys::cublasLtMatrixLayout_t>,
-    x: Kept<sys::cublasLtMatrixLayout_t>,
-    y: Kept<sys::cublasLtMatrixLayout_t>,
+    description: CublasHandle<sys::cublasLtMatmulDesc_t>,
+    weights: CublasHandle<sys::cublasLtMatrixLayout_t>,
+    x: CublasHandle<sys::cublasLtMatrixLayout_t>,
+    y: CublasHandle<sys::cublasLtMatrixLayout_t>,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
@@ -93,17 +93,17 @@ impl Gemm {
         let workspace = Buffer::new(device, WORKSPACE_BYTES)?;
         let handle = result::create_handle().named("cublasLtCreate")?;
         let mut gemm = Self { handle, workspace, plans: HashMap::new() };
-        for (matrix, most) in matrices {
+        for (matrix, max) in matrices {
             if matrix.outputs.is_multiple_of(OUTPUTS_ALIGN) {
-                gemm.plan(*matrix, few, *most);
+                gemm.plan(*matrix, few, *max);
             }
         }
         Ok(gemm)
     }
 
-    fn plan(&mut self, matrix: Matrix, few: usize, most: usize) {
+    fn plan(&mut self, matrix: Matrix, few: usize, max: usize) {
         let (mut slow, mut refused) = (Vec::new(), None);
-        for rows in rows::all_planned(few, most) {
+        for rows in rows::all_planned(few, max) {
             let prepare = |rows| self.prepare(matrix, rows).map_err(|error| refused = Some(error)).ok();
             let Some(plan) = rows::choose(rows, prepare, Prepared::is_for_hopper) else {
                 slow.push(rows);
@@ -160,17 +160,17 @@ impl Gemm {
         unsafe {
             result::matmul(
                 self.handle,
-                plan.description.name,
+                plan.description.raw,
                 (&raw const one).cast(),
                 (&raw const zero).cast(),
                 weights.cast(),
-                plan.weights.name,
+                plan.weights.raw,
                 x.cast(),
-                plan.x.name,
+                plan.x.raw,
                 y.cast_const(),
-                plan.y.name,
+                plan.y.raw,
                 y,
-                plan.y.name,
+                plan.y.raw,
                 &raw const plan.algorithm,
                 self.workspace.numbers::<u8>(0, WORKSPACE_BYTES).cast(),
                 WORKSPACE_BYTES,
@@ -190,37 +190,32 @@ impl Gemm {
         use sys::cudaDataType_t::{CUDA_R_16BF as BF16, CUDA_R_32F as F32};
         let description = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, F32)
             .named("cublasLtMatmulDescCreate")?;
-        let description = Kept { name: description, give_back: result::destroy_matmul_desc };
+        let description = CublasHandle { raw: description, destroy: result::destroy_matmul_desc };
         let transposed = 1i32;
         // SAFETY: the attribute is an i32.
         unsafe {
-            result::set_matmul_desc_attribute(
-                description.name,
-                TRANSPOSE_A,
-                (&raw const transposed).cast(),
-                4,
-            )
+            result::set_matmul_desc_attribute(description.raw, TRANSPOSE_A, (&raw const transposed).cast(), 4)
         }
         .named("cublasLtMatmulDescSetAttribute")?;
         let layout = |kind, rows: usize, columns: usize| {
-            let name = result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)
+            let raw = result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)
                 .named("cublasLtMatrixLayoutCreate")?;
-            Ok(Kept { name, give_back: result::destroy_matrix_layout })
+            Ok(CublasHandle { raw, destroy: result::destroy_matrix_layout })
         };
         let (weights, x) = (layout(BF16, inputs, outputs)?, layout(BF16, inputs, rows)?);
         let y = layout(if output == Output::F32 { F32 } else { BF16 }, outputs, rows)?;
         let preference = result::create_matmul_pref().named("cublasLtMatmulPreferenceCreate")?;
-        let preference = Kept { name: preference, give_back: result::destroy_matmul_pref };
-        let (most, whole) = (WORKSPACE_BYTES, 0u32);
+        let preference = CublasHandle { raw: preference, destroy: result::destroy_matmul_pref };
+        let (max, whole) = (WORKSPACE_BYTES, 0u32);
         // SAFETY: the attributes are a u64 and a u32; all handles are live.
         let chosen = unsafe {
-            let (description, preference) = (description.name, preference.name);
-            result::set_matmul_pref_attribute(preference, WORKSPACE, (&raw const most).cast(), 8)
+            let (description, preference) = (description.raw, preference.raw);
+            result::set_matmul_pref_attribute(preference, WORKSPACE, (&raw const max).cast(), 8)
                 .and_then(|()| {
                     result::set_matmul_pref_attribute(preference, REDUCTIONS, (&raw const whole).cast(), 4)
                 })
                 .and_then(|()| {
-                    let (weights, x, y) = (weights.name, x.name, y.name);
+                    let (weights, x, y) = (weights.raw, x.raw, y.raw);
                     result::get_matmul_algo_heuristic(self.handle, description, weights, x, y, y, preference)
                 })
                 .named("cublasLtMatmulAlgoGetHeuristic")?

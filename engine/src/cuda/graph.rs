@@ -6,8 +6,8 @@ use super::device::{Named, Result, Stream};
 use crate::step::{Chunk, TokenSource};
 
 /// Decode batches of up to these many rows are captured once and replayed.
-const GRAPH_ROWS: [usize; 12] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, GRAPH_ROWS_MOST];
-pub(super) const GRAPH_ROWS_MOST: usize = 256;
+const GRAPH_ROWS: [usize; 12] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, GRAPH_ROWS_MAX];
+pub(super) const GRAPH_ROWS_MAX: usize = 256;
 /// Page table entries that a graph's step may have in all.
 pub(super) const GRAPH_PAGES: usize = 64 << 10;
 

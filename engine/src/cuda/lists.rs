@@ -20,7 +20,7 @@ impl Lists {
     /// Room for steps of up to so much.
     pub(super) fn new(device: &Arc<CudaDevice>, room: Room, page_tokens: usize) -> Result<Self> {
         let plan = Plan::new(room, page_tokens);
-        let words = plan.words_most();
+        let words = plan.words_max();
         Ok(Self {
             host: [Pinned::new(device, words)?, Pinned::new(device, words)?],
             turn: 0,

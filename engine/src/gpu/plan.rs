@@ -18,7 +18,7 @@ use pieces::pieces;
 use writer::{End, Writer};
 
 pub(crate) use offsets::{Part, SETTING_WORDS};
-pub(crate) use pieces::pieces_most;
+pub(crate) use pieces::pieces_max;
 pub(crate) use writer::settings_of;
 
 /// What the largest step has.
@@ -54,7 +54,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// A plan of an empty step, with room for larger ones.
     pub(crate) fn new(room: Room, page_tokens: usize) -> Self {
-        let pieces = pieces_most(room.rows);
+        let pieces = pieces_max(room.rows);
         Self {
             room,
             page_tokens,
@@ -71,9 +71,9 @@ impl Plan {
     }
 
     /// The most words that a step takes.
-    pub(crate) fn words_most(&self) -> usize {
+    pub(crate) fn words_max(&self) -> usize {
         let Room { rows, chunks, pages } = self.room;
-        Offsets::new(rows, chunks, pieces_most(rows)).pages + pages
+        Offsets::new(rows, chunks, pieces_max(rows)).pages + pages
     }
 
     /// True if page tables of so many entries together fit.
@@ -81,7 +81,7 @@ impl Plan {
         entries <= self.room.pages
     }
 
-    /// Lays a batch out in `words`, of which there are [`words_most`](Self::words_most). Decode rows are filled up to `decode_rows` with rows that write
+    /// Lays a batch out in `words`, of which there are [`words_max`](Self::words_max). Decode rows are filled up to `decode_rows` with rows that write
     /// nothing; then the pieces have room for a power of two. The batch has been checked and fits. `followed` has for each
     /// chunk that [follows](TokenSource::Follows) the row of the step before that it follows.
     pub(crate) fn lay_out(
@@ -139,7 +139,7 @@ impl Plan {
         let wanted = fillers + sampled.map(|chunk| pieces(chunk.end())).sum::<usize>();
         self.pieces = if rounded { wanted.next_power_of_two() } else { wanted };
         let Room { rows, chunks, .. } = self.room;
-        debug_assert!(self.pieces <= pieces_most(rows));
+        debug_assert!(self.pieces <= pieces_max(rows));
         self.offsets = Offsets::new(rows, chunks, self.pieces);
     }
 

@@ -21,8 +21,8 @@ pub(crate) const fn planned(rows: usize) -> usize {
 }
 
 /// Every planned number of rows that serves more than `few` and up to `most` rows.
-pub(crate) fn all_planned(few: usize, most: usize) -> impl Iterator<Item = usize> {
-    (planned(few + 1)..=planned(most)).step_by(MULTIPLE)
+pub(crate) fn all_planned(few: usize, max: usize) -> impl Iterator<Item = usize> {
+    (planned(few + 1)..=planned(max)).step_by(MULTIPLE)
 }
 
 /// The first good plan among `rows` rows and a few more, else the plan for exactly `rows`, and `None` where there is none. `prepare` makes the plan for a number
@@ -59,10 +59,10 @@ mod tests {
 
     #[test]
     fn plans_are_as_many_as_the_largest_step_needs() {
-        for (few, most) in [(32, 8448), (32, 1024), (32, 33), (0, 1), (32, 256)] {
-            let all: Vec<usize> = all_planned(few, most).collect();
-            assert!((few + 1..=most).all(|rows| all.contains(&planned(rows))), "{few} {most}: {all:?}");
-            assert!(all.len() <= (most - few).div_ceil(MULTIPLE) + 1, "{few} {most}: {all:?}");
+        for (few, max) in [(32, 8448), (32, 1024), (32, 33), (0, 1), (32, 256)] {
+            let all: Vec<usize> = all_planned(few, max).collect();
+            assert!((few + 1..=max).all(|rows| all.contains(&planned(rows))), "{few} {max}: {all:?}");
+            assert!(all.len() <= (max - few).div_ceil(MULTIPLE) + 1, "{few} {max}: {all:?}");
         }
         assert_eq!(all_planned(32, 8448).count(), 263);
         assert_eq!(all_planned(32, 32).count(), 0);

@@ -147,7 +147,7 @@ fn the_exponential_is_right_and_the_same_on_every_machine() {
 #[test]
 fn limits_take_the_lowest_ids_of_equals() {
     let logits = vec![0.25; 1000];
-    for (how, most) in [
+    for (how, max) in [
         (Sampling { top_k: 10, ..Sampling::GREEDY }, 10),
         (Sampling { top_p: 0.125, ..Sampling::GREEDY }, 125),
         (Sampling { top_k: 100, top_p: 0.5, ..Sampling::GREEDY }, 50),
@@ -155,6 +155,6 @@ fn limits_take_the_lowest_ids_of_equals() {
     ] {
         let counts = counts(&logits, &drawn(how.clone()));
         let last = counts.iter().rposition(|count| *count > 0.0);
-        assert_eq!(last, Some(most - 1), "{how:?}");
+        assert_eq!(last, Some(max - 1), "{how:?}");
     }
 }

@@ -34,13 +34,13 @@ impl Format for Q4 {
         // exact in f32, so that the fused form rounds as the format's `d · q + m` does.
         unsafe {
             let scale = [L::load_f16(block), L::load_f16(block.add(PANEL))];
-            let least = [L::load_f16(block.add(2 * PANEL)), L::load_f16(block.add(3 * PANEL))];
+            let min = [L::load_f16(block.add(2 * PANEL)), L::load_f16(block.add(3 * PANEL))];
             for pair in 0..BLOCK / 2 {
                 let bytes = block.add(4 * PANEL + pair * PANEL);
                 let (even0, odd0) = L::load_nibbles(bytes);
                 let (even1, odd1) = L::load_nibbles(bytes.add(PANEL / 2));
-                to.take(2 * pair, [L::fma(even0, scale[0], least[0]), L::fma(even1, scale[1], least[1])]);
-                to.take(2 * pair + 1, [L::fma(odd0, scale[0], least[0]), L::fma(odd1, scale[1], least[1])]);
+                to.take(2 * pair, [L::fma(even0, scale[0], min[0]), L::fma(even1, scale[1], min[1])]);
+                to.take(2 * pair + 1, [L::fma(odd0, scale[0], min[0]), L::fma(odd1, scale[1], min[1])]);
             }
         }
     }

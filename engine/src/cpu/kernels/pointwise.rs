@@ -47,17 +47,17 @@ pub(super) fn exponentials(row: &mut [f32], valid: usize, scale: f32) -> f32 {
             highest[lane] = if chunk[lane] > highest[lane] { chunk[lane] } else { highest[lane] };
         }
     }
-    let most = highest.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    let max = highest.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
     let mut sums = [0.0; LANES];
     let (whole, tail) = scores.as_chunks_mut::<LANES>();
     for chunk in whole {
         for lane in 0..LANES {
-            chunk[lane] = exp((chunk[lane] - most) * scale);
+            chunk[lane] = exp((chunk[lane] - max) * scale);
             sums[lane] += chunk[lane];
         }
     }
     for (score, sum) in tail.iter_mut().zip(&mut sums) {
-        *score = exp((*score - most) * scale);
+        *score = exp((*score - max) * scale);
         *sum += *score;
     }
     rest.fill(0.0);

@@ -48,7 +48,7 @@ fn laid_out(owned: &[Owned], followed: &[usize], decode_rows: usize) -> (Plan, V
     let batch: Vec<Chunk<'_>> = owned.iter().map(Owned::chunk).collect();
     let mut plan = Plan::new(ROOM, PAGE_TOKENS);
     // What a step before has left is not zero.
-    let mut words = vec![0x55; plan.words_most()];
+    let mut words = vec![0x55; plan.words_max()];
     plan.lay_out(&batch, followed, decode_rows, &mut words);
     (plan, words)
 }
@@ -301,6 +301,6 @@ proptest! {
         ranges.retain(|(start, end, _)| start < end);
         ranges.sort_unstable();
         prop_assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{:?}", ranges);
-        prop_assert!(ranges.last().unwrap().1 == plan.words() && plan.words() <= plan.words_most(), "{:?}", ranges);
+        prop_assert!(ranges.last().unwrap().1 == plan.words() && plan.words() <= plan.words_max(), "{:?}", ranges);
     }
 }
