@@ -1,7 +1,8 @@
-//! A model on disk, in either format, as a forward pass wants it: sizes, and tensors by their GGUF names.
+//! A model on disk, in GGUF or Hugging Face format: its sizes, and its tensors by their GGUF names.
 //!
-//! Queries and keys are stored in two orders: GGUF keeps the two numbers of a rotated pair side by side, Hugging Face half a
-//! head apart. Here they come side by side from both, so there is one RoPE and one order in KV pages.
+//! The formats store queries and keys in different orders. GGUF stores the two numbers of a rotated pair next to each
+//! other; Hugging Face stores them half a head apart. This module returns GGUF's order for both, so there is one RoPE
+//! implementation and one order in KV pages.
 
 mod folder;
 
@@ -12,7 +13,7 @@ use crate::gguf::{Gguf, TensorType};
 use crate::model::{self, LoadFormat, ModelInfo, ModelShape};
 use crate::safetensors::Safetensors;
 
-/// An open model.
+/// An open checkpoint.
 pub(crate) struct Checkpoint {
     path: PathBuf,
     files: CheckpointFiles,
@@ -20,13 +21,14 @@ pub(crate) struct Checkpoint {
     fingerprint: [u8; 32],
 }
 
+/// The open files of a checkpoint.
 enum CheckpointFiles {
     Gguf(Gguf),
     Folder {
         config: Box<folder::Config>,
         tensors: Safetensors,
     },
-    /// A folder's `config.json` alone: a shape without weights.
+    /// Only a folder's `config.json`: sizes without weights.
     ConfigOnly {
         config: Box<folder::Config>,
     },
@@ -35,12 +37,12 @@ enum CheckpointFiles {
 /// How a tensor is stored.
 struct Layout {
     kind: TensorType,
-    /// Inputs first.
+    /// The input dimension comes first.
     dimensions: Vec<u64>,
 }
 
 impl Checkpoint {
-    /// Opens what `format` reads: a whole model, or a folder's `config.json`.
+    /// Opens the files that `format` needs: a whole model, or only a folder's `config.json`.
     pub(crate) fn open_as(path: &Path, format: LoadFormat) -> Result<Self, OpenError> {
         if format == LoadFormat::Auto {
             return Self::open(path);
@@ -53,7 +55,7 @@ impl Checkpoint {
         Ok(Self { path: path.to_owned(), files: CheckpointFiles::ConfigOnly { config }, shape, fingerprint })
     }
 
-    /// Opens a GGUF file, or a folder with `config.json` and safetensors, and checks that it is what is computed here.
+    /// Opens a GGUF file, or a folder with `config.json` and safetensors, and checks that the model is supported.
     fn open(path: &Path) -> Result<Self, OpenError> {
         if !path.is_dir() {
             let gguf = model::open_file(path)?;
@@ -82,7 +84,7 @@ impl Checkpoint {
         })
     }
 
-    /// What it is.
+    /// Describes the model.
     pub(crate) fn info(&self) -> ModelInfo {
         match &self.files {
             CheckpointFiles::Gguf(gguf) => model::describe(gguf, &self.path, &self.shape, self.fingerprint),
@@ -108,11 +110,12 @@ impl Checkpoint {
         }
     }
 
-    /// True if there is such a tensor; `output.weight` is there if it is another one than the embedding.
+    /// True if the checkpoint has this tensor. A folder has `output.weight` unless its configuration ties it to the
+    /// embedding.
     pub(crate) fn has(&self, name: &str) -> bool {
         match &self.files {
             CheckpointFiles::Gguf(gguf) => gguf.tensors().contains_key(name),
-            // One that is not tied and not there is missed when it is read.
+            // If the tensor is untied but missing, `require` reports it.
             CheckpointFiles::Folder { config, .. } | CheckpointFiles::ConfigOnly { config }
                 if name == "output.weight" =>
             {
@@ -123,13 +126,13 @@ impl Checkpoint {
         }
     }
 
-    /// How a tensor of exactly these dimensions, inputs first, is stored.
+    /// The storage type of a tensor. Refuses a tensor that is missing or has other dimensions, input dimension first.
     pub(crate) fn require(&self, name: &str, dimensions: &[usize]) -> Result<TensorType, OpenError> {
         let unsupported = |what: String| OpenError::UnsupportedModel { path: self.path.clone(), what };
         let layout = self.layout(name).ok_or_else(|| unsupported(format!("tensor {name} is missing")))?;
         if !layout.dimensions.iter().copied().eq(dimensions.iter().map(|&size| size as u64)) {
             return Err(unsupported(format!(
-                "tensor {name} is {:?}, expected {dimensions:?}",
+                "tensor {name} has dimensions {:?}, expected {dimensions:?}",
                 layout.dimensions
             )));
         }
@@ -158,7 +161,7 @@ impl Checkpoint {
         }
     }
 
-    /// A tensor's bytes, row after row.
+    /// The bytes of a tensor in row-major order.
     pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>, OpenError> {
         match &self.files {
             CheckpointFiles::Gguf(gguf) => {
@@ -181,7 +184,7 @@ impl Checkpoint {
             }
             CheckpointFiles::ConfigOnly { .. } => Err(OpenError::UnsupportedModel {
                 path: self.path.clone(),
-                what: format!("it has no weights, so no {name}"),
+                what: format!("it has no weights, so it has no tensor {name}"),
             }),
         }
     }
