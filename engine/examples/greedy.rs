@@ -1,6 +1,6 @@
-//! Continues a prompt of token ids greedily and says how fast: `greedy MODEL 1,9690,198 COUNT [THREADS]`.
+//! Continues a prompt of token ids greedily and prints the speed: `greedy MODEL 1,9690,198 COUNT [THREADS]`.
 //!
-//! `CHUNK` in the environment cuts the prompt into chunks of that many tokens (512 unless told).
+//! The environment variable `CHUNK` sets the tokens of a prefill chunk (default 512).
 
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ fn main() -> Result<()> {
     let mut engine = engine::open(&config)?;
     println!("load {:.2?}", begin.elapsed());
 
-    // Pages in no particular order, as a busy pool hands them out.
+    // Reversed, because the pages of a busy pool are not in order.
     let pages: Vec<PageId> = (0..engine.kv().pages()).rev().map(PageId).collect();
     let mut position = 0;
     let mut next = None;

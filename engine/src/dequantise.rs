@@ -1,12 +1,12 @@
-//! Stored numbers as floats, for every type that is read: exactly what the formats define, multiplication by multiplication.
+//! Converts stored numbers to floats, for every supported type, with exactly the operations that the formats define.
 //!
-//! The block layouts are those of ggml's `ggml-common.h`; the tests compare with the `gguf` package of llama.cpp.
+//! ggml's `ggml-common.h` defines the block layouts. The tests compare the results with llama.cpp's `gguf` package.
 
 use half::{bf16, f16};
 
 use crate::gguf::TensorType;
 
-/// The numbers of whole blocks of `kind`; none for a type that is not read.
+/// The numbers of whole blocks of `kind`. Empty for an unsupported type.
 pub(crate) fn floats(kind: TensorType, bytes: &[u8]) -> Vec<f32> {
     match kind {
         TensorType::F32 => bytes.as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect(),
@@ -39,12 +39,12 @@ fn half(bytes: &[u8]) -> f32 {
     f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
 }
 
-/// The low nibbles of 16 bytes, then the high ones.
+/// Nibble `place` of 16 bytes: the low nibbles come first, then the high ones.
 fn nibbles(bytes: &[u8], place: usize) -> u8 {
     if place < 16 { bytes[place] & 15 } else { bytes[place - 16] >> 4 }
 }
 
-/// Bit `place` of four bytes.
+/// Bit `place` of four bytes, as the fifth bit of a number.
 fn fifth_bit(bits: &[u8], place: usize) -> u8 {
     (bits[place / 8] >> (place % 8) & 1) << 4
 }
@@ -76,7 +76,7 @@ fn q8_0(block: &[u8; 34]) -> [f32; 32] {
     std::array::from_fn(|n| f32::from(block[2 + n] as i8) * d)
 }
 
-/// Of 256 numbers in runs of 16, the place of a two-bit part: byte and shift.
+/// The byte and the shift of the low two bits of number `n` of 256, in Q2_K and Q3_K.
 fn pair(n: usize) -> (usize, u32) {
     (n / 128 * 32 + n % 32, (n % 128 / 32 * 2) as u32)
 }
@@ -94,7 +94,7 @@ fn q2_k(block: &[u8; 84]) -> [f32; 256] {
 
 fn q3_k(block: &[u8; 110]) -> [f32; 256] {
     let (high, q, scales, d) = (&block[..32], &block[32..96], &block[96..108], half(&block[108..]));
-    // Six bits each: four in the first eight bytes, two in the last four.
+    // A scale has six bits: the low four in the first eight bytes, the high two in the last four bytes.
     let scale = |n: usize| {
         let low = if n < 8 { scales[n] & 15 } else { scales[n - 8] >> 4 };
         (low | (scales[8 + n % 4] >> (n / 4 * 2) & 3) << 4) as i8 - 32
@@ -107,7 +107,7 @@ fn q3_k(block: &[u8; 110]) -> [f32; 256] {
     })
 }
 
-/// Scale and minimum of the `n`-th 32 numbers, six bits each.
+/// The scale and the minimum of the `n`-th group of 32 numbers, six bits each.
 fn scale_and_min(scales: &[u8], n: usize) -> (f32, f32) {
     let (scale, min) = if n < 4 {
         (scales[n] & 63, scales[n + 4] & 63)
