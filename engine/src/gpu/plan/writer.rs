@@ -1,11 +1,11 @@
-//! Writes the lists of a step, chunk after chunk.
+//! Writes the lists of a step, one chunk at a time.
 
 use super::offsets::{Offsets, Part, SETTING_WORDS};
 use super::pieces::{piece_tokens, pieces};
 use crate::sampling::Sampling;
 use crate::step::{Chunk, TokenSource};
 
-/// How far the lists are written.
+/// The number of entries written so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct End {
     pub(super) chunks: usize,
@@ -15,26 +15,26 @@ pub(super) struct End {
     pub(super) pieces: usize,
 }
 
-/// Writes chunk after chunk, part after part.
+/// Writes the chunks of one part after the other.
 pub(super) struct Writer<'a> {
     pub(super) words: &'a mut [i32],
     pub(super) offsets: Offsets,
     pub(super) page_tokens: usize,
     pub(super) kv_tokens: &'a mut Vec<i32>,
-    /// The part that is written; its ranges are empty and say where it begins.
+    /// The current part. Its ranges are empty and mark its start.
     pub(super) part: Part,
     pub(super) end: End,
 }
 
 impl Writer<'_> {
-    /// Notes where the next chunk of the part begins, or its last one ends.
+    /// Writes the start of the part's next chunk, which is also the end of the previous chunk.
     pub(super) fn start_chunk(&mut self) {
         let at = self.part.starts + self.end.chunks - self.part.chunks.start;
         self.words[self.offsets.row_starts + at] = (self.end.rows - self.part.rows.start) as i32;
         self.words[self.offsets.page_starts + at] = (self.end.pages - self.part.pages.start) as i32;
     }
 
-    /// Ends the part, and begins the next one.
+    /// Ends the current part and returns it. Starts the next part.
     pub(super) fn end_part(&mut self) -> Part {
         self.start_chunk();
         let End { chunks, rows, pages, .. } = self.end;
@@ -49,7 +49,7 @@ impl Writer<'_> {
         part
     }
 
-    /// The pieces of the next decode row's context.
+    /// Writes the split-KV pieces of the next decode row. Its context has `tokens` tokens.
     pub(super) fn context(&mut self, tokens: usize) {
         let Offsets { row_pieces, piece_rows, piece_places, piece_lengths, piece_flags, .. } = self.offsets;
         let row = self.end.chunks - self.part.chunks.start;
@@ -65,6 +65,7 @@ impl Writer<'_> {
         self.words[row_pieces + row + 1] = self.end.pieces as i32;
     }
 
+    /// Writes a chunk. `followed` is the row of the previous step that it follows, if it follows one.
     pub(super) fn chunk(&mut self, chunk: &Chunk<'_>, followed: usize) {
         for (offset, token) in chunk.tokens.iter().enumerate() {
             let token = match chunk.source {
@@ -84,7 +85,7 @@ impl Writer<'_> {
         }
     }
 
-    /// A row that only fills the step: it reads one token of page 0 and writes nowhere.
+    /// Writes a padding row. It reads one token of page 0 and writes nothing to the pool.
     pub(super) fn filler(&mut self) {
         self.row(0, 0, -1);
         self.table([0], 1);
@@ -100,7 +101,7 @@ impl Writer<'_> {
         self.end.rows += 1;
     }
 
-    /// Ends a chunk with its page table, which covers `tokens` tokens.
+    /// Ends a chunk with its page table. The table covers `tokens` tokens.
     fn table(&mut self, pages: impl IntoIterator<Item = i32>, tokens: usize) {
         let mut used = 0;
         for page in pages {
@@ -114,7 +115,7 @@ impl Writer<'_> {
         self.end.chunks += 1;
     }
 
-    /// The last row is sampled after.
+    /// Marks the last row as sampled. `how` has its settings and the tokens up to it.
     fn sample(&mut self, how: Option<(&Sampling, usize)>) {
         let sampled = self.end.sampled;
         self.words[self.offsets.sampled_rows + sampled] = (self.end.rows - 1) as i32;
@@ -124,7 +125,8 @@ impl Writer<'_> {
     }
 }
 
-/// How a row is sampled after so many tokens, as `sample.cu` reads it. A row that the host samples gets its largest logit.
+/// Encodes the sampling settings of a row for `sample.cu`. `sample` has the settings and the tokens before the sampled
+/// token. For a row that the host samples, the device takes the largest logit.
 pub(crate) fn settings_of(sample: Option<(&Sampling, usize)>) -> [i32; SETTING_WORDS] {
     let mut words = [0; SETTING_WORDS];
     let Some((how, end)) = sample.filter(|(how, _)| how.is_plain()) else { return words };
@@ -135,7 +137,7 @@ pub(crate) fn settings_of(sample: Option<(&Sampling, usize)>) -> [i32; SETTING_W
     words
 }
 
-/// The two words of a 64-bit number, in the machine's order.
+/// The two words of a 64-bit number, in the machine's byte order.
 fn words_of(value: i64) -> [i32; 2] {
     let [low, high] = [value as i32, (value >> 32) as i32];
     if cfg!(target_endian = "little") { [low, high] } else { [high, low] }
