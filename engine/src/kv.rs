@@ -54,6 +54,18 @@ pub(crate) enum KeyOrValue {
 
 /// The layout of a page. Two engines may exchange pages as bytes if their layouts and
 /// [fingerprints](crate::ModelInfo::fingerprint) are equal.
+///
+/// ```
+/// use engine::{KvDtype, KvLayout, KvPool};
+///
+/// // SmolLM2-135M with pages of 16 tokens.
+/// let layout = KvLayout { layers: 30, kv_heads: 3, head_dim: 64, page_tokens: 16, dtype: KvDtype::F32 };
+/// assert_eq!(layout.page_bytes(), 720 << 10);
+///
+/// let pool = KvPool::new(layout, 4)?;
+/// assert_eq!(pool.bytes(), 4 * (720 << 10));
+/// # Ok::<(), engine::KvPoolError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvLayout {
     /// Transformer layers.

@@ -6,6 +6,30 @@
 //!
 //! The CPU backend's results are bit-identical for any batching, chunking, paging, thread count and instruction set: see
 //! [`cpu`].
+//!
+//! ```no_run
+//! use engine::{Chunk, ComputeDevice, EngineConfig, LoadFormat, PageId, Sample, TokenSource};
+//!
+//! let mut engine = engine::open(&EngineConfig {
+//!     model: "model.gguf".into(),
+//!     threads: 4,
+//!     kv_bytes: 64 << 20,
+//!     page_tokens: 16,
+//!     step_tokens: 512,
+//!     device: ComputeDevice::Cpu,
+//!     load_format: LoadFormat::Auto,
+//! })?;
+//! let mut step = engine.submit(&[Chunk {
+//!     sequence: 1,
+//!     tokens: &[504, 3575, 282],
+//!     source: TokenSource::Prompt,
+//!     start: 0,
+//!     pages: &[PageId(0)],
+//!     sample: Some(Sample::greedy()),
+//! }])?;
+//! while engine.poll(&mut step)?.is_none() {}
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod batch;
 mod checkpoint;
