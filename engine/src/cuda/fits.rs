@@ -1,4 +1,4 @@
-//! What fits on a device: which GPUs, which models, and how many pages.
+//! Checks that the GPU and the model are supported, and computes the number of pages that fit in device memory.
 
 use super::attention::GROUP_MAX;
 use super::device::CudaDevice;
@@ -10,13 +10,13 @@ use crate::error::OpenError;
 use crate::kv::KvLayout;
 use crate::model::{EngineConfig, ModelShape, POOL_TOKENS_MIN};
 
-/// Compute capability of the GPUs that the kernels are compiled for: Hopper's.
+/// The compute capability that the kernels are compiled for: Hopper.
 const KERNELS_FOR: (i32, i32) = (9, 0);
-/// The kernels are tested with hidden and feed-forward sizes that are multiples of this.
+/// Hidden and feed-forward sizes must be multiples of this. The kernels are tested only with such sizes.
 const SIZES_ALIGN: usize = 32;
-/// What one block of threads normalises.
+/// The largest hidden size that one thread block normalises.
 const HIDDEN_MAX: usize = 16_384;
-/// Device memory kept for what libraries allocate by themselves.
+/// Device memory reserved for allocations of the CUDA libraries.
 const SPARE_BYTES: u64 = 1 << 30;
 
 /// Refuses a GPU that the kernels are not compiled for.
@@ -30,27 +30,28 @@ pub(super) fn check_device(device: &CudaDevice) -> Result<(), OpenError> {
     }
 }
 
-/// Refuses a model that the kernels do not compute, in words.
+/// Refuses a model whose sizes the kernels do not support. The error is the reason.
 pub(super) fn check_shape(shape: &ModelShape) -> Result<(), String> {
     if shape.heads > GROUP_MAX * shape.kv_heads {
         let each = shape.heads / shape.kv_heads;
-        let what = format!("{each} of its heads share a key head, and attention on a GPU takes {GROUP_MAX}");
+        let what =
+            format!("{each} of its heads share a KV head, but GPU attention supports at most {GROUP_MAX}");
         return Err(what);
     }
     shape.check_multiples(SIZES_ALIGN)?;
     if shape.hidden > HIDDEN_MAX {
-        let what = format!("its embedding has {} numbers, and a GPU takes up to {HIDDEN_MAX}", shape.hidden);
+        let what = format!("its hidden size is {}, but a GPU supports at most {HIDDEN_MAX}", shape.hidden);
         return Err(what);
     }
     let (vocabulary, max) = (shape.vocabulary, baton_vocabulary_most() as usize);
     if vocabulary > max {
-        let what = format!("its vocabulary has {vocabulary} tokens, and a GPU samples from up to {max}");
+        let what = format!("its vocabulary has {vocabulary} tokens, but a GPU supports at most {max}");
         return Err(what);
     }
     Ok(())
 }
 
-/// How many pages there is room for: as many as `kv_bytes` says, or what the device has left of its share.
+/// The number of pages that fit in `kv_bytes`, or in the device memory that remains of the engine's share if it is 0.
 pub(super) fn pages(
     config: &EngineConfig,
     device: &CudaDevice,
@@ -62,9 +63,9 @@ pub(super) fn pages(
     let kv_bytes = match config.device {
         crate::model::ComputeDevice::Cuda { memory_utilization, .. } if config.kv_bytes == 0 => {
             let (free, total) = device.memory().map_err(OpenError::Cuda)?;
-            let may = (total as f64 * f64::from(memory_utilization)) as u64;
+            let share = (total as f64 * f64::from(memory_utilization)) as u64;
             let used = (total - free) + forward_bytes(config, shape) + SPARE_BYTES;
-            let left = may.saturating_sub(used);
+            let left = share.saturating_sub(used);
             if left < min_bytes {
                 return Err(OpenError::GpuFull { free_mib: free >> 20, total_mib: total >> 20 });
             }
@@ -79,7 +80,7 @@ pub(super) fn pages(
     Ok(u32::try_from(pages).unwrap_or(u32::MAX))
 }
 
-/// What activations, logits and workspaces will take.
+/// The bytes that activations, logits and workspaces will take.
 fn forward_bytes(config: &EngineConfig, shape: &ModelShape) -> u64 {
     let rows = u64::from(config.step_tokens).max(GRAPH_ROWS_MAX as u64) + ROWS_SPARE as u64;
     let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);

@@ -1,9 +1,10 @@
-//! Products with weights, through cublasLt, which are planned when the engine opens.
+//! GEMMs with the weights through cublasLt. They are planned when the engine opens.
 //!
-//! Only algorithms that do not split the inputs are taken: they sum a row's products in the same order, whatever the number of rows and the tiles, so
-//! a row's result is the same to the bit alone and beside others. What splitting would gain where rows are few is the row products' part.
+//! Only algorithms without split-K are used. They sum a row's products in the same order for any number of rows and any
+//! tile, so a row's result does not depend on the other rows, to the bit. For few rows, where split-K would be faster, the
+//! `row_products` kernel is used instead.
 //!
-//! [`rows`] says for which numbers of rows there are plans. Their number depends on the model and on the largest step alone.
+//! [`rows`] defines the row counts that have plans. The number of plans depends only on the model and on the largest step.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -15,25 +16,25 @@ use half::bf16;
 use super::device::{Buffer, CudaDevice, Named, Result, Stream};
 use crate::gpu::rows;
 
-/// cublasLt's advice for Hopper.
+/// The workspace size that cublasLt recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// How many rows more than wanted a product may compute.
+/// The most padding rows of a GEMM.
 pub(super) const ROWS_SPARE: usize = rows::SPARE;
-/// What the library calls its kernels for Hopper. Its older ones take seven times as long.
+/// The algorithm id of cublasLt's kernels for Hopper. The older kernels take seven times as long.
 const HOPPER_KERNELS: i32 = 66;
 
-/// Of how many outputs the library's kernels for Hopper want a multiple; it has others, which sum otherwise.
+/// cublasLt's kernels for Hopper need the outputs to be a multiple of this. Its other kernels sum in another order.
 const OUTPUTS_ALIGN: usize = 8;
 
-/// What a product gives.
+/// The number format of a GEMM's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Output {
     Bf16,
     F32,
 }
 
-/// A weight matrix's sizes, and what products with it give.
+/// The sizes of a weight matrix, and the format of its products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Matrix {
     pub(super) outputs: usize,
@@ -41,7 +42,7 @@ pub(super) struct Matrix {
     pub(super) output: Output,
 }
 
-/// What the library keeps for us under a name, and how it is given back.
+/// An owned object of cublasLt, and the function that destroys it.
 struct CublasHandle<T: Copy> {
     raw: T,
     destroy: unsafe fn(T) -> std::result::Result<(), result::CublasError>,
@@ -49,12 +50,12 @@ struct CublasHandle<T: Copy> {
 
 impl<T: Copy> Drop for CublasHandle<T> {
     fn drop(&mut self) {
-        // SAFETY: made once, by the library; whoever has this alone uses it.
+        // SAFETY: the library created the object once, and this value is its only owner.
         let _ = unsafe { (self.destroy)(self.raw) };
     }
 }
 
-/// Layouts and algorithm for one matrix and number of rows.
+/// The plan of one matrix and row count: its layouts and its algorithm.
 struct Prepared {
     rows: usize,
     description: CublasHandle<sys::cublasLtMatmulDesc_t>,
@@ -68,7 +69,7 @@ impl Prepared {
     fn is_for_hopper(&self) -> bool {
         use sys::cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_ID as ID;
         let (mut id, mut written) = (0i32, 0);
-        // SAFETY: the attribute is an i32; the algorithm came from the library.
+        // SAFETY: the attribute is an i32, and the algorithm is from the library.
         let status = unsafe {
             let to = (&raw mut id).cast();
             sys::cublasLtMatmulAlgoConfigGetAttribute(&raw const self.algorithm, ID, to, 4, &raw mut written)
@@ -77,18 +78,18 @@ impl Prepared {
     }
 }
 
-/// The library's handle, its workspace, and the plans. For one stream at a time.
+/// The library's handle, its workspace and the plans. Only one stream at a time may use them.
 pub(super) struct Gemm {
     handle: sys::cublasLtHandle_t,
     workspace: Buffer,
     plans: HashMap<(Matrix, usize), Prepared>,
 }
 
-// SAFETY: names that the library takes from any thread; one thread at a time has it.
+// SAFETY: the library accepts its handles from any thread, and one thread at a time owns this value.
 unsafe impl Send for Gemm {}
 
 impl Gemm {
-    /// Plans products of more than `few` rows, with each matrix for up to so many.
+    /// Plans GEMMs of more than `few` rows. `matrices` has each matrix with its largest row count.
     pub(super) fn new(device: &Arc<CudaDevice>, few: usize, matrices: &[(Matrix, usize)]) -> Result<Self> {
         let workspace = Buffer::new(device, WORKSPACE_BYTES)?;
         let handle = result::create_handle().named("cublasLtCreate")?;
@@ -122,21 +123,21 @@ impl Gemm {
                 inputs,
                 row_counts = ?slow,
                 refused,
-                "cublasLt has no kernel for Hopper: slow, and answers may differ under load"
+                "cublasLt has no Hopper kernel for these row counts: steps are slow, and results may depend on the batch"
             );
         }
     }
 
-    /// True if there is a plan for so many rows.
+    /// True if there is a plan for `rows` rows.
     pub(super) fn has_plan(&self, matrix: Matrix, rows: usize) -> bool {
         self.plans.contains_key(&(matrix, rows::planned(rows)))
     }
 
-    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`: bf16 in, sums in f32. Up to [`ROWS_SPARE`] rows more
-    /// are computed of whatever `x` holds there.
+    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`, with bf16 inputs and f32 sums. Also computes up to
+    /// [`ROWS_SPARE`] padding rows.
     ///
     /// # Panics
-    /// Without a [plan](Self::has_plan), or for buffers that are shorter than that.
+    /// If there is no [plan](Self::has_plan), or if a buffer is too short.
     pub(super) fn multiply(
         &self,
         stream: &Stream,
@@ -155,8 +156,8 @@ impl Gemm {
             Output::Bf16 => y.numbers::<bf16>(0, plan.rows * outputs).cast(),
         };
         let (one, zero) = (1f32, 0f32);
-        // SAFETY: the matrices are as long as layouts and algorithm say, as just checked, and so is the workspace, which products of one stream use one
-        // after the other; the scalars are read before the call returns, since the pointer mode is the host's.
+        // SAFETY: the matrices and the workspace have the sizes of the plan, as just checked. GEMMs of one stream use the
+        // workspace one after the other. In host pointer mode the call reads the scalars before it returns.
         unsafe {
             result::matmul(
                 self.handle,
@@ -180,7 +181,7 @@ impl Gemm {
         .named("cublasLtMatmul")
     }
 
-    /// cublasLt thinks in columns: `y` is `outputs × rows`, the weights are `inputs × outputs` and taken transposed.
+    /// Prepares a plan. cublasLt is column-major: `y` is `outputs × rows`, and the weights are `inputs × outputs`, transposed.
     fn prepare(&self, Matrix { outputs, inputs, output }: Matrix, rows: usize) -> Result<Prepared> {
         use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA as TRANSPOSE_A;
         use sys::cublasLtMatmulPreferenceAttributes_t::{
@@ -207,7 +208,7 @@ impl Gemm {
         let preference = result::create_matmul_pref().named("cublasLtMatmulPreferenceCreate")?;
         let preference = CublasHandle { raw: preference, destroy: result::destroy_matmul_pref };
         let (max, whole) = (WORKSPACE_BYTES, 0u32);
-        // SAFETY: the attributes are a u64 and a u32; all handles are live.
+        // SAFETY: the attributes are a u64 and a u32, and all handles are live.
         let chosen = unsafe {
             let (description, preference) = (description.raw, preference.raw);
             result::set_matmul_pref_attribute(preference, WORKSPACE, (&raw const max).cast(), 8)
@@ -227,7 +228,7 @@ impl Gemm {
 impl Drop for Gemm {
     fn drop(&mut self) {
         self.plans.clear();
-        // SAFETY: made once, in `new`.
+        // SAFETY: created once, in `new`.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }

@@ -97,7 +97,7 @@ mod tests {
         // The same number has another meaning in another library.
         let cublas = CudaStatus::Cublas(4);
         assert!(!sticky(CudaError { status: cublas, ..CudaError::without_status("cublasLtMatmul", "x") }));
-        assert!(!sticky(CudaError::without_status("baton_fa3_plan", "it threw an exception")));
+        assert!(!sticky(CudaError::without_status("baton_fa3_plan", "it threw a C++ exception")));
     }
 
     #[test]
