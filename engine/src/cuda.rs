@@ -121,7 +121,6 @@ struct Flight {
 }
 
 /// A sampled chunk, with the data that host-side sampling needs.
-
 struct Sampled {
     sequence: u64,
     position: u32,
