@@ -5,7 +5,7 @@ use super::device::CudaDevice;
 use super::forward::SAMPLED_MAX;
 use super::gemm::ROWS_SPARE;
 use super::graph::GRAPH_ROWS_MAX;
-use super::kernels::baton_vocabulary_most;
+use super::kernels::baton_vocabulary_max;
 use crate::error::OpenError;
 use crate::kv::KvLayout;
 use crate::model::{EngineConfig, ModelShape, POOL_TOKENS_MIN};
@@ -43,7 +43,7 @@ pub(super) fn check_shape(shape: &ModelShape) -> Result<(), String> {
         let what = format!("its hidden size is {}, but a GPU supports at most {HIDDEN_MAX}", shape.hidden);
         return Err(what);
     }
-    let (vocabulary, max) = (shape.vocabulary, baton_vocabulary_most() as usize);
+    let (vocabulary, max) = (shape.vocabulary, baton_vocabulary_max() as usize);
     if vocabulary > max {
         let what = format!("its vocabulary has {vocabulary} tokens, but a GPU supports at most {max}");
         return Err(what);

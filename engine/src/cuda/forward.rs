@@ -16,7 +16,7 @@ use super::attention::{Attention, Heads, PrefillPlan};
 use super::device::{Buffer, CudaDevice, Result, Stream};
 use super::gemm::{Gemm, Matrix, Output, ROWS_SPARE};
 use super::kernels::{
-    baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_row_products_most,
+    baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_row_products_max,
     baton_sample_rows, baton_silu_mul, baton_take_rows, launch,
 };
 use super::lists::Uploaded;
@@ -146,7 +146,7 @@ impl Forward {
         let Matrices { query_key_value, attention_output, gate_up, down, output } = matrices;
         let of_layer = [query_key_value, attention_output, gate_up, down].map(|matrix| (matrix, rows));
         let products = [&of_layer[..], &[(output, rows.min(SAMPLED_MAX))]].concat();
-        let gemm = Gemm::new(device, baton_row_products_most() as usize, &products)?;
+        let gemm = Gemm::new(device, baton_row_products_max() as usize, &products)?;
         let sampled = rows.min(SAMPLED_MAX) + ROWS_SPARE;
         let rows = rows + ROWS_SPARE;
         let matrix = |rows: usize, columns: usize| Buffer::new(device, rows * columns * HALF);
@@ -342,7 +342,7 @@ impl Forward {
         stream: &Stream,
     ) -> Result<()> {
         // With few rows a product is bound by reading the weights, and `row_products` is faster than the library.
-        let few = baton_row_products_most() as usize;
+        let few = baton_row_products_max() as usize;
         if rows > few && self.gemm.has_plan(matrix, rows) {
             return self.gemm.multiply(stream, x, weights, y, rows, matrix);
         }

@@ -38,10 +38,10 @@ calls! {
 }
 
 unsafe extern "C" {
-    pub(super) safe fn baton_vocabulary_most() -> i32;
+    pub(super) safe fn baton_vocabulary_max() -> i32;
     pub(super) safe fn baton_page_totals_bytes() -> u64;
-    pub(super) safe fn baton_pages_most() -> i32;
-    pub(super) safe fn baton_row_products_most() -> i32;
+    pub(super) safe fn baton_pages_max() -> i32;
+    pub(super) safe fn baton_row_products_max() -> i32;
 }
 
 /// FlashInfer's kernels for one head size.

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::device::{Buffer, CudaDevice, Pinned, Result, Stream};
-use crate::gpu::plan::{Plan, Room};
+use crate::gpu::plan::{Plan, StepCapacity};
 use crate::step::Chunk;
 
 /// The lists of one step.
@@ -17,9 +17,9 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    /// Allocates lists for steps within `room`.
-    pub(super) fn new(device: &Arc<CudaDevice>, room: Room, page_tokens: usize) -> Result<Self> {
-        let plan = Plan::new(room, page_tokens);
+    /// Allocates lists for steps within `capacity`.
+    pub(super) fn new(device: &Arc<CudaDevice>, capacity: StepCapacity, page_tokens: usize) -> Result<Self> {
+        let plan = Plan::new(capacity, page_tokens);
         let words = plan.words_max();
         Ok(Self {
             host: [Pinned::new(device, words)?, Pinned::new(device, words)?],

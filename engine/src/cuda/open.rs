@@ -17,7 +17,7 @@ use super::{CudaEngine, PAGE_ENTRIES_MAX, Readback};
 use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::error::{CudaError, OpenError};
-use crate::gpu::plan::{Room, pieces_max};
+use crate::gpu::plan::{StepCapacity, pieces_max};
 use crate::kv::{KvDtype, KvLayout};
 use crate::model::{EngineConfig, LoadFormat, ModelInfo, ModelShape};
 use crate::step::StepLimits;
@@ -151,11 +151,11 @@ fn step_lists(
     let rows = config.step_tokens as usize;
     let sequence_pages = shape.context_tokens.div_ceil(config.page_tokens) as usize;
     let pages = (rows * sequence_pages).min(PAGE_ENTRIES_MAX);
-    Lists::new(device, Room { rows, chunks: rows, pages }, config.page_tokens as usize)
+    Lists::new(device, StepCapacity { rows, chunks: rows, pages }, config.page_tokens as usize)
 }
 
 /// Memory for the lists of the largest decode step that a graph replays.
 fn graph_lists(config: &EngineConfig, device: &Arc<CudaDevice>) -> Result<Lists, CudaError> {
-    let room = Room { rows: GRAPH_ROWS_MAX, chunks: GRAPH_ROWS_MAX, pages: GRAPH_PAGES };
-    Lists::new(device, room, config.page_tokens as usize)
+    let capacity = StepCapacity { rows: GRAPH_ROWS_MAX, chunks: GRAPH_ROWS_MAX, pages: GRAPH_PAGES };
+    Lists::new(device, capacity, config.page_tokens as usize)
 }

@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::device::{Buffer, CudaDevice, Pinned, Result, Stream};
-use super::kernels::{baton_page_contents, baton_page_totals_bytes, baton_pages_most, launch};
+use super::kernels::{baton_page_contents, baton_page_totals_bytes, baton_pages_max, launch};
 use crate::error::OpenError;
 use crate::gpu::arguments::PageContents;
 use crate::kv::{DeviceMemory, KvLayout, KvPool, PageId};
@@ -37,7 +37,8 @@ impl DevicePool {
         let page_bytes = layout.page_bytes();
         let bytes = usize::try_from(page_bytes.saturating_mul(u64::from(pages))).unwrap_or(usize::MAX);
         let pool = Self::new(device, bytes, page_bytes).map_err(OpenError::Cuda)?;
-        let base = NonNull::new(pool.memory.numbers::<u8>(0, bytes)).expect("the driver gives no null");
+        let base = NonNull::new(pool.memory.numbers::<u8>(0, bytes))
+            .expect("cuMemAlloc never returns a null address");
         Ok(KvPool::on_device(layout, pages, base, Box::new(pool))?)
     }
 
@@ -45,7 +46,7 @@ impl DevicePool {
         let hasher = PageHasher {
             stream: Stream::urgent(device)?,
             totals: Buffer::zeroed(device, baton_page_totals_bytes() as usize)?,
-            sums: Pinned::new(device, baton_pages_most() as usize)?,
+            sums: Pinned::new(device, baton_pages_max() as usize)?,
         };
         let memory = Buffer::zeroed(device, bytes)?;
         Ok(Self { memory, page_bytes, device: Arc::clone(device), hasher: Mutex::new(hasher) })

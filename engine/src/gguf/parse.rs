@@ -134,7 +134,7 @@ impl<R: Read> Stream<'_, R> {
     fn claim(&mut self, bytes: u64) -> Result<usize, GgufError> {
         let left = self.left.checked_sub(bytes).ok_or(GgufError::TruncatedHeader { actual: self.total })?;
         self.left = left;
-        usize::try_from(bytes).map_err(|_| GgufError::Malformed(format!("a length of {bytes}")))
+        usize::try_from(bytes).map_err(|_| GgufError::Malformed(format!("a length is {bytes} bytes")))
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], GgufError> {
@@ -195,7 +195,7 @@ impl<R: Read> Stream<'_, R> {
     fn tensor(&mut self) -> Result<Tensor, GgufError> {
         let count = self.u32()?;
         if count == 0 || count > DIMENSIONS_MAX {
-            return Err(GgufError::Malformed(format!("a tensor of {count} dimensions")));
+            return Err(GgufError::Malformed(format!("a tensor has {count} dimensions")));
         }
         let dimensions = (0..count).map(|_| self.u64()).collect::<Result<Vec<_>, _>>()?;
         let kind = TensorType::from_number(self.u32()?);
@@ -206,8 +206,8 @@ impl<R: Read> Stream<'_, R> {
             Some((block, _)) if !dimensions[0].is_multiple_of(block) => None,
             Some((block, bytes)) => elements.and_then(|elements| (elements / block).checked_mul(bytes)),
         };
-        let bytes =
-            bytes.ok_or_else(|| GgufError::Malformed(format!("a {kind} tensor of {dimensions:?}")))?;
+        let bytes = bytes
+            .ok_or_else(|| GgufError::Malformed(format!("a {kind} tensor has dimensions {dimensions:?}")))?;
         Ok(Tensor { dimensions, kind, offset, bytes })
     }
 }

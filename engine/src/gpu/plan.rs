@@ -16,7 +16,7 @@ mod writer;
 
 use offsets::Offsets;
 use pieces::pieces;
-use writer::{End, Writer};
+use writer::{Writer, Written};
 
 pub(crate) use offsets::{Part, SETTING_WORDS};
 pub(crate) use pieces::pieces_max;
@@ -24,7 +24,7 @@ pub(crate) use writer::settings_of;
 
 /// The capacity of a plan: the sizes of its largest step.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Room {
+pub(crate) struct StepCapacity {
     pub(crate) rows: usize,
     pub(crate) chunks: usize,
     /// Entries of all page tables.
@@ -34,7 +34,7 @@ pub(crate) struct Room {
 /// The lists of one step: their offsets and lengths in the step's words.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    room: Room,
+    capacity: StepCapacity,
     page_tokens: usize,
     offsets: Offsets,
     /// Words of the step.
@@ -54,32 +54,32 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// The plan of an empty step, with the given capacity.
-    pub(crate) fn new(room: Room, page_tokens: usize) -> Self {
-        let pieces = pieces_max(room.rows);
+    pub(crate) fn new(capacity: StepCapacity, page_tokens: usize) -> Self {
+        let pieces = pieces_max(capacity.rows);
         Self {
-            room,
+            capacity,
             page_tokens,
-            offsets: Offsets::new(room.rows, room.chunks, pieces),
+            offsets: Offsets::new(capacity.rows, capacity.chunks, pieces),
             words: 0,
             pieces,
-            kv_tokens: Vec::with_capacity(room.chunks),
+            kv_tokens: Vec::with_capacity(capacity.chunks),
             rows: 0,
             sampled: 0,
             prefill: Part::default(),
             decode: Part::default(),
-            order: Vec::with_capacity(room.chunks),
+            order: Vec::with_capacity(capacity.chunks),
         }
     }
 
     /// The most words of a step.
     pub(crate) fn words_max(&self) -> usize {
-        let Room { rows, chunks, pages } = self.room;
+        let StepCapacity { rows, chunks, pages } = self.capacity;
         Offsets::new(rows, chunks, pieces_max(rows)).pages + pages
     }
 
     /// True if page tables with `entries` entries in total fit.
     pub(crate) fn has_room(&self, entries: usize) -> bool {
-        entries <= self.room.pages
+        entries <= self.capacity.pages
     }
 
     /// Writes a batch's lists to `words`, which has [`words_max`](Self::words_max) words. The batch has been checked and fits.
@@ -99,7 +99,7 @@ impl Plan {
         self.order.sort_by_key(|index| batch[*index].source != TokenSource::Prompt);
         let prefills = batch.iter().filter(|chunk| chunk.source == TokenSource::Prompt).count();
         let fillers = decode_rows.saturating_sub(batch.len() - prefills);
-        self.make_room(batch, fillers, decode_rows > 0);
+        self.set_piece_capacity(batch, fillers, decode_rows > 0);
         let Offsets { piece_lengths, piece_flags, pages, .. } = self.offsets;
         words[piece_flags..pages].fill(0);
         words[piece_lengths..][..self.pieces].fill(1);
@@ -110,7 +110,7 @@ impl Plan {
             page_tokens: self.page_tokens,
             kv_tokens: &mut self.kv_tokens,
             part: Part::default(),
-            end: End::default(),
+            written: Written::default(),
         };
         let (prompts, decodes) = self.order.split_at(prefills);
         for index in prompts {
@@ -129,19 +129,19 @@ impl Plan {
             writer.filler();
         }
         self.decode = writer.end_part();
-        let End { rows, pages, sampled, pieces, .. } = writer.end;
-        debug_assert!(rows <= self.room.rows && pieces <= self.pieces);
+        let Written { rows, pages, sampled, pieces, .. } = writer.written;
+        debug_assert!(rows <= self.capacity.rows && pieces <= self.pieces);
         (self.rows, self.sampled) = (rows, sampled);
         self.words = self.offsets.pages + pages;
     }
 
     /// Sets the piece capacity and the list offsets for the batch and `fillers` padding rows. If `rounded`, the capacity is
     /// a power of two.
-    fn make_room(&mut self, batch: &[Chunk<'_>], fillers: usize, rounded: bool) {
+    fn set_piece_capacity(&mut self, batch: &[Chunk<'_>], fillers: usize, rounded: bool) {
         let sampled = batch.iter().filter(|chunk| chunk.source != TokenSource::Prompt);
         let wanted = fillers + sampled.map(|chunk| pieces(chunk.end())).sum::<usize>();
         self.pieces = if rounded { wanted.next_power_of_two() } else { wanted };
-        let Room { rows, chunks, .. } = self.room;
+        let StepCapacity { rows, chunks, .. } = self.capacity;
         debug_assert!(self.pieces <= pieces_max(rows));
         self.offsets = Offsets::new(rows, chunks, self.pieces);
     }

@@ -8,7 +8,7 @@ use crate::kv::PageId;
 use crate::sampling::{Sample, Sampling};
 
 const PAGE_TOKENS: usize = 16;
-const ROOM: Room = Room { rows: 256, chunks: 256, pages: 4096 };
+const CAPACITY: StepCapacity = StepCapacity { rows: 256, chunks: 256, pages: 4096 };
 
 /// A chunk that owns its tokens and pages.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ impl Owned {
 
 fn laid_out(owned: &[Owned], followed: &[usize], decode_rows: usize) -> (Plan, Vec<i32>) {
     let batch: Vec<Chunk<'_>> = owned.iter().map(Owned::chunk).collect();
-    let mut plan = Plan::new(ROOM, PAGE_TOKENS);
+    let mut plan = Plan::new(CAPACITY, PAGE_TOKENS);
     // The words of an earlier step are not zero.
     let mut words = vec![0x55; plan.words_max()];
     plan.lay_out(&batch, followed, decode_rows, &mut words);
@@ -173,8 +173,8 @@ fn a_graph_finds_the_lists_of_every_step_of_its_size() {
 
 #[test]
 fn too_many_page_table_entries_do_not_fit() {
-    let plan = Plan::new(ROOM, PAGE_TOKENS);
-    assert!(plan.has_room(ROOM.pages) && !plan.has_room(ROOM.pages + 1));
+    let plan = Plan::new(CAPACITY, PAGE_TOKENS);
+    assert!(plan.has_room(CAPACITY.pages) && !plan.has_room(CAPACITY.pages + 1));
 }
 
 #[test]
