@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use engine::{Chunk, Engine, EngineConfig, PageId, Sample, Source};
+use engine::{Chunk, Engine, EngineConfig, PageId, Sample, TokenSource};
 use integration_tests::client::{complete, get, post};
 use integration_tests::folders::llamas;
 use integration_tests::process::Pair;
@@ -17,7 +17,7 @@ fn open(model: &Path) -> Result<Box<dyn Engine>, engine::OpenError> {
         kv_bytes: 8 << 20,
         page_tokens: 16,
         step_tokens: 64,
-        device: engine::Device::Cpu,
+        device: engine::ComputeDevice::Cpu,
         load_format: engine::LoadFormat::Auto,
     })
 }
@@ -26,7 +26,7 @@ fn open(model: &Path) -> Result<Box<dyn Engine>, engine::OpenError> {
 fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
     let sample = Some(Sample::greedy());
     let mut step =
-        engine.submit(&[Chunk { sequence: 1, tokens, source: Source::Prompt, start, pages, sample }])?;
+        engine.submit(&[Chunk { sequence: 1, tokens, source: TokenSource::Prompt, start, pages, sample }])?;
     Ok(engine.poll(&mut step)?.context("the CPU is done when it returns")?.tokens[0].token.id)
 }
 

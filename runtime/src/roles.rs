@@ -84,10 +84,10 @@ pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
         page_tokens: config.page_tokens(),
         step_tokens: step_tokens(&config),
         device: match config.engine.device {
-            Device::Cpu => engine::Device::Cpu,
+            Device::Cpu => engine::ComputeDevice::Cpu,
             Device::Cuda => {
                 let memory_utilization = config.engine.gpu_memory_utilization;
-                engine::Device::Cuda { ordinal: 0, memory_utilization }
+                engine::ComputeDevice::Cuda { ordinal: 0, memory_utilization }
             }
         },
         load_format: match config.engine.load_format {

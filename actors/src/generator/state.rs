@@ -22,7 +22,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use engine::{EngineError, PageId, Sampling, Scope, Source, StepLimits, Token};
+use engine::{EngineError, PageId, Sampling, Scope, StepLimits, Token, TokenSource};
 
 use crate::effect::{Effect, ToGenerator, to};
 use crate::finish::FinishRule;
@@ -71,13 +71,13 @@ impl Sequence {
     fn chunk(&self, key: u64, start: u32, length: u32) -> PlannedChunk {
         let (from, end) = (start as usize, (start + length) as usize);
         let source = match self.tokens.get(from) {
-            None => Source::Follows,
-            Some(_) if start >= self.sampled_from => Source::Sampled,
-            Some(_) => Source::Prompt,
+            None => TokenSource::Follows,
+            Some(_) if start >= self.sampled_from => TokenSource::Sampled,
+            Some(_) => TokenSource::Prompt,
         };
         PlannedChunk {
             key,
-            tokens: if source == Source::Follows { vec![0] } else { self.tokens[from..end].to_vec() },
+            tokens: if source == TokenSource::Follows { vec![0] } else { self.tokens[from..end].to_vec() },
             source,
             start,
             pages: Arc::clone(&self.pages),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{EngineError, PageId, Sampling, Source, Token};
+use engine::{EngineError, PageId, Sampling, Token, TokenSource};
 
 /// A part of a step: some tokens of one sequence.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,7 +12,7 @@ pub struct PlannedChunk {
     /// Token ids to compute.
     pub tokens: Vec<u32>,
     /// Where the tokens come from. For a token that the step in flight samples, `tokens` holds a placeholder.
-    pub source: Source,
+    pub source: TokenSource,
     /// Position of the first token.
     pub start: u32,
     /// The sequence's page table. It is shared, because every decode step contains it.

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
 use engine::{
-    Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Source, Step,
-    StepLimits, StepOutput,
+    Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Step, StepLimits,
+    StepOutput, TokenSource,
 };
 
 use super::{PAGE_TOKENS, ROWS, VOCABULARY};
@@ -80,7 +80,7 @@ impl Engine for Echo {
         }
         for chunk in batch {
             let followed = self.sampled.iter().find(|sampled| sampled.sequence == chunk.sequence);
-            let follows = chunk.source == Source::Follows;
+            let follows = chunk.source == TokenSource::Follows;
             let followed = followed.filter(|_| follows).map(|sampled| [sampled.token.id]);
             if follows && followed.is_none() {
                 return Err(EngineError::FollowsNothing { sequence: chunk.sequence });

@@ -1,7 +1,7 @@
 //! Whether a row's logits depend on who is beside it: they must not, to the bit.
 
 use anyhow::{Result, ensure};
-use engine::{Chunk, CudaEngine, Engine, PageId, Sample, Source};
+use engine::{Chunk, CudaEngine, Engine, PageId, Sample, TokenSource};
 
 use super::run;
 
@@ -22,7 +22,7 @@ impl Known {
         Chunk {
             sequence: sequence as u64,
             tokens: &self.prompt[range.clone()],
-            source: Source::Prompt,
+            source: TokenSource::Prompt,
             start: range.start as u32,
             pages: &self.pages,
             sample: (range.end == self.prompt.len()).then(Sample::greedy),
@@ -33,7 +33,7 @@ impl Known {
         Chunk {
             sequence: sequence as u64,
             tokens: &self.token,
-            source: Source::Sampled,
+            source: TokenSource::Sampled,
             start: self.prompt.len() as u32,
             pages: &self.pages,
             sample: Some(Sample::greedy()),

@@ -1,7 +1,7 @@
 //! Whether an engine whose GPU fails says so, at every step from then on, and lets go of what it holds there.
 
 use anyhow::{Context, Result, bail, ensure};
-use engine::{Chunk, CudaEngine, Engine, EngineError, LoadFormat, Sample, Scope, Source};
+use engine::{Chunk, CudaEngine, Engine, EngineError, LoadFormat, Sample, Scope, TokenSource};
 use integration_tests::folders::llamas;
 
 use super::{GPU, config, has_kernels, pages, run};
@@ -18,7 +18,7 @@ pub(crate) fn check() -> Result<()> {
     let chunk = Chunk {
         sequence: 1,
         tokens: &llama.prompt,
-        source: Source::Prompt,
+        source: TokenSource::Prompt,
         start: 0,
         pages: &table,
         sample: Some(Sample::greedy()),

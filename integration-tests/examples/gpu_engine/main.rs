@@ -29,15 +29,15 @@ use connector::memory::Region;
 use connector::page_hash::{PageSeed, finished, page_hash};
 use engine::cpu::CpuEngine;
 use engine::{
-    Chunk, CudaEngine, Device, Engine, EngineConfig, LoadFormat, PageId, Sample, Sampling, Source, Step,
-    StepOutput,
+    Chunk, ComputeDevice, CudaEngine, Engine, EngineConfig, LoadFormat, PageId, Sample, Sampling, Step,
+    StepOutput, TokenSource,
 };
 use integration_tests::folders::{Llama, llamas};
 use integration_tests::statistics::median;
 
 const STEP_TOKENS: u32 = 8192 + 256;
 
-fn config(model: &Path, device: Device, load_format: LoadFormat, kv_bytes: u64) -> EngineConfig {
+fn config(model: &Path, device: ComputeDevice, load_format: LoadFormat, kv_bytes: u64) -> EngineConfig {
     let (page_tokens, step_tokens) = if kv_bytes == 0 { (64, STEP_TOKENS) } else { (16, 256) };
     EngineConfig {
         model: model.to_owned(),
@@ -50,7 +50,7 @@ fn config(model: &Path, device: Device, load_format: LoadFormat, kv_bytes: u64) 
     }
 }
 
-const GPU: Device = Device::Cuda { ordinal: 0, memory_utilization: 0.9 };
+const GPU: ComputeDevice = ComputeDevice::Cuda { ordinal: 0, memory_utilization: 0.9 };
 
 fn run(engine: &mut dyn Engine, batch: &[Chunk<'_>]) -> Result<StepOutput> {
     let mut step = engine.submit(batch)?;
@@ -95,14 +95,20 @@ fn small_models() -> Result<()> {
         }
         let head = head_dim(&llama);
         let folder = llama.write("gpu")?;
-        let mut cpu = CpuEngine::open(&config(folder.path(), Device::Cpu, LoadFormat::Auto, 8 << 20))?;
+        let mut cpu = CpuEngine::open(&config(folder.path(), ComputeDevice::Cpu, LoadFormat::Auto, 8 << 20))?;
         let mut gpu =
             CudaEngine::open(&config(folder.path(), GPU, LoadFormat::Auto, 8 << 20), 0, &|_, _| ())?;
         let prompt = &llama.prompt;
         let table = pages(0, 8);
         let sample = Some(Sample::greedy());
-        let whole =
-            Chunk { sequence: 1, tokens: prompt, source: Source::Prompt, start: 0, pages: &table, sample };
+        let whole = Chunk {
+            sequence: 1,
+            tokens: prompt,
+            source: TokenSource::Prompt,
+            start: 0,
+            pages: &table,
+            sample,
+        };
         run(&mut cpu, &[whole])?;
         let right = cpu.logits(0).context("sampled")?.to_vec();
         let first = run(&mut gpu, &[whole])?;
@@ -117,7 +123,7 @@ fn small_models() -> Result<()> {
                 &[Chunk {
                     sequence: 1,
                     tokens: &token,
-                    source: Source::Sampled,
+                    source: TokenSource::Sampled,
                     start: position,
                     pages: &table,
                     sample,
@@ -143,13 +149,13 @@ fn small_models() -> Result<()> {
         let mut chunk = Chunk {
             sequence: 1,
             tokens: &answer[..1],
-            source: Source::Sampled,
+            source: TokenSource::Sampled,
             start: prompt.len() as u32,
             pages: &table,
             sample,
         };
         run(&mut gpu, &[chunk])?;
-        (chunk.source, chunk.start) = (Source::Follows, chunk.start + 1);
+        (chunk.source, chunk.start) = (TokenSource::Follows, chunk.start + 1);
         let late = run(&mut gpu, &[chunk])?;
         ensure!(late.tokens[0].token.id == answer[2], "{}: {late:?} follows {answer:?}", llama.name);
         draws_follow(&mut gpu, &llama.name)?;
@@ -180,7 +186,7 @@ fn draws_follow(gpu: &mut CudaEngine, name: &str) -> Result<()> {
             .map(|(sequence, (tokens, pages))| Chunk {
                 sequence: sequence as u64,
                 tokens,
-                source: Source::Sampled,
+                source: TokenSource::Sampled,
                 start: position,
                 pages,
                 sample: Some(Sample { how: &how, tokens: &[], prompt: 0 }),
@@ -248,7 +254,7 @@ fn large_model(folder: &Path) -> Result<()> {
                     let chunk = Chunk {
                         sequence: 1,
                         tokens: part,
-                        source: Source::Prompt,
+                        source: TokenSource::Prompt,
                         start,
                         pages: &table,
                         sample: sample.filter(|_| last),
@@ -313,7 +319,7 @@ fn run_ahead(
             let chunk = |(sequence, pages)| Chunk {
                 sequence,
                 tokens: &tokens,
-                source: if submitted > 0 { Source::Follows } else { Source::Sampled },
+                source: if submitted > 0 { TokenSource::Follows } else { TokenSource::Sampled },
                 start: start + submitted as u32,
                 pages,
                 sample: Some(Sample { how, tokens: &[], prompt: 0 }),
@@ -343,7 +349,7 @@ fn one_step(folder: &Path) -> Result<()> {
     let chunk = Chunk {
         sequence: 1,
         tokens: &tokens,
-        source: Source::Sampled,
+        source: TokenSource::Sampled,
         start: 1000,
         pages: &table,
         sample: Some(Sample::greedy()),
@@ -361,7 +367,7 @@ fn prefilled(folder: &Path, tokens: usize) -> Result<(CudaEngine, Vec<PageId>)> 
         let sample = Some(Sample::greedy());
         run(
             &mut gpu,
-            &[Chunk { sequence: 1, tokens, source: Source::Prompt, start, pages: &table, sample }],
+            &[Chunk { sequence: 1, tokens, source: TokenSource::Prompt, start, pages: &table, sample }],
         )?;
         start += tokens.len() as u32;
     }

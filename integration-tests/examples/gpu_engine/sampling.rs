@@ -1,7 +1,7 @@
 //! Whether the GPU draws what the host draws from the same logits: it must, always.
 
 use anyhow::{Result, ensure};
-use engine::{Chunk, CudaEngine, Engine, PageId, Sample, Sampling, Source, choose};
+use engine::{Chunk, CudaEngine, Engine, PageId, Sample, Sampling, TokenSource, choose};
 
 use super::run;
 
@@ -41,7 +41,7 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
         let row = |n: usize| Chunk {
             sequence: n as u64,
             tokens: &tokens[n..=n],
-            source: Source::Sampled,
+            source: TokenSource::Sampled,
             start: 0,
             pages: &pages[n..=n],
             sample: Some(Sample { how: &some[n], tokens: &[], prompt: 0 }),
@@ -50,7 +50,7 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
         let is_last = settings.is_empty();
         if is_last {
             // Prompts are laid out before decode rows.
-            let (source, page) = (Source::Prompt, &pages[ROWS..]);
+            let (source, page) = (TokenSource::Prompt, &pages[ROWS..]);
             batch.push(Chunk { sequence: ROWS as u64, source, pages: page, ..row(0) });
             batch.rotate_right(1);
         }

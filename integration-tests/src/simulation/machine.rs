@@ -2,7 +2,7 @@
 
 use actors::messages::Plan;
 use connector::page_hash::PageSeed;
-use engine::{EngineError, PageId, Source, Token};
+use engine::{EngineError, PageId, Token, TokenSource};
 
 use super::plan::{PAGE_TOKENS, VOCABULARY};
 
@@ -108,7 +108,7 @@ impl Step {
 
 /// Gives the chunks of `plan` that follow what the step before has sampled.
 pub(super) fn follow(plan: &mut Plan, sampled: &[(u64, Token)]) {
-    for chunk in plan.chunks.iter_mut().filter(|chunk| chunk.source == Source::Follows) {
+    for chunk in plan.chunks.iter_mut().filter(|chunk| chunk.source == TokenSource::Follows) {
         let token = sampled.iter().find(|(key, _)| *key == chunk.key);
         // Of a step that failed nothing is used.
         chunk.tokens = vec![token.map_or(u32::MAX, |(_, token)| token.id)];

@@ -213,7 +213,7 @@ fn samples(plan: &Plan, token: u32) -> Vec<(u64, Token)> {
 
 /// Key, start, and whether it follows a sample, for each chunk.
 fn rows(plan: &Plan) -> Vec<(u64, u32, bool)> {
-    plan.chunks.iter().map(|chunk| (chunk.key, chunk.start, chunk.source == Source::Follows)).collect()
+    plan.chunks.iter().map(|chunk| (chunk.key, chunk.start, chunk.source == TokenSource::Follows)).collect()
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn a_resumed_sequence_is_computed_as_a_prompt() {
         }
         found
     };
-    let (prompt, sampled) = (Source::Prompt, Source::Sampled);
+    let (prompt, sampled) = (TokenSource::Prompt, TokenSource::Sampled);
     // A prompt of four tokens and three sampled ones. Chunking leaves one token alone.
     let cut = [(3, prompt), (3, prompt), (1, prompt), (1, sampled), (1, sampled)];
     assert_eq!(sources(0, 7, 3), cut);
