@@ -7,8 +7,7 @@
 //! The frontend validates, tokenises, admits, opens a stream, hands over, takes one token and the end, detokenises, logs nothing and
 //! answers; the handler parses the body and answers with bytes of the same length. Clients and servers share the cores.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -18,6 +17,7 @@ use actix_web::{App, HttpResponse, HttpServer, web};
 use actors::request::{AbortRequest, FinishReason, Generate, Route, StreamEvent, Timings};
 use actors::streams::Streams;
 use anyhow::{Context as _, Result};
+use integration_tests::client::{Connection, post_request};
 use integration_tests::statistics::median;
 use runtime::config::Surroundings;
 use runtime::frontend::{
@@ -135,31 +135,16 @@ fn bare(workers: usize, answer: String) -> Result<SocketAddr> {
     })
 }
 
-/// One request over an open connection; the body of the answer.
-fn ask(connection: &mut TcpStream, request: &[u8], buffer: &mut Vec<u8>) -> Result<String> {
-    connection.write_all(request)?;
-    buffer.clear();
-    let mut chunk = [0; 4096];
-    loop {
-        let count = connection.read(&mut chunk)?;
-        anyhow::ensure!(count > 0, "the server closed the connection");
-        buffer.extend_from_slice(&chunk[..count]);
-        let text = std::str::from_utf8(buffer)?;
-        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "{text}");
-        let length = head.to_ascii_lowercase();
-        let length = length.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
-        let length: usize = length.context("content-length")?.parse()?;
-        if body.len() >= length {
-            return Ok(body.to_owned());
-        }
-    }
+/// Sends one request over an open connection. Returns the body of the answer.
+fn ask(connection: &mut Connection, request: &[u8]) -> Result<String> {
+    connection.send(request)?;
+    let (status, body) = connection.answer()?;
+    anyhow::ensure!(status == 200, "{status}: {body}");
+    Ok(body)
 }
 
 fn request() -> Vec<u8> {
-    let head =
-        "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: ";
-    format!("{head}{}\r\n\r\n{BODY}", BODY.len()).into_bytes()
+    post_request("/v1/completions", BODY)
 }
 
 /// Requests a second that this many connections get answered.
@@ -168,11 +153,9 @@ fn measure(address: SocketAddr, connections: usize, time: Duration) -> Result<f6
     let began = Instant::now();
     std::thread::scope(|scope| -> Result<()> {
         let load = || -> Result<()> {
-            let mut connection = TcpStream::connect(address)?;
-            connection.set_nodelay(true)?;
-            let (request, mut buffer) = (request(), Vec::new());
+            let (mut connection, request) = (Connection::open(address)?, request());
             while !stop.load(Ordering::Relaxed) {
-                ask(&mut connection, &request, &mut buffer)?;
+                ask(&mut connection, &request)?;
                 count.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())
@@ -193,7 +176,7 @@ fn main() -> Result<()> {
     let connections = arguments.next().unwrap_or(Ok(64)).context("how many connections")? as usize;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(2);
     let frontend = frontend(workers)?;
-    let answer = ask(&mut TcpStream::connect(frontend)?, &request(), &mut Vec::new())?;
+    let answer = ask(&mut Connection::open(frontend)?, &request())?;
     let bare = bare(workers, answer)?;
     let time = Duration::from_secs(seconds);
     measure(frontend, connections, time / 4)?;

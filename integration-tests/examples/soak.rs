@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{get, metrics, post};
-use integration_tests::process::{PATIENCE, Pair};
+use integration_tests::process::{Pair, STATE_WITHIN, until};
 use serde_json::json;
 
 const PROMPT_TOKENS: u32 = 16;
@@ -80,11 +80,7 @@ fn main() -> Result<()> {
         let (_, health) = get(&pair.frontend, "/health")?;
         Ok(receiver && sender && load["server_load"] == 0 && health["live_requests"] == 0)
     };
-    let deadline = Instant::now() + PATIENCE;
-    while !empty()? && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let given_back = empty()?;
+    let given_back = until("pages, permits and streams are given back", STATE_WITHIN, empty).is_ok();
     println!("pages, permits and streams given back: {}", if given_back { "all" } else { "NOT all" });
     let mut grown: f64 = 0.0;
     for ((name, process), half) in processes.iter().zip(&half) {

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 
-from serving import Answer, Failed, Fleet, Together, ask, gpu_memory, random_prompt, tokenize
+from serving import LANE_TOO_SLOW, Answer, Failed, Fleet, Together, ask, gpu_memory, random_prompt, tokenize
 
 LENGTHS = [1000, 5000, 15000]
 ROUNDS = 5
@@ -307,7 +307,7 @@ def refusal(suite):
     without = {"UCX_TLS": "tcp,cuda_copy"}
     receiver, link = suite.large.receiver(**without)
     sender = suite.large.sender(link, **without)
-    reason = sender.wait("cuda_ipc", "WARN")
+    reason = sender.line(LANE_TOO_SLOW, "WARN")
     suite.note(f"without cuda_ipc the sender says: {reason.split('WARN', 1)[1].strip()}")
     answer = ask(receiver.port(), random_prompt(1, 1000), 8)
     suite.add("without cuda_ipc: answers that were handed over", int(bool(answer.timings["disaggregated"])), "= 0")
@@ -333,7 +333,7 @@ def kills(suite):
     suite.add("sender killed under load: its memory is free after", wait_for_memory(1, time.monotonic()), "<= 1", "s")
     found = under_load.wait()
     sender = fleet.sender(link)
-    sender.wait("receiver ready")
+    sender.wait_peers()
     deadline = time.monotonic() + 30
     while not (first := ask(receiver.port(), random_prompt(9, 1000), 8)).timings["disaggregated"] and time.monotonic() < deadline:
         time.sleep(0.1)

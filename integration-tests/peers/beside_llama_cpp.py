@@ -17,11 +17,8 @@ import concurrent.futures
 import json
 import os
 import pathlib
-import re
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 
 import llama_cpp
@@ -29,7 +26,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "integration-tests/gpu"))
-from serving import posted  # noqa: E402
+from serving import Process, posted  # noqa: E402
 
 PROMPT, DECODED, SHORT, BATCH = 934, 64, 100, 8
 
@@ -50,12 +47,9 @@ class Baton:
         settings = [f"engine.threads={threads}", "frontend.port=0", "engine.prefill_chunk_tokens=512", "engine.prefix_cache=false"]
         command = [str(ROOT / "target/release/runtime"), "--role", "local", "--model", str(model_path())]
         command += [part for setting in settings for part in ("--set", setting)]
-        self.log = tempfile.NamedTemporaryFile("w+")
-        self.process = subprocess.Popen(command, stderr=self.log)
-        while not (found := re.search(r"url=http://\S+:(\d+)\b[\s\S]*ready in", pathlib.Path(self.log.name).read_text())):
-            assert self.process.poll() is None, pathlib.Path(self.log.name).read_text()
-            time.sleep(0.05)
-        self.port, self.pool = int(found[1]), concurrent.futures.ThreadPoolExecutor(BATCH)
+        self.process = Process(command, gpu="")
+        self.process.wait_healthy()
+        self.port, self.pool = self.process.port(), concurrent.futures.ThreadPoolExecutor(BATCH)
 
     def ask(self, ids):
         body = {"prompt": ids, "max_tokens": DECODED + 1, "temperature": 0, "ignore_eos": True, "return_timings": True}
@@ -73,8 +67,7 @@ class Baton:
         return BATCH * DECODED / min(t["decode_ms"] for t in timings) * 1e3
 
     def end(self):
-        self.process.terminate()
-        self.process.wait()
+        self.process.stop()
 
 
 class LlamaCpp:

@@ -14,7 +14,7 @@ use anyhow::{Result, ensure};
 use connector::link::SILENCE;
 
 use crate::fixtures::{Prompt, prompts};
-use crate::process::{PATIENCE, until};
+use crate::process::{STATE_WITHIN, until};
 use clients::{Leaving, Waiting};
 use parts::Parts;
 
@@ -201,7 +201,7 @@ impl Bench {
         }
         if long {
             let all = || Ok(self.parts.prefills_live()? == self.terms.in_flight as u64);
-            until("all prompts are with the sender", PATIENCE, all)?;
+            until("all prompts are with the sender", STATE_WITHIN, all)?;
         } else {
             clients.iter_mut().try_for_each(Leaving::read_a_token)?;
         }
@@ -235,7 +235,7 @@ impl Bench {
         };
         if !names.is_empty() {
             let nothing = || self.parts.receiver_metrics()?.are_all_zero(names);
-            until("nothing waits for what is dead", PATIENCE, nothing)?;
+            until("nothing waits for what is dead", STATE_WITHIN, nothing)?;
         }
         let (accounted, silence) = (since.elapsed(), if kill.is_silent() { SILENCE } else { Duration::ZERO });
         let limit = silence + self.terms.accounted;
@@ -253,7 +253,7 @@ impl Bench {
             }
         };
         let nothing = || self.parts.sender_metrics()?.are_all_zero(names);
-        until("the sender has done with what is dead", PATIENCE, nothing)?;
+        until("the sender has done with what is dead", STATE_WITHIN, nothing)?;
         Ok(Some(since.elapsed()))
     }
 }

@@ -56,7 +56,7 @@ fn a_sender_hands_its_requests_back_and_ends() -> Result<()> {
     let frontend = receiver.address("frontend.port")?;
     let peers = format!("link.peers={}", receiver.address("link.port")?);
     let mut sender = start(&["--role", "sender", "--set", "http.port=0", "--set", &peers])?;
-    receiver.wait_line(&["sender ready"])?;
+    receiver.wait_peers(1)?;
     assert_eq!(complete(&frontend, &json!([1, 2, 3]), 4)?.timings["disaggregated"], true);
     let answer = complete(&frontend, &json!(FAILS), 4)?;
     assert_eq!((answer.ids.len(), &answer.timings["disaggregated"]), (4, &json!(false)));

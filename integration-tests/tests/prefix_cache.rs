@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{Metrics, complete, metrics};
 use integration_tests::fixtures::{Prompt, prompts};
-use integration_tests::process::{PATIENCE, Pair, until};
+use integration_tests::process::{Pair, STATE_WITHIN, until};
 
 const TOKENS: u32 = 32;
 
@@ -90,6 +90,6 @@ fn requests_that_give_way_go_on_with_the_same_words() -> Result<()> {
     let after = metrics(frontend)?;
     assert!(counted(&after, "baton_preemptions_total")? > 0, "{after}");
     // A client knows its last token a moment before its pages are back.
-    until("every page is back", PATIENCE, || Ok(counted(&metrics(frontend)?, "baton_pages_live")? == 0))?;
+    until("every page is back", STATE_WITHIN, || Ok(counted(&metrics(frontend)?, "baton_pages_live")? == 0))?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use integration_tests::process::{Process, start_receiver, start_sender};
+use integration_tests::process::{Event, Process, start_receiver, start_sender};
 
 /// A folder of this test's own, empty.
 fn folder(name: &str) -> Result<PathBuf> {
@@ -148,6 +148,6 @@ fn a_sender_and_a_receiver_with_different_models() -> Result<()> {
         line.starts_with("error: ") && line.contains("--model") && line.contains("sha256 b179c952"),
         "{line}"
     );
-    receiver.wait_line(&["refused", "same --model"])?;
+    receiver.wait_event(Event::ConnectionRefused, &["same --model"])?;
     Ok(fs::remove_dir_all(folder)?)
 }

@@ -3,11 +3,11 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use connector::frame::{Answer, Capabilities, Challenge, Hello, Incarnation, Shape, Versions};
 use connector::wire;
-use integration_tests::client::complete;
-use integration_tests::process::{PATIENCE, Pair};
+use integration_tests::client::{complete, metrics};
+use integration_tests::process::{Event, Pair, STATE_WITHIN, start_receiver, start_sender};
 use serde_json::json;
 
 /// A connection to the link port that speaks its framing.
@@ -16,7 +16,7 @@ struct Knock(TcpStream);
 impl Knock {
     fn at(address: &str) -> Result<Self> {
         let socket = TcpStream::connect(address)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(STATE_WITHIN))?;
         Ok(Self(socket))
     }
 
@@ -65,10 +65,7 @@ fn strangers_get_one_line_each_and_requests_go_on() -> Result<()> {
     let pair = Pair::start(&[])?;
     let link = pair.receiver.address("link.port")?;
     let expect = complete(&pair.frontend, &json!("The harbour was quiet"), 8)?.ids;
-    let refused = |words: &[&str]| -> Result<()> {
-        let words: Vec<&str> = ["link connection refused"].into_iter().chain(words.iter().copied()).collect();
-        pair.receiver.wait_line(&words).map(drop)
-    };
+    let refused = |words: &[&str]| pair.receiver.wait_event(Event::ConnectionRefused, words).map(drop);
 
     let mut garbage = Knock::at(&link)?;
     garbage.send(b"\xff\xff\xff\xff is no Hello")?;
@@ -98,10 +95,9 @@ fn strangers_get_one_line_each_and_requests_go_on() -> Result<()> {
     refused(&["peer was silent for 5000 ms"])?;
     drop(silent);
 
-    let log = pair.receiver.log();
-    let lines = log.lines().filter(|line| line.contains("link connection refused")).count();
-    assert_eq!(lines, 6, "one line each:\n{log}");
-    assert_eq!(log.lines().filter(|line| line.contains("session opening")).count(), 1, "{log}");
+    let lines = pair.receiver.count_events(Event::ConnectionRefused);
+    assert_eq!(lines, 6, "one line each:\n{}", pair.receiver.log());
+    assert_eq!(metrics(&pair.frontend)?.get("baton_sessions_opened_total")?, 1, "{}", pair.receiver.log());
     let answer = complete(&pair.frontend, &json!("The harbour was quiet"), 8)?;
     assert_eq!(answer.ids, expect);
     assert_eq!(answer.timings["disaggregated"], true, "the pair was not disturbed: {}", answer.timings);
@@ -110,11 +106,11 @@ fn strangers_get_one_line_each_and_requests_go_on() -> Result<()> {
 
 #[test]
 fn a_crowd_at_the_link_port_keeps_no_sender_out() -> Result<()> {
-    let receiver = integration_tests::process::start_receiver(&[])?;
+    let receiver = start_receiver(&[])?;
     let link = receiver.address("link.port")?;
     // Three times as many as may shake hands at once, and more of them as soon as one is closed.
     let _crowd: Vec<TcpStream> = (0..48).map(|_| TcpStream::connect(&link)).collect::<Result<_, _>>()?;
-    let sender = integration_tests::process::start_sender(&receiver, &[])?;
-    receiver.wait_line(&["sender ready", &format!("pid={}", sender.pid())]).context("it got in")?;
-    Ok(())
+    let sender = start_sender(&receiver, &[])?;
+    sender.wait_peers(1)?;
+    receiver.wait_peers(1)
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{Answer, complete, metrics};
 use integration_tests::fixtures::prompts;
-use integration_tests::process::{PATIENCE, Pair, start_local};
+use integration_tests::process::{Pair, STATE_WITHIN, start_local, until};
 use serde_json::Value;
 
 /// A page of the test model: 16 tokens, 30 layers, keys and values of 3 heads of 64 floats.
@@ -43,7 +43,7 @@ fn ask_all(pair: &Pair, inputs: &[Value], ring_pages: u64) -> Result<Vec<Answere
             let sent = Instant::now();
             let client = scope.spawn(move || complete(address, input, TOKENS));
             while metrics(address)?.get("baton_requests_taken_total")? < n {
-                ensure!(sent.elapsed() < PATIENCE, "request {n} does not come in");
+                ensure!(sent.elapsed() < STATE_WITHIN, "request {n} does not come in");
                 std::thread::yield_now();
             }
             clients.push((client, sent, Instant::now()));
@@ -81,12 +81,7 @@ fn check_order(answered: &[Answered]) {
 
 /// Waits until a gauge says what it should.
 fn check_gauge(address: &str, name: &str, expect: u64) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    while metrics(address)?.get(name)? != expect {
-        ensure!(Instant::now() < end, "{name} does not go back to {expect}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
+    until(&format!("{name} is {expect}"), STATE_WITHIN, || Ok(metrics(address)?.get(name)? == expect))
 }
 
 #[test]

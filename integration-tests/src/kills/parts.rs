@@ -9,7 +9,7 @@ use super::clients::DEADLINE;
 use super::proxy::Proxy;
 use crate::client::{Metrics, complete, get, metrics};
 use crate::fixtures::Prompt;
-use crate::process::{PATIENCE, Process, start_receiver_with, until};
+use crate::process::{Process, STATE_WITHIN, start_receiver_with, until};
 
 /// A pair whose link leads through a proxy.
 pub(super) struct Parts {
@@ -38,7 +38,8 @@ impl Parts {
         let receiver = start_receiver(&settings, lanes)?;
         let proxy = Proxy::start(receiver.address("link.port")?)?;
         let sender = start_sender(&proxy, lanes)?;
-        receiver.wait_line(&["sender ready"])?;
+        receiver.wait_peers(1)?;
+        sender.wait_peers(1)?;
         let frontend = receiver.address("frontend.port")?;
         let lanes = lanes.map(str::to_owned);
         Ok(Self { receiver, sender, proxy, frontend, settings, lanes })
@@ -107,7 +108,7 @@ impl Parts {
 
     /// Waits until these two processes, and no others, hand over again, every page and credit is back, and both are well.
     pub(super) fn until_whole(&self, prompt: &Prompt) -> Result<()> {
-        until("a request is handed over again", PATIENCE, || {
+        until("a request is handed over again", STATE_WITHIN, || {
             self.quarantine_is_said()?;
             let answer = complete(&self.frontend, &prompt.input(), 2)?;
             ensure!(prompt.ids.starts_with(&answer.ids), "wrong words with status 200: {:?}", answer.text);
@@ -117,7 +118,7 @@ impl Parts {
             ensure!(!handed_over || timings["prefill_pid"] == self.sender.pid(), "another sender: {timings}");
             Ok(handed_over)
         })?;
-        until("every page and credit is back", PATIENCE, || {
+        until("every page and credit is back", STATE_WITHIN, || {
             self.quarantine_is_said()?;
             let (receiver, sender) = (self.receiver_metrics()?, self.sender_metrics()?);
             let mismatches = receiver.get("baton_page_hash_mismatches_total")?;
