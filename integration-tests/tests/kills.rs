@@ -12,6 +12,7 @@ fn every_death_is_local_and_the_pair_becomes_whole() -> Result<()> {
     for kill in [Kill::ALL, Kill::ALL].concat() {
         let outcome = bench.round(kill);
         let round = outcome.with_context(|| format!("{kill:?}\n{}", bench.report()))?;
+        println!("{kill:?}: {round:?}");
         assert_eq!(round.right + round.failed + round.left, terms.in_flight, "{kill:?}: {round:?}");
     }
     Ok(())
