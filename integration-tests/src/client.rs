@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -214,6 +215,31 @@ pub struct Answer {
     pub text: String,
     /// The `timings` object.
     pub timings: Value,
+}
+
+/// Calls `ask` with every item, `most` at a time, and returns the results in the order of the items.
+///
+/// # Errors
+/// The first error of `ask`.
+pub fn ask_all<T: Sync, A: Send>(
+    items: &[T],
+    most: usize,
+    ask: impl Fn(&T) -> Result<A> + Sync,
+) -> Result<Vec<A>> {
+    let (next, answers) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some((place, item)) = {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            items.get(place).map(|item| (place, item))
+        } {
+            let answer = ask(item);
+            answers.lock().unwrap_or_else(PoisonError::into_inner).push((place, answer));
+        }
+    };
+    std::thread::scope(|scope| (0..most).for_each(|_| drop(scope.spawn(work))));
+    let mut answers = answers.into_inner().unwrap_or_else(PoisonError::into_inner);
+    answers.sort_by_key(|(place, _)| *place);
+    answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
 /// Asks for `tokens` greedy tokens. `input` is the messages of a chat, or a prompt as text or token ids. End-of-sequence tokens are ignored.

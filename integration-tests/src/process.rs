@@ -294,15 +294,17 @@ pub fn start_sender_with(receiver: &Process, sets: &[&str], variables: &[(&str, 
     Process::start(&arguments, variables)
 }
 
-/// Asks again and again until `holds`.
+/// Asks again and again until `holds`. The pauses grow with the time waited, so that a long wait costs little and its end is known to 5 %.
 ///
 /// # Errors
 /// It does not hold within `limit`, or asking fails.
 pub fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + limit;
+    let began = Instant::now();
     while !holds()? {
-        ensure!(Instant::now() < end, "not within {limit:?}: {what}");
-        std::thread::sleep(Duration::from_millis(2));
+        ensure!(began.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(
+            (began.elapsed() / 20).clamp(Duration::from_millis(2), Duration::from_millis(100)),
+        );
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! one that makes them give way.
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::client::{Metrics, complete, metrics};
+use integration_tests::client::{Metrics, ask_all, complete, metrics};
 use integration_tests::fixtures::{Prompt, prompts};
 use integration_tests::process::{Pair, STATE_WITHIN, until};
 
@@ -22,15 +22,15 @@ fn check(address: &str, prompt: &Prompt) -> Result<()> {
     Ok(())
 }
 
-/// Asks for all of them, 32 at once.
+/// Asks for each prompt once, 8 at a time.
+fn check_each(address: &str, prompts: &[Prompt]) -> Result<()> {
+    ask_all(prompts, 8, |prompt| check(address, prompt)).map(drop)
+}
+
+/// Asks for 32 prompts, all at the same moment.
 fn check_at_once(address: &str, prompts: &[Prompt]) -> Result<()> {
-    std::thread::scope(|scope| {
-        let ask = |n: usize| scope.spawn(move || check(address, &prompts[n * 7 % prompts.len()]));
-        let clients: Vec<_> = (0..32).map(ask).collect();
-        clients
-            .into_iter()
-            .try_for_each(|client| client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
-    })
+    let places: Vec<usize> = (0..32).map(|n| n * 7 % prompts.len()).collect();
+    ask_all(&places, places.len(), |place| check(address, &prompts[*place])).map(drop)
 }
 
 fn counted(metrics: &Metrics, name: &str) -> Result<u64> {
@@ -42,13 +42,9 @@ fn shared_pages_change_no_word() -> Result<()> {
     let prompts = firm()?;
     let pair = Pair::start(&["engine.prefix_cache=true"])?;
     let resident = || counted(&metrics(&pair.frontend)?, "baton_pages_resident_total");
-    for prompt in &prompts {
-        check(&pair.frontend, prompt)?;
-    }
+    check_each(&pair.frontend, &prompts)?;
     let first = resident()?;
-    for prompt in &prompts {
-        check(&pair.frontend, prompt)?;
-    }
+    check_each(&pair.frontend, &prompts)?;
     let full_pages: usize = prompts.iter().map(|prompt| (prompt.prompt_ids.len() - 1) / 16).sum();
     assert_eq!(resident()? - first, full_pages as u64, "all that was there is found again");
     check_at_once(&pair.frontend, &prompts)?;
@@ -71,22 +67,16 @@ fn no_way_to_cut_prompts_changes_a_word() -> Result<()> {
 #[test]
 fn requests_that_give_way_go_on_with_the_same_words() -> Result<()> {
     let prompts = firm()?;
-    // Sixteen requests of 200 tokens and 300 to come, on a pool for four of them.
-    let pair = Pair::start(&["engine.prefix_cache=true", "ring.bytes=3MiB", "engine.kv_bytes=96MiB"])?;
+    // Six requests of up to 200 tokens that grow by 300 have 31 pages each. The pool of 91 pages holds three of them.
+    let pair = Pair::start(&["engine.prefix_cache=true", "ring.bytes=3MiB", "engine.kv_bytes=64MiB"])?;
     let frontend = &*pair.frontend;
     let longest = prompts.iter().max_by_key(|prompt| prompt.prompt_ids.len()).context("a prompt")?;
     let local = pair.receiver.address("http.port")?;
-    let expect = complete(&local, &longest.input(), 600)?.ids;
-    ensure!(expect[..TOKENS as usize] == longest.ids[..], "other words alone");
-    std::thread::scope(|scope| {
-        let ask = || scope.spawn(move || complete(frontend, &longest.input(), 600));
-        let clients: Vec<_> = (0..6).map(|_| ask()).collect();
-        for client in clients {
-            let answer = client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
-            ensure!(answer.ids == expect, "other words: {}", answer.timings);
-        }
-        Ok(())
-    })?;
+    let expect = complete(&local, &longest.input(), 300)?.ids;
+    ensure!(expect[..TOKENS as usize] == longest.ids[..], "one process alone gives other tokens");
+    for answer in ask_all(&[longest; 6], 6, |prompt| complete(frontend, &prompt.input(), 300))? {
+        ensure!(answer.ids == expect, "the pair gives other tokens: {}", answer.timings);
+    }
     let after = metrics(frontend)?;
     assert!(counted(&after, "baton_preemptions_total")? > 0, "{after}");
     // A client knows its last token a moment before its pages are back.

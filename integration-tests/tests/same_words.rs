@@ -1,11 +1,13 @@
 //! The same words come out: transformers in float32, one process, and two processes with a hand-over between them.
 
 use anyhow::{Result, ensure};
-use integration_tests::client::{Answer, complete};
+use integration_tests::client::{Answer, ask_all, complete};
 use integration_tests::fixtures::{Prompt, prompts};
 use integration_tests::process::{Pair, start_local};
 
 const TOKENS: u32 = 32;
+/// Requests at the same moment: decode steps have a row of each.
+const AT_ONCE: usize = 8;
 
 /// Compares with the reference up to its first near tie.
 fn check(prompt: &Prompt, answer: &Answer, from: &str) -> Result<()> {
@@ -27,19 +29,15 @@ fn sixty_prompts_through_a_pair_and_alone() -> Result<()> {
     let prompts = prompts()?;
     assert_eq!(prompts.len(), 60);
     let (local, alone) = start_local(&[])?;
-    let mut answers = Vec::new();
-    for prompt in &prompts {
-        let answer = complete(&alone, &prompt.input(), TOKENS)?;
-        check(prompt, &answer, "one process")?;
-        answers.push(answer.ids);
-    }
+    let from_one = ask_all(&prompts, AT_ONCE, |prompt| complete(&alone, &prompt.input(), TOKENS))?;
     drop(local);
     let pair = Pair::start(&[])?;
+    let from_pair = ask_all(&prompts, AT_ONCE, |prompt| complete(&pair.frontend, &prompt.input(), TOKENS))?;
     let (mut exact, mut pages) = (0, 0);
-    for (prompt, alone) in prompts.iter().zip(&answers) {
-        let answer = complete(&pair.frontend, &prompt.input(), TOKENS)?;
-        check(prompt, &answer, "the pair")?;
-        assert_eq!(&answer.ids, alone, "{}: the pair differs from one process", prompt.name);
+    for ((prompt, alone), answer) in prompts.iter().zip(&from_one).zip(&from_pair) {
+        check(prompt, alone, "one process")?;
+        check(prompt, answer, "the pair")?;
+        assert_eq!(answer.ids, alone.ids, "{}: the pair differs from one process", prompt.name);
         assert_eq!(answer.timings["disaggregated"], true, "{}: {}", prompt.name, answer.timings);
         assert_eq!(answer.timings["prefill_pid"], pair.sender.pid(), "{}", prompt.name);
         assert_eq!(answer.timings["decode_pid"], pair.receiver.pid(), "{}", prompt.name);

@@ -33,7 +33,7 @@ const UCX_CUDA_RUNTIME: &str = "libucx_cu12.libs/libcudart-256e6409.so.12.9.79";
 
 /// What a path of the archive is made of.
 #[derive(Debug, PartialEq, Eq)]
-enum Source {
+enum ArchiveEntry {
     /// A copy without symbols.
     Program(PathBuf),
     /// A copy.
@@ -43,7 +43,7 @@ enum Source {
 }
 
 /// What goes where: paths within the archive's folder.
-type Contents = BTreeMap<PathBuf, Source>;
+type Contents = BTreeMap<PathBuf, ArchiveEntry>;
 
 /// Fetches, builds, stages `target/dist/baton-<version>/` and packs it.
 ///
@@ -82,19 +82,19 @@ fn contents(root: &Path, ucx: &Path, cuda: &Path, programs: &[PathBuf]) -> Resul
     let mut contents = Contents::new();
     for program in programs {
         let name = program.file_name().with_context(|| format!("{} has no name", program.display()))?;
-        contents.insert(Path::new("bin").join(name), Source::Program(program.clone()));
+        contents.insert(Path::new("bin").join(name), ArchiveEntry::Program(program.clone()));
     }
     let libraries = ucx.join("libucx/lib");
     for library in LIBRARIES {
         let file = format!("{library}.so.0");
-        contents.insert(Path::new("lib/ucx").join(&file), Source::File(libraries.join(file)));
+        contents.insert(Path::new("lib/ucx").join(&file), ArchiveEntry::File(libraries.join(file)));
     }
     for module in MODULES {
         let (folder, file) = (Path::new("lib/ucx/ucx"), format!("{module}.so.0"));
-        contents.insert(folder.join(&file), Source::File(libraries.join("ucx").join(&file)));
-        contents.insert(folder.join(format!("{module}.so")), Source::Link(file));
+        contents.insert(folder.join(&file), ArchiveEntry::File(libraries.join("ucx").join(&file)));
+        contents.insert(folder.join(format!("{module}.so")), ArchiveEntry::Link(file));
     }
-    contents.insert(UCX_CUDA_RUNTIME.into(), Source::File(ucx.join(UCX_CUDA_RUNTIME)));
+    contents.insert(UCX_CUDA_RUNTIME.into(), ArchiveEntry::File(ucx.join(UCX_CUDA_RUNTIME)));
     for folder in ["configs", "docs", "examples"] {
         contents.extend(all_of(&root.join(folder), folder)?);
     }
@@ -102,7 +102,7 @@ fn contents(root: &Path, ucx: &Path, cuda: &Path, programs: &[PathBuf]) -> Resul
     contents.extend(gpu.into_iter().filter(|(to, _)| to.extension().is_some_and(|end| end == "py")));
     for (name, path) in entries(root)? {
         if name == "README.md" || name.starts_with("LICENSE") {
-            contents.insert(name.into(), Source::File(path));
+            contents.insert(name.into(), ArchiveEntry::File(path));
         }
     }
     // Parts of the wheels are in the archive or linked into its programs.
@@ -130,7 +130,7 @@ fn all_of(folder: &Path, to: &str) -> Result<Contents> {
         if path.is_dir() {
             contents.extend(all_of(&path, &to)?);
         } else {
-            contents.insert(to.into(), Source::File(path));
+            contents.insert(to.into(), ArchiveEntry::File(path));
         }
     }
     Ok(contents)
@@ -146,9 +146,9 @@ fn stage(contents: &Contents, folder: &Path) -> Result<()> {
         let parent = to.parent().unwrap_or(folder);
         fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
         match source {
-            Source::Program(from) => strip(from, &to)?,
-            Source::File(from) => copy(from, &to)?,
-            Source::Link(name) => {
+            ArchiveEntry::Program(from) => strip(from, &to)?,
+            ArchiveEntry::File(from) => copy(from, &to)?,
+            ArchiveEntry::Link(name) => {
                 symlink(name, &to).with_context(|| format!("cannot create {}", to.display()))?;
             }
         }

@@ -1,6 +1,7 @@
 //! The two processes and the proxy between them: how they start, what happens to them, and when they are whole.
 
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
@@ -26,9 +27,11 @@ pub(super) struct Parts {
 impl Parts {
     /// Starts them, and waits until pages can travel.
     pub(super) fn start(lanes: Option<&str>) -> Result<Self> {
-        // Below the ports that the kernel gives to connections, so that it is free again after a kill; other benches of this
-        // machine begin elsewhere.
-        let first = 21_000 + (std::process::id() % 8000) as u16;
+        // Below the ports that the kernel gives to connections, so that the port is free again after a kill. Each bench looks from another
+        // port on.
+        static BENCHES: AtomicU32 = AtomicU32::new(0);
+        let bench = std::process::id() + 4000 * BENCHES.fetch_add(1, Ordering::Relaxed);
+        let first = 21_000 + (bench % 8000) as u16;
         let mut ports = (first..29_000).chain(21_000..first);
         let free = ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
         let settings = [

@@ -83,8 +83,8 @@ fn all_that_runs_is_listed_and_nothing_else() {
     let mut found: Vec<_> = list.keys().map(|path| path.to_str().unwrap()).collect();
     found.sort();
     assert_eq!(found.iter().collect::<Vec<_>>(), expected);
-    assert_eq!(list[Path::new("bin/gpu_engine")], Source::Program(programs[1].clone()));
-    assert_eq!(list[Path::new("lib/ucx/ucx/libuct_cma.so")], Source::Link("libuct_cma.so.0".to_owned()));
+    assert_eq!(list[Path::new("bin/gpu_engine")], ArchiveEntry::Program(programs[1].clone()));
+    assert_eq!(list[Path::new("lib/ucx/ucx/libuct_cma.so")], ArchiveEntry::Link("libuct_cma.so.0".to_owned()));
 }
 
 #[test]
@@ -103,8 +103,8 @@ fn a_staged_folder_holds_what_the_list_says_and_no_copies() {
     for (to, source) in &list {
         let (path, text) = (staged.join(to), fs::read_to_string(staged.join(to)).unwrap());
         match source {
-            Source::Program(from) | Source::File(from) => assert_eq!(folder.path().join(text), *from),
-            Source::Link(name) => {
+            ArchiveEntry::Program(from) | ArchiveEntry::File(from) => assert_eq!(folder.path().join(text), *from),
+            ArchiveEntry::Link(name) => {
                 assert_eq!(fs::read_link(path).unwrap(), Path::new(name));
                 assert_eq!(text, format!("ucx/libucx/lib/ucx/{name}"));
             }
