@@ -12,6 +12,8 @@ pub(crate) fn run() -> Result<()> {
     fetch::run([fetch::CUDA])?;
     let [runtime] = binary::build([binary::RUNTIME], &["cuda"])?;
     println!("{}", runtime.display());
-    println!("the binary starts on every machine; with a GPU it needs the NVIDIA driver and libcublasLt.so.13");
+    println!(
+        "the binary starts on every machine; with a GPU it needs the NVIDIA driver and libcublasLt.so.13"
+    );
     Ok(())
 }

@@ -83,7 +83,10 @@ fn ask(pair: &mut Pair, screen: &Screen, ports: Ports) -> Result<Answer> {
 /// Checks that the answer has text, that one process prefilled it, and that the other one decoded it.
 fn judge(answer: &Answer, timeline: &Timeline, (receiver, sender): (u32, u32)) -> Result<()> {
     ensure!(!answer.text.trim().is_empty(), "the answer is empty");
-    ensure!(timeline.disaggregated, "the request was not disaggregated: one process prefilled and decoded it");
+    ensure!(
+        timeline.disaggregated,
+        "the request was not disaggregated: one process prefilled and decoded it"
+    );
     let (prefill, decode) = (timeline.prefill_pid, timeline.decode_pid);
     if prefill == decode {
         bail!("process {prefill} reports that it prefilled and decoded");

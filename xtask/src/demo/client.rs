@@ -72,8 +72,10 @@ pub(super) fn health(port: u16) -> Health {
 /// Sends a streaming chat request and calls `piece` with every piece of text as it comes.
 pub(super) fn chat(port: u16, body: &Value, mut piece: impl FnMut(&str)) -> Result<Answer> {
     let url = format!("http://127.0.0.1:{port}/v1/chat/completions");
-    let mut response =
-        agent(ANSWER_WITHIN).post(&url).send_json(body).with_context(|| format!("cannot send a request to {url}"))?;
+    let mut response = agent(ANSWER_WITHIN)
+        .post(&url)
+        .send_json(body)
+        .with_context(|| format!("cannot send a request to {url}"))?;
     if response.status() != 200 {
         let body = response.body_mut().read_to_string().unwrap_or_default();
         bail!("{url} answers {}: {}", response.status(), body.trim());

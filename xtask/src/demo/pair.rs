@@ -54,7 +54,11 @@ impl Pair {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                bail!("the demo is not ready within {} s: {}", READY_WITHIN.as_secs(), self.waiting_for(&last));
+                bail!(
+                    "the demo is not ready within {} s: {}",
+                    READY_WITHIN.as_secs(),
+                    self.waiting_for(&last)
+                );
             }
             thread::sleep(POLL);
         }
