@@ -1,4 +1,4 @@
-//! A thousand requests at the same moment, at default settings: all are answered. And more connections than a process may have open.
+//! A thousand requests at once with default settings, and more connections than a process may have open.
 
 use std::net::TcpStream;
 
@@ -20,8 +20,8 @@ fn ask(address: &str, n: usize) -> Result<Connection> {
 }
 
 #[test]
-fn a_burst_of_a_thousand_requests_is_answered() -> Result<()> {
-    // Each client here is a socket.
+fn a_thousand_requests_at_once_are_answered() -> Result<()> {
+    // Each client of this test is a socket.
     runtime::open_files::raise();
     let folder = llamas()?.first().context("a model")?.write("burst")?;
     let model = folder.path().display().to_string();
@@ -53,7 +53,7 @@ fn a_burst_of_a_thousand_requests_is_answered() -> Result<()> {
     Ok(())
 }
 
-/// Of 560 files, 512 are not for HTTP.
+/// The process may open 560 files and keeps 512 of them for other uses than HTTP.
 #[test]
 fn http_connections_leave_open_files_to_the_link() -> Result<()> {
     let ports = ["http.port=0", "frontend.port=0", "link.port=0"];

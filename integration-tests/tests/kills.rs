@@ -1,4 +1,4 @@
-//! A pair outlives everything that can happen to its parts: a short run of what `examples/kills.rs` measures.
+//! A pair recovers from the death of every part: a short run of the rounds that `examples/kills.rs` measures.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use integration_tests::kills::{Bench, Kill, Terms};
 
 #[test]
-fn every_death_is_local_and_the_pair_becomes_whole() -> Result<()> {
+fn a_pair_recovers_from_every_kind_of_death() -> Result<()> {
     let mut backwards = Kill::ALL;
     backwards.reverse();
     // Rounds mostly wait, so two pairs take hardly longer than one.

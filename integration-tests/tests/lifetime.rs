@@ -1,4 +1,4 @@
-//! How processes begin, live together and end.
+//! How processes start, find each other and end.
 
 use anyhow::{Context, Result};
 use integration_tests::client::{complete, get, post};
@@ -36,7 +36,7 @@ fn a_pair_serves_on_every_port_and_ends_on_sigterm() -> Result<()> {
 }
 
 #[test]
-fn a_receiver_serves_alone_until_a_sender_comes_and_after_it_is_killed() -> Result<()> {
+fn a_receiver_serves_before_a_sender_connects_and_after_it_is_killed() -> Result<()> {
     let receiver = start_receiver(&[])?;
     let frontend = receiver.address("frontend.port")?;
     let alone = complete(&frontend, &prompt(), 8)?;
@@ -74,7 +74,7 @@ fn a_public_port_without_a_secret_is_a_warning() -> Result<()> {
 
 #[test]
 fn a_sender_waits_for_its_receiver() -> Result<()> {
-    // A port that was free a moment ago.
+    // A port that was just free.
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let link = format!("link.port={port}");
     let sender = Process::start(&["--role", "sender", "--set", "http.port=0", "--set", &link], &[])?;

@@ -1,4 +1,4 @@
-//! Large bodies at the same moment: resident memory stays within twice the budget, and comes back.
+//! Many large bodies at once: resident memory grows by less than twice the budget, and shrinks again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,26 +8,26 @@ use integration_tests::client::Connection;
 use integration_tests::folders::llamas;
 use integration_tests::process::{Process, until};
 
-/// As many bodies as all permits, each as large as the server takes.
+/// More large bodies at once than the budget allows. Each has the largest size that the server accepts.
 const CLIENTS: usize = 64;
 const BODY_BYTES: usize = 8 << 20;
-/// `request.input_bytes` where nothing sets it.
+/// The default of `request.input_bytes`.
 const BUDGET_MIB: f64 = 256.0;
 const BACK_WITHIN_MIB: f64 = 64.0;
 
-/// A body of as many of these elements as fit.
+/// A body of the largest size, filled with this element.
 fn body(element: &str) -> String {
     let (head, tail) = (r#"{"prompt":["#, "]}");
     let elements = (BODY_BYTES - head.len() - tail.len() + 1) / (element.len() + 1);
     format!("{head}{}{tail}", vec![element; elements].join(","))
 }
 
-/// Sends a body and returns the answer.
+/// Sends a body and returns the status and the answer.
 fn post(address: &str, body: &str) -> Result<(u16, String)> {
     Connection::post(address, "/v1/completions", body)?.answer()
 }
 
-/// The most that is resident until `done`, in MiB.
+/// The largest resident memory until `done`, in MiB.
 fn peak(process: &Process, done: &AtomicBool) -> Result<f64> {
     let mut peak: f64 = 0.0;
     while !done.load(Ordering::Relaxed) {
@@ -46,7 +46,7 @@ fn large_bodies_at_once_stay_within_the_budget() -> Result<()> {
     let address = process.wait_healthy("frontend.port")?;
     for (element, words) in [("[1,1]", "answers are asked for"), ("1", "prompt has more than 256 tokens")] {
         let body = body(element);
-        // What the first requests need for good is there.
+        // Memory that the first request allocates for the life of the process is not counted.
         ensure!(post(&address, &body)?.1.contains(words));
         let before = process.resident_mib()?;
         let done = AtomicBool::new(false);
@@ -60,17 +60,17 @@ fn large_bodies_at_once_stay_within_the_budget() -> Result<()> {
         })?;
         for (status, answer) in &answers {
             let refused = answer.contains(words) || answer.contains("request.input_bytes (256 MiB)");
-            // On a busy machine a body may be late.
+            // On a busy machine a body may arrive too late.
             ensure!(refused || *status == 408, "{status}: {answer:?}");
         }
         ensure!(
             answers.iter().any(|(_, answer)| answer.contains(words)),
-            "some are within the budget: {answers:?}"
+            "no request was within the budget: {answers:?}"
         );
         let grown = peak - before;
         println!("{element}: {before:.0} MiB resident, {grown:+.0} MiB at the peak");
         ensure!(grown < 2.0 * BUDGET_MIB, "{grown:.0} MiB more than {before:.0}");
-        until("memory is back", Duration::from_secs(10), || {
+        until("memory has shrunk again", Duration::from_secs(10), || {
             Ok(process.resident_mib()? < before + BACK_WITHIN_MIB)
         })?;
     }

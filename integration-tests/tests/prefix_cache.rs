@@ -1,5 +1,5 @@
-//! Requests that begin alike share pages, and no word changes: one after the other and 32 at once, on a pool that holds them and on
-//! one that makes them give way.
+//! Requests with a common prefix share pages, and the tokens do not change: one request after the other and 32 at once, with a pool that has
+//! room for all and with a pool that preempts some.
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{Metrics, ask_all, complete, metrics};
@@ -8,7 +8,7 @@ use integration_tests::process::{Pair, STATE_WITHIN, until};
 
 const TOKENS: u32 = 32;
 
-/// Prompts of up to 200 tokens that are firm to the end.
+/// Prompts of up to 200 tokens whose answers have no near tie.
 fn firm() -> Result<Vec<Prompt>> {
     let mut prompts = prompts()?;
     prompts.retain(|prompt| prompt.near_ties.is_empty() && prompt.prompt_ids.len() <= 200);
@@ -22,39 +22,34 @@ fn check(address: &str, prompt: &Prompt) -> Result<()> {
     Ok(())
 }
 
-/// Asks for each prompt once, 8 at a time.
-fn check_each(address: &str, prompts: &[Prompt]) -> Result<()> {
-    ask_all(prompts, 8, |prompt| check(address, prompt)).map(drop)
-}
-
 /// Asks for 32 prompts, all at the same moment.
 fn check_at_once(address: &str, prompts: &[Prompt]) -> Result<()> {
     let places: Vec<usize> = (0..32).map(|n| n * 7 % prompts.len()).collect();
     ask_all(&places, places.len(), |place| check(address, &prompts[*place])).map(drop)
 }
 
-fn counted(metrics: &Metrics, name: &str) -> Result<u64> {
+fn count(metrics: &Metrics, name: &str) -> Result<u64> {
     metrics.get(name).with_context(|| format!("{metrics}"))
 }
 
 #[test]
-fn shared_pages_change_no_word() -> Result<()> {
+fn shared_pages_change_no_token() -> Result<()> {
     let prompts = firm()?;
     let pair = Pair::start(&["engine.prefix_cache=true"])?;
-    let resident = || counted(&metrics(&pair.frontend)?, "baton_pages_resident_total");
-    check_each(&pair.frontend, &prompts)?;
+    let resident = || count(&metrics(&pair.frontend)?, "baton_pages_resident_total");
+    prompts.iter().try_for_each(|prompt| check(&pair.frontend, prompt))?;
     let first = resident()?;
-    check_each(&pair.frontend, &prompts)?;
+    ask_all(&prompts, 8, |prompt| check(&pair.frontend, prompt))?;
     let full_pages: usize = prompts.iter().map(|prompt| (prompt.prompt_ids.len() - 1) / 16).sum();
-    assert_eq!(resident()? - first, full_pages as u64, "all that was there is found again");
+    assert_eq!(resident()? - first, full_pages as u64, "every full page of a prompt is found again");
     check_at_once(&pair.frontend, &prompts)?;
     let sender = pair.sender.address("http.port")?;
-    assert!(counted(&metrics(&sender)?, "baton_pages_cached")? > 0, "the sender keeps what it has computed");
+    assert!(count(&metrics(&sender)?, "baton_pages_cached")? > 0, "the sender keeps computed pages");
     Ok(())
 }
 
 #[test]
-fn no_way_to_cut_prompts_changes_a_word() -> Result<()> {
+fn chunk_sizes_change_no_token() -> Result<()> {
     let prompts = firm()?;
     for (chunk, cache) in [("16", "false"), ("512", "true")] {
         let sets = [format!("engine.prefill_chunk_tokens={chunk}"), format!("engine.prefix_cache={cache}")];
@@ -65,7 +60,7 @@ fn no_way_to_cut_prompts_changes_a_word() -> Result<()> {
 }
 
 #[test]
-fn requests_that_give_way_go_on_with_the_same_words() -> Result<()> {
+fn preempted_requests_resume_with_the_same_tokens() -> Result<()> {
     let prompts = firm()?;
     // Six requests of up to 200 tokens that grow by 300 have 31 pages each. The pool of 91 pages holds three of them.
     let pair = Pair::start(&["engine.prefix_cache=true", "ring.bytes=3MiB", "engine.kv_bytes=64MiB"])?;
@@ -78,8 +73,8 @@ fn requests_that_give_way_go_on_with_the_same_words() -> Result<()> {
         ensure!(answer.ids == expect, "the pair gives other tokens: {}", answer.timings);
     }
     let after = metrics(frontend)?;
-    assert!(counted(&after, "baton_preemptions_total")? > 0, "{after}");
-    // A client knows its last token a moment before its pages are back.
-    until("every page is back", STATE_WITHIN, || Ok(counted(&metrics(frontend)?, "baton_pages_live")? == 0))?;
+    assert!(count(&after, "baton_preemptions_total")? > 0, "{after}");
+    // A client has its last token slightly before its pages are free.
+    until("every page is free", STATE_WITHIN, || Ok(count(&metrics(frontend)?, "baton_pages_live")? == 0))?;
     Ok(())
 }

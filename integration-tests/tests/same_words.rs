@@ -1,4 +1,4 @@
-//! The same words come out: transformers in float32, one process, and two processes with a hand-over between them.
+//! transformers in float32, one process, and a pair with a hand-over give the same tokens.
 
 use anyhow::{Result, ensure};
 use integration_tests::client::{Answer, ask_all, complete};
@@ -6,18 +6,18 @@ use integration_tests::fixtures::{Prompt, prompts};
 use integration_tests::process::{Pair, start_local};
 
 const TOKENS: u32 = 32;
-/// Requests at the same moment: decode steps have a row of each.
+/// Requests at a time. A decode step has a row of each.
 const AT_ONCE: usize = 8;
 
 /// Compares with the reference up to its first near tie.
 fn check(prompt: &Prompt, answer: &Answer, from: &str) -> Result<()> {
     let name = &prompt.name;
-    ensure!(answer.prompt_ids == prompt.prompt_ids, "{name}: tokenised otherwise: {:?}", answer.prompt_ids);
+    ensure!(answer.prompt_ids == prompt.prompt_ids, "{name}: other prompt ids than transformers: {:?}", answer.prompt_ids);
     ensure!(answer.ids.len() == TOKENS as usize, "{name}: {} tokens came from {from}", answer.ids.len());
     let firm = prompt.firm();
     ensure!(
         answer.ids[..firm] == prompt.ids[..firm],
-        "{name}: {from} gave\n{:?}\nand transformers\n{:?} (firm up to {firm})",
+        "{name}: {from} gave\n{:?}\nand transformers\n{:?} (compared up to token {firm})",
         answer.ids,
         prompt.ids
     );
@@ -25,7 +25,7 @@ fn check(prompt: &Prompt, answer: &Answer, from: &str) -> Result<()> {
 }
 
 #[test]
-fn sixty_prompts_through_a_pair_and_alone() -> Result<()> {
+fn a_pair_and_one_process_give_the_tokens_of_transformers() -> Result<()> {
     let prompts = prompts()?;
     assert_eq!(prompts.len(), 60);
     let (local, alone) = start_local(&[])?;
@@ -57,7 +57,7 @@ fn sixty_prompts_through_a_pair_and_alone() -> Result<()> {
 }
 
 #[test]
-fn a_ring_of_one_page_carries_a_prompt_of_800_tokens() -> Result<()> {
+fn a_ring_of_one_page_transfers_a_prompt_of_800_tokens() -> Result<()> {
     let prompt = prompts()?.into_iter().max_by_key(|prompt| prompt.prompt_ids.len()).expect("there are 60");
     assert_eq!(prompt.prompt_ids.len(), 800);
     let pair = Pair::start(&["ring.bytes=1"])?;
