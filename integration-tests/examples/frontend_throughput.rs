@@ -1,11 +1,11 @@
-//! What the frontend costs a request: the real one with an echo behind its proxy's address, and a bare actix-web handler that parses the
-//! same JSON, asked in turns in one run.
+//! The cost of the frontend per request. Measures the frontend with an echo instead of the proxy, and a bare actix-web handler that parses the
+//! same JSON, in turns in one run.
 //!
 //! ```text
 //! cargo run --release -p integration-tests --example frontend_throughput -- [SECONDS] [CONNECTIONS]
 //! ```
-//! The frontend validates, tokenises, admits, opens a stream, hands over, takes one token and the end, detokenises, logs nothing and
-//! answers; the handler parses the body and answers with bytes of the same length. Clients and servers share the cores.
+//! The frontend validates, tokenises, admits, opens a stream, passes the request on, takes one token and the end, detokenises and answers. It
+//! logs nothing. The handler parses the body and answers with the same number of bytes. Clients and servers share the cores.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -54,7 +54,7 @@ impl Handler<AbortRequest> for Echo {
     fn handle(&mut self, _: AbortRequest, _: &mut Self::Context) {}
 }
 
-/// Serves in a thread of its own until the process ends.
+/// Serves in a new thread until the process ends.
 fn serve(
     start: impl FnOnce() -> Result<(SocketAddr, actix_web::dev::Server)> + Send + 'static,
 ) -> Result<SocketAddr> {
@@ -70,7 +70,7 @@ fn serve(
             }
         });
     });
-    started.recv().context("the server's thread is gone")?
+    started.recv().context("the thread of the server has ended")?
 }
 
 fn frontend(workers: usize) -> Result<SocketAddr> {
@@ -125,7 +125,7 @@ fn bare(workers: usize, answer: String) -> Result<SocketAddr> {
                 let known = body["model"] == "m";
                 let answer = answer.clone();
                 async move {
-                    assert!(known, "the body is parsed");
+                    assert!(known, "the body names another model");
                     HttpResponse::Ok().content_type("application/json").body(answer)
                 }
             };
@@ -147,7 +147,7 @@ fn request() -> Vec<u8> {
     post_request("/v1/completions", BODY)
 }
 
-/// Requests a second that this many connections get answered.
+/// Answered requests per second with this many connections.
 fn measure(address: SocketAddr, connections: usize, time: Duration) -> Result<f64> {
     let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
     let began = Instant::now();
@@ -172,8 +172,8 @@ fn measure(address: SocketAddr, connections: usize, time: Duration) -> Result<f6
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>());
-    let seconds = arguments.next().unwrap_or(Ok(4)).context("seconds of each measurement")?;
-    let connections = arguments.next().unwrap_or(Ok(64)).context("how many connections")? as usize;
+    let seconds = arguments.next().unwrap_or(Ok(4)).context("SECONDS is not a number")?;
+    let connections = arguments.next().unwrap_or(Ok(64)).context("CONNECTIONS is not a number")? as usize;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(2);
     let frontend = frontend(workers)?;
     let answer = ask(&mut Connection::open(frontend)?, &request())?;

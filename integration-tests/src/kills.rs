@@ -217,7 +217,11 @@ impl Bench {
         let (cut, over) = (more("baton_requests_aborted_total")?, more("baton_requests_finished_total")?);
         // On a busy machine the first stream may end before the last one starts.
         let all = cut > 0 && cut + over == self.terms.in_flight as u64;
-        ensure!(all, "{cut} requests were aborted and {over} finished, not {} in total", self.terms.in_flight);
+        ensure!(
+            all,
+            "{cut} requests were aborted and {over} finished, not {} in total",
+            self.terms.in_flight
+        );
         Ok(Round { left: self.terms.in_flight, accounted, cleared, ..Round::default() })
     }
 
@@ -236,7 +240,10 @@ impl Bench {
         }
         let (accounted, silence) = (since.elapsed(), if kill.is_silent() { SILENCE } else { Duration::ZERO });
         let limit = silence + self.terms.accounted;
-        ensure!(accounted <= limit, "requests waited for the dead part for {accounted:?}; the limit is {limit:?}");
+        ensure!(
+            accounted <= limit,
+            "requests waited for the dead part for {accounted:?}; the limit is {limit:?}"
+        );
         Ok(accounted)
     }
 

@@ -12,7 +12,11 @@ const AT_ONCE: usize = 8;
 /// Compares with the reference up to its first near tie.
 fn check(prompt: &Prompt, answer: &Answer, from: &str) -> Result<()> {
     let name = &prompt.name;
-    ensure!(answer.prompt_ids == prompt.prompt_ids, "{name}: other prompt ids than transformers: {:?}", answer.prompt_ids);
+    ensure!(
+        answer.prompt_ids == prompt.prompt_ids,
+        "{name}: other prompt ids than transformers: {:?}",
+        answer.prompt_ids
+    );
     ensure!(answer.ids.len() == TOKENS as usize, "{name}: {} tokens came from {from}", answer.ids.len());
     let firm = prompt.firm();
     ensure!(

@@ -49,7 +49,10 @@ fn send_all(pair: &Pair, inputs: &[Value], ring_pages: u64) -> Result<Vec<Answer
         }
         while clients.iter().any(|(client, ..)| !client.is_finished()) {
             let outstanding = metrics(address)?.get("baton_pages_outstanding")?;
-            ensure!(outstanding <= ring_pages, "{outstanding} pages are under credits, more than {ring_pages}");
+            ensure!(
+                outstanding <= ring_pages,
+                "{outstanding} pages are under credits, more than {ring_pages}"
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
         let answered = |(client, sent, taken): (std::thread::ScopedJoinHandle<'_, Result<Answer>>, _, _)| {
