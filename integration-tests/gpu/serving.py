@@ -12,7 +12,7 @@ import time
 
 
 class Failed(Exception):
-    """A process or an answer that is not as it should be."""
+    """A process or an answer is wrong."""
 
 
 # The log lines that the suite looks for, by their constant messages. Every other state is asked over HTTP.
@@ -141,7 +141,7 @@ KEPT = threading.local()
 
 @contextlib.contextmanager
 def posted(port, path, body):
-    """The reply to a POST of JSON. This thread's connection is kept for its next request, as vLLM's client does, once all of the reply is read."""
+    """The reply to a POST of JSON. When the reply has been read, the connection is kept for the next request of this thread, as vLLM's client does."""
     connections = KEPT.__dict__.setdefault("connections", {})
 
     def post(connection):
@@ -153,7 +153,7 @@ def posted(port, path, body):
     try:
         connection, reply = post(kept or fresh)
     except ConnectionError:
-        # The server closes a connection that is idle for long.
+        # The server closes connections that are idle for a long time.
         if kept is None:
             raise
         connection, reply = post(fresh)
@@ -163,11 +163,11 @@ def posted(port, path, body):
 
 
 class Answer:
-    """What a streamed completion said, and when: milliseconds from the request."""
+    """A streamed completion: its tokens, and their times in milliseconds from the request."""
 
     def __init__(self):
         self.ids, self.times, self.timings = [], [], {}
-        # Texts of the tokens, and for each the most probable ones with their logarithms, if they were asked for.
+        # Texts of the tokens, and for each position the most probable tokens with their log probabilities, if requested.
         self.texts, self.tops = [], []
 
     @property
@@ -180,7 +180,7 @@ class Answer:
 
 
 def ask(port, prompt, tokens, **more):
-    """Asks for that many tokens, greedily unless `more` says otherwise; `prompt` is token ids."""
+    """Asks for `tokens` tokens, greedy unless `more` has other settings. `prompt` is a list of token ids."""
     body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
     body |= {"return_token_ids": True, "return_timings": True, "stream_options": {"include_usage": True}, **more}
     answer, began = Answer(), time.perf_counter()
@@ -192,7 +192,7 @@ def ask(port, prompt, tokens, **more):
                 continue
             event = json.loads(line[6:])
             if "choices" not in event:
-                raise Failed(f"the answer broke off: {event}")
+                raise Failed(f"the answer ended early: {event}")
             answer.timings = event.get("timings") or answer.timings
             for choice in event["choices"]:
                 if choice.get("token_ids"):
@@ -202,7 +202,7 @@ def ask(port, prompt, tokens, **more):
                     answer.texts += choice["logprobs"]["tokens"]
                     answer.tops += choice["logprobs"]["top_logprobs"]
     if len(answer.ids) != tokens:
-        raise Failed(f"{len(answer.ids)} of {tokens} tokens came")
+        raise Failed(f"got {len(answer.ids)} of {tokens} tokens")
     return answer
 
 
@@ -212,7 +212,7 @@ def tokenize(port, text):
 
 
 class Together:
-    """Answers to all prompts, no more than `most` at a time; None for one that failed."""
+    """Answers to all prompts, at most `most` at a time; None for a failed one."""
 
     def __init__(self, port, prompts, tokens, most=None, **more):
         self.answers = [None] * len(prompts)
@@ -241,7 +241,7 @@ class Together:
 
 
 def random_prompt(seed, length):
-    """Token ids that every model here has."""
+    """A prompt of token ids that every model of the suite has."""
     return random.Random(seed).choices(range(1000, 32000), k=length)
 
 

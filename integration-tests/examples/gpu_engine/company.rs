@@ -75,7 +75,7 @@ pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Resul
         if free.len() < needed {
             break;
         }
-        // Scattered.
+        // The pages are not contiguous.
         let pages = (0..needed).map(|_| free.swap_remove(random.below(free.len()))).collect();
         let mut one = Known { prompt, token: [0], prefilled: Vec::new(), decoded: Vec::new(), pages };
         let output = run(gpu, &[Chunk { pages: &alone, ..one.chunk(0, 0..one.prompt.len()) }])?;
