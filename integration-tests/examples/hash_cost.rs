@@ -54,8 +54,8 @@ fn page_micros(region: &Region, page_bytes: u64, round: u64) -> f64 {
 }
 
 /// A prompt of `length` tokens with a first token of its own, so that all its pages are computed and transferred.
-fn prompt(words: &[u32], length: usize, number: u32) -> Vec<u32> {
-    std::iter::once(1000 + number).chain(words.iter().copied()).take(length).collect()
+fn prompt(tokens: &[u32], length: usize, number: u32) -> Vec<u32> {
+    std::iter::once(1000 + number).chain(tokens.iter().copied()).take(length).collect()
 }
 
 fn ask(pair: &Pair, prompt: &[u32]) -> Result<(Vec<u32>, Value)> {
@@ -87,17 +87,17 @@ fn main() -> Result<()> {
     let mut number = |default| arguments.next().map_or(Ok(default), |text| text.parse::<usize>());
     let (pairs, rounds) = (number(3).context("pairs")?, number(20).context("rounds")?);
     ensure!(pairs > 0 && rounds > 0, "PAIRS and ROUNDS must be at least 1");
-    let words = prompts()?.into_iter().map(|prompt| prompt.prompt_ids).max_by_key(Vec::len);
-    let words = words.context("a prompt")?;
+    let tokens = prompts()?.into_iter().map(|prompt| prompt.prompt_ids).max_by_key(Vec::len);
+    let tokens = tokens.context("a prompt")?;
     let mut samples: [Vec<Sample>; LENGTHS.len()] = Default::default();
     let (mut page_bytes, mut alone) = (0, Vec::new());
     for _ in 0..pairs {
         let start = |hash| Pair::start(&[&format!("transport.page_hash={hash}"), POOL]);
         let kinds = [start(true)?, start(false)?];
         let mut numbers = 0..;
-        let mut next = |length| prompt(&words, length, numbers.next().unwrap_or_default());
+        let mut next = |length| prompt(&tokens, length, numbers.next().unwrap_or_default());
         for _ in 0..WARM_UPS {
-            let prompt = next(words.len());
+            let prompt = next(tokens.len());
             for pair in &kinds {
                 let (_, timings) = ask(pair, &prompt)?;
                 let of = |key: &str| timings[key].as_u64().context("a count");

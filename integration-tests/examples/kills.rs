@@ -25,13 +25,13 @@ fn median_and_worst(rounds: &[Round], of: impl Fn(&Round) -> Option<Duration>) -
 
 fn print(results: &[(Kill, Vec<Round>)]) {
     println!(
-        "{:<18} {:>6} {:>6} {:>7} {:>6} {:>6} {:>14} {:>14} {:>14} {:>14}",
+        "{:<18} {:>6} {:>7} {:>7} {:>6} {:>10} {:>14} {:>14} {:>14} {:>14}",
         "ms: median / worst",
         "rounds",
-        "right",
+        "correct",
         "failed",
         "left",
-        "again",
+        "recomputed",
         "accounted",
         "cleared",
         "settled",
@@ -40,13 +40,13 @@ fn print(results: &[(Kill, Vec<Round>)]) {
     for (kill, rounds) in results {
         let sum = |of: fn(&Round) -> usize| rounds.iter().map(of).sum::<usize>();
         println!(
-            "{:<18} {:>6} {:>6} {:>7} {:>6} {:>6} {:>14} {:>14} {:>14} {:>14}",
+            "{:<18} {:>6} {:>7} {:>7} {:>6} {:>10} {:>14} {:>14} {:>14} {:>14}",
             format!("{kill:?}"),
             rounds.len(),
-            sum(|round| round.right),
+            sum(|round| round.correct),
             sum(|round| round.failed),
             sum(|round| round.left),
-            sum(|round| round.again as usize),
+            sum(|round| round.recomputed as usize),
             median_and_worst(rounds, |round| Some(round.accounted)),
             median_and_worst(rounds, |round| round.cleared),
             median_and_worst(rounds, |round| round.settled),

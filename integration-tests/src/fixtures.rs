@@ -45,7 +45,7 @@ impl Prompt {
     }
 
     /// How many tokens of the answer rounding cannot change: all before the first near tie.
-    pub fn firm(&self) -> usize {
+    pub fn stable_tokens(&self) -> usize {
         self.near_ties.iter().map(|tie| tie.position).min().unwrap_or(self.ids.len())
     }
 }

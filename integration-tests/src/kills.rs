@@ -73,13 +73,13 @@ pub struct Terms {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Round {
     /// Answers with status 200 and the right tokens.
-    pub right: usize,
+    pub correct: usize,
     /// Requests that failed because their process was killed.
     pub failed: usize,
     /// Requests whose clients disconnected.
     pub left: usize,
     /// Prompts that the receiver recomputed.
-    pub again: u64,
+    pub recomputed: u64,
     /// Time until nothing waits for the dead part. If the sender or link died, the receiver has no session and no page reserved for a hand-over.
     /// If the receiver died, every client has an error. If clients disconnected, the receiver holds no page for them.
     pub accounted: Duration,
@@ -129,7 +129,7 @@ impl Bench {
     /// # Errors
     /// The outcome is not allowed.
     pub fn round(&mut self, kill: Kill) -> Result<Round> {
-        let mut round = if kill.is_of_clients() { self.leave(kill)? } else { self.strike(kill)? };
+        let mut round = if kill.is_of_clients() { self.leave(kill)? } else { self.inject(kill)? };
         let began = Instant::now();
         self.parts.repair(kill)?;
         self.parts.until_whole(&self.short[0])?;
@@ -149,36 +149,36 @@ impl Bench {
     }
 
     /// A part dies while clients wait for answers.
-    fn strike(&mut self, kill: Kill) -> Result<Round> {
-        let again = "baton_recomputes_total";
-        let before = self.parts.receiver_metrics()?.get(again)?;
+    fn inject(&mut self, kill: Kill) -> Result<Round> {
+        let name = "baton_recomputes_total";
+        let before = self.parts.receiver_metrics()?.get(name)?;
         let prompts = self.choose(|bench| &bench.short);
         let address = self.parts.frontend();
         let clients: Vec<_> = prompts.into_iter().map(|prompt| Waiting::ask(address, prompt)).collect();
         let delay = Duration::from_millis(self.random(1500));
         std::thread::sleep(delay);
-        let struck = Instant::now();
-        self.parts.strike(kill)?;
+        let began = Instant::now();
+        self.parts.inject(kill)?;
         let mut round = Round::default();
         if kill != Kill::Receiver {
-            (round.accounted, round.cleared) = (self.accounted(kill, struck)?, self.cleared(kill, struck)?);
+            (round.accounted, round.cleared) = (self.accounted(kill, began)?, self.cleared(kill, began)?);
         }
         for client in clients {
             match client.end()? {
-                Ok(()) => round.right += 1,
+                Ok(()) => round.correct += 1,
                 Err(_) if kill == Kill::Receiver => round.failed += 1,
                 Err(error) => return Err(error.context("a request failed although the receiver lives")),
             }
         }
-        round.settled = Some(struck.elapsed());
+        round.settled = Some(began.elapsed());
         if kill == Kill::Receiver {
-            (round.accounted, round.cleared) = (self.accounted(kill, struck)?, self.cleared(kill, struck)?);
+            (round.accounted, round.cleared) = (self.accounted(kill, began)?, self.cleared(kill, began)?);
         } else {
-            round.again = self.parts.receiver_metrics()?.get(again)? - before;
+            round.recomputed = self.parts.receiver_metrics()?.get(name)? - before;
             self.parts.check_quarantine_health()?;
         }
         if kill == Kill::SenderStops {
-            std::thread::sleep(self.terms.stop.saturating_sub(struck.elapsed()));
+            std::thread::sleep(self.terms.stop.saturating_sub(began.elapsed()));
         }
         Ok(round)
     }

@@ -25,7 +25,7 @@ fn run(seed: u64, kills: &[Kill]) -> Result<()> {
         let outcome = bench.round(*kill);
         let round = outcome.with_context(|| format!("{kill:?}\n{}", bench.report()))?;
         println!("{kill:?}: {round:?}");
-        assert_eq!(round.right + round.failed + round.left, terms.in_flight, "{kill:?}: {round:?}");
+        assert_eq!(round.correct + round.failed + round.left, terms.in_flight, "{kill:?}: {round:?}");
     }
     Ok(())
 }

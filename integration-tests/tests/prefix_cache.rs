@@ -9,7 +9,7 @@ use integration_tests::process::{Pair, STATE_WITHIN, until};
 const TOKENS: u32 = 32;
 
 /// Prompts of up to 200 tokens whose answers have no near tie.
-fn firm() -> Result<Vec<Prompt>> {
+fn prompts_without_ties() -> Result<Vec<Prompt>> {
     let mut prompts = prompts()?;
     prompts.retain(|prompt| prompt.near_ties.is_empty() && prompt.prompt_ids.len() <= 200);
     ensure!(prompts.len() >= 16, "{} prompts", prompts.len());
@@ -34,7 +34,7 @@ fn count(metrics: &Metrics, name: &str) -> Result<u64> {
 
 #[test]
 fn shared_pages_change_no_token() -> Result<()> {
-    let prompts = firm()?;
+    let prompts = prompts_without_ties()?;
     let pair = Pair::start(&["engine.prefix_cache=true"])?;
     let resident = || count(&metrics(&pair.frontend)?, "baton_pages_resident_total");
     prompts.iter().try_for_each(|prompt| check(&pair.frontend, prompt))?;
@@ -50,7 +50,7 @@ fn shared_pages_change_no_token() -> Result<()> {
 
 #[test]
 fn chunk_sizes_change_no_token() -> Result<()> {
-    let prompts = firm()?;
+    let prompts = prompts_without_ties()?;
     for (chunk, cache) in [("16", "false"), ("512", "true")] {
         let sets = [format!("engine.prefill_chunk_tokens={chunk}"), format!("engine.prefix_cache={cache}")];
         let pair = Pair::start(&[&sets[0], &sets[1]])?;
@@ -61,7 +61,7 @@ fn chunk_sizes_change_no_token() -> Result<()> {
 
 #[test]
 fn preempted_requests_resume_with_the_same_tokens() -> Result<()> {
-    let prompts = firm()?;
+    let prompts = prompts_without_ties()?;
     // Six requests of up to 200 tokens that grow by 300 have 31 pages each. The pool of 91 pages holds three of them.
     let pair = Pair::start(&["engine.prefix_cache=true", "ring.bytes=3MiB", "engine.kv_bytes=64MiB"])?;
     let frontend = &*pair.frontend;

@@ -18,10 +18,10 @@ fn check(prompt: &Prompt, answer: &Answer, from: &str) -> Result<()> {
         answer.prompt_ids
     );
     ensure!(answer.ids.len() == TOKENS as usize, "{name}: {} tokens came from {from}", answer.ids.len());
-    let firm = prompt.firm();
+    let stable = prompt.stable_tokens();
     ensure!(
-        answer.ids[..firm] == prompt.ids[..firm],
-        "{name}: {from} gave\n{:?}\nand transformers\n{:?} (compared up to token {firm})",
+        answer.ids[..stable] == prompt.ids[..stable],
+        "{name}: {from} gave\n{:?}\nand transformers\n{:?} (compared up to token {stable})",
         answer.ids,
         prompt.ids
     );

@@ -20,9 +20,9 @@ const POOL_PAGES: u64 = 56;
 
 /// Prompts cut from the tokens of the fixtures. Each prompt starts at another place.
 fn inputs() -> Result<Vec<Value>> {
-    let words: Vec<u32> = prompts()?.into_iter().flat_map(|prompt| prompt.prompt_ids).collect();
+    let tokens: Vec<u32> = prompts()?.into_iter().flat_map(|prompt| prompt.prompt_ids).collect();
     let prompt = |(n, length): (usize, &usize)| -> Vec<u32> {
-        words.iter().copied().cycle().skip(311 * n).take(*length).collect()
+        tokens.iter().copied().cycle().skip(311 * n).take(*length).collect()
     };
     Ok(LENGTHS.iter().enumerate().map(prompt).map(Value::from).collect())
 }

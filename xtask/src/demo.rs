@@ -39,20 +39,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
     };
     let screen = Screen::new();
-    screen.say(&format!("starting a receiver and a sender from {}", runtime.display()));
+    screen.print_line(&format!("starting a receiver and a sender from {}", runtime.display()));
     let start = Instant::now();
     let mut pair = Pair::launch(&runtime, ports, &screen)?;
     pair.wait_until_ready()?;
-    screen.say(&format!("both processes are ready after {:.1} s\n", start.elapsed().as_secs_f64()));
+    screen.print_line(&format!("both processes are ready after {:.1} s\n", start.elapsed().as_secs_f64()));
 
     let answer = ask(&mut pair, &screen, ports)?;
     let timeline = Timeline::from_json(answer.timings.as_ref())?;
-    screen.say(&format!("\n{timeline}\n"));
+    screen.print_line(&format!("\n{timeline}\n"));
     let verdict = judge(&answer, &timeline, pair.pids());
     if options.once || verdict.is_err() {
         return verdict.and(pair.stop());
     }
-    screen.say(&format!("{}\n\nserving until Ctrl-C", curl_line(ports)));
+    screen.print_line(&format!("{}\n\nserving until Ctrl-C", curl_line(ports)));
     pair.serve()
 }
 
@@ -68,7 +68,7 @@ fn body() -> Value {
 }
 
 fn ask(pair: &mut Pair, screen: &Screen, ports: Ports) -> Result<Answer> {
-    screen.say(&format!("> {QUESTION}\n"));
+    screen.print_line(&format!("> {QUESTION}\n"));
     let answer = {
         let line = screen.hold_logs();
         client::chat(ports.frontend, &body(), |text| line.print(text))

@@ -80,7 +80,7 @@ impl Parts {
     }
 
     /// Causes the death. Clients disconnect elsewhere.
-    pub(super) fn strike(&self, kill: Kill) -> Result<()> {
+    pub(super) fn inject(&self, kill: Kill) -> Result<()> {
         match kill {
             Kill::Sender => self.sender.signal("-KILL")?,
             Kill::Receiver => self.receiver.signal("-KILL")?,

@@ -14,12 +14,12 @@ use super::world::{Event, RECEIVER, World};
 const GRACE: u64 = SECOND;
 
 impl World {
-    /// A client sends a request. With `firm` it does not disconnect.
-    pub(super) fn ask(&mut self, firm: bool) -> RequestId {
+    /// A client sends a request. With `stays` it does not disconnect.
+    pub(super) fn ask(&mut self, stays: bool) -> RequestId {
         let request = RequestId(self.clients.len() as u64 + 1);
         let most = (self.plan.receiver_pages - self.plan.ring_pages) * PAGE_TOKENS;
-        // A firm request is short enough for every sender, for the shortest deadline, and for the pages outside the quarantine.
-        let most = if firm {
+        // A request that stays is short enough for every sender, for the shortest deadline, and for the pages outside the quarantine.
+        let most = if stays {
             let usable = most.saturating_sub(self.quarantined() * PAGE_TOKENS);
             usable.min(self.plan.sender_pages * PAGE_TOKENS).min(30)
         } else {
@@ -29,7 +29,7 @@ impl World {
         let prompt = self.dice.between(1, u64::from(all) - 1) as u32;
         let mut tokens: Vec<u32> =
             (0..prompt).map(|_| self.dice.between(1, u64::from(VOCABULARY) - 1) as u32).collect();
-        if !firm && !self.clients.is_empty() && self.dice.one_in(2) {
+        if !stays && !self.clients.is_empty() && self.dice.one_in(2) {
             // The prompt starts with a part of an earlier sequence.
             let other = RequestId(self.dice.between(1, self.clients.len() as u64));
             let common = self.dice.between(0, tokens.len() as u64) as usize;
@@ -69,7 +69,7 @@ impl World {
             route: Route::Auto,
         };
         self.perform(RECEIVER, Endpoint::Frontend, vec![to::proxy(generate)]);
-        if !firm && self.dice.one_in(5) {
+        if !stays && self.dice.one_in(5) {
             let wait = self.dice.between(1, SECOND);
             self.at(wait, None, Event::Leave(request));
         }
@@ -150,7 +150,7 @@ impl World {
             }
             name => *self.report.failed.entry(name).or_default() += 1,
         }
-        self.say(|| format!("{request}: {name}"));
+        self.trace_event(|| format!("{request}: {name}"));
     }
 
     /// The receiver has died: the connections of its clients close.

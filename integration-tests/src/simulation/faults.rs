@@ -12,8 +12,8 @@ use super::world::{Event, RECEIVER, World};
 const DRAIN: u64 = 3 * SECOND;
 
 impl World {
-    pub(super) fn strike(&mut self, fault: Fault) {
-        self.say(|| format!("FAULT {fault:?}"));
+    pub(super) fn inject(&mut self, fault: Fault) {
+        self.trace_event(|| format!("FAULT {fault:?}"));
         *self.report.faults.entry(fault.name()).or_default() += 1;
         match fault {
             Fault::SenderCrashes(node) => self.crash(node),

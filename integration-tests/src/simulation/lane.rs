@@ -216,7 +216,7 @@ impl World {
             self.nodes[RECEIVER].memory.write_page(into, content);
             self.report.landed += 1;
         }
-        self.say(|| format!("{name:?} {ticket} lands in page {into}"));
+        self.trace_event(|| format!("{name:?} {ticket} lands in page {into}"));
     }
 
     pub(super) fn put_completes(&mut self, (name, ticket): PutName) {

@@ -70,7 +70,7 @@ impl World {
 
     /// A state handles a message.
     pub(super) fn deliver(&mut self, node: usize, (from, actor): (Endpoint, Endpoint), effect: Effect) {
-        self.say(|| format!("{node} {from:?} → {effect:?}"));
+        self.trace_event(|| format!("{node} {from:?} → {effect:?}"));
         let (now, micros, hashed) = (self.instant(), self.now, self.plan.hashed);
         let process = &mut self.nodes[node];
         let effects = match effect {

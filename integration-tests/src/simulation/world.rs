@@ -156,7 +156,7 @@ impl World {
     }
 
     pub(super) fn run(mut self) -> Result<Report, Violation> {
-        self.say(|| String::from("plan"));
+        self.trace_event(|| String::from("plan"));
         while let Some(Scheduled(Reverse((at, _)), who, event)) = self.queue.pop() {
             self.now = at;
             if let Some((node, life)) = who {
@@ -221,7 +221,7 @@ impl World {
             }
             Event::Leave(request) => self.leave(request),
             Event::MustHaveEnded(request) => self.must_have_ended(request),
-            Event::Fault(fault) => self.strike(fault),
+            Event::Fault(fault) => self.inject(fault),
             Event::Restart(node) => self.restart(node),
             Event::LookWhetherDone { since, closing } => self.look_whether_done(node, since, closing),
             Event::Judge => self.judge(),
@@ -252,12 +252,12 @@ impl World {
 
     /// Records a violation. Only the first one counts.
     pub(super) fn fail(&mut self, what: String) {
-        self.say(|| format!("VIOLATION {what}"));
+        self.trace_event(|| format!("VIOLATION {what}"));
         let (seed, micros) = (self.plan.seed, self.now);
         self.violation.get_or_insert(Violation { seed, micros, what });
     }
 
-    pub(super) fn say(&self, what: impl FnOnce() -> String) {
+    pub(super) fn trace_event(&self, what: impl FnOnce() -> String) {
         if self.trace {
             eprintln!("{:>12.6} {}", self.now as f64 / 1e6, what());
         }

@@ -114,7 +114,7 @@ impl Pair {
     }
 
     fn end(&mut self, asked: Asked) -> Result<()> {
-        self.screen.say("\nstopping");
+        self.screen.print_line("\nstopping");
         if asked == Asked::Interrupt {
             // A second signal makes the processes end at once, so the first one gets time.
             let deadline = Instant::now() + INTERRUPT_WITHIN;
@@ -133,7 +133,7 @@ impl Pair {
             let status = process.wait_until(deadline)?;
             require_clean(process.name(), status)?;
         }
-        self.screen.say("both processes ended cleanly");
+        self.screen.print_line("both processes ended cleanly");
         Ok(())
     }
 }

@@ -25,7 +25,7 @@ impl Screen {
     }
 
     /// Prints lines of the demo itself.
-    pub(super) fn say(&self, text: &str) {
+    pub(super) fn print_line(&self, text: &str) {
         let _held = self.held();
         // The demo goes on without a terminal.
         let _ = writeln!(io::stdout(), "{text}");
