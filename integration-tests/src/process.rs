@@ -141,17 +141,17 @@ impl Process {
         Ok(address.trim_start_matches("http://").to_owned())
     }
 
-    /// Waits until the process, asked again and again, `holds`.
+    /// Calls `holds`, which asks the process for its state, until it returns true.
     ///
     /// # Errors
-    /// The process cannot be asked, has ended, or does not hold within [`STATE_WITHIN`]. The error has the log.
+    /// `holds` fails, or it returns false until the process has ended or [`STATE_WITHIN`] has passed. The error has the log.
     pub fn until(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
         until(what, STATE_WITHIN, || {
             let held = holds()?;
             ensure!(held || !self.log.is_closed(), "the process has ended");
             Ok(held)
         })
-        .with_context(|| self.failure(what))
+        .with_context(|| self.failure(&format!("waited until {what}")))
     }
 
     /// Waits until `/health` of the HTTP port under `key` answers 200, and returns the port's address.
@@ -162,11 +162,11 @@ impl Process {
         let address = self.address(key)?;
         // A port that is bound and not yet served has no answer.
         let is_healthy = || Ok(get(&address, "/health").is_ok_and(|(status, _)| status == 200));
-        self.until("the process serves", is_healthy)?;
+        self.until("the process is healthy", is_healthy)?;
         Ok(address)
     }
 
-    /// Waits until pages can travel between the process and exactly so many peers.
+    /// Waits until pages can travel between the process and exactly `peers` peers.
     ///
     /// # Errors
     /// As [`until`](Self::until).
@@ -177,7 +177,7 @@ impl Process {
         })
     }
 
-    /// Sends a signal, by number.
+    /// Sends a signal, such as `-TERM`.
     ///
     /// # Errors
     /// `kill` fails.
@@ -294,14 +294,14 @@ pub fn start_sender_with(receiver: &Process, sets: &[&str], variables: &[(&str, 
     Process::start(&arguments, variables)
 }
 
-/// Asks again and again until `holds`. The pauses grow with the time waited, so that a long wait costs little and its end is known to 5 %.
+/// Calls `holds` until it returns true. The pauses grow with the time waited, so that a long wait needs few calls and is measured to 5 %.
 ///
 /// # Errors
-/// It does not hold within `limit`, or asking fails.
+/// `holds` fails, or it returns false until `limit` has passed.
 pub fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let began = Instant::now();
     while !holds()? {
-        ensure!(began.elapsed() < limit, "not within {limit:?}: {what}");
+        ensure!(began.elapsed() < limit, "waited {limit:?} until {what}");
         std::thread::sleep(
             (began.elapsed() / 20).clamp(Duration::from_millis(2), Duration::from_millis(100)),
         );
