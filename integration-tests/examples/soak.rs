@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{get, metrics, post};
-use integration_tests::process::{Pair, STATE_WITHIN, until};
+use integration_tests::deadline::STATE_WITHIN;
+use integration_tests::process::{Pair, until};
 use serde_json::json;
 
 const PROMPT_TOKENS: u32 = 16;

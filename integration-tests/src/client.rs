@@ -9,7 +9,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::process::{ANSWER_WITHIN, STATE_WITHIN};
+use crate::deadline::{ANSWER_WITHIN, STATE_WITHIN};
 
 /// Keeps connections from one request to the next, as most clients do.
 static AGENT: LazyLock<ureq::Agent> = LazyLock::new(|| {

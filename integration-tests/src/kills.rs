@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use connector::link::SILENCE;
 
+use crate::deadline::STATE_WITHIN;
 use crate::fixtures::{Prompt, prompts};
-use crate::process::{STATE_WITHIN, until};
+use crate::process::until;
 use clients::{Leaving, Waiting};
 use parts::Parts;
 

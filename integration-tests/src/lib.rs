@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod deadline;
 pub mod fixtures;
 pub mod folders;
 pub mod kills;

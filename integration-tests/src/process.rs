@@ -10,15 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::client::{get, metrics};
+use crate::deadline::STATE_WITHIN;
 use log::Log;
 pub use log::{Event, field};
-
-/// Deadline for a state, such as that a process serves or that its pages are free. A healthy process reaches it within seconds, also
-/// beside other tests.
-pub const STATE_WITHIN: Duration = Duration::from_secs(120);
-
-/// Deadline for an answer to a request. Hundreds of tokens take a minute on a machine that other tests use too.
-pub const ANSWER_WITHIN: Duration = Duration::from_secs(300);
 
 /// The binary that `cargo xtask test` builds before the tests run.
 ///

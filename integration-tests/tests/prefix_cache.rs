@@ -3,8 +3,9 @@
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{Metrics, ask_all, complete, metrics};
+use integration_tests::deadline::STATE_WITHIN;
 use integration_tests::fixtures::{Prompt, prompts};
-use integration_tests::process::{Pair, STATE_WITHIN, until};
+use integration_tests::process::{Pair, until};
 
 const TOKENS: u32 = 32;
 

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{complete, get, metrics};
+use integration_tests::deadline::STATE_WITHIN;
 use integration_tests::process::{
-    Event, Pair, Process, STATE_WITHIN, start_receiver, start_sender, start_sender_with, until,
+    Event, Pair, Process, start_receiver, start_sender, start_sender_with, until,
 };
 use serde_json::{Value, json};
 

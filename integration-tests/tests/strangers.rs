@@ -7,7 +7,8 @@ use anyhow::Result;
 use connector::frame::{Answer, Capabilities, Challenge, Hello, Incarnation, Shape, Versions};
 use connector::wire;
 use integration_tests::client::{complete, metrics};
-use integration_tests::process::{Event, Pair, STATE_WITHIN, start_receiver, start_sender};
+use integration_tests::deadline::STATE_WITHIN;
+use integration_tests::process::{Event, Pair, start_receiver, start_sender};
 use serde_json::json;
 
 /// A connection to the link port that uses its framing.

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{Answer, complete, metrics};
+use integration_tests::deadline::STATE_WITHIN;
 use integration_tests::fixtures::prompts;
-use integration_tests::process::{Pair, STATE_WITHIN, start_local, until};
+use integration_tests::process::{Pair, start_local, until};
 use serde_json::Value;
 
 /// Bytes of a page of the test model: 16 tokens, 30 layers, keys and values of 3 heads of 64 floats.

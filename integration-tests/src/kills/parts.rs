@@ -9,8 +9,9 @@ use super::Kill;
 use super::clients::DEADLINE;
 use super::proxy::Proxy;
 use crate::client::{Metrics, complete, get, metrics};
+use crate::deadline::STATE_WITHIN;
 use crate::fixtures::Prompt;
-use crate::process::{Process, STATE_WITHIN, start_receiver_with, until};
+use crate::process::{Process, start_receiver_with, until};
 
 /// A pair with a proxy in its link.
 pub(super) struct Parts {
