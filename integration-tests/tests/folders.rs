@@ -87,7 +87,7 @@ fn a_refused_folder_has_a_reason() -> Result<()> {
         change(folder.path());
         let error = open(folder.path()).err().expect("the folder is refused").to_string();
         for word in words {
-            assert!(error.contains(word), "{error:?} does not say {word:?}");
+            assert!(error.contains(word), "{error:?} does not contain {word:?}");
         }
     };
     let config = |key: &'static str, value: Value| {

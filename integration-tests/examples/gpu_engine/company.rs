@@ -137,7 +137,7 @@ pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Resul
                 let right = if with_prompt && row == 0 { &one.prefilled } else { &one.decoded };
                 same(&bits(gpu, row)?, right, || {
                     let beside = if with_prompt { ", with a prompt" } else { "" };
-                    format!("row {row} of {size}, behind {} tokens{beside}", one.prompt.len())
+                    format!("row {row} of {size}, after {} tokens{beside}", one.prompt.len())
                 })?;
                 compared += 1;
             }
