@@ -1,6 +1,6 @@
-//! Quantiles of measurements, for the tests and programs that print them.
+//! Quantiles of measurements.
 
-/// The value below which this share (0 to 1) of `values` lies, interpolated between neighbours as numpy does; 0 if there are none.
+/// The value below which this share (0 to 1) of `values` lies. Interpolates between neighbours as numpy does. Returns 0 without values.
 pub fn quantile(values: impl IntoIterator<Item = f64>, share: f64) -> f64 {
     let mut sorted: Vec<f64> = values.into_iter().collect();
     sorted.sort_unstable_by(f64::total_cmp);
@@ -10,7 +10,7 @@ pub fn quantile(values: impl IntoIterator<Item = f64>, share: f64) -> f64 {
     below + (above - below) * place.fract()
 }
 
-/// The middle value; of an even number, the mean of the two in the middle.
+/// The median. Of an even number of values, the mean of the two in the middle.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     quantile(values, 0.5)
 }
@@ -20,7 +20,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_those_of_numpy() {
+    fn quantiles_equal_those_of_numpy() {
         for (values, share, expect) in [
             (&[4.0, 1.0, 3.0, 2.0][..], 0.5, 2.5),
             (&[4.0, 1.0, 3.0, 2.0], 0.25, 1.75),
