@@ -1,10 +1,12 @@
-//! The buffer manager: owner of the page pool's ledger and of every session's ring.
+//! The buffer manager: owns the page pool's ledger and the ring of each session.
 //!
 //! - **Thread**: the node's arbiter.
-//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX). Every message is about an admitted request, a page under credit or a session.
+//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX). Every message is about an admitted request, a page under credit or a session,
+//!   and each of these is bounded.
 //! - **In, out**: see the table in [`effect`](crate::effect).
-//! - **Failure**: a lost session quarantines its outstanding pages until proof. If this actor stops, the node cannot serve and the
-//!   watchdog says so; it is never restarted in place, because peers may be writing its pages.
+//! - **Failure**: the outstanding pages of a lost session stay quarantined until there is proof that the peer can no longer write
+//!   them. If this actor stops, the node cannot serve and the watchdog reports it. The actor is never restarted in place, because
+//!   peers may be writing the pages of the pool.
 
 pub mod prefix_cache;
 pub mod state;
@@ -20,13 +22,13 @@ use state::PoolState;
 /// The actor.
 pub type BufferManager = Shell<BufferManagerBehaviour>;
 
-/// What the actor does with its messages.
+/// The behaviour of [`BufferManager`]: its state and the parts that the state does not know.
 pub struct BufferManagerBehaviour {
-    /// Its decisions.
+    /// The state, which makes the decisions.
     pub state: PoolState,
-    /// Where pages land whose hashes are checked; `None` if both sides have agreed on none.
+    /// The pool's pages, to compute the hashes of pages that land; `None` if page hashes are off.
     pub hashed: Option<Pages>,
-    /// What the node counts.
+    /// The node's counters.
     pub counters: Counters,
 }
 

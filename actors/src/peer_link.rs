@@ -1,12 +1,13 @@
-//! The peer link: sessions with other processes, their frames and their transport.
+//! The peer link: manages sessions with other processes, their frames and their transport.
 //!
-//! - **Thread**: an arbiter of its own, so that heartbeats do not wait for requests. Each session's socket is served by one task
-//!   there ([`sockets`](crate::devices::sockets)).
-//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX). A session's task has one frame in the mailbox at a time; credits,
-//!   permits and sessions bound what others send.
+//! - **Thread**: an arbiter of its own, so that heartbeats do not wait for requests. On it, one task serves the socket of each
+//!   session ([`sockets`](crate::devices::sockets)).
+//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX). Each session's task has at most one frame in the mailbox. Credits, permits
+//!   and the number of sessions bound the messages of other actors.
 //! - **In, out**: see the table in [`effect`](crate::effect).
-//! - **Failure**: a link, lane or peer that breaks ends its session. Everyone who knows the session hears `PeerLost`, the transport
-//!   lets go, the buffer manager hears `SessionDrained` once there is proof, and a dialler dials again.
+//! - **Failure**: a broken link, lane or peer ends its session. All actors that know the session get `PeerLost`, and the transport
+//!   closes the session. Once there is proof that the peer can no longer write our pages, the buffer manager gets `SessionDrained`.
+//!   A process that dials then dials again.
 
 pub mod dialler;
 pub mod state;
@@ -21,11 +22,11 @@ use state::PeerLinkState;
 /// The actor.
 pub type PeerLink = Shell<PeerLinkBehaviour>;
 
-/// What the actor does with its messages.
+/// The behaviour of [`PeerLink`]: its state and its counters.
 pub struct PeerLinkBehaviour {
-    /// Its decisions.
+    /// The state, which makes the decisions.
     pub state: PeerLinkState,
-    /// What the node counts.
+    /// The node's counters.
     pub counters: Counters,
 }
 

@@ -1,10 +1,10 @@
-//! The proxy: takes requests in and picks the sender that prefills, or this node.
+//! The proxy: accepts requests and chooses the place of each prefill, which is a sender or this node.
 //!
 //! - **Thread**: the node's arbiter.
-//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX); the frontend's admission permits bound what is in it.
-//! - **In, out**: see the table in [`effect`](crate::effect). `Generate` is the one message that a full mailbox refuses.
-//! - **Failure**: a stopped decoder is a refusal, told at once to the client. A sender whose prefills fail gets none for growing
-//!   pauses, until one succeeds.
+//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX); the frontend's admission permits bound its messages.
+//! - **In, out**: see the table in [`effect`](crate::effect). `Generate` is the only message that a full mailbox refuses.
+//! - **Failure**: if the decoder has stopped, requests are refused at once. A sender whose prefills fail gets none during pauses,
+//!   which grow until a prefill succeeds.
 
 mod place;
 pub mod state;
@@ -21,9 +21,9 @@ use state::ProxyState;
 /// The actor.
 pub type Proxy = Shell<ProxyBehaviour>;
 
-/// What the actor does with its messages.
+/// The behaviour of [`Proxy`]: its state.
 pub struct ProxyBehaviour {
-    /// Its decisions.
+    /// The state, which makes the decisions.
     pub state: ProxyState,
 }
 

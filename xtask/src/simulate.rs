@@ -171,13 +171,13 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "forget a session that may still write",
         "actors/src/peer_link/dialler.rs",
-        "line.live.is_none() && line.previous_drained",
-        "line.live.is_none()",
+        "record.live.is_none() && record.previous_drained",
+        "record.live.is_none()",
     ),
     mutant(
         "let a drained session cover an earlier one",
         "actors/src/peer_link/dialler.rs",
-        " && !line.has_unproved;",
+        " && !record.has_unproved;",
         ";",
     ),
     mutant(

@@ -1,8 +1,9 @@
-//! Pages that outlive their sequence because another one may begin with the same tokens.
+//! The prefix cache: pages that stay in the pool after their sequence, because another sequence may begin with the same tokens.
 //!
-//! A tree: a node is one full page, its place is all tokens up to its end. Keys compare token ids, so no two prompts are ever
-//! taken for one. A page in use pins the pages before it, because whoever uses it uses those too; so unused pages can always be
-//! evicted, leaves first, the one whose last use is longest ago before others. No clock: uses are counted.
+//! The cache is a tree. A node is one full page, and its path from the root spells all tokens up to the page's end. Keys are token
+//! ids, not hashes, so two different prompts never match. A page in use pins the pages before it, because a sequence that uses a
+//! page uses all pages of its prefix. Therefore unused pages can always be evicted, leaves first, in the order of their last use.
+//! The cache has no clock; it counts uses.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -23,7 +24,7 @@ struct Node {
     last_use: u64,
 }
 
-/// Which page holds which tokens after which others.
+/// A map from token prefixes to the pages that hold their KV.
 #[derive(Debug)]
 pub struct PrefixCache {
     page_tokens: usize,
@@ -32,13 +33,13 @@ pub struct PrefixCache {
     first: HashMap<Box<[u32]>, NodeId>,
     nodes: HashMap<NodeId, Node>,
     by_page: HashMap<PageId, NodeId>,
-    /// Unused nodes without children, the longest unused first.
+    /// Unused nodes without children, least recently used first.
     leaves: BTreeSet<(u64, NodeId)>,
     unused: u32,
 }
 
 impl PrefixCache {
-    /// Nothing is cached; pages hold `page_tokens` tokens.
+    /// An empty cache of pages that hold `page_tokens` tokens each.
     pub fn new(page_tokens: u32) -> Self {
         Self {
             page_tokens: page_tokens.max(1) as usize,
@@ -52,12 +53,12 @@ impl PrefixCache {
         }
     }
 
-    /// Cached pages that nobody uses: each can be evicted.
+    /// Number of cached pages that no sequence uses. All of them can be evicted.
     pub fn unused(&self) -> u32 {
         self.unused
     }
 
-    /// True if the page's content is known here.
+    /// True if `page` is cached.
     pub fn contains(&self, page: PageId) -> bool {
         self.by_page.contains_key(&page)
     }
@@ -67,8 +68,8 @@ impl PrefixCache {
         children.get(tokens).copied()
     }
 
-    /// The pages that hold a prefix of `tokens`, in order: full pages, at most those before the last token, which is to be
-    /// computed in any case.
+    /// The cached pages that hold a prefix of `tokens`, in order. The last token is never part of the prefix, because its logits
+    /// must be computed.
     pub fn lookup(&self, tokens: &[u32]) -> Vec<PageId> {
         let mut parent = ROOT;
         let mut pages = Vec::new();
@@ -81,8 +82,8 @@ impl PrefixCache {
         pages
     }
 
-    /// `pages`, all in use, hold these tokens: the full ones are known from now on. Where another page is known for the same
-    /// place, this one and those after it stay unknown.
+    /// Caches the full pages among `pages`, which are in use and hold `tokens`. If another page is already cached at the same place
+    /// in the tree, this page and all pages after it are not cached.
     pub fn insert(&mut self, tokens: &[u32], pages: &[PageId]) {
         let mut parent = ROOT;
         for (chunk, &page) in tokens.chunks_exact(self.page_tokens).zip(pages) {
@@ -107,7 +108,7 @@ impl PrefixCache {
         id
     }
 
-    /// Somebody begins to use the page. Nothing changes if it is not cached.
+    /// Marks a page as used by a sequence. Does nothing if the page is not cached.
     pub fn on_used(&mut self, page: PageId) {
         let Some(id) = self.by_page.get(&page) else { return };
         let Some(node) = self.nodes.get_mut(id).filter(|node| !node.in_use) else { return };
@@ -116,7 +117,7 @@ impl PrefixCache {
         self.leaves.remove(&(node.last_use, *id));
     }
 
-    /// Nobody uses the page any more. True if it is cached, and so keeps its content until it is evicted.
+    /// Marks a page as used by no sequence. Returns true if the page is cached, so that it keeps its content until it is evicted.
     pub fn on_unused(&mut self, page: PageId) -> bool {
         let Some(id) = self.by_page.get(&page) else { return false };
         let Some(node) = self.nodes.get_mut(id).filter(|node| node.in_use) else { return true };
@@ -129,7 +130,7 @@ impl PrefixCache {
         true
     }
 
-    /// Forgets the unused page whose last use is longest ago and that no cached page needs; it may hold anything now.
+    /// Removes the least recently used page among those that no sequence uses and no cached page needs. The caller may overwrite it.
     pub fn evict(&mut self) -> Option<PageId> {
         let (_, id) = self.leaves.pop_first()?;
         let node = self.nodes.remove(&id)?;
@@ -170,15 +171,15 @@ mod tests {
         ] {
             assert_eq!(cache.lookup(tokens), pages(expect), "{tokens:?}");
         }
-        assert!(!cache.contains(PageId(9)), "it is not full");
+        assert!(!cache.contains(PageId(9)), "page 9 is not full");
     }
 
     #[test]
-    fn what_was_used_longest_ago_goes_first_and_never_before_what_builds_on_it() {
+    fn the_least_recently_used_page_is_evicted_first_and_never_before_its_children() {
         let mut cache = PrefixCache::new(1);
         cache.insert(&[1, 2], &pages(&[0, 1]));
         cache.insert(&[1, 3], &pages(&[0, 2]));
-        assert_eq!(cache.evict(), None, "all are in use");
+        assert_eq!(cache.evict(), None, "all pages are in use");
         for page in pages(&[0, 2, 1]) {
             assert!(cache.on_unused(page));
         }
@@ -190,15 +191,15 @@ mod tests {
         cache.on_unused(PageId(1));
         assert_eq!([cache.evict(), cache.evict(), cache.evict()], [Some(PageId(1)), Some(PageId(0)), None]);
         assert_eq!((cache.unused(), cache.lookup(&[1, 2, 3])), (0, vec![]));
-        assert!(!cache.on_unused(PageId(1)), "it is not cached any more");
+        assert!(!cache.on_unused(PageId(1)), "page 1 is no longer cached");
     }
 
     #[test]
-    fn of_two_pages_with_the_same_tokens_one_is_known() {
+    fn only_one_of_two_pages_with_the_same_tokens_is_cached() {
         let mut cache = PrefixCache::new(1);
         cache.insert(&[1, 2], &pages(&[0, 1]));
         cache.insert(&[1, 2, 3], &pages(&[5, 6, 7]));
         assert_eq!(cache.lookup(&[1, 2, 3, 4]), pages(&[0, 1]));
-        assert!(!cache.contains(PageId(7)), "nothing that it would build on is used with it");
+        assert!(!cache.contains(PageId(7)), "its prefix is cached in other pages");
     }
 }

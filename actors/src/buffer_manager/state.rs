@@ -1,24 +1,28 @@
-//! Who holds which page of the pool: the decisions of the buffer manager, without actix, clock or I/O.
+//! The page pool's ledger: the decisions of the buffer manager, without actix, clock or I/O.
 //!
-//! A page is free, held by one or more sequences, cached, under an outstanding credit of a session, or quarantined. A sequence
-//! may also hold a *count* of pages that will land from a sender. The invariant, checked after every change:
+//! A page is in one of five states: free, held by one or more sequences, cached, under an outstanding credit of a session, or
+//! quarantined. A sequence may also hold a *count* of pages that will land from a sender. The invariant, checked after every
+//! message:
 //!
 //! ```text
-//! landing counts + outstanding credits + held + quarantined ≤ pages; cached pages are evicted for all of them
+//! landing counts + outstanding credits + held + quarantined ≤ pages
 //! ```
 //!
-//! A landing page moves one from the count and one from the credits to one held, so it always fits, and one page remains that
-//! can be granted at once: the ring moves whatever else waits. Who gets credits is decided in `rings.rs`.
+//! Cached pages are not part of the sum, because they are evicted when one of the other uses needs a page.
 //!
-//! Free pages serve, in this order: sessions that wait for their first credit, other credits, running sequences that grow, and
-//! reservations in the order of asking. A reservation whose pages land is granted only together with a credit for its
-//! session. If a running sequence cannot grow, the decoder is told, and preempts the youngest.
+//! When a page lands, the landing count and the outstanding credits both fall by one and the held pages rise by one. So a landing
+//! page always fits, and one more page becomes unclaimed and can be granted at once. Therefore the ring makes progress whatever else waits. `rings.rs`
+//! decides which session gets credits.
 //!
-//! What can never fit is denied at once: a request may use the pages that neither the ring nor the quarantine claims, and the
-//! quarantine may grow while requests wait.
+//! Free pages are given out in this order: first credits of sessions, other credits, growth of running sequences, and reservations
+//! in the order of their arrival. A reservation whose pages land is granted only together with a credit for its session. If a
+//! running sequence cannot grow, the buffer manager tells the decoder, which preempts the youngest request.
 //!
-//! A page that a sequence has filled stays cached after it until its place is needed: the next sequence that begins with the
-//! same tokens shares it. Only a page that no sequence holds and that is not cached becomes a credit.
+//! A reservation that can never fit is denied at once. A request may use the pages that neither the ring nor the quarantine claims.
+//! The quarantine may grow while requests wait; waiting reservations that no longer fit are then denied too.
+//!
+//! A page that a sequence has filled stays cached after the sequence ends, until the pool needs the page. The next sequence that
+//! begins with the same tokens shares it. Only a page that no sequence holds and that is not cached becomes a credit.
 
 mod landing;
 mod rings;
@@ -39,81 +43,82 @@ use crate::messages::{
 };
 use rings::Rings;
 
-/// Most bytes that one session's start-up measurement wants.
+/// Upper bound of the bytes under credit for one session's start-up measurement.
 const MEASURED_BYTES_MAX: u64 = 256 << 20;
-/// Pages that a measurement moves: more credits would not be used.
+/// Number of pages that a measurement moves. It could not use more credits.
 const MEASURED_PAGES: u64 = 72;
 
-/// How the pool is divided now; a snapshot for logs, `/health` and tests. All in pages.
+/// A snapshot of the pool's use, in pages, for logs, `/health` and tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PoolUse {
-    /// In the pool.
+    /// Pages in the pool.
     pub pages: u32,
-    /// Promised as counts to sequences whose pages land from a sender.
+    /// Pages promised as counts to sequences whose pages land from a sender.
     pub landing: u32,
-    /// Under outstanding credits.
+    /// Pages under outstanding credits.
     pub outstanding: u32,
-    /// Held by sequences.
+    /// Pages that sequences hold.
     pub held: u32,
-    /// Held by none, with content that may be wanted again.
+    /// Pages in the prefix cache that no sequence holds.
     pub cached: u32,
-    /// Under credits of lost sessions, or not what was put there, until there is proof.
+    /// Pages under credits of lost sessions, and pages whose hash did not match, until there is proof that no write can reach them.
     pub quarantined: u32,
 }
 
-/// What the buffer manager has counted, in pages.
+/// Totals since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolCounts {
-    /// Shared with reservations, which neither compute nor receive them.
+    /// Cached pages that reservations shared instead of computing or receiving them.
     pub resident: u64,
-    /// Landed and adopted.
+    /// Pages that landed and were adopted.
     pub adopted: u64,
-    /// Times that a landed page's hash did not match.
+    /// Announcements with a page hash that did not match.
     pub mismatches: u64,
 }
 
-/// Who may touch a page now.
+/// The state of one page, which says who may read or write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageUse {
-    /// Nobody.
+    /// The page is free.
     Free,
-    /// A sequence holds it, perhaps with others.
+    /// This sequence holds the page, possibly together with others.
     Held(SequenceId),
-    /// Nobody; its content is known.
+    /// No sequence holds the page; its content is in the prefix cache.
     Cached,
-    /// A session's peer may write it.
+    /// The session's peer has a credit for the page and may write it.
     Outstanding(SessionId),
-    /// A session's peer may still be writing it.
+    /// The session is lost and its peer may still be writing the page.
     Quarantined(SessionId),
 }
 
 #[derive(Debug, Default)]
 struct Holding {
-    /// Pages that are to land, and the session that they land from.
+    /// Number of pages that will land.
     landing: u32,
+    /// The session that they land from.
     from: Option<SessionId>,
     pages: Vec<PageId>,
-    /// How often it may be in `growing`.
+    /// Number of this sequence's entries in `growing`.
     grows: u32,
 }
 
-/// Computes the hashes of pages of our pool as they are now.
+/// A function that computes the hashes of pages of our pool from their present content.
 pub type Hasher<'a> = &'a dyn Fn(&[(PageId, PageSeed)]) -> Vec<u64>;
 
-/// What the buffer manager knows of its pool.
+/// Sizes and settings of the pool.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolConfig {
     /// Pages in the pool.
     pub pages: u32,
-    /// Most pages under credits at once; 0 where no peer writes.
+    /// Upper bound of the pages under credits, over all sessions; 0 if no peer writes into the pool.
     pub ring_pages: u32,
     /// Tokens in a page; at least one.
     pub page_tokens: u32,
     /// Bytes of a page.
     pub page_bytes: u64,
-    /// Sequences share pages that hold the same tokens.
+    /// Whether sequences share pages that hold the same tokens (`engine.prefix_cache`).
     pub sharing: bool,
-    /// Pages are taken from all over the pool, as if it had been used for long: for measurements.
+    /// Whether pages are taken in a pseudo-random order, as from a pool that has been in use for long. Only measurements set it.
     pub scattered: bool,
 }
 
@@ -124,24 +129,24 @@ pub struct PoolState {
     free: BTreeSet<u32>,
     cache: PrefixCache,
     holdings: HashMap<SequenceId, Holding>,
-    /// How many sequences hold a page; no entry, none.
+    /// Number of sequences that hold each page. A page without an entry is held by no sequence.
     holders: HashMap<PageId, u32>,
-    /// Landing counts of all sequences.
+    /// Sum of the landing counts of all sequences.
     landing: u32,
     growing: VecDeque<GrowPages>,
-    /// `PagesShort` was sent for the first of `growing`; nothing was released since.
-    told_short: bool,
-    /// Releases of own requests so far. A decoder that has sent more ignores `PagesShort` with this count.
+    /// `PagesShort` was sent for the first of `growing`, and no sequence was released since.
+    sent_short: bool,
+    /// Number of releases of own requests so far. A decoder that has sent more releases ignores a `PagesShort` with this count.
     releases: u64,
     waiting: VecDeque<ReservePages>,
     counts: PoolCounts,
     rings: Rings,
-    /// The quarantine that was told last.
-    told_quarantined: u32,
+    /// Quarantined pages in the last `RoomChanged` message.
+    reported_quarantined: u32,
 }
 
 impl PoolState {
-    /// A pool of free pages.
+    /// A pool whose pages are all free.
     pub fn new(config: PoolConfig) -> Self {
         let measured = MEASURED_PAGES.min(MEASURED_BYTES_MAX / config.page_bytes.max(1));
         Self {
@@ -152,16 +157,16 @@ impl PoolState {
             holders: HashMap::new(),
             landing: 0,
             growing: VecDeque::new(),
-            told_short: false,
+            sent_short: false,
             releases: 0,
             waiting: VecDeque::new(),
             counts: PoolCounts::default(),
             rings: Rings::new(config.ring_pages, measured as u32),
-            told_quarantined: 0,
+            reported_quarantined: 0,
         }
     }
 
-    /// Takes a message. `hasher` computes the hashes of pages that landed; without one, both sides have agreed on none.
+    /// Handles a message and returns the effects. `hasher` computes the hashes of pages that landed; it is `None` if page hashes are off.
     pub fn on(&mut self, now: Instant, mail: ToBufferManager, hasher: Option<Hasher<'_>>) -> Vec<Effect> {
         let mut effects = match mail {
             ToBufferManager::ReservePages(reserve) => self.on_reserve(reserve),
@@ -180,12 +185,12 @@ impl PoolState {
         effects
     }
 
-    /// What was counted so far.
+    /// The totals so far.
     pub fn counts(&self) -> PoolCounts {
         self.counts
     }
 
-    /// How the pool is divided now.
+    /// The present use of the pool.
     pub fn usage(&self) -> PoolUse {
         PoolUse {
             pages: self.config.pages,
@@ -197,19 +202,19 @@ impl PoolState {
         }
     }
 
-    /// Pages that the largest reservation or growth that waits needs in all; 0 if none waits. For checks.
+    /// Total pages that the largest waiting reservation or growing sequence needs; 0 if none waits. For checks.
     pub fn needed_most(&self) -> u32 {
         let waiting = self.waiting.iter().map(|reserve| self.needed(reserve));
         let growing = self.growing.iter().map(|grow| self.held(grow.sequence) + grow.least);
         waiting.chain(growing).max().unwrap_or_default()
     }
 
-    /// Pages that a sequence holds.
+    /// Number of pages that a sequence holds.
     fn held(&self, sequence: SequenceId) -> u32 {
         self.holdings.get(&sequence).map_or(0, |holding| holding.pages.len() as u32)
     }
 
-    /// Who may touch `page` now; for checks, since it looks through everything.
+    /// The state of `page`. It searches all holdings and rings, so only checks call it.
     pub fn page_use(&self, page: PageId) -> PageUse {
         let held = self.holdings.iter().find(|(_, holding)| holding.pages.contains(&page));
         match (held, self.rings.writer(PageIndex(page.0))) {
@@ -221,12 +226,12 @@ impl PoolState {
         }
     }
 
-    /// True if the content of `page` is known, so that nobody may change it.
+    /// True if `page` is in the prefix cache, so that its content must not change.
     pub fn is_known(&self, page: PageId) -> bool {
         self.cache.contains(page)
     }
 
-    /// Pages that one request may use: the ring may claim its part at any time, and the quarantine has its part.
+    /// Number of pages that one request may use: the pool without the ring and the quarantine. The ring may claim all its pages at any time.
     fn usable(&self) -> u32 {
         self.config.pages.saturating_sub(self.config.ring_pages + self.rings.quarantined())
     }
@@ -241,7 +246,7 @@ impl PoolState {
         denied.into_iter().collect()
     }
 
-    /// A running sequence wants more.
+    /// A running sequence needs more pages.
     fn on_grow(&mut self, grow: GrowPages) -> Vec<Effect> {
         let Some(holding) = self.holdings.get(&grow.sequence) else { return Vec::new() };
         let denied = self.denial(grow.sequence, holding.pages.len() as u32 + grow.least);
@@ -252,7 +257,7 @@ impl PoolState {
         denied.into_iter().collect()
     }
 
-    /// What stands in the sequence's pages is known from now on.
+    /// A sequence's pages hold the KV of these tokens: adds them to the prefix cache.
     fn on_computed(&mut self, computed: &PagesComputed) -> Vec<Effect> {
         let Some(holding) = self.holdings.get(&computed.sequence) else { return Vec::new() };
         let held: HashSet<PageId> = holding.pages.iter().copied().collect();
@@ -262,12 +267,12 @@ impl PoolState {
         Vec::new()
     }
 
-    /// Everything of this sequence goes back. A page still under way to it goes back when it lands.
+    /// Takes back all pages of a sequence. A page that has not landed yet returns to the pool when it lands.
     fn on_release(&mut self, sequence: SequenceId) -> Vec<Effect> {
-        self.told_short = false;
+        self.sent_short = false;
         self.releases += u64::from(matches!(sequence, SequenceId::Own(_)));
         let Some(holding) = self.holdings.remove(&sequence) else {
-            // A request that ends before it got its pages is rare enough to be looked for.
+            // Few requests end before they get pages, so a linear search is fast enough.
             self.waiting.retain(|waiting| waiting.sequence != sequence);
             return Vec::new();
         };
@@ -291,7 +296,7 @@ impl PoolState {
         Vec::new()
     }
 
-    /// The sequence holds these pages too.
+    /// Adds `pages` to the pages that the sequence holds.
     fn hold(&mut self, sequence: SequenceId, pages: &[PageId]) {
         self.holdings.entry(sequence).or_default().pages.extend(pages);
         for page in pages {
@@ -300,10 +305,10 @@ impl PoolState {
         }
     }
 
-    /// Tells proxy and peer link how much room is left, and denies what no longer fits.
+    /// After a change of the quarantine, tells proxy and peer link how many pages are usable, and denies reservations and growth that no longer fit.
     fn quarantine_changed(&mut self) -> Vec<Effect> {
         let quarantined = self.rings.quarantined();
-        if mem::replace(&mut self.told_quarantined, quarantined) == quarantined {
+        if mem::replace(&mut self.reported_quarantined, quarantined) == quarantined {
             return Vec::new();
         }
         let changed = RoomChanged { pages: self.config.pages, usable: self.usable(), quarantined };
@@ -312,18 +317,18 @@ impl PoolState {
         effects
     }
 
-    /// Pages that a reservation needs at least.
+    /// Least number of pages that a reservation needs.
     fn needed(&self, reserve: &ReservePages) -> u32 {
         (reserve.tokens.len() as u32).div_ceil(self.config.page_tokens)
     }
 
-    /// Denies a sequence that needs more pages than one request may use now.
+    /// The denial of a sequence that needs more pages than one request may use now; `None` if it fits.
     fn denial(&self, sequence: SequenceId, needed: u32) -> Option<Effect> {
         let usable = self.usable();
         (needed > usable).then(|| denied(PagesDenied { sequence, needed, usable }))
     }
 
-    /// Denies every reservation and growth that fits no more, since fewer pages are usable than before.
+    /// Denies all waiting reservations and growth that need more pages than are usable now.
     fn deny(&mut self) -> Vec<Effect> {
         let mut effects = Vec::new();
         let (mut waiting, mut growing) = (mem::take(&mut self.waiting), mem::take(&mut self.growing));
@@ -341,15 +346,15 @@ impl PoolState {
         effects
     }
 
-    /// Pages that nothing claims.
+    /// Number of free and cached pages that no landing count claims.
     fn unclaimed(&self) -> u32 {
         (self.free.len() as u32 + self.cache.unused()).saturating_sub(self.landing)
     }
 
     fn take(&mut self, count: u32) -> Vec<u32> {
-        // Lowest first: pages that are granted together tend to be adjacent. Cached pages are evicted when none is free.
+        // Lowest first, so that pages that are granted together tend to be adjacent. Without a free page, a cached page is evicted.
         let lowest = |free: &mut BTreeSet<u32>| free.pop_first();
-        // A hash of the page decides. It takes time linear in the pool, and only measurements use it.
+        // In the order of a hash of the page number. This takes time linear in the pool, and only measurements use it.
         let scattered = |free: &mut BTreeSet<u32>| {
             let page = free.iter().copied().min_by_key(|page| page.wrapping_mul(0x9e37_79b1))?;
             free.take(&page)
@@ -360,7 +365,7 @@ impl PoolState {
             free.or_else(|| self.cache.evict().map(|page| page.0))
         };
         let taken: Vec<u32> = (0..count).filter_map(|_| next()).collect();
-        debug_assert_eq!(taken.len(), count as usize, "what is unclaimed can be taken");
+        debug_assert_eq!(taken.len(), count as usize, "all unclaimed pages can be taken");
         taken
     }
 
@@ -377,7 +382,7 @@ impl PoolState {
     }
 }
 
-/// To the owner of the reservation.
+/// Sends the denial to the owner of the reservation.
 fn denied(denied: PagesDenied) -> Effect {
     match denied.sequence {
         SequenceId::Own(_) => to::decoder(denied),

@@ -1,12 +1,12 @@
-//! How this process keeps sessions with its receivers: when it dials an address, and what each Hello says of the sessions before it.
+//! Dialling: the pauses between attempts to reach an address, and the statement of each Hello about earlier sessions.
 //!
-//! Attempts are numbered by the whole process, so numbers grow for each receiver and none is used twice. A Hello names the last
-//! attempt with that receiver that *came up*, and whether it has drained; the attempts in between never came up and wrote nothing.
-//! So a receiver may take a Hello as proof, however late it reads it. A session that ended without proof stays
-//! without proof: no later Hello covers it, even if the sessions after it have drained.
+//! One counter numbers all attempts of the process. So the numbers grow for each receiver, and no number is used twice. A Hello
+//! names the last attempt with that receiver that *came up*, and says whether that session has drained. The attempts between it and
+//! the present one never came up and wrote nothing. Therefore a receiver may treat a Hello as proof, however late it reads it. If a
+//! session ended without proof, no later Hello covers it, even if the sessions after it have drained.
 //!
-//! The books are kept by the receiver's incarnation, not by its address: two addresses may lead to one process, and a process
-//! that was restarted at the same address is another one. They are kept as long as a session lives or is without proof.
+//! Records are kept by the receiver's incarnation, not by its address, because two addresses may lead to one process, and a process
+//! restarted at the same address is another process. A record is kept while a session lives or has no proof.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,88 +15,93 @@ use connector::frame::Incarnation;
 
 use crate::messages::Attempt;
 
-/// Pause between attempts to reach a receiver, first and longest.
+/// First and longest pause between attempts to reach a receiver.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
-/// Pause after a refusal that only a changed setting can lift, or at an address whose process is connected already.
+/// Pause after a refusal that only a changed setting can end, and at an address whose process is already connected.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
-/// Most receivers whose sessions are remembered.
-const LINES_MAX: usize = 1024;
+/// Upper bound of the receivers with a record.
+const RECORDS_MAX: usize = 1024;
 
-/// The sessions with one receiver's process, one at a time.
+/// The record of the sessions with one receiver's process. Sessions with a process do not overlap.
 #[derive(Debug)]
-struct Line {
-    /// The attempt under way, or the session that lives.
+struct Record {
+    /// The number of the attempt in progress or of the live session.
     live: Option<u64>,
+    /// The number of the last session that came up; 0 if there is none.
     previous: u64,
+    /// Whether that session has drained.
     previous_drained: bool,
     /// A session before the previous one ended without proof.
     has_unproved: bool,
 }
 
-/// The numbers of all attempts of this process.
+/// Numbers the attempts of this process and keeps the records of its receivers.
 #[derive(Debug, Default)]
 pub struct Attempts {
     next: u64,
-    lines: HashMap<Incarnation, Line>,
-    /// Lines without proof were forgotten: what is not remembered may have written.
-    forgot: bool,
+    records: HashMap<Incarnation, Record>,
+    /// A record without proof was dropped, so a receiver without a record may have sessions that can still write.
+    has_dropped: bool,
 }
 
 impl Attempts {
-    /// Begins an attempt with this process; `None` if one lives already.
+    /// Begins an attempt with this process. `None` if an attempt or session with it already exists.
     pub fn begin(&mut self, receiver: Incarnation) -> Option<Attempt> {
-        if self.lines.get(&receiver).is_some_and(|line| line.live.is_some()) {
+        if self.records.get(&receiver).is_some_and(|record| record.live.is_some()) {
             return None;
         }
         self.next += 1;
         let session = self.next;
-        if self.lines.len() >= LINES_MAX && !self.lines.contains_key(&receiver) {
-            self.forget_one();
+        if self.records.len() >= RECORDS_MAX && !self.records.contains_key(&receiver) {
+            self.drop_one();
         }
-        // Of a receiver that is not remembered nothing is claimed, unless all that was forgotten had drained.
-        let previous = if self.forgot { session - 1 } else { 0 };
-        let line = self.lines.entry(receiver).or_insert(Line {
+        // After a record without proof was dropped, the Hello to a receiver without a record claims no proof: it names the previous
+        // attempt as not drained.
+        let previous = if self.has_dropped { session - 1 } else { 0 };
+        let record = self.records.entry(receiver).or_insert(Record {
             live: None,
             previous,
-            previous_drained: !self.forgot,
+            previous_drained: !self.has_dropped,
             has_unproved: false,
         });
-        line.live = Some(session);
-        Some(Attempt { session, previous: line.previous, previous_drained: line.previous_drained })
+        record.live = Some(session);
+        Some(Attempt { session, previous: record.previous, previous_drained: record.previous_drained })
     }
 
     /// The attempt with this process never came up.
     pub fn failed(&mut self, receiver: Incarnation) {
-        if let Some(line) = self.lines.get_mut(&receiver) {
-            line.live = None;
+        if let Some(record) = self.records.get_mut(&receiver) {
+            record.live = None;
             self.forget_if_drained(receiver);
         }
     }
 
-    /// The session with this process is over. `drained` is the transport's word.
+    /// The session with this process has ended. `drained` is the transport's statement that all its puts have completed.
     pub fn over(&mut self, receiver: Incarnation, drained: bool) {
-        if let Some(line) = self.lines.get_mut(&receiver)
-            && let Some(session) = line.live.take()
+        if let Some(record) = self.records.get_mut(&receiver)
+            && let Some(session) = record.live.take()
         {
-            line.has_unproved |= !line.previous_drained;
-            (line.previous, line.previous_drained) = (session, drained);
+            record.has_unproved |= !record.previous_drained;
+            (record.previous, record.previous_drained) = (session, drained);
             self.forget_if_drained(receiver);
         }
     }
 
     fn forget_if_drained(&mut self, receiver: Incarnation) {
-        let is_proved = |line: &Line| line.live.is_none() && line.previous_drained && !line.has_unproved;
-        if self.lines.get(&receiver).is_some_and(is_proved) {
-            self.lines.remove(&receiver);
+        let is_proved =
+            |record: &Record| record.live.is_none() && record.previous_drained && !record.has_unproved;
+        if self.records.get(&receiver).is_some_and(is_proved) {
+            self.records.remove(&receiver);
         }
     }
 
-    /// Makes room for another line: the oldest one without a session goes.
-    fn forget_one(&mut self) {
-        let idle = self.lines.iter().filter(|(_, line)| line.live.is_none());
-        if let Some(receiver) = idle.min_by_key(|(_, line)| line.previous).map(|(receiver, _)| *receiver) {
-            self.lines.remove(&receiver);
-            self.forgot = true;
+    /// Drops the oldest record without a live session, to make room for another.
+    fn drop_one(&mut self) {
+        let idle = self.records.iter().filter(|(_, record)| record.live.is_none());
+        if let Some(receiver) = idle.min_by_key(|(_, record)| record.previous).map(|(receiver, _)| *receiver)
+        {
+            self.records.remove(&receiver);
+            self.has_dropped = true;
         }
     }
 }
@@ -106,16 +111,16 @@ impl Attempts {
 pub struct Dialler {
     address: String,
     backoff: Duration,
-    /// Why it cannot be reached, as the log says.
-    told: Option<String>,
-    /// A session over it has moved pages.
+    /// The reason of the last failure in the log.
+    logged: Option<String>,
+    /// A session over this address has moved pages.
     has_worked: bool,
 }
 
 impl Dialler {
-    /// An address that was not dialled yet.
+    /// A dialler for an address that was not dialled yet.
     pub fn new(address: String) -> Self {
-        Self { address, backoff: BACKOFF.0, told: None, has_worked: false }
+        Self { address, backoff: BACKOFF.0, logged: None, has_worked: false }
     }
 
     /// The address.
@@ -128,32 +133,32 @@ impl Dialler {
         self.has_worked
     }
 
-    /// The last attempt failed for this reason: whether that is news.
+    /// The last attempt failed for this reason. Returns true if the reason differs from that of the failure before.
     pub fn on_failed(&mut self, reason: &str) -> bool {
-        let is_news = self.told.as_deref() != Some(reason);
-        self.told = Some(reason.to_owned());
+        let is_news = self.logged.as_deref() != Some(reason);
+        self.logged = Some(reason.to_owned());
         is_news
     }
 
-    /// Pages have moved over a session: the next failure is news again.
+    /// A session over this address has moved pages. The pauses start again, and the next failure is logged whatever its reason.
     pub fn on_worked(&mut self) {
-        (self.backoff, self.told, self.has_worked) = (BACKOFF.0, None, true);
+        (self.backoff, self.logged, self.has_worked) = (BACKOFF.0, None, true);
     }
 
-    /// How long to wait before the next attempt: each time twice as long, up to two seconds.
+    /// The pause before the next attempt. Each pause is twice as long as the one before, up to two seconds.
     pub fn pause(&mut self) -> Duration {
         let pause = self.backoff;
         self.backoff = (pause * 2).min(BACKOFF.1);
         pause
     }
 
-    /// How long to wait after a refusal that a setting has to lift.
+    /// The pause after a refusal that only a changed setting can end: 30 s.
     pub fn long_pause(&self) -> Duration {
         REFUSED_PAUSE
     }
 
-    /// How long to wait while this process is unwell.
-    pub fn pause_while_unwell(&self) -> Duration {
+    /// The pause while this process is unhealthy: two seconds.
+    pub fn pause_while_unhealthy(&self) -> Duration {
         BACKOFF.1
     }
 }
@@ -177,46 +182,46 @@ mod tests {
         attempts.over(a, false);
         assert_eq!(attempts.begin(a), attempt(2, 1, false));
         attempts.failed(a);
-        assert_eq!(attempts.begin(a), attempt(3, 1, false), "the second never came up");
+        assert_eq!(attempts.begin(a), attempt(3, 1, false), "attempt 2 never came up");
         attempts.over(a, true);
         assert_eq!(
             attempts.begin(a),
             attempt(4, 3, true),
-            "nothing is said of the first, which has not drained"
+            "the Hello does not cover session 1, which has not drained"
         );
     }
 
     #[test]
-    fn what_has_drained_needs_no_books() {
+    fn no_record_is_kept_once_all_sessions_have_drained() {
         let (mut attempts, a) = (Attempts::default(), process(1));
         assert_eq!(attempts.begin(a), attempt(1, 0, true));
         attempts.over(a, true);
-        assert!(attempts.lines.is_empty());
+        assert!(attempts.records.is_empty());
         assert_eq!(attempts.begin(a), attempt(2, 0, true));
     }
 
     #[test]
-    fn books_are_kept_by_process() {
+    fn records_are_kept_by_process() {
         let (mut attempts, a, b) = (Attempts::default(), process(1), process(2));
         assert_eq!(attempts.begin(a), attempt(1, 0, true));
         assert_eq!(attempts.begin(a), None, "another address of the same process");
         attempts.over(a, false);
-        // Another process at the same address: the books of the first are kept for when it is met again.
+        // Another process answers at the same address. The record of the first process is kept.
         assert_eq!(attempts.begin(b), attempt(2, 0, true));
         attempts.over(b, true);
         assert_eq!(attempts.begin(a), attempt(3, 1, false));
     }
 
     #[test]
-    fn what_was_forgotten_is_not_called_drained() {
+    fn a_receiver_whose_record_was_dropped_is_not_reported_drained() {
         let mut attempts = Attempts::default();
-        for pid in 0..LINES_MAX as u32 + 1 {
+        for pid in 0..RECORDS_MAX as u32 + 1 {
             attempts.begin(process(pid));
             attempts.over(process(pid), false);
         }
-        assert_eq!(attempts.lines.len(), LINES_MAX);
+        assert_eq!(attempts.records.len(), RECORDS_MAX);
         let next = attempts.next + 1;
-        assert_eq!(attempts.begin(process(0)), attempt(next, next - 1, false), "it claims nothing");
+        assert_eq!(attempts.begin(process(0)), attempt(next, next - 1, false), "no proof is claimed");
     }
 
     #[test]
@@ -224,11 +229,11 @@ mod tests {
         let mut dialler = Dialler::new(String::new());
         let mut pauses = || -> Vec<u128> { (0..5).map(|_| dialler.pause().as_millis()).collect() };
         assert_eq!(pauses(), [200, 400, 800, 1600, 2000]);
-        assert!(dialler.on_failed("refused") && !dialler.on_failed("refused"), "news once");
-        assert!(dialler.on_failed("another model"), "a new reason is news");
+        assert!(dialler.on_failed("refused") && !dialler.on_failed("refused"), "a reason is new once");
+        assert!(dialler.on_failed("another model"), "another reason is new");
         assert_eq!(dialler.pause().as_millis(), 2000);
         dialler.on_worked();
         assert_eq!(dialler.pause().as_millis(), 200);
-        assert!(dialler.on_failed("another model"), "news again");
+        assert!(dialler.on_failed("another model"), "the reason is new again after a session that worked");
     }
 }

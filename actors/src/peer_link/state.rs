@@ -1,20 +1,21 @@
-//! The life of sessions: the decisions of the peer link, without actix, clock, sockets or transport.
+//! The lifecycle of sessions: the decisions of the peer link, without actix, clock, sockets or transport.
 //!
 //! ```text
-//!            Opening ──worker exists──► Up ──link or lane broke──► Closing ──transport let go──► Closed ──proof──► gone
-//! listener             welcome              PeerLost                                              SessionDrained
-//! dialler              connect              PeerLost                dials again
+//!            Opening ──worker exists──► Up ──link or lane broke──► Closing ──transport closed it──► Closed ──proof──► removed
+//! listener             Welcome              PeerLost                                                 SessionDrained
+//! dialler              Connect              PeerLost                                   dials again
 //! ```
 //!
-//! A session ends once; the first reason counts. What its peer may still write stays quarantined until there is **proof** that
-//! nothing lands any more: our part of the session is closed, *and* one of these holds:
+//! A session ends once, and the first reason is the one in the log. The pages that its peer may still write stay quarantined until
+//! there is **proof** that no more writes land. Proof requires that our side of the session is closed *and* one of these:
 //!
-//! - puts move only while our part lives (TCP: our own worker does the copying);
-//! - the peer, the same process, has said in a later Hello that this session has drained;
-//! - the peer's process is gone;
-//! - no credit of the session was outstanding when it ended, so the peer may write nothing.
+//! - puts move only while our side exists (TCP: our own worker copies the bytes);
+//! - the same peer process said in a later Hello that this session has drained;
+//! - the peer's process has ended;
+//! - no credit of the session was outstanding when it ended, so the peer had no page to write.
 //!
-//! Without proof (a stopped process, a cut network) the session stays `Closed`, and its pages quarantined.
+//! Without proof (for example after a network cut, or while the peer's process is stopped) the session stays `Closed` and its pages
+//! stay quarantined.
 
 mod dialling;
 mod frames;
@@ -34,34 +35,34 @@ use crate::messages::{
     RoomChanged, SendFrame, SenderSession, SessionId, SessionOpened, WatchProcess, Welcome, WriteFrame,
 };
 
-/// A session whose lane has not moved its first pages this long after its first credit is ended: it takes a place and serves no
-/// request.
+/// Limit for opening a session, and for the first pages after its first credit. A session that exceeds it is ended, because it
+/// counts as a connected sender but serves no request.
 pub const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Debug, PartialEq, Eq)]
 enum Stage {
     /// The transport is creating the worker.
     Opening,
-    /// Frames flow; pages do not yet.
+    /// Frames flow; the lane has not moved pages yet.
     Up,
-    /// Pages have moved over its lane.
+    /// The lane has moved pages.
     Probed,
-    /// The transport is letting go.
+    /// The transport is closing its side.
     Closing,
-    /// It has let go, and there is no proof yet.
+    /// The transport has closed its side, and there is no proof yet.
     Closed,
 }
 
-/// Which way a session's pages go.
+/// The direction in which a session's pages move.
 #[derive(Debug)]
 enum Direction {
-    /// Its peer puts pages into our pool.
+    /// The peer puts pages into our pool.
     Incoming {
         sender: SenderSession,
-        /// The sender said that the session has drained, its process is gone, or it held no credit at the end.
+        /// The peer can write nothing more: it said that the session has drained, its process ended, or it held no credit at the end.
         harmless: bool,
     },
-    /// We put pages into its peer's pool.
+    /// We put pages into the peer's pool.
     Outgoing { receiver: ReceiverId, descriptor: Descriptor },
 }
 
@@ -69,9 +70,9 @@ enum Direction {
 struct Session {
     stage: Stage,
     direction: Direction,
-    /// When the limit of what it does now began to count: its opening, or the first credit of its measurement.
+    /// When [`PROBE_LIMIT`] began to count: at the opening, or at the first credit of the measurement.
     since: Option<Instant>,
-    /// Pages had moved over its lane, also if it is over now.
+    /// The lane has moved pages. It stays true after the session has ended.
     probed: bool,
     connection: ConnectionId,
     peer: Incarnation,
@@ -85,12 +86,12 @@ impl Session {
         !matches!(self.stage, Stage::Closing | Stage::Closed)
     }
 
-    /// Frames flow.
+    /// True while frames flow.
     fn is_up(&self) -> bool {
         matches!(self.stage, Stage::Up | Stage::Probed)
     }
 
-    /// The first credit starts the clock of the measurement.
+    /// Starts the limit of the measurement at the first credit.
     fn note_credit(&mut self, now: Instant, frame: &Frame) {
         if matches!(frame, Frame::Grant { .. }) {
             self.since.get_or_insert(now);
@@ -105,7 +106,7 @@ impl Session {
     }
 }
 
-/// What a handshake has agreed on.
+/// The result of a handshake.
 struct Agreed {
     direction: Direction,
     connection: ConnectionId,
@@ -115,39 +116,41 @@ struct Agreed {
     seed: u64,
 }
 
-/// What the peer link has counted.
+/// Totals since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounts {
     /// Sessions begun.
     pub opened: u64,
     /// Sessions that ended.
     pub ended: u64,
-    /// Frames of sessions that were over.
+    /// Frames of sessions that had ended, or were not up yet.
     pub stale_frames: u64,
 }
 
 /// All sessions of this process.
 #[derive(Debug)]
 pub struct PeerLinkState {
-    /// Puts move only while our part of a session lives.
+    /// Puts move only while our side of a session exists.
     close_ends_writes: bool,
-    /// Most credits outstanding in a session that we receive in.
+    /// Upper bound of the credits outstanding in an incoming session.
     ring_pages: u32,
     next: u64,
-    /// This process takes no new prefills.
+    /// This process accepts no new prefills.
     leaving: bool,
+    /// This process is shutting down and has closed its links.
     closing: bool,
+    /// The fault that the watchdog found.
     fault: Option<String>,
-    /// What the quarantine holds of the pool.
+    /// The last report of the buffer manager about the quarantine.
     room: Option<RoomChanged>,
     sessions: BTreeMap<SessionId, Session>,
     diallers: Vec<Dialler>,
     attempts: Attempts,
-    /// The process that each dialler is talking to.
+    /// The process that each dialler is in a handshake with.
     targets: HashMap<ReceiverId, Incarnation>,
-    /// The youngest attempt heard of from each sender.
+    /// The highest attempt number in the Hellos of each sender.
     youngest: HashMap<Incarnation, u64>,
-    /// Processes whose end is waited for.
+    /// Processes that a task watches until they end.
     watched: HashSet<Incarnation>,
     counts: LinkCounts,
 }
@@ -157,8 +160,9 @@ fn name(session: SessionId) -> TransportSession {
 }
 
 impl PeerLinkState {
-    /// No sessions. `close_ends_writes`: what [`Transport`](connector::transport::Transport::close_ends_writes) says; at
-    /// most one sender for each of `ring_pages` pages; `receivers` are the addresses to dial.
+    /// A state without sessions. `close_ends_writes` is the value of
+    /// [`Transport`](connector::transport::Transport::close_ends_writes). At most `ring_pages` senders may connect. `receivers` are
+    /// the addresses to dial.
     pub fn new(close_ends_writes: bool, ring_pages: u32, receivers: Vec<String>) -> Self {
         Self {
             close_ends_writes,
@@ -178,7 +182,7 @@ impl PeerLinkState {
         }
     }
 
-    /// Takes a message.
+    /// Handles a message and returns the effects.
     pub fn on(&mut self, now: Instant, mail: ToPeerLink) -> Vec<Effect> {
         match mail {
             ToPeerLink::StartDialling(_) => self.on_start_dialling(),
@@ -207,32 +211,32 @@ impl PeerLinkState {
         }
     }
 
-    /// What was counted so far.
+    /// The totals so far.
     pub fn counts(&self) -> LinkCounts {
         self.counts
     }
 
-    /// True once this process is ending: no session begins any more.
+    /// True once this process has closed its links. No session begins after that.
     pub fn is_closing(&self) -> bool {
         self.closing
     }
 
-    /// No new session may begin: this process takes no prefills any more.
+    /// True if this process dials no more receivers, because it accepts no new prefills.
     fn is_ending(&self) -> bool {
         self.leaving || self.closing
     }
 
-    /// Sessions over which pages can travel.
+    /// Number of sessions whose lane has moved pages.
     pub fn ready(&self) -> usize {
         self.sessions.values().filter(|session| session.stage == Stage::Probed).count()
     }
 
-    /// Sessions that the transport still holds anything of.
+    /// Number of sessions that the transport has not closed yet.
     pub fn held(&self) -> usize {
         self.sessions.values().filter(|session| session.stage != Stage::Closed).count()
     }
 
-    /// A sender that fits said Hello: it joins, or is told why not.
+    /// A sender with a valid Hello wants to join. It is admitted, or refused with a reason.
     fn on_hello_came(&mut self, now: Instant, came: HelloCame) -> Vec<Effect> {
         let HelloCame { connection, address, http, sender, previous, drained, seed } = came;
         let mut effects = self.on_hello(sender, previous, drained);
@@ -254,7 +258,7 @@ impl PeerLinkState {
         effects
     }
 
-    /// A handshake is over: the session gets its name, and the transport opens it.
+    /// A handshake has succeeded: gives the session its id and has the transport open it.
     fn begin(&mut self, now: Instant, http: String, agreed: Agreed) -> Vec<Effect> {
         let Agreed { direction, connection, peer, address, ring_pages, seed } = agreed;
         self.next += 1;
@@ -278,11 +282,12 @@ impl PeerLinkState {
         vec![to::log(line), to::transport(Command::Open { session: name(session) })]
     }
 
-    /// The watchdog says that this process is unwell, or well again: peers must not wait for one that is stuck.
+    /// The watchdog found a fault, or the fault has passed. A fault ends all sessions, so that peers do not wait for a process that is
+    /// stuck.
     fn on_health(&mut self, fault: Option<String>) -> Vec<Effect> {
         self.fault = fault;
         match &self.fault {
-            Some(fault) => self.end_all(&format!("this process is unwell: {fault}")),
+            Some(fault) => self.end_all(&format!("this process is unhealthy: {fault}")),
             None => Vec::new(),
         }
     }
@@ -297,24 +302,24 @@ impl PeerLinkState {
             }
             Event::Failed { session, error } => self.on_failed(SessionId(session.0), &error),
             Event::Closed { session, drained } => self.on_closed(SessionId(session.0), drained),
-            // The transfer actor's.
+            // These events go to the transfer actor.
             Event::PutCompleted { .. } | Event::Flushed { .. } => Vec::new(),
         }
     }
 
-    /// A transport that takes no more commands has let go of everything, or is about to: it answers no Close.
+    /// A session failed in the transport. A transport that has shut down answers no Close, and has closed all sessions or is about to.
     fn on_failed(&mut self, session: SessionId, error: &TransportError) -> Vec<Effect> {
         match (self.sessions.get(&session).map(Session::is_live), error) {
             (Some(false), TransportError::NotTaken(SubmitError::ShutDown)) => self.on_closed(session, false),
             (Some(false), TransportError::NotTaken(_)) => {
-                // Its queue is full, which events will empty.
+                // The transport's queue is full. Each event makes room in it, so the command is sent again.
                 vec![to::transport(Command::Close { session: name(session) })]
             }
             _ => self.on_end(session, error.to_string()),
         }
     }
 
-    /// The transport has created the session's worker, or could not.
+    /// The transport has created the session's worker, or failed to.
     fn on_opened(&mut self, session: SessionId, result: Result<Descriptor, String>) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session).filter(|live| live.stage == Stage::Opening) else {
             return Vec::new();
@@ -324,7 +329,7 @@ impl PeerLinkState {
             Err(reason) => return self.on_end(session, reason),
         };
         live.stage = Stage::Up;
-        // It is measured when its turn comes, which the first credit says.
+        // The measurement waits for its turn. Its limit begins to count at the first credit.
         live.since = None;
         let connection = live.connection;
         let opened = SessionOpened { session, ring_pages: live.ring_pages, seed: live.seed };
@@ -354,20 +359,20 @@ impl PeerLinkState {
             if let Err(reason) = self.on_probed(session) {
                 return self.on_end(session, reason);
             }
-            // The receiver uses the session from now on, and has to hear again that it must not.
+            // The receiver starts to use the session at LinkProbed, so Leaving must be sent again after it.
             effects.extend(self.leaving.then(|| write(Frame::Leaving)));
         }
         effects
     }
 
-    /// Pages have moved over the session's lane.
+    /// The session's lane has moved pages.
     fn on_probed(&mut self, session: SessionId) -> Result<(), String> {
         match self.sessions.get_mut(&session) {
             Some(live) if live.stage == Stage::Up => {
                 (live.stage, live.probed) = (Stage::Probed, true);
                 Ok(())
             }
-            _ => Err("lane was called probed out of turn".to_owned()),
+            _ => Err("LinkProbed was sent for a lane that is already probed".to_owned()),
         }
     }
 
@@ -380,7 +385,7 @@ impl PeerLinkState {
         .collect()
     }
 
-    /// Time has passed: a session that has not moved a page by now is ended.
+    /// Ends the sessions that have exceeded [`PROBE_LIMIT`].
     fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
         let late = |session: &Session| {
             matches!(session.stage, Stage::Opening | Stage::Up)
@@ -388,7 +393,7 @@ impl PeerLinkState {
         };
         let late: Vec<SessionId> =
             self.sessions.iter().filter(|(_, session)| late(session)).map(|(session, _)| *session).collect();
-        let reason = format!("no page had moved over its lane after {} s", PROBE_LIMIT.as_secs());
+        let reason = format!("the lane moved no page within {} s", PROBE_LIMIT.as_secs());
         late.into_iter().flat_map(|session| self.on_end(session, reason.clone())).collect()
     }
 
@@ -399,7 +404,7 @@ impl PeerLinkState {
         }
     }
 
-    /// The link broke, the lane failed, or a peer broke a rule. Only the first reason counts.
+    /// Ends a session because the link broke, the lane failed, or the peer broke a rule. Later reasons for the same session are ignored.
     fn on_end(&mut self, session: SessionId, reason: String) -> Vec<Effect> {
         self.end(session, reason, self.closing)
     }
@@ -423,13 +428,13 @@ impl PeerLinkState {
         sessions.into_iter().flat_map(|session| self.on_end(session, reason.to_owned())).collect()
     }
 
-    /// This process ends: so do all sessions.
+    /// This process is shutting down: ends all sessions.
     fn on_shutdown(&mut self) -> Vec<Effect> {
         self.closing = true;
-        self.end_all("this process is ending")
+        self.end_all("this process is shutting down")
     }
 
-    /// The transport has let go of the session.
+    /// The transport has closed its side of the session.
     fn on_closed(&mut self, session: SessionId, drained: bool) -> Vec<Effect> {
         let Some(over) = self.sessions.get_mut(&session) else { return Vec::new() };
         over.stage = Stage::Closed;
@@ -449,8 +454,8 @@ impl PeerLinkState {
     }
 }
 
-/// Everyone who knows a session hears that it is lost. The proxy first: it places no request on a sender that the decoder no
-/// longer knows.
+/// Sends `PeerLost` to all actors that know the session. The proxy gets it first, so that it places no request on a sender that the
+/// decoder no longer knows.
 fn lost(direction: &Direction, lost: PeerLost) -> Vec<Effect> {
     match direction {
         Direction::Incoming { .. } => vec![to::proxy(lost), to::decoder(lost), to::buffer_manager(lost)],

@@ -1,46 +1,49 @@
-//! What the proxy knows of one place that prefills: what waits there, how fast it has been, and whether its prefills fail.
+//! The proxy's record of one place that prefills (this node or a sender): its waiting prompts, its speed and its failures.
 
 use std::time::{Duration, Instant};
 
 use crate::messages::{PrefillOutcome, PrefillOver};
 
-/// Prompts shorter than this say more about what a step costs than about how fast it goes.
+/// Least length of a prompt whose speed is measured. For shorter prompts the fixed cost of a step dominates.
 const MEASURED_TOKENS: u32 = 16;
 
-/// How long a place gets no prompts after a failed prefill, first and longest; doubled by each failure in a row. The first pause is longer than
-/// prompts under way take to fail together; at the longest one, a place that never recovers costs one recompute in half a minute.
+/// First and longest pause in which a place gets no prompts after a failed prefill. Each further failure in a row doubles the pause.
+/// The first pause is long enough for all prompts in progress to fail together. At the longest pause, a place that never recovers
+/// costs one recompute per 30 s.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// Failed prefills in a row.
+/// The pause after one or more failed prefills in a row.
 #[derive(Debug)]
 struct Failing {
+    /// Length of the pause.
     pause: Duration,
+    /// End of the pause.
     until: Instant,
 }
 
-/// A place that prefills.
+/// A place that prefills: this node or a sender.
 #[derive(Debug, Default)]
 pub(super) struct Place {
-    /// Tokens of the prompts that wait.
+    /// Tokens of the prompts that were sent here and are not computed yet.
     pub(super) waiting: u64,
-    /// The newest prompt counts for an eighth; `None` before the first.
-    pub(super) micros_a_token: Option<f64>,
-    /// Since the last prefill that succeeded.
+    /// Moving average of the prefill time per token, in which the newest prompt has the weight 1/8; `None` before the first prompt.
+    pub(super) micros_per_token: Option<f64>,
+    /// Set if prefills have failed since the last one that succeeded.
     failing: Option<Failing>,
 }
 
 impl Place {
-    /// When a prompt of so many tokens that comes now is done, in microseconds from now.
-    pub(super) fn done_in(&self, tokens: u64, micros_a_token: f64) -> f64 {
-        (self.waiting + tokens) as f64 * micros_a_token
+    /// Time until a prompt of `tokens` tokens that is sent here now would be computed, in microseconds.
+    pub(super) fn done_in(&self, tokens: u64, micros_per_token: f64) -> f64 {
+        (self.waiting + tokens) as f64 * micros_per_token
     }
 
-    /// Whether it gets prompts. After a failure it gets none for a pause, and then one at a time until one succeeds.
+    /// True if this place may get prompts now. After a failure it gets none during a pause, and then one at a time until one succeeds.
     pub(super) fn is_open(&self, now: Instant) -> bool {
         self.failing.as_ref().is_none_or(|failing| now >= failing.until && self.waiting == 0)
     }
 
-    /// A prompt does not wait any more.
+    /// A prefill that was sent here has ended.
     pub(super) fn over(&mut self, now: Instant, over: &PrefillOver) {
         self.waiting = self.waiting.saturating_sub(u64::from(over.tokens));
         match over.outcome {
@@ -56,14 +59,14 @@ impl Place {
     }
 
     fn measured(&mut self, now: f64) {
-        // One that was stopped for a while has not become slow.
+        // A sample counts as at most twice the average, so that a process that was stopped for a while does not look slow.
         let mixed = |known: f64| known + (now.min(2.0 * known) - known) / 8.0;
-        self.micros_a_token = Some(self.micros_a_token.map_or(now, mixed));
+        self.micros_per_token = Some(self.micros_per_token.map_or(now, mixed));
     }
 
     fn failed(&mut self, now: Instant) {
         let pause = match &self.failing {
-            // It was sent there before the pause began.
+            // The prompt was sent before the pause began.
             Some(failing) if now < failing.until => return,
             Some(failing) => (2 * failing.pause).min(PAUSE.1),
             None => PAUSE.0,

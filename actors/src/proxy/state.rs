@@ -1,4 +1,4 @@
-//! Where a request goes: the decisions of the proxy, without actix, clock or I/O.
+//! The routing of requests: the decisions of the proxy, without actix, clock or I/O.
 
 use std::time::{Duration, Instant};
 
@@ -7,13 +7,13 @@ use crate::effect::{Effect, ToProxy, to};
 use crate::messages::{Decode, PrefillOver, SessionId, StreamEnd};
 use crate::request::{Generate, Refused, Route, StreamEvent};
 
-/// The senders that can prefill, and what this node can hold.
+/// The senders that can prefill, and the pages that a request may use here.
 #[derive(Debug)]
 pub struct ProxyState {
     page_tokens: u32,
-    /// Pages that a request may have where no lost session holds any.
+    /// Pages that a request may use when no page is quarantined.
     request_pages: u32,
-    /// Pages that a request may have now.
+    /// Pages that a request may use now.
     usable_pages: u32,
     local_if_sooner_by: Duration,
     here: Place,
@@ -23,8 +23,8 @@ pub struct ProxyState {
 }
 
 impl ProxyState {
-    /// No senders; a request may need at most `request_pages` pages of `page_tokens` tokens, and is prefilled here although a
-    /// sender lives if that gives its first token sooner by more than `local_if_sooner_by`.
+    /// A state without senders. A request may need at most `request_pages` pages of `page_tokens` tokens. If all senders are busy, a
+    /// request is prefilled here if its first token then comes sooner by more than `local_if_sooner_by`.
     pub fn new(page_tokens: u32, request_pages: u32, local_if_sooner_by: Duration) -> Self {
         let (here, senders) = (Place::default(), Vec::new());
         let usable_pages = request_pages;
@@ -40,11 +40,11 @@ impl ProxyState {
         }
     }
 
-    /// Takes a message.
+    /// Handles a message and returns the effects.
     pub fn on(&mut self, now: Instant, mail: ToProxy) -> Vec<Effect> {
         match mail {
             ToProxy::Generate(generate) => return vec![self.on_generate(now, generate)],
-            // Behind its request: the decoder hears of a request before it hears of its abort.
+            // Aborts take the same path as requests, so that the decoder gets a request before its abort.
             ToProxy::AbortRequest(abort) => return vec![to::decoder(abort)],
             ToProxy::PrefillOver(over) => self.on_prefill_over(now, &over),
             ToProxy::PeerReady(ready) => self.on_peer_ready(ready.session),
@@ -72,16 +72,16 @@ impl ProxyState {
         self.senders.push((session, Place::default()));
     }
 
-    /// A sender is gone, or takes no new prefills.
+    /// A sender's session has ended, or the sender accepts no new prefills.
     fn on_peer_lost(&mut self, session: SessionId) {
         self.senders.retain(|(sender, _)| *sender != session);
     }
 
-    /// A prompt does not wait any more.
+    /// A prefill has ended.
     fn on_prefill_over(&mut self, now: Instant, over: &PrefillOver) {
         let place = match over.on {
             None => Some(&mut self.here),
-            // One that is gone has left nothing to keep books of.
+            // A sender whose session has ended has no record any more.
             Some(session) => {
                 self.senders.iter_mut().find(|(sender, _)| *sender == session).map(|(_, place)| place)
             }
@@ -91,12 +91,12 @@ impl ProxyState {
         }
     }
 
-    /// Tokens of prompts that wait, here and at senders.
+    /// Total tokens of the prompts that wait here and at senders.
     pub fn waiting(&self) -> u64 {
         self.here.waiting + self.senders.iter().map(|(_, place)| place.waiting).sum::<u64>()
     }
 
-    /// Which sender prefills this request; `None`: this node.
+    /// Chooses the sender that prefills this request; `None` means this node.
     ///
     /// # Errors
     /// [`Refused`].
@@ -125,9 +125,12 @@ impl ProxyState {
         Ok(sender.map(|index| self.senders[index].0))
     }
 
-    /// The next in turn of the senders where nothing waits: it is free for this prompt, however slow it once was, and shows how fast it is
-    /// now. If there is none, the sender that would be done first; `None` if this node would be done sooner by more than
-    /// `local_if_sooner_by`, which is what a prefill here costs those that decode. A sender whose prefills fail is left out while its pause lasts.
+    /// The index of the sender that should prefill a prompt of `tokens` tokens; `None` means this node.
+    ///
+    /// Senders without waiting prompts come first, in turn. This does not depend on their measured speed, so that a sender that was slow
+    /// is measured again. If all senders have waiting prompts, the choice is the sender with the earliest predicted end, or this node if its
+    /// predicted end is sooner by more than `local_if_sooner_by`. That duration is the price of delaying the requests that decode here.
+    /// Senders whose prefills fail are left out during their pause.
     fn soonest(&self, now: Instant, tokens: u64) -> Option<usize> {
         let count = self.senders.len();
         let in_turn = (0..count).map(|step| (self.next + step) % count);
@@ -135,15 +138,15 @@ impl ProxyState {
         if let Some(idle) = open.clone().find(|index| self.senders[*index].1.waiting == 0) {
             return Some(idle);
         }
-        // One that has not shown how fast it is is taken for the fastest.
-        let known = self.senders.iter().filter_map(|(_, place)| place.micros_a_token);
+        // A sender without a measured speed is assumed to be as fast as the fastest.
+        let known = self.senders.iter().filter_map(|(_, place)| place.micros_per_token);
         let fastest = known.min_by(f64::total_cmp).unwrap_or(0.0);
-        let speed = |index: usize| self.senders[index].1.micros_a_token.unwrap_or(fastest);
+        let speed = |index: usize| self.senders[index].1.micros_per_token.unwrap_or(fastest);
         let done_in = |index: usize| self.senders[index].1.done_in(tokens, speed(index));
         let first = open.next()?;
         let best = open.fold(first, |a, b| if done_in(b) < done_in(a) { b } else { a });
-        // Nothing better is known of this node than that its kind is the sender's.
-        let here = self.here.done_in(tokens, self.here.micros_a_token.unwrap_or(speed(best)));
+        // Without a measured speed, this node is assumed to be as fast as that sender.
+        let here = self.here.done_in(tokens, self.here.micros_per_token.unwrap_or(speed(best)));
         let saved = done_in(best) - here;
         (saved <= self.local_if_sooner_by.as_secs_f64() * 1e6).then_some(best)
     }
@@ -178,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_goes_where_it_is_done_first() {
+    fn a_prompt_goes_to_the_place_with_the_earliest_predicted_end() {
         let (fast, slow) = (SessionId(1), SessionId(2));
         let (mut state, now) = (ProxyState::new(16, 1000, SOONER_BY), Instant::now());
         state.on_peer_ready(fast);
@@ -191,14 +194,14 @@ mod tests {
         state.on_prefill_over(now, &computed(fast, 100, 100_000));
         state.on_prefill_over(now, &computed(slow, 100, 300_000));
         assert_eq!(state.waiting(), 0);
-        // 1 and 3 ms a token: whoever has nothing to do is next, then the fast one until three such prompts wait there.
+        // 1 and 3 ms per token: idle senders come first, then the fast one until three such prompts wait there.
         let chosen: Vec<_> = (0..4).map(|_| route(&mut state, 100)).collect();
         assert_eq!(chosen, [Some(fast), Some(slow), Some(fast), Some(fast)].to_vec());
-        // 0.8 s at the fast sender and then 1.3 s, and 0.5 s here: not worth it.
+        // 0.8 s and then 1.3 s at the fast sender, 0.5 s here: this node is not sooner by more than 1 s.
         assert_eq!([route(&mut state, 500), route(&mut state, 500)], [Some(fast); 2]);
         // 1.9 s at the fast sender, 2.1 s at the slow one, 0.6 s here.
         assert_eq!(route(&mut state, 600), None);
-        assert_eq!(route(&mut state, 600), Some(fast), "there is one here already");
+        assert_eq!(route(&mut state, 600), Some(fast), "a prompt already waits here");
         state.on_peer_lost(fast);
         state.on_prefill_over(now, &failed(fast, 100));
         assert_eq!(state.waiting(), 100 + 600);
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abort_follows_its_request_to_the_decoder() {
+    fn an_abort_reaches_the_decoder_after_its_request() {
         let (mut state, now) = (ProxyState::new(16, 10, SOONER_BY), Instant::now());
         let generate = generate(1, 1, Route::Auto);
         let effects = state.on(now, generate.clone().into());
@@ -230,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_beside_the_quarantine_is_refused_with_the_numbers() {
+    fn a_request_that_does_not_fit_beside_the_quarantine_is_refused_with_the_numbers() {
         let (mut state, now) = (ProxyState::new(16, 10, SOONER_BY), Instant::now());
         let large = |state: &mut ProxyState| state.route(now, &generate(100, 29, Route::Auto));
         assert_eq!(large(&mut state), Ok(None));
@@ -241,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_fit_is_refused() {
+    fn a_request_that_can_never_fit_is_refused() {
         let (mut state, now) = (ProxyState::new(16, 10, SOONER_BY), Instant::now());
         assert_eq!(state.route(now, &generate(100, 61, Route::Auto)), Ok(None));
         let refused = Err(Refused::TooLarge { needed: 11, usable: 10 });
@@ -257,13 +260,14 @@ mod tests {
         state.on_peer_ready(good);
         state.on_peer_ready(broken);
         let route = |state: &mut ProxyState, now| state.route(now, &generate(100, 1, Route::Auto)).unwrap();
-        // Both are idle, and each gets some prompts.
-        let under_way: Vec<_> = (0..8).map(|_| route(&mut state, now)).collect();
-        assert_eq!(under_way.iter().filter(|on| **on == Some(broken)).count(), 4);
+        // Both senders are idle, and each gets four prompts.
+        let in_progress: Vec<_> = (0..8).map(|_| route(&mut state, now)).collect();
+        assert_eq!(in_progress.iter().filter(|on| **on == Some(broken)).count(), 4);
         for _ in 0..4 {
             state.on_prefill_over(now, &failed(broken, 100));
         }
-        // It fails at once, so nothing ever waits there. Half a minute's prompts, one in 10 ms, and the others finish:
+        // The broken sender fails at once, so no prompt ever waits there. For 30 s a prompt arrives every 10 ms; the good sender
+        // finishes its prompts.
         let mut tried = Vec::new();
         for tick in 0..3000 {
             now += Duration::from_millis(10);
@@ -276,27 +280,27 @@ mod tests {
             }
             state.on_prefill_over(now, &computed(good, 100, 1000));
         }
-        // The four that failed together count once; the pauses are 0.5, 1, 2, 4, 8 and 16 s.
+        // The four failures at the start count once; the pauses are 0.5, 1, 2, 4, 8 and 16 s.
         assert_eq!(tried, [49, 149, 349, 749, 1549]);
-        // It recovers.
+        // The broken sender recovers.
         now += Duration::from_secs(30);
         assert_eq!(route(&mut state, now), Some(broken));
         let during: Vec<_> = (0..3).map(|_| route(&mut state, now)).collect();
-        assert_eq!(during, [Some(good); 3], "one prompt tries it, not more");
+        assert_eq!(during, [Some(good); 3], "only one prompt is sent to it until one succeeds");
         state.on_prefill_over(now, &computed(broken, 100, 1000));
         let turns: Vec<_> = (0..4).map(|_| route(&mut state, now)).collect();
         assert!(turns.contains(&Some(broken)), "{turns:?}");
     }
 
     #[test]
-    fn where_every_sender_fails_this_node_prefills() {
+    fn this_node_prefills_if_all_senders_fail() {
         let (mut state, now) = (ProxyState::new(16, 1000, SOONER_BY), Instant::now());
         state.on_peer_ready(SessionId(1));
         let route = |state: &mut ProxyState, now| state.route(now, &generate(100, 1, Route::Auto)).unwrap();
         assert_eq!(route(&mut state, now), Some(SessionId(1)));
         state.on_prefill_over(now, &failed(SessionId(1), 100));
         assert_eq!(route(&mut state, now), None);
-        // A prompt that was withdrawn says nothing: the pause stays as long as it was, and is not over sooner.
+        // A withdrawn prompt is neither a success nor a failure: it leaves the pause as it was.
         let later = now + Duration::from_secs(1);
         assert_eq!(route(&mut state, later), Some(SessionId(1)));
         let outcome = PrefillOutcome::Withdrawn;

@@ -1,4 +1,4 @@
-//! Sessions and the pages that land in them: announcements are checked, and pages of lost sessions are quarantined.
+//! Sessions and the pages that land in them: checks announcements and quarantines the pages of lost sessions.
 
 use std::num::NonZeroU32;
 
@@ -18,7 +18,7 @@ use crate::messages::{
 use crate::request::RequestId;
 
 impl PoolState {
-    /// A session began: its peer may write up to `ring_pages` pages of ours, whose hashes have this seed.
+    /// A session began. Its peer may hold up to `ring_pages` credits, and `seed` is part of the seed of its page hashes.
     pub(super) fn on_session_opened(&mut self, opened: SessionOpened) -> Vec<Effect> {
         if let Some(capacity) = NonZeroU32::new(opened.ring_pages) {
             self.rings.open(opened.session, capacity, opened.seed);
@@ -26,19 +26,19 @@ impl PoolState {
         Vec::new()
     }
 
-    /// The session's start-up measurement is over.
+    /// The session's start-up measurement has ended.
     pub(super) fn on_measured(&mut self, session: SessionId) -> Vec<Effect> {
         self.rings.measured(session);
         Vec::new()
     }
 
-    /// The session's peer is about to end: once no page is to land, its credits are called back at once.
+    /// The session's peer is shutting down. When no more pages will land, its credits are called back at once.
     pub(super) fn on_peer_leaving(&mut self, session: SessionId) -> Vec<Effect> {
         self.rings.leave(session);
         Vec::new()
     }
 
-    /// A session ended: puts into its outstanding pages may still land.
+    /// A session ended. Puts into its outstanding pages may still land. If it held no credit, the peer link needs no proof.
     pub(super) fn on_session_lost(&mut self, session: SessionId) -> Vec<Effect> {
         self.rings.lose(session, Vec::new());
         let mut effects = self.quarantine_changed();
@@ -48,14 +48,14 @@ impl PoolState {
         effects
     }
 
-    /// Proof: no byte of this lost session can land any more.
+    /// There is proof that no write of this lost session can land any more: its quarantined pages become free.
     pub(super) fn on_session_drained(&mut self, drained: SessionDrained) -> Vec<Effect> {
         self.free.extend(self.rings.drain(drained.session).into_iter().map(|page| page.0));
         self.quarantine_changed()
     }
 
-    /// A sender says that pages are whole and visible. They are adopted only if they are what it put: `hasher` computes
-    /// what is there; without one, both sides have agreed to do without.
+    /// A sender announces that pages are complete and visible. They are adopted only if their hashes match. `hasher` computes the
+    /// hashes; it is `None` if page hashes are off.
     pub(super) fn on_page_filled(&mut self, filled: PageFilled, hasher: Option<Hasher<'_>>) -> Vec<Effect> {
         let session = filled.session;
         let Some(seed) = self.rings.get(session).map(Ring::seed) else { return Vec::new() };
@@ -70,14 +70,14 @@ impl PoolState {
             (holding.from == Some(session)).then_some((request, owner, holding.landing))
         });
         let Some((request, owner, landing)) = lands else {
-            // No request waits for them: they are a measurement's, or their request has ended, or it is prefilled elsewhere now.
+            // No request waits for these pages: they belong to a measurement, or their request ended or is prefilled elsewhere now.
             self.free.extend(pages.iter().map(|page| page.0));
             return Vec::new();
         };
         if filled.count > landing {
             self.free.extend(pages.iter().map(|page| page.0));
             let reason =
-                format!("{} pages of {request} were announced, and {landing} are to land", filled.count);
+                format!("peer announced {} pages of {request}, but {landing} were expected", filled.count);
             return vec![broken(session, reason)];
         }
         let seed_of = |n: u32| PageSeed {
@@ -103,8 +103,9 @@ impl PoolState {
         vec![to::decoder(PagesAdopted { request, first_page, pages, transfer_micros })]
     }
 
-    /// A hash does not match: a bit flipped, or the flush did not cover what its sender says. More may land in these pages, and
-    /// under every credit of the session. So the session is over here, its pages wait for proof, and the link hears of it.
+    /// A page hash does not match. Either a bit flipped, or the flush did not cover all puts that the sender announced. In the second
+    /// case more bytes may land in these pages and under all other credits of the session. Therefore the session ends and all these
+    /// pages are quarantined until there is proof.
     pub(super) fn on_damaged(
         &mut self,
         session: SessionId,
@@ -113,7 +114,7 @@ impl PoolState {
     ) -> Vec<Effect> {
         self.rings.lose(session, damaged);
         self.counts.mismatches += 1;
-        let reason = format!("a page of {request} is not what was put");
+        let reason = format!("the hash of a page of {request} does not match");
         let mut effects = vec![
             to::log(LogLine::PageDamaged { request }),
             to::decoder(PageRejected { request }),

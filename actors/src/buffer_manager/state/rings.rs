@@ -1,13 +1,14 @@
-//! The rings of all sessions: who may hold how many credits, and which pages of lost sessions are quarantined.
+//! The rings of all sessions: how many credits each session may hold, and which pages of lost sessions are quarantined.
 //!
-//! A session **wants** a credit for each page that is to land in it, or what its start-up measurement needs, and nothing when it is
-//! idle. What all sessions hold never exceeds the ring. If they want more, the allotments are max-min fair: a session that wants
-//! less than an equal part gets what it wants, and the others share the rest. A session that holds more than its allotment is
-//! told to give unspent credits back only when another one lacks them, or after it has been idle for [`IDLE`].
+//! A session **wants** one credit per page that will land in it, or as many as its start-up measurement needs, and none when it is
+//! idle. All sessions together never hold more credits than the ring has pages. If they want more, the allotments are max-min fair:
+//! a session that wants less than an equal share gets what it wants, and the others divide the rest equally. A session that holds
+//! more than its allotment is told to return unspent credits only when another session lacks them, when it has been idle for
+//! [`IDLE`], or when its peer is leaving.
 //!
 //! **Invariant**: a session with landing pages or a running measurement has a credit.
 //!
-//! Quarantined pages are not part of the ring: a lost session takes nothing from the others.
+//! Quarantined pages are not part of the ring, so a lost session does not reduce the credits of the others.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -17,16 +18,17 @@ use connector::ring::{CreditNumber, GrantLedger, PageIndex, RingError};
 
 use crate::messages::SessionId;
 
-/// How long an idle session keeps its credits.
+/// Time for which an idle session keeps its credits.
 const IDLE: Duration = Duration::from_secs(5);
-/// A session that holds more credits than it was told to has to return at least one in this time. Much longer than a put takes.
+/// Time in which a session that holds more credits than its announced share must return at least one. It is much longer than a put
+/// takes.
 pub(super) const RETURN_LIMIT: Duration = Duration::from_secs(30);
-/// Most sessions that are measured at once: they compete for the lane that they measure.
+/// Upper bound of the sessions measured at once. Measurements that run together compete for the same lane.
 const MEASUREMENTS: usize = 4;
 
 #[derive(Debug, PartialEq, Eq)]
 enum Measurement {
-    /// It waits for its turn and for its first credit.
+    /// The session waits for its turn and for its first credit.
     Waiting,
     Running,
     Over,
@@ -37,36 +39,36 @@ pub(super) struct Ring {
     ledger: GrantLedger,
     seed: u64,
     measurement: Measurement,
-    /// Its measurement begins with the first credit that can be had.
+    /// The measurement begins as soon as a credit is available.
     is_next: bool,
-    /// Pages that are to land in it.
+    /// Number of pages that will land in the session.
     landing: u32,
-    /// Since when it wants nothing.
+    /// Since when the session wants no credits.
     idle_since: Option<Instant>,
-    /// The share that its peer was told while it held more.
-    told: Option<Told>,
-    /// Its peer is about to end: it keeps no credits for later.
+    /// The last share announced to the peer while the session held more credits.
+    called_back: Option<CalledBack>,
+    /// The peer is shutting down, so it keeps no credits while idle.
     is_leaving: bool,
 }
 
-/// A share that a session's peer was told while it held more.
+/// A `RingShare` sent to a peer that held more credits than its share.
 #[derive(Debug)]
-struct Told {
+struct CalledBack {
     share: u32,
-    /// When it was told, or last returned a credit.
+    /// When the share was sent, or when the peer last returned a credit.
     since: Instant,
-    /// What it held then.
+    /// Credits outstanding at that time.
     outstanding: u32,
-    /// It took too long, and the session's end was asked for.
+    /// The peer exceeded [`RETURN_LIMIT`], and the end of the session was requested.
     is_broken: bool,
 }
 
-/// Every session's ring.
+/// The rings of all sessions.
 #[derive(Debug)]
 pub(super) struct Rings {
-    /// Most credits outstanding in all sessions.
+    /// Upper bound of the credits outstanding in all sessions.
     budget: u32,
-    /// What a measurement wants.
+    /// Number of credits that a measurement wants.
     measured_pages: u32,
     sessions: BTreeMap<SessionId, Ring>,
     outstanding: u32,
@@ -74,22 +76,22 @@ pub(super) struct Rings {
     quarantined: u32,
 }
 
-/// What a session is to get, or to give back.
+/// A change of a session's credits.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// So many more credits.
+    /// Grant this number of credits to the session.
     Grant(SessionId, u32),
-    /// It is told to hold at most so many.
+    /// Tell the session's peer to hold at most this number of credits.
     Share(SessionId, u32),
-    /// It was told to hold at most so many, and returned none for [`RETURN_LIMIT`].
+    /// End the session: its peer was told to hold at most this number of credits and returned none for [`RETURN_LIMIT`].
     Break(SessionId, u32),
 }
 
-/// The session of the reservation that is served next, whose pages land in it. Without a credit it waits for its first one.
+/// The session in which the pages of the first waiting reservation will land. If the session has no credit, it waits for its first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Next {
     pub(super) session: SessionId,
-    /// The reservation is served at once: the credit is kept for it, and granted then.
+    /// The reservation fits now. One page is kept for the session's first credit, which is granted after the reservation.
     pub(super) is_served: bool,
 }
 
@@ -106,27 +108,30 @@ impl Ring {
         self.landing > 0 || self.measurement == Measurement::Running
     }
 
-    /// Tells the session's peer its share if it holds more and `must` return some; asks for the session's end if it returns none.
+    /// Sends the session's peer its share if it holds more credits and `must` return some. Requests the end of the session if the
+    /// peer has returned none for [`RETURN_LIMIT`].
     fn call_back(&mut self, session: SessionId, share: u32, must: bool, now: Instant) -> Option<Change> {
         let outstanding = self.outstanding();
-        if let Some(told) = self.told.as_mut() {
-            if outstanding <= told.share || outstanding < told.outstanding {
-                (told.since, told.outstanding) = (now, outstanding);
-            } else if now.saturating_duration_since(told.since) >= RETURN_LIMIT && !told.is_broken {
-                told.is_broken = true;
-                return Some(Change::Break(session, told.share));
+        if let Some(last) = self.called_back.as_mut() {
+            if outstanding <= last.share || outstanding < last.outstanding {
+                (last.since, last.outstanding) = (now, outstanding);
+            } else if now.saturating_duration_since(last.since) >= RETURN_LIMIT && !last.is_broken {
+                last.is_broken = true;
+                return Some(Change::Break(session, last.share));
             }
         }
-        let is_told = self.told.as_ref().is_some_and(|told| told.share == share);
-        if outstanding <= share || !must || is_told {
+        let is_sent = self.called_back.as_ref().is_some_and(|last| last.share == share);
+        if outstanding <= share || !must || is_sent {
             return None;
         }
-        let (since, is_broken) = self.told.as_ref().map_or((now, false), |told| (told.since, told.is_broken));
-        self.told = Some(Told { share, since, outstanding, is_broken });
+        let (since, is_broken) =
+            self.called_back.as_ref().map_or((now, false), |last| (last.since, last.is_broken));
+        self.called_back = Some(CalledBack { share, since, outstanding, is_broken });
         Some(Change::Share(session, share))
     }
 
-    /// Nothing is to land, and its measurement has not begun: it begins with the first credit, not the other way round.
+    /// True if no page will land in the session and its measurement has not begun. Such a session gets its first credit only from
+    /// `begin_measurements`.
     fn only_waits(&self) -> bool {
         self.landing == 0 && self.measurement == Measurement::Waiting
     }
@@ -156,16 +161,16 @@ impl Rings {
         self.sessions.get(&session)
     }
 
-    /// Which session's peer may write the page, and whether that session is over.
+    /// The session whose peer may write `page`, and whether that session has ended.
     pub(super) fn writer(&self, page: PageIndex) -> Option<(SessionId, bool)> {
         let granted = self.sessions.iter().find(|(_, ring)| ring.ledger.covers(page));
-        let set_aside = || self.quarantine.iter().find(|(_, pages)| pages.contains(&page));
+        let quarantined = || self.quarantine.iter().find(|(_, pages)| pages.contains(&page));
         granted
             .map(|(session, _)| (*session, false))
-            .or_else(|| set_aside().map(|(session, _)| (*session, true)))
+            .or_else(|| quarantined().map(|(session, _)| (*session, true)))
     }
 
-    /// A session whose peer may hold up to `capacity` credits begins; it is measured first.
+    /// Adds a session whose peer may hold up to `capacity` credits. Its measurement comes first.
     pub(super) fn open(&mut self, session: SessionId, capacity: NonZeroU32, seed: u64) {
         let (ledger, measurement) = (GrantLedger::new(capacity), Measurement::Waiting);
         let ring = Ring {
@@ -175,46 +180,47 @@ impl Rings {
             is_next: false,
             landing: 0,
             idle_since: None,
-            told: None,
+            called_back: None,
             is_leaving: false,
         };
         self.sessions.insert(session, ring);
     }
 
-    /// The session's peer is about to end.
+    /// The session's peer is shutting down.
     pub(super) fn leave(&mut self, session: SessionId) {
         if let Some(ring) = self.sessions.get_mut(&session) {
             ring.is_leaving = true;
         }
     }
 
-    /// Pages of this lost session may still be written.
+    /// True if this session is lost and its peer may still write pages of ours.
     pub(super) fn is_quarantined(&self, session: SessionId) -> bool {
         self.quarantine.contains_key(&session)
     }
 
-    /// The session's measurement is over.
+    /// The session's measurement has ended.
     pub(super) fn measured(&mut self, session: SessionId) {
         if let Some(ring) = self.sessions.get_mut(&session) {
             (ring.measurement, ring.is_next) = (Measurement::Over, false);
         }
     }
 
-    /// So many more pages are to land.
+    /// `pages` more pages will land in the session.
     pub(super) fn expect(&mut self, session: SessionId, pages: u32) {
         if let Some(ring) = self.sessions.get_mut(&session) {
             ring.landing += pages;
         }
     }
 
-    /// So many pages have landed, or are not to land any more.
+    /// `pages` pages have landed in the session, or will no longer land.
     pub(super) fn expect_less(&mut self, session: SessionId, pages: u32) {
         if let Some(ring) = self.sessions.get_mut(&session) {
             ring.landing = ring.landing.saturating_sub(pages);
         }
     }
 
-    /// The session's peer calls pages filled.
+    /// Spends the credits of pages that the session's peer announced as filled, and returns the pages. `None` if there is no such
+    /// session.
     pub(super) fn fill(
         &mut self,
         session: SessionId,
@@ -226,7 +232,7 @@ impl Rings {
         Some(filled)
     }
 
-    /// The session is over. Its outstanding pages, and these `damaged` ones, may still be written.
+    /// Removes an ended session. Its outstanding pages and the `damaged` ones may still be written, so they are quarantined.
     pub(super) fn lose(&mut self, session: SessionId, damaged: Vec<PageIndex>) {
         let Some(ring) = self.sessions.remove(&session) else { return };
         self.outstanding -= ring.ledger.outstanding();
@@ -237,14 +243,14 @@ impl Rings {
         }
     }
 
-    /// Proof: nothing of this lost session can land any more. Its pages.
+    /// Returns the quarantined pages of a lost session, after proof that its peer can no longer write them.
     pub(super) fn drain(&mut self, session: SessionId) -> Vec<PageIndex> {
         let pages = self.quarantine.remove(&session).unwrap_or_default();
         self.quarantined -= pages.len() as u32;
         pages
     }
 
-    /// Grants a credit for each page; the number of the first.
+    /// Grants one credit per page and returns the number of the first.
     pub(super) fn grant(&mut self, session: SessionId, pages: &[PageIndex]) -> CreditNumber {
         let Some(ring) = self.sessions.get_mut(&session) else { return CreditNumber(0) };
         let first = CreditNumber(ring.ledger.head());
@@ -255,7 +261,7 @@ impl Rings {
         first
     }
 
-    /// How many more credits may be outstanding.
+    /// Number of credits that can be granted before the budget is reached.
     pub(super) fn room(&self) -> u32 {
         self.budget - self.outstanding
     }
@@ -266,20 +272,20 @@ impl Rings {
         self.sessions.get(&session).is_some_and(may)
     }
 
-    /// What is to change now: grants as far as `room` pages go, and shares.
+    /// The changes that are due now: grants of at most `room` credits, and shares.
     ///
-    /// Sessions without a credit that need one come first, so that each page that comes back serves the one that waits longest.
+    /// Sessions that need a credit and have none come first, so that each returned page goes to the session that waits longest.
     pub(super) fn changes(&mut self, now: Instant, room: u32, next: Option<Next>) -> Vec<Change> {
         let mut room = room.min(self.room());
         let mut changes = Vec::new();
         self.begin_measurements(room, next);
         let mut order = self.allotments(next);
-        // Whose pages may be landing first, then those that hold least.
+        // Sessions without a credit first, then busy sessions, then those with the fewest credits.
         order.sort_by_key(|(session, _)| {
             let ring = &self.sessions[session];
             (ring.outstanding() > 0, !ring.is_busy(), ring.outstanding())
         });
-        // One credit for each that has none, before any session gets its second.
+        // Each session without a credit gets one before any session gets its second.
         let firsts =
             order.iter().filter(|(session, share)| *share > 0 && self.may_get_first(*session, next)).count()
                 as u32;
@@ -302,27 +308,27 @@ impl Rings {
                 && !ring.is_busy()
                 && next.is_some_and(|next| next.is_served && next.session == *session);
             if granted > 0 && !is_kept {
-                ring.told = None;
+                ring.called_back = None;
                 changes.push(Change::Grant(*session, granted));
             }
         }
         for (session, share) in order {
             let Some(ring) = self.sessions.get_mut(&session) else { continue };
             ring.idle_since = if ring.is_busy() { None } else { ring.idle_since.or(Some(now)) };
-            let keeps = if ring.is_leaving { Duration::ZERO } else { IDLE };
-            let is_idle = ring.idle_since.is_some_and(|since| now.saturating_duration_since(since) >= keeps);
+            let limit = if ring.is_leaving { Duration::ZERO } else { IDLE };
+            let is_idle = ring.idle_since.is_some_and(|since| now.saturating_duration_since(since) >= limit);
             changes.extend(ring.call_back(session, share, lacks || is_idle, now));
         }
         changes
     }
 
-    /// The invariant, and the bound.
+    /// True if the invariant holds and the outstanding credits are within the budget.
     pub(super) fn holds(&self) -> bool {
         let served = self.sessions.values().all(|ring| !ring.is_busy() || ring.outstanding() > 0);
         served && self.outstanding <= self.budget
     }
 
-    /// Measurements begin in the order of sessions, each with its first credit.
+    /// Begins measurements in the order of session ids, each together with the session's first credit.
     fn begin_measurements(&mut self, room: u32, next: Option<Next>) {
         let running = |ring: &&Ring| ring.measurement == Measurement::Running;
         let waits = |session: &SessionId, ring: &Ring| {
@@ -341,7 +347,7 @@ impl Rings {
         }
     }
 
-    /// Each session's allotment. A busy session has a credit, so it is allotted one before the rest is divided.
+    /// The allotment of each session. A busy session must have a credit, so each busy session is allotted one before the rest is divided.
     fn allotments(&self, next: Option<Next>) -> Vec<(SessionId, u32)> {
         let busy = self.sessions.values().filter(|ring| ring.is_busy()).count() as u32;
         let least = |ring: &Ring| u32::from(ring.is_busy());
@@ -358,8 +364,8 @@ impl Rings {
     }
 }
 
-/// Divides `budget` max-min fairly: no session gets more than it wants, and those that want more share the rest equally. The first
-/// ones get what cannot be divided.
+/// Divides `budget` max-min fairly: no session gets more than it wants, and sessions that want more divide the rest equally. The
+/// remainder goes to the first of them.
 fn allot(budget: u32, wants: &[u32]) -> Vec<u32> {
     let mut order: Vec<usize> = (0..wants.len()).collect();
     order.sort_by_key(|index| wants[*index]);
@@ -393,12 +399,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_allotment_wastes_nothing_and_favours_no_one(budget in 0..50u32, wants in vec(0..30u32, 0..8)) {
+        fn allotments_use_the_budget_and_are_fair(budget in 0..50u32, wants in vec(0..30u32, 0..8)) {
             let shares = allot(budget, &wants);
             prop_assert_eq!(shares.iter().sum::<u32>(), budget.min(wants.iter().sum()));
             for (share, want) in shares.iter().zip(&wants) {
                 prop_assert!(share <= want);
-                // One that gets less than it wants gets no less, up to one page, than any other.
+                // A session with less than it wants has at most one page less than any other session.
                 prop_assert!(share == want || shares.iter().all(|other| *other <= share + 1));
             }
         }

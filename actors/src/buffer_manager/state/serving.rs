@@ -1,4 +1,4 @@
-//! Which free page goes where: credits, growth and reservations, in this order.
+//! Gives out free pages: credits first, then growth of running sequences, then reservations.
 
 use std::mem;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::effect::{Effect, to};
 use crate::messages::{GrowPages, PagesGrown, PagesReserved, PagesShort, ReservePages, SequenceId};
 
 impl PoolState {
-    /// Grants credits, then lets sequences grow, then serves reservations, as far as free pages go.
+    /// Grants credits, then grows sequences, then serves reservations, until the free pages are used up.
     pub(super) fn settle(&mut self, now: Instant) -> Vec<Effect> {
         let mut effects = Vec::new();
         loop {
@@ -30,7 +30,7 @@ impl PoolState {
 
     fn settle_rings(&mut self, now: Instant) -> Vec<Effect> {
         let next = self.waiting.front().and_then(|next| {
-            // One that is served now gets its credits behind its pages, so that they are neighbours.
+            // A reservation that fits now gets its pages before its credits, so that its pages are adjacent.
             next.landing.map(|session| Next { session, is_served: self.fits(next) })
         });
         let changes = self.rings.changes(now, self.unclaimed(), next);
@@ -40,8 +40,9 @@ impl PoolState {
                 Change::Share(session, pages) => effects.push(frame(session, Frame::RingShare { pages })),
                 Change::Break(session, share) => {
                     let seconds = RETURN_LIMIT.as_secs();
-                    let reason =
-                        format!("peer was told to hold {share} credits and returned none for {seconds} s");
+                    let reason = format!(
+                        "peer was told to hold at most {share} credits and returned none for {seconds} s"
+                    );
                     effects.push(broken(session, reason));
                 }
                 Change::Grant(session, count) => {
@@ -57,12 +58,12 @@ impl PoolState {
         effects
     }
 
-    /// Lets sequences grow; false if one could not.
+    /// Gives pages to growing sequences. Returns false if the first of them must wait.
     fn settle_growth(&mut self, effects: &mut Vec<Effect>) -> bool {
         while let Some(&GrowPages { sequence, least, most }) = self.growing.front() {
             let pages = most.min(self.unclaimed());
             if pages < least {
-                if !mem::replace(&mut self.told_short, true) {
+                if !mem::replace(&mut self.sent_short, true) {
                     effects.push(to::decoder(PagesShort { releases: self.releases }));
                 }
                 return false;
@@ -76,8 +77,8 @@ impl PoolState {
         true
     }
 
-    /// True if a reservation can be served now. One whose pages land needs a credit for its session as well, or a page for one; a
-    /// session that is gone lands nothing.
+    /// True if a reservation can be served now. If its pages will land in a session that has no credit, it also needs one page for
+    /// that credit. If the session has ended, no pages land and no credit is needed.
     fn fits(&self, reserve: &ReservePages) -> bool {
         let (cost, unclaimed) = (self.cost(reserve), self.unclaimed());
         let credit = match reserve.landing.and_then(|session| self.rings.get(session)) {
@@ -87,14 +88,14 @@ impl PoolState {
         cost + credit <= unclaimed && credit <= self.rings.room()
     }
 
-    /// Unclaimed pages that a reservation takes: its own, those that land, and those shared ones that nobody holds yet.
+    /// Number of unclaimed pages that a reservation takes: its own pages, landing pages, and shared pages that no sequence holds yet.
     fn cost(&self, reserve: &ReservePages) -> u32 {
         let shared = self.cache.lookup(&reserve.tokens);
         let held = shared.iter().filter(|page| self.holders.contains_key(page)).count() as u32;
         self.wanted(reserve) - held
     }
 
-    /// What a reservation asks for ahead of its tokens is cut to what it may use.
+    /// Number of pages that a reservation gets. A request for more pages than one request may use is cut to that limit.
     fn wanted(&self, reserve: &ReservePages) -> u32 {
         reserve.pages.min(self.usable())
     }
@@ -105,12 +106,12 @@ impl PoolState {
         let mut table = self.cache.lookup(&tokens);
         let (tokens, shared) = (tokens.len() as u32, table.len() as u32);
         let resident = shared * self.config.page_tokens;
-        // The last page travels in the time that it takes to compute it.
+        // If at most one page is missing, computing it here takes about as long as sending it.
         let little = shared > 0 && tokens - resident <= self.config.page_tokens;
         let from = landing.filter(|session| !little && self.rings.get(*session).is_some());
         let landing = from.map_or(0, |_| tokens.div_ceil(self.config.page_tokens) - shared);
         self.counts.resident += u64::from(shared);
-        // The shared pages first: what is held is not evicted for the rest.
+        // Hold the shared pages first, so that they are not evicted to make room for the others.
         self.hold(sequence, &table);
         let own: Vec<PageId> = self.take(pages - shared - landing).into_iter().map(PageId).collect();
         self.hold(sequence, &own);
@@ -125,7 +126,7 @@ impl PoolState {
     }
 }
 
-/// To the owner of the reservation.
+/// Sends the reservation to its owner.
 fn reserved(reserved: PagesReserved) -> Effect {
     match reserved.sequence {
         SequenceId::Own(_) => to::decoder(reserved),

@@ -20,18 +20,18 @@ use sessions::{outstanding, unfilled};
 
 const SESSION: SessionId = SessionId(1);
 
-/// A pool without peers, or with a ring, and a clock that stands still.
+/// A pool with a ring of `ring_pages` pages; 0 means that the pool has no peers.
 fn pool(pages: u32, ring_pages: u32, page_tokens: u32) -> PoolState {
     let (page_bytes, sharing, scattered) = (1 << 20, true, false);
     PoolState::new(PoolConfig { pages, ring_pages, page_tokens, page_bytes, sharing, scattered })
 }
 
-/// What the pool does with a message.
+/// Delivers a message to the pool and returns the effects.
 fn give(pool: &mut PoolState, mail: impl Into<ToBufferManager>) -> Vec<Effect> {
     pool.on(Instant::now(), mail.into(), None)
 }
 
-/// A session that was measured and is idle.
+/// Opens a session and ends its measurement, so that it is idle.
 fn open(pool: &mut PoolState, session: SessionId, ring_pages: u32, seed: u64) {
     give(pool, SessionOpened { session, ring_pages, seed });
     give(pool, PeerReady { session, pid: 0 });
@@ -53,7 +53,8 @@ fn own(request: u64) -> SequenceId {
     SequenceId::Own(RequestId(request))
 }
 
-/// Pages have one token; no two requests have a token in common.
+/// A reservation of `here` pages of its own and `landing` pages that land. A page has one token, and no two requests have a token in
+/// common.
 fn reserve(request: u64, here: u32, landing: u32) -> ReservePages {
     let tokens = (0..landing.max(1)).map(|n| request as u32 * 1000 + n).collect();
     ReservePages {
@@ -77,7 +78,7 @@ fn filled(first: u64, count: u32, owner: Option<u64>) -> PageFilled {
     }
 }
 
-/// The pages that credits are granted for.
+/// The pages for which `effects` grant credits.
 fn granted(effects: &[Effect]) -> Vec<u32> {
     let pages = |effect: &Effect| match effect {
         Effect::PeerLink(ToPeerLink::SendFrame(SendFrame { frame: Frame::Grant { pages, .. }, .. })) => {
@@ -88,12 +89,12 @@ fn granted(effects: &[Effect]) -> Vec<u32> {
     effects.iter().flat_map(pages).collect()
 }
 
-/// A session's peer hears how many credits it may hold.
+/// The effect that tells a session's peer how many credits it may hold.
 fn shared(session: u64, pages: u32) -> Effect {
     frame(SessionId(session), Frame::RingShare { pages })
 }
 
-/// The only effect is the end of a session.
+/// True if the only effect is the end of a session.
 fn breaks(effects: &[Effect]) -> bool {
     matches!(effects, [Effect::PeerLink(ToPeerLink::BreakSession(_))])
 }
@@ -105,7 +106,7 @@ fn reservations_are_served_in_order() {
     assert_eq!(give(&mut pool, reserve(2, 2, 0)), []);
     assert_eq!(give(&mut pool, reserve(3, 1, 0)), [], "no reservation overtakes another");
     let effects = release(&mut pool, 1);
-    assert_eq!(effects.len(), 2, "both fit now: {effects:?}");
+    assert_eq!(effects.len(), 2, "both reservations fit now: {effects:?}");
 }
 
 #[test]
@@ -124,7 +125,7 @@ fn pages(numbers: &[u32]) -> Vec<PageId> {
     numbers.iter().map(|page| PageId(*page)).collect()
 }
 
-/// What a reservation that was served at once gave: resident tokens, pages that land, the table.
+/// The resident tokens, the number of landing pages and the page table of a reservation that was served at once.
 fn served(effects: &[Effect]) -> (u32, u32, Vec<PageId>) {
     let reserved = effects.iter().find_map(|effect| match effect {
         Effect::Decoder(ToDecoder::PagesReserved(reserved)) => Some(reserved),
@@ -140,7 +141,7 @@ fn beginning_with(request: u64, tokens: &[u32], pages: u32, landing: bool) -> Re
 }
 
 #[test]
-fn what_was_computed_is_shared_while_it_is_held_and_after() {
+fn computed_pages_are_shared_while_they_are_held_and_afterwards() {
     let mut pool = self::pool(8, 0, 1);
     let (_, _, table) = served(&give(&mut pool, beginning_with(1, &[1, 2, 3], 4, false)));
     assert_eq!(table, pages(&[0, 1, 2, 3]));
@@ -152,7 +153,7 @@ fn what_was_computed_is_shared_while_it_is_held_and_after() {
     assert_eq!(pool.usage(), PoolUse { pages: 8, held: 3, cached: 1, ..PoolUse::default() });
     release(&mut pool, 2);
     assert_eq!(pool.usage(), PoolUse { pages: 8, cached: 3, ..PoolUse::default() });
-    // What others need goes, the end of the sequence first.
+    // Cached pages are evicted for request 3, the end of the sequence first.
     let (_, _, table) = served(&give(&mut pool, beginning_with(3, &[7], 6, false)));
     assert_eq!(table.len(), 6);
     let (resident, _, table) = served(&give(&mut pool, beginning_with(4, &[1, 2, 3], 2, false)));
@@ -161,22 +162,26 @@ fn what_was_computed_is_shared_while_it_is_held_and_after() {
 }
 
 #[test]
-fn only_what_is_not_resident_lands_and_little_of_it_is_computed_here() {
+fn only_pages_that_are_not_resident_land_and_a_single_one_is_computed_here() {
     let mut pool = self::pool(40, 8, 2);
     open(&mut pool, SESSION, 8, 0);
     give(&mut pool, filled(0, 8, None));
     let (_, _, table) = served(&give(&mut pool, beginning_with(1, &[1, 2, 3, 4], 2, false)));
     give(&mut pool, PagesComputed { sequence: own(1), tokens: [1, 2, 3, 4].into(), pages: table });
     let longer = give(&mut pool, beginning_with(2, &[1, 2, 3, 4, 5, 6, 7], 5, true));
-    assert_eq!(served(&longer), (4, 2, pages(&[0, 1, 2])), "one page of its own for what it will get");
+    assert_eq!(served(&longer), (4, 2, pages(&[0, 1, 2])), "one page of its own for its answer");
     let little = give(&mut pool, beginning_with(3, &[1, 2, 3, 4, 5], 3, true));
     assert_eq!(served(&little), (4, 0, pages(&[0, 1, 5])));
     let short = give(&mut pool, beginning_with(4, &[8], 1, true));
-    assert_eq!(served(&short), (0, 1, vec![]), "what has nothing here travels, however short");
+    assert_eq!(
+        served(&short),
+        (0, 1, vec![]),
+        "a prompt without resident pages is sent, even if it is short"
+    );
 }
 
 #[test]
-fn a_growing_sequence_goes_first_and_is_called_short_once() {
+fn a_growing_sequence_comes_first_and_pages_short_is_sent_once() {
     let mut pool = self::pool(4, 0, 1);
     give(&mut pool, reserve(1, 2, 0));
     give(&mut pool, reserve(2, 1, 0));
@@ -189,9 +194,9 @@ fn a_growing_sequence_goes_first_and_is_called_short_once() {
     assert_eq!(
         give(&mut pool, GrowPages { sequence: own(2), least: 1, most: 1 }),
         [],
-        "it holds nothing any more"
+        "request 2 holds no pages any more"
     );
-    // One that has had pages goes before those that have not.
+    // A preempted request comes before requests that have not started.
     assert_eq!(give(&mut pool, ReservePages { priority: ReservePriority::Resumed, ..reserve(5, 3, 0) }), []);
     let order: Vec<SequenceId> = (release(&mut pool, 1).iter())
         .filter_map(|effect| match effect {
@@ -199,11 +204,11 @@ fn a_growing_sequence_goes_first_and_is_called_short_once() {
             _ => None,
         })
         .collect();
-    assert_eq!(order, [own(5)], "and it leaves too little for the next");
+    assert_eq!(order, [own(5)], "too few pages are left for the next request");
 }
 
 #[test]
-fn a_page_that_is_not_what_was_put_is_not_adopted() {
+fn a_page_whose_hash_does_not_match_is_not_adopted() {
     let one = |page: PageId, seed: PageSeed| {
         seed.session
             + seed.credit * 10
@@ -230,15 +235,15 @@ fn a_page_that_is_not_what_was_put_is_not_adopted() {
         let adopts = matches!(&effects[0], Effect::Decoder(ToDecoder::PagesAdopted(_)));
         assert_eq!(adopts, adopted, "{effects:?}");
         let request = RequestId(7);
-        let (told, rejected) =
+        let (logged, rejected) =
             (to::log(LogLine::PageDamaged { request }), to::decoder(PageRejected { request }));
-        let broken = broken(SESSION, "a page of r7 is not what was put".into());
-        assert_eq!(effects.starts_with(&[told, rejected, broken]), !adopted, "{effects:?}");
+        let broken = broken(SESSION, "the hash of a page of r7 does not match".into());
+        assert_eq!(effects.starts_with(&[logged, rejected, broken]), !adopted, "{effects:?}");
         let counts = if adopted { (2, 0) } else { (0, 1) };
         assert_eq!((pool.counts().adopted, pool.counts().mismatches), counts);
         assert_eq!(granted(&effects).len(), if adopted { 2 } else { 0 });
-        // More may land in a damaged page, and wherever the session has a credit: nothing of it is used again before there
-        // is proof, whatever else comes.
+        // More bytes may land in a damaged page and in all other pages under the session's credits. None of these pages is used
+        // again before there is proof.
         if !adopted {
             assert_eq!(hashed(&mut pool, filled(2, 1, Some(7))), []);
             assert_eq!(pool.usage().quarantined, 2);
@@ -252,11 +257,11 @@ fn a_page_that_is_not_what_was_put_is_not_adopted() {
 }
 
 #[test]
-fn what_no_longer_fits_is_denied_at_once() {
+fn requests_that_no_longer_fit_are_denied_at_once() {
     let mut pool = self::pool(16, 4, 1);
     open(&mut pool, SESSION, 4, 0);
     give(&mut pool, unfilled(1, 0, 4));
-    // Half of the pool is to be quarantined, in two sessions.
+    // Half of the pool becomes quarantined, in two sessions.
     for session in 2..4 {
         open(&mut pool, SessionId(session), 4, 0);
         assert_eq!(outstanding(&pool, session), 4);
@@ -265,7 +270,7 @@ fn what_no_longer_fits_is_denied_at_once() {
         let changed = RoomChanged { pages: 16, usable: 12 - quarantined, quarantined };
         assert_eq!(effects[..2], [to::proxy(changed), to::peer_link(changed)]);
         if session == 2 {
-            // One runs, and the largest that still fits waits for its pages.
+            // Request 7 runs, and request 8, the largest that still fits, waits for its pages.
             give(&mut pool, reserve(7, 6, 0));
             let tokens = (0..8).collect();
             let largest = ReservePages { tokens, ..reserve(8, 8, 0) };
@@ -275,7 +280,7 @@ fn what_no_longer_fits_is_denied_at_once() {
             assert!(effects.contains(&to::decoder(denied)), "{effects:?}");
         }
     }
-    // The one that runs alone cannot grow either: it is told so, and preempts nothing.
+    // Request 7 runs alone and cannot grow either: its growth is denied, and it preempts nothing.
     let denied = PagesDenied { sequence: own(7), needed: 7, usable: 4 };
     let grow = GrowPages { sequence: own(7), least: 1, most: 1 };
     assert_eq!(give(&mut pool, grow), [to::decoder(denied)]);

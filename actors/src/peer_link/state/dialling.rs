@@ -1,4 +1,4 @@
-//! Dialling: when an address is dialled, and what becomes of the answer.
+//! Dialling: when to dial an address, and how to handle the answer.
 
 use std::time::{Duration, Instant};
 
@@ -18,13 +18,13 @@ impl PeerLinkState {
             .collect()
     }
 
-    /// It is time to dial this receiver.
+    /// The pause before dialling this receiver is over.
     pub(super) fn on_dial_due(&mut self, receiver: ReceiverId) -> Vec<Effect> {
         let Some(dialler) = self.diallers.get(receiver.0 as usize).filter(|_| !self.is_ending()) else {
             return Vec::new();
         };
         if self.fault.is_some() {
-            return vec![to::sockets(WakeDialler { receiver, pause: dialler.pause_while_unwell() })];
+            return vec![to::sockets(WakeDialler { receiver, pause: dialler.pause_while_unhealthy() })];
         }
         vec![to::sockets(Dial { receiver })]
     }
@@ -37,7 +37,7 @@ impl PeerLinkState {
         }
     }
 
-    /// A receiver answers. A process that is connected by another address is not dialled a second time.
+    /// A receiver answered with its challenge. If its process is already connected over another address, the connection is closed.
     pub(super) fn on_challenged(&mut self, challenged: Challenged) -> Vec<Effect> {
         let Challenged { receiver, connection, incarnation } = challenged;
         let is_ending = self.is_ending();
@@ -57,8 +57,8 @@ impl PeerLinkState {
         vec![to::sockets(SayHello { receiver, connection, attempt })]
     }
 
-    /// The receiver was not reached, or refuses us. A refusal that only a setting can lift ends this link and no other; it ends the
-    /// process only if that has no other receiver and this one has never worked.
+    /// The receiver was not reached, or refused us. A refusal that only a changed setting can end affects only this link. It ends the
+    /// process only if this is its only receiver and no session with it has ever worked.
     pub(super) fn on_dial_failed(&mut self, failed: DialFailed) -> Vec<Effect> {
         let DialFailed { receiver, reason, permanent } = failed;
         if let Some(incarnation) = self.targets.remove(&receiver) {
@@ -76,21 +76,21 @@ impl PeerLinkState {
         let is_news = dialler.on_failed(&reason);
         if permanent {
             let pause = dialler.long_pause();
-            let told = LogLine::Refused { address, reason, is_news };
-            return vec![to::log(told), to::sockets(WakeDialler { receiver, pause })];
+            let line = LogLine::Refused { address, reason, is_news };
+            return vec![to::log(line), to::sockets(WakeDialler { receiver, pause })];
         }
-        let told = to::log(LogLine::Unreachable { address, reason, is_news });
-        [vec![told], self.dial_again(receiver)].concat()
+        let line = to::log(LogLine::Unreachable { address, reason, is_news });
+        [vec![line], self.dial_again(receiver)].concat()
     }
 
-    /// We dialled and were welcomed.
+    /// A receiver that we dialled sent its Welcome.
     pub(super) fn on_welcomed(&mut self, now: Instant, welcomed: Welcomed) -> Vec<Effect> {
         let Welcomed { receiver, connection, address, incarnation: peer, descriptor, ring_pages, seed } =
             welcomed;
         let challenged = self.targets.remove(&receiver);
         if ring_pages == 0 {
             let reason =
-                "its ring has no pages, so no KV can be handed over; give it a larger ring.bytes or pool"
+                "the receiver's ring has no pages, so it cannot receive KV; raise its ring.bytes or its pool"
                     .to_owned();
             self.targets.extend(challenged.map(|challenged| (receiver, challenged)));
             let failed = DialFailed { receiver, reason, permanent: false };

@@ -1,4 +1,4 @@
-//! Which actor a frame is for. A frame that does not belong to its session's direction ends the session.
+//! Delivery of frames to actors. A frame that does not belong to its session's direction ends the session.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use crate::messages::{
 use crate::request::RequestId;
 
 impl PeerLinkState {
-    /// A frame came. One of a session that is over is counted and dropped.
+    /// A frame arrived. If its session is not up, the frame is counted and dropped.
     pub(super) fn on_frame(&mut self, now: Instant, session: SessionId, frame: Frame) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session).filter(|live| live.is_up()) else {
             self.counts.stale_frames += 1;
@@ -55,7 +55,7 @@ impl PeerLinkState {
                 self.on_probed(session)?;
                 let ready = PeerReady { session, pid };
                 let lane = LaneSpeed { name, bytes, micros };
-                // The decoder first: it knows the sender before the proxy places a request there.
+                // The decoder comes before the proxy, so that it knows the sender before the proxy places a request there.
                 return Ok(vec![
                     to::buffer_manager(ready),
                     to::decoder(ready),
@@ -86,5 +86,5 @@ fn on_receivers_frame(session: SessionId, frame: Frame) -> Result<Vec<Effect>, S
 }
 
 fn unexpected(frame: &Frame) -> String {
-    format!("peer sent a {} frame, which is not for us", frame.name())
+    format!("peer sent a {} frame, which this side of a session does not accept", frame.name())
 }

@@ -1,4 +1,4 @@
-//! Which senders may join, and when nothing of a lost session can land any more.
+//! Admission of senders, and the proof that no write of a lost session can land any more.
 
 use std::collections::HashSet;
 
@@ -8,52 +8,55 @@ use super::{Direction, PeerLinkState, Session, Stage};
 use crate::effect::{Effect, to};
 use crate::messages::{ProcessWatched, RoomChanged, SenderSession, SessionDrained, SessionId};
 
-/// Most senders at once, where the ring has a page for each.
+/// Upper bound of the connected senders. A ring with fewer pages serves as many senders as it has pages.
 const SENDERS_MAX: usize = 16;
-/// Most lost sessions without proof; the pages of each are out of use.
+/// Upper bound of the lost sessions without proof. The pages of each are out of use.
 const UNPROVED_MAX: usize = 1024;
-/// Senders that could leave pages without proof are put off while more than this part of the pool is quarantined: a quarter.
+/// New senders over lanes that need proof are refused while more than 1/`QUARANTINE_PART` of the pool is quarantined.
 const QUARANTINE_PART: u32 = 4;
-/// Most senders remembered; past it, those without a session are forgotten.
+/// Upper bound of the senders whose highest attempt is remembered. Above it, senders without a session are forgotten.
 pub(super) const SENDERS_KNOWN_MAX: usize = 1024;
 
 impl PeerLinkState {
-    /// Whether a sender may join, after its Hello. It may not join a process that is ending or unwell, nor
-    /// exceed one sender for each page of the ring, nor join with a Hello that was read after a younger one: its dialler has
-    /// given up, and no later Hello would prove its session harmless.
+    /// Decides whether a sender may join after its Hello. A process that is shutting down or unhealthy admits no sender, and neither
+    /// does a process with one sender per page of the ring. A Hello that was read after a newer one of the same sender is refused too:
+    /// its dialler has given up, and no later Hello would prove its session harmless.
     ///
     /// # Errors
-    /// Why not, for the sender, which may try again.
+    /// The reason, which is sent to the sender. The sender may try again.
     pub fn admit(&self, hello: SenderSession) -> Result<(), String> {
         let youngest = self.youngest.get(&hello.incarnation).copied().unwrap_or_default();
         if hello.number < youngest {
-            return Err(format!("attempt {youngest} of this sender came before attempt {}", hello.number));
+            return Err(format!(
+                "attempt {} arrived after attempt {youngest} of the same sender",
+                hello.number
+            ));
         }
         if self.closing {
-            return Err("this process is ending".to_owned());
+            return Err("this process is shutting down".to_owned());
         }
         if let Some(fault) = &self.fault {
-            return Err(format!("this process is unwell: {fault}"));
+            return Err(format!("this process is unhealthy: {fault}"));
         }
         let live = self.sessions.values().filter(|session| session.is_live()).count();
         if live >= SENDERS_MAX.min(self.ring_pages as usize) {
-            return Err(format!("{live} senders are connected, as many as the ring serves"));
+            return Err(format!("{live} senders are connected, which is the most that this receiver serves"));
         }
         if let Some(RoomChanged { pages, quarantined, .. }) = self.room.filter(|_| !self.close_ends_writes)
             && quarantined > pages / QUARANTINE_PART
         {
             return Err(format!(
-                "{quarantined} of {pages} pages may still be written by lost senders; they come back when those processes have ended"
+                "lost senders may still write {quarantined} of {pages} pages; the pages become free when those processes end"
             ));
         }
         if self.sessions.len() - self.held() >= UNPROVED_MAX {
-            return Err("too many lost senders may still write here".to_owned());
+            return Err(format!("{UNPROVED_MAX} sessions of lost senders may still write here"));
         }
         Ok(())
     }
 
-    /// A sender says Hello, and may be admitted or not. Its attempts since the `previous` session never came up on its
-    /// side, and that one may have drained.
+    /// Uses the statement of a Hello as proof, whether or not the sender is admitted. The sender's attempts after session `previous`
+    /// never came up on its side, and `drained` says whether session `previous` has drained.
     pub(super) fn on_hello(&mut self, hello: SenderSession, previous: u64, drained: bool) -> Vec<Effect> {
         let known = self.youngest.contains_key(&hello.incarnation);
         if !known && self.youngest.len() >= SENDERS_KNOWN_MAX {
@@ -68,7 +71,7 @@ impl PeerLinkState {
                 && ((previous < peer.number && peer.number < hello.number)
                     || (drained && peer.number == previous))
         };
-        self.on_harmless(over, "its sender has dialled again")
+        self.on_harmless(over, "the sender dialled again")
     }
 
     pub(super) fn on_process_watched(&mut self, watched: ProcessWatched) -> Vec<Effect> {
@@ -76,16 +79,17 @@ impl PeerLinkState {
         if watched.gone { self.on_process_gone(&watched.incarnation) } else { Vec::new() }
     }
 
-    /// A sender's process on this host is gone. That is proof for the sessions that it dialled, and for none of a process
-    /// elsewhere that claims to be the same.
+    /// A sender's process on this host has ended. That is proof for the sessions that it dialled, but not for sessions of a process
+    /// on another host that claims the same incarnation.
     pub(super) fn on_process_gone(&mut self, sender: &Incarnation) -> Vec<Effect> {
         self.youngest.remove(sender);
         self.on_harmless(
             |peer| peer.is_watched && peer.incarnation == *sender,
-            "its sender's process is gone",
+            "the sender's process has ended",
         )
     }
 
+    /// Marks the incoming sessions selected by `which` as harmless, and ends those that are live.
     pub(super) fn on_harmless(
         &mut self,
         which: impl Fn(&SenderSession) -> bool,
@@ -104,6 +108,7 @@ impl PeerLinkState {
         effects
     }
 
+    /// Notes that the peer of an incoming session can write nothing more.
     pub(super) fn set_harmless(&mut self, session: SessionId) {
         if let Some(Direction::Incoming { harmless, .. }) =
             self.sessions.get_mut(&session).map(|over| &mut over.direction)
@@ -112,19 +117,19 @@ impl PeerLinkState {
         }
     }
 
-    /// A session that is over held no credit.
+    /// The buffer manager reports that an ended session held no credit.
     pub(super) fn on_nothing_outstanding(&mut self, session: SessionId) -> Vec<Effect> {
         self.set_harmless(session);
         self.prove(session).into_iter().collect()
     }
 
-    /// A closed session is forgotten once nothing of it can land any more.
+    /// Removes a closed session if there is proof that no write of it can land, and tells the buffer manager.
     pub(super) fn prove(&mut self, session: SessionId) -> Option<Effect> {
         let over = self.sessions.get(&session).filter(|over| over.stage == Stage::Closed)?;
         let proof = match over.direction {
             Direction::Incoming { harmless, .. } if !self.close_ends_writes && !harmless => return None,
             Direction::Incoming { .. } => Some(to::buffer_manager(SessionDrained { session })),
-            // Nothing of ours is written in it.
+            // The peer of an outgoing session does not write our pages.
             Direction::Outgoing { .. } => None,
         };
         self.sessions.remove(&session);

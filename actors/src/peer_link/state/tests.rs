@@ -26,26 +26,26 @@ const C: Incarnation = Incarnation { pid: 9, ..A };
 const FIRST: ReceiverId = ReceiverId(0);
 const SEED: u64 = 77;
 
-/// A sender that has not come yet.
+/// A sender without a session.
 const NEXT: SenderSession =
     SenderSession { incarnation: Incarnation { pid: 3, ..A }, number: 1, is_watched: true };
 
-/// Our worker's, or a receiver's.
+/// The descriptor of our worker or of a receiver's worker.
 fn descriptor(of: &str) -> Descriptor {
     Descriptor { transport: of.into(), worker_address: vec![], rkey: vec![], base: 0, bytes: 0 }
 }
 
-/// The state takes a message.
+/// Delivers a message to the state and returns the effects.
 fn hear(state: &mut PeerLinkState, mail: impl Into<ToPeerLink>) -> Vec<Effect> {
     state.on(Instant::now(), mail.into())
 }
 
-/// The Hello of an attempt `number` whose last session was `previous` and has drained.
+/// Delivers the statement of a Hello: attempt `number`, after session `previous`, which has drained.
 fn hello(state: &mut PeerLinkState, incarnation: Incarnation, number: u64, previous: u64) -> Vec<Effect> {
     state.on_hello(SenderSession { incarnation, number, is_watched: true }, previous, true)
 }
 
-/// The same Hello as it comes from the sockets.
+/// The message with which the sockets report the Hello of an attempt.
 fn hello_came(incarnation: Incarnation, number: u64) -> HelloCame {
     HelloCame {
         connection: ConnectionId(u64::from(incarnation.pid) * 100 + number),
@@ -58,7 +58,7 @@ fn hello_came(incarnation: Incarnation, number: u64) -> HelloCame {
     }
 }
 
-/// A receiver has welcomed us, over this connection.
+/// The Welcome of the first receiver, over this connection.
 fn welcomed(connection: u64) -> Welcomed {
     Welcomed {
         receiver: FIRST,
@@ -71,12 +71,12 @@ fn welcomed(connection: u64) -> Welcomed {
     }
 }
 
-/// A state over a lane on which closing ends writes, or does not. It dials two receivers.
+/// A state that dials two receivers.
 fn state(close_ends_writes: bool) -> PeerLinkState {
     PeerLinkState::new(close_ends_writes, RING, vec!["first".into(), "second".into()])
 }
 
-/// A session, and what is known of it outside.
+/// A session as a test sees it.
 #[derive(Clone, Copy)]
 struct Begun {
     session: SessionId,
@@ -102,7 +102,7 @@ impl Begun {
         if self.is_incoming { "sender" } else { "receiver" }.to_owned()
     }
 
-    /// All that the end of the session causes, in order.
+    /// All effects of the end of the session, in order.
     fn ended(&self, reason: &str, orderly: bool) -> Vec<Effect> {
         let (session, peer, address) = (self.session, self.peer, self.address());
         let lost = PeerLost { session };
@@ -118,7 +118,7 @@ impl Begun {
         effects
     }
 
-    /// The buffer manager hears that nothing of the session can land any more.
+    /// The effect that tells the buffer manager that no write of the session can land any more.
     fn drained(&self) -> Effect {
         to::buffer_manager(SessionDrained { session: self.session })
     }
@@ -148,14 +148,14 @@ fn join(state: &mut PeerLinkState, now: Instant, peer: Incarnation, number: u64)
     Begun { session, peer, connection, is_incoming: true }
 }
 
-/// A sender's session, up.
+/// A sender's session that is up.
 fn up(state: &mut PeerLinkState, peer: Incarnation, number: u64) -> Begun {
     let begun = join(state, Instant::now(), peer, number);
     state.on_opened(begun.session, Ok(descriptor("ours")));
     begun
 }
 
-/// The first receiver welcomes us.
+/// A session with the first receiver, right after its Welcome.
 fn reach(state: &mut PeerLinkState) -> Begun {
     if !state.targets.contains_key(&FIRST) {
         dials(state);
@@ -164,7 +164,7 @@ fn reach(state: &mut PeerLinkState) -> Begun {
     Begun { session, peer: C, connection: ConnectionId(7), is_incoming: false }
 }
 
-/// A session with the first receiver, up.
+/// A session with the first receiver that is up.
 fn up_outgoing(state: &mut PeerLinkState) -> Begun {
     let begun = reach(state);
     state.on_opened(begun.session, Ok(descriptor("ours")));
@@ -179,7 +179,7 @@ fn wake(receiver: ReceiverId, millis: u64) -> Effect {
     to::sockets(WakeDialler { receiver, pause: Duration::from_millis(millis) })
 }
 
-/// The first address is dialled, and answers: what the Hello is to say.
+/// Dials the first address, which answers with a challenge. Returns the effect that sends the Hello.
 fn dials(state: &mut PeerLinkState) -> Effect {
     assert_eq!(hear(state, DialDue { receiver: FIRST }), [to::sockets(Dial { receiver: FIRST })]);
     let connection = ConnectionId(60);
@@ -202,7 +202,7 @@ fn dial_failed(reason: &str, permanent: bool) -> DialFailed {
 }
 
 #[test]
-fn a_listener_welcomes_and_a_dialler_connects() {
+fn a_listener_sends_welcome_and_a_dialler_connects() {
     let mut state = state(true);
     let effects = hear(&mut state, hello_came(A, 1));
     let session = opening(&effects);
@@ -218,7 +218,7 @@ fn a_listener_welcomes_and_a_dialler_connects() {
         state.on_opened(session, Ok(ours.clone())),
         [to::buffer_manager(opened), to::sockets(Welcome { connection, session, descriptor: ours.clone() })]
     );
-    assert_eq!(state.on_opened(session, Ok(ours.clone())), [], "it opens once");
+    assert_eq!(state.on_opened(session, Ok(ours.clone())), [], "a session opens once");
 
     dials(&mut state);
     let effects = hear(&mut state, welcomed(7));
@@ -238,7 +238,7 @@ fn a_listener_welcomes_and_a_dialler_connects() {
 }
 
 #[test]
-fn a_session_ends_once_and_is_over_once() {
+fn a_session_ends_once_and_closes_once() {
     let mut state = state(true);
     let begun = up(&mut state, A, 1);
     assert_eq!(state.on_end(begun.session, "eof".into()), begun.ended("eof", false));
@@ -250,11 +250,11 @@ fn a_session_ends_once_and_is_over_once() {
 }
 
 #[test]
-fn a_session_must_prove_its_lane_once_and_in_time() {
+fn a_session_must_probe_its_lane_once_and_in_time() {
     let (mut state, now) = (state(true), Instant::now());
     let begun = join(&mut state, now, A, 1);
     state.on_opened(begun.session, Ok(descriptor("ours")));
-    // The limit counts from its first credit.
+    // The limit counts from the first credit.
     assert_eq!((state.on_tick(now + PROBE_LIMIT * 3), state.ready()), (vec![], 0));
     let grant = Frame::Grant { first: CreditNumber(0), pages: vec![PageIndex(0)] };
     state.on(now, SendFrame { session: begun.session, frame: grant }.into());
@@ -262,28 +262,29 @@ fn a_session_must_prove_its_lane_once_and_in_time() {
     assert_eq!((begun.hears(&mut state, probed()).len(), state.ready()), (4, 1));
     assert_eq!(state.on_tick(now + PROBE_LIMIT * 2), []);
     let twice = begun.hears(&mut state, probed());
-    assert_eq!(twice, begun.ended("lane was called probed out of turn", false), "twice is a lie");
+    assert_eq!(twice, begun.ended("LinkProbed was sent for a lane that is already probed", false));
     assert_eq!(state.on_closed(begun.session, true), [begun.drained()]);
     let late = join(&mut state, now, A, 2);
     let effects = state.on_tick(now + PROBE_LIMIT + Duration::from_secs(1));
-    assert_eq!(effects, late.ended("no page had moved over its lane after 20 s", false));
+    assert_eq!(effects, late.ended("the lane moved no page within 20 s", false));
 }
 
 #[test]
-fn our_own_probe_is_told_once() {
+fn our_own_probe_is_sent_once() {
     let mut state = state(true);
     let begun = reach(&mut state);
     let send = SendFrame { session: begun.session, frame: probed() };
-    assert_eq!(hear(&mut state, send.clone()), [], "no frame flows yet");
+    assert_eq!(hear(&mut state, send.clone()), [], "the session is not up yet");
     state.on_opened(begun.session, Ok(descriptor("ours")));
     assert_eq!(state.ready(), 0);
     assert_eq!(hear(&mut state, send.clone()), [begun.writes(probed())]);
     assert_eq!(state.ready(), 1);
-    assert_eq!(hear(&mut state, send), begun.ended("lane was called probed out of turn", false));
+    let reason = "LinkProbed was sent for a lane that is already probed";
+    assert_eq!(hear(&mut state, send), begun.ended(reason, false));
 }
 
 #[test]
-fn what_the_transport_reports_reaches_the_session() {
+fn events_of_the_transport_reach_the_session() {
     let mut state = state(true);
     let refused = join(&mut state, Instant::now(), A, 1);
     let failed = Event::Opened { session: name(refused.session), result: Err(TransportError::Closed) };
@@ -302,7 +303,7 @@ fn what_the_transport_reports_reaches_the_session() {
 }
 
 #[test]
-fn a_rule_that_a_peer_broke_and_a_broken_connection_end_the_session() {
+fn a_broken_rule_and_a_broken_connection_end_the_session() {
     let mut state = state(true);
     for (number, breaks) in [(1, true), (2, false)] {
         let Begun { session, .. } = up(&mut state, A, number);

@@ -1,4 +1,4 @@
-//! Random messages: no page is lost or promised twice.
+//! Property test of the pool with random messages: no page is lost or promised twice.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -36,14 +36,14 @@ fn any_op() -> impl Strategy<Value = Op> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// The invariant is asserted inside on every change; here: no page is promised twice, none is lost.
+    /// The state itself asserts its invariant after each message. This test checks that no page is promised twice and none is lost.
     #[test]
-    fn no_page_is_lost_or_doubled(pages in 1..20u32, ring in 0..12u32, ops in vec(any_op(), 0..120)) {
+    fn no_page_is_lost_or_promised_twice(pages in 1..20u32, ring in 0..12u32, ops in vec(any_op(), 0..120)) {
         let ring = ring.min(pages / 2);
         let mut pool = self::pool(pages, ring, 1);
-        // Sessions count up; `back` counts down from the youngest.
+        // The next credit number of each session. `back` counts sessions from the newest.
         let mut tails: Vec<u64> = Vec::new();
-        // Page tables of those without landing pages; all requests begin with the same tokens.
+        // Page tables of requests without landing pages. All requests begin with the same tokens.
         let mut tables: HashMap<SequenceId, Vec<PageId>> = HashMap::new();
         let nth = |tails: &Vec<u64>, back: u64| (tails.len() as u64).checked_sub(back + 1);
         for op in ops {
@@ -101,7 +101,7 @@ proptest! {
                         .flat_map(|session| give(&mut pool, PeerReady { session: SessionId(session), pid: 0 }))
                         .collect();
                 }
-                // Only what is lost can be proved.
+                // Only a lost session can be proved drained; for others this does nothing.
                 Op::Drain(back) => {
                     let session = nth(&tails, back).into_iter();
                     effects = session.flat_map(|session| drain(&mut pool, SessionId(session))).collect();
@@ -118,7 +118,7 @@ proptest! {
                     _ => {}
                 }
             }
-            // What two tables share is known, and at the same place.
+            // A page that two tables share is cached and at the same place in both.
             for (sequence, table) in &tables {
                 for (other, theirs) in tables.iter().filter(|(other, _)| *other != sequence) {
                     for (place, page) in table.iter().enumerate().filter(|(_, page)| theirs.contains(page)) {
@@ -128,7 +128,7 @@ proptest! {
             }
             prop_assert!(pool.rings.holds(), "a session with pages to land has no credit");
         }
-        // Everything ends: every page is free again or under a credit of the live session.
+        // All requests and sessions end.
         for request in 0..4 {
             release(&mut pool, request);
         }
@@ -136,7 +136,7 @@ proptest! {
             lose(&mut pool, SessionId(session));
             drain(&mut pool, SessionId(session));
         }
-        // What waited for the last of them may have been served.
+        // Reservations that waited may have been served since.
         for request in 0..4 {
             release(&mut pool, request);
         }

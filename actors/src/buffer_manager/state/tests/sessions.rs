@@ -1,4 +1,4 @@
-//! Credits of sessions, and the quarantine of lost ones.
+//! Credits of sessions, and the quarantine of lost sessions.
 
 use super::*;
 use crate::messages::{NothingOutstanding, PeerLeaving};
@@ -7,7 +7,7 @@ pub(super) fn outstanding(pool: &PoolState, session: u64) -> u32 {
     pool.rings.get(SessionId(session)).map_or(0, Ring::outstanding)
 }
 
-/// A reservation whose `landing` pages land from a session.
+/// A reservation whose `landing` pages land in a session.
 pub(super) fn landing(session: u64, request: u64, landing: u32) -> ReservePages {
     ReservePages { landing: Some(SessionId(session)), ..reserve(request, 0, landing) }
 }
@@ -16,8 +16,8 @@ pub(super) fn landing(session: u64, request: u64, landing: u32) -> ReservePages 
 fn a_session_is_measured_and_then_holds_credits_for_pages_that_land() {
     let mut pool = self::pool(20, 4, 1);
     let effects = give(&mut pool, SessionOpened { session: SESSION, ring_pages: 4, seed: 0 });
-    assert_eq!(granted(&effects), [0, 1, 2, 3], "the measurement takes what the ring has");
-    // Its pages belong to no request and come back as credits.
+    assert_eq!(granted(&effects), [0, 1, 2, 3], "the measurement takes all pages of the ring");
+    // Pages of a measurement belong to no request and are granted again.
     assert_eq!(granted(&give(&mut pool, filled(0, 2, None))).len(), 2);
     give(&mut pool, PeerReady { session: SESSION, pid: 0 });
     assert_eq!(granted(&give(&mut pool, filled(2, 4, None))), [] as [u32; 0], "an idle session wants none");
@@ -48,7 +48,7 @@ fn a_landing_request_streams_through_a_ring_of_one_page() {
 }
 
 #[test]
-fn a_page_that_no_request_waits_for_goes_straight_back() {
+fn a_page_that_no_request_waits_for_becomes_free_at_once() {
     let mut pool = self::pool(6, 2, 1);
     open(&mut pool, SESSION, 2, 0);
     give(&mut pool, reserve(7, 0, 2));
@@ -71,7 +71,7 @@ fn a_page_is_adopted_only_from_the_session_that_its_request_lands_from() {
     let effects = give(&mut pool, announced);
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Decoder(_))), "{effects:?}");
     let first = pool.holdings[&own(7)].landing;
-    assert_eq!(first, 2, "nothing of request 7 has landed");
+    assert_eq!(first, 2, "no page of request 7 has landed");
 }
 
 #[test]
@@ -84,14 +84,14 @@ fn sessions_share_the_ring_by_what_they_want() {
     }
     assert_eq!(pool.usage().outstanding, 0, "idle sessions hold nothing");
     give(&mut pool, landing(1, 10, 12));
-    assert_eq!(outstanding(&pool, 1), 8, "one that is alone has all");
-    // A second one gets its first credit with the page that comes back, and the first is told its share.
+    assert_eq!(outstanding(&pool, 1), 8, "a session that is alone gets the whole ring");
+    // Session 1 is told its share. Session 2 gets its first credit with the next page that session 1 returns.
     let told = give(&mut pool, landing(2, 20, 2));
     assert_eq!((told, outstanding(&pool, 2)), (vec![shared(1, 7)], 0));
     let effects = give(&mut pool, PageFilled { session: SessionId(1), ..filled(8, 1, Some(10)) });
     assert_eq!((outstanding(&pool, 1), outstanding(&pool, 2)), (7, 1), "{effects:?}");
-    assert_eq!(served(&effects).1, 2, "it is served together with its credit");
-    assert!(effects.contains(&shared(1, 6)), "and wants two: {effects:?}");
+    assert_eq!(served(&effects).1, 2, "the reservation is served together with the credit");
+    assert!(effects.contains(&shared(1, 6)), "session 2 wants two credits: {effects:?}");
 }
 
 #[test]
@@ -102,13 +102,13 @@ fn idle_credits_go_back_after_five_seconds() {
     let now = Instant::now();
     assert_eq!(tick(&mut pool, now + Duration::from_secs(4)), []);
     assert_eq!(tick(&mut pool, now + Duration::from_secs(6)), [shared(1, 0)]);
-    assert_eq!(tick(&mut pool, now + Duration::from_secs(7)), [], "told once");
+    assert_eq!(tick(&mut pool, now + Duration::from_secs(7)), [], "the share is sent once");
     assert_eq!(give(&mut pool, unfilled(1, 0, 4)), []);
     assert_eq!(pool.usage(), PoolUse { pages: 20, ..PoolUse::default() });
 }
 
 #[test]
-fn a_measurement_that_waits_for_the_ring_makes_an_idle_session_give_back() {
+fn an_idle_session_returns_credits_to_a_measurement_that_waits() {
     let mut pool = self::pool(20, 4, 1);
     open(&mut pool, SESSION, 4, 0);
     let second = SessionOpened { session: SessionId(2), ring_pages: 4, seed: 0 };
@@ -130,11 +130,11 @@ fn four_sessions_are_measured_at_once() {
 }
 
 #[test]
-fn a_lost_session_takes_nothing_from_the_ring_of_others() {
+fn a_lost_session_does_not_reduce_the_ring_of_others() {
     let mut pool = self::pool(40, 8, 1);
     open(&mut pool, SessionId(1), 8, 0);
     lose(&mut pool, SessionId(1));
-    assert_eq!(pool.usage().quarantined, 8, "all that the ring had");
+    assert_eq!(pool.usage().quarantined, 8, "the whole ring");
     open(&mut pool, SessionId(2), 8, 0);
     assert_eq!(outstanding(&pool, 2), 8);
     give(&mut pool, unfilled(2, 0, 8));
@@ -160,11 +160,11 @@ fn a_lost_session_is_quarantined_until_proof() {
     open(&mut pool, SESSION, 2, 0);
     lose(&mut pool, SESSION);
     assert_eq!(pool.usage().quarantined, 2);
-    assert_eq!(give(&mut pool, filled(0, 1, None)), [], "a frame of a lost session is nothing");
+    assert_eq!(give(&mut pool, filled(0, 1, None)), [], "a frame of a lost session is ignored");
     assert_eq!(
         served(&give(&mut pool, reserve(1, 3, 0))).2.len(),
         2,
-        "it gets what may be used, cut to that"
+        "the reservation is cut to the usable pages"
     );
     drain(&mut pool, SESSION);
     assert_eq!(pool.usage(), PoolUse { pages: 6, held: 2, ..PoolUse::default() });
@@ -175,7 +175,7 @@ pub(super) fn unfilled(session: u64, first: u64, count: u32) -> PageFilled {
 }
 
 #[test]
-fn a_peer_that_miscounts_loses_its_session() {
+fn an_announcement_that_does_not_match_the_credits_ends_the_session() {
     let mut pool = self::pool(4, 2, 1);
     open(&mut pool, SESSION, 2, 0);
     for wrong in [filled(1, 1, None), filled(0, 3, None)] {
@@ -184,7 +184,7 @@ fn a_peer_that_miscounts_loses_its_session() {
 }
 
 #[test]
-fn a_peer_that_keeps_credits_it_was_told_to_return_loses_its_session() {
+fn a_session_ends_if_its_peer_keeps_credits_that_it_must_return() {
     let mut pool = self::pool(20, 4, 1);
     open(&mut pool, SESSION, 4, 0);
     let now = Instant::now();
@@ -193,26 +193,26 @@ fn a_peer_that_keeps_credits_it_was_told_to_return_loses_its_session() {
     };
     assert_eq!(tick(&mut pool, 6), [shared(1, 0)]);
     assert_eq!(tick(&mut pool, 35), []);
-    // One credit comes back, so the time counts from here.
+    // One credit is returned, so the limit counts from here.
     pool.on(now + Duration::from_secs(35), unfilled(1, 0, 1).into(), None);
     assert_eq!(tick(&mut pool, 64), []);
-    let reason = "peer was told to hold 0 credits and returned none for 30 s".to_owned();
+    let reason = "peer was told to hold at most 0 credits and returned none for 30 s".to_owned();
     assert_eq!(tick(&mut pool, 66), [broken(SESSION, reason)]);
-    assert_eq!(tick(&mut pool, 100), [], "its end is asked for once");
+    assert_eq!(tick(&mut pool, 100), [], "the end of the session is requested once");
 }
 
 #[test]
-fn a_leaving_sender_returns_its_credits_once_nothing_lands() {
+fn a_leaving_sender_returns_its_credits_when_no_more_pages_land() {
     let mut pool = self::pool(20, 4, 1);
     open(&mut pool, SESSION, 4, 0);
     give(&mut pool, unfilled(1, 0, 3));
     give(&mut pool, reserve(7, 0, 1));
     assert_eq!((outstanding(&pool, 1), give(&mut pool, PeerLeaving { session: SESSION })), (1, vec![]));
-    // Its last page lands; another credit is granted for nothing.
+    // The last page of request 7 lands. A credit is granted for request 8, which is released before its page lands.
     give(&mut pool, reserve(8, 0, 1));
     give(&mut pool, filled(3, 1, Some(7)));
     assert_eq!(outstanding(&pool, 1), 1);
-    assert_eq!(release(&mut pool, 8), [shared(1, 0)], "nothing is to land any more");
+    assert_eq!(release(&mut pool, 8), [shared(1, 0)], "no more pages will land");
     give(&mut pool, unfilled(1, 4, 1));
     assert_eq!(lose(&mut pool, SESSION), [to::peer_link(NothingOutstanding { session: SESSION })]);
 }
@@ -226,16 +226,16 @@ fn a_lost_session_is_reported_empty_only_if_it_held_no_credit() {
     open(&mut pool, SessionId(2), 4, 0);
     give(&mut pool, unfilled(2, 0, 4));
     assert_eq!(lose(&mut pool, SessionId(2)), [empty(2)]);
-    assert_eq!(lose(&mut pool, SessionId(3)), [empty(3)], "it never came up");
+    assert_eq!(lose(&mut pool, SessionId(3)), [empty(3)], "session 3 was never opened");
 }
 
 #[test]
-fn a_peer_that_announces_more_pages_than_are_to_land_loses_its_session() {
+fn an_announcement_of_more_pages_than_expected_ends_the_session() {
     let mut pool = self::pool(20, 4, 1);
     open(&mut pool, SESSION, 4, 0);
     give(&mut pool, reserve(7, 0, 1));
     let effects = give(&mut pool, filled(0, 2, Some(7)));
-    let reason = "2 pages of r7 were announced, and 1 are to land".to_owned();
+    let reason = "peer announced 2 pages of r7, but 1 were expected".to_owned();
     assert_eq!(effects, [broken(SESSION, reason)]);
-    assert_eq!(pool.holdings[&own(7)].landing, 1, "nothing was adopted");
+    assert_eq!(pool.holdings[&own(7)].landing, 1, "no page was adopted");
 }

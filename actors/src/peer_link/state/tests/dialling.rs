@@ -1,4 +1,4 @@
-//! When which address is dialled.
+//! Tests of dialling: the pauses, and the sessions that result.
 
 use super::*;
 
@@ -9,21 +9,21 @@ fn each_receiver_is_dialled() {
     assert_eq!(hear(&mut state, StartDialling), [wake(FIRST, 0), wake(second, 0)]);
     assert_eq!(dials(&mut state), says(1, 0, true));
     assert_eq!(hear(&mut state, DialDue { receiver: second }), [to::sockets(Dial { receiver: second })]);
-    assert_eq!(hear(&mut state, DialDue { receiver: ReceiverId(2) }), [], "there are two receivers");
+    assert_eq!(hear(&mut state, DialDue { receiver: ReceiverId(2) }), [], "there is no third receiver");
 }
 
 #[test]
-fn a_process_that_is_unwell_waits_before_it_dials() {
+fn an_unhealthy_process_waits_before_it_dials() {
     let mut state = state(true);
     hear(&mut state, HealthSeen(Some("engine stands still".into())));
     for _ in 0..3 {
         assert_eq!(hear(&mut state, DialDue { receiver: FIRST }), [wake(FIRST, 2000)]);
     }
     hear(&mut state, HealthSeen(None));
-    assert_eq!(dials(&mut state), says(1, 0, true), "that was no attempt");
+    assert_eq!(dials(&mut state), says(1, 0, true), "the waits were no attempts");
     let line = LogLine::Unreachable { address: "first".into(), reason: "refused".into(), is_news: true };
     let effects = hear(&mut state, dial_failed("refused", false));
-    assert_eq!(effects, [to::log(line), wake(FIRST, 200)], "the wait has not lengthened the pause");
+    assert_eq!(effects, [to::log(line), wake(FIRST, 200)], "the waits have not lengthened the pause");
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn a_receiver_that_is_not_reached_is_dialled_again_after_longer_pauses() {
 
 #[test]
 fn after_a_session_its_receiver_is_dialled_again() {
-    // Whether the transport has drained the session, and whether pages had moved over it; the pause before the next attempt.
+    // Whether the transport has drained the session, whether its lane had moved pages, and the pause before the next attempt.
     for (drained, moved, pause) in
         [(true, false, 400), (false, false, 400), (true, true, 200), (false, true, 200)]
     {
@@ -53,35 +53,39 @@ fn after_a_session_its_receiver_is_dialled_again() {
             hear(&mut state, SendFrame { session: begun.session, frame: probed() });
         }
         let end = LinkEnded { session: begun.session, end: LinkEnd::Broken("eof".into()) };
-        assert_eq!(hear(&mut state, end), begun.ended("eof", false), "the transport lets go first");
+        assert_eq!(
+            hear(&mut state, end),
+            begun.ended("eof", false),
+            "no dialling before the transport has closed it"
+        );
         assert_eq!(hear(&mut state, closed(begun.session, drained)), [wake(FIRST, pause)]);
         let next = if drained { says(2, 0, true) } else { says(2, 1, false) };
         assert_eq!(dials(&mut state), next);
         let line = LogLine::Unreachable { address: "first".into(), reason: "refused".into(), is_news: moved };
         let effects = hear(&mut state, dial_failed("refused", false));
-        assert_eq!(effects[0], to::log(line), "it is news after a session that worked");
+        assert_eq!(effects[0], to::log(line), "the reason is new after a session that worked");
     }
 }
 
 #[test]
-fn a_process_that_ends_does_not_dial() {
+fn a_process_that_is_shutting_down_does_not_dial() {
     let mut state = state(true);
     hear(&mut state, DialDue { receiver: FIRST });
     let begun = up_outgoing(&mut state);
-    assert_eq!(hear(&mut state, CloseLinks), begun.ended("this process is ending", true));
-    assert_eq!(hear(&mut state, closed(begun.session, true)), [], "it was the last session");
+    assert_eq!(hear(&mut state, CloseLinks), begun.ended("this process is shutting down", true));
+    assert_eq!(hear(&mut state, closed(begun.session, true)), [], "the receiver is not dialled again");
     assert_eq!(hear(&mut state, DialDue { receiver: ReceiverId(1) }), []);
     let hang_up = to::sockets(HangUp { connection: ConnectionId(8) });
-    assert_eq!(hear(&mut state, welcomed(8)), [hang_up], "the welcome came too late");
+    assert_eq!(hear(&mut state, welcomed(8)), [hang_up], "the Welcome arrived too late");
     assert_eq!((state.held(), state.counts().opened), (0, 1));
 }
 
 #[test]
-fn a_refusal_ends_its_link_and_no_other() {
+fn a_refusal_affects_only_its_link() {
     let refused = |reason: &str, is_news| {
         to::log(LogLine::Refused { address: "first".into(), reason: reason.into(), is_news })
     };
-    // It has two receivers: the one that refuses is dialled on, slowly, and told once for each reason.
+    // The process has two receivers. It keeps dialling the one that refuses, with long pauses, and logs each reason once.
     let mut state = state(true);
     for (reason, is_news) in [("another model", true), ("another model", false), ("wrong secret", true)] {
         dials(&mut state);
@@ -89,7 +93,7 @@ fn a_refusal_ends_its_link_and_no_other() {
         assert_eq!(effects, [refused(reason, is_news), wake(FIRST, 30_000)]);
     }
     let begun = up_outgoing(&mut state);
-    assert!(state.sessions[&begun.session].is_up(), "it was set right");
+    assert!(state.sessions[&begun.session].is_up(), "a session comes up once the receiver accepts");
 }
 
 #[test]
@@ -99,7 +103,7 @@ fn a_process_whose_only_receiver_refuses_it_at_start_ends() {
     dials(&mut state);
     let fault = Fault("receiver at first: another model".into());
     assert_eq!(hear(&mut state, dial_failed("another model", true)), [to::process(fault)]);
-    // Not one that has worked with it before: the receiver was replaced by one that does not fit.
+    // A process that has worked with the receiver before does not end: the receiver was replaced by one that does not fit.
     let mut state = only();
     let begun = up_outgoing(&mut state);
     hear(&mut state, SendFrame { session: begun.session, frame: probed() });
@@ -121,7 +125,7 @@ fn two_addresses_of_one_process_make_one_session() {
         let line = LogLine::SameReceiver { address: "second".into(), peer: C, is_news };
         assert_eq!(effects, [to::sockets(HangUp { connection }), to::log(line), wake(second, 30_000)]);
     }
-    // It takes over when the first has gone.
+    // When the session over the first address has ended, the second address is used.
     state.on_end(begun.session, "eof".into());
     hear(&mut state, closed(begun.session, false));
     hear(&mut state, DialDue { receiver: second });
@@ -131,7 +135,7 @@ fn two_addresses_of_one_process_make_one_session() {
 }
 
 #[test]
-fn a_close_that_the_transport_does_not_take_is_asked_for_again() {
+fn a_close_command_that_the_transport_refuses_is_sent_again() {
     for (error, expect_held) in [(SubmitError::Full, 1), (SubmitError::ShutDown, 0)] {
         let mut state = state(true);
         let begun = up(&mut state, A, 1);
@@ -145,14 +149,14 @@ fn a_close_that_the_transport_does_not_take_is_asked_for_again() {
 }
 
 #[test]
-fn a_receiver_whose_ring_has_no_pages_is_not_joined() {
+fn no_session_begins_with_a_receiver_whose_ring_has_no_pages() {
     let mut state = state(true);
     dials(&mut state);
     let effects = hear(&mut state, Welcomed { ring_pages: 0, ..welcomed(7) });
     assert_eq!(effects[0], to::sockets(HangUp { connection: ConnectionId(7) }));
-    let told = |effect: &Effect| matches!(effect, Effect::Log(line) if format!("{line:?}").contains("ring has no pages"));
-    assert!(told(&effects[1]), "{effects:?}");
+    let logged = |effect: &Effect| matches!(effect, Effect::Log(line) if format!("{line:?}").contains("ring has no pages"));
+    assert!(logged(&effects[1]), "{effects:?}");
     assert_eq!(effects[2..], [wake(FIRST, 200)]);
     assert!(state.sessions.is_empty());
-    assert_eq!(dials(&mut state), says(2, 0, true), "the attempt has failed, and the next one is another");
+    assert_eq!(dials(&mut state), says(2, 0, true), "the next attempt has a new number");
 }

@@ -1,10 +1,10 @@
-//! Frames: where each goes, and when one is written.
+//! Tests of frames: the actor that gets each frame, and when frames are written.
 
 use connector::frame::PrefillFault;
 
 use super::*;
 
-/// Every frame that a sender may send but its probe, and where it goes.
+/// Each frame that a sender may send, except LinkProbed and Leaving, and the effect of each.
 fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
     let (first, count, transfer_micros) = (CreditNumber(3), 2, 11);
     let owner = Some(PageOwner { request: 5, first_page: 1 });
@@ -31,7 +31,7 @@ fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
     ]
 }
 
-/// Every frame that a receiver may send, and where it goes.
+/// Each frame that a receiver may send, and the effect of each.
 fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
     let (first, pages) = (CreditNumber(3), vec![PageIndex(4), PageIndex(6)]);
     let (request, prompt, resident, remaining_ms) = (RequestId(5), vec![1, 2, 3], 2, 1000);
@@ -61,7 +61,7 @@ fn a_senders_frames_reach_the_actors_that_receive_pages() {
 }
 
 #[test]
-fn proxy_and_buffer_manager_hear_that_a_sender_leaves() {
+fn a_leaving_frame_reaches_proxy_and_buffer_manager() {
     let mut state = state(true);
     let begun = up(&mut state, A, 1);
     let leaving = PeerLeaving { session: begun.session };
@@ -78,7 +78,7 @@ fn a_receivers_frames_reach_the_actors_that_send_pages() {
 }
 
 #[test]
-fn the_decoder_hears_that_a_sender_is_ready_before_the_proxy_does() {
+fn peer_ready_reaches_the_decoder_before_the_proxy() {
     let mut state = state(true);
     let begun = up(&mut state, A, 1);
     let (session, pid) = (begun.session, A.pid);
@@ -119,7 +119,7 @@ fn a_frame_of_the_wrong_direction_ends_the_session() {
 fn a_stale_frame_is_counted_and_dropped() {
     let mut state = state(true);
     assert_eq!(hear(&mut state, FrameCame { session: SessionId(99), frame: Frame::Leaving }), []);
-    assert_eq!(state.counts().stale_frames, 1, "no session has this name");
+    assert_eq!(state.counts().stale_frames, 1, "there is no such session");
     let begun = join(&mut state, Instant::now(), A, 1);
     assert_eq!(begun.hears(&mut state, Frame::Leaving), []);
     assert_eq!(state.counts().stale_frames, 2, "the session is not up yet");
@@ -147,7 +147,7 @@ fn frames_are_written_only_while_the_session_is_up() {
 }
 
 #[test]
-fn every_session_that_is_up_hears_that_this_process_leaves() {
+fn leaving_is_sent_to_all_sessions_that_are_up() {
     let mut state = state(true);
     let ended = up(&mut state, A, 1).session;
     state.on_end(ended, "eof".into());

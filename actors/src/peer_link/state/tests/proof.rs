@@ -1,11 +1,11 @@
-//! Which senders join, and what proves that nothing lands any more.
+//! Tests of the admission of senders, and of the proof that no write of a lost session can land any more.
 
 use super::super::proof::SENDERS_KNOWN_MAX;
 use super::*;
 use crate::messages::{NothingOutstanding, ProcessWatched};
 
 #[test]
-fn senders_are_admitted_while_the_ring_has_a_page_for_each() {
+fn at_most_one_sender_per_page_of_the_ring_is_admitted() {
     let mut state = PeerLinkState::new(true, 2, vec![]);
     let first = up(&mut state, A, 1);
     assert_eq!(state.admit(NEXT), Ok(()));
@@ -17,20 +17,20 @@ fn senders_are_admitted_while_the_ring_has_a_page_for_each() {
 }
 
 #[test]
-fn a_hello_that_is_read_after_a_younger_one_is_put_off() {
+fn a_hello_that_is_read_after_a_newer_one_is_refused() {
     let mut state = state(false);
     let late = SenderSession { incarnation: A, number: 1, is_watched: true };
     hello(&mut state, A, 2, 0);
     state.on_hello(late, 0, true);
     assert!(state.admit(late).expect_err("its dialler has given up").contains("attempt 2"));
-    let reason = "attempt 2 of this sender came before attempt 1".to_owned();
+    let reason = "attempt 1 arrived after attempt 2 of the same sender".to_owned();
     let refuse = Refuse { connection: ConnectionId(101), reason };
     assert_eq!(hear(&mut state, hello_came(A, 1)), [to::sockets(refuse)]);
     for other in [SenderSession { number: 2, ..late }, NEXT] {
         assert_eq!(state.admit(other), Ok(()));
     }
     state.on_process_gone(&A);
-    assert_eq!(state.admit(late), Ok(()), "what is gone is forgotten");
+    assert_eq!(state.admit(late), Ok(()), "the attempts of an ended process are forgotten");
 }
 
 #[test]
@@ -47,33 +47,33 @@ fn senders_without_a_session_are_forgotten_when_there_are_many() {
 }
 
 #[test]
-fn no_sender_is_admitted_at_the_end_or_in_a_process_that_is_unwell() {
+fn a_process_that_is_unhealthy_or_shutting_down_admits_no_sender() {
     let mut state = state(true);
     let begun = up(&mut state, A, 1);
     let effects = hear(&mut state, HealthSeen(Some("engine stands still".into())));
-    assert_eq!(effects, begun.ended("this process is unwell: engine stands still", false));
-    assert!(state.admit(NEXT).expect_err("unwell").contains("engine stands still"));
+    assert_eq!(effects, begun.ended("this process is unhealthy: engine stands still", false));
+    assert!(state.admit(NEXT).expect_err("unhealthy").contains("engine stands still"));
     assert_eq!(hear(&mut state, HealthSeen(None)), []);
     assert_eq!(state.admit(NEXT), Ok(()));
     assert_eq!(hear(&mut state, CloseLinks), []);
     assert!(state.admit(NEXT).is_err() && state.is_closing());
-    let refuse = Refuse { connection: ConnectionId(201), reason: "this process is ending".into() };
+    let refuse = Refuse { connection: ConnectionId(201), reason: "this process is shutting down".into() };
     assert_eq!(hear(&mut state, hello_came(B, 1)), [to::sockets(refuse)]);
 }
 
 #[test]
-fn where_peers_write_by_themselves_a_closed_session_waits_for_proof() {
-    // What comes after session 1 of process A was lost and closed here, and whether it proves anything.
+fn a_closed_session_waits_for_proof_if_peers_write_without_our_worker() {
+    // An event after session 1 of process A was lost and closed here, and whether it is proof.
     type Then = fn(&mut PeerLinkState) -> Vec<Effect>;
     let check = |then: Then, proves: bool| {
         let mut state = state(false);
         let begun = up(&mut state, A, 1);
         state.on_end(begun.session, "eof".into());
-        assert_eq!(state.on_closed(begun.session, true), [], "our close is no proof");
-        assert_eq!(state.held(), 0, "the transport holds nothing of it");
+        assert_eq!(state.on_closed(begun.session, true), [], "closing our side is no proof");
+        assert_eq!(state.held(), 0, "the transport has closed the session");
         assert_eq!(then(&mut state), if proves { vec![begun.drained()] } else { vec![] });
         let again = if proves { vec![] } else { vec![begun.drained()] };
-        assert_eq!(state.on_process_gone(&A), again, "proved once");
+        assert_eq!(state.on_process_gone(&A), again, "SessionDrained is sent once");
     };
     check(|state| hello(state, A, 2, 1), true);
     check(|state| hello(state, A, 2, 0), true);
@@ -92,16 +92,16 @@ fn where_peers_write_by_themselves_a_closed_session_waits_for_proof() {
     check(PeerLinkState::on_shutdown, false);
 }
 
-/// A machine may be cloned with the sender in it: the end of the one on this host says nothing of the other.
+/// A virtual machine may be cloned together with a sender in it. The end of the process on this host is no proof for the sessions of the clone.
 #[test]
 fn the_end_of_a_process_proves_only_sessions_that_it_dialled() {
     let mut state = state(false);
     let mut elsewhere = hello_came(A, 1);
     elsewhere.sender.is_watched = false;
     hear(&mut state, elsewhere);
-    let twin = SessionId(state.next);
+    let clone = SessionId(state.next);
     let begun = up(&mut state, A, 1);
-    for over in [twin, begun.session] {
+    for over in [clone, begun.session] {
         state.on_end(over, "eof".into());
         state.on_closed(over, true);
     }
@@ -109,7 +109,7 @@ fn the_end_of_a_process_proves_only_sessions_that_it_dialled() {
 }
 
 #[test]
-fn proof_that_comes_early_ends_the_session_and_waits_for_our_close() {
+fn proof_for_a_live_session_ends_it_and_takes_effect_when_it_is_closed() {
     type First = fn(&mut PeerLinkState) -> Vec<Effect>;
     let check = |first: First, reason: &str| {
         for close_ends_writes in [false, true] {
@@ -119,8 +119,8 @@ fn proof_that_comes_early_ends_the_session_and_waits_for_our_close() {
             assert_eq!(state.on_closed(begun.session, false), [begun.drained()]);
         }
     };
-    check(|state| hello(state, A, 2, 1), "its sender has dialled again");
-    check(|state| state.on_process_gone(&A), "its sender's process is gone");
+    check(|state| hello(state, A, 2, 1), "the sender dialled again");
+    check(|state| state.on_process_gone(&A), "the sender's process has ended");
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn a_dialled_session_needs_no_proof() {
     let mut state = state(false);
     let begun = reach(&mut state);
     state.on_end(begun.session, "eof".into());
-    assert_eq!(state.on_closed(begun.session, true), [wake(FIRST, 200)], "nothing of ours was written in it");
+    assert_eq!(state.on_closed(begun.session, true), [wake(FIRST, 200)], "the peer wrote no page of ours");
     assert!(state.sessions.is_empty());
 }
 
@@ -142,7 +142,7 @@ fn each_senders_process_is_watched_once() {
     let mut watches = |number| hear(&mut state, hello_came(A, number)).contains(&watch(number));
     assert_eq!([1, 2].map(&mut watches), [true, false]);
     hear(&mut state, ProcessWatched { incarnation: A, gone: false });
-    assert!(hear(&mut state, hello_came(A, 3)).contains(&watch(3)), "no task waits for its end any more");
+    assert!(hear(&mut state, hello_came(A, 3)).contains(&watch(3)), "no task watches the process any more");
 }
 
 #[test]
@@ -158,6 +158,6 @@ fn a_lost_session_that_held_no_credit_needs_no_proof() {
             [hear(&mut state, nothing), state.on_closed(begun.session, false)]
         };
         assert_eq!(effects.concat(), [begun.drained()]);
-        assert!(state.sessions.is_empty(), "it is forgotten");
+        assert!(state.sessions.is_empty(), "the session is removed");
     }
 }
