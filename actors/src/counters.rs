@@ -83,8 +83,8 @@ counters! {
     finished: "counter" "baton_requests_finished_total";
     /// Prompts of peers that wait, are computed, or are handed over here.
     prefills_live: "gauge" "baton_prefills_live";
-    /// Credits that this process holds at its receivers: not spent, or spent and not announced.
-    credits_held: "gauge" "baton_credits_held";
+    /// Sessions with receivers in which this process holds credits or may be granted some.
+    sessions_with_credits: "gauge" "baton_sessions_with_credits";
     /// Sessions over which pages can be sent.
     sessions_ready: "gauge" "baton_sessions_ready";
     /// Sessions for which the transport holds resources, including ended ones.

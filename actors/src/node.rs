@@ -146,7 +146,7 @@ impl Node {
         }
         let Some(linking::Linked { peer_link, arbiter, transport }) = self.link else { return };
         let returned = async {
-            while self.counters.credits_held().load(Ordering::Relaxed) > 0 {
+            while self.counters.sessions_with_credits().load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

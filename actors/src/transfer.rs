@@ -40,7 +40,7 @@ impl Behaviour for TransferBehaviour {
     }
 
     fn publish(&self) {
-        store(self.counters.credits_held(), self.state.credits_held());
+        store(self.counters.sessions_with_credits(), self.state.sessions_with_credits());
     }
 
     fn expects_more(mail: &ToTransfer) -> bool {

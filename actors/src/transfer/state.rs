@@ -150,10 +150,9 @@ impl TransferState {
         self.sessions.values().filter(|live| live.is_lost()).count()
     }
 
-    /// Credits of live sessions that are not spent, or spent and not announced.
-    pub fn credits_held(&self) -> u32 {
-        let live = self.sessions.values().filter(|live| !live.is_lost());
-        live.map(|live| live.ring.available() + live.ring.unannounced()).sum()
+    /// Live sessions in which this process holds credits, or may still be granted some.
+    pub fn sessions_with_credits(&self) -> u32 {
+        self.sessions.values().filter(|live| !live.is_lost() && !live.has_returned_all()).count() as u32
     }
 
     /// A session began. Credits may arrive before the lane is connected.
@@ -176,6 +175,7 @@ impl TransferState {
     fn on_granted(&mut self, now_micros: u64, granted: &CreditsGranted) -> Vec<Effect> {
         let CreditsGranted { session, first, pages } = granted;
         let Some(live) = self.sessions.get_mut(session) else { return Vec::new() };
+        live.share = None;
         match live.ring.accept(*first, pages) {
             Ok(()) => self.pump(now_micros, *session),
             Err(error) => self.break_session(*session, error.to_string()),
@@ -187,6 +187,7 @@ impl TransferState {
         let Some(live) = self.sessions.get_mut(&session).filter(|live| !live.is_lost()) else {
             return Vec::new();
         };
+        live.share = Some(pages);
         live.give_back(pages, now_micros);
         self.pump(now_micros, session)
     }

@@ -159,7 +159,7 @@ impl World {
     pub(super) fn look_whether_done(&mut self, node: usize, since: u64, closing: bool) {
         let limit = self.now - since > DRAIN;
         let Some(sender) = self.nodes[node].sender() else { return };
-        let (prefills, credits) = (sender.prefiller.len(), sender.transfer.credits_held());
+        let (prefills, credits) = (sender.prefiller.len(), sender.transfer.sessions_with_credits());
         let process = &mut self.nodes[node];
         if closing {
             if limit || (process.link.is_closing() && process.link.held() == 0) {

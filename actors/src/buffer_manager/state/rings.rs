@@ -108,7 +108,7 @@ impl Ring {
         self.landing > 0 || self.measurement == Measurement::Running
     }
 
-    /// Sends the session's peer its share if it holds more credits and `must` return some. Requests the end of the session if the
+    /// Sends the session's peer its share if it holds more credits and `must` return some, or if it leaves and gets no more. Requests the end of the session if the
     /// peer has returned none for [`RETURN_LIMIT`].
     fn call_back(&mut self, session: SessionId, share: u32, must: bool, now: Instant) -> Option<Change> {
         let outstanding = self.outstanding();
@@ -121,7 +121,9 @@ impl Ring {
             }
         }
         let is_sent = self.called_back.as_ref().is_some_and(|last| last.share == share);
-        if outstanding <= share || !must || is_sent {
+        // A leaving peer waits for a share of 0, also if it holds no credit.
+        let is_released = self.is_leaving && share == 0;
+        if (outstanding <= share && !is_released) || !must || is_sent {
             return None;
         }
         let (since, is_broken) =

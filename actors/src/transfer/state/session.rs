@@ -130,6 +130,8 @@ pub(super) struct Session {
     pub(super) phase: Phase,
     /// Most credits of the ring.
     capacity: u32,
+    /// The share of the ring that the receiver has sent since its last grant.
+    pub(super) share: Option<u32>,
     pub(super) ready: VecDeque<Ready>,
     /// Pages of each request in `ready`.
     queued: HashMap<u64, u32>,
@@ -153,6 +155,7 @@ impl Session {
             seed,
             phase: Phase::Connecting,
             capacity: capacity.get(),
+            share: None,
             ready: VecDeque::new(),
             queued: HashMap::new(),
             puts: VecDeque::new(),
@@ -166,6 +169,11 @@ impl Session {
     /// True once the session has ended.
     pub(super) fn is_lost(&self) -> bool {
         matches!(self.phase, Phase::Lost)
+    }
+
+    /// True if this process holds no credit, and the receiver has said that it grants none.
+    pub(super) fn has_returned_all(&self) -> bool {
+        self.share == Some(0) && self.ring.available() + self.ring.unannounced() == 0
     }
 
     /// True if puts and flushes may be posted.
