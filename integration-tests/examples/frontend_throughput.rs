@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result};
 use integration_tests::statistics::median;
 use runtime::config::Surroundings;
 use runtime::frontend::{
-    Admission, Bounds, CacheInfo, Frontend, Health, Limits, Memory, Observed, ServedModel, bind,
+    Admission, Bounds, CacheInfo, Frontend, Health, InputMemory, Limits, Observed, ServedModel, bind,
 };
 
 const BODY: &str = r#"{"model": "m", "prompt": "Once upon a time there was a lighthouse", "max_tokens": 1, "temperature": 0}"#;
@@ -97,7 +97,7 @@ fn frontend(workers: usize) -> Result<SocketAddr> {
             api_key: None,
             limits: Limits::default(),
             admission: Admission::new(Bounds { concurrency: 1024, queue: 4096, queue_bytes: 1 << 27 }),
-            memory: Memory::new(1 << 28, workers),
+            memory: InputMemory::new(1 << 28, workers),
             health: Arc::new(|| Health {
                 status: "ok",
                 reason: None,

@@ -20,14 +20,14 @@ pub use transfer::TransferOptions;
 
 /// What to measure.
 #[derive(Subcommand)]
-pub enum Bench {
+pub enum BenchCommand {
     /// Sends requests to a running server and prints what they took
     Serve(Box<ServeOptions>),
     /// Moves pages between two processes and prints how fast
     Transfer(TransferOptions),
 }
 
-impl Bench {
+impl BenchCommand {
     /// Measures and prints.
     ///
     /// # Errors
@@ -229,18 +229,18 @@ mod testing {
 
     use clap::Parser;
 
-    use super::{Bench, ServeOptions};
+    use super::{BenchCommand, ServeOptions};
 
     #[derive(Parser)]
     struct Line {
         #[command(subcommand)]
-        bench: Bench,
+        bench: BenchCommand,
     }
 
     /// The options of `bench serve` with these arguments.
     pub(super) fn options(arguments: &[&str]) -> ServeOptions {
         let line = Line::try_parse_from([&["bench", "serve"], arguments].concat()).unwrap();
-        let Bench::Serve(options) = line.bench else { panic!("another measurement") };
+        let BenchCommand::Serve(options) = line.bench else { panic!("another measurement") };
         *options
     }
 }

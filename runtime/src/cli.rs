@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::bench::Bench;
+use crate::bench::BenchCommand;
 use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
 use crate::{roles, telemetry};
 
@@ -43,7 +43,7 @@ which decodes and streams the answer over an OpenAI-compatible HTTP port.";
 pub struct Cli {
     /// What to do other than serve.
     #[command(subcommand)]
-    pub command: Option<Command>,
+    pub command: Option<CliCommand>,
 
     /// What this process is [default: what --config or --kv-transfer-config says, else local]
     #[arg(long, value_enum)]
@@ -100,10 +100,10 @@ pub struct Cli {
 
 /// What the binary does beside serving.
 #[derive(Subcommand)]
-pub enum Command {
+pub enum CliCommand {
     /// Measures a running server, or the lane between two processes
     #[command(subcommand)]
-    Bench(Bench),
+    Bench(BenchCommand),
 }
 
 /// What of `--kv-transfer-config` is understood.
@@ -186,7 +186,7 @@ pub fn main() -> ExitCode {
 /// As [`main`], with an engine that `open` opens.
 pub fn main_with(open: roles::OpenEngine) -> ExitCode {
     let cli = Cli::parse();
-    if let Some(Command::Bench(bench)) = &cli.command {
+    if let Some(CliCommand::Bench(bench)) = &cli.command {
         return match bench.run() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -249,7 +249,9 @@ mod tests {
             "--header",
             "B=2",
         ];
-        let Some(Command::Bench(Bench::Serve(options))) = Cli::try_parse_from(load).unwrap().command else {
+        let Some(CliCommand::Bench(BenchCommand::Serve(options))) =
+            Cli::try_parse_from(load).unwrap().command
+        else {
             panic!("another command");
         };
         assert_eq!((options.num_prompts, options.header.len()), (3, 2));

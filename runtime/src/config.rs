@@ -29,10 +29,10 @@ use values::{
 pub use layers::{ConfigErrors, Problem};
 pub use role::Role;
 pub use surroundings::Surroundings;
-pub use values::{ByteSize, Device, LoadFormat, Secret};
+pub use values::{ByteSize, DeviceSetting, LoadFormatSetting, Secret};
 
 /// What is known of a key without a configuration: its name, its meaning, how a value of it is read.
-pub struct Key {
+pub struct ConfigKey {
     /// Dotted path, as in `link.port`.
     pub name: &'static str,
     /// What it means, in words for a reader of the documentation.
@@ -43,7 +43,7 @@ pub struct Key {
     pub(crate) check: fn(&Value) -> Result<(), String>,
 }
 
-/// Turns the table of keys into one struct a section, the list of [`Key`]s, and what reads and shows them; so that a key
+/// Turns the table of keys into one struct a section, the list of [`ConfigKey`]s, and what reads and shows them; so that a key
 /// is written, documented and defaulted in one place.
 macro_rules! sections {
     ($(
@@ -69,8 +69,8 @@ macro_rules! sections {
         )+
 
         /// The keys that stand in a section, in the order in which they are printed.
-        const SECTION_KEYS: &[Key] = &[$( $(
-            Key {
+        const SECTION_KEYS: &[ConfigKey] = &[$( $(
+            ConfigKey {
                 name: concat!(stringify!($section), ".", stringify!($key)),
                 doc: concat!($($doc),+),
                 default: |role, place| Value::from(($default)(role, place)),
@@ -85,14 +85,14 @@ macro_rules! sections {
 
 sections! {
     /// The node's own HTTP port: a request there is served wholly on that node.
-    http: Http {
+    http: HttpSection {
         /// Address on which the node's own HTTP port listens.
         host: String = host, |_, _| "127.0.0.1";
         /// The node's own HTTP port; 0 takes a free one. 8200 for a receiver, 8100 for a sender.
         port: u16 = port, |role, _| if role == Role::Sender { "8100" } else { "8200" };
     }
     /// The frontend: the port where a request is disaggregated.
-    frontend: Frontend {
+    frontend: FrontendSection {
         /// Whether the process runs the frontend (receiver and local).
         enabled: bool = truth, |_, _| "true";
         /// Address on which the frontend listens.
@@ -104,7 +104,7 @@ sections! {
         local_if_sooner_by: Duration = duration, |_, _| "1s";
     }
     /// The link between a sender and a receiver.
-    link: Link {
+    link: LinkSection {
         /// Address on which a receiver listens for senders.
         host: String = host, |_, _| "127.0.0.1";
         /// Port on which a receiver listens for senders; 0 takes a free one.
@@ -115,20 +115,20 @@ sections! {
         peers: Vec<String> = peers, |_, _| Vec::<String>::new();
     }
     /// The ring of page credits in a session.
-    ring: Ring {
+    ring: RingSection {
         /// How many bytes of its pages a receiver lets a sender hold the right to write at once.
         bytes: ByteSize = bytes, |_, _| "1GiB";
     }
     /// The engine that runs the model.
-    engine: Engine {
+    engine: EngineSection {
         /// Compute threads; 0 takes one a core.
         threads: usize = |value| count(value, 0..=256), |_, _| "0";
         /// What computes, and where pages lie: `cpu`, or `cuda` for the first GPU that the process sees.
-        device: Device = device, |_, _| "cpu";
+        device: DeviceSetting = device, |_, _| "cpu";
         /// The share of a GPU's memory that weights, activations and pages may take together.
         gpu_memory_utilization: f32 = share, |_, _| "0.9";
         /// `auto` reads the model's weights; `dummy` makes random ones of its shape, on a GPU, for measurements.
-        load_format: LoadFormat = load_format, |_, _| "auto";
+        load_format: LoadFormatSetting = load_format, |_, _| "auto";
         /// Size of the pool of KV pages; without one 1GiB, and on a GPU what `engine.gpu_memory_utilization` leaves.
         kv_bytes: Option<ByteSize> = |value| optional(value, bytes), |_, _| layers::NOTHING;
         /// Tokens in a KV page, the same on both ends of a link; without one 16, and 64 on a GPU.
@@ -140,7 +140,7 @@ sections! {
         prefix_cache: bool = truth, |_, _| "true";
     }
     /// What one request may cost.
-    request: Request {
+    request: RequestSection {
         /// How long a request may take from the arrival of its head to its last token; the wait for others is included.
         deadline: Duration = duration, |_, _| "10m";
         /// How many answers are computed at once; without one 64, and 256 on a GPU. Further requests wait.
@@ -156,7 +156,7 @@ sections! {
         api_key: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
     }
     /// What carries the KV bytes.
-    transport: Transport {
+    transport: TransportSection {
         /// The UCX library (`libucp.so.0`) to load; without one, the archive's, the cache folder's and then what the loader finds.
         ucx_library: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
         /// GB/s that a lane has to move at its start to be used; without one 0, and 5 between GPUs.
@@ -166,27 +166,27 @@ sections! {
         page_hash: bool = truth, |_, _| "true";
     }
     /// How a process ends.
-    shutdown: Shutdown {
+    shutdown: ShutdownSection {
         /// How long requests in flight may take to finish after SIGTERM.
         drain: Duration = duration, |_, _| "20s";
     }
 }
 
 /// The keys that stand outside of every section.
-const TOP_KEYS: &[Key] = &[
-    Key {
+const TOP_KEYS: &[ConfigKey] = &[
+    ConfigKey {
         name: "model",
         doc: " The model: a GGUF file, or a folder as Hugging Face keeps it.",
         default: |_, place| Value::from(place.default_model().display().to_string()),
         check: |value| path(value).map(drop),
     },
-    Key {
+    ConfigKey {
         name: "tokenizer",
         doc: " Where the tokenizer and the chat template come from, if not from the model: a GGUF file or a folder.",
         default: |_, _| Value::from(layers::NOTHING),
         check: |value| optional(value, path).map(drop),
     },
-    Key {
+    ConfigKey {
         name: "served_model_name",
         doc: " The name under which clients ask for the model; without one, its file's name without the quantisation, or its folder's.",
         default: |_, _| Value::from(layers::NOTHING),
@@ -198,7 +198,7 @@ const TOP_KEYS: &[Key] = &[
 const THREADS_MAX: usize = 256;
 
 /// Every key there is, in the order in which they are printed.
-pub fn keys() -> impl Iterator<Item = &'static Key> {
+pub fn keys() -> impl Iterator<Item = &'static ConfigKey> {
     TOP_KEYS.iter().chain(SECTION_KEYS)
 }
 
@@ -212,21 +212,21 @@ pub struct Config {
     /// The name under which clients ask for the model; without one, the model file's name without its quantisation.
     pub served_model_name: Option<String>,
     /// The node's own HTTP port.
-    pub http: Http,
+    pub http: HttpSection,
     /// The port where a request is disaggregated.
-    pub frontend: Frontend,
+    pub frontend: FrontendSection,
     /// The link between a sender and a receiver.
-    pub link: Link,
+    pub link: LinkSection,
     /// The ring of page credits in a session.
-    pub ring: Ring,
+    pub ring: RingSection,
     /// The engine that runs the model.
-    pub engine: Engine,
+    pub engine: EngineSection,
     /// What one request may cost.
-    pub request: Request,
+    pub request: RequestSection,
     /// What carries the KV bytes.
-    pub transport: Transport,
+    pub transport: TransportSection,
     /// How a process ends.
-    pub shutdown: Shutdown,
+    pub shutdown: ShutdownSection,
     /// What this process is.
     pub role: Role,
     /// What its operator should know of the configuration: a sentence each, for the log.
@@ -282,14 +282,14 @@ impl Config {
             model: layers.get("model", path)?,
             tokenizer: layers.get("tokenizer", |value| optional(value, path))?,
             served_model_name: layers.get("served_model_name", |value| optional(value, text))?,
-            http: Http::read(layers)?,
-            frontend: Frontend::read(layers)?,
-            link: Link::read(layers)?,
-            ring: Ring::read(layers)?,
-            engine: Engine::read(layers)?,
-            request: Request::read(layers)?,
-            transport: Transport::read(layers)?,
-            shutdown: Shutdown::read(layers)?,
+            http: HttpSection::read(layers)?,
+            frontend: FrontendSection::read(layers)?,
+            link: LinkSection::read(layers)?,
+            ring: RingSection::read(layers)?,
+            engine: EngineSection::read(layers)?,
+            request: RequestSection::read(layers)?,
+            transport: TransportSection::read(layers)?,
+            shutdown: ShutdownSection::read(layers)?,
             origins: layers.origins(),
             notes: layers.notes.clone(),
             role,
@@ -362,12 +362,12 @@ impl Config {
 
     /// `engine.page_tokens`, or what suits the device.
     pub fn page_tokens(&self) -> u32 {
-        self.engine.page_tokens.unwrap_or(if self.engine.device == Device::Cuda { 64 } else { 16 })
+        self.engine.page_tokens.unwrap_or(if self.engine.device == DeviceSetting::Cuda { 64 } else { 16 })
     }
 
     /// `engine.prefill_chunk_tokens`, or what suits the device.
     pub fn prefill_chunk_tokens(&self) -> u32 {
-        self.engine.prefill_chunk_tokens.unwrap_or(if self.engine.device == Device::Cuda {
+        self.engine.prefill_chunk_tokens.unwrap_or(if self.engine.device == DeviceSetting::Cuda {
             2048
         } else {
             128
@@ -376,7 +376,7 @@ impl Config {
 
     /// `request.concurrency`, or what suits the device: on a GPU the rows of the largest step that is captured as a graph.
     pub fn concurrency(&self) -> usize {
-        self.request.concurrency.unwrap_or(if self.engine.device == Device::Cuda { 256 } else { 64 })
+        self.request.concurrency.unwrap_or(if self.engine.device == DeviceSetting::Cuda { 256 } else { 64 })
     }
 
     /// Where UCX may lie, best first; `transport.ucx_library` is asked before these and the loader's search after.

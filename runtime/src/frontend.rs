@@ -8,7 +8,7 @@
 //!
 //! Every wait ends, and everything that piles up is bounded:
 //! - for a client that is slow, silent or gone: by [`Limits`], which also bounds how many connections there are;
-//! - for its bytes, from the first of its body to the last of its answer: by [`Memory`];
+//! - for its bytes, from the first of its body to the last of its answer: by [`InputMemory`];
 //! - for a thread to tokenise on: as many as there are cores, until the request's deadline;
 //! - for permits: by [`Bounds`], until the request's deadline, which runs from the arrival of its head;
 //! - for tokens, or the proxy's word that there will be none: until the request's deadline, which the decoder keeps, and `grace` for a decoder that is gone;
@@ -61,9 +61,9 @@ use connection::{Connection, attend};
 pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Message};
 pub use limits::Limits;
-pub use memory::Memory;
+pub use memory::InputMemory;
 pub use model_text::{ModelText, TextError};
-pub use observed::{CacheInfo, Load, Observed};
+pub use observed::{AnswerCounts, CacheInfo, Observed};
 pub use served_model::ServedModel;
 pub use tokenizer::{Detokenizer, Tokenizer};
 
@@ -90,7 +90,7 @@ pub struct Frontend {
     /// The process's permits and queue. Closed, it answers 503: the process is ending.
     pub admission: Admission,
     /// The process's budget for what clients send.
-    pub memory: Memory,
+    pub memory: InputMemory,
     /// Asked at each `/health`; answers from memory.
     pub health: Arc<dyn Fn() -> Health + Send + Sync>,
     /// Asked at each `/metrics`; answers from memory, in Prometheus's text format.

@@ -20,9 +20,10 @@ use connector::ucx::{self, UcxConfig, UcxTransport};
 use engine::{Engine, EngineConfig, KvPool};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Config, Device, LoadFormat, Role};
+use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
 use crate::frontend::{
-    Admission, Bounds, CacheInfo, Frontend, Health, Limits, Load, Memory, Observed, ServedModel, bind,
+    Admission, AnswerCounts, Bounds, CacheInfo, Frontend, Health, InputMemory, Limits, Observed, ServedModel,
+    bind,
 };
 use crate::open_files;
 use crate::telemetry;
@@ -31,13 +32,13 @@ use exposure::Port;
 mod exposure;
 
 /// The sockets of a process, taken before anything slow begins.
-struct Ports {
+struct ListeningSockets {
     http: Option<TcpListener>,
     frontend: Option<TcpListener>,
     link: Option<TcpListener>,
 }
 
-impl Ports {
+impl ListeningSockets {
     fn take(role: Role, config: &Config) -> anyhow::Result<Self> {
         let http = (role != Role::Local).then(|| bind("http.port", &config.http.host, config.http.port));
         let wants_frontend = role != Role::Sender && config.frontend.enabled;
@@ -70,7 +71,7 @@ pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
     let began = Instant::now();
     engine::heap::return_large_blocks();
     let open_files = open_files::raise();
-    let ports = Ports::take(role, &config)?;
+    let ports = ListeningSockets::take(role, &config)?;
     let limits = limits(&config, open_files, ports.http_count());
     tracing::info!(%role, pid = std::process::id(), model = %config.model.display(), "starting");
     let engine_config = EngineConfig {
@@ -78,21 +79,21 @@ pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
         threads: config.engine.threads,
         kv_bytes: match (config.engine.kv_bytes, config.engine.device) {
             (Some(bytes), _) => bytes.0,
-            (None, Device::Cpu) => KV_BYTES,
-            (None, Device::Cuda) => 0,
+            (None, DeviceSetting::Cpu) => KV_BYTES,
+            (None, DeviceSetting::Cuda) => 0,
         },
         page_tokens: config.page_tokens(),
         step_tokens: step_tokens(&config),
         device: match config.engine.device {
-            Device::Cpu => engine::Device::Cpu,
-            Device::Cuda => {
+            DeviceSetting::Cpu => engine::Device::Cpu,
+            DeviceSetting::Cuda => {
                 let memory_utilization = config.engine.gpu_memory_utilization;
                 engine::Device::Cuda { ordinal: 0, memory_utilization }
             }
         },
         load_format: match config.engine.load_format {
-            LoadFormat::Auto => engine::LoadFormat::Auto,
-            LoadFormat::Dummy => engine::LoadFormat::Dummy { seed: DUMMY_SEED },
+            LoadFormatSetting::Auto => engine::LoadFormat::Auto,
+            LoadFormatSetting::Dummy => engine::LoadFormat::Dummy { seed: DUMMY_SEED },
         },
     };
     let engine = open(&engine_config, telemetry::loading())?;
@@ -140,7 +141,7 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
 
 /// `transport.min_gigabytes_per_second`, or what suits the device: below 5 GB/s nothing goes from GPU to GPU by itself.
 fn min_gigabytes_per_second(config: &Config) -> f64 {
-    let usual = if config.engine.device == Device::Cuda { 5.0 } else { 0.0 };
+    let usual = if config.engine.device == DeviceSetting::Cuda { 5.0 } else { 0.0 };
     config.transport.min_gigabytes_per_second.map_or(usual, f64::from)
 }
 
@@ -185,7 +186,7 @@ fn link_role(role: Role, listener: Option<TcpListener>, config: &Config) -> anyh
 async fn serve(
     role: Role,
     config: Config,
-    ports: Ports,
+    ports: ListeningSockets,
     limits: Limits,
     engine: Box<dyn Engine>,
     mut model: ServedModel,
@@ -223,7 +224,7 @@ async fn serve(
         );
         model.context_tokens = usable as u32;
     }
-    let shared = Shared::new(&config, cache, model, limits);
+    let shared = SharedState::new(&config, cache, model, limits);
     actix::spawn(report_now_and_then(shared.observed.clone()));
     let mut servers = Vec::new();
     let workers = config.surroundings.cores.min(2);
@@ -283,15 +284,15 @@ fn exit_after(limit: Duration, fault: String) -> std::io::Result<()> {
 }
 
 /// What both ports of a process share.
-struct Shared {
+struct SharedState {
     admission: Admission,
-    memory: Memory,
+    memory: InputMemory,
     observed: Arc<Observed>,
     model: Arc<ServedModel>,
     limits: Limits,
 }
 
-impl Shared {
+impl SharedState {
     fn new(config: &Config, cache: CacheInfo, model: ServedModel, limits: Limits) -> Self {
         let input_bytes = usize::try_from(config.request.input_bytes.0).unwrap_or(usize::MAX);
         let bounds = Bounds {
@@ -302,7 +303,7 @@ impl Shared {
         };
         Self {
             admission: Admission::new(bounds),
-            memory: Memory::new(input_bytes, config.surroundings.cores),
+            memory: InputMemory::new(input_bytes, config.surroundings.cores),
             observed: Arc::new(Observed::new(&model.name, cache)),
             model: Arc::new(model),
             limits,
@@ -336,7 +337,7 @@ fn report(observed: &Observed) {
     }
 }
 
-fn port(role: Role, config: &Config, node: &Node, shared: &Shared, route: Route) -> Frontend {
+fn port(role: Role, config: &Config, node: &Node, shared: &SharedState, route: Route) -> Frontend {
     let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());
     let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
     let queue = shared.admission.clone();
@@ -367,7 +368,7 @@ fn port(role: Role, config: &Config, node: &Node, shared: &Shared, route: Route)
             live_requests: streams.len(),
         }),
         metrics: Arc::new(move || {
-            observed.render(&metrics, Load { running: live.len(), waiting: queue.waiting() })
+            observed.render(&metrics, AnswerCounts { running: live.len(), waiting: queue.waiting() })
         }),
         drain: config.shutdown.drain + Duration::from_secs(2),
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use super::dataset::Asked;
+use super::dataset::BenchRequest;
 use super::{Backend, ServeOptions};
 
 /// As long as vLLM's client waits for everything.
@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(6 * 3600);
 
 /// What came of a request. Times are seconds.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Output {
+pub(super) struct RequestOutcome {
     /// From the measurement's start to the sending.
     pub(super) start: f64,
     pub(super) ttft: f64,
@@ -27,26 +27,26 @@ pub(super) struct Output {
     pub(super) error: String,
 }
 
-impl Output {
+impl RequestOutcome {
     pub(super) fn is_good(&self) -> bool {
         self.error.is_empty()
     }
 }
 
 /// Who is asked, and how.
-pub(super) struct Client<'a> {
+pub(super) struct BenchClient<'a> {
     pub(super) options: &'a ServeOptions,
     pub(super) model: &'a str,
     agent: ureq::Agent,
     key: Option<String>,
 }
 
-impl<'a> Client<'a> {
+impl<'a> BenchClient<'a> {
     pub(super) fn new(options: &'a ServeOptions, model: &'a str, key: Option<String>) -> Self {
         Self { options, model, agent: agent(), key }
     }
 
-    fn body(&self, asked: &Asked) -> Value {
+    fn body(&self, asked: &BenchRequest) -> Value {
         let options = self.options;
         let mut body = match options.backend {
             Backend::Openai | Backend::Vllm => json!({
@@ -79,7 +79,7 @@ impl<'a> Client<'a> {
     }
 
     /// Sends a request and waits for its end. `began` is when the measurement did.
-    pub(super) fn ask(&self, asked: &Asked, id: &str, began: Instant) -> Output {
+    pub(super) fn ask(&self, asked: &BenchRequest, id: &str, began: Instant) -> RequestOutcome {
         let url = format!("{}{}", self.options.base(), self.options.endpoint());
         let mut request = self.agent.post(url).header("x-request-id", id);
         for (name, value) in &self.options.header {
@@ -90,10 +90,10 @@ impl<'a> Client<'a> {
         }
         let body = self.body(asked);
         let sent = Instant::now();
-        let mut output = Output {
+        let mut output = RequestOutcome {
             start: (sent - began).as_secs_f64(),
             prompt_tokens: asked.prompt_tokens,
-            ..Output::default()
+            ..RequestOutcome::default()
         };
         match request.send_json(&body) {
             Ok(response) if response.status() == 200 => {
@@ -134,7 +134,7 @@ pub(super) fn first_model(base: &str, key: Option<&str>) -> Result<(String, Stri
 }
 
 /// Times the events of a stream.
-fn read(events: impl BufRead, backend: Backend, sent: Instant, output: &mut Output) {
+fn read(events: impl BufRead, backend: Backend, sent: Instant, output: &mut RequestOutcome) {
     let (mut last, mut tokens) = (None::<Instant>, 0);
     for line in events.lines() {
         let now = Instant::now();
@@ -202,8 +202,8 @@ mod tests {
 
     use super::*;
 
-    fn check(backend: Backend, body: &str, tokens: usize, text: &str, error: &str) -> Output {
-        let mut output = Output::default();
+    fn check(backend: Backend, body: &str, tokens: usize, text: &str, error: &str) -> RequestOutcome {
+        let mut output = RequestOutcome::default();
         read(body.as_bytes(), backend, Instant::now(), &mut output);
         let found = (output.itls.len() + usize::from(output.latency > 0.0), &*output.text, &*output.error);
         assert_eq!(found, (tokens, text, error), "{body}");
@@ -273,9 +273,9 @@ mod tests {
         let (port, accepted) = server();
         let port = port.to_string();
         let options = crate::bench::testing::options(&["--port", &port]);
-        let client = Client::new(&options, "m", None);
+        let client = BenchClient::new(&options, "m", None);
         for n in 0..3 {
-            let asked = Asked { prompt: "a".to_owned(), prompt_tokens: 1, output_tokens: 1 };
+            let asked = BenchRequest { prompt: "a".to_owned(), prompt_tokens: 1, output_tokens: 1 };
             let output = client.ask(&asked, &n.to_string(), Instant::now());
             assert_eq!((&*output.error, &*output.text), ("", "a"));
         }

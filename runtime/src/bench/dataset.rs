@@ -13,7 +13,7 @@ const RETRIES: usize = 10;
 
 /// One request.
 #[derive(Clone, Debug)]
-pub(super) struct Asked {
+pub(super) struct BenchRequest {
     pub(super) prompt: String,
     pub(super) prompt_tokens: u32,
     pub(super) output_tokens: u32,
@@ -23,7 +23,10 @@ pub(super) struct Asked {
 ///
 /// # Errors
 /// A vocabulary without ordinary tokens.
-pub(super) fn random(options: &ServeOptions, tokenizer: &Arc<Tokenizer>) -> Result<Vec<Asked>, String> {
+pub(super) fn random(
+    options: &ServeOptions,
+    tokenizer: &Arc<Tokenizer>,
+) -> Result<Vec<BenchRequest>, String> {
     let mut random = SmallRng::seed_from_u64(options.seed);
     let allowed = tokenizer.ordinary();
     if allowed.is_empty() {
@@ -45,7 +48,7 @@ pub(super) fn random(options: &ServeOptions, tokenizer: &Arc<Tokenizer>) -> Resu
         let inner = (0..wanted as usize).map(|place| allowed[(offset + index + place) % allowed.len()]);
         let tokens: Vec<u32> = prefix.iter().copied().chain(inner).collect();
         let (prompt, prompt_tokens) = settle(tokenizer, tokens, || pick(&mut random))?;
-        all.push(Asked { prompt, prompt_tokens: prompt_tokens + own, output_tokens });
+        all.push(BenchRequest { prompt, prompt_tokens: prompt_tokens + own, output_tokens });
     }
     Ok(all)
 }

@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::ServeOptions;
-use super::client::Output;
+use super::client::RequestOutcome;
 
 const WIDTH: usize = 50;
 
 /// One kind of time over all requests, in milliseconds.
-struct Times {
+struct MetricTimes {
     name: &'static str,
     title: &'static str,
     short: &'static str,
@@ -20,35 +20,35 @@ struct Times {
 /// The figures of a measurement.
 pub(super) struct Results<'a> {
     options: &'a ServeOptions,
-    outputs: &'a [Output],
+    outputs: &'a [RequestOutcome],
     /// Seconds.
     duration: f64,
-    times: [Times; 4],
+    times: [MetricTimes; 4],
 }
 
 impl<'a> Results<'a> {
-    pub(super) fn new(options: &'a ServeOptions, outputs: &'a [Output], duration: f64) -> Self {
+    pub(super) fn new(options: &'a ServeOptions, outputs: &'a [RequestOutcome], duration: f64) -> Self {
         let good = || outputs.iter().filter(|output| output.is_good());
         let times = [
-            Times {
+            MetricTimes {
                 name: "ttft",
                 title: "Time to First Token",
                 short: "TTFT",
                 ms: good().map(|output| output.ttft * 1e3).collect(),
             },
-            Times {
+            MetricTimes {
                 name: "tpot",
                 title: "Time per Output Token (excl. 1st token)",
                 short: "TPOT",
                 ms: good().filter_map(tpot).map(|seconds| seconds * 1e3).collect(),
             },
-            Times {
+            MetricTimes {
                 name: "itl",
                 title: "Inter-token Latency",
                 short: "ITL",
                 ms: good().flat_map(|output| &output.itls).map(|seconds| seconds * 1e3).collect(),
             },
-            Times {
+            MetricTimes {
                 name: "e2el",
                 title: "End-to-end Latency",
                 short: "E2EL",
@@ -58,7 +58,7 @@ impl<'a> Results<'a> {
         Self { options, outputs, duration, times }
     }
 
-    fn good(&self) -> impl Iterator<Item = &'a Output> {
+    fn good(&self) -> impl Iterator<Item = &'a RequestOutcome> {
         self.outputs.iter().filter(|output| output.is_good())
     }
 
@@ -77,7 +77,7 @@ impl<'a> Results<'a> {
         if self.options.goodput.is_empty() {
             return None;
         }
-        let keeps = |output: &&Output| {
+        let keeps = |output: &&RequestOutcome| {
             self.options.goodput.iter().all(|(name, ms)| {
                 let seconds = match &**name {
                     "ttft" => output.ttft,
@@ -154,7 +154,7 @@ impl<'a> Results<'a> {
         format!("{title}\n{out}{}\n", "=".repeat(WIDTH))
     }
 
-    fn shows(&self, times: &Times) -> bool {
+    fn shows(&self, times: &MetricTimes) -> bool {
         self.options.percentile_metrics.iter().any(|name| name == times.name)
     }
 
@@ -196,7 +196,7 @@ impl<'a> Results<'a> {
         put("total_token_throughput", json!(rate(prompt + sampled)));
         put("max_output_tokens_per_s", json!(peak_tokens));
         put("max_concurrent_requests", json!(peak_requests));
-        let of = |field: fn(&Output) -> Value| Value::Array(self.outputs.iter().map(field).collect());
+        let of = |field: fn(&RequestOutcome) -> Value| Value::Array(self.outputs.iter().map(field).collect());
         put("latencies", of(|output| json!(output.latency)));
         if options.save_detailed {
             put("input_lens", of(|output| json!(output.prompt_tokens)));
@@ -221,7 +221,7 @@ impl<'a> Results<'a> {
 }
 
 /// Seconds of a token after the first; `None` for an answer of one.
-fn tpot(output: &Output) -> Option<f64> {
+fn tpot(output: &RequestOutcome) -> Option<f64> {
     let later = output.output_tokens.checked_sub(1).filter(|later| *later > 0)?;
     Some((output.latency - output.ttft) / f64::from(later))
 }

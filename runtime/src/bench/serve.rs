@@ -10,8 +10,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use jiff::Timestamp;
 
 use super::ServeOptions;
-use super::client::{Client, Output, first_model};
-use super::dataset::{Asked, arrivals, random};
+use super::client::{BenchClient, RequestOutcome, first_model};
+use super::dataset::{BenchRequest, arrivals, random};
 use super::results::Results;
 use crate::frontend::ServedModel;
 use crate::open_files;
@@ -34,7 +34,7 @@ pub(super) fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
     let model = options.model.clone().unwrap_or(listed);
     let tokenizer = tokenizer(options, &root)?;
     let asked = random(options, &tokenizer).map_err(|reason| anyhow!(reason))?;
-    let client = Client::new(options, &model, key);
+    let client = BenchClient::new(options, &model, key);
     ready(&client, &asked)?;
     for asked in asked.iter().cycle().take(options.num_warmups) {
         client.ask(asked, "warm-up", Instant::now());
@@ -56,7 +56,7 @@ pub(super) fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
         std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
         println!("results are in {}", path.display());
     }
-    ensure!(outputs.is_empty() || outputs.iter().any(Output::is_good), "every request failed");
+    ensure!(outputs.is_empty() || outputs.iter().any(RequestOutcome::is_good), "every request failed");
     Ok(())
 }
 
@@ -73,7 +73,7 @@ fn tokenizer(options: &ServeOptions, root: &str) -> Result<std::sync::Arc<crate:
 }
 
 /// Waits for the server to answer a first request, if that was asked for.
-fn ready(client: &Client<'_>, asked: &[Asked]) -> Result<()> {
+fn ready(client: &BenchClient<'_>, asked: &[BenchRequest]) -> Result<()> {
     let wait = Duration::from_secs(client.options.ready_check_timeout_sec);
     let Some(first) = asked.first().filter(|_| !wait.is_zero()) else { return Ok(()) };
     let began = Instant::now();
@@ -88,13 +88,13 @@ fn ready(client: &Client<'_>, asked: &[Asked]) -> Result<()> {
 }
 
 /// Sends every request when its time has come, each from a thread of its own.
-fn measure(client: &Client<'_>, asked: &[Asked]) -> (Vec<Output>, f64) {
+fn measure(client: &BenchClient<'_>, asked: &[BenchRequest]) -> (Vec<RequestOutcome>, f64) {
     let options = client.options;
     let times = arrivals(asked.len(), options.request_rate, options.burstiness, options.seed);
     let prefix =
         options.request_id_prefix.clone().unwrap_or_else(|| format!("bench-{:08x}-", std::process::id()));
-    let places = Places::new(options.max_concurrency.unwrap_or(usize::MAX));
-    let outputs: Mutex<Vec<Output>> = Mutex::new(vec![Output::default(); asked.len()]);
+    let places = ConcurrencyLimit::new(options.max_concurrency.unwrap_or(usize::MAX));
+    let outputs: Mutex<Vec<RequestOutcome>> = Mutex::new(vec![RequestOutcome::default(); asked.len()]);
     let done = AtomicUsize::new(0);
     let began = Instant::now();
     std::thread::scope(|scope| {
@@ -109,7 +109,7 @@ fn measure(client: &Client<'_>, asked: &[Asked]) -> (Vec<Output>, f64) {
                 std::thread::sleep(wait);
             }
             let (places, outputs, done, id) = (&places, &outputs, &done, format!("{prefix}{n}"));
-            let keep = move |output: Output| {
+            let keep = move |output: RequestOutcome| {
                 outputs.lock().unwrap_or_else(PoisonError::into_inner)[n] = output;
                 done.fetch_add(1, Ordering::Relaxed);
             };
@@ -121,7 +121,7 @@ fn measure(client: &Client<'_>, asked: &[Asked]) -> (Vec<Output>, f64) {
             if let Err(error) = thread {
                 let error = format!("no thread for it: {error}");
                 outputs.lock().unwrap_or_else(PoisonError::into_inner)[n] =
-                    Output { error, ..Output::default() };
+                    RequestOutcome { error, ..RequestOutcome::default() };
                 done.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -152,27 +152,27 @@ fn show(done: &AtomicUsize, all: usize, began: Instant) {
 }
 
 /// So many requests at once, and no more.
-struct Places {
+struct ConcurrencyLimit {
     free: Mutex<usize>,
     freed: Condvar,
 }
 
-struct Place<'a>(&'a Places);
+struct InFlight<'a>(&'a ConcurrencyLimit);
 
-impl Places {
+impl ConcurrencyLimit {
     fn new(count: usize) -> Self {
         Self { free: Mutex::new(count), freed: Condvar::new() }
     }
 
-    fn take(&self) -> Place<'_> {
+    fn take(&self) -> InFlight<'_> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
         *free -= 1;
-        Place(self)
+        InFlight(self)
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.0.freed.notify_one();

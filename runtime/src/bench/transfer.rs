@@ -22,7 +22,7 @@ use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
-use crate::config::{Config, Device, Flag};
+use crate::config::{Config, DeviceSetting, Flag};
 use crate::roles;
 use first_put::FirstPut;
 use idle_engine::IdleEngine;
@@ -68,13 +68,13 @@ pub struct TransferOptions {
 
 impl TransferOptions {
     fn page_bytes(&self, config: &Config) -> u64 {
-        let usual = if config.engine.device == Device::Cuda { 8192 } else { 720 };
+        let usual = if config.engine.device == DeviceSetting::Cuda { 8192 } else { 720 };
         u64::from(self.page_kib.unwrap_or(usual)) << 10
     }
 }
 
 /// One page table's journey.
-struct Sample {
+struct TransferSample {
     /// From the first put to the first decode step.
     seconds: f64,
     /// What the sender saw of it: from the first put to the last flush.
@@ -247,7 +247,7 @@ impl Drop for Sending {
 }
 
 /// One pair, from its start to its end.
-fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Result<Vec<Sample>> {
+fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Result<Vec<TransferSample>> {
     actix::System::new().block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?.to_string();
@@ -269,7 +269,7 @@ fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Resul
             let put_at = sending.put_at.recv_timeout(PATIENCE).context("the sender is silent")?;
             let decoding_at = decoding_at.recv_timeout(PATIENCE).context("nothing was decoded")?;
             if round >= WARM_UPS {
-                samples.push(Sample {
+                samples.push(TransferSample {
                     seconds: decoding_at.saturating_sub(put_at) as f64 / 1e9,
                     puts_seconds: timings.transfer_ms / 1e3,
                 });

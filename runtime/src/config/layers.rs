@@ -11,7 +11,7 @@ use figment::{Figment, Metadata, Profile, Provider};
 use super::lmcache;
 use super::renamed::todays_name;
 use super::surroundings::PREFIX;
-use super::{Flag, Key, Role, Surroundings, keys};
+use super::{ConfigKey, Flag, Role, Surroundings, keys};
 
 /// The value of a key that has none.
 pub(super) const NOTHING: Empty = Empty::None;
@@ -126,7 +126,7 @@ impl Layers {
 
     /// For each key that something set: what did.
     pub(super) fn origins(&self) -> Vec<(&'static str, String)> {
-        let origin = |key: &Key| self.origin(key.name).filter(|origin| origin != DEFAULT);
+        let origin = |key: &ConfigKey| self.origin(key.name).filter(|origin| origin != DEFAULT);
         keys().filter_map(|key| origin(key).map(|origin| (key.name, origin))).collect()
     }
 

@@ -66,7 +66,7 @@ impl fmt::Debug for Secret {
 
 /// What computes, and so where pages lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
+pub enum DeviceSetting {
     /// The processor; host memory.
     Cpu,
     /// The first CUDA device that the process sees.
@@ -75,7 +75,7 @@ pub enum Device {
 
 /// Where weights come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LoadFormat {
+pub enum LoadFormatSetting {
     /// The model's files.
     Auto,
     /// Nowhere: random ones of the model's shape.
@@ -231,10 +231,10 @@ pub(super) fn peers(value: &Value) -> Result<Vec<String>, String> {
 }
 
 /// What computes.
-pub(super) fn device(value: &Value) -> Result<Device, String> {
+pub(super) fn device(value: &Value) -> Result<DeviceSetting, String> {
     match words(value).as_deref() {
-        Some("cpu") => Ok(Device::Cpu),
-        Some("cuda") if cfg!(feature = "cuda") => Ok(Device::Cuda),
+        Some("cpu") => Ok(DeviceSetting::Cpu),
+        Some("cuda") if cfg!(feature = "cuda") => Ok(DeviceSetting::Cuda),
         Some("cuda") => {
             Err("cannot be cuda in this build; build it with `cargo xtask cuda`, or set it to cpu".to_owned())
         }
@@ -243,10 +243,10 @@ pub(super) fn device(value: &Value) -> Result<Device, String> {
 }
 
 /// Where weights come from.
-pub(super) fn load_format(value: &Value) -> Result<LoadFormat, String> {
+pub(super) fn load_format(value: &Value) -> Result<LoadFormatSetting, String> {
     match words(value).as_deref() {
-        Some("auto") => Ok(LoadFormat::Auto),
-        Some("dummy") => Ok(LoadFormat::Dummy),
+        Some("auto") => Ok(LoadFormatSetting::Auto),
+        Some("dummy") => Ok(LoadFormatSetting::Dummy),
         _ => Err(format!("must be auto or dummy, not {}", named(value))),
     }
 }
@@ -319,7 +319,7 @@ impl Show for Secret {
     }
 }
 
-impl Show for Device {
+impl Show for DeviceSetting {
     fn show(&self) -> String {
         match self {
             Self::Cpu => "cpu".to_owned(),
@@ -328,7 +328,7 @@ impl Show for Device {
     }
 }
 
-impl Show for LoadFormat {
+impl Show for LoadFormatSetting {
     fn show(&self) -> String {
         match self {
             Self::Auto => "auto".to_owned(),

@@ -21,7 +21,7 @@ pub(super) struct ApiError {
 
 /// The body: `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Serialize)]
-struct Body<'a> {
+struct ErrorBody<'a> {
     error: Detail<'a>,
 }
 
@@ -52,7 +52,7 @@ impl ApiError {
             param: self.param.as_deref(),
             code: self.status.as_u16(),
         };
-        serde_json::to_string(&Body { error }).unwrap_or_default()
+        serde_json::to_string(&ErrorBody { error }).unwrap_or_default()
     }
 
     /// The HTTP response.

@@ -1,4 +1,4 @@
-//! A request's body: read as it arrives, within the budget of [`Memory`].
+//! A request's body: read as it arrives, within the budget of [`InputMemory`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::Frontend;
 use super::api_error::ApiError;
 use super::fields::Fields;
-use super::memory::{Held, Memory};
+use super::memory::{HeldBytes, InputMemory};
 use super::prompts::Reader;
 
 /// Largest body: a prompt of 128k token ids spelt as a JSON list is 1 MiB, as text less.
@@ -27,7 +27,7 @@ const FIRST_BYTES: usize = 16 << 10;
 /// A body, and the bytes of the budget that it takes.
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
-    pub(super) held: Held,
+    pub(super) held: HeldBytes,
 }
 
 /// Reads the body, if it is JSON of a size that is taken and comes within `period`.
@@ -37,7 +37,7 @@ pub(super) struct Body {
 pub(super) async fn read(
     request: &HttpRequest,
     payload: web::Payload,
-    memory: &Memory,
+    memory: &InputMemory,
     period: Duration,
 ) -> Result<Body, ApiError> {
     let header = |name| request.headers().get(name)?.to_str().ok();
@@ -62,7 +62,7 @@ pub(super) async fn read(
 async fn collect(
     mut payload: web::Payload,
     length: Option<usize>,
-    memory: &Memory,
+    memory: &InputMemory,
 ) -> Result<Body, ApiError> {
     let mut body = Body { bytes: Vec::new(), held: memory.hold(0)? };
     let mut come = 0;
@@ -142,7 +142,7 @@ mod tests {
 
     /// A body of chunks of 1,000 bytes, as long as the budget allows; its bytes and what it takes of the budget.
     fn pushed(chunks: usize, length: Option<usize>, budget: usize) -> (usize, usize) {
-        let memory = Memory::new(budget, 1);
+        let memory = InputMemory::new(budget, 1);
         let mut body = Body { bytes: Vec::new(), held: memory.hold(0).unwrap() };
         for n in 0..chunks {
             if body.push(&[n as u8; 1000], length).is_err() {

@@ -54,7 +54,7 @@ const CUT: &str = "client was cut off";
 
 /// One accepted connection, and when it ends. Dropped with actix-http's own end of it.
 pub(super) struct Connection {
-    end: Rc<Cell<End>>,
+    end: Rc<Cell<ConnectionEnd>>,
     /// Its watcher holds the other side, and is gone once it has cut the connection.
     watcher: watch::Receiver<()>,
     limits: Limits,
@@ -64,7 +64,7 @@ pub(super) struct Connection {
 type Cut = Pin<Box<dyn Future<Output = ()>>>;
 
 #[derive(Clone, Copy)]
-struct End {
+struct ConnectionEnd {
     at: Instant,
     /// A request has been read to its end and is being answered.
     answering: bool,
@@ -87,7 +87,7 @@ impl Connection {
         let socket = socket.downcast_ref::<rt::net::TcpStream>().ok_or(io::ErrorKind::Unsupported)?;
         // A descriptor of our own: the one that actix-http reads and writes cannot be reached later.
         let socket = TcpStream::from(socket.as_fd().try_clone_to_owned()?);
-        let end = End { at: Instant::now() + limits.head + SLACK, answering: false, moves: 0 };
+        let end = ConnectionEnd { at: Instant::now() + limits.head + SLACK, answering: false, moves: 0 };
         let end = Rc::new(Cell::new(end));
         let (there, watcher) = watch::channel(());
         rt::spawn(watch_over(socket, Rc::clone(&end), there));
@@ -105,7 +105,7 @@ impl Connection {
     }
 
     fn move_end(&self, at: Instant, answering: bool) {
-        self.end.update(|end| End { at, answering, moves: end.moves.wrapping_add(1) });
+        self.end.update(|end| ConnectionEnd { at, answering, moves: end.moves.wrapping_add(1) });
     }
 
     fn cut(&self) -> Cut {
@@ -120,16 +120,16 @@ impl Connection {
 
 /// Cuts the connection when its end comes, or when its client sends more than is read. Looks by itself: a request moves the end
 /// three times, and must not wake anybody for it.
-async fn watch_over(socket: TcpStream, end: Rc<Cell<End>>, there: watch::Sender<()>) {
+async fn watch_over(socket: TcpStream, end: Rc<Cell<ConnectionEnd>>, there: watch::Sender<()>) {
     let mut unread_at = None;
     let reason = loop {
-        let End { at, .. } = end.get();
+        let ConnectionEnd { at, .. } = end.get();
         tokio::select! {
             () = sleep_until(at.min(Instant::now() + LOOK).into()) => (),
             // It has ended by itself.
             () = there.closed() => return,
         }
-        let End { at, answering, moves } = end.get();
+        let ConnectionEnd { at, answering, moves } = end.get();
         if Instant::now() >= at {
             break "it took too long";
         }

@@ -19,15 +19,15 @@ use super::connection::Connection;
 use super::logprobs::report;
 use super::names::{next_request, public_id};
 use super::observed::Ended;
-use super::openai::{Ask, Kind};
-use super::reply::{EndRule, Finish, Live, Reply};
-use super::response::{Answer, Choice, Head, TimingsReport, Usage};
+use super::openai::{ApiKind, Ask};
+use super::reply::{EndRule, Finish, LiveRequest, Reply};
+use super::response::{Choice, Head, TimingsReport, Usage, WholeAnswer};
 use super::stream::{Answers, EventShape, events};
 use super::tokenizer::Detokenizer;
 
 /// Answers a request whose head has just come.
 pub(super) async fn generate(
-    kind: Kind,
+    kind: ApiKind,
     frontend: Arc<Frontend>,
     http: HttpRequest,
     payload: web::Payload,
@@ -114,8 +114,13 @@ fn submit(
     deadline: Instant,
 ) -> Result<Reply, ApiError> {
     let (model, prompt) = (&frontend.model, ask.prompt_of(choice));
-    let (live, source) =
-        Live::open(next_request(), prompt.max_tokens, &frontend.streams, &frontend.abort, permit.begin());
+    let (live, source) = LiveRequest::open(
+        next_request(),
+        prompt.max_tokens,
+        &frontend.streams,
+        &frontend.abort,
+        permit.begin(),
+    );
     let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, eos: model.eos.clone() };
     let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.skip_special_tokens);
     let give_up = deadline + frontend.limits.grace;
@@ -188,7 +193,7 @@ async fn whole(
             token_ids: ask.return_token_ids.then_some((&*ask.prompt_of(index).tokens, &**ids)),
         });
     }
-    let answer = Answer { choices: answers, usage: Usage::new(ask.prompt_tokens(), sampled), timings };
+    let answer = WholeAnswer { choices: answers, usage: Usage::new(ask.prompt_tokens(), sampled), timings };
     Ok(HttpResponse::Ok().content_type("application/json").body(head.response(answer)))
 }
 

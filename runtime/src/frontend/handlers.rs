@@ -8,13 +8,13 @@ use serde::Serialize;
 use super::Frontend;
 use super::api_error::ApiError;
 use super::generate::generate;
-use super::openai::{Kind, check_name};
+use super::openai::{ApiKind, check_name};
 use super::response::{json, model_card, models};
 
 type Shared = web::Data<Frontend>;
 
 pub(super) async fn completions(frontend: Shared, request: HttpRequest, body: web::Payload) -> HttpResponse {
-    generate(Kind::Completion, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
+    generate(ApiKind::Completion, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
 }
 
 pub(super) async fn chat_completions(
@@ -22,7 +22,7 @@ pub(super) async fn chat_completions(
     request: HttpRequest,
     body: web::Payload,
 ) -> HttpResponse {
-    generate(Kind::Chat, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
+    generate(ApiKind::Chat, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
 }
 
 pub(super) async fn list_models(frontend: Shared) -> HttpResponse {

@@ -3,7 +3,7 @@
 use engine::Token;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::openai::Kind;
+use super::openai::ApiKind;
 use super::tokenizer::Tokenizer;
 
 /// Stands for a probability of zero, as in vLLM: JSON has no infinity.
@@ -12,7 +12,7 @@ const LEAST: f32 = -9999.0;
 /// The probabilities of an answer, or of a part of it.
 #[derive(Clone, Debug, serde::Serialize)]
 #[serde(untagged)]
-pub(super) enum Report {
+pub(super) enum LogprobsReport {
     /// Of a completion: lists in step.
     Completion {
         text_offset: Vec<usize>,
@@ -60,12 +60,17 @@ fn finite(logprob: f32) -> f32 {
 }
 
 /// The probabilities of `tokens`, whose text begins `offset` characters into the answer; `None` if nobody asked for them.
-pub(super) fn report(kind: Kind, tokenizer: &Tokenizer, tokens: &[Token], offset: usize) -> Option<Report> {
+pub(super) fn report(
+    kind: ApiKind,
+    tokenizer: &Tokenizer,
+    tokens: &[Token],
+    offset: usize,
+) -> Option<LogprobsReport> {
     let told = || tokens.iter().filter_map(|token| Some((token.id, token.logprobs.as_deref()?)));
     told().next()?;
     let text = |id: u32| tokenizer.text_of(id).into_owned();
     match kind {
-        Kind::Completion => {
+        ApiKind::Completion => {
             let texts: Vec<String> = told().map(|(id, _)| text(id)).collect();
             let ends = texts.iter().scan(offset, |at, text| {
                 let start = *at;
@@ -79,14 +84,14 @@ pub(super) fn report(kind: Kind, tokenizer: &Tokenizer, tokens: &[Token], offset
                 }
                 Top(top.into_iter().map(|(id, logprob)| (text(id), finite(logprob))).collect())
             };
-            Some(Report::Completion {
+            Some(LogprobsReport::Completion {
                 text_offset: ends.collect(),
                 token_logprobs: told().map(|(_, logprobs)| finite(logprobs.sampled)).collect(),
                 top_logprobs: told().map(top).collect(),
                 tokens: texts,
             })
         }
-        Kind::Chat => {
+        ApiKind::Chat => {
             let said = |id: u32, logprob: f32| Said {
                 token: text(id),
                 logprob: finite(logprob),
@@ -96,7 +101,7 @@ pub(super) fn report(kind: Kind, tokenizer: &Tokenizer, tokens: &[Token], offset
                 own: said(id, logprobs.sampled),
                 top_logprobs: logprobs.top.iter().map(|(id, logprob)| said(*id, *logprob)).collect(),
             });
-            Some(Report::Chat { content: content.collect() })
+            Some(LogprobsReport::Chat { content: content.collect() })
         }
     }
 }
@@ -108,7 +113,7 @@ mod tests {
     use super::super::model_text::testing::bytes_model;
     use super::*;
 
-    fn check(kind: Kind, expect: &str) {
+    fn check(kind: ApiKind, expect: &str) {
         let tokenizer = Tokenizer::new(&bytes_model()).unwrap();
         let told = |id: u32, sampled: f32, top: &[(u32, f32)]| Token {
             id,
@@ -122,11 +127,11 @@ mod tests {
     #[test]
     fn both_shapes() {
         check(
-            Kind::Completion,
+            ApiKind::Completion,
             r#"{"text_offset":[3,5],"token_logprobs":[-0.5,-9999.0],"tokens":["he","�"],"top_logprobs":[{"he":-0.5},{"a":-1.0,"�":-9999.0}]}"#,
         );
         check(
-            Kind::Chat,
+            ApiKind::Chat,
             r#"{"content":[{"token":"he","logprob":-0.5,"bytes":[104,101],"top_logprobs":[{"token":"he","logprob":-0.5,"bytes":[104,101]}]},{"token":"�","logprob":-9999.0,"bytes":[195],"top_logprobs":[{"token":"a","logprob":-1.0,"bytes":[97]}]}]}"#,
         );
     }
@@ -134,6 +139,6 @@ mod tests {
     #[test]
     fn nothing_is_said_unasked() {
         let tokenizer = Tokenizer::new(&bytes_model()).unwrap();
-        assert!(report(Kind::Chat, &tokenizer, &[97.into()], 0).is_none());
+        assert!(report(ApiKind::Chat, &tokenizer, &[97.into()], 0).is_none());
     }
 }

@@ -10,28 +10,33 @@ use super::api_error::ApiError;
 
 /// The budget, and the threads that read long bodies within it. Cheap to clone; every clone is the same.
 #[derive(Clone, Debug)]
-pub struct Memory(Arc<Budget>);
+pub struct InputMemory(Arc<Budget>);
 
 #[derive(Debug)]
 struct Budget {
     bytes: usize,
     used: AtomicUsize,
-    room: Room,
+    room: TokenizeAllowance,
     readers: Arc<Semaphore>,
 }
 
 /// Bytes of the budget; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Held {
-    memory: Memory,
+pub(super) struct HeldBytes {
+    memory: InputMemory,
     bytes: usize,
 }
 
-impl Memory {
+impl InputMemory {
     /// A budget of so many bytes. At most `readers` bodies that are long are read at once.
     pub fn new(bytes: usize, readers: usize) -> Self {
         let readers = Arc::new(Semaphore::new(readers.max(1)));
-        Self(Arc::new(Budget { bytes, used: AtomicUsize::new(0), room: Room::new(bytes), readers }))
+        Self(Arc::new(Budget {
+            bytes,
+            used: AtomicUsize::new(0),
+            room: TokenizeAllowance::new(bytes),
+            readers,
+        }))
     }
 
     /// Waits for its turn to read a long body.
@@ -47,7 +52,7 @@ impl Memory {
     }
 
     /// The allowance for tokenising.
-    pub(super) fn room(&self) -> &Room {
+    pub(super) fn room(&self) -> &TokenizeAllowance {
         &self.0.room
     }
 
@@ -55,8 +60,8 @@ impl Memory {
     ///
     /// # Errors
     /// 503 if there are not as many left.
-    pub(super) fn hold(&self, bytes: usize) -> Result<Held, ApiError> {
-        let mut held = Held { memory: self.clone(), bytes: 0 };
+    pub(super) fn hold(&self, bytes: usize) -> Result<HeldBytes, ApiError> {
+        let mut held = HeldBytes { memory: self.clone(), bytes: 0 };
         held.grow(bytes)?;
         Ok(held)
     }
@@ -77,7 +82,7 @@ impl Memory {
     }
 }
 
-impl Held {
+impl HeldBytes {
     /// Takes more.
     ///
     /// # Errors
@@ -89,7 +94,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.memory.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
@@ -98,14 +103,14 @@ impl Drop for Held {
 /// An allowance for what rendering and tokenising take besides, which is many times the text and is given back at once. It is as
 /// large as the budget. Threads wait for it, in order; so at most twice the budget is in use.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct TokenizeAllowance {
     bytes: usize,
-    queue: Mutex<Queue>,
+    queue: Mutex<AllowanceQueue>,
     moved: Condvar,
 }
 
 #[derive(Debug)]
-struct Queue {
+struct AllowanceQueue {
     free: usize,
     /// Numbers of the next thread that comes and of the one whose turn it is.
     next: u64,
@@ -114,13 +119,17 @@ struct Queue {
 
 /// Bytes of the allowance; given back when dropped.
 pub(super) struct Taken<'a> {
-    room: &'a Room,
+    room: &'a TokenizeAllowance,
     bytes: usize,
 }
 
-impl Room {
+impl TokenizeAllowance {
     pub(super) fn new(bytes: usize) -> Self {
-        Self { bytes, queue: Mutex::new(Queue { free: bytes, next: 0, turn: 0 }), moved: Condvar::new() }
+        Self {
+            bytes,
+            queue: Mutex::new(AllowanceQueue { free: bytes, next: 0, turn: 0 }),
+            moved: Condvar::new(),
+        }
     }
 
     /// Waits until so many bytes are free, and takes them. Blocks the thread, which holds none.
@@ -139,7 +148,7 @@ impl Room {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let mine = queue.next;
         queue.next += 1;
-        let waits = |queue: &mut Queue| queue.turn != mine || queue.free < bytes;
+        let waits = |queue: &mut AllowanceQueue| queue.turn != mine || queue.free < bytes;
         let mut queue = self.moved.wait_while(queue, waits).unwrap_or_else(PoisonError::into_inner);
         queue.free -= bytes;
         queue.turn += 1;
@@ -164,7 +173,7 @@ mod tests {
 
     #[test]
     fn threads_wait_for_room_in_order() {
-        let room = Room::new(10);
+        let room = TokenizeAllowance::new(10);
         assert_eq!(room.take(11).err().unwrap().status, StatusCode::PAYLOAD_TOO_LARGE);
         let first = room.take(4).unwrap();
         let (told, hears) = mpsc::channel();
@@ -192,7 +201,7 @@ mod tests {
 
     #[test]
     fn bytes_are_taken_and_given_back() {
-        let memory = Memory::new(10 << 20, 1);
+        let memory = InputMemory::new(10 << 20, 1);
         let mut first = memory.hold(6 << 20).unwrap();
         assert_eq!(memory.hold(5 << 20).err().unwrap().status, StatusCode::SERVICE_UNAVAILABLE);
         let refused = first.grow(usize::MAX).unwrap_err();

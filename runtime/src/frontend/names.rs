@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use actors::request::RequestId;
 
-use super::openai::Kind;
+use super::openai::ApiKind;
 
 /// The process's next request; both of its HTTP ports draw from here, because they share one table of live streams.
 static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
@@ -20,7 +20,7 @@ pub(super) fn next_request() -> RequestId {
 }
 
 /// The id of a request in responses: the client's own name if it is printable and short, else 32 random hex digits.
-pub(super) fn public_id(kind: Kind, wanted: Option<&str>) -> String {
+pub(super) fn public_id(kind: ApiKind, wanted: Option<&str>) -> String {
     let usable = |name: &&str| {
         !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(|byte| byte.is_ascii_graphic())
     };
@@ -42,9 +42,9 @@ mod tests {
 
     #[test]
     fn ids_are_the_clients_or_random() {
-        assert_eq!(public_id(Kind::Completion, Some("bench-1")), "cmpl-bench-1");
-        assert_eq!(public_id(Kind::Chat, Some("a b")).len(), "chatcmpl-".len() + 32);
-        assert_ne!(public_id(Kind::Chat, None), public_id(Kind::Chat, None));
-        assert_eq!(public_id(Kind::Completion, Some(&"x".repeat(129))).len(), "cmpl-".len() + 32);
+        assert_eq!(public_id(ApiKind::Completion, Some("bench-1")), "cmpl-bench-1");
+        assert_eq!(public_id(ApiKind::Chat, Some("a b")).len(), "chatcmpl-".len() + 32);
+        assert_ne!(public_id(ApiKind::Chat, None), public_id(ApiKind::Chat, None));
+        assert_eq!(public_id(ApiKind::Completion, Some(&"x".repeat(129))).len(), "cmpl-".len() + 32);
     }
 }

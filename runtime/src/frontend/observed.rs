@@ -70,7 +70,7 @@ pub struct CacheInfo {
 
 /// How many answers there are at one moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
+pub struct AnswerCounts {
     /// That run.
     pub running: usize,
     /// Of requests that wait.
@@ -179,7 +179,7 @@ impl Observed {
     }
 
     /// Prometheus's text, with what the node counts.
-    pub fn render(&self, counters: &Counters, load_now: Load) -> String {
+    pub fn render(&self, counters: &Counters, load_now: AnswerCounts) -> String {
         let mut text = counters.render();
         let labels = format!("model_name=\"{}\"", escaped(&self.model));
         let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
@@ -193,7 +193,7 @@ impl Observed {
                 let _ = writeln!(text, "vllm:{name}{{{labels}{more}}} {value}");
             }
         };
-        let Load { running, waiting } = load_now;
+        let AnswerCounts { running, waiting } = load_now;
         line("gauge", "num_requests_running", "Answers that run.", &[("", running as f64)]);
         line("gauge", "num_requests_waiting", "Answers of requests that wait.", &[("", waiting as f64)]);
         let CacheInfo { page_tokens, dtype, prefix_cache, memory_utilization } = &self.cache;
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn metrics_have_vllms_names() {
-        let text = seen(&[10.0, 30.0]).render(&Counters::default(), Load { running: 5, waiting: 7 });
+        let text = seen(&[10.0, 30.0]).render(&Counters::default(), AnswerCounts { running: 5, waiting: 7 });
         for line in [
             "vllm:num_requests_running{model_name=\"a\\\"b\"} 5",
             "vllm:num_requests_waiting{model_name=\"a\\\"b\"} 7",

@@ -8,7 +8,7 @@ use engine::Sampling;
 
 use super::api_error::ApiError;
 use super::fields::{Fields, Neutral};
-use super::memory::Held;
+use super::memory::HeldBytes;
 use super::prompts::{self, Reader, Tokens, too_long};
 use super::sampling::sampling;
 use super::served_model::ServedModel;
@@ -23,14 +23,14 @@ const REQUEST_BYTES: usize = 4 << 10;
 
 /// Which of the two endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ApiKind {
     /// `/v1/completions`.
     Completion,
     /// `/v1/chat/completions`.
     Chat,
 }
 
-impl Kind {
+impl ApiKind {
     /// What a request's id starts with.
     pub(super) fn prefix(self) -> &'static str {
         match self {
@@ -44,7 +44,7 @@ impl Kind {
 #[derive(Debug)]
 pub(super) struct Ask {
     /// At least one.
-    pub(super) prompts: Vec<Prompt>,
+    pub(super) prompts: Vec<PromptAsk>,
     /// At least one.
     pub(super) n: u32,
     pub(super) sampling: Sampling,
@@ -58,12 +58,12 @@ pub(super) struct Ask {
     /// The client's own name for the request.
     pub(super) request_id: Option<String>,
     /// What it takes of the budget.
-    held: Option<Held>,
+    held: Option<HeldBytes>,
 }
 
 /// One of a request's prompts.
 #[derive(Debug)]
-pub(super) struct Prompt {
+pub(super) struct PromptAsk {
     /// At least one token id.
     pub(super) tokens: Arc<[u32]>,
     /// At least one, and both together fit the context.
@@ -118,7 +118,7 @@ impl Ask {
     /// 404 for another model, 503 if the budget does not allow it, else 400 with a sentence that names the field; so for more answers than
     /// `most`.
     pub(super) fn read(
-        kind: Kind,
+        kind: ApiKind,
         fields: &Fields<'_>,
         reader: Reader<'_>,
         most: usize,
@@ -130,13 +130,13 @@ impl Ask {
         let sampling = sampling(kind, fields, vocabulary)?;
         let n = fields.count("n")?.unwrap_or(1);
         let prompts = match kind {
-            Kind::Completion => prompts::completion(fields, n, most, reader)?,
-            Kind::Chat => {
+            ApiKind::Completion => prompts::completion(fields, n, most, reader)?,
+            ApiKind::Chat => {
                 prompts::check_answers(1, n, most)?;
                 vec![prompts::chat(fields, reader)?]
             }
         };
-        let echo = kind == Kind::Completion && fields.flag("echo", false)?;
+        let echo = kind == ApiKind::Completion && fields.flag("echo", false)?;
         if echo && sampling.logprobs.is_some() {
             let message = "logprobs of the prompt are not supported yet; leave out echo or logprobs";
             return Err(ApiError::field("logprobs", message));
@@ -145,13 +145,13 @@ impl Ask {
             if ids.is_empty() {
                 return Err(ApiError::field(&field, format!("{field} must have at least one token")));
             }
-            Ok(Prompt {
+            Ok(PromptAsk {
                 max_tokens: max_tokens(kind, &field, ids.len(), fields, model)?,
                 echo: if echo { Detokenizer::text(&model.tokenizer, &ids, true) } else { String::new() },
                 tokens: ids.into(),
             })
         };
-        let prompts: Vec<Prompt> = prompts.into_iter().map(prompt).collect::<Result<_, _>>()?;
+        let prompts: Vec<PromptAsk> = prompts.into_iter().map(prompt).collect::<Result<_, _>>()?;
         let return_timings = fields.flag("return_timings", false)?;
         let answers = prompts.len().saturating_mul(n as usize);
         if return_timings && answers > 1 {
@@ -181,7 +181,7 @@ impl Ask {
     }
 
     /// The prompt that a choice answers.
-    pub(super) fn prompt_of(&self, choice: usize) -> &Prompt {
+    pub(super) fn prompt_of(&self, choice: usize) -> &PromptAsk {
         &self.prompts[choice / self.n as usize]
     }
 
@@ -193,7 +193,8 @@ impl Ask {
 
     /// Bytes that the request takes while it waits, about.
     pub(super) fn bytes(&self) -> usize {
-        let prompt = |prompt: &Prompt| size_of::<Prompt>() + 4 * prompt.tokens.len() + prompt.echo.len();
+        let prompt =
+            |prompt: &PromptAsk| size_of::<PromptAsk>() + 4 * prompt.tokens.len() + prompt.echo.len();
         let settings = size_of_val(&*self.sampling.logit_bias) + self.stop.bytes();
         REQUEST_BYTES + settings + self.prompts.iter().map(prompt).sum::<usize>()
     }
@@ -229,10 +230,10 @@ pub(super) fn check_name(name: &str, model: &ServedModel) -> Result<(), ApiError
 ///
 /// # Errors
 /// 400 with a sentence that names the field.
-pub(super) fn prompt(kind: Kind, fields: &Fields<'_>, reader: Reader<'_>) -> Result<Vec<u32>, ApiError> {
+pub(super) fn prompt(kind: ApiKind, fields: &Fields<'_>, reader: Reader<'_>) -> Result<Vec<u32>, ApiError> {
     let prompt = match kind {
-        Kind::Chat => prompts::chat(fields, reader),
-        Kind::Completion => prompts::single(fields, reader),
+        ApiKind::Chat => prompts::chat(fields, reader),
+        ApiKind::Completion => prompts::single(fields, reader),
     };
     Ok(prompt?.ids)
 }
@@ -253,7 +254,7 @@ fn stream_options(fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError
 }
 
 fn max_tokens(
-    kind: Kind,
+    kind: ApiKind,
     field: &str,
     prompt: usize,
     fields: &Fields<'_>,
@@ -265,7 +266,7 @@ fn max_tokens(
         return Err(too_long(field, &format!("{prompt} tokens"), context));
     }
     let (name, wanted) = match (kind, fields.count("max_completion_tokens")?) {
-        (Kind::Chat, Some(wanted)) => ("max_completion_tokens", Some(wanted)),
+        (ApiKind::Chat, Some(wanted)) => ("max_completion_tokens", Some(wanted)),
         _ => ("max_tokens", fields.count("max_tokens")?),
     };
     match (wanted, kind) {
@@ -277,7 +278,7 @@ fn max_tokens(
             Err(ApiError::field(name, message))
         }
         (Some(wanted), _) => Ok(wanted),
-        (None, Kind::Completion) => Ok(COMPLETION_TOKENS.min(rest)),
-        (None, Kind::Chat) => Ok(rest),
+        (None, ApiKind::Completion) => Ok(COMPLETION_TOKENS.min(rest)),
+        (None, ApiKind::Chat) => Ok(rest),
     }
 }

@@ -14,15 +14,15 @@ use super::admission::too_many;
 use super::api_error::ApiError;
 use super::chat_template::Message;
 use super::fields::{Counted, Fields, Text, elements, parsed, wrong};
-use super::memory::{Memory, Taken};
+use super::memory::{InputMemory, Taken};
 use super::served_model::ServedModel;
 
 /// What prompts are read with.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a> {
     pub(super) model: &'a ServedModel,
-    pub(super) memory: &'a Memory,
-    /// A long body is read on a thread of its own, which may wait for [`Room`](super::memory::Room); a short one needs little.
+    pub(super) memory: &'a InputMemory,
+    /// A long body is read on a thread of its own, which may wait for [`Room`](super::memory::TokenizeAllowance); a short one needs little.
     pub(super) is_long: bool,
 }
 

@@ -15,14 +15,14 @@ use super::tokenizer::Detokenizer;
 
 /// Holds what a request occupies: its entry among the live streams (with its permit), and the work behind it. Dropped before the
 /// request has ended (the client is gone, the frontend gave up), it forgets the stream and sends [`AbortRequest`].
-pub(super) struct Live {
+pub(super) struct LiveRequest {
     request: RequestId,
     streams: Streams,
     abort: Recipient<AbortRequest>,
     ended: bool,
 }
 
-impl Live {
+impl LiveRequest {
     /// Opens the request's stream.
     pub(super) fn open(
         request: RequestId,
@@ -43,7 +43,7 @@ impl Live {
     }
 }
 
-impl Drop for Live {
+impl Drop for LiveRequest {
     fn drop(&mut self) {
         self.streams.close(self.request);
         if !self.ended {
@@ -128,7 +128,7 @@ impl Pieces {
 
 /// One live request: pieces as they come, then the end.
 pub(super) struct Reply {
-    live: Live,
+    live: LiveRequest,
     source: mpsc::Receiver<StreamEvent>,
     pieces: Pieces,
     /// The decoder has been told that the answer is complete.
@@ -140,7 +140,7 @@ pub(super) struct Reply {
 impl Reply {
     /// Waits for the request's events until `give_up`, a little after the deadline of `allowed`, which the decoder owns.
     pub(super) fn new(
-        live: Live,
+        live: LiveRequest,
         source: mpsc::Receiver<StreamEvent>,
         rule: EndRule,
         detokenizer: Detokenizer,

@@ -5,8 +5,8 @@ use std::time::Duration;
 use actors::request::{FinishReason, Timings};
 use serde::Serialize;
 
-use super::logprobs::Report;
-use super::openai::Kind;
+use super::logprobs::LogprobsReport;
+use super::openai::ApiKind;
 use super::served_model::ServedModel;
 use super::stop::StopReason;
 
@@ -54,14 +54,14 @@ impl TimingsReport {
 /// What all chunks and the response of one request have in common.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
-    pub(super) kind: Kind,
+    pub(super) kind: ApiKind,
     pub(super) id: String,
     pub(super) created: u64,
     pub(super) model: String,
 }
 
 /// A whole response: one answer a choice, in order.
-pub(super) struct Answer<'a> {
+pub(super) struct WholeAnswer<'a> {
     pub(super) choices: Vec<Choice<'a>>,
     pub(super) usage: Usage,
     pub(super) timings: Option<TimingsReport>,
@@ -72,7 +72,7 @@ pub(super) struct Choice<'a> {
     pub(super) text: &'a str,
     pub(super) finish: FinishReason,
     pub(super) stop: Option<&'a StopReason>,
-    pub(super) logprobs: Option<Report>,
+    pub(super) logprobs: Option<LogprobsReport>,
     /// Prompt and answer, if they were asked for.
     pub(super) token_ids: Option<(&'a [u32], &'a [u32])>,
 }
@@ -85,7 +85,7 @@ pub(super) struct Delta<'a> {
     pub(super) text: &'a str,
     pub(super) finish: Option<FinishReason>,
     pub(super) stop: Option<&'a StopReason>,
-    pub(super) logprobs: Option<Report>,
+    pub(super) logprobs: Option<LogprobsReport>,
     pub(super) token_ids: Option<&'a [u32]>,
     /// On the first chunk, if ids were asked for.
     pub(super) prompt_token_ids: Option<&'a [u32]>,
@@ -100,7 +100,7 @@ type Null = Option<()>;
 struct CompletionChoice<'a> {
     index: usize,
     text: &'a str,
-    logprobs: Option<Report>,
+    logprobs: Option<LogprobsReport>,
     finish_reason: Option<FinishReason>,
     stop_reason: Option<&'a StopReason>,
     prompt_token_ids: Option<&'a [u32]>,
@@ -133,7 +133,7 @@ struct ChatDelta<'a> {
 struct ChatChoice<'a> {
     index: usize,
     delta: ChatDelta<'a>,
-    logprobs: Option<Report>,
+    logprobs: Option<LogprobsReport>,
     finish_reason: Option<FinishReason>,
     stop_reason: Option<&'a StopReason>,
     token_ids: Option<&'a [u32]>,
@@ -192,7 +192,7 @@ struct ChatMessage<'a> {
 struct ChatResponseChoice<'a> {
     index: usize,
     message: ChatMessage<'a>,
-    logprobs: Option<Report>,
+    logprobs: Option<LogprobsReport>,
     finish_reason: FinishReason,
     stop_reason: Option<&'a StopReason>,
     token_ids: Option<&'a [u32]>,
@@ -274,7 +274,7 @@ impl Head {
     /// One token's chunk.
     pub(super) fn chunk(&self, delta: Delta<'_>) -> String {
         match self.kind {
-            Kind::Completion => json(&CompletionChunk {
+            ApiKind::Completion => json(&CompletionChunk {
                 id: &self.id,
                 object: "text_completion",
                 created: self.created,
@@ -293,7 +293,7 @@ impl Head {
                 kv_transfer_params: None,
                 timings: delta.timings,
             }),
-            Kind::Chat => json(&self.chat_chunk(None, delta)),
+            ApiKind::Chat => json(&self.chat_chunk(None, delta)),
         }
     }
 
@@ -320,19 +320,19 @@ impl Head {
     /// The chunk after the last token, without choices.
     pub(super) fn usage_chunk(&self, usage: Usage, timings: Option<TimingsReport>) -> String {
         let object = match self.kind {
-            Kind::Completion => "text_completion",
-            Kind::Chat => "chat.completion.chunk",
+            ApiKind::Completion => "text_completion",
+            ApiKind::Chat => "chat.completion.chunk",
         };
         let (id, created, model) = (&*self.id, self.created, &*self.model);
         json(&UsageChunk { id, object, created, model, choices: [], usage, timings })
     }
 
     /// The whole response.
-    pub(super) fn response(&self, answer: Answer<'_>) -> String {
+    pub(super) fn response(&self, answer: WholeAnswer<'_>) -> String {
         let (id, created, model) = (&*self.id, self.created, &*self.model);
         let choices = answer.choices.into_iter().enumerate();
         match self.kind {
-            Kind::Completion => json(&CompletionResponse {
+            ApiKind::Completion => json(&CompletionResponse {
                 id,
                 object: "text_completion",
                 created,
@@ -343,7 +343,7 @@ impl Head {
                 kv_transfer_params: None,
                 timings: answer.timings,
             }),
-            Kind::Chat => {
+            ApiKind::Chat => {
                 let mut prompt_token_ids = None;
                 let choices = choices.map(|(index, choice)| {
                     prompt_token_ids = choice.token_ids.map(|(prompt, _)| prompt);

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::api_error::ApiError;
 use super::fields::{Fields, entries, parsed, wrong};
-use super::openai::Kind;
+use super::openai::ApiKind;
 
 /// A temperature below this is as good as none, and divides into infinities.
 const TEMPERATURE_MIN: f64 = 1e-5;
@@ -17,7 +17,7 @@ const TEMPERATURE_MIN: f64 = 1e-5;
 ///
 /// # Errors
 /// 400 with a sentence that names the field.
-pub(super) fn sampling(kind: Kind, fields: &Fields<'_>, vocabulary: u32) -> Result<Sampling, ApiError> {
+pub(super) fn sampling(kind: ApiKind, fields: &Fields<'_>, vocabulary: u32) -> Result<Sampling, ApiError> {
     let temperature = fields.number("temperature", "a number of at least 0", 1.0, |t| t >= 0.0)?;
     let top_k = match fields.get("top_k") {
         None => 0,
@@ -53,7 +53,7 @@ pub(super) fn sampling(kind: Kind, fields: &Fields<'_>, vocabulary: u32) -> Resu
 }
 
 /// Whether probabilities are asked for, and of how many tokens beside the sampled one.
-fn logprobs(kind: Kind, fields: &Fields<'_>) -> Result<Option<u32>, ApiError> {
+fn logprobs(kind: ApiKind, fields: &Fields<'_>) -> Result<Option<u32>, ApiError> {
     let within = |name: &str| match fields.get(name) {
         None => Ok(None),
         Some(value) => {
@@ -63,11 +63,11 @@ fn logprobs(kind: Kind, fields: &Fields<'_>) -> Result<Option<u32>, ApiError> {
         }
     };
     match kind {
-        Kind::Completion => match fields.get("logprobs") {
+        ApiKind::Completion => match fields.get("logprobs") {
             Some(value) if value.get() == "false" => Ok(None),
             _ => within("logprobs"),
         },
-        Kind::Chat => match (fields.flag("logprobs", false)?, within("top_logprobs")?) {
+        ApiKind::Chat => match (fields.flag("logprobs", false)?, within("top_logprobs")?) {
             (true, top) => Ok(Some(top.unwrap_or(0))),
             (false, None | Some(0)) => Ok(None),
             (false, Some(_)) => {

@@ -19,7 +19,7 @@ use super::api_error::ApiError;
 use super::choices::{Choices, Failure};
 use super::logprobs::report;
 use super::observed::{Ended, Observed};
-use super::openai::{Ask, Kind, StreamOptions};
+use super::openai::{ApiKind, Ask, StreamOptions};
 use super::reply::{Finish, Piece};
 use super::response::{Delta, Head, TimingsReport, Usage};
 use super::tokenizer::Tokenizer;
@@ -45,7 +45,7 @@ pub(super) struct EventShape {
 
 /// How far a choice is.
 #[derive(Clone, Copy, Default)]
-struct Progress {
+struct ChoiceProgress {
     started: bool,
     tokens: u32,
     /// Characters of its tokens so far.
@@ -64,7 +64,7 @@ pub(super) enum Answers {
 struct Events {
     shape: EventShape,
     answers: Answers,
-    progress: Vec<Progress>,
+    progress: Vec<ChoiceProgress>,
     ended: bool,
 }
 
@@ -74,7 +74,7 @@ pub(super) fn events(
     answers: Answers,
     keep_alive: Duration,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    let progress = vec![Progress::default(); shape.ask.choices()];
+    let progress = vec![ChoiceProgress::default(); shape.ask.choices()];
     let events = Events { shape, answers, progress, ended: false };
     unfold(events, move |mut events| async move {
         if events.ended {
@@ -146,7 +146,7 @@ impl Events {
         let progress = &mut self.progress[index];
         let first = !std::mem::replace(&mut progress.started, true);
         let mut prompt_token_ids = (ask.return_token_ids && first).then_some(&*prompt.tokens);
-        if first && head.kind == Kind::Chat {
+        if first && head.kind == ApiKind::Chat {
             frame(&head.role_chunk(index, prompt_token_ids.take()), out);
         }
         progress.tokens += u32::from(piece.token.is_some());

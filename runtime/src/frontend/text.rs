@@ -9,7 +9,7 @@ use super::Frontend;
 use super::api_error::ApiError;
 use super::body;
 use super::fields::Fields;
-use super::openai::{self, Kind};
+use super::openai::{self, ApiKind};
 use super::prompts::Reader;
 use super::response::json;
 use super::tokenizer::Detokenizer;
@@ -33,7 +33,7 @@ pub(super) async fn tokenize(
     payload: web::Payload,
 ) -> HttpResponse {
     answer(frontend.into_inner(), request, payload, |fields, reader| {
-        let kind = if fields.get("messages").is_some() { Kind::Chat } else { Kind::Completion };
+        let kind = if fields.get("messages").is_some() { ApiKind::Chat } else { ApiKind::Completion };
         let tokens = openai::prompt(kind, fields, reader)?;
         let model = reader.model;
         let text = |token: &u32| model.tokenizer.text_of(*token).into_owned();

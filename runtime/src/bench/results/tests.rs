@@ -1,17 +1,17 @@
 use super::*;
 use crate::bench::testing::options;
 
-fn outputs() -> Vec<Output> {
-    let good = |start: f64, ttft: f64, itl: f64, tokens: u32| Output {
+fn outputs() -> Vec<RequestOutcome> {
+    let good = |start: f64, ttft: f64, itl: f64, tokens: u32| RequestOutcome {
         start,
         ttft,
         itls: vec![itl; tokens as usize - 1],
         latency: ttft + itl * f64::from(tokens - 1),
         prompt_tokens: 10,
         output_tokens: tokens,
-        ..Output::default()
+        ..RequestOutcome::default()
     };
-    let bad = Output { error: "500".to_owned(), prompt_tokens: 10, ..Output::default() };
+    let bad = RequestOutcome { error: "500".to_owned(), prompt_tokens: 10, ..RequestOutcome::default() };
     vec![good(0.0, 0.1, 0.01, 11), good(0.5, 0.3, 0.03, 11), bad, good(1.2, 0.2, 0.02, 1)]
 }
 
@@ -30,7 +30,7 @@ Total input tokens:                      30
 Total generated tokens:                  23        
 Request throughput (req/s):              1.50      
 Request goodput (req/s):                 1.00      
-Output token throughput (tok/s):         11.50     
+RequestOutcome token throughput (tok/s):         11.50     
 Peak output token throughput (tok/s):    18.00     
 Peak concurrent requests:                2.00      
 Total token throughput (tok/s):          26.50     
@@ -38,7 +38,7 @@ Total token throughput (tok/s):          26.50
 Mean TTFT (ms):                          200.00    
 Median TTFT (ms):                        200.00    
 P99 TTFT (ms):                           298.00    
------Time per Output Token (excl. 1st token)------
+-----Time per RequestOutcome Token (excl. 1st token)------
 Mean TPOT (ms):                          20.00     
 Median TPOT (ms):                        20.00     
 P99 TPOT (ms):                           29.80     

@@ -14,7 +14,7 @@ pub(super) struct FirstPut {
     put_at: Sender<u64>,
 }
 
-struct Watched {
+struct WatchedTransport {
     inner: Arc<dyn Transport>,
     first_put: FirstPut,
 }
@@ -31,11 +31,11 @@ impl FirstPut {
 
     /// Looks at what `inner` is given.
     pub(super) fn over(self, inner: Arc<dyn Transport>) -> Arc<dyn Transport> {
-        Arc::new(Watched { inner, first_put: self })
+        Arc::new(WatchedTransport { inner, first_put: self })
     }
 }
 
-impl Transport for Watched {
+impl Transport for WatchedTransport {
     fn name(&self) -> &'static str {
         self.inner.name()
     }

@@ -10,7 +10,7 @@ use engine::{
     StepOutput,
 };
 
-use crate::config::Device;
+use crate::config::DeviceSetting;
 
 /// Takes any prompt at once, samples token 0, and says when.
 pub(super) struct IdleEngine {
@@ -22,20 +22,20 @@ pub(super) struct IdleEngine {
 impl IdleEngine {
     /// `pages` pages of `page_bytes` bytes that differ; `asked` is told of each step that samples.
     pub(super) fn new(
-        device: Device,
+        device: DeviceSetting,
         page_bytes: u64,
         pages: u32,
         asked: Box<dyn Fn() + Send>,
     ) -> Result<Self> {
         let (dtype, page_tokens) = match device {
-            Device::Cpu => (KvDtype::F32, 16),
-            Device::Cuda => (KvDtype::Bf16, 64),
+            DeviceSetting::Cpu => (KvDtype::F32, 16),
+            DeviceSetting::Cuda => (KvDtype::Bf16, 64),
         };
         let head_dim = (page_bytes / (2 * u64::from(page_tokens) * dtype.bytes())) as u32;
         let layout = KvLayout { layers: 1, kv_heads: 1, head_dim, page_tokens, dtype };
         let pool = match device {
-            Device::Cpu => KvPool::new(layout, pages).context("--pages and --page-kib")?,
-            Device::Cuda => on_gpu(layout, pages)?,
+            DeviceSetting::Cpu => KvPool::new(layout, pages).context("--pages and --page-kib")?,
+            DeviceSetting::Cuda => on_gpu(layout, pages)?,
         };
         // Memory that was never written is one page of zeros in truth, and faster than any.
         for (place, cell) in pool.cells().unwrap_or_default().iter().enumerate() {

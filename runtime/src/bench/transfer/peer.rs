@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::{PATIENCE, TransferOptions};
-use crate::config::{Config, Device};
+use crate::config::{Config, DeviceSetting};
 
 /// Bytes put in a measurement, and before it.
 const MEASURED_BYTES: u64 = 3 << 30;
@@ -33,7 +33,7 @@ impl Drop for Server {
 /// What measures it fails.
 pub(super) fn bandwidth(options: &TransferOptions, config: &Config) -> Result<Option<f64>> {
     let page_bytes = options.page_bytes(config);
-    if config.engine.device == Device::Cpu {
+    if config.engine.device == DeviceSetting::Cpu {
         return put_bandwidth(config, page_bytes);
     }
     // In a process of its own: this one has memory on one GPU and shall not know the other.

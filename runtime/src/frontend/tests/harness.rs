@@ -22,7 +22,7 @@ use ureq::{Agent, Body};
 use super::super::model_text::ModelText;
 use super::super::model_text::testing::{EOS, bytes_model};
 use super::super::{
-    Admission, Bounds, CacheInfo, Frontend, Health, Limits, Memory, Observed, ServedModel, bind,
+    Admission, Bounds, CacheInfo, Frontend, Health, InputMemory, Limits, Observed, ServedModel, bind,
 };
 
 /// Longest wait for anything that must happen.
@@ -166,7 +166,7 @@ pub(super) struct Server {
     pub(super) aborts: mpsc::Receiver<RequestId>,
     pub(super) streams: Streams,
     pub(super) admission: Admission,
-    pub(super) memory: Memory,
+    pub(super) memory: InputMemory,
     /// Why `/health` says that the process cannot serve.
     pub(super) down: Arc<Mutex<Option<String>>>,
 }
@@ -181,7 +181,7 @@ impl Server {
             setup;
         let streams = Streams::default();
         let bounds = Bounds { concurrency: PERMITS, queue, queue_bytes: 1 << 20 };
-        let (admission, memory) = (Admission::new(bounds), Memory::new(input_bytes, 2));
+        let (admission, memory) = (Admission::new(bounds), InputMemory::new(input_bytes, 2));
         let behind_memory = memory.clone();
         let down = Arc::new(Mutex::new(None::<String>));
         let (accept, accepted) = mpsc::channel();
