@@ -21,7 +21,8 @@ use anyhow::{Context as _, Result};
 use integration_tests::statistics::median;
 use runtime::config::Surroundings;
 use runtime::frontend::{
-    Admission, Bounds, CacheInfo, Frontend, Health, InputMemory, Limits, Observed, ServedModel, bind,
+    Admission, Bounds, CacheInfo, Frontend, Health, HealthState, InputMemory, Limits, Observed, ServedModel,
+    bind,
 };
 
 const BODY: &str = r#"{"model": "m", "prompt": "Once upon a time there was a lighthouse", "max_tokens": 1, "temperature": 0}"#;
@@ -98,14 +99,7 @@ fn frontend(workers: usize) -> Result<SocketAddr> {
             limits: Limits::default(),
             admission: Admission::new(Bounds { concurrency: 1024, queue: 4096, queue_bytes: 1 << 27 }),
             memory: InputMemory::new(1 << 28, workers),
-            health: Arc::new(|| Health {
-                status: "ok",
-                reason: None,
-                reason_down: None,
-                role: "local",
-                peers: 0,
-                live_requests: 0,
-            }),
+            health: Arc::new(|| Health { state: HealthState::Ok, role: "local", peers: 0, live_requests: 0 }),
             metrics: Arc::new(String::new),
             drain: Duration::from_secs(1),
         };

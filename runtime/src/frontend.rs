@@ -49,6 +49,7 @@ use std::time::Duration;
 
 use actix::Recipient;
 use actix_web::dev::Server;
+use actix_web::http::StatusCode;
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, Resource, Route, web};
 use actors::request::{AbortRequest, Generate};
@@ -65,7 +66,7 @@ pub use memory::InputMemory;
 pub use model_text::{ModelText, TextError};
 pub use observed::{AnswerCounts, CacheInfo, Observed};
 pub use served_model::ServedModel;
-pub use tokenizer::{Detokenizer, Tokenizer};
+pub use tokenizer::{Bos, Detokenizer, SpecialTokens, Tokenizer};
 
 /// One HTTP port and what stands behind it.
 pub struct Frontend {
@@ -99,16 +100,12 @@ pub struct Frontend {
     pub drain: Duration,
 }
 
-/// What `/health` says.
+/// What `/health` reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// One word: `ok`, `degraded`.
-    pub status: &'static str,
-    /// Why it is not `ok`; the process serves nevertheless.
-    pub reason: Option<String>,
-    /// Why the process cannot serve; the answer is then 503.
-    pub reason_down: Option<String>,
-    /// What the process is.
+    /// Whether the process serves.
+    pub state: HealthState,
+    /// Role of the process.
     pub role: &'static str,
     /// Live sessions with peers.
     pub peers: usize,
@@ -116,10 +113,35 @@ pub struct Health {
     pub live_requests: usize,
 }
 
+/// Whether the process serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HealthState {
+    /// The process serves.
+    Ok,
+    /// The process serves, but an operator has to act.
+    Degraded {
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// The process cannot serve. `/health` answers 503.
+    Down {
+        /// The fault that stopped it.
+        reason: String,
+    },
+}
+
 impl Health {
+    /// The HTTP status of `/health` and `/ping`.
+    fn http_status(&self) -> StatusCode {
+        match self.state {
+            HealthState::Ok | HealthState::Degraded { .. } => StatusCode::OK,
+            HealthState::Down { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
     fn body(&self) -> String {
         #[derive(Serialize)]
-        struct Body<'a> {
+        struct HealthBody<'a> {
             status: &'a str,
             #[serde(skip_serializing_if = "Option::is_none")]
             reason: Option<&'a str>,
@@ -128,9 +150,14 @@ impl Health {
             peers: usize,
             live_requests: usize,
         }
-        response::json(&Body {
-            status: if self.reason_down.is_some() { "down" } else { self.status },
-            reason: self.reason_down.as_deref().or(self.reason.as_deref()),
+        let (status, reason) = match &self.state {
+            HealthState::Ok => ("ok", None),
+            HealthState::Degraded { reason } => ("degraded", Some(&**reason)),
+            HealthState::Down { reason } => ("down", Some(&**reason)),
+        };
+        response::json(&HealthBody {
+            status,
+            reason,
             role: self.role,
             pid: std::process::id(),
             peers: self.peers,

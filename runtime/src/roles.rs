@@ -22,8 +22,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
 use crate::frontend::{
-    Admission, AnswerCounts, Bounds, CacheInfo, Frontend, Health, InputMemory, Limits, Observed, ServedModel,
-    bind,
+    Admission, AnswerCounts, Bounds, CacheInfo, Frontend, Health, HealthState, InputMemory, Limits, Observed,
+    ServedModel, bind,
 };
 use crate::open_files;
 use crate::telemetry;
@@ -354,15 +354,7 @@ fn port(role: Role, config: &Config, node: &Node, shared: &SharedState, route: R
         admission: shared.admission.clone(),
         memory: shared.memory.clone(),
         health: Arc::new(move || Health {
-            status: if quarantined(&counters) == 0 { "ok" } else { "degraded" },
-            reason: match quarantined(&counters) {
-                0 => None,
-                pages => Some(format!(
-                    "{pages} KV pages of lost senders may still be written and are set aside until those sender processes end; \
-                     end the ones that hang"
-                )),
-            },
-            reason_down: health.fault(),
+            state: health_state(health.fault(), quarantined(&counters)),
             role: role.name(),
             peers: counters.sessions_ready().load(Ordering::Relaxed) as usize,
             live_requests: streams.len(),
@@ -388,6 +380,20 @@ fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
         );
     }
     Limits { connections, ..Limits::default() }
+}
+
+/// The health of a process that may have failed with `fault` and has quarantined this many KV pages.
+fn health_state(fault: Option<String>, quarantined_pages: u64) -> HealthState {
+    match (fault, quarantined_pages) {
+        (Some(reason), _) => HealthState::Down { reason },
+        (None, 0) => HealthState::Ok,
+        (None, pages) => HealthState::Degraded {
+            reason: format!(
+                "{pages} KV pages of lost senders may still be written and are set aside until those sender processes end; \
+                 end the ones that hang"
+            ),
+        },
+    }
 }
 
 fn quarantined(counters: &Counters) -> u64 {

@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Gamma};
 
 use super::ServeOptions;
-use crate::frontend::{Detokenizer, Tokenizer};
+use crate::frontend::{Bos, Detokenizer, SpecialTokens, Tokenizer};
 use std::sync::Arc;
 
 /// How often a prompt is made again whose text does not have the tokens that it was made of.
@@ -32,7 +32,7 @@ pub(super) fn random(
     if allowed.is_empty() {
         return Err("the tokenizer has no ordinary tokens".to_owned());
     }
-    let own = tokenizer.encode("", true)?.len() as u32;
+    let own = tokenizer.encode("", Bos::Add)?.len() as u32;
     let length = |around: u32, random: &mut SmallRng| {
         let spread = f64::from(around) * options.random_range_ratio.clamp(0.0, 1.0);
         let (low, high) = (f64::from(around) - spread, f64::from(around) + spread);
@@ -61,8 +61,8 @@ fn settle(
 ) -> Result<(String, u32), String> {
     let wanted = tokens.len();
     for _ in 0..RETRIES {
-        let text = Detokenizer::text(tokenizer, &tokens, false);
-        let back = tokenizer.encode(&text, false)?;
+        let text = Detokenizer::text(tokenizer, &tokens, SpecialTokens::Show);
+        let back = tokenizer.encode(&text, Bos::Omit)?;
         if back.len() == wanted {
             return Ok((text, wanted as u32));
         }
@@ -70,8 +70,8 @@ fn settle(
         tokens.truncate(wanted);
         tokens.extend((tokens.len()..wanted).map(|_| pick()));
     }
-    let text = Detokenizer::text(tokenizer, &tokens, false);
-    let count = tokenizer.encode(&text, false)?.len();
+    let text = Detokenizer::text(tokenizer, &tokens, SpecialTokens::Show);
+    let count = tokenizer.encode(&text, Bos::Omit)?.len();
     Ok((text, count as u32))
 }
 

@@ -20,19 +20,20 @@ impl Config {
             }
             let indent = if parent.is_empty() { "" } else { "  " };
             let hidden = value.contains(MASK);
-            let line = format!("{indent}{}{name}: {value}", if hidden { "# " } else { "" });
-            let _ = writeln!(out, "{line:<40} # {}", self.remark(role, key, hidden));
+            let (comment, note) =
+                if hidden { ("# ", "; not shown, and not read back from this text") } else { ("", "") };
+            let line = format!("{indent}{comment}{name}: {value}");
+            let _ = writeln!(out, "{line:<40} # {}{note}", self.remark(role, key));
         }
         out
     }
 
-    fn remark(&self, role: Role, key: &str, hidden: bool) -> String {
+    fn remark(&self, role: Role, key: &str) -> String {
         let origin =
             self.origins.iter().find(|(name, _)| *name == key).map(|(_, origin)| format!("from {origin}"));
         let doc =
             keys().find(|known| known.name == key).map_or("", |known| known.doc.trim()).trim_end_matches('.');
         match origin {
-            Some(origin) if hidden => format!("{origin}; not shown, and not read back from this text"),
             Some(origin) => origin,
             None if !role.uses(key) => format!("not used by role {role}"),
             None => doc.to_owned(),

@@ -66,10 +66,18 @@ type Cut = Pin<Box<dyn Future<Output = ()>>>;
 #[derive(Clone, Copy)]
 struct ConnectionEnd {
     at: Instant,
-    /// A request has been read to its end and is being answered.
-    answering: bool,
+    phase: Phase,
     /// How often it has been moved.
     moves: u32,
+}
+
+/// What happens on a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The server waits for a request or reads one.
+    Reading,
+    /// A request has been read to its end and is being answered.
+    Answering,
 }
 
 impl Connection {
@@ -87,7 +95,7 @@ impl Connection {
         let socket = socket.downcast_ref::<rt::net::TcpStream>().ok_or(io::ErrorKind::Unsupported)?;
         // A descriptor of our own: the one that actix-http reads and writes cannot be reached later.
         let socket = TcpStream::from(socket.as_fd().try_clone_to_owned()?);
-        let end = ConnectionEnd { at: Instant::now() + limits.head + SLACK, answering: false, moves: 0 };
+        let end = ConnectionEnd { at: Instant::now() + limits.head + SLACK, phase: Phase::Reading, moves: 0 };
         let end = Rc::new(Cell::new(end));
         let (there, watcher) = watch::channel(());
         rt::spawn(watch_over(socket, Rc::clone(&end), there));
@@ -101,11 +109,11 @@ impl Connection {
 
     /// A request has been read that must have ended at `deadline`.
     pub(super) fn answers_until(&self, deadline: Instant) {
-        self.move_end(deadline + self.limits.grace + SLACK, true);
+        self.move_end(deadline + self.limits.grace + SLACK, Phase::Answering);
     }
 
-    fn move_end(&self, at: Instant, answering: bool) {
-        self.end.update(|end| ConnectionEnd { at, answering, moves: end.moves.wrapping_add(1) });
+    fn move_end(&self, at: Instant, phase: Phase) {
+        self.end.update(|end| ConnectionEnd { at, phase, moves: end.moves.wrapping_add(1) });
     }
 
     fn cut(&self) -> Cut {
@@ -114,7 +122,7 @@ impl Connection {
     }
 
     fn end_in(&self, period: Duration) {
-        self.move_end(Instant::now() + period + SLACK, false);
+        self.move_end(Instant::now() + period + SLACK, Phase::Reading);
     }
 }
 
@@ -129,11 +137,11 @@ async fn watch_over(socket: TcpStream, end: Rc<Cell<ConnectionEnd>>, there: watc
             // It has ended by itself.
             () = there.closed() => return,
         }
-        let ConnectionEnd { at, answering, moves } = end.get();
+        let ConnectionEnd { at, phase, moves } = end.get();
         if Instant::now() >= at {
             break "it took too long";
         }
-        if !(answering && unread(&socket)) {
+        if phase == Phase::Reading || !unread(&socket) {
             unread_at = None;
         } else if unread_at == Some(moves) {
             break "it sends on while it is answered, or is gone";

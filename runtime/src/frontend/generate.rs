@@ -122,7 +122,7 @@ fn submit(
         permit.begin(),
     );
     let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, eos: model.eos.clone() };
-    let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.skip_special_tokens);
+    let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.special_tokens);
     let give_up = deadline + frontend.limits.grace;
     let reply = Reply::new(live, source, rule, detokenizer, ask.stop.clone(), frontend.deadline, give_up);
     let generate = Generate {

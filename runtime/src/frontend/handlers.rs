@@ -38,14 +38,12 @@ pub(super) async fn show_model(frontend: Shared, name: web::Path<String>) -> Htt
 
 pub(super) async fn health(frontend: Shared) -> HttpResponse {
     let health = (frontend.health)();
-    let status = if health.reason_down.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-    HttpResponse::build(status).content_type("application/json").body(health.body())
+    HttpResponse::build(health.http_status()).content_type("application/json").body(health.body())
 }
 
 /// As `/health`, for probes that look at the status only.
 pub(super) async fn ping(frontend: Shared) -> HttpResponse {
-    let down = (frontend.health)().reason_down.is_some();
-    if down { HttpResponse::ServiceUnavailable() } else { HttpResponse::Ok() }.finish()
+    HttpResponse::build((frontend.health)().http_status()).finish()
 }
 
 pub(super) async fn version() -> HttpResponse {

@@ -13,7 +13,7 @@ use super::prompts::{self, Reader, Tokens, too_long};
 use super::sampling::sampling;
 use super::served_model::ServedModel;
 use super::stop::StopRule;
-use super::tokenizer::Detokenizer;
+use super::tokenizer::{Detokenizer, SpecialTokens};
 
 /// `max_tokens` of a completion that does not say; OpenAI's and vLLM's default.
 const COMPLETION_TOKENS: u32 = 16;
@@ -50,7 +50,7 @@ pub(super) struct Ask {
     pub(super) sampling: Sampling,
     pub(super) stop: StopRule,
     pub(super) ignore_eos: bool,
-    pub(super) skip_special_tokens: bool,
+    pub(super) special_tokens: SpecialTokens,
     pub(super) return_token_ids: bool,
     pub(super) return_timings: bool,
     /// `None`: the answer comes whole.
@@ -147,7 +147,11 @@ impl Ask {
             }
             Ok(PromptAsk {
                 max_tokens: max_tokens(kind, &field, ids.len(), fields, model)?,
-                echo: if echo { Detokenizer::text(&model.tokenizer, &ids, true) } else { String::new() },
+                echo: if echo {
+                    Detokenizer::text(&model.tokenizer, &ids, SpecialTokens::Skip)
+                } else {
+                    String::new()
+                },
                 tokens: ids.into(),
             })
         };
@@ -164,7 +168,11 @@ impl Ask {
             sampling,
             stop: StopRule::read(fields, vocabulary)?,
             ignore_eos: fields.flag("ignore_eos", false)?,
-            skip_special_tokens: fields.flag("skip_special_tokens", true)?,
+            special_tokens: if fields.flag("skip_special_tokens", true)? {
+                SpecialTokens::Skip
+            } else {
+                SpecialTokens::Show
+            },
             return_token_ids: fields.flag("return_token_ids", false)?,
             return_timings,
             stream: stream_options(fields)?,

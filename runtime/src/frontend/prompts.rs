@@ -16,6 +16,7 @@ use super::chat_template::Message;
 use super::fields::{Counted, Fields, Text, elements, parsed, wrong};
 use super::memory::{InputMemory, Taken};
 use super::served_model::ServedModel;
+use super::tokenizer::Bos;
 
 /// What prompts are read with.
 #[derive(Clone, Copy)]
@@ -227,7 +228,7 @@ impl<'a> Reader<'a> {
         }
         let _room = self.take(field, tokenizer.encode_bytes(text.len()))?;
         let failed = |reason| ApiError::field(field, format!("{field} cannot be tokenized: {reason}"));
-        tokenizer.encode(text, add_bos).map_err(failed)
+        tokenizer.encode(text, if add_bos { Bos::Add } else { Bos::Omit }).map_err(failed)
     }
 
     /// Token ids that a request spells out, as many as the context has at most.

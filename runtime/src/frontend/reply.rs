@@ -230,14 +230,20 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::model_text::testing::{EOS, bytes_model};
-    use super::super::tokenizer::Tokenizer;
+    use super::super::tokenizer::{SpecialTokens, Tokenizer};
     use super::*;
 
     fn pieces(max_tokens: u32, ignore_eos: bool) -> Pieces {
         let tokenizer = Arc::new(Tokenizer::new(&bytes_model()).unwrap());
         let rule = EndRule { max_tokens, ignore_eos, eos: vec![EOS] };
         let stop = StopWatch::new(StopRule::default());
-        Pieces { rule, detokenizer: Detokenizer::new(tokenizer, true), stop, tokens: 0, held: None }
+        Pieces {
+            rule,
+            detokenizer: Detokenizer::new(tokenizer, SpecialTokens::Skip),
+            stop,
+            tokens: 0,
+            held: None,
+        }
     }
 
     fn piece(token: u32, text: &str) -> Piece {

@@ -12,7 +12,7 @@ use super::fields::Fields;
 use super::openai::{self, ApiKind};
 use super::prompts::Reader;
 use super::response::json;
-use super::tokenizer::Detokenizer;
+use super::tokenizer::{Detokenizer, SpecialTokens};
 
 #[derive(Serialize)]
 struct Tokenized {
@@ -57,7 +57,9 @@ pub(super) async fn detokenize(
         let tokens = fields.get("tokens").ok_or_else(|| ApiError::field("tokens", "tokens is missing"))?;
         let tokens = reader.ids("tokens", tokens)?;
         // Special tokens are spelt out.
-        Ok(json(&Detokenized { prompt: Detokenizer::text(&reader.model.tokenizer, &tokens, false) }))
+        Ok(json(&Detokenized {
+            prompt: Detokenizer::text(&reader.model.tokenizer, &tokens, SpecialTokens::Show),
+        }))
     })
     .await
 }

@@ -24,6 +24,24 @@ const SPECIAL: i32 = 3;
 /// GGUF's mark of a token that is matched whole, outside of the merges.
 const USER_DEFINED: i32 = 4;
 
+/// Whether an encoded text begins with the begin-of-sequence token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bos {
+    /// The token is added if the model wants one.
+    Add,
+    /// The token is not added.
+    Omit,
+}
+
+/// Whether special tokens appear in decoded text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// They are left out.
+    Skip,
+    /// They are spelt out.
+    Show,
+}
+
 /// Text to tokens and back. Shared by all HTTP workers.
 pub struct Tokenizer {
     /// `None` for a model without one.
@@ -102,8 +120,8 @@ fn split(pre: &str) -> Option<(Sequence, Words)> {
         Split::new(pattern, SplitDelimiterBehavior::Isolated, false).ok().map(Into::into)
     };
     let (steps, words) = match pre {
-        "smollm" => (vec![Digits::new(true).into(), bytes(true)], Words::gpt2(true)),
-        "gpt-2" | "default" => (vec![bytes(true)], Words::gpt2(false)),
+        "smollm" => (vec![Digits::new(true).into(), bytes(true)], Words::smollm()),
+        "gpt-2" | "default" => (vec![bytes(true)], Words::gpt2()),
         // From the tokenizer.json of Llama 3 and of Qwen2.
         LLAMA3 => (
             vec![
@@ -264,18 +282,17 @@ impl Tokenizer {
     }
 
     /// The tokens of a text. Special tokens that are spelt out in it become special, as in transformers.
-    /// `add_bos` asks for the begin-of-sequence token, which comes only if the model wants one.
     ///
     /// # Errors
     /// Text that the vocabulary cannot spell.
-    pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>, String> {
+    pub fn encode(&self, text: &str, bos: Bos) -> Result<Vec<u32>, String> {
         let bpe = self.bpe.as_ref().ok_or("this model has no tokenizer; send token ids, or set tokenizer")?;
         let Some(words) = &self.words else {
             // What a `tokenizer.json` adds is its post-processor's.
-            let encoded = bpe.encode_fast(text, add_bos).map_err(|error| error.to_string())?;
+            let encoded = bpe.encode_fast(text, bos == Bos::Add).map_err(|error| error.to_string())?;
             return Ok(encoded.get_ids().to_vec());
         };
-        let mut tokens: Vec<u32> = self.bos.filter(|_| add_bos).into_iter().collect();
+        let mut tokens: Vec<u32> = self.bos.filter(|_| bos == Bos::Add).into_iter().collect();
         let pieces = bpe.get_added_vocabulary().extract_and_normalize(None::<&NormalizerWrapper>, text);
         for (piece, _, added) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
             match added {
@@ -329,19 +346,19 @@ pub(crate) fn byte_alphabet() -> [char; 256] {
 /// Turns tokens into text one by one, and holds back the first bytes of a character until its last one is here.
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
-    skip_special: bool,
+    special_tokens: SpecialTokens,
     held: Vec<u8>,
 }
 
 impl Detokenizer {
-    /// A detokenizer at the start of a text; `skip_special` leaves special tokens out of it.
-    pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, held: Vec::new() }
+    /// A detokenizer at the start of a text.
+    pub fn new(tokenizer: Arc<Tokenizer>, special_tokens: SpecialTokens) -> Self {
+        Self { tokenizer, special_tokens, held: Vec::new() }
     }
 
-    /// The text of all these tokens; `skip_special` as in [`new`](Self::new).
-    pub fn text(tokenizer: &Arc<Tokenizer>, tokens: &[u32], skip_special: bool) -> String {
-        let mut detokenizer = Self::new(Arc::clone(tokenizer), skip_special);
+    /// The text of all these tokens.
+    pub fn text(tokenizer: &Arc<Tokenizer>, tokens: &[u32], special_tokens: SpecialTokens) -> String {
+        let mut detokenizer = Self::new(Arc::clone(tokenizer), special_tokens);
         let text: String = tokens.iter().map(|token| detokenizer.push(*token)).collect();
         let text = text + &detokenizer.finish();
         match text.strip_prefix(' ').filter(|_| tokenizer.starts_with_space) {
@@ -352,35 +369,33 @@ impl Detokenizer {
 
     /// The text that this token completes; empty while a character is incomplete.
     pub fn push(&mut self, token: u32) -> String {
-        if self.skip_special && self.tokenizer.is_special(token) {
+        if self.special_tokens == SpecialTokens::Skip && self.tokenizer.is_special(token) {
             return String::new();
         }
         self.held.extend_from_slice(self.tokenizer.bytes_of(token));
-        self.take(false)
+        self.take(incomplete_bytes(&self.held))
     }
 
     /// What is still held back, with U+FFFD for what never became a character.
     pub fn finish(&mut self) -> String {
-        self.take(true)
+        self.take(0)
     }
 
-    fn take(&mut self, all: bool) -> String {
-        // Only the last chunk can be incomplete, and it is if it ends where the bytes end in the midst of a character.
-        let incomplete = match std::str::from_utf8(&self.held) {
-            Ok(_) => 0,
-            Err(_) if all => 0,
-            Err(_) => {
-                let last = self.held.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
-                let waits =
-                    !last.is_empty() && std::str::from_utf8(last).is_err_and(|e| e.error_len().is_none());
-                if waits { last.len() } else { 0 }
-            }
-        };
+    /// Takes the text of the held bytes, except for the last `incomplete` ones.
+    fn take(&mut self, incomplete: usize) -> String {
         let rest = self.held.split_off(self.held.len() - incomplete);
         let text = String::from_utf8_lossy(&self.held).into_owned();
         self.held = rest;
         text
     }
+}
+
+/// Bytes at the end of `bytes` that begin a character and do not complete it.
+fn incomplete_bytes(bytes: &[u8]) -> usize {
+    // Only the last invalid chunk can be incomplete. It is if `error_len` is `None`: the bytes end inside a character.
+    let last = bytes.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
+    let is_incomplete = std::str::from_utf8(last).is_err_and(|error| error.error_len().is_none());
+    if is_incomplete { last.len() } else { 0 }
 }
 
 #[cfg(test)]

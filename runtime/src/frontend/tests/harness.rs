@@ -22,7 +22,8 @@ use ureq::{Agent, Body};
 use super::super::model_text::ModelText;
 use super::super::model_text::testing::{EOS, bytes_model};
 use super::super::{
-    Admission, Bounds, CacheInfo, Frontend, Health, InputMemory, Limits, Observed, ServedModel, bind,
+    Admission, Bounds, CacheInfo, Frontend, Health, HealthState, InputMemory, Limits, Observed, ServedModel,
+    bind,
 };
 
 /// Longest wait for anything that must happen.
@@ -214,9 +215,10 @@ impl Server {
                     admission: behind_admission,
                     memory: behind_memory,
                     health: Arc::new(move || Health {
-                        status: "ok",
-                        reason: None,
-                        reason_down: behind_down.lock().unwrap().clone(),
+                        state: match behind_down.lock().unwrap().clone() {
+                            None => HealthState::Ok,
+                            Some(reason) => HealthState::Down { reason },
+                        },
                         role: "local",
                         peers: 0,
                         live_requests: 0,

@@ -63,16 +63,23 @@ pub(super) struct Words {
 
 #[derive(Clone, Copy, Debug)]
 enum Rule {
-    /// GPT-2's pattern, between digits that stand alone if so asked.
-    Gpt2 { digits_alone: bool },
+    /// GPT-2's pattern.
+    Gpt2,
+    /// Each digit is a word; GPT-2's pattern cuts the text between them.
+    SmolLm,
     /// Llama 3's pattern, with this many digits in a word.
     Llama3 { digits: usize },
 }
 
 impl Words {
-    /// GPT-2's; with `digits_alone` each digit is cut out first, as SmolLM wants it.
-    pub(super) fn gpt2(digits_alone: bool) -> Self {
-        Self { rule: Rule::Gpt2 { digits_alone }, alphabet: byte_alphabet() }
+    /// GPT-2's rule.
+    pub(super) fn gpt2() -> Self {
+        Self { rule: Rule::Gpt2, alphabet: byte_alphabet() }
+    }
+
+    /// SmolLM's rule: GPT-2's between single digits.
+    pub(super) fn smollm() -> Self {
+        Self { rule: Rule::SmolLm, alphabet: byte_alphabet() }
     }
 
     /// Llama 3's, with at most so many digits in a word: Qwen2 has one.
@@ -98,9 +105,9 @@ impl Words {
             Ok(())
         };
         match self.rule {
-            Rule::Gpt2 { digits_alone: false } => cut(text, gpt2, 0),
+            Rule::Gpt2 => cut(text, gpt2, 0),
             // A digit is a word, so cutting behind each and before each leaves nothing else to do.
-            Rule::Gpt2 { digits_alone: true } => {
+            Rule::SmolLm => {
                 let mut rest = text;
                 while !rest.is_empty() {
                     let digit = rest.find(char::is_numeric).unwrap_or(rest.len());
@@ -120,7 +127,7 @@ impl Words {
 /// Bytes of the first word under
 /// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
 fn gpt2(text: &str, _: usize) -> usize {
-    if let Some(length) = contraction(text, false) {
+    if let Some(length) = contraction(text, |c| c) {
         return length;
     }
     let rest = text.strip_prefix(' ').unwrap_or(text);
@@ -133,7 +140,7 @@ fn gpt2(text: &str, _: usize) -> usize {
 /// Bytes of the first word under
 /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`.
 fn llama3(text: &str, digits: usize) -> usize {
-    if let Some(length) = contraction(text, true) {
+    if let Some(length) = contraction(text, without_case) {
         return length;
     }
     let Some(first) = text.chars().next() else { return 0 };
@@ -165,11 +172,14 @@ fn is_newline(c: char) -> bool {
     matches!(c, '\r' | '\n')
 }
 
-/// Bytes of an English ending behind an apostrophe, if the text begins with one.
-fn contraction(text: &str, any_case: bool) -> Option<usize> {
+/// A character as a case-insensitive expression sees it. To such an expression the long s is an s.
+fn without_case(c: char) -> char {
+    if c == 'ſ' { 's' } else { c.to_ascii_lowercase() }
+}
+
+/// Bytes of an English contraction such as `'ll` at the start of the text. `folded` maps each character before it is compared.
+fn contraction(text: &str, folded: fn(char) -> char) -> Option<usize> {
     let rest = text.strip_prefix('\'')?;
-    // The long s is an s to an expression that does not look at case.
-    let folded = |c: char| if any_case { if c == 'ſ' { 's' } else { c.to_ascii_lowercase() } } else { c };
     let mut chars = rest.chars();
     let first = chars.next()?;
     match (folded(first), chars.next().map(folded)) {
