@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
+use common::sse::{SseMessage, SseReader};
 use serde_json::{Map, Value, json};
 
 use super::dataset::BenchRequest;
@@ -136,21 +137,21 @@ pub(super) fn first_model(base: &str, key: Option<&str>) -> Result<(String, Stri
 /// Times the events of a stream.
 fn read(events: impl BufRead, backend: Backend, sent: Instant, output: &mut RequestOutcome) {
     let (mut last, mut tokens) = (None::<Instant>, 0);
-    for line in events.lines() {
+    for message in SseReader::new(events) {
         let now = Instant::now();
-        let line = match line {
-            Ok(line) => line,
+        let data = match message {
+            Ok(SseMessage::Data(data)) => data,
+            Ok(SseMessage::Comment(_)) => continue,
             Err(error) => {
                 output.error = error.to_string();
                 return;
             }
         };
-        let Some(data) = line.strip_prefix("data: ") else { continue };
         if data == "[DONE]" {
             // Read on to the end of the body: only then is the connection kept for the next request, as vLLM's client keeps it.
             continue;
         }
-        let Ok(event) = serde_json::from_str::<Value>(data) else { continue };
+        let Ok(event) = serde_json::from_str::<Value>(&data) else { continue };
         if let Some(error) = event.get("error") {
             output.error = error["message"].as_str().unwrap_or("the stream failed").to_owned();
             return;

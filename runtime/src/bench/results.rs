@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use common::statistics::{deviation, mean, median, quantile};
 use serde_json::{Map, Value, json};
 
 use super::ServeOptions;
@@ -146,9 +147,9 @@ impl<'a> Results<'a> {
             let mut part =
                 |name: String, value: f64| writeln!(out, "{name:<40} {value:<10.2}").unwrap_or_default();
             part(format!("Mean {} (ms):", times.short), mean(&times.ms));
-            part(format!("Median {} (ms):", times.short), percentile(&times.ms, 50.0));
+            part(format!("Median {} (ms):", times.short), median(times.ms.iter().copied()));
             for p in &self.options.metric_percentiles {
-                part(format!("P{p} {} (ms):", times.short), percentile(&times.ms, *p));
+                part(format!("P{p} {} (ms):", times.short), quantile(times.ms.iter().copied(), p / 100.0));
             }
         }
         format!("{title}\n{out}{}\n", "=".repeat(WIDTH))
@@ -208,12 +209,11 @@ impl<'a> Results<'a> {
             put("errors", of(|output| json!(output.error)));
         }
         for times in self.times.iter().filter(|times| self.shows(times)) {
-            let mean = mean(&times.ms);
-            put(&format!("mean_{}_ms", times.name), json!(mean));
-            put(&format!("median_{}_ms", times.name), json!(percentile(&times.ms, 50.0)));
-            put(&format!("std_{}_ms", times.name), json!(deviation(&times.ms, mean)));
+            put(&format!("mean_{}_ms", times.name), json!(mean(&times.ms)));
+            put(&format!("median_{}_ms", times.name), json!(median(times.ms.iter().copied())));
+            put(&format!("std_{}_ms", times.name), json!(deviation(&times.ms)));
             for p in &options.metric_percentiles {
-                put(&format!("p{p}_{}_ms", times.name), json!(percentile(&times.ms, *p)));
+                put(&format!("p{p}_{}_ms", times.name), json!(quantile(times.ms.iter().copied(), p / 100.0)));
             }
         }
         Value::Object(all)
@@ -231,26 +231,6 @@ fn centred(title: &str, fill: char) -> String {
     let left: String = std::iter::repeat_n(fill, room / 2).collect();
     let right: String = std::iter::repeat_n(fill, room - room / 2).collect();
     format!("{left}{title}{right}")
-}
-
-fn mean(values: &[f64]) -> f64 {
-    if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
-}
-
-/// Of the values themselves, not of a sample: numpy's default.
-fn deviation(values: &[f64], mean: f64) -> f64 {
-    let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
-    if values.is_empty() { 0.0 } else { (squares / values.len() as f64).sqrt() }
-}
-
-/// Between ranks, as numpy's `linear`.
-fn percentile(values: &[f64], p: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
-    let at = last as f64 * (p / 100.0).clamp(0.0, 1.0);
-    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
-    low + (high - low) * at.fract()
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use actors::request::{Generate, RequestId, Route, StreamEvent, Timings};
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use common::statistics::{median, quartiles};
 
 use crate::config::{Config, DeviceSetting, Flag};
 use crate::roles;
@@ -110,8 +111,8 @@ pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
         let mut row = vec![peer::bandwidth(options, &config)?];
         for page_hash in [false, true] {
             let samples = measure(options, &config, page_hash)?;
-            row.push(Some(bytes / quartiles(samples.iter().map(|sample| sample.seconds))[1]));
-            row.push(Some(bytes / quartiles(samples.iter().map(|sample| sample.puts_seconds))[1]));
+            row.push(Some(bytes / median(samples.iter().map(|sample| sample.seconds))));
+            row.push(Some(bytes / median(samples.iter().map(|sample| sample.puts_seconds))));
         }
         println!("{}", line(&row));
         columns.iter_mut().zip(row).for_each(|(column, value)| column.extend(value));
@@ -133,13 +134,6 @@ fn line(rates: &[Option<f64>]) -> String {
     let mut columns = rates.iter().map(shown);
     let first = columns.next().unwrap_or_default();
     columns.fold(format!("{first:>10}"), |line, column| format!("{line} {column:>8}"))
-}
-
-/// Quartiles by nearest rank.
-fn quartiles(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_unstable_by(f64::total_cmp);
-    [0.25, 0.5, 0.75].map(|q| values[((values.len() - 1) as f64 * q).round() as usize])
 }
 
 /// Nanoseconds on the clock that the two processes share.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use actors::counters::Counters;
 use actors::request::{FinishReason, RequestError, RequestId, Timings};
+use common::statistics::{mean, median, quantile};
 use tracing::{info, warn};
 
 use super::response::Head;
@@ -158,23 +159,16 @@ impl Observed {
             return None;
         }
         handed_over.reported = handed_over.count;
-        let mut times: Vec<f64> = handed_over.first_token_ms.iter().copied().collect();
+        let times: Vec<f64> = handed_over.first_token_ms.iter().copied().collect();
         let count = handed_over.count;
         drop(handed_over);
-        times.sort_unstable_by(f64::total_cmp);
-        // Between ranks, as numpy does.
-        let percentile = |share: f64| {
-            let at = (times.len() - 1) as f64 * share;
-            let (low, high) = (times[at.floor() as usize], times[at.ceil() as usize]);
-            low + (high - low) * at.fract()
-        };
-        let average = times.iter().sum::<f64>() / times.len() as f64;
         let rule = "=".repeat(31);
         Some(format!(
-            "{rule}\nNum requests: {count}\nPrefill node TTFT stats:\n - Average (ms): {average:.2}\n \
+            "{rule}\nNum requests: {count}\nPrefill node TTFT stats:\n - Average (ms): {:.2}\n \
              - Median (ms): {:.2}\n - 99th Percentile (ms): {:.2}\n{rule}",
-            percentile(0.5),
-            percentile(0.99)
+            mean(&times),
+            median(times.iter().copied()),
+            quantile(times.iter().copied(), 0.99)
         ))
     }
 

@@ -64,10 +64,3 @@ fn the_file_has_vllms_names() {
     assert!((median - 200.0).abs() < 1e-6, "{median}");
     assert_eq!(json["errors"][2], "500");
 }
-
-#[test]
-fn percentiles_are_numpys() {
-    assert_eq!(percentile(&[4.0, 1.0, 3.0, 2.0], 50.0), 2.5);
-    assert_eq!((percentile(&[], 50.0), percentile(&[7.0], 99.0)), (0.0, 7.0));
-    assert_eq!((mean(&[1.0, 3.0]), deviation(&[1.0, 3.0], 2.0)), (2.0, 1.0));
-}

@@ -50,7 +50,7 @@ pub(super) fn bandwidth(options: &TransferOptions, config: &Config) -> Result<Op
 #[cfg(feature = "cuda")]
 pub(super) fn copy(bytes: u64) -> Result<()> {
     let seconds = engine::peer_copy_seconds(bytes as usize, COPIES)?;
-    println!("{}", bytes as f64 / super::quartiles(seconds)[1]);
+    println!("{}", bytes as f64 / common::statistics::median(seconds));
     Ok(())
 }
 
