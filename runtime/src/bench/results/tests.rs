@@ -30,7 +30,7 @@ Total input tokens:                      30
 Total generated tokens:                  23        
 Request throughput (req/s):              1.50      
 Request goodput (req/s):                 1.00      
-RequestOutcome token throughput (tok/s):         11.50     
+Output token throughput (tok/s):         11.50     
 Peak output token throughput (tok/s):    18.00     
 Peak concurrent requests:                2.00      
 Total token throughput (tok/s):          26.50     
@@ -38,7 +38,7 @@ Total token throughput (tok/s):          26.50
 Mean TTFT (ms):                          200.00    
 Median TTFT (ms):                        200.00    
 P99 TTFT (ms):                           298.00    
------Time per RequestOutcome Token (excl. 1st token)------
+-----Time per Output Token (excl. 1st token)------
 Mean TPOT (ms):                          20.00     
 Median TPOT (ms):                        20.00     
 P99 TPOT (ms):                           29.80     
