@@ -1,11 +1,27 @@
-//! The configuration: one value for each key, and where it came from.
+//! The configuration: one value for each key, and the source of the value.
 //!
-//! Four layers, later ones win: the role's defaults, a YAML file, environment variables (`BATON_SECTION__KEY`), and the
-//! command line (`--model`, `--set section.key=value`). Every layer is checked on its own, so that a bad value is
-//! refused even where a later layer would have hidden it; each problem is one sentence that names the file, the variable
-//! or the flag, then the key, then the reason.
+//! There are four layers: the defaults of the role, a YAML file, environment variables (`BATON_SECTION__KEY`), and the command line
+//! (`--model`, `--set section.key=value`). A later layer overrides an earlier one. Every layer is checked by itself, so that a bad
+//! value is refused even if a later layer overrides it. Each problem is one sentence that names the file, variable or flag, then the
+//! key, then the reason.
 //!
-//! Nothing else in Baton reads the environment or a configuration file.
+//! No other module of Baton reads the environment or a configuration file.
+//!
+//! ```
+//! use runtime::config::{Config, Flag, Role, Surroundings};
+//!
+//! let surroundings = Surroundings::from_variables([("BATON_LINK__PORT".into(), "55556".into())], 4);
+//! let flags = [Flag::parse("request.deadline=90s")?];
+//! let config = Config::load(Role::Receiver, None, &flags, surroundings)?;
+//! assert_eq!(config.link.port, 55556);
+//! assert_eq!(config.request.deadline.as_secs(), 90);
+//! assert_eq!(config.engine.threads, 4, "one for each core");
+//!
+//! let wrong = [Flag::parse("link.prot=1")?];
+//! let errors = Config::load(Role::Receiver, None, &wrong, config.surroundings.clone()).unwrap_err();
+//! assert_eq!(errors.to_string(), "--set link.prot: link.prot is not a key; did you mean link.port?");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod layers;
 mod lmcache;
@@ -31,20 +47,20 @@ pub use role::Role;
 pub use surroundings::Surroundings;
 pub use values::{ByteSize, DeviceSetting, LoadFormatSetting, Secret};
 
-/// What is known of a key without a configuration: its name, its meaning, how a value of it is read.
+/// The description of a key: its name, its documentation, its default, and the check of its values.
 pub struct ConfigKey {
-    /// Dotted path, as in `link.port`.
+    /// Dotted path, such as `link.port`.
     pub name: &'static str,
-    /// What it means, in words for a reader of the documentation.
+    /// The documentation of the key.
     pub doc: &'static str,
-    /// The value that it has where nothing sets it.
+    /// The default value.
     pub(crate) default: fn(Role, &Surroundings) -> Value,
-    /// Says what is wrong with a value, as the rest of a sentence that starts with the key.
+    /// Checks a value. The error continues a sentence that starts with the key.
     pub(crate) check: fn(&Value) -> Result<(), String>,
 }
 
-/// Turns the table of keys into one struct a section, the list of [`ConfigKey`]s, and what reads and shows them; so that a key
-/// is written, documented and defaulted in one place.
+/// Generates from the table of keys one struct for each section, the list of [`ConfigKey`]s, and the functions that read and show
+/// the sections. The name, documentation and default of a key are written in one place.
 macro_rules! sections {
     ($(
         $(#[doc = $about:literal])+
@@ -68,7 +84,7 @@ macro_rules! sections {
             }
         )+
 
-        /// The keys that stand in a section, in the order in which they are printed.
+        /// The keys of all sections, in the order in which they are printed.
         const SECTION_KEYS: &[ConfigKey] = &[$( $(
             ConfigKey {
                 name: concat!(stringify!($section), ".", stringify!($key)),
@@ -172,7 +188,7 @@ sections! {
     }
 }
 
-/// The keys that stand outside of every section.
+/// The keys outside of all sections.
 const TOP_KEYS: &[ConfigKey] = &[
     ConfigKey {
         name: "model",
@@ -194,10 +210,10 @@ const TOP_KEYS: &[ConfigKey] = &[
     },
 ];
 
-/// Most compute threads that a process takes by itself: as many as the engine can use.
+/// Maximum default of `engine.threads`: the engine cannot use more.
 const THREADS_MAX: usize = 256;
 
-/// Every key there is, in the order in which they are printed.
+/// All keys, in the order in which they are printed.
 pub fn keys() -> impl Iterator<Item = &'static ConfigKey> {
     TOP_KEYS.iter().chain(SECTION_KEYS)
 }
@@ -227,20 +243,20 @@ pub struct Config {
     pub transport: TransportSection,
     /// How a process ends.
     pub shutdown: ShutdownSection,
-    /// What this process is.
+    /// The role of this process.
     pub role: Role,
-    /// What its operator should know of the configuration: a sentence each, for the log.
+    /// Notes on the configuration for the log, one sentence each.
     pub notes: Vec<String>,
-    /// What the process found around it.
+    /// The environment of the process.
     pub surroundings: Surroundings,
-    /// For each key that something set: the file, the variable or the flag.
+    /// For each key that is set: the file, the variable or the flag that set it.
     origins: Vec<(&'static str, String)>,
 }
 
-/// One `key=value` of the command line. The value may be a secret, so it has no `Debug`.
+/// One `key=value` of the command line. It has no `Debug` because the value may be a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Flag {
-    /// The flag as a person would name it: `--model`, `--set link.port`.
+    /// The flag as it appears in messages: `--model`, `--set link.port`.
     pub name: String,
     /// Dotted path of the key.
     pub key: String,
@@ -249,12 +265,12 @@ pub struct Flag {
 }
 
 impl Flag {
-    /// Reads what follows `--set`.
+    /// Parses the value of `--set`.
     ///
     /// # Errors
-    /// It is not `key=value`.
+    /// The text is not `key=value`.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let (key, value) = text.split_once('=').ok_or("expected key=value, as in link.port=55556")?;
+        let (key, value) = text.split_once('=').ok_or("expected key=value, such as link.port=55556")?;
         Ok(Self { name: format!("--set {key}"), key: key.to_owned(), value: value.to_owned() })
     }
 }
@@ -263,7 +279,7 @@ impl Config {
     /// Resolves the configuration of a process of `role`.
     ///
     /// # Errors
-    /// Every problem found in any layer; none is dropped for the sake of another.
+    /// All problems in all layers.
     pub fn load(
         role: Role,
         file: Option<&Path>,
@@ -304,8 +320,8 @@ impl Config {
         Ok(config)
     }
 
-    /// What no key can see alone: two ports of one process that are the same, a sender that would dial
-    /// port 0, a process that would listen nowhere.
+    /// Checks keys against each other: two ports of one process must differ, a sender needs a port to connect to, and a local process
+    /// needs the frontend.
     fn check_together(&self, role: Role, layers: &Layers) -> Result<(), ConfigErrors> {
         let mut ports = match role {
             Role::Receiver => vec![
@@ -322,12 +338,12 @@ impl Config {
             let same = |other: &&(&str, &String, u16)| *port != 0 && other.1 == *host && other.2 == *port;
             if let Some((other, ..)) = ports[..n].iter().find(same) {
                 problems.push(
-                    layers.problem(key, format!("must differ from {other}, both are {port} on {host}")),
+                    layers.problem(key, format!("must differ from {other}; both are {port} on {host}")),
                 );
             }
         }
         if role == Role::Local && !self.frontend.enabled {
-            let reason = "must be true for role local, which has no other port".to_owned();
+            let reason = "must be true for role local, because it has no other port".to_owned();
             problems.push(layers.problem("frontend.enabled", reason));
         }
         if role == Role::Sender && self.link.peers.iter().any(|peer| peer.ends_with(":0")) {
@@ -360,12 +376,12 @@ impl Config {
         out
     }
 
-    /// `engine.page_tokens`, or what suits the device.
+    /// `engine.page_tokens`, or the default of the device.
     pub fn page_tokens(&self) -> u32 {
         self.engine.page_tokens.unwrap_or(if self.engine.device == DeviceSetting::Cuda { 64 } else { 16 })
     }
 
-    /// `engine.prefill_chunk_tokens`, or what suits the device.
+    /// `engine.prefill_chunk_tokens`, or the default of the device.
     pub fn prefill_chunk_tokens(&self) -> u32 {
         self.engine.prefill_chunk_tokens.unwrap_or(if self.engine.device == DeviceSetting::Cuda {
             2048
@@ -374,14 +390,15 @@ impl Config {
         })
     }
 
-    /// `request.concurrency`, or what suits the device: on a GPU the rows of the largest step that is captured as a graph.
+    /// `request.concurrency`, or the default of the device. On a GPU, that is the number of rows of the largest step with a captured
+    /// graph.
     pub fn concurrency(&self) -> usize {
         self.request.concurrency.unwrap_or(if self.engine.device == DeviceSetting::Cuda { 256 } else { 64 })
     }
 
-    /// Where UCX may lie, best first; `transport.ucx_library` is asked before these and the loader's search after.
+    /// Paths at which UCX is searched, in this order. `transport.ucx_library` comes before them, the loader's own search after them.
     pub fn ucx_search(&self) -> Vec<PathBuf> {
-        // Where the archive has it, and its path inside PyPI's libucx-cu12 wheel of that version.
+        // The first path is inside the release archive. The second is inside PyPI's libucx-cu12 wheel.
         let in_archive = self.surroundings.archive.as_ref().map(|folder| folder.join("lib/ucx/libucp.so.0"));
         let fetched = self.surroundings.cache.join(common::cache_folder::UCX);
         in_archive.into_iter().chain([fetched]).collect()

@@ -1,8 +1,8 @@
-//! What runs in a receiver, a sender and a local process: ports first, then the model, then the actors, then HTTP.
+//! Starts and stops a receiver, a sender or a local process.
 //!
-//! A process that cannot work says why in one sentence. It ends in three
-//! phases: the gate (no new requests), the drain (live ones finish within `shutdown.drain`), the tear-down (sessions,
-//! then transport, then memory).
+//! A process opens its ports, loads the model, starts the actors, and then serves HTTP. A process that cannot start says why in one
+//! sentence. It shuts down in three phases: it refuses new requests, it waits up to `shutdown.drain` for running requests, and it
+//! ends the sessions, the transport and the memory pool, in this order.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -31,7 +31,7 @@ use exposure::Port;
 
 mod exposure;
 
-/// The sockets of a process, taken before anything slow begins.
+/// The listening sockets of a process. They are opened before the model is loaded, so that a port in use is noticed at once.
 struct ListeningSockets {
     http: Option<TcpListener>,
     frontend: Option<TcpListener>,
@@ -39,7 +39,7 @@ struct ListeningSockets {
 }
 
 impl ListeningSockets {
-    fn take(role: Role, config: &Config) -> anyhow::Result<Self> {
+    fn open(role: Role, config: &Config) -> anyhow::Result<Self> {
         let http = (role != Role::Local).then(|| bind("http.port", &config.http.host, config.http.port));
         let wants_frontend = role != Role::Sender && config.frontend.enabled;
         let frontend =
@@ -48,30 +48,30 @@ impl ListeningSockets {
         Ok(Self { http: http.transpose()?, frontend: frontend.transpose()?, link: link.transpose()? })
     }
 
-    /// How many of them speak HTTP.
+    /// The number of HTTP ports.
     fn http_count(&self) -> usize {
         [&self.http, &self.frontend].into_iter().flatten().count()
     }
 }
 
-/// `engine.kv_bytes` on the processor.
+/// Default of `engine.kv_bytes` on the CPU.
 const KV_BYTES: u64 = 1 << 30;
 
-/// What random weights depend on: the same in every process, so that peers have the same model.
+/// Seed of random weights. All processes use the same seed, so that peers have the same model.
 const DUMMY_SEED: u64 = 0;
 
-/// Opens the engine: [`engine::open_watched`], or what a test puts around it.
+/// The function that opens the engine: [`engine::open_watched`], or a wrapper in a test.
 pub type OpenEngine = fn(&EngineConfig, engine::Progress<'_>) -> Result<Box<dyn Engine>, engine::OpenError>;
 
-/// Runs a process of `role`, whose engine `open` opens, until it is told to end.
+/// Runs a process of `role` with the engine that `open` opens, until a signal or a fault ends it.
 ///
 /// # Errors
-/// What kept it from starting or made it stop, in one sentence.
+/// Why the process could not start or had to stop, in one sentence.
 pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
     let began = Instant::now();
     engine::heap::return_large_blocks();
     let open_files = open_files::raise();
-    let ports = ListeningSockets::take(role, &config)?;
+    let ports = ListeningSockets::open(role, &config)?;
     let limits = limits(&config, open_files, ports.http_count());
     tracing::info!(%role, pid = std::process::id(), model = %config.model.display(), "starting");
     let engine_config = EngineConfig {
@@ -112,7 +112,7 @@ pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
     actix::System::new().block_on(serve(role, config, ports, limits, engine, model, began))
 }
 
-/// Room for one chunk of a prompt and a decode row of every other request.
+/// Tokens of the largest step: one prefill chunk and one decode token of every other request.
 fn step_tokens(config: &Config) -> u32 {
     config.prefill_chunk_tokens() + config.concurrency() as u32
 }
@@ -122,11 +122,11 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
     let text = config.tokenizer.as_deref().unwrap_or(path);
     let mut model = ServedModel::open(path, text, config.served_model_name.as_deref())
         .with_context(|| format!("model {}", text.display()))?;
-    // The engine decides what fits and what ends an answer; the frontend only has to know.
+    // The engine decides the context length and the end-of-sequence tokens; the frontend takes them over.
     let known = engine.model();
     anyhow::ensure!(
         model.tokenizer.vocabulary() <= known.vocabulary,
-        "model {} lists {} tokens and has embeddings for {}; it is damaged or not supported",
+        "the tokenizer of model {} has {} tokens, but the model has embeddings for {}; use the tokenizer that belongs to the model",
         path.display(),
         model.tokenizer.vocabulary(),
         known.vocabulary
@@ -139,13 +139,13 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
     Ok(model)
 }
 
-/// `transport.min_gigabytes_per_second`, or what suits the device: below 5 GB/s nothing goes from GPU to GPU by itself.
+/// `transport.min_gigabytes_per_second`, or the default of the device: a lane between GPUs that moves less than 5 GB/s is not a direct one.
 fn min_gigabytes_per_second(config: &Config) -> f64 {
-    let usual = if config.engine.device == DeviceSetting::Cuda { 5.0 } else { 0.0 };
-    config.transport.min_gigabytes_per_second.map_or(usual, f64::from)
+    let default = if config.engine.device == DeviceSetting::Cuda { 5.0 } else { 0.0 };
+    config.transport.min_gigabytes_per_second.map_or(default, f64::from)
 }
 
-/// Which transport carries the pages, started over the engine's pool.
+/// Returns a function that starts the UCX transport over the engine's page pool.
 pub(crate) fn transport(
     config: &Config,
     pool: &Arc<KvPool>,
@@ -167,7 +167,7 @@ pub(crate) fn transport(
     })
 }
 
-/// Which side of the link the process is, if it has one.
+/// The side of the link that a process of `role` has; `None` for a local process.
 fn link_role(role: Role, listener: Option<TcpListener>, config: &Config) -> anyhow::Result<Option<LinkRole>> {
     Ok(match (role, listener) {
         (Role::Receiver, Some(listener)) => {
@@ -220,12 +220,12 @@ async fn serve(
         tracing::info!(
             context,
             tokens,
-            "requests are limited to what the page pool holds; raise engine.kv_bytes for more"
+            "the page pool limits requests to fewer tokens than the model allows; raise engine.kv_bytes for more"
         );
         model.context_tokens = usable as u32;
     }
     let shared = SharedState::new(&config, cache, model, limits);
-    actix::spawn(report_now_and_then(shared.observed.clone()));
+    actix::spawn(report_regularly(shared.observed.clone()));
     let mut servers = Vec::new();
     let workers = config.surroundings.cores.min(2);
     for (key, listener, route, workers) in
@@ -251,10 +251,10 @@ async fn serve(
     }
     actix::spawn(async move {
         signals.next().await;
-        tracing::warn!("second signal: ending at once");
+        tracing::warn!("second signal: exiting at once");
         std::process::exit(1);
     });
-    // Streams of live requests end while the servers wait for them.
+    // The servers wait for the streams of live requests, so both shut down at the same time.
     let servers =
         async { futures_util::future::join_all(servers.iter().map(|server| server.stop(true))).await };
     tokio::join!(node.shut_down(drain), servers);
@@ -264,26 +264,26 @@ async fn serve(
             tracing::info!("ended");
             Ok(())
         }
-        // Printed by the caller, as the last line.
+        // The caller prints it as the last line.
         Some(fault) => Err(anyhow::anyhow!(fault)),
     }
 }
 
-/// How long the tear-down of a process may take that ends because of a fault.
+/// Longest time for releasing resources after a fault.
 const TEAR_DOWN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Ends the process after `limit`, whatever still runs: calls that give back what a failed device holds may never return.
+/// Exits the process after `limit`. Calls that release the resources of a failed device may never return.
 fn exit_after(limit: Duration, fault: String) -> std::io::Result<()> {
     let exit = move || {
         std::thread::sleep(limit);
-        tracing::error!("the tear-down takes longer than {} s; exiting without it", limit.as_secs());
+        tracing::error!(limit_s = limit.as_secs(), "resources were not released in time; exiting without it");
         eprintln!("error: {fault}");
         std::process::exit(1);
     };
     std::thread::Builder::new().name("baton-exit".into()).spawn(exit).map(drop)
 }
 
-/// What both ports of a process share.
+/// The state that both HTTP ports of a process share.
 struct SharedState {
     admission: Admission,
     memory: InputMemory,
@@ -298,7 +298,7 @@ impl SharedState {
         let bounds = Bounds {
             concurrency: config.concurrency(),
             queue: config.request.queue,
-            // The other half is for what is read and what runs.
+            // The other half is for bodies that arrive and requests that run.
             queue_bytes: input_bytes / 2,
         };
         Self {
@@ -321,10 +321,10 @@ fn cache_info(config: &Config, engine: &dyn Engine) -> CacheInfo {
     }
 }
 
-/// How often the proxy reports first-token times, if there are new ones.
+/// Interval of the report on first-token times.
 const REPORT_EVERY: Duration = Duration::from_secs(30);
 
-async fn report_now_and_then(observed: Arc<Observed>) {
+async fn report_regularly(observed: Arc<Observed>) {
     loop {
         tokio::time::sleep(REPORT_EVERY).await;
         report(&observed);
@@ -333,7 +333,7 @@ async fn report_now_and_then(observed: Arc<Observed>) {
 
 fn report(observed: &Observed) {
     if let Some(report) = observed.report() {
-        tracing::info!("first-token times of requests that were handed over\n{report}");
+        tracing::info!("times to the first token of requests that a sender prefilled\n{report}");
     }
 }
 
@@ -366,7 +366,7 @@ fn port(role: Role, config: &Config, node: &Node, shared: &SharedState, route: R
     }
 }
 
-/// As many connections as requests may run or wait, as far as this many open files allow.
+/// The limits for clients: one connection for each request that may run or wait, if the limit of open files allows it.
 fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
     let wanted = config.concurrency() + config.request.queue + Limits::SPARE;
     let connections = open_files::connections(open_files, wanted, ports);
@@ -375,7 +375,7 @@ fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
             open_files,
             connections,
             "each HTTP port takes {connections} connections, fewer than the {wanted} that request.concurrency and request.queue \
-             want; raise the hard limit of open files (ulimit -Hn) to {}",
+             need; raise the hard limit of open files (ulimit -Hn) to {}",
             open_files::needed(wanted, ports)
         );
     }
@@ -389,8 +389,8 @@ fn health_state(fault: Option<String>, quarantined_pages: u64) -> HealthState {
         (None, 0) => HealthState::Ok,
         (None, pages) => HealthState::Degraded {
             reason: format!(
-                "{pages} KV pages of lost senders may still be written and are set aside until those sender processes end; \
-                 end the ones that hang"
+                "{pages} KV pages are quarantined because lost senders may still write them; they become free when those sender \
+                 processes end, so end the processes that hang"
             ),
         },
     }
@@ -400,11 +400,11 @@ fn quarantined(counters: &Counters) -> u64 {
     counters.pages_quarantined().load(Ordering::Relaxed)
 }
 
-/// Waits for a signal (`None`) or a fault (its sentence).
+/// Waits for a signal, which gives `None`, or a fault, which gives its sentence.
 async fn ending(node: &Node, signals: &mut Signals) -> Option<String> {
     tokio::select! {
         name = signals.next() => {
-            tracing::info!(signal = name, "ending: no new requests, live ones finish");
+            tracing::info!(signal = name, "shutting down: new requests are refused, running ones may finish");
             None
         }
         fault = node.faults.wait() => Some(fault),

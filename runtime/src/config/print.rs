@@ -1,4 +1,4 @@
-//! The resolved configuration as YAML that `--config` reads back.
+//! Prints the resolved configuration as YAML that `--config` can read.
 
 use std::fmt::Write as _;
 
@@ -6,9 +6,10 @@ use super::values::MASK;
 use super::{Config, Role, keys};
 
 impl Config {
-    /// The resolved configuration as YAML: every key, what it means where nobody set it, what set it where somebody did.
+    /// The resolved configuration as YAML. A comment behind each key has the origin of its value, or its documentation if the value is
+    /// the default.
     ///
-    /// A secret is masked and commented out, so that the text can be read back without making the mask the secret.
+    /// A secret is masked and commented out, so that reading the text does not set the secret to the mask.
     pub fn to_yaml(&self, role: Role) -> String {
         let mut out = format!("# Baton's configuration for --role {role}.\n");
         let mut section = "";
