@@ -1,4 +1,4 @@
-//! One request for answers: read, admitted, handed to the proxy, answered whole or as a stream.
+//! A request for completions: reads it, admits it, sends it to the proxy, and responds with whole answers or a stream.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -25,7 +25,7 @@ use super::response::{Choice, Head, TimingsReport, Usage, WholeAnswer};
 use super::stream::{Answers, EventShape, events};
 use super::tokenizer::Detokenizer;
 
-/// Answers a request whose head has just come.
+/// Answers a request whose head has just arrived.
 pub(super) async fn generate(
     kind: ApiKind,
     frontend: Arc<Frontend>,
@@ -56,7 +56,7 @@ pub(super) async fn generate(
     let Some(options) = ask.stream else {
         return whole(&frontend, &head, &ask, started.await?).await;
     };
-    // For a while, a failure still gets an HTTP status of its own; then the response begins without a token.
+    // A failure within the first `keep_alive` gets an HTTP status. After that, the response begins without a token.
     let keep_alive = frontend.limits.keep_alive;
     let until = (Instant::now() + keep_alive).into();
     let mut started = Box::pin(started);
@@ -79,7 +79,7 @@ pub(super) async fn generate(
         .streaming(events(shape, answers, keep_alive)))
 }
 
-/// Waits until the request may run, and hands its choices to the proxy. Dropping it gives up its place.
+/// Waits for the permits of the request and sends each of its choices to the proxy. Dropping the future frees its place in the queue.
 async fn start(
     frontend: Arc<Frontend>,
     ask: Arc<Ask>,
@@ -92,7 +92,7 @@ async fn start(
     };
     let waited = arrived.elapsed();
     if waited >= frontend.deadline {
-        // Its body was late.
+        // The permits came at once, but the body arrived late.
         return Err(late(&frontend));
     }
     let submit = |(choice, permit)| submit(&frontend, &ask, choice, permit, deadline);
@@ -100,12 +100,12 @@ async fn start(
     Ok(Choices::new(replies?, waited))
 }
 
-/// 504: the deadline passed before the request ran.
+/// Status 504: the deadline passed before the request ran.
 fn late(frontend: &Frontend) -> ApiError {
     RequestError::Deadline { deadline_ms: frontend.deadline.as_millis() as u64 }.into()
 }
 
-/// Hands one choice of the request to the proxy, whose word, if it is not taken, comes as the reply's end.
+/// Sends one choice of the request to the proxy. If the proxy refuses it, the refusal is the end of the reply.
 fn submit(
     frontend: &Frontend,
     ask: &Ask,
@@ -147,14 +147,14 @@ fn submit(
     }
 }
 
-/// A choice that is collected.
+/// The collected pieces of one choice.
 struct Collected {
     text: String,
     tokens: Vec<Token>,
     finish: Option<Finish>,
 }
 
-/// The answer in one response.
+/// Waits for all answers and sends them in one response.
 async fn whole(
     frontend: &Frontend,
     head: &Head,

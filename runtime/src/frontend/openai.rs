@@ -1,4 +1,4 @@
-//! OpenAI's requests in terms of tokens: what a body asks for, or the sentence that refuses it.
+//! Reads requests of the OpenAI API into token ids and settings, or refuses them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use super::served_model::ServedModel;
 use super::stop::StopRule;
 use super::tokenizer::{Detokenizer, SpecialTokens};
 
-/// `max_tokens` of a completion that does not say; OpenAI's and vLLM's default.
+/// Default of `max_tokens` for a completion, as in OpenAI and vLLM.
 const COMPLETION_TOKENS: u32 = 16;
 
-/// What a waiting request takes beside what its client sent: its future and its connection.
+/// Memory of a waiting request besides its prompt and settings: its future and its connection.
 const REQUEST_BYTES: usize = 4 << 10;
 
-/// Which of the two endpoints.
+/// The two kinds of completion endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ApiKind {
     /// `/v1/completions`.
@@ -31,7 +31,7 @@ pub(super) enum ApiKind {
 }
 
 impl ApiKind {
-    /// What a request's id starts with.
+    /// The start of a request's id.
     pub(super) fn prefix(self) -> &'static str {
         match self {
             Self::Completion => "cmpl",
@@ -40,7 +40,7 @@ impl ApiKind {
     }
 }
 
-/// What a request asks for: `n` answers to each of its prompts.
+/// A request for `n` answers to each of its prompts.
 #[derive(Debug)]
 pub(super) struct Ask {
     /// At least one.
@@ -53,35 +53,35 @@ pub(super) struct Ask {
     pub(super) special_tokens: SpecialTokens,
     pub(super) return_token_ids: bool,
     pub(super) return_timings: bool,
-    /// `None`: the answer comes whole.
+    /// `None` for a whole answer.
     pub(super) stream: Option<StreamOptions>,
-    /// The client's own name for the request.
+    /// The client's id of the request.
     pub(super) request_id: Option<String>,
-    /// What it takes of the budget.
+    /// Its share of the memory budget.
     held: Option<HeldBytes>,
 }
 
-/// One of a request's prompts.
+/// One prompt of a request.
 #[derive(Debug)]
 pub(super) struct PromptAsk {
     /// At least one token id.
     pub(super) tokens: Arc<[u32]>,
-    /// At least one, and both together fit the context.
+    /// At least one. The prompt and this many tokens fit the context.
     pub(super) max_tokens: u32,
-    /// What its answers begin with: its own text, if the request says `echo`.
+    /// The start of its answers: the text of the prompt if the request sets `echo`, else empty.
     pub(super) echo: String,
 }
 
 /// How an answer is streamed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct StreamOptions {
-    /// A last chunk without choices carries the usage.
+    /// The last chunk has the usage and no choices.
     pub(super) include_usage: bool,
-    /// Every chunk carries the usage so far.
+    /// Every chunk has the usage so far.
     pub(super) continuous_usage_stats: bool,
 }
 
-/// Fields that would change the answer in a way that is not supported yet, and the values that change nothing.
+/// Unsupported fields, and their values that do not change the answer.
 const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("best_of", Neutral::Number(1.0)),
     ("length_penalty", Neutral::Number(1.0)),
@@ -112,11 +112,10 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
 ];
 
 impl Ask {
-    /// Reads a body.
+    /// Reads a request. It may ask for at most `most` answers.
     ///
     /// # Errors
-    /// 404 for another model, 503 if the budget does not allow it, else 400 with a sentence that names the field; so for more answers than
-    /// `most`.
+    /// 404 for another model, 503 if the memory budget is used up, else 400 with a sentence that names the field.
     pub(super) fn read(
         kind: ApiKind,
         fields: &Fields<'_>,
@@ -159,7 +158,9 @@ impl Ask {
         let return_timings = fields.flag("return_timings", false)?;
         let answers = prompts.len().saturating_mul(n as usize);
         if return_timings && answers > 1 {
-            let message = format!("return_timings is of one answer, and this asks for {answers}");
+            let message = format!(
+                "return_timings needs a request for one answer, and this one asks for {answers}; leave it out"
+            );
             return Err(ApiError::field("return_timings", message));
         }
         let mut ask = Self {
@@ -183,7 +184,7 @@ impl Ask {
         Ok(ask)
     }
 
-    /// How many answers there will be.
+    /// The number of answers.
     pub(super) fn choices(&self) -> usize {
         self.prompts.len().saturating_mul(self.n as usize)
     }
@@ -193,13 +194,13 @@ impl Ask {
         &self.prompts[choice / self.n as usize]
     }
 
-    /// How the tokens of a choice are chosen: answers to one prompt draw differently.
+    /// The sampling settings of a choice. Each answer to a prompt has another seed.
     pub(super) fn sampling_of(&self, choice: usize) -> Sampling {
         let seed = self.sampling.seed.wrapping_add((choice % self.n as usize) as u64);
         Sampling { seed, ..self.sampling.clone() }
     }
 
-    /// Bytes that the request takes while it waits, about.
+    /// Approximate memory of the request while it waits.
     pub(super) fn bytes(&self) -> usize {
         let prompt =
             |prompt: &PromptAsk| size_of::<PromptAsk>() + 4 * prompt.tokens.len() + prompt.echo.len();
@@ -207,34 +208,34 @@ impl Ask {
         REQUEST_BYTES + settings + self.prompts.iter().map(prompt).sum::<usize>()
     }
 
-    /// Tokens in all prompts together.
+    /// Number of tokens in all prompts.
     pub(super) fn prompt_tokens(&self) -> u32 {
         self.prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum()
     }
 }
 
-/// Refuses a request for another model.
+/// Checks that a request names this model or none.
 ///
 /// # Errors
-/// 404 if the request names one.
+/// 404 if it names another one.
 pub(super) fn check_model(fields: &Fields<'_>, model: &ServedModel) -> Result<(), ApiError> {
     fields.text("model")?.map_or(Ok(()), |name| check_name(&name, model))
 }
 
-/// Refuses the name of another model.
+/// Checks that `name` is the name of this model.
 ///
 /// # Errors
-/// 404.
+/// 404 if it is not.
 pub(super) fn check_name(name: &str, model: &ServedModel) -> Result<(), ApiError> {
     if name == model.name {
         return Ok(());
     }
-    let message = format!("model {name:?} does not exist; this server has {:?}", model.name);
+    let message = format!("model {name:?} does not exist; this server serves {:?}", model.name);
     let error = ApiError::new(StatusCode::NOT_FOUND, message);
     Err(ApiError { param: Some("model".to_owned()), ..error })
 }
 
-/// The tokens of the one prompt of a request; there may be none.
+/// The tokens of a request with one prompt. The prompt may be empty.
 ///
 /// # Errors
 /// 400 with a sentence that names the field.
