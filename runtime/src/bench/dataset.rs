@@ -1,4 +1,4 @@
-//! Random prompts and arrivals, drawn as vLLM's client draws them.
+//! Random prompts and arrival times, made like those of vLLM's client.
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -8,10 +8,10 @@ use super::ServeOptions;
 use crate::frontend::{Bos, Detokenizer, SpecialTokens, Tokenizer};
 use std::sync::Arc;
 
-/// How often a prompt is made again whose text does not have the tokens that it was made of.
+/// Attempts to make a text that has the wanted number of tokens.
 const RETRIES: usize = 10;
 
-/// One request.
+/// One request of the benchmark.
 #[derive(Clone, Debug)]
 pub(super) struct BenchRequest {
     pub(super) prompt: String,
@@ -19,10 +19,10 @@ pub(super) struct BenchRequest {
     pub(super) output_tokens: u32,
 }
 
-/// Prompts of random tokens: each goes up through the vocabulary from a place of its own, behind a prefix that all share.
+/// Makes random prompts. Each prompt is a common prefix and a run of consecutive tokens of the vocabulary from a random start.
 ///
 /// # Errors
-/// A vocabulary without ordinary tokens.
+/// The vocabulary has no ordinary tokens.
 pub(super) fn random(
     options: &ServeOptions,
     tokenizer: &Arc<Tokenizer>,
@@ -53,7 +53,8 @@ pub(super) fn random(
     Ok(all)
 }
 
-/// Text that has as many tokens as it was made of, as nearly as a few tries come: to text, back to tokens, cut or filled up.
+/// Makes a text that has as many tokens as `tokens`, or about as many after [`RETRIES`] attempts. An attempt converts the tokens to text
+/// and back, and then cuts off or adds tokens.
 fn settle(
     tokenizer: &Arc<Tokenizer>,
     mut tokens: Vec<u32>,
@@ -75,7 +76,7 @@ fn settle(
     Ok((text, count as u32))
 }
 
-/// When each request is sent, in seconds: gamma-distributed waits, scaled so that the last one comes after `count / rate`.
+/// The time of each request in seconds. The waits are gamma-distributed and scaled so that the last request is sent at `count / rate`.
 pub(super) fn arrivals(count: usize, rate: f64, burstiness: f64, seed: u64) -> Vec<f64> {
     if rate.is_infinite() || count == 0 {
         return vec![0.0; count];
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_request_comes_when_the_rate_says() {
+    fn arrivals_have_the_wanted_rate_and_burstiness() {
         assert_eq!(arrivals(3, f64::INFINITY, 1.0, 1), [0.0; 3]);
         for burstiness in [0.5, 1.0, 100.0, f64::INFINITY] {
             let times = arrivals(400, 2.0, burstiness, 1);

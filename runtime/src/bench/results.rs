@@ -1,4 +1,4 @@
-//! What the requests come to: the figures, the block that is printed and the JSON that is written.
+//! The results of a benchmark: the figures, the printed block and the JSON file.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use super::client::RequestOutcome;
 
 const WIDTH: usize = 50;
 
-/// One kind of time over all requests, in milliseconds.
+/// One latency of all requests, in milliseconds.
 struct MetricTimes {
     name: &'static str,
     title: &'static str,
@@ -73,7 +73,7 @@ impl<'a> Results<'a> {
         })
     }
 
-    /// Requests a second that kept all limits of `--goodput`; `None` if there are none.
+    /// Requests per second within all limits of `--goodput`; `None` without limits.
     fn goodput(&self) -> Option<f64> {
         if self.options.goodput.is_empty() {
             return None;
@@ -91,7 +91,7 @@ impl<'a> Results<'a> {
         Some(self.good().filter(keeps).count() as f64 / self.duration)
     }
 
-    /// The most tokens in a second, and the most requests at once: counted by whole seconds.
+    /// Maximum number of tokens per second and of concurrent requests, counted by whole seconds.
     fn peaks(&self) -> (f64, f64) {
         let seconds = self.duration.ceil().max(1.0) as usize + 1;
         let (mut tokens, mut requests) = (vec![0u64; seconds], vec![0u64; seconds]);
@@ -110,7 +110,7 @@ impl<'a> Results<'a> {
         (most(&tokens), most(&requests))
     }
 
-    /// The block, as vLLM's client prints it.
+    /// The block in the format of vLLM's client.
     pub(super) fn block(&self) -> String {
         let mut out = String::new();
         let (prompt, sampled) = self.tokens();
@@ -159,7 +159,7 @@ impl<'a> Results<'a> {
         self.options.percentile_metrics.iter().any(|name| name == times.name)
     }
 
-    /// The figures with the names that vLLM's files have.
+    /// The figures with the names in vLLM's files.
     pub(super) fn json(&self, date: &str, model: &str) -> Value {
         let options = self.options;
         let (prompt, sampled) = self.tokens();
@@ -220,7 +220,7 @@ impl<'a> Results<'a> {
     }
 }
 
-/// Seconds of a token after the first; `None` for an answer of one.
+/// Mean seconds per token after the first; `None` for an answer of one token.
 fn tpot(output: &RequestOutcome) -> Option<f64> {
     let later = output.output_tokens.checked_sub(1).filter(|later| *later > 0)?;
     Some((output.latency - output.ttft) / f64::from(later))

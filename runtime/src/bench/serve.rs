@@ -1,4 +1,4 @@
-//! The measurement: prompts made, sent when their time has come, and counted.
+//! `runtime bench serve`: makes prompts, sends them at their times and prints the results.
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -16,17 +16,24 @@ use super::results::Results;
 use crate::frontend::ServedModel;
 use crate::open_files;
 
-/// Enough for a request's few calls; there may be a thousand of them.
+/// Stack of the thread of a request. There may be a thousand of these threads.
 const STACK_BYTES: usize = 256 << 10;
 
-/// Measures, prints, and writes what was asked for. `key` is shown to the server.
+/// Measures, prints the results, and writes the result file. `key` is the API key.
 ///
 /// # Errors
-/// No server, no tokenizer, or a file that cannot be written; requests that fail are counted, not errors, unless all do.
+/// There is no server or no tokenizer, the file cannot be written, or all requests failed. Other failed requests are counted.
 pub(super) fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
-    ensure!(options.request_rate > 0.0, "--request-rate is {}, and must be above 0", options.request_rate);
-    ensure!(options.burstiness > 0.0, "--burstiness is {}, and must be above 0", options.burstiness);
-    ensure!(options.max_concurrency != Some(0), "--max-concurrency is 0; leave it out or take at least 1");
+    ensure!(
+        options.request_rate > 0.0,
+        "--request-rate is {}; set it to a number above 0",
+        options.request_rate
+    );
+    ensure!(options.burstiness > 0.0, "--burstiness is {}; set it to a number above 0", options.burstiness);
+    ensure!(
+        options.max_concurrency != Some(0),
+        "--max-concurrency is 0; leave it out or set it to at least 1"
+    );
     let (listed, root) = match (&options.model, &options.tokenizer) {
         (Some(model), Some(tokenizer)) => (model.clone(), tokenizer.display().to_string()),
         _ => first_model(&options.base(), key.as_deref()).map_err(|reason| anyhow!(reason))?,
@@ -47,16 +54,16 @@ pub(super) fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
     print!("{}", results.block());
     let mut failed = outputs.iter().filter(|output| !output.is_good()).peekable();
     if let Some(first) = failed.peek() {
-        eprintln!("the first failure: {}", first.error);
+        eprintln!("first failed request: {}", first.error);
     }
     if options.save_result || options.save_detailed {
         let date = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
         let path = path(options, &model, &date);
         let text = serde_json::to_string(&results.json(&date, &model))?;
         std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-        println!("results are in {}", path.display());
+        println!("wrote the results to {}", path.display());
     }
-    ensure!(outputs.is_empty() || outputs.iter().any(RequestOutcome::is_good), "every request failed");
+    ensure!(outputs.is_empty() || outputs.iter().any(RequestOutcome::is_good), "all requests failed");
     Ok(())
 }
 
@@ -64,7 +71,7 @@ fn tokenizer(options: &ServeOptions, root: &str) -> Result<std::sync::Arc<crate:
     let path = options.tokenizer.as_deref().unwrap_or(Path::new(root));
     if !path.exists() {
         bail!(
-            "the server's model is {root:?}, which is not on this machine; name a GGUF file or folder with --tokenizer"
+            "the model of the server is {root:?}, which is not on this machine; set --tokenizer to a GGUF file or folder"
         );
     }
     let model =
@@ -72,7 +79,7 @@ fn tokenizer(options: &ServeOptions, root: &str) -> Result<std::sync::Arc<crate:
     Ok(model.tokenizer)
 }
 
-/// Waits for the server to answer a first request, if that was asked for.
+/// Waits until the server answers a first request, if `--ready-check-timeout-sec` is set.
 fn ready(client: &BenchClient<'_>, asked: &[BenchRequest]) -> Result<()> {
     let wait = Duration::from_secs(client.options.ready_check_timeout_sec);
     let Some(first) = asked.first().filter(|_| !wait.is_zero()) else { return Ok(()) };
@@ -119,7 +126,7 @@ fn measure(client: &BenchClient<'_>, asked: &[BenchRequest]) -> (Vec<RequestOutc
             };
             let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, ask);
             if let Err(error) = thread {
-                let error = format!("no thread for it: {error}");
+                let error = format!("cannot start a thread for the request: {error}");
                 outputs.lock().unwrap_or_else(PoisonError::into_inner)[n] =
                     RequestOutcome { error, ..RequestOutcome::default() };
                 done.fetch_add(1, Ordering::Relaxed);
@@ -130,7 +137,7 @@ fn measure(client: &BenchClient<'_>, asked: &[BenchRequest]) -> (Vec<RequestOutc
     (outputs.into_inner().unwrap_or_else(PoisonError::into_inner), duration)
 }
 
-/// The bar, until all is done.
+/// Shows the progress until all requests are done.
 fn show(done: &AtomicUsize, all: usize, began: Instant) {
     loop {
         let count = done.load(Ordering::Relaxed);
@@ -151,7 +158,7 @@ fn show(done: &AtomicUsize, all: usize, began: Instant) {
     }
 }
 
-/// So many requests at once, and no more.
+/// Limits the requests in flight.
 struct ConcurrencyLimit {
     free: Mutex<usize>,
     freed: Condvar,
@@ -179,7 +186,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// Where the results go: `{label|backend}-{rate}qps[-concurrencyN]-{model}-{time}.json`.
+/// Path of the result file: `{label|backend}-{rate}qps[-concurrencyN]-{model}-{time}.json`.
 fn path(options: &ServeOptions, model: &str, date: &str) -> PathBuf {
     let folder = options.result_dir.clone().unwrap_or_default();
     if let Some(name) = &options.result_filename {

@@ -1,4 +1,4 @@
-//! `/tokenize` and `/detokenize`: what the model makes of a text, without computing anything.
+//! The endpoints `/tokenize` and `/detokenize`.
 
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ struct Detokenized {
     prompt: String,
 }
 
+/// Handler of `/tokenize`.
 pub(super) async fn tokenize(
     frontend: web::Data<Frontend>,
     request: HttpRequest,
@@ -48,6 +49,7 @@ pub(super) async fn tokenize(
     .await
 }
 
+/// Handler of `/detokenize`.
 pub(super) async fn detokenize(
     frontend: web::Data<Frontend>,
     request: HttpRequest,
@@ -56,7 +58,6 @@ pub(super) async fn detokenize(
     answer(frontend.into_inner(), request, payload, |fields, reader| {
         let tokens = fields.get("tokens").ok_or_else(|| ApiError::field("tokens", "tokens is missing"))?;
         let tokens = reader.ids("tokens", tokens)?;
-        // Special tokens are spelt out.
         Ok(json(&Detokenized {
             prompt: Detokenizer::text(&reader.model.tokenizer, &tokens, SpecialTokens::Show),
         }))
@@ -64,6 +65,7 @@ pub(super) async fn detokenize(
     .await
 }
 
+/// Reads the body and responds with the JSON that `work` makes of it.
 async fn answer(
     frontend: Arc<Frontend>,
     request: HttpRequest,

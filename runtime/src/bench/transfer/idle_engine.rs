@@ -1,4 +1,4 @@
-//! An engine that computes nothing: what is left of a request is its hand-over.
+//! An engine that computes nothing, so that only the hand-over of a request takes time.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use engine::{
 
 use crate::config::DeviceSetting;
 
-/// Takes any prompt at once, samples token 0, and says when.
+/// An engine that finishes any prompt at once, samples token 0, and reports each step that samples.
 pub(super) struct IdleEngine {
     pool: Arc<KvPool>,
     model: ModelInfo,
@@ -20,7 +20,7 @@ pub(super) struct IdleEngine {
 }
 
 impl IdleEngine {
-    /// `pages` pages of `page_bytes` bytes that differ; `asked` is told of each step that samples.
+    /// An engine with `pages` pages of `page_bytes` bytes with different contents. It calls `asked` for each step that samples.
     pub(super) fn new(
         device: DeviceSetting,
         page_bytes: u64,
@@ -37,7 +37,7 @@ impl IdleEngine {
             DeviceSetting::Cpu => KvPool::new(layout, pages).context("--pages and --page-kib")?,
             DeviceSetting::Cuda => on_gpu(layout, pages)?,
         };
-        // Memory that was never written is one page of zeros in truth, and faster than any.
+        // The system maps memory that was never written to one page of zeros, which is faster than real memory.
         for (place, cell) in pool.cells().unwrap_or_default().iter().enumerate() {
             cell.store((place ^ (place >> 11)) as u8, Ordering::Relaxed);
         }
@@ -54,12 +54,12 @@ impl IdleEngine {
         Ok(Self { pool: Arc::new(pool), model, asked })
     }
 
-    /// Its pages.
+    /// The page pool.
     pub(super) fn pool(&self) -> Arc<KvPool> {
         Arc::clone(&self.pool)
     }
 
-    /// Tokens of the longest prompt.
+    /// Length of the longest prompt.
     pub(super) fn step_tokens(&self) -> u32 {
         self.model.context_tokens
     }
@@ -72,7 +72,7 @@ fn on_gpu(layout: KvLayout, pages: u32) -> Result<KvPool> {
 
 #[cfg(not(feature = "cuda"))]
 fn on_gpu(_: KvLayout, _: u32) -> Result<KvPool> {
-    anyhow::bail!("this build knows no GPU")
+    anyhow::bail!("this build has no GPU support; build it with `cargo xtask cuda`")
 }
 
 impl Engine for IdleEngine {

@@ -29,14 +29,14 @@ fn text_becomes_tokens() {
     check("he", &[258]);
     check("a he", &[b'a'.into(), 260]);
     check("12", &[b'1'.into(), b'2'.into()]);
-    // Digits are cut out first, so blanks before one are a run of their own; transformers' GGUF reader, which leaves
-    // that cut out, gives the last blank to itself.
+    // Digits are split off first, so the blanks before a digit are one word. The GGUF reader of transformers does not split off digits, and
+    // makes the last blank a word of its own.
     check("a  5", &[b'a'.into(), 261, b'5'.into()]);
     check("ü", &[0xC3, 0xBC]);
     check("a<|im_end|>he", &[b'a'.into(), EOS, 258]);
 }
 
-/// Texts of characters that the patterns tell apart, of any others, and of tokens that are matched whole.
+/// Texts of characters that the patterns distinguish, of other characters, and of tokens that are matched as a whole.
 fn texts() -> impl Strategy<Value = String> {
     let telling = select("'sStTrReEvVlLmMdD aA1\u{BD}\u{663}\n\r\t .!-_\u{17F}\u{212A}\u{A0}\u{3000}\u{E9}\u{301}\u{65E5}\u{1F600}".chars().collect::<Vec<_>>());
     let whole = prop_oneof![Just("<|im_end|>"), Just("<|im_start|>"), Just("he"), Just(" he"), Just("  ")];
@@ -61,7 +61,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn words_are_the_librarys(text in texts()) {
+    fn words_are_those_of_the_library(text in texts()) {
         for (pre, tokenizer, library, words) in OF_EACH_KIND.iter() {
             let expect = tokenizer.bpe.as_ref().unwrap().encode_fast(&*text, false).unwrap();
             prop_assert_eq!(tokenizer.encode(&text, Bos::Omit).unwrap(), expect.get_ids(), "{} {:?}", pre, text);
@@ -84,7 +84,7 @@ proptest! {
 }
 
 #[test]
-fn bos_comes_only_if_the_model_and_the_caller_want_it() {
+fn bos_is_added_if_the_model_and_the_caller_want_it() {
     let with = Tokenizer::new(&ModelText { add_bos: true, ..bytes_model() }).unwrap();
     assert_eq!(with.encode("he", Bos::Add).unwrap(), [BOS, 258]);
     assert_eq!(with.encode("he", Bos::Omit).unwrap(), [258]);
@@ -102,7 +102,7 @@ fn unknown_tokenizers_are_refused() {
 }
 
 #[test]
-fn a_json_says_the_same_as_a_gguf() {
+fn a_json_gives_the_same_tokens_as_a_gguf() {
     let from_gguf = tokenizer();
     let mut described: Value = serde_json::to_value(from_gguf.bpe.as_ref()).unwrap();
     described["decoder"] = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
@@ -121,7 +121,7 @@ fn a_json_says_the_same_as_a_gguf() {
 }
 
 #[test]
-fn a_post_processor_adds_what_begins_a_sequence() {
+fn a_post_processor_adds_the_begin_of_sequence_token() {
     let mut described: Value = serde_json::to_value(tokenizer().bpe.as_ref()).unwrap();
     described["decoder"] = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
         "trim_offsets": true, "use_regex": true});
@@ -135,7 +135,7 @@ fn a_post_processor_adds_what_begins_a_sequence() {
 }
 
 #[test]
-fn sentencepiece_vocabularies_are_spelt_out() {
+fn sentencepiece_vocabularies_are_supported() {
     let json = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "post_processor": null,
         "added_tokens": [{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
@@ -150,13 +150,13 @@ fn sentencepiece_vocabularies_are_spelt_out() {
             "vocab": {"<s>": 0, "<0xC3>": 1, "<0xBC>": 2, "▁": 3, "a": 4, "▁a": 7}},
     });
     let tokenizer = Arc::new(Tokenizer::from_json(json.to_string().as_bytes()).unwrap());
-    assert_eq!(tokenizer.vocabulary(), 8, "5 and 6 are no tokens");
+    assert_eq!(tokenizer.vocabulary(), 8, "5 and 6 are unused ids");
     let tokens = tokenizer.encode("a aü", Bos::Add).unwrap();
     assert_eq!(tokens, [7, 7, 1, 2]);
     assert_eq!(Detokenizer::text(&tokenizer, &tokens, SpecialTokens::Skip), "a aü");
     let mut answer = Detokenizer::new(tokenizer.clone(), SpecialTokens::Skip);
     let pieces: Vec<String> = tokens.iter().map(|token| answer.push(*token)).collect();
-    assert_eq!(pieces, [" a", " a", "", "ü"], "an answer goes on from a prompt");
+    assert_eq!(pieces, [" a", " a", "", "ü"], "the first space of an answer stays");
     assert!(matches!(Tokenizer::from_json(b"{"), Err(TextError::Broken(_))));
 }
 
@@ -188,6 +188,9 @@ fn special_tokens_are_left_out_of_the_text() {
 #[test]
 fn without_a_tokenizer_texts_are_refused_and_no_bound_on_them_overflows() {
     let none = Tokenizer::none(1000);
-    assert!(none.token_bytes_max().checked_mul(u32::MAX as usize).is_some(), "times the longest context");
+    assert!(
+        none.token_bytes_max().checked_mul(u32::MAX as usize).is_some(),
+        "multiplied with the longest context"
+    );
     assert!(none.encode("a", Bos::Add).unwrap_err().contains("no tokenizer"));
 }
