@@ -221,15 +221,15 @@ pub fn keys() -> impl Iterator<Item = &'static ConfigKey> {
 /// The resolved configuration of one process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The model: a GGUF file, or a folder as Hugging Face keeps it.
+    /// The model: a GGUF file or a Hugging Face folder.
     pub model: PathBuf,
-    /// Where tokenizer and chat template come from, if not from the model.
+    /// The file or folder of the tokenizer and the chat template, if not that of the model.
     pub tokenizer: Option<PathBuf>,
-    /// The name under which clients ask for the model; without one, the model file's name without its quantisation.
+    /// The name of the model in requests; `None` for the name of its file without the quantization.
     pub served_model_name: Option<String>,
-    /// The node's own HTTP port.
+    /// The HTTP port of the node, which serves requests without other nodes.
     pub http: HttpSection,
-    /// The port where a request is disaggregated.
+    /// The frontend port, where senders may prefill the prompts of requests.
     pub frontend: FrontendSection,
     /// The link between a sender and a receiver.
     pub link: LinkSection,
@@ -237,11 +237,11 @@ pub struct Config {
     pub ring: RingSection,
     /// The engine that runs the model.
     pub engine: EngineSection,
-    /// What one request may cost.
+    /// Limits of requests.
     pub request: RequestSection,
-    /// What carries the KV bytes.
+    /// The transport of the KV pages.
     pub transport: TransportSection,
-    /// How a process ends.
+    /// The shutdown.
     pub shutdown: ShutdownSection,
     /// The role of this process.
     pub role: Role,

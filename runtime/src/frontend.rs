@@ -61,6 +61,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 use connection::{Connection, attend};
 
+pub use actix_web::dev::ServerHandle;
 pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Message};
 pub use limits::Limits;
@@ -82,7 +83,7 @@ pub struct Frontend {
     pub model: Arc<ServedModel>,
     /// Where requests on this port may be prefilled.
     pub route: actors::request::Route,
-    /// How long a request may take, from the arrival of its head.
+    /// Maximum duration of a request, from the arrival of its head.
     pub deadline: Duration,
     /// Statistics on ended requests, shared by all ports of the process.
     pub observed: Arc<Observed>,
@@ -179,7 +180,7 @@ pub enum BindError {
         name: String,
         /// The configuration key of the port.
         key: &'static str,
-        /// The address.
+        /// The host or address.
         host: String,
         /// The port.
         port: u16,

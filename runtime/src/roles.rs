@@ -23,7 +23,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
 use crate::frontend::{
     Admission, AnswerCounts, Bounds, CacheInfo, Frontend, Health, HealthState, InputMemory, Limits, Observed,
-    ServedModel, bind,
+    ServedModel, ServerHandle, bind,
 };
 use crate::open_files;
 use crate::telemetry;
@@ -105,8 +105,8 @@ pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
         pages = pool,
         page_tokens = layout.page_tokens,
         page_kib = layout.page_bytes() / 1024,
-        "model loaded in {:.1} s",
-        began.elapsed().as_secs_f64()
+        seconds = %format_args!("{:.1}", began.elapsed().as_secs_f64()),
+        "model loaded"
     );
     engine::populate(engine.kv());
     actix::System::new().block_on(serve(role, config, ports, limits, engine, model, began))
@@ -186,61 +186,18 @@ fn link_role(role: Role, listener: Option<TcpListener>, config: &Config) -> anyh
 async fn serve(
     role: Role,
     config: Config,
-    ports: ListeningSockets,
+    mut ports: ListeningSockets,
     limits: Limits,
     engine: Box<dyn Engine>,
     mut model: ServedModel,
     began: Instant,
 ) -> anyhow::Result<()> {
-    let link_role = link_role(role, ports.link, &config)?;
-    let http = ports.http.as_ref().map(TcpListener::local_addr).transpose()?;
-    let link = link_role.map(|role| LinkConfig {
-        role,
-        secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
-        http: http.map(|address| address.to_string()).unwrap_or_default(),
-        ring_bytes: config.ring.bytes.0,
-        page_hash: config.transport.page_hash,
-        min_gigabytes_per_second: min_gigabytes_per_second(&config),
-        pages_in_flight: PAGES_IN_FLIGHT,
-        transport: transport(&config, engine.kv()),
-    });
     let cache = cache_info(&config, engine.as_ref());
-    let (prefill_chunk_tokens, prefix_cache) = (config.prefill_chunk_tokens(), config.engine.prefix_cache);
-    let node = node::start(NodeConfig {
-        engine,
-        prefill_chunk_tokens,
-        prefix_cache,
-        scattered: false,
-        local_if_sooner_by: config.frontend.local_if_sooner_by,
-        link,
-    })?;
-    let usable = u64::from(node.request_pages) * u64::from(config.page_tokens());
-    if usable < u64::from(model.context_tokens) {
-        let (context, tokens) = (model.context_tokens, usable);
-        tracing::info!(
-            context,
-            tokens,
-            "the page pool limits requests to fewer tokens than the model allows; raise engine.kv_bytes for more"
-        );
-        model.context_tokens = usable as u32;
-    }
+    let node = start_node(role, &config, &mut ports, engine)?;
+    limit_context(&mut model, u64::from(node.request_pages) * u64::from(config.page_tokens()));
     let shared = SharedState::new(&config, cache, model, limits);
     actix::spawn(report_regularly(shared.observed.clone()));
-    let mut servers = Vec::new();
-    let workers = config.surroundings.cores.min(2);
-    for (key, listener, route, workers) in
-        [("http.port", ports.http, Route::Local, 1), ("frontend.port", ports.frontend, Route::Auto, workers)]
-    {
-        let Some(listener) = listener else { continue };
-        let address = listener.local_addr()?;
-        tracing::info!(url = %format_args!("http://{address}"), key, ?route, "listening");
-        if let Some(warning) = Port::Http.warning(address, config.request.api_key.as_ref()) {
-            tracing::warn!(%address, key, "{warning}");
-        }
-        let server = port(role, &config, &node, &shared, route).serve(listener, workers)?;
-        servers.push(server.handle());
-        actix::spawn(server);
-    }
+    let servers = start_servers(role, &config, ports, &node, &shared)?;
     tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
     let mut signals = Signals::new()?;
     let end = ending(&node, &mut signals).await;
@@ -267,6 +224,73 @@ async fn serve(
         // The caller prints it as the last line.
         Some(fault) => Err(anyhow::anyhow!(fault)),
     }
+}
+
+/// Starts the actors. Takes the listening socket of the link out of `ports`.
+fn start_node(
+    role: Role,
+    config: &Config,
+    ports: &mut ListeningSockets,
+    engine: Box<dyn Engine>,
+) -> anyhow::Result<Node> {
+    let pool = Arc::clone(engine.kv());
+    let http = ports.http.as_ref().map(TcpListener::local_addr).transpose()?;
+    let link = link_role(role, ports.link.take(), config)?.map(|role| LinkConfig {
+        role,
+        secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
+        http: http.map(|address| address.to_string()).unwrap_or_default(),
+        ring_bytes: config.ring.bytes.0,
+        page_hash: config.transport.page_hash,
+        min_gigabytes_per_second: min_gigabytes_per_second(config),
+        pages_in_flight: PAGES_IN_FLIGHT,
+        transport: transport(config, &pool),
+    });
+    Ok(node::start(NodeConfig {
+        engine,
+        prefill_chunk_tokens: config.prefill_chunk_tokens(),
+        prefix_cache: config.engine.prefix_cache,
+        scattered: false,
+        local_if_sooner_by: config.frontend.local_if_sooner_by,
+        link,
+    })?)
+}
+
+/// Limits the context of the model to the tokens that the page pool holds.
+fn limit_context(model: &mut ServedModel, pool_tokens: u64) {
+    if pool_tokens < u64::from(model.context_tokens) {
+        tracing::info!(
+            context = model.context_tokens,
+            tokens = pool_tokens,
+            "the page pool limits requests to fewer tokens than the model allows; raise engine.kv_bytes for more"
+        );
+        model.context_tokens = pool_tokens as u32;
+    }
+}
+
+/// Starts the HTTP servers of the process.
+fn start_servers(
+    role: Role,
+    config: &Config,
+    ports: ListeningSockets,
+    node: &Node,
+    shared: &SharedState,
+) -> anyhow::Result<Vec<ServerHandle>> {
+    let mut servers = Vec::new();
+    let workers = config.surroundings.cores.min(2);
+    for (key, listener, route, workers) in
+        [("http.port", ports.http, Route::Local, 1), ("frontend.port", ports.frontend, Route::Auto, workers)]
+    {
+        let Some(listener) = listener else { continue };
+        let address = listener.local_addr()?;
+        tracing::info!(url = %format_args!("http://{address}"), key, ?route, "listening");
+        if let Some(warning) = Port::Http.warning(address, config.request.api_key.as_ref()) {
+            tracing::warn!(%address, key, "{warning}");
+        }
+        let server = port(role, config, node, shared, route).serve(listener, workers)?;
+        servers.push(server.handle());
+        actix::spawn(server);
+    }
+    Ok(servers)
 }
 
 /// Longest time for releasing resources after a fault.

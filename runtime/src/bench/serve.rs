@@ -94,7 +94,7 @@ fn ready(client: &BenchClient<'_>, asked: &[BenchRequest]) -> Result<()> {
     }
 }
 
-/// Sends every request when its time has come, each from a thread of its own.
+/// Sends each request at its time, from a thread of its own. Returns the results and the duration in seconds.
 fn measure(client: &BenchClient<'_>, asked: &[BenchRequest]) -> (Vec<RequestOutcome>, f64) {
     let options = client.options;
     let times = arrivals(asked.len(), options.request_rate, options.burstiness, options.seed);

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::api_error::ApiError;
 
-/// Most fields of an object.
+/// Maximum number of fields of an object.
 const FIELDS_MAX: usize = 256;
 
 /// A JSON object. A field that is null counts as missing. Of several fields with the same name, the last one counts.

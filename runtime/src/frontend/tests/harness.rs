@@ -26,7 +26,7 @@ use super::http::{HttpClient, WAIT};
 /// Answers that the server computes at once.
 pub(super) const PERMITS: usize = 2;
 
-/// What the actor does with a request.
+/// The reaction of the actor to a request.
 #[derive(Clone, Debug)]
 pub(super) enum Script {
     /// Answers with the prompt, repeated.
