@@ -7,7 +7,7 @@
 //! - [`roles`]: starts and stops a receiver, a sender or a local process.
 //! - [`frontend`]: the only module that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
 //! - [`config`]: the only module that reads the environment and configuration files.
-//! - [`telemetry`]: logging.
+//! - [`telemetry`]: the log.
 //! - [`open_files`]: the limit of open files, and the number of connections that it allows.
 #![forbid(unsafe_code)]
 
