@@ -194,6 +194,7 @@ fn files_that_are_not_a_configuration_are_refused() {
     check("http: {port: 1\n", "is not YAML: ");
     check("http: {port: 1}\nhttp: {port: 2}\n", "duplicate entry with key \"http\"");
     check("http: {port: {a: 1}}\n", "http.port must be a port from 0 to 65535, not a section");
+    check("served_model_name: 5\n", "served_model_name must be text, not 5; put a number in quotes");
     let missing = Config::load(Role::Local, Some(Path::new("/nowhere/x.yaml")), &[], surroundings(&[]));
     assert!(missing.unwrap_err().to_string().starts_with("/nowhere/x.yaml: cannot be read: "));
     for text in ["", "# nothing\n", "http:\n  # port: 1\n"] {

@@ -122,11 +122,14 @@ fn words(value: &Value) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
+/// The advice for a number in place of text.
+fn quotes_hint(value: &Value) -> &'static str {
+    if matches!(value, Value::Num(..)) { "; put a number in quotes" } else { "" }
+}
+
 /// Parses text that is not empty.
 pub(super) fn text(value: &Value) -> Result<String, String> {
-    words(value).ok_or_else(|| {
-        format!("must be text, not {}; put text that looks like a number in quotes", named(value))
-    })
+    words(value).ok_or_else(|| format!("must be text, not {}{}", named(value), quotes_hint(value)))
 }
 
 /// Parses a file path.
@@ -148,7 +151,7 @@ pub(super) fn secret(value: &Value) -> Result<Secret, String> {
             "is {MASK}, which only masks a secret in printed configurations; set the secret itself"
         )),
         Some(text) => Ok(Secret(text)),
-        None => Err("must be text; put text that looks like a number in quotes".to_owned()),
+        None => Err(format!("must be text that is not empty{}", quotes_hint(value))),
     }
 }
 
