@@ -3,3 +3,5 @@
 
 pub mod cache_folder;
 pub mod splitmix;
+pub mod sse;
+pub mod statistics;

@@ -21,7 +21,8 @@ use integration_tests::client::{Connection, post_request};
 use integration_tests::statistics::median;
 use runtime::config::Surroundings;
 use runtime::frontend::{
-    Admission, Bounds, CacheInfo, Frontend, Health, Limits, Memory, Observed, ServedModel, bind,
+    Admission, Bounds, CacheInfo, Frontend, Health, HealthState, InputMemory, Limits, Observed, ServedModel,
+    bind,
 };
 
 const BODY: &str = r#"{"model": "m", "prompt": "Once upon a time there was a lighthouse", "max_tokens": 1, "temperature": 0}"#;
@@ -97,15 +98,8 @@ fn frontend(workers: usize) -> Result<SocketAddr> {
             api_key: None,
             limits: Limits::default(),
             admission: Admission::new(Bounds { concurrency: 1024, queue: 4096, queue_bytes: 1 << 27 }),
-            memory: Memory::new(1 << 28, workers),
-            health: Arc::new(|| Health {
-                status: "ok",
-                reason: None,
-                reason_down: None,
-                role: "local",
-                peers: 0,
-                live_requests: 0,
-            }),
+            memory: InputMemory::new(1 << 28, workers),
+            health: Arc::new(|| Health { state: HealthState::Ok, role: "local", peers: 0, live_requests: 0 }),
             metrics: Arc::new(String::new),
             drain: Duration::from_secs(1),
         };

@@ -18,7 +18,7 @@ use connector::page_hash::{PageSeed, page_hash};
 use integration_tests::client::complete;
 use integration_tests::fixtures::prompts;
 use integration_tests::process::Pair;
-use integration_tests::statistics::quantile;
+use integration_tests::statistics::quartiles;
 use serde_json::Value;
 
 const LENGTHS: [usize; 3] = [100, 400, 800];
@@ -63,11 +63,6 @@ fn ask(pair: &Pair, prompt: &[u32]) -> Result<(Vec<u32>, Value)> {
     let pages = prompt.len().div_ceil(PAGE_TOKENS);
     ensure!(answer.timings["pages"] == pages, "not all {pages} pages were handed over: {}", answer.timings);
     Ok((answer.ids, answer.timings))
-}
-
-fn quartiles(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
-    let values: Vec<f64> = values.into_iter().collect();
-    [0.25, 0.5, 0.75].map(|share| quantile(values.iter().copied(), share))
 }
 
 /// The median of the differences, and the range that contains the true median with 95 % confidence. The number of `n` differences below the

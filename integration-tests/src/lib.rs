@@ -12,4 +12,5 @@ pub mod kills;
 pub mod message_table;
 pub mod process;
 pub mod simulation;
-pub mod statistics;
+
+pub use common::statistics;

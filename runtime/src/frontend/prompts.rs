@@ -14,15 +14,16 @@ use super::admission::too_many;
 use super::api_error::ApiError;
 use super::chat_template::Message;
 use super::fields::{Counted, Fields, Text, elements, parsed, wrong};
-use super::memory::{Memory, Taken};
+use super::memory::{InputMemory, Taken};
 use super::served_model::ServedModel;
+use super::tokenizer::Bos;
 
 /// What prompts are read with.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a> {
     pub(super) model: &'a ServedModel,
-    pub(super) memory: &'a Memory,
-    /// A long body is read on a thread of its own, which may wait for [`Room`](super::memory::Room); a short one needs little.
+    pub(super) memory: &'a InputMemory,
+    /// A long body is read on a thread of its own, which may wait for [`Room`](super::memory::TokenizeAllowance); a short one needs little.
     pub(super) is_long: bool,
 }
 
@@ -227,7 +228,7 @@ impl<'a> Reader<'a> {
         }
         let _room = self.take(field, tokenizer.encode_bytes(text.len()))?;
         let failed = |reason| ApiError::field(field, format!("{field} cannot be tokenized: {reason}"));
-        tokenizer.encode(text, add_bos).map_err(failed)
+        tokenizer.encode(text, if add_bos { Bos::Add } else { Bos::Omit }).map_err(failed)
     }
 
     /// Token ids that a request spells out, as many as the context has at most.
