@@ -334,7 +334,7 @@ table! {
 
     /// Messages to the engine thread.
     ToEngine, Engine, engine {
-        Plan: Post from [Generator], "two steps are in flight";
+        RunStep: Post from [Generator], "two steps are in flight";
     }
 
     /// Messages to the hash thread.
@@ -353,7 +353,7 @@ table! {
         Dial: Post from [PeerLink], "one a receiver";
         SayHello: Post from [PeerLink], "one a receiver";
         Refuse: Post from [PeerLink], "connections in a handshake";
-        Welcome: Post from [PeerLink], "one a session";
+        SayWelcome: Post from [PeerLink], "one a session";
         Carry: Post from [PeerLink], "one a session";
         WriteFrame: Command from [PeerLink], "frames that wait for a socket";
         HangUp: Post from [PeerLink], "one a connection";
@@ -367,7 +367,7 @@ table! {
 
     /// Messages to the process.
     ToProcess, Process, process {
-        Fault: Post from [PeerLink], "only the first is kept";
+        ProcessFault: Post from [PeerLink], "only the first is kept";
     }
 }
 

@@ -63,4 +63,4 @@ pub struct Tick;
 
 /// Peer link → process: the process cannot continue, for this reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault(pub String);
+pub struct ProcessFault(pub String);

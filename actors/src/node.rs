@@ -212,7 +212,7 @@ impl Parts {
 ///
 /// # Errors
 /// The transport does not start, the pool is too small, or the operating system refuses a thread or socket.
-pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
+pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     let NodeConfig { engine, link, prefill_chunk_tokens, prefix_cache, scattered, local_if_sooner_by } =
         config;
     let mut parts = parts(engine.as_ref(), link.as_ref())?;
@@ -239,19 +239,19 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
 
     let (proxy, decoder) = (serving.proxy.address(), serving.decoder.address());
     let settings = serving::Settings { prefill_chunk_tokens, prefix_cache, scattered, local_if_sooner_by };
-    serving.run(engine, settings, hashed.clone(), &mut parts, &mailboxes, &pulse).map_err(StartError::Io)?;
+    serving.run(engine, settings, hashed.clone(), &mut parts, &mailboxes, &pulse).map_err(NodeError::Io)?;
     let prefiller = handing_over.as_ref().map(|contexts| contexts.prefiller.address());
     if let (Some(contexts), Some(linked), Some(sending)) = (handing_over, &linked, sending) {
         contexts
             .run(sending, hashed, linked.transport.clone(), &mut parts, &mailboxes)
-            .map_err(StartError::Io)?;
+            .map_err(NodeError::Io)?;
     }
     tick(&mailboxes, linked.as_ref(), &parts.health);
 
     let transport = linked.as_ref().map(|linked| linked.transport.clone());
     let watched = Watched { actors: parts.vitals, engine: pulse, transport };
     let watchdog =
-        Watchdog::spawn(watched, parts.health.clone(), parts.faults.clone()).map_err(StartError::Io)?;
+        Watchdog::spawn(watched, parts.health.clone(), parts.faults.clone()).map_err(NodeError::Io)?;
     Ok(Node {
         proxy,
         decoder,
@@ -266,12 +266,12 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     })
 }
 
-fn parts<E>(engine: &dyn Engine, link: Option<&LinkConfig<'_, E>>) -> Result<Parts, StartError<E>> {
+fn parts<E>(engine: &dyn Engine, link: Option<&LinkConfig<'_, E>>) -> Result<Parts, NodeError<E>> {
     let pool = engine.kv().clone();
     let pages = pool.pages();
     let ring_pages = match link {
         Some(LinkConfig { role: LinkRole::Receiver(_), ring_bytes, .. }) => {
-            ring_pages(*ring_bytes, pool.layout().page_bytes(), pages).ok_or(StartError::Pool { pages })?
+            ring_pages(*ring_bytes, pool.layout().page_bytes(), pages).ok_or(NodeError::Pool { pages })?
         }
         _ => 0,
     };
@@ -317,7 +317,7 @@ fn tick(mailboxes: &Mailboxes, linked: Option<&linking::Linked>, health: &NodeHe
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum StartError<E> {
+pub enum NodeError<E> {
     /// The transport did not start.
     #[error(transparent)]
     Transport(E),

@@ -90,7 +90,7 @@ impl Router {
             Effect::Prefiller(mail) => post(self.prefiller.as_ref(), mail),
             Effect::PeerLink(mail) => post(self.peer_link.as_ref(), mail),
             Effect::Streams(message) => self.to_streams(message),
-            Effect::Engine(ToEngine::Plan(plan)) => {
+            Effect::Engine(ToEngine::RunStep(plan)) => {
                 if !self.devices.engine.as_ref().is_some_and(|engine| engine.submit(plan)) {
                     // The engine's thread ends only by a panic.
                     let outcome = Err(EngineError::WorkerPanicked);
@@ -109,7 +109,7 @@ impl Router {
                 }
             }
             Effect::Log(ToLog::LogLine(line)) => line.write(),
-            Effect::Process(ToProcess::Fault(fault)) => self.devices.faults.pull(fault.0),
+            Effect::Process(ToProcess::ProcessFault(fault)) => self.devices.faults.pull(fault.0),
         }
     }
 

@@ -38,7 +38,7 @@ struct Wheel {
 }
 
 /// Something in the cache folder. It is complete or absent.
-pub(crate) struct Part {
+pub(crate) struct FetchedPart {
     /// Its file or folder in the cache folder.
     path: fn(&Path) -> PathBuf,
     is_ready: fn(&Path) -> bool,
@@ -50,7 +50,7 @@ pub(crate) struct Part {
 ///
 /// # Errors
 /// Python or pip is missing, there is no network, a checksum is wrong, or the cache folder cannot be written.
-pub(crate) fn run<const N: usize>(parts: [Part; N]) -> Result<[PathBuf; N]> {
+pub(crate) fn run<const N: usize>(parts: [FetchedPart; N]) -> Result<[PathBuf; N]> {
     let start = Instant::now();
     let cache = place::cache()?;
     if complete(&cache, &parts)? {
@@ -63,8 +63,8 @@ pub(crate) fn run<const N: usize>(parts: [Part; N]) -> Result<[PathBuf; N]> {
 }
 
 /// Fetches the missing parts into the cache folder. Returns false if none was missing, or if another clone fetched them meanwhile.
-fn complete(cache: &Path, parts: &[Part]) -> Result<bool> {
-    let is_missing = |part: &&Part| !(part.is_ready)(cache);
+fn complete(cache: &Path, parts: &[FetchedPart]) -> Result<bool> {
+    let is_missing = |part: &&FetchedPart| !(part.is_ready)(cache);
     if !parts.iter().any(|part| is_missing(&part)) {
         return Ok(false);
     }

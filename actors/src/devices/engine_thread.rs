@@ -14,7 +14,7 @@ use engine::{Chunk, Engine, EngineError, Sample, Scope, Step, StepOutput};
 
 use crate::effect::ToGenerator;
 use crate::kit::AWAKE;
-use crate::messages::{Plan, StepFinished};
+use crate::messages::{RunStep, StepFinished};
 use step_times::StepTimes;
 
 /// The engine's state for the watchdog: the running step, its start, its time limit, and whether the engine is lost. Clones share it.
@@ -75,7 +75,7 @@ impl EnginePulse {
 
 /// The handle. Dropping it ends the thread after its running step.
 pub struct EngineThread {
-    plans: Option<SyncSender<Plan>>,
+    plans: Option<SyncSender<RunStep>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -98,7 +98,7 @@ impl EngineThread {
     }
 
     /// Queues a step. Returns false if the thread has ended.
-    pub fn submit(&self, plan: Plan) -> bool {
+    pub fn submit(&self, plan: RunStep) -> bool {
         self.plans.as_ref().is_some_and(|plans| plans.try_send(plan).is_ok())
     }
 }
@@ -115,7 +115,7 @@ impl Drop for EngineThread {
 
 fn run(
     mut engine: Box<dyn Engine>,
-    queue: &Receiver<Plan>,
+    queue: &Receiver<RunStep>,
     results: &Recipient<ToGenerator>,
     pulse: &EnginePulse,
 ) {
@@ -178,7 +178,7 @@ fn run(
 
 /// The next plan. Busy-polls for `awake` first, because the next step of a batch usually arrives soon and a wake-up costs a few percent of a
 /// step.
-fn next(queue: &Receiver<Plan>, awake: Duration) -> Option<Plan> {
+fn next(queue: &Receiver<RunStep>, awake: Duration) -> Option<RunStep> {
     let began = Instant::now();
     while began.elapsed() < awake {
         match queue.try_recv() {
@@ -190,7 +190,7 @@ fn next(queue: &Receiver<Plan>, awake: Duration) -> Option<Plan> {
     queue.recv().ok()
 }
 
-fn submit(engine: &mut dyn Engine, plan: &Plan) -> Result<Step, EngineError> {
+fn submit(engine: &mut dyn Engine, plan: &RunStep) -> Result<Step, EngineError> {
     engine.acquire(&plan.acquire)?;
     let batch: Vec<Chunk<'_>> = plan
         .chunks

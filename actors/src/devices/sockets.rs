@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::effect::{ToPeerLink, ToSockets};
 use crate::messages::{
     Carry, Challenged, ConnectionId, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded,
-    ProcessWatched, ReceiverId, Refuse, SayHello, SenderSession, SessionId, Welcome, Welcomed, WriteFrame,
+    ProcessWatched, ReceiverId, Refuse, SayHello, SayWelcome, SenderSession, SessionId, Welcomed, WriteFrame,
 };
 
 /// Handshakes that may be under way at once: strangers on the port cannot pile up.
@@ -60,7 +60,7 @@ struct Met {
 enum Line {
     /// It waits for [`SayHello`] or a hang-up.
     Challenged(Box<Met>),
-    /// It waits for [`Welcome`], [`Refuse`], [`Carry`] or a hang-up.
+    /// It waits for [`SayWelcome`], [`Refuse`], [`Carry`] or a hang-up.
     Shaken {
         link: Box<Link>,
         /// The process that dialled, if the kernel says that it runs on this host.
@@ -127,7 +127,7 @@ impl Sockets {
                     });
                 }
             }
-            ToSockets::Welcome(Welcome { connection, session, descriptor }) => {
+            ToSockets::SayWelcome(SayWelcome { connection, session, descriptor }) => {
                 if let Some((link, orders)) = self.begin_to_carry(connection) {
                     actix::spawn(self.clone().welcome(link, orders, session, descriptor));
                 }

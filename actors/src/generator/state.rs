@@ -27,7 +27,7 @@ use engine::{EngineError, PageId, Sampling, Scope, StepLimits, Token, TokenSourc
 use crate::effect::{Effect, ToGenerator, to};
 use crate::finish::FinishRule;
 use crate::messages::{
-    ExtendSequence, Plan, PlannedChunk, PlannedSample, SequenceAdvanced, SequenceEnd, SequenceId,
+    ExtendSequence, PlannedChunk, PlannedSample, RunStep, SequenceAdvanced, SequenceEnd, SequenceId,
     StartSequence,
 };
 
@@ -261,7 +261,7 @@ impl GeneratorState {
     }
 
     /// The next step, if there is work and room for another step in flight.
-    fn plan(&mut self, now_micros: u64) -> Option<Plan> {
+    fn plan(&mut self, now_micros: u64) -> Option<RunStep> {
         match self.flights.len() {
             0 => self.plan_next(now_micros),
             1 if self.runs_ahead => self.plan_ahead(),
@@ -270,7 +270,7 @@ impl GeneratorState {
     }
 
     /// The step after the one in flight: rows that follow its samples.
-    fn plan_ahead(&mut self) -> Option<Plan> {
+    fn plan_ahead(&mut self) -> Option<RunStep> {
         let flight = self.flights.front()?;
         if flight.is_void || flight.parts.len() < self.sequences.len() {
             return None;
@@ -298,7 +298,7 @@ impl GeneratorState {
         }
         let chunks = next.iter().map(|(key, end)| self.sequences[key].chunk(*key, *end, 1)).collect();
         self.launch(next.into_iter().map(|(key, _)| (key, 1)).collect());
-        Some(Plan { chunks, acquire: Vec::new() })
+        Some(RunStep { chunks, acquire: Vec::new() })
     }
 
     /// Records that a step with these parts is in flight.
@@ -313,7 +313,7 @@ impl GeneratorState {
         self.flights.push_back(Flight { parts, is_void: false });
     }
 
-    fn plan_next(&mut self, now_micros: u64) -> Option<Plan> {
+    fn plan_next(&mut self, now_micros: u64) -> Option<RunStep> {
         let parts = self.choose();
         if parts.is_empty() {
             // Every sequence waits for pages, or there is none.
@@ -329,7 +329,7 @@ impl GeneratorState {
             chunks.push(sequence.chunk(*key, sequence.resident, *length));
         }
         self.launch(parts);
-        Some(Plan { chunks, acquire: std::mem::take(&mut self.acquire) })
+        Some(RunStep { chunks, acquire: std::mem::take(&mut self.acquire) })
     }
 
     /// The parts of the next step: prompts by rank, then decode rows by turn.

@@ -204,7 +204,7 @@ pub struct Welcomed {
     pub seed: u64,
 }
 
-/// Sockets → peer link: a compatible sender has said Hello. Its connection waits for [`Welcome`] or [`Refuse`].
+/// Sockets → peer link: a compatible sender has said Hello. Its connection waits for [`SayWelcome`] or [`Refuse`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HelloCame {
     /// The connection.
@@ -297,7 +297,7 @@ pub struct Refuse {
 
 /// Peer link → sockets: accept a sender's session, then carry its frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Welcome {
+pub struct SayWelcome {
     /// The sender's connection.
     pub connection: ConnectionId,
     /// The session.
@@ -336,7 +336,7 @@ pub struct HangUp {
 /// Peer link → sockets: send [`ProcessWatched`] when the process that dialled this connection has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchProcess {
-    /// A connection that waits for [`Welcome`].
+    /// A connection that waits for [`SayWelcome`].
     pub connection: ConnectionId,
     /// The process.
     pub incarnation: Incarnation,

@@ -34,7 +34,7 @@ pub struct PlannedSample {
 
 /// One step for the engine.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
+pub struct RunStep {
     /// The chunks; never empty.
     pub chunks: Vec<PlannedChunk>,
     /// Pages that may have been written outside the engine since the last step.

@@ -7,7 +7,7 @@ use connector::frame::{Capabilities, Incarnation, Shape};
 use connector::transport::{Event, EventSink, Transport};
 use tokio::net::TcpListener;
 
-use super::{LinkConfig, LinkRole, Parts, StartError};
+use super::{LinkConfig, LinkRole, NodeError, Parts};
 use crate::devices::{
     Devices,
     sockets::{Identity, Sockets},
@@ -30,15 +30,15 @@ pub(super) fn start<E>(
     link: LinkConfig<'_, E>,
     parts: &mut Parts,
     mailboxes: &Mailboxes,
-) -> Result<Linked, StartError<E>> {
-    let incarnation = Incarnation::current().map_err(StartError::Io)?;
+) -> Result<Linked, NodeError<E>> {
+    let incarnation = Incarnation::current().map_err(NodeError::Io)?;
     let shape = shape(parts, link.page_hash);
     let (listener, receivers) = match link.role {
         LinkRole::Receiver(listener) => (Some(listener), Vec::new()),
         LinkRole::Sender(receivers) => (None, receivers),
     };
     if let Some(listener) = &listener {
-        listener.set_nonblocking(true).map_err(StartError::Io)?;
+        listener.set_nonblocking(true).map_err(NodeError::Io)?;
     }
     let is_receiver = listener.is_some();
     let identity = Identity {
@@ -51,7 +51,7 @@ pub(super) fn start<E>(
         http: link.http,
     };
     let (sink, late_link) = sink(mailboxes.transfer.clone());
-    let transport = (link.transport)(sink).map_err(StartError::Transport)?;
+    let transport = (link.transport)(sink).map_err(NodeError::Transport)?;
     let state =
         PeerLinkState::new(transport.close_ends_writes(), identity.ring_pages, identity.receivers.clone());
     let behaviour = PeerLinkBehaviour { state, counters: parts.counters.clone() };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            Opening ──worker exists──► Up ──link or lane broke──► Closing ──transport closed it──► Closed ──proof──► removed
-//! listener             Welcome              PeerLost                                                 SessionDrained
+//! listener             SayWelcome           PeerLost                                                 SessionDrained
 //! dialler              Connect              PeerLost                                   dials again
 //! ```
 //!
@@ -32,7 +32,7 @@ use crate::effect::{Effect, ToPeerLink, to};
 use crate::log::LogLine;
 use crate::messages::{
     Carry, ConnectionId, HangUp, HelloCame, LaneConnected, LinkEnd, LinkEnded, PeerLost, ReceiverId, Refuse,
-    RoomChanged, SendFrame, SenderSession, SessionId, SessionOpened, WatchProcess, Welcome, WriteFrame,
+    RoomChanged, SayWelcome, SendFrame, SenderSession, SessionId, SessionOpened, WatchProcess, WriteFrame,
 };
 
 /// Limit for opening a session, and for the first pages after its first credit. A session that exceeds it is ended, because it
@@ -335,7 +335,7 @@ impl PeerLinkState {
         let opened = SessionOpened { session, ring_pages: live.ring_pages, seed: live.seed };
         match &live.direction {
             Direction::Incoming { .. } => {
-                vec![to::buffer_manager(opened), to::sockets(Welcome { connection, session, descriptor })]
+                vec![to::buffer_manager(opened), to::sockets(SayWelcome { connection, session, descriptor })]
             }
             Direction::Outgoing { descriptor: peer, .. } => vec![
                 to::transfer(opened),

@@ -112,9 +112,9 @@ pub(crate) fn transfer(live: u64, times: &mut Times) {
     measure("CancelPuts, pages are queued", spread(live).map(cancel).collect());
 }
 
-fn plans(effects: Vec<Effect>) -> Option<Plan> {
+fn plans(effects: Vec<Effect>) -> Option<RunStep> {
     effects.into_iter().find_map(|effect| match effect {
-        Effect::Engine(ToEngine::Plan(plan)) => Some(plan),
+        Effect::Engine(ToEngine::RunStep(plan)) => Some(plan),
         _ => None,
     })
 }
@@ -147,7 +147,7 @@ pub(crate) fn generator(live: u64, times: &mut Times) {
     for request in 0..live {
         plan = plans(state.on(0, start(request))).or(plan);
     }
-    let finished = |plan: Plan| -> ToGenerator {
+    let finished = |plan: RunStep| -> ToGenerator {
         let tokens = plan.chunks.iter().map(|chunk| (chunk.key, 7.into())).collect();
         StepFinished { outcome: Ok(tokens) }.into()
     };

@@ -2,7 +2,7 @@
 
 use actors::buffer_manager::state::PageUse;
 use actors::effect::{Endpoint, to};
-use actors::messages::{Plan as StepPlan, StepFinished};
+use actors::messages::{RunStep, StepFinished};
 
 use super::machine::{Step, follow};
 use super::plan::MS;
@@ -10,7 +10,7 @@ use super::world::{Event, World};
 
 impl World {
     /// The engine gets a step, which starts at once or waits for the running step.
-    pub(super) fn give_step(&mut self, node: usize, plan: StepPlan) {
+    pub(super) fn give_step(&mut self, node: usize, plan: RunStep) {
         if self.nodes[node].step.is_none() {
             self.begin_step(node, plan);
         } else if self.nodes[node].step_ahead.replace(plan).is_some() {
@@ -18,7 +18,7 @@ impl World {
         }
     }
 
-    fn begin_step(&mut self, node: usize, mut plan: StepPlan) {
+    fn begin_step(&mut self, node: usize, mut plan: RunStep) {
         let rows = plan.chunks.iter().filter(|chunk| chunk.sample.is_some()).count();
         let most = self.plan.step_rows as usize;
         if rows > most {

@@ -1,6 +1,6 @@
 //! A minimal model, and the pages that it reads and writes.
 
-use actors::messages::Plan;
+use actors::messages::RunStep;
 use connector::page_hash::PageSeed;
 use engine::{EngineError, PageId, Token, TokenSource};
 
@@ -51,12 +51,12 @@ impl Memory {
 /// A running step. It reads at its start and writes at its end.
 #[derive(Debug)]
 pub(super) struct Step {
-    plan: Plan,
+    plan: RunStep,
     read: Vec<Vec<u32>>,
 }
 
 impl Step {
-    pub(super) fn begin(plan: Plan, memory: &mut Memory) -> Self {
+    pub(super) fn begin(plan: RunStep, memory: &mut Memory) -> Self {
         let read = plan.chunks.iter();
         let read =
             read.map(|chunk| (0..chunk.start).map(|position| *memory.at(&chunk.pages, position)).collect());
@@ -107,7 +107,7 @@ impl Step {
 }
 
 /// Sets the tokens of those chunks of `plan` that follow tokens sampled by the step before.
-pub(super) fn follow(plan: &mut Plan, sampled: &[(u64, Token)]) {
+pub(super) fn follow(plan: &mut RunStep, sampled: &[(u64, Token)]) {
     for chunk in plan.chunks.iter_mut().filter(|chunk| chunk.source == TokenSource::Follows) {
         let token = sampled.iter().find(|(key, _)| *key == chunk.key);
         // The results of a failed step are not used.

@@ -8,7 +8,7 @@ use actors::decoder::state::{DecoderConfig, DecoderState};
 use actors::effect::{Effect, Endpoint};
 use actors::finish::FinishRule;
 use actors::generator::state::{GeneratorConfig, GeneratorState};
-use actors::messages::Plan as StepPlan;
+use actors::messages::RunStep;
 use actors::peer_link::state::PeerLinkState;
 use actors::prefiller::state::{PrefillerConfig, PrefillerState};
 use actors::proxy::state::ProxyState;
@@ -64,7 +64,7 @@ pub(super) struct Node {
     pub(super) memory: Memory,
     pub(super) step: Option<Step>,
     /// The next step, which the engine has already.
-    pub(super) step_ahead: Option<StepPlan>,
+    pub(super) step_ahead: Option<RunStep>,
     /// The tokens sampled by the last finished step. The next step may use them.
     pub(super) sampled: Vec<(u64, Token)>,
     /// The next step fails.

@@ -32,14 +32,14 @@ impl World {
             }
             match effect {
                 Effect::Streams(message) => self.tell_client(node, message),
-                Effect::Engine(ToEngine::Plan(plan)) => self.give_step(node, plan),
+                Effect::Engine(ToEngine::RunStep(plan)) => self.give_step(node, plan),
                 Effect::HashThread(ToHashThread::HashPages(pages)) => {
                     pages.0.into_iter().for_each(|page| self.hash(node, page));
                 }
                 Effect::Transport(ToTransport::Command(command)) => self.command_transport(node, command),
                 Effect::Sockets(message) => self.command_sockets(node, message),
                 Effect::Log(ToLog::LogLine(line)) => self.note(node, &line),
-                Effect::Process(ToProcess::Fault(fault)) => {
+                Effect::Process(ToProcess::ProcessFault(fault)) => {
                     return self.fail(format!("process {node} reports a fault: {}", fault.0));
                 }
                 Effect::PeerLink(ToPeerLink::SendFrame(send)) if from == Endpoint::Transfer => {

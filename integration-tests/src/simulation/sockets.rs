@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use actors::effect::{Effect, Endpoint, ToPeerLink, ToSockets, to};
 use actors::messages::{
     Carry, Challenged, ConnectionId, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded,
-    ProcessWatched, ReceiverId, SayHello, SenderSession, WatchProcess, Welcome, Welcomed,
+    ProcessWatched, ReceiverId, SayHello, SayWelcome, SenderSession, WatchProcess, Welcomed,
 };
 use connector::frame::Frame;
 
@@ -34,7 +34,7 @@ impl World {
             ToSockets::Dial(dial) => self.dial(node, dial.receiver),
             ToSockets::SayHello(hello) => self.say_hello(node, hello),
             ToSockets::Refuse(refuse) => self.hang_up(refuse.connection.0, side_of(node), false),
-            ToSockets::Welcome(welcome) => self.welcome(welcome),
+            ToSockets::SayWelcome(welcome) => self.welcome(welcome),
             ToSockets::Carry(carry) => self.carry(node, carry),
             ToSockets::WriteFrame(write) => self.send(write.connection.0, side_of(node), write.frame),
             ToSockets::HangUp(hang_up) => {
@@ -134,8 +134,8 @@ impl World {
         }
     }
 
-    fn welcome(&mut self, welcome: Welcome) {
-        let Welcome { connection: ConnectionId(conn), session, descriptor } = welcome;
+    fn welcome(&mut self, welcome: SayWelcome) {
+        let SayWelcome { connection: ConnectionId(conn), session, descriptor } = welcome;
         let Some(found) = self.conns.get_mut(&conn) else { return };
         (found.sessions[0], found.carried[0]) = (Some(session), true);
         let (sender, life) = (found.sender, found.lives[0]);

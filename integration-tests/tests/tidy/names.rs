@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{CRATES, source, sources};
 
 /// Names that several types still have. Remove a name from this list as soon as only one type has it.
-const TO_BE_RENAMED: &[&str] = &["Fault", "Part", "Plan", "Shape", "StartError", "Welcome"];
+const TO_BE_RENAMED: &[&str] = &["Shape"];
 
 /// True for a file whose types ship: the sources of a crate, without its tests.
 fn is_checked(name: &str) -> bool {

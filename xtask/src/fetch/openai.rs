@@ -6,10 +6,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Part, pip};
+use super::{FetchedPart, pip};
 
 /// A folder for `PYTHONPATH`.
-pub(crate) const PART: Part = Part { path, is_ready: |cache| path(cache).is_dir(), fetch };
+pub(crate) const PART: FetchedPart = FetchedPart { path, is_ready: |cache| path(cache).is_dir(), fetch };
 
 const VERSION: &str = "3.57.0";
 

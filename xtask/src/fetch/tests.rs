@@ -84,7 +84,7 @@ fn only_missing_parts_are_fetched_and_a_failure_keeps_the_others() {
     fn file(cache: &Path) -> PathBuf {
         cache.join("file")
     }
-    let good = || Part {
+    let good = || FetchedPart {
         path: file,
         is_ready: |cache| file(cache).exists(),
         fetch: |cache, work| {
@@ -95,7 +95,7 @@ fn only_missing_parts_are_fetched_and_a_failure_keeps_the_others() {
             write_whole(work, &file(cache), "content")
         },
     };
-    let bad = Part { path: file, is_ready: |_| false, fetch: |_, _| bail!("no network") };
+    let bad = FetchedPart { path: file, is_ready: |_| false, fetch: |_, _| bail!("no network") };
     let home = Folder::new();
     let cache = home.path().join("cache");
     assert!(complete(&cache, &[good()]).unwrap());

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Part, Wheel, install, make_executable, pip, record};
+use super::{FetchedPart, Wheel, install, make_executable, pip, record};
 
 /// The unpacked wheel.
-pub(crate) const PART: Part = Part { path, is_ready, fetch };
+pub(crate) const PART: FetchedPart = FetchedPart { path, is_ready, fetch };
 
 /// The wheel. UCX loads its CUDA modules only on machines with CUDA.
 pub(super) const WHEEL: Wheel = Wheel {

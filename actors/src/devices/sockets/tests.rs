@@ -78,7 +78,7 @@ async fn a_peer_that_takes_no_frames_is_cut_off_before_one_is_left_out() {
     let session = SessionId(1);
     let descriptor =
         Descriptor { transport: "t".into(), worker_address: vec![], rkey: vec![], base: 0, bytes: 0 };
-    sockets.deliver(Welcome { connection, session, descriptor }.into());
+    sockets.deliver(SayWelcome { connection, session, descriptor }.into());
     let write = |pages| {
         let frame = Frame::RingShare { pages };
         sockets.deliver(WriteFrame { session, connection, frame }.into());

@@ -206,13 +206,13 @@ fn a_row_carries_its_tokens_only_if_its_sampling_needs_them() {
 }
 
 /// The samples of a plan, all of them `token`.
-fn samples(plan: &Plan, token: u32) -> Vec<(u64, Token)> {
+fn samples(plan: &RunStep, token: u32) -> Vec<(u64, Token)> {
     let sampled = plan.chunks.iter().filter(|chunk| chunk.sample.is_some());
     sampled.map(|chunk| (chunk.key, token.into())).collect()
 }
 
 /// Key, start, and whether it follows a sample, for each chunk.
-fn rows(plan: &Plan) -> Vec<(u64, u32, bool)> {
+fn rows(plan: &RunStep) -> Vec<(u64, u32, bool)> {
     plan.chunks.iter().map(|chunk| (chunk.key, chunk.start, chunk.source == TokenSource::Follows)).collect()
 }
 

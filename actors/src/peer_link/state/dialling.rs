@@ -6,7 +6,7 @@ use super::{Agreed, Direction, PeerLinkState};
 use crate::effect::{Effect, to};
 use crate::log::LogLine;
 use crate::messages::{
-    Challenged, Dial, DialFailed, Fault, HangUp, ReceiverId, SayHello, WakeDialler, Welcomed,
+    Challenged, Dial, DialFailed, HangUp, ProcessFault, ReceiverId, SayHello, WakeDialler, Welcomed,
 };
 
 impl PeerLinkState {
@@ -71,7 +71,7 @@ impl PeerLinkState {
         };
         let address = dialler.address().to_owned();
         if permanent && is_only && !dialler.has_worked() {
-            return vec![to::process(Fault(format!("receiver at {address}: {reason}")))];
+            return vec![to::process(ProcessFault(format!("receiver at {address}: {reason}")))];
         }
         let is_news = dialler.on_failed(&reason);
         if permanent {

@@ -12,9 +12,9 @@ use crate::first_token;
 use crate::log::LaneSpeed;
 use crate::messages::{
     AnnounceLeaving, Attempt, BreakSession, CancelPrefill, Challenged, CloseLinks, CreditsGranted, Dial,
-    DialDue, DialFailed, Fault, FrameCame, HealthSeen, PageFilled, PeerLeaving, PeerReady, PrefillFailed,
-    PrefillFinished, RingShared, SayHello, SessionDrained, StartDialling, StartPrefill, TransportEvents,
-    WakeDialler, Welcomed,
+    DialDue, DialFailed, FrameCame, HealthSeen, PageFilled, PeerLeaving, PeerReady, PrefillFailed,
+    PrefillFinished, ProcessFault, RingShared, SayHello, SessionDrained, StartDialling, StartPrefill,
+    TransportEvents, WakeDialler, Welcomed,
 };
 use crate::request::RequestId;
 
@@ -216,7 +216,10 @@ fn a_listener_sends_welcome_and_a_dialler_connects() {
     let (connection, ours) = (joined.connection, descriptor("ours"));
     assert_eq!(
         state.on_opened(session, Ok(ours.clone())),
-        [to::buffer_manager(opened), to::sockets(Welcome { connection, session, descriptor: ours.clone() })]
+        [
+            to::buffer_manager(opened),
+            to::sockets(SayWelcome { connection, session, descriptor: ours.clone() })
+        ]
     );
     assert_eq!(state.on_opened(session, Ok(ours.clone())), [], "a session opens once");
 

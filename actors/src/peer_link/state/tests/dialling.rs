@@ -101,7 +101,7 @@ fn a_process_whose_only_receiver_refuses_it_at_start_ends() {
     let only = || PeerLinkState::new(true, RING, vec!["first".into()]);
     let mut state = only();
     dials(&mut state);
-    let fault = Fault("receiver at first: another model".into());
+    let fault = ProcessFault("receiver at first: another model".into());
     assert_eq!(hear(&mut state, dial_failed("another model", true)), [to::process(fault)]);
     // A process that has worked with the receiver before does not end: the receiver was replaced by one that does not fit.
     let mut state = only();
