@@ -257,7 +257,7 @@ impl Link {
     pub async fn accept(
         stream: TcpStream,
         incarnation: Incarnation,
-        shape: &crate::frame::Shape,
+        shape: &crate::frame::KvShape,
         secret: Option<&str>,
     ) -> Result<(Self, Hello), LinkError> {
         let nonce = nonce()?;

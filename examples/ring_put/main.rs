@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
 use anyhow::{Context, Result};
-use connector::frame::Shape;
+use connector::frame::KvShape;
 use connector::memory::Region;
 use connector::page_hash::{PageSeed, page_hash};
 use connector::ring::CreditNumber;
@@ -32,8 +32,8 @@ const REQUEST: u64 = 7;
 const SESSION: TransportSession = TransportSession(1);
 
 /// What both sides must agree on. In a server it is the model, and the shape of its KV pages.
-fn shape() -> Shape {
-    Shape {
+fn shape() -> KvShape {
+    KvShape {
         model: "none".to_owned(),
         fingerprint: [0; 32],
         layers: 1,

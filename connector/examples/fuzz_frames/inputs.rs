@@ -2,8 +2,8 @@
 
 use common::splitmix::SplitMix64;
 use connector::frame::{
-    Answer, Capabilities, Challenge, FirstToken, FirstTokenLogprobs, Frame, Hello, Incarnation, PageOwner,
-    PrefillFault, Shape, Versions, Welcome,
+    Answer, Capabilities, Challenge, FirstToken, FirstTokenLogprobs, Frame, Hello, Incarnation, KvShape,
+    PageOwner, PrefillFault, Versions, Welcome,
 };
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::Descriptor;
@@ -52,8 +52,8 @@ impl Random {
     }
 }
 
-pub(crate) fn shape() -> Shape {
-    Shape {
+pub(crate) fn shape() -> KvShape {
+    KvShape {
         model: "m".into(),
         fingerprint: [7; 32],
         layers: 30,
@@ -66,11 +66,11 @@ pub(crate) fn shape() -> Shape {
     }
 }
 
-fn any_shape(random: &mut Random) -> Shape {
+fn any_shape(random: &mut Random) -> KvShape {
     if random.one_in(2) {
         return shape();
     }
-    Shape { model: random.text(), fingerprint: random.array(), dtype: random.text(), ..shape() }
+    KvShape { model: random.text(), fingerprint: random.array(), dtype: random.text(), ..shape() }
 }
 
 fn incarnation(random: &mut Random) -> Incarnation {

@@ -4,8 +4,8 @@ use super::*;
 use crate::counting_allocator::allocated;
 use crate::wire::FRAME_BYTES_MAX;
 
-fn shape() -> Shape {
-    Shape {
+fn shape() -> KvShape {
+    KvShape {
         model: "m".into(),
         fingerprint: [7; 32],
         layers: 30,
@@ -92,7 +92,7 @@ fn golden_bytes() {
 
 #[test]
 fn what_differs_is_named() {
-    let check = |change: fn(&mut Shape), expect: &str| {
+    let check = |change: fn(&mut KvShape), expect: &str| {
         let mut theirs = shape();
         change(&mut theirs);
         let error = shape().accepts(&theirs).expect_err("they differ").to_string();

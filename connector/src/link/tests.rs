@@ -1,7 +1,7 @@
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::frame::{Capabilities, Shape};
+use crate::frame::{Capabilities, KvShape};
 use crate::ring::{CreditNumber, PageIndex};
 use crate::transport::Descriptor;
 
@@ -14,8 +14,8 @@ async fn dial(address: &str, hello: Hello, secret: Option<&str>) -> Result<(Link
     Ok((link, welcome))
 }
 
-fn shape(fingerprint: u8) -> Shape {
-    Shape {
+fn shape(fingerprint: u8) -> KvShape {
+    KvShape {
         model: "m".into(),
         fingerprint: [fingerprint; 32],
         layers: 2,
@@ -243,7 +243,7 @@ async fn a_dialer_that_speaks_another_version_than_agreed_is_told_so() {
     };
     let (served, told) = tokio::join!(serve(listener, None), other);
     let reason = served.err().expect("refused").to_string();
-    assert!(reason.contains("where version"), "{reason}");
+    assert!(reason.contains("instead of version"), "{reason}");
     assert_eq!(told.expect("an answer"), Answer::Refused(reason));
 }
 
