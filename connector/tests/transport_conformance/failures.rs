@@ -9,7 +9,7 @@ const MIB: u64 = 1 << 20;
 const A: TransportSession = TransportSession(1);
 const B: TransportSession = TransportSession(2);
 
-pub(crate) fn puts_that_cannot_run_are_refused_by_an_event(kind: Kind) {
+pub(crate) fn invalid_puts_fail_with_an_event(kind: Kind) {
     let (mut sender, mut receiver) = (Side::start(kind, 8192), Side::start(kind, 4096));
     let early = sender.put(A, 0, 0, 1);
     assert_eq!(sender.result(early), Err(TransportError::NotConnected(1)));
@@ -42,7 +42,7 @@ pub(crate) fn puts_that_cannot_run_are_refused_by_an_event(kind: Kind) {
     receiver.finish();
 }
 
-pub(crate) fn commands_for_no_session_are_answered(kind: Kind) {
+pub(crate) fn commands_for_an_unknown_session_are_answered(kind: Kind) {
     let mut side = Side::start(kind, 4096);
     assert!(!side.close(A), "nothing is known of a session that is not open");
     let peer = side.open(A);
@@ -93,7 +93,7 @@ pub(crate) fn garbage_descriptors_are_refused(kind: Kind) {
     receiver.finish();
 }
 
-pub(crate) fn a_receiver_that_leaves_fails_the_sender_and_no_more(kind: Kind) {
+pub(crate) fn a_receiver_that_closes_fails_only_that_session(kind: Kind) {
     let bytes = 16 * MIB;
     let (mut sender, mut receiver) = (Side::start(kind, bytes as usize), Side::start(kind, bytes as usize));
     let peer = receiver.open(A);
@@ -124,7 +124,7 @@ pub(crate) fn a_receiver_that_leaves_fails_the_sender_and_no_more(kind: Kind) {
     receiver.finish();
 }
 
-pub(crate) fn a_sender_that_leaves_writes_no_more(kind: Kind) {
+pub(crate) fn nothing_is_written_after_the_receiver_closed(kind: Kind) {
     let bytes = 16 * MIB;
     let (mut sender, mut receiver) = (Side::start(kind, bytes as usize), Side::start(kind, bytes as usize));
     let peer = receiver.open(A);
