@@ -241,7 +241,8 @@ pub struct Hello {
     pub http: String,
     /// The dialer's number for this attempt to open a session. Numbers grow and are never reused.
     pub session: u64,
-    /// The last earlier attempt that got a session, or 0. The attempts in between got none and wrote nothing.
+    /// The last earlier attempt that got a session, or 0 if there was none or all earlier sessions had drained. The attempts in
+    /// between got no session and wrote nothing.
     pub previous: u64,
     /// Whether all puts of the session `previous` had completed and were flushed before the dialer dialled again.
     pub previous_drained: bool,
