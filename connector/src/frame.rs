@@ -37,6 +37,13 @@ impl Versions {
 
     /// The highest version that both sides support.
     ///
+    /// ```
+    /// use connector::frame::Versions;
+    ///
+    /// assert_eq!(Versions::new(7, 9).agree(&Versions::new(5, 8)), Ok(8));
+    /// assert!(Versions::new(7, 9).agree(&Versions::new(5, 6)).is_err());
+    /// ```
+    ///
     /// # Errors
     /// [`Incompatible::Stranger`] if the peer's bytes do not begin with `BTON`; [`Incompatible::Protocol`] if the ranges do not
     /// overlap.
@@ -342,7 +349,7 @@ pub enum PrefillFault {
 pub enum Frame {
     /// Both directions: the side is alive. Sent after 500 ms without another frame.
     Heartbeat,
-    /// Both directions: the side ends the session in good order.
+    /// Both directions: the side ends the session cleanly.
     Goodbye,
     /// Receiver → sender: grants the credits from `first` on, one for each page.
     Grant {

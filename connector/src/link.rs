@@ -49,7 +49,7 @@ pub enum LinkError {
     /// The peer closed the connection.
     #[error("peer closed the link")]
     Closed,
-    /// The peer ended the session in good order.
+    /// The peer ended the session cleanly.
     #[error("peer said goodbye")]
     Goodbye,
     /// The peer sent nothing, or accepted no bytes, within this time.

@@ -136,7 +136,7 @@ impl Peer {
         self.child.wait().expect("reaped");
     }
 
-    /// Ends the peer in good order, which checks that its commands were answered.
+    /// Ends the peer cleanly, which checks that its commands were answered.
     fn finish(mut self) {
         self.input = None;
         assert!(self.child.wait().expect("reaped").success(), "the peer failed");
