@@ -176,7 +176,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             prefill_micros: random.next(),
         },
         8 => {
-            let fault = if random.next() % 2 == 0 { PrefillFault::Refused } else { PrefillFault::Failed };
+            let fault = if random.one_in(2) { PrefillFault::Refused } else { PrefillFault::Failed };
             Frame::PrefillFailed { request, fault, reason: random.text() }
         }
         9 => Frame::RingShare { pages: random.next() as u32 },
