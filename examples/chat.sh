@@ -1,5 +1,5 @@
 #!/bin/sh
-# A chat: the frontend renders the messages with the model's own template and answers as the assistant.
+# A chat with a system message. The frontend renders the messages with the model's chat template.
 set -eu
 
 curl --silent --show-error --fail-with-body "http://127.0.0.1:${PORT:-9000}/v1/chat/completions" \

@@ -1,14 +1,14 @@
-//! An engine inside a program of yours: continues a prompt greedily, without actors, HTTP or peers.
+//! Uses the engine as a library: continues a prompt greedily, without actors, HTTP or peers.
 //!
 //! ```text
 //! cargo xtask fetch        # the model, once
 //! cargo run --release -p examples --example embedded_engine -- "The capital of France is"
 //! MODEL=/path/to/file.gguf cargo run --release -p examples --example embedded_engine -- "Once upon a time"
 //! ```
-//! Prints the model's name, then the prompt with up to 32 tokens that follow it, as they come, and how many there were.
+//! Prints the model's name, then the prompt followed by up to 32 generated tokens as they are computed, and their number.
 //!
-//! The engine takes token ids and returns token ids, and does not allocate pages: both are the caller's part. The tokenizer here is
-//! built from the vocabulary in the GGUF file, byte-level BPE as SmolLM2 has it; Baton's frontend knows more kinds.
+//! The engine takes and returns token ids and does not allocate pages; the caller tokenises and allocates. The tokenizer here is built
+//! from the vocabulary in the GGUF file and supports byte-level BPE, as in SmolLM2. Baton's frontend supports more kinds.
 #![forbid(unsafe_code)]
 
 use std::io::Write;
@@ -25,13 +25,13 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 
 const TOKENS_MAX: usize = 32;
 
-/// The file that `MODEL` names, or the one that `cargo xtask fetch` has put into the cache folder.
+/// The file in the variable `MODEL`, or else the model that `cargo xtask fetch` has put into the cache folder.
 fn model_path() -> Result<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = || variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
     let fetched = || Some(cache()?.join("baton/models/SmolLM2-135M-Instruct.Q4_1.gguf"));
     let path = variable("MODEL").or_else(fetched).context("set MODEL to a GGUF file")?;
-    ensure!(path.is_file(), "no model at {}: run `cargo xtask fetch` or set MODEL", path.display());
+    ensure!(path.is_file(), "{} does not exist: run `cargo xtask fetch` or set MODEL", path.display());
     Ok(path)
 }
 
@@ -49,7 +49,7 @@ fn tokenizer(model: &Gguf) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// Computes `tokens` at the positions from `start` on, and samples the token that follows them.
+/// Computes `tokens` at the positions from `start` on, and samples the next token.
 fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
     let source = if start == 0 { TokenSource::Prompt } else { TokenSource::Sampled };
     let sample = Some(Sample::greedy());
@@ -80,14 +80,14 @@ fn main() -> Result<()> {
     let room = room.min(engine.model().context_tokens as usize).min(engine.limits().tokens as usize);
     ensure!(prompt_tokens > 0, "the prompt is empty");
     ensure!(prompt_tokens + TOKENS_MAX <= room, "the prompt has {prompt_tokens} tokens: at most {room} fit");
-    // One sequence may have all pages; a scheduler would divide them.
+    // This program has one sequence, which gets all pages.
     let pages: Vec<PageId> = (0..engine.kv().pages()).map(PageId).collect();
 
     print!("{prompt}");
     let mut text = tokenizer.decode_stream(false);
     let mut resident = 0;
     while tokens.len() < prompt_tokens + TOKENS_MAX {
-        // The whole prompt first, then one token after the other.
+        // The first step computes the whole prompt, each later one a single token.
         let next = step(&mut *engine, &tokens[resident..], resident as u32, &pages)?;
         resident = tokens.len();
         if engine.model().eos_tokens.contains(&next) {

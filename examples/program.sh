@@ -1,4 +1,5 @@
-# For the scripts beside it, which have set `root`: sets `runtime` to the program that RUNTIME names, or the archive's, or what was last built.
+# Sourced by the other scripts, after they have set `root`. Sets `runtime` to the program: RUNTIME if it is set, or else the program in
+# the archive, or else the last release build.
 if [ -n "${RUNTIME:-}" ]; then
     runtime=$RUNTIME
 elif [ -x "$root/bin/runtime" ]; then
@@ -7,6 +8,6 @@ else
     runtime=$(cd "$root" && realpath -m "${CARGO_TARGET_DIR:-target}")/release/runtime
 fi
 if [ ! -x "$runtime" ]; then
-    echo "there is no program $runtime: build it with 'cargo build --release --package runtime', or name it in RUNTIME" >&2
+    echo "$runtime is not a program: build it with 'cargo build --release --package runtime', or set RUNTIME" >&2
     exit 1
 fi

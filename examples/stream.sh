@@ -1,6 +1,6 @@
 #!/bin/sh
-# A streamed chat: one event a token as it is decoded, then the usage and, asked for by `return_timings`, where the time
-# went: which process prefilled, how many pages it put, which process decoded. Ends with [DONE].
+# A streamed chat: one event for each decoded token, then the usage and the timings. The timings (`return_timings`) say which process
+# prefilled, how many pages it put, and which process decoded. The stream ends with [DONE].
 set -eu
 
 curl --silent --show-error --fail-with-body --no-buffer "http://127.0.0.1:${PORT:-9000}/v1/chat/completions" \

@@ -1,9 +1,10 @@
-//! Two actors that exchange typed messages: a client reserves pages of a pool, and the pool makes it wait when too few are free.
+//! Two actors that exchange typed messages: a client reserves pages of a pool. A reservation waits if too few pages are free.
 //!
-//! `cargo run -p examples --example two_actors` prints each message as it is taken, then `all pages are free again`, and ends. The
-//! pool has 4 pages and each of 3 requests needs 2, so request 3 gets its pages only after another one has released its own.
+//! `cargo run -p examples --example two_actors` prints each message when an actor handles it, then `all pages are free again`, and
+//! ends. The pool has 4 pages and each of 3 requests needs 2. So request 3 gets its pages after another one has released its own.
 //!
-//! As in the product, a pure state returns effects and a shell delivers them. `actors::shell` knows only the product's own messages.
+//! As in Baton, a pure state returns effects and a shell delivers them. This file has its own shell, because `actors::shell` handles
+//! Baton's messages only.
 #![forbid(unsafe_code)]
 
 use std::collections::{HashMap, VecDeque};
@@ -11,7 +12,7 @@ use std::collections::{HashMap, VecDeque};
 use actix::{Actor, AsyncContext, Context, Handler, Message, System};
 use actors::kit::Outbox;
 
-/// What the pool takes.
+/// The pool's messages.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 enum ToPool {
@@ -19,27 +20,27 @@ enum ToPool {
     ReleasePages { request: u32 },
 }
 
-/// What the client takes.
+/// The client's message.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct PagesReserved {
     request: u32,
 }
 
-/// What a state wants done.
+/// An action that a state returns and the shell carries out.
 enum Effect<M> {
     Send(M),
     End,
 }
 
-/// What an actor decides. It knows no actix, clock or I/O, so a test can call it directly.
+/// The decisions of an actor. A state uses no actix, clock or I/O, so a test can call it directly.
 trait State: Unpin + 'static {
     type Mail: Message<Result = ()> + std::fmt::Debug + Send;
     type Sends: Message<Result = ()> + Send;
     fn on(&mut self, mail: Self::Mail) -> Vec<Effect<Self::Sends>>;
 }
 
-/// Free pages, how many each request holds, and the requests that wait, in the order in which they asked.
+/// The number of free pages, the pages held by each request, and the waiting requests in the order of their arrival.
 #[derive(Default)]
 struct Pool {
     free: u32,
@@ -67,7 +68,7 @@ impl State for Pool {
     }
 }
 
-/// Releases pages as soon as it has them.
+/// Releases pages as soon as they are reserved.
 struct Client;
 
 impl State for Client {
@@ -79,7 +80,7 @@ impl State for Client {
     }
 }
 
-/// The actix actor: gives each message to its state, and delivers what the state returns to the other actor.
+/// The actix actor: passes each message to its state, and sends the state's messages to the other actor.
 struct Shell<S: State> {
     state: S,
     outbox: Outbox<S::Sends>,
@@ -106,7 +107,7 @@ impl<S: State> Handler<S::Mail> for Shell<S> {
 fn main() -> std::io::Result<()> {
     let system = System::new();
     system.block_on(async {
-        // The contexts come first: each actor needs the other's address.
+        // The contexts are created first, because each actor needs the other's address.
         let (pool, client) = (Context::<Shell<Pool>>::new(), Context::<Shell<Client>>::new());
         let to_pool = Outbox::new("client", "pool", pool.address().recipient());
         let to_client = Outbox::new("pool", "client", client.address().recipient());

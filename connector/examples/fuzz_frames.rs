@@ -1,11 +1,10 @@
-//! Feeds what decodes a peer's bytes with bytes that no honest peer sends, and prints what that cost.
+//! Fuzzes the decoders and the link with invalid bytes, and prints the memory that they allocated.
 //!
 //! ```text
 //! cargo run --release -p connector --example fuzz_frames -- --minutes 10 [--seed 1]
 //! ```
-//! Nothing may panic, nothing may allocate more than the bounds below, whatever decodes must encode to the same bytes
-//! again, and a link must end with the peer's connection. Anything else ends the program with the input in hex. The
-//! same seed gives the same inputs.
+//! Four rules are checked: no panic; no allocation above the limits below; a decoded value encodes to the same bytes; a link ends when
+//! its peer hangs up. A violation ends the program and prints the input in hex. The same seed gives the same inputs.
 
 #[path = "../src/counting_allocator.rs"]
 mod counting_allocator;
@@ -25,17 +24,17 @@ use serde::de::DeserializeOwned;
 use counting_allocator::{Allocated, allocated};
 use inputs::Random;
 
-/// A value costs what its bytes do: a list grows by doubling, so its last allocation is up to twice as long as its bytes
-/// and all of them together up to four times. The rest is a boxed [`Welcome`](connector::frame::Welcome), or the sentence
-/// of an error.
+/// Bytes that decoding a value may allocate beyond the multiples of its input. A list grows by doubling, so its largest allocation is
+/// up to twice, and the sum of its allocations up to four times its encoded length. The rest is a boxed
+/// [`Welcome`](connector::frame::Welcome) or an error message.
 const VALUE_BYTES_SLACK: usize = 1024;
-/// A connection holds a buffer for the frame that it waits for, as long as the frame says that it is, and the value that it
-/// has decoded: the longest allocation, and all of them at once.
+/// Limits for one connection: the largest allocation, and the peak. A connection holds a buffer of the length that the next frame's
+/// header claims, and the value that it has decoded.
 const LINK_BYTES_MAX: (usize, usize) = (2 * FRAME_BYTES_MAX, 4 * FRAME_BYTES_MAX);
-/// How long decoding and conversations take turns.
+/// Decoders and links are fuzzed in turn, each for this long.
 const TURN: Duration = Duration::from_millis(200);
 
-/// One line of the table.
+/// One line of the printed table.
 #[derive(Default)]
 pub(crate) struct Line {
     pub(crate) inputs: u64,
@@ -52,10 +51,10 @@ impl Line {
     }
 }
 
-/// What is being fed, and to whom: printed if it panics.
+/// The current target and its input, printed after a panic.
 static FED: Mutex<(&str, Vec<u8>)> = Mutex::new(("", Vec::new()));
 
-/// Remembers what is fed next.
+/// Stores the next target and its input.
 pub(crate) fn feed(target: &'static str, input: &[u8]) {
     let mut fed = FED.lock().unwrap_or_else(PoisonError::into_inner);
     fed.0 = target;
@@ -63,7 +62,7 @@ pub(crate) fn feed(target: &'static str, input: &[u8]) {
     fed.1.extend_from_slice(input);
 }
 
-/// Ends the program: the input did what none may.
+/// Ends the program, because the current input has violated a rule.
 pub(crate) fn violation(what: &str) -> ! {
     let fed = FED.lock().unwrap_or_else(PoisonError::into_inner);
     let hex: String = fed.1.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -84,12 +83,12 @@ fn decode<T: Serialize + DeserializeOwned>(target: &'static str, input: &[u8], l
         line.decoded += 1;
         match wire::encode(&value) {
             Ok(bytes) if bytes == input => {}
-            other => violation(&format!("what was decoded encodes to {other:02x?}")),
+            other => violation(&format!("the decoded value encodes to {other:02x?}")),
         }
     }
 }
 
-/// The next input: random bytes, a valid value, or one that was damaged.
+/// The next input: random bytes, a valid value, or a damaged one.
 fn input(random: &mut Random) -> Vec<u8> {
     if random.one_in(10) {
         return inputs::noise(random);
@@ -132,12 +131,12 @@ fn main() {
     let end = Instant::now() + Duration::from_secs(60 * minutes);
     while Instant::now() < end {
         decode_for(TURN, &mut random, &mut lines);
-        links::converse_for(TURN, &mut random, &mut links);
+        links::fuzz_links_for(TURN, &mut random, &mut links);
     }
-    println!("{minutes} min, seed {seed}; no panic, no bound passed, no link left over");
+    println!("{minutes} min, seed {seed}: no panic, no limit exceeded, all links ended");
     println!(
         "{:<14} {:>12} {:>10} {:>12} {:>16} {:>16} {:>14}",
-        "", "inputs", "inputs/s", "decoded", "largest bytes", "in all bytes", "at once bytes"
+        "", "inputs", "inputs/s", "decoded", "largest bytes", "total bytes", "peak bytes"
     );
     let names = ["Challenge", "Hello", "Answer", "Frame", "link accepts", "link dials"];
     for (name, line) in names.iter().zip(lines.iter().chain(&links)) {

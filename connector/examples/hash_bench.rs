@@ -1,4 +1,4 @@
-//! How fast pages are hashed on one core: `cargo run --release -p connector --example hash_bench -- [PAGE_BYTES]`.
+//! Measures page hashing on one core: `cargo run --release -p connector --example hash_bench -- [PAGE_BYTES]`.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use connector::page_hash::{PageSeed, page_hash};
 
 fn main() {
     let page_bytes: u64 =
-        std::env::args().nth(1).map_or(737_280, |text| text.parse().expect("bytes of a page"));
+        std::env::args().nth(1).map_or(737_280, |text| text.parse().expect("PAGE_BYTES is a number"));
     for (name, pages) in [("one page, in the cache", 1), ("64 pages, from memory", 64)] {
         let region = Region::host((page_bytes * pages) as usize);
         let rounds = (1u64 << 31) / (page_bytes * pages) + 1;

@@ -1,11 +1,11 @@
-//! Puts pages from one process into another over UCX and prints GB/s; `--idle` prints what waiting costs instead.
+//! Puts pages from one process into another over UCX and prints GB/s. `--idle` also prints the CPU use of idle processes.
 //!
 //! ```text
 //! cargo run --release -p connector --example put_bench -- --page 737280 --window 4
 //! cargo run --release -p connector --example put_bench -- --idle
 //! ```
-//! Settings are those of `UcxConfig` unless the environment says otherwise. To compare with UCX's own program, give it
-//! the same ones and peer error handling:
+//! UCX has the settings of `UcxConfig`, except for variables that are set in the environment. To compare with `ucx_perftest`, use the
+//! same settings and peer error handling (`-e`):
 //!
 //! ```text
 //! export UCX_TLS=tcp UCX_NET_DEVICES=lo UCX_RNDV_THRESH=inf
@@ -44,29 +44,29 @@ fn next(events: &Receiver<Event>) -> Event {
 }
 
 fn opened(transport: &UcxTransport, events: &Receiver<Event>) -> Descriptor {
-    transport.submit(Command::Open { session: SESSION }).expect("room");
+    transport.submit(Command::Open { session: SESSION }).expect("the queue has room");
     match next(events) {
-        Event::Opened { result, .. } => result.expect("a worker"),
+        Event::Opened { result, .. } => result.expect("the session opens"),
         other => panic!("{other:?}"),
     }
 }
 
-/// CPU seconds, (user + system), of this process and of its transport thread.
+/// CPU seconds (user and system) of this process and of its transport thread.
 fn cpu() -> (f64, f64) {
-    let of = |path: PathBuf| {
+    let seconds = |path: PathBuf| {
         let stat = std::fs::read_to_string(path).unwrap_or_default();
         let words: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        // Fields 14 and 15 of proc(5), in ticks of 10 ms; two come before the closing parenthesis.
+        // Fields 14 and 15 in proc(5), in ticks of 10 ms. Two fields come before the closing parenthesis.
         words[11..13].iter().filter_map(|word| word.parse::<f64>().ok()).sum::<f64>() / 100.0
     };
-    let tasks = std::fs::read_dir("/proc/self/task").expect("proc").flatten().map(|task| task.path());
+    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc").flatten().map(|task| task.path());
     let ucx = tasks
         .filter(|task| {
             std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "baton-ucx")
         })
-        .map(|task| of(task.join("stat")))
+        .map(|task| seconds(task.join("stat")))
         .sum();
-    (of("/proc/self/stat".into()), ucx)
+    (seconds("/proc/self/stat".into()), ucx)
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -145,7 +145,7 @@ fn main() {
     if idling {
         idle("opened");
     }
-    transport.submit(Command::Connect { session: SESSION, peer }).expect("room");
+    transport.submit(Command::Connect { session: SESSION, peer }).expect("the queue has room");
     match next(&events) {
         Event::Connected { lane, .. } => println!("lane {lane}"),
         other => panic!("{other:?}"),
@@ -163,7 +163,7 @@ fn main() {
             let ticket = Ticket(number);
             transport
                 .submit(Command::Put { session: SESSION, ticket, local_offset, remote_offset, bytes: page })
-                .expect("room for a window");
+                .expect("the queue has room for a window");
         };
         while completed < target {
             while sent < target && sent < completed + window {
@@ -176,7 +176,9 @@ fn main() {
             }
             completed += 1;
         }
-        transport.submit(Command::Flush { session: SESSION, ticket: Ticket(u64::MAX) }).expect("room");
+        transport
+            .submit(Command::Flush { session: SESSION, ticket: Ticket(u64::MAX) })
+            .expect("the queue has room");
         match next(&events) {
             Event::Flushed { result, .. } => result.expect("flush"),
             other => panic!("{other:?}"),

@@ -1,11 +1,10 @@
-//! What two processes say to each other over the link.
+//! The messages of the link between two processes.
 //!
-//! The listener opens with a [`Challenge`], the dialer answers with its [`Hello`], and the listener ends the handshake with a
-//! [`Welcome`] or a refusal. After that each side sends [`Frame`]s. Every field is fixed-width; KV bytes never travel
-//! here.
+//! The listener sends a [`Challenge`], the dialer answers with a [`Hello`], and the listener ends the handshake with an
+//! [`Answer`]. After a [`Welcome`] each side sends [`Frame`]s. Integers have a fixed width. KV bytes do not travel over the link.
 //!
-//! Both begin with their [`Versions`], which every version can read. The two sides speak the highest version that both know. A
-//! change of any of these types makes a new version, beside the one before; the golden bytes of each version stay in the tests.
+//! Challenge and Hello begin with [`Versions`], whose encoding never changes. The two sides use the highest version that both
+//! support. A change of any type here makes a new version. The tests keep the golden bytes of each version.
 
 use std::fmt;
 
@@ -15,31 +14,39 @@ use crate::ring::{CreditNumber, PageIndex};
 use crate::transport::Descriptor;
 use crate::wire;
 
-/// The versions of the protocol that a process speaks: the first twelve bytes of a [`Challenge`] and of a [`Hello`].
+/// The range of protocol versions that a process supports: the first 12 bytes of a [`Challenge`] and of a [`Hello`].
 ///
-/// Frozen: four bytes `BTON`, then the lowest and the highest version, little-endian.
+/// The encoding is the same in every version: the bytes `BTON`, then the lowest and the highest version as little-endian `u32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versions {
     magic: [u8; 4],
-    /// The oldest version.
+    /// The oldest supported version.
     pub lowest: u32,
-    /// The newest version.
+    /// The newest supported version.
     pub highest: u32,
 }
 
 impl Versions {
-    /// What this build speaks.
+    /// The versions that this build supports.
     pub const OURS: Self = Self::new(8, 8);
 
-    /// The versions from `lowest` to `highest`.
+    /// The versions from `lowest` to `highest`, both included.
     pub const fn new(lowest: u32, highest: u32) -> Self {
         Self { magic: *b"BTON", lowest, highest }
     }
 
-    /// The version that this process and a peer speak with each other.
+    /// The highest version that both sides support.
+    ///
+    /// ```
+    /// use connector::frame::Versions;
+    ///
+    /// assert_eq!(Versions::new(7, 9).agree(&Versions::new(5, 8)), Ok(8));
+    /// assert!(Versions::new(7, 9).agree(&Versions::new(5, 6)).is_err());
+    /// ```
     ///
     /// # Errors
-    /// The peer speaks no version of the protocol, or none of ours.
+    /// [`Incompatible::Stranger`] if the peer's bytes do not begin with `BTON`; [`Incompatible::Protocol`] if the ranges do not
+    /// overlap.
     pub fn agree(&self, theirs: &Self) -> Result<u32, Incompatible> {
         if theirs.magic != self.magic {
             return Err(Incompatible::Stranger);
@@ -61,28 +68,30 @@ impl fmt::Display for Versions {
     }
 }
 
-/// What a process can do for its peer.
+/// The work that a process does for its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
-    /// It prefills prompts.
+    /// The process prefills prompts.
     pub prefill: bool,
-    /// It decodes.
+    /// The process decodes.
     pub decode: bool,
 }
 
-/// One life of one process. A name, and no evidence: where the process runs, the kernel has to say
-/// ([`process`](crate::process)).
+/// Identifies one run of one process.
+///
+/// A peer can claim any incarnation, so it proves nothing about where a process runs or whether it has ended. The module
+/// [`process`](crate::process) gets that from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Incarnation {
     /// Process id.
     pub pid: u32,
-    /// When the process started, in clock ticks since boot.
+    /// Start time of the process, in clock ticks since boot.
     pub start_ticks: u64,
-    /// Which boot of which machine.
+    /// Boot id of the machine.
     pub boot: u128,
-    /// Where on that machine the process id means this process.
+    /// PID namespace in which `pid` is valid.
     pub pid_namespace: u64,
-    /// Drawn when the process started: cloned machines have all of the above in common.
+    /// Random number drawn at process start. Cloned virtual machines can agree in all other fields.
     pub random: u128,
 }
 
@@ -92,79 +101,79 @@ impl fmt::Display for Incarnation {
     }
 }
 
-/// The model and the shape of a KV page. Two processes whose shapes differ cannot exchange pages.
+/// The model and the layout of its KV pages. Two processes exchange pages only if everything but the model's name is equal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shape {
-    /// The model's name, for the sentence that says what differs.
+pub struct KvShape {
+    /// The model's name, for error messages only.
     #[serde(deserialize_with = "wire::text")]
     pub model: String,
     /// SHA-256 of the model's weights.
     pub fingerprint: [u8; 32],
-    /// Layers.
+    /// Number of layers.
     pub layers: u32,
-    /// Key-value heads.
+    /// Number of KV heads.
     pub kv_heads: u32,
-    /// Elements of a head.
+    /// Elements in one head.
     pub head_dim: u32,
-    /// Tokens in a page.
+    /// Tokens in one page.
     pub page_tokens: u32,
     /// Element type of the KV cache, for example `f32`.
     #[serde(deserialize_with = "wire::text")]
     pub dtype: String,
-    /// Bytes of a page.
+    /// Bytes in one page.
     pub page_bytes: u64,
-    /// Whether pages are hashed by the sender and checked by the receiver.
+    /// Whether the sender hashes pages and the receiver checks the hashes.
     pub page_hash: bool,
 }
 
-/// Two processes cannot work together: what differs, and how to fix it.
+/// Two processes cannot work together. The text says what differs and how to fix it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Incompatible {
-    /// Another program, or a build that is too old to say its versions.
+    /// The peer is another program, or a build from before versions were sent.
     #[error(
         "peer does not speak baton's link protocol; check the address, and run builds of about the same age on both sides"
     )]
     Stranger,
-    /// Builds too far apart.
+    /// The two builds have no version in common.
     #[error("peer speaks {theirs} of the link protocol and we speak {ours}; upgrade the older side")]
     Protocol {
-        /// Ours.
+        /// Our versions.
         ours: Versions,
-        /// The peer's.
+        /// The peer's versions.
         theirs: Versions,
     },
-    /// The peer speaks another version than the one that both agree on.
+    /// The dialer did not choose the highest version that both sides support.
     #[error(
-        "peer speaks version {chosen} of the link protocol where version {agreed} was agreed; upgrade the older side"
+        "peer chose version {chosen} of the link protocol instead of version {agreed}; upgrade the older side"
     )]
     Chosen {
-        /// What the peer says that it speaks.
+        /// The version in the peer's Hello.
         chosen: u32,
-        /// What both sides agree on.
+        /// The highest version that both sides support.
         agreed: u32,
     },
-    /// Different weights.
+    /// The two sides have different weights.
     #[error("peer serves model {theirs} and we serve {ours}; give both sides the same --model")]
     Model {
-        /// Ours, with a short fingerprint.
+        /// Our model, with the first four bytes of its fingerprint.
         ours: String,
-        /// The peer's.
+        /// The peer's model, in the same form.
         theirs: String,
     },
-    /// Different pages.
+    /// The two sides have different KV pages.
     #[error("peer's {field} is {theirs} and ours is {ours}; give both sides the same {key}")]
     Page {
-        /// What differs.
+        /// The property that differs.
         field: &'static str,
-        /// The key that sets it.
+        /// The configuration key or flag that sets it.
         key: &'static str,
-        /// Ours.
+        /// Our value.
         ours: String,
-        /// The peer's.
+        /// The peer's value.
         theirs: String,
     },
-    /// Different secrets.
+    /// The peer's proof of the secret is missing or wrong.
     #[error("peer does not know our link.secret; set the same link.secret on both sides")]
     Secret,
 }
@@ -182,17 +191,17 @@ impl Incompatible {
     }
 }
 
-impl Shape {
+impl KvShape {
     fn named(&self) -> String {
         let [a, b, c, d, ..] = self.fingerprint;
         format!("{} (sha256 {a:02x}{b:02x}{c:02x}{d:02x}…)", peer_text(&self.model))
     }
 
-    /// Whether pages of `theirs` can be adopted here.
+    /// Checks that a peer with the shape `theirs` can exchange pages with us.
     ///
     /// # Errors
-    /// The first thing that differs, as one sentence.
-    pub fn accepts(&self, theirs: &Shape) -> Result<(), Incompatible> {
+    /// [`Incompatible::Model`] or [`Incompatible::Page`], for the first property that differs.
+    pub fn accepts(&self, theirs: &KvShape) -> Result<(), Incompatible> {
         if self.fingerprint != theirs.fingerprint {
             return Err(Incompatible::Model { ours: self.named(), theirs: theirs.named() });
         }
@@ -210,75 +219,78 @@ impl Shape {
     }
 }
 
-/// First frame on a connection, from the listener. Later versions may only append to it: dialers of every version read it.
+/// The first message on a connection, from the listener.
+///
+/// Dialers of all versions read it, so later versions may only append fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Challenge {
-    /// What the listener speaks.
+    /// The versions that the listener supports.
     pub versions: Versions,
-    /// What the dialer's proof must cover.
+    /// Random bytes that the proofs of the secret cover.
     pub nonce: [u8; 32],
-    /// Which process listens: the dialer numbers its sessions for each.
+    /// The listener's process. A dialer numbers its sessions separately for each listener.
     pub incarnation: Incarnation,
 }
 
-/// The dialer's answer.
+/// The dialer's answer to a [`Challenge`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// What the dialer speaks.
+    /// The versions that the dialer supports.
     pub versions: Versions,
     /// The version of everything that follows, in both directions.
     pub version: u32,
-    /// Which process dials.
+    /// The dialer's process.
     pub incarnation: Incarnation,
-    /// What it can do for the listener.
+    /// The work that the dialer does for the listener.
     pub capabilities: Capabilities,
-    /// Where it serves HTTP, as `host:port`; empty if it does not.
+    /// Address of the dialer's HTTP port, as `host:port`; empty if it has none.
     #[serde(deserialize_with = "wire::text")]
     pub http: String,
-    /// The dialer's number for this attempt at a session: it grows, and is never used twice.
+    /// The dialer's number for this attempt to open a session. Numbers grow and are never reused.
     pub session: u64,
-    /// Its last attempt before this one that came up, or 0: those in between never did, and wrote nothing.
+    /// The last earlier attempt that got a session, or 0 if there was none or all earlier sessions had drained. The attempts in
+    /// between got no session and wrote nothing.
     pub previous: u64,
-    /// Every put of that previous session had completed and was flushed before the dialer dialled again.
+    /// Whether all puts of the session `previous` had completed and were flushed before the dialer dialled again.
     pub previous_drained: bool,
-    /// What the dialer serves.
-    pub shape: Shape,
-    /// What the listener's proof must cover.
+    /// The model that the dialer serves.
+    pub shape: KvShape,
+    /// Random bytes that the proofs of the secret cover.
     pub nonce: [u8; 32],
     /// The dialer's proof that it knows `link.secret`, if one is set: [`Nonces::prove`](crate::link::Nonces::prove).
     pub proof: Option<[u8; 32]>,
 }
 
 impl Hello {
-    /// Whether the dialer speaks the version that both agree on.
+    /// Checks that the dialer chose the version `agreed`.
     ///
     /// # Errors
-    /// [`Incompatible::Chosen`].
+    /// [`Incompatible::Chosen`] if it chose another one.
     pub fn speaks(&self, agreed: u32) -> Result<(), Incompatible> {
         let chosen = self.version;
         if chosen == agreed { Ok(()) } else { Err(Incompatible::Chosen { chosen, agreed }) }
     }
 }
 
-/// The listener's answer.
+/// The listener's answer to a [`Hello`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
-    /// The session is up.
+    /// The session begins.
     Welcome(Box<Welcome>),
-    /// It is not, and never will be before somebody changes a setting; this sentence says which.
+    /// The listener refuses the session until a setting is changed. The text says which one.
     Refused(#[serde(deserialize_with = "wire::text")] String),
-    /// It is not now, for this reason; dialling again later may help.
+    /// The listener refuses the session for now. The text says why; a later attempt may succeed.
     Busy(#[serde(deserialize_with = "wire::text")] String),
 }
 
-/// What the dialer needs to put pages.
+/// The start of a session: everything that the dialer needs to put pages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// Which process listens.
+    /// The listener's process.
     pub incarnation: Incarnation,
-    /// What the listener serves.
-    pub shape: Shape,
-    /// How to write into the listener's pool.
+    /// The model that the listener serves.
+    pub shape: KvShape,
+    /// Address of the listener's pool for remote writes.
     pub descriptor: Descriptor,
     /// Most credits outstanding in this session; at least 1.
     pub ring_pages: u32,
@@ -286,150 +298,150 @@ pub struct Welcome {
     pub proof: Option<[u8; 32]>,
 }
 
-/// How a sender chooses a request's first token; the names are those that requests have for it.
+/// The sampling parameters for a request's first token. The fields have the names of the HTTP parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FirstToken {
-    /// 0 takes the most probable token.
+    /// 0 samples greedily.
     pub temperature: f32,
-    /// 1 for all tokens.
+    /// 1 admits all tokens.
     pub top_p: f32,
-    /// 0 for all tokens.
+    /// 0 admits all tokens.
     pub top_k: u32,
-    /// 0 for all tokens.
+    /// 0 admits all tokens.
     pub min_p: f32,
-    /// 1 for none. The penalties for tokens that were sampled do not matter yet.
+    /// 1 applies no penalty. The penalties that count sampled tokens are not here, because none was sampled yet.
     pub repetition_penalty: f32,
-    /// Added to the logits of these tokens; requests have at most [`LOGIT_BIAS_MAX`].
+    /// Values added to the logits of these tokens; at most [`LOGIT_BIAS_MAX`] entries.
     #[serde(deserialize_with = "wire::list")]
     pub logit_bias: Vec<(u32, f32)>,
-    /// What the draw depends on, beside the position.
+    /// Seed of the random draw. The draw also depends on the token's position.
     pub seed: u64,
-    /// Asks for the token's probability, and for this many of the most probable ones.
+    /// Asks for the token's log probability, and for that many of the most probable tokens.
     pub logprobs: Option<u32>,
 }
 
-/// How probable a first token was: natural logarithms.
+/// Log probabilities (natural logarithm) at a request's first token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FirstTokenLogprobs {
-    /// The token's own.
+    /// Log probability of the sampled token.
     pub sampled: f32,
-    /// How many tokens are at least as probable.
+    /// Number of tokens that are at least as probable as the sampled one.
     pub rank: u32,
-    /// Tokens and theirs, the most probable first.
+    /// The most probable tokens with their log probabilities, the most probable first.
     #[serde(deserialize_with = "wire::list")]
     pub top: Vec<(u32, f32)>,
 }
 
-/// Most tokens with a bias in one request.
+/// Most tokens with a logit bias in one request.
 pub const LOGIT_BIAS_MAX: usize = 1024;
 
-/// What a prefill that a sender does not do says of the sender.
+/// The reason why a sender did not prefill a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PrefillFault {
-    /// Nothing: it did not take this request, and may take the next one. For example, the prompt is too large for its pool.
+    /// The sender did not accept this request, for example because the prompt is too large for its pool. It may accept the next one.
     Refused,
-    /// It took the request and failed, for example by an engine error. Later requests may fail too.
+    /// The sender accepted the request and failed, for example by an engine error. Later requests may fail too.
     Failed,
 }
 
-/// Everything after the handshake. Request numbers are the receiver's.
+/// A message after the handshake. The receiver assigns the request numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Frame {
-    /// Either way, every 500 ms: I am alive.
+    /// Both directions: the side is alive. Sent after 500 ms without another frame.
     Heartbeat,
-    /// Either way: I end this session in good order.
+    /// Both directions: the side ends the session cleanly.
     Goodbye,
-    /// Receiver → sender: credits from `first` on, one for each page.
+    /// Receiver → sender: grants the credits from `first` on, one for each page.
     Grant {
         /// Number of the first credit.
         first: CreditNumber,
-        /// Pages that may now be written, in the order of their credits.
+        /// The pages that the sender may now write, in the order of their credits.
         #[serde(deserialize_with = "wire::list")]
         pages: Vec<PageIndex>,
     },
-    /// Receiver → sender: compute this prompt's KV and hand it over.
+    /// Receiver → sender: compute this prompt's KV and put its pages.
     Prefill {
-        /// The receiver's number for the request.
+        /// The request's number.
         request: u64,
-        /// Prompt token ids.
+        /// Token ids of the prompt.
         #[serde(deserialize_with = "wire::list")]
         prompt: Vec<u32>,
-        /// Leading tokens whose KV the receiver has: a whole number of pages, less than all. They do not travel.
+        /// Leading tokens whose KV the receiver already has. Their pages are not put. A whole number of pages, and less than the
+        /// whole prompt.
         resident: u32,
-        /// How the first token is chosen.
+        /// Sampling parameters for the first token.
         sampling: FirstToken,
         /// Milliseconds until the request's deadline.
         remaining_ms: u64,
     },
-    /// Receiver → sender: nobody wants this prompt any more.
+    /// Receiver → sender: stop this prefill; the request has ended.
     CancelPrefill {
-        /// Which request.
+        /// The request's number.
         request: u64,
     },
-    /// Sender → receiver: real bytes were moved over the lane, and the path may be used.
+    /// Sender → receiver: the lane is measured and may be used for requests.
     LinkProbed {
-        /// What carried them, for example `tcp/lo`.
+        /// The UCX transport and device of the lane, for example `tcp/lo`.
         #[serde(deserialize_with = "wire::text")]
         lane: String,
-        /// Bytes moved in the measured part.
+        /// Bytes that were measured.
         bytes: u64,
-        /// How long that took.
+        /// Microseconds that moving them took.
         micros: u64,
     },
-    /// Sender → receiver: `count` pages are whole and visible in the receiver's pool.
+    /// Sender → receiver: `count` pages are complete and visible in the receiver's pool.
     PageFilled {
-        /// First credit spent.
+        /// The first credit that was spent.
         first: CreditNumber,
-        /// How many credits, and pages.
+        /// Number of credits, and so of pages.
         count: u32,
-        /// Whose pages: the request and the place of the first one in its page table. `None`: nobody's (a probe, a
-        /// cancelled request, or credits given back unspent).
+        /// The request of these pages and the place of the first one in its page table. `None` if the pages belong to no request:
+        /// a probe, a cancelled request, or credits returned unspent.
         owner: Option<PageOwner>,
-        /// Hash of each page as [`page_hash`](crate::page_hash) defines it; empty for nobody's pages, and where both
-        /// sides have agreed on none.
+        /// One hash for each page ([`page_hash`](crate::page_hash)). Empty without an owner, and if the shapes turn hashes off.
         #[serde(deserialize_with = "wire::list")]
         hashes: Vec<u64>,
-        /// From the request's first put to the flush that covers these pages.
+        /// Microseconds from the request's first put to the completion of the flush that covers these pages.
         transfer_micros: u64,
     },
-    /// Sender → receiver: the prompt is computed and the first token sampled; pages may still be under way.
+    /// Sender → receiver: the prompt is computed and its first token sampled. Puts may still be in flight.
     PrefillFinished {
-        /// Which request.
+        /// The request's number.
         request: u64,
         /// The first sampled token.
         token: u32,
-        /// How probable it was, if that was asked for.
+        /// Its log probabilities, if the request asked for them.
         logprobs: Option<FirstTokenLogprobs>,
-        /// How long the prefill took, first step's start to sampling.
+        /// Microseconds from the start of the first step to the sampled token.
         prefill_micros: u64,
     },
-    /// Sender → receiver: the request will not be prefilled here.
+    /// Sender → receiver: the sender does not prefill this request.
     PrefillFailed {
-        /// Which request.
+        /// The request's number.
         request: u64,
-        /// What that says of the sender.
+        /// Whether the sender refused the request, or failed.
         fault: PrefillFault,
-        /// Why.
+        /// The reason.
         #[serde(deserialize_with = "wire::text")]
         reason: String,
     },
-    /// Receiver → sender: this session's share of the ring. Unspent credits beyond it are to come back, which they do as
-    /// [`PageFilled`](Self::PageFilled) of nobody's pages, in their turn.
+    /// Receiver → sender: this session's share of the ring. The sender returns unspent credits beyond it, in order, in
+    /// [`PageFilled`](Self::PageFilled) frames without an owner.
     RingShare {
         /// Most credits that the sender should hold.
         pages: u32,
     },
-    /// Sender → receiver: ask for no more prefills; those asked for go on.
+    /// Sender → receiver: send no more prefills. Prefills that were sent before continue.
     Leaving,
 }
 
-/// Longest prompt that a [`Frame::Prefill`] carries, in tokens; a longer one is prefilled where it came in.
+/// Most tokens in one [`Frame::Prefill`]. The receiver prefills longer prompts itself.
 pub const PROMPT_TOKENS_MAX: usize = 250_000;
 /// Most credits in one [`Frame::Grant`].
 pub const GRANT_PAGES_MAX: usize = 65_536;
 
 impl Frame {
-    /// The frame's name, for logs: its contents may be a peer's and long.
+    /// The frame's name, for logs. A frame's contents come from a peer and may be long.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Heartbeat => "Heartbeat",
@@ -447,17 +459,17 @@ impl Frame {
     }
 }
 
-/// A peer's text as it may stand in our log: one line, at most 200 characters.
+/// Makes a peer's text safe for the log: one line, at most 200 characters.
 pub fn peer_text(text: &str) -> String {
     text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Which pages of which request.
+/// The request that pages belong to, and the place of the first of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageOwner {
-    /// The receiver's number for the request.
+    /// The request's number.
     pub request: u64,
-    /// Index of the first page in the request's page table: it holds tokens from `first_page * page_tokens` on.
+    /// Index of the first page in the request's page table. That page holds the tokens from `first_page * page_tokens` on.
     pub first_page: u32,
 }
 

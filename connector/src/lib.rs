@@ -1,7 +1,7 @@
-//! Moves KV pages between processes: memory regions, the ring of page credits, wire frames, the link, transports.
+//! Moves KV pages between processes: memory regions, page credits, wire frames, the link, transports.
 //!
-//! Knows nothing of engines or actors. [`ring`] is pure; [`link`] speaks tokio TCP; everything that touches remote
-//! memory is behind [`transport::Transport`].
+//! This crate depends neither on the engine nor on actors. [`ring`] is pure. [`link`] uses tokio TCP. All access to remote memory
+//! goes through [`transport::Transport`].
 
 #[cfg(test)]
 mod counting_allocator;

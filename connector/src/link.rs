@@ -1,10 +1,12 @@
-//! The link: one TCP connection between two processes that carries control frames, never KV bytes.
+//! The link: one TCP connection between two processes. It carries control frames, never KV bytes.
 //!
-//! Length-delimited [`wire`] values. The listener challenges, the dialer says Hello, and a shared secret, where one is
-//! set, is proved by both sides without travelling. A broken link is final: whoever dials again opens a new session.
-//! Each side sends a heartbeat when it has been quiet for [`HEARTBEAT`]; a peer that was silent for [`SILENCE`] is
-//! dead, and so is one that takes no bytes for that long. These are plain futures: they run on whichever tokio
-//! runtime polls them, and every wait in them has a deadline.
+//! Each message is a length and a [`wire`] value. The listener sends a Challenge, and the dialer answers with a Hello. If a shared
+//! secret is set, both sides prove that they know it without sending it. A link that breaks is not resumed; the dialer dials again
+//! for a new session.
+//!
+//! A side that has sent nothing for [`HEARTBEAT`] sends a heartbeat. A peer is considered dead if nothing arrives from it for
+//! [`SILENCE`], or if it accepts no bytes for that long. The functions here are plain futures. They run on any tokio runtime, and
+//! every wait in them has a deadline.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,14 +32,14 @@ use crate::frame::{
 use crate::process::{Pidfd, Presence};
 use crate::wire::{self, FRAME_BYTES_MAX, WireError};
 
-/// A side that has sent nothing for this long sends a heartbeat.
+/// Time without a frame sent after which a side sends a heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
-/// A peer that was silent for this long is dead.
+/// Time without a frame received after which the peer is considered dead.
 pub const SILENCE: Duration = Duration::from_secs(3);
-/// Each step of the handshake must be over in this time.
+/// Time limit of each step of the handshake.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// Why a link could not be made, or ended.
+/// The reason why a link could not be established, or why it ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
@@ -47,22 +49,22 @@ pub enum LinkError {
     /// The peer closed the connection.
     #[error("peer closed the link")]
     Closed,
-    /// The peer ended the session in good order.
+    /// The peer ended the session cleanly.
     #[error("peer said goodbye")]
     Goodbye,
-    /// Nothing came, or nothing could be sent, in the time allowed.
+    /// The peer sent nothing, or accepted no bytes, within this time.
     #[error("peer was silent for {} ms", .0.as_millis())]
     Silent(Duration),
-    /// Bytes that are no frame of ours.
+    /// A message could not be encoded or decoded.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// The two sides do not fit together.
+    /// The two sides cannot work together.
     #[error(transparent)]
     Incompatible(#[from] Incompatible),
-    /// The listener refused us for good.
+    /// The listener refuses the session until a setting is changed.
     #[error("peer refused the session: {0}")]
     Refused(String),
-    /// The listener has no room for us now.
+    /// The listener refuses the session for now.
     #[error("peer is busy: {0}")]
     Busy(String),
 }
@@ -82,7 +84,7 @@ impl LinkError {
         }
     }
 
-    /// True if dialling again cannot help before somebody changes a setting.
+    /// True if dialling again fails until a setting is changed.
     pub fn is_permanent(&self) -> bool {
         matches!(self, Self::Incompatible(_) | Self::Refused(_))
     }
@@ -91,23 +93,37 @@ impl LinkError {
 /// A fresh nonce for [`Challenge`] or [`Hello`].
 ///
 /// # Errors
-/// The operating system has no random bytes.
+/// The operating system provides no random bytes.
 pub fn nonce() -> io::Result<[u8; 32]> {
     let mut nonce = [0; 32];
     getrandom::fill(&mut nonce).map_err(|error| io::Error::other(error.to_string()))?;
     Ok(nonce)
 }
 
-/// What both sides of a handshake have drawn: a proof covers both, so one that was given elsewhere is worth nothing.
+/// The nonces of both sides of a handshake.
+///
+/// A proof of the secret covers both, so a proof from another handshake does not verify. It also covers the side that makes it, so
+/// a peer cannot send our own proof back:
+///
+/// ```
+/// use connector::link::{Nonces, Prover};
+///
+/// let nonces = Nonces { listener: [1; 32], dialer: [2; 32] };
+/// let proof = nonces.prove(Some("secret"), Prover::Dialer);
+/// assert!(nonces.check(Some("secret"), Prover::Dialer, proof.as_ref()).is_ok());
+/// assert!(nonces.check(Some("secret"), Prover::Listener, proof.as_ref()).is_err());
+/// let other = Nonces { dialer: [3; 32], ..nonces };
+/// assert!(other.check(Some("secret"), Prover::Dialer, proof.as_ref()).is_err());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nonces {
-    /// The listener's, from its [`Challenge`].
+    /// The listener's nonce, from its [`Challenge`].
     pub listener: [u8; 32],
-    /// The dialer's, from its [`Hello`].
+    /// The dialer's nonce, from its [`Hello`].
     pub dialer: [u8; 32],
 }
 
-/// Who proves: part of what is proved, so that one side's proof is not the other's.
+/// The side that makes a proof of the secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prover {
     /// The side that accepted the connection.
@@ -119,7 +135,7 @@ pub enum Prover {
 impl Nonces {
     fn mac(&self, secret: &str, prover: Prover) -> Hmac<Sha256> {
         let mut mac =
-            Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes keys of any length");
+            Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC accepts keys of any length");
         mac.update(match prover {
             Prover::Listener => b"baton listener",
             Prover::Dialer => b"baton dialer",
@@ -129,15 +145,15 @@ impl Nonces {
         mac
     }
 
-    /// Proof that `prover` knows `secret`.
+    /// Proof that `prover` knows `secret`: HMAC-SHA256 of the side and both nonces. `None` without a secret.
     pub fn prove(&self, secret: Option<&str>, prover: Prover) -> Option<[u8; 32]> {
         secret.map(|secret| self.mac(secret, prover).finalize().into_bytes().into())
     }
 
-    /// Checks the proof of `prover`; a process without a secret asks for none.
+    /// Checks the proof of `prover`. Without a secret every proof is accepted, a missing one too.
     ///
     /// # Errors
-    /// [`Incompatible::Secret`].
+    /// [`Incompatible::Secret`] if `secret` is set and the proof is missing or wrong.
     pub fn check(
         &self,
         secret: Option<&str>,
@@ -152,14 +168,15 @@ impl Nonces {
         if known { Ok(()) } else { Err(Incompatible::Secret) }
     }
 
-    /// The name under which the dialer shows itself to a listener on the same host: nobody else can know it in time.
+    /// Name of the Unix socket by which a listener on the same kernel finds the dialer's process. Only the two sides can compute it
+    /// before the handshake is over.
     fn presence(&self) -> String {
         let digest = Sha256::new().chain_update(b"baton presence");
         let digest = digest.chain_update(self.listener).chain_update(self.dialer).finalize();
         digest.iter().take(16).fold("baton-".to_owned(), |name, byte| format!("{name}{byte:02x}"))
     }
 
-    /// A number that both sides know and no other session has: the seed of its page hashes.
+    /// The session's seed for page hashes: the same number on both sides, different for each session.
     pub fn session_seed(&self) -> u64 {
         let digest = Sha256::new().chain_update(self.listener).chain_update(self.dialer).finalize();
         u64::from_le_bytes(std::array::from_fn(|n| digest[n]))
@@ -178,38 +195,40 @@ pub struct Link {
 
 impl Link {
     fn new(stream: TcpStream, nonces: Nonces) -> Result<Self, LinkError> {
-        // Frames are small and each one is waited for.
+        // Frames are small, and the peer waits for each one.
         stream.set_nodelay(true)?;
         let peer = stream.peer_addr()?;
         if stream.local_addr()? == peer {
-            // The kernel gave the dialer the very port that it dials, so it met itself; it must let go of the port at
-            // once, without the wait that TCP keeps it for otherwise.
+            // The kernel chose the dialled port as the socket's own port, so TCP connected the socket to itself. Zero linger skips
+            // TIME_WAIT, so that the listener can bind the port.
             stream.set_zero_linger()?;
-            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "connection to itself").into());
+            return Err(
+                io::Error::new(io::ErrorKind::ConnectionRefused, "socket is connected to itself").into()
+            );
         }
         let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec();
         Ok(Self { socket: Framed::new(stream, codec), peer, nonces, dialer: None })
     }
 
-    /// The other end's address.
+    /// The peer's address.
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }
 
-    /// What both sides have drawn.
+    /// The nonces of this handshake.
     pub fn nonces(&self) -> Nonces {
         self.nonces
     }
 
-    /// After [`accept`](Self::accept): the dialer's process, if the kernel says that it runs on this host; once.
+    /// Takes the dialer's process out of an accepted link. `None` if the process does not run on this kernel, or on a second call.
     pub fn take_dialer(&mut self) -> Option<Pidfd> {
         self.dialer.take()
     }
 
-    /// Dials a listener and reads its challenge. The caller then says [`hello`](Self::hello).
+    /// Dials a listener and reads its Challenge. The caller continues with [`hello`](Self::hello).
     ///
     /// # Errors
-    /// [`LinkError`]; see [`LinkError::is_permanent`].
+    /// Any [`LinkError`]; see [`LinkError::is_permanent`].
     pub async fn dial(address: &str) -> Result<(Self, Challenge), LinkError> {
         let stream = timeout(HANDSHAKE, TcpStream::connect(address))
             .await
@@ -222,10 +241,10 @@ impl Link {
         Ok((link, challenge))
     }
 
-    /// Says Hello and waits for the welcome. `hello`'s versions, nonce and proof are filled in here.
+    /// Sends a Hello and waits for the Welcome. This function sets the versions, the nonce and the proof of `hello`.
     ///
     /// # Errors
-    /// [`LinkError`]; see [`LinkError::is_permanent`].
+    /// Any [`LinkError`]; see [`LinkError::is_permanent`].
     pub async fn hello(
         &mut self,
         challenge: &Challenge,
@@ -236,7 +255,7 @@ impl Link {
         hello.version = Versions::OURS.agree(&challenge.versions)?;
         hello.nonce = self.nonces.dialer;
         hello.proof = self.nonces.prove(secret, Prover::Dialer);
-        // Until the listener has answered. Where the system refuses, the listener only lacks a proof.
+        // Kept until the listener has answered. If the socket cannot be opened, the listener has no proof of this process's end.
         let _presence = Presence::show(&self.nonces.presence());
         self.send(&hello).await?;
         let welcome = match self.receive::<Answer>().await? {
@@ -249,15 +268,17 @@ impl Link {
         Ok(welcome)
     }
 
-    /// Challenges a dialer and reads its Hello. A peer that speaks no version of ours, serves another model or does not know the
-    /// secret is told so and refused. The caller then [`welcome`](Self::welcome)s or [`refuse`](Self::refuse)s.
+    /// Sends a Challenge to a dialer and reads its Hello. The caller continues with [`welcome`](Self::welcome),
+    /// [`refuse`](Self::refuse) or [`put_off`](Self::put_off).
+    ///
+    /// A dialer with an incompatible version, another model or without the secret gets the reason in [`Answer::Refused`].
     ///
     /// # Errors
-    /// [`LinkError`].
+    /// Any [`LinkError`]; [`LinkError::Incompatible`] if the dialer was refused.
     pub async fn accept(
         stream: TcpStream,
         incarnation: Incarnation,
-        shape: &crate::frame::Shape,
+        shape: &crate::frame::KvShape,
         secret: Option<&str>,
     ) -> Result<(Self, Hello), LinkError> {
         let nonce = nonce()?;
@@ -288,46 +309,56 @@ impl Link {
         }
     }
 
-    /// Looks for the dialer's process on this host. One that has ended before it was looked for is refused: it could never be
-    /// proved gone.
+    /// Looks for the dialer's process on this kernel.
+    ///
+    /// Fails if the dialer has hung up and was not found: its end could never be proved.
     async fn find_dialer(&mut self) -> Result<(), LinkError> {
         let found = timeout(HANDSHAKE, Pidfd::find(&self.nonces.presence())).await;
         self.dialer = found.ok().and_then(Result::ok);
         if self.dialer.is_none() && self.has_hung_up() { Err(LinkError::Closed) } else { Ok(()) }
     }
 
-    /// Whether the peer has closed the connection and all that it sent was read.
+    /// Whether the peer has closed the connection and all of its bytes were read.
     fn has_hung_up(&self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         self.socket.read_buffer().is_empty()
             && !matches!(recv(self.socket.get_ref(), &mut [0; 1], flags), Ok((_, 1..)) | Err(Errno::AGAIN))
     }
 
-    /// Ends the handshake: the session is up.
+    /// Ends the handshake: the session begins.
     ///
     /// # Errors
-    /// [`LinkError`].
+    /// [`LinkError::Io`], [`LinkError::Silent`] or [`LinkError::Wire`].
     pub async fn welcome(&mut self, welcome: Welcome) -> Result<(), LinkError> {
         self.send(&Answer::Welcome(Box::new(welcome))).await
     }
 
-    /// Ends the handshake: there is no session, for this reason.
+    /// Ends the handshake: the session is refused until a setting is changed.
     ///
     /// # Errors
-    /// [`LinkError`].
+    /// [`LinkError::Io`], [`LinkError::Silent`] or [`LinkError::Wire`].
     pub async fn refuse(&mut self, reason: String) -> Result<(), LinkError> {
         self.send(&Answer::Refused(reason)).await
     }
 
-    /// Ends the handshake: there is no session now, for this reason; the dialer may try again.
+    /// Ends the handshake: the session is refused for now, and the dialer may dial again.
     ///
     /// # Errors
-    /// [`LinkError`].
+    /// [`LinkError::Io`], [`LinkError::Silent`] or [`LinkError::Wire`].
     pub async fn put_off(&mut self, reason: String) -> Result<(), LinkError> {
         self.send(&Answer::Busy(reason)).await
     }
 
-    /// The two directions of a session whose handshake is over.
+    /// Splits a link whose handshake is over into its two directions.
+    ///
+    /// The link itself is consumed, so a second handshake on it does not compile:
+    ///
+    /// ```compile_fail,E0382
+    /// # async fn example(mut link: connector::link::Link) {
+    /// let (writer, reader) = link.split();
+    /// link.refuse("too late".into()).await.ok(); // error: use of moved value
+    /// # }
+    /// ```
     pub fn split(self) -> (FrameWriter, FrameReader) {
         let (sink, stream) = self.socket.split();
         (FrameWriter { sink }, FrameReader { stream })
@@ -349,16 +380,16 @@ impl Link {
     }
 }
 
-/// The incoming direction.
+/// The incoming direction of a session.
 pub struct FrameReader {
     stream: SplitStream<Socket>,
 }
 
 impl FrameReader {
-    /// The next frame that is not a heartbeat.
+    /// Waits for the next frame other than a heartbeat.
     ///
     /// # Errors
-    /// How the session ended; there is no frame after it.
+    /// The reason why the session ended. No frame follows.
     pub async fn next(&mut self) -> Result<Frame, LinkError> {
         loop {
             let bytes = timeout(SILENCE, self.stream.next()).await.map_err(|_| LinkError::Silent(SILENCE))?;
@@ -371,34 +402,34 @@ impl FrameReader {
     }
 }
 
-/// The outgoing direction.
+/// The outgoing direction of a session.
 pub struct FrameWriter {
     sink: SplitSink<Socket, Bytes>,
 }
 
 impl FrameWriter {
-    /// Sends what comes out of `queue`, and a heartbeat when nothing does. When the queue's senders are gone it says
-    /// goodbye and closes the connection.
+    /// Sends the frames from `queue`, and a heartbeat after [`HEARTBEAT`] without one. When all senders of the queue are dropped,
+    /// sends a Goodbye and closes the connection.
     ///
     /// # Errors
-    /// [`LinkError`]: the session is over.
+    /// [`LinkError::Io`], [`LinkError::Silent`] or [`LinkError::Wire`]; the session is over.
     pub async fn run(mut self, mut queue: mpsc::Receiver<Frame>) -> Result<(), LinkError> {
         loop {
             match timeout(HEARTBEAT, queue.recv()).await {
                 Ok(Some(frame)) => {
                     self.feed(&frame).await?;
-                    // What is queued already leaves in the same write.
+                    // Frames that are already queued go out in the same write.
                     while let Ok(frame) = queue.try_recv() {
                         self.feed(&frame).await?;
                     }
                 }
                 Ok(None) => {
                     self.feed(&Frame::Goodbye).await?;
-                    return self.within(SinkExt::close).await;
+                    return self.with_deadline(SinkExt::close).await;
                 }
                 Err(_) => self.feed(&Frame::Heartbeat).await?,
             }
-            self.within(SinkExt::flush).await?;
+            self.with_deadline(SinkExt::flush).await?;
         }
     }
 
@@ -408,7 +439,7 @@ impl FrameWriter {
         Ok(())
     }
 
-    async fn within<'a, F>(
+    async fn with_deadline<'a, F>(
         &'a mut self,
         operation: impl FnOnce(&'a mut SplitSink<Socket, Bytes>) -> F,
     ) -> Result<(), LinkError>

@@ -1,9 +1,9 @@
-//! A transport without UCX: sessions between transports of one process, bytes moved by memcpy.
+//! A transport without UCX: sessions between transports of one process, which move bytes with memcpy.
 //!
-//! Runs on one thread a transport, "baton-loopback", with the same queue and bounds as UCX. It is deliberately lazy:
-//! a put takes a copy of its source and completes, and the bytes arrive only with the next flush, so code that
-//! reports a page before its flush fails here and not first on a GPU. (Past 64 MiB held back, the oldest arrive early.)
-//! A receiver that closes its session, or goes away, fails the sender's.
+//! Each transport has a thread "baton-loopback", with the same queue and bounds as UCX. The transport delivers as late as the
+//! contract allows: a put copies its source and completes, and the bytes arrive only with the next flush. So code that announces a
+//! page before its flush fails in tests without a GPU. If a session holds back more than 64 MiB, the oldest puts arrive early. When a
+//! receiver closes its session or is dropped, the sender's session fails.
 
 use crate::memory::{MemoryKind, Region};
 use crate::transport::queue::{Driver, Queue, StopOnExit};
@@ -16,12 +16,12 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 const NAME: &str = "loopback";
-/// Bytes held back in one session before the oldest put arrives without a flush.
+/// Most bytes held back in one session. Beyond that the oldest puts arrive without a flush.
 const HELD_BYTES_MAX: usize = 64 << 20;
-/// How soon a sender notices that its receiver has closed.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Interval at which a sender checks whether its receiver has closed.
+const CHECK_EVERY: Duration = Duration::from_millis(10);
 
-/// The receiving ends that are open in this process, by the number in their worker address.
+/// The open receiving ends of this process, by the number in their worker address.
 static INBOXES: LazyLock<Mutex<BTreeMap<u64, Weak<Inbox>>>> = LazyLock::new(Mutex::default);
 static NEXT_INBOX: AtomicU64 = AtomicU64::new(1);
 
@@ -33,7 +33,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Inbox {
     number: u64,
     region: Region,
-    /// Held while bytes are copied in, so that nothing is written after it turned false.
+    /// Locked while bytes are copied in, so that nothing is written after it became false.
     open: Mutex<bool>,
 }
 
@@ -65,7 +65,7 @@ impl Inbox {
         let found = lock(&INBOXES).get(&u64::from_le_bytes(number)).and_then(Weak::upgrade);
         let inbox = found.ok_or_else(|| refuse("no such session in this process".into()))?;
         if *peer != inbox.descriptor() {
-            return Err(refuse("it does not match the session's own".into()));
+            return Err(refuse("it differs from the session's descriptor".into()));
         }
         Ok(inbox)
     }
@@ -82,7 +82,7 @@ impl Drop for Inbox {
     }
 }
 
-/// A put that has completed and not arrived.
+/// A put that has completed and not yet arrived.
 struct Held {
     remote_offset: u64,
     bytes: Vec<u8>,
@@ -100,7 +100,7 @@ fn peer_gone(call: &'static str) -> TransportError {
 }
 
 impl Outlet {
-    /// Lets the oldest puts arrive until at most `bytes_max` bytes are held back.
+    /// Copies the oldest puts to the peer until at most `bytes_max` bytes are held back.
     fn deliver(&mut self, bytes_max: usize) -> Result<(), TransportError> {
         let open = lock(&self.peer.open);
         if !*open {
@@ -110,8 +110,8 @@ impl Outlet {
             let Some(put) = self.held.pop_front() else { break };
             self.held_bytes -= put.bytes.len();
             if let Some(target) = self.peer.region.at(put.remote_offset, put.bytes.len() as u64) {
-                // SAFETY: the target lies in the peer's region, which `peer` keeps mapped, and the peer granted the
-                // range to this session; the source is our own copy. `open` is held, so the peer has not closed.
+                // SAFETY: `at` has checked that the target lies in the peer's region, which `peer` keeps mapped. The peer granted this
+                // range to the session, and it cannot close while `open` is locked. The source is our own copy.
                 unsafe { std::ptr::copy_nonoverlapping(put.bytes.as_ptr(), target.as_ptr(), put.bytes.len()) }
             }
         }
@@ -140,7 +140,7 @@ impl Session {
             return Err(error.clone());
         }
         if self.outlet.is_some() {
-            return Err(TransportError::Descriptor("session has a peer already".into()));
+            return Err(TransportError::Descriptor("session already has a peer".into()));
         }
         let peer = Inbox::find(peer).inspect_err(|error| self.failure = Some(error.clone()))?;
         self.outlet = Some(Outlet { peer, held: VecDeque::new(), held_bytes: 0 });
@@ -153,10 +153,10 @@ impl Session {
 #[non_exhaustive]
 pub enum LoopbackError {
     /// The region is not host memory.
-    #[error("the loopback transport copies host memory only, and the region is {0:?} memory")]
+    #[error("the loopback transport needs host memory, but the region is {0:?} memory")]
     Memory(MemoryKind),
-    /// The operating system refused the thread or its doorbell.
-    #[error("the loopback thread does not start: {0}")]
+    /// The operating system could not create the thread or its eventfd.
+    #[error("the loopback thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
 }
 
@@ -170,16 +170,49 @@ impl LoopbackError {
     }
 }
 
-/// The loopback transport; transports of one process find each other by their descriptors.
+/// The loopback transport. Transports of one process find each other by their descriptors.
+///
+/// A put becomes visible with the flush behind it:
+///
+/// ```
+/// use std::sync::mpsc;
+/// use connector::loopback::LoopbackTransport;
+/// use connector::memory::Region;
+/// use connector::transport::{Command, Event, Ticket, Transport, TransportSession};
+///
+/// let (sink, events) = mpsc::channel();
+/// let sink = Box::new(move |batch: Vec<Event>| batch.into_iter().for_each(|event| drop(sink.send(event))));
+/// let region = Region::host(8192);
+/// // SAFETY: the region was just made, and nothing else accesses it.
+/// unsafe { region.base().write(7) };
+/// let transport = LoopbackTransport::start(region.clone(), sink).expect("host memory");
+///
+/// // One session receives, the other one sends; here both belong to the same transport.
+/// let (receiving, sending) = (TransportSession(1), TransportSession(2));
+/// let submit = |command| transport.submit(command).expect("the queue has room");
+/// submit(Command::Open { session: receiving });
+/// let Ok(Event::Opened { result: Ok(peer), .. }) = events.recv() else { panic!("not opened") };
+/// submit(Command::Open { session: sending });
+/// submit(Command::Connect { session: sending, peer });
+/// submit(Command::Put { session: sending, ticket: Ticket(1), local_offset: 0, remote_offset: 4096, bytes: 4096 });
+/// submit(Command::Flush { session: sending, ticket: Ticket(2) });
+/// let flushed = events.iter().find(|event| matches!(event, Event::Flushed { ticket: Ticket(2), result: Ok(()), .. }));
+/// assert!(flushed.is_some());
+///
+/// let page = region.at(4096, 4096).expect("inside the region");
+/// // SAFETY: the page lies in the region, and no operation is in flight.
+/// assert_eq!(unsafe { page.read() }, 7);
+/// transport.shutdown();
+/// ```
 pub struct LoopbackTransport {
     driver: Driver,
 }
 
 impl LoopbackTransport {
-    /// Starts the thread; `sink` gets every event on it.
+    /// Starts the thread, which calls `sink` with all events.
     ///
     /// # Errors
-    /// The region is not host memory, or the thread cannot be started.
+    /// [`LoopbackError::Memory`] if the region is not host memory; [`LoopbackError::Thread`] if the thread cannot be started.
     pub fn start(region: Region, sink: EventSink) -> Result<Self, LoopbackError> {
         if region.kind() != MemoryKind::Host {
             return Err(LoopbackError::Memory(region.kind()));
@@ -231,7 +264,7 @@ impl Thread {
             let answered = commands.len();
             let mut events: Vec<_> =
                 commands.drain(..).map(|command| self.handle(command, stopping)).collect();
-            self.look_after_peers(&mut events);
+            self.check_peers(&mut events);
             let ended = stopping && answered == 0;
             if ended {
                 let open: Vec<_> = self.sessions.keys().copied().collect();
@@ -245,12 +278,13 @@ impl Thread {
                 return;
             }
             if answered == 0 {
-                self.queue.park(&[], LOOK_EVERY, stopping);
+                self.queue.park(&[], CHECK_EVERY, stopping);
             }
         }
     }
 
-    fn look_after_peers(&mut self, events: &mut Vec<Event>) {
+    /// Fails the sessions whose receiver has closed.
+    fn check_peers(&mut self, events: &mut Vec<Event>) {
         for (id, session) in &mut self.sessions {
             if session.failure.is_none() && session.outlet.as_ref().is_some_and(|o| !*lock(&o.peer.open)) {
                 let error = peer_gone("endpoint");
@@ -260,7 +294,7 @@ impl Thread {
         }
     }
 
-    /// Does the command at once and returns its answer.
+    /// Executes a command and returns its answer.
     fn handle(&mut self, command: Command, stopping: bool) -> Event {
         match command {
             Command::Open { session } => Event::Opened { session, result: self.open(session, stopping) },
@@ -293,7 +327,7 @@ impl Thread {
             return Err(TransportError::Closed);
         }
         if self.sessions.contains_key(&session) {
-            return Err(TransportError::Descriptor(format!("session {} is open already", session.0)));
+            return Err(TransportError::Descriptor(format!("session {} is already open", session.0)));
         }
         let inbox = Inbox::new(self.region.clone());
         let descriptor = inbox.descriptor();
@@ -321,8 +355,8 @@ impl Thread {
             let target = &outlet.peer.region;
             target.at(remote_offset, bytes).ok_or_else(|| out_of(remote_offset, target))?;
             let mut copy = Vec::with_capacity(bytes as usize);
-            // SAFETY: the source lies in our region, and the caller leaves it alone until the put has completed; the
-            // copy has room for all of it, and is wholly written before its length says so.
+            // SAFETY: `at` has checked that the source lies in our region, which `region` keeps mapped. The caller does not write it
+            // before the put has completed. `copy` has capacity for all bytes, and they are written before `set_len`.
             unsafe {
                 std::ptr::copy_nonoverlapping(source.as_ptr(), copy.as_mut_ptr(), bytes as usize);
                 copy.set_len(bytes as usize);
@@ -358,6 +392,6 @@ mod tests {
         let error = LoopbackTransport::start(device, Box::new(drop)).err().expect("refused");
         assert!(matches!(error, LoopbackError::Memory(MemoryKind::Cuda)), "{error}");
         assert_eq!(error.kind(), "memory");
-        LoopbackTransport::start(host, Box::new(drop)).expect("host memory is served");
+        LoopbackTransport::start(host, Box::new(drop)).expect("host memory is accepted");
     }
 }

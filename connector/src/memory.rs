@@ -1,4 +1,4 @@
-//! Memory that peers may write: named by address and length, never borrowed as a Rust slice.
+//! Memory regions that peers may write. A region is an address and a length, never a Rust slice.
 
 use std::any::Any;
 use std::fmt;
@@ -10,16 +10,24 @@ use std::sync::atomic::AtomicU8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MemoryKind {
-    /// Ordinary host memory.
+    /// Host memory.
     Host,
-    /// A CUDA device's memory, from plain `cuMemAlloc`. The host must not dereference its addresses.
+    /// Memory of a CUDA device, allocated with `cuMemAlloc`. The host must not dereference its addresses.
     Cuda,
 }
 
-/// A contiguous piece of memory that a transport registers once and peers may write under a credit.
+/// A contiguous range of memory. A transport registers it once, and peers write into it under credits.
 ///
-/// Cloning is cheap; the memory lives as long as any clone does. No method hands out a reference to the bytes: a
-/// remote write may happen at any moment, so readers and writers go through raw pointers under the ring's rules.
+/// A clone is cheap and keeps the memory alive. A peer may write at any moment, so no method returns a reference to the bytes.
+/// Code that reads or writes them uses raw pointers and follows the rules of the [`ring`](crate::ring).
+///
+/// ```
+/// use connector::memory::Region;
+///
+/// let region = Region::host(4096);
+/// assert!(region.at(4000, 96).is_some());
+/// assert!(region.at(4000, 97).is_none(), "the range leaves the region");
+/// ```
 #[derive(Clone)]
 pub struct Region {
     base: NonNull<u8>,
@@ -28,18 +36,18 @@ pub struct Region {
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
-// SAFETY: a region is an address and a length; dereferencing it is `unsafe` at each use, which checks that it is host memory
-// (`at`), and `_owner` keeps the memory mapped for as long as any clone exists on any thread.
+// SAFETY: a region is an address and a length. Each use that dereferences the address is `unsafe` and goes through `at`, which
+// returns pointers into host memory only. `_owner` keeps the memory mapped as long as a clone exists on any thread.
 unsafe impl Send for Region {}
-// SAFETY: as above; no method reads or writes the memory through `&self` without `unsafe`.
+// SAFETY: as above; no method accesses the memory through `&self`.
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Names `bytes` bytes at `base`, kept alive by `owner`.
+    /// The region of `bytes` bytes at `base`, kept alive by `owner`.
     ///
     /// # Safety
-    /// `base..base + bytes` stays mapped, readable and writable for as long as `owner` is alive, and nobody holds a
-    /// Rust reference into it while a peer may write it.
+    /// `base..base + bytes` stays mapped, readable and writable as long as `owner` is alive. No Rust reference into it exists while a
+    /// peer may write it.
     pub unsafe fn new(
         base: NonNull<u8>,
         bytes: usize,
@@ -49,41 +57,40 @@ impl Region {
         Self { base, bytes, kind, _owner: owner }
     }
 
-    /// Names the host memory that `owner` shares: as long as the region lives, the owner does, and so does its memory.
+    /// The region of `owner`'s host memory. The region keeps `owner` alive.
     pub fn shared<T: AsRef<[AtomicU8]> + Send + Sync + 'static>(owner: Arc<T>) -> Self {
         let cells: &[AtomicU8] = (*owner).as_ref();
         let (base, bytes) = (NonNull::from(cells).cast::<u8>(), cells.len());
-        // SAFETY: the borrow of `*owner` is good for as long as the Arc is, because an Arc's contents neither move nor are
-        // borrowed mutably while it is shared; cells of AtomicU8 may be written by anybody at any time.
+        // SAFETY: the memory stays mapped as long as the Arc, because an Arc's contents neither move nor are borrowed mutably while
+        // it is shared. References to `AtomicU8` permit concurrent writes.
         unsafe { Self::new(base, bytes, MemoryKind::Host, owner) }
     }
 
-    /// Names `bytes` bytes at `base` on a CUDA device, kept alive by `owner`.
+    /// The region of `bytes` bytes at `base` on a CUDA device, kept alive by `owner`.
     ///
-    /// This function is safe because it promises nothing about the memory: [`at`](Self::at), which all code that copies or
-    /// reads on the host goes through, gives no pointer into a device region. What uses the address itself hands it to the
-    /// device's driver, as device memory.
+    /// This function is safe although it checks nothing. Code on the host that reads or writes memory goes through [`at`](Self::at),
+    /// which returns no pointer into a device region. Code that uses the address passes it to the device's driver.
     pub fn on_device(base: NonNull<u8>, bytes: usize, owner: Arc<dyn Any + Send + Sync>) -> Self {
         Self { base, bytes, kind: MemoryKind::Cuda, _owner: owner }
     }
 
-    /// Host memory of `bytes` zeroed bytes, 64-byte aligned; for tests and small programs.
+    /// A region of `bytes` zeroed bytes of host memory, aligned to 64 bytes. For tests and small programs.
     pub fn host(bytes: usize) -> Self {
         #[repr(align(64))]
         struct Line(#[allow(dead_code)] [u8; 64]);
         let lines = bytes.div_ceil(64).max(1);
         let mut owner: Vec<Line> = Vec::with_capacity(lines);
-        // SAFETY: the spare capacity is at least `lines` lines; zeroing makes every one of them a valid `Line`.
+        // SAFETY: the vector has capacity for `lines` elements, and zero bytes are a valid `Line`.
         unsafe {
             std::ptr::write_bytes(owner.as_mut_ptr(), 0, lines);
             owner.set_len(lines);
         }
         let base = NonNull::from(owner.as_mut_slice()).cast::<u8>();
-        // SAFETY: the vector is moved into the Arc and never touched again, so its heap block outlives the region.
+        // SAFETY: the region owns the vector through the Arc and never accesses it, so the heap block stays mapped and unborrowed.
         unsafe { Self::new(base, bytes, MemoryKind::Host, Arc::new(owner)) }
     }
 
-    /// The first byte's address: of this process for host memory, else of the device.
+    /// Address of the first byte: in this process for host memory, otherwise on the device.
     pub fn base(&self) -> NonNull<u8> {
         self.base
     }
@@ -98,18 +105,20 @@ impl Region {
         self.kind
     }
 
-    /// The address of `offset`, if `offset..offset + bytes` lies inside the region; for a library that knows the region's kind.
-    /// The host may dereference it only if the region is host memory: see [`at`](Self::at).
+    /// The address at `offset`, if `offset..offset + bytes` lies in the region.
+    ///
+    /// The address is for a library that knows the region's kind, such as UCX or CUDA. Use [`at`](Self::at) for a pointer that the
+    /// host may dereference.
     pub fn address(&self, offset: u64, bytes: u64) -> Option<NonNull<u8>> {
         let end = offset.checked_add(bytes)?;
         if end > self.bytes as u64 {
             return None;
         }
-        // Saturates where a device region that names addresses it does not have would overflow.
+        // Saturates because `on_device` accepts ranges that wrap around the address space.
         Some(self.base.map_addr(|base| base.saturating_add(offset as usize)))
     }
 
-    /// A pointer to `offset`, if the region is host memory and `offset..offset + bytes` lies inside it.
+    /// A pointer to `offset`, if the region is host memory and `offset..offset + bytes` lies in it.
     pub fn at(&self, offset: u64, bytes: u64) -> Option<NonNull<u8>> {
         self.address(offset, bytes).filter(|_| self.kind == MemoryKind::Host)
     }
@@ -126,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_inside_have_an_address_and_only_host_memory_has_pointers() {
+    fn only_ranges_inside_have_an_address_and_only_host_memory_has_pointers() {
         let host = Region::host(128);
         let device = Region::on_device(host.base(), host.bytes(), Arc::new(host.clone()));
         for (offset, bytes, inside) in
@@ -134,7 +143,7 @@ mod tests {
         {
             assert_eq!(host.at(offset, bytes).is_some(), inside, "{bytes} bytes at {offset}");
             assert_eq!(device.address(offset, bytes), host.at(offset, bytes));
-            assert_eq!(device.at(offset, bytes), None, "the host may not dereference a device's memory");
+            assert_eq!(device.at(offset, bytes), None, "the host must not dereference device memory");
         }
         let distance = host.at(100, 1).map(|at| at.addr().get() - host.base().addr().get());
         assert_eq!(distance, Some(100));

@@ -1,29 +1,29 @@
-//! The hash that proves that a page arrived whole, and that it is the page it is said to be.
+//! The hash of a KV page: shows that the bytes arrived complete and that the page is in its place.
 //!
-//! Not cryptographic: it guards against lost, torn, stale and misplaced bytes, not against a peer that lies about what it
-//! computed. A page is cut into segments of 4 KiB that are hashed independently, so threads of a GPU can share a page;
-//! their hashes are mixed with their place and summed, and the seed comes last:
+//! The hash is not cryptographic. It detects lost, torn, stale and misplaced bytes. It does not detect a peer that sends wrong values
+//! with a matching hash. A page is divided into segments of 4 KiB, which are hashed independently, so the threads of a GPU can share
+//! a page. Each segment's hash is mixed with the segment's index, the results are summed, and the seed is mixed in last:
 //!
 //! ```text
 //! segment  eight lanes of 64 bits; word w at place p adds lo32(w ^ key[p]) * hi32(w ^ key[p]) to its lane and w to its neighbour
 //! content  Σ mix(segment hash + index * K)
-//! page     mix(content ^ mix(seed))
+//! page     mix(content ^ mix(seed ^ length))
 //! ```
 //!
-//! The accumulation is that of XXH3 (Yann Collet), whose analysis it shares, without the scrambling between blocks:
-//! a segment is short enough not to need it.
+//! The accumulation is that of XXH3 (Yann Collet), and its analysis applies. XXH3's scrambling between blocks is left out, because a
+//! segment is too short to need it. `docs/protocol.md` has the exact definition and check values.
 
 use common::splitmix::{STEP as K, mix};
 
 use crate::memory::Region;
 
-/// Bytes hashed independently of the rest.
+/// Bytes in a segment.
 const SEGMENT: usize = 4096;
 const LANES: usize = 8;
 const STRIPE: usize = LANES * 8;
 const STRIPES: usize = SEGMENT / STRIPE;
 
-/// One key a word of a segment: splitmix64 of its place.
+/// One key for each word of a segment: SplitMix64 of the word's place.
 static KEYS: [[u64; LANES]; STRIPES] = keys();
 
 const fn keys() -> [[u64; LANES]; STRIPES] {
@@ -36,16 +36,16 @@ const fn keys() -> [[u64; LANES]; STRIPES] {
     keys
 }
 
-/// What a page is: mixed into its hash, so that right bytes in a wrong place do not pass.
+/// Identifies a page. The seed is mixed into the page's hash, so correct bytes in the wrong place have a wrong hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageSeed {
-    /// The session's, drawn by both sides' nonces: [`Nonces::session_seed`](crate::link::Nonces::session_seed).
+    /// The session's seed, from both sides' nonces: [`Nonces::session_seed`](crate::link::Nonces::session_seed).
     pub session: u64,
     /// Number of the credit that was spent.
     pub credit: u64,
     /// The receiver's number for the request.
     pub request: u64,
-    /// Place in the request's page table.
+    /// Index in the request's page table.
     pub place: u32,
 }
 
@@ -57,71 +57,89 @@ impl PageSeed {
     }
 }
 
-/// The hash of `bytes` bytes of `region` at `offset`, as the page that `seed` says; `None` if they leave the region, or if that
-/// is not the host's.
+/// The hash of the `bytes` bytes of `region` at `offset`, with `seed`. `None` if the range leaves the region or if the region is not
+/// host memory.
 ///
-/// Reads the memory as it is: the caller knows that nobody writes it now, or that what it reads is thrown away.
-/// Some 25 µs for 720 KiB from memory on one core with AVX-512: `cargo run --release -p connector --example hash_bench`.
+/// The hash is meaningful only if nothing writes the range meanwhile; otherwise the caller must discard it. Hashing 720 KiB from
+/// memory takes about 25 µs on one core with AVX-512 (`cargo run --release -p connector --example hash_bench`).
+///
+/// ```
+/// use connector::memory::Region;
+/// use connector::page_hash::{PageSeed, page_hash};
+///
+/// let pool = Region::host(8192);
+/// let seed = PageSeed { session: 1, credit: 2, request: 3, place: 4 };
+/// let hash = page_hash(&pool, 0, 4096, seed);
+/// assert!(hash.is_some());
+/// assert_eq!(page_hash(&pool, 4096, 4096, seed), hash, "equal bytes, equal seed");
+/// assert_ne!(page_hash(&pool, 0, 4096, PageSeed { place: 5, ..seed }), hash);
+/// assert_eq!(page_hash(&pool, 1, 8192, seed), None, "the range leaves the region");
+/// ```
 pub fn page_hash(region: &Region, offset: u64, bytes: u64, seed: PageSeed) -> Option<u64> {
     let base = region.at(offset, bytes)?;
-    // SAFETY: `at` has checked that the range lies in the region, which is the host's and alive for this call.
+    // SAFETY: `at` has checked that the range lies in the region and that the region is host memory. `region` keeps the memory mapped
+    // for this call.
     let content = unsafe { content(base.as_ptr(), bytes as usize) };
     Some(finished(content, bytes, seed))
 }
 
-/// The hash of a page of `bytes` bytes whose segments sum up to `content`, wherever they were summed.
+/// The hash of a page of `bytes` bytes from `content`, the sum over its segments. A GPU kernel can compute that sum.
 pub fn finished(content: u64, bytes: u64, seed: PageSeed) -> u64 {
     mix(content ^ mix(seed.word() ^ bytes))
 }
 
+/// The sum over the segments' hashes.
+///
 /// # Safety
 /// `bytes` bytes at `base` are readable.
 unsafe fn content(base: *const u8, bytes: usize) -> u64 {
     let (whole, rest) = (bytes / SEGMENT, bytes % SEGMENT);
     let mut sum = 0u64;
     for index in 0..whole {
-        // SAFETY: segment `index` lies before `bytes`.
+        // SAFETY: segment `index` is a whole one, so it ends at or before `bytes`, which the caller keeps readable.
         let hash = unsafe { segment(base.add(index * SEGMENT)) };
         sum = sum.wrapping_add(mix(hash.wrapping_add((index as u64).wrapping_mul(K))));
     }
     if rest > 0 {
         let mut last = [0u8; SEGMENT];
-        // SAFETY: the last `rest` bytes of the range, into a buffer that holds a whole segment.
+        // SAFETY: reads the last `rest` bytes of the caller's range; `rest < SEGMENT`, the size of the buffer.
         unsafe { std::ptr::copy_nonoverlapping(base.add(whole * SEGMENT), last.as_mut_ptr(), rest) };
-        // SAFETY: the buffer is a whole segment.
+        // SAFETY: `last` has `SEGMENT` bytes.
         let hash = unsafe { segment(last.as_ptr()) };
         sum = sum.wrapping_add(mix(hash.wrapping_add((whole as u64).wrapping_mul(K))));
     }
     sum
 }
 
+/// The hash of one segment, with the widest vector instructions that the processor has.
+///
 /// # Safety
 /// `SEGMENT` bytes at `base` are readable.
 unsafe fn segment(base: *const u8) -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor has what the function is compiled for; the range is the caller's promise.
+            // SAFETY: the processor has AVX-512F; the caller promises the readable range.
             return unsafe { segment_avx512(base) };
         }
         if is_x86_feature_detected!("avx2") {
-            // SAFETY: as above.
+            // SAFETY: the processor has AVX2; the caller promises the readable range.
             return unsafe { segment_avx2(base) };
         }
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises the readable range.
     unsafe { segment_plain(base) }
 }
 
 /// # Safety
-/// As [`segment`], on a processor with AVX-512F.
+/// As for [`segment`]; the processor has AVX-512F.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn segment_avx512(base: *const u8) -> u64 {
     use std::arch::x86_64::*;
     let mut lanes = [0u64; LANES];
-    // SAFETY: every load is of a stripe of the segment or of the keys, and unaligned loads are used; the store is of a
-    // stripe's size.
+    // SAFETY: each load reads one stripe of the segment, which the caller keeps readable, or of `KEYS`. The store writes one stripe
+    // into `lanes`, which has that size. Loads and stores are unaligned ones.
     unsafe {
         let mut sum = _mm512_loadu_si512(KEYS[0].as_ptr().cast());
         for (stripe, keys) in KEYS.iter().enumerate() {
@@ -137,13 +155,13 @@ unsafe fn segment_avx512(base: *const u8) -> u64 {
 }
 
 /// # Safety
-/// As [`segment`], on a processor with AVX2.
+/// As for [`segment`]; the processor has AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 unsafe fn segment_avx2(base: *const u8) -> u64 {
     use std::arch::x86_64::*;
     let mut lanes = [0u64; LANES];
-    // SAFETY: as in `segment_avx512`, half a stripe at a time.
+    // SAFETY: as in `segment_avx512`; each load and store is half a stripe.
     unsafe {
         let half = |from: *const u64, n: usize| _mm256_loadu_si256(from.add(n * 4).cast());
         let mut sums = [half(KEYS[0].as_ptr(), 0), half(KEYS[0].as_ptr(), 1)];
@@ -163,14 +181,14 @@ unsafe fn segment_avx2(base: *const u8) -> u64 {
     merge(lanes)
 }
 
-/// The definition; every other implementation gives the same.
+/// The reference implementation; the others give the same result.
 ///
 /// # Safety
-/// As [`segment`].
+/// As for [`segment`].
 unsafe fn segment_plain(base: *const u8) -> u64 {
     let mut lanes = KEYS[0];
     for (stripe, keys) in KEYS.iter().enumerate() {
-        // SAFETY: stripe `stripe` of the segment; unaligned reads of plain bytes.
+        // SAFETY: stripe `stripe` lies in the segment, which the caller keeps readable. The read is an unaligned one of plain integers.
         let words: [u64; LANES] =
             unsafe { base.add(stripe * STRIPE).cast::<[u64; LANES]>().read_unaligned() };
         for lane in 0..LANES {
@@ -182,7 +200,7 @@ unsafe fn segment_plain(base: *const u8) -> u64 {
     merge(lanes)
 }
 
-/// Lanes are mixed side by side, not one after the other: that would take as long as all the rest.
+/// The lanes are mixed independently and then summed. Mixing them one into the next would take as long as the accumulation.
 #[inline]
 fn merge(lanes: [u64; LANES]) -> u64 {
     (1u64..)
@@ -200,7 +218,7 @@ mod tests {
 
     fn region(bytes: &[u8]) -> Region {
         let region = Region::host(bytes.len());
-        // SAFETY: a fresh region of that length that nobody else knows.
+        // SAFETY: the region was just made with `bytes.len()` bytes and nothing else refers to it.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), region.base().as_ptr(), bytes.len()) };
         region
     }
@@ -211,7 +229,7 @@ mod tests {
 
     #[test]
     fn golden() {
-        // Both sides of a link must agree: a change here changes PROTOCOL_VERSION.
+        // Both sides of a link must agree, so a change here needs a new protocol version (`Versions::OURS`).
         let bytes: Vec<u8> = (0..10_000u32).map(|n| ((n * n) >> 3) as u8).collect();
         let got = [hash(&[], SEED), hash(&bytes[..64], SEED), hash(&bytes, SEED)];
         assert_eq!(
@@ -225,25 +243,25 @@ mod tests {
     fn every_implementation_agrees() {
         let bytes: Vec<u8> = (0..SEGMENT as u32).map(|n| (n * 7 + n / 3) as u8).collect();
         let base = bytes.as_ptr();
-        // SAFETY: a whole segment is readable, here and below.
+        // SAFETY: `bytes` has `SEGMENT` bytes.
         let plain = unsafe { segment_plain(base) };
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") {
-                // SAFETY: the processor has it.
+                // SAFETY: `bytes` has `SEGMENT` bytes, and the processor has AVX-512F.
                 assert_eq!(plain, unsafe { segment_avx512(base) });
             }
             if is_x86_feature_detected!("avx2") {
-                // SAFETY: the processor has it.
+                // SAFETY: `bytes` has `SEGMENT` bytes, and the processor has AVX2.
                 assert_eq!(plain, unsafe { segment_avx2(base) });
             }
         }
-        // SAFETY: as above.
+        // SAFETY: `bytes` has `SEGMENT` bytes.
         assert_eq!(plain, unsafe { segment(base) });
     }
 
     #[test]
-    fn what_the_page_is_counts() {
+    fn each_part_of_the_seed_changes_the_hash() {
         let bytes = [7u8; 5000];
         let seeds = [
             SEED,
@@ -254,13 +272,13 @@ mod tests {
         ];
         let hashes: std::collections::HashSet<u64> = seeds.iter().map(|seed| hash(&bytes, *seed)).collect();
         assert_eq!(hashes.len(), seeds.len());
-        assert_eq!(page_hash(&region(&bytes), 1, 5000, SEED), None, "it leaves the region");
+        assert_eq!(page_hash(&region(&bytes), 1, 5000, SEED), None, "the range leaves the region");
     }
 
     proptest! {
-        /// Any flipped bit, any two swapped pieces and any cut show.
+        /// A flipped bit, two swapped bytes and a missing last byte change the hash.
         #[test]
-        fn damage_shows(
+        fn damage_changes_the_hash(
             bytes in proptest::collection::vec(any::<u8>(), 1..20_000),
             at in any::<prop::sample::Index>(),
             bit in 0..8u8,

@@ -1,11 +1,12 @@
-//! Processes as the kernel of this host knows them: this process's incarnation, and proof that a dialer has ended.
+//! This process's incarnation, and proof from the kernel that a dialer's process has ended.
 //!
-//! A process that has ended writes nothing any more. Using that as proof takes a pidfd of the very process that dialled.
-//! What a peer says of itself cannot lead to one: after a virtual machine was cloned, two machines have the same boot id and
-//! PID namespace number, and a process id of one may be free, or another process, on the other. So the kernel has to say it.
-//! During the handshake the dialer listens on an abstract Unix socket whose name depends on both sides' fresh nonces, and the
-//! listener connects to it. That succeeds only on the same kernel, and the kernel then tells the listener which process it is.
-//! Where it does not succeed (another host, another network namespace) there is no proof.
+//! A process that has ended writes no more pages. To use that as proof, the listener needs a pidfd of the process that dialled. The
+//! incarnation in the peer's Hello is not enough: two clones of a virtual machine have the same boot id and the same PID namespace
+//! number, so a process id from one may mean no process, or another one, on the other.
+//!
+//! Therefore the dialer listens during the handshake on an abstract Unix socket, whose name is derived from both sides' nonces, and
+//! the listener connects to it. The connection succeeds only on the same kernel, and the kernel then reports the dialer's process id.
+//! If it fails (another host, another network namespace), there is no such proof.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -23,10 +24,10 @@ use tokio::net::UnixStream;
 use crate::frame::Incarnation;
 
 impl Incarnation {
-    /// This life of this process: what `/proc` tells, and a random number, so that no two processes have the same.
+    /// The incarnation of this process, from `/proc` and a new random number. Call it once at process start.
     ///
     /// # Errors
-    /// `/proc` cannot be read or understood, or there are no random bytes.
+    /// `/proc` cannot be read or parsed, or the operating system provides no random bytes.
     pub fn current() -> io::Result<Self> {
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
@@ -46,48 +47,50 @@ fn invalid(text: String) -> io::Error {
 
 fn boot(text: &str) -> io::Result<u128> {
     let digits = text.trim().replace('-', "");
-    u128::from_str_radix(&digits, 16).map_err(|_| invalid(format!("{text:?} is no boot id")))
+    u128::from_str_radix(&digits, 16)
+        .map_err(|_| invalid(format!("boot id {text:?} is not a hexadecimal number")))
 }
 
 fn start_ticks() -> io::Result<u64> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     // The command name, in parentheses, may hold spaces; the start time is the 20th field after it.
     let ticks = stat.rsplit_once(") ").and_then(|(_, after)| after.split(' ').nth(19)?.parse().ok());
-    ticks.ok_or_else(|| invalid(format!("no start time in {stat:?}")))
+    ticks.ok_or_else(|| invalid(format!("/proc/self/stat has no start time: {stat:?}")))
 }
 
-/// The dialer's side: as long as this lives, a listener on the same host can find this process by the name.
+/// The dialer's Unix socket. While it exists, a listener on the same kernel can find this process by the socket's name.
 #[derive(Debug)]
-pub(crate) struct Presence(#[expect(dead_code, reason = "open for others to connect to")] UnixListener);
+pub(crate) struct Presence(#[expect(dead_code, reason = "the socket must stay open")] UnixListener);
 
 impl Presence {
-    /// Shows this process under a name that only the listener of one handshake knows.
+    /// Listens under `name`, which only the two sides of one handshake know.
     pub(crate) fn show(name: &str) -> io::Result<Self> {
         UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?).map(Self)
     }
 }
 
-/// One process, for ever: its number cannot come to mean another one.
+/// A handle to one process (`pidfd_open`). Unlike a process id, it never refers to another process later.
 #[derive(Debug)]
 pub struct Pidfd(AsyncFd<OwnedFd>);
 
 impl Pidfd {
-    /// The process that shows its [`Presence`] under this name on this host. On a tokio runtime with I/O.
+    /// Finds the process that listens under `name` ([`Presence`]). Needs a tokio runtime with I/O.
     ///
     /// # Errors
-    /// There is none, it is in another PID namespace, or it has ended.
+    /// No process listens under `name` on this kernel, the process is in another PID namespace, or it has ended.
     pub(crate) async fn find(name: &str) -> io::Result<Self> {
         let stream = UnixStream::connect(OsStr::from_bytes(format!("\0{name}").as_bytes())).await?;
-        // The process that listens, by its number in our PID namespace; 0 if it has none there.
+        // The process id in our PID namespace; 0 if the process is not visible there.
         let pid = stream.peer_cred()?.pid().and_then(Pid::from_raw);
         let fd = pidfd_open(pid.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::NONBLOCK)?;
-        // The number may have changed hands before the pidfd was opened. It has not if the process lives afterwards, and then
-        // the connection is still open.
+        // The id may have been reused before the pidfd was opened. If the connection is still open, the process is alive, so the
+        // id was not reused.
         match stream.into_std()?.read(&mut [0]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             _ => return Err(io::ErrorKind::NotConnected.into()),
         }
-        // SAFETY: an `OwnedFd` is its descriptor's only owner, names the same one for ever and closes it when dropped.
+        // SAFETY: an `OwnedFd` owns its descriptor alone, always returns the same one and closes it when dropped, as
+        // `register_with_interest` requires.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
         Ok(Self(fd?))
     }
@@ -109,10 +112,10 @@ mod tests {
 
     use super::*;
 
-    /// Set in the child process of a test: the name under which it shows itself.
+    /// Environment variable of a child process: the name under which it listens.
     const NAME: &str = "BATON_TEST_PRESENCE";
 
-    /// Not a test of its own: what a child process of the tests below runs.
+    /// The child process of the tests below. Without the variable it does nothing.
     #[test]
     fn child() {
         let Ok(name) = std::env::var(NAME) else { return };
@@ -136,18 +139,18 @@ mod tests {
             .expect("this program");
         let output = io::BufReader::new(child.stdout.take().expect("piped"));
         let shown = output.lines().map_while(Result::ok).any(|line| line.contains("@shown"));
-        assert!(shown, "it shows itself");
-        let pidfd = Pidfd::find(&name).await.expect("it lives");
+        assert!(shown, "the child listens");
+        let pidfd = Pidfd::find(&name).await.expect("the child is alive");
         let early = tokio::time::timeout(Duration::from_millis(50), pidfd.gone()).await;
-        assert!(early.is_err(), "it lives");
-        child.kill().expect("ours");
-        pidfd.gone().await.expect("seen before it is waited for");
-        assert!(Pidfd::find(&name).await.is_err(), "it is gone");
-        child.wait().expect("ours");
+        assert!(early.is_err(), "the child is alive");
+        child.kill().expect("our own child");
+        pidfd.gone().await.expect("the pidfd reports the end of a zombie too");
+        assert!(Pidfd::find(&name).await.is_err(), "the child has ended");
+        child.wait().expect("our own child");
     }
 
     #[tokio::test]
-    async fn a_process_is_found_only_while_it_shows_itself() {
+    async fn a_process_is_found_only_while_it_listens() {
         let name = unique("while");
         assert!(Pidfd::find(&name).await.is_err());
         let presence = Presence::show(&name).expect("a free name");
@@ -157,10 +160,10 @@ mod tests {
     }
 
     #[test]
-    fn incarnations_differ_and_a_boot_id_is_not_made_up() {
+    fn incarnations_differ_and_a_malformed_boot_id_is_an_error() {
         let (one, other) = (Incarnation::current().expect("/proc"), Incarnation::current().expect("/proc"));
         assert_eq!(Incarnation { random: one.random, ..other }, one, "the same process");
-        assert_ne!(one, other, "as a clone of it would be");
+        assert_ne!(one, other, "the random number differs, as in a cloned machine");
         assert_eq!(boot("0f000000-0000-0000-0000-000000000001\n").expect("a boot id"), (0xf << 120) + 1);
         for text in ["", "unknown\n"] {
             assert!(boot(text).is_err(), "{text:?}");

@@ -1,17 +1,44 @@
-//! The ring of a session: a bounded ring of anonymous page credits, as two pure ledgers.
+//! The ring of a session: a bounded number of page credits, tracked by one ledger on each side.
 //!
-//! Credit *n* = (*n*, page) is the right to write that page of the receiver's pool **once**. The receiver's
-//! [`GrantLedger`] hands credits out (head) and takes filled pages in (tail); the sender's [`SpendLedger`] spends
-//! them in the order they were granted, for whichever of its pages is ready. Head and tail only grow: a credit's
-//! number is its generation, so nothing stale can be mistaken for something fresh.
+//! A credit is a number and a page of the receiver's pool. It permits one write of that page. The receiver's [`GrantLedger`] grants
+//! credits at the head and adopts filled pages at the tail. The sender's [`SpendLedger`] spends credits in the order of their
+//! numbers, for any page that is ready. Head and tail only grow and numbers are never reused, so a stale credit is never taken for
+//! a new one.
 //!
 //! ```text
 //!   receiver   tail ─────────────── head          outstanding = head − tail ≤ capacity
 //!   sender            spent ── granted            announced ≤ spent ≤ granted ≤ announced + capacity
 //! ```
 //!
-//! A credit binds no request. Which request a page belongs to is said when it has landed, so an abort reclaims
-//! nothing and any ring of at least one page makes progress. No clock, no I/O, no actor: property tests drive this.
+//! A credit is not tied to a request. The sender names the request when the page has landed. So aborting a request takes no credit
+//! back, and a ring of one page is enough to make progress. The ledgers have no clock and no I/O; property tests drive them.
+//!
+//! # Example
+//!
+//! ```
+//! use std::num::NonZeroU32;
+//! use connector::ring::{Credit, CreditNumber, GrantLedger, PageIndex, SpendLedger};
+//!
+//! # fn main() -> Result<(), connector::ring::RingError> {
+//! let capacity = NonZeroU32::new(2).expect("not zero");
+//! let mut receiver = GrantLedger::new(capacity);
+//! let mut sender = SpendLedger::new(capacity);
+//!
+//! // The receiver grants page 7 of its pool, in a Grant frame.
+//! let credit = receiver.grant(PageIndex(7))?;
+//! sender.accept(credit.number, &[credit.page])?;
+//!
+//! // The sender spends the credit and puts its page. Here the transport would write the bytes.
+//! assert_eq!(sender.spend(), Some(Credit { number: CreditNumber(0), page: PageIndex(7) }));
+//! assert_eq!(sender.spend(), None);
+//!
+//! // Once the put is flushed, the sender announces the page in a PageFilled frame, and the receiver adopts it.
+//! let first = sender.announce(1)?;
+//! assert_eq!(receiver.fill(first, 1)?, [PageIndex(7)]);
+//! assert_eq!(receiver.outstanding(), 0);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -26,44 +53,44 @@ pub struct CreditNumber(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PageIndex(pub u32);
 
-/// The right to write `page` once.
+/// The permission to write `page` once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credit {
     /// The credit's number.
     pub number: CreditNumber,
-    /// The page it allows to write.
+    /// The page that the credit permits to write.
     pub page: PageIndex,
 }
 
-/// A step that the ring's rules forbid. From a peer it ends the session.
+/// A violation of the ring's rules. If a peer caused it, the session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RingError {
-    /// Every credit of the ring is outstanding.
-    #[error("ring of {capacity} pages has no room for another {asked}")]
+    /// More credits would be outstanding than the ring allows.
+    #[error("ring of {capacity} pages has no room for {asked} more")]
     Full {
         /// Most credits outstanding.
         capacity: u32,
-        /// How many were to be added.
+        /// Number of credits to be added.
         asked: u32,
     },
-    /// Credits are granted, spent and filled in order.
-    #[error("credit {got} came where {expected} was due")]
+    /// Credits were granted or announced out of order.
+    #[error("expected credit {expected}, got credit {got}")]
     OutOfOrder {
-        /// The number that was due.
+        /// The next number in order.
         expected: u64,
-        /// The number that came.
+        /// The number that the peer sent.
         got: u64,
     },
-    /// A list of credits or pages without any.
-    #[error("peer named no credit at all")]
+    /// A grant or an announcement of no credit.
+    #[error("peer granted or announced an empty list of credits")]
     Empty,
-    /// More pages were called filled than credits are outstanding (or spent).
-    #[error("{count} pages called filled and only {outstanding} credits are outstanding")]
+    /// More pages were announced as filled than credits are outstanding (receiver) or spent (sender).
+    #[error("{count} pages announced as filled, but only {outstanding} credits are outstanding")]
     NotOutstanding {
-        /// How many were called filled.
+        /// Number of pages announced.
         count: u32,
-        /// How many could have been.
+        /// Number of credits outstanding, or spent and not announced.
         outstanding: u32,
     },
 }
@@ -80,7 +107,7 @@ impl RingError {
     }
 }
 
-/// The receiver's side: which pages of the pool the sender may write now.
+/// The receiver's ledger: the pages that the sender may write now.
 #[derive(Debug)]
 pub struct GrantLedger {
     capacity: NonZeroU32,
@@ -89,40 +116,48 @@ pub struct GrantLedger {
 }
 
 impl GrantLedger {
-    /// An empty ring that lets at most `capacity` credits be outstanding.
+    /// An empty ring with at most `capacity` credits outstanding.
     pub fn new(capacity: NonZeroU32) -> Self {
         Self { capacity, tail: 0, outstanding: VecDeque::new() }
     }
 
-    /// Credits granted so far.
+    /// Number of credits granted so far.
     pub fn head(&self) -> u64 {
         self.tail + self.outstanding.len() as u64
     }
 
-    /// Credits filled so far.
+    /// Number of credits filled so far.
     pub fn tail(&self) -> u64 {
         self.tail
     }
 
-    /// Credits that the sender holds: each of their pages may be written at any moment.
+    /// Number of credits granted and not yet filled. The sender may write their pages at any moment.
     pub fn outstanding(&self) -> u32 {
         self.outstanding.len() as u32
     }
 
-    /// True if the sender holds a credit for `page`.
+    /// True if a credit for `page` is outstanding.
     pub fn covers(&self, page: PageIndex) -> bool {
         self.outstanding.contains(&page)
     }
 
-    /// How many more credits may be granted now.
+    /// Number of credits that may be granted now.
     pub fn room(&self) -> u32 {
         self.capacity.get() - self.outstanding()
     }
 
-    /// Grants one credit. The caller has taken `page` out of its pool.
+    /// Grants one credit. The caller must have taken `page` out of its pool.
+    ///
+    /// ```
+    /// # use std::num::NonZeroU32;
+    /// # use connector::ring::{GrantLedger, PageIndex, RingError};
+    /// let mut ring = GrantLedger::new(NonZeroU32::MIN);
+    /// assert!(ring.grant(PageIndex(3)).is_ok());
+    /// assert_eq!(ring.grant(PageIndex(4)), Err(RingError::Full { capacity: 1, asked: 1 }));
+    /// ```
     ///
     /// # Errors
-    /// [`RingError::Full`]; the page is still the caller's.
+    /// [`RingError::Full`]; the page remains with the caller.
     pub fn grant(&mut self, page: PageIndex) -> Result<Credit, RingError> {
         if self.room() == 0 {
             return Err(RingError::Full { capacity: self.capacity.get(), asked: 1 });
@@ -132,7 +167,21 @@ impl GrantLedger {
         Ok(Credit { number, page })
     }
 
-    /// Takes `count` pages in, whose bytes the sender has put and flushed under the credits from `first` on.
+    /// Adopts `count` pages, which the sender has put and flushed under the credits from `first` on.
+    ///
+    /// A peer cannot fill a credit twice, skip one, or fill more than it holds:
+    ///
+    /// ```
+    /// # use std::num::NonZeroU32;
+    /// # use connector::ring::{CreditNumber, GrantLedger, PageIndex, RingError};
+    /// let mut ring = GrantLedger::new(NonZeroU32::MIN);
+    /// ring.grant(PageIndex(3))?;
+    /// assert_eq!(ring.fill(CreditNumber(1), 1), Err(RingError::OutOfOrder { expected: 0, got: 1 }));
+    /// assert_eq!(ring.fill(CreditNumber(0), 2), Err(RingError::NotOutstanding { count: 2, outstanding: 1 }));
+    /// assert_eq!(ring.fill(CreditNumber(0), 1), Ok(vec![PageIndex(3)]));
+    /// assert_eq!(ring.fill(CreditNumber(0), 1), Err(RingError::OutOfOrder { expected: 1, got: 0 }));
+    /// # Ok::<(), RingError>(())
+    /// ```
     ///
     /// # Errors
     /// [`RingError::Empty`], [`RingError::OutOfOrder`] or [`RingError::NotOutstanding`]; the ledger is unchanged.
@@ -150,14 +199,24 @@ impl GrantLedger {
         Ok(self.outstanding.drain(..count as usize).collect())
     }
 
-    /// Ends the session: the pages whose credits are still outstanding. A put into any of them may still land, so
-    /// they are not free until there is proof that none can.
+    /// Ends the session and returns the pages of all outstanding credits.
+    ///
+    /// A put into these pages may still land. The caller must not reuse them before it has proof that none can. A closed ledger
+    /// cannot grant:
+    ///
+    /// ```compile_fail,E0382
+    /// # use std::num::NonZeroU32;
+    /// # use connector::ring::{GrantLedger, PageIndex};
+    /// let mut ring = GrantLedger::new(NonZeroU32::MIN);
+    /// let quarantined = ring.close();
+    /// ring.grant(PageIndex(0)); // error: use of moved value
+    /// ```
     pub fn close(self) -> Vec<PageIndex> {
         self.outstanding.into()
     }
 }
 
-/// The sender's side: the credits it may spend, in order.
+/// The sender's ledger: the credits that it may spend, in order.
 #[derive(Debug)]
 pub struct SpendLedger {
     capacity: NonZeroU32,
@@ -167,25 +226,25 @@ pub struct SpendLedger {
 }
 
 impl SpendLedger {
-    /// An empty ring whose receiver said in its Welcome that at most `capacity` credits are ever outstanding.
+    /// An empty ring. `capacity` is [`ring_pages`](crate::frame::Welcome::ring_pages) of the receiver's Welcome.
     pub fn new(capacity: NonZeroU32) -> Self {
         Self { capacity, announced: 0, spent: 0, available: VecDeque::new() }
     }
 
-    /// Credits that can be spent now.
+    /// Number of credits that can be spent now.
     pub fn available(&self) -> u32 {
         self.available.len() as u32
     }
 
-    /// Credits spent and not yet announced as filled: puts in flight or waiting for their flush.
+    /// Number of credits spent and not yet announced as filled. Their puts are in flight or wait for a flush.
     pub fn unannounced(&self) -> u32 {
         (self.spent - self.announced) as u32
     }
 
-    /// Takes in the credits from `first` on, one for each page.
+    /// Accepts the credits from `first` on, one for each page.
     ///
     /// # Errors
-    /// [`RingError::Empty`], [`RingError::OutOfOrder`], or [`RingError::Full`] if the receiver granted past the ring it declared; the
+    /// [`RingError::Empty`], [`RingError::OutOfOrder`], or [`RingError::Full`] if the receiver grants more than the capacity; the
     /// ledger is unchanged.
     pub fn accept(&mut self, first: CreditNumber, pages: &[PageIndex]) -> Result<(), RingError> {
         if pages.is_empty() {
@@ -202,7 +261,7 @@ impl SpendLedger {
         Ok(())
     }
 
-    /// Spends the next credit, if there is one. The page may then be written once.
+    /// Spends the next credit, if there is one. The caller may then write its page once.
     pub fn spend(&mut self) -> Option<Credit> {
         let page = self.available.pop_front()?;
         let number = CreditNumber(self.spent);
@@ -210,10 +269,10 @@ impl SpendLedger {
         Some(Credit { number, page })
     }
 
-    /// The next `count` spent credits are about to be announced as filled; returns the first one's number.
+    /// Records that the next `count` spent credits are announced as filled, and returns the first one's number.
     ///
     /// # Errors
-    /// [`RingError::NotOutstanding`]; the ledger is unchanged.
+    /// [`RingError::NotOutstanding`] if fewer credits are spent and not announced; the ledger is unchanged.
     pub fn announce(&mut self, count: u32) -> Result<CreditNumber, RingError> {
         if count > self.unannounced() {
             return Err(RingError::NotOutstanding { count, outstanding: self.unannounced() });

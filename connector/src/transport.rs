@@ -1,10 +1,9 @@
-//! The contract of a transport: commands in through a bounded queue, events out through a sink.
+//! The contract of a transport: commands enter through a bounded queue, events leave through a sink.
 //!
-//! One transport serves one process and one registered [`Region`](crate::memory::Region). A *session* is one link
-//! between two processes; the receiving side opens it and hands its [`Descriptor`] to the sending side, which
-//! connects and puts. Whatever is in flight is owned by its completion inside the transport: dropping a handle,
-//! a future or an actor never frees memory that an operation may touch. Every command that is accepted is answered
-//! by exactly one terminal event, in failure too.
+//! One transport serves one process and one registered [`Region`](crate::memory::Region). A *session* connects two processes. The
+//! receiving side opens it and gives its [`Descriptor`] to the sending side, which connects and puts. The transport owns each
+//! operation until it completes, so dropping a handle, a future or an actor never frees memory that an operation may access. Each
+//! accepted command gets exactly one terminal event, also if it fails.
 
 pub(crate) mod queue;
 
@@ -12,18 +11,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::wire;
 
-/// A session's name inside one process; the caller chooses it and never uses it twice.
+/// Identifies a session within one process. The caller chooses the number and never reuses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TransportSession(pub u64);
 
-/// Names one put or flush; echoed in its completion.
+/// Identifies one put or flush. Its completion returns the same ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// What a sending process needs to write into a receiving process's region: travels in the Welcome.
+/// Everything that a sending process needs to write into a receiving process's region. It travels in the Welcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
-    /// The transport's name (`"ucx"`, `"loopback"`): the two sides must agree.
+    /// The transport's name (`"ucx"` or `"loopback"`). Both sides must use the same transport.
     #[serde(deserialize_with = "wire::text")]
     pub transport: String,
     /// Opaque address of the session's worker; at most [`Descriptor::BLOB_BYTES_MAX`].
@@ -39,11 +38,11 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// Longest address or key that is accepted from a peer.
+    /// Most bytes of a worker address or key from a peer.
     pub const BLOB_BYTES_MAX: usize = 16 << 10;
 }
 
-/// What a transport is asked to do. Each accepted command gets exactly one answer; shutting down answers too.
+/// A command to a transport. Each accepted command gets exactly one answer, also during shutdown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Creates the session's worker. Answered by [`Event::Opened`].
@@ -51,47 +50,45 @@ pub enum Command {
         /// A session that was never opened before.
         session: TransportSession,
     },
-    /// Connects an opened session to a peer's region. Answered by [`Event::Connected`] or [`Event::Failed`], within
-    /// three seconds.
+    /// Connects an opened session to a peer's region. Answered by [`Event::Connected`] or [`Event::Failed`] within 3 s.
     Connect {
         /// An opened session without a peer.
         session: TransportSession,
-        /// What the peer's [`Event::Opened`] reported.
+        /// The descriptor from the peer's [`Event::Opened`].
         peer: Descriptor,
     },
-    /// Writes bytes from this region into the peer's region. Answered by [`Event::PutCompleted`]: the source may be
-    /// reused, the bytes need **not** be visible there yet. An empty put is checked like any other and moves nothing.
+    /// Writes bytes from this region into the peer's region. Answered by [`Event::PutCompleted`]. After that the source may be
+    /// reused, but the bytes need **not** be visible at the peer yet. A put of 0 bytes is checked and moves nothing.
     Put {
         /// A connected session.
         session: TransportSession,
-        /// Echoed in the answer.
+        /// Returned in the answer.
         ticket: Ticket,
-        /// Where the bytes begin in this region.
+        /// Start of the source in this region.
         local_offset: u64,
-        /// Where they go in the peer's region.
+        /// Start of the target in the peer's region.
         remote_offset: u64,
-        /// How many.
+        /// Number of bytes.
         bytes: u64,
     },
-    /// Makes every put submitted before it visible at the peer. Answered by [`Event::Flushed`].
+    /// Makes all puts of the session that were submitted before visible at the peer. Answered by [`Event::Flushed`].
     Flush {
         /// A connected session.
         session: TransportSession,
-        /// Echoed in the answer.
+        /// Returned in the answer.
         ticket: Ticket,
     },
-    /// Ends a session: operations in flight are drained or failed (each still gets its event), then endpoint, rkey
-    /// and worker are destroyed. Answered by [`Event::Closed`], after which no byte of this session moves any more
-    /// through this process.
+    /// Ends a session. Operations in flight complete or fail, and each gets its event. Then the endpoint, the rkey and the worker are
+    /// destroyed. Answered by [`Event::Closed`]; after it this process moves no more bytes of the session.
     Close {
-        /// Any session; closing one that is not open is answered, with `drained: false`.
+        /// Any session. Closing a session that is not open is answered with `drained: false`.
         session: TransportSession,
     },
 }
 
 impl Command {
-    /// The event that answers this command when it fails. A [`Close`](Self::Close) does not fail by itself; its session then reports
-    /// [`Event::Failed`].
+    /// The event that answers this command when it fails. A [`Close`](Self::Close) does not fail by itself; its session reports
+    /// [`Event::Failed`] instead.
     pub fn failed(self, error: TransportError) -> Event {
         match self {
             Self::Open { session } => Event::Opened { session, result: Err(error) },
@@ -102,91 +99,92 @@ impl Command {
     }
 }
 
-/// What a transport reports, in order for one session.
+/// An event from a transport. The events of one session arrive in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The session's worker exists.
+    /// The session's worker exists, or could not be created.
     Opened {
         /// The session.
         session: TransportSession,
-        /// For the peer that is to write here.
+        /// The descriptor for the peer that will write into this region.
         result: Result<Descriptor, TransportError>,
     },
-    /// The connection is up: puts may be submitted.
+    /// The endpoint is connected; puts may be submitted.
     Connected {
         /// The session.
         session: TransportSession,
-        /// What carries the bytes, for example `tcp/lo`.
+        /// The transport and device that carry the bytes, for example `tcp/lo`.
         lane: String,
     },
-    /// The put's local part is over.
+    /// A put is complete at the source.
     PutCompleted {
         /// The session.
         session: TransportSession,
-        /// The put's.
+        /// The put's ticket.
         ticket: Ticket,
-        /// After an error the bytes may be there wholly, in part or not at all.
+        /// After an error, all, some or none of the bytes may have been written.
         result: Result<(), TransportError>,
     },
-    /// Everything put before is visible at the peer.
+    /// All puts submitted before the flush are visible at the peer.
     Flushed {
         /// The session.
         session: TransportSession,
-        /// The flush's.
+        /// The flush's ticket.
         ticket: Ticket,
-        /// After an error nothing is known about the puts before it.
+        /// After an error, the puts before the flush may be visible or not.
         result: Result<(), TransportError>,
     },
-    /// The session's endpoint is dead (peer gone, connect refused) and only `Close` makes sense; what is in flight
-    /// fails on its own. Comes once a session by itself, and as the answer to each `Connect` that fails.
+    /// The session's endpoint has failed: the peer is gone, or did not accept the connection. Operations in flight fail with their
+    /// own events; only `Close` is useful now. A session reports this at most once by itself, and as the answer to each failed
+    /// `Connect`.
     Failed {
         /// The session.
         session: TransportSession,
-        /// Why.
+        /// The reason.
         error: TransportError,
     },
-    /// The session is gone.
+    /// The session has ended.
     Closed {
         /// The session.
         session: TransportSession,
-        /// Every put had completed without error *and* was flushed before; puts refused at once do not count.
-        /// A session that only received is drained by definition.
+        /// Whether all puts had completed without error *and* were flushed. Puts that were refused before they started do not
+        /// count. A session that only received is drained.
         drained: bool,
     },
 }
 
-/// Why an operation of a transport failed.
+/// The reason why an operation of a transport failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
     /// A library call returned an error status.
     #[error("{call} failed: {status}")]
     Call {
-        /// The call, as the library names it.
+        /// The library's name of the call.
         call: &'static str,
         /// The library's text for the status.
         status: String,
     },
-    /// The session named in the command is not open or not connected.
+    /// The command's session is not open or not connected.
     #[error("session {0} is not connected")]
     NotConnected(u64),
-    /// The range does not lie inside this or the peer's region.
+    /// The source leaves this region, or the target leaves the peer's region.
     #[error("range of {bytes} bytes at {offset} leaves the region of {region_bytes} bytes")]
     OutOfRegion {
-        /// Offset asked for.
+        /// Offset of the range.
         offset: u64,
-        /// Length asked for.
+        /// Length of the range.
         bytes: u64,
-        /// Length of the region it leaves.
+        /// Length of the region.
         region_bytes: u64,
     },
-    /// The session was closed before the operation ran.
-    #[error("session closed before the operation ran")]
+    /// The session was closed before the operation completed.
+    #[error("session was closed before the operation completed")]
     Closed,
-    /// The command was not accepted.
+    /// The transport did not accept the command.
     #[error(transparent)]
     NotTaken(SubmitError),
-    /// The peer's descriptor cannot be used.
+    /// The peer's descriptor is not usable, or the session cannot take one now.
     #[error("peer descriptor: {0}")]
     Descriptor(String),
 }
@@ -205,11 +203,11 @@ impl TransportError {
     }
 }
 
-/// A command was not accepted.
+/// The transport did not accept a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubmitError {
-    /// The bounded command queue is full; nothing happened, try again after the next event.
+    /// The bounded command queue is full. The caller may submit the command again after the next event.
     #[error("transport command queue is full")]
     Full,
     /// The transport has been shut down.
@@ -217,27 +215,32 @@ pub enum SubmitError {
     ShutDown,
 }
 
-/// Takes a batch of events; runs on the transport's own thread and must not block.
+/// Receives a batch of events. It runs on the transport's thread and must not block.
 pub type EventSink = Box<dyn FnMut(Vec<Event>) + Send>;
 
-/// A running transport; cheap to share, dropped or shut down once.
+/// A running transport. Dropping it shuts it down.
 pub trait Transport: Send + Sync {
     /// The transport's name, as in [`Descriptor::transport`].
     fn name(&self) -> &'static str;
 
-    /// True if what a peer puts moves only while this side's part of the session lives, as over TCP, where the receiver's
-    /// own progress does the copying: then [`Event::Closed`] proves that nothing of the session can land any more.
-    /// False if the peer's process or device writes our memory by itself: then its word or its end is needed too.
+    /// Whether [`Event::Closed`] proves that no put of the peer can land any more.
+    ///
+    /// True if puts into this region move only while our worker of the session runs. That is so over TCP, where the receiver's
+    /// progress copies the bytes. False if the peer's process or device writes our memory directly. Then the proof also needs the
+    /// peer's statement that the session has drained, or the end of the peer's process.
     fn close_ends_writes(&self) -> bool;
 
     /// Queues a command without blocking.
+    ///
+    /// # Errors
+    /// [`SubmitError`]; the command gets no event.
     fn submit(&self, command: Command) -> Result<(), SubmitError>;
 
-    /// Marks of progress of the transport's thread: a counter that moves at least ten times a second while the
-    /// thread is alive. The watchdog reads it.
+    /// A counter that the transport's thread increments at least ten times a second. The watchdog reads it.
     fn progress(&self) -> u64;
 
-    /// Closes every session (each reports [`Event::Closed`]), answers every command, frees every registration and
-    /// joins the thread. Idempotent; called before exit. From inside the sink it only starts all that.
+    /// Closes all sessions (each reports [`Event::Closed`]), answers all commands, frees all registrations and joins the thread.
+    ///
+    /// Idempotent. A call from inside the sink starts the shutdown and returns at once.
     fn shutdown(&self);
 }

@@ -1,9 +1,10 @@
-//! The UCX transport: one thread, one registered region, one UCX worker a session.
+//! The UCX transport: one thread, one registered region, one UCX worker for each session.
 //!
-//! Runs on the thread "baton-ucx" (the loop is in `ucx/thread.rs`); UCX itself adds a thread that accepts TCP
-//! connections. Commands come through a queue bounded at 1024 operations that are not answered yet, and 64 more
-//! commands for opening and closing. A worker of its own a session makes destroying it the proof that no byte of
-//! the session moves any more: over TCP it is the receiver's progress that copies.
+//! It runs on the thread "baton-ucx" (`ucx/thread.rs`). UCX adds a thread that accepts TCP connections. The command queue is bounded:
+//! 1024 commands that are not answered yet, and 64 more for opening, connecting and closing.
+//!
+//! Over TCP the receiver's worker copies incoming bytes into place. Since each session has its own worker, destroying the worker
+//! proves that no more bytes of the session are written.
 
 mod blob;
 mod handles;
@@ -21,20 +22,20 @@ use ucx_sys::{LoadError, Ucx};
 
 const NAME: &str = "ucx";
 
-/// What UCX's variables are to be, unless the operator set them, for pages in host memory or on a device (a GPU):
-/// - `UCX_TLS`: `tcp`, and to a GPU what goes there by itself.
-/// - `UCX_NET_DEVICES`: UCX's TCP port would write anywhere for whoever reaches it, so the loopback device.
-/// - `UCX_RNDV_THRESH`: `inf` switches rendezvous off, which nothing here uses. With it on and peer error handling, UCX
-///   demands invalidation of memory keys from a lane that carries puts (`ucp/wireup/select.c`), TCP has none, and puts fall
-///   back to emulation, four times slower.
-/// - `UCX_PROTO_EMULATION_ENABLE`: with `n` a put that no lane carries fails. Emulation is not only slow. Its receiver answers
-///   each fragment, and UCX 1.22 *aborts the process* when that answer meets a sender that has just died
-///   (`ucp_rma_sw_send_cmpl`).
-/// - `UCX_TCP_CONN_NB`: with `n`, UCX's own choice, creating an endpoint waits in `connect`, which holds up every session for
-///   minutes if the peer's machine is silent. And UCX 1.22 *aborts the process* when the peer's listener goes just then: it
-///   connects once more, is refused, and destroys the endpoint under the operations that wait on it (`uct_tcp_ep_t_cleanup`).
-///   UCX's help warns of resets where very many connect at once; one costs a session, and the link dials again.
-/// - `UCX_MEMTYPE_CACHE`, on a device: UCX's cache of memory types takes what it did not see allocated for host memory.
+/// Our defaults for UCX's environment variables, for pages in host memory or on a device (a GPU):
+///
+/// - `UCX_TLS=tcp`; on a device also the CUDA transports.
+/// - `UCX_NET_DEVICES=lo`: every process that reaches UCX's TCP port can write anywhere in our memory, so it listens on loopback.
+/// - `UCX_RNDV_THRESH=inf` disables rendezvous, which Baton does not use. If rendezvous is enabled together with peer error handling,
+///   UCX requires a lane for puts to support invalidation of memory keys (`ucp/wireup/select.c`). TCP does not, so puts would be
+///   emulated, four times slower.
+/// - `UCX_PROTO_EMULATION_ENABLE=n`: a put that no lane supports fails instead of being emulated. An emulated put's receiver answers
+///   each fragment, and UCX 1.22 *aborts the process* if the sender has just died at that moment (`ucp_rma_sw_send_cmpl`).
+/// - `UCX_TCP_CONN_NB=y`: UCX's default `n` blocks in `connect` when it creates an endpoint. A peer machine that does not answer would
+///   block all sessions for minutes. Also, UCX 1.22 *aborts the process* if the peer stops listening at that moment: it connects once
+///   more, is refused, and destroys the endpoint while operations wait on it (`uct_tcp_ep_t_cleanup`). UCX's help warns that `y` can
+///   cause connection resets if very many processes connect at once. A reset ends one session, and the link dials again.
+/// - `UCX_MEMTYPE_CACHE=n` on a device: the cache would treat device memory whose allocation UCX did not see as host memory.
 pub fn defaults(on_device: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
     let tls = if on_device { "cuda_ipc,cuda_copy,tcp" } else { "tcp" };
     let always = [
@@ -47,18 +48,18 @@ pub fn defaults(on_device: bool) -> impl Iterator<Item = (&'static str, &'static
     always.into_iter().chain(on_device.then_some(("UCX_MEMTYPE_CACHE", "n")))
 }
 
-/// How the UCX transport finds and sets up the library.
+/// Where the UCX library is, and its settings.
 #[derive(Clone, Debug)]
 pub struct UcxConfig {
-    /// The library the operator named; no other is tried.
+    /// The library file that the operator configured. If set, no other file is tried.
     pub library: Option<PathBuf>,
-    /// Files to try in order; the loader's own search comes after them.
+    /// Library files to try in order. The dynamic loader's search follows.
     pub search: Vec<PathBuf>,
-    /// Variables that the operator has not set, with what they are to be; UCX reads the others from the environment itself.
-    /// In [`Default`]: all of [`defaults`] for pages in host memory.
+    /// Values for the variables that the operator has not set. UCX reads all others from the environment.
+    /// [`Default`] has all of [`defaults`] for pages in host memory.
     pub defaults: Vec<(String, String)>,
-    /// The `UCX_TLS` that the operator has set, if so. It is not passed on; it decides what proves that a lost peer
-    /// can write no more.
+    /// The operator's `UCX_TLS`, if set. It is not passed to UCX. It decides whether closing a session proves that a lost peer
+    /// writes no more ([`Transport::close_ends_writes`]).
     pub tls_of_operator: Option<String>,
 }
 
@@ -82,17 +83,17 @@ pub enum StartError {
     /// The library is missing or unusable.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// A setting has a zero byte in it.
-    #[error("UCX setting {name} has a zero byte in it")]
+    /// A setting contains a zero byte.
+    #[error("UCX setting {name} contains a zero byte")]
     Setting {
-        /// The setting.
+        /// The setting's name.
         name: String,
     },
-    /// UCX refused its configuration or the region.
-    #[error("UCX does not start: {0}")]
+    /// UCX rejected its configuration or the region.
+    #[error("UCX cannot be started: {0}")]
     Call(#[from] TransportError),
-    /// The operating system refused the thread or its doorbell.
-    #[error("the UCX thread does not start: {0}")]
+    /// The operating system could not create the thread or its eventfd.
+    #[error("the UCX thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
 }
 
@@ -108,16 +109,23 @@ impl StartError {
     }
 }
 
-/// The UCX transport. Shutting it down (or dropping it) closes every session within about two seconds, three times
-/// that if a drain moves on slowly, frees the registration and joins the thread.
+/// The UCX transport.
+///
+/// A shutdown (or drop) closes all sessions, frees the registration and joins the thread. It takes at most about 2 s, or 6 s if puts
+/// in flight still complete but slowly.
 pub struct UcxTransport {
     driver: Driver,
     ucx: &'static Ucx,
 }
 
 impl UcxTransport {
-    /// Loads UCX, registers `region` and starts the thread, on which `prepare` is called first (for memory of a device: to make
-    /// that current); `sink` gets every event on that thread.
+    /// Loads UCX, registers `region` and starts the thread.
+    ///
+    /// The thread first calls `prepare`, which must make the device current if the region is device memory. Then it calls `sink`
+    /// with all events.
+    ///
+    /// # Errors
+    /// [`StartError`].
     pub fn start(
         region: Region,
         config: &UcxConfig,
@@ -129,9 +137,9 @@ impl UcxTransport {
             None => Ucx::load(&config.search)?,
         };
         let setting = |(name, value): &(String, String)| {
-            // UCX's own names have no prefix.
-            let of = |text: &str| CString::new(text.strip_prefix("UCX_").unwrap_or(text)).ok();
-            of(name)
+            // `ucp_config_modify` takes names without the prefix.
+            let unprefixed = |text: &str| CString::new(text.strip_prefix("UCX_").unwrap_or(text)).ok();
+            unprefixed(name)
                 .zip(CString::new(value.as_str()).ok())
                 .ok_or_else(|| StartError::Setting { name: name.clone() })
         };
@@ -158,12 +166,12 @@ impl UcxTransport {
         let driver = Driver::new(NAME, tls.is_some_and(|tls| tls == "tcp"), queue, thread);
         match report.recv() {
             Ok(result) => result?,
-            Err(_) => return Err(std::io::Error::other("it ended before it reported").into()),
+            Err(_) => return Err(std::io::Error::other("the thread ended before it reported").into()),
         }
         Ok(Self { driver, ucx })
     }
 
-    /// The library in use: its version and file.
+    /// The loaded library, for its version and file.
     pub fn library(&self) -> &'static Ucx {
         self.ucx
     }

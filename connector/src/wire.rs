@@ -1,7 +1,30 @@
-//! The one file that knows how values become bytes: bincode 2, little-endian, fixed-width integers, bounded.
+//! The encoding of messages: bincode 2, little-endian, fixed-width integers, at most [`FRAME_BYTES_MAX`] bytes.
 //!
-//! Memory is taken for what has come, never for what a length claims: fields of variable length are read by `list`,
-//! `blob` and `text`.
+//! No other file uses bincode. A decoder allocates for the bytes that have arrived, not for the length that a peer claims. Fields of
+//! variable length therefore use the functions `list`, `blob` and `text`.
+//!
+//! # Example
+//!
+//! ```
+//! use connector::frame::Frame;
+//! use connector::ring::{CreditNumber, PageIndex};
+//! use connector::wire;
+//!
+//! # fn main() -> Result<(), wire::WireError> {
+//! let grant = Frame::Grant { first: CreditNumber(2), pages: vec![PageIndex(9)] };
+//! let bytes = wire::encode(&grant)?;
+//! assert_eq!(bytes.len(), 24);
+//! assert_eq!(bytes[..4], [2, 0, 0, 0], "Grant is variant 2");
+//! assert_eq!(wire::decode::<Frame>(&bytes)?, grant);
+//!
+//! // A frame that is cut short is an error. So is a frame with bytes behind it.
+//! let error = wire::decode::<Frame>(&bytes[..20]).expect_err("4 bytes are missing");
+//! assert_eq!(error.kind(), "decode");
+//! let longer = [bytes.as_slice(), &[0]].concat();
+//! assert!(wire::decode::<Frame>(&longer).is_err());
+//! # Ok(())
+//! # }
+//! ```
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,25 +33,25 @@ use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::de::{DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Longest encoded value in bytes. A prompt of 250,000 tokens fits; a length that a hostile peer invents does not.
+/// Most bytes of one encoded value, 1 MiB. A prompt of 250,000 tokens fits.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
 
 const CONFIG: Configuration<LittleEndian, Fixint, Limit<FRAME_BYTES_MAX>> =
     bincode::config::standard().with_fixed_int_encoding().with_limit::<FRAME_BYTES_MAX>();
 
-/// A value could not be written or read.
+/// A value could not be encoded or decoded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
-    /// The value does not fit [`FRAME_BYTES_MAX`].
+    /// The encoded value is longer than [`FRAME_BYTES_MAX`].
     #[error("frame cannot be encoded in {FRAME_BYTES_MAX} bytes: {0}")]
     Encode(String),
-    /// The bytes are no such value.
+    /// The bytes do not encode a value of the expected type.
     #[error("frame of {bytes} bytes cannot be decoded: {reason}")]
     Decode {
-        /// How many bytes came.
+        /// Number of bytes.
         bytes: usize,
-        /// What is wrong with them.
+        /// The decoder's reason.
         reason: String,
     },
 }
@@ -51,16 +74,17 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, WireError> {
     let bytes =
         bincode::serde::encode_to_vec(value, CONFIG).map_err(|error| WireError::Encode(error.to_string()))?;
     if bytes.len() > FRAME_BYTES_MAX {
-        return Err(WireError::Encode(format!("it has {} bytes", bytes.len())));
+        return Err(WireError::Encode(format!("its encoding has {} bytes", bytes.len())));
     }
     Ok(bytes)
 }
 
-/// Decodes a value that fills `bytes` to the last one. No allocation is longer than twice `bytes`, and all together are
-/// at most four times as long, a constant aside.
+/// Decodes a value that takes all of `bytes`.
+///
+/// No allocation is longer than twice `bytes`, and all allocations together are at most four times as long, plus a constant.
 ///
 /// # Errors
-/// [`WireError::Decode`] on anything else, random bytes included.
+/// [`WireError::Decode`] if the bytes do not encode a `T`, or if bytes follow it.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     let fail = |reason: String| WireError::Decode { bytes: bytes.len(), reason };
     let (value, read) =
@@ -71,17 +95,19 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     Ok(value)
 }
 
-/// Decodes a value from the front of `bytes`; what follows it may be of a later version. Allocations are bounded as in [`decode`].
+/// Decodes a value from the front of `bytes` and ignores the rest, which a later version may have appended.
+///
+/// Allocations are bounded as in [`decode`].
 ///
 /// # Errors
-/// [`WireError::Decode`].
+/// [`WireError::Decode`] if the bytes do not begin with a `T`.
 pub fn decode_front<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     let decoded = bincode::serde::decode_from_slice(bytes, CONFIG);
     let fail = |reason: String| WireError::Decode { bytes: bytes.len(), reason };
     decoded.map(|(value, _)| value).map_err(|error| fail(error.to_string()))
 }
 
-/// Reads a list that grows with its items. Serde's own reservation is for as many as the length claims, up to 1 MiB.
+/// Reads a list that grows as its items arrive. Serde's own `Vec` would reserve memory for the claimed length, up to 1 MiB.
 pub(crate) fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
     struct Items<T>(PhantomData<T>);
 
@@ -104,12 +130,12 @@ pub(crate) fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> R
     from.deserialize_seq(Items(PhantomData))
 }
 
-/// Reads bytes, and copies them when all are there.
+/// Reads a byte string. The bytes are copied only if all of them have arrived.
 pub(crate) fn blob<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
     <&[u8]>::deserialize(from).map(<[u8]>::to_vec)
 }
 
-/// Reads text, and copies it when all is there.
+/// Reads a text. It is copied only if all of its bytes have arrived.
 pub(crate) fn text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     <&str>::deserialize(from).map(str::to_owned)
 }

@@ -1,7 +1,7 @@
-//! One suite for every transport: the contract of `connector::transport`, run over loopback and over UCX on TCP.
+//! The contract of `connector::transport`: one suite, run for the loopback transport and for UCX over TCP.
 //!
-//! Each side keeps a ledger of what it submitted, and every test ends by checking that each accepted command had
-//! exactly one answer. The cases with two processes start this test binary again as the peer.
+//! Each side records the commands that it submitted. Each test ends with the check that every accepted command got exactly one
+//! answer. The cases with two processes start this test binary again as the peer.
 
 #[path = "transport_conformance/cases.rs"]
 mod cases;
@@ -40,10 +40,10 @@ conformance! {
     cases::sessions_open_and_close_many_times,
     cases::shutdown_is_idempotent_and_answers_everything,
     cases::the_watchdog_sees_progress,
-    failures::puts_that_cannot_run_are_refused_by_an_event,
-    failures::commands_for_no_session_are_answered,
+    failures::invalid_puts_fail_with_an_event,
+    failures::commands_for_an_unknown_session_are_answered,
     failures::garbage_descriptors_are_refused,
-    failures::a_receiver_that_leaves_fails_the_sender_and_no_more,
-    failures::a_sender_that_leaves_writes_no_more,
+    failures::a_receiver_that_closes_fails_only_that_session,
+    failures::nothing_is_written_after_the_receiver_closed,
     failures::any_sequence_of_commands_has_one_answer_each,
 }

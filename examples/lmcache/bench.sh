@@ -1,6 +1,6 @@
 #!/bin/sh
-# "You can also test the setup with benchmark_serving.py": the same options for `runtime bench serve`. The page's load is sized for two
-# GPUs; on a CPU take fewer and shorter prompts, as in `sh examples/lmcache/bench.sh --num-prompts 10 --random-input-len 200`.
+# "You can also test the setup with benchmark_serving.py": the same options for `runtime bench serve`. The load is meant for two GPUs. On
+# a CPU use fewer and shorter prompts: `sh examples/lmcache/bench.sh --num-prompts 10 --random-input-len 200`.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$root"

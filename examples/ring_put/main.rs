@@ -1,13 +1,12 @@
-//! Puts pages into the memory of another process through the ring of page credits.
+//! Puts pages into the memory of another process, using the ring of page credits.
 //!
 //! ```text
 //! cargo xtask fetch        # UCX, once
 //! cargo run -p examples --example ring_put
 //! ```
-//! The program is the receiver, and starts itself again as the sender. The receiver grants 4 credits, each the right to write one
-//! page once. The sender has 10 pages: it spends credits, puts pages over UCX, flushes, and acknowledges with a `PageFilled` frame that
-//! these pages are whole and visible. The receiver checks their hashes and grants the pages again. Both print what they do; the last
-//! line is `receiver: 10 pages are right`.
+//! The program is the receiver, and starts itself again as the sender. The receiver grants 4 credits; each permits writing one page
+//! once. The sender has 10 pages. It spends credits, puts pages over UCX, flushes, and announces the pages in a `PageFilled` frame. The
+//! receiver checks their hashes and grants the pages again. Both print each step. The last line is `receiver: 10 pages are right`.
 #![forbid(unsafe_code)]
 
 mod receiver;
@@ -18,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
 use anyhow::{Context, Result};
-use connector::frame::Shape;
+use connector::frame::KvShape;
 use connector::memory::Region;
 use connector::page_hash::{PageSeed, page_hash};
 use connector::ring::CreditNumber;
@@ -31,9 +30,9 @@ const PAGES: u32 = 10;
 const REQUEST: u64 = 7;
 const SESSION: TransportSession = TransportSession(1);
 
-/// What both sides must agree on. In a server it is the model, and the shape of its KV pages.
-fn shape() -> Shape {
-    Shape {
+/// Both sides must have the same shape. In a server it describes the model and its KV pages.
+fn shape() -> KvShape {
+    KvShape {
         model: "none".to_owned(),
         fingerprint: [0; 32],
         layers: 1,
@@ -46,7 +45,7 @@ fn shape() -> Shape {
     }
 }
 
-/// One process's memory, and the transport that reads and writes it.
+/// The memory of one process, and its transport.
 struct Side {
     region: Region,
     transport: UcxTransport,
@@ -54,7 +53,7 @@ struct Side {
 }
 
 impl Side {
-    /// Memory in which page `n` is full of `byte_of(n)`, with an open session of UCX over TCP.
+    /// Makes memory whose page `n` is filled with `byte_of(n)`, and opens a session of UCX over TCP.
     fn start(pages: u32, byte_of: fn(u32) -> u8) -> Result<Self> {
         let page = |n| (0..PAGE_BYTES).map(move |_| AtomicU8::new(byte_of(n)));
         let memory: Vec<AtomicU8> = (0..pages).flat_map(page).collect();
@@ -70,15 +69,15 @@ impl Side {
         Ok(Self { region, transport, events })
     }
 
-    /// What the transport reports next.
+    /// The transport's next event.
     async fn event(&mut self) -> Result<Event> {
         self.events.recv().await.context("the transport has ended")
     }
 
-    /// The hash of our page `page`, put under `credit` as page `place` of the request.
+    /// The hash of page `page` of this process, which is put under `credit` as page `place` of the request.
     fn hash(&self, page: u32, session: u64, credit: CreditNumber, place: u32) -> Result<u64> {
         let seed = PageSeed { session, credit: credit.0, request: REQUEST, place };
-        page_hash(&self.region, offset(page), PAGE_BYTES, seed).context("the page is not ours")
+        page_hash(&self.region, offset(page), PAGE_BYTES, seed).context("the page lies outside the region")
     }
 }
 

@@ -1,4 +1,4 @@
-//! The receiver: grants credits, and checks what was put under them.
+//! The receiver: grants credits and checks the pages that were put under them.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::{PAGES, Side, shape};
 
-/// Pages of our memory, and most credits at once.
+/// Number of pages in our memory, and most credits outstanding.
 const RING: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
 
 pub(crate) async fn run() -> Result<()> {
@@ -24,8 +24,9 @@ pub(crate) async fn run() -> Result<()> {
     let mut sender = std::process::Command::new(std::env::current_exe()?)
         .arg(listener.local_addr()?.to_string())
         .spawn()?;
-    let (stream, _) =
-        timeout(Duration::from_secs(30), listener.accept()).await.context("no sender came")??;
+    let (stream, _) = timeout(Duration::from_secs(30), listener.accept())
+        .await
+        .context("no sender connected within 30 s")??;
     let (mut link, _hello) = Link::accept(stream, Incarnation::current()?, &shape(), None).await?;
     link.welcome(Welcome {
         incarnation: Incarnation::current()?,
@@ -46,32 +47,32 @@ pub(crate) async fn run() -> Result<()> {
     loop {
         let (first, count, owner, hashes) = match frames.next().await {
             Ok(Frame::PageFilled { first, count, owner, hashes, .. }) => (first, count, owner, hashes),
-            Ok(frame) => bail!("unexpected {}", frame.name()),
+            Ok(frame) => bail!("unexpected frame {}", frame.name()),
             Err(LinkError::Goodbye) => break,
             Err(error) => return Err(error.into()),
         };
-        let place = owner.context("a page of a request")?.first_page;
+        let place = owner.context("the pages have no owner")?.first_page;
         let pages = ring.fill(first, count)?;
         for ((n, page), hash) in (0..).zip(&pages).zip(hashes) {
             let mut credit = first;
             credit.0 += u64::from(n);
             ensure!(side.hash(page.0, session, credit, place + n)? == hash, "page {} is damaged", place + n);
-            println!("receiver: page {} came under credit {} and its hash is right", place + n, credit.0);
+            println!("receiver: page {} arrived under credit {}; its hash is right", place + n, credit.0);
         }
         filled += count;
         outbox.send(grant(&mut ring, pages)?).await?;
     }
     ensure!(sender.wait()?.success(), "the sender failed");
     side.transport.shutdown();
-    ensure!(filled == PAGES, "{filled} pages came");
+    ensure!(filled == PAGES, "{filled} pages arrived instead of {PAGES}");
     println!("receiver: {filled} pages are right");
     Ok(())
 }
 
-/// Lets the sender write these pages once.
+/// Grants one credit for each page, and returns the frame for the sender.
 fn grant(ring: &mut GrantLedger, pages: Vec<PageIndex>) -> Result<Frame> {
     let credits = pages.iter().map(|page| ring.grant(*page)).collect::<Result<Vec<_>, _>>()?;
     let first = credits.first().context("no page to grant")?.number;
-    println!("receiver: grants {} credits from {} on", credits.len(), first.0);
+    println!("receiver: granted {} credits from {} on", credits.len(), first.0);
     Ok(Frame::Grant { first, pages })
 }

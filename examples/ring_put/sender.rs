@@ -1,4 +1,4 @@
-//! The sender: spends credits on its pages, and says which pages are whole.
+//! The sender: spends credits, puts its pages, and announces the pages that are flushed.
 
 use std::num::NonZeroU32;
 
@@ -34,15 +34,16 @@ pub(crate) async fn run(address: &str) -> Result<()> {
     let (outbox, queue) = mpsc::channel(16);
     let writing = tokio::spawn(writer.run(queue));
     side.transport.submit(Command::Connect { session: SESSION, peer: welcome.descriptor })?;
-    let Event::Connected { lane, .. } = side.event().await? else { bail!("the lane does not connect") };
+    let Event::Connected { lane, .. } = side.event().await? else { bail!("the lane did not connect") };
     println!("sender:   connected over {lane}");
 
-    let mut ring = SpendLedger::new(NonZeroU32::new(welcome.ring_pages).context("a ring without credits")?);
+    let ring_pages = NonZeroU32::new(welcome.ring_pages).context("the receiver's ring has no pages")?;
+    let mut ring = SpendLedger::new(ring_pages);
     let mut place = 0;
     while place < PAGES {
-        let Frame::Grant { first, pages } = frames.next().await? else { bail!("this is no grant") };
+        let Frame::Grant { first, pages } = frames.next().await? else { bail!("expected a Grant frame") };
         ring.accept(first, &pages)?;
-        // As many pages as there are credits; any page may go under any credit.
+        // Spends all credits, up to the number of pages left. Any page may use any credit.
         let left = (PAGES - place) as usize;
         let credits: Vec<Credit> = std::iter::from_fn(|| ring.spend()).take(left).collect();
         let mut hashes = Vec::new();
@@ -59,20 +60,20 @@ pub(crate) async fn run(address: &str) -> Result<()> {
         side.transport.submit(Command::Flush { session: SESSION, ticket: Ticket(u64::MAX) })?;
         complete(&mut side, credits.len()).await?;
         let count = credits.len() as u32;
-        println!("sender:   pages {place} to {} are put and flushed", place + count - 1);
+        println!("sender:   put and flushed pages {place} to {}", place + count - 1);
         let owner = Some(PageOwner { request: REQUEST, first_page: place });
         let first = ring.announce(count)?;
         outbox.send(Frame::PageFilled { first, count, owner, hashes, transfer_micros: 0 }).await?;
         place += count;
     }
-    // Without senders of frames the writer says goodbye.
+    // The writer sends a Goodbye when the last sender of its queue is dropped.
     drop(outbox);
     writing.await??;
     side.transport.shutdown();
     Ok(())
 }
 
-/// Waits until so many puts and the flush behind them are complete: the pages are visible at the receiver.
+/// Waits until `puts` puts and the flush behind them are complete. Then the pages are visible at the receiver.
 async fn complete(side: &mut Side, mut puts: usize) -> Result<()> {
     loop {
         match side.event().await? {
@@ -81,10 +82,10 @@ async fn complete(side: &mut Side, mut puts: usize) -> Result<()> {
                 puts -= 1;
             }
             Event::Flushed { result, .. } => {
-                anyhow::ensure!(puts == 0, "a flush is over before its puts");
+                anyhow::ensure!(puts == 0, "the flush completed before {puts} of its puts");
                 return Ok(result?);
             }
-            other => bail!("unexpected {other:?}"),
+            other => bail!("unexpected event {other:?}"),
         }
     }
 }

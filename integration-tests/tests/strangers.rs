@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use anyhow::Result;
-use connector::frame::{Answer, Capabilities, Challenge, Hello, Incarnation, Shape, Versions};
+use connector::frame::{Answer, Capabilities, Challenge, Hello, Incarnation, KvShape, Versions};
 use connector::wire;
 use integration_tests::client::{complete, metrics};
 use integration_tests::deadline::STATE_WITHIN;
@@ -45,7 +45,7 @@ fn hello(versions: Versions) -> Hello {
         session: 1,
         previous: 0,
         previous_drained: true,
-        shape: Shape {
+        shape: KvShape {
             model: "m\nwith a line of its own".into(),
             fingerprint: [0; 32],
             layers: 1,

@@ -100,90 +100,89 @@ macro_rules! sections {
 }
 
 sections! {
-    /// The node's own HTTP port: a request there is served wholly on that node.
+    /// The node's own HTTP port. Requests on this port are prefilled and decoded on this node.
     http: HttpSection {
-        /// Address on which the node's own HTTP port listens.
+        /// Address of the node's own HTTP port.
         host: String = host, |_, _| "127.0.0.1";
-        /// The node's own HTTP port; 0 takes a free one. 8200 for a receiver, 8100 for a sender.
+        /// The node's own HTTP port. 0 lets the system choose a free port. The default is 8200 for a receiver and 8100 for a sender.
         port: u16 = port, |role, _| if role == Role::Sender { "8100" } else { "8200" };
     }
-    /// The frontend: the port where a request is disaggregated.
+    /// The frontend: the HTTP port whose prompts a receiver gives to senders.
     frontend: FrontendSection {
-        /// Whether the process runs the frontend (receiver and local).
+        /// Whether a receiver opens the frontend. Role local needs it.
         enabled: bool = truth, |_, _| "true";
-        /// Address on which the frontend listens.
+        /// Address of the frontend.
         host: String = host, |_, _| "127.0.0.1";
-        /// The frontend's port; 0 takes a free one.
+        /// Port of the frontend. 0 lets the system choose a free port.
         port: u16 = port, |_, _| "9000";
-        /// A prompt is prefilled on this node although a sender lives if its first token comes sooner by more than this, as far as
-        /// queues and measured speeds say: it takes time from decoding.
+        /// If no sender is idle, a receiver prefills a prompt itself if it expects the first token sooner by more than this.
         local_if_sooner_by: Duration = duration, |_, _| "1s";
     }
     /// The link between a sender and a receiver.
     link: LinkSection {
         /// Address on which a receiver listens for senders.
         host: String = host, |_, _| "127.0.0.1";
-        /// Port on which a receiver listens for senders; 0 takes a free one.
+        /// Port on which a receiver listens for senders. 0 lets the system choose a free port.
         port: u16 = port, |_, _| "55555";
-        /// Secret that both ends of a link must share; without one, any process that reaches the port may join.
+        /// Secret that both ends of a link must have. Without a secret, any process that reaches the port may join and write pages.
         secret: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
-        /// Whom a sender dials, as `host:port`; empty means `link.host:link.port`.
+        /// The receivers that a sender dials, as `host:port`. If the list is empty, it dials `link.host:link.port`.
         peers: Vec<String> = peers, |_, _| Vec::<String>::new();
     }
-    /// The ring of page credits in a session.
+    /// The ring of page credits.
     ring: RingSection {
-        /// How many bytes of its pages a receiver lets a sender hold the right to write at once.
+        /// Most bytes of a receiver's pages that all its senders together may write at a time. Whole pages, at least one and at most half
+        /// the pool.
         bytes: ByteSize = bytes, |_, _| "1GiB";
     }
     /// The engine that runs the model.
     engine: EngineSection {
-        /// Compute threads; 0 takes one a core.
+        /// Compute threads of the CPU. 0 uses one for each core.
         threads: usize = |value| count(value, 0..=256), |_, _| "0";
-        /// What computes, and where pages lie: `cpu`, or `cuda` for the first GPU that the process sees.
+        /// The device that computes and has the KV pages: `cpu`, or `cuda` for the first GPU that the process sees.
         device: DeviceSetting = device, |_, _| "cpu";
-        /// The share of a GPU's memory that weights, activations and pages may take together.
+        /// Share of the GPU's memory for weights, activations and KV pages together.
         gpu_memory_utilization: f32 = share, |_, _| "0.9";
-        /// `auto` reads the model's weights; `dummy` makes random ones of its shape, on a GPU, for measurements.
+        /// `auto` reads the model's weights. `dummy` makes random weights, on a GPU only, for benchmarks.
         load_format: LoadFormatSetting = load_format, |_, _| "auto";
-        /// Size of the pool of KV pages; without one 1GiB, and on a GPU what `engine.gpu_memory_utilization` leaves.
+        /// Size of the pool of KV pages. The default is 1GiB, and on a GPU the rest of `engine.gpu_memory_utilization`.
         kv_bytes: Option<ByteSize> = |value| optional(value, bytes), |_, _| layers::NOTHING;
-        /// Tokens in a KV page, the same on both ends of a link; without one 16, and 64 on a GPU.
+        /// Tokens in a KV page. Both ends of a link need the same value. The default is 16, and 64 on a GPU.
         page_tokens: Option<u32> = |value| optional(value, |value| count(value, 1..=1024)), |_, _| layers::NOTHING;
-        /// Most tokens of one prompt that are prefilled in one step; without one 128, and 2048 on a GPU.
+        /// Most tokens of one prompt that a step computes. The default is 128, and 2048 on a GPU.
         prefill_chunk_tokens: Option<u32> =
             |value| optional(value, |value| count(value, 1..=32768)), |_, _| layers::NOTHING;
-        /// Whether pages that hold the beginning of an earlier request serve later ones that begin with the same tokens.
+        /// Whether the pages of earlier requests serve later prompts that begin with the same tokens.
         prefix_cache: bool = truth, |_, _| "true";
     }
-    /// What one request may cost.
+    /// Limits for requests.
     request: RequestSection {
-        /// How long a request may take from the arrival of its head to its last token; the wait for others is included.
+        /// Most time for a request, from the arrival of its head to its last token, including the wait in the queue.
         deadline: Duration = duration, |_, _| "10m";
-        /// How many answers are computed at once; without one 64, and 256 on a GPU. Further requests wait.
+        /// Most answers computed at a time. The default is 64, and 256 on a GPU. Further requests wait.
         concurrency: Option<usize> =
             |value| optional(value, |value| count(value, 1..=32768)), |_, _| layers::NOTHING;
-        /// How many requests wait at most; one more is answered 429.
+        /// Most requests that wait. Further requests are answered 429.
         queue: usize = |value| count(value, 0..=65536), |_, _| "4096";
-        /// Memory for what clients send: bodies, prompts that wait and prompts that are answered; a request beyond it is answered 503.
+        /// Memory for request bodies and prompts until they are answered. A request that does not fit is answered 503.
         input_bytes: ByteSize = bytes, |_, _| "256MiB";
-        /// Most tokens that a prompt and its answer may have together; 0 takes the model's own limit.
+        /// Most tokens of a prompt and its answer together. 0 uses the model's limit.
         context_tokens: u32 = |value| count(value, 0..=16_777_216), |_, _| "0";
-        /// Key that clients have to show as `Authorization: Bearer KEY`; without one, anybody who reaches the port may ask.
+        /// Key that clients must send as `Authorization: Bearer KEY`. Without it, any client that reaches the port may send requests.
         api_key: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
     }
-    /// What carries the KV bytes.
+    /// The transport of KV bytes.
     transport: TransportSection {
-        /// The UCX library (`libucp.so.0`) to load; without one, the archive's, the cache folder's and then what the loader finds.
+        /// The UCX library (`libucp.so.0`) to load. The default is that of the archive, then the cache folder, then the dynamic loader.
         ucx_library: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
-        /// GB/s that a lane has to move at its start to be used; without one 0, and 5 between GPUs.
+        /// Lowest measured speed in GB/s at which a sender uses a lane. The default is 0, and 5 between GPUs.
         min_gigabytes_per_second: Option<f32> = |value| optional(value, rate), |_, _| layers::NOTHING;
-        /// Whether pages are hashed by the sender and checked by the receiver before they are adopted; the same on both
-        /// ends of a link.
+        /// Whether the sender hashes pages and the receiver checks the hashes. Both ends of a link need the same value.
         page_hash: bool = truth, |_, _| "true";
     }
-    /// How a process ends.
+    /// The end of a process.
     shutdown: ShutdownSection {
-        /// How long requests in flight may take to finish after SIGTERM.
+        /// Most time for live requests to finish after SIGTERM or SIGINT.
         drain: Duration = duration, |_, _| "20s";
     }
 }
@@ -192,19 +191,19 @@ sections! {
 const TOP_KEYS: &[ConfigKey] = &[
     ConfigKey {
         name: "model",
-        doc: " The model: a GGUF file, or a folder as Hugging Face keeps it.",
+        doc: " The model: a GGUF file, or a Hugging Face folder.",
         default: |_, place| Value::from(place.default_model().display().to_string()),
         check: |value| path(value).map(drop),
     },
     ConfigKey {
         name: "tokenizer",
-        doc: " Where the tokenizer and the chat template come from, if not from the model: a GGUF file or a folder.",
+        doc: " A GGUF file or folder whose tokenizer and chat template are used instead of the model's.",
         default: |_, _| Value::from(layers::NOTHING),
         check: |value| optional(value, path).map(drop),
     },
     ConfigKey {
         name: "served_model_name",
-        doc: " The name under which clients ask for the model; without one, its file's name without the quantisation, or its folder's.",
+        doc: " The model name that clients use. The default is the file's name without its quantisation, or the folder's name.",
         default: |_, _| Value::from(layers::NOTHING),
         check: |value| optional(value, text).map(drop),
     },

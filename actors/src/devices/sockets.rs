@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use connector::frame::{self, Capabilities, Challenge, Frame, Hello, Incarnation, Shape, Versions};
+use connector::frame::{self, Capabilities, Challenge, Frame, Hello, Incarnation, KvShape, Versions};
 use connector::link::{Link, LinkError, Prover};
 use connector::process::Pidfd;
 use connector::transport::Descriptor;
@@ -37,7 +37,7 @@ pub struct Identity {
     /// This process.
     pub incarnation: Incarnation,
     /// What it serves.
-    pub shape: Shape,
+    pub shape: KvShape,
     /// `link.secret`.
     pub secret: Option<String>,
     /// Most credits outstanding in a session that we receive in.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use actix::prelude::*;
-use connector::frame::{Capabilities, Incarnation, Shape};
+use connector::frame::{Capabilities, Incarnation, KvShape};
 use connector::transport::{Event, EventSink, Transport};
 use tokio::net::TcpListener;
 
@@ -81,9 +81,9 @@ pub(super) fn start<E>(
     Ok(Linked { peer_link, arbiter, transport })
 }
 
-fn shape(parts: &Parts, page_hash: bool) -> Shape {
+fn shape(parts: &Parts, page_hash: bool) -> KvShape {
     let layout = parts.pool.layout();
-    Shape {
+    KvShape {
         model: parts.model.name.clone(),
         fingerprint: parts.model.fingerprint,
         layers: layout.layers,

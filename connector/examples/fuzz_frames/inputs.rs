@@ -1,15 +1,15 @@
-//! What a hostile peer may send: valid values of every kind, and what becomes of them in its hands.
+//! Inputs of the fuzzer: valid values of each type, damaged values, and random bytes.
 
 use common::splitmix::SplitMix64;
 use connector::frame::{
-    Answer, Capabilities, Challenge, FirstToken, FirstTokenLogprobs, Frame, Hello, Incarnation, PageOwner,
-    PrefillFault, Shape, Versions, Welcome,
+    Answer, Capabilities, Challenge, FirstToken, FirstTokenLogprobs, Frame, Hello, Incarnation, KvShape,
+    PageOwner, PrefillFault, Versions, Welcome,
 };
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::Descriptor;
 use connector::wire::{self, FRAME_BYTES_MAX};
 
-/// Inputs by chance, the same for the same seed.
+/// A random generator; the same seed gives the same inputs.
 pub(crate) struct Random(SplitMix64);
 
 impl Random {
@@ -34,17 +34,17 @@ impl Random {
         std::array::from_fn(|_| self.next() as u8)
     }
 
-    /// A length: mostly a few, sometimes many, and once in a while as many as may be.
-    fn length(&mut self, many: usize, most: usize) -> usize {
+    /// A length: below 20 in most cases, up to `large` in 5 %, and up to `max` in 0.05 %.
+    fn length(&mut self, large: usize, max: usize) -> usize {
         match self.below(2000) {
-            0 => self.below(most + 1),
-            1..100 => self.below(many + 1),
+            0 => self.below(max + 1),
+            1..100 => self.below(large + 1),
             _ => self.below(20),
         }
     }
 
-    fn list<T>(&mut self, most: usize, item: impl Fn(u64) -> T) -> Vec<T> {
-        (0..self.length(2000, most)).map(|_| item(self.next())).collect()
+    fn list<T>(&mut self, max: usize, item: impl Fn(u64) -> T) -> Vec<T> {
+        (0..self.length(2000, max)).map(|_| item(self.next())).collect()
     }
 
     fn text(&mut self) -> String {
@@ -52,8 +52,8 @@ impl Random {
     }
 }
 
-pub(crate) fn shape() -> Shape {
-    Shape {
+pub(crate) fn shape() -> KvShape {
+    KvShape {
         model: "m".into(),
         fingerprint: [7; 32],
         layers: 30,
@@ -66,11 +66,11 @@ pub(crate) fn shape() -> Shape {
     }
 }
 
-fn any_shape(random: &mut Random) -> Shape {
+fn any_shape(random: &mut Random) -> KvShape {
     if random.one_in(2) {
         return shape();
     }
-    Shape { model: random.text(), fingerprint: random.array(), dtype: random.text(), ..shape() }
+    KvShape { model: random.text(), fingerprint: random.array(), dtype: random.text(), ..shape() }
 }
 
 fn incarnation(random: &mut Random) -> Incarnation {
@@ -176,7 +176,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             prefill_micros: random.next(),
         },
         8 => {
-            let fault = if random.next() % 2 == 0 { PrefillFault::Refused } else { PrefillFault::Failed };
+            let fault = if random.one_in(2) { PrefillFault::Refused } else { PrefillFault::Failed };
             Frame::PrefillFailed { request, fault, reason: random.text() }
         }
         9 => Frame::RingShare { pages: random.next() as u32 },
@@ -184,7 +184,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
     }
 }
 
-/// A valid encoding of one of the four kinds of values.
+/// A valid encoding of one of the four types.
 pub(crate) fn valid(random: &mut Random) -> Vec<u8> {
     match random.below(8) {
         0 => encoded(&challenge(random)),
@@ -194,12 +194,12 @@ pub(crate) fn valid(random: &mut Random) -> Vec<u8> {
     }
 }
 
-/// What [`wire`] makes of a value that fits.
+/// The encoding of a value that is short enough.
 pub(crate) fn encoded<T: serde::Serialize>(value: &T) -> Vec<u8> {
-    wire::encode(value).expect("every length is below the wire's limit")
+    wire::encode(value).expect("every length is below the limit of the wire")
 }
 
-/// Bytes that look like an enum's first ones half of the time.
+/// Random bytes. Half of them begin with a plausible variant number.
 pub(crate) fn noise(random: &mut Random) -> Vec<u8> {
     let length = random.length(4096, FRAME_BYTES_MAX + 64);
     let mut bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
@@ -209,7 +209,7 @@ pub(crate) fn noise(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// Damages `bytes` in one to four ways; `other` lends its parts.
+/// Damages `bytes` in one to four ways. Parts of `other` are inserted.
 pub(crate) fn damage(random: &mut Random, bytes: &mut Vec<u8>, other: &[u8]) {
     for _ in 0..=random.below(4) {
         let at = random.below(bytes.len());
@@ -226,23 +226,24 @@ pub(crate) fn damage(random: &mut Random, bytes: &mut Vec<u8>, other: &[u8]) {
             }
             4 if at < bytes.len() => bytes[at] = random.next() as u8,
             5 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
-            _ => lie(random, bytes),
+            _ => corrupt_length(random, bytes),
         }
     }
 }
 
-/// Makes what may be a length, in its eight bytes, a lie: nested ones too, since any offset may be one.
-fn lie(random: &mut Random, bytes: &mut [u8]) {
+/// Overwrites eight bytes that may be a length with a wrong one. Lengths of nested lists are found too, because any offset may be
+/// chosen.
+fn corrupt_length(random: &mut Random, bytes: &mut [u8]) {
     let word = |at: usize| bytes.get(at..)?.first_chunk().map(|word| u64::from_le_bytes(*word));
     let from = random.below(bytes.len());
-    // The next eight bytes that could be a length, or any.
+    // The next eight bytes that could be a length; in a quarter of the cases any eight bytes.
     let likely = (from..bytes.len().min(from + 256))
         .find(|at| word(*at).is_some_and(|length| length != 0 && length <= (bytes.len() - at - 8) as u64));
     let at = if random.one_in(4) { from } else { likely.unwrap_or(from) };
     let Some(length) = word(at) else { return };
     let left = (bytes.len() - at - 8) as u64;
     let limit = FRAME_BYTES_MAX as u64;
-    let lies = [
+    let wrong = [
         0,
         length.wrapping_sub(1),
         length.wrapping_add(1),
@@ -259,5 +260,5 @@ fn lie(random: &mut Random, bytes: &mut [u8]) {
         1 << 63,
         u64::MAX,
     ];
-    bytes[at..at + 8].copy_from_slice(&lies[random.below(lies.len())].to_le_bytes());
+    bytes[at..at + 8].copy_from_slice(&wrong[random.below(wrong.len())].to_le_bytes());
 }

@@ -1,4 +1,4 @@
-//! Whole conversations over a socket pair, in which the peer sends what it likes and hangs up.
+//! Fuzzes whole links over TCP: the peer sends a handshake and frames, damaged or not, and hangs up.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,11 @@ use crate::counting_allocator::allocated;
 use crate::inputs::{self, Random};
 use crate::{LINK_BYTES_MAX, Line, feed, violation};
 
-/// A link whose peer has hung up ends long before this.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit for a link to end after its peer has hung up.
+const LINK_WITHIN: Duration = Duration::from_secs(10);
 
-/// Lets conversations take place for this long: `lines[0]` with a listener of ours, `lines[1]` with a dialer.
-pub(crate) fn converse_for(turn: Duration, random: &mut Random, lines: &mut [Line; 2]) {
+/// Fuzzes links for `turn`. Our side is the listener for `lines[0]` and the dialer for `lines[1]`.
+pub(crate) fn fuzz_links_for(turn: Duration, random: &mut Random, lines: &mut [Line; 2]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
     let end = Instant::now() + turn;
@@ -41,23 +41,23 @@ pub(crate) fn converse_for(turn: Duration, random: &mut Random, lines: &mut [Lin
                     link.welcome(welcome).await?;
                     Ok::<LinkError, LinkError>(frames(link, &mut line.decoded).await)
                 };
-                tokio::time::timeout(PATIENCE, async { tokio::join!(peer, ours) }).await
+                tokio::time::timeout(LINK_WITHIN, async { tokio::join!(peer, ours) }).await
             };
-            let (over, cost) = allocated(|| runtime.block_on(conversation));
-            if over.is_err() {
-                violation("the peer has hung up and the link goes on");
+            let (ended, cost) = allocated(|| runtime.block_on(conversation));
+            if ended.is_err() {
+                violation("the link did not end after its peer had hung up");
             }
             line.inputs += 1;
             line.took += began.elapsed();
             line.cost(cost);
             if cost.largest > LINK_BYTES_MAX.0 || cost.peak > LINK_BYTES_MAX.1 {
-                violation(&format!("{cost:?} for a conversation of {} bytes", script.len()));
+                violation(&format!("{cost:?} for a link that received {} bytes", script.len()));
             }
         }
     }
 }
 
-/// Reads frames until the link ends, which every link does.
+/// Reads frames until the link ends.
 async fn frames(link: Link, read: &mut u64) -> LinkError {
     let (_writer, mut reader) = link.split();
     loop {
@@ -68,27 +68,27 @@ async fn frames(link: Link, read: &mut u64) -> LinkError {
     }
 }
 
-/// Says all of the script, hangs up, and hears the other side out.
+/// The peer: sends the script, hangs up, and reads until the other side closes.
 async fn peer(listener: &TcpListener, listens: bool, script: &[u8]) -> std::io::Result<()> {
     let mut socket =
         if listens { listener.accept().await?.0 } else { TcpStream::connect(listener.local_addr()?).await? };
-    // Whoever is refused half-way closes the socket: then nothing more can be said.
-    let said = socket.write_all(script).await;
-    if said.is_ok() {
+    // The other side closes the socket if it refuses the peer early. Then the rest cannot be sent.
+    let sent = socket.write_all(script).await;
+    if sent.is_ok() {
         socket.shutdown().await?;
-        let mut heard = [0; 4096];
-        while socket.read(&mut heard).await? > 0 {}
+        let mut received = [0; 4096];
+        while socket.read(&mut received).await? > 0 {}
     }
     Ok(())
 }
 
-/// Adds a value with its length in front.
-fn say(script: &mut Vec<u8>, value: &[u8]) {
+/// Appends a value, with its length in front.
+fn append(script: &mut Vec<u8>, value: &[u8]) {
     script.extend((value.len() as u32).to_be_bytes());
     script.extend(value);
 }
 
-/// What the peer says: its part of the handshake and some frames, damaged in places or not.
+/// The bytes that the peer sends: its part of the handshake and up to eleven frames, some of them damaged.
 fn script(listens: bool, random: &mut Random) -> Vec<u8> {
     let mut script = Vec::new();
     let mut values: Vec<Vec<u8>> = if listens {
@@ -119,12 +119,12 @@ fn script(listens: bool, random: &mut Random) -> Vec<u8> {
         let other = inputs::valid(random);
         inputs::damage(random, value, &other);
     }
-    values.iter().for_each(|value| say(&mut script, value));
+    values.iter().for_each(|value| append(&mut script, value));
     match random.below(4) {
-        // A length that its value does not have, up to one that no frame may have.
+        // A wrong length in front of a value, up to and beyond the longest frame.
         0 => {
-            let lies = [0, 1, 1 << 10, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 1 << 31, u32::MAX];
-            script.extend(lies[random.below(lies.len())].to_be_bytes());
+            let wrong = [0, 1, 1 << 10, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 1 << 31, u32::MAX];
+            script.extend(wrong[random.below(wrong.len())].to_be_bytes());
             script.extend(inputs::noise(random));
         }
         1 => {

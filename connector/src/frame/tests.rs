@@ -4,8 +4,8 @@ use super::*;
 use crate::counting_allocator::allocated;
 use crate::wire::FRAME_BYTES_MAX;
 
-fn shape() -> Shape {
-    Shape {
+fn shape() -> KvShape {
+    KvShape {
         model: "m".into(),
         fingerprint: [7; 32],
         layers: 30,
@@ -19,11 +19,11 @@ fn shape() -> Shape {
 }
 
 #[test]
-fn versions_agree_on_the_highest_that_both_know() {
+fn versions_agree_on_the_highest_that_both_support() {
     let check = |ours: (u32, u32), theirs: (u32, u32), expect: Option<u32>| {
         let (ours, theirs) = (Versions::new(ours.0, ours.1), Versions::new(theirs.0, theirs.1));
         assert_eq!(ours.agree(&theirs).ok(), expect);
-        assert_eq!(theirs.agree(&ours).ok(), expect, "both sides find the same");
+        assert_eq!(theirs.agree(&ours).ok(), expect, "both sides get the same result");
     };
     check((7, 7), (7, 7), Some(7));
     check((7, 9), (5, 8), Some(8));
@@ -33,9 +33,9 @@ fn versions_agree_on_the_highest_that_both_know() {
     assert_eq!(Versions::OURS.agree(&stranger), Err(Incompatible::Stranger));
 }
 
-/// What every version writes first. It never changes.
+/// The first bytes of Challenge and Hello are the same in all versions.
 #[test]
-fn the_frozen_prefix() {
+fn the_version_prefix_never_changes() {
     let bytes = wire::encode(&Versions::new(7, 0x0102)).expect("small");
     assert_eq!(bytes, [b'B', b'T', b'O', b'N', 7, 0, 0, 0, 2, 1, 0, 0]);
     assert!(wire::encode(&hello()).expect("small").starts_with(b"BTON"));
@@ -50,8 +50,8 @@ fn golden_bytes() {
     {
         let bytes = wire::encode(&value).expect("small");
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, expect, "{value:?}: the wire changed, so its version must");
-        assert_eq!(wire::decode::<T>(&bytes).expect("what was encoded"), value);
+        assert_eq!(hex, expect, "{value:?}: the encoding has changed and needs a new protocol version");
+        assert_eq!(wire::decode::<T>(&bytes).expect("encoded above"), value);
     }
     check(
         Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
@@ -91,12 +91,12 @@ fn golden_bytes() {
 }
 
 #[test]
-fn what_differs_is_named() {
-    let check = |change: fn(&mut Shape), expect: &str| {
+fn the_error_names_the_property_that_differs() {
+    let check = |change: fn(&mut KvShape), expect: &str| {
         let mut theirs = shape();
         change(&mut theirs);
-        let error = shape().accepts(&theirs).expect_err("they differ").to_string();
-        assert!(error.contains(expect), "{error:?} does not say {expect:?}");
+        let error = shape().accepts(&theirs).expect_err("the shapes differ").to_string();
+        assert!(error.contains(expect), "{error:?} does not contain {expect:?}");
     };
     assert_eq!(shape().accepts(&shape()), Ok(()));
     check(|shape| shape.fingerprint[0] = 8, "same --model");
@@ -119,7 +119,7 @@ fn greedy() -> FirstToken {
     }
 }
 
-/// One frame of every kind, in the order of their numbers on the wire.
+/// One frame of each variant, in the order of their numbers on the wire.
 fn frames() -> Vec<Frame> {
     let owner = Some(PageOwner { request: 5, first_page: 4 });
     let (first, hashes) = (CreditNumber(1), vec![7, 8, 9]);
@@ -143,8 +143,9 @@ fn frames() -> Vec<Frame> {
         Frame::RingShare { pages: 5 },
         Frame::Leaving,
     ];
-    let error = wire::decode::<Frame>(&[frames.len() as u8, 0, 0, 0]).expect_err("no frame has this number");
-    assert!(error.to_string().contains("variant index"), "there is another kind of frame: {error}");
+    let error =
+        wire::decode::<Frame>(&[frames.len() as u8, 0, 0, 0]).expect_err("no variant has this number");
+    assert!(error.to_string().contains("variant index"), "this list lacks a variant of Frame: {error}");
     frames
 }
 
@@ -185,65 +186,66 @@ fn hello() -> Hello {
     }
 }
 
-/// Decodes what a peer may have sent: an error, or a value that encodes to the same bytes, and memory in proportion.
-fn survive<T: Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) {
+/// Decodes arbitrary bytes. The result must be an error, or a value that encodes to the same bytes. The memory must be in proportion.
+fn check_decode<T: Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) {
     let (result, cost) = allocated(|| wire::decode::<T>(bytes));
     let fits = cost.largest <= 2 * bytes.len() + 1024 && cost.total <= 4 * bytes.len() + 1024;
     assert!(fits, "{cost:?} for {} bytes: {bytes:02x?}", bytes.len());
     if let Ok(value) = result {
-        assert_eq!(wire::encode(&value).expect("as long as it was"), bytes);
+        assert_eq!(wire::encode(&value).expect("as long as before"), bytes);
     }
 }
 
 #[test]
-fn a_length_that_lies_costs_nothing() {
-    fn lie<T: Serialize + serde::de::DeserializeOwned>(value: &T) {
-        let truth = wire::encode(value).expect("small");
-        survive::<T>(&truth);
-        for at in 0..truth.len().saturating_sub(7) {
-            for lie in
+fn a_wrong_length_allocates_no_more_than_the_bytes() {
+    /// Overwrites each run of eight bytes with wrong lengths.
+    fn corrupt<T: Serialize + serde::de::DeserializeOwned>(value: &T) {
+        let valid = wire::encode(value).expect("small");
+        check_decode::<T>(&valid);
+        for at in 0..valid.len().saturating_sub(7) {
+            for length in
                 [1 << 10, (FRAME_BYTES_MAX / 8) as u64, (FRAME_BYTES_MAX - 400) as u64, 1 << 32, u64::MAX]
             {
-                let mut bytes = truth.clone();
-                bytes[at..at + 8].copy_from_slice(&lie.to_le_bytes());
-                survive::<T>(&bytes);
+                let mut bytes = valid.clone();
+                bytes[at..at + 8].copy_from_slice(&length.to_le_bytes());
+                check_decode::<T>(&bytes);
             }
         }
     }
-    frames().iter().for_each(lie);
-    answers().iter().for_each(lie);
-    lie(&hello());
-    lie(&Challenge { versions: Versions::OURS, nonce: [1; 32], incarnation: hello().incarnation });
+    frames().iter().for_each(corrupt);
+    answers().iter().for_each(corrupt);
+    corrupt(&hello());
+    corrupt(&Challenge { versions: Versions::OURS, nonce: [1; 32], incarnation: hello().incarnation });
 }
 
 proptest! {
-    /// Random bytes are an error or a frame, never a panic and never a large allocation.
+    /// Random bytes decode to an error or a value, without a panic or a large allocation.
     #[test]
-    fn random_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..512), kind in 0..12u8) {
+    fn random_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512), kind in 0..12u8) {
         let mut bytes = bytes;
         if bytes.len() >= 4 {
             bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
         }
-        survive::<Frame>(&bytes);
-        survive::<Hello>(&bytes);
-        survive::<Answer>(&bytes);
+        check_decode::<Frame>(&bytes);
+        check_decode::<Hello>(&bytes);
+        check_decode::<Answer>(&bytes);
     }
 
     #[test]
-    fn prompts_travel_whole(prompt in proptest::collection::vec(any::<u32>(), 0..2000), remaining_ms: u64) {
+    fn prompts_survive_encoding(prompt in proptest::collection::vec(any::<u32>(), 0..2000), remaining_ms: u64) {
         let frame = Frame::Prefill { request: 1, prompt, resident: 0, sampling: greedy(), remaining_ms };
         let bytes = wire::encode(&frame).expect("within the bound");
-        prop_assert_eq!(wire::decode::<Frame>(&bytes).expect("what was encoded"), frame);
+        prop_assert_eq!(wire::decode::<Frame>(&bytes).expect("encoded above"), frame);
     }
 }
 
 #[test]
-fn a_frame_past_the_bound_is_refused_on_both_sides() {
+fn a_frame_above_the_limit_is_neither_encoded_nor_decoded() {
     let prompt = vec![0u32; PROMPT_TOKENS_MAX];
     wire::encode(&Frame::Prefill { request: 1, prompt, resident: 0, sampling: greedy(), remaining_ms: 0 })
-        .expect("the longest that is sent");
+        .expect("the longest prompt fits");
     let pages = vec![PageIndex(0); GRANT_PAGES_MAX];
-    wire::encode(&Frame::Grant { first: CreditNumber(0), pages }).expect("the longest that is sent");
+    wire::encode(&Frame::Grant { first: CreditNumber(0), pages }).expect("the longest grant fits");
     let prompt = vec![0u32; FRAME_BYTES_MAX / 4];
     let error = wire::encode(&Frame::Prefill {
         request: 1,
@@ -254,9 +256,9 @@ fn a_frame_past_the_bound_is_refused_on_both_sides() {
     })
     .expect_err("too long");
     assert_eq!(error.kind(), "encode");
-    // A length that promises far more than follows.
+    // A prompt whose length is far larger than the bytes that follow.
     let mut bytes = vec![3, 0, 0, 0];
     bytes.extend(1u64.to_le_bytes());
     bytes.extend(u64::MAX.to_le_bytes());
-    assert_eq!(wire::decode::<Frame>(&bytes).expect_err("a lie").kind(), "decode");
+    assert_eq!(wire::decode::<Frame>(&bytes).expect_err("wrong length").kind(), "decode");
 }

@@ -1,21 +1,21 @@
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::frame::{Capabilities, Shape};
+use crate::frame::{Capabilities, KvShape};
 use crate::ring::{CreditNumber, PageIndex};
 use crate::transport::Descriptor;
 
 const LISTENER: Incarnation = Incarnation { pid: 2, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 };
 
-/// Dials and says this Hello.
+/// Dials and sends this Hello.
 async fn dial(address: &str, hello: Hello, secret: Option<&str>) -> Result<(Link, Box<Welcome>), LinkError> {
     let (mut link, challenge) = Link::dial(address).await?;
     let welcome = link.hello(&challenge, hello, secret).await?;
     Ok((link, welcome))
 }
 
-fn shape(fingerprint: u8) -> Shape {
-    Shape {
+fn shape(fingerprint: u8) -> KvShape {
+    KvShape {
         model: "m".into(),
         fingerprint: [fingerprint; 32],
         layers: 2,
@@ -74,40 +74,47 @@ async fn serve(listener: TcpListener, secret: Option<&'static str>) -> Result<Li
     Ok(link)
 }
 
-async fn meet(ours: Option<&'static str>, theirs: Option<&'static str>, model: u8) -> (String, String) {
+/// A handshake. Each side's result is "up" or its error.
+async fn shake_hands(
+    ours: Option<&'static str>,
+    theirs: Option<&'static str>,
+    model: u8,
+) -> (String, String) {
     let (listener, address) = listener().await;
     let (served, dialled) = tokio::join!(serve(listener, ours), dial(&address, hello(model), theirs));
-    let say = |error: Option<LinkError>| error.map_or_else(|| "up".to_owned(), |error| error.to_string());
-    (say(served.err()), say(dialled.err()))
+    let text = |error: Option<LinkError>| error.map_or_else(|| "up".to_owned(), |error| error.to_string());
+    (text(served.err()), text(dialled.err()))
 }
 
 #[tokio::test]
 async fn handshakes() {
-    assert_eq!(meet(None, None, 7).await, ("up".into(), "up".into()));
-    assert_eq!(meet(Some("s"), Some("s"), 7).await, ("up".into(), "up".into()));
+    assert_eq!(shake_hands(None, None, 7).await, ("up".into(), "up".into()));
+    assert_eq!(shake_hands(Some("s"), Some("s"), 7).await, ("up".into(), "up".into()));
     for (ours, theirs) in [(Some("s"), None), (Some("s"), Some("t"))] {
-        let (served, dialled) = meet(ours, theirs, 7).await;
+        let (served, dialled) = shake_hands(ours, theirs, 7).await;
         assert!(served.contains("link.secret") && dialled.contains("link.secret"), "{served} / {dialled}");
     }
-    let (_, dialled) = meet(None, Some("s"), 7).await;
-    assert!(dialled.contains("link.secret"), "a listener without our secret is not ours: {dialled}");
-    let (served, dialled) = meet(None, None, 8).await;
+    let (_, dialled) = shake_hands(None, Some("s"), 7).await;
+    assert!(
+        dialled.contains("link.secret"),
+        "the listener has no secret, so the dialer refuses it: {dialled}"
+    );
+    let (served, dialled) = shake_hands(None, None, 8).await;
     assert!(served.contains("same --model") && dialled.contains("same --model"), "{served} / {dialled}");
 }
 
-/// The dialer of these tests runs in this process, so the kernel can say so.
 #[tokio::test]
-async fn the_kernel_says_that_a_dialer_runs_on_this_host() {
+async fn a_dialer_on_this_host_is_found_by_the_kernel() {
     let (listener, address) = listener().await;
     let (served, dialled) = tokio::join!(serve(listener, None), dial(&address, hello(7), None));
     let (mut served, _dialled) = (served.expect("up"), dialled.expect("up"));
-    let dialer = served.take_dialer().expect("on this host");
+    let dialer = served.take_dialer().expect("the dialer is this process");
     let gone = timeout(Duration::from_millis(50), dialer.gone()).await;
-    assert!(gone.is_err(), "it lives");
+    assert!(gone.is_err(), "the dialer is alive");
 }
 
-/// A dialer that speaks the protocol and does not show itself, as one on another host: then `ends` the connection or waits.
-async fn elsewhere(incarnation: Incarnation, ends: bool) -> Result<Option<Pidfd>, LinkError> {
+/// Accepts a dialer without a presence socket, like one on another host. The dialer hangs up after its Hello if `ends`, or waits.
+async fn accept_without_presence(incarnation: Incarnation, ends: bool) -> Result<Option<Pidfd>, LinkError> {
     let (listener, address) = listener().await;
     let dialer = async {
         let stream = TcpStream::connect(&address).await?;
@@ -128,23 +135,24 @@ async fn elsewhere(incarnation: Incarnation, ends: bool) -> Result<Option<Pidfd>
     Ok(accepted?.0.take_dialer())
 }
 
-/// A clone of this machine has its boot id and PID namespace, and a peer there may name any process id and start time.
+/// A peer on a clone of this machine has the same boot id and PID namespace, and any process id and start time.
 #[tokio::test]
-async fn what_a_dialer_says_of_itself_is_no_evidence() {
+async fn an_incarnation_alone_does_not_identify_a_process() {
     let ours = Incarnation::current().expect("/proc");
     for peer in [
         ours,
         Incarnation { pid: u32::MAX, ..ours },
         Incarnation { start_ticks: ours.start_ticks - 1, ..ours },
     ] {
-        let dialer = elsewhere(peer, false).await.expect("accepted");
+        let dialer = accept_without_presence(peer, false).await.expect("accepted");
         assert!(dialer.is_none(), "{peer:?} was taken for a process of this host");
     }
 }
 
 #[tokio::test]
-async fn a_dialer_that_has_ended_already_gets_no_session() {
-    let error = elsewhere(Incarnation::current().expect("/proc"), true).await.expect_err("refused");
+async fn a_dialer_that_has_already_ended_gets_no_session() {
+    let ours = Incarnation::current().expect("/proc");
+    let error = accept_without_presence(ours, true).await.expect_err("refused");
     assert_eq!(error.kind(), "closed");
 }
 
@@ -173,7 +181,7 @@ async fn frames_flow_both_ways_and_goodbye_ends_them() {
 }
 
 #[tokio::test]
-async fn both_sides_draw_the_same_seed_and_another_session_another() {
+async fn both_sides_have_the_same_seed_and_another_session_has_another_seed() {
     let mut seeds = Vec::new();
     for _ in 0..2 {
         let (listener, address) = listener().await;
@@ -186,18 +194,18 @@ async fn both_sides_draw_the_same_seed_and_another_session_another() {
 }
 
 #[test]
-fn a_proof_is_good_for_its_side_and_its_session_only() {
+fn a_proof_is_valid_for_its_side_and_its_session_only() {
     let nonces = Nonces { listener: [1; 32], dialer: [2; 32] };
     let proof = nonces.prove(Some("s"), Prover::Dialer);
     let check = |nonces: Nonces, prover| nonces.check(Some("s"), prover, proof.as_ref());
     assert_eq!(check(nonces, Prover::Dialer), Ok(()));
-    assert_eq!(check(nonces, Prover::Listener), Err(Incompatible::Secret), "it cannot be sent back");
+    assert_eq!(check(nonces, Prover::Listener), Err(Incompatible::Secret), "sent back to its prover");
     let other = Nonces { dialer: [3; 32], ..nonces };
-    assert_eq!(check(other, Prover::Dialer), Err(Incompatible::Secret), "it cannot be passed on");
+    assert_eq!(check(other, Prover::Dialer), Err(Incompatible::Secret), "used in another session");
 }
 
 #[tokio::test]
-async fn a_dialer_that_meets_itself_lets_go() {
+async fn a_socket_connected_to_itself_is_closed_and_frees_its_port() {
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
     socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
     let address = socket.local_addr().expect("bound");
@@ -205,12 +213,11 @@ async fn a_dialer_that_meets_itself_lets_go() {
     let nonces = Nonces { listener: [0; 32], dialer: [0; 32] };
     let error = Link::new(stream, nonces).err().expect("refused");
     assert!(error.to_string().contains("itself") && !error.is_permanent(), "{error}");
-    // Nothing is left on the port that would keep a listener from it.
-    TcpListener::bind(address).await.expect("free again");
+    TcpListener::bind(address).await.expect("the port is free, without TIME_WAIT");
 }
 
 #[tokio::test]
-async fn peers_of_other_versions_are_told_so() {
+async fn a_peer_of_another_version_is_refused_with_the_reason() {
     let ours = Versions::OURS;
     for (theirs, expect) in [
         (Versions::new(1, ours.lowest - 1), "upgrade the older side"),
@@ -219,21 +226,21 @@ async fn peers_of_other_versions_are_told_so() {
         let (listener, address) = listener().await;
         let other = async {
             let (mut link, _) = Link::dial(&address).await?;
-            // A version that we do not know: only its first bytes can be read.
+            // A Hello of an unknown version: only its first 12 bytes can be decoded.
             let mut bytes = wire::encode(&theirs)?;
             bytes.extend([0xaa; 40]);
             link.socket.send(Bytes::from(bytes)).await?;
             link.receive::<Answer>().await
         };
-        let (served, told) = tokio::join!(serve(listener, None), other);
+        let (served, answer) = tokio::join!(serve(listener, None), other);
         let reason = served.err().expect("refused").to_string();
         assert!(reason.contains(expect), "{reason}");
-        assert_eq!(told.expect("an answer"), Answer::Refused(reason));
+        assert_eq!(answer.expect("an answer"), Answer::Refused(reason));
     }
 }
 
 #[tokio::test]
-async fn a_dialer_that_speaks_another_version_than_agreed_is_told_so() {
+async fn a_dialer_that_chooses_another_version_is_refused_with_the_reason() {
     let (listener, address) = listener().await;
     let other = async {
         let (mut link, _) = Link::dial(&address).await?;
@@ -241,10 +248,10 @@ async fn a_dialer_that_speaks_another_version_than_agreed_is_told_so() {
         link.send(&Hello { version, versions: Versions::new(1, version), ..hello(7) }).await?;
         link.receive::<Answer>().await
     };
-    let (served, told) = tokio::join!(serve(listener, None), other);
+    let (served, answer) = tokio::join!(serve(listener, None), other);
     let reason = served.err().expect("refused").to_string();
-    assert!(reason.contains("where version"), "{reason}");
-    assert_eq!(told.expect("an answer"), Answer::Refused(reason));
+    assert!(reason.contains("instead of version"), "{reason}");
+    assert_eq!(answer.expect("an answer"), Answer::Refused(reason));
 }
 
 #[tokio::test]
@@ -265,26 +272,26 @@ async fn a_dialer_reads_the_challenge_of_a_later_version() {
         link.hello(&challenge, hello(7), None).await
     };
     let (hello, _) = tokio::join!(later, dialer);
-    assert_eq!(hello.expect("a Hello").version, Versions::OURS.highest, "the highest that both know");
+    assert_eq!(hello.expect("a Hello").version, Versions::OURS.highest, "the highest common version");
 }
 
 #[tokio::test]
-async fn strangers_are_refused() {
+async fn an_http_request_is_refused() {
     let (listener, address) = listener().await;
-    let stranger = async {
+    let client = async {
         let mut socket = TcpStream::connect(&address).await?;
         tokio::io::AsyncWriteExt::write_all(&mut socket, b"GET / HTTP/1.1\r\n\r\n").await?;
         Ok::<_, io::Error>(socket)
     };
-    let (served, _socket) = tokio::join!(serve(listener, None), stranger);
-    assert!(served.is_err(), "an HTTP request is no Hello");
+    let (served, _socket) = tokio::join!(serve(listener, None), client);
+    assert!(served.is_err(), "an HTTP request is not a Hello");
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_is_death() {
+async fn a_silent_peer_ends_the_link() {
     let (listener, address) = listener().await;
     let (served, dialled) = tokio::join!(serve(listener, None), dial(&address, hello(7), None));
     let (_writer, mut reader) = served.expect("up").split();
     let _quiet = dialled.expect("up");
-    assert_eq!(reader.next().await.expect_err("nobody speaks").kind(), "silent");
+    assert_eq!(reader.next().await.expect_err("nothing is sent").kind(), "silent");
 }

@@ -1,4 +1,4 @@
-//! The ring against a model of a pool, two requests and a network that delivers late.
+//! The ring, driven by a model of a pool, two requests and a network that delivers late.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn ring(capacity: u32) -> (GrantLedger, SpendLedger) {
-    let capacity = NonZeroU32::new(capacity).expect("tests ask for at least one page");
+    let capacity = NonZeroU32::new(capacity).expect("tests use at least one page");
     (GrantLedger::new(capacity), SpendLedger::new(capacity))
 }
 
@@ -17,16 +17,16 @@ fn a_ring_of_one_carries_any_number_of_pages() {
         let credit = grants.grant(PageIndex(3)).expect("the ring is empty");
         assert_eq!(credit.number, CreditNumber(n));
         assert_eq!(grants.grant(PageIndex(4)), Err(RingError::Full { capacity: 1, asked: 1 }));
-        spends.accept(credit.number, &[credit.page]).expect("the next credit");
+        spends.accept(credit.number, &[credit.page]).expect("the next credit in order");
         assert_eq!(spends.spend(), Some(credit));
         assert_eq!(spends.spend(), None);
-        let first = spends.announce(1).expect("one was spent");
+        let first = spends.announce(1).expect("one credit was spent");
         assert_eq!(grants.fill(first, 1), Ok(vec![PageIndex(3)]));
     }
 }
 
 #[test]
-fn a_lying_peer_is_refused_and_changes_nothing() {
+fn a_violation_of_the_rules_is_an_error_and_changes_nothing() {
     let (mut grants, mut spends) = ring(2);
     grants.grant(PageIndex(0)).expect("room");
     assert_eq!(grants.fill(CreditNumber(1), 1), Err(RingError::OutOfOrder { expected: 0, got: 1 }));
@@ -44,7 +44,7 @@ fn a_lying_peer_is_refused_and_changes_nothing() {
     assert_eq!(spends.available(), 0);
 }
 
-/// What a page of the model's pool is.
+/// The state of a page in the model's pool.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Use {
     Free,
@@ -55,17 +55,17 @@ enum Use {
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// The receiver grants what it can and the frame travels.
+    /// The receiver grants as many credits as it can, and the sender accepts them.
     Grant,
-    /// The sender posts a put for this request's next page.
+    /// The sender posts a put for the request's next page.
     Put(usize),
     /// The oldest put in flight lands.
     Land,
-    /// The sender announces what has landed; the receiver adopts or discards.
+    /// The sender announces the pages that have landed. The receiver adopts or frees them.
     Announce,
-    /// The request's client is gone.
+    /// The request is aborted.
     Abort(usize),
-    /// The link breaks: puts in flight stay in flight.
+    /// The link breaks. Puts in flight stay in flight.
     Lose,
     /// Proof arrives: the puts of lost sessions have landed or never will.
     Prove,
@@ -77,11 +77,11 @@ struct World {
     grants: GrantLedger,
     spends: SpendLedger,
     capacity: u32,
-    /// Reserved and not yet landed pages of each live request; `None`: ended.
+    /// Pages of each request that are reserved and have not landed. `None` if the request has ended.
     reserved: [Option<u32>; 2],
-    /// Pages each request still has to put.
+    /// Pages that each request still has to put.
     to_put: [u32; 2],
-    /// Spent credits of this session: request, page, landed.
+    /// Spent and unannounced credits of this session: request, page, whether the put has landed.
     posted: VecDeque<(usize, PageIndex, bool)>,
     /// Puts of lost sessions that may still land.
     late: Vec<PageIndex>,
@@ -142,16 +142,24 @@ impl World {
             }
             Op::Land => {
                 if let Some(page) = self.late.pop() {
-                    assert_eq!(self.pool[page.0 as usize], Use::Quarantined, "a late put hit a page in use");
+                    assert_eq!(
+                        self.pool[page.0 as usize],
+                        Use::Quarantined,
+                        "a late put wrote a page in use"
+                    );
                 } else if let Some(put) = self.posted.iter_mut().find(|put| !put.2) {
-                    assert_eq!(self.pool[put.1.0 as usize], Use::Credited, "a put hit a page without credit");
+                    assert_eq!(
+                        self.pool[put.1.0 as usize],
+                        Use::Credited,
+                        "a put wrote a page without a credit"
+                    );
                     put.2 = true;
                 }
             }
             Op::Announce => {
                 while let Some(&(request, page, true)) = self.posted.front() {
                     self.posted.pop_front();
-                    let first = self.spends.announce(1).expect("it was spent");
+                    let first = self.spends.announce(1).expect("a posted put has spent its credit");
                     assert_eq!(self.grants.fill(first, 1), Ok(vec![page]));
                     self.pool[page.0 as usize] = match &mut self.reserved[request] {
                         Some(left) => {
@@ -195,10 +203,7 @@ impl World {
         assert_eq!(self.count(|page| *page == Use::Credited), self.grants.outstanding());
         assert!(self.grants.outstanding() <= self.capacity);
         let reserved: u32 = self.reserved.iter().flatten().sum();
-        assert!(
-            reserved <= self.count(|page| *page == Use::Free),
-            "reserved + credits + live + quarantined > pages"
-        );
+        assert!(reserved <= self.count(|page| *page == Use::Free), "more pages are reserved than are free");
         assert_eq!(self.spends.available() + self.spends.unannounced(), self.grants.outstanding());
     }
 }
@@ -218,9 +223,9 @@ fn any_op() -> impl Strategy<Value = Op> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever happens in whatever order, nobody writes where they may not and the claims fit the pool.
+    /// In any order of events, puts write only pages under a credit or in quarantine, and the reservations fit the pool.
     #[test]
-    fn no_write_without_a_right(
+    fn no_write_without_a_credit(
         (pages, capacity) in (1..12usize).prop_flat_map(|pages| (Just(pages), 1..=pages as u32)),
         needs in [0..8u32, 0..8u32],
         ops in vec(any_op(), 0..200),
@@ -231,12 +236,12 @@ proptest! {
         }
     }
 
-    /// From any reachable point, what is still wanted arrives, through a ring of one page too.
+    /// From any reachable state, the pages of all live requests arrive, also through a ring of one page.
     #[test]
-    fn the_ring_always_moves(
+    fn the_ring_always_makes_progress(
         capacity in 1..4u32,
         needs in [1..6u32, 1..6u32],
-        ops in vec(any_op().prop_filter("the session lives", |op| !matches!(op, Op::Lose)), 0..60),
+        ops in vec(any_op().prop_filter("the session stays up", |op| !matches!(op, Op::Lose)), 0..60),
     ) {
         let mut world = World::new(13, capacity, needs);
         for op in &ops {

@@ -1,7 +1,7 @@
-//! The way into a transport's thread: a bounded queue of commands, a doorbell, and the thread's own end of both.
+//! The bounded command queue of a transport's thread, and the eventfd that wakes the thread.
 //!
-//! The bound counts commands from `submit` to their terminal event, so it bounds the queue, the operations in flight
-//! and the events that wait for the sink, all with one number.
+//! The bound counts commands from `submit` to their terminal event. So one number bounds the queue, the operations in flight and the
+//! events that wait for the sink.
 
 use super::{Command, SubmitError, Transport};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -12,20 +12,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
-/// Puts and flushes that are accepted and not yet answered: eight sessions with the default ring (128 pages) each.
+/// Puts and flushes are accepted while fewer commands are outstanding: enough for 128 puts in each of eight sessions.
 pub(crate) const OPERATIONS_MAX: usize = 1024;
-/// Room above that for `Open`, `Connect` and `Close`, so that a session whose puts are stuck can still be closed.
+/// Additional room for `Open`, `Connect` and `Close`, so that a session whose puts are stuck can still be closed.
 const CONTROL_MAX: usize = 64;
-/// Commands taken at once, so that completions are reaped in between.
+/// Most commands that the thread takes in one turn, so that it polls completions in between.
 const BATCH_MAX: usize = 64;
 
-/// What the callers and the thread share.
+/// The state that callers and the thread share.
 pub(crate) struct Queue {
     commands: Mutex<Pending>,
-    /// Accepted and not answered.
+    /// Commands accepted and not answered.
     outstanding: AtomicUsize,
+    /// Whether the thread sleeps in `poll`, or is about to.
     parked: AtomicBool,
-    beat: AtomicU64,
+    /// Turns of the thread, for the watchdog.
+    turns: AtomicU64,
+    /// The eventfd that wakes the thread.
     doorbell: OwnedFd,
 }
 
@@ -41,7 +44,7 @@ impl Queue {
             commands: Mutex::default(),
             outstanding: AtomicUsize::new(0),
             parked: AtomicBool::new(false),
-            beat: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
             doorbell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
         }))
     }
@@ -59,64 +62,67 @@ impl Queue {
         if pending.stopping {
             return Err(SubmitError::ShutDown);
         }
-        // Only grows under the lock, so the check holds; a concurrent answer makes it stricter than need be.
+        // The count grows only under the lock, so the bound holds. A concurrent answer can only make the check stricter.
         if self.outstanding.load(Ordering::Relaxed) >= bound {
             return Err(SubmitError::Full);
         }
         self.outstanding.fetch_add(1, Ordering::Relaxed);
         pending.commands.push_back(command);
         drop(pending);
-        self.ring();
+        self.wake();
         Ok(())
     }
 
-    /// Wakes the thread if it is parked. The thread sets `parked` *before* it locks the queue for its last look, so
-    /// a caller whose change that look missed took the lock later and sees the flag.
-    fn ring(&self) {
+    /// Wakes the thread if it is parked.
+    ///
+    /// The thread sets `parked` *before* it locks the queue and checks it for the last time. A caller whose change that check missed
+    /// took the lock later, so it sees the flag.
+    fn wake(&self) {
         if self.parked.swap(false, Ordering::AcqRel) {
-            // A full counter wakes as well, and nothing else can fail.
+            // The write fails only if the counter is full, and a full counter wakes the thread too.
             let _ = rustix::io::write(&self.doorbell, &1u64.to_ne_bytes());
         }
     }
 
     fn stop(&self) {
         self.lock().stopping = true;
-        self.ring();
+        self.wake();
     }
 
-    /// Thread: moves at most one batch of commands out; true says that the transport is being shut down.
+    /// Called by the thread: moves at most one batch of commands out. Returns true if the transport is shutting down.
     pub(crate) fn take(&self, into: &mut Vec<Command>) -> bool {
-        self.beat.fetch_add(1, Ordering::Relaxed);
+        self.turns.fetch_add(1, Ordering::Relaxed);
         let mut pending = self.lock();
         let count = pending.commands.len().min(BATCH_MAX);
         into.extend(pending.commands.drain(..count));
         pending.stopping
     }
 
-    /// Thread: `count` commands have had their terminal event.
+    /// Called by the thread: `count` commands have their terminal event.
     pub(crate) fn answered(&self, count: usize) {
         self.outstanding.fetch_sub(count, Ordering::Relaxed);
     }
 
-    /// Thread: sleeps until the doorbell, one of `fds` becomes readable, or `timeout`. Returns at once when commands
-    /// wait or the transport is stopping and `stopping_seen` is false.
+    /// Called by the thread: sleeps until a caller wakes it, one of `fds` becomes readable, or `timeout` passes.
+    ///
+    /// Returns at once if commands wait, or if a shutdown has begun that the thread has not seen (`stopping_seen`).
     pub(crate) fn park(&self, fds: &[BorrowedFd<'_>], timeout: Duration, stopping_seen: bool) {
         self.parked.store(true, Ordering::SeqCst);
-        let quiet = {
+        let idle = {
             let pending = self.lock();
             pending.commands.is_empty() && (stopping_seen || !pending.stopping)
         };
-        if quiet {
+        if idle {
             let watch = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
             let mut polled: Vec<_> = fds.iter().copied().map(watch).collect();
             polled.push(watch(self.doorbell.as_fd()));
             let timeout = timeout.clamp(Duration::from_millis(1), Duration::from_secs(1));
             let timeout =
                 Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
-            // An interrupted wait is a short one.
+            // An interrupted poll is treated like a short one.
             let _ = poll(&mut polled, Some(&timeout));
             if polled.last().is_some_and(|doorbell| !doorbell.revents().is_empty()) {
-                // Does not block: the doorbell has rung.
+                // The eventfd is readable, so this does not block.
                 let _ = rustix::io::read(&self.doorbell, &mut [0; 8]);
             }
         }
@@ -124,7 +130,7 @@ impl Queue {
     }
 }
 
-/// The callers' end: a running thread and the queue it serves.
+/// A running transport thread and its queue: the callers' side.
 pub(crate) struct Driver {
     name: &'static str,
     close_ends_writes: bool,
@@ -134,7 +140,7 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Wraps a thread that serves `queue` until it is told to stop.
+    /// Wraps a thread that serves `queue` until a shutdown.
     pub(crate) fn new(
         name: &'static str,
         close_ends_writes: bool,
@@ -160,15 +166,15 @@ impl Transport for Driver {
     }
 
     fn progress(&self) -> u64 {
-        self.queue.beat.load(Ordering::Relaxed)
+        self.queue.turns.load(Ordering::Relaxed)
     }
 
     fn shutdown(&self) {
         self.queue.stop();
         if std::thread::current().id() == self.thread_id {
-            return; // called from the sink: it cannot wait for itself, and ends by itself now
+            return; // Called from the sink. The thread cannot join itself; it ends after this turn.
         }
-        // Held while joining, so that every caller returns only after the end of the thread.
+        // The lock is held during the join, so that every caller returns only after the thread has ended.
         let mut held = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = held.take()
             && thread.join().is_err()
@@ -184,7 +190,7 @@ impl Drop for Driver {
     }
 }
 
-/// Held by the thread: however it ends, nothing is accepted afterwards.
+/// Owned by the thread. When the thread ends, also by a panic, the queue accepts no more commands.
 pub(crate) struct StopOnExit(pub(crate) Arc<Queue>);
 
 impl Drop for StopOnExit {

@@ -1,8 +1,8 @@
-//! The envelope around what UCX packs: UCX reads an address or key without knowing its length and asserts on some
-//! garbage, so nothing reaches it that does not carry the right magic, length and checksum.
+//! The envelope around UCX's packed addresses and keys.
 //!
-//! This guards against corruption, truncation and mixed-up fields, not against a peer that means harm: such a peer
-//! is kept out by the link's challenge.
+//! UCX parses an address or key without knowing its length, and fails assertions on some invalid ones. So a blob from a peer must
+//! have the right magic bytes, length and checksum before UCX sees it. This detects corrupt, truncated and exchanged fields. It does
+//! not stop a malicious peer; the link's secret does.
 
 use crate::transport::Descriptor;
 use sha2::{Digest, Sha256};
@@ -12,7 +12,7 @@ const VERSION: u8 = 1;
 const HEAD_BYTES: usize = 4 + 1 + 1 + 2;
 const SUM_BYTES: usize = 8;
 
-/// Which field of a descriptor a blob is.
+/// The field of a descriptor that a blob belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Address = 1,
@@ -28,7 +28,7 @@ impl Kind {
     }
 }
 
-/// The span of the region is part of the checksum, so a descriptor whose base was damaged is refused too.
+/// The checksum. It covers the region's base and length, so a descriptor with a corrupt base is rejected too.
 fn sum(kind: Kind, base: u64, bytes: u64, body: &[u8]) -> [u8; SUM_BYTES] {
     let mut hash = Sha256::new();
     hash.update([VERSION, kind as u8]);
@@ -40,7 +40,7 @@ fn sum(kind: Kind, base: u64, bytes: u64, body: &[u8]) -> [u8; SUM_BYTES] {
     short
 }
 
-/// Wraps `body`; nothing comes back if it is too long for a descriptor.
+/// Wraps `body`. `None` if the result is too long for a descriptor.
 pub(super) fn seal(kind: Kind, base: u64, bytes: u64, body: &[u8]) -> Option<Vec<u8>> {
     let length = u16::try_from(body.len()).ok()?;
     let mut blob = Vec::with_capacity(HEAD_BYTES + SUM_BYTES + body.len());
@@ -52,17 +52,17 @@ pub(super) fn seal(kind: Kind, base: u64, bytes: u64, body: &[u8]) -> Option<Vec
     (blob.len() <= Descriptor::BLOB_BYTES_MAX).then_some(blob)
 }
 
-/// Unwraps what a peer sent, or says what is wrong with it.
+/// Unwraps a peer's blob. The error says what is wrong with it.
 pub(super) fn open(kind: Kind, base: u64, bytes: u64, blob: &[u8]) -> Result<&[u8], String> {
     let name = kind.name();
     if blob.len() > Descriptor::BLOB_BYTES_MAX {
-        return Err(format!("{name} of {} bytes is longer than {}", blob.len(), Descriptor::BLOB_BYTES_MAX));
+        return Err(format!("{name} of {} bytes exceeds {} bytes", blob.len(), Descriptor::BLOB_BYTES_MAX));
     }
     let Some((head, rest)) = blob.split_at_checked(HEAD_BYTES) else {
         return Err(format!("{name} of {} bytes is too short", blob.len()));
     };
     if head[..4] != MAGIC || head[4] != VERSION || head[5] != kind as u8 {
-        return Err(format!("{name} does not begin as one of version {VERSION} does"));
+        return Err(format!("{name} does not have the header of version {VERSION}"));
     }
     let length = usize::from(u16::from_le_bytes([head[6], head[7]]));
     match rest.split_at_checked(SUM_BYTES) {
@@ -73,7 +73,7 @@ pub(super) fn open(kind: Kind, base: u64, bytes: u64, blob: &[u8]) -> Result<&[u
                 Err(format!("{name} does not match its checksum"))
             }
         }
-        _ => Err(format!("{name} is not as long as it says")),
+        _ => Err(format!("{name} is not as long as its header says")),
     }
 }
 
@@ -83,7 +83,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_was_sealed_opens_and_a_changed_span_or_kind_does_not() {
+    fn a_sealed_blob_opens_only_for_its_region_and_kind() {
         let blob = seal(Kind::Key, 4096, 1 << 20, b"key").expect("short");
         assert_eq!(open(Kind::Key, 4096, 1 << 20, &blob), Ok(b"key".as_slice()));
         assert!(open(Kind::Key, 4097, 1 << 20, &blob).is_err());

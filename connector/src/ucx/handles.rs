@@ -1,8 +1,8 @@
 //! Safe handles over UCX: [`Context`] (with its registered region), [`Worker`], [`Endpoint`], [`Request`].
 //!
-//! A child holds its parent, so parents are released last. They hold it by `Rc`, not `Arc`: every handle stays on the
-//! thread that made it, and `Rc` makes the compiler say so. No `Drop` waits: whoever wants an orderly end closes
-//! the endpoint and polls the request first.
+//! A child holds its parent, so parents are released last. It holds the parent by `Rc` instead of `Arc`, so the compiler checks that
+//! all handles stay on the thread that made them. No `Drop` waits. For an orderly end, close the endpoint and poll the request
+//! first.
 
 use super::blob::{self, Kind};
 use crate::memory::{MemoryKind, Region};
@@ -21,13 +21,13 @@ impl From<CallError> for TransportError {
     }
 }
 
-/// A UCP context and the one region registered with it. The region outlives every worker, hence every operation.
+/// A UCP context and the region registered with it. The region outlives every worker and so every operation.
 pub(super) struct Context {
     ucx: &'static Ucx,
     handle: ucp_context_h,
     memh: ucp_mem_h,
     region: Region,
-    /// The sealed key to the region, the same for every session.
+    /// The sealed rkey of the region; the same for all sessions.
     key: Vec<u8>,
 }
 
@@ -37,17 +37,17 @@ impl Context {
         settings: &[(&CStr, &CStr)],
         region: Region,
     ) -> Result<Rc<Self>, TransportError> {
-        // SAFETY: released in `Drop`, which runs after every worker's because workers hold the context.
+        // SAFETY: the context is released in `Drop`, which runs after that of every worker, because workers hold the context.
         let handle = unsafe { ucx.init(UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP, settings) }?;
         let (base, bytes) = (region.base().as_ptr(), region.bytes());
-        // SAFETY: the region owns the memory, and `Drop` unmaps before it lets go of the region.
+        // SAFETY: the region keeps its memory mapped, and `Drop` unregisters it before the field `region` is dropped.
         let memh = unsafe { ucx.mem_map(handle, base.cast(), bytes, memory_type(&region)) };
         let memh = memh.inspect_err(|_| {
-            // SAFETY: made above, nothing was made from it.
+            // SAFETY: the context was made above, nothing was made from it, and it is not used again.
             unsafe { (ucx.raw.ucp_cleanup)(handle) }
         })?;
         let mut context = Self { ucx, handle, memh, region, key: Vec::new() };
-        // SAFETY: both handles are live.
+        // SAFETY: `context` owns both handles, so they are live.
         let packed = unsafe { ucx.rkey_pack(handle, memh) }?;
         context.key = blob::seal(Kind::Key, base.addr() as u64, bytes as u64, &packed).ok_or_else(|| {
             TransportError::Descriptor(format!("key of {} bytes is too long", packed.len()))
@@ -58,7 +58,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: both are live and released once; no worker is left, because each holds this context.
+        // SAFETY: this struct owns both handles and releases them only here. No worker is left, because each holds this context.
         unsafe {
             (self.ucx.raw.ucp_mem_unmap)(self.handle, self.memh);
             (self.ucx.raw.ucp_cleanup)(self.handle);
@@ -73,31 +73,31 @@ fn memory_type(region: &Region) -> ucs_memory_type_t {
     }
 }
 
-/// A UCP worker: one a session. Destroying it ends everything that could move a byte of the session here.
+/// A UCP worker; each session has its own. After it is destroyed, this process moves no more bytes of the session.
 pub(super) struct Worker {
     context: Rc<Context>,
     handle: ucp_worker_h,
     efd: RawFd,
-    /// What the endpoint's error handler was told; the handler holds a pointer to it as long as the worker lives.
+    /// The status from the endpoint's error handler, which has a pointer to this cell as long as the worker exists.
     failure: Rc<Cell<ucs_status_t>>,
 }
 
 impl Worker {
     pub(super) fn new(context: &Rc<Context>) -> Result<Rc<Self>, TransportError> {
-        // SAFETY: the context is live and held until after the worker is destroyed.
+        // SAFETY: the context is live. The worker holds it until it is destroyed.
         let handle = unsafe { context.ucx.worker_create(context.handle) }?;
         let mut worker =
             Self { context: Rc::clone(context), handle, efd: -1, failure: Rc::new(Cell::new(UCS_OK)) };
-        // SAFETY: the worker is live; its descriptor is used no longer than it.
+        // SAFETY: the worker is live. `efd` lends the descriptor only for the worker's lifetime.
         worker.efd = unsafe { context.ucx.worker_efd(handle) }?;
         Ok(Rc::new(worker))
     }
 
-    /// What a peer needs to reach this worker and write into the region.
+    /// The descriptor with which a peer connects to this worker and writes into the region.
     pub(super) fn descriptor(&self) -> Result<Descriptor, TransportError> {
         let context = &self.context;
         let (base, bytes) = (context.region.base().as_ptr().addr() as u64, context.region.bytes() as u64);
-        // SAFETY: the worker is live.
+        // SAFETY: `self` owns the worker, so it is live.
         let address = unsafe { context.ucx.worker_address(self.handle) }?;
         let worker_address = blob::seal(Kind::Address, base, bytes, &address).ok_or_else(|| {
             TransportError::Descriptor(format!("worker address of {} bytes is too long", address.len()))
@@ -106,15 +106,15 @@ impl Worker {
         Ok(Descriptor { transport: super::NAME.into(), worker_address, rkey, base, bytes })
     }
 
-    /// One round of progress; false says that nothing happened.
+    /// One round of progress. False if nothing happened.
     pub(super) fn progress(&self) -> bool {
-        // SAFETY: the worker is live and this is its thread; callbacks do not call back into UCX.
+        // SAFETY: `self` owns the worker, so it is live. `Rc` keeps it on its thread. `on_error` does not call UCX.
         unsafe { (self.context.ucx.raw.ucp_worker_progress)(self.handle) != 0 }
     }
 
-    /// Asks for the event descriptor to wake on the next event.
+    /// Arms the event descriptor, so that the next event makes it readable.
     pub(super) fn arm(&self) -> Arm {
-        // SAFETY: the worker is live and was made with wake-ups.
+        // SAFETY: `self` owns the worker, so it is live. Its context has UCP_FEATURE_WAKEUP.
         match unsafe { (self.context.ucx.raw.ucp_worker_arm)(self.handle) } {
             UCS_OK => Arm::Armed,
             UCS_ERR_BUSY => Arm::Busy,
@@ -124,11 +124,11 @@ impl Worker {
 
     /// The descriptor to poll after [`Worker::arm`].
     pub(super) fn efd(&self) -> BorrowedFd<'_> {
-        // SAFETY: UCX keeps the descriptor open as long as the worker, and `new` has set it.
+        // SAFETY: `new` has set the descriptor, and UCX keeps it open as long as the worker exists, which `self` owns.
         unsafe { BorrowedFd::borrow_raw(self.efd) }
     }
 
-    /// What the error handler of the worker's endpoint was told.
+    /// The error that the endpoint's error handler was called with, if it was called.
     pub(super) fn failure(&self) -> Option<TransportError> {
         match self.failure.get() {
             UCS_OK => None,
@@ -139,33 +139,33 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // SAFETY: live, released once, and no endpoint or request is left, because each holds this worker. The
-        // context and the cell of the error handler are fields and so outlive this call.
+        // SAFETY: this struct owns the worker and releases it only here. No endpoint or request is left, because each holds this
+        // worker. The context and the error handler's cell are fields, so they outlive this call.
         unsafe { (self.context.ucx.raw.ucp_worker_destroy)(self.handle) }
     }
 }
 
-/// What came of arming a worker.
+/// The result of arming a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arm {
-    /// Its descriptor wakes on the next event.
+    /// The next event makes the descriptor readable.
     Armed,
-    /// Events wait: progress first.
+    /// Events wait; the worker needs progress before it can be armed.
     Busy,
-    /// It cannot be armed; only a timeout wakes.
+    /// Arming failed; the thread must not sleep longer than a timeout.
     Failed,
 }
 
-/// Remembers that the peer is gone. Runs inside `ucp_worker_progress` on the transport's thread.
+/// The endpoint's error handler: stores the status. Runs inside `ucp_worker_progress` on the transport's thread.
 unsafe extern "C" fn on_error(arg: *mut c_void, _ep: ucp_ep_h, status: ucs_status_t) {
-    // SAFETY: `arg` is the cell that the worker owns, and only a live worker calls this, on its own thread.
+    // SAFETY: `Endpoint::connect` passed the worker's `failure` as `arg`. Only a live worker calls this handler, on its own thread.
     unsafe { &*arg.cast::<Cell<ucs_status_t>>() }.set(status);
 }
 
-/// An operation that UCX has accepted; polled, never cancelled by being dropped.
+/// An operation that UCX has accepted. Its owner polls it. Dropping it does not cancel it.
 pub(super) struct Request {
     worker: Rc<Worker>,
-    /// None: it was done at once.
+    /// None if the operation was complete at once.
     handle: Option<NonNull<c_void>>,
     call: &'static str,
 }
@@ -179,11 +179,11 @@ impl Request {
         Self { worker: Rc::clone(worker), handle, call }
     }
 
-    /// The result, once there is one.
+    /// The result, if the operation is complete.
     pub(super) fn poll(&self) -> Option<Result<(), TransportError>> {
         let Some(handle) = self.handle else { return Some(Ok(())) };
         let ucx = self.worker.context.ucx;
-        // SAFETY: the request is live until `Drop` frees it.
+        // SAFETY: `self` owns the request, which is live until `Drop` frees it.
         match unsafe { (ucx.raw.ucp_request_check_status)(handle.as_ptr()) } {
             UCS_INPROGRESS => None,
             status => Some(ucx.check(self.call, status).map_err(TransportError::from)),
@@ -194,17 +194,17 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         if let Some(handle) = self.handle {
-            // SAFETY: live and freed once. UCX keeps a request that is still in progress until it is over; its
-            // source stays valid, because the region outlives the worker.
+            // SAFETY: `self` owns the request and frees it only here. UCX keeps a request in progress until it completes. Its source
+            // stays mapped, because the region outlives the worker.
             unsafe { (self.worker.context.ucx.raw.ucp_request_free)(handle.as_ptr()) }
         }
     }
 }
 
-/// An endpoint and the key to the peer's region: one object, so that a key of an earlier session cannot be used.
+/// An endpoint and the rkey of the peer's region. They are one object, so that an rkey of an earlier session cannot be used.
 pub(super) struct Endpoint {
     worker: Rc<Worker>,
-    /// None once closed.
+    /// None after the endpoint was closed.
     handle: Option<ucp_ep_h>,
     rkey: ucp_rkey_h,
     peer_base: u64,
@@ -212,7 +212,7 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Starts connecting; the descriptor is checked before UCX sees any of it.
+    /// Starts to connect. The descriptor is checked before it is passed to UCX.
     pub(super) fn connect(worker: &Rc<Worker>, peer: &Descriptor) -> Result<Self, TransportError> {
         if peer.transport != super::NAME {
             return Err(TransportError::Descriptor(format!(
@@ -221,7 +221,7 @@ impl Endpoint {
             )));
         }
         if peer.base.checked_add(peer.bytes).is_none() {
-            return Err(TransportError::Descriptor("region wraps around the address space".into()));
+            return Err(TransportError::Descriptor("the region exceeds the address space".into()));
         }
         let open =
             |kind, blob| blob::open(kind, peer.base, peer.bytes, blob).map_err(TransportError::Descriptor);
@@ -229,11 +229,12 @@ impl Endpoint {
         let key = open(Kind::Key, &peer.rkey)?;
         let ucx = worker.context.ucx;
         let cell = Rc::as_ptr(&worker.failure).cast_mut().cast();
-        // SAFETY: the checksum says that the address is whole; the worker keeps the cell until it is destroyed.
+        // SAFETY: the worker is live. `blob::open` has checked length and checksum, so the address is as UCX packed it. The worker owns
+        // the cell and keeps it until it is destroyed.
         let handle = unsafe { ucx.ep_create(worker.handle, address, on_error, cell) }?;
-        // SAFETY: the endpoint is live and the checksum says that the key is whole.
+        // SAFETY: the endpoint was made above. `blob::open` has checked length and checksum, so the key is as UCX packed it.
         let rkey = unsafe { ucx.ep_rkey_unpack(handle, key) }.inspect_err(|_| {
-            // SAFETY: live, closed once, not used again.
+            // SAFETY: the endpoint was made above, is closed only here and not used again.
             let closing = unsafe { ucx.ep_close(handle, true) };
             drop(closing.map(|posted| Request::new(worker, "ucp_ep_close_nbx", posted)));
         })?;
@@ -245,7 +246,7 @@ impl Endpoint {
         self.handle.ok_or(TransportError::Closed)
     }
 
-    /// Checks both ranges and posts the put; an empty one is done without UCX.
+    /// Checks both ranges and posts the put. A put of 0 bytes completes without UCX.
     pub(super) fn put(&self, local: u64, remote: u64, bytes: u64) -> Result<Request, TransportError> {
         let context = &self.worker.context;
         let out_of = |offset, region_bytes| TransportError::OutOfRegion { offset, bytes, region_bytes };
@@ -258,8 +259,8 @@ impl Endpoint {
             return Ok(Request::new(&self.worker, "ucp_put_nbx", Posted::Done));
         }
         let ep = self.live()?;
-        // SAFETY: the source lies in the registered region, which outlives the worker and so the operation; the
-        // remote range lies in the region that the key was packed for.
+        // SAFETY: the endpoint and the rkey are live. `address` has checked that the source lies in the registered region, which
+        // outlives the worker and so the operation. The remote range was checked against the region that the rkey was packed for.
         let posted = unsafe {
             context.ucx.put(
                 ep,
@@ -276,22 +277,23 @@ impl Endpoint {
 
     pub(super) fn flush(&self) -> Result<Request, TransportError> {
         let ep = self.live()?;
-        // SAFETY: the endpoint is live.
+        // SAFETY: `live` returns only an endpoint that was not closed.
         let posted = unsafe { self.worker.context.ucx.ep_flush(ep) }?;
         Ok(Request::new(&self.worker, "ucp_ep_flush_nbx", posted))
     }
 
-    /// Starts closing; by force, what is in flight fails soon after. None if it was closed before or is closed now.
+    /// Starts to close the endpoint. With `force`, operations in flight fail soon after. None if the endpoint was closed before, or if
+    /// UCX refused the call.
     pub(super) fn close(&mut self, force: bool) -> Option<Request> {
         let ep = self.handle.take()?;
-        // SAFETY: live until here; the handle was taken, so it is not used again.
+        // SAFETY: the endpoint is live. Its handle was taken, so it is not used again.
         let posted = unsafe { self.worker.context.ucx.ep_close(ep, force) }.ok()?;
         Some(Request::new(&self.worker, "ucp_ep_close_nbx", posted))
     }
 
-    /// What carries the bytes, for example `tcp/lo`.
+    /// The transport and device that carry the bytes, for example `tcp/lo`.
     pub(super) fn lane(&self) -> String {
-        // SAFETY: the endpoint is live whenever there is a handle.
+        // SAFETY: the endpoint is live as long as `handle` is set.
         let lanes = self.handle.map(|ep| unsafe { self.worker.context.ucx.ep_transports(ep) });
         let mut names: Vec<_> = match lanes {
             Some(Ok(lanes)) => lanes.into_iter().map(|(name, device)| format!("{name}/{device}")).collect(),
@@ -305,7 +307,7 @@ impl Endpoint {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         drop(self.close(true));
-        // SAFETY: live, released once, while the worker still exists.
+        // SAFETY: this struct owns the rkey and releases it only here. `worker` is a field, so the worker still exists.
         unsafe { (self.worker.context.ucx.raw.ucp_rkey_destroy)(self.rkey) }
     }
 }

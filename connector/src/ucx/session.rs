@@ -1,7 +1,7 @@
-//! One session: its worker, its endpoint once connected, the operations in flight, and its orderly end.
+//! One session: its worker, its endpoint, the operations in flight, and the steps of closing it.
 //!
-//! Every wait has a deadline here: connecting, draining, disconnecting. Puts themselves have none, because only the
-//! caller knows when a peer is too slow; its `Close` starts the clock.
+//! Connecting, draining and disconnecting have deadlines. Puts have none, because only the caller knows when a peer is too slow. The
+//! caller then sends `Close`, which has deadlines.
 
 use super::handles::{Endpoint, Request, Worker};
 use crate::transport::{Descriptor, Event, Ticket, TransportError, TransportSession};
@@ -9,16 +9,16 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// A connection that is not up by then has failed: the link's own limit for a silent peer.
+/// Time limit for connecting. The same as the link's limit for a silent peer.
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
-/// Draining goes on while operations complete, and gives up after this long without any.
+/// Time without a completion after which draining gives up.
 const STALL_MAX: Duration = Duration::from_secs(1);
-/// Draining gives up after this long in any case.
+/// Time limit for draining.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
-/// The endpoint's goodbye; after it the worker is destroyed regardless.
+/// Time limit for closing the endpoint. After it the worker is destroyed in any case.
 const DISCONNECT_WITHIN: Duration = Duration::from_secs(1);
 
-/// Events of one turn, and how many commands they answer.
+/// The events of one turn, and the number of commands that they answer.
 #[derive(Default)]
 pub(super) struct Outbox {
     pub(super) events: Vec<Event>,
@@ -26,31 +26,31 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// The one terminal event of a command.
+    /// Adds the terminal event of a command.
     pub(super) fn answer(&mut self, event: Event) {
         self.answered += 1;
         self.events.push(event);
     }
 
-    /// News that nobody asked for.
-    fn tell(&mut self, event: Event) {
+    /// Adds an event that answers no command.
+    fn report(&mut self, event: Event) {
         self.events.push(event);
     }
 }
 
-/// A put or flush in flight, in order of submission.
+/// A put or flush in flight.
 struct Operation {
     ticket: Ticket,
     is_put: bool,
-    /// Puts posted before this flush.
+    /// For a flush: the number of puts posted before it.
     covers: u64,
     request: Request,
 }
 
 enum Closing {
-    /// Operations in flight end, then what was put is flushed.
+    /// Waits for the operations in flight, then flushes the puts. `moved` is the time of the last completion.
     Drain { flush: Option<Request>, in_flight: usize, moved: Instant, began: Instant },
-    /// The endpoint says goodbye.
+    /// Waits until the endpoint is closed.
     Disconnect { until: Instant },
 }
 
@@ -64,10 +64,10 @@ pub(super) struct Session {
     worker: Rc<Worker>,
     failure: Option<TransportError>,
     closing: Option<Closing>,
-    /// `Close` commands to answer.
+    /// Number of `Close` commands to answer.
     closes: usize,
     puts_posted: u64,
-    /// Puts known to be visible at the peer.
+    /// Number of puts known to be visible at the peer.
     puts_flushed: u64,
     put_failed: bool,
 }
@@ -94,7 +94,7 @@ impl Session {
         &self.worker
     }
 
-    /// True while something of ours is under way, so that its deadline or completion is looked for often.
+    /// True while operations are in flight or a deadline runs. The thread then polls the session often.
     pub(super) fn busy(&self) -> bool {
         !self.operations.is_empty() || self.connecting.is_some() || self.closing.is_some()
     }
@@ -104,7 +104,7 @@ impl Session {
             Some(error) => Some(error.clone()),
             None if self.closing.is_some() => Some(TransportError::Closed),
             None if self.endpoint.is_some() => {
-                Some(TransportError::Descriptor("session has a peer already".into()))
+                Some(TransportError::Descriptor("session already has a peer".into()))
             }
             None => None,
         };
@@ -112,7 +112,7 @@ impl Session {
             return out.answer(Event::Failed { session: self.id, error });
         }
         let begun = Endpoint::connect(&self.worker, peer)
-            // A flush of nothing ends when the connection is up, so `Connected` means what it says.
+            // A flush without puts completes when the connection is established.
             .and_then(|endpoint| endpoint.flush().map(|flush| (endpoint, flush)));
         match begun {
             Ok((endpoint, flush)) => {
@@ -154,7 +154,7 @@ impl Session {
                 self.operations.push_back(Operation { ticket, is_put: true, covers: 0, request });
             }
             Err(error) => {
-                // A call that failed may have sent a part; what was refused before any call has not.
+                // A failed call may have sent a part of the bytes. Other errors occur before the call.
                 self.put_failed |= matches!(error, TransportError::Call { .. });
                 out.answer(Event::PutCompleted { session: self.id, ticket, result: Err(error) });
             }
@@ -171,9 +171,9 @@ impl Session {
         }
     }
 
-    /// Starts the end; `asked` says that a `Close` waits for its event.
-    pub(super) fn close(&mut self, asked: bool, now: Instant, out: &mut Outbox) {
-        self.closes += usize::from(asked);
+    /// Starts to close the session. `commanded` says that a `Close` command is to be answered.
+    pub(super) fn close(&mut self, commanded: bool, now: Instant, out: &mut Outbox) {
+        self.closes += usize::from(commanded);
         if self.closing.is_some() {
             return;
         }
@@ -185,7 +185,7 @@ impl Session {
         self.closing = Some(Closing::Drain { flush: None, in_flight, moved: now, began: now });
     }
 
-    /// Looks at everything in flight; true says that the session may be finished.
+    /// Polls everything in flight. True if the session can be finished.
     pub(super) fn step(&mut self, now: Instant, out: &mut Outbox) -> bool {
         if self.failure.is_none()
             && let Some(error) = self.worker.failure()
@@ -203,9 +203,9 @@ impl Session {
         if self.connecting.take().is_some() {
             out.answer(event)
         } else {
-            out.tell(event)
+            out.report(event)
         }
-        // Closing by force is what makes the operations in flight end.
+        // Closing by force makes the operations in flight fail.
         self.disconnect(true);
     }
 
@@ -222,7 +222,7 @@ impl Session {
         match flush.poll() {
             None if now < *until => {}
             None => {
-                let status = format!("no answer from the peer within {} s", CONNECT_WITHIN.as_secs());
+                let status = format!("the peer did not answer within {} s", CONNECT_WITHIN.as_secs());
                 self.fail(TransportError::Call { call: "ucp_ep_create", status }, out);
             }
             Some(Err(error)) => self.fail(error, out),
@@ -252,13 +252,13 @@ impl Session {
         });
     }
 
-    /// True at the end.
+    /// Advances the closing. True if it is complete.
     fn step_closing(&mut self, now: Instant) -> bool {
         match &mut self.closing {
             None => false,
             Some(Closing::Disconnect { until }) => {
-                let said = self.disconnecting.as_ref().is_none_or(|request| request.poll().is_some());
-                (said && self.operations.is_empty()) || now >= *until
+                let closed = self.disconnecting.as_ref().is_none_or(|request| request.poll().is_some());
+                (closed && self.operations.is_empty()) || now >= *until
             }
             Some(Closing::Drain { flush, in_flight, moved, began }) => {
                 if self.operations.len() < *in_flight {
@@ -293,7 +293,7 @@ impl Session {
         self.operations.is_empty() && !self.put_failed && self.puts_flushed == self.puts_posted
     }
 
-    /// Destroys endpoint, key and worker, and reports that the session is gone.
+    /// Destroys the endpoint, the rkey and the worker, and reports that the session has ended.
     pub(super) fn finish(mut self, out: &mut Outbox) {
         let (session, closes, drained) = (self.id, self.closes, self.drained());
         for operation in self.operations.drain(..) {
@@ -308,7 +308,7 @@ impl Session {
             out.answer(Event::Closed { session, drained });
         }
         if closes == 0 {
-            out.tell(Event::Closed { session, drained });
+            out.report(Event::Closed { session, drained });
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a machine that answers nothing may cost.
+//! A peer machine that does not answer blocks only its own session.
 
 use super::blob::{self, Kind};
 use super::{UcxConfig, UcxTransport};
@@ -21,11 +21,11 @@ fn transport() -> (UcxTransport, Receiver<Event>) {
     let (sink, events) = mpsc::channel();
     let sink = Box::new(move |batch: Vec<Event>| batch.into_iter().for_each(|event| drop(sink.send(event))));
     let transport = UcxTransport::start(Region::host(4096), &config, Box::new(|| ()), sink);
-    (transport.expect("UCX is needed here, run cargo xtask test to fetch it"), events)
+    (transport.expect("this test needs UCX; cargo xtask test fetches it"), events)
 }
 
-/// A port that completes no handshake: its queue of connections is full, and nobody empties it.
-fn silent() -> (TcpListener, Vec<TcpStream>) {
+/// A listener that completes no TCP handshake, because its accept queue is full and nothing is accepted.
+fn full_listener() -> (TcpListener, Vec<TcpStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound");
     let mut queued = Vec::new();
@@ -40,10 +40,10 @@ fn silent() -> (TcpListener, Vec<TcpStream>) {
     }
 }
 
-/// The ports on which this machine listens, as the kernel lists them.
+/// The TCP ports on which this machine listens, from `/proc/net/tcp`.
 fn listening() -> Vec<u16> {
     const LISTEN: &str = "0A";
-    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's table");
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the table of TCP sockets");
     let port = |line: &str| {
         let fields: Vec<_> = line.split_whitespace().collect();
         let &[_, local, _, LISTEN, ..] = fields.as_slice() else { return None };
@@ -52,31 +52,31 @@ fn listening() -> Vec<u16> {
     table.lines().filter_map(port).collect()
 }
 
-/// `peer` with another port in its address, which UCX keeps in the order of the network.
+/// `peer` with another port in its worker address. UCX stores the port in network byte order.
 fn at_port(peer: &Descriptor, port: u16) -> Descriptor {
-    let of_peer = blob::open(Kind::Address, peer.base, peer.bytes, &peer.worker_address).expect("whole");
+    let of_peer = blob::open(Kind::Address, peer.base, peer.bytes, &peer.worker_address).expect("valid");
     let (mut address, ports) = (of_peer.to_vec(), listening());
-    let begin = |pair: &[u8]| ports.contains(&u16::from_be_bytes([pair[0], pair[1]]));
-    let at = address.windows(2).rposition(begin).expect("the port of the peer");
+    let is_port = |pair: &[u8]| ports.contains(&u16::from_be_bytes([pair[0], pair[1]]));
+    let at = address.windows(2).rposition(is_port).expect("the peer's port is in its address");
     address[at..at + 2].copy_from_slice(&port.to_be_bytes());
-    let worker_address = blob::seal(Kind::Address, peer.base, peer.bytes, &address).expect("as long");
+    let worker_address = blob::seal(Kind::Address, peer.base, peer.bytes, &address).expect("same length");
     Descriptor { worker_address, ..peer.clone() }
 }
 
 #[test]
-fn a_peer_that_takes_no_connection_holds_up_its_own_session_only() {
+fn a_peer_that_accepts_no_connection_blocks_its_own_session_only() {
     let (transport, events) = transport();
-    let (listener, _queued) = silent();
+    let (listener, _queued) = full_listener();
     let submit = |command| transport.submit(command).expect("room");
     let next = || events.recv_timeout(DEADLINE).expect("an answer");
     submit(Command::Open { session: SILENT });
     let Event::Opened { result: Ok(peer), .. } = next() else { panic!("no worker") };
     let peer = at_port(&peer, listener.local_addr().expect("bound").port());
     submit(Command::Connect { session: SILENT, peer });
-    // Another session is served while that one waits.
+    // Another session opens while that one waits.
     submit(Command::Open { session: OTHER });
     assert!(matches!(next(), Event::Opened { session: OTHER, result: Ok(_) }));
-    let Event::Failed { session: SILENT, error } = next() else { panic!("its time is not up") };
-    assert!(error.to_string().contains("no answer from the peer within"), "{error}");
+    let Event::Failed { session: SILENT, error } = next() else { panic!("the connect did not fail") };
+    assert!(error.to_string().contains("the peer did not answer within"), "{error}");
     transport.shutdown();
 }

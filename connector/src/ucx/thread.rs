@@ -1,10 +1,12 @@
-//! The thread "baton-ucx": owns every UCX object; nothing else calls into UCX.
+//! The thread "baton-ucx" owns all UCX objects. No other thread calls UCX.
 //!
-//! A turn: take commands, progress all workers, reap completions, hand one batch of events to the sink. Without news
-//! it spins for [`SPIN`], arms every worker and parks on their descriptors and the doorbell. Over TCP it is the
-//! *receiver's* progress that reads the bytes from the socket into their place, and its armed descriptor wakes it for
-//! them; nothing was ever seen to depend on a timeout. The timeouts are a second line, should UCX lose a wake-up:
-//! [`PARK_BUSY`] while anything moves or moved lately, [`PARK_IDLE`] otherwise, which costs 0.2 % of a core.
+//! In each turn the thread takes commands, progresses all workers, polls for completions, and passes one batch of events to the sink.
+//! If nothing happens it spins for [`SPIN`], then yields for [`YIELD`], then arms all workers and sleeps until one of their
+//! descriptors or the command queue wakes it.
+//!
+//! Over TCP the *receiver's* progress reads the bytes from the socket into their place, and the armed descriptor wakes the receiver.
+//! The sleep also has a timeout, in case UCX loses a wake-up; none was ever observed. It is [`PARK_BUSY`] while operations are in
+//! flight or shortly after, otherwise [`PARK_IDLE`], which costs 0.2 % of a core.
 
 use super::handles::{Arm, Context, Worker};
 use super::session::{Outbox, Session};
@@ -16,17 +18,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Longer than the gap between two completions of a running transfer, far shorter than a scheduler's time slice.
+/// Time since the last activity for which the thread spins. Longer than the gap between two completions of a running transfer, and far
+/// shorter than a scheduler's time slice.
 const SPIN: Duration = Duration::from_micros(20);
-/// How long the thread then lets others run before it parks: a wake-up takes longer than a lane's pause in the midst of a page.
+/// Time since the last activity for which the thread then yields the core. Sleeping earlier would not pay, because a wake-up takes
+/// longer than the lane's pauses within a page.
 const YIELD: Duration = Duration::from_micros(200);
-/// Parking while operations of ours are in flight, or soon after anything moved.
+/// Longest sleep while operations are in flight, or shortly after activity.
 const PARK_BUSY: Duration = Duration::from_millis(1);
-/// Parking otherwise: the watchdog's counter still moves ten times a second.
+/// Longest sleep otherwise. The watchdog's counter must advance ten times a second.
 const PARK_IDLE: Duration = Duration::from_millis(80);
-/// How long after the last news a worker that a peer may write is still looked at every [`PARK_BUSY`].
+/// Time since the last activity for which the longest sleep is [`PARK_BUSY`].
 const WARM: Duration = Duration::from_secs(1);
-/// Rounds of progress for one worker in one turn, so that a peer that never pauses cannot starve the others.
+/// Most rounds of progress for one worker in one turn, so that a peer that sends without a pause does not starve the other sessions.
 const ROUNDS_MAX: usize = 64;
 
 pub(super) struct Thread {
@@ -44,10 +48,10 @@ impl Thread {
         Self { queue, sink, sessions, context, out, stopping: false }
     }
 
-    /// Serves until it is told to stop and every session is closed.
+    /// Runs until the transport is shut down and all sessions are closed.
     pub(super) fn run(mut self) {
         let mut commands = Vec::new();
-        let mut news_at = Instant::now();
+        let mut active_at = Instant::now();
         loop {
             let mut now = Instant::now();
             let stop = self.queue.take(&mut commands);
@@ -57,28 +61,28 @@ impl Thread {
                     session.close(false, now, &mut self.out);
                 }
             }
-            let mut news = !commands.is_empty();
+            let mut active = !commands.is_empty();
             for command in commands.drain(..) {
                 self.handle(command, now);
             }
             for session in self.sessions.values() {
                 let rounds = (0..ROUNDS_MAX).take_while(|_| session.worker().progress()).count();
-                news |= rounds > 0;
+                active |= rounds > 0;
             }
             now = Instant::now();
             self.step(now);
-            news |= self.deliver();
-            if self.stopping && self.sessions.is_empty() && !news {
+            active |= self.deliver();
+            if self.stopping && self.sessions.is_empty() && !active {
                 return;
             }
-            if news {
-                news_at = now;
-            } else if now < news_at + SPIN {
+            if active {
+                active_at = now;
+            } else if now < active_at + SPIN {
                 std::hint::spin_loop();
-            } else if now < news_at + YIELD {
+            } else if now < active_at + YIELD {
                 std::thread::yield_now();
             } else {
-                self.park(now < news_at + WARM);
+                self.park(now < active_at + WARM);
             }
         }
     }
@@ -96,11 +100,12 @@ impl Thread {
         }
     }
 
+    /// Passes the events of this turn to the sink. True if there were any.
     fn deliver(&mut self) -> bool {
         let Outbox { events, answered } = mem::take(&mut self.out);
         let any = !events.is_empty();
         if any {
-            // Before the sink: who hears of an answer may submit again at once.
+            // Before the sink, because the receiver of an answer may submit another command at once.
             self.queue.answered(answered);
             (self.sink)(events);
         }
@@ -126,7 +131,7 @@ impl Thread {
             return Err(TransportError::Closed);
         }
         if self.sessions.contains_key(&session) {
-            return Err(TransportError::Descriptor(format!("session {} is open already", session.0)));
+            return Err(TransportError::Descriptor(format!("session {} is already open", session.0)));
         }
         let worker = Worker::new(&self.context)?;
         let descriptor = worker.descriptor()?;
@@ -166,7 +171,7 @@ impl Thread {
             },
             Command::Close { session } => match self.sessions.get_mut(&session) {
                 Some(found) => found.close(true, now, &mut self.out),
-                // Nothing of it is left here; whether it had drained is not known any more.
+                // The session is not open. Whether it had drained is not known any more.
                 None => self.out.answer(Event::Closed { session, drained: false }),
             },
         }

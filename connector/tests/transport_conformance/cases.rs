@@ -1,4 +1,4 @@
-//! What works when nobody fails.
+//! Cases in which no side fails.
 
 use crate::side::{DEADLINE, Kind, Side};
 use connector::transport::*;
@@ -72,7 +72,7 @@ pub(crate) fn several_sessions_share_a_receiver(kind: Kind) {
         assert_eq!(sender.flush(A), Ok(()));
     }
     (0..3).for_each(|index| receiver.check(index * MIB, MIB, index));
-    // One session's end is nothing to the others.
+    // The end of one session does not affect the others.
     assert!(receiver.close(TransportSession(10)));
     senders[0].wait_failed(A);
     senders[2].fill(0, MIB, 77);
@@ -104,10 +104,10 @@ pub(crate) fn a_full_queue_refuses_and_recovers(kind: Kind) {
             Ok(ticket) => accepted.push(ticket),
             Err(error) => break error,
         }
-        assert!(accepted.len() < 100_000, "puts of 1 MiB are not slower than submitting them");
+        assert!(accepted.len() < 100_000, "puts of 1 MiB complete faster than they are submitted");
     };
     assert_eq!(full, SubmitError::Full);
-    // Whoever tries again after each answer finds room before the answers run out.
+    // After an answer the queue has room again.
     let mut more = None;
     for ticket in accepted {
         assert_eq!(sender.result(ticket), Ok(()));
@@ -127,7 +127,7 @@ pub(crate) fn close_drains_what_is_in_flight(kind: Kind) {
     for put in puts {
         assert_eq!(sender.result(put), Ok(()));
     }
-    // Drained means flushed, too.
+    // A drained session is flushed too.
     receiver.check(0, 64 * MIB, 3);
     assert!(receiver.close(A));
     sender.finish();
@@ -171,7 +171,7 @@ pub(crate) fn the_watchdog_sees_progress(kind: Kind) {
     side.open(A);
     let (first, began) = (side.transport.progress(), Instant::now());
     while side.transport.progress() < first + 5 {
-        assert!(began.elapsed() < DEADLINE, "the counter stands still");
+        assert!(began.elapsed() < DEADLINE, "the counter does not advance");
         std::thread::yield_now();
     }
     side.finish();

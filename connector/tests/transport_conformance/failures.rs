@@ -1,4 +1,4 @@
-//! What is refused, and what happens when a side leaves.
+//! Commands that fail, and sides that close while puts are in flight.
 
 use crate::side::{Kind, Side};
 use connector::transport::*;
@@ -9,7 +9,7 @@ const MIB: u64 = 1 << 20;
 const A: TransportSession = TransportSession(1);
 const B: TransportSession = TransportSession(2);
 
-pub(crate) fn puts_that_cannot_run_are_refused_by_an_event(kind: Kind) {
+pub(crate) fn invalid_puts_fail_with_an_event(kind: Kind) {
     let (mut sender, mut receiver) = (Side::start(kind, 8192), Side::start(kind, 4096));
     let early = sender.put(A, 0, 0, 1);
     assert_eq!(sender.result(early), Err(TransportError::NotConnected(1)));
@@ -31,7 +31,7 @@ pub(crate) fn puts_that_cannot_run_are_refused_by_an_event(kind: Kind) {
         let refused = TransportError::OutOfRegion { offset, bytes, region_bytes };
         assert_eq!(sender.result(put), Err(refused));
     }
-    // The session is none the worse.
+    // The session still works.
     sender.fill(4096, 4096, 9);
     let put = sender.put(A, 4096, 0, 4096);
     assert_eq!(sender.result(put), Ok(()));
@@ -42,9 +42,9 @@ pub(crate) fn puts_that_cannot_run_are_refused_by_an_event(kind: Kind) {
     receiver.finish();
 }
 
-pub(crate) fn commands_for_no_session_are_answered(kind: Kind) {
+pub(crate) fn commands_for_an_unknown_session_are_answered(kind: Kind) {
     let mut side = Side::start(kind, 4096);
-    assert!(!side.close(A), "nothing is known of a session that is not open");
+    assert!(!side.close(A), "a session that is not open is not drained");
     let peer = side.open(A);
     side.submit(Command::Connect { session: B, peer }).expect("room");
     assert_eq!(side.wait_failed(B), TransportError::NotConnected(2));
@@ -88,12 +88,12 @@ pub(crate) fn garbage_descriptors_are_refused(kind: Kind) {
         peer.rkey[index] ^= 0x10;
         refused(peer);
     }
-    sender.connect(A, &good).expect("the good one still connects");
+    sender.connect(A, &good).expect("the valid descriptor still connects");
     sender.finish();
     receiver.finish();
 }
 
-pub(crate) fn a_receiver_that_leaves_fails_the_sender_and_no_more(kind: Kind) {
+pub(crate) fn a_receiver_that_closes_fails_only_that_session(kind: Kind) {
     let bytes = 16 * MIB;
     let (mut sender, mut receiver) = (Side::start(kind, bytes as usize), Side::start(kind, bytes as usize));
     let peer = receiver.open(A);
@@ -104,14 +104,14 @@ pub(crate) fn a_receiver_that_leaves_fails_the_sender_and_no_more(kind: Kind) {
     let before = receiver.read(0, bytes);
     sender.wait_failed(A);
     for put in puts.into_iter().skip(1) {
-        let _either = sender.result(put);
+        let _ok_or_failed = sender.result(put);
     }
     let late = sender.put(A, 0, 0, 1);
-    assert!(sender.result(late).is_err(), "the session is over");
+    assert!(sender.result(late).is_err(), "the session has failed");
     sender.close(A);
     assert!(receiver.read(0, bytes) == before, "nothing is written after Closed");
-    // A stale descriptor connects to nothing; a new session works.
-    assert!(sender.connect(TransportSession(7), &peer).is_err(), "its worker is gone");
+    // A stale descriptor is refused. A new session works.
+    assert!(sender.connect(TransportSession(7), &peer).is_err(), "the worker was destroyed");
     sender.close(TransportSession(7));
     let peer = receiver.open(B);
     sender.connect(B, &peer).expect("connects");
@@ -124,7 +124,7 @@ pub(crate) fn a_receiver_that_leaves_fails_the_sender_and_no_more(kind: Kind) {
     receiver.finish();
 }
 
-pub(crate) fn a_sender_that_leaves_writes_no_more(kind: Kind) {
+pub(crate) fn nothing_is_written_after_the_receiver_closed(kind: Kind) {
     let bytes = 16 * MIB;
     let (mut sender, mut receiver) = (Side::start(kind, bytes as usize), Side::start(kind, bytes as usize));
     let peer = receiver.open(A);
@@ -134,7 +134,7 @@ pub(crate) fn a_sender_that_leaves_writes_no_more(kind: Kind) {
         sender.put(A, 0, 0, bytes);
     }
     sender.submit(Command::Close { session: A }).expect("room");
-    // The receiver does not wait for the sender's drain.
+    // The receiver closes without waiting for the sender to drain.
     assert!(receiver.close(A));
     let before = receiver.read(0, bytes);
     sender.finish();
@@ -142,7 +142,7 @@ pub(crate) fn a_sender_that_leaves_writes_no_more(kind: Kind) {
     receiver.finish();
 }
 
-/// Random commands, sensible and not, on three sessions of two sides; the ledger of `Side` is the property.
+/// Random commands, valid and invalid, on three sessions of two sides. `Side` checks that each command has one answer.
 pub(crate) fn any_sequence_of_commands_has_one_answer_each(kind: Kind) {
     let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
     let step = (any::<bool>(), 0..6u8, 0..3u64, 0..5000u64);

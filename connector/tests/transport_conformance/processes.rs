@@ -1,7 +1,7 @@
-//! UCX between two real processes, and what happens when one of them dies or stops.
+//! UCX between two processes, one of which is killed or stopped.
 //!
-//! The peer is this test binary again, running [`peer_process`]; it is told what to do by lines on its standard
-//! input and answers with lines that begin with `@`.
+//! The peer is this test binary again, which runs [`peer_process`]. It reads commands from standard input, one on each line, and
+//! answers with lines that begin with `@`.
 
 use crate::side::{DEADLINE, Kind, Side, content};
 use connector::transport::*;
@@ -19,7 +19,7 @@ const A: TransportSession = TransportSession(1);
 fn encode(descriptor: &Descriptor) -> String {
     let hex = |bytes: &[u8]| {
         bytes.iter().fold(String::from("x"), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("a string takes it");
+            write!(text, "{byte:02x}").expect("writing to a string cannot fail");
             text
         })
     };
@@ -46,7 +46,7 @@ fn decode(text: &str) -> Descriptor {
     }
 }
 
-/// The peer's side of the tests below; alone it has nothing to do.
+/// The peer's side of the tests below. Without the environment variable it does nothing.
 #[test]
 fn peer_process() {
     if std::env::var_os(PEER).is_none() {
@@ -58,8 +58,8 @@ fn peer_process() {
         match line.split_once(' ').unwrap_or((&line, "")) {
             ("open", _) => println!("@{}", encode(&side.open(A))),
             ("check", seed) => {
-                let right = side.read(0, BYTES) == content(BYTES, seed.parse().expect("seed"));
-                println!("@{right}");
+                let equal = side.read(0, BYTES) == content(BYTES, seed.parse().expect("seed"));
+                println!("@{equal}");
             }
             ("connect", peer) => println!("@{}", side.connect(A, &decode(peer)).expect("connects")),
             ("put", seed) => {
@@ -113,21 +113,22 @@ impl Peer {
 
     fn ask(&mut self, line: &str) -> String {
         writeln!(self.input.as_mut().expect("alive"), "{line}").expect("the peer reads");
-        self.lines.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("the peer does not answer {line:.20}"))
+        self.lines.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("the peer did not answer {line:.20}"))
     }
 
-    /// The child has not been waited for, so the id is its own.
+    /// Sends a signal. The child was not waited for yet, so its id is not reused.
     fn signal(&self, signal: Signal) -> Pid {
         let id = Pid::from_child(&self.child);
-        kill_process(id, signal).expect("ours");
+        kill_process(id, signal).expect("our own child");
         id
     }
 
-    /// Stops the peer, and returns when all its threads stand still.
+    /// Stops the peer. Returns after all of its threads have stopped.
     fn stop(&self) {
         let id = self.signal(Signal::STOP);
-        let (_, status) = waitpid(Some(id), WaitOptions::UNTRACED).expect("ours").expect("it was waited for");
-        assert!(status.stopped(), "stopped, not dead");
+        let (_, status) =
+            waitpid(Some(id), WaitOptions::UNTRACED).expect("our own child").expect("without NOHANG");
+        assert!(status.stopped(), "the peer is stopped, not dead");
     }
 
     fn kill(mut self) {
@@ -135,10 +136,10 @@ impl Peer {
         self.child.wait().expect("reaped");
     }
 
-    /// An orderly end: the peer's own ledger is checked.
+    /// Ends the peer cleanly, which checks that its commands were answered.
     fn finish(mut self) {
         self.input = None;
-        assert!(self.child.wait().expect("reaped").success(), "the peer fails");
+        assert!(self.child.wait().expect("reaped").success(), "the peer failed");
     }
 }
 
@@ -149,7 +150,8 @@ impl Drop for Peer {
     }
 }
 
-fn serve_one(sender: &mut Side, session: TransportSession, seed: u64) {
+/// Puts bytes into a new peer and lets it check them.
+fn put_into_new_peer(sender: &mut Side, session: TransportSession, seed: u64) {
     let mut peer = Peer::start();
     let descriptor = decode(&peer.ask("open"));
     sender.connect(session, &descriptor).expect("connects");
@@ -165,12 +167,12 @@ fn serve_one(sender: &mut Side, session: TransportSession, seed: u64) {
 #[test]
 fn bytes_arrive_in_another_process() {
     let mut sender = Side::start(Kind::Ucx, BYTES as usize);
-    (1..=3).for_each(|number| serve_one(&mut sender, TransportSession(number), number));
+    (1..=3).for_each(|number| put_into_new_peer(&mut sender, TransportSession(number), number));
     sender.finish();
 }
 
 #[test]
-fn a_receiver_killed_amid_puts_costs_its_session_only() {
+fn a_receiver_killed_during_puts_fails_only_its_session() {
     let mut sender = Side::start(Kind::Ucx, BYTES as usize);
     let mut peer = Peer::start();
     let descriptor = decode(&peer.ask("open"));
@@ -181,45 +183,45 @@ fn a_receiver_killed_amid_puts_costs_its_session_only() {
     sender.wait_failed(A);
     let failed = puts.into_iter().skip(1).filter(|put| sender.result(*put).is_err()).count();
     assert!(failed > 0, "a gigabyte does not fit in socket buffers");
-    assert!(!sender.close(A), "puts failed, so it is not drained");
-    serve_one(&mut sender, TransportSession(2), 8);
+    assert!(!sender.close(A), "puts failed, so the session is not drained");
+    put_into_new_peer(&mut sender, TransportSession(2), 8);
     sender.finish();
 }
 
 #[test]
-fn a_receiver_stopped_amid_puts_does_not_hold_up_close() {
+fn a_receiver_stopped_during_puts_does_not_block_close() {
     let mut sender = Side::start(Kind::Ucx, BYTES as usize);
     let mut peer = Peer::start();
     let descriptor = decode(&peer.ask("open"));
     sender.connect(A, &descriptor).expect("connects");
     peer.stop();
-    // As many as are accepted: a queue full of stuck puts still has room for Close.
+    // A queue full of stuck puts still has room for Close.
     let puts: Vec<_> = std::iter::from_fn(|| sender.try_put(A, 0, 0, BYTES).ok()).collect();
-    assert!(puts.len() > 1000, "the queue takes 1024");
-    assert!(!sender.close(A), "no proof that anything has ended over there");
+    assert!(puts.len() > 1000, "the queue accepts 1024 operations");
+    assert!(!sender.close(A), "the puts were not flushed, so the session is not drained");
     for put in puts {
-        let _either = sender.result(put);
+        let _ok_or_failed = sender.result(put);
     }
-    serve_one(&mut sender, TransportSession(3), 8);
+    put_into_new_peer(&mut sender, TransportSession(3), 8);
     peer.kill();
     sender.finish();
 }
 
 #[test]
-fn a_receiver_that_is_stopped_before_connect_is_refused() {
+fn connecting_to_a_stopped_receiver_fails() {
     let mut sender = Side::start(Kind::Ucx, BYTES as usize);
     let mut peer = Peer::start();
     let descriptor = decode(&peer.ask("open"));
     peer.stop();
-    let error = sender.connect(A, &descriptor).expect_err("it does not answer");
+    let error = sender.connect(A, &descriptor).expect_err("the peer does not answer");
     assert!(error.to_string().contains("within 3 s"), "{error}");
-    assert!(sender.close(A), "nothing was put");
+    assert!(sender.close(A), "there were no puts, so the session is drained");
     peer.kill();
     sender.finish();
 }
 
 #[test]
-fn a_sender_killed_amid_puts_writes_no_more_once_its_session_is_closed() {
+fn nothing_is_written_after_the_session_of_a_killed_sender_is_closed() {
     let mut receiver = Side::start(Kind::Ucx, BYTES as usize);
     let mut peer = Peer::start();
     let descriptor = receiver.open(A);

@@ -1,4 +1,4 @@
-//! One side of a test: a transport, its region, its events, and the ledger of what is still to be answered.
+//! One side of a test: a transport, its region, its events, and the commands that are not answered yet.
 
 use common::cache_folder;
 use common::splitmix::{STEP, SplitMix64};
@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-/// Every wait of the suite ends by then; nothing here takes a tenth of it.
+/// Time limit of every wait in the suite. No wait takes a tenth of it.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(crate) enum Kind {
     Ucx,
 }
 
-/// Where `cargo xtask` puts UCX; settings of the operator stay in force, as in the program.
+/// UCX from the cache folder of `cargo xtask`. `UCX_*` variables of the environment take precedence, as in the program.
 pub(crate) fn ucx_config() -> UcxConfig {
     let cache = cache_folder::locate(|name| std::env::var_os(name)).expect("a home");
     let mut config = UcxConfig { search: vec![cache.join(cache_folder::UCX)], ..UcxConfig::default() };
@@ -27,9 +27,9 @@ pub(crate) fn ucx_config() -> UcxConfig {
     config
 }
 
-/// What an answer belongs to.
+/// The command that an answer belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Asked {
+enum Submitted {
     Open(TransportSession),
     Connect(TransportSession),
     Operation(Ticket),
@@ -41,7 +41,7 @@ pub(crate) struct Side {
     pub(crate) region: Region,
     events: Receiver<Event>,
     seen: VecDeque<Event>,
-    unanswered: BTreeMap<Asked, usize>,
+    unanswered: BTreeMap<Submitted, usize>,
     failed: BTreeMap<TransportSession, usize>,
     next_ticket: u64,
     stopped: bool,
@@ -57,7 +57,7 @@ impl Side {
             Kind::Loopback => Box::new(LoopbackTransport::start(region.clone(), sink).expect("thread")),
             Kind::Ucx => match UcxTransport::start(region.clone(), &ucx_config(), Box::new(|| ()), sink) {
                 Ok(transport) => Box::new(transport),
-                Err(error) => panic!("UCX is needed here, run cargo xtask test to fetch it: {error}"),
+                Err(error) => panic!("this test needs UCX; cargo xtask test fetches it: {error}"),
             },
         };
         let (seen, unanswered, failed) = (VecDeque::new(), BTreeMap::new(), BTreeMap::new());
@@ -65,52 +65,56 @@ impl Side {
     }
 
     pub(crate) fn submit(&mut self, command: Command) -> Result<(), SubmitError> {
-        let asked = match &command {
-            Command::Open { session } => Asked::Open(*session),
-            Command::Connect { session, .. } => Asked::Connect(*session),
-            Command::Put { ticket, .. } | Command::Flush { ticket, .. } => Asked::Operation(*ticket),
-            Command::Close { session } => Asked::Close(*session),
+        let submitted = match &command {
+            Command::Open { session } => Submitted::Open(*session),
+            Command::Connect { session, .. } => Submitted::Connect(*session),
+            Command::Put { ticket, .. } | Command::Flush { ticket, .. } => Submitted::Operation(*ticket),
+            Command::Close { session } => Submitted::Close(*session),
         };
         self.transport.submit(command)?;
-        *self.unanswered.entry(asked).or_default() += 1;
+        *self.unanswered.entry(submitted).or_default() += 1;
         Ok(())
     }
 
-    fn settle(&mut self, asked: Asked) -> bool {
-        let Some(count) = self.unanswered.get_mut(&asked) else { return false };
+    fn settle(&mut self, submitted: Submitted) -> bool {
+        let Some(count) = self.unanswered.get_mut(&submitted) else { return false };
         *count -= 1;
         if *count == 0 {
-            self.unanswered.remove(&asked);
+            self.unanswered.remove(&submitted);
         }
         true
     }
 
-    /// Books an event, and fails on a second answer or on news that the contract does not allow.
-    fn book(&mut self, event: &Event) {
+    /// Records an event. Panics on a second answer to a command, and on an event that the contract does not allow.
+    fn record(&mut self, event: &Event) {
         match event {
             Event::Opened { session, .. } => {
-                assert!(self.settle(Asked::Open(*session)), "unasked: {event:?}")
+                assert!(self.settle(Submitted::Open(*session)), "answer without a command: {event:?}")
             }
             Event::Connected { session, .. } => {
-                assert!(self.settle(Asked::Connect(*session)), "unasked: {event:?}");
+                assert!(self.settle(Submitted::Connect(*session)), "answer without a command: {event:?}");
             }
             Event::PutCompleted { ticket, .. } | Event::Flushed { ticket, .. } => {
-                assert!(self.settle(Asked::Operation(*ticket)), "unasked: {event:?}");
+                assert!(self.settle(Submitted::Operation(*ticket)), "answer without a command: {event:?}");
             }
             Event::Failed { session, .. } => {
-                if !self.settle(Asked::Connect(*session)) {
+                if !self.settle(Submitted::Connect(*session)) {
                     let times = self.failed.entry(*session).or_default();
                     *times += 1;
-                    assert_eq!(*times, 1, "a session fails once by itself: {event:?}");
+                    assert_eq!(*times, 1, "a session reports its failure once: {event:?}");
                 }
             }
             Event::Closed { session, .. } => {
-                assert!(self.settle(Asked::Close(*session)) || self.stopped, "unasked: {event:?}");
+                assert!(
+                    self.settle(Submitted::Close(*session)) || self.stopped,
+                    "answer without a command: {event:?}"
+                );
             }
         }
     }
 
-    /// The first event, of those not taken yet, that `pick` wants; `what` is said when it does not come.
+    /// Waits for the first event, among those not taken yet, for which `pick` returns a value. `what` names it in the panic after the
+    /// time limit.
     pub(crate) fn wait<T>(&mut self, what: &str, mut pick: impl FnMut(&Event) -> Option<T>) -> T {
         for index in 0..self.seen.len() {
             if let Some(found) = pick(&self.seen[index]) {
@@ -124,7 +128,7 @@ impl Side {
             let Ok(event) = self.events.recv_timeout(left) else {
                 panic!("{what}: nothing within {DEADLINE:?}; unanswered {:?}", self.unanswered);
             };
-            self.book(&event);
+            self.record(&event);
             if let Some(found) = pick(&event) {
                 return found;
             }
@@ -141,7 +145,7 @@ impl Side {
         .expect("a worker")
     }
 
-    /// Opens and connects; the lane, or why not.
+    /// Opens and connects a session. Returns its lane.
     pub(crate) fn connect(
         &mut self,
         session: TransportSession,
@@ -192,7 +196,7 @@ impl Side {
         self.result(ticket)
     }
 
-    /// Closes and says whether the session was drained.
+    /// Closes a session. Returns whether it was drained.
     pub(crate) fn close(&mut self, session: TransportSession) -> bool {
         self.submit(Command::Close { session }).expect("room for Close");
         self.wait("Closed", |event| match event {
@@ -208,43 +212,43 @@ impl Side {
         })
     }
 
-    /// Shuts down and checks the ledger.
+    /// Shuts down and checks that every command was answered.
     pub(crate) fn finish(mut self) {
         self.stopped = true;
         self.transport.shutdown();
         while let Ok(event) = self.events.try_recv() {
-            self.book(&event);
+            self.record(&event);
         }
-        assert!(self.unanswered.is_empty(), "never answered: {:?}", self.unanswered);
+        assert!(self.unanswered.is_empty(), "not answered: {:?}", self.unanswered);
     }
 
-    /// Fills part of the region with bytes that depend on `seed` and their place.
+    /// Fills part of the region with the bytes of [`content`].
     pub(crate) fn fill(&self, offset: u64, bytes: u64, seed: u64) {
-        let target = self.region.at(offset, bytes).expect("inside");
+        let target = self.region.at(offset, bytes).expect("the range lies in the region");
         let content = content(bytes, seed);
-        // SAFETY: the range is inside the region, and the test has no operation on it in flight.
+        // SAFETY: `at` has checked the range, and the test has no operation on it in flight.
         unsafe { std::ptr::copy_nonoverlapping(content.as_ptr(), target.as_ptr(), content.len()) }
     }
 
     /// A copy of part of the region.
     pub(crate) fn read(&self, offset: u64, bytes: u64) -> Vec<u8> {
-        let source = self.region.at(offset, bytes).expect("inside");
+        let source = self.region.at(offset, bytes).expect("the range lies in the region");
         let mut copy = vec![0; bytes as usize];
-        // SAFETY: the range is inside the region; the tests read what was flushed, or only compare two copies.
+        // SAFETY: `at` has checked the range. The tests read it after a flush, or after the session was closed, so nothing writes it.
         unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), copy.as_mut_ptr(), copy.len()) }
         copy
     }
 
-    /// Fails unless part of the region is what `fill` makes of this seed.
+    /// Panics unless part of the region has the bytes of [`content`].
     pub(crate) fn check(&self, offset: u64, bytes: u64, seed: u64) {
         assert!(
             self.read(offset, bytes) == content(bytes, seed),
-            "{bytes} bytes at {offset} are not seed {seed}"
+            "{bytes} bytes at {offset} are not the content for seed {seed}"
         );
     }
 }
 
-/// Bytes of a splitmix generator: different for each seed, and nowhere periodic.
+/// Bytes of a SplitMix64 generator: different for each seed, and not periodic.
 pub(crate) fn content(bytes: u64, seed: u64) -> Vec<u8> {
     let mut generator = SplitMix64::new(seed.wrapping_mul(STEP));
     let mut out = Vec::with_capacity(bytes as usize + 8);

@@ -1,13 +1,12 @@
 //! Run-time bindings to the part of UCX that Baton uses.
 //!
-//! Nothing links against UCX: [`Ucx::load`] opens `libucp.so.0` while the program runs, so everything builds and
-//! unit-tests where UCX is absent. Two of the three layers live here: [`raw`] has names and layouts as in C, and
-//! [`result`] turns statuses into [`CallError`] without adding any safety. The third, RAII handles, is
-//! `connector::ucx`.
+//! Nothing links against UCX. [`Ucx::load`] opens `libucp.so.0` at run time, so the project builds on machines without UCX. This crate
+//! has two of three layers: [`raw`] has names and layouts as in C, and [`result`] turns statuses into [`CallError`] and is still
+//! unsafe. The third layer, safe RAII handles, is in `connector::ucx`.
 //!
-//! The bindings are written by hand against the headers of UCX 1.22 and checked against the numbers a C compiler
-//! gives for them (`raw/layout.rs`). Most of UCX's own entry points are absent on purpose: tag matching, streams,
-//! atomics, active messages and everything deprecated.
+//! The bindings are written by hand for the headers of UCX 1.22. Assertions check them against the layouts of a C compiler
+//! (`raw/layout.rs`). Functions that Baton does not use are absent: tag matching, streams, atomics, active messages and everything
+//! deprecated.
 
 pub mod load;
 pub mod raw;

@@ -6,12 +6,12 @@ use std::ffi::c_uint;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The library's name for the loader's own search.
+/// The library's name for the dynamic loader's search.
 const SONAME: &str = "libucp.so.0";
 
-/// A loaded UCX, never unloaded: its worker threads, signal handlers and memory hooks outlive every handle.
+/// A loaded UCX library. It is never unloaded, because its threads, signal handlers and memory hooks outlive all handles.
 pub struct Ucx {
-    /// The resolved functions, as in C.
+    /// The library's functions.
     pub raw: Functions,
     path: PathBuf,
     version: Version,
@@ -20,16 +20,16 @@ pub struct Ucx {
 /// A version of UCX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// First number.
+    /// The first number.
     pub major: u32,
-    /// Second number.
+    /// The second number.
     pub minor: u32,
-    /// Third number.
+    /// The third number.
     pub release: u32,
 }
 
 impl Version {
-    /// The oldest version accepted: in older ones the flush of `cuda_ipc` returns before the bytes have arrived
+    /// The oldest supported version. In older ones a flush over `cuda_ipc` completes before the bytes have arrived
     /// (`cuda_ipc_iface.c`, `uct_base_ep_flush`).
     pub const OLDEST: Self = Self { major: 1, minor: 21, release: 0 };
 }
@@ -40,31 +40,31 @@ impl fmt::Display for Version {
     }
 }
 
-/// UCX could not be loaded; the text says what to do.
+/// UCX could not be loaded. The text says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
-    /// No candidate exists and the loader's search found nothing.
+    /// No candidate exists, and the loader's search found nothing.
     #[error(
         "{SONAME} was not found (looked in: {looked_in}); run `cargo xtask demo` once to fetch UCX, or install UCX \
          1.21 or newer and set transport.ucx_library"
     )]
     Absent {
-        /// The places tried, as text.
+        /// The paths that were tried, as text.
         looked_in: String,
     },
-    /// The file exists but the loader refuses it.
+    /// The file exists, but the loader cannot load it.
     #[error("{} exists but cannot be loaded ({reason}); set transport.ucx_library to a working UCX", path.display())]
     Unloadable {
         /// The file.
         path: PathBuf,
-        /// The loader's text.
+        /// The loader's message.
         reason: String,
     },
     /// The library is older than [`Version::OLDEST`].
     #[error(
-        "UCX {version} at {} is older than 1.21, whose flush is the first that is safe on GPUs; run `cargo xtask \
-         demo` once to fetch a newer one, or set transport.ucx_library", path.display()
+        "UCX {version} at {} is older than 1.21, and its flush is not safe on GPUs; run `cargo xtask demo` once to \
+         fetch a newer one, or set transport.ucx_library", path.display()
     )]
     TooOld {
         /// The version found.
@@ -72,12 +72,12 @@ pub enum LoadError {
         /// The file.
         path: PathBuf,
     },
-    /// The file is not UCX, or not one that these bindings know.
+    /// The file is not UCX, or lacks a function that these bindings need.
     #[error("{} lacks {symbol}, so it is not a usable UCX; set transport.ucx_library to UCX 1.21 or newer", path.display())]
     Symbol {
         /// The file.
         path: PathBuf,
-        /// The function that is missing.
+        /// The missing function.
         symbol: &'static str,
     },
 }
@@ -95,11 +95,13 @@ impl LoadError {
 }
 
 impl Ucx {
-    /// Loads the first of `candidates` that exists, else what the loader finds under the name `libucp.so.0`.
+    /// Loads the first of `candidates` that exists, or else the `libucp.so.0` that the dynamic loader finds.
     ///
-    /// The first library found decides: one that is broken or too old is an error, not a reason to look further.
-    /// Its companions (`libuct`, `libucs`, `libucm`) are found beside it through its own rpath, transport modules
-    /// in `ucx/` beside it.
+    /// Only the first library found is tried. The loader finds the libraries that it needs (`libuct`, `libucs`, `libucm`) beside it
+    /// through its rpath. UCX finds its transport modules in `ucx/` beside it.
+    ///
+    /// # Errors
+    /// [`LoadError`].
     pub fn load(candidates: &[PathBuf]) -> Result<&'static Self, LoadError> {
         for path in candidates {
             if path.exists() {
@@ -116,7 +118,10 @@ impl Ucx {
         }
     }
 
-    /// Loads exactly this file, which the operator named.
+    /// Loads the library at `path`.
+    ///
+    /// # Errors
+    /// [`LoadError`].
     pub fn open(path: &Path) -> Result<&'static Self, LoadError> {
         if !path.exists() {
             return Err(LoadError::Absent { looked_in: path.display().to_string() });
@@ -127,25 +132,26 @@ impl Ucx {
     }
 
     fn adopt(library: Library, path: &Path) -> Result<&'static Self, LoadError> {
-        // Leaked before anything else: even a library that is refused may have started threads.
+        // Leaked before the checks, because a library that is rejected may have started threads too.
         let library: &'static Library = Box::leak(Box::new(library));
         let missing = |symbol| LoadError::Symbol { path: path.to_owned(), symbol };
         type GetVersion = unsafe extern "C" fn(*mut c_uint, *mut c_uint, *mut c_uint);
-        // SAFETY: `ucp_get_version` has had this signature in every release of UCX.
+        // SAFETY: `ucp_get_version` has this signature in all releases of UCX.
         let get_version = unsafe { library.get::<GetVersion>("ucp_get_version") }
             .map_err(|_| missing("ucp_get_version"))?;
         let mut version = Version { major: 0, minor: 0, release: 0 };
-        // SAFETY: three valid pointers to integers, which the function fills.
+        // SAFETY: the three pointers refer to integers on our stack, which the function sets.
         unsafe { get_version(&mut version.major, &mut version.minor, &mut version.release) };
         if version < Version::OLDEST {
             return Err(LoadError::TooOld { version, path: path.to_owned() });
         }
-        // SAFETY: the version says that the names have the types of the bindings; the library is leaked above.
+        // SAFETY: the version is at least `OLDEST`, whose functions have the types of the bindings. The library was leaked above, so it
+        // is never unloaded.
         let raw = unsafe { Functions::resolve(library) }.map_err(missing)?;
         Ok(Box::leak(Box::new(Self { raw, path: path.to_owned(), version })))
     }
 
-    /// The file it was loaded from, or the bare name that the loader's search resolved.
+    /// The file that was loaded, or `libucp.so.0` if the dynamic loader found it.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -166,6 +172,6 @@ impl fmt::Debug for Ucx {
 }
 
 fn dlopen(path: &Path) -> Result<Library, libloading::Error> {
-    // SAFETY: running a library's initialisers is what loading UCX means; the operator chose the file.
+    // SAFETY: loading runs the library's initialisers. The operator chose the file and is responsible for it.
     unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
 }

@@ -1,15 +1,15 @@
-//! Raw names as in C: types, constants and the table of functions.
+//! Types, constants and the table of functions, named as in C.
 //!
-//! Meaning, units and threading of every name are those of `ucp/api/ucp.h` of UCX 1.22.
+//! `ucp/api/ucp.h` of UCX 1.22 documents their meaning, units and threading.
 #![allow(non_camel_case_types, missing_docs)] // UCX's names, documented in its headers
 
 mod layout;
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
-/// `ucs_status_t` is a *packed* enum in C: one byte, not an `int`. The upper bits of the return register are noise.
+/// A *packed* enum in C: one byte, not an `int`. The upper bits of the return register are undefined.
 pub type ucs_status_t = i8;
-/// NULL (done), a small negative status, or a request.
+/// NULL (complete), a negative status as a pointer, or a pointer to a request.
 pub type ucs_status_ptr_t = *mut c_void;
 pub type ucs_memory_type_t = c_uint;
 
@@ -36,7 +36,7 @@ pub const UCS_ERR_BUSY: ucs_status_t = -15;
 pub const UCS_ERR_LAST: ucs_status_t = -100;
 
 pub const UCP_API_MAJOR: c_uint = 1;
-/// The oldest minor version accepted; what follows is the same in it and in 1.22.
+/// The oldest minor version accepted. The definitions below are the same in 1.21 and in 1.22.
 pub const UCP_API_MINOR: c_uint = 21;
 
 pub const UCP_PARAM_FIELD_FEATURES: u64 = 1 << 0;
@@ -141,7 +141,7 @@ pub struct ucp_request_param_t {
     pub op_attr_mask: u32,
     pub flags: u32,
     pub request: *mut c_void,
-    /// A union of callbacks in C; never set here, completion is polled.
+    /// A union of callbacks in C. Never set, because completion is polled.
     pub cb: *mut c_void,
     pub datatype: u64,
     pub user_data: *mut c_void,
@@ -150,7 +150,7 @@ pub struct ucp_request_param_t {
     /// A union of pointers in C.
     pub recv_info: *mut c_void,
     pub memh: ucp_mem_h,
-    /// Fields for lists of pieces that UCX 1.22 has after `memh`; no mask bit ever names them.
+    /// Fields after `memh` in UCX 1.22. We never set their mask bits.
     pub tail: [u64; 3],
 }
 
@@ -182,19 +182,19 @@ pub struct ucp_ep_attr_t {
 
 macro_rules! functions {
     ($(fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?;)*) => {
-        /// Every function that is used, resolved. Raw: each call is `unsafe` under the rules of UCX's headers.
+        /// The functions that Baton uses. Each call is `unsafe` and must follow the rules in UCX's headers.
         pub struct Functions {
             $(pub $name: unsafe extern "C" fn($($arg: $ty),*) $(-> $ret)?,)*
         }
 
         impl Functions {
-            /// Resolves every name, or says which one is missing.
+            /// Resolves all functions. The error is the name of a missing one.
             ///
             /// # Safety
-            /// `library` is UCX 1.21 or newer, so that the names have the types above; it is never unloaded.
+            /// `library` is UCX 1.21 or newer, so the functions have the types above. It is never unloaded.
             pub(crate) unsafe fn resolve(library: &libloading::os::unix::Library) -> Result<Self, &'static str> {
                 Ok(Self {
-                    // SAFETY: the caller vouches for the library, and the signatures are those of its headers.
+                    // SAFETY: the caller promises the library's version, and the types are those of its headers.
                     $($name: *unsafe { library.get(stringify!($name)) }.map_err(|_| stringify!($name))?,)*
                 })
             }

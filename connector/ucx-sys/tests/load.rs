@@ -1,10 +1,10 @@
-//! What a user is told when UCX is missing, too old or not UCX at all: checked with small libraries that `cc` builds.
+//! The error texts if UCX is missing, too old or another library. `cc` builds small libraries for these tests.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use ucx_sys::{LoadError, Ucx};
 
-/// Builds a shared library of this C text in the test's own folder.
+/// Builds a shared library from C source in the test's own folder.
 fn fake(name: &str, text: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&dir).expect("folder for the fake library");
@@ -35,7 +35,7 @@ fn too_old_is_refused_before_any_other_symbol() {
 #[test]
 fn a_missing_symbol_is_named() {
     let path = fake("partial", &version(1, 23, 0));
-    let error = Ucx::load(std::slice::from_ref(&path)).expect_err("it has one function");
+    let error = Ucx::load(std::slice::from_ref(&path)).expect_err("it has only one function");
     assert!(matches!(&error, LoadError::Symbol { symbol: "ucp_get_version_string", .. }), "{error}");
     let other = fake("other", "int unrelated;");
     let error = Ucx::load(&[other]).expect_err("it is not UCX");
@@ -43,7 +43,7 @@ fn a_missing_symbol_is_named() {
 }
 
 #[test]
-fn a_file_that_is_no_library_is_named() {
+fn a_file_that_is_not_a_library_is_named() {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("text.so");
     std::fs::write(&path, "not a library").expect("file");
     let error = Ucx::load(std::slice::from_ref(&path)).expect_err("it is text");

@@ -18,7 +18,7 @@ impl Handler<ToPeerLink> for Ear {
 }
 
 fn identity() -> Identity {
-    let shape = Shape {
+    let shape = KvShape {
         model: "m".into(),
         fingerprint: [1; 32],
         layers: 1,
