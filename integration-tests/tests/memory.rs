@@ -58,7 +58,7 @@ fn large_bodies_at_once_stay_within_the_budget() -> Result<()> {
     let process = Process::start(&small, &[])?;
     process.wait_line(&["ready in"])?;
     let address = process.address("frontend.port")?;
-    for (element, words) in [("[1,1]", "answers are asked for"), ("1", "prompt has more than 256 tokens")] {
+    for (element, words) in [("[1,1]", "the request asks for"), ("1", "prompt has more than 256 tokens")] {
         let body = body(element);
         // What the first requests need for good is there.
         ensure!(post(&address, &body)?.contains(words));

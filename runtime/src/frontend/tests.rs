@@ -166,7 +166,7 @@ fn bad_requests_are_refused_by_name() {
     completion(json!({"prompt": [1, -1]}), 400, "prompt[1]", "must be a token id, not -1");
     completion(json!({"prompt": ["a", ""]}), 400, "prompt[1]", "at least one token");
     completion(json!({"prompt": ["a", 5]}), 400, "prompt[1]", "not 5");
-    completion(json!({"prompt": ["a", "b", "c"]}), 400, "prompt", "3 answers are asked for");
+    completion(json!({"prompt": ["a", "b", "c"]}), 400, "prompt", "asks for 3 answers");
     completion(
         json!({"prompt": [1, 262]}),
         400,
@@ -235,7 +235,7 @@ fn bad_requests_are_refused_by_name() {
     server.refused("/v1/completions", "{", 400, "", "body is not JSON");
     server.refused("/v1/completions", "[]", 400, "", "must be a JSON object, not []");
     server.refused("/v1/none", "{}", 404, "", "nothing at /v1/none");
-    server.refused("/health", "{}", 405, "", "/health takes GET, not POST");
+    server.refused("/health", "{}", 405, "", "path /health allows GET, not POST");
     let large = " ".repeat(body::BODY_BYTES_MAX + 1);
     server.refused("/v1/completions", &large, 413, "", "larger than 8388608 bytes");
     // Nothing of this reached the actor, or holds a permit or memory.

@@ -53,8 +53,8 @@ fn own(request: u64) -> SequenceId {
     SequenceId::Own(RequestId(request))
 }
 
-/// A reservation of `here` pages of its own and `landing` pages that land. A page has one token, and no two requests have a token in
-/// common.
+/// A reservation of `here` pages of its own and `landing` pages that land. A page has one token, and no two requests have a token
+/// in common.
 fn reserve(request: u64, here: u32, landing: u32) -> ReservePages {
     let tokens = (0..landing.max(1)).map(|n| request as u32 * 1000 + n).collect();
     ReservePages {
@@ -173,7 +173,11 @@ fn only_pages_that_are_not_resident_land_and_a_single_one_is_computed_here() {
     let little = give(&mut pool, beginning_with(3, &[1, 2, 3, 4, 5], 3, true));
     assert_eq!(served(&little), (4, 0, pages(&[0, 1, 5])));
     let short = give(&mut pool, beginning_with(4, &[8], 1, true));
-    assert_eq!(served(&short), (0, 1, vec![]), "a prompt without resident pages is sent, even if it is short");
+    assert_eq!(
+        served(&short),
+        (0, 1, vec![]),
+        "a prompt without resident pages is sent, even if it is short"
+    );
 }
 
 #[test]
