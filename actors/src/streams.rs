@@ -69,7 +69,7 @@ impl Streams {
         self.live.remove(&request);
     }
 
-    /// Removes a request that a full mailbox refused.
+    /// Removes a request that the proxy did not accept.
     pub fn refuse(&self, request: RequestId) {
         if let Some((_, Live { mut permit, .. })) = self.live.remove(&request) {
             permit.refused();
