@@ -234,7 +234,7 @@ fn bad_requests_are_refused_by_name() {
 
     server.refused("/v1/completions", "{", 400, "", "body is not JSON");
     server.refused("/v1/completions", "[]", 400, "", "must be a JSON object, not []");
-    server.refused("/v1/none", "{}", 404, "", "nothing at /v1/none");
+    server.refused("/v1/none", "{}", 404, "", "path /v1/none does not exist");
     server.refused("/health", "{}", 405, "", "path /health allows GET, not POST");
     let large = " ".repeat(body::BODY_BYTES_MAX + 1);
     server.refused("/v1/completions", &large, 413, "", "larger than 8388608 bytes");
