@@ -1,8 +1,8 @@
-//! Compiles the CUDA kernels in `kernels/` and links them in, for the feature `cuda`; without it there is nothing to do.
+//! Compiles the CUDA kernels in `kernels/` and links them into the crate. Does nothing without the feature `cuda`.
 //!
-//! Objects are kept in the cache folder under a name that follows from all that goes into them, so another profile,
-//! another clone and clippy find them compiled. The CUDA runtime is linked statically and loads the driver when it is
-//! first called: the binary starts, and says that there is no GPU, on machines without either.
+//! The cache folder keeps the object files. The name of an object is a hash of all its inputs, so other profiles, other
+//! clones and clippy reuse it. The CUDA runtime is linked statically and loads the driver at its first call. So the
+//! binary also starts on a machine without a driver or a GPU, and reports that.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -25,7 +25,7 @@ mod cuda {
 
     type Result<T> = std::result::Result<T, String>;
 
-    /// One object: a source, and what its compilation needs beyond [`FLAGS`].
+    /// One object file: its source, its flags beyond [`FLAGS`], and the headers of `kernels/` that it includes.
     struct Unit {
         source: &'static str,
         flags: &'static [&'static str],
@@ -35,7 +35,8 @@ mod cuda {
     const FLASH_64: &[&str] = &["-use_fast_math", "-DBATON_HEAD_DIM=64"];
     const FLASH_128: &[&str] = &["-use_fast_math", "-DBATON_HEAD_DIM=128"];
 
-    /// Slowest first. `-use_fast_math` is for FlashInfer, which is tuned with it; our own kernels round as they say.
+    /// Slowest first. Only the FlashInfer units use `-use_fast_math`, which FlashInfer is tuned with. Our own kernels
+    /// need exact rounding.
     const UNITS: [Unit; 8] = [
         Unit { source: "fa3.cu", flags: FLASH_128, headers: &["attention.cuh"] },
         Unit { source: "fa3.cu", flags: FLASH_64, headers: &["attention.cuh"] },
@@ -47,7 +48,8 @@ mod cuda {
         Unit { source: "page_hash.cu", flags: &[], headers: &[] },
     ];
 
-    /// `sm_90a`: machine code for Hopper alone, with its own instructions, and nothing to compile at run time.
+    /// `sm_90a`: machine code for Hopper only, including its architecture-specific instructions. No PTX is included, so
+    /// nothing is compiled at run time.
     const FLAGS: [&str; 9] = [
         "-std=c++17",
         "-O3",
@@ -60,11 +62,12 @@ mod cuda {
         "-DFLASHINFER_ENABLE_BF16",
     ];
 
-    /// In FlashInfer's folder and in this order. Its own CCCL stands before the toolkit's, which lacks what it uses.
+    /// Include folders within FlashInfer's folder, in this order. FlashInfer's CCCL must precede the toolkit's, which
+    /// lacks headers that FlashInfer uses.
     const INCLUDES: [&str; 5] =
         ["cccl/libcudacxx/include", "cccl/cub", "cccl/thrust", "include", "cutlass/include"];
 
-    /// Compilers at a time: one takes up to a gigabyte.
+    /// Compilers that run in parallel. Each takes up to a gigabyte of memory.
     const COMPILERS: usize = 2;
 
     pub(super) fn build() -> Result<()> {
@@ -93,30 +96,31 @@ mod cuda {
         Ok(())
     }
 
-    /// The folder that a variable names.
+    /// The folder in an environment variable.
     fn folder(name: &str) -> Option<PathBuf> {
         env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
     }
 
-    /// What compiles and what is linked.
+    /// The compiler and the libraries to link.
     struct Tools {
         nvcc: PathBuf,
         libraries: PathBuf,
         /// FlashInfer's headers and those of the libraries it uses.
         headers: PathBuf,
-        /// Names the versions of all of it.
+        /// The versions of the compiler and the headers.
         version: String,
     }
 
     impl Tools {
-        /// The toolkit of `CUDA_HOME`, else the fetched one; FlashInfer is always the fetched one.
+        /// Finds the toolkit in `CUDA_HOME`, or the fetched toolkit if `CUDA_HOME` is not set. FlashInfer is always the
+        /// fetched one.
         fn find(cache: &Path) -> Result<Self> {
             let fetched = cache.join("cuda-13.0");
             let stamp = fetched.join("stamp");
             println!("cargo::rerun-if-changed={}", stamp.display());
             let stamp = fs::read_to_string(&stamp).map_err(|_| {
                 format!(
-                    "the feature `cuda` compiles against FlashInfer, which is not in {}: run `cargo xtask cuda`",
+                    "the feature `cuda` needs FlashInfer, which is not in {}: run `cargo xtask cuda`",
                     fetched.display()
                 )
             })?;
@@ -133,7 +137,7 @@ mod cuda {
                 _ => return Err(format!("{} does not run: {advice}", nvcc.display())),
             };
             if !release.contains("release 13.") {
-                return Err(format!("{} is not of CUDA 13: {advice}", nvcc.display()));
+                return Err(format!("{} is not from CUDA 13: {advice}", nvcc.display()));
             }
             let mut folders = ["lib64", "lib"].into_iter().map(|name| home.join(name));
             let libraries = folders
@@ -144,7 +148,7 @@ mod cuda {
         }
     }
 
-    /// The objects of all units, compiled if the cache lacks them.
+    /// Returns the objects of all units. Compiles those that the cache lacks.
     fn compile_all(tools: &Tools, kernels: &Path, cache: &Path) -> Result<Vec<PathBuf>> {
         fs::create_dir_all(cache).map_err(|error| format!("cannot create {}: {error}", cache.display()))?;
         let waiting = Mutex::new(UNITS.iter());
@@ -158,11 +162,11 @@ mod cuda {
         };
         let results: Vec<Result<Vec<PathBuf>>> = thread::scope(|scope| {
             let compilers: Vec<_> = (0..COMPILERS).map(|_| scope.spawn(work)).collect();
-            let panicked = || Err("a compiling thread panicked".to_owned());
+            let panicked = || Err("a compiler thread panicked".to_owned());
             compilers.into_iter().map(|compiler| compiler.join().unwrap_or_else(|_| panicked())).collect()
         });
         let mut objects = results.into_iter().collect::<Result<Vec<_>>>()?.concat();
-        // Whichever thread was first: the same archive.
+        // Threads finish in any order; sorting makes the archive reproducible.
         objects.sort();
         Ok(objects)
     }
@@ -190,13 +194,13 @@ mod cuda {
             let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
             let line = said.lines().find(|line| line.contains("error")).or(said.lines().next());
             let line = line.unwrap_or("no reason given");
-            return Err(format!("nvcc does not compile {}: {line}", source.display()));
+            return Err(format!("nvcc cannot compile {}: {line}", source.display()));
         }
         fs::rename(&part, &object).map_err(|error| format!("cannot write {}: {error}", object.display()))?;
         Ok(object)
     }
 
-    /// sha256 of all that decides what the object is.
+    /// The sha256 of all inputs of an object, in hex.
     fn content_name(unit: &Unit, version: &str, kernels: &Path) -> Result<String> {
         let mut hasher = Sha256::new();
         let mut add = |bytes: &[u8]| {
@@ -213,7 +217,7 @@ mod cuda {
     }
 
     fn archive(objects: &[PathBuf], archive: &Path) -> Result<()> {
-        // `ar` adds to an archive that is there.
+        // `ar` would add to an existing archive.
         let _ = fs::remove_file(archive);
         let output = Command::new("ar")
             .arg("crs")

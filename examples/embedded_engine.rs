@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use engine::gguf::Gguf;
-use engine::{Chunk, Device, Engine, EngineConfig, LoadFormat, PageId, Sample, Source};
+use engine::{Chunk, ComputeDevice, Engine, EngineConfig, LoadFormat, PageId, Sample, TokenSource};
 use tokenizers::Tokenizer;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -51,7 +51,7 @@ fn tokenizer(model: &Gguf) -> Result<Tokenizer> {
 
 /// Computes `tokens` at the positions from `start` on, and samples the token that follows them.
 fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
-    let source = if start == 0 { Source::Prompt } else { Source::Sampled };
+    let source = if start == 0 { TokenSource::Prompt } else { TokenSource::Sampled };
     let sample = Some(Sample::greedy());
     let mut step = engine.submit(&[Chunk { sequence: 1, tokens, source, start, pages, sample }])?;
     let output = engine.poll(&mut step)?.context("the CPU backend computes in submit")?;
@@ -68,7 +68,7 @@ fn main() -> Result<()> {
         kv_bytes: 64 << 20,
         page_tokens: 16,
         step_tokens: 512,
-        device: Device::Cpu,
+        device: ComputeDevice::Cpu,
         load_format: LoadFormat::Auto,
     })?;
     println!("model: {}", engine.model().name);

@@ -1,7 +1,7 @@
-//! What a node counts, and its text for `/metrics`.
+//! The counters of a node, and their text for `/metrics`.
 //!
-//! The pure states count for themselves; after each message an actor's shell stores its numbers here, where HTTP
-//! workers read them. Every name is one constant, and none has labels.
+//! The pure states count. After each message an actor's shell stores the state's numbers here, and HTTP workers read them. Every
+//! metric name is one constant without labels.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ macro_rules! counters {
                 }
             )+
 
-            /// Prometheus's text format.
+            /// The counters in Prometheus's text format.
             pub fn render(&self) -> String {
                 let mut text = String::new();
                 $(
@@ -45,49 +45,49 @@ macro_rules! counters {
 counters! {
     /// Pages in the pool.
     pages: "gauge" "baton_pages";
-    /// Pages promised to requests whose KV is under way from a sender.
+    /// Pages reserved for requests whose KV is in transit from a sender.
     pages_reserved: "gauge" "baton_pages_reserved";
     /// Pages under outstanding credits.
     pages_outstanding: "gauge" "baton_pages_outstanding";
     /// Pages that live requests hold.
     pages_live: "gauge" "baton_pages_live";
-    /// Pages that nobody holds, whose content may be wanted again.
+    /// Pages that no request holds and whose content may be reused.
     pages_cached: "gauge" "baton_pages_cached";
-    /// Pages that requests found in the cache, and so neither computed nor received.
+    /// Pages that requests reused from the cache instead of computing or receiving them.
     pages_resident: "counter" "baton_pages_resident_total";
-    /// Pages of lost sessions that may still be written, and damaged ones.
+    /// Pages that a lost session may still write, and damaged pages.
     pages_quarantined: "gauge" "baton_pages_quarantined";
     /// Pages that landed and were adopted.
     pages_adopted: "counter" "baton_pages_adopted_total";
-    /// Frames of sessions that were over.
+    /// Frames received for sessions that had ended.
     frames_stale: "counter" "baton_frames_stale_total";
-    /// Landed pages that were not what their sender put.
+    /// Landed pages whose hash did not match.
     hash_mismatches: "counter" "baton_page_hash_mismatches_total";
-    /// Requests that came in, in whatever way they end.
+    /// Requests that arrived.
     taken: "counter" "baton_requests_taken_total";
-    /// Prompts computed again here because their sender was lost, failed or confused.
+    /// Prompts recomputed here because their sender was lost, failed or sent something wrong.
     recomputes: "counter" "baton_recomputes_total";
-    /// Requests that gave their pages back to others and went on later.
+    /// Requests that were preempted and resumed later.
     preemptions: "counter" "baton_preemptions_total";
-    /// Requests ended by their client.
+    /// Requests aborted by their client.
     aborts: "counter" "baton_requests_aborted_total";
-    /// Requests ended by the end of the process.
+    /// Requests cut because the process ended.
     cut_at_the_end: "counter" "baton_requests_cut_total";
     /// Requests that missed their deadline.
     deadlines_missed: "counter" "baton_requests_deadline_missed_total";
-    /// Requests that did not fit beside the pages of lost sessions.
+    /// Requests that did not fit because lost sessions hold pages in quarantine.
     denied: "counter" "baton_requests_denied_total";
     /// Requests that an engine error ended.
     engine_failures: "counter" "baton_requests_engine_failed_total";
-    /// Requests that ended well.
+    /// Requests that finished.
     finished: "counter" "baton_requests_finished_total";
-    /// Prompts of peers that are waiting, computed or handed over here.
+    /// Prompts of peers that wait, are computed, or are handed over here.
     prefills_live: "gauge" "baton_prefills_live";
-    /// Credits that this process holds at its receivers: not spent, or spent and not announced.
-    credits_held: "gauge" "baton_credits_held";
-    /// Sessions with peers over which pages can travel.
+    /// Sessions with receivers in which this process holds credits or may be granted some.
+    sessions_with_credits: "gauge" "baton_sessions_with_credits";
+    /// Sessions over which pages can be sent.
     sessions_ready: "gauge" "baton_sessions_ready";
-    /// Sessions of which the transport holds anything still, over or not.
+    /// Sessions for which the transport holds resources, including ended ones.
     sessions_held: "gauge" "baton_sessions_held";
     /// Sessions begun.
     sessions_opened: "counter" "baton_sessions_opened_total";
@@ -95,7 +95,7 @@ counters! {
     sessions_ended: "counter" "baton_sessions_ended_total";
 }
 
-/// Stores numbers that a state has counted.
+/// Stores a number that a state has counted.
 pub(crate) fn store(cell: &AtomicU64, value: impl Into<u64>) {
     cell.store(value.into(), Ordering::Relaxed);
 }
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_is_what_prometheus_reads() {
+    fn counters_render_in_the_format_of_prometheus() {
         let counters = Counters::default();
         store(counters.hash_mismatches(), 1u32);
         store(counters.pages(), 7u32);

@@ -1,11 +1,14 @@
-//! The decoder: follows every request of this process from its pages to its last token.
+//! The decoder: runs every request of this process, from its reservation of pages to its last token.
 //!
 //! - **Thread**: the node's arbiter.
-//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX); at most one `Decode` an admission permit, and a few events a request and
-//!   step.
-//! - **In, out**: see the table in [`effect`](crate::effect).
-//! - **Failure**: a lost or failing sender costs a recompute here; a client that has left, or a deadline, ends the request
-//!   everywhere. If this actor stops, the watchdog turns the node unhealthy.
+//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX). Admission permits bound the requests: there is one `Decode` for each permit, and a
+//!   few events for each request and step.
+//! - **In**: [`ToDecoder`]: requests from the proxy, page events from the buffer manager, sequence events from the generator, prefill results
+//!   from the peer link.
+//! - **Out**: `ReservePages`, `GrowPages`, `PagesComputed` and `ReleasePages` to the buffer manager; `StartSequence`, `ExtendSequence` and
+//!   `StopSequence` to the generator; frames to the peer link; `PrefillOver` to the proxy; tokens and ends to the streams.
+//! - **Failure**: if a sender is lost or fails, its prompts are recomputed here. If a client leaves or a deadline passes, the request ends here
+//!   and on its sender. If this actor stops, the watchdog marks the node unhealthy.
 
 pub mod state;
 
@@ -19,11 +22,11 @@ use state::DecoderState;
 /// The actor.
 pub type Decoder = Shell<DecoderBehaviour>;
 
-/// What the actor does with its messages.
+/// The actor's behaviour.
 pub struct DecoderBehaviour {
-    /// Its decisions.
+    /// The pure state.
     pub state: DecoderState,
-    /// What the node counts.
+    /// The node's counters.
     pub counters: Counters,
 }
 

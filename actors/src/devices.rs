@@ -1,4 +1,4 @@
-//! What effects reach besides actors: the threads and sockets of a process, each behind a handle.
+//! The recipients of effects that are not actors: the threads and sockets of a process, each behind a handle.
 
 pub mod engine_thread;
 pub mod hash_thread;
@@ -14,19 +14,19 @@ use engine_thread::EngineThread;
 use hash_thread::HashThread;
 use sockets::Sockets;
 
-/// The devices of one actor: those that it uses.
+/// The devices that one actor uses.
 #[derive(Default)]
 pub struct Devices {
     /// The clients' streams.
     pub streams: Streams,
-    /// The generator's.
+    /// Used by the generator.
     pub engine: Option<EngineThread>,
-    /// The transfer actor's.
+    /// Used by the transfer actor.
     pub hash_thread: Option<HashThread>,
-    /// The transfer actor's and the peer link's.
+    /// Used by the transfer actor and the peer link.
     pub transport: Option<Arc<dyn Transport>>,
-    /// The peer link's.
+    /// Used by the peer link.
     pub sockets: Option<Sockets>,
-    /// The process's.
+    /// The process's kill switch.
     pub faults: KillSwitch,
 }

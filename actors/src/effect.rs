@@ -1,17 +1,17 @@
-//! Effects: what a state wants done, as data.
+//! Effects: the messages that a state sends, as data.
 //!
-//! A pure state takes one message and returns [`Effect`]s in order. Each names its recipient and carries one message for it.
-//! [`Router`](crate::router::Router) delivers effects between actix actors and to threads and sockets; the simulator delivers the
-//! same effects in virtual time. So a new message touches its definition (a struct and one row of the table below), the state
-//! that sends it and the state that takes it.
+//! A pure state takes one message and returns [`Effect`]s in order. Each effect names its recipient and carries one message for it.
+//! [`Router`](crate::router::Router) delivers effects to actix actors, threads and sockets. The simulator delivers the same effects in
+//! virtual time. So a new message touches its definition (a struct and one row of the table below), the state that sends it, and the state
+//! that takes it.
 //!
-//! The table says of each message who sends it, how it is delivered and what bounds the number of such messages that wait.
-//! `docs/messages.md` is this table, checked by a test.
+//! The table lists for each message its senders, its delivery, and what bounds the number of waiting messages. `docs/messages.md` is this
+//! table; a test compares them.
 //!
 //! # Order
 //!
-//! Messages of one sender to one recipient arrive in the order in which they were sent. Nothing else is promised: the simulator
-//! delays every edge on its own.
+//! Messages from one sender to one recipient arrive in the order in which they were sent. There is no other guarantee: the simulator delays
+//! every edge independently.
 //!
 //! # What does not compile
 //!
@@ -41,12 +41,12 @@ use crate::messages::*;
 use crate::request::{AbortRequest, Generate};
 use connector::transport::Command;
 
-/// Who sends or takes messages inside one process.
+/// A sender or recipient of messages inside one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Endpoint {
     /// HTTP handlers.
     Frontend,
-    /// The code that starts and ends the node's actors.
+    /// The code that starts and stops the node's actors.
     Node,
     /// The timer of every actor.
     Ticker,
@@ -72,16 +72,16 @@ pub enum Endpoint {
     HashThread,
     /// The transport's thread.
     Transport,
-    /// The tasks that serve the link's TCP connections.
+    /// The tasks of the link's TCP connections.
     Sockets,
-    /// The process's log.
+    /// The log of the process.
     Log,
-    /// The process itself.
+    /// The main task of the process.
     Process,
 }
 
 impl Endpoint {
-    /// Its name in logs.
+    /// The name in logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Frontend => "frontend",
@@ -108,9 +108,9 @@ impl Endpoint {
 /// How a message is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// A full mailbox refuses it, and the sender is told.
+    /// A full queue refuses it, and the sender is told.
     Command,
-    /// It is always taken; what it is about bounds how many there are.
+    /// It is always accepted. [`Row::bound`] names what bounds the number of such messages.
     Post,
 }
 
@@ -119,13 +119,13 @@ pub enum Delivery {
 pub struct Row {
     /// The message's type.
     pub message: &'static str,
-    /// Who may send it.
+    /// The endpoints that may send it.
     pub from: &'static [Endpoint],
-    /// Who takes it.
+    /// The endpoint that takes it.
     pub to: Endpoint,
     /// How it is delivered.
     pub delivery: Delivery,
-    /// What bounds how many of them wait.
+    /// What bounds the number of such messages that wait.
     pub bound: &'static str,
 }
 
@@ -139,7 +139,7 @@ macro_rules! table {
         $(
             $(#[doc = $doc])+
             #[derive(Clone, Debug, PartialEq)]
-            #[allow(missing_docs, reason = "each variant is the message of its name")]
+            #[allow(missing_docs, reason = "each variant holds the message of its name")]
             pub enum $mail {
                 $( $message(table!(@held $message $($holder)?)), )+
             }
@@ -175,7 +175,7 @@ macro_rules! table {
             )+
         )+
 
-        /// One message on its way to its recipient.
+        /// One message and its recipient.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Effect {
             $( $(#[doc = $doc])+ $endpoint($mail), )+
@@ -190,7 +190,7 @@ macro_rules! table {
             }
         }
 
-        /// Addresses a message. Only messages that the recipient takes compile.
+        /// Functions that address a message. A message that the recipient does not take does not compile.
         pub mod to {
             use super::*;
 
@@ -202,7 +202,7 @@ macro_rules! table {
             )+
         }
 
-        /// Every message of a process.
+        /// Every message inside a process.
         pub const TABLE: &[Row] = &[
             $($(
                 Row {
@@ -220,7 +220,7 @@ macro_rules! table {
 }
 
 table! {
-    /// What the proxy takes.
+    /// Messages to the proxy.
     ToProxy, Proxy, proxy {
         Generate: Command from [Frontend], "admission permits; a full mailbox refuses";
         AbortRequest: Post from [Frontend], "one a request";
@@ -233,10 +233,10 @@ table! {
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
-    /// What the decoder takes.
+    /// Messages to the decoder.
     ToDecoder, Decoder, decoder {
         Decode in Box: Post from [Proxy], "admission permits";
-        AbortRequest: Post from [Proxy, Streams], "one a request, and one a token that no client takes";
+        AbortRequest: Post from [Proxy, Streams], "one a request, and one a token whose client is gone";
         AbortAll: Post from [Node], "one a process";
         PagesReserved: Post from [BufferManager], "one a ReservePages";
         PagesDenied: Post from [BufferManager], "one a ReservePages or GrowPages";
@@ -252,9 +252,9 @@ table! {
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
-    /// What the buffer manager takes.
+    /// Messages to the buffer manager.
     ToBufferManager, BufferManager, buffer_manager {
-        ReservePages: Post from [Decoder, Prefiller], "one a request, and one each time that it starts again";
+        ReservePages: Post from [Decoder, Prefiller], "one a request, and one each time that it resumes";
         GrowPages: Post from [Decoder], "one a running sequence";
         PagesComputed: Post from [Decoder, Prefiller], "two a sequence";
         ReleasePages: Post from [Decoder, Prefiller], "one a ReservePages";
@@ -267,7 +267,7 @@ table! {
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
-    /// What the generator takes.
+    /// Messages to the generator.
     ToGenerator, Generator, generator {
         StartSequence in Box: Post from [Decoder, Prefiller], "one a PagesReserved";
         ExtendSequence: Post from [Decoder], "one a PagesGrown";
@@ -276,7 +276,7 @@ table! {
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
-    /// What the transfer actor takes.
+    /// Messages to the transfer actor.
     ToTransfer, Transfer, transfer {
         SessionOpened: Post from [PeerLink], "one a session";
         LaneConnected: Post from [PeerLink], "one a session";
@@ -290,7 +290,7 @@ table! {
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
-    /// What the prefiller takes.
+    /// Messages to the prefiller.
     ToPrefiller, Prefiller, prefiller {
         StartPrefill in Box: Post from [PeerLink], "one frame of a session is in the peer link's mailbox";
         CancelPrefill: Post from [PeerLink], "one frame of a session is in the peer link's mailbox";
@@ -304,19 +304,19 @@ table! {
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
-    /// What the peer link takes.
+    /// Messages to the peer link.
     ToPeerLink, PeerLink, peer_link {
         StartDialling: Post from [Node], "one a process";
         DialDue: Post from [Sockets], "one a receiver";
         Challenged: Post from [Sockets], "one a receiver";
         DialFailed: Post from [Sockets], "one a receiver";
         Welcomed in Box: Post from [Sockets], "one a receiver";
-        HelloCame in Box: Post from [Sockets], "connections that are in a handshake";
+        HelloCame in Box: Post from [Sockets], "connections in a handshake";
         FrameCame: Post from [Sockets], "one a session: its task waits until the frame is handled";
         LinkEnded: Post from [Sockets], "one a session";
         ProcessWatched: Post from [Sockets], "one a peer's process";
         TransportEvents: Post from [Transport], "a few a session";
-        SendFrame: Post from [Decoder, BufferManager, Transfer, Prefiller], "what each frame is about: a request, credits, a session";
+        SendFrame: Post from [Decoder, BufferManager, Transfer, Prefiller], "the request, credits or session of each frame";
         BreakSession: Post from [BufferManager, Transfer], "one a session";
         RoomChanged: Post from [BufferManager], "two a session";
         NothingOutstanding: Post from [BufferManager], "one a session";
@@ -326,33 +326,33 @@ table! {
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
-    /// What clients get.
+    /// Messages to clients.
     ToStreams, Streams, streams {
         StreamToken: Post from [Decoder], "max_tokens of each request";
         StreamEnd: Post from [Proxy, Decoder], "one a request";
     }
 
-    /// What the engine thread takes.
+    /// Messages to the engine thread.
     ToEngine, Engine, engine {
         Plan: Post from [Generator], "two steps are in flight";
     }
 
-    /// What the hash thread takes.
+    /// Messages to the hash thread.
     ToHashThread, HashThread, hash_thread {
         HashPages: Post from [Transfer], "credits";
     }
 
-    /// What the transport takes.
+    /// Messages to the transport.
     ToTransport, Transport, transport {
         Command: Command from [Transfer, PeerLink], "the transport's queue";
     }
 
-    /// What the link's connections are told.
+    /// Messages to the link's connections.
     ToSockets, Sockets, sockets {
         WakeDialler: Post from [PeerLink], "one a receiver";
         Dial: Post from [PeerLink], "one a receiver";
         SayHello: Post from [PeerLink], "one a receiver";
-        Refuse: Post from [PeerLink], "connections that are in a handshake";
+        Refuse: Post from [PeerLink], "connections in a handshake";
         Welcome: Post from [PeerLink], "one a session";
         Carry: Post from [PeerLink], "one a session";
         WriteFrame: Command from [PeerLink], "frames that wait for a socket";
@@ -360,14 +360,14 @@ table! {
         WatchProcess: Post from [PeerLink], "one a peer's process";
     }
 
-    /// What is worth a line in the log.
+    /// Log lines.
     ToLog, Log, log {
         LogLine: Post from [Decoder, BufferManager, Transfer, Prefiller, PeerLink], "written at once";
     }
 
-    /// What concerns the whole process.
+    /// Messages to the process.
     ToProcess, Process, process {
-        Fault: Post from [PeerLink], "the first one counts";
+        Fault: Post from [PeerLink], "only the first is kept";
     }
 }
 

@@ -1,16 +1,16 @@
-//! The one token that is sampled on one side of the link and delivered on the other: what it is chosen with, and what comes back.
+//! The first token, which a sender samples and a receiver delivers: its sampling settings and the token itself, to and from frames.
 
 use connector::frame::{FirstToken, FirstTokenLogprobs};
 use engine::{Logprobs, Sampling, Token};
 
-/// What a sender needs to choose the first token.
+/// The settings with which a sender samples the first token.
 pub fn to_frame(sampling: &Sampling) -> FirstToken {
     let Sampling { temperature, top_p, top_k, min_p, repetition_penalty, seed, logprobs, .. } = *sampling;
     let logit_bias = sampling.logit_bias.clone();
     FirstToken { temperature, top_p, top_k, min_p, repetition_penalty, logit_bias, seed, logprobs }
 }
 
-/// How a receiver wants the first token chosen.
+/// The sampling settings in a receiver's frame.
 pub fn from_frame(first: FirstToken) -> Sampling {
     let FirstToken { temperature, top_p, top_k, min_p, repetition_penalty, logit_bias, seed, logprobs } =
         first;
@@ -23,13 +23,13 @@ pub fn from_frame(first: FirstToken) -> Sampling {
         logit_bias,
         seed,
         logprobs: logprobs.map(|top| top.min(Sampling::LOGPROBS_MAX)),
-        // What these count has not been sampled yet.
+        // These penalties count sampled tokens, and none has been sampled yet.
         presence_penalty: 0.0,
         frequency_penalty: 0.0,
     }
 }
 
-/// A sampled token as a frame has it.
+/// The parts of a sampled token that a frame carries.
 pub fn split(token: Token) -> (u32, Option<FirstTokenLogprobs>) {
     let logprobs = token.logprobs.map(|logprobs| {
         let Logprobs { sampled, rank, top } = *logprobs;
@@ -38,7 +38,7 @@ pub fn split(token: Token) -> (u32, Option<FirstTokenLogprobs>) {
     (token.id, logprobs)
 }
 
-/// A frame's token.
+/// The token that a frame carries.
 pub fn join(id: u32, logprobs: Option<FirstTokenLogprobs>) -> Token {
     let logprobs = logprobs.map(|logprobs| {
         let FirstTokenLogprobs { sampled, rank, top } = logprobs;
@@ -47,7 +47,7 @@ pub fn join(id: u32, logprobs: Option<FirstTokenLogprobs>) -> Token {
     Token { id, logprobs }
 }
 
-/// True if every id is below `vocabulary`, and no more alternatives came than may be asked for.
+/// True if every id is below `vocabulary` and there are at most [`Sampling::LOGPROBS_MAX`] alternatives.
 pub fn is_known(token: &Token, vocabulary: u32) -> bool {
     let known = |logprobs: &Logprobs| {
         logprobs.top.len() <= Sampling::LOGPROBS_MAX as usize

@@ -1,11 +1,12 @@
 //! The generator: the scheduler in front of the engine thread.
 //!
 //! - **Thread**: the node's arbiter; the engine has a thread of its own ([`engine_thread`](crate::devices::engine_thread)).
-//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX); sequences are bounded by admission permits and by the pages that they hold,
-//!   and at most two steps are in flight.
-//! - **In, out**: see the table in [`effect`](crate::effect).
-//! - **Failure**: an engine error ends the sequence that it belongs to, or else all of its step; their owners report it. A step that
-//!   does not come back leaves the engine's pulse busy, and the watchdog turns the node unhealthy; requests end at their deadlines.
+//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX). Admission permits and the pages that they hold bound the sequences, and at most two
+//!   steps are in flight.
+//! - **In**: [`ToGenerator`]: sequences from the decoder and the prefiller, finished steps from the engine thread.
+//! - **Out**: `Plan` to the engine thread; `SequenceAdvanced` to the owner of each sequence.
+//! - **Failure**: an engine error fails the sequence that caused it, or else all sequences of its step. Their owners report the failure. If a
+//!   step does not return, the engine's pulse exceeds its limit, the watchdog marks the node unhealthy, and requests fail at their deadlines.
 
 pub mod state;
 
@@ -18,11 +19,11 @@ use state::GeneratorState;
 /// The actor.
 pub type Generator = Shell<GeneratorBehaviour>;
 
-/// What the actor does with its messages.
+/// The actor's behaviour.
 pub struct GeneratorBehaviour {
-    /// Its decisions.
+    /// The pure state.
     pub state: GeneratorState,
-    /// When the state's clock began.
+    /// The zero of the state's clock.
     pub epoch: Instant,
 }
 

@@ -1,9 +1,8 @@
-//! What actix leaves open, closed: bounded sends that are counted, liveness marks, timers that do not starve.
+//! What actix lacks: bounded sends that are counted, liveness marks, and timers that do not starve.
 //!
-//! Read off actix 0.13.5 and pinned by `tests/actix_behaviour.rs`: a mailbox bounds only `try_send` on an address that
-//! is kept and never cloned; `send`, `do_send` and a clone's first `try_send` all pass it. So an edge between two
-//! actors is one [`Outbox`] that owns its one address, and what really bounds memory is the admission permit, the
-//! credit or the session that every message is about.
+//! In actix 0.13.5 a mailbox's capacity limits only `try_send` on an address that is kept and never cloned. `send`, `do_send` and the
+//! first `try_send` of a clone ignore the capacity; `tests/actix_behaviour.rs` checks this. So an edge between two actors is one
+//! [`Outbox`] that owns its one address, and memory is bounded by the admission permit, the credit or the session that each message is about.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -13,15 +12,15 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 
-/// How many messages may wait at an actor before a [`Outbox::command`] is refused. What really bounds them is said in
-/// each actor's module doc; this is room for a burst of all of it.
+/// Messages that may wait at an actor before an [`Outbox::command`] is refused. Each actor's module doc names what bounds its messages; this
+/// number leaves room for a burst of all of them.
 pub const MAILBOX: usize = 1024;
 
-/// How long a thread that serves a GPU waits awake for what is expected soon: several times what it takes to plan a step, or to put a run of
-/// pages.
+/// How long a thread that serves a GPU busy-polls for the next step or the next pages: several times the time to plan a step or to put a
+/// run of pages.
 pub const AWAKE: Duration = Duration::from_micros(500);
 
-/// One edge of the actor graph: the only holder of its address, with counters.
+/// One edge of the actor graph: the only owner of the recipient's address, with counters.
 #[derive(Debug)]
 pub struct Outbox<M>
 where
@@ -35,10 +34,10 @@ where
     undelivered: AtomicU64,
 }
 
-/// A command was not taken; it comes back.
+/// A command that was not accepted.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Undelivered<M> {
-    /// The mailbox is at its bound.
+    /// The mailbox is full.
     Full(M),
     /// The actor has stopped.
     Closed(M),
@@ -54,10 +53,10 @@ where
         Self { from, to, recipient, sent: AtomicU64::new(0), undelivered: AtomicU64::new(0) }
     }
 
-    /// Sends a command, which a full mailbox refuses.
+    /// Sends a command. A full mailbox refuses it.
     ///
     /// # Errors
-    /// [`Undelivered`] with the message.
+    /// [`Undelivered`], which contains the message.
     pub fn command(&self, message: M) -> Result<(), Undelivered<M>> {
         let result = self.recipient.try_send(message).map_err(|error| match error {
             SendError::Full(message) => Undelivered::Full(message),
@@ -67,8 +66,8 @@ where
         result
     }
 
-    /// Sends a message whose number is bounded by what it is about, however full the mailbox is. A message to a stopped actor
-    /// is counted and comes back; the watchdog has seen the actor stop.
+    /// Sends a message even if the mailbox is full; the sender must bound the number of such messages. A message to a stopped actor is
+    /// counted and returned; the watchdog reports the stopped actor.
     pub fn post(&self, message: M) -> Option<M> {
         let alive = self.recipient.connected();
         self.count(alive);
@@ -91,7 +90,7 @@ where
     }
 }
 
-/// An actor's pulse: marked in every handler, read by the watchdog. Cheap to clone; clones share it.
+/// An actor's liveness mark: set in every handler, read by the watchdog. Cheap to clone; clones share it.
 #[derive(Clone, Debug)]
 pub struct Vitals {
     name: &'static str,
@@ -100,30 +99,30 @@ pub struct Vitals {
 }
 
 impl Vitals {
-    /// The pulse of the actor or thread called `name`, marked now.
+    /// The mark of the actor or thread called `name`, set now.
     pub fn new(name: &'static str) -> Self {
         Self { name, epoch: Instant::now(), marked_ms: Arc::default() }
     }
 
-    /// Whose pulse this is.
+    /// The name of the actor or thread.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// I am alive. One relaxed store.
+    /// Records that the actor is alive. One relaxed store.
     pub fn mark(&self) {
         self.marked_ms.store(self.epoch.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// How long ago the last mark was, seen from `now`.
+    /// Time from the last mark to `now`.
     pub fn age(&self, now: Instant) -> Duration {
         let marked = self.epoch + Duration::from_millis(self.marked_ms.load(Ordering::Relaxed));
         now.saturating_duration_since(marked)
     }
 }
 
-/// Sends `message()` to `recipient` every `period` until it stops. Runs as a task of the current arbiter, outside the
-/// actor's context, so a busy mailbox delays a tick but never starves it; a mailbox that is full skips one.
+/// Sends `message()` to `recipient` every `period` until the recipient stops. The timer is a task of the current arbiter, outside the actor's
+/// context, so a busy mailbox delays a tick but does not starve it. A tick is skipped while the mailbox is full.
 pub fn tick_every<M>(period: Duration, recipient: Recipient<M>, message: impl Fn() -> M + 'static)
 where
     M: Message + Send + 'static,
@@ -141,8 +140,8 @@ where
     });
 }
 
-/// Keeps the current arbiter's thread from going to sleep between the pages of a hand-over: to be woken takes it longer than all that it has
-/// to do for one of them. The thread looks for work all the time instead, and does whatever there is.
+/// Makes the current arbiter's thread busy-poll between the pages of a hand-over, because a wake-up takes longer than the work for one page.
+/// Other tasks of the thread run meanwhile.
 #[derive(Debug)]
 pub struct Awake {
     span: Duration,
@@ -151,12 +150,12 @@ pub struct Awake {
 }
 
 impl Awake {
-    /// Awake for `span` after each [`stay`](Self::stay); never, if that is nothing.
+    /// Busy-polls for `span` after each [`stay`](Self::stay); never if `span` is zero.
     pub fn new(span: Duration) -> Self {
         Self { span, until: Rc::new(Cell::new(Instant::now())), is_awake: Rc::default() }
     }
 
-    /// Something moved, so more is expected.
+    /// Busy-polls from now on, because more messages are expected.
     pub fn stay(&self) {
         if self.span.is_zero() {
             return;
@@ -174,13 +173,13 @@ impl Awake {
         });
     }
 
-    /// True from a [`stay`](Self::stay) until its span is over.
+    /// True from a [`stay`](Self::stay) until its span has passed.
     pub fn is_awake(&self) -> bool {
         self.is_awake.get()
     }
 }
 
-/// Ends the process in good order: the first fault is kept, everybody who waits is woken. Clones share it.
+/// Asks the process to shut down because of a fault. The first fault is kept. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct KillSwitch {
     fault: Arc<std::sync::OnceLock<String>>,
@@ -188,7 +187,7 @@ pub struct KillSwitch {
 }
 
 impl KillSwitch {
-    /// The process cannot go on, for this reason. Only the first one counts.
+    /// Reports that the process cannot continue, for this reason. Only the first reason is kept.
     pub fn pull(&self, fault: String) {
         if self.fault.set(fault).is_ok() {
             self.pulled.notify_one();
@@ -200,7 +199,7 @@ impl KillSwitch {
         self.fault.get().map(String::as_str)
     }
 
-    /// Waits for a fault. One waiter, the process's main task, is woken.
+    /// Waits for a fault. Only one task may wait: the process's main task.
     pub async fn wait(&self) -> String {
         loop {
             if let Some(fault) = self.fault() {

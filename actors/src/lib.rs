@@ -1,4 +1,4 @@
-//! Baton's actors: they bring the engine and the connector together by exchanging typed messages.
+//! Baton's actors: they connect the engine and the connector through typed messages.
 //!
 //! ```text
 //!  frontend ──► proxy ──► decoder ──► buffer manager            receiver (and, without the link, every node)
@@ -10,8 +10,8 @@
 //!                         prefiller ──► transfer ──► transport ═══ UCX puts ═══► the receiver's pages
 //! ```
 //!
-//! Commands go down and along these arrows, events come back; nobody waits for an answer inside a handler. What an
-//! actor decides stands in its pure `state`, which knows no actix, no clock and no I/O.
+//! Commands follow these arrows, and events come back. A handler never waits for an answer. The decisions of an actor are in its pure
+//! `state`, which uses no actix, no clock and no I/O.
 #![forbid(unsafe_code)]
 
 pub mod buffer_manager;
@@ -19,6 +19,7 @@ pub mod counters;
 pub mod decoder;
 pub mod devices;
 pub mod effect;
+pub mod finish;
 pub mod first_token;
 pub mod generator;
 pub mod kit;

@@ -1,6 +1,4 @@
-//! What actors say in the log: each line's fields and sentence, in one place.
-
-use std::fmt;
+//! The log lines of the actors' states: the fields and the message of each line.
 
 use connector::frame::{Incarnation, peer_text};
 
@@ -15,7 +13,7 @@ pub enum LogLine {
         /// The request that it landed for.
         request: RequestId,
     },
-    /// A sender did not prefill.
+    /// A sender did not prefill a request.
     PrefillFailed {
         /// Which request.
         request: RequestId,
@@ -24,11 +22,11 @@ pub enum LogLine {
         /// The sender's reason.
         reason: String,
     },
-    /// A receiver can be handed pages.
+    /// Pages can be put to a receiver.
     ReceiverReady {
         /// Its session.
         session: SessionId,
-        /// What was measured.
+        /// The measured speed.
         lane: LaneSpeed,
     },
     /// A sender can prefill.
@@ -37,21 +35,21 @@ pub enum LogLine {
         session: SessionId,
         /// Its process id.
         pid: u32,
-        /// What the sender measured.
+        /// The speed that the sender has measured.
         lane: LaneSpeed,
     },
     /// A prompt's KV was handed over.
     Stored {
-        /// Whose.
+        /// The request.
         request: RequestId,
-        /// Tokens whose KV travelled.
+        /// Tokens whose KV was put.
         tokens: u32,
-        /// Its bytes.
+        /// Bytes of that KV.
         bytes: u64,
-        /// How long the lane carried them.
+        /// The time for which the lane carried them.
         put_micros: u64,
     },
-    /// A handshake is over; the transport opens the session.
+    /// A handshake has succeeded; the transport opens the session.
     SessionOpening {
         /// Which.
         session: SessionId,
@@ -59,7 +57,7 @@ pub enum LogLine {
         peer: Incarnation,
         /// The peer's address.
         address: String,
-        /// Where the peer serves HTTP; empty if it does not, or has not said.
+        /// The peer's HTTP address; empty if it serves none or has not named it.
         http: String,
     },
     /// A session ended.
@@ -72,7 +70,7 @@ pub enum LogLine {
         address: String,
         /// Why.
         reason: String,
-        /// One side ended it in good order.
+        /// One side ended it with a goodbye.
         orderly: bool,
     },
     /// A receiver refuses sessions until a setting is changed.
@@ -84,16 +82,16 @@ pub enum LogLine {
         /// The reason has not been logged before.
         is_news: bool,
     },
-    /// Two addresses lead to one process.
+    /// Two addresses lead to one receiver.
     SameReceiver {
         /// The address that is not used.
         address: String,
         /// The process.
         peer: Incarnation,
-        /// It has not been logged before.
+        /// This has not been logged before.
         is_news: bool,
     },
-    /// A receiver was not reached.
+    /// A receiver cannot be reached.
     Unreachable {
         /// Its address.
         address: String,
@@ -104,7 +102,7 @@ pub enum LogLine {
     },
 }
 
-/// What a session's start-up measurement found.
+/// The result of a session's start-up measurement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneSpeed {
     /// What carries the pages, for example `tcp/lo`.
@@ -115,14 +113,15 @@ pub struct LaneSpeed {
     pub micros: u64,
 }
 
-impl fmt::Display for LaneSpeed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let megabytes = self.bytes as f64 / 1e6;
-        write!(f, "moved {megabytes:.1} MB at {:.2} GB/s", gigabytes_per_second(self.bytes, self.micros))
+impl LaneSpeed {
+    /// Megabytes moved and gigabytes a second, rounded for a log line.
+    fn rounded(&self) -> (f64, f64) {
+        let round = |value: f64, digits: f64| (value * digits).round() / digits;
+        (round(self.bytes as f64 / 1e6, 10.0), round(gigabytes_per_second(self.bytes, self.micros), 100.0))
     }
 }
 
-/// Speed of `bytes` in `micros`, which counts as at least one.
+/// The speed of `bytes` in `micros` microseconds, in gigabytes a second. `micros` counts as at least one.
 pub fn gigabytes_per_second(bytes: u64, micros: u64) -> f64 {
     bytes as f64 / micros.max(1) as f64 / 1e3
 }
@@ -132,21 +131,25 @@ impl LogLine {
     pub fn write(&self) {
         match self {
             Self::PageDamaged { request } => {
-                tracing::warn!(%request, "a page arrived damaged; computing the prompt here");
+                tracing::warn!(%request, "page hash mismatch; recomputing the prompt here");
             }
             Self::PrefillFailed { request, session, reason } => {
                 let reason = peer_text(reason);
-                tracing::warn!(%request, %session, reason, "sender did not prefill; computing here");
+                tracing::warn!(%request, %session, reason, "sender did not prefill; computing the prompt here");
             }
             Self::ReceiverReady { session, lane } => {
-                tracing::info!(%session, lane = lane.name, "receiver ready: {lane}");
+                let (megabytes, gigabytes_per_second) = lane.rounded();
+                let lane = &lane.name;
+                tracing::info!(%session, lane, megabytes, gigabytes_per_second, "receiver ready");
             }
             Self::SenderReady { session, pid, lane } => {
-                tracing::info!(%session, pid, lane = peer_text(&lane.name), "sender ready: {lane}");
+                let (megabytes, gigabytes_per_second) = lane.rounded();
+                let lane = peer_text(&lane.name);
+                tracing::info!(%session, pid, lane, megabytes, gigabytes_per_second, "sender ready");
             }
             Self::Stored { request, tokens, bytes, put_micros } => {
                 let (ms, speed) = (*put_micros as f64 / 1e3, gigabytes_per_second(*bytes, *put_micros));
-                // LMCache's line. Nothing is copied before it is put, so nothing is offloaded.
+                // The wording of LMCache's log line. Pages are put without a copy, so the offload time is zero.
                 tracing::info!(
                     %request,
                     "Store {tokens} tokens takes: {ms:.4} ms, throughput: {speed:.4} GB/s; \
@@ -166,16 +169,16 @@ impl LogLine {
                 tracing::warn!(address, reason, "receiver refuses sessions; dialling again every 30 s");
             }
             Self::SameReceiver { address, peer, is_news: true } => {
-                tracing::warn!(address, %peer, "address leads to a receiver that is connected already");
+                tracing::warn!(address, %peer, "address leads to a receiver that is already connected");
             }
             Self::Refused { address, is_news: false, .. } => {
                 tracing::debug!(address, "receiver still refuses sessions");
             }
             Self::SameReceiver { address, is_news: false, .. } => {
-                tracing::debug!(address, "address still leads to a receiver that is connected already");
+                tracing::debug!(address, "address still leads to a receiver that is already connected");
             }
             Self::Unreachable { address, reason, is_news: true } => {
-                tracing::info!(address, reason, "receiver cannot be reached yet; dialling on");
+                tracing::info!(address, reason, "receiver cannot be reached yet; dialling again");
             }
             Self::Unreachable { address, reason, is_news: false } => {
                 tracing::debug!(address, reason, "receiver still cannot be reached");

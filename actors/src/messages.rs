@@ -1,7 +1,7 @@
 //! The messages that actors, threads and sockets of one process exchange.
 //!
-//! Commands are imperatives and may be refused by their meaning; events say what has happened. Every message is plain data: no
-//! address, no socket, no handle. Who sends it to whom, and what bounds it, is in the table of [`effect`](crate::effect).
+//! Commands are imperatives and may be refused; events report what has happened. Every message is plain data, without addresses, sockets or
+//! handles. The table of [`effect`](crate::effect) lists each message's senders, recipient and bound.
 
 mod link;
 mod pages;
@@ -21,7 +21,7 @@ pub use sequences::*;
 pub use steps::*;
 pub use transfer::*;
 
-/// One link between two processes, named by this process and never reused.
+/// The id of one link between two processes. This process chooses it and never reuses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
 
@@ -31,13 +31,12 @@ impl fmt::Display for SessionId {
     }
 }
 
-/// What holds pages and runs on the engine.
+/// The id of a sequence, which holds pages and runs on the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SequenceId {
-    /// A request of this process; the decoder's.
+    /// A request of this process. It belongs to the decoder.
     Own(RequestId),
-    /// A peer's request that this process prefills; the prefiller numbers it, so a peer that uses a request number twice confuses
-    /// nothing here.
+    /// A peer's request that this process prefills. The prefiller numbers it, so a peer may reuse its own request numbers.
     Peer(u64),
 }
 
@@ -50,15 +49,15 @@ impl fmt::Display for SequenceId {
     }
 }
 
-/// Node → proxy, prefiller: take no new requests; those taken continue.
+/// Node → proxy, prefiller: refuse new requests; accepted ones continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BeginDrain;
 
-/// Node → decoder: the process ends; every request ends now.
+/// Node → decoder: the process ends; fail every request now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AbortAll;
 
-/// Ticker → every actor: time has passed. Deadlines are checked, and the watchdog sees that the actor is alive.
+/// Ticker → every actor: time has passed. The actor checks deadlines, and the watchdog sees that it is alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tick;
 

@@ -1,7 +1,7 @@
-//! One process's actors, started and wired.
+//! Starts the actors of one process and connects them.
 //!
-//! Who may send what to whom is in the table of [`effect`](crate::effect); here actors get their states, threads and mailboxes:
-//! `serving` those of every node, `handing_over` those of a sender, `linking` the peer link and its transport.
+//! The table of [`effect`](crate::effect) says which actor may send which message to which. Here actors get their states, threads and
+//! mailboxes: `serving` starts the actors of every node, `handing_over` those of a sender, `linking` the peer link and its transport.
 
 mod handing_over;
 mod linking;
@@ -29,19 +29,20 @@ use crate::router::Mailboxes;
 use crate::streams::Streams;
 use crate::watchdog::{NodeHealth, Watchdog, Watched};
 
-/// How often every actor is ticked: deadlines are kept to this, and the watchdog sees a pulse.
+/// Time between two ticks of an actor. It is the precision of deadlines, and the watchdog sees a mark this often.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Cores from which arbiters busy-poll while pages move: they, the transport's thread and the engine's take one each.
+/// Arbiters busy-poll during hand-overs only on a host with at least this many cores, because both arbiters, the transport's thread and the
+/// engine's thread then take one core each.
 const AWAKE_CORES: usize = 8;
 
-/// How long sessions may take to end in good order.
+/// Longest wait for sessions to close with a goodbye.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// How long a process that ends waits until its receivers have called its credits back. One that does not keeps those pages
 /// quarantined where it cannot see that this process has ended.
 const RETURN_LIMIT: Duration = Duration::from_secs(1);
 
-/// What this process is on the link.
+/// The side of the link that this process is.
 pub enum LinkRole {
     /// Accepts senders on this socket.
     Receiver(std::net::TcpListener),
@@ -54,37 +55,37 @@ pub type StartTransport<'a, E> = Box<dyn FnOnce(EventSink) -> Result<Arc<dyn Tra
 
 /// The link's part of a node.
 pub struct LinkConfig<'a, E> {
-    /// Which side.
+    /// The side of this process.
     pub role: LinkRole,
     /// `link.secret`.
     pub secret: Option<String>,
-    /// Where this process serves HTTP, as peers are told; empty if it does not.
+    /// The HTTP address that peers are told; empty if this process serves no HTTP.
     pub http: String,
     /// `ring.bytes`: clamped to half the pool.
     pub ring_bytes: u64,
-    /// `transport.min_gigabytes_per_second`: a lane that moves less, in gigabytes a second, is not used.
+    /// `transport.min_gigabytes_per_second`: a slower lane is refused.
     pub min_gigabytes_per_second: f64,
-    /// Most pages of a session in flight, at least one; [`PAGES_IN_FLIGHT`](crate::transfer::state::PAGES_IN_FLIGHT) as a rule.
+    /// Most pages of a session in flight; at least one. The default is [`PAGES_IN_FLIGHT`](crate::transfer::state::PAGES_IN_FLIGHT).
     pub pages_in_flight: usize,
-    /// `transport.page_hash`: pages are hashed, and checked before they are adopted.
+    /// `transport.page_hash`: pages are hashed by the sender, and checked before they are adopted.
     pub page_hash: bool,
     /// The transport.
     pub transport: StartTransport<'a, E>,
 }
 
-/// What a node is made of.
+/// The configuration of a node.
 pub struct NodeConfig<'a, E> {
-    /// The engine, loaded.
+    /// The loaded engine.
     pub engine: Box<dyn Engine>,
     /// `engine.prefill_chunk_tokens`.
     pub prefill_chunk_tokens: u32,
-    /// `engine.prefix_cache`: what one request has computed serves others that begin with the same tokens.
+    /// `engine.prefix_cache`: requests that begin with the same tokens share pages.
     pub prefix_cache: bool,
-    /// Pages are taken from all over the pool, as if it had been used for long: for measurements.
+    /// Pages are taken in scattered order, as from a pool that has been used for a long time. For measurements.
     pub scattered: bool,
-    /// `frontend.local_if_sooner_by`: a prompt is prefilled here although a sender lives if that saves more than this.
+    /// `frontend.local_if_sooner_by`: a prompt is prefilled here, although a sender is connected, if that is sooner by more than this.
     pub local_if_sooner_by: Duration,
-    /// The link; none in a process of its own.
+    /// The link; `None` in a process without peers.
     pub link: Option<LinkConfig<'a, E>>,
 }
 
@@ -96,35 +97,36 @@ pub struct Node {
     link: Option<linking::Linked>,
     /// The live streams.
     pub streams: Streams,
-    /// What the watchdog says.
+    /// The node's health, set by the watchdog.
     pub health: NodeHealth,
-    /// Pulled when the process cannot go on.
+    /// Pulled when the process cannot continue.
     pub faults: KillSwitch,
     /// Pages that one request may use.
     pub request_pages: u32,
-    /// What the node counts.
+    /// The node's counters.
     pub counters: Counters,
     _watchdog: Watchdog,
 }
 
 impl Node {
-    /// How many peers pages can travel to or from.
+    /// Number of peers that pages can be sent to or received from.
     pub fn peers(&self) -> u64 {
         self.counters.sessions_ready().load(Ordering::Relaxed)
     }
 
-    /// Where the frontend sends requests.
+    /// The recipient for requests of the frontend.
     pub fn generate(&self) -> Recipient<Generate> {
         self.proxy.clone().recipient()
     }
 
-    /// Where the frontend sends aborts. An abort must follow its request over a clone of the same address.
+    /// The recipient for aborts of the frontend. Send an abort over a clone of the address that its request was sent over, so that it arrives
+    /// after the request.
     pub fn abort(&self) -> Recipient<AbortRequest> {
         self.proxy.clone().recipient()
     }
 
-    /// Takes no new requests, waits until the live ones have ended, and the hand-overs to peers with them, or `limit` has
-    /// passed; then ends sessions and transport. The node's memory may be freed after this.
+    /// Refuses new requests and waits until all live requests and hand-overs have ended, at most for `limit`. Then closes the sessions and
+    /// stops the transport. The node's memory may be freed after this.
     pub async fn shut_down(self, limit: Duration) {
         self.proxy.do_send(ToProxy::from(BeginDrain));
         if let (Some(prefiller), Some(link)) = (&self.prefiller, &self.link) {
@@ -139,12 +141,12 @@ impl Node {
         };
         if tokio::time::timeout(limit, drained).await.is_err() {
             let (requests, prefills) = (self.streams.len(), prefills());
-            tracing::warn!(requests, prefills, "drain limit passed; requests are cut");
+            tracing::warn!(requests, prefills, "drain limit passed; cutting requests");
             self.decoder.do_send(AbortAll.into());
         }
         let Some(linking::Linked { peer_link, arbiter, transport }) = self.link else { return };
         let returned = async {
-            while self.counters.credits_held().load(Ordering::Relaxed) > 0 {
+            while self.counters.sessions_with_credits().load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -156,21 +158,21 @@ impl Node {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        // Best effort: a peer that does not hear the goodbye sees the socket close.
+        // Best effort: a peer that does not receive the goodbye sees the socket close.
         let _ = tokio::time::timeout(CLOSE_LIMIT, closed).await;
-        // Joins the transport's thread, which may wait for a peer: not here, where signals must be heard.
+        // This joins the transport's thread, which may wait for a peer. It runs elsewhere, because this task must handle signals.
         let _ = tokio::task::spawn_blocking(move || transport.shutdown()).await;
         arbiter.stop();
     }
 }
 
-/// What the actors of one node share while they are started.
+/// What the actors of one node share at start.
 struct Parts {
     model: ModelInfo,
     pool: Arc<KvPool>,
     /// Pages of the pool that rings may claim.
     ring_pages: u32,
-    /// How long arbiters busy-poll while pages move.
+    /// How long arbiters busy-poll during a hand-over; zero: never.
     awake: Duration,
     streams: Streams,
     counters: Counters,
@@ -180,17 +182,17 @@ struct Parts {
 }
 
 impl Parts {
-    /// For an actor that handles the pages of a hand-over.
+    /// Busy-polling for an actor that handles the pages of a hand-over.
     fn awake(&self) -> Awake {
         Awake::new(self.awake)
     }
 
-    /// For an actor that does not.
+    /// No busy-polling, for the other actors.
     fn asleep(&self) -> Awake {
         Awake::new(Duration::ZERO)
     }
 
-    /// The pulse of an actor, which the watchdog watches.
+    /// A new liveness mark for an actor, watched by the watchdog.
     fn pulse(&mut self, name: &'static str) -> Vitals {
         let pulse = Vitals::new(name);
         self.vitals.push(pulse.clone());
@@ -209,7 +211,7 @@ impl Parts {
 /// Starts every actor of a node on the current actix system.
 ///
 /// # Errors
-/// The transport's, or the operating system gives no thread or socket.
+/// The transport does not start, the pool is too small, or the operating system refuses a thread or socket.
 pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let NodeConfig { engine, link, prefill_chunk_tokens, prefix_cache, scattered, local_if_sooner_by } =
         config;
@@ -218,7 +220,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, StartError<E>> {
     let pulse = EnginePulse::new(times);
     let is_sender = matches!(&link, Some(LinkConfig { role: LinkRole::Sender(_), .. }));
 
-    // Addresses first, so that actors can know each other; nothing runs before all of them exist.
+    // All addresses exist before any actor runs, so that each actor can have the addresses of the others.
     let serving = serving::Contexts::default();
     let handing_over = is_sender.then(handing_over::Contexts::default);
     let mut mailboxes = Mailboxes {
@@ -273,7 +275,7 @@ fn parts<E>(engine: &dyn Engine, link: Option<&LinkConfig<'_, E>>) -> Result<Par
         }
         _ => 0,
     };
-    // A host's cores compute, and few are left for busy-polling.
+    // A CPU engine needs all cores, so only GPU nodes busy-poll.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let awake = if pool.is_on_device() && cores >= AWAKE_CORES { AWAKE } else { Duration::ZERO };
     Ok(Parts {
@@ -289,7 +291,7 @@ fn parts<E>(engine: &dyn Engine, link: Option<&LinkConfig<'_, E>>) -> Result<Par
     })
 }
 
-/// Starts the timers of all actors, and the dialling.
+/// Starts the ticks of all actors, and dialling.
 fn tick(mailboxes: &Mailboxes, linked: Option<&linking::Linked>, health: &NodeHealth) {
     let Mailboxes { proxy, decoder, buffer_manager, generator, transfer, prefiller, .. } = mailboxes.clone();
     tick_every(TICK, proxy, || ToProxy::from(Tick));
@@ -316,21 +318,21 @@ fn tick(mailboxes: &Mailboxes, linked: Option<&linking::Linked>, health: &NodeHe
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError<E> {
-    /// The transport's reason.
+    /// The transport did not start.
     #[error(transparent)]
     Transport(E),
-    /// One page cannot be shared between a ring and a request.
+    /// The pool has no page for the ring beside one for a request.
     #[error("a receiver's pool needs at least 2 pages and this one has {pages}; raise engine.kv_bytes")]
     Pool {
         /// Pages in the pool.
         pages: u32,
     },
-    /// The operating system's.
-    #[error("operating system refused: {0}")]
+    /// The operating system refused a thread or socket.
+    #[error("cannot start the node: {0}")]
     Io(std::io::Error),
 }
 
-/// `ring.bytes` in pages: at least one, and at most half the pool; `None` if the pool is too small to share.
+/// `ring.bytes` in pages: at least one, at most half the pool. `None` if the pool has fewer than two pages.
 fn ring_pages(ring_bytes: u64, page_bytes: u64, pages: u32) -> Option<u32> {
     let wanted = u32::try_from(ring_bytes / page_bytes).unwrap_or(u32::MAX).max(1);
     let ring = wanted.min(pages / 2);

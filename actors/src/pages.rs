@@ -1,4 +1,4 @@
-//! The pool's pages as a transport's region, and as bytes to hash: what transfer announces and the buffer manager checks.
+//! The pool's pages as a region for the transport and as bytes to hash. The transfer actor announces hashes, and the buffer manager checks them.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
@@ -40,8 +40,8 @@ impl Pages {
         Self { pool, region, page_bytes }
     }
 
-    /// Hashes pages that nobody writes now: tens of microseconds for each on the host, for all together on a GPU. A page that is not
-    /// in the pool has hash 0, and so has every page of a GPU that fails.
+    /// Hashes pages that nothing writes meanwhile. That takes tens of microseconds for each page on the host, and for all pages together on a
+    /// GPU. The hash is 0 for a page outside the pool, and for every page if the GPU fails.
     pub fn hash(&self, pages: &[(PageId, PageSeed)]) -> Vec<u64> {
         if !self.pool.is_on_device() {
             let on_host = |(page, seed): &(PageId, PageSeed)| {
@@ -56,7 +56,7 @@ impl Pages {
                 seeded.map(|(content, (_, seed))| finished(content, self.page_bytes, *seed)).collect()
             }
             Err(error) => {
-                tracing::error!(error, "pages cannot be hashed");
+                tracing::error!(error, "cannot hash pages");
                 vec![0; pages.len()]
             }
         }

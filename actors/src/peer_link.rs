@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use crate::counters::{Counters, store};
 use crate::effect::{Effect, ToPeerLink};
-use crate::shell::{Behaviour, Shell};
+use crate::shell::{Behaviour, Publishes, Shell};
 use state::PeerLinkState;
 
 /// The actor.
@@ -36,6 +36,8 @@ impl Behaviour for PeerLinkBehaviour {
     fn on(&mut self, now: Instant, mail: ToPeerLink) -> Vec<Effect> {
         self.state.on(now, mail)
     }
+
+    const PUBLISHES: Publishes = Publishes::AfterEffects;
 
     fn publish(&self) {
         let (counters, counts) = (&self.counters, self.state.counts());

@@ -1,11 +1,14 @@
-//! The prefiller: computes the prompts of peers and hands their pages over.
+//! The prefiller: computes the prompts of peers and hands over their pages.
 //!
 //! - **Thread**: the node's arbiter.
-//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX); bounded by the requests that receivers admit, their pages and one frame a
-//!   session.
-//! - **In, out**: see the table in [`effect`](crate::effect).
-//! - **Failure**: what it cannot prefill it refuses with `PrefillFailed`; a lost receiver ends its requests here. If this actor
-//!   stops, the watchdog turns the node unhealthy and its sessions end.
+//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX). Messages are bounded by the prefills of each session, by the pages of the pool, and by
+//!   one frame for each session.
+//! - **In**: [`ToPrefiller`]: prefills from the peer link, page events from the buffer manager, sequence events from the generator, put events
+//!   from the transfer actor.
+//! - **Out**: `ReservePages`, `PagesComputed` and `ReleasePages` to the buffer manager; `StartSequence` and `StopSequence` to the generator;
+//!   `SchedulePut` and `CancelPuts` to the transfer actor; frames to the peer link.
+//! - **Failure**: a prompt that cannot be prefilled is refused with `PrefillFailed`. If a receiver is lost, its prefills are cancelled. If this
+//!   actor stops, the watchdog marks the node unhealthy and its sessions end.
 
 pub mod state;
 
@@ -19,11 +22,11 @@ use state::PrefillerState;
 /// The actor.
 pub type Prefiller = Shell<PrefillerBehaviour>;
 
-/// What the actor does with its messages.
+/// The actor's behaviour.
 pub struct PrefillerBehaviour {
-    /// Its decisions.
+    /// The pure state.
     pub state: PrefillerState,
-    /// What the node counts.
+    /// The node's counters.
     pub counters: Counters,
 }
 

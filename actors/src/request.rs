@@ -1,4 +1,4 @@
-//! One request as the frontend hands it to the proxy, and what comes back for it.
+//! A request from the frontend, and its events.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use actix::Message;
 use engine::{Sampling, Token};
 use serde::{Deserialize, Serialize};
 
-/// A request's name inside one process; drawn by the process that admitted it and echoed in every frame about it.
+/// A request's id in one process. The process that admits the request chooses it, and every frame about the request carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RequestId(pub u64);
 
@@ -21,73 +21,97 @@ impl fmt::Display for RequestId {
 /// Where a request may be prefilled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// By a sender if one is alive, else here.
+    /// By a sender if one is connected, else on this node.
     Auto,
-    /// Wholly on this node.
+    /// On this node.
     Local,
 }
 
-/// Asks for tokens. Sent by the frontend to the proxy, and by the proxy to the decoder.
+/// Asks for tokens. The frontend sends it to the proxy, and the proxy to the decoder.
 ///
-/// Before it is sent, the request's sink stands in [`Streams`](crate::streams::Streams) under `request`; every
-/// request gets exactly one terminal event there, be it that it is [`Refused`].
+/// The frontend opens the request's stream in [`Streams`](crate::streams::Streams) before it sends this. Every request, even a
+/// [`Refused`] one, gets exactly one terminal event there.
 #[derive(Clone, Debug, PartialEq, Message)]
 #[rtype(result = "()")]
 pub struct Generate {
-    /// The request's name; unique in this process.
+    /// The request's id, unique in this process.
     pub request: RequestId,
-    /// Prompt token ids; at least one, and prompt + `max_tokens` fits the model's context.
+    /// Prompt token ids; at least one. The prompt and `max_tokens` together fit the model's context.
     pub prompt: Arc<[u32]>,
     /// How many tokens to sample; at least one.
     pub max_tokens: u32,
-    /// How they are chosen.
+    /// How tokens are sampled.
     pub sampling: Arc<Sampling>,
-    /// Goes on past an end-of-sequence token.
+    /// Continues after an end-of-sequence token.
     pub ignore_eos: bool,
-    /// When the request must have ended, whatever happens.
+    /// When the request must have ended.
     pub deadline: Instant,
     /// Where it may be prefilled.
     pub route: Route,
 }
 
-/// The client is gone or wants no more tokens. Never refused; a request that has ended is ignored.
+/// Ends a request before its last token. Never refused; a request that has ended is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct AbortRequest {
-    /// Which request.
+    /// The request.
     pub request: RequestId,
-    /// The client has what it wanted, such as a stop string, with this many tokens: the request ends well, with those.
-    pub complete_with: Option<u32>,
+    /// How it ends.
+    pub outcome: AbortOutcome,
 }
 
-/// Why a request was not taken.
+impl AbortRequest {
+    /// The client is gone.
+    pub fn cancelled(request: RequestId) -> Self {
+        Self { request, outcome: AbortOutcome::Cancelled }
+    }
+
+    /// The client needs no more than the first `tokens` tokens.
+    pub fn completed(request: RequestId, tokens: u32) -> Self {
+        Self { request, outcome: AbortOutcome::Completed { tokens } }
+    }
+}
+
+/// How an aborted request ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AbortOutcome {
+    /// The client is gone: the request fails with [`RequestError::Aborted`].
+    Cancelled,
+    /// The client needs no more tokens, for example because it found a stop string: the request finishes with [`FinishReason::Stop`].
+    Completed {
+        /// Tokens that count as the answer.
+        tokens: u32,
+    },
+}
+
+/// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
     /// The request can never fit this node's page pool.
     #[error(
-        "prompt and max_tokens need {needed} pages of KV and a request may have {usable}; send a shorter prompt, a smaller max_tokens, or raise engine.kv_bytes"
+        "prompt and max_tokens need {needed} pages of KV and a request may use {usable}; send a shorter prompt, a smaller max_tokens, or raise engine.kv_bytes"
     )]
     TooLarge {
         /// Pages the request needs.
         needed: u32,
-        /// Pages the pool has for requests: what the ring holds is not among them.
+        /// Pages of the pool that requests may use; the ring's pages are excluded.
         usable: u32,
     },
-    /// The request does not fit as long as pages of lost sessions may still be written.
+    /// The request does not fit while pages of lost sessions are quarantined.
     #[error(
         "the request needs {needed} pages of KV and {usable} are left while pages of lost senders are quarantined; retry later or send it to another replica"
     )]
     NoRoom {
         /// Pages the request needs.
         needed: u32,
-        /// Pages that a request may have now.
+        /// Pages that a request may use now.
         usable: u32,
     },
     /// The process is draining.
     #[error("server is shutting down; send the request to another replica")]
     ShuttingDown,
-    /// A queue on the way is at its bound.
+    /// A queue is full.
     #[error("server is busy; retry after a second")]
     Busy,
 }
@@ -104,23 +128,23 @@ impl Refused {
     }
 }
 
-/// What a request's sink receives: tokens, then exactly one `Finished` or `Failed`.
+/// An event of a request: tokens, then exactly one `Finished` or `Failed`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StreamEvent {
-    /// One sampled token, end-of-sequence included.
+    /// One sampled token, which may be an end-of-sequence token.
     Token(Token),
-    /// The last event of a request that ended well.
+    /// The last event of a request that succeeded.
     Finished {
         /// Why it ended.
         reason: FinishReason,
-        /// Where its time went. Boxed, for there is one of these and thousands of tokens.
+        /// How long its parts took. Boxed, so that the many token events stay small.
         timings: Box<Timings>,
     },
-    /// The last event of a request that did not.
+    /// The last event of a request that failed.
     Failed(RequestError),
 }
 
-/// Why a request that went well ended.
+/// Why a request finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
@@ -134,7 +158,7 @@ pub enum FinishReason {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// It was not taken.
+    /// The request was refused.
     #[error(transparent)]
     Refused(#[from] Refused),
     /// The deadline passed.
@@ -142,13 +166,13 @@ pub enum RequestError {
         "request missed its deadline of {deadline_ms} ms; raise request.deadline or ask for fewer tokens"
     )]
     Deadline {
-        /// What was allowed.
+        /// The time that the request was allowed.
         deadline_ms: u64,
     },
     /// The engine failed.
     #[error("engine failed: {0}")]
     Engine(String),
-    /// The client no longer wants it.
+    /// The client is gone.
     #[error("request was aborted")]
     Aborted,
     /// The process ended first.
@@ -169,30 +193,30 @@ impl RequestError {
     }
 }
 
-/// Where a request's time went and what travelled for it. Durations in milliseconds.
+/// How long the parts of a request took, and what was transferred for it. Durations are in milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timings {
     /// True if another process prefilled the prompt.
     pub disaggregated: bool,
-    /// The process that prefilled.
+    /// The id of the process that prefilled.
     pub prefill_pid: u32,
-    /// The process that decoded.
+    /// The id of the process that decoded.
     pub decode_pid: u32,
     /// Tokens in the prompt.
     pub prompt_tokens: u32,
-    /// Leading tokens of the prompt whose KV was here before the request came.
+    /// Leading tokens of the prompt whose KV was in the prefix cache.
     pub resident_tokens: u32,
     /// Tokens sampled.
     pub completion_tokens: u32,
     /// From the first prefill step's start to the first token's sampling, in the prefilling process.
     pub prefill_ms: f64,
-    /// KV pages that travelled.
+    /// KV pages transferred from the sender.
     pub pages: u32,
-    /// Their bytes.
+    /// Bytes of those pages.
     pub bytes: u64,
     /// From the first put posted to the last flush, in the prefilling process.
     pub transfer_ms: f64,
-    /// From the prefill's end to the last page's adoption: what the hand-over adds. Zero if nothing travelled.
+    /// From the first token's arrival to the adoption of the last page: the delay that the hand-over adds. Zero if no page was transferred.
     pub exposed_ms: f64,
     /// From admission to the first token here.
     pub first_token_ms: f64,

@@ -1,7 +1,7 @@
-//! Delivers effects in production: to actors by their mailboxes, and to streams, threads, sockets and the log.
+//! Delivers effects in production: to the mailboxes of actors, and to streams, threads, sockets and the log.
 //!
-//! Each actor has a router of its own, so an edge between two actors is one [`Outbox`] with its own counters. The recipient of
-//! an effect is known when it is compiled: delivering one is a `match` and a direct call.
+//! Each actor has its own router, so an edge between two actors is one [`Outbox`] with its own counters. The type of an effect names its
+//! recipient, so delivery is a `match` and a direct call.
 
 use actix::prelude::*;
 use connector::transport::{Command, TransportError};
@@ -19,19 +19,19 @@ use crate::request::{AbortRequest, Refused, StreamEvent};
 /// The mailboxes of a node's actors. A node without peers has no transfer, prefiller and peer link.
 #[derive(Clone)]
 pub struct Mailboxes {
-    /// The proxy's.
+    /// Mailbox of the proxy.
     pub proxy: Recipient<ToProxy>,
-    /// The decoder's.
+    /// Mailbox of the decoder.
     pub decoder: Recipient<ToDecoder>,
-    /// The buffer manager's.
+    /// Mailbox of the buffer manager.
     pub buffer_manager: Recipient<ToBufferManager>,
-    /// The generator's.
+    /// Mailbox of the generator.
     pub generator: Recipient<ToGenerator>,
-    /// The transfer actor's.
+    /// Mailbox of the transfer actor.
     pub transfer: Option<Recipient<ToTransfer>>,
-    /// The prefiller's.
+    /// Mailbox of the prefiller.
     pub prefiller: Option<Recipient<ToPrefiller>>,
-    /// The peer link's.
+    /// Mailbox of the peer link.
     pub peer_link: Option<Recipient<ToPeerLink>>,
 }
 
@@ -92,7 +92,7 @@ impl Router {
             Effect::Streams(message) => self.to_streams(message),
             Effect::Engine(ToEngine::Plan(plan)) => {
                 if !self.devices.engine.as_ref().is_some_and(|engine| engine.submit(plan)) {
-                    // Only a panic ends the engine's thread.
+                    // The engine's thread ends only by a panic.
                     let outcome = Err(EngineError::WorkerPanicked);
                     drop(self.generator.post(StepFinished { outcome }.into()));
                 }
@@ -113,7 +113,7 @@ impl Router {
         }
     }
 
-    /// A request that reaches no decoder ends at once.
+    /// If the decoder has stopped, the request ends at once.
     fn to_decoder(&self, mail: ToDecoder) {
         if let Some(ToDecoder::Decode(decode)) = self.decoder.post(mail) {
             let event = StreamEvent::Failed(Refused::ShuttingDown.into());
@@ -121,12 +121,12 @@ impl Router {
         }
     }
 
-    /// A token that no client takes aborts its request.
+    /// If a token's client is gone, its request is aborted.
     fn to_streams(&self, message: ToStreams) {
         match message {
             ToStreams::StreamToken(StreamToken { request, token }) => {
                 if !self.devices.streams.token(request, token) {
-                    self.to_decoder(AbortRequest { request, complete_with: None }.into());
+                    self.to_decoder(AbortRequest::cancelled(request).into());
                 }
             }
             ToStreams::StreamEnd(StreamEnd { request, event }) => {
@@ -136,7 +136,7 @@ impl Router {
         }
     }
 
-    /// A command that the transport does not take is answered as one that failed.
+    /// If the transport refuses a command, its sender gets the event of a failed command.
     fn to_transport(&self, command: Command) {
         let Some(transport) = &self.devices.transport else { return };
         let Err(error) = transport.submit(command.clone()) else { return };
@@ -148,7 +148,7 @@ impl Router {
     }
 }
 
-/// To an actor that nodes without peers do not have; no such node sends it anything.
+/// Sends to an actor that a node without peers does not have. Such a node has no effects for it.
 fn post<M>(outbox: Option<&Outbox<M>>, mail: M)
 where
     M: Message<Result = ()> + Send + 'static,

@@ -1,4 +1,4 @@
-//! The one actix actor behind all actors: it takes messages, asks a [`Behaviour`] what to do, and has the router deliver it.
+//! The actix actor that all actors share: it gives each message to a [`Behaviour`], and the effects to the router.
 
 use std::time::Instant;
 
@@ -8,24 +8,36 @@ use crate::effect::Effect;
 use crate::kit::{Awake, MAILBOX, Vitals};
 use crate::router::Router;
 
-/// What one actor does with its messages. [`Shell`] makes an actix actor of it.
+/// The logic of one actor. [`Shell`] makes an actix actor of it.
 pub trait Behaviour: Unpin + 'static {
     /// The messages that it takes.
     type Mail: Message<Result = ()> + Send + 'static;
 
-    /// Takes one message; what is to be done, in order.
+    /// Takes one message. Returns its effects in order.
     fn on(&mut self, now: Instant, mail: Self::Mail) -> Vec<Effect>;
 
-    /// Publishes what the state has counted. Called after each message, before its effects are delivered.
+    /// When [`publish`](Self::publish) is called: before a message's effects are delivered, or after.
+    const PUBLISHES: Publishes = Publishes::BeforeEffects;
+
+    /// Publishes the state's counters. Called after each message.
     fn publish(&self) {}
 
-    /// True if more messages of a hand-over follow this one within microseconds.
+    /// True if more messages of a hand-over usually follow this one within microseconds.
     fn expects_more(_mail: &Self::Mail) -> bool {
         false
     }
 }
 
-/// An actix actor: takes messages, asks its behaviour what to do, and has the router deliver it.
+/// When an actor's counters are published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Publishes {
+    /// A client that has got an answer finds it counted.
+    BeforeEffects,
+    /// Others have been told of a change before the counters show it. So a sender that `/health` shows gets the next request.
+    AfterEffects,
+}
+
+/// An actix actor: gives each message to its behaviour, and the effects to the router.
 pub struct Shell<B> {
     behaviour: B,
     router: Router,
@@ -57,7 +69,12 @@ impl<B: Behaviour> Handler<B::Mail> for Shell<B> {
             self.awake.stay();
         }
         let effects = self.behaviour.on(Instant::now(), mail);
-        self.behaviour.publish();
+        if B::PUBLISHES == Publishes::BeforeEffects {
+            self.behaviour.publish();
+        }
         effects.into_iter().for_each(|effect| self.router.deliver(effect));
+        if B::PUBLISHES == Publishes::AfterEffects {
+            self.behaviour.publish();
+        }
     }
 }

@@ -1,11 +1,14 @@
-//! The transfer actor: schedules puts of final pages into the receiver's credited pages and announces them.
+//! The transfer actor: puts final pages into the receiver's credited pages, and announces them.
 //!
-//! - **Thread**: the node's arbiter; the transport's own thread moves the bytes, and the hash thread hashes them.
-//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX); bounded by the pages of the pool, the credits of the ring and the operations
-//!   in flight.
-//! - **In, out**: see the table in [`effect`](crate::effect).
-//! - **Failure**: a put or flush that fails, or a peer that grants wrongly, breaks its session and no other. Operations in
-//!   flight belong to the transport, so the end of this actor frees nothing that they touch.
+//! - **Thread**: the node's arbiter. The transport's thread moves the bytes, and the hash thread hashes them.
+//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX). Messages are bounded by the pages of the pool, the credits of the ring, and the
+//!   operations in flight.
+//! - **In**: [`ToTransfer`]: final pages from the prefiller, sessions and credits from the peer link, completions from the transport, hashes
+//!   from the hash thread.
+//! - **Out**: commands to the transport; `HashPages` to the hash thread; `PagesSent` and `PutsDrained` to the prefiller; frames and
+//!   `BreakSession` to the peer link.
+//! - **Failure**: a failed or stuck put or flush, or an invalid grant, ends its session and no other. Operations in flight belong to the
+//!   transport, so the end of this actor frees no memory that they use.
 
 pub mod state;
 
@@ -19,11 +22,11 @@ use state::TransferState;
 /// The actor.
 pub type Transfer = Shell<TransferBehaviour>;
 
-/// What the actor does with its messages.
+/// The actor's behaviour.
 pub struct TransferBehaviour {
-    /// Its decisions.
+    /// The pure state.
     pub state: TransferState,
-    /// When the state's clock began.
+    /// The zero of the state's clock.
     pub epoch: Instant,
     /// What the node counts.
     pub counters: Counters,
@@ -37,7 +40,7 @@ impl Behaviour for TransferBehaviour {
     }
 
     fn publish(&self) {
-        store(self.counters.credits_held(), self.state.credits_held());
+        store(self.counters.sessions_with_credits(), self.state.sessions_with_credits());
     }
 
     fn expects_more(mail: &ToTransfer) -> bool {

@@ -1,11 +1,12 @@
-//! The watchdog: looks at every pulse and turns the node unhealthy when one stops or the engine is lost.
+//! The watchdog: marks the node unhealthy when an actor, the transport or the engine makes no progress, or when the engine is lost.
 //!
-//! - **Thread**: one of its own, so that nothing it watches can stop it. It is not an actix actor for that reason.
+//! - **Thread**: its own, so that nothing that it watches can block it. For that reason it is not an actix actor.
 //! - **Mailbox**: none; it reads atomics.
-//! - **In**: [`Vitals`] of every actor, the engine's [`EnginePulse`], the transport's progress counter. How long a step of the engine may take
-//!   follows from those measured ([`step_times`](crate::devices::engine_thread::step_times)).
-//! - **Out**: [`NodeHealth`], which `/health` and the peer link read, and one log line a change; the [`KillSwitch`], when the engine is lost.
-//! - **Failure**: it has no state worth keeping and touches nothing that could fail.
+//! - **In**: [`Vitals`] of every actor, the engine's [`EnginePulse`], and the transport's progress counter. The time limit of an engine step
+//!   follows from measured steps ([`step_times`](crate::devices::engine_thread::step_times)).
+//! - **Out**: [`NodeHealth`], which `/health` and the peer link read; one log line for each change; and the [`KillSwitch`] when the engine is
+//!   lost.
+//! - **Failure**: it keeps no state and calls nothing that can fail. A stalled actor that recovers makes the node healthy again.
 
 pub mod state;
 
@@ -20,20 +21,20 @@ use crate::devices::engine_thread::EnginePulse;
 use crate::kit::{KillSwitch, Vitals};
 use state::{Fault, Observation, observe};
 
-/// How often every pulse is looked at: as often as actors are ticked, so that a lost engine is known before much is sent to it.
+/// Time between two checks: the same as between two ticks of an actor, so that a lost engine is noticed before it is sent many steps.
 const PERIOD: Duration = Duration::from_millis(250);
 
-/// How long an actor, which is ticked four times a second, or the transport's thread may go without a mark.
+/// Longest time without progress of an actor, which is ticked four times a second, or of the transport's thread.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// What is wrong with this node, if anything. Cheap to clone; clones share it.
+/// Whether this node is healthy. Cheap to clone; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct NodeHealth {
     fault: Arc<Mutex<Option<String>>>,
 }
 
 impl NodeHealth {
-    /// One sentence, or `None` if all is well.
+    /// The fault as one sentence, or `None` if the node is healthy.
     pub fn fault(&self) -> Option<String> {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -50,7 +51,7 @@ impl NodeHealth {
     }
 }
 
-/// Everything that is watched.
+/// The parts of the node that are watched.
 pub struct Watched {
     /// The actors.
     pub actors: Vec<Vitals>,
@@ -67,7 +68,7 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches until dropped, and ends the process by `faults` when the engine is lost.
+    /// Watches until dropped. Pulls `faults` when the engine is lost.
     ///
     /// # Errors
     /// The operating system gives no thread.
@@ -84,7 +85,7 @@ impl Drop for Watchdog {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported by its hook.
+            // The panic hook has reported a panic there.
             let _ = thread.join();
         }
     }

@@ -1,4 +1,4 @@
-//! Every behaviour of actix 0.13.5 that Baton relies on, or works around: if an update changes one, this says which.
+//! The behaviours of actix 0.13.5 that Baton relies on or works around. If an update changes one, its test fails.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use ::actors::kit::{Awake, Outbox, Undelivered, tick_every};
 use actix::prelude::*;
 
-/// Longest wait in a test before it fails.
+/// A test fails after waiting this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Message)]
@@ -50,7 +50,7 @@ impl Handler<Halt> for Counter {
     }
 }
 
-/// A counter whose mailbox has `capacity` and that handles nothing before the caller awaits.
+/// A counter whose mailbox has `capacity`. It handles no message before the caller awaits.
 async fn counter(capacity: usize) -> (Addr<Counter>, Arc<AtomicU32>) {
     let actor = Counter { capacity, ..Counter::default() };
     let (seen, started) = (actor.seen.clone(), actor.started.clone());
@@ -75,24 +75,27 @@ async fn try_send_on_a_kept_address_is_bounded_and_gives_the_message_back() {
     let (addr, seen) = counter(2).await;
     let outbox = Outbox::<Count>::new("a", "b", addr.clone().recipient());
     let taken = (0..100).take_while(|_| outbox.command(Count).is_ok()).count();
-    assert!((1..=4).contains(&taken), "capacity 2 and a place for each sender, not {taken}");
+    assert!((1..=4).contains(&taken), "capacity 2 and one more message for each sender, not {taken}");
     assert!(matches!(outbox.command(Count), Err(Undelivered::Full(_))));
     until("the mailbox empties", || seen.load(Ordering::SeqCst) as usize == taken).await;
-    assert!(outbox.command(Count).is_ok(), "and is open again");
+    assert!(outbox.command(Count).is_ok(), "the mailbox accepts messages again");
     assert_eq!(outbox.counts().0 as usize, taken + 1);
 }
 
 #[actix::test]
-async fn a_clone_brings_a_place_of_its_own() {
+async fn each_clone_may_send_one_more_message() {
     let (addr, _) = counter(1).await;
     while addr.try_send(Count).is_ok() {}
     for _ in 0..10 {
-        assert!(addr.clone().try_send(Count).is_ok(), "this is why an outbox is never cloned");
+        assert!(
+            addr.clone().try_send(Count).is_ok(),
+            "each clone may send one more message, so an outbox is never cloned"
+        );
     }
 }
 
 #[actix::test]
-async fn do_send_and_send_pass_the_bound() {
+async fn do_send_and_send_ignore_the_capacity() {
     let (addr, seen) = counter(1).await;
     while addr.try_send(Count).is_ok() {}
     let before = seen.load(Ordering::SeqCst);
@@ -100,7 +103,7 @@ async fn do_send_and_send_pass_the_bound() {
         addr.do_send(Count);
     }
     let answer = tokio::time::timeout(PATIENCE, addr.send(Count)).await.expect("in time").expect("alive");
-    assert!(answer >= before + 51, "all of them were taken: {answer}");
+    assert!(answer >= before + 51, "all messages were accepted: {answer}");
 }
 
 #[actix::test]
@@ -129,7 +132,7 @@ async fn messages_of_one_sender_keep_their_order() {
 }
 
 #[actix::test]
-async fn a_stopped_actor_closes_its_addresses_and_post_survives_it() {
+async fn a_stopped_actor_closes_its_addresses_and_post_returns_the_message() {
     let (addr, seen) = counter(4).await;
     let outbox = Outbox::<Count>::new("a", "b", addr.clone().recipient());
     addr.do_send(Halt);
@@ -141,12 +144,12 @@ async fn a_stopped_actor_closes_its_addresses_and_post_survives_it() {
 }
 
 #[actix::test]
-async fn a_dropped_send_future_takes_its_message_back() {
+async fn a_dropped_send_future_withdraws_its_message() {
     let (addr, seen) = counter(16).await;
     drop(addr.send(Count));
     drop(Box::pin(addr.send(Count)));
     let answer = tokio::time::timeout(PATIENCE, addr.send(Count)).await.expect("in time").expect("alive");
-    assert_eq!(answer, 1, "this is why cleanup never travels by send");
+    assert_eq!(answer, 1, "dropped futures have sent nothing, so cleanup never uses `send`");
     assert_eq!(seen.load(Ordering::SeqCst), 1);
 }
 
@@ -217,7 +220,7 @@ async fn ticks_come_while_the_mailbox_is_never_empty() {
 }
 
 #[test]
-fn a_thread_that_stays_awake_does_not_park_and_serves_others() {
+fn a_busy_polling_thread_does_not_park_and_runs_other_tasks() {
     let parks = Arc::new(AtomicU32::new(0));
     let counted = parks.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -239,16 +242,19 @@ fn a_thread_that_stays_awake_does_not_park_and_serves_others() {
 
         let awake = Awake::new(Duration::from_millis(1));
         awake.stay();
-        until("it sleeps again", || !awake.is_awake()).await;
+        until("it stops busy-polling", || !awake.is_awake()).await;
         awake.stay();
-        assert!(awake.is_awake(), "and can be kept awake again");
+        assert!(awake.is_awake(), "it can busy-poll again");
 
         let awake = Awake::new(Duration::from_secs(3600));
         awake.stay();
         let (tell, told) = tokio::sync::oneshot::channel();
-        std::thread::spawn(move || tell.send(())).join().expect("no panic there").expect("somebody listens");
-        told.await.expect("what comes from elsewhere is heard");
-        assert_eq!(parks_in_a_while().await, 0, "and so are timers");
+        std::thread::spawn(move || tell.send(()))
+            .join()
+            .expect("no panic there")
+            .expect("the receiver exists");
+        told.await.expect("a message from another thread arrives");
+        assert_eq!(parks_in_a_while().await, 0, "timers run without a park");
     };
     tokio::task::LocalSet::new().block_on(&runtime, work);
 }

@@ -1,148 +1,51 @@
 //! A sender and a receiver in one process: two nodes over the loopback transport and a real link, with an engine that needs
 //! no model.
 //!
-//! The engine writes every token into its page and samples from what it *reads back* from the pages, so a page that did
-//! not arrive, arrived too early, or stands in the wrong place gives a wrong token.
+//! The engine writes every token into its page and samples from what it *reads back* from the pages. So a page that does not arrive,
+//! arrives too early, or is in the wrong place gives a wrong token.
 
+#[path = "pair/echo.rs"]
+mod echo;
 #[path = "pair/failing_engine.rs"]
 mod failing_engine;
+#[path = "pair/senders.rs"]
+mod senders;
 
 use std::net::TcpListener;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ::actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
-use ::actors::request::{FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings};
+use ::actors::request::{
+    AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings,
+};
 use ::actors::transfer::state::PAGES_IN_FLIGHT;
 use connector::loopback::{LoopbackError, LoopbackTransport};
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
-use engine::{
-    Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Source, Step,
-    StepLimits, StepOutput,
-};
-use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use echo::{Echo, next_token};
+use engine::{EngineError, KvPool};
 use tokio::sync::mpsc::Receiver;
 
-/// Longest wait in a test before it fails.
+/// A test fails after waiting this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAGE_TOKENS: u32 = 4;
 const VOCABULARY: u32 = 1000;
-/// Rows that the engine takes in a step.
+/// Most rows in a step of the engine.
 const ROWS: u32 = 5;
 
-struct Echo {
-    model: ModelInfo,
-    pool: Arc<KvPool>,
-    /// What the last step sampled: chunks of the next one may follow it.
-    sampled: Vec<SampledToken>,
-    error: Arc<Mutex<Option<EngineError>>>,
-}
-
-impl Echo {
-    fn new(pages: u32, error: Arc<Mutex<Option<EngineError>>>) -> Self {
-        let layout =
-            KvLayout { layers: 1, kv_heads: 1, head_dim: 32, page_tokens: PAGE_TOKENS, dtype: KvDtype::F32 };
-        let model = ModelInfo {
-            name: "echo".into(),
-            path: PathBuf::new(),
-            fingerprint: [1; 32],
-            context_tokens: 4096,
-            vocabulary: VOCABULARY,
-            eos_tokens: vec![0],
-            parameters: 0,
-        };
-        let pool = Arc::new(KvPool::new(layout, pages).expect("a small pool"));
-        Self { model, pool, sampled: Vec::new(), error }
-    }
-
-    /// The four bytes where the token of `position` stands.
-    fn cell(&self, pages: &[PageId], position: u32) -> &[AtomicU8] {
-        let page = pages[(position / PAGE_TOKENS) as usize];
-        let page_bytes = self.pool.layout().page_bytes() as usize;
-        let at = page.0 as usize * page_bytes + (position % PAGE_TOKENS) as usize * 128;
-        &self.pool.cells().expect("on the host")[at..at + 4]
-    }
-}
-
-/// What follows these tokens.
-fn next_token(tokens: impl Iterator<Item = u32>) -> u32 {
-    1 + tokens.fold(7u32, |hash, token| hash.wrapping_mul(31).wrapping_add(token)) % (VOCABULARY - 1)
-}
-
-impl Engine for Echo {
-    fn model(&self) -> &ModelInfo {
-        &self.model
-    }
-
-    fn kv(&self) -> &Arc<KvPool> {
-        &self.pool
-    }
-
-    fn limits(&self) -> StepLimits {
-        StepLimits { tokens: 64, rows: ROWS }
-    }
-
-    fn runs_ahead(&self) -> bool {
-        true
-    }
-
-    fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
-        if let Some(error) = self.error.lock().expect("no panic").clone() {
-            return Err(error);
-        }
-        let mut output = StepOutput::default();
-        let rows = batch.iter().filter(|chunk| chunk.takes_row()).count() as u64;
-        if rows > u64::from(ROWS) {
-            return Err(EngineError::TooManyRows { rows, limit: ROWS });
-        }
-        for chunk in batch {
-            let followed = self.sampled.iter().find(|sampled| sampled.sequence == chunk.sequence);
-            let follows = chunk.source == Source::Follows;
-            let followed = followed.filter(|_| follows).map(|sampled| [sampled.token.id]);
-            if follows && followed.is_none() {
-                return Err(EngineError::FollowsNothing { sequence: chunk.sequence });
-            }
-            let tokens = followed.as_ref().map_or(chunk.tokens, |token| token);
-            for (position, token) in (chunk.start..).zip(tokens) {
-                let cell = self.cell(chunk.pages, position);
-                cell.iter()
-                    .zip(token.to_le_bytes())
-                    .for_each(|(cell, byte)| cell.store(byte, Ordering::Relaxed));
-            }
-            if chunk.sample.is_some() {
-                let end = chunk.start + chunk.tokens.len() as u32;
-                let read = |position| {
-                    let cell = self.cell(chunk.pages, position);
-                    u32::from_le_bytes(std::array::from_fn(|n| cell[n].load(Ordering::Relaxed)))
-                };
-                let token = next_token((0..end).map(read));
-                output.tokens.push(SampledToken { sequence: chunk.sequence, token: token.into() });
-            }
-        }
-        self.sampled.clone_from(&output.tokens);
-        Ok(Step::finished(output))
-    }
-
-    fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {
-        Ok(step.take())
-    }
-
-    fn acquire(&mut self, _: &[PageId]) -> Result<(), EngineError> {
-        Ok(())
-    }
-}
-
-/// What is wrong with the lane and the engine. The lane flips a bit of the receiver's memory, when told to, in the last page put before a flush
-/// is reported; and it may say that peers write by themselves. The engine fails every step with an error while there is one.
+/// Faults of the lane and the engine.
 #[derive(Clone, Default)]
 struct Damage {
+    /// Every step of the engine fails with this error while it is set.
     engine: Arc<Mutex<Option<EngineError>>>,
+    /// The lane says that closing it does not end a peer's writes.
     foreign_writes: bool,
+    /// At the next flush the lane flips a bit in the last page that was put.
     armed: Arc<AtomicBool>,
+    /// The receiver's pool, in which the bit is flipped.
     victim: Arc<std::sync::OnceLock<Arc<KvPool>>>,
+    /// Offset of the last put in the receiver's pool.
     last_put: Arc<AtomicU64>,
 }
 
@@ -150,13 +53,13 @@ impl Damage {
     fn on_flushed(&self) {
         if let (true, Some(pool)) = (self.armed.swap(false, Ordering::SeqCst), self.victim.get()) {
             let cells = pool.cells().expect("on the host");
-            // The first token of the page; its lowest bit.
+            // The lowest bit of the page's first token.
             cells[self.last_put.load(Ordering::SeqCst) as usize].fetch_xor(1, Ordering::SeqCst);
         }
     }
 }
 
-/// The loopback transport, seen by [`Damage`].
+/// The loopback transport with [`Damage`].
 struct Watched(LoopbackTransport, Damage);
 
 impl Transport for Watched {
@@ -237,7 +140,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
     tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never happened: {what}"));
 }
 
-/// A receiver, its address on the link, and a sender that is ready.
+/// A receiver, a sender that is ready, and the receiver's address on the link.
 async fn pair(pages: u32, ring_pages: u64) -> (Node, Node, String) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
@@ -272,7 +175,7 @@ async fn ask(node: &Node, request: u64, tokens: u32, max_tokens: u32) -> Receive
     source
 }
 
-/// All tokens and the end; they must be what the prompt alone would give.
+/// Reads all tokens and the end. The tokens must be those that follow from the prompt.
 async fn answer(
     mut source: Receiver<StreamEvent>,
     request: u64,
@@ -301,7 +204,7 @@ async fn answer(
 }
 
 #[actix::test]
-async fn requests_of_any_length_come_through_rings_of_any_size() {
+async fn requests_of_any_length_pass_rings_of_any_size() {
     for ring_pages in [1, 2, 16] {
         let (receiver, sender, _) = pair(64, ring_pages).await;
         for (request, tokens) in [1, 3, 4, 5, 31, 32, 33, 100].into_iter().enumerate() {
@@ -316,7 +219,7 @@ async fn requests_of_any_length_come_through_rings_of_any_size() {
 }
 
 #[actix::test]
-async fn many_requests_at_once_on_a_pool_that_holds_a_few() {
+async fn many_concurrent_requests_on_a_small_pool() {
     let (receiver, _sender, _) = pair(40, 3).await;
     let mut sources = Vec::new();
     for request in 0..32 {
@@ -331,7 +234,7 @@ async fn many_requests_at_once_on_a_pool_that_holds_a_few() {
 }
 
 #[actix::test]
-async fn more_sequences_than_a_step_has_rows_all_get_their_tokens() {
+async fn more_sequences_than_rows_in_a_step_all_finish() {
     let (receiver, _sender, _) = pair(200, 3).await;
     let mut sources = Vec::new();
     for request in 0..4 * u64::from(ROWS) {
@@ -344,18 +247,15 @@ async fn more_sequences_than_a_step_has_rows_all_get_their_tokens() {
 }
 
 #[actix::test]
-async fn a_client_that_leaves_frees_everything() {
+async fn a_client_that_leaves_frees_its_pages() {
     let (receiver, _sender, _) = pair(40, 3).await;
     for request in 0..40 {
-        // Each needs more than half of the pool: a page that leaked would stop the next one.
+        // Each request needs more than half of the pool, so a leaked page would block the next request.
         let source = ask(&receiver, request, 90, 40).await;
         if request % 2 == 0 {
             drop(source);
         } else {
-            receiver.abort().do_send(::actors::request::AbortRequest {
-                request: RequestId(request),
-                complete_with: None,
-            });
+            receiver.abort().do_send(AbortRequest::cancelled(RequestId(request)));
             let error = answer(source, request, 90).await.expect_err("it was aborted");
             assert_eq!(error, RequestError::Aborted);
         }
@@ -366,149 +266,7 @@ async fn a_client_that_leaves_frees_everything() {
 }
 
 #[actix::test]
-async fn a_sender_that_ends_costs_no_request_and_another_takes_over() {
-    let (receiver, sender, address) = pair(64, 2).await;
-    let mut sources = Vec::new();
-    for request in 0..8 {
-        sources.push((request, ask(&receiver, request, 60, 5).await));
-    }
-    sender.shut_down(Duration::ZERO).await;
-    for (request, source) in sources {
-        answer(source, request, 60).await.expect("prefilled there or here");
-    }
-    until("the receiver has noticed", || receiver.peers() == 0).await;
-    let timings = answer(ask(&receiver, 10, 60, 5).await, 10, 60).await.expect("it goes well");
-    assert!(!timings.disaggregated);
-    let _sender = dial(&receiver, &address, 64).await;
-    let timings = answer(ask(&receiver, 11, 60, 5).await, 11, 60).await.expect("it goes well");
-    assert!(timings.disaggregated);
-}
-
-#[actix::test]
-async fn a_sender_that_is_told_to_end_finishes_its_hand_overs_and_another_goes_on() {
-    let (receiver, first, address) = pair(64, 4).await;
-    let second = start(LinkRole::Sender(vec![address]), 64, 1);
-    until("both senders are ready", || receiver.peers() == 2).await;
-    let mut sources = Vec::new();
-    for request in 0..16 {
-        sources.push((request, ask(&receiver, request, 60, 5).await));
-    }
-    until("the first has work", || first.counters.prefills_live().load(Ordering::SeqCst) > 0).await;
-    until("the second has work", || second.counters.prefills_live().load(Ordering::SeqCst) > 0).await;
-    first.shut_down(PATIENCE).await;
-    for request in 16..20 {
-        sources.push((request, ask(&receiver, request, 60, 5).await));
-    }
-    let mut recomputed = 0;
-    for (request, source) in sources {
-        recomputed += u64::from(!answer(source, request, 60).await.expect("it goes well").disaggregated);
-    }
-    // Only what had not reached the first sender before it began to end was computed here.
-    assert_eq!(recomputed, receiver.counters.recomputes().load(Ordering::SeqCst));
-    assert!(recomputed < 8, "{recomputed} of the 8 requests of the first sender were cut");
-    assert_eq!(receiver.peers(), 1);
-}
-
-/// Connects an accepted connection with `address` until told to cut it.
-async fn connect_through(mut inner: TcpStream, address: String, cut: Arc<Notify>) {
-    let mut outer = TcpStream::connect(address).await.expect("the receiver listens");
-    tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut inner, &mut outer) => {}
-        () = cut.notified() => {}
-    }
-}
-
-/// Passes one connection on to `address` until told to cut it; then nothing listens any more.
-async fn pass_on_once(address: String, cut: Arc<Notify>) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let ours = listener.local_addr().expect("bound").to_string();
-    actix::spawn(async move {
-        let (inner, _) = listener.accept().await.expect("a connection");
-        drop(listener);
-        connect_through(inner, address, cut).await;
-    });
-    ours
-}
-
-/// Passes connections on to `address` until told to cut them all; then takes new ones.
-async fn pass_on(address: String, cut: Arc<Notify>) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let ours = listener.local_addr().expect("bound").to_string();
-    actix::spawn(async move {
-        loop {
-            let (inner, _) = listener.accept().await.expect("a connection");
-            actix::spawn(connect_through(inner, address.clone(), cut.clone()));
-        }
-    });
-    ours
-}
-
-#[actix::test]
-async fn a_lost_sender_without_proof_disables_no_other_sender() {
-    let foreign = Damage { foreign_writes: true, ..Damage::default() };
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
-    let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
-    let quarantined = || receiver.counters.pages_quarantined().load(Ordering::SeqCst);
-    // A sender that is cut off and cannot dial again gives no proof, and its process lives: ours.
-    let cut = Arc::new(Notify::new());
-    let mute = start(LinkRole::Sender(vec![pass_on_once(address.clone(), cut.clone()).await]), 64, 1);
-    until("it is ready", || receiver.peers() == 1).await;
-    cut.notify_waiters();
-    until("its pages are quarantined", || quarantined() == 4).await;
-    // They count against the pool and not against the ring: another sender serves as before.
-    let next = dial(&receiver, &address, 64).await;
-    for request in 0..3 {
-        let timings = answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("it goes well");
-        assert!(timings.disaggregated && quarantined() == 4, "{timings:?}");
-    }
-    for node in [mute, next, receiver] {
-        node.shut_down(PATIENCE).await;
-    }
-}
-
-#[actix::test]
-async fn a_sender_that_leaves_returns_its_credits_first() {
-    let foreign = Damage { foreign_writes: true, ..Damage::default() };
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
-    let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
-    let ended = || receiver.counters.sessions_ended().load(Ordering::SeqCst);
-    for left in 1..3 {
-        let sender = start(LinkRole::Sender(vec![address.clone()]), 64, 1);
-        until("it is ready", || receiver.peers() == 1).await;
-        sender.shut_down(PATIENCE).await;
-        until("its session is over", || ended() == left && receiver.peers() == 0).await;
-        assert_eq!(receiver.counters.pages_quarantined().load(Ordering::SeqCst), 0);
-    }
-    receiver.shut_down(PATIENCE).await;
-}
-
-#[actix::test]
-async fn a_sender_that_dials_again_proves_that_its_last_session_has_drained() {
-    let foreign = Damage { foreign_writes: true, ..Damage::default() };
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
-    let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
-    let quarantined = || receiver.counters.pages_quarantined().load(Ordering::SeqCst);
-    let cut = Arc::new(Notify::new());
-    let address = pass_on(address, cut.clone()).await;
-    let sender = start(LinkRole::Sender(vec![address]), 64, 1);
-    for request in 0..5 {
-        until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
-        let timings = answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("it goes well");
-        assert!(timings.disaggregated, "the sender dialled again and said that it had drained");
-        assert_eq!(quarantined(), 0);
-        let source = ask(&receiver, 100 + request, 60, 5).await;
-        cut.notify_waiters();
-        answer(source, 100 + request, 60).await.expect("prefilled there or here");
-        until("the cut is seen", || receiver.counters.sessions_ended().load(Ordering::SeqCst) == request + 1)
-            .await;
-    }
-}
-
-#[actix::test]
-async fn a_bit_that_flips_in_a_landed_page_is_seen_and_changes_no_word() {
+async fn a_bit_flip_in_a_landed_page_is_detected_and_changes_no_token() {
     let damage = Damage::default();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
@@ -529,7 +287,7 @@ async fn a_bit_that_flips_in_a_landed_page_is_seen_and_changes_no_word() {
 }
 
 #[actix::test]
-async fn a_drain_limit_that_passes_ends_requests_with_a_word() {
+async fn requests_fail_with_a_reason_when_the_drain_limit_passes() {
     let (receiver, _sender, _) = pair(1000, 2).await;
     let source = ask(&receiver, 1, 60, 3000).await;
     receiver.shut_down(Duration::ZERO).await;

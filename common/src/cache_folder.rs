@@ -1,21 +1,22 @@
-//! The cache folder: where `cargo xtask` puts what it fetches, and where the runtime, the build and the tests look for it.
+//! The cache folder. `cargo xtask` stores its downloads there; the runtime, the build and the tests read them.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// UCX within the cache folder.
+/// The path of the UCX library within the cache folder.
 pub const UCX: &str = "ucx-1.22.0/libucx/lib/libucp.so.0";
 
-/// `$XDG_CACHE_HOME/baton`, else `$HOME/.cache/baton`; `variable` looks a variable up. An empty one counts as not set.
+/// Returns `$XDG_CACHE_HOME/baton`, or `$HOME/.cache/baton` if `XDG_CACHE_HOME` is not set. `variable` looks up an
+/// environment variable. An empty variable counts as not set.
 ///
 /// # Errors
-/// Neither is set: a sentence that says so.
+/// Neither variable is set.
 pub fn locate(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, &'static str> {
     let folder = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     folder("XDG_CACHE_HOME")
         .or_else(|| folder("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("baton"))
-        .ok_or("neither XDG_CACHE_HOME nor HOME is set, so there is no cache folder: set one of them")
+        .ok_or("there is no cache folder because neither XDG_CACHE_HOME nor HOME is set: set one of them")
 }
 
 #[cfg(test)]

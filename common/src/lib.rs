@@ -1,5 +1,7 @@
-//! What crates that know nothing of each other have in common: small pure functions that several of them need.
+//! Small pure functions for crates that do not import each other.
 #![forbid(unsafe_code)]
 
 pub mod cache_folder;
 pub mod splitmix;
+pub mod sse;
+pub mod statistics;

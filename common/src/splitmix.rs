@@ -1,10 +1,10 @@
-//! SplitMix64 (Sebastiano Vigna): the finaliser that page hashes are made of, and the generator for tests and programs that
-//! make the same inputs from the same seed.
+//! SplitMix64 (Sebastiano Vigna): the finaliser that page hashes use, and the generator that makes reproducible inputs
+//! for tests and programs.
 
-/// 2^64 divided by the golden ratio, odd: the generator's step.
+/// The generator's step: 2^64 divided by the golden ratio, rounded to an odd number.
 pub const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The finaliser: every input bit reaches every output bit, and no two inputs have the same output.
+/// The finaliser. Every input bit affects every output bit, and no two inputs have the same output.
 #[must_use]
 pub const fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -12,12 +12,12 @@ pub const fn mix(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// The generator.
+/// The SplitMix64 generator.
 #[derive(Clone, Debug)]
 pub struct SplitMix64(u64);
 
 impl SplitMix64 {
-    /// A generator whose numbers depend on `seed` alone.
+    /// A generator whose numbers depend only on `seed`.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
         Self(seed)
@@ -34,9 +34,9 @@ impl SplitMix64 {
 mod tests {
     use super::*;
 
-    /// The first numbers of the reference implementation from seed 1234567.
+    /// The first numbers of the reference implementation for seed 1234567.
     #[test]
-    fn the_numbers_are_those_of_the_reference() {
+    fn numbers_match_the_reference() {
         let mut generator = SplitMix64::new(1_234_567);
         let expect = [
             6_457_827_717_110_365_317,

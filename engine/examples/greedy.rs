@@ -1,11 +1,11 @@
-//! Continues a prompt of token ids greedily and says how fast: `greedy MODEL 1,9690,198 COUNT [THREADS]`.
+//! Continues a prompt of token ids greedily and prints the speed: `greedy MODEL 1,9690,198 COUNT [THREADS]`.
 //!
-//! `CHUNK` in the environment cuts the prompt into chunks of that many tokens (512 unless told).
+//! The environment variable `CHUNK` sets the tokens of a prefill chunk (default 512).
 
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use engine::{Chunk, Engine, EngineConfig, PageId, Sample, Source};
+use engine::{Chunk, Engine, EngineConfig, PageId, Sample, TokenSource};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -23,13 +23,13 @@ fn main() -> Result<()> {
         kv_bytes: 512 << 20,
         page_tokens: 16,
         step_tokens: chunk_tokens as u32,
-        device: engine::Device::Cpu,
+        device: engine::ComputeDevice::Cpu,
         load_format: engine::LoadFormat::Auto,
     };
     let mut engine = engine::open(&config)?;
     println!("load {:.2?}", begin.elapsed());
 
-    // Pages in no particular order, as a busy pool hands them out.
+    // Reversed, because the pages of a busy pool are not in order.
     let pages: Vec<PageId> = (0..engine.kv().pages()).rev().map(PageId).collect();
     let mut position = 0;
     let mut next = None;
@@ -56,7 +56,7 @@ fn main() -> Result<()> {
 }
 
 fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
-    let source = if start == 0 { Source::Prompt } else { Source::Sampled };
+    let source = if start == 0 { TokenSource::Prompt } else { TokenSource::Sampled };
     let mut step = engine.submit(&[Chunk {
         sequence: 1,
         tokens,

@@ -1,4 +1,5 @@
-// What the attention files share: names by head size, errors across the C ABI, and, for FA3, a plan as 32 numbers that the caller keeps.
+// Shared code of the attention kernels: function names by head size, error handling across the C ABI, and the encoding of
+// an FA3 plan as 32 numbers that the caller stores.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,10 +14,10 @@
 
 namespace {
 
-// Places in a plan; the last one holds how many of the others are used.
+// Words of a plan. The last word holds the number of words in use.
 constexpr size_t PLAN_PLACES = 32;
 
-// FlashInfer throws where an argument or a workspace's size is wrong; no exception may reach Rust.
+// Catches exceptions: FlashInfer throws if an argument or the size of a workspace is wrong, and no exception may reach Rust.
 template <typename Body>
 int guarded(Body body) {
   try {
@@ -34,7 +35,7 @@ void store(const Info& info, int64_t* plan) {
   plan[PLAN_PLACES - 1] = static_cast<int64_t>(numbers.size());
 }
 
-// Throws for numbers that are no plan of this kind.
+// Throws if the numbers are not a plan of this type.
 template <typename Info>
 Info load(const int64_t* plan) {
   const int64_t count = plan[PLAN_PLACES - 1];

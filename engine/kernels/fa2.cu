@@ -1,8 +1,9 @@
-// C ABI over FlashInfer's FlashAttention 2 with paged keys and values, for decode rows: one query row a sequence, bf16, all heads that share a key head
-// in one tile. Compiled once a head size: -DBATON_HEAD_DIM=64 or 128, which also ends the name of the function.
+// C ABI over FlashInfer's FlashAttention 2 with paged keys and values, for decode rows in bf16. A sequence has one query row,
+// and a tile has all query heads that share a KV head. The file is compiled once per head size, with -DBATON_HEAD_DIM=64 or
+// 128, which is also the suffix of the function's name.
 //
-// FlashInfer's own plan cuts contexts into pieces of one length, picked by how many sequences there are, and a row would round otherwise for it. So the
-// pieces are the caller's: each has its own length, which depends on its context alone.
+// FlashInfer's own plan splits all contexts into pieces of one length, which depends on the number of sequences. Then a row's
+// rounding would depend on the batch. So the caller defines the split-KV pieces: their length depends only on the context.
 
 #include <flashinfer/attention/default_prefill_params.cuh>
 #include <flashinfer/attention/variants.cuh>
@@ -14,14 +15,15 @@
 namespace {
 
 constexpr uint32_t HEAD_DIM = BATON_HEAD_DIM;
-// Query rows of a tile, over the heads that share a key head.
+// Query rows of a tile: the heads that share a KV head.
 constexpr uint32_t TILE = 16;
 
 using Element = __nv_bfloat16;
 using Variant = flashinfer::DefaultAttention</*use_custom_mask=*/false, /*use_sliding_window=*/false,
                                              /*use_logits_soft_cap=*/false, /*use_alibi=*/false>;
 
-// The kernel reads the pieces' one length through a pointer. This one gives each block its own piece's.
+// FlashInfer's kernel reads one piece length for all blocks through a pointer. This type replaces the pointer and returns the
+// length of the block's own piece.
 struct PieceTokens {
   const int32_t* pieces;
   __device__ uint32_t operator*() const { return pieces[blockIdx.x]; }
@@ -33,7 +35,7 @@ struct Params : flashinfer::BatchPrefillPagedParams<Element, Element, Element, i
 
 }  // namespace
 
-// What Rust calls with: `engine/src/gpu/arguments.rs` declares the same, and a test there compares the two.
+// The arguments. `engine/src/gpu/arguments.rs` declares the same struct, and a test there compares the two.
 struct Fa2Run {
   __nv_bfloat16* partial_out;
   float* partial_sums;
@@ -61,14 +63,17 @@ struct Fa2Run {
 };
 static_assert(sizeof(Fa2Run) == 160);
 
-// Attends with row r to the keys and values of sequence r, a block a piece. `k_pool` and `v_pool` point at the layer's keys and values in page 0;
-// `page_stride` counts elements. `pieces` blocks are launched; block b does the `piece_places[b]`-th `piece_lengths[b]` tokens of sequence
-// `piece_rows[b]`, or nothing unless `piece_flags[b]`, but its lengths are positive all the same. `row_pieces[r]` is the number of pieces before row
-// r's. `zeros` holds `pieces` of them. `partial_out` has room for pieces * heads * head_dim bf16, `partial_sums` for pieces * heads floats.
-// `heads / kv_heads` is 16 at most.
+// Row r attends to the keys and values of sequence r. One thread block computes one split-KV piece, for each KV head.
+// - `k_pool` and `v_pool` point to the layer's keys and values in page 0. `page_stride` is in elements.
+// - The launch has `pieces` blocks. Block b computes piece `piece_places[b]` of row `piece_rows[b]`; this row's pieces have
+//   `piece_lengths[b]` tokens. If `piece_flags[b]` is false the block does nothing, but its length must still be positive.
+// - `row_pieces[r]` is the number of pieces before those of row r.
+// - `zeros` has `pieces` zero words.
+// - `partial_out` has pieces * heads * head_dim bf16 numbers, and `partial_sums` has pieces * heads floats.
+// - `heads / kv_heads` is at most 16.
 extern "C" int JOIN(baton_fa2_run_, BATON_HEAD_DIM)(const Fa2Run* arguments, cudaStream_t stream) {
   const Fa2Run& of = *arguments;
-  // FlashInfer keeps it in 32 bits.
+  // FlashInfer stores the stride in 32 bits.
   if (of.page_stride < 0 || of.page_stride > UINT32_MAX || of.heads > TILE * of.kv_heads) return cudaErrorInvalidValue;
   return guarded([&] {
     const int64_t strides[3] = {of.page_stride, int64_t{of.kv_heads} * HEAD_DIM, HEAD_DIM};

@@ -1,11 +1,12 @@
-// C ABI over FlashInfer's attention for Hopper (FlashAttention 3: warp-specialised WGMMA, keys and values loaded page by page), causal, bf16, for
-// prompts; `fa2.cu` does decode rows, of which its tiles of 128 query rows would waste all but one. Compiled once a head size: -DBATON_HEAD_DIM=64 or
-// 128, which also ends the names of the functions.
+// C ABI over FlashInfer's attention for Hopper: FlashAttention 3 with warp-specialised WGMMA and paged keys and values, causal,
+// bf16. It computes prompts. Its tiles have 128 query rows, so a decode row would waste 127 of them; `fa2.cu` computes decode
+// rows. The file is compiled once per head size, with -DBATON_HEAD_DIM=64 or 128, which is also the suffix of the functions'
+// names.
 //
-// Nobody shares out a row's keys: its result does not depend on the chunk that it came in, nor on who is beside it.
+// The kernel does not split a row's keys. So a row's result depends neither on its chunk nor on the other rows.
 
-// FlashInfer's header for its GEMMs, which the attention includes without using it: it wants CUTLASS's test helpers, and
-// those want cuRAND. The guard keeps it out; what the attention does use follows.
+// The attention includes FlashInfer's GEMM header without using it. That header needs CUTLASS's test helpers, which need
+// cuRAND. This macro disables the header. The includes that the attention does use follow.
 #define FLASHINFER_CUTLASS_UTILS_CUH_
 #include <cutlass/cutlass.h>
 #include <cutlass/gemm/collective/collective_builder.hpp>
@@ -14,9 +15,11 @@
 #include <flashinfer/attention/hopper/named_barrier.cuh>
 #include <flashinfer/attention/hopper/utils.cuh>
 
-// Its epilogue writes a tile's outputs to shared memory, where other warps read them. All warps that multiply arrive at a barrier between the two, and then wait
-// at that same barrier for as many arrivals as they are: it opens when half of them have come twice, while the others still write. Here they wait
-// twice. What the epilogue includes is included above, where an arrival stays one. For FlashInfer 0.7.2, which has one arrival in that file.
+// Works around a race in FlashInfer's epilogue. The epilogue writes a tile's outputs to shared memory, where other warps read
+// them. Between the two, all multiplying warps first arrive at a barrier and then wait at the same barrier for as many
+// arrivals as there are such warps. So the barrier opens when half of the warps have arrived twice, while the others still
+// write. The macro replaces the arrival by a second wait. The epilogue's own includes are above, so they are not affected.
+// Written for FlashInfer 0.7.2, whose epilogue has one arrival.
 #define arrive sync
 #include <flashinfer/attention/hopper/epilogue.cuh>
 #undef arrive
@@ -43,7 +46,7 @@ cudaError_t run(Params& params, cudaStream_t stream) {
 
 }  // namespace
 
-// What Rust calls with: `engine/src/gpu/arguments.rs` declares the same, and a test there compares the two.
+// The arguments. `engine/src/gpu/arguments.rs` declares the same structs, and a test there compares the two.
 struct Fa3Plan {
   void* int_workspace;
   void* host_pinned;
@@ -77,11 +80,11 @@ struct Fa3Run {
 };
 static_assert(sizeof(Fa3Run) == 88);
 
-// Shares the step's query tiles out among the multiprocessors: once a step, for all its layers. Copies the schedule from
-// `host_pinned` to `int_workspace` on the stream, so neither may be planned into again before that copy has run. `host_plan` has 32 places.
+// Assigns the step's query tiles to multiprocessors, once per step for all layers. Copies the schedule from `host_pinned` to
+// `int_workspace` on the stream, so no other plan may use the two before that copy has finished. `host_plan` has 32 words.
 extern "C" int JOIN(baton_fa3_plan_, BATON_HEAD_DIM)(const Fa3Plan* arguments, cudaStream_t stream) {
   const Fa3Plan& of = *arguments;
-  // FlashInfer only reads the lists, but does not say so.
+  // FlashInfer only reads the lists, but its parameters are not const.
   const auto list = [](const int32_t* numbers) { return const_cast<int32_t*>(numbers); };
   return guarded([&] {
     flashinfer::PrefillPlanSM90Info info;
@@ -94,8 +97,8 @@ extern "C" int JOIN(baton_fa3_plan_, BATON_HEAD_DIM)(const Fa3Plan* arguments, c
   });
 }
 
-// Attends with every query row to the keys and values of its request, up to its own place. `k_pool` and `v_pool` point at
-// the layer's keys and values in page 0; strides count elements.
+// Every query row attends to the keys and values of its sequence, up to its own position. `k_pool` and `v_pool` point to the
+// layer's keys and values in page 0. Strides are in elements.
 extern "C" int JOIN(baton_fa3_run_, BATON_HEAD_DIM)(const Fa3Run* arguments, cudaStream_t stream) {
   const Fa3Run& of = *arguments;
   return guarded([&] {

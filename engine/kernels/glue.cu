@@ -1,6 +1,6 @@
-// The model's small kernels: everything between the matrix products and the attention. bf16 in and out, f32 within.
-// Rows are tokens of the step. All of them are bound by memory, so they move 16 bytes an access: `hidden`, `feed` and
-// `head_dim` are multiples of 8, and every pointer to bf16 lies on 16 bytes.
+// The model's small kernels between GEMMs and attention. Inputs and outputs are bf16, and the arithmetic is f32. A row is a
+// token of the step. All kernels are memory-bound, so they access 16 bytes at a time: `hidden`, `feed` and `head_dim` are
+// multiples of 8, and every pointer to bf16 is aligned to 16 bytes.
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -15,7 +15,7 @@ using bf16 = __nv_bfloat16;
 
 namespace {
 
-// Numbers of bf16 in 16 bytes.
+// bf16 numbers in 16 bytes.
 constexpr int VECTOR = 8;
 constexpr int WARP = 32;
 constexpr int BLOCK_MAX = 1024;
@@ -51,10 +51,11 @@ __device__ Vector narrow(const Floats& floats) {
 __device__ const Vector* vectors(const bf16* numbers) { return reinterpret_cast<const Vector*>(numbers); }
 __device__ Vector* vectors(bf16* numbers) { return reinterpret_cast<Vector*>(numbers); }
 
-// Threads for `items` of work, whole warps.
+// The block size for `items` work items: whole warps, at most `most` threads.
 int block_for(int items, int most) { return std::min(most, (items + WARP - 1) / WARP * WARP); }
 
-// The sum over the block, in every thread. Once a kernel: it does not wait before it writes the shared memory.
+// The sum over the block, in every thread. A kernel may call it only once, because it does not synchronise before it writes
+// shared memory.
 __device__ float block_sum(float value) {
   __shared__ float warps[BLOCK_MAX / WARP];
   for (int offset = WARP / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
@@ -65,7 +66,7 @@ __device__ float block_sum(float value) {
   return sum;
 }
 
-// A block a row: out[r] = from[which[r]], where -1 - n stands for chosen[n].
+// One block per row: out[r] = from[which[r]]. An index of -1 - n stands for chosen[n].
 __global__ void take_rows(const bf16* from, const int32_t* which, const int32_t* chosen, bf16* out, int hidden) {
   after_previous(gridDim.x);
   int row = which[blockIdx.x];
@@ -75,8 +76,8 @@ __global__ void take_rows(const bf16* from, const int32_t* which, const int32_t*
   for (int i = threadIdx.x; i < hidden / VECTOR; i += blockDim.x) target[i] = source[i];
 }
 
-// A block a row, PER_THREAD vectors in each thread's registers between the two passes. The norm is of the sum as it is
-// stored, rounded to bf16, so that the same stream of numbers gives the same result wherever the layers are cut.
+// One block per row. Each thread keeps PER_THREAD vectors in registers between the two passes. The norm uses the stored sum,
+// which is rounded to bf16, so the result depends only on the stored residual stream.
 template <int PER_THREAD>
 __global__ void add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf16* out, int hidden, float epsilon) {
   const int64_t row = int64_t{blockIdx.x} * hidden;
@@ -119,12 +120,12 @@ __global__ void add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf1
   }
 }
 
-// A block a row: turns the queries into `q_out` and the keys into the pool, copies the values into the pool.
-// The row's sines and cosines, which all heads share, go through shared memory.
+// One block per row. Writes rotated queries to `q_out` and rotated keys to the pool, and copies the values to the pool. All
+// heads share the row's sines and cosines, which are in shared memory.
 __global__ void rope_append(const bf16* qkv, bf16* q_out, bf16* pool, const int32_t* positions, const int64_t* places,
                             const float* inverse_frequencies, int heads, int kv_heads, int head_dim, int page_tokens,
                             int64_t page_stride, int64_t layer_offset) {
-  extern __shared__ float2 turns[];  // head_dim / 2 of cosine and sine
+  extern __shared__ float2 turns[];  // head_dim / 2 pairs of cosine and sine
   __shared__ bf16* page;             // the layer's keys in the row's page, or null
   __shared__ int place_in_page;
   const int64_t row = blockIdx.x;
@@ -202,7 +203,7 @@ __global__ void fill(bf16* out, uint64_t count, uint64_t seed, float scale) {
 
 }  // namespace
 
-// What Rust calls with: `engine/src/gpu/arguments.rs` declares the same, and a test there compares the two.
+// The arguments. `engine/src/gpu/arguments.rs` declares the same structs, and a test there compares the two.
 struct Embed {
   const int32_t* tokens;
   const int32_t* chosen;
@@ -268,7 +269,8 @@ static_assert(sizeof(Fill) == 32);
 
 extern "C" {
 
-// out[r] = table[tokens[r]], where a token of -1 - n is chosen[n]. Begins when all before it is over: later kernels of the step rely on that.
+// out[r] = table[tokens[r]]. A token of -1 - n stands for chosen[n]. It is launched without overlap, so it starts after all
+// earlier work in the stream has finished. Later kernels of the step rely on that.
 int baton_embed(const Embed* arguments, cudaStream_t stream) {
   const auto [tokens, chosen, table, out, rows, hidden] = *arguments;
   if (rows == 0) return cudaSuccess;
@@ -276,7 +278,7 @@ int baton_embed(const Embed* arguments, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-// x += delta, unless that is null; out = rms_norm(x) * weight. `hidden` is 16384 at most.
+// x += delta unless `delta` is null, then out = rms_norm(x) * weight. `hidden` is at most 16384.
 int baton_add_rms_norm(const AddRmsNorm* arguments, cudaStream_t stream) {
   const auto [x, delta, weight, out, rows, hidden, epsilon] = *arguments;
   if (rows == 0) return cudaSuccess;
@@ -291,10 +293,14 @@ int baton_add_rms_norm(const AddRmsNorm* arguments, cudaStream_t stream) {
   return cudaErrorInvalidValue;
 }
 
-// qkv is [rows][heads + 2 * kv_heads][head_dim]: queries, keys, values. Pairs (2i, 2i + 1) of queries and keys turn by
-// positions[r] * inverse_frequencies[i]. Queries go to q_out [rows][heads][head_dim]; keys and values go to place
-// places[r] = page * page_tokens + token of the pool, nowhere if that is negative. A page's part of this layer starts at
-// page * page_stride + layer_offset numbers and is [keys, values][page_tokens][kv_heads][head_dim].
+// Applies RoPE and writes queries, keys and values.
+// - qkv is [rows][heads + 2 * kv_heads][head_dim]: queries, keys, values.
+// - Pair (2i, 2i + 1) of queries and keys rotates by the angle positions[r] * inverse_frequencies[i].
+// - Queries go to q_out, [rows][heads][head_dim].
+// - Keys and values go to the pool place places[r] = page * page_tokens + position in the page. A negative place writes
+//   nothing.
+// - The layer's part of a page starts at page * page_stride + layer_offset numbers. It is
+//   [keys, values][page_tokens][kv_heads][head_dim].
 int baton_rope_append(const RopeAppend* arguments, cudaStream_t stream) {
   const auto [qkv, q_out, pool, positions, places, inverse_frequencies, page_stride, layer_offset, rows, heads, kv_heads,
               head_dim, page_tokens] = *arguments;
@@ -305,7 +311,7 @@ int baton_rope_append(const RopeAppend* arguments, cudaStream_t stream) {
                 heads, kv_heads, head_dim, page_tokens, page_stride, layer_offset);
 }
 
-// out[r] = silu(gate) * up, where row r of gate_up is `feed` numbers of gate and then as many of up.
+// out[r] = silu(gate) * up. Row r of gate_up is `feed` numbers of gate, then `feed` numbers of up.
 int baton_silu_mul(const SiluMul* arguments, cudaStream_t stream) {
   const auto [gate_up, out, rows, feed] = *arguments;
   if (rows == 0) return cudaSuccess;
@@ -321,7 +327,7 @@ int baton_take_rows(const TakeRows* arguments, cudaStream_t stream) {
   return launch(take_rows, count, block_for(hidden / VECTOR, 256), 0, stream, x, which, nullptr, out, hidden);
 }
 
-// out[i] = uniform in [-scale, scale), rounded to bf16: a function of `seed` and i alone, on every device the same.
+// out[i] = a uniform number in [-scale, scale), rounded to bf16. It is a function of `seed` and i only, equal on all devices.
 int baton_fill(const Fill* arguments, cudaStream_t stream) {
   const auto [out, count, seed, scale] = *arguments;
   if (count == 0) return cudaSuccess;

@@ -1,21 +1,24 @@
-// How our kernels are launched: each may begin while the one before it ends.
+// Launches our kernels with programmatic dependent launch: a kernel may start while the previous kernel still runs.
 //
-// Where rows are few all kernels of a step are ours, or FlashInfer's, which are launched as always; so one may begin before even the last but one has
-// ended. Where they are many a kernel of the matrix library follows, which is launched like ours and whose kernels share a workspace that they read before
-// they wait: it may begin only when everything before the kernel that it follows is over.
+// With few rows, all kernels of a step are ours or FlashInfer's. FlashInfer's are launched without overlap. Then a kernel may
+// start even before the second-last kernel has finished. With many rows, kernels of cublasLt follow ours. They are launched
+// with overlap too, and they share a workspace that they read before they wait. So a cublasLt kernel may start only when
+// everything before its predecessor has finished.
 //
-// A kernel calls `after_previous` before it touches anything that an earlier kernel of the step writes or reads. What it does before that, such as
-// reading weights, or lists that were copied to the device before the step's first kernel, overlaps the end of the kernel before it.
+// A kernel calls `after_previous` before it accesses memory that an earlier kernel of the step writes or reads. The work before
+// that call overlaps the end of the previous kernel: for example reading weights, or lists that were copied to the device
+// before the step's first kernel.
 #pragma once
 
 #include <cuda_runtime.h>
 
 namespace {
 
-// The most rows that `row_products` takes.
+// The most rows that `row_products` supports.
 constexpr int ROWS_FEW = 32;
 
-// Lets the next kernel begin, which computes as many rows, and waits for all of the previous one, with what it has written.
+// Lets the next kernel start, and waits until the previous kernel has finished and its writes are visible. `rows` is the number
+// of rows of this kernel and of the next one.
 __device__ inline void after_previous(int rows) {
   if (rows <= ROWS_FEW) cudaTriggerProgrammaticLaunchCompletion();
   cudaGridDependencySynchronize();

@@ -1,15 +1,16 @@
-// The content sum of KV pages, as `connector/src/page_hash.rs` defines it, bit for bit: what the kernel leaves to the CPU
-// is to mix in what the page is.
+// Computes the content sum of KV pages, bit for bit as `connector/src/page_hash.rs` defines it. The CPU makes the page's hash
+// from the sum by mixing in the page's identity.
 //
-//   segment  4 KiB in eight lanes of 64 bits; word w at place p adds lo32(w ^ key[p]) * hi32(w ^ key[p]) to its lane and w
-//            to its neighbour; lanes start at the first keys, and the segment's hash is the sum of mix(lane + number * K)
+//   segment  4 KiB in eight lanes of 64 bits. Word w at place p adds lo32(w ^ key[p]) * hi32(w ^ key[p]) to its own lane, and
+//            w to the neighbouring lane. Lanes start at the first keys. The segment's hash is the sum of
+//            mix(lane + number * K).
 //   content  the sum of mix(segment hash + index * K)
 //
-// A warp takes a segment at a time: 8 loads of 16 bytes a thread, all under way at once. 16 bytes are two lanes that are
-// each other's neighbours, so a thread needs no other until the lanes are summed.
+// A warp computes one segment at a time. Each thread has 8 loads of 16 bytes in flight. 16 bytes are two neighbouring lanes, so
+// a thread needs no data of other threads until the lanes are summed.
 //
-// What is announced last is checked while the receiver waits, so a launch is all there is to it: the list of pages comes with it, the last
-// block of a page leaves its sum in the host's memory, and the page's total at zero for the next launch.
+// The receiver waits for the hash of the last page, so the whole operation is one launch. The list of pages is a kernel
+// argument. The last block of a page writes the page's sum to host memory and resets the page's total for the next launch.
 
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -21,20 +22,21 @@ namespace {
 constexpr uint64_t SEGMENT = 4096;
 constexpr int WARP = 32;
 constexpr int LANES = 8;
-// Threads that hold different lanes; the others of the warp hold the same ones, of other stripes.
+// Threads of a warp that hold different lanes. The other threads hold the same lanes of other 64-byte stripes.
 constexpr int LANE_PAIRS = LANES / 2;
 constexpr int LOAD_BYTES = 16;
 // A thread's loads from one segment.
 constexpr int LOADS = SEGMENT / (WARP * LOAD_BYTES);
 constexpr int WARPS = 8;
-// As many blocks as an H100 holds at once; more of them, each of which works out the keys, where a warp has many segments: up to four
-// times as many, so that the last ones to finish are few.
-constexpr uint64_t BLOCKS_LEAST = 4 * 132;
-constexpr uint64_t BLOCKS_MOST = 4 * BLOCKS_LEAST;
+// BLOCKS_MIN is the number of blocks that an H100 runs at once. A launch has more blocks, at most four times as many, if a
+// warp would otherwise have more than SEGMENTS_MANY segments. More blocks shorten the tail of the launch, but each block computes all
+// keys.
+constexpr uint64_t BLOCKS_MIN = 4 * 132;
+constexpr uint64_t BLOCKS_MAX = 4 * BLOCKS_MIN;
 constexpr uint64_t SEGMENTS_MANY = 16;
-// Pages of one launch: the list goes as an argument, which may have 4 KiB.
-constexpr int PAGES_MOST = 256;
-// 2^64 divided by the golden ratio, odd.
+// The most pages of one launch. The list is a kernel argument, and kernel arguments have at most 4 KiB.
+constexpr int PAGES_MAX = 256;
+// 2^64 divided by the golden ratio, rounded to an odd number.
 constexpr uint64_t K = 0x9E3779B97F4A7C15u;
 
 // The finaliser of splitmix64 (Sebastiano Vigna).
@@ -44,10 +46,11 @@ __device__ uint64_t mix(uint64_t x) {
   return x ^ x >> 31;
 }
 
-// The key of the word at a place of a segment.
+// The key of the word at a place in a segment.
 __device__ uint64_t key(uint64_t place) { return mix((place + 1) * K); }
 
-// 16 bytes from any address, of which `readable` are there; the others are 0. For the few that are not whole or aligned.
+// Loads 16 bytes from any address. Only the first `readable` bytes are read; the others are 0. This is the slow path for
+// unaligned pages and incomplete segments.
 __device__ __noinline__ ulonglong2 load_bytes(const uint8_t* from, int64_t readable) {
   uint64_t words[2] = {0, 0};
   for (int i = 0; i < LOAD_BYTES && i < readable; i++) words[i / 8] |= uint64_t{from[i]} << (i % 8 * 8);
@@ -59,23 +62,23 @@ __device__ uint64_t keyed_product(uint64_t word, uint64_t key) {
   return uint64_t{static_cast<uint32_t>(keyed)} * static_cast<uint32_t>(keyed >> 32);
 }
 
-// Sums over the threads of the warp whose numbers differ in the bits from `low` up to `high`, without the latter.
+// Sums over the threads of the warp whose indices differ in the bits from `low` up to but excluding `high`.
 __device__ uint64_t warp_sum(uint64_t value, int low, int high) {
   for (int offset = low; offset < high; offset *= 2) value += __shfl_xor_sync(~0u, value, offset);
   return value;
 }
 
 struct PageList {
-  uint32_t page[PAGES_MOST];
+  uint32_t page[PAGES_MAX];
 };
 
-// What the blocks of a page have summed so far; zero between launches.
+// The sum of a page's blocks so far, and the number of blocks that have finished. Both are zero between launches.
 struct Total {
   unsigned long long sum;
   unsigned blocks;
 };
 
-// Blocks x share out pages, blocks y the segments of a page.
+// The grid's x dimension is the page. The blocks of its y dimension share the segments of the page.
 __global__ void __launch_bounds__(WARPS * WARP) page_contents(const uint8_t* base, uint64_t page_bytes,
                                                               const __grid_constant__ PageList pages, Total* totals,
                                                               unsigned long long* out) {
@@ -124,7 +127,7 @@ __global__ void __launch_bounds__(WARPS * WARP) page_contents(const uint8_t* bas
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
-    // Counts up to the last block, and from there to 0.
+    // Counts the finished blocks. The last block wraps the counter to 0.
     if (atomicInc(&total.blocks, gridDim.y - 1) == gridDim.y - 1) {
       __threadfence();
       out[blockIdx.x] = atomicExch(&total.sum, 0);
@@ -134,13 +137,13 @@ __global__ void __launch_bounds__(WARPS * WARP) page_contents(const uint8_t* bas
 
 }  // namespace
 
-// Bytes for the totals of a launch, to be zeroed before the first; launches that share them follow each other.
-extern "C" uint64_t baton_page_totals_bytes() { return PAGES_MOST * sizeof(Total); }
+// Bytes of the totals of a launch. The caller zeroes them before the first launch. Launches that share them must not overlap.
+extern "C" uint64_t baton_page_totals_bytes() { return PAGES_MAX * sizeof(Total); }
 
-// Pages of one launch.
-extern "C" int baton_pages_most() { return PAGES_MOST; }
+// The most pages of one launch.
+extern "C" int baton_pages_max() { return PAGES_MAX; }
 
-// What Rust calls with: `engine/src/gpu/arguments.rs` declares the same, and a test there compares the two.
+// The arguments. `engine/src/gpu/arguments.rs` declares the same struct, and a test there compares the two.
 struct PageContents {
   const void* base;
   uint64_t page_bytes;
@@ -151,18 +154,18 @@ struct PageContents {
 };
 static_assert(sizeof(PageContents) == 48);
 
-// host_out[n] = the content sum of the `page_bytes` bytes at base + host_pages[n] * page_bytes. `host_pages` is the host's and is read by this
-// call; `host_out` is the host's pinned memory and is written by the kernel.
+// host_out[n] = the content sum of the `page_bytes` bytes at base + host_pages[n] * page_bytes. `host_pages` is host memory that
+// this call reads. `host_out` is pinned host memory that the kernel writes.
 extern "C" int baton_page_contents(const PageContents* arguments, cudaStream_t stream) {
   const auto [base, page_bytes, host_pages, totals, host_out, count] = *arguments;
   if (count == 0) return cudaSuccess;
-  if (count > PAGES_MOST) return cudaErrorInvalidValue;
+  if (count > PAGES_MAX) return cudaErrorInvalidValue;
   PageList list;
   std::copy_n(host_pages, count, list.page);
-  // At least one block a page, and a segment for every warp.
+  // At least one block per page, and no block without a segment.
   const uint64_t of_page = (page_bytes + SEGMENT * WARPS - 1) / (SEGMENT * WARPS);
   const uint64_t many = of_page * count / SEGMENTS_MANY;
-  const uint64_t wanted = (std::min(std::max(many, BLOCKS_LEAST), BLOCKS_MOST) + count - 1) / count;
+  const uint64_t wanted = (std::min(std::max(many, BLOCKS_MIN), BLOCKS_MAX) + count - 1) / count;
   const unsigned blocks = static_cast<unsigned>(std::max<uint64_t>(1, std::min(of_page, wanted)));
   page_contents<<<dim3(count, blocks), WARPS * WARP, 0, stream>>>(
       static_cast<const uint8_t*>(base), page_bytes, list, static_cast<Total*>(totals),

@@ -1,12 +1,12 @@
-// Products of a few rows with a weight matrix. They are bound by reading the weights once; a matrix library's kernels, made for tiles of many rows,
-// take a seventh longer, and cannot begin to read while the kernel before ends.
+// Products of a few rows with a weight matrix. They are bound by reading the weights once. cublasLt's kernels have tiles of many
+// rows. They take a seventh longer, and cannot start to read weights while the previous kernel ends.
 //
-// **A row's result is, to the bit, what the library's kernels for any number of rows give** as long as those do not split the inputs either: tensor
-// cores sum sixteen inputs at a time, in the inputs' order, in whatever shape they are asked to. So a warp here sums sixteen outputs over
-// all inputs, alone, with `mma.sync` where the library takes `wgmma`. `gpu_engine` checks it.
+// **A row's result is bit-identical to that of cublasLt's kernels without split-K, for any number of rows.** Tensor cores sum
+// sixteen inputs at a time, in the inputs' order, for every instruction shape. So here one warp sums sixteen outputs over all
+// inputs with `mma.sync`, while cublasLt uses `wgmma`. The program `gpu_engine` checks this.
 //
-// A block has three warps: one brings weights into a ring of stages, one brings the rows, and one multiplies. The first stages of weights are on
-// their way before the rows are there: weights do not depend on the kernel before.
+// A block has three warps. One copies weights into a ring of stages, one copies the rows, and one multiplies. The copy of the
+// first weight stages starts before the rows are ready, because weights do not depend on the previous kernel.
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -21,10 +21,10 @@ namespace {
 constexpr int WARP = 32;
 constexpr int VECTOR = 8;                              // bf16 in 16 bytes
 constexpr int VECTOR_BYTES = VECTOR * sizeof(bf16);
-constexpr int LINE_BYTES = WARP * VECTOR_BYTES;        // of one output or row in a stage: a vector a lane
+constexpr int LINE_BYTES = WARP * VECTOR_BYTES;        // of one output or row in a stage: one vector per thread
 constexpr int TILE_OUTPUTS = 16, TILE_ROWS = 8;
 constexpr int WEIGHTS_WARP = 0, ROWS_WARP = 1, WARPS = 3;
-constexpr int BLOCKS = 5;                              // on a multiprocessor there are registers for so many
+constexpr int BLOCKS = 5;                              // per multiprocessor, limited by registers
 
 __device__ void store(bf16* at, float value) { *at = __float2bfloat16(value); }
 __device__ void store(float* at, float value) { *at = value; }
@@ -37,7 +37,7 @@ __device__ void initialise(uint32_t barrier, int arrivals) {
 __device__ void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// The lane arrives when all that it has copied so far is there.
+// The thread arrives at the barrier when all its copies so far have finished.
 __device__ void arrive_when_copied(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
@@ -47,7 +47,7 @@ __device__ void wait_for(uint32_t barrier, uint32_t phase) {
       "r"(phase)
       : "memory");
 }
-// 16 bytes, of which `bytes` are read and the rest are zero.
+// Copies 16 bytes asynchronously. Only the first `bytes` bytes are read; the rest are zero.
 __device__ void copy(uint32_t to, const uint4* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
@@ -64,35 +64,35 @@ __device__ void multiply_add(float (&sums)[4], const uint32_t (&weights)[4], uin
       : "r"(weights[0]), "r"(weights[1]), "r"(weights[2]), "r"(weights[3]), "r"(rows_low), "r"(rows_high));
 }
 
-// Where a line's vector lies in it: eight lines' vectors of one number lie in different banks.
+// The byte offset of a vector in its line. The swizzle puts vectors with the same index in eight lines into different banks.
 __device__ uint32_t within(int line, int vector) { return (vector ^ line % 8) * VECTOR_BYTES; }
 
-// TILES of rows; STAGES in the ring, each a line of every output and row.
+// TILES is the number of row tiles. The ring has STAGES stages; a stage has one line for each output and each row.
 template <int TILES, int STAGES, typename Out>
 __global__ void __launch_bounds__(WARPS* WARP, BLOCKS)
     row_products(const uint4* weights, const uint4* x, Out* y, int rows, int outputs, int vectors) {
   extern __shared__ __align__(128) uint8_t ring[];
   __shared__ uint64_t barriers[2 * STAGES];
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  const int stretches = (vectors + WARP - 1) / WARP, first_output = blockIdx.x * TILE_OUTPUTS;
+  const int slices = (vectors + WARP - 1) / WARP, first_output = blockIdx.x * TILE_OUTPUTS;
   const uint32_t stage_bytes = (TILE_OUTPUTS + rows) * LINE_BYTES, ring_at = shared_address(ring);
-  // Full when both copying warps' lanes have arrived; empty when the multiplying warp has.
+  // A stage is full when all threads of both copying warps have arrived, and empty when the multiplying warp has arrived.
   const uint32_t full = shared_address(barriers), empty = full + STAGES * sizeof(uint64_t);
   if (threadIdx.x < 2 * STAGES) {
     initialise(full + threadIdx.x * sizeof(uint64_t), threadIdx.x < STAGES ? 2 * WARP : 1);
   }
   __syncthreads();
 
-  // The warp's share of every stage: `lines` lines at `offset`, from as many rows of `matrix`, of which `last` is the last one.
-  const auto bring = [&](const uint4* matrix, uint32_t offset, int lines, int last) {
-    for (int stretch = 0, stage = 0, phase = 1; stretch < stretches; stretch++) {
-      if (stretch >= STAGES) wait_for(empty + stage * sizeof(uint64_t), phase);
+  // Copies the warp's share of every stage: `lines` lines at `offset`, from `lines` rows of `matrix`. `last` is the last row.
+  const auto copy_stages = [&](const uint4* matrix, uint32_t offset, int lines, int last) {
+    for (int slice = 0, stage = 0, phase = 1; slice < slices; slice++) {
+      if (slice >= STAGES) wait_for(empty + stage * sizeof(uint64_t), phase);
       const uint32_t at = ring_at + stage * stage_bytes + offset;
-      const int vector = stretch * WARP + lane;
+      const int vector = slice * WARP + lane;
       const bool there = vector < vectors;
 #pragma unroll 16
       for (int line = 0; line < lines; line++) {
-        // Whoever has no output reads the last one's weights, and nothing comes of it.
+        // A line past the last output copies the last output's weights; its result is not stored.
         const uint4* from = matrix + static_cast<size_t>(min(line, last)) * vectors + (there ? vector : 0);
         copy(at + line * LINE_BYTES + within(line, lane), from, there ? VECTOR_BYTES : 0);
       }
@@ -101,13 +101,13 @@ __global__ void __launch_bounds__(WARPS* WARP, BLOCKS)
     }
   };
   if (warp == WEIGHTS_WARP) {
-    return bring(weights + static_cast<size_t>(first_output) * vectors, 0, TILE_OUTPUTS, outputs - 1 - first_output);
+    return copy_stages(weights + static_cast<size_t>(first_output) * vectors, 0, TILE_OUTPUTS, outputs - 1 - first_output);
   }
   after_previous(rows);
-  if (warp == ROWS_WARP) return bring(x, TILE_OUTPUTS * LINE_BYTES, rows, rows - 1);
+  if (warp == ROWS_WARP) return copy_stages(x, TILE_OUTPUTS * LINE_BYTES, rows, rows - 1);
 
   float sums[TILES][4] = {};
-  for (int stretch = 0, stage = 0, phase = 0; stretch < stretches; stretch++) {
+  for (int slice = 0, stage = 0, phase = 0; slice < slices; slice++) {
     wait_for(full + stage * sizeof(uint64_t), phase);
     const uint32_t outputs_at = ring_at + stage * stage_bytes, rows_at = outputs_at + TILE_OUTPUTS * LINE_BYTES;
 #pragma unroll
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(WARPS* WARP, BLOCKS)
       load(high, outputs_at + output * LINE_BYTES + within(output, vector + 2 + lane / 16));
 #pragma unroll
       for (int tile = 0; tile < TILES; tile++) {
-        // A row that is not there is the last one.
+        // A row past the last one repeats the last row; its result is not stored.
         const int row = min(tile * TILE_ROWS + lane % 8, rows - 1);
         uint32_t of_rows[4];
         load(of_rows, rows_at + row * LINE_BYTES + within(row, vector + lane / 8));
@@ -151,7 +151,8 @@ int multiply(const bf16* x, const bf16* weights, Out* y, int rows, int outputs, 
                 reinterpret_cast<const uint4*>(x), y, rows, outputs, inputs / VECTOR);
 }
 
-// Stages as measured for Llama-3.1-8B on an H100: as many as leave room for two blocks on a multiprocessor, or a few more blocks.
+// The numbers of stages were measured with Llama-3.1-8B on an H100. They leave room for two or a few more blocks per
+// multiprocessor.
 template <typename Out>
 int of_rows(const bf16* x, const bf16* weights, Out* y, int rows, int outputs, int inputs, cudaStream_t stream) {
   switch ((rows + TILE_ROWS - 1) / TILE_ROWS) {
@@ -167,7 +168,7 @@ int of_rows(const bf16* x, const bf16* weights, Out* y, int rows, int outputs, i
 
 }  // namespace
 
-// What Rust calls with: `engine/src/gpu/arguments.rs` declares the same, and a test there compares the two.
+// The arguments. `engine/src/gpu/arguments.rs` declares the same struct, and a test there compares the two.
 struct RowProducts {
   const bf16* x;
   const bf16* weights;
@@ -181,11 +182,11 @@ static_assert(sizeof(RowProducts) == 40);
 
 extern "C" {
 
-// Rows that one call takes.
-int baton_row_products_most() { return ROWS_FEW; }
+// The most rows of one call.
+int baton_row_products_max() { return ROWS_FEW; }
 
-// y[rows][outputs] = x[rows][inputs] . weights[outputs][inputs]^T for up to 32 rows, sums in f32; y is f32 if `wide`, else bf16.
-// inputs % 8 == 0.
+// y[rows][outputs] = x[rows][inputs] . weights[outputs][inputs]^T for up to 32 rows, with f32 sums. y is f32 if `wide`, else
+// bf16. `inputs` is a multiple of 8.
 int baton_row_products(const RowProducts* arguments, cudaStream_t stream) {
   const auto [x, weights, y, wide, rows, outputs, inputs] = *arguments;
   return wide ? of_rows(x, weights, static_cast<float*>(y), rows, outputs, inputs, stream)

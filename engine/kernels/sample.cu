@@ -1,9 +1,10 @@
-// The next token of each row, as `engine/src/sampling.rs` defines it, bit for bit: the largest logit, or a draw among the most probable tokens.
+// Samples the next token of each row, bit for bit as `engine/src/sampling.rs` defines it: the largest logit, or a draw among the
+// most probable tokens.
 //
-// A cluster of eight blocks takes a row: each has an eighth of the vocabulary, whose weights lie in its shared memory from the one reading of
-// the logits to the draw. Where the limits fall is found digit by digit: blocks count tokens and add up units by the leading bits of
-// the weights, each block adds up the eight lists for itself, and goes on with the bits that follow. Units are whole numbers, so
-// neither the order of the sums nor how many blocks there are matters.
+// A cluster of eight blocks computes a row. Each block has an eighth of the vocabulary. It reads the logits once and keeps their
+// weights in shared memory until the draw. The weight at which `top_k` or `top_p` cuts off is found by a radix search: blocks
+// count tokens and sum units by one digit of the weights, each block sums the eight histograms, and the search continues with
+// the next digit. Units are integers, so neither the order of the sums nor the number of blocks affects the result.
 
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
@@ -15,18 +16,18 @@ namespace cg = cooperative_groups;
 
 namespace {
 
-constexpr int BLOCKS = 8;  // of a cluster: the most that every GPU can place
+constexpr int BLOCKS = 8;  // per cluster: the largest portable cluster size
 constexpr int WARP = 32;
 constexpr int THREADS = 1024;
-// A weight of at most 1 has 30 bits that are not always 0: three digits, and a thread for each of a digit's values.
+// A weight of at most 1 has 30 bits that may be set. They are three digits of ten bits. Each thread has one value of a digit.
 constexpr int DIGIT_BITS = 10;
 constexpr int DIGITS = 3;
 static_assert(1 << DIGIT_BITS == THREADS);
 constexpr float UNITS = 0x1p44f;
-// Logits in an eighth of a vocabulary: what is left of 227 KiB of shared memory.
-constexpr int IDS_MOST = 48 << 10;
+// The most logits in an eighth of a vocabulary. The other shared memory of a block takes the rest of its 227 KiB.
+constexpr int IDS_MAX = 48 << 10;
 
-// How a row is sampled, as the host lays it out.
+// The sampling settings of a row, in the host's layout.
 struct Settings {
   float temperature;  // 0: the largest logit
   float top_p;
@@ -38,7 +39,7 @@ struct Settings {
 };
 static_assert(sizeof(Settings) == 8 * sizeof(uint32_t));
 
-// Tokens, and their units.
+// A number of tokens, and the sum of their units.
 struct Sums {
   uint64_t count;
   uint64_t units;
@@ -47,7 +48,7 @@ struct Sums {
 __device__ Sums operator+(Sums a, Sums b) { return {a.count + b.count, a.units + b.units}; }
 __device__ Sums operator-(Sums a, Sums b) { return {a.count - b.count, a.units - b.units}; }
 
-// Tokens and units by one digit. Twice: while one list is added up by the other blocks, the next is made.
+// Tokens and units by the values of one digit. There are two histograms: while other blocks read one, the next is computed.
 struct Histogram {
   uint32_t count[THREADS];
   unsigned long long units[THREADS];
@@ -57,28 +58,29 @@ struct Shared {
   Histogram histograms[2];
   Sums warps[THREADS / WARP];
   uint64_t best_of_warp[THREADS / WARP];
-  // What the other blocks read.
+  // The other blocks of the cluster read these two.
   uint64_t best;
   Sums above;
-  // The digit at which a limit falls, and what is above it.
+  // The digit of the cut-off weight, and the sums of the larger digits.
   uint32_t digit;
   Sums over_digit;
 };
 
-// What may be drawn: all tokens with a larger weight, and the first `ties` with this one.
+// The tokens that may be drawn: all with a larger weight, and the first `ties` tokens with this weight.
 struct Limit {
   float weight;
   uint64_t ties;
 };
 
-// A number that orders as (value, then the smaller index first): the largest is the answer. Not-a-number orders first.
+// A number that orders by value, then by descending index. So the largest rank has the largest value and the lowest index. NaN
+// has the smallest rank.
 __device__ uint64_t rank(float value, uint32_t index) {
   const uint32_t bits = __float_as_uint(value + 0.f);  // one zero for both
   const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   return uint64_t{isnan(value) ? 0u : ordered} << 32 | ~index;
 }
 
-// The value that was ranked; not-a-number if nothing was.
+// The value of a rank. NaN for rank 0.
 __device__ float ranked(uint64_t rank) {
   const uint32_t ordered = static_cast<uint32_t>(rank >> 32);
   return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7FFFFFFFu : ~ordered);
@@ -86,7 +88,7 @@ __device__ float ranked(uint64_t rank) {
 
 __device__ uint64_t units(float weight) { return __float2ull_rz(__fmul_rn(weight, UNITS)); }
 
-// e to the power of x, as the host has it: nothing is contracted.
+// e to the power of x, with the same operations as on the host. The intrinsics prevent contraction to fused multiply-adds.
 __device__ float exp_of(float x) {
   if (!(x > -31.f)) return 0.f;
   const float power = rintf(__fmul_rn(x, 0x1.715476p+0f));
@@ -113,7 +115,7 @@ __device__ uint64_t draw(const Settings& how) {
   return mix(state ^ (uint64_t{how.position} + 1) * K);
 }
 
-// The sums over this thread and those before it.
+// The inclusive prefix sums over the block's threads.
 __device__ Sums scanned(Sums value, Shared& shared) {
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   for (int offset = 1; offset < WARP; offset *= 2) {
@@ -131,20 +133,20 @@ __device__ Sums scanned(Sums value, Shared& shared) {
 struct Row {
   cg::cluster_group cluster;
   Shared& shared;
-  // This block's, and how many they are.
+  // The block's weights and their number.
   const float* weights;
   int ids;
-  // Lists made so far.
+  // The number of histograms so far.
   int lists;
 
-  // The limit of the first tokens, by weight and then by id, that are `wanted` together, in tokens or in units, and their sums.
-  // `wanted` is at least 1, and all tokens together have as much; `own` is the first list.
+  // Finds the limit of the first tokens, by weight and then by id, that reach `wanted` tokens or units in total. Stores their
+  // sums in `kept`. `wanted` is at least 1 and at most the total of all tokens. `own` is the histogram of the first digit.
   __device__ Limit limit(bool by_units, uint64_t wanted, Sums own, Sums* kept) {
     uint32_t leading = 0;
     Sums above = {0, 0};
     for (int digit = 0; digit < DIGITS; digit++) {
       if (digit > 0) own = list(leading, (DIGITS - 1 - digit) * DIGIT_BITS);
-      // From the largest weights on.
+      // Thread 0 has the largest digit, so the prefix sums start with the largest weights.
       const Sums sum = above + scanned(own, shared), before = sum - own;
       const bool reached = (by_units ? sum.units : sum.count) >= wanted;
       if (reached && (by_units ? before.units : before.count) < wanted) {
@@ -163,8 +165,8 @@ struct Row {
     return {weight, ties};
   }
 
-  // Tokens and units of the whole row by the digit at `shift`, of the weights that begin with `leading`: thread t has those of the digit
-  // that counts down to it.
+  // The histogram of the whole row by the digit at `shift`, over the weights with the leading digits `leading`. Thread t returns
+  // the sums of digit THREADS - 1 - t.
   __device__ Sums list(uint32_t leading, int shift) {
     Histogram& mine = shared.histograms[lists % 2];
     mine.count[threadIdx.x] = 0;
@@ -177,7 +179,8 @@ struct Row {
       atomicAdd(&mine.count[digit], 1);
       atomicAdd(&mine.units[digit], static_cast<unsigned long long>(units(weights[i])));
     }
-    // The list after next is made in this one's place, by when all blocks have passed the next of these, and so have read it.
+    // The histogram after the next one reuses this memory. By then all blocks have passed the next `sync`, so they have read
+    // this one.
     cluster.sync();
     const int digit = THREADS - 1 - threadIdx.x;
     Sums sum = {0, 0};
@@ -215,7 +218,7 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
   cluster.sync();
   for (int other = 0; other < BLOCKS; other++) best = max(best, *cluster.map_shared_rank(&shared.best, other));
 
-  // All blocks of a cluster decide alike.
+  // All blocks of a cluster take the same branches.
   uint64_t total = 0;
   if (!(how.temperature <= 0.f)) {
     const float most = ranked(best);
@@ -231,7 +234,7 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
     Sums of_digit = {0, 0};
     if (how.top_k > 0 || how.top_p < 1.f) {
       of_digit = of_row.list(0, (DIGITS - 1) * DIGIT_BITS);
-      // The last thread's are sums of all digits.
+      // The last thread has the sums over all digits.
       const Sums all = scanned(of_digit, shared);
       if (threadIdx.x == THREADS - 1) shared.over_digit = all;
       __syncthreads();
@@ -244,7 +247,7 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
       limit = of_row.limit(true, max(wanted, uint64_t{1}), of_digit, &kept);
     }
 
-    // Each thread takes neighbouring ids, an odd number of them, so that the threads of a warp read from different banks.
+    // Each thread has an odd number of consecutive ids, so the threads of a warp read from different banks.
     const int of_thread = (ids + THREADS - 1) / THREADS | 1;
     const int begin = min(static_cast<int>(threadIdx.x) * of_thread, ids), end = min(begin + of_thread, ids);
     const uint64_t each = units(limit.weight);
@@ -253,7 +256,7 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
       if (weights[i] > limit.weight) own.units += units(weights[i]);
       if (weights[i] == limit.weight) own.count++;
     }
-    // `count` is of ties here: those that are kept are the first.
+    // Here `count` counts the tokens with the limit's weight. The first of them may be drawn.
     const Sums upto = scanned(own, shared);
     if (threadIdx.x == THREADS - 1) shared.above = upto;
     cluster.sync();
@@ -279,16 +282,16 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
     }
   }
   if (total == 0 && block == 0 && threadIdx.x == 0) out[row] = static_cast<int32_t>(~static_cast<uint32_t>(best));
-  // Nobody leaves while others read its memory.
+  // A block must not exit while other blocks read its shared memory.
   cluster.sync();
 }
 
 }  // namespace
 
-// Tokens that a vocabulary may have.
-extern "C" int baton_vocabulary_most() { return IDS_MOST * BLOCKS; }
+// The largest vocabulary.
+extern "C" int baton_vocabulary_max() { return IDS_MAX * BLOCKS; }
 
-// What Rust calls with: `engine/src/gpu/arguments.rs` declares the same, and a test there compares the two.
+// The arguments. `engine/src/gpu/arguments.rs` declares the same struct, and a test there compares the two.
 struct SampleRows {
   const float* logits;
   const void* settings;
@@ -298,14 +301,14 @@ struct SampleRows {
 };
 static_assert(sizeof(SampleRows) == 32);
 
-// out[r] = the token that `settings[r]`, eight words each, choose from row r of the logits.
+// out[r] = the token sampled from row r of the logits with `settings[r]`, which has eight words.
 extern "C" int baton_sample_rows(const SampleRows* arguments, cudaStream_t stream) {
   const auto [logits, settings, out, rows, vocabulary] = *arguments;
   if (rows == 0) return cudaSuccess;
-  if (vocabulary > IDS_MOST * BLOCKS) return cudaErrorInvalidValue;
+  if (vocabulary > IDS_MAX * BLOCKS) return cudaErrorInvalidValue;
   const int bytes = (vocabulary + BLOCKS - 1) / BLOCKS * sizeof(float);
-  // The most of any vocabulary: it holds for the process.
-  const int most = IDS_MOST * sizeof(float);
+  // The attribute is per process, so it is set to the size for the largest vocabulary.
+  const int most = IDS_MAX * sizeof(float);
   const cudaError_t error = cudaFuncSetAttribute(sample, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   if (error != cudaSuccess) return error;
   return launch(sample, rows * BLOCKS, THREADS, bytes, stream, logits, static_cast<const Settings*>(settings), out,

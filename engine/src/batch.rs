@@ -1,12 +1,12 @@
-//! What a batch must be before anything of it is computed.
+//! Checks a batch before a backend computes it.
 
 use crate::error::EngineError;
 use crate::kv::{KvPool, PageId};
 use crate::model::ModelInfo;
-use crate::step::{Chunk, Source, StepLimits};
+use crate::step::{Chunk, StepLimits, TokenSource};
 
-/// Refuses a batch that exceeds `limits`, whose tokens, positions or pages are out of bounds, that would write a page from two places, or
-/// whose chunks follow a sequence for which `samples` is false.
+/// Refuses a batch that exceeds `limits`, has a token, position or page out of bounds, or would write a page twice. Also
+/// refuses a chunk that follows its sequence's sample if `samples` is false for the sequence.
 pub(crate) fn check(
     batch: &[Chunk<'_>],
     model: &ModelInfo,
@@ -27,10 +27,10 @@ pub(crate) fn check(
     for chunk in batch {
         check_chunk(chunk, model, page_tokens)?;
         let sequence = chunk.sequence;
-        if chunk.source != Source::Prompt && chunk.tokens.len() != 1 {
+        if chunk.source != TokenSource::Prompt && chunk.tokens.len() != 1 {
             return Err(EngineError::ManySampled { sequence, tokens: chunk.tokens.len() });
         }
-        if chunk.source == Source::Follows && !samples(sequence) {
+        if chunk.source == TokenSource::Follows && !samples(sequence) {
             return Err(EngineError::FollowsNothing { sequence });
         }
         check_pages(chunk.pages, kv, Some(sequence))?;
@@ -46,7 +46,7 @@ pub(crate) fn check(
     }
 }
 
-/// Refuses pages that the pool does not have; `sequence` names them, if one does.
+/// Refuses pages that the pool does not have. `sequence` is the sequence whose page table has them, if any.
 pub(crate) fn check_pages(pages: &[PageId], kv: &KvPool, sequence: Option<u64>) -> Result<(), EngineError> {
     match pages.iter().find(|page| page.0 >= kv.pages()) {
         Some(page) => Err(EngineError::PageOutOfRange { page: page.0, pages: kv.pages(), sequence }),

@@ -1,7 +1,8 @@
-//! A model on disk, in either format, as a forward pass wants it: sizes, and tensors by their GGUF names.
+//! A model on disk, in GGUF or Hugging Face format: its sizes, and its tensors by their GGUF names.
 //!
-//! Queries and keys are stored in two orders: GGUF keeps the two numbers of a rotated pair side by side, Hugging Face half a
-//! head apart. Here they come side by side from both, so there is one RoPE and one order in KV pages.
+//! The formats store queries and keys in different orders. GGUF stores the two numbers of a rotated pair next to each
+//! other; Hugging Face stores them half a head apart. This module returns GGUF's order for both, so there is one RoPE
+//! implementation and one order in KV pages.
 
 mod folder;
 
@@ -9,25 +10,26 @@ use std::path::{Path, PathBuf};
 
 use crate::error::OpenError;
 use crate::gguf::{Gguf, TensorType};
-use crate::model::{self, LoadFormat, ModelInfo, Shape};
+use crate::model::{self, LoadFormat, ModelInfo, ModelShape};
 use crate::safetensors::Safetensors;
 
-/// An open model.
+/// An open checkpoint.
 pub(crate) struct Checkpoint {
     path: PathBuf,
-    source: Source,
-    pub(crate) shape: Shape,
+    files: CheckpointFiles,
+    pub(crate) shape: ModelShape,
     fingerprint: [u8; 32],
 }
 
-enum Source {
+/// The open files of a checkpoint.
+enum CheckpointFiles {
     Gguf(Gguf),
     Folder {
         config: Box<folder::Config>,
         tensors: Safetensors,
     },
-    /// A folder's `config.json` alone: a shape without weights.
-    Shape {
+    /// Only a folder's `config.json`: sizes without weights.
+    ConfigOnly {
         config: Box<folder::Config>,
     },
 }
@@ -35,12 +37,12 @@ enum Source {
 /// How a tensor is stored.
 struct Layout {
     kind: TensorType,
-    /// Inputs first.
+    /// The input dimension comes first.
     dimensions: Vec<u64>,
 }
 
 impl Checkpoint {
-    /// Opens what `format` reads: a whole model, or a folder's `config.json`.
+    /// Opens the files that `format` needs: a whole model, or only a folder's `config.json`.
     pub(crate) fn open_as(path: &Path, format: LoadFormat) -> Result<Self, OpenError> {
         if format == LoadFormat::Auto {
             return Self::open(path);
@@ -50,16 +52,21 @@ impl Checkpoint {
         let file = path.join("config.json");
         let fingerprint = model::sha256(std::slice::from_ref(&file))
             .map_err(|(file, error)| OpenError::Read { path: file, error })?;
-        Ok(Self { path: path.to_owned(), source: Source::Shape { config }, shape, fingerprint })
+        Ok(Self { path: path.to_owned(), files: CheckpointFiles::ConfigOnly { config }, shape, fingerprint })
     }
 
-    /// Opens a GGUF file, or a folder with `config.json` and safetensors, and checks that it is what is computed here.
+    /// Opens a GGUF file, or a folder with `config.json` and safetensors, and checks that the model is supported.
     fn open(path: &Path) -> Result<Self, OpenError> {
         if !path.is_dir() {
             let gguf = model::open_file(path)?;
             let fingerprint = model::fingerprint(path)?;
-            let shape = Shape::of_gguf(&gguf, path)?;
-            return Ok(Self { path: path.to_owned(), source: Source::Gguf(gguf), shape, fingerprint });
+            let shape = ModelShape::of_gguf(&gguf, path)?;
+            return Ok(Self {
+                path: path.to_owned(),
+                files: CheckpointFiles::Gguf(gguf),
+                shape,
+                fingerprint,
+            });
         }
         let failed = |error| OpenError::Safetensors { path: path.to_owned(), error };
         let config = Box::new(folder::Config::read(path)?);
@@ -69,18 +76,25 @@ impl Checkpoint {
         let files: Vec<PathBuf> = [path.join("config.json")].into_iter().chain(tensors.paths(path)).collect();
         let fingerprint =
             model::sha256(&files).map_err(|(file, error)| OpenError::Read { path: file, error })?;
-        Ok(Self { path: path.to_owned(), source: Source::Folder { config, tensors }, shape, fingerprint })
+        Ok(Self {
+            path: path.to_owned(),
+            files: CheckpointFiles::Folder { config, tensors },
+            shape,
+            fingerprint,
+        })
     }
 
-    /// What it is.
+    /// Describes the model.
     pub(crate) fn info(&self) -> ModelInfo {
-        match &self.source {
-            Source::Gguf(gguf) => model::describe(gguf, &self.path, &self.shape, self.fingerprint),
-            Source::Folder { config, tensors } => {
+        match &self.files {
+            CheckpointFiles::Gguf(gguf) => model::describe(gguf, &self.path, &self.shape, self.fingerprint),
+            CheckpointFiles::Folder { config, tensors } => {
                 let numbers = |name| Some(tensors.get(name)?.dimensions.iter().product::<u64>());
                 self.folder_info(config, tensors.names().filter_map(numbers).sum())
             }
-            Source::Shape { config } => self.folder_info(config, self.shape.parameters(config.is_tied())),
+            CheckpointFiles::ConfigOnly { config } => {
+                self.folder_info(config, self.shape.parameters(config.is_tied()))
+            }
         }
     }
 
@@ -96,26 +110,29 @@ impl Checkpoint {
         }
     }
 
-    /// True if there is such a tensor; `output.weight` is there if it is another one than the embedding.
+    /// True if the checkpoint has this tensor. A folder has `output.weight` unless its configuration ties it to the
+    /// embedding.
     pub(crate) fn has(&self, name: &str) -> bool {
-        match &self.source {
-            Source::Gguf(gguf) => gguf.tensors().contains_key(name),
-            // One that is not tied and not there is missed when it is read.
-            Source::Folder { config, .. } | Source::Shape { config } if name == "output.weight" => {
+        match &self.files {
+            CheckpointFiles::Gguf(gguf) => gguf.tensors().contains_key(name),
+            // If the tensor is untied but missing, `require` reports it.
+            CheckpointFiles::Folder { config, .. } | CheckpointFiles::ConfigOnly { config }
+                if name == "output.weight" =>
+            {
                 !config.is_tied()
             }
-            Source::Shape { .. } => false,
-            Source::Folder { tensors, .. } => tensors.get(&folder::name_of(name)).is_some(),
+            CheckpointFiles::ConfigOnly { .. } => false,
+            CheckpointFiles::Folder { tensors, .. } => tensors.get(&folder::name_of(name)).is_some(),
         }
     }
 
-    /// How a tensor of exactly these dimensions, inputs first, is stored.
+    /// The storage type of a tensor. Refuses a tensor that is missing or has other dimensions, input dimension first.
     pub(crate) fn require(&self, name: &str, dimensions: &[usize]) -> Result<TensorType, OpenError> {
         let unsupported = |what: String| OpenError::UnsupportedModel { path: self.path.clone(), what };
         let layout = self.layout(name).ok_or_else(|| unsupported(format!("tensor {name} is missing")))?;
         if !layout.dimensions.iter().copied().eq(dimensions.iter().map(|&size| size as u64)) {
             return Err(unsupported(format!(
-                "tensor {name} is {:?}, expected {dimensions:?}",
+                "tensor {name} has dimensions {:?}, expected {dimensions:?}",
                 layout.dimensions
             )));
         }
@@ -130,27 +147,27 @@ impl Checkpoint {
     }
 
     fn layout(&self, name: &str) -> Option<Layout> {
-        match &self.source {
-            Source::Gguf(gguf) => {
+        match &self.files {
+            CheckpointFiles::Gguf(gguf) => {
                 let tensor = gguf.tensors().get(name)?;
                 Some(Layout { kind: tensor.kind, dimensions: tensor.dimensions.clone() })
             }
-            Source::Folder { tensors, .. } => {
+            CheckpointFiles::Folder { tensors, .. } => {
                 let stored = tensors.get(&folder::name_of(name))?;
                 let dimensions = stored.dimensions.iter().rev().copied().collect();
                 Some(Layout { kind: stored.kind, dimensions })
             }
-            Source::Shape { .. } => None,
+            CheckpointFiles::ConfigOnly { .. } => None,
         }
     }
 
-    /// A tensor's bytes, row after row.
+    /// The bytes of a tensor in row-major order.
     pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>, OpenError> {
-        match &self.source {
-            Source::Gguf(gguf) => {
+        match &self.files {
+            CheckpointFiles::Gguf(gguf) => {
                 gguf.read(name).map_err(|error| OpenError::Gguf { path: self.path.clone(), error })
             }
-            Source::Folder { tensors, .. } => {
+            CheckpointFiles::Folder { tensors, .. } => {
                 let named = folder::name_of(name);
                 let stored = tensors.get(&named).ok_or_else(|| OpenError::UnsupportedModel {
                     path: self.path.clone(),
@@ -160,14 +177,14 @@ impl Checkpoint {
                 let bytes = tensors.read(stored).map_err(failed)?;
                 let rotated = name.ends_with("attn_q.weight") || name.ends_with("attn_k.weight");
                 Ok(if rotated {
-                    folder::side_by_side(&bytes, &stored.dimensions, self.shape.head_dim)
+                    folder::interleave_pairs(&bytes, &stored.dimensions, self.shape.head_dim)
                 } else {
                     bytes
                 })
             }
-            Source::Shape { .. } => Err(OpenError::UnsupportedModel {
+            CheckpointFiles::ConfigOnly { .. } => Err(OpenError::UnsupportedModel {
                 path: self.path.clone(),
-                what: format!("it has no weights, so no {name}"),
+                what: format!("it has no weights, so it has no tensor {name}"),
             }),
         }
     }

@@ -1,21 +1,21 @@
-//! The CPU backend: a Llama's forward pass on raw pages, with f32 activations and quantised weights.
+//! The CPU backend: the forward pass of a Llama on raw pages, with f32 activations and quantised weights.
 //!
-//! # What is guaranteed
-//! Every output of the backend, a key, a value or a logit, is computed by one fixed sequence of IEEE f32
-//! operations over its own inputs. So these are equal **bit for bit**, and tested to be:
-//! - a row alone and the same row in a step with any other prefill chunks and decode rows;
-//! - a prompt in one chunk and in any number of chunks, single tokens included;
-//! - any page table over the same positions, and any `page_tokens`;
-//! - any number of threads;
-//! - AVX-512, AVX2 and scalar kernels, on one architecture with one libm.
+//! # Guarantees
+//! A fixed sequence of IEEE f32 operations over its own inputs computes each key, value and logit. So results are **bit
+//! for bit** equal, and tests check this:
+//! - for a row alone, and for the same row in a step with any other prefill chunks and decode rows;
+//! - for a prompt in one chunk, and in any number of chunks, including single tokens;
+//! - for any page table over the same positions, and any `page_tokens`;
+//! - for any number of threads;
+//! - for AVX-512, AVX2 and scalar kernels, on one architecture with one libm.
 //!
-//! Two machines may differ in the last bit of RoPE's sines and cosines when their C libraries do; nothing else
-//! depends on the library. Weights are the file's own: `d · q + m` rounds as the format defines it.
+//! The sines and cosines of RoPE come from the C library, so two machines with different C libraries may differ in the last
+//! bit. Nothing else depends on the library. Weights keep the file's quantisation: `d · q + m` rounds as the format defines.
 //!
-//! What lies in pages past a sequence's last position is never read.
+//! The backend never reads positions past a sequence's last one.
 //!
 //! # Threads
-//! The engine's owner computes with `threads - 1` workers, which sleep between steps.
+//! The engine's owner thread computes together with `threads - 1` workers. Workers sleep between steps.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::batch;
 use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, OpenError};
 use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
-use crate::model::{EngineConfig, LoadFormat, ModelInfo, Shape};
+use crate::model::{EngineConfig, LoadFormat, ModelInfo, ModelShape};
 use crate::step::{Chunk, Engine, Step, StepLimits, StepOutput};
 
 mod attention;
@@ -48,7 +48,7 @@ use scratch::Scratch;
 use threads::Threads;
 use weights::Weights;
 
-/// A Llama on the CPU. See the [module](self) for what its results guarantee.
+/// A Llama on the CPU. The [module](self) documents the guarantees.
 pub struct CpuEngine {
     model: ModelInfo,
     kv: Arc<KvPool>,
@@ -57,18 +57,18 @@ pub struct CpuEngine {
 }
 
 impl CpuEngine {
-    /// As [`open`](crate::open).
+    /// Opens the engine on the CPU, as [`open`](crate::open) does.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`open`](crate::open).
     pub fn open(config: &EngineConfig) -> Result<Self, OpenError> {
         Self::open_watched(config, &|_, _| ())
     }
 
-    /// As [`open_watched`](crate::open_watched).
+    /// Opens the engine on the CPU, as [`open_watched`](crate::open_watched) does.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`open_watched`](crate::open_watched).
     pub fn open_watched(config: &EngineConfig, progress: Progress<'_>) -> Result<Self, OpenError> {
         Self::open_with(config, Kernels::choose(), progress)
     }
@@ -99,13 +99,13 @@ impl CpuEngine {
         );
         let shape = checkpoint.shape;
         let forward = Forward::new(shape, weights, threads, kernels, config.step_tokens as usize);
-        // Memory for logits grows with the rows of a step.
+        // A step may sample every row: the memory for logits grows on demand.
         let limits = StepLimits { tokens: config.step_tokens, rows: config.step_tokens };
         Ok(Self { model, kv, limits, forward })
     }
 
-    /// The logits of the last step, after bias and penalties: `vocabulary` floats for the `index`-th chunk with [`Chunk::sample`]; `None`
-    /// past the last such chunk. For tests.
+    /// The logits of the last step, after bias and penalties: `vocabulary` floats for the `index`-th chunk with
+    /// [`Chunk::sample`]. `None` past the last such chunk. For tests.
     #[doc(hidden)]
     #[must_use]
     pub fn logits(&self, index: usize) -> Option<&[f32]> {
@@ -143,7 +143,7 @@ impl Engine for CpuEngine {
     }
 }
 
-fn pool(config: &EngineConfig, shape: &Shape) -> Result<KvPool, OpenError> {
+fn pool(config: &EngineConfig, shape: &ModelShape) -> Result<KvPool, OpenError> {
     let layout = KvLayout {
         layers: shape.layers as u32,
         kv_heads: shape.kv_heads as u32,
@@ -153,9 +153,9 @@ fn pool(config: &EngineConfig, shape: &Shape) -> Result<KvPool, OpenError> {
     };
     let page_bytes = layout.page_bytes();
     let pages = config.kv_bytes / page_bytes;
-    let least = crate::model::POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
-    if config.kv_bytes < least {
-        return Err(OpenError::KvTooSmall { kv_bytes: config.kv_bytes, pages, page_bytes, least });
+    let min_bytes = crate::model::POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
+    if config.kv_bytes < min_bytes {
+        return Err(OpenError::KvTooSmall { kv_bytes: config.kv_bytes, pages, page_bytes, min_bytes });
     }
     Ok(KvPool::new(layout, u32::try_from(pages).unwrap_or(u32::MAX))?)
 }

@@ -1,12 +1,12 @@
-//! Stored numbers as floats, for every type that is read: exactly what the formats define, multiplication by multiplication.
+//! Converts stored numbers to floats, for every supported type, with exactly the operations that the formats define.
 //!
-//! The block layouts are those of ggml's `ggml-common.h`; the tests compare with the `gguf` package of llama.cpp.
+//! ggml's `ggml-common.h` defines the block layouts. The tests compare the results with llama.cpp's `gguf` package.
 
 use half::{bf16, f16};
 
 use crate::gguf::TensorType;
 
-/// The numbers of whole blocks of `kind`; none for a type that is not read.
+/// The numbers of whole blocks of `kind`. Empty for an unsupported type.
 pub(crate) fn floats(kind: TensorType, bytes: &[u8]) -> Vec<f32> {
     match kind {
         TensorType::F32 => bytes.as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect(),
@@ -39,13 +39,13 @@ fn half(bytes: &[u8]) -> f32 {
     f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
 }
 
-/// The low nibbles of 16 bytes, then the high ones.
+/// Nibble `place` of 16 bytes: the low nibbles come first, then the high ones.
 fn nibbles(bytes: &[u8], place: usize) -> u8 {
     if place < 16 { bytes[place] & 15 } else { bytes[place - 16] >> 4 }
 }
 
-/// Bit `place` of four bytes.
-fn fifth(bits: &[u8], place: usize) -> u8 {
+/// Bit `place` of four bytes, as the fifth bit of a number.
+fn fifth_bit(bits: &[u8], place: usize) -> u8 {
     (bits[place / 8] >> (place % 8) & 1) << 4
 }
 
@@ -61,13 +61,13 @@ fn q4_1(block: &[u8; 20]) -> [f32; 32] {
 
 fn q5_0(block: &[u8; 22]) -> [f32; 32] {
     let d = half(block);
-    let q = |n| nibbles(&block[6..], n) | fifth(&block[2..6], n);
+    let q = |n| nibbles(&block[6..], n) | fifth_bit(&block[2..6], n);
     std::array::from_fn(|n| (f32::from(q(n)) - 16.0) * d)
 }
 
 fn q5_1(block: &[u8; 24]) -> [f32; 32] {
     let (d, m) = (half(block), half(&block[2..]));
-    let q = |n| nibbles(&block[8..], n) | fifth(&block[4..8], n);
+    let q = |n| nibbles(&block[8..], n) | fifth_bit(&block[4..8], n);
     std::array::from_fn(|n| f32::from(q(n)) * d + m)
 }
 
@@ -76,25 +76,25 @@ fn q8_0(block: &[u8; 34]) -> [f32; 32] {
     std::array::from_fn(|n| f32::from(block[2 + n] as i8) * d)
 }
 
-/// Of 256 numbers in runs of 16, the place of a two-bit part: byte and shift.
+/// The byte and the shift of the low two bits of number `n` of 256, in Q2_K and Q3_K.
 fn pair(n: usize) -> (usize, u32) {
     (n / 128 * 32 + n % 32, (n % 128 / 32 * 2) as u32)
 }
 
 fn q2_k(block: &[u8; 84]) -> [f32; 256] {
     let (scales, q) = (&block[..16], &block[16..80]);
-    let (d, least) = (half(&block[80..]), half(&block[82..]));
+    let (d, min) = (half(&block[80..]), half(&block[82..]));
     std::array::from_fn(|n| {
         let (byte, shift) = pair(n);
         let scale = scales[n / 16];
-        let (d, m) = (d * f32::from(scale & 15), least * f32::from(scale >> 4));
+        let (d, m) = (d * f32::from(scale & 15), min * f32::from(scale >> 4));
         d * f32::from(q[byte] >> shift & 3) - m
     })
 }
 
 fn q3_k(block: &[u8; 110]) -> [f32; 256] {
     let (high, q, scales, d) = (&block[..32], &block[32..96], &block[96..108], half(&block[108..]));
-    // Six bits each: four in the first eight bytes, two in the last four.
+    // A scale has six bits: the low four in the first eight bytes, the high two in the last four bytes.
     let scale = |n: usize| {
         let low = if n < 8 { scales[n] & 15 } else { scales[n - 8] >> 4 };
         (low | (scales[8 + n % 4] >> (n / 4 * 2) & 3) << 4) as i8 - 32
@@ -107,35 +107,35 @@ fn q3_k(block: &[u8; 110]) -> [f32; 256] {
     })
 }
 
-/// Scale and minimum of the `n`-th 32 numbers, six bits each.
-fn scale_and_least(scales: &[u8], n: usize) -> (f32, f32) {
-    let (scale, least) = if n < 4 {
+/// The scale and the minimum of the `n`-th group of 32 numbers, six bits each.
+fn scale_and_min(scales: &[u8], n: usize) -> (f32, f32) {
+    let (scale, min) = if n < 4 {
         (scales[n] & 63, scales[n + 4] & 63)
     } else {
         (scales[n + 4] & 15 | scales[n - 4] >> 6 << 4, scales[n + 4] >> 4 | scales[n] >> 6 << 4)
     };
-    (f32::from(scale), f32::from(least))
+    (f32::from(scale), f32::from(min))
 }
 
 fn q4_k(block: &[u8; 144]) -> [f32; 256] {
-    let (d, least, scales, q) = (half(block), half(&block[2..]), &block[4..16], &block[16..]);
+    let (d, min, scales, q) = (half(block), half(&block[2..]), &block[4..16], &block[16..]);
     std::array::from_fn(|n| {
         let byte = q[n / 64 * 32 + n % 32];
         let q = if n % 64 < 32 { byte & 15 } else { byte >> 4 };
-        let (scale, m) = scale_and_least(scales, n / 32);
-        d * scale * f32::from(q) - least * m
+        let (scale, m) = scale_and_min(scales, n / 32);
+        d * scale * f32::from(q) - min * m
     })
 }
 
 fn q5_k(block: &[u8; 176]) -> [f32; 256] {
-    let (d, least, scales) = (half(block), half(&block[2..]), &block[4..16]);
+    let (d, min, scales) = (half(block), half(&block[2..]), &block[4..16]);
     let (high, q) = (&block[16..48], &block[48..]);
     std::array::from_fn(|n| {
         let byte = q[n / 64 * 32 + n % 32];
         let low = if n % 64 < 32 { byte & 15 } else { byte >> 4 };
         let q = low | (high[n % 32] >> (n / 32) & 1) << 4;
-        let (scale, m) = scale_and_least(scales, n / 32);
-        d * scale * f32::from(q) - least * m
+        let (scale, m) = scale_and_min(scales, n / 32);
+        d * scale * f32::from(q) - min * m
     })
 }
 

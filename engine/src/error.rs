@@ -1,4 +1,4 @@
-//! Why a model does not open and why a step is refused. Texts are for the operator: one sentence with the values.
+//! The errors of opening a model and of computing a step. Each text is one sentence for the operator, with the values.
 
 mod cuda;
 
@@ -28,7 +28,7 @@ pub enum OpenError {
     Gguf {
         /// The model's path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The parser's error.
         error: GgufError,
     },
     /// The folder's tensors cannot be used.
@@ -36,18 +36,18 @@ pub enum OpenError {
     Safetensors {
         /// The folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The parser's error.
         error: SafetensorsError,
     },
-    /// The operating system refused to read a file.
+    /// The operating system cannot read a file.
     #[error("{} cannot be read: {error}", path.display())]
     Read {
         /// The file's path.
         path: PathBuf,
-        /// What it said.
+        /// The system's error.
         error: std::io::Error,
     },
-    /// The file is not the one whose checksum lies beside it.
+    /// The file does not have the checksum in its `.sha256` file.
     #[error(
         "{} has sha256 {actual}… but its .sha256 file expects {expected}…: delete the model file and fetch it again",
         path.display()
@@ -55,12 +55,12 @@ pub enum OpenError {
     WrongChecksum {
         /// The model's path.
         path: PathBuf,
-        /// The first 12 hex digits beside the file.
+        /// The first 12 hex digits in the `.sha256` file.
         expected: String,
-        /// The first 12 hex digits of the file as it is.
+        /// The first 12 hex digits of the file's checksum.
         actual: String,
     },
-    /// The `.sha256` file beside the model does not start with a sha256.
+    /// The model's `.sha256` file does not start with a sha256.
     #[error("{} does not start with 64 hex digits: write the model's sha256 there or delete it", path.display())]
     BadChecksumFile {
         /// The `.sha256` file's path.
@@ -74,17 +74,17 @@ pub enum OpenError {
         /// `general.architecture`, or `none`.
         architecture: String,
     },
-    /// The model asks for something that the engine does not compute.
+    /// The model needs something that the engine does not support.
     #[error("{} is not supported: {what}", path.display())]
     UnsupportedModel {
         /// The model's path.
         path: PathBuf,
-        /// What is asked for and what is supported.
+        /// What the model needs and what is supported.
         what: String,
     },
-    /// A tensor is stored in a type that no kernel reads.
+    /// A tensor has a storage type that the engine does not support.
     #[error(
-        "tensor {tensor} of {} is stored as {found}, but only {} are read: choose another file of the model",
+        "tensor {tensor} of {} is stored as {found}, but only {} are supported: choose another file of the model",
         path.display(), TensorType::names()
     )]
     UnsupportedTensorType {
@@ -92,20 +92,20 @@ pub enum OpenError {
         path: PathBuf,
         /// The tensor's name.
         tensor: String,
-        /// Its type's name.
+        /// The name of its type.
         found: String,
     },
-    /// `page_tokens` is out of bounds.
-    #[error("page_tokens is {page_tokens}: set it between 1 and {most}")]
+    /// `page_tokens` is out of range.
+    #[error("page_tokens is {page_tokens}: set it between 1 and {max}")]
     BadPageTokens {
         /// The value given.
         page_tokens: u32,
-        /// The largest that is taken.
-        most: u32,
+        /// The largest value allowed.
+        max: u32,
     },
-    /// The KV budget holds no page, or too few tokens for any conversation.
+    /// The KV budget holds fewer than the smallest number of tokens allowed.
     #[error(
-        "kv_bytes is {kv_bytes}, which holds {pages} pages of {page_bytes} bytes: set it to at least {least}"
+        "kv_bytes is {kv_bytes}, which holds {pages} pages of {page_bytes} bytes: set it to at least {min_bytes}"
     )]
     KvTooSmall {
         /// The budget given.
@@ -114,72 +114,72 @@ pub enum OpenError {
         pages: u64,
         /// Bytes of one page.
         page_bytes: u64,
-        /// The smallest budget that is taken.
-        least: u64,
+        /// The smallest budget allowed.
+        min_bytes: u64,
     },
-    /// A GPU that the kernels are not compiled for.
+    /// The kernels are not compiled for this GPU.
     #[error(
-        "{name} has compute capability {major}.{minor}, and this build's kernels are for 9.0 (H100, H200): take such a GPU, or set engine.device to cpu"
+        "{name} has compute capability {major}.{minor}, but this build's kernels need 9.0 (H100, H200): use such a GPU, or set engine.device to cpu"
     )]
     GpuUnsupported {
         /// The GPU's name.
         name: String,
-        /// Its compute capability.
+        /// The major number of its compute capability.
         major: i32,
-        /// The same.
+        /// The minor number of its compute capability.
         minor: i32,
     },
-    /// A GPU whose memory is in use.
+    /// The GPU has too little free memory for the smallest KV pool.
     #[error(
-        "the GPU has {free_mib} MiB free of {total_mib}, and the model with its activations leaves no page of them: end what uses it, or raise engine.gpu_memory_utilization"
+        "the GPU has {free_mib} MiB free of {total_mib} MiB, which is too little for the activations and a KV pool: stop other processes on the GPU, or raise engine.gpu_memory_utilization"
     )]
     GpuFull {
-        /// Free when the model had been loaded.
+        /// Free memory after the weights were loaded.
         free_mib: u64,
-        /// In all.
+        /// Total memory.
         total_mib: u64,
     },
-    /// `threads` is out of bounds.
-    #[error("threads is {threads}: set it between 1 and {most}")]
+    /// `threads` is out of range.
+    #[error("threads is {threads}: set it between 1 and {max}")]
     BadThreads {
         /// The value given.
         threads: usize,
-        /// The largest that is taken.
-        most: usize,
+        /// The largest value allowed.
+        max: usize,
     },
-    /// `step_tokens` is out of bounds.
-    #[error("step_tokens is {step_tokens}: set it between 1 and {most}")]
+    /// `step_tokens` is out of range.
+    #[error("step_tokens is {step_tokens}: set it between 1 and {max}")]
     BadStepTokens {
         /// The value given.
         step_tokens: u32,
-        /// The largest that is taken.
-        most: u32,
+        /// The largest value allowed.
+        max: u32,
     },
-    /// The operating system gives no memory for the pool.
+    /// The pool cannot be allocated.
     #[error(transparent)]
     Pool(#[from] KvPoolError),
-    /// The GPU's driver refused.
+    /// A CUDA call failed.
     #[error("the GPU cannot be used: {0}")]
     Cuda(CudaError),
-    /// A GPU is asked for that this build knows nothing of.
+    /// The configuration asks for a GPU, but the build lacks the feature `cuda`.
     #[error(
-        "this build computes on the processor only: build with --features cuda (cargo xtask cuda), or set engine.device to cpu"
+        "this build supports only the CPU: build with --features cuda (cargo xtask cuda), or set engine.device to cpu"
     )]
     NoCuda,
-    /// Random weights are asked for where there are none.
+    /// The configuration asks for random weights on the CPU.
     #[error(
-        "random weights are made on a GPU only: set engine.device to cuda, or engine.load_format to auto"
+        "random weights are supported only on a GPU: set engine.device to cuda, or engine.load_format to auto"
     )]
     NoDummy,
-    /// The operating system gives no thread.
+    /// The operating system cannot start a thread.
     #[error("worker thread {index} does not start: {error}")]
     Thread {
-        /// Which of the workers.
+        /// The worker's index.
         index: usize,
-        /// What the system said.
+        /// The system's error.
         error: std::io::Error,
     },
-    /// A worker thread panicked while loading; its message is on stderr.
+    /// A worker thread panicked while loading. Its message is on stderr.
     #[error("a worker thread panicked while loading the model: this is a bug, please report it")]
     WorkerPanicked,
 }
@@ -214,14 +214,15 @@ impl OpenError {
     }
 }
 
-/// What an [`EngineError`] has spoiled.
+/// How much an [`EngineError`] affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// This sequence's chunk is at fault. The step was refused before anything was computed: without that chunk it may be submitted again.
+    /// This sequence's chunk is at fault. The step was refused before anything was computed. The caller may submit it again
+    /// without that chunk.
     Sequence(u64),
-    /// The whole step. Later steps may succeed.
+    /// The whole step failed. Later steps may succeed.
     Step,
-    /// The engine: every later step fails too.
+    /// The engine failed. Every later step fails too.
     Engine,
 }
 
@@ -229,31 +230,31 @@ pub enum Scope {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// A chunk without tokens.
+    /// A chunk has no tokens.
     #[error("the chunk of sequence {sequence} is empty: give it at least one token")]
     EmptyChunk {
         /// The chunk's sequence.
         sequence: u64,
     },
-    /// More tokens than [`StepLimits`](crate::StepLimits) allows.
-    #[error("the step has {tokens} tokens, but this engine takes {limit}: split it")]
+    /// The step has more tokens than [`StepLimits`](crate::StepLimits) allows.
+    #[error("the step has {tokens} tokens, but the limit is {limit}: split it")]
     TooManyTokens {
         /// Tokens of all chunks.
         tokens: u64,
         /// The engine's limit.
         limit: u32,
     },
-    /// A token id that the vocabulary does not have.
+    /// A token id is outside the vocabulary.
     #[error("token {token} of sequence {sequence} is outside the vocabulary of {vocabulary}")]
     TokenOutOfRange {
         /// The chunk's sequence.
         sequence: u64,
         /// The token id.
         token: u32,
-        /// Ids below this exist.
+        /// The size of the vocabulary.
         vocabulary: u32,
     },
-    /// A position past the model's context.
+    /// A position is past the model's context.
     #[error("sequence {sequence} would reach {end} tokens, but the model's context is {context_tokens}")]
     ContextExceeded {
         /// The chunk's sequence.
@@ -263,27 +264,27 @@ pub enum EngineError {
         /// The model's context.
         context_tokens: u32,
     },
-    /// A page table that does not reach the chunk's last position.
+    /// A page table does not cover the chunk's last position.
     #[error("sequence {sequence} needs {needed} pages, but its page table has {given}")]
     TooFewPages {
         /// The chunk's sequence.
         sequence: u64,
-        /// Pages that its tokens take.
+        /// Pages that its tokens need.
         needed: u64,
         /// Pages in the table.
         given: u64,
     },
-    /// A page that the pool does not have.
+    /// A page is outside the pool.
     #[error("page {page} is outside the pool of {pages} pages")]
     PageOutOfRange {
         /// The page's number.
         page: u32,
-        /// Numbers below this exist.
+        /// Pages in the pool.
         pages: u32,
-        /// The sequence whose page table has it; `None` in [`Engine::acquire`](crate::Engine::acquire).
+        /// The sequence whose page table has the page. `None` in [`Engine::acquire`](crate::Engine::acquire).
         sequence: Option<u64>,
     },
-    /// A page that two places of one step would write.
+    /// One step would write a page twice.
     #[error("page {page} would be written twice in one step, the second time by sequence {sequence}")]
     PageWrittenTwice {
         /// The page's number.
@@ -291,15 +292,17 @@ pub enum EngineError {
         /// The sequence of the second chunk.
         sequence: u64,
     },
-    /// A chunk that follows a sample that the step before does not take.
-    #[error("sequence {sequence} follows a sample that the step before does not take: give the token itself")]
+    /// A chunk follows a sample, but the previous step does not sample this sequence on the device.
+    #[error(
+        "sequence {sequence} follows the previous step, which does not sample it: submit the token itself"
+    )]
     FollowsNothing {
         /// The chunk's sequence.
         sequence: u64,
     },
-    /// A sampled chunk of other than one token.
+    /// A decode row does not have exactly one token.
     #[error(
-        "sequence {sequence} gives {tokens} tokens as sampled, where one goes: give more than one as a prompt"
+        "sequence {sequence} has {tokens} sampled tokens, but a decode row has one: submit them as a prompt"
     )]
     ManySampled {
         /// The chunk's sequence.
@@ -307,32 +310,33 @@ pub enum EngineError {
         /// Tokens of the chunk.
         tokens: usize,
     },
-    /// A step polled again after its output was taken.
-    #[error("this step has already given its output")]
+    /// The step was polled again after it had returned its output.
+    #[error("this step has already returned its output")]
     StepSpent,
-    /// More rows than [`StepLimits`](crate::StepLimits) allows.
-    #[error("the step has {rows} rows with logits, but this engine takes {limit}: split it")]
+    /// The step has more rows than [`StepLimits`](crate::StepLimits) allows.
+    #[error("the step has {rows} rows with logits, but the limit is {limit}: split it")]
     TooManyRows {
         /// Chunks that [take a row](crate::Chunk::takes_row).
         rows: u64,
         /// The engine's limit.
         limit: u32,
     },
-    /// More page table entries than there is memory for on the device.
-    #[error("the step's page tables have {entries} entries, but this engine takes {limit}: split it")]
+    /// The step has more page table entries than the device has memory for.
+    #[error("the step's page tables have {entries} entries, but the limit is {limit}: split it")]
     TooManyPages {
         /// Entries of all chunks' page tables.
         entries: usize,
         /// The engine's limit.
         limit: usize,
     },
-    /// The step came before the engine could take it.
-    #[error("the engine takes no step now: {0}")]
+    /// The step was submitted before the engine could accept it.
+    #[error("the engine cannot accept a step now: {0}")]
     NotReady(&'static str),
-    /// The GPU failed; the step's results are lost. If the error [is sticky](CudaError::is_sticky), so is the engine.
+    /// The GPU failed and the step's results are lost. If the error [is sticky](CudaError::is_sticky), every later step fails
+    /// too.
     #[error("the GPU failed: {0}")]
     Device(CudaError),
-    /// A worker thread panicked in this step; its message is on stderr. The engine stays usable.
+    /// A worker thread panicked in this step. Its message is on stderr. The engine stays usable.
     #[error("a worker thread panicked: the step's results are lost")]
     WorkerPanicked,
 }
@@ -360,7 +364,7 @@ impl EngineError {
         }
     }
 
-    /// What the error has spoiled: the sequence that it belongs to, the whole step, or the engine.
+    /// How much the error affects: one sequence, the whole step, or the engine.
     #[must_use]
     pub fn scope(&self) -> Scope {
         match self {

@@ -1,4 +1,5 @@
-//! What the CUDA backend decides on the host: plain data and arithmetic, without a device. Tests run it without the feature `cuda`.
+//! The host side of the CUDA backend: plain data and arithmetic that need no device. Tests run it without the feature
+//! `cuda`.
 
 pub(crate) mod arguments;
 pub(crate) mod plan;

@@ -1,7 +1,7 @@
-//! Where keys and values live: the layout of a page and the pool of pages.
+//! The layout of a KV page, and the pool of pages.
 //!
-//! A page holds `page_tokens` consecutive positions of one sequence in every layer, as one contiguous run of
-//! bytes, `[layer][K,V][page_token][kv_head][head_dim]`, so that it travels to a peer as one put.
+//! A page holds the keys and values of `page_tokens` consecutive positions of one sequence, for all layers. It is one
+//! contiguous range of bytes, `[layer][K,V][page_token][kv_head][head_dim]`, so one put sends it to a peer.
 
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU8;
@@ -12,21 +12,21 @@ use serde::{Deserialize, Serialize};
 #[cfg(test)]
 mod tests;
 
-/// The number of a page in its pool, from 0. Means nothing in another pool.
+/// The number of a page in its pool, from 0. It is valid only in this pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PageId(pub u32);
 
 /// The number format of keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KvDtype {
-    /// 32-bit IEEE 754, the machine's byte order.
+    /// 32-bit IEEE 754 in the machine's byte order.
     F32,
-    /// The upper half of that.
+    /// bfloat16: the upper half of an `F32`.
     Bf16,
 }
 
 impl KvDtype {
-    /// The format's name, which two ends of a link compare: a name that changes is a change of the protocol.
+    /// The format's name. The two ends of a link compare it, so a changed name is a protocol change.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -45,22 +45,34 @@ impl KvDtype {
     }
 }
 
-/// Which of the two tensors of a layer.
+/// One of the two KV tensors of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KeyOrValue {
     Key,
     Value,
 }
 
-/// The shape of a page. Two engines whose layouts and [fingerprints](crate::ModelInfo::fingerprint) are equal
-/// may exchange pages as bytes.
+/// The layout of a page. Two engines may exchange pages as bytes if their layouts and
+/// [fingerprints](crate::ModelInfo::fingerprint) are equal.
+///
+/// ```
+/// use engine::{KvDtype, KvLayout, KvPool};
+///
+/// // SmolLM2-135M with pages of 16 tokens.
+/// let layout = KvLayout { layers: 30, kv_heads: 3, head_dim: 64, page_tokens: 16, dtype: KvDtype::F32 };
+/// assert_eq!(layout.page_bytes(), 720 << 10);
+///
+/// let pool = KvPool::new(layout, 4)?;
+/// assert_eq!(pool.bytes(), 4 * (720 << 10));
+/// # Ok::<(), engine::KvPoolError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvLayout {
     /// Transformer layers.
     pub layers: u32,
-    /// Key/value heads of a layer.
+    /// KV heads of a layer.
     pub kv_heads: u32,
-    /// Numbers in one head's key, or value.
+    /// Numbers in the key, or value, of one head.
     pub head_dim: u32,
     /// Positions in a page.
     pub page_tokens: u32,
@@ -69,19 +81,19 @@ pub struct KvLayout {
 }
 
 impl KvLayout {
-    /// Bytes of one page, all layers; `u64::MAX` when that overflows, which no pool accepts.
+    /// Bytes of one page with all layers. `u64::MAX` on overflow, which no pool accepts.
     #[must_use]
     pub fn page_bytes(&self) -> u64 {
         let runs = u64::from(self.layers) * 2;
         runs.saturating_mul(u64::from(self.page_tokens)).saturating_mul(self.token_bytes())
     }
 
-    /// Bytes from one position to the next inside a layer's keys, or values.
+    /// Bytes from one position to the next in a layer's keys, or values.
     fn token_bytes(&self) -> u64 {
         (u64::from(self.kv_heads) * u64::from(self.head_dim)).saturating_mul(self.dtype.bytes())
     }
 
-    /// Bytes from a page's start to head 0 of the position `page_token` in `layer`.
+    /// Bytes from the start of a page to head 0 of position `page_token` in `layer`.
     pub(crate) fn offset_bytes(&self, layer: u32, part: KeyOrValue, page_token: u32) -> u64 {
         debug_assert!(layer < self.layers && page_token < self.page_tokens);
         let run = u64::from(layer) * 2 + u64::from(part == KeyOrValue::Value);
@@ -89,14 +101,14 @@ impl KvLayout {
     }
 }
 
-/// Why a pool could not be made.
+/// The error of creating a pool.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KvPoolError {
-    /// A layout without bytes, no pages, or more bytes than this machine can address.
+    /// The layout has no bytes, the pool has no pages, or the machine cannot address as many bytes.
     #[error("a KV pool of {pages} pages of {page_bytes} bytes cannot be addressed on this machine")]
     Size {
-        /// Pages asked for.
+        /// Pages requested.
         pages: u32,
         /// Bytes of one page.
         page_bytes: u64,
@@ -104,9 +116,9 @@ pub enum KvPoolError {
     /// The operating system refused the memory.
     #[error("mmap of {bytes} bytes for the KV pool failed: {error}")]
     Map {
-        /// Bytes asked for.
+        /// Bytes requested.
         bytes: u64,
-        /// What the system said.
+        /// The system's error.
         error: std::io::Error,
     },
 }
@@ -122,24 +134,27 @@ impl KvPoolError {
     }
 }
 
-/// The memory of all pages. On the host: one anonymous mapping, zero at first, committed by the system as it is touched. On a GPU: one
-/// plain allocation, whose address means nothing to the host.
+/// The memory of all pages.
 ///
-/// Peers and kernels write here side by side, so it is never a Rust slice: whoever holds [`base`](Self::base)
-/// reads and writes through raw pointers. Who may touch which page when is decided by the page allocator and the
-/// ring of credits, not here. Usable from any thread; unmapped when the last `Arc` is gone.
+/// On the host it is one anonymous mapping, initially zero. The system commits it on first access. On a GPU it is one
+/// plain device allocation, and the host cannot dereference its address.
+///
+/// Peers and kernels write the memory concurrently, so it is never a Rust slice. Code that holds [`base`](Self::base)
+/// accesses it through raw pointers. The page allocator and the ring of credits decide which code may access which page.
+/// The pool is usable from any thread. Dropping the last `Arc` frees the memory.
 pub struct KvPool {
     base: NonNull<u8>,
     bytes: usize,
     pages: u32,
     layout: KvLayout,
-    /// The device's part of a pool that lies there.
+    /// The allocation of a pool on a device.
     device: Option<Box<dyn DeviceMemory>>,
 }
 
-/// Memory of a device, and what the device can tell of it.
+/// A pool's memory on a device.
 pub(crate) trait DeviceMemory: Send + Sync {
-    /// The sums over the segments of these pages' bytes, from which hashes are finished, as `connector::page_hash` has them.
+    /// For each page, the content sum of its bytes, computed on the device. `connector::page_hash` defines the sum and makes
+    /// the page's hash from it.
     fn contents(&self, pages: &[PageId]) -> Result<Vec<u64>, String>;
 
     /// Makes the device current on the calling thread.
@@ -157,8 +172,8 @@ impl std::fmt::Debug for KvPool {
     }
 }
 
-// SAFETY: the pool hands out addresses and plain numbers; reads and writes through the addresses are unsafe and
-// ordered by their callers.
+// SAFETY: the pool returns only addresses and plain numbers. Access through the addresses is unsafe, and its callers
+// order it.
 unsafe impl Send for KvPool {}
 // SAFETY: as for `Send`: no method reads or writes the memory.
 unsafe impl Sync for KvPool {}
@@ -167,10 +182,10 @@ impl KvPool {
     /// Maps `pages` pages of `layout`.
     ///
     /// # Errors
-    /// [`KvPoolError`] when the size is nothing or not addressable, or the system refuses it.
+    /// [`KvPoolError`] if the size is zero or not addressable, or if the system refuses the mapping.
     pub fn new(layout: KvLayout, pages: u32) -> Result<Self, KvPoolError> {
         let bytes = Self::size(&layout, pages)?;
-        // SAFETY: a fresh anonymous mapping touches no memory that exists.
+        // SAFETY: a new anonymous mapping does not affect existing memory.
         let address = unsafe {
             mmap_anonymous(
                 std::ptr::null_mut(),
@@ -181,17 +196,17 @@ impl KvPool {
         };
         let address =
             address.map_err(|error| KvPoolError::Map { bytes: bytes as u64, error: error.into() })?;
-        // Pages are written whole by peers: large mappings save most of the faults on first use. Advice, so no error matters.
+        // Peers write whole pages, so huge pages save most page faults on first use. This is advice: errors are ignored.
         // SAFETY: the range is the mapping made above.
         let _ = unsafe { madvise(address, bytes, Advice::LinuxHugepage) };
         let base = NonNull::new(address.cast()).expect("mmap without a fixed address never returns null");
         Ok(Self { base, bytes, pages, layout, device: None })
     }
 
-    /// Takes over `memory`, which lies on a device at `base` and holds `pages` pages of `layout`.
+    /// Takes ownership of `memory`, which lies on a device at `base` and holds `pages` pages of `layout`.
     ///
     /// # Errors
-    /// As [`new`](Self::new) for a size that is nothing.
+    /// [`KvPoolError::Size`], as in [`new`](Self::new).
     #[cfg(feature = "cuda")]
     pub(crate) fn on_device(
         layout: KvLayout,
@@ -212,40 +227,40 @@ impl KvPool {
             .ok_or(KvPoolError::Size { pages, page_bytes })
     }
 
-    /// True if the pages lie on a GPU.
+    /// True if the pool is on a GPU.
     #[must_use]
     pub fn is_on_device(&self) -> bool {
         self.device.is_some()
     }
 
-    /// Of a pool on a device: makes that current on the calling thread, for libraries that want it so.
+    /// Makes the pool's device current on the calling thread, for libraries that need this. Does nothing for a host pool.
     pub fn bind_thread(&self) {
         if let Some(device) = &self.device {
             device.bind_thread();
         }
     }
 
-    /// Of a pool on a device: for each page, the sum from which its hash is finished, computed there. Takes some tens of microseconds;
-    /// nobody may write these pages meanwhile.
+    /// For a pool on a device: the content sum of each page, computed on the device. The page's hash is made from it. Takes
+    /// some tens of microseconds. No other code may write these pages during the call.
     ///
     /// # Errors
-    /// The device's, or that the pool lies on the host, whose bytes can be read.
+    /// The device's error, a page outside the pool, or a pool on the host.
     pub fn device_contents(&self, pages: &[PageId]) -> Result<Vec<u64>, String> {
         match &self.device {
             Some(device) if pages.iter().all(|page| page.0 < self.pages) => device.contents(pages),
             Some(_) => Err(format!("a page is outside the pool of {} pages", self.pages)),
-            None => Err("the pool lies on the host".to_owned()),
+            None => Err("the pool is on the host".to_owned()),
         }
     }
 
-    /// The pool's bytes as shared cells, for whoever names this memory to a transport; `None` if they lie on a device.
+    /// The pool's bytes as shared cells, for registration with a transport. `None` for a pool on a device.
     #[must_use]
     pub fn cells(&self) -> Option<&[AtomicU8]> {
         if self.device.is_some() {
             return None;
         }
-        // SAFETY: the mapping is `bytes` long and lives as long as the pool; cells of AtomicU8 have the layout of bytes and
-        // may be written by anybody at any time.
+        // SAFETY: the mapping is `bytes` long and lives as long as the pool. `AtomicU8` has the layout of a byte and allows
+        // concurrent writes.
         Some(unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.bytes) })
     }
 
@@ -261,22 +276,22 @@ impl KvPool {
         self.bytes
     }
 
-    /// Pages in the pool; their numbers are `0..pages`.
+    /// Pages in the pool. Their numbers are `0..pages`.
     #[must_use]
     pub fn pages(&self) -> u32 {
         self.pages
     }
 
-    /// The shape of every page.
+    /// The layout of every page.
     #[must_use]
     pub fn layout(&self) -> &KvLayout {
         &self.layout
     }
 
-    /// The address of head 0 of a position.
+    /// The address of head 0 of a position in a page.
     ///
     /// # Panics
-    /// When `page` is not in the pool, or (debug builds) the layer or position not in the page.
+    /// If `page` is not in the pool. In debug builds also if the layer or position is not in the page.
     pub(crate) fn address(
         &self,
         page: PageId,
@@ -287,8 +302,8 @@ impl KvPool {
         assert!(page.0 < self.pages, "page {} of {}", page.0, self.pages);
         let offset =
             u64::from(page.0) * self.layout.page_bytes() + self.layout.offset_bytes(layer, part, page_token);
-        // SAFETY: the page is in the pool and the offset inside the page, so the sum is inside the mapping, whose
-        // size fits `isize`.
+        // SAFETY: the page is in the pool and the offset is inside the page, so the sum is inside the mapping, whose size
+        // fits `isize`.
         unsafe { self.base.add(offset as usize).cast() }
     }
 }
@@ -296,11 +311,11 @@ impl KvPool {
 impl Drop for KvPool {
     fn drop(&mut self) {
         if self.device.is_some() {
-            // It frees itself.
+            // Dropping `device` frees the memory.
             return;
         }
-        // SAFETY: `base` and `bytes` are what mmap returned, unmapped once; every user holds the pool by `Arc`
-        // and so is gone.
+        // SAFETY: `base` and `bytes` are those of the mapping, which is unmapped once. Every user holds the pool by `Arc`,
+        // so there is no user left.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }

@@ -1,11 +1,35 @@
 //! Model loading, the KV page pool and the compute backends of Baton: tokens in, tokens out.
 //!
-//! [`open`] reads a GGUF file or a Hugging Face folder, maps a [`KvPool`] and returns an [`Engine`]. One dedicated thread owns it and
-//! [`submit`](Engine::submit)s mixed steps of prefill chunks and decode rows. Which page belongs to whom, what
-//! runs in which step and with which [`Sampling`] is decided elsewhere; nothing here knows of peers.
+//! [`open`] reads a GGUF file or a Hugging Face folder, maps a [`KvPool`] and returns an [`Engine`]. One dedicated
+//! thread owns the engine and [`submit`](Engine::submit)s mixed steps of prefill chunks and decode rows. The caller
+//! allocates pages, schedules steps and chooses the [`Sampling`] settings. This crate knows nothing of peers.
 //!
-//! The CPU backend's results are bit-exact under any batching, chunking, paging, thread count and instruction
-//! set: see [`cpu`].
+//! The CPU backend's results are bit-identical for any batching, chunking, paging, thread count and instruction set: see
+//! [`cpu`].
+//!
+//! ```no_run
+//! use engine::{Chunk, ComputeDevice, EngineConfig, LoadFormat, PageId, Sample, TokenSource};
+//!
+//! let mut engine = engine::open(&EngineConfig {
+//!     model: "model.gguf".into(),
+//!     threads: 4,
+//!     kv_bytes: 64 << 20,
+//!     page_tokens: 16,
+//!     step_tokens: 512,
+//!     device: ComputeDevice::Cpu,
+//!     load_format: LoadFormat::Auto,
+//! })?;
+//! let mut step = engine.submit(&[Chunk {
+//!     sequence: 1,
+//!     tokens: &[504, 3575, 282],
+//!     source: TokenSource::Prompt,
+//!     start: 0,
+//!     pages: &[PageId(0)],
+//!     sample: Some(Sample::greedy()),
+//! }])?;
+//! while engine.poll(&mut step)?.is_none() {}
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod batch;
 mod checkpoint;
@@ -31,34 +55,34 @@ mod testing;
 pub use cuda::{CudaEngine, cuda_devices, cuda_pool, peer_copy_seconds};
 pub use error::{CudaError, CudaStatus, EngineError, OpenError, Scope};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
-pub use model::{Device, EngineConfig, LoadFormat, ModelInfo};
+pub use model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};
 pub use populate::populate;
 pub use safetensors::SafetensorsError;
 pub use sampling::{Logprobs, Sample, Sampling, Token, choose};
-pub use step::{Chunk, Engine, SampledToken, Source, Step, StepLimits, StepOutput};
+pub use step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput, TokenSource};
 
-/// Loads the model that `config` names and makes it ready to serve. Blocks for about a second per gigabyte of
-/// model file on the calling thread; the engine may then be sent to the thread that will own it.
+/// Loads the model in `config` and returns an engine that is ready to serve. Blocks the calling thread for about a
+/// second per gigabyte of model file. The engine may then move to the thread that will own it.
 ///
 /// # Errors
-/// [`OpenError`] for a file that is missing, truncated, altered or not supported, and for limits that cannot work.
+/// [`OpenError`] if the file is missing, truncated, altered or not supported, or if a limit in `config` is out of range.
 pub fn open(config: &EngineConfig) -> Result<Box<dyn Engine>, OpenError> {
     open_watched(config, &|_, _| ())
 }
 
-/// As [`open`]; `progress` is told, by any of the loading threads, how many of the weights' numbers are loaded, and how many there are.
+/// Does the same as [`open`], and reports progress. The loading threads call `progress`.
 ///
 /// # Errors
-/// As [`open`].
+/// Those of [`open`].
 pub fn open_watched(config: &EngineConfig, progress: Progress<'_>) -> Result<Box<dyn Engine>, OpenError> {
     match config.device {
-        Device::Cpu => Ok(Box::new(cpu::CpuEngine::open_watched(config, progress)?)),
+        ComputeDevice::Cpu => Ok(Box::new(cpu::CpuEngine::open_watched(config, progress)?)),
         #[cfg(feature = "cuda")]
-        Device::Cuda { ordinal, .. } => Ok(Box::new(CudaEngine::open(config, ordinal, progress)?)),
+        ComputeDevice::Cuda { ordinal, .. } => Ok(Box::new(CudaEngine::open(config, ordinal, progress)?)),
         #[cfg(not(feature = "cuda"))]
-        Device::Cuda { .. } => Err(OpenError::NoCuda),
+        ComputeDevice::Cuda { .. } => Err(OpenError::NoCuda),
     }
 }
 
-/// Hears how far a model is loaded: numbers loaded, numbers in all.
+/// A callback that receives the weights loaded so far and the weights in total, both as a count of numbers.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);

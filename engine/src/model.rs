@@ -1,4 +1,4 @@
-//! What is loaded: its description, the check of its file, and the sizes the forward pass needs.
+//! The engine's configuration, the description of a model, the checksum of its file, and its sizes.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -10,48 +10,51 @@ use crate::dequantise::floats;
 use crate::error::OpenError;
 use crate::gguf::{Gguf, GgufError};
 
-// Above any model, and small enough that no product of sizes overflows and a broken file makes no long list.
+// These limits are above the sizes of any model. They are small enough that no product of sizes overflows and a corrupt
+// file causes no large allocation.
 pub(crate) const LAYERS_MAX: u64 = 1024;
 pub(crate) const HEADS_MAX: u64 = 4096;
 pub(crate) const SIZE_MAX: u64 = 1 << 24;
-/// The most tokens of a vocabulary: sums over it are reckoned with that.
+/// The largest vocabulary. The fixed-point sums of `sampling` rely on this limit.
 pub(crate) const VOCABULARY_MAX: u64 = 1 << 20;
 
 const THREADS_MAX: usize = 256;
 const PAGE_TOKENS_MAX: u32 = 4096;
 const STEP_TOKENS_MAX: u32 = 65_536;
-/// Fewer tokens than a chat template alone takes are of no use to anybody.
+/// The smallest pool, in tokens. A chat template alone takes about as many.
 pub(crate) const POOL_TOKENS_MIN: u64 = 32;
 
-/// What to open and how much of the machine to use.
+/// The model to open and the resources to use.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// The GGUF file, or a folder as Hugging Face keeps it. When `<model>.sha256` lies beside a file, it must have that checksum.
+    /// A GGUF file, or a folder in Hugging Face format. If the file `<model>.sha256` exists, the GGUF file must have that
+    /// checksum.
     pub model: PathBuf,
-    /// Threads that compute, the calling one included, 1 to 256.
+    /// Threads that compute, including the calling thread. 1 to 256.
     pub threads: usize,
-    /// Bytes for keys and values; rounded down to whole pages. Must hold at least 32 tokens. 0 on a GPU: what is left of its share.
+    /// Bytes for keys and values, rounded down to whole pages. Must hold at least 32 tokens. On a GPU, 0 takes the memory
+    /// that remains of the engine's share.
     pub kv_bytes: u64,
-    /// Positions in a page, 1 to 4096. Peers that exchange pages agree on it.
+    /// Positions in a page, 1 to 4096. Peers that exchange pages must have the same value.
     pub page_tokens: u32,
-    /// Most tokens in one step, 1 to 65536. Activations take about 30 × hidden size bytes for each.
+    /// The most tokens in one step, 1 to 65536. Activations take about 30 × hidden size bytes per token.
     pub step_tokens: u32,
-    /// Where it computes.
-    pub device: Device,
-    /// Where its weights come from.
+    /// The device that computes.
+    pub device: ComputeDevice,
+    /// Where the weights come from.
     pub load_format: LoadFormat,
 }
 
-/// Where an engine computes.
+/// The device that an engine computes on.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Device {
-    /// On this machine's processor.
+pub enum ComputeDevice {
+    /// The CPU.
     Cpu,
-    /// On a GPU; needs the feature `cuda`.
+    /// An NVIDIA GPU. Needs the feature `cuda`.
     Cuda {
-        /// Which of those that the process sees.
+        /// The CUDA ordinal of the device.
         ordinal: u32,
-        /// The share of the device's memory that weights, activations and pages may take together, above 0 and up to 1.
+        /// The fraction of device memory for weights, activations and pages together, above 0 and up to 1.
         memory_utilization: f32,
     },
 }
@@ -59,26 +62,26 @@ pub enum Device {
 /// Where weights come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadFormat {
-    /// From the model's files.
+    /// Loads the weights from the model's files.
     Auto,
-    /// Random ones of the shape that a folder's `config.json` says; on a GPU only.
+    /// Makes random weights with the sizes in a folder's `config.json`. On a GPU only.
     Dummy {
-        /// Equal seeds make equal weights, everywhere.
+        /// Equal seeds make equal weights on every machine.
         seed: u64,
     },
 }
 
-/// Refuses limits that cannot work.
+/// Refuses limits that are out of range.
 pub(crate) fn check_limits(config: &EngineConfig) -> Result<(), OpenError> {
     let EngineConfig { threads, page_tokens, step_tokens, .. } = *config;
     if !(1..=PAGE_TOKENS_MAX).contains(&page_tokens) {
-        return Err(OpenError::BadPageTokens { page_tokens, most: PAGE_TOKENS_MAX });
+        return Err(OpenError::BadPageTokens { page_tokens, max: PAGE_TOKENS_MAX });
     }
     if !(1..=THREADS_MAX).contains(&threads) {
-        return Err(OpenError::BadThreads { threads, most: THREADS_MAX });
+        return Err(OpenError::BadThreads { threads, max: THREADS_MAX });
     }
     if !(1..=STEP_TOKENS_MAX).contains(&step_tokens) {
-        return Err(OpenError::BadStepTokens { step_tokens, most: STEP_TOKENS_MAX });
+        return Err(OpenError::BadStepTokens { step_tokens, max: STEP_TOKENS_MAX });
     }
     Ok(())
 }
@@ -86,25 +89,25 @@ pub(crate) fn check_limits(config: &EngineConfig) -> Result<(), OpenError> {
 /// The loaded model.
 #[derive(Clone, Debug)]
 pub struct ModelInfo {
-    /// `general.name` of the file, or the file's stem.
+    /// `general.name` of the GGUF file, or the stem of the file's name.
     pub name: String,
-    /// The file.
+    /// The path of the file or folder.
     pub path: PathBuf,
-    /// The file's sha256: two engines with equal fingerprints have the same weights.
+    /// The sha256 of the model's files. Two engines with equal fingerprints have the same weights.
     pub fingerprint: [u8; 32],
-    /// Most tokens in a sequence.
+    /// The most tokens in a sequence.
     pub context_tokens: u32,
-    /// Token ids are below this.
+    /// The size of the vocabulary. Token ids are below this.
     pub vocabulary: u32,
-    /// Tokens that end a sequence; possibly none.
+    /// Tokens that end a sequence. May be empty.
     pub eos_tokens: Vec<u32>,
-    /// Numbers in all tensors of the file; a tied output counts once.
+    /// Parameters in all tensors. A tied output counts once.
     pub parameters: u64,
 }
 
 /// The sizes of a Llama.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Shape {
+pub(crate) struct ModelShape {
     pub(crate) layers: usize,
     pub(crate) hidden: usize,
     pub(crate) heads: usize,
@@ -114,11 +117,11 @@ pub(crate) struct Shape {
     pub(crate) vocabulary: usize,
     pub(crate) context_tokens: u32,
     pub(crate) norm_epsilon: f32,
-    /// RoPE's, of each pair of a head: `head_dim / 2`.
+    /// RoPE's inverse frequencies, one for each pair of a head: `head_dim / 2` numbers.
     pub(crate) inverse_frequencies: Vec<f32>,
 }
 
-/// Opens the file and says so in the operator's words when it is not there.
+/// Opens a GGUF file. A missing file has an error variant of its own.
 pub(crate) fn open_file(path: &Path) -> Result<Gguf, OpenError> {
     Gguf::open(path).map_err(|error| match error {
         GgufError::Io(error) if error.kind() == ErrorKind::NotFound => {
@@ -129,22 +132,22 @@ pub(crate) fn open_file(path: &Path) -> Result<Gguf, OpenError> {
     })
 }
 
-/// The sha256 of the file, checked against `<path>.sha256` when that exists: its first word in hex.
+/// The sha256 of the file. If the file `<path>.sha256` exists, its first word must be the same checksum in hex.
 pub(crate) fn fingerprint(path: &Path) -> Result<[u8; 32], OpenError> {
     let actual = sha256(&[path.to_owned()]).map_err(|(path, error)| OpenError::Read { path, error })?;
-    let beside = PathBuf::from({
+    let checksum_file = PathBuf::from({
         let mut name = path.as_os_str().to_owned();
         name.push(".sha256");
         name
     });
-    let text = match std::fs::read(&beside) {
+    let text = match std::fs::read(&checksum_file) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(actual),
-        Err(error) => return Err(OpenError::Read { path: beside, error }),
+        Err(error) => return Err(OpenError::Read { path: checksum_file, error }),
     };
     let expected = text.split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
     if expected.len() != 64 || !expected.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return Err(OpenError::BadChecksumFile { path: beside });
+        return Err(OpenError::BadChecksumFile { path: checksum_file });
     }
     let actual_hex: String = actual.iter().map(|byte| format!("{byte:02x}")).collect();
     if actual_hex != expected {
@@ -157,7 +160,10 @@ pub(crate) fn fingerprint(path: &Path) -> Result<[u8; 32], OpenError> {
     Ok(actual)
 }
 
-/// The sha256 of files, one after the other; or which could not be read, and why.
+/// The sha256 of the concatenated files.
+///
+/// # Errors
+/// The path of the file that cannot be read, and the error.
 pub(crate) fn sha256(paths: &[PathBuf]) -> Result<[u8; 32], (PathBuf, std::io::Error)> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
@@ -174,13 +180,13 @@ pub(crate) fn sha256(paths: &[PathBuf]) -> Result<[u8; 32], (PathBuf, std::io::E
     Ok(hasher.finalize().into())
 }
 
-/// RoPE's frequencies `theta^(-2i/d)`, computed in f32 step by step as transformers does.
+/// RoPE's inverse frequencies `theta^(-2i/d)`, computed in f32 with the same operations as transformers.
 pub(crate) fn inverse_frequencies(theta: f32, head_dim: usize) -> Vec<f32> {
     (0..head_dim).step_by(2).map(|i| 1.0 / theta.powf(i as f32 / head_dim as f32)).collect()
 }
 
-/// The file's description of itself. `fingerprint` is the file's sha256.
-pub(crate) fn describe(gguf: &Gguf, path: &Path, shape: &Shape, fingerprint: [u8; 32]) -> ModelInfo {
+/// Describes the model in a GGUF file. `fingerprint` is the file's sha256.
+pub(crate) fn describe(gguf: &Gguf, path: &Path, shape: &ModelShape, fingerprint: [u8; 32]) -> ModelInfo {
     let stem =
         || path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let mut eos_tokens: Vec<u32> = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"]
@@ -200,8 +206,8 @@ pub(crate) fn describe(gguf: &Gguf, path: &Path, shape: &Shape, fingerprint: [u8
     }
 }
 
-impl Shape {
-    /// Reads the sizes and refuses whatever the forward pass does not compute.
+impl ModelShape {
+    /// Reads the sizes from a GGUF file. Refuses a model that the forward pass does not support.
     pub(crate) fn of_gguf(gguf: &Gguf, path: &Path) -> Result<Self, OpenError> {
         let unsupported = |what: String| OpenError::UnsupportedModel { path: path.to_owned(), what };
         let architecture = gguf.str("general.architecture").unwrap_or("none");
@@ -211,11 +217,11 @@ impl Shape {
                 architecture: architecture.to_owned(),
             });
         }
-        let size_up_to = |key: &str, most: u64| {
+        let size_up_to = |key: &str, max: u64| {
             gguf.u64(key)
-                .filter(|value| (1..=most).contains(value))
+                .filter(|value| (1..=max).contains(value))
                 .map(|value| value as usize)
-                .ok_or_else(|| unsupported(format!("{key} is missing or not between 1 and {most}")))
+                .ok_or_else(|| unsupported(format!("{key} is missing or not between 1 and {max}")))
         };
         let size = |key: &str| size_up_to(key, SIZE_MAX);
         let heads_or_dimensions = |key: &str| size_up_to(key, HEADS_MAX);
@@ -237,7 +243,7 @@ impl Shape {
             .map(|&rows| rows as usize)
             .ok_or_else(|| {
                 unsupported(format!(
-                    "token_embd.weight is missing or has not between 1 and {VOCABULARY_MAX} rows"
+                    "token_embd.weight is missing or does not have between 1 and {VOCABULARY_MAX} rows"
                 ))
             })?;
         let float = |key: &str, fallback: Option<f32>| {
@@ -248,7 +254,7 @@ impl Shape {
         };
         let theta = float("llama.rope.freq_base", Some(10_000.0))?;
         let mut frequencies = inverse_frequencies(theta, head_dim);
-        // Llama 3.1's scaling, worked out by whoever wrote the file.
+        // Llama 3.1's RoPE scaling. The GGUF file stores the computed factors.
         if let Some(factors) = rope_factors(gguf, head_dim).map_err(unsupported)? {
             frequencies.iter_mut().zip(factors).for_each(|(frequency, factor)| *frequency /= factor);
         }
@@ -269,7 +275,7 @@ impl Shape {
         Ok(shape)
     }
 
-    /// Numbers in all tensors of such a model.
+    /// Parameters in all tensors of a model with these sizes.
     pub(crate) fn parameters(&self, tied: bool) -> u64 {
         let (query, key) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let attention = self.hidden * (2 * query + 2 * key);
@@ -278,24 +284,24 @@ impl Shape {
         (self.layers * layer + ends) as u64
     }
 
-    /// Refuses sizes that do not fit together.
+    /// Refuses sizes that contradict each other.
     pub(crate) fn check(&self) -> Result<(), String> {
         if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(format!("{} heads do not share {} KV heads evenly", self.heads, self.kv_heads));
+            return Err(format!("{} heads is not a multiple of {} KV heads", self.heads, self.kv_heads));
         }
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
-            return Err(format!("the head size is {}, but RoPE needs an even one", self.head_dim));
+            return Err(format!("the head size is {}, but RoPE needs an even head size", self.head_dim));
         }
         Ok(())
     }
 
-    /// Refuses a hidden or feed-forward size that is not a multiple of `of`, for a backend whose kernels need that.
+    /// Refuses a hidden or feed-forward size that is not a multiple of `of`. The GPU kernels need this.
     #[cfg(any(test, feature = "cuda"))]
     pub(crate) fn check_multiples(&self, of: usize) -> Result<(), String> {
         for (name, size) in [("hidden", self.hidden), ("feed-forward", self.feed_forward)] {
             if !size.is_multiple_of(of) {
                 return Err(format!(
-                    "its {name} size is {size}, and a GPU takes multiples of {of}; set engine.device to cpu"
+                    "its {name} size is {size}, but a GPU needs a multiple of {of}; set engine.device to cpu"
                 ));
             }
         }
@@ -309,16 +315,16 @@ impl Shape {
             }
         }
         if let Some(scaling) = gguf.str("llama.rope.scaling.type").filter(|&scaling| scaling != "none") {
-            return Err(format!("it scales RoPE ({scaling}), which is not computed here"));
+            return Err(format!("it uses RoPE scaling {scaling}, which is not supported"));
         }
         let known = self.tensor_names();
         match gguf.tensors().keys().find(|name| !known.contains(*name) && *name != ROPE_FACTORS) {
-            Some(name) => Err(format!("it has a tensor {name}, which is not computed here")),
+            Some(name) => Err(format!("it has a tensor {name}, which the forward pass does not use")),
             None => Ok(()),
         }
     }
 
-    /// Every tensor there may be, by its GGUF name.
+    /// The GGUF names of all tensors that the forward pass uses.
     pub(crate) fn tensor_names(&self) -> std::collections::HashSet<String> {
         let whole = ["token_embd", "output_norm", "output"].map(|name| format!("{name}.weight"));
         let of_layer = [
@@ -338,7 +344,7 @@ impl Shape {
     }
 }
 
-/// What a file's author has RoPE's frequencies divided by.
+/// The tensor of factors that divide RoPE's inverse frequencies.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 fn rope_factors(gguf: &Gguf, head_dim: usize) -> Result<Option<Vec<f32>>, String> {

@@ -1,5 +1,5 @@
-//! Backing a pool with memory before it is used: the first write to a page otherwise waits for the system to find and clear one, in the
-//! midst of a request, once on each side of a hand-over.
+//! Commits a host pool's memory before its first use. Otherwise the first write to each page waits for a page fault
+//! during a request, once on the prefill side and once on the decode side.
 
 use std::sync::Arc;
 
@@ -8,28 +8,30 @@ use rustix::process::setpriority_process;
 
 use crate::kv::KvPool;
 
-/// Bytes at a time. The system's lock on the process's mappings is held meanwhile, and whoever wants to map something waits for it: so it is no
-/// more than one large page, and the thread's priority not the lowest.
+/// Bytes that one system call commits. The call holds the process's mmap lock, which blocks other threads that map
+/// memory. So one call commits only one huge page, and the thread does not run at the lowest priority.
 const STEP: usize = 2 << 20;
-/// Nice value of the thread: a tenth of a core where all are busy.
+/// The thread's nice value: about a tenth of a core when all cores are busy.
 const NICE: i32 = 10;
 
-/// Has the system back every page of a pool on the host, by a thread that ends with the pool or its last page. So the pool's memory is taken at
-/// the start. Until the thread is there a page is backed at its first write, as without it, and where the system refuses, all are.
+/// Commits every page of a host pool in a background thread. Does nothing for a pool on a device.
+///
+/// The thread ends after the last page, or when the pool has no other owner. A page that the thread has not reached is
+/// committed at its first write. If the system refuses, all remaining pages are.
 pub fn populate(pool: &Arc<KvPool>) {
     if pool.is_on_device() {
         return;
     }
     let pool = Arc::clone(pool);
     let run = move || {
-        // On Linux this is the calling thread alone. Refused, it runs at the usual priority.
+        // On Linux this affects only the calling thread. On failure the thread keeps its normal priority.
         let _ = setpriority_process(None, NICE);
         for start in (0..pool.bytes()).step_by(STEP) {
             if Arc::strong_count(&pool) == 1 {
                 return;
             }
             let bytes = STEP.min(pool.bytes() - start);
-            // SAFETY: the range lies in the pool's mapping; what is written there stays.
+            // SAFETY: the range lies in the pool's mapping, and the call keeps the contents.
             let backed =
                 unsafe { madvise(pool.base().as_ptr().add(start).cast(), bytes, Advice::LinuxPopulateWrite) };
             if backed.is_err() {
@@ -37,6 +39,6 @@ pub fn populate(pool: &Arc<KvPool>) {
             }
         }
     };
-    // Without a thread the pool is as good, only later.
+    // Without the thread, pages are committed at their first write.
     let _ = std::thread::Builder::new().name("baton-populate".into()).spawn(run);
 }

@@ -1,7 +1,7 @@
-//! A folder of safetensors as Hugging Face keeps it: one file, or several with an index.
+//! Reads a Hugging Face folder of safetensors: one file, or several files with an index.
 //!
-//! The format is that of <https://huggingface.co/docs/safetensors>: eight bytes of length, a JSON header, then the tensors.
-//! Files are read, never mapped; every count is checked against the file's size before it is used.
+//! The format is defined in <https://huggingface.co/docs/safetensors>: eight bytes of header length, a JSON header, then
+//! the tensors. Files are read and never mapped. Every count is checked against the file's size before it is used.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -12,37 +12,37 @@ use serde::Deserialize;
 
 use crate::gguf::TensorType;
 
-/// Longest header that is read; a model of a thousand layers has a megabyte.
+/// The longest header that is accepted. A model of a thousand layers has a header of about one megabyte.
 const HEADER_BYTES_MAX: u64 = 64 << 20;
 
-/// Why a folder's tensors cannot be used.
+/// The error of reading a folder's tensors.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SafetensorsError {
-    /// The operating system refused to read.
+    /// The operating system cannot read a file.
     #[error("{file} cannot be read: {error}")]
     Io {
         /// The file's name in the folder.
         file: String,
-        /// What it said.
+        /// The system's error.
         error: std::io::Error,
     },
-    /// A file contradicts the format.
+    /// A file violates the format.
     #[error("{file} is malformed: {reason}; fetch it again")]
     Malformed {
         /// The file's name in the folder.
         file: String,
-        /// What is wrong.
+        /// The violation.
         reason: String,
     },
     /// A file is shorter than its header says.
-    #[error("{file} is truncated: it has {actual} bytes and should have {expected}; fetch it again")]
+    #[error("{file} is truncated: it has {actual} bytes, but should have {expected}; fetch it again")]
     Truncated {
         /// The file's name in the folder.
         file: String,
-        /// Bytes that it should have.
+        /// The fewest bytes that a complete file has.
         expected: u64,
-        /// Bytes that it has.
+        /// Bytes of the file.
         actual: u64,
     },
 }
@@ -59,11 +59,11 @@ impl SafetensorsError {
     }
 }
 
-/// Where a tensor lies.
+/// The storage type and location of a tensor.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
     pub(crate) kind: TensorType,
-    /// Rows first.
+    /// The row dimension comes first.
     pub(crate) dimensions: Vec<u64>,
     file: usize,
     offset: u64,
@@ -101,7 +101,7 @@ impl Safetensors {
                     serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
                 let names: BTreeSet<String> = index.weight_map.into_values().collect();
                 if let Some(name) = names.iter().find(|name| Path::new(name).components().count() != 1) {
-                    return Err(malformed(format!("it names {name:?}, which is not a file beside it")));
+                    return Err(malformed(format!("it names {name:?}, which is not in the same folder")));
                 }
                 names
             }
@@ -149,13 +149,16 @@ impl Safetensors {
                 "F32" => (TensorType::F32, 4),
                 "F16" => (TensorType::F16, 2),
                 "BF16" => (TensorType::BF16, 2),
-                other => return Err(malformed(format!("{tensor} is {other}; F32, F16 and BF16 are read"))),
+                other => {
+                    let text = format!("{tensor} is {other}, but only F32, F16 and BF16 are supported");
+                    return Err(malformed(text));
+                }
             };
             let [from, to] = entry.data_offsets;
             let bytes = entry.shape.iter().try_fold(size, |all: u64, size| all.checked_mul(*size));
             let bytes = bytes.filter(|bytes| to.checked_sub(from) == Some(*bytes));
             let bytes =
-                bytes.ok_or_else(|| malformed(format!("{tensor} does not lie where its shape says")))?;
+                bytes.ok_or_else(|| malformed(format!("{tensor} has offsets that contradict its shape")))?;
             let end = 8u64.saturating_add(length).saturating_add(to);
             if end > actual {
                 return Err(short(end));
@@ -168,7 +171,7 @@ impl Safetensors {
                 bytes,
             };
             if self.tensors.insert(tensor.clone(), stored).is_some() {
-                return Err(malformed(format!("{tensor} stands in another file too")));
+                return Err(malformed(format!("{tensor} is also in another file")));
             }
         }
         self.files.push((name, file));
@@ -188,7 +191,7 @@ impl Safetensors {
         self.files.iter().map(|(name, _)| folder.join(name)).collect()
     }
 
-    /// A tensor's bytes as they are stored.
+    /// The bytes of a tensor in its storage type.
     pub(crate) fn read(&self, stored: &Stored) -> Result<Vec<u8>, SafetensorsError> {
         let (name, file) = &self.files[stored.file];
         let mut bytes = vec![0; stored.bytes as usize];

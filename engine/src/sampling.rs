@@ -1,44 +1,64 @@
-//! From logits to the next token: the same for every backend, a function of logits, settings, tokens so far and seed.
+//! Samples the next token from logits. All backends give the same token for the same logits, settings, tokens and seed.
 //!
-//! In this order, as vLLM has it: bias; penalties for tokens that occur; then the largest logit if the temperature is 0, else
-//! temperature, `min_p`, `top_k`, `top_p`, and a draw from what is left, in the order of ids. The draw is a counter function of seed and position,
-//! probabilities are added up as whole numbers, whose sum does not depend on the order, and `exp` is our own: so it does not matter in which
-//! process, batch or attempt a token is sampled, nor on which machine or device. A GPU has the same in `kernels/sample.cu`.
+//! The order of the operations is vLLM's: logit bias, then penalties. If the temperature is 0, the largest logit wins.
+//! Otherwise temperature, `min_p`, `top_k` and `top_p` apply, and a draw selects one of the remaining tokens in the order
+//! of their ids.
+//!
+//! The result is reproducible in every process, batch, attempt, machine and device, for three reasons. The draw is a
+//! function of seed and position. Probabilities are summed as integers, so the order of the sum does not matter. `exp` is
+//! our own. `kernels/sample.cu` has the same algorithm for the GPU.
 
 use std::cmp::Ordering;
 
 use common::splitmix::{STEP, mix};
 
-/// How a sequence's tokens are chosen. The default is greedy.
+/// The sampling settings of a sequence. The default is greedy.
+///
+/// Equal logits, seed and position give the same token on every backend:
+///
+/// ```
+/// use engine::{Sample, Sampling, choose};
+///
+/// let logits = [1.0, 3.0, 2.0, -1.0];
+/// assert_eq!(choose(&mut logits.clone(), Sample::greedy(), 5).id, 1);
+///
+/// let how = Sampling { temperature: 0.7, top_k: 2, seed: 42, ..Sampling::GREEDY };
+/// let sample = Sample { how: &how, tokens: &[], prompt: 0 };
+/// let token = choose(&mut logits.clone(), sample, 5);
+/// assert!([1, 2].contains(&token.id), "top_k leaves the two most probable tokens");
+/// assert_eq!(choose(&mut logits.clone(), sample, 5), token);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by it; 0 takes the largest. At least 0.
+    /// Divides the logits. 0 selects the largest logit. At least 0.
     pub temperature: f32,
-    /// Of the most probable tokens, as many as it takes to have this probability; above 0, 1 for all.
+    /// Keeps the fewest most probable tokens whose probabilities sum to at least this. Above 0; 1 keeps all tokens.
     pub top_p: f32,
-    /// Of the most probable tokens, this many; 0 for all.
+    /// Keeps this many of the most probable tokens. 0 keeps all tokens.
     pub top_k: u32,
-    /// Tokens less probable than this times the most probable one are left out; 0 to 1.
+    /// Removes tokens that are less probable than this fraction of the most probable token. 0 to 1.
     pub min_p: f32,
-    /// Logits of tokens that occur, in the prompt too, are divided by it if they are positive, else multiplied; 1 changes nothing. Above 0.
+    /// Divides the positive logits, and multiplies the negative logits, of tokens that occur in the prompt or the output.
+    /// Above 0; 1 changes nothing.
     pub repetition_penalty: f32,
-    /// Subtracted from the logits of tokens that were sampled.
+    /// Subtracted once from the logit of each token in the output.
     pub presence_penalty: f32,
-    /// Subtracted for each time that a token was sampled.
+    /// Subtracted from the logit of a token for each time that it occurs in the output.
     pub frequency_penalty: f32,
-    /// Added to the logits of these tokens.
+    /// Pairs of a token and a number that is added to its logit.
     pub logit_bias: Vec<(u32, f32)>,
-    /// What draws depend on, beside the position.
+    /// The seed of the draws. A draw is a function of the seed and the position.
     pub seed: u64,
-    /// Says how probable the token was, and which this many were the most probable; at most [`LOGPROBS_MAX`](Self::LOGPROBS_MAX).
+    /// Requests the log probabilities of the sampled token and of this many most probable tokens. At most
+    /// [`LOGPROBS_MAX`](Self::LOGPROBS_MAX).
     pub logprobs: Option<u32>,
 }
 
 impl Sampling {
-    /// Most alternatives whose probabilities are told.
+    /// The most tokens whose log probabilities a request may ask for.
     pub const LOGPROBS_MAX: u32 = 20;
 
-    /// The largest logit, the lowest id among equals.
+    /// Selects the largest logit, and the lowest id among equal logits.
     pub const GREEDY: Self = Self {
         temperature: 0.0,
         top_p: 1.0,
@@ -52,13 +72,14 @@ impl Sampling {
         logprobs: None,
     };
 
-    /// True if the token follows from logits, temperature, limits, seed and position alone, and no more is told about it: whoever has the
-    /// logits can draw it, and a step can go on from it before anybody has seen it.
+    /// True if the token depends only on logits, temperature, `top_p`, `top_k`, `min_p`, seed and position, and no log
+    /// probabilities are requested. Then the device samples the token, and the next step can use it before the host has
+    /// read it.
     pub fn is_plain(&self) -> bool {
         !self.looks_back() && self.logit_bias.is_empty() && self.logprobs.is_none()
     }
 
-    /// True if the tokens so far matter: whoever samples has to have them.
+    /// True if sampling needs the earlier tokens of the sequence.
     pub fn looks_back(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
@@ -73,9 +94,9 @@ impl Default for Sampling {
 /// A sampled token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Token {
-    /// Its id.
+    /// The token's id.
     pub id: u32,
-    /// How probable it was, if that was asked for.
+    /// The log probabilities, if [`Sampling::logprobs`] requests them.
     pub logprobs: Option<Box<Logprobs>>,
 }
 
@@ -85,60 +106,61 @@ impl From<u32> for Token {
     }
 }
 
-/// Natural logarithms of probabilities as the model gives them: of the logits as they are, whatever the settings make of them.
+/// Natural logarithms of the model's own probabilities: of the raw logits, before bias, penalties and temperature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
-    /// The sampled token's.
+    /// The log probability of the sampled token.
     pub sampled: f32,
-    /// How many tokens are at least as probable as the sampled one, itself included.
+    /// The number of tokens that are at least as probable as the sampled token, including itself.
     pub rank: u32,
-    /// Tokens and theirs, the most probable first.
+    /// The most probable tokens with their log probabilities, the most probable first.
     pub top: Vec<(u32, f32)>,
 }
 
-/// What a chunk's last position is sampled with.
+/// The settings and the history for sampling the token after a chunk.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample<'a> {
     /// The settings.
     pub how: &'a Sampling,
-    /// All tokens before the one to be sampled, if the settings [look back](Sampling::looks_back); else it may be empty.
+    /// All tokens of the sequence so far. May be empty if the settings do not [look back](Sampling::looks_back).
     pub tokens: &'a [u32],
-    /// How many of them are the prompt's.
+    /// The number of prompt tokens at the start of `tokens`.
     pub prompt: u32,
 }
 
 impl Sample<'_> {
-    /// The largest logit.
+    /// Greedy sampling: selects the largest logit.
     pub fn greedy() -> Self {
         static GREEDY: Sampling = Sampling::GREEDY;
         Sample { how: &GREEDY, tokens: &[], prompt: 0 }
     }
 }
 
-/// The token that follows `position` tokens. `logits` has one number for each token id, at least one, and is changed.
+/// Samples the token that follows `position` tokens. `logits` has one number for each token id, at least one. Bias and
+/// penalties change it in place.
 pub fn choose(logits: &mut [f32], sample: Sample<'_>, position: u32) -> Token {
     let how = sample.how;
-    let told = how.logprobs.map(|top| (top, logits.to_vec()));
-    let id = chosen(logits, sample, position);
-    Token { id, logprobs: told.map(|(top, raw)| Box::new(logprobs(&raw, id, top))) }
+    let requested = how.logprobs.map(|top| (top, logits.to_vec()));
+    let id = choose_id(logits, sample, position);
+    Token { id, logprobs: requested.map(|(top, raw)| Box::new(logprobs(&raw, id, top))) }
 }
 
-/// What the model thinks of `sampled`, and of the `top` most probable tokens.
+/// The log probabilities of `sampled` and of the `top` most probable tokens.
 fn logprobs(logits: &[f32], sampled: u32, top: u32) -> Logprobs {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let total: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
     let logprob = |id: u32| {
         let logit = logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
-        (f64::from(logit - most) - total.ln()) as f32
+        (f64::from(logit - max) - total.ln()) as f32
     };
     let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    let first = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
     let top = (top as usize).min(ids.len());
     if top > 0 && top < ids.len() {
-        ids.select_nth_unstable_by(top - 1, first);
+        ids.select_nth_unstable_by(top - 1, by_logit);
     }
     ids.truncate(top);
-    ids.sort_unstable_by(first);
+    ids.sort_unstable_by(by_logit);
     let own = logits.get(sampled as usize).copied().unwrap_or(f32::NEG_INFINITY);
     Logprobs {
         sampled: logprob(sampled),
@@ -147,7 +169,7 @@ fn logprobs(logits: &[f32], sampled: u32, top: u32) -> Logprobs {
     }
 }
 
-fn chosen(logits: &mut [f32], sample: Sample<'_>, position: u32) -> u32 {
+fn choose_id(logits: &mut [f32], sample: Sample<'_>, position: u32) -> u32 {
     let how = sample.how;
     for &(token, bias) in &how.logit_bias {
         if let Some(logit) = logits.get_mut(token as usize) {
@@ -160,16 +182,16 @@ fn chosen(logits: &mut [f32], sample: Sample<'_>, position: u32) -> u32 {
     if how.temperature <= 0.0 {
         return argmax(logits);
     }
-    let kept = kept(logits, how);
-    let total: u64 = kept.iter().map(|candidate| candidate.units()).sum();
+    let candidates = candidates(logits, how);
+    let total: u64 = candidates.iter().map(|candidate| candidate.units()).sum();
     let mut rest = share(draw(how.seed, position), total);
-    for candidate in &kept {
+    for candidate in &candidates {
         match rest.checked_sub(candidate.units()) {
             Some(left) => rest = left,
             None => return candidate.token,
         }
     }
-    // No logit is a number.
+    // There is no candidate: every logit is NaN.
     argmax(logits)
 }
 
@@ -179,7 +201,7 @@ fn penalise(logits: &mut [f32], sample: Sample<'_>) {
     for (place, token) in sample.tokens.iter().enumerate() {
         *counts.entry(*token).or_default() += u32::from(place >= sample.prompt as usize);
     }
-    // Each token once, so the map's order does not matter.
+    // The map has each token once, so its order does not matter.
     for (token, sampled) in counts {
         let Some(logit) = logits.get_mut(token as usize) else { continue };
         *logit = if *logit > 0.0 { *logit / how.repetition_penalty } else { *logit * how.repetition_penalty };
@@ -189,7 +211,7 @@ fn penalise(logits: &mut [f32], sample: Sample<'_>) {
     }
 }
 
-/// A token that may be drawn, and its probability over the most probable one's.
+/// A token that may be drawn. Its weight is its probability divided by that of the most probable token.
 #[derive(Clone, Copy)]
 struct Candidate {
     token: u32,
@@ -197,22 +219,22 @@ struct Candidate {
 }
 
 impl Candidate {
-    /// The weight in [`UNITS`] of the most probable token's.
+    /// The weight as a fixed-point number. The most probable token has [`UNITS`] units.
     fn units(self) -> u64 {
         units(self.weight)
     }
 
-    /// The more probable one first, the lower id among equals.
+    /// Orders the more probable token first, and the lower id first among equals.
     fn before(&self, other: &Self) -> Ordering {
         other.weight.total_cmp(&self.weight).then(self.token.cmp(&other.token))
     }
 }
 
-/// Tokens that may be drawn, by id.
-fn kept(logits: &[f32], how: &Sampling) -> Vec<Candidate> {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    // A most probable token of infinite logit has all of the weight.
-    let weight = |logit: f32| if logit == most { 1.0 } else { exp((logit - most) / how.temperature) };
+/// The tokens that may be drawn, sorted by id.
+fn candidates(logits: &[f32], how: &Sampling) -> Vec<Candidate> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // If the largest logit is infinite, its tokens have all the weight.
+    let weight = |logit: f32| if logit == max { 1.0 } else { exp((logit - max) / how.temperature) };
     let mut kept: Vec<Candidate> = (0..)
         .zip(logits)
         .map(|(token, logit)| Candidate { token, weight: weight(*logit) })
@@ -226,9 +248,10 @@ fn kept(logits: &[f32], how: &Sampling) -> Vec<Candidate> {
     if how.top_p < 1.0 {
         let total: u64 = kept.iter().map(|candidate| candidate.units()).sum();
         let wanted = share((f64::from(how.top_p) * TWO_POW_64) as u64, total);
-        // All tokens below this together have less than what is not wanted, so none of them is among the first: they need no sorting.
-        let least = (total - wanted) / kept.len().max(1) as u64;
-        kept.retain(|candidate| candidate.units() >= least);
+        // All tokens below `min_units` together have fewer units than `top_p` removes. So `top_p` removes them all, and
+        // they need no sorting.
+        let min_units = (total - wanted) / kept.len().max(1) as u64;
+        kept.retain(|candidate| candidate.units() >= min_units);
         kept.sort_unstable_by(Candidate::before);
         let mut sum = 0;
         let enough = kept.iter().position(|candidate| {
@@ -241,23 +264,24 @@ fn kept(logits: &[f32], how: &Sampling) -> Vec<Candidate> {
     kept
 }
 
-/// Of the most probable token's weight, how many parts are counted. The largest vocabulary of that weight has a sum of 64 bits, and what has
-/// less than one part is never drawn: it is 30 logits below.
+/// The units of a weight of 1. Even if every token of the largest vocabulary has this weight, the sum fits 64 bits. A
+/// token with less than one unit, about 30 logits below the largest, is never drawn.
 const UNITS: f32 = (1u64 << 44) as f32;
 const TWO_POW_64: f64 = 18_446_744_073_709_551_616.0;
 
-/// A weight of 0 to 1 in units, rounded down; nothing if it is not a number.
+/// A weight between 0 and 1 in units, rounded down. 0 for NaN.
 fn units(weight: f32) -> u64 {
     (weight * UNITS) as u64
 }
 
-/// That many 2^64ths of `total`, rounded down.
-fn share(of_two_pow_64: u64, total: u64) -> u64 {
-    ((u128::from(of_two_pow_64) * u128::from(total)) >> 64) as u64
+/// `total · fraction / 2^64`, rounded down.
+fn share(fraction: u64, total: u64) -> u64 {
+    ((u128::from(fraction) * u128::from(total)) >> 64) as u64
 }
 
-/// e to the power of `x`, which is at most 0, with the same bits on every machine and device: each operation here is rounded by itself. Below
-/// -31, where there is no unit left, it is 0. The polynomial is Cephes's (Stephen Moshier).
+/// e to the power of `x`, for `x` of at most 0. The bits are the same on every machine and device, because each operation
+/// is rounded individually. The result is 0 from -31 downwards, where a weight has no unit. The polynomial is from Cephes
+/// (Stephen Moshier).
 fn exp(x: f32) -> f32 {
     const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
     const POLYNOMIAL: [f32; 6] =
@@ -272,12 +296,12 @@ fn exp(x: f32) -> f32 {
     ((sum * (rest * rest) + rest) + 1.0) * scale
 }
 
-/// 64 bits for each seed and position. `kernels/sample.cu` has the same.
+/// 64 random bits for a seed and a position. `kernels/sample.cu` has the same function.
 fn draw(seed: u64, position: u32) -> u64 {
     mix(mix(seed.wrapping_add(STEP)) ^ (u64::from(position) + 1).wrapping_mul(STEP))
 }
 
-/// The index of the largest, the lowest among equals; 0 when there is no number among them.
+/// The index of the largest logit, and the lowest index among equals. 0 if all logits are NaN.
 pub fn argmax(logits: &[f32]) -> u32 {
     let mut lanes = [f32::NEG_INFINITY; 16];
     let (whole, tail) = logits.as_chunks::<16>();
@@ -286,8 +310,8 @@ pub fn argmax(logits: &[f32]) -> u32 {
             *lane = if logit > *lane { logit } else { *lane };
         }
     }
-    let most = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    logits.iter().position(|&logit| logit == most).unwrap_or(0) as u32
+    let max = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
 }
 
 #[cfg(test)]

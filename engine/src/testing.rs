@@ -1,4 +1,4 @@
-//! Test helpers: GGUF files with chosen contents and tiny random models.
+//! Test helpers: GGUF files with given contents, and tiny random models.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use half::f16;
 
 use crate::model::EngineConfig;
 
-/// A file in the system's temporary folder that goes away with this value, and its checksum file with it.
+/// A file in the system's temporary folder. Dropping the value deletes the file and its checksum file.
 pub(crate) struct TempFile(PathBuf);
 
 impl TempFile {
@@ -24,7 +24,7 @@ impl TempFile {
         &self.0
     }
 
-    /// Where a checksum for this file is looked for.
+    /// The path of this file's checksum file.
     pub(crate) fn checksum_path(&self) -> PathBuf {
         PathBuf::from(format!("{}.sha256", self.0.display()))
     }
@@ -37,7 +37,7 @@ impl Drop for TempFile {
     }
 }
 
-/// Puts a GGUF file together.
+/// Builds a GGUF file.
 #[derive(Default)]
 pub(crate) struct GgufWriter {
     values: Vec<u8>,
@@ -120,7 +120,7 @@ fn put_text(to: &mut Vec<u8>, text: &str) {
     to.extend(text.bytes());
 }
 
-/// Numbers that look random and are the same every time.
+/// A deterministic generator of pseudorandom numbers.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -134,7 +134,7 @@ impl Random {
         self.next() as f32 / (1u32 << 30) as f32 - 1.0
     }
 
-    /// `count` numbers as stored bytes of a GGUF type and as the floats they stand for.
+    /// `count` random numbers: their bytes in a GGUF type, and their values as floats.
     pub(crate) fn tensor(&mut self, kind: u32, count: usize, scale: f32) -> (Vec<u8>, Vec<f32>) {
         let (mut bytes, mut floats) = (Vec::new(), Vec::new());
         match kind {
@@ -170,12 +170,12 @@ impl Random {
     }
 }
 
-/// A Llama small enough to follow by hand.
+/// The sizes of a tiny Llama.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tiny {
     pub(crate) heads: u32,
     pub(crate) kv_heads: u32,
-    /// GGUF number of the type of all matrices. The embedding is Q8_0 where the hidden size allows it.
+    /// The GGUF number of the matrices' type. The embedding is Q8_0 if the hidden size allows it.
     pub(crate) kind: u32,
     pub(crate) hidden: u32,
     pub(crate) feed: u32,
@@ -185,17 +185,18 @@ pub(crate) struct Tiny {
 impl Tiny {
     pub(crate) const LAYERS: u32 = 2;
     pub(crate) const HEAD_DIM: u32 = 32;
-    /// Not a multiple of a panel.
+    /// Not a multiple of the panel width.
     pub(crate) const VOCABULARY: u32 = 75;
     pub(crate) const CONTEXT: u32 = 256;
     pub(crate) const EPSILON: f32 = 1e-5;
     pub(crate) const THETA: f32 = 10_000.0;
-    /// Bytes of keys and values of one token.
+
+    /// Bytes of the keys and values of one token.
     pub(crate) const fn kv_bytes(&self) -> u64 {
         (Self::LAYERS * 2 * self.kv_heads * Self::HEAD_DIM * 4) as u64
     }
 
-    /// The file's contents and every tensor's floats by name.
+    /// The contents of the model's file, and the floats of every tensor by name.
     pub(crate) fn build(&self) -> (GgufWriter, HashMap<String, Vec<f32>>) {
         let mut writer = GgufWriter::default();
         writer
@@ -247,7 +248,7 @@ impl Tiny {
         (writer, floats)
     }
 
-    /// A file with the model and a configuration that opens it.
+    /// A file with the model, and a configuration that opens it.
     pub(crate) fn file(&self) -> (TempFile, EngineConfig) {
         let file = TempFile::new("tiny.gguf", &self.build().0.finish());
         let config = EngineConfig {
@@ -256,7 +257,7 @@ impl Tiny {
             kv_bytes: 1024 * self.kv_bytes(),
             page_tokens: 8,
             step_tokens: 256,
-            device: crate::Device::Cpu,
+            device: crate::ComputeDevice::Cpu,
             load_format: crate::LoadFormat::Auto,
         };
         (file, config)

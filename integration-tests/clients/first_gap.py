@@ -1,7 +1,7 @@
-"""Whether the second token of an answer comes as soon after the first as later tokens do: first_gap.py BASE_URL [ANSWERS].
+"""Checks that the first gap between tokens of an answer is not longer than later gaps: first_gap.py BASE_URL [ANSWERS].
 
-Streams ANSWERS (20) completions over one kept connection, as vLLM's bench client and OpenAI's client keep theirs, and prints the median of the
-first gap between tokens and the median of all gaps, in milliseconds. Ends with 1 if the first is more than twice the other.
+Streams ANSWERS (20) completions over one kept connection, as vLLM's bench client and OpenAI's client do. Prints the median of the first gaps and
+the median of all gaps, in milliseconds. Exits with 1 if the first median is more than twice the second.
 """
 
 import http.client
@@ -15,7 +15,7 @@ TOKENS = 32
 
 
 def answer(connection, prompt):
-    """When each token came, in milliseconds."""
+    """The time of each token in milliseconds."""
     body = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "stream": True}
     connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
     reply = connection.getresponse()

@@ -1,7 +1,7 @@
-"""Drives a server with OpenAI's Python client, synchronously and asynchronously: openai_client.py BASE_URL.
+"""Tests a server with OpenAI's Python client, synchronously and asynchronously: openai_client.py BASE_URL.
 
-Every call that Baton supports is made, and what comes back is held against what the client's types and the OpenAI API promise. Ends with
-"all calls are right" or with the first assertion that fails.
+Makes every call that Baton supports and checks the results against the types of the client and the OpenAI API. Ends with "all calls are right" or
+with the first failed assertion.
 """
 
 import asyncio
@@ -111,7 +111,7 @@ async def check_async(client, model, whole):
     )
     text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
     assert "Paris" in text, text
-    # A client that has enough hangs up.
+    # A client may close the connection before the end of the stream.
     left = await client.completions.create(model=model, prompt=PROMPT, max_tokens=200, stream=True)
     async for _ in left:
         break
@@ -130,7 +130,7 @@ def main():
     asyncio.run(check_async(openai.AsyncOpenAI(**settings), model, whole))
     try:
         openai.OpenAI(**{**settings, "api_key": "other"}).models.list()
-        raise AssertionError("another key was taken")
+        raise AssertionError("a wrong API key was accepted")
     except openai.AuthenticationError:
         pass
     print("all calls are right")

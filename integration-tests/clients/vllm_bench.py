@@ -1,8 +1,8 @@
-"""Replays vLLM's bench clients, today's and that of the seed's time, against a server: vllm_bench.py BASE_URL INPUT_LEN OUTPUT_LEN COUNT.
+"""Replays the requests of vLLM's bench client, in a new and an old version, against a server: vllm_bench.py BASE_URL INPUT_LEN OUTPUT_LEN COUNT.
 
-The requests are theirs field by field, and the streams are read by their rules: chunks of bytes decoded as they come, messages split at blank
-lines (\\n\\n), comments skipped, the first event with a choice is the first token, usage read from events without choices. One connection is kept
-for all requests. Whatever those rules would trip over ends this program with an assertion. Prints one JSON object with what the clients would count.
+The requests have the same fields as those of vLLM, and the streams are read by vLLM's rules: bytes are decoded as they come, messages end at blank
+lines (\\n\\n), comments are skipped, the first event with a choice is the first token, and usage comes from events without choices. All requests use
+one connection. An assertion fails if these rules would misread a stream. Prints one JSON object with the counts of the client.
 """
 
 import functools
@@ -26,7 +26,7 @@ def call(base, method, path, body=None):
 
 
 def stream(base, path, body, request_id, token_of):
-    """The events of a stream, as endpoint_request_func.py takes them in."""
+    """Reads a stream as endpoint_request_func.py does."""
     connection = connect(base)
     headers = {"Content-Type": "application/json", "x-request-id": request_id}
     connection.request("POST", path, json.dumps(body), headers)
@@ -73,19 +73,19 @@ def main():
     totals = {"completed": 0, "input_tokens": 0, "output_tokens": 0}
     for n in range(count):
         text = f"{n} " + words * (input_len // 10 + 1)
-        # The random dataset is aligned by these two.
+        # The random dataset uses these two calls to get prompts of an exact length.
         ids = call(base, "POST", "/tokenize", {"model": model, "prompt": text, "add_special_tokens": False})["tokens"][:input_len]
         prompt = call(base, "POST", "/detokenize", {"model": model, "tokens": ids})["prompt"]
         again = call(base, "POST", "/tokenize", {"model": model, "prompt": prompt, "add_special_tokens": False})
         assert again["count"] == input_len and again["max_model_len"] > 0, again
-        today = {
+        newer = {
             "model": model, "prompt": prompt, "repetition_penalty": 1.0, "max_tokens": output_len, "logprobs": None,
             "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True,
         }
-        seed_era = {**today, "temperature": 0.0, "best_of": 1}
-        for body in (today, seed_era):
+        older = {**newer, "temperature": 0.0, "best_of": 1}
+        for body in (newer, older):
             tokens, _, usage = stream(base, "/v1/completions", body, f"bench-{n}", lambda choice: choice["text"])
-            assert tokens == output_len, f"{tokens} token events for {output_len} tokens: each would be a wrong ITL"
+            assert tokens == output_len, f"{tokens} token events for {output_len} tokens: the inter-token latencies would be wrong"
             assert usage == {
                 "prompt_tokens": input_len, "total_tokens": input_len + output_len, "completion_tokens": output_len
             }, usage

@@ -1,4 +1,4 @@
-//! `runtime` with an engine whose device fails for good when a prompt says so: for tests of what a process does then.
+//! `runtime` with an engine whose device fails for certain prompts, to test how a process handles a failed device.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use engine::{
 
 /// A prompt with this token three times in a row makes the device fail.
 const FAILS: u32 = 777;
-/// The same, and what the device holds can never be given back.
+/// A prompt with this token three times in a row makes the device fail, and the engine then hangs when it is dropped.
 const HANGS: u32 = 778;
 
 /// An engine on a device that may fail.

@@ -1,14 +1,13 @@
-//! What the frontend costs a request: the real one with an echo behind its proxy's address, and a bare actix-web handler that parses the
-//! same JSON, asked in turns in one run.
+//! The cost of the frontend per request. Measures the frontend with an echo instead of the proxy, and a bare actix-web handler that parses the
+//! same JSON, in turns in one run.
 //!
 //! ```text
 //! cargo run --release -p integration-tests --example frontend_throughput -- [SECONDS] [CONNECTIONS]
 //! ```
-//! The frontend validates, tokenises, admits, opens a stream, hands over, takes one token and the end, detokenises, logs nothing and
-//! answers; the handler parses the body and answers with bytes of the same length. Clients and servers share the cores.
+//! The frontend validates, tokenises, admits, opens a stream, passes the request on, takes one token and the end, detokenises and answers. It
+//! logs nothing. The handler parses the body and answers with the same number of bytes. Clients and servers share the cores.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -18,10 +17,12 @@ use actix_web::{App, HttpResponse, HttpServer, web};
 use actors::request::{AbortRequest, FinishReason, Generate, Route, StreamEvent, Timings};
 use actors::streams::Streams;
 use anyhow::{Context as _, Result};
+use integration_tests::client::{Connection, post_request};
 use integration_tests::statistics::median;
 use runtime::config::Surroundings;
 use runtime::frontend::{
-    Admission, Bounds, CacheInfo, Frontend, Health, Limits, Memory, Observed, ServedModel, bind,
+    Admission, Bounds, CacheInfo, Frontend, Health, HealthState, InputMemory, Limits, Observed, ServedModel,
+    bind,
 };
 
 const BODY: &str = r#"{"model": "m", "prompt": "Once upon a time there was a lighthouse", "max_tokens": 1, "temperature": 0}"#;
@@ -54,7 +55,7 @@ impl Handler<AbortRequest> for Echo {
     fn handle(&mut self, _: AbortRequest, _: &mut Self::Context) {}
 }
 
-/// Serves in a thread of its own until the process ends.
+/// Serves in a new thread until the process ends.
 fn serve(
     start: impl FnOnce() -> Result<(SocketAddr, actix_web::dev::Server)> + Send + 'static,
 ) -> Result<SocketAddr> {
@@ -70,7 +71,7 @@ fn serve(
             }
         });
     });
-    started.recv().context("the server's thread is gone")?
+    started.recv().context("the thread of the server has ended")?
 }
 
 fn frontend(workers: usize) -> Result<SocketAddr> {
@@ -97,15 +98,8 @@ fn frontend(workers: usize) -> Result<SocketAddr> {
             api_key: None,
             limits: Limits::default(),
             admission: Admission::new(Bounds { concurrency: 1024, queue: 4096, queue_bytes: 1 << 27 }),
-            memory: Memory::new(1 << 28, workers),
-            health: Arc::new(|| Health {
-                status: "ok",
-                reason: None,
-                reason_down: None,
-                role: "local",
-                peers: 0,
-                live_requests: 0,
-            }),
+            memory: InputMemory::new(1 << 28, workers),
+            health: Arc::new(|| Health { state: HealthState::Ok, role: "local", peers: 0, live_requests: 0 }),
             metrics: Arc::new(String::new),
             drain: Duration::from_secs(1),
         };
@@ -125,7 +119,7 @@ fn bare(workers: usize, answer: String) -> Result<SocketAddr> {
                 let known = body["model"] == "m";
                 let answer = answer.clone();
                 async move {
-                    assert!(known, "the body is parsed");
+                    assert!(known, "the body names another model");
                     HttpResponse::Ok().content_type("application/json").body(answer)
                 }
             };
@@ -135,44 +129,27 @@ fn bare(workers: usize, answer: String) -> Result<SocketAddr> {
     })
 }
 
-/// One request over an open connection; the body of the answer.
-fn ask(connection: &mut TcpStream, request: &[u8], buffer: &mut Vec<u8>) -> Result<String> {
-    connection.write_all(request)?;
-    buffer.clear();
-    let mut chunk = [0; 4096];
-    loop {
-        let count = connection.read(&mut chunk)?;
-        anyhow::ensure!(count > 0, "the server closed the connection");
-        buffer.extend_from_slice(&chunk[..count]);
-        let text = std::str::from_utf8(buffer)?;
-        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "{text}");
-        let length = head.to_ascii_lowercase();
-        let length = length.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
-        let length: usize = length.context("content-length")?.parse()?;
-        if body.len() >= length {
-            return Ok(body.to_owned());
-        }
-    }
+/// Sends one request over an open connection. Returns the body of the answer.
+fn ask(connection: &mut Connection, request: &[u8]) -> Result<String> {
+    connection.send(request)?;
+    let (status, body) = connection.answer()?;
+    anyhow::ensure!(status == 200, "{status}: {body}");
+    Ok(body)
 }
 
 fn request() -> Vec<u8> {
-    let head =
-        "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: ";
-    format!("{head}{}\r\n\r\n{BODY}", BODY.len()).into_bytes()
+    post_request("/v1/completions", BODY)
 }
 
-/// Requests a second that this many connections get answered.
+/// Answered requests per second with this many connections.
 fn measure(address: SocketAddr, connections: usize, time: Duration) -> Result<f64> {
     let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
     let began = Instant::now();
     std::thread::scope(|scope| -> Result<()> {
         let load = || -> Result<()> {
-            let mut connection = TcpStream::connect(address)?;
-            connection.set_nodelay(true)?;
-            let (request, mut buffer) = (request(), Vec::new());
+            let (mut connection, request) = (Connection::open(address)?, request());
             while !stop.load(Ordering::Relaxed) {
-                ask(&mut connection, &request, &mut buffer)?;
+                ask(&mut connection, &request)?;
                 count.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())
@@ -189,11 +166,11 @@ fn measure(address: SocketAddr, connections: usize, time: Duration) -> Result<f6
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>());
-    let seconds = arguments.next().unwrap_or(Ok(4)).context("seconds of each measurement")?;
-    let connections = arguments.next().unwrap_or(Ok(64)).context("how many connections")? as usize;
+    let seconds = arguments.next().unwrap_or(Ok(4)).context("SECONDS is not a number")?;
+    let connections = arguments.next().unwrap_or(Ok(64)).context("CONNECTIONS is not a number")? as usize;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(2);
     let frontend = frontend(workers)?;
-    let answer = ask(&mut TcpStream::connect(frontend)?, &request(), &mut Vec::new())?;
+    let answer = ask(&mut Connection::open(frontend)?, &request())?;
     let bare = bare(workers, answer)?;
     let time = Duration::from_secs(seconds);
     measure(frontend, connections, time / 4)?;

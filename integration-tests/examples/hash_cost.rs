@@ -1,14 +1,13 @@
-//! What hashing and checking pages costs a request: pairs with `transport.page_hash` on and off answer the same prompts in turns.
+//! The cost of page hashes per request: pairs with `transport.page_hash` on and off answer the same prompts in turns.
 //!
 //! ```text
 //! cargo build --release -p runtime
 //! cargo run --release -p integration-tests --example hash_cost -- [PAIRS] [ROUNDS]
 //! ```
-//! PAIRS times, both kinds of pair are started; ROUNDS times, a prompt of each length goes to both, now to the one first and
-//! now to the other; no prompt is sent twice, since its pages would be found in the cache. A cost is the median of the
-//! differences between the two answers to the same prompt in the same round; the range beside it holds the true median with
-//! 95 % confidence (order statistics, no assumption about the noise). Where that range holds zero, the noise is larger than
-//! the cost. What the hash needs by itself is measured here, once a round.
+//! The program starts a pair of each kind PAIRS times. In each of ROUNDS rounds it sends a prompt of each length to both pairs and alternates
+//! which pair is first. Every prompt is new, so that no page is found in a cache. The cost is the median difference between the two answers to
+//! a prompt. The range beside it contains the true median with 95 % confidence (order statistics, without an assumption about the noise). If the
+//! range contains zero, the noise is larger than the cost. The program also measures the hash alone, once per round.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -19,18 +18,18 @@ use connector::page_hash::{PageSeed, page_hash};
 use integration_tests::client::complete;
 use integration_tests::fixtures::prompts;
 use integration_tests::process::Pair;
-use integration_tests::statistics::quantile;
+use integration_tests::statistics::quartiles;
 use serde_json::Value;
 
 const LENGTHS: [usize; 3] = [100, 400, 800];
 const PAGE_TOKENS: usize = 16;
-/// Holds the longest prompt beside the ring, and is small: after a few prompts no page is touched for the first time.
+/// Room for the longest prompt and the ring, and no more, so that all pages have been touched after a few prompts.
 const POOL: &str = "engine.kv_bytes=96MiB";
 const WARM_UPS: u32 = 4;
-/// The second token needs every page; what follows it would only take time.
+/// The second token needs all pages. Further tokens would only take time.
 const TOKENS: u32 = 2;
-/// The times that are compared: what the table and what the answer's `timings` call them. The last one is from the first token
-/// to the second: it has what is exposed of the hand-over in it, and one decode step.
+/// The compared times: the name in the table and the name in the `timings` of an answer. The last one is the time from the first token to the
+/// second. It includes the exposed part of the hand-over and one decode step.
 const TIMES: [(&str, &str); 4] = [
     ("hand-over", "transfer_ms"),
     ("exposed", "exposed_ms"),
@@ -38,13 +37,13 @@ const TIMES: [(&str, &str); 4] = [
     ("2nd token", "decode_ms"),
 ];
 
-/// Pages hashed for a measurement of the hash itself: more than any cache holds.
+/// Pages that are hashed to measure the hash alone. They exceed every CPU cache.
 const HASHED_PAGES: u64 = 64;
 
-/// The two answers to a prompt in a round: each of [`TIMES`] with the hash and without.
+/// The two answers to a prompt: each of [`TIMES`] with the hash and without it.
 type Sample = [[f64; 2]; TIMES.len()];
 
-/// Microseconds that the hash of a page takes on one core, its bytes coming from memory.
+/// Microseconds that one core needs to hash a page whose bytes are not in a cache.
 fn page_micros(region: &Region, page_bytes: u64, round: u64) -> f64 {
     let began = Instant::now();
     for credit in 0..HASHED_PAGES {
@@ -54,25 +53,20 @@ fn page_micros(region: &Region, page_bytes: u64, round: u64) -> f64 {
     began.elapsed().as_secs_f64() * 1e6 / HASHED_PAGES as f64
 }
 
-/// The first `length` tokens, behind one that no other prompt begins with: every page has to be computed and to travel.
-fn prompt(words: &[u32], length: usize, number: u32) -> Vec<u32> {
-    std::iter::once(1000 + number).chain(words.iter().copied()).take(length).collect()
+/// A prompt of `length` tokens with a first token of its own, so that all its pages are computed and transferred.
+fn prompt(tokens: &[u32], length: usize, number: u32) -> Vec<u32> {
+    std::iter::once(1000 + number).chain(tokens.iter().copied()).take(length).collect()
 }
 
 fn ask(pair: &Pair, prompt: &[u32]) -> Result<(Vec<u32>, Value)> {
     let answer = complete(&pair.frontend, &Value::from(prompt), TOKENS)?;
     let pages = prompt.len().div_ceil(PAGE_TOKENS);
-    ensure!(answer.timings["pages"] == pages, "not all of {pages} pages handed over: {}", answer.timings);
+    ensure!(answer.timings["pages"] == pages, "not all {pages} pages were handed over: {}", answer.timings);
     Ok((answer.ids, answer.timings))
 }
 
-fn quartiles(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
-    let values: Vec<f64> = values.into_iter().collect();
-    [0.25, 0.5, 0.75].map(|share| quantile(values.iter().copied(), share))
-}
-
-/// The median of the differences, and the range that holds the true one with 95 % confidence: how many of `n` differences are
-/// below it is a binomial of one half, so the ranks are 1.96 √n / 2 to either side of the middle.
+/// The median of the differences, and the range that contains the true median with 95 % confidence. The number of `n` differences below the
+/// true median has a binomial distribution with probability one half, so the ranks lie 1.96 √n / 2 to either side of the middle.
 fn difference(both: &[[f64; 2]]) -> [f64; 3] {
     let mut differences: Vec<f64> = both.iter().map(|[on, off]| on - off).collect();
     differences.sort_unstable_by(f64::total_cmp);
@@ -87,18 +81,18 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let mut number = |default| arguments.next().map_or(Ok(default), |text| text.parse::<usize>());
     let (pairs, rounds) = (number(3).context("pairs")?, number(20).context("rounds")?);
-    ensure!(pairs > 0 && rounds > 0, "at least one pair and one round");
-    let words = prompts()?.into_iter().map(|prompt| prompt.prompt_ids).max_by_key(Vec::len);
-    let words = words.context("a prompt")?;
+    ensure!(pairs > 0 && rounds > 0, "PAIRS and ROUNDS must be at least 1");
+    let tokens = prompts()?.into_iter().map(|prompt| prompt.prompt_ids).max_by_key(Vec::len);
+    let tokens = tokens.context("a prompt")?;
     let mut samples: [Vec<Sample>; LENGTHS.len()] = Default::default();
     let (mut page_bytes, mut alone) = (0, Vec::new());
     for _ in 0..pairs {
         let start = |hash| Pair::start(&[&format!("transport.page_hash={hash}"), POOL]);
         let kinds = [start(true)?, start(false)?];
         let mut numbers = 0..;
-        let mut next = |length| prompt(&words, length, numbers.next().unwrap_or_default());
+        let mut next = |length| prompt(&tokens, length, numbers.next().unwrap_or_default());
         for _ in 0..WARM_UPS {
-            let prompt = next(words.len());
+            let prompt = next(tokens.len());
             for pair in &kinds {
                 let (_, timings) = ask(pair, &prompt)?;
                 let of = |key: &str| timings[key].as_u64().context("a count");
@@ -112,7 +106,7 @@ fn main() -> Result<()> {
                 let mut answers = [ask(&kinds[first], &prompt)?, ask(&kinds[1 - first], &prompt)?];
                 answers.rotate_left(first);
                 let [(ids, on), (other_ids, off)] = answers;
-                ensure!(ids == other_ids, "{length} tokens: other words without the hash");
+                ensure!(ids == other_ids, "{length} tokens: other tokens without the hash");
                 let ms = |timings: &Value, key: &str| timings[key].as_f64().context("a duration");
                 let mut sample = Sample::default();
                 for ((_, key), both) in TIMES.iter().zip(&mut sample) {
@@ -130,14 +124,14 @@ fn main() -> Result<()> {
 
 fn report(samples: &[Vec<Sample>], alone: Vec<f64>) {
     let [low, micros, high] = quartiles(alone);
-    println!("the hash by itself: {micros:.0} µs a page on each side (quartiles {low:.0} to {high:.0})");
+    println!("the hash alone: {micros:.0} µs per page on each side (quartiles {low:.0} to {high:.0})");
     for (samples, length) in samples.iter().zip(LENGTHS) {
         let pages = length.div_ceil(PAGE_TOKENS);
         let alone = pages as f64 * micros / 1e3;
         println!("\n{length} tokens, {pages} pages: {alone:.2} ms of hash on each side");
         println!(
             "{:<10} {:>24} {:>24} {:>28} {:>24} {:>12}",
-            "ms", "hash, quartiles", "none, quartiles", "cost, 95 %", "% of none", "by itself %"
+            "ms", "hash, quartiles", "none, quartiles", "cost, 95 %", "% of none", "alone %"
         );
         for (n, (name, _)) in TIMES.iter().enumerate() {
             let both: Vec<[f64; 2]> = samples.iter().map(|sample| sample[n]).collect();

@@ -1,13 +1,13 @@
-//! Kills at random moments, with eight requests in flight, and a table of how long recovery took.
+//! Kills parts of a pair at random times with eight requests in flight, and prints how long recovery took.
 //!
 //! ```text
 //! cargo build --release -p runtime
 //! cargo run --release -p integration-tests --example kills -- [ROUNDS] [SEED] [UCX_TLS]
 //! ```
-//! The control link leads through a proxy of this program, which can cut it; pages travel directly. Every answer with
-//! status 200 must have the right tokens; every request must end by its deadline, and within 2 s of a death (or of the
-//! silence that gives it away) none may wait for the dead; afterwards every page and credit is back, the survivor is the
-//! process that it was, and the next request is handed over again. Anything else ends the program with an error.
+//! The control link goes through a proxy of this program, which can cut it. Pages travel directly. Every answer with status 200 must have the
+//! right tokens, and every request must end by its deadline. Within 2 s of a death, or of the silence that reveals it, no request may wait for
+//! the dead part. Afterwards every page and credit must be free, the surviving process must not have restarted, and the next request must be
+//! handed over. Any other outcome ends the program with an error.
 
 use std::time::Duration;
 
@@ -25,13 +25,13 @@ fn median_and_worst(rounds: &[Round], of: impl Fn(&Round) -> Option<Duration>) -
 
 fn print(results: &[(Kill, Vec<Round>)]) {
     println!(
-        "{:<18} {:>6} {:>6} {:>7} {:>6} {:>6} {:>14} {:>14} {:>14} {:>14}",
+        "{:<18} {:>6} {:>7} {:>7} {:>6} {:>10} {:>14} {:>14} {:>14} {:>14}",
         "ms: median / worst",
         "rounds",
-        "right",
+        "correct",
         "failed",
         "left",
-        "again",
+        "recomputed",
         "accounted",
         "cleared",
         "settled",
@@ -40,13 +40,13 @@ fn print(results: &[(Kill, Vec<Round>)]) {
     for (kill, rounds) in results {
         let sum = |of: fn(&Round) -> usize| rounds.iter().map(of).sum::<usize>();
         println!(
-            "{:<18} {:>6} {:>6} {:>7} {:>6} {:>6} {:>14} {:>14} {:>14} {:>14}",
+            "{:<18} {:>6} {:>7} {:>7} {:>6} {:>10} {:>14} {:>14} {:>14} {:>14}",
             format!("{kill:?}"),
             rounds.len(),
-            sum(|round| round.right),
+            sum(|round| round.correct),
             sum(|round| round.failed),
             sum(|round| round.left),
-            sum(|round| round.again as usize),
+            sum(|round| round.recomputed as usize),
             median_and_worst(rounds, |round| Some(round.accounted)),
             median_and_worst(rounds, |round| round.cleared),
             median_and_worst(rounds, |round| round.settled),
@@ -57,12 +57,13 @@ fn print(results: &[(Kill, Vec<Round>)]) {
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let rounds: usize = arguments.next().map_or(Ok(10), |text| text.parse()).context("rounds")?;
-    let seed: u64 = arguments.next().map_or(Ok(1), |text| text.parse()).context("seed")?;
+    let rounds: usize =
+        arguments.next().map_or(Ok(10), |text| text.parse()).context("ROUNDS is not a number")?;
+    let seed: u64 = arguments.next().map_or(Ok(1), |text| text.parse()).context("SEED is not a number")?;
     let lanes = arguments.next();
     let terms = Terms { in_flight: 8, accounted: Duration::from_secs(2), stop: Duration::from_secs(10) };
     let mut bench = Bench::start(seed, lanes.as_deref(), terms)?;
-    println!("{rounds} rounds of each, {} requests in flight, seed {seed}", terms.in_flight);
+    println!("{rounds} rounds of each kind, {} requests in flight, seed {seed}", terms.in_flight);
     let mut results = Kill::ALL.map(|kill| (kill, Vec::new()));
     for number in 1..=rounds {
         for (kill, done) in &mut results {

@@ -1,12 +1,12 @@
-//! Many small requests through a pair: whether all are answered, whether everything is given back, and whether memory grows.
+//! Sends many small requests through a pair. Checks that all are answered, that all pages are freed, and that memory does not grow.
 //!
 //! ```text
 //! cargo build --release -p runtime
 //! cargo run --release -p integration-tests --example soak -- [REQUESTS] [CONCURRENCY]
 //! ```
-//! Each request has 16 tokens of its own and asks for 8. Resident memory is read after half of the requests and after all; by the half
-//! the page pool has been touched whole, since pages stay in the cache. Ends with an error if an answer is not a 200, a page, permit or
-//! stream is not given back, or memory has grown by 2 % in the second half.
+//! Each request has a new prompt of 16 tokens and asks for 8. The program reads resident memory after half of the requests and after all. Pages
+//! stay in the cache, so the first half touches the whole page pool. The program ends with an error if an answer does not have status 200, if a
+//! page, permit or stream is not released, or if memory grows by 2 % in the second half.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{get, metrics, post};
-use integration_tests::process::{PATIENCE, Pair};
+use integration_tests::deadline::STATE_WITHIN;
+use integration_tests::process::{Pair, until};
 use serde_json::json;
 
 const PROMPT_TOKENS: u32 = 16;
@@ -22,8 +23,8 @@ const TOKENS: u32 = 8;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<usize>());
-    let requests = arguments.next().unwrap_or(Ok(5000)).context("how many requests")?;
-    let concurrency = arguments.next().unwrap_or(Ok(64)).context("how many at once")?;
+    let requests = arguments.next().unwrap_or(Ok(5000)).context("REQUESTS is not a number")?;
+    let concurrency = arguments.next().unwrap_or(Ok(64)).context("CONCURRENCY is not a number")?;
     let pair = Pair::start(&["engine.kv_bytes=256MiB", "engine.prefix_cache=true"])?;
     let processes = [("receiver", &pair.receiver), ("sender", &pair.sender)];
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::<String>::new()));
@@ -45,7 +46,7 @@ fn main() -> Result<()> {
                     Ok((status, answer)) => format!("{status}: {answer}"),
                     Err(error) => error.to_string(),
                 };
-                failed.lock().expect("no panic under it").push(problem);
+                failed.lock().expect("no thread panics while it holds the lock").push(problem);
             }
         };
         let loads: Vec<_> = (0..concurrency).map(|_| scope.spawn(load)).collect();
@@ -58,7 +59,7 @@ fn main() -> Result<()> {
         Ok(())
     })?;
     let seconds = began.elapsed().as_secs_f64();
-    let failed = failed.into_inner().expect("no panic under it");
+    let failed = failed.into_inner().expect("no thread panics while it holds the lock");
     println!(
         "{requests} requests of {PROMPT_TOKENS} tokens in and {TOKENS} out, {concurrency} at once: {seconds:.0} s, {:.1} requests/s, {} failed",
         requests as f64 / seconds,
@@ -67,7 +68,7 @@ fn main() -> Result<()> {
     if let Some(first) = failed.first() {
         println!("the first failure: {first}");
     }
-    // What is still on its way back when the last answer is out is back soon after.
+    // Pages, permits and streams are released shortly after the last answer.
     let empty = || -> Result<bool> {
         let receiver = metrics(&pair.frontend)?.are_all_zero(&[
             "baton_pages_live",
@@ -80,12 +81,8 @@ fn main() -> Result<()> {
         let (_, health) = get(&pair.frontend, "/health")?;
         Ok(receiver && sender && load["server_load"] == 0 && health["live_requests"] == 0)
     };
-    let deadline = Instant::now() + PATIENCE;
-    while !empty()? && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let given_back = empty()?;
-    println!("pages, permits and streams given back: {}", if given_back { "all" } else { "NOT all" });
+    let released = until("pages, permits and streams are released", STATE_WITHIN, empty).is_ok();
+    println!("pages, permits and streams released: {}", if released { "all" } else { "NOT all" });
     let mut grown: f64 = 0.0;
     for ((name, process), half) in processes.iter().zip(&half) {
         let end = process.resident_mib()?;
@@ -93,6 +90,9 @@ fn main() -> Result<()> {
         println!("{name:<8} resident after half {:.1} MiB, after all {:.1} MiB: {growth:+.2} %", half, end);
         grown = grown.max(growth);
     }
-    ensure!(failed.is_empty() && given_back && !half.is_empty() && grown < 2.0, "not what was promised");
+    ensure!(
+        failed.is_empty() && released && !half.is_empty() && grown < 2.0,
+        "a request failed, something was not released, or memory grew"
+    );
     Ok(())
 }

@@ -1,10 +1,10 @@
-"""The last token's logits at a large model's shapes: Baton's, and PyTorch's own in bf16, against PyTorch in float32.
+"""Compares the logits of the last token at the shape of a large model: Baton and PyTorch in bf16, each against PyTorch in float32.
 
     target/release/examples/gpu_engine configs/models/llama-3.1-8b logits 1000 /tmp/logits
     python3 integration-tests/gpu/logits.py configs/models/llama-3.1-8b 1000 /tmp/logits
 
-Both sides make the same random weights: number i of matrix n is splitmix64's (i + 1)-th from seed n, as `baton_fill` has it. Needs
-PyTorch and a GPU.
+Both programs make the same random weights: number i of matrix n is the (i + 1)-th number of splitmix64 from seed n, as in `baton_fill`. Needs PyTorch
+and a GPU.
 """
 
 import json
@@ -29,7 +29,7 @@ def signed(value):
 
 
 def shift(z, bits):
-    """A logical shift to the right of signed words."""
+    """Shifts signed words to the right without sign extension."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -62,7 +62,7 @@ def norm(x):
 
 
 def rotate(x, angles):
-    """Pairs stand side by side."""
+    """Rotates adjacent pairs."""
     pairs = x.float().unflatten(-1, (-1, 2))
     sine, cosine = angles.sin()[:, None], angles.cos()[:, None]
     a, b = pairs.unbind(-1)

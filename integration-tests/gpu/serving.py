@@ -1,4 +1,4 @@
-"""Baton's processes as the programs beside this file start and ask them. Standard library only."""
+"""Starts Baton's processes and asks them, for the programs in this folder. Uses the standard library only."""
 
 import contextlib
 import http.client
@@ -12,41 +12,69 @@ import time
 
 
 class Failed(Exception):
-    """A process or an answer that is not as it should be."""
+    """A process or an answer is wrong."""
+
+
+# The log lines that the suite looks for, by their constant messages. Every other state is asked over HTTP.
+LISTENING = "listening"
+LANE_TOO_SLOW = "cuda_ipc"
 
 
 class Process:
-    """A `runtime`, its log, and where it listens."""
+    """A `runtime` process and its log."""
 
     def __init__(self, command, gpu, **environment):
         environment = dict(os.environ, CUDA_VISIBLE_DEVICES=str(gpu), **environment)
         self.name, self.lines = command[command.index("--role") + 1], []
         self.child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        self.grown = threading.Condition()
+        self.changed = threading.Condition()
         threading.Thread(target=self.read, daemon=True).start()
 
     def read(self):
         for line in self.child.stderr:
-            with self.grown:
+            with self.changed:
                 self.lines.append(line.rstrip())
-                self.grown.notify_all()
+                self.changed.notify_all()
 
-    def wait(self, *words, seconds=90):
-        """The first line with all these words."""
-        until = time.monotonic() + seconds
-        with self.grown:
-            while True:
-                for line in self.lines:
-                    if all(word in line for word in words):
-                        return line
-                left = until - time.monotonic()
-                if left <= 0 or self.child.poll() is not None:
-                    raise Failed(f"{self.name} does not say {words}:\n" + "\n".join(self.lines[-25:]))
-                self.grown.wait(min(left, 0.5))
+    def until(self, what, found, seconds=90):
+        """Calls `found` until its result is true, and returns the result."""
+        end = time.monotonic() + seconds
+        while not (result := found()):
+            if time.monotonic() > end or self.child.poll() is not None:
+                raise Failed(f"{self.name}: not {what}; its log ends with:\n" + "\n".join(self.lines[-25:]))
+            with self.changed:
+                self.changed.wait(0.02)
+        return result
+
+    def line(self, *words):
+        """The first log line that contains each of `words`."""
+        return self.until(f"logged {words}", lambda: next((line for line in list(self.lines) if all(word in line for word in words)), None))
+
+    def address(self, key):
+        """The address that the port configured under `key` is bound to."""
+        return re.search(r"(?:url=http://|address=)(\S+)", self.line(LISTENING, f'key="{key}"')).group(1)
 
     def port(self, key="frontend.port"):
-        line = self.wait("listening", f'key="{key}"')
-        return int(re.search(r":(\d+)(?=[\" ]|$)", line).group(1))
+        return int(self.address(key).rsplit(":", 1)[1])
+
+    def health(self, key):
+        """The answer to `/health`; empty while the port does not answer with status 200."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port(key), timeout=5)
+        try:
+            connection.request("GET", "/health")
+            reply = connection.getresponse()
+            return json.loads(reply.read()) if reply.status == 200 else {}
+        except (OSError, http.client.HTTPException):
+            return {}
+        finally:
+            connection.close()
+
+    def wait_healthy(self, key="frontend.port"):
+        self.until("healthy", lambda: self.health(key))
+
+    def wait_peers(self, count=1):
+        """Waits until pages can travel between the process and `count` peers."""
+        self.until(f"connected to {count} peers", lambda: self.health("http.port").get("peers") == count)
 
     def stop(self):
         self.child.terminate()
@@ -62,7 +90,7 @@ class Process:
 
 
 class Fleet:
-    """How every process is started."""
+    """Starts processes with common settings."""
 
     def __init__(self, runtime, libucp, model, *settings):
         settings = ["http.port=0", f"transport.ucx_library={libucp}", "engine.prefix_cache=false", *settings]
@@ -72,13 +100,13 @@ class Fleet:
         self.runtime, self.model, self.settings, self.processes = str(runtime), str(model), settings, []
 
     def start(self, role, gpu, *settings, **environment):
-        # The last one counts.
+        # A later setting overrides an earlier one.
         pairs = [part for setting in [*self.settings, *settings] for part in ("--set", setting)]
         self.processes.append(Process([self.runtime, "--role", role, "--model", self.model, *pairs], gpu, **environment))
         return self.processes[-1]
 
     def stop(self):
-        """Ends what still runs."""
+        """Ends the processes that still run."""
         for process in self.processes:
             if process.child.poll() is None:
                 process.stop()
@@ -86,15 +114,15 @@ class Fleet:
 
     def local(self, gpu, *settings, device="cuda"):
         process = self.start("local", gpu, "frontend.port=0", f"engine.device={device}", *settings)
-        process.wait("ready in")
+        process.wait_healthy()
         return process
 
     def receiver(self, link="127.0.0.1:0", **environment):
-        """A receiver on the first GPU, and where senders dial it."""
+        """A receiver on the first GPU, and the address of its link port."""
         port = f"link.port={link.rsplit(':', 1)[1]}"
         process = self.start("receiver", 0, "frontend.port=0", "engine.device=cuda", port, **environment)
-        process.wait("ready in")
-        return process, re.search(r"address=([\d.:]+)", process.wait("listening for senders")).group(1)
+        process.wait_healthy()
+        return process, process.address("link.port")
 
     def sender(self, link, **environment):
         """A sender on the second GPU."""
@@ -103,7 +131,8 @@ class Fleet:
     def pair(self):
         receiver, link = self.receiver()
         sender = self.sender(link)
-        sender.wait("receiver ready")
+        receiver.wait_peers()
+        sender.wait_peers()
         return receiver, sender, link
 
 
@@ -112,7 +141,7 @@ KEPT = threading.local()
 
 @contextlib.contextmanager
 def posted(port, path, body):
-    """The reply to a POST of JSON. This thread's connection is kept for its next request, as vLLM's client does, once all of the reply is read."""
+    """The reply to a POST of JSON. When the reply has been read, the connection is kept for the next request of this thread, as vLLM's client does."""
     connections = KEPT.__dict__.setdefault("connections", {})
 
     def post(connection):
@@ -124,7 +153,7 @@ def posted(port, path, body):
     try:
         connection, reply = post(kept or fresh)
     except ConnectionError:
-        # The server closes a connection that is idle for long.
+        # The server closes connections that are idle for a long time.
         if kept is None:
             raise
         connection, reply = post(fresh)
@@ -134,11 +163,11 @@ def posted(port, path, body):
 
 
 class Answer:
-    """What a streamed completion said, and when: milliseconds from the request."""
+    """A streamed completion: its tokens, and their times in milliseconds from the request."""
 
     def __init__(self):
         self.ids, self.times, self.timings = [], [], {}
-        # Texts of the tokens, and for each the most probable ones with their logarithms, if they were asked for.
+        # Texts of the tokens, and for each position the most probable tokens with their log probabilities, if requested.
         self.texts, self.tops = [], []
 
     @property
@@ -151,7 +180,7 @@ class Answer:
 
 
 def ask(port, prompt, tokens, **more):
-    """Asks for that many tokens, greedily unless `more` says otherwise; `prompt` is token ids."""
+    """Asks for `tokens` tokens, greedy unless `more` has other settings. `prompt` is a list of token ids."""
     body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
     body |= {"return_token_ids": True, "return_timings": True, "stream_options": {"include_usage": True}, **more}
     answer, began = Answer(), time.perf_counter()
@@ -163,7 +192,7 @@ def ask(port, prompt, tokens, **more):
                 continue
             event = json.loads(line[6:])
             if "choices" not in event:
-                raise Failed(f"the answer broke off: {event}")
+                raise Failed(f"the answer ended early: {event}")
             answer.timings = event.get("timings") or answer.timings
             for choice in event["choices"]:
                 if choice.get("token_ids"):
@@ -173,7 +202,7 @@ def ask(port, prompt, tokens, **more):
                     answer.texts += choice["logprobs"]["tokens"]
                     answer.tops += choice["logprobs"]["top_logprobs"]
     if len(answer.ids) != tokens:
-        raise Failed(f"{len(answer.ids)} of {tokens} tokens came")
+        raise Failed(f"got {len(answer.ids)} of {tokens} tokens")
     return answer
 
 
@@ -183,7 +212,7 @@ def tokenize(port, text):
 
 
 class Together:
-    """Answers to all prompts, no more than `most` at a time; None for one that failed."""
+    """Answers to all prompts, at most `most` at a time; None for a failed one."""
 
     def __init__(self, port, prompts, tokens, most=None, **more):
         self.answers = [None] * len(prompts)
@@ -212,7 +241,7 @@ class Together:
 
 
 def random_prompt(seed, length):
-    """Token ids that every model here has."""
+    """A prompt of token ids that every model of the suite has."""
     return random.Random(seed).choices(range(1000, 32000), k=length)
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What Baton is to show on two GPUs: correctness and every figure, in one run of a few minutes. On one GPU: `--only engine,alone,logits,memory`.
+"""The GPU suite: checks Baton's results and measures its speed on two GPUs in a few minutes. On one GPU: `--only engine,alone,logits,memory`.
 
     python3 suite.py RUNTIME GPU_ENGINE LIBUCP MODEL_FOLDER [--out FOLDER] [--model FILE.gguf] [--only PART,...]
 
-RUNTIME and GPU_ENGINE are built with the feature `cuda`; MODEL_FOLDER has the shape of the large model (configs/models/llama-3.1-8b),
-whose weights are random; FILE.gguf is a real model, without which no words are judged under load. LD_LIBRARY_PATH has CUDA 13's
-libraries. Standard library only; logits want PyTorch, kernel times ncu, memory checks compute-sanitizer, and each is left out, by
-name, where that is missing. Writes FOLDER/suite.json and FOLDER/suite.md, and ends with 1 if anything is not as it should be.
+RUNTIME and GPU_ENGINE are built with the feature `cuda`. MODEL_FOLDER has the shape of the large model (configs/models/llama-3.1-8b), which
+gets random weights. FILE.gguf is a real model; without it, answers under load are not checked. LD_LIBRARY_PATH has CUDA 13's libraries. The suite
+uses the standard library only. Logits need PyTorch, kernel times need ncu, and memory checks need compute-sanitizer. If one of these is missing,
+the suite skips the part and says so. It writes FOLDER/suite.json and FOLDER/suite.md, and exits with 1 if a check or a part fails.
 """
 
 import argparse
@@ -23,34 +23,34 @@ import tempfile
 import threading
 import time
 
-from serving import Answer, Failed, Fleet, Together, ask, gpu_memory, random_prompt, tokenize
+from serving import LANE_TOO_SLOW, Answer, Failed, Fleet, Together, ask, gpu_memory, random_prompt, tokenize
 
 LENGTHS = [1000, 5000, 15000]
 ROUNDS = 5
-# Two tokens whose logarithms of probability differ by no more than this are a tie to bf16, whose products are off by some hundredths.
+# Two tokens whose log probabilities differ by no more than this count as a tie, because bf16 products have errors of some hundredths.
 NEAR_TIE = 0.25
-# Settings whose tokens are drawn: those that most clients send.
+# Sampling settings that many clients use.
 DRAWN = {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "seed": 7}
 CHECKED = 200
-# How long rows are compared in company under memcheck.
+# How long rows are compared in large batches under memcheck.
 COMPANY_SECONDS = 40
 WORDS = 32
 
 
 class Report:
-    """Rows of the table; a row with a wish is met or not."""
+    """The rows of the result table. A row with a bound is met or not met."""
 
     def __init__(self):
         self.rows, self.notes = [], []
 
-    def add(self, part, what, value, wish=None, unit=""):
+    def add(self, part, what, value, bound_text=None, unit=""):
         met = None
-        if wish is not None:
-            sign, bound = wish.split()
+        if bound_text is not None:
+            sign, bound = bound_text.split()
             met = {"<=": value <= float(bound), ">=": value >= float(bound), "=": value == float(bound)}[sign]
-        self.rows.append({"part": part, "what": what, "value": value, "unit": unit, "wanted": wish, "met": met})
+        self.rows.append({"part": part, "what": what, "value": value, "unit": unit, "wanted": bound_text, "met": met})
         shown = f"{value:.3g}" if isinstance(value, float) and abs(value) < 100 else f"{value:.0f}"
-        print(f"  {what:<74} {shown:>8} {unit:<7} {wish or '':<9} {'' if met is None else 'met' if met else 'NOT MET'}", flush=True)
+        print(f"  {what:<74} {shown:>8} {unit:<7} {bound_text or '':<9} {'' if met is None else 'met' if met else 'NOT MET'}", flush=True)
 
     def note(self, text):
         self.notes.append(text)
@@ -74,45 +74,45 @@ def output(command, seconds=180, **environment):
 
 
 def lines_like(pattern, said):
-    """All lines of that form, of which there must be some."""
+    """All matches of a pattern, of which there must be at least one."""
     lines = re.findall(pattern, said, re.M)
     if not lines:
-        raise Failed(f"no line has the form {pattern}")
+        raise Failed(f"no line matches {pattern}")
     return lines
 
 
 def engine(suite):
-    """The engine by itself: small models against the CPU engine, times, what a step reads, what its kernels take."""
+    """The engine alone: small models against the CPU engine, times, bytes read per step, kernel times."""
     said = output([suite.gpu_engine, suite.folder])
     print(said)
     for name, error, same, rows, draws in lines_like(r"^(\S+) +\d+ +([\d.]+) +(\d+/\d+) +(\d+) +(\d+)$", said):
         suite.add(f"{name}: logits' RMS error against the CPU engine", float(error), "<= 0.03")
-        # It ends at the first row that is not the same.
-        suite.add(f"{name}: rows whose logits are the same alone and in company, to the bit, all of", int(rows))
-        suite.add(f"{name}: tokens drawn by the GPU that are those that the host draws, all of", int(draws))
+        # The program fails at the first row that differs.
+        suite.add(f"{name}: rows with bit-identical logits alone and in a batch, all of", int(rows))
+        suite.add(f"{name}: tokens that the GPU and the host sample alike, all of", int(draws))
         right, all_of_them = map(int, same.split("/"))
         suite.add(f"{name}: greedy tokens that differ from the CPU engine's", all_of_them - right, "= 0")
     rows = int(re.search(r"^(\d+) rows have the same logits", said, re.M)[1])
-    suite.add("large model: rows whose logits are the same alone and in company, to the bit, all of", rows)
+    suite.add("large model: rows with bit-identical logits alone and in a batch, all of", rows)
     draws = int(re.search(r"^(\d+) tokens drawn", said, re.M)[1])
-    suite.add("large model: tokens drawn by the GPU that are those that the host draws, all of", draws)
+    suite.add("large model: tokens that the GPU and the host sample alike, all of", draws)
     suite.read_rate = float(re.search(r"page hash: ([\d.]+) TB/s", said)[1])
     suite.add("read bandwidth, by the page hash", suite.read_rate, unit="TB/s")
     for rows, context, each, drawn in lines_like(r"^ +(\d+) +(\d+) +([\d.]+) +[\d.]+ +([\d.]+)$", said):
         suite.add(f"decode step of {rows} rows behind {context} tokens", float(each), unit="ms")
-        suite.add(f"decode step of {rows} rows behind {context} tokens, drawn with top_k and top_p", float(drawn), unit="ms")
-    # It ends with an error if a step succeeds after the GPU has failed, or fails without calling the engine lost.
+        suite.add(f"decode step of {rows} rows behind {context} tokens, sampled with top_k and top_p", float(drawn), unit="ms")
+    # The program fails if a step succeeds after the GPU has failed, or if the error does not report the whole engine as failed.
     print(output([suite.gpu_engine, "failure"]))
     if shutil.which("ncu"):
         for length in LENGTHS:
             suite.kernels[length] = kernel_times(suite, length)
             suite.add(f"kernels of a prefill of {length} tokens, summed", suite.kernels[length], unit="ms")
     else:
-        suite.note("kernel times are left out: there is no ncu")
+        suite.note("kernel times are skipped: ncu is not installed")
 
 
 def kernel_times(suite, length):
-    """Milliseconds of all kernels of one prefill, but those that make the weights."""
+    """Milliseconds of all kernels of one prefill without those that make the weights."""
     metric = "gpu__time_duration.sum"
     profiled = ["ncu", "--metrics", metric, "--clock-control", "none", "--csv", "--kernel-name", "regex:^(?!fill)"]
     said = output([*profiled, suite.gpu_engine, suite.folder, "prefill", length], CUDA_VISIBLE_DEVICES="0")
@@ -122,19 +122,19 @@ def kernel_times(suite, length):
 
 
 def hand_over(suite):
-    """83 pages of 8 MiB, from the first put to the receiver's first decode step, against one contiguous copy."""
-    for name, more, wish in (("in runs", [], ">= 0.90"), ("scattered", ["--scattered"], ">= 0.80")):
+    """83 pages of 8 MiB: the time from the first put to the first decode step of the receiver, against one contiguous copy."""
+    for name, more, bound_text in (("in runs", [], ">= 0.90"), ("scattered", ["--scattered"], ">= 0.80")):
         settings = ["--set", "engine.device=cuda", "--set", f"transport.ucx_library={suite.libucp}", "--cycles", "7"]
         said = output([suite.runtime, "bench", "transfer", *settings, *more])
         lane = re.search(r"([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)  medians", said)
         without, with_hash = re.search(r"([\d.]+) without the hash, ([\d.]+) with it", said).groups()
         suite.add(f"peer copy of the same bytes, pages {name}", float(lane[1]), unit="GB/s")
-        suite.add(f"hand-over of pages {name}, hash on, of the peer copy", float(with_hash), wish)
-        suite.add(f"hand-over of pages {name}, hash off, of the peer copy", float(without))
+        suite.add(f"speed of the hand-over of pages {name}, hash on, relative to the peer copy", float(with_hash), bound_text)
+        suite.add(f"speed of the hand-over of pages {name}, hash off, relative to the peer copy", float(without))
 
 
 def one_at_a_time(suite, port, who):
-    """Medians of requests of each length, after one that warms up."""
+    """Medians over requests of each length, without the first, which warms up."""
     rows = {}
     for length in LENGTHS:
         answers = [ask(port, random_prompt(length * 1000 + turn, length), 16) for turn in range(ROUNDS)]
@@ -150,22 +150,22 @@ def one_at_a_time(suite, port, who):
 
 
 def alone(suite):
-    """One process, on the sender's GPU: two of a kind differ by a few percent."""
+    """One process on the GPU of the sender, because two equal GPUs differ by a few percent."""
     process = suite.large.local(suite.last_gpu)
     suite.single = one_at_a_time(suite, process.port(), "single")
     for length, bound in zip(LENGTHS, (40, 150, 505)):
         row = suite.single[length]
         suite.add(f"one GPU, {length} tokens: TTFT over HTTP", row["ttft"], f"<= {bound}", "ms")
         if length in suite.kernels:
-            suite.add(f"one GPU, {length} tokens: TTFT of its kernels' sum", row["ttft"] / suite.kernels[length], "<= 1.25")
+            suite.add(f"one GPU, {length} tokens: TTFT relative to the sum of its kernels", row["ttft"] / suite.kernels[length], "<= 1.25")
         suite.add(f"one GPU, {length} tokens: inter-token time over HTTP", row["inter"], "<= 6.0" if length == 1000 else None, "ms")
     if suite.read_rate:
         floor = suite.weights / suite.read_rate / 1e9
-        suite.add("decode of one row over its weights' reading", suite.single[1000]["inter"] / floor, "<= 1.15")
+        suite.add("decode time of one row relative to reading the weights", suite.single[1000]["inter"] / floor, "<= 1.15")
 
 
 def pair(suite):
-    """A sender and a receiver: what the hand-over adds, whether words change, and the seed's load."""
+    """A sender and a receiver: the cost of the hand-over, the tokens, and a load of one request per second."""
     receiver, sender, _ = suite.large.pair()
     port = receiver.port()
     rows = one_at_a_time(suite, port, "pair")
@@ -175,12 +175,12 @@ def pair(suite):
     for length in LENGTHS[1:]:
         row = rows[length]
         suite.add(f"pair, {length} tokens: exposed time", row["exposed"], "<= 3", "ms")
-        suite.add(f"pair, {length} tokens: TTFT beyond one GPU's", row["ttft"] - suite.single[length]["ttft"], "<= 3", "ms")
+        suite.add(f"pair, {length} tokens: TTFT minus that of one GPU", row["ttft"] - suite.single[length]["ttft"], "<= 3", "ms")
         suite.add(f"pair, {length} tokens: gap to token 2 over the inter-token time", row["gap"] / row["inter"], "<= 2")
     differ = sum(
         one != two for length in LENGTHS for one, two in zip(suite.words["single", length], suite.words["pair", length])
     )
-    suite.add(f"pair, of {len(LENGTHS) * ROUNDS} answers one at a time those whose ids differ from one GPU's", differ, "= 0")
+    suite.add(f"pair, one request at a time: answers of {len(LENGTHS) * ROUNDS} that differ from those of one GPU", differ, "= 0")
     results, threads = [], []
     began = time.monotonic()
     for turn in range(50):
@@ -191,7 +191,7 @@ def pair(suite):
     for thread in threads:
         thread.join()
     gaps = sorted(gap for answer in results for gap in answer.gaps)
-    load = "pair, 50 x 5000/200 at one a second"
+    load = "pair, 50 x 5000/200 at one per second"
     suite.add(f"{load}: answers", len(results), "= 50")
     suite.add(f"{load}: TTFT median", statistics.median(answer.ttft for answer in results), "<= 160", "ms")
     suite.add(f"{load}: TPOT median", statistics.median(statistics.mean(answer.gaps) for answer in results), "<= 6.8", "ms")
@@ -199,24 +199,24 @@ def pair(suite):
 
 
 def pages(suite):
-    """The bytes of a prompt's pages on each GPU; what travels is checked by its hash."""
+    """The bytes of the pages of a prompt on each GPU. Transferred pages are checked by their hashes."""
     digests = [output([suite.gpu_engine, suite.folder, "pages", 5000], CUDA_VISIBLE_DEVICES=str(gpu)).split()[-1] for gpu in (0, 1)]
     suite.add("pages of 5000 tokens: digests that differ between GPUs", int(digests[0] != digests[1]), "= 0")
 
 
 def logits(suite):
-    """The large shape's logits, and PyTorch's own in bf16, against float32."""
+    """The logits of the large shape from Baton and from PyTorch in bf16, against float32."""
     if subprocess.run([sys.executable, "-c", "import torch"], capture_output=True).returncode:
-        return suite.note("logits at the large shape are left out: there is no PyTorch")
+        return suite.note("logits at the large shape are skipped: PyTorch is not installed")
     with tempfile.NamedTemporaryFile() as file:
         output([suite.gpu_engine, suite.folder, "logits", 1000, file.name])
         said = output([sys.executable, pathlib.Path(__file__).with_name("logits.py"), suite.folder, 1000, file.name])
     print(said)
-    suite.add("large shape: logits' RMS error of torch bf16's own", float(re.search(r"ratio ([\d.]+)", said)[1]), "<= 1.5")
+    suite.add("large shape: RMS error of the logits relative to that of PyTorch in bf16", float(re.search(r"ratio ([\d.]+)", said)[1]), "<= 1.5")
 
 
 def texts():
-    """Pieces of prose of many lengths, longest 6,000 characters."""
+    """Pieces of the documentation, of 80 to 6,000 characters."""
     root = pathlib.Path(__file__).resolve().parents[1]
     root = root if (root / "docs").is_dir() else root.parent
     prose = "\n".join(path.read_text() for path in sorted((root / "docs").rglob("*.md")))
@@ -230,15 +230,15 @@ def divergence(one, other):
 
 
 def gap(reference, other, place):
-    """How much more the reference, whose most probable tokens are known, gives its own token than the other's. One that it does not name is no near-tie."""
+    """The log probability of the reference's own token minus that of the other answer's token, by the reference. A token that the reference does not list is not a near-tie."""
     top = reference.tops[place]
     return top[reference.texts[place]] - top.get(other.texts[place], min(top.values()) - 2 * NEAR_TIE)
 
 
 def real(suite):
-    """A real model: a pair against the CPU engine, and many at once against one at a time."""
+    """A real model: a pair against the CPU engine, and many requests at once against one at a time."""
     if not suite.model:
-        return suite.note("a real model is left out: --model names none")
+        return suite.note("the real model is skipped: there is no --model")
     cpu = suite.small.local(0, device="cpu")
     prompts = [tokenize(cpu.port(), text) for text in texts()]
     some = prompts[::12]
@@ -257,29 +257,29 @@ def real(suite):
             gaps.append(gap(reference, answer, place))
     rms = statistics.fmean(difference**2 for difference in differences) ** 0.5
     suite.add(f"real model, pair against the CPU engine, {len(some)} answers: RMS difference of logprobs", rms, "<= 0.1")
-    suite.add("  the largest of them", max(map(abs, differences)))
-    parted(suite, gaps)
+    suite.add("  the largest difference", max(map(abs, differences)))
+    report_divergence(suite, gaps)
     plain = [ask(port, prompt, WORDS) for prompt in some]
-    suite.add("  answers whose ids depend on who samples, host or GPU", sum(a.ids != b.ids for a, b in zip(plain, told)), "= 0")
+    suite.add("  answers that differ between sampling on the host and on the GPU", sum(a.ids != b.ids for a, b in zip(plain, told)), "= 0")
     drawn = [ask(port, prompt, WORDS, **DRAWN) for prompt in some]
     by_host = [ask(port, prompt, WORDS, **DRAWN, logprobs=1) for prompt in some]
-    suite.add("  the same, drawn with a seed", sum(a.ids != b.ids for a, b in zip(drawn, by_host)), "= 0")
-    # Beside the sender: what all have together may not exceed it.
+    suite.add("  the same, sampled with a seed", sum(a.ids != b.ids for a, b in zip(drawn, by_host)), "= 0")
+    # This process shares a GPU with the sender, so both together must fit in its memory.
     single = suite.small.local(1, "engine.gpu_memory_utilization=0.8")
     expected = [ask(single.port(), prompt, WORDS) for prompt in prompts]
     found = Together(port, prompts, WORDS, 32).wait()
     judge(suite, single.port(), prompts, expected, found, f"{len(prompts)} answers through the pair, 32 at once")
-    suite.add("  of those, the share that is equal for 32 tokens", equal(expected, found), ">= 0.99")
+    suite.add("  the share of them that is equal for 32 tokens", equal(expected, found), ">= 0.99")
     suite.expected = list(zip(prompts, expected))
     expected = [ask(single.port(), prompt, WORDS, **DRAWN) for prompt in prompts]
     found = Together(port, prompts, WORDS, 32, **DRAWN).wait()
-    suite.add("  the same share, drawn with a seed", equal(expected, found), ">= 0.99")
+    suite.add("  the same share, sampled with a seed", equal(expected, found), ">= 0.99")
 
 
-def parted(suite, gaps):
-    suite.add("  answers that part", len(gaps))
-    suite.add(f"    elsewhere than at a near-tie (logprobs more than {NEAR_TIE} apart)", sum(gap > NEAR_TIE for gap in gaps), "= 0")
-    suite.add("    the widest of these gaps", max(gaps, default=0.0))
+def report_divergence(suite, gaps):
+    suite.add("  answers that diverge", len(gaps))
+    suite.add(f"    not at a near-tie (logprobs differ by more than {NEAR_TIE})", sum(gap > NEAR_TIE for gap in gaps), "= 0")
+    suite.add("    the largest of these differences", max(gaps, default=0.0))
 
 
 def equal(expected, found):
@@ -287,28 +287,28 @@ def equal(expected, found):
 
 
 def judge(suite, port, prompts, expected, found, title):
-    """Failed answers, and where answers part from the expected ones."""
+    """Reports failed answers, and where answers diverge from the expected ones."""
     gaps = []
     for prompt, one, other in zip(prompts, expected, found):
         place = None if other is None else divergence(one, other)
         if place is not None:
-            # The other one's token as text: the same prefix, and then its token.
+            # The text of the other answer's token: ask with the same prefix and force that token.
             reference = ask(port, prompt, place + 1, logprobs=20)
             chosen = ask(port, prompt + other.ids[:place], 1, logprobs=20, logit_bias={str(other.ids[place]): 100})
             witness = Answer()
             witness.texts = reference.texts[:-1] + chosen.texts
             gaps.append(gap(reference, witness, place))
     suite.add(f"{title}: failed", found.count(None), "= 0")
-    parted(suite, gaps)
+    report_divergence(suite, gaps)
 
 
 def refusal(suite):
-    """Without cuda_ipc: no hand-over, a reason with its mend, and answers all the same."""
+    """Without cuda_ipc: no hand-over, a warning with advice, and answers nevertheless."""
     without = {"UCX_TLS": "tcp,cuda_copy"}
     receiver, link = suite.large.receiver(**without)
     sender = suite.large.sender(link, **without)
-    reason = sender.wait("cuda_ipc", "WARN")
-    suite.note(f"without cuda_ipc the sender says: {reason.split('WARN', 1)[1].strip()}")
+    reason = sender.line(LANE_TOO_SLOW, "WARN")
+    suite.note(f"without cuda_ipc the sender logs: {reason.split('WARN', 1)[1].strip()}")
     answer = ask(receiver.port(), random_prompt(1, 1000), 8)
     suite.add("without cuda_ipc: answers that were handed over", int(bool(answer.timings["disaggregated"])), "= 0")
 
@@ -320,10 +320,10 @@ def wait_for_memory(gpu, began):
 
 
 def kills(suite):
-    """Each side dies under load; the other one goes on, and takes a new peer of full size."""
+    """Each process is killed under load. The other one continues and accepts a new peer."""
     fleet = suite.small if suite.expected else suite.large
     if not suite.expected:
-        suite.note("words after deaths are not judged: random weights have near-ties everywhere, and --model names no other")
+        suite.note("answers after a kill are not checked: random weights have near-ties everywhere, and there is no --model")
         suite.expected = [(random_prompt(turn, 3000), None) for turn in range(24)]
     prompts, expected = (list(column) for column in zip(*suite.expected))
     receiver, sender, link = fleet.pair()
@@ -333,7 +333,7 @@ def kills(suite):
     suite.add("sender killed under load: its memory is free after", wait_for_memory(1, time.monotonic()), "<= 1", "s")
     found = under_load.wait()
     sender = fleet.sender(link)
-    sender.wait("receiver ready")
+    sender.wait_peers()
     deadline = time.monotonic() + 30
     while not (first := ask(receiver.port(), random_prompt(9, 1000), 8)).timings["disaggregated"] and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -343,7 +343,7 @@ def kills(suite):
     else:
         suite.add("  answers that failed", found.count(None), "= 0")
     under_load = Together(receiver.port(), prompts, WORDS, 32)
-    # The sender's own requests know nothing of the receiver.
+    # Requests to the sender itself do not depend on the receiver.
     beside = Together(sender.port("http.port"), prompts[:8], WORDS)
     time.sleep(0.2)
     receiver.kill()
@@ -351,20 +351,20 @@ def kills(suite):
     under_load.wait()
     found = beside.wait()
     if expected[0]:
-        judge(suite, sender.port("http.port"), prompts[:8], expected[:8], found, "  the sender's own answers meanwhile")
+        judge(suite, sender.port("http.port"), prompts[:8], expected[:8], found, "  answers of the sender itself meanwhile")
     receiver, _ = fleet.receiver(link)
     deadline = time.monotonic() + 30
     while not (first := ask(receiver.port(), random_prompt(9, 1000), 8)).timings["disaggregated"] and time.monotonic() < deadline:
         time.sleep(0.1)
-    suite.add("  a new receiver is served by the same sender", int(bool(first.timings["disaggregated"])), "= 1")
+    suite.add("  the same sender serves a new receiver", int(bool(first.timings["disaggregated"])), "= 1")
 
 
 def memory(suite):
-    """compute-sanitizer over the small models: every kernel of the engine, and the page hash."""
+    """compute-sanitizer with the small models: every kernel of the engine, and the page hash."""
     checker = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not pathlib.Path(checker).exists():
-        return suite.note("memory checks are left out: there is no compute-sanitizer")
-    # What a step's kernels take changes under it, and so what depends on that is found: hence the second run, which compares and compares.
+        return suite.note("memory checks are skipped: compute-sanitizer is not installed")
+    # Kernels have another timing under the tool. The second run compares rows repeatedly to find results that depend on timing.
     errors, wrong = 0, 0
     for arguments in [[], ["company", COMPANY_SECONDS]]:
         command = [checker, "--tool", "memcheck", suite.gpu_engine, *map(str, arguments)]
@@ -375,9 +375,9 @@ def memory(suite):
             wrong += 1
             print(run.stdout[-1000:], run.stderr[-1000:])
     suite.add("memcheck: errors", errors, "= 0")
-    suite.add("  runs under it with other results in company, or other draws", wrong, "= 0")
+    suite.add("  runs under it with other rows in a batch, or other sampled tokens", wrong, "= 0")
     rows = re.search(r"(\d+) rows in \d+ comparisons", run.stdout)
-    suite.add("  rows compared alone and in company under it", int(rows[1]) if rows else 0, ">= 1")
+    suite.add("  rows compared alone and in a batch under it", int(rows[1]) if rows else 0, ">= 1")
 
 
 PARTS = [engine, hand_over, alone, pair, pages, logits, real, refusal, kills, memory]
@@ -395,11 +395,11 @@ class Suite(Report):
         shape = json.loads((self.folder / "config.json").read_text())
         hidden, heads, kv_heads = shape["hidden_size"], shape["num_attention_heads"], shape["num_key_value_heads"]
         layer = hidden * shape["head_dim"] * 2 * (heads + kv_heads) + 3 * hidden * shape["intermediate_size"]
-        # Bytes that a decode step reads: all matrices but the embedding's, of which it reads a row.
+        # Bytes that a decode step reads: all matrices except the embedding, of which it reads one row.
         self.weights = 2 * (layer * shape["num_hidden_layers"] + hidden * shape["vocab_size"])
 
-    def add(self, what, value, wish=None, unit=""):
-        super().add(self.part, what, value, wish, unit)
+    def add(self, what, value, bound_text=None, unit=""):
+        super().add(self.part, what, value, bound_text, unit)
 
 
 def main():
@@ -414,7 +414,7 @@ def main():
     options = parser.parse_args()
     wanted = options.only.split(",")
     if unknown := set(wanted) - {part.__name__ for part in PARTS}:
-        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(part.__name__ for part in PARTS)}")
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; the parts are {', '.join(part.__name__ for part in PARTS)}")
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     gpus = subprocess.run(query, capture_output=True, text=True).stdout.strip().splitlines()
     suite, failures = Suite(options), []
@@ -428,7 +428,7 @@ def main():
         try:
             part(suite)
         except (Failed, OSError, subprocess.SubprocessError, KeyError, TypeError) as error:
-            failures.append(f"{part.__name__} broke off: {type(error).__name__}: {error}")
+            failures.append(f"{part.__name__} failed: {type(error).__name__}: {error}")
             print(f"  {failures[-1]}")
         suite.large.stop()
         suite.small.stop()
@@ -440,7 +440,7 @@ def main():
     (options.out / "suite.json").write_text(json.dumps(record, indent=1) + "\n")
     (options.out / "suite.md").write_text(suite.markdown(title))
     missed = [row["what"].strip() for row in suite.rows if row["met"] is False]
-    print(f"\n{sum(row['met'] is True for row in suite.rows)} met, {len(missed)} not met, {len(failures)} parts broke off")
+    print(f"\n{sum(row['met'] is True for row in suite.rows)} met, {len(missed)} not met, {len(failures)} parts failed")
     sys.exit(bool(missed or failures))
 
 

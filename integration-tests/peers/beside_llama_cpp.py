@@ -1,27 +1,24 @@
 #!/usr/bin/env python3
-"""Baton's CPU engine beside llama.cpp's, same model file, threads and machine, in turns in one run.
+"""Compares Baton's CPU engine with llama.cpp: the same model file, threads and machine, in turns in one run.
 
     python3 -m venv /tmp/peer && CMAKE_ARGS="-DGGML_NATIVE=ON" /tmp/peer/bin/pip install llama-cpp-python   # builds llama.cpp, 10 minutes
     cargo xtask fetch && cargo build --release -p runtime
     /tmp/peer/bin/python integration-tests/peers/beside_llama_cpp.py [ROUNDS] [THREADS]
 
-prefill      934 tokens of prompt, 512 in a step, tokens a second
-decode       64 tokens after them, one at a time, tokens a second
-decode of 8  the same for eight sequences at once, after prompts of 100 tokens, tokens of all a second
+prefill      a prompt of 934 tokens, 512 per step, in tokens per second
+decode       64 tokens after the prompt, in tokens per second
+decode of 8  the same for eight sequences at once after prompts of 100 tokens, in tokens per second of all sequences
 
-Baton is asked over HTTP, over connections that are kept, and answers with its own timings, from the first token to the last; llama.cpp is
-called in this process, without any sampling beyond the largest logit. A ratio above 1 means that Baton is faster. Ends with the medians of the rounds.
+Baton is measured over HTTP with kept connections, by the timings in its answers, from the first token to the last. llama.cpp is called in this
+process and takes the largest logit. A ratio above 1 means that Baton is faster. The program ends with the medians of the rounds.
 """
 
 import concurrent.futures
 import json
 import os
 import pathlib
-import re
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 
 import llama_cpp
@@ -29,7 +26,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "integration-tests/gpu"))
-from serving import posted  # noqa: E402
+from serving import Process, posted  # noqa: E402
 
 PROMPT, DECODED, SHORT, BATCH = 934, 64, 100, 8
 
@@ -50,12 +47,9 @@ class Baton:
         settings = [f"engine.threads={threads}", "frontend.port=0", "engine.prefill_chunk_tokens=512", "engine.prefix_cache=false"]
         command = [str(ROOT / "target/release/runtime"), "--role", "local", "--model", str(model_path())]
         command += [part for setting in settings for part in ("--set", setting)]
-        self.log = tempfile.NamedTemporaryFile("w+")
-        self.process = subprocess.Popen(command, stderr=self.log)
-        while not (found := re.search(r"url=http://\S+:(\d+)\b[\s\S]*ready in", pathlib.Path(self.log.name).read_text())):
-            assert self.process.poll() is None, pathlib.Path(self.log.name).read_text()
-            time.sleep(0.05)
-        self.port, self.pool = int(found[1]), concurrent.futures.ThreadPoolExecutor(BATCH)
+        self.process = Process(command, gpu="")
+        self.process.wait_healthy()
+        self.port, self.pool = self.process.port(), concurrent.futures.ThreadPoolExecutor(BATCH)
 
     def ask(self, ids):
         body = {"prompt": ids, "max_tokens": DECODED + 1, "temperature": 0, "ignore_eos": True, "return_timings": True}
@@ -68,13 +62,12 @@ class Baton:
 
     def eight(self, ids):
         timings = list(self.pool.map(self.ask, [[100 + n, *ids[1:SHORT]] for n in range(BATCH)]))
-        # The shortest is of the one that was prefilled last: from its first token on there are eight rows a step. The others, prefilled in the
-        # step before it, have one token more outside of that time.
+        # The sequence that was prefilled last has the shortest time. From its first token on, each step has eight rows. The other sequences were
+        # prefilled one step earlier and decode one more token outside of that time.
         return BATCH * DECODED / min(t["decode_ms"] for t in timings) * 1e3
 
     def end(self):
-        self.process.terminate()
-        self.process.wait()
+        self.process.stop()
 
 
 class LlamaCpp:
@@ -96,7 +89,7 @@ class LlamaCpp:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
 
     def step(self, rows):
-        """Computes (token, position, sequence, wants logits) rows; the largest logit's token of each that wants them."""
+        """Computes rows of (token, position, sequence, wants logits). Returns the token with the largest logit for each row that wants logits."""
         self.batch.n_tokens = len(rows)
         for n, (token, position, sequence, wants) in enumerate(rows):
             self.batch.token[n], self.batch.pos[n] = token, position
@@ -141,7 +134,7 @@ def main():
     threads = int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count()
     ids = prompt_ids()
     peer, baton = LlamaCpp(threads), Baton(threads)
-    print(f"llama-cpp-python {llama_cpp.__version__}, {threads} threads, {rounds} rounds in turns; tokens a second")
+    print(f"llama-cpp-python {llama_cpp.__version__}, {threads} threads, {rounds} rounds in turns; tokens per second")
     names = ("prefill", "decode", f"decode of {BATCH}")
     both = {name: [] for name in names}
     try:
@@ -149,7 +142,7 @@ def main():
             figures = {}
             for engine in (baton, peer) if n % 2 else (peer, baton):
                 figures[engine] = (*engine.one(ids), engine.eight(ids))
-            if n:  # The first round warms both.
+            if n:  # The first round warms up both engines.
                 for name, ours, theirs in zip(names, figures[baton], figures[peer]):
                     both[name].append((ours, theirs))
     finally:

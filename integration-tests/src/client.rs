@@ -1,65 +1,190 @@
-//! A client of the HTTP ports.
+//! The HTTP client of all tests and programs of this crate.
 
 use std::fmt;
-use std::sync::LazyLock;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::process::PATIENCE;
+use crate::deadline::{ANSWER_WITHIN, STATE_WITHIN};
 
 /// Keeps connections from one request to the next, as most clients do.
 static AGENT: LazyLock<ureq::Agent> = LazyLock::new(|| {
-    let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false);
+    let config = ureq::Agent::config_builder().http_status_as_error(false);
     config.max_idle_connections(1024).max_idle_connections_per_host(256).build().into()
 });
 
-/// POSTs JSON; status and body.
+/// POSTs JSON. Returns the status and the body.
 ///
 /// # Errors
-/// No answer in time, or one that is no JSON.
+/// No answer within [`ANSWER_WITHIN`], or an answer that is not JSON.
 pub fn post(address: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
-    let mut response = AGENT.post(format!("http://{address}{path}")).send_json(body)?;
+    let request = AGENT.post(format!("http://{address}{path}"));
+    let mut response = request.config().timeout_global(Some(ANSWER_WITHIN)).build().send_json(body)?;
     let status = response.status().as_u16();
     Ok((status, response.body_mut().read_json()?))
 }
 
-/// GETs JSON; status and body.
+/// GETs text. Returns the status and the body.
+fn get_body(address: &str, path: &str) -> Result<(u16, String)> {
+    let request = AGENT.get(format!("http://{address}{path}"));
+    let mut response = request.config().timeout_global(Some(STATE_WITHIN)).build().call()?;
+    let status = response.status().as_u16();
+    Ok((status, response.body_mut().read_to_string()?))
+}
+
+/// GETs JSON. Returns the status and the body.
 ///
 /// # Errors
-/// No answer in time, or one that is no JSON.
+/// No answer within [`STATE_WITHIN`], or an answer that is not JSON.
 pub fn get(address: &str, path: &str) -> Result<(u16, Value)> {
-    let mut response = AGENT.get(format!("http://{address}{path}")).call()?;
-    let status = response.status().as_u16();
-    Ok((status, response.body_mut().read_json()?))
+    let (status, body) = get_body(address, path)?;
+    Ok((status, serde_json::from_str(&body).with_context(|| format!("{path} answered {status}: {body}"))?))
 }
 
 /// GETs text.
 ///
 /// # Errors
-/// No answer in time.
+/// No answer within [`STATE_WITHIN`].
 pub fn get_text(address: &str, path: &str) -> Result<String> {
-    Ok(AGENT.get(format!("http://{address}{path}")).call()?.body_mut().read_to_string()?)
+    Ok(get_body(address, path)?.1)
 }
 
-/// What a process counts, at one moment.
+/// A connection that carries exactly the bytes that it is given. Tests use it for clients that send large bodies, leave early or are many.
+#[derive(Debug)]
+pub struct Connection(TcpStream);
+
+impl Connection {
+    /// Connects.
+    ///
+    /// # Errors
+    /// The connection is refused.
+    pub fn open(address: impl ToSocketAddrs) -> Result<Self> {
+        let socket = TcpStream::connect(address)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(ANSWER_WITHIN))?;
+        Ok(Self(socket))
+    }
+
+    /// Connects and sends a POST of JSON. Does not wait for the answer.
+    ///
+    /// # Errors
+    /// The connection is refused or breaks.
+    pub fn post(address: &str, path: &str, body: &str) -> Result<Self> {
+        let mut connection = Self::open(address)?;
+        connection.send(&post_request(path, body))?;
+        Ok(connection)
+    }
+
+    /// Sends a request, as [`post_request`] makes it.
+    ///
+    /// # Errors
+    /// The connection breaks.
+    pub fn send(&mut self, request: &[u8]) -> Result<()> {
+        Ok(self.0.write_all(request)?)
+    }
+
+    /// Reads an answer that has a `content-length`. Returns the status and the body. If the server resets the connection, the body is what
+    /// came before.
+    ///
+    /// # Errors
+    /// The connection breaks before the status, or no bytes come within [`ANSWER_WITHIN`].
+    pub fn answer(&mut self) -> Result<(u16, String)> {
+        let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
+        loop {
+            let text = std::str::from_utf8(&bytes).unwrap_or_default();
+            if let Some((head, body)) = text.split_once("\r\n\r\n")
+                && body.len() >= content_length(head).unwrap_or(usize::MAX)
+            {
+                return Ok((status(head)?, body.to_owned()));
+            }
+            let count = match self.0.read(&mut chunk) {
+                Err(error) if error.kind() != ErrorKind::ConnectionReset => return Err(error.into()),
+                read => read.unwrap_or_default(),
+            };
+            if count == 0 {
+                let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+                return Ok((status(text)?, body.to_owned()));
+            }
+            bytes.extend_from_slice(&chunk[..count]);
+        }
+    }
+
+    /// Reads until the answer contains `text`, and returns what has come.
+    ///
+    /// # Errors
+    /// The connection ends before that.
+    pub fn read_until(&mut self, text: &str) -> Result<String> {
+        let (mut seen, mut chunk) = (String::new(), [0; 4096]);
+        while !seen.contains(text) {
+            let count = self.0.read(&mut chunk)?;
+            ensure!(count > 0, "the stream ended after {seen:?}");
+            seen.push_str(&String::from_utf8_lossy(&chunk[..count]));
+        }
+        Ok(seen)
+    }
+
+    /// Whether no byte of an answer waits to be read.
+    ///
+    /// # Errors
+    /// The server has closed the connection, or it broke.
+    pub fn is_empty(&self) -> Result<bool> {
+        self.0.set_nonblocking(true)?;
+        let peeked = self.0.peek(&mut [0]);
+        self.0.set_nonblocking(false)?;
+        match peeked {
+            Ok(bytes) => {
+                ensure!(bytes > 0, "the server has closed the connection");
+                Ok(false)
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
+            Err(error) => Err(error).context("a client's socket"),
+        }
+    }
+}
+
+/// The bytes of a POST of JSON.
+pub fn post_request(path: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    );
+    [head.as_bytes(), body.as_bytes()].concat()
+}
+
+fn status(head: &str) -> Result<u16> {
+    let code = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
+    code.with_context(|| format!("the answer has no status: {head:?}"))
+}
+
+fn content_length(head: &str) -> Option<usize> {
+    let lines = head.lines().filter_map(|line| line.split_once(": "));
+    lines
+        .filter(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .find_map(|(_, value)| value.parse().ok())
+}
+
+/// The metrics of a process at one moment.
 #[derive(Clone, Debug)]
 pub struct Metrics(String);
 
 impl Metrics {
-    /// The value under this name.
+    /// The value of the metric `name`.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such metric.
     pub fn get(&self, name: &str) -> Result<u64> {
         let line = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(line.with_context(|| format!("{name} in {}", self.0))?.parse()?)
     }
 
-    /// Whether the value under each of these names is 0.
+    /// Whether each of these metrics is 0.
     ///
     /// # Errors
-    /// There is no such name.
+    /// There is no such metric.
     pub fn are_all_zero(&self, names: &[&str]) -> Result<bool> {
         names.iter().try_fold(true, |all, name| Ok(all && self.get(name)? == 0))
     }
@@ -74,28 +199,53 @@ impl fmt::Display for Metrics {
 /// GETs `/metrics`.
 ///
 /// # Errors
-/// No answer in time.
+/// No answer within [`STATE_WITHIN`].
 pub fn metrics(address: &str) -> Result<Metrics> {
     get_text(address, "/metrics").map(Metrics)
 }
 
-/// What a completion gave.
+/// The answer to a completion or chat.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// Ids of the prompt as the server saw it.
+    /// Token ids of the prompt as the server tokenised it.
     pub prompt_ids: Vec<u32>,
-    /// Ids sampled.
+    /// Token ids of the answer.
     pub ids: Vec<u32>,
-    /// Their text.
+    /// Text of the answer.
     pub text: String,
     /// The `timings` object.
     pub timings: Value,
 }
 
-/// Asks for `tokens` greedy tokens, end-of-sequence ignored, for a prompt or for messages.
+/// Calls `ask` with every item, `most` at a time, and returns the results in the order of the items.
 ///
 /// # Errors
-/// Anything but an answer with status 200.
+/// The first error of `ask`.
+pub fn ask_all<T: Sync, A: Send>(
+    items: &[T],
+    most: usize,
+    ask: impl Fn(&T) -> Result<A> + Sync,
+) -> Result<Vec<A>> {
+    let (next, answers) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some((place, item)) = {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            items.get(place).map(|item| (place, item))
+        } {
+            let answer = ask(item);
+            answers.lock().unwrap_or_else(PoisonError::into_inner).push((place, answer));
+        }
+    };
+    std::thread::scope(|scope| (0..most).for_each(|_| drop(scope.spawn(work))));
+    let mut answers = answers.into_inner().unwrap_or_else(PoisonError::into_inner);
+    answers.sort_by_key(|(place, _)| *place);
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+/// Asks for `tokens` greedy tokens. `input` is the messages of a chat, or a prompt as text or token ids. End-of-sequence tokens are ignored.
+///
+/// # Errors
+/// There is no answer, or its status is not 200.
 pub fn complete(address: &str, input: &Value, tokens: u32) -> Result<Answer> {
     let (path, key) = match input {
         Value::Array(items) if items.iter().any(Value::is_object) => ("/v1/chat/completions", "messages"),
@@ -113,7 +263,7 @@ pub fn complete(address: &str, input: &Value, tokens: u32) -> Result<Answer> {
     let ids = |value: &Value| -> Result<Vec<u32>> {
         serde_json::from_value(value.clone()).with_context(|| format!("token ids in {answer}"))
     };
-    // Completions carry the prompt's ids in the choice, chats beside the choices.
+    // A completion has the prompt's ids in the choice, and a chat has them beside the choices.
     let prompt = [&choice["prompt_token_ids"], &answer["prompt_token_ids"]];
     let prompt = prompt.into_iter().find(|ids| ids.is_array()).context("the prompt's ids")?;
     let text = choice["text"].as_str().or(choice["message"]["content"].as_str()).context("the text")?;

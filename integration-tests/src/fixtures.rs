@@ -1,4 +1,4 @@
-//! The prompts fixed in advance and what transformers answers to them in float32: see `fixtures/make_reference.py`.
+//! Fixed prompts and the answers of transformers in float32, made by `fixtures/make_reference.py`.
 
 use std::path::Path;
 
@@ -6,16 +6,16 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// A position where the reference's best two tokens are closer than 1e-3.
+/// A position at which the two largest logits of the reference differ by less than 1e-3.
 #[derive(Clone, Debug, Deserialize)]
 pub struct NearTie {
-    /// Which new token, from 0.
+    /// The number of the new token, from 0.
     pub position: usize,
-    /// Distance of the two logits.
+    /// Difference of the two logits.
     pub gap: f64,
 }
 
-/// One prompt and the reference's answer.
+/// One prompt and the answer of the reference.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Prompt {
     /// Its name.
@@ -26,16 +26,16 @@ pub struct Prompt {
     pub text: Option<String>,
     /// Messages of a chat.
     pub messages: Option<Value>,
-    /// Ids that the reference's tokenizer gives.
+    /// Token ids of the prompt by the tokenizer of the reference.
     pub prompt_ids: Vec<u32>,
-    /// The 32 tokens that follow.
+    /// Token ids of the answer, 32 of them.
     pub ids: Vec<u32>,
-    /// Positions that rounding may decide.
+    /// Positions at which rounding may change the token.
     pub near_ties: Vec<NearTie>,
 }
 
 impl Prompt {
-    /// What is POSTed: messages, text, or ids where the prompt is defined by them.
+    /// The input of a request: messages, text, or token ids if the prompt is given by them.
     pub fn input(&self) -> Value {
         match (&self.messages, &self.text) {
             (Some(messages), _) => messages.clone(),
@@ -44,16 +44,16 @@ impl Prompt {
         }
     }
 
-    /// How many leading tokens must be equal: all before the first near tie.
-    pub fn firm(&self) -> usize {
+    /// How many tokens of the answer rounding cannot change: all before the first near tie.
+    pub fn stable_tokens(&self) -> usize {
         self.near_ties.iter().map(|tie| tie.position).min().unwrap_or(self.ids.len())
     }
 }
 
-/// All prompts, in the order of the file.
+/// All prompts in the order of the file.
 ///
 /// # Errors
-/// The fixture is missing or broken.
+/// The fixture cannot be read.
 pub fn prompts() -> Result<Vec<Prompt>> {
     #[derive(Deserialize)]
     struct Reference {

@@ -1,4 +1,4 @@
-//! Hugging Face folders of small random Llamas: written here, answered by transformers in `fixtures/llamas.json`.
+//! Hugging Face folders of small random Llamas. The answers of transformers are in `fixtures/llamas.json`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,26 +9,26 @@ use half::{bf16, f16};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// A model of `fixtures/llamas.json`, whose weights follow from its salt.
+/// A model of `fixtures/llamas.json`. Its salt determines its weights.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Llama {
-    /// What tests call it.
+    /// Its name.
     pub name: String,
     /// Its `config.json`.
     pub config: Value,
     /// Token ids.
     pub prompt: Vec<u32>,
-    /// What transformers answers, greedily, in float32.
+    /// The greedy answer of transformers in float32.
     pub ids: Vec<u32>,
     dtype: String,
     shards: usize,
     salt: String,
 }
 
-/// Every model of the fixture.
+/// All models of the fixture.
 ///
 /// # Errors
-/// A fixture that cannot be read.
+/// The fixture cannot be read.
 pub fn llamas() -> Result<Vec<Llama>> {
     #[derive(Deserialize)]
     struct File {
@@ -37,12 +37,12 @@ pub fn llamas() -> Result<Vec<Llama>> {
     Ok(serde_json::from_str::<File>(include_str!("../fixtures/llamas.json"))?.llamas)
 }
 
-/// A folder that goes away with this value.
+/// A folder that is removed when this value is dropped.
 #[derive(Debug)]
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -54,7 +54,7 @@ impl Drop for Folder {
     }
 }
 
-/// Between -1 and 1: what `numbers` of `make_models.py` makes.
+/// A number between -1 and 1, equal to that of `numbers` in `make_models.py`.
 fn number(name: &str, index: u64) -> f32 {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
@@ -75,7 +75,7 @@ fn tensor(salt: &str, name: &str, shape: &[u64], dtype: &str) -> Vec<u8> {
     (0..shape.iter().product()).map(value).flat_map(store).collect()
 }
 
-/// Names and shapes, as transformers has them.
+/// Names and shapes of the tensors in transformers.
 fn tensors(config: &Value) -> Vec<(String, Vec<u64>)> {
     let size = |key: &str| config[key].as_u64().unwrap_or_default();
     let (hidden, feed, vocabulary) = (size("hidden_size"), size("intermediate_size"), size("vocab_size"));
@@ -120,10 +120,10 @@ fn safetensors(entries: &[(String, Vec<u64>)], salt: &str, dtype: &str) -> Resul
 }
 
 impl Llama {
-    /// Writes the folder.
+    /// Writes the folder of the model.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// A file cannot be written.
     pub fn write(&self, purpose: &str) -> Result<Folder> {
         let folder = Folder(std::env::temp_dir().join(format!(
             "baton-{purpose}-{}-{}",
@@ -153,7 +153,7 @@ impl Llama {
     }
 }
 
-/// A byte-level tokenizer of as many characters as the models have tokens.
+/// A byte-level tokenizer with as many characters as the models have tokens.
 fn tokenizer() -> Value {
     let vocabulary: Map<String, Value> =
         (b'!'..).take(75).enumerate().map(|(id, byte)| (char::from(byte).to_string(), json!(id))).collect();

@@ -1,8 +1,7 @@
-//! What becomes of a pair when its parts die at random moments: one round at a time, for `examples/kills.rs` and
-//! `tests/kills.rs`.
+//! Rounds in which a part of a pair dies at a random time, for `examples/kills.rs` and `tests/kills.rs`.
 //!
-//! A round asks for some answers, lets something happen, watches what the survivors do about it, mends it, and waits until
-//! the pair is whole. Every outcome that is not allowed is an error; how long the allowed ones took is the result.
+//! A round sends requests, causes one kind of death, observes the surviving processes, repairs the pair, and waits until it is whole again.
+//! An outcome that is not allowed is an error. The result of a round is how long each phase took.
 
 mod clients;
 mod parts;
@@ -13,32 +12,33 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use connector::link::SILENCE;
 
+use crate::deadline::STATE_WITHIN;
 use crate::fixtures::{Prompt, prompts};
-use crate::process::{PATIENCE, until};
+use crate::process::until;
 use clients::{Leaving, Waiting};
 use parts::Parts;
 
-/// What happens.
+/// A kind of death.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kill {
-    /// The sender is killed, and another one started.
+    /// The sender is killed, and another one is started.
     Sender,
-    /// The receiver is killed, and another one started.
+    /// The receiver is killed, and another one is started.
     Receiver,
-    /// All clients leave after their first token.
+    /// All clients disconnect after their first token.
     ClientsMidStream,
-    /// All clients leave while their prompts of several hundred tokens are computed.
+    /// All clients disconnect while their prompts of several hundred tokens are computed.
     ClientsMidPrefill,
-    /// The sender is stopped, and goes on later.
+    /// The sender is stopped and continued later.
     SenderStops,
-    /// The control link is closed in the middle, and cannot be made again for a while.
+    /// The control link is closed and cannot be opened again for a while.
     LinkCloses,
-    /// The control link carries nothing any more and nobody is told, for longer than silence may last.
+    /// The control link stays open and carries nothing for longer than the allowed silence.
     LinkStalls,
 }
 
 impl Kill {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 7] = [
         Self::Sender,
         Self::Receiver,
@@ -49,7 +49,7 @@ impl Kill {
         Self::LinkStalls,
     ];
 
-    /// Nobody is told: only silence gives it away.
+    /// Whether only silence reveals it.
     fn is_silent(self) -> bool {
         matches!(self, Self::SenderStops | Self::LinkStalls)
     }
@@ -59,45 +59,44 @@ impl Kill {
     }
 }
 
-/// How much is at stake, and how long things may take.
+/// The load of a round and its limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// Requests in flight when it happens.
+    /// Requests in flight at the time of the death.
     pub in_flight: usize,
-    /// From the moment at which a death can be known to the moment at which nothing waits for the dead any more.
+    /// Longest time from when a death can be noticed until nothing waits for the dead part.
     pub accounted: Duration,
-    /// How long a stopped sender stays so, at least.
+    /// How long a sender stays stopped, at least.
     pub stop: Duration,
 }
 
-/// What a round came to.
+/// The result of a round.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Round {
-    /// Answers with status 200; their words are right.
-    pub right: usize,
-    /// Requests that failed with the process that had them.
+    /// Answers with status 200 and the right tokens.
+    pub correct: usize,
+    /// Requests that failed because their process was killed.
     pub failed: usize,
-    /// Requests whose clients left.
+    /// Requests whose clients disconnected.
     pub left: usize,
-    /// Prompts that were computed again by the receiver.
-    pub again: u64,
-    /// From the kill until each of its requests has failed or is running again: the receiver has no session with the dead and
-    /// no page promised to a hand-over; where it is the receiver that died, every client has heard; where clients left, the
-    /// receiver holds no page for them.
+    /// Prompts that the receiver recomputed.
+    pub recomputed: u64,
+    /// Time until nothing waits for the dead part. If the sender or link died, the receiver has no session and no page reserved for a hand-over.
+    /// If the receiver died, every client has an error. If clients disconnected, the receiver holds no page for them.
     pub accounted: Duration,
-    /// From the kill until a surviving sender has no prefill and holds no page for it: the step that its engine was in is over.
+    /// Time until a surviving sender has no prefill and holds no page. Its engine has then finished its step.
     pub cleared: Option<Duration>,
-    /// From the kill to the end of the last request that a client waits for; nothing where all clients left.
+    /// Time until the last request has ended; `None` if all clients disconnected.
     pub settled: Option<Duration>,
-    /// From the mending (of what a kill has ended, the start of another process included) until a request was handed over
-    /// again and every page and credit was back.
+    /// Time from the start of the repair until a request was handed over and every page and credit was free. The repair includes the start of a
+    /// process.
     pub whole: Duration,
 }
 
-/// A pair, and what is done to it.
+/// A pair and its test load.
 pub struct Bench {
     parts: Parts,
-    /// With answers that no rounding decides.
+    /// Prompts whose answers have no near tie.
     short: Vec<Prompt>,
     long: Vec<Prompt>,
     terms: Terms,
@@ -105,38 +104,37 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Starts a pair; pages travel over `lanes` (`UCX_TLS`) where that is given. The same seed gives the same rounds, as far as
-    /// their timing can be repeated.
+    /// Starts a pair. `lanes` sets `UCX_TLS`, the transports that carry pages. The same seed gives the same rounds up to their timing.
     ///
     /// # Errors
-    /// It does not come up.
+    /// A process does not start or does not become ready.
     pub fn start(seed: u64, lanes: Option<&str>, terms: Terms) -> Result<Self> {
         let mut short = prompts()?;
         short.retain(|prompt| prompt.near_ties.is_empty());
         let mut long = short.clone();
         short.retain(|prompt| prompt.prompt_ids.len() <= 130);
         long.retain(|prompt| prompt.prompt_ids.len() >= 300);
-        ensure!(!short.is_empty() && !long.is_empty(), "the fixture has prompts of both lengths");
+        ensure!(!short.is_empty() && !long.is_empty(), "the fixture lacks short or long prompts");
         let parts = Parts::start(lanes)?;
         parts.until_whole(&short[0])?;
         Ok(Self { parts, short, long, terms, random: seed })
     }
 
-    /// What both processes have logged and count, for whoever has to find out why a round failed.
+    /// The logs and metrics of both processes, to explain a failed round.
     pub fn report(&self) -> String {
         self.parts.report()
     }
 
-    /// Lets it happen once.
+    /// Runs one round.
     ///
     /// # Errors
-    /// An outcome that is not allowed.
+    /// The outcome is not allowed.
     pub fn round(&mut self, kill: Kill) -> Result<Round> {
-        let mut round = if kill.is_of_clients() { self.leave(kill)? } else { self.strike(kill)? };
-        let mending = Instant::now();
-        self.parts.mend(kill)?;
+        let mut round = if kill.is_of_clients() { self.leave(kill)? } else { self.inject(kill)? };
+        let began = Instant::now();
+        self.parts.repair(kill)?;
         self.parts.until_whole(&self.short[0])?;
-        round.whole = mending.elapsed();
+        round.whole = began.elapsed();
         Ok(round)
     }
 
@@ -151,42 +149,42 @@ impl Bench {
         chosen.into_iter().map(|n| from(self)[n].clone()).collect()
     }
 
-    /// Something dies while clients wait for their answers.
-    fn strike(&mut self, kill: Kill) -> Result<Round> {
-        let again = "baton_recomputes_total";
-        let before = self.parts.receiver_metrics()?.get(again)?;
+    /// A part dies while clients wait for answers.
+    fn inject(&mut self, kill: Kill) -> Result<Round> {
+        let name = "baton_recomputes_total";
+        let before = self.parts.receiver_metrics()?.get(name)?;
         let prompts = self.choose(|bench| &bench.short);
         let address = self.parts.frontend();
         let clients: Vec<_> = prompts.into_iter().map(|prompt| Waiting::ask(address, prompt)).collect();
         let delay = Duration::from_millis(self.random(1500));
         std::thread::sleep(delay);
-        let struck = Instant::now();
-        self.parts.strike(kill)?;
+        let began = Instant::now();
+        self.parts.inject(kill)?;
         let mut round = Round::default();
         if kill != Kill::Receiver {
-            (round.accounted, round.cleared) = (self.accounted(kill, struck)?, self.cleared(kill, struck)?);
+            (round.accounted, round.cleared) = (self.accounted(kill, began)?, self.cleared(kill, began)?);
         }
         for client in clients {
             match client.end()? {
-                Ok(()) => round.right += 1,
+                Ok(()) => round.correct += 1,
                 Err(_) if kill == Kill::Receiver => round.failed += 1,
-                Err(error) => return Err(error.context("a request failed whose receiver lives")),
+                Err(error) => return Err(error.context("a request failed although the receiver lives")),
             }
         }
-        round.settled = Some(struck.elapsed());
+        round.settled = Some(began.elapsed());
         if kill == Kill::Receiver {
-            (round.accounted, round.cleared) = (self.accounted(kill, struck)?, self.cleared(kill, struck)?);
+            (round.accounted, round.cleared) = (self.accounted(kill, began)?, self.cleared(kill, began)?);
         } else {
-            round.again = self.parts.receiver_metrics()?.get(again)? - before;
-            self.parts.quarantine_is_said()?;
+            round.recomputed = self.parts.receiver_metrics()?.get(name)? - before;
+            self.parts.check_quarantine_health()?;
         }
         if kill == Kill::SenderStops {
-            std::thread::sleep(self.terms.stop.saturating_sub(struck.elapsed()));
+            std::thread::sleep(self.terms.stop.saturating_sub(began.elapsed()));
         }
         Ok(round)
     }
 
-    /// Clients go away.
+    /// All clients disconnect.
     fn leave(&mut self, kill: Kill) -> Result<Round> {
         let before = self.parts.receiver_metrics()?;
         let long = kill == Kill::ClientsMidPrefill;
@@ -195,13 +193,13 @@ impl Bench {
         let mut clients = Vec::new();
         for prompt in prompts {
             let mut ids = prompt.prompt_ids;
-            // Nobody will see the words, and nobody has computed this prompt before.
+            // The tokens are not compared, and the prompt must not have been computed before.
             ids[0] = 1000 + self.random(40_000) as u32;
             clients.push(Leaving::ask(&address, &ids, if long { 200 } else { 600 })?);
         }
         if long {
             let all = || Ok(self.parts.prefills_live()? == self.terms.in_flight as u64);
-            until("all prompts are with the sender", PATIENCE, all)?;
+            until("the sender has all prompts", STATE_WITHIN, all)?;
         } else {
             clients.iter_mut().try_for_each(Leaving::read_a_token)?;
         }
@@ -210,7 +208,7 @@ impl Bench {
         if long {
             let untouched = clients.iter().map(Leaving::has_nothing).collect::<Result<Vec<_>>>()?;
             let computing = untouched.contains(&true) && self.parts.prefills_live()? > 0;
-            ensure!(computing, "the prompts were computed before their clients could leave");
+            ensure!(computing, "all prompts were computed before their clients disconnected");
         }
         let gone = Instant::now();
         drop(clients);
@@ -218,13 +216,17 @@ impl Bench {
         let after = self.parts.receiver_metrics()?;
         let more = |name| Ok::<_, anyhow::Error>(after.get(name)? - before.get(name)?);
         let (cut, over) = (more("baton_requests_aborted_total")?, more("baton_requests_finished_total")?);
-        // On a busy machine the first stream may be over before the last one begins.
+        // On a busy machine the first stream may end before the last one starts.
         let all = cut > 0 && cut + over == self.terms.in_flight as u64;
-        ensure!(all, "{cut} requests were ended by their clients, and {over} ended before");
+        ensure!(
+            all,
+            "{cut} requests were aborted and {over} finished, not {} in total",
+            self.terms.in_flight
+        );
         Ok(Round { left: self.terms.in_flight, accounted, cleared, ..Round::default() })
     }
 
-    /// Waits until nothing at the receiver waits for what is dead: see [`Round::accounted`]. Of a dead receiver, the clients know.
+    /// Waits until nothing at the receiver waits for the dead part: see [`Round::accounted`]. If the receiver died, its clients have noticed.
     fn accounted(&self, kill: Kill, since: Instant) -> Result<Duration> {
         let names: &[&str] = match kill {
             Kill::Receiver => &[],
@@ -235,15 +237,18 @@ impl Bench {
         };
         if !names.is_empty() {
             let nothing = || self.parts.receiver_metrics()?.are_all_zero(names);
-            until("nothing waits for what is dead", PATIENCE, nothing)?;
+            until("nothing waits for the dead part", STATE_WITHIN, nothing)?;
         }
         let (accounted, silence) = (since.elapsed(), if kill.is_silent() { SILENCE } else { Duration::ZERO });
         let limit = silence + self.terms.accounted;
-        ensure!(accounted <= limit, "requests waited for what is dead for {accounted:?}, not {limit:?}");
+        ensure!(
+            accounted <= limit,
+            "requests waited for the dead part for {accounted:?}; the limit is {limit:?}"
+        );
         Ok(accounted)
     }
 
-    /// Waits until a surviving sender has done with it too: see [`Round::cleared`].
+    /// Waits until a surviving sender has nothing left of the requests: see [`Round::cleared`].
     fn cleared(&self, kill: Kill, since: Instant) -> Result<Option<Duration>> {
         let names: &[&str] = match kill {
             Kill::Sender | Kill::SenderStops => return Ok(None),
@@ -253,7 +258,7 @@ impl Bench {
             }
         };
         let nothing = || self.parts.sender_metrics()?.are_all_zero(names);
-        until("the sender has done with what is dead", PATIENCE, nothing)?;
+        until("the sender has no prefill and no page", STATE_WITHIN, nothing)?;
         Ok(Some(since.elapsed()))
     }
 }

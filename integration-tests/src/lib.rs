@@ -1,15 +1,16 @@
-//! Starts real `runtime` processes and talks to them: what the tests and programs of this crate share; and whole histories
-//! of such processes in virtual time ([`simulation`]).
+//! What the tests and programs of this crate share: real `runtime` processes and a client for them, and the simulation of whole histories of
+//! such processes in virtual time ([`simulation`]).
 //!
-//! Every port is bound as 0 and read back from the log, every wait has a deadline, and no process outlives the test that
-//! started it.
+//! Tests bind every port as 0 and read the address back. Every wait has a deadline. A process ends with the test that started it.
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod deadline;
 pub mod fixtures;
 pub mod folders;
 pub mod kills;
 pub mod message_table;
 pub mod process;
 pub mod simulation;
-pub mod statistics;
+
+pub use common::statistics;

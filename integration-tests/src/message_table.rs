@@ -1,4 +1,4 @@
-//! `docs/messages.md`, made from the table of messages: `cargo run -p integration-tests --example message_table > docs/messages.md`.
+//! Makes `docs/messages.md` from the table of messages: `cargo run -p integration-tests --example message_table > docs/messages.md`.
 
 use std::fmt::Write as _;
 

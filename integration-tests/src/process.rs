@@ -1,29 +1,31 @@
 //! One `runtime` process, and a sender with its receiver.
 
-use std::io::{BufRead, BufReader, Read};
+mod log;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Longest wait for anything that a healthy process does at once, or within a minute where it has the machine to itself: it may have
-/// to share that with five more tests.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+use crate::client::{get, metrics};
+use crate::deadline::STATE_WITHIN;
+use log::Log;
+pub use log::{Event, field};
 
 /// The binary that `cargo xtask test` builds before the tests run.
 ///
 /// # Errors
-/// It is not there.
+/// It does not exist.
 pub fn binary() -> Result<PathBuf> {
     near("runtime", "cargo build -p runtime")
 }
 
-/// The example `failing_device`, which is `runtime` with an engine that fails when it is told to.
+/// The example `failing_device`: `runtime` with an engine that fails on request.
 ///
 /// # Errors
-/// It is not there.
+/// It does not exist.
 pub fn failing_device() -> Result<PathBuf> {
     near("examples/failing_device", "cargo build -p integration-tests --examples")
 }
@@ -31,23 +33,17 @@ pub fn failing_device() -> Result<PathBuf> {
 /// A program of the package `examples`.
 ///
 /// # Errors
-/// It is not there.
+/// It does not exist.
 pub fn example(name: &str) -> Result<PathBuf> {
     near(&format!("examples/{name}"), "cargo build -p examples --examples")
 }
 
-/// A program in the folder of this one, or above it.
+/// A program in the folder of this program, or in one of the two folders above it.
 fn near(name: &str, build: &str) -> Result<PathBuf> {
     let here = std::env::current_exe()?;
     let folders = here.ancestors().skip(1).take(3).map(|folder| folder.join(name));
     let found = folders.into_iter().find(|path| path.is_file());
     found.with_context(|| format!("no {name} near {}; run `{build}`", here.display()))
-}
-
-#[derive(Default)]
-struct Log {
-    lines: Mutex<(Vec<String>, bool)>,
-    grown: Condvar,
 }
 
 /// A running `runtime`; killed when dropped.
@@ -58,7 +54,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `runtime` with these arguments and no `BATON_` or `UCX_` variable but `variables`.
+    /// Starts `runtime` with these arguments. The process has `variables` and no other variable that starts with `BATON_` or `UCX_`.
     ///
     /// # Errors
     /// It cannot be started.
@@ -66,7 +62,7 @@ impl Process {
         Self::start_program(&binary()?, arguments, variables)
     }
 
-    /// The same with another program that takes `runtime`'s arguments.
+    /// As [`start`](Self::start), with another program that takes the arguments of `runtime`.
     ///
     /// # Errors
     /// It cannot be started.
@@ -95,7 +91,7 @@ impl Process {
         let stderr = child.stderr.take().context("stderr was piped")?;
         let log = Arc::new(Log::default());
         let writer = log.clone();
-        std::thread::spawn(move || collect(stderr, &writer));
+        std::thread::spawn(move || writer.collect(stderr));
         Ok(Self { child, log, name: arguments.join(" ") })
     }
 
@@ -106,44 +102,76 @@ impl Process {
 
     /// Everything logged so far.
     pub fn log(&self) -> String {
-        self.log.lines.lock().unwrap_or_else(PoisonError::into_inner).0.join("\n")
+        self.log.text()
     }
 
-    /// Waits for a log line that holds every one of `words`, and returns it.
+    /// Waits for a log line that reports `event` and contains each of `words`.
     ///
     /// # Errors
-    /// The process ended or [`PATIENCE`] did; the log is in the message.
-    pub fn wait_line(&self, words: &[&str]) -> Result<String> {
-        let end = Instant::now() + PATIENCE;
-        let mut lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(line) = lines.0.iter().find(|line| words.iter().all(|word| line.contains(word))) {
-                return Ok(line.clone());
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if lines.1 || left.is_zero() {
-                bail!(
-                    "no line with {words:?} from `runtime {}`; it said:\n{}",
-                    self.name,
-                    lines.0.join("\n")
-                );
-            }
-            lines = self.log.grown.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+    /// There is no such line by the end of the process or within [`STATE_WITHIN`]. The error has the log.
+    pub fn wait_event(&self, event: Event, words: &[&str]) -> Result<String> {
+        let is_it = |line: &str| event.is_in(line) && words.iter().all(|word| line.contains(word));
+        let found = self.log.wait_line(Instant::now() + STATE_WITHIN, is_it);
+        found.with_context(|| self.failure(&format!("no line reports {event:?} with {words:?}")))
     }
 
-    /// The address in the line that says what listens under `key`.
+    /// How many log lines report `event`.
+    pub fn count_events(&self, event: Event) -> usize {
+        self.log().lines().filter(|line| event.is_in(line)).count()
+    }
+
+    fn failure(&self, what: &str) -> String {
+        format!("{what}; `runtime {}` logged:\n{}", self.name, self.log())
+    }
+
+    /// The address of the port that is configured under `key`.
     ///
     /// # Errors
-    /// As [`wait_line`](Self::wait_line).
+    /// As [`wait_event`](Self::wait_event).
     pub fn address(&self, key: &str) -> Result<String> {
-        let line = self.wait_line(&["listening", key])?;
-        let found = line.split([' ', '"', '=']).find(|word| word.contains("127.0.0.1:"));
-        let address = found.with_context(|| format!("no address in {line:?}"))?;
+        let line = self.wait_event(Event::Listening, &[&format!("key=\"{key}\"")])?;
+        let address = field(&line, "url").or(field(&line, "address"));
+        let address = address.with_context(|| format!("no address in {line:?}"))?;
         Ok(address.trim_start_matches("http://").to_owned())
     }
 
-    /// Sends a signal, by number.
+    /// Calls `holds`, which asks the process for its state, until it returns true.
+    ///
+    /// # Errors
+    /// `holds` fails, or it returns false until the process has ended or [`STATE_WITHIN`] has passed. The error has the log.
+    pub fn until(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+        until(what, STATE_WITHIN, || {
+            let held = holds()?;
+            ensure!(held || !self.log.is_closed(), "the process has ended");
+            Ok(held)
+        })
+        .with_context(|| self.failure(&format!("waited until {what}")))
+    }
+
+    /// Waits until `/health` of the HTTP port under `key` answers 200, and returns the port's address.
+    ///
+    /// # Errors
+    /// As [`until`](Self::until).
+    pub fn wait_healthy(&self, key: &str) -> Result<String> {
+        let address = self.address(key)?;
+        // A port that is bound and not yet served has no answer.
+        let is_healthy = || Ok(get(&address, "/health").is_ok_and(|(status, _)| status == 200));
+        self.until("the process is healthy", is_healthy)?;
+        Ok(address)
+    }
+
+    /// Waits until pages can travel between the process and exactly `peers` peers.
+    ///
+    /// # Errors
+    /// As [`until`](Self::until).
+    pub fn wait_peers(&self, peers: u64) -> Result<()> {
+        let address = self.wait_healthy("http.port")?;
+        self.until(&format!("the process has {peers} peers"), || {
+            Ok(metrics(&address)?.get("baton_sessions_ready")? == peers)
+        })
+    }
+
+    /// Sends a signal, such as `-TERM`.
     ///
     /// # Errors
     /// `kill` fails.
@@ -155,36 +183,29 @@ impl Process {
     /// Waits until the process has ended.
     ///
     /// # Errors
-    /// It has not within [`PATIENCE`].
+    /// It has not within [`STATE_WITHIN`].
     pub fn wait(&mut self) -> Result<ExitStatus> {
-        let end = Instant::now() + PATIENCE;
-        // The log closes when the process ends; the status follows at once.
-        let mut lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        while !lines.1 {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                bail!("`runtime {}` has not ended; it said:\n{}", self.name, lines.0.join("\n"));
-            }
-            lines = self.log.grown.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+        // The log closes when the process ends. The status follows at once.
+        if !self.log.wait_closed(Instant::now() + STATE_WITHIN) {
+            bail!(self.failure("the process has not ended"));
         }
-        drop(lines);
         Ok(self.child.wait()?)
     }
 
     /// Resident memory in MiB.
     ///
     /// # Errors
-    /// It is gone.
+    /// The process has ended.
     pub fn resident_mib(&self) -> Result<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
         Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
     }
 
-    /// Processor time that the process has used.
+    /// CPU time that the process has used.
     ///
     /// # Errors
-    /// It is gone.
+    /// The process has ended.
     pub fn cpu(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
         let fields: Vec<&str> = stat.rsplit_once(") ").context("a stat line")?.1.split(' ').collect();
@@ -196,52 +217,42 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // One that has ended is fine too.
+        // Both calls fail only if the process has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-fn collect(stderr: impl Read, log: &Log) {
-    for line in BufReader::new(stderr).lines() {
-        let Ok(line) = line else { break };
-        log.lines.lock().unwrap_or_else(PoisonError::into_inner).0.push(line);
-        log.grown.notify_all();
-    }
-    log.lines.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
-    log.grown.notify_all();
-}
-
-/// What tests and programs do not want to be told of each time: a request is to be computed and handed over although another one
-/// like it was, and although the sender is busy; who wants to see pages shared turns that on again.
+/// Settings of every pair unless a test overrides them: the sender prefills every prompt, also one that has been computed before, and also
+/// when the sender is busy.
 const ALWAYS_HANDED_OVER: [&str; 4] =
     ["--set", "engine.prefix_cache=false", "--set", "frontend.local_if_sooner_by=1h"];
 
-/// Arguments that let a process take any free port.
+/// Arguments that bind any free ports.
 const ANY_PORTS: [&str; 6] = ["--set", "http.port=0", "--set", "frontend.port=0", "--set", "link.port=0"];
 
-/// A receiver and a sender that have found each other.
+/// A receiver and a sender that are connected.
 pub struct Pair {
     /// The receiver.
     pub receiver: Process,
     /// The sender.
     pub sender: Process,
-    /// Where the pair serves.
+    /// The address of the receiver's frontend.
     pub frontend: String,
 }
 
-/// Starts a receiver with these `--set`s on free ports, ready for senders.
+/// Starts a receiver with these settings on free ports and waits until it serves.
 ///
 /// # Errors
-/// It does not come up.
+/// The process does not start or does not become ready.
 pub fn start_receiver(sets: &[&str]) -> Result<Process> {
     start_receiver_with(sets, &[])
 }
 
-/// As [`start_receiver`], with these variables.
+/// As [`start_receiver`], with these environment variables.
 ///
 /// # Errors
-/// It does not come up.
+/// The process does not start or does not become ready.
 pub fn start_receiver_with(sets: &[&str], variables: &[(&str, &str)]) -> Result<Process> {
     start_role("receiver", sets, variables)
 }
@@ -252,22 +263,22 @@ fn start_role(role: &str, sets: &[&str], variables: &[(&str, &str)]) -> Result<P
     arguments.extend(ALWAYS_HANDED_OVER);
     sets.iter().for_each(|set| arguments.extend(["--set", set]));
     let process = Process::start(&arguments, variables)?;
-    process.wait_line(&["ready in"])?;
+    process.wait_healthy("frontend.port")?;
     Ok(process)
 }
 
 /// Starts a sender for `receiver`.
 ///
 /// # Errors
-/// It does not come up.
+/// The process does not start or does not become ready.
 pub fn start_sender(receiver: &Process, sets: &[&str]) -> Result<Process> {
     start_sender_with(receiver, sets, &[])
 }
 
-/// As [`start_sender`], with these variables.
+/// As [`start_sender`], with these environment variables.
 ///
 /// # Errors
-/// It does not come up.
+/// The process does not start or does not become ready.
 pub fn start_sender_with(receiver: &Process, sets: &[&str], variables: &[(&str, &str)]) -> Result<Process> {
     let link = receiver.address("link.port")?;
     let dial = format!("link.peers={link}");
@@ -277,46 +288,48 @@ pub fn start_sender_with(receiver: &Process, sets: &[&str], variables: &[(&str, 
     Process::start(&arguments, variables)
 }
 
-/// Asks again and again whether it holds.
+/// Calls `holds` until it returns true. The pauses grow with the time waited, so that a long wait needs few calls and is measured to 5 %.
 ///
 /// # Errors
-/// It does not within `limit`, or cannot be asked.
+/// `holds` fails, or it returns false until `limit` has passed.
 pub fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + limit;
+    let began = Instant::now();
     while !holds()? {
-        ensure!(Instant::now() < end, "not within {limit:?}: {what}");
-        std::thread::sleep(Duration::from_millis(2));
+        ensure!(began.elapsed() < limit, "waited {limit:?} until {what}");
+        std::thread::sleep(
+            (began.elapsed() / 20).clamp(Duration::from_millis(2), Duration::from_millis(100)),
+        );
     }
     Ok(())
 }
 
 impl Pair {
-    /// Starts both with the same `--set`s and waits until pages can travel.
+    /// Starts both with the same settings and waits until pages can travel.
     ///
     /// # Errors
-    /// One does not come up.
+    /// A process does not start or does not become ready.
     pub fn start(sets: &[&str]) -> Result<Self> {
         Self::start_with(sets, &[])
     }
 
-    /// As [`start`](Self::start), with these variables.
+    /// As [`start`](Self::start), with these environment variables.
     ///
     /// # Errors
-    /// One does not come up.
+    /// A process does not start or does not become ready.
     pub fn start_with(sets: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         let receiver = start_receiver_with(sets, variables)?;
         let sender = start_sender_with(&receiver, sets, variables)?;
-        sender.wait_line(&["receiver ready"])?;
-        receiver.wait_line(&["sender ready"])?;
+        receiver.wait_peers(1)?;
+        sender.wait_peers(1)?;
         let frontend = receiver.address("frontend.port")?;
         Ok(Self { receiver, sender, frontend })
     }
 }
 
-/// Starts a process of its own and returns it with its frontend's address.
+/// Starts a process with the role `local` and returns it with the address of its frontend.
 ///
 /// # Errors
-/// It does not come up.
+/// The process does not start or does not become ready.
 pub fn start_local(sets: &[&str]) -> Result<(Process, String)> {
     let process = start_role("local", sets, &[])?;
     let address = process.address("frontend.port")?;

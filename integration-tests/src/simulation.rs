@@ -1,18 +1,18 @@
-//! Whole histories of a receiver and its senders, in virtual time: one seed, one history.
+//! Simulates whole histories of a receiver and its senders in virtual time. A seed determines its history.
 //!
-//! The pure states of every actor run as they are; what is simulated is everything around them: mailboxes that deliver late,
-//! a link that breaks, lanes on which puts complete, land and fail in their own time, engines whose memory can be read back,
-//! and processes that crash, stop and come back. Pages hold real (small) contents and every token depends on
-//! all tokens before it, as read from the pages, so whatever goes wrong with a page ends in a wrong word.
+//! The histories run the pure states of all actors unchanged and simulate everything around them: mailboxes that deliver late, links that
+//! break, lanes on which puts land, complete and fail at random times, engines whose memory can be read, and processes that crash, stop and
+//! restart. Pages have small real contents, and every token depends on all tokens before it as read from the pages. So an error in any page
+//! leads to a wrong token.
 //!
-//! Checked while a history runs, each against what it says in `docs/lab/hand-over-safety.md`:
+//! Each history checks these rules of `docs/lab/hand-over-safety.md`:
 //!
-//! - a put lands only in a page under a credit of its session, or set aside for it;
-//! - the engine touches only pages that a sequence holds;
-//! - what a frame calls filled has landed;
-//! - every token is the right one, and none is taken back; a request ends once, and by its deadline;
-//! - at the end, with all faults healed: no page is held, promised or set aside without reason, no put is waited for, and the
-//!   next request is handed over.
+//! - A put lands only in a page under a credit of its session, or in a page quarantined for it.
+//! - The engine reads and writes only pages that a sequence holds.
+//! - A page that a frame reports as filled has landed.
+//! - Every token is right. A request ends once, by its deadline, and has no token after its end.
+//! - At the end, after all faults have healed, no page is held, reserved or quarantined without reason, no put is awaited, and the next
+//!   request is handed over.
 
 mod client;
 mod dice;
@@ -31,10 +31,10 @@ mod world;
 pub use parts::{Report, Violation};
 pub use plan::{Fault, Plan};
 
-/// Runs the history of `seed`. With `trace`, everything that happens goes to standard error.
+/// Runs the history of `seed`. With `trace`, every event is printed to standard error.
 ///
 /// # Errors
-/// The first thing that must never happen, if it did.
+/// The first violation of a rule.
 pub fn history(seed: u64, trace: bool) -> Result<Report, Violation> {
     world::World::new(Plan::of(seed), trace).run()
 }

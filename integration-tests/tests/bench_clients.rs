@@ -1,4 +1,4 @@
-//! What bench clients see of a server: a replay of vLLM's own, and `runtime bench serve`, which must agree with it.
+//! A replay of vLLM's bench client and `runtime bench serve` measure the same counts.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,13 +13,13 @@ const COUNT: &str = "6";
 
 fn run(command: &mut Command) -> Result<String> {
     let output = command.output().context("cannot start it")?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    Ok(said)
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    Ok(printed)
 }
 
 #[test]
-fn bench_clients_agree() -> Result<()> {
+fn bench_clients_count_the_same() -> Result<()> {
     let pair = Pair::start(&[])?;
     let base = format!("http://{}", pair.frontend);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/vllm_bench.py");

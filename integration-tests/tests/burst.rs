@@ -1,12 +1,11 @@
-//! A thousand requests at the same moment, at default settings: all are answered. And more connections than a process may have open.
+//! A thousand requests at once with default settings, and more connections than a process may have open.
 
-use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use anyhow::{Context, Result, ensure};
-use integration_tests::client::{get, get_text};
+use anyhow::{Context, Result};
+use integration_tests::client::{Connection, get, get_text};
 use integration_tests::folders::llamas;
-use integration_tests::process::{PATIENCE, Process, start_sender};
+use integration_tests::process::{Event, Process, start_sender};
 use serde_json::{Value, json};
 
 const REQUESTS: usize = 1000;
@@ -14,35 +13,25 @@ const PROMPT_TOKENS: usize = 16;
 const TOKENS: usize = 8;
 
 /// Sends a request and does not wait for its answer.
-fn ask(address: &str, n: usize) -> Result<TcpStream> {
+fn ask(address: &str, n: usize) -> Result<Connection> {
     let prompt: Vec<usize> = (0..PROMPT_TOKENS).map(|place| 4 + (n * 31 + place * 7) % 70).collect();
     let body = json!({"prompt": prompt, "max_tokens": TOKENS, "ignore_eos": true}).to_string();
-    let mut client = TcpStream::connect(address)?;
-    client.set_read_timeout(Some(PATIENCE))?;
-    let length = body.len();
-    write!(
-        client,
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-    )?;
-    Ok(client)
+    Connection::post(address, "/v1/completions", &body)
 }
 
 #[test]
-fn a_burst_of_a_thousand_requests_is_answered() -> Result<()> {
-    // Each client here is a socket.
+fn a_thousand_requests_at_once_are_answered() -> Result<()> {
+    // Each client of this test is a socket.
     runtime::open_files::raise();
     let folder = llamas()?.first().context("a model")?.write("burst")?;
     let model = folder.path().display().to_string();
     let process = Process::start(&["--set", "frontend.port=0", "--model", &model], &[])?;
-    process.wait_line(&["ready in"])?;
-    let address = process.address("frontend.port")?;
-    let clients: Vec<TcpStream> = (0..REQUESTS).map(|n| ask(&address, n)).collect::<Result<_>>()?;
+    let address = process.wait_healthy("frontend.port")?;
+    let clients: Vec<Connection> = (0..REQUESTS).map(|n| ask(&address, n)).collect::<Result<_>>()?;
     for (n, mut client) in clients.into_iter().enumerate() {
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).with_context(|| format!("request {n}"))?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("an answer")?;
-        ensure!(head.starts_with("HTTP/1.1 200 "), "request {n}: {answer}");
-        let usage = &serde_json::from_str::<Value>(body)?["usage"];
+        let (status, body) = client.answer().with_context(|| format!("request {n}"))?;
+        assert_eq!(status, 200, "request {n}: {body}");
+        let usage = &serde_json::from_str::<Value>(&body)?["usage"];
         assert_eq!(
             (&usage["prompt_tokens"], &usage["completion_tokens"]),
             (&json!(PROMPT_TOKENS), &json!(TOKENS))
@@ -64,18 +53,17 @@ fn a_burst_of_a_thousand_requests_is_answered() -> Result<()> {
     Ok(())
 }
 
-/// Of 560 files, 512 are not for HTTP.
+/// The process may open 560 files and keeps 512 of them for other uses than HTTP.
 #[test]
 fn http_connections_leave_open_files_to_the_link() -> Result<()> {
     let ports = ["http.port=0", "frontend.port=0", "link.port=0"];
     let arguments = ports.into_iter().flat_map(|port| ["--set", port]);
     let arguments: Vec<&str> = ["--role", "receiver"].into_iter().chain(arguments).collect();
     let receiver = Process::start_with_open_files(560, &arguments)?;
-    receiver.wait_line(&["ready in"])?;
-    assert!(receiver.log().contains("each HTTP port takes 12 connections"), "{}", receiver.log());
-    let frontend = receiver.address("frontend.port")?;
+    receiver.wait_event(Event::FewConnections, &["connections=12"])?;
+    let frontend = receiver.wait_healthy("frontend.port")?;
     let _crowd: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(&frontend)).collect::<Result<_, _>>()?;
     let sender = start_sender(&receiver, &[])?;
-    receiver.wait_line(&["sender ready", &format!("pid={}", sender.pid())])?;
-    Ok(())
+    sender.wait_peers(1)?;
+    receiver.wait_peers(1)
 }

@@ -1,20 +1,21 @@
-//! What a process does whose device fails for good. The device is the processor behind an engine that fails when a prompt says so (see
-//! `examples/failing_device.rs`).
+//! A process whose device has failed fails its requests and ends. The device is simulated by an engine on the CPU that fails for certain
+//! prompts (see `examples/failing_device.rs`).
 
 use anyhow::{Context, Result};
 use integration_tests::client::{complete, get, post};
 use integration_tests::process::{Process, failing_device, start_receiver};
 use serde_json::{Value, json};
 
-/// Prompts that make the device fail, and then let the process's tear-down hang.
+/// A prompt that makes the device fail.
 const FAILS: [u32; 4] = [1, 777, 777, 777];
+/// A prompt that makes the device fail and then hang when the process ends.
 const HANGS: [u32; 4] = [1, 778, 778, 778];
 
 fn start(arguments: &[&str]) -> Result<Process> {
     Process::start_program(&failing_device()?, arguments, &[])
 }
 
-/// The process ends with exit code 1, and its last line says what has happened and what to do.
+/// Checks that the process ends with exit code 1 and that its last line has the reason and the advice to restart.
 fn ends_with_the_reason(process: &mut Process) -> Result<()> {
     let status = process.wait()?;
     let log = process.log();
@@ -31,7 +32,7 @@ fn ask(address: &str, prompt: &[u32], tokens: u32) -> Result<(u16, Value)> {
 }
 
 #[test]
-fn a_process_that_serves_alone_fails_its_requests_and_ends() -> Result<()> {
+fn a_local_process_fails_its_requests_and_ends() -> Result<()> {
     let mut local = start(&["--role", "local", "--set", "frontend.port=0"])?;
     let address = local.address("frontend.port")?;
     assert_eq!(complete(&address, &json!([1, 2, 3]), 4)?.ids.len(), 4);
@@ -51,12 +52,12 @@ fn a_process_that_serves_alone_fails_its_requests_and_ends() -> Result<()> {
 }
 
 #[test]
-fn a_sender_hands_its_requests_back_and_ends() -> Result<()> {
+fn a_sender_returns_its_requests_and_ends() -> Result<()> {
     let receiver = start_receiver(&[])?;
     let frontend = receiver.address("frontend.port")?;
     let peers = format!("link.peers={}", receiver.address("link.port")?);
     let mut sender = start(&["--role", "sender", "--set", "http.port=0", "--set", &peers])?;
-    receiver.wait_line(&["sender ready"])?;
+    receiver.wait_peers(1)?;
     assert_eq!(complete(&frontend, &json!([1, 2, 3]), 4)?.timings["disaggregated"], true);
     let answer = complete(&frontend, &json!(FAILS), 4)?;
     assert_eq!((answer.ids.len(), &answer.timings["disaggregated"]), (4, &json!(false)));
@@ -68,7 +69,7 @@ fn a_sender_hands_its_requests_back_and_ends() -> Result<()> {
 }
 
 #[test]
-fn a_process_ends_although_its_device_never_lets_go() -> Result<()> {
+fn a_process_ends_although_its_device_hangs() -> Result<()> {
     let mut local = start(&["--role", "local", "--set", "frontend.port=0", "--set", "shutdown.drain=1ms"])?;
     let address = local.address("frontend.port")?;
     assert_eq!(ask(&address, &HANGS, 4)?.0, 500);

@@ -1,11 +1,11 @@
-//! The programs in `examples/` run, print what they promise and end.
+//! The programs in `examples/` run, print their result and end.
 
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use integration_tests::process::example;
 
-/// Runs an example, which must end with status 0 and print this line.
+/// Checks that an example ends with status 0 and prints this line.
 fn check(name: &str, arguments: &[&str], line: &str) -> Result<()> {
     let output = Command::new(example(name)?).args(arguments).output().with_context(|| name.to_owned())?;
     let printed = String::from_utf8_lossy(&output.stdout);

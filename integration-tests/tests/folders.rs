@@ -1,10 +1,10 @@
-//! Hugging Face folders: the same words as transformers for every shape of a small Llama, in any chunks, alone and through a pair.
+//! Hugging Face folders: small Llamas of every shape give the tokens of transformers, in any chunks, alone and through a pair.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use engine::{Chunk, Engine, EngineConfig, PageId, Sample, Source};
+use engine::{Chunk, Engine, EngineConfig, PageId, Sample, TokenSource};
 use integration_tests::client::{complete, get, post};
 use integration_tests::folders::llamas;
 use integration_tests::process::Pair;
@@ -17,27 +17,27 @@ fn open(model: &Path) -> Result<Box<dyn Engine>, engine::OpenError> {
         kv_bytes: 8 << 20,
         page_tokens: 16,
         step_tokens: 64,
-        device: engine::Device::Cpu,
+        device: engine::ComputeDevice::Cpu,
         load_format: engine::LoadFormat::Auto,
     })
 }
 
-/// Computes `tokens` behind `start` others; the token that follows.
+/// Computes `tokens` at position `start` and returns the next token.
 fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
     let sample = Some(Sample::greedy());
     let mut step =
-        engine.submit(&[Chunk { sequence: 1, tokens, source: Source::Prompt, start, pages, sample }])?;
-    Ok(engine.poll(&mut step)?.context("the CPU is done when it returns")?.tokens[0].token.id)
+        engine.submit(&[Chunk { sequence: 1, tokens, source: TokenSource::Prompt, start, pages, sample }])?;
+    Ok(engine.poll(&mut step)?.context("a CPU step is complete when `submit` returns")?.tokens[0].token.id)
 }
 
 #[test]
-fn folders_answer_as_transformers_does() -> Result<()> {
+fn folders_give_the_tokens_of_transformers() -> Result<()> {
     for llama in llamas()? {
         let folder = llama.write("engine")?;
         let mut engine = open(folder.path())?;
         assert_eq!(engine.model().eos_tokens, [2, 3]);
         let (prompt, expect) = (&llama.prompt, &llama.ids);
-        // Scattered, and other ones for each way to cut the prompt.
+        // The pages are not contiguous, and each chunk size has its own pages.
         for (run, chunk) in [prompt.len(), 16, 7, 1].into_iter().enumerate() {
             let pages: Vec<PageId> = [3, 0, 5, 2, 4].map(|page| PageId(page + 6 * run as u32)).to_vec();
             let mut start = 0;
@@ -80,14 +80,14 @@ fn a_pair_serves_folders() -> Result<()> {
 }
 
 #[test]
-fn folders_that_cannot_be_served_say_why() -> Result<()> {
+fn a_refused_folder_has_a_reason() -> Result<()> {
     let llama = &llamas()?[3];
     let check = |change: &dyn Fn(&Path), words: &[&str]| {
-        let folder = llama.write("refused").expect("it is written");
+        let folder = llama.write("refused").expect("the folder can be written");
         change(folder.path());
-        let error = open(folder.path()).err().expect("it is refused").to_string();
+        let error = open(folder.path()).err().expect("the folder is refused").to_string();
         for word in words {
-            assert!(error.contains(word), "{error:?} does not say {word:?}");
+            assert!(error.contains(word), "{error:?} does not contain {word:?}");
         }
     };
     let config = |key: &'static str, value: Value| {

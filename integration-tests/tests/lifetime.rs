@@ -1,8 +1,8 @@
-//! How processes begin, live together and end.
+//! How processes start, find each other and end.
 
 use anyhow::{Context, Result};
 use integration_tests::client::{complete, get, post};
-use integration_tests::process::{Pair, start_local, start_receiver, start_sender};
+use integration_tests::process::{Event, Pair, Process, start_local, start_receiver, start_sender};
 use serde_json::{Value, json};
 
 fn prompt() -> Value {
@@ -29,29 +29,29 @@ fn a_pair_serves_on_every_port_and_ends_on_sigterm() -> Result<()> {
         process.signal("-TERM")?;
         let status = process.wait()?;
         assert_eq!(status.code(), Some(0), "{}", process.log());
-        assert!(process.log().lines().last().context("a log")?.contains("ended"), "{}", process.log());
+        let log = process.log();
+        assert!(Event::Ended.is_in(log.lines().last().context("a log")?), "{log}");
     }
     Ok(())
 }
 
 #[test]
-fn a_receiver_serves_alone_until_a_sender_comes_and_after_it_is_killed() -> Result<()> {
+fn a_receiver_serves_before_a_sender_connects_and_after_it_is_killed() -> Result<()> {
     let receiver = start_receiver(&[])?;
     let frontend = receiver.address("frontend.port")?;
     let alone = complete(&frontend, &prompt(), 8)?;
     assert_eq!(alone.timings["disaggregated"], false);
     for _ in 0..2 {
         let sender = start_sender(&receiver, &[])?;
-        sender.wait_line(&["receiver ready"])?;
-        // The receiver's own line for this sender: it names the process.
-        receiver.wait_line(&["sender ready", &format!("pid={}", sender.pid())])?;
+        receiver.wait_peers(1)?;
         let answer = complete(&frontend, &prompt(), 8)?;
         assert_eq!(answer.timings["prefill_pid"], sender.pid(), "{}", answer.timings);
         assert_eq!(answer.ids, alone.ids);
         sender.signal("-KILL")?;
         drop(sender);
         let answer = complete(&frontend, &prompt(), 8)?;
-        assert_eq!(answer.ids, alone.ids, "a lost sender changes no word");
+        assert_eq!(answer.ids, alone.ids, "a lost sender changes no token");
+        receiver.wait_peers(0)?;
     }
     Ok(())
 }
@@ -74,19 +74,16 @@ fn a_public_port_without_a_secret_is_a_warning() -> Result<()> {
 
 #[test]
 fn a_sender_waits_for_its_receiver() -> Result<()> {
-    // A port that was free a moment ago.
+    // A port that was just free.
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let link = format!("link.port={port}");
-    let sender = integration_tests::process::Process::start(
-        &["--role", "sender", "--set", "http.port=0", "--set", &link],
-        &[],
-    )?;
-    sender.wait_line(&["cannot be reached yet"])?;
-    let receiver = integration_tests::process::Process::start(
+    let sender = Process::start(&["--role", "sender", "--set", "http.port=0", "--set", &link], &[])?;
+    sender.wait_event(Event::ReceiverUnreachable, &[])?;
+    let receiver = Process::start(
         &["--role", "receiver", "--set", "http.port=0", "--set", "frontend.port=0", "--set", &link],
         &[],
     )?;
-    receiver.wait_line(&["sender ready"])?;
+    receiver.wait_peers(1)?;
     let answer = complete(&receiver.address("frontend.port")?, &prompt(), 4)?;
     assert_eq!(answer.timings["disaggregated"], true, "{}", answer.timings);
     Ok(())
@@ -117,6 +114,5 @@ fn a_wrong_secret_is_refused_and_a_right_one_is_not() -> Result<()> {
     assert_eq!(stranger.wait()?.code(), Some(1));
     assert!(stranger.log().contains("link.secret"), "{}", stranger.log());
     let friend = start_sender(&receiver, &["link.secret=open-sesame"])?;
-    friend.wait_line(&["receiver ready"])?;
-    Ok(())
+    friend.wait_peers(1)
 }

@@ -1,4 +1,4 @@
-//! OpenAI's own Python client against a pair: every call that is supported, synchronous and asynchronous.
+//! OpenAI's Python client with a pair: every supported call, synchronous and asynchronous.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use integration_tests::process::Pair;
 
-/// Where `cargo xtask test` has put the client: the newest, if several versions lie there.
+/// The folder in which `cargo xtask test` has installed the client. Of several versions, the newest.
 fn client() -> Result<PathBuf> {
     let cache = common::cache_folder::locate(|name| std::env::var_os(name)).map_err(anyhow::Error::msg)?;
     let entries = std::fs::read_dir(cache)?;
@@ -17,7 +17,7 @@ fn client() -> Result<PathBuf> {
 }
 
 #[test]
-fn openais_client_finds_nothing_wrong() -> Result<()> {
+fn every_call_of_the_openai_client_works() -> Result<()> {
     let pair = Pair::start(&["request.api_key=key", "engine.prefix_cache=true"])?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/openai_client.py");
     let output = Command::new("python3")
@@ -27,9 +27,9 @@ fn openais_client_finds_nothing_wrong() -> Result<()> {
         .env_remove("OPENAI_API_KEY")
         .output()
         .context("cannot run python3")?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let complained = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{said}{complained}");
-    ensure!(said.contains("all calls are right"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{printed}{errors}");
+    ensure!(printed.contains("all calls are right"), "{printed}");
     Ok(())
 }

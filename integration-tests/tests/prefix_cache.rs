@@ -1,15 +1,16 @@
-//! Requests that begin alike share pages, and no word changes: one after the other and 32 at once, on a pool that holds them and on
-//! one that makes them give way.
+//! Requests with a common prefix share pages, and the tokens do not change: one request after the other and 32 at once, with a pool that has
+//! room for all and with a pool that preempts some.
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::client::{Metrics, complete, metrics};
+use integration_tests::client::{Metrics, ask_all, complete, metrics};
+use integration_tests::deadline::STATE_WITHIN;
 use integration_tests::fixtures::{Prompt, prompts};
-use integration_tests::process::{PATIENCE, Pair, until};
+use integration_tests::process::{Pair, until};
 
 const TOKENS: u32 = 32;
 
-/// Prompts of up to 200 tokens that are firm to the end.
-fn firm() -> Result<Vec<Prompt>> {
+/// Prompts of up to 200 tokens whose answers have no near tie.
+fn prompts_without_ties() -> Result<Vec<Prompt>> {
     let mut prompts = prompts()?;
     prompts.retain(|prompt| prompt.near_ties.is_empty() && prompt.prompt_ids.len() <= 200);
     ensure!(prompts.len() >= 16, "{} prompts", prompts.len());
@@ -22,44 +23,35 @@ fn check(address: &str, prompt: &Prompt) -> Result<()> {
     Ok(())
 }
 
-/// Asks for all of them, 32 at once.
+/// Asks for 32 prompts, all at the same moment.
 fn check_at_once(address: &str, prompts: &[Prompt]) -> Result<()> {
-    std::thread::scope(|scope| {
-        let ask = |n: usize| scope.spawn(move || check(address, &prompts[n * 7 % prompts.len()]));
-        let clients: Vec<_> = (0..32).map(ask).collect();
-        clients
-            .into_iter()
-            .try_for_each(|client| client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
-    })
+    let places: Vec<usize> = (0..32).map(|n| n * 7 % prompts.len()).collect();
+    ask_all(&places, places.len(), |place| check(address, &prompts[*place])).map(drop)
 }
 
-fn counted(metrics: &Metrics, name: &str) -> Result<u64> {
+fn count(metrics: &Metrics, name: &str) -> Result<u64> {
     metrics.get(name).with_context(|| format!("{metrics}"))
 }
 
 #[test]
-fn shared_pages_change_no_word() -> Result<()> {
-    let prompts = firm()?;
+fn shared_pages_change_no_token() -> Result<()> {
+    let prompts = prompts_without_ties()?;
     let pair = Pair::start(&["engine.prefix_cache=true"])?;
-    let resident = || counted(&metrics(&pair.frontend)?, "baton_pages_resident_total");
-    for prompt in &prompts {
-        check(&pair.frontend, prompt)?;
-    }
+    let resident = || count(&metrics(&pair.frontend)?, "baton_pages_resident_total");
+    prompts.iter().try_for_each(|prompt| check(&pair.frontend, prompt))?;
     let first = resident()?;
-    for prompt in &prompts {
-        check(&pair.frontend, prompt)?;
-    }
+    ask_all(&prompts, 8, |prompt| check(&pair.frontend, prompt))?;
     let full_pages: usize = prompts.iter().map(|prompt| (prompt.prompt_ids.len() - 1) / 16).sum();
-    assert_eq!(resident()? - first, full_pages as u64, "all that was there is found again");
+    assert_eq!(resident()? - first, full_pages as u64, "every full page of a prompt is found again");
     check_at_once(&pair.frontend, &prompts)?;
     let sender = pair.sender.address("http.port")?;
-    assert!(counted(&metrics(&sender)?, "baton_pages_cached")? > 0, "the sender keeps what it has computed");
+    assert!(count(&metrics(&sender)?, "baton_pages_cached")? > 0, "the sender keeps computed pages");
     Ok(())
 }
 
 #[test]
-fn no_way_to_cut_prompts_changes_a_word() -> Result<()> {
-    let prompts = firm()?;
+fn chunk_sizes_change_no_token() -> Result<()> {
+    let prompts = prompts_without_ties()?;
     for (chunk, cache) in [("16", "false"), ("512", "true")] {
         let sets = [format!("engine.prefill_chunk_tokens={chunk}"), format!("engine.prefix_cache={cache}")];
         let pair = Pair::start(&[&sets[0], &sets[1]])?;
@@ -69,27 +61,21 @@ fn no_way_to_cut_prompts_changes_a_word() -> Result<()> {
 }
 
 #[test]
-fn requests_that_give_way_go_on_with_the_same_words() -> Result<()> {
-    let prompts = firm()?;
-    // Sixteen requests of 200 tokens and 300 to come, on a pool for four of them.
-    let pair = Pair::start(&["engine.prefix_cache=true", "ring.bytes=3MiB", "engine.kv_bytes=96MiB"])?;
+fn preempted_requests_resume_with_the_same_tokens() -> Result<()> {
+    let prompts = prompts_without_ties()?;
+    // Six requests of up to 200 tokens that grow by 300 have 31 pages each. The pool of 91 pages holds three of them.
+    let pair = Pair::start(&["engine.prefix_cache=true", "ring.bytes=3MiB", "engine.kv_bytes=64MiB"])?;
     let frontend = &*pair.frontend;
     let longest = prompts.iter().max_by_key(|prompt| prompt.prompt_ids.len()).context("a prompt")?;
     let local = pair.receiver.address("http.port")?;
-    let expect = complete(&local, &longest.input(), 600)?.ids;
-    ensure!(expect[..TOKENS as usize] == longest.ids[..], "other words alone");
-    std::thread::scope(|scope| {
-        let ask = || scope.spawn(move || complete(frontend, &longest.input(), 600));
-        let clients: Vec<_> = (0..6).map(|_| ask()).collect();
-        for client in clients {
-            let answer = client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
-            ensure!(answer.ids == expect, "other words: {}", answer.timings);
-        }
-        Ok(())
-    })?;
+    let expect = complete(&local, &longest.input(), 300)?.ids;
+    ensure!(expect[..TOKENS as usize] == longest.ids[..], "one process alone gives other tokens");
+    for answer in ask_all(&[longest; 6], 6, |prompt| complete(frontend, &prompt.input(), 300))? {
+        ensure!(answer.ids == expect, "the pair gives other tokens: {}", answer.timings);
+    }
     let after = metrics(frontend)?;
-    assert!(counted(&after, "baton_preemptions_total")? > 0, "{after}");
-    // A client knows its last token a moment before its pages are back.
-    until("every page is back", PATIENCE, || Ok(counted(&metrics(frontend)?, "baton_pages_live")? == 0))?;
+    assert!(count(&after, "baton_preemptions_total")? > 0, "{after}");
+    // A client has its last token slightly before its pages are free.
+    until("every page is free", STATE_WITHIN, || Ok(count(&metrics(frontend)?, "baton_pages_live")? == 0))?;
     Ok(())
 }

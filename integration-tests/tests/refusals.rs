@@ -1,4 +1,4 @@
-//! What cannot work is refused at start with one sentence that says what and how to mend it, and an exit code that is not 0.
+//! A process that cannot start says why in one sentence with advice, and has an exit code other than 0.
 
 use std::fs;
 use std::net::TcpListener;
@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use integration_tests::process::{Process, start_receiver, start_sender};
+use integration_tests::process::{Event, Process, start_receiver, start_sender};
 
-/// A folder of this test's own, empty.
+/// An empty folder of this test.
 fn folder(name: &str) -> Result<PathBuf> {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if path.exists() {
@@ -22,17 +22,17 @@ fn default_model() -> PathBuf {
     runtime::config::Surroundings::of_process().default_model()
 }
 
-/// Runs to its end; the last line must hold every word, be the only error, and the exit code must be this one.
+/// Runs a process to its end. Checks its exit code, and that its last line is an error with each of `words`.
 fn refused(arguments: &[&str], variables: &[(&str, &str)], code: i32, words: &[&str]) -> Result<()> {
     let mut process = Process::start(arguments, variables)?;
     let status = process.wait()?;
     let log = process.log();
-    let line = log.lines().last().with_context(|| format!("{arguments:?} said nothing"))?;
+    let line = log.lines().last().with_context(|| format!("{arguments:?} logged nothing"))?;
     println!("{line}");
     assert_eq!(status.code(), Some(code), "{arguments:?}: {log}");
     assert!(line.starts_with("error: "), "{line}");
     for word in words {
-        assert!(line.contains(word), "{line:?} does not say {word:?}");
+        assert!(line.contains(word), "{line:?} does not contain {word:?}");
     }
     Ok(())
 }
@@ -45,7 +45,7 @@ fn local_with_model(model: &Path, words: &[&str]) -> Result<()> {
 }
 
 #[test]
-fn a_model_that_is_missing() -> Result<()> {
+fn a_missing_model_is_refused() -> Result<()> {
     local_with_model(
         Path::new("/nowhere/model.gguf"),
         &["/nowhere/model.gguf", "cargo xtask demo", "--model"],
@@ -53,7 +53,7 @@ fn a_model_that_is_missing() -> Result<()> {
 }
 
 #[test]
-fn a_model_that_is_truncated_or_altered() -> Result<()> {
+fn a_truncated_or_altered_model_is_refused() -> Result<()> {
     let folder = folder("models")?;
     let whole = fs::read(default_model())?;
     let truncated = folder.join("truncated.gguf");
@@ -73,7 +73,7 @@ fn a_model_that_is_truncated_or_altered() -> Result<()> {
 }
 
 #[test]
-fn a_port_that_is_in_use() -> Result<()> {
+fn a_port_in_use_is_refused() -> Result<()> {
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let port = taken.local_addr()?.port().to_string();
     for (role, key) in [
@@ -84,7 +84,7 @@ fn a_port_that_is_in_use() -> Result<()> {
     ] {
         let mut arguments = vec!["--role".to_owned(), role.to_owned()];
         for other in ["frontend.port", "http.port", "link.port"] {
-            // A sender must know whom to dial.
+            // A sender needs a receiver to dial.
             let free = if role == "sender" && other == "link.port" { "1" } else { "0" };
             arguments
                 .extend(["--set".to_owned(), format!("{other}={}", if other == key { &port } else { free })]);
@@ -96,7 +96,7 @@ fn a_port_that_is_in_use() -> Result<()> {
 }
 
 #[test]
-fn ucx_that_is_absent_or_too_old() -> Result<()> {
+fn a_missing_or_old_ucx_is_refused() -> Result<()> {
     let folder = folder("ucx")?;
     let any =
         ["--role", "receiver", "--set", "http.port=0", "--set", "frontend.port=0", "--set", "link.port=0"];
@@ -111,13 +111,13 @@ fn ucx_that_is_absent_or_too_old() -> Result<()> {
          const char *ucp_get_version_string(void) { return \"1.20.1\"; }\n",
     )?;
     let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status()?;
-    assert!(built.success(), "a C linker is needed, as for Rust itself");
+    assert!(built.success(), "the test needs a C linker, as Rust does");
     refused(&arguments, &[], 1, &["1.20.1", "1.21", "transport.ucx_library"])?;
     Ok(fs::remove_dir_all(folder)?)
 }
 
 #[test]
-fn a_key_that_does_not_exist_or_a_value_that_is_none() -> Result<()> {
+fn unknown_keys_and_wrong_values_are_refused() -> Result<()> {
     let folder = folder("configs")?;
     let file = folder.join("typo.yaml");
     fs::write(&file, "ring:\n  bites: 1GiB\n")?;
@@ -130,7 +130,7 @@ fn a_key_that_does_not_exist_or_a_value_that_is_none() -> Result<()> {
 }
 
 #[test]
-fn a_sender_and_a_receiver_with_different_models() -> Result<()> {
+fn a_sender_with_another_model_is_refused() -> Result<()> {
     let folder = folder("other_model")?;
     let other = folder.join("other.gguf");
     let mut bytes = fs::read(default_model())?;
@@ -141,13 +141,13 @@ fn a_sender_and_a_receiver_with_different_models() -> Result<()> {
     let mut sender = start_sender(&receiver, &[&format!("model={}", other.display())])?;
     let status = sender.wait()?;
     let log = sender.log();
-    let line = log.lines().last().context("it says why")?;
+    let line = log.lines().last().context("an error line")?;
     println!("{line}");
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(
         line.starts_with("error: ") && line.contains("--model") && line.contains("sha256 b179c952"),
         "{line}"
     );
-    receiver.wait_line(&["refused", "same --model"])?;
+    receiver.wait_event(Event::ConnectionRefused, &["same --model"])?;
     Ok(fs::remove_dir_all(folder)?)
 }

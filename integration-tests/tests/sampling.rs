@@ -1,4 +1,4 @@
-//! Sampled answers: the same from one process and through a pair, as long as the seed is.
+//! With the same seed, one process and a pair sample the same tokens.
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::post;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 const TOKENS: u32 = 24;
 
-/// The ids sampled for this prompt with these settings.
+/// The token ids of the answer to a prompt with these settings.
 fn ask(address: &str, prompt: &str, settings: &Value) -> Result<Vec<u32>> {
     let mut body =
         json!({"prompt": prompt, "max_tokens": TOKENS, "ignore_eos": true, "return_token_ids": true});
@@ -19,7 +19,7 @@ fn ask(address: &str, prompt: &str, settings: &Value) -> Result<Vec<u32>> {
 }
 
 #[test]
-fn a_seed_gives_the_same_words_wherever_they_are_sampled() -> Result<()> {
+fn a_seed_gives_the_same_tokens_in_every_process() -> Result<()> {
     let pair = Pair::start(&[])?;
     let local = pair.receiver.address("http.port")?;
     let mut answers = Vec::new();
@@ -29,13 +29,13 @@ fn a_seed_gives_the_same_words_wherever_they_are_sampled() -> Result<()> {
         json!({"temperature": 0.8, "seed": 2}),
         json!({"seed": 1, "top_p": 0.9, "top_k": 40, "min_p": 0.01}),
         json!({"seed": 1, "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.2}),
-        // Of everything else so little is left that only these two can come, half and half.
+        // Only these two tokens remain, each with a probability of one half.
         json!({"seed": 3, "logit_bias": {"100": 100, "200": 100}, "top_k": 2, "temperature": 2}),
     ]
     .into_iter()
     .enumerate()
     {
-        // Another prompt each time, so that pages do travel.
+        // Each prompt is new, so that its pages are transferred.
         let prompt =
             format!("Story number {n}. The old lighthouse keeper climbed the stairs once more and saw");
         let handed_over = ask(&pair.frontend, &prompt, &settings)?;
@@ -47,7 +47,7 @@ fn a_seed_gives_the_same_words_wherever_they_are_sampled() -> Result<()> {
     let other_seed = ask(&pair.frontend, prompt, &json!({"temperature": 0.8, "seed": 2}))?;
     assert_ne!(answers[1], other_seed);
     let unseeded = || ask(&pair.frontend, prompt, &json!({"temperature": 1}));
-    assert_ne!(unseeded()?, unseeded()?, "without a seed one is drawn");
+    assert_ne!(unseeded()?, unseeded()?, "without a seed, the server draws one");
     let biased = answers.last().context("six answers")?;
     assert!(biased.iter().all(|token| [100, 200].contains(token)), "{biased:?}");
     assert!(biased.contains(&100) && biased.contains(&200), "{biased:?}");

@@ -1,9 +1,9 @@
-//! A few hundred histories that any change should pass before the long run.
+//! A few hundred simulated histories, before the longer run of `cargo xtask sim`.
 
 use integration_tests::simulation::{Violation, history};
 
 #[test]
-fn a_seed_is_one_history() -> Result<(), Violation> {
+fn a_seed_repeats_its_history() -> Result<(), Violation> {
     for seed in 0..20 {
         assert_eq!(history(seed, false)?, history(seed, false)?, "seed {seed}");
     }
@@ -11,12 +11,12 @@ fn a_seed_is_one_history() -> Result<(), Violation> {
 }
 
 #[test]
-fn histories_reach_what_they_are_for() -> Result<(), Violation> {
+fn histories_reach_every_fault_and_outcome() -> Result<(), Violation> {
     let mut total = integration_tests::simulation::Report::default();
     for seed in 0..300 {
         total.add(&history(seed, false)?);
     }
-    assert_eq!(total.faults.len(), 12, "every kind of fault: {:?}", total.faults);
+    assert_eq!(total.faults.len(), 12, "not every kind of fault occurs: {:?}", total.faults);
     let reached = [
         total.finished,
         total.disaggregated,

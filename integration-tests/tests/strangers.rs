@@ -1,22 +1,23 @@
-//! A stranger at the link port gets one line in the log, and changes nothing else.
+//! A connection to the link port that is not a sender causes one log line and has no other effect.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use connector::frame::{Answer, Capabilities, Challenge, Hello, Incarnation, Shape, Versions};
 use connector::wire;
-use integration_tests::client::complete;
-use integration_tests::process::{PATIENCE, Pair};
+use integration_tests::client::{complete, metrics};
+use integration_tests::deadline::STATE_WITHIN;
+use integration_tests::process::{Event, Pair, start_receiver, start_sender};
 use serde_json::json;
 
-/// A connection to the link port that speaks its framing.
-struct Knock(TcpStream);
+/// A connection to the link port that uses its framing.
+struct RawLink(TcpStream);
 
-impl Knock {
-    fn at(address: &str) -> Result<Self> {
+impl RawLink {
+    fn open(address: &str) -> Result<Self> {
         let socket = TcpStream::connect(address)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(STATE_WITHIN))?;
         Ok(Self(socket))
     }
 
@@ -61,60 +62,56 @@ fn hello(versions: Versions) -> Hello {
 }
 
 #[test]
-fn strangers_get_one_line_each_and_requests_go_on() -> Result<()> {
+fn strangers_are_logged_once_and_requests_go_on() -> Result<()> {
     let pair = Pair::start(&[])?;
     let link = pair.receiver.address("link.port")?;
     let expect = complete(&pair.frontend, &json!("The harbour was quiet"), 8)?.ids;
-    let refused = |words: &[&str]| -> Result<()> {
-        let words: Vec<&str> = ["link connection refused"].into_iter().chain(words.iter().copied()).collect();
-        pair.receiver.wait_line(&words).map(drop)
-    };
+    let refused = |words: &[&str]| pair.receiver.wait_event(Event::ConnectionRefused, words).map(drop);
 
-    let mut garbage = Knock::at(&link)?;
+    let mut garbage = RawLink::open(&link)?;
     garbage.send(b"\xff\xff\xff\xff is no Hello")?;
     refused(&["does not speak baton's link protocol"])?;
 
-    let mut short = Knock::at(&link)?;
+    let mut short = RawLink::open(&link)?;
     short.send(b"BTON")?;
     refused(&["cannot be decoded"])?;
 
-    let mut oversized = Knock::at(&link)?;
+    let mut oversized = RawLink::open(&link)?;
     oversized.0.write_all(&u32::MAX.to_be_bytes())?;
     refused(&["frame size too big"])?;
 
-    let mut older = Knock::at(&link)?;
+    let mut older = RawLink::open(&link)?;
     let challenge: Challenge = wire::decode(&older.receive()?)?;
     older.send(&wire::encode(&hello(Versions::new(1, challenge.versions.lowest - 1)))?)?;
     refused(&["upgrade the older side"])?;
     let answer: Answer = wire::decode(&older.receive()?)?;
     assert!(matches!(&answer, Answer::Refused(reason) if reason.contains("older side")), "{answer:?}");
 
-    let mut other = Knock::at(&link)?;
+    let mut other = RawLink::open(&link)?;
     let challenge: Challenge = wire::decode(&other.receive()?)?;
     other.send(&wire::encode(&hello(challenge.versions))?)?;
     refused(&["m with a line of its own", "same --model"])?;
 
-    let silent = Knock::at(&link)?;
+    let silent = RawLink::open(&link)?;
     refused(&["peer was silent for 5000 ms"])?;
     drop(silent);
 
-    let log = pair.receiver.log();
-    let lines = log.lines().filter(|line| line.contains("link connection refused")).count();
-    assert_eq!(lines, 6, "one line each:\n{log}");
-    assert_eq!(log.lines().filter(|line| line.contains("session opening")).count(), 1, "{log}");
+    let lines = pair.receiver.count_events(Event::ConnectionRefused);
+    assert_eq!(lines, 6, "not one line per connection:\n{}", pair.receiver.log());
+    assert_eq!(metrics(&pair.frontend)?.get("baton_sessions_opened_total")?, 1, "{}", pair.receiver.log());
     let answer = complete(&pair.frontend, &json!("The harbour was quiet"), 8)?;
     assert_eq!(answer.ids, expect);
-    assert_eq!(answer.timings["disaggregated"], true, "the pair was not disturbed: {}", answer.timings);
+    assert_eq!(answer.timings["disaggregated"], true, "the pair no longer hands over: {}", answer.timings);
     Ok(())
 }
 
 #[test]
-fn a_crowd_at_the_link_port_keeps_no_sender_out() -> Result<()> {
-    let receiver = integration_tests::process::start_receiver(&[])?;
+fn idle_connections_to_the_link_port_do_not_block_a_sender() -> Result<()> {
+    let receiver = start_receiver(&[])?;
     let link = receiver.address("link.port")?;
-    // Three times as many as may shake hands at once, and more of them as soon as one is closed.
+    // Three times as many connections as may be in a handshake at once.
     let _crowd: Vec<TcpStream> = (0..48).map(|_| TcpStream::connect(&link)).collect::<Result<_, _>>()?;
-    let sender = integration_tests::process::start_sender(&receiver, &[])?;
-    receiver.wait_line(&["sender ready", &format!("pid={}", sender.pid())]).context("it got in")?;
-    Ok(())
+    let sender = start_sender(&receiver, &[])?;
+    sender.wait_peers(1)?;
+    receiver.wait_peers(1)
 }

@@ -1,41 +1,41 @@
-//! Many requests, few pages: a pool that cannot hold them all, behind rings of one, two and four pages.
+//! Many requests and few pages: the pool has no room for all requests, and the ring has one, two or four pages.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{Answer, complete, metrics};
+use integration_tests::deadline::STATE_WITHIN;
 use integration_tests::fixtures::prompts;
-use integration_tests::process::{PATIENCE, Pair, start_local};
+use integration_tests::process::{Pair, start_local, until};
 use serde_json::Value;
 
-/// A page of the test model: 16 tokens, 30 layers, keys and values of 3 heads of 64 floats.
+/// Bytes of a page of the test model: 16 tokens, 30 layers, keys and values of 3 heads of 64 floats.
 const PAGE_BYTES: u64 = 16 * 30 * 2 * 3 * 64 * 4;
 const PAGE_TOKENS: usize = 16;
 const TOKENS: u32 = 8;
-/// Tokens of the prompts, in the order in which they come in. The one of 1500 needs 95 pages with its answer while those before it
-/// hold 77 of 112: it has to wait at the head of the line, and the next one behind it, for which there would be room, too.
-const LENGTHS: [usize; 16] = [400, 20, 450, 33, 250, 1500, 128, 300, 45, 350, 17, 100, 60, 81, 25, 64];
-/// Four prompts of 400 tokens and a little; all sixteen need 255 pages with their answers.
-const POOL_PAGES: u64 = 112;
+/// Tokens of the prompts, in the order in which they come in. The prompt of 750 tokens needs 48 pages with its answer, while the prompts
+/// before it hold 41 of 56: it waits at the head of the queue. The prompt behind it waits too, although there is room for it.
+const LENGTHS: [usize; 16] = [200, 10, 225, 17, 125, 750, 64, 150, 23, 175, 9, 50, 30, 41, 13, 32];
+/// Room for four prompts of 200 tokens. All sixteen need 136 pages with their answers.
+const POOL_PAGES: u64 = 56;
 
-/// All of the fixtures' tokens, over and over; each prompt begins elsewhere in them.
+/// Prompts cut from the tokens of the fixtures. Each prompt starts at another place.
 fn inputs() -> Result<Vec<Value>> {
-    let words: Vec<u32> = prompts()?.into_iter().flat_map(|prompt| prompt.prompt_ids).collect();
+    let tokens: Vec<u32> = prompts()?.into_iter().flat_map(|prompt| prompt.prompt_ids).collect();
     let prompt = |(n, length): (usize, &usize)| -> Vec<u32> {
-        words.iter().copied().cycle().skip(311 * n).take(*length).collect()
+        tokens.iter().copied().cycle().skip(311 * n).take(*length).collect()
     };
     Ok(LENGTHS.iter().enumerate().map(prompt).map(Value::from).collect())
 }
 
-/// An answer, and when its first token came, as closely as can be said from outside: not before the one instant, not after the
-/// other.
+/// An answer, and the earliest and latest time at which its first token can have come.
 struct Answered {
     answer: Answer,
     first_token: (Instant, Instant),
 }
 
-/// Sends the prompts one after the other, each as soon as the one before has come in, and waits for all answers.
-fn ask_all(pair: &Pair, inputs: &[Value], ring_pages: u64) -> Result<Vec<Answered>> {
+/// Sends the prompts in order, each as soon as the server has taken the one before it, and waits for all answers.
+fn send_all(pair: &Pair, inputs: &[Value], ring_pages: u64) -> Result<Vec<Answered>> {
     let address = &pair.frontend;
     std::thread::scope(|scope| {
         let mut clients = Vec::new();
@@ -43,14 +43,17 @@ fn ask_all(pair: &Pair, inputs: &[Value], ring_pages: u64) -> Result<Vec<Answere
             let sent = Instant::now();
             let client = scope.spawn(move || complete(address, input, TOKENS));
             while metrics(address)?.get("baton_requests_taken_total")? < n {
-                ensure!(sent.elapsed() < PATIENCE, "request {n} does not come in");
+                ensure!(sent.elapsed() < STATE_WITHIN, "request {n} is not taken");
                 std::thread::yield_now();
             }
             clients.push((client, sent, Instant::now()));
         }
         while clients.iter().any(|(client, ..)| !client.is_finished()) {
             let outstanding = metrics(address)?.get("baton_pages_outstanding")?;
-            ensure!(outstanding <= ring_pages, "{outstanding} pages under credits");
+            ensure!(
+                outstanding <= ring_pages,
+                "{outstanding} pages are under credits, more than {ring_pages}"
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
         let answered = |(client, sent, taken): (std::thread::ScopedJoinHandle<'_, Result<Answer>>, _, _)| {
@@ -63,8 +66,8 @@ fn ask_all(pair: &Pair, inputs: &[Value], ring_pages: u64) -> Result<Vec<Answere
     })
 }
 
-/// Nobody starves: pages are promised first come, first served, and of the prompts that have theirs the shortest goes first. So
-/// nobody's first token waits for a longer request that came later.
+/// Checks that no request starves. Pages are reserved in the order of arrival, and of the prompts with pages the shortest runs first. So no
+/// first token waits for a longer request that arrived later.
 fn check_order(answered: &[Answered]) {
     for (late, later) in answered.iter().enumerate() {
         for (early, earlier) in answered[..late].iter().enumerate() {
@@ -79,18 +82,13 @@ fn check_order(answered: &[Answered]) {
     }
 }
 
-/// Waits until a gauge says what it should.
+/// Waits until a gauge has the expected value.
 fn check_gauge(address: &str, name: &str, expect: u64) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    while metrics(address)?.get(name)? != expect {
-        ensure!(Instant::now() < end, "{name} does not go back to {expect}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
+    until(&format!("{name} is {expect}"), STATE_WITHIN, || Ok(metrics(address)?.get(name)? == expect))
 }
 
 #[test]
-fn sixteen_requests_through_tiny_rings_on_a_tight_pool() -> Result<()> {
+fn sixteen_requests_share_a_tight_pool_and_a_tiny_ring() -> Result<()> {
     let inputs = inputs()?;
     let pages = |length: usize| length.div_ceil(PAGE_TOKENS) as u64;
     let all_pages: u64 = LENGTHS.into_iter().map(pages).sum();
@@ -99,14 +97,15 @@ fn sixteen_requests_through_tiny_rings_on_a_tight_pool() -> Result<()> {
     let expect: Vec<Vec<u32>> =
         inputs.iter().map(|input| Ok(complete(&alone, input, TOKENS)?.ids)).collect::<Result<_>>()?;
     drop(local);
+    // Each pair lives until all pairs have answered: an idle sender returns its credits after 5 s, and the pairs wait together.
+    let mut idle = Vec::new();
     for ring_pages in [1, 2, 4] {
         let ring = format!("ring.bytes={}", ring_pages * PAGE_BYTES);
         let pool = format!("engine.kv_bytes={}", POOL_PAGES * PAGE_BYTES);
         let pair = Pair::start(&[&ring, &pool])?;
-        let (receiver, sender) = (&*pair.frontend, &*pair.sender.address("http.port")?);
-        assert_eq!(metrics(receiver)?.get("baton_pages")?, POOL_PAGES);
+        assert_eq!(metrics(&pair.frontend)?.get("baton_pages")?, POOL_PAGES);
         let began = Instant::now();
-        let answered = ask_all(&pair, &inputs, ring_pages)?;
+        let answered = send_all(&pair, &inputs, ring_pages)?;
         println!("ring of {ring_pages}: {:.1} s", began.elapsed().as_secs_f64());
         for ((answered, expect), length) in answered.iter().zip(&expect).zip(LENGTHS) {
             let (ids, timings) = (&answered.answer.ids, &answered.answer.timings);
@@ -115,6 +114,10 @@ fn sixteen_requests_through_tiny_rings_on_a_tight_pool() -> Result<()> {
             assert_eq!(timings["pages"], pages(length), "{length} tokens: {timings}");
         }
         check_order(&answered);
+        idle.push(pair);
+    }
+    for pair in idle {
+        let (receiver, sender) = (&*pair.frontend, &*pair.sender.address("http.port")?);
         // An idle sender holds no credits.
         let gauges = [
             "baton_pages_reserved",

@@ -1,8 +1,8 @@
-//! `runtime bench serve`: load on an OpenAI-compatible server, measured as `vllm bench serve` does; `runtime bench transfer`: pages
-//! between two processes, as fast as they go.
+//! Benchmarks. `runtime bench serve` sends requests to an OpenAI-compatible server and measures like `vllm bench serve`.
+//! `runtime bench transfer` measures the transfer of KV pages between two processes.
 //!
-//! Options of `serve`, arrivals, the random dataset, what counts as a token and the block of results are those of vLLM's client, so that
-//! figures can be held against each other. It needs no server of ours: whatever answers `/v1/completions` with events is measured.
+//! The options of `serve`, the arrivals, the random dataset, the counting of tokens and the printed results are those of vLLM's client,
+//! so that results are comparable. The server may be any one that streams answers at `/v1/completions`.
 
 mod client;
 mod dataset;
@@ -18,20 +18,20 @@ use crate::config::{Config, Role, Surroundings};
 
 pub use transfer::TransferOptions;
 
-/// What to measure.
+/// The benchmarks.
 #[derive(Subcommand)]
-pub enum Bench {
-    /// Sends requests to a running server and prints what they took
+pub enum BenchCommand {
+    /// Sends requests to a running server and prints latencies and throughput
     Serve(Box<ServeOptions>),
-    /// Moves pages between two processes and prints how fast
+    /// Transfers KV pages between two processes and prints the throughput
     Transfer(TransferOptions),
 }
 
-impl Bench {
-    /// Measures and prints.
+impl BenchCommand {
+    /// Runs the benchmark and prints the results.
     ///
     /// # Errors
-    /// What kept it from measuring, in one sentence.
+    /// Why it could not measure, in one sentence.
     pub fn run(&self) -> anyhow::Result<()> {
         match self {
             Self::Serve(options) => serve::run(options, Surroundings::openai_key()),
@@ -43,19 +43,19 @@ impl Bench {
     }
 }
 
-/// What the server is spoken to as.
+/// The API of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
-    /// Completions.
+    /// The completions API.
     Openai,
-    /// The same.
+    /// The completions API (same as openai).
     Vllm,
-    /// Chat completions.
+    /// The chat completions API.
     OpenaiChat,
 }
 
 impl Backend {
-    /// Its name on the command line and in files.
+    /// The name on the command line and in result files.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Openai => "openai",
@@ -65,137 +65,137 @@ impl Backend {
     }
 }
 
-/// Where prompts come from.
+/// The source of the prompts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DatasetName {
     /// Random tokens.
     Random,
 }
 
-/// The options of `vllm bench serve`, as far as they mean something here.
+/// The options of `vllm bench serve` that apply to Baton.
 #[derive(Debug, Args)]
 pub struct ServeOptions {
-    /// Prefix of the result file's name
+    /// Prefix of the name of the result file
     #[arg(long)]
     pub label: Option<String>,
-    /// What the server is spoken to as
+    /// API of the server
     #[arg(long, value_enum, default_value = "openai")]
     pub backend: Backend,
-    /// Server, as http://host:port; instead of --host and --port
+    /// URL of the server, such as http://host:port; replaces --host and --port
     #[arg(long)]
     pub base_url: Option<String>,
-    /// Server's host
+    /// Host of the server
     #[arg(long, default_value = "127.0.0.1")]
     pub host: String,
-    /// Server's port
+    /// Port of the server
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
-    /// Path of the endpoint [default: that of the backend]
+    /// Path of the endpoint [default: depends on --backend]
     #[arg(long)]
     pub endpoint: Option<String>,
-    /// Header for each request, as NAME=VALUE; may be repeated
+    /// Header of each request, as NAME=VALUE; may be repeated
     #[arg(long, value_parser = pair)]
     pub header: Vec<(String, String)>,
-    /// Most requests in flight; more wait in the client
+    /// Maximum number of requests in flight; further requests wait in the client
     #[arg(long)]
     pub max_concurrency: Option<usize>,
-    /// Model to ask for [default: the first that the server lists]
+    /// Model in the requests [default: the first model that the server lists]
     #[arg(long)]
     pub model: Option<String>,
-    /// GGUF file or folder whose tokenizer makes the prompts [default: what the server serves, if it lies on this machine]
+    /// GGUF file or folder with the tokenizer for the prompts [default: the model of the server, if it is on this machine]
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// Where prompts come from
+    /// Source of the prompts
     #[arg(long, value_enum, default_value = "random")]
     pub dataset_name: DatasetName,
-    /// How many requests
+    /// Number of requests
     #[arg(long, default_value_t = 1000)]
     pub num_prompts: usize,
-    /// What the random choices depend on
+    /// Seed of the random numbers
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Tokens of a prompt
+    /// Number of tokens in a prompt
     #[arg(long, visible_alias = "input-len", default_value_t = 1024)]
     pub random_input_len: u32,
-    /// Tokens of an answer
+    /// Number of tokens in an answer
     #[arg(long, visible_alias = "output-len", default_value_t = 128)]
     pub random_output_len: u32,
-    /// Lengths vary by up to this share, 0 to 1
+    /// Lengths vary by up to this fraction, 0 to 1
     #[arg(long, default_value_t = 0.0)]
     pub random_range_ratio: f64,
-    /// Tokens that all prompts begin with
+    /// Number of tokens in a common prefix of all prompts
     #[arg(long, default_value_t = 0)]
     pub random_prefix_len: u32,
-    /// Requests a second; inf sends all at once
+    /// Requests per second; inf sends all of them at once
     #[arg(long, default_value_t = f64::INFINITY)]
     pub request_rate: f64,
-    /// How even the arrivals are: 1 is a Poisson process, more is more even
+    /// Evenness of the arrivals: 1 is a Poisson process, larger is more even
     #[arg(long, default_value_t = 1.0)]
     pub burstiness: f64,
-    /// Requests before the measurement
+    /// Number of requests before the measurement
     #[arg(long, default_value_t = 0)]
     pub num_warmups: usize,
-    /// How long to wait for the server to answer a first request; 0 does not ask
+    /// Seconds to wait until the server answers a first request; 0 skips this check
     #[arg(long, default_value_t = 0)]
     pub ready_check_timeout_sec: u64,
-    /// Answers go on past an end-of-sequence token (random prompts always do)
+    /// Continues answers after an end-of-sequence token (always on for random prompts)
     #[arg(long)]
     pub ignore_eos: bool,
-    /// Temperature of the sampling
+    /// Sampling temperature
     #[arg(long)]
     pub temperature: Option<f64>,
-    /// Nucleus of the sampling
+    /// Top-p of the sampling
     #[arg(long)]
     pub top_p: Option<f64>,
-    /// Most probable tokens that are sampled from
+    /// Top-k of the sampling
     #[arg(long)]
     pub top_k: Option<i64>,
-    /// Least probability, relative to the largest
+    /// Min-p of the sampling
     #[arg(long)]
     pub min_p: Option<f64>,
-    /// Fields for each request's body, as a JSON object
+    /// Additional fields of each request's body, as a JSON object
     #[arg(long, value_parser = object)]
     pub extra_body: Option<serde_json::Map<String, serde_json::Value>>,
-    /// Begins the name of each request
+    /// Prefix of the id of each request
     #[arg(long)]
     pub request_id_prefix: Option<String>,
-    /// Which times are shown: ttft, tpot, itl, e2el
+    /// Latencies to show: ttft, tpot, itl, e2el
     #[arg(long, value_delimiter = ',', default_value = "ttft,tpot,itl")]
     pub percentile_metrics: Vec<String>,
-    /// Which percentiles are shown
+    /// Percentiles to show
     #[arg(long, value_delimiter = ',', default_value = "99")]
     pub metric_percentiles: Vec<f64>,
-    /// Longest times of a good request, as ttft:MS, tpot:MS or e2el:MS; may be repeated
+    /// Limits of a good request, as ttft:MS, tpot:MS or e2el:MS; may be repeated
     #[arg(long, num_args = 1.., value_parser = goodput)]
     pub goodput: Vec<(String, f64)>,
-    /// Writes the results into a JSON file
+    /// Writes the results to a JSON file
     #[arg(long)]
     pub save_result: bool,
-    /// Writes each request's figures too
+    /// Also writes the figures of each request
     #[arg(long)]
     pub save_detailed: bool,
-    /// Facts for the file, as NAME=VALUE
+    /// Metadata for the file, as NAME=VALUE
     #[arg(long, num_args = 1.., value_parser = pair)]
     pub metadata: Vec<(String, String)>,
-    /// Folder of the file [default: this one]
+    /// Folder of the file [default: the current folder]
     #[arg(long)]
     pub result_dir: Option<PathBuf>,
-    /// Name of the file [default: made of label, rate, model and time]
+    /// Name of the file [default: from label, rate, model and time]
     #[arg(long)]
     pub result_filename: Option<String>,
-    /// Shows no progress
+    /// Does not show progress
     #[arg(long)]
     pub disable_tqdm: bool,
 }
 
 impl ServeOptions {
-    /// The server.
+    /// The URL of the server.
     pub(crate) fn base(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         self.base_url.clone().unwrap_or_else(|| format!("http://{host}:{}", self.port))
     }
 
-    /// The endpoint that is measured.
+    /// The path of the measured endpoint.
     pub(crate) fn endpoint(&self) -> &str {
         match (&self.endpoint, self.backend) {
             (Some(path), _) => path,
@@ -217,30 +217,30 @@ fn object(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, Stri
 fn goodput(text: &str) -> Result<(String, f64), String> {
     let (name, ms) = text.split_once(':').ok_or("expected ttft:MS, tpot:MS or e2el:MS")?;
     if !["ttft", "tpot", "e2el"].contains(&name) {
-        return Err(format!("{name} is no time of a request; ttft, tpot and e2el are"));
+        return Err(format!("{name} is not a latency; use ttft, tpot or e2el"));
     }
-    let ms = ms.parse().map_err(|_| format!("{ms} is no number of milliseconds"))?;
+    let ms = ms.parse().map_err(|_| format!("{ms} is not a number of milliseconds"))?;
     Ok((name.to_owned(), ms))
 }
 
 #[cfg(test)]
 mod testing {
-    //! Options as the command line gives them.
+    //! Parses options like the command line.
 
     use clap::Parser;
 
-    use super::{Bench, ServeOptions};
+    use super::{BenchCommand, ServeOptions};
 
     #[derive(Parser)]
     struct Line {
         #[command(subcommand)]
-        bench: Bench,
+        bench: BenchCommand,
     }
 
     /// The options of `bench serve` with these arguments.
     pub(super) fn options(arguments: &[&str]) -> ServeOptions {
         let line = Line::try_parse_from([&["bench", "serve"], arguments].concat()).unwrap();
-        let Bench::Serve(options) = line.bench else { panic!("another measurement") };
+        let BenchCommand::Serve(options) = line.bench else { panic!("the command is not `serve`") };
         *options
     }
 }

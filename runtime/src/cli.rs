@@ -1,55 +1,55 @@
-//! The command line: what a person types, and the exit code that comes back.
+//! The command line and the exit code.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::bench::Bench;
+use crate::bench::BenchCommand;
 use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
 use crate::{roles, telemetry};
 
 const AFTER_HELP: &str = "\
-Two launches and a POST:
-  runtime --role receiver &        decodes; frontend on 127.0.0.1:9000
-  runtime --role sender &          prefills; dials the receiver on 127.0.0.1:55555
+Start two processes and send a request:
+  runtime --role receiver &        decodes; serves clients on 127.0.0.1:9000
+  runtime --role sender &          prefills; connects to the receiver on 127.0.0.1:55555
   curl http://127.0.0.1:9000/v1/completions -H 'content-type: application/json' \\
        -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 32}'
 
-Configuration, later ones win:
+Configuration, in this order (a later source overrides an earlier one):
   defaults, --config FILE, variables such as BATON_LINK__PORT=55556, --model and --set.
-  --print-config shows every key, its value and what set it; configs/ holds examples.
+  --print-config shows every key, its value and the source of the value. configs/ holds examples.
 
 Exit codes:
-  0  ended cleanly (SIGTERM, SIGINT)
-  1  could not start or could not go on; the reason is one line on standard error
+  0  clean end after SIGTERM or SIGINT
+  1  could not start, or failed while running; the last line of standard error says why
   2  the command line or the configuration is wrong; nothing was started";
 
-/// Where the flags stand that users of vLLM know.
+/// The heading of the flags that `vllm serve` has too.
 const VLLM: &str = "Flags of `vllm serve`";
 
-const ABOUT: &str = "Serves a language model with its prefill in one process and its decoding in another.";
+const ABOUT: &str = "Serves a language model: one process prefills prompts, another decodes the answers.";
 
 const LONG_ABOUT: &str = "\
-Serves a language model with its prefill in one process and its decoding in another.
+Serves a language model: one process prefills prompts, another decodes the answers.
 
-The sender computes a prompt's KV cache and puts it page by page into the memory of the receiver,
-which decodes and streams the answer over an OpenAI-compatible HTTP port.";
+The sender computes the KV cache of a prompt and puts it, page by page, into the receiver's memory.
+The receiver decodes and streams the answer over an OpenAI-compatible HTTP port.";
 
 /// The command line.
 #[derive(Parser)]
 #[command(name = "runtime", version, about = ABOUT, long_about = LONG_ABOUT, after_help = AFTER_HELP)]
 #[command(args_conflicts_with_subcommands = true, args_override_self = true)]
 pub struct Cli {
-    /// What to do other than serve.
+    /// A command other than serving.
     #[command(subcommand)]
-    pub command: Option<Command>,
+    pub command: Option<CliCommand>,
 
-    /// What this process is [default: what --config or --kv-transfer-config says, else local]
+    /// Role of this process [default: the role in --config or --kv-transfer-config, else local]
     #[arg(long, value_enum)]
     pub role: Option<Role>,
 
-    /// YAML file with configuration keys, Baton's or LMCache's [default: $LMCACHE_CONFIG_FILE]
+    /// YAML file with keys of Baton or of LMCache [default: $LMCACHE_CONFIG_FILE]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
@@ -57,7 +57,7 @@ pub struct Cli {
     #[arg(long, value_name = "PATH")]
     pub model: Option<String>,
 
-    /// Port: the node's own for a sender or receiver (`http.port`), else the frontend's
+    /// HTTP port: sets `http.port` for a sender or receiver, `frontend.port` for a local process
     #[arg(long, value_name = "PORT", help_heading = VLLM)]
     pub port: Option<String>,
 
@@ -65,23 +65,23 @@ pub struct Cli {
     #[arg(long, value_name = "HOST", help_heading = VLLM)]
     pub host: Option<String>,
 
-    /// Name under which clients ask for the model (`served_model_name`)
+    /// Name of the model in requests (`served_model_name`)
     #[arg(long, value_name = "NAME", help_heading = VLLM)]
     pub served_model_name: Option<String>,
 
-    /// Most tokens of a prompt and its answer (`request.context_tokens`)
+    /// Maximum number of tokens in a prompt and its answer together (`request.context_tokens`)
     #[arg(long, value_name = "TOKENS", help_heading = VLLM)]
     pub max_model_len: Option<String>,
 
-    /// Key that clients have to show (`request.api_key`)
+    /// API key that clients must send (`request.api_key`)
     #[arg(long, value_name = "KEY", help_heading = VLLM)]
     pub api_key: Option<String>,
 
-    /// Leaves the line for each finished request out of the log
+    /// Does not log a line for each finished request
     #[arg(long, help_heading = VLLM)]
     pub disable_log_requests: bool,
 
-    /// Its `kv_role` says what this process is: kv_producer is a sender, kv_consumer a receiver
+    /// JSON whose `kv_role` sets the role: kv_producer is a sender, kv_consumer is a receiver
     #[arg(long, value_name = "JSON", help_heading = VLLM, value_parser = parse_kv_transfer)]
     pub kv_transfer_config: Option<KvTransfer>,
 
@@ -93,25 +93,25 @@ pub struct Cli {
     #[arg(long)]
     pub print_config: bool,
 
-    /// What to log, as `info` or `warn,runtime=debug`
+    /// Log filter, such as `info` or `warn,runtime=debug`
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = telemetry::Filter::parse)]
     pub log: telemetry::Filter,
 }
 
-/// What the binary does beside serving.
+/// The commands other than serving.
 #[derive(Subcommand)]
-pub enum Command {
-    /// Measures a running server, or the lane between two processes
+pub enum CliCommand {
+    /// Measures a running server, or the transport between two processes
     #[command(subcommand)]
-    Bench(Bench),
+    Bench(BenchCommand),
 }
 
-/// What of `--kv-transfer-config` is understood.
+/// The parts of `--kv-transfer-config` that Baton reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvTransfer {
     role: Role,
-    /// Fields that set nothing here.
-    idle: Vec<String>,
+    /// Fields that Baton ignores.
+    ignored: Vec<String>,
 }
 
 fn parse_kv_transfer(text: &str) -> Result<KvTransfer, String> {
@@ -120,20 +120,24 @@ fn parse_kv_transfer(text: &str) -> Result<KvTransfer, String> {
     let role = match fields.get("kv_role").and_then(serde_json::Value::as_str) {
         Some("kv_producer") => Role::Sender,
         Some("kv_consumer") => Role::Receiver,
-        Some(other) => return Err(format!("kv_role is {other:?}; kv_producer and kv_consumer are known")),
+        Some(other) => return Err(format!("kv_role is {other:?}; set it to kv_producer or kv_consumer")),
         None => return Err("kv_role is missing; set it to kv_producer or kv_consumer".to_owned()),
     };
-    let idle = fields.keys().filter(|key| *key != "kv_role").cloned().collect();
-    Ok(KvTransfer { role, idle })
+    let ignored = fields.keys().filter(|key| *key != "kv_role").cloned().collect();
+    Ok(KvTransfer { role, ignored })
 }
 
 impl Cli {
-    /// What the process is: what `--role` says, or the flag or file that vLLM and LMCache have for it.
+    /// The role from `--role`, from `--kv-transfer-config`, or from the configuration file.
     fn role(&self, file: Option<&Path>) -> Result<Role, ConfigErrors> {
         let transfer = self.kv_transfer_config.as_ref().map(|transfer| transfer.role);
         match (self.role, transfer) {
             (Some(role), Some(transfer)) if role != transfer => {
-                let reason = format!("makes a {}, and --role says {}", transfer.name(), role.name());
+                let reason = format!(
+                    "makes this process a {}, but --role is {}; make them equal",
+                    transfer.name(),
+                    role.name()
+                );
                 let (origin, key) = ("--kv-transfer-config".to_owned(), "kv_role".to_owned());
                 Err(ConfigErrors(vec![Problem { origin, key, reason }]))
             }
@@ -143,10 +147,10 @@ impl Cli {
         }
     }
 
-    /// Resolves the configuration that this command line asks for.
+    /// Resolves the configuration of this command line.
     ///
     /// # Errors
-    /// Every problem found, each one sentence.
+    /// All problems of the configuration, one sentence each.
     pub fn resolve(&self, surroundings: Surroundings) -> Result<Config, ConfigErrors> {
         let file = self.config.clone().or_else(|| surroundings.lmcache_file.clone());
         let role = self.role(file.as_deref())?;
@@ -169,24 +173,24 @@ impl Cli {
         });
         let flags: Vec<Flag> = self.set.iter().cloned().chain(named).collect();
         let mut config = Config::load(role, file.as_deref(), &flags, surroundings)?;
-        let idle = self.kv_transfer_config.iter().flat_map(|transfer| &transfer.idle);
-        let idle: Vec<&str> = idle.map(String::as_str).collect();
-        if !idle.is_empty() {
-            config.notes.push(format!("--kv-transfer-config: nothing here for {} to set", idle.join(", ")));
+        let ignored = self.kv_transfer_config.iter().flat_map(|transfer| &transfer.ignored);
+        let ignored: Vec<&str> = ignored.map(String::as_str).collect();
+        if !ignored.is_empty() {
+            config.notes.push(format!("--kv-transfer-config: ignored {}", ignored.join(", ")));
         }
         Ok(config)
     }
 }
 
-/// Parses, configures and runs; what the binary does.
+/// Runs the binary: parses the command line, resolves the configuration, and serves or measures.
 pub fn main() -> ExitCode {
     main_with(engine::open_watched)
 }
 
-/// As [`main`], with an engine that `open` opens.
+/// Does what [`main`] does, with an engine that `open` opens.
 pub fn main_with(open: roles::OpenEngine) -> ExitCode {
     let cli = Cli::parse();
-    if let Some(Command::Bench(bench)) = &cli.command {
+    if let Some(CliCommand::Bench(bench)) = &cli.command {
         return match bench.run() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -229,9 +233,9 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// As with vLLM, so that a script's options can be followed by one's own.
+    /// vLLM does so too. A user can append an option to a script's command line.
     #[test]
-    fn the_last_of_an_option_given_twice_holds() {
+    fn the_last_value_of_a_repeated_option_wins() {
         let serving =
             ["runtime", "--port", "1", "--set", "log.color=never", "--port", "2", "--set", "ring.bytes=1MiB"];
         let cli = Cli::try_parse_from(serving).unwrap();
@@ -249,14 +253,16 @@ mod tests {
             "--header",
             "B=2",
         ];
-        let Some(Command::Bench(Bench::Serve(options))) = Cli::try_parse_from(load).unwrap().command else {
-            panic!("another command");
+        let Some(CliCommand::Bench(BenchCommand::Serve(options))) =
+            Cli::try_parse_from(load).unwrap().command
+        else {
+            panic!("the command is not `bench serve`");
         };
         assert_eq!((options.num_prompts, options.header.len()), (3, 2));
     }
 
     #[test]
-    fn a_command_line_is_read() {
+    fn a_command_line_sets_role_model_and_keys() {
         let cli = Cli::try_parse_from([
             "runtime",
             "--role",
@@ -282,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_of_vllm_are_taken() {
+    fn vllm_flags_are_accepted() {
         let transfer =
             r#"{"kv_connector":"LMCacheConnectorV1","kv_role":"kv_consumer","kv_connector_extra_config":{}}"#;
         let flags =
@@ -294,27 +300,27 @@ mod tests {
         assert_eq!(config.served_model_name.as_deref(), Some("m"));
         assert_eq!(config.request.context_tokens, 512);
         assert_eq!(config.request.api_key.unwrap().reveal(), "k");
-        assert_eq!(
-            config.notes,
-            ["--kv-transfer-config: nothing here for kv_connector, kv_connector_extra_config to set"]
-        );
+        assert_eq!(config.notes, ["--kv-transfer-config: ignored kv_connector, kv_connector_extra_config"]);
         assert_eq!(resolved(&["--port", "9001"], &[]).unwrap().frontend.port, 9001);
     }
 
     #[test]
-    fn whoever_names_a_role_must_agree() {
+    fn contradicting_roles_are_refused() {
         let producer = ["--kv-transfer-config", r#"{"kv_role":"kv_producer"}"#];
         assert_eq!(resolved(&producer, &[]).unwrap().role, Role::Sender);
         let error = resolved(&[&producer[..], &["--role", "receiver"]].concat(), &[]).unwrap_err();
-        assert_eq!(error, "--kv-transfer-config: kv_role makes a sender, and --role says receiver");
+        assert_eq!(
+            error,
+            "--kv-transfer-config: kv_role makes this process a sender, but --role is receiver; make them equal"
+        );
         let both = resolved(&["--kv-transfer-config", r#"{"kv_role":"kv_both"}"#], &[]).unwrap_err();
-        assert!(both.contains("kv_producer and kv_consumer are known"), "{both}");
+        assert!(both.contains("set it to kv_producer or kv_consumer"), "{both}");
 
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/lmcache-decoder-config.yaml");
         let variables = [("LMCACHE_CONFIG_FILE", file), ("LMCACHE_USE_EXPERIMENTAL", "True")];
         assert_eq!(resolved(&[], &variables).unwrap().role, Role::Receiver);
         let error = resolved(&["--role", "sender"], &variables).unwrap_err();
-        assert!(error.contains("nixl_role is receiver, and this process is to be a sender"), "{error}");
+        assert!(error.contains("nixl_role is receiver, but the role of this process is sender"), "{error}");
         let other = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/sender.yaml");
         assert_eq!(
             resolved(&["--role", "sender", "--config", other], &variables).unwrap().role,

@@ -1,11 +1,27 @@
-//! The configuration: one value for each key, and where it came from.
+//! The configuration: one value for each key, and the source of the value.
 //!
-//! Four layers, later ones win: the role's defaults, a YAML file, environment variables (`BATON_SECTION__KEY`), and the
-//! command line (`--model`, `--set section.key=value`). Every layer is checked on its own, so that a bad value is
-//! refused even where a later layer would have hidden it; each problem is one sentence that names the file, the variable
-//! or the flag, then the key, then the reason.
+//! There are four layers: the defaults of the role, a YAML file, environment variables (`BATON_SECTION__KEY`), and the command line
+//! (`--model`, `--set section.key=value`). A later layer overrides an earlier one. Every layer is checked by itself, so that a bad
+//! value is refused even if a later layer overrides it. Each problem is one sentence that names the file, variable or flag, then the
+//! key, then the reason.
 //!
-//! Nothing else in Baton reads the environment or a configuration file.
+//! No other module of Baton reads the environment or a configuration file.
+//!
+//! ```
+//! use runtime::config::{Config, Flag, Role, Surroundings};
+//!
+//! let surroundings = Surroundings::from_variables([("BATON_LINK__PORT".into(), "55556".into())], 4);
+//! let flags = [Flag::parse("request.deadline=90s")?];
+//! let config = Config::load(Role::Receiver, None, &flags, surroundings)?;
+//! assert_eq!(config.link.port, 55556);
+//! assert_eq!(config.request.deadline.as_secs(), 90);
+//! assert_eq!(config.engine.threads, 4, "one for each core");
+//!
+//! let wrong = [Flag::parse("link.prot=1")?];
+//! let errors = Config::load(Role::Receiver, None, &wrong, config.surroundings.clone()).unwrap_err();
+//! assert_eq!(errors.to_string(), "--set link.prot: link.prot is not a key; did you mean link.port?");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod layers;
 mod lmcache;
@@ -29,22 +45,22 @@ use values::{
 pub use layers::{ConfigErrors, Problem};
 pub use role::Role;
 pub use surroundings::Surroundings;
-pub use values::{ByteSize, Device, LoadFormat, Secret};
+pub use values::{ByteSize, DeviceSetting, LoadFormatSetting, Secret};
 
-/// What is known of a key without a configuration: its name, its meaning, how a value of it is read.
-pub struct Key {
-    /// Dotted path, as in `link.port`.
+/// The description of a key: its name, its documentation, its default, and the check of its values.
+pub struct ConfigKey {
+    /// Dotted path, such as `link.port`.
     pub name: &'static str,
-    /// What it means, in words for a reader of the documentation.
+    /// The documentation of the key.
     pub doc: &'static str,
-    /// The value that it has where nothing sets it.
+    /// The default value.
     pub(crate) default: fn(Role, &Surroundings) -> Value,
-    /// Says what is wrong with a value, as the rest of a sentence that starts with the key.
+    /// Checks a value. The error continues a sentence that starts with the key.
     pub(crate) check: fn(&Value) -> Result<(), String>,
 }
 
-/// Turns the table of keys into one struct a section, the list of [`Key`]s, and what reads and shows them; so that a key
-/// is written, documented and defaulted in one place.
+/// Generates from the table of keys one struct for each section, the list of [`ConfigKey`]s, and the functions that read and show
+/// the sections. The name, documentation and default of a key are written in one place.
 macro_rules! sections {
     ($(
         $(#[doc = $about:literal])+
@@ -68,9 +84,9 @@ macro_rules! sections {
             }
         )+
 
-        /// The keys that stand in a section, in the order in which they are printed.
-        const SECTION_KEYS: &[Key] = &[$( $(
-            Key {
+        /// The keys of all sections, in the order in which they are printed.
+        const SECTION_KEYS: &[ConfigKey] = &[$( $(
+            ConfigKey {
                 name: concat!(stringify!($section), ".", stringify!($key)),
                 doc: concat!($($doc),+),
                 default: |role, place| Value::from(($default)(role, place)),
@@ -85,14 +101,14 @@ macro_rules! sections {
 
 sections! {
     /// The node's own HTTP port: a request there is served wholly on that node.
-    http: Http {
+    http: HttpSection {
         /// Address on which the node's own HTTP port listens.
         host: String = host, |_, _| "127.0.0.1";
         /// The node's own HTTP port; 0 takes a free one. 8200 for a receiver, 8100 for a sender.
         port: u16 = port, |role, _| if role == Role::Sender { "8100" } else { "8200" };
     }
     /// The frontend: the port where a request is disaggregated.
-    frontend: Frontend {
+    frontend: FrontendSection {
         /// Whether the process runs the frontend (receiver and local).
         enabled: bool = truth, |_, _| "true";
         /// Address on which the frontend listens.
@@ -104,7 +120,7 @@ sections! {
         local_if_sooner_by: Duration = duration, |_, _| "1s";
     }
     /// The link between a sender and a receiver.
-    link: Link {
+    link: LinkSection {
         /// Address on which a receiver listens for senders.
         host: String = host, |_, _| "127.0.0.1";
         /// Port on which a receiver listens for senders; 0 takes a free one.
@@ -115,20 +131,20 @@ sections! {
         peers: Vec<String> = peers, |_, _| Vec::<String>::new();
     }
     /// The ring of page credits in a session.
-    ring: Ring {
+    ring: RingSection {
         /// How many bytes of its pages a receiver lets a sender hold the right to write at once.
         bytes: ByteSize = bytes, |_, _| "1GiB";
     }
     /// The engine that runs the model.
-    engine: Engine {
+    engine: EngineSection {
         /// Compute threads; 0 takes one a core.
         threads: usize = |value| count(value, 0..=256), |_, _| "0";
         /// What computes, and where pages lie: `cpu`, or `cuda` for the first GPU that the process sees.
-        device: Device = device, |_, _| "cpu";
+        device: DeviceSetting = device, |_, _| "cpu";
         /// The share of a GPU's memory that weights, activations and pages may take together.
         gpu_memory_utilization: f32 = share, |_, _| "0.9";
         /// `auto` reads the model's weights; `dummy` makes random ones of its shape, on a GPU, for measurements.
-        load_format: LoadFormat = load_format, |_, _| "auto";
+        load_format: LoadFormatSetting = load_format, |_, _| "auto";
         /// Size of the pool of KV pages; without one 1GiB, and on a GPU what `engine.gpu_memory_utilization` leaves.
         kv_bytes: Option<ByteSize> = |value| optional(value, bytes), |_, _| layers::NOTHING;
         /// Tokens in a KV page, the same on both ends of a link; without one 16, and 64 on a GPU.
@@ -140,7 +156,7 @@ sections! {
         prefix_cache: bool = truth, |_, _| "true";
     }
     /// What one request may cost.
-    request: Request {
+    request: RequestSection {
         /// How long a request may take from the arrival of its head to its last token; the wait for others is included.
         deadline: Duration = duration, |_, _| "10m";
         /// How many answers are computed at once; without one 64, and 256 on a GPU. Further requests wait.
@@ -156,7 +172,7 @@ sections! {
         api_key: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
     }
     /// What carries the KV bytes.
-    transport: Transport {
+    transport: TransportSection {
         /// The UCX library (`libucp.so.0`) to load; without one, the archive's, the cache folder's and then what the loader finds.
         ucx_library: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
         /// GB/s that a lane has to move at its start to be used; without one 0, and 5 between GPUs.
@@ -166,27 +182,27 @@ sections! {
         page_hash: bool = truth, |_, _| "true";
     }
     /// How a process ends.
-    shutdown: Shutdown {
+    shutdown: ShutdownSection {
         /// How long requests in flight may take to finish after SIGTERM.
         drain: Duration = duration, |_, _| "20s";
     }
 }
 
-/// The keys that stand outside of every section.
-const TOP_KEYS: &[Key] = &[
-    Key {
+/// The keys outside of all sections.
+const TOP_KEYS: &[ConfigKey] = &[
+    ConfigKey {
         name: "model",
         doc: " The model: a GGUF file, or a folder as Hugging Face keeps it.",
         default: |_, place| Value::from(place.default_model().display().to_string()),
         check: |value| path(value).map(drop),
     },
-    Key {
+    ConfigKey {
         name: "tokenizer",
         doc: " Where the tokenizer and the chat template come from, if not from the model: a GGUF file or a folder.",
         default: |_, _| Value::from(layers::NOTHING),
         check: |value| optional(value, path).map(drop),
     },
-    Key {
+    ConfigKey {
         name: "served_model_name",
         doc: " The name under which clients ask for the model; without one, its file's name without the quantisation, or its folder's.",
         default: |_, _| Value::from(layers::NOTHING),
@@ -194,53 +210,53 @@ const TOP_KEYS: &[Key] = &[
     },
 ];
 
-/// Most compute threads that a process takes by itself: as many as the engine can use.
+/// Maximum default of `engine.threads`: the engine cannot use more.
 const THREADS_MAX: usize = 256;
 
-/// Every key there is, in the order in which they are printed.
-pub fn keys() -> impl Iterator<Item = &'static Key> {
+/// All keys, in the order in which they are printed.
+pub fn keys() -> impl Iterator<Item = &'static ConfigKey> {
     TOP_KEYS.iter().chain(SECTION_KEYS)
 }
 
 /// The resolved configuration of one process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The model: a GGUF file, or a folder as Hugging Face keeps it.
+    /// The model: a GGUF file or a Hugging Face folder.
     pub model: PathBuf,
-    /// Where tokenizer and chat template come from, if not from the model.
+    /// The file or folder of the tokenizer and the chat template, if not that of the model.
     pub tokenizer: Option<PathBuf>,
-    /// The name under which clients ask for the model; without one, the model file's name without its quantisation.
+    /// The name of the model in requests; `None` for the name of its file without the quantization.
     pub served_model_name: Option<String>,
-    /// The node's own HTTP port.
-    pub http: Http,
-    /// The port where a request is disaggregated.
-    pub frontend: Frontend,
+    /// The HTTP port of the node, which serves requests without other nodes.
+    pub http: HttpSection,
+    /// The frontend port, where senders may prefill the prompts of requests.
+    pub frontend: FrontendSection,
     /// The link between a sender and a receiver.
-    pub link: Link,
+    pub link: LinkSection,
     /// The ring of page credits in a session.
-    pub ring: Ring,
+    pub ring: RingSection,
     /// The engine that runs the model.
-    pub engine: Engine,
-    /// What one request may cost.
-    pub request: Request,
-    /// What carries the KV bytes.
-    pub transport: Transport,
-    /// How a process ends.
-    pub shutdown: Shutdown,
-    /// What this process is.
+    pub engine: EngineSection,
+    /// Limits of requests.
+    pub request: RequestSection,
+    /// The transport of the KV pages.
+    pub transport: TransportSection,
+    /// The shutdown.
+    pub shutdown: ShutdownSection,
+    /// The role of this process.
     pub role: Role,
-    /// What its operator should know of the configuration: a sentence each, for the log.
+    /// Notes on the configuration for the log, one sentence each.
     pub notes: Vec<String>,
-    /// What the process found around it.
+    /// The environment of the process.
     pub surroundings: Surroundings,
-    /// For each key that something set: the file, the variable or the flag.
+    /// For each key that is set: the file, the variable or the flag that set it.
     origins: Vec<(&'static str, String)>,
 }
 
-/// One `key=value` of the command line. The value may be a secret, so it has no `Debug`.
+/// One `key=value` of the command line. It has no `Debug` because the value may be a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Flag {
-    /// The flag as a person would name it: `--model`, `--set link.port`.
+    /// The flag as it appears in messages: `--model`, `--set link.port`.
     pub name: String,
     /// Dotted path of the key.
     pub key: String,
@@ -249,12 +265,12 @@ pub struct Flag {
 }
 
 impl Flag {
-    /// Reads what follows `--set`.
+    /// Parses the value of `--set`.
     ///
     /// # Errors
-    /// It is not `key=value`.
+    /// The text is not `key=value`.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let (key, value) = text.split_once('=').ok_or("expected key=value, as in link.port=55556")?;
+        let (key, value) = text.split_once('=').ok_or("expected key=value, such as link.port=55556")?;
         Ok(Self { name: format!("--set {key}"), key: key.to_owned(), value: value.to_owned() })
     }
 }
@@ -263,7 +279,7 @@ impl Config {
     /// Resolves the configuration of a process of `role`.
     ///
     /// # Errors
-    /// Every problem found in any layer; none is dropped for the sake of another.
+    /// All problems in all layers.
     pub fn load(
         role: Role,
         file: Option<&Path>,
@@ -282,14 +298,14 @@ impl Config {
             model: layers.get("model", path)?,
             tokenizer: layers.get("tokenizer", |value| optional(value, path))?,
             served_model_name: layers.get("served_model_name", |value| optional(value, text))?,
-            http: Http::read(layers)?,
-            frontend: Frontend::read(layers)?,
-            link: Link::read(layers)?,
-            ring: Ring::read(layers)?,
-            engine: Engine::read(layers)?,
-            request: Request::read(layers)?,
-            transport: Transport::read(layers)?,
-            shutdown: Shutdown::read(layers)?,
+            http: HttpSection::read(layers)?,
+            frontend: FrontendSection::read(layers)?,
+            link: LinkSection::read(layers)?,
+            ring: RingSection::read(layers)?,
+            engine: EngineSection::read(layers)?,
+            request: RequestSection::read(layers)?,
+            transport: TransportSection::read(layers)?,
+            shutdown: ShutdownSection::read(layers)?,
             origins: layers.origins(),
             notes: layers.notes.clone(),
             role,
@@ -304,8 +320,8 @@ impl Config {
         Ok(config)
     }
 
-    /// What no key can see alone: two ports of one process that are the same, a sender that would dial
-    /// port 0, a process that would listen nowhere.
+    /// Checks keys against each other: two ports of one process must differ, a sender needs a port to connect to, and a local process
+    /// needs the frontend.
     fn check_together(&self, role: Role, layers: &Layers) -> Result<(), ConfigErrors> {
         let mut ports = match role {
             Role::Receiver => vec![
@@ -322,12 +338,12 @@ impl Config {
             let same = |other: &&(&str, &String, u16)| *port != 0 && other.1 == *host && other.2 == *port;
             if let Some((other, ..)) = ports[..n].iter().find(same) {
                 problems.push(
-                    layers.problem(key, format!("must differ from {other}, both are {port} on {host}")),
+                    layers.problem(key, format!("must differ from {other}; both are {port} on {host}")),
                 );
             }
         }
         if role == Role::Local && !self.frontend.enabled {
-            let reason = "must be true for role local, which has no other port".to_owned();
+            let reason = "must be true for role local, because it has no other port".to_owned();
             problems.push(layers.problem("frontend.enabled", reason));
         }
         if role == Role::Sender && self.link.peers.iter().any(|peer| peer.ends_with(":0")) {
@@ -360,28 +376,29 @@ impl Config {
         out
     }
 
-    /// `engine.page_tokens`, or what suits the device.
+    /// `engine.page_tokens`, or the default of the device.
     pub fn page_tokens(&self) -> u32 {
-        self.engine.page_tokens.unwrap_or(if self.engine.device == Device::Cuda { 64 } else { 16 })
+        self.engine.page_tokens.unwrap_or(if self.engine.device == DeviceSetting::Cuda { 64 } else { 16 })
     }
 
-    /// `engine.prefill_chunk_tokens`, or what suits the device.
+    /// `engine.prefill_chunk_tokens`, or the default of the device.
     pub fn prefill_chunk_tokens(&self) -> u32 {
-        self.engine.prefill_chunk_tokens.unwrap_or(if self.engine.device == Device::Cuda {
+        self.engine.prefill_chunk_tokens.unwrap_or(if self.engine.device == DeviceSetting::Cuda {
             2048
         } else {
             128
         })
     }
 
-    /// `request.concurrency`, or what suits the device: on a GPU the rows of the largest step that is captured as a graph.
+    /// `request.concurrency`, or the default of the device. On a GPU, that is the number of rows of the largest step with a captured
+    /// graph.
     pub fn concurrency(&self) -> usize {
-        self.request.concurrency.unwrap_or(if self.engine.device == Device::Cuda { 256 } else { 64 })
+        self.request.concurrency.unwrap_or(if self.engine.device == DeviceSetting::Cuda { 256 } else { 64 })
     }
 
-    /// Where UCX may lie, best first; `transport.ucx_library` is asked before these and the loader's search after.
+    /// Paths at which UCX is searched, in this order. `transport.ucx_library` comes before them, the loader's own search after them.
     pub fn ucx_search(&self) -> Vec<PathBuf> {
-        // Where the archive has it, and its path inside PyPI's libucx-cu12 wheel of that version.
+        // The first path is inside the release archive. The second is inside PyPI's libucx-cu12 wheel.
         let in_archive = self.surroundings.archive.as_ref().map(|folder| folder.join("lib/ucx/libucp.so.0"));
         let fetched = self.surroundings.cache.join(common::cache_folder::UCX);
         in_archive.into_iter().chain([fetched]).collect()

@@ -1,18 +1,20 @@
-//! The HTTP frontend: OpenAI's endpoints on one side, tokens on the other. Nothing else in Baton knows HTTP, OpenAI's JSON,
-//! the tokenizer or the chat template.
+//! The HTTP frontend: turns requests of the OpenAI API into tokens, and tokens into responses. No other module of Baton knows HTTP,
+//! OpenAI's JSON, the tokenizer or the chat template.
 //!
-//! It runs on actix-web's worker threads. A request is read, waits in the process's one queue for a permit for each of its answers,
-//! opens their streams, and is sent to the proxy as [`Generate`]; tokens come back through [`Streams`], which bounds them by the
-//! request's own `max_tokens`. A client that leaves before its request runs frees its place; one that leaves later drops the request's
-//! guard, and that sends [`AbortRequest`].
+//! The frontend runs on actix-web's worker threads. It reads a request, waits in the queue of the process until there is a permit for
+//! each answer, opens a stream for each answer, and sends [`Generate`] to the proxy. Tokens come back through [`Streams`], which holds
+//! at most `max_tokens` of them for each answer. A client that leaves before its request runs frees its place in the queue. A client
+//! that leaves later drops the guard of its request, which sends [`AbortRequest`].
 //!
-//! Every wait ends, and everything that piles up is bounded:
-//! - for a client that is slow, silent or gone: by [`Limits`], which also bounds how many connections there are;
-//! - for its bytes, from the first of its body to the last of its answer: by [`Memory`];
-//! - for a thread to tokenise on: as many as there are cores, until the request's deadline;
-//! - for permits: by [`Bounds`], until the request's deadline, which runs from the arrival of its head;
-//! - for tokens, or the proxy's word that there will be none: until the request's deadline, which the decoder keeps, and `grace` for a decoder that is gone;
-//! - for a client to take its answer: until the same moment. The decoder does not wait for it: the tokens lie in the stream.
+//! Every wait has an end, and every buffer has a bound:
+//! - [`Limits`] bounds the waits for slow, silent and gone clients, and the number of connections.
+//! - [`InputMemory`] bounds the bytes of clients' requests, from the first byte of a body to the last byte of its answer.
+//! - The number of cores bounds the threads that tokenize. A request waits for a thread until its deadline.
+//! - [`Bounds`] bounds the running and the waiting requests. A request waits for permits until its deadline, which counts from the
+//!   arrival of its head.
+//! - The frontend waits for tokens until the deadline, which the decoder enforces. If the decoder is gone, the frontend gives up after
+//!   another `grace`.
+//! - A client has to read its answer by the same time. The decoder does not wait for the client, because the stream holds all tokens.
 
 mod admission;
 mod api_error;
@@ -49,6 +51,7 @@ use std::time::Duration;
 
 use actix::Recipient;
 use actix_web::dev::Server;
+use actix_web::http::StatusCode;
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, Resource, Route, web};
 use actors::request::{AbortRequest, Generate};
@@ -58,20 +61,21 @@ use socket2::{SockRef, TcpKeepalive};
 
 use connection::{Connection, attend};
 
+pub use actix_web::dev::ServerHandle;
 pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Message};
 pub use limits::Limits;
-pub use memory::Memory;
+pub use memory::InputMemory;
 pub use model_text::{ModelText, TextError};
-pub use observed::{CacheInfo, Load, Observed};
+pub use observed::{AnswerCounts, CacheInfo, Observed};
 pub use served_model::ServedModel;
-pub use tokenizer::{Detokenizer, Tokenizer};
+pub use tokenizer::{Bos, Detokenizer, SpecialTokens, Tokenizer};
 
-/// One HTTP port and what stands behind it.
+/// One HTTP port and the parts of the process that it uses.
 pub struct Frontend {
-    /// The proxy, or whoever takes requests.
+    /// The actor that takes requests: the proxy.
     pub generate: Recipient<Generate>,
-    /// Whoever ends requests early.
+    /// The actor that aborts requests: the proxy.
     pub abort: Recipient<AbortRequest>,
     /// The live streams, shared by all ports of the process.
     pub streams: Streams,
@@ -79,36 +83,32 @@ pub struct Frontend {
     pub model: Arc<ServedModel>,
     /// Where requests on this port may be prefilled.
     pub route: actors::request::Route,
-    /// How long a request may take, from the arrival of its head.
+    /// Maximum duration of a request, from the arrival of its head.
     pub deadline: Duration,
-    /// How requests ended, shared by all ports of the process.
+    /// Statistics on ended requests, shared by all ports of the process.
     pub observed: Arc<Observed>,
-    /// What clients have to show as `Authorization: Bearer`; without one, anybody may ask.
+    /// The API key that clients send as `Authorization: Bearer KEY`; `None` accepts all clients.
     pub api_key: Option<String>,
-    /// What clients may not exceed.
+    /// The limits for clients.
     pub limits: Limits,
-    /// The process's permits and queue. Closed, it answers 503: the process is ending.
+    /// The permits and the queue of the process. While the process shuts down, they are closed and requests are answered 503.
     pub admission: Admission,
-    /// The process's budget for what clients send.
-    pub memory: Memory,
-    /// Asked at each `/health`; answers from memory.
+    /// The memory budget for clients' requests.
+    pub memory: InputMemory,
+    /// Called for each `/health`. Must not block.
     pub health: Arc<dyn Fn() -> Health + Send + Sync>,
-    /// Asked at each `/metrics`; answers from memory, in Prometheus's text format.
+    /// Called for each `/metrics`; returns Prometheus's text format. Must not block.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
-    /// How long streams may take to end once the server is told to stop.
+    /// Longest time for streams to end after the server is told to stop.
     pub drain: Duration,
 }
 
-/// What `/health` says.
+/// What `/health` reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// One word: `ok`, `degraded`.
-    pub status: &'static str,
-    /// Why it is not `ok`; the process serves nevertheless.
-    pub reason: Option<String>,
-    /// Why the process cannot serve; the answer is then 503.
-    pub reason_down: Option<String>,
-    /// What the process is.
+    /// Whether the process serves.
+    pub state: HealthState,
+    /// Role of the process.
     pub role: &'static str,
     /// Live sessions with peers.
     pub peers: usize,
@@ -116,10 +116,35 @@ pub struct Health {
     pub live_requests: usize,
 }
 
+/// Whether the process serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HealthState {
+    /// The process serves.
+    Ok,
+    /// The process serves, but an operator has to act.
+    Degraded {
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// The process cannot serve. `/health` answers 503.
+    Down {
+        /// The fault that stopped it.
+        reason: String,
+    },
+}
+
 impl Health {
+    /// The HTTP status of `/health` and `/ping`.
+    fn http_status(&self) -> StatusCode {
+        match self.state {
+            HealthState::Ok | HealthState::Degraded { .. } => StatusCode::OK,
+            HealthState::Down { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
     fn body(&self) -> String {
         #[derive(Serialize)]
-        struct Body<'a> {
+        struct HealthBody<'a> {
             status: &'a str,
             #[serde(skip_serializing_if = "Option::is_none")]
             reason: Option<&'a str>,
@@ -128,9 +153,14 @@ impl Health {
             peers: usize,
             live_requests: usize,
         }
-        response::json(&Body {
-            status: if self.reason_down.is_some() { "down" } else { self.status },
-            reason: self.reason_down.as_deref().or(self.reason.as_deref()),
+        let (status, reason) = match &self.state {
+            HealthState::Ok => ("ok", None),
+            HealthState::Degraded { reason } => ("degraded", Some(&**reason)),
+            HealthState::Down { reason } => ("down", Some(&**reason)),
+        };
+        response::json(&HealthBody {
+            status,
+            reason,
             role: self.role,
             pid: std::process::id(),
             peers: self.peers,
@@ -139,24 +169,24 @@ impl Health {
     }
 }
 
-/// Why a port cannot be listened on.
+/// Why the process cannot listen on a port.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
-    /// Another process has it.
+    /// The port is in use.
     #[error("{name} port {port} on {host} is in use; stop the other process or set {key}")]
     InUse {
-        /// What the port is for, in a word.
+        /// The purpose of the port in one word.
         name: String,
-        /// The configuration key that moves it.
+        /// The configuration key of the port.
         key: &'static str,
-        /// The address.
+        /// The host or address.
         host: String,
         /// The port.
         port: u16,
     },
-    /// The address is not of this machine, or the port needs privileges.
-    #[error("cannot listen on {host}:{port} ({key}): {error}")]
+    /// The system refuses to listen, for example because the address is not one of this machine.
+    #[error("cannot listen on {host}:{port} ({key}): {error}; set another host or port")]
     Refused {
         /// The configuration key of the port.
         key: &'static str,
@@ -164,13 +194,13 @@ pub enum BindError {
         host: String,
         /// The port.
         port: u16,
-        /// What the system says.
+        /// The error of the system.
         error: io::Error,
     },
 }
 
 impl BindError {
-    /// One word for metrics, logs and JSON.
+    /// The kind of the error in one word, for metrics, logs and JSON.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::InUse { .. } => "in_use",
@@ -179,7 +209,7 @@ impl BindError {
     }
 }
 
-/// Listens on a port; 0 takes a free one. `key` is the configuration key that names it, such as `frontend.port`.
+/// Listens on a port. Port 0 takes a free one. `key` is the configuration key of the port, such as `frontend.port`.
 ///
 /// # Errors
 /// [`BindError`], with the key to change.
@@ -197,11 +227,11 @@ pub fn bind(key: &'static str, host: &str, port: u16) -> Result<TcpListener, Bin
 }
 
 impl Frontend {
-    /// Serves on a port. The returned server runs while it is awaited or spawned inside an actix `System`; it reacts to no
-    /// signal, only to its handle's `stop`.
+    /// Serves on a port. The returned server runs while it is awaited or spawned inside an actix `System`. It ignores signals; its
+    /// handle's `stop` ends it.
     ///
     /// # Errors
-    /// What the system says against listening.
+    /// The system refuses to listen.
     pub fn serve(self, listener: TcpListener, workers: usize) -> io::Result<Server> {
         let drain_s = self.drain.as_secs_f64().ceil() as u64;
         let limits = self.limits;
@@ -228,7 +258,7 @@ impl Frontend {
         Ok(server
             .workers(workers)
             .disable_signals()
-            // A client that half-closes is gone: its request must end although it could still read.
+            // A client that half-closes counts as gone: its request is aborted.
             .h1_allow_half_closed(false)
             .client_request_timeout(limits.head)
             .keep_alive(limits.idle)
@@ -240,32 +270,34 @@ impl Frontend {
     }
 }
 
-/// A path that takes POST only.
+/// A path that accepts POST only.
 fn post(path: &'static str, route: Route) -> Resource {
     web::resource(path).route(route).default_service(web::to(handlers::only("POST")))
 }
 
-/// A path that takes GET only, if nothing else is added.
+/// A path that accepts GET only, unless the caller adds a route.
 fn get(path: &'static str, route: Route) -> Resource {
     web::resource(path).route(route).default_service(web::to(handlers::only("GET")))
 }
 
-/// Connections may wait to be accepted where few are taken.
+/// Smallest backlog of connections that wait to be accepted.
 const BACKLOG_MIN: usize = 1024;
 
-/// Sets the options that accepted sockets inherit. Small writes are sent at once: with Nagle's algorithm the second token of a
-/// kept connection would wait for the client's delayed acknowledgement of the first, 40 ms. The system resets connections
-/// whose other end neither answers nor takes bytes for `unanswered`. As many connections as are taken may also arrive in one moment:
-/// one that finds the backlog full is tried again only after a second.
+/// Sets the options that accepted sockets inherit.
+///
+/// Small writes are sent at once. With Nagle's algorithm, the second token on a kept connection would wait 40 ms for the client's
+/// delayed acknowledgement of the first one. The system resets a connection whose client acknowledges nothing, or has no room, for
+/// `unanswered`. The backlog has room for all connections at the same time, because a client that finds the backlog full retries
+/// only after a second.
 fn prepare(listener: &TcpListener, limits: &Limits) -> io::Result<()> {
-    // The system's clock for probes ticks in whole seconds, at least one.
+    // The system measures the interval of probes in whole seconds, at least one.
     let probe = (limits.unanswered / 3).max(Duration::from_secs(1));
     let socket = SockRef::from(listener);
     socket.set_tcp_nodelay(true)?;
-    // Covers sent bytes; while nothing is sent (a client waits for a whole answer), the probes cover the connection.
+    // This timeout covers sent bytes. While nothing is sent (a client waits for a whole answer), the probes cover the connection.
     socket.set_tcp_user_timeout(Some(limits.unanswered))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(probe).with_interval(probe))?;
-    // Again, for a longer backlog. The system takes what it allows of it (net.core.somaxconn).
+    // A second `listen` changes the backlog. The system caps it (net.core.somaxconn).
     socket.listen(i32::try_from(limits.connections.max(BACKLOG_MIN)).unwrap_or(i32::MAX))
 }
 

@@ -2,13 +2,13 @@
 //!
 //! Dependencies between the modules point down this list:
 //!
-//! - [`cli`]: what a person types.
-//! - [`mod@bench`]: load on a running server, and what it took; a client that knows nothing of the rest but the tokenizer.
-//! - [`roles`]: what runs in a receiver, a sender, a local process.
-//! - [`frontend`]: the only place that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
-//! - [`config`]: the only place that reads the environment and configuration files.
+//! - [`cli`]: the command line.
+//! - [`mod@bench`]: benchmarks of a running server and of the transport between two processes.
+//! - [`roles`]: starts and stops a receiver, a sender or a local process.
+//! - [`frontend`]: the only module that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
+//! - [`config`]: the only module that reads the environment and configuration files.
 //! - [`telemetry`]: the log.
-//! - [`open_files`]: how many files may be open, and so how many connections.
+//! - [`open_files`]: the limit of open files, and the number of connections that it allows.
 #![forbid(unsafe_code)]
 
 pub mod bench;

@@ -1,4 +1,4 @@
-//! The `runtime` binary: see [`runtime::cli`].
+//! The `runtime` binary. See [`runtime::cli`].
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

@@ -1,30 +1,30 @@
-//! Open files: the limit, and how many HTTP connections it allows.
+//! The limit of open files, and the number of HTTP connections that it allows.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Files that HTTP connections leave to the rest of the process: sessions with peers (each has a socket of the link and several of
-/// UCX), listening sockets, event queues, the log, a GPU's driver.
+/// Files reserved for the rest of the process: sessions with peers (each has a link socket and several UCX sockets), listening
+/// sockets, event queues, the log, and the GPU driver.
 const RESERVED: u64 = 512;
 
-/// Files of an HTTP connection: its socket, and the duplicate with which its watcher ends it.
+/// Files of one HTTP connection: its socket, and the duplicate that its watcher uses to close it.
 const PER_CONNECTION: u64 = 2;
 
-/// Raises this process's soft limit to the hard one. Returns the limit that holds now.
+/// Raises the soft limit of this process to the hard limit. Returns the limit in effect.
 pub fn raise() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     let holds = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
-    // None is no limit.
+    // `None` means unlimited.
     holds.current.unwrap_or(u64::MAX)
 }
 
-/// How many connections each of `ports` HTTP ports may take, `wanted` at most, if this many files may be open; at least one.
+/// Connections that each of `ports` HTTP ports may accept if `limit` files may be open: at most `wanted`, at least one.
 pub fn connections(limit: u64, wanted: usize, ports: usize) -> usize {
     let allowed = limit.saturating_sub(RESERVED) / PER_CONNECTION / ports.max(1) as u64;
     usize::try_from(allowed).unwrap_or(usize::MAX).clamp(1, wanted.max(1))
 }
 
-/// How many files may have to be open for `wanted` connections on each of `ports` HTTP ports.
+/// Limit of open files that allows `wanted` connections on each of `ports` HTTP ports.
 pub fn needed(wanted: usize, ports: usize) -> u64 {
     RESERVED + (wanted * ports) as u64 * PER_CONNECTION
 }
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_leave_files_to_the_rest() {
+    fn connections_leave_reserved_files_free() {
         let check = |limit, wanted, ports, expect| {
             assert_eq!(connections(limit, wanted, ports), expect, "{limit} files, {ports} ports");
         };
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_raised_to_the_hard_one() {
+    fn the_soft_limit_is_raised_to_the_hard_limit() {
         let hard = getrlimit(Resource::Nofile).maximum;
         assert_eq!(raise(), hard.unwrap_or(u64::MAX));
         assert_eq!(getrlimit(Resource::Nofile).current, hard);

@@ -1,8 +1,8 @@
-//! What runs in a receiver, a sender and a local process: ports first, then the model, then the actors, then HTTP.
+//! Starts and stops a receiver, a sender or a local process.
 //!
-//! A process that cannot work says why in one sentence. It ends in three
-//! phases: the gate (no new requests), the drain (live ones finish within `shutdown.drain`), the tear-down (sessions,
-//! then transport, then memory).
+//! A process opens its ports, loads the model, starts the actors, and then serves HTTP. A process that cannot start says why in one
+//! sentence. It shuts down in three phases: it refuses new requests, it waits up to `shutdown.drain` for running requests, and it
+//! ends the sessions, the transport and the memory pool, in this order.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -20,9 +20,10 @@ use connector::ucx::{self, UcxConfig, UcxTransport};
 use engine::{Engine, EngineConfig, KvPool};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Config, Device, LoadFormat, Role};
+use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
 use crate::frontend::{
-    Admission, Bounds, CacheInfo, Frontend, Health, Limits, Load, Memory, Observed, ServedModel, bind,
+    Admission, AnswerCounts, Bounds, CacheInfo, Frontend, Health, HealthState, InputMemory, Limits, Observed,
+    ServedModel, ServerHandle, bind,
 };
 use crate::open_files;
 use crate::telemetry;
@@ -30,15 +31,15 @@ use exposure::Port;
 
 mod exposure;
 
-/// The sockets of a process, taken before anything slow begins.
-struct Ports {
+/// The listening sockets of a process. They are opened before the model is loaded, so that a port in use is noticed at once.
+struct ListeningSockets {
     http: Option<TcpListener>,
     frontend: Option<TcpListener>,
     link: Option<TcpListener>,
 }
 
-impl Ports {
-    fn take(role: Role, config: &Config) -> anyhow::Result<Self> {
+impl ListeningSockets {
+    fn open(role: Role, config: &Config) -> anyhow::Result<Self> {
         let http = (role != Role::Local).then(|| bind("http.port", &config.http.host, config.http.port));
         let wants_frontend = role != Role::Sender && config.frontend.enabled;
         let frontend =
@@ -47,30 +48,30 @@ impl Ports {
         Ok(Self { http: http.transpose()?, frontend: frontend.transpose()?, link: link.transpose()? })
     }
 
-    /// How many of them speak HTTP.
+    /// The number of HTTP ports.
     fn http_count(&self) -> usize {
         [&self.http, &self.frontend].into_iter().flatten().count()
     }
 }
 
-/// `engine.kv_bytes` on the processor.
+/// Default of `engine.kv_bytes` on the CPU.
 const KV_BYTES: u64 = 1 << 30;
 
-/// What random weights depend on: the same in every process, so that peers have the same model.
+/// Seed of random weights. All processes use the same seed, so that peers have the same model.
 const DUMMY_SEED: u64 = 0;
 
-/// Opens the engine: [`engine::open_watched`], or what a test puts around it.
+/// The function that opens the engine: [`engine::open_watched`], or a wrapper in a test.
 pub type OpenEngine = fn(&EngineConfig, engine::Progress<'_>) -> Result<Box<dyn Engine>, engine::OpenError>;
 
-/// Runs a process of `role`, whose engine `open` opens, until it is told to end.
+/// Runs a process of `role` with the engine that `open` opens, until a signal or a fault ends it.
 ///
 /// # Errors
-/// What kept it from starting or made it stop, in one sentence.
+/// Why the process could not start or had to stop, in one sentence.
 pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
     let began = Instant::now();
     engine::heap::return_large_blocks();
     let open_files = open_files::raise();
-    let ports = Ports::take(role, &config)?;
+    let ports = ListeningSockets::open(role, &config)?;
     let limits = limits(&config, open_files, ports.http_count());
     tracing::info!(%role, pid = std::process::id(), model = %config.model.display(), "starting");
     let engine_config = EngineConfig {
@@ -78,21 +79,21 @@ pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
         threads: config.engine.threads,
         kv_bytes: match (config.engine.kv_bytes, config.engine.device) {
             (Some(bytes), _) => bytes.0,
-            (None, Device::Cpu) => KV_BYTES,
-            (None, Device::Cuda) => 0,
+            (None, DeviceSetting::Cpu) => KV_BYTES,
+            (None, DeviceSetting::Cuda) => 0,
         },
         page_tokens: config.page_tokens(),
         step_tokens: step_tokens(&config),
         device: match config.engine.device {
-            Device::Cpu => engine::Device::Cpu,
-            Device::Cuda => {
+            DeviceSetting::Cpu => engine::ComputeDevice::Cpu,
+            DeviceSetting::Cuda => {
                 let memory_utilization = config.engine.gpu_memory_utilization;
-                engine::Device::Cuda { ordinal: 0, memory_utilization }
+                engine::ComputeDevice::Cuda { ordinal: 0, memory_utilization }
             }
         },
         load_format: match config.engine.load_format {
-            LoadFormat::Auto => engine::LoadFormat::Auto,
-            LoadFormat::Dummy => engine::LoadFormat::Dummy { seed: DUMMY_SEED },
+            LoadFormatSetting::Auto => engine::LoadFormat::Auto,
+            LoadFormatSetting::Dummy => engine::LoadFormat::Dummy { seed: DUMMY_SEED },
         },
     };
     let engine = open(&engine_config, telemetry::loading())?;
@@ -104,14 +105,14 @@ pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
         pages = pool,
         page_tokens = layout.page_tokens,
         page_kib = layout.page_bytes() / 1024,
-        "model loaded in {:.1} s",
-        began.elapsed().as_secs_f64()
+        seconds = %format_args!("{:.1}", began.elapsed().as_secs_f64()),
+        "model loaded"
     );
     engine::populate(engine.kv());
     actix::System::new().block_on(serve(role, config, ports, limits, engine, model, began))
 }
 
-/// Room for one chunk of a prompt and a decode row of every other request.
+/// Tokens of the largest step: one prefill chunk and one decode token of every other request.
 fn step_tokens(config: &Config) -> u32 {
     config.prefill_chunk_tokens() + config.concurrency() as u32
 }
@@ -121,11 +122,11 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
     let text = config.tokenizer.as_deref().unwrap_or(path);
     let mut model = ServedModel::open(path, text, config.served_model_name.as_deref())
         .with_context(|| format!("model {}", text.display()))?;
-    // The engine decides what fits and what ends an answer; the frontend only has to know.
+    // The engine decides the context length and the end-of-sequence tokens; the frontend takes them over.
     let known = engine.model();
     anyhow::ensure!(
         model.tokenizer.vocabulary() <= known.vocabulary,
-        "model {} lists {} tokens and has embeddings for {}; it is damaged or not supported",
+        "the tokenizer of model {} has {} tokens, but the model has embeddings for {}; use the tokenizer that belongs to the model",
         path.display(),
         model.tokenizer.vocabulary(),
         known.vocabulary
@@ -138,13 +139,13 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
     Ok(model)
 }
 
-/// `transport.min_gigabytes_per_second`, or what suits the device: below 5 GB/s nothing goes from GPU to GPU by itself.
+/// `transport.min_gigabytes_per_second`, or the default of the device: a lane between GPUs that moves less than 5 GB/s is not a direct one.
 fn min_gigabytes_per_second(config: &Config) -> f64 {
-    let usual = if config.engine.device == Device::Cuda { 5.0 } else { 0.0 };
-    config.transport.min_gigabytes_per_second.map_or(usual, f64::from)
+    let default = if config.engine.device == DeviceSetting::Cuda { 5.0 } else { 0.0 };
+    config.transport.min_gigabytes_per_second.map_or(default, f64::from)
 }
 
-/// Which transport carries the pages, started over the engine's pool.
+/// Returns a function that starts the UCX transport over the engine's page pool.
 pub(crate) fn transport(
     config: &Config,
     pool: &Arc<KvPool>,
@@ -166,7 +167,7 @@ pub(crate) fn transport(
     })
 }
 
-/// Which side of the link the process is, if it has one.
+/// The side of the link that a process of `role` has; `None` for a local process.
 fn link_role(role: Role, listener: Option<TcpListener>, config: &Config) -> anyhow::Result<Option<LinkRole>> {
     Ok(match (role, listener) {
         (Role::Receiver, Some(listener)) => {
@@ -185,46 +186,95 @@ fn link_role(role: Role, listener: Option<TcpListener>, config: &Config) -> anyh
 async fn serve(
     role: Role,
     config: Config,
-    ports: Ports,
+    mut ports: ListeningSockets,
     limits: Limits,
     engine: Box<dyn Engine>,
     mut model: ServedModel,
     began: Instant,
 ) -> anyhow::Result<()> {
-    let link_role = link_role(role, ports.link, &config)?;
+    let cache = cache_info(&config, engine.as_ref());
+    let node = start_node(role, &config, &mut ports, engine)?;
+    limit_context(&mut model, u64::from(node.request_pages) * u64::from(config.page_tokens()));
+    let shared = SharedState::new(&config, cache, model, limits);
+    actix::spawn(report_regularly(shared.observed.clone()));
+    let servers = start_servers(role, &config, ports, &node, &shared)?;
+    tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
+    let mut signals = Signals::new()?;
+    let end = ending(&node, &mut signals).await;
+    shared.admission.close();
+    let drain = config.shutdown.drain;
+    if let Some(fault) = &end {
+        exit_after(drain + TEAR_DOWN_LIMIT, fault.clone())?;
+    }
+    actix::spawn(async move {
+        signals.next().await;
+        tracing::warn!("second signal: exiting at once");
+        std::process::exit(1);
+    });
+    // The servers wait for the streams of live requests, so both shut down at the same time.
+    let servers =
+        async { futures_util::future::join_all(servers.iter().map(|server| server.stop(true))).await };
+    tokio::join!(node.shut_down(drain), servers);
+    report(&shared.observed);
+    match end {
+        None => {
+            tracing::info!("ended");
+            Ok(())
+        }
+        // The caller prints it as the last line.
+        Some(fault) => Err(anyhow::anyhow!(fault)),
+    }
+}
+
+/// Starts the actors. Takes the listening socket of the link out of `ports`.
+fn start_node(
+    role: Role,
+    config: &Config,
+    ports: &mut ListeningSockets,
+    engine: Box<dyn Engine>,
+) -> anyhow::Result<Node> {
+    let pool = Arc::clone(engine.kv());
     let http = ports.http.as_ref().map(TcpListener::local_addr).transpose()?;
-    let link = link_role.map(|role| LinkConfig {
+    let link = link_role(role, ports.link.take(), config)?.map(|role| LinkConfig {
         role,
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
         http: http.map(|address| address.to_string()).unwrap_or_default(),
         ring_bytes: config.ring.bytes.0,
         page_hash: config.transport.page_hash,
-        min_gigabytes_per_second: min_gigabytes_per_second(&config),
+        min_gigabytes_per_second: min_gigabytes_per_second(config),
         pages_in_flight: PAGES_IN_FLIGHT,
-        transport: transport(&config, engine.kv()),
+        transport: transport(config, &pool),
     });
-    let cache = cache_info(&config, engine.as_ref());
-    let (prefill_chunk_tokens, prefix_cache) = (config.prefill_chunk_tokens(), config.engine.prefix_cache);
-    let node = node::start(NodeConfig {
+    Ok(node::start(NodeConfig {
         engine,
-        prefill_chunk_tokens,
-        prefix_cache,
+        prefill_chunk_tokens: config.prefill_chunk_tokens(),
+        prefix_cache: config.engine.prefix_cache,
         scattered: false,
         local_if_sooner_by: config.frontend.local_if_sooner_by,
         link,
-    })?;
-    let usable = u64::from(node.request_pages) * u64::from(config.page_tokens());
-    if usable < u64::from(model.context_tokens) {
-        let (context, tokens) = (model.context_tokens, usable);
+    })?)
+}
+
+/// Limits the context of the model to the tokens that the page pool holds.
+fn limit_context(model: &mut ServedModel, pool_tokens: u64) {
+    if pool_tokens < u64::from(model.context_tokens) {
         tracing::info!(
-            context,
-            tokens,
-            "requests are limited to what the page pool holds; raise engine.kv_bytes for more"
+            context = model.context_tokens,
+            tokens = pool_tokens,
+            "the page pool limits requests to fewer tokens than the model allows; raise engine.kv_bytes for more"
         );
-        model.context_tokens = usable as u32;
+        model.context_tokens = pool_tokens as u32;
     }
-    let shared = Shared::new(&config, cache, model, limits);
-    actix::spawn(report_now_and_then(shared.observed.clone()));
+}
+
+/// Starts the HTTP servers of the process.
+fn start_servers(
+    role: Role,
+    config: &Config,
+    ports: ListeningSockets,
+    node: &Node,
+    shared: &SharedState,
+) -> anyhow::Result<Vec<ServerHandle>> {
     let mut servers = Vec::new();
     let workers = config.surroundings.cores.min(2);
     for (key, listener, route, workers) in
@@ -236,73 +286,48 @@ async fn serve(
         if let Some(warning) = Port::Http.warning(address, config.request.api_key.as_ref()) {
             tracing::warn!(%address, key, "{warning}");
         }
-        let server = port(role, &config, &node, &shared, route).serve(listener, workers)?;
+        let server = port(role, config, node, shared, route).serve(listener, workers)?;
         servers.push(server.handle());
         actix::spawn(server);
     }
-    tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
-    let mut signals = Signals::new()?;
-    let end = ending(&node, &mut signals).await;
-    shared.admission.close();
-    let drain = config.shutdown.drain;
-    if let Some(fault) = &end {
-        exit_after(drain + TEAR_DOWN_LIMIT, fault.clone())?;
-    }
-    actix::spawn(async move {
-        signals.next().await;
-        tracing::warn!("second signal: ending at once");
-        std::process::exit(1);
-    });
-    // Streams of live requests end while the servers wait for them.
-    let servers =
-        async { futures_util::future::join_all(servers.iter().map(|server| server.stop(true))).await };
-    tokio::join!(node.shut_down(drain), servers);
-    report(&shared.observed);
-    match end {
-        None => {
-            tracing::info!("ended");
-            Ok(())
-        }
-        // Printed by the caller, as the last line.
-        Some(fault) => Err(anyhow::anyhow!(fault)),
-    }
+    Ok(servers)
 }
 
-/// How long the tear-down of a process may take that ends because of a fault.
+/// Longest time for releasing resources after a fault.
 const TEAR_DOWN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Ends the process after `limit`, whatever still runs: calls that give back what a failed device holds may never return.
+/// Exits the process after `limit`. Calls that release the resources of a failed device may never return.
 fn exit_after(limit: Duration, fault: String) -> std::io::Result<()> {
     let exit = move || {
         std::thread::sleep(limit);
-        tracing::error!("the tear-down takes longer than {} s; exiting without it", limit.as_secs());
+        tracing::error!(limit_s = limit.as_secs(), "resources were not released in time; exiting without it");
         eprintln!("error: {fault}");
         std::process::exit(1);
     };
     std::thread::Builder::new().name("baton-exit".into()).spawn(exit).map(drop)
 }
 
-/// What both ports of a process share.
-struct Shared {
+/// The state that both HTTP ports of a process share.
+struct SharedState {
     admission: Admission,
-    memory: Memory,
+    memory: InputMemory,
     observed: Arc<Observed>,
     model: Arc<ServedModel>,
     limits: Limits,
 }
 
-impl Shared {
+impl SharedState {
     fn new(config: &Config, cache: CacheInfo, model: ServedModel, limits: Limits) -> Self {
         let input_bytes = usize::try_from(config.request.input_bytes.0).unwrap_or(usize::MAX);
         let bounds = Bounds {
             concurrency: config.concurrency(),
             queue: config.request.queue,
-            // The other half is for what is read and what runs.
+            // The other half is for bodies that arrive and requests that run.
             queue_bytes: input_bytes / 2,
         };
         Self {
             admission: Admission::new(bounds),
-            memory: Memory::new(input_bytes, config.surroundings.cores),
+            memory: InputMemory::new(input_bytes, config.surroundings.cores),
             observed: Arc::new(Observed::new(&model.name, cache)),
             model: Arc::new(model),
             limits,
@@ -320,10 +345,10 @@ fn cache_info(config: &Config, engine: &dyn Engine) -> CacheInfo {
     }
 }
 
-/// How often the proxy reports first-token times, if there are new ones.
+/// Interval of the report on first-token times.
 const REPORT_EVERY: Duration = Duration::from_secs(30);
 
-async fn report_now_and_then(observed: Arc<Observed>) {
+async fn report_regularly(observed: Arc<Observed>) {
     loop {
         tokio::time::sleep(REPORT_EVERY).await;
         report(&observed);
@@ -332,11 +357,11 @@ async fn report_now_and_then(observed: Arc<Observed>) {
 
 fn report(observed: &Observed) {
     if let Some(report) = observed.report() {
-        tracing::info!("first-token times of requests that were handed over\n{report}");
+        tracing::info!("times to the first token of requests that a sender prefilled\n{report}");
     }
 }
 
-fn port(role: Role, config: &Config, node: &Node, shared: &Shared, route: Route) -> Frontend {
+fn port(role: Role, config: &Config, node: &Node, shared: &SharedState, route: Route) -> Frontend {
     let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());
     let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
     let queue = shared.admission.clone();
@@ -353,27 +378,19 @@ fn port(role: Role, config: &Config, node: &Node, shared: &Shared, route: Route)
         admission: shared.admission.clone(),
         memory: shared.memory.clone(),
         health: Arc::new(move || Health {
-            status: if quarantined(&counters) == 0 { "ok" } else { "degraded" },
-            reason: match quarantined(&counters) {
-                0 => None,
-                pages => Some(format!(
-                    "{pages} KV pages of lost senders may still be written and are set aside until those sender processes end; \
-                     end the ones that hang"
-                )),
-            },
-            reason_down: health.fault(),
+            state: health_state(health.fault(), quarantined(&counters)),
             role: role.name(),
             peers: counters.sessions_ready().load(Ordering::Relaxed) as usize,
             live_requests: streams.len(),
         }),
         metrics: Arc::new(move || {
-            observed.render(&metrics, Load { running: live.len(), waiting: queue.waiting() })
+            observed.render(&metrics, AnswerCounts { running: live.len(), waiting: queue.waiting() })
         }),
         drain: config.shutdown.drain + Duration::from_secs(2),
     }
 }
 
-/// As many connections as requests may run or wait, as far as this many open files allow.
+/// The limits for clients: one connection for each request that may run or wait, if the limit of open files allows it.
 fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
     let wanted = config.concurrency() + config.request.queue + Limits::SPARE;
     let connections = open_files::connections(open_files, wanted, ports);
@@ -382,22 +399,36 @@ fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
             open_files,
             connections,
             "each HTTP port takes {connections} connections, fewer than the {wanted} that request.concurrency and request.queue \
-             want; raise the hard limit of open files (ulimit -Hn) to {}",
+             need; raise the hard limit of open files (ulimit -Hn) to {}",
             open_files::needed(wanted, ports)
         );
     }
     Limits { connections, ..Limits::default() }
 }
 
+/// The health of a process that may have failed with `fault` and has quarantined this many KV pages.
+fn health_state(fault: Option<String>, quarantined_pages: u64) -> HealthState {
+    match (fault, quarantined_pages) {
+        (Some(reason), _) => HealthState::Down { reason },
+        (None, 0) => HealthState::Ok,
+        (None, pages) => HealthState::Degraded {
+            reason: format!(
+                "{pages} KV pages are quarantined because lost senders may still write them; they become free when those sender \
+                 processes end, so end the processes that hang"
+            ),
+        },
+    }
+}
+
 fn quarantined(counters: &Counters) -> u64 {
     counters.pages_quarantined().load(Ordering::Relaxed)
 }
 
-/// Waits for a signal (`None`) or a fault (its sentence).
+/// Waits for a signal, which gives `None`, or a fault, which gives its sentence.
 async fn ending(node: &Node, signals: &mut Signals) -> Option<String> {
     tokio::select! {
         name = signals.next() => {
-            tracing::info!(signal = name, "ending: no new requests, live ones finish");
+            tracing::info!(signal = name, "shutting down: new requests are refused, running ones may finish");
             None
         }
         fault = node.faults.wait() => Some(fault),

@@ -1,4 +1,4 @@
-//! The log: one compact line an event on standard error, with colours on a terminal only.
+//! Logging to standard error, one line per event. Colours are used on a terminal only.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 
-/// Crates whose `info` is of no use to who runs Baton.
+/// Crates whose `info` events do not help an operator.
 const QUIET: &str = "actix_server=warn,actix_http=warn,actix_web=warn,mio=warn,tokenizers=warn";
 
 /// Which events are logged.
@@ -16,26 +16,24 @@ const QUIET: &str = "actix_server=warn,actix_http=warn,actix_web=warn,mio=warn,t
 pub struct Filter(String);
 
 impl Filter {
-    /// Reads a filter as `info` or `warn,runtime=debug`; crates that it names override the quiet ones.
+    /// Parses a filter such as `info` or `warn,runtime=debug`. It may override the levels of the quiet crates.
     ///
     /// # Errors
-    /// What cannot be understood.
+    /// The part that is not a directive of `tracing`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let filter = format!("{QUIET},{text}");
         EnvFilter::builder().parse(&filter).map_err(|error| error.to_string())?;
         Ok(Self(filter))
     }
-}
 
-impl Filter {
-    /// The same without the line that each finished request has.
+    /// The same filter without the line for each finished request.
     #[must_use]
     pub fn without_requests(self) -> Self {
         Self(format!("{},{REQUESTS}=warn", self.0))
     }
 }
 
-/// Shows how far a model is loaded, on a terminal only: a bar that is gone when it is.
+/// Shows a progress bar while a model is loaded, on a terminal only.
 pub fn loading() -> engine::Progress<'static> {
     if !io::stderr().is_terminal() {
         return &|_, _| ();
@@ -49,10 +47,10 @@ pub fn loading() -> engine::Progress<'static> {
     }
 }
 
-/// The target of the line for a finished request.
+/// The target of the log line for a finished request.
 pub const REQUESTS: &str = "runtime::requests";
 
-/// Starts logging; a second call in one process changes nothing.
+/// Starts logging. A second call in the same process has no effect.
 pub fn start(filter: Filter) {
     let subscriber = tracing_subscriber::fmt()
         .compact()
@@ -62,11 +60,11 @@ pub fn start(filter: Filter) {
         .with_timer(Utc)
         .with_env_filter(EnvFilter::new(filter.0))
         .finish();
-    // Only a second call fails, and then the first one's subscriber is as good.
+    // A second call fails; the subscriber of the first call stays.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
-/// Times as `2026-11-22 21:32:52.123`, in UTC.
+/// Formats times as `2026-11-22 21:32:52.123`, in UTC.
 struct Utc;
 
 impl FormatTime for Utc {

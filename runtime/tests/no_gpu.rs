@@ -1,15 +1,15 @@
-//! The binary with the feature `cuda` where it sees no GPU: it starts, and says what is missing when it is asked for one.
+//! The binary with the feature `cuda` on a machine without a GPU: it starts, and refuses `engine.device=cuda` with one sentence.
 #![cfg(feature = "cuda")]
 
 use std::process::Command;
 
-/// The binary, with every GPU hidden from it.
+/// Runs the binary with all GPUs hidden.
 fn runtime(arguments: &[&str]) -> std::process::Output {
     Command::new(env!("CARGO_BIN_EXE_runtime"))
         .args(arguments)
         .env("CUDA_VISIBLE_DEVICES", "")
         .output()
-        .expect("it starts")
+        .expect("the binary starts")
 }
 
 #[test]
@@ -21,7 +21,7 @@ fn it_starts_without_a_gpu() {
 #[test]
 fn a_gpu_that_is_not_there_is_one_sentence() {
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/models/llama-3.1-8b");
-    // Whatever else listens on this machine.
+    // Free ports, because others may be in use on this machine.
     let ports = ["--port", "0", "--set", "http.port=0"];
     let settings = ["--set", "engine.device=cuda", "--set", "engine.load_format=dummy"];
     let refused = runtime(&[&["--role", "local", "--model", model][..], &ports, &settings].concat());

@@ -1,4 +1,4 @@
-//! Release binaries of the workspace: built, and found in what cargo says.
+//! Builds release binaries of the workspace and finds them in the output of cargo.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -8,29 +8,29 @@ use serde_json::Value;
 
 use crate::place;
 
-/// A program, in cargo's words.
+/// A program of the workspace, as cargo names it.
 #[derive(Clone, Copy)]
 pub(crate) struct Program {
     package: &'static str,
-    /// `bin` or `example`, as on cargo's command line and in its messages.
+    /// `bin` or `example`, as on the command line of cargo and in its messages.
     kind: &'static str,
     name: &'static str,
 }
 
-/// What serves.
+/// The server.
 pub(crate) const RUNTIME: Program = Program { package: "runtime", kind: "bin", name: "runtime" };
 
-/// What checks and measures the CUDA engine by itself. Builds with the feature `cuda` only.
+/// The program that checks and measures the CUDA engine alone. It needs the feature `cuda`.
 pub(crate) const GPU_ENGINE: Program =
     Program { package: "integration-tests", kind: "example", name: "gpu_engine" };
 
-/// Builds release binaries with cargo's own progress on the terminal, and returns their paths in the same order.
+/// Builds release binaries and returns their paths in the same order. Cargo shows its progress on the terminal.
 ///
 /// # Errors
-/// That cargo does not start, that something does not build, or that a binary is not in cargo's messages.
+/// Cargo does not start, a program does not build, or cargo's messages do not name its binary.
 pub(crate) fn build<const N: usize>(programs: [Program; N], features: &[&str]) -> Result<[PathBuf; N]> {
     let names = programs.map(|program| program.name).join(" and ");
-    println!("building {names} (release; the first time takes minutes)");
+    println!("building {names} in release mode; the first build takes minutes");
     let mut cargo = place::cargo();
     cargo.args(["build", "--release", "--locked", "--features", &features.join(",")]);
     for Program { package, kind, name } in programs {
@@ -41,11 +41,11 @@ pub(crate) fn build<const N: usize>(programs: [Program; N], features: &[&str]) -
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
-    ensure!(output.status.success(), "{names} cannot be built; cargo says why above");
+    ensure!(output.status.success(), "cannot build {names}; see the output of cargo above");
     executables(&programs, &String::from_utf8_lossy(&output.stdout))
 }
 
-/// Finds the binaries in cargo's messages, so that any target folder works.
+/// Finds the binaries in the messages of cargo. This works with every target folder.
 fn executables<const N: usize>(programs: &[Program; N], messages: &str) -> Result<[PathBuf; N]> {
     let messages: Vec<Value> = messages.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let mut paths = [const { PathBuf::new() }; N];
@@ -74,7 +74,7 @@ not json
 {"reason":"build-finished","success":true}"#;
 
     #[test]
-    fn binaries_are_found_in_cargos_messages() {
+    fn binaries_are_found_in_the_messages_of_cargo() {
         let (runtime, gpu_engine) = ("/t/release/runtime", "/t/release/examples/gpu_engine");
         let both = executables(&[RUNTIME, GPU_ENGINE], MESSAGES).unwrap();
         assert_eq!(both, [runtime, gpu_engine].map(PathBuf::from));
@@ -82,7 +82,7 @@ not json
     }
 
     #[test]
-    fn the_missing_binary_is_named() {
+    fn a_missing_binary_is_named() {
         let without: Vec<&str> = MESSAGES.lines().filter(|line| !line.contains("example")).collect();
         for (messages, words) in [
             (without.join("\n").as_str(), "no example named gpu_engine"),

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: two processes, one question, and where its time went.
+//! `cargo xtask demo`: starts a receiver and a sender, asks one question, and shows where its time went.
 
 mod child;
 mod client;
@@ -26,7 +26,7 @@ const QUESTION: &str = "What is the capital of France, and why is it famous?";
 /// Runs the demo.
 ///
 /// # Errors
-/// Whatever went wrong, and also an answer that was empty or came out of one process only.
+/// A step fails, the answer is empty, or one process computed all of it.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let ports = options.ports()?;
     ports.require_free()?;
@@ -39,20 +39,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
     };
     let screen = Screen::new();
-    screen.say(&format!("starting two processes of {}", runtime.display()));
+    screen.print_line(&format!("starting a receiver and a sender from {}", runtime.display()));
     let start = Instant::now();
     let mut pair = Pair::launch(&runtime, ports, &screen)?;
     pair.wait_until_ready()?;
-    screen.say(&format!("both are ready after {:.1} s\n", start.elapsed().as_secs_f64()));
+    screen.print_line(&format!("both processes are ready after {:.1} s\n", start.elapsed().as_secs_f64()));
 
     let answer = ask(&mut pair, &screen, ports)?;
     let timeline = Timeline::from_json(answer.timings.as_ref())?;
-    screen.say(&format!("\n{timeline}\n"));
+    screen.print_line(&format!("\n{timeline}\n"));
     let verdict = judge(&answer, &timeline, pair.pids());
     if options.once || verdict.is_err() {
         return verdict.and(pair.stop());
     }
-    screen.say(&format!("{}\n\nserving until Ctrl-C", curl_line(ports)));
+    screen.print_line(&format!("{}\n\nserving until Ctrl-C", curl_line(ports)));
     pair.serve()
 }
 
@@ -68,36 +68,39 @@ fn body() -> Value {
 }
 
 fn ask(pair: &mut Pair, screen: &Screen, ports: Ports) -> Result<Answer> {
-    screen.say(&format!("> {QUESTION}\n"));
+    screen.print_line(&format!("> {QUESTION}\n"));
     let answer = {
         let line = screen.hold_logs();
         client::chat(ports.frontend, &body(), |text| line.print(text))
     };
     if answer.is_err() {
-        // A process that died, or a Ctrl-C, explains a broken stream better than the stream does.
+        // If a process has ended or Ctrl-C was pressed, that is the error to report, not the broken stream.
         pair.explain()?;
     }
     answer
 }
 
-/// Whether this is what the demo is there to show.
+/// Checks that the answer has text, that one process prefilled it, and that the other one decoded it.
 fn judge(answer: &Answer, timeline: &Timeline, (receiver, sender): (u32, u32)) -> Result<()> {
     ensure!(!answer.text.trim().is_empty(), "the answer is empty");
-    ensure!(timeline.disaggregated, "the request was not disaggregated: one process did all of it");
+    ensure!(
+        timeline.disaggregated,
+        "the request was not disaggregated: one process prefilled and decoded it"
+    );
     let (prefill, decode) = (timeline.prefill_pid, timeline.decode_pid);
     if prefill == decode {
-        bail!("process {prefill} claims both the prefill and the decoding");
+        bail!("process {prefill} reports that it prefilled and decoded");
     }
     ensure!(
         (prefill, decode) == (sender.into(), receiver.into()),
-        "processes {prefill} and {decode} claim prefill and decoding, but sender and receiver are {sender} and {receiver}"
+        "processes {prefill} and {decode} report prefill and decode, but the sender is {sender} and the receiver is {receiver}"
     );
     Ok(())
 }
 
 fn curl_line(ports: Ports) -> String {
     format!(
-        "Ask it yourself, from another terminal:\n\n  \
+        "Send a request of your own from another terminal:\n\n  \
          curl -N http://127.0.0.1:{}/v1/chat/completions -H 'content-type: application/json' \\\n    \
          -d '{{\"messages\": [{{\"role\": \"user\", \"content\": \"Name three rivers.\"}}], \"max_tokens\": 64, \"stream\": true}}'",
         ports.frontend

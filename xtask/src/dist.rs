@@ -1,8 +1,7 @@
-//! `cargo xtask dist`: one archive that runs where there are NVIDIA's driver and CUDA 13's libraries, but neither Rust
-//! nor a network.
+//! `cargo xtask dist`: packs an archive that runs on machines without Rust or a network. It needs the NVIDIA driver and CUDA 13's libraries.
 //!
-//! UCX's libraries find each other beside themselves through their rpath, and their modules in `ucx/` beside them; so
-//! that layout is kept, and the runtime finds `lib/ucx/libucp.so.0` from where it lies itself.
+//! The libraries of UCX find each other through their rpath in their own folder, and their modules in the folder `ucx/` there. The archive
+//! keeps that layout. The runtime finds `lib/ucx/libucp.so.0` relative to its own path.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,40 +14,40 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{binary, fetch, place};
 
-/// The archive stays below this, so that whatever carries it to a GPU machine takes it.
+/// Largest size of the archive, so that it is easy to copy to a GPU machine.
 const LIMIT_BYTES: u64 = 60 * MIB;
 const MIB: u64 = 1 << 20;
 
 /// The archive's only folder.
 const NAME: &str = concat!("baton-", env!("CARGO_PKG_VERSION"));
 
-/// UCX without its modules.
+/// The libraries of UCX without its modules.
 const LIBRARIES: [&str; 5] = ["libucp", "libuct", "libucs", "libucm", "libucs_signal"];
 
-/// UCX's modules but those of its perftest.
+/// The modules of UCX without those of its perftest.
 const MODULES: [&str; 3] = ["libuct_cuda", "libuct_cma", "libucm_cuda"];
 
-/// The CUDA runtime that `libucm_cuda` wants under this very name, three folders above itself.
+/// The CUDA runtime of `libucm_cuda`, which looks for it under exactly this path, three folders above itself.
 const UCX_CUDA_RUNTIME: &str = "libucx_cu12.libs/libcudart-256e6409.so.12.9.79";
 
-/// What a path of the archive is made of.
+/// What the archive has at one path.
 #[derive(Debug, PartialEq, Eq)]
-enum Source {
-    /// A copy without symbols.
+enum ArchiveEntry {
+    /// A copy of a program without its symbols.
     Program(PathBuf),
-    /// A copy.
+    /// A copy of a file.
     File(PathBuf),
     /// A link to a file in the same folder.
     Link(String),
 }
 
-/// What goes where: paths within the archive's folder.
-type Contents = BTreeMap<PathBuf, Source>;
+/// The entries of the archive by their paths in its folder.
+type Contents = BTreeMap<PathBuf, ArchiveEntry>;
 
-/// Fetches, builds, stages `target/dist/baton-<version>/` and packs it.
+/// Fetches, builds, copies everything to `target/dist/baton-<version>/`, and packs that folder.
 ///
 /// # Errors
-/// As [`fetch::run`] and [`binary::build`]; a file that is not there or cannot be written; an archive that is too large.
+/// The fetch or the build fails (see [`fetch::run`] and [`binary::build`]), a file is missing or cannot be written, or the archive is too large.
 pub(crate) fn run() -> Result<()> {
     let [ucx, cuda] = fetch::run([fetch::UCX, fetch::CUDA])?;
     let programs = binary::build([binary::RUNTIME, binary::GPU_ENGINE], &["cuda"])?;
@@ -64,7 +63,7 @@ pub(crate) fn run() -> Result<()> {
     fs::rename(&part, &archive).with_context(|| format!("cannot write {}", archive.display()))?;
     println!("{}: {}", archive.display(), in_mib(size));
     println!(
-        "where there are NVIDIA's driver and, on LD_LIBRARY_PATH, CUDA 13's libraries, unpack it, and in {NAME}/:"
+        "to run it, unpack it on a machine with the NVIDIA driver and with CUDA 13's libraries on LD_LIBRARY_PATH, then in {NAME}/:"
     );
     for (gpu, role) in ["receiver", "sender"].iter().enumerate() {
         println!(
@@ -77,24 +76,24 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Lists what goes where; `ucx` and `cuda` are the folders that were fetched. Reads folders, writes nothing.
+/// Lists the entries of the archive. `ucx` and `cuda` are the fetched folders. Reads folders and writes nothing.
 fn contents(root: &Path, ucx: &Path, cuda: &Path, programs: &[PathBuf]) -> Result<Contents> {
     let mut contents = Contents::new();
     for program in programs {
         let name = program.file_name().with_context(|| format!("{} has no name", program.display()))?;
-        contents.insert(Path::new("bin").join(name), Source::Program(program.clone()));
+        contents.insert(Path::new("bin").join(name), ArchiveEntry::Program(program.clone()));
     }
     let libraries = ucx.join("libucx/lib");
     for library in LIBRARIES {
         let file = format!("{library}.so.0");
-        contents.insert(Path::new("lib/ucx").join(&file), Source::File(libraries.join(file)));
+        contents.insert(Path::new("lib/ucx").join(&file), ArchiveEntry::File(libraries.join(file)));
     }
     for module in MODULES {
         let (folder, file) = (Path::new("lib/ucx/ucx"), format!("{module}.so.0"));
-        contents.insert(folder.join(&file), Source::File(libraries.join("ucx").join(&file)));
-        contents.insert(folder.join(format!("{module}.so")), Source::Link(file));
+        contents.insert(folder.join(&file), ArchiveEntry::File(libraries.join("ucx").join(&file)));
+        contents.insert(folder.join(format!("{module}.so")), ArchiveEntry::Link(file));
     }
-    contents.insert(UCX_CUDA_RUNTIME.into(), Source::File(ucx.join(UCX_CUDA_RUNTIME)));
+    contents.insert(UCX_CUDA_RUNTIME.into(), ArchiveEntry::File(ucx.join(UCX_CUDA_RUNTIME)));
     for folder in ["configs", "docs", "examples"] {
         contents.extend(all_of(&root.join(folder), folder)?);
     }
@@ -102,10 +101,10 @@ fn contents(root: &Path, ucx: &Path, cuda: &Path, programs: &[PathBuf]) -> Resul
     contents.extend(gpu.into_iter().filter(|(to, _)| to.extension().is_some_and(|end| end == "py")));
     for (name, path) in entries(root)? {
         if name == "README.md" || name.starts_with("LICENSE") {
-            contents.insert(name.into(), Source::File(path));
+            contents.insert(name.into(), ArchiveEntry::File(path));
         }
     }
-    // Parts of the wheels are in the archive or linked into its programs.
+    // The archive contains parts of the wheels, as files or linked into its programs.
     for (name, path) in [entries(ucx)?, entries(cuda)?].concat() {
         if let Some(wheel) = name.strip_suffix(".dist-info") {
             contents.extend(all_of(&path.join("licenses"), &format!("licenses/{wheel}"))?);
@@ -114,7 +113,7 @@ fn contents(root: &Path, ucx: &Path, cuda: &Path, programs: &[PathBuf]) -> Resul
     Ok(contents)
 }
 
-/// Names and paths of what lies in a folder.
+/// Names and paths of the entries of a folder.
 fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     let cannot = || format!("cannot read {}", folder.display());
     let named = |entry: fs::DirEntry| (entry.file_name().to_string_lossy().into_owned(), entry.path());
@@ -122,7 +121,7 @@ fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     entries.map(|entry| entry.map(named).with_context(cannot)).collect()
 }
 
-/// Every file below a folder.
+/// All files below a folder.
 fn all_of(folder: &Path, to: &str) -> Result<Contents> {
     let mut contents = Contents::new();
     for (name, path) in entries(folder)? {
@@ -130,13 +129,13 @@ fn all_of(folder: &Path, to: &str) -> Result<Contents> {
         if path.is_dir() {
             contents.extend(all_of(&path, &to)?);
         } else {
-            contents.insert(to.into(), Source::File(path));
+            contents.insert(to.into(), ArchiveEntry::File(path));
         }
     }
     Ok(contents)
 }
 
-/// Makes the folder anew.
+/// Replaces the folder with one that has these entries.
 fn stage(contents: &Contents, folder: &Path) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
@@ -146,9 +145,9 @@ fn stage(contents: &Contents, folder: &Path) -> Result<()> {
         let parent = to.parent().unwrap_or(folder);
         fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
         match source {
-            Source::Program(from) => strip(from, &to)?,
-            Source::File(from) => copy(from, &to)?,
-            Source::Link(name) => {
+            ArchiveEntry::Program(from) => strip(from, &to)?,
+            ArchiveEntry::File(from) => copy(from, &to)?,
+            ArchiveEntry::Link(name) => {
                 symlink(name, &to).with_context(|| format!("cannot create {}", to.display()))?;
             }
         }
@@ -161,15 +160,11 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     copied.map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
 
-/// Copies a program without its symbols; with them where there is no `strip`.
+/// Copies a program without its symbols. Keeps them if `strip` is not installed.
 fn strip(from: &Path, to: &Path) -> Result<()> {
     match Command::new("strip").arg("-o").arg(to).arg(from).status() {
         Ok(status) => {
-            ensure!(
-                status.success(),
-                "`strip` takes no symbols out of {}; it says why above",
-                from.display()
-            );
+            ensure!(status.success(), "`strip` failed for {}; see its output above", from.display());
             Ok(())
         }
         Err(error) if error.kind() == ErrorKind::NotFound => copy(from, to),
@@ -177,7 +172,7 @@ fn strip(from: &Path, to: &Path) -> Result<()> {
     }
 }
 
-/// Packs the staged folder. The same files give the same bytes, whoever packs them and when.
+/// Packs the staged folder. The same files give the same bytes for every user and at every time.
 fn pack(dist: &Path, archive: &Path) -> Result<()> {
     let status = Command::new("tar")
         .args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "--mode=go=u-w"])
@@ -187,15 +182,15 @@ fn pack(dist: &Path, archive: &Path) -> Result<()> {
         .arg(dist)
         .arg(NAME)
         .status()
-        .context("cannot start tar, which packs the archive")?;
-    ensure!(status.success(), "tar cannot pack {}; it says why above", dist.join(NAME).display());
+        .context("cannot start tar to pack the archive")?;
+    ensure!(status.success(), "tar failed for {}; see its output above", dist.join(NAME).display());
     Ok(())
 }
 
 fn require_small(size_bytes: u64, staged: &Path) -> Result<()> {
     ensure!(
         size_bytes < LIMIT_BYTES,
-        "the archive has {} and must stay below {}: see what fills {}",
+        "the archive has {}, and the limit is {}; look for large files in {}",
         in_mib(size_bytes),
         in_mib(LIMIT_BYTES),
         staged.display()

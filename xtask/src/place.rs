@@ -1,4 +1,4 @@
-//! Where things lie: the workspace, the cache folder, and the cargo that runs us.
+//! Paths of the workspace, the target folder and the cache folder, and the command for cargo.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -12,17 +12,17 @@ pub(crate) fn root() -> PathBuf {
     Path::new(&xtask).parent().map_or_else(|| PathBuf::from("."), Path::to_owned)
 }
 
-/// Where cargo builds.
+/// The target folder of cargo.
 pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// The cache folder that all clones share; the runtime looks in the same place.
+/// The cache folder that all clones share. The runtime uses the same one.
 pub(crate) fn cache() -> Result<PathBuf> {
     common::cache_folder::locate(|name| env::var_os(name)).map_err(anyhow::Error::msg)
 }
 
-/// Cargo, to be run in the root of the workspace.
+/// A cargo command in the root of the workspace.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root());
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_root_holds_the_workspace() {
+    fn the_root_is_the_workspace() {
         assert!(root().join("Cargo.lock").is_file());
     }
 }

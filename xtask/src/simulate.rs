@@ -1,4 +1,4 @@
-//! `cargo xtask sim` and `cargo xtask mutants`: histories in virtual time, and whether they notice broken rules.
+//! `cargo xtask sim` runs the simulator. `cargo xtask mutants` checks that the simulator detects broken rules.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,14 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::place;
 
 const BUILD: [&str; 5] = ["build", "--locked", "-p", "integration-tests", "--bin=sim"];
-/// Seeds of histories that a mutant is given to survive, and how many.
+/// The first seed and the number of the histories that run with each mutant.
 const MUTANT_SEEDS: (u64, u64) = (1, 20_000);
 
-/// One rule, broken in one place of the source.
+/// A change at one place of the source that breaks one rule.
 struct Mutant {
     rule: &'static str,
     file: &'static str,
-    /// Stands in the file exactly once.
+    /// Occurs in the file exactly once.
     from: &'static str,
     to: &'static str,
 }
@@ -66,10 +66,10 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "ask the sender before pages are reserved",
         "actors/src/decoder/state.rs",
-        "self.reservation(request, on, false).into_iter().chain(elsewhere).collect()",
+        "self.reservation(request, on, ReservePriority::New).into_iter().chain(elsewhere).collect()",
         "let (sequence, landing) = (SequenceId::Own(request), self.pages_for(self.requests[&request].generate.prompt.len()));\n        \
          let early = PagesReserved { sequence, resident: 0, landing, pages: Vec::new() };\n        \
-         let asked: Vec<Effect> = self.reservation(request, on, false).into_iter().collect();\n        \
+         let asked: Vec<Effect> = self.reservation(request, on, ReservePriority::New).into_iter().collect();\n        \
          [asked, self.on_reserved(now, early)].concat()",
     ),
     mutant(
@@ -229,12 +229,13 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Breaks each rule in a copy of the tree, or those named by a part of their name, and runs histories until one shows it.
+/// Breaks each rule in a copy of the tree and runs histories until one detects it. If `named` is not empty, only rules whose names contain
+/// one of its words.
 pub(crate) fn mutants(named: &[String]) -> Result<()> {
-    // Not the tree's own target: cargo would take what a mutant has built for what the tree holds.
+    // Not the target folder of the tree: cargo would mistake the build of a mutant for the build of the tree.
     let (tree, target) = (place::target().join("mutants/tree"), place::target().join("mutants/target"));
     println!("{:<44} {:>10} {:>8}", "broken rule", "survived", "seconds");
-    let mut unnoticed = Vec::new();
+    let mut undetected = Vec::new();
     let wanted = |mutant: &&Mutant| named.is_empty() || named.iter().any(|part| mutant.rule.contains(part));
     for mutant in MUTANTS.iter().filter(wanted) {
         copy_tree(&tree)?;
@@ -250,29 +251,29 @@ pub(crate) fn mutants(named: &[String]) -> Result<()> {
                 .output()
         };
         let built = build(&mut place::cargo()).context("cannot start cargo")?;
-        let said = String::from_utf8_lossy(&built.stderr).into_owned();
-        ensure!(built.status.success(), "mutant {:?} does not build:\n{said}", mutant.rule);
+        let errors = String::from_utf8_lossy(&built.stderr).into_owned();
+        ensure!(built.status.success(), "mutant {:?} does not build:\n{errors}", mutant.rule);
         let began = Instant::now();
         let (seed, histories) = MUTANT_SEEDS;
         let output = Command::new(target.join("debug/sim"))
             .args(["--seed", &seed.to_string(), "--histories", &histories.to_string()])
             .output()
             .context("cannot start the simulator")?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let survived = said.split(' ').next().unwrap_or_default().to_owned();
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let survived = printed.split(' ').next().unwrap_or_default().to_owned();
         println!("{:<44} {survived:>10} {:>8.1}", mutant.rule, began.elapsed().as_secs_f64());
-        let why = String::from_utf8_lossy(&output.stderr).into_owned();
-        match why
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        match errors
             .lines()
             .find(|line| line.contains("seed") || line.contains("panicked") || line.contains("broken"))
         {
-            _ if output.status.success() => unnoticed.push(mutant.rule),
+            _ if output.status.success() => undetected.push(mutant.rule),
             Some(line) => println!("    {}", line.trim_start_matches("Error: ")),
-            None => println!("    {}", why.lines().next().unwrap_or_default()),
+            None => println!("    {}", errors.lines().next().unwrap_or_default()),
         }
     }
-    if !unnoticed.is_empty() {
-        bail!("nobody noticed: {}", unnoticed.join("; "));
+    if !undetected.is_empty() {
+        bail!("the simulator did not detect: {}", undetected.join("; "));
     }
     Ok(())
 }
@@ -281,7 +282,7 @@ fn broken(text: &str, mutant: &Mutant) -> Result<String> {
     let count = text.matches(mutant.from).count();
     ensure!(
         count == 1,
-        "{} holds {:?} {count} times, and the mutant {:?} wants it once",
+        "{} contains {:?} {count} times, but the mutant {:?} needs it exactly once",
         mutant.file,
         mutant.from,
         mutant.rule
@@ -289,7 +290,7 @@ fn broken(text: &str, mutant: &Mutant) -> Result<String> {
     Ok(text.replacen(mutant.from, mutant.to, 1))
 }
 
-/// Copies what a build of the workspace needs; only what has changed, so that little is built again.
+/// Copies the files that a build of the workspace needs. Copies only changed files, so that little is rebuilt.
 fn copy_tree(to: &Path) -> Result<()> {
     let root = place::root();
     fs::create_dir_all(to)?;
@@ -317,7 +318,7 @@ fn copy(from: &PathBuf, to: &PathBuf) -> Result<()> {
             let name = entry?.file_name();
             copy(&from.join(&name), &to.join(&name))?;
         }
-        // What an earlier tree had and this one has not.
+        // Remove files of an earlier copy that the tree no longer has.
         for entry in fs::read_dir(to)? {
             let path = entry?.path();
             if !from.join(path.file_name().unwrap_or_default()).exists() {

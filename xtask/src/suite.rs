@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that decides whether a change is right, cheapest first, up to the first failure.
+//! `cargo xtask test`: runs all checks and tests, the cheapest first, and stops at the first failure.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ impl Step {
     }
 }
 
-/// The steps in their order. Tests of processes start the `runtime` binary, so it is built before them.
+/// The steps in order. Process tests start the `runtime` binary, so it is built before them.
 fn steps(nextest: bool) -> Vec<Step> {
     let mut steps = vec![
         Step::new("format", &["fmt", "--all", "--check"]),
@@ -48,7 +48,7 @@ fn steps(nextest: bool) -> Vec<Step> {
             "no GPU",
             &["test", "-p", "runtime", "--features", "cuda", "--test", "no_gpu", "--locked", "--quiet"],
         ),
-        // After the step before, whose binary has another feature.
+        // After "no GPU", which builds the binary with another feature.
         Step::new("build", &["build", "-p", "runtime", "--locked"]),
         Step::new(
             "histories",
@@ -67,7 +67,7 @@ fn steps(nextest: bool) -> Vec<Step> {
         ),
     ];
     if nextest {
-        // nextest leaves the examples in the documentation out.
+        // nextest does not run the examples in the documentation.
         steps.push(Step::new("doc tests", &["test", "--doc", "--workspace", "--locked", "--quiet"]));
         steps.push(Step::new("tests", &["nextest", "run", "--workspace", "--locked"]));
     } else {
@@ -76,11 +76,11 @@ fn steps(nextest: bool) -> Vec<Step> {
     steps
 }
 
-/// Runs the suite and prints a table of its steps, also when one fails.
+/// Runs the suite and prints a table of the steps, also after a failure.
 pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     println!("== fetch");
-    // clippy sees all features, and that of CUDA compiles its kernels.
+    // clippy enables all features, and the feature `cuda` compiles kernels.
     fetch::run([fetch::UCX, fetch::MODEL, fetch::OPENAI, fetch::CUDA])?;
     let mut table = vec![("fetch", start.elapsed())];
     let outcome = steps(has_nextest()).iter().try_for_each(|step| {
@@ -93,7 +93,7 @@ pub(crate) fn run() -> Result<()> {
         }
         Ok(())
     });
-    table.push(("in all", start.elapsed()));
+    table.push(("total", start.elapsed()));
     println!("\n{}", render(&table));
     outcome
 }
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tests_come_last_and_the_binary_before_them() {
+    fn the_binary_is_built_before_the_tests() {
         for nextest in [false, true] {
             let names: Vec<_> = steps(nextest).iter().map(|step| step.name).collect();
             assert_eq!(names.last(), Some(&"tests"));
@@ -123,13 +123,13 @@ mod tests {
     }
 
     #[test]
-    fn a_step_shows_the_line_that_repeats_it() {
+    fn a_step_prints_its_command_line() {
         let docs = &steps(true)[2];
         assert_eq!(docs.line(), "RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --locked");
     }
 
     #[test]
-    fn the_table_lines_up() {
+    fn the_columns_of_the_table_line_up() {
         let table = render(&[("fetch", Duration::from_millis(40)), ("tests", Duration::from_secs(123))]);
         assert_eq!(table, "  fetch           0.0 s\n  tests         123.0 s");
     }

@@ -39,7 +39,7 @@ use engine::PageId;
 use super::prefix_cache::PrefixCache;
 use crate::effect::{Effect, ToBufferManager, to};
 use crate::messages::{
-    GrowPages, PagesComputed, PagesDenied, ReservePages, RoomChanged, SequenceId, SessionId,
+    GrowPages, PagesComputed, PagesDenied, ReservePages, ReservePriority, RoomChanged, SequenceId, SessionId,
 };
 use rings::Rings;
 
@@ -241,7 +241,7 @@ impl PoolState {
 
     fn on_reserve(&mut self, reserve: ReservePages) -> Vec<Effect> {
         let denied = self.denial(reserve.sequence, self.needed(&reserve));
-        if denied.is_none() && reserve.again {
+        if denied.is_none() && reserve.priority == ReservePriority::Resumed {
             self.waiting.push_front(reserve);
         } else if denied.is_none() {
             self.waiting.push_back(reserve);

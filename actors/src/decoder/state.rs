@@ -1,4 +1,4 @@
-//! A request's way through this process: the decisions of the decoder, without actix, clock or I/O.
+//! The life of a request in this process: the decisions of the decoder, without actix, clock or I/O.
 //!
 //! ```text
 //! Reserving ──► Landing (a sender prefills) ──► Running ──► ended
@@ -7,12 +7,14 @@
 //!     └──────────── prefilled here ────────────────┘ Stopping ──► ended
 //! ```
 //!
-//! A running sequence asks for more pages before it needs them. When there are none, the youngest request gives its pages back
-//! and is computed again later, from its prompt and the tokens that it has; so is one whose sender is lost or fails.
+//! A running sequence asks for more pages before it needs them. When the pool is short of pages, the youngest request is preempted: it
+//! releases its pages and is recomputed later from its prompt and its tokens so far. A request whose sender is lost or fails is recomputed
+//! the same way.
 //!
-//! Every request taken gets exactly one terminal event, and its pages are released exactly once, after the engine
-//! has let go of them. Tokens that were delivered are never taken back: a recompute starts from prompt + tokens.
+//! Every request gets exactly one terminal event. Its pages are released exactly once, after the engine has stopped using them. Delivered
+//! tokens are never retracted: a recompute starts from prompt + tokens.
 
+mod counts;
 mod ending;
 mod entry;
 
@@ -22,70 +24,33 @@ use std::time::Instant;
 use connector::frame::{Frame, PROMPT_TOKENS_MAX, PrefillFault};
 
 use crate::effect::{Effect, ToDecoder, to};
+use crate::finish::FinishRule;
 use crate::first_token;
 use crate::log::LogLine;
 use crate::messages::{
     Decode, ExtendSequence, GrowPages, PagesAdopted, PagesComputed, PagesGrown, PagesReserved, PagesShort,
-    PeerReady, PrefillFailed, PrefillFinished, PrefillOutcome, ReleasePages, ReservePages, SendFrame,
-    SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StopSequence,
+    PeerReady, PrefillFailed, PrefillFinished, PrefillOutcome, ReleasePages, ReservePages, ReservePriority,
+    SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StopSequence,
 };
-use crate::request::{
-    AbortRequest, FinishReason, Generate, Refused, RequestError, RequestId, StreamEvent, Timings,
-};
-use entry::{Entry, Phase, cancel, ms};
+use crate::request::{AbortOutcome, AbortRequest, Generate, RequestError, RequestId, Timings};
+pub use counts::DecoderCounts;
+use entry::{Entry, Phase, ProxyCount, RunState, cancel, ms};
 
-/// What the decoder knows of its node.
+/// The decoder's configuration.
 #[derive(Clone, Debug)]
 pub struct DecoderConfig {
     /// Tokens in a page.
     pub page_tokens: u32,
     /// Bytes of a page.
     pub page_bytes: u64,
-    /// Tokens that end a sequence.
-    pub eos_tokens: Vec<u32>,
+    /// When an answer ends with its first token.
+    pub finish: FinishRule,
     /// Token ids are below this.
     pub vocabulary: u32,
-    /// This process.
+    /// This process's id.
     pub pid: u32,
-    /// How many tokens ahead of those it has a request's pages are reserved; at least one.
+    /// Pages are reserved for a request's tokens so far and this many more; at least one.
     pub growth_tokens: u32,
-}
-
-/// What the decoder has counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DecoderCounts {
-    /// Requests that came in.
-    pub taken: u64,
-    /// Prompts computed again here because of their sender.
-    pub recomputes: u64,
-    /// Requests that gave their pages back to others.
-    pub preemptions: u64,
-    /// Requests that ended well.
-    pub finished: u64,
-    /// Requests that their client ended, or that were refused.
-    pub aborted: u64,
-    /// Requests that missed their deadline.
-    pub deadlines_missed: u64,
-    /// Requests that could not get their pages because of lost sessions.
-    pub denied: u64,
-    /// Requests that an engine error ended.
-    pub engine_failures: u64,
-    /// Requests that the end of the process ended.
-    pub cut_at_the_end: u64,
-}
-
-impl DecoderCounts {
-    fn end(&mut self, event: &StreamEvent) {
-        let count = match event {
-            StreamEvent::Finished { .. } | StreamEvent::Token(_) => &mut self.finished,
-            StreamEvent::Failed(RequestError::Deadline { .. }) => &mut self.deadlines_missed,
-            StreamEvent::Failed(RequestError::Engine(_)) => &mut self.engine_failures,
-            StreamEvent::Failed(RequestError::ShuttingDown) => &mut self.cut_at_the_end,
-            StreamEvent::Failed(RequestError::Refused(Refused::NoRoom { .. })) => &mut self.denied,
-            StreamEvent::Failed(RequestError::Aborted | RequestError::Refused(_)) => &mut self.aborted,
-        };
-        *count += 1;
-    }
 }
 
 /// All live requests.
@@ -96,11 +61,11 @@ pub struct DecoderState {
     counts: DecoderCounts,
     /// Requests that hold pages, the youngest last.
     holders: BTreeSet<(Instant, RequestId)>,
-    /// Requests whose pages come back once the engine has stopped them.
+    /// Requests that release their pages when the engine has stopped them.
     stopping: BTreeSet<RequestId>,
-    /// Releases asked for.
+    /// `ReleasePages` sent so far.
     releases: u64,
-    /// Sessions that can prefill, and their processes.
+    /// Sessions whose senders can prefill, and the senders' process ids.
     peers: BTreeMap<SessionId, u32>,
 }
 
@@ -122,10 +87,10 @@ impl DecoderState {
     pub fn on(&mut self, now: Instant, mail: ToDecoder) -> Vec<Effect> {
         match mail {
             ToDecoder::Decode(decode) => self.on_decode(now, *decode),
-            ToDecoder::AbortRequest(AbortRequest { request, complete_with: None }) => self.on_abort(request),
-            ToDecoder::AbortRequest(AbortRequest { request, complete_with: Some(tokens) }) => {
-                self.on_complete(request, tokens)
-            }
+            ToDecoder::AbortRequest(AbortRequest { request, outcome }) => match outcome {
+                AbortOutcome::Cancelled => self.on_abort(request),
+                AbortOutcome::Completed { tokens } => self.on_complete(request, tokens),
+            },
             ToDecoder::AbortAll(_) => self.on_abort_all(),
             ToDecoder::PagesReserved(reserved) => self.on_reserved(now, reserved),
             ToDecoder::PagesDenied(denied) => self.on_denied(&denied),
@@ -154,7 +119,7 @@ impl DecoderState {
         self.requests.values().filter(waits).count()
     }
 
-    /// What was counted so far.
+    /// The counters.
     pub fn counts(&self) -> DecoderCounts {
         self.counts
     }
@@ -170,10 +135,10 @@ impl DecoderState {
         Vec::new()
     }
 
-    /// A sender is gone: what it was prefilling is computed here.
+    /// A sender is lost: its prompts are recomputed here.
     fn on_peer_lost(&mut self, session: SessionId) -> Vec<Effect> {
         self.peers.remove(&session);
-        // The oldest last: each goes before all that wait.
+        // The oldest request comes last, because each resumed reservation goes before all that wait.
         let lost: Vec<RequestId> = self
             .requests
             .iter()
@@ -184,30 +149,30 @@ impl DecoderState {
         lost.into_iter().flat_map(|request| self.recompute(request)).collect()
     }
 
-    /// A sender will not prefill this request after all.
+    /// A sender does not prefill this request.
     fn on_prefill_failed(&mut self, failed: PrefillFailed) -> Vec<Effect> {
         let PrefillFailed { session, request, fault, reason } = failed;
         match self.requests.get(&request).map(|entry| &entry.phase) {
             Some(Phase::Landing { session: on, .. }) if *on == session => {
-                let told = to::log(LogLine::PrefillFailed { request, session, reason });
+                let line = to::log(LogLine::PrefillFailed { request, session, reason });
                 let outcome = match fault {
                     PrefillFault::Refused => PrefillOutcome::Withdrawn,
                     PrefillFault::Failed => PrefillOutcome::Failed,
                 };
                 self.counts.recomputes += 1;
-                [vec![told], self.begin_again(request, outcome)].concat()
+                [vec![line], self.release_and_reserve(request, outcome)].concat()
             }
             _ => Vec::new(),
         }
     }
 
-    /// A request comes in. It runs here if its sender is gone by now.
+    /// A request arrives. It is prefilled here if its sender is gone, or if its prompt does not fit into a frame.
     fn on_decode(&mut self, now: Instant, decode: Decode) -> Vec<Effect> {
         let Decode { generate, prefill_on } = decode;
         let request = generate.request;
         self.counts.taken += 1;
-        let travels = generate.prompt.len() <= PROMPT_TOKENS_MAX;
-        let on = prefill_on.filter(|session| travels && self.peers.contains_key(session));
+        let fits_frame = generate.prompt.len() <= PROMPT_TOKENS_MAX;
+        let on = prefill_on.filter(|session| fits_frame && self.peers.contains_key(session));
         let timings = Timings {
             decode_pid: self.config.pid,
             prompt_tokens: generate.prompt.len() as u32,
@@ -220,65 +185,74 @@ impl DecoderState {
             last_token: None,
             emitted: Vec::new(),
             phase: Phase::Reserving { on },
-            counted: Some(prefill_on),
+            waits: ProxyCount::Counted { on: prefill_on },
             timings,
         };
-        let elsewhere = (on != prefill_on).then(|| entry.over(PrefillOutcome::Withdrawn)).flatten();
+        let elsewhere = (on != prefill_on).then(|| entry.prefill_over(PrefillOutcome::Withdrawn)).flatten();
         self.requests.insert(request, entry);
-        self.reservation(request, on, false).into_iter().chain(elsewhere).collect()
+        self.reservation(request, on, ReservePriority::New).into_iter().chain(elsewhere).collect()
     }
 
     fn pages_for(&self, tokens: usize) -> u32 {
         (tokens as u32).div_ceil(self.config.page_tokens)
     }
 
-    /// Pages for every token that the request may get; the last sampled one needs no KV.
+    /// Pages for every token that the request may get. The last sampled token needs no KV.
     fn pages_at_most(&self, generate: &Generate) -> u32 {
         self.pages_for(generate.prompt.len() + generate.max_tokens as usize - 1)
     }
 
-    /// Pages for the request's tokens and some more.
+    /// Pages for the request's tokens and `growth_tokens` more.
     fn pages_ahead(&self, entry: &Entry) -> u32 {
         let tokens =
             entry.generate.prompt.len() + entry.emitted.len() + self.config.growth_tokens.max(1) as usize;
         self.pages_for(tokens).min(self.pages_at_most(&entry.generate))
     }
 
-    fn reservation(&self, request: RequestId, landing: Option<SessionId>, again: bool) -> Option<Effect> {
+    fn reservation(
+        &self,
+        request: RequestId,
+        landing: Option<SessionId>,
+        priority: ReservePriority,
+    ) -> Option<Effect> {
         let entry = self.requests.get(&request)?;
         let reserve = ReservePages {
             sequence: SequenceId::Own(request),
             tokens: entry.tokens(),
             pages: self.pages_ahead(entry),
             landing,
-            again,
+            priority,
         };
         Some(to::buffer_manager(reserve))
     }
 
-    /// The prompt's sender cannot be relied upon: it is computed here.
+    /// The request's sender was lost, failed or sent something wrong: the prompt is computed here.
     fn recompute(&mut self, request: RequestId) -> Vec<Effect> {
         self.counts.recomputes += 1;
-        self.begin_again(request, PrefillOutcome::Failed)
+        self.release_and_reserve(request, PrefillOutcome::Failed)
     }
 
-    /// Gives all pages back and asks for new ones, to continue here from the tokens that the request has. `outcome` is its sender's,
-    /// if a sender was prefilling.
-    fn begin_again(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Effect> {
+    /// Releases all pages of the request and reserves new ones, to continue here from its tokens so far. `outcome` is how its wait for
+    /// the prefill ended, if it was waiting.
+    fn release_and_reserve(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         if !matches!(entry.phase, Phase::Running(_)) {
-            // Whatever a sender has done for it is of no use any more.
+            // The sender's work is discarded.
             let (decode_pid, prompt_tokens) = (entry.timings.decode_pid, entry.timings.prompt_tokens);
             entry.timings =
                 Timings { prefill_pid: decode_pid, decode_pid, prompt_tokens, ..Timings::default() };
         }
         entry.phase = Phase::Reserving { on: None };
-        let over = entry.over(outcome);
+        let over = entry.prefill_over(outcome);
         let release = self.release(request);
-        [release].into_iter().chain(self.reservation(request, None, true)).chain(over).collect()
+        [release]
+            .into_iter()
+            .chain(self.reservation(request, None, ReservePriority::Resumed))
+            .chain(over)
+            .collect()
     }
 
-    /// The pages are there: run here, or ask the sender.
+    /// The pages are reserved: run the request here, or ask its sender to prefill.
     fn on_reserved(&mut self, now: Instant, reserved: PagesReserved) -> Vec<Effect> {
         let PagesReserved { sequence: SequenceId::Own(request), resident, landing, mut pages } = reserved
         else {
@@ -294,7 +268,7 @@ impl DecoderState {
             let is_lost = on.is_some_and(|session| !self.peers.contains_key(&session));
             self.counts.recomputes += u64::from(is_lost);
             let outcome = if is_lost { PrefillOutcome::Failed } else { PrefillOutcome::Withdrawn };
-            let elsewhere = on.and_then(|_| entry.over(outcome));
+            let elsewhere = on.and_then(|_| entry.prefill_over(outcome));
             return [entry.start(resident, pages)].into_iter().chain(elsewhere).collect();
         };
         if !self.peers.contains_key(&session) {
@@ -319,23 +293,25 @@ impl DecoderState {
         let PagesGrown { sequence: SequenceId::Own(request), pages } = grown else { return Vec::new() };
         match self.requests.get_mut(&request).map(|entry| &mut entry.phase) {
             Some(Phase::Running(running)) => {
-                running.growing = false;
+                if running.state == RunState::Growing {
+                    running.state = RunState::Steady;
+                }
                 running.table.extend(&pages);
                 vec![to::generator(ExtendSequence { sequence: SequenceId::Own(request), pages })]
             }
-            // It has ended, and gives them back.
+            // The request has ended; its release covers these pages.
             _ => Vec::new(),
         }
     }
 
-    /// There is no room for a request to grow: the youngest one that holds pages gives them back, be it that one itself.
+    /// A request cannot grow: the youngest request that holds pages is preempted. It may be the request that asked.
     fn on_short(&mut self, short: PagesShort) -> Vec<Effect> {
         if short.releases < self.releases {
-            // Pages have gone back since: if they are not enough, we are told again.
+            // Pages were released after the buffer manager sent this. If they are too few, it sends another `PagesShort`.
             return Vec::new();
         }
         if !self.stopping.is_empty() {
-            // Pages are coming back already; if they are not enough, we are told again.
+            // A stopping request will release pages. If they are too few, the buffer manager sends another `PagesShort`.
             return Vec::new();
         }
         let Some(&(_, request)) = self.holders.last() else { return Vec::new() };
@@ -347,19 +323,19 @@ impl DecoderState {
         self.counts.preemptions += 1;
         match &mut entry.phase {
             Phase::Running(running) => {
-                running.yields = true;
+                running.state = RunState::Preempted;
                 self.stopping.insert(request);
                 vec![to::generator(StopSequence { sequence: SequenceId::Own(request) })]
             }
             Phase::Landing { session, .. } => {
                 let cancel = cancel(*session, request);
-                [vec![cancel], self.begin_again(request, PrefillOutcome::Withdrawn)].concat()
+                [vec![cancel], self.release_and_reserve(request, PrefillOutcome::Withdrawn)].concat()
             }
             Phase::Reserving { .. } | Phase::Stopping => Vec::new(),
         }
     }
 
-    /// Asks for more pages once the last one is begun.
+    /// Asks for more pages when the request's tokens have reached its last page.
     fn grow(&mut self, request: RequestId) -> Option<Effect> {
         let entry = self.requests.get(&request)?;
         let ahead = self.pages_ahead(entry);
@@ -368,16 +344,16 @@ impl DecoderState {
         let entry = self.requests.get_mut(&request)?;
         let Phase::Running(running) = &mut entry.phase else { return None };
         let has = running.table.len() as u32;
-        if running.growing || running.yields || has >= wanted {
+        if running.state != RunState::Steady || has >= wanted {
             return None;
         }
-        running.growing = true;
+        running.state = RunState::Growing;
         let (least, most) = (wanted - has, ahead.max(wanted) - has);
         Some(to::buffer_manager(GrowPages { sequence: SequenceId::Own(request), least, most }))
     }
 
-    /// Pages landed and are the request's now. A place that does not exist or is taken means that the sender is confused:
-    /// nothing it sent for this request is used.
+    /// Landed pages now belong to the request. If a place in the page table does not exist or is taken, the sender has made an error, and
+    /// nothing that it sent for this request is used.
     fn on_adopted(&mut self, now: Instant, adopted: PagesAdopted) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&adopted.request) else { return Vec::new() };
         let Phase::Landing { table, .. } = &mut entry.phase else { return Vec::new() };
@@ -398,7 +374,7 @@ impl DecoderState {
         entry.join()
     }
 
-    /// A page that landed is not what the sender put: nothing it sent for this request is used.
+    /// The hash of a landed page does not match: nothing that the sender sent for this request is used.
     fn on_rejected(&mut self, request: RequestId) -> Vec<Effect> {
         match self.requests.get(&request).map(|entry| &entry.phase) {
             Some(Phase::Landing { session, .. }) => {
@@ -409,7 +385,7 @@ impl DecoderState {
         }
     }
 
-    /// The sender has sampled the first token: it streams at once.
+    /// The sender has sampled the first token: it is delivered at once, before all pages have landed.
     fn on_prefill_finished(&mut self, now: Instant, finished: PrefillFinished) -> Vec<Effect> {
         let request = finished.request;
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
@@ -423,21 +399,22 @@ impl DecoderState {
         entry.timings.disaggregated = true;
         entry.timings.prefill_pid = self.peers.get(&session).copied().unwrap_or_default();
         entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
-        let stop = !entry.generate.ignore_eos && self.config.eos_tokens.contains(&finished.token.id);
-        let over = entry.over(entry.computed(finished.prefill_micros));
+        let (left, ignore_eos) = (entry.generate.max_tokens.saturating_sub(1), entry.generate.ignore_eos);
+        let reason = self.config.finish.reason(finished.token.id, ignore_eos, left);
+        let over = entry.prefill_over(entry.computed(finished.prefill_micros));
         let mut effects: Vec<Effect> = over.into_iter().chain([entry.emit(now, finished.token)]).collect();
-        if stop || entry.generate.max_tokens == 1 {
-            // Pages still under way find nobody and go back.
-            effects.push(cancel(session, request));
-            let reason = if stop { FinishReason::Stop } else { FinishReason::Length };
-            effects.extend(self.finish(request, reason));
-        } else {
-            effects.extend(entry.join());
+        match reason {
+            Some(reason) => {
+                // Pages that land later have no owner, so the buffer manager frees them.
+                effects.push(cancel(session, request));
+                effects.extend(self.finish(request, reason));
+            }
+            None => effects.extend(entry.join()),
         }
         effects
     }
 
-    /// The engine has moved a sequence of ours.
+    /// The engine has advanced or ended a sequence.
     fn on_advanced(&mut self, now: Instant, event: SequenceAdvanced) -> Vec<Effect> {
         let SequenceId::Own(request) = event.sequence else { return Vec::new() };
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
@@ -453,17 +430,17 @@ impl DecoderState {
             if entry.emitted.is_empty() {
                 entry.timings.prefill_pid = self.config.pid;
                 entry.timings.prefill_ms = event.running_micros as f64 / 1e3;
-                effects.extend(entry.over(entry.computed(event.running_micros)));
+                effects.extend(entry.prefill_over(entry.computed(event.running_micros)));
             }
             effects.push(entry.emit(now, token));
         }
-        let mut yields = false;
+        let mut preempted = false;
         if let Phase::Running(running) = &mut entry.phase {
-            yields = running.yields;
+            preempted = running.state == RunState::Preempted;
             let before = std::mem::replace(&mut running.resident, event.resident);
-            // A prompt is worth knowing as soon as it is computed; the rest when the sequence lets go of it.
-            let computed = before < entry.generate.prompt.len() as u32 && sampled;
-            if computed || event.ended.is_some() {
+            // The prompt's pages can be shared as soon as the prompt is computed, the other pages when the sequence ends.
+            let is_prompt_computed = before < entry.generate.prompt.len() as u32 && sampled;
+            if is_prompt_computed || event.ended.is_some() {
                 let (sequence, pages) = (event.sequence, running.table.clone());
                 let tokens = entry.tokens()[..event.resident as usize].into();
                 effects.push(to::buffer_manager(PagesComputed { sequence, tokens, pages }));
@@ -472,8 +449,8 @@ impl DecoderState {
         match event.ended {
             None => effects.extend(self.grow(request)),
             Some(SequenceEnd::Finished(reason)) => effects.extend(self.finish(request, reason)),
-            Some(SequenceEnd::Stopped) if yields => {
-                effects.extend(self.begin_again(request, PrefillOutcome::Withdrawn));
+            Some(SequenceEnd::Stopped) if preempted => {
+                effects.extend(self.release_and_reserve(request, PrefillOutcome::Withdrawn));
             }
             Some(SequenceEnd::Stopped) => effects.extend(self.fail(request, RequestError::Aborted)),
             Some(SequenceEnd::Failed(error)) => {
@@ -485,7 +462,10 @@ impl DecoderState {
 
     fn forget(&mut self, request: RequestId) -> Vec<Effect> {
         let release = self.release(request);
-        let over = self.requests.remove(&request).and_then(|mut entry| entry.over(PrefillOutcome::Withdrawn));
+        let over = self
+            .requests
+            .remove(&request)
+            .and_then(|mut entry| entry.prefill_over(PrefillOutcome::Withdrawn));
         over.into_iter().chain([release]).collect()
     }
 

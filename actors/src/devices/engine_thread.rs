@@ -1,5 +1,5 @@
-//! The one OS thread that owns the engine. It sleeps on its queue when there is no step; after a step of an engine that runs ahead it waits
-//! awake for a moment first.
+//! The OS thread that owns the engine. Without a step it sleeps on its queue. If the engine runs ahead, the thread busy-polls the queue for a
+//! moment after a step before it sleeps.
 
 pub mod step_times;
 
@@ -17,7 +17,7 @@ use crate::kit::AWAKE;
 use crate::messages::{Plan, StepFinished};
 use step_times::StepTimes;
 
-/// Whether the engine is in a step, since when, for how long it may be, and whether it is lost: for the watchdog. Clones share it.
+/// The engine's state for the watchdog: the running step, its start, its time limit, and whether the engine is lost. Clones share it.
 #[derive(Clone, Debug)]
 pub struct EnginePulse {
     steps: Arc<Mutex<Steps>>,
@@ -26,13 +26,13 @@ pub struct EnginePulse {
 
 #[derive(Debug)]
 struct Steps {
-    /// When the step that runs began, and its tokens.
+    /// The start of the running step, and its number of tokens.
     running: Option<(Instant, u32)>,
     times: StepTimes,
 }
 
 impl EnginePulse {
-    /// The pulse of an idle engine of which `times` are known.
+    /// The pulse of an idle engine whose step limits come from `times`.
     pub fn new(times: StepTimes) -> Self {
         Self { steps: Arc::new(Mutex::new(Steps { running: None, times })), lost: Arc::default() }
     }
@@ -41,30 +41,30 @@ impl EnginePulse {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long the step that runs has taken, and how long it may take.
+    /// How long the running step has taken, and its time limit. `None` if no step runs.
     pub fn step(&self, now: Instant) -> Option<(Duration, Duration)> {
         let steps = self.steps();
         let (began, tokens) = steps.running?;
         Some((now.saturating_duration_since(began), steps.times.limit(tokens)))
     }
 
-    /// Why the engine can compute nothing any more, and what to do; `None` while it can.
+    /// Why the engine cannot compute any more, and what to do about it; `None` while it can.
     pub fn lost(&self) -> Option<&str> {
         self.lost.get().map(String::as_str)
     }
 
     fn lose(&self, error: &EngineError) {
         let remedy = "this process cannot use the GPU any more: restart it; if this happens again, check the GPU with nvidia-smi and look for Xid errors in the kernel log";
-        // The first error counts.
+        // Only the first error is kept.
         let _ = self.lost.set(format!("{error}; {remedy}"));
     }
 
-    /// A step of so many tokens begins.
+    /// A step of `tokens` tokens begins.
     fn begin(&self, now: Instant, tokens: u32) {
         self.steps().running = Some((now, tokens));
     }
 
-    /// The step that runs is over.
+    /// The running step has ended.
     fn end(&self, now: Instant) {
         let mut steps = self.steps();
         if let Some((began, tokens)) = steps.running.take() {
@@ -73,23 +73,23 @@ impl EnginePulse {
     }
 }
 
-/// The handle; dropping it ends the thread after its step.
+/// The handle. Dropping it ends the thread after its running step.
 pub struct EngineThread {
     plans: Option<SyncSender<Plan>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl EngineThread {
-    /// Moves `engine` to a thread of its own, which answers every plan with one [`StepFinished`].
+    /// Moves `engine` to a new thread, which answers every plan with one [`StepFinished`].
     ///
     /// # Errors
-    /// The operating system gives no thread.
+    /// The operating system cannot start a thread.
     pub fn spawn(
         engine: Box<dyn Engine>,
         results: Recipient<ToGenerator>,
         pulse: EnginePulse,
     ) -> std::io::Result<Self> {
-        // Of two steps in flight one may wait here while the other runs.
+        // At most two steps are in flight.
         let (plans, queue) = sync_channel(2);
         let thread = std::thread::Builder::new()
             .name("baton-engine".into())
@@ -97,7 +97,7 @@ impl EngineThread {
         Ok(Self { plans: Some(plans), thread: Some(thread) })
     }
 
-    /// Hands a step over; false if the thread is gone.
+    /// Queues a step. Returns false if the thread has ended.
     pub fn submit(&self, plan: Plan) -> bool {
         self.plans.as_ref().is_some_and(|plans| plans.try_send(plan).is_ok())
     }
@@ -107,7 +107,7 @@ impl Drop for EngineThread {
     fn drop(&mut self) {
         self.plans = None;
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported by its hook.
+            // The panic hook has reported a panic there.
             let _ = thread.join();
         }
     }
@@ -120,9 +120,9 @@ fn run(
     pulse: &EnginePulse,
 ) {
     let (awake, most) = if engine.runs_ahead() { (AWAKE, 2) } else { (Duration::ZERO, 1) };
-    // Tokens of the steps that run, and the steps, or the engine's error instead.
+    // The steps in flight with their number of tokens; a step that was not submitted is its error.
     let mut running: VecDeque<(u32, Result<Step, EngineError>)> = VecDeque::new();
-    // Once the engine is lost it is not called any more, and every step fails with this error.
+    // Once set, the engine is not called any more, and every step fails with this error.
     let mut lost: Option<EngineError> = None;
     loop {
         let plan = match running.len() {
@@ -171,12 +171,13 @@ fn run(
         let tokens = |output: StepOutput| {
             output.tokens.into_iter().map(|sampled| (sampled.sequence, sampled.token)).collect()
         };
-        // Bounded: at most two steps are in flight.
+        // `do_send` ignores the mailbox's bound; at most two steps are in flight.
         results.do_send(StepFinished { outcome: outcome.map(tokens) }.into());
     }
 }
 
-/// The next plan: one that comes soon is waited for awake, for it is the next step of a batch, and to be woken takes a few percent of one.
+/// The next plan. Busy-polls for `awake` first, because the next step of a batch usually arrives soon and a wake-up costs a few percent of a
+/// step.
 fn next(queue: &Receiver<Plan>, awake: Duration) -> Option<Plan> {
     let began = Instant::now();
     while began.elapsed() < awake {
@@ -215,16 +216,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_is_held_against_those_before_it() {
+    fn the_limit_of_a_step_follows_from_measured_steps() {
         let (pulse, start) = (EnginePulse::new(StepTimes::new(0, false)), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(pulse.step(at(1000)), None, "an idle engine owes nothing");
+        assert_eq!(pulse.step(at(1000)), None, "an idle engine has no running step");
         pulse.begin(at(0), 192);
         let step = |age, limit| Some((Duration::from_secs(age), Duration::from_secs(limit)));
         assert_eq!(
             pulse.clone().step(at(150)),
             step(150, 60),
-            "nothing is known of a model without parameters"
+            "the floor applies to a model without parameters"
         );
         pulse.end(at(150));
         assert_eq!(pulse.step(at(151)), None);

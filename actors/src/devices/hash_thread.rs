@@ -1,5 +1,5 @@
-//! The one OS thread that hashes pages for the transfer actor: a page takes tens of microseconds, and as long as a kernel on a GPU that
-//! computes. It sleeps on its queue, and takes all that waits there at once.
+//! The OS thread that hashes pages for the transfer actor. Hashing a page takes tens of microseconds on the host; on a busy GPU it waits for
+//! the running kernel. The thread sleeps on its queue and takes all waiting pages at once.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -11,29 +11,29 @@ use crate::effect::ToTransfer;
 use crate::messages::{HashPages, PageToHash, PagesHashed};
 use crate::pages::Pages;
 
-/// The handle; dropping it ends the thread.
+/// The handle. Dropping it ends the thread.
 pub struct HashThread {
     pages: Option<Sender<Vec<PageToHash>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl HashThread {
-    /// Starts the thread, which answers every page in a [`PagesHashed`].
+    /// Starts the thread. It answers every page in a [`PagesHashed`].
     ///
     /// # Errors
-    /// The operating system gives no thread.
+    /// The operating system cannot start a thread.
     pub fn spawn(pages: Pages, results: Recipient<ToTransfer>) -> std::io::Result<Self> {
-        // Bounded by the ring: no credit is announced, so none granted again, before its page's hash has come.
+        // Bounded by the ring: a credit is announced, and so granted again, only after its page's hash has arrived.
         let (send, queue) = channel();
         let run = move || run(&pages, &queue, &results);
         let thread = std::thread::Builder::new().name("baton-hash".into()).spawn(run)?;
         Ok(Self { pages: Some(send), thread: Some(thread) })
     }
 
-    /// Hands pages over.
+    /// Queues pages.
     pub fn post(&self, HashPages(pages): HashPages) {
         if let Some(queue) = &self.pages {
-            // A thread that is gone has panicked, which ends a release's process.
+            // The thread ends only by a panic, and a panic aborts a release build.
             let _ = queue.send(pages);
         }
     }
@@ -43,7 +43,7 @@ impl Drop for HashThread {
     fn drop(&mut self) {
         self.pages = None;
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported by its hook.
+            // The panic hook has reported a panic there.
             let _ = thread.join();
         }
     }

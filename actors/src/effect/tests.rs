@@ -3,7 +3,7 @@ use crate::request::RequestId;
 
 #[test]
 fn an_effect_is_small() {
-    // Effects travel by value through vectors and mailboxes. The largest is a frame; what is larger is boxed.
+    // Effects are moved through vectors and mailboxes. The largest is a frame; larger messages are boxed.
     assert!(size_of::<Effect>() <= 144, "{} bytes", size_of::<Effect>());
 }
 
@@ -16,7 +16,7 @@ fn a_message_finds_its_row() {
 }
 
 #[test]
-fn every_row_says_what_bounds_it() {
+fn every_row_names_a_bound() {
     for row in TABLE {
         assert!(!row.bound.is_empty() && !row.from.contains(&row.to), "{row:?}");
     }

@@ -1,35 +1,35 @@
 //! Which tokens the engine computes next: the decisions of the generator, without actix, clock or engine.
 //!
-//! A step mixes decode rows of sequences that are past their prompt with prefill chunks of those that are not.
+//! A step mixes decode rows with prefill chunks.
 //!
 //! **Prompts** share the step's prompt tokens. The shortest prompt goes first, with ageing: a prompt's rank is its length plus the number of
-//! prompt tokens prefilled before it came. So once as many prompt tokens have been prefilled as a prompt has itself, no later prompt
-//! overtakes it.
+//! prompt tokens that were planned before it arrived. So no later prompt overtakes it once as many prompt tokens were planned as it has itself.
 //!
-//! **Rows**: a step computes the last token of at most [`StepLimits::rows`] sequences. Where more sequences wait for their next token, they
-//! take turns: those that were in a step longest ago come first, the oldest first among equals. A prompt that would end in the step and gets
-//! no row leaves its last token for a later step.
+//! **Rows**: a step computes the last token of at most [`StepLimits::rows`] sequences. If more sequences are ready for their next token, they
+//! take turns: the sequence whose last step is longest ago comes first, and among equals the oldest. A prompt that would end in the step but
+//! gets no row leaves its last token for a later step.
 //!
-//! One step is in flight at a time; of an engine that runs ahead, two. The second is planned before the samples of the first are known, so
-//! each of its rows *follows* one of the first, and it has only sequences that certainly go on. It is planned only while every sequence is
-//! in the first, because a sequence that arrives meanwhile waits for both.
+//! **Running ahead**: one step is in flight at a time, or two if the engine runs ahead. The second step is planned before the samples of the
+//! first are known. So each of its rows *follows* a row of the first step, and it contains only sequences that are certain to continue. It is
+//! planned only if every sequence is in the first step; otherwise a sequence that arrives meanwhile would wait for both steps.
 //!
-//! A sequence that ends or is stopped while it is in a step ends when that step comes back: until then the engine may be writing its pages.
+//! **Ends**: a sequence that ends or is stopped while a step in flight contains it ends when that step returns, because the engine may still
+//! write its pages.
 //!
-//! An engine error fails the sequences that it [belongs to](EngineError::scope). If that is one, the step was refused before anything was
-//! computed: the others are planned again.
+//! **Errors**: an engine error fails the sequences in its [scope](EngineError::scope). If the scope is one sequence, the engine has refused the
+//! step before it computed anything, and the other sequences are planned again.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use engine::{EngineError, PageId, Sampling, Scope, Source, StepLimits, Token};
+use engine::{EngineError, PageId, Sampling, Scope, StepLimits, Token, TokenSource};
 
 use crate::effect::{Effect, ToGenerator, to};
+use crate::finish::FinishRule;
 use crate::messages::{
     ExtendSequence, Plan, PlannedChunk, PlannedSample, SequenceAdvanced, SequenceEnd, SequenceId,
     StartSequence,
 };
-use crate::request::FinishReason;
 
 #[derive(Debug)]
 struct Sequence {
@@ -38,18 +38,19 @@ struct Sequence {
     resident: u32,
     pages: Arc<[PageId]>,
     prompt: u32,
-    /// Tokens from here on are computed one by one as they are sampled; those before, as a prompt, also if they were sampled once.
+    /// Tokens from this index on are computed one at a time, as they are sampled. The tokens before it are computed as a prompt; after a
+    /// preemption they include sampled tokens.
     sampled_from: u32,
     sample: u32,
     sampling: Arc<Sampling>,
     ignore_eos: bool,
-    /// How it ended, and its last token, once it has: said when no step holds it any more.
+    /// Its last token and how it ended. Reported when no step in flight contains it.
     ending: Option<(Option<Token>, SequenceEnd)>,
-    /// Of prompts, the lowest goes first.
+    /// The prompt with the lowest rank goes first.
     rank: u64,
-    /// The last step that it was in, or the last one before it came. The lowest gets a row first.
+    /// The last step that contained it, or the last step before it arrived. The lowest gets a row first.
     step: u64,
-    /// Steps in flight that it is in.
+    /// Steps in flight that contain it.
     flights: u32,
     /// When its first step was planned, on the caller's clock.
     began_micros: Option<u64>,
@@ -65,17 +66,18 @@ impl Sequence {
         self.tokens.len() as u32 - self.resident
     }
 
-    /// A chunk of `length` tokens from `start`, or the one token that will be there.
+    /// The chunk of `length` tokens from `start`. If `start` is the end of the known tokens, the chunk is the one token that the step in
+    /// flight samples.
     fn chunk(&self, key: u64, start: u32, length: u32) -> PlannedChunk {
         let (from, end) = (start as usize, (start + length) as usize);
         let source = match self.tokens.get(from) {
-            None => Source::Follows,
-            Some(_) if start >= self.sampled_from => Source::Sampled,
-            Some(_) => Source::Prompt,
+            None => TokenSource::Follows,
+            Some(_) if start >= self.sampled_from => TokenSource::Sampled,
+            Some(_) => TokenSource::Prompt,
         };
         PlannedChunk {
             key,
-            tokens: if source == Source::Follows { vec![0] } else { self.tokens[from..end].to_vec() },
+            tokens: if source == TokenSource::Follows { vec![0] } else { self.tokens[from..end].to_vec() },
             source,
             start,
             pages: Arc::clone(&self.pages),
@@ -99,14 +101,14 @@ impl Sequence {
     }
 }
 
-/// A sequence's part of a step: its key, and how many tokens of it are computed.
+/// A sequence's part of a step: its key, and how many of its tokens the step computes.
 type Part = (u64, u32);
 
 /// A step in flight.
 #[derive(Debug)]
 struct Flight {
     parts: Vec<Part>,
-    /// The step before it failed, so its rows follow nothing: whatever it gives is ignored.
+    /// The step before it failed, so its rows follow nothing and its result is ignored.
     is_void: bool,
 }
 
@@ -116,12 +118,27 @@ impl Flight {
     }
 }
 
+/// The generator's configuration.
+#[derive(Clone, Debug)]
+pub struct GeneratorConfig {
+    /// Most prompt tokens in a step; at least one.
+    pub chunk_tokens: u32,
+    /// The engine's limits. `tokens` should be at least 2: one for a prompt and one for a decode row.
+    pub limits: StepLimits,
+    /// Tokens in a page; at least one.
+    pub page_tokens: u32,
+    /// When a sequence finishes.
+    pub finish: FinishRule,
+    /// The engine takes a second step while one runs.
+    pub runs_ahead: bool,
+}
+
 /// The scheduler. Keys count up, so the lowest key is the oldest sequence.
 #[derive(Debug)]
 pub struct GeneratorState {
     chunk_tokens: u32,
     limits: StepLimits,
-    eos_tokens: Vec<u32>,
+    finish: FinishRule,
     next_key: u64,
     keys: HashMap<SequenceId, u64>,
     sequences: BTreeMap<u64, Sequence>,
@@ -137,23 +154,16 @@ pub struct GeneratorState {
 }
 
 impl GeneratorState {
-    /// No sequences. A step has at most `chunk_tokens` of prompts, and keeps the engine's `limits`, of which `tokens` should be at least 2:
-    /// one for a prompt and one for a row. Pages have `page_tokens`, and `eos_tokens` end a sequence. The engine takes a second step while
-    /// one runs if it `runs_ahead`.
-    pub fn new(
-        chunk_tokens: u32,
-        limits: StepLimits,
-        page_tokens: u32,
-        eos_tokens: Vec<u32>,
-        runs_ahead: bool,
-    ) -> Self {
+    /// No sequences.
+    pub fn new(config: GeneratorConfig) -> Self {
+        let GeneratorConfig { chunk_tokens, limits, page_tokens, finish, runs_ahead } = config;
         Self {
             chunk_tokens: chunk_tokens.max(1),
             limits: StepLimits { tokens: limits.tokens.max(1), rows: limits.rows.max(1) },
             prefilled: 0,
             steps: 0,
             page_tokens: page_tokens.max(1),
-            eos_tokens,
+            finish,
             next_key: 0,
             keys: HashMap::new(),
             sequences: BTreeMap::new(),
@@ -178,7 +188,7 @@ impl GeneratorState {
         !self.flights.is_empty()
     }
 
-    /// Takes a message. A message that gives the engine work is followed by the plans of its next steps.
+    /// Takes a message. Returns the events for the sequences' owners, then the plans of the next steps.
     pub fn on(&mut self, now_micros: u64, mail: ToGenerator) -> Vec<Effect> {
         let mut effects: Vec<Effect> = match mail {
             ToGenerator::StartSequence(start) => {
@@ -203,7 +213,7 @@ impl GeneratorState {
         effects
     }
 
-    /// Takes a sequence in.
+    /// A sequence arrives.
     fn on_start(&mut self, start: StartSequence) {
         let key = self.next_key;
         self.next_key += 1;
@@ -211,7 +221,7 @@ impl GeneratorState {
             self.acquire.extend(&start.pages);
         }
         let tokens = start.tokens.len() as u32;
-        // Of what is resumed all that is missing is a prompt; whether a lone token is left of it depends on the room in a step.
+        // A resumed sequence computes all its missing tokens as a prompt, even if chunking leaves one token alone.
         let sampled_from = if tokens - start.resident > 1 { tokens } else { start.prompt };
         let rank = self.prefilled + start.tokens.len() as u64 - u64::from(start.resident);
         self.keys.insert(start.sequence, key);
@@ -244,7 +254,7 @@ impl GeneratorState {
         }
     }
 
-    /// Ends a sequence: at once, or when the steps it is in have come back. One that has ended is ignored.
+    /// Ends a sequence: at once, or when the steps that contain it have returned. One that has ended is ignored.
     fn on_stop(&mut self, sequence: SequenceId, now_micros: u64) -> Option<SequenceAdvanced> {
         let key = *self.keys.get(&sequence)?;
         self.end(key, now_micros, None, SequenceEnd::Stopped)
@@ -278,8 +288,8 @@ impl GeneratorState {
             if end as usize != sequence.tokens.len() {
                 return None;
             }
-            let has_place = u64::from(end) < sequence.pages.len() as u64 * u64::from(self.page_tokens);
-            if sequence.sample > 1 && has_place {
+            let has_room = u64::from(end) < sequence.pages.len() as u64 * u64::from(self.page_tokens);
+            if sequence.sample > 1 && has_room {
                 next.push((*key, end));
             }
         }
@@ -291,7 +301,7 @@ impl GeneratorState {
         Some(Plan { chunks, acquire: Vec::new() })
     }
 
-    /// A step with these parts is in flight.
+    /// Records that a step with these parts is in flight.
     fn launch(&mut self, parts: Vec<Part>) {
         self.steps += 1;
         for (key, _) in &parts {
@@ -322,7 +332,7 @@ impl GeneratorState {
         Some(Plan { chunks, acquire: std::mem::take(&mut self.acquire) })
     }
 
-    /// The parts of the next step: prompts by rank, then decode rows in their turn.
+    /// The parts of the next step: prompts by rank, then decode rows by turn.
     fn choose(&self) -> Vec<Part> {
         let fits = |sequence: &Sequence| {
             let next = if sequence.missing() == 1 { sequence.tokens.len() } else { 0 };
@@ -332,12 +342,12 @@ impl GeneratorState {
         let (decoding, mut prompts): (Vec<_>, Vec<_>) =
             ready.partition(|(_, sequence)| sequence.missing() == 1);
         prompts.sort_by_key(|(key, sequence)| (sequence.rank, **key));
-        // Prompts leave a token for decode rows, so neither starves the other.
+        // Prompts leave one token for decode rows, so that prompts do not starve them.
         let for_rows = u32::from(!decoding.is_empty());
         let mut prompt_room = self.chunk_tokens.min(self.limits.tokens - for_rows);
         let mut room = self.limits.tokens;
         let mut parts: Vec<Part> = Vec::new();
-        // Sequences that want a row: when they were in a step, their key, and their place in `parts` if they are prompts.
+        // Sequences that need a row: their last step, their key, and, for a prompt, its index in `parts`.
         let mut wanted: Vec<(u64, u64, Option<usize>)> =
             decoding.into_iter().map(|(key, sequence)| (sequence.step, *key, None)).collect();
         for (key, sequence) in prompts {
@@ -355,8 +365,8 @@ impl GeneratorState {
         let mut rows = self.limits.rows;
         for (_, key, prompt) in wanted {
             match prompt {
-                // A prompt has at least two tokens missing, so one at least is left in this step.
-                Some(place) if rows == 0 => parts[place].1 -= 1,
+                // A prompt has at least two missing tokens, so its part keeps at least one.
+                Some(index) if rows == 0 => parts[index].1 -= 1,
                 Some(_) => rows -= 1,
                 None if rows > 0 && room > 0 => {
                     (room, rows) = (room - 1, rows - 1);
@@ -368,7 +378,7 @@ impl GeneratorState {
         parts
     }
 
-    /// The oldest step in flight came back with these sampled tokens (by key), or failed.
+    /// The oldest step in flight returned the sampled tokens by key, or failed.
     fn on_step(
         &mut self,
         outcome: Result<Vec<(u64, Token)>, EngineError>,
@@ -390,12 +400,12 @@ impl GeneratorState {
         };
         let mut events = Vec::with_capacity(flight.parts.len());
         for (key, length) in flight.parts {
-            let sequence = self.sequences.get_mut(&key).expect("a sequence in flight is kept");
+            let sequence = self.sequences.get_mut(&key).expect("a sequence in flight is not removed");
             sequence.flights -= 1;
             let computed = sequence.resident + length;
             let is_known = computed as usize <= sequence.tokens.len();
             if is_computed && is_known && matches!(sequence.ending, Some((_, SequenceEnd::Stopped))) {
-                // It may begin again behind what it has.
+                // It may resume after these tokens.
                 sequence.resident = computed;
             }
             if let Some((token, end)) = sequence.ending.take() {
@@ -417,12 +427,7 @@ impl GeneratorState {
             };
             sequence.tokens.push(token.id);
             sequence.sample -= 1;
-            let reason = if !sequence.ignore_eos && self.eos_tokens.contains(&token.id) {
-                Some(FinishReason::Stop)
-            } else {
-                (sequence.sample == 0).then_some(FinishReason::Length)
-            };
-            match reason {
+            match self.finish.reason(token.id, sequence.ignore_eos, sequence.sample) {
                 Some(reason) => {
                     events.extend(self.end(key, now_micros, Some(token), SequenceEnd::Finished(reason)));
                 }
@@ -432,7 +437,7 @@ impl GeneratorState {
         events
     }
 
-    /// Ends a sequence: now, or when no step holds it any more. The first end counts.
+    /// Ends a sequence: now, or when no step in flight contains it. The first end counts.
     fn end(
         &mut self,
         key: u64,
@@ -451,7 +456,7 @@ impl GeneratorState {
     }
 }
 
-/// To the owner of the sequence.
+/// Addresses the event to the sequence's owner.
 fn advanced(event: SequenceAdvanced) -> Effect {
     match event.sequence {
         SequenceId::Own(_) => to::decoder(event),

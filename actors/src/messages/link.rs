@@ -1,4 +1,4 @@
-//! Sessions with peers: connections, frames and what they carry.
+//! Sessions with peers: connections, handshakes and frames.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,74 +10,74 @@ use engine::{Sampling, Token};
 use super::SessionId;
 use crate::request::RequestId;
 
-/// One TCP connection, named by the sockets of this process and never reused.
+/// The id of one TCP connection. The sockets of this process choose it and never reuse it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
-/// One address that this process dials: its place in the list of receivers.
+/// An address that this process dials: its index in the list of receivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReceiverId(pub u32);
 
-/// A sender's session, as the sender names it.
+/// A sender's session, as the sender identifies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SenderSession {
     /// The sender's process.
     pub incarnation: Incarnation,
-    /// Its number for the session. The sender numbers all its attempts, so it grows from one session with us to the next.
+    /// The sender's number for the session. The sender numbers all its attempts, so the number grows from one session to the next.
     pub number: u64,
-    /// The kernel said that the process that dialled runs on this host, so its end can be seen.
+    /// The kernel has confirmed that the dialling process runs on this host, so its end can be observed.
     pub is_watched: bool,
 }
 
-/// What one Hello says of itself.
+/// What a Hello says about its attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
     /// Number of this attempt.
     pub session: u64,
-    /// The last attempt before this one that came up, or 0.
+    /// The last earlier attempt that became a session, or 0.
     pub previous: u64,
-    /// Every put of that one had completed and was flushed.
+    /// Every put of the previous session has completed and was flushed.
     pub previous_drained: bool,
 }
 
-/// Any actor → peer link: send a frame to a session's peer. Dropped if the session is over.
+/// Any actor → peer link: send a frame to a session's peer. The frame is dropped if the session is over.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SendFrame {
-    /// Which session.
+    /// The session.
     pub session: SessionId,
-    /// What.
+    /// The frame.
     pub frame: Frame,
 }
 
-/// Any actor → peer link: the peer broke a rule; end the session.
+/// Any actor → peer link: end the session, because of an error of the peer or the lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BreakSession {
-    /// Which.
+    /// The session.
     pub session: SessionId,
     /// One sentence for the log.
     pub reason: String,
 }
 
-/// Peer link → buffer manager, decoder and proxy: a sender has moved real bytes over its lane and can prefill.
+/// Peer link → buffer manager, decoder, proxy: a sender has measured its lane and can prefill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerReady {
-    /// Its session.
+    /// The sender's session.
     pub session: SessionId,
-    /// Its process id.
+    /// The sender's process id.
     pub pid: u32,
 }
 
-/// Peer link → proxy and buffer manager: this sender takes no new prefills; those it has continue.
+/// Peer link → proxy and buffer manager: this sender accepts no new prefills; those that it has continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerLeaving {
-    /// Its session.
+    /// The sender's session.
     pub session: SessionId,
 }
 
-/// Peer link → everyone who knows the session: it is over. Only completions of its last puts follow.
+/// Peer link → the actors that know the session: the session is over. Only completions of its last puts follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerLost {
-    /// Which.
+    /// The session.
     pub session: SessionId,
 }
 
@@ -93,24 +93,24 @@ pub struct NothingOutstanding {
 pub struct StartPrefill {
     /// The receiver's session.
     pub session: SessionId,
-    /// The receiver's number for it.
+    /// The receiver's number for the request.
     pub request: RequestId,
     /// Prompt token ids.
     pub prompt: Vec<u32>,
-    /// Leading tokens whose KV the receiver has: their pages do not travel.
+    /// Leading tokens whose KV the receiver has. Their pages are not put.
     pub resident: u32,
-    /// How the first token is chosen.
+    /// How the first token is sampled.
     pub sampling: Arc<Sampling>,
-    /// Milliseconds until its deadline.
+    /// Milliseconds until the request's deadline.
     pub remaining_ms: u64,
 }
 
-/// Peer link → prefiller: the receiver no longer wants it.
+/// Peer link → prefiller: the receiver no longer wants this prefill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CancelPrefill {
     /// The receiver's session.
     pub session: SessionId,
-    /// Which.
+    /// The request.
     pub request: RequestId,
 }
 
@@ -119,28 +119,28 @@ pub struct CancelPrefill {
 pub struct PrefillFinished {
     /// The sender's session.
     pub session: SessionId,
-    /// Which.
+    /// The request.
     pub request: RequestId,
     /// The first token.
     pub token: Token,
-    /// How long the prefill took.
+    /// The duration of the prefill.
     pub prefill_micros: u64,
 }
 
-/// Peer link → decoder: the sender will not prefill this.
+/// Peer link → decoder: the sender does not prefill this request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrefillFailed {
     /// The sender's session.
     pub session: SessionId,
-    /// Which.
+    /// The request.
     pub request: RequestId,
-    /// What that says of the sender.
+    /// Whether the sender refused the request or failed it.
     pub fault: PrefillFault,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// Node → peer link: begin to dial the receivers.
+/// Node → peer link: start dialling the receivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StartDialling;
 
@@ -148,25 +148,25 @@ pub struct StartDialling;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnounceLeaving;
 
-/// Node → peer link: end every session in good order.
+/// Node → peer link: end every session with a goodbye.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CloseLinks;
 
-/// Ticker → peer link: what the watchdog says of this process; `None`: all is well.
+/// Ticker → peer link: the fault that the watchdog has found in this process; `None`: the process is healthy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthSeen(pub Option<String>);
 
-/// Sockets → peer link: the wait of [`WakeDialler`] is over.
+/// Sockets → peer link: the pause of [`WakeDialler`] is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DialDue {
-    /// Which receiver.
+    /// The receiver.
     pub receiver: ReceiverId,
 }
 
-/// Sockets → peer link: a receiver answers at its address, and waits for [`SayHello`].
+/// Sockets → peer link: a receiver has answered at its address. Its connection waits for [`SayHello`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Challenged {
-    /// Which address.
+    /// The receiver.
     pub receiver: ReceiverId,
     /// The connection.
     pub connection: ConnectionId,
@@ -174,70 +174,70 @@ pub struct Challenged {
     pub incarnation: Incarnation,
 }
 
-/// Sockets → peer link: the receiver was not reached, or did not welcome us.
+/// Sockets → peer link: the receiver could not be reached, or refused the session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DialFailed {
-    /// Which receiver.
+    /// The receiver.
     pub receiver: ReceiverId,
-    /// Why, as one sentence.
+    /// The reason, as one sentence.
     pub reason: String,
-    /// Dialling again cannot help until a setting is changed on either side.
+    /// Dialling again is useless until a setting is changed on one of the sides.
     pub permanent: bool,
 }
 
-/// Sockets → peer link: the receiver welcomed us.
+/// Sockets → peer link: the receiver has accepted the session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Welcomed {
-    /// Which receiver.
+    /// The receiver.
     pub receiver: ReceiverId,
-    /// The connection, which waits for [`Carry`].
+    /// The connection. It waits for [`Carry`].
     pub connection: ConnectionId,
     /// The receiver's address.
     pub address: String,
     /// The receiver's process.
     pub incarnation: Incarnation,
-    /// How to write into its pool.
+    /// The access to the receiver's pool.
     pub descriptor: Descriptor,
-    /// Most credits outstanding in the session.
+    /// Most outstanding credits in the session.
     pub ring_pages: u32,
-    /// Seed of the session's page hashes.
+    /// The seed of the session's page hashes.
     pub seed: u64,
 }
 
-/// Sockets → peer link: a sender that fits said Hello and waits for [`Welcome`] or [`Refuse`].
+/// Sockets → peer link: a compatible sender has said Hello. Its connection waits for [`Welcome`] or [`Refuse`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HelloCame {
     /// The connection.
     pub connection: ConnectionId,
     /// The sender's address.
     pub address: String,
-    /// Where the sender serves HTTP; empty if it does not.
+    /// The sender's HTTP address; empty if it serves none.
     pub http: String,
-    /// The session, as the sender names it.
+    /// The session, as the sender identifies it.
     pub sender: SenderSession,
-    /// Its last session before this one that came up.
+    /// [`Attempt::previous`].
     pub previous: u64,
-    /// That one has drained.
+    /// [`Attempt::previous_drained`].
     pub drained: bool,
-    /// Seed of the session's page hashes.
+    /// The seed of the session's page hashes.
     pub seed: u64,
 }
 
-/// Sockets → peer link: a frame came. The connection's task waits until it is handled.
+/// Sockets → peer link: a frame has arrived. The connection's task waits until the frame is handled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FrameCame {
-    /// The sending peer's session.
+    /// The session of the peer that sent it.
     pub session: SessionId,
-    /// What.
+    /// The frame.
     pub frame: Frame,
 }
 
-/// Sockets → peer link: a session's connection is over.
+/// Sockets → peer link: a session's connection has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkEnded {
-    /// Which session's.
+    /// The session.
     pub session: SessionId,
-    /// How.
+    /// How it ended.
     pub end: LinkEnd,
 }
 
@@ -250,63 +250,63 @@ pub enum LinkEnd {
     Broken(String),
 }
 
-/// Sockets → peer link: a peer's process has ended, or is not watched any more.
+/// Sockets → peer link: a peer's process has ended, or is no longer watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessWatched {
-    /// Which process.
+    /// The process.
     pub incarnation: Incarnation,
-    /// It has ended.
+    /// True if the process has ended.
     pub gone: bool,
 }
 
 /// Peer link → sockets: send [`DialDue`] after this pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WakeDialler {
-    /// Which receiver.
+    /// The receiver.
     pub receiver: ReceiverId,
-    /// How long to wait.
+    /// The pause.
     pub pause: Duration,
 }
 
 /// Peer link → sockets: connect to a receiver. Answered by [`Challenged`] or [`DialFailed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dial {
-    /// Which receiver.
+    /// The receiver.
     pub receiver: ReceiverId,
 }
 
 /// Peer link → sockets: say Hello. Answered by [`Welcomed`] or [`DialFailed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SayHello {
-    /// Which receiver.
+    /// The receiver.
     pub receiver: ReceiverId,
-    /// A connection that waits for it.
+    /// A connection that waits for this message.
     pub connection: ConnectionId,
-    /// What the Hello says of the session.
+    /// What the Hello says about the attempt.
     pub attempt: Attempt,
 }
 
-/// Peer link → sockets: there is no session now, for this reason; the sender may try again.
+/// Peer link → sockets: refuse the session for now; the sender may try again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refuse {
     /// The sender's connection.
     pub connection: ConnectionId,
-    /// One sentence for the sender.
+    /// The reason, as one sentence for the sender.
     pub reason: String,
 }
 
-/// Peer link → sockets: welcome a sender, then carry the session's frames.
+/// Peer link → sockets: accept a sender's session, then carry its frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Welcome {
     /// The sender's connection.
     pub connection: ConnectionId,
     /// The session.
     pub session: SessionId,
-    /// How to write into our pool.
+    /// The access to this process's pool.
     pub descriptor: Descriptor,
 }
 
-/// Peer link → sockets: carry the session's frames over a connection that we dialled.
+/// Peer link → sockets: carry the session's frames over a connection that this process dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Carry {
     /// The connection.
@@ -315,18 +315,18 @@ pub struct Carry {
     pub session: SessionId,
 }
 
-/// Peer link → sockets: send a frame. If too many wait already, the session is over ([`LinkEnded`]).
+/// Peer link → sockets: send a frame. If too many frames wait already, the connection ends ([`LinkEnded`]).
 #[derive(Clone, Debug, PartialEq)]
 pub struct WriteFrame {
     /// The session.
     pub session: SessionId,
     /// Its connection.
     pub connection: ConnectionId,
-    /// What.
+    /// The frame.
     pub frame: Frame,
 }
 
-/// Peer link → sockets: say goodbye if the session was up, and close the connection.
+/// Peer link → sockets: say goodbye if there was a session, and close the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HangUp {
     /// The connection.
@@ -338,6 +338,6 @@ pub struct HangUp {
 pub struct WatchProcess {
     /// A connection that waits for [`Welcome`].
     pub connection: ConnectionId,
-    /// Which process.
+    /// The process.
     pub incarnation: Incarnation,
 }

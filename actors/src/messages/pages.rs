@@ -1,4 +1,4 @@
-//! Pages of the pool: who asks for them, holds them and gives them back.
+//! Pages of the pool: reservation, growth, landing and release.
 
 use std::sync::Arc;
 
@@ -9,50 +9,59 @@ use engine::PageId;
 use super::{SequenceId, SessionId};
 use crate::request::RequestId;
 
-/// Decoder, prefiller → buffer manager: hold pages for a sequence.
+/// Decoder, prefiller → buffer manager: reserve pages for a sequence.
 ///
-/// Answered by [`PagesReserved`] when there are enough, in the order of asking, except that sequences that start again come
-/// first. Cached pages that hold a prefix of `tokens` are shared.
+/// Answered by [`PagesReserved`] when there are enough pages, or by [`PagesDenied`]. Reservations are granted in the order of arrival, but
+/// sequences that resume come first. Cached pages that hold a prefix of `tokens` are shared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReservePages {
-    /// Who asks.
+    /// The sequence.
     pub sequence: SequenceId,
     /// Its tokens so far, at least one.
     pub tokens: Arc<[u32]>,
-    /// Pages wanted in all; at least those of `tokens`.
+    /// All pages that the sequence needs; at least those of `tokens`.
     pub pages: u32,
-    /// The pages of `tokens` that are not shared land from this session's sender: they are held as a count, and each page that
-    /// lands takes one of it. `None`: they are computed here.
+    /// The session whose sender computes the pages of `tokens` that are not shared. They are held as a count, and each page that lands
+    /// reduces the count by one. `None`: they are computed here.
     pub landing: Option<SessionId>,
-    /// The sequence had pages before: it was preempted, or its sender was lost. It comes before those that had none.
-    pub again: bool,
+    /// Its place among the reservations that wait.
+    pub priority: ReservePriority,
+}
+
+/// The place of a [`ReservePages`] among those that wait for pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReservePriority {
+    /// The sequence starts: after all that wait.
+    New,
+    /// The sequence had pages before and resumes: before all that wait. It was preempted, or its sender failed or was lost.
+    Resumed,
 }
 
 /// Buffer manager → decoder, prefiller: the reservation is granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PagesReserved {
-    /// Whose.
+    /// The sequence.
     pub sequence: SequenceId,
-    /// Leading tokens whose KV the first pages already hold: a whole number of pages, and fewer than all tokens.
+    /// Leading tokens whose KV the first pages already hold: a whole number of pages, fewer than all tokens.
     pub resident: u32,
-    /// Pages held as a count. Zero although landing was asked for, if little is left to compute.
+    /// Pages held as a count. It is zero, even if landing was asked for, when few tokens are left to compute.
     pub landing: u32,
-    /// The shared pages, then the sequence's own.
+    /// The shared pages, then the sequence's own pages.
     pub pages: Vec<PageId>,
 }
 
-/// Buffer manager → decoder, prefiller: the sequence can never get the pages that it needs, as long as lost sessions hold theirs.
+/// Buffer manager → decoder, prefiller: the sequence cannot get the pages that it needs while pages of lost sessions are quarantined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PagesDenied {
-    /// Whose.
+    /// The sequence.
     pub sequence: SequenceId,
-    /// Pages that it needs.
+    /// Pages that the sequence needs.
     pub needed: u32,
     /// Pages that one request may use now.
     pub usable: u32,
 }
 
-/// Buffer manager → proxy, peer link: the quarantine has changed, and with it the pages that a request may use.
+/// Buffer manager → proxy, peer link: the number of quarantined pages has changed, and so the pages that a request may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoomChanged {
     /// Pages in the pool.
@@ -65,103 +74,102 @@ pub struct RoomChanged {
 
 /// Decoder → buffer manager: a running sequence will need more pages.
 ///
-/// Answered by [`PagesGrown`] before any new reservation is granted; by [`PagesShort`] first, if another sequence must give
-/// pages back.
+/// Answered by [`PagesGrown`] before any new reservation is granted. [`PagesShort`] comes first if another sequence must release pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GrowPages {
-    /// Whose.
+    /// The sequence.
     pub sequence: SequenceId,
-    /// The sequence soon stops with fewer; at least one.
+    /// Pages without which the sequence soon has to wait; at least one.
     pub least: u32,
-    /// More than this is not needed now.
+    /// Most pages that are useful now.
     pub most: u32,
 }
 
 /// Buffer manager → decoder: the sequence has more pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PagesGrown {
-    /// Whose.
+    /// The sequence.
     pub sequence: SequenceId,
-    /// They follow the pages that it has.
+    /// The pages, which follow those that it has.
     pub pages: Vec<PageId>,
 }
 
-/// Buffer manager → decoder: no sequence can grow until another one gives pages back.
+/// Buffer manager → decoder: no sequence can grow until another one releases pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PagesShort {
-    /// How many [`ReleasePages`] of own requests had arrived. A decoder that has sent more ignores this message.
+    /// Number of [`ReleasePages`] of own requests that had arrived. A decoder that has sent more ignores this message.
     pub releases: u64,
 }
 
-/// Decoder, prefiller → buffer manager: the KV of these tokens is in the sequence's pages and may be shared.
+/// Decoder, prefiller → buffer manager: the sequence's pages contain the KV of these tokens and may be shared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PagesComputed {
-    /// Whose.
+    /// The sequence.
     pub sequence: SequenceId,
-    /// Tokens from the first one on.
+    /// The leading tokens of the sequence.
     pub tokens: Arc<[u32]>,
     /// The sequence's page table.
     pub pages: Vec<PageId>,
 }
 
-/// Decoder, prefiller → buffer manager: the sequence gives back everything that it holds or waits for.
+/// Decoder, prefiller → buffer manager: release all pages that the sequence holds or waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReleasePages {
-    /// Whose.
+    /// The sequence.
     pub sequence: SequenceId,
 }
 
-/// Peer link → buffer manager: pages of our pool are whole and visible.
+/// Peer link → buffer manager: pages of this process's pool were written completely and are visible.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageFilled {
     /// The session whose peer put them.
     pub session: SessionId,
-    /// First credit spent.
+    /// The first spent credit.
     pub first: CreditNumber,
-    /// How many.
+    /// How many pages.
     pub count: u32,
-    /// The request that the pages belong to; `None`: no request.
+    /// The request and place of the first page; `None`: the pages belong to no request.
     pub owner: Option<PageOwner>,
-    /// Hash of each page, or none.
+    /// The hash of each page; empty if pages are not hashed.
     pub hashes: Vec<u64>,
-    /// From the request's first put to the covering flush.
+    /// Time from the request's first put to the flush that covers these pages.
     pub transfer_micros: u64,
 }
 
 /// Buffer manager → decoder: landed pages now belong to the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PagesAdopted {
-    /// Whose.
+    /// The request.
     pub request: RequestId,
     /// Place of the first page in the request's page table.
     pub first_page: u32,
     /// The pages.
     pub pages: Vec<PageId>,
-    /// From the request's first put to the covering flush.
+    /// Time from the request's first put to the flush that covers these pages.
     pub transfer_micros: u64,
 }
 
-/// Buffer manager → decoder: the hash of a page that landed for the request does not match; none of its pages was adopted.
+/// Buffer manager → decoder: the hash of a landed page of the request does not match. None of the frame's pages was adopted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRejected {
-    /// Whose.
+    /// The request.
     pub request: RequestId,
 }
 
 /// Peer link → buffer manager, transfer: a session began; its frames follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionOpened {
-    /// Which.
+    /// The session.
     pub session: SessionId,
-    /// Most credits outstanding in it.
+    /// Most outstanding credits in it.
     pub ring_pages: u32,
-    /// Seed of its page hashes.
+    /// The seed of its page hashes.
     pub seed: u64,
 }
 
-/// Peer link → buffer manager: proof that no byte of this lost session can land any more.
+/// Peer link → buffer manager: it is proven that no byte of this lost session can land any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionDrained {
-    /// Which.
+    /// The session.
     pub session: SessionId,
 }

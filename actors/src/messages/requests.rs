@@ -1,50 +1,50 @@
-//! A request between proxy, decoder and its client.
+//! A request between the proxy, the decoder and the client.
 
 use engine::Token;
 
 use super::SessionId;
 use crate::request::{Generate, RequestId, StreamEvent};
 
-/// Proxy → decoder: run this request, prefilled by `prefill_on` or here.
+/// Proxy → decoder: run this request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decode {
     /// The request.
     pub generate: Generate,
-    /// The session whose sender prefills; `None`: this process.
+    /// The session of the sender that prefills it; `None`: this process prefills it.
     pub prefill_on: Option<SessionId>,
 }
 
-/// Decoder → proxy: the prompt of a [`Decode`] no longer waits for its prefill. Sent once for each.
+/// Decoder → proxy: the prompt of a [`Decode`] no longer waits for its prefill. Sent once for each [`Decode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrefillOver {
     /// [`Decode::prefill_on`].
     pub on: Option<SessionId>,
-    /// Tokens of the prompt.
+    /// Number of tokens in the prompt.
     pub tokens: u32,
-    /// How its wait ended.
+    /// How the wait ended.
     pub outcome: PrefillOutcome,
 }
 
 /// How a prompt's wait for its prefill ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrefillOutcome {
-    /// It was prefilled where the proxy sent it.
+    /// It was prefilled on [`PrefillOver::on`].
     Computed {
-        /// Tokens that were computed: those of the prompt that were not resident.
+        /// Computed tokens: those of the prompt that were not resident.
         tokens: u32,
-        /// How long that took.
+        /// The duration of the prefill.
         micros: u64,
     },
-    /// The sender failed: it said so, was lost, or sent something wrong.
+    /// The sender reported a failure, was lost, or sent something wrong.
     Failed,
-    /// The request ended first, gave its pages back, was refused or is prefilled elsewhere: nothing about the place.
+    /// The request ended first, was preempted, was refused, or is prefilled elsewhere. This is no information about the sender.
     Withdrawn,
 }
 
 /// Decoder → streams: the client's next token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamToken {
-    /// Whose.
+    /// The request.
     pub request: RequestId,
     /// The token.
     pub token: Token,
@@ -53,7 +53,7 @@ pub struct StreamToken {
 /// Proxy, decoder → streams: the last event of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamEnd {
-    /// Whose.
+    /// The request.
     pub request: RequestId,
     /// `Finished` or `Failed`.
     pub event: StreamEvent,

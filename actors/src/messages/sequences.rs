@@ -10,50 +10,50 @@ use crate::request::FinishReason;
 /// Decoder, prefiller → generator: run a sequence on the engine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StartSequence {
-    /// Its name.
+    /// The sequence.
     pub sequence: SequenceId,
-    /// All its tokens so far; at least one more than `resident`.
+    /// All tokens so far; at least one more than `resident`.
     pub tokens: Vec<u32>,
-    /// How many leading tokens already have their KV in `pages`.
+    /// Leading tokens whose KV is already in `pages`.
     pub resident: u32,
-    /// Page table, long enough for `tokens`; a sequence that reaches its end waits for [`ExtendSequence`].
+    /// The page table, long enough for `tokens`. A sequence that has filled its pages waits for [`ExtendSequence`].
     pub pages: Vec<PageId>,
-    /// How many of `tokens` are the prompt's.
+    /// Number of leading tokens that are the prompt.
     pub prompt: u32,
-    /// How many tokens to sample; at least one.
+    /// Number of tokens to sample; at least one.
     pub sample: u32,
-    /// How they are chosen.
+    /// How tokens are sampled.
     pub sampling: Arc<Sampling>,
-    /// Continues past an end-of-sequence token.
+    /// Continues after an end-of-sequence token.
     pub ignore_eos: bool,
 }
 
 /// Decoder → generator: the sequence has more pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExtendSequence {
-    /// Which.
+    /// The sequence.
     pub sequence: SequenceId,
-    /// They follow the pages that it has.
+    /// The pages, which follow those that it has.
     pub pages: Vec<PageId>,
 }
 
 /// Decoder, prefiller → generator: end this sequence. Answered by a last [`SequenceAdvanced`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StopSequence {
-    /// Which.
+    /// The sequence.
     pub sequence: SequenceId,
 }
 
-/// Generator → decoder, prefiller: a step has advanced this sequence, or it has ended.
+/// Generator → decoder, prefiller: a step has advanced this sequence, or the sequence has ended.
 ///
-/// After the event with `ended` set the engine no longer touches the sequence's pages.
+/// After the event with `ended` the engine no longer uses the sequence's pages.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SequenceAdvanced {
-    /// Which.
+    /// The sequence.
     pub sequence: SequenceId,
-    /// Leading tokens whose KV is in the pages now.
+    /// Leading tokens whose KV is now in the pages.
     pub resident: u32,
-    /// The token sampled, if one was.
+    /// The sampled token, if the step sampled one.
     pub token: Option<Token>,
     /// Microseconds since the sequence's first step began.
     pub running_micros: u64,
@@ -64,10 +64,10 @@ pub struct SequenceAdvanced {
 /// How a sequence ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SequenceEnd {
-    /// By itself.
+    /// It finished.
     Finished(FinishReason),
     /// By [`StopSequence`].
     Stopped,
-    /// The engine failed.
+    /// The engine failed, with this error.
     Failed(String),
 }

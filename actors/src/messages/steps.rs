@@ -2,48 +2,48 @@
 
 use std::sync::Arc;
 
-use engine::{EngineError, PageId, Sampling, Source, Token};
+use engine::{EngineError, PageId, Sampling, Token, TokenSource};
 
 /// A part of a step: some tokens of one sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedChunk {
-    /// The engine's number for the sequence.
+    /// The number by which the engine knows the sequence.
     pub key: u64,
     /// Token ids to compute.
     pub tokens: Vec<u32>,
-    /// Where they come from. Of a token that the step in flight samples, `tokens` holds a placeholder.
-    pub source: Source,
-    /// Position of the first one.
+    /// Where the tokens come from. For a token that the step in flight samples, `tokens` holds a placeholder.
+    pub source: TokenSource,
+    /// Position of the first token.
     pub start: u32,
-    /// The sequence's page table: shared, since every decode step names it again.
+    /// The sequence's page table. It is shared, because every decode step contains it.
     pub pages: Arc<[PageId]>,
-    /// How the token that follows the last one is chosen, if it is.
+    /// How the token after the last one is sampled; `None`: it is not sampled.
     pub sample: Option<PlannedSample>,
 }
 
-/// How a sequence's next token is chosen.
+/// How a sequence's next token is sampled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedSample {
-    /// The settings.
+    /// The sampling settings.
     pub how: Arc<Sampling>,
-    /// All tokens so far, if the settings look back; else none.
+    /// All tokens so far, if the settings depend on them; else empty.
     pub tokens: Vec<u32>,
-    /// How many of them are the prompt's.
+    /// Number of leading tokens that are the prompt.
     pub prompt: u32,
 }
 
 /// One step for the engine.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// Never empty.
+    /// The chunks; never empty.
     pub chunks: Vec<PlannedChunk>,
-    /// Pages that a peer has written since the last step.
+    /// Pages that may have been written outside the engine since the last step.
     pub acquire: Vec<PageId>,
 }
 
-/// Engine thread → generator: the oldest step in flight is over.
+/// Engine thread → generator: the oldest step in flight has ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepFinished {
-    /// Sampled tokens by the engine's key of their sequence, or the engine's error.
+    /// The sampled tokens by [`PlannedChunk::key`], or the engine's error.
     pub outcome: Result<Vec<(u64, Token)>, EngineError>,
 }

@@ -1,4 +1,4 @@
-//! Pages on their way to another process.
+//! The transfer of pages to another process.
 
 use connector::page_hash::PageSeed;
 use connector::ring::{CreditNumber, PageIndex};
@@ -8,40 +8,39 @@ use engine::PageId;
 use super::SessionId;
 use crate::request::RequestId;
 
-/// Prefiller → transfer: these pages of a peer's request are final; hand them over.
+/// Prefiller → transfer: these pages of a peer's request are final; put them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SchedulePut {
-    /// The session whose peer gets them.
+    /// The session of the receiver.
     pub session: SessionId,
-    /// Whose.
+    /// The request.
     pub request: RequestId,
     /// Place of the first page in the request's page table.
     pub first_page: u32,
-    /// Pages of our pool.
+    /// Pages of this process's pool.
     pub pages: Vec<PageId>,
 }
 
-/// Prefiller → transfer: send nothing more of this request, because all of it was sent or it was cancelled.
+/// Prefiller → transfer: put no more pages of this request, because all were put or the request was cancelled.
 /// Answered by [`PutsDrained`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CancelPuts {
     /// The session of its puts.
     pub session: SessionId,
-    /// Whose.
+    /// The request.
     pub request: RequestId,
 }
 
-/// Transfer → prefiller: more pages of the request are visible at the receiver, and no put reads them any more.
+/// Transfer → prefiller: more pages of the request are visible at the receiver, and their puts are complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PagesSent {
     /// The session of the puts.
     pub session: SessionId,
-    /// Whose.
+    /// The request.
     pub request: RequestId,
-    /// How many more.
+    /// How many more pages.
     pub count: u32,
-    /// The pages' part of the time in which the lane carried them and those announced with them. Time in which flushes overlap is
-    /// counted once.
+    /// The pages' share of the time for which the lane carried them and the pages announced with them. Overlapping time is counted once.
     pub put_micros: u64,
 }
 
@@ -50,36 +49,36 @@ pub struct PagesSent {
 pub struct PutsDrained {
     /// The session of the puts.
     pub session: SessionId,
-    /// Whose.
+    /// The request.
     pub request: RequestId,
 }
 
 /// Peer link → transfer: puts of this session may be posted, over this lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneConnected {
-    /// Which.
+    /// The session.
     pub session: SessionId,
-    /// What carries them, for example `tcp/lo`.
+    /// The lane's name, for example `tcp/lo`.
     pub lane: String,
 }
 
 /// Peer link → transfer: the receiver granted credits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreditsGranted {
-    /// In which session.
+    /// The session.
     pub session: SessionId,
-    /// Number of the first one.
+    /// Number of the first credit.
     pub first: CreditNumber,
-    /// The receiver's pages.
+    /// The receiver's pages, one for each credit.
     pub pages: Vec<PageIndex>,
 }
 
-/// Peer link → transfer: the session's share of the ring. Unspent credits beyond it are to go back.
+/// Peer link → transfer: the session's share of the ring. Unspent credits beyond it are to be returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingShared {
-    /// Which.
+    /// The session.
     pub session: SessionId,
-    /// Most credits that we should hold.
+    /// Most credits that this process should hold.
     pub pages: u32,
 }
 
@@ -88,9 +87,9 @@ pub struct RingShared {
 pub struct PageToHash {
     /// The put's session.
     pub session: SessionId,
-    /// The page; nothing writes it before it is hashed.
+    /// The page. Nothing writes it before it is hashed.
     pub page: PageId,
-    /// What its hash begins with. Its credit names the put.
+    /// The seed of its hash. The seed's credit identifies the put.
     pub seed: PageSeed,
 }
 
@@ -98,7 +97,7 @@ pub struct PageToHash {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HashPages(pub Vec<PageToHash>);
 
-/// Hash thread → transfer: the hash of the page that was put under each credit.
+/// Hash thread → transfer: the hashes of the pages that were put under these credits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PagesHashed(pub Vec<(SessionId, CreditNumber, u64)>);
 

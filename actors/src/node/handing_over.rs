@@ -1,4 +1,4 @@
-//! What a sender has besides: prefiller and transfer.
+//! The actors that only a sender has: prefiller and transfer.
 
 use std::io;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::transfer::{
     state::{TransferConfig, TransferState},
 };
 
-/// Actors that have addresses and do not run yet.
+/// Actors that have addresses but do not run yet.
 #[derive(Default)]
 pub(super) struct Contexts {
     pub(super) transfer: Context<Transfer>,
@@ -29,7 +29,8 @@ pub(super) struct Contexts {
 }
 
 impl Contexts {
-    /// Runs them: pages go over `transport`, and their hashes with them if they are in `hashed`.
+    /// Starts the actors. Pages go over `transport`. `hashed` is the pool whose pages are hashed; `None`: pages are announced without
+    /// hashes.
     pub(super) fn run(
         self,
         (min_gigabytes_per_second, pages_in_flight): (f64, usize),

@@ -1,4 +1,4 @@
-//! What a node with peers has: the peer link on an arbiter of its own, and the transport.
+//! The parts that only a node with peers has: the peer link, on its own arbiter, and the transport.
 
 use std::sync::{Arc, OnceLock};
 
@@ -25,7 +25,7 @@ pub(super) struct Linked {
     pub(super) transport: Arc<dyn Transport>,
 }
 
-/// Starts the transport and the peer link. A listener accepts at once; a sender dials when it is told to.
+/// Starts the transport and the peer link. A listener accepts at once; a sender dials after [`StartDialling`](crate::messages::StartDialling).
 pub(super) fn start<E>(
     link: LinkConfig<'_, E>,
     parts: &mut Parts,
@@ -60,7 +60,7 @@ pub(super) fn start<E>(
     let (awake, vitals, faults) = (parts.awake, parts.pulse("peer_link"), parts.faults.clone());
     let (mailboxes, lanes) = (mailboxes.clone(), transport.clone());
     let peer_link = PeerLink::start_in_arbiter(&arbiter.handle(), move |ctx| {
-        // Set once, before a socket could begin a session that the transport would report about.
+        // Set once, before a socket can begin a session, so before the transport reports about one.
         let _ = late_link.set(ctx.address().recipient());
         let sockets = Sockets::new(identity, ctx.address().recipient());
         if let Some(listener) = listener {
@@ -98,8 +98,8 @@ fn shape(parts: &Parts, page_hash: bool) -> Shape {
 
 type LateLink = Arc<OnceLock<Recipient<ToPeerLink>>>;
 
-/// Sorts the transport's events: completions to the transfer actor, the rest to the peer link, which starts later.
-/// One batch of completions holds at most what was in flight, so sending past the mailbox's bound is bounded too.
+/// Routes the transport's events: completions to the transfer actor, the rest to the peer link, which starts later.
+/// `do_send` ignores the mailbox's bound; the number of operations in flight bounds the events instead.
 fn sink(transfer: Option<Recipient<ToTransfer>>) -> (EventSink, LateLink) {
     let late = LateLink::default();
     let link = late.clone();

@@ -1,4 +1,4 @@
-//! What every node has: proxy, decoder, buffer manager and generator.
+//! The actors that every node has: proxy, decoder, buffer manager and generator.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -20,15 +20,20 @@ use crate::devices::{
     engine_thread::{EnginePulse, EngineThread},
 };
 use crate::effect::Endpoint;
-use crate::generator::{Generator, GeneratorBehaviour, state::GeneratorState};
+use crate::finish::FinishRule;
+use crate::generator::{
+    Generator, GeneratorBehaviour,
+    state::{GeneratorConfig, GeneratorState},
+};
 use crate::pages::Pages;
 use crate::proxy::{Proxy, ProxyBehaviour, state::ProxyState};
 use crate::router::{Mailboxes, Router};
 
-/// How far ahead of its tokens a request's pages are reserved: a request that may get thousands of tokens keeps out none that gets few.
+/// Pages are reserved for a request's tokens and this many more, not for its `max_tokens`. So requests with a large `max_tokens` do not
+/// keep others out of the pool.
 const GROWTH_TOKENS: u32 = 256;
 
-/// Actors that have addresses and do not run yet.
+/// Actors that have addresses but do not run yet.
 #[derive(Default)]
 pub(super) struct Contexts {
     pub(super) proxy: Context<Proxy>,
@@ -46,7 +51,7 @@ pub(super) struct Settings {
 }
 
 impl Contexts {
-    /// Runs them. Pages that land are checked in `hashed`.
+    /// Starts the actors. `hashed` is the pool in which landed pages are checked; `None`: pages are not hashed.
     pub(super) fn run(
         self,
         engine: Box<dyn Engine>,
@@ -74,13 +79,14 @@ impl Contexts {
         let pulse_of = parts.pulse("buffer_manager");
         self.buffer_manager.run(BufferManager::new(behaviour, router, parts.awake(), pulse_of));
 
-        let state = GeneratorState::new(
-            settings.prefill_chunk_tokens,
-            engine.limits(),
+        let finish = FinishRule::new(parts.model.eos_tokens.clone());
+        let state = GeneratorState::new(GeneratorConfig {
+            chunk_tokens: settings.prefill_chunk_tokens,
+            limits: engine.limits(),
             page_tokens,
-            parts.model.eos_tokens.clone(),
-            engine.runs_ahead(),
-        );
+            finish: finish.clone(),
+            runs_ahead: engine.runs_ahead(),
+        });
         let thread = EngineThread::spawn(engine, mailboxes.generator.clone(), pulse.clone())?;
         let devices = Devices { engine: Some(thread), ..Devices::default() };
         let router = Router::new(Endpoint::Generator, mailboxes, devices);
@@ -90,7 +96,7 @@ impl Contexts {
         let state = DecoderState::new(DecoderConfig {
             page_tokens,
             page_bytes: parts.page_bytes(),
-            eos_tokens: parts.model.eos_tokens.clone(),
+            finish,
             vocabulary: parts.model.vocabulary,
             pid: std::process::id(),
             growth_tokens: GROWTH_TOKENS,

@@ -1,4 +1,4 @@
-//! A peer's prompt on its way through this process: the decisions of the prefiller, without actix, clock or I/O.
+//! The life of a peer's prompt in this process: the decisions of the prefiller, without actix, clock or I/O.
 //!
 //! ```text
 //! Reserving ──► Running ──► Sending ──► Draining ──► gone
@@ -7,8 +7,8 @@
 //!    gone       Stopping ───────────────────┘
 //! ```
 //!
-//! A page goes to transfer as soon as no later token can change it. The pages go back when neither the engine nor a put
-//! touches them any more.
+//! A page is handed to the transfer actor as soon as no later token can change it. The prompt's pages are released when neither the engine
+//! nor a put uses them.
 
 use std::collections::{BTreeMap, HashMap, hash_map};
 use std::sync::Arc;
@@ -22,43 +22,53 @@ use crate::first_token;
 use crate::log::LogLine;
 use crate::messages::{
     CancelPuts, PagesComputed, PagesDenied, PagesReserved, PagesSent, ReleasePages, ReservePages,
-    SchedulePut, SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StartPrefill,
-    StartSequence, StopSequence,
+    ReservePriority, SchedulePut, SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
+    StartPrefill, StartSequence, StopSequence,
 };
 use crate::request::RequestId;
 
 /// A request of a peer.
 pub type Key = (SessionId, RequestId);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Phase {
+    /// It waits for pages.
     Reserving,
-    Running,
+    /// The engine computes it; final pages are being put.
+    Running(HandOver),
+    /// It was cancelled, and the engine has not stopped it yet.
     Stopping,
-    Sending,
+    /// It is computed; the last pages are being put.
+    Sending(HandOver),
+    /// It has ended, and puts may still read its pages.
     Draining,
+}
+
+/// The pages of a prompt, and how many of them the receiver has.
+#[derive(Debug)]
+struct HandOver {
+    pages: Vec<PageId>,
+    /// Leading pages that were handed to the transfer actor, or that the receiver had before.
+    scheduled: u32,
+    /// Pages that the receiver has.
+    sent: u32,
+    /// The time for which the lane carried the pages that were put.
+    put_micros: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
-    /// Ours, never used twice.
+    /// This process's number for it, never reused.
     serial: u64,
     prompt: Arc<[u32]>,
     sampling: Arc<Sampling>,
-    pages: Vec<PageId>,
-    /// Pages that are with transfer, or that the receiver has anyway.
-    scheduled: u32,
-    /// Leading tokens that the receiver had before.
+    /// Leading tokens whose KV the receiver had before.
     resident: u32,
-    /// Pages that the receiver has.
-    sent: u32,
-    /// How long the lane had those that were put.
-    put_micros: u64,
     deadline: Instant,
     phase: Phase,
 }
 
-/// What the prefiller knows of its node.
+/// The prefiller's configuration.
 #[derive(Clone, Debug)]
 pub struct PrefillerConfig {
     /// Tokens in a page.
@@ -73,9 +83,9 @@ pub struct PrefillerConfig {
     pub context_tokens: u32,
 }
 
-/// Most prefills that wait or run in one session; what a receiver asks for beyond it computes itself.
+/// Most prefills of one session at a time. More are refused, and the receiver computes them itself.
 const PREFILLS_MAX: usize = 1024;
-/// Longest time that a peer's request is kept, whatever it asks for.
+/// Longest deadline that a peer's request can have.
 const REMAINING_MS_MAX: u64 = 24 * 3600 * 1000;
 
 /// All live prefills.
@@ -87,7 +97,7 @@ pub struct PrefillerState {
     entries: BTreeMap<Key, Entry>,
     /// Which entry has this serial.
     serials: HashMap<u64, Key>,
-    /// Entries of each session that has any.
+    /// How many entries each session has. A session without entries is absent.
     of_session: HashMap<SessionId, usize>,
 }
 
@@ -130,7 +140,7 @@ impl PrefillerState {
         }
     }
 
-    /// This process is ending: no new prefills from now on; those taken continue.
+    /// This process is ending: new prefills are refused, accepted ones continue.
     fn on_drain(&mut self) -> Vec<Effect> {
         self.draining = true;
         Vec::new()
@@ -143,36 +153,23 @@ impl PrefillerState {
         if let Some(reason) = self.refusal(key, &prompt, resident) {
             return vec![failed(key, PrefillFault::Refused, reason)];
         }
-        let (wanted, there) = (self.pages_for(&prompt), resident / self.config.page_tokens);
+        let wanted = self.pages_for(&prompt);
         let deadline = now + Duration::from_millis(remaining_ms.min(REMAINING_MS_MAX));
         self.next_serial += 1;
-        let (serial, pages, phase) = (self.next_serial, Vec::new(), Phase::Reserving);
+        let serial = self.next_serial;
         let prompt: Arc<[u32]> = prompt.into();
         let tokens = prompt.clone();
         self.serials.insert(serial, key);
         *self.of_session.entry(session).or_default() += 1;
-        self.entries.insert(
-            key,
-            Entry {
-                serial,
-                prompt,
-                sampling,
-                pages,
-                scheduled: there,
-                resident,
-                sent: there,
-                put_micros: 0,
-                deadline,
-                phase,
-            },
-        );
+        let entry = Entry { serial, prompt, sampling, resident, deadline, phase: Phase::Reserving };
+        self.entries.insert(key, entry);
         let sequence = SequenceId::Peer(serial);
         vec![to::buffer_manager(ReservePages {
             sequence,
             tokens,
             pages: wanted,
             landing: None,
-            again: false,
+            priority: ReservePriority::New,
         })]
     }
 
@@ -180,40 +177,43 @@ impl PrefillerState {
         (prompt.len() as u32).div_ceil(self.config.page_tokens)
     }
 
-    /// Why a prompt is not taken, if it is not. A peer's numbers are checked before anything trusts them.
+    /// Why a prompt is refused, or `None` if it is accepted. Every number from the peer is checked here.
     fn refusal(&self, key: Key, prompt: &[u32], resident: u32) -> Option<String> {
         let PrefillerConfig { pool_pages, vocabulary, context_tokens, page_tokens, .. } = self.config;
         let pages = self.pages_for(prompt);
         let of_session = self.of_session.get(&key.0).copied().unwrap_or_default();
         if self.draining {
-            Some("this sender is ending".to_owned())
+            Some("this sender is shutting down".to_owned())
         } else if prompt.is_empty() {
             Some("the prompt is empty".to_owned())
         } else if prompt.len() > context_tokens as usize {
-            Some(format!("the prompt has {} tokens and the model takes {context_tokens}", prompt.len()))
+            Some(format!(
+                "the prompt has {} tokens and the model's context has {context_tokens}",
+                prompt.len()
+            ))
         } else if resident as usize >= prompt.len() || !resident.is_multiple_of(page_tokens) {
             Some(format!("{resident} of {} tokens cannot be resident", prompt.len()))
         } else if let Some(token) = prompt.iter().find(|token| **token >= vocabulary) {
             Some(format!("token {token} is not in the vocabulary of {vocabulary}"))
         } else if self.entries.contains_key(&key) {
-            Some("a request of this number is being prefilled".to_owned())
+            Some("a request with this number is being prefilled".to_owned())
         } else if pages > pool_pages {
             Some(format!("the prompt needs {pages} pages of KV and the sender's pool has {pool_pages}"))
         } else if of_session >= PREFILLS_MAX {
-            Some(format!("{PREFILLS_MAX} prompts wait here already"))
+            Some(format!("the session already has {PREFILLS_MAX} prefills on this sender"))
         } else {
             None
         }
     }
 
-    /// The live entry behind one of our sequences.
+    /// The entry of a sequence.
     fn find(&mut self, sequence: SequenceId) -> Option<(Key, &mut Entry)> {
         let SequenceId::Peer(serial) = sequence else { return None };
         let key = *self.serials.get(&serial)?;
         Some((key, self.entries.get_mut(&key)?))
     }
 
-    /// Forgets an entry and gives its pages back.
+    /// Removes an entry and releases its pages.
     fn forget(&mut self, key: Key) -> Vec<Effect> {
         let Some(entry) = self.entries.remove(&key) else { return Vec::new() };
         self.serials.remove(&entry.serial);
@@ -226,116 +226,124 @@ impl PrefillerState {
         vec![to::buffer_manager(ReleasePages { sequence: entry.sequence() })]
     }
 
-    /// The pages are there.
+    /// The pages are reserved: run the prompt on the engine.
     fn on_reserved(&mut self, reserved: PagesReserved) -> Vec<Effect> {
         let page_tokens = self.config.page_tokens;
         let PagesReserved { sequence, resident, pages, .. } = reserved;
         let Some((key, entry)) = self.find(sequence) else { return Vec::new() };
-        entry.phase = Phase::Running;
-        entry.pages = pages;
         let start = to::generator(StartSequence {
             sequence,
             tokens: entry.prompt.to_vec(),
             resident,
-            pages: entry.pages.clone(),
+            pages: pages.clone(),
             prompt: entry.prompt.len() as u32,
             sample: 1,
             sampling: entry.sampling.clone(),
             ignore_eos: false,
         });
-        // What an earlier prompt has left here travels at once.
-        [start].into_iter().chain(put(key, entry, resident / page_tokens)).collect()
+        let sent = entry.resident / page_tokens;
+        let mut hand_over = HandOver { pages, scheduled: sent, sent, put_micros: 0 };
+        // Pages that the prefix cache has can be put at once.
+        let cached = hand_over.put(key, resident / page_tokens);
+        entry.phase = Phase::Running(hand_over);
+        [start].into_iter().chain(cached).collect()
     }
 
-    /// The pages cannot be had.
+    /// The prompt cannot get the pages that it needs.
     fn on_denied(&mut self, denied: &PagesDenied) -> Vec<Effect> {
         let Some((key, _)) = self.find(denied.sequence) else { return Vec::new() };
         let PagesDenied { needed, usable, .. } = denied;
-        let reason = format!("the prompt needs {needed} pages of KV and {usable} can be used now");
+        let reason = format!("the prompt needs {needed} pages of KV and {usable} are usable now");
         [vec![failed(key, PrefillFault::Refused, reason)], self.on_cancel(key)].concat()
     }
 
-    /// The engine has moved a prefill.
+    /// The engine has advanced or ended a prefill.
     fn on_advanced(&mut self, event: SequenceAdvanced) -> Vec<Effect> {
         let page_tokens = self.config.page_tokens;
         let Some((key, entry)) = self.find(event.sequence) else { return Vec::new() };
         let (session, request) = key;
         let mut effects = Vec::new();
-        if entry.phase == Phase::Running {
+        if let Phase::Running(hand_over) = &mut entry.phase {
             let prompt_tokens = entry.prompt.len() as u32;
             let last = if event.resident == prompt_tokens {
-                entry.pages.len() as u32
+                hand_over.pages.len() as u32
             } else {
                 event.resident / page_tokens
             };
-            effects.extend(put(key, entry, last));
+            effects.extend(hand_over.put(key, last));
             if let Some(token) = event.token {
                 let prefill_micros = event.running_micros;
                 let (token, logprobs) = first_token::split(token);
                 let frame = Frame::PrefillFinished { request: request.0, token, logprobs, prefill_micros };
                 effects.push(to::peer_link(SendFrame { session, frame }));
-                let (sequence, tokens, pages) = (event.sequence, entry.prompt.clone(), entry.pages.clone());
+                let (sequence, tokens, pages) =
+                    (event.sequence, entry.prompt.clone(), hand_over.pages.clone());
                 effects.push(to::buffer_manager(PagesComputed { sequence, tokens, pages }));
             }
         }
-        match event.ended {
-            None => return effects,
-            Some(SequenceEnd::Finished(_)) if entry.phase == Phase::Running => {
-                entry.phase = Phase::Sending;
+        let Some(end) = event.ended else { return effects };
+        match (std::mem::replace(&mut entry.phase, Phase::Draining), end) {
+            (Phase::Running(hand_over), SequenceEnd::Finished(_)) => {
+                entry.phase = Phase::Sending(hand_over);
                 effects.extend(self.drain_if_sent(key));
-                return effects;
             }
-            Some(SequenceEnd::Failed(reason)) => effects.push(failed(key, PrefillFault::Failed, reason)),
-            Some(_) => {}
+            (_, SequenceEnd::Failed(reason)) => {
+                effects.extend([failed(key, PrefillFault::Failed, reason), cancel_puts(key)]);
+            }
+            (_, SequenceEnd::Finished(_) | SequenceEnd::Stopped) => effects.push(cancel_puts(key)),
         }
-        entry.phase = Phase::Draining;
-        effects.push(cancel_puts(key));
         effects
     }
 
-    /// More of its pages are visible at the receiver.
+    /// More of the prompt's pages are visible at the receiver.
     fn on_sent(&mut self, sent: &PagesSent) -> Vec<Effect> {
         let key = (sent.session, sent.request);
-        let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
-        entry.sent += sent.count;
-        entry.put_micros += sent.put_micros;
+        let entry = self.entries.get_mut(&key);
+        let phase = entry.map(|entry| &mut entry.phase);
+        if let Some(Phase::Running(hand_over) | Phase::Sending(hand_over)) = phase {
+            hand_over.sent += sent.count;
+            hand_over.put_micros += sent.put_micros;
+        }
         self.drain_if_sent(key)
     }
 
+    /// Ends a prompt that is computed and whose pages the receiver has.
     fn drain_if_sent(&mut self, key: Key) -> Vec<Effect> {
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
-        if entry.phase != Phase::Sending || (entry.sent as usize) < entry.pages.len() {
+        let Phase::Sending(hand_over) = &entry.phase else { return Vec::new() };
+        let (all, put_micros) = (hand_over.pages.len() as u32, hand_over.put_micros);
+        if hand_over.sent < all {
             return Vec::new();
         }
         entry.phase = Phase::Draining;
-        let travelled = entry.pages.len() as u32 - entry.resident / self.config.page_tokens;
+        let put_pages = all - entry.resident / self.config.page_tokens;
         let stored = LogLine::Stored {
             request: key.1,
             tokens: entry.prompt.len() as u32 - entry.resident,
-            bytes: u64::from(travelled) * self.config.page_bytes,
-            put_micros: entry.put_micros,
+            bytes: u64::from(put_pages) * self.config.page_bytes,
+            put_micros,
         };
         vec![to::log(stored), cancel_puts(key)]
     }
 
-    /// No put touches its pages any more.
+    /// No put reads the prompt's pages any more.
     fn on_drained(&mut self, key: Key) -> Vec<Effect> {
         match self.entries.get(&key) {
-            Some(entry) if entry.phase == Phase::Draining => self.forget(key),
+            Some(Entry { phase: Phase::Draining, .. }) => self.forget(key),
             _ => Vec::new(),
         }
     }
 
-    /// The receiver no longer wants it.
+    /// The receiver no longer wants the prompt.
     fn on_cancel(&mut self, key: Key) -> Vec<Effect> {
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
         match entry.phase {
             Phase::Reserving => self.forget(key),
-            Phase::Running => {
+            Phase::Running(_) => {
                 entry.phase = Phase::Stopping;
                 vec![to::generator(StopSequence { sequence: entry.sequence() })]
             }
-            Phase::Sending => {
+            Phase::Sending(_) => {
                 entry.phase = Phase::Draining;
                 vec![cancel_puts(key)]
             }
@@ -343,7 +351,7 @@ impl PrefillerState {
         }
     }
 
-    /// The receiver is gone: so are its requests.
+    /// The receiver is lost: its requests end.
     fn on_peer_lost(&mut self, session: SessionId) -> Vec<Effect> {
         let keys: Vec<Key> = self.entries.keys().filter(|key| key.0 == session).copied().collect();
         keys.into_iter().flat_map(|key| self.on_cancel(key)).collect()
@@ -358,7 +366,8 @@ impl PrefillerState {
         let keys: Vec<Key> = self.entries.iter().filter_map(late).collect();
         let mut effects = Vec::new();
         for key in keys {
-            effects.push(failed(key, PrefillFault::Failed, "its deadline passed on the sender".to_owned()));
+            let reason = "the request's deadline passed on the sender".to_owned();
+            effects.push(failed(key, PrefillFault::Failed, reason));
             effects.extend(self.on_cancel(key));
         }
         effects
@@ -371,15 +380,17 @@ impl Entry {
     }
 }
 
-/// Hands the pages before `last` over that are not with transfer yet.
-fn put((session, request): Key, entry: &mut Entry, last: u32) -> Option<Effect> {
-    let pages = entry.pages.get(entry.scheduled as usize..last as usize).filter(|pages| !pages.is_empty())?;
-    let (first_page, pages) = (entry.scheduled, pages.to_vec());
-    entry.scheduled = last;
-    Some(to::transfer(SchedulePut { session, request, first_page, pages }))
+impl HandOver {
+    /// Hands the pages before `last` that were not scheduled yet to the transfer actor.
+    fn put(&mut self, (session, request): Key, last: u32) -> Option<Effect> {
+        let pages = self.pages.get(self.scheduled as usize..last as usize);
+        let pages = pages.filter(|pages| !pages.is_empty())?.to_vec();
+        let first_page = std::mem::replace(&mut self.scheduled, last);
+        Some(to::transfer(SchedulePut { session, request, first_page, pages }))
+    }
 }
 
-/// Nothing more of this request is to be put.
+/// Tells the transfer actor that no more pages of this request are to be put.
 fn cancel_puts((session, request): Key) -> Effect {
     to::transfer(CancelPuts { session, request })
 }

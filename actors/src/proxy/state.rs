@@ -227,8 +227,7 @@ mod tests {
         let generate = generate(1, 1, Route::Auto);
         let effects = state.on(now, generate.clone().into());
         assert_eq!(effects, [to::decoder(Decode { generate, prefill_on: None })]);
-        for complete_with in [None, Some(3)] {
-            let abort = AbortRequest { request: RequestId(1), complete_with };
+        for abort in [AbortRequest::cancelled(RequestId(1)), AbortRequest::completed(RequestId(1), 3)] {
             assert_eq!(state.on(now, abort.into()), [to::decoder(abort)]);
         }
     }

@@ -1,15 +1,18 @@
-//! When which page is put: the decisions of the transfer actor, without actix, clock or transport.
+//! When each page is put: the decisions of the transfer actor, without actix, clock or transport.
 //!
-//! A ready page spends the next credit and is put, together with its neighbours if theirs are the neighbours of its target; puts complete in
-//! any order; a flush follows every few pages, and the last, and is over when all puts before it are visible; only a page whose put is
-//! done, flushed and hashed is announced. So what is announced last is a few pages, and the receiver has checked the others by then.
+//! - A ready page spends the next credit and is put. Pages whose sources and targets are both neighbours go as one put.
+//! - Puts complete in any order.
+//! - A flush follows every few pages, and the last page. When it completes, all puts before it are visible at the receiver.
+//! - A page is announced once its put is complete, flushed and hashed.
+//!
+//! The receiver checks each announced page while later ones are in flight, so only a few pages are left to check after the last frame.
 //!
 //! ```text
 //! ready ──credit──► put ──completion, flush, hash──► visible ──► PageFilled frame, PagesSent
 //! ```
 //!
-//! A new session first moves a few pages that belong to nobody: that is the measurement printed at start-up, over the
-//! very path that requests will take.
+//! A new session first moves a few pages that belong to no request. They measure the lane's speed on the path that requests will take; the
+//! speed is printed at start-up.
 
 mod session;
 
@@ -28,48 +31,49 @@ use crate::messages::{
     SendFrame, SessionId, SessionOpened,
 };
 use crate::request::RequestId;
-use session::{Load, Put, Ready, Session};
+use session::{Load, PageHash, Phase, Put, Ready, Session};
 
-/// Most pages in flight in a session, as a rule: enough to fill a lane, few enough not to queue behind each other.
+/// Default for the most pages in flight in a session: enough to fill a lane, few enough not to queue behind each other.
 pub const PAGES_IN_FLIGHT: usize = 16;
-/// Pages after which a flush is posted: fewer wake more threads than they save, where a lane has two cores.
+/// A flush is posted after this many pages. With fewer, waking threads costs more than the earlier announcement saves on a lane of two cores.
 const FLUSH_PAGES: usize = 8;
-/// Pages that may go as one put between devices, where each put is a launch: so many that a lane is full with two of them; and there are two.
+/// Most neighbouring pages in one put between devices, where each put is a kernel launch. Two puts of this size saturate the lane, and two
+/// are in flight.
 const RUN_PAGES_ON_DEVICE: usize = 8;
-/// The same between hosts: the bytes of a long put leave the processor's caches between its sockets and its copies.
+/// Most neighbouring pages in one put between hosts. The bytes of a longer put leave the processor's caches between the socket and the copy.
 const RUN_PAGES_ON_HOST: usize = 1;
-/// Most pages moved by the measurement at a session's start, before and during the measured part.
+/// Most probe pages at a session's start: in the warm-up, and in the measurement.
 const PROBE_PAGES: (u32, u32) = (8, 64);
-/// A put or flush that has not completed for this long is lost, whatever the lane says: the link's heartbeats do not
-/// see the lane.
+/// A session is broken if one of its operations has not completed after this time. The link's heartbeats use another connection, so they
+/// do not notice a lane that is stuck.
 pub const OPERATION_MICROS_MAX: u64 = 5_000_000;
-/// Largest ring that a sender keeps books for.
+/// Largest ring that a sender accepts.
 const RING_PAGES_MAX: u32 = 1 << 20;
 
-/// What the transfer actor knows of its node.
+/// The transfer actor's configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct TransferConfig {
     /// Bytes of a page.
     pub page_bytes: u64,
-    /// A lane that moves less than this is not used.
+    /// A lane that moves less than this many gigabytes a second is refused.
     pub min_gigabytes_per_second: f64,
     /// Pages are announced with their hashes.
     pub hashed: bool,
-    /// Pages lie on a device: neighbours go as one put.
+    /// Pages are in device memory: neighbouring pages go as one put.
     pub on_device: bool,
     /// Most pages of a session in flight; at least one.
     pub pages_in_flight: usize,
 }
 
-/// Every session's queue.
+/// The queues of all sessions.
 #[derive(Debug)]
 pub struct TransferState {
     config: TransferConfig,
-    /// Most neighbours that go as one put.
+    /// Most neighbouring pages in one put.
     run_pages: usize,
     next_ticket: u64,
     sessions: BTreeMap<SessionId, Session>,
-    /// Pages whose puts were posted and whose hashes are to be asked for.
+    /// Pages whose puts were posted by this message; the hash thread is asked for their hashes at its end.
     to_hash: Vec<PageToHash>,
 }
 
@@ -108,7 +112,7 @@ impl TransferState {
             }
             ToTransfer::Tick(_) => self.on_tick(now_micros),
         };
-        // Behind all puts: a page is final, and the transport and the hash thread read it at the same time.
+        // After all puts, so that the transport starts first. Both only read the page, which is final.
         if !self.to_hash.is_empty() {
             effects.push(to::hash_thread(HashPages(std::mem::take(&mut self.to_hash))));
         }
@@ -125,34 +129,33 @@ impl TransferState {
                 let result = result.map_err(|error| error.to_string());
                 self.on_flushed(now_micros, SessionId(session.0), ticket, result)
             }
-            // The peer link's.
+            // The peer link handles these.
             Event::Opened { .. } | Event::Connected { .. } | Event::Failed { .. } | Event::Closed { .. } => {
                 Vec::new()
             }
         }
     }
 
-    /// What helps where a lane cannot carry pages.
+    /// What an operator can do about a lane that cannot carry pages.
     fn remedy(&self) -> &'static str {
         if self.config.on_device {
-            "let UCX_TLS have cuda_ipc, and see that the two GPUs are peers on one host"
+            "add cuda_ipc to UCX_TLS, and check that the two GPUs are peers on one host"
         } else {
-            "see what UCX_TLS and UCX_NET_DEVICES allow"
+            "check what UCX_TLS and UCX_NET_DEVICES allow"
         }
     }
 
-    /// Lost sessions of which an operation is still waited for.
+    /// Lost sessions that still have a put in flight.
     pub fn lost(&self) -> usize {
-        self.sessions.values().filter(|live| live.lost).count()
+        self.sessions.values().filter(|live| live.is_lost()).count()
     }
 
-    /// Credits of live sessions that are not spent, or spent and not announced.
-    pub fn credits_held(&self) -> u32 {
-        let live = self.sessions.values().filter(|live| !live.lost);
-        live.map(|live| live.ring.available() + live.ring.unannounced()).sum()
+    /// Live sessions in which this process holds credits, or may still be granted some.
+    pub fn sessions_with_credits(&self) -> u32 {
+        self.sessions.values().filter(|live| !live.is_lost() && !live.has_returned_all()).count() as u32
     }
 
-    /// A session began. Credits may come before the lane is connected.
+    /// A session began. Credits may arrive before the lane is connected.
     fn on_session_opened(&mut self, opened: SessionOpened) -> Vec<Effect> {
         if let Some(capacity) = NonZeroU32::new(opened.ring_pages.min(RING_PAGES_MAX)) {
             self.sessions.insert(opened.session, Session::new(capacity, opened.seed));
@@ -160,12 +163,10 @@ impl TransferState {
         Vec::new()
     }
 
-    /// Puts may be posted: first the probe's.
+    /// The lane is connected: puts may be posted, the probe's first.
     fn on_connected(&mut self, now_micros: u64, session: SessionId, lane: String) -> Vec<Effect> {
         if let Some(live) = self.sessions.get_mut(&session) {
-            live.lane = Some(lane);
-            let warm = live.probe.as_ref().map_or(0, |probe| probe.warm);
-            live.ready.extend((0..warm).map(|_| Ready { load: Load::Probe, page: PageId(0) }));
+            live.connect(lane);
         }
         self.pump(now_micros, session)
     }
@@ -174,22 +175,26 @@ impl TransferState {
     fn on_granted(&mut self, now_micros: u64, granted: &CreditsGranted) -> Vec<Effect> {
         let CreditsGranted { session, first, pages } = granted;
         let Some(live) = self.sessions.get_mut(session) else { return Vec::new() };
+        live.share = None;
         match live.ring.accept(*first, pages) {
             Ok(()) => self.pump(now_micros, *session),
-            Err(error) => self.give_up(*session, error.to_string()),
+            Err(error) => self.break_session(*session, error.to_string()),
         }
     }
 
-    /// Our share of the ring: of the credits beyond it, those that no put has spent go back, in their turn.
+    /// The session's share of the ring. Free credits beyond the share are returned to the receiver, in the order of credits.
     fn on_ring_shared(&mut self, now_micros: u64, session: SessionId, pages: u32) -> Vec<Effect> {
-        let Some(live) = self.sessions.get_mut(&session).filter(|live| !live.lost) else { return Vec::new() };
+        let Some(live) = self.sessions.get_mut(&session).filter(|live| !live.is_lost()) else {
+            return Vec::new();
+        };
+        live.share = Some(pages);
         live.give_back(pages, now_micros);
         self.pump(now_micros, session)
     }
 
     /// Final pages of a request.
     fn on_schedule(&mut self, now_micros: u64, put: &SchedulePut) -> Vec<Effect> {
-        let Some(live) = self.sessions.get_mut(&put.session).filter(|live| !live.lost) else {
+        let Some(live) = self.sessions.get_mut(&put.session).filter(|live| !live.is_lost()) else {
             return Vec::new();
         };
         for (n, &page) in (0..).zip(&put.pages) {
@@ -199,8 +204,8 @@ impl TransferState {
         self.pump(now_micros, put.session)
     }
 
-    /// Nothing more of this request is to be sent, because all is or because nobody wants it: what is queued is
-    /// dropped, what is in flight is waited for.
+    /// No more pages of this request are to be sent: all were sent, or the request was cancelled. Its queued pages are dropped;
+    /// [`PutsDrained`] follows when its puts in flight have completed.
     fn on_cancel(&mut self, session: SessionId, request: RequestId) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session) else {
             return vec![drained(session, request)];
@@ -209,7 +214,7 @@ impl TransferState {
         if live.is_drained(request) { vec![drained(session, request)] } else { Vec::new() }
     }
 
-    /// The hash of the page that was put under this credit. It is announced with the page.
+    /// The hash of the page that was put under this credit.
     fn on_hashed(
         &mut self,
         now_micros: u64,
@@ -218,11 +223,13 @@ impl TransferState {
         hash: u64,
     ) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
-        let over = live.on_over(|put| (put.credit == credit).then(|| put.hash = Some(hash)).is_some());
-        self.went_over(now_micros, session, over)
+        let known = PageHash::Known(hash);
+        let drained_requests =
+            live.update_puts(|put| (put.credit == credit).then(|| put.hash = known).is_some());
+        self.after_update(now_micros, session, drained_requests)
     }
 
-    /// The sources of a put are free again, or the put failed.
+    /// A put has completed, so the transport no longer reads its source pages; or it failed.
     fn on_put_completed(
         &mut self,
         now_micros: u64,
@@ -231,31 +238,38 @@ impl TransferState {
         result: Result<(), String>,
     ) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
-        let over = live.on_over(|put| (put.ticket == ticket).then(|| put.done = true).is_some());
+        let drained_requests =
+            live.update_puts(|put| (put.ticket == ticket).then(|| put.done = true).is_some());
         let mut effects = match result {
             Ok(()) => Vec::new(),
             Err(error) => {
-                let reason = match live.probe.as_ref().and(live.lane.clone()) {
+                let reason = match live.lane_in_probe().map(str::to_owned) {
                     Some(lane) => format!("lane {lane} cannot carry pages ({error}); {}", self.remedy()),
                     None => format!("put failed: {error}"),
                 };
-                self.give_up(session, reason)
+                self.break_session(session, reason)
             }
         };
-        effects.extend(self.went_over(now_micros, session, over));
+        effects.extend(self.after_update(now_micros, session, drained_requests));
         effects
     }
 
-    /// Nothing of ours reads pages of these cancelled requests any more; and what is whole now is announced.
-    fn went_over(&mut self, now_micros: u64, session: SessionId, over: Vec<RequestId>) -> Vec<Effect> {
-        let mut effects: Vec<Effect> = over.into_iter().map(|request| drained(session, request)).collect();
+    /// Puts have changed: reports these cancelled requests as drained, announces the pages that are complete, and posts more.
+    fn after_update(
+        &mut self,
+        now_micros: u64,
+        session: SessionId,
+        drained_requests: Vec<RequestId>,
+    ) -> Vec<Effect> {
+        let mut effects: Vec<Effect> =
+            drained_requests.into_iter().map(|request| drained(session, request)).collect();
         self.reap(session);
         effects.extend(self.announce(now_micros, session));
         effects.extend(self.pump(now_micros, session));
         effects
     }
 
-    /// Everything under the flush is visible at the receiver, or the flush failed.
+    /// All puts before this flush are visible at the receiver, or the flush failed.
     fn on_flushed(
         &mut self,
         now_micros: u64,
@@ -264,13 +278,13 @@ impl TransferState {
         result: Result<(), String>,
     ) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
-        let Some(place) = live.flushes.iter().position(|flush| flush.0 == ticket) else { return Vec::new() };
-        let Some((_, below)) = live.flushes.remove(place) else { return Vec::new() };
-        if live.lost {
+        let Some(index) = live.flushes.iter().position(|flush| flush.0 == ticket) else { return Vec::new() };
+        let Some((_, below)) = live.flushes.remove(index) else { return Vec::new() };
+        if live.is_lost() {
             return Vec::new();
         }
         if let Err(error) = result {
-            return self.give_up(session, format!("flush failed: {error}"));
+            return self.break_session(session, format!("flush failed: {error}"));
         }
         live.flushed = live.flushed.max(below);
         let mut effects = self.announce(now_micros, session);
@@ -278,7 +292,7 @@ impl TransferState {
         effects
     }
 
-    /// The session is over. Puts in flight are still waited for: their sources are in use until they complete.
+    /// The session is over. It is kept until its puts in flight have completed, because the transport reads their source pages.
     fn on_lost(&mut self, session: SessionId) -> Vec<Effect> {
         if let Some(live) = self.sessions.get_mut(&session) {
             live.lose();
@@ -287,24 +301,23 @@ impl TransferState {
         Vec::new()
     }
 
-    /// Time has passed: a session whose lane holds an operation for too long is given up.
+    /// Time has passed: breaks sessions that have an operation in flight for too long.
     fn on_tick(&mut self, now_micros: u64) -> Vec<Effect> {
         let stuck = |live: &Session| {
-            // Not done, not flushed, or not hashed. They are in the order of posting.
-            let oldest = live.puts.front().filter(|_| live.lane.is_some());
+            // Puts are in the order of posting, so the first is the oldest one that is not complete, flushed and hashed.
+            let oldest = live.puts.front().filter(|_| live.may_post());
             oldest.is_some_and(|put| now_micros.saturating_sub(put.posted_micros) > OPERATION_MICROS_MAX)
         };
         let stuck: Vec<SessionId> =
             self.sessions.iter().filter(|(_, live)| stuck(live)).map(|(session, _)| *session).collect();
-        let reason =
-            format!("lane has held an operation for more than {} s", OPERATION_MICROS_MAX / 1_000_000);
-        stuck.into_iter().flat_map(|session| self.give_up(session, reason.clone())).collect()
+        let reason = format!("a put or flush has not completed for {} s", OPERATION_MICROS_MAX / 1_000_000);
+        stuck.into_iter().flat_map(|session| self.break_session(session, reason.clone())).collect()
     }
 
-    /// Nothing more is posted or announced in a session that broke; its end is asked for once.
-    fn give_up(&mut self, session: SessionId, reason: String) -> Vec<Effect> {
+    /// Breaks the session: nothing more is posted or announced in it. The peer link is asked once to end it.
+    fn break_session(&mut self, session: SessionId, reason: String) -> Vec<Effect> {
         match self.sessions.get_mut(&session) {
-            Some(live) if !live.lost => {
+            Some(live) if !live.is_lost() => {
                 live.lose();
                 vec![to::peer_link(BreakSession { session, reason })]
             }
@@ -312,9 +325,13 @@ impl TransferState {
         }
     }
 
-    /// Forgets a lost session whose last operation has completed.
+    /// Removes a lost session whose last put has completed.
     fn reap(&mut self, session: SessionId) {
-        if self.sessions.get(&session).is_some_and(|live| live.lost && live.puts.iter().all(Put::is_over)) {
+        if self
+            .sessions
+            .get(&session)
+            .is_some_and(|live| live.is_lost() && live.puts.iter().all(Put::is_over))
+        {
             self.sessions.remove(&session);
         }
     }
@@ -324,31 +341,27 @@ impl TransferState {
         Ticket(self.next_ticket)
     }
 
-    /// Posts what can be posted: puts as far as credits and the window go, and flushes behind them.
+    /// Posts all puts that credits and the limit of pages in flight allow, and the flushes that are due.
     fn pump(&mut self, now_micros: u64, session: SessionId) -> Vec<Effect> {
         let mut effects: Vec<Effect> = Vec::new();
         loop {
             let next = self.ticket();
             let Some(live) = self.sessions.get_mut(&session) else { return effects };
-            // A run is not cut by a flush.
-            // Twice what those pages need: the last of a request's may be few.
+            // Twice the flushes that the pages in flight need, because the last flush of a request may cover few pages.
             let most = 2 * self.config.pages_in_flight.div_ceil(FLUSH_PAGES);
+            // At least `run_pages`, so that a flush does not divide a run.
             if let Some(below) = live.flush_below(self.run_pages.max(FLUSH_PAGES), most) {
                 live.flushes.push_back((next, below));
                 let session = TransportSession(session.0);
                 effects.push(to::transport(Command::Flush { session, ticket: next }));
                 continue;
             }
-            let flying = live.puts.iter().filter(|put| !put.done).count();
-            if live.lost
-                || live.lane.is_none()
-                || flying >= self.config.pages_in_flight
-                || live.ready.is_empty()
-            {
+            let in_flight = live.puts.iter().filter(|put| !put.done).count();
+            if !live.may_post() || in_flight >= self.config.pages_in_flight || live.ready.is_empty() {
                 break;
             }
             let Some(credit) = live.ring.spend() else { break };
-            let Ready { load, page } = live.next().expect("it is not empty");
+            let Ready { load, page } = live.next().expect("`ready` is not empty");
             let seed = live.seed_of(load, credit.number, now_micros);
             let ticket = self.post(&mut effects, session, next, (page, credit.page));
             let seed = seed.filter(|_| self.config.hashed);
@@ -359,16 +372,14 @@ impl TransferState {
                 credit: credit.number,
                 load,
                 posted_micros: now_micros,
-                is_hashed: seed.is_some(),
-                hash: None,
                 done: false,
-                cancelled: false,
+                hash: if seed.is_some() { PageHash::Pending } else { PageHash::NotNeeded },
             });
         }
         effects
     }
 
-    /// Posts a put of one page, or adds the page to the run that was posted last, whose ticket it then shares.
+    /// Posts a put of one page, or adds the page to the last put of `effects`. Returns the put's ticket.
     fn post(
         &self,
         effects: &mut Vec<Effect>,
@@ -402,30 +413,33 @@ impl TransferState {
         ticket
     }
 
-    /// Announces the puts at the front that are done, flushed and hashed: one frame a run of one request's neighbouring pages.
+    /// Announces the pages at the front whose puts are complete, flushed and hashed. One frame announces a run of neighbouring pages of one
+    /// request.
     fn announce(&mut self, now: u64, session: SessionId) -> Vec<Effect> {
         let page_bytes = self.config.page_bytes;
-        let Some(live) = self.sessions.get_mut(&session).filter(|live| !live.lost) else { return Vec::new() };
+        let Some(live) = self.sessions.get_mut(&session).filter(|live| !live.is_lost()) else {
+            return Vec::new();
+        };
         let mut whole = live.take_whole();
         let Some(front) = whole.front() else { return Vec::new() };
         let began = front.posted_micros.max(live.flushed_micros);
         // The lane carried all of these pages together, so each page of a request has an equal part of the time.
         let all_micros = now.saturating_sub(began);
-        let all_pages = whole.iter().filter(|put| put.owner().is_some()).count() as u64;
+        let all_pages = whole.iter().filter(|put| put.load.owner().is_some()).count() as u64;
         live.flushed_micros = now;
         let mut effects = Vec::new();
         while let Some(put) = whole.pop_front() {
-            let (load, owner) = (put.load, put.owner());
+            let (load, owner) = (put.load, put.load.owner());
             let mut count = 1;
-            let mut hashes: Vec<u64> = put.hash.filter(|_| owner.is_some()).into_iter().collect();
+            let mut hashes: Vec<u64> = put.announced_hash().into_iter().collect();
             while let Some(next) = whole.pop_front_if(|next| put.is_followed_by(next, count)) {
-                hashes.extend(next.hash.filter(|_| owner.is_some()));
+                hashes.extend(next.announced_hash());
                 count += 1;
             }
             let first = match live.ring.announce(count) {
                 Ok(first) => first,
                 Err(error) => {
-                    effects.extend(self.give_up(session, error.to_string()));
+                    effects.extend(self.break_session(session, error.to_string()));
                     return effects;
                 }
             };
@@ -445,42 +459,38 @@ impl TransferState {
         effects
     }
 
-    /// Moves the probe on: from warming to measuring, from measuring to its result.
+    /// Advances the start-up measurement: from the warm-up to the measurement, from the measurement to its result.
     fn measure(&mut self, now_micros: u64, session: SessionId) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
-        let Some(probe) = &live.probe else { return Vec::new() };
-        let queued = live.ready.iter().any(|ready| ready.load == Load::Probe)
-            || live.puts.iter().any(|put| put.load == Load::Probe);
-        if probe.warm > 0 || queued {
+        if live.is_probing() {
             return Vec::new();
         }
-        match probe.began_micros {
-            None => {
-                let measured = probe.measured;
-                live.ready.extend((0..measured).map(|_| Ready { load: Load::Probe, page: PageId(0) }));
-                Vec::new()
+        let (lane, bytes, began) = match &live.phase {
+            Phase::WarmingUp { lane, pages: 0 } => {
+                let lane = lane.clone();
+                live.begin_measuring(lane);
+                return Vec::new();
             }
-            Some(began) => {
-                let (bytes, micros) = (probe.bytes, now_micros.saturating_sub(began).max(1));
-                let lane = live.lane.clone().unwrap_or_default();
-                live.probe = None;
-                let speed = gigabytes_per_second(bytes, micros);
-                let least = self.config.min_gigabytes_per_second;
-                if speed < least {
-                    let remedy = self.remedy();
-                    let reason = format!(
-                        "lane {lane} moves {speed:.2} GB/s, and transport.min_gigabytes_per_second is {least}; {remedy}, or set it lower"
-                    );
-                    return self.give_up(session, reason);
-                }
-                let measured = LaneSpeed { name: lane.clone(), bytes, micros };
-                let frame = Frame::LinkProbed { lane, bytes, micros };
-                vec![
-                    to::log(LogLine::ReceiverReady { session, lane: measured }),
-                    to::peer_link(SendFrame { session, frame }),
-                ]
-            }
+            Phase::Measuring { lane, began_micros: Some(began), bytes } => (lane.clone(), *bytes, *began),
+            _ => return Vec::new(),
+        };
+        live.phase = Phase::Ready;
+        let micros = now_micros.saturating_sub(began).max(1);
+        let speed = gigabytes_per_second(bytes, micros);
+        let least = self.config.min_gigabytes_per_second;
+        if speed < least {
+            let remedy = self.remedy();
+            let reason = format!(
+                "lane {lane} moves {speed:.2} GB/s, and transport.min_gigabytes_per_second is {least}; {remedy}, or lower the setting"
+            );
+            return self.break_session(session, reason);
         }
+        let measured = LaneSpeed { name: lane.clone(), bytes, micros };
+        let frame = Frame::LinkProbed { lane, bytes, micros };
+        vec![
+            to::log(LogLine::ReceiverReady { session, lane: measured }),
+            to::peer_link(SendFrame { session, frame }),
+        ]
     }
 }
 

@@ -1,24 +1,24 @@
-//! What is wrong with the node: the decisions of the watchdog, without threads or clock.
+//! Whether the node has a fault: the decisions of the watchdog, without threads or clock.
 
 use std::time::Duration;
 
-/// Something that owes progress.
+/// Something that must make progress.
 #[derive(Clone, Copy, Debug)]
 pub struct Observation {
     /// Its name.
     pub name: &'static str,
-    /// How long it has made no progress.
+    /// How long it has made no progress so far.
     pub age: Duration,
-    /// How long it may make none.
+    /// Longest time that it may make no progress.
     pub limit: Duration,
 }
 
-/// What is wrong, as a sentence.
+/// A fault of the node, as one sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Something makes no progress. It may recover.
+    /// A part makes no progress. It may recover.
     Stalled(String),
-    /// The engine can compute nothing any more: the process has to end.
+    /// The engine cannot compute any more: the process must end.
     EngineLost(String),
 }
 
@@ -31,7 +31,7 @@ impl Fault {
     }
 }
 
-/// Looks at everything once: a lost engine, or else the first thing that has been silent past its limit.
+/// The fault of a lost engine, or else of the first part that has exceeded its limit.
 pub fn observe(engine_lost: Option<&str>, all: impl IntoIterator<Item = Observation>) -> Option<Fault> {
     if let Some(text) = engine_lost {
         return Some(Fault::EngineLost(text.to_owned()));
@@ -51,14 +51,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_silent_past_its_limit_has_stalled() {
+    fn a_part_that_exceeds_its_limit_has_stalled() {
         assert_eq!(observe(None, [silent("a", 5, 5), silent("engine", 9, 10)]), None);
         let late = [silent("a", 4, 5), silent("b", 6, 5), silent("c", 7, 5)];
         assert_eq!(observe(None, late), Some(Fault::Stalled("b has made no progress for 6 s".to_owned())));
     }
 
     #[test]
-    fn a_lost_engine_goes_before_all_else() {
+    fn a_lost_engine_is_reported_first() {
         let lost = Some(Fault::EngineLost("the GPU failed".to_owned()));
         assert_eq!(observe(Some("the GPU failed"), [silent("a", 4, 5)]), lost);
         assert_eq!(observe(Some("the GPU failed"), [silent("a", 6, 5)]), lost);

@@ -1,20 +1,20 @@
-//! Engines that fail: for once, for a while, and for good.
+//! Engines that fail for a while, and engines whose GPU is lost.
 
 use engine::CudaError;
 
 use super::*;
 
-/// An error after which a GPU is of no use to its process.
+/// An error after which the process cannot use the GPU.
 fn sticky() -> EngineError {
     EngineError::Device(CudaError::of_status("cuEventQuery", 700))
 }
 
-/// One after which it may work again.
+/// An error after which the GPU may work again.
 fn passing() -> EngineError {
     EngineError::Device(CudaError::of_status("cuMemAlloc", 2))
 }
 
-/// A receiver and a sender that are ready, and what is wrong with each.
+/// A receiver and a sender that are ready, and the faults of each.
 async fn damaged_pair() -> ((Node, Damage), (Node, Damage)) {
     let (of_receiver, of_sender) = (Damage::default(), Damage::default());
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -29,7 +29,7 @@ fn fail(damage: &Damage, error: Option<EngineError>) {
     *damage.engine.lock().expect("no panic") = error;
 }
 
-/// The node says why it ends, and no peer uses it any more.
+/// Waits until the node reports why it ends and all its sessions are over.
 async fn ends(node: &Node) {
     let fault = tokio::time::timeout(PATIENCE, node.faults.wait()).await.expect("it ends");
     for words in ["the GPU failed: cuEventQuery failed: CUDA_ERROR_ILLEGAL_ADDRESS (700)", "restart it"] {
@@ -52,7 +52,7 @@ async fn a_sender_that_loses_its_gpu_costs_no_request_and_ends() {
     for (request, source) in sources {
         answer(source, request, 60).await.expect("prefilled there or here");
     }
-    // The failed engine is not called again, so it makes no difference that it would work.
+    // The engine would work again, but after a lost GPU it is not called any more.
     fail(&damage, None);
     let error = answer(ask(&sender, 20, 8, 2).await, 20, 8).await.expect_err("its engine is lost");
     assert_eq!(error, RequestError::Engine(sticky().to_string()));

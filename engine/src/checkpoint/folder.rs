@@ -1,4 +1,4 @@
-//! A Hugging Face folder of a Llama: its `config.json`, and where its tensors have their names and order from.
+//! A Llama in a Hugging Face folder: its `config.json`, and the names and row order of its tensors.
 
 use std::path::Path;
 
@@ -6,10 +6,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::OpenError;
-use crate::model::{HEADS_MAX, LAYERS_MAX, SIZE_MAX, Shape, VOCABULARY_MAX, inverse_frequencies};
+use crate::model::{HEADS_MAX, LAYERS_MAX, ModelShape, SIZE_MAX, VOCABULARY_MAX, inverse_frequencies};
 use crate::safetensors::Safetensors;
 
-/// What of `config.json` matters here.
+/// The fields of `config.json` that the engine uses.
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
     model_type: String,
@@ -30,11 +30,12 @@ pub(super) struct Config {
     mlp_bias: bool,
     hidden_act: Option<String>,
     rope_theta: Option<f64>,
-    /// Before transformers 5; since then `rope_parameters`, with the base in it.
+    /// Written by transformers before version 5.
     rope_scaling: Option<Rope>,
+    /// Written by transformers 5 and later. It contains `rope_theta`.
     rope_parameters: Option<Rope>,
     eos_token_id: Option<Value>,
-    /// `generation_config.json`'s.
+    /// `eos_token_id` of `generation_config.json`.
     #[serde(skip)]
     generation_eos: Option<Value>,
 }
@@ -57,7 +58,7 @@ impl Config {
         let text = std::fs::read(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => OpenError::UnsupportedModel {
                 path: folder.to_owned(),
-                what: "it has no config.json; name a GGUF file or a folder as Hugging Face keeps it"
+                what: "it has no config.json; set model to a GGUF file or to a folder in Hugging Face format"
                     .to_owned(),
             },
             _ => OpenError::Read { path: path.clone(), error },
@@ -75,7 +76,7 @@ impl Config {
         self.tie_word_embeddings
     }
 
-    /// Tokens that end a sequence: one or a list of them.
+    /// Tokens that end a sequence. The JSON value is one token or a list.
     pub(super) fn eos_tokens(&self, vocabulary: usize) -> Vec<u32> {
         let known = |value: &Value| value.as_u64().filter(|id| *id < vocabulary as u64).map(|id| id as u32);
         match self.generation_eos.as_ref().filter(|value| !value.is_null()).or(self.eos_token_id.as_ref()) {
@@ -85,8 +86,11 @@ impl Config {
         }
     }
 
-    /// The sizes, or what the forward pass does not compute.
-    pub(super) fn shape(&self, folder: &Path) -> Result<Shape, OpenError> {
+    /// The model's sizes.
+    ///
+    /// # Errors
+    /// The model uses a feature that the forward pass does not support, or a size is out of range.
+    pub(super) fn shape(&self, folder: &Path) -> Result<ModelShape, OpenError> {
         let unsupported = |what: String| OpenError::UnsupportedModel { path: folder.to_owned(), what };
         if self.model_type != "llama" {
             return Err(OpenError::UnsupportedArchitecture {
@@ -95,14 +99,14 @@ impl Config {
             });
         }
         if self.attention_bias || self.mlp_bias {
-            return Err(unsupported("it has biases, which are not computed here".to_owned()));
+            return Err(unsupported("it has biases, which are not supported".to_owned()));
         }
         if let Some(other) = self.hidden_act.as_deref().filter(|name| *name != "silu") {
-            return Err(unsupported(format!("its activation is {other}, and silu is computed here")));
+            return Err(unsupported(format!("its activation is {other}, but only silu is supported")));
         }
-        let size = |name: &str, value: u64, most: u64| {
-            let fits = (1..=most).contains(&value).then_some(value as usize);
-            fits.ok_or_else(|| unsupported(format!("{name} is {value}, not between 1 and {most}")))
+        let size = |name: &str, value: u64, max: u64| {
+            let fits = (1..=max).contains(&value).then_some(value as usize);
+            fits.ok_or_else(|| unsupported(format!("{name} is {value}, not between 1 and {max}")))
         };
         let heads = size("num_attention_heads", self.num_attention_heads, HEADS_MAX)?;
         let hidden = size("hidden_size", self.hidden_size, SIZE_MAX)?;
@@ -111,9 +115,9 @@ impl Config {
         let head_dim = size("head_dim", head_dim, HEADS_MAX)?;
         let frequencies = self.frequencies(head_dim).map_err(unsupported)?;
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
-            return Err(unsupported(format!("rms_norm_eps is {}, and must be above 0", self.rms_norm_eps)));
+            return Err(unsupported(format!("rms_norm_eps is {}, but must be above 0", self.rms_norm_eps)));
         }
-        let shape = Shape {
+        let shape = ModelShape {
             layers: size("num_hidden_layers", self.num_hidden_layers, LAYERS_MAX)?,
             hidden,
             heads,
@@ -129,12 +133,12 @@ impl Config {
         Ok(shape)
     }
 
-    /// RoPE's frequencies, scaled as Llama 3.1's where the configuration says so.
+    /// RoPE's inverse frequencies, with Llama 3.1's scaling if the configuration has it.
     fn frequencies(&self, head_dim: usize) -> Result<Vec<f32>, String> {
         let rope = self.rope_parameters.clone().or_else(|| self.rope_scaling.clone()).unwrap_or_default();
         let theta = rope.rope_theta.or(self.rope_theta).unwrap_or(10_000.0);
         if !(theta.is_finite() && theta > 0.0) {
-            return Err(format!("rope_theta is {theta}"));
+            return Err(format!("rope_theta is {theta}, but must be above 0"));
         }
         let plain = inverse_frequencies(theta as f32, head_dim);
         match rope.rope_type.as_deref().or(rope.r#type.as_deref()) {
@@ -146,22 +150,22 @@ impl Config {
                     rope.high_freq_factor,
                     rope.original_max_position_embeddings,
                 ) else {
-                    return Err("its llama3 RoPE scaling lacks one of its four numbers".to_owned());
+                    return Err("its llama3 RoPE scaling lacks one of its four parameters".to_owned());
                 };
                 let all = [factor, low, high, original];
                 if all.iter().any(|n| !(n.is_finite() && *n > 0.0)) || high <= low {
-                    return Err("its llama3 RoPE scaling has numbers that scale nothing".to_owned());
+                    return Err("its llama3 RoPE scaling has parameters out of range".to_owned());
                 }
                 let [factor, low, high, original] = [factor, low, high, original].map(|n| n as f32);
                 Ok(plain.into_iter().map(|f| llama3(f, factor, low, high, original)).collect())
             }
-            Some(other) => Err(format!("it scales RoPE ({other}), which is not computed here")),
+            Some(other) => Err(format!("it uses RoPE scaling {other}, which is not supported")),
         }
     }
 }
 
-/// Llama 3.1's scaling of one frequency, operation by operation as in transformers' `_compute_llama3_parameters`: long waves
-/// are stretched by `factor`, short ones stay, and those between go smoothly from one to the other.
+/// Llama 3.1's scaling of one inverse frequency, with the same operations as transformers' `_compute_llama3_parameters`.
+/// Long wavelengths are stretched by `factor`, short ones stay unchanged, and those in between are interpolated.
 fn llama3(frequency: f32, factor: f32, low: f32, high: f32, original: f32) -> f32 {
     let wave = 2.0 * std::f32::consts::PI / frequency;
     if wave > original / low {
@@ -174,7 +178,7 @@ fn llama3(frequency: f32, factor: f32, low: f32, high: f32, original: f32) -> f3
     (1.0 - smooth) * frequency / factor + smooth * frequency
 }
 
-/// The folder's name for a tensor that GGUF calls `name`.
+/// The Hugging Face name of the tensor whose GGUF name is `name`.
 pub(super) fn name_of(name: &str) -> String {
     let Some((layer, part)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
         return match name {
@@ -200,23 +204,24 @@ pub(super) fn name_of(name: &str) -> String {
     format!("model.layers.{layer}.{part}")
 }
 
-/// Refuses a folder with tensors that the forward pass would leave out.
-pub(super) fn check_names(tensors: &Safetensors, shape: &Shape, folder: &Path) -> Result<(), OpenError> {
+/// Refuses a folder with tensors that the forward pass does not use.
+pub(super) fn check_names(tensors: &Safetensors, shape: &ModelShape, folder: &Path) -> Result<(), OpenError> {
     let known: std::collections::HashSet<String> =
         shape.tensor_names().iter().map(|name| name_of(name)).collect();
-    // Frequencies that old files carry along; they follow from the configuration.
-    let left_out = |name: &&str| !known.contains(*name) && !name.ends_with("rotary_emb.inv_freq");
-    match tensors.names().find(left_out) {
+    // Old files also store RoPE's frequencies, which follow from the configuration.
+    let unknown = |name: &&str| !known.contains(*name) && !name.ends_with("rotary_emb.inv_freq");
+    match tensors.names().find(unknown) {
         Some(name) => Err(OpenError::UnsupportedModel {
             path: folder.to_owned(),
-            what: format!("it has a tensor {name}, which is not computed here"),
+            what: format!("it has a tensor {name}, which the forward pass does not use"),
         }),
         None => Ok(()),
     }
 }
 
-/// Rows of queries or keys whose pairs stand half a head apart, reordered so that they stand side by side.
-pub(super) fn side_by_side(bytes: &[u8], dimensions: &[u64], head_dim: usize) -> Vec<u8> {
+/// Reorders the rows of queries or keys from Hugging Face's order, where the two rows of a pair are half a head apart, to
+/// GGUF's, where they are adjacent.
+pub(super) fn interleave_pairs(bytes: &[u8], dimensions: &[u64], head_dim: usize) -> Vec<u8> {
     let rows = dimensions.first().copied().unwrap_or_default() as usize;
     let row_bytes = bytes.len() / rows.max(1);
     let mut out = Vec::with_capacity(bytes.len());

@@ -1,24 +1,24 @@
-//! Causal attention over paged keys and values, for prefill chunks and decode rows alike.
+//! Causal attention over paged keys and values. Prefill chunks and decode rows use the same code.
 //!
-//! A unit of work is one KV head of up to 16 consecutive rows of a chunk: their queries of all heads that share
-//! the KV head are multiplied with blocks of 32 keys, transposed as they are read, then normalised, then
-//! multiplied with the values where they lie. Every score is a sum over the head's dimensions and every output a
-//! sum over positions, both in ascending order, so that a row's result depends neither on the rows beside it nor
-//! on how the sequence is cut into chunks and pages. A softmax is taken over whole rows, not block by block.
+//! A unit of work is one KV head for up to 16 consecutive rows of a chunk. It multiplies the queries of all heads that
+//! share the KV head with blocks of 32 keys, which it transposes while reading. Then it applies the softmax, and
+//! multiplies the scores with the values in the pages. A score is a sum over the head's dimensions, and an output is a sum
+//! over positions, both in ascending order. So a row's result depends neither on the other rows nor on how the sequence is
+//! split into chunks and pages. The softmax covers whole rows, not single blocks.
 
 use super::kernels::{Kernels, PANEL, Product};
 use super::matrix::Matrix;
 use super::scratch::{Scratch, take};
 use crate::kv::{KeyOrValue, KvPool, PageId};
-use crate::model::Shape;
+use crate::model::ModelShape;
 
-/// Rows of a unit.
+/// The most rows of a unit.
 const TILE_ROWS: usize = 16;
 
-/// A chunk as attention sees it.
+/// The rows, positions and pages of a chunk, or of a part of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span<'a> {
-    /// The chunk's first row in the step's matrices.
+    /// The first row in the step's matrices.
     pub(super) row: usize,
     pub(super) rows: usize,
     /// Position of the first row.
@@ -33,8 +33,8 @@ pub(super) struct Unit<'a> {
     head: usize,
 }
 
-/// The units of a step, those with the most work first.
-pub(super) fn units<'a>(shape: &Shape, spans: &[Span<'a>]) -> Vec<Unit<'a>> {
+/// The units of a step. Those with the most work come first.
+pub(super) fn units<'a>(shape: &ModelShape, spans: &[Span<'a>]) -> Vec<Unit<'a>> {
     let mut units = Vec::new();
     for span in spans {
         for first in (0..span.rows).step_by(TILE_ROWS) {
@@ -52,7 +52,7 @@ pub(super) fn units<'a>(shape: &Shape, spans: &[Span<'a>]) -> Vec<Unit<'a>> {
 }
 
 impl Unit<'_> {
-    /// Positions that the unit's last row attends over.
+    /// The number of positions that the unit's last row attends to.
     fn context(&self) -> usize {
         self.span.start + self.span.rows
     }
@@ -61,20 +61,20 @@ impl Unit<'_> {
 /// The attention of one layer of a step.
 pub(super) struct Attention<'a> {
     pub(super) kernels: &'a Kernels,
-    pub(super) shape: &'a Shape,
+    pub(super) shape: &'a ModelShape,
     pub(super) kv: &'a KvPool,
     pub(super) layer: usize,
     pub(super) queries: &'a Matrix,
-    /// Where the results go.
+    /// Receives the results.
     pub(super) out: &'a Matrix,
 }
 
 impl Attention<'_> {
-    /// Computes a unit: reads its rows of the queries, writes the same parts of the results.
+    /// Computes a unit: reads its part of the queries and writes the same part of the results.
     ///
     /// # Safety
-    /// The kernels are this machine's. The page table covers the unit's context, and nobody writes those
-    /// positions or the queries meanwhile. No other thread works on the same unit.
+    /// This machine supports the kernels. The page table covers the unit's context. No other code writes those positions or
+    /// the queries during the call. No other thread computes the same unit.
     pub(super) unsafe fn compute(&self, unit: &Unit<'_>, scratch: &mut Scratch) {
         let (size, group) = (self.shape.head_dim, self.shape.heads / self.shape.kv_heads);
         let (context, span) = (unit.context(), unit.span);
@@ -84,7 +84,7 @@ impl Attention<'_> {
 
         let packed = take(packed, vectors * size);
         for (row, to) in packed.chunks_exact_mut(group * size).enumerate() {
-            // SAFETY: nobody writes the queries, by the caller's contract.
+            // SAFETY: no other code writes the queries, by the caller's contract.
             to.copy_from_slice(unsafe { self.queries.part(span.row + row, first_column, group * size) });
         }
 
@@ -105,25 +105,25 @@ impl Attention<'_> {
                 y_stride: stride,
                 accumulate: false,
             };
-            // SAFETY: `packed`, `keys` and `scores` have the extents that the job names.
+            // SAFETY: `packed`, `keys` and `scores` have the sizes in `job`.
             unsafe { (self.kernels.product)(&job) };
         }
 
         let padded = size.next_multiple_of(PANEL);
         let sums = take(sums, vectors * padded);
         let scale = 1.0 / (size as f32).sqrt();
-        // The last row attends over the whole context, and each row before it over one position less.
+        // The last row attends to the whole context, and each earlier row to one position less than the next row.
         let factors = take(factors, vectors);
         for (vector, row) in scores.chunks_exact_mut(stride).enumerate() {
             let valid = span.start + vector / group + 1;
-            // SAFETY: the kernels are this machine's; `valid` is at least 1 and at most the context.
+            // SAFETY: this machine supports the kernels. `valid` is at least 1 and at most the context.
             factors[vector] = 1.0 / unsafe { (self.kernels.exponentials)(&mut row[..context], valid, scale) };
         }
         // SAFETY: the caller's contract.
         unsafe { self.add_values(unit, scores, sums, values) };
 
         for (row, from) in sums.chunks_exact(group * padded).enumerate() {
-            // SAFETY: this part of `out` belongs to this unit.
+            // SAFETY: only this unit accesses this part of `out`.
             let to = unsafe { self.out.part_mut(span.row + row, first_column, group * size) };
             for (head, (to, from)) in to.chunks_exact_mut(size).zip(from.chunks_exact(padded)).enumerate() {
                 let factor = factors[row * group + head];
@@ -132,8 +132,7 @@ impl Attention<'_> {
         }
     }
 
-    /// Writes the keys of the positions `first..first + 32` as `[head_dim][32]`; positions past the context,
-    /// which hold nothing yet, are zero.
+    /// Writes the keys of the positions `first..first + 32` as `[head_dim][32]`. Positions past the context are zero.
     ///
     /// # Safety
     /// That of [`compute`](Self::compute).
@@ -142,7 +141,7 @@ impl Attention<'_> {
         for column in 0..count {
             let key = self.address(unit, KeyOrValue::Key, first + column);
             for (dimension, to) in to.chunks_exact_mut(PANEL).enumerate() {
-                // SAFETY: a head's key is `head_dim` floats in a row, all written, by the caller's contract.
+                // SAFETY: a head's key is `head_dim` contiguous floats, which are initialised by the caller's contract.
                 to[column] = unsafe { key.add(dimension).read() };
             }
         }
@@ -151,8 +150,8 @@ impl Attention<'_> {
         }
     }
 
-    /// `sums[v] = Σ_t weights[v][t] · value[t]`, page by page, reading the values where they lie, or a copy of them where a head's
-    /// width is no multiple of a panel's. A row of `sums` is as wide as whole panels.
+    /// `sums[v] = Σ_t weights[v][t] · value[t]`, one page at a time. Reads the values in the pages, or a padded copy if the
+    /// head size is not a multiple of the panel width. The width of a row of `sums` is a multiple of the panel width.
     ///
     /// # Safety
     /// That of [`compute`](Self::compute); `weights` is `vectors × stride`.
@@ -169,7 +168,7 @@ impl Attention<'_> {
                 for (position, to) in copy.chunks_exact_mut(padded).enumerate() {
                     let (own, rest) = to.split_at_mut(size);
                     for (dimension, to) in own.iter_mut().enumerate() {
-                        // SAFETY: a head's value is `head_dim` floats of its position's run, all written.
+                        // SAFETY: a head's value is `head_dim` contiguous, initialised floats.
                         *to = unsafe { values.add(position * width + dimension).read() };
                     }
                     rest.fill(0.0);
@@ -182,26 +181,26 @@ impl Attention<'_> {
                     depth,
                     x: weights[first..].as_ptr(),
                     x_stride: stride,
-                    // SAFETY: inside the head's value, or the copy of it.
+                    // SAFETY: inside the head's value or its copy.
                     w: unsafe { values.add(column) },
                     w_stride: width,
                     y: sums[column..].as_mut_ptr(),
                     y_stride: padded,
                     accumulate: first > 0,
                 };
-                // SAFETY: the positions lie in one page, one after the other, and are written; `weights` and
-                // `sums` have the extents that the job names.
+                // SAFETY: the positions are contiguous in one page and initialised. `weights` and `sums` have the sizes in
+                // `job`.
                 unsafe { (self.kernels.product)(&job) };
             }
         }
     }
 
-    /// Where the unit's head has its key or value of a position.
+    /// The address of the key or value of a position, for the unit's head.
     fn address(&self, unit: &Unit<'_>, part: KeyOrValue, position: usize) -> *const f32 {
         let page_tokens = self.kv.layout().page_tokens as usize;
         let page = unit.span.pages[position / page_tokens];
         let base = self.kv.address(page, self.layer as u32, part, (position % page_tokens) as u32);
-        // SAFETY: `head` is below the layout's heads, so this is inside the position's run.
+        // SAFETY: `head` is below the layout's heads, so the address is inside the position's keys or values.
         unsafe { base.as_ptr().add(unit.head * self.shape.head_dim) }
     }
 }

@@ -1,24 +1,24 @@
-//! One step through the model: from token ids to keys, values and the next tokens.
+//! The forward pass of one step: from token ids to keys, values and the next tokens.
 
 use super::attention::{self, Attention, Span};
 use super::kernels::Kernels;
-use super::linear::{Task, Then, apply};
+use super::linear::{Epilogue, Task, apply};
 use super::matrix::Matrix;
 use super::rope::Rope;
 use super::scratch::Scratch;
 use super::threads::{Threads, WorkerPanicked};
 use super::weights::{Layer, Weights};
 use crate::kv::{KeyOrValue, KvPool};
-use crate::model::Shape;
+use crate::model::ModelShape;
 use crate::sampling::choose;
 use crate::step::{Chunk, SampledToken};
 
-/// Rows of a unit in the phases that work row by row: a decode batch is one unit and wakes nobody.
+/// Rows of a unit in the phases that process single rows. A small decode batch is one unit and wakes no worker.
 const UNIT_ROWS: usize = 16;
 
-/// The model with the memory that a step needs.
+/// The model and the memory for a step.
 pub(super) struct Forward {
-    shape: Shape,
+    shape: ModelShape,
     weights: Weights,
     threads: Threads<Scratch>,
     kernels: &'static Kernels,
@@ -29,7 +29,7 @@ pub(super) struct Forward {
     sampled: usize,
 }
 
-/// Matrices of one row for each token of a step. Committed by the system as rows are first used.
+/// Matrices with one row for each token of a step. The system commits their memory on first access.
 struct Activations {
     /// The residual stream.
     hidden: Matrix,
@@ -43,7 +43,7 @@ struct Activations {
 
 impl Forward {
     pub(super) fn new(
-        shape: Shape,
+        shape: ModelShape,
         weights: Weights,
         threads: Threads<Scratch>,
         kernels: &'static Kernels,
@@ -67,7 +67,7 @@ impl Forward {
 
     /// The logits of the `index`-th sampled chunk of the last step.
     pub(super) fn logits(&self, index: usize) -> Option<&[f32]> {
-        // SAFETY: no phase runs while `self` is borrowed.
+        // SAFETY: no phase runs while this borrow of `self` lives.
         (index < self.sampled).then(|| unsafe { self.logits.row(index) })
     }
 
@@ -121,7 +121,7 @@ impl Forward {
             .filter_map(|(chunk, span)| Some((chunk, chunk.sample?, span.row + span.rows - 1)))
             .collect();
         for (index, &(_, _, row)) in sampled.iter().enumerate() {
-            // SAFETY: no phase runs; the matrices are two; the kernels are this machine's.
+            // SAFETY: no phase runs. The two matrices are distinct. This machine supports the kernels.
             unsafe {
                 let (from, to) = (activations.hidden.row(row), activations.normed.row_mut(index));
                 (kernels.rms_norm)(from, &weights.norm, shape.norm_epsilon, to);
@@ -130,7 +130,7 @@ impl Forward {
         if !logits.has_rows(sampled.len()) {
             *logits = Matrix::new(sampled.len().next_power_of_two(), shape.vocabulary);
         }
-        let task = Task { weights: weights.output(), then: Then::Store(logits) };
+        let task = Task { weights: weights.output(), epilogue: Epilogue::Store(logits) };
         apply(threads, kernels, &activations.normed, sampled.len(), &[task])?;
         self.sampled = sampled.len();
         let chosen = sampled.iter().enumerate().map(|(index, (chunk, sample, _))| {
@@ -143,9 +143,9 @@ impl Forward {
     }
 }
 
-/// One step on its way through the layers.
+/// The data of one step that all layers use.
 struct Pass<'a> {
-    shape: &'a Shape,
+    shape: &'a ModelShape,
     threads: &'a mut Threads<Scratch>,
     kernels: &'static Kernels,
     rope: &'a Rope,
@@ -156,14 +156,14 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// `hidden += W_o · attention(norm(hidden))`; writes the step's keys and values.
+    /// `hidden += W_o · attention(norm(hidden))`. Also writes the step's keys and values.
     fn attend(&mut self, index: usize, layer: &Layer) -> Result<(), WorkerPanicked> {
         let Activations { query, key, value, attended, .. } = self.activations;
         self.norm(&layer.attention_norm)?;
         self.linear(&[
-            Task { weights: &layer.query, then: Then::Store(query) },
-            Task { weights: &layer.key, then: Then::Store(key) },
-            Task { weights: &layer.value, then: Then::Store(value) },
+            Task { weights: &layer.query, epilogue: Epilogue::Store(query) },
+            Task { weights: &layer.key, epilogue: Epilogue::Store(key) },
+            Task { weights: &layer.value, epilogue: Epilogue::Store(value) },
         ])?;
         self.write_kv(index)?;
         let attention = Attention {
@@ -176,11 +176,12 @@ impl Pass<'_> {
         };
         let units = attention::units(self.shape, self.spans);
         self.threads.run(units.len(), &|unit, scratch| {
-            // SAFETY: the kernels are this machine's; the batch's page tables are checked; the phase before
-            // wrote this step's positions and nobody writes them now; units are distinct.
+            // SAFETY: this machine supports the kernels. The page tables are checked. The previous phase wrote this step's
+            // positions, and no code writes them now. Units are distinct.
             unsafe { attention.compute(&units[unit], scratch) };
         })?;
-        let task = Task { weights: &layer.attention_output, then: Then::Add(&self.activations.hidden) };
+        let task =
+            Task { weights: &layer.attention_output, epilogue: Epilogue::Add(&self.activations.hidden) };
         apply(self.threads, self.kernels, attended, self.rows, &[task])
     }
 
@@ -188,8 +189,8 @@ impl Pass<'_> {
     fn feed(&mut self, layer: &Layer) -> Result<(), WorkerPanicked> {
         let Activations { hidden, feed, .. } = self.activations;
         self.norm(&layer.feed_norm)?;
-        self.linear(&[Task { weights: &layer.gate, then: Then::SwiGlu { up: &layer.up, y: feed } }])?;
-        let task = Task { weights: &layer.down, then: Then::Add(hidden) };
+        self.linear(&[Task { weights: &layer.gate, epilogue: Epilogue::SwiGlu { up: &layer.up, y: feed } }])?;
+        let task = Task { weights: &layer.down, epilogue: Epilogue::Add(hidden) };
         apply(self.threads, self.kernels, feed, self.rows, &[task])
     }
 
@@ -201,12 +202,12 @@ impl Pass<'_> {
         let (Activations { hidden, normed, .. }, kernels) = (self.activations, self.kernels);
         let epsilon = self.shape.norm_epsilon;
         self.each_row(&|row| {
-            // SAFETY: the row belongs to this unit; the matrices are two; the kernels are this machine's.
+            // SAFETY: only this unit accesses the row. The two matrices are distinct. This machine supports the kernels.
             unsafe { (kernels.rms_norm)(hidden.row(row), weight, epsilon, normed.row_mut(row)) };
         })
     }
 
-    /// Rotates queries and keys, and copies keys and values to their pages.
+    /// Applies RoPE to queries and keys, and copies keys and values to their pages.
     fn write_kv(&mut self, layer: usize) -> Result<(), WorkerPanicked> {
         let Activations { query, key, value, .. } = self.activations;
         let (rope, kv, spans) = (self.rope, self.kv, self.spans);
@@ -215,20 +216,20 @@ impl Pass<'_> {
             let span = &spans[spans.partition_point(|span| span.row <= row) - 1];
             let position = span.start + row - span.row;
             let page = span.pages[position / page_tokens];
-            // SAFETY: the row belongs to this unit.
+            // SAFETY: only this unit accesses the row.
             let (query, key, value) = unsafe { (query.row_mut(row), key.row_mut(row), value.row(row)) };
             rope.rotate(row, query);
             rope.rotate(row, key);
             for (part, from) in [(KeyOrValue::Key, &*key), (KeyOrValue::Value, value)] {
                 let to = kv.address(page, layer as u32, part, (position % page_tokens) as u32);
-                // SAFETY: a row is as long as a position's run in the page. The checked batch writes each page
-                // from one chunk, so no other thread touches this position.
+                // SAFETY: a row is as long as a position's keys or values in the page. In a checked batch only one chunk
+                // writes a page, so no other thread accesses this position.
                 unsafe { to.as_ptr().copy_from_nonoverlapping(from.as_ptr(), from.len()) };
             }
         })
     }
 
-    /// Calls `work` for every row of the step, on all threads when there are enough.
+    /// Calls `work` for every row of the step. Uses several threads if there is more than one unit of rows.
     fn each_row(&mut self, work: &(dyn Fn(usize) + Sync)) -> Result<(), WorkerPanicked> {
         let rows = self.rows;
         self.threads.run(rows.div_ceil(UNIT_ROWS), &|unit, _| {

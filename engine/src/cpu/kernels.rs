@@ -1,9 +1,9 @@
-//! The arithmetic, once for each instruction set, chosen once at load.
+//! The compute kernels, one table for each instruction set. The engine selects a table when it opens.
 //!
-//! Every kernel is written once over [`Lanes`](lanes::Lanes), 16 floats side by side, and compiled for AVX-512,
-//! AVX2 and plain Rust. All three do the same IEEE operations in the same order, fused multiply-adds included,
-//! so their results are equal bit for bit. Within a kernel the order of operations of one output depends only on
-//! that output's own inputs: never on how many rows or columns are computed beside it.
+//! Every kernel is written once over [`Lanes`](lanes::Lanes), vectors of 16 floats, and compiled for AVX-512, AVX2 and
+//! plain Rust. All three perform the same IEEE operations in the same order, including fused multiply-adds, so their results
+//! are bit-identical. The order of operations of an output depends only on that output's own inputs, not on the number of
+//! other rows or columns.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -16,36 +16,36 @@ mod scalar;
 #[cfg(test)]
 mod tests;
 
-/// Columns of a panel: weights are stored, and products computed, this many outputs at a time.
+/// The outputs in a panel of weights. A product computes one panel.
 pub(super) const PANEL: usize = 32;
 /// Inputs that share a scale in Q4_1 and Q8_0.
 pub(super) const BLOCK: usize = 32;
-/// Rows that [`Kernels::product_q4`] and `product_q8` take at most.
+/// The most rows of [`Kernels::product_q4`] and `product_q8`.
 pub(super) const FUSED_ROWS: usize = 4;
 
-/// Bytes of one Q4_1 block of a panel: 32 f16 scales, 32 f16 minimums, and for every pair of inputs 32 bytes
-/// with the even input in the low nibble and the odd one in the high.
+/// Bytes of one Q4_1 block of a panel: 32 f16 scales, 32 f16 minimums, and 32 bytes for each pair of inputs. The even input
+/// is in the low nibble and the odd input in the high nibble.
 pub(super) const Q4_BYTES: usize = 4 * PANEL + BLOCK * PANEL / 2;
-/// Bytes of one Q8_0 block of a panel: 32 f16 scales, and for every input 32 signed bytes.
+/// Bytes of one Q8_0 block of a panel: 32 f16 scales, and 32 signed bytes for each input.
 pub(super) const Q8_BYTES: usize = 2 * PANEL + BLOCK * PANEL;
 
-/// `y[r][c] (+)= Σ_k x[r][k] · w[k][c]` for 32 columns, `k` ascending, one accumulator an output.
+/// `y[r][c] (+)= Σ_k x[r][k] · w[k][c]` for 32 columns. `k` is ascending. Each output has one accumulator.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Product {
     /// Rows of `x` and `y`.
     pub(super) rows: usize,
-    /// The sum's length.
+    /// Terms of each sum.
     pub(super) depth: usize,
-    /// `rows × depth`, floats from row to row in `x_stride`.
+    /// `rows × depth` floats. Rows are `x_stride` floats apart.
     pub(super) x: *const f32,
     pub(super) x_stride: usize,
-    /// `depth × 32`, floats from one `k` to the next in `w_stride`.
+    /// `depth × 32` floats. Rows are `w_stride` floats apart.
     pub(super) w: *const f32,
     pub(super) w_stride: usize,
-    /// `rows × 32`, floats from row to row in `y_stride`.
+    /// `rows × 32` floats. Rows are `y_stride` floats apart.
     pub(super) y: *mut f32,
     pub(super) y_stride: usize,
-    /// Start from what `y` holds instead of zero.
+    /// Adds to the contents of `y`.
     pub(super) accumulate: bool,
 }
 
@@ -62,19 +62,18 @@ pub(super) struct QuantisedProduct {
     pub(super) y_stride: usize,
 }
 
-/// One instruction set's kernels.
+/// The kernels of one instruction set.
 ///
 /// # Safety of the functions
-/// The machine has the instruction set (which is why tables come from [`Kernels::choose`] and [`Kernels::all`]
-/// alone), every pointer is valid for what the argument's documentation says is read or written, and no other
-/// thread writes what is read or touches what is written.
+/// The machine must support the instruction set. [`Kernels::choose`] and [`Kernels::all`] ensure this. Every pointer must be
+/// valid for the sizes in the argument's documentation. No other thread may write the inputs, or access the outputs.
 #[derive(Debug)]
 pub(super) struct Kernels {
-    /// For the log: `avx512`, `avx2` or `scalar`.
+    /// The name for the log: `avx512`, `avx2` or `scalar`.
     pub(super) name: &'static str,
     /// [`Product`].
     pub(super) product: unsafe fn(&Product),
-    /// [`QuantisedProduct`] of Q4_1 panels; equals `unpack_q4` and `product` bit for bit.
+    /// [`QuantisedProduct`] of Q4_1 panels. Bit-identical to `unpack_q4` followed by `product`.
     pub(super) product_q4: unsafe fn(&QuantisedProduct),
     /// The same for Q8_0.
     pub(super) product_q8: unsafe fn(&QuantisedProduct),
@@ -82,22 +81,22 @@ pub(super) struct Kernels {
     pub(super) unpack_q4: unsafe fn(panel: *const u8, blocks: usize, out: *mut f32),
     /// The same for Q8_0.
     pub(super) unpack_q8: unsafe fn(panel: *const u8, blocks: usize, out: *mut f32),
-    /// Replaces the first `valid` scores of `row` by `exp((score - max) · scale)` and the rest by zero; returns
-    /// the sum. `valid` is at least 1.
+    /// Replaces the first `valid` scores of `row` by `exp((score - max) · scale)` and the rest by zero. Returns the sum.
+    /// `valid` is at least 1.
     pub(super) exponentials: unsafe fn(row: &mut [f32], valid: usize, scale: f32) -> f32,
     /// `gate[i] = gate[i] / (1 + exp(-gate[i])) · up[i]`.
     pub(super) swiglu: unsafe fn(gate: &mut [f32], up: &[f32]),
-    /// RMSNorm: `out = x / sqrt(mean(x²) + epsilon) · weight`; lengths are equal.
+    /// RMSNorm: `out = x / sqrt(mean(x²) + epsilon) · weight`. All lengths are equal.
     pub(super) rms_norm: unsafe fn(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]),
 }
 
 impl Kernels {
-    /// The widest that this machine has.
+    /// The widest table that this machine supports.
     pub(super) fn choose() -> &'static Self {
         Self::all()[0]
     }
 
-    /// Every table that this machine can run, the widest first; never empty.
+    /// All tables that this machine supports, the widest first. Never empty.
     pub(super) fn all() -> Vec<&'static Self> {
         let mut tables = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -117,7 +116,7 @@ impl Kernels {
     }
 }
 
-/// Compiles the generic kernels for one set of lanes into a table, under the given target features.
+/// Compiles the generic kernels for one implementation of `Lanes`, with the given target features, into a table.
 macro_rules! kernels {
     ($name:literal, $lanes:ty $(, $feature:meta)?) => {
         pub(super) static KERNELS: Kernels = {

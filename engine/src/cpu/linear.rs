@@ -1,4 +1,4 @@
-//! `y = W · x` for all rows of a step: which panel and which rows make a unit of work, and what follows the sum.
+//! `y = W · x` for all rows of a step: the units of work, and the epilogue of each product.
 
 use super::kernels::{BLOCK, FUSED_ROWS, Kernels, PANEL, Product, Q4_BYTES, Q8_BYTES, QuantisedProduct};
 use super::matrix::Matrix;
@@ -6,21 +6,21 @@ use super::scratch::{Scratch, take};
 use super::threads::{Threads, WorkerPanicked};
 use super::weights::{Linear, Panels};
 
-/// Rows of a unit: enough to pay for unpacking a panel, few enough that they stay in the second-level cache.
+/// Rows of a unit. They are enough to amortise unpacking a panel, and few enough to stay in the L2 cache.
 const UNIT_ROWS: usize = 120;
 
-/// What happens with the products of one matrix.
+/// The operation on the products of one matrix.
 #[derive(Clone, Copy)]
-pub(super) enum Then<'a> {
-    /// They are `y`.
+pub(super) enum Epilogue<'a> {
+    /// Stores the products in the matrix.
     Store(&'a Matrix),
-    /// They are added to `y`.
+    /// Adds the products to the matrix.
     Add(&'a Matrix),
-    /// They are the gate; `up` makes the other factor and `y` the activation.
+    /// Uses the products as the gate of SwiGLU. `up` computes the other factor, and `y` receives the result.
     SwiGlu { up: &'a Linear, y: &'a Matrix },
 }
 
-impl<'a> Then<'a> {
+impl<'a> Epilogue<'a> {
     fn y(self) -> &'a Matrix {
         match self {
             Self::Store(y) | Self::Add(y) | Self::SwiGlu { y, .. } => y,
@@ -28,18 +28,18 @@ impl<'a> Then<'a> {
     }
 }
 
-/// One matrix applied to the rows.
+/// One product: a weight matrix applied to the rows.
 #[derive(Clone, Copy)]
 pub(super) struct Task<'a> {
     pub(super) weights: &'a Linear,
-    pub(super) then: Then<'a>,
+    pub(super) epilogue: Epilogue<'a>,
 }
 
 /// Applies the matrices to the first `rows` rows of `x`, on all threads.
 ///
-/// Every output is one sum over the inputs in ascending order, whatever the number of rows, threads or lanes.
-/// With few rows the weights are unpacked in registers as they are used; with more, a panel at a time into the
-/// thread's scratch. Both give the same bits.
+/// Every output is one sum over the inputs in ascending order, for any number of rows, threads or lanes. With few rows the
+/// kernel unpacks the weights in registers. With more rows it first unpacks a panel into the thread's scratch memory. Both
+/// give the same bits.
 ///
 /// # Errors
 /// [`WorkerPanicked`].
@@ -51,8 +51,8 @@ pub(super) fn apply(
     tasks: &[Task<'_>],
 ) -> Result<(), WorkerPanicked> {
     assert!(
-        tasks.iter().all(|task| !std::ptr::eq(x, task.then.y())),
-        "products are not written over their input"
+        tasks.iter().all(|task| !std::ptr::eq(x, task.epilogue.y())),
+        "a product must not overwrite its input"
     );
     let panels: usize = tasks.iter().map(|task| task.weights.panel_count()).sum();
     threads.run(panels * rows.div_ceil(UNIT_ROWS), &|unit, scratch| {
@@ -80,29 +80,30 @@ impl Task<'_> {
     ) {
         let out = take(&mut scratch.out, count * PANEL);
         self.weights.multiply(kernels, panel, x, first, out, &mut scratch.panel);
-        if let Then::SwiGlu { up, .. } = self.then {
+        if let Epilogue::SwiGlu { up, .. } = self.epilogue {
             let out_2 = take(&mut scratch.out_2, count * PANEL);
             up.multiply(kernels, panel, x, first, out_2, &mut scratch.panel);
-            // SAFETY: `kernels` is this machine's.
+            // SAFETY: this machine supports the kernels.
             unsafe { (kernels.swiglu)(out, out_2) };
         }
         let column = panel * PANEL;
         let width = PANEL.min(self.weights.outputs - column);
-        let y = self.then.y();
+        let y = self.epilogue.y();
         for (row, out) in out.chunks_exact(PANEL).enumerate() {
-            // SAFETY: these rows and columns of `y` belong to this unit alone, and no task reads them in this
-            // phase: `x` is another matrix.
+            // SAFETY: only this unit writes these rows and columns of `y`. No task reads them in this phase, because `x` is
+            // another matrix.
             let to = unsafe { y.part_mut(first + row, column, width) };
-            match self.then {
-                Then::Add(_) => to.iter_mut().zip(out).for_each(|(to, out)| *to += out),
-                Then::Store(_) | Then::SwiGlu { .. } => to.copy_from_slice(&out[..width]),
+            match self.epilogue {
+                Epilogue::Add(_) => to.iter_mut().zip(out).for_each(|(to, out)| *to += out),
+                Epilogue::Store(_) | Epilogue::SwiGlu { .. } => to.copy_from_slice(&out[..width]),
             }
         }
     }
 }
 
 impl Linear {
-    /// Writes the products of one panel with rows `first..` of `x`, 32 a row, into `out`, which says how many.
+    /// Writes the products of one panel with the rows of `x` from `first` on to `out`, 32 per row. The length of `out` sets
+    /// the number of rows.
     fn multiply(
         &self,
         kernels: &Kernels,
@@ -115,7 +116,7 @@ impl Linear {
         let rows = out.len() / PANEL;
         let (Some(last), blocks) = (rows.checked_sub(1), self.inputs / BLOCK) else { return };
         assert!(x.columns() == self.inputs, "{} columns for {} inputs", x.columns(), self.inputs);
-        // Checks both ends of the rows that the kernels read.
+        // `at` checks the bounds of the first and the last element that the kernels read.
         let (from, _) = (x.at(first, 0), x.at(first + last, self.inputs - 1));
         let product = |w: *const f32, out: &mut [f32]| Product {
             rows,
@@ -131,8 +132,7 @@ impl Linear {
         let (bytes, block_bytes, fused, unpack) = match &self.panels {
             Panels::F32(floats) => {
                 let weights = &floats[panel * self.inputs * PANEL..][..self.inputs * PANEL];
-                // SAFETY: `kernels` is this machine's, all extents are checked above, and nobody writes `x` in
-                // this phase.
+                // SAFETY: this machine supports the kernels. All sizes are checked above. No code writes `x` in this phase.
                 return unsafe { (kernels.product)(&product(weights.as_ptr(), out)) };
             }
             Panels::Q4(bytes) => (bytes, Q4_BYTES, kernels.product_q4, kernels.unpack_q4),
@@ -153,7 +153,7 @@ impl Linear {
             unsafe { fused(&job) };
         } else {
             let unpacked = take(unpacked, self.inputs * PANEL);
-            // SAFETY: as above; `unpacked` has room for every block.
+            // SAFETY: as above. `unpacked` has room for all blocks.
             unsafe {
                 unpack(weights.as_ptr(), blocks, unpacked.as_mut_ptr());
                 (kernels.product)(&product(unpacked.as_ptr(), out));
@@ -161,7 +161,7 @@ impl Linear {
         }
     }
 
-    /// Copies the weights of one output, as floats: an embedding.
+    /// Copies the weights of one output as floats. For the embedding this is the vector of a token.
     pub(super) fn copy_output(&self, output: usize, to: &mut [f32]) {
         assert!(output < self.outputs && to.len() == self.inputs);
         let (panel, column) = (output / PANEL, output % PANEL);
@@ -176,11 +176,11 @@ impl Linear {
             Panels::Q4(bytes) => {
                 let from = bytes[panel * blocks * Q4_BYTES..].chunks_exact(Q4_BYTES);
                 for (to, block) in to.chunks_exact_mut(BLOCK).zip(from) {
-                    let (scale, least) = (half(block), half(&block[2 * PANEL..]));
+                    let (scale, min) = (half(block), half(&block[2 * PANEL..]));
                     for (k, to) in to.iter_mut().enumerate() {
                         let byte = block[4 * PANEL + k / 2 * PANEL + column];
                         let nibble = if k % 2 == 0 { byte & 15 } else { byte >> 4 };
-                        *to = f32::from(nibble) * scale + least;
+                        *to = f32::from(nibble) * scale + min;
                     }
                 }
             }

@@ -1,12 +1,11 @@
-//! Activations: row-major matrices that the threads of one phase fill side by side.
+//! Activations: row-major matrices that the threads of a phase write concurrently.
 
 use std::ptr::NonNull;
 
-/// A matrix of floats whose parts may be written from several threads at once, each part by one.
+/// A matrix of floats. Several threads may write disjoint parts of it at the same time.
 ///
-/// It owns its memory through a raw pointer, because a phase's threads hold pointers into disjoint parts of it,
-/// which Rust references could not express. Phases are separated by [`Threads::run`](super::threads::Threads::run)
-/// returning.
+/// It owns its memory through a raw pointer, because the threads of a phase hold pointers into disjoint parts, which Rust
+/// references cannot express. A phase ends when [`Threads::run`](super::threads::Threads::run) returns.
 #[derive(Debug)]
 pub(super) struct Matrix {
     base: NonNull<f32>,
@@ -14,7 +13,7 @@ pub(super) struct Matrix {
     columns: usize,
 }
 
-// SAFETY: plain floats owned through a pointer; access goes through unsafe methods with their own contract.
+// SAFETY: the matrix owns plain floats through a pointer. Access goes through unsafe methods with their own contracts.
 unsafe impl Send for Matrix {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Matrix {}
@@ -27,12 +26,12 @@ impl Matrix {
         Self { base, rows, columns }
     }
 
-    /// Floats from one row to the next.
+    /// Columns: the floats from one row to the next.
     pub(super) fn columns(&self) -> usize {
         self.columns
     }
 
-    /// Whether it has that many rows.
+    /// True if the matrix has at least `rows` rows.
     pub(super) fn has_rows(&self, rows: usize) -> bool {
         self.rows >= rows
     }
@@ -40,7 +39,7 @@ impl Matrix {
     /// The address of an element.
     ///
     /// # Panics
-    /// When it is outside the matrix.
+    /// If the element is outside the matrix.
     pub(super) fn at(&self, row: usize, column: usize) -> *mut f32 {
         assert!(
             row < self.rows && column < self.columns,
@@ -52,40 +51,40 @@ impl Matrix {
         unsafe { self.base.as_ptr().add(row * self.columns + column) }
     }
 
-    /// `count` elements of a row, to read.
+    /// `count` elements of a row, for reading.
     ///
     /// # Safety
-    /// Nobody writes them while the slice lives.
+    /// No other code writes them while the slice lives.
     pub(super) unsafe fn part(&self, row: usize, column: usize, count: usize) -> &[f32] {
         assert!(column + count <= self.columns);
         // SAFETY: inside one row; the rest is the caller's contract.
         unsafe { std::slice::from_raw_parts(self.at(row, column), count) }
     }
 
-    /// `count` elements of a row, to write.
+    /// `count` elements of a row, for writing.
     ///
     /// # Safety
-    /// Nobody else reads or writes them while the slice lives.
-    #[expect(clippy::mut_from_ref, reason = "disjoint parts are written from several threads; see the type")]
+    /// No other code reads or writes them while the slice lives.
+    #[expect(clippy::mut_from_ref, reason = "several threads write disjoint parts; see the type")]
     pub(super) unsafe fn part_mut(&self, row: usize, column: usize, count: usize) -> &mut [f32] {
         assert!(column + count <= self.columns);
         // SAFETY: inside one row; the rest is the caller's contract.
         unsafe { std::slice::from_raw_parts_mut(self.at(row, column), count) }
     }
 
-    /// One whole row, to read.
+    /// One whole row, for reading.
     ///
     /// # Safety
-    /// That of [`part`](Self::part).
+    /// The contract of [`part`](Self::part).
     pub(super) unsafe fn row(&self, row: usize) -> &[f32] {
         // SAFETY: the caller's contract.
         unsafe { self.part(row, 0, self.columns) }
     }
 
-    /// One whole row, to write.
+    /// One whole row, for writing.
     ///
     /// # Safety
-    /// That of [`part_mut`](Self::part_mut).
+    /// The contract of [`part_mut`](Self::part_mut).
     #[expect(clippy::mut_from_ref, reason = "as for part_mut")]
     pub(super) unsafe fn row_mut(&self, row: usize) -> &mut [f32] {
         // SAFETY: the caller's contract.
@@ -96,7 +95,7 @@ impl Matrix {
 impl Drop for Matrix {
     fn drop(&mut self) {
         let memory = std::ptr::slice_from_raw_parts_mut(self.base.as_ptr(), self.rows * self.columns);
-        // SAFETY: the box that `new` took apart, put together once.
+        // SAFETY: this is the allocation of the box that `new` converted, and it is freed once.
         drop(unsafe { Box::from_raw(memory) });
     }
 }

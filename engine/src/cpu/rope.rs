@@ -1,6 +1,6 @@
-//! Rotary position embedding of interleaved pairs, the order in which GGUF stores queries and keys.
+//! Rotary position embedding of interleaved pairs, which is GGUF's order of queries and keys.
 
-/// Cosines and sines of a step's positions: computed once, used by every layer.
+/// The cosines and sines of a step's positions. They are computed once per step, and all layers use them.
 #[derive(Debug)]
 pub(super) struct Rope {
     inverse_frequencies: Vec<f32>,
@@ -9,12 +9,12 @@ pub(super) struct Rope {
 }
 
 impl Rope {
-    /// With the model's frequencies.
+    /// Creates an empty table for the model's inverse frequencies.
     pub(super) fn new(inverse_frequencies: Vec<f32>) -> Self {
         Self { inverse_frequencies, table: Vec::new() }
     }
 
-    /// Makes the table for rows at these positions.
+    /// Computes the table for rows at these positions.
     pub(super) fn prepare(&mut self, positions: impl Iterator<Item = u32>) {
         self.table.clear();
         for position in positions {
@@ -25,7 +25,7 @@ impl Rope {
         }
     }
 
-    /// Rotates every head of one row.
+    /// Rotates all heads of one row.
     pub(super) fn rotate(&self, row: usize, heads: &mut [f32]) {
         let pairs = self.inverse_frequencies.len();
         let table = &self.table[row * pairs..][..pairs];

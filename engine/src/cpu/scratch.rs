@@ -1,6 +1,6 @@
-//! A thread's own working memory, kept from phase to phase.
+//! The working memory of a thread. It is reused across phases.
 
-/// Buffers that one unit of work fills and uses; nothing in them outlives the unit.
+/// Buffers for one unit of work. Their contents do not outlive the unit.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     /// A panel of weights as floats, or the transposed keys of a block.
@@ -9,17 +9,17 @@ pub(super) struct Scratch {
     pub(super) out: Vec<f32>,
     /// Products of a second panel.
     pub(super) out_2: Vec<f32>,
-    /// Queries of an attention tile.
+    /// Queries of an attention unit.
     pub(super) queries: Vec<f32>,
-    /// Their scores.
+    /// Scores of an attention unit.
     pub(super) scores: Vec<f32>,
-    /// A page's values of one head, in whole panels.
+    /// One head's values of a page, padded to the panel width.
     pub(super) values: Vec<f32>,
-    /// What their weights' sums are divided by, inverted.
+    /// The reciprocals of the softmax sums.
     pub(super) factors: Vec<f32>,
 }
 
-/// The first `count` floats of a buffer, which grows as needed; what they hold is left over.
+/// The first `count` floats of a buffer, which grows as needed. They hold data of earlier units.
 pub(super) fn take(buffer: &mut Vec<f32>, count: usize) -> &mut [f32] {
     if buffer.len() < count {
         buffer.resize(count, 0.0);

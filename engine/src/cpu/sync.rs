@@ -1,9 +1,10 @@
-//! What [`threads`](super::threads) takes of the standard library. Tests put loom's in its place.
+//! The synchronisation primitives of [`threads`](super::threads), from the standard library. Tests replace them with
+//! loom's.
 
 pub(super) use std::hint::spin_loop;
 pub(super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(super) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 pub(super) use std::thread::{Builder, JoinHandle};
 
-/// Turns of the wait before a thread sleeps: ten to twenty microseconds on the machines tried.
+/// Busy-poll iterations before a thread sleeps: 10 to 20 µs on the machines measured.
 pub(super) const SPINS: u32 = 400;

@@ -1,10 +1,10 @@
-//! The engine on tiny random models: against a plain reference, and against itself bit for bit.
+//! Tests the engine on tiny random models: against a plain reference, and against itself bit for bit.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::sampling::Sample;
-use crate::step::{SampledToken, Source};
+use crate::step::{SampledToken, TokenSource};
 use crate::testing::{Random, TempFile, Tiny};
 
 mod interleavings;
@@ -19,7 +19,7 @@ const MODELS: [Tiny; 5] = [
     Tiny { heads: 3, kv_heads: 1, kind: 8, tied: false, ..USUAL },
     Tiny { heads: 2, kv_heads: 2, kind: 0, ..USUAL },
     Tiny { heads: 6, kv_heads: 2, tied: false, ..USUAL },
-    // Sizes that are multiples of neither a panel nor a vector register.
+    // These sizes are not multiples of the panel width or of a vector register.
     Tiny { kind: 0, hidden: 50, feed: 77, ..USUAL },
 ];
 
@@ -28,7 +28,7 @@ fn prompt(seed: u64, length: usize) -> Vec<u32> {
     (0..length).map(|_| random.next() % Tiny::VOCABULARY).collect()
 }
 
-/// Page numbers of a sequence: every third of the pool, downwards.
+/// The pages of a sequence: every third page of the pool, in descending order.
 fn pages(engine: &CpuEngine, sequence: u32) -> Vec<PageId> {
     (0..engine.kv.pages()).rev().filter(|page| page % 3 == sequence % 3).map(PageId).collect()
 }
@@ -42,7 +42,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-/// Runs one sequence alone in the pages of `table`, in chunks of the given lengths, and returns the last logits' bits.
+/// Runs one sequence alone in the pages of `table`, in chunks of the given lengths. Returns the bits of the last logits.
 fn alone(engine: &mut CpuEngine, tokens: &[u32], cuts: &[usize], table: u32) -> Vec<u32> {
     let pages = &pages(engine, table);
     let mut start = 0;
@@ -52,7 +52,7 @@ fn alone(engine: &mut CpuEngine, tokens: &[u32], cuts: &[usize], table: u32) -> 
         let chunk = Chunk {
             sequence: 1,
             tokens: &tokens[start..end],
-            source: Source::Prompt,
+            source: TokenSource::Prompt,
             start: start as u32,
             pages,
             sample: (end == tokens.len()).then(Sample::greedy),
@@ -78,7 +78,7 @@ fn logits_match_the_reference() {
             alone(&mut engine, &tokens, &[5, 1], 0);
             let expect = reference::logits(&model, &tokens);
             let got = engine.logits(0).unwrap();
-            let largest = expect.iter().fold(0.0f64, |most, value| most.max(value.abs()));
+            let largest = expect.iter().fold(0.0f64, |max, value| max.max(value.abs()));
             for (got, expect) in got.iter().zip(&expect) {
                 let error = (f64::from(*got) - expect).abs() / largest;
                 assert!(error < 2e-6, "{model:?} {length}: {got} {expect}");
@@ -88,7 +88,7 @@ fn logits_match_the_reference() {
 }
 
 #[test]
-fn describes_the_model() {
+fn model_info_describes_the_file() {
     let model = MODELS[0];
     let (file, _, engine) = open(&model);
     let info = engine.model();
@@ -119,13 +119,13 @@ fn threads_pages_and_instruction_sets_change_no_bit() {
 }
 
 #[test]
-fn what_lies_past_the_last_position_is_never_read() {
+fn positions_past_the_last_one_are_never_read() {
     let (_file, _, mut engine) = open(&MODELS[0]);
     let tokens = prompt(5, 41);
     let expect = alone(&mut engine, &tokens, &[20, 1], 0);
     let kv = Arc::clone(engine.kv());
     for at in 0..kv.bytes() / 4 {
-        // SAFETY: inside the pool, which no step uses now.
+        // SAFETY: inside the pool, and no step runs.
         unsafe { kv.base().cast::<f32>().add(at).write(f32::NAN) };
     }
     engine.acquire(&[PageId(0), PageId(kv.pages() - 1)]).unwrap();
@@ -141,7 +141,7 @@ fn a_page_copied_to_another_engine_decodes_the_same() {
     alone(&mut engine, &tokens[..29], &[], 0);
     let bytes = engine.kv.layout().page_bytes() as usize;
     for (from, to) in from.iter().zip(&to).take(4) {
-        // SAFETY: two pools, pages inside each, and no step runs.
+        // SAFETY: the pools are distinct, the pages are inside them, and no step runs.
         unsafe {
             let from = engine.kv.base().add(from.0 as usize * bytes);
             from.copy_to_nonoverlapping(other.kv.base().add(to.0 as usize * bytes), bytes);
@@ -152,7 +152,7 @@ fn a_page_copied_to_another_engine_decodes_the_same() {
         [Chunk {
             sequence: 1,
             tokens: &tokens[29..],
-            source: Source::Prompt,
+            source: TokenSource::Prompt,
             start: 29,
             pages,
             sample: Some(Sample::greedy()),
@@ -172,7 +172,7 @@ fn an_empty_batch_is_a_step_without_output() {
 }
 
 #[test]
-fn the_lowest_of_equal_logits_wins() {
+fn argmax_takes_the_lowest_index_among_equals() {
     let check =
         |logits: &[f32], expect: u32| assert_eq!(crate::sampling::argmax(logits), expect, "{logits:?}");
     check(&[0.0], 0);
@@ -196,9 +196,9 @@ proptest! {
         prop_assert_eq!(alone(&mut engine, &tokens, &cuts, 1), expect);
     }
 
-    /// Three sequences prefill and decode in mixed steps of any composition, as each would alone.
+    /// Three sequences in mixed steps of any composition give the same logits as each sequence alone.
     #[test]
-    fn company_changes_no_bit(
+    fn batching_changes_no_bit(
         lengths in proptest::array::uniform3(2usize..60),
         steps in proptest::collection::vec(proptest::array::uniform3(0usize..30), 1..12),
         which in 0usize..MODELS.len(),
@@ -217,7 +217,7 @@ proptest! {
                     batch.push(Chunk {
                         sequence: sequence as u64,
                         tokens: &tokens[start..end],
-                        source: Source::Prompt,
+                        source: TokenSource::Prompt,
                         start: start as u32,
                         pages: &tables[sequence],
                         sample: (end == tokens.len()).then(Sample::greedy),

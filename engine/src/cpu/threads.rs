@@ -1,11 +1,11 @@
-//! A fixed set of threads that share the units of one job at a time with the calling thread.
+//! A fixed thread pool that runs one job at a time. A job has units, which the workers and the calling thread share.
 //!
-//! Units are handed out one by one, so that a thread which the system holds up costs one unit's time, and a
-//! thread that wakes late finds the job gone instead of being waited for. Between two jobs a worker looks for
-//! the next one for some ten microseconds, about the gap between two phases of a step, and then sleeps on a
-//! condition variable: an idle engine takes no processor time.
+//! Threads take units one by one. So a descheduled thread delays a job by one unit, and the caller does not wait for a
+//! worker that wakes late. After a job a worker busy-polls for about ten microseconds, the usual gap between two phases of
+//! a step, and then sleeps on a condition variable. An idle engine uses no CPU time.
 //!
-//! This file is compiled twice in test builds: with `cpu::sync`, which is the standard library's, and in `cpu::tests::interleavings` with loom's.
+//! Test builds compile this file twice: with the standard library's primitives from `cpu::sync`, and with loom's in
+//! `cpu::tests::interleavings`.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,20 +15,20 @@ use super::sync::{
     Arc, AtomicBool, AtomicUsize, Builder, Condvar, JoinHandle, Mutex, MutexGuard, Ordering, SPINS, spin_loop,
 };
 
-/// A worker panicked while it ran a job; the panic's message is on stderr and the job's results are void.
+/// A worker panicked while it ran a job. The panic's message is on stderr. The job's results are invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct WorkerPanicked;
 
-/// A job as workers see it. The reference is not really static: see [`Threads::run`].
+/// A job for the workers. The reference is not really `'static`: see [`Threads::run`].
 struct Job<S: 'static> {
     units: usize,
     work: &'static (dyn Fn(usize, &mut S) + Sync),
 }
 
 struct State<S: 'static> {
-    /// The job to join, while it has units left.
+    /// The current job. Workers may join it.
     job: Option<Job<S>>,
-    /// Workers asleep on `wake`.
+    /// Workers that sleep on `wake`.
     asleep: usize,
     stop: bool,
 }
@@ -37,16 +37,16 @@ struct Shared<S: 'static> {
     state: Mutex<State<S>>,
     wake: Condvar,
     done: Condvar,
-    /// Counts jobs, so that a worker need not take the lock to see that there is none.
+    /// The number of jobs so far; dropping the pool adds one. A worker can poll it without the lock.
     posted: AtomicUsize,
-    /// The next unit to hand out.
+    /// The next unit to run.
     next: AtomicUsize,
-    /// Workers inside the job. Grows only under the lock while `job` is there.
+    /// Workers inside the job. It increases only under the lock and only while `job` is set.
     inside: AtomicUsize,
     panicked: AtomicBool,
 }
 
-/// The threads. Each has its own scratch memory `S`, which lives as long as the thread.
+/// A thread pool. Each thread has its own scratch memory `S`, which lives as long as the thread.
 pub(super) struct Threads<S: 'static> {
     shared: Arc<Shared<S>>,
     workers: Vec<JoinHandle<()>>,
@@ -54,10 +54,10 @@ pub(super) struct Threads<S: 'static> {
 }
 
 impl<S: Default + Send + 'static> Threads<S> {
-    /// Starts `count - 1` workers; the caller of [`run`](Self::run) is the last of `count` threads.
+    /// Starts `count - 1` workers. The caller of [`run`](Self::run) is the last of the `count` threads.
     ///
     /// # Errors
-    /// The worker's index and what the system said when it does not start one.
+    /// The index of the worker that does not start, and the system's error.
     pub(super) fn new(count: usize) -> Result<Self, (usize, std::io::Error)> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State { job: None, asleep: 0, stop: false }),
@@ -80,13 +80,14 @@ impl<S: Default + Send + 'static> Threads<S> {
         Ok(threads)
     }
 
-    /// Calls `work(unit, scratch)` once for every unit below `units`, on all threads, and returns when all calls
-    /// have returned. What the calls wrote is visible to the caller. The order of units is ascending, each on
-    /// whichever thread is free.
+    /// Calls `work(unit, scratch)` once for every unit below `units`, on all threads. Returns when all calls have returned,
+    /// and their writes are then visible to the caller. Units start in ascending order, each on a free thread.
     ///
     /// # Errors
-    /// [`WorkerPanicked`] when a call panicked on a worker; a panic on the calling thread goes on from here,
-    /// once no worker is in the job any more.
+    /// [`WorkerPanicked`] if a call panicked on a worker.
+    ///
+    /// # Panics
+    /// If a call panicked on the calling thread. The panic resumes after all workers have left the job.
     pub(super) fn run(
         &mut self,
         units: usize,
@@ -97,9 +98,8 @@ impl<S: Default + Send + 'static> Threads<S> {
             return Ok(());
         }
         let shared = &*self.shared;
-        // SAFETY: only the lifetime changes. Workers touch the reference only between their entry, counted in
-        // `inside`, and their exit; no worker enters once `job` is gone; and this function does not return, nor
-        // unwind, before `job` is gone and `inside` is zero.
+        // SAFETY: only the lifetime changes. Workers use the reference only while `inside` counts them. No worker enters
+        // after `job` is cleared. This function neither returns nor unwinds before `job` is cleared and `inside` is zero.
         let work_for_workers = unsafe {
             std::mem::transmute::<&(dyn Fn(usize, &mut S) + Sync), &'static (dyn Fn(usize, &mut S) + Sync)>(
                 work,
@@ -123,7 +123,7 @@ impl<S> Drop for Threads<S> {
         self.shared.posted.fetch_add(1, Ordering::Release);
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
-            // A worker catches its panics, so there is nothing to learn from the result.
+            // A worker catches its panics, so the result needs no check.
             let _: Result<(), Box<dyn Any + Send>> = worker.join();
         }
     }
@@ -155,7 +155,7 @@ impl<S> Shared<S> {
         }
     }
 
-    /// Takes the job down and waits until no worker is in it.
+    /// Clears the job and waits until no worker is in it.
     fn retire(&self) {
         self.lock().job = None;
         if spin(|| self.inside.load(Ordering::Acquire) == 0) {
@@ -193,7 +193,7 @@ impl<S: Default> Shared<S> {
                 scratch = S::default();
             }
             if self.inside.fetch_sub(1, Ordering::Release) == 1 {
-                // Under the lock, so that the caller is either not yet waiting or already asleep.
+                // The lock ensures that the caller has either not checked `inside` yet or already sleeps.
                 let _state = self.lock();
                 self.done.notify_one();
             }
@@ -201,7 +201,7 @@ impl<S: Default> Shared<S> {
     }
 }
 
-/// Waits for `ready` for a few microseconds; says whether it came.
+/// Busy-polls `ready` for some microseconds. Returns true if it became true.
 fn spin(ready: impl Fn() -> bool) -> bool {
     for _ in 0..SPINS {
         if ready() {

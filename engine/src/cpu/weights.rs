@@ -1,4 +1,4 @@
-//! The weights in memory: matrices cut into panels of 32 outputs, still quantised, and the norms.
+//! The weights in memory: quantised matrices in panels of 32 outputs, and the norms.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,37 +14,37 @@ use crate::dequantise::floats;
 use crate::error::OpenError;
 use crate::gguf::TensorType;
 
-/// A weight matrix of `outputs × inputs`. Outputs stand side by side in panels of 32, so that a kernel computes
-/// 32 of them in the lanes of its registers without a sum across lanes; the last panel is filled up with zeros.
+/// A weight matrix of `outputs × inputs`. A panel interleaves 32 outputs, so a kernel computes them in the lanes of its
+/// registers without a sum across lanes. Zeros pad the last panel.
 pub(super) struct Linear {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
     pub(super) panels: Panels,
 }
 
-/// The numbers, panel after panel.
+/// The concatenated panels.
 pub(super) enum Panels {
-    /// `[inputs][32]` floats a panel.
+    /// `[inputs][32]` floats per panel.
     F32(Vec<f32>),
-    /// [`Q4_BYTES`] a block of 32 inputs.
+    /// [`Q4_BYTES`] per block of 32 inputs.
     Q4(Vec<u8>),
-    /// [`Q8_BYTES`] a block of 32 inputs.
+    /// [`Q8_BYTES`] per block of 32 inputs.
     Q8(Vec<u8>),
 }
 
 impl Linear {
-    /// Panels in the matrix.
+    /// The number of panels.
     pub(super) fn panel_count(&self) -> usize {
         self.outputs.div_ceil(PANEL)
     }
 
-    /// Cuts a tensor of `outputs` rows into panels.
+    /// Converts a tensor of `outputs` rows to panels.
     fn repack(kind: TensorType, bytes: &[u8], outputs: usize, inputs: usize) -> Self {
         let panels = match kind {
             TensorType::Q4_1 => Panels::Q4(repack_q4(bytes, outputs, inputs / BLOCK)),
             TensorType::Q8_0 => Panels::Q8(repack_q8(bytes, outputs, inputs / BLOCK)),
-            TensorType::Q4_0 => Panels::Q4(repack_q4(&with_least(bytes), outputs, inputs / BLOCK)),
-            // The rest has no kernel of its own.
+            TensorType::Q4_0 => Panels::Q4(repack_q4(&q4_0_as_q4_1(bytes), outputs, inputs / BLOCK)),
+            // Other types have no kernel, so they are stored as floats.
             kind => Panels::F32(repack_f32(&floats(kind, bytes), outputs, inputs)),
         };
         Self { outputs, inputs, panels }
@@ -60,17 +60,18 @@ fn repack_f32(floats: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
     panels
 }
 
-/// Q4_0 as Q4_1: `d·(q - 8)` is `d·q + m` with `m = -8·d`, and all of that is exact in f32 where `m` is a half; a `d` so
-/// large that it is none is in no file, since its weights would be above 65,504.
-fn with_least(bytes: &[u8]) -> Vec<u8> {
+/// Converts Q4_0 blocks to Q4_1: `d·(q - 8)` is `d·q + m` with `m = -8·d`. The conversion is exact if `m` is a finite f16.
+/// No file has a larger `d`, because its weights would be above 65,504.
+fn q4_0_as_q4_1(bytes: &[u8]) -> Vec<u8> {
     let block = |block: &[u8; 18]| {
-        let least = f16::from_f32(f16::from_le_bytes([block[0], block[1]]).to_f32() * -8.0);
-        [&block[..2], &least.to_le_bytes(), &block[2..]].concat()
+        let min = f16::from_f32(f16::from_le_bytes([block[0], block[1]]).to_f32() * -8.0);
+        [&block[..2], &min.to_le_bytes(), &block[2..]].concat()
     };
     bytes.as_chunks().0.iter().flat_map(block).collect()
 }
 
-/// A file's block is `d m q[16]`, where byte `i` has input `i` in its low nibble and `i + 16` in its high one.
+/// Converts Q4_1 blocks to panels. A file's block is `d m q[16]`: byte `i` has input `i` in its low nibble and input `i + 16`
+/// in its high nibble.
 fn repack_q4(bytes: &[u8], outputs: usize, blocks: usize) -> Vec<u8> {
     let mut panels = vec![0; outputs.div_ceil(PANEL) * blocks * Q4_BYTES];
     for (index, from) in bytes.as_chunks::<20>().0.iter().enumerate() {
@@ -89,7 +90,7 @@ fn repack_q4(bytes: &[u8], outputs: usize, blocks: usize) -> Vec<u8> {
     panels
 }
 
-/// A file's block is `d q[32]`.
+/// Converts Q8_0 blocks to panels. A file's block is `d q[32]`.
 fn repack_q8(bytes: &[u8], outputs: usize, blocks: usize) -> Vec<u8> {
     let mut panels = vec![0; outputs.div_ceil(PANEL) * blocks * Q8_BYTES];
     for (index, from) in bytes.as_chunks::<34>().0.iter().enumerate() {
@@ -119,7 +120,7 @@ pub(super) struct Layer {
 
 /// The whole model.
 pub(super) struct Weights {
-    /// The token embedding; also the output where the file has none of its own.
+    /// The token embedding. It is also the output matrix if the checkpoint ties them.
     pub(super) embedding: Linear,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Vec<f32>,
@@ -127,35 +128,35 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// The matrix that makes logits.
+    /// The matrix that computes the logits.
     pub(super) fn output(&self) -> &Linear {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Reads and repacks every tensor, on all threads.
+    /// Reads and repacks all tensors, on all threads.
     pub(super) fn load(
         checkpoint: &Checkpoint,
         threads: &mut Threads<Scratch>,
         progress: Progress<'_>,
     ) -> Result<Self, OpenError> {
         let shape = &checkpoint.shape;
-        let wanted = wanted(checkpoint);
-        let mut kinds = Vec::with_capacity(wanted.len());
-        for (name, outputs, inputs) in &wanted {
+        let matrices = matrices(checkpoint);
+        let mut kinds = Vec::with_capacity(matrices.len());
+        for (name, outputs, inputs) in &matrices {
             kinds.push(checkpoint.require(name, &[*inputs, *outputs])?);
         }
-        let loaded: Mutex<Vec<Option<Linear>>> = Mutex::new(wanted.iter().map(|_| None).collect());
+        let loaded: Mutex<Vec<Option<Linear>>> = Mutex::new(matrices.iter().map(|_| None).collect());
         let failed = Mutex::new(None);
         let numbers = |(_, outputs, inputs): &(String, usize, usize)| (outputs * inputs) as u64;
-        let (total, done) = (wanted.iter().map(numbers).sum(), AtomicU64::new(0));
+        let (total, done) = (matrices.iter().map(numbers).sum(), AtomicU64::new(0));
         threads
-            .run(wanted.len(), &|unit, _| {
-                let (name, outputs, inputs) = &wanted[unit];
+            .run(matrices.len(), &|unit, _| {
+                let (name, outputs, inputs) = &matrices[unit];
                 match checkpoint.read(name) {
                     Ok(bytes) => {
                         let linear = Linear::repack(kinds[unit], &bytes, *outputs, *inputs);
                         loaded.lock().expect("no panic under this lock")[unit] = Some(linear);
-                        let numbers = numbers(&wanted[unit]);
+                        let numbers = numbers(&matrices[unit]);
                         progress(done.fetch_add(numbers, Ordering::Relaxed) + numbers, total);
                     }
                     Err(error) => *failed.lock().expect("no panic under this lock") = Some(error),
@@ -193,14 +194,14 @@ impl Weights {
 
 const OUTPUT: &str = "output.weight";
 
-/// Every matrix with its outputs and inputs, in the order that [`Weights::load`] takes them.
-fn wanted(checkpoint: &Checkpoint) -> Vec<(String, usize, usize)> {
+/// All matrices with their outputs and inputs, in the order in which [`Weights::load`] uses them.
+fn matrices(checkpoint: &Checkpoint) -> Vec<(String, usize, usize)> {
     let shape = &checkpoint.shape;
     let (hidden, feed) = (shape.hidden, shape.feed_forward);
     let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-    let mut wanted = vec![("token_embd.weight".to_owned(), shape.vocabulary, hidden)];
+    let mut matrices = vec![("token_embd.weight".to_owned(), shape.vocabulary, hidden)];
     if checkpoint.has(OUTPUT) {
-        wanted.push((OUTPUT.to_owned(), shape.vocabulary, hidden));
+        matrices.push((OUTPUT.to_owned(), shape.vocabulary, hidden));
     }
     for layer in 0..shape.layers {
         for (name, outputs, inputs) in [
@@ -212,10 +213,10 @@ fn wanted(checkpoint: &Checkpoint) -> Vec<(String, usize, usize)> {
             ("ffn_up", feed, hidden),
             ("ffn_down", hidden, feed),
         ] {
-            wanted.push((format!("blk.{layer}.{name}.weight"), outputs, inputs));
+            matrices.push((format!("blk.{layer}.{name}.weight"), outputs, inputs));
         }
     }
-    wanted
+    matrices
 }
 
 #[cfg(test)]
@@ -224,7 +225,7 @@ mod tests {
     use crate::testing::Random;
 
     #[test]
-    fn panels_hold_the_numbers_of_every_type() {
+    fn panels_hold_the_same_numbers_as_the_tensor_for_every_type() {
         let kinds = [
             (TensorType::F32, 4 * 32),
             (TensorType::BF16, 2 * 32),
@@ -238,7 +239,7 @@ mod tests {
         for (kind, block_bytes) in kinds {
             let mut bytes: Vec<u8> =
                 (0..outputs * inputs / 32 * block_bytes).map(|_| random.next() as u8).collect();
-            // Scales without exponents of infinity.
+            // Keeps the exponents of f16 scales below infinity.
             bytes.chunks_exact_mut(2).for_each(|pair| pair[1] &= 0xb3);
             let matrix = Linear::repack(kind, &bytes, outputs, inputs);
             let mut found = vec![0.0; outputs * inputs];

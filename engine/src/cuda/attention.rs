@@ -1,73 +1,77 @@
-//! FlashInfer's paged attention: FA3 for prompts, FA2 for decode rows.
+//! FlashInfer's paged attention: FlashAttention 3 (FA3) for prompts and FlashAttention 2 (FA2) for decode rows.
 //!
-//! FA3 has a plan, made on the host once a step, that says which block of threads computes what; all layers run by it. What FA2 does is in the
-//! step's own lists.
+//! The host makes one FA3 plan per step. It assigns work to thread blocks, and all layers use it. FA2 needs no plan; it reads
+//! the step's lists.
 
 use std::sync::Arc;
 
 use half::bf16;
 
-use super::device::{Buffer, Device, Pinned, Result, Stream};
+use super::device::{Buffer, CudaDevice, Pinned, Result, Stream};
 use super::kernels::{Flash, launch};
 use super::lists::{Lists, Uploaded};
 use crate::gpu::arguments::{Fa2Run, Fa3Plan, Fa3Run};
 use crate::kv::KvPool;
-use crate::model::Shape;
+use crate::model::ModelShape;
 
-/// FlashInfer's own advice.
+/// Bytes of FA3's integer workspace, as FlashInfer recommends.
 const INT_BYTES: usize = 16 << 20;
+/// Words of an FA3 plan. `kernels/attention.cuh` has the same number.
 const PLAN_WORDS: usize = 32;
-/// Query heads that may share a key head: rows of FA2's tile.
-pub(super) const GROUP_MOST: usize = 16;
+/// The most query heads that share a KV head: the rows of FA2's tile.
+pub(super) const GROUP_MAX: usize = 16;
 
-/// What the prompts of a step run by: places in the workspace, as FlashInfer lists them.
+/// The FA3 plan of a step's prompts: offsets in the workspace, in FlashInfer's format.
 pub(super) struct PrefillPlan([i64; PLAN_WORDS]);
 
 /// Kernels and workspaces for one model's heads.
 pub(super) struct Attention {
     flash: Flash,
-    /// What FA3's plan says, and the host's copies of that, which are used in turns.
+    /// FA3's integer workspace on the device.
     ints: Buffer,
+    /// Host copies of the integer workspace. Steps alternate between the two.
     pinned: [Pinned<u8>; 2],
-    /// What FA2 makes of each piece: `[pieces][heads][head_dim]` of bf16, and `[pieces][heads]` of f32.
+    /// FA2's output for each split-KV piece: `[pieces][heads][head_dim]`, bf16.
     partial_out: Buffer,
+    /// FA2's softmax sums for each piece: `[pieces][heads]`, f32.
     partial_sums: Buffer,
-    /// A word of zero for each piece.
+    /// A zero word for each piece.
     zeros: Buffer,
-    /// The most pieces of a step.
+    /// The piece capacity of a step.
     pieces: usize,
     heads: u32,
     kv_heads: u32,
     head_dim: usize,
     page_tokens: u32,
-    /// Elements from a page to the next.
+    /// Elements from one page to the next.
     page_stride: i64,
 }
 
-/// Where a layer's attention reads and writes.
+/// The inputs and the output of one layer's attention.
 pub(super) struct Heads<'a> {
     /// `[rows][heads][head_dim]`.
     pub(super) query: &'a Buffer,
     pub(super) pool: &'a KvPool,
-    /// Where the layer's keys, and its values, begin in a page.
+    /// The offset of the layer's keys in a page, in elements.
     pub(super) keys: usize,
+    /// The offset of the layer's values in a page, in elements.
     pub(super) values: usize,
-    /// As `query`.
+    /// `[rows][heads][head_dim]`.
     pub(super) out: &'a Buffer,
 }
 
 impl Heads<'_> {
-    /// The numbers at `offset` in page 0 of the pool.
+    /// The address of element `offset` in page 0 of the pool.
     fn in_pool(&self, offset: usize) -> *mut bf16 {
         self.pool.base().as_ptr().cast::<bf16>().wrapping_add(offset)
     }
 }
 
 impl Attention {
-    /// For steps of up to `pieces` pieces; `None` if there is no kernel for the shape's heads.
+    /// Allocates the workspaces for steps of up to `pieces` pieces. `None` if there is no kernel for the head size.
     pub(super) fn new(
-        device: &Arc<Device>,
-        shape: &Shape,
+        device: &Arc<CudaDevice>,
+        shape: &ModelShape,
         (page_tokens, page_stride): (u32, i64),
         pieces: usize,
     ) -> Result<Option<Self>> {
@@ -89,10 +93,10 @@ impl Attention {
         }))
     }
 
-    /// Plans the prompts of a step. What the plan says is copied to the device in the stream's order.
+    /// Plans the prompts of a step. The plan's data is copied to the device in stream order.
     ///
     /// # Safety
-    /// The copy of the step that had the lists' turn last has run.
+    /// The copy of the previous step with the same turn has finished.
     pub(super) unsafe fn plan_prefill(&self, lists: &Lists, stream: &Stream) -> Result<PrefillPlan> {
         let (plan, part) = (lists.plan(), &lists.plan().prefill);
         let mut words = [0; PLAN_WORDS];
@@ -110,13 +114,14 @@ impl Attention {
             kv_heads: self.kv_heads,
             page_tokens: self.page_tokens,
         };
-        // SAFETY: both workspaces have `int_bytes` bytes, within which FlashInfer stays or throws; the plan has its 32 places; the lists have an entry
-        // for each chunk, and starts one more. Nothing reads the pinned bytes any more, by the caller's contract.
+        // SAFETY: both workspaces have `int_bytes` bytes, and FlashInfer throws if it needs more. The plan has 32 words. The
+        // lists have an entry for each chunk, and the lists of starts have one more. No copy reads the pinned bytes any more,
+        // by the caller's contract.
         unsafe { launch("baton_fa3_plan", self.flash.fa3_plan, &arguments, stream)? };
         Ok(PrefillPlan(words))
     }
 
-    /// One layer's attention of the prompts, which are the step's first rows. `plan` is the step's.
+    /// Runs one layer's attention for the prompts, which are the step's first rows. `plan` is the plan of this step.
     pub(super) fn run_prefill(
         &self,
         plan: &PrefillPlan,
@@ -140,16 +145,16 @@ impl Attention {
             kv_heads: self.kv_heads.cast_signed(),
             scale: self.scale(),
         };
-        // SAFETY: queries and outputs are as long as the part's rows, as checked; pages are the pool's, by the contract of `Lists::lay_out`; the plan was
-        // made of the same lists, and its copy goes before in the stream.
+        // SAFETY: the lengths of queries and outputs are checked above. The pages are in the pool, by the contract of
+        // `Lists::lay_out`. The plan was made from the same lists, and its copy precedes this kernel in the stream.
         unsafe { launch("baton_fa3_run", self.flash.fa3_run, &arguments, step.stream) }
     }
 
-    /// One layer's attention of the decode rows.
+    /// Runs one layer's attention for the decode rows.
     pub(super) fn run_decode(&self, step: &Uploaded<'_>, heads: &Heads<'_>) -> Result<()> {
         let (plan, part) = (step.plan(), &step.plan().decode);
         let pieces = plan.pieces();
-        assert!(pieces <= self.pieces, "{pieces} pieces, and room for {}", self.pieces);
+        assert!(pieces <= self.pieces, "{pieces} pieces exceed the capacity of {}", self.pieces);
         let (first, numbers) = (part.rows.start * self.row_numbers(), part.rows.len() * self.row_numbers());
         let arguments = Fa2Run {
             partial_out: self.partial_out.numbers(0, pieces * self.row_numbers()),
@@ -176,12 +181,12 @@ impl Attention {
             kv_heads: self.kv_heads,
             scale: self.scale(),
         };
-        // SAFETY: partial results have room for the pieces, queries and outputs for the part's rows, as checked; pages are the pool's, by the contract of
-        // `Lists::lay_out`, and rows and places of pieces are those of the part, as `Plan` lays them out.
+        // SAFETY: the lengths of partial results, queries and outputs are checked above. The pages are in the pool, by the
+        // contract of `Lists::lay_out`. `Plan` writes only pieces of this part's rows.
         unsafe { launch("baton_fa2_run", self.flash.fa2_run, &arguments, step.stream) }
     }
 
-    /// Numbers of a row of queries.
+    /// Numbers in a row of queries.
     fn row_numbers(&self) -> usize {
         self.heads as usize * self.head_dim
     }

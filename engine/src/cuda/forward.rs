@@ -1,20 +1,22 @@
-//! One step through the model: what is submitted to the stream, in order.
+//! The forward pass of one step: the kernels that are submitted to the stream, in order.
 //!
 //! # Safety of the launches
-//! - Extents: [`Buffer::numbers`] and [`Uploaded::list`] check that there is as much memory as a kernel reads or writes by the sizes that are passed with it.
-//! - Contents: token ids, positions and pages in the lists are within the vocabulary, the context and the pool, by the contract of
-//!   [`Lists::lay_out`](super::lists::Lists::lay_out).
-//! - Order: a step is submitted to one stream, and [`CudaEngine`](super::CudaEngine) waits for it before anything here is freed.
+//! - Sizes: [`Buffer::numbers`] and [`Uploaded::list`] check that the memory covers what a kernel reads or writes by the sizes
+//!   in its arguments.
+//! - Contents: token ids, positions and pages in the lists are within the vocabulary, the context and the pool, by the
+//!   contract of [`Lists::lay_out`](super::lists::Lists::lay_out).
+//! - Lifetime: a step is submitted to one stream, and [`CudaEngine`](super::CudaEngine) waits for the stream before it frees
+//!   memory.
 
 use std::sync::Arc;
 
 use half::bf16;
 
 use super::attention::{Attention, Heads, PrefillPlan};
-use super::device::{Buffer, Device, Result, Stream};
+use super::device::{Buffer, CudaDevice, Result, Stream};
 use super::gemm::{Gemm, Matrix, Output, ROWS_SPARE};
 use super::kernels::{
-    baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_row_products_most,
+    baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_row_products_max,
     baton_sample_rows, baton_silu_mul, baton_take_rows, launch,
 };
 use super::lists::Uploaded;
@@ -22,15 +24,16 @@ use super::weights::{Layer, Weights};
 use crate::gpu::arguments::{AddRmsNorm, Embed, RopeAppend, RowProducts, SampleRows, SiluMul, TakeRows};
 use crate::gpu::plan::{SETTING_WORDS, settings_of};
 use crate::kv::{KeyOrValue, KvPool};
-use crate::model::Shape;
+use crate::model::ModelShape;
 use crate::sampling::Sampling;
 
+/// Bytes of a bf16 number.
 const HALF: usize = 2;
 
-/// Most rows that one step samples after.
-pub(super) const SAMPLED_MOST: usize = 1024;
+/// The most rows that one step samples.
+pub(super) const SAMPLED_MAX: usize = 1024;
 
-/// Memory of one row for each token of a step.
+/// Matrices with one row for each token of a step.
 struct Activations {
     /// The residual stream.
     hidden: Buffer,
@@ -38,11 +41,11 @@ struct Activations {
     query_key_value: Buffer,
     query: Buffer,
     attended: Buffer,
-    /// What a block adds to the residual stream.
+    /// The output of attention or feed-forward, which is added to the residual stream.
     delta: Buffer,
     gate_up: Buffer,
     feed: Buffer,
-    /// Rows that are sampled after.
+    /// The rows that are sampled.
     last: Buffer,
 }
 
@@ -52,12 +55,12 @@ struct Matrices {
     attention_output: Matrix,
     gate_up: Matrix,
     down: Matrix,
-    /// Makes logits.
+    /// Computes the logits.
     output: Matrix,
 }
 
 impl Matrices {
-    fn of(shape: &Shape) -> Self {
+    fn of(shape: &ModelShape) -> Self {
         let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         let (hidden, feed) = (shape.hidden, shape.feed_forward);
         let half = |outputs, inputs| Matrix { outputs, inputs, output: Output::Bf16 };
@@ -71,9 +74,9 @@ impl Matrices {
     }
 }
 
-/// The model with the memory that a step needs.
+/// The model and the memory for a step.
 pub(super) struct Forward {
-    shape: Shape,
+    shape: ModelShape,
     weights: Weights,
     matrices: Matrices,
     gemm: Gemm,
@@ -82,16 +85,16 @@ pub(super) struct Forward {
     inverse_frequencies: Buffer,
     /// `[sampled][vocabulary]`, f32.
     pub(super) logits: Buffer,
-    /// What each row's settings choose from its logits; for a row that the host samples, the largest logit.
+    /// The sampled token of each row. For a row that the host samples, the token with the largest logit.
     pub(super) chosen: Buffer,
     pool: Arc<KvPool>,
     page_tokens: usize,
     page_stride: i64,
 }
 
-/// As [`CudaEngine::draw`](super::CudaEngine::draw).
+/// See [`CudaEngine::draw`](super::CudaEngine::draw).
 pub(super) fn draw(
-    device: &Arc<Device>,
+    device: &Arc<CudaDevice>,
     stream: &Stream,
     logits: &[f32],
     samples: &[(&Sampling, u32)],
@@ -101,16 +104,16 @@ pub(super) fn draw(
     let (values, settings) = (Buffer::of(device, logits)?, Buffer::of(device, &settings)?);
     let chosen = Buffer::new(device, rows * size_of::<u32>())?;
     let settings = settings.numbers::<i32>(0, rows * SETTING_WORDS);
-    // SAFETY: there are settings for each row, as just checked.
+    // SAFETY: each row has settings, as just checked.
     unsafe { sample_rows(&values, settings, &chosen, (rows, logits.len() / rows), stream)? };
     stream.wait()?;
     chosen.read_at(0, rows)
 }
 
-/// The token that each row's settings choose from its logits.
+/// Samples a token from each row of logits with the row's settings.
 ///
 /// # Safety
-/// `settings` are on the device, [`SETTING_WORDS`] for each row.
+/// `settings` points to [`SETTING_WORDS`] words on the device for each row.
 unsafe fn sample_rows(
     logits: &Buffer,
     settings: *const i32,
@@ -125,14 +128,14 @@ unsafe fn sample_rows(
         rows: rows as i32,
         vocabulary: vocabulary as i32,
     };
-    // SAFETY: see the module's documentation; the settings are the caller's contract.
+    // SAFETY: see the module's documentation. The caller's contract covers the settings.
     unsafe { launch("baton_sample_rows", baton_sample_rows, &arguments, stream) }
 }
 
 impl Forward {
     pub(super) fn new(
-        device: &Arc<Device>,
-        shape: Shape,
+        device: &Arc<CudaDevice>,
+        shape: ModelShape,
         weights: Weights,
         attention: Attention,
         pool: Arc<KvPool>,
@@ -142,9 +145,9 @@ impl Forward {
         let matrices = Matrices::of(&shape);
         let Matrices { query_key_value, attention_output, gate_up, down, output } = matrices;
         let of_layer = [query_key_value, attention_output, gate_up, down].map(|matrix| (matrix, rows));
-        let products = [&of_layer[..], &[(output, rows.min(SAMPLED_MOST))]].concat();
-        let gemm = Gemm::new(device, baton_row_products_most() as usize, &products)?;
-        let sampled = rows.min(SAMPLED_MOST) + ROWS_SPARE;
+        let products = [&of_layer[..], &[(output, rows.min(SAMPLED_MAX))]].concat();
+        let gemm = Gemm::new(device, baton_row_products_max() as usize, &products)?;
+        let sampled = rows.min(SAMPLED_MAX) + ROWS_SPARE;
         let rows = rows + ROWS_SPARE;
         let matrix = |rows: usize, columns: usize| Buffer::new(device, rows * columns * HALF);
         let activations = Activations {
@@ -175,7 +178,7 @@ impl Forward {
         })
     }
 
-    /// The `index`-th row of the last step's logits. The step is done.
+    /// The `index`-th row of the last step's logits. The step must be finished.
     pub(super) fn logits_row(&self, index: usize) -> Result<Vec<f32>> {
         let vocabulary = self.shape.vocabulary;
         self.logits.read_at(index * vocabulary * size_of::<f32>(), vocabulary)
@@ -186,7 +189,7 @@ impl Forward {
         self.weights.step_bytes()
     }
 
-    /// Submits a step; `prefill` is how its prompts are planned, if it has any.
+    /// Submits a step. `prefill` is the plan of its prompts, if it has any.
     pub(super) fn submit(&self, step: &Uploaded<'_>, prefill: Option<&PrefillPlan>) -> Result<()> {
         let Activations { hidden, delta, .. } = &self.activations;
         let (plan, width) = (step.plan(), self.shape.hidden);
@@ -198,7 +201,7 @@ impl Forward {
             rows: plan.rows as i32,
             hidden: width as i32,
         };
-        // SAFETY: see the module's documentation. Rows that follow name rows of `chosen` that the step before has sampled.
+        // SAFETY: see the module's documentation. Rows that follow refer to rows of `chosen` that the previous step sampled.
         unsafe { launch("baton_embed", baton_embed, &arguments, step.stream)? };
         let mut before = None;
         for (index, layer) in self.weights.layers.iter().enumerate() {
@@ -212,13 +215,13 @@ impl Forward {
         self.sample(before, step)
     }
 
-    /// The logits of the rows that are sampled after, and what is drawn from them.
+    /// Computes the logits of the sampled rows, and samples their tokens.
     fn sample(&self, before: Option<&Buffer>, step: &Uploaded<'_>) -> Result<()> {
         let Activations { normed, last, .. } = &self.activations;
         let (plan, width) = (step.plan(), self.shape.hidden);
-        // The last layer's sum is wanted for few rows, but costs little for all.
+        // Only the sampled rows need this norm, but computing it for all rows costs little.
         self.norm(before, &self.weights.norm, step)?;
-        // Rows are sampled in their order: all of them are the rows as they are.
+        // Rows are sampled in row order. So if all rows are sampled, no copy is needed.
         let all = plan.sampled == plan.rows;
         if !all {
             let arguments = TakeRows {
@@ -228,7 +231,7 @@ impl Forward {
                 count: plan.sampled as i32,
                 hidden: width as i32,
             };
-            // SAFETY: see the module's documentation; sampled rows are rows of the step, as `Plan` lays them out.
+            // SAFETY: see the module's documentation. `Plan` writes only sampled rows of the step.
             unsafe { launch("baton_take_rows", baton_take_rows, &arguments, step.stream)? };
         }
         let last = if all { normed } else { last };
@@ -239,7 +242,7 @@ impl Forward {
         unsafe { sample_rows(&self.logits, step.list(plan.settings()), &self.chosen, sizes, step.stream) }
     }
 
-    /// `hidden += before`; `delta = W_o · attention(norm(hidden))`; writes the step's keys and values.
+    /// `hidden += before`, then `delta = W_o · attention(norm(hidden))`. Also writes the step's keys and values.
     fn attend(
         &self,
         index: usize,
@@ -267,10 +270,11 @@ impl Forward {
         self.multiply(attended, &layer.attention_output, delta, rows, matrix, step.stream)
     }
 
-    /// Rotates the step's queries and keys, and writes its keys and values into the pool. `layer_offset` is where the layer's keys are in a page.
+    /// Applies RoPE to the step's queries and keys, and writes its keys and values to the pool. `layer_offset` is the offset
+    /// of the layer's keys in a page.
     fn rope_append(&self, layer_offset: usize, step: &Uploaded<'_>) -> Result<()> {
         let Activations { query_key_value, query, .. } = &self.activations;
-        let Shape { heads, kv_heads, head_dim, .. } = self.shape;
+        let ModelShape { heads, kv_heads, head_dim, .. } = self.shape;
         let (plan, rows) = (step.plan(), step.plan().rows);
         let arguments = RopeAppend {
             qkv: query_key_value.numbers(0, rows * (heads + 2 * kv_heads) * head_dim),
@@ -287,11 +291,12 @@ impl Forward {
             head_dim: head_dim as i32,
             page_tokens: self.page_tokens as i32,
         };
-        // SAFETY: see the module's documentation; places lie in pages of the pool, whose layout the other numbers are from.
+        // SAFETY: see the module's documentation. The places lie in pages of the pool, and the other arguments come from the
+        // pool's layout.
         unsafe { launch("baton_rope_append", baton_rope_append, &arguments, step.stream) }
     }
 
-    /// `hidden += delta`; `delta = W_down · (silu(W_gate · n) ∘ W_up · n)` with `n = norm(hidden)`.
+    /// `hidden += delta`, then `delta = W_down · (silu(W_gate · n) ∘ W_up · n)` with `n = norm(hidden)`.
     fn feed(&self, layer: &Layer, step: &Uploaded<'_>) -> Result<()> {
         let Activations { normed, delta, gate_up, feed, .. } = &self.activations;
         let (rows, feed_forward) = (step.plan().rows, self.shape.feed_forward);
@@ -308,7 +313,7 @@ impl Forward {
         self.multiply(feed, &layer.down, delta, rows, self.matrices.down, step.stream)
     }
 
-    /// `hidden += delta`, if there is one; `normed = norm(hidden)`.
+    /// `hidden += delta` if there is a delta, then `normed = norm(hidden)`.
     fn norm(&self, delta: Option<&Buffer>, weight: &Buffer, step: &Uploaded<'_>) -> Result<()> {
         let Activations { hidden, normed, .. } = &self.activations;
         let (rows, width) = (step.plan().rows, self.shape.hidden);
@@ -336,8 +341,8 @@ impl Forward {
         matrix: Matrix,
         stream: &Stream,
     ) -> Result<()> {
-        // Up to so many rows a product is bound by reading the weights, and goes without the library.
-        let few = baton_row_products_most() as usize;
+        // With few rows a product is bound by reading the weights, and `row_products` is faster than the library.
+        let few = baton_row_products_max() as usize;
         if rows > few && self.gemm.has_plan(matrix, rows) {
             return self.gemm.multiply(stream, x, weights, y, rows, matrix);
         }

@@ -1,9 +1,10 @@
-//! Products with weights, through cublasLt, which are planned when the engine opens.
+//! GEMMs with the weights through cublasLt. They are planned when the engine opens.
 //!
-//! Only algorithms that do not split the inputs are taken: they sum a row's products in the same order, whatever the number of rows and the tiles, so
-//! a row's result is the same to the bit alone and beside others. What splitting would gain where rows are few is the row products' part.
+//! Only algorithms without split-K are used. They sum a row's products in the same order for any number of rows and any
+//! tile, so a row's result does not depend on the other rows, to the bit. For few rows, where split-K would be faster, the
+//! `row_products` kernel is used instead.
 //!
-//! [`rows`] says for which numbers of rows there are plans. Their number depends on the model and on the largest step alone.
+//! [`rows`] defines the row counts that have plans. The number of plans depends only on the model and on the largest step.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -12,28 +13,28 @@ use std::sync::Arc;
 use cudarc::cublaslt::{result, sys};
 use half::bf16;
 
-use super::device::{Buffer, Device, Named, Result, Stream};
+use super::device::{Buffer, CudaDevice, Named, Result, Stream};
 use crate::gpu::rows;
 
-/// cublasLt's advice for Hopper.
+/// The workspace size that cublasLt recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// How many rows more than wanted a product may compute.
+/// The most padding rows of a GEMM.
 pub(super) const ROWS_SPARE: usize = rows::SPARE;
-/// What the library calls its kernels for Hopper. Its older ones take seven times as long.
+/// The algorithm id of cublasLt's kernels for Hopper. The older kernels take seven times as long.
 const HOPPER_KERNELS: i32 = 66;
 
-/// Of how many outputs the library's kernels for Hopper want a multiple; it has others, which sum otherwise.
+/// cublasLt's kernels for Hopper need the outputs to be a multiple of this. Its other kernels sum in another order.
 const OUTPUTS_ALIGN: usize = 8;
 
-/// What a product gives.
+/// The number format of a GEMM's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Output {
     Bf16,
     F32,
 }
 
-/// A weight matrix's sizes, and what products with it give.
+/// The sizes of a weight matrix, and the format of its products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Matrix {
     pub(super) outputs: usize,
@@ -41,26 +42,26 @@ pub(super) struct Matrix {
     pub(super) output: Output,
 }
 
-/// What the library keeps for us under a name, and how it is given back.
-struct Kept<T: Copy> {
-    name: T,
-    give_back: unsafe fn(T) -> std::result::Result<(), result::CublasError>,
+/// An owned object of cublasLt, and the function that destroys it.
+struct CublasHandle<T: Copy> {
+    raw: T,
+    destroy: unsafe fn(T) -> std::result::Result<(), result::CublasError>,
 }
 
-impl<T: Copy> Drop for Kept<T> {
+impl<T: Copy> Drop for CublasHandle<T> {
     fn drop(&mut self) {
-        // SAFETY: made once, by the library; whoever has this alone uses it.
-        let _ = unsafe { (self.give_back)(self.name) };
+        // SAFETY: the library created the object once, and this value is its only owner.
+        let _ = unsafe { (self.destroy)(self.raw) };
     }
 }
 
-/// Layouts and algorithm for one matrix and number of rows.
+/// The plan of one matrix and row count: its layouts and its algorithm.
 struct Prepared {
     rows: usize,
-    description: Kept<sys::cublasLtMatmulDesc_t>,
-    weights: Kept<sys::cublasLtMatrixLayout_t>,
-    x: Kept<sys::cublasLtMatrixLayout_t>,
-    y: Kept<sys::cublasLtMatrixLayout_t>,
+    description: CublasHandle<sys::cublasLtMatmulDesc_t>,
+    weights: CublasHandle<sys::cublasLtMatrixLayout_t>,
+    x: CublasHandle<sys::cublasLtMatrixLayout_t>,
+    y: CublasHandle<sys::cublasLtMatrixLayout_t>,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
@@ -68,7 +69,7 @@ impl Prepared {
     fn is_for_hopper(&self) -> bool {
         use sys::cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_ID as ID;
         let (mut id, mut written) = (0i32, 0);
-        // SAFETY: the attribute is an i32; the algorithm came from the library.
+        // SAFETY: the attribute is an i32, and the algorithm is from the library.
         let status = unsafe {
             let to = (&raw mut id).cast();
             sys::cublasLtMatmulAlgoConfigGetAttribute(&raw const self.algorithm, ID, to, 4, &raw mut written)
@@ -77,33 +78,33 @@ impl Prepared {
     }
 }
 
-/// The library's handle, its workspace, and the plans. For one stream at a time.
+/// The library's handle, its workspace and the plans. Only one stream at a time may use them.
 pub(super) struct Gemm {
     handle: sys::cublasLtHandle_t,
     workspace: Buffer,
     plans: HashMap<(Matrix, usize), Prepared>,
 }
 
-// SAFETY: names that the library takes from any thread; one thread at a time has it.
+// SAFETY: the library accepts its handles from any thread, and one thread at a time owns this value.
 unsafe impl Send for Gemm {}
 
 impl Gemm {
-    /// Plans products of more than `few` rows, with each matrix for up to so many.
-    pub(super) fn new(device: &Arc<Device>, few: usize, matrices: &[(Matrix, usize)]) -> Result<Self> {
+    /// Plans GEMMs of more than `few` rows. `matrices` has each matrix with its largest row count.
+    pub(super) fn new(device: &Arc<CudaDevice>, few: usize, matrices: &[(Matrix, usize)]) -> Result<Self> {
         let workspace = Buffer::new(device, WORKSPACE_BYTES)?;
         let handle = result::create_handle().named("cublasLtCreate")?;
         let mut gemm = Self { handle, workspace, plans: HashMap::new() };
-        for (matrix, most) in matrices {
+        for (matrix, max) in matrices {
             if matrix.outputs.is_multiple_of(OUTPUTS_ALIGN) {
-                gemm.plan(*matrix, few, *most);
+                gemm.plan(*matrix, few, *max);
             }
         }
         Ok(gemm)
     }
 
-    fn plan(&mut self, matrix: Matrix, few: usize, most: usize) {
+    fn plan(&mut self, matrix: Matrix, few: usize, max: usize) {
         let (mut slow, mut refused) = (Vec::new(), None);
-        for rows in rows::all_planned(few, most) {
+        for rows in rows::all_planned(few, max) {
             let prepare = |rows| self.prepare(matrix, rows).map_err(|error| refused = Some(error)).ok();
             let Some(plan) = rows::choose(rows, prepare, Prepared::is_for_hopper) else {
                 slow.push(rows);
@@ -122,21 +123,21 @@ impl Gemm {
                 inputs,
                 row_counts = ?slow,
                 refused,
-                "cublasLt has no kernel for Hopper: slow, and answers may differ under load"
+                "cublasLt has no Hopper kernel for these row counts: steps are slow, and results may depend on the batch"
             );
         }
     }
 
-    /// True if there is a plan for so many rows.
+    /// True if there is a plan for `rows` rows.
     pub(super) fn has_plan(&self, matrix: Matrix, rows: usize) -> bool {
         self.plans.contains_key(&(matrix, rows::planned(rows)))
     }
 
-    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`: bf16 in, sums in f32. Up to [`ROWS_SPARE`] rows more
-    /// are computed of whatever `x` holds there.
+    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`, with bf16 inputs and f32 sums. Also computes up to
+    /// [`ROWS_SPARE`] padding rows.
     ///
     /// # Panics
-    /// Without a [plan](Self::has_plan), or for buffers that are shorter than that.
+    /// If there is no [plan](Self::has_plan), or if a buffer is too short.
     pub(super) fn multiply(
         &self,
         stream: &Stream,
@@ -155,22 +156,22 @@ impl Gemm {
             Output::Bf16 => y.numbers::<bf16>(0, plan.rows * outputs).cast(),
         };
         let (one, zero) = (1f32, 0f32);
-        // SAFETY: the matrices are as long as layouts and algorithm say, as just checked, and so is the workspace, which products of one stream use one
-        // after the other; the scalars are read before the call returns, since the pointer mode is the host's.
+        // SAFETY: the matrices and the workspace have the sizes of the plan, as just checked. GEMMs of one stream use the
+        // workspace one after the other. In host pointer mode the call reads the scalars before it returns.
         unsafe {
             result::matmul(
                 self.handle,
-                plan.description.name,
+                plan.description.raw,
                 (&raw const one).cast(),
                 (&raw const zero).cast(),
                 weights.cast(),
-                plan.weights.name,
+                plan.weights.raw,
                 x.cast(),
-                plan.x.name,
+                plan.x.raw,
                 y.cast_const(),
-                plan.y.name,
+                plan.y.raw,
                 y,
-                plan.y.name,
+                plan.y.raw,
                 &raw const plan.algorithm,
                 self.workspace.numbers::<u8>(0, WORKSPACE_BYTES).cast(),
                 WORKSPACE_BYTES,
@@ -180,7 +181,7 @@ impl Gemm {
         .named("cublasLtMatmul")
     }
 
-    /// cublasLt thinks in columns: `y` is `outputs × rows`, the weights are `inputs × outputs` and taken transposed.
+    /// Prepares a plan. cublasLt is column-major: `y` is `outputs × rows`, and the weights are `inputs × outputs`, transposed.
     fn prepare(&self, Matrix { outputs, inputs, output }: Matrix, rows: usize) -> Result<Prepared> {
         use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA as TRANSPOSE_A;
         use sys::cublasLtMatmulPreferenceAttributes_t::{
@@ -190,37 +191,32 @@ impl Gemm {
         use sys::cudaDataType_t::{CUDA_R_16BF as BF16, CUDA_R_32F as F32};
         let description = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, F32)
             .named("cublasLtMatmulDescCreate")?;
-        let description = Kept { name: description, give_back: result::destroy_matmul_desc };
+        let description = CublasHandle { raw: description, destroy: result::destroy_matmul_desc };
         let transposed = 1i32;
         // SAFETY: the attribute is an i32.
         unsafe {
-            result::set_matmul_desc_attribute(
-                description.name,
-                TRANSPOSE_A,
-                (&raw const transposed).cast(),
-                4,
-            )
+            result::set_matmul_desc_attribute(description.raw, TRANSPOSE_A, (&raw const transposed).cast(), 4)
         }
         .named("cublasLtMatmulDescSetAttribute")?;
         let layout = |kind, rows: usize, columns: usize| {
-            let name = result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)
+            let raw = result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)
                 .named("cublasLtMatrixLayoutCreate")?;
-            Ok(Kept { name, give_back: result::destroy_matrix_layout })
+            Ok(CublasHandle { raw, destroy: result::destroy_matrix_layout })
         };
         let (weights, x) = (layout(BF16, inputs, outputs)?, layout(BF16, inputs, rows)?);
         let y = layout(if output == Output::F32 { F32 } else { BF16 }, outputs, rows)?;
         let preference = result::create_matmul_pref().named("cublasLtMatmulPreferenceCreate")?;
-        let preference = Kept { name: preference, give_back: result::destroy_matmul_pref };
-        let (most, whole) = (WORKSPACE_BYTES, 0u32);
-        // SAFETY: the attributes are a u64 and a u32; all handles are live.
+        let preference = CublasHandle { raw: preference, destroy: result::destroy_matmul_pref };
+        let (max, whole) = (WORKSPACE_BYTES, 0u32);
+        // SAFETY: the attributes are a u64 and a u32, and all handles are live.
         let chosen = unsafe {
-            let (description, preference) = (description.name, preference.name);
-            result::set_matmul_pref_attribute(preference, WORKSPACE, (&raw const most).cast(), 8)
+            let (description, preference) = (description.raw, preference.raw);
+            result::set_matmul_pref_attribute(preference, WORKSPACE, (&raw const max).cast(), 8)
                 .and_then(|()| {
                     result::set_matmul_pref_attribute(preference, REDUCTIONS, (&raw const whole).cast(), 4)
                 })
                 .and_then(|()| {
-                    let (weights, x, y) = (weights.name, x.name, y.name);
+                    let (weights, x, y) = (weights.raw, x.raw, y.raw);
                     result::get_matmul_algo_heuristic(self.handle, description, weights, x, y, y, preference)
                 })
                 .named("cublasLtMatmulAlgoGetHeuristic")?
@@ -232,7 +228,7 @@ impl Gemm {
 impl Drop for Gemm {
     fn drop(&mut self) {
         self.plans.clear();
-        // SAFETY: made once, in `new`.
+        // SAFETY: created once, in `new`.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }

@@ -1,4 +1,4 @@
-//! The C ABI of the static library that `build.rs` makes from `kernels/*.cu`.
+//! The C ABI of the kernels: the static library that `build.rs` builds from `kernels/*.cu`.
 
 use std::ffi::c_void;
 
@@ -12,7 +12,7 @@ use crate::gpu::arguments::{
 /// A function that submits a kernel to a stream.
 pub(super) type Call<Arguments> = unsafe extern "C" fn(*const Arguments, *mut c_void) -> i32;
 
-/// Declares such functions, each behind its arguments.
+/// Declares such functions, each after the type of its arguments.
 macro_rules! calls {
     ($($arguments:ident: $($function:ident),+;)+) => {
         unsafe extern "C" {
@@ -31,17 +31,17 @@ calls! {
     SampleRows: baton_sample_rows;
     RowProducts: baton_row_products;
     PageContents: baton_page_contents;
-    // FlashInfer's kernels have one instance a head size.
+    // FlashInfer's kernels have one instance per head size.
     Fa3Plan: baton_fa3_plan_64, baton_fa3_plan_128;
     Fa3Run: baton_fa3_run_64, baton_fa3_run_128;
     Fa2Run: baton_fa2_run_64, baton_fa2_run_128;
 }
 
 unsafe extern "C" {
-    pub(super) safe fn baton_vocabulary_most() -> i32;
+    pub(super) safe fn baton_vocabulary_max() -> i32;
     pub(super) safe fn baton_page_totals_bytes() -> u64;
-    pub(super) safe fn baton_pages_most() -> i32;
-    pub(super) safe fn baton_row_products_most() -> i32;
+    pub(super) safe fn baton_pages_max() -> i32;
+    pub(super) safe fn baton_row_products_max() -> i32;
 }
 
 /// FlashInfer's kernels for one head size.
@@ -53,7 +53,7 @@ pub(super) struct Flash {
 }
 
 impl Flash {
-    /// `None` if there are none for heads of so many numbers.
+    /// The kernels for a head size. `None` if there are none.
     pub(super) fn of(head_dim: usize) -> Option<Self> {
         match head_dim {
             64 => Some(Self {
@@ -71,26 +71,26 @@ impl Flash {
     }
 }
 
-/// Submits a kernel to the stream; `name` is what an error calls it.
+/// Submits a kernel to the stream. `name` is its name in errors.
 ///
 /// # Safety
-/// When the stream comes to it, the memory that the arguments name is there, is as long as the sizes beside it say, and holds indices within bounds. What
-/// is the host's lives until the call returns, or, where the kernel writes it, until the stream is done.
+/// When the kernel runs, the pointers in the arguments are valid for the sizes in the arguments, and indices in the memory
+/// are within bounds. Host memory is valid until the call returns, or until the stream has finished if the kernel writes it.
 pub(super) unsafe fn launch<Arguments>(
     name: &'static str,
     call: Call<Arguments>,
     arguments: &Arguments,
     stream: &Stream,
 ) -> Result<()> {
-    // SAFETY: the caller's contract; the arguments are read before the call returns.
+    // SAFETY: the caller's contract. The call reads the arguments before it returns.
     launched(name, unsafe { call(arguments, stream.raw()) })
 }
 
-/// Turns what a kernel's call returned into a result.
+/// Converts the status of a kernel call to a result.
 fn launched(call: &'static str, status: i32) -> Result<()> {
     match status {
         0 => Ok(()),
-        -1 => Err(CudaError::without_status(call, "it threw an exception")),
+        -1 => Err(CudaError::without_status(call, "it threw a C++ exception")),
         status => Err(CudaError::of_status(call, status)),
     }
 }

@@ -1,26 +1,26 @@
-//! A step's lists in memory: laid out on the host, then on the device by one copy.
+//! The memory of a step's lists. The host writes them, and one copy sends them to the device.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::device::{Buffer, Device, Pinned, Result, Stream};
-use crate::gpu::plan::{Plan, Room};
+use super::device::{Buffer, CudaDevice, Pinned, Result, Stream};
+use crate::gpu::plan::{Plan, StepCapacity};
 use crate::step::Chunk;
 
-/// One step's lists.
+/// The lists of one step.
 pub(super) struct Lists {
     plan: Plan,
-    /// Two, in turns: a step may be laid out while the copy of the one before has not run.
+    /// Steps alternate between two host buffers: the host may write a step before the previous step's copy has finished.
     host: [Pinned<i32>; 2],
     turn: usize,
     device: Buffer,
 }
 
 impl Lists {
-    /// Room for steps of up to so much.
-    pub(super) fn new(device: &Arc<Device>, room: Room, page_tokens: usize) -> Result<Self> {
-        let plan = Plan::new(room, page_tokens);
-        let words = plan.words_most();
+    /// Allocates lists for steps within `capacity`.
+    pub(super) fn new(device: &Arc<CudaDevice>, capacity: StepCapacity, page_tokens: usize) -> Result<Self> {
+        let plan = Plan::new(capacity, page_tokens);
+        let words = plan.words_max();
         Ok(Self {
             host: [Pinned::new(device, words)?, Pinned::new(device, words)?],
             turn: 0,
@@ -29,21 +29,21 @@ impl Lists {
         })
     }
 
-    /// What the lists say.
+    /// The plan of the lists.
     pub(super) fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// Which of the host's two copies has the step.
+    /// The index of the host buffer that has the step.
     pub(super) fn turn(&self) -> usize {
         self.turn
     }
 
-    /// As [`Plan::lay_out`], in the host's copy `turn`.
+    /// Writes the lists of a batch to host buffer `turn`, as [`Plan::lay_out`] does.
     ///
     /// # Safety
-    /// [`batch::check`](crate::batch::check) has accepted the batch, for the model and the pool that kernels compute with, and `followed` names rows that the
-    /// step before samples. The copy of the step that had `turn` last has run.
+    /// [`batch::check`](crate::batch::check) has accepted the batch for the model and the pool that the kernels use. `followed`
+    /// holds rows that the previous step samples. The copy of the previous step with the same `turn` has finished.
     pub(super) unsafe fn lay_out(
         &mut self,
         batch: &[Chunk<'_>],
@@ -52,27 +52,27 @@ impl Lists {
         decode_rows: usize,
     ) {
         self.turn = turn;
-        // SAFETY: the only work that reads them is their copy, which has run.
+        // SAFETY: the only work that reads the words is their copy, which has finished.
         let words = unsafe { self.host[turn].values_mut() };
         self.plan.lay_out(batch, followed, decode_rows, words);
     }
 
-    /// A list of the host's copy.
+    /// A list in the host buffer.
     pub(super) fn host_list(&self, list: Range<usize>) -> &[i32] {
-        // SAFETY: only the host writes the words, through `&mut self`.
+        // SAFETY: only the host writes the words, and it needs `&mut self`.
         unsafe { &self.host[self.turn].values()[list] }
     }
 
-    /// Copies the lists to the device, in the stream's order.
+    /// Copies the lists to the device, in stream order.
     pub(super) fn upload<'a>(&'a self, stream: &'a Stream) -> Result<Uploaded<'a>> {
-        // SAFETY: who lays the next step out in this copy waits for this one to run, by the contract of `lay_out`, and `CudaEngine` waits for the
-        // stream before it frees it.
+        // SAFETY: by the contract of `lay_out`, this buffer is written again only after the copy has finished. `CudaEngine`
+        // waits for the stream before it frees the buffer.
         unsafe { stream.upload(&self.device, &self.host[self.turn], self.plan.words())? };
         Ok(Uploaded { lists: self, stream })
     }
 }
 
-/// A step whose lists are on the device for all that is submitted to the stream from now on.
+/// A step whose lists are on the device, for all work that is submitted to the stream afterwards.
 #[derive(Clone, Copy)]
 pub(super) struct Uploaded<'a> {
     lists: &'a Lists,
@@ -80,17 +80,17 @@ pub(super) struct Uploaded<'a> {
 }
 
 impl<'a> Uploaded<'a> {
-    /// What the lists say.
+    /// The plan of the lists.
     pub(super) fn plan(&self) -> &'a Plan {
         &self.lists.plan
     }
 
-    /// A list, as kernels take it.
+    /// The device address of a list.
     ///
     /// # Panics
-    /// If it is not among those that were copied.
+    /// If the list is outside the copied words.
     pub(super) fn list<T>(&self, list: Range<usize>) -> *mut T {
-        assert!(list.end <= self.lists.plan.words(), "list {list:?} ends after the step");
+        assert!(list.end <= self.lists.plan.words(), "list {list:?} ends after the copied words");
         self.lists.device.numbers::<i32>(list.start, list.len()).cast()
     }
 }

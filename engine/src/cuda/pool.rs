@@ -1,10 +1,10 @@
-//! The pool's memory on the device, and the lane that hashes its pages.
+//! The KV pool's memory on the device, and the stream that hashes its pages.
 
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::device::{Buffer, Device, Pinned, Result, Stream};
-use super::kernels::{baton_page_contents, baton_page_totals_bytes, baton_pages_most, launch};
+use super::device::{Buffer, CudaDevice, Pinned, Result, Stream};
+use super::kernels::{baton_page_contents, baton_page_totals_bytes, baton_pages_max, launch};
 use crate::error::OpenError;
 use crate::gpu::arguments::PageContents;
 use crate::kv::{DeviceMemory, KvLayout, KvPool, PageId};
@@ -13,80 +13,84 @@ use crate::kv::{DeviceMemory, KvLayout, KvPool, PageId};
 pub(super) struct DevicePool {
     memory: Buffer,
     page_bytes: u64,
-    device: Arc<Device>,
-    lane: Mutex<Lane>,
+    device: Arc<CudaDevice>,
+    hasher: Mutex<PageHasher>,
 }
 
-/// What a launch of the hash needs: a stream that no step waits for, where it adds up, and where it leaves the sums.
-struct Lane {
+/// The resources of the hash kernel.
+struct PageHasher {
+    /// A separate stream, so steps and hashes do not wait for each other.
     stream: Stream,
+    /// The kernel's partial sums.
     totals: Buffer,
+    /// The kernel writes the content sums here.
     sums: Pinned<u64>,
 }
 
 impl DevicePool {
     /// Allocates `pages` pages of `layout`.
     pub(super) fn allocate(
-        device: &Arc<Device>,
+        device: &Arc<CudaDevice>,
         layout: KvLayout,
         pages: u32,
     ) -> std::result::Result<KvPool, OpenError> {
         let page_bytes = layout.page_bytes();
         let bytes = usize::try_from(page_bytes.saturating_mul(u64::from(pages))).unwrap_or(usize::MAX);
         let pool = Self::new(device, bytes, page_bytes).map_err(OpenError::Cuda)?;
-        let base = NonNull::new(pool.memory.numbers::<u8>(0, bytes)).expect("the driver gives no null");
+        let base = NonNull::new(pool.memory.numbers::<u8>(0, bytes))
+            .expect("cuMemAlloc never returns a null address");
         Ok(KvPool::on_device(layout, pages, base, Box::new(pool))?)
     }
 
-    fn new(device: &Arc<Device>, bytes: usize, page_bytes: u64) -> Result<Self> {
-        let lane = Lane {
+    fn new(device: &Arc<CudaDevice>, bytes: usize, page_bytes: u64) -> Result<Self> {
+        let hasher = PageHasher {
             stream: Stream::urgent(device)?,
             totals: Buffer::zeroed(device, baton_page_totals_bytes() as usize)?,
-            sums: Pinned::new(device, baton_pages_most() as usize)?,
+            sums: Pinned::new(device, baton_pages_max() as usize)?,
         };
         let memory = Buffer::zeroed(device, bytes)?;
-        Ok(Self { memory, page_bytes, device: Arc::clone(device), lane: Mutex::new(lane) })
+        Ok(Self { memory, page_bytes, device: Arc::clone(device), hasher: Mutex::new(hasher) })
     }
 
-    fn sums(&self, lane: &mut Lane, pages: &[PageId]) -> Result<Vec<u64>> {
+    fn sums(&self, hasher: &mut PageHasher, pages: &[PageId]) -> Result<Vec<u64>> {
         let numbers: Vec<u32> = pages.iter().map(|page| page.0).collect();
         assert!(
-            numbers.len() <= lane.sums.count(),
-            "{} pages, and sums of {}",
+            numbers.len() <= hasher.sums.count(),
+            "{} pages exceed the {} sums of one launch",
             numbers.len(),
-            lane.sums.count()
+            hasher.sums.count()
         );
         let arguments = PageContents {
             base: self.memory.numbers::<u8>(0, self.memory.bytes()).cast_const().cast(),
             page_bytes: self.page_bytes,
             host_pages: numbers.as_ptr(),
-            totals: lane.totals.numbers::<u8>(0, baton_page_totals_bytes() as usize).cast(),
-            host_out: lane.sums.raw(),
+            totals: hasher.totals.numbers::<u8>(0, baton_page_totals_bytes() as usize).cast(),
+            host_out: hasher.sums.raw(),
             count: numbers.len() as i32,
         };
-        // SAFETY: the pages are the pool's, as `KvPool::device_contents` has checked, and there is a sum for each; the lane is locked, so only this launch
-        // uses its totals and its sums.
-        unsafe { launch("baton_page_contents", baton_page_contents, &arguments, &lane.stream)? };
-        lane.stream.wait()?;
-        // SAFETY: the stream is done.
-        Ok(unsafe { lane.sums.values() }[..pages.len()].to_vec())
+        // SAFETY: `KvPool::device_contents` has checked that the pages are in the pool, and `sums` has an entry for each. The
+        // hasher is locked, so only this launch uses its totals and sums.
+        unsafe { launch("baton_page_contents", baton_page_contents, &arguments, &hasher.stream)? };
+        hasher.stream.wait()?;
+        // SAFETY: the stream has finished.
+        Ok(unsafe { hasher.sums.values() }[..pages.len()].to_vec())
     }
 }
 
 impl DeviceMemory for DevicePool {
     fn contents(&self, pages: &[PageId]) -> std::result::Result<Vec<u64>, String> {
-        let mut lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hasher = self.hasher.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::with_capacity(pages.len());
         self.device.bind().map_err(|error| error.to_string())?;
-        for some in pages.chunks(lane.sums.count()) {
-            all.extend(self.sums(&mut lane, some).map_err(|error| error.to_string())?);
+        for some in pages.chunks(hasher.sums.count()) {
+            all.extend(self.sums(&mut hasher, some).map_err(|error| error.to_string())?);
         }
         Ok(all)
     }
 
     fn bind_thread(&self) {
         if let Err(error) = self.device.bind() {
-            tracing::error!(%error, "the GPU cannot be used from another thread");
+            tracing::error!(%error, "cannot make the GPU current on this thread");
         }
     }
 }

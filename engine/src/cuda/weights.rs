@@ -1,10 +1,10 @@
-//! The weights on the device, in bf16: matrices that read the same input stand one under the other, so that one product serves them.
+//! The weights on the device in bf16. Matrices with the same input are stacked, so one GEMM computes them all.
 
 use std::sync::Arc;
 
 use half::bf16;
 
-use super::device::{Buffer, Device, Result, Stream};
+use super::device::{Buffer, CudaDevice, Result, Stream};
 use super::kernels::{baton_fill, launch};
 use crate::Progress;
 use crate::checkpoint::Checkpoint;
@@ -12,19 +12,19 @@ use crate::dequantise::floats;
 use crate::error::{CudaError, OpenError};
 use crate::gguf::TensorType;
 use crate::gpu::arguments::Fill;
-use crate::model::Shape;
+use crate::model::ModelShape;
 
-/// Half the width of the uniform distribution of random weights: its standard deviation is 0.02.
+/// Half the width of the uniform distribution of random weights. Its standard deviation is 0.02.
 const RANDOM_SCALE: f32 = 0.034_641_016;
 
 /// One transformer layer. Matrices are `[outputs][inputs]`.
 pub(super) struct Layer {
     pub(super) attention_norm: Buffer,
-    /// Queries, keys, values.
+    /// The stacked query, key and value matrices.
     pub(super) query_key_value: Buffer,
     pub(super) attention_output: Buffer,
     pub(super) feed_norm: Buffer,
-    /// Gate, up.
+    /// The stacked gate and up matrices.
     pub(super) gate_up: Buffer,
     pub(super) down: Buffer,
 }
@@ -38,12 +38,12 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// The matrix that makes logits.
+    /// The matrix that computes the logits.
     pub(super) fn output(&self) -> &Buffer {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Bytes of everything that a decode step reads.
+    /// Bytes of the matrices that a decode step reads.
     pub(super) fn step_bytes(&self) -> u64 {
         let layer = |layer: &Layer| {
             [&layer.query_key_value, &layer.attention_output, &layer.gate_up, &layer.down].map(Buffer::bytes)
@@ -52,9 +52,9 @@ impl Weights {
         (layers + self.output().bytes()) as u64
     }
 
-    /// Reads every tensor of a checkpoint.
+    /// Loads all tensors of a checkpoint.
     pub(super) fn load(
-        device: &Arc<Device>,
+        device: &Arc<CudaDevice>,
         checkpoint: &Checkpoint,
         progress: Progress<'_>,
     ) -> std::result::Result<Self, OpenError> {
@@ -65,7 +65,7 @@ impl Weights {
         let matrices = shape.layers * (hidden * (query + 2 * key) + query * hidden + 3 * hidden * feed);
         let total = (matrices + shape.vocabulary * hidden * (1 + usize::from(has_output))) as u64;
         let mut done = 0;
-        // Tensors under each other, by name and outputs.
+        // Loads and stacks tensors, given by name and outputs.
         let mut stack = |parts: &[(String, usize)], inputs: usize| {
             let mut numbers: Vec<bf16> = Vec::new();
             for (name, outputs) in parts {
@@ -98,12 +98,12 @@ impl Weights {
         Ok(Self { embedding, layers, norm: stack(&whole("output_norm", 0), hidden)?, output })
     }
 
-    /// Random weights of a shape, a pure function of `seed`: matrix n, in the order of the fields here, is `baton_fill` with seed
-    /// `seed + n`; norms are ones.
+    /// Random weights for the sizes in `shape`, a pure function of `seed`. Matrix n, in the order of the struct's fields, is
+    /// filled by `baton_fill` with seed `seed + n`. Norms are ones.
     pub(super) fn random(
-        device: &Arc<Device>,
+        device: &Arc<CudaDevice>,
         stream: &Stream,
-        shape: &Shape,
+        shape: &ModelShape,
         seed: u64,
         tied: bool,
     ) -> Result<Self> {
@@ -113,7 +113,7 @@ impl Weights {
         let mut matrix = |outputs: usize, inputs: usize| {
             let count = outputs * inputs;
             let buffer = Buffer::new(device, count * size_of::<bf16>())?;
-            // SAFETY: the buffer has as many numbers, as checked, and is not freed before the stream is waited for.
+            // SAFETY: the buffer has `count` numbers, as checked. It is not freed before the wait below.
             unsafe { fill(buffer.numbers(0, count), count, next, stream)? };
             next += 1;
             Ok::<_, CudaError>(buffer)
@@ -138,17 +138,17 @@ impl Weights {
     }
 }
 
-/// Fills `count` numbers of this device's memory with random ones, in the stream's order.
+/// Fills `count` numbers of device memory with random numbers, in stream order.
 ///
 /// # Safety
-/// They are there until the stream has come to it.
+/// The memory is valid until the kernel has finished.
 pub(super) unsafe fn fill(out: *mut bf16, count: usize, seed: u64, stream: &Stream) -> Result<()> {
     let arguments = Fill { out, count: count as u64, seed, scale: RANDOM_SCALE };
     // SAFETY: the caller's contract.
     unsafe { launch("baton_fill", baton_fill, &arguments, stream) }
 }
 
-/// A tensor's numbers, rounded to bf16.
+/// The numbers of a tensor, rounded to bf16.
 fn halves(kind: TensorType, bytes: &[u8]) -> Vec<bf16> {
     match kind {
         TensorType::BF16 => bytes.as_chunks().0.iter().map(|pair| bf16::from_le_bytes(*pair)).collect(),

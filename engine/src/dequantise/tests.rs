@@ -8,7 +8,7 @@ fn unhex(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn blocks_stand_for_the_numbers_that_llama_cpp_says() {
+fn blocks_convert_to_the_numbers_of_llama_cpp() {
     let blocks: Value = serde_json::from_str(include_str!("../../fixtures/blocks.json")).unwrap();
     let kinds = [
         TensorType::Q4_0,
@@ -33,7 +33,7 @@ fn blocks_stand_for_the_numbers_that_llama_cpp_says() {
 }
 
 #[test]
-fn sixteen_bits_are_read_as_they_are() {
+fn sixteen_bit_floats_convert_exactly() {
     let one = [0x00, 0x3c, 0x80, 0x3f];
     assert_eq!(floats(TensorType::F16, &one), [1.0, 1.875]);
     assert_eq!(floats(TensorType::BF16, &one)[1], 1.0);

@@ -1,32 +1,32 @@
-//! A CUDA call that failed, and whether the process can use its GPU after it. Plain data that needs no CUDA, so that the crates above and their
-//! test engines know it in every build.
+//! The error of a failed CUDA call. It tells whether the process can still use its GPU. It is plain data that needs no
+//! CUDA, so other crates and test engines can use it in every build.
 
-/// What a failed call returned.
+/// The status that a failed call returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CudaStatus {
-    /// A `CUresult` of the driver or a `cudaError_t` of the runtime: their numbers agree.
+    /// A `CUresult` of the driver or a `cudaError_t` of the runtime. Both use the same numbers.
     Cuda(i32),
     /// A `cublasStatus_t`.
     Cublas(i32),
-    /// The call gave no status: the library is missing, or our wrapper caught an exception.
+    /// The call returned no status: the library is missing, or the C++ wrapper caught an exception.
     None,
 }
 
-/// A call of the CUDA driver, or of a library over it, failed.
+/// A call of the CUDA driver, or of a library on top of it, failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{call} failed: {text}")]
 pub struct CudaError {
-    /// The call.
+    /// The name of the called function.
     pub call: &'static str,
-    /// What it returned.
+    /// The status that it returned.
     pub status: CudaStatus,
     /// The status in words.
     pub text: String,
 }
 
-/// Sticky statuses: every later call of the process fails with them too. The driver's reference says so of each ("the process must be terminated
-/// and relaunched"), or the device is gone.
+/// Sticky statuses. After one of them every later call of the process fails too. Either the driver's reference says so
+/// ("the process must be terminated and relaunched"), or the device is gone.
 const STICKY: [(i32, &str); 22] = [
     (4, "CUDA_ERROR_DEINITIALIZED"),
     (46, "CUDA_ERROR_DEVICE_UNAVAILABLE"),
@@ -63,13 +63,13 @@ impl CudaError {
         Self { call, status: CudaStatus::Cuda(status), text }
     }
 
-    /// `call` gave no status, for this reason.
+    /// `call` returned no status. `text` is the reason.
     #[must_use]
     pub fn without_status(call: &'static str, text: &str) -> Self {
         Self { call, status: CudaStatus::None, text: text.to_owned() }
     }
 
-    /// True if this process cannot use its GPU any more: every later call fails too, and only a new process may have the GPU again.
+    /// True if this process can no longer use its GPU. Every later call fails too; only a new process can use the GPU again.
     #[must_use]
     pub fn is_sticky(&self) -> bool {
         matches!(self.status, CudaStatus::Cuda(status) if sticky_name(status).is_some())
@@ -85,19 +85,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_that_cost_the_process_its_gpu_are_sticky() {
+    fn errors_that_end_the_use_of_the_gpu_are_sticky() {
         let sticky = |error: CudaError| error.is_sticky();
         for status in [46, 214, 700, 702, 716, 719, 999] {
             assert!(sticky(CudaError::of_status("cuEventQuery", status)), "{status}");
         }
-        // Wrong arguments, no memory, not ready, too many resources, a broken capture: a later call may succeed.
+        // Invalid arguments, out of memory, not ready, too many resources, an invalidated capture: a later call may succeed.
         for status in [1, 2, 3, 400, 600, 701, 720, 900] {
             assert!(!sticky(CudaError::of_status("cuLaunchKernel", status)), "{status}");
         }
-        // A number of another library means something else.
+        // The same number has another meaning in another library.
         let cublas = CudaStatus::Cublas(4);
         assert!(!sticky(CudaError { status: cublas, ..CudaError::without_status("cublasLtMatmul", "x") }));
-        assert!(!sticky(CudaError::without_status("baton_fa3_plan", "it threw an exception")));
+        assert!(!sticky(CudaError::without_status("baton_fa3_plan", "it threw a C++ exception")));
     }
 
     #[test]

@@ -1,45 +1,45 @@
-//! Why a GGUF file cannot be used.
+//! The error of reading a GGUF file.
 
-/// Why a file is not a usable GGUF.
+/// The error of reading a GGUF file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GgufError {
-    /// The operating system refused to read.
+    /// The operating system cannot read the file.
     #[error("cannot be read: {0}")]
     Io(std::io::Error),
     /// The file does not start with the magic bytes.
     #[error("not a GGUF file: it does not start with \"GGUF\"")]
     NotGguf,
-    /// A version that the reader does not know.
-    #[error("GGUF version {version} is not supported, only 2 and 3 are")]
+    /// The reader does not support the file's version.
+    #[error("GGUF version {version} is not supported, only versions 2 and 3")]
     Version {
         /// The file's version.
         version: u32,
     },
-    /// The file ends before its header does.
+    /// The file ends within its header.
     #[error(
-        "truncated: the header goes on past the file's {actual} bytes; delete the file and fetch it again"
+        "truncated: the header extends past the file's {actual} bytes; delete the file and fetch it again"
     )]
     TruncatedHeader {
         /// Bytes of the file.
         actual: u64,
     },
-    /// The file ends before its tensors do.
+    /// The file ends within its tensor data.
     #[error(
         "truncated: tensor {tensor} ends at byte {expected} but the file has {actual} bytes; delete the file and fetch it again"
     )]
     TruncatedTensors {
-        /// The tensor that reaches furthest.
+        /// The tensor that ends last.
         tensor: String,
-        /// Bytes that the file should have at least.
+        /// The fewest bytes that a complete file has.
         expected: u64,
-        /// Bytes that it has.
+        /// Bytes of the file.
         actual: u64,
     },
     /// The header contradicts itself.
     #[error("malformed GGUF header: {0}")]
     Malformed(String),
-    /// No tensor of that name.
+    /// The file has no tensor with this name.
     #[error("there is no tensor {0}")]
     NoTensor(String),
 }

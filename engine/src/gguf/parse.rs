@@ -1,4 +1,4 @@
-//! The header of a GGUF file, parsed from a stream whose length is known.
+//! Parses the header of a GGUF file from a stream of known length.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -6,7 +6,7 @@ use std::io::Read;
 use super::error::GgufError;
 use super::tensor::{Tensor, TensorType};
 
-/// The format has four dimensions at most.
+/// The most dimensions that the format allows.
 const DIMENSIONS_MAX: u32 = 4;
 
 /// Everything before the tensor data.
@@ -14,11 +14,11 @@ const DIMENSIONS_MAX: u32 = 4;
 pub(super) struct Header {
     pub(super) metadata: HashMap<String, Value>,
     pub(super) tensors: HashMap<String, Tensor>,
-    /// Where tensor data starts in the file.
+    /// The offset of the tensor data in the file.
     pub(super) data_offset: u64,
 }
 
-/// A metadata value. Numbers and arrays keep the file's bytes, so that they take no more memory than there.
+/// A metadata value. Numbers and arrays store the file's bytes, so they take no more memory than in the file.
 #[derive(Debug)]
 pub(super) enum Value {
     Scalar {
@@ -30,7 +30,7 @@ pub(super) enum Value {
         kind: u32,
         bytes: Vec<u8>,
     },
-    /// All strings joined, and where each ends.
+    /// All strings joined, and the end of each.
     Texts {
         text: String,
         ends: Vec<usize>,
@@ -73,7 +73,7 @@ impl Value {
         let unsigned = u64::from_le_bytes(wide);
         match kind {
             0 | 2 | 4 | 10 => Some(unsigned),
-            // A signed number counts when its sign bit is clear.
+            // Accepts a signed number if its sign bit is clear.
             1 | 3 | 5 | 11 => (bytes.last()? & 0x80 == 0).then_some(unsigned),
             _ => None,
         }
@@ -123,7 +123,7 @@ impl Value {
     }
 }
 
-/// A stream that knows how much is left, so that a length can be refused before anything is allocated for it.
+/// A stream with a known number of remaining bytes. It refuses a length that is too large before it allocates memory.
 struct Stream<'a, R> {
     input: &'a mut R,
     left: u64,
@@ -134,7 +134,7 @@ impl<R: Read> Stream<'_, R> {
     fn claim(&mut self, bytes: u64) -> Result<usize, GgufError> {
         let left = self.left.checked_sub(bytes).ok_or(GgufError::TruncatedHeader { actual: self.total })?;
         self.left = left;
-        usize::try_from(bytes).map_err(|_| GgufError::Malformed(format!("a length of {bytes}")))
+        usize::try_from(bytes).map_err(|_| GgufError::Malformed(format!("a length is {bytes} bytes")))
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], GgufError> {
@@ -195,7 +195,7 @@ impl<R: Read> Stream<'_, R> {
     fn tensor(&mut self) -> Result<Tensor, GgufError> {
         let count = self.u32()?;
         if count == 0 || count > DIMENSIONS_MAX {
-            return Err(GgufError::Malformed(format!("a tensor of {count} dimensions")));
+            return Err(GgufError::Malformed(format!("a tensor has {count} dimensions")));
         }
         let dimensions = (0..count).map(|_| self.u64()).collect::<Result<Vec<_>, _>>()?;
         let kind = TensorType::from_number(self.u32()?);
@@ -206,8 +206,8 @@ impl<R: Read> Stream<'_, R> {
             Some((block, _)) if !dimensions[0].is_multiple_of(block) => None,
             Some((block, bytes)) => elements.and_then(|elements| (elements / block).checked_mul(bytes)),
         };
-        let bytes =
-            bytes.ok_or_else(|| GgufError::Malformed(format!("a {kind} tensor of {dimensions:?}")))?;
+        let bytes = bytes
+            .ok_or_else(|| GgufError::Malformed(format!("a {kind} tensor has dimensions {dimensions:?}")))?;
         Ok(Tensor { dimensions, kind, offset, bytes })
     }
 }
@@ -251,7 +251,7 @@ impl Header {
     }
 }
 
-/// Refuses a file that ends before its tensors do, naming the one that reaches furthest.
+/// Refuses a file that ends within its tensor data. The error names the tensor that ends last.
 fn check_inside(tensors: &HashMap<String, Tensor>, data_offset: u64, total: u64) -> Result<(), GgufError> {
     let end = |tensor: &Tensor| data_offset.saturating_add(tensor.offset).saturating_add(tensor.bytes);
     match tensors.iter().max_by_key(|(_, tensor)| end(tensor)) {

@@ -1,6 +1,6 @@
-//! Tensors of a GGUF file: how their numbers are stored, and where.
+//! Tensors of a GGUF file: their storage types, dimensions and offsets.
 
-/// How a tensor's numbers are stored. `d` and `m` are f16; K-quants are blocks of 256 whose scales are themselves quantised.
+/// The storage type of a tensor's numbers. `d` and `m` are f16. K-quants are blocks of 256 with quantised scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TensorType {
@@ -8,15 +8,15 @@ pub enum TensorType {
     F32,
     /// 16-bit floats.
     F16,
-    /// The upper half of 32-bit floats.
+    /// bfloat16: the upper half of 32-bit floats.
     BF16,
     /// Blocks of 32: value = d·(q - 8).
     Q4_0,
-    /// Blocks of 32: value = d·q + m, the low nibbles first.
+    /// Blocks of 32: value = d·q + m. The low nibbles come first.
     Q4_1,
-    /// Blocks of 32: value = d·(q - 16), the fifth bits by themselves.
+    /// Blocks of 32: value = d·(q - 16). The fifth bits are stored separately.
     Q5_0,
-    /// Blocks of 32: value = d·q + m, the fifth bits by themselves.
+    /// Blocks of 32: value = d·q + m. The fifth bits are stored separately.
     Q5_1,
     /// Blocks of 32 signed bytes: value = d·q.
     Q8_0,
@@ -30,11 +30,11 @@ pub enum TensorType {
     Q5K,
     /// K-quants of six bits.
     Q6K,
-    /// A type that the engine does not read, by its number in the format.
+    /// A type that the engine does not support, by its number in the format.
     Other(u32),
 }
 
-/// The types that are read: number in the format, name, numbers in a block, bytes of a block.
+/// The supported types: number in the format, name, numbers in a block, bytes of a block.
 const READ: &[(TensorType, u32, &str, u64, u64)] = &[
     (TensorType::F32, 0, "F32", 1, 4),
     (TensorType::F16, 1, "F16", 1, 2),
@@ -56,12 +56,12 @@ impl TensorType {
         READ.iter().find(|read| read.1 == number).map_or(Self::Other(number), |read| read.0)
     }
 
-    /// Numbers in one block and its bytes; `None` for a type that is not read.
+    /// The numbers in one block, and its bytes. `None` for an unsupported type.
     pub(super) fn block(self) -> Option<(u64, u64)> {
         READ.iter().find(|read| read.0 == self).map(|read| (read.3, read.4))
     }
 
-    /// The names of the types that are read.
+    /// The names of the supported types.
     pub(crate) fn names() -> String {
         READ.iter().map(|read| read.2).collect::<Vec<_>>().join(", ")
     }
@@ -77,16 +77,16 @@ impl std::fmt::Display for TensorType {
     }
 }
 
-/// A tensor's entry in the header.
+/// The entry of a tensor in the header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
-    /// Sizes, the contiguous dimension first: a weight of `y = W·x` is `[inputs, outputs]`.
+    /// The sizes, the contiguous dimension first. A weight of `y = W·x` is `[inputs, outputs]`.
     pub dimensions: Vec<u64>,
     /// The storage type.
     pub kind: TensorType,
     /// Bytes from the start of the tensor data.
     pub(super) offset: u64,
-    /// Bytes of the tensor; 0 for a type that is not read.
+    /// Bytes of the tensor. 0 for an unsupported type.
     pub(super) bytes: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Round trip, corruption and random bytes.
+//! Tests of the GGUF reader: round trips, truncated files and random bytes.
 
 use std::io::Cursor;
 
@@ -38,7 +38,7 @@ fn round_trip() {
 }
 
 #[test]
-fn says_what_is_wrong() {
+fn errors_have_the_expected_kind() {
     let check = |bytes: &[u8], expect: &str| {
         assert_eq!(parse(bytes).unwrap_err().kind(), expect);
     };
@@ -64,7 +64,7 @@ fn truncation_names_the_tensor_and_both_sizes() {
 #[test]
 fn every_truncation_is_refused() {
     let good = sample();
-    // The file ends with padding after the last tensor, which may be missing.
+    // The padding after the last tensor may be missing.
     let end = good.len() - 20;
     for bytes in 0..end {
         assert!(parse(&good[..bytes]).is_err(), "{bytes} of {end}");

@@ -1,6 +1,6 @@
-//! What kernels are called with: the layouts that `kernels/*.cu` declare under the same names.
+//! The arguments of the kernels. `kernels/*.cu` declare structs with the same names and layouts.
 //!
-//! All pointers are the device's unless a name says host. A call reads its arguments before it returns.
+//! A pointer is a device pointer unless its name contains `host`. A call reads its arguments before it returns.
 
 use std::ffi::c_void;
 
@@ -9,7 +9,7 @@ use half::bf16;
 #[cfg(test)]
 mod tests;
 
-/// Declares a struct as C lays it out, of so many bytes.
+/// Declares structs with C layout and checks their sizes.
 macro_rules! arguments {
     ($($(#[$doc:meta])* $name:ident, $bytes:literal bytes { $($field:ident: $kind:ty,)+ })+) => {
         $(
@@ -22,7 +22,7 @@ macro_rules! arguments {
             const _: () = assert!(size_of::<$name>() == $bytes);
         )+
 
-        /// Every struct's name, size, and fields with their types.
+        /// The name, size and fields with types of every struct.
         #[cfg(test)]
         const ALL: &[(&str, usize, &[(&str, &str)])] =
             &[$((stringify!($name), $bytes, &[$((stringify!($field), stringify!($kind))),+])),+];
@@ -30,7 +30,7 @@ macro_rules! arguments {
 }
 
 arguments! {
-    /// `out[r] = table[tokens[r]]`, where a token of -1 - n is `chosen[n]`.
+    /// `out[r] = table[tokens[r]]`. A token of -1 - n stands for `chosen[n]`.
     Embed, 40 bytes {
         tokens: *const i32,
         chosen: *const i32,
@@ -39,7 +39,7 @@ arguments! {
         rows: i32,
         hidden: i32,
     }
-    /// `x += delta`, unless that is null; `out = rms_norm(x) · weight`.
+    /// `x += delta`, unless `delta` is null; then `out = rms_norm(x) · weight`.
     AddRmsNorm, 48 bytes {
         x: *mut bf16,
         delta: *const bf16,
@@ -49,7 +49,7 @@ arguments! {
         hidden: i32,
         epsilon: f32,
     }
-    /// Rotates queries into `q_out` and keys into the pool, copies values into the pool.
+    /// Writes rotated queries to `q_out` and rotated keys to the pool. Copies values to the pool.
     RopeAppend, 88 bytes {
         qkv: *const bf16,
         q_out: *mut bf16,
@@ -80,14 +80,14 @@ arguments! {
         count: i32,
         hidden: i32,
     }
-    /// `out[i]` = uniform in `[-scale, scale)`, from `seed` and `i`.
+    /// `out[i]` = a uniform number in `[-scale, scale)`, a function of `seed` and `i`.
     Fill, 32 bytes {
         out: *mut bf16,
         count: u64,
         seed: u64,
         scale: f32,
     }
-    /// `out[r]` = the token that row `r` of the settings chooses from row `r` of the logits.
+    /// `out[r]` = the token sampled from row `r` of the logits with row `r` of the settings.
     SampleRows, 32 bytes {
         logits: *const f32,
         settings: *const c_void,
@@ -95,7 +95,7 @@ arguments! {
         rows: i32,
         vocabulary: i32,
     }
-    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`; `y` is f32 if `wide`, else bf16.
+    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`. `y` is f32 if `wide`, else bf16.
     RowProducts, 40 bytes {
         x: *const bf16,
         weights: *const bf16,
@@ -114,7 +114,7 @@ arguments! {
         host_out: *mut u64,
         count: i32,
     }
-    /// Shares the query tiles of a step's prompts out among the multiprocessors.
+    /// Assigns the query tiles of a step's prompts to multiprocessors.
     Fa3Plan, 80 bytes {
         int_workspace: *mut c_void,
         host_pinned: *mut c_void,

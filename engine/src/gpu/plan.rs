@@ -1,11 +1,12 @@
-//! A batch as GPU kernels take it: rows, positions, places in the pool, and page tables, as lists of 32-bit words that one copy brings to the device.
+//! The layout of a batch for the GPU kernels: token ids, positions, pool places and page tables. All lists lie in one array
+//! of 32-bit words, which one copy sends to the device.
 //!
-//! In a step without prompts, the offset of a list depends only on the number of pieces that there is room for, so a captured graph finds the lists of
-//! every step of its size.
+//! In a step without prompts, the offsets of the lists depend only on the capacity for split-KV pieces. So a captured graph
+//! finds the lists of every step of its size.
 
 use std::ops::Range;
 
-use crate::step::{Chunk, Source};
+use crate::step::{Chunk, TokenSource};
 
 mod offsets;
 mod pieces;
@@ -15,75 +16,76 @@ mod writer;
 
 use offsets::Offsets;
 use pieces::pieces;
-use writer::{End, Writer};
+use writer::{Writer, Written};
 
 pub(crate) use offsets::{Part, SETTING_WORDS};
-pub(crate) use pieces::pieces_most;
+pub(crate) use pieces::pieces_max;
 pub(crate) use writer::settings_of;
 
-/// What the largest step has.
+/// The capacity of a plan: the sizes of its largest step.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Room {
+pub(crate) struct StepCapacity {
     pub(crate) rows: usize,
     pub(crate) chunks: usize,
-    /// Entries of all page tables together.
+    /// Entries of all page tables.
     pub(crate) pages: usize,
 }
 
-/// One step's lists: what is in them, and where in the step's words each of them lies.
+/// The lists of one step: their offsets and lengths in the step's words.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    room: Room,
+    capacity: StepCapacity,
     page_tokens: usize,
     offsets: Offsets,
-    /// Words that the step takes.
+    /// Words of the step.
     words: usize,
-    /// Pieces that the step has room for.
+    /// The step's capacity for split-KV pieces.
     pieces: usize,
-    /// Tokens of KV of each chunk, in row order.
+    /// KV tokens of each chunk, in row order.
     kv_tokens: Vec<i32>,
     pub(crate) rows: usize,
     pub(crate) sampled: usize,
-    /// Prompts, which come first.
+    /// The prompts. They come first.
     pub(crate) prefill: Part,
     pub(crate) decode: Part,
-    /// Row order → place in the batch.
+    /// The batch index of each chunk, in row order.
     pub(crate) order: Vec<usize>,
 }
 
 impl Plan {
-    /// A plan of an empty step, with room for larger ones.
-    pub(crate) fn new(room: Room, page_tokens: usize) -> Self {
-        let pieces = pieces_most(room.rows);
+    /// The plan of an empty step, with the given capacity.
+    pub(crate) fn new(capacity: StepCapacity, page_tokens: usize) -> Self {
+        let pieces = pieces_max(capacity.rows);
         Self {
-            room,
+            capacity,
             page_tokens,
-            offsets: Offsets::new(room.rows, room.chunks, pieces),
+            offsets: Offsets::new(capacity.rows, capacity.chunks, pieces),
             words: 0,
             pieces,
-            kv_tokens: Vec::with_capacity(room.chunks),
+            kv_tokens: Vec::with_capacity(capacity.chunks),
             rows: 0,
             sampled: 0,
             prefill: Part::default(),
             decode: Part::default(),
-            order: Vec::with_capacity(room.chunks),
+            order: Vec::with_capacity(capacity.chunks),
         }
     }
 
-    /// The most words that a step takes.
-    pub(crate) fn words_most(&self) -> usize {
-        let Room { rows, chunks, pages } = self.room;
-        Offsets::new(rows, chunks, pieces_most(rows)).pages + pages
+    /// The most words of a step.
+    pub(crate) fn words_max(&self) -> usize {
+        let StepCapacity { rows, chunks, pages } = self.capacity;
+        Offsets::new(rows, chunks, pieces_max(rows)).pages + pages
     }
 
-    /// True if page tables of so many entries together fit.
+    /// True if page tables with `entries` entries in total fit.
     pub(crate) fn has_room(&self, entries: usize) -> bool {
-        entries <= self.room.pages
+        entries <= self.capacity.pages
     }
 
-    /// Lays a batch out in `words`, of which there are [`words_most`](Self::words_most). Decode rows are filled up to `decode_rows` with rows that write
-    /// nothing; then the pieces have room for a power of two. The batch has been checked and fits. `followed` has for each
-    /// chunk that [follows](Source::Follows) the row of the step before that it follows.
+    /// Writes a batch's lists to `words`, which has [`words_max`](Self::words_max) words. The batch has been checked and fits.
+    /// If `decode_rows` is above 0, padding rows fill up the decode rows to this number, and the piece capacity is a power of
+    /// two. For each chunk that [follows](TokenSource::Follows), `followed` has the row of the previous step that samples
+    /// its token.
     pub(crate) fn lay_out(
         &mut self,
         batch: &[Chunk<'_>],
@@ -93,11 +95,11 @@ impl Plan {
     ) {
         self.order.clear();
         self.order.extend(0..batch.len());
-        // Stable: chunks of one kind stay in the batch's order.
-        self.order.sort_by_key(|index| batch[*index].source != Source::Prompt);
-        let prefills = batch.iter().filter(|chunk| chunk.source == Source::Prompt).count();
+        // The sort is stable: prompts and decode rows each keep the batch's order.
+        self.order.sort_by_key(|index| batch[*index].source != TokenSource::Prompt);
+        let prefills = batch.iter().filter(|chunk| chunk.source == TokenSource::Prompt).count();
         let fillers = decode_rows.saturating_sub(batch.len() - prefills);
-        self.make_room(batch, fillers, decode_rows > 0);
+        self.set_piece_capacity(batch, fillers, decode_rows > 0);
         let Offsets { piece_lengths, piece_flags, pages, .. } = self.offsets;
         words[piece_flags..pages].fill(0);
         words[piece_lengths..][..self.pieces].fill(1);
@@ -108,7 +110,7 @@ impl Plan {
             page_tokens: self.page_tokens,
             kv_tokens: &mut self.kv_tokens,
             part: Part::default(),
-            end: End::default(),
+            written: Written::default(),
         };
         let (prompts, decodes) = self.order.split_at(prefills);
         for index in prompts {
@@ -127,28 +129,29 @@ impl Plan {
             writer.filler();
         }
         self.decode = writer.end_part();
-        let End { rows, pages, sampled, pieces, .. } = writer.end;
-        debug_assert!(rows <= self.room.rows && pieces <= self.pieces);
+        let Written { rows, pages, sampled, pieces, .. } = writer.written;
+        debug_assert!(rows <= self.capacity.rows && pieces <= self.pieces);
         (self.rows, self.sampled) = (rows, sampled);
         self.words = self.offsets.pages + pages;
     }
 
-    /// Moves the lists so that the batch's pieces have room, and those of `fillers` rows; if `rounded`, room for a power of two.
-    fn make_room(&mut self, batch: &[Chunk<'_>], fillers: usize, rounded: bool) {
-        let sampled = batch.iter().filter(|chunk| chunk.source != Source::Prompt);
+    /// Sets the piece capacity and the list offsets for the batch and `fillers` padding rows. If `rounded`, the capacity is
+    /// a power of two.
+    fn set_piece_capacity(&mut self, batch: &[Chunk<'_>], fillers: usize, rounded: bool) {
+        let sampled = batch.iter().filter(|chunk| chunk.source != TokenSource::Prompt);
         let wanted = fillers + sampled.map(|chunk| pieces(chunk.end())).sum::<usize>();
         self.pieces = if rounded { wanted.next_power_of_two() } else { wanted };
-        let Room { rows, chunks, .. } = self.room;
-        debug_assert!(self.pieces <= pieces_most(rows));
+        let StepCapacity { rows, chunks, .. } = self.capacity;
+        debug_assert!(self.pieces <= pieces_max(rows));
         self.offsets = Offsets::new(rows, chunks, self.pieces);
     }
 
-    /// Words that the step takes, from the first on.
+    /// The number of words of the step.
     pub(crate) fn words(&self) -> usize {
         self.words
     }
 
-    /// Token ids of the rows; -1 - n for what row n of the step before samples.
+    /// Token ids of the rows. -1 - n stands for the token that row n of the previous step samples.
     pub(crate) fn tokens(&self) -> Range<usize> {
         list(self.offsets.tokens, self.rows)
     }
@@ -158,27 +161,28 @@ impl Plan {
         list(self.offsets.positions, self.rows)
     }
 
-    /// Where in the pool each row's key and value go, as 64-bit numbers: page × tokens of a page + place in it; -1 for nowhere.
+    /// The pool place of each row's key and value, as 64-bit numbers: page × page_tokens + position in the page. -1 writes
+    /// nothing.
     pub(crate) fn pool_places(&self) -> Range<usize> {
         list(self.offsets.pool_places, 2 * self.rows)
     }
 
-    /// The rows that are sampled after, ascending.
+    /// The sampled rows, ascending.
     pub(crate) fn sampled_rows(&self) -> Range<usize> {
         list(self.offsets.sampled_rows, self.sampled)
     }
 
-    /// How each of them is sampled, [`SETTING_WORDS`] each.
+    /// The sampling settings of each sampled row, [`SETTING_WORDS`] words each.
     pub(crate) fn settings(&self) -> Range<usize> {
         list(self.offsets.settings, SETTING_WORDS * self.sampled)
     }
 
-    /// Where the rows of each of the part's chunks begin, and the number of its rows.
+    /// The first row of each of the part's chunks, then the part's number of rows.
     pub(crate) fn row_starts(&self, part: &Part) -> Range<usize> {
         list(self.offsets.row_starts + part.starts, part.chunks.len() + 1)
     }
 
-    /// Where the pages of each of the part's chunks begin in its page list, and the number of its pages.
+    /// The first entry of each of the part's chunks in the part's page list, then the list's length.
     pub(crate) fn page_starts(&self, part: &Part) -> Range<usize> {
         list(self.offsets.page_starts + part.starts, part.chunks.len() + 1)
     }
@@ -188,12 +192,12 @@ impl Plan {
         list(self.offsets.last_page_tokens + part.chunks.start, part.chunks.len())
     }
 
-    /// The part's page list: the page tables of its chunks one after the other.
+    /// The part's page list: the concatenated page tables of its chunks.
     pub(crate) fn pages(&self, part: &Part) -> Range<usize> {
         list(self.offsets.pages + part.pages.start, part.pages.len())
     }
 
-    /// How many pieces of the decode rows' contexts there is room for, used or not.
+    /// The step's capacity for split-KV pieces. Not all of it may be used.
     pub(crate) fn pieces(&self) -> usize {
         self.pieces
     }
@@ -203,27 +207,27 @@ impl Plan {
         list(self.offsets.piece_rows, self.pieces)
     }
 
-    /// Which piece of its row each piece is.
+    /// The index of each piece within its row.
     pub(crate) fn piece_places(&self) -> Range<usize> {
         list(self.offsets.piece_places, self.pieces)
     }
 
-    /// Tokens of each piece; 1 where there is none.
+    /// The piece length of each piece's row. 1 for an unused piece.
     pub(crate) fn piece_lengths(&self) -> Range<usize> {
         list(self.offsets.piece_lengths, self.pieces)
     }
 
-    /// A byte a piece: 1 for one that is there, 0 for room.
+    /// One byte per piece: 1 if the piece is used, else 0.
     pub(crate) fn piece_flags(&self) -> Range<usize> {
         list(self.offsets.piece_flags, self.pieces.div_ceil(4))
     }
 
-    /// Pieces before each decode row's, and the number of all of them.
+    /// The number of pieces before each decode row, then the number of all pieces.
     pub(crate) fn row_pieces(&self) -> Range<usize> {
         list(self.offsets.row_pieces, self.decode.chunks.len() + 1)
     }
 
-    /// Tokens of KV of each of the part's chunks.
+    /// KV tokens of each of the part's chunks.
     pub(crate) fn kv_tokens(&self, part: &Part) -> &[i32] {
         &self.kv_tokens[part.chunks.clone()]
     }

@@ -1,32 +1,32 @@
-//! For which numbers of rows matrix products are planned: a fixed set, known when an engine opens.
+//! The row counts that GEMMs are planned for. They are a fixed set, known when an engine opens.
 //!
-//! A row's result does not depend on how many rows a product computes, to the bit, so a product may compute more rows than its step has. It
-//! computes the next multiple of [`MULTIPLE`] or some more, and a plan serves every number of rows up to its own. The rows that a step does
-//! not have hold what earlier steps left in the buffers; their results are not read.
+//! A row's result does not depend on the number of rows in the GEMM, to the bit. So a GEMM may compute more rows than its
+//! step has. It computes the next multiple of [`MULTIPLE`] or slightly more, and a plan serves every row count up to its
+//! own. The padding rows hold data of earlier steps; their results are not read.
 
-/// Products are planned for multiples of this many rows. The library's tiles have 64 rows or more, so rounding up adds no tile.
+/// GEMMs are planned for multiples of this many rows. cublasLt's tiles have 64 rows or more, so rounding up adds no tile.
 const MULTIPLE: usize = 32;
 
-/// How many rows above the multiple are tried, in steps of [`STEP`]: for some numbers of rows the library has no good kernel that sums a row's
-/// inputs in one run, and for some a little larger it has.
+/// The search tries up to this many rows above the multiple, in steps of [`STEP`]. For some row counts cublasLt has no good
+/// kernel without split-K, but it has one for a slightly larger count.
 const SEARCH: usize = 64;
 const STEP: usize = 4;
 
-/// How many rows more than its step has a product may compute: what buffers have room for.
+/// The most padding rows of a GEMM. Buffers have room for them.
 pub(crate) const SPARE: usize = MULTIPLE + SEARCH;
 
-/// The planned number of rows that serves `rows` rows.
+/// The planned row count that serves `rows` rows.
 pub(crate) const fn planned(rows: usize) -> usize {
     rows.next_multiple_of(MULTIPLE)
 }
 
-/// Every planned number of rows that serves more than `few` and up to `most` rows.
-pub(crate) fn all_planned(few: usize, most: usize) -> impl Iterator<Item = usize> {
-    (planned(few + 1)..=planned(most)).step_by(MULTIPLE)
+/// Every planned row count that serves more than `few` and up to `max` rows.
+pub(crate) fn all_planned(few: usize, max: usize) -> impl Iterator<Item = usize> {
+    (planned(few + 1)..=planned(max)).step_by(MULTIPLE)
 }
 
-/// The first good plan among `rows` rows and a few more, else the plan for exactly `rows`, and `None` where there is none. `prepare` makes the plan for a number
-/// of rows, if the library has one.
+/// Returns the first good plan for `rows` rows or slightly more. If there is no good plan, returns the plan for exactly
+/// `rows`, or `None` if there is none. `prepare` makes the plan for a row count if the library has one.
 pub(crate) fn choose<T>(
     rows: usize,
     mut prepare: impl FnMut(usize) -> Option<T>,
@@ -43,26 +43,26 @@ pub(crate) fn choose<T>(
 mod tests {
     use super::*;
 
-    /// What a product computes where the library has good kernels for the row counts that `good` names.
+    /// The rows that a GEMM computes if the library has good kernels for the row counts where `good` is true.
     fn chosen(rows: usize, good: impl Fn(usize) -> bool) -> Option<usize> {
         choose(planned(rows), Some, |rows| good(*rows))
     }
 
     #[test]
-    fn a_product_computes_all_rows_and_no_more_than_buffers_have() {
+    fn a_gemm_computes_all_rows_and_stays_within_the_buffers() {
         for rows in 1..=8448 {
-            // The last one that is tried.
+            // The largest row count that the search tries.
             let last = chosen(rows, |count| count == planned(rows) + SEARCH).unwrap();
             assert!(planned(rows) >= rows && last <= rows + SPARE, "{rows}: {} to {last}", planned(rows));
         }
     }
 
     #[test]
-    fn plans_are_as_many_as_the_largest_step_needs() {
-        for (few, most) in [(32, 8448), (32, 1024), (32, 33), (0, 1), (32, 256)] {
-            let all: Vec<usize> = all_planned(few, most).collect();
-            assert!((few + 1..=most).all(|rows| all.contains(&planned(rows))), "{few} {most}: {all:?}");
-            assert!(all.len() <= (most - few).div_ceil(MULTIPLE) + 1, "{few} {most}: {all:?}");
+    fn plans_cover_every_row_count_up_to_the_largest_step() {
+        for (few, max) in [(32, 8448), (32, 1024), (32, 33), (0, 1), (32, 256)] {
+            let all: Vec<usize> = all_planned(few, max).collect();
+            assert!((few + 1..=max).all(|rows| all.contains(&planned(rows))), "{few} {max}: {all:?}");
+            assert!(all.len() <= (max - few).div_ceil(MULTIPLE) + 1, "{few} {max}: {all:?}");
         }
         assert_eq!(all_planned(32, 8448).count(), 263);
         assert_eq!(all_planned(32, 32).count(), 0);
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_count_that_the_library_refuses_is_passed_over() {
+    fn a_row_count_without_a_plan_is_skipped() {
         let prepare = |refused: fn(usize) -> bool| move |rows| (!refused(rows)).then_some(rows);
         assert_eq!(choose(64, prepare(|rows| rows < 80), |_| true), Some(80));
         assert_eq!(choose(64, prepare(|rows| rows == 68), |rows| *rows > 64), Some(72));

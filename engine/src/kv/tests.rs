@@ -1,4 +1,4 @@
-//! Layout offsets against a naive count, and the pool's memory.
+//! Tests of the layout offsets against a naive count, and of the pool's memory.
 
 use proptest::prelude::*;
 
@@ -41,13 +41,13 @@ fn pool_starts_zero_and_aligned() {
     let pool = KvPool::new(layout(2, 1, 32, 3), 50).unwrap();
     assert_eq!(pool.bytes() as u64, 50 * pool.layout().page_bytes());
     assert_eq!(pool.base().as_ptr() as usize % 4096, 0);
-    // SAFETY: inside the mapping, which nobody else knows of.
+    // SAFETY: inside the mapping, which no other code uses.
     let zero = (0..pool.bytes()).all(|at| unsafe { pool.base().add(at).read() } == 0);
     assert!(zero);
 }
 
 #[test]
-fn pool_refuses_nothing_and_too_much() {
+fn pool_refuses_zero_and_too_many_bytes() {
     let check = |layout: KvLayout, pages: u32| {
         assert_eq!(KvPool::new(layout, pages).unwrap_err().kind(), "pool_size")
     };

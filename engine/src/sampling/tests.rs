@@ -6,7 +6,7 @@ fn drawn(how: Sampling) -> Sampling {
     Sampling { temperature: 1.0, seed: 7, ..how }
 }
 
-/// How often each token comes in 20,000 positions.
+/// The share of each token in 20,000 draws.
 fn counts(logits: &[f32], how: &Sampling) -> Vec<f64> {
     let mut counts = vec![0.0; logits.len()];
     let positions = 20_000;
@@ -25,20 +25,20 @@ fn softmax(logits: &[f32]) -> Vec<f64> {
 
 fn check_close(found: &[f64], expect: &[f64]) {
     for (token, (found, expect)) in found.iter().zip(expect).enumerate() {
-        // Five standard deviations of a share of 20,000.
+        // Five standard deviations of a share in 20,000 draws.
         let tolerance = 5.0 * (expect * (1.0 - expect) / 20_000.0).sqrt() + 1e-9;
-        assert!((found - expect).abs() <= tolerance, "token {token}: {found} and not {expect}");
+        assert!((found - expect).abs() <= tolerance, "token {token}: {found}, expected {expect}");
     }
 }
 
 #[test]
-fn without_temperature_the_largest_wins_and_the_lowest_id_among_equals() {
+fn greedy_takes_the_largest_logit_and_the_lowest_id_among_equals() {
     assert_eq!(choose(&mut LOGITS.to_vec(), Sample::greedy(), 3), 1.into());
     assert_eq!(choose(&mut [f32::NAN, f32::NAN], Sample::greedy(), 3), 0.into());
 }
 
 #[test]
-fn tokens_come_as_often_as_they_are_probable() {
+fn token_shares_match_their_probabilities() {
     check_close(&counts(&LOGITS, &drawn(Sampling::GREEDY)), &softmax(&LOGITS));
     let hot = Sampling { temperature: 2.0, ..drawn(Sampling::GREEDY) };
     check_close(&counts(&LOGITS, &hot), &softmax(&LOGITS.map(|logit| logit / 2.0)));
@@ -55,7 +55,7 @@ fn only_the_most_probable_are_drawn() {
         (Sampling { top_k: 1, ..Sampling::GREEDY }, &[1][..]),
         (Sampling { top_k: 3, ..Sampling::GREEDY }, &[1, 2, 4]),
         (Sampling { top_k: 9, ..Sampling::GREEDY }, &[0, 1, 2, 3, 4]),
-        // 0.395 each, then 0.145, 0.053 and 0.007.
+        // The two largest have a probability of 0.395 each, the others of 0.145, 0.053 and 0.007.
         (Sampling { top_p: 0.1, ..Sampling::GREEDY }, &[1]),
         (Sampling { top_p: 0.79, ..Sampling::GREEDY }, &[1, 4]),
         (Sampling { top_p: 0.8, ..Sampling::GREEDY }, &[1, 2, 4]),
@@ -67,7 +67,7 @@ fn only_the_most_probable_are_drawn() {
 }
 
 #[test]
-fn penalties_count_what_occurred() {
+fn penalties_count_earlier_tokens() {
     let tokens = [1, 2, 2, 4, 4, 4];
     let check = |how: Sampling, expect: [f32; 5]| {
         let mut logits = LOGITS.to_vec();
@@ -86,7 +86,7 @@ fn penalties_count_what_occurred() {
 }
 
 #[test]
-fn a_draw_depends_on_seed_and_position_alone() {
+fn a_draw_depends_only_on_seed_and_position() {
     let draw = |seed, position| {
         let how = Sampling { seed, ..drawn(Sampling::GREEDY) };
         choose(&mut vec![0.0; 1000], Sample { how: &how, tokens: &[], prompt: 0 }, position).id
@@ -98,7 +98,7 @@ fn a_draw_depends_on_seed_and_position_alone() {
 }
 
 #[test]
-fn logits_that_are_no_numbers_end_in_a_token() {
+fn infinite_and_nan_logits_still_give_a_token() {
     for logits in
         [[f32::NAN; 3], [f32::NEG_INFINITY; 3], [f32::INFINITY, 0.0, f32::INFINITY], [f32::NAN, 1.0, 2.0]]
     {
@@ -112,42 +112,45 @@ fn logits_that_are_no_numbers_end_in_a_token() {
 }
 
 #[test]
-fn probabilities_are_the_models_own() {
+fn logprobs_are_of_the_raw_logits() {
     let how = Sampling { logprobs: Some(3), logit_bias: vec![(0, 50.0)], ..Sampling::GREEDY };
     let token = choose(&mut LOGITS.to_vec(), Sample { how: &how, tokens: &[], prompt: 0 }, 3);
-    assert_eq!(token.id, 0, "the bias decides");
+    assert_eq!(token.id, 0, "the bias selects the token");
     let logprobs = token.logprobs.unwrap();
     let probabilities = softmax(&LOGITS);
     assert_eq!(logprobs.rank, 4);
-    assert!((f64::from(logprobs.sampled).exp() - probabilities[0]).abs() < 1e-6, "and is not counted");
+    assert!(
+        (f64::from(logprobs.sampled).exp() - probabilities[0]).abs() < 1e-6,
+        "but does not change its log probability"
+    );
     let ids: Vec<u32> = logprobs.top.iter().map(|(id, _)| *id).collect();
-    assert_eq!(ids, [1, 4, 2], "the most probable first, the lowest id among equals");
+    assert_eq!(ids, [1, 4, 2], "sorted by probability, then by id");
     for (id, logprob) in logprobs.top {
         assert!((f64::from(logprob).exp() - probabilities[id as usize]).abs() < 1e-6, "{id}");
     }
 }
 
 #[test]
-fn the_exponential_is_right_and_the_same_on_every_machine() {
+fn exp_is_accurate_and_has_the_same_bits_everywhere() {
     let mut bits = 0u64;
     for step in 0..40_000 {
         let x = step as f32 * -1e-3;
         let (found, right) = (f64::from(exp(x)), f64::from(x).exp());
         if x > -31.0 {
-            assert!((found / right - 1.0).abs() < 1.5e-7, "{x}: {found} and not {right}");
+            assert!((found / right - 1.0).abs() < 1.5e-7, "{x}: {found}, expected {right}");
         } else {
             assert_eq!(found, 0.0, "{x}");
         }
         bits = bits.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(exp(x).to_bits()));
     }
-    assert_eq!(bits, 12_248_216_212_223_090_797, "every backend has to have these bits");
+    assert_eq!(bits, 12_248_216_212_223_090_797, "every backend must have these bits");
     assert_eq!((exp(0.0), exp(f32::NEG_INFINITY), exp(f32::NAN)), (1.0, 0.0, 0.0));
 }
 
 #[test]
-fn limits_take_the_lowest_ids_of_equals() {
+fn limits_keep_the_lowest_ids_among_equals() {
     let logits = vec![0.25; 1000];
-    for (how, most) in [
+    for (how, max) in [
         (Sampling { top_k: 10, ..Sampling::GREEDY }, 10),
         (Sampling { top_p: 0.125, ..Sampling::GREEDY }, 125),
         (Sampling { top_k: 100, top_p: 0.5, ..Sampling::GREEDY }, 50),
@@ -155,6 +158,6 @@ fn limits_take_the_lowest_ids_of_equals() {
     ] {
         let counts = counts(&logits, &drawn(how.clone()));
         let last = counts.iter().rposition(|count| *count > 0.0);
-        assert_eq!(last, Some(most - 1), "{how:?}");
+        assert_eq!(last, Some(max - 1), "{how:?}");
     }
 }

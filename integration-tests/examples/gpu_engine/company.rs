@@ -1,19 +1,19 @@
-//! Whether a row's logits depend on who is beside it: they must not, to the bit.
+//! Checks that the logits of a row are bit-identical whatever else is in the batch.
 
 use anyhow::{Result, ensure};
-use engine::{Chunk, CudaEngine, Engine, PageId, Sample, Source};
+use engine::{Chunk, CudaEngine, Engine, PageId, Sample, TokenSource};
 
 use super::run;
 
-/// A sequence, and what it gives alone.
+/// A sequence and its results alone in a batch.
 struct Known {
     prompt: Vec<u32>,
-    /// What is sampled behind the prompt.
+    /// The token sampled after the prompt.
     token: [u32; 1],
-    /// Logits behind the prompt, and behind that token.
+    /// Logits after the prompt, and after that token.
     prefilled: Vec<u32>,
     decoded: Vec<u32>,
-    /// Pages for what it does in company.
+    /// Pages for the steps with other sequences.
     pages: Vec<PageId>,
 }
 
@@ -22,7 +22,7 @@ impl Known {
         Chunk {
             sequence: sequence as u64,
             tokens: &self.prompt[range.clone()],
-            source: Source::Prompt,
+            source: TokenSource::Prompt,
             start: range.start as u32,
             pages: &self.pages,
             sample: (range.end == self.prompt.len()).then(Sample::greedy),
@@ -33,7 +33,7 @@ impl Known {
         Chunk {
             sequence: sequence as u64,
             tokens: &self.token,
-            source: Source::Sampled,
+            source: TokenSource::Sampled,
             start: self.prompt.len() as u32,
             pages: &self.pages,
             sample: Some(Sample::greedy()),
@@ -41,7 +41,7 @@ impl Known {
     }
 }
 
-/// Numbers that look random (xorshift).
+/// Pseudo-random numbers (xorshift).
 struct Random(u64);
 
 impl Random {
@@ -53,29 +53,29 @@ impl Random {
     }
 }
 
-/// Computes prompts of up to `longest` tokens of `count` sequences, and a token behind each: alone; then cut into other chunks beside others; then
-/// as decode rows of steps of many sizes, with and without a prompt beside them. Gives how many rows were compared.
+/// Computes prompts of up to `longest` tokens of `count` sequences and one more token of each: first alone, then in other chunks together with
+/// other sequences, then as decode rows of steps of many sizes, with and without a prompt. Returns how many rows were compared.
 ///
 /// # Errors
-/// [`Differs`], or the engine's.
+/// A row [`Differs`], or the engine fails.
 pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Result<usize> {
     let mut random = Random(88_172_645_463_325_252);
     let page_tokens = gpu.kv().layout().page_tokens as usize;
     let vocabulary = gpu.model().vocabulary as usize;
-    // Alone all sequences use the same pages.
+    // Sequences that run alone use the same pages.
     let each = longest / page_tokens + 1;
     let alone: Vec<PageId> = (0..each as u32).map(PageId).collect();
     let mut free: Vec<PageId> = (each as u32..gpu.kv().pages()).rev().map(PageId).collect();
     let mut known = Vec::new();
     while known.len() < count {
-        // As often short as long.
+        // Short and long prompts are equally frequent.
         let most = longest >> random.below(4);
         let prompt: Vec<u32> = (0..=random.below(most)).map(|_| random.below(vocabulary) as u32).collect();
         let needed = prompt.len() / page_tokens + 1;
         if free.len() < needed {
             break;
         }
-        // Scattered.
+        // The pages are not contiguous.
         let pages = (0..needed).map(|_| free.swap_remove(random.below(free.len()))).collect();
         let mut one = Known { prompt, token: [0], prefilled: Vec::new(), decoded: Vec::new(), pages };
         let output = run(gpu, &[Chunk { pages: &alone, ..one.chunk(0, 0..one.prompt.len()) }])?;
@@ -91,7 +91,7 @@ pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Resul
     let limit = gpu.limits().tokens as usize;
     let mut done = vec![0; known.len()];
     while done.iter().zip(&known).any(|(done, one)| *done < one.prompt.len()) {
-        // Now and then a little of everyone, so that a multiprocessor has the tiles of several.
+        // Some batches have a few tokens of every sequence, so that one multiprocessor has tiles of several sequences.
         let everyone = random.below(4) == 0;
         let (mut room, most) =
             if everyone { (limit, 4) } else { (limit.min(1 + random.below(longest)), longest / 2) };
@@ -123,7 +123,7 @@ pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Resul
         let chosen: Vec<usize> = (first..first + size).map(|n| n % known.len()).collect();
         let mut batch: Vec<Chunk<'_>> = chosen.iter().map(|index| known[*index].row(*index)).collect();
         for with_prompt in [false, true] {
-            // A prompt goes first, and the one that it is of gives up its row.
+            // The prompt comes first and replaces the row of its sequence.
             if with_prompt {
                 let (index, one) = (chosen[0], &known[chosen[0]]);
                 batch[0] = one.chunk(index, 0..one.prompt.len());
@@ -137,7 +137,7 @@ pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Resul
                 let right = if with_prompt && row == 0 { &one.prefilled } else { &one.decoded };
                 same(&bits(gpu, row)?, right, || {
                     let beside = if with_prompt { ", with a prompt" } else { "" };
-                    format!("row {row} of {size}, behind {} tokens{beside}", one.prompt.len())
+                    format!("row {row} of {size}, after {} tokens{beside}", one.prompt.len())
                 })?;
                 compared += 1;
             }
@@ -146,15 +146,15 @@ pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Resul
     Ok(compared)
 }
 
-/// In company a row has other logits.
+/// A row has other logits in a larger batch than alone.
 #[derive(Debug, thiserror::Error)]
-#[error("{row} gives other logits in company, up to {widest} apart")]
+#[error("{row} has other logits than alone; the largest difference is {widest}")]
 pub(super) struct Differs {
     row: String,
     widest: f32,
 }
 
-/// Fails, with what differs, if they do.
+/// Fails if the logits differ.
 fn same(found: &[u32], right: &[u32], which: impl Fn() -> String) -> Result<(), Differs> {
     let apart = found.iter().zip(right).filter(|(a, b)| a != b);
     let widest =

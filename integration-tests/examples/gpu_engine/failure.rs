@@ -1,15 +1,15 @@
-//! Whether an engine whose GPU fails says so, at every step from then on, and lets go of what it holds there.
+//! Checks that an engine whose GPU has failed reports it at every step, and that it can be dropped.
 
 use anyhow::{Context, Result, bail, ensure};
-use engine::{Chunk, CudaEngine, Engine, EngineError, LoadFormat, Sample, Scope, Source};
+use engine::{Chunk, CudaEngine, Engine, EngineError, LoadFormat, Sample, Scope, TokenSource};
 use integration_tests::folders::llamas;
 
 use super::{GPU, config, has_kernels, pages, run};
 
-/// Makes the GPU fail for this process, which can do nothing with it afterwards.
+/// Makes the GPU fail for this process, which cannot use it afterwards.
 ///
 /// # Errors
-/// A step succeeds, or fails with an error that does not call the engine lost.
+/// A step succeeds, or fails with an error whose scope is not the engine.
 pub(crate) fn check() -> Result<()> {
     let llama = llamas()?.into_iter().find(has_kernels).context("a model with kernels")?;
     let folder = llama.write("gpu")?;
@@ -18,7 +18,7 @@ pub(crate) fn check() -> Result<()> {
     let chunk = Chunk {
         sequence: 1,
         tokens: &llama.prompt,
-        source: Source::Prompt,
+        source: TokenSource::Prompt,
         start: 0,
         pages: &table,
         sample: Some(Sample::greedy()),
@@ -36,6 +36,6 @@ pub(crate) fn check() -> Result<()> {
         ensure!(scope == Some(Scope::Engine), "step {step}: {scope:?}");
     }
     drop(gpu);
-    println!("the engine has let go of its GPU");
+    println!("the engine has released its GPU");
     Ok(())
 }

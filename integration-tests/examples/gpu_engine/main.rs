@@ -1,4 +1,4 @@
-//! The CUDA engine by itself, on one GPU: is it right, and how long does it take beside what the GPU can do.
+//! Checks and measures the CUDA engine alone, on one GPU.
 //!
 //! ```text
 //! cargo build --release --features cuda -p integration-tests --example gpu_engine
@@ -6,12 +6,15 @@
 //! target/release/examples/gpu_engine company SECONDS
 //! target/release/examples/gpu_engine failure
 //! ```
-//! *Right*: small random Llamas with heads of 64 and 128, whose logits are held against the CPU engine's, and whose answers beside
-//! others against those alone, bit for bit; tokens drawn on the GPU against those that the host draws; and page hashes against the CPU's over the same bytes. *How long*: random weights of the
-//! shape in CONFIG FOLDER (configs/models/llama-3.1-8b), after the same comparison for that shape. With `step` only one decode step of one row, with `prefill` one
-//! prompt, for a profiler that shows what they are made of: `ncu --metrics gpu__time_duration.sum --csv`. With `pages` a digest of the
-//! bytes of a prompt's pages, to compare GPUs by; with `logits` the last logits of a prompt go into FILE, for `gpu/logits.py`. `company` compares answers of the small
-//! models beside others with those alone for so many seconds. `failure` makes the GPU fail for this process and looks at what the engine says.
+//! Without arguments it checks small random Llamas with heads of 64 and 128: their logits against those of the CPU engine, their rows in large
+//! batches against the same rows alone (bit for bit), tokens sampled on the GPU against those that the host samples, and page hashes against
+//! those of the CPU. With CONFIG FOLDER (configs/models/llama-3.1-8b) it then checks and measures a model of that shape with random weights.
+//!
+//! - `step` computes one decode step of one row, and `prefill` one prompt, for a profiler: `ncu --metrics gpu__time_duration.sum --csv`.
+//! - `pages` prints a digest of the pages of a prompt, to compare GPUs.
+//! - `logits` writes the last logits of a prompt to FILE, for `gpu/logits.py`.
+//! - `company` compares rows of the small models in large batches with the same rows alone, for SECONDS.
+//! - `failure` makes the GPU fail for this process and checks the errors of the engine.
 
 mod company;
 mod failure;
@@ -29,15 +32,15 @@ use connector::memory::Region;
 use connector::page_hash::{PageSeed, finished, page_hash};
 use engine::cpu::CpuEngine;
 use engine::{
-    Chunk, CudaEngine, Device, Engine, EngineConfig, LoadFormat, PageId, Sample, Sampling, Source, Step,
-    StepOutput,
+    Chunk, ComputeDevice, CudaEngine, Engine, EngineConfig, LoadFormat, PageId, Sample, Sampling, Step,
+    StepOutput, TokenSource,
 };
 use integration_tests::folders::{Llama, llamas};
 use integration_tests::statistics::median;
 
 const STEP_TOKENS: u32 = 8192 + 256;
 
-fn config(model: &Path, device: Device, load_format: LoadFormat, kv_bytes: u64) -> EngineConfig {
+fn config(model: &Path, device: ComputeDevice, load_format: LoadFormat, kv_bytes: u64) -> EngineConfig {
     let (page_tokens, step_tokens) = if kv_bytes == 0 { (64, STEP_TOKENS) } else { (16, 256) };
     EngineConfig {
         model: model.to_owned(),
@@ -50,7 +53,7 @@ fn config(model: &Path, device: Device, load_format: LoadFormat, kv_bytes: u64) 
     }
 }
 
-const GPU: Device = Device::Cuda { ordinal: 0, memory_utilization: 0.9 };
+const GPU: ComputeDevice = ComputeDevice::Cuda { ordinal: 0, memory_utilization: 0.9 };
 
 fn run(engine: &mut dyn Engine, batch: &[Chunk<'_>]) -> Result<StepOutput> {
     let mut step = engine.submit(batch)?;
@@ -61,7 +64,7 @@ fn run(engine: &mut dyn Engine, batch: &[Chunk<'_>]) -> Result<StepOutput> {
     }
 }
 
-/// Root mean square of the difference, over that of `right`.
+/// Root mean square of the difference, relative to that of `right`.
 fn error(found: &[f32], right: &[f32]) -> f64 {
     let sum = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
     let difference = sum(&mut found.iter().zip(right).map(|(a, b)| f64::from(a - b)));
@@ -69,7 +72,7 @@ fn error(found: &[f32], right: &[f32]) -> f64 {
 }
 
 fn pages(first: u32, count: u32) -> Vec<PageId> {
-    // Scattered: no two neighbours.
+    // No two pages are adjacent.
     (0..count)
         .map(|n| PageId(first + n * 2 % count.max(1) + u32::from(n * 2 >= count && count.is_multiple_of(2))))
         .collect()
@@ -79,7 +82,7 @@ fn head_dim(llama: &Llama) -> u64 {
     llama.config["head_dim"].as_u64().unwrap_or_default()
 }
 
-/// True if the GPU has kernels for its heads.
+/// Whether the GPU has kernels for the heads of this model.
 fn has_kernels(llama: &Llama) -> bool {
     [64, 128].contains(&head_dim(llama))
 }
@@ -95,19 +98,25 @@ fn small_models() -> Result<()> {
         }
         let head = head_dim(&llama);
         let folder = llama.write("gpu")?;
-        let mut cpu = CpuEngine::open(&config(folder.path(), Device::Cpu, LoadFormat::Auto, 8 << 20))?;
+        let mut cpu = CpuEngine::open(&config(folder.path(), ComputeDevice::Cpu, LoadFormat::Auto, 8 << 20))?;
         let mut gpu =
             CudaEngine::open(&config(folder.path(), GPU, LoadFormat::Auto, 8 << 20), 0, &|_, _| ())?;
         let prompt = &llama.prompt;
         let table = pages(0, 8);
         let sample = Some(Sample::greedy());
-        let whole =
-            Chunk { sequence: 1, tokens: prompt, source: Source::Prompt, start: 0, pages: &table, sample };
+        let whole = Chunk {
+            sequence: 1,
+            tokens: prompt,
+            source: TokenSource::Prompt,
+            start: 0,
+            pages: &table,
+            sample,
+        };
         run(&mut cpu, &[whole])?;
         let right = cpu.logits(0).context("sampled")?.to_vec();
         let first = run(&mut gpu, &[whole])?;
         let alone = error(&gpu.logits(0)?, &right);
-        // Greedy, by graphs.
+        // Greedy decoding uses CUDA graphs.
         let mut answer = vec![first.tokens[0].token.id];
         let mut position = prompt.len() as u32;
         while answer.len() < llama.ids.len() {
@@ -117,7 +126,7 @@ fn small_models() -> Result<()> {
                 &[Chunk {
                     sequence: 1,
                     tokens: &token,
-                    source: Source::Sampled,
+                    source: TokenSource::Sampled,
                     start: position,
                     pages: &table,
                     sample,
@@ -126,7 +135,7 @@ fn small_models() -> Result<()> {
             answer.push(output.tokens[0].token.id);
             position += 1;
         }
-        // The same with a step in flight ahead of the host.
+        // The same with a second step in flight.
         let (followed, _) = run_ahead(
             &mut gpu,
             std::slice::from_ref(&table),
@@ -136,20 +145,20 @@ fn small_models() -> Result<()> {
         )?;
         ensure!(
             followed[0] == answer[1..],
-            "{}: running ahead gives {followed:?}, not {answer:?}",
+            "{}: two steps in flight give {followed:?}, not {answer:?}",
             llama.name
         );
-        // And behind a step that the host has seen the end of.
+        // And with a step that follows a finished step.
         let mut chunk = Chunk {
             sequence: 1,
             tokens: &answer[..1],
-            source: Source::Sampled,
+            source: TokenSource::Sampled,
             start: prompt.len() as u32,
             pages: &table,
             sample,
         };
         run(&mut gpu, &[chunk])?;
-        (chunk.source, chunk.start) = (Source::Follows, chunk.start + 1);
+        (chunk.source, chunk.start) = (TokenSource::Follows, chunk.start + 1);
         let late = run(&mut gpu, &[chunk])?;
         ensure!(late.tokens[0].token.id == answer[2], "{}: {late:?} follows {answer:?}", llama.name);
         draws_follow(&mut gpu, &llama.name)?;
@@ -166,7 +175,7 @@ fn small_models() -> Result<()> {
     Ok(())
 }
 
-/// Drawn tokens are the same whether the host has seen the one before or the step follows it; in steps that are filled up to a graph's rows.
+/// Checks that sampled tokens do not depend on whether the host has seen the token before, in steps that are padded to the rows of a graph.
 fn draws_follow(gpu: &mut CudaEngine, name: &str) -> Result<()> {
     const START: u32 = 3;
     let how = Sampling { temperature: 0.9, top_k: 20, top_p: 0.97, seed: 11, ..Sampling::GREEDY };
@@ -180,7 +189,7 @@ fn draws_follow(gpu: &mut CudaEngine, name: &str) -> Result<()> {
             .map(|(sequence, (tokens, pages))| Chunk {
                 sequence: sequence as u64,
                 tokens,
-                source: Source::Sampled,
+                source: TokenSource::Sampled,
                 start: position,
                 pages,
                 sample: Some(Sample { how: &how, tokens: &[], prompt: 0 }),
@@ -190,11 +199,14 @@ fn draws_follow(gpu: &mut CudaEngine, name: &str) -> Result<()> {
         answers.iter_mut().zip(output.tokens).for_each(|(answer, sampled)| answer.push(sampled.token.id));
     }
     let seen: Vec<&[u32]> = answers.iter().map(|answer| &answer[1..]).collect();
-    ensure!(followed == seen, "{name}: drawn ahead {followed:?}, one at a time {seen:?}");
+    ensure!(
+        followed == seen,
+        "{name}: sampled with two steps in flight {followed:?}, one at a time {seen:?}"
+    );
     Ok(())
 }
 
-/// Bytes of a page, as a region.
+/// Bytes of a page as a region.
 struct Cells(Vec<AtomicU8>);
 
 impl AsRef<[AtomicU8]> for Cells {
@@ -213,7 +225,7 @@ fn hashes(gpu: &CudaEngine) -> Result<()> {
         let region = Region::shared(Arc::new(Cells(cells)));
         let seed = PageSeed { session: 1, credit: 2, request: 3, place: 4 };
         let right = page_hash(&region, 0, bytes, seed).context("in the region")?;
-        ensure!(finished(sum, bytes, seed) == right, "page {page:?} hashes otherwise on the GPU");
+        ensure!(finished(sum, bytes, seed) == right, "page {page:?} has another hash on the GPU");
     }
     Ok(())
 }
@@ -248,7 +260,7 @@ fn large_model(folder: &Path) -> Result<()> {
                     let chunk = Chunk {
                         sequence: 1,
                         tokens: part,
-                        source: Source::Prompt,
+                        source: TokenSource::Prompt,
                         start,
                         pages: &table,
                         sample: sample.filter(|_| last),
@@ -263,7 +275,7 @@ fn large_model(folder: &Path) -> Result<()> {
             println!("{length:>8} {chunk:>7} {:>10.2} {:>12.0}", time * 1e3, length as f64 / time);
         }
     }
-    // What reading costs: every page hashed once is read once.
+    // The hash reads every page once, which measures the read bandwidth.
     let many: Vec<PageId> = (0..gpu.kv().pages().min(1024)).map(PageId).collect();
     gpu.kv().device_contents(&many).map_err(anyhow::Error::msg)?;
     let began = Instant::now();
@@ -295,8 +307,8 @@ fn large_model(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Decodes `steps` tokens of every sequence behind a token and its position, with two steps in flight: the tokens of each, and the seconds
-/// between steps.
+/// Decodes `steps` tokens of every sequence after a token at a position, with two steps in flight. Returns the tokens of each sequence and the
+/// seconds between steps.
 fn run_ahead(
     gpu: &mut CudaEngine,
     tables: &[Vec<PageId>],
@@ -313,7 +325,7 @@ fn run_ahead(
             let chunk = |(sequence, pages)| Chunk {
                 sequence,
                 tokens: &tokens,
-                source: if submitted > 0 { Source::Follows } else { Source::Sampled },
+                source: if submitted > 0 { TokenSource::Follows } else { TokenSource::Sampled },
                 start: start + submitted as u32,
                 pages,
                 sample: Some(Sample { how, tokens: &[], prompt: 0 }),
@@ -336,14 +348,14 @@ fn run_ahead(
     Ok((answers, times))
 }
 
-/// One decode step behind a thousand tokens.
+/// Computes one decode step after a thousand tokens.
 fn one_step(folder: &Path) -> Result<()> {
     let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
     let (tokens, table) = ([1], pages(0, 17));
     let chunk = Chunk {
         sequence: 1,
         tokens: &tokens,
-        source: Source::Sampled,
+        source: TokenSource::Sampled,
         start: 1000,
         pages: &table,
         sample: Some(Sample::greedy()),
@@ -352,7 +364,7 @@ fn one_step(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An engine that has prefilled a prompt of so many tokens, and the prompt's pages.
+/// An engine that has prefilled a prompt of `tokens` tokens, and the pages of the prompt.
 fn prefilled(folder: &Path, tokens: usize) -> Result<(CudaEngine, Vec<PageId>)> {
     let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
     let (prompt, table) = (prompt(tokens), pages(0, tokens.div_ceil(64) as u32));
@@ -361,21 +373,21 @@ fn prefilled(folder: &Path, tokens: usize) -> Result<(CudaEngine, Vec<PageId>)> 
         let sample = Some(Sample::greedy());
         run(
             &mut gpu,
-            &[Chunk { sequence: 1, tokens, source: Source::Prompt, start, pages: &table, sample }],
+            &[Chunk { sequence: 1, tokens, source: TokenSource::Prompt, start, pages: &table, sample }],
         )?;
         start += tokens.len() as u32;
     }
     Ok((gpu, table))
 }
 
-/// Writes the last logits of a prompt.
+/// Writes the last logits of a prompt to a file.
 fn logits(folder: &Path, tokens: usize, file: &str) -> Result<()> {
     let (gpu, _) = prefilled(folder, tokens)?;
     let bytes: Vec<u8> = gpu.logits(0)?.into_iter().flat_map(f32::to_le_bytes).collect();
     std::fs::write(file, bytes).with_context(|| format!("cannot write {file}"))
 }
 
-/// Says what the bytes of a prompt's whole pages come to.
+/// Prints a digest of the full pages of a prompt.
 fn digest(folder: &Path, tokens: usize) -> Result<()> {
     let (gpu, table) = prefilled(folder, tokens)?;
     let mut digest = std::hash::DefaultHasher::new();
@@ -390,8 +402,8 @@ fn prompt(tokens: usize) -> Vec<u32> {
     (0..tokens as u32).map(|n| n.wrapping_mul(2_654_435_761) % 128_000).collect()
 }
 
-/// Compares rows alone and in company on the small models, again and again for so many seconds: beside a tool that changes how long everything
-/// takes, that finds what depends on it.
+/// Compares rows alone and in large batches on the small models for some seconds. Run under a tool that changes timing, it finds results that
+/// depend on timing.
 fn repeated_company(seconds: u64) -> Result<()> {
     let (mut checks, mut rows, mut failed) = (0, 0, 0);
     let models: Vec<_> = llamas()?.into_iter().filter(has_kernels).collect();
@@ -414,14 +426,14 @@ fn repeated_company(seconds: u64) -> Result<()> {
         }
     }
     println!("{rows} rows in {checks} comparisons, {failed} of which found other logits in company");
-    ensure!(failed == 0, "a row's result depends on its company");
+    ensure!(failed == 0, "the result of a row depends on its batch");
     Ok(())
 }
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let number = |text: &str| text.parse::<usize>().with_context(|| format!("{text} is no number"));
+    let number = |text: &str| text.parse::<usize>().with_context(|| format!("{text} is not a number"));
     match arguments[..] {
         [] => small_models(),
         ["company", seconds] => repeated_company(number(seconds)? as u64),
@@ -432,7 +444,7 @@ fn main() -> Result<()> {
         [folder, "pages", tokens] => digest(Path::new(folder), number(tokens)?),
         [folder, "logits", tokens, file] => logits(Path::new(folder), number(tokens)?, file),
         _ => bail!(
-            "arguments are none, or company SECONDS, or failure, or CONFIG FOLDER [step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
+            "the arguments are: nothing, or company SECONDS, or failure, or CONFIG FOLDER [step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
         ),
     }
 }

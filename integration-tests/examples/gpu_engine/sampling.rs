@@ -1,14 +1,14 @@
-//! Whether the GPU draws what the host draws from the same logits: it must, always.
+//! Checks that the GPU and the host sample the same tokens from the same logits.
 
 use anyhow::{Result, ensure};
-use engine::{Chunk, CudaEngine, Engine, PageId, Sample, Sampling, Source, choose};
+use engine::{Chunk, CudaEngine, Engine, PageId, Sample, Sampling, TokenSource, choose};
 
 use super::run;
 
 /// Rows of a step.
 const ROWS: usize = 48;
 
-/// Settings with every limit alone and beside others, loose and tight. The highest temperature makes thousands of tokens equally probable.
+/// Settings with loose and tight limits, alone and combined. At the highest temperature thousands of tokens have equal probabilities.
 fn settings() -> Vec<Sampling> {
     let mut all = vec![Sampling::GREEDY];
     for temperature in [0.05, 0.7, 1.0, 2.0, 1e6] {
@@ -24,8 +24,8 @@ fn settings() -> Vec<Sampling> {
     all
 }
 
-/// Draws with all settings, `times` times each, in steps of many rows and in one beside a prompt; what the host samples stands between. Gives how
-/// many tokens were compared.
+/// Samples with all settings, `times` times each, in steps of many rows and in one step with a prompt. Rows that the host samples are mixed in.
+/// Returns how many tokens were compared.
 pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
     let mut settings: Vec<Sampling> = (0..times)
         .flat_map(|time| settings().into_iter().map(move |how| Sampling { seed: how.seed + time, ..how }))
@@ -41,7 +41,7 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
         let row = |n: usize| Chunk {
             sequence: n as u64,
             tokens: &tokens[n..=n],
-            source: Source::Sampled,
+            source: TokenSource::Sampled,
             start: 0,
             pages: &pages[n..=n],
             sample: Some(Sample { how: &some[n], tokens: &[], prompt: 0 }),
@@ -49,8 +49,8 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
         let mut batch: Vec<Chunk<'_>> = (0..some.len()).map(row).collect();
         let is_last = settings.is_empty();
         if is_last {
-            // Prompts are laid out before decode rows.
-            let (source, page) = (Source::Prompt, &pages[ROWS..]);
+            // Prompts come before decode rows.
+            let (source, page) = (TokenSource::Prompt, &pages[ROWS..]);
             batch.push(Chunk { sequence: ROWS as u64, source, pages: page, ..row(0) });
             batch.rotate_right(1);
         }
@@ -60,7 +60,7 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
             let right = choose(&mut gpu.logits(n)?, sample, 1);
             ensure!(
                 sampled.token == right,
-                "the GPU draws {} and the host {} with {:?}",
+                "the GPU samples {} and the host {} with {:?}",
                 sampled.token.id,
                 right.id,
                 sample.how
@@ -71,11 +71,11 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
     Ok(compared)
 }
 
-/// Draws from made-up rows, of vocabularies that fill a cluster's blocks or leave some empty; gives how many tokens were compared.
+/// Samples from made-up rows, with vocabularies that fill all blocks of a cluster or leave some empty. Returns how many tokens were compared.
 pub(super) fn check_made_up(gpu: &CudaEngine) -> Result<usize> {
     let mut compared = 0;
     for vocabulary in [1, 2, 7, 8, 9, 75, 1000, 8193, 32_000, 128_256, 393_216] {
-        // The host takes milliseconds for a large one.
+        // The host needs milliseconds for a large vocabulary.
         let few = 1 + vocabulary / 8192;
         for settings in settings().chunks(few).filter_map(<[_]>::first).collect::<Vec<_>>().chunks(ROWS) {
             let rows: Vec<Vec<f32>> =
@@ -86,7 +86,7 @@ pub(super) fn check_made_up(gpu: &CudaEngine) -> Result<usize> {
                 let right = choose(&mut logits, Sample { how, tokens: &[], prompt: 0 }, position).id;
                 ensure!(
                     found == right,
-                    "of {vocabulary} tokens in row {position} the GPU draws {found} and the host {right} with {how:?}"
+                    "of {vocabulary} tokens in row {position} the GPU samples {found} and the host {right} with {how:?}"
                 );
                 compared += 1;
             }
@@ -95,7 +95,7 @@ pub(super) fn check_made_up(gpu: &CudaEngine) -> Result<usize> {
     Ok(compared)
 }
 
-/// Logits of many kinds: spread like a model's, with ties across blocks, and with what is no number.
+/// Logits of many kinds: distributed as those of a model, with ties across blocks, with NaN and with infinities.
 fn made_up(row: usize, vocabulary: usize) -> Vec<f32> {
     let noise = |token: usize| {
         let bits = (row * 7_919 + token + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);

@@ -1,12 +1,11 @@
-//! What one message costs with few and with many live requests: nanoseconds in the pure states, without mailboxes, sockets and engine.
+//! The cost of one message with few and with many live requests, in nanoseconds in the pure states, without mailboxes, sockets and engine.
 //!
 //! ```text
 //! cargo run --release -p integration-tests --example live_requests -- [FEW] [MANY]
 //! ```
-//! Each state is brought to FEW (64) and to MANY (4,096) live requests and takes 64 messages of a kind there, in fresh states again and
-//! again; printed are medians, and the ratio of many to few. A ratio near 1 means that the cost does not grow with the number of
-//! requests; caches and the depth of trees account for some of it. What grows is either per step or tick, which visits every request, or
-//! named as such. Nothing is asserted.
+//! Each state gets FEW (64) or MANY (4,096) live requests and then handles 64 messages of one kind. This is repeated with fresh states. The
+//! program prints medians and the ratio of many to few. A ratio near 1 means that the cost does not grow with the number of requests. Caches and
+//! the depth of trees explain a part of larger ratios. A step or tick visits every request, so its cost grows. Nothing is asserted.
 
 mod receiver;
 mod sender;
@@ -16,7 +15,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use integration_tests::statistics::median;
 
-/// Messages of a kind that one fresh state takes.
+/// Messages of one kind for one fresh state.
 const MESSAGES: u64 = 64;
 /// Fresh states for each number of live requests.
 const ROUNDS: usize = 15;
@@ -29,7 +28,7 @@ const PROMPT_PAGES: u32 = PROMPT_TOKENS / PAGE_TOKENS;
 struct Times(Vec<(String, f64)>);
 
 impl Times {
-    /// Gives `take` these messages.
+    /// Measures `take` with these messages.
     fn measure<M>(&mut self, name: &str, mails: Vec<M>, take: impl FnMut(M)) {
         let count = mails.len();
         let began = Instant::now();
@@ -43,7 +42,7 @@ fn spread(live: u64) -> impl Iterator<Item = u64> {
     (0..MESSAGES).map(move |n| n * live / MESSAGES)
 }
 
-/// Numbers of requests that come on top.
+/// Numbers of further requests.
 fn fresh(live: u64) -> impl Iterator<Item = u64> {
     live..live + MESSAGES
 }
@@ -53,7 +52,7 @@ fn prompt(request: u64) -> Vec<u32> {
     std::iter::once(request as u32).chain(1..PROMPT_TOKENS).collect()
 }
 
-/// The medians of every kind of message with so many live requests.
+/// The median for every kind of message with `live` requests.
 fn medians(live: u64) -> Vec<(String, f64)> {
     let rounds: Vec<Times> = (0..ROUNDS)
         .map(|_| {
@@ -75,13 +74,13 @@ fn medians(live: u64) -> Vec<(String, f64)> {
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>());
-    let few = arguments.next().unwrap_or(Ok(64)).context("how few requests")?;
-    let many = arguments.next().unwrap_or(Ok(4096)).context("how many requests")?;
-    ensure!(few >= MESSAGES && many >= few, "at least {MESSAGES} requests, and no fewer many than few");
+    let few = arguments.next().unwrap_or(Ok(64)).context("FEW is not a number")?;
+    let many = arguments.next().unwrap_or(Ok(4096)).context("MANY is not a number")?;
+    ensure!(few >= MESSAGES && many >= few, "FEW must be at least {MESSAGES}, and MANY at least FEW");
     // The first round warms the processor up.
     medians(few);
     let (with_few, with_many) = (medians(few), medians(many));
-    println!("{:<52} {:>8} {:>8} {:>7}", "ns a message, live requests:", few, many, "ratio");
+    println!("{:<52} {:>8} {:>8} {:>7}", "ns per message, live requests:", few, many, "ratio");
     for ((name, few), (_, many)) in with_few.iter().zip(&with_many) {
         println!("{name:<52} {few:>8.0} {many:>8.0} {:>7.1}", many / few);
     }

@@ -1,10 +1,11 @@
-//! The decoder and the buffer manager.
+//! Measures the decoder and the buffer manager.
 
 use std::time::{Duration, Instant};
 
 use actors::buffer_manager::state::{PoolConfig, PoolState};
 use actors::decoder::state::{DecoderConfig, DecoderState};
 use actors::effect::{Effect, ToBufferManager, ToDecoder};
+use actors::finish::FinishRule;
 use actors::messages::*;
 use actors::request::{AbortRequest, FinishReason, Generate, RequestId, Route};
 use connector::frame::PageOwner;
@@ -14,7 +15,7 @@ use engine::PageId;
 use crate::{MESSAGES, PAGE_TOKENS, PROMPT_PAGES, PROMPT_TOKENS, Times, fresh, prompt, spread};
 
 const SESSION: SessionId = SessionId(1);
-/// Pages that a request holds: its prompt's, and as many for what follows.
+/// Pages of a request: those of its prompt, and as many for its answer.
 const PAGES: u32 = 2 * PROMPT_PAGES;
 
 fn own(request: u64) -> SequenceId {
@@ -48,12 +49,12 @@ fn advanced(request: u64, resident: u32, ended: Option<SequenceEnd>) -> ToDecode
     SequenceAdvanced { sequence, resident, token, running_micros: 1, ended }.into()
 }
 
-/// A decoder with `live` requests, whose prompts land from a sender if `on` is one.
+/// A decoder with `live` requests. The pages of their prompts come from the sender `on`, if there is one.
 fn decoding(now: Instant, live: u64, on: Option<SessionId>) -> DecoderState {
     let mut state = DecoderState::new(DecoderConfig {
         page_tokens: PAGE_TOKENS,
         page_bytes: 1 << 20,
-        eos_tokens: Vec::new(),
+        finish: FinishRule::default(),
         vocabulary: 1 << 20,
         pid: 1,
         growth_tokens: 64,
@@ -66,7 +67,7 @@ fn decoding(now: Instant, live: u64, on: Option<SessionId>) -> DecoderState {
     state
 }
 
-/// Running requests.
+/// A decoder with running requests.
 pub(crate) fn decoder(live: u64, times: &mut Times) {
     let now = Instant::now();
     let mut state = decoding(now, live, None);
@@ -88,7 +89,7 @@ pub(crate) fn decoder(live: u64, times: &mut Times) {
     );
     let grown = |request| PagesGrown { sequence: own(request), pages: vec![PageId(0)] }.into();
     measure("PagesGrown", spread(live).map(grown).collect());
-    let abort = |request| AbortRequest { request: RequestId(request), complete_with: None }.into();
+    let abort = |request| AbortRequest::cancelled(RequestId(request)).into();
     measure("AbortRequest", fresh(live).map(abort).collect());
     let ended =
         |request| advanced(request, PROMPT_TOKENS + 1, Some(SequenceEnd::Finished(FinishReason::Length)));
@@ -98,7 +99,7 @@ pub(crate) fn decoder(live: u64, times: &mut Times) {
     measure("Tick (visits every request)", (0..MESSAGES).map(|_| Tick.into()).collect());
 }
 
-/// Requests whose prompts land from a sender.
+/// A decoder with requests whose pages come from a sender.
 pub(crate) fn landing(live: u64, times: &mut Times) {
     let now = Instant::now();
     let mut state = decoding(now, live, Some(SESSION));
@@ -119,7 +120,7 @@ pub(crate) fn landing(live: u64, times: &mut Times) {
 
 fn reserve(request: u64, landing: Option<SessionId>) -> ToBufferManager {
     let (tokens, pages) = (prompt(request).into(), PAGES);
-    ReservePages { sequence: own(request), tokens, pages, landing, again: false }.into()
+    ReservePages { sequence: own(request), tokens, pages, landing, priority: ReservePriority::New }.into()
 }
 
 fn release(request: u64) -> ToBufferManager {
@@ -131,7 +132,7 @@ fn config(pages: u64, ring_pages: u32) -> PoolConfig {
     PoolConfig { pages, ring_pages, page_tokens: PAGE_TOKENS, page_bytes, sharing: true, scattered: false }
 }
 
-/// Requests that hold pages, and room for more.
+/// A pool with requests that hold pages, and with free pages.
 pub(crate) fn pool(live: u64, times: &mut Times) {
     let now = Instant::now();
     let mut state = PoolState::new(config((live + 2 * MESSAGES) * u64::from(PAGES), 0));
@@ -157,7 +158,7 @@ pub(crate) fn pool(live: u64, times: &mut Times) {
     measure("ReleasePages", spread(live).map(release).collect());
 }
 
-/// Requests that wait for pages, behind some that hold all.
+/// A pool without free pages, and requests that wait for pages.
 pub(crate) fn full_pool(live: u64, times: &mut Times) {
     let now = Instant::now();
     let mut state = PoolState::new(config(MESSAGES * u64::from(PAGES), 0));
@@ -174,7 +175,7 @@ pub(crate) fn full_pool(live: u64, times: &mut Times) {
     measure("ReleasePages of pages, served at once", holders.map(release).collect());
 }
 
-/// Requests whose pages land under credits.
+/// A pool with requests whose pages land under credits.
 pub(crate) fn credits(live: u64, times: &mut Times) {
     let now = Instant::now();
     let ring_pages = 4 * MESSAGES as u32;
@@ -191,5 +192,5 @@ pub(crate) fn credits(live: u64, times: &mut Times) {
     };
     let mails = (0..).zip(spread(live)).map(filled).collect();
     times.measure("buffer manager: PageFilled", mails, |mail| drop(state.on(now, mail, None)));
-    assert_eq!(state.counts().adopted, MESSAGES, "the pages were adopted");
+    assert_eq!(state.counts().adopted, MESSAGES, "not all pages were adopted");
 }

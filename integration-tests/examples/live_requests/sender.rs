@@ -1,9 +1,10 @@
-//! The prefiller, the transfer actor and the generator.
+//! Measures the prefiller, the transfer actor and the generator.
 
 use std::time::Instant;
 
 use actors::effect::{Effect, ToEngine, ToGenerator, ToPrefiller, ToTransfer};
-use actors::generator::state::GeneratorState;
+use actors::finish::FinishRule;
+use actors::generator::state::{GeneratorConfig, GeneratorState};
 use actors::messages::*;
 use actors::prefiller::state::{PrefillerConfig, PrefillerState};
 use actors::request::{FinishReason, RequestId};
@@ -12,7 +13,7 @@ use engine::{PageId, StepLimits};
 
 use crate::{MESSAGES, PAGE_TOKENS, PROMPT_PAGES, PROMPT_TOKENS, Times, fresh, prompt, spread};
 
-/// Sessions that the prefills of a sender come from: one has at most 1,024.
+/// Sessions of a sender. A session has at most 1,024 prefills.
 const SESSIONS: u64 = 8;
 
 fn session(request: u64) -> SessionId {
@@ -49,7 +50,7 @@ fn advanced(request: u64, resident: u32, ended: Option<SequenceEnd>) -> ToPrefil
     SequenceAdvanced { sequence: peers(request), resident, token, running_micros: 1, ended }.into()
 }
 
-/// Running prefills.
+/// A prefiller with running prefills.
 pub(crate) fn prefiller(live: u64, times: &mut Times) {
     let now = Instant::now();
     let mut state = PrefillerState::new(PrefillerConfig {
@@ -81,10 +82,10 @@ pub(crate) fn prefiller(live: u64, times: &mut Times) {
     let drained = |request| PutsDrained { session: session(request), request: RequestId(request) }.into();
     measure("PutsDrained", spread(live).map(drained).collect());
     measure("Tick (visits every request)", (0..MESSAGES).map(|_| Tick.into()).collect());
-    assert_eq!(state.len() as u64, live, "as many have ended as have come");
+    assert_eq!(state.len() as u64, live, "a prefill has not ended");
 }
 
-/// Requests whose pages wait for credits.
+/// A transfer actor with requests whose pages wait for credits.
 pub(crate) fn transfer(live: u64, times: &mut Times) {
     let mut state = TransferState::new(TransferConfig {
         page_bytes: 1 << 20,
@@ -132,10 +133,16 @@ fn start(request: u64) -> ToGenerator {
     .into()
 }
 
-/// A step in flight that has every sequence.
+/// A generator whose step in flight has all sequences.
 pub(crate) fn generator(live: u64, times: &mut Times) {
     let limits = StepLimits { tokens: 1 << 20, rows: 1 << 20 };
-    let mut state = GeneratorState::new(512, limits, PAGE_TOKENS, Vec::new(), false);
+    let mut state = GeneratorState::new(GeneratorConfig {
+        chunk_tokens: 512,
+        limits,
+        page_tokens: PAGE_TOKENS,
+        finish: FinishRule::default(),
+        runs_ahead: false,
+    });
     let mut plan = None;
     for request in 0..live {
         plan = plans(state.on(0, start(request))).or(plan);
@@ -144,7 +151,7 @@ pub(crate) fn generator(live: u64, times: &mut Times) {
         let tokens = plan.chunks.iter().map(|chunk| (chunk.key, 7.into())).collect();
         StepFinished { outcome: Ok(tokens) }.into()
     };
-    // The first step has the first sequence alone; the next one has all.
+    // The first step has only the first sequence. The next step has all.
     let plan = plan.and_then(|plan| plans(state.on(0, finished(plan)))).expect("a step with all sequences");
     assert_eq!(plan.chunks.len() as u64, live);
     let began = Instant::now();

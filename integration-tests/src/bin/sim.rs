@@ -1,10 +1,10 @@
-//! Histories of a receiver and its senders in virtual time, as many as fit.
+//! Runs random histories of a receiver and its senders in virtual time for a given time.
 //!
 //! ```text
-//! cargo xtask sim [--minutes N] [--histories N] [--seed S]     from seed S on, on every core
-//! cargo xtask sim --trace SEED                                 one history, everything that happens on standard error
+//! cargo xtask sim [--minutes N] [--histories N] [--seed S]     starts at seed S and uses every core
+//! cargo xtask sim --trace SEED                                 one history, with a trace on standard error
 //! ```
-//! Ends with an error at the first violation, and names its seed.
+//! Ends with an error at the first violation. The error names the seed.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,15 +24,15 @@ fn options() -> Result<Options> {
     let mut options = Options { limit: Duration::from_secs(60), histories: u64::MAX, seed: 1, trace: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
-        let value = arguments.next().with_context(|| format!("{name} wants a number"))?;
-        let number: f64 = value.parse().with_context(|| format!("{name} wants a number, not {value:?}"))?;
+        let value = arguments.next().with_context(|| format!("{name} needs a number"))?;
+        let number: f64 = value.parse().with_context(|| format!("{name} needs a number, not {value:?}"))?;
         match name.as_str() {
             "--minutes" => options.limit = Duration::from_secs_f64(number * 60.0),
             "--histories" => (options.histories, options.limit) = (number as u64, Duration::MAX),
             "--seed" => options.seed = number as u64,
             "--trace" => options.trace = Some(value.parse()?),
             other => {
-                bail!("there is no option {other}; --minutes, --histories, --seed and --trace are known")
+                bail!("unknown option {other}; the options are --minutes, --histories, --seed and --trace")
             }
         }
     }
@@ -95,7 +95,7 @@ fn main() -> Result<()> {
         failed.join(", ")
     );
     println!(
-        "pages: {} landed, {} shared, {} frames of damaged ones; {} sessions",
+        "pages: {} landed, {} shared, {} damaged; {} sessions",
         report.landed, report.resident, report.damaged, report.sessions
     );
     let faults: Vec<String> = report.faults.iter().map(|(name, count)| format!("{name} {count}")).collect();
@@ -103,7 +103,7 @@ fn main() -> Result<()> {
     match violation {
         None => Ok(()),
         Some(violation) => {
-            bail!("{violation}\nagain, with all that happens: cargo xtask sim --trace {}", violation.seed)
+            bail!("{violation}\nto trace this history: cargo xtask sim --trace {}", violation.seed)
         }
     }
 }

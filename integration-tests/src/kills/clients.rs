@@ -1,18 +1,15 @@
-//! The clients of a round: those that wait for their answers, and those that leave.
+//! The clients of a round: clients that wait for their answers, and clients that leave.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use serde_json::json;
 
-use crate::client::{Answer, complete};
+use crate::client::{Answer, Connection, complete};
 use crate::fixtures::Prompt;
-use crate::process::PATIENCE;
 
-/// `request.deadline`: nothing here takes nearly as long, on any machine.
+/// `request.deadline`. No request of these tests takes nearly as long.
 pub(super) const DEADLINE: Duration = Duration::from_secs(100);
 
 /// A client that waits for its answer.
@@ -22,7 +19,7 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Asks for all the tokens that the reference has.
+    /// Asks for as many tokens as the reference has.
     pub(super) fn ask(address: &str, prompt: Prompt) -> Self {
         let (address, input, tokens) = (address.to_owned(), prompt.input(), prompt.ids.len() as u32);
         let thread = std::thread::spawn(move || {
@@ -32,20 +29,20 @@ impl Waiting {
         Self { prompt, thread }
     }
 
-    /// Waits for the end: `Ok` if all words are right, and `Err` with the reason if there was no answer.
+    /// Waits for the end of the request. The inner result is `Ok` for an answer with the right tokens, and the reason for a failed request.
     ///
     /// # Errors
-    /// What may never happen: wrong words with status 200, or an end after the request's deadline.
+    /// Outcomes that are never allowed: wrong tokens with status 200, or an end after the request's deadline.
     pub(super) fn end(self) -> Result<Result<()>> {
         let Self { prompt, thread } = self;
         let (answer, took) = thread.join().map_err(|_| anyhow!("a client panicked"))?;
-        // What the deadline does not cover: the way to the server and back.
+        // The deadline does not include the way to the server and back.
         let allowed = DEADLINE + Duration::from_secs(2);
         ensure!(took <= allowed, "{} ended {took:?} after it was asked", prompt.name);
         match answer {
             Ok(answer) => {
                 let right = answer.ids == prompt.ids;
-                ensure!(right, "{}: wrong words with status 200: {:?}", prompt.name, answer.text);
+                ensure!(right, "{}: wrong tokens with status 200: {:?}", prompt.name, answer.text);
                 Ok(Ok(()))
             }
             Err(error) => Ok(Err(error.context(prompt.name))),
@@ -53,48 +50,25 @@ impl Waiting {
     }
 }
 
-/// A client that reads as much of its stream as it is told to, and leaves when it is dropped.
-pub(super) struct Leaving(TcpStream);
+/// A client that reads part of its stream and leaves when it is dropped.
+pub(super) struct Leaving(Connection);
 
 impl Leaving {
-    /// Asks for a stream that nobody will read to its end.
+    /// Asks for a stream.
     pub(super) fn ask(address: &str, prompt: &[u32], tokens: u32) -> Result<Self> {
         let body = json!({"prompt": prompt, "max_tokens": tokens, "ignore_eos": true, "stream": true});
-        let body = body.to_string();
-        let mut socket = TcpStream::connect(address)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        write!(
-            socket,
-            "POST /v1/completions HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        )?;
-        Ok(Self(socket))
+        Ok(Self(Connection::post(address, "/v1/completions", &body.to_string())?))
     }
 
     /// Reads up to the first token.
     pub(super) fn read_a_token(&mut self) -> Result<()> {
-        let (mut seen, mut buffer) = (String::new(), [0; 4096]);
-        while !seen.contains("data: ") {
-            let read = self.0.read(&mut buffer)?;
-            ensure!(read > 0, "the stream ended after {seen:?}");
-            seen.push_str(&String::from_utf8_lossy(&buffer[..read]));
-        }
+        let seen = self.0.read_until("data: ")?;
         ensure!(seen.starts_with("HTTP/1.1 200"), "{seen}");
         Ok(())
     }
 
     /// Whether not a single byte of the answer has come.
     pub(super) fn has_nothing(&self) -> Result<bool> {
-        self.0.set_nonblocking(true)?;
-        let peeked = self.0.peek(&mut [0]);
-        self.0.set_nonblocking(false)?;
-        match peeked {
-            Ok(bytes) => {
-                ensure!(bytes > 0, "the server hung up");
-                Ok(false)
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
-            Err(error) => Err(error).context("a client's socket"),
-        }
+        self.0.is_empty()
     }
 }

@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a link port, which fails in the two ways in which networks do: loudly and silently.
+//! A TCP proxy in front of a link port. It can close connections, and it can stall them without closing them.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -10,9 +10,9 @@ use anyhow::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Path {
     Open,
-    /// Connections are closed, new ones at once.
+    /// All connections are closed, and new ones are closed at once.
     Closed,
-    /// Connections stay, new ones are taken, and no byte moves, nor an end.
+    /// Connections stay open and new ones are accepted, but no byte and no end of a connection passes.
     Stalled,
 }
 
@@ -28,14 +28,14 @@ struct Shared {
     changed: Condvar,
 }
 
-/// A running proxy: two threads a connection, for as long as the program runs.
+/// A running proxy. It has two threads per connection and runs until the program ends.
 pub(super) struct Proxy {
     address: String,
     shared: Arc<Shared>,
 }
 
 impl Proxy {
-    /// Leads to `target`, from any free port.
+    /// Starts a proxy to `target` on any free port.
     pub(super) fn start(target: String) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?.to_string();
@@ -45,37 +45,37 @@ impl Proxy {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = accepting.clone();
-                // One that cannot be carried is dropped, which closes it.
+                // A connection that cannot be carried is dropped, which closes it.
                 std::thread::spawn(move || drop(shared.carry(stream)));
             }
         });
         Ok(Self { address, shared })
     }
 
-    /// Where to dial.
+    /// The address of the proxy.
     pub(super) fn address(&self) -> &str {
         &self.address
     }
 
-    /// Closes every connection, and each new one, until [`heal`](Self::heal).
+    /// Closes every connection, also new ones, until [`heal`](Self::heal).
     pub(super) fn close(&self) {
-        let mut state = self.shared.turn(Path::Closed);
+        let mut state = self.shared.set(Path::Closed);
         for (_, streams) in state.connections.drain() {
             for stream in streams {
-                // It may be over already.
+                // The connection may have ended already.
                 let _ = stream.shutdown(Shutdown::Both);
             }
         }
     }
 
-    /// Holds back every byte and every end of a connection, both ways, until [`heal`](Self::heal).
+    /// Holds back every byte and every end of a connection in both directions until [`heal`](Self::heal).
     pub(super) fn stall(&self) {
-        drop(self.shared.turn(Path::Stalled));
+        drop(self.shared.set(Path::Stalled));
     }
 
-    /// Lets everything pass, what was held back first.
+    /// Lets everything pass again. Bytes that were held back pass first.
     pub(super) fn heal(&self) {
-        drop(self.shared.turn(Path::Open));
+        drop(self.shared.set(Path::Open));
     }
 }
 
@@ -84,14 +84,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn turn(&self, path: Path) -> MutexGuard<'_, State> {
+    fn set(&self, path: Path) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         state.path = path;
         self.changed.notify_all();
         state
     }
 
-    /// Waits while nothing passes.
+    /// Waits while the proxy is stalled.
     fn passable(&self) -> MutexGuard<'_, State> {
         let stalled = |state: &mut State| state.path == Path::Stalled;
         self.changed.wait_while(self.lock(), stalled).unwrap_or_else(PoisonError::into_inner)
@@ -124,7 +124,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Passes bytes on, and then the end; one that is reset ends too.
+    /// Forwards bytes and then the end of the connection. A reset counts as the end.
     fn relay(&self, mut from: &TcpStream, mut to: &TcpStream) {
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -134,7 +134,7 @@ impl Shared {
                 break;
             }
         }
-        // It may be over already.
+        // The connection may have ended already.
         let _ = to.shutdown(Shutdown::Write);
     }
 }

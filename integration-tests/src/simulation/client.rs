@@ -1,4 +1,4 @@
-//! Whoever asks: what it wants, what it has got, and whether that is right.
+//! The clients: their requests, the tokens that they receive, and the checks of these tokens.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use super::parts::Client;
 use super::plan::{PAGE_TOKENS, SECOND, VOCABULARY};
 use super::world::{Event, RECEIVER, World};
 
-/// How long past its deadline a request may end: ticks and mailboxes are late too.
+/// How long after its deadline a request may end. Ticks and mailboxes add delays.
 const GRACE: u64 = SECOND;
 
 impl World {
-    /// A client asks. `firm`: it does not leave.
-    pub(super) fn ask(&mut self, firm: bool) -> RequestId {
+    /// A client sends a request. With `stays` it does not disconnect.
+    pub(super) fn ask(&mut self, stays: bool) -> RequestId {
         let request = RequestId(self.clients.len() as u64 + 1);
         let most = (self.plan.receiver_pages - self.plan.ring_pages) * PAGE_TOKENS;
-        // A firm one is short enough for every sender, for the shortest deadline, and for what the quarantine leaves.
-        let most = if firm {
+        // A request that stays is short enough for every sender, for the shortest deadline, and for the pages outside the quarantine.
+        let most = if stays {
             let usable = most.saturating_sub(self.quarantined() * PAGE_TOKENS);
             usable.min(self.plan.sender_pages * PAGE_TOKENS).min(30)
         } else {
@@ -29,8 +29,8 @@ impl World {
         let prompt = self.dice.between(1, u64::from(all) - 1) as u32;
         let mut tokens: Vec<u32> =
             (0..prompt).map(|_| self.dice.between(1, u64::from(VOCABULARY) - 1) as u32).collect();
-        if !firm && !self.clients.is_empty() && self.dice.one_in(2) {
-            // It goes on where another one has been.
+        if !stays && !self.clients.is_empty() && self.dice.one_in(2) {
+            // The prompt starts with a part of an earlier sequence.
             let other = RequestId(self.dice.between(1, self.clients.len() as u64));
             let common = self.dice.between(0, tokens.len() as u64) as usize;
             tokens
@@ -69,7 +69,7 @@ impl World {
             route: Route::Auto,
         };
         self.perform(RECEIVER, Endpoint::Frontend, vec![to::proxy(generate)]);
-        if !firm && self.dice.one_in(5) {
+        if !stays && self.dice.one_in(5) {
             let wait = self.dice.between(1, SECOND);
             self.at(wait, None, Event::Leave(request));
         }
@@ -77,16 +77,16 @@ impl World {
         request
     }
 
-    /// The client goes, whether it has everything or not.
+    /// The client disconnects.
     pub(super) fn leave(&mut self, request: RequestId) {
         if let Some(client) = self.clients.get_mut(&request).filter(|client| client.end.is_none()) {
             client.left = true;
-            let abort = AbortRequest { request, complete_with: None };
+            let abort = AbortRequest::cancelled(request);
             self.perform(RECEIVER, Endpoint::Frontend, vec![to::proxy(abort)]);
         }
     }
 
-    /// Delivers a token; false if nobody takes it.
+    /// Delivers a token. Returns false if the client has disconnected.
     pub(super) fn token(&mut self, request: RequestId, token: u32) -> bool {
         let Some(client) = self.clients.get_mut(&request) else { return false };
         let expect = next_token(&client.tokens);
@@ -96,19 +96,19 @@ impl World {
         if let Some(end) = ended {
             self.fail(format!("{request} got a token after its end ({end})"));
         } else if token != expect {
-            self.fail(format!("{request} got {token} as token {place}, which is {expect}"));
+            self.fail(format!("{request} got {token} as token {place} instead of {expect}"));
         }
         !left
     }
 
-    /// Delivers the end.
+    /// Delivers the end of a request.
     pub(super) fn end(&mut self, request: RequestId, event: &StreamEvent) {
         let Some(client) = self.clients.get_mut(&request) else {
-            return self.fail(format!("{request} ended and never began"));
+            return self.fail(format!("{request} ended without having started"));
         };
         let got = client.tokens.len() - client.prompt;
         let wrong = match event {
-            StreamEvent::Token(_) => Some("a token"),
+            StreamEvent::Token(_) => Some("a token event"),
             StreamEvent::Finished { reason: FinishReason::Length, .. } => {
                 (got != client.max_tokens as usize).then_some("length before all tokens")
             }
@@ -118,7 +118,9 @@ impl World {
             StreamEvent::Failed(RequestError::Deadline { .. }) => {
                 (self.now < client.deadline).then_some("a deadline that has not passed")
             }
-            StreamEvent::Failed(RequestError::Aborted) => (!client.left).then_some("an abort by nobody"),
+            StreamEvent::Failed(RequestError::Aborted) => {
+                (!client.left).then_some("an abort although its client is connected")
+            }
             StreamEvent::Failed(_) => None,
         };
         if let Some(wrong) = wrong {
@@ -135,7 +137,7 @@ impl World {
         self.close(request, name);
     }
 
-    /// The request is over, for the client too.
+    /// The request has ended for the client.
     pub(super) fn close(&mut self, request: RequestId, name: &'static str) {
         let Some(client) = self.clients.get_mut(&request) else { return };
         if let Some(end) = client.end.replace(name) {
@@ -148,10 +150,10 @@ impl World {
             }
             name => *self.report.failed.entry(name).or_default() += 1,
         }
-        self.say(|| format!("{request}: {name}"));
+        self.trace_event(|| format!("{request}: {name}"));
     }
 
-    /// The receiver's process has died: its clients see their connections close.
+    /// The receiver has died: the connections of its clients close.
     pub(super) fn receiver_died(&mut self, life: u32) {
         let cut: Vec<RequestId> = (self.clients.iter())
             .filter(|(_, client)| client.life == life && client.end.is_none())
@@ -160,7 +162,7 @@ impl World {
         cut.into_iter().for_each(|request| self.close(request, "receiver died"));
     }
 
-    /// The receiver's process was stopped: deadlines are kept only by those who run.
+    /// The receiver was stopped. It cannot keep deadlines during the pause.
     pub(super) fn receiver_stopped(&mut self, pause: u64) {
         let live: Vec<RequestId> =
             self.clients.iter().filter(|(_, client)| client.end.is_none()).map(|(r, _)| *r).collect();
@@ -177,7 +179,7 @@ impl World {
         }
     }
 
-    /// How a request ended, and whether a sender had prefilled it.
+    /// How a request ended, and whether a sender prefilled it.
     pub(super) fn outcome(&self, request: RequestId) -> (Option<&'static str>, bool) {
         self.clients.get(&request).map_or((None, false), |client| (client.end, client.disaggregated))
     }

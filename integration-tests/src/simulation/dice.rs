@@ -1,8 +1,8 @@
-//! Chance, from a seed.
+//! Random numbers from a seed.
 
 use common::splitmix::SplitMix64;
 
-/// The one source of chance of a history.
+/// The only source of randomness of a history.
 #[derive(Clone, Debug)]
 pub(super) struct Dice(SplitMix64);
 
@@ -15,17 +15,17 @@ impl Dice {
         self.0.draw()
     }
 
-    /// A number of `low..=high`.
+    /// A number in `low..=high`.
     pub(super) fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.roll() % (high - low + 1)
     }
 
-    /// True once in `n` times.
+    /// True with probability 1 / `n`.
     pub(super) fn one_in(&mut self, n: u64) -> bool {
         self.roll().is_multiple_of(n)
     }
 
-    /// Microseconds of a wait that is short, as a rule, and sometimes as long as `longest`.
+    /// Microseconds of a wait: at most `usual` in most cases, and up to `longest` in a few.
     pub(super) fn wait(&mut self, usual: u64, longest: u64) -> u64 {
         if self.one_in(40) { self.between(usual, longest.max(usual)) } else { self.between(1, usual) }
     }

@@ -1,4 +1,4 @@
-//! The engine of a process: steps take their time, may fail, and touch only pages that a sequence holds.
+//! The engine of a process. Steps take a random time and may fail. They may access only pages that a sequence holds.
 
 use actors::buffer_manager::state::PageUse;
 use actors::effect::{Endpoint, to};
@@ -9,12 +9,12 @@ use super::plan::MS;
 use super::world::{Event, World};
 
 impl World {
-    /// The engine gets a step: it begins, or waits behind the one that runs.
+    /// The engine gets a step, which starts at once or waits for the running step.
     pub(super) fn give_step(&mut self, node: usize, plan: StepPlan) {
         if self.nodes[node].step.is_none() {
             self.begin_step(node, plan);
         } else if self.nodes[node].step_ahead.replace(plan).is_some() {
-            self.fail(format!("the engine of {node} has three steps"));
+            self.fail(format!("the engine of {node} was given a third step"));
         }
     }
 
@@ -22,7 +22,7 @@ impl World {
         let rows = plan.chunks.iter().filter(|chunk| chunk.sample.is_some()).count();
         let most = self.plan.step_rows as usize;
         if rows > most {
-            self.fail(format!("a step of {node} has {rows} rows, and its engine takes {most}"));
+            self.fail(format!("a step of {node} has {rows} rows, but its engine takes at most {most}"));
         }
         let process = &mut self.nodes[node];
         follow(&mut plan, &process.sampled);
@@ -38,9 +38,12 @@ impl World {
         let free = step.pages().find(|page| !matches!(pool.page_use(*page), PageUse::Held(_)));
         if let Some(page) = free {
             let used = pool.page_use(page);
-            self.fail(format!("the engine of {node} is at page {}, which is {used:?}", page.0));
+            self.fail(format!("the engine of {node} accesses page {}, which is {used:?}", page.0));
         } else if let Some(page) = step.written().find(|page| pool.is_known(*page)) {
-            self.fail(format!("the engine of {node} writes page {}, which others may share", page.0));
+            self.fail(format!(
+                "the engine of {node} writes page {}, which other sequences may share",
+                page.0
+            ));
         }
     }
 

@@ -1,4 +1,4 @@
-//! What goes wrong, and how it heals.
+//! The faults of a history and their healing.
 
 use actors::effect::{Endpoint, to};
 use actors::messages::{AnnounceLeaving, BeginDrain, CloseLinks, HealthSeen};
@@ -8,12 +8,12 @@ use super::node::Node;
 use super::plan::{Fault, MS, SECOND};
 use super::world::{Event, RECEIVER, World};
 
-/// How long a process that was told to end waits for its hand-overs, and then for its sessions.
+/// How long a process that ends in order waits for its hand-overs, and then again for its sessions.
 const DRAIN: u64 = 3 * SECOND;
 
 impl World {
-    pub(super) fn strike(&mut self, fault: Fault) {
-        self.say(|| format!("FAULT {fault:?}"));
+    pub(super) fn inject(&mut self, fault: Fault) {
+        self.trace_event(|| format!("FAULT {fault:?}"));
         *self.report.faults.entry(fault.name()).or_default() += 1;
         match fault {
             Fault::SenderCrashes(node) => self.crash(node),
@@ -55,7 +55,7 @@ impl World {
         }
     }
 
-    /// What waited for its occasion, such as a lane that was to fail when it is next used, does not come any more.
+    /// Cancels faults that wait for an occasion, such as a lane that fails at its next use.
     pub(super) fn forget_faults(&mut self) {
         for outlet in self.outlets.values_mut() {
             (outlet.fails, outlet.hangs) = (false, false);
@@ -65,7 +65,7 @@ impl World {
         self.nodes.iter_mut().for_each(|node| node.step_fails = false);
     }
 
-    /// The receiver's life is over, or the history is: what its states have counted goes into the report.
+    /// Adds the counts of the receiver's states to the report, at the end of its life or of the history.
     pub(super) fn count_decisions(&mut self) {
         if let Some(receiver) = self.nodes[RECEIVER].receiver() {
             let counts = receiver.decoder.counts();
@@ -75,7 +75,7 @@ impl World {
         }
     }
 
-    /// Connections that a process has, in this life.
+    /// The connections of a process in its current life.
     fn conns_of(&self, node: usize) -> Vec<u64> {
         let side = usize::from(node != RECEIVER);
         let life = self.nodes[node].life;
@@ -85,7 +85,7 @@ impl World {
         mine.map(|(conn, _)| *conn).collect()
     }
 
-    /// Neither side hears anything any more, and each learns of it in its time.
+    /// Cuts a connection. Each side notices after its own wait.
     fn cut(&mut self, conn: u64, waits: [u64; 2]) {
         let Some(found) = self.conns.get_mut(&conn) else { return };
         let open = std::mem::take(&mut found.open);
@@ -159,7 +159,7 @@ impl World {
     pub(super) fn look_whether_done(&mut self, node: usize, since: u64, closing: bool) {
         let limit = self.now - since > DRAIN;
         let Some(sender) = self.nodes[node].sender() else { return };
-        let (prefills, credits) = (sender.prefiller.len(), sender.transfer.credits_held());
+        let (prefills, credits) = (sender.prefiller.len(), sender.transfer.sessions_with_credits());
         let process = &mut self.nodes[node];
         if closing {
             if limit || (process.link.is_closing() && process.link.held() == 0) {

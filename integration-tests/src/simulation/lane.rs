@@ -1,8 +1,8 @@
-//! The lane: when the bytes of a put are read, when they land, when it completes, and what a flush means.
+//! The lanes: when a put reads its bytes, when they land, when it completes, and when a flush completes.
 //!
-//! A put is read somewhere between its posting and its completion, and lands before or after it; a flush is over when everything
-//! before it has landed. Where a receiver does the copying (TCP), nothing lands once its part of the session is closed;
-//! where senders write by themselves, nothing but the end of their process stops what was posted.
+//! A put reads its bytes between its posting and its completion, and they land before or after the completion. A flush completes when all puts
+//! before it have landed. If the receiver copies the bytes (TCP), nothing lands after its part of the session is closed. If senders write
+//! directly, only the end of the sender's process stops a posted put.
 
 use actors::buffer_manager::state::PageUse;
 use actors::effect::{Effect, Endpoint, to};
@@ -19,11 +19,11 @@ use super::world::{Event, RECEIVER, World};
 /// How much later a failed put may land.
 const LATE: u64 = 20 * SECOND;
 
-/// Neighbouring pages that go as one put.
+/// Adjacent pages that one put carries.
 struct Pages {
-    /// The first one, in the sender's pool.
+    /// The first page in the pool of the sender.
     page: u32,
-    /// Where it goes in the receiver's.
+    /// The first page in the pool of the receiver.
     into: u32,
     count: u32,
 }
@@ -45,13 +45,13 @@ fn completed(event: LaneEvent) -> Effect {
     to::transfer(TransportEvents(vec![event]))
 }
 
-/// Anything else, for the peer link.
+/// Any other event, for the peer link.
 fn changed(event: LaneEvent) -> Effect {
     to::peer_link(TransportEvents(vec![event]))
 }
 
 impl World {
-    /// A process's transport takes a command.
+    /// The transport of a process takes a command.
     pub(super) fn command_transport(&mut self, node: usize, command: Command) {
         let life = self.nodes[node].life;
         let outlet = |session: TransportSession| OutletName { node, life, session: SessionId(session.0) };
@@ -92,7 +92,7 @@ impl World {
         }
     }
 
-    /// A receiver's transport makes the receiving end of a session.
+    /// The transport of the receiver creates the receiving end of a session.
     fn open_lane(&mut self, session: SessionId) -> Descriptor {
         let number = self.lanes.len() as u64;
         let life = self.nodes[RECEIVER].life;
@@ -106,7 +106,7 @@ impl World {
         }
     }
 
-    /// A sender's transport connects to a receiving end.
+    /// The transport of a sender connects to a receiving end.
     fn connect(&mut self, name: OutletName, peer: &Descriptor) {
         self.outlets.entry(name).or_default().lane = Some(peer.base);
         let wait = self.dice.wait(5 * MS, 2 * SECOND);
@@ -123,7 +123,7 @@ impl World {
         self.lanes.get(&self.outlets.get(&name)?.lane?)
     }
 
-    /// True while what is put there can land.
+    /// Whether puts to this outlet can land.
     fn lane_is_open(&self, name: OutletName) -> bool {
         let receiver = &self.nodes[RECEIVER];
         self.lane_of(name).is_some_and(|lane| {
@@ -167,7 +167,7 @@ impl World {
         self.tell(name, completed(LaneEvent::Flushed { session, ticket, result: outcome(failed) }));
     }
 
-    /// Tells a sender in the life in which it has this outlet.
+    /// Delivers an event to the sender, if it is in the life of this outlet.
     fn tell(&mut self, name: OutletName, effect: Effect) {
         if self.sender_lives(name) {
             self.perform(name.node, Endpoint::Transport, vec![effect]);
@@ -191,14 +191,14 @@ impl World {
     }
 
     pub(super) fn put_lands(&mut self, (name, ticket): PutName) {
-        // What was read lives on in socket buffers, but a device stops with its process.
+        // Bytes that were read stay in socket buffers, but a device stops with its process.
         let lost = !self.sender_lives(name) && (self.plan.foreign || self.dice.one_in(2));
         if lost || !self.lane_is_open(name) {
             return;
         }
         let stopped = self.nodes[RECEIVER].stopped_until;
         if !self.plan.foreign && stopped > self.now {
-            // The receiver does the copying, and it is stopped.
+            // The receiver copies the bytes, and it is stopped.
             return self.at(stopped - self.now + 1, None, Event::PutLands((name, ticket)));
         }
         self.put_is_read((name, ticket));
@@ -222,7 +222,7 @@ impl World {
             self.nodes[RECEIVER].memory.write_page(into, content);
             self.report.landed += 1;
         }
-        self.say(|| format!("{name:?} {ticket} lands in page {into}"));
+        self.trace_event(|| format!("{name:?} {ticket} lands in page {into}"));
     }
 
     pub(super) fn put_completes(&mut self, (name, ticket): PutName) {
@@ -272,7 +272,7 @@ impl World {
         self.flush_is_answered(name, ticket, failed.then_some("connection reset"));
     }
 
-    /// The sender says that its probe is over.
+    /// The sender reports the end of its probe.
     pub(super) fn is_probed(&mut self, name: OutletName) {
         self.outlets.entry(name).or_default().probed = true;
     }
@@ -281,7 +281,7 @@ impl World {
         self.outlets.entry(name).or_default().credits.extend(pages);
     }
 
-    /// The frame that is about to leave calls these credits' pages filled: so no put into one of them is under way.
+    /// A frame reports the pages of these credits as filled. Checks that no put into one of them is in flight.
     pub(super) fn has_landed(&mut self, name: OutletName, first: CreditNumber, count: u32) {
         let Some(outlet) = self.outlets.get(&name) else { return };
         let named = outlet.credits.iter().skip(first.0 as usize).take(count as usize);
@@ -289,11 +289,11 @@ impl World {
         let is_into = |put: &Put| (put.into..put.into + put.pages).any(|page| into.contains(&page));
         let early = outlet.puts.iter().find(|(_, put)| !put.landed && is_into(put));
         if let Some((ticket, _)) = early {
-            self.fail(format!("put {ticket} of {name:?} is called filled and has not landed"));
+            self.fail(format!("put {ticket} of {name:?} is reported as filled but has not landed"));
         }
     }
 
-    /// A sender's transport is told to close: in good order if it can, by force if not.
+    /// The transport of a sender closes a session, in order if it can and by force otherwise.
     fn close_outlet(&mut self, name: OutletName) {
         let force = self.dice.one_in(4);
         let outlet = self.outlets.entry(name).or_default();
@@ -321,7 +321,7 @@ impl World {
         self.tell(name, changed(LaneEvent::Closed { session: named(name.session), drained }));
     }
 
-    /// The receiver's part of a session is destroyed.
+    /// The receiving end of a session is destroyed.
     pub(super) fn lane_closes(&mut self, number: u64) {
         let Some(lane) = self.lanes.get_mut(&number) else { return };
         lane.open = false;

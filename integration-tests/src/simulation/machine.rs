@@ -1,8 +1,8 @@
-//! A model small enough to check by hand, and the pages that it reads.
+//! A minimal model, and the pages that it reads and writes.
 
 use actors::messages::Plan;
 use connector::page_hash::PageSeed;
-use engine::{EngineError, PageId, Source, Token};
+use engine::{EngineError, PageId, Token, TokenSource};
 
 use super::plan::{PAGE_TOKENS, VOCABULARY};
 
@@ -10,13 +10,13 @@ fn mix(state: u64, value: u64) -> u64 {
     (state ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
 }
 
-/// What follows these tokens.
+/// The token that follows these tokens.
 pub(super) fn next_token(tokens: &[u32]) -> u32 {
     let state = tokens.iter().fold(7, |state, token| mix(state, u64::from(*token)));
     (mix(state, 1) >> 32) as u32 % VOCABULARY
 }
 
-/// The memory of a pool: what each page holds at each of its positions.
+/// The memory of a pool: the token at each position of each page.
 #[derive(Debug)]
 pub(super) struct Memory {
     pages: Vec<Vec<u32>>,
@@ -24,7 +24,7 @@ pub(super) struct Memory {
 
 impl Memory {
     pub(super) fn new(pages: u32) -> Self {
-        // No token: whoever reads what was never written notices.
+        // Not a token, so that reading an unwritten position is noticed.
         Self { pages: vec![vec![u32::MAX; PAGE_TOKENS as usize]; pages as usize] }
     }
 
@@ -48,7 +48,7 @@ impl Memory {
     }
 }
 
-/// A step under way: what it has read when it began. It writes when it ends.
+/// A running step. It reads at its start and writes at its end.
 #[derive(Debug)]
 pub(super) struct Step {
     plan: Plan,
@@ -81,7 +81,7 @@ impl Step {
         })
     }
 
-    /// An error for this step: of the whole step, or of one of its sequences.
+    /// An error of the whole step or of one of its sequences.
     pub(super) fn error(&self, draw: u64) -> EngineError {
         let chunk = &self.plan.chunks[draw as usize % self.plan.chunks.len()];
         match draw % 2 {
@@ -90,7 +90,7 @@ impl Step {
         }
     }
 
-    /// Writes, and samples.
+    /// Writes the pages and samples tokens.
     pub(super) fn end(self, memory: &mut Memory) -> Vec<(u64, Token)> {
         let mut sampled = Vec::new();
         for (chunk, mut tokens) in self.plan.chunks.iter().zip(self.read) {
@@ -106,11 +106,11 @@ impl Step {
     }
 }
 
-/// Gives the chunks of `plan` that follow what the step before has sampled.
+/// Sets the tokens of those chunks of `plan` that follow tokens sampled by the step before.
 pub(super) fn follow(plan: &mut Plan, sampled: &[(u64, Token)]) {
-    for chunk in plan.chunks.iter_mut().filter(|chunk| chunk.source == Source::Follows) {
+    for chunk in plan.chunks.iter_mut().filter(|chunk| chunk.source == TokenSource::Follows) {
         let token = sampled.iter().find(|(key, _)| *key == chunk.key);
-        // Of a step that failed nothing is used.
+        // The results of a failed step are not used.
         chunk.tokens = vec![token.map_or(u32::MAX, |(_, token)| token.id)];
     }
 }

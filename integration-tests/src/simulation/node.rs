@@ -1,4 +1,4 @@
-//! One process: its states, its mailboxes, its memory.
+//! One process: its states, its mailboxes and its memory.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -6,7 +6,8 @@ use std::time::Duration;
 use actors::buffer_manager::state::{PoolConfig, PoolState};
 use actors::decoder::state::{DecoderConfig, DecoderState};
 use actors::effect::{Effect, Endpoint};
-use actors::generator::state::GeneratorState;
+use actors::finish::FinishRule;
+use actors::generator::state::{GeneratorConfig, GeneratorState};
 use actors::messages::Plan as StepPlan;
 use actors::peer_link::state::PeerLinkState;
 use actors::prefiller::state::{PrefillerConfig, PrefillerState};
@@ -18,43 +19,43 @@ use engine::{StepLimits, Token};
 use super::machine::{Memory, Step};
 use super::plan::{PAGE_TOKENS, Plan, VOCABULARY};
 
-/// A sender's queue gets as long as that now and then.
+/// A limit that the queue of a sender reaches sometimes.
 const LOCAL_IF_SOONER_BY: Duration = Duration::from_millis(50);
 
-/// An edge between two endpoints: messages stay in order on it.
+/// An edge between two endpoints. Messages stay in order on an edge.
 pub(super) type Edge = (Endpoint, Endpoint);
 
-/// What only one of the two roles has.
+/// The part of a process that depends on its role.
 #[derive(Debug)]
 pub(super) enum Role {
     Receiver(Box<Receiver>),
     Sender(Box<Sender>),
 }
 
-/// A receiver's own actors.
+/// The actors that only a receiver has.
 #[derive(Debug)]
 pub(super) struct Receiver {
     pub(super) proxy: ProxyState,
     pub(super) decoder: DecoderState,
 }
 
-/// A sender's own actors, and what its sockets know.
+/// The actors that only a sender has, and the state of its sockets.
 #[derive(Debug)]
 pub(super) struct Sender {
     pub(super) transfer: TransferState,
     pub(super) prefiller: PrefillerState,
-    /// The connection of the attempt under way: it has not come up.
+    /// The connection that is being opened.
     pub(super) dialling: Option<u64>,
-    /// It has been told to end.
+    /// The process was told to end.
     pub(super) leaving: bool,
 }
 
-/// One process, in one of its lives.
+/// One process in one of its lives.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) life: u32,
     pub(super) alive: bool,
-    /// Stopped until then, in virtual microseconds.
+    /// The virtual time in microseconds until which the process is stopped.
     pub(super) stopped_until: u64,
     pub(super) mailboxes: BTreeMap<Edge, VecDeque<Effect>>,
     pub(super) pool: PoolState,
@@ -62,19 +63,19 @@ pub(super) struct Node {
     pub(super) link: PeerLinkState,
     pub(super) memory: Memory,
     pub(super) step: Option<Step>,
-    /// The step after it, which the engine has already.
+    /// The next step, which the engine has already.
     pub(super) step_ahead: Option<StepPlan>,
-    /// What the last step that ended has sampled: the next one may follow it.
+    /// The tokens sampled by the last finished step. The next step may use them.
     pub(super) sampled: Vec<(u64, Token)>,
     /// The next step fails.
     pub(super) step_fails: bool,
-    /// Peers' processes whose end it is told.
+    /// Processes of peers whose end is reported to this process.
     pub(super) watched: BTreeSet<(usize, u32)>,
     pub(super) role: Role,
 }
 
 impl Node {
-    /// A process that has just started.
+    /// A process after its start.
     pub(super) fn new(plan: &Plan, is_receiver: bool, life: u32) -> Self {
         let (pages, ring) =
             if is_receiver { (plan.receiver_pages, plan.ring_pages) } else { (plan.sender_pages, 0) };
@@ -85,7 +86,7 @@ impl Node {
                 decoder: DecoderState::new(DecoderConfig {
                     page_tokens: PAGE_TOKENS,
                     page_bytes: 1,
-                    eos_tokens: vec![0],
+                    finish: FinishRule::new(vec![0]),
                     vocabulary: VOCABULARY,
                     pid: 0,
                     growth_tokens: plan.growth_tokens,
@@ -124,13 +125,13 @@ impl Node {
                 sharing: true,
                 scattered: false,
             }),
-            generator: GeneratorState::new(
-                plan.chunk_tokens,
-                StepLimits { tokens: plan.chunk_tokens + 8, rows: plan.step_rows },
-                PAGE_TOKENS,
-                vec![0],
-                plan.runs_ahead,
-            ),
+            generator: GeneratorState::new(GeneratorConfig {
+                chunk_tokens: plan.chunk_tokens,
+                limits: StepLimits { tokens: plan.chunk_tokens + 8, rows: plan.step_rows },
+                page_tokens: PAGE_TOKENS,
+                finish: FinishRule::new(vec![0]),
+                runs_ahead: plan.runs_ahead,
+            }),
             link: PeerLinkState::new(!plan.foreign, ring, receivers),
             memory: Memory::new(pages),
             step: None,

@@ -1,4 +1,4 @@
-//! What a history consists of besides its processes: lanes, connections, clients, and what it came to.
+//! The parts of a history besides its processes: lanes, connections, clients and the report.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -27,14 +27,14 @@ pub(super) struct Lane {
     pub(super) open: bool,
 }
 
-/// A put on its way.
+/// A put in flight.
 #[derive(Debug, Default)]
 pub(super) struct Put {
     pub(super) page: u32,
-    /// They are requests' pages, not the probe's.
+    /// Whether these are pages of a request and not of the probe.
     pub(super) is_owned: bool,
     pub(super) into: u32,
-    /// So many pages from each of them on.
+    /// The number of pages from `page` and from `into` on.
     pub(super) pages: u32,
     pub(super) content: Option<Vec<Vec<u32>>>,
     pub(super) lands_at: u64,
@@ -43,26 +43,26 @@ pub(super) struct Put {
     pub(super) fails: bool,
 }
 
-/// The sending end: its puts in the order of their credits.
+/// The state of a sending end. Its puts are in the order of their credits.
 #[derive(Debug, Default)]
 pub(super) struct Outlet {
     pub(super) lane: Option<u64>,
-    /// By ticket, which is the order of posting.
+    /// Puts by ticket, in the order of posting.
     pub(super) puts: BTreeMap<u64, Put>,
-    /// The page that each credit allows to write.
+    /// The page of each credit.
     pub(super) credits: Vec<PageIndex>,
     /// Flushes in flight.
     pub(super) flushes: BTreeSet<u64>,
-    /// The probe is over: what is put from now on are requests' pages.
+    /// Whether the probe has ended. Later puts carry pages of requests.
     pub(super) probed: bool,
     pub(super) fails: bool,
     pub(super) hangs: bool,
     pub(super) closing: bool,
-    /// `Some` when it is closed: whether it had drained.
+    /// After the close, whether the outlet had drained before it.
     pub(super) drained: Option<bool>,
 }
 
-/// One TCP connection, dialled by a sender. Of each pair the receiver's is first.
+/// One TCP connection, dialled by a sender. The first element of each pair belongs to the receiver.
 #[derive(Debug)]
 pub(super) struct Conn {
     pub(super) sender: usize,
@@ -70,16 +70,16 @@ pub(super) struct Conn {
     pub(super) sessions: [Option<SessionId>; 2],
     /// Frames on their way to each side.
     pub(super) frames: [VecDeque<Frame>; 2],
-    /// Each side still hears what comes.
+    /// Whether each side still receives.
     pub(super) open: [bool; 2],
-    /// Each side takes frames: its handshake is over, and its session is not.
+    /// Whether each side takes frames: after its handshake and before the end of its session.
     pub(super) carried: [bool; 2],
 }
 
-/// A request, seen from outside.
+/// A request as its client sees it.
 #[derive(Debug)]
 pub(super) struct Client {
-    /// The receiver's life that it asked.
+    /// The life of the receiver that got the request.
     pub(super) life: u32,
     pub(super) tokens: Vec<u32>,
     pub(super) prompt: usize,
@@ -87,35 +87,35 @@ pub(super) struct Client {
     pub(super) ignore_eos: bool,
     pub(super) deadline: u64,
     pub(super) left: bool,
-    /// How it ended; never unset.
+    /// How the request ended. It is set once.
     pub(super) end: Option<&'static str>,
     pub(super) disaggregated: bool,
 }
 
-/// What happened in a history that broke no rule.
+/// Counts of a history that broke no rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Events handled.
+    /// Events.
     pub events: u64,
     /// Virtual microseconds.
     pub micros: u64,
-    /// Requests that ended well, and how many of them were prefilled elsewhere.
+    /// Requests that finished.
     pub finished: u64,
-    /// As said.
+    /// Finished requests that a sender prefilled.
     pub disaggregated: u64,
-    /// Requests that ended otherwise, by how.
+    /// Other requests, by the kind of their end.
     pub failed: BTreeMap<&'static str, u64>,
-    /// Prompts computed again at the receiver.
+    /// Prompts recomputed at the receiver.
     pub recomputes: u64,
-    /// Requests that gave their pages back for others.
+    /// Requests that were preempted.
     pub preemptions: u64,
-    /// Pages shared rather than computed or received.
+    /// Pages that were found in the cache.
     pub resident: u64,
-    /// Pages that landed damaged and were not adopted.
+    /// Reports of damaged pages, which were not adopted.
     pub damaged: u64,
     /// Puts that landed.
     pub landed: u64,
-    /// Sessions that came up.
+    /// Sessions that became ready.
     pub sessions: u64,
     /// Faults by name.
     pub faults: BTreeMap<&'static str, u64>,
@@ -143,10 +143,10 @@ impl Report {
     }
 }
 
-/// Something that must never happen, and when it did.
+/// A broken rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// The history's seed: running it again shows the same.
+    /// The seed of the history. The same seed gives the same violation.
     pub seed: u64,
     /// Virtual microseconds.
     pub micros: u64,

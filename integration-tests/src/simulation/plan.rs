@@ -1,4 +1,4 @@
-//! What a seed decides before its history begins.
+//! The plan of a history, which its seed determines.
 
 use super::dice::Dice;
 
@@ -8,35 +8,35 @@ pub(super) const MS: u64 = 1000;
 pub(super) const SECOND: u64 = 1_000_000;
 /// Tokens in a page.
 pub(super) const PAGE_TOKENS: u32 = 4;
-/// Token ids are below this; 0 ends a sequence.
+/// Token ids are below this number. Token 0 ends a sequence.
 pub(super) const VOCABULARY: u32 = 50;
 
-/// Something that goes wrong. The number names a sender, from 1.
+/// A fault. The number names a sender, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// The process is killed, and another one starts later.
+    /// The sender is killed and restarts later.
     SenderCrashes(usize),
-    /// As above.
+    /// The receiver is killed and restarts later.
     ReceiverCrashes,
-    /// The process is stopped and goes on later; its device may go on writing.
+    /// The sender is stopped and continues later. Its device may continue to write meanwhile.
     SenderStops(usize),
-    /// As above.
+    /// The receiver is stopped and continues later.
     ReceiverStops,
-    /// The connection breaks, and none can be made for a while.
+    /// The connection breaks, and no connection can be opened for a while.
     LinkBreaks(usize),
-    /// Puts fail from now on in the session; some of them land nevertheless.
+    /// From now on puts of the session fail. Some of them land nevertheless.
     LaneFails(usize),
-    /// Operations never complete from now on in the session.
+    /// From now on operations of the session never complete.
     LaneHangs(usize),
-    /// A bit of the next page that lands is flipped.
+    /// One bit of the next page that lands is flipped.
     BitFlips,
-    /// The next announcement is sent twice, or with a wrong credit, or for a request that another sender prefills.
+    /// The next frame about filled pages is sent twice, with a wrong credit, or for a request of another sender.
     SenderMiscounts(usize),
-    /// The process ends in good order, and another one starts later.
+    /// The sender ends in order and restarts later.
     SenderLeaves(usize),
-    /// The watchdog calls the process unwell for a while.
+    /// The watchdog reports the sender as unhealthy for a while.
     SenderUnwell(usize),
-    /// An engine step fails: of the receiver (0) or a sender.
+    /// A step of the engine of the receiver (0) or of a sender fails.
     StepFails(usize),
 }
 
@@ -65,39 +65,39 @@ impl Fault {
 pub struct Plan {
     /// The seed that made it.
     pub seed: u64,
-    /// How many senders.
+    /// Number of senders.
     pub senders: usize,
     /// Pages in the receiver's pool.
     pub receiver_pages: u32,
-    /// Most pages under credits.
+    /// Largest number of pages under credits.
     pub ring_pages: u32,
     /// Pages in each sender's pool.
     pub sender_pages: u32,
-    /// Most tokens of one prompt in a step.
+    /// Largest number of tokens of one prompt in a step.
     pub chunk_tokens: u32,
-    /// How far ahead of its tokens a request's pages are reserved.
+    /// For how many further tokens the pages of a request are reserved.
     pub growth_tokens: u32,
-    /// Senders write by themselves: closing the receiver's part of a session ends nothing.
+    /// Senders write the memory of the receiver directly, so that closing the receiving end does not stop puts.
     pub foreign: bool,
     /// The receiver cannot see whether a sender's process has ended.
     pub blind: bool,
-    /// Every fourth Hello lies in a buffer, often until its dialler has given up and said another.
+    /// Every fourth Hello stays in a buffer, often until its dialler has given up and sent another one.
     pub late_hellos: bool,
     /// Pages are hashed and checked.
     pub hashed: bool,
-    /// Pages lie on devices: neighbours go as one put.
+    /// Pages are in device memory, so that adjacent pages go as one put.
     pub on_device: bool,
-    /// Engines take a second step while one runs.
+    /// Engines accept a second step while one runs.
     pub runs_ahead: bool,
-    /// Most rows of a step: often fewer than sequences decode.
+    /// Largest number of rows of a step, often less than the number of decoding sequences.
     pub step_rows: u32,
-    /// How long a request may take, in microseconds.
+    /// Deadline of a request in microseconds.
     pub deadline: u64,
-    /// When requests come, in microseconds.
+    /// Arrival times of requests in microseconds.
     pub requests: Vec<u64>,
-    /// What goes wrong, and when.
+    /// Faults and their times.
     pub faults: Vec<(u64, Fault)>,
-    /// When the last fault has come; afterwards everything heals.
+    /// The time after which there are no more faults, and everything heals.
     pub horizon: u64,
 }
 

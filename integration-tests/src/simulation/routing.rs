@@ -1,7 +1,7 @@
-//! Delivers effects in virtual time: to the states of a process by their mailboxes, and to its clients, threads and sockets.
+//! Delivers effects in virtual time: to the states of a process through mailboxes, and to its clients, threads and sockets.
 //!
-//! Messages stay in order on each edge between two endpoints. Every edge delays its messages on its own, so nothing else is in
-//! order. An effect that the table of messages does not know is a violation.
+//! Messages stay in order on each edge between two endpoints. Each edge has its own delays, so messages of different edges have no order. An
+//! effect that is not in the table of messages is a violation.
 
 use actors::effect::{
     Effect, Endpoint, ToDecoder, ToEngine, ToHashThread, ToLog, ToPeerLink, ToProcess, ToStreams, ToTransfer,
@@ -23,11 +23,12 @@ use super::world::{Event, RECEIVER, World};
 const FORGETTING: u64 = 2 * SECOND;
 
 impl World {
-    /// Delivers what an endpoint of a process wants done, in order.
+    /// Delivers the effects of an endpoint of a process in order.
     pub(super) fn perform(&mut self, node: usize, from: Endpoint, effects: Vec<Effect>) {
         for effect in effects {
             if !effect.row().from.contains(&from) {
-                return self.fail(format!("{from:?} sends {effect:?}, which the table does not know"));
+                return self
+                    .fail(format!("{from:?} sends {effect:?}, which is not in the table of messages"));
             }
             match effect {
                 Effect::Streams(message) => self.tell_client(node, message),
@@ -39,7 +40,7 @@ impl World {
                 Effect::Sockets(message) => self.command_sockets(node, message),
                 Effect::Log(ToLog::LogLine(line)) => self.note(node, &line),
                 Effect::Process(ToProcess::Fault(fault)) => {
-                    return self.fail(format!("process {node} gives up: {}", fault.0));
+                    return self.fail(format!("process {node} reports a fault: {}", fault.0));
                 }
                 Effect::PeerLink(ToPeerLink::SendFrame(send)) if from == Endpoint::Transfer => {
                     let outlet = OutletName { node, life: self.nodes[node].life, session: send.session };
@@ -53,7 +54,7 @@ impl World {
         }
     }
 
-    /// Puts a message on its edge, to be taken in its turn.
+    /// Puts a message into the mailbox of its edge.
     fn post(&mut self, node: usize, from: Endpoint, effect: Effect) {
         let process = &mut self.nodes[node];
         if !process.alive {
@@ -65,14 +66,14 @@ impl World {
         self.at_node(node, wait, Event::Deliver(edge));
     }
 
-    /// Sends a message from outside the states after `wait`.
+    /// Sends a message after `wait` from an endpoint that is not a state.
     pub(super) fn send_later(&mut self, node: usize, wait: u64, from: Endpoint, effect: Effect) {
         self.at_node(node, wait, Event::Send(from, Box::new(effect)));
     }
 
-    /// A state takes a message.
+    /// A state handles a message.
     pub(super) fn deliver(&mut self, node: usize, (from, actor): (Endpoint, Endpoint), effect: Effect) {
-        self.say(|| format!("{node} {from:?} → {effect:?}"));
+        self.trace_event(|| format!("{node} {from:?} → {effect:?}"));
         let (now, micros, hashed) = (self.instant(), self.now, self.plan.hashed);
         let process = &mut self.nodes[node];
         let effects = match effect {
@@ -128,7 +129,7 @@ impl World {
                     None => return self.fail(format!("receiver {node} has no transfer actor")),
                 }
             }
-            other => return self.fail(format!("{other:?} is not for a state")),
+            other => return self.fail(format!("{other:?} is not a message to a state")),
         };
         self.perform(node, actor, effects);
     }
@@ -137,7 +138,7 @@ impl World {
         match message {
             ToStreams::StreamToken(token) => {
                 if !self.token(token.request, token.token.id) {
-                    let abort = AbortRequest { request: token.request, complete_with: None };
+                    let abort = AbortRequest::cancelled(token.request);
                     self.perform(node, Endpoint::Streams, vec![to::decoder(abort)]);
                 }
             }
@@ -165,7 +166,7 @@ impl World {
         }
     }
 
-    /// What a frame says that is about to leave must be true.
+    /// Checks that a frame that is about to be sent is true.
     fn look_at_frame(&mut self, outlet: OutletName, frame: &Frame) {
         match frame {
             Frame::PageFilled { first, count, .. } => self.has_landed(outlet, *first, *count),
@@ -194,7 +195,7 @@ impl World {
         }
     }
 
-    /// The frames that leave: what was to be sent, or what a sender makes of it that miscounts.
+    /// The frames that are sent: the given frame, or wrong frames if the sender miscounts.
     fn as_sent(&mut self, node: usize, frame: Frame) -> Vec<Frame> {
         let wrong = matches!(frame, Frame::PageFilled { owner: Some(_), .. }) && self.miscounts.remove(&node);
         match frame {

@@ -1,4 +1,4 @@
-//! Connections between processes: dialling, handshakes and frames, each as late as a network makes it.
+//! Connections between processes: dialling, handshakes and frames, each with random delays.
 
 use std::collections::VecDeque;
 
@@ -15,7 +15,7 @@ use super::parts::Conn;
 use super::plan::{MS, SECOND};
 use super::world::{Event, RECEIVER, World};
 
-/// Longest wait of a dialler for an answer.
+/// The longest time that a dialler waits for an answer.
 const HANDSHAKE: u64 = 5 * SECOND;
 
 /// Which side of a connection a process has.
@@ -24,7 +24,7 @@ fn side_of(node: usize) -> usize {
 }
 
 impl World {
-    /// Does what a process's peer link says.
+    /// Performs a command of the peer link of a process.
     pub(super) fn command_sockets(&mut self, node: usize, message: ToSockets) {
         match message {
             ToSockets::WakeDialler(wake) => {
@@ -54,7 +54,7 @@ impl World {
         Some(if side == 0 { RECEIVER } else { found.sender })
     }
 
-    /// The process at this side of the connection, if it is the one that made it.
+    /// The process at this side of the connection, if it is still in the life that made the connection.
     fn living(&self, conn: u64, side: usize) -> Option<usize> {
         let node = self.node_of(conn, side)?;
         let process = &self.nodes[node];
@@ -100,7 +100,7 @@ impl World {
     fn say_hello(&mut self, node: usize, hello: SayHello) {
         let SayHello { connection: ConnectionId(conn), attempt, .. } = hello;
         let Some(lives) = self.conns.get(&conn).map(|found| found.lives) else { return };
-        // A Hello may lie in a buffer until long after its dialler has given up.
+        // A Hello may stay in a buffer long after its dialler has given up.
         let late = self.plan.late_hellos && self.dice.one_in(4);
         let wait = if late { self.dice.between(MS, 12 * SECOND) } else { self.dice.wait(2 * MS, 7 * SECOND) };
         let incarnation = incarnation(node, lives[1]);
@@ -113,7 +113,7 @@ impl World {
             drained: attempt.previous_drained,
             seed: seed(conn),
         });
-        // It does not reach another life of the receiver.
+        // The Hello does not reach another life of the receiver.
         if self.nodes[RECEIVER].alive && self.nodes[RECEIVER].life == lives[0] {
             self.send_later(RECEIVER, wait, Endpoint::Sockets, hello);
         }
@@ -158,7 +158,7 @@ impl World {
         }
     }
 
-    /// A dialler that has not given up meanwhile hears the receiver's answer. A Welcome ends its handshake.
+    /// The answer of the receiver reaches the dialler, unless the dialler has given up. A Welcome ends the handshake.
     pub(super) fn answered(&mut self, node: usize, conn: u64, answer: Effect) {
         let Some(sender) = self.nodes[node].sender() else { return };
         if sender.dialling == Some(conn) {
@@ -178,7 +178,7 @@ impl World {
         }
     }
 
-    /// One side closes the connection; the other hears of it, with a goodbye or without.
+    /// One side closes the connection, with or without a goodbye. The other side is told.
     pub(super) fn hang_up(&mut self, conn: u64, side: usize, goodbye: bool) {
         let Some(found) = self.conns.get_mut(&conn) else { return };
         (found.open[side], found.carried[side]) = (false, false);
@@ -189,7 +189,7 @@ impl World {
         }
     }
 
-    /// A side hears after `wait` that its connection is over.
+    /// A side is told after `wait` that its connection has ended.
     pub(super) fn link_ends(&mut self, conn: u64, side: usize, wait: u64, goodbye: bool) {
         let Some(node) = self.living(conn, side) else { return };
         match self.conns[&conn].sessions[side] {
@@ -198,7 +198,7 @@ impl World {
                 let ended = to::peer_link(LinkEnded { session, end });
                 self.send_later(node, wait, Endpoint::Sockets, ended);
             }
-            // A dialler in its handshake: the attempt has failed.
+            // The dialler is in its handshake, so its attempt has failed.
             None if side == 1 => self.at_node(node, wait, Event::HandshakeLate(conn)),
             None => {}
         }
@@ -226,7 +226,7 @@ impl World {
             return;
         }
         let Some(session) = found.sessions[side].filter(|_| found.carried[side]) else {
-            // It waits in the socket until the handshake is over.
+            // The frame waits in the socket until the handshake ends.
             return self.at(MS, None, Event::FrameArrives(conn, side));
         };
         if let Some(frame) = found.frames[side].pop_front() {
@@ -234,7 +234,7 @@ impl World {
         }
     }
 
-    /// A process that is gone before it is watched is seen to be gone at once.
+    /// The end of a process that ended before it was watched is reported at once.
     fn watch(&mut self, node: usize, watch: WatchProcess) {
         let WatchProcess { incarnation, .. } = watch;
         let (of, life) = (incarnation.pid as usize, incarnation.start_ticks as u32);
@@ -247,7 +247,7 @@ impl World {
         }
     }
 
-    /// A sender's process has ended.
+    /// The process of a sender has ended.
     pub(super) fn process_ended(&mut self, of: usize, life: u32) {
         if self.nodes[RECEIVER].watched.remove(&(of, life)) {
             let wait = self.dice.wait(5 * MS, SECOND);
@@ -257,7 +257,7 @@ impl World {
     }
 }
 
-/// What both sides of a connection seed their hashes with.
+/// The seed of the hashes of both sides of a connection.
 fn seed(conn: u64) -> u64 {
     u64::from(next_token(&[conn as u32])) << 32 | conn
 }

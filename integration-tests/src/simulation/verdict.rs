@@ -1,4 +1,4 @@
-//! What a history came to.
+//! The checks at the end of a history.
 
 use std::collections::BTreeSet;
 
@@ -12,26 +12,26 @@ use super::plan::SECOND;
 use super::world::{Event, RECEIVER, World};
 
 impl World {
-    /// Everything has healed: nothing is held without reason, and a new request is handed over.
+    /// All faults have healed. Checks that nothing is held without reason, and sends a last request that must be handed over.
     pub(super) fn judge(&mut self) {
         for node in 0..self.nodes.len() {
             self.is_at_rest(node);
         }
         let set_aside = self.set_aside();
         if let Some(session) = set_aside.iter().find(|session| !self.is_excused(**session)) {
-            return self.fail(format!("pages of {session} are still set aside"));
+            return self.fail(format!("pages of {session} are still in quarantine"));
         }
         self.forget_faults();
         let (pages, quarantined) = (self.plan.receiver_pages, self.quarantined());
         if self.plan.ring_pages + quarantined >= pages {
-            // No request fits beside what may still be written.
+            // No request fits beside the quarantined pages.
             self.count_decisions();
             return self.finish();
         }
-        // One request, so that no other takes its pages.
+        // Only one request, so that no other request uses its pages.
         let request = self.ask(true);
         let wait = self.plan.deadline + 2 * SECOND;
-        // A lost session disables no other one: new senders are put off only while too much is quarantined.
+        // A lost session does not block other sessions. New senders wait only while too many pages are quarantined.
         let travels = !self.plan.foreign || quarantined <= pages / 4;
         self.at(wait, None, Event::LastWord { request, travels });
     }
@@ -55,7 +55,7 @@ impl World {
         }
     }
 
-    /// Lost sessions of the receiver whose pages wait for proof.
+    /// Lost sessions of the receiver whose pages are in quarantine.
     fn set_aside(&self) -> BTreeSet<SessionId> {
         let pool = &self.nodes[RECEIVER].pool;
         let pages = (0..self.plan.receiver_pages).map(|page| pool.page_use(PageId(page)));
@@ -67,12 +67,12 @@ impl World {
             .collect()
     }
 
-    /// Pages of the receiver that lost sessions may still write.
+    /// Pages of the receiver that are in quarantine.
     pub(super) fn quarantined(&self) -> u32 {
         self.nodes[RECEIVER].pool.usage().quarantined
     }
 
-    /// Whether there can be no proof for this session.
+    /// Whether no proof can come for this session.
     fn is_excused(&self, session: SessionId) -> bool {
         let life = self.nodes[RECEIVER].life;
         let mut conns = self.conns.values();
@@ -88,13 +88,13 @@ impl World {
         self.plan.foreign && if lives { undrained } else { self.plan.blind }
     }
 
-    /// How the request after healing ended.
+    /// Checks how the last request ended.
     pub(super) fn last_word(&mut self, request: RequestId, travels: bool) {
         let (end, disaggregated) = self.outcome(request);
         if end != Some("finished") {
-            self.fail(format!("{request}, asked when all had healed, ended with {end:?}"));
+            self.fail(format!("{request}, sent after all faults had healed, ended with {end:?}"));
         } else if travels && !disaggregated {
-            self.fail(format!("{request}, asked when all had healed, was not handed over"));
+            self.fail(format!("{request}, sent after all faults had healed, was not handed over"));
         }
         self.count_decisions();
         self.finish();

@@ -1,4 +1,4 @@
-//! Virtual time: the queue of what is to happen, and the processes that it happens to.
+//! Virtual time: the queue of events, and the processes that they happen to.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -13,16 +13,16 @@ use super::node::{Edge, Node};
 use super::parts::{Client, Conn, Lane, Outlet, OutletName, PutName, Report, Violation};
 use super::plan::{Fault, MS, Plan, SECOND};
 
-/// The receiver's place among the processes; senders follow.
+/// The index of the receiver among the processes. The senders follow.
 pub(super) const RECEIVER: usize = 0;
-/// How often every actor is ticked.
+/// Time between two ticks of an actor.
 const TICK: u64 = 250 * MS;
-/// Time to heal after the last fault: longer than backoffs, quarantines by proof and lane deadlines together.
+/// Time to heal after the last fault. It is longer than all backoffs, quarantines that end with proof, and lane deadlines together.
 const HEALING: u64 = 60 * SECOND;
-/// A history that has more events than this goes round in circles.
+/// Largest number of events. A longer history does not make progress.
 const EVENTS_MAX: u64 = 3_000_000;
 
-/// Something that happens.
+/// An event.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
     /// An actor takes the next message of one of its edges.
@@ -31,9 +31,9 @@ pub(super) enum Event {
     Send(Endpoint, Box<Effect>),
     StepDone,
     Tick,
-    /// A receiver's Challenge or Welcome arrives at the dialler of this connection.
+    /// The Challenge or Welcome of the receiver arrives at the dialler of this connection.
     Answered(u64, Box<Effect>),
-    /// The attempt over this connection has waited long enough.
+    /// The handshake of this connection has timed out.
     HandshakeLate(u64),
     /// The next frame of a connection arrives, at the receiver (0) or the sender (1).
     FrameArrives(u64, usize),
@@ -48,7 +48,7 @@ pub(super) enum Event {
     MustHaveEnded(RequestId),
     Fault(Fault),
     Restart(usize),
-    /// A process that was told to end looks whether it may.
+    /// A process that was told to end checks whether it can end.
     LookWhetherDone {
         since: u64,
         closing: bool,
@@ -59,14 +59,14 @@ pub(super) enum Event {
         is_last: bool,
     },
     Judge,
-    /// The request asked after healing has ended; whether it should have been handed over.
+    /// The last request has had its time. `travels`: it must have been handed over.
     LastWord {
         request: RequestId,
         travels: bool,
     },
 }
 
-/// When, who (and in which of its lives), what; in order of time and then of scheduling.
+/// The time, the process and its life, and the event. Ordered by time and then by the order of scheduling.
 struct Scheduled(Reverse<(u64, u64)>, Option<(usize, u32)>, Event);
 
 impl PartialEq for Scheduled {
@@ -89,7 +89,7 @@ impl Ord for Scheduled {
     }
 }
 
-/// One history on its way.
+/// A running history.
 pub(super) struct World {
     pub(super) plan: Plan,
     pub(super) dice: Dice,
@@ -100,7 +100,7 @@ pub(super) struct World {
     scheduled: u64,
     pub(super) nodes: Vec<Node>,
     pub(super) conns: BTreeMap<u64, Conn>,
-    /// Until when a sender cannot reach the receiver.
+    /// The time until which a sender cannot reach the receiver.
     pub(super) cut_until: BTreeMap<usize, u64>,
     /// Receiving ends, by the number in their descriptor.
     pub(super) lanes: BTreeMap<u64, Lane>,
@@ -155,7 +155,7 @@ impl World {
         world
     }
 
-    /// Starts what runs by itself in a process.
+    /// Starts the ticks and the dialling of a process.
     pub(super) fn begin_life(&mut self, node: usize) {
         self.at_node(node, 0, Event::Tick);
         if node != RECEIVER {
@@ -164,7 +164,7 @@ impl World {
     }
 
     pub(super) fn run(mut self) -> Result<Report, Violation> {
-        self.say(|| String::from("plan"));
+        self.trace_event(|| String::from("plan"));
         while let Some(Scheduled(Reverse((at, _)), who, event)) = self.queue.pop() {
             self.now = at;
             if let Some((node, life)) = who {
@@ -180,7 +180,7 @@ impl World {
             }
             self.report.events += 1;
             if self.report.events > EVENTS_MAX {
-                self.fail(format!("{EVENTS_MAX} events and no end"));
+                self.fail(format!("the history has not ended after {EVENTS_MAX} events"));
             }
             self.happen(who.map_or(RECEIVER, |(node, _)| node), event);
             if let Some(violation) = self.violation.take() {
@@ -229,7 +229,7 @@ impl World {
             }
             Event::Leave(request) => self.leave(request),
             Event::MustHaveEnded(request) => self.must_have_ended(request),
-            Event::Fault(fault) => self.strike(fault),
+            Event::Fault(fault) => self.inject(fault),
             Event::Restart(node) => self.restart(node),
             Event::LookWhetherDone { since, closing } => self.look_whether_done(node, since, closing),
             Event::MustBeForgotten { session, is_last } => self.must_be_forgotten(node, session, is_last),
@@ -238,7 +238,7 @@ impl World {
         }
     }
 
-    /// The time as the states take it.
+    /// The virtual time as an `Instant`, for the states.
     pub(super) fn instant(&self) -> Instant {
         self.epoch + Duration::from_micros(self.now)
     }
@@ -248,31 +248,31 @@ impl World {
         self.queue.push(Scheduled(Reverse((at, self.scheduled)), who, event));
     }
 
-    /// Something happens after `wait`, to a process in its life or to nobody.
+    /// Schedules an event after `wait`, for a process in a life or for no process.
     pub(super) fn at(&mut self, wait: u64, who: Option<(usize, u32)>, event: Event) {
         self.schedule(self.now + wait, who, event);
     }
 
-    /// Something happens to a process after `wait`, if it lives that long.
+    /// Schedules an event for a process after `wait`, if it still lives then.
     pub(super) fn at_node(&mut self, node: usize, wait: u64, event: Event) {
         let life = self.nodes[node].life;
         self.at(wait, Some((node, life)), event);
     }
 
-    /// Something that must never happen has happened. The first counts.
+    /// Records a violation. Only the first one counts.
     pub(super) fn fail(&mut self, what: String) {
-        self.say(|| format!("VIOLATION {what}"));
+        self.trace_event(|| format!("VIOLATION {what}"));
         let (seed, micros) = (self.plan.seed, self.now);
         self.violation.get_or_insert(Violation { seed, micros, what });
     }
 
-    pub(super) fn say(&self, what: impl FnOnce() -> String) {
+    pub(super) fn trace_event(&self, what: impl FnOnce() -> String) {
         if self.trace {
             eprintln!("{:>12.6} {}", self.now as f64 / 1e6, what());
         }
     }
 
-    /// The history is over.
+    /// Ends the history.
     pub(super) fn finish(&mut self) {
         self.over = true;
     }

@@ -1,52 +1,53 @@
-//! One request: sent, and its events timed as they come.
+//! Sends one request and measures the times of its events.
 
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
+use common::sse::{SseMessage, SseReader};
 use serde_json::{Map, Value, json};
 
-use super::dataset::Asked;
+use super::dataset::BenchRequest;
 use super::{Backend, ServeOptions};
 
-/// As long as vLLM's client waits for everything.
+/// Longest time for a request, as in vLLM's client.
 const PATIENCE: Duration = Duration::from_secs(6 * 3600);
 
-/// What came of a request. Times are seconds.
+/// The result of a request. Times are in seconds.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Output {
-    /// From the measurement's start to the sending.
+pub(super) struct RequestOutcome {
+    /// From the start of the measurement to the sending of the request.
     pub(super) start: f64,
     pub(super) ttft: f64,
-    /// From each token to the next.
+    /// Times from each token to the next.
     pub(super) itls: Vec<f64>,
     pub(super) latency: f64,
     pub(super) prompt_tokens: u32,
     pub(super) output_tokens: u32,
     pub(super) text: String,
-    /// Empty if it went well.
+    /// Empty if the request succeeded.
     pub(super) error: String,
 }
 
-impl Output {
+impl RequestOutcome {
     pub(super) fn is_good(&self) -> bool {
         self.error.is_empty()
     }
 }
 
-/// Who is asked, and how.
-pub(super) struct Client<'a> {
+/// The client: its options and its connections.
+pub(super) struct BenchClient<'a> {
     pub(super) options: &'a ServeOptions,
     pub(super) model: &'a str,
     agent: ureq::Agent,
     key: Option<String>,
 }
 
-impl<'a> Client<'a> {
+impl<'a> BenchClient<'a> {
     pub(super) fn new(options: &'a ServeOptions, model: &'a str, key: Option<String>) -> Self {
         Self { options, model, agent: agent(), key }
     }
 
-    fn body(&self, asked: &Asked) -> Value {
+    fn body(&self, asked: &BenchRequest) -> Value {
         let options = self.options;
         let mut body = match options.backend {
             Backend::Openai | Backend::Vllm => json!({
@@ -61,7 +62,7 @@ impl<'a> Client<'a> {
             }),
         };
         let mut more = Map::new();
-        // Random prompts mean nothing, and their answers are to be as long as was asked for.
+        // The answers to random prompts must have the requested length.
         more.insert("ignore_eos".to_owned(), json!(true));
         for (name, value) in [
             ("temperature", options.temperature.map(Value::from)),
@@ -78,8 +79,8 @@ impl<'a> Client<'a> {
         body
     }
 
-    /// Sends a request and waits for its end. `began` is when the measurement did.
-    pub(super) fn ask(&self, asked: &Asked, id: &str, began: Instant) -> Output {
+    /// Sends a request and waits for its end. `began` is the start of the measurement.
+    pub(super) fn ask(&self, asked: &BenchRequest, id: &str, began: Instant) -> RequestOutcome {
         let url = format!("{}{}", self.options.base(), self.options.endpoint());
         let mut request = self.agent.post(url).header("x-request-id", id);
         for (name, value) in &self.options.header {
@@ -90,10 +91,10 @@ impl<'a> Client<'a> {
         }
         let body = self.body(asked);
         let sent = Instant::now();
-        let mut output = Output {
+        let mut output = RequestOutcome {
             start: (sent - began).as_secs_f64(),
             prompt_tokens: asked.prompt_tokens,
-            ..Output::default()
+            ..RequestOutcome::default()
         };
         match request.send_json(&body) {
             Ok(response) if response.status() == 200 => {
@@ -119,38 +120,39 @@ fn agent() -> ureq::Agent {
     config.max_idle_connections(4096).max_idle_connections_per_host(4096).build().into()
 }
 
-/// The first model that the server lists: its id and root.
+/// Id and root of the first model that the server lists.
 pub(super) fn first_model(base: &str, key: Option<&str>) -> Result<(String, String), String> {
     let mut request = agent().get(format!("{base}/v1/models"));
     if let Some(key) = key {
         request = request.header("authorization", format!("Bearer {key}"));
     }
-    let mut response = request.call().map_err(|error| format!("no server at {base}: {error}"))?;
+    let mut response =
+        request.call().map_err(|error| format!("cannot reach the server at {base}: {error}"))?;
     let listed: Value =
         response.body_mut().read_json().map_err(|error| format!("{base}/v1/models: {error}"))?;
     let field = |name: &str| listed["data"][0][name].as_str().map(str::to_owned);
-    let id = field("id").ok_or_else(|| format!("{base}/v1/models lists no model; name one with --model"))?;
+    let id = field("id").ok_or_else(|| format!("{base}/v1/models lists no model; set --model"))?;
     Ok((id, field("root").unwrap_or_default()))
 }
 
-/// Times the events of a stream.
-fn read(events: impl BufRead, backend: Backend, sent: Instant, output: &mut Output) {
+/// Reads a stream and measures the times of its events.
+fn read(events: impl BufRead, backend: Backend, sent: Instant, output: &mut RequestOutcome) {
     let (mut last, mut tokens) = (None::<Instant>, 0);
-    for line in events.lines() {
+    for message in SseReader::new(events) {
         let now = Instant::now();
-        let line = match line {
-            Ok(line) => line,
+        let data = match message {
+            Ok(SseMessage::Data(data)) => data,
+            Ok(SseMessage::Comment(_)) => continue,
             Err(error) => {
                 output.error = error.to_string();
                 return;
             }
         };
-        let Some(data) = line.strip_prefix("data: ") else { continue };
         if data == "[DONE]" {
-            // Read on to the end of the body: only then is the connection kept for the next request, as vLLM's client keeps it.
+            // Read to the end of the body, so that the connection can be reused, as in vLLM's client.
             continue;
         }
-        let Ok(event) = serde_json::from_str::<Value>(data) else { continue };
+        let Ok(event) = serde_json::from_str::<Value>(&data) else { continue };
         if let Some(error) = event.get("error") {
             output.error = error["message"].as_str().unwrap_or("the stream failed").to_owned();
             return;
@@ -174,14 +176,15 @@ fn read(events: impl BufRead, backend: Backend, sent: Instant, output: &mut Outp
     }
     match last {
         Some(last) => output.latency = (last - sent).as_secs_f64(),
-        None => output.error = "no token came".to_owned(),
+        None => output.error = "the server sent no token".to_owned(),
     }
     if output.output_tokens == 0 {
         output.output_tokens = tokens;
     }
 }
 
-/// The text of an event that counts as a token: any with a choice; of a chat, one that says something and is not the role's.
+/// The text of an event that counts as a token; `None` for other events. For completions, an event with a choice counts. For chats, an
+/// event with content counts, except for the empty content beside the role.
 fn token(event: &Value, backend: Backend) -> Option<&str> {
     let choice = event["choices"].get(0)?;
     match backend {
@@ -202,8 +205,8 @@ mod tests {
 
     use super::*;
 
-    fn check(backend: Backend, body: &str, tokens: usize, text: &str, error: &str) -> Output {
-        let mut output = Output::default();
+    fn check(backend: Backend, body: &str, tokens: usize, text: &str, error: &str) -> RequestOutcome {
+        let mut output = RequestOutcome::default();
         read(body.as_bytes(), backend, Instant::now(), &mut output);
         let found = (output.itls.len() + usize::from(output.latency > 0.0), &*output.text, &*output.error);
         assert_eq!(found, (tokens, text, error), "{body}");
@@ -217,10 +220,10 @@ mod tests {
         let done = "data: [DONE]\n\n";
         let body = format!(": keep-alive\n\n{}{}{}{usage}{done}", token("a"), token(""), token("b"));
         let output = check(Backend::Openai, &body, 3, "ab", "");
-        assert_eq!((output.prompt_tokens, output.output_tokens), (9, 4), "the server's word counts");
+        assert_eq!((output.prompt_tokens, output.output_tokens), (9, 4), "the server's usage counts");
         let output = check(Backend::Vllm, &format!("{}{}{done}", token("a"), token("b")), 2, "ab", "");
         assert_eq!(output.output_tokens, 2);
-        check(Backend::Openai, &format!("{usage}{done}"), 0, "", "no token came");
+        check(Backend::Openai, &format!("{usage}{done}"), 0, "", "the server sent no token");
         let failed = format!("{}data: {{\"error\":{{\"message\":\"x\"}}}}\n\n{done}", token("a"));
         check(Backend::Openai, &failed, 0, "a", "x");
 
@@ -230,7 +233,7 @@ mod tests {
         check(Backend::OpenaiChat, &body, 2, "é", "");
     }
 
-    /// Answers every request on every connection with one token. Returns its port and how many connections it has accepted.
+    /// Starts a server that answers every request with one token. Returns its port and the number of accepted connections.
     fn server() -> (u16, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -269,13 +272,13 @@ mod tests {
     }
 
     #[test]
-    fn requests_share_a_kept_connection() {
+    fn requests_reuse_the_connection() {
         let (port, accepted) = server();
         let port = port.to_string();
         let options = crate::bench::testing::options(&["--port", &port]);
-        let client = Client::new(&options, "m", None);
+        let client = BenchClient::new(&options, "m", None);
         for n in 0..3 {
-            let asked = Asked { prompt: "a".to_owned(), prompt_tokens: 1, output_tokens: 1 };
+            let asked = BenchRequest { prompt: "a".to_owned(), prompt_tokens: 1, output_tokens: 1 };
             let output = client.ask(&asked, &n.to_string(), Instant::now());
             assert_eq!((&*output.error, &*output.text), ("", "a"));
         }

@@ -1,35 +1,38 @@
-//! Random prompts and arrivals, drawn as vLLM's client draws them.
+//! Random prompts and arrival times, made like those of vLLM's client.
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Gamma};
 
 use super::ServeOptions;
-use crate::frontend::{Detokenizer, Tokenizer};
+use crate::frontend::{Bos, Detokenizer, SpecialTokens, Tokenizer};
 use std::sync::Arc;
 
-/// How often a prompt is made again whose text does not have the tokens that it was made of.
+/// Attempts to make a text that has the wanted number of tokens.
 const RETRIES: usize = 10;
 
-/// One request.
+/// One request of the benchmark.
 #[derive(Clone, Debug)]
-pub(super) struct Asked {
+pub(super) struct BenchRequest {
     pub(super) prompt: String,
     pub(super) prompt_tokens: u32,
     pub(super) output_tokens: u32,
 }
 
-/// Prompts of random tokens: each goes up through the vocabulary from a place of its own, behind a prefix that all share.
+/// Makes random prompts. Each prompt is a common prefix and a run of consecutive tokens of the vocabulary from a random start.
 ///
 /// # Errors
-/// A vocabulary without ordinary tokens.
-pub(super) fn random(options: &ServeOptions, tokenizer: &Arc<Tokenizer>) -> Result<Vec<Asked>, String> {
+/// The vocabulary has no ordinary tokens.
+pub(super) fn random(
+    options: &ServeOptions,
+    tokenizer: &Arc<Tokenizer>,
+) -> Result<Vec<BenchRequest>, String> {
     let mut random = SmallRng::seed_from_u64(options.seed);
     let allowed = tokenizer.ordinary();
     if allowed.is_empty() {
         return Err("the tokenizer has no ordinary tokens".to_owned());
     }
-    let own = tokenizer.encode("", true)?.len() as u32;
+    let own = tokenizer.encode("", Bos::Add)?.len() as u32;
     let length = |around: u32, random: &mut SmallRng| {
         let spread = f64::from(around) * options.random_range_ratio.clamp(0.0, 1.0);
         let (low, high) = (f64::from(around) - spread, f64::from(around) + spread);
@@ -45,12 +48,13 @@ pub(super) fn random(options: &ServeOptions, tokenizer: &Arc<Tokenizer>) -> Resu
         let inner = (0..wanted as usize).map(|place| allowed[(offset + index + place) % allowed.len()]);
         let tokens: Vec<u32> = prefix.iter().copied().chain(inner).collect();
         let (prompt, prompt_tokens) = settle(tokenizer, tokens, || pick(&mut random))?;
-        all.push(Asked { prompt, prompt_tokens: prompt_tokens + own, output_tokens });
+        all.push(BenchRequest { prompt, prompt_tokens: prompt_tokens + own, output_tokens });
     }
     Ok(all)
 }
 
-/// Text that has as many tokens as it was made of, as nearly as a few tries come: to text, back to tokens, cut or filled up.
+/// Makes a text that has as many tokens as `tokens`, or about as many after [`RETRIES`] attempts. An attempt converts the tokens to text
+/// and back, and then cuts off or adds tokens.
 fn settle(
     tokenizer: &Arc<Tokenizer>,
     mut tokens: Vec<u32>,
@@ -58,8 +62,8 @@ fn settle(
 ) -> Result<(String, u32), String> {
     let wanted = tokens.len();
     for _ in 0..RETRIES {
-        let text = Detokenizer::text(tokenizer, &tokens, false);
-        let back = tokenizer.encode(&text, false)?;
+        let text = Detokenizer::text(tokenizer, &tokens, SpecialTokens::Show);
+        let back = tokenizer.encode(&text, Bos::Omit)?;
         if back.len() == wanted {
             return Ok((text, wanted as u32));
         }
@@ -67,12 +71,12 @@ fn settle(
         tokens.truncate(wanted);
         tokens.extend((tokens.len()..wanted).map(|_| pick()));
     }
-    let text = Detokenizer::text(tokenizer, &tokens, false);
-    let count = tokenizer.encode(&text, false)?.len();
+    let text = Detokenizer::text(tokenizer, &tokens, SpecialTokens::Show);
+    let count = tokenizer.encode(&text, Bos::Omit)?.len();
     Ok((text, count as u32))
 }
 
-/// When each request is sent, in seconds: gamma-distributed waits, scaled so that the last one comes after `count / rate`.
+/// The time of each request in seconds. The waits are gamma-distributed and scaled so that the last request is sent at `count / rate`.
 pub(super) fn arrivals(count: usize, rate: f64, burstiness: f64, seed: u64) -> Vec<f64> {
     if rate.is_infinite() || count == 0 {
         return vec![0.0; count];
@@ -95,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_request_comes_when_the_rate_says() {
+    fn arrivals_have_the_wanted_rate_and_burstiness() {
         assert_eq!(arrivals(3, f64::INFINITY, 1.0, 1), [0.0; 3]);
         for burstiness in [0.5, 1.0, 100.0, f64::INFINITY] {
             let times = arrivals(400, 2.0, burstiness, 1);

@@ -1,16 +1,17 @@
-//! What the requests come to: the figures, the block that is printed and the JSON that is written.
+//! The results of a benchmark: the figures, the printed block and the JSON file.
 
 use std::fmt::Write as _;
 
+use common::statistics::{deviation, mean, median, quantile};
 use serde_json::{Map, Value, json};
 
 use super::ServeOptions;
-use super::client::Output;
+use super::client::RequestOutcome;
 
 const WIDTH: usize = 50;
 
-/// One kind of time over all requests, in milliseconds.
-struct Times {
+/// One latency of all requests, in milliseconds.
+struct MetricTimes {
     name: &'static str,
     title: &'static str,
     short: &'static str,
@@ -20,35 +21,35 @@ struct Times {
 /// The figures of a measurement.
 pub(super) struct Results<'a> {
     options: &'a ServeOptions,
-    outputs: &'a [Output],
+    outputs: &'a [RequestOutcome],
     /// Seconds.
     duration: f64,
-    times: [Times; 4],
+    times: [MetricTimes; 4],
 }
 
 impl<'a> Results<'a> {
-    pub(super) fn new(options: &'a ServeOptions, outputs: &'a [Output], duration: f64) -> Self {
+    pub(super) fn new(options: &'a ServeOptions, outputs: &'a [RequestOutcome], duration: f64) -> Self {
         let good = || outputs.iter().filter(|output| output.is_good());
         let times = [
-            Times {
+            MetricTimes {
                 name: "ttft",
                 title: "Time to First Token",
                 short: "TTFT",
                 ms: good().map(|output| output.ttft * 1e3).collect(),
             },
-            Times {
+            MetricTimes {
                 name: "tpot",
                 title: "Time per Output Token (excl. 1st token)",
                 short: "TPOT",
                 ms: good().filter_map(tpot).map(|seconds| seconds * 1e3).collect(),
             },
-            Times {
+            MetricTimes {
                 name: "itl",
                 title: "Inter-token Latency",
                 short: "ITL",
                 ms: good().flat_map(|output| &output.itls).map(|seconds| seconds * 1e3).collect(),
             },
-            Times {
+            MetricTimes {
                 name: "e2el",
                 title: "End-to-end Latency",
                 short: "E2EL",
@@ -58,7 +59,7 @@ impl<'a> Results<'a> {
         Self { options, outputs, duration, times }
     }
 
-    fn good(&self) -> impl Iterator<Item = &'a Output> {
+    fn good(&self) -> impl Iterator<Item = &'a RequestOutcome> {
         self.outputs.iter().filter(|output| output.is_good())
     }
 
@@ -72,12 +73,12 @@ impl<'a> Results<'a> {
         })
     }
 
-    /// Requests a second that kept all limits of `--goodput`; `None` if there are none.
+    /// Requests per second within all limits of `--goodput`; `None` without limits.
     fn goodput(&self) -> Option<f64> {
         if self.options.goodput.is_empty() {
             return None;
         }
-        let keeps = |output: &&Output| {
+        let keeps = |output: &&RequestOutcome| {
             self.options.goodput.iter().all(|(name, ms)| {
                 let seconds = match &**name {
                     "ttft" => output.ttft,
@@ -90,7 +91,7 @@ impl<'a> Results<'a> {
         Some(self.good().filter(keeps).count() as f64 / self.duration)
     }
 
-    /// The most tokens in a second, and the most requests at once: counted by whole seconds.
+    /// Maximum number of tokens per second and of concurrent requests, counted by whole seconds.
     fn peaks(&self) -> (f64, f64) {
         let seconds = self.duration.ceil().max(1.0) as usize + 1;
         let (mut tokens, mut requests) = (vec![0u64; seconds], vec![0u64; seconds]);
@@ -109,7 +110,7 @@ impl<'a> Results<'a> {
         (most(&tokens), most(&requests))
     }
 
-    /// The block, as vLLM's client prints it.
+    /// The block in the format of vLLM's client.
     pub(super) fn block(&self) -> String {
         let mut out = String::new();
         let (prompt, sampled) = self.tokens();
@@ -146,19 +147,19 @@ impl<'a> Results<'a> {
             let mut part =
                 |name: String, value: f64| writeln!(out, "{name:<40} {value:<10.2}").unwrap_or_default();
             part(format!("Mean {} (ms):", times.short), mean(&times.ms));
-            part(format!("Median {} (ms):", times.short), percentile(&times.ms, 50.0));
+            part(format!("Median {} (ms):", times.short), median(times.ms.iter().copied()));
             for p in &self.options.metric_percentiles {
-                part(format!("P{p} {} (ms):", times.short), percentile(&times.ms, *p));
+                part(format!("P{p} {} (ms):", times.short), quantile(times.ms.iter().copied(), p / 100.0));
             }
         }
         format!("{title}\n{out}{}\n", "=".repeat(WIDTH))
     }
 
-    fn shows(&self, times: &Times) -> bool {
+    fn shows(&self, times: &MetricTimes) -> bool {
         self.options.percentile_metrics.iter().any(|name| name == times.name)
     }
 
-    /// The figures with the names that vLLM's files have.
+    /// The figures with the names in vLLM's files.
     pub(super) fn json(&self, date: &str, model: &str) -> Value {
         let options = self.options;
         let (prompt, sampled) = self.tokens();
@@ -196,7 +197,7 @@ impl<'a> Results<'a> {
         put("total_token_throughput", json!(rate(prompt + sampled)));
         put("max_output_tokens_per_s", json!(peak_tokens));
         put("max_concurrent_requests", json!(peak_requests));
-        let of = |field: fn(&Output) -> Value| Value::Array(self.outputs.iter().map(field).collect());
+        let of = |field: fn(&RequestOutcome) -> Value| Value::Array(self.outputs.iter().map(field).collect());
         put("latencies", of(|output| json!(output.latency)));
         if options.save_detailed {
             put("input_lens", of(|output| json!(output.prompt_tokens)));
@@ -208,20 +209,19 @@ impl<'a> Results<'a> {
             put("errors", of(|output| json!(output.error)));
         }
         for times in self.times.iter().filter(|times| self.shows(times)) {
-            let mean = mean(&times.ms);
-            put(&format!("mean_{}_ms", times.name), json!(mean));
-            put(&format!("median_{}_ms", times.name), json!(percentile(&times.ms, 50.0)));
-            put(&format!("std_{}_ms", times.name), json!(deviation(&times.ms, mean)));
+            put(&format!("mean_{}_ms", times.name), json!(mean(&times.ms)));
+            put(&format!("median_{}_ms", times.name), json!(median(times.ms.iter().copied())));
+            put(&format!("std_{}_ms", times.name), json!(deviation(&times.ms)));
             for p in &options.metric_percentiles {
-                put(&format!("p{p}_{}_ms", times.name), json!(percentile(&times.ms, *p)));
+                put(&format!("p{p}_{}_ms", times.name), json!(quantile(times.ms.iter().copied(), p / 100.0)));
             }
         }
         Value::Object(all)
     }
 }
 
-/// Seconds of a token after the first; `None` for an answer of one.
-fn tpot(output: &Output) -> Option<f64> {
+/// Mean seconds per token after the first; `None` for an answer of one token.
+fn tpot(output: &RequestOutcome) -> Option<f64> {
     let later = output.output_tokens.checked_sub(1).filter(|later| *later > 0)?;
     Some((output.latency - output.ttft) / f64::from(later))
 }
@@ -231,26 +231,6 @@ fn centred(title: &str, fill: char) -> String {
     let left: String = std::iter::repeat_n(fill, room / 2).collect();
     let right: String = std::iter::repeat_n(fill, room - room / 2).collect();
     format!("{left}{title}{right}")
-}
-
-fn mean(values: &[f64]) -> f64 {
-    if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
-}
-
-/// Of the values themselves, not of a sample: numpy's default.
-fn deviation(values: &[f64], mean: f64) -> f64 {
-    let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
-    if values.is_empty() { 0.0 } else { (squares / values.len() as f64).sqrt() }
-}
-
-/// Between ranks, as numpy's `linear`.
-fn percentile(values: &[f64], p: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
-    let at = last as f64 * (p / 100.0).clamp(0.0, 1.0);
-    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
-    low + (high - low) * at.fract()
 }
 
 #[cfg(test)]

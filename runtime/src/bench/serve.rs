@@ -1,4 +1,4 @@
-//! The measurement: prompts made, sent when their time has come, and counted.
+//! `runtime bench serve`: makes prompts, sends them at their times and prints the results.
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -10,23 +10,30 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use jiff::Timestamp;
 
 use super::ServeOptions;
-use super::client::{Client, Output, first_model};
-use super::dataset::{Asked, arrivals, random};
+use super::client::{BenchClient, RequestOutcome, first_model};
+use super::dataset::{BenchRequest, arrivals, random};
 use super::results::Results;
 use crate::frontend::ServedModel;
 use crate::open_files;
 
-/// Enough for a request's few calls; there may be a thousand of them.
+/// Stack of the thread of a request. There may be a thousand of these threads.
 const STACK_BYTES: usize = 256 << 10;
 
-/// Measures, prints, and writes what was asked for. `key` is shown to the server.
+/// Measures, prints the results, and writes the result file. `key` is the API key.
 ///
 /// # Errors
-/// No server, no tokenizer, or a file that cannot be written; requests that fail are counted, not errors, unless all do.
+/// There is no server or no tokenizer, the file cannot be written, or all requests failed. Other failed requests are counted.
 pub(super) fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
-    ensure!(options.request_rate > 0.0, "--request-rate is {}, and must be above 0", options.request_rate);
-    ensure!(options.burstiness > 0.0, "--burstiness is {}, and must be above 0", options.burstiness);
-    ensure!(options.max_concurrency != Some(0), "--max-concurrency is 0; leave it out or take at least 1");
+    ensure!(
+        options.request_rate > 0.0,
+        "--request-rate is {}; set it to a number above 0",
+        options.request_rate
+    );
+    ensure!(options.burstiness > 0.0, "--burstiness is {}; set it to a number above 0", options.burstiness);
+    ensure!(
+        options.max_concurrency != Some(0),
+        "--max-concurrency is 0; leave it out or set it to at least 1"
+    );
     let (listed, root) = match (&options.model, &options.tokenizer) {
         (Some(model), Some(tokenizer)) => (model.clone(), tokenizer.display().to_string()),
         _ => first_model(&options.base(), key.as_deref()).map_err(|reason| anyhow!(reason))?,
@@ -34,7 +41,7 @@ pub(super) fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
     let model = options.model.clone().unwrap_or(listed);
     let tokenizer = tokenizer(options, &root)?;
     let asked = random(options, &tokenizer).map_err(|reason| anyhow!(reason))?;
-    let client = Client::new(options, &model, key);
+    let client = BenchClient::new(options, &model, key);
     ready(&client, &asked)?;
     for asked in asked.iter().cycle().take(options.num_warmups) {
         client.ask(asked, "warm-up", Instant::now());
@@ -47,16 +54,16 @@ pub(super) fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
     print!("{}", results.block());
     let mut failed = outputs.iter().filter(|output| !output.is_good()).peekable();
     if let Some(first) = failed.peek() {
-        eprintln!("the first failure: {}", first.error);
+        eprintln!("first failed request: {}", first.error);
     }
     if options.save_result || options.save_detailed {
         let date = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
         let path = path(options, &model, &date);
         let text = serde_json::to_string(&results.json(&date, &model))?;
         std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-        println!("results are in {}", path.display());
+        println!("wrote the results to {}", path.display());
     }
-    ensure!(outputs.is_empty() || outputs.iter().any(Output::is_good), "every request failed");
+    ensure!(outputs.is_empty() || outputs.iter().any(RequestOutcome::is_good), "all requests failed");
     Ok(())
 }
 
@@ -64,7 +71,7 @@ fn tokenizer(options: &ServeOptions, root: &str) -> Result<std::sync::Arc<crate:
     let path = options.tokenizer.as_deref().unwrap_or(Path::new(root));
     if !path.exists() {
         bail!(
-            "the server's model is {root:?}, which is not on this machine; name a GGUF file or folder with --tokenizer"
+            "the model of the server is {root:?}, which is not on this machine; set --tokenizer to a GGUF file or folder"
         );
     }
     let model =
@@ -72,8 +79,8 @@ fn tokenizer(options: &ServeOptions, root: &str) -> Result<std::sync::Arc<crate:
     Ok(model.tokenizer)
 }
 
-/// Waits for the server to answer a first request, if that was asked for.
-fn ready(client: &Client<'_>, asked: &[Asked]) -> Result<()> {
+/// Waits until the server answers a first request, if `--ready-check-timeout-sec` is set.
+fn ready(client: &BenchClient<'_>, asked: &[BenchRequest]) -> Result<()> {
     let wait = Duration::from_secs(client.options.ready_check_timeout_sec);
     let Some(first) = asked.first().filter(|_| !wait.is_zero()) else { return Ok(()) };
     let began = Instant::now();
@@ -87,14 +94,14 @@ fn ready(client: &Client<'_>, asked: &[Asked]) -> Result<()> {
     }
 }
 
-/// Sends every request when its time has come, each from a thread of its own.
-fn measure(client: &Client<'_>, asked: &[Asked]) -> (Vec<Output>, f64) {
+/// Sends each request at its time, from a thread of its own. Returns the results and the duration in seconds.
+fn measure(client: &BenchClient<'_>, asked: &[BenchRequest]) -> (Vec<RequestOutcome>, f64) {
     let options = client.options;
     let times = arrivals(asked.len(), options.request_rate, options.burstiness, options.seed);
     let prefix =
         options.request_id_prefix.clone().unwrap_or_else(|| format!("bench-{:08x}-", std::process::id()));
-    let places = Places::new(options.max_concurrency.unwrap_or(usize::MAX));
-    let outputs: Mutex<Vec<Output>> = Mutex::new(vec![Output::default(); asked.len()]);
+    let places = ConcurrencyLimit::new(options.max_concurrency.unwrap_or(usize::MAX));
+    let outputs: Mutex<Vec<RequestOutcome>> = Mutex::new(vec![RequestOutcome::default(); asked.len()]);
     let done = AtomicUsize::new(0);
     let began = Instant::now();
     std::thread::scope(|scope| {
@@ -109,7 +116,7 @@ fn measure(client: &Client<'_>, asked: &[Asked]) -> (Vec<Output>, f64) {
                 std::thread::sleep(wait);
             }
             let (places, outputs, done, id) = (&places, &outputs, &done, format!("{prefix}{n}"));
-            let keep = move |output: Output| {
+            let keep = move |output: RequestOutcome| {
                 outputs.lock().unwrap_or_else(PoisonError::into_inner)[n] = output;
                 done.fetch_add(1, Ordering::Relaxed);
             };
@@ -119,9 +126,9 @@ fn measure(client: &Client<'_>, asked: &[Asked]) -> (Vec<Output>, f64) {
             };
             let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, ask);
             if let Err(error) = thread {
-                let error = format!("no thread for it: {error}");
+                let error = format!("cannot start a thread for the request: {error}");
                 outputs.lock().unwrap_or_else(PoisonError::into_inner)[n] =
-                    Output { error, ..Output::default() };
+                    RequestOutcome { error, ..RequestOutcome::default() };
                 done.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -130,7 +137,7 @@ fn measure(client: &Client<'_>, asked: &[Asked]) -> (Vec<Output>, f64) {
     (outputs.into_inner().unwrap_or_else(PoisonError::into_inner), duration)
 }
 
-/// The bar, until all is done.
+/// Shows the progress until all requests are done.
 fn show(done: &AtomicUsize, all: usize, began: Instant) {
     loop {
         let count = done.load(Ordering::Relaxed);
@@ -151,35 +158,35 @@ fn show(done: &AtomicUsize, all: usize, began: Instant) {
     }
 }
 
-/// So many requests at once, and no more.
-struct Places {
+/// Limits the requests in flight.
+struct ConcurrencyLimit {
     free: Mutex<usize>,
     freed: Condvar,
 }
 
-struct Place<'a>(&'a Places);
+struct InFlight<'a>(&'a ConcurrencyLimit);
 
-impl Places {
+impl ConcurrencyLimit {
     fn new(count: usize) -> Self {
         Self { free: Mutex::new(count), freed: Condvar::new() }
     }
 
-    fn take(&self) -> Place<'_> {
+    fn take(&self) -> InFlight<'_> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
         *free -= 1;
-        Place(self)
+        InFlight(self)
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.0.freed.notify_one();
     }
 }
 
-/// Where the results go: `{label|backend}-{rate}qps[-concurrencyN]-{model}-{time}.json`.
+/// Path of the result file: `{label|backend}-{rate}qps[-concurrencyN]-{model}-{time}.json`.
 fn path(options: &ServeOptions, model: &str, date: &str) -> PathBuf {
     let folder = options.result_dir.clone().unwrap_or_default();
     if let Some(name) = &options.result_filename {

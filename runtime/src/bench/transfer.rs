@@ -1,8 +1,8 @@
-//! `runtime bench transfer`: how fast pages go from one process's pool into another's, beside what the lane does by itself.
+//! `runtime bench transfer`: measures the transfer of KV pages from one process's pool to another's, and the lane alone.
 //!
-//! Two processes run everything that serves a request but the model: the engine takes no time and hands a prompt's pages over
-//! all at once. The clock runs from the moment at which the first put is given to the transport to the receiver's first decode step, which
-//! needs the last page adopted; so actors, ring, hash, puts, flush, frames and checks are all in it.
+//! Two processes run everything that serves a request except for the model: the engine computes nothing and finishes all pages of a
+//! prompt at once. The measured time is from the first put to the receiver's first decode step, which needs all pages adopted. So it
+//! includes the actors, the ring, the hash, the puts, the flush, the frames and the checks.
 
 mod first_put;
 mod idle_engine;
@@ -21,74 +21,75 @@ use actors::request::{Generate, RequestId, Route, StreamEvent, Timings};
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use common::statistics::{median, quartiles};
 
-use crate::config::{Config, Device, Flag};
+use crate::config::{Config, DeviceSetting, Flag};
 use crate::roles;
 use first_put::FirstPut;
 use idle_engine::IdleEngine;
 
-/// The longest that a process may take to come up, or a page table to travel.
+/// Longest time for the start of a process, and for the transfer of a page table.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Page tables moved before the measurement.
+/// Number of page tables transferred before the measurement.
 const WARM_UPS: usize = 3;
-/// Pages in each pool for each of a page table: the ring is half of it, and what was moved before need not be overwritten at once.
+/// Size of each pool, in page tables. The ring is half of the pool, and pages are not overwritten right after their transfer.
 const POOLS: u32 = 4;
 
-/// What is moved, and how often.
+/// The options of `bench transfer`.
 #[derive(Clone, Args)]
 pub struct TransferOptions {
-    /// Pages of a page table
+    /// Number of pages in a page table
     #[arg(long, default_value_t = 83)]
     pub pages: u32,
-    /// KiB of a page [default: 720, and 8192 on GPUs]
+    /// Size of a page in KiB [default: 720, on GPUs 8192]
     #[arg(long)]
     pub page_kib: Option<u32>,
-    /// Takes pages from all over both pools, so that no two go as one put
+    /// Uses scattered pages, so that no two pages are transferred in one put
     #[arg(long)]
     pub scattered: bool,
-    /// Most pages in flight
+    /// Maximum number of pages in flight
     #[arg(long, default_value_t = PAGES_IN_FLIGHT)]
     pub in_flight: usize,
-    /// Page tables moved in each cycle
+    /// Number of page tables in each cycle
     #[arg(long, default_value_t = 20)]
     pub rounds: usize,
-    /// Cycles; each measures the lane alone, a pair without the page hash and one with it, one after the other
+    /// Number of cycles; each measures the lane alone, then a pair without the page hash, then a pair with it
     #[arg(long, default_value_t = 15)]
     pub cycles: usize,
     /// Sets one configuration key; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = Flag::parse)]
     pub set: Vec<Flag>,
-    /// The sender's part, for the receiver at this address
+    /// Runs the sender for the receiver at this address
     #[arg(long, hide = true)]
     pub dial: Option<String>,
-    /// The part that copies from one GPU to the other
+    /// Runs the copy from one GPU to the other
     #[arg(long, hide = true)]
     pub peer_copy: bool,
 }
 
 impl TransferOptions {
     fn page_bytes(&self, config: &Config) -> u64 {
-        let usual = if config.engine.device == Device::Cuda { 8192 } else { 720 };
+        let usual = if config.engine.device == DeviceSetting::Cuda { 8192 } else { 720 };
         u64::from(self.page_kib.unwrap_or(usual)) << 10
     }
 }
 
-/// One page table's journey.
-struct Sample {
+/// The times of one page table.
+struct TransferSample {
     /// From the first put to the first decode step.
     seconds: f64,
-    /// What the sender saw of it: from the first put to the last flush.
+    /// From the first put to the last flush, at the sender.
     puts_seconds: f64,
 }
 
-/// Measures and prints.
+/// Measures and prints the results.
 ///
 /// # Errors
-/// A process that does not come up, or pages that do not arrive.
+/// A process does not start, or pages do not arrive.
 pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
-    ensure!(options.pages > 0 && options.page_kib != Some(0), "--pages and --page-kib must be above 0");
+    ensure!(options.pages > 0 && options.page_kib != Some(0), "set --pages and --page-kib to at least 1");
     let counts = [options.rounds, options.cycles, options.in_flight];
-    ensure!(!counts.contains(&0), "--rounds, --cycles and --in-flight must be above 0");
+    ensure!(!counts.contains(&0), "set --rounds, --cycles and --in-flight to at least 1");
     if let Some(address) = &options.dial {
         return send(options, &config, address);
     }
@@ -110,8 +111,8 @@ pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
         let mut row = vec![peer::bandwidth(options, &config)?];
         for page_hash in [false, true] {
             let samples = measure(options, &config, page_hash)?;
-            row.push(Some(bytes / quartiles(samples.iter().map(|sample| sample.seconds))[1]));
-            row.push(Some(bytes / quartiles(samples.iter().map(|sample| sample.puts_seconds))[1]));
+            row.push(Some(bytes / median(samples.iter().map(|sample| sample.seconds))));
+            row.push(Some(bytes / median(samples.iter().map(|sample| sample.puts_seconds))));
         }
         println!("{}", line(&row));
         columns.iter_mut().zip(row).for_each(|(column, value)| column.extend(value));
@@ -127,7 +128,7 @@ pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
     Ok(())
 }
 
-/// Rates in bytes a second, shown in GB/s.
+/// Formats rates in bytes per second as GB/s.
 fn line(rates: &[Option<f64>]) -> String {
     let shown = |rate: &Option<f64>| rate.map_or("-".to_owned(), |rate| format!("{:.2}", rate / 1e9));
     let mut columns = rates.iter().map(shown);
@@ -135,19 +136,12 @@ fn line(rates: &[Option<f64>]) -> String {
     columns.fold(format!("{first:>10}"), |line, column| format!("{line} {column:>8}"))
 }
 
-/// Quartiles by nearest rank.
-fn quartiles(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_unstable_by(f64::total_cmp);
-    [0.25, 0.5, 0.75].map(|q| values[((values.len() - 1) as f64 * q).round() as usize])
-}
-
-/// Nanoseconds on the clock that the two processes share.
+/// Nanoseconds of the system clock, which both processes read.
 fn clock() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
-/// A node around an engine that tells `asked` whenever it is asked for a token; `first_put` hears of the transport's puts.
+/// Starts a node. Its engine calls `asked` for each step that samples a token. `first_put` observes the puts of the transport.
 fn start(
     options: &TransferOptions,
     config: &Config,
@@ -165,7 +159,7 @@ fn start(
         http: String::new(),
         ring_bytes: config.ring.bytes.0,
         page_hash,
-        // Whatever it is, it is to be measured.
+        // Measure lanes of any speed.
         min_gigabytes_per_second: 0.0,
         pages_in_flight: options.in_flight,
         transport: match first_put {
@@ -180,13 +174,13 @@ fn start(
         prefill_chunk_tokens,
         prefix_cache: false,
         scattered: options.scattered,
-        // Never.
+        // Never prefill locally.
         local_if_sooner_by: Duration::MAX,
         link: Some(link),
     })?)
 }
 
-/// The sender's process: a line with the time of each prompt's first put, until standard input ends.
+/// Runs the sender. Prints the time of the first put of each prompt, one per line, until standard input ends.
 fn send(options: &TransferOptions, config: &Config, address: &str) -> Result<()> {
     let (put, times) = channel();
     std::thread::spawn(move || times.into_iter().for_each(|time: u64| println!("{time}")));
@@ -203,10 +197,10 @@ fn send(options: &TransferOptions, config: &Config, address: &str) -> Result<()>
     })
 }
 
-/// The sender's process, which ends with this value.
+/// The sender's process. It ends when this value is dropped.
 struct Sending {
     process: Child,
-    /// When each prompt's first page was put.
+    /// The time of the first put of each prompt.
     put_at: Receiver<u64>,
 }
 
@@ -218,7 +212,7 @@ impl Sending {
             .args(options.page_kib.iter().flat_map(|kib| ["--page-kib".to_owned(), kib.to_string()]))
             .args(options.scattered.then_some("--scattered"))
             .args(["--in-flight", &options.in_flight.to_string()])
-            // The second GPU; nothing where there is none.
+            // The sender uses the second GPU. Without GPUs, this has no effect.
             .env("CUDA_VISIBLE_DEVICES", "1")
             .args(
                 options.set.iter().flat_map(|flag| ["--set".into(), format!("{}={}", flag.key, flag.value)]),
@@ -227,8 +221,9 @@ impl Sending {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .context("cannot start the sender's process")?;
-        let lines = BufReader::new(process.stdout.take().context("it has an output")?).lines();
+            .context("cannot start the process of the sender")?;
+        let lines =
+            BufReader::new(process.stdout.take().context("the output of the sender is not piped")?).lines();
         let (heard, put_at) = channel();
         std::thread::spawn(move || {
             for time in lines.map_while(Result::ok).filter_map(|line| line.parse().ok()) {
@@ -246,14 +241,14 @@ impl Drop for Sending {
     }
 }
 
-/// One pair, from its start to its end.
-fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Result<Vec<Sample>> {
+/// Starts a pair, measures it, and ends it.
+fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Result<Vec<TransferSample>> {
     actix::System::new().block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?.to_string();
         let (decoding, decoding_at) = channel();
         let asked = Box::new(move || {
-            // Whoever asks has gone.
+            // Fails after the measurement has ended.
             let _ = decoding.send(clock());
         });
         let node = start(options, config, LinkRole::Receiver(listener), page_hash, asked, None)?;
@@ -266,10 +261,14 @@ fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Resul
         let mut samples = Vec::with_capacity(options.rounds);
         for round in 0..WARM_UPS + options.rounds {
             let timings = hand_over(options, &node, config.page_tokens(), round as u64).await?;
-            let put_at = sending.put_at.recv_timeout(PATIENCE).context("the sender is silent")?;
-            let decoding_at = decoding_at.recv_timeout(PATIENCE).context("nothing was decoded")?;
+            let put_at = sending
+                .put_at
+                .recv_timeout(PATIENCE)
+                .context("the sender did not report its first put in time")?;
+            let decoding_at =
+                decoding_at.recv_timeout(PATIENCE).context("the receiver did not decode in time")?;
             if round >= WARM_UPS {
-                samples.push(Sample {
+                samples.push(TransferSample {
                     seconds: decoding_at.saturating_sub(put_at) as f64 / 1e9,
                     puts_seconds: timings.transfer_ms / 1e3,
                 });
@@ -281,7 +280,7 @@ fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Resul
     })
 }
 
-/// One request of two tokens: the second needs every page.
+/// Runs one request of two tokens. The second token needs all pages.
 async fn hand_over(
     options: &TransferOptions,
     node: &Node,
@@ -308,7 +307,7 @@ async fn hand_over(
             StreamEvent::Finished { timings, .. } => {
                 ensure!(
                     timings.pages == options.pages,
-                    "{} of {} pages travelled",
+                    "{} of {} pages were handed over",
                     timings.pages,
                     options.pages
                 );
@@ -317,5 +316,5 @@ async fn hand_over(
             StreamEvent::Failed(error) => return Err(error.into()),
         }
     }
-    bail!("the request was dropped")
+    bail!("the request ended without an event")
 }

@@ -1,4 +1,4 @@
-//! The layers of a configuration, each checked on its own, merged by figment.
+//! The layers of a configuration. Each layer is checked by itself; figment merges them.
 
 use std::fmt;
 use std::fs;
@@ -11,22 +11,22 @@ use figment::{Figment, Metadata, Profile, Provider};
 use super::lmcache;
 use super::renamed::todays_name;
 use super::surroundings::PREFIX;
-use super::{Flag, Key, Role, Surroundings, keys};
+use super::{ConfigKey, Flag, Role, Surroundings, keys};
 
-/// The value of a key that has none.
+/// The value of a key that is not set.
 pub(super) const NOTHING: Empty = Empty::None;
 
-/// The origin of what nobody set.
+/// The origin of a default value.
 const DEFAULT: &str = "default";
 
-/// One thing that is wrong with the configuration: where, which key, and why. Displays as one sentence.
+/// One problem of the configuration. Displays as one sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The file, the variable or the flag.
+    /// The file, variable or flag that has the problem.
     pub origin: String,
-    /// Dotted path of the key; empty if no key is at fault.
+    /// Dotted path of the key; empty if the problem concerns no key.
     pub key: String,
-    /// The rest of the sentence.
+    /// The rest of the sentence, after the key.
     pub reason: String,
 }
 
@@ -37,7 +37,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with the configuration; displays one problem a line.
+/// All problems of the configuration. Displays one problem per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<Problem>);
 
@@ -50,7 +50,7 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// One key's value in one layer; its own figment provider, so that figment remembers where each value came from.
+/// The value of one key in one layer. It is a figment provider of its own, so that figment knows the origin of each value.
 struct Setting {
     origin: String,
     key: &'static str,
@@ -68,15 +68,15 @@ impl Provider for Setting {
     }
 }
 
-/// All layers on top of each other.
+/// The merged layers.
 pub(super) struct Layers {
     merged: Figment,
-    /// What the operator should know of the layers, a sentence each.
+    /// Notes for the log, one sentence each.
     pub(super) notes: Vec<String>,
 }
 
 impl Layers {
-    /// Reads every layer, and fails with every problem in any of them.
+    /// Reads all layers. Fails with all of their problems.
     pub(super) fn collect(
         role: Role,
         file: Option<&Path>,
@@ -108,7 +108,7 @@ impl Layers {
         Ok(Self { merged, notes: draft.notes })
     }
 
-    /// The value of a key.
+    /// The merged value of a key.
     pub(super) fn get<T>(
         &self,
         key: &str,
@@ -118,15 +118,15 @@ impl Layers {
         parse(&value).map_err(|reason| self.problem(key, reason))
     }
 
-    /// A problem with the value that won.
+    /// A problem with the merged value of a key.
     pub(super) fn problem(&self, key: &str, reason: String) -> Problem {
         let origin = self.origin(key).unwrap_or_else(|| DEFAULT.to_owned());
         Problem { origin, key: key.to_owned(), reason }
     }
 
-    /// For each key that something set: what did.
+    /// For each key that is set: the origin of its value.
     pub(super) fn origins(&self) -> Vec<(&'static str, String)> {
-        let origin = |key: &Key| self.origin(key.name).filter(|origin| origin != DEFAULT);
+        let origin = |key: &ConfigKey| self.origin(key.name).filter(|origin| origin != DEFAULT);
         keys().filter_map(|key| origin(key).map(|origin| (key.name, origin))).collect()
     }
 
@@ -135,7 +135,7 @@ impl Layers {
     }
 }
 
-/// Settings and problems as they are found.
+/// The settings and problems found so far.
 #[derive(Default)]
 struct Draft {
     settings: Vec<Setting>,
@@ -144,7 +144,7 @@ struct Draft {
 }
 
 impl Draft {
-    /// Takes a value for a key, or notes why not.
+    /// Adds a value for a key if it is valid, else a problem.
     fn offer(&mut self, origin: &str, name: &str, value: Value) {
         let checked = match keys().find(|key| key.name == name) {
             Some(key) => (key.check)(&value).map(|()| key),
@@ -166,24 +166,24 @@ impl Draft {
             Ok(text) => text,
             Err(error) => return self.refuse(&origin, "", format!("cannot be read: {error}")),
         };
-        // The extended reader: the plain one lets a later section of the same name silently replace an earlier one.
+        // The plain reader lets a second section of the same name silently replace the first one; the extended reader refuses it.
         match YamlExtended::from_str::<Value>(&text) {
             Ok(Value::Dict(_, sections)) => {
                 let own = self.translate(&origin, role, sections);
                 self.walk(&origin, "", own);
             }
-            // A file of comments alone.
+            // The file has comments only.
             Ok(Value::Empty(..)) => {}
             Ok(_) => self.refuse(
                 &origin,
                 "",
-                "must hold sections and keys, as in `link: {port: 55555}`".to_owned(),
+                "must consist of sections and keys, such as `link: {port: 55555}`".to_owned(),
             ),
             Err(error) => self.refuse(&origin, "", format!("is not YAML: {error}")),
         }
     }
 
-    /// Takes the keys of LMCache out of a file that has some.
+    /// Translates the keys of LMCache in a file. Returns the other entries.
     fn translate(&mut self, origin: &str, role: Role, mut entries: Dict) -> Dict {
         if !lmcache::is_lmcache(&entries) {
             return entries;
@@ -195,9 +195,9 @@ impl Draft {
         for (key, reason) in translated.problems {
             self.refuse(origin, &key, reason);
         }
-        if !translated.idle.is_empty() {
-            let keys = translated.idle.join(", ");
-            self.notes.push(format!("{origin}: nothing here for {keys} to set"));
+        if !translated.ignored.is_empty() {
+            let keys = translated.ignored.join(", ");
+            self.notes.push(format!("{origin}: ignored {keys}"));
         }
         entries
     }
@@ -209,7 +209,7 @@ impl Draft {
                 keys().any(|key| key.name.strip_prefix(&*path).is_some_and(|rest| rest.starts_with('.')));
             match value {
                 Value::Dict(_, entries) if is_section => self.walk(origin, &path, entries),
-                // A section whose keys are all commented out.
+                // All keys of the section are commented out.
                 Value::Empty(..) if is_section => {}
                 _ if is_section => {
                     let first = keys().find(|key| key.name.starts_with(&*path)).map_or("", |key| key.name);
@@ -221,7 +221,7 @@ impl Draft {
     }
 }
 
-/// The role that a file of LMCache names; `None` for any other file, which will be read and judged later.
+/// The role that an LMCache file names; `None` for any other file. [`Layers::collect`] reports the problems of a file.
 pub(super) fn role_in(file: &Path) -> Option<Role> {
     let text = fs::read_to_string(file).ok()?;
     match YamlExtended::from_str::<Value>(&text).ok()? {
@@ -230,7 +230,7 @@ pub(super) fn role_in(file: &Path) -> Option<Role> {
     }
 }
 
-/// What to say of a key that does not exist.
+/// The reason for refusing a key that does not exist.
 fn unknown(name: &str) -> String {
     if let Some(today) = todays_name(name) {
         return format!("is now called {today}");
@@ -242,7 +242,7 @@ fn unknown(name: &str) -> String {
         .chain(sections)
         .map(|known| (strsim::levenshtein(known, name), known))
         .min();
-    // The same word in another section is the second guess: `port`, `http.threads`.
+    // The second guess is a key with the same last word in another section: `engine.threads` for `http.threads`.
     let elsewhere = keys().find(|key| last(key.name) == last(name)).map(|key| key.name);
     match near
         .filter(|(edits, known)| *edits <= 2 && *edits < known.len() / 2)

@@ -1,26 +1,26 @@
-//! LMCache's configuration files for disaggregated prefill, read as they are.
+//! Translates LMCache's configuration files for disaggregated prefill.
 //!
-//! Each of their keys sets a key of Baton, is checked against what the process is, or is named in one line of the log because
-//! there is nothing here that it could set.
+//! Each LMCache key sets a key of Baton, or is checked against the role of the process, or is ignored. The log names the ignored keys
+//! in one line.
 
 use figment::value::{Dict, Value};
 
 use super::Role;
 use super::values::named;
 
-/// What a file of LMCache comes to.
+/// The translation of an LMCache file.
 #[derive(Debug, Default)]
 pub(super) struct Translated {
-    /// Keys of Baton, their values, and the keys that they come from.
+    /// Keys of Baton, their values, and the LMCache keys that set them.
     pub(super) settings: Vec<(&'static str, Value, &'static str)>,
-    /// Keys that have nothing to set here.
-    pub(super) idle: Vec<String>,
-    /// Keys with values that cannot be used, and why.
+    /// LMCache keys that have no counterpart in Baton.
+    pub(super) ignored: Vec<String>,
+    /// LMCache keys with invalid values, and the reasons.
     pub(super) problems: Vec<(String, String)>,
 }
 
-/// Keys that size or tune what Baton does not have: copies of KV in host memory or on disk, serialisation, collected buffers.
-const IDLE: &[&str] = &[
+/// Keys for features that Baton does not have: copies of KV in host memory or on disk, serialisation, garbage-collected buffers.
+const IGNORED: &[&str] = &[
     "local_cpu",
     "max_local_cpu_size",
     "local_disk",
@@ -31,7 +31,8 @@ const IDLE: &[&str] = &[
     "save_decode_cache",
     "nixl_enable_gc",
 ];
-const MEANT: &[&str] = &[
+/// Keys that Baton uses or checks.
+const USED: &[&str] = &[
     "enable_nixl",
     "nixl_role",
     "nixl_peer_host",
@@ -40,12 +41,12 @@ const MEANT: &[&str] = &[
     "nixl_buffer_device",
 ];
 
-/// True if a file's top level has a key of LMCache: then it is read as one of its files.
+/// Whether the file has an LMCache key at its top level.
 pub(super) fn is_lmcache(entries: &Dict) -> bool {
-    entries.keys().any(|key| MEANT.contains(&&**key) || IDLE.contains(&&**key))
+    entries.keys().any(|key| USED.contains(&&**key) || IGNORED.contains(&&**key))
 }
 
-/// The role that a file names.
+/// The role in `nixl_role`.
 pub(super) fn role(entries: &Dict) -> Option<Result<Role, String>> {
     let value = entries.get("nixl_role")?;
     Some(match value.as_str() {
@@ -55,13 +56,13 @@ pub(super) fn role(entries: &Dict) -> Option<Result<Role, String>> {
     })
 }
 
-/// Takes LMCache's keys out of `entries`; what is left are Baton's own, or nobody's.
+/// Removes the LMCache keys from `entries` and translates them.
 pub(super) fn translate(entries: &mut Dict, process: Role) -> Translated {
     let mut out = Translated::default();
     match role(entries) {
         Some(Ok(role)) if role != process => {
             let reason = format!(
-                "is {}, and this process is to be a {}; start it with --role {}, or name the other file",
+                "is {}, but the role of this process is {}; start it with --role {}, or use the file for its role",
                 role.name(),
                 process.name(),
                 role.name()
@@ -87,7 +88,7 @@ pub(super) fn translate(entries: &mut Dict, process: Role) -> Translated {
     out.settings.extend(bytes.map(|bytes| ("ring.bytes", bytes, "nixl_buffer_size")));
     if let Some(device) = entries.remove("nixl_buffer_device") {
         match device.as_str() {
-            // Pages are put from where the engine computes them, so `cuda` means the engine's device.
+            // Pages are put from the memory of the engine's device, so this key has no effect.
             Some("cuda" | "cpu") => {}
             _ => out.problems.push((
                 "nixl_buffer_device".to_owned(),
@@ -100,16 +101,17 @@ pub(super) fn translate(entries: &mut Dict, process: Role) -> Translated {
         && process != Role::Local
     {
         let reason = format!(
-            "is {}, but pages travel over UCX or not at all; set it to True, or start with --role local",
+            "is {}, but a sender or receiver always uses UCX; set it to True, or start with --role local",
             named(&enabled)
         );
         out.problems.push(("enable_nixl".to_owned(), reason));
     }
-    out.idle =
-        IDLE.iter().filter(|key| entries.remove(**key).is_some()).map(|key| (*key).to_owned()).collect();
+    out.ignored =
+        IGNORED.iter().filter(|key| entries.remove(**key).is_some()).map(|key| (*key).to_owned()).collect();
     out
 }
 
+/// A string or a whole number as text.
 fn plain(value: &Value) -> String {
     match value {
         Value::String(_, text) => text.clone(),

@@ -1,4 +1,4 @@
-//! The resolved configuration as YAML that `--config` reads back.
+//! Prints the resolved configuration as YAML that `--config` can read.
 
 use std::fmt::Write as _;
 
@@ -6,9 +6,10 @@ use super::values::MASK;
 use super::{Config, Role, keys};
 
 impl Config {
-    /// The resolved configuration as YAML: every key, what it means where nobody set it, what set it where somebody did.
+    /// The resolved configuration as YAML. A comment behind each key has the origin of its value, or its documentation if the value is
+    /// the default.
     ///
-    /// A secret is masked and commented out, so that the text can be read back without making the mask the secret.
+    /// A secret is masked and commented out, so that reading the text does not set the secret to the mask.
     pub fn to_yaml(&self, role: Role) -> String {
         let mut out = format!("# Baton's configuration for --role {role}.\n");
         let mut section = "";
@@ -20,19 +21,20 @@ impl Config {
             }
             let indent = if parent.is_empty() { "" } else { "  " };
             let hidden = value.contains(MASK);
-            let line = format!("{indent}{}{name}: {value}", if hidden { "# " } else { "" });
-            let _ = writeln!(out, "{line:<40} # {}", self.remark(role, key, hidden));
+            let (comment, note) =
+                if hidden { ("# ", "; not shown, and not read back from this text") } else { ("", "") };
+            let line = format!("{indent}{comment}{name}: {value}");
+            let _ = writeln!(out, "{line:<40} # {}{note}", self.remark(role, key));
         }
         out
     }
 
-    fn remark(&self, role: Role, key: &str, hidden: bool) -> String {
+    fn remark(&self, role: Role, key: &str) -> String {
         let origin =
             self.origins.iter().find(|(name, _)| *name == key).map(|(_, origin)| format!("from {origin}"));
         let doc =
             keys().find(|known| known.name == key).map_or("", |known| known.doc.trim()).trim_end_matches('.');
         match origin {
-            Some(origin) if hidden => format!("{origin}; not shown, and not read back from this text"),
             Some(origin) => origin,
             None if !role.uses(key) => format!("not used by role {role}"),
             None => doc.to_owned(),

@@ -1,20 +1,20 @@
-//! What a process is.
+//! The role of a process.
 
 use std::fmt;
 
-/// What a process is; chosen on the command line, never by a file.
+/// The role of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Role {
-    /// Decodes, and runs the frontend; senders dial it.
+    /// Decodes and serves clients; senders connect to it.
     Receiver,
-    /// Prefills prompts for receivers, which it dials.
+    /// Prefills prompts for the receivers that it connects to.
     Sender,
-    /// One engine behind the frontend, and no transport.
+    /// Prefills and decodes in one process, without a transport.
     Local,
 }
 
 impl Role {
-    /// The role in one word, as on the command line.
+    /// The name of the role on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Receiver => "receiver",
@@ -23,7 +23,7 @@ impl Role {
         }
     }
 
-    /// Whether a process of this role looks at the key.
+    /// Whether a process of this role uses the key.
     pub(super) fn uses(self, key: &str) -> bool {
         match self {
             Self::Receiver => key != "link.peers",

@@ -1,4 +1,4 @@
-//! What a process finds around it: cache folder, cores, environment variables.
+//! The environment of a process: cache folder, cores, environment variables.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -10,35 +10,35 @@ use common::cache_folder;
 /// The prefix of the environment variables that set keys.
 pub(super) const PREFIX: &str = "BATON_";
 
-/// The file that `cargo xtask demo` fetches and that is served where nothing names a model.
+/// The default model file. `cargo xtask demo` downloads it.
 const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
-/// What a process found around it when it started.
+/// The environment of a process when it started.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Surroundings {
-    /// Where fetched models and libraries lie: `$XDG_CACHE_HOME/baton`, else `$HOME/.cache/baton`.
+    /// Folder of downloaded models and libraries: `$XDG_CACHE_HOME/baton`, else `$HOME/.cache/baton`.
     pub cache: PathBuf,
-    /// Where the program's archive was unpacked: the folder that has the program in its `bin`.
+    /// Folder of the unpacked release archive, which has the program in its `bin`.
     pub archive: Option<PathBuf>,
-    /// Cores that this process may use.
+    /// Number of cores that this process may use.
     pub cores: usize,
-    /// The `UCX_` variables that the operator set: UCX reads them itself, and Baton leaves those choices alone.
+    /// The `UCX_` variables that the operator set. UCX reads them itself; Baton does not override them.
     pub(super) ucx_variables: BTreeMap<String, String>,
-    /// The file that `LMCACHE_CONFIG_FILE` names, which is read where `--config` names none.
+    /// The file in `LMCACHE_CONFIG_FILE`. It is read if `--config` is not given.
     pub lmcache_file: Option<PathBuf>,
-    /// The variables that start with `BATON_`, name to value.
+    /// The variables that start with `BATON_`, by name.
     pub(super) variables: BTreeMap<String, String>,
 }
 
 impl Surroundings {
-    /// Those of this process.
+    /// The environment of this process.
     pub fn of_process() -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let archive = std::env::current_exe().ok().and_then(|program| archive_of(&program));
         Self { archive, ..Self::from_variables(std::env::vars_os(), cores) }
     }
 
-    /// Those of a process with these variables and cores, whose program's place is not known.
+    /// The environment of a process with these variables and cores, without a release archive.
     pub fn from_variables(variables: impl IntoIterator<Item = (OsString, OsString)>, cores: usize) -> Self {
         let all: BTreeMap<OsString, OsString> = variables.into_iter().collect();
         let folder =
@@ -58,7 +58,7 @@ impl Surroundings {
         Self { ucx_variables, variables, lmcache_file, cache, archive: None, cores }
     }
 
-    /// The key that OpenAI's clients show.
+    /// The API key in `OPENAI_API_KEY`, which OpenAI's clients send.
     pub fn openai_key() -> Option<String> {
         std::env::var("OPENAI_API_KEY").ok().filter(|key| !key.is_empty())
     }
@@ -68,24 +68,24 @@ impl Surroundings {
         (!self.ucx_variables.contains_key(name)).then(|| value.to_owned())
     }
 
-    /// What the operator set the UCX variable `name` to.
+    /// The value of the UCX variable `name`, if the operator set it.
     pub fn ucx_variable(&self, name: &str) -> Option<String> {
         self.ucx_variables.get(name).cloned()
     }
 
-    /// The model that is served where nothing names one.
+    /// The model that is served if the key `model` is not set.
     pub fn default_model(&self) -> PathBuf {
         self.cache.join("models").join(DEFAULT_MODEL)
     }
 }
 
-/// The folder that has this program in its `bin`.
+/// The folder that contains this program in its `bin`.
 pub(super) fn archive_of(program: &Path) -> Option<PathBuf> {
     let bin = program.parent().filter(|folder| folder.ends_with("bin"))?;
     Some(bin.parent()?.to_owned())
 }
 
-/// Names the variables, never their values: one of them may be a secret.
+/// Shows the names of variables and not their values, which may be secrets.
 impl std::fmt::Debug for Surroundings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Surroundings")

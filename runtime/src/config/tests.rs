@@ -4,7 +4,7 @@ use std::fs;
 
 use super::*;
 
-/// For each key: a value that is accepted, how it is shown, a value that is refused, and the reason.
+/// For each key: an accepted value, how it is shown, a refused value, and the reason.
 const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("model", "/m/a.gguf", "/m/a.gguf", "", "must be a path"),
     ("tokenizer", "/m/b.gguf", "/m/b.gguf", "", "must be a path"),
@@ -17,8 +17,8 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("frontend.local_if_sooner_by", "2s", "2s", "soon", "must be a duration"),
     ("link.host", "node-1", "node-1", "two words", "must be a host name"),
     ("link.port", "5", "5", "abc", "must be a port from 0 to 65535, not \"abc\""),
-    ("link.secret", "hush", "\"***\"", "***", "only stands for a secret"),
-    ("link.peers", "a:1, b:2", "[\"a:1\", \"b:2\"]", "a", "must list host:port, which \"a\" is not"),
+    ("link.secret", "hush", "\"***\"", "***", "only masks a secret"),
+    ("link.peers", "a:1, b:2", "[\"a:1\", \"b:2\"]", "a", "must be a list of host:port, but \"a\" is not"),
     ("ring.bytes", "1.5 MiB", "1536KiB", "1 parsec", "must be a size above zero such as 1GiB"),
     ("engine.threads", "3", "3", "many", "must be a whole number from 0 to 256"),
     ("engine.device", "cpu", "cpu", "tpu", "must be cpu or cuda"),
@@ -33,7 +33,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("request.queue", "0", "0", "-1", "must be a whole number from 0 to 65536"),
     ("request.input_bytes", "64MiB", "64MiB", "0", "must be a size above zero"),
     ("request.context_tokens", "4096", "4096", "-1", "must be a whole number from 0"),
-    ("request.api_key", "hush", "\"***\"", "***", "only stands for a secret"),
+    ("request.api_key", "hush", "\"***\"", "***", "only masks a secret"),
     ("transport.ucx_library", "/u/libucp.so.0", "/u/libucp.so.0", "", "must be a path"),
     ("transport.min_gigabytes_per_second", "1.5", "1.5", "fast", "must be a number of at least 0"),
     ("transport.page_hash", "false", "false", "perhaps", "must be true or false"),
@@ -65,7 +65,7 @@ fn variable(key: &str) -> String {
     format!("BATON_{}", key.to_uppercase().replace('.', "__"))
 }
 
-/// One key as a YAML file; the value is written bare unless that would not be the same value.
+/// A YAML file with one key. The value is quoted unless it is alphanumeric.
 fn yaml(key: &str, value: &str) -> String {
     let bare = !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric());
     let value = if bare { value.to_owned() } else { format!("{value:?}") };
@@ -120,7 +120,7 @@ fn a_bad_value_is_refused_in_each_layer() {
         let by_variable = Config::load(Role::Local, None, &[], surroundings(&[(&variable(key), bad)]));
         refused(by_variable, &variable(key), key, reason);
         with_file(&format!("bad-{key}"), &yaml(key, bad), |file| {
-            // A later layer does not hide what is wrong in an earlier one.
+            // A valid value in a later layer does not hide the problem.
             let good = TABLE.iter().find(|row| row.0 == *key).unwrap().1;
             let by_file = Config::load(Role::Local, Some(file), &[set(key, good)], surroundings(&[]));
             refused(by_file, &file.display().to_string(), key, reason);
@@ -161,7 +161,7 @@ fn unknown_keys_are_refused_with_the_nearest_one() {
 }
 
 #[test]
-fn a_key_with_another_name_today_is_refused_with_that_name() {
+fn a_renamed_key_is_refused_with_its_current_name() {
     let around = surroundings(&[("BATON_TRANSPORT__MIN_GBPS", "1")]);
     let errors = Config::load(Role::Sender, None, &[], around).unwrap_err();
     let expect = "transport.min_gbps is now called transport.min_gigabytes_per_second";
@@ -181,7 +181,7 @@ fn every_problem_is_listed() {
 }
 
 #[test]
-fn files_that_are_no_configuration_are_refused() {
+fn files_that_are_not_a_configuration_are_refused() {
     let check = |text: &str, expect: &str| {
         with_file("shape", text, |file| {
             let errors =
@@ -190,10 +190,11 @@ fn files_that_are_no_configuration_are_refused() {
             assert!(!errors.contains('\n'), "{errors}");
         });
     };
-    check("- a\n", "must hold sections and keys");
+    check("- a\n", "must consist of sections and keys");
     check("http: {port: 1\n", "is not YAML: ");
     check("http: {port: 1}\nhttp: {port: 2}\n", "duplicate entry with key \"http\"");
     check("http: {port: {a: 1}}\n", "http.port must be a port from 0 to 65535, not a section");
+    check("served_model_name: 5\n", "served_model_name must be text, not 5; put a number in quotes");
     let missing = Config::load(Role::Local, Some(Path::new("/nowhere/x.yaml")), &[], surroundings(&[]));
     assert!(missing.unwrap_err().to_string().starts_with("/nowhere/x.yaml: cannot be read: "));
     for text in ["", "# nothing\n", "http:\n  # port: 1\n"] {
@@ -228,7 +229,7 @@ fn defaults_follow_the_role_and_the_surroundings() {
 }
 
 #[test]
-fn what_no_key_sees_alone_is_refused() {
+fn keys_that_contradict_each_other_are_refused() {
     let check = |role, flags: &[Flag], expect: &str| {
         let errors = Config::load(role, None, flags, surroundings(&[])).unwrap_err();
         assert_eq!(errors.to_string(), expect);
@@ -236,7 +237,7 @@ fn what_no_key_sees_alone_is_refused() {
     check(
         Role::Receiver,
         &[set("frontend.port", "8200")],
-        "--set frontend.port: frontend.port must differ from http.port, both are 8200 on 127.0.0.1",
+        "--set frontend.port: frontend.port must differ from http.port; both are 8200 on 127.0.0.1",
     );
     check(
         Role::Sender,
@@ -246,7 +247,7 @@ fn what_no_key_sees_alone_is_refused() {
     check(
         Role::Local,
         &[set("frontend.enabled", "false")],
-        "--set frontend.enabled: frontend.enabled must be true for role local, which has no other port",
+        "--set frontend.enabled: frontend.enabled must be true for role local, because it has no other port",
     );
     let zeros = [set("frontend.port", "0"), set("http.port", "0"), set("link.port", "0")];
     assert!(Config::load(Role::Receiver, None, &zeros, surroundings(&[])).is_ok());
@@ -267,7 +268,7 @@ fn the_printed_configuration_is_read_back() {
 }
 
 #[test]
-fn a_secret_is_nowhere() {
+fn secrets_are_never_shown() {
     let around = surroundings(&[("BATON_LINK__SECRET", "hush")]);
     let config = Config::load(Role::Sender, None, &[], around).unwrap();
     assert_eq!(config.link.secret.as_ref().unwrap().reveal(), "hush");
@@ -313,7 +314,7 @@ fn sizes_and_durations() {
 }
 
 #[test]
-fn every_file_in_configs_loads_and_says_the_defaults() {
+fn the_files_in_configs_have_the_defaults() {
     for role in [Role::Receiver, Role::Sender, Role::Local] {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../configs/{role}.yaml"));
         let config = Config::load(role, Some(&file), &[], surroundings(&[])).unwrap();
@@ -327,13 +328,14 @@ fn lmcache(name: &str) -> PathBuf {
 }
 
 #[test]
-fn files_of_lmcache_are_read_as_they_are() {
+fn lmcache_files_are_translated() {
     for (name, role) in [("prefiller", Role::Sender), ("decoder", Role::Receiver)] {
         let file = lmcache(name);
         assert_eq!(Config::role_in(&file), Some(role));
         let config = Config::load(role, Some(&file), &[], surroundings(&[])).unwrap();
         assert_eq!(config.ring.bytes.0, 1 << 30);
-        let expect = "nothing here for local_cpu, max_local_cpu_size, max_local_disk_size, remote_serde, nixl_enable_gc to set";
+        let expect =
+            "ignored local_cpu, max_local_cpu_size, max_local_disk_size, remote_serde, nixl_enable_gc";
         assert_eq!(config.notes, [format!("{}: {expect}", file.display())]);
         match role {
             Role::Sender => assert_eq!(config.link.peers, ["localhost:55555"]),
@@ -343,19 +345,23 @@ fn files_of_lmcache_are_read_as_they_are() {
 }
 
 #[test]
-fn keys_of_lmcache_are_checked() {
+fn lmcache_keys_are_checked() {
     let check = |text: &str, role: Role, expect: &str| {
         let errors =
             with_file("lmcache", text, |file| Config::load(role, Some(file), &[], surroundings(&[])));
         let text = errors.expect_err("it is refused").to_string();
-        assert!(text.contains(expect), "{text:?} does not say {expect:?}");
+        assert!(text.contains(expect), "{text:?} does not contain {expect:?}");
     };
-    check("nixl_role: sender", Role::Receiver, "nixl_role is sender, and this process is to be a receiver");
+    check(
+        "nixl_role: sender",
+        Role::Receiver,
+        "nixl_role is sender, but the role of this process is receiver",
+    );
     check("nixl_role: both", Role::Sender, "nixl_role must be sender or receiver, not \"both\"");
     check(
         "enable_nixl: False",
         Role::Sender,
-        "enable_nixl is false, but pages travel over UCX or not at all",
+        "enable_nixl is false, but a sender or receiver always uses UCX",
     );
     check("nixl_buffer_device: disk", Role::Sender, "nixl_buffer_device must be cuda or cpu");
     check("nixl_buffer_size: 0", Role::Sender, "(nixl_buffer_size): ring.bytes must be a size above zero");

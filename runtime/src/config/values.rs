@@ -1,4 +1,4 @@
-//! Reading one value and showing it again. A reader's error is the rest of a sentence that starts with the key.
+//! Parses and shows the value of a key. An error continues a sentence that starts with the key.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use figment::value::Value;
 
-/// A number of bytes, written as people write them: `1GiB`, `512 MiB`, `1.5 GB`, `4096`.
+/// A number of bytes, written as `1GiB`, `512 MiB`, `1.5 GB` or `4096`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
-/// Units of bytes, the longest first; 1000s and 1024s are both meant as written.
+/// Units of bytes. `kb` is 1000 bytes and `kib` is 1024 bytes.
 const BYTE_UNITS: [(&str, u64); 8] = [
     ("gib", 1 << 30),
     ("mib", 1 << 20),
@@ -23,7 +23,7 @@ const BYTE_UNITS: [(&str, u64); 8] = [
     ("", 1),
 ];
 
-/// Units of time, in nanoseconds.
+/// Units of time and their nanoseconds.
 const TIME_UNITS: [(&str, u64); 4] =
     [("ms", 1_000_000), ("s", 1_000_000_000), ("m", 60_000_000_000), ("h", 3_600_000_000_000)];
 
@@ -42,7 +42,7 @@ impl fmt::Display for ByteSize {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
-/// What stands where a secret would.
+/// Shown in place of a secret.
 pub(super) const MASK: &str = "***";
 
 impl Secret {
@@ -52,7 +52,7 @@ impl Secret {
         Self(text.to_owned())
     }
 
-    /// The secret itself, for the one place that proves it to a peer.
+    /// The secret text.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -64,25 +64,25 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What computes, and so where pages lie.
+/// The device that computes. Its memory holds the KV pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// The processor; host memory.
+pub enum DeviceSetting {
+    /// The CPU, with pages in host memory.
     Cpu,
-    /// The first CUDA device that the process sees.
+    /// The first GPU that is visible to the process.
     Cuda,
 }
 
-/// Where weights come from.
+/// The source of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LoadFormat {
-    /// The model's files.
+pub enum LoadFormatSetting {
+    /// The files of the model.
     Auto,
-    /// Nowhere: random ones of the model's shape.
+    /// Random weights of the shape of the model.
     Dummy,
 }
 
-/// The value in a sentence: `"abc"`, `5`, `a list`.
+/// The value as it appears in a message: `"abc"`, `5`, `a list`.
 pub(super) fn named(value: &Value) -> String {
     match value {
         Value::String(_, text) if text.chars().count() > 60 => {
@@ -98,7 +98,7 @@ pub(super) fn named(value: &Value) -> String {
     }
 }
 
-/// A string or a number as text; a variable or a flag brings every number as a string.
+/// A string or a number as text. Variables and flags have numbers as strings.
 fn scalar(value: &Value) -> Option<String> {
     match value {
         Value::String(_, text) => Some(text.trim().to_owned()),
@@ -112,6 +112,7 @@ fn scalar(value: &Value) -> Option<String> {
     }
 }
 
+/// A string that is not blank.
 fn words(value: &Value) -> Option<String> {
     let text = match value {
         Value::String(_, text) => text.trim().to_owned(),
@@ -121,36 +122,40 @@ fn words(value: &Value) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Any text that is not empty.
-pub(super) fn text(value: &Value) -> Result<String, String> {
-    words(value)
-        .ok_or_else(|| format!("must be text, in quotes where it looks like a number, not {}", named(value)))
+/// The advice for a number in place of text.
+fn quotes_hint(value: &Value) -> &'static str {
+    if matches!(value, Value::Num(..)) { "; put a number in quotes" } else { "" }
 }
 
-/// A path of the file system.
+/// Parses text that is not empty.
+pub(super) fn text(value: &Value) -> Result<String, String> {
+    words(value).ok_or_else(|| format!("must be text, not {}{}", named(value), quotes_hint(value)))
+}
+
+/// Parses a file path.
 pub(super) fn path(value: &Value) -> Result<PathBuf, String> {
     words(value).map(PathBuf::from).ok_or_else(|| format!("must be a path, not {}", named(value)))
 }
 
-/// A host name or address, without a port.
+/// Parses a host name or address without a port.
 pub(super) fn host(value: &Value) -> Result<String, String> {
     let host = words(value).filter(|host| !host.contains(|c: char| c.is_whitespace() || "/[]@".contains(c)));
     let host = host.filter(|host| host.parse::<std::net::Ipv6Addr>().is_ok() || !host.contains(':'));
     host.ok_or_else(|| format!("must be a host name or an address without a port, not {}", named(value)))
 }
 
-/// A secret; its value is in no message.
+/// Parses a secret. Errors do not show the value.
 pub(super) fn secret(value: &Value) -> Result<Secret, String> {
     match words(value) {
-        Some(text) if text == MASK => {
-            Err(format!("is {MASK}, which only stands for a secret; set the secret itself"))
-        }
+        Some(text) if text == MASK => Err(format!(
+            "is {MASK}, which only masks a secret in printed configurations; set the secret itself"
+        )),
         Some(text) => Ok(Secret(text)),
-        None => Err("must be text, in quotes where it looks like a number".to_owned()),
+        None => Err(format!("must be text that is not empty{}", quotes_hint(value))),
     }
 }
 
-/// `true` or `false`.
+/// Parses `true` or `false`.
 pub(super) fn truth(value: &Value) -> Result<bool, String> {
     let parsed = match value {
         Value::Bool(_, truth) => Some(*truth),
@@ -160,13 +165,13 @@ pub(super) fn truth(value: &Value) -> Result<bool, String> {
     parsed.ok_or_else(|| format!("must be true or false, not {}", named(value)))
 }
 
-/// A port, 0 included.
+/// Parses a port from 0 to 65535.
 pub(super) fn port(value: &Value) -> Result<u16, String> {
     let parsed = scalar(value).and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| format!("must be a port from 0 to 65535, not {}", named(value)))
 }
 
-/// A whole number in a range.
+/// Parses a whole number in a range.
 pub(super) fn count<T: TryFrom<u64>>(value: &Value, range: RangeInclusive<u64>) -> Result<T, String> {
     let parsed =
         scalar(value).and_then(|text| text.parse::<u64>().ok()).filter(|number| range.contains(number));
@@ -175,7 +180,7 @@ pub(super) fn count<T: TryFrom<u64>>(value: &Value, range: RangeInclusive<u64>) 
     })
 }
 
-/// A number with a unit, as `number × unit`; more than zero.
+/// Parses a number above zero with one of these units. Returns the number in the smallest unit.
 fn measured(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -185,14 +190,14 @@ fn measured(text: &str, units: &[(&str, u64)]) -> Option<u64> {
         Ok(whole) => whole.checked_mul(size)?,
         Err(_) => {
             let product = number.parse::<f64>().ok()? * size as f64;
-            // Past 2^53 an f64 no longer holds every whole number, and nobody writes a fraction of that much.
+            // An f64 does not represent every whole number above 2^53.
             (product < 9.0e15).then_some(product.round() as u64)?
         }
     };
     (total > 0).then_some(total)
 }
 
-/// A number of bytes, more than zero.
+/// Parses a number of bytes above zero.
 pub(super) fn bytes(value: &Value) -> Result<ByteSize, String> {
     let parsed = scalar(value).and_then(|text| measured(&text, &BYTE_UNITS));
     parsed
@@ -200,7 +205,7 @@ pub(super) fn bytes(value: &Value) -> Result<ByteSize, String> {
         .ok_or_else(|| format!("must be a size above zero such as 1GiB or 512 MiB, not {}", named(value)))
 }
 
-/// A duration above zero; a bare number has no unit and is refused.
+/// Parses a duration above zero. A number without a unit is refused.
 pub(super) fn duration(value: &Value) -> Result<Duration, String> {
     let parsed = scalar(value).and_then(|text| measured(&text, &TIME_UNITS));
     parsed.map(Duration::from_nanos).ok_or_else(|| {
@@ -208,7 +213,7 @@ pub(super) fn duration(value: &Value) -> Result<Duration, String> {
     })
 }
 
-/// A list of `host:port`, or one string with commas.
+/// Parses a list of `host:port`, or one string with commas between them.
 pub(super) fn peers(value: &Value) -> Result<Vec<String>, String> {
     let entries = match value {
         Value::Array(_, entries) => entries.iter().map(words).collect::<Option<Vec<_>>>(),
@@ -224,17 +229,17 @@ pub(super) fn peers(value: &Value) -> Result<Vec<String>, String> {
         let parts = entry.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
         if !matches!(parts, Some((host, Ok(1..))) if !host.is_empty() && !host.contains(char::is_whitespace))
         {
-            return Err(format!("must list host:port, which {entry:?} is not"));
+            return Err(format!("must be a list of host:port, but {entry:?} is not host:port"));
         }
     }
     Ok(entries)
 }
 
-/// What computes.
-pub(super) fn device(value: &Value) -> Result<Device, String> {
+/// Parses a device.
+pub(super) fn device(value: &Value) -> Result<DeviceSetting, String> {
     match words(value).as_deref() {
-        Some("cpu") => Ok(Device::Cpu),
-        Some("cuda") if cfg!(feature = "cuda") => Ok(Device::Cuda),
+        Some("cpu") => Ok(DeviceSetting::Cpu),
+        Some("cuda") if cfg!(feature = "cuda") => Ok(DeviceSetting::Cuda),
         Some("cuda") => {
             Err("cannot be cuda in this build; build it with `cargo xtask cuda`, or set it to cpu".to_owned())
         }
@@ -242,30 +247,30 @@ pub(super) fn device(value: &Value) -> Result<Device, String> {
     }
 }
 
-/// Where weights come from.
-pub(super) fn load_format(value: &Value) -> Result<LoadFormat, String> {
+/// Parses a source of weights.
+pub(super) fn load_format(value: &Value) -> Result<LoadFormatSetting, String> {
     match words(value).as_deref() {
-        Some("auto") => Ok(LoadFormat::Auto),
-        Some("dummy") => Ok(LoadFormat::Dummy),
+        Some("auto") => Ok(LoadFormatSetting::Auto),
+        Some("dummy") => Ok(LoadFormatSetting::Dummy),
         _ => Err(format!("must be auto or dummy, not {}", named(value))),
     }
 }
 
-/// A number of at least 0.
+/// Parses a number of at least 0.
 pub(super) fn rate(value: &Value) -> Result<f32, String> {
     let parsed = scalar(value).and_then(|text| text.parse::<f32>().ok());
     let rate = parsed.filter(|rate| rate.is_finite() && *rate >= 0.0);
     rate.ok_or_else(|| format!("must be a number of at least 0, not {}", named(value)))
 }
 
-/// A share of a whole, above 0 and up to 1.
+/// Parses a number above 0 and up to 1.
 pub(super) fn share(value: &Value) -> Result<f32, String> {
     let parsed = scalar(value).and_then(|text| text.parse::<f32>().ok());
     let share = parsed.filter(|share| *share > 0.0 && *share <= 1.0);
     share.ok_or_else(|| format!("must be above 0 and up to 1, not {}", named(value)))
 }
 
-/// `None` for nothing, else what `parse` makes of the value.
+/// Returns `None` for an empty value, else the result of `parse`.
 pub(super) fn optional<T>(
     value: &Value,
     parse: fn(&Value) -> Result<T, String>,
@@ -278,9 +283,9 @@ pub(super) fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// How a value is written in YAML, so that reading it gives the same value.
+/// Writes a value as YAML that parses to the same value.
 pub(super) trait Show {
-    /// The YAML text, in one line.
+    /// The YAML text on one line.
     fn show(&self) -> String;
 }
 
@@ -292,7 +297,7 @@ impl Show for str {
             .contains(&&*self.to_ascii_lowercase());
         let number =
             self.parse::<f64>().is_ok() || ["0x", "0o", "0b"].iter().any(|base| self.starts_with(base));
-        // A double-quoted Rust literal of printable text is a YAML one too.
+        // A double-quoted Rust literal of printable text is also a double-quoted YAML scalar.
         if starts && !word && !number && self.chars().all(plain) {
             self.to_owned()
         } else {
@@ -319,7 +324,7 @@ impl Show for Secret {
     }
 }
 
-impl Show for Device {
+impl Show for DeviceSetting {
     fn show(&self) -> String {
         match self {
             Self::Cpu => "cpu".to_owned(),
@@ -328,7 +333,7 @@ impl Show for Device {
     }
 }
 
-impl Show for LoadFormat {
+impl Show for LoadFormatSetting {
     fn show(&self) -> String {
         match self {
             Self::Auto => "auto".to_owned(),

@@ -1,4 +1,4 @@
-//! What a client is told when a request is refused or fails, in vLLM's shape.
+//! Errors of the HTTP API, in the format of vLLM.
 
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
@@ -6,22 +6,22 @@ use actix_web::http::header::RETRY_AFTER;
 use actors::request::{Refused, RequestError};
 use serde::Serialize;
 
-/// A refusal or a failure: the status, and what the body says.
+/// An error response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ApiError {
     /// HTTP status; also the body's `code`.
     pub(super) status: StatusCode,
     /// One sentence.
     pub(super) message: String,
-    /// The field of the request that is at fault.
+    /// The field of the request that is wrong.
     pub(super) param: Option<String>,
-    /// When to try again, where that may help.
+    /// Value of `Retry-After`, for the statuses that have it.
     pub(super) retry_seconds: u64,
 }
 
 /// The body: `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Serialize)]
-struct Body<'a> {
+struct ErrorBody<'a> {
     error: Detail<'a>,
 }
 
@@ -34,17 +34,17 @@ struct Detail<'a> {
 }
 
 impl ApiError {
-    /// An error about the request as a whole.
+    /// An error that concerns no single field.
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into(), param: None, retry_seconds: 1 }
     }
 
-    /// 400, about one field.
+    /// Status 400 for one field.
     pub(super) fn field(name: &str, message: impl Into<String>) -> Self {
         Self { param: Some(name.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, message) }
     }
 
-    /// The JSON text of the body, as it also stands in a stream that fails midway.
+    /// The JSON text of the body. It is also the last event of a stream that fails.
     pub(super) fn body(&self) -> String {
         let error = Detail {
             message: &self.message,
@@ -52,7 +52,7 @@ impl ApiError {
             param: self.param.as_deref(),
             code: self.status.as_u16(),
         };
-        serde_json::to_string(&Body { error }).unwrap_or_default()
+        serde_json::to_string(&ErrorBody { error }).unwrap_or_default()
     }
 
     /// The HTTP response.
@@ -62,7 +62,7 @@ impl ApiError {
             response.insert_header((RETRY_AFTER, self.retry_seconds.to_string()));
         }
         if self.status == StatusCode::REQUEST_TIMEOUT {
-            // What the client still sends is nobody's next request.
+            // The rest of the late body must not be read as the next request.
             response.force_close();
         }
         response.content_type("application/json").body(self.body())
@@ -88,7 +88,7 @@ impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         let status = match refused {
             Refused::TooLarge { .. } => StatusCode::BAD_REQUEST,
-            // Busy, shutting down, and whatever else passes with time.
+            // Busy, shutting down: a later attempt may succeed.
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, refused.to_string())

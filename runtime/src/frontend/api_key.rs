@@ -1,4 +1,4 @@
-//! The key that clients may have to show.
+//! The check of the API key.
 
 use actix_web::HttpResponse;
 use actix_web::body::{BoxBody, MessageBody};
@@ -9,19 +9,19 @@ use actix_web::web::Data;
 
 use super::Frontend;
 
-/// Paths that anybody may ask: probes and monitoring have no key.
+/// Paths that need no key, for probes and monitoring.
 const OPEN: &[&str] = &["/health", "/ping", "/version", "/load", "/metrics"];
 
-/// Answers 401, with vLLM's body, to whoever has to show the key and does not.
+/// Middleware that answers 401, with vLLM's body, to a request without the API key.
 pub(super) async fn check<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let key = request.app_data::<Data<Frontend>>().and_then(|frontend| frontend.api_key.as_deref());
-    let shown = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
+    let sent = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let sent = sent.and_then(|value| value.strip_prefix("Bearer "));
     let open = OPEN.contains(&request.path());
-    if open || key.is_none_or(|key| shown.is_some_and(|shown| same(key.as_bytes(), shown.as_bytes()))) {
+    if open || key.is_none_or(|key| sent.is_some_and(|sent| same(key.as_bytes(), sent.as_bytes()))) {
         return next.call(request).await.map(ServiceResponse::map_into_boxed_body);
     }
     let response = HttpResponse::Unauthorized()
@@ -31,7 +31,7 @@ pub(super) async fn check<B: MessageBody + 'static>(
     Ok(request.into_response(response))
 }
 
-/// Equality in a time that does not depend on where two keys of a length differ.
+/// Compares two keys. The time does not depend on where keys of equal length differ.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
 }

@@ -1,4 +1,4 @@
-//! A request's body: read as it arrives, within the budget of [`Memory`].
+//! The body of a request. Reads it as it arrives, within the budget of [`InputMemory`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,32 +12,33 @@ use tokio::time::timeout;
 use super::Frontend;
 use super::api_error::ApiError;
 use super::fields::Fields;
-use super::memory::{Held, Memory};
+use super::memory::{HeldBytes, InputMemory};
 use super::prompts::Reader;
 
-/// Largest body: a prompt of 128k token ids spelt as a JSON list is 1 MiB, as text less.
+/// Largest body. A prompt of 128k token ids is about 1 MiB as a JSON list, and less as text.
 pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
 
-/// A body up to this long takes well under a millisecond to read.
+/// Largest body that is parsed on the HTTP worker. Parsing it takes well under a millisecond.
 const READ_HERE_BYTES_MAX: usize = 4 << 10;
 
-/// Room for a body whose length is not told in advance; it doubles.
+/// Initial capacity for a body of unknown length. The capacity doubles when it is full.
 const FIRST_BYTES: usize = 16 << 10;
 
-/// A body, and the bytes of the budget that it takes.
+/// A body and its share of the memory budget.
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
-    pub(super) held: Held,
+    pub(super) held: HeldBytes,
 }
 
-/// Reads the body, if it is JSON of a size that is taken and comes within `period`.
+/// Reads a JSON body.
 ///
 /// # Errors
-/// 415, 413, 408; 503 if the budget does not allow it; 400 if it breaks off.
+/// 415 for another content type, 413 for a body that is too large, 408 if it does not arrive within `period`, 503 if the memory budget
+/// is used up, 400 if the connection breaks.
 pub(super) async fn read(
     request: &HttpRequest,
     payload: web::Payload,
-    memory: &Memory,
+    memory: &InputMemory,
     period: Duration,
 ) -> Result<Body, ApiError> {
     let header = |name| request.headers().get(name)?.to_str().ok();
@@ -62,24 +63,24 @@ pub(super) async fn read(
 async fn collect(
     mut payload: web::Payload,
     length: Option<usize>,
-    memory: &Memory,
+    memory: &InputMemory,
 ) -> Result<Body, ApiError> {
     let mut body = Body { bytes: Vec::new(), held: memory.hold(0)? };
-    let mut come = 0;
+    let mut received = 0;
     while let Some(chunk) = payload.next().await {
         let chunk = chunk.map_err(|error| {
             ApiError::new(StatusCode::BAD_REQUEST, format!("body could not be read: {error}"))
         })?;
-        come += chunk.len();
-        if come > BODY_BYTES_MAX {
+        received += chunk.len();
+        if received > BODY_BYTES_MAX {
             return Err(too_large());
         }
         if let Err(error) = body.push(&chunk, length) {
-            // Its memory is free at once. A client that is still sending would not read an answer, so the rest is thrown away first.
+            // Free the memory at once. A client that is still sending does not read the response, so first discard the rest of the body.
             drop(body);
             while let Some(Ok(chunk)) = payload.next().await {
-                come += chunk.len();
-                if come > BODY_BYTES_MAX {
+                received += chunk.len();
+                if received > BODY_BYTES_MAX {
                     break;
                 }
             }
@@ -90,8 +91,9 @@ async fn collect(
 }
 
 impl Body {
-    /// Adds a chunk of a body whose whole length may be known. Room doubles up to that length, and is taken of the budget before it is
-    /// allocated; a client that announces much and sends little takes little.
+    /// Appends a chunk of a body. `length` is the length of the whole body if the client announced it. The capacity doubles up to that
+    /// length, and is taken from the budget before it is allocated. So a client that announces a large body and sends little of it takes
+    /// little memory.
     fn push(&mut self, chunk: &[u8], length: Option<usize>) -> Result<(), ApiError> {
         let (room, wanted) = (self.bytes.capacity(), self.bytes.len() + chunk.len());
         if wanted > room {
@@ -103,14 +105,12 @@ impl Body {
         self.bytes.extend_from_slice(chunk);
         Ok(())
     }
-}
 
-impl Body {
-    /// Does `work` with the body's fields: a long one on a thread of its own, so that the worker's streams go on meanwhile. That thread
-    /// finishes its work even if the client has left, and counts as busy until then.
+    /// Parses the body and calls `work` with its fields. A long body is parsed on a thread pool, so that it does not delay the streams of
+    /// the HTTP worker. The thread finishes its work even if the client has left.
     ///
     /// # Errors
-    /// 400 if the body is no JSON object; what `work` says.
+    /// 400 if the body is not a JSON object, and the errors of `work`.
     pub(super) async fn parse<T: Send + 'static>(
         self,
         frontend: &Frontend,
@@ -140,26 +140,26 @@ fn too_large() -> ApiError {
 mod tests {
     use super::*;
 
-    /// A body of chunks of 1,000 bytes, as long as the budget allows; its bytes and what it takes of the budget.
+    /// Pushes chunks of 1,000 bytes until the budget is used up. Returns the bytes in the body and the used bytes of the budget.
     fn pushed(chunks: usize, length: Option<usize>, budget: usize) -> (usize, usize) {
-        let memory = Memory::new(budget, 1);
+        let memory = InputMemory::new(budget, 1);
         let mut body = Body { bytes: Vec::new(), held: memory.hold(0).unwrap() };
         for n in 0..chunks {
             if body.push(&[n as u8; 1000], length).is_err() {
                 break;
             }
-            assert!(body.bytes.capacity() <= memory.used(), "what is allocated is taken");
+            assert!(body.bytes.capacity() <= memory.used(), "allocated bytes are taken from the budget");
         }
         (body.bytes.len(), memory.used())
     }
 
     #[test]
-    fn room_doubles_up_to_the_length() {
+    fn the_capacity_doubles_up_to_the_length() {
         assert_eq!(pushed(1, Some(1000), 1 << 20), (1000, 1000));
         assert_eq!(pushed(1, Some(900_000), 1 << 20), (1000, FIRST_BYTES));
         assert_eq!(pushed(900, Some(900_000), 1 << 20), (900_000, 900_000));
         assert_eq!(pushed(20, None, 1 << 20), (20_000, 2 * FIRST_BYTES));
-        // From 512 KiB on there is no room for twice as much.
+        // The budget has no room to double 512 KiB.
         assert_eq!(pushed(900, Some(900_000), 800_000), (524_000, 1 << 19));
     }
 }

@@ -1,4 +1,4 @@
-//! The chat template that comes with a model: messages to prompt text, as transformers renders it.
+//! The chat template of a model. Renders messages to the prompt text like transformers.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +10,15 @@ use minijinja::{Environment, Error, ErrorKind, Value, context};
 use super::model_text::{ModelText, TextError};
 use super::strftime::strftime;
 
-/// The name of the one template in its environment.
+/// Name of the template in its environment.
 const NAME: &str = "chat";
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`.
+    /// The speaker: `system`, `user` or `assistant`.
     pub role: String,
-    /// What is said.
+    /// The text.
     pub content: String,
 }
 
@@ -30,10 +30,10 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles the model's template; `None` if it has none.
+    /// Compiles the template of a model; `None` if the model has none.
     ///
     /// # Errors
-    /// [`TextError::Template`] if it is not Jinja.
+    /// [`TextError::Template`] if it is not a Jinja template.
     pub fn new(text: &ModelText) -> Result<Option<Self>, TextError> {
         let Some(source) = text.chat_template.clone() else { return Ok(None) };
         let token =
@@ -41,14 +41,14 @@ impl ChatTemplate {
         Self::compile(source, token(text.bos), token(text.eos)).map(Some)
     }
 
-    /// Compiles a template; `bos` and `eos` are the texts of the tokens that begin and end a sequence.
+    /// Compiles a template. `bos` and `eos` are the texts of the begin-of-sequence and end-of-sequence tokens.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// [`TextError::Template`] if it is not a Jinja template.
     pub fn compile(source: String, bos: String, eos: String) -> Result<Self, TextError> {
         let mut environment = Environment::new();
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        // As transformers sets up Jinja.
+        // transformers uses these settings.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| TextError::Template(error.to_string()))?);
         environment.add_function("raise_exception", |reason: String| -> Result<Value, Error> {
@@ -57,7 +57,7 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, source)
             .map_err(|error| TextError::Template(error.to_string()))?;
-        // In UTC, so that all processes of a fleet say the same.
+        // UTC, so that processes in different time zones render the same prompt.
         environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
             strftime(&format, Offset::UTC.to_datetime(Timestamp::now()))
                 .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
@@ -65,10 +65,10 @@ impl ChatTemplate {
         Ok(Self { environment, bos, eos })
     }
 
-    /// The prompt text of a conversation; `reply` opens the assistant's turn.
+    /// The prompt text of a conversation. With `reply`, it ends with the start of the assistant's turn.
     ///
     /// # Errors
-    /// What the template said against the messages.
+    /// The reason why the template refuses the messages.
     pub fn render(&self, messages: &[Message], reply: bool) -> Result<String, String> {
         let messages: Vec<Value> = messages
             .iter()
@@ -121,7 +121,7 @@ mod tests {
         let (weekday, rest) = date.split_once(", ").unwrap();
         assert!(weekday.ends_with("day") && rest.split(' ').count() == 3 && !date.contains('%'), "{date}");
         let error = render("{{ strftime_now('%d %Q') }}", &[]).unwrap_err();
-        assert_eq!(error, "strftime_now does not know the directive \"%Q\" of \"%d %Q\"");
+        assert_eq!(error, "strftime_now has no directive \"%Q\", which is in \"%d %Q\"");
     }
 
     #[test]

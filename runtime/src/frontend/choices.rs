@@ -1,4 +1,4 @@
-//! The answers to one HTTP request: `n` for each of its prompts, computed side by side.
+//! The answers to one HTTP request: `n` for each of its prompts. They are computed concurrently.
 
 use std::time::Duration;
 
@@ -9,17 +9,17 @@ use super::observed::Ended;
 use super::reply::{Piece, Reply};
 use super::response::Head;
 
-/// Live answers, of which each next piece comes from whichever has one.
+/// The live answers of a request. The next piece is from any answer that has one.
 pub(super) struct Choices {
-    /// By the index of their choice.
+    /// Index of the choice and its reply.
     live: Vec<(usize, Reply)>,
-    /// Whose turn it is when several have a piece.
+    /// The first answer to look at, so that answers take turns.
     turn: usize,
     unread: Option<(usize, Piece)>,
     waited: Duration,
 }
 
-/// Why an answer failed, and with it all.
+/// Why an answer failed. The whole request fails with it.
 pub(super) struct Failure {
     choice: usize,
     request: RequestId,
@@ -28,19 +28,19 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// Which choice of a request it was.
+    /// The failed choice of the request with this head, for the log.
     pub(super) fn of<'a>(&self, head: &'a Head) -> Ended<'a> {
         Ended { head, choice: self.choice, request: self.request, waited: self.waited }
     }
 }
 
 impl Choices {
-    /// Answers in the order of their choices, of a request that waited this long before they began.
+    /// The answers in the order of their choices. `waited` is the time from the arrival of the request until they began.
     pub(super) fn new(replies: Vec<Reply>, waited: Duration) -> Self {
         Self { live: replies.into_iter().enumerate().collect(), turn: 0, unread: None, waited }
     }
 
-    /// How long the request waited from the arrival of its head until its answers began.
+    /// The time from the arrival of the request until its answers began.
     pub(super) fn waited(&self) -> Duration {
         self.waited
     }
@@ -50,12 +50,13 @@ impl Choices {
         self.live.is_empty() && self.unread.is_none()
     }
 
-    /// The request behind a choice that has not ended.
+    /// The request id of a choice that has not ended.
     pub(super) fn request(&self, choice: usize) -> Option<RequestId> {
         self.live.iter().find(|(index, _)| *index == choice).map(|(_, reply)| reply.request())
     }
 
-    /// Waits for the next piece of any answer. May be dropped and called again, but not when all is over.
+    /// Waits for the next piece of any answer. The future may be dropped and created again. Must not be called when all answers have
+    /// ended.
     pub(super) async fn next(&mut self) -> Result<(usize, Piece), Failure> {
         if let Some(piece) = self.unread.take() {
             return Ok(piece);
@@ -71,7 +72,7 @@ impl Choices {
         self.take(place, piece)
     }
 
-    /// The next piece of any answer if one is already here.
+    /// The next piece of any answer, if one has arrived.
     pub(super) fn next_now(&mut self) -> Option<Result<(usize, Piece), Failure>> {
         if let Some(piece) = self.unread.take() {
             return Some(Ok(piece));
@@ -85,7 +86,7 @@ impl Choices {
         })
     }
 
-    /// Puts the piece back that came last, to come first.
+    /// Puts back a piece. It is returned next.
     pub(super) fn unread(&mut self, piece: (usize, Piece)) {
         self.unread = Some(piece);
     }
@@ -97,7 +98,7 @@ impl Choices {
         Ok((index, piece))
     }
 
-    /// A choice has ended: its stream is let go.
+    /// Drops the stream of a choice that has ended.
     pub(super) fn ended(&mut self, choice: usize) {
         self.live.retain(|(index, _)| *index != choice);
     }

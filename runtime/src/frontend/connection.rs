@@ -1,22 +1,22 @@
-//! One accepted connection, from the side that ends it.
+//! Deadlines of accepted connections.
 //!
-//! actix-http times a connection's first head and its idleness. It does not time a later head that drips in, a body that
-//! nobody reads and that never ends, or an answer that its client does not take: while the socket is full it does not
-//! even poll the answer, so no timer in there helps. So each connection has an end here, which moves with what happens on it.
+//! actix-http has timeouts for the first head of a connection and for idle connections. It has no timeout for a later head that
+//! arrives slowly, for a body that no handler reads, or for a response that the client does not read. While the socket's buffer is
+//! full, actix-http does not poll the response, so a timer inside the response cannot help. Therefore each connection has a deadline
+//! here, which moves with the events on the connection.
 //!
-//! Nor does actix-http read on from a client that has sent 32 KiB of further requests: it asks itself again and again whether
-//! it may, and does not see that client go. So while an answer is under way, the connection's watcher looks whether anything
-//! lies unread.
+//! actix-http stops reading from a client that has sent 32 KiB of further requests, and does not notice that this client leaves.
+//! Therefore the watcher of a connection checks for unread bytes while a request is answered.
 //!
-//! To cut a connection is to shut its socket down, for where actix-http waits for the socket, and to end the handler or the
-//! answer, for where it waits for those.
+//! The watcher cuts a connection in two ways: it shuts the socket down, which ends actix-http's waits for the socket, and it ends the
+//! handler or the response body, which ends actix-http's waits for those.
 //!
-//! Lives on the HTTP worker that accepted it, in actix's connection data. The ends, each [`SLACK`] later than what
-//! actix-http or a handler does about the same thing in a kinder way:
-//! - accepted: the head's period;
-//! - a request came: the body's period;
-//! - it has been read: its deadline, and `grace` for the frontend to say so;
-//! - its answer is handed over, or 408: nothing if it was 408, else the idle period and the next head's.
+//! A connection lives on the HTTP worker that accepted it, in actix's connection data. actix-http or a handler gets [`SLACK`] to end
+//! the connection in an orderly way, before the watcher cuts it. The deadline, without `SLACK`, after each event:
+//! - accepted: the period for a head;
+//! - a request has arrived: the period for a body;
+//! - its body has been read: the deadline of the request, and `grace`;
+//! - its response has been sent: the idle period and the period for the next head; now, if the response was 408.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -43,69 +43,78 @@ use tracing::{debug, warn};
 use super::api_error::ApiError;
 use super::limits::Limits;
 
-/// How long a kinder end has before the cut. actix-http reads its clock twice a second.
+/// Time between an orderly end and the cut. actix-http reads its clock twice a second.
 const SLACK: Duration = Duration::from_secs(1);
 
-/// How often a connection is looked at: twice while it is answered, and a client that is not read from is cut.
+/// Interval of the checks of a connection. A client with unread bytes at two checks of one response is cut.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What a handler or an answer ends with that lost its client. Nobody gets it.
+/// The error that ends the handler or the response of a cut connection. No client receives it.
 const CUT: &str = "client was cut off";
 
-/// One accepted connection, and when it ends. Dropped with actix-http's own end of it.
+/// One accepted connection and its deadline. actix-http drops it with the connection.
 pub(super) struct Connection {
-    end: Rc<Cell<End>>,
-    /// Its watcher holds the other side, and is gone once it has cut the connection.
+    end: Rc<Cell<ConnectionEnd>>,
+    /// Closed when the watcher has cut the connection.
     watcher: watch::Receiver<()>,
     limits: Limits,
 }
 
-/// Comes when the connection is cut.
+/// Completes when the connection is cut.
 type Cut = Pin<Box<dyn Future<Output = ()>>>;
 
+/// When a connection ends.
 #[derive(Clone, Copy)]
-struct End {
+struct ConnectionEnd {
     at: Instant,
-    /// A request has been read to its end and is being answered.
-    answering: bool,
-    /// How often it has been moved.
+    phase: Phase,
+    /// How often the deadline has moved.
     moves: u32,
 }
 
+/// What happens on a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The server waits for a request or reads one.
+    Reading,
+    /// A request has been read to its end and is being answered.
+    Answering,
+}
+
 impl Connection {
-    /// Puts a new connection into its data. For [`HttpServer::on_connect`](actix_web::HttpServer::on_connect).
+    /// Returns a callback for [`HttpServer::on_connect`](actix_web::HttpServer::on_connect) that adds a [`Connection`] to each connection.
     pub(super) fn accept(limits: Limits) -> impl Fn(&dyn Any, &mut Extensions) + Clone + Send + Sync {
         move |socket, data| match Self::of_socket(socket, limits) {
             Ok(connection) => {
                 data.insert(Rc::new(connection));
             }
-            Err(error) => warn!(%error, "connection cannot be watched"),
+            Err(error) => warn!(%error, "cannot watch a connection"),
         }
     }
 
     fn of_socket(socket: &dyn Any, limits: Limits) -> io::Result<Self> {
         let socket = socket.downcast_ref::<rt::net::TcpStream>().ok_or(io::ErrorKind::Unsupported)?;
-        // A descriptor of our own: the one that actix-http reads and writes cannot be reached later.
+        // The watcher needs a descriptor of its own, because actix-http owns the other one.
         let socket = TcpStream::from(socket.as_fd().try_clone_to_owned()?);
-        let end = End { at: Instant::now() + limits.head + SLACK, answering: false, moves: 0 };
+        let end = ConnectionEnd { at: Instant::now() + limits.head + SLACK, phase: Phase::Reading, moves: 0 };
         let end = Rc::new(Cell::new(end));
         let (there, watcher) = watch::channel(());
         rt::spawn(watch_over(socket, Rc::clone(&end), there));
         Ok(Self { end, watcher, limits })
     }
 
-    /// Whose request this is. There is one unless the process ran out of file descriptors.
+    /// The connection of a request; `None` if the process has run out of file descriptors.
     pub(super) fn of(request: &HttpRequest) -> Option<&Self> {
         request.conn_data::<Rc<Self>>().map(|connection| &**connection)
     }
 
-    /// A request has been read that must have ended at `deadline`.
+    /// Notes that a request has been read and must end by `deadline`.
     pub(super) fn answers_until(&self, deadline: Instant) {
-        self.move_end(deadline + self.limits.grace + SLACK, true);
+        self.move_end(deadline + self.limits.grace + SLACK, Phase::Answering);
     }
 
-    fn move_end(&self, at: Instant, answering: bool) {
-        self.end.update(|end| End { at, answering, moves: end.moves.wrapping_add(1) });
+    fn move_end(&self, at: Instant, phase: Phase) {
+        self.end.update(|end| ConnectionEnd { at, phase, moves: end.moves.wrapping_add(1) });
     }
 
     fn cut(&self) -> Cut {
@@ -114,47 +123,48 @@ impl Connection {
     }
 
     fn end_in(&self, period: Duration) {
-        self.move_end(Instant::now() + period + SLACK, false);
+        self.move_end(Instant::now() + period + SLACK, Phase::Reading);
     }
 }
 
-/// Cuts the connection when its end comes, or when its client sends more than is read. Looks by itself: a request moves the end
-/// three times, and must not wake anybody for it.
-async fn watch_over(socket: TcpStream, end: Rc<Cell<End>>, there: watch::Sender<()>) {
+/// Cuts the connection at its deadline, or when its client sends more than the server reads. It polls the deadline, because each
+/// request moves the deadline three times and a wake-up for each move would cost more.
+async fn watch_over(socket: TcpStream, end: Rc<Cell<ConnectionEnd>>, there: watch::Sender<()>) {
     let mut unread_at = None;
     let reason = loop {
-        let End { at, .. } = end.get();
+        let ConnectionEnd { at, .. } = end.get();
         tokio::select! {
             () = sleep_until(at.min(Instant::now() + LOOK).into()) => (),
-            // It has ended by itself.
+            // The connection has ended.
             () = there.closed() => return,
         }
-        let End { at, answering, moves } = end.get();
+        let ConnectionEnd { at, phase, moves } = end.get();
         if Instant::now() >= at {
-            break "it took too long";
+            break "its deadline has passed";
         }
-        if !(answering && unread(&socket)) {
+        if phase == Phase::Reading || !unread(&socket) {
             unread_at = None;
         } else if unread_at == Some(moves) {
-            break "it sends on while it is answered, or is gone";
+            break "it sends more than the server reads, or has left";
         } else {
-            // Once, it may have come this moment.
+            // At one check, the bytes may have just arrived.
             unread_at = Some(moves);
         }
     };
     debug!(reason, "client cut off");
     drop(there);
-    // An error says that it is closed already.
+    // An error means that the socket is already closed.
     let _ = socket.shutdown(Shutdown::Both);
 }
 
-/// Whether anything lies in the socket, be it the client's end: actix-http leaves nothing there for long if it reads at all.
+/// Whether the socket has unread bytes or the end of the stream. actix-http reads them soon, unless it has stopped reading.
 fn unread(socket: &TcpStream) -> bool {
-    // As little blocking as actix-http's descriptor, whose socket it is.
+    // Does not block, because the descriptor shares the socket of actix-http, which is non-blocking.
     !matches!(socket.peek(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Moves the connection's end when a request comes and when its answer has gone, and ends both if it is cut. A middleware.
+/// Middleware that moves the deadline of the connection when a request arrives and when its response has been sent. It ends both if the
+/// connection is cut.
 pub(super) async fn attend<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
@@ -171,7 +181,7 @@ pub(super) async fn attend<B: MessageBody + 'static>(
         response = next.call(request) => response?,
         () = &mut cut => return Err(ErrorRequestTimeout(CUT)),
     };
-    // After 408 the client may still be sending what nobody waits for.
+    // After 408, the client may still send the rest of its body. The server does not wait for it.
     let period = match response.status() {
         StatusCode::REQUEST_TIMEOUT => Duration::ZERO,
         _ => connection.limits.idle + connection.limits.head,
@@ -180,10 +190,10 @@ pub(super) async fn attend<B: MessageBody + 'static>(
     Ok(response.map_body(|_, body| Attended { body: body.boxed(), connection }))
 }
 
-/// An answer's body. Dropped when it is in actix-http's hands, at most one write of it still there, or the client is gone.
+/// The body of a response. actix-http drops it when the client is gone, or when at most one write of the body is left.
 pub(super) struct Attended {
     body: BoxBody,
-    /// Whose it is, and how long that has afterwards.
+    /// The connection, its cut, and the period of the connection after the response.
     connection: Option<(Rc<Connection>, Cut, Duration)>,
 }
 

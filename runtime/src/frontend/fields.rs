@@ -1,5 +1,5 @@
-//! The fields of a request's body. The body is not turned into a tree of values: each field is a span of its text, and is parsed into
-//! the type that it must have when it is asked for. So memory stays in proportion to what is used, and an error names its field.
+//! The fields of a request's body. A field is a span of the body's text, which is parsed into its type when the field is used. The body
+//! is never turned into a tree of values. So memory stays proportional to the body, and an error names its field.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,24 +12,24 @@ use serde_json::value::RawValue;
 
 use super::api_error::ApiError;
 
-/// Most fields of an object.
+/// Maximum number of fields of an object.
 const FIELDS_MAX: usize = 256;
 
-/// A JSON object. A field that is null is a field that is not there; of fields with the same name the last counts.
+/// A JSON object. A field that is null counts as missing. Of several fields with the same name, the last one counts.
 pub(super) struct Fields<'a>(Vec<(String, &'a RawValue)>);
 
-/// A string, borrowed unless it has escapes.
+/// A string. It is borrowed unless it has escapes.
 #[derive(Deserialize)]
 pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
-/// What a field must be to change nothing about the answer.
+/// The values of an unsupported field that do not change the answer.
 #[derive(Clone, Copy)]
 pub(super) enum Neutral {
     /// This number.
     Number(f64),
     /// `false`.
     False,
-    /// An empty string, list or object, or nothing.
+    /// An empty string, list or object.
     Empty,
     /// One of these words, as a string or as an object's `type`.
     Word(&'static [&'static str]),
@@ -54,7 +54,7 @@ impl Neutral {
     }
 }
 
-/// The value, if it has this type.
+/// The value as this type; `None` if it has another one.
 pub(super) fn parsed<'a, T: Deserialize<'a>>(value: &'a RawValue) -> Option<T> {
     serde_json::from_str(value.get()).ok()
 }
@@ -70,7 +70,7 @@ impl<'a> Deserialize<'a> for Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Reads a body.
+    /// Parses a body.
     pub(super) fn parse(body: &'a [u8]) -> Result<Self, ApiError> {
         serde_json::from_slice(body).map_err(|error| {
             let other = serde_json::from_slice::<&RawValue>(body).ok();
@@ -83,31 +83,34 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// An object that stands inside a body, under `name`.
+    /// The object in the field `name`.
     pub(super) fn inner(&self, name: &str) -> Result<Option<Fields<'a>>, ApiError> {
         self.typed(name, "an object")
     }
 
+    /// The value of a field; `None` if it is missing or null.
     pub(super) fn get(&self, name: &str) -> Option<&'a RawValue> {
         let (_, value) = self.0.iter().find(|(known, _)| known == name)?;
         Some(*value).filter(|value| value.get() != "null")
     }
 
-    /// A field of this type; `expect` says in words what it must be.
+    /// The value of a field as this type. `expect` describes the type in an error.
     pub(super) fn typed<T: Deserialize<'a>>(&self, name: &str, expect: &str) -> Result<Option<T>, ApiError> {
         let Some(value) = self.get(name) else { return Ok(None) };
         parsed(value).map(Some).ok_or_else(|| wrong(name, expect, value))
     }
 
+    /// A boolean.
     pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool, ApiError> {
         Ok(self.typed(name, "true or false")?.unwrap_or(default))
     }
 
+    /// A string.
     pub(super) fn text(&self, name: &str) -> Result<Option<Cow<'a, str>>, ApiError> {
         Ok(self.typed::<Text<'a>>(name, "a string")?.map(|text| text.0))
     }
 
-    /// A count of at least one.
+    /// A whole number of at least 1.
     pub(super) fn count(&self, name: &str) -> Result<Option<u32>, ApiError> {
         const EXPECT: &str = "a whole number of at least 1";
         let count = self.typed::<u32>(name, EXPECT)?;
@@ -117,7 +120,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A number that `fits`; `expect` says what would.
+    /// A number for which `fits` is true. `expect` describes such a number in an error.
     pub(super) fn number(
         &self,
         name: &str,
@@ -129,10 +132,9 @@ impl<'a> Fields<'a> {
         parsed(value).filter(|number| fits(*number)).ok_or_else(|| wrong(name, expect, value))
     }
 
-    /// Refuses fields that would change the answer in a way that is not supported yet: those of `table` with another value than the
-    /// one it says.
+    /// Refuses unsupported fields: those in `table` whose value is not the neutral one.
     pub(super) fn refuse_unless(&self, table: &[(&str, Neutral)]) -> Result<(), ApiError> {
-        // A body has few fields, and the table many.
+        // The outer loop is over the fields, because a body has few fields and the table has many.
         for (name, value) in self.0.iter().filter(|(_, value)| value.get() != "null") {
             let Some((_, neutral)) = table.iter().find(|(known, _)| known == name) else { continue };
             if neutral.holds(value) {
@@ -151,30 +153,31 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Elements of a list, or entries of an object, as spans of its text: the first ones, and how many there are in all.
+/// The first elements of a list, or entries of an object, as spans of its text, and the number of all of them.
 pub(super) struct Counted<T> {
     pub(super) first: Vec<T>,
     pub(super) count: usize,
 }
 
 impl<T> Counted<T> {
-    /// Whether there are more than `first` has.
+    /// Whether there are more than those in `first`.
     pub(super) fn has_more(&self) -> bool {
         self.count > self.first.len()
     }
 }
 
-/// At most `most` of a list's elements; `None` if it is no list.
+/// The first `most` elements of a list; `None` if the value is not a list.
 pub(super) fn elements(value: &RawValue, most: usize) -> Option<Counted<&RawValue>> {
     serde_json::Deserializer::from_str(value.get()).deserialize_seq(MostElements(most)).ok()
 }
 
-/// At most `most` of an object's entries; `None` if it is no object. Of these, the last counts of those with the same name.
+/// The first `most` entries of an object; `None` if the value is not an object. Of several entries with the same name, the last one
+/// counts.
 pub(super) fn entries(value: &RawValue, most: usize) -> Option<Counted<(String, &RawValue)>> {
     serde_json::Deserializer::from_str(value.get()).deserialize_map(MostEntries(most)).ok()
 }
 
-/// Collects elements up to a number.
+/// Collects this many elements and counts the rest.
 struct MostElements(usize);
 
 impl<'a> Visitor<'a> for MostElements {
@@ -199,7 +202,7 @@ impl<'a> Visitor<'a> for MostElements {
     }
 }
 
-/// Collects entries up to a number.
+/// Collects this many entries and counts the rest.
 struct MostEntries(usize);
 
 impl<'a> Visitor<'a> for MostEntries {
@@ -227,12 +230,12 @@ impl<'a> Visitor<'a> for MostEntries {
     }
 }
 
-/// 400: the field has the wrong type or range.
+/// Status 400 for a field with the wrong type or range.
 pub(super) fn wrong(name: &str, expect: &str, value: &RawValue) -> ApiError {
     ApiError::field(name, format!("{name} must be {expect}, not {}", named(value)))
 }
 
-/// The value in a sentence, cut short and on one line.
+/// The value as it appears in a message: cut short and on one line.
 fn named(value: &RawValue) -> String {
     let mut text = value.get().chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut named: String = text.by_ref().take(40).collect();
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_a_name_counts_and_null_is_nothing() {
+    fn the_last_field_of_a_name_counts_and_null_is_missing() {
         let fields = Fields::parse(br#"{"a": 1, "b": true, "a": 2, "b": null, "\u0063": "d\n"}"#).unwrap();
         assert_eq!(fields.count("a").unwrap(), Some(2));
         assert!(fields.get("b").is_none());
@@ -268,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_nothing_is_taken() {
+    fn neutral_values_are_accepted() {
         let holds = |neutral: Neutral, value: &str| {
             let fields = format!(r#"{{"a": {value}}}"#);
             Fields::parse(fields.as_bytes()).unwrap().refuse_unless(&[("a", neutral)]).is_ok()

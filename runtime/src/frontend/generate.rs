@@ -1,4 +1,4 @@
-//! One request for answers: read, admitted, handed to the proxy, answered whole or as a stream.
+//! A request for completions: reads it, admits it, sends it to the proxy, and responds with whole answers or a stream.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -19,15 +19,15 @@ use super::connection::Connection;
 use super::logprobs::report;
 use super::names::{next_request, public_id};
 use super::observed::Ended;
-use super::openai::{Ask, Kind};
-use super::reply::{EndRule, Finish, Live, Reply};
-use super::response::{Answer, Choice, Head, TimingsReport, Usage};
+use super::openai::{ApiKind, Ask};
+use super::reply::{EndRule, Finish, LiveRequest, Reply};
+use super::response::{Choice, Head, TimingsReport, Usage, WholeAnswer};
 use super::stream::{Answers, EventShape, events};
 use super::tokenizer::Detokenizer;
 
-/// Answers a request whose head has just come.
+/// Answers a request whose head has just arrived.
 pub(super) async fn generate(
-    kind: Kind,
+    kind: ApiKind,
     frontend: Arc<Frontend>,
     http: HttpRequest,
     payload: web::Payload,
@@ -58,7 +58,7 @@ pub(super) async fn generate(
     let Some(options) = ask.stream else {
         return whole(&frontend, &head, &ask, started.await?).await;
     };
-    // For a while, a failure still gets an HTTP status of its own; then the response begins without a token.
+    // A failure within the first `keep_alive` gets an HTTP status. After that, the response begins without a token.
     let keep_alive = frontend.limits.keep_alive;
     let until = (Instant::now() + keep_alive).into();
     let mut started = Box::pin(started);
@@ -81,7 +81,7 @@ pub(super) async fn generate(
         .streaming(events(shape, answers, keep_alive)))
 }
 
-/// Waits until the request may run, and hands its choices to the proxy. Dropping it gives up its place.
+/// Waits for the permits of the request and sends each of its choices to the proxy. Dropping the future frees its place in the queue.
 async fn start(
     frontend: Arc<Frontend>,
     ask: Arc<Ask>,
@@ -94,7 +94,7 @@ async fn start(
     };
     let waited = arrived.elapsed();
     if waited >= frontend.deadline {
-        // Its body was late.
+        // The permits came at once, but the body arrived late.
         return Err(late(&frontend));
     }
     let submit = |(choice, permit)| submit(&frontend, &ask, choice, permit, deadline);
@@ -104,13 +104,13 @@ async fn start(
     Ok(Choices::new(replies.map_err(turned_away)?, waited))
 }
 
-/// 504: the deadline passed before the request ran.
+/// Status 504: the deadline passed before the request ran.
 fn late(frontend: &Frontend) -> ApiError {
     let error = RequestError::Deadline { deadline_ms: frontend.deadline.as_millis() as u64 };
     frontend.observed.turned_away(error.into())
 }
 
-/// Hands one choice of the request to the proxy, whose word, if it is not taken, comes as the reply's end.
+/// Sends one choice of the request to the proxy. If the proxy refuses it, the refusal is the end of the reply.
 fn submit(
     frontend: &Frontend,
     ask: &Ask,
@@ -119,10 +119,15 @@ fn submit(
     deadline: Instant,
 ) -> Result<Reply, ApiError> {
     let (model, prompt) = (&frontend.model, ask.prompt_of(choice));
-    let (live, source) =
-        Live::open(next_request(), prompt.max_tokens, &frontend.streams, &frontend.abort, permit.begin());
+    let (live, source) = LiveRequest::open(
+        next_request(),
+        prompt.max_tokens,
+        &frontend.streams,
+        &frontend.abort,
+        permit.begin(),
+    );
     let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, eos: model.eos.clone() };
-    let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.skip_special_tokens);
+    let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.special_tokens);
     let give_up = deadline + frontend.limits.grace;
     let reply = Reply::new(live, source, rule, detokenizer, ask.stop.clone(), frontend.deadline, give_up);
     let generate = Generate {
@@ -147,14 +152,14 @@ fn submit(
     }
 }
 
-/// A choice that is collected.
+/// The collected pieces of one choice.
 struct Collected {
     text: String,
     tokens: Vec<Token>,
     finish: Option<Finish>,
 }
 
-/// The answer in one response.
+/// Waits for all answers and sends them in one response.
 async fn whole(
     frontend: &Frontend,
     head: &Head,
@@ -193,7 +198,7 @@ async fn whole(
             token_ids: ask.return_token_ids.then_some((&*ask.prompt_of(index).tokens, &**ids)),
         });
     }
-    let answer = Answer { choices: answers, usage: Usage::new(ask.prompt_tokens(), sampled), timings };
+    let answer = WholeAnswer { choices: answers, usage: Usage::new(ask.prompt_tokens(), sampled), timings };
     Ok(HttpResponse::Ok().content_type("application/json").body(head.response(answer)))
 }
 

@@ -8,13 +8,13 @@ use serde::Serialize;
 use super::Frontend;
 use super::api_error::ApiError;
 use super::generate::generate;
-use super::openai::{Kind, check_name};
+use super::openai::{ApiKind, check_name};
 use super::response::{json, model_card, models};
 
 type Shared = web::Data<Frontend>;
 
 pub(super) async fn completions(frontend: Shared, request: HttpRequest, body: web::Payload) -> HttpResponse {
-    generate(Kind::Completion, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
+    generate(ApiKind::Completion, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
 }
 
 pub(super) async fn chat_completions(
@@ -22,7 +22,7 @@ pub(super) async fn chat_completions(
     request: HttpRequest,
     body: web::Payload,
 ) -> HttpResponse {
-    generate(Kind::Chat, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
+    generate(ApiKind::Chat, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
 }
 
 pub(super) async fn list_models(frontend: Shared) -> HttpResponse {
@@ -38,14 +38,12 @@ pub(super) async fn show_model(frontend: Shared, name: web::Path<String>) -> Htt
 
 pub(super) async fn health(frontend: Shared) -> HttpResponse {
     let health = (frontend.health)();
-    let status = if health.reason_down.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-    HttpResponse::build(status).content_type("application/json").body(health.body())
+    HttpResponse::build(health.http_status()).content_type("application/json").body(health.body())
 }
 
 /// The status of `/health` without a body, for probes that check only the status.
 pub(super) async fn ping(frontend: Shared) -> HttpResponse {
-    let down = (frontend.health)().reason_down.is_some();
-    if down { HttpResponse::ServiceUnavailable() } else { HttpResponse::Ok() }.finish()
+    HttpResponse::build((frontend.health)().http_status()).finish()
 }
 
 pub(super) async fn version() -> HttpResponse {

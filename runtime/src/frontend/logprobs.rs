@@ -1,30 +1,30 @@
-//! How probable tokens were, in the two shapes that OpenAI has for it.
+//! Log probabilities of tokens, in the formats of OpenAI's completions and chats.
 
 use engine::Token;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::openai::Kind;
+use super::openai::ApiKind;
 use super::tokenizer::Tokenizer;
 
-/// Stands for a probability of zero, as in vLLM: JSON has no infinity.
+/// The log probability of zero. JSON has no infinity; vLLM sends the same number.
 const LEAST: f32 = -9999.0;
 
-/// The probabilities of an answer, or of a part of it.
+/// The log probabilities of an answer, or of a part of it.
 #[derive(Clone, Debug, serde::Serialize)]
 #[serde(untagged)]
-pub(super) enum Report {
-    /// Of a completion: lists in step.
+pub(super) enum LogprobsReport {
+    /// For a completion: lists of equal length.
     Completion {
         text_offset: Vec<usize>,
         token_logprobs: Vec<f32>,
         tokens: Vec<String>,
         top_logprobs: Vec<Top>,
     },
-    /// Of a chat.
+    /// For a chat.
     Chat { content: Vec<ChatToken> },
 }
 
-/// Token texts and their logarithms, the most probable first.
+/// Token texts and their log probabilities, the most probable first.
 #[derive(Clone, Debug)]
 pub(super) struct Top(Vec<(String, f32)>);
 
@@ -32,7 +32,7 @@ impl Serialize for Top {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
         for (n, (text, logprob)) in self.0.iter().enumerate() {
-            // Two tokens may have the same text, such as U+FFFD; a JSON object has each name once.
+            // Two tokens may have the same text, such as U+FFFD. A name appears once in a JSON object.
             if self.0[..n].iter().all(|(before, _)| before != text) {
                 map.serialize_entry(text, logprob)?;
             }
@@ -41,15 +41,16 @@ impl Serialize for Top {
     }
 }
 
+/// One token of a chat, and the most probable tokens at its place.
 #[derive(Clone, Debug, serde::Serialize)]
 pub(super) struct ChatToken {
     #[serde(flatten)]
-    own: Said,
-    top_logprobs: Vec<Said>,
+    own: TokenLogprob,
+    top_logprobs: Vec<TokenLogprob>,
 }
 
 #[derive(Clone, Debug, serde::Serialize)]
-struct Said {
+struct TokenLogprob {
     token: String,
     logprob: f32,
     bytes: Vec<u8>,
@@ -59,14 +60,20 @@ fn finite(logprob: f32) -> f32 {
     if logprob.is_nan() { LEAST } else { logprob.max(LEAST) }
 }
 
-/// The probabilities of `tokens`, whose text begins `offset` characters into the answer; `None` if nobody asked for them.
-pub(super) fn report(kind: Kind, tokenizer: &Tokenizer, tokens: &[Token], offset: usize) -> Option<Report> {
-    let told = || tokens.iter().filter_map(|token| Some((token.id, token.logprobs.as_deref()?)));
-    told().next()?;
+/// The log probabilities of `tokens`. `offset` is the number of characters of the answer before them. `None` if the tokens have no log
+/// probabilities, because the request did not ask for them.
+pub(super) fn report(
+    kind: ApiKind,
+    tokenizer: &Tokenizer,
+    tokens: &[Token],
+    offset: usize,
+) -> Option<LogprobsReport> {
+    let known = || tokens.iter().filter_map(|token| Some((token.id, token.logprobs.as_deref()?)));
+    known().next()?;
     let text = |id: u32| tokenizer.text_of(id).into_owned();
     match kind {
-        Kind::Completion => {
-            let texts: Vec<String> = told().map(|(id, _)| text(id)).collect();
+        ApiKind::Completion => {
+            let texts: Vec<String> = known().map(|(id, _)| text(id)).collect();
             let ends = texts.iter().scan(offset, |at, text| {
                 let start = *at;
                 *at += text.chars().count();
@@ -79,24 +86,24 @@ pub(super) fn report(kind: Kind, tokenizer: &Tokenizer, tokens: &[Token], offset
                 }
                 Top(top.into_iter().map(|(id, logprob)| (text(id), finite(logprob))).collect())
             };
-            Some(Report::Completion {
+            Some(LogprobsReport::Completion {
                 text_offset: ends.collect(),
-                token_logprobs: told().map(|(_, logprobs)| finite(logprobs.sampled)).collect(),
-                top_logprobs: told().map(top).collect(),
+                token_logprobs: known().map(|(_, logprobs)| finite(logprobs.sampled)).collect(),
+                top_logprobs: known().map(top).collect(),
                 tokens: texts,
             })
         }
-        Kind::Chat => {
-            let said = |id: u32, logprob: f32| Said {
+        ApiKind::Chat => {
+            let logprob_of = |id: u32, logprob: f32| TokenLogprob {
                 token: text(id),
                 logprob: finite(logprob),
                 bytes: tokenizer.bytes_of(id).to_vec(),
             };
-            let content = told().map(|(id, logprobs)| ChatToken {
-                own: said(id, logprobs.sampled),
-                top_logprobs: logprobs.top.iter().map(|(id, logprob)| said(*id, *logprob)).collect(),
+            let content = known().map(|(id, logprobs)| ChatToken {
+                own: logprob_of(id, logprobs.sampled),
+                top_logprobs: logprobs.top.iter().map(|(id, logprob)| logprob_of(*id, *logprob)).collect(),
             });
-            Some(Report::Chat { content: content.collect() })
+            Some(LogprobsReport::Chat { content: content.collect() })
         }
     }
 }
@@ -108,32 +115,32 @@ mod tests {
     use super::super::model_text::testing::bytes_model;
     use super::*;
 
-    fn check(kind: Kind, expect: &str) {
+    fn check(kind: ApiKind, expect: &str) {
         let tokenizer = Tokenizer::new(&bytes_model()).unwrap();
-        let told = |id: u32, sampled: f32, top: &[(u32, f32)]| Token {
+        let token = |id: u32, sampled: f32, top: &[(u32, f32)]| Token {
             id,
             logprobs: Some(Box::new(Logprobs { sampled, rank: 1, top: top.to_vec() })),
         };
-        let tokens = [told(258, -0.5, &[(258, -0.5)]), told(0xC3, f32::NEG_INFINITY, &[(97, -1.0)])];
+        let tokens = [token(258, -0.5, &[(258, -0.5)]), token(0xC3, f32::NEG_INFINITY, &[(97, -1.0)])];
         let report = report(kind, &tokenizer, &tokens, 3).unwrap();
         assert_eq!(serde_json::to_string(&report).unwrap(), expect);
     }
 
     #[test]
-    fn both_shapes() {
+    fn both_formats() {
         check(
-            Kind::Completion,
+            ApiKind::Completion,
             r#"{"text_offset":[3,5],"token_logprobs":[-0.5,-9999.0],"tokens":["he","�"],"top_logprobs":[{"he":-0.5},{"a":-1.0,"�":-9999.0}]}"#,
         );
         check(
-            Kind::Chat,
+            ApiKind::Chat,
             r#"{"content":[{"token":"he","logprob":-0.5,"bytes":[104,101],"top_logprobs":[{"token":"he","logprob":-0.5,"bytes":[104,101]}]},{"token":"�","logprob":-9999.0,"bytes":[195],"top_logprobs":[{"token":"a","logprob":-1.0,"bytes":[97]}]}]}"#,
         );
     }
 
     #[test]
-    fn nothing_is_said_unasked() {
+    fn tokens_without_logprobs_have_no_report() {
         let tokenizer = Tokenizer::new(&bytes_model()).unwrap();
-        assert!(report(Kind::Chat, &tokenizer, &[97.into()], 0).is_none());
+        assert!(report(ApiKind::Chat, &tokenizer, &[97.into()], 0).is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! One budget of bytes for what clients send: bodies while they arrive and are read, prompts while they wait and are answered.
+//! The memory budget for clients' requests: bodies while they arrive and are parsed, prompts while they wait and are answered.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -8,35 +8,40 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::api_error::ApiError;
 
-/// The budget, and the threads that read long bodies within it. Cheap to clone; every clone is the same.
+/// The memory budget for clients' requests, and the permits to parse long bodies. Cheap to clone; all clones share the same state.
 #[derive(Clone, Debug)]
-pub struct Memory(Arc<Budget>);
+pub struct InputMemory(Arc<Budget>);
 
 #[derive(Debug)]
 struct Budget {
     bytes: usize,
     used: AtomicUsize,
-    room: Room,
+    room: TokenizeAllowance,
     readers: Arc<Semaphore>,
 }
 
-/// Bytes of the budget; given back when dropped.
+/// Bytes taken from the budget. Dropping it gives them back.
 #[derive(Debug)]
-pub(super) struct Held {
-    memory: Memory,
+pub(super) struct HeldBytes {
+    memory: InputMemory,
     bytes: usize,
 }
 
-impl Memory {
-    /// A budget of so many bytes. At most `readers` bodies that are long are read at once.
+impl InputMemory {
+    /// A budget of this many bytes. At most `readers` long bodies are parsed at the same time.
     pub fn new(bytes: usize, readers: usize) -> Self {
         let readers = Arc::new(Semaphore::new(readers.max(1)));
-        Self(Arc::new(Budget { bytes, used: AtomicUsize::new(0), room: Room::new(bytes), readers }))
+        Self(Arc::new(Budget {
+            bytes,
+            used: AtomicUsize::new(0),
+            room: TokenizeAllowance::new(bytes),
+            readers,
+        }))
     }
 
-    /// Waits for its turn to read a long body.
+    /// Waits for a permit to parse a long body.
     pub(super) async fn reader(&self) -> Option<OwnedSemaphorePermit> {
-        // It is never closed.
+        // The semaphore is never closed.
         Arc::clone(&self.0.readers).acquire_owned().await.ok()
     }
 
@@ -46,17 +51,17 @@ impl Memory {
         self.0.used.load(Ordering::Relaxed)
     }
 
-    /// The allowance for tokenising.
-    pub(super) fn room(&self) -> &Room {
+    /// The allowance for tokenizing.
+    pub(super) fn room(&self) -> &TokenizeAllowance {
         &self.0.room
     }
 
-    /// Takes bytes of the budget.
+    /// Takes bytes from the budget.
     ///
     /// # Errors
-    /// 503 if there are not as many left.
-    pub(super) fn hold(&self, bytes: usize) -> Result<Held, ApiError> {
-        let mut held = Held { memory: self.clone(), bytes: 0 };
+    /// 503 if fewer are left.
+    pub(super) fn hold(&self, bytes: usize) -> Result<HeldBytes, ApiError> {
+        let mut held = HeldBytes { memory: self.clone(), bytes: 0 };
         held.grow(bytes)?;
         Ok(held)
     }
@@ -77,11 +82,11 @@ impl Memory {
     }
 }
 
-impl Held {
-    /// Takes more.
+impl HeldBytes {
+    /// Takes more bytes from the budget.
     ///
     /// # Errors
-    /// 503 if there are not as many left; what is held stays held.
+    /// 503 if fewer are left. The bytes taken before stay taken.
     pub(super) fn grow(&mut self, more: usize) -> Result<(), ApiError> {
         self.memory.take(more)?;
         self.bytes += more;
@@ -89,48 +94,52 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.memory.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-/// An allowance for what rendering and tokenising take besides, which is many times the text and is given back at once. It is as
-/// large as the budget. Threads wait for it, in order; so at most twice the budget is in use.
+/// An allowance for the temporary memory of rendering and tokenizing, which is many times the size of the text. The allowance is as
+/// large as the budget, so at most twice the budget is in use. Threads wait for it in order.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct TokenizeAllowance {
     bytes: usize,
-    queue: Mutex<Queue>,
+    queue: Mutex<AllowanceQueue>,
     moved: Condvar,
 }
 
 #[derive(Debug)]
-struct Queue {
+struct AllowanceQueue {
     free: usize,
-    /// Numbers of the next thread that comes and of the one whose turn it is.
+    /// The number of the next thread that arrives, and the number of the thread whose turn it is.
     next: u64,
     turn: u64,
 }
 
-/// Bytes of the allowance; given back when dropped.
+/// Bytes taken from the allowance. Dropping it gives them back.
 pub(super) struct Taken<'a> {
-    room: &'a Room,
+    room: &'a TokenizeAllowance,
     bytes: usize,
 }
 
-impl Room {
+impl TokenizeAllowance {
     pub(super) fn new(bytes: usize) -> Self {
-        Self { bytes, queue: Mutex::new(Queue { free: bytes, next: 0, turn: 0 }), moved: Condvar::new() }
+        Self {
+            bytes,
+            queue: Mutex::new(AllowanceQueue { free: bytes, next: 0, turn: 0 }),
+            moved: Condvar::new(),
+        }
     }
 
-    /// Waits until so many bytes are free, and takes them. Blocks the thread, which holds none.
+    /// Waits until this many bytes are free, and takes them. Blocks the thread. The thread must not hold bytes of the allowance.
     ///
     /// # Errors
-    /// 413 if there are never as many.
+    /// 413 if the allowance is smaller.
     pub(super) fn take(&self, bytes: usize) -> Result<Taken<'_>, ApiError> {
         if bytes > self.bytes {
             let message = format!(
-                "{} MiB may be needed to tokenize this, more than request.input_bytes ({} MiB); send less text or token ids",
+                "tokenizing this may need {} MiB, more than request.input_bytes ({} MiB); send less text, or token ids",
                 bytes.div_ceil(1 << 20),
                 self.bytes >> 20
             );
@@ -139,7 +148,7 @@ impl Room {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let mine = queue.next;
         queue.next += 1;
-        let waits = |queue: &mut Queue| queue.turn != mine || queue.free < bytes;
+        let waits = |queue: &mut AllowanceQueue| queue.turn != mine || queue.free < bytes;
         let mut queue = self.moved.wait_while(queue, waits).unwrap_or_else(PoisonError::into_inner);
         queue.free -= bytes;
         queue.turn += 1;
@@ -163,8 +172,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn threads_wait_for_room_in_order() {
-        let room = Room::new(10);
+    fn threads_wait_for_the_allowance_in_order() {
+        let room = TokenizeAllowance::new(10);
         assert_eq!(room.take(11).err().unwrap().status, StatusCode::PAYLOAD_TOO_LARGE);
         let first = room.take(4).unwrap();
         let (told, hears) = mpsc::channel();
@@ -181,7 +190,7 @@ mod tests {
                 }
             }
             let early = hears.recv_timeout(Duration::from_millis(50));
-            assert!(early.is_err(), "the second has room, and its turn comes after the first");
+            assert!(early.is_err(), "the second thread waits for its turn although there is room");
             drop(first);
             let mut order = [hears.recv().unwrap(), hears.recv().unwrap()];
             order.sort_unstable();
@@ -191,8 +200,8 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_taken_and_given_back() {
-        let memory = Memory::new(10 << 20, 1);
+    fn dropped_bytes_return_to_the_budget() {
+        let memory = InputMemory::new(10 << 20, 1);
         let mut first = memory.hold(6 << 20).unwrap();
         assert_eq!(memory.hold(5 << 20).err().unwrap().status, StatusCode::SERVICE_UNAVAILABLE);
         let refused = first.grow(usize::MAX).unwrap_err();

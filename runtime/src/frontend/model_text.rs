@@ -1,19 +1,19 @@
-//! What a model file says about text: vocabulary, merges, special tokens, chat template.
+//! The parts of a model file that concern text: vocabulary, merges, special tokens, chat template.
 
 use engine::gguf::Gguf;
 
-/// The textual half of a model file, independent of the file's format.
+/// The parts of a model file that concern text, independent of the format of the file.
 #[derive(Clone, Debug, Default)]
 pub struct ModelText {
-    /// Which kind of tokenizer: `gpt2` is byte-level BPE.
+    /// Kind of the tokenizer; `gpt2` is byte-level BPE.
     pub kind: String,
-    /// Which split comes before the merges.
+    /// Name of the rule that splits text before the merges.
     pub pre: String,
-    /// Token id → token, in the byte-level alphabet.
+    /// Tokens by id, in the byte-level alphabet.
     pub tokens: Vec<String>,
-    /// Merges, best first: two tokens with a space between.
+    /// Merges, best first. A merge is two tokens with a space between them.
     pub merges: Vec<String>,
-    /// Token id → what kind of token (3: special, 4: added by the user).
+    /// Kinds of tokens by id (3: special, 4: user-defined).
     pub token_types: Vec<i32>,
     /// Begin-of-sequence token.
     pub bos: Option<u32>,
@@ -23,20 +23,20 @@ pub struct ModelText {
     pub add_bos: bool,
     /// The chat template, in Jinja.
     pub chat_template: Option<String>,
-    /// How many tokens a sequence may have.
+    /// Maximum number of tokens in a sequence.
     pub context_tokens: u32,
 }
 
-/// Why a model file cannot serve text.
+/// Why a model cannot serve text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {
-    /// The file lacks a key.
-    #[error("model file has no {0}; it cannot be served without")]
+    /// The file lacks a required key.
+    #[error("model file has no {0}, which is required; use another file")]
     Missing(&'static str),
-    /// The tokenizer is of a kind that is not known here.
+    /// The tokenizer is of an unsupported kind.
     #[error(
-        "model file needs tokenizer {kind} with pre-tokenizer {pre}; this build knows gpt2 with smollm, gpt-2, llama-bpe or qwen2, and tokenizer.json with a ByteLevel or Metaspace decoder"
+        "tokenizer {kind} with pre-tokenizer {pre} is not supported; supported are gpt2 with smollm, gpt-2, llama-bpe or qwen2, and a tokenizer.json with a ByteLevel or Metaspace decoder"
     )]
     Unsupported {
         /// `tokenizer.ggml.model`.
@@ -44,24 +44,24 @@ pub enum TextError {
         /// `tokenizer.ggml.pre`.
         pre: String,
     },
-    /// A file of the folder cannot be read.
+    /// A file of the model folder cannot be read.
     #[error("{file} cannot be read: {error}")]
     Read {
-        /// Its name.
+        /// Name of the file.
         file: &'static str,
-        /// What the system says.
+        /// The error of the system.
         error: std::io::Error,
     },
-    /// The vocabulary contradicts itself.
-    #[error("model file has a broken vocabulary: {0}")]
+    /// The tokenizer's data are invalid.
+    #[error("the tokenizer of the model is invalid: {0}")]
     Broken(String),
-    /// The chat template is not Jinja.
-    #[error("model file has a chat template that cannot be read: {0}")]
+    /// The chat template is not a Jinja template.
+    #[error("the chat template of the model is invalid: {0}")]
     Template(String),
 }
 
 impl TextError {
-    /// One word for metrics, logs and JSON.
+    /// The kind of the error in one word, for metrics, logs and JSON.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Missing(_) => "missing",
@@ -77,7 +77,7 @@ impl ModelText {
     /// Reads the metadata of a GGUF file.
     ///
     /// # Errors
-    /// [`TextError::Missing`] for a key without which no text can be made.
+    /// [`TextError::Missing`] if a required key is missing.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, TextError> {
         let owned = |key: &str| gguf.str(key).map(str::to_owned);
         let list = |key: &'static str| {
@@ -108,12 +108,12 @@ pub(crate) mod testing {
     use super::ModelText;
     use crate::frontend::tokenizer::byte_alphabet;
 
-    /// The template's begin-of-turn token.
+    /// The begin-of-turn token of the template.
     pub(crate) const BOS: u32 = 256;
-    /// The template's end-of-turn token.
+    /// The end-of-turn token of the template.
     pub(crate) const EOS: u32 = 257;
 
-    /// Token id = byte for the first 256; then `<|im_start|>`, `<|im_end|>` and what the merges make.
+    /// The first 256 token ids are the bytes. Then come `<|im_start|>`, `<|im_end|>` and the merged tokens.
     pub(crate) fn bytes_model() -> ModelText {
         let mut tokens: Vec<String> = byte_alphabet().iter().map(char::to_string).collect();
         tokens.extend(["<|im_start|>", "<|im_end|>", "he", "Ġh", "Ġhe", "ĠĠ"].map(str::to_owned));

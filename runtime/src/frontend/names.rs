@@ -1,4 +1,4 @@
-//! The names of requests: the number inside the process, and the id that clients see.
+//! Names of requests: the number inside the process, and the id that clients see.
 
 use std::fmt::Write as _;
 use std::hash::{BuildHasher, RandomState};
@@ -6,21 +6,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use actors::request::RequestId;
 
-use super::openai::Kind;
+use super::openai::ApiKind;
 
-/// The process's next request; both of its HTTP ports draw from here, because they share one table of live streams.
+/// The number of the next request of the process. Both HTTP ports use it, because they share one table of live streams.
 static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 
-/// Longest name that a client may give a request; it is echoed in every chunk.
+/// Longest id that a client may give a request. Every chunk contains it.
 const NAME_BYTES_MAX: usize = 128;
 
-/// A fresh number for a request.
+/// A new number for a request.
 pub(super) fn next_request() -> RequestId {
     RequestId(NEXT_REQUEST.fetch_add(1, Ordering::Relaxed))
 }
 
-/// The id of a request in responses: the client's own name if it is printable and short, else 32 random hex digits.
-pub(super) fn public_id(kind: Kind, wanted: Option<&str>) -> String {
+/// The id of a request in responses. It contains the client's id if that is printable and short, else 32 random hex digits.
+pub(super) fn public_id(kind: ApiKind, wanted: Option<&str>) -> String {
     let usable = |name: &&str| {
         !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(|byte| byte.is_ascii_graphic())
     };
@@ -28,7 +28,7 @@ pub(super) fn public_id(kind: Kind, wanted: Option<&str>) -> String {
     match wanted.filter(usable) {
         Some(name) => id.push_str(name),
         None => {
-            // Each `RandomState` has new keys; nothing here needs to be hard to guess.
+            // Each `RandomState` has new keys. The id does not have to be hard to guess.
             let word = || RandomState::new().hash_one(0u8);
             let _ = write!(id, "{:016x}{:016x}", word(), word());
         }
@@ -42,9 +42,9 @@ mod tests {
 
     #[test]
     fn ids_are_the_clients_or_random() {
-        assert_eq!(public_id(Kind::Completion, Some("bench-1")), "cmpl-bench-1");
-        assert_eq!(public_id(Kind::Chat, Some("a b")).len(), "chatcmpl-".len() + 32);
-        assert_ne!(public_id(Kind::Chat, None), public_id(Kind::Chat, None));
-        assert_eq!(public_id(Kind::Completion, Some(&"x".repeat(129))).len(), "cmpl-".len() + 32);
+        assert_eq!(public_id(ApiKind::Completion, Some("bench-1")), "cmpl-bench-1");
+        assert_eq!(public_id(ApiKind::Chat, Some("a b")).len(), "chatcmpl-".len() + 32);
+        assert_ne!(public_id(ApiKind::Chat, None), public_id(ApiKind::Chat, None));
+        assert_eq!(public_id(ApiKind::Completion, Some(&"x".repeat(129))).len(), "cmpl-".len() + 32);
     }
 }

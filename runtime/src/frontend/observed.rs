@@ -1,7 +1,6 @@
-//! How requests ended: a line in the log for each, and what `/metrics` and the proxy's report make of them.
+//! Statistics on ended requests: a line in the log for each, the metrics, and the report on first-token times.
 //!
-//! The metrics have vLLM's names where vLLM has one, so that dashboards made for it work; what Baton alone has stands in
-//! [`actors::counters`].
+//! The metrics here have the names of vLLM's metrics, so that dashboards for vLLM work. [`actors::counters`] has Baton's own metrics.
 
 mod histogram;
 
@@ -13,6 +12,7 @@ use std::time::Duration;
 
 use actors::counters::Counters;
 use actors::request::{FinishReason, RequestError, RequestId, Timings};
+use common::statistics::{mean, median, quantile};
 use tracing::{info, warn};
 
 use super::api_error::ApiError;
@@ -20,13 +20,13 @@ use super::response::Head;
 use crate::telemetry::REQUESTS;
 use histogram::Histogram;
 
-/// Handed-over requests that the proxy's report is made of: the newest, so that memory is bounded and a report is of now.
+/// Number of requests in the report on first-token times: the newest ones. The number bounds the memory.
 const REPORTED_MAX: usize = 4096;
 
-/// Answers to requests that never ran for want of room or time: the queue is full or too slow, no memory or the process ends, too late.
+/// Statuses of answers to requests that never ran: 429 (the queue is full or too slow), 503 (no memory, or the process ends), 504 (too late).
 const TURNED_AWAY: [u16; 3] = [429, 503, 504];
 
-/// What both ports of a process have seen. Threads share it.
+/// Statistics on the requests of both ports of a process. All threads share them.
 pub struct Observed {
     model: String,
     cache: CacheInfo,
@@ -44,7 +44,7 @@ pub struct Observed {
     handed_over: Mutex<HandedOver>,
 }
 
-/// First-token times of requests that a sender prefilled.
+/// Times to the first token of requests that a sender prefilled.
 #[derive(Default)]
 struct HandedOver {
     first_token_ms: VecDeque<f64>,
@@ -52,21 +52,21 @@ struct HandedOver {
     reported: u64,
 }
 
-/// One choice of a request as the log has it.
+/// A choice of a request that has ended, for the log.
 pub(super) struct Ended<'a> {
     pub(super) head: &'a Head,
     pub(super) choice: usize,
     pub(super) request: RequestId,
-    /// From the arrival of its head until its answers began.
+    /// The time from the arrival of the request until its answers began.
     pub(super) waited: Duration,
 }
 
-/// What the KV pages are, for `vllm:cache_config_info`.
+/// The KV pages as `vllm:cache_config_info` describes them.
 #[derive(Clone, Debug)]
 pub struct CacheInfo {
     /// Tokens in a page.
     pub page_tokens: u32,
-    /// How a key or value is stored, such as `bf16`.
+    /// Number type of keys and values, such as `bf16`.
     pub dtype: String,
     /// `engine.prefix_cache`.
     pub prefix_cache: bool,
@@ -74,17 +74,17 @@ pub struct CacheInfo {
     pub memory_utilization: f32,
 }
 
-/// How many answers there are at one moment.
+/// Numbers of answers at one moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
-    /// That run.
+pub struct AnswerCounts {
+    /// Running answers.
     pub running: usize,
-    /// Of requests that wait.
+    /// Answers of waiting requests.
     pub waiting: usize,
 }
 
 impl Observed {
-    /// Nothing yet, of requests for `model`.
+    /// No requests yet. `model` is the label of the metrics.
     pub fn new(model: &str, cache: CacheInfo) -> Self {
         Self {
             model: model.to_owned(),
@@ -103,7 +103,7 @@ impl Observed {
         }
     }
 
-    /// A request has ended.
+    /// Logs and counts a choice that has ended.
     pub(super) fn end(&self, ended: &Ended<'_>, how: Result<(FinishReason, &Timings), &RequestError>) {
         let Ended { head, choice, request, waited } = ended;
         let id = format_args!("{}-{choice}", head.id);
@@ -172,39 +172,32 @@ impl Observed {
         }
     }
 
-    /// The proxy's report on first-token times, if requests were handed over since the last one.
+    /// The report on first-token times, in the format of LMCache's proxy; `None` if a sender has prefilled no request since the last report.
     pub fn report(&self) -> Option<String> {
         let mut handed_over = self.handed_over.lock().unwrap_or_else(PoisonError::into_inner);
         if handed_over.reported == handed_over.count {
             return None;
         }
         handed_over.reported = handed_over.count;
-        let mut times: Vec<f64> = handed_over.first_token_ms.iter().copied().collect();
+        let times: Vec<f64> = handed_over.first_token_ms.iter().copied().collect();
         let count = handed_over.count;
         drop(handed_over);
-        times.sort_unstable_by(f64::total_cmp);
-        // Between ranks, as numpy does.
-        let percentile = |share: f64| {
-            let at = (times.len() - 1) as f64 * share;
-            let (low, high) = (times[at.floor() as usize], times[at.ceil() as usize]);
-            low + (high - low) * at.fract()
-        };
-        let average = times.iter().sum::<f64>() / times.len() as f64;
         let rule = "=".repeat(31);
         Some(format!(
-            "{rule}\nNum requests: {count}\nPrefill node TTFT stats:\n - Average (ms): {average:.2}\n \
+            "{rule}\nNum requests: {count}\nPrefill node TTFT stats:\n - Average (ms): {:.2}\n \
              - Median (ms): {:.2}\n - 99th Percentile (ms): {:.2}\n{rule}",
-            percentile(0.5),
-            percentile(0.99)
+            mean(&times),
+            median(times.iter().copied()),
+            quantile(times.iter().copied(), 0.99)
         ))
     }
 
-    /// Prometheus's text, with what the node counts.
-    pub fn render(&self, counters: &Counters, load_now: Load) -> String {
+    /// All metrics in Prometheus's text format. `counters` are those of the node.
+    pub fn render(&self, counters: &Counters, load_now: AnswerCounts) -> String {
         let mut text = counters.render();
         let labels = format!("model_name=\"{}\"", escaped(&self.model));
         let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
-        // Credits are the ring's: they are there without any request.
+        // Pages with credits belong to the ring, not to requests, so they do not count as used.
         let used = [counters.pages_live(), counters.pages_reserved()];
         let used = used.map(load).iter().sum::<u64>() as f64 / load(counters.pages()).max(1) as f64;
         let mut line = |kind: &str, name: &str, help: &str, values: &[(&str, f64)]| {
@@ -214,9 +207,9 @@ impl Observed {
                 let _ = writeln!(text, "vllm:{name}{{{labels}{more}}} {value}");
             }
         };
-        let Load { running, waiting } = load_now;
-        line("gauge", "num_requests_running", "Answers that run.", &[("", running as f64)]);
-        line("gauge", "num_requests_waiting", "Answers of requests that wait.", &[("", waiting as f64)]);
+        let AnswerCounts { running, waiting } = load_now;
+        line("gauge", "num_requests_running", "Running answers.", &[("", running as f64)]);
+        line("gauge", "num_requests_waiting", "Answers of waiting requests.", &[("", waiting as f64)]);
         let CacheInfo { page_tokens, dtype, prefix_cache, memory_utilization } = &self.cache;
         let info = format!(
             ",block_size=\"{page_tokens}\",cache_dtype=\"{dtype}\",enable_prefix_caching=\"{}\",engine=\"0\",\
@@ -224,22 +217,26 @@ impl Observed {
             if *prefix_cache { "True" } else { "False" },
             load(counters.pages())
         );
-        line("gauge", "cache_config_info", "Size and kind of the KV pages, as labels.", &[(&info, 1.0)]);
+        line("gauge", "cache_config_info", "Configuration of the KV pages, as labels.", &[(&info, 1.0)]);
         for name in ["kv_cache_usage_perc", "gpu_cache_usage_perc"] {
             line("gauge", name, "Share of the KV pages in use; 1 is all.", &[("", used)]);
         }
         for (name, help, value) in [
-            ("prompt_tokens_total", "Prompt tokens of requests that ended well.", load(&self.prompt_tokens)),
-            ("generation_tokens_total", "Tokens sampled for them.", load(&self.sampled_tokens)),
+            ("prompt_tokens_total", "Prompt tokens of finished requests.", load(&self.prompt_tokens)),
+            ("generation_tokens_total", "Sampled tokens of finished requests.", load(&self.sampled_tokens)),
             (
                 "prefix_cache_queries_total",
-                "Prompt tokens looked up in the cache.",
+                "Prompt tokens looked up in the prefix cache.",
                 load(&self.prompt_tokens),
             ),
-            ("prefix_cache_hits_total", "Prompt tokens found there.", load(&self.resident_tokens)),
+            (
+                "prefix_cache_hits_total",
+                "Prompt tokens found in the prefix cache.",
+                load(&self.resident_tokens),
+            ),
             (
                 "num_preemptions_total",
-                "Requests that gave their pages back for others.",
+                "Preemptions of requests because the page pool was full.",
                 load(counters.preemptions()),
             ),
         ] {
@@ -256,20 +253,28 @@ impl Observed {
             (",finished_reason=\"length\"", load(&self.at_length) as f64),
             (",finished_reason=\"abort\"", load(counters.aborts()) as f64),
         ];
-        line("counter", "request_success_total", "Requests by how they ended.", &ends);
+        line("counter", "request_success_total", "Requests by finish reason.", &ends);
         for (histogram, name, help) in [
             (
                 &self.waited,
                 "request_queue_time_seconds",
-                "From a request's arrival to the beginning of its answers.",
+                "Time from the arrival of a request to the start of its answers.",
             ),
             (
                 &self.first_token,
                 "time_to_first_token_seconds",
-                "From a request's arrival to the first token.",
+                "Time from the arrival of a request to its first token.",
             ),
-            (&self.per_token, "time_per_output_token_seconds", "Mean of a request's tokens after the first."),
-            (&self.whole, "e2e_request_latency_seconds", "From a request's arrival to the last token."),
+            (
+                &self.per_token,
+                "time_per_output_token_seconds",
+                "Mean time per token of a request, after the first token.",
+            ),
+            (
+                &self.whole,
+                "e2e_request_latency_seconds",
+                "Time from the arrival of a request to its last token.",
+            ),
         ] {
             histogram.render(name, help, &labels, &mut text);
         }
@@ -280,7 +285,7 @@ impl Observed {
     }
 }
 
-/// A label's value.
+/// Escapes the value of a label.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
@@ -315,7 +320,7 @@ mod tests {
     }
 
     fn rendered(observed: &Observed) -> String {
-        observed.render(&Counters::default(), Load { running: 0, waiting: 0 })
+        observed.render(&Counters::default(), AnswerCounts { running: 0, waiting: 0 })
     }
 
     #[test]
@@ -347,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_report_is_the_seeds_in_milliseconds() {
+    fn the_report_has_lmcaches_format() {
         let observed = seen(&[10.0, 30.0, 20.0]);
         let expect = "===============================\nNum requests: 3\nPrefill node TTFT stats:\n - Average (ms): 20.00\n \
                       - Median (ms): 20.00\n - 99th Percentile (ms): 29.80\n===============================";
@@ -357,7 +362,7 @@ mod tests {
 
     #[test]
     fn metrics_have_vllms_names() {
-        let text = seen(&[10.0, 30.0]).render(&Counters::default(), Load { running: 5, waiting: 7 });
+        let text = seen(&[10.0, 30.0]).render(&Counters::default(), AnswerCounts { running: 5, waiting: 7 });
         for line in [
             "vllm:num_requests_running{model_name=\"a\\\"b\"} 5",
             "vllm:num_requests_waiting{model_name=\"a\\\"b\"} 7",

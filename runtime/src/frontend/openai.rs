@@ -1,4 +1,4 @@
-//! OpenAI's requests in terms of tokens: what a body asks for, or the sentence that refuses it.
+//! Reads requests of the OpenAI API into token ids and settings, or refuses them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -8,30 +8,30 @@ use engine::Sampling;
 
 use super::api_error::ApiError;
 use super::fields::{Fields, Neutral};
-use super::memory::Held;
+use super::memory::HeldBytes;
 use super::prompts::{self, Reader, Tokens, too_long};
 use super::sampling::sampling;
 use super::served_model::ServedModel;
 use super::stop::StopRule;
-use super::tokenizer::Detokenizer;
+use super::tokenizer::{Detokenizer, SpecialTokens};
 
-/// `max_tokens` of a completion that does not say; OpenAI's and vLLM's default.
+/// Default of `max_tokens` for a completion, as in OpenAI and vLLM.
 const COMPLETION_TOKENS: u32 = 16;
 
-/// What a waiting request takes beside what its client sent: its future and its connection.
+/// Memory of a waiting request besides its prompt and settings: its future and its connection.
 const REQUEST_BYTES: usize = 4 << 10;
 
-/// Which of the two endpoints.
+/// The two kinds of completion endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ApiKind {
     /// `/v1/completions`.
     Completion,
     /// `/v1/chat/completions`.
     Chat,
 }
 
-impl Kind {
-    /// What a request's id starts with.
+impl ApiKind {
+    /// The start of a request's id.
     pub(super) fn prefix(self) -> &'static str {
         match self {
             Self::Completion => "cmpl",
@@ -40,48 +40,48 @@ impl Kind {
     }
 }
 
-/// What a request asks for: `n` answers to each of its prompts.
+/// A request for `n` answers to each of its prompts.
 #[derive(Debug)]
 pub(super) struct Ask {
     /// At least one.
-    pub(super) prompts: Vec<Prompt>,
+    pub(super) prompts: Vec<PromptAsk>,
     /// At least one.
     pub(super) n: u32,
     pub(super) sampling: Sampling,
     pub(super) stop: StopRule,
     pub(super) ignore_eos: bool,
-    pub(super) skip_special_tokens: bool,
+    pub(super) special_tokens: SpecialTokens,
     pub(super) return_token_ids: bool,
     pub(super) return_timings: bool,
-    /// `None`: the answer comes whole.
+    /// `None` for a whole answer.
     pub(super) stream: Option<StreamOptions>,
-    /// The client's own name for the request.
+    /// The client's id of the request.
     pub(super) request_id: Option<String>,
-    /// What it takes of the budget.
-    held: Option<Held>,
+    /// Its share of the memory budget.
+    held: Option<HeldBytes>,
 }
 
-/// One of a request's prompts.
+/// One prompt of a request.
 #[derive(Debug)]
-pub(super) struct Prompt {
+pub(super) struct PromptAsk {
     /// At least one token id.
     pub(super) tokens: Arc<[u32]>,
-    /// At least one, and both together fit the context.
+    /// At least one. The prompt and this many tokens fit the context.
     pub(super) max_tokens: u32,
-    /// What its answers begin with: its own text, if the request says `echo`.
+    /// The start of its answers: the text of the prompt if the request sets `echo`, else empty.
     pub(super) echo: String,
 }
 
 /// How an answer is streamed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct StreamOptions {
-    /// A last chunk without choices carries the usage.
+    /// The last chunk has the usage and no choices.
     pub(super) include_usage: bool,
-    /// Every chunk carries the usage so far.
+    /// Every chunk has the usage so far.
     pub(super) continuous_usage_stats: bool,
 }
 
-/// Fields that would change the answer in a way that is not supported yet, and the values that change nothing.
+/// Unsupported fields, and their values that do not change the answer.
 const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("best_of", Neutral::Number(1.0)),
     ("length_penalty", Neutral::Number(1.0)),
@@ -112,13 +112,12 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
 ];
 
 impl Ask {
-    /// Reads a body.
+    /// Reads a request. It may ask for at most `most` answers.
     ///
     /// # Errors
-    /// 404 for another model, 503 if the budget does not allow it, else 400 with a sentence that names the field; so for more answers than
-    /// `most`.
+    /// 404 for another model, 503 if the memory budget is used up, else 400 with a sentence that names the field.
     pub(super) fn read(
-        kind: Kind,
+        kind: ApiKind,
         fields: &Fields<'_>,
         reader: Reader<'_>,
         most: usize,
@@ -130,13 +129,13 @@ impl Ask {
         let sampling = sampling(kind, fields, vocabulary)?;
         let n = fields.count("n")?.unwrap_or(1);
         let prompts = match kind {
-            Kind::Completion => prompts::completion(fields, n, most, reader)?,
-            Kind::Chat => {
+            ApiKind::Completion => prompts::completion(fields, n, most, reader)?,
+            ApiKind::Chat => {
                 prompts::check_answers(1, n, most)?;
                 vec![prompts::chat(fields, reader)?]
             }
         };
-        let echo = kind == Kind::Completion && fields.flag("echo", false)?;
+        let echo = kind == ApiKind::Completion && fields.flag("echo", false)?;
         if echo && sampling.logprobs.is_some() {
             let message = "logprobs of the prompt are not supported yet; leave out echo or logprobs";
             return Err(ApiError::field("logprobs", message));
@@ -145,17 +144,23 @@ impl Ask {
             if ids.is_empty() {
                 return Err(ApiError::field(&field, format!("{field} must have at least one token")));
             }
-            Ok(Prompt {
+            Ok(PromptAsk {
                 max_tokens: max_tokens(kind, &field, ids.len(), fields, model)?,
-                echo: if echo { Detokenizer::text(&model.tokenizer, &ids, true) } else { String::new() },
+                echo: if echo {
+                    Detokenizer::text(&model.tokenizer, &ids, SpecialTokens::Skip)
+                } else {
+                    String::new()
+                },
                 tokens: ids.into(),
             })
         };
-        let prompts: Vec<Prompt> = prompts.into_iter().map(prompt).collect::<Result<_, _>>()?;
+        let prompts: Vec<PromptAsk> = prompts.into_iter().map(prompt).collect::<Result<_, _>>()?;
         let return_timings = fields.flag("return_timings", false)?;
         let answers = prompts.len().saturating_mul(n as usize);
         if return_timings && answers > 1 {
-            let message = format!("return_timings is of one answer, and this asks for {answers}");
+            let message = format!(
+                "return_timings needs a request for one answer, and this one asks for {answers}; leave it out"
+            );
             return Err(ApiError::field("return_timings", message));
         }
         let mut ask = Self {
@@ -164,7 +169,11 @@ impl Ask {
             sampling,
             stop: StopRule::read(fields, vocabulary)?,
             ignore_eos: fields.flag("ignore_eos", false)?,
-            skip_special_tokens: fields.flag("skip_special_tokens", true)?,
+            special_tokens: if fields.flag("skip_special_tokens", true)? {
+                SpecialTokens::Skip
+            } else {
+                SpecialTokens::Show
+            },
             return_token_ids: fields.flag("return_token_ids", false)?,
             return_timings,
             stream: stream_options(fields)?,
@@ -175,64 +184,65 @@ impl Ask {
         Ok(ask)
     }
 
-    /// How many answers there will be.
+    /// The number of answers.
     pub(super) fn choices(&self) -> usize {
         self.prompts.len().saturating_mul(self.n as usize)
     }
 
     /// The prompt that a choice answers.
-    pub(super) fn prompt_of(&self, choice: usize) -> &Prompt {
+    pub(super) fn prompt_of(&self, choice: usize) -> &PromptAsk {
         &self.prompts[choice / self.n as usize]
     }
 
-    /// How the tokens of a choice are chosen: answers to one prompt draw differently.
+    /// The sampling settings of a choice. Each answer to a prompt has another seed.
     pub(super) fn sampling_of(&self, choice: usize) -> Sampling {
         let seed = self.sampling.seed.wrapping_add((choice % self.n as usize) as u64);
         Sampling { seed, ..self.sampling.clone() }
     }
 
-    /// Bytes that the request takes while it waits, about.
+    /// Approximate memory of the request while it waits.
     pub(super) fn bytes(&self) -> usize {
-        let prompt = |prompt: &Prompt| size_of::<Prompt>() + 4 * prompt.tokens.len() + prompt.echo.len();
+        let prompt =
+            |prompt: &PromptAsk| size_of::<PromptAsk>() + 4 * prompt.tokens.len() + prompt.echo.len();
         let settings = size_of_val(&*self.sampling.logit_bias) + self.stop.bytes();
         REQUEST_BYTES + settings + self.prompts.iter().map(prompt).sum::<usize>()
     }
 
-    /// Tokens in all prompts together.
+    /// Number of tokens in all prompts.
     pub(super) fn prompt_tokens(&self) -> u32 {
         self.prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum()
     }
 }
 
-/// Refuses a request for another model.
+/// Checks that a request names this model or none.
 ///
 /// # Errors
-/// 404 if the request names one.
+/// 404 if it names another one.
 pub(super) fn check_model(fields: &Fields<'_>, model: &ServedModel) -> Result<(), ApiError> {
     fields.text("model")?.map_or(Ok(()), |name| check_name(&name, model))
 }
 
-/// Refuses the name of another model.
+/// Checks that `name` is the name of this model.
 ///
 /// # Errors
-/// 404.
+/// 404 if it is not.
 pub(super) fn check_name(name: &str, model: &ServedModel) -> Result<(), ApiError> {
     if name == model.name {
         return Ok(());
     }
-    let message = format!("model {name:?} does not exist; this server has {:?}", model.name);
+    let message = format!("model {name:?} does not exist; this server serves {:?}", model.name);
     let error = ApiError::new(StatusCode::NOT_FOUND, message);
     Err(ApiError { param: Some("model".to_owned()), ..error })
 }
 
-/// The tokens of the one prompt of a request; there may be none.
+/// The tokens of a request with one prompt. The prompt may be empty.
 ///
 /// # Errors
 /// 400 with a sentence that names the field.
-pub(super) fn prompt(kind: Kind, fields: &Fields<'_>, reader: Reader<'_>) -> Result<Vec<u32>, ApiError> {
+pub(super) fn prompt(kind: ApiKind, fields: &Fields<'_>, reader: Reader<'_>) -> Result<Vec<u32>, ApiError> {
     let prompt = match kind {
-        Kind::Chat => prompts::chat(fields, reader),
-        Kind::Completion => prompts::single(fields, reader),
+        ApiKind::Chat => prompts::chat(fields, reader),
+        ApiKind::Completion => prompts::single(fields, reader),
     };
     Ok(prompt?.ids)
 }
@@ -253,7 +263,7 @@ fn stream_options(fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError
 }
 
 fn max_tokens(
-    kind: Kind,
+    kind: ApiKind,
     field: &str,
     prompt: usize,
     fields: &Fields<'_>,
@@ -265,7 +275,7 @@ fn max_tokens(
         return Err(too_long(field, &format!("{prompt} tokens"), context));
     }
     let (name, wanted) = match (kind, fields.count("max_completion_tokens")?) {
-        (Kind::Chat, Some(wanted)) => ("max_completion_tokens", Some(wanted)),
+        (ApiKind::Chat, Some(wanted)) => ("max_completion_tokens", Some(wanted)),
         _ => ("max_tokens", fields.count("max_tokens")?),
     };
     match (wanted, kind) {
@@ -277,7 +287,7 @@ fn max_tokens(
             Err(ApiError::field(name, message))
         }
         (Some(wanted), _) => Ok(wanted),
-        (None, Kind::Completion) => Ok(COMPLETION_TOKENS.min(rest)),
-        (None, Kind::Chat) => Ok(rest),
+        (None, ApiKind::Completion) => Ok(COMPLETION_TOKENS.min(rest)),
+        (None, ApiKind::Chat) => Ok(rest),
     }
 }

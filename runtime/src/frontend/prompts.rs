@@ -15,16 +15,17 @@ use super::admission::too_many;
 use super::api_error::ApiError;
 use super::chat_template::Message;
 use super::fields::{Counted, Fields, Text, elements, parsed, wrong};
-use super::memory::{Memory, Taken};
+use super::memory::{InputMemory, Taken};
 use super::served_model::ServedModel;
+use super::tokenizer::Bos;
 
 /// The parts that are needed to read prompts.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a> {
     pub(super) model: &'a ServedModel,
-    pub(super) memory: &'a Memory,
-    /// Whether the body is long. A long body is read on a thread of its own, which may wait for [`Room`](super::memory::Room). A
-    /// short body takes no room.
+    pub(super) memory: &'a InputMemory,
+    /// Whether the body is long. A long body is read on a thread of its own, which may wait for
+    /// [`TokenizeAllowance`](super::memory::TokenizeAllowance). A short body takes no allowance.
     pub(super) is_long: bool,
 }
 
@@ -232,7 +233,7 @@ impl<'a> Reader<'a> {
         }
         let _room = self.take(field, tokenizer.encode_bytes(text.len()))?;
         let failed = |reason| ApiError::field(field, format!("{field} cannot be tokenized: {reason}"));
-        tokenizer.encode(text, add_bos).map_err(failed)
+        tokenizer.encode(text, if add_bos { Bos::Add } else { Bos::Omit }).map_err(failed)
     }
 
     /// Reads a list of token ids, at most as many as the context length.

@@ -1,9 +1,11 @@
-//! One live request, from the side that waits for its tokens.
+//! The reply to one choice: turns the events of its stream into pieces of text.
 
 use std::time::{Duration, Instant};
 
 use actix::Recipient;
-use actors::request::{AbortRequest, FinishReason, RequestError, RequestId, StreamEvent, Timings};
+use actors::request::{
+    AbortOutcome, AbortRequest, FinishReason, RequestError, RequestId, StreamEvent, Timings,
+};
 use actors::streams::Streams;
 use engine::Token;
 use tokio::sync::mpsc;
@@ -13,16 +15,16 @@ use super::admission::Permit;
 use super::stop::{StopReason, StopRule, StopWatch};
 use super::tokenizer::Detokenizer;
 
-/// Holds what a request occupies: its entry among the live streams (with its permit), and the work behind it. Dropped before the
-/// request has ended (the client is gone, the frontend gave up), it forgets the stream and sends [`AbortRequest`].
-pub(super) struct Live {
+/// The guard of a live request. It owns the entry in the table of live streams, which holds the permit. If it is dropped before the
+/// request has ended, because the client is gone or the frontend gave up, it removes the entry and sends [`AbortRequest`].
+pub(super) struct LiveRequest {
     request: RequestId,
     streams: Streams,
     abort: Recipient<AbortRequest>,
     ended: bool,
 }
 
-impl Live {
+impl LiveRequest {
     /// Opens the request's stream.
     pub(super) fn open(
         request: RequestId,
@@ -37,41 +39,41 @@ impl Live {
     }
 
     /// Tells the decoder that no more tokens are wanted.
-    fn end(&self, complete_with: Option<u32>) {
-        // Not `send`: its future would have to be awaited, and dropping that one withdraws the message.
-        self.abort.do_send(AbortRequest { request: self.request, complete_with });
+    fn end(&self, outcome: AbortOutcome) {
+        // `send` returns a future that withdraws the message when it is dropped, so it cannot be used here.
+        self.abort.do_send(AbortRequest { request: self.request, outcome });
     }
 }
 
-impl Drop for Live {
+impl Drop for LiveRequest {
     fn drop(&mut self) {
         self.streams.close(self.request);
         if !self.ended {
-            tracing::info!(request = %self.request, "request dropped before its end");
-            self.end(None);
+            tracing::info!(request = %self.request, "request dropped before its end; aborting it");
+            self.end(AbortOutcome::Cancelled);
         }
     }
 }
 
-/// What a client gets at once: one token and the text that it completes, and the end if it is the last.
+/// One part of an answer: a token, the text that it completes, and the end of the answer if it is the last part.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Piece {
-    /// `None` only if the end came without a token.
+    /// `None` if the answer ends without another token.
     pub(super) token: Option<Token>,
     pub(super) text: String,
     pub(super) finish: Option<Finish>,
 }
 
-/// How an answer ended well.
+/// How an answer finished.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Finish {
     pub(super) reason: FinishReason,
-    /// What the client wanted it to stop at, if that is why.
+    /// The stop string or token that ended it.
     pub(super) stop: Option<StopReason>,
     pub(super) timings: Timings,
 }
 
-/// Which token is an answer's last, as the decoder sees it too.
+/// The rule by which the decoder ends an answer. [`Pieces`] uses it to guess the last token.
 #[derive(Clone, Debug)]
 pub(super) struct EndRule {
     pub(super) max_tokens: u32,
@@ -79,8 +81,8 @@ pub(super) struct EndRule {
     pub(super) eos: Vec<u32>,
 }
 
-/// Events in, pieces out. The token that ends the answer waits for the event that says so, because both travel in one
-/// chunk; no other token waits.
+/// Turns events into pieces. A token that should be the last one by the [`EndRule`] waits for the event that ends the answer, because
+/// one chunk carries both. No other token waits.
 struct Pieces {
     rule: EndRule,
     detokenizer: Detokenizer,
@@ -92,7 +94,7 @@ struct Pieces {
 impl Pieces {
     fn token(&mut self, token: Token) -> Option<Piece> {
         if self.stop.reason().is_some() {
-            // Sampled before the decoder knew that this was enough.
+            // The decoder sampled it before the abort arrived.
             return None;
         }
         self.tokens += 1;
@@ -102,7 +104,7 @@ impl Pieces {
             || self.stop.reason().is_some();
         let piece = Piece { token: Some(token), text, finish: None };
         match self.held.take() {
-            // It was not the last one after all.
+            // The held token was not the last one.
             Some(held) => {
                 self.held = Some(piece);
                 Some(held)
@@ -126,21 +128,22 @@ impl Pieces {
     }
 }
 
-/// One live request: pieces as they come, then the end.
+/// The reply to one choice.
 pub(super) struct Reply {
-    live: Live,
+    live: LiveRequest,
     source: mpsc::Receiver<StreamEvent>,
     pieces: Pieces,
-    /// The decoder has been told that the answer is complete.
+    /// A stop string or token has completed the answer, and the decoder has been told.
     complete: bool,
     give_up: Instant,
     deadline_ms: u64,
 }
 
 impl Reply {
-    /// Waits for the request's events until `give_up`, a little after the deadline of `allowed`, which the decoder owns.
+    /// A reply that waits for events until `give_up`, which is later than the deadline that the decoder enforces. `allowed` is the time
+    /// from the arrival of the request to the deadline.
     pub(super) fn new(
-        live: Live,
+        live: LiveRequest,
         source: mpsc::Receiver<StreamEvent>,
         rule: EndRule,
         detokenizer: Detokenizer,
@@ -153,23 +156,23 @@ impl Reply {
         Self { live, source, pieces, complete: false, give_up, deadline_ms }
     }
 
-    /// Which request.
+    /// The request id.
     pub(super) fn request(&self) -> RequestId {
         self.live.request
     }
 
-    /// The request was refused: nobody behind the frontend knows of it, so there is nothing to abort.
+    /// Drops a reply whose request the proxy did not take. There is nothing to abort.
     pub(super) fn refused(mut self) {
         self.live.streams.refuse(self.live.request);
         self.live.ended = true;
     }
 
-    /// Waits for the next piece, at most until it is time to give up. May be dropped and called again, but not after the end.
+    /// Waits for the next piece until `give_up`. The future may be dropped and created again. Must not be called after the end.
     pub(super) async fn next(&mut self) -> Result<Piece, RequestError> {
         loop {
             let event = match timeout_at(self.give_up.into(), self.source.recv()).await {
                 Ok(Some(event)) => event,
-                // The sink was dropped without a terminal event: whoever held it is gone.
+                // The sink was dropped without a terminal event.
                 Ok(None) => return self.given_up(RequestError::Aborted),
                 Err(_) => return self.given_up(RequestError::Deadline { deadline_ms: self.deadline_ms }),
             };
@@ -179,13 +182,13 @@ impl Reply {
         }
     }
 
-    /// No terminal event came. An answer that was complete without one is a good answer.
+    /// The end without a terminal event: an error, unless a stop string or token has completed the answer.
     fn given_up(&mut self, error: RequestError) -> Result<Piece, RequestError> {
         let complete = self.complete.then(|| self.pieces.finish(FinishReason::Stop, Timings::default()));
         complete.ok_or(error)
     }
 
-    /// The next piece if it is already here.
+    /// The next piece, if it has arrived.
     pub(super) fn next_now(&mut self) -> Option<Result<Piece, RequestError>> {
         while let Ok(event) = self.source.try_recv() {
             if let Some(piece) = self.take(event).transpose() {
@@ -200,7 +203,7 @@ impl Reply {
             StreamEvent::Token(token) => {
                 let piece = self.pieces.token(token);
                 if self.pieces.stop.reason().is_some() && !std::mem::replace(&mut self.complete, true) {
-                    self.live.end(Some(self.pieces.tokens));
+                    self.live.end(AbortOutcome::Completed { tokens: self.pieces.tokens });
                 }
                 Ok(piece)
             }
@@ -208,14 +211,14 @@ impl Reply {
                 self.live.ended = true;
                 Ok(Some(self.pieces.finish(reason, *timings)))
             }
-            // The answer was complete before.
+            // The answer was complete before the failure.
             StreamEvent::Failed(_) if self.complete => {
                 self.live.ended = true;
                 Ok(Some(self.pieces.finish(FinishReason::Stop, Timings::default())))
             }
             StreamEvent::Failed(RequestError::Deadline { .. }) => {
                 self.live.ended = true;
-                // The decoder counts from when the request ran, and the client's time began before it waited.
+                // The decoder's number counts from the start of the request. The client's deadline counts from the arrival of its head.
                 Err(RequestError::Deadline { deadline_ms: self.deadline_ms })
             }
             StreamEvent::Failed(error) => {
@@ -231,14 +234,20 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::model_text::testing::{EOS, bytes_model};
-    use super::super::tokenizer::Tokenizer;
+    use super::super::tokenizer::{SpecialTokens, Tokenizer};
     use super::*;
 
     fn pieces(max_tokens: u32, ignore_eos: bool) -> Pieces {
         let tokenizer = Arc::new(Tokenizer::new(&bytes_model()).unwrap());
         let rule = EndRule { max_tokens, ignore_eos, eos: vec![EOS] };
         let stop = StopWatch::new(StopRule::default());
-        Pieces { rule, detokenizer: Detokenizer::new(tokenizer, true), stop, tokens: 0, held: None }
+        Pieces {
+            rule,
+            detokenizer: Detokenizer::new(tokenizer, SpecialTokens::Skip),
+            stop,
+            tokens: 0,
+            held: None,
+        }
     }
 
     fn piece(token: u32, text: &str) -> Piece {
@@ -246,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_token_waits() {
+    fn only_the_expected_last_token_waits() {
         let mut by_length = pieces(2, false);
         assert_eq!(by_length.token(97.into()), Some(piece(97, "a")));
         assert_eq!(by_length.token(98.into()), None);
@@ -264,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn no_token_is_lost_if_the_decoder_sees_another_end() {
+    fn no_token_is_lost_if_the_decoder_ends_elsewhere() {
         let mut goes_on = pieces(9, false);
         assert_eq!(goes_on.token(EOS.into()), None);
         assert_eq!(goes_on.token(97.into()), Some(piece(EOS, "")));
@@ -277,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_that_never_ended_is_marked() {
+    fn an_incomplete_character_becomes_a_replacement_character() {
         let mut pieces = pieces(1, false);
         assert_eq!(pieces.token(0xC3.into()), None);
         assert_eq!(pieces.finish(FinishReason::Length, Timings::default()).text, "\u{FFFD}");

@@ -1,16 +1,16 @@
-//! OpenAI's responses and chunks, with the fields, the order and the nulls that vLLM sends.
+//! Responses and chunks of the OpenAI API. The fields, their order and the nulls are those of vLLM.
 
 use std::time::Duration;
 
 use actors::request::{FinishReason, Timings};
 use serde::Serialize;
 
-use super::logprobs::Report;
-use super::openai::Kind;
+use super::logprobs::LogprobsReport;
+use super::openai::ApiKind;
 use super::served_model::ServedModel;
 use super::stop::StopReason;
 
-/// Tokens counted.
+/// Numbers of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Usage {
     pub(super) prompt_tokens: u32,
@@ -24,21 +24,21 @@ impl Usage {
     }
 }
 
-/// Where a request's time went: ours, on `return_timings: true`.
+/// Timings of a request, sent if it sets `return_timings`. OpenAI has no such field.
 #[derive(Debug, Serialize)]
 pub(super) struct TimingsReport {
-    /// From the arrival of the request's head until its answer began.
+    /// Time from the arrival of the request until its answer began.
     queue_ms: f64,
     #[serde(flatten)]
     timings: Timings,
-    /// GB/s from the first put to the last flush; null if nothing travelled.
+    /// GB/s from the first put to the last flush; null if no page was handed over.
     handover_gigabytes_per_second: Option<f64>,
-    /// Tokens a second after the first; null if there was one.
+    /// Tokens per second after the first token; null if there was only one token.
     tokens_per_s: Option<f64>,
 }
 
 impl TimingsReport {
-    /// The report of an answer whose request waited this long before it began.
+    /// The report on an answer whose request waited this long before it began.
     pub(super) fn new(timings: Timings, waited: Duration) -> Self {
         let rate = |amount: f64, ms: f64| (amount > 0.0 && ms > 0.0).then(|| amount / ms);
         let later_tokens = f64::from(timings.completion_tokens.saturating_sub(1));
@@ -51,56 +51,56 @@ impl TimingsReport {
     }
 }
 
-/// What all chunks and the response of one request have in common.
+/// The fields that all chunks and the response of a request share.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
-    pub(super) kind: Kind,
+    pub(super) kind: ApiKind,
     pub(super) id: String,
     pub(super) created: u64,
     pub(super) model: String,
 }
 
-/// A whole response: one answer a choice, in order.
-pub(super) struct Answer<'a> {
+/// A whole response, with the choices in order.
+pub(super) struct WholeAnswer<'a> {
     pub(super) choices: Vec<Choice<'a>>,
     pub(super) usage: Usage,
     pub(super) timings: Option<TimingsReport>,
 }
 
-/// One answer.
+/// One choice of a whole response.
 pub(super) struct Choice<'a> {
     pub(super) text: &'a str,
     pub(super) finish: FinishReason,
     pub(super) stop: Option<&'a StopReason>,
-    pub(super) logprobs: Option<Report>,
-    /// Prompt and answer, if they were asked for.
+    pub(super) logprobs: Option<LogprobsReport>,
+    /// Token ids of the prompt and of the answer, if the request asked for them.
     pub(super) token_ids: Option<(&'a [u32], &'a [u32])>,
 }
 
-/// One token's part of a streamed answer.
+/// One chunk of a streamed answer.
 #[derive(Default)]
 pub(super) struct Delta<'a> {
-    /// Which choice.
+    /// Index of the choice.
     pub(super) index: usize,
     pub(super) text: &'a str,
     pub(super) finish: Option<FinishReason>,
     pub(super) stop: Option<&'a StopReason>,
-    pub(super) logprobs: Option<Report>,
+    pub(super) logprobs: Option<LogprobsReport>,
     pub(super) token_ids: Option<&'a [u32]>,
-    /// On the first chunk, if ids were asked for.
+    /// In the first chunk, if the request asked for token ids.
     pub(super) prompt_token_ids: Option<&'a [u32]>,
     pub(super) usage: Option<Usage>,
     pub(super) timings: Option<TimingsReport>,
 }
 
-/// A field that is always null: vLLM sends it, and clients may look.
+/// A field that is always null. vLLM sends it, and clients may read it.
 type Null = Option<()>;
 
 #[derive(Serialize)]
 struct CompletionChoice<'a> {
     index: usize,
     text: &'a str,
-    logprobs: Option<Report>,
+    logprobs: Option<LogprobsReport>,
     finish_reason: Option<FinishReason>,
     stop_reason: Option<&'a StopReason>,
     prompt_token_ids: Option<&'a [u32]>,
@@ -133,7 +133,7 @@ struct ChatDelta<'a> {
 struct ChatChoice<'a> {
     index: usize,
     delta: ChatDelta<'a>,
-    logprobs: Option<Report>,
+    logprobs: Option<LogprobsReport>,
     finish_reason: Option<FinishReason>,
     stop_reason: Option<&'a StopReason>,
     token_ids: Option<&'a [u32]>,
@@ -192,7 +192,7 @@ struct ChatMessage<'a> {
 struct ChatResponseChoice<'a> {
     index: usize,
     message: ChatMessage<'a>,
-    logprobs: Option<Report>,
+    logprobs: Option<LogprobsReport>,
     finish_reason: FinishReason,
     stop_reason: Option<&'a StopReason>,
     token_ids: Option<&'a [u32]>,
@@ -207,7 +207,7 @@ struct ChatResponse<'a> {
     choices: Vec<ChatResponseChoice<'a>>,
     system_fingerprint: Null,
     usage: Usage,
-    /// Of the one prompt that a chat has.
+    /// Token ids of the prompt of the chat.
     prompt_token_ids: Option<&'a [u32]>,
     kv_transfer_params: Null,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -232,12 +232,12 @@ struct ModelCard<'a> {
     permission: [(); 0],
 }
 
-/// The list of models.
+/// The body of the list of models.
 pub(super) fn models(model: &ServedModel) -> String {
     json(&ModelList { object: "list", data: [card(model)] })
 }
 
-/// The one model.
+/// The body that describes the model.
 pub(super) fn model_card(model: &ServedModel) -> String {
     json(&card(model))
 }
@@ -255,10 +255,10 @@ fn card(model: &ServedModel) -> ModelCard<'_> {
     }
 }
 
-/// Room for a chunk, or an answer of a sentence, without growing.
+/// Initial capacity: enough for a chunk or a short answer.
 const JSON_BYTES: usize = 512;
 
-/// None of the types here can fail to serialise: no maps with odd keys, no writer that fails.
+/// Serializes a value. It cannot fail, because the types here have no maps with other keys than strings, and the writer does not fail.
 pub(super) fn json(value: &impl Serialize) -> String {
     let mut bytes = Vec::with_capacity(JSON_BYTES);
     let _ = serde_json::to_writer(&mut bytes, value);
@@ -266,15 +266,15 @@ pub(super) fn json(value: &impl Serialize) -> String {
 }
 
 impl Head {
-    /// The first chunk of a chat's choice, before any token: who speaks.
+    /// The first chunk of a choice of a chat. It has the role and no token.
     pub(super) fn role_chunk(&self, index: usize, prompt_token_ids: Option<&[u32]>) -> String {
         json(&self.chat_chunk(Some("assistant"), Delta { index, prompt_token_ids, ..Delta::default() }))
     }
 
-    /// One token's chunk.
+    /// The chunk of one token.
     pub(super) fn chunk(&self, delta: Delta<'_>) -> String {
         match self.kind {
-            Kind::Completion => json(&CompletionChunk {
+            ApiKind::Completion => json(&CompletionChunk {
                 id: &self.id,
                 object: "text_completion",
                 created: self.created,
@@ -293,7 +293,7 @@ impl Head {
                 kv_transfer_params: None,
                 timings: delta.timings,
             }),
-            Kind::Chat => json(&self.chat_chunk(None, delta)),
+            ApiKind::Chat => json(&self.chat_chunk(None, delta)),
         }
     }
 
@@ -320,19 +320,19 @@ impl Head {
     /// The chunk after the last token, without choices.
     pub(super) fn usage_chunk(&self, usage: Usage, timings: Option<TimingsReport>) -> String {
         let object = match self.kind {
-            Kind::Completion => "text_completion",
-            Kind::Chat => "chat.completion.chunk",
+            ApiKind::Completion => "text_completion",
+            ApiKind::Chat => "chat.completion.chunk",
         };
         let (id, created, model) = (&*self.id, self.created, &*self.model);
         json(&UsageChunk { id, object, created, model, choices: [], usage, timings })
     }
 
     /// The whole response.
-    pub(super) fn response(&self, answer: Answer<'_>) -> String {
+    pub(super) fn response(&self, answer: WholeAnswer<'_>) -> String {
         let (id, created, model) = (&*self.id, self.created, &*self.model);
         let choices = answer.choices.into_iter().enumerate();
         match self.kind {
-            Kind::Completion => json(&CompletionResponse {
+            ApiKind::Completion => json(&CompletionResponse {
                 id,
                 object: "text_completion",
                 created,
@@ -343,7 +343,7 @@ impl Head {
                 kv_transfer_params: None,
                 timings: answer.timings,
             }),
-            Kind::Chat => {
+            ApiKind::Chat => {
                 let mut prompt_token_ids = None;
                 let choices = choices.map(|(index, choice)| {
                     prompt_token_ids = choice.token_ids.map(|(prompt, _)| prompt);

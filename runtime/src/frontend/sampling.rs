@@ -1,4 +1,4 @@
-//! The fields of a request that say how its tokens are chosen; names, ranges and defaults are OpenAI's and vLLM's.
+//! The sampling fields of a request. Their names, ranges and defaults are those of OpenAI and vLLM.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -8,20 +8,20 @@ use serde_json::value::RawValue;
 
 use super::api_error::ApiError;
 use super::fields::{Fields, entries, parsed, wrong};
-use super::openai::Kind;
+use super::openai::ApiKind;
 
-/// A temperature below this is as good as none, and divides into infinities.
+/// A lower temperature counts as 0. Dividing logits by it would overflow.
 const TEMPERATURE_MIN: f64 = 1e-5;
 
-/// Reads how tokens are chosen. Without a `seed` one is drawn.
+/// Reads the sampling fields. Without `seed`, the seed is random.
 ///
 /// # Errors
 /// 400 with a sentence that names the field.
-pub(super) fn sampling(kind: Kind, fields: &Fields<'_>, vocabulary: u32) -> Result<Sampling, ApiError> {
+pub(super) fn sampling(kind: ApiKind, fields: &Fields<'_>, vocabulary: u32) -> Result<Sampling, ApiError> {
     let temperature = fields.number("temperature", "a number of at least 0", 1.0, |t| t >= 0.0)?;
     let top_k = match fields.get("top_k") {
         None => 0,
-        // vLLM takes -1 and 0 for all tokens.
+        // In vLLM, -1 and 0 mean all tokens.
         Some(value) => match parsed::<i64>(value) {
             Some(k @ -1..=0x7fff_ffff) => k.max(0) as u32,
             _ => return Err(wrong("top_k", "a whole number of at least -1", value)),
@@ -52,8 +52,8 @@ pub(super) fn sampling(kind: Kind, fields: &Fields<'_>, vocabulary: u32) -> Resu
     })
 }
 
-/// Whether probabilities are asked for, and of how many tokens beside the sampled one.
-fn logprobs(kind: Kind, fields: &Fields<'_>) -> Result<Option<u32>, ApiError> {
+/// Number of most probable tokens to report besides the sampled one; `None` if the request does not ask for log probabilities.
+fn logprobs(kind: ApiKind, fields: &Fields<'_>) -> Result<Option<u32>, ApiError> {
     let within = |name: &str| match fields.get(name) {
         None => Ok(None),
         Some(value) => {
@@ -63,33 +63,34 @@ fn logprobs(kind: Kind, fields: &Fields<'_>) -> Result<Option<u32>, ApiError> {
         }
     };
     match kind {
-        Kind::Completion => match fields.get("logprobs") {
+        ApiKind::Completion => match fields.get("logprobs") {
             Some(value) if value.get() == "false" => Ok(None),
             _ => within("logprobs"),
         },
-        Kind::Chat => match (fields.flag("logprobs", false)?, within("top_logprobs")?) {
+        ApiKind::Chat => match (fields.flag("logprobs", false)?, within("top_logprobs")?) {
             (true, top) => Ok(Some(top.unwrap_or(0))),
             (false, None | Some(0)) => Ok(None),
-            (false, Some(_)) => {
-                Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs: true; set it"))
-            }
+            (false, Some(_)) => Err(ApiError::field(
+                "top_logprobs",
+                "top_logprobs needs logprobs: true; set logprobs or leave out top_logprobs",
+            )),
         },
     }
 }
 
-/// `{"token id": bias}`.
+/// Reads `logit_bias`: an object `{"token id": bias}`.
 fn logit_bias(fields: &Fields<'_>, vocabulary: u32) -> Result<Vec<(u32, f32)>, ApiError> {
     let Some(value) = fields.get("logit_bias") else { return Ok(Vec::new()) };
     let expect = "an object of token ids and biases";
     let biases = entries(value, LOGIT_BIAS_MAX).ok_or_else(|| wrong("logit_bias", expect, value))?;
     if biases.has_more() {
-        let message = format!("logit_bias has {} tokens; at most {LOGIT_BIAS_MAX} are taken", biases.count);
+        let message = format!("logit_bias has {} tokens; at most {LOGIT_BIAS_MAX} are allowed", biases.count);
         return Err(ApiError::field("logit_bias", message));
     }
     let bias = |(token, bias): (String, &RawValue)| {
         let id = token.parse::<u32>().ok().filter(|id| *id < vocabulary).ok_or_else(|| {
             let message =
-                format!("logit_bias names token {token:?}, and the vocabulary has {vocabulary} tokens");
+                format!("logit_bias has token {token:?}, which is not a token id; the vocabulary has {vocabulary} tokens");
             ApiError::field("logit_bias", message)
         })?;
         let number = parsed::<f64>(bias).filter(|bias| (-100.0..=100.0).contains(bias));

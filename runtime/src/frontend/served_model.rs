@@ -1,4 +1,4 @@
-//! The model as clients see it: its name, its bounds, its words.
+//! The model as clients see it: its name, its context length, its tokenizer.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,30 +11,30 @@ use super::chat_template::ChatTemplate;
 use super::model_text::{ModelText, TextError};
 use super::tokenizer::Tokenizer;
 
-/// The model as clients see it. Shared by the frontends of a process.
+/// The model as clients see it. The frontends of a process share it.
 pub struct ServedModel {
-    /// The name under which clients ask for it.
+    /// Name of the model in requests.
     pub name: String,
-    /// The path of the model's file or folder; `root` in the list of models.
+    /// Path of the model's file or folder. It is `root` in the list of models.
     pub root: String,
-    /// How many tokens prompt and answer may have together.
+    /// Maximum number of tokens in a prompt and its answer together.
     pub context_tokens: u32,
-    /// Tokens that end an answer.
+    /// End-of-sequence tokens.
     pub eos: Vec<u32>,
-    /// Text to tokens and back.
+    /// Converts text to tokens and back.
     pub tokenizer: Arc<Tokenizer>,
-    /// Messages to text, if the model can chat.
+    /// Converts messages to text; `None` if the model has no chat template.
     pub template: Option<ChatTemplate>,
-    /// When this process began to serve it, in seconds since 1970.
+    /// Time at which this process opened the model, in seconds since 1970.
     pub created: u64,
 }
 
 impl ServedModel {
-    /// The model in a GGUF file or a Hugging Face folder, named `name` or else after that; `text` is where its tokenizer is, which
-    /// may be a file or folder of its own.
+    /// Opens the model in a GGUF file or a Hugging Face folder. `text` is the file or folder that has the tokenizer. Without `name`, the
+    /// model is named after its file or folder.
     ///
     /// # Errors
-    /// [`TextError`] if its tokenizer or chat template cannot be used.
+    /// [`TextError`] if the tokenizer or the chat template cannot be used.
     pub fn open(path: &Path, text: &Path, name: Option<&str>) -> Result<Self, TextError> {
         if text.is_dir() {
             return Self::from_folder(path, text, name);
@@ -43,12 +43,13 @@ impl ServedModel {
         Self::new(path, &ModelText::from_gguf(&gguf)?, name)
     }
 
-    /// What ends an answer and how long one may be stands in the folder's configuration, which the engine reads.
+    /// Opens a Hugging Face folder. The caller sets the context length and the end-of-sequence tokens, which the engine reads from the
+    /// folder's configuration.
     fn from_folder(path: &Path, text: &Path, name: Option<&str>) -> Result<Self, TextError> {
         const TOKENIZER: &str = "tokenizer.json";
         let tokenizer = match std::fs::read(text.join(TOKENIZER)) {
             Ok(json) => Tokenizer::from_json(&json)?,
-            // A shape without words, for measurements with token ids.
+            // A model without a tokenizer, for measurements with token ids.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Tokenizer::none(vocabulary_of(text).ok_or(TextError::Read { file: TOKENIZER, error })?)
             }
@@ -56,7 +57,7 @@ impl ServedModel {
         };
         let config = std::fs::read(text.join("tokenizer_config.json")).ok();
         let config: Value = config.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-        // A token is its text or an object with it.
+        // A token is a string or an object that contains the string.
         let token = |key: &str| {
             let value = &config[key];
             value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_owned()
@@ -75,10 +76,10 @@ impl ServedModel {
         })
     }
 
-    /// The model with this text.
+    /// The model with this tokenizer and chat template.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// [`TextError`] if the tokenizer or the chat template cannot be used.
     pub fn new(path: &Path, text: &ModelText, name: Option<&str>) -> Result<Self, TextError> {
         Ok(Self {
             name: name.map_or_else(|| name_of(path), str::to_owned),
@@ -92,7 +93,7 @@ impl ServedModel {
     }
 }
 
-/// How many tokens a folder's model has.
+/// Size of the vocabulary of a folder's model.
 fn vocabulary_of(folder: &Path) -> Option<u32> {
     let config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
     config["vocab_size"].as_u64().and_then(|size| size.try_into().ok())
@@ -102,21 +103,21 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// The one template, or that of several which is called `default`.
+/// The chat template; of several templates, the one with the name `default`.
 fn template_of(value: &Value) -> Option<String> {
     let several = || value.as_array()?.iter().find(|one| one["name"] == "default")?["template"].as_str();
     value.as_str().or_else(several).map(str::to_owned)
 }
 
-/// The name that a folder has on the hub where it lies in the hub's cache (`models--meta-llama--Llama-3.1-8B/snapshots/…`).
+/// The name on the Hugging Face hub of a folder in the hub's cache (`models--meta-llama--Llama-3.1-8B/snapshots/…`).
 fn hub_name(path: &Path) -> Option<String> {
     let folder = path.ancestors().nth(2)?.file_name()?.to_string_lossy().into_owned();
     let in_cache = path.parent()?.file_name()? == "snapshots";
     folder.strip_prefix("models--").filter(|_| in_cache).map(|name| name.replace("--", "/"))
 }
 
-/// A model's name after its file, without the kind of quantisation: `general.name` in the files of the wild is a line of
-/// its training log ("Smollm2 135M 8k Lc100K Mix1 Ep2") more often than a name.
+/// The name of a model after its file, without the quantization. `general.name` in the file is often no useful name, for example
+/// "Smollm2 135M 8k Lc100K Mix1 Ep2".
 fn name_of(path: &Path) -> String {
     if let Some(name) = hub_name(path) {
         return name;

@@ -1,4 +1,4 @@
-//! Where an answer stops because its client said so: strings, which may begin in one token and end in another, and token ids.
+//! Stop strings and stop tokens of a request. A stop string may begin in one token and end in another.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -6,24 +6,24 @@ use serde_json::value::RawValue;
 use super::api_error::ApiError;
 use super::fields::{Fields, Text, elements, parsed, wrong};
 
-/// Most stop strings of a request, and most stop tokens.
+/// Maximum number of stop strings, and of stop tokens, of a request.
 const STOPS_MAX: usize = 64;
-/// Longest stop string. That much of a stream may be held back.
+/// Longest stop string. A stream may hold back this many bytes.
 const STOP_BYTES_MAX: usize = 1024;
 
-/// Longest stop strings of a request together: each is looked for after every token.
+/// Maximum length of all stop strings together. Each of them is searched after every token.
 const ALL_BYTES_MAX: usize = 4096;
 
-/// What a request stops at.
+/// The stop strings and stop tokens of a request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct StopRule {
     strings: Vec<String>,
     tokens: Vec<u32>,
-    /// What stopped the answer stays in it.
+    /// The stop string or token stays in the answer.
     include: bool,
 }
 
-/// What stopped an answer: the string or the token.
+/// The string or the token that stopped an answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub(super) enum StopReason {
@@ -53,7 +53,7 @@ impl StopRule {
         };
         let bytes: usize = strings.iter().map(String::len).sum();
         if bytes > ALL_BYTES_MAX {
-            let message = format!("stop has {bytes} bytes in all; at most {ALL_BYTES_MAX} are taken");
+            let message = format!("stop has {bytes} bytes in all; at most {ALL_BYTES_MAX} are allowed");
             return Err(ApiError::field("stop", message));
         }
         const TOKENS: &str = "a list of at most 64 token ids";
@@ -71,14 +71,14 @@ impl StopRule {
         Ok(Self { strings, tokens, include: fields.flag("include_stop_str_in_output", false)? })
     }
 
-    /// Bytes that it takes.
+    /// Memory of the rule in bytes.
     pub(super) fn bytes(&self) -> usize {
         size_of_val(&*self.tokens)
             + self.strings.iter().map(|stop| size_of::<String>() + stop.len()).sum::<usize>()
     }
 }
 
-/// Watches one answer. Its text comes in as tokens give it and goes out when no stop string can begin in it any more.
+/// Searches one answer for stop strings and tokens. It holds text back as long as a stop string may begin in it.
 pub(super) struct StopWatch {
     rule: StopRule,
     held: String,
@@ -90,12 +90,12 @@ impl StopWatch {
         Self { rule, held: String::new(), reason: None }
     }
 
-    /// What has stopped the answer.
+    /// The string or token that has stopped the answer.
     pub(super) fn reason(&self) -> Option<&StopReason> {
         self.reason.as_ref()
     }
 
-    /// A token and the text that it completes; what may go out.
+    /// Takes a token and the text that it completes. Returns the text that may be sent.
     pub(super) fn token(&mut self, id: u32, text: String) -> String {
         if !self.rule.tokens.contains(&id) {
             return self.text(text);
@@ -105,8 +105,8 @@ impl StopWatch {
         if self.rule.include { held + &text } else { held }
     }
 
-    /// More text; what may go out. Of several strings the one counts that ends first, and of those the longest: so it does not
-    /// matter how the text was cut.
+    /// Takes text. Returns the text that may be sent. Of several stop strings in the text, the one that ends first counts, and the longest
+    /// of those. So the result does not depend on how the text is cut.
     pub(super) fn text(&mut self, text: String) -> String {
         if self.reason.is_some() {
             return String::new();
@@ -127,15 +127,15 @@ impl StopWatch {
         std::mem::replace(&mut self.held, rest)
     }
 
-    /// The answer has ended: what was held back.
+    /// Returns the text that was held back, at the end of the answer.
     pub(super) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }
 
-/// Bytes at the end of `text` that `stop` may begin with.
+/// Length of the longest end of `text` with which `stop` begins.
 fn begun(text: &str, stop: &str) -> usize {
-    // The longest first: what has been said is the beginning of few of them.
+    // The longest first.
     let mut lengths = (1..stop.len()).rev().filter(|length| stop.is_char_boundary(*length));
     lengths.find(|length| text.ends_with(&stop[..*length])).unwrap_or(0)
 }
@@ -170,13 +170,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_held_back_comes_at_the_end() {
+    fn held_text_is_returned_at_the_end() {
         let mut watch = watch(&["END"], false);
         assert_eq!((watch.text("aE".to_owned()), watch.finish()), ("a".to_owned(), "E".to_owned()));
     }
 
     #[test]
-    fn what_stopped_it_may_stay() {
+    fn stop_strings_and_tokens_may_stay() {
         let mut kept = watch(&["END"], true);
         assert_eq!(
             (kept.text("aEN".to_owned()), kept.text("Db".to_owned())),

@@ -1,8 +1,8 @@
-//! A streamed answer: server-sent events, framed and ordered as vLLM's.
+//! A streamed answer: server-sent events in the format and order of vLLM.
 //!
-//! Each token is an event of its own. `finish_reason` rides on the last token's event; then comes the usage if it was asked
-//! for, and `[DONE]`. Tokens that are ready together go out in one write. Where nothing came for a while, a comment does, which
-//! clients skip: it shows proxies on the way that the stream lives, and the system whether the client's host does.
+//! Each token is one event. The event of the last token has `finish_reason`. After it come the usage, if the request asked for it, and
+//! `[DONE]`. Tokens that are ready at the same time are sent in one write. A silent stream sends comments, which clients skip. They keep
+//! proxies from closing the connection, and let the system notice that the client's host is gone.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -19,7 +19,7 @@ use super::api_error::ApiError;
 use super::choices::{Choices, Failure};
 use super::logprobs::report;
 use super::observed::{Ended, Observed};
-use super::openai::{Ask, Kind, StreamOptions};
+use super::openai::{ApiKind, Ask, StreamOptions};
 use super::reply::{Finish, Piece};
 use super::response::{Delta, Head, TimingsReport, Usage};
 use super::tokenizer::Tokenizer;
@@ -27,14 +27,14 @@ use super::tokenizer::Tokenizer;
 /// The last event of every stream.
 const DONE: &str = "[DONE]";
 
-/// A comment, as events are framed.
+/// A keep-alive comment.
 const KEEP_ALIVE: &str = ": keep-alive\n\n";
 
-/// A write takes no further token beyond this. What is ready at once for a client that was slow may be a whole answer, and it
-/// is still there as tokens, which are smaller.
+/// A write of at least this size takes no further token. For a slow client, a whole answer may be ready; its tokens take less memory than
+/// its events.
 const WRITE_BYTES: usize = 16 << 10;
 
-/// What a streamed response is of.
+/// The parts of a streamed response that do not change.
 pub(super) struct EventShape {
     pub(super) head: Head,
     pub(super) ask: Arc<Ask>,
@@ -43,38 +43,38 @@ pub(super) struct EventShape {
     pub(super) observed: Arc<Observed>,
 }
 
-/// How far a choice is.
+/// Progress of a choice.
 #[derive(Clone, Copy, Default)]
-struct Progress {
+struct ChoiceProgress {
     started: bool,
     tokens: u32,
-    /// Characters of its tokens so far.
+    /// Characters of its tokens, for the offsets of log probabilities.
     characters: usize,
 }
 
-/// What the events come from.
+/// The source of the events.
 pub(super) enum Answers {
-    /// The request waits; then they begin.
+    /// The request waits for permits.
     Waiting(Pin<Box<dyn Future<Output = Result<Choices, ApiError>>>>),
-    /// They are computed.
+    /// The answers are computed.
     Running(Choices),
 }
 
-/// The state between two writes.
+/// The state of a stream between two writes.
 struct Events {
     shape: EventShape,
     answers: Answers,
-    progress: Vec<Progress>,
+    progress: Vec<ChoiceProgress>,
     ended: bool,
 }
 
-/// The body of a streamed answer, silent for at most `keep_alive`. Dropping it drops the request.
+/// The body of a streamed answer. It sends a comment if it is silent for `keep_alive`. Dropping it aborts the request.
 pub(super) fn events(
     shape: EventShape,
     answers: Answers,
     keep_alive: Duration,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    let progress = vec![Progress::default(); shape.ask.choices()];
+    let progress = vec![ChoiceProgress::default(); shape.ask.choices()];
     let events = Events { shape, answers, progress, ended: false };
     unfold(events, move |mut events| async move {
         if events.ended {
@@ -94,7 +94,7 @@ pub(super) fn events(
     })
 }
 
-/// What the client is told of an answer that failed.
+/// Logs the failure of an answer and returns the error for the client.
 fn failed(shape: &EventShape, failure: &Failure) -> ApiError {
     shape.observed.end(&failure.of(&shape.head), Err(&failure.error));
     failure.error.clone().into()
@@ -107,7 +107,7 @@ fn frame(json: &str, out: &mut String) {
 }
 
 impl Events {
-    /// The next piece of any answer. May be dropped and called again.
+    /// Waits for the next piece of any answer. The future may be dropped and created again.
     async fn next(&mut self) -> Result<(usize, Piece), ApiError> {
         loop {
             match &mut self.answers {
@@ -122,7 +122,7 @@ impl Events {
         }
     }
 
-    /// The next piece if one is already here.
+    /// The next piece, if one has arrived.
     fn next_now(&mut self) -> Option<Result<(usize, Piece), ApiError>> {
         let Answers::Running(choices) = &mut self.answers else { return None };
         Some(choices.next_now()?.map_err(|failure| failed(&self.shape, &failure)))
@@ -146,7 +146,7 @@ impl Events {
         let progress = &mut self.progress[index];
         let first = !std::mem::replace(&mut progress.started, true);
         let mut prompt_token_ids = (ask.return_token_ids && first).then_some(&*prompt.tokens);
-        if first && head.kind == Kind::Chat {
+        if first && head.kind == ApiKind::Chat {
             frame(&head.role_chunk(index, prompt_token_ids.take()), out);
         }
         progress.tokens += u32::from(piece.token.is_some());

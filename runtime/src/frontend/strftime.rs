@@ -1,26 +1,26 @@
-//! Dates in chat templates, as Python's `datetime.strftime` writes them in the C locale.
+//! Formats dates in chat templates like Python's `datetime.strftime` in the C locale.
 
 use jiff::civil::DateTime;
 use jiff::fmt::strtime::{BrokenDownTime, Config, PosixCustom};
 
-/// The directives that are passed on to jiff: those of C that mean the same there.
+/// Directives that mean the same in C and in jiff.
 const SAME: &str = "aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyY%";
 
-/// Flags of glibc that mean the same in jiff: no padding, spaces, zeros, capitals.
+/// Flags that mean the same in glibc and in jiff: no padding, padding with spaces, padding with zeros, capitals.
 const FLAGS: &str = "-_0^";
 
-/// A format that cannot be rendered.
+/// A format with an unknown directive.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("strftime_now does not know the directive {directive:?} of {format:?}")]
+#[error("strftime_now has no directive {directive:?}, which is in {format:?}")]
 pub(super) struct UnknownDirective {
     directive: String,
     format: String,
 }
 
-/// Writes `time` in Python's `format`. As for a Python `datetime` without a time zone, `%z` and `%Z` are empty.
+/// Formats `time` with a Python format. `%z` and `%Z` are empty, as for a Python `datetime` without a time zone.
 ///
 /// # Errors
-/// The first directive that Python does not have. Python itself would copy it into the text, and so into the prompt.
+/// The first directive that Python does not have. Python itself copies it into the text, and so into the prompt.
 pub(super) fn strftime(format: &str, time: DateTime) -> Result<String, UnknownDirective> {
     let unknown =
         |directive: &str| UnknownDirective { directive: directive.to_owned(), format: format.to_owned() };
@@ -36,7 +36,7 @@ pub(super) fn strftime(format: &str, time: DateTime) -> Result<String, UnknownDi
         let directive = format!("%{flags}{letter}");
         match letter {
             'z' | 'Z' => {}
-            // Python has microseconds, jiff as many digits as it is asked for.
+            // Python writes microseconds. The number of digits in jiff depends on the directive.
             'f' if flags.is_empty() => text.push_str(&format!("{:06}", time.subsec_nanosecond() / 1_000)),
             _ if SAME.contains(letter) => {
                 let part = broken_down.to_string_with_config(&config, &directive);
@@ -55,7 +55,7 @@ mod tests {
 
     use super::*;
 
-    /// What Python 3.12 prints on Linux for three times.
+    /// The expected texts are the output of Python 3.12 on Linux for three times.
     #[test]
     fn directives_are_pythons() {
         let times = [
@@ -64,7 +64,7 @@ mod tests {
             datetime(1970, 1, 1, 0, 0, 0, 0),
         ];
         let check = |format: &str, expect: [&str; 3]| {
-            let got = times.map(|time| strftime(format, time).expect("Python has it"));
+            let got = times.map(|time| strftime(format, time).expect("Python has the directives"));
             assert_eq!(got, expect, "{format}");
         };
         check("%a %A", ["Sun Sunday", "Tue Tuesday", "Thu Thursday"]);
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_python_does_not_have_is_an_error() {
+    fn directives_that_python_does_not_have_are_errors() {
         let check = |format: &str, directive: &str| {
             let error = strftime(format, datetime(2026, 1, 1, 0, 0, 0, 0)).expect_err("unknown");
             assert_eq!(error.directive, directive, "{error}");

@@ -1,4 +1,4 @@
-//! `/tokenize` and `/detokenize`: what the model makes of a text, without computing anything.
+//! The endpoints `/tokenize` and `/detokenize`.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use super::Frontend;
 use super::api_error::ApiError;
 use super::body;
 use super::fields::Fields;
-use super::openai::{self, Kind};
+use super::openai::{self, ApiKind};
 use super::prompts::Reader;
 use super::response::json;
-use super::tokenizer::Detokenizer;
+use super::tokenizer::{Detokenizer, SpecialTokens};
 
 #[derive(Serialize)]
 struct Tokenized {
@@ -27,13 +27,14 @@ struct Detokenized {
     prompt: String,
 }
 
+/// Handler of `/tokenize`.
 pub(super) async fn tokenize(
     frontend: web::Data<Frontend>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> HttpResponse {
     answer(frontend.into_inner(), request, payload, |fields, reader| {
-        let kind = if fields.get("messages").is_some() { Kind::Chat } else { Kind::Completion };
+        let kind = if fields.get("messages").is_some() { ApiKind::Chat } else { ApiKind::Completion };
         let tokens = openai::prompt(kind, fields, reader)?;
         let model = reader.model;
         let text = |token: &u32| model.tokenizer.text_of(*token).into_owned();
@@ -48,6 +49,7 @@ pub(super) async fn tokenize(
     .await
 }
 
+/// Handler of `/detokenize`.
 pub(super) async fn detokenize(
     frontend: web::Data<Frontend>,
     request: HttpRequest,
@@ -56,12 +58,14 @@ pub(super) async fn detokenize(
     answer(frontend.into_inner(), request, payload, |fields, reader| {
         let tokens = fields.get("tokens").ok_or_else(|| ApiError::field("tokens", "tokens is missing"))?;
         let tokens = reader.ids("tokens", tokens)?;
-        // Special tokens are spelt out.
-        Ok(json(&Detokenized { prompt: Detokenizer::text(&reader.model.tokenizer, &tokens, false) }))
+        Ok(json(&Detokenized {
+            prompt: Detokenizer::text(&reader.model.tokenizer, &tokens, SpecialTokens::Show),
+        }))
     })
     .await
 }
 
+/// Reads the body and responds with the JSON that `work` makes of it.
 async fn answer(
     frontend: Arc<Frontend>,
     request: HttpRequest,

@@ -1,4 +1,4 @@
-//! Text to tokens and back, for byte-level BPE.
+//! Converts text to tokens and back.
 
 mod words;
 
@@ -19,38 +19,56 @@ use tokenizers::{
 use super::model_text::{ModelText, TextError};
 use words::Words;
 
-/// GGUF's mark of a token that controls and is no text.
+/// GGUF's type of a control token.
 const SPECIAL: i32 = 3;
-/// GGUF's mark of a token that is matched whole, outside of the merges.
+/// GGUF's type of a token that is matched as a whole before the merges.
 const USER_DEFINED: i32 = 4;
 
-/// Text to tokens and back. Shared by all HTTP workers.
+/// Whether an encoded text begins with the begin-of-sequence token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bos {
+    /// The token is added if the model wants one.
+    Add,
+    /// The token is not added.
+    Omit,
+}
+
+/// Whether special tokens appear in decoded text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// They are left out.
+    Skip,
+    /// They are spelt out.
+    Show,
+}
+
+/// Converts text to tokens and back. All HTTP workers share it.
 pub struct Tokenizer {
-    /// `None` for a model without one.
+    /// The library's tokenizer; `None` for a model without a tokenizer.
     bpe: Option<tokenizers::Tokenizer>,
-    /// How text is cut before the merges, where that is known here; else `bpe` does it.
+    /// Splits text into words before the merges. If `None`, `bpe` does it.
     words: Option<Words>,
-    /// The bytes of all tokens, one after the other.
+    /// The bytes of all tokens, in the order of their ids.
     bytes: Vec<u8>,
-    /// Token id → where its bytes end.
+    /// Where the bytes of each token end in `bytes`.
     ends: Vec<usize>,
     special: Vec<bool>,
     token_bytes_max: usize,
     bos: Option<u32>,
-    /// Texts are tokenised as if a space came before them.
+    /// Texts are tokenized as if they began with a space.
     starts_with_space: bool,
 }
 
-/// How a vocabulary spells bytes.
+/// How a vocabulary writes bytes.
 enum Spelling {
     /// Each byte is a character of the byte-level alphabet.
     ByteLevel(HashMap<char, u8>),
-    /// As in sentencepiece: `▁` is a space, `<0x0A>` a byte that no token has.
+    /// The spelling of sentencepiece: `▁` is a space, and `<0x0A>` is a byte that no other token has.
     Metaspace,
 }
 
 impl Spelling {
-    /// What a `tokenizer.json` decodes with.
+    /// The spelling that the decoder of a `tokenizer.json` uses; `None` if it is not supported.
     fn of(decoder: &Value) -> Option<Self> {
         let steps = match decoder["decoders"].as_array() {
             Some(steps) => steps.clone(),
@@ -65,6 +83,7 @@ impl Spelling {
         (has("Metaspace") || replaces()).then_some(Self::Metaspace)
     }
 
+    /// The bytes of a token.
     fn bytes(&self, token: &str) -> Vec<u8> {
         match self {
             Self::ByteLevel(alphabet) => {
@@ -82,19 +101,19 @@ impl Spelling {
     }
 }
 
-/// Above the ids of any vocabulary, and few enough that a table of them is small.
+/// Upper bound of token ids. It bounds the tables of tokens.
 const VOCABULARY_MAX: u32 = 1 << 24;
 
-/// Bytes of the longest token, at least one.
+/// Length of the longest token in bytes, at least 1.
 fn longest(ends: &[usize]) -> usize {
     let starts = std::iter::once(&0).chain(ends);
     ends.iter().zip(starts).map(|(end, start)| end - start).max().unwrap_or(0).max(1)
 }
 
-/// GGUF's name for how Llama 3 cuts text.
+/// GGUF's name for the rule by which Llama 3 splits text.
 const LLAMA3: &str = "llama-bpe";
 
-/// How text is cut before the merges, by the name that GGUF has for it: for the library, and for [`Words`].
+/// The rule with this GGUF name that splits text before the merges, for the library and for [`Words`].
 fn split(pre: &str) -> Option<(Sequence, Words)> {
     let bytes = |regex: bool| ByteLevel::new(false, true, regex).into();
     let words = |pattern: &str| {
@@ -102,9 +121,9 @@ fn split(pre: &str) -> Option<(Sequence, Words)> {
         Split::new(pattern, SplitDelimiterBehavior::Isolated, false).ok().map(Into::into)
     };
     let (steps, words) = match pre {
-        "smollm" => (vec![Digits::new(true).into(), bytes(true)], Words::gpt2(true)),
-        "gpt-2" | "default" => (vec![bytes(true)], Words::gpt2(false)),
-        // From the tokenizer.json of Llama 3 and of Qwen2.
+        "smollm" => (vec![Digits::new(true).into(), bytes(true)], Words::smollm()),
+        "gpt-2" | "default" => (vec![bytes(true)], Words::gpt2()),
+        // The patterns are from the tokenizer.json of Llama 3 and of Qwen2.
         LLAMA3 => (
             vec![
                 words(
@@ -132,7 +151,7 @@ impl Tokenizer {
     /// Builds the tokenizer that a model file describes.
     ///
     /// # Errors
-    /// [`TextError`] for a kind of tokenizer that is not known here, or a vocabulary that contradicts itself.
+    /// [`TextError`] if the kind of tokenizer is not supported or its data are invalid.
     pub fn new(text: &ModelText) -> Result<Self, TextError> {
         let unsupported = || TextError::Unsupported { kind: text.kind.clone(), pre: text.pre.clone() };
         let (split, words) = split(&text.pre).filter(|_| text.kind == "gpt2").ok_or_else(unsupported)?;
@@ -141,7 +160,7 @@ impl Tokenizer {
         let ids = (0u32..).zip(&text.tokens);
         let vocab: Vocab = ids.map(|(id, token)| (token.clone(), id)).collect();
         if vocab.len() != text.tokens.len() {
-            return Err(broken(format!("{} tokens are doubled", text.tokens.len() - vocab.len())));
+            return Err(broken(format!("{} tokens appear more than once", text.tokens.len() - vocab.len())));
         }
         let pair = |merge: &String| merge.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned()));
         let merges: Option<Vec<_>> = text.merges.iter().map(pair).collect();
@@ -175,10 +194,10 @@ impl Tokenizer {
         Ok(Self { bpe, words, bytes, ends, special, token_bytes_max, bos, starts_with_space: false })
     }
 
-    /// Reads a `tokenizer.json`. Its own post-processor adds the begin-of-sequence token.
+    /// Reads a `tokenizer.json`. Its post-processor adds the begin-of-sequence token.
     ///
     /// # Errors
-    /// [`TextError`] for a file that the library does not read, or tokens whose bytes are not known here.
+    /// [`TextError`] if the file is invalid or its decoder is not supported.
     pub fn from_json(json: &[u8]) -> Result<Self, TextError> {
         let broken = |reason: String| TextError::Broken(format!("tokenizer.json: {reason}"));
         let mut bpe = tokenizers::Tokenizer::from_bytes(json).map_err(|error| broken(error.to_string()))?;
@@ -194,11 +213,11 @@ impl Tokenizer {
             bpe.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
         tokens.sort_unstable();
         if let Some((id, _)) = tokens.last().filter(|(id, _)| *id >= VOCABULARY_MAX) {
-            return Err(broken(format!("token {id} is beyond any vocabulary")));
+            return Err(broken(format!("token id {id} is too large")));
         }
         let (mut bytes, mut ends, mut special) = (Vec::new(), Vec::new(), Vec::new());
         for (id, token) in tokens {
-            // Ids that no token has are tokens without text.
+            // Unused ids become tokens without text.
             ends.resize((id as usize).max(ends.len()), bytes.len());
             special.resize(ends.len(), false);
             match added.get(&id) {
@@ -224,7 +243,7 @@ impl Tokenizer {
         })
     }
 
-    /// No tokenizer: texts are refused, and `vocabulary` token ids say nothing.
+    /// The tokenizer of a model without one. It refuses texts, and its `vocabulary` tokens have no text.
     pub fn none(vocabulary: u32) -> Self {
         let tokens = vocabulary as usize;
         Self {
@@ -233,14 +252,14 @@ impl Tokenizer {
             bytes: Vec::new(),
             ends: vec![0; tokens],
             special: vec![false; tokens],
-            // More than any text has, and no overflow when multiplied with a context.
+            // Larger than any text. The product with a context length does not overflow.
             token_bytes_max: u32::MAX as usize,
             bos: None,
             starts_with_space: false,
         }
     }
 
-    /// How many tokens there are.
+    /// Number of tokens.
     pub fn vocabulary(&self) -> u32 {
         self.ends.len() as u32
     }
@@ -251,31 +270,33 @@ impl Tokenizer {
         (0..self.vocabulary()).filter(said).collect()
     }
 
-    /// Bytes of the longest token: a text of more than *n* times as many has more than *n* tokens.
+    /// Length of the longest token in bytes. A text of more than *n* times this length has more than *n* tokens.
     pub fn token_bytes_max(&self) -> usize {
         self.token_bytes_max
     }
 
-    /// Bytes that [`encode`](Self::encode) takes at most for a text of so many, as measured: the library remembers for each byte where it
-    /// came from, several times, and a text of single characters is as many words.
+    /// Maximum temporary memory of [`encode`](Self::encode) for a text of this many bytes, as measured. The library stores the origin of
+    /// each byte several times, and each character may be a word.
     pub fn encode_bytes(&self, text_bytes: usize) -> usize {
         let a_byte = if self.words.is_some() { 80 } else { 256 };
         text_bytes.saturating_mul(a_byte)
     }
 
-    /// The tokens of a text. Special tokens that are spelt out in it become special, as in transformers.
-    /// `add_bos` asks for the begin-of-sequence token, which comes only if the model wants one.
+    /// The tokens of a text. The text of a special token becomes that token, as in transformers.
     ///
     /// # Errors
-    /// Text that the vocabulary cannot spell.
-    pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<u32>, String> {
-        let bpe = self.bpe.as_ref().ok_or("this model has no tokenizer; send token ids, or set tokenizer")?;
+    /// The text cannot be tokenized.
+    pub fn encode(&self, text: &str, bos: Bos) -> Result<Vec<u32>, String> {
+        let bpe = self
+            .bpe
+            .as_ref()
+            .ok_or("this model has no tokenizer; send token ids, or set the key tokenizer")?;
         let Some(words) = &self.words else {
-            // What a `tokenizer.json` adds is its post-processor's.
-            let encoded = bpe.encode_fast(text, add_bos).map_err(|error| error.to_string())?;
+            // The post-processor adds special tokens.
+            let encoded = bpe.encode_fast(text, bos == Bos::Add).map_err(|error| error.to_string())?;
             return Ok(encoded.get_ids().to_vec());
         };
-        let mut tokens: Vec<u32> = self.bos.filter(|_| add_bos).into_iter().collect();
+        let mut tokens: Vec<u32> = self.bos.filter(|_| bos == Bos::Add).into_iter().collect();
         let pieces = bpe.get_added_vocabulary().extract_and_normalize(None::<&NormalizerWrapper>, text);
         for (piece, _, added) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
             match added {
@@ -290,7 +311,7 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// The bytes of a token; none for an id out of vocabulary.
+    /// The bytes of a token; empty for an id outside the vocabulary.
     pub(super) fn bytes_of(&self, token: u32) -> &[u8] {
         let token = token as usize;
         let Some(end) = self.ends.get(token) else { return &[] };
@@ -298,12 +319,12 @@ impl Tokenizer {
         &self.bytes[start..*end]
     }
 
-    /// The text of one token by itself, with U+FFFD for what is no character.
+    /// The text of a single token, with U+FFFD for incomplete characters.
     pub(super) fn text_of(&self, token: u32) -> Cow<'_, str> {
         String::from_utf8_lossy(self.bytes_of(token))
     }
 
-    /// How many characters that has.
+    /// Number of characters in [`text_of`](Self::text_of) the token.
     pub(super) fn characters_of(&self, token: u32) -> usize {
         self.text_of(token).chars().count()
     }
@@ -313,8 +334,8 @@ impl Tokenizer {
     }
 }
 
-/// Byte → character of the byte-level alphabet: printable characters of Latin-1 stand for themselves, the other bytes for
-/// the characters from U+0100 on, in order (GPT-2's `bytes_to_unicode`).
+/// The byte-level alphabet (GPT-2's `bytes_to_unicode`): the character of each byte. Printable Latin-1 characters stand for themselves.
+/// The other bytes have the characters from U+0100 on, in order.
 pub(crate) fn byte_alphabet() -> [char; 256] {
     let mut next = 0x100;
     std::array::from_fn(|byte| match byte as u8 {
@@ -326,22 +347,22 @@ pub(crate) fn byte_alphabet() -> [char; 256] {
     })
 }
 
-/// Turns tokens into text one by one, and holds back the first bytes of a character until its last one is here.
+/// Converts tokens to text one by one. It holds the bytes of an incomplete character back.
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
-    skip_special: bool,
+    special_tokens: SpecialTokens,
     held: Vec<u8>,
 }
 
 impl Detokenizer {
-    /// A detokenizer at the start of a text; `skip_special` leaves special tokens out of it.
-    pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, held: Vec::new() }
+    /// A detokenizer at the start of a text.
+    pub fn new(tokenizer: Arc<Tokenizer>, special_tokens: SpecialTokens) -> Self {
+        Self { tokenizer, special_tokens, held: Vec::new() }
     }
 
-    /// The text of all these tokens; `skip_special` as in [`new`](Self::new).
-    pub fn text(tokenizer: &Arc<Tokenizer>, tokens: &[u32], skip_special: bool) -> String {
-        let mut detokenizer = Self::new(Arc::clone(tokenizer), skip_special);
+    /// The text of all these tokens.
+    pub fn text(tokenizer: &Arc<Tokenizer>, tokens: &[u32], special_tokens: SpecialTokens) -> String {
+        let mut detokenizer = Self::new(Arc::clone(tokenizer), special_tokens);
         let text: String = tokens.iter().map(|token| detokenizer.push(*token)).collect();
         let text = text + &detokenizer.finish();
         match text.strip_prefix(' ').filter(|_| tokenizer.starts_with_space) {
@@ -350,37 +371,35 @@ impl Detokenizer {
         }
     }
 
-    /// The text that this token completes; empty while a character is incomplete.
+    /// The text that this token completes. It is empty while a character is incomplete.
     pub fn push(&mut self, token: u32) -> String {
-        if self.skip_special && self.tokenizer.is_special(token) {
+        if self.special_tokens == SpecialTokens::Skip && self.tokenizer.is_special(token) {
             return String::new();
         }
         self.held.extend_from_slice(self.tokenizer.bytes_of(token));
-        self.take(false)
+        self.take(incomplete_bytes(&self.held))
     }
 
-    /// What is still held back, with U+FFFD for what never became a character.
+    /// The text of the bytes that are still held back, with U+FFFD for incomplete characters.
     pub fn finish(&mut self) -> String {
-        self.take(true)
+        self.take(0)
     }
 
-    fn take(&mut self, all: bool) -> String {
-        // Only the last chunk can be incomplete, and it is if it ends where the bytes end in the midst of a character.
-        let incomplete = match std::str::from_utf8(&self.held) {
-            Ok(_) => 0,
-            Err(_) if all => 0,
-            Err(_) => {
-                let last = self.held.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
-                let waits =
-                    !last.is_empty() && std::str::from_utf8(last).is_err_and(|e| e.error_len().is_none());
-                if waits { last.len() } else { 0 }
-            }
-        };
+    /// Takes the text of the held bytes, except for the last `incomplete` ones.
+    fn take(&mut self, incomplete: usize) -> String {
         let rest = self.held.split_off(self.held.len() - incomplete);
         let text = String::from_utf8_lossy(&self.held).into_owned();
         self.held = rest;
         text
     }
+}
+
+/// Bytes at the end of `bytes` that begin a character and do not complete it.
+fn incomplete_bytes(bytes: &[u8]) -> usize {
+    // Only the last invalid chunk can be incomplete. It is if `error_len` is `None`: the bytes end inside a character.
+    let last = bytes.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
+    let is_incomplete = std::str::from_utf8(last).is_err_and(|error| error.error_len().is_none());
+    if is_incomplete { last.len() } else { 0 }
 }
 
 #[cfg(test)]

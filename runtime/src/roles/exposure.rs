@@ -1,27 +1,29 @@
-//! Warnings about ports that other machines can reach and that ask for no secret.
+//! Warnings about ports that other machines can reach without a secret.
 
 use std::net::SocketAddr;
 
 use crate::config::Secret;
 
-/// What a port of this process is for.
+/// The purpose of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Port {
-    /// Senders.
+    /// Senders connect to it.
     Link,
-    /// Clients.
+    /// HTTP clients connect to it.
     Http,
 }
 
 impl Port {
-    /// What the operator should know of this port at `address`; `None` if it is on loopback or asks for a secret.
+    /// The warning for this port at `address`; `None` if the address is a loopback address or the port requires a secret.
     pub(super) fn warning(self, address: SocketAddr, secret: Option<&Secret>) -> Option<&'static str> {
         if address.ip().to_canonical().is_loopback() || secret.is_some() {
             return None;
         }
         Some(match self {
-            Self::Link => "any process that reaches the link port may join and write pages; set link.secret",
-            Self::Http => "any client that reaches this port may send requests; set request.api_key",
+            Self::Link => {
+                "any process that can reach the link port can join and write KV pages; set link.secret"
+            }
+            Self::Http => "any client that can reach this port can send requests; set request.api_key",
         })
     }
 }

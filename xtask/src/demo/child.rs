@@ -1,6 +1,6 @@
-//! One launched process: its logs on the screen, its end with ours.
+//! One launched process. Its log goes to the screen, and the process ends when the demo ends.
 //!
-//! This file alone has `unsafe` in this crate: what the standard library does not offer.
+//! This is the only file of the crate with `unsafe`. It calls what the standard library does not offer.
 #![allow(unsafe_code)]
 
 use std::io::{BufRead, BufReader, Read};
@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_pro
 
 use super::screen::Screen;
 
-/// How often a process is looked at while waiting for its end.
+/// Pause between two looks at a process whose end is awaited.
 const POLL: Duration = Duration::from_millis(20);
 
 /// A running process; killed when dropped.
@@ -28,8 +28,8 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Starts the runtime in a role. Call from a thread that lives as long as the demo: on Linux the system kills the
-    /// process when the thread that started it ends, so that not even `kill -9` of the demo leaves it behind.
+    /// Starts the runtime in a role. The calling thread must live as long as the demo: on Linux the kernel kills the process when the thread
+    /// that started it ends. So the process ends also after `kill -9` of the demo.
     pub(super) fn start(
         runtime: &Path,
         name: &'static str,
@@ -54,19 +54,19 @@ impl Child {
         self.process.id()
     }
 
-    /// How the process ended, if it has; by then all that it logged is on the screen.
+    /// The exit status, if the process has ended. Its whole log is then on the screen.
     pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>> {
         let status = self.process.try_wait().with_context(|| format!("cannot wait for the {}", self.name))?;
         if status.is_some() {
             for reader in self.readers.drain(..) {
-                // A reader has nothing to report, and a panic of it has been printed.
+                // A reader returns nothing, and its panic has been printed.
                 let _ = reader.join();
             }
         }
         Ok(status)
     }
 
-    /// Waits for the end, at most until `deadline`.
+    /// Waits for the end of the process until `deadline`.
     pub(super) fn wait_until(&mut self, deadline: Instant) -> Result<Option<ExitStatus>> {
         loop {
             let status = self.ended()?;
@@ -80,7 +80,7 @@ impl Child {
     /// Asks the process to end.
     pub(super) fn terminate(&mut self) -> Result<()> {
         if self.ended()?.is_none() {
-            // It was not waited for yet, so the id is still its own.
+            // The process has not been waited for, so its id is still valid.
             let _ = kill_process(Pid::from_child(&self.process), Signal::TERM);
         }
         Ok(())
@@ -89,7 +89,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // Both fail only for a process that is gone.
+        // Both calls fail only if the process has ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -115,7 +115,7 @@ fn die_with_us(command: &mut Command) {
     unsafe {
         command.pre_exec(move || {
             set_parent_process_death_signal(Some(Signal::KILL))?;
-            // We may have died before the call.
+            // The parent may have ended before the call.
             if getppid() == Some(parent) { Ok(()) } else { Err(Errno::SRCH.into()) }
         });
     }
@@ -124,14 +124,14 @@ fn die_with_us(command: &mut Command) {
 #[cfg(not(target_os = "linux"))]
 fn die_with_us(_command: &mut Command) {}
 
-/// The signal that asked the demo to end; 0 while none has.
+/// The signal that asked the demo to end; 0 if there was none.
 static ASKED: AtomicI32 = AtomicI32::new(0);
 
 extern "C" fn note_signal(signal: libc::c_int) {
     ASKED.store(signal, Ordering::Relaxed);
 }
 
-/// From now on SIGINT and SIGTERM do not end the demo, they are noted. A new process starts with the usual handling.
+/// From now on SIGINT and SIGTERM do not end the demo but are recorded. Child processes start with the default handling.
 pub(super) fn note_signals() {
     for signal in [libc::SIGINT, libc::SIGTERM] {
         // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
@@ -139,12 +139,12 @@ pub(super) fn note_signals() {
     }
 }
 
-/// Which signal has asked the demo to end.
+/// The signal that asked the demo to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
-    /// Ctrl-C: the terminal has sent it to the processes too.
+    /// Ctrl-C. The terminal has sent it to the child processes too.
     Interrupt,
-    /// SIGTERM, to us alone.
+    /// SIGTERM to the demo alone.
     Terminate,
 }
 

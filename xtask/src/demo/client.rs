@@ -1,4 +1,4 @@
-//! The HTTP client: health, and a chat whose pieces are handed over as they come.
+//! The HTTP client of the demo: `/health`, and a streamed chat.
 
 use std::fmt;
 use std::io::BufReader;
@@ -10,15 +10,15 @@ use ureq::Agent;
 
 use super::sse;
 
-/// Whole answer: 128 tokens take seconds; a machine under load may need minutes.
+/// Deadline for a whole answer. 128 tokens take seconds, and minutes on a busy machine.
 const ANSWER_WITHIN: Duration = Duration::from_secs(300);
 const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 
-/// What came of asking for the health.
+/// The result of a GET of `/health`.
 pub(super) enum Health {
-    /// The status and the body, `null` when it is not JSON.
+    /// The status and the body; `null` if the body is not JSON.
     Answer(u16, Value),
-    /// Nobody answered.
+    /// There was no answer.
     Silent(String),
 }
 
@@ -34,7 +34,7 @@ impl Health {
     }
 }
 
-/// Ends a sentence that starts with the address.
+/// The rest of a sentence that starts with the address.
 impl fmt::Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -48,17 +48,17 @@ impl fmt::Display for Health {
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Answer {
     pub(super) text: String,
-    /// The `timings` object of the last chunk that had one.
+    /// The last `timings` object of the stream.
     pub(super) timings: Option<Value>,
 }
 
 fn agent(within: Duration) -> Agent {
-    // Loopback: whatever proxy the environment names is not for us.
+    // A proxy that the environment names is not for loopback.
     let config = Agent::config_builder().proxy(None).http_status_as_error(false);
     config.timeout_global(Some(within)).build().into()
 }
 
-/// Asks the frontend how it is.
+/// GETs `/health` of the frontend.
 pub(super) fn health(port: u16) -> Health {
     match agent(HEALTH_WITHIN).get(format!("http://127.0.0.1:{port}/health")).call() {
         Ok(mut response) => {
@@ -69,11 +69,13 @@ pub(super) fn health(port: u16) -> Health {
     }
 }
 
-/// Sends a streaming chat request and gives every piece of text to `piece` as it comes.
+/// Sends a streaming chat request and calls `piece` with every piece of text as it comes.
 pub(super) fn chat(port: u16, body: &Value, mut piece: impl FnMut(&str)) -> Result<Answer> {
     let url = format!("http://127.0.0.1:{port}/v1/chat/completions");
-    let mut response =
-        agent(ANSWER_WITHIN).post(&url).send_json(body).with_context(|| format!("cannot ask {url}"))?;
+    let mut response = agent(ANSWER_WITHIN)
+        .post(&url)
+        .send_json(body)
+        .with_context(|| format!("cannot send a request to {url}"))?;
     if response.status() != 200 {
         let body = response.body_mut().read_to_string().unwrap_or_default();
         bail!("{url} answers {}: {}", response.status(), body.trim());
@@ -81,7 +83,7 @@ pub(super) fn chat(port: u16, body: &Value, mut piece: impl FnMut(&str)) -> Resu
     let mut answer = Answer::default();
     sse::for_each(BufReader::new(response.into_body().into_reader()), |data| {
         let chunk: Value =
-            serde_json::from_str(data).with_context(|| format!("event is not JSON: {data}"))?;
+            serde_json::from_str(data).with_context(|| format!("the event is not JSON: {data}"))?;
         take(&mut answer, &chunk, &mut piece)
     })?;
     Ok(answer)
@@ -90,7 +92,7 @@ pub(super) fn chat(port: u16, body: &Value, mut piece: impl FnMut(&str)) -> Resu
 /// Adds one chunk to the answer.
 fn take(answer: &mut Answer, chunk: &Value, piece: &mut impl FnMut(&str)) -> Result<()> {
     if let Some(error) = chunk.get("error") {
-        bail!("the server failed while answering: {}", error["message"].as_str().unwrap_or("no message"));
+        bail!("the request failed: {}", error["message"].as_str().unwrap_or("no message"));
     }
     if let Some(text) = chunk["choices"][0]["delta"]["content"].as_str() {
         piece(text);
@@ -109,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_add_up() {
+    fn chunks_add_up_to_the_answer() {
         let mut answer = Answer::default();
         let mut pieces = Vec::new();
         for chunk in [
@@ -125,14 +127,14 @@ mod tests {
     }
 
     #[test]
-    fn an_error_event_ends_the_answer() {
+    fn an_error_event_is_an_error() {
         let chunk = json!({"error": {"message": "deadline passed", "type": "InternalServerError"}});
         let error = take(&mut Answer::default(), &chunk, &mut |_: &str| ()).unwrap_err().to_string();
         assert!(error.contains("deadline passed"), "{error}");
     }
 
     #[test]
-    fn ready_means_ok_with_a_peer() {
+    fn a_receiver_is_ready_when_ok_with_a_peer() {
         for (status, body, expect) in [
             (200, json!({"status": "ok", "role": "receiver", "pid": 7, "peers": 1}), true),
             (200, json!({"status": "ok", "peers": 0}), false),

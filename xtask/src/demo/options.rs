@@ -1,4 +1,4 @@
-//! What the command line of `demo` says, and the four ports.
+//! The command line of `demo` and the four ports.
 
 use std::env;
 use std::net::{Ipv4Addr, TcpListener};
@@ -12,15 +12,15 @@ pub(crate) struct Options {
     /// Stop after the answer
     #[arg(long)]
     pub(super) once: bool,
-    /// Use the ports N to N+3 rather than 55555, 8200, 8100 and 9000
+    /// Use the ports N to N+3 instead of 55555, 8200, 8100 and 9000
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=65532))]
     port_base: Option<u16>,
-    /// Start this binary rather than building one
+    /// Start this binary instead of building one
     #[arg(long, value_name = "PATH")]
     pub(super) runtime: Option<PathBuf>,
 }
 
-/// Where the processes listen, on 127.0.0.1.
+/// The ports of both processes on 127.0.0.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ports {
     pub(super) link: u16,
@@ -30,10 +30,10 @@ pub(super) struct Ports {
 }
 
 impl Options {
-    /// Where the processes listen.
+    /// The ports of both processes.
     ///
     /// # Errors
-    /// A variable of the runtime that is no port.
+    /// An environment variable of the runtime is not a port.
     pub(super) fn ports(&self) -> Result<Ports> {
         self.ports_with(|name| env::var(name).ok())
     }
@@ -48,7 +48,7 @@ impl Ports {
         Self { link: base, receiver_http: base + 1, sender_http: base + 2, frontend: base + 3 }
     }
 
-    /// The runtime's defaults, or what its variables say where one variable suits both processes.
+    /// The defaults of the runtime, or the values of its environment variables that suit both processes.
     fn usual(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let port = |name: &str, usual: u16| match variable(name) {
             None => Ok(usual),
@@ -65,7 +65,7 @@ impl Ports {
         })
     }
 
-    /// Refuses ports on which somebody listens, before minutes are spent on a build.
+    /// Fails if a port is in use. Called before the build, which takes minutes.
     pub(super) fn require_free(self) -> Result<()> {
         for (port, what) in [
             (self.link, "link"),
@@ -75,14 +75,14 @@ impl Ports {
         ] {
             if let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
                 bail!(
-                    "cannot use port {port} ({what}): {error}; stop what listens there or choose others with --port-base N"
+                    "cannot use port {port} ({what}): {error}; stop the program that uses it, or choose other ports with --port-base N"
                 );
             }
         }
         Ok(())
     }
 
-    /// The flags that give a receiver its ports.
+    /// The arguments that set the ports of the receiver.
     pub(super) fn of_receiver(self) -> Vec<String> {
         vec![
             format!("--set=link.port={}", self.link),
@@ -91,7 +91,7 @@ impl Ports {
         ]
     }
 
-    /// The flags that give a sender its ports.
+    /// The arguments that set the ports of the sender.
     pub(super) fn of_sender(self) -> Vec<String> {
         vec![format!("--set=link.port={}", self.link), format!("--set=http.port={}", self.sender_http)]
     }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_the_usual_ones_or_follow_a_base() {
+    fn ports_are_the_defaults_or_start_at_the_base() {
         let usual = Ports { link: 55555, receiver_http: 8200, sender_http: 8100, frontend: 9000 };
         assert_eq!(ports(None, &[]).unwrap(), usual);
         let based = Ports { link: 7000, receiver_http: 7001, sender_http: 7002, frontend: 7003 };
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_variables_of_the_runtime_count_unless_a_base_is_given() {
+    fn environment_variables_set_ports_unless_a_base_is_given() {
         let variables = [("BATON_LINK__PORT", "1234"), ("BATON_FRONTEND__PORT", "4321")];
         let found = ports(None, &variables).unwrap();
         assert_eq!((found.link, found.frontend), (1234, 4321));

@@ -1,4 +1,4 @@
-//! The receiver and the sender together: launch, readiness, end.
+//! Starts the receiver and the sender, waits until they are ready, and ends them.
 
 use std::path::Path;
 use std::process::ExitStatus;
@@ -12,13 +12,13 @@ use super::client::{self, Health};
 use super::options::Ports;
 use super::screen::Screen;
 
-/// Loading the model takes seconds; on a busy machine more.
+/// Loading the model takes seconds, and longer on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(120);
-/// How long the processes may take to end once asked.
+/// How long the processes may take to end after a signal.
 const END_WITHIN: Duration = Duration::from_secs(30);
-/// How long Ctrl-C is left to work: it reached the processes only if it came from the terminal.
+/// How long to wait after Ctrl-C before sending SIGTERM. Ctrl-C has reached the processes only if it came from the terminal.
 const INTERRUPT_WITHIN: Duration = Duration::from_secs(10);
-/// How long a process that broke its connections may take to be gone.
+/// How long a process may live after its connections have broken.
 const DYING: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(100);
 
@@ -38,12 +38,12 @@ impl Pair {
         Ok(Self { receiver, sender, ports, screen: screen.clone() })
     }
 
-    /// The process ids of receiver and sender.
+    /// The process ids of the receiver and the sender.
     pub(super) fn pids(&self) -> (u32, u32) {
         (self.receiver.pid(), self.sender.pid())
     }
 
-    /// Waits until the frontend is up and a sender is connected.
+    /// Waits until the frontend serves and a sender is connected.
     pub(super) fn wait_until_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + READY_WITHIN;
         loop {
@@ -54,7 +54,11 @@ impl Pair {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                bail!("not ready within {} s: {}", READY_WITHIN.as_secs(), self.waiting_for(&last));
+                bail!(
+                    "the demo is not ready within {} s: {}",
+                    READY_WITHIN.as_secs(),
+                    self.waiting_for(&last)
+                );
             }
             thread::sleep(POLL);
         }
@@ -64,22 +68,22 @@ impl Pair {
         format!("http://127.0.0.1:{}/health {health}", self.ports.frontend)
     }
 
-    /// Fails if a process has ended by itself.
+    /// Fails if a process has ended although the demo was not asked to end.
     pub(super) fn require_alive(&mut self) -> Result<()> {
         if child::asked_to_end().is_some() {
             return Ok(());
         }
         for process in [&mut self.receiver, &mut self.sender] {
             if let Some(status) = process.ended()? {
-                bail!("the {} ended early ({status}); its last lines above say why", process.name());
+                bail!("the {} has ended ({status}); see the end of its log above", process.name());
             }
         }
         Ok(())
     }
 
-    /// Called when a request went wrong: fails if a dead process or a wish to end is why.
+    /// Called when a request has failed. Fails if a process has ended or the demo was asked to end, which explains the failure.
     pub(super) fn explain(&mut self) -> Result<()> {
-        // A connection may break some moments before the process that held it is gone.
+        // A connection may break shortly before its process ends.
         let deadline = Instant::now() + DYING;
         while Instant::now() < deadline {
             self.require_alive()?;
@@ -89,16 +93,16 @@ impl Pair {
         Ok(())
     }
 
-    /// Fails, after an orderly end, if somebody asked for the end.
+    /// If the demo was asked to end, ends both processes and fails.
     fn require_unasked(&mut self) -> Result<()> {
         if let Some(asked) = child::asked_to_end() {
             self.end(asked)?;
-            bail!("stopped before the demo was over");
+            bail!("interrupted before the demo was complete");
         }
         Ok(())
     }
 
-    /// Serves until somebody asks for the end, then waits for both to end cleanly.
+    /// Serves until a signal asks the demo to end, and then ends both processes.
     pub(super) fn serve(mut self) -> Result<()> {
         loop {
             if let Some(asked) = child::asked_to_end() {
@@ -110,9 +114,9 @@ impl Pair {
     }
 
     fn end(&mut self, asked: Asked) -> Result<()> {
-        self.screen.say("\nstopping");
+        self.screen.print_line("\nstopping");
         if asked == Asked::Interrupt {
-            // A second signal may mean "at once" to them, so the first is given time.
+            // A second signal makes the processes end at once, so the first one gets time.
             let deadline = Instant::now() + INTERRUPT_WITHIN;
             self.receiver.wait_until(deadline)?;
             self.sender.wait_until(deadline)?;
@@ -120,7 +124,7 @@ impl Pair {
         self.stop()
     }
 
-    /// Asks both to end and checks how they did.
+    /// Sends SIGTERM to both processes and checks their exit statuses.
     pub(super) fn stop(&mut self) -> Result<()> {
         self.sender.terminate()?;
         self.receiver.terminate()?;
@@ -129,7 +133,7 @@ impl Pair {
             let status = process.wait_until(deadline)?;
             require_clean(process.name(), status)?;
         }
-        self.screen.say("both processes ended cleanly");
+        self.screen.print_line("both processes ended cleanly");
         Ok(())
     }
 }

@@ -1,20 +1,20 @@
-//! The terminal: the tokens and our own lines on standard output, the processes' logs on standard error.
+//! The terminal. Tokens and the demo's own lines go to standard output, and the logs of the processes go to standard error.
 //!
-//! A log line must not land in the middle of an answer, so logs are kept back while one is being printed.
+//! Log lines are held back while an answer is printed, so that no log line appears in the middle of the answer.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// More lines than this are not kept back: a process that logs so much has something to say.
+/// Most lines that are held back. Further lines are printed at once.
 const HELD_LINES_MAX: usize = 1000;
 
-/// The terminal, shared by the main thread and those that read the logs.
+/// The terminal, shared by the main thread and the threads that read logs.
 #[derive(Clone)]
 pub(super) struct Screen(Arc<Shared>);
 
 struct Shared {
     dim: bool,
-    /// The lines kept back; none while logs flow.
+    /// The lines held back; `None` while lines are printed at once.
     held: Mutex<Option<Vec<String>>>,
 }
 
@@ -25,13 +25,13 @@ impl Screen {
     }
 
     /// Prints lines of the demo itself.
-    pub(super) fn say(&self, text: &str) {
+    pub(super) fn print_line(&self, text: &str) {
         let _held = self.held();
-        // A terminal that is gone is no reason to stop.
+        // The demo goes on without a terminal.
         let _ = writeln!(io::stdout(), "{text}");
     }
 
-    /// Prints one log line of a process, or keeps it back.
+    /// Prints one log line of a process, or holds it back.
     pub(super) fn log(&self, process: &str, line: &str) {
         let line = decorate(process, line, self.0.dim);
         let mut held = self.held();
@@ -43,7 +43,7 @@ impl Screen {
         }
     }
 
-    /// Keeps logs back until the returned value is dropped.
+    /// Holds logs back until the returned value is dropped.
     pub(super) fn hold_logs(&self) -> Line<'_> {
         *self.held() = Some(Vec::new());
         Line { screen: self }
@@ -54,7 +54,7 @@ impl Screen {
     }
 }
 
-/// An answer that is being printed.
+/// An answer that is printed.
 pub(super) struct Line<'a> {
     screen: &'a Screen,
 }
@@ -88,14 +88,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prefixes_line_up() {
+    fn process_names_are_padded() {
         assert_eq!(decorate("receiver", "ready", false), "receiver │ ready");
         assert_eq!(decorate("sender", "ready", false), "sender   │ ready");
         assert_eq!(decorate("sender", "ready", true), "\x1b[2msender   │ ready\x1b[0m");
     }
 
     #[test]
-    fn logs_wait_for_the_end_of_an_answer() {
+    fn logs_are_held_back_until_the_answer_ends() {
         let screen = Screen::new();
         let line = screen.hold_logs();
         screen.log("sender", "one");

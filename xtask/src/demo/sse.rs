@@ -1,19 +1,19 @@
-//! Server-sent events: the part of them that an OpenAI stream uses.
+//! Server-sent events, as far as an OpenAI stream uses them.
 
 use std::io::BufRead;
 
 use anyhow::{Context, Result, bail};
 
-/// Gives the data of every event to `each`, up to `[DONE]`. Comments and other fields are passed over.
+/// Calls `each` with the data of every event before `[DONE]`. Ignores comments and other fields.
 ///
 /// # Errors
-/// Those of `each`, a broken connection, and a stream that ends without `[DONE]`.
+/// `each` fails, the connection breaks, or the stream ends without `[DONE]`.
 pub(super) fn for_each(mut stream: impl BufRead, mut each: impl FnMut(&str) -> Result<()>) -> Result<()> {
     let mut data = String::new();
     let mut line = String::new();
     loop {
         line.clear();
-        if stream.read_line(&mut line).context("the stream broke")? == 0 {
+        if stream.read_line(&mut line).context("cannot read the stream")? == 0 {
             bail!("the stream ended without [DONE]");
         }
         let content = line.trim_end_matches(['\r', '\n']);
@@ -39,7 +39,7 @@ mod tests {
 
     use super::*;
 
-    /// Hands out one byte at a time, as the worst connection would.
+    /// Returns one byte per read.
     struct Trickle<'a>(&'a [u8]);
 
     impl Read for Trickle<'_> {
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_found() {
+    fn each_event_is_passed_on() {
         fn check(stream: &str, expect: Result<&[&str], &str>) {
             let mut events = Vec::new();
             let result = for_each(BufReader::new(Trickle(stream.as_bytes())), |event| {
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_reader_stops_it() {
+    fn an_error_of_the_callback_ends_the_loop() {
         let result = for_each("data: a\n\ndata: b\n\n".as_bytes(), |event| bail!("no {event}"));
         assert_eq!(result.unwrap_err().to_string(), "no a");
     }

@@ -1,4 +1,4 @@
-//! What the demo asks for, and what it takes for success.
+//! Which answers the demo accepts, and the line that it prints for curl.
 
 use super::*;
 
@@ -12,14 +12,14 @@ fn timeline(disaggregated: bool, prefill: u32, decode: u32) -> Timeline {
 }
 
 #[test]
-fn only_two_processes_and_a_text_are_a_success() {
+fn an_answer_needs_text_and_two_processes() {
     let (receiver, sender) = (11, 12);
     for (text, timeline, expect) in [
         ("Paris.", timeline(true, sender, receiver), None),
         (" \n", timeline(true, sender, receiver), Some("answer is empty")),
         ("Paris.", timeline(false, sender, receiver), Some("not disaggregated")),
-        ("Paris.", timeline(true, receiver, receiver), Some("claims both")),
-        ("Paris.", timeline(true, 13, receiver), Some("but sender and receiver are 12 and 11")),
+        ("Paris.", timeline(true, receiver, receiver), Some("prefilled and decoded")),
+        ("Paris.", timeline(true, 13, receiver), Some("but the sender is 12 and the receiver is 11")),
     ] {
         let answer = Answer { text: text.into(), timings: None };
         match (judge(&answer, &timeline, (receiver, sender)), expect) {

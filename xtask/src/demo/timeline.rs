@@ -1,14 +1,14 @@
-//! Where a request's time went, from the `timings` object that ends its stream.
+//! Where the time of a request went, from the `timings` object at the end of its stream.
 
 use std::fmt;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// The `timings` object; times in milliseconds.
+/// The `timings` object. Times are in milliseconds.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Timeline {
-    /// Whether prefill and decoding were in two processes.
+    /// Whether two processes shared the request.
     pub(super) disaggregated: bool,
     pub(super) prefill_pid: u64,
     pub(super) decode_pid: u64,
@@ -18,7 +18,7 @@ pub(super) struct Timeline {
     pages: u64,
     bytes: u64,
     transfer_ms: f64,
-    /// The part of the transfer that was not hidden behind the prefill.
+    /// The part of the transfer after the end of the prefill.
     exposed_ms: f64,
     first_token_ms: f64,
     decode_ms: f64,
@@ -28,10 +28,10 @@ impl Timeline {
     /// Reads the object.
     ///
     /// # Errors
-    /// Names the field that is missing or of another type.
+    /// A field is missing or has a wrong type. The error names it.
     pub(super) fn from_json(timings: Option<&Value>) -> Result<Self> {
-        let timings = timings.context("the answer came without `timings`")?;
-        let missing = |name: &str| format!("`timings.{name}` is missing or of a wrong type in {timings}");
+        let timings = timings.context("the answer has no `timings`")?;
+        let missing = |name: &str| format!("`timings.{name}` is missing or has a wrong type in {timings}");
         let count = |name: &str| timings[name].as_u64().with_context(|| missing(name));
         let ms = |name: &str| timings[name].as_f64().with_context(|| missing(name));
         Ok(Self {
@@ -50,12 +50,12 @@ impl Timeline {
         })
     }
 
-    /// GB of 10⁹ bytes a second; none when nothing was measured.
+    /// GB (10⁹ bytes) per second; `None` if nothing was measured.
     fn gigabytes_per_second(&self) -> Option<f64> {
         ratio(self.bytes as f64 / 1e6, self.transfer_ms)
     }
 
-    /// Of the tokens after the first, which the prefill has sampled.
+    /// Tokens per second, without the first token, which the prefill has sampled.
     fn tokens_per_s(&self) -> Option<f64> {
         ratio(self.completion_tokens.saturating_sub(1) as f64 * 1e3, self.decode_ms)
     }
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeline_reads_well() {
+    fn a_timeline_is_a_table() {
         let timeline = Timeline::from_json(Some(&timings())).unwrap();
         assert_eq!(
             timeline.to_string(),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_divided_by_zero() {
+    fn rates_without_time_are_left_out() {
         let mut object = timings();
         object["transfer_ms"] = json!(0.0);
         object["decode_ms"] = json!(0);
@@ -153,11 +153,11 @@ mod tests {
             let error = Timeline::from_json(Some(&object)).unwrap_err().to_string();
             assert!(error.contains(&format!("timings.{name}`")), "{error}");
         }
-        assert!(Timeline::from_json(None).unwrap_err().to_string().contains("without `timings`"));
+        assert!(Timeline::from_json(None).unwrap_err().to_string().contains("no `timings`"));
     }
 
     #[test]
-    fn amounts_read_well() {
+    fn amounts_have_units() {
         for (count, expect) in
             [(0, "0 B"), (999, "999 B"), (737_280, "737.3 kB"), (2_211_840, "2.2 MB"), (1 << 30, "1.07 GB")]
         {

@@ -1,4 +1,4 @@
-//! The list, staging and packing over made-up folders.
+//! Tests list, stage and pack folders made for the test.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, UNIX_EPOCH};
@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::*;
 use crate::fetch::tests::Folder;
 
-/// What every archive of the made-up folders holds, beside programs.
+/// The paths of the archive of these folders, without programs.
 const FILES: [&str; 23] = [
     "LICENSE",
     "README.md",
@@ -33,7 +33,7 @@ const FILES: [&str; 23] = [
     "licenses/nvcc-13/more/LICENSE",
 ];
 
-/// A workspace in `root/` and the two fetched folders in `ucx/` and `cuda/`; every file says its own name.
+/// A workspace in `root/` and the two fetched folders in `ucx/` and `cuda/`. The content of each file is its own path.
 fn folders() -> Folder {
     let folder = Folder::new();
     let libraries = LIBRARIES.iter().map(|name| format!("ucx/libucx/lib/{name}"));
@@ -74,7 +74,7 @@ fn list(folder: &Path, programs: &[PathBuf]) -> Result<Contents> {
 }
 
 #[test]
-fn all_that_runs_is_listed_and_nothing_else() {
+fn the_list_has_exactly_the_files_that_are_needed() {
     let folder = folders();
     let programs = ["/t/release/runtime", "/t/release/examples/gpu_engine"].map(PathBuf::from);
     let list = list(folder.path(), &programs).unwrap();
@@ -83,16 +83,19 @@ fn all_that_runs_is_listed_and_nothing_else() {
     let mut found: Vec<_> = list.keys().map(|path| path.to_str().unwrap()).collect();
     found.sort();
     assert_eq!(found.iter().collect::<Vec<_>>(), expected);
-    assert_eq!(list[Path::new("bin/gpu_engine")], Source::Program(programs[1].clone()));
-    assert_eq!(list[Path::new("lib/ucx/ucx/libuct_cma.so")], Source::Link("libuct_cma.so.0".to_owned()));
+    assert_eq!(list[Path::new("bin/gpu_engine")], ArchiveEntry::Program(programs[1].clone()));
+    assert_eq!(
+        list[Path::new("lib/ucx/ucx/libuct_cma.so")],
+        ArchiveEntry::Link("libuct_cma.so.0".to_owned())
+    );
 }
 
 #[test]
-fn a_staged_folder_holds_what_the_list_says_and_no_copies() {
+fn a_staged_folder_has_exactly_the_listed_entries() {
     let folder = folders();
     let staged = folder.path().join("dist").join(NAME);
     fs::create_dir_all(&staged).unwrap();
-    fs::write(staged.join("of_another_day"), "").unwrap();
+    fs::write(staged.join("stale"), "").unwrap();
     let list = list(folder.path(), &[]).unwrap();
     stage(&list, &staged).unwrap();
     let there = all_of(&staged, "").unwrap();
@@ -103,8 +106,10 @@ fn a_staged_folder_holds_what_the_list_says_and_no_copies() {
     for (to, source) in &list {
         let (path, text) = (staged.join(to), fs::read_to_string(staged.join(to)).unwrap());
         match source {
-            Source::Program(from) | Source::File(from) => assert_eq!(folder.path().join(text), *from),
-            Source::Link(name) => {
+            ArchiveEntry::Program(from) | ArchiveEntry::File(from) => {
+                assert_eq!(folder.path().join(text), *from)
+            }
+            ArchiveEntry::Link(name) => {
                 assert_eq!(fs::read_link(path).unwrap(), Path::new(name));
                 assert_eq!(text, format!("ucx/libucx/lib/ucx/{name}"));
             }
@@ -113,7 +118,7 @@ fn a_staged_folder_holds_what_the_list_says_and_no_copies() {
 }
 
 #[test]
-fn a_file_that_is_not_there_is_named() {
+fn a_missing_file_is_named() {
     let folder = folders();
     fs::remove_file(folder.path().join("ucx").join(UCX_CUDA_RUNTIME)).unwrap();
     let list_of_files = list(folder.path(), &[]).unwrap();
@@ -125,7 +130,7 @@ fn a_file_that_is_not_there_is_named() {
 }
 
 #[test]
-fn a_program_stays_one() {
+fn a_stripped_program_is_executable() {
     let folder = Folder::new();
     let (this, copy) = (std::env::current_exe().unwrap(), folder.path().join("copy"));
     strip(&this, &copy).unwrap();
@@ -135,7 +140,7 @@ fn a_program_stays_one() {
 }
 
 #[test]
-fn the_same_files_make_the_same_archive() {
+fn equal_files_give_equal_archives() {
     let archives = [0, 1].map(|days| {
         let folder = folders();
         let dist = folder.path().join("dist");

@@ -1,4 +1,4 @@
-//! sha256 of a file, and the sentence when it is not what it should be.
+//! The sha256 of a file, and the error for a wrong one.
 
 use std::fs::File;
 use std::io::Read;
@@ -24,12 +24,12 @@ pub(super) fn sha256(path: &Path) -> Result<String> {
     Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Refuses a file whose sha256 is another.
+/// Fails if the sha256 of the file is not `expected`.
 pub(super) fn verify(path: &Path, expected: &str) -> Result<()> {
     let actual = sha256(path)?;
     if actual != expected {
         bail!(
-            "{} has sha256 {actual}, expected {expected}: pip's index or a proxy delivered another file; nothing was installed",
+            "{} has sha256 {actual}, expected {expected}: the package index or a proxy delivered another file, and nothing was installed",
             path.display()
         );
     }

@@ -1,8 +1,8 @@
-//! What compiles the CUDA kernels: nvcc with the libraries it needs, and FlashInfer's headers, as `cuda-13.0/`.
+//! The compiler of the CUDA kernels and its inputs: nvcc with its libraries, and FlashInfer's headers, as `cuda-13.0/`.
 //!
-//! The folder holds the wheels as pip would lay them out, so `nvidia/cu13` is a toolkit and `flashinfer/data` has the
-//! headers; of FlashInfer's 430 MB only those are kept. Its headers bring CCCL, which nvcc's wheel leaves out, and
-//! `libculibos.a` lies in the runtime's wheel: the wheels of those two are not needed. Nothing here is needed to run.
+//! The folder has the layout that pip gives the wheels: `nvidia/cu13` is a toolkit, and `flashinfer/data` has the headers. Only the headers
+//! of FlashInfer's 430 MB are kept. They include CCCL, which the nvcc wheel lacks, and the runtime wheel includes `libculibos.a`, so neither
+//! needs a wheel of its own. Running Baton needs nothing of this folder.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,10 +12,10 @@ use anyhow::{Context, Result, bail};
 
 use super::{Part, Wheel, install, make_executable, pip, record};
 
-/// The folder of all of it.
+/// The folder with the compiler and the headers.
 pub(crate) const PART: Part = Part { path, is_ready, fetch };
 
-/// The toolkit, of one release: newer ones would ask for a newer driver.
+/// The toolkit, all of one release. A newer release would need a newer driver.
 const TOOLKIT: [Wheel; 4] = [
     Wheel {
         package: "nvidia_cuda_nvcc",
@@ -45,7 +45,7 @@ const FLASHINFER: Wheel = Wheel {
     sha256: "bfdc18b9e1e4d8d0730fe4343dc0e284cd0c160086de80f99888bc4867922d49",
 };
 
-/// What is kept of FlashInfer: headers, and the folder with its licences and its list of files.
+/// The parts of FlashInfer that are kept: headers, and the folder with its licences and its list of files.
 const FLASHINFER_KEPT: [&str; 6] = [
     "flashinfer/data/include",
     "flashinfer/data/cccl/libcudacxx/include",
@@ -55,21 +55,21 @@ const FLASHINFER_KEPT: [&str; 6] = [
     "flashinfer_python-0.7.2.post1.dist-info",
 ];
 
-/// The toolkit within the folder.
+/// The toolkit in the folder.
 const HOME: &str = "nvidia/cu13";
 
-/// Python's zipfile drops the mode bits of what lies in these.
+/// Folders of programs, whose mode bits Python's zipfile drops.
 const PROGRAMS: [&str; 2] = ["bin", "nvvm/bin"];
 
-/// Written last, inside the folder: the wheels' sha256. The build script of `engine` reads it, too.
+/// A file in the folder with the sha256 of each wheel. It is written last. The build script of `engine` reads it too.
 const STAMP: &str = "stamp";
 
-/// Where the build script of `engine` looks.
+/// The folder, in which the build script of `engine` looks for the compiler.
 fn path(cache: &Path) -> PathBuf {
     cache.join("cuda-13.0")
 }
 
-/// One line a wheel.
+/// One line per wheel.
 fn stamp_text() -> String {
     let lines = TOOLKIT.iter().chain([&FLASHINFER]);
     lines.map(|wheel| format!("{} {} {}\n", wheel.sha256, wheel.package, wheel.version)).collect()
@@ -84,7 +84,7 @@ fn is_whole(folder: &Path) -> bool {
     toolkit() && record::is_whole(folder, &FLASHINFER, is_kept)
 }
 
-/// Whether the folder is whole.
+/// Whether the folder is complete.
 fn is_ready(cache: &Path) -> bool {
     let folder = path(cache);
     fs::read_to_string(folder.join(STAMP)).is_ok_and(|stamp| stamp == stamp_text()) && is_whole(&folder)
@@ -92,7 +92,7 @@ fn is_ready(cache: &Path) -> bool {
 
 fn fetch(cache: &Path, work: &Path) -> Result<()> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        bail!("the CUDA wheels that are fetched are for Linux on x86_64");
+        bail!("the CUDA wheels are for Linux on x86_64 only");
     }
     let folder = work.join("cuda");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -107,14 +107,14 @@ fn fetch(cache: &Path, work: &Path) -> Result<()> {
     }
     finish(&folder.join(HOME))?;
     if !is_whole(&folder) {
-        bail!("the unpacked CUDA wheels lack files of their own lists; is the disk full?");
+        bail!("the unpacked CUDA wheels lack listed files; is the disk full?");
     }
     let stamp = folder.join(STAMP);
     fs::write(&stamp, stamp_text()).with_context(|| format!("cannot write {}", stamp.display()))?;
     install(&folder, &path(cache), work)
 }
 
-/// Moves all that lies in one folder into another, which may have folders of the same names.
+/// Moves the contents of one folder into another one, which may have folders of the same names.
 fn merge(from: &Path, into: &Path) -> Result<()> {
     for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
         let entry = entry?;
@@ -128,7 +128,7 @@ fn merge(from: &Path, into: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes an unpacked toolkit one that runs: modes, and the name by which nvcc looks for its libraries.
+/// Completes an unpacked toolkit: sets mode bits, and adds the name under which nvcc looks for its libraries.
 fn finish(home: &Path) -> Result<()> {
     for programs in PROGRAMS {
         make_executable(&home.join(programs))?;
@@ -149,7 +149,7 @@ mod tests {
         fs::write(path, text).unwrap();
     }
 
-    /// A folder of wheels with one file each, listed, as `fetch` leaves it.
+    /// A folder as `fetch` leaves it, with one listed file per wheel.
     fn stamped() -> Folder {
         let cache = Folder::new();
         let folder = path(cache.path());
@@ -167,13 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn a_stamped_folder_is_ready_without_what_is_not_kept() {
+    fn a_stamped_folder_is_ready_without_the_dropped_files() {
         assert!(is_ready(stamped().path()));
         assert!(!is_ready(Folder::new().path()), "absent");
     }
 
     #[test]
-    fn any_change_takes_the_readiness_away() {
+    fn a_changed_folder_is_not_ready() {
         type Damage = (&'static str, fn(&Path));
         let damages: [Damage; 4] = [
             ("stamp gone", |folder| fs::remove_file(folder.join(STAMP)).unwrap()),
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_kept_and_nothing_else() {
+    fn only_headers_and_licences_are_kept() {
         for (name, expect) in [
             ("flashinfer/data/include/flashinfer/page.cuh", true),
             ("flashinfer_python-0.7.2.post1.dist-info/licenses/LICENSE", true),
@@ -202,12 +202,12 @@ mod tests {
     }
 
     #[test]
-    fn the_kept_folder_of_lists_is_that_of_the_wheel() {
+    fn the_kept_folder_of_lists_has_the_version_of_the_wheel() {
         assert_eq!(FLASHINFER_KEPT[5], format!("{}-{}.dist-info", FLASHINFER.package, FLASHINFER.version));
     }
 
     #[test]
-    fn wheels_merge_into_one_toolkit_that_runs() {
+    fn wheels_merge_into_one_executable_toolkit() {
         let folder = Folder::new();
         let (nvcc, nvvm, home) =
             (folder.path().join("nvcc"), folder.path().join("nvvm"), folder.path().join("home"));

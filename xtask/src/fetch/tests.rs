@@ -1,4 +1,4 @@
-//! Checksums, stamps and the work folder, in folders of their own.
+//! Tests of checksums, stamps, the lock and the work folder.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -6,7 +6,7 @@ use anyhow::{bail, ensure};
 
 use super::*;
 
-/// A folder of one test, gone when dropped.
+/// A folder of one test, removed when dropped.
 pub(crate) struct Folder(PathBuf);
 
 impl Folder {
@@ -30,7 +30,7 @@ impl Drop for Folder {
 }
 
 #[test]
-fn a_checksum_is_that_of_sha256sum() {
+fn checksums_equal_those_of_sha256sum() {
     let folder = Folder::new();
     let file = folder.path().join("abc");
     fs::write(&file, "abc").unwrap();
@@ -40,7 +40,7 @@ fn a_checksum_is_that_of_sha256sum() {
 }
 
 #[test]
-fn a_wrong_checksum_names_file_and_both_sums() {
+fn the_error_for_a_wrong_checksum_names_the_file_and_both_sums() {
     let folder = Folder::new();
     let file = folder.path().join("abc");
     fs::write(&file, "abd").unwrap();
@@ -52,12 +52,12 @@ fn a_wrong_checksum_names_file_and_both_sums() {
 
 #[test]
 fn a_missing_file_is_named() {
-    let error = format!("{:#}", checksum::sha256(Path::new("/nowhere/at/all")).unwrap_err());
-    assert!(error.contains("cannot read /nowhere/at/all"), "{error}");
+    let error = format!("{:#}", checksum::sha256(Path::new("/nowhere/file")).unwrap_err());
+    assert!(error.contains("cannot read /nowhere/file"), "{error}");
 }
 
 #[test]
-fn work_starts_empty_and_leaves_nothing() {
+fn a_work_folder_starts_empty_and_is_removed() {
     let cache = Folder::new();
     let left = cache.path().join(format!("{WORK_PREFIX}1"));
     fs::create_dir(&left).unwrap();
@@ -70,7 +70,7 @@ fn work_starts_empty_and_leaves_nothing() {
 }
 
 #[test]
-fn the_lock_keeps_others_out_until_dropped() {
+fn the_lock_is_exclusive_until_dropped() {
     let cache = Folder::new();
     let held = lock(cache.path()).unwrap();
     let other = File::create(cache.path().join("lock")).unwrap();
@@ -80,7 +80,7 @@ fn the_lock_keeps_others_out_until_dropped() {
 }
 
 #[test]
-fn only_what_is_missing_is_fetched_and_a_failure_keeps_the_rest() {
+fn only_missing_parts_are_fetched_and_a_failure_keeps_the_others() {
     fn file(cache: &Path) -> PathBuf {
         cache.join("file")
     }
@@ -88,7 +88,10 @@ fn only_what_is_missing_is_fetched_and_a_failure_keeps_the_rest() {
         path: file,
         is_ready: |cache| file(cache).exists(),
         fetch: |cache, work| {
-            ensure!(work.is_dir() && !file(cache).exists(), "fetched twice, or without a folder to work in");
+            ensure!(
+                work.is_dir() && !file(cache).exists(),
+                "the part is fetched twice or has no work folder"
+            );
             write_whole(work, &file(cache), "content")
         },
     };
@@ -102,7 +105,7 @@ fn only_what_is_missing_is_fetched_and_a_failure_keeps_the_rest() {
     assert!(file(&cache).exists());
 }
 
-/// A folder as the UCX wheel unpacks, with one file in its list.
+/// An unpacked UCX wheel with one listed file.
 fn ucx_folder(folder: &Path, listed_size: u64) {
     let info = folder.join(format!("{}-{}.dist-info", ucx::WHEEL.package, ucx::WHEEL.version));
     fs::create_dir_all(&info).unwrap();
@@ -112,7 +115,7 @@ fn ucx_folder(folder: &Path, listed_size: u64) {
 }
 
 #[test]
-fn ucx_is_ready_when_stamped_and_whole() {
+fn ucx_is_ready_when_stamped_and_complete() {
     let cache = Folder::new();
     assert!(!ucx::is_ready(cache.path()), "absent");
     let folder = ucx::path(cache.path());
@@ -125,7 +128,7 @@ fn ucx_is_ready_when_stamped_and_whole() {
 }
 
 #[test]
-fn ucx_replaces_what_was_there() {
+fn ucx_replaces_an_older_folder() {
     let cache = Folder::new();
     let work = Work::begin(cache.path()).unwrap();
     let folder = ucx::path(cache.path());

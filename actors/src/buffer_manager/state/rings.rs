@@ -45,13 +45,13 @@ pub(super) struct Ring {
     landing: u32,
     /// Since when the session wants no credits.
     idle_since: Option<Instant>,
-    /// The last share announced to the peer while the session held more credits.
+    /// The last share sent to the peer while it held more credits or was leaving.
     called_back: Option<CalledBack>,
     /// The peer is shutting down, so it keeps no credits while idle.
     is_leaving: bool,
 }
 
-/// A `RingShare` sent to a peer that held more credits than its share.
+/// A `RingShare` sent to a peer that held more credits than its share, or that was leaving.
 #[derive(Debug)]
 struct CalledBack {
     share: u32,
@@ -109,8 +109,8 @@ impl Ring {
         self.landing > 0 || self.measurement == Measurement::Running
     }
 
-    /// Sends the session's peer its share if it holds more credits and `must` return some. Requests the end of the session if the
-    /// peer has returned none for [`RETURN_LIMIT`].
+    /// Sends the session's peer its share if it holds more credits and `must` return some, or if it leaves and gets no more.
+    /// Requests the end of the session if the peer has returned none for [`RETURN_LIMIT`].
     fn call_back(&mut self, session: SessionId, share: u32, must: bool, now: Instant) -> Option<Change> {
         let outstanding = self.outstanding();
         if let Some(last) = self.called_back.as_mut() {
@@ -122,7 +122,9 @@ impl Ring {
             }
         }
         let is_sent = self.called_back.as_ref().is_some_and(|last| last.share == share);
-        if outstanding <= share || !must || is_sent {
+        // A leaving peer waits for a share of 0 before it ends, even if it holds no credit.
+        let is_released = self.is_leaving && share == 0;
+        if (outstanding <= share && !is_released) || !must || is_sent {
             return None;
         }
         let (since, is_broken) =

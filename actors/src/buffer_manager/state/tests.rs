@@ -62,7 +62,7 @@ fn reserve(request: u64, here: u32, landing: u32) -> ReservePages {
         tokens,
         pages: here + landing,
         landing: (landing > 0).then_some(SESSION),
-        again: false,
+        priority: ReservePriority::New,
     }
 }
 
@@ -137,7 +137,7 @@ fn served(effects: &[Effect]) -> (u32, u32, Vec<PageId>) {
 
 fn beginning_with(request: u64, tokens: &[u32], pages: u32, landing: bool) -> ReservePages {
     let landing = landing.then_some(SESSION);
-    ReservePages { sequence: own(request), tokens: tokens.into(), pages, landing, again: false }
+    ReservePages { tokens: tokens.into(), pages, landing, ..reserve(request, 0, 0) }
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn a_growing_sequence_comes_first_and_pages_short_is_sent_once() {
         "request 2 holds no pages any more"
     );
     // A preempted request comes before requests that have not started.
-    assert_eq!(give(&mut pool, ReservePages { again: true, ..reserve(5, 3, 0) }), []);
+    assert_eq!(give(&mut pool, ReservePages { priority: ReservePriority::Resumed, ..reserve(5, 3, 0) }), []);
     let order: Vec<SequenceId> = (release(&mut pool, 1).iter())
         .filter_map(|effect| match effect {
             Effect::Decoder(ToDecoder::PagesReserved(reserved)) => Some(reserved.sequence),

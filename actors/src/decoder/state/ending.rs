@@ -1,4 +1,4 @@
-//! How requests end: well, by error, at their deadline, or because somebody has had enough.
+//! How requests end: they finish, fail, miss their deadline, or are aborted.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::messages::{PagesDenied, SequenceId, StopSequence, StreamEnd};
 use crate::request::{FinishReason, Refused, RequestError, RequestId, StreamEvent};
 
 impl DecoderState {
-    /// This process is ending: every request ends.
+    /// This process is ending: every request fails.
     pub(super) fn on_abort_all(&mut self) -> Vec<Effect> {
         let all: Vec<RequestId> = self.requests.keys().copied().collect();
         let end = || StreamEvent::Failed(RequestError::ShuttingDown);
@@ -21,7 +21,7 @@ impl DecoderState {
         self.cut(request, |_| StreamEvent::Failed(RequestError::Aborted))
     }
 
-    /// The client has what it wanted: the request ends well with the first `tokens` of those that it got.
+    /// The client needs no more tokens: the request finishes with the first `tokens` of its tokens.
     pub(super) fn on_complete(&mut self, request: RequestId, tokens: u32) -> Vec<Effect> {
         self.cut(request, |entry| {
             entry.emitted.truncate(tokens as usize);
@@ -50,7 +50,7 @@ impl DecoderState {
             .collect()
     }
 
-    /// The pages that the request needs cannot be had.
+    /// The request cannot get the pages that it needs.
     pub(super) fn on_denied(&mut self, denied: &PagesDenied) -> Vec<Effect> {
         let PagesDenied { sequence: SequenceId::Own(request), needed, usable } = *denied else {
             return Vec::new();
@@ -58,7 +58,7 @@ impl DecoderState {
         self.cut(request, |_| StreamEvent::Failed(Refused::NoRoom { needed, usable }.into()))
     }
 
-    /// Ends a request before its time, wherever it is.
+    /// Ends a request early, in any phase.
     fn cut(&mut self, request: RequestId, end: impl FnOnce(&mut Entry) -> StreamEvent) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         if matches!(entry.phase, Phase::Stopping) {
@@ -91,7 +91,7 @@ impl DecoderState {
         [vec![self.ended(request, StreamEvent::Failed(error))], self.forget(request)].concat()
     }
 
-    /// Tells the client that this was all.
+    /// Sends the terminal event to the client.
     fn ended(&mut self, request: RequestId, event: StreamEvent) -> Effect {
         self.counts.end(&event);
         to::streams(StreamEnd { request, event })

@@ -1,4 +1,4 @@
-//! One live request: where it is on its way, and what it says when it moves.
+//! One live request: its phase, its tokens, and the effects that follow when it changes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,24 +12,44 @@ use crate::messages::{
 };
 use crate::request::{FinishReason, Generate, RequestId, StreamEvent, Timings};
 
-/// Where a request is.
+/// The phase of a request.
 #[derive(Debug)]
 pub(super) enum Phase {
+    /// It waits for pages. `on` is the sender that will prefill it, if one will.
     Reserving { on: Option<SessionId> },
+    /// A sender prefills it. `table` has a place for each page of the prompt, `own` are the pages for the tokens after it.
     Landing { session: SessionId, table: Vec<Option<PageId>>, own: Vec<PageId> },
+    /// It is on the engine.
     Running(Running),
+    /// It has ended for the client, and the engine has not stopped it yet.
     Stopping,
 }
 
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) table: Vec<PageId>,
-    /// Leading tokens whose KV stands in it.
+    /// Leading tokens whose KV is in `table`.
     pub(super) resident: u32,
-    /// More pages were asked for.
-    pub(super) growing: bool,
-    /// Others want its pages: it is being stopped, and goes on later.
-    pub(super) yields: bool,
+    pub(super) state: RunState,
+}
+
+/// Whether a running request waits for pages or releases them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RunState {
+    Steady,
+    /// `GrowPages` was sent.
+    Growing,
+    /// It is being stopped to release its pages, and resumes later.
+    Preempted,
+}
+
+/// Whether the proxy counts a request's prompt as waiting for its prefill.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ProxyCount {
+    /// Yes, on this sender or, if `None`, on this process.
+    Counted { on: Option<SessionId> },
+    /// No: `PrefillOver` was sent.
+    Reported,
 }
 
 #[derive(Debug)]
@@ -41,8 +61,7 @@ pub(super) struct Entry {
     /// Tokens sampled and delivered.
     pub(super) emitted: Vec<u32>,
     pub(super) phase: Phase,
-    /// Where the proxy counts its prompt, until it is told.
-    pub(super) counted: Option<Option<SessionId>>,
+    pub(super) waits: ProxyCount,
     pub(super) timings: Timings,
 }
 
@@ -50,7 +69,7 @@ pub(super) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// Tells the sender that nobody wants this prompt any more.
+/// Tells the sender that this prompt is no longer wanted.
 pub(super) fn cancel(session: SessionId, request: RequestId) -> Effect {
     to::peer_link(SendFrame { session, frame: Frame::CancelPrefill { request: request.0 } })
 }
@@ -72,19 +91,21 @@ impl Entry {
         to::streams(StreamToken { request: self.generate.request, token })
     }
 
-    /// Tells the proxy, once, that its prompt does not wait any more.
-    pub(super) fn over(&mut self, outcome: PrefillOutcome) -> Option<Effect> {
-        let on = self.counted.take()?;
+    /// Tells the proxy, once, that the prompt no longer waits for its prefill.
+    pub(super) fn prefill_over(&mut self, outcome: PrefillOutcome) -> Option<Effect> {
+        let ProxyCount::Counted { on } = std::mem::replace(&mut self.waits, ProxyCount::Reported) else {
+            return None;
+        };
         Some(to::proxy(PrefillOver { on, tokens: self.timings.prompt_tokens, outcome }))
     }
 
-    /// Its prompt was prefilled in so many microseconds.
+    /// The outcome of a prefill that took `micros` microseconds.
     pub(super) fn computed(&self, micros: u64) -> PrefillOutcome {
         let tokens = self.timings.prompt_tokens.saturating_sub(self.timings.resident_tokens);
         PrefillOutcome::Computed { tokens, micros }
     }
 
-    /// How it ended well.
+    /// The terminal event of a request that finished.
     pub(super) fn finished(&mut self, reason: FinishReason) -> StreamEvent {
         self.timings.completion_tokens = self.emitted.len() as u32;
         if let (Some(first), Some(last)) = (self.first_token, self.last_token) {
@@ -94,7 +115,7 @@ impl Entry {
         StreamEvent::Finished { reason, timings: Box::new(self.timings.clone()) }
     }
 
-    /// Starts a landing request once its first token and all its pages are there.
+    /// Starts a landing request once it has its first token and all its pages.
     pub(super) fn join(&mut self) -> Vec<Effect> {
         let Phase::Landing { table, own, .. } = &mut self.phase else { return Vec::new() };
         if self.emitted.is_empty() || table.iter().any(Option::is_none) {
@@ -108,10 +129,9 @@ impl Entry {
         vec![to::buffer_manager(computed), self.start(resident, pages)]
     }
 
-    /// Runs it on the engine, which has `resident` of its tokens in `pages`.
+    /// Runs the request on the engine. `pages` hold the KV of its first `resident` tokens.
     pub(super) fn start(&mut self, resident: u32, pages: Vec<PageId>) -> Effect {
-        self.phase =
-            Phase::Running(Running { table: pages.clone(), resident, growing: false, yields: false });
+        self.phase = Phase::Running(Running { table: pages.clone(), resident, state: RunState::Steady });
         to::generator(StartSequence {
             sequence: SequenceId::Own(self.generate.request),
             tokens: self.tokens().to_vec(),

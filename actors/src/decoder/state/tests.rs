@@ -1,3 +1,4 @@
+mod landing;
 mod property;
 
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use engine::PageId;
 use super::*;
 use crate::effect::{ToBufferManager, ToGenerator, ToPeerLink, ToProxy, ToStreams};
 use crate::messages::{PrefillOver, StreamEnd, StreamToken};
-use crate::request::Route;
+use crate::request::{FinishReason, Route, StreamEvent};
 use connector::frame::PrefillFault;
 
 const SESSION: SessionId = SessionId(1);
@@ -20,7 +21,7 @@ fn state() -> DecoderState {
     let mut state = DecoderState::new(DecoderConfig {
         page_tokens: 4,
         page_bytes: 100,
-        eos_tokens: vec![EOS],
+        finish: FinishRule::new(vec![EOS]),
         vocabulary: 100,
         pid: 1,
         growth_tokens: 256,
@@ -46,44 +47,44 @@ fn pages(numbers: &[u32]) -> Vec<PageId> {
     numbers.iter().map(|page| PageId(*page)).collect()
 }
 
-/// Pages for a request that runs here.
+/// A reservation for a request that is prefilled here.
 fn reserved(numbers: &[u32]) -> PagesReserved {
     PagesReserved { sequence: OWN, resident: 0, landing: 0, pages: pages(numbers) }
 }
 
-/// Pages for one whose two pages of prompt land.
+/// A reservation for a request whose two prompt pages land.
 fn landing(own: &[u32]) -> PagesReserved {
     PagesReserved { landing: 2, ..reserved(own) }
 }
 
-/// What is asked for, for these tokens.
+/// The reservation of a new request with these tokens.
 fn reserve(tokens: &[u32], pages: u32, landing: bool) -> Effect {
     to::buffer_manager(ReservePages {
         sequence: OWN,
         tokens: tokens.into(),
         pages,
         landing: landing.then_some(SESSION),
-        again: false,
+        priority: ReservePriority::New,
     })
 }
 
-/// The same for a request that has had pages.
+/// The reservation of a request that resumes.
 fn reserve_again(tokens: &[u32], pages: u32) -> Effect {
     to::buffer_manager(ReservePages {
         sequence: OWN,
         tokens: tokens.into(),
         pages,
         landing: None,
-        again: true,
+        priority: ReservePriority::Resumed,
     })
 }
 
-/// The request gives back all pages that it holds or waits for.
+/// The request releases all pages that it holds or waits for.
 fn release() -> Effect {
     to::buffer_manager(ReleasePages { sequence: OWN })
 }
 
-/// The engine is to stop the request's sequence.
+/// The generator is to stop the request's sequence.
 fn stop() -> Effect {
     to::generator(StopSequence { sequence: OWN })
 }
@@ -93,17 +94,17 @@ fn token(id: u32) -> Effect {
     to::streams(StreamToken { request: R, token: id.into() })
 }
 
-/// The client hears why the request failed.
+/// The client gets the reason why the request failed.
 fn failed(error: RequestError) -> Effect {
     to::streams(StreamEnd { request: R, event: StreamEvent::Failed(error) })
 }
 
-/// The proxy hears that the prompt does not wait any more.
+/// The proxy is told that the prompt no longer waits.
 fn over(on: Option<SessionId>, outcome: PrefillOutcome) -> Effect {
     to::proxy(PrefillOver { on, tokens: 6, outcome })
 }
 
-/// The same for a prompt that was prefilled where it waited.
+/// The same for a prompt that was computed.
 fn over_after(on: Option<SessionId>, micros: u64) -> Effect {
     over(on, PrefillOutcome::Computed { tokens: 6, micros })
 }
@@ -126,7 +127,7 @@ fn advanced(token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced 
     SequenceAdvanced { sequence: OWN, resident: 0, token: token.map(Into::into), running_micros: 0, ended }
 }
 
-/// How the request ended, if it did.
+/// The terminal event, if there is one.
 fn reason(effects: &[Effect]) -> Option<&StreamEvent> {
     effects.iter().find_map(|effect| match effect {
         Effect::Streams(ToStreams::StreamEnd(StreamEnd { request: R, event })) => Some(event),
@@ -134,7 +135,7 @@ fn reason(effects: &[Effect]) -> Option<&StreamEvent> {
     })
 }
 
-/// The only effect, if it is a frame.
+/// The frame, if the only effect is one.
 fn frame(effects: &[Effect]) -> Option<&Frame> {
     match effects {
         [Effect::PeerLink(ToPeerLink::SendFrame(SendFrame { session: SESSION, frame }))] => Some(frame),
@@ -143,41 +144,10 @@ fn frame(effects: &[Effect]) -> Option<&Frame> {
 }
 
 #[test]
-fn the_proxy_hears_whether_a_sender_has_failed() {
-    let now = Instant::now();
-    let begun = || {
-        let mut state = state();
-        state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
-        state.on_reserved(now, landing(&[8]));
-        state
-    };
-    let outcome = |effects: Vec<Effect>| {
-        let told = effects.iter().find_map(|effect| match effect {
-            Effect::Proxy(ToProxy::PrefillOver(PrefillOver { on: Some(SESSION), outcome, .. })) => {
-                Some(*outcome)
-            }
-            _ => None,
-        });
-        told.expect("the proxy is told")
-    };
-    for (fault, expect) in
-        [(PrefillFault::Failed, PrefillOutcome::Failed), (PrefillFault::Refused, PrefillOutcome::Withdrawn)]
-    {
-        let failed = PrefillFailed { fault, ..prefill_failed(SESSION) };
-        assert_eq!(outcome(begun().on_prefill_failed(failed)), expect);
-    }
-    assert_eq!(outcome(begun().on_peer_lost(SESSION)), PrefillOutcome::Failed);
-    // What the client, a deadline or a lack of pages ends says nothing about the sender.
-    assert_eq!(outcome(begun().on_abort(R)), PrefillOutcome::Withdrawn);
-    assert_eq!(outcome(begun().on_tick(now + Duration::from_secs(3600))), PrefillOutcome::Withdrawn);
-    assert_eq!(outcome(begun().on_short(PagesShort { releases: 0 })), PrefillOutcome::Withdrawn);
-}
-
-#[test]
 fn a_request_that_is_aborted_before_its_pages_come_does_not_run() {
     for on in [None, Some(SESSION)] {
         let (mut state, now) = (state(), Instant::now());
-        let abort = || AbortRequest { request: R, complete_with: None }.into();
+        let abort = || AbortRequest::cancelled(R).into();
         assert_eq!(state.on(now, abort()), [], "the decoder does not know the request yet");
         assert_eq!(state.on_decode(now, decode(now, 6, 3, on)), [reserve(&PROMPT, 2, on.is_some())]);
         assert_eq!(
@@ -186,11 +156,11 @@ fn a_request_that_is_aborted_before_its_pages_come_does_not_run() {
         );
         assert!(state.is_empty());
         let counts = DecoderCounts { taken: 1, aborted: 1, ..DecoderCounts::default() };
-        assert_eq!(state.counts(), counts, "the request came in and ended, as any other");
+        assert_eq!(state.counts(), counts, "the request is counted like any other");
         assert_eq!(
             state.on_reserved(now, reserved(&[1, 2])),
             [],
-            "these pages were released before they came"
+            "these pages were released before they arrived"
         );
     }
 }
@@ -222,7 +192,7 @@ fn a_local_request_runs_and_releases() {
 }
 
 #[test]
-fn a_client_that_has_enough_ends_its_request_well() {
+fn a_client_can_complete_its_request_early() {
     let ends_with = |effects: &[Effect], tokens: u32| {
         let Some(StreamEvent::Finished { reason: FinishReason::Stop, timings }) = reason(effects) else {
             panic!("{effects:?}")
@@ -237,7 +207,7 @@ fn a_client_that_has_enough_ends_its_request_well() {
     }
     let effects = state.on_complete(R, 2);
     ends_with(&effects, 2);
-    assert_eq!(effects[1..], [stop()], "its pages go back when the engine has let go of them");
+    assert_eq!(effects[1..], [stop()], "its pages are released after the engine has stopped");
     assert_eq!(state.on_complete(R, 2), [], "once is enough");
     assert_eq!(state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped))), [release()]);
 
@@ -247,93 +217,6 @@ fn a_client_that_has_enough_ends_its_request_well() {
     let effects = state.on_complete(R, 1);
     ends_with(&effects, 1);
     assert_eq!((&effects[0], &effects[2..]), (&cancel(SESSION, R), &[release()][..]));
-}
-
-#[test]
-fn a_handed_over_request_joins_when_token_and_pages_are_there() {
-    for token_first in [true, false] {
-        let (mut state, now) = (state(), Instant::now());
-        let effects = state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
-        assert_eq!(effects, [reserve(&PROMPT, 3, true)]);
-        let effects = state.on_reserved(now, landing(&[8]));
-        assert!(
-            matches!(frame(&effects), Some(Frame::Prefill { request: 5, resident: 0, .. })),
-            "{effects:?}"
-        );
-        let mut effects = Vec::new();
-        if token_first {
-            assert_eq!(
-                state.on_prefill_finished(now, prefilled(7)),
-                [over_after(Some(SESSION), 2000), token(7)],
-                "it streams at once"
-            );
-        }
-        assert_eq!(state.on_adopted(now, adopted(1, 4)), []);
-        effects.extend(state.on_adopted(now, adopted(0, 6)));
-        if !token_first {
-            assert_eq!(effects, []);
-            effects = state.on_prefill_finished(now, prefilled(7));
-            assert_eq!(effects.remove(0), over_after(Some(SESSION), 2000));
-            assert_eq!(effects.remove(0), token(7));
-        }
-        let [
-            Effect::BufferManager(ToBufferManager::PagesComputed(computed)),
-            Effect::Generator(ToGenerator::StartSequence(start)),
-        ] = &effects[..]
-        else {
-            panic!("{effects:?}")
-        };
-        assert_eq!((&computed.tokens[..], &computed.pages), (&PROMPT[..], &start.pages));
-        assert_eq!(start.pages, [PageId(6), PageId(4), PageId(8)], "pages stand where their tokens do");
-        assert_eq!((start.resident, start.sample, start.tokens.last()), (6, 4, Some(&7)));
-    }
-}
-
-#[test]
-fn a_first_token_that_ends_the_request_ends_it() {
-    for (max_tokens, token, expect) in [(1, 7, FinishReason::Length), (9, EOS, FinishReason::Stop)] {
-        let (mut state, now) = (state(), Instant::now());
-        state.on_decode(now, decode(now, 6, max_tokens, Some(SESSION)));
-        state.on_reserved(now, landing(&[]));
-        let effects = state.on_prefill_finished(now, prefilled(token));
-        assert!(matches!(reason(&effects), Some(StreamEvent::Finished { reason, .. }) if *reason == expect));
-        assert_eq!(effects.last(), Some(&release()));
-    }
-}
-
-#[test]
-fn a_lost_sender_costs_a_recompute_and_no_token() {
-    let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
-    state.on_reserved(now, landing(&[8]));
-    state.on_prefill_finished(now, prefilled(7));
-    let effects = state.on_peer_lost(SESSION);
-    let again = reserve_again(&[10, 11, 12, 13, 14, 15, 7], 3);
-    assert_eq!(effects, [release(), again]);
-    assert_eq!(state.counts().recomputes, 1);
-    assert_eq!(state.on_adopted(now, adopted(0, 6)), [], "no request waits for a page of the lost session");
-    let effects = state.on_reserved(now, reserved(&[1, 2, 3]));
-    let [Effect::Generator(ToGenerator::StartSequence(start))] = &effects[..] else { panic!("{effects:?}") };
-    assert_eq!((start.resident, start.sample, start.tokens.last()), (0, 4, Some(&7)));
-}
-
-#[test]
-fn a_prefill_that_failed_is_logged_and_computed_here() {
-    let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
-    assert_eq!(state.on_prefill_failed(prefill_failed(SESSION)), [], "the sender has not been asked yet");
-    state.on_reserved(now, landing(&[8]));
-    assert_eq!(state.on_prefill_failed(prefill_failed(SessionId(2))), [], "another sender was asked");
-    let line = LogLine::PrefillFailed { request: R, session: SESSION, reason: "full".into() };
-    let again = reserve_again(&PROMPT, 3);
-    let expect = [to::log(line), release(), again, over(Some(SESSION), PrefillOutcome::Failed)];
-    assert_eq!(state.on_prefill_failed(prefill_failed(SESSION)), expect);
-    assert_eq!(state.counts().recomputes, 1);
-    assert_eq!(
-        state.on_prefill_failed(prefill_failed(SESSION)),
-        [],
-        "the request waits for that sender no more"
-    );
 }
 
 #[test]
@@ -349,33 +232,7 @@ fn an_engine_error_ends_the_request() {
 }
 
 #[test]
-fn what_a_confused_sender_says_is_not_used() {
-    let now = Instant::now();
-    let begun = || {
-        let mut state = state();
-        state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
-        state.on_reserved(now, landing(&[8]));
-        state
-    };
-    let again = reserve_again(&PROMPT, 3);
-    let mut twice = begun();
-    twice.on_adopted(now, adopted(1, 4));
-    for effects in [
-        begun().on_adopted(now, adopted(2, 4)),
-        begun().on_adopted(now, adopted(u32::MAX, 4)),
-        twice.on_adopted(now, adopted(1, 5)),
-        begun().on_prefill_finished(now, prefilled(100)),
-        begun().on_rejected(R),
-    ] {
-        assert_eq!(
-            effects,
-            [cancel(SESSION, R), release(), again.clone(), over(Some(SESSION), PrefillOutcome::Failed)]
-        );
-    }
-}
-
-#[test]
-fn the_end_of_the_process_ends_every_request() {
+fn shutdown_fails_every_request() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 5, None));
     let effects = state.on_abort_all();
@@ -385,16 +242,7 @@ fn the_end_of_the_process_ends_every_request() {
 }
 
 #[test]
-fn a_sender_lost_before_the_pages_were_there_is_noticed_then() {
-    let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
-    assert_eq!(state.on_peer_lost(SESSION), []);
-    let effects = state.on_reserved(now, landing(&[8]));
-    assert_eq!(effects, [release(), reserve_again(&PROMPT, 3), over(Some(SESSION), PrefillOutcome::Failed)]);
-}
-
-#[test]
-fn an_abort_waits_for_the_engine_before_it_releases() {
+fn an_abort_releases_after_the_engine_has_stopped() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 5, None));
     state.on_reserved(now, reserved(&[1, 2, 3]));
@@ -407,7 +255,7 @@ fn an_abort_waits_for_the_engine_before_it_releases() {
 }
 
 #[test]
-fn a_deadline_ends_a_request_wherever_it_is() {
+fn a_deadline_fails_a_request_in_every_phase() {
     let now = Instant::now();
     let late = now + Duration::from_secs(11);
     for steps in 0..3 {
@@ -420,7 +268,7 @@ fn a_deadline_ends_a_request_wherever_it_is() {
         let effects = state.on_tick(late);
         let expect = StreamEvent::Failed(RequestError::Deadline { deadline_ms: 10_000 });
         assert_eq!(reason(&effects), Some(&expect));
-        assert_eq!(state.on_tick(late), [], "it is told once");
+        assert_eq!(state.on_tick(late), [], "the client is told once");
         assert_eq!(
             state.counts(),
             DecoderCounts { taken: 1, deadlines_missed: 1, ..DecoderCounts::default() }
@@ -429,30 +277,14 @@ fn a_deadline_ends_a_request_wherever_it_is() {
 }
 
 #[test]
-fn a_resident_prefix_does_not_travel() {
-    let (mut state, now) = (state(), Instant::now());
-    state.on_decode(now, decode(now, 12, 5, Some(SESSION)));
-    let reserved = PagesReserved { sequence: OWN, resident: 4, landing: 2, pages: pages(&[7, 8]) };
-    let effects = state.on_reserved(now, reserved);
-    assert!(matches!(frame(&effects), Some(Frame::Prefill { resident: 4, .. })), "{effects:?}");
-    state.on_prefill_finished(now, prefilled(7));
-    state.on_adopted(now, adopted(2, 5));
-    let effects = state.on_adopted(now, adopted(1, 4));
-    let Some(Effect::Generator(ToGenerator::StartSequence(start))) = effects.last() else {
-        panic!("{effects:?}")
-    };
-    assert_eq!((&start.pages, start.resident), (&pages(&[7, 4, 5, 8]), 12));
-}
-
-#[test]
-fn a_request_grows_before_it_has_to_and_only_as_far_as_it_may_get() {
+fn a_request_grows_early_and_at_most_to_its_last_token() {
     let now = Instant::now();
     let mut state = DecoderState::new(DecoderConfig { growth_tokens: 4, ..state().config });
     let effects = state.on_decode(now, decode(now, 6, 9, None));
     let [Effect::BufferManager(ToBufferManager::ReservePages(reserve))] = &effects[..] else {
         panic!("{effects:?}")
     };
-    assert_eq!(reserve.pages, 3, "six tokens and four more");
+    assert_eq!(reserve.pages, 3, "six tokens and four ahead");
     state.on_reserved(now, reserved(&[1, 2, 3]));
     let token = |n: u32| SequenceAdvanced { resident: 5 + n, ..advanced(Some(7), None) };
     let asks = |effects: &[Effect]| {
@@ -463,15 +295,15 @@ fn a_request_grows_before_it_has_to_and_only_as_far_as_it_may_get() {
     };
     assert_eq!([1, 2].map(|n| asks(&state.on_advanced(now, token(n)))), [None, None]);
     assert_eq!(asks(&state.on_advanced(now, token(3))), Some((1, 1)), "token 9 begins the last page");
-    assert_eq!(asks(&state.on_advanced(now, token(4))), None, "asked once");
+    assert_eq!(asks(&state.on_advanced(now, token(4))), None, "it asks once");
     let extend = ExtendSequence { sequence: OWN, pages: pages(&[9]) };
     let grown = PagesGrown { sequence: OWN, pages: pages(&[9]) };
     assert_eq!(state.on_grown(grown), [to::generator(extend)]);
-    assert_eq!(asks(&state.on_advanced(now, token(5))), None, "fourteen tokens of KV are all it may get");
+    assert_eq!(asks(&state.on_advanced(now, token(5))), None, "fourteen tokens of KV are its maximum");
 }
 
 #[test]
-fn the_youngest_request_is_preempted_and_goes_on_with_its_tokens() {
+fn the_youngest_request_is_preempted_and_resumes_with_its_tokens() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 50, None));
     state.on_reserved(now, reserved(&[1, 2]));
@@ -480,17 +312,17 @@ fn the_youngest_request_is_preempted_and_goes_on_with_its_tokens() {
     let young = SequenceId::Own(RequestId(6));
     state.on_decode(now + Duration::from_millis(1), other);
     state.on_reserved(now, PagesReserved { sequence: young, ..landing(&[3]) });
-    // The younger one is landing: it asks anew, to be computed here.
+    // The younger request is landing. It reserves new pages, to be computed here.
     let effects = state.on_short(PagesShort { releases: state.releases });
     assert_eq!(effects[0], cancel(SESSION, RequestId(6)));
     assert_eq!(effects[1], to::buffer_manager(ReleasePages { sequence: young }));
     assert!(matches!(&effects[2], Effect::BufferManager(ToBufferManager::ReservePages(reserve))
         if reserve.landing.is_none() && reserve.sequence == young));
-    assert_eq!(state.on_short(PagesShort { releases: 0 }), [], "that was before the release");
-    // Now only the older one holds any.
+    assert_eq!(state.on_short(PagesShort { releases: 0 }), [], "the message was sent before the release");
+    // Now only the older request holds pages.
     state.on_advanced(now, SequenceAdvanced { resident: 6, ..advanced(Some(7), None) });
     assert_eq!(state.on_short(PagesShort { releases: state.releases }), [stop()]);
-    assert_eq!(state.on_short(PagesShort { releases: state.releases }), [], "pages are coming back");
+    assert_eq!(state.on_short(PagesShort { releases: state.releases }), [], "a request is already stopping");
     let stopped = SequenceAdvanced { resident: 6, ..advanced(None, Some(SequenceEnd::Stopped)) };
     let effects = state.on_advanced(now, stopped);
     let [
@@ -501,6 +333,6 @@ fn the_youngest_request_is_preempted_and_goes_on_with_its_tokens() {
     else {
         panic!("{effects:?}")
     };
-    assert_eq!((again.tokens.len(), again.again), (7, true));
+    assert_eq!((again.tokens.len(), again.priority), (7, ReservePriority::Resumed));
     assert_eq!(state.counts().preemptions, 2);
 }

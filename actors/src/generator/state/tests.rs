@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::request::RequestId;
+use crate::request::{FinishReason, RequestId};
 
 const EOS: u32 = 2;
 
@@ -9,9 +9,17 @@ fn name(request: u64) -> SequenceId {
     SequenceId::Own(RequestId(request))
 }
 
-/// A scheduler for an engine that takes `tokens` tokens a step, and as many rows.
+/// A scheduler for an engine that takes `tokens` tokens and as many rows in a step.
 fn scheduler(chunk_tokens: u32, tokens: u32, page_tokens: u32, runs_ahead: bool) -> GeneratorState {
-    GeneratorState::new(chunk_tokens, StepLimits { tokens, rows: tokens }, page_tokens, vec![EOS], runs_ahead)
+    let limits = StepLimits { tokens, rows: tokens };
+    let finish = FinishRule::new(vec![EOS]);
+    GeneratorState::new(GeneratorConfig { chunk_tokens, limits, page_tokens, finish, runs_ahead })
+}
+
+/// A scheduler for an engine with these limits.
+fn limited(chunk_tokens: u32, limits: StepLimits) -> GeneratorState {
+    let finish = FinishRule::new(vec![EOS]);
+    GeneratorState::new(GeneratorConfig { chunk_tokens, limits, page_tokens: 16, finish, runs_ahead: false })
 }
 
 fn start(request: u64, prompt: u32, sample: u32) -> StartSequence {
@@ -27,7 +35,7 @@ fn start(request: u64, prompt: u32, sample: u32) -> StartSequence {
     }
 }
 
-/// Runs one step, sampling `token` wherever the plan samples; the chunk lengths and the events.
+/// Runs one step and samples `token` for every sampling chunk. Returns the chunk lengths and the events.
 fn step(state: &mut GeneratorState, token: u32) -> (Vec<usize>, Vec<SequenceAdvanced>) {
     let plan = state.plan(0).expect("there is work");
     assert_eq!(state.plan(0), None, "one step at a time");
@@ -59,16 +67,16 @@ fn a_prompt_is_prefilled_in_chunks_and_decoded_to_its_limit() {
 }
 
 #[test]
-fn decode_rows_ride_with_one_prefill_chunk() {
+fn a_step_mixes_decode_rows_and_a_prefill_chunk() {
     let mut state = scheduler(4, 64, 16, false);
     state.on_start(start(1, 2, 9));
     step(&mut state, 7);
     state.on_start(start(2, 9, 1));
     state.on_start(start(3, 9, 1));
-    assert_eq!(step(&mut state, 7).0, [4, 1], "of equals the oldest goes first");
+    assert_eq!(step(&mut state, 7).0, [4, 1], "the oldest of equal prompts goes first");
 }
 
-/// The names of the sequences in each of the next steps.
+/// The keys of the sequences in each of the next steps.
 fn order(state: &mut GeneratorState, steps: usize) -> Vec<Vec<u64>> {
     (0..steps)
         .map(|_| {
@@ -115,14 +123,14 @@ fn a_sequence_at_the_end_of_its_pages_waits_for_more() {
     let mut state = scheduler(4, 64, 2, false);
     state.on_start(start(1, 2, 9));
     assert_eq!(step(&mut state, 7).1[0].token, Some(7.into()));
-    assert_eq!(state.plan(0), None, "its third token has no place");
+    assert_eq!(state.plan(0), None, "its pages have no room for its third token");
     state.on_extend(&ExtendSequence { sequence: name(1), pages: vec![PageId(9)] });
-    let plan = state.plan(0).expect("now it has");
+    let plan = state.plan(0).expect("its pages have room now");
     assert_eq!(plan.chunks[0].pages[..], [PageId(1), PageId(9)]);
 }
 
 #[test]
-fn a_step_never_exceeds_the_engine() {
+fn a_step_never_exceeds_the_limits_of_the_engine() {
     let mut state = scheduler(4, 5, 16, false);
     (0..10).for_each(|request| state.on_start(start(request, 1, 3)));
     state.on_start(start(10, 9, 1));
@@ -137,7 +145,7 @@ fn a_step_never_exceeds_the_engine() {
             .collect();
         state.on_step(Ok(sampled), 0);
     }
-    assert!(state.is_empty(), "everybody had a turn");
+    assert!(state.is_empty(), "every sequence has finished");
 }
 
 #[test]
@@ -157,11 +165,7 @@ fn a_stop_in_flight_waits_for_the_step() {
     assert_eq!(state.on_stop(name(1), 0), None, "the engine may be writing its pages");
     let events = state.on_step(Ok(vec![(plan.chunks[0].key, 7.into())]), 0);
     assert_eq!(events[0].ended, Some(SequenceEnd::Stopped));
-    assert_eq!(
-        (events[0].token.clone(), events[0].resident),
-        (None, 2),
-        "what was computed may be used again"
-    );
+    assert_eq!((events[0].token.clone(), events[0].resident), (None, 2), "the computed tokens stay resident");
     assert_eq!(state.on_stop(name(1), 0), None, "it has ended");
 
     state.on_start(start(2, 2, 5));
@@ -169,7 +173,7 @@ fn a_stop_in_flight_waits_for_the_step() {
 }
 
 #[test]
-fn a_failed_step_ends_what_was_in_it() {
+fn a_failed_step_fails_its_sequences() {
     let mut state = scheduler(4, 64, 16, false);
     state.on_start(start(1, 2, 5));
     state.plan(0).expect("there is work");
@@ -189,7 +193,7 @@ fn adopted_pages_are_acquired_before_their_first_step() {
 }
 
 #[test]
-fn tokens_so_far_go_with_a_row_only_if_they_matter() {
+fn a_row_carries_its_tokens_only_if_its_sampling_needs_them() {
     for (repetition_penalty, expect) in [(1.0, &[][..]), (1.1, &[10, 11, 7])] {
         let mut state = scheduler(4, 64, 16, false);
         let sampling = Sampling { repetition_penalty, ..Sampling::GREEDY }.into();
@@ -201,15 +205,15 @@ fn tokens_so_far_go_with_a_row_only_if_they_matter() {
     }
 }
 
-/// The tokens that a plan samples, all of them `token`.
+/// The samples of a plan, all of them `token`.
 fn samples(plan: &Plan, token: u32) -> Vec<(u64, Token)> {
     let sampled = plan.chunks.iter().filter(|chunk| chunk.sample.is_some());
     sampled.map(|chunk| (chunk.key, token.into())).collect()
 }
 
-/// Keys, starts, and whether they follow.
+/// Key, start, and whether it follows a sample, for each chunk.
 fn rows(plan: &Plan) -> Vec<(u64, u32, bool)> {
-    plan.chunks.iter().map(|chunk| (chunk.key, chunk.start, chunk.source == Source::Follows)).collect()
+    plan.chunks.iter().map(|chunk| (chunk.key, chunk.start, chunk.source == TokenSource::Follows)).collect()
 }
 
 #[test]
@@ -217,7 +221,7 @@ fn rows_follow_the_step_in_flight() {
     let mut state = scheduler(4, 64, 16, true);
     state.on_start(start(1, 6, 3));
     let first = state.plan(0).expect("there is work");
-    assert_eq!(state.plan(0), None, "its prompt is not over");
+    assert_eq!(state.plan(0), None, "its prompt is not finished");
     state.on_step(Ok(samples(&first, 7)), 0);
     let prompt = state.plan(0).expect("the rest of the prompt");
     let second = state.plan(0).expect("a row that follows it");
@@ -235,7 +239,7 @@ fn rows_follow_the_step_in_flight() {
 }
 
 #[test]
-fn what_is_resumed_is_a_prompt_down_to_its_last_token() {
+fn a_resumed_sequence_is_computed_as_a_prompt() {
     let sources = |resident, tokens: u32, chunk_tokens| {
         let mut state = scheduler(chunk_tokens, 64, 16, false);
         let all = (10..10 + tokens).collect();
@@ -248,16 +252,16 @@ fn what_is_resumed_is_a_prompt_down_to_its_last_token() {
         }
         found
     };
-    let (prompt, sampled) = (Source::Prompt, Source::Sampled);
-    // A prompt of four tokens and three that were sampled, cut so that one is left over.
+    let (prompt, sampled) = (TokenSource::Prompt, TokenSource::Sampled);
+    // A prompt of four tokens and three sampled ones. Chunking leaves one token alone.
     let cut = [(3, prompt), (3, prompt), (1, prompt), (1, sampled), (1, sampled)];
     assert_eq!(sources(0, 7, 3), cut);
-    // Handed over: only the first sampled token is missing.
+    // After a hand-over only the first sampled token is missing.
     assert_eq!(sources(4, 5, 3), [(1, sampled); 5]);
 }
 
 #[test]
-fn a_sequence_that_ends_is_told_of_when_no_step_holds_it() {
+fn an_end_is_reported_when_no_step_contains_the_sequence() {
     let mut state = scheduler(4, 64, 16, true);
     state.on_start(start(1, 2, 9));
     let first = state.plan(0).expect("there is work");
@@ -271,7 +275,7 @@ fn a_sequence_that_ends_is_told_of_when_no_step_holds_it() {
 }
 
 #[test]
-fn what_fails_or_is_stopped_waits_for_both_steps() {
+fn a_failed_or_stopped_sequence_waits_for_both_steps() {
     for fails in [true, false] {
         let mut state = scheduler(4, 64, 16, true);
         state.on_start(start(1, 2, 9));
@@ -296,7 +300,7 @@ fn what_fails_or_is_stopped_waits_for_both_steps() {
 }
 
 #[test]
-fn nothing_runs_ahead_of_who_waits_or_of_what_the_host_samples() {
+fn no_step_runs_ahead_of_a_waiting_sequence_or_of_host_sampling() {
     let mut state = scheduler(4, 64, 16, true);
     state.on_start(start(1, 2, 9));
     let first = state.plan(0).expect("there is work");
@@ -308,7 +312,7 @@ fn nothing_runs_ahead_of_who_waits_or_of_what_the_host_samples() {
     let mut state = scheduler(4, 64, 16, true);
     let drawn = Sampling { temperature: 1.0, top_p: 0.9, seed: 3, ..Sampling::GREEDY };
     state.on_start(StartSequence { sampling: drawn.clone().into(), ..start(1, 2, 9) });
-    assert!(state.plan(0).is_some() && state.plan(0).is_some(), "a draw follows from the step's logits");
+    assert!(state.plan(0).is_some() && state.plan(0).is_some(), "the engine samples it");
 
     let of_host = [
         Sampling { presence_penalty: 0.5, ..drawn.clone() },
@@ -323,7 +327,7 @@ fn nothing_runs_ahead_of_who_waits_or_of_what_the_host_samples() {
 
     let mut state = scheduler(4, 64, 2, true);
     state.on_start(start(1, 2, 9));
-    assert!(state.plan(0).is_some() && state.plan(0).is_none(), "its third token has no place");
+    assert!(state.plan(0).is_some() && state.plan(0).is_none(), "its pages have no room for its third token");
 }
 
 #[test]
@@ -337,13 +341,13 @@ fn an_error_of_one_sequence_fails_that_one_alone() {
     assert_eq!(events[0].sequence, name(2));
     assert_eq!(events[0].ended, Some(SequenceEnd::Failed(refused.to_string())));
     assert_eq!(rows(&state.plan(0).expect("the others")), [(0, 0, false), (2, 0, false)]);
-    // A sequence that is not in the step cannot be at fault: then the whole step fails, and is not planned again without end.
+    // A sequence outside the step cannot be at fault. Then the whole step fails, so that it is not planned again forever.
     assert_eq!(state.on_step(Err(refused), 0).len(), 2);
     assert!(state.is_empty());
 }
 
 #[test]
-fn what_follows_a_refused_step_is_ignored_and_planned_again() {
+fn a_step_that_follows_a_refused_one_is_ignored() {
     let mut state = scheduler(4, 64, 16, true);
     state.on_start(start(1, 2, 9));
     state.on_start(start(2, 2, 9));
@@ -352,7 +356,7 @@ fn what_follows_a_refused_step_is_ignored_and_planned_again() {
     assert_eq!((first.chunks.len(), second.chunks.len()), (2, 2));
     let refused = EngineError::EmptyChunk { sequence: 0 };
     assert_eq!(state.on_step(Err(refused.clone()), 0), [], "the second step may write its pages");
-    assert_eq!(state.plan(0), None, "nothing follows a step that gives nothing");
+    assert_eq!(state.plan(0), None, "no step follows a failed step");
     let events = state.on_step(Err(EngineError::FollowsNothing { sequence: 1 }), 0);
     assert_eq!(events.len(), 1, "the second sequence is not at fault: {events:?}");
     assert_eq!(events[0].sequence, name(1));
@@ -364,12 +368,12 @@ fn what_follows_a_refused_step_is_ignored_and_planned_again() {
 }
 
 #[test]
-fn sequences_take_turns_where_rows_are_few() {
+fn sequences_take_turns_when_rows_are_few() {
     let limits = StepLimits { tokens: 64, rows: 2 };
-    let mut state = GeneratorState::new(4, limits, 16, vec![EOS], false);
+    let mut state = limited(4, limits);
     (0..5).for_each(|request| state.on_start(start(request, 1, 9)));
     assert_eq!(order(&mut state, 5), [[0, 1], [2, 3], [4, 0], [1, 2], [3, 0]]);
-    // A sequence that arrives waits for its turn, but its prompt is computed meanwhile, up to its last token.
+    // A new sequence waits for its turn, and its prompt is computed meanwhile except for the last token.
     state.on_start(start(5, 4, 9));
     let plan = state.plan(0).expect("there is work");
     let lengths: Vec<_> = plan.chunks.iter().map(|chunk| (chunk.key, chunk.tokens.len())).collect();
@@ -379,16 +383,16 @@ fn sequences_take_turns_where_rows_are_few() {
     assert_eq!(order(&mut state, 3), [[2, 0], [3, 1], [4, 5]]);
 }
 
-/// Most sequences at once, and tokens of a prompt, in the property below.
+/// Most concurrent sequences, and most tokens of a prompt, in the property below.
 const MOST: (usize, u32) = (12, 30);
 
-/// A sequence as the property below follows it.
+/// A sequence in the property below.
 struct Waiting {
-    /// Tokens of its prompt that are not computed, but for the last one.
+    /// Missing tokens of its prompt, without the last one.
     prompt: u32,
-    /// Steps since it was in one.
+    /// Steps since one contained it.
     steps: u32,
-    /// Prompt tokens of others since then.
+    /// Prompt tokens of other sequences since then.
     others: u32,
 }
 
@@ -399,7 +403,7 @@ proptest! {
         arrivals in prop::collection::vec(prop::option::weighted(0.4, (1..=MOST.1, 1u32..40)), 300),
     ) {
         let limits = StepLimits { tokens, rows };
-        let mut state = GeneratorState::new(chunk_tokens, limits, 16, vec![EOS], false);
+        let mut state = limited(chunk_tokens, limits);
         let mut live: BTreeMap<u64, Waiting> = BTreeMap::new();
         let mut arrivals = arrivals.into_iter();
         let mut keys = 0;
@@ -428,10 +432,10 @@ proptest! {
                     let prompt = waiting.prompt.saturating_sub(length(chunk));
                     *waiting = Waiting { prompt, steps: 0, others: 0 };
                 } else if waiting.prompt == 0 {
-                    // Each other sequence comes first at most once.
+                    // Each other sequence gets a row before it at most once.
                     prop_assert!(waiting.steps <= MOST.0 as u32, "{key} has waited for its turn too long");
                 } else {
-                    // Prompts of all others, or that came after it and are shorter.
+                    // It waits for the prompts of all others, or for later and shorter ones.
                     prop_assert!(prefilled > 0, "{key} waits for nothing");
                     prop_assert!(waiting.others <= MOST.0 as u32 * MOST.1, "{key} was overtaken too often");
                 }

@@ -20,7 +20,7 @@ fn state() -> PrefillerState {
     })
 }
 
-/// Pages that the receiver has now, on which the lane spent 7 µs.
+/// More pages are visible at the receiver; the lane carried them for 7 µs.
 fn sent(count: u32) -> PagesSent {
     PagesSent { session: KEY.0, request: KEY.1, count, put_micros: 7 }
 }
@@ -49,17 +49,17 @@ fn put(first_page: u32, pages: std::ops::Range<u32>) -> Effect {
     to::transfer(SchedulePut { session: S, request: R, first_page, pages: pages.map(PageId).collect() })
 }
 
-/// The sequence gives back all pages that it holds or waits for.
+/// The sequence releases all pages that it holds or waits for.
 fn release(sequence: SequenceId) -> Effect {
     to::buffer_manager(ReleasePages { sequence })
 }
 
-/// The engine is to stop the first prefill.
+/// The engine stops the first prefill.
 fn stop() -> Effect {
     to::generator(StopSequence { sequence: FIRST })
 }
 
-/// Transfer is to put nothing more of the prefill.
+/// Transfer puts no more pages of the prefill.
 fn no_more_puts() -> Effect {
     to::transfer(CancelPuts { session: S, request: R })
 }
@@ -69,7 +69,7 @@ fn stored(tokens: u32, bytes: u64, put_micros: u64) -> Effect {
     to::log(LogLine::Stored { request: R, tokens, bytes, put_micros })
 }
 
-/// What the engine is to run, if that comes first.
+/// The first effect, if it starts a sequence.
 fn started(effects: &[Effect]) -> Option<&StartSequence> {
     match effects.first() {
         Some(Effect::Generator(ToGenerator::StartSequence(start))) => Some(start),
@@ -77,7 +77,7 @@ fn started(effects: &[Effect]) -> Option<&StartSequence> {
     }
 }
 
-/// Why the receiver is told that its prompt is not prefilled, if that comes first.
+/// The fault and the reason in the first effect, if it is a `PrefillFailed` frame.
 fn told_failed(effects: &[Effect]) -> Option<(PrefillFault, &str)> {
     match effects.first() {
         Some(Effect::PeerLink(ToPeerLink::SendFrame(SendFrame {
@@ -98,7 +98,7 @@ fn pages_go_out_as_soon_as_they_are_final() {
             tokens: (0..10).collect(),
             pages: 3,
             landing: None,
-            again: false
+            priority: ReservePriority::New
         })]
     );
     let effects = state.on_reserved(reserved(3));
@@ -123,8 +123,8 @@ fn pages_go_out_as_soon_as_they_are_final() {
 }
 
 #[test]
-fn what_is_there_already_is_neither_computed_nor_sent() {
-    // Of ten tokens, how many the receiver has and how many stand here; what is put before and after the first step.
+fn cached_pages_are_neither_computed_nor_sent() {
+    // Of ten tokens: how many the receiver has, how many are cached here, and what is put before and after the first step.
     let check = |there: u32, here: u32, before: Option<Effect>, after: Effect| {
         let mut state = state();
         state.on_prefill(Instant::now(), StartPrefill { resident: there, ..prefill(10) });
@@ -144,13 +144,13 @@ fn what_is_there_already_is_neither_computed_nor_sent() {
 }
 
 #[test]
-fn what_cannot_be_prefilled_is_refused() {
+fn a_prompt_that_cannot_be_prefilled_is_refused() {
     let mut state = state();
     let strange = StartPrefill { prompt: vec![1, 100], ..prefill(1) };
     for (start, expect) in [
         (prefill(0), "empty"),
         (prefill(33), "needs 9 pages"),
-        (prefill(41), "41 tokens and the model takes 40"),
+        (prefill(41), "41 tokens and the model's context has 40"),
         (strange, "token 100"),
         (StartPrefill { resident: 4, ..prefill(4) }, "4 of 4 tokens"),
         (StartPrefill { resident: 3, ..prefill(9) }, "3 of 9 tokens"),
@@ -170,7 +170,7 @@ fn a_cancel_waits_for_the_engine_and_the_puts() {
     state.on_reserved(reserved(3));
     state.on_advanced(advanced(4, None, None));
     assert_eq!(state.on_cancel(KEY), [stop()]);
-    assert_eq!(state.on_drained(KEY), [], "the engine still has it");
+    assert_eq!(state.on_drained(KEY), [], "the engine has not stopped it");
     assert_eq!(state.on_advanced(advanced(8, None, Some(SequenceEnd::Stopped))), [no_more_puts()]);
     assert_eq!(state.on_drained(KEY), [release(FIRST)]);
 }
@@ -181,14 +181,14 @@ fn a_request_number_may_be_used_again() {
     state.on_prefill(Instant::now(), prefill(10));
     assert_eq!(state.on_cancel(KEY), [release(FIRST)]);
     state.on_prefill(Instant::now(), prefill(10));
-    assert_eq!(state.on_reserved(reserved(3)), [], "those pages went back with the first one");
+    assert_eq!(state.on_reserved(reserved(3)), [], "those pages were released with the first prefill");
     let second = PagesReserved { sequence: SequenceId::Peer(2), ..reserved(3) };
     let effects = state.on_reserved(second);
     assert!(started(&effects).is_some() && effects.len() == 1, "{effects:?}");
 }
 
 #[test]
-fn a_failed_engine_is_reported_and_its_puts_drain() {
+fn an_engine_error_is_reported_and_the_puts_drain() {
     let mut state = state();
     state.on_prefill(Instant::now(), prefill(10));
     state.on_reserved(reserved(3));
@@ -200,7 +200,7 @@ fn a_failed_engine_is_reported_and_its_puts_drain() {
 }
 
 #[test]
-fn a_lost_receiver_and_a_deadline_end_it() {
+fn a_lost_receiver_and_a_deadline_end_a_prefill() {
     let now = Instant::now();
     for phase in 0..3 {
         for lost in [true, false] {
@@ -218,7 +218,7 @@ fn a_lost_receiver_and_a_deadline_end_it() {
                 state.on_peer_lost(S)
             } else {
                 let mut effects = state.on_tick(now + Duration::from_secs(2));
-                let reason = "its deadline passed on the sender";
+                let reason = "the request's deadline passed on the sender";
                 assert_eq!(told_failed(&effects), Some((PrefillFault::Failed, reason)));
                 effects.split_off(1)
             };
@@ -233,7 +233,7 @@ fn a_lost_receiver_and_a_deadline_end_it() {
 }
 
 #[test]
-fn a_session_has_a_bound_of_prefills_and_each_end_makes_room_for_another() {
+fn a_session_has_at_most_so_many_prefills() {
     let (mut state, now) = (state(), Instant::now());
     let start = |state: &mut PrefillerState, session, request| {
         let start = StartPrefill { session, request: RequestId(request), ..prefill(4) };
@@ -247,7 +247,7 @@ fn a_session_has_a_bound_of_prefills_and_each_end_makes_room_for_another() {
     };
     let most = PREFILLS_MAX as u64;
     assert!((0..most).all(|request| start(&mut state, S, request)));
-    assert!(!start(&mut state, S, most), "the session has as many as it may");
+    assert!(!start(&mut state, S, most), "the session is at its limit");
     assert!(start(&mut state, SessionId(2), 0), "another session has room");
     assert_eq!(state.on_cancel((S, RequestId(3))), [release(SequenceId::Peer(4))]);
     assert!(start(&mut state, S, most), "one has ended");

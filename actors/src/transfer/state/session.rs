@@ -1,4 +1,4 @@
-//! What is ready, posted and flushed in one session.
+//! One session's queue: pages that wait for a credit, puts in flight, flushes in flight, and the start-up measurement.
 
 use std::collections::{HashMap, VecDeque, hash_map};
 use std::num::NonZeroU32;
@@ -15,17 +15,31 @@ use crate::request::RequestId;
 /// What a credit is spent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Load {
-    /// A page that belongs to nobody, to measure the lane.
+    /// A page of no request; it measures the lane.
     Probe,
     /// A page of a request.
     Page(PageOwner),
-    /// Nothing: the credit goes back.
+    /// A page of a request that was cancelled after the put was posted. It is announced without an owner.
+    Cancelled(RequestId),
+    /// No page: the credit is returned to the receiver.
     Nothing,
 }
 
 impl Load {
     fn is_of(self, request: RequestId) -> bool {
-        matches!(self, Self::Page(owner) if owner.request == request.0)
+        match self {
+            Self::Page(owner) => owner.request == request.0,
+            Self::Cancelled(cancelled) => cancelled == request,
+            Self::Probe | Self::Nothing => false,
+        }
+    }
+
+    /// The owner that the page is announced with.
+    pub(super) fn owner(self) -> Option<PageOwner> {
+        match self {
+            Self::Page(owner) => Some(owner),
+            Self::Probe | Self::Cancelled(_) | Self::Nothing => None,
+        }
     }
 }
 
@@ -36,39 +50,47 @@ pub(super) struct Ready {
     pub(super) page: PageId,
 }
 
+/// The hash that is announced with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PageHash {
+    /// The page is announced without a hash.
+    NotNeeded,
+    /// The hash thread has been asked.
+    Pending,
+    /// The hash thread has answered.
+    Known(u64),
+}
+
 /// A spent credit whose page is not announced yet.
 #[derive(Debug)]
 pub(super) struct Put {
-    /// Neighbours that went as one put have the same.
+    /// The ticket of the transport's put. Neighbouring pages that were posted as one put share it.
     pub(super) ticket: Ticket,
     pub(super) credit: CreditNumber,
     pub(super) load: Load,
     pub(super) posted_micros: u64,
-    /// A hash of it was asked for.
-    pub(super) is_hashed: bool,
-    pub(super) hash: Option<u64>,
+    /// The transport has reported the put's completion.
     pub(super) done: bool,
-    /// The request was cancelled: the page is announced as nobody's.
-    pub(super) cancelled: bool,
+    pub(super) hash: PageHash,
 }
 
 impl Put {
-    /// Whose page it is announced as.
-    pub(super) fn owner(&self) -> Option<PageOwner> {
-        match self.load {
-            Load::Page(owner) if !self.cancelled => Some(owner),
-            _ => None,
+    /// True when neither the transport nor the hash thread reads the source page.
+    pub(super) fn is_over(&self) -> bool {
+        self.done && self.hash != PageHash::Pending
+    }
+
+    /// The hash that is announced with the page. A page without an owner is announced without a hash.
+    pub(super) fn announced_hash(&self) -> Option<u64> {
+        match self.hash {
+            PageHash::Known(hash) => self.load.owner().map(|_| hash),
+            PageHash::NotNeeded | PageHash::Pending => None,
         }
     }
 
-    /// True when nobody reads its source any more.
-    pub(super) fn is_over(&self) -> bool {
-        self.done && (self.hash.is_some() || !self.is_hashed)
-    }
-
-    /// True if one frame can announce this page, `count - 1` that follow it, and then `next`.
+    /// True if one frame can announce this page, the `count - 1` pages after it, and then `next`.
     pub(super) fn is_followed_by(&self, next: &Self, count: u32) -> bool {
-        match (self.owner(), next.owner()) {
+        match (self.load.owner(), next.load.owner()) {
             (Some(first), Some(next)) => next == PageOwner { first_page: first.first_page + count, ..first },
             (None, None) => (self.load == Load::Probe) == (next.load == Load::Probe),
             _ => false,
@@ -76,20 +98,40 @@ impl Put {
     }
 }
 
-/// The measurement at a session's start: pages still to be announced before and during the measured part.
-#[derive(Debug, Default)]
-pub(super) struct Probe {
-    pub(super) warm: u32,
-    pub(super) measured: u32,
-    pub(super) began_micros: Option<u64>,
-    pub(super) bytes: u64,
+/// What a session can do now.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// The lane is not connected: credits are accepted, nothing is posted.
+    Connecting,
+    /// Probe pages warm the lane up before the measurement.
+    WarmingUp {
+        lane: String,
+        /// Probe pages that are not announced yet.
+        pages: u32,
+    },
+    /// Probe pages measure the lane.
+    Measuring {
+        lane: String,
+        /// When the first probe page of the measurement was posted.
+        began_micros: Option<u64>,
+        /// Bytes announced so far.
+        bytes: u64,
+    },
+    /// The measurement is over.
+    Ready,
+    /// The session has ended. It is kept until its last put has completed.
+    Lost,
 }
 
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) ring: SpendLedger,
     seed: u64,
-    pub(super) lane: Option<String>,
+    pub(super) phase: Phase,
+    /// Most credits of the ring.
+    capacity: u32,
+    /// The share of the ring that the receiver has sent since its last grant.
+    pub(super) share: Option<u32>,
     pub(super) ready: VecDeque<Ready>,
     /// Pages of each request in `ready`.
     queued: HashMap<u64, u32>,
@@ -97,38 +139,79 @@ pub(super) struct Session {
     pub(super) puts: VecDeque<Put>,
     /// Credits below this number are flushed.
     pub(super) flushed: u64,
-    /// Flushes in flight in the order of posting, and below which credit number each of them makes visible.
+    /// Flushes in flight in the order of posting. Each makes the credits below its number visible.
     pub(super) flushes: VecDeque<(Ticket, u64)>,
     /// When each request's first put was posted.
     pub(super) began: HashMap<RequestId, u64>,
-    pub(super) probe: Option<Probe>,
-    pub(super) lost: bool,
-    /// When the last flush was over.
+    /// When pages were last announced.
     pub(super) flushed_micros: u64,
 }
 
 impl Session {
-    /// A ring of `capacity` credits, none of them granted yet; hashes begin with `seed`.
+    /// A ring of `capacity` credits, none of them granted yet. `seed` is the seed of the session's page hashes.
     pub(super) fn new(capacity: NonZeroU32, seed: u64) -> Self {
-        let pages = capacity.get();
         Self {
             ring: SpendLedger::new(capacity),
             seed,
-            lane: None,
+            phase: Phase::Connecting,
+            capacity: capacity.get(),
+            share: None,
             ready: VecDeque::new(),
             queued: HashMap::new(),
             puts: VecDeque::new(),
             flushed: 0,
             flushes: VecDeque::new(),
             began: HashMap::new(),
-            probe: Some(Probe {
-                warm: PROBE_PAGES.0.min(pages),
-                measured: PROBE_PAGES.1.min(pages.max(PROBE_PAGES.0)),
-                ..Probe::default()
-            }),
-            lost: false,
             flushed_micros: 0,
         }
+    }
+
+    /// True once the session has ended.
+    pub(super) fn is_lost(&self) -> bool {
+        matches!(self.phase, Phase::Lost)
+    }
+
+    /// True if this process holds no credit, and the receiver has said that it grants none.
+    pub(super) fn has_returned_all(&self) -> bool {
+        self.share == Some(0) && self.ring.available() + self.ring.unannounced() == 0
+    }
+
+    /// True if puts and flushes may be posted.
+    pub(super) fn may_post(&self) -> bool {
+        !matches!(self.phase, Phase::Connecting | Phase::Lost)
+    }
+
+    /// The lane, while it is measured.
+    pub(super) fn lane_in_probe(&self) -> Option<&str> {
+        match &self.phase {
+            Phase::WarmingUp { lane, .. } | Phase::Measuring { lane, .. } => Some(lane),
+            Phase::Connecting | Phase::Ready | Phase::Lost => None,
+        }
+    }
+
+    /// The lane is connected: the warm-up begins.
+    pub(super) fn connect(&mut self, lane: String) {
+        if matches!(self.phase, Phase::Connecting) {
+            let pages = PROBE_PAGES.0.min(self.capacity);
+            self.phase = Phase::WarmingUp { lane, pages };
+            self.queue_probe(pages);
+        }
+    }
+
+    /// The warm-up is over: the measurement begins.
+    pub(super) fn begin_measuring(&mut self, lane: String) {
+        self.phase = Phase::Measuring { lane, began_micros: None, bytes: 0 };
+        self.queue_probe(PROBE_PAGES.1.min(self.capacity.max(PROBE_PAGES.0)));
+    }
+
+    fn queue_probe(&mut self, pages: u32) {
+        self.ready.extend((0..pages).map(|_| Ready { load: Load::Probe, page: PageId(0) }));
+    }
+
+    /// True if probe pages are queued or in flight.
+    pub(super) fn is_probing(&self) -> bool {
+        self.ready.iter().any(|ready| ready.load == Load::Probe)
+            || self.puts.iter().any(|put| put.load == Load::Probe)
     }
 
     /// Queues a page of a request.
@@ -137,7 +220,7 @@ impl Session {
         self.ready.push_back(Ready { load: Load::Page(owner), page });
     }
 
-    /// Takes the page that is queued longest.
+    /// Takes the page that has been queued longest.
     pub(super) fn next(&mut self) -> Option<Ready> {
         let ready = self.ready.pop_front()?;
         if let Load::Page(owner) = ready.load
@@ -153,12 +236,12 @@ impl Session {
 
     /// The session is over: nothing more of it is posted.
     pub(super) fn lose(&mut self) {
-        self.lost = true;
+        self.phase = Phase::Lost;
         self.ready.clear();
         self.queued.clear();
     }
 
-    /// Spends credits on nothing as long as there are more than `share` and some of them are free.
+    /// Returns free credits to the receiver until at most `share` credits are left or no credit is free.
     pub(super) fn give_back(&mut self, share: u32, now_micros: u64) {
         let excess = (self.ring.available() + self.ring.unannounced()).saturating_sub(share);
         for _ in 0..excess {
@@ -169,38 +252,37 @@ impl Session {
                 credit: credit.number,
                 load: Load::Nothing,
                 posted_micros: now_micros,
-                is_hashed: false,
-                hash: None,
                 done: true,
-                cancelled: false,
+                hash: PageHash::NotNeeded,
             });
         }
     }
 
-    /// What the hash of a page that is put now is to be seeded with; notes when its request's first put, or the probe, began.
+    /// The seed of the hash of a page that is put now; `None` for a page that is not hashed. Notes when the first put of the request, or
+    /// of the measurement, was posted.
     pub(super) fn seed_of(&mut self, load: Load, credit: CreditNumber, now_micros: u64) -> Option<PageSeed> {
         if let Load::Page(PageOwner { request, first_page: place }) = load {
             self.began.entry(RequestId(request)).or_insert(now_micros);
             return Some(PageSeed { session: self.seed, credit: credit.0, request, place });
         }
-        if let Some(probe) = self.probe.as_mut().filter(|probe| probe.warm == 0) {
-            probe.began_micros.get_or_insert(now_micros);
+        if let Phase::Measuring { began_micros, .. } = &mut self.phase {
+            began_micros.get_or_insert(now_micros);
         }
         None
     }
 
-    /// Below which credit number a flush is to be posted now, if one is: behind every `pages` pages, and behind the last one that can be
-    /// posted; with at most `most` of them in flight.
+    /// The flush to post now, if any: it covers the credits below the returned number. A flush is due after every `pages` pages and after
+    /// the last page that can be posted. At most `most` flushes are in flight.
     pub(super) fn flush_below(&self, pages: usize, most: usize) -> Option<u64> {
         let posted = self.puts.back()?.credit.0 + 1;
         let covered = self.flushes.back().map_or(0, |flush| flush.1).max(self.flushed);
         let is_last = self.ready.is_empty() || self.ring.available() == 0;
-        let may = self.lane.is_some() && !self.lost && self.flushes.len() < most;
+        let may = self.may_post() && self.flushes.len() < most;
         let enough = if is_last { 1 } else { pages as u64 };
         (may && posted.saturating_sub(covered) >= enough).then_some(posted)
     }
 
-    /// Takes the puts at the front that are over and flushed.
+    /// Takes the puts at the front that are complete, hashed and flushed.
     pub(super) fn take_whole(&mut self) -> VecDeque<Put> {
         let flushed = self.flushed;
         let is_whole = |put: &&Put| put.credit.0 < flushed && put.is_over();
@@ -208,29 +290,30 @@ impl Session {
         self.puts.drain(..count).collect()
     }
 
-    /// Drops what is queued of a request, and disowns what is posted.
+    /// Drops the request's queued pages. Its puts in flight are announced without an owner.
     pub(super) fn cancel(&mut self, request: RequestId) {
         if self.queued.remove(&request.0).is_some() {
             self.ready.retain(|ready| !ready.load.is_of(request));
         }
         self.began.remove(&request);
-        self.puts.iter_mut().filter(|put| put.load.is_of(request)).for_each(|put| put.cancelled = true);
+        let of_request = self.puts.iter_mut().filter(|put| put.load.is_of(request));
+        of_request.for_each(|put| put.load = Load::Cancelled(request));
     }
 
-    /// True if nobody reads pages of the request any more.
+    /// True if neither the transport nor the hash thread reads a page of the request.
     pub(super) fn is_drained(&self, request: RequestId) -> bool {
         self.puts.iter().filter(|put| put.load.is_of(request)).all(Put::is_over)
     }
 
-    /// Changes puts by `change`, which says whether it did; the cancelled requests that are drained by that.
-    pub(super) fn on_over(&mut self, mut change: impl FnMut(&mut Put) -> bool) -> Vec<RequestId> {
+    /// Applies `change` to every put; it returns true if it changed the put. Returns the cancelled requests that are drained as a result.
+    pub(super) fn update_puts(&mut self, mut change: impl FnMut(&mut Put) -> bool) -> Vec<RequestId> {
         let mut cancelled = Vec::new();
         for put in &mut self.puts {
             if change(put)
                 && put.is_over()
-                && let (Load::Page(owner), true) = (put.load, put.cancelled)
+                && let Load::Cancelled(request) = put.load
             {
-                cancelled.push(RequestId(owner.request));
+                cancelled.push(request);
             }
         }
         cancelled.sort_unstable();
@@ -239,15 +322,12 @@ impl Session {
         cancelled
     }
 
-    /// `count` pages of the probe, `page_bytes` bytes each, are announced.
+    /// `count` probe pages of `page_bytes` bytes each were announced.
     pub(super) fn probed(&mut self, count: u32, page_bytes: u64) {
-        match &mut self.probe {
-            Some(probe) if probe.warm > 0 => probe.warm = probe.warm.saturating_sub(count),
-            Some(probe) => {
-                probe.measured = probe.measured.saturating_sub(count);
-                probe.bytes += u64::from(count) * page_bytes;
-            }
-            None => {}
+        match &mut self.phase {
+            Phase::WarmingUp { pages, .. } => *pages = pages.saturating_sub(count),
+            Phase::Measuring { bytes, .. } => *bytes += u64::from(count) * page_bytes,
+            Phase::Connecting | Phase::Ready | Phase::Lost => {}
         }
     }
 }

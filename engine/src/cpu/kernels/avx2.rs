@@ -1,4 +1,4 @@
-//! AVX2 with FMA and F16C: two registers of 8 floats; 16 registers hold 3 rows of four.
+//! AVX2 with FMA and F16C. A vector of 16 floats is two registers. The 16 registers hold 3 rows of four registers each.
 
 use std::arch::x86_64::*;
 
@@ -7,7 +7,7 @@ use super::{Kernels, Product, QuantisedProduct, kernels, matrix, pointwise};
 
 pub(super) struct Avx2;
 
-// SAFETY (all methods): intrinsics and loads under the caller's contract, that of `Lanes`.
+// SAFETY (all methods): the contract of `Lanes` covers the intrinsics and the memory accesses.
 impl Lanes for Avx2 {
     type V = [__m256; 2];
     const ROWS: usize = 3;

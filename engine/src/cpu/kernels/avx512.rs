@@ -1,4 +1,4 @@
-//! AVX-512: one register of 16 floats; 32 registers hold 12 rows of two.
+//! AVX-512. A vector of 16 floats is one register. The 32 registers hold 12 rows of two registers each.
 
 use std::arch::x86_64::*;
 
@@ -7,7 +7,7 @@ use super::{Kernels, Product, QuantisedProduct, kernels, matrix, pointwise};
 
 pub(super) struct Avx512;
 
-// SAFETY (all methods): intrinsics and loads under the caller's contract, that of `Lanes`.
+// SAFETY (all methods): the contract of `Lanes` covers the intrinsics and the memory accesses.
 impl Lanes for Avx512 {
     type V = __m512;
     const ROWS: usize = 12;

@@ -1,14 +1,15 @@
-//! Sixteen floats side by side: the few operations that the kernels are written in.
+//! Vectors of sixteen floats: the operations that the kernels use.
 
-/// An instruction set's way to hold and combine 16 floats.
+/// The vector operations of one instruction set.
 ///
 /// # Safety
-/// Every method needs the instruction set of its implementation, and pointers valid for what it reads or writes;
-/// none needs alignment. They are inlined into functions that enable the set.
+/// Every method needs the instruction set of its implementation. Pointers must be valid for the read or write, but need no
+/// alignment. The methods are inlined into functions that enable the instruction set.
 pub(super) trait Lanes {
     /// 16 floats.
     type V: Copy;
-    /// Rows that [`product`](super::matrix::product) computes together, as the registers allow: two `V` each.
+    /// Rows that [`product`](super::matrix::product) computes together. Each row takes two `V`; the number of registers limits
+    /// the rows.
     const ROWS: usize;
 
     unsafe fn splat(value: f32) -> Self::V;
@@ -17,10 +18,10 @@ pub(super) trait Lanes {
     /// `a · b + c`, rounded once.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
-    /// 16 halves.
+    /// Loads 16 f16 numbers.
     unsafe fn load_f16(from: *const u8) -> Self::V;
-    /// 16 signed bytes.
+    /// Loads 16 signed bytes.
     unsafe fn load_i8(from: *const u8) -> Self::V;
-    /// The low and the high nibbles of 16 bytes.
+    /// Loads the low nibbles and the high nibbles of 16 bytes.
     unsafe fn load_nibbles(from: *const u8) -> (Self::V, Self::V);
 }

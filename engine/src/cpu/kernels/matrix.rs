@@ -1,25 +1,28 @@
-//! Matrix products of 32 columns, over [`Lanes`].
+//! Matrix products of 32 columns, generic over [`Lanes`].
 
 use super::lanes::Lanes;
 use super::{BLOCK, PANEL, Product, Q4_BYTES, Q8_BYTES, QuantisedProduct};
 
-/// A quantised block of a panel.
+/// The format of a quantised block of a panel.
 pub(super) trait Format {
     /// Bytes of a block.
     const BYTES: usize;
 
-    /// Gives `to` every input `k` of the block, ascending, with the block's 32 weights of that input.
+    /// Passes the block's 32 weights of every input `k` to `to`, with `k` ascending.
     ///
     /// # Safety
-    /// As for [`Lanes`] and `to`; `block` points to [`BYTES`](Self::BYTES) readable bytes.
-    unsafe fn each<L: Lanes>(block: *const u8, to: &mut impl Take<L>);
+    /// The contracts of [`Lanes`] and `to`. `block` points to [`BYTES`](Self::BYTES) readable bytes.
+    unsafe fn each<L: Lanes>(block: *const u8, to: &mut impl Consumer<L>);
 }
 
-/// What becomes of weights. No closure: one that the compiler does not inline is a function without the lanes' instruction
-/// set, and calls every one of its operations out of line. That made products of four rows twenty times as slow.
-pub(super) trait Take<L: Lanes> {
+/// Consumes unpacked weights. This is a trait and not a closure: a closure that the compiler does not inline is compiled
+/// without the instruction set, and then calls each vector operation as a function. That made products of four rows twenty
+/// times slower.
+pub(super) trait Consumer<L: Lanes> {
+    /// Consumes the 32 weights of input `k`.
+    ///
     /// # Safety
-    /// As for [`Lanes`]; the implementation says what it reads and writes.
+    /// The contract of [`Lanes`]. The implementation documents its memory accesses.
     unsafe fn take(&mut self, k: usize, w: [L::V; 2]);
 }
 
@@ -29,18 +32,18 @@ impl Format for Q4 {
     const BYTES: usize = Q4_BYTES;
 
     #[inline(always)]
-    unsafe fn each<L: Lanes>(block: *const u8, to: &mut impl Take<L>) {
-        // SAFETY: all reads are inside the block; the rest is the caller's contract. A nibble times a half is
-        // exact in f32, so that the fused form rounds as the format's `d · q + m` does.
+    unsafe fn each<L: Lanes>(block: *const u8, to: &mut impl Consumer<L>) {
+        // SAFETY: all reads are inside the block; the rest is the caller's contract. A nibble times an f16 is exact in
+        // f32, so the fused form rounds like the format's `d · q + m`.
         unsafe {
             let scale = [L::load_f16(block), L::load_f16(block.add(PANEL))];
-            let least = [L::load_f16(block.add(2 * PANEL)), L::load_f16(block.add(3 * PANEL))];
+            let min = [L::load_f16(block.add(2 * PANEL)), L::load_f16(block.add(3 * PANEL))];
             for pair in 0..BLOCK / 2 {
                 let bytes = block.add(4 * PANEL + pair * PANEL);
                 let (even0, odd0) = L::load_nibbles(bytes);
                 let (even1, odd1) = L::load_nibbles(bytes.add(PANEL / 2));
-                to.take(2 * pair, [L::fma(even0, scale[0], least[0]), L::fma(even1, scale[1], least[1])]);
-                to.take(2 * pair + 1, [L::fma(odd0, scale[0], least[0]), L::fma(odd1, scale[1], least[1])]);
+                to.take(2 * pair, [L::fma(even0, scale[0], min[0]), L::fma(even1, scale[1], min[1])]);
+                to.take(2 * pair + 1, [L::fma(odd0, scale[0], min[0]), L::fma(odd1, scale[1], min[1])]);
             }
         }
     }
@@ -52,7 +55,7 @@ impl Format for Q8 {
     const BYTES: usize = Q8_BYTES;
 
     #[inline(always)]
-    unsafe fn each<L: Lanes>(block: *const u8, to: &mut impl Take<L>) {
+    unsafe fn each<L: Lanes>(block: *const u8, to: &mut impl Consumer<L>) {
         // SAFETY: all reads are inside the block; the rest is the caller's contract.
         unsafe {
             let scale = [L::load_f16(block), L::load_f16(block.add(PANEL))];
@@ -65,13 +68,13 @@ impl Format for Q8 {
     }
 }
 
-/// Writes weights as floats.
+/// Stores the weights as floats.
 struct Unpack(*mut f32);
 
-impl<L: Lanes> Take<L> for Unpack {
+impl<L: Lanes> Consumer<L> for Unpack {
     #[inline(always)]
     unsafe fn take(&mut self, k: usize, w: [L::V; 2]) {
-        // SAFETY: there is room for 32 floats of each of the block's inputs; the rest is the caller's contract.
+        // SAFETY: the buffer has 32 floats for each of the block's inputs; the rest is the caller's contract.
         unsafe {
             let to = self.0.add(k * PANEL);
             L::store(to, w[0]);
@@ -83,7 +86,7 @@ impl<L: Lanes> Take<L> for Unpack {
 /// See [`Kernels::unpack_q4`](super::Kernels::unpack_q4).
 ///
 /// # Safety
-/// That of `Kernels`.
+/// The contract of `Kernels`.
 #[inline(always)]
 pub(super) unsafe fn unpack<L: Lanes, F: Format>(panel: *const u8, blocks: usize, out: *mut f32) {
     for block in 0..blocks {
@@ -95,7 +98,7 @@ pub(super) unsafe fn unpack<L: Lanes, F: Format>(panel: *const u8, blocks: usize
 /// See [`Kernels::product_q4`](super::Kernels::product_q4).
 ///
 /// # Safety
-/// That of `Kernels`.
+/// The contract of `Kernels`.
 #[inline(always)]
 pub(super) unsafe fn product_quantised<L: Lanes, F: Format>(job: &QuantisedProduct) {
     // SAFETY: the caller's contract.
@@ -110,14 +113,14 @@ pub(super) unsafe fn product_quantised<L: Lanes, F: Format>(job: &QuantisedProdu
     }
 }
 
-/// Adds weights times inputs to the sums of `R` rows.
+/// Multiplies the weights with the inputs of `R` rows and adds the products to the rows' sums.
 struct Sum<L: Lanes, const R: usize> {
     /// The block's first input in each row.
     x: [*const f32; R],
     sums: [[L::V; 2]; R],
 }
 
-impl<L: Lanes, const R: usize> Take<L> for Sum<L, R> {
+impl<L: Lanes, const R: usize> Consumer<L> for Sum<L, R> {
     #[inline(always)]
     unsafe fn take(&mut self, k: usize, w: [L::V; 2]) {
         for row in 0..R {
@@ -132,7 +135,7 @@ impl<L: Lanes, const R: usize> Take<L> for Sum<L, R> {
 }
 
 /// # Safety
-/// That of `Kernels`, with `R` rows.
+/// The contract of `Kernels`. `job` has `R` rows.
 #[inline(always)]
 unsafe fn quantised_rows<L: Lanes, F: Format, const R: usize>(job: &QuantisedProduct) {
     // SAFETY: reads `R` rows of `blocks * 32` floats of `x`, `blocks` blocks, and writes `R` rows of 32 floats.
@@ -154,13 +157,13 @@ unsafe fn quantised_rows<L: Lanes, F: Format, const R: usize>(job: &QuantisedPro
 /// See [`Kernels::product`](super::Kernels::product).
 ///
 /// # Safety
-/// That of `Kernels`.
+/// The contract of `Kernels`.
 #[inline(always)]
 pub(super) unsafe fn product<L: Lanes>(job: &Product) {
     let mut row = 0;
     while row < job.rows {
         let left = job.rows - row;
-        // SAFETY: `row` and the rows after it that the call takes are below `job.rows`.
+        // SAFETY: the rows that the call computes are below `job.rows`.
         row += unsafe {
             if L::ROWS >= 12 && left >= 12 {
                 product_rows::<L, 12>(job, row)
@@ -182,7 +185,7 @@ pub(super) unsafe fn product<L: Lanes>(job: &Product) {
 /// Computes rows `first..first + R` and returns `R`.
 ///
 /// # Safety
-/// That of `Kernels`; the rows are below `job.rows`.
+/// The contract of `Kernels`. The rows are below `job.rows`.
 #[inline(always)]
 unsafe fn product_rows<L: Lanes, const R: usize>(job: &Product, first: usize) -> usize {
     // SAFETY: reads `R` rows of `depth` floats of `x` and `depth` rows of 32 floats of `w`; reads and writes `R`

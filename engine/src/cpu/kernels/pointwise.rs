@@ -1,15 +1,15 @@
-//! Element-wise kernels and sums over one row: plain arithmetic that the compiler vectorises inside the callers
-//! that enable an instruction set. Sums go through 16 fixed lanes, so their order is the same everywhere.
+//! Element-wise kernels, and sums over one row. The compiler vectorises this plain code in the callers that enable an
+//! instruction set. Sums use 16 fixed lanes, so their order is the same for every instruction set.
 
 const LANES: usize = 16;
 
-/// `exp(x)` within 2 units in the last place for `-87 <= x <= 88`; outside it the value at the nearer end.
+/// `exp(x)` within 2 ULP for `-87 <= x <= 88`. Outside this range, the value at the nearer end.
 ///
-/// Cephes' `expf`: `exp(x) = 2^n · exp(r)` with `n = round(x / ln 2)` and a polynomial of degree 7 in `r`.
+/// The algorithm is Cephes' `expf`: `exp(x) = 2^n · exp(r)` with `n = round(x / ln 2)` and a polynomial of degree 7 in `r`.
 #[inline(always)]
-#[expect(clippy::excessive_precision, reason = "the constants as published")]
+#[expect(clippy::excessive_precision, reason = "the published constants")]
 pub(super) fn exp(x: f32) -> f32 {
-    /// Adding 1.5 · 2^23 leaves the rounded integer in the low bits.
+    /// 1.5 · 2^23. Adding it leaves the rounded integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_375;
     const LN2_LOW: f32 = -2.121_944_4e-4;
@@ -25,7 +25,7 @@ pub(super) fn exp(x: f32) -> f32 {
     series * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }
 
-/// The lanes' sum, halved four times.
+/// The sum of the lanes, by a pairwise tree.
 #[inline(always)]
 fn fold(mut lanes: [f32; LANES]) -> f32 {
     for half in [8, 4, 2, 1] {
@@ -47,17 +47,17 @@ pub(super) fn exponentials(row: &mut [f32], valid: usize, scale: f32) -> f32 {
             highest[lane] = if chunk[lane] > highest[lane] { chunk[lane] } else { highest[lane] };
         }
     }
-    let most = highest.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    let max = highest.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
     let mut sums = [0.0; LANES];
     let (whole, tail) = scores.as_chunks_mut::<LANES>();
     for chunk in whole {
         for lane in 0..LANES {
-            chunk[lane] = exp((chunk[lane] - most) * scale);
+            chunk[lane] = exp((chunk[lane] - max) * scale);
             sums[lane] += chunk[lane];
         }
     }
     for (score, sum) in tail.iter_mut().zip(&mut sums) {
-        *score = exp((*score - most) * scale);
+        *score = exp((*score - max) * scale);
         *sum += *score;
     }
     rest.fill(0.0);

@@ -1,4 +1,4 @@
-//! Plain Rust, for every architecture.
+//! Kernels in plain Rust, for every architecture.
 
 use super::lanes::Lanes;
 use super::{Kernels, Product, QuantisedProduct, kernels, matrix, pointwise};

@@ -1,4 +1,4 @@
-//! Every instruction set against plain Rust, bit for bit, and against f64 within a bound.
+//! Compares every instruction set with plain Rust bit for bit, and with f64 within a tolerance.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-/// A panel of blocks with sensible scales and random quants.
+/// A panel of blocks with small scales and random quantised numbers.
 fn panel(random: &mut Random, blocks: usize, block_bytes: usize, halves: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..blocks * block_bytes).map(|_| random.next() as u8).collect();
     for block in bytes.chunks_exact_mut(block_bytes) {
@@ -46,7 +46,7 @@ fn run_product(
         y_stride: PANEL,
         accumulate,
     };
-    // SAFETY: the extents are checked above and the kernels are this machine's.
+    // SAFETY: the sizes are checked above, and this machine supports the kernels.
     unsafe { (kernels.product)(&job) };
     y
 }
@@ -95,7 +95,7 @@ proptest! {
             let job = QuantisedProduct {
                 rows, blocks, panel: panel.as_ptr(), x: x.as_ptr(), x_stride: depth, y: y.as_mut_ptr(), y_stride: PANEL,
             };
-            // SAFETY: all buffers have the extents named and the kernels are this machine's.
+            // SAFETY: all buffers have the sizes in `job`, and this machine supports the kernels.
             unsafe {
                 unpack(panel.as_ptr(), blocks, w.as_mut_ptr());
                 fused(&job);
@@ -116,7 +116,7 @@ proptest! {
         let mut expect = None;
         for kernels in Kernels::all() {
             let (mut row, mut gate, mut norm) = (x.clone(), x.clone(), vec![0.0; length]);
-            // SAFETY: the kernels are this machine's.
+            // SAFETY: this machine supports the kernels.
             let sum = unsafe {
                 (kernels.swiglu)(&mut gate, &up);
                 (kernels.rms_norm)(&x, &up, 1e-5, &mut norm);
@@ -140,7 +140,10 @@ fn exp_is_within_two_units_in_the_last_place() {
     for step in -87_000..88_000 {
         let x = step as f32 / 1000.0;
         let (got, exact) = (f64::from(pointwise::exp(x)), f64::from(x).exp());
-        assert!((got / exact - 1.0).abs() <= 2.0 * f64::from(f32::EPSILON), "exp({x}) = {got}, not {exact}");
+        assert!(
+            (got / exact - 1.0).abs() <= 2.0 * f64::from(f32::EPSILON),
+            "exp({x}) = {got}, expected {exact}"
+        );
     }
     assert_eq!(pointwise::exp(0.0), 1.0);
     assert!(pointwise::exp(-1e30) < 1e-37);

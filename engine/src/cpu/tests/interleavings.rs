@@ -1,8 +1,8 @@
-//! The thread pool under loom, which runs a test in every order that its threads may take at each lock, wait and atomic, and with every value that an
-//! atomic may read by its ordering.
+//! Tests of the thread pool under loom. Loom runs a test with every interleaving of its threads at locks, waits and atomics,
+//! and with every value that an atomic may read under its memory ordering.
 //!
-//! What units write lies in loom's cells: loom fails a test where a unit's access and one of the caller's after [`Threads::run`] are not
-//! ordered. A thread that is not woken is a deadlock, which fails too.
+//! Units write to loom's cells. Loom fails a test if an access of a unit and an access of the caller after [`Threads::run`]
+//! are not ordered. A lost wake-up is a deadlock, which fails too.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -17,7 +17,7 @@ mod sync {
     pub(super) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
     pub(super) use loom::thread::{Builder, JoinHandle};
 
-    /// Each turn multiplies the orders; one has both outcomes.
+    /// Each iteration multiplies the interleavings. One iteration covers both outcomes.
     pub(super) const SPINS: u32 = 1;
 }
 
@@ -25,10 +25,10 @@ mod sync {
 #[path = "../threads.rs"]
 mod threads;
 
-/// How often each unit ran.
+/// The number of runs of each unit.
 struct Cells(Vec<UnsafeCell<usize>>);
 
-// SAFETY: loom checks each access, and fails the test where two of them race.
+// SAFETY: loom checks each access and fails the test if two accesses race.
 unsafe impl Sync for Cells {}
 
 impl Cells {
@@ -47,7 +47,7 @@ impl Cells {
     }
 }
 
-/// Runs `test` in every order in which no thread is interrupted more than `preemptions` times.
+/// Runs `test` with every interleaving of at most `preemptions` preemptions.
 fn explore(preemptions: usize, test: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(preemptions);
@@ -85,7 +85,7 @@ fn a_panic_ends_the_job_and_the_next_one_runs() {
                 }
             })
         }));
-        // On the caller it unwinds, on a worker it is an error.
+        // On the calling thread the panic unwinds; on a worker it is an error.
         match outcome {
             Ok(result) => assert_eq!(result, Err(WorkerPanicked)),
             Err(panic) => assert_eq!(panic.downcast_ref(), Some(&"on purpose")),

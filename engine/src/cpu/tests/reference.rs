@@ -1,4 +1,4 @@
-//! A Llama in a hundred plain lines of f64, without pages, chunks or threads.
+//! A plain reference implementation of a Llama in f64, without pages, chunks or threads.
 
 use std::collections::HashMap;
 
@@ -66,7 +66,7 @@ impl Reference<'_> {
             for head in row.chunks_exact_mut(size) {
                 for pair in 0..size / 2 {
                     let exponent = -2.0 * pair as f64 / size as f64;
-                    // The angle is rounded to f32 on the way, as the models were trained.
+                    // Frequency and angle are rounded to f32, as in the training of the models.
                     let frequency = f64::from(Tiny::THETA).powf(exponent) as f32;
                     let (sine, cosine) = f64::from(position as f32 * frequency).sin_cos();
                     let (a, b) = (head[2 * pair], head[2 * pair + 1]);

@@ -1,11 +1,11 @@
-//! What is refused, and that it costs nothing.
+//! Refused batches, configurations and files.
 
 use super::*;
 use crate::error::Scope;
 use crate::testing::GgufWriter;
 
 #[test]
-fn bad_batches_are_refused_and_lose_nothing() {
+fn bad_batches_are_refused_and_change_nothing() {
     let (_file, _, mut engine) = open(&MODELS[0]);
     let pages = pages(&engine, 0);
     let tokens = prompt(1, 20);
@@ -13,7 +13,7 @@ fn bad_batches_are_refused_and_lose_nothing() {
     let good = Chunk {
         sequence: 9,
         tokens: &tokens[19..],
-        source: Source::Prompt,
+        source: TokenSource::Prompt,
         start: 19,
         pages: &pages,
         sample: Some(Sample::greedy()),
@@ -28,8 +28,8 @@ fn bad_batches_are_refused_and_lose_nothing() {
         assert_eq!(error.scope(), scope, "{error}");
     };
     check(&[Chunk { tokens: &[], ..good }], "empty_chunk");
-    check(&[Chunk { source: Source::Follows, ..good }], "follows_nothing");
-    let two = Chunk { tokens: &tokens[18..], start: 18, source: Source::Sampled, ..good };
+    check(&[Chunk { source: TokenSource::Follows, ..good }], "follows_nothing");
+    let two = Chunk { tokens: &tokens[18..], start: 18, source: TokenSource::Sampled, ..good };
     check(&[two], "many_sampled");
     let other = Chunk { sequence: 8, ..good };
     check(&[other, Chunk { tokens: &[Tiny::VOCABULARY], ..good }], "token_out_of_range");
@@ -48,7 +48,7 @@ fn bad_batches_are_refused_and_lose_nothing() {
 }
 
 #[test]
-fn rows_beyond_the_limit_are_refused_and_others_are_not_counted() {
+fn only_rows_with_logits_count_against_the_row_limit() {
     let (_file, _, mut engine) = open(&MODELS[0]);
     engine.limits.rows = 2;
     let tables: Vec<[PageId; 1]> = (0..4).map(|page| [PageId(page)]).collect();
@@ -61,9 +61,9 @@ fn rows_beyond_the_limit_are_refused_and_others_are_not_counted() {
         pages: &tables[sequence as usize],
         sample,
     };
-    let sampled = |sequence| chunk(sequence, Source::Prompt, Some(Sample::greedy()));
-    let decoded = |sequence| chunk(sequence, Source::Sampled, None);
-    let prompt = chunk(3, Source::Prompt, None);
+    let sampled = |sequence| chunk(sequence, TokenSource::Prompt, Some(Sample::greedy()));
+    let decoded = |sequence| chunk(sequence, TokenSource::Sampled, None);
+    let prompt = chunk(3, TokenSource::Prompt, None);
     submit(&mut engine, &[sampled(0), decoded(1), prompt]);
     let error = engine.submit(&[sampled(0), decoded(1), decoded(2), prompt]).unwrap_err();
     assert_eq!(error, EngineError::TooManyRows { rows: 3, limit: 2 });
@@ -139,7 +139,7 @@ fn unsupported_files_are_refused() {
 }
 
 #[test]
-fn truncation_is_told_before_the_checksum() {
+fn truncation_is_reported_before_a_wrong_checksum() {
     let (file, config) = MODELS[0].file();
     let bytes = std::fs::read(file.path()).unwrap();
     std::fs::write(file.checksum_path(), "0".repeat(64)).unwrap();
@@ -151,7 +151,7 @@ fn truncation_is_told_before_the_checksum() {
 }
 
 #[test]
-fn the_checksum_beside_the_file_is_held() {
+fn the_checksum_file_is_checked() {
     let (file, config) = MODELS[0].file();
     let fingerprint = CpuEngine::open(&config).unwrap().model().fingerprint;
     let hex: String = fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -1,4 +1,4 @@
-//! Every unit once, panics that do not hang, threads that stop.
+//! Tests of the thread pool: every unit runs once, a panic does not hang, and threads stop.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -32,7 +32,7 @@ fn every_unit_runs_once() {
 fn a_panic_ends_the_job_and_not_the_threads() {
     let mut threads = threads(3);
     for _ in 0..20 {
-        // Any thread may draw the unit: on a worker it is an error, on this thread it unwinds.
+        // Any thread may run the unit. On a worker the panic is an error; on this thread it unwinds.
         let outcome = catch_unwind(AssertUnwindSafe(|| threads.run(8, &|unit, _| assert_ne!(unit, 5))));
         assert!(!matches!(outcome, Ok(Ok(()))));
         assert_eq!(threads.run(8, &|_, _| ()), Ok(()));
@@ -58,7 +58,7 @@ fn a_panic_on_a_worker_is_an_error() {
 }
 
 #[test]
-fn scratch_is_kept_between_jobs() {
+fn scratch_persists_between_jobs() {
     let mut threads = threads(1);
     threads.run(3, &|unit, scratch| scratch.push(unit as u8)).unwrap();
     threads.run(1, &|_, scratch| assert_eq!(scratch, &[0, 1, 2])).unwrap();

@@ -1,8 +1,9 @@
-//! Rust and C++ declare the same arguments: the kernels' sources are read as text, since no test here has a compiler for them.
+//! Checks that Rust and C++ declare the same arguments. The tests parse the kernel sources as text, because they run
+//! without a CUDA compiler.
 
 use super::ALL;
 
-/// The sources that declare arguments.
+/// The kernel sources that declare arguments.
 const SOURCES: [&str; 6] = [
     include_str!("../../../kernels/glue.cu"),
     include_str!("../../../kernels/sample.cu"),
@@ -12,7 +13,7 @@ const SOURCES: [&str; 6] = [
     include_str!("../../../kernels/fa3.cu"),
 ];
 
-/// Rust's name of a C++ type.
+/// The Rust name of a C++ type.
 fn in_rust(kind: &str) -> String {
     if let Some(target) = kind.strip_suffix('*') {
         return match target.strip_prefix("const ") {
@@ -32,10 +33,10 @@ fn in_rust(kind: &str) -> String {
         ("uint64_t", "u64"),
     ];
     let found = known.iter().find(|(name, _)| *name == kind);
-    found.unwrap_or_else(|| panic!("{kind:?} has no name in Rust")).1.to_owned()
+    found.unwrap_or_else(|| panic!("{kind:?} has no Rust name")).1.to_owned()
 }
 
-/// The fields of `struct name` in C++, with their types in Rust; comments are left out.
+/// The fields of the C++ `struct name`, with their Rust types. Ignores comments.
 fn fields(source: &str, name: &str) -> Option<Vec<(String, String)>> {
     let (_, after) = source.split_once(&format!("struct {name} {{\n"))?;
     let (body, _) = after.split_once("};")?;
@@ -79,7 +80,7 @@ fn both_languages_call_the_same_functions_with_them() {
         let function = format!("baton_{}", snake(name));
         let in_c = [
             format!("int {function}(const {name}* arguments, cudaStream_t stream)"),
-            // One function a head size.
+            // One function per head size.
             format!("int JOIN({function}_, BATON_HEAD_DIM)(const {name}* arguments, cudaStream_t stream)"),
         ];
         let found = |line: &String| SOURCES.iter().any(|source| source.contains(line));

@@ -1,14 +1,14 @@
-//! Where the lists of a step lie in its words, and the parts that a step has.
+//! The offsets of a step's lists, and the two parts of a step.
 
 use std::ops::Range;
 
-/// A sampled row's settings.
+/// Words of one sampled row's settings.
 pub(crate) const SETTING_WORDS: usize = 8;
 
-/// Lists are aligned to this many words.
+/// The alignment of lists, in words.
 const ALIGN_WORDS: usize = 4;
 
-/// Where each list begins, in words. Pieces and page tables come last: the copy ends with them.
+/// The offset of each list in words. Page tables come last, so a copy to the device stops at their end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Offsets {
     pub(super) tokens: usize,
@@ -35,7 +35,7 @@ impl Offsets {
             next += words.next_multiple_of(ALIGN_WORDS);
             start
         };
-        // Starts come twice, for the prefill part and the decode part of a batch, each with an end.
+        // `row_starts` and `page_starts` hold the starts of both parts, each followed by its end.
         Self {
             tokens: list(rows),
             positions: list(rows),
@@ -55,14 +55,14 @@ impl Offsets {
     }
 }
 
-/// A part of the batch that one attention kernel takes: its chunks and its rows.
+/// The part of a batch that one attention kernel computes: prefill or decode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Part {
-    /// In row order.
+    /// Chunks of the part, in row order.
     pub(crate) chunks: Range<usize>,
     pub(crate) rows: Range<usize>,
-    /// Entries of the part's page tables.
+    /// The part's entries in the list of page tables.
     pub(super) pages: Range<usize>,
-    /// Where its entries in the lists of starts begin.
+    /// The offset of the part's entries in the lists of starts.
     pub(super) starts: usize,
 }

@@ -1,22 +1,23 @@
-//! How contexts of decode rows are cut into pieces.
+//! Split-KV pieces: the parts of a decode row's context that thread blocks attend to in parallel.
 
-/// The most pieces of one decode row's context, and the least tokens of a piece that another follows.
-const ROW_PIECES_MOST: usize = 32;
-const PIECE_TOKENS_LEAST: usize = 256;
+/// The most pieces of one decode row's context.
+const ROW_PIECES_MAX: usize = 32;
+/// The fewest tokens of a piece, except the last piece of a context.
+const PIECE_TOKENS_MIN: usize = 256;
 
-/// Tokens of a piece of a context of `context` tokens. Blocks of threads attend to a context's pieces side by side, and sum the results in order. The length
-/// depends on the context alone, so a row rounds alone as it does beside others.
+/// Split-KV piece length for a context of `context` tokens. The results of the pieces are summed in order. The length
+/// depends only on the context, so a row's rounding does not depend on the other rows of the step.
 pub(super) const fn piece_tokens(context: usize) -> usize {
-    let tokens = context.div_ceil(ROW_PIECES_MOST).next_power_of_two();
-    if tokens < PIECE_TOKENS_LEAST { PIECE_TOKENS_LEAST } else { tokens }
+    let tokens = context.div_ceil(ROW_PIECES_MAX).next_power_of_two();
+    if tokens < PIECE_TOKENS_MIN { PIECE_TOKENS_MIN } else { tokens }
 }
 
-/// Pieces of a context of `context` tokens.
+/// The number of pieces of a context of `context` tokens.
 pub(super) const fn pieces(context: usize) -> usize {
     context.div_ceil(piece_tokens(context))
 }
 
-/// The most pieces that a plan with room for `rows` rows has room for.
-pub(crate) const fn pieces_most(rows: usize) -> usize {
-    (rows * ROW_PIECES_MOST).next_power_of_two()
+/// The piece capacity of a plan with a capacity of `rows` rows.
+pub(crate) const fn pieces_max(rows: usize) -> usize {
+    (rows * ROW_PIECES_MAX).next_power_of_two()
 }

@@ -1,4 +1,4 @@
-//! Lists of whole steps, held against plain sums over the batch.
+//! Tests of the lists of whole steps against a plain computation over the batch.
 
 use proptest::prelude::*;
 
@@ -8,28 +8,29 @@ use crate::kv::PageId;
 use crate::sampling::{Sample, Sampling};
 
 const PAGE_TOKENS: usize = 16;
-const ROOM: Room = Room { rows: 256, chunks: 256, pages: 4096 };
+const CAPACITY: StepCapacity = StepCapacity { rows: 256, chunks: 256, pages: 4096 };
 
-/// A chunk that owns what it names.
+/// A chunk that owns its tokens and pages.
 #[derive(Clone, Debug)]
 struct Owned {
     tokens: Vec<u32>,
-    source: Source,
+    source: TokenSource,
     start: u32,
     pages: Vec<PageId>,
     is_sampled: bool,
 }
 
 impl Owned {
-    /// A prompt's `tokens` behind `start` others, in pages from `first` on, one more than it needs.
+    /// The `tokens` of a prompt after `start` others. The page table starts at page `first` and has one page more than
+    /// needed.
     fn prompt(tokens: &[u32], start: u32, first: u32) -> Self {
         let pages = (start as usize + tokens.len()).div_ceil(PAGE_TOKENS) as u32 + 1;
         let pages = (first..first + pages).map(PageId).collect();
-        Self { tokens: tokens.to_vec(), source: Source::Prompt, start, pages, is_sampled: true }
+        Self { tokens: tokens.to_vec(), source: TokenSource::Prompt, start, pages, is_sampled: true }
     }
 
     fn row(token: u32, start: u32, first: u32) -> Self {
-        Self { source: Source::Sampled, ..Self::prompt(&[token], start, first) }
+        Self { source: TokenSource::Sampled, ..Self::prompt(&[token], start, first) }
     }
 
     fn chunk(&self) -> Chunk<'_> {
@@ -46,9 +47,9 @@ impl Owned {
 
 fn laid_out(owned: &[Owned], followed: &[usize], decode_rows: usize) -> (Plan, Vec<i32>) {
     let batch: Vec<Chunk<'_>> = owned.iter().map(Owned::chunk).collect();
-    let mut plan = Plan::new(ROOM, PAGE_TOKENS);
-    // What a step before has left is not zero.
-    let mut words = vec![0x55; plan.words_most()];
+    let mut plan = Plan::new(CAPACITY, PAGE_TOKENS);
+    // The words of an earlier step are not zero.
+    let mut words = vec![0x55; plan.words_max()];
     plan.lay_out(&batch, followed, decode_rows, &mut words);
     (plan, words)
 }
@@ -92,7 +93,7 @@ fn lists(plan: &Plan) -> Vec<(&'static str, Range<usize>)> {
 }
 
 #[test]
-fn prompts_come_first_and_every_list_says_so() {
+fn every_list_has_the_prompts_first() {
     let owned = [
         Owned::row(7, 16, 100),
         Owned { is_sampled: false, ..Owned::prompt(&[1, 2, 3], 15, 200) },
@@ -123,15 +124,15 @@ fn prompts_come_first_and_every_list_says_so() {
 }
 
 #[test]
-fn a_row_that_follows_names_the_row_before() {
-    let follows = |owned: Owned| Owned { source: Source::Follows, ..owned };
+fn a_row_that_follows_names_the_row_of_the_previous_step() {
+    let follows = |owned: Owned| Owned { source: TokenSource::Follows, ..owned };
     let owned = [Owned::row(9, 3, 0), follows(Owned::row(9, 4, 10)), follows(Owned::row(9, 5, 20))];
     let (plan, words) = laid_out(&owned, &[0, 0, 11], 0);
     assert_eq!(words[plan.tokens()], [9, -1, -12]);
 }
 
 #[test]
-fn rows_that_fill_a_graph_write_nowhere() {
+fn padding_rows_of_a_graph_write_nothing() {
     let owned = [Owned::row(5, 700, 0), Owned::row(6, 20, 100)];
     let (plan, words) = laid_out(&owned, &[0; 2], 4);
     assert_eq!((plan.rows, plan.sampled, plan.decode.rows.clone()), (4, 4, 0..4));
@@ -143,7 +144,7 @@ fn rows_that_fill_a_graph_write_nowhere() {
     assert_eq!(words[plan.pages(&plan.decode)][46..], [0, 0]);
     assert_eq!(words[plan.last_page_tokens(&plan.decode)], [13, 5, 1, 1]);
     assert_eq!(words[plan.settings()][2 * SETTING_WORDS..], [0; 2 * SETTING_WORDS]);
-    // 701 tokens are three pieces, so there are six: room for eight.
+    // 701 tokens have three pieces, so there are six pieces and the capacity is eight.
     assert_eq!((plan.pieces(), &words[plan.row_pieces()]), (8, &[0, 3, 4, 5, 6][..]));
     assert_eq!(words[plan.piece_rows()][..6], [0, 0, 0, 1, 2, 3]);
     assert_eq!(words[plan.piece_places()][..6], [0, 1, 2, 0, 0, 0]);
@@ -158,8 +159,8 @@ fn a_graph_finds_the_lists_of_every_step_of_its_size() {
         vec![Owned::row(1, 255, 7), Owned::row(2, 3, 90)],
         vec![Owned::row(1, 0, 0), Owned::row(2, 80, 50), Owned::row(3, 0, 99)],
     ];
-    // Page tables, whose lengths differ, come last.
-    let kept: Vec<_> = steps
+    // Page tables come last, because their lengths differ.
+    let layouts: Vec<_> = steps
         .iter()
         .map(|owned| {
             let (plan, _) = laid_out(owned, &[0; 3], 4);
@@ -167,13 +168,13 @@ fn a_graph_finds_the_lists_of_every_step_of_its_size() {
             (plan.rows, plan.sampled, plan.pieces(), starts)
         })
         .collect();
-    assert!(kept.iter().all(|step| *step == kept[0]), "{kept:?}");
+    assert!(layouts.iter().all(|step| *step == layouts[0]), "{layouts:?}");
 }
 
 #[test]
-fn page_tables_that_are_too_many_have_no_room() {
-    let plan = Plan::new(ROOM, PAGE_TOKENS);
-    assert!(plan.has_room(ROOM.pages) && !plan.has_room(ROOM.pages + 1));
+fn too_many_page_table_entries_do_not_fit() {
+    let plan = Plan::new(CAPACITY, PAGE_TOKENS);
+    assert!(plan.has_room(CAPACITY.pages) && !plan.has_room(CAPACITY.pages + 1));
 }
 
 #[test]
@@ -190,7 +191,7 @@ fn a_context_has_pieces_that_cover_it() {
 }
 
 #[test]
-fn settings_are_what_the_device_draws_by() {
+fn settings_are_encoded_for_the_device() {
     let how = Sampling {
         temperature: 0.5,
         top_p: 0.25,
@@ -201,7 +202,7 @@ fn settings_are_what_the_device_draws_by() {
     };
     let bits = |value: f32| value.to_bits().cast_signed();
     assert_eq!(settings_of(Some((&how, 77))), [bits(0.5), bits(0.25), bits(0.125), 40, 9, 7, 77, 0]);
-    // The host samples this one.
+    // The host samples a row with penalties.
     let penalised = Sampling { repetition_penalty: 1.5, ..how };
     assert_eq!(settings_of(Some((&penalised, 77))), [0; SETTING_WORDS]);
 }
@@ -212,14 +213,14 @@ fn any_chunk() -> impl Strategy<Value = Owned> {
             let tokens: Vec<u32> = (0..length as u32).map(|n| first + n).collect();
             match kind {
                 0 => Owned::row(first, start, first),
-                1 => Owned { source: Source::Follows, ..Owned::row(first, start, first) },
+                1 => Owned { source: TokenSource::Follows, ..Owned::row(first, start, first) },
                 _ => Owned { is_sampled: sampled, ..Owned::prompt(&tokens, start, first) },
             }
         },
     )
 }
 
-/// Sums of the numbers before each, and of all.
+/// The prefix sums of `counts`, starting with 0 and ending with the total.
 fn starts(counts: impl Iterator<Item = usize>) -> Vec<i32> {
     let mut starts = vec![0];
     for count in counts {
@@ -230,19 +231,19 @@ fn starts(counts: impl Iterator<Item = usize>) -> Vec<i32> {
 
 proptest! {
     #[test]
-    fn every_batch_is_laid_out_as_plain_sums_say(owned in proptest::collection::vec(any_chunk(), 1..12), rows in 0usize..16) {
-        let graph = owned.iter().all(|chunk| chunk.source != Source::Prompt && chunk.is_sampled);
+    fn lists_of_random_batches_match_a_plain_computation(owned in proptest::collection::vec(any_chunk(), 1..12), rows in 0usize..16) {
+        let graph = owned.iter().all(|chunk| chunk.source != TokenSource::Prompt && chunk.is_sampled);
         let decode_rows = if graph && rows >= owned.len() { rows } else { 0 };
         let followed: Vec<usize> = (0..owned.len()).map(|n| 3 * n).collect();
         let (plan, words) = laid_out(&owned, &followed, decode_rows);
 
         let chunks: Vec<&Owned> = plan.order.iter().map(|index| &owned[*index]).collect();
-        let prompts = chunks.iter().take_while(|chunk| chunk.source == Source::Prompt).count();
-        prop_assert!(chunks[prompts..].iter().all(|chunk| chunk.source != Source::Prompt));
+        let prompts = chunks.iter().take_while(|chunk| chunk.source == TokenSource::Prompt).count();
+        prop_assert!(chunks[prompts..].iter().all(|chunk| chunk.source != TokenSource::Prompt));
         let fillers = decode_rows.saturating_sub(owned.len());
         prop_assert_eq!(plan.prefill.chunks.clone(), 0..prompts);
         prop_assert_eq!(plan.decode.chunks.clone(), prompts..owned.len() + fillers);
-        let filler = Owned { tokens: vec![0], source: Source::Sampled, start: 0, pages: vec![PageId(0)], is_sampled: true };
+        let filler = Owned { tokens: vec![0], source: TokenSource::Sampled, start: 0, pages: vec![PageId(0)], is_sampled: true };
         let all: Vec<&Owned> = chunks.iter().copied().chain((0..fillers).map(|_| &filler)).collect();
 
         let mut row = 0;
@@ -251,7 +252,7 @@ proptest! {
             for (offset, token) in chunk.tokens.iter().enumerate() {
                 let position = chunk.start as usize + offset;
                 let token = match chunk.source {
-                    Source::Follows => -1 - 3 * plan.order[place] as i32,
+                    TokenSource::Follows => -1 - 3 * plan.order[place] as i32,
                     _ => *token as i32,
                 };
                 let page = chunk.pages[position / PAGE_TOKENS].0 as usize;
@@ -296,11 +297,11 @@ proptest! {
         let flagged = flags(&words[plan.piece_flags()], plan.pieces());
         prop_assert!(flagged.iter().enumerate().all(|(piece, flag)| *flag == u8::from(piece < real.len())));
 
-        // Each list is in what is copied, and none overlaps another.
+        // Each list lies within the copied words, and no two lists overlap.
         let mut ranges: Vec<_> = lists(&plan).into_iter().map(|(name, range)| (range.start, range.end, name)).collect();
         ranges.retain(|(start, end, _)| start < end);
         ranges.sort_unstable();
         prop_assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{:?}", ranges);
-        prop_assert!(ranges.last().unwrap().1 == plan.words() && plan.words() <= plan.words_most(), "{:?}", ranges);
+        prop_assert!(ranges.last().unwrap().1 == plan.words() && plan.words() <= plan.words_max(), "{:?}", ranges);
     }
 }

@@ -1,13 +1,13 @@
-//! Writes the lists of a step, chunk after chunk.
+//! Writes the lists of a step, one chunk at a time.
 
 use super::offsets::{Offsets, Part, SETTING_WORDS};
 use super::pieces::{piece_tokens, pieces};
 use crate::sampling::Sampling;
-use crate::step::{Chunk, Source};
+use crate::step::{Chunk, TokenSource};
 
-/// How far the lists are written.
+/// The number of entries written so far.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct End {
+pub(super) struct Written {
     pub(super) chunks: usize,
     pub(super) rows: usize,
     pub(super) pages: usize,
@@ -15,29 +15,29 @@ pub(super) struct End {
     pub(super) pieces: usize,
 }
 
-/// Writes chunk after chunk, part after part.
+/// Writes the chunks of one part after the other.
 pub(super) struct Writer<'a> {
     pub(super) words: &'a mut [i32],
     pub(super) offsets: Offsets,
     pub(super) page_tokens: usize,
     pub(super) kv_tokens: &'a mut Vec<i32>,
-    /// The part that is written; its ranges are empty and say where it begins.
+    /// The current part. Its ranges are empty and mark its start.
     pub(super) part: Part,
-    pub(super) end: End,
+    pub(super) written: Written,
 }
 
 impl Writer<'_> {
-    /// Notes where the next chunk of the part begins, or its last one ends.
+    /// Writes the start of the part's next chunk, which is also the end of the previous chunk.
     pub(super) fn start_chunk(&mut self) {
-        let at = self.part.starts + self.end.chunks - self.part.chunks.start;
-        self.words[self.offsets.row_starts + at] = (self.end.rows - self.part.rows.start) as i32;
-        self.words[self.offsets.page_starts + at] = (self.end.pages - self.part.pages.start) as i32;
+        let at = self.part.starts + self.written.chunks - self.part.chunks.start;
+        self.words[self.offsets.row_starts + at] = (self.written.rows - self.part.rows.start) as i32;
+        self.words[self.offsets.page_starts + at] = (self.written.pages - self.part.pages.start) as i32;
     }
 
-    /// Ends the part, and begins the next one.
+    /// Ends the current part and returns it. Starts the next part.
     pub(super) fn end_part(&mut self) -> Part {
         self.start_chunk();
-        let End { chunks, rows, pages, .. } = self.end;
+        let Written { chunks, rows, pages, .. } = self.written;
         let next = Part {
             chunks: chunks..chunks,
             rows: rows..rows,
@@ -49,27 +49,28 @@ impl Writer<'_> {
         part
     }
 
-    /// The pieces of the next decode row's context.
+    /// Writes the split-KV pieces of the next decode row. Its context has `tokens` tokens.
     pub(super) fn context(&mut self, tokens: usize) {
         let Offsets { row_pieces, piece_rows, piece_places, piece_lengths, piece_flags, .. } = self.offsets;
-        let row = self.end.chunks - self.part.chunks.start;
-        self.words[row_pieces + row] = self.end.pieces as i32;
+        let row = self.written.chunks - self.part.chunks.start;
+        self.words[row_pieces + row] = self.written.pieces as i32;
         for place in 0..pieces(tokens) {
-            let piece = self.end.pieces;
+            let piece = self.written.pieces;
             self.words[piece_rows + piece] = row as i32;
             self.words[piece_places + piece] = place as i32;
             self.words[piece_lengths + piece] = piece_tokens(tokens) as i32;
             self.words[piece_flags + piece / 4] |= 1 << (piece % 4 * 8);
-            self.end.pieces += 1;
+            self.written.pieces += 1;
         }
-        self.words[row_pieces + row + 1] = self.end.pieces as i32;
+        self.words[row_pieces + row + 1] = self.written.pieces as i32;
     }
 
+    /// Writes a chunk. `followed` is the row of the previous step that it follows, if it follows one.
     pub(super) fn chunk(&mut self, chunk: &Chunk<'_>, followed: usize) {
         for (offset, token) in chunk.tokens.iter().enumerate() {
             let token = match chunk.source {
-                Source::Follows => -1 - followed as i32,
-                Source::Prompt | Source::Sampled => token.cast_signed(),
+                TokenSource::Follows => -1 - followed as i32,
+                TokenSource::Prompt | TokenSource::Sampled => token.cast_signed(),
             };
             let position = chunk.start as usize + offset;
             let page = chunk.pages[position / self.page_tokens].0 as usize;
@@ -84,7 +85,7 @@ impl Writer<'_> {
         }
     }
 
-    /// A row that only fills the step: it reads one token of page 0 and writes nowhere.
+    /// Writes a padding row. It reads one token of page 0 and writes nothing to the pool.
     pub(super) fn filler(&mut self) {
         self.row(0, 0, -1);
         self.table([0], 1);
@@ -92,39 +93,40 @@ impl Writer<'_> {
     }
 
     fn row(&mut self, token: i32, position: usize, place: i64) {
-        let row = self.end.rows;
+        let row = self.written.rows;
         self.words[self.offsets.tokens + row] = token;
         self.words[self.offsets.positions + row] = position as i32;
         let at = self.offsets.pool_places + 2 * row;
         self.words[at..at + 2].copy_from_slice(&words_of(place));
-        self.end.rows += 1;
+        self.written.rows += 1;
     }
 
-    /// Ends a chunk with its page table, which covers `tokens` tokens.
+    /// Ends a chunk with its page table. The table covers `tokens` tokens.
     fn table(&mut self, pages: impl IntoIterator<Item = i32>, tokens: usize) {
         let mut used = 0;
         for page in pages {
-            self.words[self.offsets.pages + self.end.pages] = page;
-            self.end.pages += 1;
+            self.words[self.offsets.pages + self.written.pages] = page;
+            self.written.pages += 1;
             used += 1;
         }
         let last = tokens - (used - 1) * self.page_tokens;
-        self.words[self.offsets.last_page_tokens + self.end.chunks] = last as i32;
+        self.words[self.offsets.last_page_tokens + self.written.chunks] = last as i32;
         self.kv_tokens.push(tokens as i32);
-        self.end.chunks += 1;
+        self.written.chunks += 1;
     }
 
-    /// The last row is sampled after.
+    /// Marks the last row as sampled. `how` has its settings and the tokens up to it.
     fn sample(&mut self, how: Option<(&Sampling, usize)>) {
-        let sampled = self.end.sampled;
-        self.words[self.offsets.sampled_rows + sampled] = (self.end.rows - 1) as i32;
+        let sampled = self.written.sampled;
+        self.words[self.offsets.sampled_rows + sampled] = (self.written.rows - 1) as i32;
         let at = self.offsets.settings + SETTING_WORDS * sampled;
         self.words[at..at + SETTING_WORDS].copy_from_slice(&settings_of(how));
-        self.end.sampled += 1;
+        self.written.sampled += 1;
     }
 }
 
-/// How a row is sampled after so many tokens, as `sample.cu` reads it. A row that the host samples gets its largest logit.
+/// Encodes the sampling settings of a row for `sample.cu`. `sample` has the settings and the tokens before the sampled
+/// token. For a row that the host samples, the device takes the largest logit.
 pub(crate) fn settings_of(sample: Option<(&Sampling, usize)>) -> [i32; SETTING_WORDS] {
     let mut words = [0; SETTING_WORDS];
     let Some((how, end)) = sample.filter(|(how, _)| how.is_plain()) else { return words };
@@ -135,7 +137,7 @@ pub(crate) fn settings_of(sample: Option<(&Sampling, usize)>) -> [i32; SETTING_W
     words
 }
 
-/// The two words of a 64-bit number, in the machine's order.
+/// The two words of a 64-bit number, in the machine's byte order.
 fn words_of(value: i64) -> [i32; 2] {
     let [low, high] = [value as i32, (value >> 32) as i32];
     if cfg!(target_endian = "little") { [low, high] } else { [high, low] }

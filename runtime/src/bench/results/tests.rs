@@ -1,17 +1,17 @@
 use super::*;
 use crate::bench::testing::options;
 
-fn outputs() -> Vec<Output> {
-    let good = |start: f64, ttft: f64, itl: f64, tokens: u32| Output {
+fn outputs() -> Vec<RequestOutcome> {
+    let good = |start: f64, ttft: f64, itl: f64, tokens: u32| RequestOutcome {
         start,
         ttft,
         itls: vec![itl; tokens as usize - 1],
         latency: ttft + itl * f64::from(tokens - 1),
         prompt_tokens: 10,
         output_tokens: tokens,
-        ..Output::default()
+        ..RequestOutcome::default()
     };
-    let bad = Output { error: "500".to_owned(), prompt_tokens: 10, ..Output::default() };
+    let bad = RequestOutcome { error: "500".to_owned(), prompt_tokens: 10, ..RequestOutcome::default() };
     vec![good(0.0, 0.1, 0.01, 11), good(0.5, 0.3, 0.03, 11), bad, good(1.2, 0.2, 0.02, 1)]
 }
 
@@ -63,11 +63,4 @@ fn the_file_has_vllms_names() {
     let median = json["median_e2el_ms"].as_f64().unwrap();
     assert!((median - 200.0).abs() < 1e-6, "{median}");
     assert_eq!(json["errors"][2], "500");
-}
-
-#[test]
-fn percentiles_are_numpys() {
-    assert_eq!(percentile(&[4.0, 1.0, 3.0, 2.0], 50.0), 2.5);
-    assert_eq!((percentile(&[], 50.0), percentile(&[7.0], 99.0)), (0.0, 7.0));
-    assert_eq!((mean(&[1.0, 3.0]), deviation(&[1.0, 3.0], 2.0)), (2.0, 1.0));
 }

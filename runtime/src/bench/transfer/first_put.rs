@@ -1,4 +1,4 @@
-//! A transport that says when the first put of a prompt is given to it.
+//! A transport wrapper that reports the time of the first put of a prompt.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,13 +8,13 @@ use connector::transport::{Command, SubmitError, Transport};
 
 use super::clock;
 
-/// Waits for the first put after it is told to.
+/// Reports the next put when `awaited` is set.
 pub(super) struct FirstPut {
     awaited: Arc<AtomicBool>,
     put_at: Sender<u64>,
 }
 
-struct Watched {
+struct WatchedTransport {
     inner: Arc<dyn Transport>,
     first_put: FirstPut,
 }
@@ -24,18 +24,18 @@ impl FirstPut {
         Self { awaited: Arc::default(), put_at }
     }
 
-    /// Set: the next put is the first one.
+    /// The flag that marks the next put as the first one.
     pub(super) fn awaited(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.awaited)
     }
 
-    /// Looks at what `inner` is given.
+    /// Wraps `inner` and observes its puts.
     pub(super) fn over(self, inner: Arc<dyn Transport>) -> Arc<dyn Transport> {
-        Arc::new(Watched { inner, first_put: self })
+        Arc::new(WatchedTransport { inner, first_put: self })
     }
 }
 
-impl Transport for Watched {
+impl Transport for WatchedTransport {
     fn name(&self) -> &'static str {
         self.inner.name()
     }

@@ -1,4 +1,4 @@
-//! An engine that computes nothing: what is left of a request is its hand-over.
+//! An engine that computes nothing, so that only the hand-over of a request takes time.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use engine::{
     StepOutput,
 };
 
-use crate::config::Device;
+use crate::config::DeviceSetting;
 
-/// Takes any prompt at once, samples token 0, and says when.
+/// An engine that finishes any prompt at once, samples token 0, and reports each step that samples.
 pub(super) struct IdleEngine {
     pool: Arc<KvPool>,
     model: ModelInfo,
@@ -20,24 +20,24 @@ pub(super) struct IdleEngine {
 }
 
 impl IdleEngine {
-    /// `pages` pages of `page_bytes` bytes that differ; `asked` is told of each step that samples.
+    /// An engine with `pages` pages of `page_bytes` bytes with different contents. It calls `asked` for each step that samples.
     pub(super) fn new(
-        device: Device,
+        device: DeviceSetting,
         page_bytes: u64,
         pages: u32,
         asked: Box<dyn Fn() + Send>,
     ) -> Result<Self> {
         let (dtype, page_tokens) = match device {
-            Device::Cpu => (KvDtype::F32, 16),
-            Device::Cuda => (KvDtype::Bf16, 64),
+            DeviceSetting::Cpu => (KvDtype::F32, 16),
+            DeviceSetting::Cuda => (KvDtype::Bf16, 64),
         };
         let head_dim = (page_bytes / (2 * u64::from(page_tokens) * dtype.bytes())) as u32;
         let layout = KvLayout { layers: 1, kv_heads: 1, head_dim, page_tokens, dtype };
         let pool = match device {
-            Device::Cpu => KvPool::new(layout, pages).context("--pages and --page-kib")?,
-            Device::Cuda => on_gpu(layout, pages)?,
+            DeviceSetting::Cpu => KvPool::new(layout, pages).context("--pages and --page-kib")?,
+            DeviceSetting::Cuda => on_gpu(layout, pages)?,
         };
-        // Memory that was never written is one page of zeros in truth, and faster than any.
+        // The system maps memory that was never written to one page of zeros, which is faster than real memory.
         for (place, cell) in pool.cells().unwrap_or_default().iter().enumerate() {
             cell.store((place ^ (place >> 11)) as u8, Ordering::Relaxed);
         }
@@ -54,12 +54,12 @@ impl IdleEngine {
         Ok(Self { pool: Arc::new(pool), model, asked })
     }
 
-    /// Its pages.
+    /// The page pool.
     pub(super) fn pool(&self) -> Arc<KvPool> {
         Arc::clone(&self.pool)
     }
 
-    /// Tokens of the longest prompt.
+    /// Length of the longest prompt.
     pub(super) fn step_tokens(&self) -> u32 {
         self.model.context_tokens
     }
@@ -72,7 +72,7 @@ fn on_gpu(layout: KvLayout, pages: u32) -> Result<KvPool> {
 
 #[cfg(not(feature = "cuda"))]
 fn on_gpu(_: KvLayout, _: u32) -> Result<KvPool> {
-    anyhow::bail!("this build knows no GPU")
+    anyhow::bail!("this build has no GPU support; build it with `cargo xtask cuda`")
 }
 
 impl Engine for IdleEngine {

@@ -1,5 +1,5 @@
-//! What the lane does by itself. Over TCP: UCX's own program puts blocks of a page's size, with the same settings and error handling.
-//! Between GPUs: as many contiguous bytes are copied from one to the other.
+//! The bandwidth of the lane alone. Over TCP, `ucx_perftest` puts blocks of the size of a page, with the same settings and error
+//! handling. Between GPUs, as many contiguous bytes are copied from one GPU to the other.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::{PATIENCE, TransferOptions};
-use crate::config::{Config, Device};
+use crate::config::{Config, DeviceSetting};
 
-/// Bytes put in a measurement, and before it.
+/// Bytes put in a measurement, and in the warm-up before it.
 const MEASURED_BYTES: u64 = 3 << 30;
 const WARM_UP_BYTES: u64 = 256 << 20;
-/// Copies between GPUs.
+/// Number of copies between GPUs.
 #[cfg(feature = "cuda")]
 const COPIES: usize = 20;
 
-/// Kills what it holds.
+/// A process that is killed when this value is dropped.
 struct Server(Child);
 
 impl Drop for Server {
@@ -27,16 +27,16 @@ impl Drop for Server {
     }
 }
 
-/// Bytes a second of the lane; `None` if there is nothing to measure it with.
+/// Bytes per second of the lane; `None` if `ucx_perftest` is not installed.
 ///
 /// # Errors
-/// What measures it fails.
+/// The measurement fails.
 pub(super) fn bandwidth(options: &TransferOptions, config: &Config) -> Result<Option<f64>> {
     let page_bytes = options.page_bytes(config);
-    if config.engine.device == Device::Cpu {
+    if config.engine.device == DeviceSetting::Cpu {
         return put_bandwidth(config, page_bytes);
     }
-    // In a process of its own: this one has memory on one GPU and shall not know the other.
+    // The copy runs in another process, because this one must not use the second GPU.
     let output = Command::new(std::env::current_exe()?)
         .args(["bench", "transfer", "--peer-copy", "--pages", &options.pages.to_string()])
         .args(["--page-kib", &(page_bytes >> 10).to_string()])
@@ -46,23 +46,23 @@ pub(super) fn bandwidth(options: &TransferOptions, config: &Config) -> Result<Op
     text.trim().parse().map(Some).with_context(|| format!("copying from GPU to GPU: {}", output.status))
 }
 
-/// Copies `bytes` bytes from GPU 0 to GPU 1 and prints how many went in a second.
+/// Copies `bytes` bytes from GPU 0 to GPU 1 and prints the bytes per second.
 #[cfg(feature = "cuda")]
 pub(super) fn copy(bytes: u64) -> Result<()> {
     let seconds = engine::peer_copy_seconds(bytes as usize, COPIES)?;
-    println!("{}", bytes as f64 / super::quartiles(seconds)[1]);
+    println!("{}", bytes as f64 / common::statistics::median(seconds));
     Ok(())
 }
 
 #[cfg(not(feature = "cuda"))]
 pub(super) fn copy(_: u64) -> Result<()> {
-    bail!("this build knows no GPU")
+    bail!("this build has no GPU support; build it with `cargo xtask cuda`")
 }
 
-/// Bytes a second of `ucx_perftest -e -t ucp_put_bw`; `None` if that program is not where the library is.
+/// Bytes per second of `ucx_perftest -e -t ucp_put_bw`; `None` if the program is not beside the library.
 ///
 /// # Errors
-/// The program fails, or says nothing that can be read.
+/// The program fails, or its output cannot be parsed.
 fn put_bandwidth(config: &Config, block_bytes: u64) -> Result<Option<f64>> {
     let of_operator = config.transport.ucx_library.clone().into_iter();
     let library = of_operator.chain(config.ucx_search()).find(|path| path.exists());
@@ -91,17 +91,19 @@ fn put_bandwidth(config: &Config, block_bytes: u64) -> Result<Option<f64>> {
             .output()?;
         if output.status.success() {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            return overall(&text).map(Some).with_context(|| format!("ucx_perftest says {text:?}"));
+            return overall(&text)
+                .map(Some)
+                .with_context(|| format!("cannot parse the output of ucx_perftest: {text:?}"));
         }
         if began.elapsed() > PATIENCE {
-            bail!("ucx_perftest fails: {}", output.status);
+            bail!("ucx_perftest failed: {}", output.status);
         }
-        // Its server may not listen yet.
+        // The server may not listen yet.
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// The overall bandwidth in the last line: iterations, three overheads, two bandwidths in MiB/s, two rates.
+/// Parses the overall bandwidth in the last line. Its columns are iterations, three overheads, two bandwidths in MiB/s, two rates.
 fn overall(text: &str) -> Option<f64> {
     let mebibytes: f64 = text.lines().last()?.split_whitespace().nth(5)?.parse().ok()?;
     Some(mebibytes * f64::from(1 << 20))

@@ -1,4 +1,4 @@
-//! Prometheus histograms over atomics.
+//! A Prometheus histogram that threads update without a lock.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ pub(super) const FIRST_TOKEN_SECONDS: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
     80.0, 160.0, 640.0, 2560.0,
 ];
-/// vLLM's buckets for the time of a token.
+/// vLLM's buckets for the time per token.
 pub(super) const TOKEN_SECONDS: &[f64] = &[
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 ];
@@ -18,10 +18,10 @@ pub(super) const REQUEST_SECONDS: &[f64] = &[
     960.0, 1920.0, 7680.0,
 ];
 
-/// Counts of values by size.
+/// A histogram.
 pub(super) struct Histogram {
     bounds: &'static [f64],
-    /// Each bound's own, and one for what is larger than all.
+    /// One count for each bound, and one for values above all bounds. A count does not include those of lower bounds.
     counts: Vec<AtomicU64>,
     sum_micros: AtomicU64,
 }
@@ -32,14 +32,14 @@ impl Histogram {
         Self { bounds, counts, sum_micros: AtomicU64::default() }
     }
 
-    /// Counts a value of so many seconds.
+    /// Adds a value.
     pub(super) fn add(&self, seconds: f64) {
         let bucket = self.bounds.partition_point(|bound| *bound < seconds);
         self.counts[bucket].fetch_add(1, Ordering::Relaxed);
         self.sum_micros.fetch_add((seconds * 1e6).round() as u64, Ordering::Relaxed);
     }
 
-    /// Its lines.
+    /// Appends the lines of the histogram to `text`.
     pub(super) fn render(&self, name: &str, help: &str, labels: &str, text: &mut String) {
         let mut total = 0;
         // Writing to a string cannot fail.

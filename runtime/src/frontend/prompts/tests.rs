@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::frontend::model_text::ModelText;
 use crate::frontend::model_text::testing::bytes_model;
-use crate::frontend::openai::{Ask, Kind};
+use crate::frontend::openai::{ApiKind, Ask};
 use crate::frontend::tokenizer::Tokenizer;
 
 const CONTEXT: u32 = 64;
@@ -18,8 +18,8 @@ fn model() -> ServedModel {
 }
 
 /// Reads a body with an input budget of `budget` bytes.
-fn read_with(model: &ServedModel, kind: Kind, body: &str, budget: usize) -> Result<Ask, ApiError> {
-    let memory = Memory::new(budget, 1);
+fn read_with(model: &ServedModel, kind: ApiKind, body: &str, budget: usize) -> Result<Ask, ApiError> {
+    let memory = InputMemory::new(budget, 1);
     let fields = Fields::parse(body.as_bytes())?;
     let ask = Ask::read(kind, &fields, Reader { model, memory: &memory, is_long: true }, 4);
     assert_eq!(
@@ -30,12 +30,12 @@ fn read_with(model: &ServedModel, kind: Kind, body: &str, budget: usize) -> Resu
     ask
 }
 
-fn read(kind: Kind, body: &Value) -> Result<Ask, ApiError> {
+fn read(kind: ApiKind, body: &Value) -> Result<Ask, ApiError> {
     read_with(&model(), kind, &body.to_string(), 16 << 20)
 }
 
 fn tokens(prompt: Value) -> Result<Vec<Vec<u32>>, String> {
-    let ask = read(Kind::Completion, &json!({"prompt": prompt, "max_tokens": 1}));
+    let ask = read(ApiKind::Completion, &json!({"prompt": prompt, "max_tokens": 1}));
     let ask = ask.map_err(|error| format!("{}: {}", error.param.unwrap_or_default(), error.message))?;
     Ok(ask.prompts.iter().map(|prompt| prompt.tokens.to_vec()).collect())
 }
@@ -72,17 +72,17 @@ fn a_list_of_tokens_ends_at_the_context() {
 #[test]
 fn a_chat_has_at_most_as_many_messages_as_the_context_has_tokens() {
     let say = |count: usize| json!({"messages": vec![json!({"role": "user", "content": ""}); count]});
-    let message = read(Kind::Chat, &say(65)).unwrap_err().message;
+    let message = read(ApiKind::Chat, &say(65)).unwrap_err().message;
     assert!(
         message.starts_with("messages has 65 messages, but this model's maximum context length is 64"),
         "{message}"
     );
-    let message = read(Kind::Chat, &say(64)).unwrap_err().message;
+    let message = read(ApiKind::Chat, &say(64)).unwrap_err().message;
     assert!(
         message.ends_with("more than fit the model's context of 64 tokens"),
         "the messages are rendered: {message}"
     );
-    let wrong = |message: Value| read(Kind::Chat, &json!({"messages": [message]})).unwrap_err();
+    let wrong = |message: Value| read(ApiKind::Chat, &json!({"messages": [message]})).unwrap_err();
     let error = wrong(json!("a"));
     assert_eq!(
         (error.param.as_deref(), &*error.message),
@@ -98,23 +98,23 @@ fn a_chat_has_at_most_as_many_messages_as_the_context_has_tokens() {
 #[test]
 fn a_text_for_a_model_without_a_tokenizer_is_refused() {
     let model = ServedModel { tokenizer: Arc::new(Tokenizer::none(100)), ..model() };
-    let error = read_with(&model, Kind::Completion, r#"{"prompt": "a"}"#, 16 << 20).unwrap_err();
+    let error = read_with(&model, ApiKind::Completion, r#"{"prompt": "a"}"#, 16 << 20).unwrap_err();
     assert!(error.message.contains("this model has no tokenizer; send token ids"), "{}", error.message);
-    assert!(read_with(&model, Kind::Completion, r#"{"prompt": [1]}"#, 16 << 20).is_ok());
+    assert!(read_with(&model, ApiKind::Completion, r#"{"prompt": [1]}"#, 16 << 20).is_ok());
 }
 
 #[test]
 fn the_memory_of_a_request_is_taken_from_the_budget() {
     let model = model();
     let body = json!({"prompt": vec!["a"; 4]}).to_string();
-    let bytes = read_with(&model, Kind::Completion, &body, 16 << 20).unwrap().bytes();
+    let bytes = read_with(&model, ApiKind::Completion, &body, 16 << 20).unwrap().bytes();
     assert!((4096..8192).contains(&bytes), "{bytes}");
-    assert!(read_with(&model, Kind::Completion, &body, bytes).is_ok());
-    let error = read_with(&model, Kind::Completion, &body, bytes - 1).unwrap_err();
+    assert!(read_with(&model, ApiKind::Completion, &body, bytes).is_ok());
+    let error = read_with(&model, ApiKind::Completion, &body, bytes - 1).unwrap_err();
     assert_eq!(error.status, StatusCode::SERVICE_UNAVAILABLE, "{}", error.message);
     // Tokenising 60 bytes may take 80 times as much memory, which is more than this budget.
     let body = json!({"prompt": "a".repeat(60)}).to_string();
-    let error = read_with(&model, Kind::Completion, &body, 4000).unwrap_err();
+    let error = read_with(&model, ApiKind::Completion, &body, 4000).unwrap_err();
     assert_eq!((error.status, error.param.as_deref()), (StatusCode::PAYLOAD_TOO_LARGE, Some("prompt")));
 }
 
@@ -165,7 +165,7 @@ proptest! {
         ),
         cut in 0usize..200,
     ) {
-        let kind = if is_chat { Kind::Chat } else { Kind::Completion };
+        let kind = if is_chat { ApiKind::Chat } else { ApiKind::Completion };
         let text = Value::Object(fields.into_iter().collect()).to_string();
         for body in [&*text, text.get(..cut).unwrap_or("")] {
             if let Err(error) = read_with(&model(), kind, body, 16 << 20) {

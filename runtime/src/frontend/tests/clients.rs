@@ -1,117 +1,80 @@
-//! Clients that are slow, silent or gone, over real sockets.
+//! Clients that are slow, silent or gone.
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use actors::request::{FinishReason, RequestError, StreamEvent};
+use actors::request::{RequestError, StreamEvent};
+use common::sse::SseMessage;
 use serde_json::{Value, json};
-use socket2::SockRef;
-use ureq::Body;
-use ureq::http::Response;
 
 use super::super::Limits;
-use super::harness::{PERMITS, Script, Server, Setup, WAIT};
+use super::harness::{PERMITS, Script, Server, Setup};
+use super::http::{Leave, LiveStream, RawClient, SOON, WAIT};
 
-/// Short, for a period that must pass.
-const SOON: Duration = Duration::from_millis(100);
+/// A head that announces a body in chunks.
+const CHUNKED: &str = "transfer-encoding: chunked";
 
 fn start(script: Script, limits: Limits) -> Server {
     Server::start_with(Setup { limits, ..Setup::new(script) })
 }
 
-/// Reads until the server ends the connection, gently or not.
-fn rest(client: &mut TcpStream) -> String {
-    let mut bytes = Vec::new();
-    match client.read_to_end(&mut bytes) {
-        Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("not ended in time: {error}"),
-        _ => String::from_utf8(bytes).unwrap(),
-    }
-}
-
-/// The lines of a streamed answer, as they come.
-struct Lines(BufReader<Box<dyn Read>>);
-
-impl Lines {
-    fn of(response: Response<Body>) -> Self {
-        assert_eq!(response.status(), 200);
-        Self(BufReader::new(Box::new(response.into_body().into_reader())))
-    }
-
-    /// The next event or comment; empty at the end.
-    fn next(&mut self) -> String {
-        let mut message = String::new();
-        while self.0.read_line(&mut message).unwrap() > 0 && !message.ends_with("\n\n") {}
-        message
-    }
-
-    fn next_event(&mut self) -> String {
-        loop {
-            let message = self.next();
-            if message != ": keep-alive\n\n" {
-                return message;
-            }
-        }
-    }
-}
-
 #[test]
-fn a_stream_without_tokens_says_that_it_lives() {
+fn a_silent_stream_sends_keep_alive_comments() {
     let server = start(Script::Hold(0), Limits { keep_alive: SOON, ..Limits::default() });
     let body = json!({"messages": [{"role": "user", "content": "a"}], "stream": true}).to_string();
-    let mut lines = Lines::of(server.send("/v1/chat/completions", &body, None));
-    let request = server.accepted.recv_timeout(WAIT).unwrap();
+    let mut stream = LiveStream::of(server.http.send("/v1/chat/completions", &body, &[]));
+    let request = server.next_request();
+    let keep_alive = SseMessage::Comment("keep-alive".to_owned());
     for _ in 0..2 {
-        assert_eq!(lines.next(), ": keep-alive\n\n");
+        assert_eq!(stream.next().as_ref(), Some(&keep_alive));
     }
-    assert!(server.streams.token(request, 97.into()));
-    let role = lines.next_event();
+    assert!(server.shared.streams.token(request, 97.into()));
+    let role = stream.next_event();
     assert!(role.contains(r#""delta":{"role":"assistant","content":""}"#), "{role}");
-    let token = lines.next_event();
+    let token = stream.next_event();
     assert!(token.contains(r#""delta":{"content":"a"}"#), "{token}");
-    assert_eq!(lines.next(), ": keep-alive\n\n", "between tokens too");
-    let end = StreamEvent::Finished { reason: FinishReason::Length, timings: Box::default() };
-    assert!(server.streams.end(request, end));
-    assert!(lines.next_event().contains(r#""finish_reason":"length""#));
-    assert_eq!(lines.next(), "data: [DONE]\n\n");
-    assert_eq!(lines.next(), "");
+    assert_eq!(stream.next(), Some(keep_alive), "between tokens too");
+    server.finish(request);
+    assert!(stream.next_event().contains(r#""finish_reason":"length""#));
+    assert_eq!(stream.next_event(), "[DONE]");
+    assert_eq!(stream.next(), None);
 }
 
 #[test]
-fn a_failure_after_the_start_comes_as_an_event() {
+fn a_failure_after_the_start_is_an_event() {
     let server = start(Script::Hold(0), Limits { keep_alive: SOON, ..Limits::default() });
     let body = json!({"messages": [{"role": "user", "content": "a"}], "stream": true}).to_string();
-    let mut lines = Lines::of(server.send("/v1/chat/completions", &body, None));
-    let request = server.accepted.recv_timeout(WAIT).unwrap();
-    assert!(server.streams.end(request, StreamEvent::Failed(RequestError::Engine("x".into()))));
+    let mut stream = LiveStream::of(server.http.send("/v1/chat/completions", &body, &[]));
+    let request = server.next_request();
+    assert!(server.shared.streams.end(request, StreamEvent::Failed(RequestError::Engine("x".into()))));
     assert_eq!(
-        lines.next_event(),
-        "data: {\"error\":{\"message\":\"engine failed: x\",\"type\":\"InternalServerError\",\"param\":null,\"code\":500}}\n\n"
+        stream.next_event(),
+        r#"{"error":{"message":"engine failed: x","type":"InternalServerError","param":null,"code":500}}"#
     );
-    assert_eq!(lines.next(), "data: [DONE]\n\n");
-    assert_eq!(lines.next(), "");
+    assert_eq!(stream.next_event(), "[DONE]");
+    assert_eq!(stream.next(), None);
     server.all_permits_return();
     assert!(server.aborts.try_recv().is_err(), "there was nothing to abort");
 }
 
 #[test]
-fn a_body_that_does_not_come_is_answered_408() {
+fn a_body_that_does_not_arrive_is_answered_408() {
     let server = start(Script::Echo, Limits { body: SOON, ..Limits::default() });
     for (framing, drip) in [
         ("content-length: 900", None),
         ("content-length: 900", Some(" ")),
-        // actix-http reads on after its answer, for as long as such a body lasts.
-        ("transfer-encoding: chunked", Some("1\r\n \r\n")),
+        // actix-http reads such a body to its end, even after the response.
+        (CHUNKED, Some("1\r\n \r\n")),
     ] {
-        let mut client = server.connect();
-        write!(client, "POST /v1/completions HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n").unwrap();
+        let mut client = server.http.connect();
+        client.post_head(framing);
         let answer = std::thread::scope(|scope| {
-            let mut reader = client.try_clone().unwrap();
-            let answer = scope.spawn(move || rest(&mut reader));
+            let mut reader = RawClient { socket: client.socket.try_clone().unwrap() };
+            let answer = scope.spawn(move || reader.rest());
             while let Some(drip) = drip.filter(|_| !answer.is_finished()) {
-                // Refused once the server has closed.
-                let _ = client.write_all(drip.as_bytes());
+                // Fails once the server has closed the connection.
+                let _ = client.socket.write_all(drip.as_bytes());
                 std::thread::sleep(Duration::from_millis(5));
             }
             answer.join().unwrap()
@@ -129,36 +92,32 @@ fn a_body_that_does_not_come_is_answered_408() {
 }
 
 #[test]
-fn a_body_that_nobody_reads_ends_too() {
+fn a_body_that_no_handler_reads_is_cut_off() {
     let short = Limits { head: SOON, idle: SOON, ..Limits::default() };
     let server = start(Script::Echo, short);
-    let mut client = server.connect();
-    client.write_all(b"POST /health HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+    let mut client = server.http.connect();
+    client.write(format!("POST /health HTTP/1.1\r\nhost: x\r\n{CHUNKED}\r\n\r\n"));
     let end = Instant::now() + WAIT;
-    while client.write_all(b"1\r\n \r\n").is_ok() {
+    while client.socket.write_all(b"1\r\n \r\n").is_ok() {
         assert!(Instant::now() < end, "the server reads on");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 #[test]
-fn a_body_on_its_way_holds_no_permit() {
+fn a_request_whose_body_arrives_holds_no_permit() {
     let server = Server::start(Script::Echo);
     let clients: Vec<_> = (0..=PERMITS)
         .map(|_| {
-            let mut client = server.connect();
-            client
-                .write_all(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n")
-                .unwrap();
-            let mut ready = [0; 21];
-            client.read_exact(&mut ready).unwrap();
-            assert_eq!(&ready, b"HTTP/1.1 100 Continue");
-            client.write_all(b"{").unwrap();
+            let mut client = server.http.connect();
+            client.post_head("expect: 100-continue\r\ncontent-length: 9");
+            client.expect("HTTP/1.1 100 Continue");
+            client.write("{");
             client
         })
         .collect();
-    assert_eq!(server.admission.running(), 0);
-    let (status, text) = server.post("/v1/completions", r#"{"prompt": "a"}"#);
+    assert_eq!(server.shared.admission.running(), 0);
+    let (status, text) = server.http.post("/v1/completions", r#"{"prompt": "a"}"#);
     assert_eq!(status, 200, "{text}");
     drop(clients);
 }
@@ -166,19 +125,17 @@ fn a_body_on_its_way_holds_no_permit() {
 #[test]
 fn bodies_share_a_budget() {
     let server = Server::start_with(Setup { input_bytes: 1 << 20, ..Setup::new(Script::Echo) });
-    let head = |length: usize| {
-        format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n")
-    };
     let body = format!(r#"{{"prompt": [{}1]}}"#, "1,".repeat(300_000));
-    // A client that announces much takes little.
-    let mut first = server.connect();
-    first.write_all(head(body.len()).as_bytes()).unwrap();
-    first.write_all(&body.as_bytes()[..1]).unwrap();
+    let content_length = format!("content-length: {}", body.len());
+    // A client that announces a large body and sends little takes little memory.
+    let mut first = server.http.connect();
+    first.post_head(&content_length);
+    first.write(&body[..1]);
     server.until_used(1..=20_000);
-    first.write_all(&body.as_bytes()[1..500_000]).unwrap();
+    first.write(&body[1..500_000]);
     server.until_used(500_000..=600_100);
     for _ in 0..2 {
-        server.refused(
+        server.http.refused(
             "/v1/completions",
             &body,
             503,
@@ -186,122 +143,90 @@ fn bodies_share_a_budget() {
             "more memory than request.input_bytes (1 MiB) allows; retry",
         );
     }
-    // Small ones still fit.
-    assert_eq!(server.post("/v1/completions", r#"{"prompt": "a"}"#).0, 200);
-    first.write_all(&body.as_bytes()[500_000..]).unwrap();
-    let mut answer = [0; 12];
-    first.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 400", "its tokens are too many");
-    server.refused("/v1/completions", &body, 400, "prompt", "has more than 64 tokens");
-    // What a client leaves behind is free at once.
-    let mut leaves = server.connect();
-    leaves.write_all(head(body.len()).as_bytes()).unwrap();
-    leaves.write_all(&body.as_bytes()[..500_000]).unwrap();
+    // Small bodies still fit.
+    assert_eq!(server.http.post("/v1/completions", r#"{"prompt": "a"}"#).0, 200);
+    first.write(&body[500_000..]);
+    // It has too many tokens.
+    first.expect("HTTP/1.1 400");
+    server.http.refused("/v1/completions", &body, 400, "prompt", "has more than 64 tokens");
+    // The memory of a client that leaves is freed at once.
+    let mut leaves = server.http.connect();
+    leaves.post_head(&content_length);
+    leaves.write(&body[..500_000]);
     server.until_used(500_000..=600_100);
     drop(leaves);
     server.until_used(0..=0);
 }
 
 #[test]
-fn a_request_holds_its_share_until_it_is_answered() {
+fn a_request_holds_memory_until_it_is_answered() {
     let server = Server::start(Script::Hold(1));
-    let client = server.ask(r#", "stream": true"#);
-    let request = server.accepted.recv_timeout(WAIT).expect("it runs");
+    let client = server.http.ask(r#", "stream": true"#);
+    let request = server.next_request();
     server.until_used(4096..=8192);
-    let end = StreamEvent::Finished { reason: FinishReason::Length, timings: Box::default() };
-    assert!(server.streams.end(request, end));
+    server.finish(request);
     server.until_used(0..=0);
     drop(client);
 }
 
 #[test]
-fn a_body_in_chunks_is_taken_up_to_its_bound() {
+fn a_chunked_body_is_read_up_to_the_size_limit() {
     let server = Server::start(Script::Echo);
-    let post = |chunks: &[String]| {
-        let mut client = server.connect();
-        client.set_write_timeout(Some(WAIT)).unwrap();
-        write!(client, "POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
-            .unwrap();
+    let post = |chunks: &[String], answer: &str| {
+        let mut client = server.http.connect();
+        client.post_head(CHUNKED);
         for chunk in chunks {
-            write!(client, "{:x}\r\n{chunk}\r\n", chunk.len()).unwrap();
+            client.write(format!("{:x}\r\n{chunk}\r\n", chunk.len()));
         }
-        write!(client, "0\r\n\r\n").unwrap();
-        let mut answer = [0; 12];
-        client.read_exact(&mut answer).unwrap();
-        String::from_utf8(answer.to_vec()).unwrap()
+        client.write("0\r\n\r\n");
+        client.expect(answer);
     };
-    assert_eq!(post(&[r#"{"pro"#.to_owned(), r#"mpt": "a"}"#.to_owned()]), "HTTP/1.1 200");
+    post(&[r#"{"pro"#.to_owned(), r#"mpt": "a"}"#.to_owned()], "HTTP/1.1 200");
     let space = " ".repeat(1 << 16);
-    assert_eq!(post(&vec![space; 129]), "HTTP/1.1 413");
+    post(&vec![space; 129], "HTTP/1.1 413");
     server.until_used(0..=0);
 }
 
 #[test]
-fn a_head_that_does_not_come_ends_its_connection() {
+fn a_head_that_does_not_arrive_ends_its_connection() {
     // actix-http reads its clock twice a second: a period must be longer than that.
     let second = Duration::from_secs(1);
     let short = Limits { head: second, idle: second, ..Limits::default() };
     let server = start(Script::Echo, short);
     for first in ["", "POST /v1"] {
-        let mut client = server.connect();
-        client.write_all(first.as_bytes()).unwrap();
-        let answer = rest(&mut client);
+        let mut client = server.http.connect();
+        client.write(first);
+        let answer = client.rest();
         assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     }
-    // After a request: idle, or in the midst of the next head.
+    // After a request, the connection is idle or has a part of the next head.
     for next in ["", "G"] {
-        let mut client = server.connect();
-        client.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"baton_pages 1\n") {
-            let mut byte = [0];
-            client.read_exact(&mut byte).unwrap();
-            answer.extend(byte);
-        }
-        client.write_all(next.as_bytes()).unwrap();
-        assert_eq!(rest(&mut client), "");
+        let mut client = server.http.connect();
+        client.write("GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n");
+        let answer = client.until("baton_pages 1\n");
+        assert!(answer.ends_with("baton_pages 1\n"), "{answer}");
+        client.write(next);
+        assert_eq!(client.rest(), "");
     }
 }
 
 #[test]
 fn a_client_that_leaves_aborts_its_request() {
-    #[derive(Clone, Copy, Debug)]
-    enum Leave {
-        Close,
-        HalfClose,
-        Reset,
-    }
     let check = |script: Script, stream: bool, limits: Limits, leave: Leave| {
         let started = stream && (matches!(script, Script::Hold(1)) || limits.keep_alive == SOON);
         let server = start(script, limits);
-        let mut client = server.ask(&format!(r#", "stream": {stream}"#));
-        let request = server.accepted.recv_timeout(WAIT).expect("the request arrives");
+        let mut client = server.http.ask(&format!(r#", "stream": {stream}"#));
+        let request = server.next_request();
         if started {
-            let mut head = [0; 15];
-            client.read_exact(&mut head).unwrap();
-            assert_eq!(&head, b"HTTP/1.1 200 OK");
+            client.expect("HTTP/1.1 200 OK");
         }
-        let kept = match leave {
-            Leave::Close => {
-                drop(client);
-                None
-            }
-            Leave::HalfClose => {
-                client.shutdown(Shutdown::Write).unwrap();
-                Some(client)
-            }
-            Leave::Reset => {
-                SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
-                drop(client);
-                None
-            }
-        };
+        let kept = client.leave(leave);
         assert_eq!(server.aborts.recv_timeout(WAIT), Ok(request), "{leave:?} stream {stream}");
         if let Some(mut client) = kept {
-            rest(&mut client);
+            client.rest();
         }
         server.all_permits_return();
-        assert!(server.streams.is_empty());
+        assert!(server.shared.streams.is_empty());
     };
     for leave in [Leave::Close, Leave::HalfClose, Leave::Reset] {
         let limits = Limits::default();
@@ -312,9 +237,8 @@ fn a_client_that_leaves_aborts_its_request() {
     }
 }
 
-/// A server with little room in its sockets, and a client with little room too that has asked for much more than both, and
-/// reads none of it.
-fn never_reads(deadline: Duration, limits: Limits) -> (Server, TcpStream) {
+/// A server and a client with small socket buffers. The client has asked for an answer larger than both buffers and does not read.
+fn never_reads(deadline: Duration, limits: Limits) -> (Server, RawClient) {
     let server = Server::start_with(Setup {
         deadline,
         limits,
@@ -322,16 +246,17 @@ fn never_reads(deadline: Duration, limits: Limits) -> (Server, TcpStream) {
         send_bytes: Some(4096),
         ..Setup::new(Script::Tokens(vec![97]))
     });
-    let client = server.ask_with_room(4096, r#", "stream": true, "max_tokens": 4000"#);
-    server.accepted.recv_timeout(WAIT).expect("the request arrives");
-    // Its tokens waited for nobody, and with the last one the permit was free.
+    let mut client = server.http.connect_with_room(4096);
+    client.ask(r#", "stream": true, "max_tokens": 4000"#);
+    server.next_request();
+    // The decoder does not wait for the client, so the permit is free after the last token.
     server.all_permits_return();
-    assert!(server.streams.is_empty());
-    // Full is what no longer becomes fuller.
+    assert!(server.shared.streams.is_empty());
+    // The buffers are full once the number of unread bytes no longer grows.
     let mut had = 0;
     loop {
         std::thread::sleep(SOON);
-        match client.peek(&mut [0; 1 << 16]).unwrap() {
+        match client.socket.peek(&mut [0; 1 << 16]).unwrap() {
             has if has == had => return (server, client),
             has => had = has,
         }
@@ -345,19 +270,19 @@ fn a_client_that_never_reads_is_cut_at_its_deadline() {
         let (server, mut client) = never_reads(Duration::from_millis(300), limits);
         let end = Instant::now() + WAIT;
         let wait = Duration::from_millis(20);
-        // Nobody has read the answer's end, so its stream ends as one that is dropped.
+        // The client has not read the end of the answer, so the request counts as dropped.
         while server.aborts.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
-            assert!(Instant::now() < end, "it still holds its stream");
+            assert!(Instant::now() < end, "the stream is still open");
             if drips {
-                client.read_exact(&mut [0]).unwrap();
+                client.socket.read_exact(&mut [0]).unwrap();
             }
         }
-        assert!(!rest(&mut client).contains("[DONE]"));
+        assert!(!client.rest().contains("[DONE]"));
     }
 }
 
 #[test]
-fn a_client_that_takes_nothing_for_long_is_reset() {
+fn a_client_that_acknowledges_nothing_is_reset() {
     let limits = Limits { unanswered: Duration::from_millis(500), ..Limits::default() };
     let (server, client) = never_reads(WAIT * 10, limits);
     server.aborts.recv_timeout(WAIT).expect("the stream ends");
@@ -365,50 +290,48 @@ fn a_client_that_takes_nothing_for_long_is_reset() {
 }
 
 #[test]
-fn a_client_that_never_reads_may_half_close_too() {
+fn a_client_that_never_reads_and_half_closes_is_noticed() {
     let (server, client) = never_reads(WAIT * 10, Limits::default());
-    client.shutdown(Shutdown::Write).unwrap();
+    let client = client.leave(Leave::HalfClose);
     server.aborts.recv_timeout(WAIT).expect("the stream ends");
     drop(client);
 }
 
 #[test]
-fn a_client_that_sends_on_while_it_is_answered_is_cut() {
+fn a_client_that_sends_much_while_it_is_answered_is_cut() {
     for stream in [false, true] {
         let server = start(Script::Hold(0), Limits { body: WAIT * 10, ..Limits::default() });
-        let mut client = server.ask(&format!(r#", "stream": {stream}"#));
-        let request = server.accepted.recv_timeout(WAIT).expect("the request arrives");
-        // A few requests in advance are fine; what is more than the server reads is not.
+        let mut client = server.http.ask(&format!(r#", "stream": {stream}"#));
+        let request = server.next_request();
+        // This is more than the server reads in advance.
         let more = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
-        client.set_write_timeout(Some(WAIT)).unwrap();
-        while client.write_all(&more).is_ok() {}
+        while client.socket.write_all(&more).is_ok() {}
         assert_eq!(server.aborts.recv_timeout(WAIT), Ok(request), "stream {stream}");
         server.all_permits_return();
     }
 }
 
 #[test]
-fn a_few_requests_may_be_sent_in_advance() {
+fn a_few_requests_may_be_pipelined() {
     let server = Server::start(Script::Hold(0));
-    let mut client = server.ask("");
-    let request = server.accepted.recv_timeout(WAIT).expect("the request arrives");
-    client.write_all(&b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(10)).unwrap();
-    // Longer than it takes to be cut for it.
+    let mut client = server.http.ask("");
+    let request = server.next_request();
+    client.write("GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(10));
+    // This is longer than the watcher takes to cut a connection.
     assert_eq!(server.aborts.recv_timeout(Duration::from_secs(3)), Err(RecvTimeoutError::Timeout));
-    let end = StreamEvent::Finished { reason: FinishReason::Length, timings: Box::default() };
-    assert!(server.streams.end(request, end));
-    let mut lines = BufReader::new(client).lines().map(|line| line.unwrap());
+    server.finish(request);
+    let mut lines = BufReader::new(client.socket).lines().map(|line| line.unwrap());
     assert_eq!(lines.by_ref().filter(|line| line == "baton_pages 1").take(10).count(), 10);
 }
 
 #[test]
-fn more_clients_than_connections_wait() {
+fn clients_beyond_the_connection_limit_wait() {
     let server = start(Script::Hold(0), Limits { connections: 1, ..Limits::default() });
-    let first = server.ask("");
-    server.accepted.recv_timeout(WAIT).expect("the request arrives");
-    let second = server.ask("");
+    let first = server.http.ask("");
+    server.next_request();
+    let second = server.http.ask("");
     assert_eq!(server.accepted.recv_timeout(SOON), Err(RecvTimeoutError::Timeout));
     drop(first);
-    server.accepted.recv_timeout(WAIT).expect("there is room");
+    server.next_request();
     drop(second);
 }

@@ -22,20 +22,21 @@ fn the_alphabet_is_gpt2s() {
 #[test]
 fn text_becomes_tokens() {
     let tokenizer = tokenizer();
-    let check =
-        |text: &str, expect: &[u32]| assert_eq!(tokenizer.encode(text, true).unwrap(), expect, "{text:?}");
+    let check = |text: &str, expect: &[u32]| {
+        assert_eq!(tokenizer.encode(text, Bos::Add).unwrap(), expect, "{text:?}")
+    };
     check("", &[]);
     check("he", &[258]);
     check("a he", &[b'a'.into(), 260]);
     check("12", &[b'1'.into(), b'2'.into()]);
-    // Digits are cut out first, so blanks before one are a run of their own; transformers' GGUF reader, which leaves
-    // that cut out, gives the last blank to itself.
+    // Digits are split off first, so the blanks before a digit are one word. The GGUF reader of transformers does not split off digits, and
+    // makes the last blank a word of its own.
     check("a  5", &[b'a'.into(), 261, b'5'.into()]);
     check("ü", &[0xC3, 0xBC]);
     check("a<|im_end|>he", &[b'a'.into(), EOS, 258]);
 }
 
-/// Texts of characters that the patterns tell apart, of any others, and of tokens that are matched whole.
+/// Texts of characters that the patterns distinguish, of other characters, and of tokens that are matched as a whole.
 fn texts() -> impl Strategy<Value = String> {
     let telling = select("'sStTrReEvVlLmMdD aA1\u{BD}\u{663}\n\r\t .!-_\u{17F}\u{212A}\u{A0}\u{3000}\u{E9}\u{301}\u{65E5}\u{1F600}".chars().collect::<Vec<_>>());
     let whole = prop_oneof![Just("<|im_end|>"), Just("<|im_start|>"), Just("he"), Just(" he"), Just("  ")];
@@ -60,10 +61,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn words_are_the_librarys(text in texts()) {
+    fn words_are_those_of_the_library(text in texts()) {
         for (pre, tokenizer, library, words) in OF_EACH_KIND.iter() {
             let expect = tokenizer.bpe.as_ref().unwrap().encode_fast(&*text, false).unwrap();
-            prop_assert_eq!(tokenizer.encode(&text, false).unwrap(), expect.get_ids(), "{} {:?}", pre, text);
+            prop_assert_eq!(tokenizer.encode(&text, Bos::Omit).unwrap(), expect.get_ids(), "{} {:?}", pre, text);
             let mut cut = PreTokenizedString::from(&*text);
             library.pre_tokenize(&mut cut).unwrap();
             let expect: Vec<String> = cut
@@ -83,10 +84,10 @@ proptest! {
 }
 
 #[test]
-fn bos_comes_only_if_the_model_and_the_caller_want_it() {
+fn bos_is_added_if_the_model_and_the_caller_want_it() {
     let with = Tokenizer::new(&ModelText { add_bos: true, ..bytes_model() }).unwrap();
-    assert_eq!(with.encode("he", true).unwrap(), [BOS, 258]);
-    assert_eq!(with.encode("he", false).unwrap(), [258]);
+    assert_eq!(with.encode("he", Bos::Add).unwrap(), [BOS, 258]);
+    assert_eq!(with.encode("he", Bos::Omit).unwrap(), [258]);
 }
 
 #[test]
@@ -101,7 +102,7 @@ fn unknown_tokenizers_are_refused() {
 }
 
 #[test]
-fn a_json_says_the_same_as_a_gguf() {
+fn a_json_gives_the_same_tokens_as_a_gguf() {
     let from_gguf = tokenizer();
     let mut described: Value = serde_json::to_value(from_gguf.bpe.as_ref()).unwrap();
     described["decoder"] = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
@@ -109,18 +110,18 @@ fn a_json_says_the_same_as_a_gguf() {
     let from_json = Arc::new(Tokenizer::from_json(described.to_string().as_bytes()).unwrap());
     assert_eq!(from_json.vocabulary(), from_gguf.vocabulary());
     for text in ["a he  5 ü", "a<|im_end|>he"] {
-        let tokens = from_json.encode(text, true).unwrap();
-        assert_eq!(tokens, from_gguf.encode(text, true).unwrap(), "{text}");
-        for skip in [true, false] {
-            let [a, b] =
-                [&from_json, &from_gguf].map(|tokenizer| Detokenizer::text(tokenizer, &tokens, skip));
+        let tokens = from_json.encode(text, Bos::Add).unwrap();
+        assert_eq!(tokens, from_gguf.encode(text, Bos::Add).unwrap(), "{text}");
+        for special_tokens in [SpecialTokens::Skip, SpecialTokens::Show] {
+            let [a, b] = [&from_json, &from_gguf]
+                .map(|tokenizer| Detokenizer::text(tokenizer, &tokens, special_tokens));
             assert_eq!(a, b);
         }
     }
 }
 
 #[test]
-fn a_post_processor_adds_what_begins_a_sequence() {
+fn a_post_processor_adds_the_begin_of_sequence_token() {
     let mut described: Value = serde_json::to_value(tokenizer().bpe.as_ref()).unwrap();
     described["decoder"] = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
         "trim_offsets": true, "use_regex": true});
@@ -129,12 +130,12 @@ fn a_post_processor_adds_what_begins_a_sequence() {
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [BOS], "tokens": ["<|im_start|>"]}}});
     let tokenizer = Tokenizer::from_json(described.to_string().as_bytes()).unwrap();
-    assert_eq!(tokenizer.encode("he", true).unwrap(), [BOS, 258]);
-    assert_eq!(tokenizer.encode("he", false).unwrap(), [258]);
+    assert_eq!(tokenizer.encode("he", Bos::Add).unwrap(), [BOS, 258]);
+    assert_eq!(tokenizer.encode("he", Bos::Omit).unwrap(), [258]);
 }
 
 #[test]
-fn sentencepiece_vocabularies_are_spelt_out() {
+fn sentencepiece_vocabularies_are_supported() {
     let json = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "post_processor": null,
         "added_tokens": [{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
@@ -149,20 +150,20 @@ fn sentencepiece_vocabularies_are_spelt_out() {
             "vocab": {"<s>": 0, "<0xC3>": 1, "<0xBC>": 2, "▁": 3, "a": 4, "▁a": 7}},
     });
     let tokenizer = Arc::new(Tokenizer::from_json(json.to_string().as_bytes()).unwrap());
-    assert_eq!(tokenizer.vocabulary(), 8, "5 and 6 are no tokens");
-    let tokens = tokenizer.encode("a aü", true).unwrap();
+    assert_eq!(tokenizer.vocabulary(), 8, "5 and 6 are unused ids");
+    let tokens = tokenizer.encode("a aü", Bos::Add).unwrap();
     assert_eq!(tokens, [7, 7, 1, 2]);
-    assert_eq!(Detokenizer::text(&tokenizer, &tokens, true), "a aü");
-    let mut answer = Detokenizer::new(tokenizer.clone(), true);
+    assert_eq!(Detokenizer::text(&tokenizer, &tokens, SpecialTokens::Skip), "a aü");
+    let mut answer = Detokenizer::new(tokenizer.clone(), SpecialTokens::Skip);
     let pieces: Vec<String> = tokens.iter().map(|token| answer.push(*token)).collect();
-    assert_eq!(pieces, [" a", " a", "", "ü"], "an answer goes on from a prompt");
+    assert_eq!(pieces, [" a", " a", "", "ü"], "the first space of an answer stays");
     assert!(matches!(Tokenizer::from_json(b"{"), Err(TextError::Broken(_))));
 }
 
 #[test]
 fn characters_come_out_whole() {
     let check = |bytes: &[u8], expect: &[&str], rest: &str| {
-        let mut detokenizer = Detokenizer::new(tokenizer(), true);
+        let mut detokenizer = Detokenizer::new(tokenizer(), SpecialTokens::Skip);
         let texts: Vec<String> = bytes.iter().map(|byte| detokenizer.push(u32::from(*byte))).collect();
         assert_eq!(texts, expect, "{bytes:?}");
         assert_eq!(detokenizer.finish(), rest, "{bytes:?}");
@@ -178,15 +179,18 @@ fn characters_come_out_whole() {
 
 #[test]
 fn special_tokens_are_left_out_of_the_text() {
-    let mut without = Detokenizer::new(tokenizer(), true);
+    let mut without = Detokenizer::new(tokenizer(), SpecialTokens::Skip);
     assert_eq!(without.push(260) + &without.push(EOS) + &without.push(70_000), " he");
-    let mut with = Detokenizer::new(tokenizer(), false);
+    let mut with = Detokenizer::new(tokenizer(), SpecialTokens::Show);
     assert_eq!(with.push(EOS), "<|im_end|>");
 }
 
 #[test]
 fn without_a_tokenizer_texts_are_refused_and_no_bound_on_them_overflows() {
     let none = Tokenizer::none(1000);
-    assert!(none.token_bytes_max().checked_mul(u32::MAX as usize).is_some(), "times the longest context");
-    assert!(none.encode("a", true).unwrap_err().contains("no tokenizer"));
+    assert!(
+        none.token_bytes_max().checked_mul(u32::MAX as usize).is_some(),
+        "multiplied with the longest context"
+    );
+    assert!(none.encode("a", Bos::Add).unwrap_err().contains("no tokenizer"));
 }

@@ -1,8 +1,8 @@
-//! How byte-level vocabularies cut a text into words before the merges.
+//! Splits a text into words before the merges of byte-level BPE.
 //!
-//! `tokenizers` does it with a backtracking regular expression over text that remembers where each of its characters came from, which
-//! is most of what tokenising costs. The patterns of GPT-2, Llama 3 and Qwen2 need neither: a word's end is found by looking at
-//! what its characters are, and those classes come from the tables of the very crate that the expressions are compiled with.
+//! The library `tokenizers` uses a backtracking regular expression over text that stores the origin of each character. This takes most
+//! of the time of tokenizing. The patterns of GPT-2, Llama 3 and Qwen2 can be matched without backtracking, from the classes of the
+//! characters. The classes are those of `regex-syntax`, which compiles the library's expressions too.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use regex_syntax::hir::{Class as HirClass, HirKind};
 
 use super::byte_alphabet;
 
-/// What a character is to the patterns.
+/// Class of a character in the patterns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
     /// `\p{L}`
@@ -19,17 +19,17 @@ enum Class {
     Number,
     /// `\s`
     Space,
-    /// None of them.
+    /// None of the other classes.
     Other,
 }
 
-/// Where each class is, in the order of characters; what lies between is [`Class::Other`].
+/// The ranges of the classes, in the order of the characters. Characters outside the ranges are [`Class::Other`].
 static RANGES: LazyLock<Vec<(char, char, Class)>> = LazyLock::new(|| {
     let ranges_of = |(pattern, class)| {
         let parsed = regex_syntax::parse(pattern).map(regex_syntax::hir::Hir::into_kind);
         let ranges = match parsed {
             Ok(HirKind::Class(HirClass::Unicode(ranges))) => ranges.ranges().to_vec(),
-            other => unreachable!("{pattern} is a class: {other:?}"),
+            other => unreachable!("{pattern} is a character class, not {other:?}"),
         };
         ranges.into_iter().map(move |range| (range.start(), range.end(), class))
     };
@@ -54,7 +54,7 @@ fn class(c: char) -> Class {
     ASCII.get(c as usize).copied().unwrap_or_else(|| in_ranges(c))
 }
 
-/// A rule for cutting text, and its words' spelling in the byte-level alphabet.
+/// Splits text by a rule. Writes words in the byte-level alphabet.
 #[derive(Clone, Debug)]
 pub(super) struct Words {
     rule: Rule,
@@ -63,27 +63,34 @@ pub(super) struct Words {
 
 #[derive(Clone, Copy, Debug)]
 enum Rule {
-    /// GPT-2's pattern, between digits that stand alone if so asked.
-    Gpt2 { digits_alone: bool },
-    /// Llama 3's pattern, with this many digits in a word.
+    /// GPT-2's pattern.
+    Gpt2,
+    /// Each digit is a word; GPT-2's pattern cuts the text between them.
+    SmolLm,
+    /// Llama 3's pattern, with at most this many digits in a word.
     Llama3 { digits: usize },
 }
 
 impl Words {
-    /// GPT-2's; with `digits_alone` each digit is cut out first, as SmolLM wants it.
-    pub(super) fn gpt2(digits_alone: bool) -> Self {
-        Self { rule: Rule::Gpt2 { digits_alone }, alphabet: byte_alphabet() }
+    /// GPT-2's rule.
+    pub(super) fn gpt2() -> Self {
+        Self { rule: Rule::Gpt2, alphabet: byte_alphabet() }
     }
 
-    /// Llama 3's, with at most so many digits in a word: Qwen2 has one.
+    /// SmolLM's rule: each digit is a word, and GPT-2's rule splits the text between digits.
+    pub(super) fn smollm() -> Self {
+        Self { rule: Rule::SmolLm, alphabet: byte_alphabet() }
+    }
+
+    /// Llama 3's rule with at most this many digits in a word. Qwen2 has the same rule with one digit.
     pub(super) fn llama3(digits: usize) -> Self {
         Self { rule: Rule::Llama3 { digits }, alphabet: byte_alphabet() }
     }
 
-    /// Gives each word of `text`, spelt in the byte-level alphabet, to `each`.
+    /// Calls `each` with each word of `text`, written in the byte-level alphabet.
     ///
     /// # Errors
-    /// The first of `each`.
+    /// The first error of `each`.
     pub(super) fn of<E>(&self, text: &str, mut each: impl FnMut(&str) -> Result<(), E>) -> Result<(), E> {
         let mut spelt = String::new();
         let mut cut = |text: &str, length: fn(&str, usize) -> usize, digits: usize| {
@@ -98,9 +105,8 @@ impl Words {
             Ok(())
         };
         match self.rule {
-            Rule::Gpt2 { digits_alone: false } => cut(text, gpt2, 0),
-            // A digit is a word, so cutting behind each and before each leaves nothing else to do.
-            Rule::Gpt2 { digits_alone: true } => {
+            Rule::Gpt2 => cut(text, gpt2, 0),
+            Rule::SmolLm => {
                 let mut rest = text;
                 while !rest.is_empty() {
                     let digit = rest.find(char::is_numeric).unwrap_or(rest.len());
@@ -117,10 +123,10 @@ impl Words {
     }
 }
 
-/// Bytes of the first word under
+/// Length in bytes of the first word by the pattern
 /// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
 fn gpt2(text: &str, _: usize) -> usize {
-    if let Some(length) = contraction(text, false) {
+    if let Some(length) = contraction(text, |c| c) {
         return length;
     }
     let rest = text.strip_prefix(' ').unwrap_or(text);
@@ -130,10 +136,10 @@ fn gpt2(text: &str, _: usize) -> usize {
     }
 }
 
-/// Bytes of the first word under
+/// Length in bytes of the first word by the pattern
 /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`.
 fn llama3(text: &str, digits: usize) -> usize {
-    if let Some(length) = contraction(text, true) {
+    if let Some(length) = contraction(text, without_case) {
         return length;
     }
     let Some(first) = text.chars().next() else { return 0 };
@@ -165,11 +171,14 @@ fn is_newline(c: char) -> bool {
     matches!(c, '\r' | '\n')
 }
 
-/// Bytes of an English ending behind an apostrophe, if the text begins with one.
-fn contraction(text: &str, any_case: bool) -> Option<usize> {
+/// A character as a case-insensitive expression sees it. To such an expression the long s is an s.
+fn without_case(c: char) -> char {
+    if c == 'ſ' { 's' } else { c.to_ascii_lowercase() }
+}
+
+/// Bytes of an English contraction such as `'ll` at the start of the text. `folded` maps each character before it is compared.
+fn contraction(text: &str, folded: fn(char) -> char) -> Option<usize> {
     let rest = text.strip_prefix('\'')?;
-    // The long s is an s to an expression that does not look at case.
-    let folded = |c: char| if any_case { if c == 'ſ' { 's' } else { c.to_ascii_lowercase() } } else { c };
     let mut chars = rest.chars();
     let first = chars.next()?;
     match (folded(first), chars.next().map(folded)) {
@@ -179,12 +188,13 @@ fn contraction(text: &str, any_case: bool) -> Option<usize> {
     }
 }
 
-/// Bytes of the characters of one class that the text begins with.
+/// Length in bytes of the run of characters of one class at the start of the text.
 fn run(text: &str, wanted: Class) -> usize {
     text.find(|c| class(c) != wanted).unwrap_or(text.len())
 }
 
-/// Bytes of the blanks that the text begins with, but for the last one if a word follows and it has company: that one is the word's.
+/// Length in bytes of the blanks at the start of the text. If a word follows several blanks, the last blank belongs to that word and is not
+/// counted.
 fn blanks(text: &str) -> usize {
     let all = run(text, Class::Space);
     let last = text[..all].chars().next_back().map_or(0, char::len_utf8);

@@ -58,7 +58,8 @@ proptest! {
                         let pages = (here + landing).max(1);
                         let youngest = nth(&tails, 0).filter(|_| landing > 0).map(SessionId);
                         let (sequence, landing) = (own(request), youngest);
-                        effects = give(&mut pool, ReservePages { sequence, tokens, pages, landing, again: here == 1 });
+                        let priority = if here == 1 { ReservePriority::Resumed } else { ReservePriority::New };
+                        effects = give(&mut pool, ReservePages { sequence, tokens, pages, landing, priority });
                     }
                 }
                 Op::Grow(request, pages) => {

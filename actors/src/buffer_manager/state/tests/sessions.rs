@@ -218,6 +218,15 @@ fn a_leaving_sender_returns_its_credits_when_no_more_pages_land() {
 }
 
 #[test]
+fn a_leaving_sender_without_a_credit_is_told_that_it_gets_none() {
+    let mut pool = self::pool(20, 4, 1);
+    open(&mut pool, SESSION, 4, 0);
+    give(&mut pool, unfilled(1, 0, 4));
+    assert_eq!(give(&mut pool, PeerLeaving { session: SESSION }), [shared(1, 0)]);
+    assert_eq!(release(&mut pool, 9), [], "the share is sent once");
+}
+
+#[test]
 fn a_lost_session_is_reported_empty_only_if_it_held_no_credit() {
     let empty = |session| to::peer_link(NothingOutstanding { session: SessionId(session) });
     let mut pool = self::pool(20, 4, 1);

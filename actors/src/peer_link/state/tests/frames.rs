@@ -102,14 +102,16 @@ fn a_frame_of_the_wrong_direction_ends_the_session() {
     for frame in receivers.chain([both.clone()]) {
         let mut state = state(true);
         let begun = up(&mut state, A, 1);
-        let reason = format!("peer sent a {} frame, which this side of a session does not accept", frame.name());
+        let reason =
+            format!("peer sent a {} frame, which this side of a session does not accept", frame.name());
         assert_eq!(begun.receives(&mut state, frame), begun.ended(&reason, false));
     }
     let senders = of_senders(SessionId(0)).into_iter().map(|(frame, _)| frame);
     for frame in senders.chain([Frame::Leaving, probed(), both]) {
         let mut state = state(true);
         let begun = up_outgoing(&mut state);
-        let reason = format!("peer sent a {} frame, which this side of a session does not accept", frame.name());
+        let reason =
+            format!("peer sent a {} frame, which this side of a session does not accept", frame.name());
         assert_eq!(begun.receives(&mut state, frame), begun.ended(&reason, false));
         assert_eq!(state.ready(), 0);
     }

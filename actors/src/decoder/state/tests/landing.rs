@@ -1,0 +1,172 @@
+//! Requests that a sender prefills.
+
+use super::*;
+
+#[test]
+fn the_proxy_is_told_whether_a_sender_has_failed() {
+    let now = Instant::now();
+    let begun = || {
+        let mut state = state();
+        state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+        state.on_reserved(now, landing(&[8]));
+        state
+    };
+    let outcome = |effects: Vec<Effect>| {
+        let told = effects.iter().find_map(|effect| match effect {
+            Effect::Proxy(ToProxy::PrefillOver(PrefillOver { on: Some(SESSION), outcome, .. })) => {
+                Some(*outcome)
+            }
+            _ => None,
+        });
+        told.expect("the proxy is told")
+    };
+    for (fault, expect) in
+        [(PrefillFault::Failed, PrefillOutcome::Failed), (PrefillFault::Refused, PrefillOutcome::Withdrawn)]
+    {
+        let failed = PrefillFailed { fault, ..prefill_failed(SESSION) };
+        assert_eq!(outcome(begun().on_prefill_failed(failed)), expect);
+    }
+    assert_eq!(outcome(begun().on_peer_lost(SESSION)), PrefillOutcome::Failed);
+    // An abort, a deadline or a preemption is no information about the sender.
+    assert_eq!(outcome(begun().on_abort(R)), PrefillOutcome::Withdrawn);
+    assert_eq!(outcome(begun().on_tick(now + Duration::from_secs(3600))), PrefillOutcome::Withdrawn);
+    assert_eq!(outcome(begun().on_short(PagesShort { releases: 0 })), PrefillOutcome::Withdrawn);
+}
+
+#[test]
+fn a_handed_over_request_starts_with_its_first_token_and_all_pages() {
+    for token_first in [true, false] {
+        let (mut state, now) = (state(), Instant::now());
+        let effects = state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+        assert_eq!(effects, [reserve(&PROMPT, 3, true)]);
+        let effects = state.on_reserved(now, landing(&[8]));
+        assert!(
+            matches!(frame(&effects), Some(Frame::Prefill { request: 5, resident: 0, .. })),
+            "{effects:?}"
+        );
+        let mut effects = Vec::new();
+        if token_first {
+            assert_eq!(
+                state.on_prefill_finished(now, prefilled(7)),
+                [over_after(Some(SESSION), 2000), token(7)],
+                "the token is delivered at once"
+            );
+        }
+        assert_eq!(state.on_adopted(now, adopted(1, 4)), []);
+        effects.extend(state.on_adopted(now, adopted(0, 6)));
+        if !token_first {
+            assert_eq!(effects, []);
+            effects = state.on_prefill_finished(now, prefilled(7));
+            assert_eq!(effects.remove(0), over_after(Some(SESSION), 2000));
+            assert_eq!(effects.remove(0), token(7));
+        }
+        let [
+            Effect::BufferManager(ToBufferManager::PagesComputed(computed)),
+            Effect::Generator(ToGenerator::StartSequence(start)),
+        ] = &effects[..]
+        else {
+            panic!("{effects:?}")
+        };
+        assert_eq!((&computed.tokens[..], &computed.pages), (&PROMPT[..], &start.pages));
+        assert_eq!(start.pages, [PageId(6), PageId(4), PageId(8)], "pages are in the order of their tokens");
+        assert_eq!((start.resident, start.sample, start.tokens.last()), (6, 4, Some(&7)));
+    }
+}
+
+#[test]
+fn a_first_token_that_ends_the_request_ends_it() {
+    for (max_tokens, token, expect) in [(1, 7, FinishReason::Length), (9, EOS, FinishReason::Stop)] {
+        let (mut state, now) = (state(), Instant::now());
+        state.on_decode(now, decode(now, 6, max_tokens, Some(SESSION)));
+        state.on_reserved(now, landing(&[]));
+        let effects = state.on_prefill_finished(now, prefilled(token));
+        assert!(matches!(reason(&effects), Some(StreamEvent::Finished { reason, .. }) if *reason == expect));
+        assert_eq!(effects.last(), Some(&release()));
+    }
+}
+
+#[test]
+fn a_lost_sender_costs_a_recompute_but_no_token() {
+    let (mut state, now) = (state(), Instant::now());
+    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+    state.on_reserved(now, landing(&[8]));
+    state.on_prefill_finished(now, prefilled(7));
+    let effects = state.on_peer_lost(SESSION);
+    let again = reserve_again(&[10, 11, 12, 13, 14, 15, 7], 3);
+    assert_eq!(effects, [release(), again]);
+    assert_eq!(state.counts().recomputes, 1);
+    assert_eq!(state.on_adopted(now, adopted(0, 6)), [], "no request waits for a page of the lost session");
+    let effects = state.on_reserved(now, reserved(&[1, 2, 3]));
+    let [Effect::Generator(ToGenerator::StartSequence(start))] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!((start.resident, start.sample, start.tokens.last()), (0, 4, Some(&7)));
+}
+
+#[test]
+fn a_failed_prefill_is_logged_and_recomputed_here() {
+    let (mut state, now) = (state(), Instant::now());
+    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+    assert_eq!(state.on_prefill_failed(prefill_failed(SESSION)), [], "the sender has not been asked yet");
+    state.on_reserved(now, landing(&[8]));
+    assert_eq!(state.on_prefill_failed(prefill_failed(SessionId(2))), [], "another sender was asked");
+    let line = LogLine::PrefillFailed { request: R, session: SESSION, reason: "full".into() };
+    let again = reserve_again(&PROMPT, 3);
+    let expect = [to::log(line), release(), again, over(Some(SESSION), PrefillOutcome::Failed)];
+    assert_eq!(state.on_prefill_failed(prefill_failed(SESSION)), expect);
+    assert_eq!(state.counts().recomputes, 1);
+    assert_eq!(
+        state.on_prefill_failed(prefill_failed(SESSION)),
+        [],
+        "the request no longer waits for that sender"
+    );
+}
+
+#[test]
+fn invalid_messages_of_a_sender_discard_its_work() {
+    let now = Instant::now();
+    let begun = || {
+        let mut state = state();
+        state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+        state.on_reserved(now, landing(&[8]));
+        state
+    };
+    let again = reserve_again(&PROMPT, 3);
+    let mut twice = begun();
+    twice.on_adopted(now, adopted(1, 4));
+    for effects in [
+        begun().on_adopted(now, adopted(2, 4)),
+        begun().on_adopted(now, adopted(u32::MAX, 4)),
+        twice.on_adopted(now, adopted(1, 5)),
+        begun().on_prefill_finished(now, prefilled(100)),
+        begun().on_rejected(R),
+    ] {
+        assert_eq!(
+            effects,
+            [cancel(SESSION, R), release(), again.clone(), over(Some(SESSION), PrefillOutcome::Failed)]
+        );
+    }
+}
+
+#[test]
+fn a_sender_lost_before_the_reservation_causes_a_recompute() {
+    let (mut state, now) = (state(), Instant::now());
+    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+    assert_eq!(state.on_peer_lost(SESSION), []);
+    let effects = state.on_reserved(now, landing(&[8]));
+    assert_eq!(effects, [release(), reserve_again(&PROMPT, 3), over(Some(SESSION), PrefillOutcome::Failed)]);
+}
+
+#[test]
+fn a_resident_prefix_is_not_put() {
+    let (mut state, now) = (state(), Instant::now());
+    state.on_decode(now, decode(now, 12, 5, Some(SESSION)));
+    let reserved = PagesReserved { sequence: OWN, resident: 4, landing: 2, pages: pages(&[7, 8]) };
+    let effects = state.on_reserved(now, reserved);
+    assert!(matches!(frame(&effects), Some(Frame::Prefill { resident: 4, .. })), "{effects:?}");
+    state.on_prefill_finished(now, prefilled(7));
+    state.on_adopted(now, adopted(2, 5));
+    let effects = state.on_adopted(now, adopted(1, 4));
+    let Some(Effect::Generator(ToGenerator::StartSequence(start))) = effects.last() else {
+        panic!("{effects:?}")
+    };
+    assert_eq!((&start.pages, start.resident), (&pages(&[7, 4, 5, 8]), 12));
+}

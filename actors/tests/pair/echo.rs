@@ -1,0 +1,116 @@
+//! An engine without a model: its pages hold token ids, and it samples from the ids that it reads back.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+
+use engine::{
+    Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Step, StepLimits,
+    StepOutput, TokenSource,
+};
+
+use super::{PAGE_TOKENS, ROWS, VOCABULARY};
+
+/// The engine.
+pub(super) struct Echo {
+    model: ModelInfo,
+    pub(super) pool: Arc<KvPool>,
+    /// The samples of the last step. Chunks of the next step may follow them.
+    sampled: Vec<SampledToken>,
+    error: Arc<Mutex<Option<EngineError>>>,
+}
+
+impl Echo {
+    /// An engine with `pages` pages. While `error` is set, every step fails with it.
+    pub(super) fn new(pages: u32, error: Arc<Mutex<Option<EngineError>>>) -> Self {
+        let layout =
+            KvLayout { layers: 1, kv_heads: 1, head_dim: 32, page_tokens: PAGE_TOKENS, dtype: KvDtype::F32 };
+        let model = ModelInfo {
+            name: "echo".into(),
+            path: PathBuf::new(),
+            fingerprint: [1; 32],
+            context_tokens: 4096,
+            vocabulary: VOCABULARY,
+            eos_tokens: vec![0],
+            parameters: 0,
+        };
+        let pool = Arc::new(KvPool::new(layout, pages).expect("a small pool"));
+        Self { model, pool, sampled: Vec::new(), error }
+    }
+
+    /// The four bytes that hold the token at `position`.
+    fn cell(&self, pages: &[PageId], position: u32) -> &[AtomicU8] {
+        let page = pages[(position / PAGE_TOKENS) as usize];
+        let page_bytes = self.pool.layout().page_bytes() as usize;
+        let at = page.0 as usize * page_bytes + (position % PAGE_TOKENS) as usize * 128;
+        &self.pool.cells().expect("on the host")[at..at + 4]
+    }
+}
+
+/// The token that follows these tokens.
+pub(super) fn next_token(tokens: impl Iterator<Item = u32>) -> u32 {
+    1 + tokens.fold(7u32, |hash, token| hash.wrapping_mul(31).wrapping_add(token)) % (VOCABULARY - 1)
+}
+
+impl Engine for Echo {
+    fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    fn kv(&self) -> &Arc<KvPool> {
+        &self.pool
+    }
+
+    fn limits(&self) -> StepLimits {
+        StepLimits { tokens: 64, rows: ROWS }
+    }
+
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+
+    fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
+        if let Some(error) = self.error.lock().expect("no panic").clone() {
+            return Err(error);
+        }
+        let mut output = StepOutput::default();
+        let rows = batch.iter().filter(|chunk| chunk.takes_row()).count() as u64;
+        if rows > u64::from(ROWS) {
+            return Err(EngineError::TooManyRows { rows, limit: ROWS });
+        }
+        for chunk in batch {
+            let followed = self.sampled.iter().find(|sampled| sampled.sequence == chunk.sequence);
+            let follows = chunk.source == TokenSource::Follows;
+            let followed = followed.filter(|_| follows).map(|sampled| [sampled.token.id]);
+            if follows && followed.is_none() {
+                return Err(EngineError::FollowsNothing { sequence: chunk.sequence });
+            }
+            let tokens = followed.as_ref().map_or(chunk.tokens, |token| token);
+            for (position, token) in (chunk.start..).zip(tokens) {
+                let cell = self.cell(chunk.pages, position);
+                cell.iter()
+                    .zip(token.to_le_bytes())
+                    .for_each(|(cell, byte)| cell.store(byte, Ordering::Relaxed));
+            }
+            if chunk.sample.is_some() {
+                let end = chunk.start + chunk.tokens.len() as u32;
+                let read = |position| {
+                    let cell = self.cell(chunk.pages, position);
+                    u32::from_le_bytes(std::array::from_fn(|n| cell[n].load(Ordering::Relaxed)))
+                };
+                let token = next_token((0..end).map(read));
+                output.tokens.push(SampledToken { sequence: chunk.sequence, token: token.into() });
+            }
+        }
+        self.sampled.clone_from(&output.tokens);
+        Ok(Step::finished(output))
+    }
+
+    fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {
+        Ok(step.take())
+    }
+
+    fn acquire(&mut self, _: &[PageId]) -> Result<(), EngineError> {
+        Ok(())
+    }
+}

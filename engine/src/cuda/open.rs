@@ -1,0 +1,161 @@
+//! Opens a [`CudaEngine`]: checks the GPU and the model, loads the weights, and allocates device memory.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::attention::Attention;
+use super::device::{CudaDevice, Event, Pinned, Stream};
+use super::fits;
+use super::forward::{Forward, SAMPLED_MAX};
+use super::graph::{GRAPH_PAGES, GRAPH_ROWS_MAX};
+use super::lists::Lists;
+use super::pool::DevicePool;
+use super::weights::Weights;
+use super::{CudaEngine, PAGE_ENTRIES_MAX, Readback};
+use crate::Progress;
+use crate::checkpoint::Checkpoint;
+use crate::error::{CudaError, OpenError};
+use crate::gpu::plan::{StepCapacity, pieces_max};
+use crate::kv::{KvDtype, KvLayout};
+use crate::model::{EngineConfig, LoadFormat, ModelInfo, ModelShape};
+use crate::step::StepLimits;
+
+impl CudaEngine {
+    /// Does the same as [`open_watched`](crate::open_watched), on device `ordinal`.
+    ///
+    /// # Errors
+    /// Those of [`open_watched`](crate::open_watched), and [`OpenError::Cuda`].
+    pub fn open(config: &EngineConfig, ordinal: u32, progress: Progress<'_>) -> Result<Self, OpenError> {
+        let cuda = OpenError::Cuda;
+        crate::model::check_limits(config)?;
+        let device = CudaDevice::open(ordinal).map_err(cuda)?;
+        fits::check_device(&device)?;
+        let checkpoint = Checkpoint::open_as(&config.model, config.load_format)?;
+        let stream = Stream::new(&device).map_err(cuda)?;
+        let weights = load_weights(config, &device, &stream, &checkpoint, progress)?;
+        let model = model_info(config, &checkpoint);
+        let shape = checkpoint.shape;
+        let layout = kv_layout(config, &shape);
+        let attention = open_attention(config, &device, &shape, &layout)?;
+        let pages = fits::pages(config, &device, &shape, &layout)?;
+        let kv = Arc::new(DevicePool::allocate(&device, layout, pages)?);
+        let step_lists = step_lists(config, &device, &shape).map_err(cuda)?;
+        let graph_lists = graph_lists(config, &device).map_err(cuda)?;
+        let rows = (config.step_tokens as usize).max(GRAPH_ROWS_MAX);
+        let forward =
+            Forward::new(&device, shape, weights, attention, Arc::clone(&kv), rows).map_err(cuda)?;
+        tracing::info!(
+            gpu = device.name().map_err(cuda)?,
+            weights_gb = forward.step_bytes() as f64 / 1e9,
+            pages,
+            "model loaded on the GPU"
+        );
+        let readback = || Readback::new(&device, rows.min(SAMPLED_MAX)).map_err(cuda);
+        Ok(Self {
+            model,
+            kv,
+            limits: StepLimits {
+                tokens: config.step_tokens,
+                rows: config.step_tokens.min(SAMPLED_MAX as u32),
+            },
+            readbacks: [readback()?, readback()?],
+            device,
+            forward,
+            step_lists,
+            graph_lists,
+            graphs: HashMap::new(),
+            stream,
+            flights: VecDeque::new(),
+            followed: HashMap::new(),
+            turn: 0,
+            bound: false,
+        })
+    }
+}
+
+impl Readback {
+    /// Memory for the sampled tokens of up to `rows` rows.
+    fn new(device: &Arc<CudaDevice>, rows: usize) -> Result<Self, CudaError> {
+        let chosen = Pinned::new(device, rows)?;
+        Ok(Self { done: Event::new(device)?, chosen })
+    }
+}
+
+/// Loads the weights from the checkpoint, or makes random ones.
+fn load_weights(
+    config: &EngineConfig,
+    device: &Arc<CudaDevice>,
+    stream: &Stream,
+    checkpoint: &Checkpoint,
+    progress: Progress<'_>,
+) -> Result<Weights, OpenError> {
+    match config.load_format {
+        LoadFormat::Auto => Weights::load(device, checkpoint, progress),
+        LoadFormat::Dummy { seed } => {
+            let tied = !checkpoint.has("output.weight");
+            Weights::random(device, stream, &checkpoint.shape, seed, tied).map_err(OpenError::Cuda)
+        }
+    }
+}
+
+/// Describes the checkpoint. The fingerprint of random weights covers their seed.
+fn model_info(config: &EngineConfig, checkpoint: &Checkpoint) -> ModelInfo {
+    let mut model = checkpoint.info();
+    if let LoadFormat::Dummy { seed } = config.load_format {
+        let hasher = Sha256::new().chain_update(model.fingerprint).chain_update(seed.to_le_bytes());
+        model.fingerprint = hasher.finalize().into();
+    }
+    model
+}
+
+/// The layout of the KV pages on the device.
+fn kv_layout(config: &EngineConfig, shape: &ModelShape) -> KvLayout {
+    KvLayout {
+        layers: shape.layers as u32,
+        kv_heads: shape.kv_heads as u32,
+        head_dim: shape.head_dim as u32,
+        page_tokens: config.page_tokens,
+        dtype: KvDtype::Bf16,
+    }
+}
+
+/// Refuses a model that the kernels do not compute, and allocates the workspaces of attention.
+fn open_attention(
+    config: &EngineConfig,
+    device: &Arc<CudaDevice>,
+    shape: &ModelShape,
+    layout: &KvLayout,
+) -> Result<Attention, OpenError> {
+    let unsupported = |what| OpenError::UnsupportedModel { path: config.model.clone(), what };
+    fits::check_shape(shape).map_err(unsupported)?;
+    let page_stride = (layout.page_bytes() / layout.dtype.bytes()) as i64;
+    let decode_rows = (config.step_tokens as usize).clamp(GRAPH_ROWS_MAX, SAMPLED_MAX);
+    let paged = (config.page_tokens, page_stride);
+    let attention = Attention::new(device, shape, paged, pieces_max(decode_rows)).map_err(OpenError::Cuda)?;
+    attention.ok_or_else(|| {
+        unsupported(format!(
+            "its head size is {}, and GPU attention supports head sizes 64 and 128",
+            shape.head_dim
+        ))
+    })
+}
+
+/// Memory for the lists of the largest step.
+fn step_lists(
+    config: &EngineConfig,
+    device: &Arc<CudaDevice>,
+    shape: &ModelShape,
+) -> Result<Lists, CudaError> {
+    let rows = config.step_tokens as usize;
+    let sequence_pages = shape.context_tokens.div_ceil(config.page_tokens) as usize;
+    let pages = (rows * sequence_pages).min(PAGE_ENTRIES_MAX);
+    Lists::new(device, StepCapacity { rows, chunks: rows, pages }, config.page_tokens as usize)
+}
+
+/// Memory for the lists of the largest decode step that a graph replays.
+fn graph_lists(config: &EngineConfig, device: &Arc<CudaDevice>) -> Result<Lists, CudaError> {
+    let capacity = StepCapacity { rows: GRAPH_ROWS_MAX, chunks: GRAPH_ROWS_MAX, pages: GRAPH_PAGES };
+    Lists::new(device, capacity, config.page_tokens as usize)
+}

@@ -1,0 +1,123 @@
+//! The log of a process: its lines as they come, and the table of the lines that tests look for.
+//!
+//! Tests ask over HTTP for every state that a process shows there. They read the log only for what it alone tells, and they name such a
+//! line by its [`Event`].
+
+use std::io::{BufRead, BufReader, Read};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// A log line that tests look for, identified by its constant message. When the message changes in the sources, it changes here and nowhere
+/// else in the tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A port is bound. Fields: `key`, and `url` or `address`.
+    Listening,
+    /// The process has ended in order.
+    Ended,
+    /// The limit of open files allows fewer HTTP connections than the settings ask for. Fields: `open_files`, `connections`.
+    FewConnections,
+    /// A sender cannot reach its receiver and goes on dialling. Fields: `address`, `reason`.
+    ReceiverUnreachable,
+    /// A receiver has refused the sender, which dials again later. Fields: `address`, `reason`.
+    ReceiverRefuses,
+    /// A receiver has refused a connection to its link port. Fields: `address`, `reason`.
+    ConnectionRefused,
+}
+
+impl Event {
+    const fn message(self) -> &'static str {
+        match self {
+            Self::Listening => " listening",
+            Self::Ended => " ended",
+            Self::FewConnections => " each HTTP port takes ",
+            Self::ReceiverUnreachable => " receiver cannot be reached yet",
+            Self::ReceiverRefuses => " receiver refuses sessions",
+            Self::ConnectionRefused => " link connection refused",
+        }
+    }
+
+    /// Whether `line` reports this event.
+    pub fn is_in(self, line: &str) -> bool {
+        line.contains(self.message())
+    }
+}
+
+/// The value of a field of a log line, without quotes. A value that is not quoted ends at the first space.
+pub fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    let value = line.split_once(&format!(" {name}="))?.1;
+    match value.strip_prefix('"') {
+        Some(quoted) => quoted.split('"').next(),
+        None => value.split(' ').next(),
+    }
+}
+
+#[derive(Default)]
+struct Lines {
+    lines: Vec<String>,
+    closed: bool,
+}
+
+/// All lines that a process has written, and whether there will be more.
+#[derive(Default)]
+pub(super) struct Log {
+    lines: Mutex<Lines>,
+    changed: Condvar,
+}
+
+impl Log {
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies lines until the pipe closes.
+    pub(super) fn collect(&self, stderr: impl Read) {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            self.lock().lines.push(line);
+            self.changed.notify_all();
+        }
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn text(&self) -> String {
+        self.lock().lines.join("\n")
+    }
+
+    /// Whether the process has closed its log, as it does when it ends.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Waits for a line that `is_it`; `None` if there is none by `end` or when the log closes.
+    pub(super) fn wait_line(&self, end: Instant, is_it: impl Fn(&str) -> bool) -> Option<String> {
+        let find = |lines: &Lines| lines.lines.iter().find(|line| is_it(line)).cloned();
+        self.wait(end, |lines| find(lines).is_some() || lines.closed);
+        find(&self.lock())
+    }
+
+    /// Waits until the log is closed; false if it is not by `end`.
+    pub(super) fn wait_closed(&self, end: Instant) -> bool {
+        self.wait(end, |lines| lines.closed);
+        self.is_closed()
+    }
+
+    fn wait(&self, end: Instant, done: impl Fn(&Lines) -> bool) {
+        let left = end.saturating_duration_since(Instant::now());
+        drop(self.changed.wait_timeout_while(self.lock(), left, |lines| !done(lines)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_and_fields_are_found_in_a_line() {
+        let line = r#"2026-11-22 21:32:52.123  INFO listening url=http://127.0.0.1:9000 key="frontend.port" route=Auto"#;
+        assert!(Event::Listening.is_in(line) && !Event::Ended.is_in(line));
+        assert_eq!(field(line, "url"), Some("http://127.0.0.1:9000"));
+        assert_eq!(field(line, "key"), Some("frontend.port"));
+        assert_eq!(field(line, "address"), None);
+    }
+}

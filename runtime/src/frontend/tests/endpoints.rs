@@ -1,0 +1,143 @@
+//! The other endpoints, the API key and the sockets.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use socket2::SockRef;
+
+use super::super::model_text::testing::EOS;
+use super::super::{HealthState, Limits, bind, prepare};
+use super::dated;
+use super::harness::{Script, Server, Setup};
+use super::http::{JSON, read};
+
+#[test]
+fn texts_are_tokenized_and_detokenized() {
+    let server = Server::start(Script::Echo);
+    let check = |path: &str, body: Value, expect: Value| {
+        let (status, text) = server.http.post(path, &body.to_string());
+        assert_eq!((status, serde_json::from_str::<Value>(&text).unwrap()), (200, expect), "{body}");
+    };
+    let tokens = json!({"count": 2, "max_model_len": 64, "tokens": [97, 260], "token_strs": null});
+    check("/tokenize", json!({"model": "m", "prompt": "a he", "add_special_tokens": false}), tokens);
+    let named = json!({"count": 1, "max_model_len": 64, "tokens": [258], "token_strs": ["he"]});
+    check("/tokenize", json!({"prompt": "he", "return_token_strs": true}), named);
+    check("/detokenize", json!({"tokens": [97, 260, EOS]}), json!({"prompt": "a he<|im_end|>"}));
+    let (_, text) = server.http.post("/tokenize", r#"{"messages": [{"role": "user", "content": "a"}]}"#);
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["count"], 20, "{text}");
+    server.http.refused("/tokenize", "{}", 400, "prompt", "prompt is missing");
+    server.http.refused("/tokenize", r#"{"prompt": "a", "model": "x"}"#, 404, "model", "does not exist");
+    server.http.refused("/detokenize", r#"{"tokens": [262]}"#, 400, "tokens", "tokens[0] is token 262");
+    server.all_permits_return();
+}
+
+#[test]
+fn probes_are_answered() {
+    let server = Server::start(Script::Hold(0));
+    assert_eq!(server.http.get("/ping"), (200, String::new()));
+    assert_eq!(server.http.post("/ping", "").0, 200);
+    assert_eq!(
+        server.http.get("/version"),
+        (200, format!(r#"{{"version":"{}"}}"#, env!("CARGO_PKG_VERSION")))
+    );
+    assert_eq!(server.http.get("/load"), (200, r#"{"server_load":0,"running":0,"waiting":0}"#.to_owned()));
+    let client = server.http.ask("");
+    server.next_request();
+    assert_eq!(server.http.get("/load"), (200, r#"{"server_load":1,"running":1,"waiting":0}"#.to_owned()));
+    drop(client);
+    *server.shared.state.lock().unwrap() = HealthState::Down { reason: "x".to_owned() };
+    assert_eq!(server.http.get("/ping").0, 503);
+}
+
+#[test]
+fn a_model_is_shown_by_name() {
+    let server = Server::start(Script::Echo);
+    let (status, text) = server.http.get("/v1/models/m");
+    assert_eq!((status, &serde_json::from_str::<Value>(&text).unwrap()["id"]), (200, &json!("m")));
+    let (status, text) = server.http.get("/v1/models/org/other");
+    assert_eq!(status, 404);
+    assert!(text.contains("org/other"), "{text}");
+}
+
+#[test]
+fn requests_without_the_api_key_are_refused() {
+    let server = Server::start_with(Setup { api_key: Some("k1".to_owned()), ..Setup::new(Script::Echo) });
+    let ask = |key: Option<&str>| {
+        let bearer = key.map(|key| format!("Bearer {key}"));
+        let key = bearer.iter().map(|bearer| ("authorization", &**bearer));
+        let headers: Vec<(&str, &str)> = [JSON].into_iter().chain(key).collect();
+        read(server.http.send("/v1/completions", r#"{"prompt": "a"}"#, &headers))
+    };
+    for key in [None, Some("k2"), Some("k"), Some("")] {
+        assert_eq!(ask(key), (401, r#"{"error":"Unauthorized"}"#.to_owned()), "{key:?}");
+    }
+    assert_eq!(ask(Some("k1")).0, 200);
+    assert_eq!(server.http.get("/v1/models").0, 401);
+    assert_eq!(server.http.get("/v1/none").0, 401);
+    for open in ["/health", "/ping", "/version", "/load", "/metrics"] {
+        assert_eq!(server.http.get(open).0, 200, "{open}");
+    }
+}
+
+#[test]
+fn metrics_are_text() {
+    let server = Server::start(Script::Echo);
+    assert_eq!(server.http.get("/metrics"), (200, "baton_pages 1\n".to_owned()));
+}
+
+#[test]
+fn models_and_health() {
+    let server = Server::start(Script::Echo);
+    let (status, text) = server.http.get("/v1/models");
+    let created = serde_json::from_str::<Value>(&text).unwrap()["data"][0]["created"].clone();
+    assert_eq!(status, 200);
+    assert_eq!(
+        text,
+        dated(
+            r#"{"object":"list","data":[{"id":"m","object":"model","created":CREATED,"owned_by":"baton","root":"/m/m.gguf","parent":null,"max_model_len":64,"permission":[]}]}"#,
+            &created
+        )
+    );
+    let pid = std::process::id();
+    let check = |state: HealthState, status: u16, fields: &str| {
+        *server.shared.state.lock().unwrap() = state;
+        let expect = format!(r#"{{{fields},"role":"local","pid":{pid},"peers":0,"live_requests":0}}"#);
+        assert_eq!(server.http.get("/health"), (status, expect));
+        assert_eq!(server.http.get("/ping").0, status);
+    };
+    let reason = "engine stopped".to_owned();
+    check(HealthState::Ok, 200, r#""status":"ok""#);
+    let fields = r#""status":"degraded","reason":"engine stopped""#;
+    check(HealthState::Degraded { reason: reason.clone() }, 200, fields);
+    check(HealthState::Down { reason }, 503, r#""status":"down","reason":"engine stopped""#);
+}
+
+#[test]
+fn a_port_in_use_is_an_error_that_names_the_key() {
+    let taken = bind("frontend.port", "127.0.0.1", 0).unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let error = bind("http.port", "127.0.0.1", port).unwrap_err();
+    let expect = format!("http port {port} on 127.0.0.1 is in use; stop the other process or set http.port");
+    assert_eq!((error.to_string(), error.kind()), (expect, "in_use"));
+    let error = bind("link.port", "192.0.2.1", 0).unwrap_err();
+    assert!(error.to_string().starts_with("cannot listen on 192.0.2.1:0 (link.port): "), "{error}");
+}
+
+#[test]
+fn accepted_sockets_send_at_once_and_notice_a_gone_client() {
+    let check = |socket: SockRef<'_>| {
+        assert!(socket.tcp_nodelay().unwrap(), "the second token of a kept connection would wait 40 ms");
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(10));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+    };
+    let server = Server::start(Script::Echo);
+    check(SockRef::from(&server.listener));
+    // Accepted sockets inherit the options.
+    let listener = bind("frontend.port", "127.0.0.1", 0).unwrap();
+    prepare(&listener, &Limits::default()).unwrap();
+    let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    check(SockRef::from(&accepted));
+}
