@@ -109,8 +109,8 @@ impl Ring {
         self.landing > 0 || self.measurement == Measurement::Running
     }
 
-    /// Sends the session's peer its share if it holds more credits and `must` return some, or if it leaves and gets no more.
-    /// Requests the end of the session if the peer has returned none for [`RETURN_LIMIT`].
+    /// Sends the session's peer its share if it holds more credits and `must` return some, or if it is leaving and its share is 0.
+    /// Requests the end of the session if the peer has returned no credit for [`RETURN_LIMIT`].
     fn call_back(&mut self, session: SessionId, share: u32, must: bool, now: Instant) -> Option<Change> {
         let outstanding = self.outstanding();
         if let Some(last) = self.called_back.as_mut() {

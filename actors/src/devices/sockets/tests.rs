@@ -13,7 +13,7 @@ impl Handler<ToPeerLink> for Recorder {
     type Result = ();
 
     fn handle(&mut self, message: ToPeerLink, _: &mut Context<Self>) {
-        self.0.lock().expect("no thread panics while it holds the lock").push(message);
+        self.0.lock().expect("the lock is not poisoned").push(message);
     }
 }
 
@@ -63,15 +63,15 @@ async fn say_hello(address: String) -> Link {
 
 #[actix::test]
 async fn a_peer_that_reads_no_frames_is_disconnected_before_a_frame_is_lost() {
-    let heard = Arc::new(Mutex::new(Vec::new()));
-    let sockets = Sockets::new(identity(), Recorder(heard.clone()).start().recipient());
+    let recorded = Arc::new(Mutex::new(Vec::new()));
+    let sockets = Sockets::new(identity(), Recorder(recorded.clone()).start().recipient());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
     let listening = actix::spawn(sockets.clone().listen(listener));
     let peer = actix::spawn(say_hello(address));
     let connection = loop {
         tokio::time::sleep(Duration::from_millis(1)).await;
-        if let Some(ToPeerLink::HelloCame(came)) = heard.lock().expect("as above").first() {
+        if let Some(ToPeerLink::HelloCame(came)) = recorded.lock().expect("the lock is not poisoned").first() {
             break came.connection;
         }
     };
@@ -99,6 +99,6 @@ async fn a_peer_that_reads_no_frames_is_disconnected_before_a_frame_is_lost() {
     assert!(!matches!(end, LinkError::Goodbye), "the connection ends without a goodbye");
     let reason = format!("peer reads too slowly: {FRAMES_WAITING} frames wait for it");
     let ended = ToPeerLink::LinkEnded(LinkEnded { session, end: LinkEnd::Broken(reason) });
-    assert_eq!(heard.lock().expect("as above")[1..], [ended]);
+    assert_eq!(recorded.lock().expect("the lock is not poisoned")[1..], [ended]);
     listening.abort();
 }

@@ -15,7 +15,7 @@ fn each_receiver_is_dialled() {
 #[test]
 fn an_unhealthy_process_waits_before_it_dials() {
     let mut state = state(true);
-    deliver(&mut state, HealthSeen(Some("engine stands still".into())));
+    deliver(&mut state, HealthSeen(Some("engine does not respond".into())));
     for _ in 0..3 {
         assert_eq!(deliver(&mut state, DialDue { receiver: FIRST }), [wake(FIRST, 2000)]);
     }

@@ -50,9 +50,9 @@ fn senders_without_a_session_are_forgotten_when_there_are_many() {
 fn a_process_that_is_unhealthy_or_shutting_down_admits_no_sender() {
     let mut state = state(true);
     let begun = up(&mut state, A, 1);
-    let effects = deliver(&mut state, HealthSeen(Some("engine stands still".into())));
-    assert_eq!(effects, begun.ended("this process is unhealthy: engine stands still", false));
-    assert!(state.admit(NEXT).expect_err("unhealthy").contains("engine stands still"));
+    let effects = deliver(&mut state, HealthSeen(Some("engine does not respond".into())));
+    assert_eq!(effects, begun.ended("this process is unhealthy: engine does not respond", false));
+    assert!(state.admit(NEXT).expect_err("unhealthy").contains("engine does not respond"));
     assert_eq!(deliver(&mut state, HealthSeen(None)), []);
     assert_eq!(state.admit(NEXT), Ok(()));
     assert_eq!(deliver(&mut state, CloseLinks), []);
