@@ -4,7 +4,7 @@
 //! is idle. All sessions together never hold more credits than the ring has pages. If they want more, the allotments are max-min
 //! fair: a session that wants less than an equal share gets what it wants, and the others divide the rest equally. A session that
 //! holds more than its allotment is told to return unspent credits only when another session lacks them, when it has been idle
-//! for [`IDLE`], or when its peer is leaving.
+//! for [`IDLE`], or, if its peer is leaving, as soon as it is idle.
 //!
 //! **Invariant**: a session with landing pages or a running measurement has a credit.
 //!
