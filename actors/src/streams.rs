@@ -1,7 +1,7 @@
-//! The live streams: a map from a request to the channel of the HTTP handler that waits for its tokens.
+//! The live streams: a table from each request to the sink of the HTTP handler that waits for its tokens.
 //!
-//! This is the only table that HTTP workers and the decoder share. A channel has room for all events of its request (`max_tokens` tokens and
-//! one terminal event), so the decoder never waits for a client. A closed channel means that the client is gone.
+//! HTTP workers and the decoder share this table. A sink has room for all events of its request (`max_tokens` tokens and one
+//! terminal event), so the decoder never waits for a client. A full or closed sink means that the client has disconnected.
 
 use dashmap::DashMap;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use engine::Token;
 
 use crate::request::{RequestError, RequestId, StreamEvent};
 
-/// What admitted a request. It is dropped when the request has ended.
+/// The permit of an admitted request. It is dropped when the request has ended.
 pub trait Admitted: Send + Sync + 'static {
-    /// The request was refused after it had been admitted: how long it held this says nothing about requests.
+    /// The request was refused after its admission, so the time for which it held the permit is not the duration of an answer.
     fn refused(&mut self);
 }
 
@@ -21,20 +21,20 @@ impl Admitted for () {
     fn refused(&mut self) {}
 }
 
-/// A live request: its channel, and its admission permit. The permit is free when the request has ended, even if its client still reads.
+/// A live request: its sink and its permit. The permit becomes free when the request has ended, even if its client still reads.
 struct Live {
     sink: mpsc::Sender<StreamEvent>,
     permit: Box<dyn Admitted>,
 }
 
-/// The live streams. Cheap to clone; clones share the table.
+/// The table of live streams. Cheap to clone; clones share the table.
 #[derive(Clone, Default)]
 pub struct Streams {
     live: Arc<DashMap<RequestId, Live>>,
 }
 
 impl Streams {
-    /// Opens the stream of `request`. The request produces at most `max_tokens` tokens and holds `permit` until it ends.
+    /// Opens the stream of `request`, which will produce at most `max_tokens` tokens and holds `permit` until it ends.
     pub fn open(
         &self,
         request: RequestId,
@@ -46,29 +46,30 @@ impl Streams {
         source
     }
 
-    /// Delivers a token. Returns false if the client is gone or the request is not live.
+    /// Delivers a token. Returns false if the client has disconnected, or if the request was never opened or has ended.
     pub fn token(&self, request: RequestId, token: Token) -> bool {
-        // The guard of the map is dropped at the end of this statement, and `try_send` does not wait.
+        // The map's guard is held for this statement only, and the statement does not block.
         self.live.get(&request).is_some_and(|live| live.sink.try_send(StreamEvent::Token(token)).is_ok())
     }
 
-    /// Delivers the terminal event and removes the request. Returns false if it was not live.
+    /// Delivers the terminal event and removes the request. Returns false if the request was not live or its client has
+    /// disconnected.
     pub fn end(&self, request: RequestId, event: StreamEvent) -> bool {
         let Some((_, Live { sink, mut permit })) = self.live.remove(&request) else { return false };
         if matches!(event, StreamEvent::Failed(RequestError::Refused(_))) {
             permit.refused();
         }
-        // Before the client sees the end, so that its next request finds the permit free.
+        // The permit is freed before the client gets the event, so that the client's next request finds it free.
         drop(permit);
         sink.try_send(event).is_ok()
     }
 
-    /// Removes a request without an event: its client is gone.
+    /// Removes a request without an event, because its client has disconnected.
     pub fn close(&self, request: RequestId) {
         self.live.remove(&request);
     }
 
-    /// Forgets a request that was not taken.
+    /// Removes a request that the proxy did not accept.
     pub fn refuse(&self, request: RequestId) {
         if let Some((_, Live { mut permit, .. })) = self.live.remove(&request) {
             permit.refused();
@@ -80,7 +81,7 @@ impl Streams {
         self.live.contains_key(&request)
     }
 
-    /// How many requests are live.
+    /// The number of live requests.
     pub fn len(&self) -> usize {
         self.live.len()
     }
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
     use crate::request::Refused;
 
-    /// Reports when it is dropped: true if the terminal event has not been delivered yet.
+    /// A permit that checks, when it is dropped, that the terminal event has not been delivered yet.
     struct Watching(
         std::sync::Arc<std::sync::Mutex<Option<mpsc::Receiver<StreamEvent>>>>,
         std::sync::mpsc::Sender<bool>,
@@ -114,17 +115,17 @@ mod tests {
     }
 
     #[test]
-    fn a_permit_is_free_before_the_client_sees_the_end() {
+    fn a_permit_is_freed_before_the_client_gets_the_end() {
         let (streams, request) = (Streams::default(), RequestId(1));
-        let (report, reported) = std::sync::mpsc::channel();
-        let seen = std::sync::Arc::default();
-        let source = streams.open(request, 1, Watching(std::sync::Arc::clone(&seen), report));
-        *seen.lock().unwrap() = Some(source);
+        let (result, results) = std::sync::mpsc::channel();
+        let watched = std::sync::Arc::default();
+        let source = streams.open(request, 1, Watching(std::sync::Arc::clone(&watched), result));
+        *watched.lock().unwrap() = Some(source);
         streams.end(request, StreamEvent::Failed(RequestError::Aborted));
-        assert_eq!(reported.recv(), Ok(true), "the permit is dropped before the event");
+        assert_eq!(results.recv(), Ok(true), "no event was delivered before");
     }
 
-    /// Counts refusals.
+    /// A permit that counts calls of `refused`.
     struct Counting(Arc<std::sync::atomic::AtomicU32>);
 
     impl Admitted for Counting {
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_permit_knows_whether_its_request_was_refused() {
+    fn a_permit_is_told_whether_its_request_was_refused() {
         let (streams, request) = (Streams::default(), RequestId(1));
         let refused = |end: &dyn Fn()| {
             let count = Arc::default();
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_for_a_gone_client_is_not_delivered() {
+    fn a_token_for_a_disconnected_client_is_not_delivered() {
         let streams = Streams::default();
         drop(streams.open(RequestId(2), 4, ()));
         assert!(!streams.token(RequestId(2), 7.into()));

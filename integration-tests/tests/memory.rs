@@ -44,7 +44,7 @@ fn large_bodies_at_once_stay_within_the_budget() -> Result<()> {
     let small = ["--set", "frontend.port=0", "--set", "engine.kv_bytes=16MiB", "--model", &model];
     let process = Process::start(&small, &[])?;
     let address = process.wait_healthy("frontend.port")?;
-    for (element, words) in [("[1,1]", "answers are asked for"), ("1", "prompt has more than 256 tokens")] {
+    for (element, words) in [("[1,1]", "the request asks for"), ("1", "prompt has more than 256 tokens")] {
         let body = body(element);
         // Memory that the first request allocates for the life of the process is not counted.
         ensure!(post(&address, &body)?.1.contains(words));

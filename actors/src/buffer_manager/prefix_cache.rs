@@ -1,9 +1,9 @@
 //! The prefix cache: pages that stay in the pool after their sequence, because another sequence may begin with the same tokens.
 //!
-//! The cache is a tree. A node is one full page, and its path from the root spells all tokens up to the page's end. Keys are token
-//! ids, not hashes, so two different prompts never match. A page in use pins the pages before it, because a sequence that uses a
-//! page uses all pages of its prefix. Therefore unused pages can always be evicted, leaves first, in the order of their last use.
-//! The cache has no clock; it counts uses.
+//! The cache is a tree. A node is one full page, and its path from the root spells all tokens up to the page's end. Keys are
+//! token ids, not hashes, so two different prompts never match. A page in use pins the pages before it, because a sequence that
+//! uses a page uses all pages of its prefix. Therefore unused pages can always be evicted, leaves first, in the order of their
+//! last use. The cache has no clock; it counts uses.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -82,8 +82,8 @@ impl PrefixCache {
         pages
     }
 
-    /// Caches the full pages among `pages`, which are in use and hold `tokens`. If another page is already cached at the same place
-    /// in the tree, this page and all pages after it are not cached.
+    /// Caches the full pages among `pages`, which are in use and hold `tokens`. If another page is already cached at the same
+    /// place in the tree, this page and all pages after it are not cached.
     pub fn insert(&mut self, tokens: &[u32], pages: &[PageId]) {
         let mut parent = ROOT;
         for (chunk, &page) in tokens.chunks_exact(self.page_tokens).zip(pages) {
@@ -130,7 +130,8 @@ impl PrefixCache {
         true
     }
 
-    /// Removes the least recently used page among those that no sequence uses and no cached page needs. The caller may overwrite it.
+    /// Removes the least recently used page among those that no sequence uses and no cached page needs. The caller may overwrite
+    /// it.
     pub fn evict(&mut self) -> Option<PageId> {
         let (_, id) = self.leaves.pop_first()?;
         let node = self.nodes.remove(&id)?;

@@ -11,15 +11,15 @@
 //! Cached pages are not part of the sum, because they are evicted when one of the other uses needs a page.
 //!
 //! When a page lands, the landing count and the outstanding credits both fall by one and the held pages rise by one. So a landing
-//! page always fits, and one more page becomes unclaimed and can be granted at once. Therefore the ring makes progress whatever else waits. `rings.rs`
-//! decides which session gets credits.
+//! page always fits, and one more page becomes unclaimed and can be granted at once. Therefore the ring makes progress whatever
+//! else waits. `rings.rs` decides which session gets credits.
 //!
-//! Free pages are given out in this order: first credits of sessions, other credits, growth of running sequences, and reservations
-//! in the order of their arrival. A reservation whose pages land is granted only together with a credit for its session. If a
-//! running sequence cannot grow, the buffer manager tells the decoder, which preempts the youngest request.
+//! Free pages are given out in this order: first credits of sessions, other credits, growth of running sequences, and
+//! reservations in the order of their arrival. A reservation whose pages land is granted only together with a credit for its
+//! session. If a running sequence cannot grow, the buffer manager tells the decoder, which preempts the youngest request.
 //!
-//! A reservation that can never fit is denied at once. A request may use the pages that neither the ring nor the quarantine claims.
-//! The quarantine may grow while requests wait; waiting reservations that no longer fit are then denied too.
+//! A reservation that can never fit is denied at once. A request may use the pages that neither the ring nor the quarantine
+//! claims. The quarantine may grow while requests wait; waiting reservations that no longer fit are then denied too.
 //!
 //! A page that a sequence has filled stays cached after the sequence ends, until the pool needs the page. The next sequence that
 //! begins with the same tokens shares it. Only a page that no sequence holds and that is not cached becomes a credit.
@@ -61,7 +61,8 @@ pub struct PoolUse {
     pub held: u32,
     /// Pages in the prefix cache that no sequence holds.
     pub cached: u32,
-    /// Pages under credits of lost sessions, and pages whose hash did not match, until there is proof that no write can reach them.
+    /// Pages under credits of lost sessions, and pages whose hash did not match, until there is proof that no write can reach
+    /// them.
     pub quarantined: u32,
 }
 
@@ -166,7 +167,8 @@ impl PoolState {
         }
     }
 
-    /// Handles a message and returns the effects. `hasher` computes the hashes of pages that landed; it is `None` if page hashes are off.
+    /// Handles a message and returns the effects. `hasher` computes the hashes of pages that landed; it is `None` if page hashes
+    /// are off.
     pub fn on(&mut self, now: Instant, mail: ToBufferManager, hasher: Option<Hasher<'_>>) -> Vec<Effect> {
         let mut effects = match mail {
             ToBufferManager::ReservePages(reserve) => self.on_reserve(reserve),
@@ -231,7 +233,8 @@ impl PoolState {
         self.cache.contains(page)
     }
 
-    /// Number of pages that one request may use: the pool without the ring and the quarantine. The ring may claim all its pages at any time.
+    /// Number of pages that one request may use: the pool without the ring and the quarantine. The ring may claim all its pages
+    /// at any time.
     fn usable(&self) -> u32 {
         self.config.pages.saturating_sub(self.config.ring_pages + self.rings.quarantined())
     }
@@ -305,7 +308,8 @@ impl PoolState {
         }
     }
 
-    /// After a change of the quarantine, tells proxy and peer link how many pages are usable, and denies reservations and growth that no longer fit.
+    /// After a change of the quarantine, tells proxy and peer link how many pages are usable, and denies reservations and growth
+    /// that no longer fit.
     fn quarantine_changed(&mut self) -> Vec<Effect> {
         let quarantined = self.rings.quarantined();
         if mem::replace(&mut self.reported_quarantined, quarantined) == quarantined {
@@ -352,7 +356,8 @@ impl PoolState {
     }
 
     fn take(&mut self, count: u32) -> Vec<u32> {
-        // Lowest first, so that pages that are granted together tend to be adjacent. Without a free page, a cached page is evicted.
+        // Lowest first, so that pages that are granted together tend to be adjacent. Without a free page, a cached page is
+        // evicted.
         let lowest = |free: &mut BTreeSet<u32>| free.pop_first();
         // In the order of a hash of the page number. This takes time linear in the pool, and only measurements use it.
         let scattered = |free: &mut BTreeSet<u32>| {

@@ -1,7 +1,7 @@
-//! The link's TCP connections: they listen, dial and carry frames, and report to the peer link.
+//! The TCP connections of the link: tasks that listen, dial and carry frames, and report to the peer link.
 //!
-//! All tasks run on the peer link's arbiter. What they do with a connection the peer link decides; each connection has a
-//! [`ConnectionId`], and everything that is said about it is a message of the table in [`effect`](crate::effect).
+//! All tasks run on the peer link's arbiter. The peer link makes the decisions. Each connection has a [`ConnectionId`], and all
+//! communication with the peer link is by messages of the table in [`effect`](crate::effect).
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -23,59 +23,60 @@ use crate::messages::{
     ProcessWatched, ReceiverId, Refuse, SayHello, SayWelcome, SenderSession, SessionId, Welcomed, WriteFrame,
 };
 
-/// Handshakes that may be under way at once: strangers on the port cannot pile up.
+/// Upper bound of concurrent handshakes, so that unauthenticated connections cannot accumulate.
 const HANDSHAKES: usize = 16;
-/// Pause after a connection that could not be accepted, for example for want of file descriptors.
+/// Pause after a failed accept, for example when the process has no free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// Frames that may wait for a session's socket. A ring's grants and announcements, and every admitted request's frames, fit; a
-/// peer that takes none of them is dead.
+/// Upper bound of the frames that wait for a session's socket. The grants and announcements of a ring and the frames of all
+/// admitted requests fit. A peer that reads so few frames that more would wait is treated as dead.
 const FRAMES_WAITING: usize = 4096;
 
-/// Who we are on the link. It holds the secret, so it has no `Debug`.
+/// The identity and settings of this process on the link. It contains the secret, so it does not implement `Debug`.
 #[derive(Clone)]
 pub struct Identity {
     /// This process.
     pub incarnation: Incarnation,
-    /// What it serves.
+    /// Model and KV layout that it serves.
     pub shape: KvShape,
-    /// `link.secret`.
+    /// The value of `link.secret`.
     pub secret: Option<String>,
-    /// Most credits outstanding in a session that we receive in.
+    /// Upper bound of the credits outstanding in an incoming session.
     pub ring_pages: u32,
     /// The addresses that this process dials.
     pub receivers: Vec<String>,
-    /// What it can do for its peers.
+    /// Whether it can prefill and decode.
     pub capabilities: Capabilities,
-    /// Where it serves HTTP, as `host:port`; empty if it does not.
+    /// Its HTTP address as `host:port`; empty if it serves no HTTP.
     pub http: String,
 }
 
-/// A receiver that answers, and its challenge.
-struct Met {
+/// A connection to a receiver that has sent its challenge.
+struct Answered {
     link: Link,
     challenge: Challenge,
 }
 
-/// A connection whose handshake is over as far as it goes without the peer link.
-enum Line {
-    /// It waits for [`SayHello`] or a hang-up.
-    Challenged(Box<Met>),
-    /// It waits for [`SayWelcome`], [`Refuse`], [`Carry`] or a hang-up.
-    Shaken {
+/// A connection that waits for the peer link, or that carries a session's frames.
+enum Connection {
+    /// The receiver's challenge has arrived. The connection waits for [`SayHello`] or [`HangUp`](crate::messages::HangUp).
+    Challenged(Box<Answered>),
+    /// The handshake succeeded. The connection waits for [`SayWelcome`], [`Refuse`], [`Carry`] or
+    /// [`HangUp`](crate::messages::HangUp).
+    Established {
         link: Box<Link>,
         /// The process that dialled, if the kernel says that it runs on this host.
         process: Option<Pidfd>,
     },
     /// A task carries frames.
     Carried {
-        /// Those that it is to write. Closing this queue makes the task say goodbye.
+        /// The queue of frames that the task writes. When the queue is closed, the task sends a goodbye.
         frames: mpsc::Sender<Frame>,
         /// Ends the task at once, without a goodbye.
         cut: oneshot::Sender<()>,
     },
 }
 
-/// What a task that carries a session's frames waits for.
+/// The receiving ends of a carrying task's channels; see [`Connection::Carried`].
 struct Orders {
     frames: mpsc::Receiver<Frame>,
     cut: oneshot::Receiver<()>,
@@ -84,24 +85,24 @@ struct Orders {
 struct Shared {
     identity: Identity,
     link: Recipient<ToPeerLink>,
-    lines: RefCell<HashMap<ConnectionId, Line>>,
+    connections: RefCell<HashMap<ConnectionId, Connection>>,
     next: Cell<u64>,
 }
 
-/// All connections of this process. Cheap to clone; clones share them. Lives on the peer link's arbiter.
+/// All link connections of this process. Cheap to clone; clones share the connections. It lives on the peer link's arbiter.
 #[derive(Clone)]
 pub struct Sockets {
     shared: Rc<Shared>,
 }
 
 impl Sockets {
-    /// No connections yet; `link` hears what happens to them.
+    /// An empty set of connections that reports to `link`.
     pub fn new(identity: Identity, link: Recipient<ToPeerLink>) -> Self {
-        let (lines, next) = (RefCell::default(), Cell::new(0));
-        Self { shared: Rc::new(Shared { identity, link, lines, next }) }
+        let (connections, next) = (RefCell::default(), Cell::new(0));
+        Self { shared: Rc::new(Shared { identity, link, connections, next }) }
     }
 
-    /// Does what the peer link says.
+    /// Executes a command of the peer link.
     pub fn deliver(&self, message: ToSockets) {
         match message {
             ToSockets::WakeDialler(wake) => {
@@ -115,14 +116,14 @@ impl Sockets {
                 actix::spawn(self.clone().dial(dial.receiver));
             }
             ToSockets::SayHello(hello) => {
-                if let Some(Line::Challenged(met)) = self.take(hello.connection) {
-                    actix::spawn(self.clone().say_hello(hello, *met));
+                if let Some(Connection::Challenged(answered)) = self.take(hello.connection) {
+                    actix::spawn(self.clone().say_hello(hello, *answered));
                 }
             }
             ToSockets::Refuse(Refuse { connection, reason }) => {
-                if let Some(Line::Shaken { mut link, .. }) = self.take(connection) {
+                if let Some(Connection::Established { mut link, .. }) = self.take(connection) {
                     actix::spawn(async move {
-                        // A peer that is gone needs no answer.
+                        // If the peer has disconnected, the refusal is dropped.
                         let _ = link.put_off(reason).await;
                     });
                 }
@@ -138,11 +139,11 @@ impl Sockets {
                 }
             }
             ToSockets::WriteFrame(write) => self.write(write),
-            // Dropping a carried line's queue makes its task say goodbye.
+            // Dropping the queue of a carried connection makes its task send a goodbye.
             ToSockets::HangUp(hang_up) => drop(self.take(hang_up.connection)),
             ToSockets::WatchProcess(watch) => {
-                if let Some(Line::Shaken { process, .. }) =
-                    self.shared.lines.borrow_mut().get_mut(&watch.connection)
+                if let Some(Connection::Established { process, .. }) =
+                    self.shared.connections.borrow_mut().get_mut(&watch.connection)
                     && let Some(process) = process.take()
                 {
                     actix::spawn(self.clone().watch(watch.incarnation, process));
@@ -151,19 +152,20 @@ impl Sockets {
         }
     }
 
-    /// Accepts senders for as long as the process lives.
+    /// Accepts connections of senders until the process ends.
     pub async fn listen(self, listener: TcpListener) {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         loop {
             let (stream, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "link port could not accept");
+                    tracing::warn!(%error, "could not accept a connection on the link port");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            // A connection beyond the bound is closed at once, so that silent strangers cannot keep senders out.
+            // A connection beyond the bound is closed at once. It does not wait, so silent connections cannot block senders for
+            // long.
             let Ok(permit) = handshakes.clone().try_acquire_owned() else { continue };
             let sockets = self.clone();
             actix::spawn(async move {
@@ -171,7 +173,7 @@ impl Sockets {
                 match Link::accept(stream, identity.incarnation, &identity.shape, identity.secret.as_deref())
                     .await
                 {
-                    Ok((link, hello)) => sockets.tell_hello(link, &hello),
+                    Ok((link, hello)) => sockets.report_hello(link, &hello),
                     Err(error) => tracing::warn!(%address, reason = %error, "link connection refused"),
                 }
                 drop(permit);
@@ -179,12 +181,12 @@ impl Sockets {
         }
     }
 
-    fn tell_hello(&self, mut link: Link, hello: &Hello) {
+    fn report_hello(&self, mut link: Link, hello: &Hello) {
         let process = link.take_dialer();
         let is_watched = process.is_some();
         let (address, seed) = (link.peer().to_string(), link.nonces().session_seed());
         self.tell(HelloCame {
-            connection: self.keep(Line::Shaken { link: link.into(), process }),
+            connection: self.keep(Connection::Established { link: link.into(), process }),
             address,
             http: hello.http.clone(),
             sender: SenderSession { incarnation: hello.incarnation, number: hello.session, is_watched },
@@ -203,16 +205,16 @@ impl Sockets {
         match dialled {
             Ok((link, challenge)) => {
                 let incarnation = challenge.incarnation;
-                let connection = self.keep(Line::Challenged(Box::new(Met { link, challenge })));
+                let connection = self.keep(Connection::Challenged(Box::new(Answered { link, challenge })));
                 self.tell(Challenged { receiver, connection, incarnation });
             }
-            Err(error) => self.tell_dial_failed(receiver, &error),
+            Err(error) => self.report_dial_failed(receiver, &error),
         }
     }
 
-    async fn say_hello(self, hello: SayHello, met: Met) {
+    async fn say_hello(self, hello: SayHello, answered: Answered) {
         let SayHello { receiver, connection, attempt } = hello;
-        let Met { mut link, challenge } = met;
+        let Answered { mut link, challenge } = answered;
         let Identity { incarnation, shape, secret, capabilities, http, .. } = &self.shared.identity;
         let hello = Hello {
             versions: Versions::OURS,
@@ -231,8 +233,8 @@ impl Sockets {
             Ok(welcome) => {
                 let (address, seed) = (link.peer().to_string(), link.nonces().session_seed());
                 let frame::Welcome { incarnation, descriptor, ring_pages, .. } = *welcome;
-                let line = Line::Shaken { link: link.into(), process: None };
-                self.shared.lines.borrow_mut().insert(connection, line);
+                let established = Connection::Established { link: link.into(), process: None };
+                self.shared.connections.borrow_mut().insert(connection, established);
                 self.tell(Welcomed {
                     receiver,
                     connection,
@@ -243,11 +245,11 @@ impl Sockets {
                     seed,
                 });
             }
-            Err(error) => self.tell_dial_failed(receiver, &error),
+            Err(error) => self.report_dial_failed(receiver, &error),
         }
     }
 
-    fn tell_dial_failed(&self, receiver: ReceiverId, error: &LinkError) {
+    fn report_dial_failed(&self, receiver: ReceiverId, error: &LinkError) {
         let (reason, permanent) = (error.to_string(), error.is_permanent());
         self.tell(DialFailed { receiver, reason, permanent });
     }
@@ -263,18 +265,18 @@ impl Sockets {
         };
         match link.welcome(welcome).await {
             Ok(()) => self.carry(link, orders, session).await,
-            Err(error) => self.tell_ended(session, &error),
+            Err(error) => self.report_ended(session, &error),
         }
     }
 
-    /// Carries a session's frames until either side ends it, then says so.
+    /// Carries a session's frames until either side ends the session, and then reports its end.
     async fn carry(self, link: Link, orders: Orders, session: SessionId) {
         let Orders { frames, mut cut } = orders;
         let (writer, mut reader) = link.split();
         let reading = async {
             loop {
                 match reader.next().await {
-                    // Waiting for the handler is the bound: one frame of a session is in the mailbox at a time.
+                    // The task waits for the handler, so that at most one frame of a session is in the mailbox.
                     Ok(frame) => {
                         let came = FrameCame { session, frame };
                         if self.shared.link.send(came.into()).await.is_err() {
@@ -286,59 +288,61 @@ impl Sockets {
             }
         };
         let error = tokio::select! {
-            // First: a queue that is closed as well must not be taken for the session's end.
+            // `cut` comes first, because the frame queue is closed too, which would end the session with a goodbye.
             biased;
-            // The peer link was told why.
+            // The peer link already got the reason.
             Ok(()) = &mut cut => return,
             error = reading => error,
             result = writer.run(frames) => result.err().unwrap_or(LinkError::Closed),
         };
-        self.tell_ended(session, &error);
+        self.report_ended(session, &error);
     }
 
     fn write(&self, write: WriteFrame) {
         let WriteFrame { session, connection, frame } = write;
-        let is_full = match self.shared.lines.borrow().get(&connection) {
-            Some(Line::Carried { frames, .. }) => {
+        let is_full = match self.shared.connections.borrow().get(&connection) {
+            Some(Connection::Carried { frames, .. }) => {
                 matches!(frames.try_send(frame), Err(mpsc::error::TrySendError::Full(_)))
             }
             _ => false,
         };
-        // A frame is missing from now on, so the peer must get none of the later ones.
-        if is_full && let Some(Line::Carried { cut, .. }) = self.take(connection) {
+        // This frame is lost, so the peer must get no later frame.
+        if is_full && let Some(Connection::Carried { cut, .. }) = self.take(connection) {
             let _ = cut.send(());
-            let reason = format!("peer did not take {FRAMES_WAITING} frames");
+            let reason = format!("peer reads too slowly: {FRAMES_WAITING} frames wait for it");
             self.tell(LinkEnded { session, end: LinkEnd::Broken(reason) });
         }
     }
 
-    /// Tells the peer link when a peer's process has ended.
+    /// Waits until a peer's process has ended, and reports it to the peer link.
     async fn watch(self, incarnation: Incarnation, process: Pidfd) {
         let gone = process.gone().await.is_ok();
         self.tell(ProcessWatched { incarnation, gone });
     }
 
-    fn keep(&self, line: Line) -> ConnectionId {
+    /// Stores a connection under a new id.
+    fn keep(&self, new: Connection) -> ConnectionId {
         let connection = ConnectionId(self.shared.next.get());
         self.shared.next.set(connection.0 + 1);
-        self.shared.lines.borrow_mut().insert(connection, line);
+        self.shared.connections.borrow_mut().insert(connection, new);
         connection
     }
 
-    fn take(&self, connection: ConnectionId) -> Option<Line> {
-        self.shared.lines.borrow_mut().remove(&connection)
+    fn take(&self, connection: ConnectionId) -> Option<Connection> {
+        self.shared.connections.borrow_mut().remove(&connection)
     }
 
-    /// The connection's frames are carried from now on.
+    /// Prepares a connection to carry frames. Returns the parts that the carrying task needs; `None` if the connection is not
+    /// established.
     fn begin_to_carry(&self, connection: ConnectionId) -> Option<(Link, Orders)> {
-        let Some(Line::Shaken { link, .. }) = self.take(connection) else { return None };
+        let Some(Connection::Established { link, .. }) = self.take(connection) else { return None };
         let (frames, written) = mpsc::channel(FRAMES_WAITING);
         let (cut, is_cut) = oneshot::channel();
-        self.shared.lines.borrow_mut().insert(connection, Line::Carried { frames, cut });
+        self.shared.connections.borrow_mut().insert(connection, Connection::Carried { frames, cut });
         Some((*link, Orders { frames: written, cut: is_cut }))
     }
 
-    fn tell_ended(&self, session: SessionId, error: &LinkError) {
+    fn report_ended(&self, session: SessionId, error: &LinkError) {
         let end = match error {
             LinkError::Goodbye => LinkEnd::Goodbye,
             error => LinkEnd::Broken(error.to_string()),

@@ -1,12 +1,12 @@
 //! Dialling: the pauses between attempts to reach an address, and the statement of each Hello about earlier sessions.
 //!
 //! One counter numbers all attempts of the process. So the numbers grow for each receiver, and no number is used twice. A Hello
-//! names the last attempt with that receiver that *came up*, and says whether that session has drained. The attempts between it and
-//! the present one never came up and wrote nothing. Therefore a receiver may treat a Hello as proof, however late it reads it. If a
-//! session ended without proof, no later Hello covers it, even if the sessions after it have drained.
+//! names the last attempt with that receiver that *came up*, and says whether that session has drained. The attempts between it
+//! and the present one never came up and wrote nothing. Therefore a receiver may treat a Hello as proof, however late it reads
+//! it. If a session ended without proof, no later Hello covers it, even if the sessions after it have drained.
 //!
-//! Records are kept by the receiver's incarnation, not by its address, because two addresses may lead to one process, and a process
-//! restarted at the same address is another process. A record is kept while a session lives or has no proof.
+//! Records are kept by the receiver's incarnation, not by its address, because two addresses may lead to one process, and a
+//! process restarted at the same address is another process. A record is kept while a session lives or has no proof.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -55,8 +55,8 @@ impl Attempts {
         if self.records.len() >= RECORDS_MAX && !self.records.contains_key(&receiver) {
             self.drop_one();
         }
-        // After a record without proof was dropped, the Hello to a receiver without a record claims no proof: it names the previous
-        // attempt as not drained.
+        // After a record without proof was dropped, the Hello to a receiver without a record claims no proof: it names the
+        // previous attempt as not drained.
         let previous = if self.has_dropped { session - 1 } else { 0 };
         let record = self.records.entry(receiver).or_insert(Record {
             live: None,

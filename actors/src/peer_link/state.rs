@@ -6,16 +6,16 @@
 //! dialler              Connect              PeerLost                                   dials again
 //! ```
 //!
-//! A session ends once, and the first reason is the one in the log. The pages that its peer may still write stay quarantined until
-//! there is **proof** that no more writes land. Proof requires that our side of the session is closed *and* one of these:
+//! A session ends once, and the first reason is the one in the log. The pages that its peer may still write stay quarantined
+//! until there is **proof** that no more writes land. Proof requires that our side of the session is closed *and* one of these:
 //!
 //! - puts move only while our side exists (TCP: our own worker copies the bytes);
 //! - the same peer process said in a later Hello that this session has drained;
 //! - the peer's process has ended;
 //! - no credit of the session was outstanding when it ended, so the peer had no page to write.
 //!
-//! Without proof (for example after a network cut, or while the peer's process is stopped) the session stays `Closed` and its pages
-//! stay quarantined.
+//! Without proof (for example after a network cut, or while the peer's process is stopped) the session stays `Closed` and its
+//! pages stay quarantined.
 
 mod dialling;
 mod frames;
@@ -59,7 +59,8 @@ enum Direction {
     /// The peer puts pages into our pool.
     Incoming {
         sender: SenderSession,
-        /// The peer can write nothing more: it said that the session has drained, its process ended, or it held no credit at the end.
+        /// The peer can write nothing more: it said that the session has drained, its process ended, or it held no credit at the
+        /// end.
         harmless: bool,
     },
     /// We put pages into the peer's pool.
@@ -161,8 +162,8 @@ fn name(session: SessionId) -> TransportSession {
 
 impl PeerLinkState {
     /// A state without sessions. `close_ends_writes` is the value of
-    /// [`Transport`](connector::transport::Transport::close_ends_writes). At most `ring_pages` senders may connect. `receivers` are
-    /// the addresses to dial.
+    /// [`Transport`](connector::transport::Transport::close_ends_writes). At most `ring_pages` senders may connect. `receivers`
+    /// are the addresses to dial.
     pub fn new(close_ends_writes: bool, ring_pages: u32, receivers: Vec<String>) -> Self {
         Self {
             close_ends_writes,
@@ -282,8 +283,8 @@ impl PeerLinkState {
         vec![to::log(line), to::transport(Command::Open { session: name(session) })]
     }
 
-    /// The watchdog found a fault, or the fault has passed. A fault ends all sessions, so that peers do not wait for a process that is
-    /// stuck.
+    /// The watchdog found a fault, or the fault has passed. A fault ends all sessions, so that peers do not wait for a process
+    /// that is stuck.
     fn on_health(&mut self, fault: Option<String>) -> Vec<Effect> {
         self.fault = fault;
         match &self.fault {
@@ -307,7 +308,8 @@ impl PeerLinkState {
         }
     }
 
-    /// A session failed in the transport. A transport that has shut down answers no Close, and has closed all sessions or is about to.
+    /// A session failed in the transport. A transport that has shut down answers no Close, and has closed all sessions or is
+    /// about to.
     fn on_failed(&mut self, session: SessionId, error: &TransportError) -> Vec<Effect> {
         match (self.sessions.get(&session).map(Session::is_live), error) {
             (Some(false), TransportError::NotTaken(SubmitError::ShutDown)) => self.on_closed(session, false),
@@ -404,7 +406,8 @@ impl PeerLinkState {
         }
     }
 
-    /// Ends a session because the link broke, the lane failed, or the peer broke a rule. Later reasons for the same session are ignored.
+    /// Ends a session because the link broke, the lane failed, or the peer broke a rule. Later reasons for the same session are
+    /// ignored.
     fn on_end(&mut self, session: SessionId, reason: String) -> Vec<Effect> {
         self.end(session, reason, self.closing)
     }
@@ -454,8 +457,8 @@ impl PeerLinkState {
     }
 }
 
-/// Sends `PeerLost` to all actors that know the session. The proxy gets it first, so that it places no request on a sender that the
-/// decoder no longer knows.
+/// Sends `PeerLost` to all actors that know the session. The proxy gets it first, so that it places no request on a sender that
+/// the decoder no longer knows.
 fn lost(direction: &Direction, lost: PeerLost) -> Vec<Effect> {
     match direction {
         Direction::Incoming { .. } => vec![to::proxy(lost), to::decoder(lost), to::buffer_manager(lost)],

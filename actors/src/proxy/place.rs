@@ -7,9 +7,9 @@ use crate::messages::{PrefillOutcome, PrefillOver};
 /// Least length of a prompt whose speed is measured. For shorter prompts the fixed cost of a step dominates.
 const MEASURED_TOKENS: u32 = 16;
 
-/// First and longest pause in which a place gets no prompts after a failed prefill. Each further failure in a row doubles the pause.
-/// The first pause is long enough for all prompts in progress to fail together. At the longest pause, a place that never recovers
-/// costs one recompute per 30 s.
+/// First and longest pause in which a place gets no prompts after a failed prefill. Each further failure in a row doubles the
+/// pause. The first pause is long enough for all prompts in progress to fail together. At the longest pause, a place that never
+/// recovers costs one recompute per 30 s.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// The pause after one or more failed prefills in a row.
@@ -26,7 +26,8 @@ struct Failing {
 pub(super) struct Place {
     /// Tokens of the prompts that were sent here and are not computed yet.
     pub(super) waiting: u64,
-    /// Moving average of the prefill time per token, in which the newest prompt has the weight 1/8; `None` before the first prompt.
+    /// Moving average of the prefill time per token, in which the newest prompt has the weight 1/8; `None` before the first
+    /// prompt.
     pub(super) micros_per_token: Option<f64>,
     /// Set if prefills have failed since the last one that succeeded.
     failing: Option<Failing>,
@@ -38,7 +39,8 @@ impl Place {
         (self.waiting + tokens) as f64 * micros_per_token
     }
 
-    /// True if this place may get prompts now. After a failure it gets none during a pause, and then one at a time until one succeeds.
+    /// True if this place may get prompts now. After a failure it gets none during a pause, and then one at a time until one
+    /// succeeds.
     pub(super) fn is_open(&self, now: Instant) -> bool {
         self.failing.as_ref().is_none_or(|failing| now >= failing.until && self.waiting == 0)
     }

@@ -23,8 +23,8 @@ pub struct ProxyState {
 }
 
 impl ProxyState {
-    /// A state without senders. A request may need at most `request_pages` pages of `page_tokens` tokens. If all senders are busy, a
-    /// request is prefilled here if its first token then comes sooner by more than `local_if_sooner_by`.
+    /// A state without senders. A request may need at most `request_pages` pages of `page_tokens` tokens. If all senders are
+    /// busy, a request is prefilled here if its first token then comes sooner by more than `local_if_sooner_by`.
     pub fn new(page_tokens: u32, request_pages: u32, local_if_sooner_by: Duration) -> Self {
         let (here, senders) = (Place::default(), Vec::new());
         let usable_pages = request_pages;
@@ -127,10 +127,10 @@ impl ProxyState {
 
     /// The index of the sender that should prefill a prompt of `tokens` tokens; `None` means this node.
     ///
-    /// Senders without waiting prompts come first, in turn. This does not depend on their measured speed, so that a sender that was slow
-    /// is measured again. If all senders have waiting prompts, the choice is the sender with the earliest predicted end, or this node if its
-    /// predicted end is sooner by more than `local_if_sooner_by`. That duration is the price of delaying the requests that decode here.
-    /// Senders whose prefills fail are left out during their pause.
+    /// Senders without waiting prompts come first, in turn. This does not depend on their measured speed, so that a sender that
+    /// was slow is measured again. If all senders have waiting prompts, the choice is the sender with the earliest predicted end,
+    /// or this node if its predicted end is sooner by more than `local_if_sooner_by`. That duration is the price of delaying the
+    /// requests that decode here. Senders whose prefills fail are left out during their pause.
     fn soonest(&self, now: Instant, tokens: u64) -> Option<usize> {
         let count = self.senders.len();
         let in_turn = (0..count).map(|step| (self.next + step) % count);

@@ -6,9 +6,6 @@ use anyhow::Result;
 
 use super::{CRATES, source, sources};
 
-/// Names that several types still have. Remove a name from this list as soon as only one type has it.
-const TO_BE_RENAMED: &[&str] = &["Shape"];
-
 /// True for a file whose types ship: the sources of a crate, without its tests.
 fn is_checked(name: &str) -> bool {
     let in_crate = CRATES
@@ -60,7 +57,7 @@ fn every_type_has_a_name_of_its_own() -> Result<()> {
         }
     }
     assert!(places.len() > 100, "only {} types are found: the search is broken", places.len());
-    places.retain(|name, files| files.len() > 1 && !TO_BE_RENAMED.contains(&name.as_str()));
+    places.retain(|_, files| files.len() > 1);
     assert_eq!(
         places,
         BTreeMap::new(),

@@ -1,7 +1,7 @@
-//! Admission: one pool of permits for the process, and one queue for them.
+//! Admission: the process's pool of permits, and the queue of requests that wait for permits.
 //!
-//! A thin shell around the pure [`state`]: it brings the clock, and wakes what may run. HTTP workers enter requests and the decoder's
-//! arbiter ends answers, so a lock guards the state; nothing waits while it is held.
+//! This module is a thin shell around the pure [`state`]. It reads the clock and wakes the requests that may run. HTTP workers
+//! enter requests and the decoder's arbiter ends answers, so a lock guards the state. No code blocks while it holds the lock.
 
 pub(super) mod state;
 
@@ -18,7 +18,8 @@ use state::{Granted, Refusal, State, Ticket};
 
 pub use state::Bounds;
 
-/// The process's permits, one for each answer that is computed, and its queue. Cheap to clone; every clone is the same.
+/// The permits of the process and its queue. A request needs one permit per answer. Cheap to clone; clones share permits and
+/// queue.
 #[derive(Clone)]
 pub struct Admission {
     state: Arc<Mutex<State<Waker>>>,
@@ -29,12 +30,12 @@ type Waker = oneshot::Sender<Vec<Permit>>;
 /// The permit of one answer. Dropping it lets the next request run.
 pub(super) struct Permit {
     admission: Admission,
-    /// When its answer began.
+    /// When the answer began; `None` if its duration is not to be measured.
     began: Option<Instant>,
 }
 
 impl Permit {
-    /// An answer begins: how long it takes is measured from now on.
+    /// The answer begins now. The time until the permit is dropped counts as its duration.
     pub(super) fn begin(mut self) -> Self {
         self.began = Some(Instant::now());
         self
@@ -55,7 +56,7 @@ impl Drop for Permit {
     }
 }
 
-/// A request's place in the queue, or its permits once it may run. Dropping it gives back either.
+/// A request's place in the queue, or its permits once it may run. Dropping it leaves the queue or returns the permits.
 pub(super) struct Place {
     admission: Admission,
     ticket: Ticket,
@@ -63,10 +64,10 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Waits until the request may run; a permit for each of its answers.
+    /// Waits until the request may run and returns one permit per answer.
     ///
     /// # Errors
-    /// 503: the process is ending.
+    /// 503 if the process is shutting down.
     pub(super) async fn permits(mut self) -> Result<Vec<Permit>, ApiError> {
         // The sender is dropped only by `close`.
         (&mut self.permits).await.map_err(|_| Refused::ShuttingDown.into())
@@ -80,32 +81,32 @@ impl Drop for Place {
     }
 }
 
-/// Bounds of `Retry-After`: it is in whole seconds, and a longer forecast is worth little.
+/// Least and greatest `Retry-After`, in seconds. A longer forecast would not be reliable.
 const RETRY_SECONDS: [u64; 2] = [1, 3600];
 
 impl Admission {
-    /// No request yet.
+    /// An admission without requests.
     pub fn new(bounds: Bounds) -> Self {
         Self { state: Arc::new(Mutex::new(State::new(bounds))) }
     }
 
-    /// Takes nothing more, and fails what waits, with 503: the process is ending.
+    /// Refuses new requests and fails waiting requests with 503, because the process is shutting down.
     pub fn close(&self) {
         let waiting = self.lock().close();
         drop(waiting);
     }
 
-    /// Answers that run.
+    /// Number of answers that run.
     pub fn running(&self) -> usize {
         self.lock().running()
     }
 
-    /// Answers of requests that wait.
+    /// Number of answers of waiting requests.
     pub fn waiting(&self) -> usize {
         self.lock().waiting()
     }
 
-    /// Most answers that may run at once.
+    /// Upper bound of the answers that run at once.
     pub(super) fn most(&self) -> usize {
         self.lock().bounds().concurrency
     }
@@ -113,8 +114,8 @@ impl Admission {
     /// Enters a request for `answers` answers that takes `bytes` of memory while it waits.
     ///
     /// # Errors
-    /// 400 if it needs more permits than there are; 429 if the queue is full or it would wait past its deadline; 503 if the process is
-    /// ending.
+    /// 400 if it needs more permits than the process has; 429 if the queue is full or the request would wait past its deadline;
+    /// 503 if the process is shutting down.
     pub(super) fn enter(&self, answers: usize, bytes: usize, deadline: Instant) -> Result<Place, ApiError> {
         let (waker, permits) = oneshot::channel();
         let now = Instant::now();
@@ -132,7 +133,8 @@ impl Admission {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Not under the lock: permits of a request that has left come back here.
+    /// Sends permits to requests that may run. The caller must not hold the lock: if a request has left, its permits are dropped
+    /// here, and dropping them takes the lock.
     fn wake(&self, granted: Granted<Waker>) {
         for (waker, answers) in granted {
             let permit = |_| Permit { admission: self.clone(), began: None };
@@ -163,10 +165,10 @@ fn refused(refusal: Refusal, answers: usize, bounds: Bounds) -> ApiError {
     }
 }
 
-/// 400: the request asks for more answers than may run at once.
+/// The error 400 for a request that asks for more answers than may run at once.
 pub(super) fn too_many(answers: usize, most: usize) -> ApiError {
     let message =
-        format!("{answers} answers are asked for, and request.concurrency is {most}; ask for fewer");
+        format!("the request asks for {answers} answers, but request.concurrency is {most}; ask for fewer");
     ApiError::new(StatusCode::BAD_REQUEST, message)
 }
 
@@ -180,11 +182,11 @@ mod tests {
 
     /// The permits of a request that has been granted them.
     fn granted(mut place: Place) -> Vec<Permit> {
-        place.permits.try_recv().expect("it may run")
+        place.permits.try_recv().expect("the request may run")
     }
 
     #[test]
-    fn permits_go_to_what_waits_and_come_back() {
+    fn permits_go_to_waiting_requests_and_are_returned() {
         let admission = Admission::new(Bounds { concurrency: 2, queue: 2, queue_bytes: 10 });
         let first = granted(admission.enter(2, 0, soon()).unwrap());
         let mut waits = admission.enter(1, 0, soon()).unwrap();
@@ -195,10 +197,10 @@ mod tests {
         assert!(refused.message.contains("request.queue"), "{}", refused.message);
         drop(leaves);
         assert_eq!(admission.waiting(), 1);
-        assert!(waits.permits.try_recv().is_err(), "nothing is free");
+        assert!(waits.permits.try_recv().is_err(), "no permit is free");
         drop(first);
         assert_eq!(admission.running(), 1);
-        // Granted, and gone before it knew.
+        // This request got its permit but is dropped before it uses the permit.
         drop(waits);
         assert_eq!((admission.running(), admission.waiting()), (0, 0));
         assert_eq!(admission.enter(3, 0, soon()).err().unwrap().status, StatusCode::BAD_REQUEST);
@@ -219,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_are_refused_after_admission_say_nothing_about_the_wait() {
+    fn requests_that_are_refused_after_admission_do_not_count_for_the_wait() {
         let admission = Admission::new(Bounds { concurrency: 1, queue: 9, queue_bytes: 10 });
         let slow = |refused: bool| {
             let mut permit = granted(admission.enter(1, 0, soon()).unwrap()).pop().unwrap().begin();
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_fails_when_the_process_ends() {
+    fn waiting_requests_fail_when_the_process_shuts_down() {
         let admission = Admission::new(Bounds { concurrency: 1, queue: 9, queue_bytes: 10 });
         let first = granted(admission.enter(1, 0, soon()).unwrap());
         let mut waits = admission.enter(1, 0, soon()).unwrap();

@@ -1,4 +1,4 @@
-//! One function an endpoint.
+//! The HTTP handlers of the frontend, one function per endpoint.
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::ALLOW;
@@ -41,7 +41,7 @@ pub(super) async fn health(frontend: Shared) -> HttpResponse {
     HttpResponse::build(health.http_status()).content_type("application/json").body(health.body())
 }
 
-/// As `/health`, for probes that look at the status only.
+/// The status of `/health` without a body, for probes that check only the status.
 pub(super) async fn ping(frontend: Shared) -> HttpResponse {
     HttpResponse::build((frontend.health)().http_status()).finish()
 }
@@ -50,7 +50,7 @@ pub(super) async fn version() -> HttpResponse {
     HttpResponse::Ok().json(serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }))
 }
 
-/// Answers that run and answers of requests that wait; vLLM's `server_load` is both.
+/// The number of running answers and of answers of waiting requests. `server_load`, vLLM's name, is their sum.
 pub(super) async fn load(frontend: Shared) -> HttpResponse {
     #[derive(Serialize)]
     struct Load {
@@ -68,14 +68,14 @@ pub(super) async fn metrics(frontend: Shared) -> HttpResponse {
 }
 
 pub(super) async fn no_such_path(request: HttpRequest) -> HttpResponse {
-    let message = format!("there is nothing at {}", request.path());
+    let message = format!("path {} does not exist", request.path());
     ApiError::new(StatusCode::NOT_FOUND, message).response()
 }
 
-/// 405 with the one method that the path has.
+/// A handler that answers 405 and names `method` as the only method that the path allows.
 pub(super) fn only(method: &'static str) -> impl Fn(HttpRequest) -> std::future::Ready<HttpResponse> + Clone {
     move |request| {
-        let message = format!("{} takes {method}, not {}", request.path(), request.method());
+        let message = format!("path {} allows {method}, not {}", request.path(), request.method());
         let mut response = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).response();
         let allow = actix_web::http::header::HeaderValue::from_static(method);
         response.headers_mut().insert(ALLOW, allow);

@@ -1,7 +1,8 @@
-//! The prompts of a request, as token ids: spelt out, from text, or from messages.
+//! Reads the prompts of a request as token ids, from lists of ids, text or chat messages.
 //!
-//! Nothing here takes memory without a bound: a list of token ids ends at the model's context, a text that no tokenisation could fit is
-//! not tokenised, and a long body takes what tokenising needs of the budget's room first.
+//! All memory use here is bounded. Reading of a list of token ids stops at the model's context length. A text that is too long
+//! for any tokenisation to fit the context is not tokenised. For a long body, the memory for tokenising is taken from the input
+//! budget first.
 
 use std::fmt;
 
@@ -18,31 +19,33 @@ use super::memory::{InputMemory, Taken};
 use super::served_model::ServedModel;
 use super::tokenizer::Bos;
 
-/// What prompts are read with.
+/// The parts that are needed to read prompts.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a> {
     pub(super) model: &'a ServedModel,
     pub(super) memory: &'a InputMemory,
-    /// A long body is read on a thread of its own, which may wait for [`Room`](super::memory::TokenizeAllowance); a short one needs little.
+    /// Whether the body is long. A long body is read on a thread of its own, which may wait for
+    /// [`TokenizeAllowance`](super::memory::TokenizeAllowance). A short body takes no allowance.
     pub(super) is_long: bool,
 }
 
-/// A prompt's tokens, and the name that errors have for it.
+/// A prompt's tokens, and its field name for error messages.
 pub(super) struct Tokens {
     pub(super) field: String,
     pub(super) ids: Vec<u32>,
 }
 
-/// What a message takes while the chat template is rendered, beside its text: its values, and what the template writes around it.
+/// Bytes that a message takes during the rendering of the chat template in addition to its text: its values, and the text that
+/// the template adds.
 const MESSAGE_BYTES: usize = 1024;
 
-/// How many times the text of messages is copied while the chat template is rendered.
+/// Number of copies of the messages' text that exist during the rendering of the chat template.
 const RENDER_COPIES: usize = 5;
 
-/// The prompts of a completion that asks for `n` answers to each.
+/// Reads the prompts of a completion that asks for `n` answers per prompt.
 ///
 /// # Errors
-/// 400 with a sentence that names the field; so for more than `most` answers.
+/// 400 with a sentence that names the field, also if the request asks for more than `most` answers.
 pub(super) fn completion(
     fields: &Fields<'_>,
     n: u32,
@@ -50,31 +53,32 @@ pub(super) fn completion(
     reader: Reader<'_>,
 ) -> Result<Vec<Tokens>, ApiError> {
     let prompts = spans(fields, most)?;
-    // Before the work that each prompt costs.
+    // Checked before the prompts are tokenised.
     check_answers(prompts.count, n, most)?;
     let add_bos = fields.flag("add_special_tokens", true)?;
     prompts.first.into_iter().map(|prompt| reader.tokens(prompt, add_bos)).collect()
 }
 
-/// The one prompt of a request; it may have no token.
+/// Reads the prompt of a request that must have exactly one. The prompt may be empty.
 ///
 /// # Errors
 /// 400 with a sentence that names the field.
 pub(super) fn single(fields: &Fields<'_>, reader: Reader<'_>) -> Result<Tokens, ApiError> {
     let mut prompts = spans(fields, 1)?;
     let one = prompts.first.pop().filter(|_| prompts.count == 1);
-    let one =
-        one.ok_or_else(|| ApiError::field("prompt", "prompt must be one text; send a request for each"))?;
+    let one = one.ok_or_else(|| {
+        ApiError::field("prompt", "prompt must be a single prompt; send one request per prompt")
+    })?;
     reader.tokens(one, fields.flag("add_special_tokens", true)?)
 }
 
-/// A prompt as it stands in the body, and the name that errors have for it.
+/// A prompt's field name for error messages, and its raw JSON.
 type Span<'a> = (String, &'a RawValue);
 
-/// The first `most` prompts, and how many there are.
+/// The first `most` prompts, and the number of all prompts.
 fn spans<'a>(fields: &Fields<'a>, most: usize) -> Result<Counted<Span<'a>>, ApiError> {
     let prompt = fields.get("prompt").ok_or_else(|| ApiError::field("prompt", "prompt is missing"))?;
-    // A list of anything else is one prompt, spelt out in token ids.
+    // A list whose first element is neither text nor a list is one prompt, given as token ids.
     let list = prompt.get().strip_prefix('[');
     let is_batch = list.is_some_and(|list| list.trim_ascii_start().starts_with(['"', '[']));
     let batch = if is_batch { elements(prompt, most) } else { None };
@@ -87,10 +91,10 @@ fn spans<'a>(fields: &Fields<'a>, most: usize) -> Result<Counted<Span<'a>>, ApiE
     })
 }
 
-/// Refuses a request whose answers could never run together.
+/// Checks that all answers of a request may run at once.
 ///
 /// # Errors
-/// 400.
+/// 400 if they may not.
 pub(super) fn check_answers(prompts: usize, n: u32, most: usize) -> Result<(), ApiError> {
     let answers = prompts.saturating_mul(n as usize);
     if answers <= most {
@@ -100,7 +104,7 @@ pub(super) fn check_answers(prompts: usize, n: u32, most: usize) -> Result<(), A
     Err(ApiError { param: Some(field.to_owned()), ..too_many(answers, most) })
 }
 
-/// The prompt of a chat.
+/// Reads the prompt of a chat: renders the messages with the model's chat template and tokenises the result.
 ///
 /// # Errors
 /// 400 with a sentence that names the field.
@@ -110,7 +114,7 @@ pub(super) fn chat(fields: &Fields<'_>, reader: Reader<'_>) -> Result<Tokens, Ap
         ApiError::new(StatusCode::BAD_REQUEST, "this model has no chat template; use /v1/completions")
     })?;
     let value = fields.get("messages").ok_or_else(|| ApiError::field(&field, "messages is missing"))?;
-    // Each message takes a token at least.
+    // Each message takes at least one token.
     let messages = elements(value, context as usize).filter(|messages| messages.count > 0);
     let messages = messages.ok_or_else(|| wrong(&field, "a list of at least one message", value))?;
     if messages.has_more() {
@@ -121,7 +125,7 @@ pub(super) fn chat(fields: &Fields<'_>, reader: Reader<'_>) -> Result<Tokens, Ap
         messages.first.into_iter().enumerate().map(message).collect();
     let reply = fields.flag("add_generation_prompt", true)?;
     let text = template.render(&messages?, reply).map_err(|reason| {
-        ApiError::field(&field, format!("the model's chat template refused messages: {reason}"))
+        ApiError::field(&field, format!("the model's chat template rejected messages: {reason}"))
     })?;
     drop(room);
     let ids = reader.encode(&field, &text, fields.flag("add_special_tokens", false)?)?;
@@ -155,7 +159,8 @@ fn message((n, value): (usize, &RawValue)) -> Result<Message, ApiError> {
     })
 }
 
-/// The texts of a message in parts, in lines as vLLM joins them for templates that expect a string.
+/// The text of a message that is given as a list of parts. The parts are joined with line breaks, as in vLLM for templates that
+/// expect a string.
 struct Parts(String);
 
 impl<'a> Deserialize<'a> for Parts {
@@ -181,7 +186,7 @@ impl<'a> Deserialize<'a> for Parts {
                 let (mut lines, mut between) = (String::new(), "");
                 while let Some(part) = parts.next_element::<Part<'a>>()? {
                     if part.kind.is_some_and(|kind| kind.0 != "text") {
-                        return Err(S::Error::custom("another kind of part"));
+                        return Err(S::Error::custom("the type of a part is not text"));
                     }
                     lines += between;
                     lines += &part.text.0;
@@ -218,10 +223,10 @@ impl<'a> Reader<'a> {
 
     fn encode(&self, field: &str, text: &str, add_bos: bool) -> Result<Vec<u32>, ApiError> {
         let (context, tokenizer) = (self.model.context_tokens, &self.model.tokenizer);
-        // No tokenisation of it could fit, so it is not even tried.
+        // No tokenisation of the text could fit the context, so the text is not tokenised.
         if text.len() > (context as usize).saturating_mul(tokenizer.token_bytes_max()) {
             let reason = format!(
-                "{field} has {} bytes, more than the model's {context} tokens can stand for",
+                "{field} has {} bytes, more than fit the model's context of {context} tokens",
                 text.len()
             );
             return Err(ApiError::field(field, reason));
@@ -231,10 +236,10 @@ impl<'a> Reader<'a> {
         tokenizer.encode(text, if add_bos { Bos::Add } else { Bos::Omit }).map_err(failed)
     }
 
-    /// Token ids that a request spells out, as many as the context has at most.
+    /// Reads a list of token ids, at most as many as the context length.
     ///
     /// # Errors
-    /// 400 for what is no token id of the vocabulary, and for one token too many, at which the rest is not read.
+    /// 400 if an element is not a token id of the vocabulary, or if the list is too long. The rest of the list is not read.
     pub(super) fn ids(&self, field: &str, value: &RawValue) -> Result<Vec<u32>, ApiError> {
         struct Ids<'a> {
             field: &'a str,
@@ -271,7 +276,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The id that follows these.
+/// Reads the token id that follows `ids` in the list.
 fn one_more(field: &str, ids: &[u32], value: &RawValue, model: &ServedModel) -> Result<u32, ApiError> {
     let (context, vocabulary) = (model.context_tokens, model.tokenizer.vocabulary());
     if ids.len() >= context as usize {
@@ -285,10 +290,10 @@ fn one_more(field: &str, ids: &[u32], value: &RawValue, model: &ServedModel) -> 
     })
 }
 
-/// 400: there is no room for the prompt and an answer.
+/// The error 400 for a prompt that leaves no room for an answer in the context.
 pub(super) fn too_long(field: &str, has: &str, context: u32) -> ApiError {
     let message = format!(
-        "{field} has {has} and this model's maximum context length is {context} tokens, answer included; shorten it"
+        "{field} has {has}, but this model's maximum context length is {context} tokens including the answer; shorten it"
     );
     ApiError::field(field, message)
 }

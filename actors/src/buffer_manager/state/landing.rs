@@ -70,7 +70,8 @@ impl PoolState {
             (holding.from == Some(session)).then_some((request, owner, holding.landing))
         });
         let Some((request, owner, landing)) = lands else {
-            // No request waits for these pages: they belong to a measurement, or their request ended or is prefilled elsewhere now.
+            // No request waits for these pages: they belong to a measurement, or their request ended or is prefilled elsewhere
+            // now.
             self.free.extend(pages.iter().map(|page| page.0));
             return Vec::new();
         };
@@ -103,9 +104,9 @@ impl PoolState {
         vec![to::decoder(PagesAdopted { request, first_page, pages, transfer_micros })]
     }
 
-    /// A page hash does not match. Either a bit flipped, or the flush did not cover all puts that the sender announced. In the second
-    /// case more bytes may land in these pages and under all other credits of the session. Therefore the session ends and all these
-    /// pages are quarantined until there is proof.
+    /// A page hash does not match. Either a bit flipped, or the flush did not cover all puts that the sender announced. In the
+    /// second case more bytes may land in these pages and under all other credits of the session. Therefore the session ends and
+    /// all these pages are quarantined until there is proof.
     pub(super) fn on_damaged(
         &mut self,
         session: SessionId,

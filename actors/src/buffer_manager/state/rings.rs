@@ -1,10 +1,10 @@
 //! The rings of all sessions: how many credits each session may hold, and which pages of lost sessions are quarantined.
 //!
-//! A session **wants** one credit per page that will land in it, or as many as its start-up measurement needs, and none when it is
-//! idle. All sessions together never hold more credits than the ring has pages. If they want more, the allotments are max-min fair:
-//! a session that wants less than an equal share gets what it wants, and the others divide the rest equally. A session that holds
-//! more than its allotment is told to return unspent credits only when another session lacks them, when it has been idle for
-//! [`IDLE`], or when its peer is leaving.
+//! A session **wants** one credit per page that will land in it, or as many as its start-up measurement needs, and none when it
+//! is idle. All sessions together never hold more credits than the ring has pages. If they want more, the allotments are max-min
+//! fair: a session that wants less than an equal share gets what it wants, and the others divide the rest equally. A session that
+//! holds more than its allotment is told to return unspent credits only when another session lacks them, when it has been idle
+//! for [`IDLE`], or, if its peer is leaving, as soon as it is idle.
 //!
 //! **Invariant**: a session with landing pages or a running measurement has a credit.
 //!
@@ -20,8 +20,8 @@ use crate::messages::SessionId;
 
 /// Time for which an idle session keeps its credits.
 const IDLE: Duration = Duration::from_secs(5);
-/// Time in which a session that holds more credits than its announced share must return at least one. It is much longer than a put
-/// takes.
+/// Time in which a session that holds more credits than its announced share must return at least one. It is much longer than a
+/// put takes.
 pub(super) const RETURN_LIMIT: Duration = Duration::from_secs(30);
 /// Upper bound of the sessions measured at once. Measurements that run together compete for the same lane.
 const MEASUREMENTS: usize = 4;
@@ -45,13 +45,13 @@ pub(super) struct Ring {
     landing: u32,
     /// Since when the session wants no credits.
     idle_since: Option<Instant>,
-    /// The last share announced to the peer while the session held more credits.
+    /// The last share sent to the peer while it held more credits or was leaving.
     called_back: Option<CalledBack>,
     /// The peer is shutting down, so it keeps no credits while idle.
     is_leaving: bool,
 }
 
-/// A `RingShare` sent to a peer that held more credits than its share.
+/// A `RingShare` sent to a peer that held more credits than its share, or that was leaving.
 #[derive(Debug)]
 struct CalledBack {
     share: u32,
@@ -87,7 +87,8 @@ pub(super) enum Change {
     Break(SessionId, u32),
 }
 
-/// The session in which the pages of the first waiting reservation will land. If the session has no credit, it waits for its first.
+/// The session in which the pages of the first waiting reservation will land. If the session has no credit, it waits for its
+/// first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Next {
     pub(super) session: SessionId,
@@ -108,8 +109,8 @@ impl Ring {
         self.landing > 0 || self.measurement == Measurement::Running
     }
 
-    /// Sends the session's peer its share if it holds more credits and `must` return some, or if it leaves and gets no more. Requests the end of the session if the
-    /// peer has returned none for [`RETURN_LIMIT`].
+    /// Sends the session's peer its share if it holds more credits and `must` return some, or if it is leaving and its share is 0.
+    /// Requests the end of the session if the peer has returned no credit for [`RETURN_LIMIT`].
     fn call_back(&mut self, session: SessionId, share: u32, must: bool, now: Instant) -> Option<Change> {
         let outstanding = self.outstanding();
         if let Some(last) = self.called_back.as_mut() {
@@ -121,7 +122,7 @@ impl Ring {
             }
         }
         let is_sent = self.called_back.as_ref().is_some_and(|last| last.share == share);
-        // A leaving peer waits for a share of 0, also if it holds no credit.
+        // A leaving peer waits for a share of 0 before it ends, even if it holds no credit.
         let is_released = self.is_leaving && share == 0;
         if (outstanding <= share && !is_released) || !must || is_sent {
             return None;
@@ -349,7 +350,8 @@ impl Rings {
         }
     }
 
-    /// The allotment of each session. A busy session must have a credit, so each busy session is allotted one before the rest is divided.
+    /// The allotment of each session. A busy session must have a credit, so each busy session is allotted one before the rest is
+    /// divided.
     fn allotments(&self, next: Option<Next>) -> Vec<(SessionId, u32)> {
         let busy = self.sessions.values().filter(|ring| ring.is_busy()).count() as u32;
         let least = |ring: &Ring| u32::from(ring.is_busy());

@@ -77,8 +77,8 @@ impl PoolState {
         true
     }
 
-    /// True if a reservation can be served now. If its pages will land in a session that has no credit, it also needs one page for
-    /// that credit. If the session has ended, no pages land and no credit is needed.
+    /// True if a reservation can be served now. If its pages will land in a session that has no credit, it also needs one page
+    /// for that credit. If the session has ended, no pages land and no credit is needed.
     fn fits(&self, reserve: &ReservePages) -> bool {
         let (cost, unclaimed) = (self.cost(reserve), self.unclaimed());
         let credit = match reserve.landing.and_then(|session| self.rings.get(session)) {
@@ -88,7 +88,8 @@ impl PoolState {
         cost + credit <= unclaimed && credit <= self.rings.room()
     }
 
-    /// Number of unclaimed pages that a reservation takes: its own pages, landing pages, and shared pages that no sequence holds yet.
+    /// Number of unclaimed pages that a reservation takes: its own pages, landing pages, and shared pages that no sequence holds
+    /// yet.
     fn cost(&self, reserve: &ReservePages) -> u32 {
         let shared = self.cache.lookup(&reserve.tokens);
         let held = shared.iter().filter(|page| self.holders.contains_key(page)).count() as u32;

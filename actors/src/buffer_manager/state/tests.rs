@@ -53,8 +53,8 @@ fn own(request: u64) -> SequenceId {
     SequenceId::Own(RequestId(request))
 }
 
-/// A reservation of `here` pages of its own and `landing` pages that land. A page has one token, and no two requests have a token in
-/// common.
+/// A reservation of `here` pages of its own and `landing` pages that land. A page has one token, and no two requests have a token
+/// in common.
 fn reserve(request: u64, here: u32, landing: u32) -> ReservePages {
     let tokens = (0..landing.max(1)).map(|n| request as u32 * 1000 + n).collect();
     ReservePages {

@@ -2,18 +2,18 @@ use std::sync::Mutex;
 
 use super::*;
 
-/// Keeps what the peer link hears.
-struct Ear(Arc<Mutex<Vec<ToPeerLink>>>);
+/// Stands in for the peer link and records its messages.
+struct Recorder(Arc<Mutex<Vec<ToPeerLink>>>);
 
-impl Actor for Ear {
+impl Actor for Recorder {
     type Context = Context<Self>;
 }
 
-impl Handler<ToPeerLink> for Ear {
+impl Handler<ToPeerLink> for Recorder {
     type Result = ();
 
     fn handle(&mut self, message: ToPeerLink, _: &mut Context<Self>) {
-        self.0.lock().expect("no test panics with it").push(message);
+        self.0.lock().expect("the lock is not poisoned").push(message);
     }
 }
 
@@ -40,9 +40,9 @@ fn identity() -> Identity {
     }
 }
 
-/// A peer that has said Hello and waits for the Welcome.
+/// Connects as a peer: sends a Hello and returns the link after the Welcome.
 async fn say_hello(address: String) -> Link {
-    let (mut link, challenge) = Link::dial(&address).await.expect("it listens");
+    let (mut link, challenge) = Link::dial(&address).await.expect("the sockets listen");
     let Identity { incarnation, shape, capabilities, http, .. } = identity();
     let hello = Hello {
         versions: Versions::OURS,
@@ -57,21 +57,22 @@ async fn say_hello(address: String) -> Link {
         nonce: link.nonces().dialer,
         proof: None,
     };
-    link.hello(&challenge, hello, None).await.expect("it is welcome");
+    link.hello(&challenge, hello, None).await.expect("the Hello is accepted");
     link
 }
 
 #[actix::test]
-async fn a_peer_that_takes_no_frames_is_cut_off_before_one_is_left_out() {
-    let heard = Arc::new(Mutex::new(Vec::new()));
-    let sockets = Sockets::new(identity(), Ear(heard.clone()).start().recipient());
+async fn a_peer_that_reads_no_frames_is_disconnected_before_a_frame_is_lost() {
+    let recorded = Arc::new(Mutex::new(Vec::new()));
+    let sockets = Sockets::new(identity(), Recorder(recorded.clone()).start().recipient());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
     let listening = actix::spawn(sockets.clone().listen(listener));
     let peer = actix::spawn(say_hello(address));
     let connection = loop {
         tokio::time::sleep(Duration::from_millis(1)).await;
-        if let Some(ToPeerLink::HelloCame(came)) = heard.lock().expect("as above").first() {
+        if let Some(ToPeerLink::HelloCame(came)) = recorded.lock().expect("the lock is not poisoned").first()
+        {
             break came.connection;
         }
     };
@@ -83,22 +84,22 @@ async fn a_peer_that_takes_no_frames_is_cut_off_before_one_is_left_out() {
         let frame = Frame::RingShare { pages };
         sockets.deliver(WriteFrame { session, connection, frame }.into());
     };
-    // The task that writes them has had no turn yet.
+    // The task that writes the frames has not run yet, so one frame more than fits overflows the queue.
     (0..FRAMES_WAITING as u32 + 1).for_each(write);
-    let (_, mut reader) = peer.await.expect("it ends").split();
+    let (_, mut reader) = peer.await.expect("the handshake ends").split();
     write(u32::MAX);
     let mut expect = 0;
     let end = loop {
         match reader.next().await {
-            Ok(Frame::RingShare { pages }) => assert_eq!(pages, expect, "no frame is left out"),
+            Ok(Frame::RingShare { pages }) => assert_eq!(pages, expect, "no frame is missing"),
             Ok(frame) => panic!("{frame:?}"),
             Err(error) => break error,
         }
         expect += 1;
     };
-    assert!(!matches!(end, LinkError::Goodbye), "the session is not over in good order");
-    let reason = format!("peer did not take {FRAMES_WAITING} frames");
+    assert!(!matches!(end, LinkError::Goodbye), "the connection ends without a goodbye");
+    let reason = format!("peer reads too slowly: {FRAMES_WAITING} frames wait for it");
     let ended = ToPeerLink::LinkEnded(LinkEnded { session, end: LinkEnd::Broken(reason) });
-    assert_eq!(heard.lock().expect("as above")[1..], [ended]);
+    assert_eq!(recorded.lock().expect("the lock is not poisoned")[1..], [ended]);
     listening.abort();
 }

@@ -37,7 +37,8 @@ impl PeerLinkState {
         }
     }
 
-    /// A receiver answered with its challenge. If its process is already connected over another address, the connection is closed.
+    /// A receiver answered with its challenge. If its process is already connected over another address, the connection is
+    /// closed.
     pub(super) fn on_challenged(&mut self, challenged: Challenged) -> Vec<Effect> {
         let Challenged { receiver, connection, incarnation } = challenged;
         let is_ending = self.is_ending();
@@ -57,8 +58,8 @@ impl PeerLinkState {
         vec![to::sockets(SayHello { receiver, connection, attempt })]
     }
 
-    /// The receiver was not reached, or refused us. A refusal that only a changed setting can end affects only this link. It ends the
-    /// process only if this is its only receiver and no session with it has ever worked.
+    /// The receiver was not reached, or refused us. A refusal that only a changed setting can end affects only this link. It ends
+    /// the process only if this is its only receiver and no session with it has ever worked.
     pub(super) fn on_dial_failed(&mut self, failed: DialFailed) -> Vec<Effect> {
         let DialFailed { receiver, reason, permanent } = failed;
         if let Some(incarnation) = self.targets.remove(&receiver) {

@@ -18,9 +18,9 @@ const QUARANTINE_PART: u32 = 4;
 pub(super) const SENDERS_KNOWN_MAX: usize = 1024;
 
 impl PeerLinkState {
-    /// Decides whether a sender may join after its Hello. A process that is shutting down or unhealthy admits no sender, and neither
-    /// does a process with one sender per page of the ring. A Hello that was read after a newer one of the same sender is refused too:
-    /// its dialler has given up, and no later Hello would prove its session harmless.
+    /// Decides whether a sender may join after its Hello. A process that is shutting down or unhealthy admits no sender, and
+    /// neither does a process with one sender per page of the ring. A Hello that was read after a newer one of the same sender is
+    /// refused too: its dialler has given up, and no later Hello would prove its session harmless.
     ///
     /// # Errors
     /// The reason, which is sent to the sender. The sender may try again.
@@ -55,8 +55,8 @@ impl PeerLinkState {
         Ok(())
     }
 
-    /// Uses the statement of a Hello as proof, whether or not the sender is admitted. The sender's attempts after session `previous`
-    /// never came up on its side, and `drained` says whether session `previous` has drained.
+    /// Uses the statement of a Hello as proof, whether or not the sender is admitted. The sender's attempts after session
+    /// `previous` never came up on its side, and `drained` says whether session `previous` has drained.
     pub(super) fn on_hello(&mut self, hello: SenderSession, previous: u64, drained: bool) -> Vec<Effect> {
         let known = self.youngest.contains_key(&hello.incarnation);
         if !known && self.youngest.len() >= SENDERS_KNOWN_MAX {
@@ -79,8 +79,8 @@ impl PeerLinkState {
         if watched.gone { self.on_process_gone(&watched.incarnation) } else { Vec::new() }
     }
 
-    /// A sender's process on this host has ended. That is proof for the sessions that it dialled, but not for sessions of a process
-    /// on another host that claims the same incarnation.
+    /// A sender's process on this host has ended. That is proof for the sessions that it dialled, but not for sessions of a
+    /// process on another host that claims the same incarnation.
     pub(super) fn on_process_gone(&mut self, sender: &Incarnation) -> Vec<Effect> {
         self.youngest.remove(sender);
         self.on_harmless(

@@ -36,7 +36,7 @@ fn descriptor(of: &str) -> Descriptor {
 }
 
 /// Delivers a message to the state and returns the effects.
-fn hear(state: &mut PeerLinkState, mail: impl Into<ToPeerLink>) -> Vec<Effect> {
+fn deliver(state: &mut PeerLinkState, mail: impl Into<ToPeerLink>) -> Vec<Effect> {
     state.on(Instant::now(), mail.into())
 }
 
@@ -127,8 +127,8 @@ impl Begun {
         to::sockets(WriteFrame { session: self.session, connection: self.connection, frame })
     }
 
-    fn hears(&self, state: &mut PeerLinkState, frame: Frame) -> Vec<Effect> {
-        hear(state, FrameCame { session: self.session, frame })
+    fn receives(&self, state: &mut PeerLinkState, frame: Frame) -> Vec<Effect> {
+        deliver(state, FrameCame { session: self.session, frame })
     }
 }
 
@@ -160,7 +160,7 @@ fn reach(state: &mut PeerLinkState) -> Begun {
     if !state.targets.contains_key(&FIRST) {
         dials(state);
     }
-    let session = opening(&hear(state, welcomed(7)));
+    let session = opening(&deliver(state, welcomed(7)));
     Begun { session, peer: C, connection: ConnectionId(7), is_incoming: false }
 }
 
@@ -181,14 +181,14 @@ fn wake(receiver: ReceiverId, millis: u64) -> Effect {
 
 /// Dials the first address, which answers with a challenge. Returns the effect that sends the Hello.
 fn dials(state: &mut PeerLinkState) -> Effect {
-    assert_eq!(hear(state, DialDue { receiver: FIRST }), [to::sockets(Dial { receiver: FIRST })]);
+    assert_eq!(deliver(state, DialDue { receiver: FIRST }), [to::sockets(Dial { receiver: FIRST })]);
     let connection = ConnectionId(60);
-    let effects = hear(state, Challenged { receiver: FIRST, connection, incarnation: C });
+    let effects = deliver(state, Challenged { receiver: FIRST, connection, incarnation: C });
     assert_eq!(effects.len(), 1, "{effects:?}");
     effects[0].clone()
 }
 
-fn says(session: u64, previous: u64, previous_drained: bool) -> Effect {
+fn sends_hello(session: u64, previous: u64, previous_drained: bool) -> Effect {
     let attempt = Attempt { session, previous, previous_drained };
     to::sockets(SayHello { receiver: FIRST, connection: ConnectionId(60), attempt })
 }
@@ -204,7 +204,7 @@ fn dial_failed(reason: &str, permanent: bool) -> DialFailed {
 #[test]
 fn a_listener_sends_welcome_and_a_dialler_connects() {
     let mut state = state(true);
-    let effects = hear(&mut state, hello_came(A, 1));
+    let effects = deliver(&mut state, hello_came(A, 1));
     let session = opening(&effects);
     let joined = Begun { session, peer: A, connection: ConnectionId(101), is_incoming: true };
     assert_eq!(
@@ -224,7 +224,7 @@ fn a_listener_sends_welcome_and_a_dialler_connects() {
     assert_eq!(state.on_opened(session, Ok(ours.clone())), [], "a session opens once");
 
     dials(&mut state);
-    let effects = hear(&mut state, welcomed(7));
+    let effects = deliver(&mut state, welcomed(7));
     let session = opening(&effects);
     let reached = Begun { session, peer: C, connection: ConnectionId(7), is_incoming: false };
     assert_eq!(effects, reached.opening());
@@ -262,9 +262,9 @@ fn a_session_must_probe_its_lane_once_and_in_time() {
     let grant = Frame::Grant { first: CreditNumber(0), pages: vec![PageIndex(0)] };
     state.on(now, SendFrame { session: begun.session, frame: grant }.into());
     assert_eq!((state.on_tick(now + PROBE_LIMIT), state.ready()), (vec![], 0));
-    assert_eq!((begun.hears(&mut state, probed()).len(), state.ready()), (4, 1));
+    assert_eq!((begun.receives(&mut state, probed()).len(), state.ready()), (4, 1));
     assert_eq!(state.on_tick(now + PROBE_LIMIT * 2), []);
-    let twice = begun.hears(&mut state, probed());
+    let twice = begun.receives(&mut state, probed());
     assert_eq!(twice, begun.ended("LinkProbed was sent for a lane that is already probed", false));
     assert_eq!(state.on_closed(begun.session, true), [begun.drained()]);
     let late = join(&mut state, now, A, 2);
@@ -277,13 +277,13 @@ fn our_own_probe_is_sent_once() {
     let mut state = state(true);
     let begun = reach(&mut state);
     let send = SendFrame { session: begun.session, frame: probed() };
-    assert_eq!(hear(&mut state, send.clone()), [], "the session is not up yet");
+    assert_eq!(deliver(&mut state, send.clone()), [], "the session is not up yet");
     state.on_opened(begun.session, Ok(descriptor("ours")));
     assert_eq!(state.ready(), 0);
-    assert_eq!(hear(&mut state, send.clone()), [begun.writes(probed())]);
+    assert_eq!(deliver(&mut state, send.clone()), [begun.writes(probed())]);
     assert_eq!(state.ready(), 1);
     let reason = "LinkProbed was sent for a lane that is already probed";
-    assert_eq!(hear(&mut state, send), begun.ended(reason, false));
+    assert_eq!(deliver(&mut state, send), begun.ended(reason, false));
 }
 
 #[test]
@@ -292,17 +292,17 @@ fn events_of_the_transport_reach_the_session() {
     let refused = join(&mut state, Instant::now(), A, 1);
     let failed = Event::Opened { session: name(refused.session), result: Err(TransportError::Closed) };
     let reason = TransportError::Closed.to_string();
-    assert_eq!(hear(&mut state, TransportEvents(vec![failed])), refused.ended(&reason, false));
+    assert_eq!(deliver(&mut state, TransportEvents(vec![failed])), refused.ended(&reason, false));
 
     let begun = up_outgoing(&mut state);
     let session = begun.session;
     let connected = Event::Connected { session: name(session), lane: "tcp/lo".into() };
     let put = Event::PutCompleted { session: name(session), ticket: Ticket(1), result: Ok(()) };
     let flushed = Event::Flushed { session: name(session), ticket: Ticket(2), result: Ok(()) };
-    let effects = hear(&mut state, TransportEvents(vec![connected, put, flushed]));
+    let effects = deliver(&mut state, TransportEvents(vec![connected, put, flushed]));
     assert_eq!(effects, [to::transfer(LaneConnected { session, lane: "tcp/lo".into() })]);
     let failed = Event::Failed { session: name(session), error: TransportError::Closed };
-    assert_eq!(hear(&mut state, TransportEvents(vec![failed])), begun.ended(&reason, false));
+    assert_eq!(deliver(&mut state, TransportEvents(vec![failed])), begun.ended(&reason, false));
 }
 
 #[test]
@@ -313,9 +313,9 @@ fn a_broken_rule_and_a_broken_connection_end_the_session() {
         let begun = Begun { session, peer: A, connection: ConnectionId(100 + number), is_incoming: true };
         let reason = "why".to_owned();
         let effects = if breaks {
-            hear(&mut state, BreakSession { session, reason })
+            deliver(&mut state, BreakSession { session, reason })
         } else {
-            hear(&mut state, LinkEnded { session, end: LinkEnd::Broken(reason) })
+            deliver(&mut state, LinkEnded { session, end: LinkEnd::Broken(reason) })
         };
         assert_eq!(effects, begun.ended("why", false));
     }

@@ -1,41 +1,42 @@
-//! Which answers run and which requests wait. Pure: no clock, no lock, no I/O.
+//! The permits and the queue of admission, as a pure state without clock, lock or I/O.
 //!
-//! A request runs all of its answers at once, so it needs that many permits together. Requests start in the order in which they came:
-//! one that needs many permits is not overtaken by later ones that need few. Nothing waits while the front of the queue fits.
+//! A request runs all of its answers at once, so it needs one permit per answer at the same time. Requests start in the order of
+//! their arrival: a request that needs many permits is not overtaken by later requests that need few. The first waiting request
+//! starts as soon as enough permits are free.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How many of the last answers the mean time of an answer is made of.
+/// Number of recent answers over which the duration of an answer is averaged.
 const MEASURED: u32 = 32;
 
-/// What may run and wait at once.
+/// Upper bounds of what runs and waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Answers that run: `request.concurrency`.
+    /// Answers that run at once: `request.concurrency`.
     pub concurrency: usize,
     /// Requests that wait: `request.queue`.
     pub queue: usize,
-    /// Bytes of the requests that wait.
+    /// Total bytes of the waiting requests.
     pub queue_bytes: usize,
 }
 
-/// A waiting request; later ones have larger tickets.
+/// The number of a request in the queue. Later requests have larger tickets.
 pub(super) type Ticket = u64;
 
-/// Requests that may run now: what each was entered with, and its permits.
+/// Requests that may run now: the waker and the number of permits of each.
 pub(super) type Granted<W> = Vec<(W, usize)>;
 
-/// Why a request neither runs nor waits.
+/// The reason why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Refusal {
-    /// It needs more permits than there are.
+    /// The request needs more permits than the process has.
     TooMany,
-    /// The queue is full. There is room for it after `retry`, if the pace stays.
+    /// The queue is full. At the present rate there is room after `retry`.
     Full { retry: Duration },
-    /// It would wait for `wait`, which is longer than it may. It would not after `retry`.
+    /// The request would wait for `wait`, which is past its deadline. After `retry` it would wait within its deadline.
     TooLong { wait: Duration, retry: Duration },
-    /// Nothing is taken any more.
+    /// No requests are admitted any more.
     Closed,
 }
 
@@ -45,17 +46,19 @@ struct Waiting<W> {
     waker: W,
 }
 
-/// How long answers take.
+/// The measured duration of answers.
 #[derive(Default)]
 struct Pace {
-    /// Mean seconds of the last answers, and how many they are.
+    /// Mean duration of the last answers, in seconds.
     mean: f64,
+    /// Number of answers in the mean, at most [`MEASURED`].
     samples: u32,
-    /// When the last permit came back, or the first was taken.
+    /// Start of the time in which no answer has ended: the last end of an answer, the start of a request when none ran, or the
+    /// moment at which the queue became non-empty.
     last: Option<Instant>,
 }
 
-/// Permits and the queue for them. `W` is what a waiting request is woken with.
+/// The permits and the queue of requests that wait for them. `W` is the type of the waker of a waiting request.
 pub(super) struct State<W> {
     bounds: Bounds,
     running: usize,
@@ -85,17 +88,17 @@ impl<W> State<W> {
         self.bounds
     }
 
-    /// Answers that run.
+    /// Number of answers that run.
     pub(super) fn running(&self) -> usize {
         self.running
     }
 
-    /// Answers of requests that wait.
+    /// Number of answers of waiting requests.
     pub(super) fn waiting(&self) -> usize {
         self.waiting_answers
     }
 
-    /// Enters a request for `answers` answers, which takes `bytes` while it waits and may wait for `left`.
+    /// Enters a request for `answers` answers, which takes `bytes` of memory while it waits and may wait for `left`.
     pub(super) fn enter(
         &mut self,
         (answers, bytes): (usize, usize),
@@ -112,7 +115,7 @@ impl<W> State<W> {
         let runs = self.waiting.is_empty() && answers <= self.free();
         if !runs {
             if self.waiting.is_empty() {
-                // Until now there was room, so that no answer ended says nothing about how long an answer takes.
+                // Permits were free until now, so the time since the last answer does not show how long answers take.
                 self.pace.last = Some(now);
             }
             self.check_room(answers, bytes, now)?;
@@ -126,7 +129,7 @@ impl<W> State<W> {
         Ok((ticket, self.grant(now)))
     }
 
-    /// The request with this ticket is gone. Nothing happens if it does not wait any more.
+    /// Removes the request with this ticket from the queue. Does nothing if the request is not in the queue.
     pub(super) fn leave(&mut self, ticket: Ticket, now: Instant) -> Granted<W> {
         match self.take(ticket) {
             Some(_) => self.grant(now),
@@ -134,7 +137,7 @@ impl<W> State<W> {
         }
     }
 
-    /// A permit comes back, after an answer that took this long; `None` if there was no answer.
+    /// Returns one permit. `took` is the duration of its answer; `None` if the answer is not measured.
     pub(super) fn give_back(&mut self, took: Option<Duration>, now: Instant) -> Granted<W> {
         self.running -= 1;
         if let Some(took) = took {
@@ -145,7 +148,7 @@ impl<W> State<W> {
         self.grant(now)
     }
 
-    /// Takes no more requests. Returns what the waiting ones would have been woken with.
+    /// Refuses all further requests and empties the queue. Returns the wakers of the requests that waited.
     pub(super) fn close(&mut self) -> Vec<W> {
         self.is_closed = true;
         (self.waiting_answers, self.waiting_bytes) = (0, 0);
@@ -163,7 +166,7 @@ impl<W> State<W> {
         Some(waiting)
     }
 
-    /// Lets requests run from the front of the queue as long as they fit.
+    /// Starts requests from the front of the queue while enough permits are free.
     fn grant(&mut self, now: Instant) -> Granted<W> {
         let mut granted = Vec::new();
         while let Some((&ticket, front)) = self.waiting.first_key_value()
@@ -171,7 +174,7 @@ impl<W> State<W> {
             && let Some(front) = self.take(ticket)
         {
             if self.running == 0 {
-                // The time without requests says nothing about how long an answer takes.
+                // No request ran until now, so the time since the last answer does not show how long answers take.
                 self.pace.last = Some(now);
             }
             self.running += front.answers;
@@ -185,12 +188,12 @@ impl<W> State<W> {
         if self.waiting.len() < queue && bytes <= queue_bytes.saturating_sub(self.waiting_bytes) {
             return Ok(());
         }
-        // How many permits have to come back before enough of the front has left.
+        // Count the permits that must be returned before enough requests at the front have started.
         let (mut left, mut held, mut permits) = (self.waiting.len(), self.waiting_bytes, 0);
         let mut front = self.waiting.values();
         while left >= queue || held + bytes > queue_bytes {
             let Some(waiting) = front.next() else {
-                // It never fits the queue: it has to run at once.
+                // The request never fits the queue, so it can only run at once, without waiting.
                 permits += answers;
                 break;
             };
@@ -208,14 +211,15 @@ impl<W> State<W> {
         }
     }
 
-    /// How long it takes until so many permits have come back; `None` while no answer has been measured.
+    /// The expected time until `permits` permits have been returned; `None` if no answer has been measured yet.
     ///
-    /// Permits come back in bursts, since answers share steps; the mean time of an answer divided by how many run says how often they do.
+    /// The mean time between two returns is the mean duration of an answer divided by the number of running answers. Single
+    /// returns come in bursts, because answers share batches.
     fn time_of(&self, permits: usize, now: Instant) -> Option<Duration> {
         if self.pace.samples == 0 {
             return None;
         }
-        // If none has come back for longer than an answer takes, answers take longer now.
+        // If no answer has ended for longer than the mean duration, answers take longer now.
         let silent = self.pace.last.map_or(0.0, |last| now.saturating_duration_since(last).as_secs_f64());
         let between = self.pace.mean.max(silent) / self.running.max(1) as f64;
         Some(Duration::try_from_secs_f64(between * permits as f64).unwrap_or(Duration::MAX))

@@ -17,12 +17,16 @@ fn model() -> ServedModel {
     ServedModel::new(Path::new("m.gguf"), &text, None).unwrap()
 }
 
-/// Reads a body with a budget of so many bytes.
+/// Reads a body with an input budget of `budget` bytes.
 fn read_with(model: &ServedModel, kind: ApiKind, body: &str, budget: usize) -> Result<Ask, ApiError> {
     let memory = InputMemory::new(budget, 1);
     let fields = Fields::parse(body.as_bytes())?;
     let ask = Ask::read(kind, &fields, Reader { model, memory: &memory, is_long: true }, 4);
-    assert_eq!(memory.used(), ask.as_ref().map_or(0, Ask::bytes), "the rest is given back");
+    assert_eq!(
+        memory.used(),
+        ask.as_ref().map_or(0, Ask::bytes),
+        "temporary memory is returned to the budget"
+    );
     ask
 }
 
@@ -42,41 +46,41 @@ fn prompts_in_every_form() {
     assert_eq!(tokens(json!("a\"")), Ok(vec![vec![97, 34]]), "with an escape");
     assert_eq!(tokens(json!([97, 98])), Ok(vec![vec![97, 98]]));
     assert_eq!(tokens(json!(["a", [98], "c"])), Ok(vec![vec![97], vec![98], vec![99]]));
-    let no = |prompt: Value, expect: &str| assert_eq!(tokens(prompt), Err(expect.to_owned()));
+    let refused = |prompt: Value, expect: &str| assert_eq!(tokens(prompt), Err(expect.to_owned()));
     let one = "must be a string, a list of token ids, or a list of either, not";
-    no(json!({"a": 1}), &format!("prompt: prompt {one} {{\"a\":1}}"));
-    no(json!([[1], {}]), &format!("prompt[1]: prompt[1] {one} {{}}"));
-    no(json!([1, "a"]), "prompt[1]: prompt[1] must be a token id, not \"a\"");
-    no(json!([1.0]), "prompt[0]: prompt[0] must be a token id, not 1.0");
-    no(json!([[[1]]]), "prompt[0][0]: prompt[0][0] must be a token id, not [1]");
+    refused(json!({"a": 1}), &format!("prompt: prompt {one} {{\"a\":1}}"));
+    refused(json!([[1], {}]), &format!("prompt[1]: prompt[1] {one} {{}}"));
+    refused(json!([1, "a"]), "prompt[1]: prompt[1] must be a token id, not \"a\"");
+    refused(json!([1.0]), "prompt[0]: prompt[0] must be a token id, not 1.0");
+    refused(json!([[[1]]]), "prompt[0][0]: prompt[0][0] must be a token id, not [1]");
 }
 
 #[test]
 fn a_list_of_tokens_ends_at_the_context() {
     let long = |tokens: usize| json!(vec![1; tokens]);
     assert!(tokens(long(63)).is_ok());
-    let all = "prompt: prompt has 64 tokens and this model's maximum context length is 64 tokens, answer included; shorten it";
+    let all = "prompt: prompt has 64 tokens, but this model's maximum context length is 64 tokens including the answer; shorten it";
     assert_eq!(tokens(long(64)), Err(all.to_owned()));
-    let more = "has more than 64 tokens and this model's maximum context length is 64 tokens, answer included; shorten it";
+    let more = "has more than 64 tokens, but this model's maximum context length is 64 tokens including the answer; shorten it";
     assert_eq!(tokens(long(65)), Err(format!("prompt: prompt {more}")));
     assert_eq!(tokens(json!([[1], long(65)])), Err(format!("prompt[1]: prompt[1] {more}")));
-    // What comes behind is not read.
+    // The rest of the list is not read.
     let rest = format!("[{},\"x\"]", vec!["1"; 65].join(","));
     assert_eq!(tokens(serde_json::from_str(&rest).unwrap()), Err(format!("prompt: prompt {more}")));
 }
 
 #[test]
-fn messages_are_at_most_as_many_as_tokens() {
+fn a_chat_has_at_most_as_many_messages_as_the_context_has_tokens() {
     let say = |count: usize| json!({"messages": vec![json!({"role": "user", "content": ""}); count]});
     let message = read(ApiKind::Chat, &say(65)).unwrap_err().message;
     assert!(
-        message.starts_with("messages has 65 messages and this model's maximum context length is 64"),
+        message.starts_with("messages has 65 messages, but this model's maximum context length is 64"),
         "{message}"
     );
     let message = read(ApiKind::Chat, &say(64)).unwrap_err().message;
     assert!(
-        message.ends_with("more than the model's 64 tokens can stand for"),
-        "they are rendered: {message}"
+        message.ends_with("more than fit the model's context of 64 tokens"),
+        "the messages are rendered: {message}"
     );
     let wrong = |message: Value| read(ApiKind::Chat, &json!({"messages": [message]})).unwrap_err();
     let error = wrong(json!("a"));
@@ -90,7 +94,7 @@ fn messages_are_at_most_as_many_as_tokens() {
     assert_eq!(wrong(part).param.as_deref(), Some("messages[0].content"));
 }
 
-/// A debug build checks the multiplication.
+/// The multiplication of the text's length must not overflow; a debug build checks it.
 #[test]
 fn a_text_for_a_model_without_a_tokenizer_is_refused() {
     let model = ServedModel { tokenizer: Arc::new(Tokenizer::none(100)), ..model() };
@@ -100,7 +104,7 @@ fn a_text_for_a_model_without_a_tokenizer_is_refused() {
 }
 
 #[test]
-fn what_a_request_takes_is_taken_of_the_budget() {
+fn the_memory_of_a_request_is_taken_from_the_budget() {
     let model = model();
     let body = json!({"prompt": vec!["a"; 4]}).to_string();
     let bytes = read_with(&model, ApiKind::Completion, &body, 16 << 20).unwrap().bytes();
@@ -108,13 +112,13 @@ fn what_a_request_takes_is_taken_of_the_budget() {
     assert!(read_with(&model, ApiKind::Completion, &body, bytes).is_ok());
     let error = read_with(&model, ApiKind::Completion, &body, bytes - 1).unwrap_err();
     assert_eq!(error.status, StatusCode::SERVICE_UNAVAILABLE, "{}", error.message);
-    // Tokenising 60 bytes may take 80 times as much, which this budget never has.
+    // Tokenising 60 bytes may take 80 times as much memory, which is more than this budget.
     let body = json!({"prompt": "a".repeat(60)}).to_string();
     let error = read_with(&model, ApiKind::Completion, &body, 4000).unwrap_err();
     assert_eq!((error.status, error.param.as_deref()), (StatusCode::PAYLOAD_TOO_LARGE, Some("prompt")));
 }
 
-/// Any JSON, of a few levels.
+/// Random JSON with up to three levels.
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -141,7 +145,7 @@ proptest! {
         let tree = Value::Object(fields.into_iter().collect());
         let text = serde_json::to_string_pretty(&tree).unwrap();
         let fields = Fields::parse(text.as_bytes()).unwrap();
-        // Parsed from the same text: not every number is written to its last bit.
+        // The tree is parsed from the same text, because not all numbers are written exactly.
         let tree: Value = serde_json::from_str(&text).unwrap();
         for (name, value) in tree.as_object().unwrap() {
             let found = fields.get(name).map(|raw| serde_json::from_str::<Value>(raw.get()).unwrap());
@@ -149,7 +153,7 @@ proptest! {
         }
     }
 
-    /// Whatever a client sends, it is read or refused with 400 (or 404, for another model), and the sentence is short.
+    /// A random body is either read or refused with 400 (404 for another model) and a short sentence.
     #[test]
     fn any_body_is_read_or_refused(
         is_chat in any::<bool>(),

@@ -40,7 +40,7 @@ fn bad_prompts_are_refused() {
         (json!({"prompt": [1, -1]}), "prompt[1]", "must be a token id, not -1"),
         (json!({"prompt": ["a", ""]}), "prompt[1]", "at least one token"),
         (json!({"prompt": ["a", 5]}), "prompt[1]", "not 5"),
-        (json!({"prompt": ["a", "b", "c"]}), "prompt", "3 answers are asked for"),
+        (json!({"prompt": ["a", "b", "c"]}), "prompt", "asks for 3 answers"),
         (json!({"prompt": [1, 262]}), "prompt", "prompt[1] is token 262, and the vocabulary has 262 tokens"),
         (json!({"prompt": [4294967297u64]}), "prompt", "token 4294967297"),
         (json!({"prompt": "a".repeat(64)}), "prompt", "maximum context length is 64 tokens"),
@@ -114,8 +114,8 @@ fn bad_bodies_and_paths_are_refused() {
     let server = Server::start(Script::Echo);
     server.http.refused("/v1/completions", "{", 400, "", "body is not JSON");
     server.http.refused("/v1/completions", "[]", 400, "", "must be a JSON object, not []");
-    server.http.refused("/v1/none", "{}", 404, "", "nothing at /v1/none");
-    server.http.refused("/health", "{}", 405, "", "/health takes GET, not POST");
+    server.http.refused("/v1/none", "{}", 404, "", "path /v1/none does not exist");
+    server.http.refused("/health", "{}", 405, "", "path /health allows GET, not POST");
     let large = " ".repeat(body::BODY_BYTES_MAX + 1);
     server.http.refused("/v1/completions", &large, 413, "", "larger than 8388608 bytes");
     check_nothing_is_held(&server);

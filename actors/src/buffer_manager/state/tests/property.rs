@@ -36,7 +36,8 @@ fn any_op() -> impl Strategy<Value = Op> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// The state itself asserts its invariant after each message. This test checks that no page is promised twice and none is lost.
+    /// The state itself asserts its invariant after each message. This test checks that no page is promised twice and none is
+    /// lost.
     #[test]
     fn no_page_is_lost_or_promised_twice(pages in 1..20u32, ring in 0..12u32, ops in vec(any_op(), 0..120)) {
         let ring = ring.min(pages / 2);

@@ -86,8 +86,8 @@ fn sessions_share_the_ring_by_what_they_want() {
     give(&mut pool, landing(1, 10, 12));
     assert_eq!(outstanding(&pool, 1), 8, "a session that is alone gets the whole ring");
     // Session 1 is told its share. Session 2 gets its first credit with the next page that session 1 returns.
-    let told = give(&mut pool, landing(2, 20, 2));
-    assert_eq!((told, outstanding(&pool, 2)), (vec![shared(1, 7)], 0));
+    let effects = give(&mut pool, landing(2, 20, 2));
+    assert_eq!((effects, outstanding(&pool, 2)), (vec![shared(1, 7)], 0));
     let effects = give(&mut pool, PageFilled { session: SessionId(1), ..filled(8, 1, Some(10)) });
     assert_eq!((outstanding(&pool, 1), outstanding(&pool, 2)), (7, 1), "{effects:?}");
     assert_eq!(served(&effects).1, 2, "the reservation is served together with the credit");
@@ -223,7 +223,7 @@ fn a_leaving_sender_without_a_credit_is_told_that_it_gets_none() {
     open(&mut pool, SESSION, 4, 0);
     give(&mut pool, unfilled(1, 0, 4));
     assert_eq!(give(&mut pool, PeerLeaving { session: SESSION }), [shared(1, 0)]);
-    assert_eq!(release(&mut pool, 9), [], "once");
+    assert_eq!(release(&mut pool, 9), [], "the share is sent once");
 }
 
 #[test]

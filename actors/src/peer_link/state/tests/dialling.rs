@@ -6,23 +6,23 @@ use super::*;
 fn each_receiver_is_dialled() {
     let mut state = state(true);
     let second = ReceiverId(1);
-    assert_eq!(hear(&mut state, StartDialling), [wake(FIRST, 0), wake(second, 0)]);
-    assert_eq!(dials(&mut state), says(1, 0, true));
-    assert_eq!(hear(&mut state, DialDue { receiver: second }), [to::sockets(Dial { receiver: second })]);
-    assert_eq!(hear(&mut state, DialDue { receiver: ReceiverId(2) }), [], "there is no third receiver");
+    assert_eq!(deliver(&mut state, StartDialling), [wake(FIRST, 0), wake(second, 0)]);
+    assert_eq!(dials(&mut state), sends_hello(1, 0, true));
+    assert_eq!(deliver(&mut state, DialDue { receiver: second }), [to::sockets(Dial { receiver: second })]);
+    assert_eq!(deliver(&mut state, DialDue { receiver: ReceiverId(2) }), [], "there is no third receiver");
 }
 
 #[test]
 fn an_unhealthy_process_waits_before_it_dials() {
     let mut state = state(true);
-    hear(&mut state, HealthSeen(Some("engine stands still".into())));
+    deliver(&mut state, HealthSeen(Some("engine does not respond".into())));
     for _ in 0..3 {
-        assert_eq!(hear(&mut state, DialDue { receiver: FIRST }), [wake(FIRST, 2000)]);
+        assert_eq!(deliver(&mut state, DialDue { receiver: FIRST }), [wake(FIRST, 2000)]);
     }
-    hear(&mut state, HealthSeen(None));
-    assert_eq!(dials(&mut state), says(1, 0, true), "the waits were no attempts");
+    deliver(&mut state, HealthSeen(None));
+    assert_eq!(dials(&mut state), sends_hello(1, 0, true), "the waits were no attempts");
     let line = LogLine::Unreachable { address: "first".into(), reason: "refused".into(), is_news: true };
-    let effects = hear(&mut state, dial_failed("refused", false));
+    let effects = deliver(&mut state, dial_failed("refused", false));
     assert_eq!(effects, [to::log(line), wake(FIRST, 200)], "the waits have not lengthened the pause");
 }
 
@@ -30,10 +30,10 @@ fn an_unhealthy_process_waits_before_it_dials() {
 fn a_receiver_that_is_not_reached_is_dialled_again_after_longer_pauses() {
     let mut state = state(true);
     for (attempt, pause) in (1..).zip([200, 400, 800, 1600, 2000, 2000]) {
-        assert_eq!(dials(&mut state), says(attempt, 0, true));
+        assert_eq!(dials(&mut state), sends_hello(attempt, 0, true));
         let (address, reason, is_news) = ("first".into(), "refused".into(), attempt == 1);
         let line = LogLine::Unreachable { address, reason, is_news };
-        let effects = hear(&mut state, dial_failed("refused", false));
+        let effects = deliver(&mut state, dial_failed("refused", false));
         assert_eq!(effects, [to::log(line), wake(FIRST, pause)]);
     }
 }
@@ -45,24 +45,24 @@ fn after_a_session_its_receiver_is_dialled_again() {
         [(true, false, 400), (false, false, 400), (true, true, 200), (false, true, 200)]
     {
         let mut state = state(true);
-        hear(&mut state, DialDue { receiver: FIRST });
-        hear(&mut state, dial_failed("refused", false));
-        assert_eq!(dials(&mut state), says(1, 0, true));
+        deliver(&mut state, DialDue { receiver: FIRST });
+        deliver(&mut state, dial_failed("refused", false));
+        assert_eq!(dials(&mut state), sends_hello(1, 0, true));
         let begun = up_outgoing(&mut state);
         if moved {
-            hear(&mut state, SendFrame { session: begun.session, frame: probed() });
+            deliver(&mut state, SendFrame { session: begun.session, frame: probed() });
         }
         let end = LinkEnded { session: begun.session, end: LinkEnd::Broken("eof".into()) };
         assert_eq!(
-            hear(&mut state, end),
+            deliver(&mut state, end),
             begun.ended("eof", false),
             "no dialling before the transport has closed it"
         );
-        assert_eq!(hear(&mut state, closed(begun.session, drained)), [wake(FIRST, pause)]);
-        let next = if drained { says(2, 0, true) } else { says(2, 1, false) };
+        assert_eq!(deliver(&mut state, closed(begun.session, drained)), [wake(FIRST, pause)]);
+        let next = if drained { sends_hello(2, 0, true) } else { sends_hello(2, 1, false) };
         assert_eq!(dials(&mut state), next);
         let line = LogLine::Unreachable { address: "first".into(), reason: "refused".into(), is_news: moved };
-        let effects = hear(&mut state, dial_failed("refused", false));
+        let effects = deliver(&mut state, dial_failed("refused", false));
         assert_eq!(effects[0], to::log(line), "the reason is new after a session that worked");
     }
 }
@@ -70,13 +70,13 @@ fn after_a_session_its_receiver_is_dialled_again() {
 #[test]
 fn a_process_that_is_shutting_down_does_not_dial() {
     let mut state = state(true);
-    hear(&mut state, DialDue { receiver: FIRST });
+    deliver(&mut state, DialDue { receiver: FIRST });
     let begun = up_outgoing(&mut state);
-    assert_eq!(hear(&mut state, CloseLinks), begun.ended("this process is shutting down", true));
-    assert_eq!(hear(&mut state, closed(begun.session, true)), [], "the receiver is not dialled again");
-    assert_eq!(hear(&mut state, DialDue { receiver: ReceiverId(1) }), []);
+    assert_eq!(deliver(&mut state, CloseLinks), begun.ended("this process is shutting down", true));
+    assert_eq!(deliver(&mut state, closed(begun.session, true)), [], "the receiver is not dialled again");
+    assert_eq!(deliver(&mut state, DialDue { receiver: ReceiverId(1) }), []);
     let hang_up = to::sockets(HangUp { connection: ConnectionId(8) });
-    assert_eq!(hear(&mut state, welcomed(8)), [hang_up], "the Welcome arrived too late");
+    assert_eq!(deliver(&mut state, welcomed(8)), [hang_up], "the Welcome arrived too late");
     assert_eq!((state.held(), state.counts().opened), (0, 1));
 }
 
@@ -89,7 +89,7 @@ fn a_refusal_affects_only_its_link() {
     let mut state = state(true);
     for (reason, is_news) in [("another model", true), ("another model", false), ("wrong secret", true)] {
         dials(&mut state);
-        let effects = hear(&mut state, dial_failed(reason, true));
+        let effects = deliver(&mut state, dial_failed(reason, true));
         assert_eq!(effects, [refused(reason, is_news), wake(FIRST, 30_000)]);
     }
     let begun = up_outgoing(&mut state);
@@ -102,15 +102,15 @@ fn a_process_whose_only_receiver_refuses_it_at_start_ends() {
     let mut state = only();
     dials(&mut state);
     let fault = ProcessFault("receiver at first: another model".into());
-    assert_eq!(hear(&mut state, dial_failed("another model", true)), [to::process(fault)]);
+    assert_eq!(deliver(&mut state, dial_failed("another model", true)), [to::process(fault)]);
     // A process that has worked with the receiver before does not end: the receiver was replaced by one that does not fit.
     let mut state = only();
     let begun = up_outgoing(&mut state);
-    hear(&mut state, SendFrame { session: begun.session, frame: probed() });
+    deliver(&mut state, SendFrame { session: begun.session, frame: probed() });
     state.on_end(begun.session, "eof".into());
-    hear(&mut state, closed(begun.session, true));
+    deliver(&mut state, closed(begun.session, true));
     dials(&mut state);
-    let effects = hear(&mut state, dial_failed("another model", true));
+    let effects = deliver(&mut state, dial_failed("another model", true));
     assert_eq!(effects[1..], [wake(FIRST, 30_000)]);
 }
 
@@ -120,18 +120,21 @@ fn two_addresses_of_one_process_make_one_session() {
     let begun = up_outgoing(&mut state);
     let (second, connection) = (ReceiverId(1), ConnectionId(61));
     for is_news in [true, false] {
-        hear(&mut state, DialDue { receiver: second });
-        let effects = hear(&mut state, Challenged { receiver: second, connection, incarnation: C });
+        deliver(&mut state, DialDue { receiver: second });
+        let effects = deliver(&mut state, Challenged { receiver: second, connection, incarnation: C });
         let line = LogLine::SameReceiver { address: "second".into(), peer: C, is_news };
         assert_eq!(effects, [to::sockets(HangUp { connection }), to::log(line), wake(second, 30_000)]);
     }
     // When the session over the first address has ended, the second address is used.
     state.on_end(begun.session, "eof".into());
-    hear(&mut state, closed(begun.session, false));
-    hear(&mut state, DialDue { receiver: second });
+    deliver(&mut state, closed(begun.session, false));
+    deliver(&mut state, DialDue { receiver: second });
     let attempt = Attempt { session: 2, previous: 1, previous_drained: false };
-    let says = to::sockets(SayHello { receiver: second, connection, attempt });
-    assert_eq!(hear(&mut state, Challenged { receiver: second, connection, incarnation: C }), [says]);
+    let sends_hello = to::sockets(SayHello { receiver: second, connection, attempt });
+    assert_eq!(
+        deliver(&mut state, Challenged { receiver: second, connection, incarnation: C }),
+        [sends_hello]
+    );
 }
 
 #[test]
@@ -142,7 +145,7 @@ fn a_close_command_that_the_transport_refuses_is_sent_again() {
         state.on_end(begun.session, "eof".into());
         let error = TransportError::NotTaken(error);
         let failed = TransportEvents(vec![Event::Failed { session: name(begun.session), error }]);
-        let effects = hear(&mut state, failed);
+        let effects = deliver(&mut state, failed);
         let close = to::transport(Command::Close { session: name(begun.session) });
         assert_eq!((effects == [close], state.held()), (expect_held == 1, expect_held), "{effects:?}");
     }
@@ -152,11 +155,11 @@ fn a_close_command_that_the_transport_refuses_is_sent_again() {
 fn no_session_begins_with_a_receiver_whose_ring_has_no_pages() {
     let mut state = state(true);
     dials(&mut state);
-    let effects = hear(&mut state, Welcomed { ring_pages: 0, ..welcomed(7) });
+    let effects = deliver(&mut state, Welcomed { ring_pages: 0, ..welcomed(7) });
     assert_eq!(effects[0], to::sockets(HangUp { connection: ConnectionId(7) }));
     let logged = |effect: &Effect| matches!(effect, Effect::Log(line) if format!("{line:?}").contains("ring has no pages"));
     assert!(logged(&effects[1]), "{effects:?}");
     assert_eq!(effects[2..], [wake(FIRST, 200)]);
     assert!(state.sessions.is_empty());
-    assert_eq!(dials(&mut state), says(2, 0, true), "the next attempt has a new number");
+    assert_eq!(dials(&mut state), sends_hello(2, 0, true), "the next attempt has a new number");
 }

@@ -56,7 +56,7 @@ fn a_senders_frames_reach_the_actors_that_receive_pages() {
     let mut state = state(true);
     let begun = up(&mut state, A, 1);
     for (frame, expect) in of_senders(begun.session) {
-        assert_eq!(begun.hears(&mut state, frame), [expect]);
+        assert_eq!(begun.receives(&mut state, frame), [expect]);
     }
 }
 
@@ -65,7 +65,7 @@ fn a_leaving_frame_reaches_proxy_and_buffer_manager() {
     let mut state = state(true);
     let begun = up(&mut state, A, 1);
     let leaving = PeerLeaving { session: begun.session };
-    assert_eq!(begun.hears(&mut state, Frame::Leaving), [to::proxy(leaving), to::buffer_manager(leaving)]);
+    assert_eq!(begun.receives(&mut state, Frame::Leaving), [to::proxy(leaving), to::buffer_manager(leaving)]);
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_receivers_frames_reach_the_actors_that_send_pages() {
     let mut state = state(true);
     let begun = up_outgoing(&mut state);
     for (frame, expect) in of_receivers(begun.session) {
-        assert_eq!(begun.hears(&mut state, frame), [expect]);
+        assert_eq!(begun.receives(&mut state, frame), [expect]);
     }
 }
 
@@ -85,7 +85,7 @@ fn peer_ready_reaches_the_decoder_before_the_proxy() {
     let ready = PeerReady { session, pid };
     let lane = LaneSpeed { name: "tcp/lo".into(), bytes: 1000, micros: 10 };
     assert_eq!(
-        begun.hears(&mut state, probed()),
+        begun.receives(&mut state, probed()),
         [
             to::buffer_manager(ready),
             to::decoder(ready),
@@ -104,7 +104,7 @@ fn a_frame_of_the_wrong_direction_ends_the_session() {
         let begun = up(&mut state, A, 1);
         let reason =
             format!("peer sent a {} frame, which this side of a session does not accept", frame.name());
-        assert_eq!(begun.hears(&mut state, frame), begun.ended(&reason, false));
+        assert_eq!(begun.receives(&mut state, frame), begun.ended(&reason, false));
     }
     let senders = of_senders(SessionId(0)).into_iter().map(|(frame, _)| frame);
     for frame in senders.chain([Frame::Leaving, probed(), both]) {
@@ -112,7 +112,7 @@ fn a_frame_of_the_wrong_direction_ends_the_session() {
         let begun = up_outgoing(&mut state);
         let reason =
             format!("peer sent a {} frame, which this side of a session does not accept", frame.name());
-        assert_eq!(begun.hears(&mut state, frame), begun.ended(&reason, false));
+        assert_eq!(begun.receives(&mut state, frame), begun.ended(&reason, false));
         assert_eq!(state.ready(), 0);
     }
 }
@@ -120,16 +120,16 @@ fn a_frame_of_the_wrong_direction_ends_the_session() {
 #[test]
 fn a_stale_frame_is_counted_and_dropped() {
     let mut state = state(true);
-    assert_eq!(hear(&mut state, FrameCame { session: SessionId(99), frame: Frame::Leaving }), []);
+    assert_eq!(deliver(&mut state, FrameCame { session: SessionId(99), frame: Frame::Leaving }), []);
     assert_eq!(state.counts().stale_frames, 1, "there is no such session");
     let begun = join(&mut state, Instant::now(), A, 1);
-    assert_eq!(begun.hears(&mut state, Frame::Leaving), []);
+    assert_eq!(begun.receives(&mut state, Frame::Leaving), []);
     assert_eq!(state.counts().stale_frames, 2, "the session is not up yet");
     state.on_opened(begun.session, Ok(descriptor("ours")));
-    assert_eq!(begun.hears(&mut state, Frame::Leaving).len(), 2);
+    assert_eq!(begun.receives(&mut state, Frame::Leaving).len(), 2);
     state.on_end(begun.session, "eof".into());
-    assert_eq!(begun.hears(&mut state, Frame::Leaving), []);
-    assert_eq!(begun.hears(&mut state, Frame::RingShare { pages: 1 }), []);
+    assert_eq!(begun.receives(&mut state, Frame::Leaving), []);
+    assert_eq!(begun.receives(&mut state, Frame::RingShare { pages: 1 }), []);
     assert_eq!(state.counts(), LinkCounts { opened: 1, ended: 1, stale_frames: 4 });
 }
 
@@ -139,13 +139,13 @@ fn frames_are_written_only_while_the_session_is_up() {
     let begun = join(&mut state, Instant::now(), A, 1);
     let frame = Frame::RingShare { pages: 3 };
     let send = SendFrame { session: begun.session, frame: frame.clone() };
-    assert_eq!(hear(&mut state, send.clone()), []);
+    assert_eq!(deliver(&mut state, send.clone()), []);
     state.on_opened(begun.session, Ok(descriptor("ours")));
-    assert_eq!(hear(&mut state, send.clone()), [begun.writes(frame.clone())]);
-    begun.hears(&mut state, probed());
-    assert_eq!(hear(&mut state, send.clone()), [begun.writes(frame)]);
+    assert_eq!(deliver(&mut state, send.clone()), [begun.writes(frame.clone())]);
+    begun.receives(&mut state, probed());
+    assert_eq!(deliver(&mut state, send.clone()), [begun.writes(frame)]);
     state.on_end(begun.session, "eof".into());
-    assert_eq!(hear(&mut state, send), []);
+    assert_eq!(deliver(&mut state, send), []);
 }
 
 #[test]
@@ -155,8 +155,8 @@ fn leaving_is_sent_to_all_sessions_that_are_up() {
     state.on_end(ended, "eof".into());
     let begun = up_outgoing(&mut state);
     join(&mut state, Instant::now(), B, 1);
-    assert_eq!(hear(&mut state, AnnounceLeaving), [begun.writes(Frame::Leaving)]);
+    assert_eq!(deliver(&mut state, AnnounceLeaving), [begun.writes(Frame::Leaving)]);
     let measured = SendFrame { session: begun.session, frame: probed() };
-    let effects = [hear(&mut state, measured), hear(&mut state, DialDue { receiver: FIRST })].concat();
+    let effects = [deliver(&mut state, measured), deliver(&mut state, DialDue { receiver: FIRST })].concat();
     assert_eq!(effects, [begun.writes(probed()), begun.writes(Frame::Leaving)]);
 }

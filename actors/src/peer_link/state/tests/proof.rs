@@ -12,7 +12,7 @@ fn at_most_one_sender_per_page_of_the_ring_is_admitted() {
     up(&mut state, B, 1);
     assert!(state.admit(NEXT).expect_err("two pages").contains("2 senders are connected"));
     let goodbye = LinkEnded { session: first.session, end: LinkEnd::Goodbye };
-    assert_eq!(hear(&mut state, goodbye), first.ended("peer said goodbye", true));
+    assert_eq!(deliver(&mut state, goodbye), first.ended("peer said goodbye", true));
     assert_eq!(state.admit(NEXT), Ok(()));
 }
 
@@ -25,7 +25,7 @@ fn a_hello_that_is_read_after_a_newer_one_is_refused() {
     assert!(state.admit(late).expect_err("its dialler has given up").contains("attempt 2"));
     let reason = "attempt 1 arrived after attempt 2 of the same sender".to_owned();
     let refuse = Refuse { connection: ConnectionId(101), reason };
-    assert_eq!(hear(&mut state, hello_came(A, 1)), [to::sockets(refuse)]);
+    assert_eq!(deliver(&mut state, hello_came(A, 1)), [to::sockets(refuse)]);
     for other in [SenderSession { number: 2, ..late }, NEXT] {
         assert_eq!(state.admit(other), Ok(()));
     }
@@ -50,15 +50,15 @@ fn senders_without_a_session_are_forgotten_when_there_are_many() {
 fn a_process_that_is_unhealthy_or_shutting_down_admits_no_sender() {
     let mut state = state(true);
     let begun = up(&mut state, A, 1);
-    let effects = hear(&mut state, HealthSeen(Some("engine stands still".into())));
-    assert_eq!(effects, begun.ended("this process is unhealthy: engine stands still", false));
-    assert!(state.admit(NEXT).expect_err("unhealthy").contains("engine stands still"));
-    assert_eq!(hear(&mut state, HealthSeen(None)), []);
+    let effects = deliver(&mut state, HealthSeen(Some("engine does not respond".into())));
+    assert_eq!(effects, begun.ended("this process is unhealthy: engine does not respond", false));
+    assert!(state.admit(NEXT).expect_err("unhealthy").contains("engine does not respond"));
+    assert_eq!(deliver(&mut state, HealthSeen(None)), []);
     assert_eq!(state.admit(NEXT), Ok(()));
-    assert_eq!(hear(&mut state, CloseLinks), []);
+    assert_eq!(deliver(&mut state, CloseLinks), []);
     assert!(state.admit(NEXT).is_err() && state.is_closing());
     let refuse = Refuse { connection: ConnectionId(201), reason: "this process is shutting down".into() };
-    assert_eq!(hear(&mut state, hello_came(B, 1)), [to::sockets(refuse)]);
+    assert_eq!(deliver(&mut state, hello_came(B, 1)), [to::sockets(refuse)]);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn a_closed_session_waits_for_proof_if_peers_write_without_our_worker() {
     check(|state| hello(state, A, 2, 0), true);
     check(|state| hello(state, A, 5, 0), true);
     check(|state| state.on_process_gone(&A), true);
-    check(|state| hear(state, ProcessWatched { incarnation: A, gone: true }), true);
+    check(|state| deliver(state, ProcessWatched { incarnation: A, gone: true }), true);
     check(|state| hello(state, A, 1, 0), false);
     check(|state| hello(state, A, 3, 2), false);
     check(|state| hello(state, B, 2, 1), false);
@@ -88,17 +88,18 @@ fn a_closed_session_waits_for_proof_if_peers_write_without_our_worker() {
         false,
     );
     check(|state| state.on_process_gone(&B), false);
-    check(|state| hear(state, ProcessWatched { incarnation: A, gone: false }), false);
+    check(|state| deliver(state, ProcessWatched { incarnation: A, gone: false }), false);
     check(PeerLinkState::on_shutdown, false);
 }
 
-/// A virtual machine may be cloned together with a sender in it. The end of the process on this host is no proof for the sessions of the clone.
+/// A virtual machine may be cloned together with a sender in it. The end of the process on this host is no proof for the sessions
+/// of the clone.
 #[test]
 fn the_end_of_a_process_proves_only_sessions_that_it_dialled() {
     let mut state = state(false);
     let mut elsewhere = hello_came(A, 1);
     elsewhere.sender.is_watched = false;
-    hear(&mut state, elsewhere);
+    deliver(&mut state, elsewhere);
     let clone = SessionId(state.next);
     let begun = up(&mut state, A, 1);
     for over in [clone, begun.session] {
@@ -139,10 +140,13 @@ fn each_senders_process_is_watched_once() {
         let connection = hello_came(A, number).connection;
         to::sockets(WatchProcess { connection, incarnation: A })
     };
-    let mut watches = |number| hear(&mut state, hello_came(A, number)).contains(&watch(number));
+    let mut watches = |number| deliver(&mut state, hello_came(A, number)).contains(&watch(number));
     assert_eq!([1, 2].map(&mut watches), [true, false]);
-    hear(&mut state, ProcessWatched { incarnation: A, gone: false });
-    assert!(hear(&mut state, hello_came(A, 3)).contains(&watch(3)), "no task watches the process any more");
+    deliver(&mut state, ProcessWatched { incarnation: A, gone: false });
+    assert!(
+        deliver(&mut state, hello_came(A, 3)).contains(&watch(3)),
+        "no task watches the process any more"
+    );
 }
 
 #[test]
@@ -153,9 +157,9 @@ fn a_lost_session_that_held_no_credit_needs_no_proof() {
         state.on_end(begun.session, "eof".into());
         let nothing = NothingOutstanding { session: begun.session };
         let effects = if ends_first {
-            [state.on_closed(begun.session, false), hear(&mut state, nothing)]
+            [state.on_closed(begun.session, false), deliver(&mut state, nothing)]
         } else {
-            [hear(&mut state, nothing), state.on_closed(begun.session, false)]
+            [deliver(&mut state, nothing), state.on_closed(begun.session, false)]
         };
         assert_eq!(effects.concat(), [begun.drained()]);
         assert!(state.sessions.is_empty(), "the session is removed");

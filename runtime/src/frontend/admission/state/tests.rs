@@ -9,7 +9,7 @@ fn state(concurrency: usize, queue: usize, queue_bytes: usize) -> State<Ticket> 
     State::new(Bounds { concurrency, queue, queue_bytes })
 }
 
-/// Enters a request that is woken with a number of the test's own.
+/// Enters a request whose waker is a number chosen by the test.
 fn enter(
     state: &mut State<Ticket>,
     request: (usize, usize),
@@ -24,7 +24,7 @@ enum Event {
         answers: usize,
         bytes: usize,
     },
-    /// One of those that wait leaves, counted from the front.
+    /// The waiting request at this place, counted from the front, leaves.
     Leave(usize),
     /// An answer ends.
     End,
@@ -47,7 +47,7 @@ proptest! {
         queue_bytes in 0usize..120,
     ) {
         let mut state = state(concurrency, queue, queue_bytes);
-        // Name, ticket, answers and bytes of what waits, in order; kept here by the rules alone.
+        // The test's model of the queue: name, ticket, answers and bytes of the waiting requests, in order.
         let mut waiting: Vec<(u64, Ticket, usize, usize)> = Vec::new();
         let (mut running, mut name) = (0, 0);
         let now = Instant::now();
@@ -78,7 +78,7 @@ proptest! {
                 Event::Leave(place) if place < waiting.len() => {
                     let (_, ticket, ..) = waiting.remove(place);
                     let granted = state.leave(ticket, now);
-                    prop_assert!(state.leave(ticket, now).is_empty(), "it has left");
+                    prop_assert!(state.leave(ticket, now).is_empty(), "leaving twice does nothing");
                     granted
                 }
                 Event::End if running > 0 => {
@@ -93,12 +93,12 @@ proptest! {
                 running += permits;
             }
             prop_assert!(running <= concurrency);
-            prop_assert!(waiting.first().is_none_or(|(_, _, answers, _)| *answers > concurrency - running), "nothing waits without need");
+            prop_assert!(waiting.first().is_none_or(|(_, _, answers, _)| *answers > concurrency - running), "the front does not wait while it fits");
             prop_assert_eq!(state.running(), running);
             prop_assert_eq!(state.waiting(), waiting.iter().map(|(_, _, answers, _)| answers).sum::<usize>());
             prop_assert!(waiting.len() <= queue);
         }
-        // Nothing is forgotten: as answers end, all that wait run.
+        // As answers end, all waiting requests run.
         while running > 0 {
             running -= 1;
             for (name, permits) in state.give_back(None, now) {
@@ -109,14 +109,14 @@ proptest! {
         prop_assert!(waiting.is_empty());
     }
 
-    /// Requests of one answer, all of which take the same time, arrive at once: each starts when it was told that it would, up to the
-    /// time of an answer.
+    /// Requests of one answer each, whose answers take equally long, arrive at once. Each starts at the predicted time, or
+    /// earlier by at most the duration of an answer.
     #[test]
-    fn the_predicted_wait_comes_true(concurrency in 1usize..20, requests in 1usize..100, seconds in 1u64..100) {
+    fn the_predicted_wait_is_right(concurrency in 1usize..20, requests in 1usize..100, seconds in 1u64..100) {
         let (began, took) = (Instant::now(), Duration::from_secs(seconds));
         let mut state = state(concurrency, usize::MAX, usize::MAX);
         let enter = |state: &mut State<Ticket>, left| state.enter((1, 0), left, began + took, 0);
-        // The first answers are over, and as many run since then.
+        // The first answers have ended, and equally many have run since then.
         for _ in 0..concurrency {
             state.enter((1, 0), LONG, began, 0).unwrap();
         }
@@ -128,7 +128,7 @@ proptest! {
         for n in 0..requests {
             let predicted = match enter(&mut state, Duration::ZERO) {
                 Err(Refusal::TooLong { wait, retry }) => {
-                    prop_assert_eq!(wait, retry, "after that it would not wait");
+                    prop_assert_eq!(wait, retry, "after `retry` the request would not wait");
                     wait
                 }
                 other => panic!("{other:?}"),
@@ -141,7 +141,7 @@ proptest! {
 }
 
 #[test]
-fn while_nothing_is_measured_every_wait_is_short_enough() {
+fn no_wait_is_too_long_before_an_answer_is_measured() {
     let mut state = state(1, 10, 100);
     let began = Instant::now();
     for n in 0..11 {
@@ -152,11 +152,11 @@ fn while_nothing_is_measured_every_wait_is_short_enough() {
 }
 
 #[test]
-fn time_with_room_for_more_says_nothing_about_the_wait() {
+fn time_with_free_permits_does_not_count_for_the_wait() {
     let mut state = state(2, 100, 100);
     let began = Instant::now();
     let second = Duration::from_secs(1);
-    // One answer takes a second, and the next one runs alone for ten minutes.
+    // One answer takes a second. The next answer runs alone for ten minutes.
     state.enter((1, 1), LONG, began, 1).unwrap();
     state.give_back(Some(second), began + second);
     state.enter((1, 1), LONG, began + second, 2).unwrap();
@@ -178,22 +178,22 @@ fn a_full_queue_says_when_there_is_room() {
     for (name, request) in [(1, (4, 0)), (2, (3, 60)), (3, (1, 10))] {
         state.enter(request, LONG, now, name).unwrap();
     }
-    // Four answers of 8 s: a permit comes back every 2 s, and the front needs three.
+    // Four answers of 8 s run, so a permit is returned every 2 s. The front of the queue needs three.
     let full = |state: &mut State<Ticket>, request| state.enter(request, LONG, now, 9).unwrap_err();
     assert_eq!(full(&mut state, (1, 0)), Refusal::Full { retry: Duration::from_secs(6) });
-    // More bytes than the queue ever has: it must run at once, after both and with two permits of its own.
+    // The request has more bytes than the queue can hold, so it must run at once: after both waiting requests, with two permits.
     assert_eq!(full(&mut state, (2, 101)), Refusal::Full { retry: Duration::from_secs(12) });
-    // If none has come back for longer than an answer takes, the wait is longer.
+    // No answer has ended for longer than the mean duration, so the predicted wait is longer.
     let late = state.enter((1, 0), LONG, now + 2 * took, 9);
     assert_eq!(late.unwrap_err(), Refusal::Full { retry: Duration::from_secs(12) });
-    // By bytes alone.
+    // The queue has room for another request, but not for its bytes.
     state.leave(2, now);
     assert_eq!(full(&mut state, (1, 91)), Refusal::Full { retry: Duration::from_secs(2) });
     state.enter((1, 90), LONG, now, 9).unwrap();
 }
 
 #[test]
-fn a_closed_state_takes_nothing_and_runs_nothing_more() {
+fn a_closed_state_admits_and_starts_no_requests() {
     let mut state = state(1, 2, 100);
     let now = Instant::now();
     for name in 0..3 {
