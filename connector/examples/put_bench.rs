@@ -17,9 +17,9 @@ use common::cache_folder;
 use connector::memory::Region;
 use connector::transport::*;
 use connector::ucx::{UcxConfig, UcxTransport};
-use std::io::{BufRead, Write};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::PathBuf;
-use std::process::{Command as Process, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command as Process, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -89,6 +89,112 @@ fn receiver() {
     }
 }
 
+/// The process that receives, and what it prints.
+struct Peer {
+    child: Child,
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Peer {
+    fn start() -> Self {
+        let mut child = Process::new(std::env::current_exe().expect("own path"))
+            .arg("--receive")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the receiver starts");
+        let input = child.stdin.take().expect("piped");
+        let output = BufReader::new(child.stdout.take().expect("piped")).lines();
+        Self { child, input, output }
+    }
+
+    fn line(&mut self) -> String {
+        self.output.next().expect("an answer").expect("text")
+    }
+
+    /// The first line: where to put pages.
+    fn descriptor(&mut self) -> Descriptor {
+        let line = self.line();
+        let words: Vec<_> = line.split(' ').collect();
+        Descriptor {
+            transport: "ucx".into(),
+            worker_address: unhex(words[0]),
+            rkey: unhex(words[1]),
+            base: words[2].parse().expect("base"),
+            bytes: words[3].parse().expect("bytes"),
+        }
+    }
+
+    /// CPU seconds of the receiver and of its transport thread.
+    fn cpu(&mut self) -> (f64, f64) {
+        writeln!(self.input, "cpu").expect("the receiver reads");
+        let line = self.line();
+        let (process, thread) = line.split_once(' ').expect("two numbers");
+        (process.parse().expect("number"), thread.parse().expect("number"))
+    }
+
+    /// Prints the CPU use of both idle processes.
+    fn print_idle(&mut self, state: &str) {
+        std::thread::sleep(Duration::from_secs(2));
+        let (before, began) = ((cpu(), self.cpu()), Instant::now());
+        std::thread::sleep(Duration::from_secs(10));
+        let (after, wall) = ((cpu(), self.cpu()), began.elapsed().as_secs_f64());
+        let percent = |after: f64, before: f64| 100.0 * (after - before) / wall;
+        println!(
+            "{state}: sender {:.2} % of a core (thread {:.2} %), receiver {:.2} % (thread {:.2} %)",
+            percent(after.0.0, before.0.0),
+            percent(after.0.1, before.0.1),
+            percent(after.1.0, before.1.0),
+            percent(after.1.1, before.1.1),
+        );
+    }
+}
+
+/// A connected session, and the puts posted in it so far.
+struct Puts {
+    transport: UcxTransport,
+    events: Receiver<Event>,
+    page: u64,
+    window: u64,
+    completed: u64,
+}
+
+impl Puts {
+    fn post(&self, number: u64) {
+        let (page, pages) = (self.page, REGION_BYTES / self.page);
+        let (local_offset, remote_offset) = (number % pages * page, number * 31 % pages * page);
+        let ticket = Ticket(number);
+        self.transport
+            .submit(Command::Put { session: SESSION, ticket, local_offset, remote_offset, bytes: page })
+            .expect("the queue has room for a window");
+    }
+
+    /// GB/s of so many puts and a flush.
+    fn run(&mut self, puts: u64) -> f64 {
+        let (began, target) = (Instant::now(), self.completed + puts);
+        let mut sent = self.completed;
+        while self.completed < target {
+            while sent < target && sent < self.completed + self.window {
+                self.post(sent);
+                sent += 1;
+            }
+            match next(&self.events) {
+                Event::PutCompleted { result, .. } => result.expect("put"),
+                other => panic!("{other:?}"),
+            }
+            self.completed += 1;
+        }
+        let flush = Command::Flush { session: SESSION, ticket: Ticket(u64::MAX) };
+        self.transport.submit(flush).expect("the queue has room");
+        match next(&self.events) {
+            Event::Flushed { result, .. } => result.expect("flush"),
+            other => panic!("{other:?}"),
+        }
+        (puts * self.page) as f64 / began.elapsed().as_secs_f64() / 1e9
+    }
+}
+
 fn main() {
     let args: Vec<_> = std::env::args().skip(1).collect();
     if args.iter().any(|arg| arg == "--receive") {
@@ -99,99 +205,32 @@ fn main() {
         None => default,
     };
     let (page, window, count) = (number("--page", 737_280), number("--window", 4), number("--count", 4000));
-    let mut child = Process::new(std::env::current_exe().expect("own path"))
-        .arg("--receive")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the receiver starts");
-    let mut ask = child.stdin.take().expect("piped");
-    let mut lines = std::io::BufReader::new(child.stdout.take().expect("piped")).lines();
-    let mut answer = || lines.next().expect("an answer").expect("text");
-    let line = answer();
-    let words: Vec<_> = line.split(' ').collect();
-    let peer = Descriptor {
-        transport: "ucx".into(),
-        worker_address: unhex(words[0]),
-        rkey: unhex(words[1]),
-        base: words[2].parse().expect("base"),
-        bytes: words[3].parse().expect("bytes"),
-    };
+    let is_idle = args.iter().any(|arg| arg == "--idle");
+    let mut receiver = Peer::start();
+    let peer = receiver.descriptor();
     let (transport, events) = start();
     let library = transport.library();
     println!("UCX {} at {}", library.version(), library.path().display());
     opened(&transport, &events);
     let mut idle = |state: &str| {
-        let mut measure = || {
-            writeln!(ask, "cpu").expect("the receiver reads");
-            let line = answer();
-            let (process, thread) = line.split_once(' ').expect("two numbers");
-            (cpu(), (process.parse::<f64>().expect("number"), thread.parse::<f64>().expect("number")))
-        };
-        std::thread::sleep(Duration::from_secs(2));
-        let (before, began) = (measure(), Instant::now());
-        std::thread::sleep(Duration::from_secs(10));
-        let (after, wall) = (measure(), began.elapsed().as_secs_f64());
-        let percent = |after: f64, before: f64| 100.0 * (after - before) / wall;
-        println!(
-            "{state}: sender {:.2} % of a core (thread {:.2} %), receiver {:.2} % (thread {:.2} %)",
-            percent(after.0.0, before.0.0),
-            percent(after.0.1, before.0.1),
-            percent(after.1.0, before.1.0),
-            percent(after.1.1, before.1.1),
-        );
+        if is_idle {
+            receiver.print_idle(state);
+        }
     };
-    let idling = args.iter().any(|arg| arg == "--idle");
-    if idling {
-        idle("opened");
-    }
+    idle("opened");
     transport.submit(Command::Connect { session: SESSION, peer }).expect("the queue has room");
     match next(&events) {
         Event::Connected { lane, .. } => println!("lane {lane}"),
         other => panic!("{other:?}"),
     }
-    if idling {
-        idle("connected");
-    }
-    let pages = REGION_BYTES / page;
-    let mut completed = 0;
-    let mut run = |puts: u64| {
-        let (began, target) = (Instant::now(), completed + puts);
-        let mut sent = completed;
-        let post = |number: u64| {
-            let (local_offset, remote_offset) = (number % pages * page, number * 31 % pages * page);
-            let ticket = Ticket(number);
-            transport
-                .submit(Command::Put { session: SESSION, ticket, local_offset, remote_offset, bytes: page })
-                .expect("the queue has room for a window");
-        };
-        while completed < target {
-            while sent < target && sent < completed + window {
-                post(sent);
-                sent += 1;
-            }
-            match next(&events) {
-                Event::PutCompleted { result, .. } => result.expect("put"),
-                other => panic!("{other:?}"),
-            }
-            completed += 1;
-        }
-        transport
-            .submit(Command::Flush { session: SESSION, ticket: Ticket(u64::MAX) })
-            .expect("the queue has room");
-        match next(&events) {
-            Event::Flushed { result, .. } => result.expect("flush"),
-            other => panic!("{other:?}"),
-        }
-        (puts * page) as f64 / began.elapsed().as_secs_f64() / 1e9
-    };
-    run(count.div_ceil(20));
-    let rates: Vec<_> = (0..3).map(|_| format!("{:.2}", run(count))).collect();
+    idle("connected");
+    let mut puts = Puts { transport, events, page, window, completed: 0 };
+    puts.run(count.div_ceil(20));
+    let rates: Vec<_> = (0..3).map(|_| format!("{:.2}", puts.run(count))).collect();
     println!("{count} puts of {page} bytes, window {window}, then a flush: {} GB/s", rates.join(", "));
-    if idling {
-        idle("after puts");
-    }
-    transport.shutdown();
-    drop(ask);
+    idle("after puts");
+    puts.transport.shutdown();
+    let Peer { mut child, input, .. } = receiver;
+    drop(input);
     child.wait().expect("the receiver ends");
 }

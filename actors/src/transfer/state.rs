@@ -14,6 +14,7 @@
 //! A new session first moves a few pages that belong to no request. They measure the lane's speed on the path that requests will take; the
 //! speed is printed at start-up.
 
+mod measurement;
 mod session;
 
 use std::collections::BTreeMap;
@@ -25,13 +26,12 @@ use connector::transport::{Command, Event, Ticket, TransportSession};
 use engine::PageId;
 
 use crate::effect::{Effect, ToTransfer, ToTransport, to};
-use crate::log::{LaneSpeed, LogLine, gigabytes_per_second};
 use crate::messages::{
     BreakSession, CreditsGranted, HashPages, LaneConnected, PageToHash, PagesSent, PutsDrained, SchedulePut,
     SendFrame, SessionId, SessionOpened,
 };
 use crate::request::RequestId;
-use session::{Load, PageHash, Phase, Put, Ready, Session};
+use session::{Load, PageHash, Put, Ready, Session};
 
 /// Default for the most pages in flight in a session: enough to fill a lane, few enough not to queue behind each other.
 pub const PAGES_IN_FLIGHT: usize = 16;
@@ -133,15 +133,6 @@ impl TransferState {
             Event::Opened { .. } | Event::Connected { .. } | Event::Failed { .. } | Event::Closed { .. } => {
                 Vec::new()
             }
-        }
-    }
-
-    /// What an operator can do about a lane that cannot carry pages.
-    fn remedy(&self) -> &'static str {
-        if self.config.on_device {
-            "add cuda_ipc to UCX_TLS, and check that the two GPUs are peers on one host"
-        } else {
-            "check what UCX_TLS and UCX_NET_DEVICES allow"
         }
     }
 
@@ -457,40 +448,6 @@ impl TransferState {
         }
         effects.extend(self.measure(now, session));
         effects
-    }
-
-    /// Advances the start-up measurement: from the warm-up to the measurement, from the measurement to its result.
-    fn measure(&mut self, now_micros: u64, session: SessionId) -> Vec<Effect> {
-        let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
-        if live.is_probing() {
-            return Vec::new();
-        }
-        let (lane, bytes, began) = match &live.phase {
-            Phase::WarmingUp { lane, pages: 0 } => {
-                let lane = lane.clone();
-                live.begin_measuring(lane);
-                return Vec::new();
-            }
-            Phase::Measuring { lane, began_micros: Some(began), bytes } => (lane.clone(), *bytes, *began),
-            _ => return Vec::new(),
-        };
-        live.phase = Phase::Ready;
-        let micros = now_micros.saturating_sub(began).max(1);
-        let speed = gigabytes_per_second(bytes, micros);
-        let least = self.config.min_gigabytes_per_second;
-        if speed < least {
-            let remedy = self.remedy();
-            let reason = format!(
-                "lane {lane} moves {speed:.2} GB/s, and transport.min_gigabytes_per_second is {least}; {remedy}, or lower the setting"
-            );
-            return self.break_session(session, reason);
-        }
-        let measured = LaneSpeed { name: lane.clone(), bytes, micros };
-        let frame = Frame::LinkProbed { lane, bytes, micros };
-        vec![
-            to::log(LogLine::ReceiverReady { session, lane: measured }),
-            to::peer_link(SendFrame { session, frame }),
-        ]
     }
 }
 

@@ -60,6 +60,18 @@ impl Random {
 /// A row [`Differs`], or the engine fails.
 pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Result<usize> {
     let mut random = Random(88_172_645_463_325_252);
+    let known = compute_alone(gpu, &mut random, count, longest)?;
+    ensure!(known.len() > 8, "the pool has room for {} sequences", known.len());
+    Ok(check_chunks(gpu, &mut random, &known, longest)? + check_decode_rows(gpu, &mut random, &known)?)
+}
+
+/// Computes sequences one at a time, as many of `count` as the pool has room for.
+fn compute_alone(
+    gpu: &mut CudaEngine,
+    random: &mut Random,
+    count: usize,
+    longest: usize,
+) -> Result<Vec<Known>> {
     let page_tokens = gpu.kv().layout().page_tokens as usize;
     let vocabulary = gpu.model().vocabulary as usize;
     // Sequences that run alone use the same pages.
@@ -85,12 +97,15 @@ pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Resul
         one.decoded = bits(gpu, 0)?;
         known.push(one);
     }
-    ensure!(known.len() > 8, "the pool has room for {} sequences", known.len());
+    Ok(known)
+}
 
+/// Computes the prompts again in chunks together with other sequences.
+fn check_chunks(gpu: &mut CudaEngine, random: &mut Random, known: &[Known], longest: usize) -> Result<usize> {
     let mut compared = 0;
     let limit = gpu.limits().tokens as usize;
     let mut done = vec![0; known.len()];
-    while done.iter().zip(&known).any(|(done, one)| *done < one.prompt.len()) {
+    while done.iter().zip(known).any(|(done, one)| *done < one.prompt.len()) {
         // Some batches have a few tokens of every sequence, so that one multiprocessor has tiles of several sequences.
         let everyone = random.below(4) == 0;
         let (mut room, most) =
@@ -117,6 +132,12 @@ pub(super) fn check(gpu: &mut CudaEngine, count: usize, longest: usize) -> Resul
             compared += 1;
         }
     }
+    Ok(compared)
+}
+
+/// Decodes one token of each sequence in steps of many sizes, with and without a prompt.
+fn check_decode_rows(gpu: &mut CudaEngine, random: &mut Random, known: &[Known]) -> Result<usize> {
+    let (mut compared, limit) = (0, gpu.limits().tokens as usize);
     let sizes = [2, 3, 5, 8, 9, 16, 17, 24, 31, 33, 50, 64, 90, 128].into_iter();
     for size in sizes.filter(|size| *size < known.len()).chain([known.len()]) {
         let first = random.below(known.len());

@@ -87,6 +87,66 @@ fn has_kernels(llama: &Llama) -> bool {
     [64, 128].contains(&head_dim(llama))
 }
 
+/// Answers the model's prompt greedily in three ways that have to agree. Returns the answer, and the error of the logits after the prompt
+/// against the CPU engine.
+fn greedy_answer(llama: &Llama, cpu: &mut CpuEngine, gpu: &mut CudaEngine) -> Result<(Vec<u32>, f64)> {
+    let prompt = &llama.prompt;
+    let table = pages(0, 8);
+    let sample = Some(Sample::greedy());
+    let whole =
+        Chunk { sequence: 1, tokens: prompt, source: TokenSource::Prompt, start: 0, pages: &table, sample };
+    run(cpu, &[whole])?;
+    let right = cpu.logits(0).context("sampled")?.to_vec();
+    let first = run(gpu, &[whole])?;
+    let alone = error(&gpu.logits(0)?, &right);
+    // Greedy decoding uses CUDA graphs.
+    let mut answer = vec![first.tokens[0].token.id];
+    let mut position = prompt.len() as u32;
+    while answer.len() < llama.ids.len() {
+        let token = [answer[answer.len() - 1]];
+        let output = run(
+            gpu,
+            &[Chunk {
+                sequence: 1,
+                tokens: &token,
+                source: TokenSource::Sampled,
+                start: position,
+                pages: &table,
+                sample,
+            }],
+        )?;
+        answer.push(output.tokens[0].token.id);
+        position += 1;
+    }
+    // The same with a second step in flight.
+    let (followed, _) = run_ahead(
+        gpu,
+        std::slice::from_ref(&table),
+        (answer[0], prompt.len() as u32),
+        answer.len() - 1,
+        &Sampling::GREEDY,
+    )?;
+    ensure!(
+        followed[0] == answer[1..],
+        "{}: two steps in flight give {followed:?}, not {answer:?}",
+        llama.name
+    );
+    // And with a step that follows a finished step.
+    let mut chunk = Chunk {
+        sequence: 1,
+        tokens: &answer[..1],
+        source: TokenSource::Sampled,
+        start: prompt.len() as u32,
+        pages: &table,
+        sample,
+    };
+    run(gpu, &[chunk])?;
+    (chunk.source, chunk.start) = (TokenSource::Follows, chunk.start + 1);
+    let late = run(gpu, &[chunk])?;
+    ensure!(late.tokens[0].token.id == answer[2], "{}: {late:?} follows {answer:?}", llama.name);
+    Ok((answer, alone))
+}
+
 fn small_models() -> Result<()> {
     println!(
         "{:<28} {:>5} {:>10} {:>8} {:>22} {:>12}",
@@ -101,66 +161,7 @@ fn small_models() -> Result<()> {
         let mut cpu = CpuEngine::open(&config(folder.path(), ComputeDevice::Cpu, LoadFormat::Auto, 8 << 20))?;
         let mut gpu =
             CudaEngine::open(&config(folder.path(), GPU, LoadFormat::Auto, 8 << 20), 0, &|_, _| ())?;
-        let prompt = &llama.prompt;
-        let table = pages(0, 8);
-        let sample = Some(Sample::greedy());
-        let whole = Chunk {
-            sequence: 1,
-            tokens: prompt,
-            source: TokenSource::Prompt,
-            start: 0,
-            pages: &table,
-            sample,
-        };
-        run(&mut cpu, &[whole])?;
-        let right = cpu.logits(0).context("sampled")?.to_vec();
-        let first = run(&mut gpu, &[whole])?;
-        let alone = error(&gpu.logits(0)?, &right);
-        // Greedy decoding uses CUDA graphs.
-        let mut answer = vec![first.tokens[0].token.id];
-        let mut position = prompt.len() as u32;
-        while answer.len() < llama.ids.len() {
-            let token = [answer[answer.len() - 1]];
-            let output = run(
-                &mut gpu,
-                &[Chunk {
-                    sequence: 1,
-                    tokens: &token,
-                    source: TokenSource::Sampled,
-                    start: position,
-                    pages: &table,
-                    sample,
-                }],
-            )?;
-            answer.push(output.tokens[0].token.id);
-            position += 1;
-        }
-        // The same with a second step in flight.
-        let (followed, _) = run_ahead(
-            &mut gpu,
-            std::slice::from_ref(&table),
-            (answer[0], prompt.len() as u32),
-            answer.len() - 1,
-            &Sampling::GREEDY,
-        )?;
-        ensure!(
-            followed[0] == answer[1..],
-            "{}: two steps in flight give {followed:?}, not {answer:?}",
-            llama.name
-        );
-        // And with a step that follows a finished step.
-        let mut chunk = Chunk {
-            sequence: 1,
-            tokens: &answer[..1],
-            source: TokenSource::Sampled,
-            start: prompt.len() as u32,
-            pages: &table,
-            sample,
-        };
-        run(&mut gpu, &[chunk])?;
-        (chunk.source, chunk.start) = (TokenSource::Follows, chunk.start + 1);
-        let late = run(&mut gpu, &[chunk])?;
-        ensure!(late.tokens[0].token.id == answer[2], "{}: {late:?} follows {answer:?}", llama.name);
+        let (answer, alone) = greedy_answer(&llama, &mut cpu, &mut gpu)?;
         draws_follow(&mut gpu, &llama.name)?;
         let rows = company::check(&mut gpu, 60, 250).with_context(|| llama.name.clone())?;
         let draws = sampling::check(&mut gpu, 4).with_context(|| llama.name.clone())?;

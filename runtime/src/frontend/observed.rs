@@ -242,18 +242,18 @@ impl Observed {
         ] {
             line("counter", name, help, &[("", value as f64)]);
         }
-        let away = TURNED_AWAY.iter().zip(&self.turned_away);
-        let away: String = away
-            .map(|(status, count)| {
-                format!("baton_requests_turned_away_total{{status=\"{status}\"}} {}\n", load(count))
-            })
-            .collect();
         let ends = [
             (",finished_reason=\"stop\"", load(&self.stopped) as f64),
             (",finished_reason=\"length\"", load(&self.at_length) as f64),
             (",finished_reason=\"abort\"", load(counters.aborts()) as f64),
         ];
         line("counter", "request_success_total", "Requests by finish reason.", &ends);
+        self.render_times(&labels, &mut text);
+        self.render_turned_away(&mut text);
+        text
+    }
+
+    fn render_times(&self, labels: &str, text: &mut String) {
         for (histogram, name, help) in [
             (
                 &self.waited,
@@ -276,12 +276,18 @@ impl Observed {
                 "Time from the arrival of a request to its last token.",
             ),
         ] {
-            histogram.render(name, help, &labels, &mut text);
+            histogram.render(name, help, labels, text);
         }
-        text += "# HELP baton_requests_turned_away_total Requests that never ran, by the status of their answer.\n";
-        text += "# TYPE baton_requests_turned_away_total counter\n";
-        text += &away;
-        text
+    }
+
+    fn render_turned_away(&self, text: &mut String) {
+        *text += "# HELP baton_requests_turned_away_total Requests that never ran, by the status of their answer.\n";
+        *text += "# TYPE baton_requests_turned_away_total counter\n";
+        for (status, count) in TURNED_AWAY.iter().zip(&self.turned_away) {
+            let count = count.load(Ordering::Relaxed);
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "baton_requests_turned_away_total{{status=\"{status}\"}} {count}");
+        }
     }
 }
 

@@ -33,6 +33,122 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// A pool that takes random messages, and what its decoder would know of it.
+struct Model {
+    pool: PoolState,
+    /// Most pages of one request.
+    usable: u32,
+    ring: u32,
+    /// The next credit number of each session.
+    tails: Vec<u64>,
+    /// Page tables of requests without landing pages. All requests begin with the same tokens.
+    tables: HashMap<SequenceId, Vec<PageId>>,
+}
+
+impl Model {
+    /// The session that is `back` sessions older than the newest.
+    fn session(&self, back: u64) -> Option<SessionId> {
+        (self.tails.len() as u64).checked_sub(back + 1).map(SessionId)
+    }
+
+    fn apply(&mut self, op: Op) {
+        let effects = match op {
+            Op::Reserve(request, here, landing) => self.reserve(request, here, landing),
+            Op::Grow(request, pages) => {
+                let sequence = own(request);
+                let grows = self.pool.growing.iter().any(|growing| growing.sequence == sequence);
+                let grow = (!grows).then_some(GrowPages { sequence, least: 1, most: pages });
+                grow.map(|grow| give(&mut self.pool, grow)).unwrap_or_default()
+            }
+            Op::Computed(request) => {
+                if let Some(table) = self.tables.get(&own(request)) {
+                    let tokens = (0..table.len() as u32).collect();
+                    let computed = PagesComputed { sequence: own(request), tokens, pages: table.clone() };
+                    give(&mut self.pool, computed);
+                }
+                Vec::new()
+            }
+            Op::Release(request) => {
+                self.tables.remove(&own(request));
+                release(&mut self.pool, request)
+            }
+            Op::Open => {
+                let session = SessionId(self.tails.len() as u64);
+                self.tails.push(0);
+                give(&mut self.pool, SessionOpened { session, ring_pages: self.ring, seed: 0 })
+            }
+            Op::Fill(back, count, owner) => self.fill(back, count, owner),
+            Op::Measured(back) => self.with(back, |pool, session| give(pool, PeerReady { session, pid: 0 })),
+            Op::Lose(back) => self.with(back, lose),
+            // Only a lost session can be proved drained; for others this does nothing.
+            Op::Drain(back) => self.with(back, drain),
+        };
+        for effect in effects {
+            match effect {
+                Effect::Decoder(ToDecoder::PagesReserved(reserved)) if reserved.landing == 0 => {
+                    self.tables.insert(reserved.sequence, reserved.pages);
+                }
+                Effect::Decoder(ToDecoder::PagesGrown(grown)) => {
+                    self.tables.entry(grown.sequence).and_modify(|table| table.extend(grown.pages));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn with(&mut self, back: u64, act: impl Fn(&mut PoolState, SessionId) -> Vec<Effect>) -> Vec<Effect> {
+        self.session(back).map(|session| act(&mut self.pool, session)).unwrap_or_default()
+    }
+
+    fn reserve(&mut self, request: u64, here: u32, landing: u32) -> Vec<Effect> {
+        let sequence = own(request);
+        let waits = self.pool.waiting.iter().any(|waiting| waiting.sequence == sequence);
+        if waits || self.pool.holdings.contains_key(&sequence) || here + landing > self.usable {
+            return Vec::new();
+        }
+        let tokens = (0..(here / 2 + landing).max(1)).collect();
+        let pages = (here + landing).max(1);
+        let landing = self.session(0).filter(|_| landing > 0);
+        let priority = if here == 1 { ReservePriority::Resumed } else { ReservePriority::New };
+        give(&mut self.pool, ReservePages { sequence, tokens, pages, landing, priority })
+    }
+
+    fn fill(&mut self, back: u64, count: u32, owner: Option<u64>) -> Vec<Effect> {
+        let Some(session) = self.session(back) else { return Vec::new() };
+        let is_live = self.pool.rings.get(session).is_some();
+        let tail = &mut self.tails[session.0 as usize];
+        let effects = give(&mut self.pool, PageFilled { session, ..filled(*tail, count, owner) });
+        if !breaks(&effects) && is_live {
+            *tail += u64::from(count);
+        }
+        effects
+    }
+
+    /// A page that two tables share is cached and at the same place in both.
+    fn shares_only_known_pages(&self) -> bool {
+        self.tables.iter().all(|(sequence, table)| {
+            let others = self.tables.iter().filter(|(other, _)| *other != sequence);
+            others.into_iter().all(|(_, theirs)| {
+                let shared = table.iter().enumerate().filter(|(_, page)| theirs.contains(page));
+                shared
+                    .into_iter()
+                    .all(|(place, page)| self.pool.is_known(*page) && theirs.get(place) == Some(page))
+            })
+        })
+    }
+
+    /// All requests and sessions end.
+    fn end(&mut self) {
+        (0..4).for_each(|request| drop(release(&mut self.pool, request)));
+        for session in (0..self.tails.len() as u64).map(SessionId) {
+            lose(&mut self.pool, session);
+            drain(&mut self.pool, session);
+        }
+        // Reservations that waited may have been served since.
+        (0..4).for_each(|request| drop(release(&mut self.pool, request)));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
@@ -41,108 +157,16 @@ proptest! {
     #[test]
     fn no_page_is_lost_or_promised_twice(pages in 1..20u32, ring in 0..12u32, ops in vec(any_op(), 0..120)) {
         let ring = ring.min(pages / 2);
-        let mut pool = self::pool(pages, ring, 1);
-        // The next credit number of each session. `back` counts sessions from the newest.
-        let mut tails: Vec<u64> = Vec::new();
-        // Page tables of requests without landing pages. All requests begin with the same tokens.
-        let mut tables: HashMap<SequenceId, Vec<PageId>> = HashMap::new();
-        let nth = |tails: &Vec<u64>, back: u64| (tails.len() as u64).checked_sub(back + 1);
+        let (pool, tails, tables) = (self::pool(pages, ring, 1), Vec::new(), HashMap::new());
+        let mut model = Model { pool, usable: pages - ring, ring, tails, tables };
         for op in ops {
-            let mut effects = Vec::new();
-            match op {
-                Op::Reserve(request, here, landing) => {
-                    let waits = pool.waiting.iter().any(|waiting| waiting.sequence == own(request));
-                    let known = waits || pool.holdings.contains_key(&own(request));
-                    if !known && here + landing <= pages - ring {
-                        let tokens = (0..(here / 2 + landing).max(1)).collect();
-                        let pages = (here + landing).max(1);
-                        let youngest = nth(&tails, 0).filter(|_| landing > 0).map(SessionId);
-                        let (sequence, landing) = (own(request), youngest);
-                        let priority = if here == 1 { ReservePriority::Resumed } else { ReservePriority::New };
-                        effects = give(&mut pool, ReservePages { sequence, tokens, pages, landing, priority });
-                    }
-                }
-                Op::Grow(request, pages) => {
-                    if !pool.growing.iter().any(|growing| growing.sequence == own(request)) {
-                        effects = give(&mut pool, GrowPages { sequence: own(request), least: 1, most: pages });
-                    }
-                }
-                Op::Computed(request) => {
-                    if let Some(table) = tables.get(&own(request)) {
-                        let tokens = (0..table.len() as u32).collect();
-                        give(&mut pool, PagesComputed { sequence: own(request), tokens, pages: table.clone() });
-                    }
-                }
-                Op::Release(request) => {
-                    tables.remove(&own(request));
-                    effects = release(&mut pool, request);
-                }
-                Op::Open => {
-                    let session = SessionId(tails.len() as u64);
-                    effects = give(&mut pool, SessionOpened { session, ring_pages: ring, seed: 0 });
-                    tails.push(0);
-                }
-                Op::Fill(back, count, owner) => {
-                    let Some(session) = nth(&tails, back) else { continue };
-                    let mut frame = filled(tails[session as usize], count, owner);
-                    frame.session = SessionId(session);
-                    let live = pool.rings.get(SessionId(session)).is_some();
-                    effects = give(&mut pool, frame);
-                    if !breaks(&effects) && live {
-                        tails[session as usize] += u64::from(count);
-                    }
-                }
-                Op::Lose(back) => {
-                    let session = nth(&tails, back).into_iter();
-                    effects = session.flat_map(|session| lose(&mut pool, SessionId(session))).collect();
-                }
-                Op::Measured(back) => {
-                    let session = nth(&tails, back).into_iter();
-                    effects = session
-                        .flat_map(|session| give(&mut pool, PeerReady { session: SessionId(session), pid: 0 }))
-                        .collect();
-                }
-                // Only a lost session can be proved drained; for others this does nothing.
-                Op::Drain(back) => {
-                    let session = nth(&tails, back).into_iter();
-                    effects = session.flat_map(|session| drain(&mut pool, SessionId(session))).collect();
-                }
-            }
-            for effect in effects {
-                match effect {
-                    Effect::Decoder(ToDecoder::PagesReserved(reserved)) if reserved.landing == 0 => {
-                        tables.insert(reserved.sequence, reserved.pages);
-                    }
-                    Effect::Decoder(ToDecoder::PagesGrown(grown)) => {
-                        tables.entry(grown.sequence).and_modify(|table| table.extend(grown.pages));
-                    }
-                    _ => {}
-                }
-            }
-            // A page that two tables share is cached and at the same place in both.
-            for (sequence, table) in &tables {
-                for (other, theirs) in tables.iter().filter(|(other, _)| *other != sequence) {
-                    for (place, page) in table.iter().enumerate().filter(|(_, page)| theirs.contains(page)) {
-                        prop_assert!(pool.is_known(*page) && theirs.get(place) == Some(page), "{sequence} {other}");
-                    }
-                }
-            }
-            prop_assert!(pool.rings.holds(), "a session with pages to land has no credit");
+            model.apply(op);
+            prop_assert!(model.shares_only_known_pages(), "{:?}", model.tables);
+            prop_assert!(model.pool.rings.holds(), "a session with pages to land has no credit");
         }
-        // All requests and sessions end.
-        for request in 0..4 {
-            release(&mut pool, request);
-        }
-        for session in 0..tails.len() as u64 {
-            lose(&mut pool, SessionId(session));
-            drain(&mut pool, SessionId(session));
-        }
-        // Reservations that waited may have been served since.
-        for request in 0..4 {
-            release(&mut pool, request);
-        }
-        let cached = pool.usage().cached;
-        prop_assert_eq!(pool.usage(), PoolUse { pages, cached, ..PoolUse::default() });
-        prop_assert_eq!(pool.free.len() as u32 + cached, pages);
+        model.end();
+        let cached = model.pool.usage().cached;
+        prop_assert_eq!(model.pool.usage(), PoolUse { pages, cached, ..PoolUse::default() });
+        prop_assert_eq!(model.pool.free.len() as u32 + cached, pages);
     }
 }

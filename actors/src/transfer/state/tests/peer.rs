@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::*;
+use crate::log::LogLine;
 
 /// A receiver and a lane that perform the state's effects, in an order that the test chooses.
 pub(super) struct Peer {
