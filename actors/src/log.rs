@@ -15,7 +15,7 @@ pub enum LogLine {
     },
     /// A sender did not prefill a request.
     PrefillFailed {
-        /// Which request.
+        /// The request.
         request: RequestId,
         /// The sender's session.
         session: SessionId,
@@ -105,7 +105,7 @@ pub enum LogLine {
 /// The result of a session's start-up measurement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneSpeed {
-    /// What carries the pages, for example `tcp/lo`.
+    /// The transport and the device that carry the pages, for example `tcp/lo`.
     pub name: String,
     /// Bytes moved in the measured part.
     pub bytes: u64,
@@ -114,14 +114,14 @@ pub struct LaneSpeed {
 }
 
 impl LaneSpeed {
-    /// Megabytes moved and gigabytes a second, rounded for a log line.
+    /// Megabytes moved and gigabytes per second, rounded for a log line.
     fn rounded(&self) -> (f64, f64) {
         let round = |value: f64, digits: f64| (value * digits).round() / digits;
         (round(self.bytes as f64 / 1e6, 10.0), round(gigabytes_per_second(self.bytes, self.micros), 100.0))
     }
 }
 
-/// The speed of `bytes` in `micros` microseconds, in gigabytes a second. `micros` counts as at least one.
+/// The speed of `bytes` in `micros` microseconds, in gigabytes per second. `micros` counts as at least one.
 pub fn gigabytes_per_second(bytes: u64, micros: u64) -> f64 {
     bytes as f64 / micros.max(1) as f64 / 1e3
 }

@@ -33,7 +33,7 @@ pub struct StartSequence {
 pub struct ExtendSequence {
     /// The sequence.
     pub sequence: SequenceId,
-    /// The pages, which follow those that it has.
+    /// The additional pages, in order. They come after the pages that the sequence already has.
     pub pages: Vec<PageId>,
 }
 

@@ -79,13 +79,13 @@ pub struct PrefillerConfig {
     pub pool_pages: u32,
     /// Token ids are below this.
     pub vocabulary: u32,
-    /// Longest sequence of the model.
+    /// Maximum number of tokens in a sequence of the model.
     pub context_tokens: u32,
 }
 
-/// Most prefills of one session at a time. More are refused, and the receiver computes them itself.
+/// Maximum number of prefills per session at a time. Further ones are refused, and the receiver computes them itself.
 const PREFILLS_MAX: usize = 1024;
-/// Longest deadline that a peer's request can have.
+/// Maximum time until the deadline of a peer's request.
 const REMAINING_MS_MAX: u64 = 24 * 3600 * 1000;
 
 /// All live prefills.
@@ -95,9 +95,9 @@ pub struct PrefillerState {
     draining: bool,
     next_serial: u64,
     entries: BTreeMap<Key, Entry>,
-    /// Which entry has this serial.
+    /// The entry of each serial.
     serials: HashMap<u64, Key>,
-    /// How many entries each session has. A session without entries is absent.
+    /// Number of entries of each session. A session without entries is absent.
     of_session: HashMap<SessionId, usize>,
 }
 

@@ -28,7 +28,7 @@ const MEASUREMENTS: usize = 4;
 
 #[derive(Debug, PartialEq, Eq)]
 enum Measurement {
-    /// The session waits for its turn and for its first credit.
+    /// The session waits until other sessions have been measured, and for its first credit.
     Waiting,
     Running,
     Over,

@@ -1,4 +1,4 @@
-//! One live request: its phase, its tokens, and the effects that follow when it changes.
+//! One live request: its phase, its tokens, and the effects of each change.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -105,7 +105,7 @@ impl Entry {
         PrefillOutcome::Computed { tokens, micros }
     }
 
-    /// The terminal event of a request that finished.
+    /// The final event of a request that finished.
     pub(super) fn finished(&mut self, reason: FinishReason) -> StreamEvent {
         self.timings.completion_tokens = self.emitted.len() as u32;
         if let (Some(first), Some(last)) = (self.first_token, self.last_token) {
