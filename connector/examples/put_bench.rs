@@ -59,7 +59,7 @@ fn cpu() -> (f64, f64) {
         // Fields 14 and 15 in proc(5), in ticks of 10 ms. Two fields come before the closing parenthesis.
         words[11..13].iter().filter_map(|word| word.parse::<f64>().ok()).sum::<f64>() / 100.0
     };
-    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc").flatten().map(|task| task.path());
+    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc can be read").flatten().map(|task| task.path());
     let ucx = tasks
         .filter(|task| {
             std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "baton-ucx")
@@ -74,7 +74,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Vec<u8> {
-    let byte = |at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex");
+    let byte = |at| u8::from_str_radix(&text[at..at + 2], 16).expect("the text is hex");
     (0..text.len()).step_by(2).map(byte).collect()
 }
 
@@ -83,7 +83,7 @@ fn receiver() {
     let peer = opened(&transport, &events);
     println!("{} {} {} {}", hex(&peer.worker_address), hex(&peer.rkey), peer.base, peer.bytes);
     for line in std::io::stdin().lines() {
-        line.expect("standard input");
+        line.expect("standard input can be read");
         let (process, thread) = cpu();
         println!("{process} {thread}");
     }
@@ -99,23 +99,23 @@ fn main() {
         None => default,
     };
     let (page, window, count) = (number("--page", 737_280), number("--window", 4), number("--count", 4000));
-    let mut child = Process::new(std::env::current_exe().expect("own path"))
+    let mut child = Process::new(std::env::current_exe().expect("the program's own path is known"))
         .arg("--receive")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .expect("the receiver starts");
-    let mut ask = child.stdin.take().expect("piped");
-    let mut lines = std::io::BufReader::new(child.stdout.take().expect("piped")).lines();
-    let mut answer = || lines.next().expect("an answer").expect("text");
+    let mut ask = child.stdin.take().expect("the stream is piped");
+    let mut lines = std::io::BufReader::new(child.stdout.take().expect("the stream is piped")).lines();
+    let mut answer = || lines.next().expect("an answer arrives").expect("text");
     let line = answer();
     let words: Vec<_> = line.split(' ').collect();
     let peer = Descriptor {
         transport: "ucx".into(),
         worker_address: unhex(words[0]),
         rkey: unhex(words[1]),
-        base: words[2].parse().expect("base"),
-        bytes: words[3].parse().expect("bytes"),
+        base: words[2].parse().expect("the line has a base address"),
+        bytes: words[3].parse().expect("the line has a length"),
     };
     let (transport, events) = start();
     let library = transport.library();
@@ -171,7 +171,7 @@ fn main() {
                 sent += 1;
             }
             match next(&events) {
-                Event::PutCompleted { result, .. } => result.expect("put"),
+                Event::PutCompleted { result, .. } => result.expect("the put succeeds"),
                 other => panic!("{other:?}"),
             }
             completed += 1;
@@ -180,7 +180,7 @@ fn main() {
             .submit(Command::Flush { session: SESSION, ticket: Ticket(u64::MAX) })
             .expect("the queue has room");
         match next(&events) {
-            Event::Flushed { result, .. } => result.expect("flush"),
+            Event::Flushed { result, .. } => result.expect("the flush succeeds"),
             other => panic!("{other:?}"),
         }
         (puts * page) as f64 / began.elapsed().as_secs_f64() / 1e9
