@@ -75,7 +75,7 @@ fn tokenizer(options: &ServeOptions, root: &str) -> Result<std::sync::Arc<crate:
         );
     }
     let model =
-        ServedModel::open(path, path, None).with_context(|| format!("--tokenizer {}", path.display()))?;
+        ServedModel::open(path, path, None).with_context(|| format!("cannot open --tokenizer {}", path.display()))?;
     Ok(model.tokenizer)
 }
 

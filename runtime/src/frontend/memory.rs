@@ -112,7 +112,7 @@ pub(super) struct TokenizeAllowance {
 #[derive(Debug)]
 struct AllowanceQueue {
     free: usize,
-    /// The number of the next thread that arrives, and the number of the thread whose turn it is.
+    /// The number of the next thread that arrives, and the number of the thread that may run now.
     next: u64,
     turn: u64,
 }
