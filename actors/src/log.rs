@@ -10,7 +10,7 @@ use crate::request::RequestId;
 pub enum LogLine {
     /// A page's hash does not match.
     PageDamaged {
-        /// The request that it landed for.
+        /// The request for which the page landed.
         request: RequestId,
     },
     /// A sender did not prefill a request.
@@ -24,16 +24,16 @@ pub enum LogLine {
     },
     /// Pages can be put to a receiver.
     ReceiverReady {
-        /// Its session.
+        /// The session.
         session: SessionId,
         /// The measured speed.
         lane: LaneSpeed,
     },
     /// A sender can prefill.
     SenderReady {
-        /// Its session.
+        /// The session.
         session: SessionId,
-        /// Its process id.
+        /// The sender's process id.
         pid: u32,
         /// The speed that the sender has measured.
         lane: LaneSpeed,
@@ -44,40 +44,40 @@ pub enum LogLine {
         request: RequestId,
         /// Tokens whose KV was put.
         tokens: u32,
-        /// Bytes of that KV.
+        /// Bytes of KV that were put.
         bytes: u64,
-        /// The time for which the lane carried them.
+        /// The time for which the lane carried these bytes.
         put_micros: u64,
     },
     /// A handshake has succeeded; the transport opens the session.
     SessionOpening {
-        /// Which.
+        /// The session.
         session: SessionId,
         /// The peer's process.
         peer: Incarnation,
         /// The peer's address.
         address: String,
-        /// The peer's HTTP address; empty if it serves none or has not named it.
+        /// The peer's HTTP address; empty if the peer serves no HTTP or has not sent the address.
         http: String,
     },
     /// A session ended.
     SessionOver {
-        /// Which.
+        /// The session.
         session: SessionId,
         /// The peer's process.
         peer: Incarnation,
         /// The peer's address.
         address: String,
-        /// Why.
+        /// The reason.
         reason: String,
-        /// One side ended it with a goodbye.
+        /// One side ended the session with a goodbye.
         orderly: bool,
     },
     /// A receiver refuses sessions until a setting is changed.
     Refused {
-        /// Its address.
+        /// The receiver's address.
         address: String,
-        /// Why.
+        /// The reason.
         reason: String,
         /// The reason has not been logged before.
         is_news: bool,
@@ -93,9 +93,9 @@ pub enum LogLine {
     },
     /// A receiver cannot be reached.
     Unreachable {
-        /// Its address.
+        /// The receiver's address.
         address: String,
-        /// Why.
+        /// The reason.
         reason: String,
         /// The reason has not been logged before.
         is_news: bool,
@@ -109,7 +109,7 @@ pub struct LaneSpeed {
     pub name: String,
     /// Bytes moved in the measured part.
     pub bytes: u64,
-    /// How long that took.
+    /// Duration of the measured part, in microseconds.
     pub micros: u64,
 }
 

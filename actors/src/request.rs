@@ -135,9 +135,9 @@ pub enum StreamEvent {
     Token(Token),
     /// The last event of a request that succeeded.
     Finished {
-        /// Why it ended.
+        /// Why the request ended.
         reason: FinishReason,
-        /// How long its parts took. Boxed, so that the many token events stay small.
+        /// How long the parts of the request took. Boxed, so that the many token events stay small.
         timings: Box<Timings>,
     },
     /// The last event of a request that failed.

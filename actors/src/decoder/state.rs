@@ -83,7 +83,7 @@ impl DecoderState {
         }
     }
 
-    /// Takes a message.
+    /// Handles a message and returns the effects.
     pub fn on(&mut self, now: Instant, mail: ToDecoder) -> Vec<Effect> {
         match mail {
             ToDecoder::Decode(decode) => self.on_decode(now, *decode),

@@ -3,7 +3,8 @@
 //! A step mixes decode rows with prefill chunks.
 //!
 //! **Prompts** share the step's prompt tokens. The shortest prompt goes first, with ageing: a prompt's rank is its length plus the number of
-//! prompt tokens that were planned before it arrived. So no later prompt overtakes it once as many prompt tokens were planned as it has itself.
+//! prompt tokens that were planned before it arrived. So no later prompt overtakes a prompt once as many
+//! prompt tokens were planned after its arrival as it has tokens.
 //!
 //! **Rows**: a step computes the last token of at most [`StepLimits::rows`] sequences. If more sequences are ready for their next token, they
 //! take turns: the sequence that has waited longest since its last step comes first, and among equals the oldest. If a prompt would end in the
@@ -45,15 +46,15 @@ struct Sequence {
     sample: u32,
     sampling: Arc<Sampling>,
     ignore_eos: bool,
-    /// Its last token and how it ended. Reported when no step in flight contains it.
+    /// The sequence's last token and how the sequence ended. Reported when no step in flight contains the sequence.
     ending: Option<(Option<Token>, SequenceEnd)>,
     /// The prompt with the lowest rank goes first.
     rank: u64,
-    /// The last step that contained it, or the last step before it arrived. The lowest gets a row first.
+    /// The last step that contained the sequence, or the last step before the sequence arrived. The lowest gets a row first.
     step: u64,
-    /// Steps in flight that contain it.
+    /// Steps in flight that contain the sequence.
     flights: u32,
-    /// When its first step was planned, on the caller's clock.
+    /// The time at which the sequence's first step was planned, on the caller's clock.
     began_micros: Option<u64>,
 }
 
@@ -189,7 +190,7 @@ impl GeneratorState {
         !self.flights.is_empty()
     }
 
-    /// Takes a message. Returns the events for the sequences' owners, then the plans of the next steps.
+    /// Handles a message. Returns the events for the sequences' owners, then the plans of the next steps.
     pub fn on(&mut self, now_micros: u64, mail: ToGenerator) -> Vec<Effect> {
         let mut effects: Vec<Effect> = match mail {
             ToGenerator::StartSequence(start) => {

@@ -84,7 +84,7 @@ pub struct PeerLost {
 /// Buffer manager → peer link: no credit of this lost session was outstanding, so its peer may write no page of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NothingOutstanding {
-    /// Which.
+    /// The session.
     pub session: SessionId,
 }
 
@@ -246,7 +246,7 @@ pub struct LinkEnded {
 pub enum LinkEnd {
     /// The peer said goodbye.
     Goodbye,
-    /// It broke, for this reason.
+    /// The connection broke, for this reason.
     Broken(String),
 }
 
@@ -320,7 +320,7 @@ pub struct Carry {
 pub struct WriteFrame {
     /// The session.
     pub session: SessionId,
-    /// Its connection.
+    /// The session's connection.
     pub connection: ConnectionId,
     /// The frame.
     pub frame: Frame,

@@ -17,14 +17,14 @@ use crate::request::RequestId;
 pub struct ReservePages {
     /// The sequence.
     pub sequence: SequenceId,
-    /// Its tokens so far, at least one.
+    /// The sequence's tokens so far, at least one.
     pub tokens: Arc<[u32]>,
     /// All pages that the sequence needs; at least those of `tokens`.
     pub pages: u32,
-    /// The session whose sender computes the pages of `tokens` that are not shared. They are held as a count, and each page that lands
-    /// reduces the count by one. `None`: they are computed here.
+    /// The session of the sender that computes the pages of `tokens` that are not shared. These pages are held as a count, and each page
+    /// that lands reduces the count by one. `None`: the pages are computed here.
     pub landing: Option<SessionId>,
-    /// Its place among the reservations that wait.
+    /// The reservation's place among the waiting ones.
     pub priority: ReservePriority,
 }
 

@@ -64,9 +64,9 @@ pub struct SequenceAdvanced {
 /// How a sequence ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SequenceEnd {
-    /// It finished.
+    /// The sequence finished.
     Finished(FinishReason),
-    /// By [`StopSequence`].
+    /// [`StopSequence`] ended the sequence.
     Stopped,
     /// The engine failed, with this error.
     Failed(String),

@@ -40,7 +40,8 @@ pub struct PagesSent {
     pub request: RequestId,
     /// Number of further pages.
     pub count: u32,
-    /// The pages' share of the time for which the lane carried them and the pages announced with them. Overlapping time is counted once.
+    /// The pages' share of the time for which the lane carried them and the pages that were announced together with them. Time in which
+    /// several pages were carried is counted once.
     pub put_micros: u64,
 }
 

@@ -15,7 +15,7 @@ use connector::frame::Incarnation;
 
 use crate::messages::Attempt;
 
-/// First and longest pause between attempts to reach a receiver.
+/// First and maximum pause between attempts to reach a receiver.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 /// Pause after a refusal that only a changed setting can end, and at an address whose process is already connected.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);

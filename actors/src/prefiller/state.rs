@@ -32,15 +32,15 @@ pub type Key = (SessionId, RequestId);
 
 #[derive(Debug)]
 enum Phase {
-    /// It waits for pages.
+    /// The request waits for pages.
     Reserving,
-    /// The engine computes it; final pages are being put.
+    /// The engine computes the request; final pages are being put.
     Running(HandOver),
-    /// It was cancelled, and the engine has not stopped it yet.
+    /// The request was cancelled, but the engine has not stopped it yet.
     Stopping,
-    /// It is computed; the last pages are being put.
+    /// The prompt is computed; the last pages are being put.
     Sending(HandOver),
-    /// It has ended, and puts may still read its pages.
+    /// The request has ended, but puts may still read its pages.
     Draining,
 }
 
@@ -58,7 +58,7 @@ struct HandOver {
 
 #[derive(Debug)]
 struct Entry {
-    /// This process's number for it, never reused.
+    /// This process's number for the request, never reused.
     serial: u64,
     prompt: Arc<[u32]>,
     sampling: Arc<Sampling>,
@@ -124,7 +124,7 @@ impl PrefillerState {
         self.entries.is_empty()
     }
 
-    /// Takes a message.
+    /// Handles a message and returns the effects.
     pub fn on(&mut self, now: Instant, mail: ToPrefiller) -> Vec<Effect> {
         match mail {
             ToPrefiller::StartPrefill(start) => self.on_prefill(now, *start),

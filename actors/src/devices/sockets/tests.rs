@@ -2,7 +2,7 @@ use std::sync::Mutex;
 
 use super::*;
 
-/// Stands in for the peer link and records its messages.
+/// Replaces the peer link and records its messages.
 struct Recorder(Arc<Mutex<Vec<ToPeerLink>>>);
 
 impl Actor for Recorder {
