@@ -183,7 +183,10 @@ async fn answer(
 ) -> Result<Timings, RequestError> {
     let mut tokens = prompt(request, prompt_tokens);
     loop {
-        let event = tokio::time::timeout(PATIENCE, source.recv()).await.expect("in time").expect("the stream has an end");
+        let event = tokio::time::timeout(PATIENCE, source.recv())
+            .await
+            .expect("in time")
+            .expect("the stream has an end");
         match event {
             StreamEvent::Token(token) => {
                 assert_eq!(
@@ -277,7 +280,8 @@ async fn a_bit_flip_in_a_landed_page_is_detected_and_changes_no_token() {
     for request in 0..10 {
         until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
         damage.armed.store(request % 2 == 0, Ordering::SeqCst);
-        let timings = answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("the request succeeds");
+        let timings =
+            answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("the request succeeds");
         assert_eq!(timings.disaggregated, request % 2 == 1, "{timings:?}");
         assert_eq!(counters.hash_mismatches().load(Ordering::SeqCst), request / 2 + 1);
         assert_eq!(counters.recomputes().load(Ordering::SeqCst), request / 2 + 1);

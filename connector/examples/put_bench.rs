@@ -59,7 +59,8 @@ fn cpu() -> (f64, f64) {
         // Fields 14 and 15 in proc(5), in ticks of 10 ms. Two fields come before the closing parenthesis.
         words[11..13].iter().filter_map(|word| word.parse::<f64>().ok()).sum::<f64>() / 100.0
     };
-    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc can be read").flatten().map(|task| task.path());
+    let tasks =
+        std::fs::read_dir("/proc/self/task").expect("/proc can be read").flatten().map(|task| task.path());
     let ucx = tasks
         .filter(|task| {
             std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "baton-ucx")

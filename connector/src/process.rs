@@ -161,10 +161,16 @@ mod tests {
 
     #[test]
     fn incarnations_differ_and_a_malformed_boot_id_is_an_error() {
-        let (one, other) = (Incarnation::current().expect("/proc can be read"), Incarnation::current().expect("/proc can be read"));
+        let (one, other) = (
+            Incarnation::current().expect("/proc can be read"),
+            Incarnation::current().expect("/proc can be read"),
+        );
         assert_eq!(Incarnation { random: one.random, ..other }, one, "the same process");
         assert_ne!(one, other, "the random number differs, as in a cloned machine");
-        assert_eq!(boot("0f000000-0000-0000-0000-000000000001\n").expect("the boot id can be read"), (0xf << 120) + 1);
+        assert_eq!(
+            boot("0f000000-0000-0000-0000-000000000001\n").expect("the boot id can be read"),
+            (0xf << 120) + 1
+        );
         for text in ["", "unknown\n"] {
             assert!(boot(text).is_err(), "{text:?}");
         }

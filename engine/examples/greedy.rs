@@ -14,7 +14,8 @@ fn main() -> Result<()> {
     let prompt: Vec<u32> = ids.context("IDS must be token ids separated by commas")?;
     let count: usize = argument(3)?.parse().context("COUNT must be a number")?;
     let threads = arguments.get(4).map_or(Ok(2), |text| text.parse()).context("THREADS must be a number")?;
-    let chunk_tokens: usize = std::env::var("CHUNK").map_or(Ok(512), |text| text.parse()).context("CHUNK must be a number")?;
+    let chunk_tokens: usize =
+        std::env::var("CHUNK").map_or(Ok(512), |text| text.parse()).context("CHUNK must be a number")?;
 
     let begin = Instant::now();
     let config = EngineConfig {

@@ -261,11 +261,15 @@ pub fn complete(address: &str, input: &Value, tokens: u32) -> Result<Answer> {
     }
     let choice = &answer["choices"][0];
     let ids = |value: &Value| -> Result<Vec<u32>> {
-        serde_json::from_value(value.clone()).with_context(|| format!("cannot read the token ids in {answer}"))
+        serde_json::from_value(value.clone())
+            .with_context(|| format!("cannot read the token ids in {answer}"))
     };
     // A completion has the prompt's ids in the choice, and a chat has them beside the choices.
     let prompt = [&choice["prompt_token_ids"], &answer["prompt_token_ids"]];
-    let prompt = prompt.into_iter().find(|ids| ids.is_array()).with_context(|| format!("the answer has no prompt_token_ids: {answer}"))?;
+    let prompt = prompt
+        .into_iter()
+        .find(|ids| ids.is_array())
+        .with_context(|| format!("the answer has no prompt_token_ids: {answer}"))?;
     let text = choice["text"].as_str().or(choice["message"]["content"].as_str());
     let text = text.with_context(|| format!("the answer has neither text nor message.content: {answer}"))?;
     Ok(Answer {

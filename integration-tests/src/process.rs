@@ -198,7 +198,10 @@ impl Process {
     /// The process has ended.
     pub fn resident_mib(&self) -> Result<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the status of the process has no VmRSS")?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .context("the status of the process has no VmRSS")?;
         Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
     }
 
@@ -208,7 +211,8 @@ impl Process {
     /// The process has ended.
     pub fn cpu(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
-        let fields: Vec<&str> = stat.rsplit_once(") ").context("the stat line of the process has no `)`")?.1.split(' ').collect();
+        let fields: Vec<&str> =
+            stat.rsplit_once(") ").context("the stat line of the process has no `)`")?.1.split(' ').collect();
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
         // USER_HZ is 100 on every Linux that Rust supports.
         Ok(Duration::from_millis(ticks * 10))

@@ -3,8 +3,8 @@
 //! A step mixes decode rows with prefill chunks.
 //!
 //! **Prompts** share the step's prompt tokens. The shortest prompt goes first, with ageing: a prompt's rank is its length plus the number of
-//! prompt tokens that were planned before it arrived. So no later prompt overtakes a prompt once as many
-//! prompt tokens were planned after its arrival as it has tokens.
+//! prompt tokens that were planned before it arrived. So no later prompt overtakes a prompt once as many prompt tokens were planned after
+//! its arrival as it has tokens.
 //!
 //! **Rows**: a step computes the last token of at most [`StepLimits::rows`] sequences. If more sequences are ready for their next token, they
 //! take turns: the sequence that has waited longest since its last step comes first, and among equals the oldest. If a prompt would end in the

@@ -88,7 +88,8 @@ async fn a_sender_whose_prefills_fail_is_left_out_until_one_succeeds() {
     let ((receiver, _), (sender, damage)) = damaged_pair().await;
     fail(&damage, Some(passing()));
     for request in 0..50 {
-        let timings = answer(ask(&receiver, request, 60, 2).await, request, 60).await.expect("the request succeeds");
+        let timings =
+            answer(ask(&receiver, request, 60, 2).await, request, 60).await.expect("the request succeeds");
         assert!(!timings.disaggregated);
     }
     let recomputes = receiver.counters.recomputes().load(Ordering::SeqCst);
@@ -98,7 +99,8 @@ async fn a_sender_whose_prefills_fail_is_left_out_until_one_succeeds() {
     let end = Instant::now() + PATIENCE;
     for request in 50.. {
         assert!(Instant::now() < end, "a sender that works again gets no prompts");
-        let timings = answer(ask(&receiver, request, 60, 2).await, request, 60).await.expect("the request succeeds");
+        let timings =
+            answer(ask(&receiver, request, 60, 2).await, request, 60).await.expect("the request succeeds");
         if timings.disaggregated {
             break;
         }

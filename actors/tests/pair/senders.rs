@@ -75,7 +75,8 @@ async fn a_sender_that_shuts_down_finishes_its_hand_overs() {
     }
     let mut recomputed = 0;
     for (request, source) in sources {
-        recomputed += u64::from(!answer(source, request, 60).await.expect("the request succeeds").disaggregated);
+        recomputed +=
+            u64::from(!answer(source, request, 60).await.expect("the request succeeds").disaggregated);
     }
     // Only the requests that had not reached the first sender when it began to shut down were computed here.
     assert_eq!(recomputed, receiver.counters.recomputes().load(Ordering::SeqCst));
@@ -99,7 +100,8 @@ async fn a_lost_sender_without_proof_disables_no_other_sender() {
     // Quarantined pages count against the pool but not against the ring, so another sender serves as before.
     let next = dial(&receiver, &address, 64).await;
     for request in 0..3 {
-        let timings = answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("the request succeeds");
+        let timings =
+            answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("the request succeeds");
         assert!(timings.disaggregated && quarantined() == 4, "{timings:?}");
     }
     for node in [mute, next, receiver] {
@@ -136,7 +138,8 @@ async fn a_sender_that_dials_again_proves_that_its_last_session_has_drained() {
     let sender = start(LinkRole::Sender(vec![address]), 64, 1);
     for request in 0..5 {
         until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
-        let timings = answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("the request succeeds");
+        let timings =
+            answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("the request succeeds");
         assert!(timings.disaggregated, "the sender dialled again and reported its last session as drained");
         assert_eq!(quarantined(), 0);
         let source = ask(&receiver, 100 + request, 60, 5).await;

@@ -16,7 +16,8 @@ const LINK_WITHIN: Duration = Duration::from_secs(10);
 
 /// Fuzzes links for `turn`. Our side is the listener for `lines[0]` and the dialer for `lines[1]`.
 pub(crate) fn fuzz_links_for(turn: Duration, random: &mut Random, lines: &mut [Line; 2]) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("the runtime starts");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("the runtime starts");
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port is free");
     let end = Instant::now() + turn;
     while Instant::now() < end {

@@ -186,7 +186,8 @@ async fn both_sides_have_the_same_seed_and_another_session_has_another_seed() {
     for _ in 0..2 {
         let (listener, address) = listener().await;
         let (served, dialled) = tokio::join!(serve(listener, None), dial(&address, hello(7), None));
-        let (served, dialled) = (served.expect("the link comes up").nonces(), dialled.expect("the link comes up").0.nonces());
+        let (served, dialled) =
+            (served.expect("the link comes up").nonces(), dialled.expect("the link comes up").0.nonces());
         assert_eq!(served.session_seed(), dialled.session_seed());
         seeds.push(served.session_seed());
     }

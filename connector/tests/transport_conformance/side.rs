@@ -54,7 +54,9 @@ impl Side {
         let sink: EventSink =
             Box::new(move |batch| batch.into_iter().for_each(|event| drop(send.send(event))));
         let transport: Box<dyn Transport> = match kind {
-            Kind::Loopback => Box::new(LoopbackTransport::start(region.clone(), sink).expect("the thread starts")),
+            Kind::Loopback => {
+                Box::new(LoopbackTransport::start(region.clone(), sink).expect("the thread starts"))
+            }
             Kind::Ucx => match UcxTransport::start(region.clone(), &ucx_config(), Box::new(|| ()), sink) {
                 Ok(transport) => Box::new(transport),
                 Err(error) => panic!("this test needs UCX; cargo xtask test fetches it: {error}"),
