@@ -121,7 +121,7 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
     let path: &Path = &engine.model().path;
     let text = config.tokenizer.as_deref().unwrap_or(path);
     let mut model = ServedModel::open(path, text, config.served_model_name.as_deref())
-        .with_context(|| format!("cannot read the model {}", text.display()))?;
+        .with_context(|| format!("cannot read the tokenizer of the model in {}", text.display()))?;
     // The engine decides the context length and the end-of-sequence tokens; the frontend takes them over.
     let known = engine.model();
     anyhow::ensure!(
