@@ -2,8 +2,8 @@
 //!
 //! A pure state takes one message and returns [`Effect`]s in order. Each effect names its recipient and carries one message for it.
 //! [`Router`](crate::router::Router) delivers effects to actix actors, threads and sockets. The simulator delivers the same effects in
-//! virtual time. So a new message touches its definition (a struct and one row of the table below), the state that sends it, and the state
-//! that takes it.
+//! virtual time. So a new message needs a definition (a struct and one row of the table below), a state that sends it, and a state that
+//! handles it.
 //!
 //! The table lists for each message its senders, its delivery, and what bounds the number of waiting messages. `docs/messages.md` is this
 //! table; a test compares them.
@@ -108,9 +108,9 @@ impl Endpoint {
 /// How a message is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// A full queue refuses it, and the sender is told.
+    /// A full queue refuses the message, and the sender gets an error.
     Command,
-    /// It is always accepted. [`Row::bound`] names what bounds the number of such messages.
+    /// The message is always accepted. [`Row::bound`] names what bounds the number of such messages.
     Post,
 }
 
@@ -121,9 +121,9 @@ pub struct Row {
     pub message: &'static str,
     /// The endpoints that may send it.
     pub from: &'static [Endpoint],
-    /// The endpoint that takes it.
+    /// The endpoint that receives it.
     pub to: Endpoint,
-    /// How it is delivered.
+    /// How the message is delivered.
     pub delivery: Delivery,
     /// What bounds the number of such messages that wait.
     pub bound: &'static str,
@@ -222,69 +222,69 @@ macro_rules! table {
 table! {
     /// Messages to the proxy.
     ToProxy, Proxy, proxy {
-        Generate: Command from [Frontend], "admission permits; a full mailbox refuses";
-        AbortRequest: Post from [Frontend], "one a request";
-        PrefillOver: Post from [Decoder], "one a request";
-        PeerReady: Post from [PeerLink], "one a session";
-        PeerLeaving: Post from [PeerLink], "one a session";
-        RoomChanged: Post from [BufferManager], "two a session";
-        PeerLost: Post from [PeerLink], "one a session";
-        BeginDrain: Post from [Node], "one a process";
+        Generate: Command from [Frontend], "the number of admission permits; a full mailbox refuses";
+        AbortRequest: Post from [Frontend], "one per request";
+        PrefillOver: Post from [Decoder], "one per request";
+        PeerReady: Post from [PeerLink], "one per session";
+        PeerLeaving: Post from [PeerLink], "one per session";
+        RoomChanged: Post from [BufferManager], "two per session";
+        PeerLost: Post from [PeerLink], "one per session";
+        BeginDrain: Post from [Node], "one per process";
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
     /// Messages to the decoder.
     ToDecoder, Decoder, decoder {
-        Decode in Box: Post from [Proxy], "admission permits";
-        AbortRequest: Post from [Proxy, Streams], "one a request, and one a token whose client is gone";
-        AbortAll: Post from [Node], "one a process";
-        PagesReserved: Post from [BufferManager], "one a ReservePages";
-        PagesDenied: Post from [BufferManager], "one a ReservePages or GrowPages";
-        PagesGrown: Post from [BufferManager], "one a GrowPages";
-        PagesShort: Post from [BufferManager], "one a ReleasePages";
+        Decode in Box: Post from [Proxy], "the number of admission permits";
+        AbortRequest: Post from [Proxy, Streams], "one per request, and one per token whose client has disconnected";
+        AbortAll: Post from [Node], "one per process";
+        PagesReserved: Post from [BufferManager], "one per ReservePages";
+        PagesDenied: Post from [BufferManager], "one per ReservePages or GrowPages";
+        PagesGrown: Post from [BufferManager], "one per GrowPages";
+        PagesShort: Post from [BufferManager], "one per ReleasePages";
         PagesAdopted: Post from [BufferManager], "credits";
-        PageRejected: Post from [BufferManager], "one a session";
-        SequenceAdvanced: Post from [Generator], "one a sequence and step; two steps are in flight";
-        PeerReady: Post from [PeerLink], "one a session";
-        PeerLost: Post from [PeerLink], "one a session";
-        PrefillFinished: Post from [PeerLink], "one frame of a session is in the peer link's mailbox";
-        PrefillFailed: Post from [PeerLink], "one frame of a session is in the peer link's mailbox";
+        PageRejected: Post from [BufferManager], "one per session";
+        SequenceAdvanced: Post from [Generator], "one per sequence and step; two steps are in flight";
+        PeerReady: Post from [PeerLink], "one per session";
+        PeerLost: Post from [PeerLink], "one per session";
+        PrefillFinished: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
+        PrefillFailed: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
     /// Messages to the buffer manager.
     ToBufferManager, BufferManager, buffer_manager {
-        ReservePages: Post from [Decoder, Prefiller], "one a request, and one each time that it resumes";
-        GrowPages: Post from [Decoder], "one a running sequence";
-        PagesComputed: Post from [Decoder, Prefiller], "two a sequence";
-        ReleasePages: Post from [Decoder, Prefiller], "one a ReservePages";
-        SessionOpened: Post from [PeerLink], "one a session";
-        PeerReady: Post from [PeerLink], "one a session";
-        PeerLeaving: Post from [PeerLink], "one a session";
+        ReservePages: Post from [Decoder, Prefiller], "one per request, and one each time that the request resumes";
+        GrowPages: Post from [Decoder], "one per running sequence";
+        PagesComputed: Post from [Decoder, Prefiller], "two per sequence";
+        ReleasePages: Post from [Decoder, Prefiller], "one per ReservePages";
+        SessionOpened: Post from [PeerLink], "one per session";
+        PeerReady: Post from [PeerLink], "one per session";
+        PeerLeaving: Post from [PeerLink], "one per session";
         PageFilled: Post from [PeerLink], "credits";
-        PeerLost: Post from [PeerLink], "one a session";
-        SessionDrained: Post from [PeerLink], "one a session";
+        PeerLost: Post from [PeerLink], "one per session";
+        SessionDrained: Post from [PeerLink], "one per session";
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
     /// Messages to the generator.
     ToGenerator, Generator, generator {
-        StartSequence in Box: Post from [Decoder, Prefiller], "one a PagesReserved";
-        ExtendSequence: Post from [Decoder], "one a PagesGrown";
-        StopSequence: Post from [Decoder, Prefiller], "one a sequence";
+        StartSequence in Box: Post from [Decoder, Prefiller], "one per PagesReserved";
+        ExtendSequence: Post from [Decoder], "one per PagesGrown";
+        StopSequence: Post from [Decoder, Prefiller], "one per sequence";
         StepFinished: Post from [Engine], "two steps are in flight";
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
     /// Messages to the transfer actor.
     ToTransfer, Transfer, transfer {
-        SessionOpened: Post from [PeerLink], "one a session";
-        LaneConnected: Post from [PeerLink], "one a session";
-        CreditsGranted: Post from [PeerLink], "one frame of a session is in the peer link's mailbox";
-        RingShared: Post from [PeerLink], "one frame of a session is in the peer link's mailbox";
-        PeerLost: Post from [PeerLink], "one a session";
-        SchedulePut: Post from [Prefiller], "pages of the pool";
-        CancelPuts: Post from [Prefiller], "one a request";
+        SessionOpened: Post from [PeerLink], "one per session";
+        LaneConnected: Post from [PeerLink], "one per session";
+        CreditsGranted: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
+        RingShared: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
+        PeerLost: Post from [PeerLink], "one per session";
+        SchedulePut: Post from [Prefiller], "the number of pages in the pool";
+        CancelPuts: Post from [Prefiller], "one per request";
         TransportEvents: Post from [Transport], "puts and flushes in flight";
         PagesHashed: Post from [HashThread], "credits";
         Tick: Post from [Ticker], "a full mailbox skips it";
@@ -292,44 +292,44 @@ table! {
 
     /// Messages to the prefiller.
     ToPrefiller, Prefiller, prefiller {
-        StartPrefill in Box: Post from [PeerLink], "one frame of a session is in the peer link's mailbox";
-        CancelPrefill: Post from [PeerLink], "one frame of a session is in the peer link's mailbox";
-        PagesReserved: Post from [BufferManager], "one a ReservePages";
-        PagesDenied: Post from [BufferManager], "one a ReservePages";
-        SequenceAdvanced: Post from [Generator], "one a sequence and step; two steps are in flight";
+        StartPrefill in Box: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
+        CancelPrefill: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
+        PagesReserved: Post from [BufferManager], "one per ReservePages";
+        PagesDenied: Post from [BufferManager], "one per ReservePages";
+        SequenceAdvanced: Post from [Generator], "one per sequence and step; two steps are in flight";
         PagesSent: Post from [Transfer], "credits";
-        PutsDrained: Post from [Transfer], "one a CancelPuts";
-        PeerLost: Post from [PeerLink], "one a session";
-        BeginDrain: Post from [Node], "one a process";
+        PutsDrained: Post from [Transfer], "one per CancelPuts";
+        PeerLost: Post from [PeerLink], "one per session";
+        BeginDrain: Post from [Node], "one per process";
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
     /// Messages to the peer link.
     ToPeerLink, PeerLink, peer_link {
-        StartDialling: Post from [Node], "one a process";
-        DialDue: Post from [Sockets], "one a receiver";
-        Challenged: Post from [Sockets], "one a receiver";
-        DialFailed: Post from [Sockets], "one a receiver";
-        Welcomed in Box: Post from [Sockets], "one a receiver";
+        StartDialling: Post from [Node], "one per process";
+        DialDue: Post from [Sockets], "one per receiver";
+        Challenged: Post from [Sockets], "one per receiver";
+        DialFailed: Post from [Sockets], "one per receiver";
+        Welcomed in Box: Post from [Sockets], "one per receiver";
         HelloCame in Box: Post from [Sockets], "connections in a handshake";
-        FrameCame: Post from [Sockets], "one a session: its task waits until the frame is handled";
-        LinkEnded: Post from [Sockets], "one a session";
-        ProcessWatched: Post from [Sockets], "one a peer's process";
-        TransportEvents: Post from [Transport], "a few a session";
-        SendFrame: Post from [Decoder, BufferManager, Transfer, Prefiller], "the request, credits or session of each frame";
-        BreakSession: Post from [BufferManager, Transfer], "one a session";
-        RoomChanged: Post from [BufferManager], "two a session";
-        NothingOutstanding: Post from [BufferManager], "one a session";
+        FrameCame: Post from [Sockets], "one per session: the session's task waits until the frame is handled";
+        LinkEnded: Post from [Sockets], "one per session";
+        ProcessWatched: Post from [Sockets], "one per peer process";
+        TransportEvents: Post from [Transport], "a few per session";
+        SendFrame: Post from [Decoder, BufferManager, Transfer, Prefiller], "each frame is bounded by its request, its credits or its session";
+        BreakSession: Post from [BufferManager, Transfer], "one per session";
+        RoomChanged: Post from [BufferManager], "two per session";
+        NothingOutstanding: Post from [BufferManager], "one per session";
         HealthSeen: Post from [Ticker], "a full mailbox skips it";
-        AnnounceLeaving: Post from [Node], "one a process";
-        CloseLinks: Post from [Node], "one a process";
+        AnnounceLeaving: Post from [Node], "one per process";
+        CloseLinks: Post from [Node], "one per process";
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
     /// Messages to clients.
     ToStreams, Streams, streams {
         StreamToken: Post from [Decoder], "max_tokens of each request";
-        StreamEnd: Post from [Proxy, Decoder], "one a request";
+        StreamEnd: Post from [Proxy, Decoder], "one per request";
     }
 
     /// Messages to the engine thread.
@@ -349,15 +349,15 @@ table! {
 
     /// Messages to the link's connections.
     ToSockets, Sockets, sockets {
-        WakeDialler: Post from [PeerLink], "one a receiver";
-        Dial: Post from [PeerLink], "one a receiver";
-        SayHello: Post from [PeerLink], "one a receiver";
+        WakeDialler: Post from [PeerLink], "one per receiver";
+        Dial: Post from [PeerLink], "one per receiver";
+        SayHello: Post from [PeerLink], "one per receiver";
         Refuse: Post from [PeerLink], "connections in a handshake";
-        SayWelcome: Post from [PeerLink], "one a session";
-        Carry: Post from [PeerLink], "one a session";
+        SayWelcome: Post from [PeerLink], "one per session";
+        Carry: Post from [PeerLink], "one per session";
         WriteFrame: Command from [PeerLink], "frames that wait for a socket";
-        HangUp: Post from [PeerLink], "one a connection";
-        WatchProcess: Post from [PeerLink], "one a peer's process";
+        HangUp: Post from [PeerLink], "one per connection";
+        WatchProcess: Post from [PeerLink], "one per peer process";
     }
 
     /// Log lines.

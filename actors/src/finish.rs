@@ -6,7 +6,7 @@
 
 use crate::request::FinishReason;
 
-/// Which tokens end an answer.
+/// The tokens that end an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FinishRule {
     eos_tokens: Vec<u32>,

@@ -1,4 +1,4 @@
-//! What actix lacks: bounded sends that are counted, liveness marks, and timers that do not starve.
+//! Helpers that actix lacks: bounded sends that are counted, liveness marks, and timers that do not starve.
 //!
 //! In actix 0.13.5 a mailbox's capacity limits only `try_send` on an address that is kept and never cloned. `send`, `do_send` and the
 //! first `try_send` of a clone ignore the capacity; `tests/actix_behaviour.rs` checks this. So an edge between two actors is one
@@ -141,7 +141,7 @@ where
 }
 
 /// Makes the current arbiter's thread busy-poll between the pages of a hand-over, because a wake-up takes longer than the work for one page.
-/// Other tasks of the thread run meanwhile.
+/// Other tasks of the thread still run.
 #[derive(Debug)]
 pub struct Awake {
     span: Duration,

@@ -10,12 +10,12 @@ use crate::request::RequestId;
 pub enum LogLine {
     /// A page's hash does not match.
     PageDamaged {
-        /// The request that it landed for.
+        /// The request for which the page landed.
         request: RequestId,
     },
     /// A sender did not prefill a request.
     PrefillFailed {
-        /// Which request.
+        /// The request.
         request: RequestId,
         /// The sender's session.
         session: SessionId,
@@ -24,16 +24,16 @@ pub enum LogLine {
     },
     /// Pages can be put to a receiver.
     ReceiverReady {
-        /// Its session.
+        /// The session.
         session: SessionId,
         /// The measured speed.
         lane: LaneSpeed,
     },
     /// A sender can prefill.
     SenderReady {
-        /// Its session.
+        /// The session.
         session: SessionId,
-        /// Its process id.
+        /// The sender's process id.
         pid: u32,
         /// The speed that the sender has measured.
         lane: LaneSpeed,
@@ -44,40 +44,40 @@ pub enum LogLine {
         request: RequestId,
         /// Tokens whose KV was put.
         tokens: u32,
-        /// Bytes of that KV.
+        /// Bytes of KV that were put.
         bytes: u64,
-        /// The time for which the lane carried them.
+        /// The time for which the lane carried these bytes.
         put_micros: u64,
     },
     /// A handshake has succeeded; the transport opens the session.
     SessionOpening {
-        /// Which.
+        /// The session.
         session: SessionId,
         /// The peer's process.
         peer: Incarnation,
         /// The peer's address.
         address: String,
-        /// The peer's HTTP address; empty if it serves none or has not named it.
+        /// The peer's HTTP address; empty if the peer serves no HTTP or has not sent the address.
         http: String,
     },
     /// A session ended.
     SessionOver {
-        /// Which.
+        /// The session.
         session: SessionId,
         /// The peer's process.
         peer: Incarnation,
         /// The peer's address.
         address: String,
-        /// Why.
+        /// The reason.
         reason: String,
-        /// One side ended it with a goodbye.
+        /// One side ended the session with a goodbye.
         orderly: bool,
     },
     /// A receiver refuses sessions until a setting is changed.
     Refused {
-        /// Its address.
+        /// The receiver's address.
         address: String,
-        /// Why.
+        /// The reason.
         reason: String,
         /// The reason has not been logged before.
         is_news: bool,
@@ -93,9 +93,9 @@ pub enum LogLine {
     },
     /// A receiver cannot be reached.
     Unreachable {
-        /// Its address.
+        /// The receiver's address.
         address: String,
-        /// Why.
+        /// The reason.
         reason: String,
         /// The reason has not been logged before.
         is_news: bool,
@@ -105,23 +105,23 @@ pub enum LogLine {
 /// The result of a session's start-up measurement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneSpeed {
-    /// What carries the pages, for example `tcp/lo`.
+    /// The transport and the device that carry the pages, for example `tcp/lo`.
     pub name: String,
     /// Bytes moved in the measured part.
     pub bytes: u64,
-    /// How long that took.
+    /// Duration of the measured part, in microseconds.
     pub micros: u64,
 }
 
 impl LaneSpeed {
-    /// Megabytes moved and gigabytes a second, rounded for a log line.
+    /// Megabytes moved and gigabytes per second, rounded for a log line.
     fn rounded(&self) -> (f64, f64) {
         let round = |value: f64, digits: f64| (value * digits).round() / digits;
         (round(self.bytes as f64 / 1e6, 10.0), round(gigabytes_per_second(self.bytes, self.micros), 100.0))
     }
 }
 
-/// The speed of `bytes` in `micros` microseconds, in gigabytes a second. `micros` counts as at least one.
+/// The speed of `bytes` in `micros` microseconds, in gigabytes per second. `micros` counts as at least one.
 pub fn gigabytes_per_second(bytes: u64, micros: u64) -> f64 {
     bytes as f64 / micros.max(1) as f64 / 1e3
 }

@@ -36,10 +36,10 @@ const TICK: Duration = Duration::from_millis(250);
 /// engine's thread then take one core each.
 const AWAKE_CORES: usize = 8;
 
-/// Longest wait for sessions to close with a goodbye.
+/// Maximum time that the node waits until sessions have closed with a goodbye.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
-/// How long a process that ends waits until its receivers have called its credits back. One that does not keeps those pages
-/// quarantined where it cannot see that this process has ended.
+/// How long an ending process waits until its receivers have taken its credits back. A receiver that has not taken them back, and that cannot
+/// see that this process has ended, keeps those pages quarantined.
 const RETURN_LIMIT: Duration = Duration::from_secs(1);
 
 /// The side of the link that this process is.
@@ -65,7 +65,7 @@ pub struct LinkConfig<'a, E> {
     pub ring_bytes: u64,
     /// `transport.min_gigabytes_per_second`: a slower lane is refused.
     pub min_gigabytes_per_second: f64,
-    /// Most pages of a session in flight; at least one. The default is [`PAGES_IN_FLIGHT`](crate::transfer::state::PAGES_IN_FLIGHT).
+    /// Maximum number of pages in flight per session; at least one. The default is [`PAGES_IN_FLIGHT`](crate::transfer::state::PAGES_IN_FLIGHT).
     pub pages_in_flight: usize,
     /// `transport.page_hash`: pages are hashed by the sender, and checked before they are adopted.
     pub page_hash: bool,
@@ -166,7 +166,7 @@ impl Node {
     }
 }
 
-/// What the actors of one node share at start.
+/// The parts that the actors of one node share at start.
 struct Parts {
     model: ModelInfo,
     pool: Arc<KvPool>,

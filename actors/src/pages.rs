@@ -1,4 +1,5 @@
-//! The pool's pages as a region for the transport and as bytes to hash. The transfer actor announces hashes, and the buffer manager checks them.
+//! Gives the KV pool's memory to the transport and hashes pages of the pool. The transfer actor announces hashes, and the buffer manager checks
+//! them.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
@@ -40,8 +41,8 @@ impl Pages {
         Self { pool, region, page_bytes }
     }
 
-    /// Hashes pages that nothing writes meanwhile. That takes tens of microseconds for each page on the host, and for all pages together on a
-    /// GPU. The hash is 0 for a page outside the pool, and for every page if the GPU fails.
+    /// Hashes these pages. The caller must ensure that nothing writes them during the call. On the host, each page takes tens of microseconds.
+    /// On a GPU, the whole call takes about that long. The hash is 0 for a page outside the pool, and for every page if the GPU fails.
     pub fn hash(&self, pages: &[(PageId, PageSeed)]) -> Vec<u64> {
         if !self.pool.is_on_device() {
             let on_host = |(page, seed): &(PageId, PageSeed)| {

@@ -1,8 +1,8 @@
 //! The prefiller: computes the prompts of peers and hands over their pages.
 //!
 //! - **Thread**: the node's arbiter.
-//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX). Messages are bounded by the prefills of each session, by the pages of the pool, and by
-//!   one frame for each session.
+//! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX). The messages that wait are bounded: the number of prefills per session is limited, at
+//!   most one frame per session waits, and page events are limited by the number of pages in the pool.
 //! - **In**: [`ToPrefiller`]: prefills from the peer link, page events from the buffer manager, sequence events from the generator, put events
 //!   from the transfer actor.
 //! - **Out**: `ReservePages`, `PagesComputed` and `ReleasePages` to the buffer manager; `StartSequence` and `StopSequence` to the generator;

@@ -30,7 +30,7 @@ pub enum Route {
 /// Asks for tokens. The frontend sends it to the proxy, and the proxy to the decoder.
 ///
 /// The frontend opens the request's stream in [`Streams`](crate::streams::Streams) before it sends this. Every request, even a
-/// [`Refused`] one, gets exactly one terminal event there.
+/// [`Refused`] one, gets exactly one final event there.
 #[derive(Clone, Debug, PartialEq, Message)]
 #[rtype(result = "()")]
 pub struct Generate {
@@ -38,7 +38,7 @@ pub struct Generate {
     pub request: RequestId,
     /// Prompt token ids; at least one. The prompt and `max_tokens` together fit the model's context.
     pub prompt: Arc<[u32]>,
-    /// How many tokens to sample; at least one.
+    /// Number of tokens to sample; at least one.
     pub max_tokens: u32,
     /// How tokens are sampled.
     pub sampling: Arc<Sampling>,
@@ -56,7 +56,7 @@ pub struct Generate {
 pub struct AbortRequest {
     /// The request.
     pub request: RequestId,
-    /// How it ends.
+    /// How the request ends.
     pub outcome: AbortOutcome,
 }
 
@@ -135,9 +135,9 @@ pub enum StreamEvent {
     Token(Token),
     /// The last event of a request that succeeded.
     Finished {
-        /// Why it ended.
+        /// Why the request ended.
         reason: FinishReason,
-        /// How long its parts took. Boxed, so that the many token events stay small.
+        /// How long the parts of the request took. Boxed, so that the many token events stay small.
         timings: Box<Timings>,
     },
     /// The last event of a request that failed.

@@ -10,10 +10,10 @@ use crate::router::Router;
 
 /// The logic of one actor. [`Shell`] makes an actix actor of it.
 pub trait Behaviour: Unpin + 'static {
-    /// The messages that it takes.
+    /// The messages that the actor handles.
     type Mail: Message<Result = ()> + Send + 'static;
 
-    /// Takes one message. Returns its effects in order.
+    /// Handles one message. Returns the effects in order.
     fn on(&mut self, now: Instant, mail: Self::Mail) -> Vec<Effect>;
 
     /// When [`publish`](Self::publish) is called: before a message's effects are delivered, or after.
@@ -22,7 +22,7 @@ pub trait Behaviour: Unpin + 'static {
     /// Publishes the state's counters. Called after each message.
     fn publish(&self) {}
 
-    /// True if more messages of a hand-over usually follow this one within microseconds.
+    /// True if more messages of a hand-over usually arrive within microseconds of this one.
     fn expects_more(_mail: &Self::Mail) -> bool {
         false
     }
@@ -31,9 +31,9 @@ pub trait Behaviour: Unpin + 'static {
 /// When an actor's counters are published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Publishes {
-    /// A client that has got an answer finds it counted.
+    /// The counters include an answer before the client gets it.
     BeforeEffects,
-    /// Others have been told of a change before the counters show it. So a sender that `/health` shows gets the next request.
+    /// The other actors know of a change before the counters show it. So when `/health` shows a sender, the next request can go to it.
     AfterEffects,
 }
 

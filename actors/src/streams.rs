@@ -1,7 +1,7 @@
 //! The live streams: a table from each request to the sink of the HTTP handler that waits for its tokens.
 //!
 //! HTTP workers and the decoder share this table. A sink has room for all events of its request (`max_tokens` tokens and one
-//! terminal event), so the decoder never waits for a client. A full or closed sink means that the client has disconnected.
+//! final event), so the decoder never waits for a client. A full or closed sink means that the client has disconnected.
 
 use dashmap::DashMap;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ impl Streams {
         self.live.get(&request).is_some_and(|live| live.sink.try_send(StreamEvent::Token(token)).is_ok())
     }
 
-    /// Delivers the terminal event and removes the request. Returns false if the request was not live or its client has
+    /// Delivers the final event and removes the request. Returns false if the request was not live or its client has
     /// disconnected.
     pub fn end(&self, request: RequestId, event: StreamEvent) -> bool {
         let Some((_, Live { sink, mut permit })) = self.live.remove(&request) else { return false };
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
     use crate::request::Refused;
 
-    /// A permit that checks, when it is dropped, that the terminal event has not been delivered yet.
+    /// A permit that checks, when it is dropped, that the final event has not been delivered yet.
     struct Watching(
         std::sync::Arc<std::sync::Mutex<Option<mpsc::Receiver<StreamEvent>>>>,
         std::sync::mpsc::Sender<bool>,

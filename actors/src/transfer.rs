@@ -28,7 +28,7 @@ pub struct TransferBehaviour {
     pub state: TransferState,
     /// The zero of the state's clock.
     pub epoch: Instant,
-    /// What the node counts.
+    /// The node's counters.
     pub counters: Counters,
 }
 

@@ -21,10 +21,10 @@ use crate::devices::engine_thread::EnginePulse;
 use crate::kit::{KillSwitch, Vitals};
 use state::{Fault, Observation, observe};
 
-/// Time between two checks: the same as between two ticks of an actor, so that a lost engine is noticed before it is sent many steps.
+/// Time between two checks. It equals the actors' tick period. It is short, so that few steps are sent to an engine that is already lost.
 const PERIOD: Duration = Duration::from_millis(250);
 
-/// Longest time without progress of an actor, which is ticked four times a second, or of the transport's thread.
+/// Maximum time that an actor or the transport's thread may make no progress. An actor is ticked four times per second.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Whether this node is healthy. Cheap to clone; clones share it.
@@ -68,15 +68,15 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches until dropped. Pulls `faults` when the engine is lost.
+    /// Watches until dropped. Pulls the kill switch `kill` when the engine is lost.
     ///
     /// # Errors
     /// The operating system gives no thread.
-    pub fn spawn(watched: Watched, health: NodeHealth, faults: KillSwitch) -> std::io::Result<Self> {
+    pub fn spawn(watched: Watched, health: NodeHealth, kill: KillSwitch) -> std::io::Result<Self> {
         let (stop, stopped) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("baton-watchdog".into())
-            .spawn(move || watch(&watched, &health, &faults, &stopped))?;
+            .spawn(move || watch(&watched, &health, &kill, &stopped))?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
@@ -85,13 +85,13 @@ impl Drop for Watchdog {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
-            // The panic hook has reported a panic there.
+            // If the thread panicked, the panic hook has already reported it.
             let _ = thread.join();
         }
     }
 }
 
-fn watch(watched: &Watched, health: &NodeHealth, faults: &KillSwitch, stopped: &Receiver<()>) {
+fn watch(watched: &Watched, health: &NodeHealth, kill: &KillSwitch, stopped: &Receiver<()>) {
     let mut transport = (0, Instant::now());
     while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
         let now = Instant::now();
@@ -108,7 +108,7 @@ fn watch(watched: &Watched, health: &NodeHealth, faults: &KillSwitch, stopped: &
         let fault = observe(watched.engine.lost(), all);
         health.set(fault.as_ref().map(Fault::text));
         if let Some(Fault::EngineLost(text)) = fault {
-            faults.pull(text);
+            kill.pull(text);
         }
     }
 }

@@ -102,7 +102,8 @@ async fn do_send_and_send_ignore_the_capacity() {
     for _ in 0..50 {
         addr.do_send(Count);
     }
-    let answer = tokio::time::timeout(PATIENCE, addr.send(Count)).await.expect("in time").expect("alive");
+    let answer =
+        tokio::time::timeout(PATIENCE, addr.send(Count)).await.expect("in time").expect("it is alive");
     assert!(answer >= before + 51, "all messages were accepted: {answer}");
 }
 
@@ -148,7 +149,8 @@ async fn a_dropped_send_future_withdraws_its_message() {
     let (addr, seen) = counter(16).await;
     drop(addr.send(Count));
     drop(Box::pin(addr.send(Count)));
-    let answer = tokio::time::timeout(PATIENCE, addr.send(Count)).await.expect("in time").expect("alive");
+    let answer =
+        tokio::time::timeout(PATIENCE, addr.send(Count)).await.expect("in time").expect("it is alive");
     assert_eq!(answer, 1, "dropped futures have sent nothing, so cleanup never uses `send`");
     assert_eq!(seen.load(Ordering::SeqCst), 1);
 }
@@ -181,10 +183,11 @@ async fn start_in_arbiter_runs_on_another_thread() {
     }
     let arbiter = Arbiter::new();
     let addr = Here::start_in_arbiter(&arbiter.handle(), |_| Here);
-    let thread = tokio::time::timeout(PATIENCE, addr.send(Where)).await.expect("in time").expect("alive");
+    let thread =
+        tokio::time::timeout(PATIENCE, addr.send(Where)).await.expect("in time").expect("it is alive");
     assert_ne!(thread, Ok(std::thread::current().id()));
     arbiter.stop();
-    arbiter.join().expect("no panic there");
+    arbiter.join().expect("the thread did not panic");
 }
 
 #[actix::test]
@@ -229,7 +232,7 @@ fn a_busy_polling_thread_does_not_park_and_runs_other_tasks() {
             counted.fetch_add(1, Ordering::SeqCst);
         })
         .build()
-        .expect("a runtime");
+        .expect("the runtime starts");
     let parks_in_a_while = async || {
         let before = parks.load(Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -251,7 +254,7 @@ fn a_busy_polling_thread_does_not_park_and_runs_other_tasks() {
         let (tell, told) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || tell.send(()))
             .join()
-            .expect("no panic there")
+            .expect("the thread did not panic")
             .expect("the receiver exists");
         told.await.expect("a message from another thread arrives");
         assert_eq!(parks_in_a_while().await, 0, "timers run without a park");

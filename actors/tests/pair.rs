@@ -31,7 +31,7 @@ use tokio::sync::mpsc::Receiver;
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAGE_TOKENS: u32 = 4;
 const VOCABULARY: u32 = 1000;
-/// Most rows in a step of the engine.
+/// Maximum number of rows in a step of the engine.
 const ROWS: u32 = 5;
 
 /// Faults of the lane and the engine.
@@ -52,7 +52,7 @@ struct Damage {
 impl Damage {
     fn on_flushed(&self) {
         if let (true, Some(pool)) = (self.armed.swap(false, Ordering::SeqCst), self.victim.get()) {
-            let cells = pool.cells().expect("on the host");
+            let cells = pool.cells().expect("the pool is on the host");
             // The lowest bit of the page's first token.
             cells[self.last_put.load(Ordering::SeqCst) as usize].fetch_xor(1, Ordering::SeqCst);
         }
@@ -142,8 +142,8 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 
 /// A receiver, a sender that is ready, and the receiver's address on the link.
 async fn pair(pages: u32, ring_pages: u64) -> (Node, Node, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("the socket is bound").to_string();
     let receiver = start(LinkRole::Receiver(listener), pages, ring_pages);
     let sender = dial(&receiver, &address, pages).await;
     (receiver, sender, address)
@@ -171,11 +171,11 @@ async fn ask(node: &Node, request: u64, tokens: u32, max_tokens: u32) -> Receive
         deadline: Instant::now() + PATIENCE,
         route: Route::Auto,
     };
-    node.generate().send(generate).await.expect("alive");
+    node.generate().send(generate).await.expect("it is alive");
     source
 }
 
-/// Reads all tokens and the end. The tokens must be those that follow from the prompt.
+/// Reads all tokens and the end. The tokens must be the ones that the prompt leads to.
 async fn answer(
     mut source: Receiver<StreamEvent>,
     request: u64,
@@ -183,7 +183,10 @@ async fn answer(
 ) -> Result<Timings, RequestError> {
     let mut tokens = prompt(request, prompt_tokens);
     loop {
-        let event = tokio::time::timeout(PATIENCE, source.recv()).await.expect("in time").expect("an end");
+        let event = tokio::time::timeout(PATIENCE, source.recv())
+            .await
+            .expect("in time")
+            .expect("the stream has an end");
         match event {
             StreamEvent::Token(token) => {
                 assert_eq!(
@@ -209,7 +212,7 @@ async fn requests_of_any_length_pass_rings_of_any_size() {
         let (receiver, sender, _) = pair(64, ring_pages).await;
         for (request, tokens) in [1, 3, 4, 5, 31, 32, 33, 100].into_iter().enumerate() {
             let source = ask(&receiver, request as u64, tokens, 9).await;
-            let timings = answer(source, request as u64, tokens).await.expect("it goes well");
+            let timings = answer(source, request as u64, tokens).await.expect("the request succeeds");
             assert!(timings.disaggregated, "{timings:?}");
             assert_eq!(timings.pages, tokens.div_ceil(PAGE_TOKENS));
         }
@@ -227,7 +230,7 @@ async fn many_concurrent_requests_on_a_small_pool() {
         sources.push((request, tokens, ask(&receiver, request, tokens, 5).await));
     }
     for (request, tokens, source) in sources {
-        let timings = answer(source, request, tokens).await.expect("it goes well");
+        let timings = answer(source, request, tokens).await.expect("the request succeeds");
         assert!(timings.disaggregated);
     }
     assert!(receiver.streams.is_empty());
@@ -241,7 +244,7 @@ async fn more_sequences_than_rows_in_a_step_all_finish() {
         sources.push((request, ask(&receiver, request, 6, 30).await));
     }
     for (request, source) in sources {
-        answer(source, request, 6).await.expect("it goes well");
+        answer(source, request, 6).await.expect("the request succeeds");
     }
     assert_eq!(receiver.counters.engine_failures().load(Ordering::SeqCst), 0);
 }
@@ -261,15 +264,15 @@ async fn a_client_that_leaves_frees_its_pages() {
         }
         receiver.streams.close(RequestId(request));
     }
-    let timings = answer(ask(&receiver, 99, 90, 40).await, 99, 90).await.expect("it goes well");
+    let timings = answer(ask(&receiver, 99, 90, 40).await, 99, 90).await.expect("the request succeeds");
     assert!(timings.disaggregated);
 }
 
 #[actix::test]
 async fn a_bit_flip_in_a_landed_page_is_detected_and_changes_no_token() {
     let damage = Damage::default();
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("the socket is bound").to_string();
     let receiver = start_with(LinkRole::Receiver(listener), 64, 2, &damage);
     let sender = start_with(LinkRole::Sender(vec![address]), 64, 1, &damage);
     until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
@@ -277,7 +280,8 @@ async fn a_bit_flip_in_a_landed_page_is_detected_and_changes_no_token() {
     for request in 0..10 {
         until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
         damage.armed.store(request % 2 == 0, Ordering::SeqCst);
-        let timings = answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("it goes well");
+        let timings =
+            answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("the request succeeds");
         assert_eq!(timings.disaggregated, request % 2 == 1, "{timings:?}");
         assert_eq!(counters.hash_mismatches().load(Ordering::SeqCst), request / 2 + 1);
         assert_eq!(counters.recomputes().load(Ordering::SeqCst), request / 2 + 1);

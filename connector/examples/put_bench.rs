@@ -59,7 +59,8 @@ fn cpu() -> (f64, f64) {
         // Fields 14 and 15 in proc(5), in ticks of 10 ms. Two fields come before the closing parenthesis.
         words[11..13].iter().filter_map(|word| word.parse::<f64>().ok()).sum::<f64>() / 100.0
     };
-    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc").flatten().map(|task| task.path());
+    let tasks =
+        std::fs::read_dir("/proc/self/task").expect("/proc can be read").flatten().map(|task| task.path());
     let ucx = tasks
         .filter(|task| {
             std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "baton-ucx")
@@ -74,7 +75,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Vec<u8> {
-    let byte = |at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex");
+    let byte = |at| u8::from_str_radix(&text[at..at + 2], 16).expect("the text is hex");
     (0..text.len()).step_by(2).map(byte).collect()
 }
 
@@ -83,7 +84,7 @@ fn receiver() {
     let peer = opened(&transport, &events);
     println!("{} {} {} {}", hex(&peer.worker_address), hex(&peer.rkey), peer.base, peer.bytes);
     for line in std::io::stdin().lines() {
-        line.expect("standard input");
+        line.expect("standard input can be read");
         let (process, thread) = cpu();
         println!("{process} {thread}");
     }

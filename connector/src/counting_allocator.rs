@@ -1,5 +1,5 @@
-//! An allocator that counts the allocations of a thread. Tests and `examples/fuzz_frames.rs` bound with it how much memory a peer can
-//! make us allocate.
+//! An allocator that counts the allocations of a thread. With it, tests and `examples/fuzz_frames.rs` check how much memory a peer
+//! can make us allocate.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -11,7 +11,7 @@ pub(crate) struct Allocated {
     pub(crate) largest: usize,
     /// The sum of all allocations, including freed ones. A reallocation counts with its new size.
     pub(crate) total: usize,
-    /// The most bytes allocated at the same time.
+    /// The peak number of bytes allocated at the same time.
     pub(crate) peak: usize,
 }
 

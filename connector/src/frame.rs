@@ -237,7 +237,7 @@ pub struct Challenge {
 pub struct Hello {
     /// The versions that the dialer supports.
     pub versions: Versions,
-    /// The version of everything that follows, in both directions.
+    /// The version of all later messages, in both directions.
     pub version: u32,
     /// The dialer's process.
     pub incarnation: Incarnation,
@@ -292,7 +292,7 @@ pub struct Welcome {
     pub shape: KvShape,
     /// Address of the listener's pool for remote writes.
     pub descriptor: Descriptor,
-    /// Most credits outstanding in this session; at least 1.
+    /// Maximum number of outstanding credits in this session; at least 1.
     pub ring_pages: u32,
     /// The listener's proof that it knows `link.secret`, if one is set.
     pub proof: Option<[u8; 32]>,
@@ -332,7 +332,7 @@ pub struct FirstTokenLogprobs {
     pub top: Vec<(u32, f32)>,
 }
 
-/// Most tokens with a logit bias in one request.
+/// Maximum number of tokens with a logit bias in one request.
 pub const LOGIT_BIAS_MAX: usize = 1024;
 
 /// The reason why a sender did not prefill a request.
@@ -428,16 +428,16 @@ pub enum Frame {
     /// Receiver → sender: this session's share of the ring. The sender returns unspent credits beyond it, in order, in
     /// [`PageFilled`](Self::PageFilled) frames without an owner.
     RingShare {
-        /// Most credits that the sender should hold.
+        /// Maximum number of credits that the sender should hold.
         pages: u32,
     },
     /// Sender → receiver: send no more prefills. Prefills that were sent before continue.
     Leaving,
 }
 
-/// Most tokens in one [`Frame::Prefill`]. The receiver prefills longer prompts itself.
+/// Maximum number of tokens in one [`Frame::Prefill`]. The receiver prefills longer prompts itself.
 pub const PROMPT_TOKENS_MAX: usize = 250_000;
-/// Most credits in one [`Frame::Grant`].
+/// Maximum number of credits in one [`Frame::Grant`].
 pub const GRANT_PAGES_MAX: usize = 65_536;
 
 impl Frame {

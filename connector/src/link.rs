@@ -32,9 +32,9 @@ use crate::frame::{
 use crate::process::{Pidfd, Presence};
 use crate::wire::{self, FRAME_BYTES_MAX, WireError};
 
-/// Time without a frame sent after which a side sends a heartbeat.
+/// If a side has sent no frame for this time, it sends a heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
-/// Time without a frame received after which the peer is considered dead.
+/// If no frame has arrived for this time, the peer is considered dead.
 pub const SILENCE: Duration = Duration::from_secs(3);
 /// Time limit of each step of the handshake.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ pub const HANDSHAKE: Duration = Duration::from_secs(5);
 #[non_exhaustive]
 pub enum LinkError {
     /// The socket failed.
-    #[error("link socket: {0}")]
+    #[error("the link's socket failed: {0}")]
     Io(#[from] io::Error),
     /// The peer closed the connection.
     #[error("peer closed the link")]
@@ -150,7 +150,7 @@ impl Nonces {
         secret.map(|secret| self.mac(secret, prover).finalize().into_bytes().into())
     }
 
-    /// Checks the proof of `prover`. Without a secret every proof is accepted, a missing one too.
+    /// Checks the proof of `prover`. Without a secret, every proof is accepted, and a missing proof too.
     ///
     /// # Errors
     /// [`Incompatible::Secret`] if `secret` is set and the proof is missing or wrong.
@@ -176,7 +176,7 @@ impl Nonces {
         digest.iter().take(16).fold("baton-".to_owned(), |name, byte| format!("{name}{byte:02x}"))
     }
 
-    /// The session's seed for page hashes: the same number on both sides, different for each session.
+    /// The session's seed for page hashes. It is the same on both sides, and different for each session.
     pub fn session_seed(&self) -> u64 {
         let digest = Sha256::new().chain_update(self.listener).chain_update(self.dialer).finalize();
         u64::from_le_bytes(std::array::from_fn(|n| digest[n]))
@@ -389,7 +389,7 @@ impl FrameReader {
     /// Waits for the next frame other than a heartbeat.
     ///
     /// # Errors
-    /// The reason why the session ended. No frame follows.
+    /// The reason why the session ended. There are no more frames.
     pub async fn next(&mut self) -> Result<Frame, LinkError> {
         loop {
             let bytes = timeout(SILENCE, self.stream.next()).await.map_err(|_| LinkError::Silent(SILENCE))?;
@@ -408,7 +408,7 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// Sends the frames from `queue`, and a heartbeat after [`HEARTBEAT`] without one. When all senders of the queue are dropped,
+    /// Sends the frames from `queue`, and a heartbeat after [`HEARTBEAT`] without a frame. When all senders of the queue are dropped,
     /// sends a Goodbye and closes the connection.
     ///
     /// # Errors

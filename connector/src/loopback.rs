@@ -16,7 +16,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 const NAME: &str = "loopback";
-/// Most bytes held back in one session. Beyond that the oldest puts arrive without a flush.
+/// Maximum number of bytes held back per session. Beyond that, the oldest puts arrive without a flush.
 const HELD_BYTES_MAX: usize = 64 << 20;
 /// Interval at which a sender checks whether its receiver has closed.
 const CHECK_EVERY: Duration = Duration::from_millis(10);
@@ -172,7 +172,7 @@ impl LoopbackError {
 
 /// The loopback transport. Transports of one process find each other by their descriptors.
 ///
-/// A put becomes visible with the flush behind it:
+/// A put becomes visible with the next flush:
 ///
 /// ```
 /// use std::sync::mpsc;

@@ -16,7 +16,8 @@ pub enum MemoryKind {
     Cuda,
 }
 
-/// A contiguous range of memory. A transport registers it once, and peers write into it under credits.
+/// A contiguous range of memory. A transport registers it once. A peer may write a page of it only after it has received a credit (a
+/// permission) for that page.
 ///
 /// A clone is cheap and keeps the memory alive. A peer may write at any moment, so no method returns a reference to the bytes.
 /// Code that reads or writes them uses raw pointers and follows the rules of the [`ring`](crate::ring).
@@ -61,15 +62,15 @@ impl Region {
     pub fn shared<T: AsRef<[AtomicU8]> + Send + Sync + 'static>(owner: Arc<T>) -> Self {
         let cells: &[AtomicU8] = (*owner).as_ref();
         let (base, bytes) = (NonNull::from(cells).cast::<u8>(), cells.len());
-        // SAFETY: the memory stays mapped as long as the Arc, because an Arc's contents neither move nor are borrowed mutably while
-        // it is shared. References to `AtomicU8` permit concurrent writes.
+        // SAFETY: the region keeps the Arc alive. While the Arc is shared, its contents do not move and cannot be borrowed mutably, so the
+        // memory stays mapped. References to `AtomicU8` permit concurrent writes.
         unsafe { Self::new(base, bytes, MemoryKind::Host, owner) }
     }
 
     /// The region of `bytes` bytes at `base` on a CUDA device, kept alive by `owner`.
     ///
     /// This function is safe although it checks nothing. Code on the host that reads or writes memory goes through [`at`](Self::at),
-    /// which returns no pointer into a device region. Code that uses the address passes it to the device's driver.
+    /// which returns no pointer into a device region. The only other use of the address is to pass it to a library for the device.
     pub fn on_device(base: NonNull<u8>, bytes: usize, owner: Arc<dyn Any + Send + Sync>) -> Self {
         Self { base, bytes, kind: MemoryKind::Cuda, _owner: owner }
     }

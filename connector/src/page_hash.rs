@@ -5,13 +5,14 @@
 //! a page. Each segment's hash is mixed with the segment's index, the results are summed, and the seed is mixed in last:
 //!
 //! ```text
-//! segment  eight lanes of 64 bits; word w at place p adds lo32(w ^ key[p]) * hi32(w ^ key[p]) to its lane and w to its neighbour
+//! segment  Σ mix(lane + (lane index + 1) * K), over eight lanes of 64 bits. A lane starts as its key in the first stripe. Word w at
+//!          place p adds lo32(w ^ key[p]) * hi32(w ^ key[p]) to lane p mod 8, and adds w to the adjacent lane, (p mod 8) ^ 1
 //! content  Σ mix(segment hash + index * K)
 //! page     mix(content ^ mix(seed ^ length))
 //! ```
 //!
-//! The accumulation is that of XXH3 (Yann Collet), and its analysis applies. XXH3's scrambling between blocks is left out, because a
-//! segment is too short to need it. `docs/protocol.md` has the exact definition and check values.
+//! Words are accumulated as in XXH3 (Yann Collet), so the published analysis of XXH3's accumulation applies. XXH3's scrambling between
+//! blocks is left out, because a segment is too short to need it. `docs/protocol.md` has the exact definition and check values.
 
 use common::splitmix::{STEP as K, mix};
 
@@ -41,7 +42,7 @@ const fn keys() -> [[u64; LANES]; STRIPES] {
 pub struct PageSeed {
     /// The session's seed, from both sides' nonces: [`Nonces::session_seed`](crate::link::Nonces::session_seed).
     pub session: u64,
-    /// Number of the credit that was spent.
+    /// Number of the credit (the permission to write one page once) that the page used.
     pub credit: u64,
     /// The receiver's number for the request.
     pub request: u64,
@@ -60,7 +61,7 @@ impl PageSeed {
 /// The hash of the `bytes` bytes of `region` at `offset`, with `seed`. `None` if the range leaves the region or if the region is not
 /// host memory.
 ///
-/// The hash is meaningful only if nothing writes the range meanwhile; otherwise the caller must discard it. Hashing 720 KiB from
+/// The hash is meaningful only if nothing writes the range during the call; otherwise the caller must discard it. Hashing 720 KiB from
 /// memory takes about 25 µs on one core with AVX-512 (`cargo run --release -p connector --example hash_bench`).
 ///
 /// ```
@@ -83,7 +84,7 @@ pub fn page_hash(region: &Region, offset: u64, bytes: u64, seed: PageSeed) -> Op
     Some(finished(content, bytes, seed))
 }
 
-/// The hash of a page of `bytes` bytes from `content`, the sum over its segments. A GPU kernel can compute that sum.
+/// Computes the hash of a page. `content` is the sum over the page's segments, which a GPU kernel can compute. `bytes` is the page's length.
 pub fn finished(content: u64, bytes: u64, seed: PageSeed) -> u64 {
     mix(content ^ mix(seed.word() ^ bytes))
 }
@@ -96,7 +97,7 @@ unsafe fn content(base: *const u8, bytes: usize) -> u64 {
     let (whole, rest) = (bytes / SEGMENT, bytes % SEGMENT);
     let mut sum = 0u64;
     for index in 0..whole {
-        // SAFETY: segment `index` is a whole one, so it ends at or before `bytes`, which the caller keeps readable.
+        // SAFETY: segment `index` is whole, so it ends at or before the end of the caller's range, which is readable.
         let hash = unsafe { segment(base.add(index * SEGMENT)) };
         sum = sum.wrapping_add(mix(hash.wrapping_add((index as u64).wrapping_mul(K))));
     }
@@ -138,8 +139,8 @@ unsafe fn segment(base: *const u8) -> u64 {
 unsafe fn segment_avx512(base: *const u8) -> u64 {
     use std::arch::x86_64::*;
     let mut lanes = [0u64; LANES];
-    // SAFETY: each load reads one stripe of the segment, which the caller keeps readable, or of `KEYS`. The store writes one stripe
-    // into `lanes`, which has that size. Loads and stores are unaligned ones.
+    // SAFETY: each load reads one stripe, either of `KEYS` or of the segment. The caller keeps the segment readable. The store writes
+    // one stripe into `lanes`, which has that size. Loads and stores need no alignment.
     unsafe {
         let mut sum = _mm512_loadu_si512(KEYS[0].as_ptr().cast());
         for (stripe, keys) in KEYS.iter().enumerate() {
@@ -188,7 +189,7 @@ unsafe fn segment_avx2(base: *const u8) -> u64 {
 unsafe fn segment_plain(base: *const u8) -> u64 {
     let mut lanes = KEYS[0];
     for (stripe, keys) in KEYS.iter().enumerate() {
-        // SAFETY: stripe `stripe` lies in the segment, which the caller keeps readable. The read is an unaligned one of plain integers.
+        // SAFETY: stripe `stripe` lies in the segment, which the caller keeps readable. The read needs no alignment.
         let words: [u64; LANES] =
             unsafe { base.add(stripe * STRIPE).cast::<[u64; LANES]>().read_unaligned() };
         for lane in 0..LANES {
@@ -200,7 +201,7 @@ unsafe fn segment_plain(base: *const u8) -> u64 {
     merge(lanes)
 }
 
-/// The lanes are mixed independently and then summed. Mixing them one into the next would take as long as the accumulation.
+/// Mixes the lanes independently and sums them. Mixing each lane into the next one would take as long as the accumulation.
 #[inline]
 fn merge(lanes: [u64; LANES]) -> u64 {
     (1u64..)

@@ -119,13 +119,13 @@ mod tests {
     #[test]
     fn child() {
         let Ok(name) = std::env::var(NAME) else { return };
-        let _presence = Presence::show(&name).expect("a free name");
+        let _presence = Presence::show(&name).expect("the name is free");
         println!("@shown");
         std::thread::sleep(Duration::from_secs(600));
     }
 
     fn unique(name: &str) -> String {
-        format!("baton-test-{name}-{:032x}", Incarnation::current().expect("/proc").random)
+        format!("baton-test-{name}-{:032x}", Incarnation::current().expect("/proc can be read").random)
     }
 
     #[tokio::test]
@@ -137,7 +137,7 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .expect("this program");
-        let output = io::BufReader::new(child.stdout.take().expect("piped"));
+        let output = io::BufReader::new(child.stdout.take().expect("the stream is piped"));
         let shown = output.lines().map_while(Result::ok).any(|line| line.contains("@shown"));
         assert!(shown, "the child listens");
         let pidfd = Pidfd::find(&name).await.expect("the child is alive");
@@ -153,7 +153,7 @@ mod tests {
     async fn a_process_is_found_only_while_it_listens() {
         let name = unique("while");
         assert!(Pidfd::find(&name).await.is_err());
-        let presence = Presence::show(&name).expect("a free name");
+        let presence = Presence::show(&name).expect("the name is free");
         Pidfd::find(&name).await.expect("this process");
         drop(presence);
         assert!(Pidfd::find(&name).await.is_err());
@@ -161,10 +161,16 @@ mod tests {
 
     #[test]
     fn incarnations_differ_and_a_malformed_boot_id_is_an_error() {
-        let (one, other) = (Incarnation::current().expect("/proc"), Incarnation::current().expect("/proc"));
+        let (one, other) = (
+            Incarnation::current().expect("/proc can be read"),
+            Incarnation::current().expect("/proc can be read"),
+        );
         assert_eq!(Incarnation { random: one.random, ..other }, one, "the same process");
         assert_ne!(one, other, "the random number differs, as in a cloned machine");
-        assert_eq!(boot("0f000000-0000-0000-0000-000000000001\n").expect("a boot id"), (0xf << 120) + 1);
+        assert_eq!(
+            boot("0f000000-0000-0000-0000-000000000001\n").expect("the boot id can be read"),
+            (0xf << 120) + 1
+        );
         for text in ["", "unknown\n"] {
             assert!(boot(text).is_err(), "{text:?}");
         }

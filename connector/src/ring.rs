@@ -20,7 +20,7 @@
 //! use connector::ring::{Credit, CreditNumber, GrantLedger, PageIndex, SpendLedger};
 //!
 //! # fn main() -> Result<(), connector::ring::RingError> {
-//! let capacity = NonZeroU32::new(2).expect("not zero");
+//! let capacity = NonZeroU32::new(2).expect("the number is not zero");
 //! let mut receiver = GrantLedger::new(capacity);
 //! let mut sender = SpendLedger::new(capacity);
 //!
@@ -69,7 +69,7 @@ pub enum RingError {
     /// More credits would be outstanding than the ring allows.
     #[error("ring of {capacity} pages has no room for {asked} more")]
     Full {
-        /// Most credits outstanding.
+        /// Maximum number of outstanding credits.
         capacity: u32,
         /// Number of credits to be added.
         asked: u32,

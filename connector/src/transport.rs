@@ -3,7 +3,7 @@
 //! One transport serves one process and one registered [`Region`](crate::memory::Region). A *session* connects two processes. The
 //! receiving side opens it and gives its [`Descriptor`] to the sending side, which connects and puts. The transport owns each
 //! operation until it completes, so dropping a handle, a future or an actor never frees memory that an operation may access. Each
-//! accepted command gets exactly one terminal event, also if it fails.
+//! accepted command gets exactly one final event, even if it fails.
 
 pub(crate) mod queue;
 
@@ -38,11 +38,11 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// Most bytes of a worker address or key from a peer.
+    /// Maximum number of bytes of a worker address or key from a peer.
     pub const BLOB_BYTES_MAX: usize = 16 << 10;
 }
 
-/// A command to a transport. Each accepted command gets exactly one answer, also during shutdown.
+/// A command to a transport. Each accepted command gets exactly one answer, even during shutdown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Creates the session's worker. Answered by [`Event::Opened`].
@@ -71,7 +71,7 @@ pub enum Command {
         /// Number of bytes.
         bytes: u64,
     },
-    /// Makes all puts of the session that were submitted before visible at the peer. Answered by [`Event::Flushed`].
+    /// Makes all earlier puts of the session visible at the peer. Answered by [`Event::Flushed`].
     Flush {
         /// A connected session.
         session: TransportSession,
@@ -79,7 +79,7 @@ pub enum Command {
         ticket: Ticket,
     },
     /// Ends a session. Operations in flight complete or fail, and each gets its event. Then the endpoint, the rkey and the worker are
-    /// destroyed. Answered by [`Event::Closed`]; after it this process moves no more bytes of the session.
+    /// destroyed. Answered by [`Event::Closed`]; after that event this process moves no more bytes of the session.
     Close {
         /// Any session. Closing a session that is not open is answered with `drained: false`.
         session: TransportSession,
@@ -185,7 +185,7 @@ pub enum TransportError {
     #[error(transparent)]
     NotTaken(SubmitError),
     /// The peer's descriptor is not usable, or the session cannot take one now.
-    #[error("peer descriptor: {0}")]
+    #[error("descriptor is not usable: {0}")]
     Descriptor(String),
 }
 
@@ -236,7 +236,7 @@ pub trait Transport: Send + Sync {
     /// [`SubmitError`]; the command gets no event.
     fn submit(&self, command: Command) -> Result<(), SubmitError>;
 
-    /// A counter that the transport's thread increments at least ten times a second. The watchdog reads it.
+    /// A counter that the transport's thread increments at least ten times per second. The watchdog reads it.
     fn progress(&self) -> u64;
 
     /// Closes all sessions (each reports [`Event::Closed`]), answers all commands, frees all registrations and joins the thread.

@@ -53,7 +53,7 @@ pub fn defaults(on_device: bool) -> impl Iterator<Item = (&'static str, &'static
 pub struct UcxConfig {
     /// The library file that the operator configured. If set, no other file is tried.
     pub library: Option<PathBuf>,
-    /// Library files to try in order. The dynamic loader's search follows.
+    /// Library files to try in order. If none exists, the dynamic loader searches.
     pub search: Vec<PathBuf>,
     /// Values for the variables that the operator has not set. UCX reads all others from the environment.
     /// [`Default`] has all of [`defaults`] for pages in host memory.

@@ -33,7 +33,7 @@ use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::de::{DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Most bytes of one encoded value, 1 MiB. A prompt of 250,000 tokens fits.
+/// Maximum number of bytes of one encoded value: 1 MiB. A prompt of 250,000 tokens fits.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
 
 const CONFIG: Configuration<LittleEndian, Fixint, Limit<FRAME_BYTES_MAX>> =
@@ -84,7 +84,7 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, WireError> {
 /// No allocation is longer than twice `bytes`, and all allocations together are at most four times as long, plus a constant.
 ///
 /// # Errors
-/// [`WireError::Decode`] if the bytes do not encode a `T`, or if bytes follow it.
+/// [`WireError::Decode`] if the bytes do not encode a `T`, or if there are more bytes after it.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     let fail = |reason: String| WireError::Decode { bytes: bytes.len(), reason };
     let (value, read) =

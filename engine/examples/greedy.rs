@@ -10,11 +10,12 @@ use engine::{Chunk, Engine, EngineConfig, PageId, Sample, TokenSource};
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let argument = |index: usize| arguments.get(index).context("usage: greedy MODEL IDS COUNT [THREADS]");
-    let prompt: Vec<u32> =
-        argument(2)?.split(',').map(|id| id.trim().parse()).collect::<Result<_, _>>().context("token ids")?;
-    let count: usize = argument(3)?.parse().context("the count")?;
-    let threads = arguments.get(4).map_or(Ok(2), |text| text.parse()).context("the threads")?;
-    let chunk_tokens: usize = std::env::var("CHUNK").map_or(Ok(512), |text| text.parse()).context("CHUNK")?;
+    let ids = argument(2)?.split(',').map(|id| id.trim().parse()).collect::<Result<_, _>>();
+    let prompt: Vec<u32> = ids.context("IDS must be token ids separated by commas")?;
+    let count: usize = argument(3)?.parse().context("COUNT must be a number")?;
+    let threads = arguments.get(4).map_or(Ok(2), |text| text.parse()).context("THREADS must be a number")?;
+    let chunk_tokens: usize =
+        std::env::var("CHUNK").map_or(Ok(512), |text| text.parse()).context("CHUNK must be a number")?;
 
     let begin = Instant::now();
     let config = EngineConfig {

@@ -6,7 +6,7 @@ use crate::model::ModelInfo;
 use crate::step::{Chunk, StepLimits, TokenSource};
 
 /// Refuses a batch that exceeds `limits`, has a token, position or page out of bounds, or would write a page twice. Also
-/// refuses a chunk that follows its sequence's sample if `samples` is false for the sequence.
+/// refuses a chunk that takes its token from the previous step if `samples` is false for its sequence.
 pub(crate) fn check(
     batch: &[Chunk<'_>],
     model: &ModelInfo,

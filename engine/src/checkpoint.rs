@@ -126,7 +126,8 @@ impl Checkpoint {
         }
     }
 
-    /// The storage type of a tensor. Refuses a tensor that is missing or has other dimensions, input dimension first.
+    /// The storage type of a tensor. `dimensions` has the input dimension first. Fails if the tensor is missing or has other
+    /// dimensions.
     pub(crate) fn require(&self, name: &str, dimensions: &[usize]) -> Result<TensorType, OpenError> {
         let unsupported = |what: String| OpenError::UnsupportedModel { path: self.path.clone(), what };
         let layout = self.layout(name).ok_or_else(|| unsupported(format!("tensor {name} is missing")))?;

@@ -2,15 +2,15 @@
 //!
 //! # Guarantees
 //! Kernels sum in f32 and store bf16. **A row's result depends on its sequence alone**, to the bit. It depends neither
-//! on the other rows of the step nor on how the prompt was split into chunks. No GEMM and no attention kernel splits a
-//! row's sum by the number of rows in the step.
-//! Prefill and decode use different attention kernels, which round differently. So a sampled token that is recomputed
-//! as part of a prompt may differ in the last bits.
+//! on the other rows of the step nor on how the prompt was split into chunks. How a GEMM or an attention kernel divides
+//! a row's sum into parts does not depend on the number of rows in the step.
+//! Prefill and decode use different attention kernels, which round differently. So if a sampled token is recomputed as
+//! part of a prompt, its keys, values and logits may differ in the last bits.
 //!
 //! # Threads
-//! The engine's owner thread submits steps to one stream and polls an event. Only one call blocks: reading logits for
-//! host-side sampling.
-//! Two steps may be in flight. The host buffers of a step exist twice, and steps alternate between the two.
+//! The engine's owner thread submits steps to one stream and polls an event. Only one operation blocks: reading logits
+//! for host-side sampling.
+//! Two steps may be in flight. There are two sets of host buffers, and steps alternate between them.
 //! Page hashes run on a separate stream, from any thread.
 //!
 //! The CUDA libraries are loaded at run time. A binary with this backend starts on a machine without a driver.
@@ -44,7 +44,7 @@ use graph::{Graph, graph_rows};
 use lists::Lists;
 use pool::DevicePool;
 
-/// The most page table entries of one step. A page that several sequences share counts once for each sequence.
+/// Maximum number of page table entries in one step. A page that several sequences share counts once for each sequence.
 const PAGE_ENTRIES_MAX: usize = 16 << 20;
 
 /// The number of CUDA devices that the driver reports.
@@ -63,7 +63,7 @@ pub fn cuda_pool(layout: KvLayout, pages: u32, ordinal: u32) -> Result<KvPool, O
     let device = CudaDevice::open(ordinal).map_err(OpenError::Cuda)?;
     let pool = DevicePool::allocate(&device, layout, pages)?;
     let stream = Stream::new(&device).map_err(OpenError::Cuda)?;
-    // SAFETY: the pool has this many numbers, and it is not freed before the wait below.
+    // SAFETY: the pool holds `bytes / 2` bf16 values, and it is not freed before the wait below.
     unsafe { weights::fill(pool.base().as_ptr().cast(), pool.bytes() / 2, u64::from(ordinal), &stream) }
         .map_err(OpenError::Cuda)?;
     stream.wait().map_err(OpenError::Cuda)?;
@@ -86,20 +86,20 @@ pub struct CudaEngine {
     limits: StepLimits,
     device: Arc<CudaDevice>,
     forward: Forward,
-    /// The lists of a step that runs without a graph.
+    /// The kernels' input lists (tokens, positions, page tables) for a step that runs without a CUDA graph.
     step_lists: Lists,
-    /// The lists of a step that a graph replays.
+    /// The same lists for a step that a CUDA graph replays.
     graph_lists: Lists,
-    /// Captured graphs by their number of rows and their capacity in split-KV pieces.
+    /// Captured graphs. The key is the number of rows and the number of split-KV pieces that the graph has room for.
     graphs: HashMap<(usize, usize), Graph>,
     stream: Stream,
     readbacks: [Readback; 2],
     /// Steps in flight, the oldest first.
     flights: VecDeque<Flight>,
-    /// For each sequence that the device samples in the last submitted step: its row. The sampled token stays on the
-    /// device until the next step samples, whether or not the host has read it.
+    /// Maps each sequence that the device samples in the last submitted step to the row of its sample. The sampled token
+    /// stays on the device until the next step samples, whether or not the host has read it.
     followed: HashMap<u64, usize>,
-    /// Which of the two host buffers the next step uses.
+    /// Index of the host buffers (0 or 1) that the next step uses.
     turn: usize,
     /// True once the device's context is current on the owner thread.
     bound: bool,
@@ -181,8 +181,8 @@ impl CudaEngine {
     /// Submits a step and returns its plan.
     ///
     /// # Safety
-    /// [`batch::check`] has accepted the batch. At most one other step is in flight. `followed` holds rows that the
-    /// previous step samples.
+    /// [`batch::check`] has accepted the batch. At most one other step is in flight. If chunk `i` takes its token from the
+    /// previous step, `followed[i]` is the row that samples the token there.
     unsafe fn start(&mut self, batch: &[Chunk<'_>], followed: &[usize]) -> Result<&Plan, CudaError> {
         if !self.bound {
             // The engine may have moved to another thread since it was opened.
@@ -191,8 +191,8 @@ impl CudaEngine {
         }
         let lists = match graph_rows(batch) {
             Some(rows) => {
-                // SAFETY: the caller's contract. The previous step with this turn has finished, and so has the copy
-                // of its lists.
+                // SAFETY: the caller's contract. The last step that used these host buffers has finished, and so has the
+                // copy of its lists.
                 unsafe { self.graph_lists.lay_out(batch, followed, self.turn, rows) };
                 self.replay(rows)?;
                 &self.graph_lists
@@ -212,8 +212,8 @@ impl CudaEngine {
         };
         let (plan, back) = (lists.plan(), &self.readbacks[self.turn]);
         if plan.sampled > 0 {
-            // SAFETY: `collect` reads the buffer after the event below is complete. The next step with this turn is
-            // submitted after that.
+            // SAFETY: `collect` reads the buffer after the event below is complete. The next step that uses this buffer
+            // is submitted after that.
             unsafe { self.stream.download(&back.chosen, &self.forward.chosen, plan.sampled)? };
         }
         back.done.record(&self.stream)?;
@@ -274,7 +274,7 @@ impl Engine for CudaEngine {
     }
 
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
-        // If this step is refused, no later chunk may follow it.
+        // Cleared first: if this step is refused, later chunks must not take tokens from it.
         let followed = std::mem::take(&mut self.followed);
         let samples = |sequence| followed.contains_key(&sequence);
         batch::check(batch, &self.model, &self.kv, self.limits, samples)?;
@@ -298,7 +298,8 @@ impl Engine for CudaEngine {
             Ok(plan) => plan.order.clone(),
             Err(error) => {
                 // Kernels of the failed step may still read the lists that the next step overwrites, so wait for them.
-                // The library's status may hide a sticky error; every driver call returns a sticky error.
+                // A library such as cuBLAS may have returned its own status instead of the driver's sticky error. Every
+                // driver call returns a sticky error.
                 let sticky = self.stream.wait().err().filter(CudaError::is_sticky);
                 return Err(EngineError::Device(sticky.unwrap_or(error)));
             }
@@ -327,7 +328,7 @@ impl Engine for CudaEngine {
         if let Some(output) = step.output.take() {
             return Ok(Some(output));
         }
-        // A failed step has finished too: the next poll concerns the next step.
+        // A failed step is not put back, so that the next poll looks at the next step.
         let flight = self.flights.pop_front().ok_or(EngineError::StepSpent)?;
         if self.readbacks[flight.turn].done.is_complete().map_err(EngineError::Device)? {
             return self.collect(flight).map(Some).map_err(EngineError::Device);
@@ -336,7 +337,7 @@ impl Engine for CudaEngine {
         Ok(None)
     }
 
-    /// Needs no fence: the writer's completion reached the host, and work submitted afterwards runs after the write.
+    /// Needs no fence: the host knows that the peer's write is complete, and kernels submitted from now on run after it.
     fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {
         batch::check_pages(pages, &self.kv, None).inspect_err(|_| self.followed.clear())
     }

@@ -103,7 +103,7 @@ pub enum OpenError {
         /// The largest value allowed.
         max: u32,
     },
-    /// The KV budget holds fewer than the smallest number of tokens allowed.
+    /// The KV budget is too small: it does not hold the minimum number of tokens.
     #[error(
         "kv_bytes is {kv_bytes}, which holds {pages} pages of {page_bytes} bytes: set it to at least {min_bytes}"
     )]
@@ -292,17 +292,17 @@ pub enum EngineError {
         /// The sequence of the second chunk.
         sequence: u64,
     },
-    /// A chunk follows a sample, but the previous step does not sample this sequence on the device.
+    /// A chunk takes its token from the previous step, but that step does not sample this sequence on the device.
     #[error(
-        "sequence {sequence} follows the previous step, which does not sample it: submit the token itself"
+        "sequence {sequence} expects its token from the previous step, but that step does not sample it on the device: pass the token's id"
     )]
     FollowsNothing {
         /// The chunk's sequence.
         sequence: u64,
     },
-    /// A decode row does not have exactly one token.
+    /// The chunk of a sampled token does not have exactly one token.
     #[error(
-        "sequence {sequence} has {tokens} sampled tokens, but a decode row has one: submit them as a prompt"
+        "the decode chunk of sequence {sequence} has {tokens} tokens, but it must have exactly one: submit more tokens as a prompt"
     )]
     ManySampled {
         /// The chunk's sequence.

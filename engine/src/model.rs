@@ -15,13 +15,13 @@ use crate::gguf::{Gguf, GgufError};
 pub(crate) const LAYERS_MAX: u64 = 1024;
 pub(crate) const HEADS_MAX: u64 = 4096;
 pub(crate) const SIZE_MAX: u64 = 1 << 24;
-/// The largest vocabulary. The fixed-point sums of `sampling` rely on this limit.
+/// Maximum size of the vocabulary. The fixed-point sums of `sampling` rely on this limit.
 pub(crate) const VOCABULARY_MAX: u64 = 1 << 20;
 
 const THREADS_MAX: usize = 256;
 const PAGE_TOKENS_MAX: u32 = 4096;
 const STEP_TOKENS_MAX: u32 = 65_536;
-/// The smallest pool, in tokens. A chat template alone takes about as many.
+/// Minimum size of the pool, in tokens. A chat template alone takes about as many.
 pub(crate) const POOL_TOKENS_MIN: u64 = 32;
 
 /// The model to open and the resources to use.
@@ -37,7 +37,7 @@ pub struct EngineConfig {
     pub kv_bytes: u64,
     /// Positions in a page, 1 to 4096. Peers that exchange pages must have the same value.
     pub page_tokens: u32,
-    /// The most tokens in one step, 1 to 65536. Activations take about 30 × hidden size bytes per token.
+    /// Maximum number of tokens in one step, 1 to 65536. Activations take about 30 × hidden size bytes per token.
     pub step_tokens: u32,
     /// The device that computes.
     pub device: ComputeDevice,
@@ -95,7 +95,7 @@ pub struct ModelInfo {
     pub path: PathBuf,
     /// The sha256 of the model's files. Two engines with equal fingerprints have the same weights.
     pub fingerprint: [u8; 32],
-    /// The most tokens in a sequence.
+    /// Maximum number of tokens in a sequence.
     pub context_tokens: u32,
     /// The size of the vocabulary. Token ids are below this.
     pub vocabulary: u32,

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::gguf::TensorType;
 
-/// The longest header that is accepted. A model of a thousand layers has a header of about one megabyte.
+/// Maximum length of an accepted header, in bytes. A model of a thousand layers has a header of about one megabyte.
 const HEADER_BYTES_MAX: u64 = 64 << 20;
 
 /// The error of reading a folder's tensors.
@@ -40,7 +40,7 @@ pub enum SafetensorsError {
     Truncated {
         /// The file's name in the folder.
         file: String,
-        /// The fewest bytes that a complete file has.
+        /// Minimum number of bytes of a complete file.
         expected: u64,
         /// Bytes of the file.
         actual: u64,

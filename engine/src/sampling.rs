@@ -55,7 +55,7 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// The most tokens whose log probabilities a request may ask for.
+    /// Maximum number of tokens for which a request may ask log probabilities.
     pub const LOGPROBS_MAX: u32 = 20;
 
     /// Selects the largest logit, and the lowest id among equal logits.

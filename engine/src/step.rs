@@ -77,10 +77,10 @@ pub struct StepOutput {
 /// The limits of one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepLimits {
-    /// The most tokens of all chunks together. At least 1.
+    /// Maximum number of tokens of all chunks together. At least 1.
     pub tokens: u32,
-    /// The most chunks that [take a row](Chunk::takes_row). The engine has memory for the logits of this many rows. At
-    /// least 1.
+    /// Maximum number of chunks that [take a row](Chunk::takes_row). The engine has memory for the logits of this many
+    /// rows. At least 1.
     pub rows: u32,
 }
 
@@ -118,8 +118,8 @@ pub trait Engine: Send {
     fn limits(&self) -> StepLimits;
 
     /// True if steps run asynchronously on another device. Then the caller may submit a second step while one runs, and
-    /// its chunks may [follow](TokenSource::Follows) samples that the host has not read. The owner thread may busy-poll
-    /// between steps. The caller polls steps in the order of their submission.
+    /// its chunks may take tokens that the host has not read from the running step ([`TokenSource::Follows`]). The owner
+    /// thread may busy-poll between steps. The caller polls steps in the order of their submission.
     fn runs_ahead(&self) -> bool {
         false
     }
@@ -130,7 +130,8 @@ pub trait Engine: Send {
     /// # Errors
     /// The engine refuses the whole batch before it writes anything if a token, position or page is out of bounds, or if
     /// two chunks would write the same page. [`EngineError::scope`] names the sequence at fault, if there is one; the
-    /// caller may submit the other chunks again. After a refused step no chunk may [follow](TokenSource::Follows) it.
+    /// caller may submit the other chunks again. After a refused step no chunk may have the source
+    /// [`TokenSource::Follows`].
     /// [`EngineError::WorkerPanicked`] occurs during the step: the positions of this step then hold undefined values.
     /// Earlier positions are intact.
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError>;

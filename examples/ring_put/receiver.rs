@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::{PAGES, Side, shape};
 
 /// Number of pages in our memory, and most credits outstanding.
-const RING: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
+const RING: NonZeroU32 = NonZeroU32::new(4).expect("the number is not zero");
 
 pub(crate) async fn run() -> Result<()> {
     let mut side = Side::start(RING.get(), |_| 0)?;

@@ -1,5 +1,5 @@
 //! The cost of the frontend per request. Measures the frontend with an echo instead of the proxy, and a bare actix-web handler that parses the
-//! same JSON, in turns in one run.
+//! same JSON, alternately in one run.
 //!
 //! ```text
 //! cargo run --release -p integration-tests --example frontend_throughput -- [SECONDS] [CONNECTIONS]

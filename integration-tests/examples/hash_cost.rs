@@ -1,4 +1,4 @@
-//! The cost of page hashes per request: pairs with `transport.page_hash` on and off answer the same prompts in turns.
+//! The cost of page hashes per request: pairs with `transport.page_hash` on and off answer the same prompts alternately.
 //!
 //! ```text
 //! cargo build --release -p runtime
@@ -80,10 +80,11 @@ fn difference(both: &[[f64; 2]]) -> [f64; 3] {
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let mut number = |default| arguments.next().map_or(Ok(default), |text| text.parse::<usize>());
-    let (pairs, rounds) = (number(3).context("pairs")?, number(20).context("rounds")?);
+    let (pairs, rounds) =
+        (number(3).context("PAIRS must be a number")?, number(20).context("ROUNDS must be a number")?);
     ensure!(pairs > 0 && rounds > 0, "PAIRS and ROUNDS must be at least 1");
     let tokens = prompts()?.into_iter().map(|prompt| prompt.prompt_ids).max_by_key(Vec::len);
-    let tokens = tokens.context("a prompt")?;
+    let tokens = tokens.context("there are no prompts")?;
     let mut samples: [Vec<Sample>; LENGTHS.len()] = Default::default();
     let (mut page_bytes, mut alone) = (0, Vec::new());
     for _ in 0..pairs {
@@ -95,7 +96,8 @@ fn main() -> Result<()> {
             let prompt = next(tokens.len());
             for pair in &kinds {
                 let (_, timings) = ask(pair, &prompt)?;
-                let of = |key: &str| timings[key].as_u64().context("a count");
+                let of =
+                    |key: &str| timings[key].as_u64().with_context(|| format!("the timings have no {key}"));
                 page_bytes = of("bytes")? / of("pages")?;
             }
         }
@@ -107,7 +109,9 @@ fn main() -> Result<()> {
                 answers.rotate_left(first);
                 let [(ids, on), (other_ids, off)] = answers;
                 ensure!(ids == other_ids, "{length} tokens: other tokens without the hash");
-                let ms = |timings: &Value, key: &str| timings[key].as_f64().context("a duration");
+                let ms = |timings: &Value, key: &str| {
+                    timings[key].as_f64().with_context(|| format!("the timings have no {key}"))
+                };
                 let mut sample = Sample::default();
                 for ((_, key), both) in TIMES.iter().zip(&mut sample) {
                     *both = [ms(&on, key)?, ms(&off, key)?];

@@ -17,7 +17,7 @@ fn main() -> Result<()> {
         .context("the argument is not a number of seconds")?;
     let pair = Pair::start(&[])?;
     let used = || -> Result<[Duration; 2]> { Ok([pair.receiver.cpu()?, pair.sender.cpu()?]) };
-    // The start is over when the link has been measured. One more second covers what follows.
+    // The start is over when the link has been measured. Wait one more second for the work after that.
     std::thread::sleep(Duration::from_secs(1));
     let (before, began) = (used()?, Instant::now());
     std::thread::sleep(Duration::from_secs(seconds));

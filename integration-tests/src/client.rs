@@ -53,7 +53,7 @@ pub fn get_text(address: &str, path: &str) -> Result<String> {
     Ok(get_body(address, path)?.1)
 }
 
-/// A connection that carries exactly the bytes that it is given. Tests use it for clients that send large bodies, leave early or are many.
+/// A connection that sends exactly the given bytes. Tests use it to send large bodies, to disconnect early, and to open many connections.
 #[derive(Debug)]
 pub struct Connection(TcpStream);
 
@@ -87,8 +87,8 @@ impl Connection {
         Ok(self.0.write_all(request)?)
     }
 
-    /// Reads an answer that has a `content-length`. Returns the status and the body. If the server resets the connection, the body is what
-    /// came before.
+    /// Reads an answer that has a `content-length`. Returns the status and the body. If the server resets the connection, the body is
+    /// the part that arrived before the reset.
     ///
     /// # Errors
     /// The connection breaks before the status, or no bytes come within [`ANSWER_WITHIN`].
@@ -113,7 +113,7 @@ impl Connection {
         }
     }
 
-    /// Reads until the answer contains `text`, and returns what has come.
+    /// Reads until the answer contains `text`, and returns the bytes read so far.
     ///
     /// # Errors
     /// The connection ends before that.
@@ -127,7 +127,7 @@ impl Connection {
         Ok(seen)
     }
 
-    /// Whether no byte of an answer waits to be read.
+    /// True if the server has sent nothing that is still unread.
     ///
     /// # Errors
     /// The server has closed the connection, or it broke.
@@ -141,7 +141,7 @@ impl Connection {
                 Ok(false)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
-            Err(error) => Err(error).context("a client's socket"),
+            Err(error) => Err(error).context("cannot read from a client's socket"),
         }
     }
 }
@@ -178,10 +178,10 @@ impl Metrics {
     /// There is no such metric.
     pub fn get(&self, name: &str) -> Result<u64> {
         let line = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        Ok(line.with_context(|| format!("{name} in {}", self.0))?.parse()?)
+        Ok(line.with_context(|| format!("there is no metric {name} in:\n{}", self.0))?.parse()?)
     }
 
-    /// Whether each of these metrics is 0.
+    /// True if all these metrics are 0.
     ///
     /// # Errors
     /// There is no such metric.
@@ -261,12 +261,17 @@ pub fn complete(address: &str, input: &Value, tokens: u32) -> Result<Answer> {
     }
     let choice = &answer["choices"][0];
     let ids = |value: &Value| -> Result<Vec<u32>> {
-        serde_json::from_value(value.clone()).with_context(|| format!("token ids in {answer}"))
+        serde_json::from_value(value.clone())
+            .with_context(|| format!("cannot read the token ids in {answer}"))
     };
     // A completion has the prompt's ids in the choice, and a chat has them beside the choices.
     let prompt = [&choice["prompt_token_ids"], &answer["prompt_token_ids"]];
-    let prompt = prompt.into_iter().find(|ids| ids.is_array()).context("the prompt's ids")?;
-    let text = choice["text"].as_str().or(choice["message"]["content"].as_str()).context("the text")?;
+    let prompt = prompt
+        .into_iter()
+        .find(|ids| ids.is_array())
+        .with_context(|| format!("the answer has no prompt_token_ids: {answer}"))?;
+    let text = choice["text"].as_str().or(choice["message"]["content"].as_str());
+    let text = text.with_context(|| format!("the answer has neither text nor message.content: {answer}"))?;
     Ok(Answer {
         prompt_ids: ids(prompt)?,
         ids: ids(&choice["token_ids"])?,

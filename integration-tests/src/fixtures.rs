@@ -18,7 +18,7 @@ pub struct NearTie {
 /// One prompt and the answer of the reference.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Prompt {
-    /// Its name.
+    /// The prompt's name.
     pub name: String,
     /// `chat`, `raw`, `code` or `unicode`.
     pub kind: String,
@@ -44,7 +44,7 @@ impl Prompt {
         }
     }
 
-    /// How many tokens of the answer rounding cannot change: all before the first near tie.
+    /// Number of tokens of the answer that rounding cannot change: all tokens before the first near tie.
     pub fn stable_tokens(&self) -> usize {
         self.near_ties.iter().map(|tie| tie.position).min().unwrap_or(self.ids.len())
     }

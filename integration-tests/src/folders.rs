@@ -12,9 +12,9 @@ use serde_json::{Map, Value, json};
 /// A model of `fixtures/llamas.json`. Its salt determines its weights.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Llama {
-    /// Its name.
+    /// The model's name.
     pub name: String,
-    /// Its `config.json`.
+    /// The model's `config.json`.
     pub config: Value,
     /// Token ids.
     pub prompt: Vec<u32>,
@@ -42,7 +42,7 @@ pub fn llamas() -> Result<Vec<Llama>> {
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// Its path.
+    /// The folder's path.
     pub fn path(&self) -> &Path {
         &self.0
     }

@@ -49,7 +49,7 @@ impl Kill {
         Self::LinkStalls,
     ];
 
-    /// Whether only silence reveals it.
+    /// True if only silence reveals this death.
     fn is_silent(self) -> bool {
         matches!(self, Self::SenderStops | Self::LinkStalls)
     }
@@ -64,9 +64,9 @@ impl Kill {
 pub struct Terms {
     /// Requests in flight at the time of the death.
     pub in_flight: usize,
-    /// Longest time from when a death can be noticed until nothing waits for the dead part.
+    /// Maximum time from the moment when a death can be noticed until nothing waits for the dead process.
     pub accounted: Duration,
-    /// How long a sender stays stopped, at least.
+    /// Minimum time for which a sender stays stopped.
     pub stop: Duration,
 }
 

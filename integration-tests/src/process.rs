@@ -17,7 +17,7 @@ pub use log::{Event, field};
 /// The binary that `cargo xtask test` builds before the tests run.
 ///
 /// # Errors
-/// It does not exist.
+/// The binary does not exist.
 pub fn binary() -> Result<PathBuf> {
     near("runtime", "cargo build -p runtime")
 }
@@ -25,7 +25,7 @@ pub fn binary() -> Result<PathBuf> {
 /// The example `failing_device`: `runtime` with an engine that fails on request.
 ///
 /// # Errors
-/// It does not exist.
+/// The binary does not exist.
 pub fn failing_device() -> Result<PathBuf> {
     near("examples/failing_device", "cargo build -p integration-tests --examples")
 }
@@ -33,7 +33,7 @@ pub fn failing_device() -> Result<PathBuf> {
 /// A program of the package `examples`.
 ///
 /// # Errors
-/// It does not exist.
+/// The binary does not exist.
 pub fn example(name: &str) -> Result<PathBuf> {
     near(&format!("examples/{name}"), "cargo build -p examples --examples")
 }
@@ -57,7 +57,7 @@ impl Process {
     /// Starts `runtime` with these arguments. The process has `variables` and no other variable that starts with `BATON_` or `UCX_`.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// The process cannot be started.
     pub fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         Self::start_program(&binary()?, arguments, variables)
     }
@@ -65,7 +65,7 @@ impl Process {
     /// As [`start`](Self::start), with another program that takes the arguments of `runtime`.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// The process cannot be started.
     pub fn start_program(program: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         Self::spawn(Command::new(program), arguments, variables)
     }
@@ -73,7 +73,7 @@ impl Process {
     /// As [`start`](Self::start), with a hard limit of open files.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// The process cannot be started.
     pub fn start_with_open_files(most: u32, arguments: &[&str]) -> Result<Self> {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("ulimit -n {most} && exec \"$@\""), "sh"]).arg(binary()?);
@@ -115,7 +115,7 @@ impl Process {
         found.with_context(|| self.failure(&format!("no line reports {event:?} with {words:?}")))
     }
 
-    /// How many log lines report `event`.
+    /// Number of log lines that report `event`.
     pub fn count_events(&self, event: Event) -> usize {
         self.log().lines().filter(|line| event.is_in(line)).count()
     }
@@ -154,7 +154,7 @@ impl Process {
     /// As [`until`](Self::until).
     pub fn wait_healthy(&self, key: &str) -> Result<String> {
         let address = self.address(key)?;
-        // A port that is bound and not yet served has no answer.
+        // While a port is bound but not yet served, there is no answer.
         let is_healthy = || Ok(get(&address, "/health").is_ok_and(|(status, _)| status == 200));
         self.until("the process is healthy", is_healthy)?;
         Ok(address)
@@ -183,9 +183,9 @@ impl Process {
     /// Waits until the process has ended.
     ///
     /// # Errors
-    /// It has not within [`STATE_WITHIN`].
+    /// The process has not ended within [`STATE_WITHIN`].
     pub fn wait(&mut self) -> Result<ExitStatus> {
-        // The log closes when the process ends. The status follows at once.
+        // The log closes when the process ends. The status is available immediately after that.
         if !self.log.wait_closed(Instant::now() + STATE_WITHIN) {
             bail!(self.failure("the process has not ended"));
         }
@@ -198,7 +198,10 @@ impl Process {
     /// The process has ended.
     pub fn resident_mib(&self) -> Result<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .context("the status of the process has no VmRSS")?;
         Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
     }
 
@@ -208,7 +211,8 @@ impl Process {
     /// The process has ended.
     pub fn cpu(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
-        let fields: Vec<&str> = stat.rsplit_once(") ").context("a stat line")?.1.split(' ').collect();
+        let fields: Vec<&str> =
+            stat.rsplit_once(") ").context("the stat line of the process has no `)`")?.1.split(' ').collect();
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
         // USER_HZ is 100 on every Linux that Rust supports.
         Ok(Duration::from_millis(ticks * 10))
@@ -223,8 +227,8 @@ impl Drop for Process {
     }
 }
 
-/// Settings of every pair unless a test overrides them: the sender prefills every prompt, also one that has been computed before, and also
-/// when the sender is busy.
+/// Settings of every pair unless a test overrides them: the sender prefills every prompt, even if the prompt has been computed before or the
+/// sender is busy.
 const ALWAYS_HANDED_OVER: [&str; 4] =
     ["--set", "engine.prefix_cache=false", "--set", "frontend.local_if_sooner_by=1h"];
 

@@ -44,7 +44,7 @@ fn bench_clients_count_the_same() -> Result<()> {
     });
     assert_eq!(found, replay, "{bench}");
     assert_eq!(results["failed"], 0, "{bench}");
-    let itls = results["itls"].as_array().context("itls")?;
+    let itls = results["itls"].as_array().context("the results have no itls")?;
     assert!(itls.iter().all(|itls| itls.as_array().is_some_and(|itls| itls.len() == 11)), "{itls:?}");
     for line in [
         "Successful requests:                     6",

@@ -23,13 +23,13 @@ fn ask(address: &str, n: usize) -> Result<Connection> {
 fn a_thousand_requests_at_once_are_answered() -> Result<()> {
     // Each client of this test is a socket.
     runtime::open_files::raise();
-    let folder = llamas()?.first().context("a model")?.write("burst")?;
+    let folder = llamas()?.first().context("there is no test model")?.write("burst")?;
     let model = folder.path().display().to_string();
     let process = Process::start(&["--set", "frontend.port=0", "--model", &model], &[])?;
     let address = process.wait_healthy("frontend.port")?;
     let clients: Vec<Connection> = (0..REQUESTS).map(|n| ask(&address, n)).collect::<Result<_>>()?;
     for (n, mut client) in clients.into_iter().enumerate() {
-        let (status, body) = client.answer().with_context(|| format!("request {n}"))?;
+        let (status, body) = client.answer().with_context(|| format!("request {n} failed"))?;
         assert_eq!(status, 200, "request {n}: {body}");
         let usage = &serde_json::from_str::<Value>(&body)?["usage"];
         assert_eq!(

@@ -20,7 +20,7 @@ fn ends_with_the_reason(process: &mut Process) -> Result<()> {
     let status = process.wait()?;
     let log = process.log();
     assert_eq!(status.code(), Some(1), "{log}");
-    let last = log.lines().last().context("a log")?;
+    let last = log.lines().last().context("the process printed no log")?;
     let reason = "error: the GPU failed: cuEventQuery failed: CUDA_ERROR_ILLEGAL_ADDRESS (700); ";
     assert!(last.starts_with(reason) && last.contains("restart"), "{log}");
     Ok(())
@@ -43,7 +43,7 @@ fn a_local_process_fails_its_requests_and_ends() -> Result<()> {
     while get(&address, "/health")?.1["live_requests"] != 1 {
         std::thread::yield_now();
     }
-    for (status, answer) in [ask(&address, &FAILS, 4)?, long.join().expect("no panic")?] {
+    for (status, answer) in [ask(&address, &FAILS, 4)?, long.join().expect("the thread did not panic")?] {
         let message = answer["error"]["message"].as_str().unwrap_or_default();
         assert_eq!(status, 500, "{answer}");
         assert!(message.starts_with("engine failed: the GPU failed: cuEventQuery failed"), "{answer}");

@@ -68,7 +68,7 @@ fn a_pair_serves_folders() -> Result<()> {
         assert_eq!(answer.ids, llama.ids, "{}", llama.name);
         assert_eq!(answer.timings["disaggregated"], true, "{}", llama.name);
         let (_, models) = get(&pair.frontend, "/v1/models")?;
-        let name = folder.path().file_name().context("a name")?.to_string_lossy();
+        let name = folder.path().file_name().context("the folder has no name")?.to_string_lossy();
         assert_eq!(
             (&models["data"][0]["id"], &models["data"][0]["max_model_len"]),
             (&json!(name), &json!(256))

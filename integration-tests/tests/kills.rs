@@ -13,7 +13,7 @@ fn a_pair_recovers_from_every_kind_of_death() -> Result<()> {
     std::thread::scope(|scope| {
         let pairs =
             [(1, Kill::ALL), (2, backwards)].map(|(seed, kills)| scope.spawn(move || run(seed, &kills)));
-        pairs.into_iter().try_for_each(|pair| pair.join().expect("no panic"))
+        pairs.into_iter().try_for_each(|pair| pair.join().expect("the thread did not panic"))
     })
 }
 

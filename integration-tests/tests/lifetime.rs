@@ -30,7 +30,7 @@ fn a_pair_serves_on_every_port_and_ends_on_sigterm() -> Result<()> {
         let status = process.wait()?;
         assert_eq!(status.code(), Some(0), "{}", process.log());
         let log = process.log();
-        assert!(Event::Ended.is_in(log.lines().last().context("a log")?), "{log}");
+        assert!(Event::Ended.is_in(log.lines().last().context("the process printed no log")?), "{log}");
     }
     Ok(())
 }
@@ -101,7 +101,7 @@ fn a_request_in_flight_finishes_before_the_process_ends() -> Result<()> {
         std::thread::yield_now();
     }
     local.signal("-TERM")?;
-    let (status, answer) = client.join().expect("no panic")?;
+    let (status, answer) = client.join().expect("the thread did not panic")?;
     assert_eq!((status, &answer["usage"]["completion_tokens"]), (200, &json!(48)), "{answer}");
     assert_eq!(local.wait()?.code(), Some(0), "{}", local.log());
     Ok(())

@@ -27,7 +27,7 @@ fn post(address: &str, body: &str) -> Result<(u16, String)> {
     Connection::post(address, "/v1/completions", body)?.answer()
 }
 
-/// The largest resident memory until `done`, in MiB.
+/// The peak resident memory until `done`, in MiB.
 fn peak(process: &Process, done: &AtomicBool) -> Result<f64> {
     let mut peak: f64 = 0.0;
     while !done.load(Ordering::Relaxed) {
@@ -39,7 +39,7 @@ fn peak(process: &Process, done: &AtomicBool) -> Result<f64> {
 
 #[test]
 fn large_bodies_at_once_stay_within_the_budget() -> Result<()> {
-    let folder = llamas()?.first().context("a model")?.write("memory")?;
+    let folder = llamas()?.first().context("there is no test model")?.write("memory")?;
     let model = folder.path().display().to_string();
     let small = ["--set", "frontend.port=0", "--set", "engine.kv_bytes=16MiB", "--model", &model];
     let process = Process::start(&small, &[])?;
@@ -54,9 +54,9 @@ fn large_bodies_at_once_stay_within_the_budget() -> Result<()> {
             let watch = scope.spawn(|| peak(&process, &done));
             let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| post(&address, &body))).collect();
             let answers: Result<Vec<(u16, String)>> =
-                clients.into_iter().map(|client| client.join().expect("no panic")).collect();
+                clients.into_iter().map(|client| client.join().expect("the thread did not panic")).collect();
             done.store(true, Ordering::Relaxed);
-            Ok((answers?, watch.join().expect("no panic")?))
+            Ok((answers?, watch.join().expect("the thread did not panic")?))
         })?;
         for (status, answer) in &answers {
             let refused = answer.contains(words) || answer.contains("request.input_bytes (256 MiB)");

@@ -66,7 +66,8 @@ fn preempted_requests_resume_with_the_same_tokens() -> Result<()> {
     // Six requests of up to 200 tokens that grow by 300 have 31 pages each. The pool of 91 pages holds three of them.
     let pair = Pair::start(&["engine.prefix_cache=true", "ring.bytes=3MiB", "engine.kv_bytes=64MiB"])?;
     let frontend = &*pair.frontend;
-    let longest = prompts.iter().max_by_key(|prompt| prompt.prompt_ids.len()).context("a prompt")?;
+    let longest =
+        prompts.iter().max_by_key(|prompt| prompt.prompt_ids.len()).context("there are no prompts")?;
     let local = pair.receiver.address("http.port")?;
     let expect = complete(&local, &longest.input(), 300)?.ids;
     ensure!(expect[..TOKENS as usize] == longest.ids[..], "one process alone gives other tokens");

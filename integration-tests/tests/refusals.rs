@@ -141,7 +141,7 @@ fn a_sender_with_another_model_is_refused() -> Result<()> {
     let mut sender = start_sender(&receiver, &[&format!("model={}", other.display())])?;
     let status = sender.wait()?;
     let log = sender.log();
-    let line = log.lines().last().context("an error line")?;
+    let line = log.lines().last().context("the process printed no log")?;
     println!("{line}");
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(

@@ -11,8 +11,8 @@ const TOKENS: u32 = 24;
 fn ask(address: &str, prompt: &str, settings: &Value) -> Result<Vec<u32>> {
     let mut body =
         json!({"prompt": prompt, "max_tokens": TOKENS, "ignore_eos": true, "return_token_ids": true});
-    let fields = body.as_object_mut().context("an object")?;
-    fields.extend(settings.as_object().context("settings")?.clone());
+    let fields = body.as_object_mut().context("the body is not an object")?;
+    fields.extend(settings.as_object().context("the settings are not an object")?.clone());
     let (status, answer) = post(address, "/v1/completions", &body)?;
     ensure!(status == 200, "{settings}: {status} {answer}");
     Ok(serde_json::from_value(answer["choices"][0]["token_ids"].clone())?)
@@ -48,7 +48,7 @@ fn a_seed_gives_the_same_tokens_in_every_process() -> Result<()> {
     assert_ne!(answers[1], other_seed);
     let unseeded = || ask(&pair.frontend, prompt, &json!({"temperature": 1}));
     assert_ne!(unseeded()?, unseeded()?, "without a seed, the server draws one");
-    let biased = answers.last().context("six answers")?;
+    let biased = answers.last().context("there are no answers")?;
     assert!(biased.iter().all(|token| [100, 200].contains(token)), "{biased:?}");
     assert!(biased.contains(&100) && biased.contains(&200), "{biased:?}");
     Ok(())

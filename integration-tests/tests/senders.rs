@@ -33,7 +33,7 @@ fn senders_share_requests_and_the_loss_of_one_leaves_the_others() -> Result<()> 
             .map(|_| {
                 let answer = complete(&frontend, &prompt(), 4)?;
                 ensure!(answer.ids == expect, "other tokens: {:?}", answer.text);
-                answer.timings["prefill_pid"].as_u64().context("a pid")
+                answer.timings["prefill_pid"].as_u64().context("the timings have no prefill_pid")
             })
             .collect()
     };

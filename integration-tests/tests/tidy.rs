@@ -181,7 +181,7 @@ fn every_config_file_loads_for_its_role() -> Result<()> {
             Some("sender") => Role::Sender,
             Some("local") => Role::Local,
             Some(lmcache) if lmcache.starts_with("lmcache-") => {
-                Config::role_in(&file).context("nixl_role")?
+                Config::role_in(&file).context("the file has no valid nixl_role")?
             }
             other => panic!("{other:?} is the name of no role"),
         };
@@ -205,7 +205,7 @@ fn every_key_is_documented() -> Result<()> {
     Ok(())
 }
 
-/// Words that stand in `text` as `section.name`, where `section` is one of `sections`. File names and longer paths are none.
+/// Words in `text` of the form `section.name`, where `section` is one of `sections`. File names and longer paths are none.
 fn keys_named<'a>(text: &'a str, sections: &BTreeSet<&str>) -> Vec<&'a str> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || "._/".contains(c)))
         .map(|word| word.trim_end_matches(['.', '/']))

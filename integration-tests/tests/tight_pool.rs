@@ -58,7 +58,8 @@ fn send_all(pair: &Pair, inputs: &[Value], ring_pages: u64) -> Result<Vec<Answer
         }
         let answered = |(client, sent, taken): (std::thread::ScopedJoinHandle<'_, Result<Answer>>, _, _)| {
             let answer = client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
-            let waited = answer.timings["first_token_ms"].as_f64().context("a duration")?;
+            let waited =
+                answer.timings["first_token_ms"].as_f64().context("the timings have no first_token_ms")?;
             let waited = Duration::from_secs_f64(waited / 1e3);
             Ok(Answered { answer, first_token: (sent + waited, taken + waited) })
         };

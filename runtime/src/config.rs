@@ -131,7 +131,7 @@ sections! {
     }
     /// The ring of page credits.
     ring: RingSection {
-        /// Most bytes of a receiver's pages that all its senders together may write at a time. Whole pages, at least one and at most half
+        /// Maximum number of bytes of a receiver's pages that all senders together may write at a time. Whole pages, at least one and at most half
         /// the pool.
         bytes: ByteSize = bytes, |_, _| "1GiB";
     }
@@ -149,7 +149,7 @@ sections! {
         kv_bytes: Option<ByteSize> = |value| optional(value, bytes), |_, _| layers::NOTHING;
         /// Tokens in a KV page. Both ends of a link need the same value. The default is 16, and 64 on a GPU.
         page_tokens: Option<u32> = |value| optional(value, |value| count(value, 1..=1024)), |_, _| layers::NOTHING;
-        /// Most tokens of one prompt that a step computes. The default is 128, and 2048 on a GPU.
+        /// Maximum number of tokens of one prompt in a step. The default is 128, and 2048 on a GPU.
         prefill_chunk_tokens: Option<u32> =
             |value| optional(value, |value| count(value, 1..=32768)), |_, _| layers::NOTHING;
         /// Whether the pages of earlier requests serve later prompts that begin with the same tokens.
@@ -157,16 +157,16 @@ sections! {
     }
     /// Limits for requests.
     request: RequestSection {
-        /// Most time for a request, from the arrival of its head to its last token, including the wait in the queue.
+        /// Maximum time for a request, from the arrival of its head to its last token, including the wait in the queue.
         deadline: Duration = duration, |_, _| "10m";
-        /// Most answers computed at a time. The default is 64, and 256 on a GPU. Further requests wait.
+        /// Maximum number of answers computed at a time. The default is 64, and 256 on a GPU. Further requests wait.
         concurrency: Option<usize> =
             |value| optional(value, |value| count(value, 1..=32768)), |_, _| layers::NOTHING;
-        /// Most requests that wait. Further requests are answered 429.
+        /// Maximum number of requests that wait. Further requests are answered 429.
         queue: usize = |value| count(value, 0..=65536), |_, _| "4096";
         /// Memory for request bodies and prompts until they are answered. A request that does not fit is answered 503.
         input_bytes: ByteSize = bytes, |_, _| "256MiB";
-        /// Most tokens of a prompt and its answer together. 0 uses the model's limit.
+        /// Maximum number of tokens of a prompt and its answer together. 0 uses the model's limit.
         context_tokens: u32 = |value| count(value, 0..=16_777_216), |_, _| "0";
         /// Key that clients must send as `Authorization: Bearer KEY`. Without it, any client that reaches the port may send requests.
         api_key: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
@@ -182,7 +182,7 @@ sections! {
     }
     /// The end of a process.
     shutdown: ShutdownSection {
-        /// Most time for live requests to finish after SIGTERM or SIGINT.
+        /// Maximum time for live requests to finish after SIGTERM or SIGINT.
         drain: Duration = duration, |_, _| "20s";
     }
 }

@@ -1,4 +1,4 @@
-//! The HTTP frontend: turns requests of the OpenAI API into tokens, and tokens into responses. No other module of Baton knows HTTP,
+//! The HTTP frontend: converts requests of the OpenAI API into tokens, and tokens into responses. No other module of Baton knows HTTP,
 //! OpenAI's JSON, the tokenizer or the chat template.
 //!
 //! The frontend runs on actix-web's worker threads. It reads a request, waits in the queue of the process until there is a permit for
@@ -99,7 +99,7 @@ pub struct Frontend {
     pub health: Arc<dyn Fn() -> Health + Send + Sync>,
     /// Called for each `/metrics`; returns Prometheus's text format. Must not block.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
-    /// Longest time for streams to end after the server is told to stop.
+    /// Maximum time for streams to end after the server is told to stop.
     pub drain: Duration,
 }
 
@@ -280,7 +280,7 @@ fn get(path: &'static str, route: Route) -> Resource {
     web::resource(path).route(route).default_service(web::to(handlers::only("GET")))
 }
 
-/// Smallest backlog of connections that wait to be accepted.
+/// Minimum backlog of connections that wait to be accepted.
 const BACKLOG_MIN: usize = 1024;
 
 /// Sets the options that accepted sockets inherit.

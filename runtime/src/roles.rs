@@ -121,7 +121,7 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
     let path: &Path = &engine.model().path;
     let text = config.tokenizer.as_deref().unwrap_or(path);
     let mut model = ServedModel::open(path, text, config.served_model_name.as_deref())
-        .with_context(|| format!("model {}", text.display()))?;
+        .with_context(|| format!("cannot read the tokenizer of the model in {}", text.display()))?;
     // The engine decides the context length and the end-of-sequence tokens; the frontend takes them over.
     let known = engine.model();
     anyhow::ensure!(
@@ -293,7 +293,7 @@ fn start_servers(
     Ok(servers)
 }
 
-/// Longest time for releasing resources after a fault.
+/// Maximum time for releasing resources after a fault.
 const TEAR_DOWN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Exits the process after `limit`. Calls that release the resources of a failed device may never return.

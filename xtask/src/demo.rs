@@ -93,7 +93,7 @@ fn judge(answer: &Answer, timeline: &Timeline, (receiver, sender): (u32, u32)) -
     }
     ensure!(
         (prefill, decode) == (sender.into(), receiver.into()),
-        "processes {prefill} and {decode} report prefill and decode, but the sender is {sender} and the receiver is {receiver}"
+        "process {prefill} prefilled and process {decode} decoded, but the sender ({sender}) must prefill and the receiver ({receiver}) must decode"
     );
     Ok(())
 }

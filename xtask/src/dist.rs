@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{binary, fetch, place};
 
-/// Largest size of the archive, so that it is easy to copy to a GPU machine.
+/// Maximum size of the archive, so that it is easy to copy to a GPU machine.
 const LIMIT_BYTES: u64 = 60 * MIB;
 const MIB: u64 = 1 << 20;
 
@@ -27,10 +27,10 @@ const LIBRARIES: [&str; 5] = ["libucp", "libuct", "libucs", "libucm", "libucs_si
 /// The modules of UCX without those of its perftest.
 const MODULES: [&str; 3] = ["libuct_cuda", "libuct_cma", "libucm_cuda"];
 
-/// The CUDA runtime of `libucm_cuda`, which looks for it under exactly this path, three folders above itself.
+/// The CUDA runtime that `libucm_cuda` loads. `libucm_cuda` looks for it at exactly this path, three folders above its own folder.
 const UCX_CUDA_RUNTIME: &str = "libucx_cu12.libs/libcudart-256e6409.so.12.9.79";
 
-/// What the archive has at one path.
+/// The content of the archive at one path.
 #[derive(Debug, PartialEq, Eq)]
 enum ArchiveEntry {
     /// A copy of a program without its symbols.

@@ -37,16 +37,16 @@ struct Wheel {
     sha256: &'static str,
 }
 
-/// Something in the cache folder. It is complete or absent.
+/// A part in the cache folder. It is complete or absent.
 pub(crate) struct FetchedPart {
-    /// Its file or folder in the cache folder.
+    /// The part's file or folder in the cache folder.
     path: fn(&Path) -> PathBuf,
     is_ready: fn(&Path) -> bool,
-    /// Puts it into the cache folder (first argument), while the lock is held. The second argument is a work folder.
+    /// Puts the part into the cache folder (first argument), while the lock is held. The second argument is a work folder.
     fetch: fn(&Path, &Path) -> Result<()>,
 }
 
-/// Fetches the missing ones of `parts` and prints where the parts are. Takes no time if none is missing.
+/// Fetches the missing `parts` and prints where the parts are. Takes no time if none is missing.
 ///
 /// # Errors
 /// Python or pip is missing, there is no network, a checksum is wrong, or the cache folder cannot be written.
@@ -62,7 +62,7 @@ pub(crate) fn run<const N: usize>(parts: [FetchedPart; N]) -> Result<[PathBuf; N
     Ok(paths)
 }
 
-/// Fetches the missing parts into the cache folder. Returns false if none was missing, or if another clone fetched them meanwhile.
+/// Fetches the missing parts into the cache folder. Returns false if none was missing, or if another clone fetched them in the meantime.
 fn complete(cache: &Path, parts: &[FetchedPart]) -> Result<bool> {
     let is_missing = |part: &&FetchedPart| !(part.is_ready)(cache);
     if !parts.iter().any(|part| is_missing(&part)) {

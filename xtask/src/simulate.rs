@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::place;
 
 const BUILD: [&str; 5] = ["build", "--locked", "-p", "integration-tests", "--bin=sim"];
-/// The first seed and the number of the histories that run with each mutant.
+/// The first seed, and the number of histories (simulated runs) per mutant.
 const MUTANT_SEEDS: (u64, u64) = (1, 20_000);
 
 /// A change at one place of the source that breaks one rule.
@@ -34,13 +34,13 @@ const MUTANTS: &[Mutant] = &[
         "if first.0 > u64::MAX - 1 {",
     ),
     mutant(
-        "release pages without proof",
+        "release pages without proof that the peer has stopped writing",
         "actors/src/peer_link/state/proof.rs",
         "Direction::Incoming { harmless, .. } if !self.close_ends_writes && !harmless => return None,",
         "Direction::Incoming { harmless, .. } if self.closing && !harmless => return None,",
     ),
     mutant(
-        "take any Hello as proof",
+        "take any Hello as proof that the old session has drained",
         "actors/src/peer_link/state/proof.rs",
         "|| (drained && peer.number == previous))",
         "|| peer.number == previous)",
@@ -52,13 +52,13 @@ const MUTANTS: &[Mutant] = &[
         "        let mut effects = self.on_session_drained(SessionDrained { session });\n        if",
     ),
     mutant(
-        "frame before flush",
+        "announce pages before the flush completes",
         "actors/src/transfer/state/session.rs",
         "let is_whole = |put: &&Put| put.credit.0 < flushed && put.is_over();",
         "let is_whole = |put: &&Put| (put.credit.0 < flushed || put.done) && put.is_over();",
     ),
     mutant(
-        "transit before reservation",
+        "reserve pages for a transfer that the pool does not have",
         "actors/src/buffer_manager/state/serving.rs",
         "cost + credit <= unclaimed && credit <= self.rings.room()",
         "(credit == 1 || cost <= unclaimed) && credit <= self.rings.room()",
@@ -79,19 +79,19 @@ const MUTANTS: &[Mutant] = &[
         "if hasher.is_some_and(|hasher| !is_whole(hasher) && filled.count == 0) {",
     ),
     mutant(
-        "admit a Hello that was read late",
+        "accept a Hello that was read late",
         "actors/src/peer_link/state/proof.rs",
         "if hello.number < youngest {",
         "if hello.number < 1 {",
     ),
     mutant(
-        "release pages that the engine is at",
+        "release pages that the engine still uses",
         "actors/src/decoder/state/ending.rs",
         "return vec![self.ended(request, event), stop];",
         "return [vec![stop, self.ended(request, event)], self.forget(request)].concat();",
     ),
     mutant(
-        "release pages that puts read",
+        "release pages that puts still read",
         "actors/src/transfer/state.rs",
         "if live.is_drained(request) { vec![drained(session, request)] } else { Vec::new() }",
         "vec![drained(session, request)]",
@@ -103,37 +103,37 @@ const MUTANTS: &[Mutant] = &[
         "drop(lost);\n        Vec::new()",
     ),
     mutant(
-        "evict what is in use",
+        "evict pages that are in use",
         "actors/src/buffer_manager/state.rs",
         "            self.cache.on_used(*page);\n",
         "",
     ),
     mutant(
-        "grow without asking",
+        "use the next page before it is reserved",
         "actors/src/generator/state.rs",
         "next as u64 <= sequence.pages.len() as u64 * u64::from(self.page_tokens)",
         "next as u64 <= (sequence.pages.len() as u64 + 1) * u64::from(self.page_tokens)",
     ),
     mutant(
-        "sample more rows than the engine takes",
+        "sample more rows than the engine accepts",
         "actors/src/generator/state.rs",
         "let mut rows = self.limits.rows;",
         "let mut rows = self.limits.tokens;",
     ),
     mutant(
-        "use a step that follows a refused one",
+        "use the result of the step after a refused one",
         "actors/src/generator/state.rs",
         "self.flights.iter_mut().for_each(|next| next.is_void = true);",
         "",
     ),
     mutant(
-        "no deadlines",
+        "ignore deadlines",
         "actors/src/decoder/state/ending.rs",
         ".filter(|(_, entry)| now >= entry.generate.deadline && ",
         ".filter(|(_, entry)| now < entry.admitted && ",
     ),
     mutant(
-        "forget what was emitted",
+        "forget emitted tokens when a request is recomputed",
         "actors/src/decoder/state/entry.rs",
         "self.generate.prompt.iter().chain(&self.emitted).copied().collect()",
         "self.generate.prompt.clone()",
@@ -157,13 +157,13 @@ const MUTANTS: &[Mutant] = &[
         "(holding.from.is_some()).then_some",
     ),
     mutant(
-        "serve a landing reservation without a credit",
+        "reserve pages for a transfer without room for its first credit",
         "actors/src/buffer_manager/state/serving.rs",
         "Some(ring) if ring.outstanding() == 0 => 1,",
         "Some(ring) if ring.outstanding() > u32::MAX - 1 => 1,",
     ),
     mutant(
-        "promise the pages that lost sessions may write",
+        "promise pages that lost sessions may still write",
         "actors/src/buffer_manager/state.rs",
         "self.config.pages.saturating_sub(self.config.ring_pages + self.rings.quarantined())",
         "self.config.pages.saturating_sub(self.config.ring_pages)",
@@ -175,13 +175,13 @@ const MUTANTS: &[Mutant] = &[
         "record.live.is_none()",
     ),
     mutant(
-        "let a drained session cover an earlier one",
+        "treat an earlier session as drained because a later one is",
         "actors/src/peer_link/dialler.rs",
         " && !record.has_unproved;",
         ";",
     ),
     mutant(
-        "report every lost session as empty",
+        "report that no lost session has outstanding credits",
         "actors/src/buffer_manager/state/landing.rs",
         "if !self.rings.is_quarantined(session) {",
         "if session.0 > 0 {",
@@ -232,9 +232,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 /// Breaks each rule in a copy of the tree and runs histories until one detects it. If `named` is not empty, only rules whose names contain
 /// one of its words.
 pub(crate) fn mutants(named: &[String]) -> Result<()> {
-    // Not the target folder of the tree: cargo would mistake the build of a mutant for the build of the tree.
+    // Mutants get their own target folder. In a shared one, cargo would mistake a mutant's build for a build of the tree.
     let (tree, target) = (place::target().join("mutants/tree"), place::target().join("mutants/target"));
-    println!("{:<44} {:>10} {:>8}", "broken rule", "survived", "seconds");
+    println!("{:<62} {:>17} {:>8}", "broken rule", "passed histories", "seconds");
     let mut undetected = Vec::new();
     let wanted = |mutant: &&Mutant| named.is_empty() || named.iter().any(|part| mutant.rule.contains(part));
     for mutant in MUTANTS.iter().filter(wanted) {
@@ -260,8 +260,8 @@ pub(crate) fn mutants(named: &[String]) -> Result<()> {
             .output()
             .context("cannot start the simulator")?;
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        let survived = printed.split(' ').next().unwrap_or_default().to_owned();
-        println!("{:<44} {survived:>10} {:>8.1}", mutant.rule, began.elapsed().as_secs_f64());
+        let passed = printed.split(' ').next().unwrap_or_default().to_owned();
+        println!("{:<62} {passed:>17} {:>8.1}", mutant.rule, began.elapsed().as_secs_f64());
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         match errors
             .lines()

@@ -321,7 +321,7 @@ impl PoolState {
         effects
     }
 
-    /// Least number of pages that a reservation needs.
+    /// Minimum number of pages that a reservation needs.
     fn needed(&self, reserve: &ReservePages) -> u32 {
         (reserve.tokens.len() as u32).div_ceil(self.config.page_tokens)
     }

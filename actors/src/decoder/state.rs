@@ -11,7 +11,7 @@
 //! releases its pages and is recomputed later from its prompt and its tokens so far. A request whose sender is lost or fails is recomputed
 //! the same way.
 //!
-//! Every request gets exactly one terminal event. Its pages are released exactly once, after the engine has stopped using them. Delivered
+//! Every request gets exactly one final event. Its pages are released exactly once, after the engine has stopped using them. Delivered
 //! tokens are never retracted: a recompute starts from prompt + tokens.
 
 mod counts;
@@ -83,7 +83,7 @@ impl DecoderState {
         }
     }
 
-    /// Takes a message.
+    /// Handles a message and returns the effects.
     pub fn on(&mut self, now: Instant, mail: ToDecoder) -> Vec<Effect> {
         match mail {
             ToDecoder::Decode(decode) => self.on_decode(now, *decode),

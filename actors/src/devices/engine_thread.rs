@@ -107,7 +107,7 @@ impl Drop for EngineThread {
     fn drop(&mut self) {
         self.plans = None;
         if let Some(thread) = self.thread.take() {
-            // The panic hook has reported a panic there.
+            // If the thread panicked, the panic hook has already reported it.
             let _ = thread.join();
         }
     }

@@ -43,7 +43,7 @@ impl Drop for HashThread {
     fn drop(&mut self) {
         self.pages = None;
         if let Some(thread) = self.thread.take() {
-            // The panic hook has reported a panic there.
+            // If the thread panicked, the panic hook has already reported it.
             let _ = thread.join();
         }
     }

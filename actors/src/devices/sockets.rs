@@ -36,7 +36,7 @@ const FRAMES_WAITING: usize = 4096;
 pub struct Identity {
     /// This process.
     pub incarnation: Incarnation,
-    /// Model and KV layout that it serves.
+    /// The model and the KV layout that this process serves.
     pub shape: KvShape,
     /// The value of `link.secret`.
     pub secret: Option<String>,
@@ -44,9 +44,9 @@ pub struct Identity {
     pub ring_pages: u32,
     /// The addresses that this process dials.
     pub receivers: Vec<String>,
-    /// Whether it can prefill and decode.
+    /// Whether this process can prefill and decode.
     pub capabilities: Capabilities,
-    /// Its HTTP address as `host:port`; empty if it serves no HTTP.
+    /// This process's HTTP address as `host:port`; empty if it serves no HTTP.
     pub http: String,
 }
 

@@ -3,15 +3,17 @@
 //! A step mixes decode rows with prefill chunks.
 //!
 //! **Prompts** share the step's prompt tokens. The shortest prompt goes first, with ageing: a prompt's rank is its length plus the number of
-//! prompt tokens that were planned before it arrived. So no later prompt overtakes it once as many prompt tokens were planned as it has itself.
+//! prompt tokens that were planned before it arrived. So no later prompt overtakes a prompt once as many prompt tokens were planned after
+//! its arrival as it has tokens.
 //!
 //! **Rows**: a step computes the last token of at most [`StepLimits::rows`] sequences. If more sequences are ready for their next token, they
-//! take turns: the sequence whose last step is longest ago comes first, and among equals the oldest. A prompt that would end in the step but
-//! gets no row leaves its last token for a later step.
+//! take turns: the sequence that has waited longest since its last step comes first, and among equals the oldest. If a prompt would end in the
+//! step but gets no row, its last token is left for a later step.
 //!
 //! **Running ahead**: one step is in flight at a time, or two if the engine runs ahead. The second step is planned before the samples of the
-//! first are known. So each of its rows *follows* a row of the first step, and it contains only sequences that are certain to continue. It is
-//! planned only if every sequence is in the first step; otherwise a sequence that arrives meanwhile would wait for both steps.
+//! first are known. So each row of the second step takes the token that a row of the first step samples, and the second step contains only
+//! sequences that are certain to continue. It is planned only if every sequence is in the first step; otherwise a sequence that arrives in the
+//! meantime would wait for both steps.
 //!
 //! **Ends**: a sequence that ends or is stopped while a step in flight contains it ends when that step returns, because the engine may still
 //! write its pages.
@@ -44,15 +46,15 @@ struct Sequence {
     sample: u32,
     sampling: Arc<Sampling>,
     ignore_eos: bool,
-    /// Its last token and how it ended. Reported when no step in flight contains it.
+    /// The sequence's last token and how the sequence ended. Reported when no step in flight contains the sequence.
     ending: Option<(Option<Token>, SequenceEnd)>,
     /// The prompt with the lowest rank goes first.
     rank: u64,
-    /// The last step that contained it, or the last step before it arrived. The lowest gets a row first.
+    /// The last step that contained the sequence, or the last step before the sequence arrived. The lowest gets a row first.
     step: u64,
-    /// Steps in flight that contain it.
+    /// Steps in flight that contain the sequence.
     flights: u32,
-    /// When its first step was planned, on the caller's clock.
+    /// The time at which the sequence's first step was planned, on the caller's clock.
     began_micros: Option<u64>,
 }
 
@@ -108,7 +110,7 @@ type Part = (u64, u32);
 #[derive(Debug)]
 struct Flight {
     parts: Vec<Part>,
-    /// The step before it failed, so its rows follow nothing and its result is ignored.
+    /// True if the step before this one failed. This step's tokens are then invalid, and its result is ignored.
     is_void: bool,
 }
 
@@ -121,7 +123,7 @@ impl Flight {
 /// The generator's configuration.
 #[derive(Clone, Debug)]
 pub struct GeneratorConfig {
-    /// Most prompt tokens in a step; at least one.
+    /// Maximum number of prompt tokens in a step; at least one.
     pub chunk_tokens: u32,
     /// The engine's limits. `tokens` should be at least 2: one for a prompt and one for a decode row.
     pub limits: StepLimits,
@@ -129,7 +131,7 @@ pub struct GeneratorConfig {
     pub page_tokens: u32,
     /// When a sequence finishes.
     pub finish: FinishRule,
-    /// The engine takes a second step while one runs.
+    /// True if the engine accepts a second step while one runs.
     pub runs_ahead: bool,
 }
 
@@ -188,7 +190,7 @@ impl GeneratorState {
         !self.flights.is_empty()
     }
 
-    /// Takes a message. Returns the events for the sequences' owners, then the plans of the next steps.
+    /// Handles a message. Returns the events for the sequences' owners, then the plans of the next steps.
     pub fn on(&mut self, now_micros: u64, mail: ToGenerator) -> Vec<Effect> {
         let mut effects: Vec<Effect> = match mail {
             ToGenerator::StartSequence(start) => {
@@ -269,7 +271,7 @@ impl GeneratorState {
         }
     }
 
-    /// The step after the one in flight: rows that follow its samples.
+    /// Plans the step after the one in flight. Its rows take the tokens that the step in flight samples.
     fn plan_ahead(&mut self) -> Option<RunStep> {
         let flight = self.flights.front()?;
         if flight.is_void || flight.parts.len() < self.sequences.len() {
@@ -332,7 +334,7 @@ impl GeneratorState {
         Some(RunStep { chunks, acquire: std::mem::take(&mut self.acquire) })
     }
 
-    /// The parts of the next step: prompts by rank, then decode rows by turn.
+    /// The parts of the next step: prompts by rank, then the decode rows that have waited longest.
     fn choose(&self) -> Vec<Part> {
         let fits = |sequence: &Sequence| {
             let next = if sequence.missing() == 1 { sequence.tokens.len() } else { 0 };

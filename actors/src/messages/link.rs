@@ -29,7 +29,7 @@ pub struct SenderSession {
     pub is_watched: bool,
 }
 
-/// What a Hello says about its attempt.
+/// A Hello's statement about its attempt to open a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
     /// Number of this attempt.
@@ -74,7 +74,7 @@ pub struct PeerLeaving {
     pub session: SessionId,
 }
 
-/// Peer link → the actors that know the session: the session is over. Only completions of its last puts follow.
+/// Peer link → the actors that know the session: the session is over. Afterwards only completions of its last puts arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerLost {
     /// The session.
@@ -84,7 +84,7 @@ pub struct PeerLost {
 /// Buffer manager → peer link: no credit of this lost session was outstanding, so its peer may write no page of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NothingOutstanding {
-    /// Which.
+    /// The session.
     pub session: SessionId,
 }
 
@@ -198,7 +198,7 @@ pub struct Welcomed {
     pub incarnation: Incarnation,
     /// The access to the receiver's pool.
     pub descriptor: Descriptor,
-    /// Most outstanding credits in the session.
+    /// Maximum number of outstanding credits in the session.
     pub ring_pages: u32,
     /// The seed of the session's page hashes.
     pub seed: u64,
@@ -237,7 +237,7 @@ pub struct FrameCame {
 pub struct LinkEnded {
     /// The session.
     pub session: SessionId,
-    /// How it ended.
+    /// How the connection ended.
     pub end: LinkEnd,
 }
 
@@ -246,7 +246,7 @@ pub struct LinkEnded {
 pub enum LinkEnd {
     /// The peer said goodbye.
     Goodbye,
-    /// It broke, for this reason.
+    /// The connection broke, for this reason.
     Broken(String),
 }
 
@@ -282,7 +282,7 @@ pub struct SayHello {
     pub receiver: ReceiverId,
     /// A connection that waits for this message.
     pub connection: ConnectionId,
-    /// What the Hello says about the attempt.
+    /// The Hello's statement about the attempt.
     pub attempt: Attempt,
 }
 
@@ -320,7 +320,7 @@ pub struct Carry {
 pub struct WriteFrame {
     /// The session.
     pub session: SessionId,
-    /// Its connection.
+    /// The session's connection.
     pub connection: ConnectionId,
     /// The frame.
     pub frame: Frame,

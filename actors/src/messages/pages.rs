@@ -17,14 +17,14 @@ use crate::request::RequestId;
 pub struct ReservePages {
     /// The sequence.
     pub sequence: SequenceId,
-    /// Its tokens so far, at least one.
+    /// The sequence's tokens so far, at least one.
     pub tokens: Arc<[u32]>,
     /// All pages that the sequence needs; at least those of `tokens`.
     pub pages: u32,
-    /// The session whose sender computes the pages of `tokens` that are not shared. They are held as a count, and each page that lands
-    /// reduces the count by one. `None`: they are computed here.
+    /// The session of the sender that computes the pages of `tokens` that are not shared. These pages are held as a count, and each page
+    /// that lands reduces the count by one. `None`: the pages are computed here.
     pub landing: Option<SessionId>,
-    /// Its place among the reservations that wait.
+    /// The reservation's place among the waiting ones.
     pub priority: ReservePriority,
 }
 
@@ -61,7 +61,7 @@ pub struct PagesDenied {
     pub usable: u32,
 }
 
-/// Buffer manager → proxy, peer link: the number of quarantined pages has changed, and so the pages that a request may use.
+/// Buffer manager → proxy, peer link: the number of quarantined pages has changed, and with it the number of pages that a request may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoomChanged {
     /// Pages in the pool.
@@ -81,7 +81,7 @@ pub struct GrowPages {
     pub sequence: SequenceId,
     /// Pages without which the sequence soon has to wait; at least one.
     pub least: u32,
-    /// Most pages that are useful now.
+    /// Maximum number of pages that are useful now.
     pub most: u32,
 }
 
@@ -90,7 +90,7 @@ pub struct GrowPages {
 pub struct PagesGrown {
     /// The sequence.
     pub sequence: SequenceId,
-    /// The pages, which follow those that it has.
+    /// The additional pages, in order. They come after the pages that the sequence already has.
     pub pages: Vec<PageId>,
 }
 
@@ -122,11 +122,11 @@ pub struct ReleasePages {
 /// Peer link → buffer manager: pages of this process's pool were written completely and are visible.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageFilled {
-    /// The session whose peer put them.
+    /// The session in which the peer put the pages.
     pub session: SessionId,
     /// The first spent credit.
     pub first: CreditNumber,
-    /// How many pages.
+    /// Number of pages.
     pub count: u32,
     /// The request and place of the first page; `None`: the pages belong to no request.
     pub owner: Option<PageOwner>,
@@ -156,14 +156,14 @@ pub struct PageRejected {
     pub request: RequestId,
 }
 
-/// Peer link → buffer manager, transfer: a session began; its frames follow.
+/// Peer link → buffer manager, transfer: a session began. Its frames come after this message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionOpened {
     /// The session.
     pub session: SessionId,
-    /// Most outstanding credits in it.
+    /// Maximum number of outstanding credits in the session.
     pub ring_pages: u32,
-    /// The seed of its page hashes.
+    /// The seed of the session's page hashes.
     pub seed: u64,
 }
 

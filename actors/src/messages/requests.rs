@@ -10,7 +10,7 @@ use crate::request::{Generate, RequestId, StreamEvent};
 pub struct Decode {
     /// The request.
     pub generate: Generate,
-    /// The session of the sender that prefills it; `None`: this process prefills it.
+    /// The session of the sender that prefills the request; `None`: this process prefills it.
     pub prefill_on: Option<SessionId>,
 }
 
@@ -28,7 +28,7 @@ pub struct PrefillOver {
 /// How a prompt's wait for its prefill ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrefillOutcome {
-    /// It was prefilled on [`PrefillOver::on`].
+    /// The prompt was prefilled on [`PrefillOver::on`].
     Computed {
         /// Computed tokens: those of the prompt that were not resident.
         tokens: u32,
@@ -37,7 +37,7 @@ pub enum PrefillOutcome {
     },
     /// The sender reported a failure, was lost, or sent something wrong.
     Failed,
-    /// The request ended first, was preempted, was refused, or is prefilled elsewhere. This is no information about the sender.
+    /// The request ended first, was preempted, was refused, or is prefilled elsewhere. This says nothing about the sender.
     Withdrawn,
 }
 

@@ -33,7 +33,7 @@ pub struct StartSequence {
 pub struct ExtendSequence {
     /// The sequence.
     pub sequence: SequenceId,
-    /// The pages, which follow those that it has.
+    /// The additional pages, in order. They come after the pages that the sequence already has.
     pub pages: Vec<PageId>,
 }
 
@@ -64,9 +64,9 @@ pub struct SequenceAdvanced {
 /// How a sequence ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SequenceEnd {
-    /// It finished.
+    /// The sequence finished.
     Finished(FinishReason),
-    /// By [`StopSequence`].
+    /// [`StopSequence`] ended the sequence.
     Stopped,
     /// The engine failed, with this error.
     Failed(String),

@@ -38,9 +38,10 @@ pub struct PagesSent {
     pub session: SessionId,
     /// The request.
     pub request: RequestId,
-    /// How many more pages.
+    /// Number of further pages.
     pub count: u32,
-    /// The pages' share of the time for which the lane carried them and the pages announced with them. Overlapping time is counted once.
+    /// The pages' share of the time for which the lane carried them and the pages that were announced together with them. Time in which
+    /// several pages were carried is counted once.
     pub put_micros: u64,
 }
 
@@ -78,7 +79,7 @@ pub struct CreditsGranted {
 pub struct RingShared {
     /// The session.
     pub session: SessionId,
-    /// Most credits that this process should hold.
+    /// Maximum number of credits that this process should hold.
     pub pages: u32,
 }
 

@@ -3,7 +3,7 @@
 //! One counter numbers all attempts of the process. So the numbers grow for each receiver, and no number is used twice. A Hello
 //! names the last attempt with that receiver that *came up*, and says whether that session has drained. The attempts between it
 //! and the present one never came up and wrote nothing. Therefore a receiver may treat a Hello as proof, however late it reads
-//! it. If a session ended without proof, no later Hello covers it, even if the sessions after it have drained.
+//! it. If a session ended without proof, no later Hello is proof for it, even if later sessions have drained.
 //!
 //! Records are kept by the receiver's incarnation, not by its address, because two addresses may lead to one process, and a
 //! process restarted at the same address is another process. A record is kept while a session lives or has no proof.
@@ -15,7 +15,7 @@ use connector::frame::Incarnation;
 
 use crate::messages::Attempt;
 
-/// First and longest pause between attempts to reach a receiver.
+/// First and maximum pause between attempts to reach a receiver.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 /// Pause after a refusal that only a changed setting can end, and at an address whose process is already connected.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);

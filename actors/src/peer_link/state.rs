@@ -131,7 +131,7 @@ pub struct LinkCounts {
 /// All sessions of this process.
 #[derive(Debug)]
 pub struct PeerLinkState {
-    /// Puts move only while our side of a session exists.
+    /// True if puts move bytes only while our side of a session exists.
     close_ends_writes: bool,
     /// Upper bound of the credits outstanding in an incoming session.
     ring_pages: u32,
@@ -331,7 +331,7 @@ impl PeerLinkState {
             Err(reason) => return self.on_end(session, reason),
         };
         live.stage = Stage::Up;
-        // The measurement waits for its turn. Its limit begins to count at the first credit.
+        // The measurement waits until other sessions have been measured. Its time limit counts from the first credit.
         live.since = None;
         let connection = live.connection;
         let opened = SessionOpened { session, ring_pages: live.ring_pages, seed: live.seed };

@@ -32,15 +32,15 @@ pub type Key = (SessionId, RequestId);
 
 #[derive(Debug)]
 enum Phase {
-    /// It waits for pages.
+    /// The request waits for pages.
     Reserving,
-    /// The engine computes it; final pages are being put.
+    /// The engine computes the request; final pages are being put.
     Running(HandOver),
-    /// It was cancelled, and the engine has not stopped it yet.
+    /// The request was cancelled, but the engine has not stopped it yet.
     Stopping,
-    /// It is computed; the last pages are being put.
+    /// The prompt is computed; the last pages are being put.
     Sending(HandOver),
-    /// It has ended, and puts may still read its pages.
+    /// The request has ended, but puts may still read its pages.
     Draining,
 }
 
@@ -58,7 +58,7 @@ struct HandOver {
 
 #[derive(Debug)]
 struct Entry {
-    /// This process's number for it, never reused.
+    /// This process's number for the request, never reused.
     serial: u64,
     prompt: Arc<[u32]>,
     sampling: Arc<Sampling>,
@@ -79,13 +79,13 @@ pub struct PrefillerConfig {
     pub pool_pages: u32,
     /// Token ids are below this.
     pub vocabulary: u32,
-    /// Longest sequence of the model.
+    /// Maximum number of tokens in a sequence of the model.
     pub context_tokens: u32,
 }
 
-/// Most prefills of one session at a time. More are refused, and the receiver computes them itself.
+/// Maximum number of prefills per session at a time. Further ones are refused, and the receiver computes them itself.
 const PREFILLS_MAX: usize = 1024;
-/// Longest deadline that a peer's request can have.
+/// Maximum time until the deadline of a peer's request.
 const REMAINING_MS_MAX: u64 = 24 * 3600 * 1000;
 
 /// All live prefills.
@@ -95,9 +95,9 @@ pub struct PrefillerState {
     draining: bool,
     next_serial: u64,
     entries: BTreeMap<Key, Entry>,
-    /// Which entry has this serial.
+    /// The entry of each serial.
     serials: HashMap<u64, Key>,
-    /// How many entries each session has. A session without entries is absent.
+    /// Number of entries of each session. A session without entries is absent.
     of_session: HashMap<SessionId, usize>,
 }
 
@@ -124,7 +124,7 @@ impl PrefillerState {
         self.entries.is_empty()
     }
 
-    /// Takes a message.
+    /// Handles a message and returns the effects.
     pub fn on(&mut self, now: Instant, mail: ToPrefiller) -> Vec<Effect> {
         match mail {
             ToPrefiller::StartPrefill(start) => self.on_prefill(now, *start),

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use crate::messages::{PrefillOutcome, PrefillOver};
 
-/// Least length of a prompt whose speed is measured. For shorter prompts the fixed cost of a step dominates.
+/// Minimum length of a prompt whose prefill speed is measured. For shorter prompts the fixed cost of a step dominates.
 const MEASURED_TOKENS: u32 = 16;
 
-/// First and longest pause in which a place gets no prompts after a failed prefill. Each further failure in a row doubles the
+/// First and maximum length of the pause in which a place gets no prompts after a failed prefill. Each further failure in a row doubles the
 /// pause. The first pause is long enough for all prompts in progress to fail together. At the longest pause, a place that never
 /// recovers costs one recompute per 30 s.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));

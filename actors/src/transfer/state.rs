@@ -2,7 +2,7 @@
 //!
 //! - A ready page spends the next credit and is put. Pages whose sources and targets are both neighbours go as one put.
 //! - Puts complete in any order.
-//! - A flush follows every few pages, and the last page. When it completes, all puts before it are visible at the receiver.
+//! - A flush is posted after every few pages and after the last page. When a flush completes, all earlier puts are visible at the receiver.
 //! - A page is announced once its put is complete, flushed and hashed.
 //!
 //! The receiver checks each announced page while later ones are in flight, so only a few pages are left to check after the last frame.
@@ -33,21 +33,22 @@ use crate::messages::{
 use crate::request::RequestId;
 use session::{Load, PageHash, Put, Ready, Session};
 
-/// Default for the most pages in flight in a session: enough to fill a lane, few enough not to queue behind each other.
+/// Default for the maximum number of pages in flight per session: enough to fill a lane, but few enough that they do not queue.
 pub const PAGES_IN_FLIGHT: usize = 16;
 /// A flush is posted after this many pages. With fewer, waking threads costs more than the earlier announcement saves on a lane of two cores.
 const FLUSH_PAGES: usize = 8;
-/// Most neighbouring pages in one put between devices, where each put is a kernel launch. Two puts of this size saturate the lane, and two
-/// are in flight.
+/// Maximum number of neighbouring pages in one put between devices, where each put is a kernel launch. Two puts of this size saturate the
+/// lane, and two are in flight.
 const RUN_PAGES_ON_DEVICE: usize = 8;
-/// Most neighbouring pages in one put between hosts. The bytes of a longer put leave the processor's caches between the socket and the copy.
+/// Maximum number of neighbouring pages in one put between hosts. The bytes of a longer put would leave the processor's caches between the
+/// socket and the copy.
 const RUN_PAGES_ON_HOST: usize = 1;
-/// Most probe pages at a session's start: in the warm-up, and in the measurement.
+/// Maximum numbers of probe pages at a session's start: in the warm-up, and in the measurement.
 const PROBE_PAGES: (u32, u32) = (8, 64);
 /// A session is broken if one of its operations has not completed after this time. The link's heartbeats use another connection, so they
 /// do not notice a lane that is stuck.
 pub const OPERATION_MICROS_MAX: u64 = 5_000_000;
-/// Largest ring that a sender accepts.
+/// Maximum number of pages in a ring that a sender accepts.
 const RING_PAGES_MAX: u32 = 1 << 20;
 
 /// The transfer actor's configuration.
@@ -55,13 +56,13 @@ const RING_PAGES_MAX: u32 = 1 << 20;
 pub struct TransferConfig {
     /// Bytes of a page.
     pub page_bytes: u64,
-    /// A lane that moves less than this many gigabytes a second is refused.
+    /// A lane that moves less than this many gigabytes per second is refused.
     pub min_gigabytes_per_second: f64,
     /// Pages are announced with their hashes.
     pub hashed: bool,
     /// Pages are in device memory: neighbouring pages go as one put.
     pub on_device: bool,
-    /// Most pages of a session in flight; at least one.
+    /// Maximum number of pages in flight per session; at least one.
     pub pages_in_flight: usize,
 }
 
@@ -69,11 +70,11 @@ pub struct TransferConfig {
 #[derive(Debug)]
 pub struct TransferState {
     config: TransferConfig,
-    /// Most neighbouring pages in one put.
+    /// Maximum number of neighbouring pages in one put.
     run_pages: usize,
     next_ticket: u64,
     sessions: BTreeMap<SessionId, Session>,
-    /// Pages whose puts were posted by this message; the hash thread is asked for their hashes at its end.
+    /// Pages whose puts were posted while this message was handled. Then the hash thread is asked for their hashes.
     to_hash: Vec<PageToHash>,
 }
 
@@ -195,8 +196,8 @@ impl TransferState {
         self.pump(now_micros, put.session)
     }
 
-    /// No more pages of this request are to be sent: all were sent, or the request was cancelled. Its queued pages are dropped;
-    /// [`PutsDrained`] follows when its puts in flight have completed.
+    /// No more pages of this request are to be sent: all were sent, or the request was cancelled. Its queued pages are dropped.
+    /// [`PutsDrained`] is sent when its puts in flight have completed.
     fn on_cancel(&mut self, session: SessionId, request: RequestId) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session) else {
             return vec![drained(session, request)];

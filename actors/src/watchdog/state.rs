@@ -9,7 +9,7 @@ pub struct Observation {
     pub name: &'static str,
     /// How long it has made no progress so far.
     pub age: Duration,
-    /// Longest time that it may make no progress.
+    /// Maximum time that it may make no progress.
     pub limit: Duration,
 }
 

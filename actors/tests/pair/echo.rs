@@ -15,7 +15,7 @@ use super::{PAGE_TOKENS, ROWS, VOCABULARY};
 pub(super) struct Echo {
     model: ModelInfo,
     pub(super) pool: Arc<KvPool>,
-    /// The samples of the last step. Chunks of the next step may follow them.
+    /// The samples of the last step. Chunks of the next step may take their tokens from them.
     sampled: Vec<SampledToken>,
     error: Arc<Mutex<Option<EngineError>>>,
 }
@@ -34,7 +34,7 @@ impl Echo {
             eos_tokens: vec![0],
             parameters: 0,
         };
-        let pool = Arc::new(KvPool::new(layout, pages).expect("a small pool"));
+        let pool = Arc::new(KvPool::new(layout, pages).expect("the pool is small"));
         Self { model, pool, sampled: Vec::new(), error }
     }
 
@@ -43,11 +43,11 @@ impl Echo {
         let page = pages[(position / PAGE_TOKENS) as usize];
         let page_bytes = self.pool.layout().page_bytes() as usize;
         let at = page.0 as usize * page_bytes + (position % PAGE_TOKENS) as usize * 128;
-        &self.pool.cells().expect("on the host")[at..at + 4]
+        &self.pool.cells().expect("the pool is on the host")[at..at + 4]
     }
 }
 
-/// The token that follows these tokens.
+/// The next token after these tokens.
 pub(super) fn next_token(tokens: impl Iterator<Item = u32>) -> u32 {
     1 + tokens.fold(7u32, |hash, token| hash.wrapping_mul(31).wrapping_add(token)) % (VOCABULARY - 1)
 }
@@ -70,7 +70,7 @@ impl Engine for Echo {
     }
 
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
-        if let Some(error) = self.error.lock().expect("no panic").clone() {
+        if let Some(error) = self.error.lock().expect("the thread did not panic").clone() {
             return Err(error);
         }
         let mut output = StepOutput::default();

@@ -17,8 +17,8 @@ fn passing() -> EngineError {
 /// A receiver and a sender that are ready, and the faults of each.
 async fn damaged_pair() -> ((Node, Damage), (Node, Damage)) {
     let (of_receiver, of_sender) = (Damage::default(), Damage::default());
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("the socket is bound").to_string();
     let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &of_receiver);
     let sender = start_with(LinkRole::Sender(vec![address]), 64, 1, &of_sender);
     until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
@@ -26,7 +26,7 @@ async fn damaged_pair() -> ((Node, Damage), (Node, Damage)) {
 }
 
 fn fail(damage: &Damage, error: Option<EngineError>) {
-    *damage.engine.lock().expect("no panic") = error;
+    *damage.engine.lock().expect("the thread did not panic") = error;
 }
 
 /// Waits until the node reports why it ends and all its sessions are over.
@@ -61,7 +61,7 @@ async fn a_sender_that_loses_its_gpu_costs_no_request_and_ends() {
     assert_eq!(receiver.counters.engine_failures().load(Ordering::SeqCst), 0);
     assert!(receiver.health.fault().is_none());
     sender.shut_down(PATIENCE).await;
-    let timings = answer(ask(&receiver, 9, 60, 5).await, 9, 60).await.expect("it goes well");
+    let timings = answer(ask(&receiver, 9, 60, 5).await, 9, 60).await.expect("the request succeeds");
     assert!(!timings.disaggregated);
 }
 
@@ -88,7 +88,8 @@ async fn a_sender_whose_prefills_fail_is_left_out_until_one_succeeds() {
     let ((receiver, _), (sender, damage)) = damaged_pair().await;
     fail(&damage, Some(passing()));
     for request in 0..50 {
-        let timings = answer(ask(&receiver, request, 60, 2).await, request, 60).await.expect("it goes well");
+        let timings =
+            answer(ask(&receiver, request, 60, 2).await, request, 60).await.expect("the request succeeds");
         assert!(!timings.disaggregated);
     }
     let recomputes = receiver.counters.recomputes().load(Ordering::SeqCst);
@@ -98,7 +99,8 @@ async fn a_sender_whose_prefills_fail_is_left_out_until_one_succeeds() {
     let end = Instant::now() + PATIENCE;
     for request in 50.. {
         assert!(Instant::now() < end, "a sender that works again gets no prompts");
-        let timings = answer(ask(&receiver, request, 60, 2).await, request, 60).await.expect("it goes well");
+        let timings =
+            answer(ask(&receiver, request, 60, 2).await, request, 60).await.expect("the request succeeds");
         if timings.disaggregated {
             break;
         }

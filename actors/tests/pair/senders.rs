@@ -16,10 +16,10 @@ async fn forward(mut inner: TcpStream, address: String, cut: Arc<Notify>) {
 
 /// A TCP proxy to `address` for one connection. After `cut` it accepts no other one.
 async fn proxy_once(address: String, cut: Arc<Notify>) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let ours = listener.local_addr().expect("bound").to_string();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let ours = listener.local_addr().expect("the socket is bound").to_string();
     actix::spawn(async move {
-        let (inner, _) = listener.accept().await.expect("a connection");
+        let (inner, _) = listener.accept().await.expect("the connection is accepted");
         drop(listener);
         forward(inner, address, cut).await;
     });
@@ -28,11 +28,11 @@ async fn proxy_once(address: String, cut: Arc<Notify>) -> String {
 
 /// A TCP proxy to `address`. Each `cut` closes all its connections; later ones are forwarded again.
 async fn proxy_to(address: String, cut: Arc<Notify>) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let ours = listener.local_addr().expect("bound").to_string();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let ours = listener.local_addr().expect("the socket is bound").to_string();
     actix::spawn(async move {
         loop {
-            let (inner, _) = listener.accept().await.expect("a connection");
+            let (inner, _) = listener.accept().await.expect("the connection is accepted");
             actix::spawn(forward(inner, address.clone(), cut.clone()));
         }
     });
@@ -51,10 +51,10 @@ async fn a_sender_that_ends_costs_no_request_and_another_takes_over() {
         answer(source, request, 60).await.expect("prefilled there or here");
     }
     until("the receiver has noticed", || receiver.peers() == 0).await;
-    let timings = answer(ask(&receiver, 10, 60, 5).await, 10, 60).await.expect("it goes well");
+    let timings = answer(ask(&receiver, 10, 60, 5).await, 10, 60).await.expect("the request succeeds");
     assert!(!timings.disaggregated);
     let _sender = dial(&receiver, &address, 64).await;
-    let timings = answer(ask(&receiver, 11, 60, 5).await, 11, 60).await.expect("it goes well");
+    let timings = answer(ask(&receiver, 11, 60, 5).await, 11, 60).await.expect("the request succeeds");
     assert!(timings.disaggregated);
 }
 
@@ -75,7 +75,8 @@ async fn a_sender_that_shuts_down_finishes_its_hand_overs() {
     }
     let mut recomputed = 0;
     for (request, source) in sources {
-        recomputed += u64::from(!answer(source, request, 60).await.expect("it goes well").disaggregated);
+        recomputed +=
+            u64::from(!answer(source, request, 60).await.expect("the request succeeds").disaggregated);
     }
     // Only the requests that had not reached the first sender when it began to shut down were computed here.
     assert_eq!(recomputed, receiver.counters.recomputes().load(Ordering::SeqCst));
@@ -86,8 +87,8 @@ async fn a_sender_that_shuts_down_finishes_its_hand_overs() {
 #[actix::test]
 async fn a_lost_sender_without_proof_disables_no_other_sender() {
     let foreign = Damage { foreign_writes: true, ..Damage::default() };
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("the socket is bound").to_string();
     let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
     let quarantined = || receiver.counters.pages_quarantined().load(Ordering::SeqCst);
     // A sender that is cut off and cannot dial again gives no proof. Its process still runs: it is this one.
@@ -99,7 +100,8 @@ async fn a_lost_sender_without_proof_disables_no_other_sender() {
     // Quarantined pages count against the pool but not against the ring, so another sender serves as before.
     let next = dial(&receiver, &address, 64).await;
     for request in 0..3 {
-        let timings = answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("it goes well");
+        let timings =
+            answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("the request succeeds");
         assert!(timings.disaggregated && quarantined() == 4, "{timings:?}");
     }
     for node in [mute, next, receiver] {
@@ -110,8 +112,8 @@ async fn a_lost_sender_without_proof_disables_no_other_sender() {
 #[actix::test]
 async fn a_sender_that_leaves_returns_its_credits_first() {
     let foreign = Damage { foreign_writes: true, ..Damage::default() };
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("the socket is bound").to_string();
     let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
     let ended = || receiver.counters.sessions_ended().load(Ordering::SeqCst);
     for left in 1..3 {
@@ -127,8 +129,8 @@ async fn a_sender_that_leaves_returns_its_credits_first() {
 #[actix::test]
 async fn a_sender_that_dials_again_proves_that_its_last_session_has_drained() {
     let foreign = Damage { foreign_writes: true, ..Damage::default() };
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("the socket is bound").to_string();
     let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
     let quarantined = || receiver.counters.pages_quarantined().load(Ordering::SeqCst);
     let cut = Arc::new(Notify::new());
@@ -136,7 +138,8 @@ async fn a_sender_that_dials_again_proves_that_its_last_session_has_drained() {
     let sender = start(LinkRole::Sender(vec![address]), 64, 1);
     for request in 0..5 {
         until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
-        let timings = answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("it goes well");
+        let timings =
+            answer(ask(&receiver, request, 60, 5).await, request, 60).await.expect("the request succeeds");
         assert!(timings.disaggregated, "the sender dialled again and reported its last session as drained");
         assert_eq!(quarantined(), 0);
         let source = ask(&receiver, 100 + request, 60, 5).await;

@@ -16,8 +16,9 @@ const LINK_WITHIN: Duration = Duration::from_secs(10);
 
 /// Fuzzes links for `turn`. Our side is the listener for `lines[0]` and the dialer for `lines[1]`.
 pub(crate) fn fuzz_links_for(turn: Duration, random: &mut Random, lines: &mut [Line; 2]) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("the runtime starts");
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port is free");
     let end = Instant::now() + turn;
     while Instant::now() < end {
         for (dials, target) in [(false, "link that accepts"), (true, "link that dials")] {
@@ -28,7 +29,7 @@ pub(crate) fn fuzz_links_for(turn: Duration, random: &mut Random, lines: &mut [L
             let began = Instant::now();
             let conversation = async {
                 let peer = peer(&listener, dials, &script);
-                let address = listener.local_addr().expect("bound").to_string();
+                let address = listener.local_addr().expect("the socket is bound").to_string();
                 let ours = async {
                     if dials {
                         let (mut link, challenge) = Link::dial(&address).await?;

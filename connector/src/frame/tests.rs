@@ -36,9 +36,9 @@ fn versions_agree_on_the_highest_that_both_support() {
 /// The first bytes of Challenge and Hello are the same in all versions.
 #[test]
 fn the_version_prefix_never_changes() {
-    let bytes = wire::encode(&Versions::new(7, 0x0102)).expect("small");
+    let bytes = wire::encode(&Versions::new(7, 0x0102)).expect("the frame is small");
     assert_eq!(bytes, [b'B', b'T', b'O', b'N', 7, 0, 0, 0, 2, 1, 0, 0]);
-    assert!(wire::encode(&hello()).expect("small").starts_with(b"BTON"));
+    assert!(wire::encode(&hello()).expect("the frame is small").starts_with(b"BTON"));
 }
 
 /// The bytes of version 8.
@@ -48,7 +48,7 @@ fn golden_bytes() {
     where
         T: Serialize + serde::de::DeserializeOwned + PartialEq + fmt::Debug,
     {
-        let bytes = wire::encode(&value).expect("small");
+        let bytes = wire::encode(&value).expect("the frame is small");
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, expect, "{value:?}: the encoding has changed and needs a new protocol version");
         assert_eq!(wire::decode::<T>(&bytes).expect("encoded above"), value);
@@ -200,7 +200,7 @@ fn check_decode<T: Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) {
 fn a_wrong_length_allocates_no_more_than_the_bytes() {
     /// Overwrites each run of eight bytes with wrong lengths.
     fn corrupt<T: Serialize + serde::de::DeserializeOwned>(value: &T) {
-        let valid = wire::encode(value).expect("small");
+        let valid = wire::encode(value).expect("the frame is small");
         check_decode::<T>(&valid);
         for at in 0..valid.len().saturating_sub(7) {
             for length in
@@ -256,7 +256,7 @@ fn a_frame_above_the_limit_is_neither_encoded_nor_decoded() {
     })
     .expect_err("too long");
     assert_eq!(error.kind(), "encode");
-    // A prompt whose length is far larger than the bytes that follow.
+    // A prompt with a length that is far larger than the number of bytes after it.
     let mut bytes = vec![3, 0, 0, 0];
     bytes.extend(1u64.to_le_bytes());
     bytes.extend(u64::MAX.to_le_bytes());

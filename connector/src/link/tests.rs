@@ -62,8 +62,8 @@ fn welcome(nonces: Nonces, secret: Option<&str>) -> Welcome {
 }
 
 async fn listener() -> (TcpListener, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let address = listener.local_addr().expect("the socket is bound").to_string();
     (listener, address)
 }
 
@@ -107,7 +107,7 @@ async fn handshakes() {
 async fn a_dialer_on_this_host_is_found_by_the_kernel() {
     let (listener, address) = listener().await;
     let (served, dialled) = tokio::join!(serve(listener, None), dial(&address, hello(7), None));
-    let (mut served, _dialled) = (served.expect("up"), dialled.expect("up"));
+    let (mut served, _dialled) = (served.expect("the link comes up"), dialled.expect("the link comes up"));
     let dialer = served.take_dialer().expect("the dialer is this process");
     let gone = timeout(Duration::from_millis(50), dialer.gone()).await;
     assert!(gone.is_err(), "the dialer is alive");
@@ -138,7 +138,7 @@ async fn accept_without_presence(incarnation: Incarnation, ends: bool) -> Result
 /// A peer on a clone of this machine has the same boot id and PID namespace, and any process id and start time.
 #[tokio::test]
 async fn an_incarnation_alone_does_not_identify_a_process() {
-    let ours = Incarnation::current().expect("/proc");
+    let ours = Incarnation::current().expect("/proc can be read");
     for peer in [
         ours,
         Incarnation { pid: u32::MAX, ..ours },
@@ -151,7 +151,7 @@ async fn an_incarnation_alone_does_not_identify_a_process() {
 
 #[tokio::test]
 async fn a_dialer_that_has_already_ended_gets_no_session() {
-    let ours = Incarnation::current().expect("/proc");
+    let ours = Incarnation::current().expect("/proc can be read");
     let error = accept_without_presence(ours, true).await.expect_err("refused");
     assert_eq!(error.kind(), "closed");
 }
@@ -160,24 +160,24 @@ async fn a_dialer_that_has_already_ended_gets_no_session() {
 async fn frames_flow_both_ways_and_goodbye_ends_them() {
     let (listener, address) = listener().await;
     let (served, dialled) = tokio::join!(serve(listener, None), dial(&address, hello(7), None));
-    let (writer, mut reader) = served.expect("up").split();
-    let (peer_writer, mut peer_reader) = dialled.expect("up").0.split();
+    let (writer, mut reader) = served.expect("the link comes up").split();
+    let (peer_writer, mut peer_reader) = dialled.expect("the link comes up").0.split();
     let (queue, source) = mpsc::channel(4);
     let (peer_queue, peer_source) = mpsc::channel(4);
     let writing = tokio::spawn(writer.run(source));
     let peer_writing = tokio::spawn(peer_writer.run(peer_source));
     let grant = Frame::Grant { first: CreditNumber(0), pages: vec![PageIndex(1)] };
-    queue.send(grant.clone()).await.expect("open");
-    assert_eq!(peer_reader.next().await.expect("a frame"), grant);
+    queue.send(grant.clone()).await.expect("the link is open");
+    assert_eq!(peer_reader.next().await.expect("a frame arrives"), grant);
     let cancel = Frame::CancelPrefill { request: 4 };
-    peer_queue.send(cancel.clone()).await.expect("open");
-    assert_eq!(reader.next().await.expect("a frame"), cancel);
+    peer_queue.send(cancel.clone()).await.expect("the link is open");
+    assert_eq!(reader.next().await.expect("a frame arrives"), cancel);
     drop(queue);
     assert_eq!(peer_reader.next().await.expect_err("the end").kind(), "goodbye");
-    writing.await.expect("no panic").expect("a clean end");
+    writing.await.expect("the thread did not panic").expect("the link ends cleanly");
     drop(peer_queue);
     assert_eq!(reader.next().await.expect_err("the end").kind(), "goodbye");
-    let _ = peer_writing.await.expect("no panic");
+    let _ = peer_writing.await.expect("the thread did not panic");
 }
 
 #[tokio::test]
@@ -186,7 +186,8 @@ async fn both_sides_have_the_same_seed_and_another_session_has_another_seed() {
     for _ in 0..2 {
         let (listener, address) = listener().await;
         let (served, dialled) = tokio::join!(serve(listener, None), dial(&address, hello(7), None));
-        let (served, dialled) = (served.expect("up").nonces(), dialled.expect("up").0.nonces());
+        let (served, dialled) =
+            (served.expect("the link comes up").nonces(), dialled.expect("the link comes up").0.nonces());
         assert_eq!(served.session_seed(), dialled.session_seed());
         seeds.push(served.session_seed());
     }
@@ -206,9 +207,9 @@ fn a_proof_is_valid_for_its_side_and_its_session_only() {
 
 #[tokio::test]
 async fn a_socket_connected_to_itself_is_closed_and_frees_its_port() {
-    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
-    let address = socket.local_addr().expect("bound");
+    let socket = tokio::net::TcpSocket::new_v4().expect("the socket can be created");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port is free");
+    let address = socket.local_addr().expect("the socket is bound");
     let stream = socket.connect(address).await.expect("TCP lets a socket connect to itself");
     let nonces = Nonces { listener: [0; 32], dialer: [0; 32] };
     let error = Link::new(stream, nonces).err().expect("refused");
@@ -235,7 +236,7 @@ async fn a_peer_of_another_version_is_refused_with_the_reason() {
         let (served, answer) = tokio::join!(serve(listener, None), other);
         let reason = served.err().expect("refused").to_string();
         assert!(reason.contains(expect), "{reason}");
-        assert_eq!(answer.expect("an answer"), Answer::Refused(reason));
+        assert_eq!(answer.expect("an answer arrives"), Answer::Refused(reason));
     }
 }
 
@@ -251,7 +252,7 @@ async fn a_dialer_that_chooses_another_version_is_refused_with_the_reason() {
     let (served, answer) = tokio::join!(serve(listener, None), other);
     let reason = served.err().expect("refused").to_string();
     assert!(reason.contains("instead of version"), "{reason}");
-    assert_eq!(answer.expect("an answer"), Answer::Refused(reason));
+    assert_eq!(answer.expect("an answer arrives"), Answer::Refused(reason));
 }
 
 #[tokio::test]
@@ -272,7 +273,7 @@ async fn a_dialer_reads_the_challenge_of_a_later_version() {
         link.hello(&challenge, hello(7), None).await
     };
     let (hello, _) = tokio::join!(later, dialer);
-    assert_eq!(hello.expect("a Hello").version, Versions::OURS.highest, "the highest common version");
+    assert_eq!(hello.expect("a Hello arrives").version, Versions::OURS.highest, "the highest common version");
 }
 
 #[tokio::test]
@@ -291,7 +292,7 @@ async fn an_http_request_is_refused() {
 async fn a_silent_peer_ends_the_link() {
     let (listener, address) = listener().await;
     let (served, dialled) = tokio::join!(serve(listener, None), dial(&address, hello(7), None));
-    let (_writer, mut reader) = served.expect("up").split();
-    let _quiet = dialled.expect("up");
+    let (_writer, mut reader) = served.expect("the link comes up").split();
+    let _quiet = dialled.expect("the link comes up");
     assert_eq!(reader.next().await.expect_err("nothing is sent").kind(), "silent");
 }

@@ -28,7 +28,7 @@ fn a_ring_of_one_carries_any_number_of_pages() {
 #[test]
 fn a_violation_of_the_rules_is_an_error_and_changes_nothing() {
     let (mut grants, mut spends) = ring(2);
-    grants.grant(PageIndex(0)).expect("room");
+    grants.grant(PageIndex(0)).expect("there is room");
     assert_eq!(grants.fill(CreditNumber(1), 1), Err(RingError::OutOfOrder { expected: 0, got: 1 }));
     assert_eq!(grants.fill(CreditNumber(0), 2), Err(RingError::NotOutstanding { count: 2, outstanding: 1 }));
     assert_eq!((grants.head(), grants.tail()), (1, 0));

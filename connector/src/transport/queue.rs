@@ -1,7 +1,7 @@
 //! The bounded command queue of a transport's thread, and the eventfd that wakes the thread.
 //!
-//! The bound counts commands from `submit` to their terminal event. So one number bounds the queue, the operations in flight and the
-//! events that wait for the sink.
+//! A command counts against the bound from `submit` until its final event (success or failure) has been reported. So one number bounds
+//! the queue, the operations in flight, and the events that wait for the sink (the callback that gets the events).
 
 use super::{Command, SubmitError, Transport};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -12,21 +12,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
-/// Puts and flushes are accepted while fewer commands are outstanding: enough for 128 puts in each of eight sessions.
+/// Puts and flushes are accepted while fewer than this many commands are outstanding. That allows 128 puts in each of eight sessions.
 pub(crate) const OPERATIONS_MAX: usize = 1024;
 /// Additional room for `Open`, `Connect` and `Close`, so that a session whose puts are stuck can still be closed.
 const CONTROL_MAX: usize = 64;
-/// Most commands that the thread takes in one turn, so that it polls completions in between.
+/// Maximum number of commands that the thread takes per iteration, so that it polls completions between batches.
 const BATCH_MAX: usize = 64;
 
 /// The state that callers and the thread share.
 pub(crate) struct Queue {
     commands: Mutex<Pending>,
-    /// Commands accepted and not answered.
+    /// Number of commands that were accepted and have no final event yet.
     outstanding: AtomicUsize,
     /// Whether the thread sleeps in `poll`, or is about to.
     parked: AtomicBool,
-    /// Turns of the thread, for the watchdog.
+    /// Number of the thread's iterations, for the watchdog.
     turns: AtomicU64,
     /// The eventfd that wakes the thread.
     doorbell: OwnedFd,
@@ -62,7 +62,8 @@ impl Queue {
         if pending.stopping {
             return Err(SubmitError::ShutDown);
         }
-        // The count grows only under the lock, so the bound holds. A concurrent answer can only make the check stricter.
+        // The count grows only under the lock, so the bound holds. If the thread lowers it at the same
+        // time, this may refuse one command too many.
         if self.outstanding.load(Ordering::Relaxed) >= bound {
             return Err(SubmitError::Full);
         }
@@ -75,8 +76,8 @@ impl Queue {
 
     /// Wakes the thread if it is parked.
     ///
-    /// The thread sets `parked` *before* it locks the queue and checks it for the last time. A caller whose change that check missed
-    /// took the lock later, so it sees the flag.
+    /// The thread sets `parked` *before* it locks the queue and checks it for the last time. If that check misses a caller's change, the
+    /// caller has locked the queue after the check. So the caller sees `parked` and wakes the thread.
     fn wake(&self) {
         if self.parked.swap(false, Ordering::AcqRel) {
             // The write fails only if the counter is full, and a full counter wakes the thread too.
@@ -98,14 +99,14 @@ impl Queue {
         pending.stopping
     }
 
-    /// Called by the thread: `count` commands have their terminal event.
+    /// Called by the thread: the final events of `count` commands have been reported.
     pub(crate) fn answered(&self, count: usize) {
         self.outstanding.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// Called by the thread: sleeps until a caller wakes it, one of `fds` becomes readable, or `timeout` passes.
     ///
-    /// Returns at once if commands wait, or if a shutdown has begun that the thread has not seen (`stopping_seen`).
+    /// Returns at once if commands wait, or if a shutdown has begun and `stopping_seen` is false.
     pub(crate) fn park(&self, fds: &[BorrowedFd<'_>], timeout: Duration, stopping_seen: bool) {
         self.parked.store(true, Ordering::SeqCst);
         let idle = {
@@ -172,7 +173,7 @@ impl Transport for Driver {
     fn shutdown(&self) {
         self.queue.stop();
         if std::thread::current().id() == self.thread_id {
-            return; // Called from the sink. The thread cannot join itself; it ends after this turn.
+            return; // The sink runs on this thread and called this. The thread cannot join itself; it ends after this iteration.
         }
         // The lock is held during the join, so that every caller returns only after the thread has ended.
         let mut held = self.thread.lock().unwrap_or_else(PoisonError::into_inner);

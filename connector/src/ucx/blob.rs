@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_sealed_blob_opens_only_for_its_region_and_kind() {
-        let blob = seal(Kind::Key, 4096, 1 << 20, b"key").expect("short");
+        let blob = seal(Kind::Key, 4096, 1 << 20, b"key").expect("the body is short");
         assert_eq!(open(Kind::Key, 4096, 1 << 20, &blob), Ok(b"key".as_slice()));
         assert!(open(Kind::Key, 4097, 1 << 20, &blob).is_err());
         assert!(open(Kind::Key, 4096, 1 << 21, &blob).is_err());
@@ -95,7 +95,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_change_is_refused(body in prop::collection::vec(any::<u8>(), 0..300), at in any::<usize>(), flip in 1u8..) {
-            let mut blob = seal(Kind::Address, 1, 2, &body).expect("short");
+            let mut blob = seal(Kind::Address, 1, 2, &body).expect("the body is short");
             let at = at % blob.len();
             blob[at] ^= flip;
             prop_assert!(open(Kind::Address, 1, 2, &blob).is_err());

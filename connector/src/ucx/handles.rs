@@ -37,7 +37,7 @@ impl Context {
         settings: &[(&CStr, &CStr)],
         region: Region,
     ) -> Result<Rc<Self>, TransportError> {
-        // SAFETY: the context is released in `Drop`, which runs after that of every worker, because workers hold the context.
+        // SAFETY: the context is released in `Drop`, which runs after every worker was dropped, because workers hold the context.
         let handle = unsafe { ucx.init(UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP, settings) }?;
         let (base, bytes) = (region.base().as_ptr(), region.bytes());
         // SAFETY: the region keeps its memory mapped, and `Drop` unregisters it before the field `region` is dropped.
@@ -106,7 +106,7 @@ impl Worker {
         Ok(Descriptor { transport: super::NAME.into(), worker_address, rkey, base, bytes })
     }
 
-    /// One round of progress. False if nothing happened.
+    /// Lets UCX make progress once. False if nothing happened.
     pub(super) fn progress(&self) -> bool {
         // SAFETY: `self` owns the worker, so it is live. `Rc` keeps it on its thread. `on_error` does not call UCX.
         unsafe { (self.context.ucx.raw.ucp_worker_progress)(self.handle) != 0 }
@@ -165,7 +165,7 @@ unsafe extern "C" fn on_error(arg: *mut c_void, _ep: ucp_ep_h, status: ucs_statu
 /// An operation that UCX has accepted. Its owner polls it. Dropping it does not cancel it.
 pub(super) struct Request {
     worker: Rc<Worker>,
-    /// None if the operation was complete at once.
+    /// `None` if the operation was complete at once.
     handle: Option<NonNull<c_void>>,
     call: &'static str,
 }
@@ -204,7 +204,7 @@ impl Drop for Request {
 /// An endpoint and the rkey of the peer's region. They are one object, so that an rkey of an earlier session cannot be used.
 pub(super) struct Endpoint {
     worker: Rc<Worker>,
-    /// None after the endpoint was closed.
+    /// `None` after the endpoint was closed.
     handle: Option<ucp_ep_h>,
     rkey: ucp_rkey_h,
     peer_base: u64,
@@ -282,7 +282,7 @@ impl Endpoint {
         Ok(Request::new(&self.worker, "ucp_ep_flush_nbx", posted))
     }
 
-    /// Starts to close the endpoint. With `force`, operations in flight fail soon after. None if the endpoint was closed before, or if
+    /// Starts to close the endpoint. If `force` is true, operations in flight fail soon after that. `None` if the endpoint was closed before, or if
     /// UCX refused the call.
     pub(super) fn close(&mut self, force: bool) -> Option<Request> {
         let ep = self.handle.take()?;

@@ -15,10 +15,10 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 const STALL_MAX: Duration = Duration::from_secs(1);
 /// Time limit for draining.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
-/// Time limit for closing the endpoint. After it the worker is destroyed in any case.
+/// Time limit for closing the endpoint. After that, the worker is destroyed in any case.
 const DISCONNECT_WITHIN: Duration = Duration::from_secs(1);
 
-/// The events of one turn, and the number of commands that they answer.
+/// The events of one iteration, and the number of commands that they answer.
 #[derive(Default)]
 pub(super) struct Outbox {
     pub(super) events: Vec<Event>,
@@ -26,7 +26,7 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Adds the terminal event of a command.
+    /// Adds the final event of a command.
     pub(super) fn answer(&mut self, event: Event) {
         self.answered += 1;
         self.events.push(event);
@@ -171,7 +171,7 @@ impl Session {
         }
     }
 
-    /// Starts to close the session. `commanded` says that a `Close` command is to be answered.
+    /// Starts to close the session. If `commanded` is true, the end of the session answers a `Close` command.
     pub(super) fn close(&mut self, commanded: bool, now: Instant, out: &mut Outbox) {
         self.closes += usize::from(commanded);
         if self.closing.is_some() {

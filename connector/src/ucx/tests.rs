@@ -15,7 +15,7 @@ const SILENT: TransportSession = TransportSession(1);
 const OTHER: TransportSession = TransportSession(2);
 
 fn transport() -> (UcxTransport, Receiver<Event>) {
-    let cache = cache_folder::locate(|name| std::env::var_os(name)).expect("a home");
+    let cache = cache_folder::locate(|name| std::env::var_os(name)).expect("HOME is set");
     let search = vec![cache.join(cache_folder::UCX)];
     let config = UcxConfig { search, ..UcxConfig::default() };
     let (sink, events) = mpsc::channel();
@@ -27,7 +27,7 @@ fn transport() -> (UcxTransport, Receiver<Event>) {
 /// A listener that completes no TCP handshake, because its accept queue is full and nothing is accepted.
 fn full_listener() -> (TcpListener, Vec<TcpStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("bound");
+    let address = listener.local_addr().expect("the socket is bound");
     let mut queued = Vec::new();
     loop {
         match TcpStream::connect_timeout(&address, Duration::from_millis(100)) {
@@ -67,11 +67,11 @@ fn at_port(peer: &Descriptor, port: u16) -> Descriptor {
 fn a_peer_that_accepts_no_connection_blocks_its_own_session_only() {
     let (transport, events) = transport();
     let (listener, _queued) = full_listener();
-    let submit = |command| transport.submit(command).expect("room");
-    let next = || events.recv_timeout(DEADLINE).expect("an answer");
+    let submit = |command| transport.submit(command).expect("there is room");
+    let next = || events.recv_timeout(DEADLINE).expect("an answer arrives");
     submit(Command::Open { session: SILENT });
     let Event::Opened { result: Ok(peer), .. } = next() else { panic!("no worker") };
-    let peer = at_port(&peer, listener.local_addr().expect("bound").port());
+    let peer = at_port(&peer, listener.local_addr().expect("the socket is bound").port());
     submit(Command::Connect { session: SILENT, peer });
     // Another session opens while that one waits.
     submit(Command::Open { session: OTHER });

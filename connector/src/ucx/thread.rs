@@ -1,6 +1,6 @@
 //! The thread "baton-ucx" owns all UCX objects. No other thread calls UCX.
 //!
-//! In each turn the thread takes commands, progresses all workers, polls for completions, and passes one batch of events to the sink.
+//! In each iteration the thread takes commands, progresses all workers, polls for completions, and passes one batch of events to the sink.
 //! If nothing happens it spins for [`SPIN`], then yields for [`YIELD`], then arms all workers and sleeps until one of their
 //! descriptors or the command queue wakes it.
 //!
@@ -24,13 +24,14 @@ const SPIN: Duration = Duration::from_micros(20);
 /// Time since the last activity for which the thread then yields the core. Sleeping earlier would not pay, because a wake-up takes
 /// longer than the lane's pauses within a page.
 const YIELD: Duration = Duration::from_micros(200);
-/// Longest sleep while operations are in flight, or shortly after activity.
+/// Maximum sleep while operations are in flight, or shortly after activity.
 const PARK_BUSY: Duration = Duration::from_millis(1);
-/// Longest sleep otherwise. The watchdog's counter must advance ten times a second.
+/// Maximum sleep otherwise. The watchdog's counter must advance ten times per second.
 const PARK_IDLE: Duration = Duration::from_millis(80);
-/// Time since the last activity for which the longest sleep is [`PARK_BUSY`].
+/// Time since the last activity for which the maximum sleep is [`PARK_BUSY`].
 const WARM: Duration = Duration::from_secs(1);
-/// Most rounds of progress for one worker in one turn, so that a peer that sends without a pause does not starve the other sessions.
+/// Maximum number of progress calls per worker in one iteration, so that a peer that sends without a pause does not starve the other
+/// sessions.
 const ROUNDS_MAX: usize = 64;
 
 pub(super) struct Thread {
@@ -100,7 +101,7 @@ impl Thread {
         }
     }
 
-    /// Passes the events of this turn to the sink. True if there were any.
+    /// Passes the events of this iteration to the sink. True if there were any.
     fn deliver(&mut self) -> bool {
         let Outbox { events, answered } = mem::take(&mut self.out);
         let any = !events.is_empty();

@@ -156,8 +156,8 @@ pub(crate) fn shutdown_is_idempotent_and_answers_everything(kind: Kind) {
     for _ in 0..32 {
         sender.put(A, 0, 0, 8 * MIB);
     }
-    sender.submit(Command::Open { session: B }).expect("room");
-    sender.submit(Command::Close { session: A }).expect("room");
+    sender.submit(Command::Open { session: B }).expect("there is room");
+    sender.submit(Command::Close { session: A }).expect("there is room");
     let transport = &sender.transport;
     transport.shutdown();
     transport.shutdown();

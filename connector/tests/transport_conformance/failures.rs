@@ -46,9 +46,9 @@ pub(crate) fn commands_for_an_unknown_session_are_answered(kind: Kind) {
     let mut side = Side::start(kind, 4096);
     assert!(!side.close(A), "a session that is not open is not drained");
     let peer = side.open(A);
-    side.submit(Command::Connect { session: B, peer }).expect("room");
+    side.submit(Command::Connect { session: B, peer }).expect("there is room");
     assert_eq!(side.wait_failed(B), TransportError::NotConnected(2));
-    side.submit(Command::Open { session: A }).expect("room");
+    side.submit(Command::Open { session: A }).expect("there is room");
     let again = side.wait("Opened", |event| match event {
         Event::Opened { session: A, result } => Some(result.clone()),
         _ => None,
@@ -133,7 +133,7 @@ pub(crate) fn nothing_is_written_after_the_receiver_closed(kind: Kind) {
     for _ in 0..64 {
         sender.put(A, 0, 0, bytes);
     }
-    sender.submit(Command::Close { session: A }).expect("room");
+    sender.submit(Command::Close { session: A }).expect("there is room");
     // The receiver closes without waiting for the sender to drain.
     assert!(receiver.close(A));
     let before = receiver.read(0, bytes);

@@ -34,15 +34,15 @@ fn decode(text: &str) -> Descriptor {
     };
     let blob = |word: &str| {
         let digits = word.strip_prefix('x').expect("begins with x");
-        let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hex");
+        let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("the text is hex");
         (0..digits.len()).step_by(2).map(byte).collect()
     };
     Descriptor {
         transport: transport.into(),
         worker_address: blob(worker_address),
         rkey: blob(rkey),
-        base: base.parse().expect("base"),
-        bytes: bytes.parse().expect("bytes"),
+        base: base.parse().expect("the line has a base address"),
+        bytes: bytes.parse().expect("the line has a length"),
     }
 }
 
@@ -54,7 +54,7 @@ fn peer_process() {
     }
     let mut side = Side::start(Kind::Ucx, BYTES as usize);
     for line in std::io::stdin().lines() {
-        let line = line.expect("standard input");
+        let line = line.expect("standard input can be read");
         match line.split_once(' ').unwrap_or((&line, "")) {
             ("open", _) => println!("@{}", encode(&side.open(A))),
             ("check", seed) => {
@@ -65,15 +65,15 @@ fn peer_process() {
             ("put", seed) => {
                 side.fill(0, BYTES, seed.parse().expect("seed"));
                 let put = side.put(A, 0, 0, BYTES);
-                side.result(put).expect("put");
-                side.flush(A).expect("flush");
+                side.result(put).expect("the put succeeds");
+                side.flush(A).expect("the flush succeeds");
                 println!("@flushed");
             }
             ("flood", _) => {
                 println!("@flooding");
                 loop {
                     let puts: Vec<_> = (0..8).map(|_| side.put(A, 0, 0, BYTES)).collect();
-                    puts.into_iter().for_each(|put| side.result(put).expect("put"));
+                    puts.into_iter().for_each(|put| side.result(put).expect("the put succeeds"));
                 }
             }
             (word, _) => panic!("unknown word {word}"),
@@ -90,7 +90,7 @@ struct Peer {
 
 impl Peer {
     fn start() -> Self {
-        let binary = std::env::current_exe().expect("own path");
+        let binary = std::env::current_exe().expect("the program's own path is known");
         let mut child = Process::new(binary)
             .args(["--exact", "processes::peer_process", "--nocapture", "--test-threads=1"])
             .env(PEER, "1")
@@ -99,7 +99,7 @@ impl Peer {
             .spawn()
             .expect("the peer starts");
         let (send, lines) = channel();
-        let output = BufReader::new(child.stdout.take().expect("piped"));
+        let output = BufReader::new(child.stdout.take().expect("the stream is piped"));
         std::thread::spawn(move || {
             for line in output.lines().map_while(Result::ok) {
                 if let Some((_, answer)) = line.split_once('@') {
@@ -112,7 +112,7 @@ impl Peer {
     }
 
     fn ask(&mut self, line: &str) -> String {
-        writeln!(self.input.as_mut().expect("alive"), "{line}").expect("the peer reads");
+        writeln!(self.input.as_mut().expect("it is alive"), "{line}").expect("the peer reads");
         self.lines.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("the peer did not answer {line:.20}"))
     }
 

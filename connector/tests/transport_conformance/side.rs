@@ -21,7 +21,7 @@ pub(crate) enum Kind {
 
 /// UCX from the cache folder of `cargo xtask`. `UCX_*` variables of the environment take precedence, as in the program.
 pub(crate) fn ucx_config() -> UcxConfig {
-    let cache = cache_folder::locate(|name| std::env::var_os(name)).expect("a home");
+    let cache = cache_folder::locate(|name| std::env::var_os(name)).expect("HOME is set");
     let mut config = UcxConfig { search: vec![cache.join(cache_folder::UCX)], ..UcxConfig::default() };
     config.defaults.retain(|(name, _)| std::env::var_os(name).is_none());
     config
@@ -54,7 +54,9 @@ impl Side {
         let sink: EventSink =
             Box::new(move |batch| batch.into_iter().for_each(|event| drop(send.send(event))));
         let transport: Box<dyn Transport> = match kind {
-            Kind::Loopback => Box::new(LoopbackTransport::start(region.clone(), sink).expect("thread")),
+            Kind::Loopback => {
+                Box::new(LoopbackTransport::start(region.clone(), sink).expect("the thread starts"))
+            }
             Kind::Ucx => match UcxTransport::start(region.clone(), &ucx_config(), Box::new(|| ()), sink) {
                 Ok(transport) => Box::new(transport),
                 Err(error) => panic!("this test needs UCX; cargo xtask test fetches it: {error}"),

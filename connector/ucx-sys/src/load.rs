@@ -97,8 +97,8 @@ impl LoadError {
 impl Ucx {
     /// Loads the first of `candidates` that exists, or else the `libucp.so.0` that the dynamic loader finds.
     ///
-    /// Only the first library found is tried. The loader finds the libraries that it needs (`libuct`, `libucs`, `libucm`) beside it
-    /// through its rpath. UCX finds its transport modules in `ucx/` beside it.
+    /// Only the first library found is tried. The library's rpath tells the loader to look for `libuct`, `libucs` and `libucm` in the
+    /// library's own folder. UCX looks for its transport modules in `ucx/` in the same folder.
     ///
     /// # Errors
     /// [`LoadError`].
@@ -145,8 +145,8 @@ impl Ucx {
         if version < Version::OLDEST {
             return Err(LoadError::TooOld { version, path: path.to_owned() });
         }
-        // SAFETY: the version is at least `OLDEST`, whose functions have the types of the bindings. The library was leaked above, so it
-        // is never unloaded.
+        // SAFETY: the version is at least `OLDEST`. The functions of `OLDEST` and of later versions of this API have the types of the
+        // bindings. The library was leaked above, so it is never unloaded.
         let raw = unsafe { Functions::resolve(library) }.map_err(missing)?;
         Ok(Box::leak(Box::new(Self { raw, path: path.to_owned(), version })))
     }

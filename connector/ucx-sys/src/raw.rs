@@ -182,7 +182,7 @@ pub struct ucp_ep_attr_t {
 
 macro_rules! functions {
     ($(fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?;)*) => {
-        /// The functions that Baton uses. Each call is `unsafe` and must follow the rules in UCX's headers.
+        /// The functions that Baton uses. Each call is `unsafe` and must obey the rules in UCX's headers.
         pub struct Functions {
             $(pub $name: unsafe extern "C" fn($($arg: $ty),*) $(-> $ret)?,)*
         }

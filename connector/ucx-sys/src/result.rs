@@ -1,7 +1,7 @@
-//! The result layer: statuses become [`CallError`], request pointers become [`Posted`]. It adds no safety.
+//! The result layer: statuses become [`CallError`], request pointers become [`Posted`]. The functions stay unsafe.
 //!
-//! The caller of each function must follow the rules of the UCX function that it calls (`ucp/api/ucp.h`): handles are live, belong to
-//! this library, and are used by one thread.
+//! Each function here wraps one UCX function. Its caller must obey the rules of that UCX function (`ucp/api/ucp.h`): handles are live,
+//! belong to this library, and are used by one thread.
 
 use crate::load::Ucx;
 use crate::raw::*;
@@ -32,7 +32,7 @@ pub enum Posted {
 }
 
 impl Ucx {
-    /// Turns a status into a result.
+    /// Converts a status into a result.
     pub fn check(&self, call: &'static str, status: ucs_status_t) -> Result<(), CallError> {
         if status == UCS_OK { Ok(()) } else { Err(self.error(call, status)) }
     }
@@ -56,7 +56,7 @@ impl Ucx {
     /// Reads the configuration from the environment (`ucp_config_read`), applies `settings` and calls `ucp_init_version`.
     ///
     /// # Safety
-    /// The caller releases the context with `ucp_cleanup`, after everything that was made from it.
+    /// The caller first releases everything that was made from the context, and then the context itself with `ucp_cleanup`.
     pub unsafe fn init(
         &self,
         features: u64,
@@ -243,7 +243,7 @@ impl Ucx {
     /// `ucp_ep_close_nbx`: with `force`, operations in flight fail; otherwise the endpoint is flushed first.
     ///
     /// # Safety
-    /// The endpoint is not used again, also if the call fails.
+    /// The endpoint is not used again, even if the call fails.
     pub unsafe fn ep_close(&self, ep: ucp_ep_h, force: bool) -> Result<Posted, CallError> {
         // SAFETY: all-zero is a valid value of this plain C struct; UCX reads only the fields in the mask.
         let mut param: ucp_request_param_t = unsafe { zeroed() };

@@ -45,7 +45,7 @@ fn a_missing_symbol_is_named() {
 #[test]
 fn a_file_that_is_not_a_library_is_named() {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("text.so");
-    std::fs::write(&path, "not a library").expect("file");
+    std::fs::write(&path, "not a library").expect("the file can be written");
     let error = Ucx::load(std::slice::from_ref(&path)).expect_err("it is text");
     assert_eq!(error.kind(), "unloadable");
     assert!(error.to_string().contains(&path.display().to_string()), "{error}");

@@ -208,7 +208,7 @@ pub(super) fn name_of(name: &str) -> String {
 pub(super) fn check_names(tensors: &Safetensors, shape: &ModelShape, folder: &Path) -> Result<(), OpenError> {
     let known: std::collections::HashSet<String> =
         shape.tensor_names().iter().map(|name| name_of(name)).collect();
-    // Old files also store RoPE's frequencies, which follow from the configuration.
+    // Old files also store RoPE's frequencies, which are computed from the configuration.
     let unknown = |name: &&str| !known.contains(*name) && !name.ends_with("rotary_emb.inv_freq");
     match tensors.names().find(unknown) {
         Some(name) => Err(OpenError::UnsupportedModel {

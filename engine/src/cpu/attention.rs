@@ -12,7 +12,7 @@ use super::scratch::{Scratch, take};
 use crate::kv::{KeyOrValue, KvPool, PageId};
 use crate::model::ModelShape;
 
-/// The most rows of a unit.
+/// Maximum number of rows of a unit.
 const TILE_ROWS: usize = 16;
 
 /// The rows, positions and pages of a chunk, or of a part of it.

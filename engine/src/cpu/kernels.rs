@@ -20,7 +20,7 @@ mod tests;
 pub(super) const PANEL: usize = 32;
 /// Inputs that share a scale in Q4_1 and Q8_0.
 pub(super) const BLOCK: usize = 32;
-/// The most rows of [`Kernels::product_q4`] and `product_q8`.
+/// Maximum number of rows of [`Kernels::product_q4`] and `product_q8`.
 pub(super) const FUSED_ROWS: usize = 4;
 
 /// Bytes of one Q4_1 block of a panel: 32 f16 scales, 32 f16 minimums, and 32 bytes for each pair of inputs. The even input

@@ -18,7 +18,7 @@ use crate::model::ModelShape;
 const INT_BYTES: usize = 16 << 20;
 /// Words of an FA3 plan. `kernels/attention.cuh` has the same number.
 const PLAN_WORDS: usize = 32;
-/// The most query heads that share a KV head: the rows of FA2's tile.
+/// Maximum number of query heads that share a KV head: the rows of FA2's tile.
 pub(super) const GROUP_MAX: usize = 16;
 
 /// The FA3 plan of a step's prompts: offsets in the workspace, in FlashInfer's format.
@@ -37,13 +37,13 @@ pub(super) struct Attention {
     partial_sums: Buffer,
     /// A zero word for each piece.
     zeros: Buffer,
-    /// The piece capacity of a step.
+    /// Maximum number of split-KV pieces in a step.
     pieces: usize,
     heads: u32,
     kv_heads: u32,
     head_dim: usize,
     page_tokens: u32,
-    /// Elements from one page to the next.
+    /// Number of elements from the start of one page to the start of the next.
     page_stride: i64,
 }
 
@@ -96,7 +96,7 @@ impl Attention {
     /// Plans the prompts of a step. The plan's data is copied to the device in stream order.
     ///
     /// # Safety
-    /// The copy of the previous step with the same turn has finished.
+    /// The copy of the last step that used the same host buffers has finished.
     pub(super) unsafe fn plan_prefill(&self, lists: &Lists, stream: &Stream) -> Result<PrefillPlan> {
         let (plan, part) = (lists.plan(), &lists.plan().prefill);
         let mut words = [0; PLAN_WORDS];

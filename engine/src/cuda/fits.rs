@@ -14,7 +14,7 @@ use crate::model::{EngineConfig, ModelShape, POOL_TOKENS_MIN};
 const KERNELS_FOR: (i32, i32) = (9, 0);
 /// Hidden and feed-forward sizes must be multiples of this. The kernels are tested only with such sizes.
 const SIZES_ALIGN: usize = 32;
-/// The largest hidden size that one thread block normalises.
+/// Maximum hidden size that one thread block normalises.
 const HIDDEN_MAX: usize = 16_384;
 /// Device memory reserved for allocations of the CUDA libraries.
 const SPARE_BYTES: u64 = 1 << 30;
@@ -51,7 +51,7 @@ pub(super) fn check_shape(shape: &ModelShape) -> Result<(), String> {
     Ok(())
 }
 
-/// The number of pages that fit in `kv_bytes`, or in the device memory that remains of the engine's share if it is 0.
+/// The number of pages that fit in `kv_bytes`. If `kv_bytes` is 0: in the device memory that remains of the engine's share.
 pub(super) fn pages(
     config: &EngineConfig,
     device: &CudaDevice,

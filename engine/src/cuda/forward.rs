@@ -30,7 +30,7 @@ use crate::sampling::Sampling;
 /// Bytes of a bf16 number.
 const HALF: usize = 2;
 
-/// The most rows that one step samples.
+/// Maximum number of rows that one step samples.
 pub(super) const SAMPLED_MAX: usize = 1024;
 
 /// Matrices with one row for each token of a step.
@@ -201,7 +201,7 @@ impl Forward {
             rows: plan.rows as i32,
             hidden: width as i32,
         };
-        // SAFETY: see the module's documentation. Rows that follow refer to rows of `chosen` that the previous step sampled.
+        // SAFETY: see the module's documentation. Token -1 - n refers to a row of `chosen` that the previous step sampled.
         unsafe { launch("baton_embed", baton_embed, &arguments, step.stream)? };
         let mut before = None;
         for (index, layer) in self.weights.layers.iter().enumerate() {

@@ -19,7 +19,7 @@ use crate::gpu::rows;
 /// The workspace size that cublasLt recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// The most padding rows of a GEMM.
+/// Maximum number of padding rows of a GEMM.
 pub(super) const ROWS_SPARE: usize = rows::SPARE;
 /// The algorithm id of cublasLt's kernels for Hopper. The older kernels take seven times as long.
 const HOPPER_KERNELS: i32 = 66;

@@ -8,7 +8,7 @@ use crate::step::{Chunk, TokenSource};
 /// The row counts of the graphs. A decode batch uses the smallest graph with enough rows.
 const GRAPH_ROWS: [usize; 12] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, GRAPH_ROWS_MAX];
 pub(super) const GRAPH_ROWS_MAX: usize = 256;
-/// The most page table entries of a step that a graph replays.
+/// Maximum number of page table entries in a step that a graph replays.
 pub(super) const GRAPH_PAGES: usize = 64 << 10;
 
 /// A captured step.

@@ -1,4 +1,4 @@
-//! The memory of a step's lists. The host writes them, and one copy sends them to the device.
+//! The memory of a step's lists (the input arrays of its kernels). The host writes them, and one copy sends them to the device.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -42,8 +42,9 @@ impl Lists {
     /// Writes the lists of a batch to host buffer `turn`, as [`Plan::lay_out`] does.
     ///
     /// # Safety
-    /// [`batch::check`](crate::batch::check) has accepted the batch for the model and the pool that the kernels use. `followed`
-    /// holds rows that the previous step samples. The copy of the previous step with the same `turn` has finished.
+    /// [`batch::check`](crate::batch::check) has accepted the batch for the model and the pool that the kernels use. If chunk `i`
+    /// takes its token from the previous step, `followed[i]` is the row that samples the token there. The copy of the last step with
+    /// the same `turn` has finished.
     pub(super) unsafe fn lay_out(
         &mut self,
         batch: &[Chunk<'_>],

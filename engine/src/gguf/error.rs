@@ -31,7 +31,7 @@ pub enum GgufError {
     TruncatedTensors {
         /// The tensor that ends last.
         tensor: String,
-        /// The fewest bytes that a complete file has.
+        /// Minimum number of bytes of a complete file.
         expected: u64,
         /// Bytes of the file.
         actual: u64,

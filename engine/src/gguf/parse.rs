@@ -6,7 +6,7 @@ use std::io::Read;
 use super::error::GgufError;
 use super::tensor::{Tensor, TensorType};
 
-/// The most dimensions that the format allows.
+/// Maximum number of dimensions that the format allows.
 const DIMENSIONS_MAX: u32 = 4;
 
 /// Everything before the tensor data.

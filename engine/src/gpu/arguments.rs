@@ -30,7 +30,7 @@ macro_rules! arguments {
 }
 
 arguments! {
-    /// `out[r] = table[tokens[r]]`. A token of -1 - n stands for `chosen[n]`.
+    /// `out[r] = table[tokens[r]]`. Token -1 - n means `chosen[n]`.
     Embed, 40 bytes {
         tokens: *const i32,
         chosen: *const i32,

@@ -71,7 +71,7 @@ impl Plan {
         }
     }
 
-    /// The most words of a step.
+    /// Maximum number of words of a step.
     pub(crate) fn words_max(&self) -> usize {
         let StepCapacity { rows, chunks, pages } = self.capacity;
         Offsets::new(rows, chunks, pieces_max(rows)).pages + pages
@@ -151,7 +151,7 @@ impl Plan {
         self.words
     }
 
-    /// Token ids of the rows. -1 - n stands for the token that row n of the previous step samples.
+    /// Token ids of the rows. -1 - n means the token that row n of the previous step samples.
     pub(crate) fn tokens(&self) -> Range<usize> {
         list(self.offsets.tokens, self.rows)
     }

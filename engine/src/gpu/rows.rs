@@ -12,7 +12,7 @@ const MULTIPLE: usize = 32;
 const SEARCH: usize = 64;
 const STEP: usize = 4;
 
-/// The most padding rows of a GEMM. Buffers have room for them.
+/// Maximum number of padding rows of a GEMM. Buffers have room for them.
 pub(crate) const SPARE: usize = MULTIPLE + SEARCH;
 
 /// The planned row count that serves `rows` rows.

@@ -11,7 +11,7 @@ use super::{GPU, config, has_kernels, pages, run};
 /// # Errors
 /// A step succeeds, or fails with an error whose scope is not the engine.
 pub(crate) fn check() -> Result<()> {
-    let llama = llamas()?.into_iter().find(has_kernels).context("a model with kernels")?;
+    let llama = llamas()?.into_iter().find(has_kernels).context("no test model has kernels")?;
     let folder = llama.write("gpu")?;
     let mut gpu = CudaEngine::open(&config(folder.path(), GPU, LoadFormat::Auto, 8 << 20), 0, &|_, _| ())?;
     let table = pages(0, 8);

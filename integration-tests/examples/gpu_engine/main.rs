@@ -225,7 +225,7 @@ fn hashes(gpu: &CudaEngine) -> Result<()> {
         let cells: Vec<AtomicU8> = data.into_iter().map(AtomicU8::new).collect();
         let region = Region::shared(Arc::new(Cells(cells)));
         let seed = PageSeed { session: 1, credit: 2, request: 3, place: 4 };
-        let right = page_hash(&region, 0, bytes, seed).context("in the region")?;
+        let right = page_hash(&region, 0, bytes, seed).context("the page lies outside the region")?;
         ensure!(finished(sum, bytes, seed) == right, "page {page:?} has another hash on the GPU");
     }
     Ok(())
@@ -336,7 +336,7 @@ fn run_ahead(
             submitted += 1;
             continue;
         }
-        let step: &mut Step = running.front_mut().context("a step runs")?;
+        let step: &mut Step = running.front_mut().context("no step is running")?;
         if let Some(output) = gpu.poll(step)? {
             running.pop_front();
             times.push(last.elapsed().as_secs_f64());

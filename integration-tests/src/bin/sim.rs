@@ -79,7 +79,7 @@ fn main() -> Result<()> {
         total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     let minutes = began.elapsed().as_secs_f64() / 60.0;
     println!(
-        "{histories} histories in {:.1} s, {:.0} a minute; {:.1} virtual hours, {:.1} million events",
+        "{histories} histories in {:.1} s, {:.0} per minute; {:.1} virtual hours, {:.1} million events",
         minutes * 60.0,
         histories as f64 / minutes,
         report.micros as f64 / 3.6e9,

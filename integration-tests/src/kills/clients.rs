@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::client::{Answer, Connection, complete};
 use crate::fixtures::Prompt;
 
-/// `request.deadline`. No request of these tests takes nearly as long.
+/// `request.deadline`. All requests of these tests are much faster.
 pub(super) const DEADLINE: Duration = Duration::from_secs(100);
 
 /// A client that waits for its answer.
@@ -67,7 +67,7 @@ impl Leaving {
         Ok(())
     }
 
-    /// Whether not a single byte of the answer has come.
+    /// True if no byte of the answer has arrived.
     pub(super) fn has_nothing(&self) -> Result<bool> {
         self.0.is_empty()
     }

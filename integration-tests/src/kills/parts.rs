@@ -28,8 +28,8 @@ pub(super) struct Parts {
 impl Parts {
     /// Starts both processes and waits until pages can travel.
     pub(super) fn start(lanes: Option<&str>) -> Result<Self> {
-        // Below the ports that the kernel gives to connections, so that the port is free again after a kill. Each bench looks from another
-        // port on.
+        // Below the ports that the kernel gives to connections, so that the port is free again after a kill. Each bench begins its
+        // search at another port.
         static BENCHES: AtomicU32 = AtomicU32::new(0);
         let bench = std::process::id() + 4000 * BENCHES.fetch_add(1, Ordering::Relaxed);
         let first = 21_000 + (bench % 8000) as u16;
@@ -37,7 +37,7 @@ impl Parts {
         let free = ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
         let settings = [
             format!("request.deadline={}s", DEADLINE.as_secs()),
-            format!("link.port={}", free.context("a free port")?),
+            format!("link.port={}", free.context("no port is free")?),
         ];
         let receiver = start_receiver(&settings, lanes)?;
         let proxy = Proxy::start(receiver.address("link.port")?)?;
@@ -55,11 +55,11 @@ impl Parts {
     }
 
     pub(super) fn receiver_metrics(&self) -> Result<Metrics> {
-        metrics(&self.frontend).context("receiver")
+        metrics(&self.frontend).context("cannot read the receiver's metrics")
     }
 
     pub(super) fn sender_metrics(&self) -> Result<Metrics> {
-        metrics(&self.sender.address("http.port")?).context("sender")
+        metrics(&self.sender.address("http.port")?).context("cannot read the sender's metrics")
     }
 
     /// Prompts that the sender has not yet handed over.

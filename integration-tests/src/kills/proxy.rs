@@ -57,7 +57,7 @@ impl Proxy {
         &self.address
     }
 
-    /// Closes every connection, also new ones, until [`heal`](Self::heal).
+    /// Closes every connection, and every new one, until [`heal`](Self::heal).
     pub(super) fn close(&self) {
         let mut state = self.shared.set(Path::Closed);
         for (_, streams) in state.connections.drain() {
@@ -97,7 +97,7 @@ impl Shared {
         self.changed.wait_while(self.lock(), stalled).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Carries one connection to its end.
+    /// Forwards the bytes of one connection until it ends.
     fn carry(&self, near: TcpStream) -> std::io::Result<()> {
         if self.passable().path == Path::Closed {
             return Ok(());

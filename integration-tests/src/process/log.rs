@@ -1,7 +1,7 @@
-//! The log of a process: its lines as they come, and the table of the lines that tests look for.
+//! The log of a process: its lines as they arrive, and the table of the lines that tests look for.
 //!
-//! Tests ask over HTTP for every state that a process shows there. They read the log only for what it alone tells, and they name such a
-//! line by its [`Event`].
+//! Tests ask over HTTP for every state that a process shows there. They read the log only for facts that nothing else shows, and they
+//! identify such a line by its [`Event`].
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ pub enum Event {
     Ended,
     /// The limit of open files allows fewer HTTP connections than the settings ask for. Fields: `open_files`, `connections`.
     FewConnections,
-    /// A sender cannot reach its receiver and goes on dialling. Fields: `address`, `reason`.
+    /// A sender cannot reach its receiver and continues to dial. Fields: `address`, `reason`.
     ReceiverUnreachable,
     /// A receiver has refused the sender, which dials again later. Fields: `address`, `reason`.
     ReceiverRefuses,
@@ -96,7 +96,7 @@ impl Log {
         find(&self.lock())
     }
 
-    /// Waits until the log is closed; false if it is not by `end`.
+    /// Waits until the log is closed; false if it is still open at `end`.
     pub(super) fn wait_closed(&self, end: Instant) -> bool {
         self.wait(end, |lines| lines.closed);
         self.is_closed()

@@ -14,7 +14,7 @@ use super::world::{Event, RECEIVER, World};
 const GRACE: u64 = SECOND;
 
 impl World {
-    /// A client sends a request. With `stays` it does not disconnect.
+    /// A client sends a request. If `stays` is true, the client does not disconnect.
     pub(super) fn ask(&mut self, stays: bool) -> RequestId {
         let request = RequestId(self.clients.len() as u64 + 1);
         let most = (self.plan.receiver_pages - self.plan.ring_pages) * PAGE_TOKENS;

@@ -8,7 +8,7 @@ use super::node::Node;
 use super::plan::{Fault, MS, SECOND};
 use super::world::{Event, RECEIVER, World};
 
-/// How long a process that ends in order waits for its hand-overs, and then again for its sessions.
+/// How long a process that shuts down in order waits for its hand-overs, and then again for its sessions.
 const DRAIN: u64 = 3 * SECOND;
 
 impl World {
@@ -45,9 +45,9 @@ impl World {
                 self.miscounts.insert(node);
             }
             Fault::SenderLeaves(node) => self.leave_in_order(node),
-            Fault::SenderUnwell(node) => {
-                let unwell = to::peer_link(HealthSeen(Some("stuck".into())));
-                self.perform(node, Endpoint::Ticker, vec![unwell]);
+            Fault::SenderUnhealthy(node) => {
+                let unhealthy = to::peer_link(HealthSeen(Some("stuck".into())));
+                self.perform(node, Endpoint::Ticker, vec![unhealthy]);
                 let wait = self.dice.between(500 * MS, 3 * SECOND);
                 self.send_later(node, wait, Endpoint::Ticker, to::peer_link(HealthSeen(None)));
             }
@@ -55,7 +55,7 @@ impl World {
         }
     }
 
-    /// Cancels faults that wait for an occasion, such as a lane that fails at its next use.
+    /// Cancels faults that have not taken effect yet, such as a lane that fails at its next use.
     pub(super) fn forget_faults(&mut self) {
         for outlet in self.outlets.values_mut() {
             (outlet.fails, outlet.hangs) = (false, false);

@@ -1,7 +1,7 @@
 //! The lanes: when a put reads its bytes, when they land, when it completes, and when a flush completes.
 //!
 //! A put reads its bytes between its posting and its completion, and they land before or after the completion. A flush completes when all puts
-//! before it have landed. If the receiver copies the bytes (TCP), nothing lands after its part of the session is closed. If senders write
+//! before the flush have landed. If the receiver copies the bytes (TCP), nothing lands after its part of the session is closed. If senders write
 //! directly, only the end of the sender's process stops a posted put.
 
 use actors::buffer_manager::state::PageUse;
@@ -51,7 +51,7 @@ fn changed(event: LaneEvent) -> Effect {
 }
 
 impl World {
-    /// The transport of a process takes a command.
+    /// The transport of a process gets a command.
     pub(super) fn command_transport(&mut self, node: usize, command: Command) {
         let life = self.nodes[node].life;
         let outlet = |session: TransportSession| OutletName { node, life, session: SessionId(session.0) };
@@ -123,7 +123,7 @@ impl World {
         self.lanes.get(&self.outlets.get(&name)?.lane?)
     }
 
-    /// Whether puts to this outlet can land.
+    /// True if puts from this outlet can land.
     fn lane_is_open(&self, name: OutletName) -> bool {
         let receiver = &self.nodes[RECEIVER];
         self.lane_of(name).is_some_and(|lane| {
@@ -167,7 +167,7 @@ impl World {
         self.tell(name, completed(LaneEvent::Flushed { session, ticket, result: outcome(failed) }));
     }
 
-    /// Delivers an event to the sender, if it is in the life of this outlet.
+    /// Delivers an event to the sender, if the sender is still in the life that made this outlet.
     fn tell(&mut self, name: OutletName, effect: Effect) {
         if self.sender_lives(name) {
             self.perform(name.node, Endpoint::Transport, vec![effect]);
@@ -281,7 +281,7 @@ impl World {
         self.outlets.entry(name).or_default().credits.extend(pages);
     }
 
-    /// A frame reports the pages of these credits as filled. Checks that no put into one of them is in flight.
+    /// A frame reports the pages of these credits as filled. Checks that no put into these pages is in flight.
     pub(super) fn has_landed(&mut self, name: OutletName, first: CreditNumber, count: u32) {
         let Some(outlet) = self.outlets.get(&name) else { return };
         let named = outlet.credits.iter().skip(first.0 as usize).take(count as usize);
@@ -293,7 +293,7 @@ impl World {
         }
     }
 
-    /// The transport of a sender closes a session, in order if it can and by force otherwise.
+    /// The transport of a sender closes a session: in order if possible, and by force otherwise.
     fn close_outlet(&mut self, name: OutletName) {
         let force = self.dice.one_in(4);
         let outlet = self.outlets.entry(name).or_default();

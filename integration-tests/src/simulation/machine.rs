@@ -10,7 +10,7 @@ fn mix(state: u64, value: u64) -> u64 {
     (state ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
 }
 
-/// The token that follows these tokens.
+/// The next token after these tokens.
 pub(super) fn next_token(tokens: &[u32]) -> u32 {
     let state = tokens.iter().fold(7, |state, token| mix(state, u64::from(*token)));
     (mix(state, 1) >> 32) as u32 % VOCABULARY
@@ -24,7 +24,7 @@ pub(super) struct Memory {
 
 impl Memory {
     pub(super) fn new(pages: u32) -> Self {
-        // Not a token, so that reading an unwritten position is noticed.
+        // This value is no token, so that a read of an unwritten position is detected.
         Self { pages: vec![vec![u32::MAX; PAGE_TOKENS as usize]; pages as usize] }
     }
 
@@ -106,7 +106,7 @@ impl Step {
     }
 }
 
-/// Sets the tokens of those chunks of `plan` that follow tokens sampled by the step before.
+/// Sets the tokens of the chunks in `plan` that take their tokens from the previous step.
 pub(super) fn follow(plan: &mut RunStep, sampled: &[(u64, Token)]) {
     for chunk in plan.chunks.iter_mut().filter(|chunk| chunk.source == TokenSource::Follows) {
         let token = sampled.iter().find(|(key, _)| *key == chunk.key);

@@ -19,7 +19,7 @@ use engine::{StepLimits, Token};
 use super::machine::{Memory, Step};
 use super::plan::{PAGE_TOKENS, Plan, VOCABULARY};
 
-/// A limit that the queue of a sender reaches sometimes.
+/// A prompt is computed locally if that is sooner by at least this time. The value is small, so that some histories do that.
 const LOCAL_IF_SOONER_BY: Duration = Duration::from_millis(50);
 
 /// An edge between two endpoints. Messages stay in order on an edge.
@@ -46,7 +46,7 @@ pub(super) struct Sender {
     pub(super) prefiller: PrefillerState,
     /// The connection that is being opened.
     pub(super) dialling: Option<u64>,
-    /// The process was told to end.
+    /// True if the process was told to end.
     pub(super) leaving: bool,
 }
 
@@ -63,13 +63,13 @@ pub(super) struct Node {
     pub(super) link: PeerLinkState,
     pub(super) memory: Memory,
     pub(super) step: Option<Step>,
-    /// The next step, which the engine has already.
+    /// The next step, which the engine already has.
     pub(super) step_ahead: Option<RunStep>,
     /// The tokens sampled by the last finished step. The next step may use them.
     pub(super) sampled: Vec<(u64, Token)>,
-    /// The next step fails.
+    /// True if the next step fails.
     pub(super) step_fails: bool,
-    /// Processes of peers whose end is reported to this process.
+    /// The peer processes, as (node, life), whose end this process watches.
     pub(super) watched: BTreeSet<(usize, u32)>,
     pub(super) role: Role,
 }
@@ -158,7 +158,7 @@ impl Node {
     }
 }
 
-/// The process `node` in its `life`.
+/// The incarnation of node `node` in life `life`.
 pub(super) fn incarnation(node: usize, life: u32) -> Incarnation {
     Incarnation { pid: node as u32, start_ticks: u64::from(life), boot: 1, pid_namespace: 1, random: 1 }
 }

@@ -31,7 +31,7 @@ pub(super) struct Lane {
 #[derive(Debug, Default)]
 pub(super) struct Put {
     pub(super) page: u32,
-    /// Whether these are pages of a request and not of the probe.
+    /// True for pages of a request, false for pages of the probe.
     pub(super) is_owned: bool,
     pub(super) into: u32,
     /// The number of pages from `page` and from `into` on.
@@ -58,7 +58,7 @@ pub(super) struct Outlet {
     pub(super) fails: bool,
     pub(super) hangs: bool,
     pub(super) closing: bool,
-    /// After the close, whether the outlet had drained before it.
+    /// Set by the close: whether the outlet had drained before.
     pub(super) drained: Option<bool>,
 }
 
@@ -72,7 +72,7 @@ pub(super) struct Conn {
     pub(super) frames: [VecDeque<Frame>; 2],
     /// Whether each side still receives.
     pub(super) open: [bool; 2],
-    /// Whether each side takes frames: after its handshake and before the end of its session.
+    /// Whether each side accepts frames: after its handshake and before the end of its session.
     pub(super) carried: [bool; 2],
 }
 

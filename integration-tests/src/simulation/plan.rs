@@ -18,7 +18,7 @@ pub enum Fault {
     SenderCrashes(usize),
     /// The receiver is killed and restarts later.
     ReceiverCrashes,
-    /// The sender is stopped and continues later. Its device may continue to write meanwhile.
+    /// The sender is stopped and continues later. Its device may continue to write in the meantime.
     SenderStops(usize),
     /// The receiver is stopped and continues later.
     ReceiverStops,
@@ -35,13 +35,13 @@ pub enum Fault {
     /// The sender ends in order and restarts later.
     SenderLeaves(usize),
     /// The watchdog reports the sender as unhealthy for a while.
-    SenderUnwell(usize),
+    SenderUnhealthy(usize),
     /// A step of the engine of the receiver (0) or of a sender fails.
     StepFails(usize),
 }
 
 impl Fault {
-    /// Its name without the number.
+    /// The fault's name without the number.
     pub fn name(self) -> &'static str {
         match self {
             Self::SenderCrashes(_) => "sender crashes",
@@ -54,7 +54,7 @@ impl Fault {
             Self::BitFlips => "bit flips",
             Self::SenderMiscounts(_) => "sender miscounts",
             Self::SenderLeaves(_) => "sender leaves",
-            Self::SenderUnwell(_) => "sender unwell",
+            Self::SenderUnhealthy(_) => "sender unhealthy",
             Self::StepFails(_) => "step fails",
         }
     }
@@ -63,19 +63,19 @@ impl Fault {
 /// Sizes, rates and faults of one history.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The seed that made it.
+    /// The seed of this plan.
     pub seed: u64,
     /// Number of senders.
     pub senders: usize,
     /// Pages in the receiver's pool.
     pub receiver_pages: u32,
-    /// Largest number of pages under credits.
+    /// Maximum number of outstanding credits, in pages.
     pub ring_pages: u32,
     /// Pages in each sender's pool.
     pub sender_pages: u32,
-    /// Largest number of tokens of one prompt in a step.
+    /// Maximum number of tokens of one prompt in a step.
     pub chunk_tokens: u32,
-    /// For how many further tokens the pages of a request are reserved.
+    /// Number of further tokens for which the pages of a request are reserved.
     pub growth_tokens: u32,
     /// Senders write the memory of the receiver directly, so that closing the receiving end does not stop puts.
     pub foreign: bool,
@@ -89,7 +89,7 @@ pub struct Plan {
     pub on_device: bool,
     /// Engines accept a second step while one runs.
     pub runs_ahead: bool,
-    /// Largest number of rows of a step, often less than the number of decoding sequences.
+    /// Maximum number of rows in a step, often less than the number of decoding sequences.
     pub step_rows: u32,
     /// Deadline of a request in microseconds.
     pub deadline: u64,
@@ -129,7 +129,7 @@ impl Plan {
                     10 if hashed => Fault::BitFlips,
                     10 | 11 => Fault::SenderMiscounts(who),
                     12 => Fault::SenderLeaves(who),
-                    13 => Fault::SenderUnwell(who),
+                    13 => Fault::SenderUnhealthy(who),
                     _ => Fault::StepFails(dice.between(0, senders as u64) as usize),
                 };
                 (dice.between(0, horizon), fault)

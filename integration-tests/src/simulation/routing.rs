@@ -19,7 +19,7 @@ use super::parts::OutletName;
 use super::plan::{MS, SECOND};
 use super::world::{Event, RECEIVER, World};
 
-/// After this long no request waits for a lost session, unless its process was stopped.
+/// Time after which no request may still wait for a lost session, unless the receiver's process was stopped.
 const FORGETTING: u64 = 2 * SECOND;
 
 impl World {
@@ -166,7 +166,7 @@ impl World {
         }
     }
 
-    /// Checks that a frame that is about to be sent is true.
+    /// Checks that the statements of a frame are true before it is sent.
     fn look_at_frame(&mut self, outlet: OutletName, frame: &Frame) {
         match frame {
             Frame::PageFilled { first, count, .. } => self.has_landed(outlet, *first, *count),
@@ -175,7 +175,7 @@ impl World {
         }
     }
 
-    /// A live request that another sender than `node` was asked to prefill last.
+    /// A live request whose latest prefill was asked of another sender than `node`.
     fn landing_elsewhere(&self, node: usize) -> Option<u64> {
         let lives =
             |request: u64| self.clients.get(&RequestId(request)).is_some_and(|client| client.end.is_none());
@@ -190,7 +190,7 @@ impl World {
         if waiting > 0 && is_last {
             self.fail(format!("{waiting} requests still wait for {session}, which was lost long ago"));
         } else if waiting > 0 {
-            // The process may have been stopped meanwhile: it gets the same time again.
+            // The process may have been stopped in the meantime, so it gets the same time again.
             self.at_node(node, FORGETTING, Event::MustBeForgotten { session, is_last: true });
         }
     }

@@ -15,7 +15,7 @@ use super::parts::Conn;
 use super::plan::{MS, SECOND};
 use super::world::{Event, RECEIVER, World};
 
-/// The longest time that a dialler waits for an answer.
+/// Maximum time that a dialler waits for an answer.
 const HANDSHAKE: u64 = 5 * SECOND;
 
 /// Which side of a connection a process has.

@@ -28,7 +28,7 @@ impl World {
             self.count_decisions();
             return self.finish();
         }
-        // Only one request, so that no other request uses its pages.
+        // There is only one request, so that no other request uses its pages.
         let request = self.ask(true);
         let wait = self.plan.deadline + 2 * SECOND;
         // A lost session does not block other sessions. New senders wait only while too many pages are quarantined.
@@ -72,7 +72,7 @@ impl World {
         self.nodes[RECEIVER].pool.usage().quarantined
     }
 
-    /// Whether no proof can come for this session.
+    /// True if there can be no proof for this session.
     fn is_excused(&self, session: SessionId) -> bool {
         let life = self.nodes[RECEIVER].life;
         let mut conns = self.conns.values();

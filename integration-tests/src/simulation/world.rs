@@ -1,4 +1,4 @@
-//! Virtual time: the queue of events, and the processes that they happen to.
+//! Virtual time: the queue of events, and the simulated processes.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -13,19 +13,19 @@ use super::node::{Edge, Node};
 use super::parts::{Client, Conn, Lane, Outlet, OutletName, PutName, Report, Violation};
 use super::plan::{Fault, MS, Plan, SECOND};
 
-/// The index of the receiver among the processes. The senders follow.
+/// The index of the receiver among the processes. The senders come after it.
 pub(super) const RECEIVER: usize = 0;
 /// Time between two ticks of an actor.
 const TICK: u64 = 250 * MS;
 /// Time to heal after the last fault. It is longer than all backoffs, quarantines that end with proof, and lane deadlines together.
 const HEALING: u64 = 60 * SECOND;
-/// Largest number of events. A longer history does not make progress.
+/// Maximum number of events. A longer history does not make progress.
 const EVENTS_MAX: u64 = 3_000_000;
 
 /// An event.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
-    /// An actor takes the next message of one of its edges.
+    /// An actor handles the next message of one of its edges.
     Deliver(Edge),
     /// A thread, a socket or a client sends a message.
     Send(Endpoint, Box<Effect>),
@@ -53,13 +53,13 @@ pub(super) enum Event {
         since: u64,
         closing: bool,
     },
-    /// Whether requests still wait for this lost session, long after it was lost.
+    /// Check whether requests still wait for this session, long after it was lost.
     MustBeForgotten {
         session: SessionId,
         is_last: bool,
     },
     Judge,
-    /// The last request has had its time. `travels`: it must have been handed over.
+    /// The deadline of the last request has passed. If `travels` is true, the request must have been handed over.
     LastWord {
         request: RequestId,
         travels: bool,

@@ -1,7 +1,7 @@
 //! Which modules of a crate import which, and where that goes round in a circle.
 //!
 //! The nodes are files. An edge is a path that begins with `crate`, `super` or `self`, in a `use` or inline, and a `use` that
-//! begins with a child module. A name that a module has only imported is followed to where it comes from, so that
+//! begins with a child module. A name that a module has only imported is resolved to the module that defines it, so that
 //! `use super::X` is an edge to the sibling which the parent imports `X` from.
 //!
 //! - Edges between a module and what lies below it are left out: a file and its folder are one thing to a reader, in which
@@ -189,7 +189,7 @@ fn tree(tokens: &[&str], mut at: usize, prefix: &[String], module: &mut Module) 
                 module.paths.push(path);
                 return at + 2;
             }
-            // In braces: what stands before them.
+            // The part before the braces.
             "self" if !prefix.is_empty() && path.len() == prefix.len() => {}
             "*" => {}
             word => path.push(word.to_owned()),

@@ -42,7 +42,7 @@ pub(crate) fn split(text: &str) -> Source {
     source
 }
 
-/// Bytes up to the quote that closes a literal; a backslash escapes what follows it.
+/// Number of bytes up to the quote that closes a literal; a backslash escapes the next character.
 fn quoted(text: &str, quote: char) -> usize {
     let mut escaped = false;
     let end = text.char_indices().find(|(_, c)| {

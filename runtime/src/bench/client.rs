@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::dataset::BenchRequest;
 use super::{Backend, ServeOptions};
 
-/// Longest time for a request, as in vLLM's client.
+/// Maximum time for a request, as in vLLM's client.
 const PATIENCE: Duration = Duration::from_secs(6 * 3600);
 
 /// The result of a request. Times are in seconds.

@@ -74,8 +74,8 @@ fn tokenizer(options: &ServeOptions, root: &str) -> Result<std::sync::Arc<crate:
             "the model of the server is {root:?}, which is not on this machine; set --tokenizer to a GGUF file or folder"
         );
     }
-    let model =
-        ServedModel::open(path, path, None).with_context(|| format!("--tokenizer {}", path.display()))?;
+    let model = ServedModel::open(path, path, None)
+        .with_context(|| format!("cannot open --tokenizer {}", path.display()))?;
     Ok(model.tokenizer)
 }
 

@@ -28,7 +28,7 @@ use crate::roles;
 use first_put::FirstPut;
 use idle_engine::IdleEngine;
 
-/// Longest time for the start of a process, and for the transfer of a page table.
+/// Maximum time for the start of a process, and for the transfer of a page table.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Number of page tables transferred before the measurement.
 const WARM_UPS: usize = 3;

@@ -81,7 +81,7 @@ impl Drop for Place {
     }
 }
 
-/// Least and greatest `Retry-After`, in seconds. A longer forecast would not be reliable.
+/// Minimum and maximum `Retry-After`, in seconds. A longer forecast would not be reliable.
 const RETRY_SECONDS: [u64; 2] = [1, 3600];
 
 impl Admission {

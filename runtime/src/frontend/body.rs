@@ -15,10 +15,10 @@ use super::fields::Fields;
 use super::memory::{HeldBytes, InputMemory};
 use super::prompts::Reader;
 
-/// Largest body. A prompt of 128k token ids is about 1 MiB as a JSON list, and less as text.
+/// Maximum size of a body. A prompt of 128k token ids is about 1 MiB as a JSON list, and less as text.
 pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
 
-/// Largest body that is parsed on the HTTP worker. Parsing it takes well under a millisecond.
+/// Maximum size of a body that is parsed on the HTTP worker. Parsing it takes well under a millisecond.
 const READ_HERE_BYTES_MAX: usize = 4 << 10;
 
 /// Initial capacity for a body of unknown length. The capacity doubles when it is full.

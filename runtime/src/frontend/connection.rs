@@ -43,7 +43,7 @@ use tracing::{debug, warn};
 use super::api_error::ApiError;
 use super::limits::Limits;
 
-/// Time between an orderly end and the cut. actix-http reads its clock twice a second.
+/// Time between an orderly end and the cut. actix-http reads its clock twice per second.
 const SLACK: Duration = Duration::from_secs(1);
 
 /// Interval of the checks of a connection. A client with unread bytes at two checks of one response is cut.

@@ -1,5 +1,5 @@
 //! The fields of a request's body. A field is a span of the body's text, which is parsed into its type when the field is used. The body
-//! is never turned into a tree of values. So memory stays proportional to the body, and an error names its field.
+//! is never converted into a tree of values. So memory stays proportional to the body, and an error names its field.
 
 use std::borrow::Cow;
 use std::fmt;

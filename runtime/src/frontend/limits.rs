@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Limits for clients. Each field says the reason for its default; tests use shorter periods.
+/// Limits for clients. Each field documents the reason for its default; tests use shorter periods.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Time for the head of a request. Ten seconds allow for three losses of the same packet, which TCP retransmits after one, two and

@@ -20,7 +20,7 @@ struct Budget {
     readers: Arc<Semaphore>,
 }
 
-/// Bytes taken from the budget. Dropping it gives them back.
+/// Bytes taken from the budget. Dropping this value returns them.
 #[derive(Debug)]
 pub(super) struct HeldBytes {
     memory: InputMemory,
@@ -86,7 +86,7 @@ impl HeldBytes {
     /// Takes more bytes from the budget.
     ///
     /// # Errors
-    /// 503 if fewer are left. The bytes taken before stay taken.
+    /// 503 if fewer are left. Bytes that were taken before remain taken.
     pub(super) fn grow(&mut self, more: usize) -> Result<(), ApiError> {
         self.memory.take(more)?;
         self.bytes += more;
@@ -112,12 +112,12 @@ pub(super) struct TokenizeAllowance {
 #[derive(Debug)]
 struct AllowanceQueue {
     free: usize,
-    /// The number of the next thread that arrives, and the number of the thread whose turn it is.
+    /// The number of the next thread that arrives, and the number of the thread that may run now.
     next: u64,
     turn: u64,
 }
 
-/// Bytes taken from the allowance. Dropping it gives them back.
+/// Bytes taken from the allowance. Dropping this value returns them.
 pub(super) struct Taken<'a> {
     room: &'a TokenizeAllowance,
     bytes: usize,

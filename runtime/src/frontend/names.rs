@@ -11,7 +11,7 @@ use super::openai::ApiKind;
 /// The number of the next request of the process. Both HTTP ports use it, because they share one table of live streams.
 static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 
-/// Longest id that a client may give a request. Every chunk contains it.
+/// Maximum length of an id that a client gives a request. Every chunk contains it.
 const NAME_BYTES_MAX: usize = 128;
 
 /// A new number for a request.

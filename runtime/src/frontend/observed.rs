@@ -135,7 +135,7 @@ impl Observed {
         }
     }
 
-    /// A request gets this answer and never ran. Counted and logged if a client can do nothing about it but come back.
+    /// A request gets this answer and never ran. Counted and logged if the client can only retry later.
     pub(super) fn turned_away(&self, error: ApiError) -> ApiError {
         let status = error.status.as_u16();
         if let Some(place) = TURNED_AWAY.iter().position(|known| *known == status) {
@@ -152,7 +152,7 @@ impl Observed {
         add(&self.sampled_tokens, timings.completion_tokens);
         add(if reason == FinishReason::Stop { &self.stopped } else { &self.at_length }, 1);
         if timings.prompt_tokens == 0 {
-            // The answer was complete before the decoder said how long it took, and then the decoder said nothing.
+            // The answer was complete, but the decoder never reported its timings.
             return;
         }
         let later = timings.completion_tokens.saturating_sub(1);

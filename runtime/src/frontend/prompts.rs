@@ -276,7 +276,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Reads the token id that follows `ids` in the list.
+/// Reads the next token id of the list, after `ids`.
 fn one_more(field: &str, ids: &[u32], value: &RawValue, model: &ServedModel) -> Result<u32, ApiError> {
     let (context, vocabulary) = (model.context_tokens, model.tokenizer.vocabulary());
     if ids.len() >= context as usize {

@@ -1,4 +1,4 @@
-//! The reply to one choice: turns the events of its stream into pieces of text.
+//! Converts the event stream of one choice into pieces of text.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,9 @@ use super::admission::Permit;
 use super::stop::{StopReason, StopRule, StopWatch};
 use super::tokenizer::Detokenizer;
 
-/// The guard of a live request. It owns the entry in the table of live streams, which holds the permit. If it is dropped before the
-/// request has ended, because the client is gone or the frontend gave up, it removes the entry and sends [`AbortRequest`].
+/// The guard of a live request. It owns an entry in the table of live streams, and the entry holds the admission permit. If the guard is
+/// dropped before the request has ended (the client has disconnected, or the frontend gave up), it removes the entry and sends
+/// [`AbortRequest`].
 pub(super) struct LiveRequest {
     request: RequestId,
     streams: Streams,
@@ -38,7 +39,7 @@ impl LiveRequest {
         (live, source)
     }
 
-    /// Tells the decoder that no more tokens are wanted.
+    /// Tells the decoder to produce no more tokens.
     fn end(&self, outcome: AbortOutcome) {
         // `send` returns a future that withdraws the message when it is dropped, so it cannot be used here.
         self.abort.do_send(AbortRequest { request: self.request, outcome });
@@ -68,7 +69,7 @@ pub(super) struct Piece {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Finish {
     pub(super) reason: FinishReason,
-    /// The stop string or token that ended it.
+    /// The stop string or token that ended the answer.
     pub(super) stop: Option<StopReason>,
     pub(super) timings: Timings,
 }
@@ -81,8 +82,8 @@ pub(super) struct EndRule {
     pub(super) eos: Vec<u32>,
 }
 
-/// Turns events into pieces. A token that should be the last one by the [`EndRule`] waits for the event that ends the answer, because
-/// one chunk carries both. No other token waits.
+/// Converts events into pieces. If the [`EndRule`] says that a token is the last one, the token is held until the final event arrives,
+/// because the client gets the last token and the finish reason in one chunk. No other token is held.
 struct Pieces {
     rule: EndRule,
     detokenizer: Detokenizer,
@@ -128,7 +129,7 @@ impl Pieces {
     }
 }
 
-/// The reply to one choice.
+/// The answer for one choice.
 pub(super) struct Reply {
     live: LiveRequest,
     source: mpsc::Receiver<StreamEvent>,
@@ -140,7 +141,7 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// A reply that waits for events until `give_up`, which is later than the deadline that the decoder enforces. `allowed` is the time
+    /// A reply that waits for events until `give_up`. That is later than the deadline that the decoder enforces. `allowed` is the time
     /// from the arrival of the request to the deadline.
     pub(super) fn new(
         live: LiveRequest,
@@ -161,7 +162,7 @@ impl Reply {
         self.live.request
     }
 
-    /// Drops a reply whose request the proxy did not take. There is nothing to abort.
+    /// Drops the reply after the proxy has refused the request. There is nothing to abort.
     pub(super) fn refused(mut self) {
         self.live.streams.refuse(self.live.request);
         self.live.ended = true;
@@ -172,7 +173,7 @@ impl Reply {
         loop {
             let event = match timeout_at(self.give_up.into(), self.source.recv()).await {
                 Ok(Some(event)) => event,
-                // The sink was dropped without a terminal event.
+                // The sender of events was dropped without a final event.
                 Ok(None) => return self.given_up(RequestError::Aborted),
                 Err(_) => return self.given_up(RequestError::Deadline { deadline_ms: self.deadline_ms }),
             };
@@ -182,7 +183,7 @@ impl Reply {
         }
     }
 
-    /// The end without a terminal event: an error, unless a stop string or token has completed the answer.
+    /// The end without a final event: an error, unless a stop string or token has completed the answer.
     fn given_up(&mut self, error: RequestError) -> Result<Piece, RequestError> {
         let complete = self.complete.then(|| self.pieces.finish(FinishReason::Stop, Timings::default()));
         complete.ok_or(error)
@@ -218,7 +219,8 @@ impl Reply {
             }
             StreamEvent::Failed(RequestError::Deadline { .. }) => {
                 self.live.ended = true;
-                // The decoder's number counts from the start of the request. The client's deadline counts from the arrival of its head.
+                // The decoder's `deadline_ms` is measured from the start of the request. The client's deadline is measured from the
+                // arrival of the HTTP head, so report that one.
                 Err(RequestError::Deadline { deadline_ms: self.deadline_ms })
             }
             StreamEvent::Failed(error) => {

@@ -6,9 +6,9 @@ use serde_json::value::RawValue;
 use super::api_error::ApiError;
 use super::fields::{Fields, Text, elements, parsed, wrong};
 
-/// Maximum number of stop strings, and of stop tokens, of a request.
+/// Maximum number of stop strings per request, and maximum number of stop tokens.
 const STOPS_MAX: usize = 64;
-/// Longest stop string. A stream may hold back this many bytes.
+/// Maximum length of a stop string. A stream may hold back this many bytes.
 const STOP_BYTES_MAX: usize = 1024;
 
 /// Maximum length of all stop strings together. Each of them is searched after every token.

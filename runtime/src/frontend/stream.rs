@@ -30,7 +30,7 @@ const DONE: &str = "[DONE]";
 /// A keep-alive comment.
 const KEEP_ALIVE: &str = ": keep-alive\n\n";
 
-/// A write of at least this size takes no further token. For a slow client, a whole answer may be ready; its tokens take less memory than
+/// No further token is added to a write of at least this size. For a slow client, a whole answer may be ready; its tokens take less memory than
 /// its events.
 const WRITE_BYTES: usize = 16 << 10;
 

@@ -334,7 +334,7 @@ impl Tokenizer {
     }
 }
 
-/// The byte-level alphabet (GPT-2's `bytes_to_unicode`): the character of each byte. Printable Latin-1 characters stand for themselves.
+/// The byte-level alphabet (GPT-2's `bytes_to_unicode`): the character of each byte. Printable Latin-1 characters represent themselves.
 /// The other bytes have the characters from U+0100 on, in order.
 pub(crate) fn byte_alphabet() -> [char; 256] {
     let mut next = 0x100;

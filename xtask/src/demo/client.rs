@@ -53,7 +53,7 @@ pub(super) struct Answer {
 }
 
 fn agent(within: Duration) -> Agent {
-    // A proxy that the environment names is not for loopback.
+    // The proxy that the environment names must not be used for loopback.
     let config = Agent::config_builder().proxy(None).http_status_as_error(false);
     config.timeout_global(Some(within)).build().into()
 }
@@ -69,7 +69,7 @@ pub(super) fn health(port: u16) -> Health {
     }
 }
 
-/// Sends a streaming chat request and calls `piece` with every piece of text as it comes.
+/// Sends a streaming chat request and calls `piece` with every piece of text as it arrives.
 pub(super) fn chat(port: u16, body: &Value, mut piece: impl FnMut(&str)) -> Result<Answer> {
     let url = format!("http://127.0.0.1:{port}/v1/chat/completions");
     let mut response = agent(ANSWER_WITHIN)

@@ -48,7 +48,8 @@ impl Ports {
         Self { link: base, receiver_http: base + 1, sender_http: base + 2, frontend: base + 3 }
     }
 
-    /// The defaults of the runtime, or the values of its environment variables that suit both processes.
+    /// The runtime's default ports. The runtime's environment variables set the link port and the frontend port. They do not set the HTTP
+    /// ports, because both processes would get the same one.
     fn usual(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let port = |name: &str, usual: u16| match variable(name) {
             None => Ok(usual),

@@ -5,7 +5,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Most lines that are held back. Further lines are printed at once.
+/// Maximum number of lines that are held back. Further lines are printed at once.
 const HELD_LINES_MAX: usize = 1000;
 
 /// The terminal, shared by the main thread and the threads that read logs.
@@ -27,7 +27,7 @@ impl Screen {
     /// Prints lines of the demo itself.
     pub(super) fn print_line(&self, text: &str) {
         let _held = self.held();
-        // The demo goes on without a terminal.
+        // The demo continues without a terminal.
         let _ = writeln!(io::stdout(), "{text}");
     }
 

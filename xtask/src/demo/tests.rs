@@ -19,7 +19,11 @@ fn an_answer_needs_text_and_two_processes() {
         (" \n", timeline(true, sender, receiver), Some("answer is empty")),
         ("Paris.", timeline(false, sender, receiver), Some("not disaggregated")),
         ("Paris.", timeline(true, receiver, receiver), Some("prefilled and decoded")),
-        ("Paris.", timeline(true, 13, receiver), Some("but the sender is 12 and the receiver is 11")),
+        (
+            "Paris.",
+            timeline(true, 13, receiver),
+            Some("but the sender (12) must prefill and the receiver (11) must decode"),
+        ),
     ] {
         let answer = Answer { text: text.into(), timings: None };
         match (judge(&answer, &timeline, (receiver, sender)), expect) {

@@ -28,7 +28,7 @@ const MEASUREMENTS: usize = 4;
 
 #[derive(Debug, PartialEq, Eq)]
 enum Measurement {
-    /// The session waits for its turn and for its first credit.
+    /// The session waits until other sessions have been measured, and for its first credit.
     Waiting,
     Running,
     Over,
@@ -43,7 +43,7 @@ pub(super) struct Ring {
     is_next: bool,
     /// Number of pages that will land in the session.
     landing: u32,
-    /// Since when the session wants no credits.
+    /// The time since which the session has wanted no credits.
     idle_since: Option<Instant>,
     /// The last share sent to the peer while it held more credits or was leaving.
     called_back: Option<CalledBack>,
@@ -55,7 +55,7 @@ pub(super) struct Ring {
 #[derive(Debug)]
 struct CalledBack {
     share: u32,
-    /// When the share was sent, or when the peer last returned a credit.
+    /// The time at which the share was sent, or at which the peer last returned a credit.
     since: Instant,
     /// Credits outstanding at that time.
     outstanding: u32,

@@ -91,7 +91,7 @@ impl DecoderState {
         [vec![self.ended(request, StreamEvent::Failed(error))], self.forget(request)].concat()
     }
 
-    /// Sends the terminal event to the client.
+    /// Sends the final event to the client.
     fn ended(&mut self, request: RequestId, event: StreamEvent) -> Effect {
         self.counts.end(&event);
         to::streams(StreamEnd { request, event })

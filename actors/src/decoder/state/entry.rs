@@ -1,4 +1,4 @@
-//! One live request: its phase, its tokens, and the effects that follow when it changes.
+//! One live request: its phase, its tokens, and the effects of each change.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,13 +15,13 @@ use crate::request::{FinishReason, Generate, RequestId, StreamEvent, Timings};
 /// The phase of a request.
 #[derive(Debug)]
 pub(super) enum Phase {
-    /// It waits for pages. `on` is the sender that will prefill it, if one will.
+    /// The request waits for pages. `on` is the sender that will prefill it, if a sender will.
     Reserving { on: Option<SessionId> },
-    /// A sender prefills it. `table` has a place for each page of the prompt, `own` are the pages for the tokens after it.
+    /// A sender prefills the request. `table` has a place for each page of the prompt. `own` has the pages for the tokens after the prompt.
     Landing { session: SessionId, table: Vec<Option<PageId>>, own: Vec<PageId> },
-    /// It is on the engine.
+    /// The engine computes the request.
     Running(Running),
-    /// It has ended for the client, and the engine has not stopped it yet.
+    /// The request has ended for the client, but the engine has not stopped it yet.
     Stopping,
 }
 
@@ -39,7 +39,7 @@ pub(super) enum RunState {
     Steady,
     /// `GrowPages` was sent.
     Growing,
-    /// It is being stopped to release its pages, and resumes later.
+    /// The request is being stopped to release its pages. It resumes later.
     Preempted,
 }
 
@@ -105,7 +105,7 @@ impl Entry {
         PrefillOutcome::Computed { tokens, micros }
     }
 
-    /// The terminal event of a request that finished.
+    /// The final event of a request that finished.
     pub(super) fn finished(&mut self, reason: FinishReason) -> StreamEvent {
         self.timings.completion_tokens = self.emitted.len() as u32;
         if let (Some(first), Some(last)) = (self.first_token, self.last_token) {

@@ -127,7 +127,7 @@ fn advanced(token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced 
     SequenceAdvanced { sequence: OWN, resident: 0, token: token.map(Into::into), running_micros: 0, ended }
 }
 
-/// The terminal event, if there is one.
+/// The final event, if there is one.
 fn reason(effects: &[Effect]) -> Option<&StreamEvent> {
     effects.iter().find_map(|effect| match effect {
         Effect::Streams(ToStreams::StreamEnd(StreamEnd { request: R, event })) => Some(event),

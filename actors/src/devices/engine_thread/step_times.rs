@@ -1,16 +1,16 @@
-//! The time limit of an engine step, from the steps that were measured: pure.
+//! Computes the time limit of an engine step from measured steps. Pure, without a clock.
 
 use std::time::Duration;
 
-/// Least limit of a step, for any engine.
+/// Minimum time limit of a step, for any engine.
 const FLOOR: Duration = Duration::from_secs(60);
 
 /// The limit is this many times the longest step, because contexts grow and other processes compete for the cores.
 const MULTIPLE: f64 = 10.0;
 
-/// Multiplications with a weight per second that are assumed before the first step: a tenth of the speed of one slow core. A GPU is at least
+/// Assumed number of multiplications per second before the first step: a tenth of the speed of one slow core. A GPU is at least
 /// [`GPU_FACTOR`] times as fast.
-const WEIGHTS_A_SECOND: f64 = 1e9;
+const WEIGHTS_PER_SECOND: f64 = 1e9;
 const GPU_FACTOR: f64 = 1e3;
 
 /// The longest step so far, and an estimate for the time before the first step.
@@ -23,9 +23,9 @@ pub struct StepTimes {
 }
 
 impl StepTimes {
-    /// For a model with `parameters` parameters, on the CPU or on a GPU.
+    /// The estimate for a model with `parameters` parameters, on the CPU or on a GPU.
     pub fn new(parameters: u64, is_on_device: bool) -> Self {
-        let speed = WEIGHTS_A_SECOND * if is_on_device { GPU_FACTOR } else { 1.0 };
+        let speed = WEIGHTS_PER_SECOND * if is_on_device { GPU_FACTOR } else { 1.0 };
         Self { token_seconds: parameters as f64 / speed, longest: None }
     }
 
@@ -36,7 +36,7 @@ impl StepTimes {
         }
     }
 
-    /// The limit of a step of `tokens` tokens. It grows in proportion if the step has more tokens than the longest step.
+    /// The time limit of a step with `tokens` tokens. It grows in proportion if the step has more tokens than the longest step.
     pub fn limit(&self, tokens: u32) -> Duration {
         let seconds = match self.longest {
             None => self.token_seconds * f64::from(tokens),

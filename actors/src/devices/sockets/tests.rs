@@ -2,7 +2,7 @@ use std::sync::Mutex;
 
 use super::*;
 
-/// Stands in for the peer link and records its messages.
+/// Replaces the peer link and records its messages.
 struct Recorder(Arc<Mutex<Vec<ToPeerLink>>>);
 
 impl Actor for Recorder {
@@ -65,8 +65,8 @@ async fn say_hello(address: String) -> Link {
 async fn a_peer_that_reads_no_frames_is_disconnected_before_a_frame_is_lost() {
     let recorded = Arc::new(Mutex::new(Vec::new()));
     let sockets = Sockets::new(identity(), Recorder(recorded.clone()).start().recipient());
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("bound").to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let address = listener.local_addr().expect("the socket is bound").to_string();
     let listening = actix::spawn(sockets.clone().listen(listener));
     let peer = actix::spawn(say_hello(address));
     let connection = loop {

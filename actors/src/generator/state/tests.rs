@@ -211,7 +211,7 @@ fn samples(plan: &RunStep, token: u32) -> Vec<(u64, Token)> {
     sampled.map(|chunk| (chunk.key, token.into())).collect()
 }
 
-/// Key, start, and whether it follows a sample, for each chunk.
+/// For each chunk: its key, its start, and whether the previous step samples its token.
 fn rows(plan: &RunStep) -> Vec<(u64, u32, bool)> {
     plan.chunks.iter().map(|chunk| (chunk.key, chunk.start, chunk.source == TokenSource::Follows)).collect()
 }
@@ -224,7 +224,7 @@ fn rows_follow_the_step_in_flight() {
     assert_eq!(state.plan(0), None, "its prompt is not finished");
     state.on_step(Ok(samples(&first, 7)), 0);
     let prompt = state.plan(0).expect("the rest of the prompt");
-    let second = state.plan(0).expect("a row that follows it");
+    let second = state.plan(0).expect("there is a next step");
     assert_eq!((rows(&second), second.chunks[0].tokens.len()), (vec![(0, 6, true)], 1));
     assert_eq!(state.plan(0), None, "two steps are in flight");
     assert_eq!(state.on_step(Ok(samples(&prompt, 8)), 0)[0].token, Some(8.into()));
@@ -265,7 +265,7 @@ fn an_end_is_reported_when_no_step_contains_the_sequence() {
     let mut state = scheduler(4, 64, 16, true);
     state.on_start(start(1, 2, 9));
     let first = state.plan(0).expect("there is work");
-    let second = state.plan(0).expect("a row that follows it");
+    let second = state.plan(0).expect("there is a next step");
     assert_eq!(state.on_step(Ok(samples(&first, EOS)), 0), [], "the second step writes its pages");
     assert_eq!((state.plan(0), state.on_stop(name(1), 0)), (None, None));
     let events = state.on_step(Ok(samples(&second, 7)), 0);
@@ -280,7 +280,7 @@ fn a_failed_or_stopped_sequence_waits_for_both_steps() {
         let mut state = scheduler(4, 64, 16, true);
         state.on_start(start(1, 2, 9));
         let first = state.plan(0).expect("there is work");
-        let second = state.plan(0).expect("a row that follows it");
+        let second = state.plan(0).expect("there is a next step");
         let outcome = if fails {
             Err(EngineError::WorkerPanicked)
         } else {
@@ -352,7 +352,7 @@ fn a_step_that_follows_a_refused_one_is_ignored() {
     state.on_start(start(1, 2, 9));
     state.on_start(start(2, 2, 9));
     let first = state.plan(0).expect("there is work");
-    let second = state.plan(0).expect("rows that follow it");
+    let second = state.plan(0).expect("there is a next step");
     assert_eq!((first.chunks.len(), second.chunks.len()), (2, 2));
     let refused = EngineError::EmptyChunk { sequence: 0 };
     assert_eq!(state.on_step(Err(refused.clone()), 0), [], "the second step may write its pages");
@@ -383,7 +383,7 @@ fn sequences_take_turns_when_rows_are_few() {
     assert_eq!(order(&mut state, 3), [[2, 0], [3, 1], [4, 5]]);
 }
 
-/// Most concurrent sequences, and most tokens of a prompt, in the property below.
+/// Maximum number of concurrent sequences, and maximum number of tokens of a prompt, in the property below.
 const MOST: (usize, u32) = (12, 30);
 
 /// A sequence in the property below.

@@ -9,7 +9,7 @@ use crate::log::{LaneSpeed, LogLine, gigabytes_per_second};
 use crate::messages::{SendFrame, SessionId};
 
 impl TransferState {
-    /// What an operator can do about a lane that cannot carry pages.
+    /// Advice for the operator about a lane that cannot carry pages.
     pub(super) fn remedy(&self) -> &'static str {
         if self.config.on_device {
             "add cuda_ipc to UCX_TLS, and check that the two GPUs are peers on one host"

@@ -12,7 +12,7 @@ use engine::PageId;
 use super::PROBE_PAGES;
 use crate::request::RequestId;
 
-/// What a credit is spent on.
+/// The use of a spent credit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Load {
     /// A page of no request; it measures the lane.
@@ -98,7 +98,7 @@ impl Put {
     }
 }
 
-/// What a session can do now.
+/// The phase of a session: what it can do now.
 #[derive(Debug)]
 pub(super) enum Phase {
     /// The lane is not connected: credits are accepted, nothing is posted.
@@ -128,7 +128,7 @@ pub(super) struct Session {
     pub(super) ring: SpendLedger,
     seed: u64,
     pub(super) phase: Phase,
-    /// Most credits of the ring.
+    /// Maximum number of credits in the ring.
     capacity: u32,
     /// The share of the ring that the receiver has sent since its last grant.
     pub(super) share: Option<u32>,

@@ -1,8 +1,8 @@
 //! Split-KV pieces: the parts of a decode row's context that thread blocks attend to in parallel.
 
-/// The most pieces of one decode row's context.
+/// Maximum number of pieces of one decode row's context.
 const ROW_PIECES_MAX: usize = 32;
-/// The fewest tokens of a piece, except the last piece of a context.
+/// Minimum number of tokens in a piece, except in the last piece of a context.
 const PIECE_TOKENS_MIN: usize = 256;
 
 /// Split-KV piece length for a context of `context` tokens. The results of the pieces are summed in order. The length

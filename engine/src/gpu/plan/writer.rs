@@ -65,7 +65,7 @@ impl Writer<'_> {
         self.words[row_pieces + row + 1] = self.written.pieces as i32;
     }
 
-    /// Writes a chunk. `followed` is the row of the previous step that it follows, if it follows one.
+    /// Writes a chunk. `followed` is the row of the previous step that samples its token, if the chunk [follows](TokenSource::Follows).
     pub(super) fn chunk(&mut self, chunk: &Chunk<'_>, followed: usize) {
         for (offset, token) in chunk.tokens.iter().enumerate() {
             let token = match chunk.source {

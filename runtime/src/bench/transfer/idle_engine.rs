@@ -34,7 +34,9 @@ impl IdleEngine {
         let head_dim = (page_bytes / (2 * u64::from(page_tokens) * dtype.bytes())) as u32;
         let layout = KvLayout { layers: 1, kv_heads: 1, head_dim, page_tokens, dtype };
         let pool = match device {
-            DeviceSetting::Cpu => KvPool::new(layout, pages).context("--pages and --page-kib")?,
+            DeviceSetting::Cpu => {
+                KvPool::new(layout, pages).context("cannot allocate the pool of --pages and --page-kib")?
+            }
             DeviceSetting::Cuda => on_gpu(layout, pages)?,
         };
         // The system maps memory that was never written to one page of zeros, which is faster than real memory.

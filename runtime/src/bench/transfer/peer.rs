@@ -43,7 +43,10 @@ pub(super) fn bandwidth(options: &TransferOptions, config: &Config) -> Result<Op
         .stderr(Stdio::inherit())
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    text.trim().parse().map(Some).with_context(|| format!("copying from GPU to GPU: {}", output.status))
+    text.trim()
+        .parse()
+        .map(Some)
+        .with_context(|| format!("the copy from GPU to GPU failed: {}", output.status))
 }
 
 /// Copies `bytes` bytes from GPU 0 to GPU 1 and prints the bytes per second.

@@ -189,7 +189,7 @@ fn a_chunked_body_is_read_up_to_the_size_limit() {
 
 #[test]
 fn a_head_that_does_not_arrive_ends_its_connection() {
-    // actix-http reads its clock twice a second: a period must be longer than that.
+    // actix-http reads its clock twice per second: a period must be longer than that.
     let second = Duration::from_secs(1);
     let short = Limits { head: second, idle: second, ..Limits::default() };
     let server = start(Script::Echo, short);

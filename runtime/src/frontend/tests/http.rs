@@ -10,7 +10,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
-/// Longest wait for anything that must happen.
+/// Maximum wait for an expected event.
 pub(super) const WAIT: Duration = Duration::from_secs(20);
 
 /// A short period, for tests in which a period has to pass.

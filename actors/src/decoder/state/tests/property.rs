@@ -65,7 +65,7 @@ proptest! {
                 Op::Prefilled(token) => state.on_prefill_finished(now, prefilled(token)),
                 Op::Advanced(_) if !running => continue,
                 Op::Advanced(stopped) => {
-                    // The generator's promise: one token a step, the last one ends.
+                    // The generator's promise: one token per step, and the last one ends the sequence.
                     sampled -= 1;
                     let told = match &state.requests[&R].phase {
                         Phase::Running(running) => running.state == RunState::Preempted,

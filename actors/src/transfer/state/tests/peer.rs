@@ -154,7 +154,7 @@ impl Peer {
             return;
         }
         for page in &pages {
-            self.ring.grant(PageIndex(*page)).expect("room");
+            self.ring.grant(PageIndex(*page)).expect("there is room");
         }
         self.targets.extend(&pages);
         self.hear(1, granted(first, &pages));
