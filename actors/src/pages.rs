@@ -42,7 +42,7 @@ impl Pages {
     }
 
     /// Hashes these pages. The caller must ensure that nothing writes them during the call. On the host, each page takes tens of microseconds.
-    /// On a GPU, the whole call takes about that long. The hash is 0 for a page outside the pool, and for every page if the GPU fails.
+    /// On a GPU, the whole call takes tens of microseconds. The hash is 0 for a page outside the pool, and for every page if the GPU fails.
     pub fn hash(&self, pages: &[(PageId, PageSeed)]) -> Vec<u64> {
         if !self.pool.is_on_device() {
             let on_host = |(page, seed): &(PageId, PageSeed)| {

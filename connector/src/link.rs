@@ -168,8 +168,8 @@ impl Nonces {
         if known { Ok(()) } else { Err(Incompatible::Secret) }
     }
 
-    /// Name of the Unix socket by which a listener on the same kernel finds the dialer's process. Only the two sides can compute it
-    /// before the handshake is over.
+    /// Name of the Unix socket by which a listener on the same kernel finds the dialer's process. No other process can compute it before
+    /// the handshake is over, because it is made of both nonces.
     fn presence(&self) -> String {
         let digest = Sha256::new().chain_update(b"baton presence");
         let digest = digest.chain_update(self.listener).chain_update(self.dialer).finalize();
@@ -220,7 +220,8 @@ impl Link {
         self.nonces
     }
 
-    /// Takes the dialer's process out of an accepted link. `None` if the process does not run on this kernel, or on a second call.
+    /// Takes the dialer's process out of an accepted link. Returns `None` if the process does not run on this kernel. A second call also
+    /// returns `None`.
     pub fn take_dialer(&mut self) -> Option<Pidfd> {
         self.dialer.take()
     }
@@ -255,7 +256,8 @@ impl Link {
         hello.version = Versions::OURS.agree(&challenge.versions)?;
         hello.nonce = self.nonces.dialer;
         hello.proof = self.nonces.prove(secret, Prover::Dialer);
-        // Kept until the listener has answered. If the socket cannot be opened, the listener has no proof of this process's end.
+        // Kept until the listener has answered. If the socket cannot be opened, the session works, but the listener cannot detect that this
+        // process has ended.
         let _presence = Presence::show(&self.nonces.presence());
         self.send(&hello).await?;
         let welcome = match self.receive::<Answer>().await? {
@@ -311,7 +313,8 @@ impl Link {
 
     /// Looks for the dialer's process on this kernel.
     ///
-    /// Fails if the dialer has hung up and was not found: its end could never be proved.
+    /// Fails if the dialer's process was not found and the dialer has already hung up. Otherwise the listener could never know whether that
+    /// process has ended.
     async fn find_dialer(&mut self) -> Result<(), LinkError> {
         let found = timeout(HANDSHAKE, Pidfd::find(&self.nonces.presence())).await;
         self.dialer = found.ok().and_then(Result::ok);

@@ -16,8 +16,8 @@ pub enum MemoryKind {
     Cuda,
 }
 
-/// A contiguous range of memory. A transport registers it once. A peer may write a page of it only after it has received a credit (a
-/// permission) for that page.
+/// A contiguous range of memory. A transport registers it once. A peer may write a page of the region only after the peer has received a
+/// credit (a permission) for that page.
 ///
 /// A clone is cheap and keeps the memory alive. A peer may write at any moment, so no method returns a reference to the bytes.
 /// Code that reads or writes them uses raw pointers and follows the rules of the [`ring`](crate::ring).

@@ -5,8 +5,8 @@
 //! a page. Each segment's hash is mixed with the segment's index, the results are summed, and the seed is mixed in last:
 //!
 //! ```text
-//! segment  Σ mix(lane + (lane index + 1) * K), over eight lanes of 64 bits. A lane starts as its key in the first stripe. Word w at
-//!          place p adds lo32(w ^ key[p]) * hi32(w ^ key[p]) to lane p mod 8, and adds w to the adjacent lane, (p mod 8) ^ 1
+//! segment  Σ mix(lane + (lane index + 1) * K), over eight lanes of 64 bits. The initial value of a lane is its key of the first stripe.
+//!          Word w at place p adds lo32(w ^ key[p]) * hi32(w ^ key[p]) to lane p mod 8, and adds w to the adjacent lane, (p mod 8) ^ 1
 //! content  Σ mix(segment hash + index * K)
 //! page     mix(content ^ mix(seed ^ length))
 //! ```

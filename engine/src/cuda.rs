@@ -2,10 +2,9 @@
 //!
 //! # Guarantees
 //! Kernels sum in f32 and store bf16. **A row's result depends on its sequence alone**, to the bit. It depends neither
-//! on the other rows of the step nor on how the prompt was split into chunks. How a GEMM or an attention kernel divides
-//! a row's sum into parts does not depend on the number of rows in the step.
-//! Prefill and decode use different attention kernels, which round differently. So if a sampled token is recomputed as
-//! part of a prompt, its keys, values and logits may differ in the last bits.
+//! on the other rows of the step nor on how the prompt was split into chunks. GEMMs and attention kernels divide a row's sum into parts in
+//! the same way for any number of rows in the step. Prefill and decode use different attention kernels, which round differently. So if a
+//! sampled token is recomputed as part of a prompt, its keys, values and logits may differ in the last bits.
 //!
 //! # Threads
 //! The engine's owner thread submits steps to one stream and polls an event. Only one operation blocks: reading logits
@@ -96,8 +95,8 @@ pub struct CudaEngine {
     readbacks: [Readback; 2],
     /// Steps in flight, the oldest first.
     flights: VecDeque<Flight>,
-    /// Maps each sequence that the device samples in the last submitted step to the row of its sample. The sampled token
-    /// stays on the device until the next step samples, whether or not the host has read it.
+    /// For each sequence that the device samples in the last submitted step: the row of its sample. The sampled token stays on the device
+    /// until the next step samples, whether or not the host has read it.
     followed: HashMap<u64, usize>,
     /// Index of the host buffers (0 or 1) that the next step uses.
     turn: usize,
@@ -274,7 +273,7 @@ impl Engine for CudaEngine {
     }
 
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
-        // Cleared first: if this step is refused, later chunks must not take tokens from it.
+        // Taken out first: if this step is refused, the next step must not take tokens from the step before it.
         let followed = std::mem::take(&mut self.followed);
         let samples = |sequence| followed.contains_key(&sequence);
         batch::check(batch, &self.model, &self.kv, self.limits, samples)?;
@@ -298,8 +297,8 @@ impl Engine for CudaEngine {
             Ok(plan) => plan.order.clone(),
             Err(error) => {
                 // Kernels of the failed step may still read the lists that the next step overwrites, so wait for them.
-                // A library such as cuBLAS may have returned its own status instead of the driver's sticky error. Every
-                // driver call returns a sticky error.
+                // A library such as cuBLAS may have returned its own status instead of the driver's sticky error. After a sticky error,
+                // every driver call returns that error.
                 let sticky = self.stream.wait().err().filter(CudaError::is_sticky);
                 return Err(EngineError::Device(sticky.unwrap_or(error)));
             }

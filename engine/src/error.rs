@@ -300,7 +300,7 @@ pub enum EngineError {
         /// The chunk's sequence.
         sequence: u64,
     },
-    /// The chunk of a sampled token does not have exactly one token.
+    /// A decode chunk has no token or several, and it must have exactly one.
     #[error(
         "the decode chunk of sequence {sequence} has {tokens} tokens, but it must have exactly one: submit more tokens as a prompt"
     )]

@@ -127,7 +127,7 @@ impl Connection {
         Ok(seen)
     }
 
-    /// True if the server has sent nothing that is still unread.
+    /// True if no unread bytes from the server wait.
     ///
     /// # Errors
     /// The server has closed the connection, or it broke.

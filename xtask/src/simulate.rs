@@ -40,7 +40,7 @@ const MUTANTS: &[Mutant] = &[
         "Direction::Incoming { harmless, .. } if self.closing && !harmless => return None,",
     ),
     mutant(
-        "take any Hello as proof that the old session has drained",
+        "accept any Hello as proof that the old session can no longer write",
         "actors/src/peer_link/state/proof.rs",
         "|| (drained && peer.number == previous))",
         "|| peer.number == previous)",
@@ -58,7 +58,7 @@ const MUTANTS: &[Mutant] = &[
         "let is_whole = |put: &&Put| (put.credit.0 < flushed || put.done) && put.is_over();",
     ),
     mutant(
-        "reserve pages for a transfer that the pool does not have",
+        "reserve more pages for a transfer than the pool has",
         "actors/src/buffer_manager/state/serving.rs",
         "cost + credit <= unclaimed && credit <= self.rings.room()",
         "(credit == 1 || cost <= unclaimed) && credit <= self.rings.room()",
@@ -79,7 +79,7 @@ const MUTANTS: &[Mutant] = &[
         "if hasher.is_some_and(|hasher| !is_whole(hasher) && filled.count == 0) {",
     ),
     mutant(
-        "accept a Hello that was read late",
+        "accept a Hello after a newer one has been read",
         "actors/src/peer_link/state/proof.rs",
         "if hello.number < youngest {",
         "if hello.number < 1 {",
@@ -121,7 +121,7 @@ const MUTANTS: &[Mutant] = &[
         "let mut rows = self.limits.tokens;",
     ),
     mutant(
-        "use the result of the step after a refused one",
+        "when a step is refused, use the result of the next step",
         "actors/src/generator/state.rs",
         "self.flights.iter_mut().for_each(|next| next.is_void = true);",
         "",
@@ -157,7 +157,7 @@ const MUTANTS: &[Mutant] = &[
         "(holding.from.is_some()).then_some",
     ),
     mutant(
-        "reserve pages for a transfer without room for its first credit",
+        "reserve pages for a transfer although its first credit has no room",
         "actors/src/buffer_manager/state/serving.rs",
         "Some(ring) if ring.outstanding() == 0 => 1,",
         "Some(ring) if ring.outstanding() > u32::MAX - 1 => 1,",
@@ -229,8 +229,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Breaks each rule in a copy of the tree and runs histories until one detects it. If `named` is not empty, only rules whose names contain
-/// one of its words.
+/// For each rule: breaks the rule in a copy of the tree, then runs histories until one fails. If `named` is not empty, only rules whose
+/// names contain one of its words are broken.
 pub(crate) fn mutants(named: &[String]) -> Result<()> {
     // Mutants get their own target folder. In a shared one, cargo would mistake a mutant's build for a build of the tree.
     let (tree, target) = (place::target().join("mutants/tree"), place::target().join("mutants/target"));

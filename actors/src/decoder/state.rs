@@ -43,13 +43,13 @@ pub struct DecoderConfig {
     pub page_tokens: u32,
     /// Bytes of a page.
     pub page_bytes: u64,
-    /// When an answer ends with its first token.
+    /// The rule that decides whether an answer is complete after its first token.
     pub finish: FinishRule,
     /// Token ids are below this.
     pub vocabulary: u32,
     /// This process's id.
     pub pid: u32,
-    /// Pages are reserved for a request's tokens so far and this many more; at least one.
+    /// Pages are reserved for the request's tokens so far and for this many further tokens. 0 counts as 1.
     pub growth_tokens: u32,
 }
 
@@ -124,7 +124,7 @@ impl DecoderState {
         self.counts
     }
 
-    /// True if there are none.
+    /// True if all requests have ended.
     pub fn is_empty(&self) -> bool {
         self.requests.is_empty()
     }
@@ -138,7 +138,7 @@ impl DecoderState {
     /// A sender is lost: its prompts are recomputed here.
     fn on_peer_lost(&mut self, session: SessionId) -> Vec<Effect> {
         self.peers.remove(&session);
-        // The oldest request comes last, because each resumed reservation goes before all that wait.
+        // Each resumed reservation is put at the front of the queue. So the oldest request is sent last, to be first in the queue.
         let lost: Vec<RequestId> = self
             .requests
             .iter()

@@ -173,7 +173,7 @@ impl Transport for Driver {
     fn shutdown(&self) {
         self.queue.stop();
         if std::thread::current().id() == self.thread_id {
-            return; // The sink runs on this thread and called this. The thread cannot join itself; it ends after this iteration.
+            return; // The sink, which runs on this thread, has called `shutdown`. The thread cannot join itself; it ends after this iteration.
         }
         // The lock is held during the join, so that every caller returns only after the thread has ended.
         let mut held = self.thread.lock().unwrap_or_else(PoisonError::into_inner);

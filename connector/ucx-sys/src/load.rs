@@ -145,8 +145,8 @@ impl Ucx {
         if version < Version::OLDEST {
             return Err(LoadError::TooOld { version, path: path.to_owned() });
         }
-        // SAFETY: the version is at least `OLDEST`. The functions of `OLDEST` and of later versions of this API have the types of the
-        // bindings. The library was leaked above, so it is never unloaded.
+        // SAFETY: the version is at least `OLDEST`. The bindings have the function types of `OLDEST` and of all later versions of this API.
+        // The library was leaked above, so it is never unloaded.
         let raw = unsafe { Functions::resolve(library) }.map_err(missing)?;
         Ok(Box::leak(Box::new(Self { raw, path: path.to_owned(), version })))
     }

@@ -84,8 +84,8 @@ impl Plan {
 
     /// Writes a batch's lists to `words`, which has [`words_max`](Self::words_max) words. The batch has been checked and fits.
     /// If `decode_rows` is above 0, padding rows fill up the decode rows to this number, and the piece capacity is a power of
-    /// two. For each chunk that [follows](TokenSource::Follows), `followed` has the row of the previous step that samples
-    /// its token.
+    /// two. If a chunk takes its token from the previous step ([`TokenSource::Follows`]), its entry in `followed` is the row that samples
+    /// the token there.
     pub(crate) fn lay_out(
         &mut self,
         batch: &[Chunk<'_>],
@@ -182,7 +182,7 @@ impl Plan {
         list(self.offsets.row_starts + part.starts, part.chunks.len() + 1)
     }
 
-    /// The first entry of each of the part's chunks in the part's page list, then the list's length.
+    /// For each chunk of the part: the index of its first entry in the part's page list. The last value is the list's length.
     pub(crate) fn page_starts(&self, part: &Part) -> Range<usize> {
         list(self.offsets.page_starts + part.starts, part.chunks.len() + 1)
     }
@@ -212,7 +212,7 @@ impl Plan {
         list(self.offsets.piece_places, self.pieces)
     }
 
-    /// The piece length of each piece's row. 1 for an unused piece.
+    /// For each piece: the length in tokens of the pieces of its row, or 1 if the piece is unused.
     pub(crate) fn piece_lengths(&self) -> Range<usize> {
         list(self.offsets.piece_lengths, self.pieces)
     }

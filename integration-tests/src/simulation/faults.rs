@@ -8,7 +8,7 @@ use super::node::Node;
 use super::plan::{Fault, MS, SECOND};
 use super::world::{Event, RECEIVER, World};
 
-/// How long a process that shuts down in order waits for its hand-overs, and then again for its sessions.
+/// Time limit of each of the two waits of an orderly shutdown: first for the hand-overs, then for the end of the sessions.
 const DRAIN: u64 = 3 * SECOND;
 
 impl World {

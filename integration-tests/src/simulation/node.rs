@@ -19,7 +19,8 @@ use engine::{StepLimits, Token};
 use super::machine::{Memory, Step};
 use super::plan::{PAGE_TOKENS, Plan, VOCABULARY};
 
-/// A prompt is computed locally if that is sooner by at least this time. The value is small, so that some histories do that.
+/// A prompt is computed locally if that is sooner by at least this time. The value is small, so that some simulated runs compute prompts
+/// locally.
 const LOCAL_IF_SOONER_BY: Duration = Duration::from_millis(50);
 
 /// An edge between two endpoints. Messages stay in order on an edge.
@@ -69,7 +70,7 @@ pub(super) struct Node {
     pub(super) sampled: Vec<(u64, Token)>,
     /// True if the next step fails.
     pub(super) step_fails: bool,
-    /// The peer processes, as (node, life), whose end this process watches.
+    /// The peer processes that this process watches for their end, each as (node, life).
     pub(super) watched: BTreeSet<(usize, u32)>,
     pub(super) role: Role,
 }

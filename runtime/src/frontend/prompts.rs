@@ -35,8 +35,8 @@ pub(super) struct Tokens {
     pub(super) ids: Vec<u32>,
 }
 
-/// Bytes that a message takes during the rendering of the chat template in addition to its text: its values, and the text that
-/// the template adds.
+/// Memory in bytes that rendering the chat template takes for each message beyond the message's text: the template engine's values, and the
+/// text that the template adds.
 const MESSAGE_BYTES: usize = 1024;
 
 /// Number of copies of the messages' text that exist during the rendering of the chat template.

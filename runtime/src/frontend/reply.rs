@@ -41,7 +41,7 @@ impl LiveRequest {
 
     /// Tells the decoder to produce no more tokens.
     fn end(&self, outcome: AbortOutcome) {
-        // `send` returns a future that withdraws the message when it is dropped, so it cannot be used here.
+        // `do_send`, not `send`: dropping the future that `send` returns would withdraw the message.
         self.abort.do_send(AbortRequest { request: self.request, outcome });
     }
 }

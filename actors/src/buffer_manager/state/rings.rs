@@ -1,10 +1,11 @@
-//! The rings of all sessions: how many credits each session may hold, and which pages of lost sessions are quarantined.
+//! The rings of all sessions. A credit is the permission to write one page once. This module decides how many credits each session may
+//! hold, and keeps the pages that the peer of a lost session could still write: they are quarantined.
 //!
-//! A session **wants** one credit per page that will land in it, or as many as its start-up measurement needs, and none when it
-//! is idle. All sessions together never hold more credits than the ring has pages. If they want more, the allotments are max-min
-//! fair: a session that wants less than an equal share gets what it wants, and the others divide the rest equally. A session that
-//! holds more than its allotment is told to return unspent credits only when another session lacks them, when it has been idle
-//! for [`IDLE`], or, if its peer is leaving, as soon as it is idle.
+//! A session **wants** one credit for each page that its peer will send, plus the credits of its start-up measurement while that runs. An
+//! idle session wants none. All sessions together never hold more credits than the ring has pages. If they want more, the allotments are
+//! max-min fair: a session that wants less than an equal share gets what it wants, and the others divide the rest equally. A session that
+//! holds more than its allotment is told to return unspent credits in three cases only: another session lacks credits; the session has been
+//! idle for [`IDLE`]; the session is idle and its peer is leaving.
 //!
 //! **Invariant**: a session with landing pages or a running measurement has a credit.
 //!
@@ -20,8 +21,7 @@ use crate::messages::SessionId;
 
 /// Time for which an idle session keeps its credits.
 const IDLE: Duration = Duration::from_secs(5);
-/// Time in which a session that holds more credits than its announced share must return at least one. It is much longer than a
-/// put takes.
+/// If a session holds more credits than its announced share, it must return at least one in this time. It is much longer than a put takes.
 pub(super) const RETURN_LIMIT: Duration = Duration::from_secs(30);
 /// Upper bound of the sessions measured at once. Measurements that run together compete for the same lane.
 const MEASUREMENTS: usize = 4;
@@ -45,7 +45,7 @@ pub(super) struct Ring {
     landing: u32,
     /// The time since which the session has wanted no credits.
     idle_since: Option<Instant>,
-    /// The last share sent to the peer while it held more credits or was leaving.
+    /// The last share that was sent to the peer when the peer held more credits than that share, or was leaving.
     called_back: Option<CalledBack>,
     /// The peer is shutting down, so it keeps no credits while idle.
     is_leaving: bool,
@@ -109,8 +109,8 @@ impl Ring {
         self.landing > 0 || self.measurement == Measurement::Running
     }
 
-    /// Sends the session's peer its share if it holds more credits and `must` return some, or if it is leaving and its share is 0.
-    /// Requests the end of the session if the peer has returned no credit for [`RETURN_LIMIT`].
+    /// If `must` is true, tells the peer its share when the peer holds more credits than that share, or when the peer is leaving and its
+    /// share is 0. Requests the end of the session if the peer has returned no credit for [`RETURN_LIMIT`].
     fn call_back(&mut self, session: SessionId, share: u32, must: bool, now: Instant) -> Option<Change> {
         let outstanding = self.outstanding();
         if let Some(last) = self.called_back.as_mut() {
@@ -277,7 +277,7 @@ impl Rings {
 
     /// The changes that are due now: grants of at most `room` credits, and shares.
     ///
-    /// Sessions that need a credit and have none come first, so that each returned page goes to the session that waits longest.
+    /// Sessions that need a credit and have none come first: a returned page goes to one of them before any other session gets more.
     pub(super) fn changes(&mut self, now: Instant, room: u32, next: Option<Next>) -> Vec<Change> {
         let mut room = room.min(self.room());
         let mut changes = Vec::new();

@@ -34,7 +34,8 @@ pub(super) enum Refusal {
     TooMany,
     /// The queue is full. At the present rate there is room after `retry`.
     Full { retry: Duration },
-    /// The request would wait for `wait`, which is past its deadline. After `retry` it would wait within its deadline.
+    /// The request would wait for `wait`, which is past its deadline. If it is sent again after `retry`, the expected wait is short enough
+    /// for its deadline.
     TooLong { wait: Duration, retry: Duration },
     /// No requests are admitted any more.
     Closed,
@@ -53,7 +54,7 @@ struct Pace {
     mean: f64,
     /// Number of answers in the mean, at most [`MEASURED`].
     samples: u32,
-    /// Start of the time in which no answer has ended: the last end of an answer, the start of a request when none ran, or the
+    /// No answer has ended since this time. It is the latest of: the end of an answer, the start of a request when no other ran, and the
     /// moment at which the queue became non-empty.
     last: Option<Instant>,
 }
@@ -213,8 +214,8 @@ impl<W> State<W> {
 
     /// The expected time until `permits` permits have been returned; `None` if no answer has been measured yet.
     ///
-    /// The mean time between two returns is the mean duration of an answer divided by the number of running answers. Single
-    /// returns come in bursts, because answers share batches.
+    /// The mean time between two returns is the mean duration of an answer divided by the number of running answers. The time between
+    /// single returns is not used, because answers that share a batch often end together.
     fn time_of(&self, permits: usize, now: Instant) -> Option<Duration> {
         if self.pace.samples == 0 {
             return None;
