@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use actix::dev::SendError;
 use actix_web::http::header::CACHE_CONTROL;
 use actix_web::{HttpRequest, HttpResponse, web};
+use actors::finish::FinishRule;
 use actors::request::{Generate, Refused, RequestError};
 use engine::Token;
 use tokio::time::timeout_at;
@@ -126,7 +127,8 @@ fn submit(
         &frontend.abort,
         permit.begin(),
     );
-    let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, eos: model.eos.clone() };
+    let finish = FinishRule::new(model.eos.clone());
+    let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, finish };
     let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.special_tokens);
     let give_up = deadline + frontend.limits.grace;
     let reply = Reply::new(live, source, rule, detokenizer, ask.stop.clone(), frontend.deadline, give_up);

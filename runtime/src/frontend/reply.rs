@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use actix::Recipient;
+use actors::finish::FinishRule;
 use actors::request::{
     AbortOutcome, AbortRequest, FinishReason, RequestError, RequestId, StreamEvent, Timings,
 };
@@ -79,7 +80,7 @@ pub(super) struct Finish {
 pub(super) struct EndRule {
     pub(super) max_tokens: u32,
     pub(super) ignore_eos: bool,
-    pub(super) eos: Vec<u32>,
+    pub(super) finish: FinishRule,
 }
 
 /// Converts events into pieces. If the [`EndRule`] says that a token is the last one, the token is held until the final event arrives,
@@ -100,9 +101,9 @@ impl Pieces {
         }
         self.tokens += 1;
         let text = self.stop.token(token.id, self.detokenizer.push(token.id));
-        let ends = self.tokens >= self.rule.max_tokens
-            || (!self.rule.ignore_eos && self.rule.eos.contains(&token.id))
-            || self.stop.reason().is_some();
+        let EndRule { max_tokens, ignore_eos, finish } = &self.rule;
+        let left = max_tokens.saturating_sub(self.tokens);
+        let ends = finish.reason(token.id, *ignore_eos, left).is_some() || self.stop.reason().is_some();
         let piece = Piece { token: Some(token), text, finish: None };
         match self.held.take() {
             // The held token was not the last one.
@@ -241,7 +242,7 @@ mod tests {
 
     fn pieces(max_tokens: u32, ignore_eos: bool) -> Pieces {
         let tokenizer = Arc::new(Tokenizer::new(&bytes_model()).unwrap());
-        let rule = EndRule { max_tokens, ignore_eos, eos: vec![EOS] };
+        let rule = EndRule { max_tokens, ignore_eos, finish: FinishRule::new(vec![EOS]) };
         let stop = StopWatch::new(StopRule::default());
         Pieces {
             rule,
