@@ -2,7 +2,8 @@
 //!
 //! The generator applies the rule to tokens that this process samples, the decoder to a first token that a sender samples. The frontend
 //! uses it to hold the last token until the finish reason arrives. The answer cannot exceed the model's context: the frontend admits a
-//! request only if its prompt and `max_tokens` fit. Stop strings are text, so the frontend finds them and ends the request with [`AbortOutcome::Completed`](crate::request::AbortOutcome::Completed).
+//! request only if its prompt and `max_tokens` fit. Stop strings are text, so the frontend finds them and ends the
+//! request with [`AbortOutcome::Completed`](crate::request::AbortOutcome::Completed).
 
 use crate::request::FinishReason;
 
