@@ -234,7 +234,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 pub(crate) fn mutants(named: &[String]) -> Result<()> {
     // Mutants get their own target folder. In a shared one, cargo would mistake a mutant's build for a build of the tree.
     let (tree, target) = (place::target().join("mutants/tree"), place::target().join("mutants/target"));
-    println!("{:<62} {:>17} {:>8}", "broken rule", "passed histories", "seconds");
+    println!("{:<68} {:>17} {:>8}", "broken rule", "passed histories", "seconds");
     let mut undetected = Vec::new();
     let wanted = |mutant: &&Mutant| named.is_empty() || named.iter().any(|part| mutant.rule.contains(part));
     for mutant in MUTANTS.iter().filter(wanted) {
@@ -261,7 +261,7 @@ pub(crate) fn mutants(named: &[String]) -> Result<()> {
             .context("cannot start the simulator")?;
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         let passed = printed.split(' ').next().unwrap_or_default().to_owned();
-        println!("{:<62} {passed:>17} {:>8.1}", mutant.rule, began.elapsed().as_secs_f64());
+        println!("{:<68} {passed:>17} {:>8.1}", mutant.rule, began.elapsed().as_secs_f64());
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         match errors
             .lines()
