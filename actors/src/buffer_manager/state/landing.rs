@@ -76,10 +76,13 @@ impl PoolState {
             return Vec::new();
         };
         if filled.count > landing {
-            self.free.extend(pages.iter().map(|page| page.0));
+            // The peer broke a rule, so its word that these pages are complete does not count: they wait for proof.
+            self.rings.lose(session, pages);
             let reason =
                 format!("peer announced {} pages of {request}, but {landing} were expected", filled.count);
-            return vec![broken(session, reason)];
+            let mut effects = vec![broken(session, reason)];
+            effects.extend(self.quarantine_changed());
+            return effects;
         }
         let seed_of = |n: u32| PageSeed {
             session: seed,

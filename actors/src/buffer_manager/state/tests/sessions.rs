@@ -248,6 +248,14 @@ fn an_announcement_of_more_pages_than_expected_ends_the_session() {
     give(&mut pool, reserve(7, 0, 1));
     let effects = give(&mut pool, filled(0, 2, Some(7)));
     let reason = "peer announced 2 pages of r7, but 1 were expected".to_owned();
-    assert_eq!(effects, [broken(SESSION, reason)]);
+    assert_eq!(effects[0], broken(SESSION, reason));
     assert_eq!(pool.holdings[&own(7)].landing, 1, "no page was adopted");
+    assert_eq!(
+        pool.usage().quarantined,
+        4,
+        "the announced pages wait for proof, as the others of the session"
+    );
+    assert!(!lose(&mut pool, SESSION).contains(&to::peer_link(NothingOutstanding { session: SESSION })));
+    drain(&mut pool, SESSION);
+    assert_eq!(pool.usage().quarantined, 0);
 }
