@@ -269,7 +269,7 @@ impl Ucx {
     /// # Safety
     /// `source..source + bytes` lies in the memory of `memh` and stays mapped until the request is complete or the worker is destroyed.
     /// The remote range lies in the memory of `rkey`.
-    #[allow(clippy::too_many_arguments)] // those of the UCX function
+    #[allow(clippy::too_many_arguments)] // the UCX function has the same arguments
     pub unsafe fn put(
         &self,
         ep: ucp_ep_h,
