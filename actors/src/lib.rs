@@ -22,6 +22,7 @@ pub mod effect;
 pub mod finish;
 pub mod first_token;
 pub mod generator;
+pub mod grammar;
 pub mod kit;
 pub mod log;
 pub mod messages;
