@@ -8,6 +8,8 @@ use actix::Message;
 use engine::{Sampling, Token};
 use serde::{Deserialize, Serialize};
 
+use crate::grammar::CompiledGrammar;
+
 /// A request's id in one process. The process that admits the request chooses it, and every frame about the request carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RequestId(pub u64);
@@ -42,6 +44,8 @@ pub struct Generate {
     pub max_tokens: u32,
     /// How tokens are sampled.
     pub sampling: Arc<Sampling>,
+    /// The grammar that the answer must match.
+    pub grammar: Option<CompiledGrammar>,
     /// Continues after an end-of-sequence token.
     pub ignore_eos: bool,
     /// When the request must have ended.

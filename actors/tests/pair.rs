@@ -167,6 +167,7 @@ async fn ask(node: &Node, request: u64, tokens: u32, max_tokens: u32) -> Receive
         prompt: prompt(request, tokens).into(),
         max_tokens,
         sampling: Arc::default(),
+        grammar: None,
         ignore_eos: true,
         deadline: Instant::now() + PATIENCE,
         route: Route::Auto,

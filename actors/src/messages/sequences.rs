@@ -5,6 +5,7 @@ use std::sync::Arc;
 use engine::{PageId, Sampling, Token};
 
 use super::SequenceId;
+use crate::grammar::CompiledGrammar;
 use crate::request::FinishReason;
 
 /// Decoder, prefiller → generator: run a sequence on the engine.
@@ -24,6 +25,8 @@ pub struct StartSequence {
     pub sample: u32,
     /// How tokens are sampled.
     pub sampling: Arc<Sampling>,
+    /// The grammar that the tokens after the prompt must match.
+    pub grammar: Option<CompiledGrammar>,
     /// Continues after an end-of-sequence token.
     pub ignore_eos: bool,
 }

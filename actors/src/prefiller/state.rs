@@ -239,6 +239,7 @@ impl PrefillerState {
             prompt: entry.prompt.len() as u32,
             sample: 1,
             sampling: entry.sampling.clone(),
+            grammar: None,
             ignore_eos: false,
         });
         let sent = entry.resident / page_tokens;

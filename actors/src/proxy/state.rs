@@ -164,6 +164,7 @@ mod tests {
             prompt: vec![1; prompt].into(),
             max_tokens,
             sampling: Default::default(),
+            grammar: None,
             ignore_eos: false,
             deadline: Instant::now(),
             route,

@@ -32,6 +32,7 @@ fn decode(now: Instant, request: u64, prefill_on: Option<SessionId>) -> ToDecode
         prompt: prompt(request).into(),
         max_tokens: 1000,
         sampling: Default::default(),
+        grammar: None,
         ignore_eos: true,
         deadline: now + Duration::from_secs(3600),
         route: Route::Auto,

@@ -128,6 +128,7 @@ fn start(request: u64) -> ToGenerator {
         prompt: PROMPT_TOKENS,
         sample: 1000,
         sampling: Default::default(),
+        grammar: None,
         ignore_eos: true,
     }
     .into()

@@ -64,6 +64,7 @@ impl World {
             prompt: tokens.into(),
             max_tokens,
             sampling: Default::default(),
+            grammar: None,
             ignore_eos,
             deadline: self.epoch + Duration::from_micros(deadline),
             route: Route::Auto,

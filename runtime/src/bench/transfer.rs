@@ -296,6 +296,7 @@ async fn hand_over(
         prompt: vec![0; tokens as usize].into(),
         max_tokens,
         sampling: Arc::default(),
+        grammar: None,
         ignore_eos: true,
         deadline: Instant::now() + PATIENCE,
         route: Route::Auto,

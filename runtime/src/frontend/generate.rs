@@ -137,6 +137,7 @@ fn submit(
         prompt: Arc::clone(&prompt.tokens),
         max_tokens: prompt.max_tokens,
         sampling: ask.sampling_of(choice).into(),
+        grammar: None,
         ignore_eos: ask.ignore_eos,
         deadline,
         route: frontend.route,

@@ -140,6 +140,7 @@ impl Entry {
             prompt: self.generate.prompt.len() as u32,
             sample: self.generate.max_tokens - self.emitted.len() as u32,
             sampling: self.generate.sampling.clone(),
+            grammar: self.generate.grammar.clone(),
             ignore_eos: self.generate.ignore_eos,
         })
     }

@@ -36,6 +36,7 @@ fn decode(now: Instant, prompt: u32, max_tokens: u32, on: Option<SessionId>) -> 
         prompt: (0..prompt).map(|n| n + 10).collect::<Arc<[u32]>>(),
         max_tokens,
         sampling: Arc::default(),
+        grammar: None,
         ignore_eos: false,
         deadline: now + Duration::from_secs(10),
         route: Route::Auto,

@@ -31,6 +31,7 @@ fn start(request: u64, prompt: u32, sample: u32) -> StartSequence {
         prompt,
         sample,
         sampling: Arc::default(),
+        grammar: None,
         ignore_eos: false,
     }
 }
