@@ -2,6 +2,7 @@
 
 pub mod engine_thread;
 pub mod hash_thread;
+pub mod mask_threads;
 pub mod sockets;
 
 use std::sync::Arc;

@@ -176,6 +176,9 @@ pub enum RequestError {
     /// The engine failed.
     #[error("engine failed: {0}")]
     Engine(String),
+    /// The grammar of the answer failed.
+    #[error("{0}")]
+    Grammar(String),
     /// The client is gone.
     #[error("request was aborted")]
     Aborted,
@@ -191,6 +194,7 @@ impl RequestError {
             Self::Refused(refused) => refused.kind(),
             Self::Deadline { .. } => "deadline",
             Self::Engine(_) => "engine",
+            Self::Grammar(_) => "grammar",
             Self::Aborted => "aborted",
             Self::ShuttingDown => "shutting_down",
         }

@@ -4,6 +4,8 @@
 //! The engine writes every token into its page and samples from what it *reads back* from the pages. So a page that does not arrive,
 //! arrives too early, or is in the wrong place gives a wrong token.
 
+#[path = "pair/constrained.rs"]
+mod constrained;
 #[path = "pair/echo.rs"]
 mod echo;
 #[path = "pair/failing_engine.rs"]

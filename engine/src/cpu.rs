@@ -27,6 +27,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, OpenError};
 use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
 use crate::model::{EngineConfig, LoadFormat, ModelInfo, ModelShape};
+use crate::pending::{PendingSample, give_masks};
 use crate::step::{Chunk, Engine, Step, StepLimits, StepOutput};
 
 mod attention;
@@ -54,6 +55,8 @@ pub struct CpuEngine {
     kv: Arc<KvPool>,
     limits: StepLimits,
     forward: Forward,
+    /// The samples of the last step, while they wait for masks.
+    pending: Vec<PendingSample>,
 }
 
 impl CpuEngine {
@@ -101,7 +104,7 @@ impl CpuEngine {
         let forward = Forward::new(shape, weights, threads, kernels, config.step_tokens as usize);
         // A step may sample every row: the memory for logits grows on demand.
         let limits = StepLimits { tokens: config.step_tokens, rows: config.step_tokens };
-        Ok(Self { model, kv, limits, forward })
+        Ok(Self { model, kv, limits, forward, pending: Vec::new() })
     }
 
     /// The logits of the last step, after bias and penalties: `vocabulary` floats for the `index`-th chunk with
@@ -127,13 +130,37 @@ impl Engine for CpuEngine {
     }
 
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
+        if !self.pending.is_empty() {
+            return Err(EngineError::NotReady("the previous step waits for its masks"));
+        }
         batch::check(batch, &self.model, &self.kv, self.limits, |_| false)?;
-        let tokens = self.forward.run(batch, &self.kv).map_err(|_| EngineError::WorkerPanicked)?;
-        Ok(Step::finished(StepOutput { tokens }))
+        self.forward.run(batch, &self.kv).map_err(|_| EngineError::WorkerPanicked)?;
+        if batch.iter().any(Chunk::is_constrained) {
+            self.pending = batch.iter().filter_map(PendingSample::of).collect();
+            return Ok(Step::unfinished());
+        }
+        Ok(Step::finished(StepOutput { tokens: self.forward.sample(batch) }))
+    }
+
+    fn is_computed(&mut self, _: &Step) -> Result<bool, EngineError> {
+        Ok(true)
+    }
+
+    fn sample(&mut self, step: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
+        if self.pending.is_empty() {
+            return Err(EngineError::NotReady("the step does not wait for masks"));
+        }
+        give_masks(&mut self.pending, masks, self.model.vocabulary)?;
+        let samples = std::mem::take(&mut self.pending);
+        step.finish(StepOutput { tokens: self.forward.sample_pending(&samples) });
+        Ok(())
     }
 
     fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {
-        step.output.take().map(Some).ok_or(EngineError::StepSpent)
+        match step.take() {
+            None if self.pending.is_empty() => Err(EngineError::StepSpent),
+            output => Ok(output),
+        }
     }
 
     fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {

@@ -310,6 +310,12 @@ pub enum EngineError {
         /// Tokens of the chunk.
         tokens: usize,
     },
+    /// [`sample`](crate::Engine::sample) got wrong masks.
+    #[error("the masks of the step are wrong: {what}")]
+    BadMasks {
+        /// What is wrong.
+        what: &'static str,
+    },
     /// The step was polled again after it had returned its output.
     #[error("this step has already returned its output")]
     StepSpent,
@@ -359,6 +365,7 @@ impl EngineError {
             Self::Device(_) => "device",
             Self::FollowsNothing { .. } => "follows_nothing",
             Self::ManySampled { .. } => "many_sampled",
+            Self::BadMasks { .. } => "bad_masks",
             Self::StepSpent => "step_spent",
             Self::WorkerPanicked => "worker_panicked",
         }
@@ -381,6 +388,7 @@ impl EngineError {
             | Self::TooManyPages { .. }
             | Self::PageOutOfRange { sequence: None, .. }
             | Self::NotReady(_)
+            | Self::BadMasks { .. }
             | Self::StepSpent
             | Self::WorkerPanicked => Scope::Step,
             Self::Device(error) if error.is_sticky() => Scope::Engine,

@@ -44,6 +44,7 @@ mod gpu;
 pub mod heap;
 mod kv;
 mod model;
+mod pending;
 mod populate;
 mod safetensors;
 pub mod sampling;

@@ -35,6 +35,12 @@ impl Chunk<'_> {
         self.start as usize + self.tokens.len()
     }
 
+    /// True if a mask restricts the token that is sampled after the chunk.
+    #[must_use]
+    pub fn is_constrained(&self) -> bool {
+        self.sample.is_some_and(|sample| sample.constrained)
+    }
+
     /// True if the chunk counts against [`StepLimits::rows`]: it is a decode row, or the step samples a token after it.
     #[must_use]
     pub fn takes_row(&self) -> bool {
@@ -54,7 +60,8 @@ pub enum TokenSource {
     /// The single token was sampled earlier, by this engine or a peer: a decode row.
     Sampled,
     /// The single token is sampled by the previous step, which may still run, with [plain](crate::Sampling::is_plain)
-    /// settings. [`Chunk::tokens`] holds a placeholder. Only for an engine that [runs ahead](Engine::runs_ahead).
+    /// settings. [`Chunk::tokens`] holds a placeholder. Only for an engine that [runs ahead](Engine::runs_ahead). The previous
+    /// step must have taken the sample: if it is constrained, it must have got its mask.
     Follows,
 }
 
@@ -70,7 +77,8 @@ pub struct SampledToken {
 /// The output of a finished step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepOutput {
-    /// One token for each chunk with [`Chunk::sample`], in the batch's order.
+    /// One token for each chunk with [`Chunk::sample`], in the batch's order. Samples that [got no mask](Engine::sample) are left
+    /// out.
     pub tokens: Vec<SampledToken>,
 }
 
@@ -91,6 +99,17 @@ pub struct Step {
 }
 
 impl Step {
+    /// A step that has no output yet.
+    #[must_use]
+    pub fn unfinished() -> Self {
+        Self { output: None }
+    }
+
+    /// Sets the output.
+    pub fn finish(&mut self, output: StepOutput) {
+        self.output = Some(output);
+    }
+
     /// A finished step with this output. An engine that computes in [`Engine::submit`] returns it.
     #[must_use]
     pub fn finished(output: StepOutput) -> Self {
@@ -122,6 +141,32 @@ pub trait Engine: Send {
     /// thread may busy-poll between steps. The caller polls steps in the order of their submission.
     fn runs_ahead(&self) -> bool {
         false
+    }
+
+    /// Takes the samples of the step that was submitted last, if some of them are [constrained](crate::Sample::constrained). Such a
+    /// step takes no sample before this call, and no other step may be submitted before it.
+    ///
+    /// `masks` has one entry for each constrained sample, in the batch's order: a bit for each token of the vocabulary, which
+    /// is set if the token may be sampled (bit `t % 32` of word `t / 32`). A sample whose entry is `None` is not taken: the
+    /// output has no token for it. The caller may compute its position again with a later step.
+    ///
+    /// # Errors
+    /// [`EngineError::BadMasks`] if the number of entries or a length is wrong, or if a mask allows no token. The step then
+    /// still waits for its masks. [`EngineError::NotReady`] if the step does not wait for masks. The default method always returns this:
+    /// it is for an engine that ignores constraints, such as a test double.
+    fn sample(&mut self, step: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
+        let _ = (step, masks);
+        Err(EngineError::NotReady("the step does not wait for masks"))
+    }
+
+    /// True if the logits of the step that was submitted last are computed, so that a mask that is still missing would delay
+    /// the other samples of the step.
+    ///
+    /// # Errors
+    /// The device's errors.
+    fn is_computed(&mut self, step: &Step) -> Result<bool, EngineError> {
+        let _ = step;
+        Ok(true)
     }
 
     /// Starts one mixed step of any number of prefill chunks and decode rows, at most one per sequence. An empty batch is

@@ -456,6 +456,9 @@ impl DecoderState {
             Some(SequenceEnd::Failed(error)) => {
                 effects.extend(self.fail(request, RequestError::Engine(error)))
             }
+            Some(SequenceEnd::GrammarFailed(error)) => {
+                effects.extend(self.fail(request, RequestError::Grammar(error)))
+            }
         }
         effects
     }

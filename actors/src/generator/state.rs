@@ -15,6 +15,9 @@
 //! sequences that are certain to continue. It is planned only if every sequence is in the first step; otherwise a sequence that arrives in the
 //! meantime would wait for both steps.
 //!
+//! **Constraints**: the mask of a constrained sample may be late. Then the step samples no token for that sequence, and the last token of the
+//! sequence is computed again in a later step. So a slow grammar delays no other sequence.
+//!
 //! **Ends**: a sequence that ends or is stopped while a step in flight contains it ends when that step returns, because the engine may still
 //! write its pages.
 //!
@@ -26,11 +29,12 @@ use std::sync::Arc;
 
 use engine::{EngineError, PageId, Sampling, Scope, StepLimits, Token, TokenSource};
 
+use crate::constraint::Constraint;
 use crate::effect::{Effect, ToGenerator, to};
 use crate::finish::FinishRule;
 use crate::messages::{
-    ExtendSequence, PlannedChunk, PlannedSample, RunStep, SequenceAdvanced, SequenceEnd, SequenceId,
-    StartSequence,
+    ExtendSequence, PlannedChunk, PlannedConstraint, PlannedSample, RunStep, SequenceAdvanced, SequenceEnd,
+    SequenceId, StartSequence, StepResult,
 };
 
 #[derive(Debug)]
@@ -45,6 +49,9 @@ struct Sequence {
     sampled_from: u32,
     sample: u32,
     sampling: Arc<Sampling>,
+    constraint: Option<Arc<Constraint>>,
+    /// The constraint knows the tokens that the sequence arrived with, because a planned sample told them.
+    is_told: bool,
     ignore_eos: bool,
     /// The sequence's last token and how the sequence ended. Reported when no step in flight contains the sequence.
     ending: Option<(Option<Token>, SequenceEnd)>,
@@ -54,14 +61,21 @@ struct Sequence {
     step: u64,
     /// Steps in flight that contain the sequence.
     flights: u32,
+    /// The sequence's mask was late, and no step in flight contains the sequence.
+    is_late: bool,
     /// The time at which the sequence's first step was planned, on the caller's clock.
     began_micros: Option<u64>,
 }
 
 impl Sequence {
-    fn planned_sample(&self) -> PlannedSample {
+    fn planned_sample(&mut self) -> PlannedSample {
         let tokens = if self.sampling.looks_back() { self.tokens.clone() } else { Vec::new() };
-        PlannedSample { how: self.sampling.clone(), tokens, prompt: self.prompt }
+        let constraint = self.constraint.clone().map(|constraint| {
+            let is_told = std::mem::replace(&mut self.is_told, true);
+            let tokens = if is_told { Vec::new() } else { self.tokens[self.prompt as usize..].to_vec() };
+            PlannedConstraint { constraint, tokens }
+        });
+        PlannedSample { how: self.sampling.clone(), tokens, prompt: self.prompt, constraint }
     }
 
     fn missing(&self) -> u32 {
@@ -70,20 +84,21 @@ impl Sequence {
 
     /// The chunk of `length` tokens from `start`. If `start` is the end of the known tokens, the chunk is the one token that the step in
     /// flight samples.
-    fn chunk(&self, key: u64, start: u32, length: u32) -> PlannedChunk {
+    fn chunk(&mut self, key: u64, start: u32, length: u32) -> PlannedChunk {
         let (from, end) = (start as usize, (start + length) as usize);
         let source = match self.tokens.get(from) {
             None => TokenSource::Follows,
             Some(_) if start >= self.sampled_from => TokenSource::Sampled,
             Some(_) => TokenSource::Prompt,
         };
+        let sample = (end >= self.tokens.len()).then(|| self.planned_sample());
         PlannedChunk {
             key,
             tokens: if source == TokenSource::Follows { vec![0] } else { self.tokens[from..end].to_vec() },
             source,
             start,
             pages: Arc::clone(&self.pages),
-            sample: (end >= self.tokens.len()).then(|| self.planned_sample()),
+            sample,
         }
     }
 
@@ -238,11 +253,14 @@ impl GeneratorState {
                 sampled_from,
                 sample: start.sample,
                 sampling: start.sampling,
+                constraint: start.grammar.map(|grammar| Arc::new(Constraint::new(grammar))),
+                is_told: false,
                 ignore_eos: start.ignore_eos,
                 ending: None,
                 rank,
                 step: self.steps,
                 flights: 0,
+                is_late: false,
                 began_micros: None,
             },
         );
@@ -271,10 +289,12 @@ impl GeneratorState {
         }
     }
 
-    /// Plans the step after the one in flight. Its rows take the tokens that the step in flight samples.
+    /// Plans the step after the one in flight. Its rows take the tokens that the step in flight samples. It has the late sequences too,
+    /// which the step in flight does not contain.
     fn plan_ahead(&mut self) -> Option<RunStep> {
         let flight = self.flights.front()?;
-        if flight.is_void || flight.parts.len() < self.sequences.len() {
+        let late = || self.sequences.iter().filter(|(_, sequence)| sequence.is_late);
+        if flight.is_void || flight.parts.len() + late().count() < self.sequences.len() {
             return None;
         }
         let mut next = Vec::with_capacity(flight.parts.len());
@@ -298,7 +318,11 @@ impl GeneratorState {
         if next.is_empty() {
             return None;
         }
-        let chunks = next.iter().map(|(key, end)| self.sequences[key].chunk(*key, *end, 1)).collect();
+        let room = self.limits.rows.min(self.limits.tokens) as usize;
+        next.extend(late().map(|(key, sequence)| (*key, sequence.resident)));
+        next.truncate(room);
+        let chunk = |(key, end): &Part| Some(self.sequences.get_mut(key)?.chunk(*key, *end, 1));
+        let chunks = next.iter().filter_map(chunk).collect();
         self.launch(next.into_iter().map(|(key, _)| (key, 1)).collect());
         Some(RunStep { chunks, acquire: Vec::new() })
     }
@@ -310,6 +334,7 @@ impl GeneratorState {
             if let Some(sequence) = self.sequences.get_mut(key) {
                 sequence.step = self.steps;
                 sequence.flights += 1;
+                sequence.is_late = false;
             }
         }
         self.flights.push_back(Flight { parts, is_void: false });
@@ -380,18 +405,20 @@ impl GeneratorState {
         parts
     }
 
-    /// The oldest step in flight returned the sampled tokens by key, or failed.
+    /// The oldest step in flight returned its result, or failed.
     fn on_step(
         &mut self,
-        outcome: Result<Vec<(u64, Token)>, EngineError>,
+        outcome: Result<StepResult, EngineError>,
         now_micros: u64,
     ) -> Vec<SequenceAdvanced> {
         let Some(flight) = self.flights.pop_front() else { return Vec::new() };
-        let (mut sampled, error) = match outcome {
-            _ if flight.is_void => (HashMap::new(), None),
-            Ok(tokens) => (tokens.into_iter().collect::<HashMap<_, _>>(), None),
-            Err(error) => (HashMap::new(), Some(error)),
+        let (result, error) = match outcome {
+            _ if flight.is_void => (StepResult::default(), None),
+            Ok(result) => (result, None),
+            Err(error) => (StepResult::default(), Some(error)),
         };
+        let StepResult { tokens, late, refused } = result;
+        let mut sampled: HashMap<u64, Token> = tokens.into_iter().collect();
         if error.is_some() {
             self.flights.iter_mut().for_each(|next| next.is_void = true);
         }
@@ -420,6 +447,17 @@ impl GeneratorState {
             }
             if !is_computed {
                 // It is planned again.
+                continue;
+            }
+            if let Some((_, error)) = refused.iter().find(|(refused, _)| *refused == key) {
+                events.extend(self.end(key, now_micros, None, SequenceEnd::GrammarFailed(error.to_string())));
+                continue;
+            }
+            if late.contains(&key) {
+                // Its last token is computed again, to sample the token after it. A step in flight that follows this one has left the
+                // sequence out.
+                (sequence.resident, sequence.flights, sequence.is_late) = (computed - 1, 0, true);
+                self.flights.iter_mut().for_each(|next| next.parts.retain(|(part, _)| *part != key));
                 continue;
             }
             sequence.resident = computed;

@@ -73,4 +73,6 @@ pub enum SequenceEnd {
     Stopped,
     /// The engine failed, with this error.
     Failed(String),
+    /// The sequence's grammar failed, with this error. The engine works.
+    GrammarFailed(String),
 }

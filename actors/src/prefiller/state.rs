@@ -291,6 +291,9 @@ impl PrefillerState {
             (_, SequenceEnd::Failed(reason)) => {
                 effects.extend([failed(key, PrefillFault::Failed, reason), cancel_puts(key)]);
             }
+            (_, SequenceEnd::GrammarFailed(reason)) => {
+                effects.extend([failed(key, PrefillFault::Refused, reason), cancel_puts(key)]);
+            }
             (_, SequenceEnd::Finished(_) | SequenceEnd::Stopped) => effects.push(cancel_puts(key)),
         }
         effects

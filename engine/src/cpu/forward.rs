@@ -10,6 +10,7 @@ use super::threads::{Threads, WorkerPanicked};
 use super::weights::{Layer, Weights};
 use crate::kv::{KeyOrValue, KvPool};
 use crate::model::ModelShape;
+use crate::pending::PendingSample;
 use crate::sampling::choose;
 use crate::step::{Chunk, SampledToken};
 
@@ -71,12 +72,8 @@ impl Forward {
         (index < self.sampled).then(|| unsafe { self.logits.row(index) })
     }
 
-    /// Computes a step. The batch has been checked.
-    pub(super) fn run(
-        &mut self,
-        batch: &[Chunk<'_>],
-        kv: &KvPool,
-    ) -> Result<Vec<SampledToken>, WorkerPanicked> {
+    /// Computes a step up to the logits of its sampled chunks. The batch has been checked.
+    pub(super) fn run(&mut self, batch: &[Chunk<'_>], kv: &KvPool) -> Result<(), WorkerPanicked> {
         self.sampled = 0;
         let mut spans = Vec::with_capacity(batch.len());
         let mut rows = 0;
@@ -106,21 +103,19 @@ impl Forward {
             pass.attend(index, layer)?;
             pass.feed(layer)?;
         }
-        self.sample(batch, &spans)
+        self.output(batch, &spans)
     }
 
-    fn sample(
-        &mut self,
-        batch: &[Chunk<'_>],
-        spans: &[Span<'_>],
-    ) -> Result<Vec<SampledToken>, WorkerPanicked> {
+    /// Computes the logits of the sampled chunks.
+    fn output(&mut self, batch: &[Chunk<'_>], spans: &[Span<'_>]) -> Result<(), WorkerPanicked> {
         let Self { shape, weights, threads, kernels, activations, logits, .. } = self;
         let sampled: Vec<_> = batch
             .iter()
             .zip(spans)
-            .filter_map(|(chunk, span)| Some((chunk, chunk.sample?, span.row + span.rows - 1)))
+            .filter(|(chunk, _)| chunk.sample.is_some())
+            .map(|(_, span)| span.row + span.rows - 1)
             .collect();
-        for (index, &(_, _, row)) in sampled.iter().enumerate() {
+        for (index, &row) in sampled.iter().enumerate() {
             // SAFETY: no phase runs. The two matrices are distinct. This machine supports the kernels.
             unsafe {
                 let (from, to) = (activations.hidden.row(row), activations.normed.row_mut(index));
@@ -133,13 +128,29 @@ impl Forward {
         let task = Task { weights: weights.output(), epilogue: Epilogue::Store(logits) };
         apply(threads, kernels, &activations.normed, sampled.len(), &[task])?;
         self.sampled = sampled.len();
-        let chosen = sampled.iter().enumerate().map(|(index, (chunk, sample, _))| {
+        Ok(())
+    }
+
+    /// Takes the samples of a batch without constrained samples, from the logits of the last step.
+    pub(super) fn sample(&mut self, batch: &[Chunk<'_>]) -> Vec<SampledToken> {
+        let sampled = batch.iter().filter_map(|chunk| Some((chunk, chunk.sample?)));
+        let chosen = sampled.enumerate().map(|(index, (chunk, sample))| {
             // SAFETY: no phase runs.
             let logits = unsafe { self.logits.row_mut(index) };
-            let position = chunk.start + chunk.tokens.len() as u32;
-            SampledToken { sequence: chunk.sequence, token: choose(logits, *sample, position) }
+            SampledToken { sequence: chunk.sequence, token: choose(logits, sample, None, chunk.end() as u32) }
         });
-        Ok(chosen.collect())
+        chosen.collect()
+    }
+
+    /// Takes the samples that are not late from the logits of the last step, which sampled these chunks in this order.
+    pub(super) fn sample_pending(&mut self, samples: &[PendingSample]) -> Vec<SampledToken> {
+        let taken = samples.iter().enumerate().filter(|(_, sample)| !sample.is_late());
+        let chosen = taken.map(|(index, sample)| {
+            // SAFETY: no phase runs.
+            let logits = unsafe { self.logits.row_mut(index) };
+            sample.sampled(sample.choose(logits))
+        });
+        chosen.collect()
     }
 }
 

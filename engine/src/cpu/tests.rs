@@ -8,6 +8,7 @@ use crate::step::{SampledToken, TokenSource};
 use crate::testing::{Random, TempFile, Tiny};
 
 mod interleavings;
+mod masks;
 mod reference;
 mod refusals;
 mod threads;

@@ -20,6 +20,7 @@ use super::kernels::{
     baton_sample_rows, baton_silu_mul, baton_take_rows, launch,
 };
 use super::lists::Uploaded;
+use super::masks::{Masks, UploadedMasks};
 use super::weights::{Layer, Weights};
 use crate::gpu::arguments::{AddRmsNorm, Embed, RopeAppend, RowProducts, SampleRows, SiluMul, TakeRows};
 use crate::gpu::plan::{SETTING_WORDS, settings_of};
@@ -97,26 +98,37 @@ pub(super) fn draw(
     device: &Arc<CudaDevice>,
     stream: &Stream,
     logits: &[f32],
-    samples: &[(&Sampling, u32)],
+    samples: &[(&Sampling, Option<&[u32]>, u32)],
 ) -> Result<Vec<u32>> {
     let rows = samples.len();
-    let settings: Vec<_> = samples.iter().map(|(how, end)| settings_of(Some((how, *end as usize)))).collect();
+    let settings: Vec<_> =
+        samples.iter().map(|(how, _, end)| settings_of(Some((how, *end as usize)))).collect();
     let (values, settings) = (Buffer::of(device, logits)?, Buffer::of(device, &settings)?);
     let chosen = Buffer::new(device, rows * size_of::<u32>())?;
     let settings = settings.numbers::<i32>(0, rows * SETTING_WORDS);
-    // SAFETY: each row has settings, as just checked.
-    unsafe { sample_rows(&values, settings, &chosen, (rows, logits.len() / rows), stream)? };
+    let vocabulary = logits.len() / rows;
+    let mut memory = Masks::new(device, rows, vocabulary)?;
+    let masks = if samples.iter().any(|(_, mask, _)| mask.is_some()) {
+        // SAFETY: this is the first copy, and the stream is waited for below.
+        unsafe { memory.upload(samples.iter().map(|(_, mask, _)| *mask), 0, stream)? }
+    } else {
+        UploadedMasks::NONE
+    };
+    // SAFETY: each row has settings, as just checked, and a mask or none.
+    let sampled = unsafe { sample_rows(&values, settings, masks, &chosen, (rows, vocabulary), stream) };
     stream.wait()?;
+    sampled?;
     chosen.read_at(0, rows)
 }
 
 /// Samples a token from each row of logits with the row's settings.
 ///
 /// # Safety
-/// `settings` points to [`SETTING_WORDS`] words on the device for each row.
+/// `settings` points to [`SETTING_WORDS`] words on the device for each row. `masks` cover the rows and the vocabulary.
 unsafe fn sample_rows(
     logits: &Buffer,
     settings: *const i32,
+    masks: UploadedMasks,
     out: &Buffer,
     (rows, vocabulary): (usize, usize),
     stream: &Stream,
@@ -124,11 +136,13 @@ unsafe fn sample_rows(
     let arguments = SampleRows {
         logits: logits.numbers(0, rows * vocabulary),
         settings: settings.cast(),
+        mask_of: masks.mask_of,
+        masks: masks.masks,
         out: out.numbers(0, rows),
         rows: rows as i32,
         vocabulary: vocabulary as i32,
     };
-    // SAFETY: see the module's documentation. The caller's contract covers the settings.
+    // SAFETY: see the module's documentation. The caller's contract covers settings and masks.
     unsafe { launch("baton_sample_rows", baton_sample_rows, &arguments, stream) }
 }
 
@@ -189,7 +203,7 @@ impl Forward {
         self.weights.step_bytes()
     }
 
-    /// Submits a step. `prefill` is the plan of its prompts, if it has any.
+    /// Submits a step up to the logits of its sampled rows. `prefill` is the plan of its prompts, if it has any.
     pub(super) fn submit(&self, step: &Uploaded<'_>, prefill: Option<&PrefillPlan>) -> Result<()> {
         let Activations { hidden, delta, .. } = &self.activations;
         let (plan, width) = (step.plan(), self.shape.hidden);
@@ -212,11 +226,11 @@ impl Forward {
         if plan.sampled == 0 {
             return Ok(());
         }
-        self.sample(before, step)
+        self.output(before, step)
     }
 
-    /// Computes the logits of the sampled rows, and samples their tokens.
-    fn sample(&self, before: Option<&Buffer>, step: &Uploaded<'_>) -> Result<()> {
+    /// Computes the logits of the sampled rows.
+    fn output(&self, before: Option<&Buffer>, step: &Uploaded<'_>) -> Result<()> {
         let Activations { normed, last, .. } = &self.activations;
         let (plan, width) = (step.plan(), self.shape.hidden);
         // Only the sampled rows need this norm, but computing it for all rows costs little.
@@ -236,10 +250,18 @@ impl Forward {
         }
         let last = if all { normed } else { last };
         let weights = self.weights.output();
-        self.multiply(last, weights, &self.logits, plan.sampled, self.matrices.output, step.stream)?;
-        let sizes = (plan.sampled, self.shape.vocabulary);
-        // SAFETY: a plan has settings for each sampled row.
-        unsafe { sample_rows(&self.logits, step.list(plan.settings()), &self.chosen, sizes, step.stream) }
+        self.multiply(last, weights, &self.logits, plan.sampled, self.matrices.output, step.stream)
+    }
+
+    /// Samples the tokens of the step that was submitted last. It has sampled rows.
+    ///
+    /// # Safety
+    /// `masks` cover the sampled rows and the vocabulary.
+    pub(super) unsafe fn sample(&self, step: &Uploaded<'_>, masks: UploadedMasks) -> Result<()> {
+        let settings = step.list(step.plan().settings());
+        let sizes = (step.plan().sampled, self.shape.vocabulary);
+        // SAFETY: a plan has settings for each sampled row, and the caller's contract covers the masks.
+        unsafe { sample_rows(&self.logits, settings, masks, &self.chosen, sizes, step.stream) }
     }
 
     /// `hidden += before`, then `delta = W_o · attention(norm(hidden))`. Also writes the step's keys and values.

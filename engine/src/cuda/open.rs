@@ -11,6 +11,7 @@ use super::fits;
 use super::forward::{Forward, SAMPLED_MAX};
 use super::graph::{GRAPH_PAGES, GRAPH_ROWS_MAX};
 use super::lists::Lists;
+use super::masks::Masks;
 use super::pool::DevicePool;
 use super::weights::Weights;
 use super::{CudaEngine, PAGE_ENTRIES_MAX, Readback};
@@ -44,6 +45,7 @@ impl CudaEngine {
         let step_lists = step_lists(config, &device, &shape).map_err(cuda)?;
         let graph_lists = graph_lists(config, &device).map_err(cuda)?;
         let rows = (config.step_tokens as usize).max(GRAPH_ROWS_MAX);
+        let vocabulary = shape.vocabulary;
         let forward =
             Forward::new(&device, shape, weights, attention, Arc::clone(&kv), rows).map_err(cuda)?;
         tracing::info!(
@@ -52,6 +54,7 @@ impl CudaEngine {
             pages,
             "model loaded on the GPU"
         );
+        let masks = Masks::new(&device, rows.min(SAMPLED_MAX), vocabulary).map_err(cuda)?;
         let readback = || Readback::new(&device, rows.min(SAMPLED_MAX)).map_err(cuda);
         Ok(Self {
             model,
@@ -60,6 +63,7 @@ impl CudaEngine {
                 tokens: config.step_tokens,
                 rows: config.step_tokens.min(SAMPLED_MAX as u32),
             },
+            masks,
             readbacks: [readback()?, readback()?],
             device,
             forward,
@@ -79,7 +83,7 @@ impl Readback {
     /// Memory for the sampled tokens of up to `rows` rows.
     fn new(device: &Arc<CudaDevice>, rows: usize) -> Result<Self, CudaError> {
         let chosen = Pinned::new(device, rows)?;
-        Ok(Self { done: Event::new(device)?, chosen })
+        Ok(Self { computed: Event::new(device)?, done: Event::new(device)?, chosen })
     }
 }
 

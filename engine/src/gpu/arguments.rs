@@ -87,10 +87,13 @@ arguments! {
         seed: u64,
         scale: f32,
     }
-    /// `out[r]` = the token sampled from row `r` of the logits with row `r` of the settings.
-    SampleRows, 32 bytes {
+    /// `out[r]` = the token sampled from row `r` of the logits with row `r` of the settings. Unless `mask_of` is null or
+    /// `mask_of[r]` is negative, mask number `mask_of[r]` restricts the tokens.
+    SampleRows, 48 bytes {
         logits: *const f32,
         settings: *const c_void,
+        mask_of: *const i32,
+        masks: *const u32,
         out: *mut i32,
         rows: i32,
         vocabulary: i32,

@@ -193,7 +193,7 @@ fn draws_follow(gpu: &mut CudaEngine, name: &str) -> Result<()> {
                 source: TokenSource::Sampled,
                 start: position,
                 pages,
-                sample: Some(Sample { how: &how, tokens: &[], prompt: 0 }),
+                sample: Some(Sample { how: &how, ..Sample::greedy() }),
             })
             .collect();
         let output = run(gpu, &batch)?;
@@ -329,7 +329,7 @@ fn run_ahead(
                 source: if submitted > 0 { TokenSource::Follows } else { TokenSource::Sampled },
                 start: start + submitted as u32,
                 pages,
-                sample: Some(Sample { how, tokens: &[], prompt: 0 }),
+                sample: Some(Sample { how, ..Sample::greedy() }),
             };
             let batch: Vec<Chunk<'_>> = (0..).zip(tables.iter().map(Vec::as_slice)).map(chunk).collect();
             running.push_back(gpu.submit(&batch)?);

@@ -150,7 +150,7 @@ pub(crate) fn generator(live: u64, times: &mut Times) {
     }
     let finished = |plan: RunStep| -> ToGenerator {
         let tokens = plan.chunks.iter().map(|chunk| (chunk.key, 7.into())).collect();
-        StepFinished { outcome: Ok(tokens) }.into()
+        StepFinished { outcome: Ok(StepResult { tokens, ..StepResult::default() }) }.into()
     };
     // The first step has only the first sequence. The next step has all.
     let plan = plan.and_then(|plan| plans(state.on(0, finished(plan)))).expect("a step with all sequences");

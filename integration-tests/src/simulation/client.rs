@@ -1,8 +1,10 @@
 //! The clients: their requests, the tokens that they receive, and the checks of these tokens.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use actors::effect::{Endpoint, to};
+use actors::grammar::{CompiledGrammar, Grammar, GrammarError, GrammarSource, Matcher};
 use actors::request::{AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent};
 
 use super::machine::next_token;
@@ -64,7 +66,7 @@ impl World {
             prompt: tokens.into(),
             max_tokens,
             sampling: Default::default(),
-            grammar: None,
+            grammar: self.dice.one_in(4).then(any_grammar),
             ignore_eos,
             deadline: self.epoch + Duration::from_micros(deadline),
             route: Route::Auto,
@@ -184,4 +186,15 @@ impl World {
     pub(super) fn outcome(&self, request: RequestId) -> (Option<&'static str>, bool) {
         self.clients.get(&request).map_or((None, false), |client| (client.end, client.disaggregated))
     }
+}
+
+/// A grammar that allows every answer: the simulated engine decides which masks are late.
+fn any_grammar() -> CompiledGrammar {
+    struct Any;
+    impl Grammar for Any {
+        fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
+            Err(GrammarError::Failed("the simulated engine needs no masks".to_owned()))
+        }
+    }
+    CompiledGrammar::new(GrammarSource::Regex(".*".to_owned()), Arc::new(Any))
 }

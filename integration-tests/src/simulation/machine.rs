@@ -1,6 +1,6 @@
 //! A minimal model, and the pages that it reads and writes.
 
-use actors::messages::RunStep;
+use actors::messages::{PlannedChunk, RunStep, StepResult};
 use connector::page_hash::PageSeed;
 use engine::{EngineError, PageId, Token, TokenSource};
 
@@ -53,15 +53,22 @@ impl Memory {
 pub(super) struct Step {
     plan: RunStep,
     read: Vec<Vec<u32>>,
+    /// Chunks that the engine's thread has left out, because they follow late ones.
+    left_out: Vec<u64>,
 }
 
 impl Step {
-    pub(super) fn begin(plan: RunStep, memory: &mut Memory) -> Self {
+    /// `late` are the chunks of the previous step that sampled no token.
+    pub(super) fn begin(mut plan: RunStep, memory: &mut Memory, late: &[u64]) -> Self {
+        let follows_late =
+            |chunk: &PlannedChunk| late.contains(&chunk.key) && chunk.source == TokenSource::Follows;
+        let left_out =
+            plan.chunks.extract_if(.., |chunk| follows_late(chunk)).map(|chunk| chunk.key).collect();
         let read = plan.chunks.iter();
         let read =
             read.map(|chunk| (0..chunk.start).map(|position| *memory.at(&chunk.pages, position)).collect());
         let read = read.collect();
-        Self { plan, read }
+        Self { plan, read, left_out }
     }
 
     /// Pages that the step reads or writes.
@@ -83,26 +90,29 @@ impl Step {
 
     /// An error of the whole step or of one of its sequences.
     pub(super) fn error(&self, draw: u64) -> EngineError {
-        let chunk = &self.plan.chunks[draw as usize % self.plan.chunks.len()];
-        match draw % 2 {
-            0 => EngineError::WorkerPanicked,
-            _ => EngineError::EmptyChunk { sequence: chunk.key },
+        let chunk = self.plan.chunks.get(draw as usize % self.plan.chunks.len().max(1));
+        match chunk {
+            Some(chunk) if draw % 2 == 1 => EngineError::EmptyChunk { sequence: chunk.key },
+            _ => EngineError::WorkerPanicked,
         }
     }
 
-    /// Writes the pages and samples tokens.
-    pub(super) fn end(self, memory: &mut Memory) -> Vec<(u64, Token)> {
-        let mut sampled = Vec::new();
+    /// Writes the pages and samples tokens. `is_late` draws whether a constrained chunk samples none.
+    pub(super) fn end(self, memory: &mut Memory, mut is_late: impl FnMut() -> bool) -> StepResult {
+        let mut result = StepResult { late: self.left_out, ..StepResult::default() };
         for (chunk, mut tokens) in self.plan.chunks.iter().zip(self.read) {
             for (position, token) in (chunk.start..).zip(&chunk.tokens) {
                 *memory.at(&chunk.pages, position) = *token;
             }
             tokens.extend(&chunk.tokens);
-            if chunk.sample.is_some() {
-                sampled.push((chunk.key, next_token(&tokens).into()));
+            let Some(sample) = &chunk.sample else { continue };
+            if sample.constraint.is_some() && is_late() {
+                result.late.push(chunk.key);
+            } else {
+                result.tokens.push((chunk.key, next_token(&tokens).into()));
             }
         }
-        sampled
+        result
     }
 }
 

@@ -68,6 +68,8 @@ pub(super) struct Node {
     pub(super) step_ahead: Option<RunStep>,
     /// The tokens sampled by the last finished step. The next step may use them.
     pub(super) sampled: Vec<(u64, Token)>,
+    /// The chunks of the last finished step that sampled no token, because their masks were late.
+    pub(super) late: Vec<u64>,
     /// True if the next step fails.
     pub(super) step_fails: bool,
     /// The peer processes that this process watches for their end, each as (node, life).
@@ -138,6 +140,7 @@ impl Node {
             step: None,
             step_ahead: None,
             sampled: Vec::new(),
+            late: Vec::new(),
             step_fails: false,
             watched: BTreeSet::new(),
             role,

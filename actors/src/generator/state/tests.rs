@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::grammar::GrammarError;
+use crate::grammar::testing::{Counting, compiled};
 use crate::request::{FinishReason, RequestId};
 
 const EOS: u32 = 2;
@@ -47,7 +49,7 @@ fn step(state: &mut GeneratorState, token: u32) -> (Vec<usize>, Vec<SequenceAdva
         .filter(|chunk| chunk.sample.is_some())
         .map(|chunk| (chunk.key, token.into()))
         .collect();
-    (lengths, state.on_step(Ok(sampled), 0))
+    (lengths, state.on_step(Ok(result(sampled)), 0))
 }
 
 #[test]
@@ -89,7 +91,7 @@ fn order(state: &mut GeneratorState, steps: usize) -> Vec<Vec<u64>> {
                 .filter(|chunk| chunk.sample.is_some())
                 .map(|chunk| (chunk.key, 7.into()))
                 .collect();
-            state.on_step(Ok(sampled), 0);
+            state.on_step(Ok(result(sampled)), 0);
             keys
         })
         .collect()
@@ -144,7 +146,7 @@ fn a_step_never_exceeds_the_limits_of_the_engine() {
             .filter(|chunk| chunk.sample.is_some())
             .map(|chunk| (chunk.key, 7.into()))
             .collect();
-        state.on_step(Ok(sampled), 0);
+        state.on_step(Ok(result(sampled)), 0);
     }
     assert!(state.is_empty(), "every sequence has finished");
 }
@@ -164,7 +166,7 @@ fn a_stop_in_flight_waits_for_the_step() {
     state.on_start(start(1, 2, 5));
     let plan = state.plan(0).expect("there is work");
     assert_eq!(state.on_stop(name(1), 0), None, "the engine may be writing its pages");
-    let events = state.on_step(Ok(vec![(plan.chunks[0].key, 7.into())]), 0);
+    let events = state.on_step(Ok(result(vec![(plan.chunks[0].key, 7.into())])), 0);
     assert_eq!(events[0].ended, Some(SequenceEnd::Stopped));
     assert_eq!((events[0].token.clone(), events[0].resident), (None, 2), "the computed tokens stay resident");
     assert_eq!(state.on_stop(name(1), 0), None, "it has ended");
@@ -207,9 +209,13 @@ fn a_row_carries_its_tokens_only_if_its_sampling_needs_them() {
 }
 
 /// The samples of a plan, all of them `token`.
-fn samples(plan: &RunStep, token: u32) -> Vec<(u64, Token)> {
+fn samples(plan: &RunStep, token: u32) -> StepResult {
     let sampled = plan.chunks.iter().filter(|chunk| chunk.sample.is_some());
-    sampled.map(|chunk| (chunk.key, token.into())).collect()
+    result(sampled.map(|chunk| (chunk.key, token.into())).collect())
+}
+
+fn result(tokens: Vec<(u64, Token)>) -> StepResult {
+    StepResult { tokens, ..StepResult::default() }
 }
 
 /// For each chunk: its key, its start, and whether the previous step samples its token.
@@ -297,6 +303,87 @@ fn a_failed_or_stopped_sequence_waits_for_both_steps() {
         };
         assert_eq!((events.len(), &events[0].token, &events[0].ended), (1, &None, &Some(expect)));
         assert!(state.is_empty());
+    }
+}
+
+fn constrained(request: u64, prompt: u32, sample: u32) -> StartSequence {
+    StartSequence { grammar: Some(compiled(Counting::default())), ..start(request, prompt, sample) }
+}
+
+#[test]
+fn a_constrained_sequence_runs_ahead_like_others() {
+    let mut state = scheduler(4, 64, 16, true);
+    state.on_start(StartSequence { tokens: vec![10, 11, 3, 4], ..constrained(1, 2, 9) });
+    let first = state.plan(0).expect("there is work");
+    let told = |plan: &RunStep| {
+        let sample = plan.chunks[0].sample.clone().expect("it is sampled");
+        sample.constraint.expect("it is constrained").tokens
+    };
+    assert_eq!(told(&first), [3, 4], "the tokens after the prompt are told once");
+    let second = state.plan(0).expect("there is a next step");
+    assert_eq!((rows(&second), told(&second)), (vec![(0, 4, true)], vec![]));
+}
+
+#[test]
+fn a_late_sequence_is_computed_again_and_delays_no_other() {
+    let mut state = scheduler(4, 64, 16, true);
+    state.on_start(constrained(1, 2, 9));
+    state.on_start(start(2, 2, 9));
+    let first = state.plan(0).expect("both prompts");
+    let second = state.plan(0).expect("both follow");
+    assert_eq!(rows(&second), [(0, 2, true), (1, 2, true)]);
+    // The engine leaves sequence 0 out of the second step, because the first did not sample it.
+    let late = |plan: &RunStep| {
+        let mut samples = samples(plan, 7);
+        samples.tokens.retain(|(key, _)| *key != 0);
+        StepResult { late: vec![0], ..samples }
+    };
+    let events = state.on_step(Ok(late(&first)), 0);
+    assert_eq!(events.iter().map(|event| event.sequence).collect::<Vec<_>>(), [name(2)]);
+    let third = state.plan(0).expect("the plain sequence is not delayed");
+    assert_eq!(rows(&third), [(1, 3, true), (0, 1, false)], "the last token of sequence 0 again");
+    assert_eq!((&third.chunks[1].tokens[..], third.chunks[1].source), (&[11][..], TokenSource::Prompt));
+    state.on_step(Ok(late(&second)), 0);
+    let fourth = state.plan(0).expect("both follow the third step");
+    assert_eq!(rows(&fourth), [(1, 4, true), (0, 2, true)]);
+    let events = state.on_step(Ok(samples(&third, 8)), 0);
+    let of_late = events.iter().find(|event| event.sequence == name(1)).expect("it is sampled now");
+    assert_eq!((of_late.resident, &of_late.token), (2, &Some(8.into())));
+}
+
+#[test]
+fn a_late_sequence_that_was_stopped_ends_with_the_last_step_that_has_it() {
+    let mut state = scheduler(4, 64, 16, true);
+    state.on_start(constrained(1, 2, 9));
+    let first = state.plan(0).expect("there is work");
+    let second = state.plan(0).expect("there is a next step");
+    assert_eq!(state.on_stop(name(1), 0), None);
+    assert_eq!(state.on_step(Ok(StepResult { late: vec![0], ..StepResult::default() }), 0), []);
+    let events = state.on_step(Ok(StepResult { late: vec![0], ..StepResult::default() }), 0);
+    assert_eq!(events[0].ended, Some(SequenceEnd::Stopped));
+    assert!(state.is_empty() && first.chunks.len() == second.chunks.len());
+}
+
+#[test]
+fn a_failed_grammar_ends_its_sequence_only() {
+    for is_ahead in [false, true] {
+        let mut state = scheduler(4, 64, 16, is_ahead);
+        state.on_start(constrained(1, 2, 9));
+        state.on_start(start(2, 2, 9));
+        assert_eq!(state.plan(0).map(|plan| plan.chunks.len()), Some(2));
+        let second = state.plan(0);
+        assert_eq!(second.is_some(), is_ahead);
+        let refused = vec![(0, GrammarError::Panicked("index".to_owned()))];
+        let tokens = vec![(1, 7.into())];
+        let mut events = state.on_step(Ok(StepResult { tokens, refused, ..StepResult::default() }), 0);
+        if let Some(second) = second {
+            assert_eq!(events.len(), 1, "the second step may write its pages");
+            events.extend(state.on_step(Ok(samples(&second, 7)), 0));
+        }
+        let failed = events.iter().find(|event| event.sequence == name(1)).expect("it has ended");
+        assert!(matches!(&failed.ended, Some(SequenceEnd::GrammarFailed(text)) if text.contains("index")));
+        assert!(events.iter().all(|event| event.sequence == name(1) || event.ended.is_none()));
+        assert_eq!(state.len(), 1);
     }
 }
 
@@ -423,7 +510,7 @@ proptest! {
             let sampled = samples(&plan, 7);
             let length = |chunk: &PlannedChunk| chunk.tokens.len() as u32;
             prop_assert!(plan.chunks.iter().map(length).sum::<u32>() <= tokens, "{plan:?}");
-            prop_assert!(sampled.len() as u32 <= rows, "{plan:?}");
+            prop_assert!(sampled.tokens.len() as u32 <= rows, "{plan:?}");
             let of_prompts = |chunk: &PlannedChunk| length(chunk).min(live[&chunk.key].prompt);
             let prefilled: u32 = plan.chunks.iter().map(of_prompts).sum();
             for (key, waiting) in &mut live {
