@@ -18,6 +18,7 @@
 
 mod company;
 mod failure;
+mod masks;
 mod sampling;
 
 use std::collections::VecDeque;
@@ -165,6 +166,7 @@ fn small_models() -> Result<()> {
         draws_follow(&mut gpu, &llama.name)?;
         let rows = company::check(&mut gpu, 60, 250).with_context(|| llama.name.clone())?;
         let draws = sampling::check(&mut gpu, 4).with_context(|| llama.name.clone())?;
+        masks::check(&mut gpu).with_context(|| llama.name.clone())?;
         let same = answer.iter().zip(&llama.ids).take_while(|(a, b)| a == b).count();
         println!(
             "{:<28} {head:>5} {alone:>10.5} {:>8} {rows:>23} {draws:>12}",
@@ -246,6 +248,8 @@ fn large_model(folder: &Path) -> Result<()> {
     let draws = sampling::check(&mut gpu, 1)?;
     let made_up = sampling::check_made_up(&gpu)?;
     println!("{} tokens drawn on the GPU are those that the host draws", draws + made_up);
+    println!("{} constrained rows sample as the host does", masks::check(&mut gpu)?);
+    masks::cost(&mut gpu, 32, 1000)?;
     let sample = Some(Sample::greedy());
     let prompt = prompt(15_000);
     println!("{:>8} {:>7} {:>10} {:>12}", "prompt", "chunk", "ms", "tokens/s");
