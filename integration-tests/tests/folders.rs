@@ -164,20 +164,20 @@ fn sliding_windows_are_refused() -> Result<()> {
         }
         Ok(())
     };
-    let used = ("use_sliding_window", json!(true));
+    let window = |tokens: Value| ("sliding_window", tokens);
+    let used = || ("use_sliding_window", json!(true));
     let words = "sliding window has 255 tokens, fewer than its context of 256";
-    check("mistral", &[("sliding_window", json!(255))], Some(words))?;
-    check("mistral", &[("sliding_window", json!(256))], None)?;
-    check("mistral", &[("sliding_window", json!(null))], None)?;
+    check("mistral", &[window(json!(255))], Some(words))?;
+    check("mistral", &[window(json!(256))], None)?;
+    check("mistral", &[window(json!(null))], None)?;
     // transformers gives a file without the key a window of 4,096 tokens.
     check("mistral", &[], Some("sliding window has 4096 tokens, fewer than its context of 8192"))?;
     for family in ["qwen2", "qwen3"] {
-        let window = ("sliding_window", json!(255));
-        check(family, &[window.clone()], None)?;
-        check(family, &[window.clone(), used.clone()], Some(words))?;
-        check(family, &[window, used.clone(), ("max_window_layers", json!(2))], None)?;
-        check(family, &[("sliding_window", json!(null)), used.clone()], None)?;
+        check(family, &[window(json!(255))], None)?;
+        check(family, &[window(json!(255)), used()], Some(words))?;
+        check(family, &[window(json!(255)), used(), ("max_window_layers", json!(2))], None)?;
+        check(family, &[window(json!(null)), used()], None)?;
     }
-    check("llama", &[("sliding_window", json!(255)), used], None)?;
+    check("llama", &[window(json!(255)), used()], None)?;
     Ok(())
 }
