@@ -1,4 +1,4 @@
-//! The CPU backend: the forward pass of a Llama on raw pages, with f32 activations and quantised weights.
+//! The CPU backend: the forward pass on raw pages, with f32 activations and quantised weights.
 //!
 //! # Guarantees
 //! A fixed sequence of IEEE f32 operations over its own inputs computes each key, value and logit. So results are **bit
@@ -26,7 +26,8 @@ use crate::batch;
 use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, OpenError};
 use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
-use crate::model::{EngineConfig, LoadFormat, ModelInfo, ModelShape};
+use crate::model::spec::ModelSpec;
+use crate::model::{EngineConfig, LoadFormat, ModelInfo};
 use crate::pending::{PendingSample, give_masks};
 use crate::step::{Chunk, Engine, Step, StepLimits, StepOutput};
 
@@ -49,7 +50,7 @@ use scratch::Scratch;
 use threads::Threads;
 use weights::Weights;
 
-/// A Llama on the CPU. The [module](self) documents the guarantees.
+/// A model on the CPU. The [module](self) documents the guarantees.
 pub struct CpuEngine {
     model: ModelInfo,
     kv: Arc<KvPool>,
@@ -86,12 +87,12 @@ impl CpuEngine {
             return Err(OpenError::NoDummy);
         }
         let path: &Path = &config.model;
-        let checkpoint = Checkpoint::open_as(path, config.load_format)?;
-        let kv = Arc::new(pool(config, &checkpoint.shape)?);
+        let checkpoint = Checkpoint::open(path, config.load_format)?;
+        let kv = Arc::new(pool(config, &checkpoint.spec)?);
         let mut threads: Threads<Scratch> =
             Threads::new(config.threads).map_err(|(index, error)| OpenError::Thread { index, error })?;
         let weights = Weights::load(&checkpoint, &mut threads, progress)?;
-        let model = checkpoint.info();
+        let model = checkpoint.info().clone();
         tracing::debug!(
             model = model.name,
             parameters = model.parameters,
@@ -100,8 +101,7 @@ impl CpuEngine {
             pages = kv.pages(),
             "model loaded"
         );
-        let shape = checkpoint.shape;
-        let forward = Forward::new(shape, weights, threads, kernels, config.step_tokens as usize);
+        let forward = Forward::new(checkpoint.spec, weights, threads, kernels, config.step_tokens as usize);
         // A step may sample every row: the memory for logits grows on demand.
         let limits = StepLimits { tokens: config.step_tokens, rows: config.step_tokens };
         Ok(Self { model, kv, limits, forward, pending: Vec::new() })
@@ -170,11 +170,11 @@ impl Engine for CpuEngine {
     }
 }
 
-fn pool(config: &EngineConfig, shape: &ModelShape) -> Result<KvPool, OpenError> {
+fn pool(config: &EngineConfig, spec: &ModelSpec) -> Result<KvPool, OpenError> {
     let layout = KvLayout {
-        layers: shape.layers as u32,
-        kv_heads: shape.kv_heads as u32,
-        head_dim: shape.head_dim as u32,
+        layers: spec.layers as u32,
+        kv_heads: spec.attention.kv_heads as u32,
+        head_dim: spec.attention.head_dim as u32,
         page_tokens: config.page_tokens,
         dtype: KvDtype::F32,
     };

@@ -1,4 +1,4 @@
-//! The CUDA backend: a Llama in bf16 on one GPU. The KV pages lie in one plain device allocation.
+//! The CUDA backend: a model in bf16 on one GPU. The KV pages lie in one plain device allocation.
 //!
 //! # Guarantees
 //! Kernels sum in f32 and store bf16. **A row's result depends on its sequence alone**, to the bit. It depends neither
@@ -80,7 +80,7 @@ pub fn peer_copy_seconds(bytes: usize, times: usize) -> Result<Vec<f64>, CudaErr
     device::peer_copies(bytes, times)
 }
 
-/// A Llama on a GPU.
+/// A model on a GPU.
 pub struct CudaEngine {
     model: ModelInfo,
     kv: Arc<KvPool>,

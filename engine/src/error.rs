@@ -66,13 +66,18 @@ pub enum OpenError {
         /// The `.sha256` file's path.
         path: PathBuf,
     },
-    /// The model is not a Llama.
-    #[error("{} has architecture {architecture}, but only llama is supported: choose a Llama", path.display())]
+    /// The model belongs to none of the supported families.
+    #[error(
+        "{} has architecture {architecture}, which is not supported: choose a model of one of these families: {families}",
+        path.display()
+    )]
     UnsupportedArchitecture {
         /// The model's path.
         path: PathBuf,
-        /// `general.architecture`, or `none`.
+        /// `general.architecture` of a GGUF file, `model_type` of a folder, or `none`.
         architecture: String,
+        /// The names of the supported families.
+        families: String,
     },
     /// The model needs something that the engine does not support.
     #[error("{} is not supported: {what}", path.display())]

@@ -38,6 +38,7 @@ pub mod cpu;
 mod cuda;
 mod dequantise;
 mod error;
+mod families;
 pub mod gguf;
 #[cfg(any(test, feature = "cuda"))]
 mod gpu;

@@ -5,11 +5,11 @@ use super::kernels::Kernels;
 use super::linear::{Epilogue, Task, apply};
 use super::matrix::Matrix;
 use super::rope::Rope;
-use super::scratch::Scratch;
+use super::scratch::{Scratch, take};
 use super::threads::{Threads, WorkerPanicked};
 use super::weights::{Layer, Weights};
 use crate::kv::{KeyOrValue, KvPool};
-use crate::model::ModelShape;
+use crate::model::spec::ModelSpec;
 use crate::pending::PendingSample;
 use crate::sampling::choose;
 use crate::step::{Chunk, SampledToken};
@@ -19,7 +19,7 @@ const UNIT_ROWS: usize = 16;
 
 /// The model and the memory for a step.
 pub(super) struct Forward {
-    shape: ModelShape,
+    shape: ModelSpec,
     weights: Weights,
     threads: Threads<Scratch>,
     kernels: &'static Kernels,
@@ -44,14 +44,14 @@ struct Activations {
 
 impl Forward {
     pub(super) fn new(
-        shape: ModelShape,
+        shape: ModelSpec,
         weights: Weights,
         threads: Threads<Scratch>,
         kernels: &'static Kernels,
         step_tokens: usize,
     ) -> Self {
         let matrix = |columns| Matrix::new(step_tokens, columns);
-        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let (query, key) = (shape.attention.query(), shape.attention.key());
         let activations = Activations {
             hidden: matrix(shape.hidden),
             normed: matrix(shape.hidden),
@@ -156,7 +156,7 @@ impl Forward {
 
 /// The data of one step that all layers use.
 struct Pass<'a> {
-    shape: &'a ModelShape,
+    shape: &'a ModelSpec,
     threads: &'a mut Threads<Scratch>,
     kernels: &'static Kernels,
     rope: &'a Rope,
@@ -176,16 +176,16 @@ impl Pass<'_> {
             Task { weights: &layer.key, epilogue: Epilogue::Store(key) },
             Task { weights: &layer.value, epilogue: Epilogue::Store(value) },
         ])?;
-        self.write_kv(index)?;
+        self.write_kv(index, layer)?;
         let attention = Attention {
             kernels: self.kernels,
-            shape: self.shape,
+            heads: &self.shape.attention,
             kv: self.kv,
             layer: index,
             queries: query,
             out: attended,
         };
-        let units = attention::units(self.shape, self.spans);
+        let units = attention::units(&self.shape.attention, self.spans);
         self.threads.run(units.len(), &|unit, scratch| {
             // SAFETY: this machine supports the kernels. The page tables are checked. The previous phase wrote this step's
             // positions, and no code writes them now. Units are distinct.
@@ -212,27 +212,37 @@ impl Pass<'_> {
     fn norm(&mut self, weight: &[f32]) -> Result<(), WorkerPanicked> {
         let (Activations { hidden, normed, .. }, kernels) = (self.activations, self.kernels);
         let epsilon = self.shape.norm_epsilon;
-        self.each_row(&|row| {
+        self.each_row(&|row, _| {
             // SAFETY: only this unit accesses the row. The two matrices are distinct. This machine supports the kernels.
             unsafe { (kernels.rms_norm)(hidden.row(row), weight, epsilon, normed.row_mut(row)) };
         })
     }
 
-    /// Applies RoPE to queries and keys, and copies keys and values to their pages.
-    fn write_kv(&mut self, layer: usize) -> Result<(), WorkerPanicked> {
+    /// Applies the head norms and RoPE to queries and keys, and copies keys and values to their pages.
+    fn write_kv(&mut self, index: usize, layer: &Layer) -> Result<(), WorkerPanicked> {
         let Activations { query, key, value, .. } = self.activations;
-        let (rope, kv, spans) = (self.rope, self.kv, self.spans);
-        let page_tokens = kv.layout().page_tokens as usize;
-        self.each_row(&|row| {
+        let (rope, kv, spans, kernels) = (self.rope, self.kv, self.spans, self.kernels);
+        let (page_tokens, epsilon) = (kv.layout().page_tokens as usize, self.shape.norm_epsilon);
+        self.each_row(&|row, scratch| {
             let span = &spans[spans.partition_point(|span| span.row <= row) - 1];
             let position = span.start + row - span.row;
             let page = span.pages[position / page_tokens];
             // SAFETY: only this unit accesses the row.
             let (query, key, value) = unsafe { (query.row_mut(row), key.row_mut(row), value.row(row)) };
+            if let Some([of_query, of_key]) = &layer.head_norms {
+                for (heads, weight) in [(&mut *query, of_query), (&mut *key, of_key)] {
+                    for head in heads.chunks_exact_mut(weight.len()) {
+                        let normed = take(&mut scratch.values, head.len());
+                        // SAFETY: this machine supports the kernels.
+                        unsafe { (kernels.rms_norm)(head, weight, epsilon, normed) };
+                        head.copy_from_slice(normed);
+                    }
+                }
+            }
             rope.rotate(row, query);
             rope.rotate(row, key);
             for (part, from) in [(KeyOrValue::Key, &*key), (KeyOrValue::Value, value)] {
-                let to = kv.address(page, layer as u32, part, (position % page_tokens) as u32);
+                let to = kv.address(page, index as u32, part, (position % page_tokens) as u32);
                 // SAFETY: a row is as long as a position's keys or values in the page. In a checked batch only one chunk
                 // writes a page, so no other thread accesses this position.
                 unsafe { to.as_ptr().copy_from_nonoverlapping(from.as_ptr(), from.len()) };
@@ -241,10 +251,10 @@ impl Pass<'_> {
     }
 
     /// Calls `work` for every row of the step. Uses several threads if there is more than one unit of rows.
-    fn each_row(&mut self, work: &(dyn Fn(usize) + Sync)) -> Result<(), WorkerPanicked> {
+    fn each_row(&mut self, work: &(dyn Fn(usize, &mut Scratch) + Sync)) -> Result<(), WorkerPanicked> {
         let rows = self.rows;
-        self.threads.run(rows.div_ceil(UNIT_ROWS), &|unit, _| {
-            (unit * UNIT_ROWS..rows.min((unit + 1) * UNIT_ROWS)).for_each(work);
+        self.threads.run(rows.div_ceil(UNIT_ROWS), &|unit, scratch| {
+            (unit * UNIT_ROWS..rows.min((unit + 1) * UNIT_ROWS)).for_each(|row| work(row, scratch));
         })
     }
 }

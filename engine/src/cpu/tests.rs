@@ -13,15 +13,17 @@ mod reference;
 mod refusals;
 mod threads;
 
-const USUAL: Tiny = Tiny { heads: 4, kv_heads: 2, kind: 3, tied: true, hidden: 64, feed: 96 };
+const USUAL: Tiny = Tiny::USUAL;
 
-const MODELS: [Tiny; 5] = [
+const MODELS: [Tiny; 7] = [
     USUAL,
     Tiny { heads: 3, kv_heads: 1, kind: 8, tied: false, ..USUAL },
     Tiny { heads: 2, kv_heads: 2, kind: 0, ..USUAL },
     Tiny { heads: 6, kv_heads: 2, tied: false, ..USUAL },
     // These sizes are not multiples of the panel width or of a vector register.
     Tiny { kind: 0, hidden: 50, feed: 77, ..USUAL },
+    Tiny { architecture: "qwen2", tied: false, ..USUAL },
+    Tiny { architecture: "qwen3", kind: 8, ..USUAL },
 ];
 
 fn prompt(seed: u64, length: usize) -> Vec<u32> {

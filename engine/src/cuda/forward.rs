@@ -25,7 +25,7 @@ use super::weights::{Layer, Weights};
 use crate::gpu::arguments::{AddRmsNorm, Embed, RopeAppend, RowProducts, SampleRows, SiluMul, TakeRows};
 use crate::gpu::plan::{SETTING_WORDS, settings_of};
 use crate::kv::{KeyOrValue, KvPool};
-use crate::model::ModelShape;
+use crate::model::spec::{AttentionSpec, ModelSpec};
 use crate::sampling::Sampling;
 
 /// Bytes of a bf16 number.
@@ -61,8 +61,8 @@ struct Matrices {
 }
 
 impl Matrices {
-    fn of(shape: &ModelShape) -> Self {
-        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    fn of(shape: &ModelSpec) -> Self {
+        let (query, key) = (shape.attention.query(), shape.attention.key());
         let (hidden, feed) = (shape.hidden, shape.feed_forward);
         let half = |outputs, inputs| Matrix { outputs, inputs, output: Output::Bf16 };
         Self {
@@ -77,7 +77,7 @@ impl Matrices {
 
 /// The model and the memory for a step.
 pub(super) struct Forward {
-    shape: ModelShape,
+    shape: ModelSpec,
     weights: Weights,
     matrices: Matrices,
     gemm: Gemm,
@@ -149,13 +149,13 @@ unsafe fn sample_rows(
 impl Forward {
     pub(super) fn new(
         device: &Arc<CudaDevice>,
-        shape: ModelShape,
+        shape: ModelSpec,
         weights: Weights,
         attention: Attention,
         pool: Arc<KvPool>,
         rows: usize,
     ) -> Result<Self> {
-        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let (query, key) = (shape.attention.query(), shape.attention.key());
         let matrices = Matrices::of(&shape);
         let Matrices { query_key_value, attention_output, gate_up, down, output } = matrices;
         let of_layer = [query_key_value, attention_output, gate_up, down].map(|matrix| (matrix, rows));
@@ -280,7 +280,7 @@ impl Forward {
         self.multiply(normed, &layer.query_key_value, query_key_value, rows, matrix, step.stream)?;
         let [keys, values] = [KeyOrValue::Key, KeyOrValue::Value]
             .map(|part| self.pool.layout().offset_bytes(index as u32, part, 0) as usize / HALF);
-        self.rope_append(keys, step)?;
+        self.rope_append(keys, layer, step)?;
         let of_layer = Heads { query, pool: &self.pool, keys, values, out: attended };
         if let Some(plan) = prefill {
             self.attention.run_prefill(plan, step, &of_layer)?;
@@ -292,14 +292,20 @@ impl Forward {
         self.multiply(attended, &layer.attention_output, delta, rows, matrix, step.stream)
     }
 
-    /// Applies RoPE to the step's queries and keys, and writes its keys and values to the pool. `layer_offset` is the offset
-    /// of the layer's keys in a page.
-    fn rope_append(&self, layer_offset: usize, step: &Uploaded<'_>) -> Result<()> {
+    /// Adds the layer's biases, applies its head norms and RoPE to the step's queries and keys, and writes its keys and values
+    /// to the pool. `layer_offset` is the offset of the layer's keys in a page.
+    fn rope_append(&self, layer_offset: usize, layer: &Layer, step: &Uploaded<'_>) -> Result<()> {
         let Activations { query_key_value, query, .. } = &self.activations;
-        let ModelShape { heads, kv_heads, head_dim, .. } = self.shape;
+        let AttentionSpec { heads, kv_heads, head_dim, .. } = self.shape.attention;
         let (plan, rows) = (step.plan(), step.plan().rows);
+        let width = (heads + 2 * kv_heads) * head_dim;
+        let given = |buffer: &Option<Buffer>, count: usize| {
+            buffer.as_ref().map_or(std::ptr::null(), |buffer| buffer.numbers::<bf16>(0, count).cast_const())
+        };
         let arguments = RopeAppend {
-            qkv: query_key_value.numbers(0, rows * (heads + 2 * kv_heads) * head_dim),
+            qkv: query_key_value.numbers(0, rows * width),
+            bias: given(&layer.bias, width),
+            head_norms: given(&layer.head_norms, 2 * head_dim),
             q_out: query.numbers(0, rows * heads * head_dim),
             pool: self.pool.base().as_ptr().cast(),
             positions: step.list(plan.positions()),
@@ -312,6 +318,7 @@ impl Forward {
             kv_heads: kv_heads as i32,
             head_dim: head_dim as i32,
             page_tokens: self.page_tokens as i32,
+            epsilon: self.shape.norm_epsilon,
         };
         // SAFETY: see the module's documentation. The places lie in pages of the pool, and the other arguments come from the
         // pool's layout.

@@ -49,9 +49,12 @@ arguments! {
         hidden: i32,
         epsilon: f32,
     }
-    /// Writes rotated queries to `q_out` and rotated keys to the pool. Copies values to the pool.
-    RopeAppend, 88 bytes {
+    /// Adds `bias` to queries, keys and values and applies `head_norms` to the heads of queries and keys, unless these are
+    /// null. Writes rotated queries to `q_out`, and rotated keys and the values to the pool.
+    RopeAppend, 104 bytes {
         qkv: *const bf16,
+        bias: *const bf16,
+        head_norms: *const bf16,
         q_out: *mut bf16,
         pool: *mut bf16,
         positions: *const i32,
@@ -64,6 +67,7 @@ arguments! {
         kv_heads: i32,
         head_dim: i32,
         page_tokens: i32,
+        epsilon: f32,
     }
     /// `out[r] = silu(gate) · up`.
     SiluMul, 24 bytes {

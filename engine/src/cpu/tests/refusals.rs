@@ -132,6 +132,11 @@ fn unsupported_files_are_refused() {
         writer.text("general.architecture", "gemma");
     };
     check(&other, "unsupported_architecture", "gemma");
+    check(&other, "unsupported_architecture", "Llama, Qwen2, Qwen3, Mistral");
+    let windowed = |writer: &mut GgufWriter| {
+        writer.u32("llama.attention.sliding_window", Tiny::CONTEXT - 1);
+    };
+    check(&windowed, "unsupported_model", "sliding window has 255 tokens, fewer than its context of 256");
     let iq2 = Tiny { kind: 16, ..MODELS[0] }.build().0.finish();
     let text = refused(&iq2).to_string();
     assert!(text.contains("stored as type 16") && text.contains("Q6_K"), "{text}");
