@@ -1,6 +1,11 @@
 use proptest::prelude::*;
 
 use super::*;
+use std::sync::Arc;
+
+use engine::{PageId, Sampling, TokenSource};
+
+use crate::messages::PlannedChunk;
 use crate::request::{FinishReason, RequestId};
 
 mod constraints;
