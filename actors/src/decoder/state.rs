@@ -219,6 +219,7 @@ impl DecoderState {
         let reserve = ReservePages {
             sequence: SequenceId::Own(request),
             tokens: entry.tokens(),
+            salt: entry.generate.salt,
             pages: self.pages_ahead(entry),
             landing,
             priority,
@@ -283,6 +284,7 @@ impl DecoderState {
             prompt: entry.generate.prompt.to_vec(),
             resident,
             sampling: first_token::to_frame(&entry.generate.sampling),
+            salt: entry.generate.salt.map(|salt| salt.0),
             remaining_ms: entry.generate.deadline.saturating_duration_since(now).as_millis() as u64,
         };
         vec![to::peer_link(SendFrame { session, frame })]
@@ -443,7 +445,8 @@ impl DecoderState {
             if is_prompt_computed || event.ended.is_some() {
                 let (sequence, pages) = (event.sequence, running.table.clone());
                 let tokens = entry.tokens()[..event.resident as usize].into();
-                effects.push(to::buffer_manager(PagesComputed { sequence, tokens, pages }));
+                let salt = entry.generate.salt;
+                effects.push(to::buffer_manager(PagesComputed { sequence, tokens, salt, pages }));
             }
         }
         match event.ended {

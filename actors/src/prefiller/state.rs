@@ -25,7 +25,7 @@ use crate::messages::{
     ReservePriority, SchedulePut, SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
     StartPrefill, StartSequence, StopSequence,
 };
-use crate::request::RequestId;
+use crate::request::{CacheSalt, RequestId};
 
 /// A request of a peer.
 pub type Key = (SessionId, RequestId);
@@ -62,6 +62,7 @@ struct Entry {
     serial: u64,
     prompt: Arc<[u32]>,
     sampling: Arc<Sampling>,
+    salt: Option<CacheSalt>,
     /// Leading tokens whose KV the receiver had before.
     resident: u32,
     deadline: Instant,
@@ -124,6 +125,12 @@ impl PrefillerState {
         self.entries.is_empty()
     }
 
+    /// The receiver's request that this sequence computes; `None` if it has ended. For checks.
+    pub fn request_of(&self, sequence: SequenceId) -> Option<RequestId> {
+        let SequenceId::Peer(serial) = sequence else { return None };
+        self.serials.get(&serial).map(|key| key.1)
+    }
+
     /// Handles a message and returns the effects.
     pub fn on(&mut self, now: Instant, mail: ToPrefiller) -> Vec<Effect> {
         match mail {
@@ -148,7 +155,7 @@ impl PrefillerState {
 
     /// A receiver wants a prompt's KV.
     fn on_prefill(&mut self, now: Instant, start: StartPrefill) -> Vec<Effect> {
-        let StartPrefill { session, request, prompt, resident, sampling, remaining_ms } = start;
+        let StartPrefill { session, request, prompt, resident, sampling, salt, remaining_ms } = start;
         let key = (session, request);
         if let Some(reason) = self.refusal(key, &prompt, resident) {
             return vec![failed(key, PrefillFault::Refused, reason)];
@@ -161,12 +168,13 @@ impl PrefillerState {
         let tokens = prompt.clone();
         self.serials.insert(serial, key);
         *self.of_session.entry(session).or_default() += 1;
-        let entry = Entry { serial, prompt, sampling, resident, deadline, phase: Phase::Reserving };
+        let entry = Entry { serial, prompt, sampling, salt, resident, deadline, phase: Phase::Reserving };
         self.entries.insert(key, entry);
         let sequence = SequenceId::Peer(serial);
         vec![to::buffer_manager(ReservePages {
             sequence,
             tokens,
+            salt,
             pages: wanted,
             landing: None,
             priority: ReservePriority::New,
@@ -279,7 +287,8 @@ impl PrefillerState {
                 effects.push(to::peer_link(SendFrame { session, frame }));
                 let (sequence, tokens, pages) =
                     (event.sequence, entry.prompt.clone(), hand_over.pages.clone());
-                effects.push(to::buffer_manager(PagesComputed { sequence, tokens, pages }));
+                let computed = PagesComputed { sequence, tokens, salt: entry.salt, pages };
+                effects.push(to::buffer_manager(computed));
             }
         }
         let Some(end) = event.ended else { return effects };

@@ -138,6 +138,7 @@ fn submit(
         max_tokens: prompt.max_tokens,
         sampling: ask.sampling_of(choice).into(),
         grammar: None,
+        salt: ask.salt,
         ignore_eos: ask.ignore_eos,
         deadline,
         route: frontend.route,

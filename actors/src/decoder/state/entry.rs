@@ -125,7 +125,8 @@ impl Entry {
         pages.append(own);
         let sequence = SequenceId::Own(self.generate.request);
         let (tokens, resident) = (self.generate.prompt.clone(), self.generate.prompt.len() as u32);
-        let computed = PagesComputed { sequence, tokens, pages: pages.clone() };
+        let salt = self.generate.salt;
+        let computed = PagesComputed { sequence, tokens, salt, pages: pages.clone() };
         vec![to::buffer_manager(computed), self.start(resident, pages)]
     }
 

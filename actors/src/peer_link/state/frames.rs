@@ -12,7 +12,7 @@ use crate::messages::{
     CancelPrefill, CreditsGranted, PageFilled, PeerLeaving, PeerReady, PrefillFailed, PrefillFinished,
     RingShared, SessionId, StartPrefill,
 };
-use crate::request::RequestId;
+use crate::request::{CacheSalt, RequestId};
 
 impl PeerLinkState {
     /// A frame arrived. If its session is not up, the frame is counted and dropped.
@@ -73,9 +73,10 @@ fn on_receivers_frame(session: SessionId, frame: Frame) -> Result<Vec<Effect>, S
     let effect = match frame {
         Frame::Grant { first, pages } => to::transfer(CreditsGranted { session, first, pages }),
         Frame::RingShare { pages } => to::transfer(RingShared { session, pages }),
-        Frame::Prefill { request, prompt, resident, sampling, remaining_ms } => {
-            let (request, sampling) = (RequestId(request), first_token::from_frame(sampling).into());
-            to::prefiller(StartPrefill { session, request, prompt, resident, sampling, remaining_ms })
+        Frame::Prefill { request, prompt, resident, sampling, salt, remaining_ms } => {
+            let (request, sampling) = (RequestId(request), first_token::from_frame(*sampling).into());
+            let salt = salt.map(CacheSalt);
+            to::prefiller(StartPrefill { session, request, prompt, resident, sampling, salt, remaining_ms })
         }
         Frame::CancelPrefill { request } => {
             to::prefiller(CancelPrefill { session, request: RequestId(request) })

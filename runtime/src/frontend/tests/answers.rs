@@ -1,5 +1,6 @@
 //! What clients get: whole answers and streams.
 
+use actors::request::CacheSalt;
 use serde_json::{Value, json};
 
 use super::super::model_text::testing::EOS;
@@ -259,4 +260,19 @@ fn harmless_fields_are_accepted() {
         "user": "u", "never_heard_of": {"a": 1}, "response_format": {"type": "text"}, "stream_options": null});
     let (status, text) = server.http.post("/v1/completions", &body.to_string());
     assert_eq!(status, 200, "{text}");
+}
+
+#[test]
+fn requests_carry_their_cache_salt() {
+    let server = Server::start(Script::Echo);
+    let salt = |salt: Value| {
+        let body = json!({"prompt": "a", "max_tokens": 1, "cache_salt": salt});
+        assert_eq!(server.http.post("/v1/completions", &body.to_string()).0, 200);
+        let chat =
+            json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "cache_salt": salt});
+        assert_eq!(server.http.post("/v1/chat/completions", &chat.to_string()).0, 200);
+        [(); 2].map(|()| server.accepted.recv_timeout(WAIT).unwrap().salt)
+    };
+    assert_eq!(salt(json!("tenant")), [Some(CacheSalt::of("tenant")); 2]);
+    assert_eq!(salt(Value::Null), [None; 2]);
 }

@@ -41,7 +41,8 @@ fn a_handed_over_request_starts_with_its_first_token_and_all_pages() {
         assert_eq!(effects, [reserve(&PROMPT, 3, true)]);
         let effects = state.on_reserved(now, landing(&[8]));
         assert!(
-            matches!(frame(&effects), Some(Frame::Prefill { request: 5, resident: 0, .. })),
+            matches!(frame(&effects), Some(Frame::Prefill { request: 5, resident: 0, salt, .. })
+                if salt.map(CacheSalt) == SALT),
             "{effects:?}"
         );
         let mut effects = Vec::new();
@@ -68,6 +69,7 @@ fn a_handed_over_request_starts_with_its_first_token_and_all_pages() {
             panic!("{effects:?}")
         };
         assert_eq!((&computed.tokens[..], &computed.pages), (&PROMPT[..], &start.pages));
+        assert_eq!(computed.salt, SALT);
         assert_eq!(start.pages, [PageId(6), PageId(4), PageId(8)], "pages are in the order of their tokens");
         assert_eq!((start.resident, start.sample, start.tokens.last()), (6, 4, Some(&7)));
     }
