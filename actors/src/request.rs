@@ -224,8 +224,11 @@ pub struct Timings {
     pub decode_pid: u32,
     /// Tokens in the prompt.
     pub prompt_tokens: u32,
-    /// Leading tokens of the prompt whose KV was in the prefix cache.
+    /// Leading tokens of the prompt whose KV was in this process's prefix cache.
     pub resident_tokens: u32,
+    /// Leading tokens of the prompt that no process computed for this request, because the process that prefilled it had their KV in
+    /// its prefix cache.
+    pub cached_tokens: u32,
     /// Tokens sampled.
     pub completion_tokens: u32,
     /// From the first prefill step's start to the first token's sampling, in the prefilling process.

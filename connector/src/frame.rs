@@ -414,6 +414,9 @@ pub enum Frame {
         token: u32,
         /// Its log probabilities, if the request asked for them.
         logprobs: Option<FirstTokenLogprobs>,
+        /// Leading tokens of the prompt that were not computed, because the sender's prefix cache had their KV. Less than the whole
+        /// prompt.
+        cached: u32,
         /// Microseconds from the start of the first step to the sampled token.
         prefill_micros: u64,
     },

@@ -263,7 +263,7 @@ impl DecoderState {
         let Phase::Reserving { on } = entry.phase else { return Vec::new() };
         self.holders.insert((entry.admitted, request));
         if entry.emitted.is_empty() {
-            entry.timings.resident_tokens = resident;
+            (entry.timings.resident_tokens, entry.timings.cached_tokens) = (resident, resident);
         }
         let Some(session) = on.filter(|_| landing > 0) else {
             let is_lost = on.is_some_and(|session| !self.peers.contains_key(&session));
@@ -395,10 +395,12 @@ impl DecoderState {
         if session != finished.session || !entry.emitted.is_empty() {
             return Vec::new();
         }
-        if !first_token::is_known(&finished.token, self.config.vocabulary) {
+        let is_possible = finished.cached < entry.timings.prompt_tokens;
+        if !is_possible || !first_token::is_known(&finished.token, self.config.vocabulary) {
             return self.on_rejected(request);
         }
         entry.timings.disaggregated = true;
+        entry.timings.cached_tokens = finished.cached;
         entry.timings.prefill_pid = self.peers.get(&session).copied().unwrap_or_default();
         entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
         let (left, ignore_eos) = (entry.generate.max_tokens.saturating_sub(1), entry.generate.ignore_eos);

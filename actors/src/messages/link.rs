@@ -125,6 +125,8 @@ pub struct PrefillFinished {
     pub request: RequestId,
     /// The first token.
     pub token: Token,
+    /// Leading tokens of the prompt that the sender had in its prefix cache.
+    pub cached: u32,
     /// The duration of the prefill.
     pub prefill_micros: u64,
 }

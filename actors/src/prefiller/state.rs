@@ -48,6 +48,8 @@ enum Phase {
 #[derive(Debug)]
 struct HandOver {
     pages: Vec<PageId>,
+    /// Leading tokens whose KV this process had in its prefix cache.
+    cached: u32,
     /// Leading pages that were handed to the transfer actor, or that the receiver had before.
     scheduled: u32,
     /// Pages that the receiver has.
@@ -251,7 +253,7 @@ impl PrefillerState {
             ignore_eos: false,
         });
         let sent = entry.resident / page_tokens;
-        let mut hand_over = HandOver { pages, scheduled: sent, sent, put_micros: 0 };
+        let mut hand_over = HandOver { pages, cached: resident, scheduled: sent, sent, put_micros: 0 };
         // Pages that the prefix cache has can be put at once.
         let cached = hand_over.put(key, resident / page_tokens);
         entry.phase = Phase::Running(hand_over);
@@ -283,7 +285,8 @@ impl PrefillerState {
             if let Some(token) = event.token {
                 let prefill_micros = event.running_micros;
                 let (token, logprobs) = first_token::split(token);
-                let frame = Frame::PrefillFinished { request: request.0, token, logprobs, prefill_micros };
+                let (request, cached) = (request.0, hand_over.cached);
+                let frame = Frame::PrefillFinished { request, token, logprobs, cached, prefill_micros };
                 effects.push(to::peer_link(SendFrame { session, frame }));
                 let (sequence, tokens, pages) =
                     (event.sequence, entry.prompt.clone(), hand_over.pages.clone());

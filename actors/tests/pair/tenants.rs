@@ -19,11 +19,16 @@ async fn two_salts_share_no_page_on_either_side() {
     run(&sender, 1, Some("a")).await;
     for (request, salt) in [(2, Some("b")), (3, None)] {
         let timings = run(&receiver, request, salt).await;
-        assert!(timings.disaggregated && timings.pages == 15, "{timings:?}");
+        assert!(timings.disaggregated && timings.pages == 15 && timings.cached_tokens == 0, "{timings:?}");
         assert_eq!((resident(&sender), resident(&receiver)), (0, 0), "{salt:?}");
     }
     let timings = run(&receiver, 4, Some("a")).await;
     assert!(timings.disaggregated && timings.pages == 15, "{timings:?}");
+    assert_eq!(
+        (timings.cached_tokens, timings.resident_tokens),
+        (56, 0),
+        "the sender had 14 pages of the prompt"
+    );
     assert_eq!((resident(&sender), resident(&receiver)), (14, 0));
     // Now the receiver has the pages of all three salts. A fourth finds none of them.
     let timings = run(&receiver, 5, Some("c")).await;

@@ -174,6 +174,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             request,
             token: random.next() as u32,
             logprobs: logprobs(random),
+            cached: random.next() as u32,
             prefill_micros: random.next(),
         },
         8 => {

@@ -79,8 +79,8 @@ fn golden_bytes() {
         "0600000001000000000000000300000001050000000000000004000000010000000000000007000000000000000600000000000000",
     );
     check(
-        Frame::PrefillFinished { request: 1, token: 2, logprobs: None, prefill_micros: 3 },
-        "07000000010000000000000002000000000300000000000000",
+        Frame::PrefillFinished { request: 1, token: 2, logprobs: None, cached: 4, prefill_micros: 3 },
+        "0700000001000000000000000200000000040000000300000000000000",
     );
     check(
         Frame::PrefillFailed { request: 1, fault: PrefillFault::Failed, reason: "no".into() },
@@ -143,7 +143,7 @@ fn frames() -> Vec<Frame> {
         Frame::CancelPrefill { request: 1 },
         Frame::LinkProbed { lane: "tcp/lo".into(), bytes: 1, micros: 1 },
         Frame::PageFilled { first, count: 3, owner, hashes, transfer_micros: 6 },
-        Frame::PrefillFinished { request: 1, token: 2, logprobs, prefill_micros: 3 },
+        Frame::PrefillFinished { request: 1, token: 2, logprobs, cached: 4, prefill_micros: 3 },
         Frame::PrefillFailed { request: 1, fault: PrefillFault::Refused, reason: "no room".into() },
         Frame::RingShare { pages: 5 },
         Frame::Leaving,

@@ -115,7 +115,7 @@ pub(crate) fn landing(live: u64, times: &mut Times) {
     measure("PagesAdopted", spread(live).map(adopted).collect());
     let finished = |request| {
         let request = RequestId(request);
-        PrefillFinished { session: SESSION, request, token: 7.into(), prefill_micros: 1 }.into()
+        PrefillFinished { session: SESSION, request, token: 7.into(), cached: 0, prefill_micros: 1 }.into()
     };
     measure("PrefillFinished", spread(live).map(finished).collect());
 }

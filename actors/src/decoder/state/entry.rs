@@ -101,7 +101,7 @@ impl Entry {
 
     /// The outcome of a prefill that took `micros` microseconds.
     pub(super) fn computed(&self, micros: u64) -> PrefillOutcome {
-        let tokens = self.timings.prompt_tokens.saturating_sub(self.timings.resident_tokens);
+        let tokens = self.timings.prompt_tokens.saturating_sub(self.timings.cached_tokens);
         PrefillOutcome::Computed { tokens, micros }
     }
 

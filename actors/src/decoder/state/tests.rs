@@ -122,7 +122,7 @@ fn adopted(first_page: u32, page: u32) -> PagesAdopted {
 }
 
 fn prefilled(token: u32) -> PrefillFinished {
-    PrefillFinished { session: SESSION, request: R, token: token.into(), prefill_micros: 2000 }
+    PrefillFinished { session: SESSION, request: R, token: token.into(), cached: 0, prefill_micros: 2000 }
 }
 
 fn prefill_failed(session: SessionId) -> PrefillFailed {

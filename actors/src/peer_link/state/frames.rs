@@ -40,9 +40,9 @@ impl PeerLinkState {
             Frame::PageFilled { first, count, owner, hashes, transfer_micros } => {
                 to::buffer_manager(PageFilled { session, first, count, owner, hashes, transfer_micros })
             }
-            Frame::PrefillFinished { request, token, logprobs, prefill_micros } => {
+            Frame::PrefillFinished { request, token, logprobs, cached, prefill_micros } => {
                 let (request, token) = (RequestId(request), first_token::join(token, logprobs));
-                to::decoder(PrefillFinished { session, request, token, prefill_micros })
+                to::decoder(PrefillFinished { session, request, token, cached, prefill_micros })
             }
             Frame::PrefillFailed { request, fault, reason } => {
                 to::decoder(PrefillFailed { session, request: RequestId(request), fault, reason })

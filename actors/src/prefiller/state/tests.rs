@@ -115,7 +115,7 @@ fn pages_go_out_as_soon_as_they_are_final() {
     );
     assert_eq!(state.on_advanced(advanced(7, None, None)), []);
     let finished = Some(SequenceEnd::Finished(FinishReason::Length));
-    let frame = Frame::PrefillFinished { request: 5, token: 3, logprobs: None, prefill_micros: 9 };
+    let frame = Frame::PrefillFinished { request: 5, token: 3, logprobs: None, cached: 0, prefill_micros: 9 };
     let pages = (0..3).map(PageId).collect();
     let tokens = (0..10).collect();
     let computed = to::buffer_manager(PagesComputed { sequence: FIRST, tokens, salt: SALT, pages });
@@ -137,7 +137,11 @@ fn cached_pages_are_neither_computed_nor_sent() {
         assert_eq!(started(&effects).map(|start| start.resident), Some(here), "{effects:?}");
         assert_eq!(effects[1..], *before.as_slice());
         let finished = Some(SequenceEnd::Finished(FinishReason::Length));
-        assert_eq!(state.on_advanced(advanced(10, Some(3), finished))[0], after);
+        let effects = state.on_advanced(advanced(10, Some(3), finished));
+        assert_eq!(effects[0], after);
+        let frame =
+            Frame::PrefillFinished { request: 5, token: 3, logprobs: None, cached: here, prefill_micros: 9 };
+        assert_eq!(effects[1], to::peer_link(SendFrame { session: S, frame }));
         let bytes = u64::from(3 - there / 4) * 100;
         let stored = stored(10 - there, bytes, 7);
         assert_eq!(state.on_sent(&sent(3 - there / 4)), [stored, no_more_puts()]);

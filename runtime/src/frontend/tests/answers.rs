@@ -41,7 +41,7 @@ fn a_streamed_completion_has_vllms_chunks() {
         &[
             r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[{"index":0,"text":"h","logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null,"weight_versions":null}],"kv_transfer_params":null}"#,
             r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[{"index":0,"text":"i","logprobs":null,"finish_reason":"length","stop_reason":null,"prompt_token_ids":null,"token_ids":null,"weight_versions":null}],"kv_transfer_params":null}"#,
-            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[],"usage":{"prompt_tokens":2,"total_tokens":4,"completion_tokens":2}}"#,
+            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[],"usage":{"prompt_tokens":2,"total_tokens":4,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":1}}}"#,
             "[DONE]",
         ],
     );
@@ -79,7 +79,7 @@ fn a_streamed_chat_has_vllms_chunks() {
             r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null,"stop_reason":null,"token_ids":null}]}"#,
             r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":null,"stop_reason":null,"token_ids":null}]}"#,
             r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[{"index":0,"delta":{"content":"ü"},"logprobs":null,"finish_reason":"length","stop_reason":null,"token_ids":null}]}"#,
-            r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[],"usage":{"prompt_tokens":20,"total_tokens":22,"completion_tokens":2}}"#,
+            r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[],"usage":{"prompt_tokens":20,"total_tokens":22,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":19}}}"#,
             "[DONE]",
         ],
     );
@@ -96,7 +96,7 @@ fn whole_answers_have_vllms_fields() {
     assert_eq!(
         text,
         dated(
-            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[{"index":0,"text":"hih","logprobs":null,"finish_reason":"length","stop_reason":null,"prompt_token_ids":[104,105],"token_ids":[104,105,104],"weight_versions":null}],"system_fingerprint":null,"usage":{"prompt_tokens":2,"total_tokens":5,"completion_tokens":3},"kv_transfer_params":null}"#,
+            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[{"index":0,"text":"hih","logprobs":null,"finish_reason":"length","stop_reason":null,"prompt_token_ids":[104,105],"token_ids":[104,105,104],"weight_versions":null}],"system_fingerprint":null,"usage":{"prompt_tokens":2,"total_tokens":5,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":1}},"kv_transfer_params":null}"#,
             &created
         )
     );
@@ -109,7 +109,7 @@ fn whole_answers_have_vllms_fields() {
     assert_eq!(
         text,
         dated(
-            r#"{"id":"chatcmpl-t","object":"chat.completion","created":CREATED,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"h","refusal":null,"tool_calls":[]},"logprobs":null,"finish_reason":"stop","stop_reason":null,"token_ids":null}],"system_fingerprint":null,"usage":{"prompt_tokens":20,"total_tokens":22,"completion_tokens":2},"prompt_token_ids":null,"kv_transfer_params":null}"#,
+            r#"{"id":"chatcmpl-t","object":"chat.completion","created":CREATED,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"h","refusal":null,"tool_calls":[]},"logprobs":null,"finish_reason":"stop","stop_reason":null,"token_ids":null}],"system_fingerprint":null,"usage":{"prompt_tokens":20,"total_tokens":22,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":19}},"prompt_token_ids":null,"kv_transfer_params":null}"#,
             &created
         )
     );
@@ -221,7 +221,13 @@ fn several_answers_to_several_prompts() {
         );
     }
     let usage = &chunks[chunks.len() - 1]["usage"];
-    assert_eq!(*usage, json!({"prompt_tokens": 20, "total_tokens": 24, "completion_tokens": 4}), "{text}");
+    let expect = json!({"prompt_tokens": 20, "total_tokens": 24, "completion_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 19}});
+    assert_eq!(*usage, expect, "the prompt counts once: {text}");
+    let body = json!({"prompt": ["ab", "cde"], "max_tokens": 1});
+    let (_, text) = server.http.post("/v1/completions", &body.to_string());
+    let usage = serde_json::from_str::<Value>(&text).unwrap()["usage"].clone();
+    assert_eq!(usage["prompt_tokens_details"], json!({"cached_tokens": 3}), "{text}");
     server.all_permits_return();
 }
 

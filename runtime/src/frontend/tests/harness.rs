@@ -96,6 +96,7 @@ impl ScriptedProxy {
                 let reason = if is_stop { FinishReason::Stop } else { FinishReason::Length };
                 let timings = Timings {
                     prompt_tokens: generate.prompt.len() as u32,
+                    cached_tokens: generate.prompt.len() as u32 - 1,
                     completion_tokens: sent,
                     bytes: 4_000_000,
                     transfer_ms: 2.0,

@@ -18,8 +18,8 @@ fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
             to::buffer_manager(PageFilled { session, first, count, owner, hashes, transfer_micros }),
         ),
         (
-            Frame::PrefillFinished { request: 5, token: 7, logprobs: None, prefill_micros: 12 },
-            to::decoder(PrefillFinished { session, request, token: 7.into(), prefill_micros: 12 }),
+            Frame::PrefillFinished { request: 5, token: 7, logprobs: None, cached: 4, prefill_micros: 12 },
+            to::decoder(PrefillFinished { session, request, token: 7.into(), cached: 4, prefill_micros: 12 }),
         ),
         (
             Frame::PrefillFailed { request: 5, fault: PrefillFault::Refused, reason: "full".into() },
