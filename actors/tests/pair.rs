@@ -12,6 +12,8 @@ mod echo;
 mod failing_engine;
 #[path = "pair/senders.rs"]
 mod senders;
+#[path = "pair/tenants.rs"]
+mod tenants;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -162,20 +164,27 @@ fn prompt(request: u64, tokens: u32) -> Vec<u32> {
 }
 
 async fn ask(node: &Node, request: u64, tokens: u32, max_tokens: u32) -> Receiver<StreamEvent> {
-    let request_id = RequestId(request);
-    let source = node.streams.open(request_id, max_tokens, ());
-    let generate = Generate {
-        request: request_id,
+    send(node, generate(request, tokens, max_tokens)).await
+}
+
+async fn send(node: &Node, generate: Generate) -> Receiver<StreamEvent> {
+    let source = node.streams.open(generate.request, generate.max_tokens, ());
+    node.generate().send(generate).await.expect("it is alive");
+    source
+}
+
+fn generate(request: u64, tokens: u32, max_tokens: u32) -> Generate {
+    Generate {
+        request: RequestId(request),
         prompt: prompt(request, tokens).into(),
         max_tokens,
         sampling: Arc::default(),
         grammar: None,
+        salt: None,
         ignore_eos: true,
         deadline: Instant::now() + PATIENCE,
         route: Route::Auto,
-    };
-    node.generate().send(generate).await.expect("it is alive");
-    source
+    }
 }
 
 /// Reads all tokens and the end. The tokens must be the ones that the prompt leads to.

@@ -28,7 +28,7 @@ pub struct Versions {
 
 impl Versions {
     /// The versions that this build supports.
-    pub const OURS: Self = Self::new(8, 8);
+    pub const OURS: Self = Self::new(9, 9);
 
     /// The versions from `lowest` to `highest`, both included.
     pub const fn new(lowest: u32, highest: u32) -> Self {
@@ -370,7 +370,9 @@ pub enum Frame {
         /// whole prompt.
         resident: u32,
         /// Sampling parameters for the first token.
-        sampling: FirstToken,
+        sampling: Box<FirstToken>,
+        /// Hash of the request's cache salt. The sender shares cached pages only between requests of the same salt.
+        salt: Option<[u8; 32]>,
         /// Milliseconds until the request's deadline.
         remaining_ms: u64,
     },
@@ -412,6 +414,9 @@ pub enum Frame {
         token: u32,
         /// Its log probabilities, if the request asked for them.
         logprobs: Option<FirstTokenLogprobs>,
+        /// Leading tokens of the prompt that were not computed, because the sender's prefix cache had their KV. Less than the whole
+        /// prompt.
+        cached: u32,
         /// Microseconds from the start of the first step to the sampled token.
         prefill_micros: u64,
     },

@@ -10,6 +10,7 @@
 //! - A put lands only in a page under a credit of its session, or in a page quarantined for it.
 //! - The engine reads and writes only pages that a sequence holds.
 //! - A page that a frame reports as filled has landed.
+//! - A sequence uses cached and landed pages only if a request with the same cache salt computed them.
 //! - Every token is right. A request ends once, by its deadline, and has no token after its end.
 //! - At the end, after all faults have healed, no page is held, reserved or quarantined without reason, no put is awaited, and the next
 //!   request is handed over.
@@ -25,6 +26,7 @@ mod parts;
 mod plan;
 mod routing;
 mod sockets;
+mod tenants;
 mod verdict;
 mod world;
 

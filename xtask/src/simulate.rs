@@ -139,6 +139,18 @@ const MUTANTS: &[Mutant] = &[
         "self.generate.prompt.clone()",
     ),
     mutant(
+        "find cached pages of another salt",
+        "actors/src/buffer_manager/prefix_cache.rs",
+        "Parent::Root(salt) => self.roots.get(&salt)?,",
+        "Parent::Root(salt) => self.roots.get(&salt).or_else(|| self.roots.values().next())?,",
+    ),
+    mutant(
+        "ignore the salt of a receiver's request",
+        "actors/src/peer_link/state/frames.rs",
+        "let salt = salt.map(CacheSalt);",
+        "let salt = salt.map(CacheSalt).filter(|_| session.0 == 0);",
+    ),
+    mutant(
         "drop an effect: SessionDrained",
         "actors/src/peer_link/state/proof.rs",
         "Direction::Incoming { .. } => Some(to::buffer_manager(SessionDrained { session })),",

@@ -219,6 +219,7 @@ impl DecoderState {
         let reserve = ReservePages {
             sequence: SequenceId::Own(request),
             tokens: entry.tokens(),
+            salt: entry.generate.salt,
             pages: self.pages_ahead(entry),
             landing,
             priority,
@@ -262,7 +263,7 @@ impl DecoderState {
         let Phase::Reserving { on } = entry.phase else { return Vec::new() };
         self.holders.insert((entry.admitted, request));
         if entry.emitted.is_empty() {
-            entry.timings.resident_tokens = resident;
+            (entry.timings.resident_tokens, entry.timings.cached_tokens) = (resident, resident);
         }
         let Some(session) = on.filter(|_| landing > 0) else {
             let is_lost = on.is_some_and(|session| !self.peers.contains_key(&session));
@@ -283,6 +284,7 @@ impl DecoderState {
             prompt: entry.generate.prompt.to_vec(),
             resident,
             sampling: first_token::to_frame(&entry.generate.sampling),
+            salt: entry.generate.salt.map(|salt| salt.0),
             remaining_ms: entry.generate.deadline.saturating_duration_since(now).as_millis() as u64,
         };
         vec![to::peer_link(SendFrame { session, frame })]
@@ -393,10 +395,12 @@ impl DecoderState {
         if session != finished.session || !entry.emitted.is_empty() {
             return Vec::new();
         }
-        if !first_token::is_known(&finished.token, self.config.vocabulary) {
+        let is_possible = finished.cached < entry.timings.prompt_tokens;
+        if !is_possible || !first_token::is_known(&finished.token, self.config.vocabulary) {
             return self.on_rejected(request);
         }
         entry.timings.disaggregated = true;
+        entry.timings.cached_tokens = finished.cached;
         entry.timings.prefill_pid = self.peers.get(&session).copied().unwrap_or_default();
         entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
         let (left, ignore_eos) = (entry.generate.max_tokens.saturating_sub(1), entry.generate.ignore_eos);
@@ -443,7 +447,8 @@ impl DecoderState {
             if is_prompt_computed || event.ended.is_some() {
                 let (sequence, pages) = (event.sequence, running.table.clone());
                 let tokens = entry.tokens()[..event.resident as usize].into();
-                effects.push(to::buffer_manager(PagesComputed { sequence, tokens, pages }));
+                let salt = entry.generate.salt;
+                effects.push(to::buffer_manager(PagesComputed { sequence, tokens, salt, pages }));
             }
         }
         match event.ended {

@@ -25,7 +25,7 @@ use crate::messages::{
     ReservePriority, SchedulePut, SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
     StartPrefill, StartSequence, StopSequence,
 };
-use crate::request::RequestId;
+use crate::request::{CacheSalt, RequestId};
 
 /// A request of a peer.
 pub type Key = (SessionId, RequestId);
@@ -48,6 +48,8 @@ enum Phase {
 #[derive(Debug)]
 struct HandOver {
     pages: Vec<PageId>,
+    /// Leading tokens whose KV this process had in its prefix cache.
+    cached: u32,
     /// Leading pages that were handed to the transfer actor, or that the receiver had before.
     scheduled: u32,
     /// Pages that the receiver has.
@@ -62,6 +64,7 @@ struct Entry {
     serial: u64,
     prompt: Arc<[u32]>,
     sampling: Arc<Sampling>,
+    salt: Option<CacheSalt>,
     /// Leading tokens whose KV the receiver had before.
     resident: u32,
     deadline: Instant,
@@ -124,6 +127,12 @@ impl PrefillerState {
         self.entries.is_empty()
     }
 
+    /// The receiver's request that this sequence computes; `None` if it has ended. For checks.
+    pub fn request_of(&self, sequence: SequenceId) -> Option<RequestId> {
+        let SequenceId::Peer(serial) = sequence else { return None };
+        self.serials.get(&serial).map(|key| key.1)
+    }
+
     /// Handles a message and returns the effects.
     pub fn on(&mut self, now: Instant, mail: ToPrefiller) -> Vec<Effect> {
         match mail {
@@ -148,7 +157,7 @@ impl PrefillerState {
 
     /// A receiver wants a prompt's KV.
     fn on_prefill(&mut self, now: Instant, start: StartPrefill) -> Vec<Effect> {
-        let StartPrefill { session, request, prompt, resident, sampling, remaining_ms } = start;
+        let StartPrefill { session, request, prompt, resident, sampling, salt, remaining_ms } = start;
         let key = (session, request);
         if let Some(reason) = self.refusal(key, &prompt, resident) {
             return vec![failed(key, PrefillFault::Refused, reason)];
@@ -161,12 +170,13 @@ impl PrefillerState {
         let tokens = prompt.clone();
         self.serials.insert(serial, key);
         *self.of_session.entry(session).or_default() += 1;
-        let entry = Entry { serial, prompt, sampling, resident, deadline, phase: Phase::Reserving };
+        let entry = Entry { serial, prompt, sampling, salt, resident, deadline, phase: Phase::Reserving };
         self.entries.insert(key, entry);
         let sequence = SequenceId::Peer(serial);
         vec![to::buffer_manager(ReservePages {
             sequence,
             tokens,
+            salt,
             pages: wanted,
             landing: None,
             priority: ReservePriority::New,
@@ -243,7 +253,7 @@ impl PrefillerState {
             ignore_eos: false,
         });
         let sent = entry.resident / page_tokens;
-        let mut hand_over = HandOver { pages, scheduled: sent, sent, put_micros: 0 };
+        let mut hand_over = HandOver { pages, cached: resident, scheduled: sent, sent, put_micros: 0 };
         // Pages that the prefix cache has can be put at once.
         let cached = hand_over.put(key, resident / page_tokens);
         entry.phase = Phase::Running(hand_over);
@@ -275,11 +285,13 @@ impl PrefillerState {
             if let Some(token) = event.token {
                 let prefill_micros = event.running_micros;
                 let (token, logprobs) = first_token::split(token);
-                let frame = Frame::PrefillFinished { request: request.0, token, logprobs, prefill_micros };
+                let (request, cached) = (request.0, hand_over.cached);
+                let frame = Frame::PrefillFinished { request, token, logprobs, cached, prefill_micros };
                 effects.push(to::peer_link(SendFrame { session, frame }));
                 let (sequence, tokens, pages) =
                     (event.sequence, entry.prompt.clone(), hand_over.pages.clone());
-                effects.push(to::buffer_manager(PagesComputed { sequence, tokens, pages }));
+                let computed = PagesComputed { sequence, tokens, salt: entry.salt, pages };
+                effects.push(to::buffer_manager(computed));
             }
         }
         let Some(end) = event.ended else { return effects };

@@ -76,6 +76,7 @@ async fn ask_for(
         max_tokens,
         sampling: Arc::default(),
         grammar: sevens.compiled(),
+        salt: None,
         ignore_eos: true,
         deadline: Instant::now() + PATIENCE,
         route: Route::Local,

@@ -148,7 +148,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             request,
             prompt: random.list(250_000, |word| word as u32),
             resident: random.next() as u32,
-            sampling: FirstToken {
+            sampling: Box::new(FirstToken {
                 temperature: random.next() as f32,
                 logit_bias: random.list(1024, |word| (word as u32, word as f32)),
                 seed: random.next(),
@@ -157,7 +157,8 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
                 min_p: random.next() as f32,
                 repetition_penalty: random.next() as f32,
                 logprobs: random.one_in(2).then(|| random.next() as u32),
-            },
+            }),
+            salt: random.one_in(2).then(|| random.array()),
             remaining_ms: random.next(),
         },
         4 => Frame::CancelPrefill { request },
@@ -173,6 +174,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             request,
             token: random.next() as u32,
             logprobs: logprobs(random),
+            cached: random.next() as u32,
             prefill_micros: random.next(),
         },
         8 => {

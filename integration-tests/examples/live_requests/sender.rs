@@ -36,6 +36,7 @@ fn start_prefill(request: u64) -> ToPrefiller {
         prompt: prompt(request),
         resident: 0,
         sampling: Default::default(),
+        salt: None,
         remaining_ms: 3_600_000,
     }
     .into()

@@ -5,12 +5,17 @@ use std::time::Duration;
 
 use actors::effect::{Endpoint, to};
 use actors::grammar::{CompiledGrammar, Grammar, GrammarError, GrammarSource, Matcher};
-use actors::request::{AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent};
+use actors::request::{
+    AbortRequest, CacheSalt, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent,
+};
 
 use super::machine::next_token;
 use super::parts::Client;
 use super::plan::{PAGE_TOKENS, SECOND, VOCABULARY};
 use super::world::{Event, RECEIVER, World};
+
+/// Salts of requests.
+const SALTS: [Option<&str>; 4] = [None, None, Some("a"), Some("b")];
 
 /// How long after its deadline a request may end. Ticks and mailboxes add delays.
 const GRACE: u64 = SECOND;
@@ -43,6 +48,7 @@ impl World {
         }
         let deadline = self.now + self.plan.deadline;
         let (max_tokens, ignore_eos) = (all - prompt, self.dice.one_in(2));
+        let salt = SALTS[self.dice.between(0, SALTS.len() as u64 - 1) as usize].map(CacheSalt::of);
         self.clients.insert(
             request,
             Client {
@@ -51,6 +57,7 @@ impl World {
                 prompt: tokens.len(),
                 max_tokens,
                 ignore_eos,
+                salt,
                 deadline,
                 left: false,
                 end: None,
@@ -67,6 +74,7 @@ impl World {
             max_tokens,
             sampling: Default::default(),
             grammar: self.dice.one_in(4).then(any_grammar),
+            salt,
             ignore_eos,
             deadline: self.epoch + Duration::from_micros(deadline),
             route: Route::Auto,

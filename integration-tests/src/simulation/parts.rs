@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
 use actors::messages::SessionId;
+use actors::request::CacheSalt;
 use connector::frame::Frame;
 use connector::ring::PageIndex;
+
+use super::machine::PageContent;
 
 /// The sending end of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,7 +39,7 @@ pub(super) struct Put {
     pub(super) into: u32,
     /// The number of pages from `page` and from `into` on.
     pub(super) pages: u32,
-    pub(super) content: Option<Vec<Vec<u32>>>,
+    pub(super) content: Option<Vec<PageContent>>,
     pub(super) lands_at: u64,
     pub(super) landed: bool,
     pub(super) completed: bool,
@@ -85,6 +88,7 @@ pub(super) struct Client {
     pub(super) prompt: usize,
     pub(super) max_tokens: u32,
     pub(super) ignore_eos: bool,
+    pub(super) salt: Option<CacheSalt>,
     pub(super) deadline: u64,
     pub(super) left: bool,
     /// How the request ended. It is set once.

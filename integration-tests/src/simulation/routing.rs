@@ -92,7 +92,10 @@ impl World {
                 }
                 effects
             }
-            Effect::Generator(mail) => process.generator.on(micros, mail),
+            Effect::Generator(mail) => {
+                self.sequence_runs(node, &mail);
+                self.nodes[node].generator.on(micros, mail)
+            }
             Effect::PeerLink(mail) => process.link.on(now, mail),
             Effect::Proxy(mail) => match process.receiver() {
                 Some(receiver) => receiver.proxy.on(now, mail),

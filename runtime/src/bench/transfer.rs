@@ -297,6 +297,7 @@ async fn hand_over(
         max_tokens,
         sampling: Arc::default(),
         grammar: None,
+        salt: None,
         ignore_eos: true,
         deadline: Instant::now() + PATIENCE,
         route: Route::Auto,

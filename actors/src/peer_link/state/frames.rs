@@ -12,7 +12,7 @@ use crate::messages::{
     CancelPrefill, CreditsGranted, PageFilled, PeerLeaving, PeerReady, PrefillFailed, PrefillFinished,
     RingShared, SessionId, StartPrefill,
 };
-use crate::request::RequestId;
+use crate::request::{CacheSalt, RequestId};
 
 impl PeerLinkState {
     /// A frame arrived. If its session is not up, the frame is counted and dropped.
@@ -40,9 +40,9 @@ impl PeerLinkState {
             Frame::PageFilled { first, count, owner, hashes, transfer_micros } => {
                 to::buffer_manager(PageFilled { session, first, count, owner, hashes, transfer_micros })
             }
-            Frame::PrefillFinished { request, token, logprobs, prefill_micros } => {
+            Frame::PrefillFinished { request, token, logprobs, cached, prefill_micros } => {
                 let (request, token) = (RequestId(request), first_token::join(token, logprobs));
-                to::decoder(PrefillFinished { session, request, token, prefill_micros })
+                to::decoder(PrefillFinished { session, request, token, cached, prefill_micros })
             }
             Frame::PrefillFailed { request, fault, reason } => {
                 to::decoder(PrefillFailed { session, request: RequestId(request), fault, reason })
@@ -73,9 +73,10 @@ fn on_receivers_frame(session: SessionId, frame: Frame) -> Result<Vec<Effect>, S
     let effect = match frame {
         Frame::Grant { first, pages } => to::transfer(CreditsGranted { session, first, pages }),
         Frame::RingShare { pages } => to::transfer(RingShared { session, pages }),
-        Frame::Prefill { request, prompt, resident, sampling, remaining_ms } => {
-            let (request, sampling) = (RequestId(request), first_token::from_frame(sampling).into());
-            to::prefiller(StartPrefill { session, request, prompt, resident, sampling, remaining_ms })
+        Frame::Prefill { request, prompt, resident, sampling, salt, remaining_ms } => {
+            let (request, sampling) = (RequestId(request), first_token::from_frame(*sampling).into());
+            let salt = salt.map(CacheSalt);
+            to::prefiller(StartPrefill { session, request, prompt, resident, sampling, salt, remaining_ms })
         }
         Frame::CancelPrefill { request } => {
             to::prefiller(CancelPrefill { session, request: RequestId(request) })

@@ -2,6 +2,8 @@
 
 use connector::frame::PrefillFault;
 
+use crate::request::CacheSalt;
+
 use super::*;
 
 /// Each frame that a sender may send, except LinkProbed and Leaving, and the effect of each.
@@ -16,8 +18,8 @@ fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
             to::buffer_manager(PageFilled { session, first, count, owner, hashes, transfer_micros }),
         ),
         (
-            Frame::PrefillFinished { request: 5, token: 7, logprobs: None, prefill_micros: 12 },
-            to::decoder(PrefillFinished { session, request, token: 7.into(), prefill_micros: 12 }),
+            Frame::PrefillFinished { request: 5, token: 7, logprobs: None, cached: 4, prefill_micros: 12 },
+            to::decoder(PrefillFinished { session, request, token: 7.into(), cached: 4, prefill_micros: 12 }),
         ),
         (
             Frame::PrefillFailed { request: 5, fault: PrefillFault::Refused, reason: "full".into() },
@@ -36,7 +38,16 @@ fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
     let (first, pages) = (CreditNumber(3), vec![PageIndex(4), PageIndex(6)]);
     let (request, prompt, resident, remaining_ms) = (RequestId(5), vec![1, 2, 3], 2, 1000);
     let (sampled_by, sampling) = (first_token::to_frame(&Default::default()), Default::default());
-    let start = StartPrefill { session, request, prompt: prompt.clone(), resident, sampling, remaining_ms };
+    let salt = Some([3; 32]);
+    let start = StartPrefill {
+        session,
+        request,
+        prompt: prompt.clone(),
+        resident,
+        sampling,
+        salt: salt.map(CacheSalt),
+        remaining_ms,
+    };
     vec![
         (
             Frame::Grant { first, pages: pages.clone() },
@@ -44,7 +55,7 @@ fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
         ),
         (Frame::RingShare { pages: 4 }, to::transfer(RingShared { session, pages: 4 })),
         (
-            Frame::Prefill { request: 5, prompt, resident, sampling: sampled_by, remaining_ms },
+            Frame::Prefill { request: 5, prompt, resident, sampling: sampled_by, salt, remaining_ms },
             to::prefiller(start),
         ),
         (Frame::CancelPrefill { request: 5 }, to::prefiller(CancelPrefill { session, request })),
