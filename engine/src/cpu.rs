@@ -37,6 +37,7 @@ mod kernels;
 mod linear;
 mod matrix;
 mod rope;
+mod score;
 mod scratch;
 mod sync;
 #[cfg(test)]
@@ -139,7 +140,8 @@ impl Engine for CpuEngine {
             self.pending = batch.iter().filter_map(PendingSample::of).collect();
             return Ok(Step::unfinished());
         }
-        Ok(Step::finished(StepOutput { tokens: self.forward.sample(batch) }))
+        let (tokens, scores) = (self.forward.sample(batch), self.forward.take_scores());
+        Ok(Step::finished(StepOutput { tokens, scores }))
     }
 
     fn is_computed(&mut self, _: &Step) -> Result<bool, EngineError> {
@@ -152,7 +154,8 @@ impl Engine for CpuEngine {
         }
         give_masks(&mut self.pending, masks, self.model.vocabulary)?;
         let samples = std::mem::take(&mut self.pending);
-        step.finish(StepOutput { tokens: self.forward.sample_pending(&samples) });
+        let (tokens, scores) = (self.forward.sample_pending(&samples), self.forward.take_scores());
+        step.finish(StepOutput { tokens, scores });
         Ok(())
     }
 

@@ -32,11 +32,12 @@ use std::sync::Arc;
 
 use crate::batch;
 use crate::error::{CudaError, EngineError, OpenError};
+use crate::gpu::score::{SCORE_WORDS, logprobs_of};
 use crate::kv::{KvLayout, KvPool, PageId};
 use crate::model::ModelInfo;
 use crate::pending::{PendingSample, give_masks};
 use crate::sampling::Sampling;
-use crate::step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput};
+use crate::step::{Chunk, Engine, SampledToken, ScoredChunk, Step, StepLimits, StepOutput};
 
 use device::{CudaDevice, Event, Pinned, Stream};
 use forward::Forward;
@@ -114,6 +115,8 @@ struct Readback {
     /// The tokens are on the host.
     done: Event,
     chosen: Pinned<i32>,
+    /// The log probabilities of the scored rows.
+    scores: Pinned<u32>,
 }
 
 /// A step in flight.
@@ -125,6 +128,8 @@ struct Flight {
     places: Vec<usize>,
     /// A CUDA graph replayed the step.
     is_graph: bool,
+    /// The scored chunks, in row order: the batch index, the sequence, and the numbers of targets and of most probable tokens.
+    scored: Vec<(usize, u64, usize, u32)>,
     /// The samples have been taken; before, the step waits for masks.
     is_sampled: bool,
 }
@@ -220,9 +225,14 @@ impl CudaEngine {
             order.iter().copied().filter(|place| batch[*place].sample.is_some()).collect();
         let samples: Vec<PendingSample> =
             places.iter().filter_map(|place| PendingSample::of(&batch[*place])).collect();
+        let of_place = |place: &usize| {
+            let (chunk, score) = (&batch[*place], batch[*place].score?);
+            Some((*place, chunk.sequence, score.targets.len(), score.top))
+        };
+        let scored = order.iter().filter_map(of_place).collect();
         let waits = samples.iter().any(PendingSample::waits);
         let mut flight =
-            Flight { turn: self.turn, samples, places, is_graph: rows.is_some(), is_sampled: false };
+            Flight { turn: self.turn, samples, places, is_graph: rows.is_some(), scored, is_sampled: false };
         if waits {
             self.readbacks[self.turn].computed.record(&self.stream)?;
         } else {
@@ -253,6 +263,11 @@ impl CudaEngine {
             // SAFETY: `collect` reads the buffer after the event below is complete. The next step that uses this buffer
             // is submitted after that.
             unsafe { self.stream.download(&back.chosen, &self.forward.chosen, sampled)? };
+        }
+        let scored = step.plan().scored;
+        if scored > 0 {
+            // SAFETY: as above.
+            unsafe { self.stream.download(&back.scores, &self.forward.scores, scored * SCORE_WORDS)? };
         }
         back.done.record(&self.stream)?;
         flight.is_sampled = true;
@@ -302,7 +317,20 @@ impl CudaEngine {
             placed.push((place, sample.sampled(token)));
         }
         placed.sort_by_key(|(place, _)| *place);
-        Ok(StepOutput { tokens: placed.into_iter().map(|(_, token)| token).collect() })
+        let tokens = placed.into_iter().map(|(_, token)| token).collect();
+        // SAFETY: as above.
+        let mut words = unsafe { self.readbacks[flight.turn].scores.values() }.chunks_exact(SCORE_WORDS);
+        let most = self.model.vocabulary;
+        let mut scores: Vec<(usize, ScoredChunk)> = Vec::with_capacity(flight.scored.len());
+        for (place, sequence, count, top) in flight.scored {
+            let of_row = |words| logprobs_of(words, top.min(most));
+            scores.push((
+                place,
+                ScoredChunk { sequence, targets: words.by_ref().take(count).map(of_row).collect() },
+            ));
+        }
+        scores.sort_by_key(|(place, _)| *place);
+        Ok(StepOutput { tokens, scores: scores.into_iter().map(|(_, chunk)| chunk).collect() })
     }
 }
 

@@ -315,6 +315,18 @@ pub enum EngineError {
         /// Tokens of the chunk.
         tokens: usize,
     },
+    /// A chunk asks for log probabilities of too many tokens, or is not a part of a prompt.
+    #[error(
+        "sequence {sequence} asks for {targets} log probabilities with {tokens} tokens of a step: ask for at most one per prompt token"
+    )]
+    BadScore {
+        /// The sequence.
+        sequence: u64,
+        /// The targets of its [`Score`](crate::Score).
+        targets: usize,
+        /// The tokens of its chunk.
+        tokens: usize,
+    },
     /// [`sample`](crate::Engine::sample) got wrong masks.
     #[error("the masks of the step are wrong: {what}")]
     BadMasks {
@@ -327,7 +339,7 @@ pub enum EngineError {
     /// The step has more rows than [`StepLimits`](crate::StepLimits) allows.
     #[error("the step has {rows} rows with logits, but the limit is {limit}: split it")]
     TooManyRows {
-        /// Chunks that [take a row](crate::Chunk::takes_row).
+        /// The chunks' [rows](crate::Chunk::rows).
         rows: u64,
         /// The engine's limit.
         limit: u32,
@@ -371,6 +383,7 @@ impl EngineError {
             Self::FollowsNothing { .. } => "follows_nothing",
             Self::ManySampled { .. } => "many_sampled",
             Self::BadMasks { .. } => "bad_masks",
+            Self::BadScore { .. } => "bad_score",
             Self::StepSpent => "step_spent",
             Self::WorkerPanicked => "worker_panicked",
         }
@@ -381,6 +394,7 @@ impl EngineError {
     pub fn scope(&self) -> Scope {
         match self {
             Self::EmptyChunk { sequence }
+            | Self::BadScore { sequence, .. }
             | Self::TokenOutOfRange { sequence, .. }
             | Self::ContextExceeded { sequence, .. }
             | Self::TooFewPages { sequence, .. }

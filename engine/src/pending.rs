@@ -124,6 +124,7 @@ mod tests {
             start: 0,
             pages: &[],
             sample: Some(sample),
+            score: None,
         };
         PendingSample::of(&chunk).unwrap()
     }

@@ -150,7 +150,7 @@ pub fn choose(logits: &mut [f32], sample: Sample<'_>, mask: Option<&[u32]>, posi
 }
 
 /// The log probabilities of `sampled` and of the `top` most probable tokens.
-fn logprobs(logits: &[f32], sampled: u32, top: u32) -> Logprobs {
+pub fn logprobs(logits: &[f32], sampled: u32, top: u32) -> Logprobs {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
     let logprob = |id: u32| {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::EngineError;
 use crate::kv::{KvPool, PageId};
 use crate::model::ModelInfo;
-use crate::sampling::{Sample, Token};
+use crate::sampling::{Logprobs, Sample, Token};
 
 /// The part of a step that belongs to one sequence: a range of a prompt, or the single token of a decode row.
 ///
@@ -26,6 +26,19 @@ pub struct Chunk<'a> {
     pub pages: &'a [PageId],
     /// How to sample the token after the chunk's last position. `None` samples no token.
     pub sample: Option<Sample<'a>>,
+    /// Prompt tokens whose log probabilities are wanted. Only for a chunk of a prompt.
+    pub score: Option<Score<'a>>,
+}
+
+/// Asks for the log probabilities of prompt tokens: of the token that follows each of the chunk's first tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Score<'a> {
+    /// Target `i` is the token after token `i` of the chunk. At most as many as the chunk has tokens; each below
+    /// [`ModelInfo::vocabulary`].
+    pub targets: &'a [u32],
+    /// The number of most probable tokens to report besides each target. At most
+    /// [`Sampling::LOGPROBS_MAX`](crate::Sampling::LOGPROBS_MAX).
+    pub top: u32,
 }
 
 impl Chunk<'_> {
@@ -41,10 +54,12 @@ impl Chunk<'_> {
         self.sample.is_some_and(|sample| sample.constrained)
     }
 
-    /// True if the chunk counts against [`StepLimits::rows`]: it is a decode row, or the step samples a token after it.
+    /// The rows that the chunk counts against [`StepLimits::rows`]: one if it is a decode row or the step samples a token after
+    /// it, and one for each target of its score.
     #[must_use]
-    pub fn takes_row(&self) -> bool {
-        self.sample.is_some() || self.source != TokenSource::Prompt
+    pub fn rows(&self) -> usize {
+        let last = self.sample.is_some() || self.source != TokenSource::Prompt;
+        usize::from(last) + self.score.map_or(0, |score| score.targets.len())
     }
 }
 
@@ -80,6 +95,17 @@ pub struct StepOutput {
     /// One token for each chunk with [`Chunk::sample`], in the batch's order. Samples that [got no mask](Engine::sample) are left
     /// out.
     pub tokens: Vec<SampledToken>,
+    /// The scores of the chunks with [`Chunk::score`], in the batch's order.
+    pub scores: Vec<ScoredChunk>,
+}
+
+/// The log probabilities of the targets of a chunk's [`Score`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoredChunk {
+    /// [`Chunk::sequence`].
+    pub sequence: u64,
+    /// For each target: its log probability, its rank, and the most probable tokens at its place.
+    pub targets: Vec<Logprobs>,
 }
 
 /// The limits of one step.
@@ -87,8 +113,7 @@ pub struct StepOutput {
 pub struct StepLimits {
     /// Maximum number of tokens of all chunks together. At least 1.
     pub tokens: u32,
-    /// Maximum number of chunks that [take a row](Chunk::takes_row). The engine has memory for the logits of this many
-    /// rows. At least 1.
+    /// Maximum number of [rows](Chunk::rows) whose logits a step computes. At least 1.
     pub rows: u32,
 }
 

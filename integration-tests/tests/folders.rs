@@ -25,8 +25,15 @@ fn open(model: &Path) -> Result<Box<dyn Engine>, engine::OpenError> {
 /// Computes `tokens` at position `start` and returns the next token.
 fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
     let sample = Some(Sample::greedy());
-    let mut step =
-        engine.submit(&[Chunk { sequence: 1, tokens, source: TokenSource::Prompt, start, pages, sample }])?;
+    let mut step = engine.submit(&[Chunk {
+        sequence: 1,
+        tokens,
+        source: TokenSource::Prompt,
+        start,
+        pages,
+        sample,
+        score: None,
+    }])?;
     Ok(engine.poll(&mut step)?.context("a CPU step is complete when `submit` returns")?.tokens[0].token.id)
 }
 

@@ -29,7 +29,7 @@ mod sequence;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use engine::{EngineError, PageId, Scope, StepLimits, Token};
+use engine::{EngineError, Logprobs, PageId, Scope, StepLimits, Token};
 
 use crate::constraint::Constraint;
 use crate::effect::{Effect, ToGenerator, to};
@@ -177,6 +177,7 @@ impl GeneratorState {
                 constraint: start.grammar.map(|grammar| Arc::new(Constraint::new(grammar))),
                 is_told: false,
                 ignore_eos: start.ignore_eos,
+                prompt_logprobs: start.prompt_logprobs,
                 ending: None,
                 rank,
                 step: self.steps,
@@ -294,6 +295,9 @@ impl GeneratorState {
         let for_rows = u32::from(!decoding.is_empty());
         let mut prompt_room = self.chunk_tokens.min(self.limits.tokens - for_rows);
         let mut room = self.limits.tokens;
+        let mut rows = self.limits.rows;
+        // Decode rows keep half of the rows while prompts are scored, and the only row of an engine with one.
+        let mut rows_to_score = if decoding.is_empty() { rows } else { rows / 2 };
         let mut parts: Vec<Part> = Vec::new();
         // Sequences that need a row: their last step, their key, and, for a prompt, its index in `parts`.
         let mut wanted: Vec<(u64, u64, Option<usize>)> =
@@ -303,6 +307,14 @@ impl GeneratorState {
             if length == 0 {
                 break;
             }
+            let scored = sequence.scored_rows(length);
+            // All but the last token of the prompt take a row each.
+            let length = if scored > rows_to_score { rows_to_score } else { length };
+            let scored = scored.min(rows_to_score);
+            if length == 0 {
+                continue;
+            }
+            (rows_to_score, rows) = (rows_to_score - scored, rows - scored);
             (room, prompt_room) = (room - length, prompt_room - length);
             if length == sequence.missing() {
                 wanted.push((sequence.step, *key, Some(parts.len())));
@@ -310,7 +322,6 @@ impl GeneratorState {
             parts.push((*key, length));
         }
         wanted.sort_unstable();
-        let mut rows = self.limits.rows;
         for (_, key, prompt) in wanted {
             match prompt {
                 // A prompt has at least two missing tokens, so its part keeps at least one.
@@ -338,7 +349,8 @@ impl GeneratorState {
             Ok(result) => (result, None),
             Err(error) => (StepResult::default(), Some(error)),
         };
-        let StepResult { tokens, late, refused } = result;
+        let StepResult { tokens, scores, late, refused } = result;
+        let mut scores: HashMap<u64, Vec<Logprobs>> = scores.into_iter().collect();
         let mut sampled: HashMap<u64, Token> = tokens.into_iter().collect();
         if error.is_some() {
             self.flights.iter_mut().for_each(|next| next.is_void = true);
@@ -369,6 +381,10 @@ impl GeneratorState {
             if !is_computed {
                 // It is planned again.
                 continue;
+            }
+            if let Some(prompt_logprobs) = scores.remove(&key) {
+                events
+                    .push(SequenceAdvanced { prompt_logprobs, ..sequence.advanced(now_micros, None, None) });
             }
             if let Some((_, error)) = refused.iter().find(|(refused, _)| *refused == key) {
                 events.extend(self.end(key, now_micros, None, SequenceEnd::GrammarFailed(error.to_string())));

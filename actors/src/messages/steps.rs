@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{EngineError, PageId, Sampling, Token, TokenSource};
+use engine::{EngineError, Logprobs, PageId, Sampling, Token, TokenSource};
 
 use crate::constraint::Constraint;
 use crate::grammar::GrammarError;
@@ -22,6 +22,17 @@ pub struct PlannedChunk {
     pub pages: Arc<[PageId]>,
     /// How the token after the last one is sampled; `None`: it is not sampled.
     pub sample: Option<PlannedSample>,
+    /// Prompt tokens whose log probabilities are wanted.
+    pub score: Option<PlannedScore>,
+}
+
+/// The prompt tokens whose log probabilities a step computes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedScore {
+    /// The token after each of the chunk's first tokens.
+    pub targets: Vec<u32>,
+    /// The number of most probable tokens to report at the place of each target.
+    pub top: u32,
 }
 
 /// How a sequence's next token is sampled.
@@ -74,6 +85,8 @@ pub struct StepFinished {
 pub struct StepResult {
     /// The sampled tokens.
     pub tokens: Vec<(u64, Token)>,
+    /// The log probabilities of the targets of [`PlannedChunk::score`].
+    pub scores: Vec<(u64, Vec<Logprobs>)>,
     /// Constrained chunks that sampled no token, because their mask was not ready in time. Their last token has to be computed again.
     pub late: Vec<u64>,
     /// Constrained chunks that will never sample a token, because their grammar failed.

@@ -251,6 +251,7 @@ impl PrefillerState {
             sampling: entry.sampling.clone(),
             grammar: None,
             ignore_eos: false,
+            prompt_logprobs: None,
         });
         let sent = entry.resident / page_tokens;
         let mut hand_over = HandOver { pages, cached: resident, scheduled: sent, sent, put_micros: 0 };

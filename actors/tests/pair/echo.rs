@@ -85,7 +85,7 @@ impl Engine for Echo {
             return Err(EngineError::NotReady("the previous step waits for its masks"));
         }
         let mut samples = Vec::new();
-        let rows = batch.iter().filter(|chunk| chunk.takes_row()).count() as u64;
+        let rows = batch.iter().map(Chunk::rows).sum::<usize>() as u64;
         if rows > u64::from(ROWS) {
             return Err(EngineError::TooManyRows { rows, limit: ROWS });
         }
@@ -119,7 +119,7 @@ impl Engine for Echo {
             return Ok(Step::unfinished());
         }
         self.sampled = samples.into_iter().map(|(sampled, _)| sampled).collect();
-        Ok(Step::finished(StepOutput { tokens: self.sampled.clone() }))
+        Ok(Step::finished(StepOutput { tokens: self.sampled.clone(), ..StepOutput::default() }))
     }
 
     fn sample(&mut self, step: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
@@ -132,7 +132,7 @@ impl Engine for Echo {
             Some(sampled)
         };
         self.sampled = std::mem::take(&mut self.pending).into_iter().filter_map(take).collect();
-        step.finish(StepOutput { tokens: self.sampled.clone() });
+        step.finish(StepOutput { tokens: self.sampled.clone(), ..StepOutput::default() });
         Ok(())
     }
 

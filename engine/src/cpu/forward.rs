@@ -12,7 +12,7 @@ use crate::kv::{KeyOrValue, KvPool};
 use crate::model::spec::ModelSpec;
 use crate::pending::PendingSample;
 use crate::sampling::choose;
-use crate::step::{Chunk, SampledToken};
+use crate::step::{Chunk, SampledToken, ScoredChunk};
 
 /// Rows of a unit in the phases that process single rows. A small decode batch is one unit and wakes no worker.
 const UNIT_ROWS: usize = 16;
@@ -28,6 +28,7 @@ pub(super) struct Forward {
     /// One row for each sampled chunk of the last step.
     logits: Matrix,
     sampled: usize,
+    scores: Vec<ScoredChunk>,
 }
 
 /// Matrices with one row for each token of a step. The system commits their memory on first access.
@@ -63,7 +64,7 @@ impl Forward {
         };
         let rope = Rope::new(shape.inverse_frequencies.clone());
         let logits = Matrix::new(1, shape.vocabulary);
-        Self { shape, weights, threads, kernels, rope, activations, logits, sampled: 0 }
+        Self { shape, weights, threads, kernels, rope, activations, logits, sampled: 0, scores: Vec::new() }
     }
 
     /// The logits of the `index`-th sampled chunk of the last step.
@@ -106,29 +107,49 @@ impl Forward {
         self.output(batch, &spans)
     }
 
-    /// Computes the logits of the sampled chunks.
+    /// Computes the scores, and then the logits of the sampled chunks.
     fn output(&mut self, batch: &[Chunk<'_>], spans: &[Span<'_>]) -> Result<(), WorkerPanicked> {
-        let Self { shape, weights, threads, kernels, activations, logits, .. } = self;
-        let sampled: Vec<_> = batch
+        self.scores = self.score(batch, spans)?;
+        let sampled: Vec<usize> = batch
             .iter()
             .zip(spans)
             .filter(|(chunk, _)| chunk.sample.is_some())
             .map(|(_, span)| span.row + span.rows - 1)
             .collect();
-        for (index, &row) in sampled.iter().enumerate() {
+        self.logits_of(sampled.iter().copied())?;
+        self.sampled = sampled.len();
+        Ok(())
+    }
+
+    /// Computes the logits of these rows of the residual stream, as the first rows of `logits`.
+    pub(super) fn logits_of(
+        &mut self,
+        of_rows: impl ExactSizeIterator<Item = usize>,
+    ) -> Result<(), WorkerPanicked> {
+        let Self { shape, weights, threads, kernels, activations, logits, .. } = self;
+        let count = of_rows.len();
+        for (index, row) in of_rows.enumerate() {
             // SAFETY: no phase runs. The two matrices are distinct. This machine supports the kernels.
             unsafe {
                 let (from, to) = (activations.hidden.row(row), activations.normed.row_mut(index));
                 (kernels.rms_norm)(from, &weights.norm, shape.norm_epsilon, to);
             }
         }
-        if !logits.has_rows(sampled.len()) {
-            *logits = Matrix::new(sampled.len().next_power_of_two(), shape.vocabulary);
+        if !logits.has_rows(count) {
+            *logits = Matrix::new(count.next_power_of_two(), shape.vocabulary);
         }
         let task = Task { weights: weights.output(), epilogue: Epilogue::Store(logits) };
-        apply(threads, kernels, &activations.normed, sampled.len(), &[task])?;
-        self.sampled = sampled.len();
-        Ok(())
+        apply(threads, kernels, &activations.normed, count, &[task])
+    }
+
+    /// The logits, and the threads that may read them.
+    pub(super) fn logits_and_threads(&mut self) -> (&Matrix, &mut Threads<Scratch>) {
+        (&self.logits, &mut self.threads)
+    }
+
+    /// The scores of the last step.
+    pub(super) fn take_scores(&mut self) -> Vec<ScoredChunk> {
+        std::mem::take(&mut self.scores)
     }
 
     /// Takes the samples of a batch without constrained samples, from the logits of the last step.

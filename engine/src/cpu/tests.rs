@@ -11,6 +11,7 @@ mod interleavings;
 mod masks;
 mod reference;
 mod refusals;
+mod scores;
 mod threads;
 
 const USUAL: Tiny = Tiny::USUAL;
@@ -59,6 +60,7 @@ fn alone(engine: &mut CpuEngine, tokens: &[u32], cuts: &[usize], table: u32) -> 
             start: start as u32,
             pages,
             sample: (end == tokens.len()).then(Sample::greedy),
+            score: None,
         };
         submit(engine, &[chunk]);
         start = end;
@@ -159,6 +161,7 @@ fn a_page_copied_to_another_engine_decodes_the_same() {
             start: 29,
             pages,
             sample: Some(Sample::greedy()),
+            score: None,
         }]
     };
     assert_eq!(submit(&mut engine, &last(&from)), submit(&mut other, &last(&to)));
@@ -224,6 +227,7 @@ proptest! {
                         start: start as u32,
                         pages: &tables[sequence],
                         sample: (end == tokens.len()).then(Sample::greedy),
+                        score: None,
                     });
                     done[sequence] = end;
                 }

@@ -8,6 +8,7 @@
 //! - Lifetime: a step is submitted to one stream, and [`CudaEngine`](super::CudaEngine) waits for the stream before it frees
 //!   memory.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
@@ -17,13 +18,16 @@ use super::device::{Buffer, CudaDevice, Result, Stream};
 use super::gemm::{Gemm, Matrix, Output, ROWS_SPARE};
 use super::kernels::{
     baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_row_products_max,
-    baton_sample_rows, baton_silu_mul, baton_take_rows, launch,
+    baton_sample_rows, baton_score_rows, baton_silu_mul, baton_take_rows, launch,
 };
 use super::lists::Uploaded;
 use super::masks::{Masks, UploadedMasks};
 use super::weights::{Layer, Weights};
-use crate::gpu::arguments::{AddRmsNorm, Embed, RopeAppend, RowProducts, SampleRows, SiluMul, TakeRows};
+use crate::gpu::arguments::{
+    AddRmsNorm, Embed, RopeAppend, RowProducts, SampleRows, ScoreRows, SiluMul, TakeRows,
+};
 use crate::gpu::plan::{SETTING_WORDS, settings_of};
+use crate::gpu::score::SCORE_WORDS;
 use crate::kv::{KeyOrValue, KvPool};
 use crate::model::spec::{AttentionSpec, ModelSpec};
 use crate::sampling::Sampling;
@@ -31,7 +35,10 @@ use crate::sampling::Sampling;
 /// Bytes of a bf16 number.
 const HALF: usize = 2;
 
-/// Maximum number of rows that one step samples.
+/// Rows whose logits are computed at a time for their scores.
+const SLICE_ROWS: usize = 128;
+
+/// Maximum number of rows whose logits one step computes.
 pub(super) const SAMPLED_MAX: usize = 1024;
 
 /// Matrices with one row for each token of a step.
@@ -86,6 +93,8 @@ pub(super) struct Forward {
     inverse_frequencies: Buffer,
     /// `[sampled][vocabulary]`, f32.
     pub(super) logits: Buffer,
+    /// The log probabilities of the scored rows, [`SCORE_WORDS`] words each.
+    pub(super) scores: Buffer,
     /// The sampled token of each row. For a row that the host samples, the token with the largest logit.
     pub(super) chosen: Buffer,
     pool: Arc<KvPool>,
@@ -181,6 +190,7 @@ impl Forward {
             matrices,
             inverse_frequencies: Buffer::of(device, &shape.inverse_frequencies)?,
             logits: Buffer::new(device, sampled * shape.vocabulary * size_of::<f32>())?,
+            scores: Buffer::new(device, sampled * SCORE_WORDS * size_of::<u32>())?,
             chosen: Buffer::new(device, sampled * size_of::<i32>())?,
             page_tokens: layout.page_tokens as usize,
             page_stride: (layout.page_bytes() / HALF as u64) as i64,
@@ -223,34 +233,62 @@ impl Forward {
             before = Some(delta);
             self.feed(layer, step)?;
         }
-        if plan.sampled == 0 {
+        if plan.sampled + plan.scored == 0 {
             return Ok(());
         }
-        self.output(before, step)
+        // Only some rows need this norm, but computing it for all rows costs little.
+        self.norm(before, &self.weights.norm, step)?;
+        self.score(step)?;
+        // Rows are sampled in row order. So if all rows are sampled, no copy is needed.
+        if plan.sampled == plan.rows {
+            return self.output(&self.activations.normed, plan.sampled, step);
+        }
+        self.logits_of(plan.sampled_rows(), step)
     }
 
-    /// Computes the logits of the sampled rows.
-    fn output(&self, before: Option<&Buffer>, step: &Uploaded<'_>) -> Result<()> {
+    /// Computes the logits of these rows, which a list of the step names, as the first rows of `logits`.
+    fn logits_of(&self, which: Range<usize>, step: &Uploaded<'_>) -> Result<()> {
         let Activations { normed, last, .. } = &self.activations;
-        let (plan, width) = (step.plan(), self.shape.hidden);
-        // Only the sampled rows need this norm, but computing it for all rows costs little.
-        self.norm(before, &self.weights.norm, step)?;
-        // Rows are sampled in row order. So if all rows are sampled, no copy is needed.
-        let all = plan.sampled == plan.rows;
-        if !all {
-            let arguments = TakeRows {
-                x: normed.numbers(0, plan.rows * width),
-                which: step.list(plan.sampled_rows()),
-                out: last.numbers(0, plan.sampled * width),
-                count: plan.sampled as i32,
-                hidden: width as i32,
-            };
-            // SAFETY: see the module's documentation. `Plan` writes only sampled rows of the step.
-            unsafe { launch("baton_take_rows", baton_take_rows, &arguments, step.stream)? };
+        let (count, width) = (which.len(), self.shape.hidden);
+        if count == 0 {
+            return Ok(());
         }
-        let last = if all { normed } else { last };
+        let arguments = TakeRows {
+            x: normed.numbers(0, step.plan().rows * width),
+            which: step.list(which),
+            out: last.numbers(0, count * width),
+            count: count as i32,
+            hidden: width as i32,
+        };
+        // SAFETY: see the module's documentation. `Plan` writes only rows of the step.
+        unsafe { launch("baton_take_rows", baton_take_rows, &arguments, step.stream)? };
+        self.output(last, count, step)
+    }
+
+    fn output(&self, last: &Buffer, rows: usize, step: &Uploaded<'_>) -> Result<()> {
         let weights = self.weights.output();
-        self.multiply(last, weights, &self.logits, plan.sampled, self.matrices.output, step.stream)
+        self.multiply(last, weights, &self.logits, rows, self.matrices.output, step.stream)
+    }
+
+    /// Computes the log probabilities of the scored rows' targets, a slice of rows at a time.
+    fn score(&self, step: &Uploaded<'_>) -> Result<()> {
+        let (plan, vocabulary) = (step.plan(), self.shape.vocabulary);
+        let (all, targets) = (plan.scored_rows(), plan.targets());
+        for first in (0..plan.scored).step_by(SLICE_ROWS) {
+            let rows = SLICE_ROWS.min(plan.scored - first);
+            self.logits_of(all.start + first..all.start + first + rows, step)?;
+            let arguments = ScoreRows {
+                logits: self.logits.numbers(0, rows * vocabulary),
+                targets: step.list(targets.start + first..targets.start + first + rows),
+                out: self.scores.numbers(first * SCORE_WORDS, rows * SCORE_WORDS),
+                rows: rows as i32,
+                vocabulary: vocabulary as i32,
+                top: (Sampling::LOGPROBS_MAX as usize).min(vocabulary) as i32,
+            };
+            // SAFETY: see the module's documentation. Targets are below the vocabulary.
+            unsafe { launch("baton_score_rows", baton_score_rows, &arguments, step.stream)? };
+        }
+        Ok(())
     }
 
     /// Samples the tokens of the step that was submitted last. It has sampled rows.

@@ -19,6 +19,7 @@ use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::error::{CudaError, OpenError};
 use crate::gpu::plan::{StepCapacity, pieces_max};
+use crate::gpu::score::SCORE_WORDS;
 use crate::kv::{KvDtype, KvLayout};
 use crate::model::spec::ModelSpec;
 use crate::model::{EngineConfig, LoadFormat, ModelInfo};
@@ -82,8 +83,8 @@ impl CudaEngine {
 impl Readback {
     /// Memory for the sampled tokens of up to `rows` rows.
     fn new(device: &Arc<CudaDevice>, rows: usize) -> Result<Self, CudaError> {
-        let chosen = Pinned::new(device, rows)?;
-        Ok(Self { computed: Event::new(device)?, done: Event::new(device)?, chosen })
+        let (chosen, scores) = (Pinned::new(device, rows)?, Pinned::new(device, rows * SCORE_WORDS)?);
+        Ok(Self { computed: Event::new(device)?, done: Event::new(device)?, chosen, scores })
     }
 }
 

@@ -102,6 +102,16 @@ arguments! {
         rows: i32,
         vocabulary: i32,
     }
+    /// `out[r]` = the log probability of `targets[r]` at row `r` of the logits, its rank, and the `top` most probable tokens, in
+    /// [`SCORE_WORDS`](crate::gpu::score::SCORE_WORDS) words.
+    ScoreRows, 40 bytes {
+        logits: *const f32,
+        targets: *const i32,
+        out: *mut u32,
+        rows: i32,
+        vocabulary: i32,
+        top: i32,
+    }
     /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`. `y` is f32 if `wide`, else bf16.
     RowProducts, 40 bytes {
         x: *const bf16,

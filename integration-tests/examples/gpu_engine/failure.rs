@@ -22,6 +22,7 @@ pub(crate) fn check() -> Result<()> {
         start: 0,
         pages: &table,
         sample: Some(Sample::greedy()),
+        score: None,
     };
     let limits = gpu.limits();
     ensure!(limits.rows <= limits.tokens && limits.rows <= 1024, "{limits:?}");

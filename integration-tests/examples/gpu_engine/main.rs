@@ -94,8 +94,15 @@ fn greedy_answer(model: &SmallModel, cpu: &mut CpuEngine, gpu: &mut CudaEngine) 
     let prompt = &model.prompt;
     let table = pages(0, 8);
     let sample = Some(Sample::greedy());
-    let whole =
-        Chunk { sequence: 1, tokens: prompt, source: TokenSource::Prompt, start: 0, pages: &table, sample };
+    let whole = Chunk {
+        sequence: 1,
+        tokens: prompt,
+        source: TokenSource::Prompt,
+        start: 0,
+        pages: &table,
+        sample,
+        score: None,
+    };
     run(cpu, &[whole])?;
     let right = cpu.logits(0).context("sampled")?.to_vec();
     let first = run(gpu, &[whole])?;
@@ -114,6 +121,7 @@ fn greedy_answer(model: &SmallModel, cpu: &mut CpuEngine, gpu: &mut CudaEngine) 
                 start: position,
                 pages: &table,
                 sample,
+                score: None,
             }],
         )?;
         answer.push(output.tokens[0].token.id);
@@ -196,6 +204,7 @@ fn draws_follow(gpu: &mut CudaEngine, name: &str) -> Result<()> {
                 start: position,
                 pages,
                 sample: Some(Sample { how: &how, ..Sample::greedy() }),
+                score: None,
             })
             .collect();
         let output = run(gpu, &batch)?;
@@ -269,6 +278,7 @@ fn large_model(folder: &Path) -> Result<()> {
                         start,
                         pages: &table,
                         sample: sample.filter(|_| last),
+                        score: None,
                     };
                     run(&mut gpu, &[chunk])?;
                     start += part.len() as u32;
@@ -334,6 +344,7 @@ fn run_ahead(
                 start: start + submitted as u32,
                 pages,
                 sample: Some(Sample { how, ..Sample::greedy() }),
+                score: None,
             };
             let batch: Vec<Chunk<'_>> = (0..).zip(tables.iter().map(Vec::as_slice)).map(chunk).collect();
             running.push_back(gpu.submit(&batch)?);
@@ -364,6 +375,7 @@ fn one_step(folder: &Path) -> Result<()> {
         start: 1000,
         pages: &table,
         sample: Some(Sample::greedy()),
+        score: None,
     };
     run(&mut gpu, &[chunk])?;
     Ok(())
@@ -378,7 +390,15 @@ fn prefilled(folder: &Path, tokens: usize) -> Result<(CudaEngine, Vec<PageId>)> 
         let sample = Some(Sample::greedy());
         run(
             &mut gpu,
-            &[Chunk { sequence: 1, tokens, source: TokenSource::Prompt, start, pages: &table, sample }],
+            &[Chunk {
+                sequence: 1,
+                tokens,
+                source: TokenSource::Prompt,
+                start,
+                pages: &table,
+                sample,
+                score: None,
+            }],
         )?;
         start += tokens.len() as u32;
     }

@@ -46,6 +46,7 @@ impl Run<'_> {
                 constrained: sequence < self.constrained,
                 ..Sample::greedy()
             }),
+            score: None,
         };
         let tables = self.tables.iter().map(Vec::as_slice);
         let batch: Vec<Chunk<'_>> = (0..).zip(tables).map(chunk).collect();

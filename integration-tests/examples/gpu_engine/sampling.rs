@@ -45,6 +45,7 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
             start: 0,
             pages: &pages[n..=n],
             sample: Some(Sample { how: &some[n], ..Sample::greedy() }),
+            score: None,
         };
         let mut batch: Vec<Chunk<'_>> = (0..some.len()).map(row).collect();
         let is_last = settings.is_empty();

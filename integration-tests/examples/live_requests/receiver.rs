@@ -48,7 +48,8 @@ fn reserved(request: u64, landing: u32) -> ToDecoder {
 
 fn advanced(request: u64, resident: u32, ended: Option<SequenceEnd>) -> ToDecoder {
     let (sequence, token) = (own(request), Some(7.into()));
-    SequenceAdvanced { sequence, resident, token, running_micros: 1, ended }.into()
+    SequenceAdvanced { sequence, resident, prompt_logprobs: Vec::new(), token, running_micros: 1, ended }
+        .into()
 }
 
 /// A decoder with `live` requests. The pages of their prompts come from the sender `on`, if there is one.

@@ -48,7 +48,15 @@ fn reserved(request: u64) -> ToPrefiller {
 
 fn advanced(request: u64, resident: u32, ended: Option<SequenceEnd>) -> ToPrefiller {
     let token = ended.is_some().then(|| 7.into());
-    SequenceAdvanced { sequence: peers(request), resident, token, running_micros: 1, ended }.into()
+    SequenceAdvanced {
+        sequence: peers(request),
+        resident,
+        prompt_logprobs: Vec::new(),
+        token,
+        running_micros: 1,
+        ended,
+    }
+    .into()
 }
 
 /// A prefiller with running prefills.
@@ -131,6 +139,7 @@ fn start(request: u64) -> ToGenerator {
         sampling: Default::default(),
         grammar: None,
         ignore_eos: true,
+        prompt_logprobs: None,
     }
     .into()
 }

@@ -143,6 +143,7 @@ impl Entry {
             sampling: self.generate.sampling.clone(),
             grammar: self.generate.grammar.clone(),
             ignore_eos: self.generate.ignore_eos,
+            prompt_logprobs: None,
         })
     }
 }

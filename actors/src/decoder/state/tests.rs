@@ -130,7 +130,14 @@ fn prefill_failed(session: SessionId) -> PrefillFailed {
 }
 
 fn advanced(token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced {
-    SequenceAdvanced { sequence: OWN, resident: 0, token: token.map(Into::into), running_micros: 0, ended }
+    SequenceAdvanced {
+        sequence: OWN,
+        resident: 0,
+        prompt_logprobs: Vec::new(),
+        token: token.map(Into::into),
+        running_micros: 0,
+        ended,
+    }
 }
 
 /// The final event, if there is one.

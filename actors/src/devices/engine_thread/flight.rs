@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Chunk, Engine, EngineError, Sample, Step, StepOutput, TokenSource};
+use engine::{Chunk, Engine, EngineError, Sample, Score, Step, StepOutput, TokenSource};
 
 use crate::constraint::Constraint;
 use crate::devices::mask_threads::MaskThreads;
@@ -148,7 +148,8 @@ impl Flight {
         };
         Some(output.map(|output| {
             let tokens = output.tokens.into_iter().map(|sampled| (sampled.sequence, sampled.token)).collect();
-            StepResult { tokens, ..std::mem::take(&mut self.result) }
+            let scores = output.scores.into_iter().map(|scored| (scored.sequence, scored.targets)).collect();
+            StepResult { tokens, scores, ..std::mem::take(&mut self.result) }
         }))
     }
 
@@ -188,5 +189,6 @@ fn engine_chunk(chunk: &PlannedChunk) -> Chunk<'_> {
             prompt: sample.prompt,
             constrained: sample.constraint.is_some(),
         }),
+        score: chunk.score.as_ref().map(|score| Score { targets: &score.targets, top: score.top }),
     }
 }

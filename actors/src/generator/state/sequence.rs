@@ -6,7 +6,7 @@ use engine::{PageId, Sampling, Token, TokenSource};
 
 use crate::constraint::Constraint;
 use crate::messages::{
-    PlannedChunk, PlannedConstraint, PlannedSample, SequenceAdvanced, SequenceEnd, SequenceId,
+    PlannedChunk, PlannedConstraint, PlannedSample, PlannedScore, SequenceAdvanced, SequenceEnd, SequenceId,
 };
 
 /// A sequence that runs or waits.
@@ -26,6 +26,8 @@ pub(super) struct Sequence {
     /// The constraint knows the tokens that the sequence arrived with, because a planned sample told them.
     pub(super) is_told: bool,
     pub(super) ignore_eos: bool,
+    /// See [`StartSequence`](crate::messages::StartSequence).
+    pub(super) prompt_logprobs: Option<u32>,
     /// The sequence's last token and how the sequence ended. Reported when no step in flight contains the sequence.
     pub(super) ending: Option<(Option<Token>, SequenceEnd)>,
     /// The prompt with the lowest rank goes first.
@@ -65,6 +67,10 @@ impl Sequence {
             Some(_) => TokenSource::Prompt,
         };
         let sample = (end >= self.tokens.len()).then(|| self.planned_sample());
+        let score = self.prompt_logprobs.filter(|_| source == TokenSource::Prompt).and_then(|top| {
+            let targets = self.targets(start, length);
+            (!targets.is_empty()).then(|| PlannedScore { targets: targets.to_vec(), top })
+        });
         PlannedChunk {
             key,
             tokens: if source == TokenSource::Follows { vec![0] } else { self.tokens[from..end].to_vec() },
@@ -72,7 +78,19 @@ impl Sequence {
             start,
             pages: Arc::clone(&self.pages),
             sample,
+            score,
         }
+    }
+
+    /// The prompt tokens after each of the `length` tokens from `start`.
+    fn targets(&self, start: u32, length: u32) -> &[u32] {
+        let (from, end) = (start + 1, (start + 1).saturating_add(length).min(self.prompt));
+        self.tokens.get(from as usize..end as usize).unwrap_or_default()
+    }
+
+    /// Rows with logits that a chunk of `length` tokens takes for the log probabilities of the prompt.
+    pub(super) fn scored_rows(&self, length: u32) -> u32 {
+        self.prompt_logprobs.map_or(0, |_| self.targets(self.resident, length).len() as u32)
     }
 
     pub(super) fn advanced(
@@ -84,6 +102,7 @@ impl Sequence {
         SequenceAdvanced {
             sequence: self.name,
             resident: self.resident,
+            prompt_logprobs: Vec::new(),
             token,
             running_micros: now_micros.saturating_sub(self.began_micros.unwrap_or(now_micros)),
             ended,

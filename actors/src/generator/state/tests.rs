@@ -9,6 +9,7 @@ use crate::messages::PlannedChunk;
 use crate::request::{FinishReason, RequestId};
 
 mod constraints;
+mod scores;
 
 const EOS: u32 = 2;
 
@@ -40,6 +41,7 @@ fn start(request: u64, prompt: u32, sample: u32) -> StartSequence {
         sampling: Arc::default(),
         grammar: None,
         ignore_eos: false,
+        prompt_logprobs: None,
     }
 }
 
@@ -412,7 +414,7 @@ proptest! {
     #[test]
     fn every_sequence_moves_within_a_bounded_number_of_steps(
         (tokens, rows, chunk_tokens) in (2u32..12, 1u32..6, 1u32..12),
-        arrivals in prop::collection::vec(prop::option::weighted(0.4, (1..=MOST.1, 1u32..40)), 300),
+        arrivals in prop::collection::vec(prop::option::weighted(0.4, (1..=MOST.1, 1u32..40, any::<bool>())), 300),
     ) {
         let limits = StepLimits { tokens, rows };
         let mut state = limited(chunk_tokens, limits);
@@ -421,9 +423,11 @@ proptest! {
         let mut keys = 0;
         loop {
             let more = arrivals.len() > 0;
-            if let Some(Some((prompt, sample))) = arrivals.next() && live.len() < MOST.0 {
+            if let Some(Some((prompt, sample, is_scored))) = arrivals.next() && live.len() < MOST.0 {
                 let pages = (0..8).map(PageId).collect();
-                state.on_start(StartSequence { pages, ..start(keys, prompt, sample) });
+                // With one row, decode rows go before prompts that are scored.
+                let prompt_logprobs = (is_scored && rows > 1).then_some(2);
+                state.on_start(StartSequence { pages, prompt_logprobs, ..start(keys, prompt, sample) });
                 live.insert(keys, Waiting { prompt: prompt - 1, steps: 0, others: 0 });
                 keys += 1;
             }
@@ -434,7 +438,9 @@ proptest! {
             let sampled = samples(&plan, 7);
             let length = |chunk: &PlannedChunk| chunk.tokens.len() as u32;
             prop_assert!(plan.chunks.iter().map(length).sum::<u32>() <= tokens, "{plan:?}");
-            prop_assert!(sampled.tokens.len() as u32 <= rows, "{plan:?}");
+            let scored = |chunk: &PlannedChunk| chunk.score.as_ref().map_or(0, |score| score.targets.len());
+            let scored: usize = plan.chunks.iter().map(scored).sum();
+            prop_assert!((sampled.tokens.len() + scored) as u32 <= rows, "{plan:?}");
             let of_prompts = |chunk: &PlannedChunk| length(chunk).min(live[&chunk.key].prompt);
             let prefilled: u32 = plan.chunks.iter().map(of_prompts).sum();
             for (key, waiting) in &mut live {

@@ -45,7 +45,14 @@ fn reserved(pages: u32) -> PagesReserved {
 }
 
 fn advanced(resident: u32, token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced {
-    SequenceAdvanced { sequence: FIRST, resident, token: token.map(Into::into), running_micros: 9, ended }
+    SequenceAdvanced {
+        sequence: FIRST,
+        resident,
+        prompt_logprobs: Vec::new(),
+        token: token.map(Into::into),
+        running_micros: 9,
+        ended,
+    }
 }
 
 fn put(first_page: u32, pages: std::ops::Range<u32>) -> Effect {

@@ -11,7 +11,15 @@ fn mask(tokens: &[u32]) -> Vec<u32> {
 }
 
 fn chunk<'a>(sequence: u64, tokens: &'a [u32], pages: &'a [PageId], sample: Sample<'a>) -> Chunk<'a> {
-    Chunk { sequence, tokens, source: TokenSource::Prompt, start: 0, pages, sample: Some(sample) }
+    Chunk {
+        sequence,
+        tokens,
+        source: TokenSource::Prompt,
+        start: 0,
+        pages,
+        sample: Some(sample),
+        score: None,
+    }
 }
 
 #[test]

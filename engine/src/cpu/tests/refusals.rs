@@ -17,6 +17,7 @@ fn bad_batches_are_refused_and_change_nothing() {
         start: 19,
         pages: &pages,
         sample: Some(Sample::greedy()),
+        score: None,
     };
     let outside = [PageId(engine.kv.pages())];
     let twice = [pages[0], pages[0]];
@@ -60,6 +61,7 @@ fn only_rows_with_logits_count_against_the_row_limit() {
         start: 0,
         pages: &tables[sequence as usize],
         sample,
+        score: None,
     };
     let sampled = |sequence| chunk(sequence, TokenSource::Prompt, Some(Sample::greedy()));
     let decoded = |sequence| chunk(sequence, TokenSource::Sampled, None);
