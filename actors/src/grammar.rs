@@ -177,6 +177,25 @@ pub fn is_guarded() -> bool {
     GUARDED.get()
 }
 
+/// Doubles for tests.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    struct Nothing;
+
+    impl Grammar for Nothing {
+        fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
+            Err(GrammarError::Failed("it is a double".to_owned()))
+        }
+    }
+
+    /// A grammar with this source that cannot be evaluated.
+    pub(crate) fn compiled(text: &str) -> CompiledGrammar {
+        CompiledGrammar::new(GrammarSource::Lark(text.to_owned()), Arc::new(Nothing))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,7 @@ use actors::request::{
     AbortRequest, CacheSalt, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent,
 };
 
+use super::grammars::any_grammar;
 use super::machine::next_token;
 use super::parts::Client;
 use super::plan::{PAGE_TOKENS, SECOND, VOCABULARY};
@@ -47,6 +48,8 @@ impl World {
         let deadline = self.now + self.plan.deadline;
         let (max_tokens, ignore_eos) = (all - prompt, self.dice.one_in(2));
         let salt = SALTS[self.dice.between(0, SALTS.len() as u64 - 1) as usize].map(CacheSalt::of);
+        // The grammar of a request that must be handed over could be refused.
+        let grammar = any_grammar(&mut self.dice).filter(|_| !stays);
         self.clients.insert(
             request,
             Client {
@@ -56,6 +59,7 @@ impl World {
                 max_tokens,
                 ignore_eos,
                 salt,
+                grammar: grammar.clone(),
                 deadline,
                 left: false,
                 end: None,
@@ -71,7 +75,7 @@ impl World {
             prompt: tokens.into(),
             max_tokens,
             sampling: Default::default(),
-            grammar: None,
+            grammar,
             salt,
             ignore_eos,
             deadline: self.epoch + Duration::from_micros(deadline),
