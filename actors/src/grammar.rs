@@ -188,14 +188,17 @@ pub(crate) mod testing {
     pub(crate) struct Counting {
         /// The matcher panics when it is asked for the mask after this many tokens.
         pub(crate) panics_after: Option<u32>,
-        /// A mask takes this long.
-        pub(crate) takes: std::time::Duration,
     }
 
     struct CountingMatcher(Counting, u32);
 
     pub(crate) fn compiled(counting: Counting) -> CompiledGrammar {
         CompiledGrammar::new(GrammarSource::Regex(format!("{counting:?}")), Arc::new(counting))
+    }
+
+    /// A grammar with this source.
+    pub(crate) fn named(text: &str) -> CompiledGrammar {
+        CompiledGrammar::new(GrammarSource::Lark(text.to_owned()), Arc::new(Counting::default()))
     }
 
     impl Grammar for Counting {
@@ -215,7 +218,6 @@ pub(crate) mod testing {
 
         fn mask(&mut self) -> Result<TokenMask, GrammarError> {
             assert!(self.0.panics_after != Some(self.1), "the double panics after {} tokens", self.1);
-            std::thread::sleep(self.0.takes);
             let mut words = vec![0; self.1 as usize / 32 + 1];
             words[self.1 as usize / 32] = 1 << (self.1 % 32);
             Ok(words.into())

@@ -10,6 +10,8 @@ mod constrained;
 mod echo;
 #[path = "pair/failing_engine.rs"]
 mod failing_engine;
+#[path = "pair/grammars.rs"]
+mod grammars;
 #[path = "pair/senders.rs"]
 mod senders;
 #[path = "pair/tenants.rs"]
@@ -20,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ::actors::grammar::GrammarCompiler;
 use ::actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use ::actors::request::{
     AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings,
@@ -96,6 +99,16 @@ fn start(role: LinkRole, pages: u32, ring_pages: u64) -> Node {
 }
 
 fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> Node {
+    start_compiling(role, pages, ring_pages, damage, None)
+}
+
+fn start_compiling(
+    role: LinkRole,
+    pages: u32,
+    ring_pages: u64,
+    damage: &Damage,
+    grammars: Option<Arc<dyn GrammarCompiler>>,
+) -> Node {
     let engine = Echo::new(pages, damage.engine.clone());
     let region = actors::pages::region(&engine.pool);
     if let LinkRole::Receiver(_) = role {
@@ -126,6 +139,7 @@ fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> N
     });
     let config = NodeConfig {
         engine: Box::new(engine),
+        grammars,
         prefill_chunk_tokens: 8,
         prefix_cache: true,
         scattered: false,

@@ -151,6 +151,18 @@ const MUTANTS: &[Mutant] = &[
         "let salt = salt.map(CacheSalt).filter(|_| session.0 == 0);",
     ),
     mutant(
+        "prefill before the grammar is compiled",
+        "actors/src/prefiller/state.rs",
+        "let compiling = |hash| Phase::Compiling(hash, now + COMPILING_MAX);",
+        "let compiling = |_| Phase::Reserving;",
+    ),
+    mutant(
+        "use another grammar of the session",
+        "actors/src/prefiller/state/grammars.rs",
+        "of_session.find(|(_, stored)| stored.hash == hash)",
+        "of_session.find(|(_, stored)| stored.hash == hash || session.0 > 0)",
+    ),
+    mutant(
         "drop an effect: SessionDrained",
         "actors/src/peer_link/state/proof.rs",
         "Direction::Incoming { .. } => Some(to::buffer_manager(SessionDrained { session })),",

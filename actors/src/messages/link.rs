@@ -8,6 +8,7 @@ use connector::transport::Descriptor;
 use engine::{Sampling, Token};
 
 use super::SessionId;
+use crate::grammar::GrammarHash;
 use crate::request::{CacheSalt, RequestId};
 
 /// The id of one TCP connection. The sockets of this process choose it and never reuse it.
@@ -103,6 +104,8 @@ pub struct StartPrefill {
     pub sampling: Arc<Sampling>,
     /// The salt of the request.
     pub salt: Option<CacheSalt>,
+    /// The grammar that the answer must match.
+    pub grammar: Option<GrammarHash>,
     /// Milliseconds until the request's deadline.
     pub remaining_ms: u64,
 }

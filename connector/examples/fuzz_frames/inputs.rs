@@ -2,8 +2,8 @@
 
 use common::splitmix::SplitMix64;
 use connector::frame::{
-    Answer, Capabilities, Challenge, FirstToken, FirstTokenLogprobs, Frame, Hello, Incarnation, KvShape,
-    PageOwner, PrefillFault, Versions, Welcome,
+    Answer, Capabilities, Challenge, FirstToken, FirstTokenLogprobs, Frame, GrammarKind, Hello, Incarnation,
+    KvShape, PageOwner, PrefillFault, Versions, Welcome,
 };
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::Descriptor;
@@ -137,7 +137,7 @@ fn logprobs(random: &mut Random) -> Option<FirstTokenLogprobs> {
 
 pub(crate) fn frame(random: &mut Random) -> Frame {
     let request = random.next();
-    match random.below(11) {
+    match random.below(12) {
         0 => Frame::Heartbeat,
         1 => Frame::Goodbye,
         2 => Frame::Grant {
@@ -159,6 +159,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
                 logprobs: random.one_in(2).then(|| random.next() as u32),
             }),
             salt: random.one_in(2).then(|| random.array()),
+            grammar: random.one_in(2).then(|| Box::new(random.array())),
             remaining_ms: random.next(),
         },
         4 => Frame::CancelPrefill { request },
@@ -182,6 +183,11 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             Frame::PrefillFailed { request, fault, reason: random.text() }
         }
         9 => Frame::RingShare { pages: random.next() as u32 },
+        10 => {
+            let kinds = [GrammarKind::JsonSchema, GrammarKind::Regex, GrammarKind::Lark];
+            let (index, kind) = (random.next() as u32, kinds[random.below(3)]);
+            Frame::Grammar { index, kind, text: random.text() }
+        }
         _ => Frame::Leaving,
     }
 }
@@ -206,7 +212,7 @@ pub(crate) fn noise(random: &mut Random) -> Vec<u8> {
     let length = random.length(4096, FRAME_BYTES_MAX + 64);
     let mut bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
     if let (Some(head), true) = (bytes.first_chunk_mut::<4>(), random.one_in(2)) {
-        *head = (random.below(12) as u32).to_le_bytes();
+        *head = (random.below(13) as u32).to_le_bytes();
     }
     bytes
 }

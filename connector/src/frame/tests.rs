@@ -88,6 +88,31 @@ fn golden_bytes() {
     );
     check(Frame::RingShare { pages: 5 }, "0900000005000000");
     check(Frame::Leaving, "0a000000");
+    check(
+        Frame::Grammar { index: 2, kind: GrammarKind::Lark, text: "ab".into() },
+        "0b000000020000000200000002000000000000006162",
+    );
+    check(
+        Frame::Prefill {
+            request: 1,
+            prompt: vec![2],
+            resident: 3,
+            sampling: greedy().into(),
+            salt: None,
+            grammar: Some([4; 32].into()),
+            remaining_ms: 5,
+        },
+        concat!(
+            "03000000",
+            "0100000000000000",
+            "010000000000000002000000",
+            "03000000",
+            "000000000000803f00000000000000000000803f0000000000000000070000000000000000",
+            "00",
+            "010404040404040404040404040404040404040404040404040404040404040404",
+            "0500000000000000",
+        ),
+    );
 }
 
 #[test]
@@ -126,6 +151,7 @@ fn prefill(prompt: Vec<u32>, remaining_ms: u64) -> Frame {
         resident: 0,
         sampling: greedy().into(),
         salt: Some([6; 32]),
+        grammar: Some([8; 32].into()),
         remaining_ms,
     }
 }
@@ -147,6 +173,7 @@ fn frames() -> Vec<Frame> {
         Frame::PrefillFailed { request: 1, fault: PrefillFault::Refused, reason: "no room".into() },
         Frame::RingShare { pages: 5 },
         Frame::Leaving,
+        Frame::Grammar { index: 1, kind: GrammarKind::Regex, text: "[ab]*".into() },
     ];
     let error =
         wire::decode::<Frame>(&[frames.len() as u8, 0, 0, 0]).expect_err("no variant has this number");
@@ -226,7 +253,7 @@ fn a_wrong_length_allocates_no_more_than_the_bytes() {
 proptest! {
     /// Random bytes decode to an error or a value, without a panic or a large allocation.
     #[test]
-    fn random_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512), kind in 0..12u8) {
+    fn random_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512), kind in 0..13u8) {
         let mut bytes = bytes;
         if bytes.len() >= 4 {
             bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
@@ -252,6 +279,9 @@ fn a_frame_above_the_limit_is_neither_encoded_nor_decoded() {
         sampling.logit_bias = vec![(0, 0.0); LOGIT_BIAS_MAX];
     }
     wire::encode(&longest).expect("the longest prompt fits");
+    let text = "a".repeat(GRAMMAR_BYTES_MAX);
+    wire::encode(&Frame::Grammar { index: 0, kind: GrammarKind::Lark, text })
+        .expect("the longest grammar fits");
     let pages = vec![PageIndex(0); GRANT_PAGES_MAX];
     wire::encode(&Frame::Grant { first: CreditNumber(0), pages }).expect("the longest grant fits");
     let prompt = vec![0u32; FRAME_BYTES_MAX / 4];
@@ -262,4 +292,9 @@ fn a_frame_above_the_limit_is_neither_encoded_nor_decoded() {
     bytes.extend(1u64.to_le_bytes());
     bytes.extend(u64::MAX.to_le_bytes());
     assert_eq!(wire::decode::<Frame>(&bytes).expect_err("wrong length").kind(), "decode");
+    // A grammar that is not UTF-8.
+    let grammar = Frame::Grammar { index: 0, kind: GrammarKind::Lark, text: "a".into() };
+    let mut bytes = wire::encode(&grammar).expect("it is short");
+    *bytes.last_mut().expect("it has a text") = 0xff;
+    assert_eq!(wire::decode::<Frame>(&bytes).expect_err("not UTF-8").kind(), "decode");
 }

@@ -61,6 +61,7 @@ fn decoding(now: Instant, live: u64, on: Option<SessionId>) -> DecoderState {
         vocabulary: 1 << 20,
         pid: 1,
         growth_tokens: 64,
+        grammars_per_session: 16,
     });
     state.on(now, PeerReady { session: SESSION, pid: 2 }.into());
     for request in 0..live {

@@ -37,6 +37,7 @@ fn start_prefill(request: u64) -> ToPrefiller {
         resident: 0,
         sampling: Default::default(),
         salt: None,
+        grammar: None,
         remaining_ms: 3_600_000,
     }
     .into()
@@ -68,6 +69,7 @@ pub(crate) fn prefiller(live: u64, times: &mut Times) {
         pool_pages: 1 << 20,
         vocabulary: 1 << 20,
         context_tokens: 8192,
+        compiles_grammars: false,
     });
     for request in 0..live {
         state.on(now, start_prefill(request));

@@ -1,14 +1,13 @@
 //! The clients: their requests, the tokens that they receive, and the checks of these tokens.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use actors::effect::{Endpoint, to};
-use actors::grammar::{CompiledGrammar, Grammar, GrammarError, GrammarSource, Matcher};
 use actors::request::{
     AbortRequest, CacheSalt, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent,
 };
 
+use super::grammars::any_grammar;
 use super::machine::next_token;
 use super::parts::Client;
 use super::plan::{PAGE_TOKENS, SECOND, VOCABULARY};
@@ -49,6 +48,8 @@ impl World {
         let deadline = self.now + self.plan.deadline;
         let (max_tokens, ignore_eos) = (all - prompt, self.dice.one_in(2));
         let salt = SALTS[self.dice.between(0, SALTS.len() as u64 - 1) as usize].map(CacheSalt::of);
+        // The grammar of a request that must be handed over could be refused.
+        let grammar = any_grammar(&mut self.dice).filter(|_| !stays);
         self.clients.insert(
             request,
             Client {
@@ -58,6 +59,7 @@ impl World {
                 max_tokens,
                 ignore_eos,
                 salt,
+                grammar: grammar.clone(),
                 deadline,
                 left: false,
                 end: None,
@@ -73,7 +75,7 @@ impl World {
             prompt: tokens.into(),
             max_tokens,
             sampling: Default::default(),
-            grammar: self.dice.one_in(4).then(any_grammar),
+            grammar,
             salt,
             ignore_eos,
             deadline: self.epoch + Duration::from_micros(deadline),
@@ -194,15 +196,4 @@ impl World {
     pub(super) fn outcome(&self, request: RequestId) -> (Option<&'static str>, bool) {
         self.clients.get(&request).map_or((None, false), |client| (client.end, client.disaggregated))
     }
-}
-
-/// A grammar that allows every answer: the simulated engine decides which masks are late.
-fn any_grammar() -> CompiledGrammar {
-    struct Any;
-    impl Grammar for Any {
-        fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
-            Err(GrammarError::Failed("the simulated engine needs no masks".to_owned()))
-        }
-    }
-    CompiledGrammar::new(GrammarSource::Regex(".*".to_owned()), Arc::new(Any))
 }

@@ -22,6 +22,7 @@ impl World {
     pub(super) fn sequence_runs(&mut self, node: usize, mail: &ToGenerator) {
         let (sequence, resident, pages) = match mail {
             ToGenerator::StartSequence(start) => {
+                self.grammar_is_right(node, start);
                 let StartSequence { sequence, resident, pages, .. } = &**start;
                 (*sequence, *resident, pages)
             }

@@ -171,6 +171,7 @@ fn start(
     let engine = Box::new(engine);
     Ok(node::start(NodeConfig {
         engine,
+        grammars: None,
         prefill_chunk_tokens,
         prefix_cache: false,
         scattered: options.scattered,

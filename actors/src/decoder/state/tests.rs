@@ -1,3 +1,4 @@
+mod grammars;
 mod landing;
 mod property;
 
@@ -8,9 +9,11 @@ use engine::PageId;
 
 use super::*;
 use crate::effect::{ToBufferManager, ToGenerator, ToPeerLink, ToProxy, ToStreams};
-use crate::messages::{PrefillOver, StreamEnd, StreamToken};
+use crate::messages::{
+    ExtendSequence, PagesGrown, PagesShort, PrefillOver, SendFrame, StopSequence, StreamEnd, StreamToken,
+};
 use crate::request::{CacheSalt, FinishReason, Route, StreamEvent};
-use connector::frame::PrefillFault;
+use connector::frame::{Frame, PrefillFault};
 
 const SESSION: SessionId = SessionId(1);
 const EOS: u32 = 2;
@@ -27,6 +30,7 @@ fn state() -> DecoderState {
         vocabulary: 100,
         pid: 1,
         growth_tokens: 256,
+        grammars_per_session: 2,
     });
     assert_eq!(state.on_peer_ready(PeerReady { session: SESSION, pid: 9 }), []);
     state

@@ -1,6 +1,13 @@
+mod grammars;
+
+use std::sync::Arc;
+
+use engine::PageId;
+
 use super::*;
 use crate::effect::{ToGenerator, ToPeerLink};
-use crate::request::FinishReason;
+use crate::messages::{CancelPuts, ReservePages, ReservePriority, SchedulePut};
+use crate::request::{CacheSalt, FinishReason};
 use connector::frame::PrefillFault;
 
 const S: SessionId = SessionId(1);
@@ -19,6 +26,7 @@ fn state() -> PrefillerState {
         pool_pages: 8,
         vocabulary: 100,
         context_tokens: 40,
+        compiles_grammars: true,
     })
 }
 
@@ -35,6 +43,7 @@ fn prefill(tokens: u32) -> StartPrefill {
         resident: 0,
         sampling: Arc::default(),
         salt: SALT,
+        grammar: None,
         remaining_ms: 1000,
     }
 }
