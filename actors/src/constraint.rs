@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_panic_of_the_library_is_an_error_of_its_sequence() {
-        let constraint = Constraint::new(compiled(Counting { panics_after: Some(2), ..Counting::default() }));
+        let constraint = Constraint::new(compiled(Counting { panics_after: Some(2) }));
         assert!(constraint.tell(0, &[0, 1]));
         constraint.work();
         assert!(matches!(constraint.mask(2), Some(Err(GrammarError::Panicked(_)))));
