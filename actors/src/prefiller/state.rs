@@ -139,9 +139,22 @@ impl PrefillerState {
 
     /// A receiver wants a prompt's KV.
     fn on_prefill(&mut self, now: Instant, start: StartPrefill) -> Vec<Effect> {
-        let StartPrefill { session, request, prompt, resident, sampling, salt, grammar, remaining_ms } =
-            start;
+        let StartPrefill {
+            session,
+            request,
+            prompt,
+            resident,
+            sampling,
+            salt,
+            grammar,
+            prompt_logprobs,
+            remaining_ms,
+        } = start;
         let key = (session, request);
+        if resident > 0 && prompt_logprobs.is_some() {
+            let reason = format!("{resident} resident tokens have no log probabilities");
+            return vec![failed(key, PrefillFault::Refused, reason)];
+        }
         if let Some(reason) = self.refusal(key, &prompt, resident) {
             return vec![failed(key, PrefillFault::Refused, reason)];
         }
@@ -160,7 +173,18 @@ impl PrefillerState {
         self.serials.insert(serial, key);
         *self.of_session.entry(session).or_default() += 1;
         let prompt = prompt.into();
-        let entry = Entry { serial, prompt, sampling, salt, grammar, resident, deadline, phase };
+        let entry = Entry {
+            serial,
+            prompt,
+            sampling,
+            salt,
+            grammar,
+            prompt_logprobs,
+            reported: 0,
+            resident,
+            deadline,
+            phase,
+        };
         let reserve = entry.reserve(self.config.page_tokens);
         self.entries.insert(key, entry);
         reserve.or(compile).into_iter().collect()
@@ -265,7 +289,7 @@ impl PrefillerState {
             sampling: entry.sampling.clone(),
             grammar: entry.grammar.clone(),
             ignore_eos: false,
-            prompt_logprobs: None,
+            prompt_logprobs: entry.prompt_logprobs,
         });
         let sent = entry.resident / page_tokens;
         let mut hand_over = HandOver { pages, cached: resident, scheduled: sent, sent, put_micros: 0 };
@@ -288,7 +312,10 @@ impl PrefillerState {
         let page_tokens = self.config.page_tokens;
         let Some((key, entry)) = self.find(event.sequence) else { return Vec::new() };
         let (session, request) = key;
-        let mut effects = Vec::new();
+        let mut effects = match entry.phase {
+            Phase::Running(_) => entry.report(key, event.prompt_logprobs),
+            _ => Vec::new(),
+        };
         if let Phase::Running(hand_over) = &mut entry.phase {
             let prompt_tokens = entry.prompt.len() as u32;
             let last = if event.resident == prompt_tokens {

@@ -140,6 +140,7 @@ fn submit(
         grammar: None,
         salt: ask.salt,
         ignore_eos: ask.ignore_eos,
+        prompt_logprobs: None,
         deadline,
         route: frontend.route,
     };

@@ -34,6 +34,7 @@ fn answered(state: &mut PrefillerState, text: &str, error: Option<GrammarError>)
 /// The pages of the prefill with this serial are reserved.
 fn reserve(serial: u64) -> Effect {
     to::buffer_manager(ReservePages {
+        reads_cache: true,
         sequence: SequenceId::Peer(serial),
         tokens: (0..4).collect(),
         salt: SALT,
