@@ -122,6 +122,7 @@ fn only_so_many_grammars_wait_for_the_grammar_thread() {
     assert!(refused(&ask(&mut state, 99, last), 99).contains("16 other grammars"));
     state.on_peer_lost(S);
     assert!(state.is_empty());
+    assert!(refused(&ask(&mut state, 98, &texts[0]), 98).contains("does not have"), "nothing is kept");
     // The answers for the lost session make room.
     for text in others {
         assert_eq!(answered(&mut state, text, None), []);
