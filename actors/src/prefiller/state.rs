@@ -158,7 +158,8 @@ impl PrefillerState {
         if let Some(reason) = self.refusal(key, &prompt, resident) {
             return vec![failed(key, PrefillFault::Refused, reason)];
         }
-        let compiling = |hash| Phase::Compiling(hash, now + COMPILING_MAX);
+        let deadline = now + Duration::from_millis(remaining_ms.min(REMAINING_MS_MAX));
+        let compiling = |hash| Phase::Compiling(hash, deadline.min(now + COMPILING_MAX));
         let wanted = grammar.map(|hash| Ok((hash, self.grammars.want(session, hash)?))).transpose();
         let (grammar, phase, compile) = match wanted {
             Ok(None) => (None, Phase::Reserving, None),
@@ -167,7 +168,6 @@ impl PrefillerState {
             Ok(Some((hash, Wanted::New(new)))) => (None, compiling(hash), Some(to::grammar_thread(new))),
             Err(reason) => return vec![failed(key, PrefillFault::Refused, reason)],
         };
-        let deadline = now + Duration::from_millis(remaining_ms.min(REMAINING_MS_MAX));
         self.next_serial += 1;
         let serial = self.next_serial;
         self.serials.insert(serial, key);
@@ -426,20 +426,19 @@ impl PrefillerState {
             effects.extend(self.on_cancel(key));
         }
         for key in unready {
-            let seconds = COMPILING_MAX.as_secs();
-            effects.extend(self.refuse(key, format!("the grammar was not compiled within {seconds} s")));
+            effects.extend(self.refuse(key, "the grammar was not compiled in time on the sender".to_owned()));
         }
         effects
     }
 
-    /// The prefills past their deadline, and the others whose grammar is late.
+    /// The prefills past their deadline, and those whose grammar is late.
     fn late(&self, now: Instant) -> [Vec<Key>; 2] {
         let mut found = [Vec::new(), Vec::new()];
         for (key, entry) in &self.entries {
             match entry.phase {
                 Phase::Stopping | Phase::Draining => {}
-                _ if now >= entry.deadline => found[0].push(*key),
                 Phase::Compiling(_, until) if now >= until => found[1].push(*key),
+                _ if now >= entry.deadline => found[0].push(*key),
                 _ => {}
             }
         }
