@@ -1,5 +1,6 @@
 //! Converts text to tokens and back.
 
+mod sentencepiece;
 mod words;
 
 use std::borrow::Cow;
@@ -154,6 +155,9 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError`] if the kind of tokenizer is not supported or its data are invalid.
     pub fn new(text: &ModelText) -> Result<Self, TextError> {
+        if text.kind == sentencepiece::KIND {
+            return Self::from_described(&sentencepiece::described(text)?);
+        }
         let unsupported = || TextError::Unsupported { kind: text.kind.clone(), pre: text.pre.clone() };
         let (split, words) = split(&text.pre).filter(|_| text.kind == "gpt2").ok_or_else(unsupported)?;
         let broken = |reason: String| TextError::Broken(reason);
@@ -204,11 +208,19 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError`] if the file is invalid or its decoder is not supported.
     pub fn from_json(json: &[u8]) -> Result<Self, TextError> {
+        let described = serde_json::from_slice(json);
+        Self::from_described(
+            &described.map_err(|error| TextError::Broken(format!("tokenizer.json: {error}")))?,
+        )
+    }
+
+    /// As [`from_json`](Self::from_json), with the contents of the file.
+    fn from_described(described: &Value) -> Result<Self, TextError> {
         let broken = |reason: String| TextError::Broken(format!("tokenizer.json: {reason}"));
+        let json = described.to_string();
         let mut bpe = tokenizers::Tokenizer::from_bytes(json).map_err(|error| broken(error.to_string()))?;
         bpe.with_padding(None);
         bpe.with_truncation(None).map_err(|error| broken(error.to_string()))?;
-        let described: Value = serde_json::from_slice(json).map_err(|error| broken(error.to_string()))?;
         let spelling = Spelling::of(&described["decoder"]).ok_or_else(|| TextError::Unsupported {
             kind: described["model"]["type"].as_str().unwrap_or("none").to_owned(),
             pre: described["decoder"]["type"].as_str().unwrap_or("none").to_owned(),
