@@ -40,7 +40,7 @@ pub enum TextError {
     Missing(&'static str),
     /// The tokenizer is of an unsupported kind.
     #[error(
-        "tokenizer {kind} with pre-tokenizer {pre} is not supported; supported are llama (sentencepiece), gpt2 with smollm, gpt-2, llama-bpe or qwen2, and a tokenizer.json with a ByteLevel or Metaspace decoder"
+        "tokenizer {kind} with pre-tokenizer {pre} is not supported; supported are llama (sentencepiece), gpt2 with smollm, gpt-2, llama-bpe, qwen2 or tekken, and a tokenizer.json with a ByteLevel or Metaspace decoder"
     )]
     Unsupported {
         /// `tokenizer.ggml.model`.

@@ -64,7 +64,7 @@ static OF_EACH_KIND: LazyLock<Vec<(&str, Tokenizer, Sequence, Words)>> = LazyLoc
     let kind = |pre: &'static str| {
         let text = ModelText { pre: pre.to_owned(), ..bytes_model() };
         let (library, words) = split(pre).unwrap();
-        (pre, Tokenizer::new(&text).unwrap(), library, words)
+        (pre, Tokenizer::new(&text).unwrap(), library, words.unwrap())
     };
     ["smollm", "gpt-2", LLAMA3, QWEN2].map(kind).into()
 });
@@ -170,6 +170,25 @@ fn sentencepiece_vocabularies_are_supported() {
     let pieces: Vec<String> = tokens.iter().map(|token| answer.push(*token)).collect();
     assert_eq!(pieces, [" a", " a", "", "ü"], "the first space of an answer stays");
     assert!(matches!(Tokenizer::from_json(b"{"), Err(TextError::Broken(_))));
+}
+
+#[test]
+fn tekken_splits_words_at_capitals() {
+    let library = split(TEKKEN).unwrap().0;
+    let check = |text: &str, expect: &[&str]| {
+        let mut cut = PreTokenizedString::from(text);
+        library.pre_tokenize(&mut cut).unwrap();
+        let words = cut.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        let words: Vec<&str> = words.into_iter().map(|(_, (from, to), _)| &text[from..to]).collect();
+        assert_eq!(words, expect);
+    };
+    check("HelloWorld XMLHttp don't\n", &["Hello", "World", " XMLHttp", " don", "'t", "\n"]);
+    check("path/to/\n  x 12", &["path", "/to", "/\n", " ", " x", " ", "1", "2"]);
+    check("ÉCOLE école aé", &["ÉCOLE", " école", " aé"]);
+    let text = ModelText { pre: TEKKEN.to_owned(), add_bos: true, ..bytes_model() };
+    let tokenizer = Tokenizer::new(&text).unwrap();
+    assert_eq!(tokenizer.encode("a he", Bos::Add).unwrap(), [BOS, b'a'.into(), 260]);
+    assert_eq!(tokenizer.encode("a he", Bos::Omit).unwrap(), [b'a'.into(), 260]);
 }
 
 /// The vocabulary and the ids are from `integration-tests/fixtures/make_sentencepiece.py`.
