@@ -17,6 +17,7 @@
 //! - A client has to read its answer by the same time. The decoder does not wait for the client, because the stream holds all tokens.
 
 mod admission;
+mod answer_parser;
 mod api_error;
 mod api_key;
 mod body;
@@ -29,11 +30,13 @@ mod handlers;
 mod limits;
 mod logprobs;
 mod memory;
+mod messages;
 mod model_text;
 mod names;
 mod observed;
 mod openai;
 mod prompts;
+mod reasoning;
 mod reply;
 mod response;
 mod sampling;
@@ -43,6 +46,8 @@ mod stream;
 mod strftime;
 mod text;
 mod tokenizer;
+mod tool_parser;
+mod tools;
 
 use std::io;
 use std::net::TcpListener;
@@ -63,13 +68,15 @@ use connection::{Connection, attend};
 
 pub use actix_web::dev::ServerHandle;
 pub use admission::{Admission, Bounds};
-pub use chat_template::{ChatTemplate, Message};
+pub use chat_template::{ChatTemplate, Conversation};
 pub use limits::Limits;
 pub use memory::InputMemory;
 pub use model_text::{ModelText, TextError};
 pub use observed::{AnswerCounts, CacheInfo, Observed};
+pub use reasoning::ReasoningFormat;
 pub use served_model::ServedModel;
 pub use tokenizer::{Bos, Detokenizer, SpecialTokens, Tokenizer};
+pub use tool_parser::ToolFormat;
 
 /// One HTTP port and the parts of the process that it uses.
 pub struct Frontend {

@@ -136,6 +136,10 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
         model.context_tokens = model.context_tokens.min(config.request.context_tokens);
     }
     model.eos = known.eos_tokens.clone();
+    model.set_parsers(
+        config.frontend.tool_call_parser.as_deref(),
+        config.frontend.reasoning_parser.as_deref(),
+    );
     Ok(model)
 }
 

@@ -22,7 +22,7 @@ use super::names::{next_request, public_id};
 use super::observed::Ended;
 use super::openai::{ApiKind, Ask};
 use super::reply::{EndRule, Finish, LiveRequest, Reply};
-use super::response::{Choice, Head, TimingsReport, Usage, WholeAnswer};
+use super::response::{Choice, DividedAnswer, Head, Said, TimingsReport, Usage, WholeAnswer, finish_word};
 use super::stream::{Answers, EventShape, events};
 use super::tokenizer::Detokenizer;
 
@@ -130,6 +130,7 @@ fn submit(
     let finish = FinishRule::new(model.eos.clone());
     let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, finish };
     let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.special_tokens);
+    let detokenizer = detokenizer.showing(Arc::clone(&ask.marks));
     let give_up = deadline + frontend.limits.grace;
     let reply = Reply::new(live, source, rule, detokenizer, ask.stop.clone(), frontend.deadline, give_up);
     let generate = Generate {
@@ -188,14 +189,17 @@ async fn whole(
     let sampled = all.iter().map(|choice| choice.tokens.len() as u32).sum();
     let ids: Vec<Vec<u32>> =
         all.iter().map(|choice| choice.tokens.iter().map(|token| token.id).collect()).collect();
+    let divided: Vec<Option<(DividedAnswer, bool)>> = all.iter().map(|choice| divided(ask, choice)).collect();
     let mut timings = None;
     let mut answers = Vec::with_capacity(all.len());
-    for (index, (choice, ids)) in all.iter().zip(&ids).enumerate() {
+    for (index, ((choice, ids), divided)) in all.iter().zip(&ids).zip(&divided).enumerate() {
         let Some(finish) = &choice.finish else { continue };
+        let plain = Said { text: Some(&choice.text), ..Said::default() };
+        let (said, calls) = divided.as_ref().map_or((plain, false), |(parts, calls)| (parts.said(), *calls));
         timings = ask.return_timings.then(|| TimingsReport::new(finish.timings.clone(), waited));
         answers.push(Choice {
-            text: &choice.text,
-            finish: finish.reason,
+            said,
+            finish: finish_word(finish.reason, calls),
             stop: finish.stop.as_ref(),
             logprobs: report(head.kind, &frontend.model.tokenizer, &choice.tokens, 0),
             token_ids: ask.return_token_ids.then_some((&*ask.prompt_of(index).tokens, &**ids)),
@@ -203,6 +207,17 @@ async fn whole(
     }
     let answer = WholeAnswer { choices: answers, usage: Usage::new(ask.prompt_tokens(), sampled), timings };
     Ok(HttpResponse::Ok().content_type("application/json").body(head.response(answer)))
+}
+
+/// The parts of a whole answer, and whether the client is to run its tool calls. `None` if all its text is content.
+fn divided(ask: &Ask, choice: &Collected) -> Option<(DividedAnswer, bool)> {
+    if ask.format.is_plain() {
+        return None;
+    }
+    let mut parser = ask.format.parser();
+    let mut answer = DividedAnswer::default();
+    parser.push(&choice.text, true).into_iter().for_each(|part| answer.push(part));
+    Some((answer, parser.finishes_with_calls()))
 }
 
 fn failed(frontend: &Frontend, head: &Head, failure: &Failure) -> ApiError {

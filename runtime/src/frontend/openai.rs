@@ -4,8 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use actix_web::http::StatusCode;
+use actors::grammar::GrammarSource;
 use engine::Sampling;
 
+use super::answer_parser::AnswerFormat;
 use super::api_error::ApiError;
 use super::fields::{Fields, Neutral};
 use super::memory::HeldBytes;
@@ -14,6 +16,7 @@ use super::sampling::sampling;
 use super::served_model::ServedModel;
 use super::stop::StopRule;
 use super::tokenizer::{Detokenizer, SpecialTokens};
+use super::tools::ToolAsk;
 
 /// Default of `max_tokens` for a completion, as in OpenAI and vLLM.
 const COMPLETION_TOKENS: u32 = 16;
@@ -57,6 +60,12 @@ pub(super) struct Ask {
     pub(super) stream: Option<StreamOptions>,
     /// The client's id of the request.
     pub(super) request_id: Option<String>,
+    /// How the text of the answers is divided into reasoning, content and tool calls.
+    pub(super) format: AnswerFormat,
+    /// Special tokens that mark those parts. They are part of the text.
+    pub(super) marks: Arc<[u32]>,
+    /// The grammar that the answers have to match.
+    pub(super) grammar: Option<GrammarSource>,
     /// Its share of the memory budget.
     held: Option<HeldBytes>,
 }
@@ -88,7 +97,6 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("min_tokens", Neutral::Number(0.0)),
     ("prompt_logprobs", Neutral::False),
     ("use_beam_search", Neutral::False),
-    ("continue_final_message", Neutral::False),
     ("bad_words", Neutral::Empty),
     ("allowed_token_ids", Neutral::Empty),
     ("logits_processors", Neutral::Empty),
@@ -100,15 +108,20 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("guided_regex", Neutral::Empty),
     ("guided_choice", Neutral::Empty),
     ("guided_grammar", Neutral::Empty),
-    ("tools", Neutral::Empty),
     ("functions", Neutral::Empty),
     ("documents", Neutral::Empty),
     ("audio", Neutral::Empty),
     ("chat_template", Neutral::Empty),
-    ("chat_template_kwargs", Neutral::Empty),
-    ("tool_choice", Neutral::Word(&["none", "auto"])),
     ("function_call", Neutral::Word(&["none", "auto"])),
     ("response_format", Neutral::Word(&["text"])),
+];
+
+/// Unsupported fields of completions. Chats have them.
+const CHAT_ONLY: &[(&str, Neutral)] = &[
+    ("tools", Neutral::Empty),
+    ("tool_choice", Neutral::Word(&["none", "auto"])),
+    ("chat_template_kwargs", Neutral::Empty),
+    ("continue_final_message", Neutral::False),
 ];
 
 impl Ask {
@@ -128,13 +141,21 @@ impl Ask {
         let vocabulary = model.tokenizer.vocabulary();
         let sampling = sampling(kind, fields, vocabulary)?;
         let n = fields.count("n")?.unwrap_or(1);
+        let (mut format, mut grammar) = (AnswerFormat::default(), None);
         let prompts = match kind {
-            ApiKind::Completion => prompts::completion(fields, n, most, reader)?,
+            ApiKind::Completion => {
+                fields.refuse_unless(CHAT_ONLY)?;
+                prompts::completion(fields, n, most, reader)?
+            }
             ApiKind::Chat => {
                 prompts::check_answers(1, n, most)?;
-                vec![prompts::chat(fields, reader)?]
+                let prompt;
+                (prompt, format, grammar) = chat(fields, reader)?;
+                vec![prompt]
             }
         };
+        let special = |text| model.tokenizer.special_token(text);
+        let marks = format.markers().filter_map(special).collect();
         let echo = kind == ApiKind::Completion && fields.flag("echo", false)?;
         if echo && sampling.logprobs.is_some() {
             let message = "logprobs of the prompt are not supported yet; leave out echo or logprobs";
@@ -178,6 +199,9 @@ impl Ask {
             return_timings,
             stream: stream_options(fields)?,
             request_id: fields.text("request_id")?.map(Cow::into_owned),
+            format,
+            marks,
+            grammar,
             held: None,
         };
         ask.held = Some(reader.memory.hold(ask.bytes())?);
@@ -204,7 +228,9 @@ impl Ask {
     pub(super) fn bytes(&self) -> usize {
         let prompt =
             |prompt: &PromptAsk| size_of::<PromptAsk>() + 4 * prompt.tokens.len() + prompt.echo.len();
-        let settings = size_of_val(&*self.sampling.logit_bias) + self.stop.bytes();
+        let grammar = self.grammar.as_ref().map_or(0, |grammar| grammar.text().len());
+        let settings =
+            size_of_val(&*self.sampling.logit_bias) + self.stop.bytes() + self.format.bytes() + grammar;
         REQUEST_BYTES + settings + self.prompts.iter().map(prompt).sum::<usize>()
     }
 
@@ -241,10 +267,25 @@ pub(super) fn check_name(name: &str, model: &ServedModel) -> Result<(), ApiError
 /// 400 with a sentence that names the field.
 pub(super) fn prompt(kind: ApiKind, fields: &Fields<'_>, reader: Reader<'_>) -> Result<Vec<u32>, ApiError> {
     let prompt = match kind {
-        ApiKind::Chat => prompts::chat(fields, reader),
-        ApiKind::Completion => prompts::single(fields, reader),
+        ApiKind::Chat => chat(fields, reader)?.0,
+        ApiKind::Completion => prompts::single(fields, reader)?,
     };
-    Ok(prompt?.ids)
+    Ok(prompt.ids)
+}
+
+/// Reads the prompt of a chat, how its answers are divided, and the grammar that its tool calls have to match.
+fn chat(
+    fields: &Fields<'_>,
+    reader: Reader<'_>,
+) -> Result<(Tokens, AnswerFormat, Option<GrammarSource>), ApiError> {
+    let model = reader.model;
+    let tools = ToolAsk::read(fields)?;
+    let (prompt, end) = prompts::chat(fields, tools.as_ref().map(|tools| &*tools.shown), reader)?;
+    let reasoning = model.reasoning_format.map(|format| format.start(&end));
+    let rule = tools.as_ref().and_then(|tools| tools.rule(model.tool_format));
+    let calls = tools.as_ref().zip(rule.as_ref()).and_then(|(tools, rule)| tools.grammar(rule));
+    let grammar = calls.map(|calls| calls.source(reasoning, &model.tokenizer)).transpose()?;
+    Ok((prompt, AnswerFormat { reasoning, tools: rule }, grammar))
 }
 
 fn stream_options(fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {

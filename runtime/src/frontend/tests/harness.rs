@@ -57,6 +57,10 @@ pub(super) struct Setup {
     pub(super) input_bytes: usize,
     /// Size of the sockets' send buffers; `None` for the system's.
     pub(super) send_bytes: Option<usize>,
+    /// The chat template; `None` for that of [`bytes_model`].
+    pub(super) template: Option<&'static str>,
+    /// Further special tokens. The first one has the id 262.
+    pub(super) special: &'static [&'static str],
 }
 
 impl Setup {
@@ -70,6 +74,8 @@ impl Setup {
             queue: 8,
             input_bytes: 64 << 20,
             send_bytes: None,
+            template: None,
+            special: &[],
         }
     }
 }
@@ -259,7 +265,10 @@ fn frontend(
     generate: Recipient<Generate>,
     abort: Recipient<AbortRequest>,
 ) -> Frontend {
-    let text = ModelText { context_tokens: setup.context_tokens, ..bytes_model() };
+    let mut text = ModelText { context_tokens: setup.context_tokens, ..bytes_model() };
+    text.chat_template = setup.template.map(str::to_owned).or(text.chat_template);
+    text.tokens.extend(setup.special.iter().map(|token| (*token).to_owned()));
+    text.token_types.resize(text.tokens.len(), 3);
     let cache =
         CacheInfo { page_tokens: 16, dtype: "f32".to_owned(), prefix_cache: true, memory_utilization: 0.9 };
     let Shared { streams, admission, memory, state } = shared;

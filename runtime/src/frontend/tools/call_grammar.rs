@@ -1,0 +1,356 @@
+//! Grammars for tool calls, in llguidance's dialect of Lark: the model writes calls in its own format, with arguments that match their
+//! schemas.
+
+use std::fmt::Write as _;
+
+use actors::grammar::GrammarSource;
+use serde_json::{Map, Value, json};
+
+use super::super::api_error::ApiError;
+use super::super::reasoning::{ReasoningFormat, ReasoningStart};
+use super::super::tokenizer::Tokenizer;
+use super::super::tool_parser::ToolFormat;
+use super::Tool;
+
+/// The calls that an answer may or must have.
+pub(in super::super) struct CallGrammar<'a> {
+    pub(super) format: ToolFormat,
+    /// At least one.
+    pub(super) tools: Vec<&'a Tool>,
+    /// The answer is a call. If not, it is text that may end with calls.
+    pub(super) is_forced: bool,
+    /// The answer has at most one call.
+    pub(super) only_one: bool,
+}
+
+/// Any text without special tokens.
+const TEXT: &str = r"/(.|\n)*/";
+
+/// A marker of a format.
+struct Mark {
+    text: &'static str,
+    /// The id of the special token with this text.
+    token: Option<u32>,
+}
+
+impl Mark {
+    fn new(text: &'static str, tokenizer: &Tokenizer) -> Self {
+        Self { text, token: tokenizer.special_token(text) }
+    }
+
+    /// The mark as a terminal.
+    fn terminal(&self) -> String {
+        self.token.map_or_else(|| quoted(self.text), |id| format!("<[{id}]>"))
+    }
+
+    /// A rule for any text up to the mark.
+    fn until(&self, rule: &str) -> String {
+        match self.token {
+            Some(_) => format!("{rule}: {TEXT} {}\n", self.terminal()),
+            None => format!("{rule}[suffix={}]: {TEXT}\n", quoted(self.text)),
+        }
+    }
+}
+
+impl CallGrammar<'_> {
+    /// The source of the grammar. `reasoning` is where the answer begins, if the model writes reasoning before.
+    ///
+    /// # Errors
+    /// 400 if the schemas are too large.
+    pub(in super::super) fn source(
+        &self,
+        reasoning: Option<ReasoningStart>,
+        tokenizer: &Tokenizer,
+    ) -> Result<GrammarSource, ApiError> {
+        let opener = Mark::new(self.format.opener(), tokenizer);
+        let mut lark = String::new();
+        let thought = self.thought(reasoning, tokenizer, &mut lark);
+        let answer = match (self.is_forced, self.format, opener.token) {
+            (true, ToolFormat::Llama3Json, _) => "calls".to_owned(),
+            (true, ..) => format!("{} calls", opener.terminal()),
+            // Text that begins with a brace would be a call.
+            (false, ToolFormat::Llama3Json, _) => {
+                lark += "other: /[^{\\s](.|\\n)*/\n";
+                "(calls | other?)".to_owned()
+            }
+            (false, _, Some(_)) => {
+                let _ = writeln!(lark, "text: {TEXT}");
+                format!("text ({} calls)?", opener.terminal())
+            }
+            (false, _, None) => {
+                lark += &opener.until("opened");
+                let pattern: String = opener.text.chars().map(escaped).collect();
+                let _ = writeln!(lark, "rest: REST\nREST: {TEXT} & ~/(.|\\n)*{pattern}(.|\\n)*/");
+                "(rest | opened calls)".to_owned()
+            }
+        };
+        let is_named = self.format == ToolFormat::Mistral && tokenizer.special_token("[ARGS]").is_some();
+        let names: Vec<String> = (0..self.tools.len()).map(|n| format!("call_{n}")).collect();
+        let _ = writeln!(
+            lark,
+            "calls: {}\ncall: {}",
+            self.calls(is_named, &opener, tokenizer),
+            names.join(" | ")
+        );
+        for (n, tool) in self.tools.iter().enumerate() {
+            let (before, after) = if is_named {
+                let arguments = Mark::new("[ARGS]", tokenizer);
+                (format!("{} {}", quoted(&tool.name), arguments.terminal()), String::new())
+            } else {
+                let key = if self.format == ToolFormat::Llama3Json { "parameters" } else { "arguments" };
+                let before = format!("{{\"name\": \"{}\", \"{key}\": ", tool.name);
+                (quoted(&before), quoted("}"))
+            };
+            let schema = Value::Object(schema(&tool.parameters, self.is_forced || tool.strict));
+            let _ = writeln!(lark, "call_{n}: {before} arguments_{n} {after}\narguments_{n}: %json {schema}");
+        }
+        let lark = format!("start: {thought}{answer}\n{lark}");
+        if lark.len() > GrammarSource::BYTES_MAX {
+            let message = format!(
+                "tools has schemas of {} bytes in all; at most {} are allowed if calls have to match them",
+                lark.len(),
+                GrammarSource::BYTES_MAX
+            );
+            return Err(ApiError::field("tools", message));
+        }
+        Ok(GrammarSource::Lark(lark))
+    }
+
+    /// The reasoning before the answer. Appends its rules to `lark`.
+    fn thought(
+        &self,
+        start: Option<ReasoningStart>,
+        tokenizer: &Tokenizer,
+        lark: &mut String,
+    ) -> &'static str {
+        let [opener, closer] = ReasoningFormat::MARKERS.map(|text| Mark::new(text, tokenizer));
+        // Text before optional calls may be reasoning too, except for special tokens.
+        let is_text = !self.is_forced && closer.token.is_none();
+        let thought = match start.filter(|_| !is_text) {
+            None | Some(ReasoningStart::Closed) => return "",
+            Some(ReasoningStart::Inside) => "thought gap ",
+            Some(ReasoningStart::Open) => {
+                let _ = writeln!(lark, "reasoned: {} thought gap", opener.terminal());
+                "reasoned? "
+            }
+        };
+        lark.push_str(&closer.until("thought"));
+        lark.push_str("gap: /\\n*/\n");
+        thought
+    }
+
+    /// The calls after the first opener.
+    fn calls(&self, is_named: bool, opener: &Mark, tokenizer: &Tokenizer) -> String {
+        let several = |more: &str| if self.only_one { String::new() } else { format!(" ({more})*") };
+        let opener = opener.terminal();
+        match self.format {
+            ToolFormat::Hermes => {
+                let closer = Mark::new("</tool_call>", tokenizer).terminal();
+                let one = format!("\"\\n\" call \"\\n\" {closer}");
+                format!("{one}{}", several(&format!("\"\\n\" {opener} {one}")))
+            }
+            ToolFormat::Llama3Json => format!("call{}", several("\"; \" call")),
+            ToolFormat::Mistral if is_named => format!("call{}", several(&format!("{opener} call"))),
+            ToolFormat::Mistral => format!("\"[\" call{} \"]\"", several("\", \" call")),
+        }
+    }
+}
+
+/// A string of Lark. Its escapes are those of JSON.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+/// The character in a regular expression. `<` after a backslash would be the start of a word.
+fn escaped(c: char) -> String {
+    if r"[]|()*+?.^$\/{}".contains(c) { format!("\\{c}") } else { c.to_string() }
+}
+
+/// The schema of the arguments of a call. As in vLLM, keys that the schema does not name are not allowed unless the schema says so. The
+/// spaces are those that models write.
+fn schema(parameters: &Map<String, Value>, is_enforced: bool) -> Map<String, Value> {
+    let mut schema = if is_enforced { parameters.clone() } else { Map::new() };
+    schema.entry("type").or_insert(json!("object"));
+    let is_open = ["patternProperties", "allOf", "anyOf", "oneOf", "$ref", "unevaluatedProperties"];
+    if is_enforced && !is_open.iter().any(|key| schema.contains_key(*key)) {
+        schema.entry("additionalProperties").or_insert(json!(false));
+    }
+    let spaces = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+    schema.entry("x-guidance").or_insert(spaces);
+    schema
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use llguidance::api::TopLevelGrammar;
+    use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
+    use llguidance::{Matcher, ParserFactory};
+
+    use super::super::super::model_text::ModelText;
+    use super::super::super::model_text::testing::{EOS, bytes_model};
+    use super::*;
+
+    /// A vocabulary of bytes and these special tokens.
+    struct Vocabulary {
+        tokenizer: Tokenizer,
+        trie: TokTrie,
+    }
+
+    impl TokenizerEnv for Vocabulary {
+        fn tok_trie(&self) -> &TokTrie {
+            &self.trie
+        }
+
+        fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
+            bytes.iter().map(|byte| u32::from(*byte)).collect()
+        }
+    }
+
+    impl Vocabulary {
+        fn new(special: &[&str]) -> Self {
+            let mut text = bytes_model();
+            text.tokens.truncate(EOS as usize + 1);
+            text.tokens.extend(special.iter().map(|text| (*text).to_owned()));
+            text.token_types.truncate(EOS as usize + 1);
+            text.token_types.resize(text.tokens.len(), 3);
+            let text = ModelText { merges: Vec::new(), ..text };
+            let tokenizer = Tokenizer::new(&text).unwrap();
+            let bytes: Vec<Vec<u8>> = (0..tokenizer.vocabulary())
+                .map(|id| match id {
+                    0..256 => vec![id as u8],
+                    _ => [&[0xff], tokenizer.bytes_of(id)].concat(),
+                })
+                .collect();
+            let vocab_size = tokenizer.vocabulary();
+            let info = TokRxInfo {
+                vocab_size,
+                tok_eos: EOS,
+                tok_bos: None,
+                tok_pad: None,
+                tok_unk: None,
+                tok_end_of_turn: None,
+            };
+            Self { tokenizer, trie: TokTrie::from(&info, &bytes) }
+        }
+    }
+
+    fn tool(name: &str, strict: bool, parameters: Value) -> Tool {
+        Tool { name: name.to_owned(), parameters: parameters.as_object().unwrap().clone(), strict }
+    }
+
+    /// Checks which answers a grammar accepts: as a whole, or not.
+    fn check(
+        (format, is_forced, only_one): (ToolFormat, bool, bool),
+        reasoning: Option<ReasoningStart>,
+        special: &[&str],
+        answers: &[(&str, bool)],
+    ) {
+        let schema = json!({"type": "object", "properties": {"z": {"type": "integer"}, "a": {"$ref": "#/$defs/d"}},
+            "required": ["z"], "$defs": {"d": {"enum": ["x", "y\n"]}}});
+        let tools = [tool("f", true, schema), tool("g", false, json!({}))];
+        let vocabulary = Vocabulary::new(special);
+        let grammar = CallGrammar { format, tools: tools.iter().collect(), is_forced, only_one };
+        let source = grammar.source(reasoning, &vocabulary.tokenizer).unwrap();
+        let encode =
+            |text: &str| vocabulary.tokenizer.encode(text, super::super::super::tokenizer::Bos::Omit);
+        let answers: Vec<(Vec<u32>, &str, bool)> =
+            answers.iter().map(|(text, fits)| (encode(text).unwrap(), *text, *fits)).collect();
+        let env: TokEnv = Arc::new(vocabulary);
+        let mut factory = ParserFactory::new_simple(&env).unwrap();
+        factory.quiet();
+        let parser = factory.create_parser(TopLevelGrammar::from_lark(source.text().to_owned()));
+        let parser = parser.unwrap_or_else(|error| panic!("{error:#}\n{}", source.text()));
+        for (tokens, text, fits) in answers {
+            let mut matcher = Matcher::new(Ok(parser.deep_clone()));
+            let allowed = tokens.iter().take_while(|token| {
+                let is_allowed = matcher.compute_mask_or_eos().unwrap().is_allowed(**token);
+                is_allowed && matcher.consume_token(**token).is_ok()
+            });
+            let is_whole = allowed.count() == tokens.len() && matcher.is_accepting().unwrap();
+            assert_eq!(is_whole, fits, "{text:?} by\n{}", source.text());
+        }
+    }
+
+    const HERMES: &[&str] = &["<tool_call>", "</tool_call>"];
+
+    #[test]
+    fn forced_calls_have_the_models_format() {
+        let f = r#"{"name": "f", "arguments": {"z": 1, "a": "x"}}"#;
+        let g = r#"{"name": "g", "arguments": {}}"#;
+        let call = |body: &str| format!("<tool_call>\n{body}\n</tool_call>");
+        let (one, two) = (call(f), format!("{}\n{}", call(f), call(g)));
+        let wrong = call(r#"{"name": "f", "arguments": {"a": "x"}}"#);
+        let unknown = call(r#"{"name": "h", "arguments": {}}"#);
+        let extra = call(r#"{"name": "g", "arguments": {"b": 1}}"#);
+        for special in [HERMES, &[]] {
+            let answers = [
+                (&*one, true),
+                (&two, true),
+                (&wrong, false),
+                (&unknown, false),
+                (&extra, false),
+                ("a", false),
+            ];
+            check((ToolFormat::Hermes, true, false), None, special, &answers);
+            check((ToolFormat::Hermes, true, true), None, special, &[(&one, true), (&two, false)]);
+        }
+        let llama = f.replace("arguments", "parameters");
+        let two = format!("{llama}; {llama}");
+        check((ToolFormat::Llama3Json, true, false), None, &[], &[(&llama, true), (&two, true), (f, false)]);
+        check((ToolFormat::Llama3Json, true, true), None, &[], &[(&llama, true), (&two, false)]);
+        let (one, two) = (format!("[TOOL_CALLS][{f}]"), format!("[TOOL_CALLS][{f}, {g}]"));
+        check((ToolFormat::Mistral, true, false), None, &["[TOOL_CALLS]"], &[(&one, true), (&two, true)]);
+        check((ToolFormat::Mistral, true, true), None, &[], &[(&one, true), (&two, false)]);
+        let named = "[TOOL_CALLS]g[ARGS]{}";
+        let both = &["[TOOL_CALLS]", "[ARGS]"];
+        check(
+            (ToolFormat::Mistral, true, false),
+            None,
+            both,
+            &[(named, true), (&named.repeat(2), true), (&one, false)],
+        );
+    }
+
+    #[test]
+    fn strict_tools_leave_the_choice_of_text() {
+        let f = r#"{"name": "f", "arguments": {"z": 1}}"#;
+        let call = format!("<tool_call>\n{f}\n</tool_call>");
+        let (after, wrong) = (format!("Let me see.\n{call}"), call.replace('1', "\"1\""));
+        let any = call.replace(f, r#"{"name": "g", "arguments": {"b": [1]}}"#);
+        for special in [HERMES, &[]] {
+            let answers = [
+                ("Hi <b>.", true),
+                ("", true),
+                (&*call, true),
+                (&after, true),
+                (&any, true),
+                (&wrong, false),
+            ];
+            check((ToolFormat::Hermes, false, false), None, special, &answers);
+        }
+        let llama = f.replace("arguments", "parameters");
+        let wrong = llama.replace('1', "\"1\"");
+        let answers = [("Hi {", true), ("", true), (&*llama, true), (&wrong, false), ("{}", false)];
+        check((ToolFormat::Llama3Json, false, false), None, &[], &answers);
+    }
+
+    #[test]
+    fn reasoning_comes_before_a_forced_call() {
+        let call = "<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
+        let closed = format!("why?\nso</think>\n\n{call}");
+        let whole = format!("<think>\n{closed}");
+        let think = [HERMES, &["<think>", "</think>"]].concat();
+        for special in [HERMES, &think] {
+            let shape = (ToolFormat::Hermes, true, true);
+            let inside = [(&*closed, true), (call, false), ("why?", false)];
+            check(shape, Some(ReasoningStart::Inside), special, &inside);
+            let open = [(&*whole, true), (call, true), (&closed, false)];
+            check(shape, Some(ReasoningStart::Open), special, &open);
+            check(shape, Some(ReasoningStart::Closed), special, &[(call, true), (&whole, false)]);
+            let optional = [(&*closed, true), ("why</think>so", true)];
+            check((ToolFormat::Hermes, false, true), Some(ReasoningStart::Inside), special, &optional);
+        }
+    }
+}
