@@ -27,6 +27,7 @@ mod connection;
 mod fields;
 mod generate;
 mod handlers;
+mod lark;
 mod limits;
 mod logprobs;
 mod memory;

@@ -1,8 +1,8 @@
 //! Divides the text of an answer to a chat into reasoning, content and tool calls, as the text arrives.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use super::names::call_id;
 use super::reasoning::{Reasoning, ReasoningFormat, ReasoningStart};
 use super::tool_parser::{ToolDelta, ToolFormat, ToolParser};
 
@@ -153,5 +153,28 @@ impl AnswerParser {
     /// True if the answer has tool calls.
     pub(super) fn has_calls(&self) -> bool {
         self.calls > 0
+    }
+}
+
+/// A new id of a tool call. Mistral's templates want nine letters and digits.
+fn call_id(format: Option<ToolFormat>) -> String {
+    // Each `RandomState` has new keys. The id does not have to be hard to guess.
+    let word = || RandomState::new().hash_one(0u8);
+    match format {
+        Some(ToolFormat::Mistral) => format!("{:016x}", word())[..9].to_owned(),
+        _ => format!("call_{:016x}{:08x}", word(), word() >> 32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_calls_are_new() {
+        let id = call_id(None);
+        assert!(id.starts_with("call_") && id.len() == 29 && id != call_id(None), "{id}");
+        let id = call_id(Some(ToolFormat::Mistral));
+        assert!(id.len() == 9 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{id}");
     }
 }

@@ -77,7 +77,7 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, reason))
         });
         environment.add_filter("tojson", python::tojson);
-        environment.set_formatter(python::print);
+        environment.add_test("iterable", python::is_iterable);
         // UTC, so that processes in different time zones render the same prompt.
         environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
             strftime(&format, Offset::UTC.to_datetime(Timestamp::now()))
@@ -176,6 +176,7 @@ fn without_generation_tags(source: &str) -> String {
 mod tests {
     use serde_json::json;
 
+    use super::super::messages::message;
     use super::super::model_text::testing::bytes_model;
     use super::*;
 
@@ -192,6 +193,42 @@ mod tests {
             reply: true,
             ..Conversation::default()
         })
+    }
+
+    /// The prompts in `chats.json` are those of transformers, byte for byte.
+    #[test]
+    fn prompts_are_those_of_transformers() {
+        let file: Json =
+            serde_json::from_str(include_str!("../../../integration-tests/fixtures/chats.json")).unwrap();
+        let mut wrong = Vec::new();
+        for template in file["templates"].as_array().unwrap() {
+            let text = |key: &str| template[key].as_str().unwrap().to_owned();
+            let compiled = ChatTemplate::compile(text("template"), None, text("bos"), text("eos")).unwrap();
+            let knows_tools = compiled.source().contains("tool_calls");
+            let cases = file["cases"].as_array().unwrap();
+            let own: Vec<&Json> = cases.iter().filter(|case| case["template"] == template["name"]).collect();
+            assert!(own.len() >= 5, "{}", template["name"]);
+            for (n, case) in own.into_iter().enumerate() {
+                let sent: Vec<String> =
+                    case["messages"].as_array().unwrap().iter().map(Json::to_string).collect();
+                let read =
+                    |text: &String| message(0, serde_json::from_str(text).unwrap(), knows_tools).unwrap();
+                let messages: Vec<Json> = sent.iter().map(read).collect();
+                let variables = case["variables"].as_object().unwrap();
+                let reply = variables.get("add_generation_prompt") != Some(&json!(false));
+                let rendered = compiled.render(Conversation {
+                    messages: &messages,
+                    tools: case["tools"].as_array().map(|tools| &**tools),
+                    variables: Some(variables),
+                    reply,
+                    continues: false,
+                });
+                if rendered.as_deref().ok() != case["prompt"].as_str() {
+                    wrong.push(format!("{} {n}:\n{rendered:?}\nnot\n{}", template["name"], case["prompt"]));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{} prompts differ\n{}", wrong.len(), wrong.join("\n\n"));
     }
 
     #[test]
@@ -229,14 +266,15 @@ mod tests {
 
     #[test]
     fn values_print_as_in_python() {
-        let template = "{{ tools }}|{{ true }} {{ none }} {{ 1.0 }} {{ messages[0].content }}";
+        let template =
+            "{{ tools }}|{{ true }} {{ none }} {{ 1.0 }} {{ messages[0].content }}{{ none is iterable }}";
         let tools = [json!({"b": 1, "a": [true, null, "it's", 2.5]})];
         let messages = [json!({"role": "user", "content": "<hi>"})];
         let conversation =
             Conversation { messages: &messages, tools: Some(&tools), ..Conversation::default() };
         assert_eq!(
             compiled(template).render(conversation).unwrap(),
-            r#"[{'b': 1, 'a': [True, None, "it's", 2.5]}]|True None 1.0 <hi>"#
+            r#"[{'b': 1, 'a': [True, None, "it's", 2.5]}]|True None 1.0 <hi>False"#
         );
     }
 

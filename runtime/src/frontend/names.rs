@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use actors::request::RequestId;
 
 use super::openai::ApiKind;
-use super::tool_parser::ToolFormat;
 
 /// The number of the next request of the process. Both HTTP ports use it, because they share one table of live streams.
 static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
@@ -37,26 +36,9 @@ pub(super) fn public_id(kind: ApiKind, wanted: Option<&str>) -> String {
     id
 }
 
-/// A new id of a tool call. Mistral's templates want nine letters and digits.
-pub(super) fn call_id(format: Option<ToolFormat>) -> String {
-    let word = || RandomState::new().hash_one(0u8);
-    match format {
-        Some(ToolFormat::Mistral) => format!("{:016x}", word())[..9].to_owned(),
-        _ => format!("call_{:016x}{:08x}", word(), word() >> 32),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ids_of_calls_are_new() {
-        let id = call_id(None);
-        assert!(id.starts_with("call_") && id.len() == 29 && id != call_id(None), "{id}");
-        let id = call_id(Some(ToolFormat::Mistral));
-        assert!(id.len() == 9 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{id}");
-    }
 
     #[test]
     fn ids_are_the_clients_or_random() {

@@ -13,6 +13,7 @@ use super::fields::{Fields, Text, elements, parsed, wrong};
 use super::tool_parser::ToolFormat;
 
 pub(super) use call_grammar::CallGrammar;
+use call_grammar::Tool;
 
 /// Maximum number of tools of a request, as in OpenAI.
 const TOOLS_MAX: usize = 128;
@@ -29,16 +30,6 @@ pub(super) struct ToolAsk {
     choice: ToolChoice,
     /// The answer may have several calls.
     parallel: bool,
-}
-
-/// One tool.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Tool {
-    pub(super) name: String,
-    /// The JSON Schema of the arguments.
-    pub(super) parameters: Map<String, Value>,
-    /// The arguments have to match the schema even if the answer may do without a call.
-    pub(super) strict: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]

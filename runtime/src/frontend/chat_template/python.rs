@@ -1,7 +1,7 @@
-//! Writes values of templates as Python does: JSON as `json.dumps`, and printed values as `str`.
+//! What Python does in templates otherwise than the template engine.
 
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Error, ErrorKind, Output, State, Value};
+use minijinja::{Error, ErrorKind, Value};
 
 /// The filter `tojson` of transformers: Python's `json.dumps` with its arguments `indent`, `separators`, `ensure_ascii` and `sort_keys`.
 /// Jinja's own filter escapes HTML.
@@ -160,57 +160,12 @@ fn float_text(float: f64) -> String {
     format!("{float:?}")
 }
 
-/// Prints a value in a template like Python's `str`.
-pub(super) fn print(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
-    match value.kind() {
-        ValueKind::String | ValueKind::Undefined => minijinja::escape_formatter(out, state, value),
-        _ => out.write_str(&repr(value)).map_err(Error::from),
-    }
-}
-
-/// Python's `repr` of a value.
-fn repr(value: &Value) -> String {
-    match value.kind() {
-        ValueKind::None => "None".to_owned(),
-        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.to_owned(),
-        ValueKind::Number => number(value),
-        ValueKind::String => quoted(value.as_str().unwrap_or_default()),
-        ValueKind::Seq => {
-            let items: Vec<String> = value.try_iter().into_iter().flatten().map(|item| repr(&item)).collect();
-            format!("[{}]", items.join(", "))
-        }
-        ValueKind::Map => {
-            let entry = |key: Value| {
-                format!(
-                    "{}: {}",
-                    repr(&key),
-                    value.get_item(&key).map_or_else(|_| String::new(), |v| repr(&v))
-                )
-            };
-            let entries: Vec<String> = value.try_iter().into_iter().flatten().map(entry).collect();
-            format!("{{{}}}", entries.join(", "))
-        }
-        _ => value.to_string(),
-    }
-}
-
-/// Python's `repr` of a string.
-fn quoted(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    let mut out = String::from(quote);
-    for c in text.chars() {
-        match c {
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if c == quote => out.extend(['\\', c]),
-            c if c.is_ascii_control() => out.push_str(&format!("\\x{:02x}", c as u32)),
-            c => out.push(c),
-        }
-    }
-    out.push(quote);
-    out
+/// The test `iterable`. In minijinja, none is iterable too; templates ask `tools is iterable and tools | length > 0`.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable
+    )
 }
 
 #[cfg(test)]

@@ -243,4 +243,26 @@ fn chats_with_wrong_tools_are_refused() {
     );
     let body = json!({"prompt": "a", "tools": [tool("f")]}).to_string();
     server.http.refused("/v1/completions", &body, 400, "tools", "not supported");
+
+    let body = json!({"prompt": "a", "continue_final_message": true}).to_string();
+    server.http.refused("/v1/completions", &body, 400, "continue_final_message", "not supported");
+}
+
+#[test]
+fn a_final_message_may_be_continued() {
+    let server = says("a");
+    let tokens = |fields: Value| {
+        let (status, text) = server.http.post("/tokenize", &body(fields).to_string());
+        assert_eq!(status, 200, "{text}");
+        let tokens = serde_json::from_str::<Value>(&text).unwrap()["tokens"].clone();
+        let (_, text) = server.http.post("/detokenize", &json!({"tokens": tokens}).to_string());
+        serde_json::from_str::<Value>(&text).unwrap()["prompt"].as_str().unwrap().to_owned()
+    };
+    let ends = |fields: Value, end: &str| {
+        let prompt = tokens(fields);
+        assert!(prompt.ends_with(end), "{prompt}");
+    };
+    ends(json!({}), "user:a;");
+    ends(json!({"add_generation_prompt": false, "continue_final_message": true}), "user:a");
+    ends(json!({"chat_template_kwargs": {"think": true}}), "user:a;<think>\n");
 }

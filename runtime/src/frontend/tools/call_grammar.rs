@@ -7,10 +7,20 @@ use actors::grammar::GrammarSource;
 use serde_json::{Map, Value, json};
 
 use super::super::api_error::ApiError;
+use super::super::lark::{self, Mark, TEXT, quoted, thought};
 use super::super::reasoning::{ReasoningFormat, ReasoningStart};
 use super::super::tokenizer::Tokenizer;
 use super::super::tool_parser::ToolFormat;
-use super::Tool;
+
+/// One tool.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Tool {
+    pub(super) name: String,
+    /// The JSON Schema of the arguments.
+    pub(super) parameters: Map<String, Value>,
+    /// The arguments have to match the schema even if the answer may do without a call.
+    pub(super) strict: bool,
+}
 
 /// The calls that an answer may or must have.
 pub(in super::super) struct CallGrammar<'a> {
@@ -21,35 +31,6 @@ pub(in super::super) struct CallGrammar<'a> {
     pub(super) is_forced: bool,
     /// The answer has at most one call.
     pub(super) only_one: bool,
-}
-
-/// Any text without special tokens.
-const TEXT: &str = r"/(.|\n)*/";
-
-/// A marker of a format.
-struct Mark {
-    text: &'static str,
-    /// The id of the special token with this text.
-    token: Option<u32>,
-}
-
-impl Mark {
-    fn new(text: &'static str, tokenizer: &Tokenizer) -> Self {
-        Self { text, token: tokenizer.special_token(text) }
-    }
-
-    /// The mark as a terminal.
-    fn terminal(&self) -> String {
-        self.token.map_or_else(|| quoted(self.text), |id| format!("<[{id}]>"))
-    }
-
-    /// A rule for any text up to the mark.
-    fn until(&self, rule: &str) -> String {
-        match self.token {
-            Some(_) => format!("{rule}: {TEXT} {}\n", self.terminal()),
-            None => format!("{rule}[suffix={}]: {TEXT}\n", quoted(self.text)),
-        }
-    }
 }
 
 impl CallGrammar<'_> {
@@ -64,7 +45,9 @@ impl CallGrammar<'_> {
     ) -> Result<GrammarSource, ApiError> {
         let opener = Mark::new(self.format.opener(), tokenizer);
         let mut lark = String::new();
-        let thought = self.thought(reasoning, tokenizer, &mut lark);
+        // Text before optional calls may be reasoning too, unless its marks are special tokens.
+        let is_text = !self.is_forced && tokenizer.special_token(ReasoningFormat::MARKERS[1]).is_none();
+        let thought = thought(reasoning.filter(|_| !is_text), tokenizer, &mut lark);
         let answer = match (self.is_forced, self.format, opener.token) {
             (true, ToolFormat::Llama3Json, _) => "calls".to_owned(),
             (true, ..) => format!("{} calls", opener.terminal()),
@@ -79,7 +62,7 @@ impl CallGrammar<'_> {
             }
             (false, _, None) => {
                 lark += &opener.until("opened");
-                let pattern: String = opener.text.chars().map(escaped).collect();
+                let pattern = opener.pattern();
                 let _ = writeln!(lark, "rest: REST\nREST: {TEXT} & ~/(.|\\n)*{pattern}(.|\\n)*/");
                 "(rest | opened calls)".to_owned()
             }
@@ -101,8 +84,8 @@ impl CallGrammar<'_> {
                 let before = format!("{{\"name\": \"{}\", \"{key}\": ", tool.name);
                 (quoted(&before), quoted("}"))
             };
-            let schema = Value::Object(schema(&tool.parameters, self.is_forced || tool.strict));
-            let _ = writeln!(lark, "call_{n}: {before} arguments_{n} {after}\narguments_{n}: %json {schema}");
+            let arguments = lark::json(schema(&tool.parameters, self.is_forced || tool.strict));
+            let _ = writeln!(lark, "call_{n}: {before} arguments_{n} {after}\narguments_{n}: {arguments}");
         }
         let lark = format!("start: {thought}{answer}\n{lark}");
         if lark.len() > GrammarSource::BYTES_MAX {
@@ -114,29 +97,6 @@ impl CallGrammar<'_> {
             return Err(ApiError::field("tools", message));
         }
         Ok(GrammarSource::Lark(lark))
-    }
-
-    /// The reasoning before the answer. Appends its rules to `lark`.
-    fn thought(
-        &self,
-        start: Option<ReasoningStart>,
-        tokenizer: &Tokenizer,
-        lark: &mut String,
-    ) -> &'static str {
-        let [opener, closer] = ReasoningFormat::MARKERS.map(|text| Mark::new(text, tokenizer));
-        // Text before optional calls may be reasoning too, except for special tokens.
-        let is_text = !self.is_forced && closer.token.is_none();
-        let thought = match start.filter(|_| !is_text) {
-            None | Some(ReasoningStart::Closed) => return "",
-            Some(ReasoningStart::Inside) => "thought gap ",
-            Some(ReasoningStart::Open) => {
-                let _ = writeln!(lark, "reasoned: {} thought gap", opener.terminal());
-                "reasoned? "
-            }
-        };
-        lark.push_str(&closer.until("thought"));
-        lark.push_str("gap: /\\n*/\n");
-        thought
     }
 
     /// The calls after the first opener.
@@ -156,18 +116,7 @@ impl CallGrammar<'_> {
     }
 }
 
-/// A string of Lark. Its escapes are those of JSON.
-fn quoted(text: &str) -> String {
-    Value::from(text).to_string()
-}
-
-/// The character in a regular expression. `<` after a backslash would be the start of a word.
-fn escaped(c: char) -> String {
-    if r"[]|()*+?.^$\/{}".contains(c) { format!("\\{c}") } else { c.to_string() }
-}
-
-/// The schema of the arguments of a call. As in vLLM, keys that the schema does not name are not allowed unless the schema says so. The
-/// spaces are those that models write.
+/// The schema of the arguments of a call. As in vLLM, keys that the schema does not name are not allowed unless the schema says so.
 fn schema(parameters: &Map<String, Value>, is_enforced: bool) -> Map<String, Value> {
     let mut schema = if is_enforced { parameters.clone() } else { Map::new() };
     schema.entry("type").or_insert(json!("object"));
@@ -175,8 +124,6 @@ fn schema(parameters: &Map<String, Value>, is_enforced: bool) -> Map<String, Val
     if is_enforced && !is_open.iter().any(|key| schema.contains_key(*key)) {
         schema.entry("additionalProperties").or_insert(json!(false));
     }
-    let spaces = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
-    schema.entry("x-guidance").or_insert(spaces);
     schema
 }
 
