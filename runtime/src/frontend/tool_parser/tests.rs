@@ -26,8 +26,11 @@ fn parse(mut parser: ToolParser, pieces: &[&str]) -> (String, Vec<(String, Strin
     (content, calls)
 }
 
+/// An answer, its content, and the names and arguments of its calls.
+type Answer = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
 /// Answers of models, and their content and calls. The first ones are the models' usual form.
-const HERMES: &[(&str, &str, &[(&str, &str)])] = &[
+const HERMES: &[Answer] = &[
     (
         "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris, \\\"}é\", \"days\": [1, 2]}}\n</tool_call>",
         "",
@@ -81,7 +84,7 @@ const HERMES: &[(&str, &str, &[(&str, &str)])] = &[
     ),
 ];
 
-const LLAMA: &[(&str, &str, &[(&str, &str)])] = &[
+const LLAMA: &[Answer] = &[
     (
         "{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Paris\"}}",
         "",
@@ -101,7 +104,7 @@ const LLAMA: &[(&str, &str, &[(&str, &str)])] = &[
     ("<|python_tag|>brave_search.call(query=\"a\")", "<|python_tag|>brave_search.call(query=\"a\")", &[]),
 ];
 
-const MISTRAL: &[(&str, &str, &[(&str, &str)])] = &[
+const MISTRAL: &[Answer] = &[
     (
         "[TOOL_CALLS] [{\"name\": \"get_weather\", \"arguments\": {\"city\": \"[Paris]\"}}, {\"name\": \"add\", \"arguments\": {}}]",
         "",
@@ -122,7 +125,7 @@ const MISTRAL: &[(&str, &str, &[(&str, &str)])] = &[
     ("[TOOL_", "[TOOL_", &[]),
 ];
 
-const ALL: [(ToolFormat, &[(&str, &str, &[(&str, &str)])]); 3] =
+const ALL: [(ToolFormat, &[Answer]); 3] =
     [(ToolFormat::Hermes, HERMES), (ToolFormat::Llama3Json, LLAMA), (ToolFormat::Mistral, MISTRAL)];
 
 #[test]
