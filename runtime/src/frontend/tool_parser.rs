@@ -27,12 +27,13 @@ impl ToolFormat {
     /// The format that a chat template shows to the model; `None` if it shows no tools, or an unknown format.
     pub(super) fn of_template(source: &str) -> Option<Self> {
         let has = |text: &str| source.contains(text);
-        if !has("tools") {
+        // Other formats with the same tags: Qwen3-Coder, GLM, MiniMax-M3, Apriel and Functionary.
+        let other = ["<function=", "<arg_key>", "<invoke", "<tool_calls>", ">>>"];
+        if !has("tools") || other.into_iter().any(has) {
             return None;
         }
         if has("<tool_call>") {
-            // Templates of Qwen3-Coder and GLM show XML between the same tags.
-            return (!has("<function=") && !has("<arg_key>")).then_some(Self::Hermes);
+            return Some(Self::Hermes);
         }
         if has("[TOOL_CALLS]") {
             return Some(Self::Mistral);
