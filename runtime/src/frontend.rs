@@ -66,6 +66,8 @@ pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Message};
 pub use limits::Limits;
 pub use memory::InputMemory;
+#[cfg(test)]
+pub(crate) use model_text::testing;
 pub use model_text::{ModelText, TextError};
 pub use observed::{AnswerCounts, CacheInfo, Observed};
 pub use served_model::ServedModel;
