@@ -13,6 +13,7 @@ use super::prompts::{self, Reader, Tokens, too_long};
 use super::sampling::sampling;
 use super::served_model::ServedModel;
 use super::stop::StopRule;
+use super::structured::{self, AskedGrammar};
 use super::tokenizer::{Detokenizer, SpecialTokens};
 
 /// Default of `max_tokens` for a completion, as in OpenAI and vLLM.
@@ -49,6 +50,8 @@ pub(super) struct Ask {
     pub(super) n: u32,
     pub(super) sampling: Sampling,
     pub(super) stop: StopRule,
+    /// The grammar that all answers follow.
+    pub(super) grammar: Option<AskedGrammar>,
     pub(super) ignore_eos: bool,
     pub(super) special_tokens: SpecialTokens,
     pub(super) return_token_ids: bool,
@@ -95,11 +98,6 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("suffix", Neutral::Empty),
     ("truncate_prompt_tokens", Neutral::Empty),
     ("prompt_embeds", Neutral::Empty),
-    ("structured_outputs", Neutral::Empty),
-    ("guided_json", Neutral::Empty),
-    ("guided_regex", Neutral::Empty),
-    ("guided_choice", Neutral::Empty),
-    ("guided_grammar", Neutral::Empty),
     ("tools", Neutral::Empty),
     ("functions", Neutral::Empty),
     ("documents", Neutral::Empty),
@@ -108,7 +106,6 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("chat_template_kwargs", Neutral::Empty),
     ("tool_choice", Neutral::Word(&["none", "auto"])),
     ("function_call", Neutral::Word(&["none", "auto"])),
-    ("response_format", Neutral::Word(&["text"])),
 ];
 
 impl Ask {
@@ -168,6 +165,7 @@ impl Ask {
             n,
             sampling,
             stop: StopRule::read(fields, vocabulary)?,
+            grammar: structured::read(fields)?,
             ignore_eos: fields.flag("ignore_eos", false)?,
             special_tokens: if fields.flag("skip_special_tokens", true)? {
                 SpecialTokens::Skip
@@ -205,7 +203,8 @@ impl Ask {
         let prompt =
             |prompt: &PromptAsk| size_of::<PromptAsk>() + 4 * prompt.tokens.len() + prompt.echo.len();
         let settings = size_of_val(&*self.sampling.logit_bias) + self.stop.bytes();
-        REQUEST_BYTES + settings + self.prompts.iter().map(prompt).sum::<usize>()
+        let grammar = self.grammar.as_ref().map_or(0, AskedGrammar::bytes).saturating_mul(self.choices());
+        REQUEST_BYTES + settings + grammar + self.prompts.iter().map(prompt).sum::<usize>()
     }
 
     /// Number of tokens in all prompts.

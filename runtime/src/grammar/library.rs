@@ -7,12 +7,12 @@ use actors::grammar::{
 };
 use llguidance::ParserFactory;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
-use llguidance::toktrie::{SimpleVob, TokEnv};
+use llguidance::toktrie::SimpleVob;
 use serde_json::{Value, json};
 
 use super::compiler::Compiler;
 use super::limits;
-use super::vocabulary::Vocabulary;
+use super::vocabulary::vocabulary;
 use crate::frontend::Tokenizer;
 
 /// Longest text of an error of the library, in characters. The library quotes lines of the source.
@@ -38,7 +38,7 @@ impl ModelCompiler {
 impl GrammarCompiler for ModelCompiler {
     fn compile(&self, source: &GrammarSource) -> Result<CompiledGrammar, GrammarError> {
         let compiler = self.compiler.get_or_init(|| {
-            let library = Library::new(Arc::clone(&self.tokenizer), self.tokens, &self.eos);
+            let library = Library::new(&self.tokenizer, self.tokens, &self.eos);
             Compiler::new(move |source| library.as_ref().map_err(Clone::clone)?.compile(source))
         });
         compiler.compile(source)
@@ -62,7 +62,7 @@ struct EndTokens {
 }
 
 impl Library {
-    fn new(tokenizer: Arc<Tokenizer>, tokens: u32, eos: &[u32]) -> Result<Self, GrammarError> {
+    fn new(tokenizer: &Tokenizer, tokens: u32, eos: &[u32]) -> Result<Self, GrammarError> {
         let invalid = |message: &str| GrammarError::Invalid(message.to_owned());
         if tokenizer.ordinary().is_empty() {
             return Err(invalid("this model has no tokenizer, so its answers cannot follow a grammar"));
@@ -72,7 +72,7 @@ impl Library {
                 "this model has no end-of-sequence token, so its answers cannot follow a grammar",
             ));
         }
-        let environment: TokEnv = Arc::new(Vocabulary::new(tokenizer, tokens, eos));
+        let environment = vocabulary(tokenizer, tokens, eos);
         let end = environment.tok_trie().eos_token_set();
         let mut factory =
             ParserFactory::new_simple(&environment).map_err(|error| invalid(&error.to_string()))?;

@@ -137,6 +137,13 @@ impl Walk {
             let supported = format!("; supported are {}", FORMATS.join(", "));
             return Err(Refused::Unsupported(format!("the format {:?}", cut(format)), supported));
         }
+        if let Some(step) = object.get("multipleOf").filter(|step| step.as_f64().is_some_and(has_many_digits))
+        {
+            return Err(Refused::Unsupported(
+                format!("multipleOf {step}"),
+                "; it may have 8 digits".to_owned(),
+            ));
+        }
         let entries = |keyword: &str| object.get(keyword).and_then(Value::as_object).map_or(0, Map::len);
         let properties = entries("properties");
         self.property_pairs += properties * properties;
@@ -179,6 +186,14 @@ impl Refused {
         steps.reverse();
         GrammarError::Invalid(format!("{keyword} at {} is not supported{remedy}", steps.join("/")))
     }
+}
+
+/// Whether a number has more than 8 digits. The library computes remainders in 32 bits.
+fn has_many_digits(number: f64) -> bool {
+    let scaled = (0..8)
+        .try_fold(number, |number, _| if number.fract() == 0.0 { Err(number) } else { Ok(number * 10.0) });
+    let scaled = scaled.unwrap_or_else(|whole| whole);
+    scaled.fract() != 0.0 || scaled.abs() >= 1e8
 }
 
 /// A name as it appears in a message.

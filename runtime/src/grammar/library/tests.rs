@@ -15,7 +15,7 @@ fn tokenizer() -> Arc<Tokenizer> {
 }
 
 fn library() -> Library {
-    Library::new(tokenizer(), TOKENS, &ENDS).unwrap()
+    Library::new(&tokenizer(), TOKENS, &ENDS).unwrap()
 }
 
 fn json(schema: &str) -> GrammarSource {
@@ -160,6 +160,10 @@ fn bad_sources_are_refused_with_a_sentence() {
     check(json(r#"{"type": "integer", "minimum": 3, "maximum": 2}"#), "Unsatisfiable");
     check(json(r##"{"$ref": "#/$defs/a"}"##), "$defs");
     check(json(r##"{"$ref": "#"}"##), "the grammar allows no token");
+    check(
+        json(r#"{"multipleOf": 999999937}"#),
+        "multipleOf 999999937 at # is not supported; it may have 8 digits",
+    );
     check(json(r#"{"x-guidance": {"spaces": 1}}"#), "unknown field `spaces`");
     check(json("false"), "Unsatisfiable");
     check(regex("("), "invalid regex");

@@ -31,6 +31,23 @@ fn unsupported_keywords_are_named_with_their_place() {
 }
 
 #[test]
+fn multiples_have_few_digits() {
+    for (step, fits) in [
+        ("1", true),
+        ("0.01", true),
+        ("2.5", true),
+        ("99999999", true),
+        ("0.00000001", true),
+        ("100000000", false),
+        ("0.30000000000000004", false),
+        ("1e300", false),
+    ] {
+        let schema: Value = serde_json::from_str(&format!("{{\"multipleOf\": {step}}}")).unwrap();
+        assert_eq!(refused(&schema).is_empty(), fits, "{step}: {}", refused(&schema));
+    }
+}
+
+#[test]
 fn words_that_are_not_keywords_are_ignored() {
     for schema in [
         json!({"properties": {"not": {"type": "string"}}, "required": ["not"]}),
