@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::bench::BenchCommand;
 use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
-use crate::{roles, telemetry};
+use crate::{panics, roles, telemetry};
 
 const AFTER_HELP: &str = "\
 Start two processes and send a request:
@@ -203,6 +203,7 @@ pub fn main() -> ExitCode {
 
 /// Does what [`main`] does, with an engine that `open` opens.
 pub fn main_with(open: roles::OpenEngine) -> ExitCode {
+    panics::end_the_process();
     let cli = Cli::parse();
     if let Some(CliCommand::Bench(bench)) = &cli.command {
         return match bench.run() {

@@ -10,6 +10,7 @@
 //! - [`Limits`] bounds the waits for slow, silent and gone clients, and the number of connections.
 //! - [`InputMemory`] bounds the bytes of clients' requests, from the first byte of a body to the last byte of its answer.
 //! - The number of cores bounds the threads that tokenize. A request waits for a thread until its deadline.
+//! - [`Grammars`] bounds the threads that wait for the compiler of grammars, which has a deadline of its own.
 //! - [`Bounds`] bounds the running and the waiting requests. A request waits for permits until its deadline, which counts from the
 //!   arrival of its head.
 //! - The frontend waits for tokens until the deadline, which the decoder enforces. If the decoder is gone, the frontend gives up after
@@ -45,6 +46,7 @@ mod served_model;
 mod stop;
 mod stream;
 mod strftime;
+mod structured;
 mod text;
 mod tokenizer;
 mod tool_parser;
@@ -72,10 +74,13 @@ pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Conversation};
 pub use limits::Limits;
 pub use memory::InputMemory;
+#[cfg(test)]
+pub(crate) use model_text::testing;
 pub use model_text::{ModelText, TextError};
 pub use observed::{AnswerCounts, CacheInfo, Observed};
 pub use reasoning::ReasoningFormat;
 pub use served_model::ServedModel;
+pub use structured::Grammars;
 pub use tokenizer::{Bos, Detokenizer, SpecialTokens, Tokenizer};
 pub use tool_parser::ToolFormat;
 
@@ -89,6 +94,8 @@ pub struct Frontend {
     pub streams: Streams,
     /// The model as clients see it.
     pub model: Arc<ServedModel>,
+    /// Compiles the grammars of requests, shared by all ports of the process.
+    pub grammars: Grammars,
     /// Where requests on this port may be prefilled.
     pub route: actors::request::Route,
     /// Maximum duration of a request, from the arrival of its head.

@@ -83,6 +83,11 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// Whether there are no fields.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().all(|(_, value)| value.get() == "null")
+    }
+
     /// The object in the field `name`.
     pub(super) fn inner(&self, name: &str) -> Result<Option<Fields<'a>>, ApiError> {
         self.typed(name, "an object")

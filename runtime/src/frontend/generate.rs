@@ -1,4 +1,4 @@
-//! A request for completions: reads it, admits it, sends it to the proxy, and responds with whole answers or a stream.
+//! A request for completions: reads it, compiles its grammar, admits it, sends it to the proxy, and responds with whole answers or a stream.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -7,6 +7,7 @@ use actix::dev::SendError;
 use actix_web::http::header::CACHE_CONTROL;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actors::finish::FinishRule;
+use actors::grammar::CompiledGrammar;
 use actors::request::{Generate, Refused, RequestError};
 use engine::Token;
 use tokio::time::timeout_at;
@@ -47,6 +48,13 @@ pub(super) async fn generate(
         return Err(late(&frontend));
     };
     let ask = Arc::new(ask.map_err(turned_away)?);
+    let grammar = match &ask.grammar {
+        Some(asked) => match timeout_at(deadline.into(), frontend.grammars.compile(asked)).await {
+            Ok(compiled) => Some(compiled.map_err(turned_away)?),
+            Err(_) => return Err(late(&frontend)),
+        },
+        None => None,
+    };
     let place = frontend.admission.enter(ask.choices(), ask.bytes(), deadline).map_err(turned_away)?;
     let wanted = http.headers().get("x-request-id").and_then(|id| id.to_str().ok());
     let head = Head {
@@ -55,7 +63,7 @@ pub(super) async fn generate(
         created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         model: frontend.model.name.clone(),
     };
-    let started = start(Arc::clone(&frontend), Arc::clone(&ask), place, arrived);
+    let started = start(Arc::clone(&frontend), Arc::clone(&ask), grammar, place, arrived);
     let Some(options) = ask.stream else {
         return whole(&frontend, &head, &ask, started.await?).await;
     };
@@ -86,6 +94,7 @@ pub(super) async fn generate(
 async fn start(
     frontend: Arc<Frontend>,
     ask: Arc<Ask>,
+    grammar: Option<CompiledGrammar>,
     place: Place,
     arrived: Instant,
 ) -> Result<Choices, ApiError> {
@@ -98,7 +107,7 @@ async fn start(
         // The permits came at once, but the body arrived late.
         return Err(late(&frontend));
     }
-    let submit = |(choice, permit)| submit(&frontend, &ask, choice, permit, deadline);
+    let submit = |(choice, permit)| submit(&frontend, &ask, grammar.clone(), choice, permit, deadline);
     let turned_away = |error: ApiError| frontend.observed.turned_away(error);
     let permits = permits.map_err(turned_away)?;
     let replies: Result<_, ApiError> = permits.into_iter().enumerate().map(submit).collect();
@@ -115,6 +124,7 @@ fn late(frontend: &Frontend) -> ApiError {
 fn submit(
     frontend: &Frontend,
     ask: &Ask,
+    grammar: Option<CompiledGrammar>,
     choice: usize,
     permit: Permit,
     deadline: Instant,
@@ -138,7 +148,7 @@ fn submit(
         prompt: Arc::clone(&prompt.tokens),
         max_tokens: prompt.max_tokens,
         sampling: ask.sampling_of(choice).into(),
-        grammar: None,
+        grammar,
         ignore_eos: ask.ignore_eos,
         deadline,
         route: frontend.route,

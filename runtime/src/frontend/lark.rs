@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use actors::grammar::GrammarSource;
 use serde_json::{Map, Value, json};
 
 use super::reasoning::{ReasoningFormat, ReasoningStart};
@@ -76,5 +77,64 @@ pub(super) fn json(mut schema: Map<String, Value>) -> String {
         "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": true,
     });
     schema.entry("x-guidance").or_insert(options);
-    format!("%json {}", Value::Object(schema))
+    // Inside a string, these words would look like a rule of another dialect, or like another schema.
+    let text = Value::Object(schema).to_string().replace("::=", "::\\u003d").replace("%json", "\\u0025json");
+    format!("%json {text}")
+}
+
+/// The grammar as the right side of a rule; `None` for one in Lark, which has rules of its own, and for an invalid schema, whose error is
+/// reported when it is compiled.
+pub(super) fn body(source: &GrammarSource) -> Option<String> {
+    match source {
+        GrammarSource::JsonSchema(text) => serde_json::from_str(text).ok().map(json),
+        GrammarSource::Regex(text) => Some(format!("/{}/", with_escaped_slashes(text))),
+        GrammarSource::Lark(_) => None,
+    }
+}
+
+/// The grammar for an answer that begins with reasoning; `None` if the answer has none, or if the grammar is in Lark, which constrains
+/// the whole answer.
+pub(super) fn after_reasoning(
+    source: &GrammarSource,
+    start: Option<ReasoningStart>,
+    tokenizer: &Tokenizer,
+) -> Option<GrammarSource> {
+    let mut rules = String::new();
+    let thought = thought(start, tokenizer, &mut rules);
+    let body = body(source).filter(|_| !thought.is_empty())?;
+    Some(GrammarSource::Lark(format!("start: {thought}answer\n{rules}answer: {body}\n")))
+}
+
+/// A regular expression between slashes: each slash in it has a backslash.
+fn with_escaped_slashes(regex: &str) -> String {
+    let mut out = String::new();
+    let mut is_escaped = false;
+    for c in regex.chars() {
+        if c == '/' && !is_escaped {
+            out.push('\\');
+        }
+        is_escaped = c == '\\' && !is_escaped;
+        out.push(c);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model_text::testing::bytes_model;
+    use super::*;
+
+    #[test]
+    fn a_grammar_applies_after_the_reasoning() {
+        let tokenizer = Tokenizer::new(&bytes_model()).unwrap();
+        let regex = GrammarSource::Regex(r"a/b\/c\\/".to_owned());
+        let after = |source: &GrammarSource, start| after_reasoning(source, start, &tokenizer);
+        let expect = "start: thought gap answer\nthought[suffix=\"</think>\"]: /(.|\\n)*/\ngap: /\\n*/\nanswer: /a\\/b\\/c\\\\\\//\n";
+        let expect = GrammarSource::Lark(expect.to_owned());
+        assert_eq!(after(&regex, Some(ReasoningStart::Inside)), Some(expect));
+        assert_eq!(after(&regex, Some(ReasoningStart::Closed)), None);
+        assert_eq!(after(&regex, None), None);
+        let lark = GrammarSource::Lark("start: \"a\"".to_owned());
+        assert_eq!(after(&lark, Some(ReasoningStart::Inside)), None);
+    }
 }

@@ -4,18 +4,19 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use actix_web::http::StatusCode;
-use actors::grammar::GrammarSource;
 use engine::Sampling;
 
 use super::answer_parser::AnswerFormat;
 use super::api_error::ApiError;
 use super::fields::{Fields, Neutral};
+use super::lark;
 use super::memory::HeldBytes;
 use super::prompts::{self, Reader, Tokens, too_long};
 use super::sampling::sampling;
 use super::served_model::ServedModel;
 use super::stop::StopRule;
-use super::tokenizer::{Detokenizer, SpecialTokens};
+use super::structured::{self, AskedGrammar};
+use super::tokenizer::{Detokenizer, SpecialTokens, Tokenizer};
 use super::tools::ToolAsk;
 
 /// Default of `max_tokens` for a completion, as in OpenAI and vLLM.
@@ -52,6 +53,8 @@ pub(super) struct Ask {
     pub(super) n: u32,
     pub(super) sampling: Sampling,
     pub(super) stop: StopRule,
+    /// The grammar that all answers follow.
+    pub(super) grammar: Option<AskedGrammar>,
     pub(super) ignore_eos: bool,
     pub(super) special_tokens: SpecialTokens,
     pub(super) return_token_ids: bool,
@@ -64,8 +67,6 @@ pub(super) struct Ask {
     pub(super) format: AnswerFormat,
     /// Special tokens that mark those parts. They are part of the text.
     pub(super) marks: Arc<[u32]>,
-    /// The grammar that the answers have to match.
-    pub(super) grammar: Option<GrammarSource>,
     /// Its share of the memory budget.
     held: Option<HeldBytes>,
 }
@@ -103,17 +104,11 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("suffix", Neutral::Empty),
     ("truncate_prompt_tokens", Neutral::Empty),
     ("prompt_embeds", Neutral::Empty),
-    ("structured_outputs", Neutral::Empty),
-    ("guided_json", Neutral::Empty),
-    ("guided_regex", Neutral::Empty),
-    ("guided_choice", Neutral::Empty),
-    ("guided_grammar", Neutral::Empty),
     ("functions", Neutral::Empty),
     ("documents", Neutral::Empty),
     ("audio", Neutral::Empty),
     ("chat_template", Neutral::Empty),
     ("function_call", Neutral::Word(&["none", "auto"])),
-    ("response_format", Neutral::Word(&["text"])),
 ];
 
 /// Unsupported fields of completions. Chats have them.
@@ -141,7 +136,8 @@ impl Ask {
         let vocabulary = model.tokenizer.vocabulary();
         let sampling = sampling(kind, fields, vocabulary)?;
         let n = fields.count("n")?.unwrap_or(1);
-        let (mut format, mut grammar) = (AnswerFormat::default(), None);
+        let mut grammar = structured::read(fields)?;
+        let mut format = AnswerFormat::default();
         let prompts = match kind {
             ApiKind::Completion => {
                 fields.refuse_unless(CHAT_ONLY)?;
@@ -149,9 +145,10 @@ impl Ask {
             }
             ApiKind::Chat => {
                 prompts::check_answers(1, n, most)?;
-                let prompt;
-                (prompt, format, grammar) = chat(fields, reader)?;
-                vec![prompt]
+                let chat = Chat::read(fields, reader)?;
+                grammar = chat.grammar(grammar, &model.tokenizer)?;
+                format = chat.format;
+                vec![chat.prompt]
             }
         };
         let special = |text| model.tokenizer.special_token(text);
@@ -228,10 +225,9 @@ impl Ask {
     pub(super) fn bytes(&self) -> usize {
         let prompt =
             |prompt: &PromptAsk| size_of::<PromptAsk>() + 4 * prompt.tokens.len() + prompt.echo.len();
-        let grammar = self.grammar.as_ref().map_or(0, |grammar| grammar.text().len());
-        let settings =
-            size_of_val(&*self.sampling.logit_bias) + self.stop.bytes() + self.format.bytes() + grammar;
-        REQUEST_BYTES + settings + self.prompts.iter().map(prompt).sum::<usize>()
+        let settings = size_of_val(&*self.sampling.logit_bias) + self.stop.bytes() + self.format.bytes();
+        let grammar = self.grammar.as_ref().map_or(0, AskedGrammar::bytes).saturating_mul(self.choices());
+        REQUEST_BYTES + settings + grammar + self.prompts.iter().map(prompt).sum::<usize>()
     }
 
     /// Number of tokens in all prompts.
@@ -267,25 +263,51 @@ pub(super) fn check_name(name: &str, model: &ServedModel) -> Result<(), ApiError
 /// 400 with a sentence that names the field.
 pub(super) fn prompt(kind: ApiKind, fields: &Fields<'_>, reader: Reader<'_>) -> Result<Vec<u32>, ApiError> {
     let prompt = match kind {
-        ApiKind::Chat => chat(fields, reader)?.0,
+        ApiKind::Chat => Chat::read(fields, reader)?.prompt,
         ApiKind::Completion => prompts::single(fields, reader)?,
     };
     Ok(prompt.ids)
 }
 
-/// Reads the prompt of a chat, how its answers are divided, and the grammar that its tool calls have to match.
-fn chat(
-    fields: &Fields<'_>,
-    reader: Reader<'_>,
-) -> Result<(Tokens, AnswerFormat, Option<GrammarSource>), ApiError> {
-    let model = reader.model;
-    let tools = ToolAsk::read(fields)?;
-    let (prompt, end) = prompts::chat(fields, tools.as_ref().map(|tools| &*tools.shown), reader)?;
-    let reasoning = model.reasoning_format.map(|format| format.start(&end));
-    let rule = tools.as_ref().and_then(|tools| tools.rule(model.tool_format));
-    let calls = tools.as_ref().zip(rule.as_ref()).and_then(|(tools, rule)| tools.grammar(rule));
-    let grammar = calls.map(|calls| calls.source(reasoning, &model.tokenizer)).transpose()?;
-    Ok((prompt, AnswerFormat { reasoning, tools: rule }, grammar))
+/// What a chat has besides the settings that completions have too.
+struct Chat {
+    prompt: Tokens,
+    format: AnswerFormat,
+    tools: Option<ToolAsk>,
+}
+
+impl Chat {
+    fn read(fields: &Fields<'_>, reader: Reader<'_>) -> Result<Self, ApiError> {
+        let model = reader.model;
+        let tools = ToolAsk::read(fields)?;
+        let (prompt, end) = prompts::chat(fields, tools.as_ref().map(|tools| &*tools.shown), reader)?;
+        let reasoning = model.reasoning_format.map(|format| format.start(&end));
+        let rule = tools.as_ref().and_then(|tools| tools.rule(model.tool_format));
+        Ok(Self { prompt, format: AnswerFormat { reasoning, tools: rule }, tools })
+    }
+
+    /// The grammar of the answers. `asked` is the one that the request asks for. It applies to the text after the reasoning, and to answers
+    /// without tool calls. A forced call overrides it, as in vLLM.
+    fn grammar(
+        &self,
+        asked: Option<AskedGrammar>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<AskedGrammar>, ApiError> {
+        let reasoning = self.format.reasoning;
+        let calls = self.tools.as_ref().zip(self.format.tools.as_ref());
+        let calls = calls.and_then(|(tools, rule)| tools.grammar(rule, asked.is_some()));
+        let answer = asked.as_ref().map(|asked| &asked.source);
+        if let Some(calls) = calls
+            && let Some(source) = calls.source(reasoning, answer, tokenizer)?
+        {
+            let field = asked.map_or_else(|| "tools".to_owned(), |asked| asked.field);
+            return Ok(Some(AskedGrammar { field, source }));
+        }
+        Ok(asked.map(|AskedGrammar { field, source }| AskedGrammar {
+            source: lark::after_reasoning(&source, reasoning, tokenizer).unwrap_or(source),
+            field,
+        }))
+    }
 }
 
 fn stream_options(fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {

@@ -312,7 +312,7 @@ impl Tokenizer {
     }
 
     /// The bytes of a token; empty for an id outside the vocabulary.
-    pub(super) fn bytes_of(&self, token: u32) -> &[u8] {
+    pub fn bytes_of(&self, token: u32) -> &[u8] {
         let token = token as usize;
         let Some(end) = self.ends.get(token) else { return &[] };
         let start = token.checked_sub(1).map_or(0, |before| self.ends[before]);
@@ -334,7 +334,8 @@ impl Tokenizer {
         self.bpe.as_ref()?.token_to_id(text).filter(|id| self.is_special(*id))
     }
 
-    fn is_special(&self, token: u32) -> bool {
+    /// Whether the token is special. Its text is then usually left out of answers.
+    pub fn is_special(&self, token: u32) -> bool {
         self.special.get(token as usize).copied().unwrap_or(false)
     }
 }

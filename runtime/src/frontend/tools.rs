@@ -94,17 +94,16 @@ impl ToolAsk {
     }
 
     /// The grammar that calls have to match; `None` if the request sets none. A request that names a function, or that requires a call,
-    /// gets one. With strict tools, the answer may be text, but its calls have to match.
-    pub(super) fn grammar<'a>(&'a self, rule: &CallRule) -> Option<CallGrammar<'a>> {
-        let (tools, is_forced): (Vec<&Tool>, bool) = match &self.choice {
+    /// gets one. With strict tools, or with a grammar for the rest of the answer, the answer may be a call or not.
+    pub(super) fn grammar<'a>(&'a self, rule: &CallRule, has_other: bool) -> Option<CallGrammar<'a>> {
+        let (name, is_forced) = match &self.choice {
             ToolChoice::None => return None,
-            ToolChoice::Auto if self.tools.iter().any(|tool| tool.strict) => {
-                (self.tools.iter().collect(), false)
-            }
+            ToolChoice::Auto if has_other || self.tools.iter().any(|tool| tool.strict) => (None, false),
             ToolChoice::Auto => return None,
-            ToolChoice::Required => (self.tools.iter().collect(), true),
-            ToolChoice::Named(name) => (self.tools.iter().filter(|tool| tool.name == *name).collect(), true),
+            ToolChoice::Required => (None, true),
+            ToolChoice::Named(name) => (Some(name), true),
         };
+        let tools = self.tools.iter().filter(|tool| name.is_none_or(|name| tool.name == *name)).collect();
         Some(CallGrammar { format: rule.format, tools, is_forced, only_one: rule.only_one })
     }
 }

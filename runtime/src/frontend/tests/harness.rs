@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, Recipient, System};
 use actix_web::dev::ServerHandle;
+use actors::grammar::{CompiledGrammar, Grammar, GrammarCompiler, GrammarError, GrammarSource, Matcher};
 use actors::request::{
     AbortOutcome, AbortRequest, FinishReason, Generate, Refused, RequestError, RequestId, Route, StreamEvent,
     Timings,
@@ -19,8 +20,8 @@ use socket2::SockRef;
 use super::super::model_text::ModelText;
 use super::super::model_text::testing::{EOS, bytes_model};
 use super::super::{
-    Admission, Bounds, CacheInfo, Frontend, Health, HealthState, InputMemory, Limits, Observed, ServedModel,
-    bind,
+    Admission, Bounds, CacheInfo, Frontend, Grammars, Health, HealthState, InputMemory, Limits, Observed,
+    ServedModel, bind,
 };
 use super::http::{HttpClient, WAIT};
 
@@ -42,6 +43,28 @@ pub(super) enum Script {
     Refuse(Refused),
     /// Takes the request and drops its sink.
     Forget,
+}
+
+/// Compiles any source, except for some regular expressions. Remembers nothing.
+pub(super) struct ScriptedCompiler;
+
+impl GrammarCompiler for ScriptedCompiler {
+    fn compile(&self, source: &GrammarSource) -> Result<CompiledGrammar, GrammarError> {
+        match source.text() {
+            "panic" => panic!("on purpose"),
+            "slow" => std::thread::sleep(Duration::from_secs(5)),
+            "bad" => return Err(GrammarError::Invalid("it is bad".to_owned())),
+            "busy" => return Err(GrammarError::Busy("all threads compile".to_owned())),
+            _ => {}
+        }
+        Ok(CompiledGrammar::new(source.clone(), Arc::new(ScriptedCompiler)))
+    }
+}
+
+impl Grammar for ScriptedCompiler {
+    fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
+        Err(GrammarError::Failed("the scripted proxy takes no matcher".to_owned()))
+    }
 }
 
 /// The settings of a server.
@@ -86,6 +109,7 @@ struct ScriptedProxy {
     streams: Streams,
     accepted: mpsc::Sender<RequestId>,
     aborts: mpsc::Sender<RequestId>,
+    grammars: Arc<Mutex<Vec<Option<CompiledGrammar>>>>,
 }
 
 impl ScriptedProxy {
@@ -125,6 +149,7 @@ impl Handler<Generate> for ScriptedProxy {
 
     fn handle(&mut self, generate: Generate, _: &mut Context<Self>) {
         let request = generate.request;
+        self.grammars.lock().unwrap().push(generate.grammar.clone());
         let send = |tokens: u32| (0..tokens).for_each(|_| assert!(self.streams.token(request, 97.into())));
         match &self.script {
             Script::Echo => self.answer(&generate, &generate.prompt),
@@ -180,6 +205,8 @@ pub(super) struct Shared {
     pub(super) memory: InputMemory,
     /// The state that `/health` reports.
     pub(super) state: Arc<Mutex<HealthState>>,
+    /// The grammars of the requests that the actor saw.
+    pub(super) grammars: Arc<Mutex<Vec<Option<CompiledGrammar>>>>,
 }
 
 impl Server {
@@ -194,6 +221,7 @@ impl Server {
             admission: Admission::new(bounds),
             memory: InputMemory::new(setup.input_bytes, 2),
             state: Arc::new(Mutex::new(HealthState::Ok)),
+            grammars: Arc::default(),
         };
         let listener = bind("frontend.port", "127.0.0.1", 0).unwrap();
         if let Some(bytes) = setup.send_bytes {
@@ -207,7 +235,9 @@ impl Server {
         let thread = std::thread::spawn(move || {
             System::new().block_on(async move {
                 let (script, streams) = (setup.script.clone(), parts.streams.clone());
-                let proxy = ScriptedProxy { script, streams, accepted: accept, aborts: abort }.start();
+                let grammars = Arc::clone(&parts.grammars);
+                let proxy =
+                    ScriptedProxy { script, streams, accepted: accept, aborts: abort, grammars }.start();
                 let frontend = frontend(setup, parts, proxy.clone().recipient(), proxy.recipient());
                 let server = frontend.serve(socket, 1).unwrap();
                 ready.send(server.handle()).unwrap();
@@ -271,7 +301,7 @@ fn frontend(
     text.token_types.resize(text.tokens.len(), 3);
     let cache =
         CacheInfo { page_tokens: 16, dtype: "f32".to_owned(), prefix_cache: true, memory_utilization: 0.9 };
-    let Shared { streams, admission, memory, state } = shared;
+    let Shared { streams, admission, memory, state, .. } = shared;
     let health = move || {
         let state = state.lock().unwrap().clone();
         Health { state, role: "local", peers: 0, live_requests: 0 }
@@ -281,6 +311,7 @@ fn frontend(
         abort,
         streams,
         model: Arc::new(ServedModel::new(Path::new("/m/m.gguf"), &text, None).unwrap()),
+        grammars: Grammars::new(Arc::new(ScriptedCompiler)),
         route: Route::Auto,
         deadline: setup.deadline,
         observed: Arc::new(Observed::new("m", cache)),

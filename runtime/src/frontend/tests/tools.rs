@@ -249,6 +249,31 @@ fn chats_with_wrong_tools_are_refused() {
 }
 
 #[test]
+fn forced_calls_and_answers_after_reasoning_have_grammars() {
+    let server = says("a");
+    let grammar = |fields: Value| {
+        post(&server, &body(fields));
+        let grammar = server.shared.grammars.lock().unwrap().pop().unwrap();
+        grammar.map(|grammar| grammar.source().text().to_owned())
+    };
+    let schema = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": ["x"]}}});
+    let named = json!({"type": "function", "function": {"name": "g"}});
+    assert_eq!(grammar(json!({})), None);
+    assert_eq!(grammar(json!({"tool_choice": "none"})), None);
+    let required = grammar(json!({"tool_choice": "required"})).unwrap();
+    // The reasoning may come first, and the marks are special tokens.
+    assert!(required.starts_with("start: reasoned? <[262]> calls\n"), "{required}");
+    assert!(required.contains("\ncall: call_0 | call_1\n"), "{required}");
+    let one = grammar(json!({"tool_choice": named, "response_format": schema})).unwrap();
+    assert!(one.contains("\ncall: call_0\n") && one.contains("\\\"g\\\"") && !one.contains("enum"), "{one}");
+    let either = grammar(json!({"response_format": schema})).unwrap();
+    assert!(either.starts_with("start: reasoned? (other | <[262]> calls)\n"), "{either}");
+    let think = json!({"think": true});
+    let after = grammar(json!({"tools": [], "response_format": schema, "chat_template_kwargs": think}));
+    assert!(after.unwrap().starts_with("start: thought gap answer\n"));
+}
+
+#[test]
 fn a_final_message_may_be_continued() {
     let server = says("a");
     let tokens = |fields: Value| {

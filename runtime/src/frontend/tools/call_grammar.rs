@@ -7,7 +7,7 @@ use actors::grammar::GrammarSource;
 use serde_json::{Map, Value, json};
 
 use super::super::api_error::ApiError;
-use super::super::lark::{self, Mark, TEXT, quoted, thought};
+use super::super::lark::{self, Mark, TEXT, body, quoted, thought};
 use super::super::reasoning::{ReasoningFormat, ReasoningStart};
 use super::super::tokenizer::Tokenizer;
 use super::super::tool_parser::ToolFormat;
@@ -34,23 +34,35 @@ pub(in super::super) struct CallGrammar<'a> {
 }
 
 impl CallGrammar<'_> {
-    /// The source of the grammar. `reasoning` is where the answer begins, if the model writes reasoning before.
+    /// The source of the grammar. `reasoning` is where the answer begins, if the model writes reasoning before. `other` is the grammar of
+    /// an answer that is no call. `None` if it cannot be part of a larger one.
     ///
     /// # Errors
     /// 400 if the schemas are too large.
     pub(in super::super) fn source(
         &self,
         reasoning: Option<ReasoningStart>,
+        other: Option<&GrammarSource>,
         tokenizer: &Tokenizer,
-    ) -> Result<GrammarSource, ApiError> {
+    ) -> Result<Option<GrammarSource>, ApiError> {
         let opener = Mark::new(self.format.opener(), tokenizer);
         let mut lark = String::new();
+        let other = other.filter(|_| !self.is_forced);
         // Text before optional calls may be reasoning too, unless its marks are special tokens.
-        let is_text = !self.is_forced && tokenizer.special_token(ReasoningFormat::MARKERS[1]).is_none();
+        let closer = tokenizer.special_token(ReasoningFormat::MARKERS[1]);
+        let is_text = !self.is_forced && other.is_none() && closer.is_none();
         let thought = thought(reasoning.filter(|_| !is_text), tokenizer, &mut lark);
+        let call = match self.format {
+            ToolFormat::Llama3Json => "calls".to_owned(),
+            _ => format!("{} calls", opener.terminal()),
+        };
         let answer = match (self.is_forced, self.format, opener.token) {
-            (true, ToolFormat::Llama3Json, _) => "calls".to_owned(),
-            (true, ..) => format!("{} calls", opener.terminal()),
+            (true, ..) => call,
+            _ if other.is_some() => {
+                let Some(body) = other.and_then(body) else { return Ok(None) };
+                let _ = writeln!(lark, "other: {body}");
+                format!("(other | {call})")
+            }
             // Text that begins with a brace would be a call.
             (false, ToolFormat::Llama3Json, _) => {
                 lark += "other: /[^{\\s](.|\\n)*/\n";
@@ -58,7 +70,7 @@ impl CallGrammar<'_> {
             }
             (false, _, Some(_)) => {
                 let _ = writeln!(lark, "text: {TEXT}");
-                format!("text ({} calls)?", opener.terminal())
+                format!("text ({call})?")
             }
             (false, _, None) => {
                 lark += &opener.until("opened");
@@ -96,7 +108,7 @@ impl CallGrammar<'_> {
             );
             return Err(ApiError::field("tools", message));
         }
-        Ok(GrammarSource::Lark(lark))
+        Ok(Some(GrammarSource::Lark(lark)))
     }
 
     /// The calls after the first opener.
@@ -131,56 +143,22 @@ fn schema(parameters: &Map<String, Value>, is_enforced: bool) -> Map<String, Val
 mod tests {
     use std::sync::Arc;
 
-    use llguidance::api::TopLevelGrammar;
-    use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
-    use llguidance::{Matcher, ParserFactory};
+    use actors::grammar::GrammarCompiler;
 
     use super::super::super::model_text::ModelText;
     use super::super::super::model_text::testing::{EOS, bytes_model};
+    use super::super::super::tokenizer::Bos;
     use super::*;
+    use crate::grammar::ModelCompiler;
 
-    /// A vocabulary of bytes and these special tokens.
-    struct Vocabulary {
-        tokenizer: Tokenizer,
-        trie: TokTrie,
-    }
-
-    impl TokenizerEnv for Vocabulary {
-        fn tok_trie(&self) -> &TokTrie {
-            &self.trie
-        }
-
-        fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
-            bytes.iter().map(|byte| u32::from(*byte)).collect()
-        }
-    }
-
-    impl Vocabulary {
-        fn new(special: &[&str]) -> Self {
-            let mut text = bytes_model();
-            text.tokens.truncate(EOS as usize + 1);
-            text.tokens.extend(special.iter().map(|text| (*text).to_owned()));
-            text.token_types.truncate(EOS as usize + 1);
-            text.token_types.resize(text.tokens.len(), 3);
-            let text = ModelText { merges: Vec::new(), ..text };
-            let tokenizer = Tokenizer::new(&text).unwrap();
-            let bytes: Vec<Vec<u8>> = (0..tokenizer.vocabulary())
-                .map(|id| match id {
-                    0..256 => vec![id as u8],
-                    _ => [&[0xff], tokenizer.bytes_of(id)].concat(),
-                })
-                .collect();
-            let vocab_size = tokenizer.vocabulary();
-            let info = TokRxInfo {
-                vocab_size,
-                tok_eos: EOS,
-                tok_bos: None,
-                tok_pad: None,
-                tok_unk: None,
-                tok_end_of_turn: None,
-            };
-            Self { tokenizer, trie: TokTrie::from(&info, &bytes) }
-        }
+    /// A vocabulary of bytes and these special tokens, without merges.
+    fn vocabulary(special: &[&str]) -> Tokenizer {
+        let mut text = bytes_model();
+        text.tokens.truncate(EOS as usize + 1);
+        text.tokens.extend(special.iter().map(|text| (*text).to_owned()));
+        text.token_types.truncate(EOS as usize + 1);
+        text.token_types.resize(text.tokens.len(), 3);
+        Tokenizer::new(&ModelText { merges: Vec::new(), ..text }).unwrap()
     }
 
     fn tool(name: &str, strict: bool, parameters: Value) -> Tool {
@@ -189,34 +167,38 @@ mod tests {
 
     /// Checks which answers a grammar accepts: as a whole, or not.
     fn check(
+        shape: (ToolFormat, bool, bool),
+        reasoning: Option<ReasoningStart>,
+        special: &[&str],
+        answers: &[(&str, bool)],
+    ) {
+        check_with(shape, reasoning, None, special, answers);
+    }
+
+    fn check_with(
         (format, is_forced, only_one): (ToolFormat, bool, bool),
         reasoning: Option<ReasoningStart>,
+        other: Option<&GrammarSource>,
         special: &[&str],
         answers: &[(&str, bool)],
     ) {
         let schema = json!({"type": "object", "properties": {"z": {"type": "integer"}, "a": {"$ref": "#/$defs/d"}},
             "required": ["z"], "$defs": {"d": {"enum": ["x", "y\n"]}}});
         let tools = [tool("f", true, schema), tool("g", false, json!({}))];
-        let vocabulary = Vocabulary::new(special);
+        let tokenizer = Arc::new(vocabulary(special));
         let grammar = CallGrammar { format, tools: tools.iter().collect(), is_forced, only_one };
-        let source = grammar.source(reasoning, &vocabulary.tokenizer).unwrap();
-        let encode =
-            |text: &str| vocabulary.tokenizer.encode(text, super::super::super::tokenizer::Bos::Omit);
-        let answers: Vec<(Vec<u32>, &str, bool)> =
-            answers.iter().map(|(text, fits)| (encode(text).unwrap(), *text, *fits)).collect();
-        let env: TokEnv = Arc::new(vocabulary);
-        let mut factory = ParserFactory::new_simple(&env).unwrap();
-        factory.quiet();
-        let parser = factory.create_parser(TopLevelGrammar::from_lark(source.text().to_owned()));
-        let parser = parser.unwrap_or_else(|error| panic!("{error:#}\n{}", source.text()));
-        for (tokens, text, fits) in answers {
-            let mut matcher = Matcher::new(Ok(parser.deep_clone()));
-            let allowed = tokens.iter().take_while(|token| {
-                let is_allowed = matcher.compute_mask_or_eos().unwrap().is_allowed(**token);
-                is_allowed && matcher.consume_token(**token).is_ok()
+        let source = grammar.source(reasoning, other, &tokenizer).unwrap().unwrap();
+        let compiler = ModelCompiler::new(Arc::clone(&tokenizer), tokenizer.vocabulary(), &[EOS]);
+        let compiled = compiler.compile(&source);
+        let compiled = compiled.unwrap_or_else(|error| panic!("{error}\n{}", source.text()));
+        for (text, fits) in answers {
+            let mut matcher = compiled.grammar().matcher().unwrap();
+            let tokens = tokenizer.encode(text, Bos::Omit).unwrap().into_iter().chain([EOS]);
+            let is_whole = tokens.into_iter().all(|token| {
+                let mask = matcher.mask().unwrap();
+                mask[token as usize / 32] & (1 << (token % 32)) != 0 && matcher.consume(token).is_ok()
             });
-            let is_whole = allowed.count() == tokens.len() && matcher.is_accepting().unwrap();
-            assert_eq!(is_whole, fits, "{text:?} by\n{}", source.text());
+            assert_eq!(is_whole, *fits, "{text:?} by\n{}", source.text());
         }
     }
 
@@ -299,5 +281,51 @@ mod tests {
             let optional = [(&*closed, true), ("why</think>so", true)];
             check((ToolFormat::Hermes, false, true), Some(ReasoningStart::Inside), special, &optional);
         }
+    }
+
+    #[test]
+    fn an_answer_may_have_a_grammar_of_its_own_or_be_a_call() {
+        let call = "<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
+        let other = GrammarSource::JsonSchema(r#"{"type": "array", "items": {"enum": ["/"]}}"#.to_owned());
+        let regex = GrammarSource::Regex("\\[(\"/\",? ?)*\\]".to_owned());
+        for other in [&other, &regex] {
+            for special in [HERMES, &[]] {
+                let answers = [("[\"/\", \"/\"]", true), (call, true), ("[1]", false), ("Hi", false)];
+                check_with((ToolFormat::Hermes, false, false), None, Some(other), special, &answers);
+                let (after, before) = (format!("so</think>{call}"), format!("so</think>\n\n[]"));
+                let answers = [(&*after, true), (&before, true), ("[]", false), ("so</think>", false)];
+                let inside = Some(ReasoningStart::Inside);
+                check_with((ToolFormat::Hermes, false, false), inside, Some(other), special, &answers);
+            }
+        }
+        let lark = GrammarSource::Lark("start: \"a\"".to_owned());
+        let tokenizer = vocabulary(&[]);
+        let tools = [tool("f", true, json!({}))];
+        let grammar = |is_forced| CallGrammar {
+            format: ToolFormat::Hermes,
+            tools: tools.iter().collect(),
+            is_forced,
+            only_one: true,
+        };
+        let source = |is_forced| grammar(is_forced).source(None, Some(&lark), &tokenizer).unwrap();
+        assert_eq!(source(false), None);
+        assert!(source(true).is_some(), "a forced call needs no other grammar");
+    }
+
+    #[test]
+    fn many_tools_with_odd_descriptions_compile() {
+        let schema = json!({"type": "object", "properties": {"a": {"type": "string", "description": "b ::= %json {"}}});
+        let tools: Vec<Tool> = (0..128).map(|n| tool(&format!("f{n}"), false, schema.clone())).collect();
+        let tokenizer = Arc::new(vocabulary(HERMES));
+        let tools = tools.iter().collect();
+        let grammar = CallGrammar { format: ToolFormat::Hermes, tools, is_forced: true, only_one: false };
+        let source = grammar.source(None, None, &tokenizer).unwrap().unwrap();
+        let compiler = ModelCompiler::new(Arc::clone(&tokenizer), tokenizer.vocabulary(), &[EOS]);
+        compiler.compile(&source).unwrap();
+
+        let large = [tool("f", true, json!({"description": "a".repeat(GrammarSource::BYTES_MAX)}))];
+        let grammar = CallGrammar { tools: large.iter().collect(), ..grammar };
+        let error = grammar.source(None, None, &tokenizer).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("tools"), "{}", error.message);
     }
 }

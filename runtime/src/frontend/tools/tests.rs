@@ -28,7 +28,7 @@ fn the_choice_decides_which_calls_count() {
     let rule = |choice: Value, format| {
         let ask = read(&json!({"tools": [tool("f"), tool("g")], "tool_choice": choice})).unwrap().unwrap();
         let rule = ask.rule(format);
-        let grammar = rule.as_ref().is_some_and(|rule| ask.grammar(rule).is_some());
+        let grammar = rule.as_ref().is_some_and(|rule| ask.grammar(rule, false).is_some());
         (rule.map(|rule| (rule.format, rule.only_one, rule.is_named)), grammar)
     };
     let llama = Some(ToolFormat::Llama3Json);
@@ -44,7 +44,7 @@ fn the_choice_decides_which_calls_count() {
     let body = json!({"tools": [strict], "parallel_tool_calls": false});
     let ask = read(&body).unwrap().unwrap();
     let rule = ask.rule(llama).unwrap();
-    assert!(rule.only_one && ask.grammar(&rule).is_some_and(|grammar| !grammar.is_forced));
+    assert!(rule.only_one && ask.grammar(&rule, false).is_some_and(|grammar| !grammar.is_forced));
 }
 
 #[test]
