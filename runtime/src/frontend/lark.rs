@@ -82,18 +82,42 @@ pub(super) fn json(mut schema: Map<String, Value>) -> String {
     format!("%json {text}")
 }
 
-/// The grammar as the right side of a rule; `None` for one in Lark, which has rules of its own, and for an invalid schema, whose error is
-/// reported when it is compiled.
+/// The grammar as the right side of a rule, which more rules may follow. `None` for a grammar in Lark that may be in the way of other rules,
+/// and for an invalid schema, whose error is reported when it is compiled.
 pub(super) fn body(source: &GrammarSource) -> Option<String> {
     match source {
         GrammarSource::JsonSchema(text) => serde_json::from_str(text).ok().map(json),
         GrammarSource::Regex(text) => Some(format!("/{}/", with_escaped_slashes(text))),
-        GrammarSource::Lark(_) => None,
+        GrammarSource::Lark(text) => {
+            let rest = text.strip_prefix("start:")?;
+            let word = |word: &str| {
+                let name = word.trim_end_matches(|c: char| c.is_ascii_digit());
+                word == "start" || RULES.contains(&name)
+            };
+            let words = rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            (!rest.contains('%') && !words.into_iter().any(word)).then(|| rest.trim().to_owned())
+        }
     }
 }
 
-/// The grammar for an answer that begins with reasoning; `None` if the answer has none, or if the grammar is in Lark, which constrains
-/// the whole answer.
+/// The names of the rules that grammars are combined with, without their numbers.
+const RULES: [&str; 12] = [
+    "answer",
+    "arguments_",
+    "call",
+    "call_",
+    "calls",
+    "gap",
+    "opened",
+    "other",
+    "reasoned",
+    "rest",
+    "text",
+    "thought",
+];
+
+/// The grammar for an answer that begins with reasoning; `None` if the answer has none, or if the grammar has no [`body`] and constrains the
+/// whole answer.
 pub(super) fn after_reasoning(
     source: &GrammarSource,
     start: Option<ReasoningStart>,
@@ -134,7 +158,11 @@ mod tests {
         assert_eq!(after(&regex, Some(ReasoningStart::Inside)), Some(expect));
         assert_eq!(after(&regex, Some(ReasoningStart::Closed)), None);
         assert_eq!(after(&regex, None), None);
-        let lark = GrammarSource::Lark("start: \"a\"".to_owned());
-        assert_eq!(after(&lark, Some(ReasoningStart::Inside)), None);
+        let lark = |text: &str| after(&GrammarSource::Lark(text.to_owned()), Some(ReasoningStart::Inside));
+        let choice = lark("start: CHOICE\nCHOICE: \"a\"\n").unwrap();
+        assert!(choice.text().ends_with("answer: CHOICE\nCHOICE: \"a\"\n"), "{}", choice.text());
+        assert_eq!(lark("start: \"(\" start \")\""), None);
+        assert_eq!(lark("start: call_7\ncall_7: \"a\""), None);
+        assert_eq!(lark("%ignore \" \"\nstart: \"a\""), None);
     }
 }

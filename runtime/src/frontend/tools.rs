@@ -121,13 +121,16 @@ fn choice(fields: &Fields<'_>) -> Result<ToolChoice, ApiError> {
         };
     }
     let object = parsed::<Fields<'_>>(value).ok_or_else(|| wrong(FIELD, EXPECT, value))?;
-    let kind = object.text("type").ok().flatten().unwrap_or("function".into());
-    if kind != "function" {
-        let message = format!("{FIELD} has the type {kind:?}, which is not supported; set it to {EXPECT}");
-        return Err(ApiError::field(FIELD, message));
+    let kind = object.get("type").filter(|kind| kind.get() != "\"function\"");
+    if let Some(kind) = kind {
+        return Err(ApiError {
+            param: Some(FIELD.to_owned()),
+            ..wrong("tool_choice.type", "\"function\"", kind)
+        });
     }
-    let name =
-        object.inner("function").ok().flatten().and_then(|function| function.text("name").ok().flatten());
+    let function = object.inner("function").ok().flatten();
+    let name = function.and_then(|function| function.text("name").ok().flatten());
+    let name = name.filter(|name| name.len() <= NAME_BYTES_MAX);
     Ok(ToolChoice::Named(name.ok_or_else(|| wrong(FIELD, EXPECT, value))?.into_owned()))
 }
 

@@ -288,7 +288,9 @@ mod tests {
         let call = "<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
         let other = GrammarSource::JsonSchema(r#"{"type": "array", "items": {"enum": ["/"]}}"#.to_owned());
         let regex = GrammarSource::Regex("\\[(\"/\",? ?)*\\]".to_owned());
-        for other in [&other, &regex] {
+        let choice = "start: CHOICE\nCHOICE: \"[\\\"/\\\", \\\"/\\\"]\" | \"[]\"\n";
+        let choice = GrammarSource::Lark(choice.to_owned());
+        for other in [&other, &regex, &choice] {
             for special in [HERMES, &[]] {
                 let answers = [("[\"/\", \"/\"]", true), (call, true), ("[1]", false), ("Hi", false)];
                 check_with((ToolFormat::Hermes, false, false), None, Some(other), special, &answers);
@@ -298,7 +300,7 @@ mod tests {
                 check_with((ToolFormat::Hermes, false, false), inside, Some(other), special, &answers);
             }
         }
-        let lark = GrammarSource::Lark("start: \"a\"".to_owned());
+        let lark = GrammarSource::Lark("start: text\ntext: \"a\"".to_owned());
         let tokenizer = vocabulary(&[]);
         let tools = [tool("f", true, json!({}))];
         let grammar = |is_forced| CallGrammar {

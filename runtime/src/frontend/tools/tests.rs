@@ -109,9 +109,10 @@ fn wrong_choices_are_refused() {
         json!({"type": "function", "function": {"name": "g"}}),
         "tool_choice names the function \"g\", which is not in",
     );
+    check(json!({"type": "allowed_tools"}), "tool_choice.type must be \"function\", not \"allowed_tools\"");
     check(
-        json!({"type": "allowed_tools"}),
-        "tool_choice has the type \"allowed_tools\", which is not supported",
+        json!({"type": "function", "function": {"name": "x".repeat(65)}}),
+        "tool_choice must be none, auto",
     );
     let found = refused(&json!({"tool_choice": "required"}));
     assert!(found.starts_with("tool_choice: tool_choice is required, but tools has no tool"), "{found}");
