@@ -259,6 +259,7 @@ fn start_node(
     });
     Ok(node::start(NodeConfig {
         engine,
+        grammars: None,
         prefill_chunk_tokens: config.prefill_chunk_tokens(),
         prefix_cache: config.engine.prefix_cache,
         scattered: false,

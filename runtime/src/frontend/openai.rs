@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use actix_web::http::StatusCode;
+use actors::request::CacheSalt;
 use engine::Sampling;
 
 use super::answer_parser::AnswerFormat;
@@ -56,6 +57,8 @@ pub(super) struct Ask {
     /// The grammar that all answers follow.
     pub(super) grammar: Option<AskedGrammar>,
     pub(super) ignore_eos: bool,
+    /// Answers share cached pages only with requests of the same salt.
+    pub(super) salt: Option<CacheSalt>,
     pub(super) special_tokens: SpecialTokens,
     pub(super) return_token_ids: bool,
     pub(super) return_timings: bool,
@@ -187,6 +190,7 @@ impl Ask {
             sampling,
             stop: StopRule::read(fields, vocabulary)?,
             ignore_eos: fields.flag("ignore_eos", false)?,
+            salt: cache_salt(fields)?,
             special_tokens: if fields.flag("skip_special_tokens", true)? {
                 SpecialTokens::Skip
             } else {
@@ -307,6 +311,16 @@ impl Chat {
             source: lark::after_reasoning(&source, reasoning, tokenizer).unwrap_or(source),
             field,
         }))
+    }
+}
+
+/// Reads `cache_salt`, a text of at least one character.
+fn cache_salt(fields: &Fields<'_>) -> Result<Option<CacheSalt>, ApiError> {
+    match fields.text("cache_salt")? {
+        Some(salt) if salt.is_empty() => {
+            Err(ApiError::field("cache_salt", "cache_salt must not be empty; leave it out or set a text"))
+        }
+        salt => Ok(salt.map(|salt| CacheSalt::of(&salt))),
     }
 }
 
