@@ -23,6 +23,8 @@ pub(super) struct CallRule {
     pub(super) names: Arc<[String]>,
     /// Calls after the first do not count.
     pub(super) only_one: bool,
+    /// Calls without a marker count.
+    pub(super) bare: bool,
     /// The request names the function to call. Such an answer finishes with `stop`, as in OpenAI and vLLM.
     pub(super) is_named: bool,
 }
@@ -35,7 +37,8 @@ impl AnswerFormat {
 
     /// The parser of one answer.
     pub(super) fn parser(&self) -> AnswerParser {
-        let tools = |rule: &CallRule| ToolParser::new(rule.format, Arc::clone(&rule.names), rule.only_one);
+        let tools =
+            |rule: &CallRule| ToolParser::new(rule.format, Arc::clone(&rule.names), rule.only_one, rule.bare);
         AnswerParser {
             reasoning: self.reasoning.map(Reasoning::new),
             tools: self.tools.as_ref().map(tools),

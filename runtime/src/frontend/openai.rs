@@ -148,7 +148,7 @@ impl Ask {
             }
             ApiKind::Chat => {
                 prompts::check_answers(1, n, most)?;
-                let chat = Chat::read(fields, reader)?;
+                let chat = Chat::read(fields, grammar.is_some(), reader)?;
                 grammar = chat.grammar(grammar, &model.tokenizer)?;
                 format = chat.format;
                 vec![chat.prompt]
@@ -267,7 +267,7 @@ pub(super) fn check_name(name: &str, model: &ServedModel) -> Result<(), ApiError
 /// 400 with a sentence that names the field.
 pub(super) fn prompt(kind: ApiKind, fields: &Fields<'_>, reader: Reader<'_>) -> Result<Vec<u32>, ApiError> {
     let prompt = match kind {
-        ApiKind::Chat => Chat::read(fields, reader)?.prompt,
+        ApiKind::Chat => Chat::read(fields, false, reader)?.prompt,
         ApiKind::Completion => prompts::single(fields, reader)?,
     };
     Ok(prompt.ids)
@@ -281,12 +281,13 @@ struct Chat {
 }
 
 impl Chat {
-    fn read(fields: &Fields<'_>, reader: Reader<'_>) -> Result<Self, ApiError> {
+    /// Reads the fields. `is_constrained` tells that they ask for a grammar.
+    fn read(fields: &Fields<'_>, is_constrained: bool, reader: Reader<'_>) -> Result<Self, ApiError> {
         let model = reader.model;
         let tools = ToolAsk::read(fields)?;
         let (prompt, end) = prompts::chat(fields, tools.as_ref().map(|tools| &*tools.shown), reader)?;
         let reasoning = model.reasoning_format.map(|format| format.start(&end));
-        let rule = tools.as_ref().and_then(|tools| tools.rule(model.tool_format));
+        let rule = tools.as_ref().and_then(|tools| tools.rule(model.tool_format, is_constrained));
         Ok(Self { prompt, format: AnswerFormat { reasoning, tools: rule }, tools })
     }
 

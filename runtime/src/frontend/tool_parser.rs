@@ -15,7 +15,8 @@ use call_reader::{CallReader, Heard, Step};
 /// A way in which models write tool calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolFormat {
-    /// `<tool_call>{"name": …, "arguments": …}</tool_call>`: Hermes and Qwen.
+    /// `<tool_call>{"name": …, "arguments": …}</tool_call>`: Hermes and Qwen. Qwen2.5-Coder often leaves out the tags or writes a fenced
+    /// block.
     Hermes,
     /// `{"name": …, "parameters": …}`, possibly after `<|python_tag|>`; several with `;` between them: Llama 3.1 and later.
     Llama3Json,
@@ -66,9 +67,13 @@ impl ToolFormat {
         self.markers()[0]
     }
 
-    /// The text after a call.
-    fn closer(self) -> Option<&'static str> {
-        (self == Self::Hermes).then_some("</tool_call>")
+    /// The texts that may stand after a call.
+    fn closers(self) -> &'static [&'static str] {
+        match self {
+            Self::Hermes => &["</tool_call>", FENCE],
+            Self::Llama3Json => &[FENCE],
+            Self::Mistral => &[],
+        }
     }
 
     /// Whether the character means nothing after a call.
@@ -80,6 +85,38 @@ impl ToolFormat {
                 Self::Llama3Json => c == ';',
                 Self::Mistral => c == ',' || c == ']',
             }
+    }
+}
+
+/// The end of a block of code in Markdown.
+const FENCE: &str = "```";
+
+/// The starts of a block of JSON in Markdown, the longest first, or of JSON without a block.
+const FENCES: [&str; 3] = ["```json", FENCE, ""];
+
+/// Whether a text begins with a call without a marker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BareStart {
+    /// Its object begins here.
+    At(usize),
+    /// More text decides.
+    Undecided,
+    No,
+}
+
+impl BareStart {
+    fn of(text: &str) -> Self {
+        let rest = text.trim_start();
+        for inside in FENCES.iter().filter_map(|fence| rest.strip_prefix(fence)) {
+            let object = inside.trim_start();
+            if object.starts_with('{') {
+                return Self::At(text.len() - object.len());
+            }
+            if object.is_empty() {
+                return Self::Undecided;
+            }
+        }
+        if FENCES[0].starts_with(rest) { Self::Undecided } else { Self::No }
     }
 }
 
@@ -101,6 +138,8 @@ pub(super) struct ToolParser {
     names: Arc<[String]>,
     /// Only the first call counts.
     only_one: bool,
+    /// Calls without a marker count.
+    bare: bool,
     state: State,
     /// Text that was not taken yet.
     text: String,
@@ -129,11 +168,12 @@ enum State {
 
 impl ToolParser {
     /// A parser at the start of an answer.
-    pub(super) fn new(format: ToolFormat, names: Arc<[String]>, only_one: bool) -> Self {
+    pub(super) fn new(format: ToolFormat, names: Arc<[String]>, only_one: bool, bare: bool) -> Self {
         Self {
             format,
             names,
             only_one,
+            bare,
             state: State::Text,
             text: String::new(),
             calls: 0,
@@ -170,14 +210,14 @@ impl ToolParser {
 
     /// Takes text outside of calls, up to the next marker.
     fn scan(&mut self, is_end: bool) -> bool {
-        if self.format == ToolFormat::Llama3Json && !self.begun {
-            let start = self.text.len() - self.text.trim_start().len();
-            if self.text[start..].starts_with('{') {
-                self.open(start, true);
-                return true;
-            }
-            if start == self.text.len() && !is_end {
-                return false;
+        if self.bare && !self.begun {
+            match BareStart::of(&self.text) {
+                BareStart::At(at) => {
+                    self.open(at, true);
+                    return true;
+                }
+                BareStart::Undecided if !is_end => return false,
+                _ => {}
             }
         }
         let opener = self.format.opener();
@@ -208,13 +248,18 @@ impl ToolParser {
             }
             return false;
         }
-        let may_be_bare =
-            format == ToolFormat::Llama3Json || (self.in_list && !self.text[..start].contains(']'));
-        if may_be_bare && rest.starts_with('{') {
-            self.open(start, format == ToolFormat::Llama3Json);
-            return true;
+        let in_list = self.in_list && !self.text[..start].contains(']');
+        if self.bare || in_list {
+            match BareStart::of(rest) {
+                BareStart::At(at) => {
+                    self.open(start + at, !in_list);
+                    return true;
+                }
+                BareStart::Undecided if !is_end => return false,
+                _ => {}
+            }
         }
-        if let Some(closer) = format.closer() {
+        for closer in format.closers() {
             if let Some(after) = rest.strip_prefix(closer) {
                 self.text = after.to_owned();
                 return true;

@@ -80,9 +80,19 @@ impl ToolAsk {
         }
     }
 
+    /// Whether calls have to match a grammar: a request that names a function, or that requires a call, gets a call in the model's format.
+    /// With strict tools, or with a grammar for the rest of the answer (`has_other`), the answer may be a call or not.
+    fn is_constrained(&self, has_other: bool) -> bool {
+        match self.choice {
+            ToolChoice::None => false,
+            ToolChoice::Auto => has_other || self.tools.iter().any(|tool| tool.strict),
+            ToolChoice::Required | ToolChoice::Named(_) => true,
+        }
+    }
+
     /// Which calls the answers may have. `format` is the model's; without one, only forced calls can be told from text. `None` if all text
     /// is content.
-    pub(super) fn rule(&self, format: Option<ToolFormat>) -> Option<CallRule> {
+    pub(super) fn rule(&self, format: Option<ToolFormat>, has_other: bool) -> Option<CallRule> {
         let format = match self.choice {
             ToolChoice::None => return None,
             ToolChoice::Auto => format?,
@@ -90,21 +100,22 @@ impl ToolAsk {
         };
         let names: Arc<[String]> = self.tools.iter().map(|tool| tool.name.clone()).collect();
         let is_named = matches!(self.choice, ToolChoice::Named(_));
-        Some(CallRule { format, names, only_one: !self.parallel || is_named, is_named })
+        let bare = match format {
+            // A grammar allows only the tags.
+            ToolFormat::Hermes => !self.is_constrained(has_other),
+            ToolFormat::Llama3Json => true,
+            ToolFormat::Mistral => false,
+        };
+        Some(CallRule { format, names, only_one: !self.parallel || is_named, bare, is_named })
     }
 
-    /// The grammar that calls have to match; `None` if the request sets none. A request that names a function, or that requires a call,
-    /// gets one. With strict tools, or with a grammar for the rest of the answer, the answer may be a call or not.
+    /// The grammar that calls have to match; `None` if there is none.
     pub(super) fn grammar<'a>(&'a self, rule: &CallRule, has_other: bool) -> Option<CallGrammar<'a>> {
-        let (name, is_forced) = match &self.choice {
-            ToolChoice::None => return None,
-            ToolChoice::Auto if has_other || self.tools.iter().any(|tool| tool.strict) => (None, false),
-            ToolChoice::Auto => return None,
-            ToolChoice::Required => (None, true),
-            ToolChoice::Named(name) => (Some(name), true),
-        };
+        let name = if let ToolChoice::Named(name) = &self.choice { Some(name) } else { None };
         let tools = self.tools.iter().filter(|tool| name.is_none_or(|name| tool.name == *name)).collect();
-        Some(CallGrammar { format: rule.format, tools, is_forced, only_one: rule.only_one })
+        let is_forced = self.choice != ToolChoice::Auto;
+        let grammar = CallGrammar { format: rule.format, tools, is_forced, only_one: rule.only_one };
+        self.is_constrained(has_other).then_some(grammar)
     }
 }
 

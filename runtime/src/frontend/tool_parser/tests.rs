@@ -5,7 +5,7 @@ use super::*;
 const NAMES: [&str; 2] = ["get_weather", "add"];
 
 fn parser(format: ToolFormat) -> ToolParser {
-    ToolParser::new(format, NAMES.map(str::to_owned).into(), false)
+    ToolParser::new(format, NAMES.map(str::to_owned).into(), false, format != ToolFormat::Mistral)
 }
 
 /// The content and the calls of an answer that comes in these pieces.
@@ -75,7 +75,18 @@ const HERMES: &[Answer] = &[
         &[],
     ),
     ("<tool_call>{'name': 'add'}</tool_call>", "<tool_call>{'name': 'add'}</tool_call>", &[]),
-    ("{\"name\": \"add\", \"arguments\": {}}", "{\"name\": \"add\", \"arguments\": {}}", &[]),
+    // As Qwen2.5-Coder writes them.
+    ("{\"name\": \"add\", \"arguments\": {\"a\": 3}}", "", &[("add", "{\"a\": 3}")]),
+    (
+        "```json\n{\n  \"name\": \"add\",\n  \"arguments\": {\n    \"a\": 3\n  }\n}\n```\n```json\n{\"name\": \"add\", \"arguments\": {}}\n```\nDone.",
+        "\nDone.",
+        &[("add", "{\n    \"a\": 3\n  }"), ("add", "{}")],
+    ),
+    ("{\"name\": \"Joke\", \"arguments\": {}}", "{\"name\": \"Joke\", \"arguments\": {}}", &[]),
+    ("```json\n{\"a\": 1}\n```", "```json\n{\"a\": 1}\n```", &[]),
+    ("```python\nadd\n```", "```python\nadd\n```", &[]),
+    ("a {\"name\": \"add\", \"arguments\": {}}", "a {\"name\": \"add\", \"arguments\": {}}", &[]),
+    ("```", "```", &[]),
     // The arguments are broken off.
     (
         "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1</tool_call><tool_call>{\"name\": \"add\", \"arguments\": {}}</tool_call>",
@@ -171,7 +182,7 @@ fn arguments_arrive_with_the_text() {
 #[test]
 fn one_call_may_be_all_that_counts() {
     let text = "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1}}</tool_call>";
-    let one = ToolParser::new(ToolFormat::Hermes, Arc::default(), true);
+    let one = ToolParser::new(ToolFormat::Hermes, Arc::default(), true, false);
     let expect = (String::new(), vec![("add".to_owned(), "{\"a\": 1}".to_owned())]);
     assert_eq!(parse(one, &[&text.repeat(3)]), expect);
 }
@@ -193,7 +204,7 @@ proptest! {
     fn cuts_do_not_matter(
         format in 0usize..3,
         pieces in proptest::collection::vec(
-            "(<tool_call>|</tool_call>|<|python_tag|>|\\[TOOL_CALLS\\]|\\[ARGS\\]|\\[|\\]|\\{|\\}|\"|\\\\|,|:|;| |\n|<|add|é|1|\
+            "(<tool_call>|</tool_call>|```|json|<\\|python_tag\\|>|\\[TOOL_CALLS\\]|\\[ARGS\\]|\\[|\\]|\\{|\\}|\"|\\\\|,|:|;| |\n|<|add|é|1|\
              \"name\": \"add\"|\"arguments\": \\{|\"parameters\": \\{\"a\": 1\\}\\}|\\{\"name\": \"add\", \"arguments\": \\{\"b\": \"c\"\\}\\})",
             0..24,
         ),

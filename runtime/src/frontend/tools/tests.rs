@@ -27,7 +27,7 @@ fn tools_are_shown_as_the_client_wrote_them() {
 fn the_choice_decides_which_calls_count() {
     let rule = |choice: Value, format| {
         let ask = read(&json!({"tools": [tool("f"), tool("g")], "tool_choice": choice})).unwrap().unwrap();
-        let rule = ask.rule(format);
+        let rule = ask.rule(format, false);
         let grammar = rule.as_ref().is_some_and(|rule| ask.grammar(rule, false).is_some());
         (rule.map(|rule| (rule.format, rule.only_one, rule.is_named)), grammar)
     };
@@ -43,7 +43,7 @@ fn the_choice_decides_which_calls_count() {
     strict["function"]["strict"] = json!(true);
     let body = json!({"tools": [strict], "parallel_tool_calls": false});
     let ask = read(&body).unwrap().unwrap();
-    let rule = ask.rule(llama).unwrap();
+    let rule = ask.rule(llama, false).unwrap();
     assert!(rule.only_one && ask.grammar(&rule, false).is_some_and(|grammar| !grammar.is_forced));
 }
 
