@@ -72,15 +72,24 @@ pub enum GrammarError {
     /// The grammar library panicked.
     #[error("the grammar library failed on this grammar: {0}")]
     Panicked(String),
+    /// Too many grammars are compiled at the same time. The same grammar may be compiled later.
+    #[error("{0}")]
+    Busy(String),
 }
 
 /// Compiles grammars for one model's vocabulary. Threads share it; compiled grammars are cached behind it.
 pub trait GrammarCompiler: Send + Sync {
-    /// Compiles a source. Blocks for at most about a second: the call belongs on a thread for such work, inside [`guarded`].
+    /// Compiles a source. Blocks for at most about two seconds: the call belongs on a thread for such work, inside [`guarded`].
     ///
     /// # Errors
-    /// The source is invalid or exceeds a limit.
+    /// The source is invalid or exceeds a limit, or the compiler is busy.
     fn compile(&self, source: &GrammarSource) -> Result<CompiledGrammar, GrammarError>;
+
+    /// The outcome for a source that was compiled recently; `None` if it has to be compiled. Takes microseconds.
+    fn cached(&self, source: &GrammarSource) -> Option<Result<CompiledGrammar, GrammarError>> {
+        let _ = source;
+        None
+    }
 }
 
 /// A compiled grammar.
@@ -161,10 +170,10 @@ thread_local! {
 /// # Errors
 /// Those of `work`, and its panic.
 pub fn guarded<T>(work: impl FnOnce() -> Result<T, GrammarError>) -> Result<T, GrammarError> {
-    GUARDED.set(true);
+    let outer = GUARDED.replace(true);
     // The values that `work` captures are dropped after a panic: a matcher is not used again, and a compiler keeps nothing unfinished.
     let outcome = catch_unwind(AssertUnwindSafe(work));
-    GUARDED.set(false);
+    GUARDED.set(outer);
     outcome.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -235,6 +244,15 @@ mod tests {
         assert_eq!(outcome, Err(GrammarError::Panicked("index 7 is out of range".to_owned())));
         assert!(!is_guarded());
         assert_eq!(guarded(|| Ok(is_guarded())), Ok(true));
+    }
+
+    #[test]
+    fn inner_guarded_work_leaves_the_outer_work_guarded() {
+        let outcome = guarded(|| {
+            guarded(|| Ok(()))?;
+            Ok(is_guarded())
+        });
+        assert_eq!(outcome, Ok(true));
     }
 
     #[test]

@@ -93,6 +93,44 @@ def check_chat(client, model):
     assert client.chat.completions.create(model=model, messages=parts, max_tokens=1).choices[0].message.content is not None
 
 
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+
+
+def check_tools(client, model):
+    # The model knows no tools: requests with tools are accepted, and the answers are text.
+    called = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+    history = [
+        *MESSAGES,
+        {"role": "assistant", "tool_calls": [{"id": "call_1", "type": "function", "function": called}]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
+        {"role": "user", "content": MESSAGES[0]["content"]},
+    ]
+    settings = {"model": model, "messages": history, "tools": TOOLS, "max_tokens": 12, "temperature": 0}
+    whole = client.chat.completions.create(**settings).choices[0]
+    assert whole.message.content and not whole.message.tool_calls and whole.finish_reason == "length", whole
+    assert client.chat.completions.create(**settings, tool_choice="none").choices[0].message == whole.message
+    with client.chat.completions.stream(**settings) as stream:
+        try:
+            stream.until_done()
+        except openai.LengthFinishReasonError:
+            pass
+        assert stream.current_completion_snapshot.choices[0].message.content == whole.message.content
+    wrong = {"type": "function", "function": {"name": "other"}}
+    try:
+        client.chat.completions.create(**settings, tool_choice=wrong)
+        raise AssertionError("an unknown function was accepted")
+    except openai.BadRequestError as error:
+        assert error.param == "tool_choice", error
+
+
 def check_errors(client, model):
     def refused(kind, **fields):
         try:
@@ -134,6 +172,7 @@ def main():
     check_batches(client, model, whole)
     check_sampling(client, model)
     check_chat(client, model)
+    check_tools(client, model)
     check_errors(client, model)
     asyncio.run(check_async(openai.AsyncOpenAI(**settings), model, whole))
     try:

@@ -1,4 +1,4 @@
-//! `runtime` with an engine whose device fails for certain prompts, to test how a process handles a failed device.
+//! `runtime` with an engine that fails for certain prompts, to test how a process handles a failed device and a panic.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -13,6 +13,8 @@ use engine::{
 const FAILS: u32 = 777;
 /// A prompt with this token three times in a row makes the device fail, and the engine then hangs when it is dropped.
 const HANGS: u32 = 778;
+/// A prompt with this token three times in a row makes the engine panic.
+const PANICS: u32 = 779;
 
 /// An engine on a device that may fail.
 struct Failing {
@@ -35,6 +37,7 @@ impl Engine for Failing {
 
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
         let has = |token| batch.iter().any(|chunk| chunk.tokens.windows(3).any(|three| three == [token; 3]));
+        assert!(!has(PANICS), "the engine panics on purpose");
         self.hangs |= has(HANGS);
         if self.hangs || has(FAILS) {
             return Err(EngineError::Device(CudaError::of_status("cuEventQuery", 700)));

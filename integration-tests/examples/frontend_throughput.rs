@@ -21,9 +21,10 @@ use integration_tests::client::{Connection, post_request};
 use integration_tests::statistics::median;
 use runtime::config::Surroundings;
 use runtime::frontend::{
-    Admission, Bounds, CacheInfo, Frontend, Health, HealthState, InputMemory, Limits, Observed, ServedModel,
-    bind,
+    Admission, Bounds, CacheInfo, Frontend, Grammars, Health, HealthState, InputMemory, Limits, Observed,
+    ServedModel, bind,
 };
+use runtime::grammar::ModelCompiler;
 
 const BODY: &str = r#"{"model": "m", "prompt": "Once upon a time there was a lighthouse", "max_tokens": 1, "temperature": 0}"#;
 const ROUNDS: usize = 5;
@@ -78,6 +79,9 @@ fn frontend(workers: usize) -> Result<SocketAddr> {
     let path = Surroundings::of_process().default_model();
     let mut model = ServedModel::open(&path, &path, Some("m")).context("run `cargo xtask fetch` first")?;
     model.context_tokens = 2048;
+    let tokens = model.tokenizer.vocabulary();
+    let grammars =
+        Grammars::new(Arc::new(ModelCompiler::new(Arc::clone(&model.tokenizer), tokens, &model.eos)));
     serve(move || {
         let streams = Streams::default();
         let echo = Echo(streams.clone()).start();
@@ -93,6 +97,7 @@ fn frontend(workers: usize) -> Result<SocketAddr> {
             streams,
             observed: Arc::new(Observed::new("m", cache)),
             model: Arc::new(model),
+            grammars,
             route: Route::Auto,
             deadline: Duration::from_secs(60),
             api_key: None,

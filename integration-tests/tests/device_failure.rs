@@ -1,5 +1,7 @@
-//! A process whose device has failed fails its requests and ends. The device is simulated by an engine on the CPU that fails for certain
-//! prompts (see `examples/failing_device.rs`).
+//! A process whose device has failed fails its requests and ends, and a panic ends a process at once. The device is simulated by an engine
+//! on the CPU that fails for certain prompts (see `examples/failing_device.rs`).
+
+use std::os::unix::process::ExitStatusExt as _;
 
 use anyhow::{Context, Result};
 use integration_tests::client::{complete, get, post};
@@ -10,6 +12,8 @@ use serde_json::{Value, json};
 const FAILS: [u32; 4] = [1, 777, 777, 777];
 /// A prompt that makes the device fail and then hang when the process ends.
 const HANGS: [u32; 4] = [1, 778, 778, 778];
+/// A prompt that makes the engine panic.
+const PANICS: [u32; 4] = [1, 779, 779, 779];
 
 fn start(arguments: &[&str]) -> Result<Process> {
     Process::start_program(&failing_device()?, arguments, &[])
@@ -74,4 +78,16 @@ fn a_process_ends_although_its_device_hangs() -> Result<()> {
     let address = local.address("frontend.port")?;
     assert_eq!(ask(&address, &HANGS, 4)?.0, 500);
     ends_with_the_reason(&mut local)
+}
+
+#[test]
+fn a_panic_on_the_engine_thread_ends_the_process() -> Result<()> {
+    const ABORTED: i32 = 6;
+    let mut local = start(&["--role", "local", "--set", "frontend.port=0"])?;
+    let address = local.address("frontend.port")?;
+    assert!(ask(&address, &PANICS, 4).is_err(), "the connection breaks");
+    let status = local.wait()?;
+    assert_eq!(status.signal(), Some(ABORTED), "{}", local.log());
+    assert!(local.log().contains("the engine panics on purpose"), "{}", local.log());
+    Ok(())
 }

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::bench::BenchCommand;
 use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
-use crate::{roles, telemetry};
+use crate::{panics, roles, telemetry};
 
 const AFTER_HELP: &str = "\
 Start two processes and send a request:
@@ -76,6 +76,18 @@ pub struct Cli {
     /// API key that clients must send (`request.api_key`)
     #[arg(long, value_name = "KEY", help_heading = VLLM)]
     pub api_key: Option<String>,
+
+    /// How the model writes tool calls: hermes, llama3_json, mistral or none (`frontend.tool_call_parser`)
+    #[arg(long, value_name = "NAME", help_heading = VLLM)]
+    pub tool_call_parser: Option<String>,
+
+    /// How the model writes its reasoning: deepseek_r1, qwen3 or none (`frontend.reasoning_parser`)
+    #[arg(long, value_name = "NAME", help_heading = VLLM)]
+    pub reasoning_parser: Option<String>,
+
+    /// Accepts a flag of `vllm serve` that Baton does not need: tools are always enabled
+    #[arg(long, help_heading = VLLM)]
+    pub enable_auto_tool_choice: bool,
 
     /// Does not log a line for each finished request
     #[arg(long, help_heading = VLLM)]
@@ -155,13 +167,15 @@ impl Cli {
         let file = self.config.clone().or_else(|| surroundings.lmcache_file.clone());
         let role = self.role(file.as_deref())?;
         let port = if role == Role::Local { "frontend.port" } else { "http.port" };
-        let named: [(&str, &[&str], &Option<String>); 6] = [
+        let named: [(&str, &[&str], &Option<String>); 8] = [
             ("--model", &["model"], &self.model),
             ("--port", &[port], &self.port),
             ("--host", &["http.host", "frontend.host"], &self.host),
             ("--served-model-name", &["served_model_name"], &self.served_model_name),
             ("--max-model-len", &["request.context_tokens"], &self.max_model_len),
             ("--api-key", &["request.api_key"], &self.api_key),
+            ("--tool-call-parser", &["frontend.tool_call_parser"], &self.tool_call_parser),
+            ("--reasoning-parser", &["frontend.reasoning_parser"], &self.reasoning_parser),
         ];
         let named = named.into_iter().flat_map(|(name, keys, value)| {
             let flag = move |key: &&str, value: &String| Flag {
@@ -189,6 +203,7 @@ pub fn main() -> ExitCode {
 
 /// Does what [`main`] does, with an engine that `open` opens.
 pub fn main_with(open: roles::OpenEngine) -> ExitCode {
+    panics::end_the_process();
     let cli = Cli::parse();
     if let Some(CliCommand::Bench(bench)) = &cli.command {
         return match bench.run() {
@@ -294,7 +309,15 @@ mod tests {
         let flags =
             ["--port", "8201", "--host", "0.0.0.0", "--served-model-name", "m", "--max-model-len", "512"];
         let more = ["--disable-log-requests", "--api-key", "k", "--kv-transfer-config", transfer];
-        let config = resolved(&[&flags[..], &more].concat(), &[]).unwrap();
+        let tools =
+            ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser", "none"];
+        let config = resolved(&[&flags[..], &more, &tools].concat(), &[]).unwrap();
+        assert_eq!(config.frontend.tool_call_parser.as_deref(), Some("hermes"));
+        assert_eq!(config.frontend.reasoning_parser.as_deref(), Some("none"));
+        let error = resolved(&["--tool-call-parser", "pythonic"], &[]).unwrap_err();
+        let expect =
+            "frontend.tool_call_parser must be hermes, llama3_json, mistral or none, not \"pythonic\"";
+        assert!(error.contains(expect), "{error}");
         assert_eq!((config.role, config.http.port, config.frontend.port), (Role::Receiver, 8201, 9000));
         assert_eq!((&*config.http.host, &*config.frontend.host), ("0.0.0.0", "0.0.0.0"));
         assert_eq!(config.served_model_name.as_deref(), Some("m"));

@@ -38,8 +38,8 @@ use figment::value::Value;
 
 use layers::Layers;
 use values::{
-    Show, bytes, count, device, duration, host, load_format, optional, path, peers, port, rate, secret,
-    share, text, truth,
+    Show, bytes, count, device, duration, host, load_format, one_of, optional, path, peers, port, rate,
+    secret, share, text, truth,
 };
 
 pub use layers::{ConfigErrors, Problem};
@@ -117,6 +117,12 @@ sections! {
         port: u16 = port, |_, _| "9000";
         /// If no sender is idle, a receiver prefills a prompt itself if it expects the first token sooner by more than this.
         local_if_sooner_by: Duration = duration, |_, _| "1s";
+        /// How the model writes tool calls: `hermes`, `llama3_json`, `mistral` or `none`. The default is the format that the chat template shows.
+        tool_call_parser: Option<String> =
+            |value| optional(value, |value| one_of(value, &["hermes", "llama3_json", "mistral", "none"])), |_, _| layers::NOTHING;
+        /// How the model writes its reasoning: `deepseek_r1`, `qwen3` or `none`. The default is the format that the chat template shows.
+        reasoning_parser: Option<String> =
+            |value| optional(value, |value| one_of(value, &["deepseek_r1", "qwen3", "none"])), |_, _| layers::NOTHING;
     }
     /// The link between a sender and a receiver.
     link: LinkSection {

@@ -10,6 +10,7 @@
 //! - [`Limits`] bounds the waits for slow, silent and gone clients, and the number of connections.
 //! - [`InputMemory`] bounds the bytes of clients' requests, from the first byte of a body to the last byte of its answer.
 //! - The number of cores bounds the threads that tokenize. A request waits for a thread until its deadline.
+//! - [`Grammars`] bounds the threads that wait for the compiler of grammars, which has a deadline of its own.
 //! - [`Bounds`] bounds the running and the waiting requests. A request waits for permits until its deadline, which counts from the
 //!   arrival of its head.
 //! - The frontend waits for tokens until the deadline, which the decoder enforces. If the decoder is gone, the frontend gives up after
@@ -17,6 +18,7 @@
 //! - A client has to read its answer by the same time. The decoder does not wait for the client, because the stream holds all tokens.
 
 mod admission;
+mod answer_parser;
 mod api_error;
 mod api_key;
 mod body;
@@ -26,14 +28,17 @@ mod connection;
 mod fields;
 mod generate;
 mod handlers;
+mod lark;
 mod limits;
 mod logprobs;
 mod memory;
+mod messages;
 mod model_text;
 mod names;
 mod observed;
 mod openai;
 mod prompts;
+mod reasoning;
 mod reply;
 mod response;
 mod sampling;
@@ -41,8 +46,11 @@ mod served_model;
 mod stop;
 mod stream;
 mod strftime;
+mod structured;
 mod text;
 mod tokenizer;
+mod tool_parser;
+mod tools;
 
 use std::io;
 use std::net::TcpListener;
@@ -63,13 +71,18 @@ use connection::{Connection, attend};
 
 pub use actix_web::dev::ServerHandle;
 pub use admission::{Admission, Bounds};
-pub use chat_template::{ChatTemplate, Message};
+pub use chat_template::{ChatTemplate, Conversation};
 pub use limits::Limits;
 pub use memory::InputMemory;
+#[cfg(test)]
+pub(crate) use model_text::testing;
 pub use model_text::{ModelText, TextError};
 pub use observed::{AnswerCounts, CacheInfo, Observed};
+pub use reasoning::ReasoningFormat;
 pub use served_model::ServedModel;
+pub use structured::Grammars;
 pub use tokenizer::{Bos, Detokenizer, SpecialTokens, Tokenizer};
+pub use tool_parser::ToolFormat;
 
 /// One HTTP port and the parts of the process that it uses.
 pub struct Frontend {
@@ -81,6 +94,8 @@ pub struct Frontend {
     pub streams: Streams,
     /// The model as clients see it.
     pub model: Arc<ServedModel>,
+    /// Compiles the grammars of requests, shared by all ports of the process.
+    pub grammars: Grammars,
     /// Where requests on this port may be prefilled.
     pub route: actors::request::Route,
     /// Maximum duration of a request, from the arrival of its head.

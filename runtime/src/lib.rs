@@ -4,7 +4,9 @@
 //!
 //! - [`cli`]: the command line.
 //! - [`mod@bench`]: benchmarks of a running server and of the transport between two processes.
+//! - [`panics`]: ends the process when a thread panics.
 //! - [`roles`]: starts and stops a receiver, a sender or a local process.
+//! - [`grammar`]: compiles the grammars that answers follow.
 //! - [`frontend`]: the only module that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
 //! - [`config`]: the only module that reads the environment and configuration files.
 //! - [`telemetry`]: the log.
@@ -15,6 +17,8 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod frontend;
+pub mod grammar;
 pub mod open_files;
+pub mod panics;
 pub mod roles;
 pub mod telemetry;

@@ -22,9 +22,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
 use crate::frontend::{
-    Admission, AnswerCounts, Bounds, CacheInfo, Frontend, Health, HealthState, InputMemory, Limits, Observed,
-    ServedModel, ServerHandle, bind,
+    Admission, AnswerCounts, Bounds, CacheInfo, Frontend, Grammars, Health, HealthState, InputMemory, Limits,
+    Observed, ServedModel, ServerHandle, bind,
 };
+use crate::grammar::ModelCompiler;
 use crate::open_files;
 use crate::telemetry;
 use exposure::Port;
@@ -136,7 +137,17 @@ fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedMo
         model.context_tokens = model.context_tokens.min(config.request.context_tokens);
     }
     model.eos = known.eos_tokens.clone();
+    model.set_parsers(
+        config.frontend.tool_call_parser.as_deref(),
+        config.frontend.reasoning_parser.as_deref(),
+    );
     Ok(model)
+}
+
+/// The compiler of grammars for the engine's vocabulary. It builds its tables for the first grammar.
+fn grammars(model: &ServedModel, engine: &dyn Engine) -> Grammars {
+    let tokenizer = Arc::clone(&model.tokenizer);
+    Grammars::new(Arc::new(ModelCompiler::new(tokenizer, engine.model().vocabulary, &model.eos)))
 }
 
 /// `transport.min_gigabytes_per_second`, or the default of the device: a lane between GPUs that moves less than 5 GB/s is not a direct one.
@@ -193,9 +204,10 @@ async fn serve(
     began: Instant,
 ) -> anyhow::Result<()> {
     let cache = cache_info(&config, engine.as_ref());
+    let grammars = grammars(&model, engine.as_ref());
     let node = start_node(role, &config, &mut ports, engine)?;
     limit_context(&mut model, u64::from(node.request_pages) * u64::from(config.page_tokens()));
-    let shared = SharedState::new(&config, cache, model, limits);
+    let shared = SharedState::new(&config, cache, model, grammars, limits);
     actix::spawn(report_regularly(shared.observed.clone()));
     let servers = start_servers(role, &config, ports, &node, &shared)?;
     tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
@@ -314,11 +326,18 @@ struct SharedState {
     memory: InputMemory,
     observed: Arc<Observed>,
     model: Arc<ServedModel>,
+    grammars: Grammars,
     limits: Limits,
 }
 
 impl SharedState {
-    fn new(config: &Config, cache: CacheInfo, model: ServedModel, limits: Limits) -> Self {
+    fn new(
+        config: &Config,
+        cache: CacheInfo,
+        model: ServedModel,
+        grammars: Grammars,
+        limits: Limits,
+    ) -> Self {
         let input_bytes = usize::try_from(config.request.input_bytes.0).unwrap_or(usize::MAX);
         let bounds = Bounds {
             concurrency: config.concurrency(),
@@ -331,6 +350,7 @@ impl SharedState {
             memory: InputMemory::new(input_bytes, config.surroundings.cores),
             observed: Arc::new(Observed::new(&model.name, cache)),
             model: Arc::new(model),
+            grammars,
             limits,
         }
     }
@@ -371,6 +391,7 @@ fn port(role: Role, config: &Config, node: &Node, shared: &SharedState, route: R
         abort: node.abort(),
         streams: node.streams.clone(),
         model: shared.model.clone(),
+        grammars: shared.grammars.clone(),
         observed: shared.observed.clone(),
         route,
         deadline: config.request.deadline,

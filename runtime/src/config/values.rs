@@ -256,6 +256,15 @@ pub(super) fn load_format(value: &Value) -> Result<LoadFormatSetting, String> {
     }
 }
 
+/// Parses one of at least two words.
+pub(super) fn one_of(value: &Value, known: &[&str]) -> Result<String, String> {
+    let word = words(value).filter(|word| known.contains(&&**word));
+    word.ok_or_else(|| match known {
+        [first @ .., last] => format!("must be {} or {last}, not {}", first.join(", "), named(value)),
+        [] => format!("must not be {}", named(value)),
+    })
+}
+
 /// Parses a number of at least 0.
 pub(super) fn rate(value: &Value) -> Result<f32, String> {
     let parsed = scalar(value).and_then(|text| text.parse::<f32>().ok());

@@ -83,6 +83,11 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// Whether there are no fields.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().all(|(_, value)| value.get() == "null")
+    }
+
     /// The object in the field `name`.
     pub(super) fn inner(&self, name: &str) -> Result<Option<Fields<'a>>, ApiError> {
         self.typed(name, "an object")
@@ -92,6 +97,11 @@ impl<'a> Fields<'a> {
     pub(super) fn get(&self, name: &str) -> Option<&'a RawValue> {
         let (_, value) = self.0.iter().find(|(known, _)| known == name)?;
         Some(*value).filter(|value| value.get() != "null")
+    }
+
+    /// The fields that are not null, in the client's order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
+        self.0.iter().filter(|(_, value)| value.get() != "null").map(|(name, value)| (&**name, *value))
     }
 
     /// The value of a field as this type. `expect` describes the type in an error.
@@ -135,8 +145,8 @@ impl<'a> Fields<'a> {
     /// Refuses unsupported fields: those in `table` whose value is not the neutral one.
     pub(super) fn refuse_unless(&self, table: &[(&str, Neutral)]) -> Result<(), ApiError> {
         // The outer loop is over the fields, because a body has few fields and the table has many.
-        for (name, value) in self.0.iter().filter(|(_, value)| value.get() != "null") {
-            let Some((_, neutral)) = table.iter().find(|(known, _)| known == name) else { continue };
+        for (name, value) in self.iter() {
+            let Some((_, neutral)) = table.iter().find(|(known, _)| *known == name) else { continue };
             if neutral.holds(value) {
                 continue;
             }

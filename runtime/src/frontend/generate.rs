@@ -1,4 +1,4 @@
-//! A request for completions: reads it, admits it, sends it to the proxy, and responds with whole answers or a stream.
+//! A request for completions: reads it, compiles its grammar, admits it, sends it to the proxy, and responds with whole answers or a stream.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -7,6 +7,7 @@ use actix::dev::SendError;
 use actix_web::http::header::CACHE_CONTROL;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actors::finish::FinishRule;
+use actors::grammar::CompiledGrammar;
 use actors::request::{Generate, Refused, RequestError};
 use engine::Token;
 use tokio::time::timeout_at;
@@ -22,7 +23,7 @@ use super::names::{next_request, public_id};
 use super::observed::Ended;
 use super::openai::{ApiKind, Ask};
 use super::reply::{EndRule, Finish, LiveRequest, Reply};
-use super::response::{Choice, Head, TimingsReport, Usage, WholeAnswer};
+use super::response::{Choice, DividedAnswer, Head, Said, TimingsReport, Usage, WholeAnswer, finish_word};
 use super::stream::{Answers, EventShape, events};
 use super::tokenizer::Detokenizer;
 
@@ -47,6 +48,13 @@ pub(super) async fn generate(
         return Err(late(&frontend));
     };
     let ask = Arc::new(ask.map_err(turned_away)?);
+    let grammar = match &ask.grammar {
+        Some(asked) => match timeout_at(deadline.into(), frontend.grammars.compile(asked)).await {
+            Ok(compiled) => Some(compiled.map_err(turned_away)?),
+            Err(_) => return Err(late(&frontend)),
+        },
+        None => None,
+    };
     let place = frontend.admission.enter(ask.choices(), ask.bytes(), deadline).map_err(turned_away)?;
     let wanted = http.headers().get("x-request-id").and_then(|id| id.to_str().ok());
     let head = Head {
@@ -55,7 +63,7 @@ pub(super) async fn generate(
         created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         model: frontend.model.name.clone(),
     };
-    let started = start(Arc::clone(&frontend), Arc::clone(&ask), place, arrived);
+    let started = start(Arc::clone(&frontend), Arc::clone(&ask), grammar, place, arrived);
     let Some(options) = ask.stream else {
         return whole(&frontend, &head, &ask, started.await?).await;
     };
@@ -86,6 +94,7 @@ pub(super) async fn generate(
 async fn start(
     frontend: Arc<Frontend>,
     ask: Arc<Ask>,
+    grammar: Option<CompiledGrammar>,
     place: Place,
     arrived: Instant,
 ) -> Result<Choices, ApiError> {
@@ -98,7 +107,7 @@ async fn start(
         // The permits came at once, but the body arrived late.
         return Err(late(&frontend));
     }
-    let submit = |(choice, permit)| submit(&frontend, &ask, choice, permit, deadline);
+    let submit = |(choice, permit)| submit(&frontend, &ask, grammar.clone(), choice, permit, deadline);
     let turned_away = |error: ApiError| frontend.observed.turned_away(error);
     let permits = permits.map_err(turned_away)?;
     let replies: Result<_, ApiError> = permits.into_iter().enumerate().map(submit).collect();
@@ -115,6 +124,7 @@ fn late(frontend: &Frontend) -> ApiError {
 fn submit(
     frontend: &Frontend,
     ask: &Ask,
+    grammar: Option<CompiledGrammar>,
     choice: usize,
     permit: Permit,
     deadline: Instant,
@@ -130,6 +140,7 @@ fn submit(
     let finish = FinishRule::new(model.eos.clone());
     let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, finish };
     let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.special_tokens);
+    let detokenizer = detokenizer.showing(Arc::clone(&ask.marks));
     let give_up = deadline + frontend.limits.grace;
     let reply = Reply::new(live, source, rule, detokenizer, ask.stop.clone(), frontend.deadline, give_up);
     let generate = Generate {
@@ -137,7 +148,7 @@ fn submit(
         prompt: Arc::clone(&prompt.tokens),
         max_tokens: prompt.max_tokens,
         sampling: ask.sampling_of(choice).into(),
-        grammar: None,
+        grammar,
         salt: ask.salt,
         ignore_eos: ask.ignore_eos,
         prompt_logprobs: None,
@@ -190,14 +201,17 @@ async fn whole(
     let sampled = all.iter().map(|choice| choice.tokens.len() as u32).sum();
     let ids: Vec<Vec<u32>> =
         all.iter().map(|choice| choice.tokens.iter().map(|token| token.id).collect()).collect();
+    let divided: Vec<Option<(DividedAnswer, bool)>> = all.iter().map(|choice| divided(ask, choice)).collect();
     let mut timings = None;
     let mut answers = Vec::with_capacity(all.len());
-    for (index, (choice, ids)) in all.iter().zip(&ids).enumerate() {
+    for (index, ((choice, ids), divided)) in all.iter().zip(&ids).zip(&divided).enumerate() {
         let Some(finish) = &choice.finish else { continue };
+        let plain = Said { text: Some(&choice.text), ..Said::default() };
+        let (said, calls) = divided.as_ref().map_or((plain, false), |(parts, calls)| (parts.said(), *calls));
         timings = ask.return_timings.then(|| TimingsReport::new(finish.timings.clone(), waited));
         answers.push(Choice {
-            text: &choice.text,
-            finish: finish.reason,
+            said,
+            finish: finish_word(finish.reason, calls),
             stop: finish.stop.as_ref(),
             logprobs: report(head.kind, &frontend.model.tokenizer, &choice.tokens, 0),
             token_ids: ask.return_token_ids.then_some((&*ask.prompt_of(index).tokens, &**ids)),
@@ -208,6 +222,17 @@ async fn whole(
     let usage = Usage::new(ask.prompt_tokens(), sampled).with_cached(cached, ask.n);
     let answer = WholeAnswer { choices: answers, usage, timings };
     Ok(HttpResponse::Ok().content_type("application/json").body(head.response(answer)))
+}
+
+/// The parts of a whole answer, and whether the client is to run its tool calls. `None` if all its text is content.
+fn divided(ask: &Ask, choice: &Collected) -> Option<(DividedAnswer, bool)> {
+    if ask.format.is_plain() {
+        return None;
+    }
+    let mut parser = ask.format.parser();
+    let mut answer = DividedAnswer::default();
+    parser.push(&choice.text, true).into_iter().for_each(|part| answer.push(part));
+    Some((answer, parser.finishes_with_calls()))
 }
 
 fn failed(frontend: &Frontend, head: &Head, failure: &Failure) -> ApiError {

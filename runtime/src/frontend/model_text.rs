@@ -27,6 +27,8 @@ pub struct ModelText {
     pub add_bos: bool,
     /// The chat template, in Jinja.
     pub chat_template: Option<String>,
+    /// The chat template for conversations with tools, if the model has two.
+    pub tool_template: Option<String>,
     /// Maximum number of tokens in a sequence.
     pub context_tokens: u32,
 }
@@ -104,6 +106,7 @@ impl ModelText {
             // The defaults of llama.cpp.
             add_bos: gguf.bool("tokenizer.ggml.add_bos_token").unwrap_or(!is_bpe),
             chat_template: owned("tokenizer.chat_template"),
+            tool_template: owned("tokenizer.chat_template.tool_use"),
             context_tokens: token(&context).ok_or(TextError::Missing("context_length"))?,
             kind,
         })
@@ -144,6 +147,7 @@ pub(crate) mod testing {
             eos: Some(EOS),
             add_bos: false,
             chat_template: Some(template.to_owned()),
+            tool_template: None,
             context_tokens: 64,
         }
     }

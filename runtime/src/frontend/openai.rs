@@ -7,14 +7,18 @@ use actix_web::http::StatusCode;
 use actors::request::CacheSalt;
 use engine::Sampling;
 
+use super::answer_parser::AnswerFormat;
 use super::api_error::ApiError;
 use super::fields::{Fields, Neutral};
+use super::lark;
 use super::memory::HeldBytes;
 use super::prompts::{self, Reader, Tokens, too_long};
 use super::sampling::sampling;
 use super::served_model::ServedModel;
 use super::stop::StopRule;
-use super::tokenizer::{Detokenizer, SpecialTokens};
+use super::structured::{self, AskedGrammar};
+use super::tokenizer::{Detokenizer, SpecialTokens, Tokenizer};
+use super::tools::ToolAsk;
 
 /// Default of `max_tokens` for a completion, as in OpenAI and vLLM.
 const COMPLETION_TOKENS: u32 = 16;
@@ -50,6 +54,8 @@ pub(super) struct Ask {
     pub(super) n: u32,
     pub(super) sampling: Sampling,
     pub(super) stop: StopRule,
+    /// The grammar that all answers follow.
+    pub(super) grammar: Option<AskedGrammar>,
     pub(super) ignore_eos: bool,
     /// Answers share cached pages only with requests of the same salt.
     pub(super) salt: Option<CacheSalt>,
@@ -60,6 +66,10 @@ pub(super) struct Ask {
     pub(super) stream: Option<StreamOptions>,
     /// The client's id of the request.
     pub(super) request_id: Option<String>,
+    /// How the text of the answers is divided into reasoning, content and tool calls.
+    pub(super) format: AnswerFormat,
+    /// Special tokens that mark those parts. They are part of the text.
+    pub(super) marks: Arc<[u32]>,
     /// Its share of the memory budget.
     held: Option<HeldBytes>,
 }
@@ -91,27 +101,25 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("min_tokens", Neutral::Number(0.0)),
     ("prompt_logprobs", Neutral::False),
     ("use_beam_search", Neutral::False),
-    ("continue_final_message", Neutral::False),
     ("bad_words", Neutral::Empty),
     ("allowed_token_ids", Neutral::Empty),
     ("logits_processors", Neutral::Empty),
     ("suffix", Neutral::Empty),
     ("truncate_prompt_tokens", Neutral::Empty),
     ("prompt_embeds", Neutral::Empty),
-    ("structured_outputs", Neutral::Empty),
-    ("guided_json", Neutral::Empty),
-    ("guided_regex", Neutral::Empty),
-    ("guided_choice", Neutral::Empty),
-    ("guided_grammar", Neutral::Empty),
-    ("tools", Neutral::Empty),
     ("functions", Neutral::Empty),
     ("documents", Neutral::Empty),
     ("audio", Neutral::Empty),
     ("chat_template", Neutral::Empty),
-    ("chat_template_kwargs", Neutral::Empty),
-    ("tool_choice", Neutral::Word(&["none", "auto"])),
     ("function_call", Neutral::Word(&["none", "auto"])),
-    ("response_format", Neutral::Word(&["text"])),
+];
+
+/// Unsupported fields of completions. Chats have them.
+const CHAT_ONLY: &[(&str, Neutral)] = &[
+    ("tools", Neutral::Empty),
+    ("tool_choice", Neutral::Word(&["none", "auto"])),
+    ("chat_template_kwargs", Neutral::Empty),
+    ("continue_final_message", Neutral::False),
 ];
 
 impl Ask {
@@ -131,13 +139,23 @@ impl Ask {
         let vocabulary = model.tokenizer.vocabulary();
         let sampling = sampling(kind, fields, vocabulary)?;
         let n = fields.count("n")?.unwrap_or(1);
+        let mut grammar = structured::read(fields)?;
+        let mut format = AnswerFormat::default();
         let prompts = match kind {
-            ApiKind::Completion => prompts::completion(fields, n, most, reader)?,
+            ApiKind::Completion => {
+                fields.refuse_unless(CHAT_ONLY)?;
+                prompts::completion(fields, n, most, reader)?
+            }
             ApiKind::Chat => {
                 prompts::check_answers(1, n, most)?;
-                vec![prompts::chat(fields, reader)?]
+                let chat = Chat::read(fields, grammar.is_some(), reader)?;
+                grammar = chat.grammar(grammar, &model.tokenizer)?;
+                format = chat.format;
+                vec![chat.prompt]
             }
         };
+        let special = |text| model.tokenizer.special_token(text);
+        let marks = format.markers().filter_map(special).collect();
         let echo = kind == ApiKind::Completion && fields.flag("echo", false)?;
         if echo && sampling.logprobs.is_some() {
             let message = "logprobs of the prompt are not supported yet; leave out echo or logprobs";
@@ -182,6 +200,9 @@ impl Ask {
             return_timings,
             stream: stream_options(fields)?,
             request_id: fields.text("request_id")?.map(Cow::into_owned),
+            format,
+            marks,
+            grammar,
             held: None,
         };
         ask.held = Some(reader.memory.hold(ask.bytes())?);
@@ -208,8 +229,9 @@ impl Ask {
     pub(super) fn bytes(&self) -> usize {
         let prompt =
             |prompt: &PromptAsk| size_of::<PromptAsk>() + 4 * prompt.tokens.len() + prompt.echo.len();
-        let settings = size_of_val(&*self.sampling.logit_bias) + self.stop.bytes();
-        REQUEST_BYTES + settings + self.prompts.iter().map(prompt).sum::<usize>()
+        let settings = size_of_val(&*self.sampling.logit_bias) + self.stop.bytes() + self.format.bytes();
+        let grammar = self.grammar.as_ref().map_or(0, AskedGrammar::bytes).saturating_mul(self.choices());
+        REQUEST_BYTES + settings + grammar + self.prompts.iter().map(prompt).sum::<usize>()
     }
 
     /// Number of tokens in all prompts.
@@ -245,10 +267,52 @@ pub(super) fn check_name(name: &str, model: &ServedModel) -> Result<(), ApiError
 /// 400 with a sentence that names the field.
 pub(super) fn prompt(kind: ApiKind, fields: &Fields<'_>, reader: Reader<'_>) -> Result<Vec<u32>, ApiError> {
     let prompt = match kind {
-        ApiKind::Chat => prompts::chat(fields, reader),
-        ApiKind::Completion => prompts::single(fields, reader),
+        ApiKind::Chat => Chat::read(fields, false, reader)?.prompt,
+        ApiKind::Completion => prompts::single(fields, reader)?,
     };
-    Ok(prompt?.ids)
+    Ok(prompt.ids)
+}
+
+/// What a chat has besides the settings that completions have too.
+struct Chat {
+    prompt: Tokens,
+    format: AnswerFormat,
+    tools: Option<ToolAsk>,
+}
+
+impl Chat {
+    /// Reads the fields. `is_constrained` tells that they ask for a grammar.
+    fn read(fields: &Fields<'_>, is_constrained: bool, reader: Reader<'_>) -> Result<Self, ApiError> {
+        let model = reader.model;
+        let tools = ToolAsk::read(fields)?;
+        let (prompt, end) = prompts::chat(fields, tools.as_ref().map(|tools| &*tools.shown), reader)?;
+        let reasoning = model.reasoning_format.map(|format| format.start(&end));
+        let rule = tools.as_ref().and_then(|tools| tools.rule(model.tool_format, is_constrained));
+        Ok(Self { prompt, format: AnswerFormat { reasoning, tools: rule }, tools })
+    }
+
+    /// The grammar of the answers. `asked` is the one that the request asks for. It applies to the text after the reasoning, and to answers
+    /// without tool calls. A forced call overrides it, as in vLLM.
+    fn grammar(
+        &self,
+        asked: Option<AskedGrammar>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<AskedGrammar>, ApiError> {
+        let reasoning = self.format.reasoning;
+        let calls = self.tools.as_ref().zip(self.format.tools.as_ref());
+        let calls = calls.and_then(|(tools, rule)| tools.grammar(rule, asked.is_some()));
+        let answer = asked.as_ref().map(|asked| &asked.source);
+        if let Some(calls) = calls
+            && let Some(source) = calls.source(reasoning, answer, tokenizer)?
+        {
+            let field = asked.map_or_else(|| "tools".to_owned(), |asked| asked.field);
+            return Ok(Some(AskedGrammar { field, source }));
+        }
+        Ok(asked.map(|AskedGrammar { field, source }| AskedGrammar {
+            source: lark::after_reasoning(&source, reasoning, tokenizer).unwrap_or(source),
+            field,
+        }))
+    }
 }
 
 /// Reads `cache_salt`, a text of at least one character.

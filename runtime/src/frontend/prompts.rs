@@ -7,15 +7,16 @@
 use std::fmt;
 
 use actix_web::http::StatusCode;
-use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use super::admission::too_many;
 use super::api_error::ApiError;
-use super::chat_template::Message;
+use super::chat_template::Conversation;
 use super::fields::{Counted, Fields, Text, elements, parsed, wrong};
 use super::memory::{InputMemory, Taken};
+use super::messages::message;
 use super::served_model::ServedModel;
 use super::tokenizer::Bos;
 
@@ -104,11 +105,22 @@ pub(super) fn check_answers(prompts: usize, n: u32, most: usize) -> Result<(), A
     Err(ApiError { param: Some(field.to_owned()), ..too_many(answers, most) })
 }
 
-/// Reads the prompt of a chat: renders the messages with the model's chat template and tokenises the result.
+/// Memory in bytes for each byte of JSON that becomes a tree of values: a list of short numbers takes the most.
+const TREE_BYTES: usize = 80;
+
+/// Length of the end of a rendered prompt that [`chat`] returns. A mark of reasoning is shorter.
+const END_CHARACTERS: usize = 32;
+
+/// Reads the prompt of a chat: renders the messages and tools with the model's chat template and tokenises the result. Also returns the
+/// end of the rendered text without white space.
 ///
 /// # Errors
 /// 400 with a sentence that names the field.
-pub(super) fn chat(fields: &Fields<'_>, reader: Reader<'_>) -> Result<Tokens, ApiError> {
+pub(super) fn chat(
+    fields: &Fields<'_>,
+    tools: Option<&[Value]>,
+    reader: Reader<'_>,
+) -> Result<(Tokens, String), ApiError> {
     let (field, context) = ("messages".to_owned(), reader.model.context_tokens);
     let template = reader.model.template.as_ref().ok_or_else(|| {
         ApiError::new(StatusCode::BAD_REQUEST, "this model has no chat template; use /v1/completions")
@@ -120,83 +132,49 @@ pub(super) fn chat(fields: &Fields<'_>, reader: Reader<'_>) -> Result<Tokens, Ap
     if messages.has_more() {
         return Err(too_long(&field, &format!("{} messages", messages.count), context));
     }
-    let room = reader.take(&field, RENDER_COPIES * value.get().len() + MESSAGE_BYTES * messages.count)?;
-    let messages: Result<Vec<Message>, ApiError> =
-        messages.first.into_iter().enumerate().map(message).collect();
-    let reply = fields.flag("add_generation_prompt", true)?;
-    let text = template.render(&messages?, reply).map_err(|reason| {
+    let room = reader.take(&field, render_bytes(fields, value, messages.count))?;
+    let knows_tools = template.source().contains("tool_calls");
+    let messages = messages.first.into_iter().enumerate();
+    let messages: Result<Vec<Value>, ApiError> =
+        messages.map(|(n, value)| message(n, value, knows_tools)).collect();
+    let variables = template_variables(fields)?;
+    let (reply, continues) =
+        (fields.flag("add_generation_prompt", true)?, fields.flag("continue_final_message", false)?);
+    if reply && continues {
+        let reason = "continue_final_message needs add_generation_prompt: false";
+        return Err(ApiError::field("continue_final_message", reason));
+    }
+    let conversation =
+        Conversation { messages: &messages?, tools, variables: variables.as_ref(), reply, continues };
+    let text = template.render(conversation).map_err(|reason| {
         ApiError::field(&field, format!("the model's chat template rejected messages: {reason}"))
     })?;
     drop(room);
     let ids = reader.encode(&field, &text, fields.flag("add_special_tokens", false)?)?;
-    Ok(Tokens { field, ids })
+    let end = text.trim_end().chars().rev().take(END_CHARACTERS).collect::<Vec<_>>();
+    Ok((Tokens { field, ids }, end.into_iter().rev().collect()))
 }
 
-fn message((n, value): (usize, &RawValue)) -> Result<Message, ApiError> {
-    #[derive(Deserialize)]
-    struct Fields<'a> {
-        #[serde(borrow)]
-        role: Option<&'a RawValue>,
-        #[serde(borrow)]
-        content: Option<&'a RawValue>,
+/// Memory that rendering may take.
+fn render_bytes(fields: &Fields<'_>, messages: &RawValue, count: usize) -> usize {
+    let mut bytes = RENDER_COPIES * messages.get().len() + MESSAGE_BYTES * count;
+    if messages.get().contains("tool_calls") {
+        bytes += TREE_BYTES * messages.get().len();
     }
-    let field = |name: &str| format!("messages[{n}].{name}");
-    let fields = parsed::<Fields<'_>>(value);
-    let fields = fields.ok_or_else(|| wrong(&format!("messages[{n}]"), "an object", value))?;
-    let role = fields.role.unwrap_or(RawValue::NULL);
-    let content = fields.content.unwrap_or(RawValue::NULL);
-    let said = parsed::<Text<'_>>(role).filter(|role| !role.0.is_empty());
-    let text = match parsed::<Text<'_>>(content) {
-        Some(text) => Some(text.0.into_owned()),
-        None => parsed::<Parts>(content).map(|parts| parts.0),
-    };
-    Ok(Message {
-        role: said
-            .ok_or_else(|| wrong(&field("role"), "a role such as system, user or assistant", role))?
-            .0
-            .into_owned(),
-        content: text.ok_or_else(|| wrong(&field("content"), "a string or a list of text parts", content))?,
-    })
+    let trees = ["tools", "chat_template_kwargs"].into_iter().filter_map(|name| fields.get(name));
+    bytes + trees.map(|tree| TREE_BYTES * tree.get().len()).sum::<usize>()
 }
 
-/// The text of a message that is given as a list of parts. The parts are joined with line breaks, as in vLLM for templates that
-/// expect a string.
-struct Parts(String);
-
-impl<'a> Deserialize<'a> for Parts {
-    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        struct Part<'a> {
-            #[serde(borrow, rename = "type")]
-            kind: Option<Text<'a>>,
-            #[serde(borrow)]
-            text: Text<'a>,
+/// Reads `chat_template_kwargs`, the variables that a client sets for the template.
+fn template_variables(fields: &Fields<'_>) -> Result<Option<Map<String, Value>>, ApiError> {
+    const FIELD: &str = "chat_template_kwargs";
+    let variables: Option<Map<String, Value>> = fields.typed(FIELD, "an object")?;
+    let taken = ["messages", "tools", "documents", "chat_template", "tokenize"];
+    match taken.iter().find(|name| variables.as_ref().is_some_and(|set| set.contains_key(**name))) {
+        None => Ok(variables),
+        Some(name) => {
+            Err(ApiError::field(FIELD, format!("{FIELD} must not set {name}; set the field {name}")))
         }
-
-        struct Lines;
-
-        impl<'a> Visitor<'a> for Lines {
-            type Value = Parts;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of text parts")
-            }
-
-            fn visit_seq<S: SeqAccess<'a>>(self, mut parts: S) -> Result<Parts, S::Error> {
-                let (mut lines, mut between) = (String::new(), "");
-                while let Some(part) = parts.next_element::<Part<'a>>()? {
-                    if part.kind.is_some_and(|kind| kind.0 != "text") {
-                        return Err(S::Error::custom("the type of a part is not text"));
-                    }
-                    lines += between;
-                    lines += &part.text.0;
-                    between = "\n";
-                }
-                Ok(Parts(lines))
-            }
-        }
-
-        deserializer.deserialize_seq(Lines)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Responses and chunks of the OpenAI API. The fields, their order and the nulls are those of vLLM.
 
+mod chat;
+
 use std::time::Duration;
 
 use actors::request::{FinishReason, Timings};
@@ -9,6 +11,9 @@ use super::logprobs::LogprobsReport;
 use super::openai::ApiKind;
 use super::served_model::ServedModel;
 use super::stop::StopReason;
+use chat::ChatDelta;
+
+pub(super) use chat::{Addition, DividedAnswer, Said};
 
 /// Numbers of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -87,8 +92,8 @@ pub(super) struct WholeAnswer<'a> {
 
 /// One choice of a whole response.
 pub(super) struct Choice<'a> {
-    pub(super) text: &'a str,
-    pub(super) finish: FinishReason,
+    pub(super) said: Said<'a>,
+    pub(super) finish: &'static str,
     pub(super) stop: Option<&'a StopReason>,
     pub(super) logprobs: Option<LogprobsReport>,
     /// Token ids of the prompt and of the answer, if the request asked for them.
@@ -100,8 +105,8 @@ pub(super) struct Choice<'a> {
 pub(super) struct Delta<'a> {
     /// Index of the choice.
     pub(super) index: usize,
-    pub(super) text: &'a str,
-    pub(super) finish: Option<FinishReason>,
+    pub(super) adds: Addition<'a>,
+    pub(super) finish: Option<&'static str>,
     pub(super) stop: Option<&'a StopReason>,
     pub(super) logprobs: Option<LogprobsReport>,
     pub(super) token_ids: Option<&'a [u32]>,
@@ -109,6 +114,26 @@ pub(super) struct Delta<'a> {
     pub(super) prompt_token_ids: Option<&'a [u32]>,
     pub(super) usage: Option<Usage>,
     pub(super) timings: Option<TimingsReport>,
+}
+
+/// The finish reason of a choice. `calls` tells that the answer has tool calls that the client is to run.
+pub(super) fn finish_word(reason: FinishReason, calls: bool) -> &'static str {
+    match (reason, calls) {
+        (FinishReason::Stop, true) => "tool_calls",
+        (FinishReason::Stop, false) => "stop",
+        (FinishReason::Length, _) => "length",
+    }
+}
+
+impl Delta<'_> {
+    /// True if a chunk without an addition is worth sending.
+    pub(super) fn is_needed(&self) -> bool {
+        self.adds != Addition::Nothing
+            || self.finish.is_some()
+            || self.logprobs.is_some()
+            || self.token_ids.is_some()
+            || self.usage.is_some()
+    }
 }
 
 /// A field that is always null. vLLM sends it, and clients may read it.
@@ -119,7 +144,7 @@ struct CompletionChoice<'a> {
     index: usize,
     text: &'a str,
     logprobs: Option<LogprobsReport>,
-    finish_reason: Option<FinishReason>,
+    finish_reason: Option<&'static str>,
     stop_reason: Option<&'a StopReason>,
     prompt_token_ids: Option<&'a [u32]>,
     token_ids: Option<&'a [u32]>,
@@ -141,18 +166,11 @@ struct CompletionChunk<'a> {
 }
 
 #[derive(Serialize)]
-struct ChatDelta<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    content: &'a str,
-}
-
-#[derive(Serialize)]
 struct ChatChoice<'a> {
     index: usize,
     delta: ChatDelta<'a>,
     logprobs: Option<LogprobsReport>,
-    finish_reason: Option<FinishReason>,
+    finish_reason: Option<&'static str>,
     stop_reason: Option<&'a StopReason>,
     token_ids: Option<&'a [u32]>,
 }
@@ -201,9 +219,11 @@ struct CompletionResponse<'a> {
 #[derive(Serialize)]
 struct ChatMessage<'a> {
     role: &'static str,
-    content: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    content: Option<&'a str>,
     refusal: Null,
-    tool_calls: [(); 0],
+    tool_calls: &'a [chat::ToolCall],
 }
 
 #[derive(Serialize)]
@@ -211,7 +231,7 @@ struct ChatResponseChoice<'a> {
     index: usize,
     message: ChatMessage<'a>,
     logprobs: Option<LogprobsReport>,
-    finish_reason: FinishReason,
+    finish_reason: &'static str,
     stop_reason: Option<&'a StopReason>,
     token_ids: Option<&'a [u32]>,
 }
@@ -284,9 +304,16 @@ pub(super) fn json(value: &impl Serialize) -> String {
 }
 
 impl Head {
-    /// The first chunk of a choice of a chat. It has the role and no token.
-    pub(super) fn role_chunk(&self, index: usize, prompt_token_ids: Option<&[u32]>) -> String {
-        json(&self.chat_chunk(Some("assistant"), Delta { index, prompt_token_ids, ..Delta::default() }))
+    /// The first chunk of a choice of a chat. It has the role and no token. Without content, the content is null: the answer may have only
+    /// reasoning or calls.
+    pub(super) fn role_chunk(
+        &self,
+        index: usize,
+        content: Option<&str>,
+        prompt_token_ids: Option<&[u32]>,
+    ) -> String {
+        let delta = ChatDelta::start(content);
+        json(&self.chat_chunk(delta, Delta { index, prompt_token_ids, ..Delta::default() }))
     }
 
     /// The chunk of one token.
@@ -299,7 +326,7 @@ impl Head {
                 model: &self.model,
                 choices: [CompletionChoice {
                     index: delta.index,
-                    text: delta.text,
+                    text: if let Addition::Text(text) = delta.adds { text } else { "" },
                     logprobs: delta.logprobs,
                     finish_reason: delta.finish,
                     stop_reason: delta.stop,
@@ -311,11 +338,11 @@ impl Head {
                 kv_transfer_params: None,
                 timings: delta.timings,
             }),
-            ApiKind::Chat => json(&self.chat_chunk(None, delta)),
+            ApiKind::Chat => json(&self.chat_chunk(ChatDelta::new(delta.adds), delta)),
         }
     }
 
-    fn chat_chunk<'a>(&'a self, role: Option<&'static str>, delta: Delta<'a>) -> ChatChunk<'a> {
+    fn chat_chunk<'a>(&'a self, adds: ChatDelta<'a>, delta: Delta<'a>) -> ChatChunk<'a> {
         ChatChunk {
             id: &self.id,
             object: "chat.completion.chunk",
@@ -323,7 +350,7 @@ impl Head {
             model: &self.model,
             choices: [ChatChoice {
                 index: delta.index,
-                delta: ChatDelta { role, content: delta.text },
+                delta: adds,
                 logprobs: delta.logprobs,
                 finish_reason: delta.finish,
                 stop_reason: delta.stop,
@@ -389,7 +416,7 @@ fn completion_choice(index: usize, choice: Choice<'_>) -> CompletionChoice<'_> {
     let (prompt_token_ids, token_ids) = choice.token_ids.unzip();
     CompletionChoice {
         index,
-        text: choice.text,
+        text: choice.said.text.unwrap_or_default(),
         logprobs: choice.logprobs,
         finish_reason: Some(choice.finish),
         stop_reason: choice.stop,
@@ -400,9 +427,16 @@ fn completion_choice(index: usize, choice: Choice<'_>) -> CompletionChoice<'_> {
 }
 
 fn chat_choice(index: usize, choice: Choice<'_>) -> ChatResponseChoice<'_> {
+    let Said { reasoning, text, calls } = choice.said;
     ChatResponseChoice {
         index,
-        message: ChatMessage { role: "assistant", content: choice.text, refusal: None, tool_calls: [] },
+        message: ChatMessage {
+            role: "assistant",
+            reasoning_content: reasoning,
+            content: text,
+            refusal: None,
+            tool_calls: calls,
+        },
         logprobs: choice.logprobs,
         finish_reason: choice.finish,
         stop_reason: choice.stop,

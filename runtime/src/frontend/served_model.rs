@@ -7,9 +7,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use engine::gguf::Gguf;
 use serde_json::Value;
 
-use super::chat_template::ChatTemplate;
+use super::chat_template::{ChatTemplate, TOOL_USE};
 use super::model_text::{ModelText, TextError};
+use super::reasoning::ReasoningFormat;
 use super::tokenizer::Tokenizer;
+use super::tool_parser::ToolFormat;
 
 /// The model as clients see it. The frontends of a process share it.
 pub struct ServedModel {
@@ -25,6 +27,10 @@ pub struct ServedModel {
     pub tokenizer: Arc<Tokenizer>,
     /// Converts messages to text; `None` if the model has no chat template.
     pub template: Option<ChatTemplate>,
+    /// How the model writes tool calls; `None` if it writes none.
+    pub tool_format: Option<ToolFormat>,
+    /// How the model writes its reasoning; `None` if it writes none.
+    pub reasoning_format: Option<ReasoningFormat>,
     /// Time at which this process opened the model, in seconds since 1970.
     pub created: u64,
 }
@@ -63,8 +69,11 @@ impl ServedModel {
             value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_owned()
         };
         let template = std::fs::read_to_string(text.join("chat_template.jinja")).ok();
-        let template = template.or_else(|| template_of(&config["chat_template"]));
-        let compile = |source| ChatTemplate::compile(source, token("bos_token"), token("eos_token"));
+        let template = template.or_else(|| template_of(&config["chat_template"], "default"));
+        let tool_use = std::fs::read_to_string(text.join("additional_chat_templates/tool_use.jinja")).ok();
+        let tool_use = tool_use.or_else(|| template_of(&config["chat_template"], TOOL_USE));
+        let compile =
+            |source| ChatTemplate::compile(source, tool_use, token("bos_token"), token("eos_token"));
         Ok(Self {
             name: name.map_or_else(|| name_of(path), str::to_owned),
             root: path.display().to_string(),
@@ -72,8 +81,11 @@ impl ServedModel {
             eos: Vec::new(),
             tokenizer: Arc::new(tokenizer),
             template: template.map(compile).transpose()?,
+            tool_format: None,
+            reasoning_format: None,
             created: now(),
-        })
+        }
+        .with_formats_of_template())
     }
 
     /// The model with this tokenizer and chat template.
@@ -88,8 +100,32 @@ impl ServedModel {
             eos: text.eos.into_iter().collect(),
             tokenizer: Arc::new(Tokenizer::new(text)?),
             template: ChatTemplate::new(text)?,
+            tool_format: None,
+            reasoning_format: None,
             created: now(),
-        })
+        }
+        .with_formats_of_template())
+    }
+
+    /// The model with the formats that its chat template shows.
+    fn with_formats_of_template(self) -> Self {
+        let source = self.template.as_ref().map(ChatTemplate::source);
+        Self {
+            tool_format: source.and_then(ToolFormat::of_template),
+            reasoning_format: source.and_then(ReasoningFormat::of_template),
+            ..self
+        }
+    }
+
+    /// Sets the formats by the names of `frontend.tool_call_parser` and `frontend.reasoning_parser`. Without a name, the format is that of
+    /// the chat template.
+    pub fn set_parsers(&mut self, tools: Option<&str>, reasoning: Option<&str>) {
+        if let Some(name) = tools {
+            self.tool_format = ToolFormat::named(name);
+        }
+        if let Some(name) = reasoning {
+            self.reasoning_format = ReasoningFormat::named(name);
+        }
     }
 }
 
@@ -103,10 +139,10 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// The chat template; of several templates, the one with the name `default`.
-fn template_of(value: &Value) -> Option<String> {
-    let several = || value.as_array()?.iter().find(|one| one["name"] == "default")?["template"].as_str();
-    value.as_str().or_else(several).map(str::to_owned)
+/// The chat template with this name. A single template is the one with the name `default`.
+fn template_of(value: &Value, name: &str) -> Option<String> {
+    let several = || value.as_array()?.iter().find(|one| one["name"] == name)?["template"].as_str();
+    value.as_str().filter(|_| name == "default").or_else(several).map(str::to_owned)
 }
 
 /// The name on the Hugging Face hub of a folder in the hub's cache (`models--meta-llama--Llama-3.1-8B/snapshots/…`).

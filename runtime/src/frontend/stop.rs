@@ -134,7 +134,7 @@ impl StopWatch {
 }
 
 /// Length of the longest end of `text` with which `stop` begins.
-fn begun(text: &str, stop: &str) -> usize {
+pub(super) fn begun(text: &str, stop: &str) -> usize {
     // The longest first.
     let mut lengths = (1..stop.len()).rev().filter(|length| stop.is_char_boundary(*length));
     lengths.find(|length| text.ends_with(&stop[..*length])).unwrap_or(0)

@@ -4,7 +4,6 @@
 //! `[DONE]`. Tokens that are ready at the same time are sent in one write. A silent stream sends comments, which clients skip. They keep
 //! proxies from closing the connection, and let the system notice that the client's host is gone.
 
-use std::borrow::Cow;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,13 +14,14 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio::time::timeout;
 
+use super::answer_parser::{AnswerParser, AnswerPart};
 use super::api_error::ApiError;
 use super::choices::{Choices, Failure};
 use super::logprobs::report;
 use super::observed::{Ended, Observed};
 use super::openai::{ApiKind, Ask, StreamOptions};
 use super::reply::{Finish, Piece};
-use super::response::{Delta, Head, TimingsReport, Usage};
+use super::response::{Addition, Delta, Head, TimingsReport, Usage, finish_word};
 use super::tokenizer::Tokenizer;
 
 /// The last event of every stream.
@@ -44,9 +44,11 @@ pub(super) struct EventShape {
 }
 
 /// Progress of a choice.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct ChoiceProgress {
     started: bool,
+    /// Divides the answer; `None` if all its text is content.
+    parser: Option<AnswerParser>,
     tokens: u32,
     /// Cached tokens of its prompt; known at its end.
     cached: u32,
@@ -76,7 +78,10 @@ pub(super) fn events(
     answers: Answers,
     keep_alive: Duration,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    let progress = vec![ChoiceProgress::default(); shape.ask.choices()];
+    let format = &shape.ask.format;
+    let parser = || (!format.is_plain()).then(|| format.parser());
+    let progress = |_| ChoiceProgress { parser: parser(), ..ChoiceProgress::default() };
+    let progress = (0..shape.ask.choices()).map(progress).collect();
     let events = Events { shape, answers, progress, ended: false };
     unfold(events, move |mut events| async move {
         if events.ended {
@@ -106,6 +111,26 @@ fn frame(json: &str, out: &mut String) {
     out.push_str("data: ");
     out.push_str(json);
     out.push_str("\n\n");
+}
+
+/// Writes a chunk for each part but the last. Returns the delta of the last chunk: that of the last part, or an empty one if there is
+/// none, or at the end of an answer with tool calls.
+fn write_all_but_last<'a>(
+    head: &Head,
+    parts: &'a [AnswerPart],
+    has_calls: bool,
+    delta: Delta<'a>,
+    out: &mut String,
+) -> Delta<'a> {
+    let (before, last) = match parts {
+        [before @ .., last] if delta.finish.is_none() || !has_calls => (before, Addition::Part(last)),
+        _ => (parts, Addition::Nothing),
+    };
+    for part in before {
+        let adds = Addition::Part(part);
+        frame(&head.chunk(Delta { index: delta.index, adds, usage: delta.usage, ..Delta::default() }), out);
+    }
+    Delta { adds: last, ..delta }
 }
 
 impl Events {
@@ -149,7 +174,8 @@ impl Events {
         let first = !std::mem::replace(&mut progress.started, true);
         let mut prompt_token_ids = (ask.return_token_ids && first).then_some(&*prompt.tokens);
         if first && head.kind == ApiKind::Chat {
-            frame(&head.role_chunk(index, prompt_token_ids.take()), out);
+            let content = progress.parser.is_none().then_some("");
+            frame(&head.role_chunk(index, content, prompt_token_ids.take()), out);
         }
         progress.tokens += u32::from(piece.token.is_some());
         let logprobs = report(head.kind, tokenizer, piece.token.as_slice(), progress.characters);
@@ -167,14 +193,22 @@ impl Events {
         }
         let report_of = |finish: &Finish| TimingsReport::new(finish.timings.clone(), waited);
         let mut timings = finish.filter(|_| ask.return_timings).map(report_of);
-        let text =
-            if first { Cow::from(format!("{}{}", prompt.echo, piece.text)) } else { piece.text.into() };
         let usage = Usage::new(prompt.tokens.len() as u32, progress.tokens);
-        let token = piece.token.map(|token| token.id);
-        let delta = Delta {
+        let token = piece.token.as_ref().map(|token| token.id);
+        let mut text = piece.text;
+        if first && !prompt.echo.is_empty() {
+            text.insert_str(0, &prompt.echo);
+        }
+        let mut calls = false;
+        let parts = progress.parser.as_mut().map(|parser| {
+            let parts = parser.push(&text, finish.is_some());
+            calls = parser.finishes_with_calls();
+            (parts, parser.has_calls())
+        });
+        let mut delta = Delta {
             index,
-            text: &text,
-            finish: finish.map(|finish| finish.reason),
+            adds: Addition::Text(&text),
+            finish: finish.map(|finish| finish_word(finish.reason, calls)),
             stop: finish.and_then(|finish| finish.stop.as_ref()),
             logprobs,
             token_ids: Some(token.as_slice()).filter(|_| ask.return_token_ids),
@@ -182,7 +216,12 @@ impl Events {
             usage: options.continuous_usage_stats.then_some(usage),
             timings: if options.include_usage { None } else { timings.take() },
         };
-        frame(&head.chunk(delta), out);
+        if let Some((parts, has_calls)) = &parts {
+            delta = write_all_but_last(head, parts, *has_calls, delta, out);
+        }
+        if delta.is_needed() {
+            frame(&head.chunk(delta), out);
+        }
         if choices.is_over() {
             if options.include_usage {
                 let tokens = self.progress.iter().map(|progress| progress.tokens).sum();

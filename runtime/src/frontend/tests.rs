@@ -7,6 +7,8 @@ mod harness;
 mod http;
 mod queue;
 mod refusals;
+mod structured;
+mod tools;
 
 use serde_json::Value;
 

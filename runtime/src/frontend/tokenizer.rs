@@ -352,7 +352,7 @@ impl Tokenizer {
     }
 
     /// The bytes of a token; empty for an id outside the vocabulary.
-    pub(super) fn bytes_of(&self, token: u32) -> &[u8] {
+    pub fn bytes_of(&self, token: u32) -> &[u8] {
         let token = token as usize;
         let Some(end) = self.ends.get(token) else { return &[] };
         let start = token.checked_sub(1).map_or(0, |before| self.ends[before]);
@@ -369,7 +369,13 @@ impl Tokenizer {
         self.text_of(token).chars().count()
     }
 
-    fn is_special(&self, token: u32) -> bool {
+    /// The special token with this text; `None` if the vocabulary has none.
+    pub(super) fn special_token(&self, text: &str) -> Option<u32> {
+        self.bpe.as_ref()?.token_to_id(text).filter(|id| self.is_special(*id))
+    }
+
+    /// Whether the token is special. Its text is then usually left out of answers.
+    pub fn is_special(&self, token: u32) -> bool {
         self.special.get(token as usize).copied().unwrap_or(false)
     }
 }
@@ -391,13 +397,20 @@ pub(crate) fn byte_alphabet() -> [char; 256] {
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     special_tokens: SpecialTokens,
+    /// Special tokens that appear although others do not.
+    shown: Arc<[u32]>,
     held: Vec<u8>,
 }
 
 impl Detokenizer {
     /// A detokenizer at the start of a text.
     pub fn new(tokenizer: Arc<Tokenizer>, special_tokens: SpecialTokens) -> Self {
-        Self { tokenizer, special_tokens, held: Vec::new() }
+        Self { tokenizer, special_tokens, shown: Arc::default(), held: Vec::new() }
+    }
+
+    /// The detokenizer with these special tokens in its text.
+    pub(super) fn showing(self, shown: Arc<[u32]>) -> Self {
+        Self { shown, ..self }
     }
 
     /// The text of all these tokens.
@@ -413,7 +426,8 @@ impl Detokenizer {
 
     /// The text that this token completes. It is empty while a character is incomplete.
     pub fn push(&mut self, token: u32) -> String {
-        if self.special_tokens == SpecialTokens::Skip && self.tokenizer.is_special(token) {
+        let is_skipped = self.special_tokens == SpecialTokens::Skip && self.tokenizer.is_special(token);
+        if is_skipped && !self.shown.contains(&token) {
             return String::new();
         }
         self.held.extend_from_slice(self.tokenizer.bytes_of(token));

@@ -159,7 +159,7 @@ proptest! {
         is_chat in any::<bool>(),
         fields in proptest::collection::btree_map(
             "(prompt|messages|model|n|max_tokens|max_completion_tokens|temperature|top_p|top_k|min_p|seed|stop|stop_token_ids|logprobs|\\
-              top_logprobs|logit_bias|stream|stream_options|echo|ignore_eos|request_id|suffix|tools|response_format|user|x)",
+              top_logprobs|logit_bias|stream|stream_options|echo|ignore_eos|request_id|suffix|tools|tool_choice|parallel_tool_calls|chat_template_kwargs|continue_final_message|response_format|user|x)",
             any_json(),
             0..6,
         ),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, Recipient, System};
 use actix_web::dev::ServerHandle;
+use actors::grammar::{CompiledGrammar, Grammar, GrammarCompiler, GrammarError, GrammarSource, Matcher};
 use actors::request::{
     AbortOutcome, AbortRequest, FinishReason, Generate, Refused, RequestError, RequestId, Route, StreamEvent,
     Timings,
@@ -19,8 +20,8 @@ use socket2::SockRef;
 use super::super::model_text::ModelText;
 use super::super::model_text::testing::{EOS, bytes_model};
 use super::super::{
-    Admission, Bounds, CacheInfo, Frontend, Health, HealthState, InputMemory, Limits, Observed, ServedModel,
-    bind,
+    Admission, Bounds, CacheInfo, Frontend, Grammars, Health, HealthState, InputMemory, Limits, Observed,
+    ServedModel, bind,
 };
 use super::http::{HttpClient, WAIT};
 
@@ -44,6 +45,28 @@ pub(super) enum Script {
     Forget,
 }
 
+/// Compiles any source, except for some regular expressions. Remembers nothing.
+pub(super) struct ScriptedCompiler;
+
+impl GrammarCompiler for ScriptedCompiler {
+    fn compile(&self, source: &GrammarSource) -> Result<CompiledGrammar, GrammarError> {
+        match source.text() {
+            "panic" => panic!("on purpose"),
+            "slow" => std::thread::sleep(Duration::from_secs(5)),
+            "bad" => return Err(GrammarError::Invalid("it is bad".to_owned())),
+            "busy" => return Err(GrammarError::Busy("all threads compile".to_owned())),
+            _ => {}
+        }
+        Ok(CompiledGrammar::new(source.clone(), Arc::new(ScriptedCompiler)))
+    }
+}
+
+impl Grammar for ScriptedCompiler {
+    fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
+        Err(GrammarError::Failed("the scripted proxy takes no matcher".to_owned()))
+    }
+}
+
 /// The settings of a server.
 pub(super) struct Setup {
     pub(super) script: Script,
@@ -57,6 +80,10 @@ pub(super) struct Setup {
     pub(super) input_bytes: usize,
     /// Size of the sockets' send buffers; `None` for the system's.
     pub(super) send_bytes: Option<usize>,
+    /// The chat template; `None` for that of [`bytes_model`].
+    pub(super) template: Option<&'static str>,
+    /// Further special tokens. The first one has the id 262.
+    pub(super) special: &'static [&'static str],
 }
 
 impl Setup {
@@ -70,6 +97,8 @@ impl Setup {
             queue: 8,
             input_bytes: 64 << 20,
             send_bytes: None,
+            template: None,
+            special: &[],
         }
     }
 }
@@ -80,6 +109,7 @@ struct ScriptedProxy {
     streams: Streams,
     accepted: mpsc::Sender<Generate>,
     aborts: mpsc::Sender<RequestId>,
+    grammars: Arc<Mutex<Vec<Option<CompiledGrammar>>>>,
 }
 
 impl ScriptedProxy {
@@ -120,6 +150,7 @@ impl Handler<Generate> for ScriptedProxy {
 
     fn handle(&mut self, generate: Generate, _: &mut Context<Self>) {
         let request = generate.request;
+        self.grammars.lock().unwrap().push(generate.grammar.clone());
         let send = |tokens: u32| (0..tokens).for_each(|_| assert!(self.streams.token(request, 97.into())));
         match &self.script {
             Script::Echo => self.answer(&generate, &generate.prompt),
@@ -175,6 +206,8 @@ pub(super) struct Shared {
     pub(super) memory: InputMemory,
     /// The state that `/health` reports.
     pub(super) state: Arc<Mutex<HealthState>>,
+    /// The grammars of the requests that the actor saw.
+    pub(super) grammars: Arc<Mutex<Vec<Option<CompiledGrammar>>>>,
 }
 
 impl Server {
@@ -189,6 +222,7 @@ impl Server {
             admission: Admission::new(bounds),
             memory: InputMemory::new(setup.input_bytes, 2),
             state: Arc::new(Mutex::new(HealthState::Ok)),
+            grammars: Arc::default(),
         };
         let listener = bind("frontend.port", "127.0.0.1", 0).unwrap();
         if let Some(bytes) = setup.send_bytes {
@@ -202,7 +236,9 @@ impl Server {
         let thread = std::thread::spawn(move || {
             System::new().block_on(async move {
                 let (script, streams) = (setup.script.clone(), parts.streams.clone());
-                let proxy = ScriptedProxy { script, streams, accepted: accept, aborts: abort }.start();
+                let grammars = Arc::clone(&parts.grammars);
+                let proxy =
+                    ScriptedProxy { script, streams, accepted: accept, aborts: abort, grammars }.start();
                 let frontend = frontend(setup, parts, proxy.clone().recipient(), proxy.recipient());
                 let server = frontend.serve(socket, 1).unwrap();
                 ready.send(server.handle()).unwrap();
@@ -260,10 +296,13 @@ fn frontend(
     generate: Recipient<Generate>,
     abort: Recipient<AbortRequest>,
 ) -> Frontend {
-    let text = ModelText { context_tokens: setup.context_tokens, ..bytes_model() };
+    let mut text = ModelText { context_tokens: setup.context_tokens, ..bytes_model() };
+    text.chat_template = setup.template.map(str::to_owned).or(text.chat_template);
+    text.tokens.extend(setup.special.iter().map(|token| (*token).to_owned()));
+    text.token_types.resize(text.tokens.len(), 3);
     let cache =
         CacheInfo { page_tokens: 16, dtype: "f32".to_owned(), prefix_cache: true, memory_utilization: 0.9 };
-    let Shared { streams, admission, memory, state } = shared;
+    let Shared { streams, admission, memory, state, .. } = shared;
     let health = move || {
         let state = state.lock().unwrap().clone();
         Health { state, role: "local", peers: 0, live_requests: 0 }
@@ -273,6 +312,7 @@ fn frontend(
         abort,
         streams,
         model: Arc::new(ServedModel::new(Path::new("/m/m.gguf"), &text, None).unwrap()),
+        grammars: Grammars::new(Arc::new(ScriptedCompiler)),
         route: Route::Auto,
         deadline: setup.deadline,
         observed: Arc::new(Observed::new("m", cache)),

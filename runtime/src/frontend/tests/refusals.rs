@@ -90,7 +90,7 @@ fn bad_limits_and_options_are_refused() {
         (json!({"stop_token_ids": [262]}), "stop_token_ids", "not 262"),
         (json!({"stream": 1}), "stream", "true or false, not 1"),
         (json!({"stream_options": usage}), "stream_options", "needs stream: true"),
-        (json!({"response_format": {"type": "json_object"}}), "response_format", "text"),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type", "json_object or json_schema"),
     ]);
 }
 

@@ -1,0 +1,255 @@
+//! Checks schemas and Lark grammars before the library compiles them. It refuses keywords that the library does not support and names their
+//! place. It also bounds the shapes for which the library's time, memory or recursion grows faster than the source. All walks are loops.
+
+use std::collections::HashSet;
+
+use actors::grammar::GrammarError;
+use serde_json::{Map, Value};
+
+/// Maximum number of properties of one object. The library's time grows with the square: 3,000 optional properties take 0.9 s.
+pub(super) const PROPERTIES_MAX: usize = 2000;
+
+/// Maximum sum, over all objects of a schema, of the squares of their numbers of properties.
+const PROPERTY_PAIRS_MAX: usize = PROPERTIES_MAX * PROPERTIES_MAX;
+
+/// Maximum number of `patternProperties` of a schema. The library compares each pair: 300 take 2 s.
+const PATTERNS_MAX: usize = 64;
+
+/// Maximum sum of the depths of a schema and of the schemas that it refers to. The library recurses along references, and takes up to 30 KB
+/// of stack for each level.
+const LEVELS_MAX: usize = 2000;
+
+/// Maximum number of lines of a Lark grammar. The library recurses along rules that name each other.
+const LARK_LINES_MAX: usize = 1000;
+
+/// Keywords of JSON Schema that the library does not support.
+pub const UNSUPPORTED: [&str; 18] = [
+    "$dynamicAnchor",
+    "$dynamicRef",
+    "$recursiveAnchor",
+    "$recursiveRef",
+    "contains",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "else",
+    "if",
+    "maxContains",
+    "minContains",
+    "not",
+    "propertyNames",
+    "then",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "uniqueItems",
+];
+
+/// The formats of strings that the library supports.
+pub const FORMATS: [&str; 10] =
+    ["date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"];
+
+/// A schema inside another one. Its path is spelt out only in an error, because paths can be long.
+struct Place<'a> {
+    schema: &'a Value,
+    /// Where the schema is: the index of the place that contains it, the keyword, and the key or index below the keyword.
+    inside: Option<(usize, &'a str, Key<'a>)>,
+    /// Depth below the schema at which the walk began.
+    depth: usize,
+}
+
+enum Key<'a> {
+    None,
+    Name(&'a str),
+    Index(usize),
+}
+
+/// Checks a schema.
+///
+/// # Errors
+/// The schema uses an unsupported keyword or format, or exceeds a limit.
+pub(super) fn check_schema(schema: &Value) -> Result<(), GrammarError> {
+    Walk::default().schema(schema)
+}
+
+/// Checks a grammar in Lark and the JSON schemas inside it.
+///
+/// # Errors
+/// The grammar exceeds a limit, or a schema in it is refused.
+pub(super) fn check_lark(text: &str) -> Result<(), GrammarError> {
+    if text.contains("::=") {
+        let message = "the grammar has ::=, which is GBNF; write it in Lark, with a rule named start";
+        return Err(GrammarError::Invalid(message.to_owned()));
+    }
+    let lines = text.lines().count();
+    if lines > LARK_LINES_MAX {
+        return Err(GrammarError::TooLarge(format!(
+            "the grammar has {lines} lines; it may have {LARK_LINES_MAX}"
+        )));
+    }
+    let mut walk = Walk::default();
+    let schemas = text.split("%json").skip(1);
+    // A text that is not JSON is not a schema: the words are part of a string, or the library refuses them.
+    let first = |text: &str| serde_json::Deserializer::from_str(text).into_iter::<Value>().next()?.ok();
+    schemas.filter_map(first).try_for_each(|schema| walk.schema(&schema))
+}
+
+/// What a walk through schemas has found.
+#[derive(Default)]
+struct Walk {
+    levels: usize,
+    property_pairs: usize,
+    patterns: usize,
+}
+
+impl Walk {
+    fn schema(&mut self, root: &Value) -> Result<(), GrammarError> {
+        let mut seen: HashSet<&str> = HashSet::new();
+        let mut targets = vec![("#", root)];
+        while let Some((start, schema)) = targets.pop() {
+            let mut places = vec![Place { schema, inside: None, depth: 1 }];
+            let (mut next, mut deepest) = (0, 0);
+            while let Some(place) = places.get(next) {
+                let (depth, index) = (place.depth, next);
+                deepest = deepest.max(depth);
+                next += 1;
+                let Value::Object(object) = place.schema else { continue };
+                self.object(object).map_err(|refused| refused.at(start, &places, index))?;
+                deepest = deepest.max(depth + instance_depth(object));
+                children(object, index, depth + 1, &mut places);
+                let reference =
+                    object.get("$ref").and_then(Value::as_str).filter(|reference| seen.insert(reference));
+                // A reference that leads nowhere is refused by the library.
+                targets.extend(reference.and_then(|reference| Some((reference, target(root, reference)?))));
+            }
+            self.levels += deepest;
+            bounded("nested schemas and references", self.levels, LEVELS_MAX)?;
+        }
+        Ok(())
+    }
+
+    fn object(&mut self, object: &Map<String, Value>) -> Result<(), Refused> {
+        if let Some(keyword) = UNSUPPORTED.iter().find(|keyword| object.contains_key(**keyword)) {
+            return Err(Refused::Unsupported(format!("the keyword {keyword}"), String::new()));
+        }
+        if let Some(Value::String(format)) = object.get("format")
+            && !FORMATS.contains(&&**format)
+        {
+            let supported = format!("; supported are {}", FORMATS.join(", "));
+            return Err(Refused::Unsupported(format!("the format {:?}", cut(format)), supported));
+        }
+        if let Some(step) = object.get("multipleOf").filter(|step| step.as_f64().is_some_and(has_many_digits))
+        {
+            return Err(Refused::Unsupported(
+                format!("multipleOf {step}"),
+                "; it may have 8 digits".to_owned(),
+            ));
+        }
+        let entries = |keyword: &str| object.get(keyword).and_then(Value::as_object).map_or(0, Map::len);
+        let properties = entries("properties");
+        self.property_pairs += properties * properties;
+        self.patterns += entries("patternProperties");
+        if self.property_pairs > PROPERTY_PAIRS_MAX {
+            let message =
+                format!("the JSON schema has too many properties; an object may have {PROPERTIES_MAX}");
+            return Err(Refused::Limit(GrammarError::TooLarge(message)));
+        }
+        bounded("patternProperties", self.patterns, PATTERNS_MAX).map_err(Refused::Limit)
+    }
+}
+
+/// Why a schema is refused.
+enum Refused {
+    /// An unsupported keyword or format, and what is supported.
+    Unsupported(String, String),
+    Limit(GrammarError),
+}
+
+impl Refused {
+    /// The error for the place with this index. `start` is the reference at which the walk began.
+    fn at(self, start: &str, places: &[Place<'_>], index: usize) -> GrammarError {
+        let (keyword, remedy) = match self {
+            Self::Unsupported(keyword, remedy) => (keyword, remedy),
+            Self::Limit(error) => return error,
+        };
+        let mut steps = Vec::new();
+        let mut inside = &places[index].inside;
+        while let Some((parent, keyword, key)) = inside {
+            match key {
+                Key::None => {}
+                Key::Name(name) => steps.push(cut(name)),
+                Key::Index(index) => steps.push(index.to_string()),
+            }
+            steps.push((*keyword).to_owned());
+            inside = &places[*parent].inside;
+        }
+        steps.push(cut(start));
+        steps.reverse();
+        GrammarError::Invalid(format!("{keyword} at {} is not supported{remedy}", steps.join("/")))
+    }
+}
+
+/// Whether a number has more than 8 digits. The library computes remainders in 32 bits.
+fn has_many_digits(number: f64) -> bool {
+    let scaled = (0..8)
+        .try_fold(number, |number, _| if number.fract() == 0.0 { Err(number) } else { Ok(number * 10.0) });
+    let scaled = scaled.unwrap_or_else(|whole| whole);
+    scaled.fract() != 0.0 || scaled.abs() >= 1e8
+}
+
+/// A name as it appears in a message.
+fn cut(name: &str) -> String {
+    let mut rest = name.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut cut: String = rest.by_ref().take(40).collect();
+    cut.extend(rest.next().map(|_| '…'));
+    cut
+}
+
+/// The schema to which a reference points.
+fn target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
+    root.pointer(reference.strip_prefix('#')?.trim_end_matches('/'))
+}
+
+/// Adds the schemas directly inside `object`, which is the schema of the place `parent`.
+fn children<'a>(object: &'a Map<String, Value>, parent: usize, depth: usize, places: &mut Vec<Place<'a>>) {
+    for (keyword, value) in object {
+        let place = |key, schema| Place { schema, inside: Some((parent, &**keyword, key)), depth };
+        match (&**keyword, value) {
+            ("properties" | "patternProperties", Value::Object(schemas)) => {
+                places.extend(schemas.iter().map(|(key, schema)| place(Key::Name(key), schema)));
+            }
+            ("allOf" | "anyOf" | "oneOf" | "prefixItems" | "items", Value::Array(schemas)) => {
+                places.extend(
+                    schemas.iter().enumerate().map(|(index, schema)| place(Key::Index(index), schema)),
+                );
+            }
+            ("additionalProperties" | "additionalItems" | "items", Value::Object(_)) => {
+                places.push(place(Key::None, value));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Depth of the instances in `const` and `enum`. The library recurses into them too.
+fn instance_depth(object: &Map<String, Value>) -> usize {
+    ["const", "enum"].into_iter().filter_map(|keyword| object.get(keyword)).map(depth).max().unwrap_or(0)
+}
+
+/// Number of nested lists and objects. The parser of JSON bounds it to 128.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(list) => 1 + list.iter().map(depth).max().unwrap_or(0),
+        Value::Object(object) => 1 + object.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+fn bounded(name: &str, count: usize, most: usize) -> Result<(), GrammarError> {
+    if count <= most {
+        return Ok(());
+    }
+    Err(GrammarError::TooLarge(format!("the JSON schema has more than {most} {name}; use fewer")))
+}
+
+#[cfg(test)]
+mod tests;
