@@ -100,6 +100,7 @@ fn answers_follow_their_grammar() {
     check(regex("he+|[0-9]{3}"), &["he", "heee", "123"], &["h", "12", "1234", "hex", ""]);
     check(regex("^ a/b$"), &[" a/b"], &["a/b"]);
     check(regex(""), &[""], &["a"]);
+    check(lark("start: \"::=\""), &["::="], &[":", ""]);
     check(lark("start: \"a\" (\",\" \"a\")*"), &["a", "a,a", "a,a,a"], &["", "a,", "b"]);
     check(
         lark("start: A\nA: \"he\" | \"hehe\" | \"q\\\"\\\\\" | \"\""),
@@ -162,7 +163,7 @@ fn bad_sources_are_refused_with_a_sentence() {
     check(json(r##"{"$ref": "#"}"##), "the grammar allows no token");
     check(
         json(r#"{"multipleOf": 999999937}"#),
-        "multipleOf 999999937 at # is not supported; it may have 8 digits",
+        "multipleOf 999999937 at # is not supported; without its point it may be at most 10000",
     );
     check(json(r#"{"x-guidance": {"spaces": 1}}"#), "unknown field `spaces`");
     check(json("false"), "Unsatisfiable");
@@ -170,6 +171,7 @@ fn bad_sources_are_refused_with_a_sentence() {
     check(regex("(?=a)b"), "look-around");
     check(lark("root ::= \"a\""), "GBNF");
     check(lark("begin: \"a\""), "start");
+    check(lark("start: A\nA: %regex {\"substring\": \"::=\"}"), "unknown field");
     check(lark("start: b"), "unknown name: \"b\"");
     check(lark("start: /[/"), "invalid regex");
 }
