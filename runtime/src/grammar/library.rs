@@ -47,7 +47,10 @@ impl GrammarCompiler for ModelCompiler {
     fn compile(&self, source: &GrammarSource) -> Result<CompiledGrammar, GrammarError> {
         let compiler = self.compiler.get_or_init(|| {
             let library = Library::new(&self.tokenizer, self.tokens, &self.eos);
-            Compiler::new(move |source| library.as_ref().map_err(Clone::clone)?.compile(source))
+            Compiler::new(move |source| {
+                let compiled = library.as_ref().map_err(Clone::clone)?.compile(source)?;
+                Ok(Arc::new(compiled) as Arc<dyn Grammar>)
+            })
         });
         compiler.compile(source)
     }
@@ -102,7 +105,7 @@ impl Library {
         Ok(Self { factory, eos: Arc::new(eos) })
     }
 
-    fn compile(&self, source: &GrammarSource) -> Result<Arc<dyn Grammar>, GrammarError> {
+    fn compile(&self, source: &GrammarSource) -> Result<Compiled, GrammarError> {
         let grammar = match source {
             GrammarSource::JsonSchema(text) => TopLevelGrammar::from_json_schema(schema(text)?),
             GrammarSource::Regex(text) => TopLevelGrammar::from_regex(text),
@@ -123,11 +126,8 @@ impl Library {
         let mut start = llguidance::Matcher::new(Ok(parser));
         // A grammar without a first token is refused here, and not when its answer begins.
         start.compute_mask_or_eos().map_err(|error| refused(source, &error.to_string()))?;
-        Ok(Arc::new(Compiled {
-            start,
-            eos: Arc::clone(&self.eos),
-            tokens: self.factory.tok_env().tok_trie().vocab_size(),
-        }))
+        let tokens = self.factory.tok_env().tok_trie().vocab_size();
+        Ok(Compiled { start, eos: Arc::clone(&self.eos), tokens })
     }
 }
 
@@ -193,11 +193,17 @@ struct Compiled {
     tokens: usize,
 }
 
-impl Grammar for Compiled {
-    fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
+impl Compiled {
+    fn answer(&self) -> Answer {
         // A shallow clone would share the lexer: matchers would wait for each other, and a panic in one would break the others.
         let matcher = self.start.deep_clone();
-        Ok(Box::new(Answer { matcher, eos: Arc::clone(&self.eos), tokens: self.tokens, over: false }))
+        Answer { matcher, eos: Arc::clone(&self.eos), tokens: self.tokens, over: false }
+    }
+}
+
+impl Grammar for Compiled {
+    fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
+        Ok(Box::new(self.answer()))
     }
 }
 
