@@ -53,7 +53,8 @@ fn tokenizer(model: &Gguf) -> Result<Tokenizer> {
 fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
     let source = if start == 0 { TokenSource::Prompt } else { TokenSource::Sampled };
     let sample = Some(Sample::greedy());
-    let mut step = engine.submit(&[Chunk { sequence: 1, tokens, source, start, pages, sample }])?;
+    let mut step =
+        engine.submit(&[Chunk { sequence: 1, tokens, source, start, pages, sample, score: None }])?;
     let output = engine.poll(&mut step)?.context("the CPU backend computes in submit")?;
     Ok(output.tokens[0].token.id)
 }

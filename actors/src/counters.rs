@@ -79,6 +79,8 @@ counters! {
     denied: "counter" "baton_requests_denied_total";
     /// Requests that an engine error ended.
     engine_failures: "counter" "baton_requests_engine_failed_total";
+    /// Requests that a failure of their grammar ended.
+    grammar_failures: "counter" "baton_requests_grammar_failed_total";
     /// Requests that finished.
     finished: "counter" "baton_requests_finished_total";
     /// Prompts of peers that wait, are computed, or are handed over here.

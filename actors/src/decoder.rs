@@ -47,6 +47,7 @@ impl Behaviour for DecoderBehaviour {
         store(counters.deadlines_missed(), counts.deadlines_missed);
         store(counters.denied(), counts.denied);
         store(counters.engine_failures(), counts.engine_failures);
+        store(counters.grammar_failures(), counts.grammar_failures);
         store(counters.cut_at_the_end(), counts.cut_at_the_end);
     }
 }

@@ -1,7 +1,9 @@
 //! The recipients of effects that are not actors: the threads and sockets of a process, each behind a handle.
 
 pub mod engine_thread;
+pub mod grammar_thread;
 pub mod hash_thread;
+pub mod mask_threads;
 pub mod sockets;
 
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use connector::transport::Transport;
 use crate::kit::KillSwitch;
 use crate::streams::Streams;
 use engine_thread::EngineThread;
+use grammar_thread::GrammarThread;
 use hash_thread::HashThread;
 use sockets::Sockets;
 
@@ -23,6 +26,8 @@ pub struct Devices {
     pub engine: Option<EngineThread>,
     /// Used by the transfer actor.
     pub hash_thread: Option<HashThread>,
+    /// Used by the prefiller.
+    pub grammar_thread: Option<GrammarThread>,
     /// Used by the transfer actor and the peer link.
     pub transport: Option<Arc<dyn Transport>>,
     /// Used by the peer link.

@@ -70,6 +70,8 @@ pub enum Endpoint {
     Engine,
     /// The hash thread.
     HashThread,
+    /// The thread that compiles grammars.
+    GrammarThread,
     /// The transport's thread.
     Transport,
     /// The tasks of the link's TCP connections.
@@ -97,6 +99,7 @@ impl Endpoint {
             Self::Streams => "streams",
             Self::Engine => "engine",
             Self::HashThread => "hash thread",
+            Self::GrammarThread => "grammar thread",
             Self::Transport => "transport",
             Self::Sockets => "sockets",
             Self::Log => "log",
@@ -292,10 +295,12 @@ table! {
 
     /// Messages to the prefiller.
     ToPrefiller, Prefiller, prefiller {
+        StoreGrammar: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
         StartPrefill in Box: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
         CancelPrefill: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
         PagesReserved: Post from [BufferManager], "one per ReservePages";
         PagesDenied: Post from [BufferManager], "one per ReservePages";
+        GrammarCompiled: Post from [GrammarThread], "one per CompileGrammar";
         SequenceAdvanced: Post from [Generator], "one per sequence and step; two steps are in flight";
         PagesSent: Post from [Transfer], "credits";
         PutsDrained: Post from [Transfer], "one per CancelPuts";
@@ -340,6 +345,11 @@ table! {
     /// Messages to the hash thread.
     ToHashThread, HashThread, hash_thread {
         HashPages: Post from [Transfer], "credits";
+    }
+
+    /// Messages to the grammar thread.
+    ToGrammarThread, GrammarThread, grammar_thread {
+        CompileGrammar: Post from [Prefiller], "a fixed number; prefills with further grammars are refused";
     }
 
     /// Messages to the transport.

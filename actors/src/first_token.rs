@@ -4,10 +4,10 @@ use connector::frame::{FirstToken, FirstTokenLogprobs};
 use engine::{Logprobs, Sampling, Token};
 
 /// The settings with which a sender samples the first token.
-pub fn to_frame(sampling: &Sampling) -> FirstToken {
+pub fn to_frame(sampling: &Sampling) -> Box<FirstToken> {
     let Sampling { temperature, top_p, top_k, min_p, repetition_penalty, seed, logprobs, .. } = *sampling;
     let logit_bias = sampling.logit_bias.clone();
-    FirstToken { temperature, top_p, top_k, min_p, repetition_penalty, logit_bias, seed, logprobs }
+    Box::new(FirstToken { temperature, top_p, top_k, min_p, repetition_penalty, logit_bias, seed, logprobs })
 }
 
 /// The sampling settings in a receiver's frame.

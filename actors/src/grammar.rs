@@ -187,6 +187,54 @@ pub fn is_guarded() -> bool {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    //! A grammar of which every answer is the tokens 0, 1, 2 and so on.
+
+    use super::*;
+
+    /// The grammar double.
+    #[derive(Clone, Debug, Default)]
+    pub(crate) struct Counting {
+        /// The matcher panics when it is asked for the mask after this many tokens.
+        pub(crate) panics_after: Option<u32>,
+    }
+
+    struct CountingMatcher(Counting, u32);
+
+    pub(crate) fn compiled(counting: Counting) -> CompiledGrammar {
+        CompiledGrammar::new(GrammarSource::Regex(format!("{counting:?}")), Arc::new(counting))
+    }
+
+    /// A grammar with this source.
+    pub(crate) fn named(text: &str) -> CompiledGrammar {
+        CompiledGrammar::new(GrammarSource::Lark(text.to_owned()), Arc::new(Counting::default()))
+    }
+
+    impl Grammar for Counting {
+        fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
+            Ok(Box::new(CountingMatcher(self.clone(), 0)))
+        }
+    }
+
+    impl Matcher for CountingMatcher {
+        fn consume(&mut self, token: u32) -> Result<(), GrammarError> {
+            if token != self.1 {
+                return Err(GrammarError::Failed(format!("token {token} is not allowed")));
+            }
+            self.1 += 1;
+            Ok(())
+        }
+
+        fn mask(&mut self) -> Result<TokenMask, GrammarError> {
+            assert!(self.0.panics_after != Some(self.1), "the double panics after {} tokens", self.1);
+            let mut words = vec![0; self.1 as usize / 32 + 1];
+            words[self.1 as usize / 32] = 1 << (self.1 % 32);
+            Ok(words.into())
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer_manager;
+pub mod constraint;
 pub mod counters;
 pub mod decoder;
 pub mod devices;

@@ -3,6 +3,7 @@
 //! Commands are imperatives and may be refused; events report what has happened. Every message is plain data, without addresses, sockets or
 //! handles. The table of [`effect`](crate::effect) lists each message's senders, recipient and bound.
 
+mod grammars;
 mod link;
 mod pages;
 mod requests;
@@ -14,6 +15,7 @@ use std::fmt;
 
 use crate::request::RequestId;
 
+pub use grammars::*;
 pub use link::*;
 pub use pages::*;
 pub use requests::*;

@@ -19,6 +19,7 @@ use crate::counters::Counters;
 use crate::decoder::Decoder;
 use crate::devices::engine_thread::{EnginePulse, step_times::StepTimes};
 use crate::effect::{ToBufferManager, ToDecoder, ToGenerator, ToPeerLink, ToPrefiller, ToProxy, ToTransfer};
+use crate::grammar::GrammarCompiler;
 use crate::kit::{AWAKE, Awake, KillSwitch, Vitals, tick_every};
 use crate::messages::{AbortAll, AnnounceLeaving, BeginDrain, CloseLinks, HealthSeen, StartDialling, Tick};
 use crate::pages::Pages;
@@ -85,6 +86,8 @@ pub struct NodeConfig<'a, E> {
     pub scattered: bool,
     /// `frontend.local_if_sooner_by`: a prompt is prefilled here, although a sender is connected, if that is sooner by more than this.
     pub local_if_sooner_by: Duration,
+    /// Compiles the grammars of receivers. `None`: this process prefills no request with a grammar for a peer.
+    pub grammars: Option<Arc<dyn GrammarCompiler>>,
     /// The link; `None` in a process without peers.
     pub link: Option<LinkConfig<'a, E>>,
 }
@@ -213,8 +216,15 @@ impl Parts {
 /// # Errors
 /// The transport does not start, the pool is too small, or the operating system refuses a thread or socket.
 pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
-    let NodeConfig { engine, link, prefill_chunk_tokens, prefix_cache, scattered, local_if_sooner_by } =
-        config;
+    let NodeConfig {
+        engine,
+        link,
+        grammars,
+        prefill_chunk_tokens,
+        prefix_cache,
+        scattered,
+        local_if_sooner_by,
+    } = config;
     let mut parts = parts(engine.as_ref(), link.as_ref())?;
     let times = StepTimes::new(parts.model.parameters, parts.pool.is_on_device());
     let pulse = EnginePulse::new(times);
@@ -243,7 +253,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     let prefiller = handing_over.as_ref().map(|contexts| contexts.prefiller.address());
     if let (Some(contexts), Some(linked), Some(sending)) = (handing_over, &linked, sending) {
         contexts
-            .run(sending, hashed, linked.transport.clone(), &mut parts, &mailboxes)
+            .run(sending, hashed, grammars, linked.transport.clone(), &mut parts, &mailboxes)
             .map_err(NodeError::Io)?;
     }
     tick(&mailboxes, linked.as_ref(), &parts.health);

@@ -3,11 +3,11 @@
 //! - **Thread**: the node's arbiter.
 //! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX). The messages that wait are bounded: the number of prefills per session is limited, at
 //!   most one frame per session waits, and page events are limited by the number of pages in the pool.
-//! - **In**: [`ToPrefiller`]: prefills from the peer link, page events from the buffer manager, sequence events from the generator, put events
+//! - **In**: [`ToPrefiller`]: grammars and prefills from the peer link, compiled grammars from the grammar thread, page events from the buffer manager, sequence events from the generator, put events
 //!   from the transfer actor.
-//! - **Out**: `ReservePages`, `PagesComputed` and `ReleasePages` to the buffer manager; `StartSequence` and `StopSequence` to the generator;
+//! - **Out**: `CompileGrammar` to the grammar thread; `ReservePages`, `PagesComputed` and `ReleasePages` to the buffer manager; `StartSequence` and `StopSequence` to the generator;
 //!   `SchedulePut` and `CancelPuts` to the transfer actor; frames to the peer link.
-//! - **Failure**: a prompt that cannot be prefilled is refused with `PrefillFailed`. If a receiver is lost, its prefills are cancelled. If this
+//! - **Failure**: a prompt that cannot be prefilled, or whose grammar cannot be compiled, is refused with `PrefillFailed`. If a receiver is lost, its prefills are cancelled. If this
 //!   actor stops, the watchdog marks the node unhealthy and its sessions end.
 
 pub mod state;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use actix::Message;
 use engine::{Sampling, Token};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::grammar::CompiledGrammar;
 
@@ -17,6 +18,19 @@ pub struct RequestId(pub u64);
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "r{}", self.0)
+    }
+}
+
+/// Isolates prefix caches: two requests share cached pages only if both have the same salt or none.
+///
+/// It is a hash, so that a salt of any length has the same size in messages, frames and the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CacheSalt(pub [u8; 32]);
+
+impl CacheSalt {
+    /// The salt of a client's text.
+    pub fn of(text: &str) -> Self {
+        Self(Sha256::new().chain_update(b"baton cache salt").chain_update(text).finalize().into())
     }
 }
 
@@ -46,6 +60,8 @@ pub struct Generate {
     pub sampling: Arc<Sampling>,
     /// The grammar that the answer must match.
     pub grammar: Option<CompiledGrammar>,
+    /// The request shares cached pages only with requests of the same salt.
+    pub salt: Option<CacheSalt>,
     /// Continues after an end-of-sequence token.
     pub ignore_eos: bool,
     /// When the request must have ended.
@@ -176,6 +192,9 @@ pub enum RequestError {
     /// The engine failed.
     #[error("engine failed: {0}")]
     Engine(String),
+    /// The grammar of the answer failed.
+    #[error("{0}")]
+    Grammar(String),
     /// The client is gone.
     #[error("request was aborted")]
     Aborted,
@@ -191,6 +210,7 @@ impl RequestError {
             Self::Refused(refused) => refused.kind(),
             Self::Deadline { .. } => "deadline",
             Self::Engine(_) => "engine",
+            Self::Grammar(_) => "grammar",
             Self::Aborted => "aborted",
             Self::ShuttingDown => "shutting_down",
         }
@@ -208,8 +228,11 @@ pub struct Timings {
     pub decode_pid: u32,
     /// Tokens in the prompt.
     pub prompt_tokens: u32,
-    /// Leading tokens of the prompt whose KV was in the prefix cache.
+    /// Leading tokens of the prompt whose KV was in this process's prefix cache.
     pub resident_tokens: u32,
+    /// Leading tokens of the prompt that no process computed for this request, because the process that prefilled it had their KV in
+    /// its prefix cache.
+    pub cached_tokens: u32,
     /// Tokens sampled.
     pub completion_tokens: u32,
     /// From the first prefill step's start to the first token's sampling, in the prefilling process.

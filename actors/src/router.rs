@@ -9,8 +9,8 @@ use engine::EngineError;
 
 use crate::devices::Devices;
 use crate::effect::{
-    Effect, Endpoint, ToBufferManager, ToDecoder, ToEngine, ToGenerator, ToHashThread, ToLog, ToPeerLink,
-    ToPrefiller, ToProcess, ToProxy, ToStreams, ToTransfer, ToTransport,
+    Effect, Endpoint, ToBufferManager, ToDecoder, ToEngine, ToGenerator, ToGrammarThread, ToHashThread,
+    ToLog, ToPeerLink, ToPrefiller, ToProcess, ToProxy, ToStreams, ToTransfer, ToTransport,
 };
 use crate::kit::Outbox;
 use crate::messages::{StepFinished, StreamEnd, StreamToken, TransportEvents};
@@ -100,6 +100,11 @@ impl Router {
             Effect::HashThread(ToHashThread::HashPages(pages)) => {
                 if let Some(thread) = &self.devices.hash_thread {
                     thread.post(pages);
+                }
+            }
+            Effect::GrammarThread(ToGrammarThread::CompileGrammar(compile)) => {
+                if let Some(thread) = &self.devices.grammar_thread {
+                    thread.post(compile);
                 }
             }
             Effect::Transport(ToTransport::Command(command)) => self.to_transport(command),

@@ -4,18 +4,25 @@
 //! The engine writes every token into its page and samples from what it *reads back* from the pages. So a page that does not arrive,
 //! arrives too early, or is in the wrong place gives a wrong token.
 
+#[path = "pair/constrained.rs"]
+mod constrained;
 #[path = "pair/echo.rs"]
 mod echo;
 #[path = "pair/failing_engine.rs"]
 mod failing_engine;
+#[path = "pair/grammars.rs"]
+mod grammars;
 #[path = "pair/senders.rs"]
 mod senders;
+#[path = "pair/tenants.rs"]
+mod tenants;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ::actors::grammar::GrammarCompiler;
 use ::actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use ::actors::request::{
     AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings,
@@ -92,6 +99,16 @@ fn start(role: LinkRole, pages: u32, ring_pages: u64) -> Node {
 }
 
 fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> Node {
+    start_compiling(role, pages, ring_pages, damage, None)
+}
+
+fn start_compiling(
+    role: LinkRole,
+    pages: u32,
+    ring_pages: u64,
+    damage: &Damage,
+    grammars: Option<Arc<dyn GrammarCompiler>>,
+) -> Node {
     let engine = Echo::new(pages, damage.engine.clone());
     let region = actors::pages::region(&engine.pool);
     if let LinkRole::Receiver(_) = role {
@@ -122,6 +139,7 @@ fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> N
     });
     let config = NodeConfig {
         engine: Box::new(engine),
+        grammars,
         prefill_chunk_tokens: 8,
         prefix_cache: true,
         scattered: false,
@@ -160,20 +178,27 @@ fn prompt(request: u64, tokens: u32) -> Vec<u32> {
 }
 
 async fn ask(node: &Node, request: u64, tokens: u32, max_tokens: u32) -> Receiver<StreamEvent> {
-    let request_id = RequestId(request);
-    let source = node.streams.open(request_id, max_tokens, ());
-    let generate = Generate {
-        request: request_id,
+    send(node, generate(request, tokens, max_tokens)).await
+}
+
+async fn send(node: &Node, generate: Generate) -> Receiver<StreamEvent> {
+    let source = node.streams.open(generate.request, generate.max_tokens, ());
+    node.generate().send(generate).await.expect("it is alive");
+    source
+}
+
+fn generate(request: u64, tokens: u32, max_tokens: u32) -> Generate {
+    Generate {
+        request: RequestId(request),
         prompt: prompt(request, tokens).into(),
         max_tokens,
         sampling: Arc::default(),
         grammar: None,
+        salt: None,
         ignore_eos: true,
         deadline: Instant::now() + PATIENCE,
         route: Route::Auto,
-    };
-    node.generate().send(generate).await.expect("it is alive");
-    source
+    }
 }
 
 /// Reads all tokens and the end. The tokens must be the ones that the prompt leads to.

@@ -6,6 +6,8 @@
 //! Challenge and Hello begin with [`Versions`], whose encoding never changes. The two sides use the highest version that both
 //! support. A change of any type here makes a new version. The tests keep the golden bytes of each version.
 
+mod prefill;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::ring::{CreditNumber, PageIndex};
 use crate::transport::Descriptor;
 use crate::wire;
+pub use prefill::{
+    FirstToken, FirstTokenLogprobs, GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, LOGIT_BIAS_MAX,
+    PROMPT_TOKENS_MAX, PageOwner, PrefillFault,
+};
 
 /// The range of protocol versions that a process supports: the first 12 bytes of a [`Challenge`] and of a [`Hello`].
 ///
@@ -28,7 +34,7 @@ pub struct Versions {
 
 impl Versions {
     /// The versions that this build supports.
-    pub const OURS: Self = Self::new(8, 8);
+    pub const OURS: Self = Self::new(9, 9);
 
     /// The versions from `lowest` to `highest`, both included.
     pub const fn new(lowest: u32, highest: u32) -> Self {
@@ -298,52 +304,6 @@ pub struct Welcome {
     pub proof: Option<[u8; 32]>,
 }
 
-/// The sampling parameters for a request's first token. The fields have the names of the HTTP parameters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FirstToken {
-    /// 0 samples greedily.
-    pub temperature: f32,
-    /// 1 admits all tokens.
-    pub top_p: f32,
-    /// 0 admits all tokens.
-    pub top_k: u32,
-    /// 0 admits all tokens.
-    pub min_p: f32,
-    /// 1 applies no penalty. The penalties that count sampled tokens are not here, because none was sampled yet.
-    pub repetition_penalty: f32,
-    /// Values added to the logits of these tokens; at most [`LOGIT_BIAS_MAX`] entries.
-    #[serde(deserialize_with = "wire::list")]
-    pub logit_bias: Vec<(u32, f32)>,
-    /// Seed of the random draw. The draw also depends on the token's position.
-    pub seed: u64,
-    /// Asks for the token's log probability, and for that many of the most probable tokens.
-    pub logprobs: Option<u32>,
-}
-
-/// Log probabilities (natural logarithm) at a request's first token.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FirstTokenLogprobs {
-    /// Log probability of the sampled token.
-    pub sampled: f32,
-    /// Number of tokens that are at least as probable as the sampled one.
-    pub rank: u32,
-    /// The most probable tokens with their log probabilities, the most probable first.
-    #[serde(deserialize_with = "wire::list")]
-    pub top: Vec<(u32, f32)>,
-}
-
-/// Maximum number of tokens with a logit bias in one request.
-pub const LOGIT_BIAS_MAX: usize = 1024;
-
-/// The reason why a sender did not prefill a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PrefillFault {
-    /// The sender did not accept this request, for example because the prompt is too large for its pool. It may accept the next one.
-    Refused,
-    /// The sender accepted the request and failed, for example by an engine error. Later requests may fail too.
-    Failed,
-}
-
 /// A message after the handshake. The receiver assigns the request numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Frame {
@@ -370,7 +330,12 @@ pub enum Frame {
         /// whole prompt.
         resident: u32,
         /// Sampling parameters for the first token.
-        sampling: FirstToken,
+        sampling: Box<FirstToken>,
+        /// Hash of the request's cache salt. The sender shares cached pages only between requests of the same salt.
+        salt: Option<[u8; 32]>,
+        /// SHA-256 of the kind and the text of the grammar that the answer must match. A [`Grammar`](Self::Grammar) frame of this
+        /// session has brought the grammar, and no later one has replaced it. Boxed, so that a frame stays small.
+        grammar: Option<Box<[u8; 32]>>,
         /// Milliseconds until the request's deadline.
         remaining_ms: u64,
     },
@@ -412,6 +377,9 @@ pub enum Frame {
         token: u32,
         /// Its log probabilities, if the request asked for them.
         logprobs: Option<FirstTokenLogprobs>,
+        /// Leading tokens of the prompt that were not computed, because the sender's prefix cache had their KV. Less than the whole
+        /// prompt.
+        cached: u32,
         /// Microseconds from the start of the first step to the sampled token.
         prefill_micros: u64,
     },
@@ -433,10 +401,18 @@ pub enum Frame {
     },
     /// Sender → receiver: send no more prefills. Prefills that were sent before continue.
     Leaving,
+    /// Receiver → sender: keep this grammar for later prefills of the session.
+    Grammar {
+        /// Where the sender keeps it; below [`GRAMMARS_MAX`]. It replaces the grammar that is there.
+        index: u32,
+        /// What it is written in.
+        kind: GrammarKind,
+        /// The source; at most [`GRAMMAR_BYTES_MAX`] bytes.
+        #[serde(deserialize_with = "wire::text")]
+        text: String,
+    },
 }
 
-/// Maximum number of tokens in one [`Frame::Prefill`]. The receiver prefills longer prompts itself.
-pub const PROMPT_TOKENS_MAX: usize = 250_000;
 /// Maximum number of credits in one [`Frame::Grant`].
 pub const GRANT_PAGES_MAX: usize = 65_536;
 
@@ -455,6 +431,7 @@ impl Frame {
             Self::PrefillFailed { .. } => "PrefillFailed",
             Self::RingShare { .. } => "RingShare",
             Self::Leaving => "Leaving",
+            Self::Grammar { .. } => "Grammar",
         }
     }
 }
@@ -462,15 +439,6 @@ impl Frame {
 /// Makes a peer's text safe for the log: one line, at most 200 characters.
 pub fn peer_text(text: &str) -> String {
     text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// The request that pages belong to, and the place of the first of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PageOwner {
-    /// The request's number.
-    pub request: u64,
-    /// Index of the first page in the request's page table. That page holds the tokens from `first_page * page_tokens` on.
-    pub first_page: u32,
 }
 
 #[cfg(test)]

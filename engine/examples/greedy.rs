@@ -65,6 +65,7 @@ fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -
         start,
         pages,
         sample: Some(Sample::greedy()),
+        score: None,
     }])?;
     let output = engine.poll(&mut step)?.context("the CPU backend computes in submit")?;
     Ok(output.tokens[0].token.id)

@@ -120,11 +120,21 @@ __global__ void add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf1
   }
 }
 
-// One block per row. Writes rotated queries to `q_out` and rotated keys to the pool, and copies the values to the pool. All
-// heads share the row's sines and cosines, which are in shared memory.
-__global__ void rope_append(const bf16* qkv, bf16* q_out, bf16* pool, const int32_t* positions, const int64_t* places,
-                            const float* inverse_frequencies, int heads, int kv_heads, int head_dim, int page_tokens,
-                            int64_t page_stride, int64_t layer_offset) {
+// The sum over the `width` neighbouring threads that hold one head, in each of them. All of them call it.
+__device__ float head_sum(float value, int width) {
+  const unsigned lane = threadIdx.x % WARP;
+  const unsigned group = ((1u << width) - 1) << (lane / width * width);
+  for (int offset = width / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(group, value, offset);
+  return value;
+}
+
+// One block per row. Adds the biases, if any, to queries, keys and values. Writes normed (if there are norms) and rotated queries
+// to `q_out` and keys to the pool, and the values to the pool. All heads share the row's sines and cosines, which are in shared
+// memory. A head's threads are in one warp, because `head_dim / VECTOR` is a power of two below WARP.
+__global__ void rope_append(const bf16* qkv, const bf16* bias, const bf16* head_norms, bf16* q_out, bf16* pool,
+                            const int32_t* positions, const int64_t* places, const float* inverse_frequencies, int heads,
+                            int kv_heads, int head_dim, int page_tokens, float epsilon, int64_t page_stride,
+                            int64_t layer_offset) {
   extern __shared__ float2 turns[];  // head_dim / 2 pairs of cosine and sine
   __shared__ bf16* page;             // the layer's keys in the row's page, or null
   __shared__ int place_in_page;
@@ -157,9 +167,22 @@ __global__ void rope_append(const bf16* qkv, bf16* q_out, bf16* pool, const int3
       const int kv_head = head - heads - is_value * kv_heads;
       target = page + ((int64_t{is_value} * page_tokens + place_in_page) * kv_heads + kv_head) * head_dim;
     }
-    Vector vector = source[i];
+    Floats floats = widen(source[i]);
+    if (bias != nullptr) {
+      const Floats more = widen(vectors(bias)[i]);
+#pragma unroll
+      for (int k = 0; k < VECTOR; k++) floats.at[k] += more.at[k];
+    }
     if (head < heads + kv_heads) {
-      Floats floats = widen(vector);
+      if (head_norms != nullptr) {
+        float squares = 0;
+#pragma unroll
+        for (int k = 0; k < VECTOR; k++) squares += floats.at[k] * floats.at[k];
+        const float scale = 1.f / sqrtf(head_sum(squares, per_head) / head_dim + epsilon);
+        const Floats factors = widen(vectors(head_norms + (head < heads ? 0 : head_dim))[within]);
+#pragma unroll
+        for (int k = 0; k < VECTOR; k++) floats.at[k] *= scale * factors.at[k];
+      }
 #pragma unroll
       for (int k = 0; k < VECTOR / 2; k++) {
         const float2 turn = turns[within * (VECTOR / 2) + k];
@@ -167,9 +190,8 @@ __global__ void rope_append(const bf16* qkv, bf16* q_out, bf16* pool, const int3
         floats.at[2 * k] = even * turn.x - odd * turn.y;
         floats.at[2 * k + 1] = even * turn.y + odd * turn.x;
       }
-      vector = narrow(floats);
     }
-    vectors(target)[within] = vector;
+    vectors(target)[within] = narrow(floats);
   }
 }
 
@@ -227,6 +249,8 @@ static_assert(sizeof(AddRmsNorm) == 48);
 
 struct RopeAppend {
   const bf16* qkv;
+  const bf16* bias;
+  const bf16* head_norms;
   bf16* q_out;
   bf16* pool;
   const int32_t* positions;
@@ -239,8 +263,9 @@ struct RopeAppend {
   int32_t kv_heads;
   int32_t head_dim;
   int32_t page_tokens;
+  float epsilon;
 };
-static_assert(sizeof(RopeAppend) == 88);
+static_assert(sizeof(RopeAppend) == 104);
 
 struct SiluMul {
   const bf16* gate_up;
@@ -293,8 +318,11 @@ int baton_add_rms_norm(const AddRmsNorm* arguments, cudaStream_t stream) {
   return cudaErrorInvalidValue;
 }
 
-// Applies RoPE and writes queries, keys and values.
+// Adds biases, applies the norms of the heads and RoPE, and writes queries, keys and values.
 // - qkv is [rows][heads + 2 * kv_heads][head_dim]: queries, keys, values.
+// - bias is [heads + 2 * kv_heads][head_dim], or null.
+// - head_norms is [head_dim] factors of the query heads' RMS norm, then [head_dim] of the key heads'. Or null. With it,
+//   `head_dim / 8` must be a power of two below 32.
 // - Pair (2i, 2i + 1) of queries and keys rotates by the angle positions[r] * inverse_frequencies[i].
 // - Queries go to q_out, [rows][heads][head_dim].
 // - Keys and values go to the pool place places[r] = page * page_tokens + position in the page. A negative place writes
@@ -302,13 +330,13 @@ int baton_add_rms_norm(const AddRmsNorm* arguments, cudaStream_t stream) {
 // - The layer's part of a page starts at page * page_stride + layer_offset numbers. It is
 //   [keys, values][page_tokens][kv_heads][head_dim].
 int baton_rope_append(const RopeAppend* arguments, cudaStream_t stream) {
-  const auto [qkv, q_out, pool, positions, places, inverse_frequencies, page_stride, layer_offset, rows, heads, kv_heads,
-              head_dim, page_tokens] = *arguments;
+  const auto [qkv, bias, head_norms, q_out, pool, positions, places, inverse_frequencies, page_stride, layer_offset, rows, heads,
+              kv_heads, head_dim, page_tokens, epsilon] = *arguments;
   if (rows == 0) return cudaSuccess;
   const int block = block_for((heads + 2 * kv_heads) * head_dim / VECTOR, BLOCK_MAX);
   const size_t shared_bytes = head_dim / 2 * sizeof(float2);
-  return launch(rope_append, rows, block, shared_bytes, stream, qkv, q_out, pool, positions, places, inverse_frequencies,
-                heads, kv_heads, head_dim, page_tokens, page_stride, layer_offset);
+  return launch(rope_append, rows, block, shared_bytes, stream, qkv, bias, head_norms, q_out, pool, positions, places,
+                inverse_frequencies, heads, kv_heads, head_dim, page_tokens, epsilon, page_stride, layer_offset);
 }
 
 // out[r] = silu(gate) * up. Row r of gate_up is `feed` numbers of gate, then `feed` numbers of up.

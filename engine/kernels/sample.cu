@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "launch.cuh"
+#include "rank.cuh"
 
 namespace cg = cooperative_groups;
 
@@ -71,20 +72,6 @@ struct Limit {
   float weight;
   uint64_t ties;
 };
-
-// A number that orders by value, then by descending index. So the largest rank has the largest value and the lowest index. NaN
-// has the smallest rank.
-__device__ uint64_t rank(float value, uint32_t index) {
-  const uint32_t bits = __float_as_uint(value + 0.f);  // one zero for both
-  const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return uint64_t{isnan(value) ? 0u : ordered} << 32 | ~index;
-}
-
-// The value of a rank. NaN for rank 0.
-__device__ float ranked(uint64_t rank) {
-  const uint32_t ordered = static_cast<uint32_t>(rank >> 32);
-  return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7FFFFFFFu : ~ordered);
-}
 
 __device__ uint64_t units(float weight) { return __float2ull_rz(__fmul_rn(weight, UNITS)); }
 
@@ -194,7 +181,8 @@ struct Row {
 };
 
 __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
-    sample(const float* logits, const Settings* settings, int32_t* out, int vocabulary) {
+    sample(const float* logits, const Settings* settings, const int32_t* mask_of, const uint32_t* masks, int32_t* out,
+           int vocabulary) {
   extern __shared__ float weights[];
   __shared__ Shared shared;
   const cg::cluster_group cluster = cg::this_cluster();
@@ -204,11 +192,21 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
   const Settings how = settings[row];
   after_previous(gridDim.x / BLOCKS);
 
+  // The mask of the row; null if all tokens are allowed.
+  const int mask_words = (vocabulary + 31) / 32;
+  const uint32_t* mask =
+      mask_of == nullptr || mask_of[row] < 0 ? nullptr : masks + int64_t{mask_of[row]} * mask_words;
+  const auto allowed = [&](int i) {
+    const int token = first + i;
+    return mask == nullptr || (mask[token / 32] >> (token % 32) & 1) != 0;
+  };
+
+  // Rank 0 is below the rank of every allowed token.
   uint64_t best = 0;
   const float* mine = logits + int64_t{row} * vocabulary + first;
   for (int i = threadIdx.x; i < ids; i += THREADS) {
     weights[i] = mine[i];
-    best = max(best, rank(weights[i], first + i));
+    if (allowed(i)) best = max(best, rank(weights[i], first + i));
   }
   for (int offset = WARP / 2; offset > 0; offset /= 2) best = max(best, __shfl_xor_sync(~0u, best, offset));
   if (threadIdx.x % WARP == 0) shared.best_of_warp[threadIdx.x / WARP] = best;
@@ -225,7 +223,7 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
     for (int i = threadIdx.x; i < ids; i += THREADS) {
       const float logit = weights[i];
       const float weight = logit == most ? 1.f : exp_of(__fdiv_rn(__fsub_rn(logit, most), how.temperature));
-      weights[i] = weight >= how.min_p && units(weight) > 0 ? weight : 0.f;
+      weights[i] = allowed(i) && weight >= how.min_p && units(weight) > 0 ? weight : 0.f;
     }
     __syncthreads();
     Row of_row = {cluster, shared, weights, ids, 0};
@@ -295,15 +293,18 @@ extern "C" int baton_vocabulary_max() { return IDS_MAX * BLOCKS; }
 struct SampleRows {
   const float* logits;
   const void* settings;
+  const int32_t* mask_of;
+  const uint32_t* masks;
   int32_t* out;
   int32_t rows;
   int32_t vocabulary;
 };
-static_assert(sizeof(SampleRows) == 32);
+static_assert(sizeof(SampleRows) == 48);
 
-// out[r] = the token sampled from row r of the logits with `settings[r]`, which has eight words.
+// out[r] = the token sampled from row r of the logits with `settings[r]`, which has eight words. If `mask_of` is not null and mask_of[r]
+// is not negative, only tokens that mask number mask_of[r] allows are sampled. A mask has a bit per token, the lowest bit of a word first.
 extern "C" int baton_sample_rows(const SampleRows* arguments, cudaStream_t stream) {
-  const auto [logits, settings, out, rows, vocabulary] = *arguments;
+  const auto [logits, settings, mask_of, masks, out, rows, vocabulary] = *arguments;
   if (rows == 0) return cudaSuccess;
   if (vocabulary > IDS_MAX * BLOCKS) return cudaErrorInvalidValue;
   const int bytes = (vocabulary + BLOCKS - 1) / BLOCKS * sizeof(float);
@@ -311,6 +312,6 @@ extern "C" int baton_sample_rows(const SampleRows* arguments, cudaStream_t strea
   const int most = IDS_MAX * sizeof(float);
   const cudaError_t error = cudaFuncSetAttribute(sample, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   if (error != cudaSuccess) return error;
-  return launch(sample, rows * BLOCKS, THREADS, bytes, stream, logits, static_cast<const Settings*>(settings), out,
-                vocabulary);
+  return launch(sample, rows * BLOCKS, THREADS, bytes, stream, logits, static_cast<const Settings*>(settings), mask_of,
+                masks, out, vocabulary);
 }

@@ -3,7 +3,8 @@
 use crate::error::EngineError;
 use crate::kv::{KvPool, PageId};
 use crate::model::ModelInfo;
-use crate::step::{Chunk, StepLimits, TokenSource};
+use crate::sampling::Sampling;
+use crate::step::{Chunk, Score, StepLimits, TokenSource};
 
 /// Refuses a batch that exceeds `limits`, has a token, position or page out of bounds, or would write a page twice. Also
 /// refuses a chunk that takes its token from the previous step if `samples` is false for its sequence.
@@ -18,7 +19,7 @@ pub(crate) fn check(
     if tokens > u64::from(limits.tokens) {
         return Err(EngineError::TooManyTokens { tokens, limit: limits.tokens });
     }
-    let rows = batch.iter().filter(|chunk| chunk.takes_row()).count() as u64;
+    let rows = batch.iter().map(Chunk::rows).sum::<usize>() as u64;
     if rows > u64::from(limits.rows) {
         return Err(EngineError::TooManyRows { rows, limit: limits.rows });
     }
@@ -63,6 +64,9 @@ fn check_chunk(chunk: &Chunk<'_>, model: &ModelInfo, page_tokens: u64) -> Result
     if let Some(&token) = chunk.tokens.iter().find(|&&token| token >= vocabulary) {
         return Err(EngineError::TokenOutOfRange { sequence, token, vocabulary });
     }
+    if let Some(score) = chunk.score {
+        check_score(chunk, score, vocabulary)?;
+    }
     let end = u64::from(chunk.start) + chunk.tokens.len() as u64;
     if end > u64::from(model.context_tokens) {
         return Err(EngineError::ContextExceeded { sequence, end, context_tokens: model.context_tokens });
@@ -72,4 +76,16 @@ fn check_chunk(chunk: &Chunk<'_>, model: &ModelInfo, page_tokens: u64) -> Result
         return Err(EngineError::TooFewPages { sequence, needed, given });
     }
     Ok(())
+}
+
+fn check_score(chunk: &Chunk<'_>, score: Score<'_>, vocabulary: u32) -> Result<(), EngineError> {
+    let (sequence, targets) = (chunk.sequence, score.targets.len());
+    let fits = chunk.source == TokenSource::Prompt && targets <= chunk.tokens.len();
+    if !fits || score.top > Sampling::LOGPROBS_MAX {
+        return Err(EngineError::BadScore { sequence, targets, tokens: chunk.tokens.len() });
+    }
+    match score.targets.iter().find(|target| **target >= vocabulary) {
+        Some(&token) => Err(EngineError::TokenOutOfRange { sequence, token, vocabulary }),
+        None => Ok(()),
+    }
 }

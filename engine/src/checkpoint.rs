@@ -1,192 +1,244 @@
-//! A model on disk, in GGUF or Hugging Face format: its sizes, and its tensors by their GGUF names.
+//! A model on disk, in GGUF or Hugging Face format: its specification, and the contents of its tensors.
 //!
-//! The formats store queries and keys in different orders. GGUF stores the two numbers of a rotated pair next to each
-//! other; Hugging Face stores them half a head apart. This module returns GGUF's order for both, so there is one RoPE
-//! implementation and one order in KV pages.
+//! The files store the rows of queries and keys in different orders ([`RowOrder`]). This module returns adjacent pairs for
+//! all files, so there is one RoPE implementation and one order in KV pages.
 
+mod files;
 mod folder;
+mod header;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::error::OpenError;
+use crate::families::{self, RowOrder};
 use crate::gguf::{Gguf, TensorType};
-use crate::model::{self, LoadFormat, ModelInfo, ModelShape};
+use crate::model::spec::ModelSpec;
+use crate::model::tensors::TensorRow;
+use crate::model::{LoadFormat, ModelInfo};
 use crate::safetensors::Safetensors;
 
 /// An open checkpoint.
 pub(crate) struct Checkpoint {
-    path: PathBuf,
     files: CheckpointFiles,
-    pub(crate) shape: ModelShape,
-    fingerprint: [u8; 32],
+    order: RowOrder,
+    info: ModelInfo,
+    pub(crate) spec: ModelSpec,
+    /// The tensor table of the model.
+    pub(crate) tensors: Vec<TensorRow>,
 }
 
 /// The open files of a checkpoint.
 enum CheckpointFiles {
     Gguf(Gguf),
-    Folder {
-        config: Box<folder::Config>,
-        tensors: Safetensors,
-    },
+    Folder(Safetensors),
     /// Only a folder's `config.json`: sizes without weights.
-    ConfigOnly {
-        config: Box<folder::Config>,
-    },
-}
-
-/// How a tensor is stored.
-struct Layout {
-    kind: TensorType,
-    /// The input dimension comes first.
-    dimensions: Vec<u64>,
+    ConfigOnly,
 }
 
 impl Checkpoint {
-    /// Opens the files that `format` needs: a whole model, or only a folder's `config.json`.
-    pub(crate) fn open_as(path: &Path, format: LoadFormat) -> Result<Self, OpenError> {
-        if format == LoadFormat::Auto {
-            return Self::open(path);
+    /// Opens a GGUF file, or a folder with `config.json` and, unless the weights are random, safetensors. Checks that the model
+    /// is supported.
+    pub(crate) fn open(path: &Path, format: LoadFormat) -> Result<Self, OpenError> {
+        if format == LoadFormat::Auto && !path.is_dir() {
+            return Self::open_gguf(path);
         }
-        let config = Box::new(folder::Config::read(path)?);
-        let shape = config.shape(path)?;
-        let file = path.join("config.json");
-        let fingerprint = model::sha256(std::slice::from_ref(&file))
-            .map_err(|(file, error)| OpenError::Read { path: file, error })?;
-        Ok(Self { path: path.to_owned(), files: CheckpointFiles::ConfigOnly { config }, shape, fingerprint })
+        Self::open_folder(path, format)
     }
 
-    /// Opens a GGUF file, or a folder with `config.json` and safetensors, and checks that the model is supported.
-    fn open(path: &Path) -> Result<Self, OpenError> {
-        if !path.is_dir() {
-            let gguf = model::open_file(path)?;
-            let fingerprint = model::fingerprint(path)?;
-            let shape = ModelShape::of_gguf(&gguf, path)?;
-            return Ok(Self {
-                path: path.to_owned(),
-                files: CheckpointFiles::Gguf(gguf),
-                shape,
-                fingerprint,
-            });
-        }
-        let failed = |error| OpenError::Safetensors { path: path.to_owned(), error };
-        let config = Box::new(folder::Config::read(path)?);
-        let shape = config.shape(path)?;
-        let tensors = Safetensors::open(path).map_err(failed)?;
-        folder::check_names(&tensors, &shape, path)?;
-        let files: Vec<PathBuf> = [path.join("config.json")].into_iter().chain(tensors.paths(path)).collect();
+    fn open_gguf(path: &Path) -> Result<Self, OpenError> {
+        let gguf = files::open_gguf(path)?;
+        let fingerprint = files::fingerprint(path)?;
+        let architecture = gguf.str("general.architecture").unwrap_or("none");
+        let family = families::of_architecture(architecture);
+        let family = family.ok_or_else(|| no_family(path, architecture))?;
+        let unsupported = |what| OpenError::UnsupportedModel { path: path.to_owned(), what };
+        let spec = header::spec(&gguf, architecture, family).map_err(unsupported)?;
+        check_names(&spec, |row| &row.gguf, gguf.tensors().keys(), |name| name == header::ROPE_FACTORS)
+            .map_err(unsupported)?;
+        let stem =
+            path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().into_owned());
+        let name = gguf.str("general.name").map_or(stem, str::to_owned);
+        let info = info(&spec, name, path, fingerprint, header::eos_tokens(&gguf, spec.vocabulary));
+        let (order, tensors) = (family.gguf_order, spec.tensors());
+        Ok(Self { files: CheckpointFiles::Gguf(gguf), order, info, spec, tensors })
+    }
+
+    fn open_folder(path: &Path, format: LoadFormat) -> Result<Self, OpenError> {
+        let config = folder::Config::read(path)?;
+        let family = families::of_model_type(config.model_type());
+        let family = family.ok_or_else(|| no_family(path, config.model_type()))?;
+        let unsupported = |what| OpenError::UnsupportedModel { path: path.to_owned(), what };
+        let spec = config.spec(family).map_err(unsupported)?;
+        let mut hashed = vec![path.join("config.json")];
+        let files = if format == LoadFormat::Auto {
+            let failed = |error| OpenError::Safetensors { path: path.to_owned(), error };
+            let tensors = Safetensors::open(path).map_err(failed)?;
+            // Old files also store RoPE's frequencies, which are computed from the configuration.
+            let ignored = |name: &str| name.ends_with("rotary_emb.inv_freq");
+            check_names(&spec, |row| &row.hugging_face, tensors.names(), ignored).map_err(unsupported)?;
+            hashed.extend(tensors.paths(path));
+            CheckpointFiles::Folder(tensors)
+        } else {
+            CheckpointFiles::ConfigOnly
+        };
         let fingerprint =
-            model::sha256(&files).map_err(|(file, error)| OpenError::Read { path: file, error })?;
-        Ok(Self {
-            path: path.to_owned(),
-            files: CheckpointFiles::Folder { config, tensors },
-            shape,
-            fingerprint,
-        })
+            files::sha256(&hashed).map_err(|(file, error)| OpenError::Read { path: file, error })?;
+        let name =
+            path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+        let info = info(&spec, name, path, fingerprint, config.eos_tokens(spec.vocabulary));
+        let tensors = spec.tensors();
+        Ok(Self { files, order: RowOrder::Halves, info, spec, tensors })
     }
 
-    /// Describes the model.
-    pub(crate) fn info(&self) -> ModelInfo {
-        match &self.files {
-            CheckpointFiles::Gguf(gguf) => model::describe(gguf, &self.path, &self.shape, self.fingerprint),
-            CheckpointFiles::Folder { config, tensors } => {
-                let numbers = |name| Some(tensors.get(name)?.dimensions.iter().product::<u64>());
-                self.folder_info(config, tensors.names().filter_map(numbers).sum())
+    /// The description of the model.
+    pub(crate) fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// The storage type of a tensor. Fails if the tensor is missing, has other dimensions or has an unsupported type.
+    pub(crate) fn require(&self, row: &TensorRow) -> Result<TensorType, OpenError> {
+        let (name, stored) = match &self.files {
+            CheckpointFiles::Gguf(gguf) => {
+                let tensor = gguf.tensors().get(&row.gguf);
+                (&row.gguf, tensor.map(|tensor| (tensor.kind, tensor.dimensions.clone())))
             }
-            CheckpointFiles::ConfigOnly { config } => {
-                self.folder_info(config, self.shape.parameters(config.is_tied()))
+            CheckpointFiles::Folder(tensors) => {
+                let stored = tensors.get(&row.hugging_face);
+                let reversed = |dimensions: &[u64]| dimensions.iter().rev().copied().collect::<Vec<_>>();
+                (&row.hugging_face, stored.map(|stored| (stored.kind, reversed(&stored.dimensions))))
             }
-        }
-    }
-
-    fn folder_info(&self, config: &folder::Config, parameters: u64) -> ModelInfo {
-        ModelInfo {
-            name: self.path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into()),
-            path: self.path.clone(),
-            fingerprint: self.fingerprint,
-            context_tokens: self.shape.context_tokens,
-            vocabulary: self.shape.vocabulary as u32,
-            eos_tokens: config.eos_tokens(self.shape.vocabulary),
-            parameters,
-        }
-    }
-
-    /// True if the checkpoint has this tensor. A folder has `output.weight` unless its configuration ties it to the
-    /// embedding.
-    pub(crate) fn has(&self, name: &str) -> bool {
-        match &self.files {
-            CheckpointFiles::Gguf(gguf) => gguf.tensors().contains_key(name),
-            // If the tensor is untied but missing, `require` reports it.
-            CheckpointFiles::Folder { config, .. } | CheckpointFiles::ConfigOnly { config }
-                if name == "output.weight" =>
-            {
-                !config.is_tied()
-            }
-            CheckpointFiles::ConfigOnly { .. } => false,
-            CheckpointFiles::Folder { tensors, .. } => tensors.get(&folder::name_of(name)).is_some(),
-        }
-    }
-
-    /// The storage type of a tensor. `dimensions` has the input dimension first. Fails if the tensor is missing or has other
-    /// dimensions.
-    pub(crate) fn require(&self, name: &str, dimensions: &[usize]) -> Result<TensorType, OpenError> {
-        let unsupported = |what: String| OpenError::UnsupportedModel { path: self.path.clone(), what };
-        let layout = self.layout(name).ok_or_else(|| unsupported(format!("tensor {name} is missing")))?;
-        if !layout.dimensions.iter().copied().eq(dimensions.iter().map(|&size| size as u64)) {
+            CheckpointFiles::ConfigOnly => (&row.hugging_face, None),
+        };
+        let unsupported = |what| OpenError::UnsupportedModel { path: self.info.path.clone(), what };
+        let (kind, dimensions) = stored.ok_or_else(|| unsupported(format!("tensor {name} is missing")))?;
+        if !dimensions.iter().copied().eq(row.dimensions.iter().map(|&size| size as u64)) {
+            let expected = &row.dimensions;
             return Err(unsupported(format!(
-                "tensor {name} has dimensions {:?}, expected {dimensions:?}",
-                layout.dimensions
+                "tensor {name} has dimensions {dimensions:?}, expected {expected:?}"
             )));
         }
-        match layout.kind {
+        match kind {
             TensorType::Other(_) => Err(OpenError::UnsupportedTensorType {
-                path: self.path.clone(),
-                tensor: name.to_owned(),
-                found: layout.kind.to_string(),
+                path: self.info.path.clone(),
+                tensor: name.clone(),
+                found: kind.to_string(),
             }),
+            // `read` may reorder the numbers of a vector one by one, so they cannot be in blocks.
+            kind if dimensions.len() == 1 && kind.block().is_some_and(|(numbers, _)| numbers > 1) => {
+                Err(unsupported(format!(
+                    "tensor {name} is a vector in {kind}, but vectors must be in F32, F16 or BF16"
+                )))
+            }
             kind => Ok(kind),
         }
     }
 
-    fn layout(&self, name: &str) -> Option<Layout> {
-        match &self.files {
+    /// The bytes of a tensor in row-major order. Rows that RoPE rotates together are adjacent.
+    pub(crate) fn read(&self, row: &TensorRow) -> Result<Vec<u8>, OpenError> {
+        let path = || self.info.path.clone();
+        let bytes = match &self.files {
             CheckpointFiles::Gguf(gguf) => {
-                let tensor = gguf.tensors().get(name)?;
-                Some(Layout { kind: tensor.kind, dimensions: tensor.dimensions.clone() })
+                gguf.read(&row.gguf).map_err(|error| OpenError::Gguf { path: path(), error })?
             }
-            CheckpointFiles::Folder { tensors, .. } => {
-                let stored = tensors.get(&folder::name_of(name))?;
-                let dimensions = stored.dimensions.iter().rev().copied().collect();
-                Some(Layout { kind: stored.kind, dimensions })
+            CheckpointFiles::Folder(tensors) => tensors
+                .read(&row.hugging_face)
+                .map_err(|error| OpenError::Safetensors { path: path(), error })?,
+            CheckpointFiles::ConfigOnly => {
+                return Err(OpenError::UnsupportedModel {
+                    path: path(),
+                    what: format!("it has no weights, so it has no tensor {}", row.hugging_face),
+                });
             }
-            CheckpointFiles::ConfigOnly { .. } => None,
-        }
+        };
+        let rows = row.dimensions.last().copied().unwrap_or_default();
+        Ok(match self.order {
+            RowOrder::Halves if row.rotated => interleave(&bytes, rows, self.spec.attention.head_dim),
+            _ => bytes,
+        })
+    }
+}
+
+fn info(
+    spec: &ModelSpec,
+    name: String,
+    path: &Path,
+    fingerprint: [u8; 32],
+    eos_tokens: Vec<u32>,
+) -> ModelInfo {
+    ModelInfo {
+        name,
+        path: path.to_owned(),
+        fingerprint,
+        context_tokens: spec.context_tokens,
+        vocabulary: spec.vocabulary as u32,
+        eos_tokens,
+        parameters: spec.parameters(),
+    }
+}
+
+fn no_family(path: &Path, architecture: &str) -> OpenError {
+    OpenError::UnsupportedArchitecture {
+        path: PathBuf::from(path),
+        architecture: architecture.to_owned(),
+        families: families::names(),
+    }
+}
+
+/// Refuses a tensor that the forward pass does not use. A file with a tied output may still have the output's tensor.
+fn check_names<S: AsRef<str>>(
+    spec: &ModelSpec,
+    name_of: fn(&TensorRow) -> &String,
+    names: impl Iterator<Item = S>,
+    ignored: fn(&str) -> bool,
+) -> Result<(), String> {
+    let rows = ModelSpec { tied: false, ..spec.clone() }.tensors();
+    let known: HashSet<&str> = rows.iter().map(|row| name_of(row).as_str()).collect();
+    let mut unknown = names.filter(|name| !known.contains(name.as_ref()) && !ignored(name.as_ref()));
+    match unknown.next() {
+        Some(name) => Err(format!("it has a tensor {}, which the forward pass does not use", name.as_ref())),
+        None => Ok(()),
+    }
+}
+
+/// Reorders `rows` rows of heads from [`RowOrder::Halves`] to [`RowOrder::Pairs`].
+fn interleave(bytes: &[u8], rows: usize, head_dim: usize) -> Vec<u8> {
+    let row_bytes = bytes.len() / rows.max(1);
+    let mut out = Vec::with_capacity(bytes.len());
+    for row in 0..rows {
+        let (head, place) = (row / head_dim, row % head_dim);
+        let from = head * head_dim + place % 2 * (head_dim / 2) + place / 2;
+        out.extend_from_slice(&bytes[from * row_bytes..][..row_bytes]);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Tiny;
+
+    #[test]
+    fn a_gpu_refuses_sizes_that_only_the_cpu_computes() {
+        let check = |hidden, feed, expect: Result<(), &str>| {
+            let (file, _) = Tiny { kind: 0, hidden, feed, ..Tiny::USUAL }.file();
+            let spec = Checkpoint::open(file.path(), LoadFormat::Auto).unwrap().spec;
+            match (spec.check_multiples(32), expect) {
+                (Ok(()), Ok(())) => {}
+                (Err(error), Err(part)) => assert!(error.contains(part), "{error}"),
+                (found, expect) => panic!("{hidden} {feed}: {found:?}, not {expect:?}"),
+            }
+        };
+        check(64, 96, Ok(()));
+        check(48, 96, Err("hidden size is 48"));
+        check(64, 176, Err("feed-forward size is 176"));
     }
 
-    /// The bytes of a tensor in row-major order.
-    pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>, OpenError> {
-        match &self.files {
-            CheckpointFiles::Gguf(gguf) => {
-                gguf.read(name).map_err(|error| OpenError::Gguf { path: self.path.clone(), error })
-            }
-            CheckpointFiles::Folder { tensors, .. } => {
-                let named = folder::name_of(name);
-                let stored = tensors.get(&named).ok_or_else(|| OpenError::UnsupportedModel {
-                    path: self.path.clone(),
-                    what: format!("tensor {named} is missing"),
-                })?;
-                let failed = |error| OpenError::Safetensors { path: self.path.clone(), error };
-                let bytes = tensors.read(stored).map_err(failed)?;
-                let rotated = name.ends_with("attn_q.weight") || name.ends_with("attn_k.weight");
-                Ok(if rotated {
-                    folder::interleave_pairs(&bytes, &stored.dimensions, self.shape.head_dim)
-                } else {
-                    bytes
-                })
-            }
-            CheckpointFiles::ConfigOnly { .. } => Err(OpenError::UnsupportedModel {
-                path: self.path.clone(),
-                what: format!("it has no weights, so it has no tensor {name}"),
-            }),
-        }
+    #[test]
+    fn rows_of_halves_become_pairs() {
+        let halves = [0, 1, 2, 3, 10, 11, 12, 13];
+        assert_eq!(interleave(&halves, 8, 4), [0, 2, 1, 3, 10, 12, 11, 13]);
+        let two_bytes = [0, 0, 1, 1, 2, 2, 3, 3];
+        assert_eq!(interleave(&two_bytes, 4, 4), [0, 0, 2, 2, 1, 1, 3, 3]);
     }
 }

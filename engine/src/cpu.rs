@@ -1,4 +1,4 @@
-//! The CPU backend: the forward pass of a Llama on raw pages, with f32 activations and quantised weights.
+//! The CPU backend: the forward pass on raw pages, with f32 activations and quantised weights.
 //!
 //! # Guarantees
 //! A fixed sequence of IEEE f32 operations over its own inputs computes each key, value and logit. So results are **bit
@@ -26,7 +26,9 @@ use crate::batch;
 use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, OpenError};
 use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
-use crate::model::{EngineConfig, LoadFormat, ModelInfo, ModelShape};
+use crate::model::spec::ModelSpec;
+use crate::model::{EngineConfig, LoadFormat, ModelInfo};
+use crate::pending::{PendingSample, give_masks};
 use crate::step::{Chunk, Engine, Step, StepLimits, StepOutput};
 
 mod attention;
@@ -35,6 +37,7 @@ mod kernels;
 mod linear;
 mod matrix;
 mod rope;
+mod score;
 mod scratch;
 mod sync;
 #[cfg(test)]
@@ -48,12 +51,14 @@ use scratch::Scratch;
 use threads::Threads;
 use weights::Weights;
 
-/// A Llama on the CPU. The [module](self) documents the guarantees.
+/// A model on the CPU. The [module](self) documents the guarantees.
 pub struct CpuEngine {
     model: ModelInfo,
     kv: Arc<KvPool>,
     limits: StepLimits,
     forward: Forward,
+    /// The samples of the last step, while they wait for masks.
+    pending: Vec<PendingSample>,
 }
 
 impl CpuEngine {
@@ -83,12 +88,12 @@ impl CpuEngine {
             return Err(OpenError::NoDummy);
         }
         let path: &Path = &config.model;
-        let checkpoint = Checkpoint::open_as(path, config.load_format)?;
-        let kv = Arc::new(pool(config, &checkpoint.shape)?);
+        let checkpoint = Checkpoint::open(path, config.load_format)?;
+        let kv = Arc::new(pool(config, &checkpoint.spec)?);
         let mut threads: Threads<Scratch> =
             Threads::new(config.threads).map_err(|(index, error)| OpenError::Thread { index, error })?;
         let weights = Weights::load(&checkpoint, &mut threads, progress)?;
-        let model = checkpoint.info();
+        let model = checkpoint.info().clone();
         tracing::debug!(
             model = model.name,
             parameters = model.parameters,
@@ -97,11 +102,10 @@ impl CpuEngine {
             pages = kv.pages(),
             "model loaded"
         );
-        let shape = checkpoint.shape;
-        let forward = Forward::new(shape, weights, threads, kernels, config.step_tokens as usize);
+        let forward = Forward::new(checkpoint.spec, weights, threads, kernels, config.step_tokens as usize);
         // A step may sample every row: the memory for logits grows on demand.
         let limits = StepLimits { tokens: config.step_tokens, rows: config.step_tokens };
-        Ok(Self { model, kv, limits, forward })
+        Ok(Self { model, kv, limits, forward, pending: Vec::new() })
     }
 
     /// The logits of the last step, after bias and penalties: `vocabulary` floats for the `index`-th chunk with
@@ -127,13 +131,39 @@ impl Engine for CpuEngine {
     }
 
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
+        if !self.pending.is_empty() {
+            return Err(EngineError::NotReady("the previous step waits for its masks"));
+        }
         batch::check(batch, &self.model, &self.kv, self.limits, |_| false)?;
-        let tokens = self.forward.run(batch, &self.kv).map_err(|_| EngineError::WorkerPanicked)?;
-        Ok(Step::finished(StepOutput { tokens }))
+        self.forward.run(batch, &self.kv).map_err(|_| EngineError::WorkerPanicked)?;
+        if batch.iter().any(Chunk::is_constrained) {
+            self.pending = batch.iter().filter_map(PendingSample::of).collect();
+            return Ok(Step::unfinished());
+        }
+        let (tokens, scores) = (self.forward.sample(batch), self.forward.take_scores());
+        Ok(Step::finished(StepOutput { tokens, scores }))
+    }
+
+    fn is_computed(&mut self, _: &Step) -> Result<bool, EngineError> {
+        Ok(true)
+    }
+
+    fn sample(&mut self, step: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
+        if self.pending.is_empty() {
+            return Err(EngineError::NotReady("the step does not wait for masks"));
+        }
+        give_masks(&mut self.pending, masks, self.model.vocabulary)?;
+        let samples = std::mem::take(&mut self.pending);
+        let (tokens, scores) = (self.forward.sample_pending(&samples), self.forward.take_scores());
+        step.finish(StepOutput { tokens, scores });
+        Ok(())
     }
 
     fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {
-        step.output.take().map(Some).ok_or(EngineError::StepSpent)
+        match step.take() {
+            None if self.pending.is_empty() => Err(EngineError::StepSpent),
+            output => Ok(output),
+        }
     }
 
     fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {
@@ -143,11 +173,11 @@ impl Engine for CpuEngine {
     }
 }
 
-fn pool(config: &EngineConfig, shape: &ModelShape) -> Result<KvPool, OpenError> {
+fn pool(config: &EngineConfig, spec: &ModelSpec) -> Result<KvPool, OpenError> {
     let layout = KvLayout {
-        layers: shape.layers as u32,
-        kv_heads: shape.kv_heads as u32,
-        head_dim: shape.head_dim as u32,
+        layers: spec.layers as u32,
+        kv_heads: spec.attention.kv_heads as u32,
+        head_dim: spec.attention.head_dim as u32,
         page_tokens: config.page_tokens,
         dtype: KvDtype::F32,
     };

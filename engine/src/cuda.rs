@@ -1,4 +1,4 @@
-//! The CUDA backend: a Llama in bf16 on one GPU. The KV pages lie in one plain device allocation.
+//! The CUDA backend: a model in bf16 on one GPU. The KV pages lie in one plain device allocation.
 //!
 //! # Guarantees
 //! Kernels sum in f32 and store bf16. **A row's result depends on its sequence alone**, to the bit. It depends neither
@@ -22,6 +22,7 @@ mod gemm;
 mod graph;
 mod kernels;
 mod lists;
+mod masks;
 mod open;
 mod pool;
 mod weights;
@@ -31,16 +32,18 @@ use std::sync::Arc;
 
 use crate::batch;
 use crate::error::{CudaError, EngineError, OpenError};
-use crate::gpu::plan::Plan;
+use crate::gpu::score::{SCORE_WORDS, logprobs_of};
 use crate::kv::{KvLayout, KvPool, PageId};
 use crate::model::ModelInfo;
-use crate::sampling::{Sampling, choose};
-use crate::step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput};
+use crate::pending::{PendingSample, give_masks};
+use crate::sampling::Sampling;
+use crate::step::{Chunk, Engine, SampledToken, ScoredChunk, Step, StepLimits, StepOutput};
 
 use device::{CudaDevice, Event, Pinned, Stream};
 use forward::Forward;
 use graph::{Graph, graph_rows};
 use lists::Lists;
+use masks::{Masks, UploadedMasks};
 use pool::DevicePool;
 
 /// Maximum number of page table entries in one step. A page that several sequences share counts once for each sequence.
@@ -78,7 +81,7 @@ pub fn peer_copy_seconds(bytes: usize, times: usize) -> Result<Vec<f64>, CudaErr
     device::peer_copies(bytes, times)
 }
 
-/// A Llama on a GPU.
+/// A model on a GPU.
 pub struct CudaEngine {
     model: ModelInfo,
     kv: Arc<KvPool>,
@@ -92,6 +95,7 @@ pub struct CudaEngine {
     /// Captured graphs. The key is the number of rows and the number of split-KV pieces that the graph has room for.
     graphs: HashMap<(usize, usize), Graph>,
     stream: Stream,
+    masks: Masks,
     readbacks: [Readback; 2],
     /// Steps in flight, the oldest first.
     flights: VecDeque<Flight>,
@@ -106,26 +110,28 @@ pub struct CudaEngine {
 
 /// Brings the sampled tokens of a step back to the host.
 struct Readback {
+    /// The logits are computed. Recorded for steps that wait for masks.
+    computed: Event,
+    /// The tokens are on the host.
     done: Event,
     chosen: Pinned<i32>,
+    /// The log probabilities of the scored rows.
+    scores: Pinned<u32>,
 }
 
 /// A step in flight.
 struct Flight {
     turn: usize,
     /// The sampled chunks, in row order.
-    samples: Vec<Sampled>,
+    samples: Vec<PendingSample>,
     /// The batch index of each of `samples`.
     places: Vec<usize>,
-}
-
-/// A sampled chunk, with the data that host-side sampling needs.
-struct Sampled {
-    sequence: u64,
-    position: u32,
-    how: Sampling,
-    tokens: Vec<u32>,
-    prompt: u32,
+    /// A CUDA graph replayed the step.
+    is_graph: bool,
+    /// The scored chunks, in row order: the batch index, the sequence, and the numbers of targets and of most probable tokens.
+    scored: Vec<(usize, u64, usize, u32)>,
+    /// The samples have been taken; before, the step waits for masks.
+    is_sampled: bool,
 }
 
 impl CudaEngine {
@@ -146,13 +152,17 @@ impl CudaEngine {
         self.forward.logits_row(index)
     }
 
-    /// Samples one token on the device from each row of `logits`, with that row's settings and position. The vocabulary
+    /// Samples one token on the device from each row of `logits`, with that row's settings, mask and position. The vocabulary
     /// need not be the model's. For tests.
     ///
     /// # Errors
     /// The device's errors.
     #[doc(hidden)]
-    pub fn draw(&self, logits: &[f32], samples: &[(&Sampling, u32)]) -> Result<Vec<u32>, CudaError> {
+    pub fn draw(
+        &self,
+        logits: &[f32],
+        samples: &[(&Sampling, Option<&[u32]>, u32)],
+    ) -> Result<Vec<u32>, CudaError> {
         forward::draw(&self.device, &self.stream, logits, samples)
     }
 
@@ -177,18 +187,19 @@ impl CudaEngine {
         unsafe { weights::fill(std::ptr::without_provenance_mut(4096), 1, 0, &self.stream) }
     }
 
-    /// Submits a step and returns its plan.
+    /// Submits a step. Takes its samples too, unless some of them wait for masks.
     ///
     /// # Safety
-    /// [`batch::check`] has accepted the batch. At most one other step is in flight. If chunk `i` takes its token from the
-    /// previous step, `followed[i]` is the row that samples the token there.
-    unsafe fn start(&mut self, batch: &[Chunk<'_>], followed: &[usize]) -> Result<&Plan, CudaError> {
+    /// [`batch::check`] has accepted the batch. At most one other step is in flight, and its samples have been taken. If chunk `i`
+    /// takes its token from the previous step, `followed[i]` is the row that samples the token there.
+    unsafe fn start(&mut self, batch: &[Chunk<'_>], followed: &[usize]) -> Result<Flight, CudaError> {
         if !self.bound {
             // The engine may have moved to another thread since it was opened.
             self.device.bind()?;
             self.bound = true;
         }
-        let lists = match graph_rows(batch) {
+        let rows = graph_rows(batch);
+        let lists = match rows {
             Some(rows) => {
                 // SAFETY: the caller's contract. The last step that used these host buffers has finished, and so has the
                 // copy of its lists.
@@ -209,14 +220,70 @@ impl CudaEngine {
                 &self.step_lists
             }
         };
-        let (plan, back) = (lists.plan(), &self.readbacks[self.turn]);
-        if plan.sampled > 0 {
+        let order = &lists.plan().order;
+        let places: Vec<usize> =
+            order.iter().copied().filter(|place| batch[*place].sample.is_some()).collect();
+        let samples: Vec<PendingSample> =
+            places.iter().filter_map(|place| PendingSample::of(&batch[*place])).collect();
+        let of_place = |place: &usize| {
+            let (chunk, score) = (&batch[*place], batch[*place].score?);
+            Some((*place, chunk.sequence, score.targets.len(), score.top))
+        };
+        let scored = order.iter().filter_map(of_place).collect();
+        let waits = samples.iter().any(PendingSample::waits);
+        let mut flight =
+            Flight { turn: self.turn, samples, places, is_graph: rows.is_some(), scored, is_sampled: false };
+        if waits {
+            self.readbacks[self.turn].computed.record(&self.stream)?;
+        } else {
+            // SAFETY: the step was submitted just now.
+            unsafe { self.take_samples(&mut flight)? };
+        }
+        Ok(flight)
+    }
+
+    /// Samples the tokens of a step on the device and brings them to the host.
+    ///
+    /// # Safety
+    /// The step is the last one that was submitted, and no sample of it waits.
+    unsafe fn take_samples(&mut self, flight: &mut Flight) -> Result<(), CudaError> {
+        let lists = if flight.is_graph { &self.graph_lists } else { &self.step_lists };
+        let (step, back) = (lists.uploaded(&self.stream), &self.readbacks[flight.turn]);
+        let sampled = step.plan().sampled;
+        if sampled > 0 {
+            let masks = if flight.samples.iter().any(|sample| sample.mask().is_some()) {
+                let of_rows = flight.samples.iter().map(PendingSample::mask);
+                // SAFETY: the last step that used this host buffer has finished. `Drop` waits for the stream.
+                unsafe { self.masks.upload(of_rows, flight.turn, &self.stream)? }
+            } else {
+                UploadedMasks::NONE
+            };
+            // SAFETY: the masks are those of the step's samples, in row order. Padding rows come last and have none.
+            unsafe { self.forward.sample(&step, masks)? };
             // SAFETY: `collect` reads the buffer after the event below is complete. The next step that uses this buffer
             // is submitted after that.
-            unsafe { self.stream.download(&back.chosen, &self.forward.chosen, plan.sampled)? };
+            unsafe { self.stream.download(&back.chosen, &self.forward.chosen, sampled)? };
+        }
+        let scored = step.plan().scored;
+        if scored > 0 {
+            // SAFETY: as above.
+            unsafe { self.stream.download(&back.scores, &self.forward.scores, scored * SCORE_WORDS)? };
         }
         back.done.record(&self.stream)?;
-        Ok(plan)
+        flight.is_sampled = true;
+        let rows = flight.samples.iter().enumerate();
+        let known = rows.filter(|(_, sample)| sample.how.is_plain() && !sample.is_late());
+        self.followed = known.map(|(row, sample)| (sample.sequence, row)).collect();
+        Ok(())
+    }
+
+    /// The error of a step that could not be submitted or sampled.
+    fn failed(&self, error: CudaError) -> EngineError {
+        // Kernels of the failed step may still read the lists that the next step overwrites, so wait for them.
+        // A library such as cuBLAS may have returned its own status instead of the driver's sticky error. After a sticky error,
+        // every driver call returns that error.
+        let sticky = self.stream.wait().err().filter(CudaError::is_sticky);
+        EngineError::Device(sticky.unwrap_or(error))
     }
 
     /// Submits the decode step in `graph_lists`, padded to `rows` rows, through its graph. The first step of each size
@@ -237,21 +304,33 @@ impl CudaEngine {
     fn collect(&self, flight: Flight) -> Result<StepOutput, CudaError> {
         // SAFETY: the copy to this buffer was submitted before the event, which is complete.
         let chosen = unsafe { self.readbacks[flight.turn].chosen.values() };
-        let mut tokens = Vec::with_capacity(flight.samples.len());
-        for (row, sampled) in flight.samples.into_iter().enumerate() {
-            let Sampled { sequence, position, how, tokens: before, prompt } = sampled;
-            let token = if how.is_plain() {
+        let mut placed: Vec<(usize, SampledToken)> = Vec::with_capacity(flight.samples.len());
+        for (row, (sample, place)) in flight.samples.iter().zip(flight.places).enumerate() {
+            if sample.is_late() {
+                continue;
+            }
+            let token = if sample.how.is_plain() {
                 chosen[row].cast_unsigned().into()
             } else {
-                let mut logits = self.forward.logits_row(row)?;
-                let sample = crate::sampling::Sample { how: &how, tokens: &before, prompt };
-                choose(&mut logits, sample, position)
+                sample.choose(&mut self.forward.logits_row(row)?)
             };
-            tokens.push(SampledToken { sequence, token });
+            placed.push((place, sample.sampled(token)));
         }
-        let mut placed: Vec<(usize, SampledToken)> = flight.places.into_iter().zip(tokens).collect();
         placed.sort_by_key(|(place, _)| *place);
-        Ok(StepOutput { tokens: placed.into_iter().map(|(_, token)| token).collect() })
+        let tokens = placed.into_iter().map(|(_, token)| token).collect();
+        // SAFETY: as above.
+        let mut words = unsafe { self.readbacks[flight.turn].scores.values() }.chunks_exact(SCORE_WORDS);
+        let most = self.model.vocabulary;
+        let mut scores: Vec<(usize, ScoredChunk)> = Vec::with_capacity(flight.scored.len());
+        for (place, sequence, count, top) in flight.scored {
+            let of_row = |words| logprobs_of(words, top.min(most));
+            scores.push((
+                place,
+                ScoredChunk { sequence, targets: words.by_ref().take(count).map(of_row).collect() },
+            ));
+        }
+        scores.sort_by_key(|(place, _)| *place);
+        Ok(StepOutput { tokens, scores: scores.into_iter().map(|(_, chunk)| chunk).collect() })
     }
 }
 
@@ -283,7 +362,10 @@ impl Engine for CudaEngine {
         if self.flights.len() == self.readbacks.len() {
             return Err(EngineError::NotReady("two steps are already in flight"));
         }
-        if self.flights.iter().flat_map(|flight| &flight.samples).any(|sampled| !sampled.how.is_plain()) {
+        if self.flights.iter().any(|flight| !flight.is_sampled) {
+            return Err(EngineError::NotReady("the previous step waits for its masks"));
+        }
+        if self.flights.iter().flat_map(|flight| &flight.samples).any(|sample| !sample.how.is_plain()) {
             return Err(EngineError::NotReady("the host has not sampled the previous step yet"));
         }
         let entries = batch.iter().map(|chunk| chunk.pages.len()).sum();
@@ -293,34 +375,44 @@ impl Engine for CudaEngine {
         let followed: Vec<usize> =
             batch.iter().map(|chunk| followed.get(&chunk.sequence).copied().unwrap_or(0)).collect();
         // SAFETY: the checks above establish the contract of `start`.
-        let order = match unsafe { self.start(batch, &followed) } {
-            Ok(plan) => plan.order.clone(),
-            Err(error) => {
-                // Kernels of the failed step may still read the lists that the next step overwrites, so wait for them.
-                // A library such as cuBLAS may have returned its own status instead of the driver's sticky error. After a sticky error,
-                // every driver call returns that error.
-                let sticky = self.stream.wait().err().filter(CudaError::is_sticky);
-                return Err(EngineError::Device(sticky.unwrap_or(error)));
-            }
-        };
-        let of_place = |place: &usize| {
-            let chunk = &batch[*place];
-            let sample = chunk.sample?;
-            Some(Sampled {
-                sequence: chunk.sequence,
-                position: chunk.end() as u32,
-                how: sample.how.clone(),
-                tokens: sample.tokens.to_vec(),
-                prompt: sample.prompt,
-            })
-        };
-        let places: Vec<usize> = order.into_iter().filter(|place| batch[*place].sample.is_some()).collect();
-        let samples: Vec<Sampled> = places.iter().filter_map(of_place).collect();
-        let rows = samples.iter().enumerate().filter(|(_, sampled)| sampled.how.is_plain());
-        self.followed = rows.map(|(row, sampled)| (sampled.sequence, row)).collect();
-        self.flights.push_back(Flight { turn: self.turn, samples, places });
+        let flight = unsafe { self.start(batch, &followed) }.map_err(|error| self.failed(error))?;
+        self.flights.push_back(flight);
         self.turn = (self.turn + 1) % self.readbacks.len();
-        Ok(Step { output: None })
+        Ok(Step::unfinished())
+    }
+
+    fn is_computed(&mut self, _: &Step) -> Result<bool, EngineError> {
+        match self.flights.back() {
+            Some(flight) if !flight.is_sampled => {
+                self.readbacks[flight.turn].computed.is_complete().map_err(EngineError::Device)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    fn sample(&mut self, _: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
+        let Some(mut flight) = self.flights.pop_back_if(|flight| !flight.is_sampled) else {
+            return Err(EngineError::NotReady("the step does not wait for masks"));
+        };
+        // The masks come in the batch's order, the samples in row order.
+        let mut waiting: Vec<(usize, usize)> = (flight.places.iter().copied().zip(0..))
+            .filter(|(_, row)| flight.samples[*row].waits())
+            .collect();
+        waiting.sort_unstable();
+        let mut of_rows: Vec<(usize, Option<&[u32]>)> =
+            waiting.iter().map(|(_, row)| *row).zip(masks.iter().copied()).collect();
+        of_rows.sort_unstable_by_key(|(row, _)| *row);
+        let by_row: Vec<Option<&[u32]>> = of_rows.into_iter().map(|(_, mask)| mask).collect();
+        let given = if masks.len() == waiting.len() { &by_row[..] } else { masks };
+        if let Err(error) = give_masks(&mut flight.samples, given, self.model.vocabulary) {
+            self.flights.push_back(flight);
+            return Err(error);
+        }
+        // SAFETY: only the last submitted step may wait for masks, and all its masks were given.
+        let taken = unsafe { self.take_samples(&mut flight) };
+        taken.map_err(|error| self.failed(error))?;
+        self.flights.push_back(flight);
+        Ok(())
     }
 
     fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {
@@ -329,7 +421,7 @@ impl Engine for CudaEngine {
         }
         // A failed step is not put back, so that the next poll looks at the next step.
         let flight = self.flights.pop_front().ok_or(EngineError::StepSpent)?;
-        if self.readbacks[flight.turn].done.is_complete().map_err(EngineError::Device)? {
+        if flight.is_sampled && self.readbacks[flight.turn].done.is_complete().map_err(EngineError::Device)? {
             return self.collect(flight).map(Some).map_err(EngineError::Device);
         }
         self.flights.push_front(flight);

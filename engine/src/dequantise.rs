@@ -61,8 +61,12 @@ fn q4_1(block: &[u8; 20]) -> [f32; 32] {
 
 fn q5_0(block: &[u8; 22]) -> [f32; 32] {
     let d = half(block);
-    let q = |n| nibbles(&block[6..], n) | fifth_bit(&block[2..6], n);
-    std::array::from_fn(|n| (f32::from(q(n)) - 16.0) * d)
+    std::array::from_fn(|n| (f32::from(q5_0_number(block, n)) - 16.0) * d)
+}
+
+/// The unsigned number `n` of a block of Q5_0.
+pub(crate) fn q5_0_number(block: &[u8; 22], n: usize) -> i8 {
+    (nibbles(&block[6..], n) | fifth_bit(&block[2..6], n)) as i8
 }
 
 fn q5_1(block: &[u8; 24]) -> [f32; 32] {

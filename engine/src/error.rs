@@ -66,13 +66,18 @@ pub enum OpenError {
         /// The `.sha256` file's path.
         path: PathBuf,
     },
-    /// The model is not a Llama.
-    #[error("{} has architecture {architecture}, but only llama is supported: choose a Llama", path.display())]
+    /// The model belongs to none of the supported families.
+    #[error(
+        "{} has architecture {architecture}, which is not supported: choose a model of one of these families: {families}",
+        path.display()
+    )]
     UnsupportedArchitecture {
         /// The model's path.
         path: PathBuf,
-        /// `general.architecture`, or `none`.
+        /// `general.architecture` of a GGUF file, `model_type` of a folder, or `none`.
         architecture: String,
+        /// The names of the supported families.
+        families: String,
     },
     /// The model needs something that the engine does not support.
     #[error("{} is not supported: {what}", path.display())]
@@ -310,13 +315,31 @@ pub enum EngineError {
         /// Tokens of the chunk.
         tokens: usize,
     },
+    /// A chunk asks for log probabilities of too many tokens, or is not a part of a prompt.
+    #[error(
+        "sequence {sequence} asks for {targets} log probabilities with {tokens} tokens of a step: ask for at most one per prompt token"
+    )]
+    BadScore {
+        /// The sequence.
+        sequence: u64,
+        /// The targets of its [`Score`](crate::Score).
+        targets: usize,
+        /// The tokens of its chunk.
+        tokens: usize,
+    },
+    /// [`sample`](crate::Engine::sample) got wrong masks.
+    #[error("the masks of the step are wrong: {what}")]
+    BadMasks {
+        /// What is wrong.
+        what: &'static str,
+    },
     /// The step was polled again after it had returned its output.
     #[error("this step has already returned its output")]
     StepSpent,
     /// The step has more rows than [`StepLimits`](crate::StepLimits) allows.
     #[error("the step has {rows} rows with logits, but the limit is {limit}: split it")]
     TooManyRows {
-        /// Chunks that [take a row](crate::Chunk::takes_row).
+        /// The chunks' [rows](crate::Chunk::rows).
         rows: u64,
         /// The engine's limit.
         limit: u32,
@@ -359,6 +382,8 @@ impl EngineError {
             Self::Device(_) => "device",
             Self::FollowsNothing { .. } => "follows_nothing",
             Self::ManySampled { .. } => "many_sampled",
+            Self::BadMasks { .. } => "bad_masks",
+            Self::BadScore { .. } => "bad_score",
             Self::StepSpent => "step_spent",
             Self::WorkerPanicked => "worker_panicked",
         }
@@ -369,6 +394,7 @@ impl EngineError {
     pub fn scope(&self) -> Scope {
         match self {
             Self::EmptyChunk { sequence }
+            | Self::BadScore { sequence, .. }
             | Self::TokenOutOfRange { sequence, .. }
             | Self::ContextExceeded { sequence, .. }
             | Self::TooFewPages { sequence, .. }
@@ -381,6 +407,7 @@ impl EngineError {
             | Self::TooManyPages { .. }
             | Self::PageOutOfRange { sequence: None, .. }
             | Self::NotReady(_)
+            | Self::BadMasks { .. }
             | Self::StepSpent
             | Self::WorkerPanicked => Scope::Step,
             Self::Device(error) if error.is_sticky() => Scope::Engine,

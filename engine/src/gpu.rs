@@ -4,3 +4,4 @@
 pub(crate) mod arguments;
 pub(crate) mod plan;
 pub(crate) mod rows;
+pub(crate) mod score;

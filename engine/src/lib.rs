@@ -26,6 +26,7 @@
 //!     start: 0,
 //!     pages: &[PageId(0)],
 //!     sample: Some(Sample::greedy()),
+//!     score: None,
 //! }])?;
 //! while engine.poll(&mut step)?.is_none() {}
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -38,12 +39,14 @@ pub mod cpu;
 mod cuda;
 mod dequantise;
 mod error;
+mod families;
 pub mod gguf;
 #[cfg(any(test, feature = "cuda"))]
 mod gpu;
 pub mod heap;
 mod kv;
 mod model;
+mod pending;
 mod populate;
 mod safetensors;
 pub mod sampling;
@@ -59,7 +62,7 @@ pub use model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};
 pub use populate::populate;
 pub use safetensors::SafetensorsError;
 pub use sampling::{Logprobs, Sample, Sampling, Token, choose};
-pub use step::{Chunk, Engine, SampledToken, Step, StepLimits, StepOutput, TokenSource};
+pub use step::{Chunk, Engine, SampledToken, Score, ScoredChunk, Step, StepLimits, StepOutput, TokenSource};
 
 /// Loads the model in `config` and returns an engine that is ready to serve. Blocks the calling thread for about a
 /// second per gigabyte of model file. The engine may then move to the thread that will own it.

@@ -35,6 +35,12 @@ pub enum SafetensorsError {
         /// The violation.
         reason: String,
     },
+    /// No file has the tensor.
+    #[error("no file has a tensor {tensor}")]
+    Absent {
+        /// The tensor's name.
+        tensor: String,
+    },
     /// A file is shorter than its header says.
     #[error("{file} is truncated: it has {actual} bytes, but should have {expected}; fetch it again")]
     Truncated {
@@ -54,6 +60,7 @@ impl SafetensorsError {
         match self {
             Self::Io { .. } => "model_unreadable",
             Self::Malformed { .. } => "safetensors_malformed",
+            Self::Absent { .. } => "no_tensor",
             Self::Truncated { .. } => "model_truncated",
         }
     }
@@ -192,7 +199,9 @@ impl Safetensors {
     }
 
     /// The bytes of a tensor in its storage type.
-    pub(crate) fn read(&self, stored: &Stored) -> Result<Vec<u8>, SafetensorsError> {
+    pub(crate) fn read(&self, tensor: &str) -> Result<Vec<u8>, SafetensorsError> {
+        let stored =
+            self.get(tensor).ok_or_else(|| SafetensorsError::Absent { tensor: tensor.to_owned() })?;
         let (name, file) = &self.files[stored.file];
         let mut bytes = vec![0; stored.bytes as usize];
         file.read_exact_at(&mut bytes, stored.offset)

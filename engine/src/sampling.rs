@@ -1,6 +1,6 @@
 //! Samples the next token from logits. All backends give the same token for the same logits, settings, tokens and seed.
 //!
-//! The order of the operations is vLLM's: logit bias, then penalties. If the temperature is 0, the largest logit wins.
+//! If a mask is given, only the tokens that it allows take part in all that follows. The order of the operations is vLLM's: logit bias, then penalties. If the temperature is 0, the largest logit wins.
 //! Otherwise temperature, `min_p`, `top_k` and `top_p` apply, and a draw selects one of the remaining tokens in the order
 //! of their ids.
 //!
@@ -20,13 +20,14 @@ use common::splitmix::{STEP, mix};
 /// use engine::{Sample, Sampling, choose};
 ///
 /// let logits = [1.0, 3.0, 2.0, -1.0];
-/// assert_eq!(choose(&mut logits.clone(), Sample::greedy(), 5).id, 1);
+/// assert_eq!(choose(&mut logits.clone(), Sample::greedy(), None, 5).id, 1);
+/// assert_eq!(choose(&mut logits.clone(), Sample::greedy(), Some(&[0b1101]), 5).id, 2, "a mask excludes token 1");
 ///
 /// let how = Sampling { temperature: 0.7, top_k: 2, seed: 42, ..Sampling::GREEDY };
-/// let sample = Sample { how: &how, tokens: &[], prompt: 0 };
-/// let token = choose(&mut logits.clone(), sample, 5);
+/// let sample = Sample { how: &how, ..Sample::greedy() };
+/// let token = choose(&mut logits.clone(), sample, None, 5);
 /// assert!([1, 2].contains(&token.id), "top_k leaves the two most probable tokens");
-/// assert_eq!(choose(&mut logits.clone(), sample, 5), token);
+/// assert_eq!(choose(&mut logits.clone(), sample, None, 5), token);
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
@@ -126,27 +127,30 @@ pub struct Sample<'a> {
     pub tokens: &'a [u32],
     /// The number of prompt tokens at the start of `tokens`.
     pub prompt: u32,
+    /// A mask restricts the tokens. It is given after the step was submitted, by [`Engine::sample`](crate::Engine::sample).
+    pub constrained: bool,
 }
 
 impl Sample<'_> {
     /// Greedy sampling: selects the largest logit.
     pub fn greedy() -> Self {
         static GREEDY: Sampling = Sampling::GREEDY;
-        Sample { how: &GREEDY, tokens: &[], prompt: 0 }
+        Sample { how: &GREEDY, tokens: &[], prompt: 0, constrained: false }
     }
 }
 
 /// Samples the token that follows `position` tokens. `logits` has one number for each token id, at least one. Bias and
-/// penalties change it in place.
-pub fn choose(logits: &mut [f32], sample: Sample<'_>, position: u32) -> Token {
+/// penalties change it in place. `mask` has a bit for each token that is allowed (bit `t % 32` of word `t / 32`), at least one
+/// for a token of the vocabulary; without it, all are.
+pub fn choose(logits: &mut [f32], sample: Sample<'_>, mask: Option<&[u32]>, position: u32) -> Token {
     let how = sample.how;
     let requested = how.logprobs.map(|top| (top, logits.to_vec()));
-    let id = choose_id(logits, sample, position);
+    let id = choose_id(logits, sample, mask, position);
     Token { id, logprobs: requested.map(|(top, raw)| Box::new(logprobs(&raw, id, top))) }
 }
 
 /// The log probabilities of `sampled` and of the `top` most probable tokens.
-fn logprobs(logits: &[f32], sampled: u32, top: u32) -> Logprobs {
+pub fn logprobs(logits: &[f32], sampled: u32, top: u32) -> Logprobs {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
     let logprob = |id: u32| {
@@ -169,7 +173,7 @@ fn logprobs(logits: &[f32], sampled: u32, top: u32) -> Logprobs {
     }
 }
 
-fn choose_id(logits: &mut [f32], sample: Sample<'_>, position: u32) -> u32 {
+fn choose_id(logits: &mut [f32], sample: Sample<'_>, mask: Option<&[u32]>, position: u32) -> u32 {
     let how = sample.how;
     for &(token, bias) in &how.logit_bias {
         if let Some(logit) = logits.get_mut(token as usize) {
@@ -179,10 +183,15 @@ fn choose_id(logits: &mut [f32], sample: Sample<'_>, position: u32) -> u32 {
     if how.looks_back() {
         penalise(logits, sample);
     }
+    let best = match mask {
+        None => argmax(logits),
+        Some(mask) => argmax_allowed(logits, mask),
+    };
     if how.temperature <= 0.0 {
-        return argmax(logits);
+        return best;
     }
-    let candidates = candidates(logits, how);
+    let max = logits[best as usize];
+    let candidates = candidates(logits, how, mask, max);
     let total: u64 = candidates.iter().map(|candidate| candidate.units()).sum();
     let mut rest = share(draw(how.seed, position), total);
     for candidate in &candidates {
@@ -192,7 +201,7 @@ fn choose_id(logits: &mut [f32], sample: Sample<'_>, position: u32) -> u32 {
         }
     }
     // There is no candidate: every logit is NaN.
-    argmax(logits)
+    best
 }
 
 fn penalise(logits: &mut [f32], sample: Sample<'_>) {
@@ -230,13 +239,13 @@ impl Candidate {
     }
 }
 
-/// The tokens that may be drawn, sorted by id.
-fn candidates(logits: &[f32], how: &Sampling) -> Vec<Candidate> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+/// The tokens that may be drawn, sorted by id. `max` is the largest logit of an allowed token.
+fn candidates(logits: &[f32], how: &Sampling, mask: Option<&[u32]>, max: f32) -> Vec<Candidate> {
     // If the largest logit is infinite, its tokens have all the weight.
     let weight = |logit: f32| if logit == max { 1.0 } else { exp((logit - max) / how.temperature) };
     let mut kept: Vec<Candidate> = (0..)
         .zip(logits)
+        .filter(|(token, _)| mask.is_none_or(|mask| allows(mask, *token)))
         .map(|(token, logit)| Candidate { token, weight: weight(*logit) })
         .filter(|candidate| candidate.units() > 0 && candidate.weight >= how.min_p)
         .collect();
@@ -299,6 +308,33 @@ fn exp(x: f32) -> f32 {
 /// 64 random bits for a seed and a position. `kernels/sample.cu` has the same function.
 fn draw(seed: u64, position: u32) -> u64 {
     mix(mix(seed.wrapping_add(STEP)) ^ (u64::from(position) + 1).wrapping_mul(STEP))
+}
+
+/// True if the mask allows the token.
+fn allows(mask: &[u32], token: u32) -> bool {
+    mask[token as usize / 32] >> (token % 32) & 1 == 1
+}
+
+/// The allowed token with the largest logit, and the lowest token among equals. NaN is less than every number. 0 if the mask allows
+/// no token.
+fn argmax_allowed(logits: &[f32], mask: &[u32]) -> u32 {
+    let mut best: Option<u32> = None;
+    for (word, bits) in mask.iter().enumerate() {
+        let mut bits = *bits;
+        while bits != 0 {
+            let token = word as u32 * 32 + bits.trailing_zeros();
+            bits &= bits - 1;
+            let Some(&logit) = logits.get(token as usize) else { break };
+            let is_better = best.is_none_or(|best| {
+                let most = logits[best as usize];
+                logit > most || (most.is_nan() && !logit.is_nan())
+            });
+            if is_better {
+                best = Some(token);
+            }
+        }
+    }
+    best.unwrap_or_default()
 }
 
 /// The index of the largest logit, and the lowest index among equals. 0 if all logits are NaN.

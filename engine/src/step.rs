@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::EngineError;
 use crate::kv::{KvPool, PageId};
 use crate::model::ModelInfo;
-use crate::sampling::{Sample, Token};
+use crate::sampling::{Logprobs, Sample, Token};
 
 /// The part of a step that belongs to one sequence: a range of a prompt, or the single token of a decode row.
 ///
@@ -26,6 +26,19 @@ pub struct Chunk<'a> {
     pub pages: &'a [PageId],
     /// How to sample the token after the chunk's last position. `None` samples no token.
     pub sample: Option<Sample<'a>>,
+    /// Prompt tokens whose log probabilities are wanted. Only for a chunk of a prompt.
+    pub score: Option<Score<'a>>,
+}
+
+/// Asks for the log probabilities of prompt tokens: of the token that follows each of the chunk's first tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Score<'a> {
+    /// Target `i` is the token after token `i` of the chunk. At most as many as the chunk has tokens; each below
+    /// [`ModelInfo::vocabulary`].
+    pub targets: &'a [u32],
+    /// The number of most probable tokens to report besides each target. At most
+    /// [`Sampling::LOGPROBS_MAX`](crate::Sampling::LOGPROBS_MAX).
+    pub top: u32,
 }
 
 impl Chunk<'_> {
@@ -35,10 +48,18 @@ impl Chunk<'_> {
         self.start as usize + self.tokens.len()
     }
 
-    /// True if the chunk counts against [`StepLimits::rows`]: it is a decode row, or the step samples a token after it.
+    /// True if a mask restricts the token that is sampled after the chunk.
     #[must_use]
-    pub fn takes_row(&self) -> bool {
-        self.sample.is_some() || self.source != TokenSource::Prompt
+    pub fn is_constrained(&self) -> bool {
+        self.sample.is_some_and(|sample| sample.constrained)
+    }
+
+    /// The rows that the chunk counts against [`StepLimits::rows`]: one if it is a decode row or the step samples a token after
+    /// it, and one for each target of its score.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        let last = self.sample.is_some() || self.source != TokenSource::Prompt;
+        usize::from(last) + self.score.map_or(0, |score| score.targets.len())
     }
 }
 
@@ -54,7 +75,8 @@ pub enum TokenSource {
     /// The single token was sampled earlier, by this engine or a peer: a decode row.
     Sampled,
     /// The single token is sampled by the previous step, which may still run, with [plain](crate::Sampling::is_plain)
-    /// settings. [`Chunk::tokens`] holds a placeholder. Only for an engine that [runs ahead](Engine::runs_ahead).
+    /// settings. [`Chunk::tokens`] holds a placeholder. Only for an engine that [runs ahead](Engine::runs_ahead). The previous
+    /// step must have taken the sample: if it is constrained, it must have got its mask.
     Follows,
 }
 
@@ -70,8 +92,20 @@ pub struct SampledToken {
 /// The output of a finished step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepOutput {
-    /// One token for each chunk with [`Chunk::sample`], in the batch's order.
+    /// One token for each chunk with [`Chunk::sample`], in the batch's order. Samples that [got no mask](Engine::sample) are left
+    /// out.
     pub tokens: Vec<SampledToken>,
+    /// The scores of the chunks with [`Chunk::score`], in the batch's order.
+    pub scores: Vec<ScoredChunk>,
+}
+
+/// The log probabilities of the targets of a chunk's [`Score`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoredChunk {
+    /// [`Chunk::sequence`].
+    pub sequence: u64,
+    /// For each target: its log probability, its rank, and the most probable tokens at its place.
+    pub targets: Vec<Logprobs>,
 }
 
 /// The limits of one step.
@@ -79,8 +113,7 @@ pub struct StepOutput {
 pub struct StepLimits {
     /// Maximum number of tokens of all chunks together. At least 1.
     pub tokens: u32,
-    /// Maximum number of chunks that [take a row](Chunk::takes_row). The engine has memory for the logits of this many
-    /// rows. At least 1.
+    /// Maximum number of [rows](Chunk::rows) whose logits a step computes. At least 1.
     pub rows: u32,
 }
 
@@ -91,6 +124,17 @@ pub struct Step {
 }
 
 impl Step {
+    /// A step that has no output yet.
+    #[must_use]
+    pub fn unfinished() -> Self {
+        Self { output: None }
+    }
+
+    /// Sets the output.
+    pub fn finish(&mut self, output: StepOutput) {
+        self.output = Some(output);
+    }
+
     /// A finished step with this output. An engine that computes in [`Engine::submit`] returns it.
     #[must_use]
     pub fn finished(output: StepOutput) -> Self {
@@ -122,6 +166,32 @@ pub trait Engine: Send {
     /// thread may busy-poll between steps. The caller polls steps in the order of their submission.
     fn runs_ahead(&self) -> bool {
         false
+    }
+
+    /// Takes the samples of the step that was submitted last, if some of them are [constrained](crate::Sample::constrained). Such a
+    /// step takes no sample before this call, and no other step may be submitted before it.
+    ///
+    /// `masks` has one entry for each constrained sample, in the batch's order: a bit for each token of the vocabulary, which
+    /// is set if the token may be sampled (bit `t % 32` of word `t / 32`). A sample whose entry is `None` is not taken: the
+    /// output has no token for it. The caller may compute its position again with a later step.
+    ///
+    /// # Errors
+    /// [`EngineError::BadMasks`] if the number of entries or a length is wrong, or if a mask allows no token. The step then
+    /// still waits for its masks. [`EngineError::NotReady`] if the step does not wait for masks. The default method always returns this:
+    /// it is for an engine that ignores constraints, such as a test double.
+    fn sample(&mut self, step: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
+        let _ = (step, masks);
+        Err(EngineError::NotReady("the step does not wait for masks"))
+    }
+
+    /// True if the logits of the step that was submitted last are computed, so that a mask that is still missing would delay
+    /// the other samples of the step.
+    ///
+    /// # Errors
+    /// The device's errors.
+    fn is_computed(&mut self, step: &Step) -> Result<bool, EngineError> {
+        let _ = step;
+        Ok(true)
     }
 
     /// Starts one mixed step of any number of prefill chunks and decode rows, at most one per sequence. An empty batch is

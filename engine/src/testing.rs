@@ -170,9 +170,11 @@ impl Random {
     }
 }
 
-/// The sizes of a tiny Llama.
+/// The sizes of a tiny model.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tiny {
+    /// `general.architecture`.
+    pub(crate) architecture: &'static str,
     pub(crate) heads: u32,
     pub(crate) kv_heads: u32,
     /// The GGUF number of the matrices' type. The embedding is Q8_0 if the hidden size allows it.
@@ -183,6 +185,8 @@ pub(crate) struct Tiny {
 }
 
 impl Tiny {
+    pub(crate) const USUAL: Self =
+        Self { architecture: "llama", heads: 4, kv_heads: 2, kind: 3, tied: true, hidden: 64, feed: 96 };
     pub(crate) const LAYERS: u32 = 2;
     pub(crate) const HEAD_DIM: u32 = 32;
     /// Not a multiple of the panel width.
@@ -198,19 +202,20 @@ impl Tiny {
 
     /// The contents of the model's file, and the floats of every tensor by name.
     pub(crate) fn build(&self) -> (GgufWriter, HashMap<String, Vec<f32>>) {
+        let key = |key: &str| format!("{}.{key}", self.architecture);
         let mut writer = GgufWriter::default();
         writer
-            .text("general.architecture", "llama")
+            .text("general.architecture", self.architecture)
             .text("general.name", "tiny")
-            .u32("llama.block_count", Self::LAYERS)
-            .u32("llama.context_length", Self::CONTEXT)
-            .u32("llama.embedding_length", self.hidden)
-            .u32("llama.feed_forward_length", self.feed)
-            .u32("llama.attention.head_count", self.heads)
-            .u32("llama.attention.head_count_kv", self.kv_heads)
-            .u32("llama.attention.key_length", Self::HEAD_DIM)
-            .f32("llama.attention.layer_norm_rms_epsilon", Self::EPSILON)
-            .f32("llama.rope.freq_base", Self::THETA)
+            .u32(&key("block_count"), Self::LAYERS)
+            .u32(&key("context_length"), Self::CONTEXT)
+            .u32(&key("embedding_length"), self.hidden)
+            .u32(&key("feed_forward_length"), self.feed)
+            .u32(&key("attention.head_count"), self.heads)
+            .u32(&key("attention.head_count_kv"), self.kv_heads)
+            .u32(&key("attention.key_length"), Self::HEAD_DIM)
+            .f32(&key("attention.layer_norm_rms_epsilon"), Self::EPSILON)
+            .f32(&key("rope.freq_base"), Self::THETA)
             .u32("tokenizer.ggml.eos_token_id", 2);
         let mut floats = HashMap::new();
         let mut random = Random(7 + u64::from(self.heads * 8 + self.kv_heads));
@@ -244,8 +249,21 @@ impl Tiny {
             ] {
                 add(format!("blk.{layer}.{name}.weight"), inputs, outputs, kind);
             }
+            for (name, length) in self.vectors() {
+                add(format!("blk.{layer}.{name}"), length, 0, 0);
+            }
         }
         (writer, floats)
+    }
+
+    /// The vectors that only this architecture has, and their lengths.
+    fn vectors(&self) -> Vec<(&'static str, u32)> {
+        let (query, key) = (self.heads * Self::HEAD_DIM, self.kv_heads * Self::HEAD_DIM);
+        match self.architecture {
+            "qwen2" => vec![("attn_q.bias", query), ("attn_k.bias", key), ("attn_v.bias", key)],
+            "qwen3" => vec![("attn_q_norm.weight", Self::HEAD_DIM), ("attn_k_norm.weight", Self::HEAD_DIM)],
+            _ => Vec::new(),
+        }
     }
 
     /// A file with the model, and a configuration that opens it.

@@ -45,6 +45,14 @@ impl Engine for Failing {
         self.engine.submit(batch)
     }
 
+    fn sample(&mut self, step: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
+        self.engine.sample(step, masks)
+    }
+
+    fn is_computed(&mut self, step: &Step) -> Result<bool, EngineError> {
+        self.engine.is_computed(step)
+    }
+
     fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {
         self.engine.poll(step)
     }

@@ -50,16 +50,28 @@ impl Prompt {
     }
 }
 
-/// All prompts in the order of the file.
+/// The prompts and answers of the default model, in the order of the file.
 ///
 /// # Errors
 /// The fixture cannot be read.
 pub fn prompts() -> Result<Vec<Prompt>> {
+    read("reference.json")
+}
+
+/// The prompts and answers of Qwen2.5-Coder-0.5B-Instruct, in the order of the file.
+///
+/// # Errors
+/// The fixture cannot be read.
+pub fn qwen_prompts() -> Result<Vec<Prompt>> {
+    read("reference-qwen.json")
+}
+
+fn read(file: &str) -> Result<Vec<Prompt>> {
     #[derive(Deserialize)]
     struct Reference {
         prompts: Vec<Prompt>,
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reference.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(file);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     Ok(serde_json::from_str::<Reference>(&text)?.prompts)
 }

@@ -1,4 +1,5 @@
-//! Hugging Face folders of small random Llamas. The answers of transformers are in `fixtures/llamas.json`.
+//! Small random models of every family, as Hugging Face folders and as GGUF files. The answers of transformers are in
+//! `fixtures/models.json`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,9 +10,9 @@ use half::{bf16, f16};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// A model of `fixtures/llamas.json`. Its salt determines its weights.
+/// A model of `fixtures/models.json`. Its salt determines its weights.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Llama {
+pub struct SmallModel {
     /// The model's name.
     pub name: String,
     /// The model's `config.json`.
@@ -20,26 +21,26 @@ pub struct Llama {
     pub prompt: Vec<u32>,
     /// The greedy answer of transformers in float32.
     pub ids: Vec<u32>,
-    dtype: String,
+    pub(crate) dtype: String,
     shards: usize,
-    salt: String,
+    pub(crate) salt: String,
 }
 
 /// All models of the fixture.
 ///
 /// # Errors
 /// The fixture cannot be read.
-pub fn llamas() -> Result<Vec<Llama>> {
+pub fn small_models() -> Result<Vec<SmallModel>> {
     #[derive(Deserialize)]
     struct File {
-        llamas: Vec<Llama>,
+        models: Vec<SmallModel>,
     }
-    Ok(serde_json::from_str::<File>(include_str!("../fixtures/llamas.json"))?.llamas)
+    Ok(serde_json::from_str::<File>(include_str!("../fixtures/models.json"))?.models)
 }
 
 /// A folder that is removed when this value is dropped.
 #[derive(Debug)]
-pub struct Folder(PathBuf);
+pub struct Folder(pub(crate) PathBuf);
 
 impl Folder {
     /// The folder's path.
@@ -61,26 +62,42 @@ fn number(name: &str, index: u64) -> f32 {
     (mix(seed.wrapping_add((index + 1).wrapping_mul(STEP))) >> 40) as f32 / (1u32 << 23) as f32 - 1.0
 }
 
-fn tensor(salt: &str, name: &str, shape: &[u64], dtype: &str) -> Vec<u8> {
-    let name = format!("{salt}/{name}");
-    let value = |index| match shape {
-        [_] => 1.0 + number(&name, index) * 0.125,
-        _ => number(&name, index) * 2f32.powi(1 - shape[1].ilog2() as i32 / 2),
+/// The numbers of a tensor, equal to those of `tensor` in `make_models.py` before they are stored.
+pub(crate) fn numbers(salt: &str, name: &str, shape: &[u64]) -> Vec<f32> {
+    let salted = format!("{salt}/{name}");
+    let (mean, scale) = match shape {
+        _ if name.ends_with(".bias") => (0.0, 0.5),
+        _ if name.ends_with("q_norm.weight") || name.ends_with("k_norm.weight") => (1.0, 0.5),
+        [_] => (1.0, 0.125),
+        _ => (0.0, 2f32.powi(1 - shape[1].ilog2() as i32 / 2)),
     };
-    let store = |value: f32| match dtype {
+    (0..shape.iter().product()).map(|index| mean + number(&salted, index) * scale).collect()
+}
+
+/// The number that a file in `dtype` has for `value`.
+pub(crate) fn rounded(value: f32, dtype: &str) -> f32 {
+    match dtype {
+        "F32" => value,
+        "F16" => f16::from_f32(value).to_f32(),
+        _ => bf16::from_f32(value).to_f32(),
+    }
+}
+
+fn stored(numbers: &[f32], dtype: &str) -> Vec<u8> {
+    let store = |value: &f32| match dtype {
         "F32" => value.to_le_bytes().to_vec(),
-        "F16" => f16::from_f32(value).to_le_bytes().to_vec(),
-        _ => bf16::from_f32(value).to_le_bytes().to_vec(),
+        "F16" => f16::from_f32(*value).to_le_bytes().to_vec(),
+        _ => bf16::from_f32(*value).to_le_bytes().to_vec(),
     };
-    (0..shape.iter().product()).map(value).flat_map(store).collect()
+    numbers.iter().flat_map(store).collect()
 }
 
 /// Names and shapes of the tensors in transformers.
-fn tensors(config: &Value) -> Vec<(String, Vec<u64>)> {
+pub(crate) fn tensors(config: &Value) -> Vec<(String, Vec<u64>)> {
     let size = |key: &str| config[key].as_u64().unwrap_or_default();
     let (hidden, feed, vocabulary) = (size("hidden_size"), size("intermediate_size"), size("vocab_size"));
-    let (query, key) =
-        (size("num_attention_heads") * size("head_dim"), size("num_key_value_heads") * size("head_dim"));
+    let head = config["head_dim"].as_u64().unwrap_or(hidden / size("num_attention_heads"));
+    let (query, key) = (size("num_attention_heads") * head, size("num_key_value_heads") * head);
     let mut all = vec![
         ("model.embed_tokens.weight".to_owned(), vec![vocabulary, hidden]),
         ("model.norm.weight".to_owned(), vec![hidden]),
@@ -102,6 +119,14 @@ fn tensors(config: &Value) -> Vec<(String, Vec<u64>)> {
         ] {
             all.push((format!("model.layers.{layer}.{name}.weight"), shape));
         }
+        let vectors = match config["model_type"].as_str() {
+            Some("qwen2") => vec![("q_proj.bias", query), ("k_proj.bias", key), ("v_proj.bias", key)],
+            Some("qwen3") => vec![("q_norm.weight", head), ("k_norm.weight", head)],
+            _ => Vec::new(),
+        };
+        for (name, size) in vectors {
+            all.push((format!("model.layers.{layer}.self_attn.{name}"), vec![size]));
+        }
     }
     all
 }
@@ -110,7 +135,7 @@ fn safetensors(entries: &[(String, Vec<u64>)], salt: &str, dtype: &str) -> Resul
     let (mut header, mut data) = (Map::new(), Vec::new());
     header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
     for (name, shape) in entries {
-        let bytes = tensor(salt, name, shape, dtype);
+        let bytes = stored(&numbers(salt, name, shape), dtype);
         let offsets = [data.len(), data.len() + bytes.len()];
         header.insert(name.clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}));
         data.extend(bytes);
@@ -119,18 +144,21 @@ fn safetensors(entries: &[(String, Vec<u64>)], salt: &str, dtype: &str) -> Resul
     Ok([&(header.len() as u64).to_le_bytes()[..], &header, &data].concat())
 }
 
-impl Llama {
+impl SmallModel {
+    /// An empty folder.
+    pub(crate) fn folder(&self, purpose: &str) -> Result<Folder> {
+        let name = format!("baton-{purpose}-{}-{}", std::process::id(), self.name);
+        let folder = Folder(std::env::temp_dir().join(name));
+        fs::create_dir_all(&folder.0)?;
+        Ok(folder)
+    }
+
     /// Writes the folder of the model.
     ///
     /// # Errors
     /// A file cannot be written.
     pub fn write(&self, purpose: &str) -> Result<Folder> {
-        let folder = Folder(std::env::temp_dir().join(format!(
-            "baton-{purpose}-{}-{}",
-            std::process::id(),
-            self.name
-        )));
-        fs::create_dir_all(&folder.0)?;
+        let folder = self.folder(purpose)?;
         let put = |name: &str, bytes: &[u8]| fs::write(folder.0.join(name), bytes);
         put("config.json", self.config.to_string().as_bytes())?;
         put("tokenizer.json", tokenizer().to_string().as_bytes())?;

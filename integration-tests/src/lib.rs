@@ -8,6 +8,7 @@ pub mod client;
 pub mod deadline;
 pub mod fixtures;
 pub mod folders;
+mod gguf;
 pub mod kills;
 pub mod message_table;
 pub mod process;

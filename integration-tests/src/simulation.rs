@@ -10,6 +10,8 @@
 //! - A put lands only in a page under a credit of its session, or in a page quarantined for it.
 //! - The engine reads and writes only pages that a sequence holds.
 //! - A page that a frame reports as filled has landed.
+//! - A sequence uses cached and landed pages only if a request with the same cache salt computed them.
+//! - A sequence has the grammar of its request. A sender reserves pages for a prompt only after it has compiled the prompt's grammar.
 //! - Every token is right. A request ends once, by its deadline, and has no token after its end.
 //! - At the end, after all faults have healed, no page is held, reserved or quarantined without reason, no put is awaited, and the next
 //!   request is handed over.
@@ -18,6 +20,7 @@ mod client;
 mod dice;
 mod engine;
 mod faults;
+mod grammars;
 mod lane;
 mod machine;
 mod node;
@@ -25,6 +28,7 @@ mod parts;
 mod plan;
 mod routing;
 mod sockets;
+mod tenants;
 mod verdict;
 mod world;
 

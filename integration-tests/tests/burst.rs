@@ -4,7 +4,7 @@ use std::net::TcpStream;
 
 use anyhow::{Context, Result};
 use integration_tests::client::{Connection, get, get_text};
-use integration_tests::folders::llamas;
+use integration_tests::folders::small_models;
 use integration_tests::process::{Event, Process, start_sender};
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ fn ask(address: &str, n: usize) -> Result<Connection> {
 fn a_thousand_requests_at_once_are_answered() -> Result<()> {
     // Each client of this test is a socket.
     runtime::open_files::raise();
-    let folder = llamas()?.first().context("there is no test model")?.write("burst")?;
+    let folder = small_models()?.first().context("there is no test model")?.write("burst")?;
     let model = folder.path().display().to_string();
     let process = Process::start(&["--set", "frontend.port=0", "--model", &model], &[])?;
     let address = process.wait_healthy("frontend.port")?;

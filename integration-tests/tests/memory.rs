@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::Connection;
-use integration_tests::folders::llamas;
+use integration_tests::folders::small_models;
 use integration_tests::process::{Process, until};
 
 /// More large bodies at once than the budget allows. Each has the largest size that the server accepts.
@@ -39,7 +39,7 @@ fn peak(process: &Process, done: &AtomicBool) -> Result<f64> {
 
 #[test]
 fn large_bodies_at_once_stay_within_the_budget() -> Result<()> {
-    let folder = llamas()?.first().context("there is no test model")?.write("memory")?;
+    let folder = small_models()?.first().context("there is no test model")?.write("memory")?;
     let model = folder.path().display().to_string();
     let small = ["--set", "frontend.port=0", "--set", "engine.kv_bytes=16MiB", "--model", &model];
     let process = Process::start(&small, &[])?;

@@ -2,10 +2,11 @@
 //! room for all and with a pool that preempts some.
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::client::{Metrics, ask_all, complete, metrics};
+use integration_tests::client::{Metrics, ask_all, complete, metrics, post};
 use integration_tests::deadline::STATE_WITHIN;
 use integration_tests::fixtures::{Prompt, prompts};
 use integration_tests::process::{Pair, until};
+use serde_json::json;
 
 const TOKENS: u32 = 32;
 
@@ -46,6 +47,25 @@ fn shared_pages_change_no_token() -> Result<()> {
     check_at_once(&pair.frontend, &prompts)?;
     let sender = pair.sender.address("http.port")?;
     assert!(count(&metrics(&sender)?, "baton_pages_cached")? > 0, "the sender keeps computed pages");
+    Ok(())
+}
+
+/// The sender keeps the pages of a salt as well as the receiver does, and `usage` counts what either of them did not compute.
+#[test]
+fn usage_counts_cached_tokens_of_the_same_salt_only() -> Result<()> {
+    let pair = Pair::start(&["engine.prefix_cache=true"])?;
+    let prompt: Vec<u32> = (100..200).collect();
+    let cached = |address: &str, salt: &str| {
+        let body = json!({"prompt": prompt, "max_tokens": 2, "cache_salt": salt});
+        let (status, answer) = post(address, "/v1/completions", &body)?;
+        ensure!(status == 200, "{answer}");
+        let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+        cached.with_context(|| answer.to_string())
+    };
+    let (frontend, sender) = (&pair.frontend, pair.sender.address("http.port")?);
+    assert_eq!([cached(frontend, "a")?, cached(frontend, "a")?], [0, 96], "the receiver has six pages");
+    assert_eq!(cached(frontend, "b")?, 0);
+    assert_eq!([cached(&sender, "c")?, cached(frontend, "c")?], [0, 96], "the sender has six pages");
     Ok(())
 }
 

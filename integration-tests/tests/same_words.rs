@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use integration_tests::client::{Answer, ask_all, complete};
-use integration_tests::fixtures::{Prompt, prompts};
+use integration_tests::fixtures::{Prompt, prompts, qwen_prompts};
 use integration_tests::process::{Pair, start_local};
 
 const TOKENS: u32 = 32;
@@ -69,5 +69,31 @@ fn a_ring_of_one_page_transfers_a_prompt_of_800_tokens() -> Result<()> {
     check(&prompt, &answer, "the pair")?;
     assert_eq!(answer.timings["pages"], 50, "{}", answer.timings);
     println!("ring of 1 page: {}", answer.timings);
+    Ok(())
+}
+
+/// A real Qwen2: biases, tokenizer, chat template, and the types of a Q4_K_M file.
+#[test]
+fn qwen_gives_the_tokens_of_transformers() -> Result<()> {
+    let cache = common::cache_folder::locate(|name| std::env::var_os(name)).map_err(anyhow::Error::msg)?;
+    let model = cache.join("models/Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf");
+    if !model.is_file() {
+        println!("skipped: {} does not exist; `cargo xtask fetch --qwen` fetches it", model.display());
+        return Ok(());
+    }
+    let prompts = qwen_prompts()?;
+    assert_eq!(prompts.len(), 20);
+    let setting = format!("model={}", model.display());
+    let (_local, address) = start_local(&[&setting, "engine.kv_bytes=256MiB"])?;
+    let answers = ask_all(&prompts, AT_ONCE, |prompt| complete(&address, &prompt.input(), TOKENS))?;
+    let mut exact = 0;
+    for (prompt, answer) in prompts.iter().zip(&answers) {
+        check(prompt, answer, "one process")?;
+        exact += usize::from(answer.ids == prompt.ids);
+        for tie in &prompt.near_ties {
+            println!("near tie: {} at new token {} (gap {:.1e})", prompt.name, tie.position, tie.gap);
+        }
+    }
+    println!("{exact} of {} prompts equal transformers for all {TOKENS} tokens", prompts.len());
     Ok(())
 }

@@ -24,6 +24,9 @@ fn histories_reach_every_fault_and_outcome() -> Result<(), Violation> {
         total.preemptions,
         total.resident,
         total.damaged,
+        total.constrained,
+        total.grammars_replaced,
+        total.lost_while_compiling,
     ];
     assert!(reached.iter().all(|count| *count > 0), "{total:?}");
     Ok(())

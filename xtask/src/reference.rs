@@ -16,8 +16,11 @@ reference answers again (about 3 GB of packages, then a few minutes):
   python3 -m venv /tmp/reference
   /tmp/reference/bin/pip install -r {fixtures}/requirements.txt
   /tmp/reference/bin/python {fixtures}/make_reference.py
+  /tmp/reference/bin/python {fixtures}/make_models.py
 
-The prompts are in {fixtures}/prompts.json. The answers go to reference.json beside it.",
+The prompts are in {fixtures}/prompts.json. The answers go to reference.json beside it. The second
+program makes the answers of small random models. make_reference.py --qwen makes reference-qwen.json,
+after `cargo xtask fetch --qwen`.",
         fixtures = fixtures.display()
     );
     Ok(())

@@ -139,6 +139,30 @@ const MUTANTS: &[Mutant] = &[
         "self.generate.prompt.clone()",
     ),
     mutant(
+        "find cached pages of another salt",
+        "actors/src/buffer_manager/prefix_cache.rs",
+        "Parent::Root(salt) => self.roots.get(&salt)?,",
+        "Parent::Root(salt) => self.roots.get(&salt).or_else(|| self.roots.values().next())?,",
+    ),
+    mutant(
+        "ignore the salt of a receiver's request",
+        "actors/src/peer_link/state/frames.rs",
+        "let salt = salt.map(CacheSalt);",
+        "let salt = salt.map(CacheSalt).filter(|_| session.0 == 0);",
+    ),
+    mutant(
+        "prefill before the grammar is compiled",
+        "actors/src/prefiller/state.rs",
+        "let compiling = |hash| Phase::Compiling(hash, now + COMPILING_MAX);",
+        "let compiling = |_| Phase::Reserving;",
+    ),
+    mutant(
+        "use another grammar of the session",
+        "actors/src/prefiller/state/grammars.rs",
+        "of_session.find(|(_, stored)| stored.hash == hash)",
+        "of_session.find(|(_, stored)| stored.hash == hash || session.0 > 0)",
+    ),
+    mutant(
         "drop an effect: SessionDrained",
         "actors/src/peer_link/state/proof.rs",
         "Direction::Incoming { .. } => Some(to::buffer_manager(SessionDrained { session })),",

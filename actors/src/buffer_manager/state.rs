@@ -22,7 +22,7 @@
 //! claims. The quarantine may grow while requests wait; waiting reservations that no longer fit are then denied too.
 //!
 //! A page that a sequence has filled stays cached after the sequence ends, until the pool needs the page. The next sequence that
-//! begins with the same tokens shares it. Only a page that no sequence holds and that is not cached becomes a credit.
+//! begins with the same tokens and has the same salt shares it. Only a page that no sequence holds and that is not cached becomes a credit.
 
 mod landing;
 mod rings;
@@ -265,7 +265,7 @@ impl PoolState {
         let Some(holding) = self.holdings.get(&computed.sequence) else { return Vec::new() };
         let held: HashSet<PageId> = holding.pages.iter().copied().collect();
         if self.config.sharing && computed.pages.iter().all(|page| held.contains(page)) {
-            self.cache.insert(&computed.tokens, &computed.pages);
+            self.cache.insert(computed.salt, &computed.tokens, &computed.pages);
         }
         Vec::new()
     }

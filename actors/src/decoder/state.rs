@@ -14,25 +14,28 @@
 //! Every request gets exactly one final event. Its pages are released exactly once, after the engine has stopped using them. Delivered
 //! tokens are never retracted: a recompute starts from prompt + tokens.
 
+mod asking;
 mod counts;
 mod ending;
 mod entry;
+mod growing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use connector::frame::{Frame, PROMPT_TOKENS_MAX, PrefillFault};
+use connector::frame::PrefillFault;
 
 use crate::effect::{Effect, ToDecoder, to};
 use crate::finish::FinishRule;
 use crate::first_token;
 use crate::log::LogLine;
 use crate::messages::{
-    Decode, ExtendSequence, GrowPages, PagesAdopted, PagesComputed, PagesGrown, PagesReserved, PagesShort,
-    PeerReady, PrefillFailed, PrefillFinished, PrefillOutcome, ReleasePages, ReservePages, ReservePriority,
-    SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StopSequence,
+    Decode, PagesAdopted, PagesComputed, PagesReserved, PeerReady, PrefillFailed, PrefillFinished,
+    PrefillOutcome, ReleasePages, ReservePages, ReservePriority, SequenceAdvanced, SequenceEnd, SequenceId,
+    SessionId,
 };
 use crate::request::{AbortOutcome, AbortRequest, Generate, RequestError, RequestId, Timings};
+use asking::{Peer, fits_frames};
 pub use counts::DecoderCounts;
 use entry::{Entry, Phase, ProxyCount, RunState, cancel, ms};
 
@@ -51,6 +54,9 @@ pub struct DecoderConfig {
     pub pid: u32,
     /// Pages are reserved for the request's tokens so far and for this many further tokens. 0 counts as 1.
     pub growth_tokens: u32,
+    /// Maximum number of grammars that a sender keeps for one session; at most
+    /// [`GRAMMARS_MAX`](connector::frame::GRAMMARS_MAX).
+    pub grammars_per_session: u32,
 }
 
 /// All live requests.
@@ -65,8 +71,8 @@ pub struct DecoderState {
     stopping: BTreeSet<RequestId>,
     /// `ReleasePages` sent so far.
     releases: u64,
-    /// Sessions whose senders can prefill, and the senders' process ids.
-    peers: BTreeMap<SessionId, u32>,
+    /// Sessions whose senders can prefill.
+    peers: BTreeMap<SessionId, Peer>,
 }
 
 impl DecoderState {
@@ -131,7 +137,7 @@ impl DecoderState {
 
     /// A sender can prefill.
     fn on_peer_ready(&mut self, ready: PeerReady) -> Vec<Effect> {
-        self.peers.insert(ready.session, ready.pid);
+        self.peers.insert(ready.session, Peer::new(ready.pid, self.config.grammars_per_session));
         Vec::new()
     }
 
@@ -166,13 +172,13 @@ impl DecoderState {
         }
     }
 
-    /// A request arrives. It is prefilled here if its sender is gone, or if its prompt does not fit into a frame.
+    /// A request arrives. It is prefilled here if its sender is gone, or if its prompt or grammar does not fit into a frame.
     fn on_decode(&mut self, now: Instant, decode: Decode) -> Vec<Effect> {
         let Decode { generate, prefill_on } = decode;
         let request = generate.request;
         self.counts.taken += 1;
-        let fits_frame = generate.prompt.len() <= PROMPT_TOKENS_MAX;
-        let on = prefill_on.filter(|session| fits_frame && self.peers.contains_key(session));
+        let fits = fits_frames(&generate);
+        let on = prefill_on.filter(|session| fits && self.peers.contains_key(session));
         let timings = Timings {
             decode_pid: self.config.pid,
             prompt_tokens: generate.prompt.len() as u32,
@@ -219,6 +225,7 @@ impl DecoderState {
         let reserve = ReservePages {
             sequence: SequenceId::Own(request),
             tokens: entry.tokens(),
+            salt: entry.generate.salt,
             pages: self.pages_ahead(entry),
             landing,
             priority,
@@ -262,7 +269,7 @@ impl DecoderState {
         let Phase::Reserving { on } = entry.phase else { return Vec::new() };
         self.holders.insert((entry.admitted, request));
         if entry.emitted.is_empty() {
-            entry.timings.resident_tokens = resident;
+            (entry.timings.resident_tokens, entry.timings.cached_tokens) = (resident, resident);
         }
         let Some(session) = on.filter(|_| landing > 0) else {
             let is_lost = on.is_some_and(|session| !self.peers.contains_key(&session));
@@ -271,85 +278,12 @@ impl DecoderState {
             let elsewhere = on.and_then(|_| entry.prefill_over(outcome));
             return [entry.start(resident, pages)].into_iter().chain(elsewhere).collect();
         };
-        if !self.peers.contains_key(&session) {
-            return self.recompute(request);
-        }
+        let Some(peer) = self.peers.get_mut(&session) else { return self.recompute(request) };
         let own = pages.split_off((resident / self.config.page_tokens) as usize);
         let shared = pages.into_iter().map(Some);
         let table = shared.chain(std::iter::repeat_n(None, landing as usize)).collect();
         entry.phase = Phase::Landing { session, table, own };
-        let frame = Frame::Prefill {
-            request: request.0,
-            prompt: entry.generate.prompt.to_vec(),
-            resident,
-            sampling: first_token::to_frame(&entry.generate.sampling),
-            remaining_ms: entry.generate.deadline.saturating_duration_since(now).as_millis() as u64,
-        };
-        vec![to::peer_link(SendFrame { session, frame })]
-    }
-
-    /// A running request has more pages.
-    fn on_grown(&mut self, grown: PagesGrown) -> Vec<Effect> {
-        let PagesGrown { sequence: SequenceId::Own(request), pages } = grown else { return Vec::new() };
-        match self.requests.get_mut(&request).map(|entry| &mut entry.phase) {
-            Some(Phase::Running(running)) => {
-                if running.state == RunState::Growing {
-                    running.state = RunState::Steady;
-                }
-                running.table.extend(&pages);
-                vec![to::generator(ExtendSequence { sequence: SequenceId::Own(request), pages })]
-            }
-            // The request has ended; its release covers these pages.
-            _ => Vec::new(),
-        }
-    }
-
-    /// A request cannot grow: the youngest request that holds pages is preempted. It may be the request that asked.
-    fn on_short(&mut self, short: PagesShort) -> Vec<Effect> {
-        if short.releases < self.releases {
-            // Pages were released after the buffer manager sent this. If they are too few, it sends another `PagesShort`.
-            return Vec::new();
-        }
-        if !self.stopping.is_empty() {
-            // A stopping request will release pages. If they are too few, the buffer manager sends another `PagesShort`.
-            return Vec::new();
-        }
-        let Some(&(_, request)) = self.holders.last() else { return Vec::new() };
-        self.preempt(request)
-    }
-
-    fn preempt(&mut self, request: RequestId) -> Vec<Effect> {
-        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
-        self.counts.preemptions += 1;
-        match &mut entry.phase {
-            Phase::Running(running) => {
-                running.state = RunState::Preempted;
-                self.stopping.insert(request);
-                vec![to::generator(StopSequence { sequence: SequenceId::Own(request) })]
-            }
-            Phase::Landing { session, .. } => {
-                let cancel = cancel(*session, request);
-                [vec![cancel], self.release_and_reserve(request, PrefillOutcome::Withdrawn)].concat()
-            }
-            Phase::Reserving { .. } | Phase::Stopping => Vec::new(),
-        }
-    }
-
-    /// Asks for more pages when the request's tokens have reached its last page.
-    fn grow(&mut self, request: RequestId) -> Option<Effect> {
-        let entry = self.requests.get(&request)?;
-        let ahead = self.pages_ahead(entry);
-        let begun = self.pages_for(entry.generate.prompt.len() + entry.emitted.len()) + 1;
-        let wanted = begun.min(self.pages_at_most(&entry.generate));
-        let entry = self.requests.get_mut(&request)?;
-        let Phase::Running(running) = &mut entry.phase else { return None };
-        let has = running.table.len() as u32;
-        if running.state != RunState::Steady || has >= wanted {
-            return None;
-        }
-        running.state = RunState::Growing;
-        let (least, most) = (wanted - has, ahead.max(wanted) - has);
-        Some(to::buffer_manager(GrowPages { sequence: SequenceId::Own(request), least, most }))
+        peer.ask(now, session, &entry.generate, resident)
     }
 
     /// Landed pages now belong to the request. If a place in the page table does not exist or is taken, the sender has made an error, and
@@ -393,11 +327,13 @@ impl DecoderState {
         if session != finished.session || !entry.emitted.is_empty() {
             return Vec::new();
         }
-        if !first_token::is_known(&finished.token, self.config.vocabulary) {
+        let is_possible = finished.cached < entry.timings.prompt_tokens;
+        if !is_possible || !first_token::is_known(&finished.token, self.config.vocabulary) {
             return self.on_rejected(request);
         }
         entry.timings.disaggregated = true;
-        entry.timings.prefill_pid = self.peers.get(&session).copied().unwrap_or_default();
+        entry.timings.cached_tokens = finished.cached;
+        entry.timings.prefill_pid = self.peers.get(&session).map_or(0, |peer| peer.pid);
         entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
         let (left, ignore_eos) = (entry.generate.max_tokens.saturating_sub(1), entry.generate.ignore_eos);
         let reason = self.config.finish.reason(finished.token.id, ignore_eos, left);
@@ -443,7 +379,8 @@ impl DecoderState {
             if is_prompt_computed || event.ended.is_some() {
                 let (sequence, pages) = (event.sequence, running.table.clone());
                 let tokens = entry.tokens()[..event.resident as usize].into();
-                effects.push(to::buffer_manager(PagesComputed { sequence, tokens, pages }));
+                let salt = entry.generate.salt;
+                effects.push(to::buffer_manager(PagesComputed { sequence, tokens, salt, pages }));
             }
         }
         match event.ended {
@@ -455,6 +392,9 @@ impl DecoderState {
             Some(SequenceEnd::Stopped) => effects.extend(self.fail(request, RequestError::Aborted)),
             Some(SequenceEnd::Failed(error)) => {
                 effects.extend(self.fail(request, RequestError::Engine(error)))
+            }
+            Some(SequenceEnd::GrammarFailed(error)) => {
+                effects.extend(self.fail(request, RequestError::Grammar(error)))
             }
         }
         effects

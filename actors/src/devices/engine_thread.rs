@@ -1,6 +1,7 @@
 //! The OS thread that owns the engine. Without a step it sleeps on its queue. If the engine runs ahead, the thread busy-polls the queue for a
 //! moment after a step before it sleeps.
 
+mod flight;
 pub mod step_times;
 
 use std::collections::VecDeque;
@@ -10,11 +11,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use engine::{Chunk, Engine, EngineError, Sample, Scope, Step, StepOutput};
+use engine::{Engine, EngineError, Scope};
 
+use super::mask_threads::MaskThreads;
 use crate::effect::ToGenerator;
 use crate::kit::AWAKE;
 use crate::messages::{RunStep, StepFinished};
+use flight::Flight;
 use step_times::StepTimes;
 
 /// The engine's state for the watchdog: the running step, its start, its time limit, and whether the engine is lost. Clones share it.
@@ -120,17 +123,21 @@ fn run(
     pulse: &EnginePulse,
 ) {
     let (awake, most) = if engine.runs_ahead() { (AWAKE, 2) } else { (Duration::ZERO, 1) };
-    // The steps in flight with their number of tokens; a step that was not submitted is its error.
-    let mut running: VecDeque<(u32, Result<Step, EngineError>)> = VecDeque::new();
+    let engine = engine.as_mut();
+    let mut masks = MaskThreads::default();
+    let mut running: VecDeque<Flight> = VecDeque::new();
+    // Chunks of the last submitted step that sampled no token.
+    let mut unsampled = Vec::new();
     // Once set, the engine is not called any more, and every step fails with this error.
     let mut lost: Option<EngineError> = None;
     loop {
+        let has_room = running.len() < most && running.back().is_none_or(|flight| flight.is_sampled);
         let plan = match running.len() {
             0 => match next(queue, awake) {
                 Some(plan) => Some(plan),
                 None => return,
             },
-            steps if steps < most => queue.try_recv().ok(),
+            _ if has_room => queue.try_recv().ok(),
             _ => None,
         };
         if let Some(plan) = plan {
@@ -138,41 +145,46 @@ fn run(
             if running.is_empty() {
                 pulse.begin(Instant::now(), tokens);
             }
-            let step = match &lost {
-                None => submit(engine.as_mut(), &plan),
-                Some(error) => Err(error.clone()),
+            let flight = match &lost {
+                None => Flight::submit(engine, &plan, tokens, &unsampled, &mut masks),
+                Some(error) => Flight::failed(tokens, error.clone()),
             };
-            running.push_back((tokens, step));
+            unsampled = flight.unsampled();
+            running.push_back(flight);
         }
-        let outcome = match running.pop_front() {
-            Some((tokens, Ok(mut step))) => match engine.poll(&mut step).transpose() {
-                Some(outcome) => outcome,
-                None => {
-                    running.push_front((tokens, Ok(step)));
-                    std::hint::spin_loop();
-                    continue;
-                }
-            },
-            Some((_, Err(error))) => Err(error),
-            None => continue,
+        if let Some(newest) = running.back_mut().filter(|flight| !flight.is_sampled) {
+            newest.sample(engine);
+            if newest.is_sampled {
+                unsampled = newest.unsampled();
+            }
+        }
+        let Some(oldest) = running.front_mut() else { continue };
+        let Some(outcome) = oldest.poll(engine) else {
+            std::hint::spin_loop();
+            continue;
         };
-        if let Err(error) = &outcome
-            && error.scope() == Scope::Engine
-        {
-            pulse.lose(error);
-            running.iter_mut().for_each(|(_, step)| *step = Err(error.clone()));
-            lost = Some(error.clone());
+        match &outcome {
+            Ok(result) => oldest.tell(result, &mut masks),
+            Err(error) => {
+                if error.scope() == Scope::Engine {
+                    pulse.lose(error);
+                    running.iter_mut().for_each(|flight| flight.fail(error.clone()));
+                    lost = Some(error.clone());
+                }
+            }
+        }
+        running.pop_front();
+        if outcome.is_err() {
+            // The generator discards what the later step samples.
+            running.iter_mut().filter(|flight| !flight.is_sampled).for_each(|flight| flight.give_up(engine));
         }
         let now = Instant::now();
         pulse.end(now);
-        if let Some((tokens, _)) = running.front() {
-            pulse.begin(now, *tokens);
+        if let Some(flight) = running.front() {
+            pulse.begin(now, flight.tokens);
         }
-        let tokens = |output: StepOutput| {
-            output.tokens.into_iter().map(|sampled| (sampled.sequence, sampled.token)).collect()
-        };
         // `do_send` ignores the mailbox's bound; at most two steps are in flight.
-        results.do_send(StepFinished { outcome: outcome.map(tokens) }.into());
+        results.do_send(StepFinished { outcome }.into());
     }
 }
 
@@ -188,27 +200,6 @@ fn next(queue: &Receiver<RunStep>, awake: Duration) -> Option<RunStep> {
         }
     }
     queue.recv().ok()
-}
-
-fn submit(engine: &mut dyn Engine, plan: &RunStep) -> Result<Step, EngineError> {
-    engine.acquire(&plan.acquire)?;
-    let batch: Vec<Chunk<'_>> = plan
-        .chunks
-        .iter()
-        .map(|chunk| Chunk {
-            sequence: chunk.key,
-            tokens: &chunk.tokens,
-            source: chunk.source,
-            start: chunk.start,
-            pages: &chunk.pages,
-            sample: chunk.sample.as_ref().map(|sample| Sample {
-                how: &sample.how,
-                tokens: &sample.tokens,
-                prompt: sample.prompt,
-            }),
-        })
-        .collect();
-    engine.submit(&batch)
 }
 
 #[cfg(test)]

@@ -15,93 +15,29 @@
 //! sequences that are certain to continue. It is planned only if every sequence is in the first step; otherwise a sequence that arrives in the
 //! meantime would wait for both steps.
 //!
+//! **Constraints**: the mask of a constrained sample may be late. Then the step samples no token for that sequence, and the last token of the
+//! sequence is computed again in a later step. So a slow grammar delays no other sequence.
+//!
 //! **Ends**: a sequence that ends or is stopped while a step in flight contains it ends when that step returns, because the engine may still
 //! write its pages.
 //!
 //! **Errors**: an engine error fails the sequences in its [scope](EngineError::scope). If the scope is one sequence, the engine has refused the
 //! step before it computed anything, and the other sequences are planned again.
 
+mod sequence;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use engine::{EngineError, PageId, Sampling, Scope, StepLimits, Token, TokenSource};
+use engine::{EngineError, Logprobs, PageId, Scope, StepLimits, Token};
 
+use crate::constraint::Constraint;
 use crate::effect::{Effect, ToGenerator, to};
 use crate::finish::FinishRule;
 use crate::messages::{
-    ExtendSequence, PlannedChunk, PlannedSample, RunStep, SequenceAdvanced, SequenceEnd, SequenceId,
-    StartSequence,
+    ExtendSequence, RunStep, SequenceAdvanced, SequenceEnd, SequenceId, StartSequence, StepResult,
 };
-
-#[derive(Debug)]
-struct Sequence {
-    name: SequenceId,
-    tokens: Vec<u32>,
-    resident: u32,
-    pages: Arc<[PageId]>,
-    prompt: u32,
-    /// Tokens from this index on are computed one at a time, as they are sampled. The tokens before it are computed as a prompt; after a
-    /// preemption they include sampled tokens.
-    sampled_from: u32,
-    sample: u32,
-    sampling: Arc<Sampling>,
-    ignore_eos: bool,
-    /// The sequence's last token and how the sequence ended. Reported when no step in flight contains the sequence.
-    ending: Option<(Option<Token>, SequenceEnd)>,
-    /// The prompt with the lowest rank goes first.
-    rank: u64,
-    /// The last step that contained the sequence, or the last step before the sequence arrived. The lowest gets a row first.
-    step: u64,
-    /// Steps in flight that contain the sequence.
-    flights: u32,
-    /// The time at which the sequence's first step was planned, on the caller's clock.
-    began_micros: Option<u64>,
-}
-
-impl Sequence {
-    fn planned_sample(&self) -> PlannedSample {
-        let tokens = if self.sampling.looks_back() { self.tokens.clone() } else { Vec::new() };
-        PlannedSample { how: self.sampling.clone(), tokens, prompt: self.prompt }
-    }
-
-    fn missing(&self) -> u32 {
-        self.tokens.len() as u32 - self.resident
-    }
-
-    /// The chunk of `length` tokens from `start`. If `start` is the end of the known tokens, the chunk is the one token that the step in
-    /// flight samples.
-    fn chunk(&self, key: u64, start: u32, length: u32) -> PlannedChunk {
-        let (from, end) = (start as usize, (start + length) as usize);
-        let source = match self.tokens.get(from) {
-            None => TokenSource::Follows,
-            Some(_) if start >= self.sampled_from => TokenSource::Sampled,
-            Some(_) => TokenSource::Prompt,
-        };
-        PlannedChunk {
-            key,
-            tokens: if source == TokenSource::Follows { vec![0] } else { self.tokens[from..end].to_vec() },
-            source,
-            start,
-            pages: Arc::clone(&self.pages),
-            sample: (end >= self.tokens.len()).then(|| self.planned_sample()),
-        }
-    }
-
-    fn advanced(
-        &self,
-        now_micros: u64,
-        token: Option<Token>,
-        ended: Option<SequenceEnd>,
-    ) -> SequenceAdvanced {
-        SequenceAdvanced {
-            sequence: self.name,
-            resident: self.resident,
-            token,
-            running_micros: now_micros.saturating_sub(self.began_micros.unwrap_or(now_micros)),
-            ended,
-        }
-    }
-}
+use sequence::Sequence;
 
 /// A sequence's part of a step: its key, and how many of its tokens the step computes.
 type Part = (u64, u32);
@@ -238,11 +174,15 @@ impl GeneratorState {
                 sampled_from,
                 sample: start.sample,
                 sampling: start.sampling,
+                constraint: start.grammar.map(|grammar| Arc::new(Constraint::new(grammar))),
+                is_told: false,
                 ignore_eos: start.ignore_eos,
+                prompt_logprobs: start.prompt_logprobs,
                 ending: None,
                 rank,
                 step: self.steps,
                 flights: 0,
+                is_late: false,
                 began_micros: None,
             },
         );
@@ -271,10 +211,12 @@ impl GeneratorState {
         }
     }
 
-    /// Plans the step after the one in flight. Its rows take the tokens that the step in flight samples.
+    /// Plans the step after the one in flight. Its rows take the tokens that the step in flight samples. It has the late sequences too,
+    /// which the step in flight does not contain.
     fn plan_ahead(&mut self) -> Option<RunStep> {
         let flight = self.flights.front()?;
-        if flight.is_void || flight.parts.len() < self.sequences.len() {
+        let late = || self.sequences.iter().filter(|(_, sequence)| sequence.is_late);
+        if flight.is_void || flight.parts.len() + late().count() < self.sequences.len() {
             return None;
         }
         let mut next = Vec::with_capacity(flight.parts.len());
@@ -298,7 +240,11 @@ impl GeneratorState {
         if next.is_empty() {
             return None;
         }
-        let chunks = next.iter().map(|(key, end)| self.sequences[key].chunk(*key, *end, 1)).collect();
+        let room = self.limits.rows.min(self.limits.tokens) as usize;
+        next.extend(late().map(|(key, sequence)| (*key, sequence.resident)));
+        next.truncate(room);
+        let chunk = |(key, end): &Part| Some(self.sequences.get_mut(key)?.chunk(*key, *end, 1));
+        let chunks = next.iter().filter_map(chunk).collect();
         self.launch(next.into_iter().map(|(key, _)| (key, 1)).collect());
         Some(RunStep { chunks, acquire: Vec::new() })
     }
@@ -310,6 +256,7 @@ impl GeneratorState {
             if let Some(sequence) = self.sequences.get_mut(key) {
                 sequence.step = self.steps;
                 sequence.flights += 1;
+                sequence.is_late = false;
             }
         }
         self.flights.push_back(Flight { parts, is_void: false });
@@ -348,6 +295,9 @@ impl GeneratorState {
         let for_rows = u32::from(!decoding.is_empty());
         let mut prompt_room = self.chunk_tokens.min(self.limits.tokens - for_rows);
         let mut room = self.limits.tokens;
+        let mut rows = self.limits.rows;
+        // Decode rows keep half of the rows while prompts are scored, and the only row of an engine with one.
+        let mut rows_to_score = if decoding.is_empty() { rows } else { rows / 2 };
         let mut parts: Vec<Part> = Vec::new();
         // Sequences that need a row: their last step, their key, and, for a prompt, its index in `parts`.
         let mut wanted: Vec<(u64, u64, Option<usize>)> =
@@ -357,6 +307,14 @@ impl GeneratorState {
             if length == 0 {
                 break;
             }
+            let scored = sequence.scored_rows(length);
+            // All but the last token of the prompt take a row each.
+            let length = if scored > rows_to_score { rows_to_score } else { length };
+            let scored = scored.min(rows_to_score);
+            if length == 0 {
+                continue;
+            }
+            (rows_to_score, rows) = (rows_to_score - scored, rows - scored);
             (room, prompt_room) = (room - length, prompt_room - length);
             if length == sequence.missing() {
                 wanted.push((sequence.step, *key, Some(parts.len())));
@@ -364,7 +322,6 @@ impl GeneratorState {
             parts.push((*key, length));
         }
         wanted.sort_unstable();
-        let mut rows = self.limits.rows;
         for (_, key, prompt) in wanted {
             match prompt {
                 // A prompt has at least two missing tokens, so its part keeps at least one.
@@ -380,18 +337,21 @@ impl GeneratorState {
         parts
     }
 
-    /// The oldest step in flight returned the sampled tokens by key, or failed.
+    /// The oldest step in flight returned its result, or failed.
     fn on_step(
         &mut self,
-        outcome: Result<Vec<(u64, Token)>, EngineError>,
+        outcome: Result<StepResult, EngineError>,
         now_micros: u64,
     ) -> Vec<SequenceAdvanced> {
         let Some(flight) = self.flights.pop_front() else { return Vec::new() };
-        let (mut sampled, error) = match outcome {
-            _ if flight.is_void => (HashMap::new(), None),
-            Ok(tokens) => (tokens.into_iter().collect::<HashMap<_, _>>(), None),
-            Err(error) => (HashMap::new(), Some(error)),
+        let (result, error) = match outcome {
+            _ if flight.is_void => (StepResult::default(), None),
+            Ok(result) => (result, None),
+            Err(error) => (StepResult::default(), Some(error)),
         };
+        let StepResult { tokens, scores, late, refused } = result;
+        let mut scores: HashMap<u64, Vec<Logprobs>> = scores.into_iter().collect();
+        let mut sampled: HashMap<u64, Token> = tokens.into_iter().collect();
         if error.is_some() {
             self.flights.iter_mut().for_each(|next| next.is_void = true);
         }
@@ -420,6 +380,21 @@ impl GeneratorState {
             }
             if !is_computed {
                 // It is planned again.
+                continue;
+            }
+            if let Some(prompt_logprobs) = scores.remove(&key) {
+                events
+                    .push(SequenceAdvanced { prompt_logprobs, ..sequence.advanced(now_micros, None, None) });
+            }
+            if let Some((_, error)) = refused.iter().find(|(refused, _)| *refused == key) {
+                events.extend(self.end(key, now_micros, None, SequenceEnd::GrammarFailed(error.to_string())));
+                continue;
+            }
+            if late.contains(&key) {
+                // Its last token is computed again, to sample the token after it. A step in flight that follows this one has left the
+                // sequence out.
+                (sequence.resident, sequence.flights, sequence.is_late) = (computed - 1, 0, true);
+                self.flights.iter_mut().for_each(|next| next.parts.retain(|(part, _)| *part != key));
                 continue;
             }
             sequence.resident = computed;

@@ -8,7 +8,8 @@ use connector::transport::Descriptor;
 use engine::{Sampling, Token};
 
 use super::SessionId;
-use crate::request::RequestId;
+use crate::grammar::GrammarHash;
+use crate::request::{CacheSalt, RequestId};
 
 /// The id of one TCP connection. The sockets of this process choose it and never reuse it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,6 +102,10 @@ pub struct StartPrefill {
     pub resident: u32,
     /// How the first token is sampled.
     pub sampling: Arc<Sampling>,
+    /// The salt of the request.
+    pub salt: Option<CacheSalt>,
+    /// The grammar that the answer must match.
+    pub grammar: Option<GrammarHash>,
     /// Milliseconds until the request's deadline.
     pub remaining_ms: u64,
 }
@@ -123,6 +128,8 @@ pub struct PrefillFinished {
     pub request: RequestId,
     /// The first token.
     pub token: Token,
+    /// Leading tokens of the prompt that the sender had in its prefix cache.
+    pub cached: u32,
     /// The duration of the prefill.
     pub prefill_micros: u64,
 }

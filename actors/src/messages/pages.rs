@@ -7,18 +7,20 @@ use connector::ring::CreditNumber;
 use engine::PageId;
 
 use super::{SequenceId, SessionId};
-use crate::request::RequestId;
+use crate::request::{CacheSalt, RequestId};
 
 /// Decoder, prefiller → buffer manager: reserve pages for a sequence.
 ///
 /// Answered by [`PagesReserved`] when there are enough pages, or by [`PagesDenied`]. Reservations are granted in the order of arrival, but
-/// sequences that resume come first. Cached pages that hold a prefix of `tokens` are shared.
+/// sequences that resume come first. Cached pages that hold a prefix of `tokens` and have the same salt are shared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReservePages {
     /// The sequence.
     pub sequence: SequenceId,
     /// The sequence's tokens so far, at least one.
     pub tokens: Arc<[u32]>,
+    /// The salt of its request.
+    pub salt: Option<CacheSalt>,
     /// All pages that the sequence needs; at least those of `tokens`.
     pub pages: u32,
     /// The session of the sender that computes the pages of `tokens` that are not shared. These pages are held as a count, and each page
@@ -108,6 +110,8 @@ pub struct PagesComputed {
     pub sequence: SequenceId,
     /// The leading tokens of the sequence.
     pub tokens: Arc<[u32]>,
+    /// The salt of its request.
+    pub salt: Option<CacheSalt>,
     /// The sequence's page table.
     pub pages: Vec<PageId>,
 }

@@ -30,7 +30,7 @@ pub struct PrefillOver {
 pub enum PrefillOutcome {
     /// The prompt was prefilled on [`PrefillOver::on`].
     Computed {
-        /// Computed tokens: those of the prompt that were not resident.
+        /// Computed tokens: those of the prompt that were not in the prefix cache of the process that prefilled.
         tokens: u32,
         /// The duration of the prefill.
         micros: u64,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{PageId, Sampling, Token};
+use engine::{Logprobs, PageId, Sampling, Token};
 
 use super::SequenceId;
 use crate::grammar::CompiledGrammar;
@@ -29,6 +29,9 @@ pub struct StartSequence {
     pub grammar: Option<CompiledGrammar>,
     /// Continues after an end-of-sequence token.
     pub ignore_eos: bool,
+    /// Reports the log probabilities of the prompt's tokens after `resident`, except its first token, and of this many most probable tokens
+    /// at the place of each.
+    pub prompt_logprobs: Option<u32>,
 }
 
 /// Decoder → generator: the sequence has more pages.
@@ -56,6 +59,8 @@ pub struct SequenceAdvanced {
     pub sequence: SequenceId,
     /// Leading tokens whose KV is now in the pages.
     pub resident: u32,
+    /// The log probabilities of the next prompt tokens, in order, if the sequence asks for them.
+    pub prompt_logprobs: Vec<Logprobs>,
     /// The sampled token, if the step sampled one.
     pub token: Option<Token>,
     /// Microseconds since the sequence's first step began.
@@ -73,4 +78,6 @@ pub enum SequenceEnd {
     Stopped,
     /// The engine failed, with this error.
     Failed(String),
+    /// The sequence's grammar failed, with this error. The engine works.
+    GrammarFailed(String),
 }

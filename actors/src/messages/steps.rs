@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use engine::{EngineError, PageId, Sampling, Token, TokenSource};
+use engine::{EngineError, Logprobs, PageId, Sampling, Token, TokenSource};
+
+use crate::constraint::Constraint;
+use crate::grammar::GrammarError;
 
 /// A part of a step: some tokens of one sequence.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +22,17 @@ pub struct PlannedChunk {
     pub pages: Arc<[PageId]>,
     /// How the token after the last one is sampled; `None`: it is not sampled.
     pub sample: Option<PlannedSample>,
+    /// Prompt tokens whose log probabilities are wanted.
+    pub score: Option<PlannedScore>,
+}
+
+/// The prompt tokens whose log probabilities a step computes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedScore {
+    /// The token after each of the chunk's first tokens.
+    pub targets: Vec<u32>,
+    /// The number of most probable tokens to report at the place of each target.
+    pub top: u32,
 }
 
 /// How a sequence's next token is sampled.
@@ -30,6 +44,24 @@ pub struct PlannedSample {
     pub tokens: Vec<u32>,
     /// Number of leading tokens that are the prompt.
     pub prompt: u32,
+    /// The sequence's constraint.
+    pub constraint: Option<PlannedConstraint>,
+}
+
+/// The constraint of a planned sample.
+#[derive(Clone, Debug)]
+pub struct PlannedConstraint {
+    /// The constraint, shared by all steps of the sequence.
+    pub constraint: Arc<Constraint>,
+    /// In the sequence's first planned sample: its tokens after the prompt. Later it is empty, because the engine's thread has sampled the
+    /// further tokens.
+    pub tokens: Vec<u32>,
+}
+
+impl PartialEq for PlannedConstraint {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.constraint, &other.constraint) && self.tokens == other.tokens
+    }
 }
 
 /// One step for the engine.
@@ -44,6 +76,19 @@ pub struct RunStep {
 /// Engine thread → generator: the oldest step in flight has ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepFinished {
-    /// The sampled tokens by [`PlannedChunk::key`], or the engine's error.
-    pub outcome: Result<Vec<(u64, Token)>, EngineError>,
+    /// The result of the step, or the engine's error.
+    pub outcome: Result<StepResult, EngineError>,
+}
+
+/// The result of a step that was computed. Chunks are named by [`PlannedChunk::key`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepResult {
+    /// The sampled tokens.
+    pub tokens: Vec<(u64, Token)>,
+    /// The log probabilities of the targets of [`PlannedChunk::score`].
+    pub scores: Vec<(u64, Vec<Logprobs>)>,
+    /// Constrained chunks that sampled no token, because their mask was not ready in time. Their last token has to be computed again.
+    pub late: Vec<u64>,
+    /// Constrained chunks that will never sample a token, because their grammar failed.
+    pub refused: Vec<(u64, GrammarError)>,
 }

@@ -8,8 +8,9 @@ use actix::prelude::*;
 use connector::transport::Transport;
 
 use super::Parts;
-use crate::devices::{Devices, hash_thread::HashThread};
+use crate::devices::{Devices, grammar_thread::GrammarThread, hash_thread::HashThread};
 use crate::effect::Endpoint;
+use crate::grammar::GrammarCompiler;
 use crate::pages::Pages;
 use crate::prefiller::{
     Prefiller, PrefillerBehaviour,
@@ -30,11 +31,12 @@ pub(super) struct Contexts {
 
 impl Contexts {
     /// Starts the actors. Pages go over `transport`. `hashed` is the pool whose pages are hashed; `None`: pages are announced without
-    /// hashes.
+    /// hashes. `grammars` compiles the grammars of receivers.
     pub(super) fn run(
         self,
         (min_gigabytes_per_second, pages_in_flight): (f64, usize),
         hashed: Option<Pages>,
+        grammars: Option<Arc<dyn GrammarCompiler>>,
         transport: Arc<dyn Transport>,
         parts: &mut Parts,
         mailboxes: &Mailboxes,
@@ -61,8 +63,15 @@ impl Contexts {
             pool_pages: parts.pool.pages(),
             vocabulary: parts.model.vocabulary,
             context_tokens: parts.model.context_tokens,
+            compiles_grammars: grammars.is_some(),
         });
-        let router = Router::new(Endpoint::Prefiller, mailboxes, Devices::default());
+        let results = mailboxes.prefiller.clone();
+        let grammar_thread = grammars
+            .zip(results)
+            .map(|(compiler, results)| GrammarThread::spawn(compiler, results))
+            .transpose()?;
+        let devices = Devices { grammar_thread, ..Devices::default() };
+        let router = Router::new(Endpoint::Prefiller, mailboxes, devices);
         let behaviour = PrefillerBehaviour { state, counters: parts.counters.clone() };
         self.prefiller.run(Prefiller::new(behaviour, router, parts.asleep(), parts.pulse("prefiller")));
         Ok(())

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
+use connector::frame::GRAMMARS_MAX;
 use engine::Engine;
 
 use super::Parts;
@@ -100,6 +101,7 @@ impl Contexts {
             vocabulary: parts.model.vocabulary,
             pid: std::process::id(),
             growth_tokens: GROWTH_TOKENS,
+            grammars_per_session: GRAMMARS_MAX,
         });
         let router = Router::new(Endpoint::Decoder, mailboxes, decoder_devices);
         let behaviour = DecoderBehaviour { state, counters };

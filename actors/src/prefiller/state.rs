@@ -1,72 +1,39 @@
 //! The life of a peer's prompt in this process: the decisions of the prefiller, without actix, clock or I/O.
 //!
 //! ```text
-//! Reserving ──► Running ──► Sending ──► Draining ──► gone
-//!     │ cancel     │ cancel     │ cancel    ▲
-//!     ▼            ▼            └───────────┤
-//!    gone       Stopping ───────────────────┘
+//! Compiling ──► Reserving ──► Running ──► Sending ──► Draining ──► gone
+//!     │ cancel      │ cancel     │ cancel     │ cancel    ▲
+//!     ▼             ▼            ▼            └───────────┤
+//!    gone          gone       Stopping ───────────────────┘
 //! ```
+//!
+//! Only a prompt whose grammar is not compiled yet begins in Compiling. It gets pages after its grammar was compiled.
 //!
 //! A page is handed to the transfer actor as soon as no later token can change it. The prompt's pages are released when neither the engine
 //! nor a put uses them.
 
+mod entry;
+mod grammars;
+
 use std::collections::{BTreeMap, HashMap, hash_map};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use connector::frame::{Frame, PrefillFault};
-use engine::{PageId, Sampling};
 
 use crate::effect::{Effect, ToPrefiller, to};
 use crate::first_token;
+use crate::grammar::{CompiledGrammar, GrammarError};
 use crate::log::LogLine;
 use crate::messages::{
-    CancelPuts, PagesComputed, PagesDenied, PagesReserved, PagesSent, ReleasePages, ReservePages,
-    ReservePriority, SchedulePut, SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
-    StartPrefill, StartSequence, StopSequence,
+    GrammarCompiled, PagesComputed, PagesDenied, PagesReserved, PagesSent, ReleasePages, SendFrame,
+    SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StartPrefill, StartSequence, StopSequence,
 };
 use crate::request::RequestId;
+use entry::{Entry, HandOver, Phase, cancel_puts, failed};
+use grammars::{Grammars, Wanted, refused};
 
 /// A request of a peer.
 pub type Key = (SessionId, RequestId);
-
-#[derive(Debug)]
-enum Phase {
-    /// The request waits for pages.
-    Reserving,
-    /// The engine computes the request; final pages are being put.
-    Running(HandOver),
-    /// The request was cancelled, but the engine has not stopped it yet.
-    Stopping,
-    /// The prompt is computed; the last pages are being put.
-    Sending(HandOver),
-    /// The request has ended, but puts may still read its pages.
-    Draining,
-}
-
-/// The pages of a prompt, and how many of them the receiver has.
-#[derive(Debug)]
-struct HandOver {
-    pages: Vec<PageId>,
-    /// Leading pages that were handed to the transfer actor, or that the receiver had before.
-    scheduled: u32,
-    /// Pages that the receiver has.
-    sent: u32,
-    /// The time for which the lane carried the pages that were put.
-    put_micros: u64,
-}
-
-#[derive(Debug)]
-struct Entry {
-    /// This process's number for the request, never reused.
-    serial: u64,
-    prompt: Arc<[u32]>,
-    sampling: Arc<Sampling>,
-    /// Leading tokens whose KV the receiver had before.
-    resident: u32,
-    deadline: Instant,
-    phase: Phase,
-}
 
 /// The prefiller's configuration.
 #[derive(Clone, Debug)]
@@ -81,12 +48,17 @@ pub struct PrefillerConfig {
     pub vocabulary: u32,
     /// Maximum number of tokens in a sequence of the model.
     pub context_tokens: u32,
+    /// Whether there is a grammar thread. Without one, prefills with a grammar are refused.
+    pub compiles_grammars: bool,
 }
 
 /// Maximum number of prefills per session at a time. Further ones are refused, and the receiver computes them itself.
 const PREFILLS_MAX: usize = 1024;
 /// Maximum time until the deadline of a peer's request.
 const REMAINING_MS_MAX: u64 = 24 * 3600 * 1000;
+
+/// Maximum time that a prefill waits for its grammar. Then the receiver computes it itself.
+const COMPILING_MAX: Duration = Duration::from_secs(10);
 
 /// All live prefills.
 #[derive(Debug)]
@@ -99,12 +71,14 @@ pub struct PrefillerState {
     serials: HashMap<u64, Key>,
     /// Number of entries of each session. A session without entries is absent.
     of_session: HashMap<SessionId, usize>,
+    grammars: Grammars,
 }
 
 impl PrefillerState {
     /// No prefills.
     pub fn new(config: PrefillerConfig) -> Self {
         Self {
+            grammars: Grammars::new(config.compiles_grammars),
             config,
             draining: false,
             next_serial: 0,
@@ -124,11 +98,28 @@ impl PrefillerState {
         self.entries.is_empty()
     }
 
+    /// The receiver's request that this sequence computes; `None` if it has ended. For checks.
+    pub fn request_of(&self, sequence: SequenceId) -> Option<RequestId> {
+        let SequenceId::Peer(serial) = sequence else { return None };
+        self.serials.get(&serial).map(|key| key.1)
+    }
+
+    /// Prompts of this session that wait for their grammar. For checks.
+    pub fn compiling(&self, session: SessionId) -> usize {
+        let of_session = self.entries.iter().filter(|(key, _)| key.0 == session);
+        of_session.filter(|(_, entry)| matches!(entry.phase, Phase::Compiling(..))).count()
+    }
+
     /// Handles a message and returns the effects.
     pub fn on(&mut self, now: Instant, mail: ToPrefiller) -> Vec<Effect> {
         match mail {
+            ToPrefiller::StoreGrammar(store) => {
+                self.grammars.store(store);
+                Vec::new()
+            }
             ToPrefiller::StartPrefill(start) => self.on_prefill(now, *start),
             ToPrefiller::CancelPrefill(cancel) => self.on_cancel((cancel.session, cancel.request)),
+            ToPrefiller::GrammarCompiled(compiled) => self.on_compiled(&compiled),
             ToPrefiller::PagesReserved(reserved) => self.on_reserved(reserved),
             ToPrefiller::PagesDenied(denied) => self.on_denied(&denied),
             ToPrefiller::SequenceAdvanced(event) => self.on_advanced(event),
@@ -148,29 +139,59 @@ impl PrefillerState {
 
     /// A receiver wants a prompt's KV.
     fn on_prefill(&mut self, now: Instant, start: StartPrefill) -> Vec<Effect> {
-        let StartPrefill { session, request, prompt, resident, sampling, remaining_ms } = start;
+        let StartPrefill { session, request, prompt, resident, sampling, salt, grammar, remaining_ms } =
+            start;
         let key = (session, request);
         if let Some(reason) = self.refusal(key, &prompt, resident) {
             return vec![failed(key, PrefillFault::Refused, reason)];
         }
-        let wanted = self.pages_for(&prompt);
+        let compiling = |hash| Phase::Compiling(hash, now + COMPILING_MAX);
+        let wanted = grammar.map(|hash| Ok((hash, self.grammars.want(session, hash)?))).transpose();
+        let (grammar, phase, compile) = match wanted {
+            Ok(None) => (None, Phase::Reserving, None),
+            Ok(Some((_, Wanted::Compiled(grammar)))) => (Some(grammar), Phase::Reserving, None),
+            Ok(Some((hash, Wanted::Compiling))) => (None, compiling(hash), None),
+            Ok(Some((hash, Wanted::New(new)))) => (None, compiling(hash), Some(to::grammar_thread(new))),
+            Err(reason) => return vec![failed(key, PrefillFault::Refused, reason)],
+        };
         let deadline = now + Duration::from_millis(remaining_ms.min(REMAINING_MS_MAX));
         self.next_serial += 1;
         let serial = self.next_serial;
-        let prompt: Arc<[u32]> = prompt.into();
-        let tokens = prompt.clone();
         self.serials.insert(serial, key);
         *self.of_session.entry(session).or_default() += 1;
-        let entry = Entry { serial, prompt, sampling, resident, deadline, phase: Phase::Reserving };
+        let prompt = prompt.into();
+        let entry = Entry { serial, prompt, sampling, salt, grammar, resident, deadline, phase };
+        let reserve = entry.reserve(self.config.page_tokens);
         self.entries.insert(key, entry);
-        let sequence = SequenceId::Peer(serial);
-        vec![to::buffer_manager(ReservePages {
-            sequence,
-            tokens,
-            pages: wanted,
-            landing: None,
-            priority: ReservePriority::New,
-        })]
+        reserve.or(compile).into_iter().collect()
+    }
+
+    /// The grammar thread has answered: the prompts that wait for this grammar get pages, or are refused.
+    fn on_compiled(&mut self, compiled: &GrammarCompiled) -> Vec<Effect> {
+        self.grammars.on_compiled(compiled);
+        let GrammarCompiled { session, hash, outcome } = compiled;
+        let of_session = (*session, RequestId(0))..=(*session, RequestId(u64::MAX));
+        let waits = |entry: &Entry| matches!(entry.phase, Phase::Compiling(on, _) if on == *hash);
+        let waiting = self.entries.range(of_session).filter(|(_, entry)| waits(entry));
+        let waiting: Vec<Key> = waiting.map(|(key, _)| *key).collect();
+        waiting.into_iter().flat_map(|key| self.on_grammar(key, outcome)).collect()
+    }
+
+    /// Refuses a prefill that was accepted, because of its grammar.
+    fn refuse(&mut self, key: Key, reason: String) -> Vec<Effect> {
+        [vec![failed(key, PrefillFault::Refused, reason)], self.forget(key)].concat()
+    }
+
+    /// The prompt's grammar is compiled, or was refused.
+    fn on_grammar(&mut self, key: Key, outcome: &Result<CompiledGrammar, GrammarError>) -> Vec<Effect> {
+        let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
+        match outcome {
+            Ok(grammar) => {
+                (entry.grammar, entry.phase) = (Some(grammar.clone()), Phase::Reserving);
+                entry.reserve(self.config.page_tokens).into_iter().collect()
+            }
+            Err(error) => self.refuse(key, refused(error)),
+        }
     }
 
     fn pages_for(&self, prompt: &[u32]) -> u32 {
@@ -213,7 +234,7 @@ impl PrefillerState {
         Some((key, self.entries.get_mut(&key)?))
     }
 
-    /// Removes an entry and releases its pages.
+    /// Removes an entry and releases the pages that it holds or waits for.
     fn forget(&mut self, key: Key) -> Vec<Effect> {
         let Some(entry) = self.entries.remove(&key) else { return Vec::new() };
         self.serials.remove(&entry.serial);
@@ -222,6 +243,9 @@ impl PrefillerState {
             if *count.get() == 0 {
                 count.remove();
             }
+        }
+        if matches!(entry.phase, Phase::Compiling(..)) {
+            return Vec::new();
         }
         vec![to::buffer_manager(ReleasePages { sequence: entry.sequence() })]
     }
@@ -239,11 +263,12 @@ impl PrefillerState {
             prompt: entry.prompt.len() as u32,
             sample: 1,
             sampling: entry.sampling.clone(),
-            grammar: None,
+            grammar: entry.grammar.clone(),
             ignore_eos: false,
+            prompt_logprobs: None,
         });
         let sent = entry.resident / page_tokens;
-        let mut hand_over = HandOver { pages, scheduled: sent, sent, put_micros: 0 };
+        let mut hand_over = HandOver { pages, cached: resident, scheduled: sent, sent, put_micros: 0 };
         // Pages that the prefix cache has can be put at once.
         let cached = hand_over.put(key, resident / page_tokens);
         entry.phase = Phase::Running(hand_over);
@@ -275,11 +300,13 @@ impl PrefillerState {
             if let Some(token) = event.token {
                 let prefill_micros = event.running_micros;
                 let (token, logprobs) = first_token::split(token);
-                let frame = Frame::PrefillFinished { request: request.0, token, logprobs, prefill_micros };
+                let (request, cached) = (request.0, hand_over.cached);
+                let frame = Frame::PrefillFinished { request, token, logprobs, cached, prefill_micros };
                 effects.push(to::peer_link(SendFrame { session, frame }));
                 let (sequence, tokens, pages) =
                     (event.sequence, entry.prompt.clone(), hand_over.pages.clone());
-                effects.push(to::buffer_manager(PagesComputed { sequence, tokens, pages }));
+                let computed = PagesComputed { sequence, tokens, salt: entry.salt, pages };
+                effects.push(to::buffer_manager(computed));
             }
         }
         let Some(end) = event.ended else { return effects };
@@ -290,6 +317,9 @@ impl PrefillerState {
             }
             (_, SequenceEnd::Failed(reason)) => {
                 effects.extend([failed(key, PrefillFault::Failed, reason), cancel_puts(key)]);
+            }
+            (_, SequenceEnd::GrammarFailed(reason)) => {
+                effects.extend([failed(key, PrefillFault::Refused, reason), cancel_puts(key)]);
             }
             (_, SequenceEnd::Finished(_) | SequenceEnd::Stopped) => effects.push(cancel_puts(key)),
         }
@@ -339,7 +369,7 @@ impl PrefillerState {
     fn on_cancel(&mut self, key: Key) -> Vec<Effect> {
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
         match entry.phase {
-            Phase::Reserving => self.forget(key),
+            Phase::Compiling(..) | Phase::Reserving => self.forget(key),
             Phase::Running(_) => {
                 entry.phase = Phase::Stopping;
                 vec![to::generator(StopSequence { sequence: entry.sequence() })]
@@ -355,49 +385,39 @@ impl PrefillerState {
     /// The receiver is lost: its requests end.
     fn on_peer_lost(&mut self, session: SessionId) -> Vec<Effect> {
         let keys: Vec<Key> = self.entries.keys().filter(|key| key.0 == session).copied().collect();
+        self.grammars.forget(session);
         keys.into_iter().flat_map(|key| self.on_cancel(key)).collect()
     }
 
-    /// Time has passed: prefills past their deadline fail.
+    /// Time has passed: prefills past their deadline fail, and those that have waited too long for their grammar are refused.
     fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
-        let late = |(key, entry): (&Key, &Entry)| {
-            (now >= entry.deadline && !matches!(entry.phase, Phase::Stopping | Phase::Draining))
-                .then_some(*key)
-        };
-        let keys: Vec<Key> = self.entries.iter().filter_map(late).collect();
+        let [late, unready] = self.late(now);
         let mut effects = Vec::new();
-        for key in keys {
+        for key in late {
             let reason = "the request's deadline passed on the sender".to_owned();
             effects.push(failed(key, PrefillFault::Failed, reason));
             effects.extend(self.on_cancel(key));
         }
+        for key in unready {
+            let seconds = COMPILING_MAX.as_secs();
+            effects.extend(self.refuse(key, format!("the grammar was not compiled within {seconds} s")));
+        }
         effects
     }
-}
 
-impl Entry {
-    fn sequence(&self) -> SequenceId {
-        SequenceId::Peer(self.serial)
+    /// The prefills past their deadline, and the others whose grammar is late.
+    fn late(&self, now: Instant) -> [Vec<Key>; 2] {
+        let mut found = [Vec::new(), Vec::new()];
+        for (key, entry) in &self.entries {
+            match entry.phase {
+                Phase::Stopping | Phase::Draining => {}
+                _ if now >= entry.deadline => found[0].push(*key),
+                Phase::Compiling(_, until) if now >= until => found[1].push(*key),
+                _ => {}
+            }
+        }
+        found
     }
-}
-
-impl HandOver {
-    /// Hands the pages before `last` that were not scheduled yet to the transfer actor.
-    fn put(&mut self, (session, request): Key, last: u32) -> Option<Effect> {
-        let pages = self.pages.get(self.scheduled as usize..last as usize);
-        let pages = pages.filter(|pages| !pages.is_empty())?.to_vec();
-        let first_page = std::mem::replace(&mut self.scheduled, last);
-        Some(to::transfer(SchedulePut { session, request, first_page, pages }))
-    }
-}
-
-/// Tells the transfer actor that no more pages of this request are to be put.
-fn cancel_puts((session, request): Key) -> Effect {
-    to::transfer(CancelPuts { session, request })
-}
-
-fn failed((session, request): Key, fault: PrefillFault, reason: String) -> Effect {
-    to::peer_link(SendFrame { session, frame: Frame::PrefillFailed { request: request.0, fault, reason } })
 }
 
 #[cfg(test)]

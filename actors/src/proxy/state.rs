@@ -165,6 +165,7 @@ mod tests {
             max_tokens,
             sampling: Default::default(),
             grammar: None,
+            salt: None,
             ignore_eos: false,
             deadline: Instant::now(),
             route,

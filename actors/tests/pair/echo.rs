@@ -17,6 +17,8 @@ pub(super) struct Echo {
     pub(super) pool: Arc<KvPool>,
     /// The samples of the last step. Chunks of the next step may take their tokens from them.
     sampled: Vec<SampledToken>,
+    /// The samples of the last step while it waits for masks, and whether each needs one.
+    pending: Vec<(SampledToken, bool)>,
     error: Arc<Mutex<Option<EngineError>>>,
 }
 
@@ -35,7 +37,7 @@ impl Echo {
             parameters: 0,
         };
         let pool = Arc::new(KvPool::new(layout, pages).expect("the pool is small"));
-        Self { model, pool, sampled: Vec::new(), error }
+        Self { model, pool, sampled: Vec::new(), pending: Vec::new(), error }
     }
 
     /// The four bytes that hold the token at `position`.
@@ -50,6 +52,12 @@ impl Echo {
 /// The next token after these tokens.
 pub(super) fn next_token(tokens: impl Iterator<Item = u32>) -> u32 {
     1 + tokens.fold(7u32, |hash, token| hash.wrapping_mul(31).wrapping_add(token)) % (VOCABULARY - 1)
+}
+
+/// The first token from `token` on that the mask allows. After the last token comes token 0.
+pub(super) fn allowed_from(mask: &[u32], token: u32) -> u32 {
+    let is_allowed = |token: &u32| mask[*token as usize / 32] >> (token % 32) & 1 == 1;
+    (token..VOCABULARY).chain(0..token).find(is_allowed).expect("a mask allows a token")
 }
 
 impl Engine for Echo {
@@ -73,8 +81,11 @@ impl Engine for Echo {
         if let Some(error) = self.error.lock().expect("the thread did not panic").clone() {
             return Err(error);
         }
-        let mut output = StepOutput::default();
-        let rows = batch.iter().filter(|chunk| chunk.takes_row()).count() as u64;
+        if !self.pending.is_empty() {
+            return Err(EngineError::NotReady("the previous step waits for its masks"));
+        }
+        let mut samples = Vec::new();
+        let rows = batch.iter().map(Chunk::rows).sum::<usize>() as u64;
         if rows > u64::from(ROWS) {
             return Err(EngineError::TooManyRows { rows, limit: ROWS });
         }
@@ -99,11 +110,30 @@ impl Engine for Echo {
                     u32::from_le_bytes(std::array::from_fn(|n| cell[n].load(Ordering::Relaxed)))
                 };
                 let token = next_token((0..end).map(read));
-                output.tokens.push(SampledToken { sequence: chunk.sequence, token: token.into() });
+                let sampled = SampledToken { sequence: chunk.sequence, token: token.into() };
+                samples.push((sampled, chunk.is_constrained()));
             }
         }
-        self.sampled.clone_from(&output.tokens);
-        Ok(Step::finished(output))
+        if samples.iter().any(|(_, is_constrained)| *is_constrained) {
+            (self.sampled, self.pending) = (Vec::new(), samples);
+            return Ok(Step::unfinished());
+        }
+        self.sampled = samples.into_iter().map(|(sampled, _)| sampled).collect();
+        Ok(Step::finished(StepOutput { tokens: self.sampled.clone(), ..StepOutput::default() }))
+    }
+
+    fn sample(&mut self, step: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
+        let mut masks = masks.iter();
+        let take = |(mut sampled, is_constrained): (SampledToken, bool)| {
+            if is_constrained {
+                let mask = masks.next().expect("there is an entry for each constrained sample").as_ref()?;
+                sampled.token.id = allowed_from(mask, sampled.token.id);
+            }
+            Some(sampled)
+        };
+        self.sampled = std::mem::take(&mut self.pending).into_iter().filter_map(take).collect();
+        step.finish(StepOutput { tokens: self.sampled.clone(), ..StepOutput::default() });
+        Ok(())
     }
 
     fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {

@@ -2,8 +2,8 @@
 
 use common::splitmix::SplitMix64;
 use connector::frame::{
-    Answer, Capabilities, Challenge, FirstToken, FirstTokenLogprobs, Frame, Hello, Incarnation, KvShape,
-    PageOwner, PrefillFault, Versions, Welcome,
+    Answer, Capabilities, Challenge, FirstToken, FirstTokenLogprobs, Frame, GrammarKind, Hello, Incarnation,
+    KvShape, PageOwner, PrefillFault, Versions, Welcome,
 };
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::Descriptor;
@@ -137,7 +137,7 @@ fn logprobs(random: &mut Random) -> Option<FirstTokenLogprobs> {
 
 pub(crate) fn frame(random: &mut Random) -> Frame {
     let request = random.next();
-    match random.below(11) {
+    match random.below(12) {
         0 => Frame::Heartbeat,
         1 => Frame::Goodbye,
         2 => Frame::Grant {
@@ -148,7 +148,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             request,
             prompt: random.list(250_000, |word| word as u32),
             resident: random.next() as u32,
-            sampling: FirstToken {
+            sampling: Box::new(FirstToken {
                 temperature: random.next() as f32,
                 logit_bias: random.list(1024, |word| (word as u32, word as f32)),
                 seed: random.next(),
@@ -157,7 +157,9 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
                 min_p: random.next() as f32,
                 repetition_penalty: random.next() as f32,
                 logprobs: random.one_in(2).then(|| random.next() as u32),
-            },
+            }),
+            salt: random.one_in(2).then(|| random.array()),
+            grammar: random.one_in(2).then(|| Box::new(random.array())),
             remaining_ms: random.next(),
         },
         4 => Frame::CancelPrefill { request },
@@ -173,6 +175,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             request,
             token: random.next() as u32,
             logprobs: logprobs(random),
+            cached: random.next() as u32,
             prefill_micros: random.next(),
         },
         8 => {
@@ -180,6 +183,11 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             Frame::PrefillFailed { request, fault, reason: random.text() }
         }
         9 => Frame::RingShare { pages: random.next() as u32 },
+        10 => {
+            let kinds = [GrammarKind::JsonSchema, GrammarKind::Regex, GrammarKind::Lark];
+            let (index, kind) = (random.next() as u32, kinds[random.below(3)]);
+            Frame::Grammar { index, kind, text: random.text() }
+        }
         _ => Frame::Leaving,
     }
 }
@@ -204,7 +212,7 @@ pub(crate) fn noise(random: &mut Random) -> Vec<u8> {
     let length = random.length(4096, FRAME_BYTES_MAX + 64);
     let mut bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
     if let (Some(head), true) = (bytes.first_chunk_mut::<4>(), random.one_in(2)) {
-        *head = (random.below(12) as u32).to_le_bytes();
+        *head = (random.below(13) as u32).to_le_bytes();
     }
     bytes
 }

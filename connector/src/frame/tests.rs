@@ -41,7 +41,7 @@ fn the_version_prefix_never_changes() {
     assert!(wire::encode(&hello()).expect("the frame is small").starts_with(b"BTON"));
 }
 
-/// The bytes of version 8.
+/// The bytes of version 9.
 #[test]
 fn golden_bytes() {
     fn check<T>(value: T, expect: &str)
@@ -79,8 +79,8 @@ fn golden_bytes() {
         "0600000001000000000000000300000001050000000000000004000000010000000000000007000000000000000600000000000000",
     );
     check(
-        Frame::PrefillFinished { request: 1, token: 2, logprobs: None, prefill_micros: 3 },
-        "07000000010000000000000002000000000300000000000000",
+        Frame::PrefillFinished { request: 1, token: 2, logprobs: None, cached: 4, prefill_micros: 3 },
+        "0700000001000000000000000200000000040000000300000000000000",
     );
     check(
         Frame::PrefillFailed { request: 1, fault: PrefillFault::Failed, reason: "no".into() },
@@ -88,6 +88,31 @@ fn golden_bytes() {
     );
     check(Frame::RingShare { pages: 5 }, "0900000005000000");
     check(Frame::Leaving, "0a000000");
+    check(
+        Frame::Grammar { index: 2, kind: GrammarKind::Lark, text: "ab".into() },
+        "0b000000020000000200000002000000000000006162",
+    );
+    check(
+        Frame::Prefill {
+            request: 1,
+            prompt: vec![2],
+            resident: 3,
+            sampling: greedy().into(),
+            salt: None,
+            grammar: Some([4; 32].into()),
+            remaining_ms: 5,
+        },
+        concat!(
+            "03000000",
+            "0100000000000000",
+            "010000000000000002000000",
+            "03000000",
+            "000000000000803f00000000000000000000803f0000000000000000070000000000000000",
+            "00",
+            "010404040404040404040404040404040404040404040404040404040404040404",
+            "0500000000000000",
+        ),
+    );
 }
 
 #[test]
@@ -119,6 +144,18 @@ fn greedy() -> FirstToken {
     }
 }
 
+fn prefill(prompt: Vec<u32>, remaining_ms: u64) -> Frame {
+    Frame::Prefill {
+        request: 1,
+        prompt,
+        resident: 0,
+        sampling: greedy().into(),
+        salt: Some([6; 32]),
+        grammar: Some([8; 32].into()),
+        remaining_ms,
+    }
+}
+
 /// One frame of each variant, in the order of their numbers on the wire.
 fn frames() -> Vec<Frame> {
     let owner = Some(PageOwner { request: 5, first_page: 4 });
@@ -128,20 +165,15 @@ fn frames() -> Vec<Frame> {
         Frame::Heartbeat,
         Frame::Goodbye,
         Frame::Grant { first, pages: vec![PageIndex(9), PageIndex(10)] },
-        Frame::Prefill {
-            request: 1,
-            prompt: vec![1, 2, 3],
-            resident: 0,
-            sampling: greedy(),
-            remaining_ms: 5,
-        },
+        prefill(vec![1, 2, 3], 5),
         Frame::CancelPrefill { request: 1 },
         Frame::LinkProbed { lane: "tcp/lo".into(), bytes: 1, micros: 1 },
         Frame::PageFilled { first, count: 3, owner, hashes, transfer_micros: 6 },
-        Frame::PrefillFinished { request: 1, token: 2, logprobs, prefill_micros: 3 },
+        Frame::PrefillFinished { request: 1, token: 2, logprobs, cached: 4, prefill_micros: 3 },
         Frame::PrefillFailed { request: 1, fault: PrefillFault::Refused, reason: "no room".into() },
         Frame::RingShare { pages: 5 },
         Frame::Leaving,
+        Frame::Grammar { index: 1, kind: GrammarKind::Regex, text: "[ab]*".into() },
     ];
     let error =
         wire::decode::<Frame>(&[frames.len() as u8, 0, 0, 0]).expect_err("no variant has this number");
@@ -221,7 +253,7 @@ fn a_wrong_length_allocates_no_more_than_the_bytes() {
 proptest! {
     /// Random bytes decode to an error or a value, without a panic or a large allocation.
     #[test]
-    fn random_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512), kind in 0..12u8) {
+    fn random_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512), kind in 0..13u8) {
         let mut bytes = bytes;
         if bytes.len() >= 4 {
             bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
@@ -233,7 +265,7 @@ proptest! {
 
     #[test]
     fn prompts_survive_encoding(prompt in proptest::collection::vec(any::<u32>(), 0..2000), remaining_ms: u64) {
-        let frame = Frame::Prefill { request: 1, prompt, resident: 0, sampling: greedy(), remaining_ms };
+        let frame = prefill(prompt, remaining_ms);
         let bytes = wire::encode(&frame).expect("within the bound");
         prop_assert_eq!(wire::decode::<Frame>(&bytes).expect("encoded above"), frame);
     }
@@ -242,23 +274,27 @@ proptest! {
 #[test]
 fn a_frame_above_the_limit_is_neither_encoded_nor_decoded() {
     let prompt = vec![0u32; PROMPT_TOKENS_MAX];
-    wire::encode(&Frame::Prefill { request: 1, prompt, resident: 0, sampling: greedy(), remaining_ms: 0 })
-        .expect("the longest prompt fits");
+    let mut longest = prefill(prompt, 0);
+    if let Frame::Prefill { sampling, .. } = &mut longest {
+        sampling.logit_bias = vec![(0, 0.0); LOGIT_BIAS_MAX];
+    }
+    wire::encode(&longest).expect("the longest prompt fits");
+    let text = "a".repeat(GRAMMAR_BYTES_MAX);
+    wire::encode(&Frame::Grammar { index: 0, kind: GrammarKind::Lark, text })
+        .expect("the longest grammar fits");
     let pages = vec![PageIndex(0); GRANT_PAGES_MAX];
     wire::encode(&Frame::Grant { first: CreditNumber(0), pages }).expect("the longest grant fits");
     let prompt = vec![0u32; FRAME_BYTES_MAX / 4];
-    let error = wire::encode(&Frame::Prefill {
-        request: 1,
-        prompt,
-        resident: 0,
-        sampling: greedy(),
-        remaining_ms: 0,
-    })
-    .expect_err("too long");
+    let error = wire::encode(&prefill(prompt, 0)).expect_err("too long");
     assert_eq!(error.kind(), "encode");
     // A prompt with a length that is far larger than the number of bytes after it.
     let mut bytes = vec![3, 0, 0, 0];
     bytes.extend(1u64.to_le_bytes());
     bytes.extend(u64::MAX.to_le_bytes());
     assert_eq!(wire::decode::<Frame>(&bytes).expect_err("wrong length").kind(), "decode");
+    // A grammar that is not UTF-8.
+    let grammar = Frame::Grammar { index: 0, kind: GrammarKind::Lark, text: "a".into() };
+    let mut bytes = wire::encode(&grammar).expect("it is short");
+    *bytes.last_mut().expect("it has a text") = 0xff;
+    assert_eq!(wire::decode::<Frame>(&bytes).expect_err("not UTF-8").kind(), "decode");
 }

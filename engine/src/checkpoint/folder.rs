@@ -1,13 +1,15 @@
-//! A Llama in a Hugging Face folder: its `config.json`, and the names and row order of its tensors.
+//! The specification of a model in a Hugging Face folder, from its `config.json`.
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::error::OpenError;
-use crate::model::{HEADS_MAX, LAYERS_MAX, ModelShape, SIZE_MAX, VOCABULARY_MAX, inverse_frequencies};
-use crate::safetensors::Safetensors;
+use crate::families::{Family, WindowRule};
+use crate::model::spec::{
+    AttentionSpec, HEADS_MAX, LAYERS_MAX, ModelSpec, SIZE_MAX, VOCABULARY_MAX, inverse_frequencies,
+};
 
 /// The fields of `config.json` that the engine uses.
 #[derive(Debug, Deserialize)]
@@ -29,6 +31,12 @@ pub(super) struct Config {
     #[serde(default)]
     mlp_bias: bool,
     hidden_act: Option<String>,
+    /// The outer option is `None` if the file does not have the key.
+    #[serde(default, deserialize_with = "given")]
+    sliding_window: Option<Option<u64>>,
+    #[serde(default)]
+    use_sliding_window: bool,
+    max_window_layers: Option<u64>,
     rope_theta: Option<f64>,
     /// Written by transformers before version 5.
     rope_scaling: Option<Rope>,
@@ -52,6 +60,10 @@ struct Rope {
     original_max_position_embeddings: Option<f64>,
 }
 
+fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<u64>>, D::Error> {
+    Deserialize::deserialize(value).map(Some)
+}
+
 impl Config {
     pub(super) fn read(folder: &Path) -> Result<Self, OpenError> {
         let path = folder.join("config.json");
@@ -72,8 +84,8 @@ impl Config {
         Ok(config)
     }
 
-    pub(super) fn is_tied(&self) -> bool {
-        self.tie_word_embeddings
+    pub(super) fn model_type(&self) -> &str {
+        &self.model_type
     }
 
     /// Tokens that end a sequence. The JSON value is one token or a list.
@@ -86,51 +98,59 @@ impl Config {
         }
     }
 
-    /// The model's sizes.
+    /// The specification of the model.
     ///
     /// # Errors
-    /// The model uses a feature that the forward pass does not support, or a size is out of range.
-    pub(super) fn shape(&self, folder: &Path) -> Result<ModelShape, OpenError> {
-        let unsupported = |what: String| OpenError::UnsupportedModel { path: folder.to_owned(), what };
-        if self.model_type != "llama" {
-            return Err(OpenError::UnsupportedArchitecture {
-                path: folder.to_owned(),
-                architecture: self.model_type.clone(),
-            });
-        }
-        if self.attention_bias || self.mlp_bias {
-            return Err(unsupported("it has biases, which are not supported".to_owned()));
+    /// The model uses a feature that the forward pass does not compute, or a size is out of range.
+    pub(super) fn spec(&self, family: &Family) -> Result<ModelSpec, String> {
+        if (self.attention_bias && !family.bias) || self.mlp_bias {
+            return Err(format!("it has biases that a {} does not have", family.name));
         }
         if let Some(other) = self.hidden_act.as_deref().filter(|name| *name != "silu") {
-            return Err(unsupported(format!("its activation is {other}, but only silu is supported")));
+            return Err(format!("its activation is {other}, but only silu is supported"));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
+            return Err(format!("rms_norm_eps is {}, but must be above 0", self.rms_norm_eps));
         }
         let size = |name: &str, value: u64, max: u64| {
             let fits = (1..=max).contains(&value).then_some(value as usize);
-            fits.ok_or_else(|| unsupported(format!("{name} is {value}, not between 1 and {max}")))
+            fits.ok_or_else(|| format!("{name} is {value}, not between 1 and {max}"))
         };
         let heads = size("num_attention_heads", self.num_attention_heads, HEADS_MAX)?;
         let hidden = size("hidden_size", self.hidden_size, SIZE_MAX)?;
         let kv_heads = self.num_key_value_heads.unwrap_or(self.num_attention_heads);
-        let head_dim = self.head_dim.unwrap_or((hidden / heads) as u64);
+        let head_dim = self.head_dim.or(family.head_dim).unwrap_or((hidden / heads) as u64);
         let head_dim = size("head_dim", head_dim, HEADS_MAX)?;
-        let frequencies = self.frequencies(head_dim).map_err(unsupported)?;
-        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
-            return Err(unsupported(format!("rms_norm_eps is {}, but must be above 0", self.rms_norm_eps)));
-        }
-        let shape = ModelShape {
+        let spec = ModelSpec {
             layers: size("num_hidden_layers", self.num_hidden_layers, LAYERS_MAX)?,
             hidden,
-            heads,
-            kv_heads: size("num_key_value_heads", kv_heads, HEADS_MAX)?,
-            head_dim,
+            attention: AttentionSpec {
+                heads,
+                kv_heads: size("num_key_value_heads", kv_heads, HEADS_MAX)?,
+                head_dim,
+                bias: family.bias,
+                qk_norm: family.qk_norm,
+                window: self.window(family.window),
+            },
             feed_forward: size("intermediate_size", self.intermediate_size, SIZE_MAX)?,
             vocabulary: size("vocab_size", self.vocab_size, VOCABULARY_MAX)?,
             context_tokens: size("max_position_embeddings", self.max_position_embeddings, SIZE_MAX)? as u32,
             norm_epsilon: self.rms_norm_eps as f32,
-            inverse_frequencies: frequencies,
+            inverse_frequencies: self.frequencies(head_dim)?,
+            tied: self.tie_word_embeddings,
         };
-        shape.check().map_err(unsupported)?;
-        Ok(shape)
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// The sliding window, if a layer has one.
+    fn window(&self, rule: WindowRule) -> Option<u64> {
+        let used = self.use_sliding_window && self.max_window_layers.unwrap_or(0) < self.num_hidden_layers;
+        match rule {
+            WindowRule::OrAbsent(absent) => self.sliding_window.unwrap_or(Some(absent)),
+            WindowRule::IfUsed(absent) if used => self.sliding_window.unwrap_or(Some(absent)),
+            WindowRule::IfUsed(_) | WindowRule::Never => None,
+        }
     }
 
     /// RoPE's inverse frequencies, with Llama 3.1's scaling if the configuration has it.
@@ -176,59 +196,4 @@ fn llama3(frequency: f32, factor: f32, low: f32, high: f32, original: f32) -> f3
     }
     let smooth = (original / wave - low) / (high - low);
     (1.0 - smooth) * frequency / factor + smooth * frequency
-}
-
-/// The Hugging Face name of the tensor whose GGUF name is `name`.
-pub(super) fn name_of(name: &str) -> String {
-    let Some((layer, part)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
-        return match name {
-            "token_embd.weight" => "model.embed_tokens.weight",
-            "output_norm.weight" => "model.norm.weight",
-            "output.weight" => "lm_head.weight",
-            other => other,
-        }
-        .to_owned();
-    };
-    let part = match part {
-        "attn_norm.weight" => "input_layernorm.weight",
-        "attn_q.weight" => "self_attn.q_proj.weight",
-        "attn_k.weight" => "self_attn.k_proj.weight",
-        "attn_v.weight" => "self_attn.v_proj.weight",
-        "attn_output.weight" => "self_attn.o_proj.weight",
-        "ffn_norm.weight" => "post_attention_layernorm.weight",
-        "ffn_gate.weight" => "mlp.gate_proj.weight",
-        "ffn_up.weight" => "mlp.up_proj.weight",
-        "ffn_down.weight" => "mlp.down_proj.weight",
-        other => other,
-    };
-    format!("model.layers.{layer}.{part}")
-}
-
-/// Refuses a folder with tensors that the forward pass does not use.
-pub(super) fn check_names(tensors: &Safetensors, shape: &ModelShape, folder: &Path) -> Result<(), OpenError> {
-    let known: std::collections::HashSet<String> =
-        shape.tensor_names().iter().map(|name| name_of(name)).collect();
-    // Old files also store RoPE's frequencies, which are computed from the configuration.
-    let unknown = |name: &&str| !known.contains(*name) && !name.ends_with("rotary_emb.inv_freq");
-    match tensors.names().find(unknown) {
-        Some(name) => Err(OpenError::UnsupportedModel {
-            path: folder.to_owned(),
-            what: format!("it has a tensor {name}, which the forward pass does not use"),
-        }),
-        None => Ok(()),
-    }
-}
-
-/// Reorders the rows of queries or keys from Hugging Face's order, where the two rows of a pair are half a head apart, to
-/// GGUF's, where they are adjacent.
-pub(super) fn interleave_pairs(bytes: &[u8], dimensions: &[u64], head_dim: usize) -> Vec<u8> {
-    let rows = dimensions.first().copied().unwrap_or_default() as usize;
-    let row_bytes = bytes.len() / rows.max(1);
-    let mut out = Vec::with_capacity(bytes.len());
-    for row in 0..rows {
-        let (head, place) = (row / head_dim, row % head_dim);
-        let from = head * head_dim + place % 2 * (head_dim / 2) + place / 2;
-        out.extend_from_slice(&bytes[from * row_bytes..][..row_bytes]);
-    }
-    out
 }

@@ -10,7 +10,7 @@ use super::kernels::{Kernels, PANEL, Product};
 use super::matrix::Matrix;
 use super::scratch::{Scratch, take};
 use crate::kv::{KeyOrValue, KvPool, PageId};
-use crate::model::ModelShape;
+use crate::model::spec::AttentionSpec;
 
 /// Maximum number of rows of a unit.
 const TILE_ROWS: usize = 16;
@@ -34,7 +34,7 @@ pub(super) struct Unit<'a> {
 }
 
 /// The units of a step. Those with the most work come first.
-pub(super) fn units<'a>(shape: &ModelShape, spans: &[Span<'a>]) -> Vec<Unit<'a>> {
+pub(super) fn units<'a>(heads: &AttentionSpec, spans: &[Span<'a>]) -> Vec<Unit<'a>> {
     let mut units = Vec::new();
     for span in spans {
         for first in (0..span.rows).step_by(TILE_ROWS) {
@@ -44,7 +44,7 @@ pub(super) fn units<'a>(shape: &ModelShape, spans: &[Span<'a>]) -> Vec<Unit<'a>>
                 start: span.start + first,
                 pages: span.pages,
             };
-            units.extend((0..shape.kv_heads).map(|head| Unit { span: tile, head }));
+            units.extend((0..heads.kv_heads).map(|head| Unit { span: tile, head }));
         }
     }
     units.sort_by_key(|unit| std::cmp::Reverse(unit.span.rows * (unit.span.start + unit.span.rows)));
@@ -61,7 +61,7 @@ impl Unit<'_> {
 /// The attention of one layer of a step.
 pub(super) struct Attention<'a> {
     pub(super) kernels: &'a Kernels,
-    pub(super) shape: &'a ModelShape,
+    pub(super) heads: &'a AttentionSpec,
     pub(super) kv: &'a KvPool,
     pub(super) layer: usize,
     pub(super) queries: &'a Matrix,
@@ -76,7 +76,7 @@ impl Attention<'_> {
     /// This machine supports the kernels. The page table covers the unit's context. No other code writes those positions or
     /// the queries during the call. No other thread computes the same unit.
     pub(super) unsafe fn compute(&self, unit: &Unit<'_>, scratch: &mut Scratch) {
-        let (size, group) = (self.shape.head_dim, self.shape.heads / self.shape.kv_heads);
+        let (size, group) = (self.heads.head_dim, self.heads.heads / self.heads.kv_heads);
         let (context, span) = (unit.context(), unit.span);
         let vectors = span.rows * group;
         let first_column = unit.head * group * size;
@@ -156,13 +156,13 @@ impl Attention<'_> {
     /// # Safety
     /// That of [`compute`](Self::compute); `weights` is `vectors × stride`.
     unsafe fn add_values(&self, unit: &Unit<'_>, weights: &[f32], sums: &mut [f32], copy: &mut Vec<f32>) {
-        let (size, context) = (self.shape.head_dim, unit.context());
+        let (size, context) = (self.heads.head_dim, unit.context());
         let (stride, padded) = (context.next_multiple_of(PANEL), size.next_multiple_of(PANEL));
         let page_tokens = self.kv.layout().page_tokens as usize;
         for first in (0..context).step_by(page_tokens) {
             let depth = page_tokens.min(context - first);
             let mut values = self.address(unit, KeyOrValue::Value, first);
-            let mut width = self.shape.kv_heads * size;
+            let mut width = self.heads.kv_heads * size;
             if padded != size {
                 let copy = take(copy, depth * padded);
                 for (position, to) in copy.chunks_exact_mut(padded).enumerate() {
@@ -201,6 +201,6 @@ impl Attention<'_> {
         let page = unit.span.pages[position / page_tokens];
         let base = self.kv.address(page, self.layer as u32, part, (position % page_tokens) as u32);
         // SAFETY: `head` is below the layout's heads, so the address is inside the position's keys or values.
-        unsafe { base.as_ptr().add(unit.head * self.shape.head_dim) }
+        unsafe { base.as_ptr().add(unit.head * self.heads.head_dim) }
     }
 }

@@ -5,20 +5,21 @@ use super::kernels::Kernels;
 use super::linear::{Epilogue, Task, apply};
 use super::matrix::Matrix;
 use super::rope::Rope;
-use super::scratch::Scratch;
+use super::scratch::{Scratch, take};
 use super::threads::{Threads, WorkerPanicked};
 use super::weights::{Layer, Weights};
 use crate::kv::{KeyOrValue, KvPool};
-use crate::model::ModelShape;
+use crate::model::spec::ModelSpec;
+use crate::pending::PendingSample;
 use crate::sampling::choose;
-use crate::step::{Chunk, SampledToken};
+use crate::step::{Chunk, SampledToken, ScoredChunk};
 
 /// Rows of a unit in the phases that process single rows. A small decode batch is one unit and wakes no worker.
 const UNIT_ROWS: usize = 16;
 
 /// The model and the memory for a step.
 pub(super) struct Forward {
-    shape: ModelShape,
+    shape: ModelSpec,
     weights: Weights,
     threads: Threads<Scratch>,
     kernels: &'static Kernels,
@@ -27,6 +28,7 @@ pub(super) struct Forward {
     /// One row for each sampled chunk of the last step.
     logits: Matrix,
     sampled: usize,
+    scores: Vec<ScoredChunk>,
 }
 
 /// Matrices with one row for each token of a step. The system commits their memory on first access.
@@ -43,14 +45,14 @@ struct Activations {
 
 impl Forward {
     pub(super) fn new(
-        shape: ModelShape,
+        shape: ModelSpec,
         weights: Weights,
         threads: Threads<Scratch>,
         kernels: &'static Kernels,
         step_tokens: usize,
     ) -> Self {
         let matrix = |columns| Matrix::new(step_tokens, columns);
-        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let (query, key) = (shape.attention.query(), shape.attention.key());
         let activations = Activations {
             hidden: matrix(shape.hidden),
             normed: matrix(shape.hidden),
@@ -62,7 +64,7 @@ impl Forward {
         };
         let rope = Rope::new(shape.inverse_frequencies.clone());
         let logits = Matrix::new(1, shape.vocabulary);
-        Self { shape, weights, threads, kernels, rope, activations, logits, sampled: 0 }
+        Self { shape, weights, threads, kernels, rope, activations, logits, sampled: 0, scores: Vec::new() }
     }
 
     /// The logits of the `index`-th sampled chunk of the last step.
@@ -71,12 +73,8 @@ impl Forward {
         (index < self.sampled).then(|| unsafe { self.logits.row(index) })
     }
 
-    /// Computes a step. The batch has been checked.
-    pub(super) fn run(
-        &mut self,
-        batch: &[Chunk<'_>],
-        kv: &KvPool,
-    ) -> Result<Vec<SampledToken>, WorkerPanicked> {
+    /// Computes a step up to the logits of its sampled chunks. The batch has been checked.
+    pub(super) fn run(&mut self, batch: &[Chunk<'_>], kv: &KvPool) -> Result<(), WorkerPanicked> {
         self.sampled = 0;
         let mut spans = Vec::with_capacity(batch.len());
         let mut rows = 0;
@@ -106,46 +104,80 @@ impl Forward {
             pass.attend(index, layer)?;
             pass.feed(layer)?;
         }
-        self.sample(batch, &spans)
+        self.output(batch, &spans)
     }
 
-    fn sample(
-        &mut self,
-        batch: &[Chunk<'_>],
-        spans: &[Span<'_>],
-    ) -> Result<Vec<SampledToken>, WorkerPanicked> {
-        let Self { shape, weights, threads, kernels, activations, logits, .. } = self;
-        let sampled: Vec<_> = batch
+    /// Computes the scores, and then the logits of the sampled chunks.
+    fn output(&mut self, batch: &[Chunk<'_>], spans: &[Span<'_>]) -> Result<(), WorkerPanicked> {
+        self.scores = self.score(batch, spans)?;
+        let sampled: Vec<usize> = batch
             .iter()
             .zip(spans)
-            .filter_map(|(chunk, span)| Some((chunk, chunk.sample?, span.row + span.rows - 1)))
+            .filter(|(chunk, _)| chunk.sample.is_some())
+            .map(|(_, span)| span.row + span.rows - 1)
             .collect();
-        for (index, &(_, _, row)) in sampled.iter().enumerate() {
+        self.logits_of(sampled.iter().copied())?;
+        self.sampled = sampled.len();
+        Ok(())
+    }
+
+    /// Computes the logits of these rows of the residual stream, as the first rows of `logits`.
+    pub(super) fn logits_of(
+        &mut self,
+        of_rows: impl ExactSizeIterator<Item = usize>,
+    ) -> Result<(), WorkerPanicked> {
+        let Self { shape, weights, threads, kernels, activations, logits, .. } = self;
+        let count = of_rows.len();
+        for (index, row) in of_rows.enumerate() {
             // SAFETY: no phase runs. The two matrices are distinct. This machine supports the kernels.
             unsafe {
                 let (from, to) = (activations.hidden.row(row), activations.normed.row_mut(index));
                 (kernels.rms_norm)(from, &weights.norm, shape.norm_epsilon, to);
             }
         }
-        if !logits.has_rows(sampled.len()) {
-            *logits = Matrix::new(sampled.len().next_power_of_two(), shape.vocabulary);
+        if !logits.has_rows(count) {
+            *logits = Matrix::new(count.next_power_of_two(), shape.vocabulary);
         }
         let task = Task { weights: weights.output(), epilogue: Epilogue::Store(logits) };
-        apply(threads, kernels, &activations.normed, sampled.len(), &[task])?;
-        self.sampled = sampled.len();
-        let chosen = sampled.iter().enumerate().map(|(index, (chunk, sample, _))| {
+        apply(threads, kernels, &activations.normed, count, &[task])
+    }
+
+    /// The logits, and the threads that may read them.
+    pub(super) fn logits_and_threads(&mut self) -> (&Matrix, &mut Threads<Scratch>) {
+        (&self.logits, &mut self.threads)
+    }
+
+    /// The scores of the last step.
+    pub(super) fn take_scores(&mut self) -> Vec<ScoredChunk> {
+        std::mem::take(&mut self.scores)
+    }
+
+    /// Takes the samples of a batch without constrained samples, from the logits of the last step.
+    pub(super) fn sample(&mut self, batch: &[Chunk<'_>]) -> Vec<SampledToken> {
+        let sampled = batch.iter().filter_map(|chunk| Some((chunk, chunk.sample?)));
+        let chosen = sampled.enumerate().map(|(index, (chunk, sample))| {
             // SAFETY: no phase runs.
             let logits = unsafe { self.logits.row_mut(index) };
-            let position = chunk.start + chunk.tokens.len() as u32;
-            SampledToken { sequence: chunk.sequence, token: choose(logits, *sample, position) }
+            SampledToken { sequence: chunk.sequence, token: choose(logits, sample, None, chunk.end() as u32) }
         });
-        Ok(chosen.collect())
+        chosen.collect()
+    }
+
+    /// Takes the samples that are not late from the logits of the last step, which sampled these chunks in this order.
+    pub(super) fn sample_pending(&mut self, samples: &[PendingSample]) -> Vec<SampledToken> {
+        let taken = samples.iter().enumerate().filter(|(_, sample)| !sample.is_late());
+        let chosen = taken.map(|(index, sample)| {
+            // SAFETY: no phase runs.
+            let logits = unsafe { self.logits.row_mut(index) };
+            sample.sampled(sample.choose(logits))
+        });
+        chosen.collect()
     }
 }
 
 /// The data of one step that all layers use.
 struct Pass<'a> {
-    shape: &'a ModelShape,
+    shape: &'a ModelSpec,
     threads: &'a mut Threads<Scratch>,
     kernels: &'static Kernels,
     rope: &'a Rope,
@@ -165,16 +197,16 @@ impl Pass<'_> {
             Task { weights: &layer.key, epilogue: Epilogue::Store(key) },
             Task { weights: &layer.value, epilogue: Epilogue::Store(value) },
         ])?;
-        self.write_kv(index)?;
+        self.write_kv(index, layer)?;
         let attention = Attention {
             kernels: self.kernels,
-            shape: self.shape,
+            heads: &self.shape.attention,
             kv: self.kv,
             layer: index,
             queries: query,
             out: attended,
         };
-        let units = attention::units(self.shape, self.spans);
+        let units = attention::units(&self.shape.attention, self.spans);
         self.threads.run(units.len(), &|unit, scratch| {
             // SAFETY: this machine supports the kernels. The page tables are checked. The previous phase wrote this step's
             // positions, and no code writes them now. Units are distinct.
@@ -201,27 +233,37 @@ impl Pass<'_> {
     fn norm(&mut self, weight: &[f32]) -> Result<(), WorkerPanicked> {
         let (Activations { hidden, normed, .. }, kernels) = (self.activations, self.kernels);
         let epsilon = self.shape.norm_epsilon;
-        self.each_row(&|row| {
+        self.each_row(&|row, _| {
             // SAFETY: only this unit accesses the row. The two matrices are distinct. This machine supports the kernels.
             unsafe { (kernels.rms_norm)(hidden.row(row), weight, epsilon, normed.row_mut(row)) };
         })
     }
 
-    /// Applies RoPE to queries and keys, and copies keys and values to their pages.
-    fn write_kv(&mut self, layer: usize) -> Result<(), WorkerPanicked> {
+    /// Applies the head norms and RoPE to queries and keys, and copies keys and values to their pages.
+    fn write_kv(&mut self, index: usize, layer: &Layer) -> Result<(), WorkerPanicked> {
         let Activations { query, key, value, .. } = self.activations;
-        let (rope, kv, spans) = (self.rope, self.kv, self.spans);
-        let page_tokens = kv.layout().page_tokens as usize;
-        self.each_row(&|row| {
+        let (rope, kv, spans, kernels) = (self.rope, self.kv, self.spans, self.kernels);
+        let (page_tokens, epsilon) = (kv.layout().page_tokens as usize, self.shape.norm_epsilon);
+        self.each_row(&|row, scratch| {
             let span = &spans[spans.partition_point(|span| span.row <= row) - 1];
             let position = span.start + row - span.row;
             let page = span.pages[position / page_tokens];
             // SAFETY: only this unit accesses the row.
             let (query, key, value) = unsafe { (query.row_mut(row), key.row_mut(row), value.row(row)) };
+            if let Some([of_query, of_key]) = &layer.head_norms {
+                for (heads, weight) in [(&mut *query, of_query), (&mut *key, of_key)] {
+                    for head in heads.chunks_exact_mut(weight.len()) {
+                        let normed = take(&mut scratch.values, head.len());
+                        // SAFETY: this machine supports the kernels.
+                        unsafe { (kernels.rms_norm)(head, weight, epsilon, normed) };
+                        head.copy_from_slice(normed);
+                    }
+                }
+            }
             rope.rotate(row, query);
             rope.rotate(row, key);
             for (part, from) in [(KeyOrValue::Key, &*key), (KeyOrValue::Value, value)] {
-                let to = kv.address(page, layer as u32, part, (position % page_tokens) as u32);
+                let to = kv.address(page, index as u32, part, (position % page_tokens) as u32);
                 // SAFETY: a row is as long as a position's keys or values in the page. In a checked batch only one chunk
                 // writes a page, so no other thread accesses this position.
                 unsafe { to.as_ptr().copy_from_nonoverlapping(from.as_ptr(), from.len()) };
@@ -230,10 +272,10 @@ impl Pass<'_> {
     }
 
     /// Calls `work` for every row of the step. Uses several threads if there is more than one unit of rows.
-    fn each_row(&mut self, work: &(dyn Fn(usize) + Sync)) -> Result<(), WorkerPanicked> {
+    fn each_row(&mut self, work: &(dyn Fn(usize, &mut Scratch) + Sync)) -> Result<(), WorkerPanicked> {
         let rows = self.rows;
-        self.threads.run(rows.div_ceil(UNIT_ROWS), &|unit, _| {
-            (unit * UNIT_ROWS..rows.min((unit + 1) * UNIT_ROWS)).for_each(work);
+        self.threads.run(rows.div_ceil(UNIT_ROWS), &|unit, scratch| {
+            (unit * UNIT_ROWS..rows.min((unit + 1) * UNIT_ROWS)).for_each(|row| work(row, scratch));
         })
     }
 }

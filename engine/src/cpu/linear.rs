@@ -80,6 +80,7 @@ impl Task<'_> {
     ) {
         let out = take(&mut scratch.out, count * PANEL);
         self.weights.multiply(kernels, panel, x, first, out, &mut scratch.panel);
+        self.weights.add_bias(panel, out);
         if let Epilogue::SwiGlu { up, .. } = self.epilogue {
             let out_2 = take(&mut scratch.out_2, count * PANEL);
             up.multiply(kernels, panel, x, first, out_2, &mut scratch.panel);
@@ -158,6 +159,14 @@ impl Linear {
                 unpack(weights.as_ptr(), blocks, unpacked.as_mut_ptr());
                 (kernels.product)(&product(unpacked.as_ptr(), out));
             }
+        }
+    }
+
+    /// Adds the bias of a panel's outputs to every row of `out`.
+    fn add_bias(&self, panel: usize, out: &mut [f32]) {
+        let Some(bias) = &self.bias else { return };
+        for row in out.chunks_exact_mut(PANEL) {
+            row.iter_mut().zip(&bias[panel * PANEL..]).for_each(|(out, bias)| *out += bias);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Rotary position embedding of interleaved pairs, which is GGUF's order of queries and keys.
+//! Rotary position embedding of adjacent pairs, which is the engine's order of queries and keys.
 
 /// The cosines and sines of a step's positions. They are computed once per step, and all layers use them.
 #[derive(Debug)]

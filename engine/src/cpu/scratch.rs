@@ -13,7 +13,7 @@ pub(super) struct Scratch {
     pub(super) queries: Vec<f32>,
     /// Scores of an attention unit.
     pub(super) scores: Vec<f32>,
-    /// One head's values of a page, padded to the panel width.
+    /// One head's values of a page, padded to the panel width. Or one head after its norm.
     pub(super) values: Vec<f32>,
     /// The reciprocals of the softmax sums.
     pub(super) factors: Vec<f32>,

@@ -8,19 +8,23 @@ use crate::step::{SampledToken, TokenSource};
 use crate::testing::{Random, TempFile, Tiny};
 
 mod interleavings;
+mod masks;
 mod reference;
 mod refusals;
+mod scores;
 mod threads;
 
-const USUAL: Tiny = Tiny { heads: 4, kv_heads: 2, kind: 3, tied: true, hidden: 64, feed: 96 };
+const USUAL: Tiny = Tiny::USUAL;
 
-const MODELS: [Tiny; 5] = [
+const MODELS: [Tiny; 7] = [
     USUAL,
     Tiny { heads: 3, kv_heads: 1, kind: 8, tied: false, ..USUAL },
     Tiny { heads: 2, kv_heads: 2, kind: 0, ..USUAL },
     Tiny { heads: 6, kv_heads: 2, tied: false, ..USUAL },
     // These sizes are not multiples of the panel width or of a vector register.
     Tiny { kind: 0, hidden: 50, feed: 77, ..USUAL },
+    Tiny { architecture: "qwen2", tied: false, ..USUAL },
+    Tiny { architecture: "qwen3", kind: 8, ..USUAL },
 ];
 
 fn prompt(seed: u64, length: usize) -> Vec<u32> {
@@ -56,6 +60,7 @@ fn alone(engine: &mut CpuEngine, tokens: &[u32], cuts: &[usize], table: u32) -> 
             start: start as u32,
             pages,
             sample: (end == tokens.len()).then(Sample::greedy),
+            score: None,
         };
         submit(engine, &[chunk]);
         start = end;
@@ -156,6 +161,7 @@ fn a_page_copied_to_another_engine_decodes_the_same() {
             start: 29,
             pages,
             sample: Some(Sample::greedy()),
+            score: None,
         }]
     };
     assert_eq!(submit(&mut engine, &last(&from)), submit(&mut other, &last(&to)));
@@ -221,6 +227,7 @@ proptest! {
                         start: start as u32,
                         pages: &tables[sequence],
                         sample: (end == tokens.len()).then(Sample::greedy),
+                        score: None,
                     });
                     done[sequence] = end;
                 }

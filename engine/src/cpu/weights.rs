@@ -1,5 +1,6 @@
 //! The weights in memory: quantised matrices in panels of 32 outputs, and the norms.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,9 +11,14 @@ use super::scratch::Scratch;
 use super::threads::Threads;
 use crate::Progress;
 use crate::checkpoint::Checkpoint;
-use crate::dequantise::floats;
+use crate::dequantise::{floats, q5_0_number};
 use crate::error::OpenError;
 use crate::gguf::TensorType;
+use crate::model::tensors::TensorRole::{
+    self, AttentionNorm, AttentionOutput, Down, Embedding, FeedNorm, FinalNorm, Gate, Key, KeyBias, KeyNorm,
+    Output, Query, QueryBias, QueryNorm, Up, Value, ValueBias,
+};
+use crate::model::tensors::TensorRow;
 
 /// A weight matrix of `outputs × inputs`. A panel interleaves 32 outputs, so a kernel computes them in the lanes of its
 /// registers without a sum across lanes. Zeros pad the last panel.
@@ -20,6 +26,8 @@ pub(super) struct Linear {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
     pub(super) panels: Panels,
+    /// A number for each output, which is added to the product.
+    pub(super) bias: Option<Vec<f32>>,
 }
 
 /// The concatenated panels.
@@ -44,10 +52,11 @@ impl Linear {
             TensorType::Q4_1 => Panels::Q4(repack_q4(bytes, outputs, inputs / BLOCK)),
             TensorType::Q8_0 => Panels::Q8(repack_q8(bytes, outputs, inputs / BLOCK)),
             TensorType::Q4_0 => Panels::Q4(repack_q4(&q4_0_as_q4_1(bytes), outputs, inputs / BLOCK)),
+            TensorType::Q5_0 => Panels::Q8(repack_q8(&q5_0_as_q8_0(bytes), outputs, inputs / BLOCK)),
             // Other types have no kernel, so they are stored as floats.
             kind => Panels::F32(repack_f32(&floats(kind, bytes), outputs, inputs)),
         };
-        Self { outputs, inputs, panels }
+        Self { outputs, inputs, panels, bias: None }
     }
 }
 
@@ -66,6 +75,15 @@ fn q4_0_as_q4_1(bytes: &[u8]) -> Vec<u8> {
     let block = |block: &[u8; 18]| {
         let min = f16::from_f32(f16::from_le_bytes([block[0], block[1]]).to_f32() * -8.0);
         [&block[..2], &min.to_le_bytes(), &block[2..]].concat()
+    };
+    bytes.as_chunks().0.iter().flat_map(block).collect()
+}
+
+/// Converts Q5_0 blocks to Q8_0: both are a scale times a whole number.
+fn q5_0_as_q8_0(bytes: &[u8]) -> Vec<u8> {
+    let block = |block: &[u8; 22]| {
+        let numbers: [u8; 32] = std::array::from_fn(|n| (q5_0_number(block, n) - 16) as u8);
+        [&block[..2], &numbers].concat()
     };
     bytes.as_chunks().0.iter().flat_map(block).collect()
 }
@@ -111,6 +129,8 @@ pub(super) struct Layer {
     pub(super) query: Linear,
     pub(super) key: Linear,
     pub(super) value: Linear,
+    /// The factors of the norms of each query head and each key head, if the model has such norms.
+    pub(super) head_norms: Option<[Vec<f32>; 2]>,
     pub(super) attention_output: Linear,
     pub(super) feed_norm: Vec<f32>,
     pub(super) gate: Linear,
@@ -139,84 +159,95 @@ impl Weights {
         threads: &mut Threads<Scratch>,
         progress: Progress<'_>,
     ) -> Result<Self, OpenError> {
-        let shape = &checkpoint.shape;
-        let matrices = matrices(checkpoint);
-        let mut kinds = Vec::with_capacity(matrices.len());
-        for (name, outputs, inputs) in &matrices {
-            kinds.push(checkpoint.require(name, &[*inputs, *outputs])?);
-        }
-        let loaded: Mutex<Vec<Option<Linear>>> = Mutex::new(matrices.iter().map(|_| None).collect());
-        let failed = Mutex::new(None);
-        let numbers = |(_, outputs, inputs): &(String, usize, usize)| (outputs * inputs) as u64;
-        let (total, done) = (matrices.iter().map(numbers).sum(), AtomicU64::new(0));
+        let mut loaded = Loaded::read(checkpoint, threads, progress)?;
+        Ok(Self {
+            embedding: loaded.matrix(None, Embedding),
+            output: loaded.matrices.remove(&(None, Output)),
+            norm: loaded.vector(None, FinalNorm),
+            layers: (0..checkpoint.spec.layers).map(|layer| loaded.layer(Some(layer))).collect(),
+        })
+    }
+}
+
+/// The tensors that are loaded and not yet taken, by layer and role.
+#[derive(Default)]
+struct Loaded {
+    matrices: HashMap<(Option<usize>, TensorRole), Linear>,
+    vectors: HashMap<(Option<usize>, TensorRole), Vec<f32>>,
+}
+
+impl Loaded {
+    fn read(
+        checkpoint: &Checkpoint,
+        threads: &mut Threads<Scratch>,
+        progress: Progress<'_>,
+    ) -> Result<Self, OpenError> {
+        let rows = &checkpoint.tensors;
+        let kinds = rows.iter().map(|row| checkpoint.require(row)).collect::<Result<Vec<_>, _>>()?;
+        let (loaded, failed) = (Mutex::new(Self::default()), Mutex::new(None));
+        let (total, done) = (checkpoint.info().parameters, AtomicU64::new(0));
         threads
-            .run(matrices.len(), &|unit, _| {
-                let (name, outputs, inputs) = &matrices[unit];
-                match checkpoint.read(name) {
+            .run(rows.len(), &|unit, _| {
+                let row = &rows[unit];
+                match checkpoint.read(row) {
                     Ok(bytes) => {
-                        let linear = Linear::repack(kinds[unit], &bytes, *outputs, *inputs);
-                        loaded.lock().expect("no panic under this lock")[unit] = Some(linear);
-                        let numbers = numbers(&matrices[unit]);
+                        Self::add(&loaded, row, kinds[unit], &bytes);
+                        let numbers = row.elements() as u64;
                         progress(done.fetch_add(numbers, Ordering::Relaxed) + numbers, total);
                     }
                     Err(error) => *failed.lock().expect("no panic under this lock") = Some(error),
                 }
             })
             .map_err(|_| OpenError::WorkerPanicked)?;
-        if let Some(error) = failed.into_inner().expect("no panic under this lock") {
-            return Err(error);
+        match failed.into_inner().expect("no panic under this lock") {
+            Some(error) => Err(error),
+            None => Ok(loaded.into_inner().expect("no panic under this lock")),
         }
-        let mut loaded = loaded.into_inner().expect("no panic under this lock").into_iter().flatten();
-        let mut next = || loaded.next().expect("every unit without an error loaded one");
-        let embedding = next();
-        let output = checkpoint.has(OUTPUT).then(&mut next);
-        let norm = |name: &str| {
-            let kind = checkpoint.require(name, &[shape.hidden])?;
-            Ok::<_, OpenError>(floats(kind, &checkpoint.read(name)?))
-        };
-        let mut layers = Vec::with_capacity(shape.layers);
-        for layer in 0..shape.layers {
-            layers.push(Layer {
-                attention_norm: norm(&format!("blk.{layer}.attn_norm.weight"))?,
-                query: next(),
-                key: next(),
-                value: next(),
-                attention_output: next(),
-                feed_norm: norm(&format!("blk.{layer}.ffn_norm.weight"))?,
-                gate: next(),
-                up: next(),
-                down: next(),
-            });
-        }
-        Ok(Self { embedding, layers, norm: norm("output_norm.weight")?, output })
     }
-}
 
-const OUTPUT: &str = "output.weight";
-
-/// All matrices with their outputs and inputs, in the order in which [`Weights::load`] uses them.
-fn matrices(checkpoint: &Checkpoint) -> Vec<(String, usize, usize)> {
-    let shape = &checkpoint.shape;
-    let (hidden, feed) = (shape.hidden, shape.feed_forward);
-    let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-    let mut matrices = vec![("token_embd.weight".to_owned(), shape.vocabulary, hidden)];
-    if checkpoint.has(OUTPUT) {
-        matrices.push((OUTPUT.to_owned(), shape.vocabulary, hidden));
-    }
-    for layer in 0..shape.layers {
-        for (name, outputs, inputs) in [
-            ("attn_q", query, hidden),
-            ("attn_k", key, hidden),
-            ("attn_v", key, hidden),
-            ("attn_output", hidden, query),
-            ("ffn_gate", feed, hidden),
-            ("ffn_up", feed, hidden),
-            ("ffn_down", hidden, feed),
-        ] {
-            matrices.push((format!("blk.{layer}.{name}.weight"), outputs, inputs));
+    fn add(loaded: &Mutex<Self>, row: &TensorRow, kind: TensorType, bytes: &[u8]) {
+        let key = (row.layer, row.role);
+        // The conversion runs without the lock.
+        if let [inputs, outputs] = row.dimensions[..] {
+            let matrix = Linear::repack(kind, bytes, outputs, inputs);
+            loaded.lock().expect("no panic under this lock").matrices.insert(key, matrix);
+        } else {
+            let vector = floats(kind, bytes);
+            loaded.lock().expect("no panic under this lock").vectors.insert(key, vector);
         }
     }
-    matrices
+
+    fn matrix(&mut self, layer: Option<usize>, role: TensorRole) -> Linear {
+        self.matrices.remove(&(layer, role)).expect("the tensor table has every matrix of a layer")
+    }
+
+    fn vector(&mut self, layer: Option<usize>, role: TensorRole) -> Vec<f32> {
+        self.vectors.remove(&(layer, role)).expect("the tensor table has every norm of a layer")
+    }
+
+    /// The matrix `role` with its bias, if the model has one.
+    fn biased(&mut self, layer: Option<usize>, role: TensorRole, bias: TensorRole) -> Linear {
+        Linear { bias: self.vectors.remove(&(layer, bias)), ..self.matrix(layer, role) }
+    }
+
+    fn layer(&mut self, layer: Option<usize>) -> Layer {
+        let head_norms = [QueryNorm, KeyNorm].map(|role| self.vectors.remove(&(layer, role)));
+        Layer {
+            attention_norm: self.vector(layer, AttentionNorm),
+            query: self.biased(layer, Query, QueryBias),
+            key: self.biased(layer, Key, KeyBias),
+            value: self.biased(layer, Value, ValueBias),
+            head_norms: match head_norms {
+                [Some(query), Some(key)] => Some([query, key]),
+                _ => None,
+            },
+            attention_output: self.matrix(layer, AttentionOutput),
+            feed_norm: self.vector(layer, FeedNorm),
+            gate: self.matrix(layer, Gate),
+            up: self.matrix(layer, Up),
+            down: self.matrix(layer, Down),
+        }
+    }
 }
 
 #[cfg(test)]

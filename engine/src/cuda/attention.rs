@@ -12,7 +12,7 @@ use super::kernels::{Flash, launch};
 use super::lists::{Lists, Uploaded};
 use crate::gpu::arguments::{Fa2Run, Fa3Plan, Fa3Run};
 use crate::kv::KvPool;
-use crate::model::ModelShape;
+use crate::model::spec::AttentionSpec;
 
 /// Bytes of FA3's integer workspace, as FlashInfer recommends.
 const INT_BYTES: usize = 16 << 20;
@@ -71,23 +71,23 @@ impl Attention {
     /// Allocates the workspaces for steps of up to `pieces` pieces. `None` if there is no kernel for the head size.
     pub(super) fn new(
         device: &Arc<CudaDevice>,
-        shape: &ModelShape,
+        spec: &AttentionSpec,
         (page_tokens, page_stride): (u32, i64),
         pieces: usize,
     ) -> Result<Option<Self>> {
-        let Some(flash) = Flash::of(shape.head_dim) else { return Ok(None) };
-        let heads = pieces * shape.heads;
+        let Some(flash) = Flash::of(spec.head_dim) else { return Ok(None) };
+        let heads = pieces * spec.heads;
         Ok(Some(Self {
             flash,
             ints: Buffer::zeroed(device, INT_BYTES)?,
             pinned: [Pinned::new(device, INT_BYTES)?, Pinned::new(device, INT_BYTES)?],
-            partial_out: Buffer::new(device, heads * shape.head_dim * 2)?,
+            partial_out: Buffer::new(device, heads * spec.head_dim * 2)?,
             partial_sums: Buffer::new(device, heads * size_of::<f32>())?,
             zeros: Buffer::zeroed(device, pieces * size_of::<i32>())?,
             pieces,
-            heads: shape.heads as u32,
-            kv_heads: shape.kv_heads as u32,
-            head_dim: shape.head_dim,
+            heads: spec.heads as u32,
+            kv_heads: spec.kv_heads as u32,
+            head_dim: spec.head_dim,
             page_tokens,
             page_stride,
         }))

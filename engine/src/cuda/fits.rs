@@ -8,7 +8,8 @@ use super::graph::GRAPH_ROWS_MAX;
 use super::kernels::baton_vocabulary_max;
 use crate::error::OpenError;
 use crate::kv::KvLayout;
-use crate::model::{EngineConfig, ModelShape, POOL_TOKENS_MIN};
+use crate::model::spec::{AttentionSpec, ModelSpec};
+use crate::model::{EngineConfig, POOL_TOKENS_MIN};
 
 /// The compute capability that the kernels are compiled for: Hopper.
 const KERNELS_FOR: (i32, i32) = (9, 0);
@@ -31,19 +32,20 @@ pub(super) fn check_device(device: &CudaDevice) -> Result<(), OpenError> {
 }
 
 /// Refuses a model whose sizes the kernels do not support. The error is the reason.
-pub(super) fn check_shape(shape: &ModelShape) -> Result<(), String> {
-    if shape.heads > GROUP_MAX * shape.kv_heads {
-        let each = shape.heads / shape.kv_heads;
+pub(super) fn check_spec(spec: &ModelSpec) -> Result<(), String> {
+    let AttentionSpec { heads, kv_heads, .. } = spec.attention;
+    if heads > GROUP_MAX * kv_heads {
+        let each = heads / kv_heads;
         let what =
             format!("{each} of its heads share a KV head, but GPU attention supports at most {GROUP_MAX}");
         return Err(what);
     }
-    shape.check_multiples(SIZES_ALIGN)?;
-    if shape.hidden > HIDDEN_MAX {
-        let what = format!("its hidden size is {}, but a GPU supports at most {HIDDEN_MAX}", shape.hidden);
+    spec.check_multiples(SIZES_ALIGN)?;
+    if spec.hidden > HIDDEN_MAX {
+        let what = format!("its hidden size is {}, but a GPU supports at most {HIDDEN_MAX}", spec.hidden);
         return Err(what);
     }
-    let (vocabulary, max) = (shape.vocabulary, baton_vocabulary_max() as usize);
+    let (vocabulary, max) = (spec.vocabulary, baton_vocabulary_max() as usize);
     if vocabulary > max {
         let what = format!("its vocabulary has {vocabulary} tokens, but a GPU supports at most {max}");
         return Err(what);
@@ -55,7 +57,7 @@ pub(super) fn check_shape(shape: &ModelShape) -> Result<(), String> {
 pub(super) fn pages(
     config: &EngineConfig,
     device: &CudaDevice,
-    shape: &ModelShape,
+    spec: &ModelSpec,
     layout: &KvLayout,
 ) -> Result<u32, OpenError> {
     let page_bytes = layout.page_bytes();
@@ -64,7 +66,7 @@ pub(super) fn pages(
         crate::model::ComputeDevice::Cuda { memory_utilization, .. } if config.kv_bytes == 0 => {
             let (free, total) = device.memory().map_err(OpenError::Cuda)?;
             let share = (total as f64 * f64::from(memory_utilization)) as u64;
-            let used = (total - free) + forward_bytes(config, shape) + SPARE_BYTES;
+            let used = (total - free) + forward_bytes(config, spec) + SPARE_BYTES;
             let left = share.saturating_sub(used);
             if left < min_bytes {
                 return Err(OpenError::GpuFull { free_mib: free >> 20, total_mib: total >> 20 });
@@ -81,10 +83,10 @@ pub(super) fn pages(
 }
 
 /// The bytes that activations, logits and workspaces will take.
-fn forward_bytes(config: &EngineConfig, shape: &ModelShape) -> u64 {
+fn forward_bytes(config: &EngineConfig, spec: &ModelSpec) -> u64 {
     let rows = u64::from(config.step_tokens).max(GRAPH_ROWS_MAX as u64) + ROWS_SPARE as u64;
-    let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-    let row = 3 * shape.hidden + 3 * query + 2 * key + 3 * shape.feed_forward;
+    let (query, key) = (spec.attention.query(), spec.attention.key());
+    let row = 3 * spec.hidden + 3 * query + 2 * key + 3 * spec.feed_forward;
     let sampled = rows.min((SAMPLED_MAX + ROWS_SPARE) as u64);
-    rows * row as u64 * 2 + sampled * (shape.vocabulary * 4 + shape.hidden * 2) as u64 + (128 << 20)
+    rows * row as u64 * 2 + sampled * (spec.vocabulary * 4 + spec.hidden * 2) as u64 + (128 << 20)
 }

@@ -8,6 +8,7 @@
 //! - Lifetime: a step is submitted to one stream, and [`CudaEngine`](super::CudaEngine) waits for the stream before it frees
 //!   memory.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
@@ -17,20 +18,27 @@ use super::device::{Buffer, CudaDevice, Result, Stream};
 use super::gemm::{Gemm, Matrix, Output, ROWS_SPARE};
 use super::kernels::{
     baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_row_products_max,
-    baton_sample_rows, baton_silu_mul, baton_take_rows, launch,
+    baton_sample_rows, baton_score_rows, baton_silu_mul, baton_take_rows, launch,
 };
 use super::lists::Uploaded;
+use super::masks::{Masks, UploadedMasks};
 use super::weights::{Layer, Weights};
-use crate::gpu::arguments::{AddRmsNorm, Embed, RopeAppend, RowProducts, SampleRows, SiluMul, TakeRows};
+use crate::gpu::arguments::{
+    AddRmsNorm, Embed, RopeAppend, RowProducts, SampleRows, ScoreRows, SiluMul, TakeRows,
+};
 use crate::gpu::plan::{SETTING_WORDS, settings_of};
+use crate::gpu::score::SCORE_WORDS;
 use crate::kv::{KeyOrValue, KvPool};
-use crate::model::ModelShape;
+use crate::model::spec::{AttentionSpec, ModelSpec};
 use crate::sampling::Sampling;
 
 /// Bytes of a bf16 number.
 const HALF: usize = 2;
 
-/// Maximum number of rows that one step samples.
+/// Rows whose logits are computed at a time for their scores.
+const SLICE_ROWS: usize = 128;
+
+/// Maximum number of rows whose logits one step computes.
 pub(super) const SAMPLED_MAX: usize = 1024;
 
 /// Matrices with one row for each token of a step.
@@ -60,8 +68,8 @@ struct Matrices {
 }
 
 impl Matrices {
-    fn of(shape: &ModelShape) -> Self {
-        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    fn of(shape: &ModelSpec) -> Self {
+        let (query, key) = (shape.attention.query(), shape.attention.key());
         let (hidden, feed) = (shape.hidden, shape.feed_forward);
         let half = |outputs, inputs| Matrix { outputs, inputs, output: Output::Bf16 };
         Self {
@@ -76,7 +84,7 @@ impl Matrices {
 
 /// The model and the memory for a step.
 pub(super) struct Forward {
-    shape: ModelShape,
+    shape: ModelSpec,
     weights: Weights,
     matrices: Matrices,
     gemm: Gemm,
@@ -85,6 +93,8 @@ pub(super) struct Forward {
     inverse_frequencies: Buffer,
     /// `[sampled][vocabulary]`, f32.
     pub(super) logits: Buffer,
+    /// The log probabilities of the scored rows, [`SCORE_WORDS`] words each.
+    pub(super) scores: Buffer,
     /// The sampled token of each row. For a row that the host samples, the token with the largest logit.
     pub(super) chosen: Buffer,
     pool: Arc<KvPool>,
@@ -97,26 +107,37 @@ pub(super) fn draw(
     device: &Arc<CudaDevice>,
     stream: &Stream,
     logits: &[f32],
-    samples: &[(&Sampling, u32)],
+    samples: &[(&Sampling, Option<&[u32]>, u32)],
 ) -> Result<Vec<u32>> {
     let rows = samples.len();
-    let settings: Vec<_> = samples.iter().map(|(how, end)| settings_of(Some((how, *end as usize)))).collect();
+    let settings: Vec<_> =
+        samples.iter().map(|(how, _, end)| settings_of(Some((how, *end as usize)))).collect();
     let (values, settings) = (Buffer::of(device, logits)?, Buffer::of(device, &settings)?);
     let chosen = Buffer::new(device, rows * size_of::<u32>())?;
     let settings = settings.numbers::<i32>(0, rows * SETTING_WORDS);
-    // SAFETY: each row has settings, as just checked.
-    unsafe { sample_rows(&values, settings, &chosen, (rows, logits.len() / rows), stream)? };
+    let vocabulary = logits.len() / rows;
+    let mut memory = Masks::new(device, rows, vocabulary)?;
+    let masks = if samples.iter().any(|(_, mask, _)| mask.is_some()) {
+        // SAFETY: this is the first copy, and the stream is waited for below.
+        unsafe { memory.upload(samples.iter().map(|(_, mask, _)| *mask), 0, stream)? }
+    } else {
+        UploadedMasks::NONE
+    };
+    // SAFETY: each row has settings, as just checked, and a mask or none.
+    let sampled = unsafe { sample_rows(&values, settings, masks, &chosen, (rows, vocabulary), stream) };
     stream.wait()?;
+    sampled?;
     chosen.read_at(0, rows)
 }
 
 /// Samples a token from each row of logits with the row's settings.
 ///
 /// # Safety
-/// `settings` points to [`SETTING_WORDS`] words on the device for each row.
+/// `settings` points to [`SETTING_WORDS`] words on the device for each row. `masks` cover the rows and the vocabulary.
 unsafe fn sample_rows(
     logits: &Buffer,
     settings: *const i32,
+    masks: UploadedMasks,
     out: &Buffer,
     (rows, vocabulary): (usize, usize),
     stream: &Stream,
@@ -124,24 +145,26 @@ unsafe fn sample_rows(
     let arguments = SampleRows {
         logits: logits.numbers(0, rows * vocabulary),
         settings: settings.cast(),
+        mask_of: masks.mask_of,
+        masks: masks.masks,
         out: out.numbers(0, rows),
         rows: rows as i32,
         vocabulary: vocabulary as i32,
     };
-    // SAFETY: see the module's documentation. The caller's contract covers the settings.
+    // SAFETY: see the module's documentation. The caller's contract covers settings and masks.
     unsafe { launch("baton_sample_rows", baton_sample_rows, &arguments, stream) }
 }
 
 impl Forward {
     pub(super) fn new(
         device: &Arc<CudaDevice>,
-        shape: ModelShape,
+        shape: ModelSpec,
         weights: Weights,
         attention: Attention,
         pool: Arc<KvPool>,
         rows: usize,
     ) -> Result<Self> {
-        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let (query, key) = (shape.attention.query(), shape.attention.key());
         let matrices = Matrices::of(&shape);
         let Matrices { query_key_value, attention_output, gate_up, down, output } = matrices;
         let of_layer = [query_key_value, attention_output, gate_up, down].map(|matrix| (matrix, rows));
@@ -167,6 +190,7 @@ impl Forward {
             matrices,
             inverse_frequencies: Buffer::of(device, &shape.inverse_frequencies)?,
             logits: Buffer::new(device, sampled * shape.vocabulary * size_of::<f32>())?,
+            scores: Buffer::new(device, sampled * SCORE_WORDS * size_of::<u32>())?,
             chosen: Buffer::new(device, sampled * size_of::<i32>())?,
             page_tokens: layout.page_tokens as usize,
             page_stride: (layout.page_bytes() / HALF as u64) as i64,
@@ -189,7 +213,7 @@ impl Forward {
         self.weights.step_bytes()
     }
 
-    /// Submits a step. `prefill` is the plan of its prompts, if it has any.
+    /// Submits a step up to the logits of its sampled rows. `prefill` is the plan of its prompts, if it has any.
     pub(super) fn submit(&self, step: &Uploaded<'_>, prefill: Option<&PrefillPlan>) -> Result<()> {
         let Activations { hidden, delta, .. } = &self.activations;
         let (plan, width) = (step.plan(), self.shape.hidden);
@@ -209,37 +233,73 @@ impl Forward {
             before = Some(delta);
             self.feed(layer, step)?;
         }
-        if plan.sampled == 0 {
+        if plan.sampled + plan.scored == 0 {
             return Ok(());
         }
-        self.sample(before, step)
+        // Only some rows need this norm, but computing it for all rows costs little.
+        self.norm(before, &self.weights.norm, step)?;
+        self.score(step)?;
+        // Rows are sampled in row order. So if all rows are sampled, no copy is needed.
+        if plan.sampled == plan.rows {
+            return self.output(&self.activations.normed, plan.sampled, step);
+        }
+        self.logits_of(plan.sampled_rows(), step)
     }
 
-    /// Computes the logits of the sampled rows, and samples their tokens.
-    fn sample(&self, before: Option<&Buffer>, step: &Uploaded<'_>) -> Result<()> {
+    /// Computes the logits of these rows, which a list of the step names, as the first rows of `logits`.
+    fn logits_of(&self, which: Range<usize>, step: &Uploaded<'_>) -> Result<()> {
         let Activations { normed, last, .. } = &self.activations;
-        let (plan, width) = (step.plan(), self.shape.hidden);
-        // Only the sampled rows need this norm, but computing it for all rows costs little.
-        self.norm(before, &self.weights.norm, step)?;
-        // Rows are sampled in row order. So if all rows are sampled, no copy is needed.
-        let all = plan.sampled == plan.rows;
-        if !all {
-            let arguments = TakeRows {
-                x: normed.numbers(0, plan.rows * width),
-                which: step.list(plan.sampled_rows()),
-                out: last.numbers(0, plan.sampled * width),
-                count: plan.sampled as i32,
-                hidden: width as i32,
-            };
-            // SAFETY: see the module's documentation. `Plan` writes only sampled rows of the step.
-            unsafe { launch("baton_take_rows", baton_take_rows, &arguments, step.stream)? };
+        let (count, width) = (which.len(), self.shape.hidden);
+        if count == 0 {
+            return Ok(());
         }
-        let last = if all { normed } else { last };
+        let arguments = TakeRows {
+            x: normed.numbers(0, step.plan().rows * width),
+            which: step.list(which),
+            out: last.numbers(0, count * width),
+            count: count as i32,
+            hidden: width as i32,
+        };
+        // SAFETY: see the module's documentation. `Plan` writes only rows of the step.
+        unsafe { launch("baton_take_rows", baton_take_rows, &arguments, step.stream)? };
+        self.output(last, count, step)
+    }
+
+    fn output(&self, last: &Buffer, rows: usize, step: &Uploaded<'_>) -> Result<()> {
         let weights = self.weights.output();
-        self.multiply(last, weights, &self.logits, plan.sampled, self.matrices.output, step.stream)?;
-        let sizes = (plan.sampled, self.shape.vocabulary);
-        // SAFETY: a plan has settings for each sampled row.
-        unsafe { sample_rows(&self.logits, step.list(plan.settings()), &self.chosen, sizes, step.stream) }
+        self.multiply(last, weights, &self.logits, rows, self.matrices.output, step.stream)
+    }
+
+    /// Computes the log probabilities of the scored rows' targets, a slice of rows at a time.
+    fn score(&self, step: &Uploaded<'_>) -> Result<()> {
+        let (plan, vocabulary) = (step.plan(), self.shape.vocabulary);
+        let (all, targets) = (plan.scored_rows(), plan.targets());
+        for first in (0..plan.scored).step_by(SLICE_ROWS) {
+            let rows = SLICE_ROWS.min(plan.scored - first);
+            self.logits_of(all.start + first..all.start + first + rows, step)?;
+            let arguments = ScoreRows {
+                logits: self.logits.numbers(0, rows * vocabulary),
+                targets: step.list(targets.start + first..targets.start + first + rows),
+                out: self.scores.numbers(first * SCORE_WORDS, rows * SCORE_WORDS),
+                rows: rows as i32,
+                vocabulary: vocabulary as i32,
+                top: (Sampling::LOGPROBS_MAX as usize).min(vocabulary) as i32,
+            };
+            // SAFETY: see the module's documentation. Targets are below the vocabulary.
+            unsafe { launch("baton_score_rows", baton_score_rows, &arguments, step.stream)? };
+        }
+        Ok(())
+    }
+
+    /// Samples the tokens of the step that was submitted last. It has sampled rows.
+    ///
+    /// # Safety
+    /// `masks` cover the sampled rows and the vocabulary.
+    pub(super) unsafe fn sample(&self, step: &Uploaded<'_>, masks: UploadedMasks) -> Result<()> {
+        let settings = step.list(step.plan().settings());
+        let sizes = (step.plan().sampled, self.shape.vocabulary);
+        // SAFETY: a plan has settings for each sampled row, and the caller's contract covers the masks.
+        unsafe { sample_rows(&self.logits, settings, masks, &self.chosen, sizes, step.stream) }
     }
 
     /// `hidden += before`, then `delta = W_o · attention(norm(hidden))`. Also writes the step's keys and values.
@@ -258,7 +318,7 @@ impl Forward {
         self.multiply(normed, &layer.query_key_value, query_key_value, rows, matrix, step.stream)?;
         let [keys, values] = [KeyOrValue::Key, KeyOrValue::Value]
             .map(|part| self.pool.layout().offset_bytes(index as u32, part, 0) as usize / HALF);
-        self.rope_append(keys, step)?;
+        self.rope_append(keys, layer, step)?;
         let of_layer = Heads { query, pool: &self.pool, keys, values, out: attended };
         if let Some(plan) = prefill {
             self.attention.run_prefill(plan, step, &of_layer)?;
@@ -270,14 +330,20 @@ impl Forward {
         self.multiply(attended, &layer.attention_output, delta, rows, matrix, step.stream)
     }
 
-    /// Applies RoPE to the step's queries and keys, and writes its keys and values to the pool. `layer_offset` is the offset
-    /// of the layer's keys in a page.
-    fn rope_append(&self, layer_offset: usize, step: &Uploaded<'_>) -> Result<()> {
+    /// Adds the layer's biases, applies its head norms and RoPE to the step's queries and keys, and writes its keys and values
+    /// to the pool. `layer_offset` is the offset of the layer's keys in a page.
+    fn rope_append(&self, layer_offset: usize, layer: &Layer, step: &Uploaded<'_>) -> Result<()> {
         let Activations { query_key_value, query, .. } = &self.activations;
-        let ModelShape { heads, kv_heads, head_dim, .. } = self.shape;
+        let AttentionSpec { heads, kv_heads, head_dim, .. } = self.shape.attention;
         let (plan, rows) = (step.plan(), step.plan().rows);
+        let width = (heads + 2 * kv_heads) * head_dim;
+        let given = |buffer: &Option<Buffer>, count: usize| {
+            buffer.as_ref().map_or(std::ptr::null(), |buffer| buffer.numbers::<bf16>(0, count).cast_const())
+        };
         let arguments = RopeAppend {
-            qkv: query_key_value.numbers(0, rows * (heads + 2 * kv_heads) * head_dim),
+            qkv: query_key_value.numbers(0, rows * width),
+            bias: given(&layer.bias, width),
+            head_norms: given(&layer.head_norms, 2 * head_dim),
             q_out: query.numbers(0, rows * heads * head_dim),
             pool: self.pool.base().as_ptr().cast(),
             positions: step.list(plan.positions()),
@@ -290,6 +356,7 @@ impl Forward {
             kv_heads: kv_heads as i32,
             head_dim: head_dim as i32,
             page_tokens: self.page_tokens as i32,
+            epsilon: self.shape.norm_epsilon,
         };
         // SAFETY: see the module's documentation. The places lie in pages of the pool, and the other arguments come from the
         // pool's layout.

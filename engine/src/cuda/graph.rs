@@ -1,4 +1,4 @@
-//! CUDA graphs of decode steps. One call replays all launches of a step.
+//! CUDA graphs of decode steps. One call replays all launches of a step up to its logits.
 
 use cudarc::driver::{result, sys};
 

@@ -6,7 +6,7 @@ use super::device::{Result, Stream};
 use crate::error::CudaError;
 use crate::gpu::arguments::{
     AddRmsNorm, Embed, Fa2Run, Fa3Plan, Fa3Run, Fill, PageContents, RopeAppend, RowProducts, SampleRows,
-    SiluMul, TakeRows,
+    ScoreRows, SiluMul, TakeRows,
 };
 
 /// A function that submits a kernel to a stream.
@@ -29,6 +29,7 @@ calls! {
     TakeRows: baton_take_rows;
     Fill: baton_fill;
     SampleRows: baton_sample_rows;
+    ScoreRows: baton_score_rows;
     RowProducts: baton_row_products;
     PageContents: baton_page_contents;
     // FlashInfer's kernels have one instance per head size.

@@ -69,7 +69,12 @@ impl Lists {
         // SAFETY: by the contract of `lay_out`, this buffer is written again only after the copy has finished. `CudaEngine`
         // waits for the stream before it frees the buffer.
         unsafe { stream.upload(&self.device, &self.host[self.turn], self.plan.words())? };
-        Ok(Uploaded { lists: self, stream })
+        Ok(self.uploaded(stream))
+    }
+
+    /// The lists of the step that was uploaded last to this stream.
+    pub(super) fn uploaded<'a>(&'a self, stream: &'a Stream) -> Uploaded<'a> {
+        Uploaded { lists: self, stream }
     }
 }
 

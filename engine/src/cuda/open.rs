@@ -11,6 +11,7 @@ use super::fits;
 use super::forward::{Forward, SAMPLED_MAX};
 use super::graph::{GRAPH_PAGES, GRAPH_ROWS_MAX};
 use super::lists::Lists;
+use super::masks::Masks;
 use super::pool::DevicePool;
 use super::weights::Weights;
 use super::{CudaEngine, PAGE_ENTRIES_MAX, Readback};
@@ -18,8 +19,10 @@ use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::error::{CudaError, OpenError};
 use crate::gpu::plan::{StepCapacity, pieces_max};
+use crate::gpu::score::SCORE_WORDS;
 use crate::kv::{KvDtype, KvLayout};
-use crate::model::{EngineConfig, LoadFormat, ModelInfo, ModelShape};
+use crate::model::spec::ModelSpec;
+use crate::model::{EngineConfig, LoadFormat, ModelInfo};
 use crate::step::StepLimits;
 
 impl CudaEngine {
@@ -32,26 +35,27 @@ impl CudaEngine {
         crate::model::check_limits(config)?;
         let device = CudaDevice::open(ordinal).map_err(cuda)?;
         fits::check_device(&device)?;
-        let checkpoint = Checkpoint::open_as(&config.model, config.load_format)?;
+        let checkpoint = Checkpoint::open(&config.model, config.load_format)?;
         let stream = Stream::new(&device).map_err(cuda)?;
         let weights = load_weights(config, &device, &stream, &checkpoint, progress)?;
         let model = model_info(config, &checkpoint);
-        let shape = checkpoint.shape;
-        let layout = kv_layout(config, &shape);
-        let attention = open_attention(config, &device, &shape, &layout)?;
-        let pages = fits::pages(config, &device, &shape, &layout)?;
+        let spec = checkpoint.spec;
+        let layout = kv_layout(config, &spec);
+        let attention = open_attention(config, &device, &spec, &layout)?;
+        let pages = fits::pages(config, &device, &spec, &layout)?;
         let kv = Arc::new(DevicePool::allocate(&device, layout, pages)?);
-        let step_lists = step_lists(config, &device, &shape).map_err(cuda)?;
+        let step_lists = step_lists(config, &device, &spec).map_err(cuda)?;
         let graph_lists = graph_lists(config, &device).map_err(cuda)?;
         let rows = (config.step_tokens as usize).max(GRAPH_ROWS_MAX);
-        let forward =
-            Forward::new(&device, shape, weights, attention, Arc::clone(&kv), rows).map_err(cuda)?;
+        let vocabulary = spec.vocabulary;
+        let forward = Forward::new(&device, spec, weights, attention, Arc::clone(&kv), rows).map_err(cuda)?;
         tracing::info!(
             gpu = device.name().map_err(cuda)?,
             weights_gb = forward.step_bytes() as f64 / 1e9,
             pages,
             "model loaded on the GPU"
         );
+        let masks = Masks::new(&device, rows.min(SAMPLED_MAX), vocabulary).map_err(cuda)?;
         let readback = || Readback::new(&device, rows.min(SAMPLED_MAX)).map_err(cuda);
         Ok(Self {
             model,
@@ -60,6 +64,7 @@ impl CudaEngine {
                 tokens: config.step_tokens,
                 rows: config.step_tokens.min(SAMPLED_MAX as u32),
             },
+            masks,
             readbacks: [readback()?, readback()?],
             device,
             forward,
@@ -78,8 +83,8 @@ impl CudaEngine {
 impl Readback {
     /// Memory for the sampled tokens of up to `rows` rows.
     fn new(device: &Arc<CudaDevice>, rows: usize) -> Result<Self, CudaError> {
-        let chosen = Pinned::new(device, rows)?;
-        Ok(Self { done: Event::new(device)?, chosen })
+        let (chosen, scores) = (Pinned::new(device, rows)?, Pinned::new(device, rows * SCORE_WORDS)?);
+        Ok(Self { computed: Event::new(device)?, done: Event::new(device)?, chosen, scores })
     }
 }
 
@@ -94,15 +99,14 @@ fn load_weights(
     match config.load_format {
         LoadFormat::Auto => Weights::load(device, checkpoint, progress),
         LoadFormat::Dummy { seed } => {
-            let tied = !checkpoint.has("output.weight");
-            Weights::random(device, stream, &checkpoint.shape, seed, tied).map_err(OpenError::Cuda)
+            Weights::random(device, stream, checkpoint, seed).map_err(OpenError::Cuda)
         }
     }
 }
 
 /// Describes the checkpoint. The fingerprint of random weights covers their seed.
 fn model_info(config: &EngineConfig, checkpoint: &Checkpoint) -> ModelInfo {
-    let mut model = checkpoint.info();
+    let mut model = checkpoint.info().clone();
     if let LoadFormat::Dummy { seed } = config.load_format {
         let hasher = Sha256::new().chain_update(model.fingerprint).chain_update(seed.to_le_bytes());
         model.fingerprint = hasher.finalize().into();
@@ -111,11 +115,11 @@ fn model_info(config: &EngineConfig, checkpoint: &Checkpoint) -> ModelInfo {
 }
 
 /// The layout of the KV pages on the device.
-fn kv_layout(config: &EngineConfig, shape: &ModelShape) -> KvLayout {
+fn kv_layout(config: &EngineConfig, spec: &ModelSpec) -> KvLayout {
     KvLayout {
-        layers: shape.layers as u32,
-        kv_heads: shape.kv_heads as u32,
-        head_dim: shape.head_dim as u32,
+        layers: spec.layers as u32,
+        kv_heads: spec.attention.kv_heads as u32,
+        head_dim: spec.attention.head_dim as u32,
         page_tokens: config.page_tokens,
         dtype: KvDtype::Bf16,
     }
@@ -125,31 +129,28 @@ fn kv_layout(config: &EngineConfig, shape: &ModelShape) -> KvLayout {
 fn open_attention(
     config: &EngineConfig,
     device: &Arc<CudaDevice>,
-    shape: &ModelShape,
+    spec: &ModelSpec,
     layout: &KvLayout,
 ) -> Result<Attention, OpenError> {
     let unsupported = |what| OpenError::UnsupportedModel { path: config.model.clone(), what };
-    fits::check_shape(shape).map_err(unsupported)?;
+    fits::check_spec(spec).map_err(unsupported)?;
     let page_stride = (layout.page_bytes() / layout.dtype.bytes()) as i64;
     let decode_rows = (config.step_tokens as usize).clamp(GRAPH_ROWS_MAX, SAMPLED_MAX);
     let paged = (config.page_tokens, page_stride);
-    let attention = Attention::new(device, shape, paged, pieces_max(decode_rows)).map_err(OpenError::Cuda)?;
+    let attention =
+        Attention::new(device, &spec.attention, paged, pieces_max(decode_rows)).map_err(OpenError::Cuda)?;
     attention.ok_or_else(|| {
         unsupported(format!(
             "its head size is {}, and GPU attention supports head sizes 64 and 128",
-            shape.head_dim
+            spec.attention.head_dim
         ))
     })
 }
 
 /// Memory for the lists of the largest step.
-fn step_lists(
-    config: &EngineConfig,
-    device: &Arc<CudaDevice>,
-    shape: &ModelShape,
-) -> Result<Lists, CudaError> {
+fn step_lists(config: &EngineConfig, device: &Arc<CudaDevice>, spec: &ModelSpec) -> Result<Lists, CudaError> {
     let rows = config.step_tokens as usize;
-    let sequence_pages = shape.context_tokens.div_ceil(config.page_tokens) as usize;
+    let sequence_pages = spec.context_tokens.div_ceil(config.page_tokens) as usize;
     let pages = (rows * sequence_pages).min(PAGE_ENTRIES_MAX);
     Lists::new(device, StepCapacity { rows, chunks: rows, pages }, config.page_tokens as usize)
 }

@@ -1,5 +1,6 @@
 //! The weights on the device in bf16. Matrices with the same input are stacked, so one GEMM computes them all.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use half::bf16;
@@ -9,10 +10,14 @@ use super::kernels::{baton_fill, launch};
 use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::dequantise::floats;
-use crate::error::{CudaError, OpenError};
+use crate::error::OpenError;
 use crate::gguf::TensorType;
 use crate::gpu::arguments::Fill;
-use crate::model::ModelShape;
+use crate::model::tensors::TensorRole::{
+    self, AttentionNorm, AttentionOutput, Down, Embedding, FeedNorm, FinalNorm, Gate, Output, Query,
+    QueryBias, QueryNorm,
+};
+use crate::model::tensors::TensorRow;
 
 /// Half the width of the uniform distribution of random weights. Its standard deviation is 0.02.
 const RANDOM_SCALE: f32 = 0.034_641_016;
@@ -22,6 +27,10 @@ pub(super) struct Layer {
     pub(super) attention_norm: Buffer,
     /// The stacked query, key and value matrices.
     pub(super) query_key_value: Buffer,
+    /// The stacked biases of queries, keys and values.
+    pub(super) bias: Option<Buffer>,
+    /// The factors of the query heads' norms, then those of the key heads' norms.
+    pub(super) head_norms: Option<Buffer>,
     pub(super) attention_output: Buffer,
     pub(super) feed_norm: Buffer,
     /// The stacked gate and up matrices.
@@ -58,83 +67,81 @@ impl Weights {
         checkpoint: &Checkpoint,
         progress: Progress<'_>,
     ) -> std::result::Result<Self, OpenError> {
-        let shape = &checkpoint.shape;
-        let (hidden, feed) = (shape.hidden, shape.feed_forward);
-        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-        let has_output = checkpoint.has("output.weight");
-        let matrices = shape.layers * (hidden * (query + 2 * key) + query * hidden + 3 * hidden * feed);
-        let total = (matrices + shape.vocabulary * hidden * (1 + usize::from(has_output))) as u64;
-        let mut done = 0;
-        // Loads and stacks tensors, given by name and outputs.
-        let mut stack = |parts: &[(String, usize)], inputs: usize| {
+        let (total, mut done) = (checkpoint.info().parameters, 0);
+        Self::of(checkpoint, |stack| {
             let mut numbers: Vec<bf16> = Vec::new();
-            for (name, outputs) in parts {
-                let dimensions: &[usize] = if *outputs == 0 { &[inputs] } else { &[inputs, *outputs] };
-                let kind = checkpoint.require(name, dimensions)?;
-                numbers.extend(halves(kind, &checkpoint.read(name)?));
+            for row in stack {
+                numbers.extend(halves(checkpoint.require(row)?, &checkpoint.read(row)?));
             }
             done += numbers.len() as u64;
-            progress(done.min(total), total);
+            progress(done, total);
             Buffer::of(device, &numbers).map_err(OpenError::Cuda)
-        };
-        let whole = |name: &str, outputs: usize| [(format!("{name}.weight"), outputs)];
-        let embedding = stack(&whole("token_embd", shape.vocabulary), hidden)?;
-        let output = has_output.then(|| stack(&whole("output", shape.vocabulary), hidden)).transpose()?;
-        let mut layers = Vec::with_capacity(shape.layers);
-        for layer in 0..shape.layers {
-            let named = |name: &str, outputs: usize| (format!("blk.{layer}.{name}.weight"), outputs);
-            layers.push(Layer {
-                attention_norm: stack(&[named("attn_norm", 0)], hidden)?,
-                query_key_value: stack(
-                    &[named("attn_q", query), named("attn_k", key), named("attn_v", key)],
-                    hidden,
-                )?,
-                attention_output: stack(&[named("attn_output", hidden)], query)?,
-                feed_norm: stack(&[named("ffn_norm", 0)], hidden)?,
-                gate_up: stack(&[named("ffn_gate", feed), named("ffn_up", feed)], hidden)?,
-                down: stack(&[named("ffn_down", hidden)], feed)?,
-            });
-        }
-        Ok(Self { embedding, layers, norm: stack(&whole("output_norm", 0), hidden)?, output })
+        })
     }
 
-    /// Random weights for the sizes in `shape`, a pure function of `seed`. Matrix n, in the order of the struct's fields, is
-    /// filled by `baton_fill` with seed `seed + n`. Norms are ones.
+    /// Random weights for the sizes of a checkpoint, a pure function of `seed`. Stack n of the tensor table is filled by
+    /// `baton_fill` with seed `seed + n`, norms not counted. Norms are ones.
     pub(super) fn random(
         device: &Arc<CudaDevice>,
         stream: &Stream,
-        shape: &ModelShape,
+        checkpoint: &Checkpoint,
         seed: u64,
-        tied: bool,
     ) -> Result<Self> {
-        let (hidden, feed) = (shape.hidden, shape.feed_forward);
-        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         let mut next = seed;
-        let mut matrix = |outputs: usize, inputs: usize| {
-            let count = outputs * inputs;
+        let weights = Self::of(checkpoint, |stack| {
+            let count = stack.iter().map(TensorRow::elements).sum();
+            if stack[0].is_norm() {
+                return Buffer::of(device, &vec![bf16::ONE; count]);
+            }
             let buffer = Buffer::new(device, count * size_of::<bf16>())?;
             // SAFETY: the buffer has `count` numbers, as checked. It is not freed before the wait below.
             unsafe { fill(buffer.numbers(0, count), count, next, stream)? };
             next += 1;
-            Ok::<_, CudaError>(buffer)
-        };
-        let ones = || Buffer::of(device, &vec![bf16::ONE; hidden]);
-        let embedding = matrix(shape.vocabulary, hidden)?;
-        let output = if tied { None } else { Some(matrix(shape.vocabulary, hidden)?) };
-        let mut layers = Vec::with_capacity(shape.layers);
-        for _ in 0..shape.layers {
-            layers.push(Layer {
-                attention_norm: ones()?,
-                query_key_value: matrix(query + 2 * key, hidden)?,
-                attention_output: matrix(hidden, query)?,
-                feed_norm: ones()?,
-                gate_up: matrix(2 * feed, hidden)?,
-                down: matrix(hidden, feed)?,
-            });
-        }
-        let norm = ones()?;
+            Ok(buffer)
+        })?;
         stream.wait()?;
-        Ok(Self { embedding, layers, norm, output })
+        Ok(weights)
+    }
+
+    /// Makes every stack of the tensor table with `make`, in the table's order.
+    fn of<E>(
+        checkpoint: &Checkpoint,
+        mut make: impl FnMut(&[TensorRow]) -> std::result::Result<Buffer, E>,
+    ) -> std::result::Result<Self, E> {
+        let mut made = HashMap::new();
+        for stack in checkpoint.tensors.chunk_by(|a, b| (a.layer, a.stack) == (b.layer, b.stack)) {
+            made.insert((stack[0].layer, stack[0].stack), make(stack)?);
+        }
+        let mut given = |layer, role| made.remove(&(layer, role));
+        let layers = 0..checkpoint.spec.layers;
+        let layers = layers.map(|layer| Layer::of(|role| given(Some(layer), role))).collect();
+        let mut outside = |role| given(None, role);
+        Ok(Self {
+            layers,
+            embedding: outside(Embedding).expect(COMPLETE),
+            norm: outside(FinalNorm).expect(COMPLETE),
+            output: outside(Output),
+        })
+    }
+}
+
+/// Why a stack that every model has exists.
+const COMPLETE: &str = "the tensor table has every stack";
+
+impl Layer {
+    /// A layer of these stacks.
+    fn of(mut given: impl FnMut(TensorRole) -> Option<Buffer>) -> Self {
+        let mut stack = |role| given(role).expect(COMPLETE);
+        Self {
+            attention_norm: stack(AttentionNorm),
+            query_key_value: stack(Query),
+            attention_output: stack(AttentionOutput),
+            feed_norm: stack(FeedNorm),
+            gate_up: stack(Gate),
+            down: stack(Down),
+            bias: given(QueryBias),
+            head_norms: given(QueryNorm),
+        }
     }
 }
 

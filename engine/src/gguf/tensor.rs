@@ -57,7 +57,7 @@ impl TensorType {
     }
 
     /// The numbers in one block, and its bytes. `None` for an unsupported type.
-    pub(super) fn block(self) -> Option<(u64, u64)> {
+    pub(crate) fn block(self) -> Option<(u64, u64)> {
         READ.iter().find(|read| read.0 == self).map(|read| (read.3, read.4))
     }
 

@@ -49,9 +49,12 @@ arguments! {
         hidden: i32,
         epsilon: f32,
     }
-    /// Writes rotated queries to `q_out` and rotated keys to the pool. Copies values to the pool.
-    RopeAppend, 88 bytes {
+    /// Adds `bias` to queries, keys and values and applies `head_norms` to the heads of queries and keys, unless these are
+    /// null. Writes rotated queries to `q_out`, and rotated keys and the values to the pool.
+    RopeAppend, 104 bytes {
         qkv: *const bf16,
+        bias: *const bf16,
+        head_norms: *const bf16,
         q_out: *mut bf16,
         pool: *mut bf16,
         positions: *const i32,
@@ -64,6 +67,7 @@ arguments! {
         kv_heads: i32,
         head_dim: i32,
         page_tokens: i32,
+        epsilon: f32,
     }
     /// `out[r] = silu(gate) · up`.
     SiluMul, 24 bytes {
@@ -87,13 +91,26 @@ arguments! {
         seed: u64,
         scale: f32,
     }
-    /// `out[r]` = the token sampled from row `r` of the logits with row `r` of the settings.
-    SampleRows, 32 bytes {
+    /// `out[r]` = the token sampled from row `r` of the logits with row `r` of the settings. Unless `mask_of` is null or
+    /// `mask_of[r]` is negative, mask number `mask_of[r]` restricts the tokens.
+    SampleRows, 48 bytes {
         logits: *const f32,
         settings: *const c_void,
+        mask_of: *const i32,
+        masks: *const u32,
         out: *mut i32,
         rows: i32,
         vocabulary: i32,
+    }
+    /// `out[r]` = the log probability of `targets[r]` at row `r` of the logits, its rank, and the `top` most probable tokens, in
+    /// [`SCORE_WORDS`](crate::gpu::score::SCORE_WORDS) words.
+    ScoreRows, 40 bytes {
+        logits: *const f32,
+        targets: *const i32,
+        out: *mut u32,
+        rows: i32,
+        vocabulary: i32,
+        top: i32,
     }
     /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`. `y` is f32 if `wide`, else bf16.
     RowProducts, 40 bytes {

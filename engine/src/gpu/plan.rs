@@ -45,6 +45,8 @@ pub(crate) struct Plan {
     kv_tokens: Vec<i32>,
     pub(crate) rows: usize,
     pub(crate) sampled: usize,
+    /// Rows whose next token is scored.
+    pub(crate) scored: usize,
     /// The prompts. They come first.
     pub(crate) prefill: Part,
     pub(crate) decode: Part,
@@ -65,6 +67,7 @@ impl Plan {
             kv_tokens: Vec::with_capacity(capacity.chunks),
             rows: 0,
             sampled: 0,
+            scored: 0,
             prefill: Part::default(),
             decode: Part::default(),
             order: Vec::with_capacity(capacity.chunks),
@@ -129,9 +132,9 @@ impl Plan {
             writer.filler();
         }
         self.decode = writer.end_part();
-        let Written { rows, pages, sampled, pieces, .. } = writer.written;
+        let Written { rows, pages, sampled, scored, pieces, .. } = writer.written;
         debug_assert!(rows <= self.capacity.rows && pieces <= self.pieces);
-        (self.rows, self.sampled) = (rows, sampled);
+        (self.rows, self.sampled, self.scored) = (rows, sampled, scored);
         self.words = self.offsets.pages + pages;
     }
 
@@ -170,6 +173,16 @@ impl Plan {
     /// The sampled rows, ascending.
     pub(crate) fn sampled_rows(&self) -> Range<usize> {
         list(self.offsets.sampled_rows, self.sampled)
+    }
+
+    /// The scored rows, ascending.
+    pub(crate) fn scored_rows(&self) -> Range<usize> {
+        list(self.offsets.scored_rows, self.scored)
+    }
+
+    /// The token that is scored after each scored row.
+    pub(crate) fn targets(&self) -> Range<usize> {
+        list(self.offsets.targets, self.scored)
     }
 
     /// The sampling settings of each sampled row, [`SETTING_WORDS`] words each.

@@ -11,7 +11,12 @@ fn counts(logits: &[f32], how: &Sampling) -> Vec<f64> {
     let mut counts = vec![0.0; logits.len()];
     let positions = 20_000;
     for position in 0..positions {
-        let token = choose(&mut logits.to_vec(), Sample { how, tokens: &[], prompt: 0 }, position);
+        let token = choose(
+            &mut logits.to_vec(),
+            Sample { how, tokens: &[], prompt: 0, constrained: false },
+            None,
+            position,
+        );
         counts[token.id as usize] += 1.0 / f64::from(positions);
     }
     counts
@@ -33,8 +38,48 @@ fn check_close(found: &[f64], expect: &[f64]) {
 
 #[test]
 fn greedy_takes_the_largest_logit_and_the_lowest_id_among_equals() {
-    assert_eq!(choose(&mut LOGITS.to_vec(), Sample::greedy(), 3), 1.into());
-    assert_eq!(choose(&mut [f32::NAN, f32::NAN], Sample::greedy(), 3), 0.into());
+    assert_eq!(choose(&mut LOGITS.to_vec(), Sample::greedy(), None, 3), 1.into());
+    assert_eq!(choose(&mut [f32::NAN, f32::NAN], Sample::greedy(), None, 3), 0.into());
+}
+
+#[test]
+fn a_mask_acts_as_if_the_other_tokens_did_not_exist() {
+    let (mask, kept) = ([0b0_1101], [0, 2, 3]);
+    let of_kept: Vec<f32> = kept.iter().map(|id| LOGITS[*id]).collect();
+    for how in [
+        Sampling::GREEDY,
+        drawn(Sampling::GREEDY),
+        drawn(Sampling { top_k: 2, ..Sampling::GREEDY }),
+        drawn(Sampling { top_p: 0.7, min_p: 0.1, ..Sampling::GREEDY }),
+        drawn(Sampling { repetition_penalty: 9.0, presence_penalty: 1.0, ..Sampling::GREEDY }),
+        drawn(Sampling { logit_bias: vec![(1, 100.0)], ..Sampling::GREEDY }),
+    ] {
+        for position in 0..500 {
+            let sample = Sample { how: &how, ..Sample::greedy() };
+            let masked = choose(&mut LOGITS.to_vec(), sample, Some(&mask), position).id;
+            let fewer = Sampling { logit_bias: Vec::new(), ..how.clone() };
+            let expect = choose(&mut of_kept.clone(), Sample { how: &fewer, ..sample }, None, position).id;
+            assert_eq!(masked as usize, kept[expect as usize], "{how:?} at {position}");
+        }
+    }
+}
+
+#[test]
+fn a_masked_sample_is_always_allowed() {
+    let (nan, low) = (f32::NAN, f32::NEG_INFINITY);
+    let hot = drawn(Sampling::GREEDY);
+    for how in [&Sampling::GREEDY, &hot] {
+        for (logits, mask, expect) in [
+            ([9.0, nan, nan, nan, 1.0], 0b01110, 1),
+            ([9.0, nan, low, nan, 1.0], 0b01110, 2),
+            ([9.0, low, low, nan, 1.0], 0b01000, 3),
+            ([f32::INFINITY, 1.0, low, nan, f32::INFINITY], 0b00010, 1),
+            ([9.0, 9.0, 9.0, 9.0, 1.0], 1 << 4, 4),
+        ] {
+            let sample = Sample { how, ..Sample::greedy() };
+            assert_eq!(choose(&mut logits.to_vec(), sample, Some(&[mask]), 7).id, expect, "{logits:?}");
+        }
+    }
 }
 
 #[test]
@@ -71,7 +116,7 @@ fn penalties_count_earlier_tokens() {
     let tokens = [1, 2, 2, 4, 4, 4];
     let check = |how: Sampling, expect: [f32; 5]| {
         let mut logits = LOGITS.to_vec();
-        choose(&mut logits, Sample { how: &how, tokens: &tokens, prompt: 3 }, 6);
+        choose(&mut logits, Sample { how: &how, tokens: &tokens, prompt: 3, constrained: false }, None, 6);
         assert_eq!(logits, expect, "{how:?}");
     };
     check(Sampling { repetition_penalty: 2.0, ..Sampling::GREEDY }, [1.0, 1.5, 1.0, -1.0, 1.5]);
@@ -81,7 +126,7 @@ fn penalties_count_earlier_tokens() {
     check(Sampling { logit_bias: bias, ..Sampling::GREEDY }, [6.0, 3.0, 2.0, -2.0, 3.0]);
     let mut negative = [-1.0, 0.5];
     let how = Sampling { repetition_penalty: 2.0, ..Sampling::GREEDY };
-    choose(&mut negative, Sample { how: &how, tokens: &[0], prompt: 1 }, 1);
+    choose(&mut negative, Sample { how: &how, tokens: &[0], prompt: 1, constrained: false }, None, 1);
     assert_eq!(negative, [-2.0, 0.5]);
 }
 
@@ -89,7 +134,13 @@ fn penalties_count_earlier_tokens() {
 fn a_draw_depends_only_on_seed_and_position() {
     let draw = |seed, position| {
         let how = Sampling { seed, ..drawn(Sampling::GREEDY) };
-        choose(&mut vec![0.0; 1000], Sample { how: &how, tokens: &[], prompt: 0 }, position).id
+        choose(
+            &mut vec![0.0; 1000],
+            Sample { how: &how, tokens: &[], prompt: 0, constrained: false },
+            None,
+            position,
+        )
+        .id
     };
     assert_eq!(draw(1, 5), draw(1, 5));
     let different = |draws: Vec<u32>| draws.iter().collect::<std::collections::BTreeSet<_>>().len();
@@ -105,7 +156,13 @@ fn infinite_and_nan_logits_still_give_a_token() {
         for how in
             [Sampling::GREEDY, drawn(Sampling::GREEDY), drawn(Sampling { top_p: 0.5, ..Sampling::GREEDY })]
         {
-            let token = choose(&mut logits.to_vec(), Sample { how: &how, tokens: &[], prompt: 0 }, 1).id;
+            let token = choose(
+                &mut logits.to_vec(),
+                Sample { how: &how, tokens: &[], prompt: 0, constrained: false },
+                None,
+                1,
+            )
+            .id;
             assert!(token < 3, "{logits:?}");
         }
     }
@@ -114,7 +171,12 @@ fn infinite_and_nan_logits_still_give_a_token() {
 #[test]
 fn logprobs_are_of_the_raw_logits() {
     let how = Sampling { logprobs: Some(3), logit_bias: vec![(0, 50.0)], ..Sampling::GREEDY };
-    let token = choose(&mut LOGITS.to_vec(), Sample { how: &how, tokens: &[], prompt: 0 }, 3);
+    let token = choose(
+        &mut LOGITS.to_vec(),
+        Sample { how: &how, tokens: &[], prompt: 0, constrained: false },
+        None,
+        3,
+    );
     assert_eq!(token.id, 0, "the bias selects the token");
     let logprobs = token.logprobs.unwrap();
     let probabilities = softmax(&LOGITS);

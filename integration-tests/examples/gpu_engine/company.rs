@@ -26,6 +26,7 @@ impl Known {
             start: range.start as u32,
             pages: &self.pages,
             sample: (range.end == self.prompt.len()).then(Sample::greedy),
+            score: None,
         }
     }
 
@@ -37,6 +38,7 @@ impl Known {
             start: self.prompt.len() as u32,
             pages: &self.pages,
             sample: Some(Sample::greedy()),
+            score: None,
         }
     }
 }

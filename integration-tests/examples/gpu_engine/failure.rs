@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use engine::{Chunk, CudaEngine, Engine, EngineError, LoadFormat, Sample, Scope, TokenSource};
-use integration_tests::folders::llamas;
+use integration_tests::folders::small_models;
 
 use super::{GPU, config, has_kernels, pages, run};
 
@@ -11,17 +11,18 @@ use super::{GPU, config, has_kernels, pages, run};
 /// # Errors
 /// A step succeeds, or fails with an error whose scope is not the engine.
 pub(crate) fn check() -> Result<()> {
-    let llama = llamas()?.into_iter().find(has_kernels).context("no test model has kernels")?;
-    let folder = llama.write("gpu")?;
+    let model = small_models()?.into_iter().find(has_kernels).context("no test model has kernels")?;
+    let folder = model.write("gpu")?;
     let mut gpu = CudaEngine::open(&config(folder.path(), GPU, LoadFormat::Auto, 8 << 20), 0, &|_, _| ())?;
     let table = pages(0, 8);
     let chunk = Chunk {
         sequence: 1,
-        tokens: &llama.prompt,
+        tokens: &model.prompt,
         source: TokenSource::Prompt,
         start: 0,
         pages: &table,
         sample: Some(Sample::greedy()),
+        score: None,
     };
     let limits = gpu.limits();
     ensure!(limits.rows <= limits.tokens && limits.rows <= 1024, "{limits:?}");

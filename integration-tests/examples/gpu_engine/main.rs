@@ -6,7 +6,7 @@
 //! target/release/examples/gpu_engine company SECONDS
 //! target/release/examples/gpu_engine failure
 //! ```
-//! Without arguments it checks small random Llamas with heads of 64 and 128: their logits against those of the CPU engine, their rows in large
+//! Without arguments it checks small random models of every family with heads of 64 and 128: their logits against those of the CPU engine, their rows in large
 //! batches against the same rows alone (bit for bit), tokens sampled on the GPU against those that the host samples, and page hashes against
 //! those of the CPU. With CONFIG FOLDER (configs/models/llama-3.1-8b) it then checks and measures a model of that shape with random weights.
 //!
@@ -18,6 +18,7 @@
 
 mod company;
 mod failure;
+mod masks;
 mod sampling;
 
 use std::collections::VecDeque;
@@ -35,7 +36,7 @@ use engine::{
     Chunk, ComputeDevice, CudaEngine, Engine, EngineConfig, LoadFormat, PageId, Sample, Sampling, Step,
     StepOutput, TokenSource,
 };
-use integration_tests::folders::{Llama, llamas};
+use integration_tests::folders::{SmallModel, small_models};
 use integration_tests::statistics::median;
 
 const STEP_TOKENS: u32 = 8192 + 256;
@@ -78,23 +79,30 @@ fn pages(first: u32, count: u32) -> Vec<PageId> {
         .collect()
 }
 
-fn head_dim(llama: &Llama) -> u64 {
-    llama.config["head_dim"].as_u64().unwrap_or_default()
+fn head_dim(model: &SmallModel) -> u64 {
+    model.config["head_dim"].as_u64().unwrap_or_default()
 }
 
 /// Whether the GPU has kernels for the heads of this model.
-fn has_kernels(llama: &Llama) -> bool {
-    [64, 128].contains(&head_dim(llama))
+fn has_kernels(model: &SmallModel) -> bool {
+    [64, 128].contains(&head_dim(model))
 }
 
 /// Answers the model's prompt greedily in three ways that have to agree. Returns the answer, and the error of the logits after the prompt
 /// against the CPU engine.
-fn greedy_answer(llama: &Llama, cpu: &mut CpuEngine, gpu: &mut CudaEngine) -> Result<(Vec<u32>, f64)> {
-    let prompt = &llama.prompt;
+fn greedy_answer(model: &SmallModel, cpu: &mut CpuEngine, gpu: &mut CudaEngine) -> Result<(Vec<u32>, f64)> {
+    let prompt = &model.prompt;
     let table = pages(0, 8);
     let sample = Some(Sample::greedy());
-    let whole =
-        Chunk { sequence: 1, tokens: prompt, source: TokenSource::Prompt, start: 0, pages: &table, sample };
+    let whole = Chunk {
+        sequence: 1,
+        tokens: prompt,
+        source: TokenSource::Prompt,
+        start: 0,
+        pages: &table,
+        sample,
+        score: None,
+    };
     run(cpu, &[whole])?;
     let right = cpu.logits(0).context("sampled")?.to_vec();
     let first = run(gpu, &[whole])?;
@@ -102,7 +110,7 @@ fn greedy_answer(llama: &Llama, cpu: &mut CpuEngine, gpu: &mut CudaEngine) -> Re
     // Greedy decoding uses CUDA graphs.
     let mut answer = vec![first.tokens[0].token.id];
     let mut position = prompt.len() as u32;
-    while answer.len() < llama.ids.len() {
+    while answer.len() < model.ids.len() {
         let token = [answer[answer.len() - 1]];
         let output = run(
             gpu,
@@ -113,6 +121,7 @@ fn greedy_answer(llama: &Llama, cpu: &mut CpuEngine, gpu: &mut CudaEngine) -> Re
                 start: position,
                 pages: &table,
                 sample,
+                score: None,
             }],
         )?;
         answer.push(output.tokens[0].token.id);
@@ -129,7 +138,7 @@ fn greedy_answer(llama: &Llama, cpu: &mut CpuEngine, gpu: &mut CudaEngine) -> Re
     ensure!(
         followed[0] == answer[1..],
         "{}: two steps in flight give {followed:?}, not {answer:?}",
-        llama.name
+        model.name
     );
     // And with a step that follows a finished step.
     let mut chunk = Chunk {
@@ -143,32 +152,33 @@ fn greedy_answer(llama: &Llama, cpu: &mut CpuEngine, gpu: &mut CudaEngine) -> Re
     run(gpu, &[chunk])?;
     (chunk.source, chunk.start) = (TokenSource::Follows, chunk.start + 1);
     let late = run(gpu, &[chunk])?;
-    ensure!(late.tokens[0].token.id == answer[2], "{}: {late:?} follows {answer:?}", llama.name);
+    ensure!(late.tokens[0].token.id == answer[2], "{}: {late:?} follows {answer:?}", model.name);
     Ok((answer, alone))
 }
 
-fn small_models() -> Result<()> {
+fn check_small_models() -> Result<()> {
     println!(
         "{:<28} {:>5} {:>10} {:>8} {:>22} {:>12}",
         "model", "head", "error", "greedy", "rows alone = in company", "draws = CPU"
     );
-    for llama in llamas()? {
-        if !has_kernels(&llama) {
+    for model in small_models()? {
+        if !has_kernels(&model) {
             continue;
         }
-        let head = head_dim(&llama);
-        let folder = llama.write("gpu")?;
+        let head = head_dim(&model);
+        let folder = model.write("gpu")?;
         let mut cpu = CpuEngine::open(&config(folder.path(), ComputeDevice::Cpu, LoadFormat::Auto, 8 << 20))?;
         let mut gpu =
             CudaEngine::open(&config(folder.path(), GPU, LoadFormat::Auto, 8 << 20), 0, &|_, _| ())?;
-        let (answer, alone) = greedy_answer(&llama, &mut cpu, &mut gpu)?;
-        draws_follow(&mut gpu, &llama.name)?;
-        let rows = company::check(&mut gpu, 60, 250).with_context(|| llama.name.clone())?;
-        let draws = sampling::check(&mut gpu, 4).with_context(|| llama.name.clone())?;
-        let same = answer.iter().zip(&llama.ids).take_while(|(a, b)| a == b).count();
+        let (answer, alone) = greedy_answer(&model, &mut cpu, &mut gpu)?;
+        draws_follow(&mut gpu, &model.name)?;
+        let rows = company::check(&mut gpu, 60, 250).with_context(|| model.name.clone())?;
+        let draws = sampling::check(&mut gpu, 4).with_context(|| model.name.clone())?;
+        masks::check(&mut gpu).with_context(|| model.name.clone())?;
+        let same = answer.iter().zip(&model.ids).take_while(|(a, b)| a == b).count();
         println!(
             "{:<28} {head:>5} {alone:>10.5} {:>8} {rows:>23} {draws:>12}",
-            llama.name,
+            model.name,
             format!("{same}/{}", answer.len())
         );
         hashes(&gpu)?;
@@ -193,7 +203,8 @@ fn draws_follow(gpu: &mut CudaEngine, name: &str) -> Result<()> {
                 source: TokenSource::Sampled,
                 start: position,
                 pages,
-                sample: Some(Sample { how: &how, tokens: &[], prompt: 0 }),
+                sample: Some(Sample { how: &how, ..Sample::greedy() }),
+                score: None,
             })
             .collect();
         let output = run(gpu, &batch)?;
@@ -246,6 +257,8 @@ fn large_model(folder: &Path) -> Result<()> {
     let draws = sampling::check(&mut gpu, 1)?;
     let made_up = sampling::check_made_up(&gpu)?;
     println!("{} tokens drawn on the GPU are those that the host draws", draws + made_up);
+    println!("{} constrained rows sample as the host does", masks::check(&mut gpu)?);
+    masks::cost(&mut gpu, 32, 1000)?;
     let sample = Some(Sample::greedy());
     let prompt = prompt(15_000);
     println!("{:>8} {:>7} {:>10} {:>12}", "prompt", "chunk", "ms", "tokens/s");
@@ -265,6 +278,7 @@ fn large_model(folder: &Path) -> Result<()> {
                         start,
                         pages: &table,
                         sample: sample.filter(|_| last),
+                        score: None,
                     };
                     run(&mut gpu, &[chunk])?;
                     start += part.len() as u32;
@@ -329,7 +343,8 @@ fn run_ahead(
                 source: if submitted > 0 { TokenSource::Follows } else { TokenSource::Sampled },
                 start: start + submitted as u32,
                 pages,
-                sample: Some(Sample { how, tokens: &[], prompt: 0 }),
+                sample: Some(Sample { how, ..Sample::greedy() }),
+                score: None,
             };
             let batch: Vec<Chunk<'_>> = (0..).zip(tables.iter().map(Vec::as_slice)).map(chunk).collect();
             running.push_back(gpu.submit(&batch)?);
@@ -360,6 +375,7 @@ fn one_step(folder: &Path) -> Result<()> {
         start: 1000,
         pages: &table,
         sample: Some(Sample::greedy()),
+        score: None,
     };
     run(&mut gpu, &[chunk])?;
     Ok(())
@@ -374,7 +390,15 @@ fn prefilled(folder: &Path, tokens: usize) -> Result<(CudaEngine, Vec<PageId>)> 
         let sample = Some(Sample::greedy());
         run(
             &mut gpu,
-            &[Chunk { sequence: 1, tokens, source: TokenSource::Prompt, start, pages: &table, sample }],
+            &[Chunk {
+                sequence: 1,
+                tokens,
+                source: TokenSource::Prompt,
+                start,
+                pages: &table,
+                sample,
+                score: None,
+            }],
         )?;
         start += tokens.len() as u32;
     }
@@ -407,10 +431,10 @@ fn prompt(tokens: usize) -> Vec<u32> {
 /// depend on timing.
 fn repeated_company(seconds: u64) -> Result<()> {
     let (mut checks, mut rows, mut failed) = (0, 0, 0);
-    let models: Vec<_> = llamas()?.into_iter().filter(has_kernels).collect();
+    let models: Vec<_> = small_models()?.into_iter().filter(has_kernels).collect();
     let each = Duration::from_secs(seconds) / models.len() as u32;
-    for llama in &models {
-        let folder = llama.write("gpu")?;
+    for model in &models {
+        let folder = model.write("gpu")?;
         let mut gpu =
             CudaEngine::open(&config(folder.path(), GPU, LoadFormat::Auto, 8 << 20), 0, &|_, _| ())?;
         let began = Instant::now();
@@ -420,9 +444,9 @@ fn repeated_company(seconds: u64) -> Result<()> {
                 Ok(compared) => rows += compared,
                 Err(error) if error.is::<company::Differs>() => {
                     failed += 1;
-                    eprintln!("{}: {error:#}", llama.name);
+                    eprintln!("{}: {error:#}", model.name);
                 }
-                Err(error) => return Err(error).context(llama.name.clone()),
+                Err(error) => return Err(error).context(model.name.clone()),
             }
         }
     }
@@ -436,10 +460,10 @@ fn main() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let number = |text: &str| text.parse::<usize>().with_context(|| format!("{text} is not a number"));
     match arguments[..] {
-        [] => small_models(),
+        [] => check_small_models(),
         ["company", seconds] => repeated_company(number(seconds)? as u64),
         ["failure"] => failure::check(),
-        [folder] => small_models().and_then(|()| large_model(Path::new(folder))),
+        [folder] => check_small_models().and_then(|()| large_model(Path::new(folder))),
         [folder, "step"] => one_step(Path::new(folder)),
         [folder, "prefill", tokens] => prefilled(Path::new(folder), number(tokens)?).map(drop),
         [folder, "pages", tokens] => digest(Path::new(folder), number(tokens)?),

@@ -44,7 +44,8 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
             source: TokenSource::Sampled,
             start: 0,
             pages: &pages[n..=n],
-            sample: Some(Sample { how: &some[n], tokens: &[], prompt: 0 }),
+            sample: Some(Sample { how: &some[n], ..Sample::greedy() }),
+            score: None,
         };
         let mut batch: Vec<Chunk<'_>> = (0..some.len()).map(row).collect();
         let is_last = settings.is_empty();
@@ -57,7 +58,7 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
         let output = run(gpu, &batch)?;
         for (n, (chunk, sampled)) in batch.iter().zip(&output.tokens).enumerate() {
             let sample = chunk.sample.unwrap_or(Sample::greedy());
-            let right = choose(&mut gpu.logits(n)?, sample, 1);
+            let right = choose(&mut gpu.logits(n)?, sample, None, 1);
             ensure!(
                 sampled.token == right,
                 "the GPU samples {} and the host {} with {:?}",
@@ -80,10 +81,17 @@ pub(super) fn check_made_up(gpu: &CudaEngine) -> Result<usize> {
         for settings in settings().chunks(few).filter_map(<[_]>::first).collect::<Vec<_>>().chunks(ROWS) {
             let rows: Vec<Vec<f32>> =
                 (compared..).take(settings.len()).map(|row| made_up(row, vocabulary)).collect();
-            let samples: Vec<(&Sampling, u32)> = settings.iter().copied().zip(compared as u32..).collect();
+            let masks: Vec<Option<Vec<u32>>> =
+                (compared..).take(settings.len()).map(|row| mask(row, vocabulary)).collect();
+            let samples: Vec<(&Sampling, Option<&[u32]>, u32)> = settings
+                .iter()
+                .zip(&masks)
+                .zip(compared as u32..)
+                .map(|((how, mask), position)| (*how, mask.as_deref(), position))
+                .collect();
             let found = gpu.draw(&rows.concat(), &samples)?;
-            for ((mut logits, (how, position)), found) in rows.into_iter().zip(samples).zip(found) {
-                let right = choose(&mut logits, Sample { how, tokens: &[], prompt: 0 }, position).id;
+            for ((mut logits, (how, mask, position)), found) in rows.into_iter().zip(samples).zip(found) {
+                let right = choose(&mut logits, Sample { how, ..Sample::greedy() }, mask, position).id;
                 ensure!(
                     found == right,
                     "of {vocabulary} tokens in row {position} the GPU samples {found} and the host {right} with {how:?}"
@@ -93,6 +101,27 @@ pub(super) fn check_made_up(gpu: &CudaEngine) -> Result<usize> {
         }
     }
     Ok(compared)
+}
+
+/// No mask, or a mask that allows about half of the tokens, a few, or one.
+fn mask(row: usize, vocabulary: usize) -> Option<Vec<u32>> {
+    let allowed = |token: usize| {
+        let bits = (row * 104_729 + token + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33;
+        match row % 4 {
+            1 => bits.is_multiple_of(2),
+            2 => bits.is_multiple_of(1000),
+            _ => false,
+        }
+    };
+    if row.is_multiple_of(4) {
+        return None;
+    }
+    let mut words = vec![0; vocabulary.div_ceil(32)];
+    let always = row * 31 % vocabulary;
+    for token in (0..vocabulary).filter(|token| *token == always || allowed(*token)) {
+        words[token / 32] |= 1 << (token % 32);
+    }
+    Some(words)
 }
 
 /// Logits of many kinds: distributed as those of a model, with ties across blocks, with NaN and with infinities.

@@ -33,6 +33,7 @@ fn decode(now: Instant, request: u64, prefill_on: Option<SessionId>) -> ToDecode
         max_tokens: 1000,
         sampling: Default::default(),
         grammar: None,
+        salt: None,
         ignore_eos: true,
         deadline: now + Duration::from_secs(3600),
         route: Route::Auto,
@@ -47,7 +48,8 @@ fn reserved(request: u64, landing: u32) -> ToDecoder {
 
 fn advanced(request: u64, resident: u32, ended: Option<SequenceEnd>) -> ToDecoder {
     let (sequence, token) = (own(request), Some(7.into()));
-    SequenceAdvanced { sequence, resident, token, running_micros: 1, ended }.into()
+    SequenceAdvanced { sequence, resident, prompt_logprobs: Vec::new(), token, running_micros: 1, ended }
+        .into()
 }
 
 /// A decoder with `live` requests. The pages of their prompts come from the sender `on`, if there is one.
@@ -59,6 +61,7 @@ fn decoding(now: Instant, live: u64, on: Option<SessionId>) -> DecoderState {
         vocabulary: 1 << 20,
         pid: 1,
         growth_tokens: 64,
+        grammars_per_session: 16,
     });
     state.on(now, PeerReady { session: SESSION, pid: 2 }.into());
     for request in 0..live {
@@ -114,14 +117,15 @@ pub(crate) fn landing(live: u64, times: &mut Times) {
     measure("PagesAdopted", spread(live).map(adopted).collect());
     let finished = |request| {
         let request = RequestId(request);
-        PrefillFinished { session: SESSION, request, token: 7.into(), prefill_micros: 1 }.into()
+        PrefillFinished { session: SESSION, request, token: 7.into(), cached: 0, prefill_micros: 1 }.into()
     };
     measure("PrefillFinished", spread(live).map(finished).collect());
 }
 
 fn reserve(request: u64, landing: Option<SessionId>) -> ToBufferManager {
     let (tokens, pages) = (prompt(request).into(), PAGES);
-    ReservePages { sequence: own(request), tokens, pages, landing, priority: ReservePriority::New }.into()
+    let (sequence, priority) = (own(request), ReservePriority::New);
+    ReservePages { sequence, tokens, salt: None, pages, landing, priority }.into()
 }
 
 fn release(request: u64) -> ToBufferManager {
@@ -151,7 +155,7 @@ pub(crate) fn pool(live: u64, times: &mut Times) {
     measure("ReservePages", fresh(live).map(|request| reserve(request, None)).collect());
     let computed = |request| {
         let (tokens, pages) = (prompt(request).into(), held[request as usize].clone());
-        PagesComputed { sequence: own(request), tokens, pages }.into()
+        PagesComputed { sequence: own(request), tokens, salt: None, pages }.into()
     };
     measure("PagesComputed", spread(live).map(computed).collect());
     let grow = |request| GrowPages { sequence: own(request), least: 1, most: 4 }.into();

@@ -36,6 +36,8 @@ fn start_prefill(request: u64) -> ToPrefiller {
         prompt: prompt(request),
         resident: 0,
         sampling: Default::default(),
+        salt: None,
+        grammar: None,
         remaining_ms: 3_600_000,
     }
     .into()
@@ -47,7 +49,15 @@ fn reserved(request: u64) -> ToPrefiller {
 
 fn advanced(request: u64, resident: u32, ended: Option<SequenceEnd>) -> ToPrefiller {
     let token = ended.is_some().then(|| 7.into());
-    SequenceAdvanced { sequence: peers(request), resident, token, running_micros: 1, ended }.into()
+    SequenceAdvanced {
+        sequence: peers(request),
+        resident,
+        prompt_logprobs: Vec::new(),
+        token,
+        running_micros: 1,
+        ended,
+    }
+    .into()
 }
 
 /// A prefiller with running prefills.
@@ -59,6 +69,7 @@ pub(crate) fn prefiller(live: u64, times: &mut Times) {
         pool_pages: 1 << 20,
         vocabulary: 1 << 20,
         context_tokens: 8192,
+        compiles_grammars: false,
     });
     for request in 0..live {
         state.on(now, start_prefill(request));
@@ -130,6 +141,7 @@ fn start(request: u64) -> ToGenerator {
         sampling: Default::default(),
         grammar: None,
         ignore_eos: true,
+        prompt_logprobs: None,
     }
     .into()
 }
@@ -150,7 +162,7 @@ pub(crate) fn generator(live: u64, times: &mut Times) {
     }
     let finished = |plan: RunStep| -> ToGenerator {
         let tokens = plan.chunks.iter().map(|chunk| (chunk.key, 7.into())).collect();
-        StepFinished { outcome: Ok(tokens) }.into()
+        StepFinished { outcome: Ok(StepResult { tokens, ..StepResult::default() }) }.into()
     };
     // The first step has only the first sequence. The next step has all.
     let plan = plan.and_then(|plan| plans(state.on(0, finished(plan)))).expect("a step with all sequences");

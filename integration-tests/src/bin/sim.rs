@@ -98,6 +98,10 @@ fn main() -> Result<()> {
         "pages: {} landed, {} shared, {} damaged; {} sessions",
         report.landed, report.resident, report.damaged, report.sessions
     );
+    println!(
+        "grammars: {} prefilled by senders, {} replaced, {} lost while they were compiled",
+        report.constrained, report.grammars_replaced, report.lost_while_compiling
+    );
     let faults: Vec<String> = report.faults.iter().map(|(name, count)| format!("{name} {count}")).collect();
     println!("faults: {}", faults.join(", "));
     match violation {

@@ -3,12 +3,18 @@
 use std::time::Duration;
 
 use actors::effect::{Endpoint, to};
-use actors::request::{AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent};
+use actors::request::{
+    AbortRequest, CacheSalt, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent,
+};
 
+use super::grammars::any_grammar;
 use super::machine::next_token;
 use super::parts::Client;
 use super::plan::{PAGE_TOKENS, SECOND, VOCABULARY};
 use super::world::{Event, RECEIVER, World};
+
+/// Salts of requests.
+const SALTS: [Option<&str>; 4] = [None, None, Some("a"), Some("b")];
 
 /// How long after its deadline a request may end. Ticks and mailboxes add delays.
 const GRACE: u64 = SECOND;
@@ -41,6 +47,9 @@ impl World {
         }
         let deadline = self.now + self.plan.deadline;
         let (max_tokens, ignore_eos) = (all - prompt, self.dice.one_in(2));
+        let salt = SALTS[self.dice.between(0, SALTS.len() as u64 - 1) as usize].map(CacheSalt::of);
+        // The grammar of a request that must be handed over could be refused.
+        let grammar = any_grammar(&mut self.dice).filter(|_| !stays);
         self.clients.insert(
             request,
             Client {
@@ -49,6 +58,8 @@ impl World {
                 prompt: tokens.len(),
                 max_tokens,
                 ignore_eos,
+                salt,
+                grammar: grammar.clone(),
                 deadline,
                 left: false,
                 end: None,
@@ -64,7 +75,8 @@ impl World {
             prompt: tokens.into(),
             max_tokens,
             sampling: Default::default(),
-            grammar: None,
+            grammar,
+            salt,
             ignore_eos,
             deadline: self.epoch + Duration::from_micros(deadline),
             route: Route::Auto,

@@ -2,7 +2,7 @@
 
 use actors::buffer_manager::state::PageUse;
 use actors::effect::{Endpoint, to};
-use actors::messages::{RunStep, StepFinished};
+use actors::messages::{RunStep, StepFinished, StepResult};
 
 use super::machine::{Step, follow};
 use super::plan::MS;
@@ -26,7 +26,7 @@ impl World {
         }
         let process = &mut self.nodes[node];
         follow(&mut plan, &process.sampled);
-        let step = Step::begin(plan, &mut process.memory);
+        let step = Step::begin(plan, &mut process.memory, &process.late);
         self.pages_are_held(node, &step);
         self.nodes[node].step = Some(step);
         let wait = self.dice.wait(5 * MS, 200 * MS);
@@ -55,9 +55,10 @@ impl World {
         let outcome = if std::mem::take(&mut process.step_fails) {
             Err(step.error(now))
         } else {
-            Ok(step.end(&mut process.memory))
+            Ok(step.end(&mut process.memory, || self.dice.one_in(6)))
         };
-        process.sampled = outcome.as_deref().unwrap_or_default().to_vec();
+        let StepResult { tokens, late, .. } = outcome.clone().unwrap_or_default();
+        (process.sampled, process.late) = (tokens, late);
         if let Some(plan) = process.step_ahead.take() {
             self.begin_step(node, plan);
         }

@@ -182,7 +182,7 @@ impl World {
         let put = self.outlets.get_mut(&name).and_then(|outlet| outlet.puts.get_mut(&ticket));
         let Some(put) = put.filter(|put| put.content.is_none()) else { return };
         let pages = put.page..put.page + put.pages;
-        put.content = Some(pages.clone().map(|page| memory.page(page)).collect());
+        put.content = Some(pages.clone().map(|page| memory.page(page).clone()).collect());
         let mut used = pages.map(|page| (page, pool.page_use(PageId(page))));
         let free = used.find(|(_, used)| !matches!(used, PageUse::Held(_)));
         if let (true, false, Some((page, used))) = (put.is_owned, put.completed, free) {
@@ -210,11 +210,12 @@ impl World {
         let into = put.into;
         if std::mem::take(&mut self.flip) {
             let page = self.dice.between(0, content.len() as u64 - 1) as usize;
-            let place = self.dice.between(0, content[page].len() as u64 - 1) as usize;
-            content[page][place] = (content[page][place].wrapping_add(1)) % VOCABULARY;
+            let tokens = &mut content[page].tokens;
+            let place = self.dice.between(0, tokens.len() as u64 - 1) as usize;
+            tokens[place] = (tokens[place].wrapping_add(1)) % VOCABULARY;
         }
         let session = self.lane_of(name).map(|lane| lane.session);
-        for (into, content) in (into..).zip(&content) {
+        for (into, content) in (into..).zip(content) {
             let used = self.nodes[RECEIVER].pool.page_use(PageId(into));
             if !matches!(used, PageUse::Outstanding(of) | PageUse::Quarantined(of) if Some(of) == session) {
                 return self.fail(format!("a put of {session:?} lands in page {into}, which is {used:?}"));

@@ -8,6 +8,7 @@ use actors::decoder::state::{DecoderConfig, DecoderState};
 use actors::effect::{Effect, Endpoint};
 use actors::finish::FinishRule;
 use actors::generator::state::{GeneratorConfig, GeneratorState};
+use actors::grammar::GrammarHash;
 use actors::messages::RunStep;
 use actors::peer_link::state::PeerLinkState;
 use actors::prefiller::state::{PrefillerConfig, PrefillerState};
@@ -68,10 +69,16 @@ pub(super) struct Node {
     pub(super) step_ahead: Option<RunStep>,
     /// The tokens sampled by the last finished step. The next step may use them.
     pub(super) sampled: Vec<(u64, Token)>,
+    /// The chunks of the last finished step that sampled no token, because their masks were late.
+    pub(super) late: Vec<u64>,
     /// True if the next step fails.
     pub(super) step_fails: bool,
     /// The peer processes that this process watches for their end, each as (node, life).
     pub(super) watched: BTreeSet<(usize, u32)>,
+    /// The grammars that this process has compiled.
+    pub(super) compiled: BTreeSet<GrammarHash>,
+    /// The virtual time at which the grammar thread has compiled all its grammars.
+    pub(super) compiling_until: u64,
     pub(super) role: Role,
 }
 
@@ -91,6 +98,7 @@ impl Node {
                     vocabulary: VOCABULARY,
                     pid: 0,
                     growth_tokens: plan.growth_tokens,
+                    grammars_per_session: plan.grammars,
                 }),
             }))
         } else {
@@ -108,6 +116,7 @@ impl Node {
                     pool_pages: pages,
                     vocabulary: VOCABULARY,
                     context_tokens: 4096,
+                    compiles_grammars: !plan.refuses_grammars,
                 }),
                 dialling: None,
                 leaving: false,
@@ -138,8 +147,11 @@ impl Node {
             step: None,
             step_ahead: None,
             sampled: Vec::new(),
+            late: Vec::new(),
             step_fails: false,
             watched: BTreeSet::new(),
+            compiled: BTreeSet::new(),
+            compiling_until: 0,
             role,
         }
     }

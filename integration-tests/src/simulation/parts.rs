@@ -3,9 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
+use actors::grammar::CompiledGrammar;
 use actors::messages::SessionId;
+use actors::request::CacheSalt;
 use connector::frame::Frame;
 use connector::ring::PageIndex;
+
+use super::machine::PageContent;
 
 /// The sending end of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,7 +40,7 @@ pub(super) struct Put {
     pub(super) into: u32,
     /// The number of pages from `page` and from `into` on.
     pub(super) pages: u32,
-    pub(super) content: Option<Vec<Vec<u32>>>,
+    pub(super) content: Option<Vec<PageContent>>,
     pub(super) lands_at: u64,
     pub(super) landed: bool,
     pub(super) completed: bool,
@@ -68,6 +72,8 @@ pub(super) struct Conn {
     pub(super) sender: usize,
     pub(super) lives: [u32; 2],
     pub(super) sessions: [Option<SessionId>; 2],
+    /// Where the sender has grammars.
+    pub(super) grammars: BTreeSet<u32>,
     /// Frames on their way to each side.
     pub(super) frames: [VecDeque<Frame>; 2],
     /// Whether each side still receives.
@@ -85,6 +91,8 @@ pub(super) struct Client {
     pub(super) prompt: usize,
     pub(super) max_tokens: u32,
     pub(super) ignore_eos: bool,
+    pub(super) salt: Option<CacheSalt>,
+    pub(super) grammar: Option<CompiledGrammar>,
     pub(super) deadline: u64,
     pub(super) left: bool,
     /// How the request ended. It is set once.
@@ -111,6 +119,12 @@ pub struct Report {
     pub preemptions: u64,
     /// Pages that were found in the cache.
     pub resident: u64,
+    /// Prompts with a grammar that senders started to prefill.
+    pub constrained: u64,
+    /// Grammars that replaced another one at a sender.
+    pub grammars_replaced: u64,
+    /// Prompts that waited for their grammar when their session was lost.
+    pub lost_while_compiling: u64,
     /// Reports of damaged pages, which were not adopted.
     pub damaged: u64,
     /// Puts that landed.
@@ -131,6 +145,9 @@ impl Report {
         self.recomputes += other.recomputes;
         self.preemptions += other.preemptions;
         self.resident += other.resident;
+        self.constrained += other.constrained;
+        self.grammars_replaced += other.grammars_replaced;
+        self.lost_while_compiling += other.lost_while_compiling;
         self.damaged += other.damaged;
         self.landed += other.landed;
         self.sessions += other.sessions;

@@ -91,6 +91,10 @@ pub struct Plan {
     pub runs_ahead: bool,
     /// Maximum number of rows in a step, often less than the number of decoding sequences.
     pub step_rows: u32,
+    /// Maximum number of grammars that a sender keeps for a session.
+    pub grammars: u32,
+    /// Senders compile no grammars.
+    pub refuses_grammars: bool,
     /// Deadline of a request in microseconds.
     pub deadline: u64,
     /// Arrival times of requests in microseconds.
@@ -154,6 +158,8 @@ impl Plan {
             on_device: dice.one_in(2),
             runs_ahead: dice.one_in(2),
             step_rows: dice.between(1, 8) as u32,
+            grammars: dice.between(1, 4) as u32,
+            refuses_grammars: dice.one_in(8),
         }
     }
 }

@@ -4,8 +4,8 @@
 //! effect that is not in the table of messages is a violation.
 
 use actors::effect::{
-    Effect, Endpoint, ToDecoder, ToEngine, ToHashThread, ToLog, ToPeerLink, ToProcess, ToStreams, ToTransfer,
-    ToTransport, to,
+    Effect, Endpoint, ToDecoder, ToEngine, ToGrammarThread, ToHashThread, ToLog, ToPeerLink, ToProcess,
+    ToStreams, ToTransfer, ToTransport, to,
 };
 use actors::log::LogLine;
 use actors::messages::{PageToHash, PagesHashed, SendFrame, SessionId};
@@ -35,6 +35,9 @@ impl World {
                 Effect::Engine(ToEngine::RunStep(plan)) => self.give_step(node, plan),
                 Effect::HashThread(ToHashThread::HashPages(pages)) => {
                     pages.0.into_iter().for_each(|page| self.hash(node, page));
+                }
+                Effect::GrammarThread(ToGrammarThread::CompileGrammar(compile)) => {
+                    self.compile(node, compile)
                 }
                 Effect::Transport(ToTransport::Command(command)) => self.command_transport(node, command),
                 Effect::Sockets(message) => self.command_sockets(node, message),
@@ -75,6 +78,7 @@ impl World {
     pub(super) fn deliver(&mut self, node: usize, (from, actor): (Endpoint, Endpoint), effect: Effect) {
         self.trace_event(|| format!("{node} {from:?} → {effect:?}"));
         let (now, micros, hashed) = (self.instant(), self.now, self.plan.hashed);
+        self.is_allowed(node, &effect);
         let process = &mut self.nodes[node];
         let effects = match effect {
             Effect::BufferManager(mail) => {
@@ -132,6 +136,16 @@ impl World {
             other => return self.fail(format!("{other:?} is not a message to a state")),
         };
         self.perform(node, actor, effects);
+    }
+
+    /// Checks messages that must fit the client's request.
+    fn is_allowed(&mut self, node: usize, effect: &Effect) {
+        match effect {
+            Effect::Generator(mail) => self.sequence_runs(node, mail),
+            Effect::BufferManager(mail) => self.pages_are_for(node, mail),
+            Effect::Prefiller(mail) => self.prefiller_hears(node, mail),
+            _ => {}
+        }
     }
 
     fn tell_client(&mut self, node: usize, message: ToStreams) {

@@ -1,6 +1,6 @@
 //! Connections between processes: dialling, handshakes and frames, each with random delays.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use actors::effect::{Effect, Endpoint, ToPeerLink, ToSockets, to};
 use actors::messages::{
@@ -82,6 +82,7 @@ impl World {
                 sender: node,
                 lives,
                 sessions: [None; 2],
+                grammars: BTreeSet::new(),
                 frames: [VecDeque::new(), VecDeque::new()],
                 open: [true; 2],
                 carried: [false; 2],
@@ -207,8 +208,14 @@ impl World {
     fn send(&mut self, conn: u64, side: usize, frame: Frame) {
         let other = 1 - side;
         let Some(found) = self.conns.get_mut(&conn).filter(|found| found.open[other]) else { return };
-        if let Frame::Prefill { request, .. } = frame {
-            self.asked.insert(request, found.sender);
+        match frame {
+            Frame::Prefill { request, .. } => {
+                self.asked.insert(request, found.sender);
+            }
+            Frame::Grammar { index, .. } => {
+                self.report.grammars_replaced += u64::from(!found.grammars.insert(index));
+            }
+            _ => {}
         }
         found.frames[other].push_back(frame);
         let wait = self.dice.wait(MS, 500 * MS);

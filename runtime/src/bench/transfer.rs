@@ -171,6 +171,7 @@ fn start(
     let engine = Box::new(engine);
     Ok(node::start(NodeConfig {
         engine,
+        grammars: None,
         prefill_chunk_tokens,
         prefix_cache: false,
         scattered: options.scattered,
@@ -297,6 +298,7 @@ async fn hand_over(
         max_tokens,
         sampling: Arc::default(),
         grammar: None,
+        salt: None,
         ignore_eos: true,
         deadline: Instant::now() + PATIENCE,
         route: Route::Auto,

@@ -148,6 +148,7 @@ fn submit(
         max_tokens: prompt.max_tokens,
         sampling: ask.sampling_of(choice).into(),
         grammar,
+        salt: ask.salt,
         ignore_eos: ask.ignore_eos,
         deadline,
         route: frontend.route,
@@ -211,7 +212,10 @@ async fn whole(
             token_ids: ask.return_token_ids.then_some((&*ask.prompt_of(index).tokens, &**ids)),
         });
     }
-    let answer = WholeAnswer { choices: answers, usage: Usage::new(ask.prompt_tokens(), sampled), timings };
+    let cached =
+        all.iter().map(|choice| choice.finish.as_ref().map_or(0, |finish| finish.timings.cached_tokens));
+    let usage = Usage::new(ask.prompt_tokens(), sampled).with_cached(cached, ask.n);
+    let answer = WholeAnswer { choices: answers, usage, timings };
     Ok(HttpResponse::Ok().content_type("application/json").body(head.response(answer)))
 }
 

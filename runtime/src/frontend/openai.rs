@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use actix_web::http::StatusCode;
+use actors::request::CacheSalt;
 use engine::Sampling;
 
 use super::api_error::ApiError;
@@ -53,6 +54,8 @@ pub(super) struct Ask {
     /// The grammar that all answers follow.
     pub(super) grammar: Option<AskedGrammar>,
     pub(super) ignore_eos: bool,
+    /// Answers share cached pages only with requests of the same salt.
+    pub(super) salt: Option<CacheSalt>,
     pub(super) special_tokens: SpecialTokens,
     pub(super) return_token_ids: bool,
     pub(super) return_timings: bool,
@@ -167,6 +170,7 @@ impl Ask {
             stop: StopRule::read(fields, vocabulary)?,
             grammar: structured::read(fields)?,
             ignore_eos: fields.flag("ignore_eos", false)?,
+            salt: cache_salt(fields)?,
             special_tokens: if fields.flag("skip_special_tokens", true)? {
                 SpecialTokens::Skip
             } else {
@@ -244,6 +248,16 @@ pub(super) fn prompt(kind: ApiKind, fields: &Fields<'_>, reader: Reader<'_>) -> 
         ApiKind::Completion => prompts::single(fields, reader),
     };
     Ok(prompt?.ids)
+}
+
+/// Reads `cache_salt`, a text of at least one character.
+fn cache_salt(fields: &Fields<'_>) -> Result<Option<CacheSalt>, ApiError> {
+    match fields.text("cache_salt")? {
+        Some(salt) if salt.is_empty() => {
+            Err(ApiError::field("cache_salt", "cache_salt must not be empty; leave it out or set a text"))
+        }
+        salt => Ok(salt.map(|salt| CacheSalt::of(&salt))),
+    }
 }
 
 fn stream_options(fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {

@@ -16,11 +16,29 @@ pub(super) struct Usage {
     pub(super) prompt_tokens: u32,
     pub(super) total_tokens: u32,
     pub(super) completion_tokens: u32,
+    /// vLLM omits it before the end of an answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) prompt_tokens_details: Option<PromptTokensDetails>,
+}
+
+/// Details of the tokens of a request's prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct PromptTokensDetails {
+    /// Tokens that were not computed, because their KV was in a prefix cache.
+    pub(super) cached_tokens: u32,
 }
 
 impl Usage {
     pub(super) fn new(prompt_tokens: u32, completion_tokens: u32) -> Self {
-        Self { prompt_tokens, total_tokens: prompt_tokens + completion_tokens, completion_tokens }
+        let total_tokens = prompt_tokens + completion_tokens;
+        Self { prompt_tokens, total_tokens, completion_tokens, prompt_tokens_details: None }
+    }
+
+    /// The usage of answers that have ended. Each prompt counts once, also if it has several answers: `cached_of` has the cached tokens
+    /// of each choice, and the first of the `n` answers to a prompt counts, because the others may find its pages.
+    pub(super) fn with_cached(self, cached_of: impl Iterator<Item = u32>, n: u32) -> Self {
+        let cached_tokens = cached_of.step_by(n as usize).sum();
+        Self { prompt_tokens_details: Some(PromptTokensDetails { cached_tokens }), ..self }
     }
 }
 

@@ -48,6 +48,8 @@ pub(super) struct EventShape {
 struct ChoiceProgress {
     started: bool,
     tokens: u32,
+    /// Cached tokens of its prompt; known at its end.
+    cached: u32,
     /// Characters of its tokens, for the offsets of log probabilities.
     characters: usize,
 }
@@ -160,6 +162,7 @@ impl Events {
         if let (Some(finish), Some(request)) = (finish, choices.request(index)) {
             let ended = Ended { head, choice: index, request, waited };
             observed.end(&ended, Ok((finish.reason, &finish.timings)));
+            progress.cached = finish.timings.cached_tokens;
             choices.ended(index);
         }
         let report_of = |finish: &Finish| TimingsReport::new(finish.timings.clone(), waited);
@@ -183,7 +186,9 @@ impl Events {
         if choices.is_over() {
             if options.include_usage {
                 let tokens = self.progress.iter().map(|progress| progress.tokens).sum();
-                frame(&head.usage_chunk(Usage::new(ask.prompt_tokens(), tokens), timings), out);
+                let cached = self.progress.iter().map(|progress| progress.cached);
+                let usage = Usage::new(ask.prompt_tokens(), tokens).with_cached(cached, ask.n);
+                frame(&head.usage_chunk(usage, timings), out);
             }
             frame(DONE, out);
             self.ended = true;

@@ -8,13 +8,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{
-    AddedToken, Model as _, NormalizerWrapper, OffsetReferential, OffsetType, SplitDelimiterBehavior,
-};
+use tokenizers::{AddedToken, Model as _, OffsetReferential, OffsetType, SplitDelimiterBehavior};
 
 use super::model_text::{ModelText, TextError};
 use words::Words;
@@ -112,6 +111,8 @@ fn longest(ends: &[usize]) -> usize {
 
 /// GGUF's name for the rule by which Llama 3 splits text.
 const LLAMA3: &str = "llama-bpe";
+/// GGUF's name for the rule of Qwen2, Qwen2.5 and Qwen3.
+const QWEN2: &str = "qwen2";
 
 /// The rule with this GGUF name that splits text before the merges, for the library and for [`Words`].
 fn split(pre: &str) -> Option<(Sequence, Words)> {
@@ -133,7 +134,7 @@ fn split(pre: &str) -> Option<(Sequence, Words)> {
             ],
             Words::llama3(3),
         ),
-        "qwen2" => (
+        QWEN2 => (
             vec![
                 words(
                     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -168,6 +169,10 @@ impl Tokenizer {
         let bpe = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(text.pre == LLAMA3);
         let mut bpe = tokenizers::Tokenizer::new(bpe.build().map_err(|e| broken(e.to_string()))?);
         bpe.with_pre_tokenizer(Some(split));
+        // The GGUF format has no normalizer. Qwen's tokenizer.json composes characters.
+        if text.pre == QWEN2 {
+            bpe.with_normalizer(Some(NFC)).map_err(|e| broken(e.to_string()))?;
+        }
         let of_type = |wanted: i32| {
             let whole = text.tokens.iter().enumerate().filter(move |(id, _)| type_of(*id) == wanted);
             whole
@@ -297,7 +302,9 @@ impl Tokenizer {
             return Ok(encoded.get_ids().to_vec());
         };
         let mut tokens: Vec<u32> = self.bos.filter(|_| bos == Bos::Add).into_iter().collect();
-        let pieces = bpe.get_added_vocabulary().extract_and_normalize(None::<&NormalizerWrapper>, text);
+        // ASCII text is normalized.
+        let normalizer = bpe.get_normalizer().filter(|_| !text.is_ascii());
+        let pieces = bpe.get_added_vocabulary().extract_and_normalize(normalizer, text);
         for (piece, _, added) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
             match added {
                 Some(added) => tokens.extend(added.iter().map(|token| token.id)),

@@ -91,7 +91,7 @@ impl PoolState {
     /// Number of unclaimed pages that a reservation takes: its own pages, landing pages, and shared pages that no sequence holds
     /// yet.
     fn cost(&self, reserve: &ReservePages) -> u32 {
-        let shared = self.cache.lookup(&reserve.tokens);
+        let shared = self.cache.lookup(reserve.salt, &reserve.tokens);
         let held = shared.iter().filter(|page| self.holders.contains_key(page)).count() as u32;
         self.wanted(reserve) - held
     }
@@ -103,8 +103,8 @@ impl PoolState {
 
     fn serve(&mut self, reserve: ReservePages) -> PagesReserved {
         let pages = self.wanted(&reserve);
-        let ReservePages { sequence, tokens, landing, .. } = reserve;
-        let mut table = self.cache.lookup(&tokens);
+        let ReservePages { sequence, tokens, salt, landing, .. } = reserve;
+        let mut table = self.cache.lookup(salt, &tokens);
         let (tokens, shared) = (tokens.len() as u32, table.len() as u32);
         let resident = shared * self.config.page_tokens;
         // If at most one page is missing, computing it here takes about as long as sending it.

@@ -60,6 +60,7 @@ fn reserve(request: u64, here: u32, landing: u32) -> ReservePages {
     ReservePages {
         sequence: own(request),
         tokens,
+        salt: None,
         pages: here + landing,
         landing: (landing > 0).then_some(SESSION),
         priority: ReservePriority::New,
@@ -145,7 +146,7 @@ fn computed_pages_are_shared_while_they_are_held_and_afterwards() {
     let mut pool = self::pool(8, 0, 1);
     let (_, _, table) = served(&give(&mut pool, beginning_with(1, &[1, 2, 3], 4, false)));
     assert_eq!(table, pages(&[0, 1, 2, 3]));
-    give(&mut pool, PagesComputed { sequence: own(1), tokens: [1, 2, 3].into(), pages: table });
+    give(&mut pool, PagesComputed { sequence: own(1), tokens: [1, 2, 3].into(), salt: None, pages: table });
     let (resident, _, table) = served(&give(&mut pool, beginning_with(2, &[1, 2, 9], 3, false)));
     assert_eq!((resident, table), (2, pages(&[0, 1, 4])));
     assert_eq!(pool.usage(), PoolUse { pages: 8, held: 5, ..PoolUse::default() });
@@ -167,7 +168,10 @@ fn only_pages_that_are_not_resident_land_and_a_single_one_is_computed_here() {
     open(&mut pool, SESSION, 8, 0);
     give(&mut pool, filled(0, 8, None));
     let (_, _, table) = served(&give(&mut pool, beginning_with(1, &[1, 2, 3, 4], 2, false)));
-    give(&mut pool, PagesComputed { sequence: own(1), tokens: [1, 2, 3, 4].into(), pages: table });
+    give(
+        &mut pool,
+        PagesComputed { sequence: own(1), tokens: [1, 2, 3, 4].into(), salt: None, pages: table },
+    );
     let longer = give(&mut pool, beginning_with(2, &[1, 2, 3, 4, 5, 6, 7], 5, true));
     assert_eq!(served(&longer), (4, 2, pages(&[0, 1, 2])), "one page of its own for its answer");
     let little = give(&mut pool, beginning_with(3, &[1, 2, 3, 4, 5], 3, true));

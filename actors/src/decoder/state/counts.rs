@@ -21,6 +21,8 @@ pub struct DecoderCounts {
     pub denied: u64,
     /// Requests that an engine error ended.
     pub engine_failures: u64,
+    /// Requests that a failure of their grammar ended.
+    pub grammar_failures: u64,
     /// Requests that were cut because the process ended.
     pub cut_at_the_end: u64,
 }
@@ -32,6 +34,7 @@ impl DecoderCounts {
             StreamEvent::Finished { .. } | StreamEvent::Token(_) => &mut self.finished,
             StreamEvent::Failed(RequestError::Deadline { .. }) => &mut self.deadlines_missed,
             StreamEvent::Failed(RequestError::Engine(_)) => &mut self.engine_failures,
+            StreamEvent::Failed(RequestError::Grammar(_)) => &mut self.grammar_failures,
             StreamEvent::Failed(RequestError::ShuttingDown) => &mut self.cut_at_the_end,
             StreamEvent::Failed(RequestError::Refused(Refused::NoRoom { .. })) => &mut self.denied,
             StreamEvent::Failed(RequestError::Aborted | RequestError::Refused(_)) => &mut self.aborted,

@@ -101,7 +101,7 @@ impl Entry {
 
     /// The outcome of a prefill that took `micros` microseconds.
     pub(super) fn computed(&self, micros: u64) -> PrefillOutcome {
-        let tokens = self.timings.prompt_tokens.saturating_sub(self.timings.resident_tokens);
+        let tokens = self.timings.prompt_tokens.saturating_sub(self.timings.cached_tokens);
         PrefillOutcome::Computed { tokens, micros }
     }
 
@@ -125,7 +125,8 @@ impl Entry {
         pages.append(own);
         let sequence = SequenceId::Own(self.generate.request);
         let (tokens, resident) = (self.generate.prompt.clone(), self.generate.prompt.len() as u32);
-        let computed = PagesComputed { sequence, tokens, pages: pages.clone() };
+        let salt = self.generate.salt;
+        let computed = PagesComputed { sequence, tokens, salt, pages: pages.clone() };
         vec![to::buffer_manager(computed), self.start(resident, pages)]
     }
 
@@ -142,6 +143,7 @@ impl Entry {
             sampling: self.generate.sampling.clone(),
             grammar: self.generate.grammar.clone(),
             ignore_eos: self.generate.ignore_eos,
+            prompt_logprobs: None,
         })
     }
 }

@@ -1,3 +1,4 @@
+mod grammars;
 mod landing;
 mod property;
 
@@ -8,14 +9,18 @@ use engine::PageId;
 
 use super::*;
 use crate::effect::{ToBufferManager, ToGenerator, ToPeerLink, ToProxy, ToStreams};
-use crate::messages::{PrefillOver, StreamEnd, StreamToken};
-use crate::request::{FinishReason, Route, StreamEvent};
-use connector::frame::PrefillFault;
+use crate::messages::{
+    ExtendSequence, PagesGrown, PagesShort, PrefillOver, SendFrame, StopSequence, StreamEnd, StreamToken,
+};
+use crate::request::{CacheSalt, FinishReason, Route, StreamEvent};
+use connector::frame::{Frame, PrefillFault};
 
 const SESSION: SessionId = SessionId(1);
 const EOS: u32 = 2;
 const R: RequestId = RequestId(5);
 const OWN: SequenceId = SequenceId::Own(R);
+/// The salt of every request.
+const SALT: Option<CacheSalt> = Some(CacheSalt([3; 32]));
 
 fn state() -> DecoderState {
     let mut state = DecoderState::new(DecoderConfig {
@@ -25,6 +30,7 @@ fn state() -> DecoderState {
         vocabulary: 100,
         pid: 1,
         growth_tokens: 256,
+        grammars_per_session: 2,
     });
     assert_eq!(state.on_peer_ready(PeerReady { session: SESSION, pid: 9 }), []);
     state
@@ -37,6 +43,7 @@ fn decode(now: Instant, prompt: u32, max_tokens: u32, on: Option<SessionId>) -> 
         max_tokens,
         sampling: Arc::default(),
         grammar: None,
+        salt: SALT,
         ignore_eos: false,
         deadline: now + Duration::from_secs(10),
         route: Route::Auto,
@@ -63,6 +70,7 @@ fn reserve(tokens: &[u32], pages: u32, landing: bool) -> Effect {
     to::buffer_manager(ReservePages {
         sequence: OWN,
         tokens: tokens.into(),
+        salt: SALT,
         pages,
         landing: landing.then_some(SESSION),
         priority: ReservePriority::New,
@@ -74,6 +82,7 @@ fn reserve_again(tokens: &[u32], pages: u32) -> Effect {
     to::buffer_manager(ReservePages {
         sequence: OWN,
         tokens: tokens.into(),
+        salt: SALT,
         pages,
         landing: None,
         priority: ReservePriority::Resumed,
@@ -117,7 +126,7 @@ fn adopted(first_page: u32, page: u32) -> PagesAdopted {
 }
 
 fn prefilled(token: u32) -> PrefillFinished {
-    PrefillFinished { session: SESSION, request: R, token: token.into(), prefill_micros: 2000 }
+    PrefillFinished { session: SESSION, request: R, token: token.into(), cached: 0, prefill_micros: 2000 }
 }
 
 fn prefill_failed(session: SessionId) -> PrefillFailed {
@@ -125,7 +134,14 @@ fn prefill_failed(session: SessionId) -> PrefillFailed {
 }
 
 fn advanced(token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced {
-    SequenceAdvanced { sequence: OWN, resident: 0, token: token.map(Into::into), running_micros: 0, ended }
+    SequenceAdvanced {
+        sequence: OWN,
+        resident: 0,
+        prompt_logprobs: Vec::new(),
+        token: token.map(Into::into),
+        running_micros: 0,
+        ended,
+    }
 }
 
 /// The final event, if there is one.
@@ -176,7 +192,8 @@ fn a_local_request_runs_and_releases() {
     assert_eq!((start.resident, start.sample, start.tokens.len()), (0, 3, 6));
     assert_eq!(state.on_advanced(now, advanced(None, None)), [], "a prefill chunk samples nothing");
     let computed = |tokens: &[u32]| {
-        to::buffer_manager(PagesComputed { sequence: OWN, tokens: tokens.into(), pages: pages(&[3, 1]) })
+        let (tokens, pages) = (tokens.into(), pages(&[3, 1]));
+        to::buffer_manager(PagesComputed { sequence: OWN, tokens, salt: SALT, pages })
     };
     let first = SequenceAdvanced { resident: 6, ..advanced(Some(7), None) };
     assert_eq!(state.on_advanced(now, first), [over_after(None, 0), token(7), computed(&PROMPT)]);

@@ -1,7 +1,15 @@
 use proptest::prelude::*;
 
 use super::*;
+use std::sync::Arc;
+
+use engine::{PageId, Sampling, TokenSource};
+
+use crate::messages::PlannedChunk;
 use crate::request::{FinishReason, RequestId};
+
+mod constraints;
+mod scores;
 
 const EOS: u32 = 2;
 
@@ -33,6 +41,7 @@ fn start(request: u64, prompt: u32, sample: u32) -> StartSequence {
         sampling: Arc::default(),
         grammar: None,
         ignore_eos: false,
+        prompt_logprobs: None,
     }
 }
 
@@ -47,7 +56,7 @@ fn step(state: &mut GeneratorState, token: u32) -> (Vec<usize>, Vec<SequenceAdva
         .filter(|chunk| chunk.sample.is_some())
         .map(|chunk| (chunk.key, token.into()))
         .collect();
-    (lengths, state.on_step(Ok(sampled), 0))
+    (lengths, state.on_step(Ok(result(sampled)), 0))
 }
 
 #[test]
@@ -89,7 +98,7 @@ fn order(state: &mut GeneratorState, steps: usize) -> Vec<Vec<u64>> {
                 .filter(|chunk| chunk.sample.is_some())
                 .map(|chunk| (chunk.key, 7.into()))
                 .collect();
-            state.on_step(Ok(sampled), 0);
+            state.on_step(Ok(result(sampled)), 0);
             keys
         })
         .collect()
@@ -144,7 +153,7 @@ fn a_step_never_exceeds_the_limits_of_the_engine() {
             .filter(|chunk| chunk.sample.is_some())
             .map(|chunk| (chunk.key, 7.into()))
             .collect();
-        state.on_step(Ok(sampled), 0);
+        state.on_step(Ok(result(sampled)), 0);
     }
     assert!(state.is_empty(), "every sequence has finished");
 }
@@ -164,7 +173,7 @@ fn a_stop_in_flight_waits_for_the_step() {
     state.on_start(start(1, 2, 5));
     let plan = state.plan(0).expect("there is work");
     assert_eq!(state.on_stop(name(1), 0), None, "the engine may be writing its pages");
-    let events = state.on_step(Ok(vec![(plan.chunks[0].key, 7.into())]), 0);
+    let events = state.on_step(Ok(result(vec![(plan.chunks[0].key, 7.into())])), 0);
     assert_eq!(events[0].ended, Some(SequenceEnd::Stopped));
     assert_eq!((events[0].token.clone(), events[0].resident), (None, 2), "the computed tokens stay resident");
     assert_eq!(state.on_stop(name(1), 0), None, "it has ended");
@@ -207,9 +216,13 @@ fn a_row_carries_its_tokens_only_if_its_sampling_needs_them() {
 }
 
 /// The samples of a plan, all of them `token`.
-fn samples(plan: &RunStep, token: u32) -> Vec<(u64, Token)> {
+fn samples(plan: &RunStep, token: u32) -> StepResult {
     let sampled = plan.chunks.iter().filter(|chunk| chunk.sample.is_some());
-    sampled.map(|chunk| (chunk.key, token.into())).collect()
+    result(sampled.map(|chunk| (chunk.key, token.into())).collect())
+}
+
+fn result(tokens: Vec<(u64, Token)>) -> StepResult {
+    StepResult { tokens, ..StepResult::default() }
 }
 
 /// For each chunk: its key, its start, and whether the previous step samples its token.
@@ -401,7 +414,7 @@ proptest! {
     #[test]
     fn every_sequence_moves_within_a_bounded_number_of_steps(
         (tokens, rows, chunk_tokens) in (2u32..12, 1u32..6, 1u32..12),
-        arrivals in prop::collection::vec(prop::option::weighted(0.4, (1..=MOST.1, 1u32..40)), 300),
+        arrivals in prop::collection::vec(prop::option::weighted(0.4, (1..=MOST.1, 1u32..40, any::<bool>())), 300),
     ) {
         let limits = StepLimits { tokens, rows };
         let mut state = limited(chunk_tokens, limits);
@@ -410,9 +423,11 @@ proptest! {
         let mut keys = 0;
         loop {
             let more = arrivals.len() > 0;
-            if let Some(Some((prompt, sample))) = arrivals.next() && live.len() < MOST.0 {
+            if let Some(Some((prompt, sample, is_scored))) = arrivals.next() && live.len() < MOST.0 {
                 let pages = (0..8).map(PageId).collect();
-                state.on_start(StartSequence { pages, ..start(keys, prompt, sample) });
+                // With one row, decode rows go before prompts that are scored.
+                let prompt_logprobs = (is_scored && rows > 1).then_some(2);
+                state.on_start(StartSequence { pages, prompt_logprobs, ..start(keys, prompt, sample) });
                 live.insert(keys, Waiting { prompt: prompt - 1, steps: 0, others: 0 });
                 keys += 1;
             }
@@ -423,7 +438,9 @@ proptest! {
             let sampled = samples(&plan, 7);
             let length = |chunk: &PlannedChunk| chunk.tokens.len() as u32;
             prop_assert!(plan.chunks.iter().map(length).sum::<u32>() <= tokens, "{plan:?}");
-            prop_assert!(sampled.len() as u32 <= rows, "{plan:?}");
+            let scored = |chunk: &PlannedChunk| chunk.score.as_ref().map_or(0, |score| score.targets.len());
+            let scored: usize = plan.chunks.iter().map(scored).sum();
+            prop_assert!((sampled.tokens.len() + scored) as u32 <= rows, "{plan:?}");
             let of_prompts = |chunk: &PlannedChunk| length(chunk).min(live[&chunk.key].prompt);
             let prefilled: u32 = plan.chunks.iter().map(of_prompts).sum();
             for (key, waiting) in &mut live {

@@ -2,17 +2,18 @@
 
 use std::time::Instant;
 
-use connector::frame::Frame;
+use connector::frame::{Frame, GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind};
 
 use super::{Direction, PeerLinkState};
 use crate::effect::{Effect, to};
 use crate::first_token;
+use crate::grammar::{GrammarHash, GrammarSource};
 use crate::log::{LaneSpeed, LogLine};
 use crate::messages::{
     CancelPrefill, CreditsGranted, PageFilled, PeerLeaving, PeerReady, PrefillFailed, PrefillFinished,
-    RingShared, SessionId, StartPrefill,
+    RingShared, SessionId, StartPrefill, StoreGrammar,
 };
-use crate::request::RequestId;
+use crate::request::{CacheSalt, RequestId};
 
 impl PeerLinkState {
     /// A frame arrived. If its session is not up, the frame is counted and dropped.
@@ -40,9 +41,9 @@ impl PeerLinkState {
             Frame::PageFilled { first, count, owner, hashes, transfer_micros } => {
                 to::buffer_manager(PageFilled { session, first, count, owner, hashes, transfer_micros })
             }
-            Frame::PrefillFinished { request, token, logprobs, prefill_micros } => {
+            Frame::PrefillFinished { request, token, logprobs, cached, prefill_micros } => {
                 let (request, token) = (RequestId(request), first_token::join(token, logprobs));
-                to::decoder(PrefillFinished { session, request, token, prefill_micros })
+                to::decoder(PrefillFinished { session, request, token, cached, prefill_micros })
             }
             Frame::PrefillFailed { request, fault, reason } => {
                 to::decoder(PrefillFailed { session, request: RequestId(request), fault, reason })
@@ -73,16 +74,45 @@ fn on_receivers_frame(session: SessionId, frame: Frame) -> Result<Vec<Effect>, S
     let effect = match frame {
         Frame::Grant { first, pages } => to::transfer(CreditsGranted { session, first, pages }),
         Frame::RingShare { pages } => to::transfer(RingShared { session, pages }),
-        Frame::Prefill { request, prompt, resident, sampling, remaining_ms } => {
-            let (request, sampling) = (RequestId(request), first_token::from_frame(sampling).into());
-            to::prefiller(StartPrefill { session, request, prompt, resident, sampling, remaining_ms })
+        Frame::Prefill { request, prompt, resident, sampling, salt, grammar, remaining_ms } => {
+            let (request, sampling) = (RequestId(request), first_token::from_frame(*sampling).into());
+            let salt = salt.map(CacheSalt);
+            let grammar = grammar.map(|hash| GrammarHash(*hash));
+            to::prefiller(StartPrefill {
+                session,
+                request,
+                prompt,
+                resident,
+                sampling,
+                salt,
+                grammar,
+                remaining_ms,
+            })
         }
+        Frame::Grammar { index, kind, text } => to::prefiller(grammar(session, index, kind, text)?),
         Frame::CancelPrefill { request } => {
             to::prefiller(CancelPrefill { session, request: RequestId(request) })
         }
         other => return Err(unexpected(&other)),
     };
     Ok(vec![effect])
+}
+
+/// A receiver's grammar, whose size and index are checked here.
+fn grammar(session: SessionId, index: u32, kind: GrammarKind, text: String) -> Result<StoreGrammar, String> {
+    if index >= GRAMMARS_MAX {
+        return Err(format!("peer sent a grammar with index {index}; a session has {GRAMMARS_MAX} grammars"));
+    }
+    if text.len() > GRAMMAR_BYTES_MAX {
+        let bytes = text.len();
+        return Err(format!("peer sent a grammar of {bytes} bytes; at most {GRAMMAR_BYTES_MAX} are allowed"));
+    }
+    let source = match kind {
+        GrammarKind::JsonSchema => GrammarSource::JsonSchema(text),
+        GrammarKind::Regex => GrammarSource::Regex(text),
+        GrammarKind::Lark => GrammarSource::Lark(text),
+    };
+    Ok(StoreGrammar { session, index, source: source.into() })
 }
 
 fn unexpected(frame: &Frame) -> String {

@@ -1,11 +1,20 @@
+mod grammars;
+
+use std::sync::Arc;
+
+use engine::PageId;
+
 use super::*;
 use crate::effect::{ToGenerator, ToPeerLink};
-use crate::request::FinishReason;
+use crate::messages::{CancelPuts, ReservePages, ReservePriority, SchedulePut};
+use crate::request::{CacheSalt, FinishReason};
 use connector::frame::PrefillFault;
 
 const S: SessionId = SessionId(1);
 const R: RequestId = RequestId(5);
 const KEY: Key = (S, R);
+/// The salt of every request.
+const SALT: Option<CacheSalt> = Some(CacheSalt([3; 32]));
 
 /// The first prefill of a state.
 const FIRST: SequenceId = SequenceId::Peer(1);
@@ -17,6 +26,7 @@ fn state() -> PrefillerState {
         pool_pages: 8,
         vocabulary: 100,
         context_tokens: 40,
+        compiles_grammars: true,
     })
 }
 
@@ -32,6 +42,8 @@ fn prefill(tokens: u32) -> StartPrefill {
         prompt: (0..tokens).collect(),
         resident: 0,
         sampling: Arc::default(),
+        salt: SALT,
+        grammar: None,
         remaining_ms: 1000,
     }
 }
@@ -42,7 +54,14 @@ fn reserved(pages: u32) -> PagesReserved {
 }
 
 fn advanced(resident: u32, token: Option<u32>, ended: Option<SequenceEnd>) -> SequenceAdvanced {
-    SequenceAdvanced { sequence: FIRST, resident, token: token.map(Into::into), running_micros: 9, ended }
+    SequenceAdvanced {
+        sequence: FIRST,
+        resident,
+        prompt_logprobs: Vec::new(),
+        token: token.map(Into::into),
+        running_micros: 9,
+        ended,
+    }
 }
 
 fn put(first_page: u32, pages: std::ops::Range<u32>) -> Effect {
@@ -96,6 +115,7 @@ fn pages_go_out_as_soon_as_they_are_final() {
         [to::buffer_manager(ReservePages {
             sequence: FIRST,
             tokens: (0..10).collect(),
+            salt: SALT,
             pages: 3,
             landing: None,
             priority: ReservePriority::New
@@ -111,9 +131,10 @@ fn pages_go_out_as_soon_as_they_are_final() {
     );
     assert_eq!(state.on_advanced(advanced(7, None, None)), []);
     let finished = Some(SequenceEnd::Finished(FinishReason::Length));
-    let frame = Frame::PrefillFinished { request: 5, token: 3, logprobs: None, prefill_micros: 9 };
+    let frame = Frame::PrefillFinished { request: 5, token: 3, logprobs: None, cached: 0, prefill_micros: 9 };
     let pages = (0..3).map(PageId).collect();
-    let computed = to::buffer_manager(PagesComputed { sequence: FIRST, tokens: (0..10).collect(), pages });
+    let tokens = (0..10).collect();
+    let computed = to::buffer_manager(PagesComputed { sequence: FIRST, tokens, salt: SALT, pages });
     let effects = state.on_advanced(advanced(10, Some(3), finished));
     assert_eq!(effects, [put(1, 1..3), to::peer_link(SendFrame { session: S, frame }), computed]);
     assert_eq!(state.on_sent(&sent(2)), []);
@@ -132,7 +153,11 @@ fn cached_pages_are_neither_computed_nor_sent() {
         assert_eq!(started(&effects).map(|start| start.resident), Some(here), "{effects:?}");
         assert_eq!(effects[1..], *before.as_slice());
         let finished = Some(SequenceEnd::Finished(FinishReason::Length));
-        assert_eq!(state.on_advanced(advanced(10, Some(3), finished))[0], after);
+        let effects = state.on_advanced(advanced(10, Some(3), finished));
+        assert_eq!(effects[0], after);
+        let frame =
+            Frame::PrefillFinished { request: 5, token: 3, logprobs: None, cached: here, prefill_micros: 9 };
+        assert_eq!(effects[1], to::peer_link(SendFrame { session: S, frame }));
         let bytes = u64::from(3 - there / 4) * 100;
         let stored = stored(10 - there, bytes, 7);
         assert_eq!(state.on_sent(&sent(3 - there / 4)), [stored, no_more_puts()]);

@@ -1,4 +1,4 @@
-//! A plain reference implementation of a Llama in f64, without pages, chunks or threads.
+//! A plain reference implementation in f64, without pages, chunks or threads.
 
 use std::collections::HashMap;
 
@@ -40,13 +40,33 @@ fn add(x: &mut Rows, more: &Rows) {
 
 impl Reference<'_> {
     fn floats(&self, name: &str) -> Vec<f64> {
-        self.tensors[&format!("{name}.weight")].iter().map(|&value| f64::from(value)).collect()
+        self.given(&format!("{name}.weight")).unwrap()
+    }
+
+    fn given(&self, name: &str) -> Option<Vec<f64>> {
+        Some(self.tensors.get(name)?.iter().map(|&value| f64::from(value)).collect())
     }
 
     fn linear(&self, name: &str, x: &[Vec<f64>]) -> Rows {
         let weights = self.floats(name);
         let dot = |row: &[f64], x: &[f64]| row.iter().zip(x).map(|(w, x)| w * x).sum();
-        x.iter().map(|x| weights.chunks_exact(x.len()).map(|row| dot(row, x)).collect()).collect()
+        let mut y: Rows =
+            x.iter().map(|x| weights.chunks_exact(x.len()).map(|row| dot(row, x)).collect()).collect();
+        if let Some(bias) = self.given(&format!("{name}.bias")) {
+            y.iter_mut().for_each(|y| y.iter_mut().zip(&bias).for_each(|(y, bias)| *y += bias));
+        }
+        y
+    }
+
+    /// Normalises each head, if the model has such a norm.
+    fn norm_heads(&self, name: &str, rows: &mut Rows) {
+        if self.given(&format!("{name}.weight")).is_none() {
+            return;
+        }
+        for row in rows {
+            let heads: Rows = row.chunks_exact(Tiny::HEAD_DIM as usize).map(<[f64]>::to_vec).collect();
+            *row = self.norm(name, &heads).concat();
+        }
     }
 
     fn norm(&self, name: &str, x: &[Vec<f64>]) -> Rows {
@@ -60,8 +80,9 @@ impl Reference<'_> {
             .collect()
     }
 
-    fn rotate(heads: &mut Rows) {
+    fn rotate(&self, heads: &mut Rows) {
         let size = Tiny::HEAD_DIM as usize;
+        let halves = self.model.architecture != "llama";
         for (position, row) in heads.iter_mut().enumerate() {
             for head in row.chunks_exact_mut(size) {
                 for pair in 0..size / 2 {
@@ -69,8 +90,9 @@ impl Reference<'_> {
                     // Frequency and angle are rounded to f32, as in the training of the models.
                     let frequency = f64::from(Tiny::THETA).powf(exponent) as f32;
                     let (sine, cosine) = f64::from(position as f32 * frequency).sin_cos();
-                    let (a, b) = (head[2 * pair], head[2 * pair + 1]);
-                    (head[2 * pair], head[2 * pair + 1]) = (a * cosine - b * sine, a * sine + b * cosine);
+                    let (one, two) = if halves { (pair, pair + size / 2) } else { (2 * pair, 2 * pair + 1) };
+                    let (a, b) = (head[one], head[two]);
+                    (head[one], head[two]) = (a * cosine - b * sine, a * sine + b * cosine);
                 }
             }
         }
@@ -79,8 +101,10 @@ impl Reference<'_> {
     fn attention(&self, layer: u32, x: &Rows) -> Rows {
         let project = |tensor: &str| self.linear(&format!("blk.{layer}.{tensor}"), x);
         let (mut queries, mut keys, values) = (project("attn_q"), project("attn_k"), project("attn_v"));
-        Self::rotate(&mut queries);
-        Self::rotate(&mut keys);
+        self.norm_heads(&format!("blk.{layer}.attn_q_norm"), &mut queries);
+        self.norm_heads(&format!("blk.{layer}.attn_k_norm"), &mut keys);
+        self.rotate(&mut queries);
+        self.rotate(&mut keys);
         let size = Tiny::HEAD_DIM as usize;
         let (heads, group) = (self.model.heads as usize, (self.model.heads / self.model.kv_heads) as usize);
         let mut out = vec![vec![0.0; heads * size]; x.len()];

@@ -17,6 +17,7 @@ fn bad_batches_are_refused_and_change_nothing() {
         start: 19,
         pages: &pages,
         sample: Some(Sample::greedy()),
+        score: None,
     };
     let outside = [PageId(engine.kv.pages())];
     let twice = [pages[0], pages[0]];
@@ -60,6 +61,7 @@ fn only_rows_with_logits_count_against_the_row_limit() {
         start: 0,
         pages: &tables[sequence as usize],
         sample,
+        score: None,
     };
     let sampled = |sequence| chunk(sequence, TokenSource::Prompt, Some(Sample::greedy()));
     let decoded = |sequence| chunk(sequence, TokenSource::Sampled, None);
@@ -132,6 +134,11 @@ fn unsupported_files_are_refused() {
         writer.text("general.architecture", "gemma");
     };
     check(&other, "unsupported_architecture", "gemma");
+    check(&other, "unsupported_architecture", "Llama, Qwen2, Qwen3, Mistral");
+    let windowed = |writer: &mut GgufWriter| {
+        writer.u32("llama.attention.sliding_window", Tiny::CONTEXT - 1);
+    };
+    check(&windowed, "unsupported_model", "sliding window has 255 tokens, fewer than its context of 256");
     let iq2 = Tiny { kind: 16, ..MODELS[0] }.build().0.finish();
     let text = refused(&iq2).to_string();
     assert!(text.contains("stored as type 16") && text.contains("Q6_K"), "{text}");

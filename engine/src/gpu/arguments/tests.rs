@@ -4,7 +4,8 @@
 use super::ALL;
 
 /// The kernel sources that declare arguments.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 7] = [
+    include_str!("../../../kernels/score.cu"),
     include_str!("../../../kernels/glue.cu"),
     include_str!("../../../kernels/sample.cu"),
     include_str!("../../../kernels/row_products.cu"),

@@ -41,6 +41,7 @@ impl Owned {
             start: self.start,
             pages: &self.pages,
             sample: self.is_sampled.then(Sample::greedy),
+            score: None,
         }
     }
 }
@@ -76,6 +77,8 @@ fn lists(plan: &Plan) -> Vec<(&'static str, Range<usize>)> {
         ("pool places", plan.pool_places()),
         ("sampled rows", plan.sampled_rows()),
         ("settings", plan.settings()),
+        ("scored rows", plan.scored_rows()),
+        ("targets", plan.targets()),
         ("prompts' row starts", plan.row_starts(prefill)),
         ("decode row starts", plan.row_starts(decode)),
         ("prompts' page starts", plan.page_starts(prefill)),

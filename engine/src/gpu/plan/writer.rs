@@ -12,6 +12,7 @@ pub(super) struct Written {
     pub(super) rows: usize,
     pub(super) pages: usize,
     pub(super) sampled: usize,
+    pub(super) scored: usize,
     pub(super) pieces: usize,
 }
 
@@ -67,6 +68,9 @@ impl Writer<'_> {
 
     /// Writes a chunk. `followed` is the row of the previous step that samples its token, if the chunk [follows](TokenSource::Follows).
     pub(super) fn chunk(&mut self, chunk: &Chunk<'_>, followed: usize) {
+        if let Some(score) = chunk.score {
+            self.score(score.targets);
+        }
         for (offset, token) in chunk.tokens.iter().enumerate() {
             let token = match chunk.source {
                 TokenSource::Follows => -1 - followed as i32,
@@ -113,6 +117,16 @@ impl Writer<'_> {
         self.words[self.offsets.last_page_tokens + self.written.chunks] = last as i32;
         self.kv_tokens.push(tokens as i32);
         self.written.chunks += 1;
+    }
+
+    /// Marks the next rows as scored, one for each target.
+    fn score(&mut self, targets: &[u32]) {
+        for (offset, target) in targets.iter().enumerate() {
+            let scored = self.written.scored;
+            self.words[self.offsets.scored_rows + scored] = (self.written.rows + offset) as i32;
+            self.words[self.offsets.targets + scored] = target.cast_signed();
+            self.written.scored += 1;
+        }
     }
 
     /// Marks the last row as sampled. `how` has its settings and the tokens up to it.

@@ -97,7 +97,7 @@ impl Engine for IdleEngine {
         if !tokens.is_empty() {
             (self.asked)();
         }
-        Ok(Step::finished(StepOutput { tokens }))
+        Ok(Step::finished(StepOutput { tokens, ..StepOutput::default() }))
     }
 
     fn poll(&mut self, step: &mut Step) -> Result<Option<StepOutput>, EngineError> {

@@ -1,5 +1,6 @@
 //! What clients get: whole answers and streams.
 
+use actors::request::CacheSalt;
 use serde_json::{Value, json};
 
 use super::super::model_text::testing::EOS;
@@ -40,7 +41,7 @@ fn a_streamed_completion_has_vllms_chunks() {
         &[
             r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[{"index":0,"text":"h","logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null,"weight_versions":null}],"kv_transfer_params":null}"#,
             r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[{"index":0,"text":"i","logprobs":null,"finish_reason":"length","stop_reason":null,"prompt_token_ids":null,"token_ids":null,"weight_versions":null}],"kv_transfer_params":null}"#,
-            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[],"usage":{"prompt_tokens":2,"total_tokens":4,"completion_tokens":2}}"#,
+            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[],"usage":{"prompt_tokens":2,"total_tokens":4,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":1}}}"#,
             "[DONE]",
         ],
     );
@@ -78,7 +79,7 @@ fn a_streamed_chat_has_vllms_chunks() {
             r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null,"stop_reason":null,"token_ids":null}]}"#,
             r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":null,"stop_reason":null,"token_ids":null}]}"#,
             r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[{"index":0,"delta":{"content":"ü"},"logprobs":null,"finish_reason":"length","stop_reason":null,"token_ids":null}]}"#,
-            r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[],"usage":{"prompt_tokens":20,"total_tokens":22,"completion_tokens":2}}"#,
+            r#"{"id":"chatcmpl-t","object":"chat.completion.chunk","created":CREATED,"model":"m","choices":[],"usage":{"prompt_tokens":20,"total_tokens":22,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":19}}}"#,
             "[DONE]",
         ],
     );
@@ -95,7 +96,7 @@ fn whole_answers_have_vllms_fields() {
     assert_eq!(
         text,
         dated(
-            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[{"index":0,"text":"hih","logprobs":null,"finish_reason":"length","stop_reason":null,"prompt_token_ids":[104,105],"token_ids":[104,105,104],"weight_versions":null}],"system_fingerprint":null,"usage":{"prompt_tokens":2,"total_tokens":5,"completion_tokens":3},"kv_transfer_params":null}"#,
+            r#"{"id":"cmpl-t","object":"text_completion","created":CREATED,"model":"m","choices":[{"index":0,"text":"hih","logprobs":null,"finish_reason":"length","stop_reason":null,"prompt_token_ids":[104,105],"token_ids":[104,105,104],"weight_versions":null}],"system_fingerprint":null,"usage":{"prompt_tokens":2,"total_tokens":5,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":1}},"kv_transfer_params":null}"#,
             &created
         )
     );
@@ -108,7 +109,7 @@ fn whole_answers_have_vllms_fields() {
     assert_eq!(
         text,
         dated(
-            r#"{"id":"chatcmpl-t","object":"chat.completion","created":CREATED,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"h","refusal":null,"tool_calls":[]},"logprobs":null,"finish_reason":"stop","stop_reason":null,"token_ids":null}],"system_fingerprint":null,"usage":{"prompt_tokens":20,"total_tokens":22,"completion_tokens":2},"prompt_token_ids":null,"kv_transfer_params":null}"#,
+            r#"{"id":"chatcmpl-t","object":"chat.completion","created":CREATED,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"h","refusal":null,"tool_calls":[]},"logprobs":null,"finish_reason":"stop","stop_reason":null,"token_ids":null}],"system_fingerprint":null,"usage":{"prompt_tokens":20,"total_tokens":22,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":19}},"prompt_token_ids":null,"kv_transfer_params":null}"#,
             &created
         )
     );
@@ -220,7 +221,13 @@ fn several_answers_to_several_prompts() {
         );
     }
     let usage = &chunks[chunks.len() - 1]["usage"];
-    assert_eq!(*usage, json!({"prompt_tokens": 20, "total_tokens": 24, "completion_tokens": 4}), "{text}");
+    let expect = json!({"prompt_tokens": 20, "total_tokens": 24, "completion_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 19}});
+    assert_eq!(*usage, expect, "the prompt counts once: {text}");
+    let body = json!({"prompt": ["ab", "cde"], "max_tokens": 1});
+    let (_, text) = server.http.post("/v1/completions", &body.to_string());
+    let usage = serde_json::from_str::<Value>(&text).unwrap()["usage"].clone();
+    assert_eq!(usage["prompt_tokens_details"], json!({"cached_tokens": 3}), "{text}");
     server.all_permits_return();
 }
 
@@ -259,4 +266,19 @@ fn harmless_fields_are_accepted() {
         "user": "u", "never_heard_of": {"a": 1}, "response_format": {"type": "text"}, "stream_options": null});
     let (status, text) = server.http.post("/v1/completions", &body.to_string());
     assert_eq!(status, 200, "{text}");
+}
+
+#[test]
+fn requests_carry_their_cache_salt() {
+    let server = Server::start(Script::Echo);
+    let salt = |salt: Value| {
+        let body = json!({"prompt": "a", "max_tokens": 1, "cache_salt": salt});
+        assert_eq!(server.http.post("/v1/completions", &body.to_string()).0, 200);
+        let chat =
+            json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "cache_salt": salt});
+        assert_eq!(server.http.post("/v1/chat/completions", &chat.to_string()).0, 200);
+        [(); 2].map(|()| server.accepted.recv_timeout(WAIT).unwrap().salt)
+    };
+    assert_eq!(salt(json!("tenant")), [Some(CacheSalt::of("tenant")); 2]);
+    assert_eq!(salt(Value::Null), [None; 2]);
 }

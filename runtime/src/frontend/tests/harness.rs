@@ -101,7 +101,7 @@ impl Setup {
 struct ScriptedProxy {
     script: Script,
     streams: Streams,
-    accepted: mpsc::Sender<RequestId>,
+    accepted: mpsc::Sender<Generate>,
     aborts: mpsc::Sender<RequestId>,
     grammars: Arc<Mutex<Vec<Option<CompiledGrammar>>>>,
 }
@@ -120,6 +120,7 @@ impl ScriptedProxy {
                 let reason = if is_stop { FinishReason::Stop } else { FinishReason::Length };
                 let timings = Timings {
                     prompt_tokens: generate.prompt.len() as u32,
+                    cached_tokens: generate.prompt.len() as u32 - 1,
                     completion_tokens: sent,
                     bytes: 4_000_000,
                     transfer_ms: 2.0,
@@ -159,7 +160,7 @@ impl Handler<Generate> for ScriptedProxy {
             }
             Script::Forget => self.streams.close(request),
         }
-        let _ = self.accepted.send(request);
+        let _ = self.accepted.send(generate);
     }
 }
 
@@ -185,7 +186,7 @@ pub(super) struct Server {
     handle: ServerHandle,
     thread: Option<JoinHandle<()>>,
     /// Requests that the actor took.
-    pub(super) accepted: mpsc::Receiver<RequestId>,
+    pub(super) accepted: mpsc::Receiver<Generate>,
     /// Requests that the actor was told to end.
     pub(super) aborts: mpsc::Receiver<RequestId>,
     pub(super) shared: Shared,
@@ -244,7 +245,7 @@ impl Server {
 
     /// Waits until the actor takes a request.
     pub(super) fn next_request(&self) -> RequestId {
-        self.accepted.recv_timeout(WAIT).expect("a request arrives")
+        self.accepted.recv_timeout(WAIT).expect("a request arrives").request
     }
 
     /// Ends a request that the actor took.

@@ -82,6 +82,8 @@ fn bad_limits_and_options_are_refused() {
         (json!({"n": 3}), "n", "request.concurrency is 2; ask for fewer"),
         (json!({"n": 2, "return_timings": true}), "return_timings", "asks for 2"),
         (json!({"best_of": 2}), "best_of", "set it to 1"),
+        (json!({"cache_salt": ""}), "cache_salt", "must not be empty"),
+        (json!({"cache_salt": 5}), "cache_salt", "a string, not 5"),
         (json!({"suffix": "b"}), "suffix", "not supported yet; leave it out"),
         (json!({"stop": vec!["a".repeat(1024); 5]}), "stop", "5120 bytes in all"),
         (json!({"stop": ["x", ""]}), "stop", "strings of 1 to 1024 bytes, not \"\""),

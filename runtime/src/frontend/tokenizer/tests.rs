@@ -36,6 +36,18 @@ fn text_becomes_tokens() {
     check("a<|im_end|>he", &[b'a'.into(), EOS, 258]);
 }
 
+#[test]
+fn qwen2_composes_characters() {
+    let ids = |pre: &str, text: &str| {
+        let text_of = ModelText { pre: pre.to_owned(), ..bytes_model() };
+        Tokenizer::new(&text_of).unwrap().encode(text, Bos::Omit).unwrap()
+    };
+    let (composed, decomposed) = ("h\u{E9}<|im_end|>", "he\u{301}<|im_end|>");
+    assert_eq!(ids(QWEN2, decomposed), [b'h'.into(), 0xC3, 0xA9, EOS]);
+    assert_eq!(ids(QWEN2, composed), ids(QWEN2, decomposed));
+    assert_eq!(ids(LLAMA3, decomposed), [258, 0xCC, 0x81, EOS], "Llama 3 does not");
+}
+
 /// Texts of characters that the patterns distinguish, of other characters, and of tokens that are matched as a whole.
 fn texts() -> impl Strategy<Value = String> {
     let telling = select("'sStTrReEvVlLmMdD aA1\u{BD}\u{663}\n\r\t .!-_\u{17F}\u{212A}\u{A0}\u{3000}\u{E9}\u{301}\u{65E5}\u{1F600}".chars().collect::<Vec<_>>());
@@ -54,7 +66,7 @@ static OF_EACH_KIND: LazyLock<Vec<(&str, Tokenizer, Sequence, Words)>> = LazyLoc
         let (library, words) = split(pre).unwrap();
         (pre, Tokenizer::new(&text).unwrap(), library, words)
     };
-    ["smollm", "gpt-2", LLAMA3, "qwen2"].map(kind).into()
+    ["smollm", "gpt-2", LLAMA3, QWEN2].map(kind).into()
 });
 
 proptest! {

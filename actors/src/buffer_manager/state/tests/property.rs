@@ -4,6 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::request::CacheSalt;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -33,6 +34,11 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Half of the requests have a salt.
+fn salt(sequence: SequenceId) -> Option<CacheSalt> {
+    matches!(sequence, SequenceId::Own(RequestId(request)) if request % 2 == 1).then(|| CacheSalt::of("salt"))
+}
+
 /// A pool that takes random messages, and what its decoder would know of it.
 struct Model {
     pool: PoolState,
@@ -43,6 +49,8 @@ struct Model {
     tails: Vec<u64>,
     /// Page tables of requests without landing pages. All requests begin with the same tokens.
     tables: HashMap<SequenceId, Vec<PageId>>,
+    /// The salt of the request that computed each page.
+    computed: HashMap<PageId, Option<CacheSalt>>,
 }
 
 impl Model {
@@ -51,7 +59,8 @@ impl Model {
         (self.tails.len() as u64).checked_sub(back + 1).map(SessionId)
     }
 
-    fn apply(&mut self, op: Op) {
+    /// Applies an operation. Returns false if a request got a page of another salt.
+    fn apply(&mut self, op: Op) -> bool {
         let effects = match op {
             Op::Reserve(request, here, landing) => self.reserve(request, here, landing),
             Op::Grow(request, pages) => {
@@ -63,7 +72,9 @@ impl Model {
             Op::Computed(request) => {
                 if let Some(table) = self.tables.get(&own(request)) {
                     let tokens = (0..table.len() as u32).collect();
-                    let computed = PagesComputed { sequence: own(request), tokens, pages: table.clone() };
+                    let (sequence, pages) = (own(request), table.clone());
+                    self.computed.extend(pages.iter().map(|page| (*page, salt(sequence))));
+                    let computed = PagesComputed { sequence, tokens, salt: salt(sequence), pages };
                     give(&mut self.pool, computed);
                 }
                 Vec::new()
@@ -83,10 +94,16 @@ impl Model {
             // Only a lost session can be proved drained; for others this does nothing.
             Op::Drain(back) => self.with(back, drain),
         };
+        let mut isolated = true;
         for effect in effects {
             match effect {
-                Effect::Decoder(ToDecoder::PagesReserved(reserved)) if reserved.landing == 0 => {
-                    self.tables.insert(reserved.sequence, reserved.pages);
+                Effect::Decoder(ToDecoder::PagesReserved(reserved)) => {
+                    // A page has one token.
+                    let mut shared = reserved.pages[..reserved.resident as usize].iter();
+                    isolated &= shared.all(|page| self.computed[page] == salt(reserved.sequence));
+                    if reserved.landing == 0 {
+                        self.tables.insert(reserved.sequence, reserved.pages);
+                    }
                 }
                 Effect::Decoder(ToDecoder::PagesGrown(grown)) => {
                     self.tables.entry(grown.sequence).and_modify(|table| table.extend(grown.pages));
@@ -94,6 +111,7 @@ impl Model {
                 _ => {}
             }
         }
+        isolated
     }
 
     fn with(&mut self, back: u64, act: impl Fn(&mut PoolState, SessionId) -> Vec<Effect>) -> Vec<Effect> {
@@ -110,7 +128,8 @@ impl Model {
         let pages = (here + landing).max(1);
         let landing = self.session(0).filter(|_| landing > 0);
         let priority = if here == 1 { ReservePriority::Resumed } else { ReservePriority::New };
-        give(&mut self.pool, ReservePages { sequence, tokens, pages, landing, priority })
+        let salt = salt(sequence);
+        give(&mut self.pool, ReservePages { sequence, tokens, salt, pages, landing, priority })
     }
 
     fn fill(&mut self, back: u64, count: u32, owner: Option<u64>) -> Vec<Effect> {
@@ -129,10 +148,8 @@ impl Model {
         self.tables.iter().all(|(sequence, table)| {
             let others = self.tables.iter().filter(|(other, _)| *other != sequence);
             others.into_iter().all(|(_, theirs)| {
-                let shared = table.iter().enumerate().filter(|(_, page)| theirs.contains(page));
-                shared
-                    .into_iter()
-                    .all(|(place, page)| self.pool.is_known(*page) && theirs.get(place) == Some(page))
+                let mut shared = table.iter().enumerate().filter(|(_, page)| theirs.contains(page));
+                shared.all(|(place, page)| self.pool.is_known(*page) && theirs.get(place) == Some(page))
             })
         })
     }
@@ -152,15 +169,16 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// The state itself asserts its invariant after each message. This test checks that no page is promised twice and none is
-    /// lost.
+    /// The state itself asserts its invariant after each message. This test checks that no page is promised twice, none is lost,
+    /// and none is shared between salts.
     #[test]
     fn no_page_is_lost_or_promised_twice(pages in 1..20u32, ring in 0..12u32, ops in vec(any_op(), 0..120)) {
         let ring = ring.min(pages / 2);
-        let (pool, tails, tables) = (self::pool(pages, ring, 1), Vec::new(), HashMap::new());
-        let mut model = Model { pool, usable: pages - ring, ring, tails, tables };
+        let (tails, tables, computed) = (Vec::new(), HashMap::new(), HashMap::new());
+        let pool = self::pool(pages, ring, 1);
+        let mut model = Model { pool, usable: pages - ring, ring, tails, tables, computed };
         for op in ops {
-            model.apply(op);
+            prop_assert!(model.apply(op), "a request got a page of another salt");
             prop_assert!(model.shares_only_known_pages(), "{:?}", model.tables);
             prop_assert!(model.pool.rings.holds(), "a session with pages to land has no credit");
         }

@@ -41,7 +41,8 @@ fn a_handed_over_request_starts_with_its_first_token_and_all_pages() {
         assert_eq!(effects, [reserve(&PROMPT, 3, true)]);
         let effects = state.on_reserved(now, landing(&[8]));
         assert!(
-            matches!(frame(&effects), Some(Frame::Prefill { request: 5, resident: 0, .. })),
+            matches!(frame(&effects), Some(Frame::Prefill { request: 5, resident: 0, salt, .. })
+                if salt.map(CacheSalt) == SALT),
             "{effects:?}"
         );
         let mut effects = Vec::new();
@@ -68,6 +69,7 @@ fn a_handed_over_request_starts_with_its_first_token_and_all_pages() {
             panic!("{effects:?}")
         };
         assert_eq!((&computed.tokens[..], &computed.pages), (&PROMPT[..], &start.pages));
+        assert_eq!(computed.salt, SALT);
         assert_eq!(start.pages, [PageId(6), PageId(4), PageId(8)], "pages are in the order of their tokens");
         assert_eq!((start.resident, start.sample, start.tokens.last()), (6, 4, Some(&7)));
     }
@@ -137,6 +139,7 @@ fn invalid_messages_of_a_sender_discard_its_work() {
         begun().on_adopted(now, adopted(u32::MAX, 4)),
         twice.on_adopted(now, adopted(1, 5)),
         begun().on_prefill_finished(now, prefilled(100)),
+        begun().on_prefill_finished(now, PrefillFinished { cached: 6, ..prefilled(7) }),
         begun().on_rejected(R),
     ] {
         assert_eq!(
@@ -169,4 +172,28 @@ fn a_resident_prefix_is_not_put() {
         panic!("{effects:?}")
     };
     assert_eq!((&start.pages, start.resident), (&pages(&[7, 4, 5, 8]), 12));
+}
+
+#[test]
+fn cached_tokens_are_those_of_the_process_that_prefills() {
+    let (mut state, now) = (state(), Instant::now());
+    let cached = |effects: &[Effect]| match reason(effects) {
+        Some(StreamEvent::Finished { timings, .. }) => (timings.resident_tokens, timings.cached_tokens),
+        other => panic!("{other:?}"),
+    };
+    // The decoder has four tokens of the prompt, and the sender eight of them. The sender computes four tokens.
+    state.on_decode(now, decode(now, 12, 1, Some(SESSION)));
+    state.on_reserved(now, PagesReserved { sequence: OWN, resident: 4, landing: 2, pages: pages(&[7]) });
+    let effects = state.on_prefill_finished(now, PrefillFinished { cached: 8, ..prefilled(7) });
+    let outcome = PrefillOutcome::Computed { tokens: 4, micros: 2000 };
+    let over = PrefillOver { on: Some(SESSION), tokens: 12, outcome };
+    assert_eq!((&effects[0], cached(&effects)), (&to::proxy(over), (4, 8)));
+    // The sender fails, and the decoder computes the prompt with the tokens that it has.
+    state.on_decode(now, decode(now, 12, 1, Some(SESSION)));
+    state.on_reserved(now, PagesReserved { sequence: OWN, resident: 0, landing: 3, pages: pages(&[]) });
+    state.on_prefill_failed(prefill_failed(SESSION));
+    state
+        .on_reserved(now, PagesReserved { sequence: OWN, resident: 4, landing: 0, pages: pages(&[7, 8, 9]) });
+    let last = advanced(Some(7), Some(SequenceEnd::Finished(FinishReason::Length)));
+    assert_eq!(cached(&state.on_advanced(now, SequenceAdvanced { resident: 12, ..last })), (4, 4));
 }

@@ -1,8 +1,11 @@
 //! Tests of frames: the actor that gets each frame, and when frames are written.
 
-use connector::frame::PrefillFault;
+use connector::frame::{GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, PrefillFault};
 
 use super::*;
+use crate::grammar::{GrammarHash, GrammarSource};
+use crate::messages::StoreGrammar;
+use crate::request::CacheSalt;
 
 /// Each frame that a sender may send, except LinkProbed and Leaving, and the effect of each.
 fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
@@ -16,8 +19,8 @@ fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
             to::buffer_manager(PageFilled { session, first, count, owner, hashes, transfer_micros }),
         ),
         (
-            Frame::PrefillFinished { request: 5, token: 7, logprobs: None, prefill_micros: 12 },
-            to::decoder(PrefillFinished { session, request, token: 7.into(), prefill_micros: 12 }),
+            Frame::PrefillFinished { request: 5, token: 7, logprobs: None, cached: 4, prefill_micros: 12 },
+            to::decoder(PrefillFinished { session, request, token: 7.into(), cached: 4, prefill_micros: 12 }),
         ),
         (
             Frame::PrefillFailed { request: 5, fault: PrefillFault::Refused, reason: "full".into() },
@@ -36,7 +39,18 @@ fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
     let (first, pages) = (CreditNumber(3), vec![PageIndex(4), PageIndex(6)]);
     let (request, prompt, resident, remaining_ms) = (RequestId(5), vec![1, 2, 3], 2, 1000);
     let (sampled_by, sampling) = (first_token::to_frame(&Default::default()), Default::default());
-    let start = StartPrefill { session, request, prompt: prompt.clone(), resident, sampling, remaining_ms };
+    let (salt, grammar) = (Some([3; 32]), Some([4; 32]));
+    let source = GrammarSource::Regex("a*".into()).into();
+    let start = StartPrefill {
+        session,
+        request,
+        prompt: prompt.clone(),
+        resident,
+        sampling,
+        salt: salt.map(CacheSalt),
+        grammar: grammar.map(GrammarHash),
+        remaining_ms,
+    };
     vec![
         (
             Frame::Grant { first, pages: pages.clone() },
@@ -44,10 +58,22 @@ fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
         ),
         (Frame::RingShare { pages: 4 }, to::transfer(RingShared { session, pages: 4 })),
         (
-            Frame::Prefill { request: 5, prompt, resident, sampling: sampled_by, remaining_ms },
+            Frame::Prefill {
+                request: 5,
+                prompt,
+                resident,
+                sampling: sampled_by,
+                salt,
+                grammar: grammar.map(Box::new),
+                remaining_ms,
+            },
             to::prefiller(start),
         ),
         (Frame::CancelPrefill { request: 5 }, to::prefiller(CancelPrefill { session, request })),
+        (
+            Frame::Grammar { index: 1, kind: GrammarKind::Regex, text: "a*".into() },
+            to::prefiller(StoreGrammar { session, index: 1, source }),
+        ),
     ]
 }
 
@@ -74,6 +100,24 @@ fn a_receivers_frames_reach_the_actors_that_send_pages() {
     let begun = up_outgoing(&mut state);
     for (frame, expect) in of_receivers(begun.session) {
         assert_eq!(begun.receives(&mut state, frame), [expect]);
+    }
+}
+
+#[test]
+fn a_grammar_beyond_the_limits_ends_the_session() {
+    for (index, bytes, reason) in [
+        (GRAMMARS_MAX - 1, GRAMMAR_BYTES_MAX, None),
+        (GRAMMARS_MAX, 1, Some("peer sent a grammar with index 16; a session has 16 grammars")),
+        (0, GRAMMAR_BYTES_MAX + 1, Some("peer sent a grammar of 262145 bytes; at most 262144 are allowed")),
+    ] {
+        let mut state = state(true);
+        let begun = up_outgoing(&mut state);
+        let frame = Frame::Grammar { index, kind: GrammarKind::Lark, text: "a".repeat(bytes) };
+        let effects = begun.receives(&mut state, frame);
+        match reason {
+            Some(reason) => assert_eq!(effects, begun.ended(reason, false)),
+            None => assert!(matches!(&effects[..], [Effect::Prefiller(_)]), "{effects:?}"),
+        }
     }
 }
 

@@ -1,0 +1,96 @@
+//! One live prefill: its phase, its pages, and the effects about it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use connector::frame::{Frame, PrefillFault};
+use engine::{PageId, Sampling};
+
+use super::Key;
+use crate::effect::{Effect, to};
+use crate::grammar::{CompiledGrammar, GrammarHash};
+use crate::messages::{CancelPuts, ReservePages, ReservePriority, SchedulePut, SendFrame, SequenceId};
+use crate::request::CacheSalt;
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// The request waits until this time for the compilation of this grammar.
+    Compiling(GrammarHash, Instant),
+    /// The request waits for pages.
+    Reserving,
+    /// The engine computes the request; final pages are being put.
+    Running(HandOver),
+    /// The request was cancelled, but the engine has not stopped it yet.
+    Stopping,
+    /// The prompt is computed; the last pages are being put.
+    Sending(HandOver),
+    /// The request has ended, but puts may still read its pages.
+    Draining,
+}
+
+/// The pages of a prompt, and how many of them the receiver has.
+#[derive(Debug)]
+pub(super) struct HandOver {
+    pub(super) pages: Vec<PageId>,
+    /// Leading tokens whose KV this process had in its prefix cache.
+    pub(super) cached: u32,
+    /// Leading pages that were handed to the transfer actor, or that the receiver had before.
+    pub(super) scheduled: u32,
+    /// Pages that the receiver has.
+    pub(super) sent: u32,
+    /// The time for which the lane carried the pages that were put.
+    pub(super) put_micros: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// This process's number for the request, never reused.
+    pub(super) serial: u64,
+    pub(super) prompt: Arc<[u32]>,
+    pub(super) sampling: Arc<Sampling>,
+    pub(super) salt: Option<CacheSalt>,
+    /// Its grammar, once it is compiled.
+    pub(super) grammar: Option<CompiledGrammar>,
+    /// Leading tokens whose KV the receiver had before.
+    pub(super) resident: u32,
+    pub(super) deadline: Instant,
+    pub(super) phase: Phase,
+}
+
+impl Entry {
+    pub(super) fn sequence(&self) -> SequenceId {
+        SequenceId::Peer(self.serial)
+    }
+
+    /// Asks for the prompt's pages, unless its grammar is not compiled yet.
+    pub(super) fn reserve(&self, page_tokens: u32) -> Option<Effect> {
+        let reserve = ReservePages {
+            sequence: self.sequence(),
+            tokens: self.prompt.clone(),
+            salt: self.salt,
+            pages: (self.prompt.len() as u32).div_ceil(page_tokens),
+            landing: None,
+            priority: ReservePriority::New,
+        };
+        matches!(self.phase, Phase::Reserving).then(|| to::buffer_manager(reserve))
+    }
+}
+
+impl HandOver {
+    /// Hands the pages before `last` that were not scheduled yet to the transfer actor.
+    pub(super) fn put(&mut self, (session, request): Key, last: u32) -> Option<Effect> {
+        let pages = self.pages.get(self.scheduled as usize..last as usize);
+        let pages = pages.filter(|pages| !pages.is_empty())?.to_vec();
+        let first_page = std::mem::replace(&mut self.scheduled, last);
+        Some(to::transfer(SchedulePut { session, request, first_page, pages }))
+    }
+}
+
+/// Tells the transfer actor that no more pages of this request are to be put.
+pub(super) fn cancel_puts((session, request): Key) -> Effect {
+    to::transfer(CancelPuts { session, request })
+}
+
+pub(super) fn failed((session, request): Key, fault: PrefillFault, reason: String) -> Effect {
+    to::peer_link(SendFrame { session, frame: Frame::PrefillFailed { request: request.0, fault, reason } })
+}

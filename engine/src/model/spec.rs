@@ -1,0 +1,92 @@
+//! The specification of a model: its sizes and features. Files of both formats are described by one.
+
+// These limits are above the sizes of any model. They are small enough that no product of sizes overflows and a corrupt
+// file causes no large allocation.
+pub(crate) const LAYERS_MAX: u64 = 1024;
+pub(crate) const HEADS_MAX: u64 = 4096;
+pub(crate) const SIZE_MAX: u64 = 1 << 24;
+/// Maximum size of the vocabulary. The fixed-point sums of `sampling` rely on this limit.
+pub(crate) const VOCABULARY_MAX: u64 = 1 << 20;
+
+/// The sizes and features of a decoder with RMS norms, RoPE and a gated SiLU feed-forward.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ModelSpec {
+    pub(crate) layers: usize,
+    /// The size of the residual stream.
+    pub(crate) hidden: usize,
+    pub(crate) attention: AttentionSpec,
+    /// The size of the gate, which is also that of the other factor.
+    pub(crate) feed_forward: usize,
+    pub(crate) vocabulary: usize,
+    pub(crate) context_tokens: u32,
+    pub(crate) norm_epsilon: f32,
+    /// RoPE's inverse frequencies, one for each pair of a head: `head_dim / 2` numbers.
+    pub(crate) inverse_frequencies: Vec<f32>,
+    /// True if the embedding is also the output matrix.
+    pub(crate) tied: bool,
+}
+
+/// The attention of every layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AttentionSpec {
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    /// True if queries, keys and values have biases.
+    pub(crate) bias: bool,
+    /// True if each head of the queries and keys has an RMS norm before RoPE.
+    pub(crate) qk_norm: bool,
+    /// A position attends to this many positions, itself included. `None` if it attends to all positions before it.
+    pub(crate) window: Option<u64>,
+}
+
+impl AttentionSpec {
+    /// The size of a row's queries.
+    pub(crate) fn query(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// The size of a row's keys, which is also that of its values.
+    pub(crate) fn key(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+impl ModelSpec {
+    /// Refuses sizes that contradict each other, and a window that the forward pass does not compute.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let AttentionSpec { heads, kv_heads, head_dim, window, .. } = self.attention;
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(format!("{heads} heads is not a multiple of {kv_heads} KV heads"));
+        }
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
+            return Err(format!("the head size is {head_dim}, but RoPE needs an even head size"));
+        }
+        // Within a window as long as the context, attention is full attention.
+        match window.filter(|window| *window < u64::from(self.context_tokens)) {
+            Some(window) => Err(format!(
+                "its sliding window has {window} tokens, fewer than its context of {}, and sliding-window attention is not supported",
+                self.context_tokens
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a hidden or feed-forward size that is not a multiple of `of`. The GPU kernels need this.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn check_multiples(&self, of: usize) -> Result<(), String> {
+        for (name, size) in [("hidden", self.hidden), ("feed-forward", self.feed_forward)] {
+            if !size.is_multiple_of(of) {
+                return Err(format!(
+                    "its {name} size is {size}, but a GPU needs a multiple of {of}; set engine.device to cpu"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// RoPE's inverse frequencies `theta^(-2i/d)`, computed in f32 with the same operations as transformers.
+pub(crate) fn inverse_frequencies(theta: f32, head_dim: usize) -> Vec<f32> {
+    (0..head_dim).step_by(2).map(|i| 1.0 / theta.powf(i as f32 / head_dim as f32)).collect()
+}

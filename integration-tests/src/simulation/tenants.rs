@@ -1,0 +1,44 @@
+//! The checks that requests of different tenants stay apart: a sequence reads only pages that requests of its own salt computed.
+
+use actors::effect::ToGenerator;
+use actors::messages::{SequenceId, StartSequence};
+use actors::request::RequestId;
+
+use super::node::Role;
+use super::plan::PAGE_TOKENS;
+use super::world::World;
+
+impl World {
+    /// The client's request that a sequence of this process computes.
+    pub(super) fn request_of(&self, node: usize, sequence: SequenceId) -> Option<RequestId> {
+        match (sequence, &self.nodes[node].role) {
+            (SequenceId::Own(request), _) => Some(request),
+            (SequenceId::Peer(_), Role::Sender(sender)) => sender.prefiller.request_of(sequence),
+            (SequenceId::Peer(_), Role::Receiver(_)) => None,
+        }
+    }
+
+    /// A generator gets a message. The sequence reads its resident pages and will write its other pages.
+    pub(super) fn sequence_runs(&mut self, node: usize, mail: &ToGenerator) {
+        let (sequence, resident, pages) = match mail {
+            ToGenerator::StartSequence(start) => {
+                self.grammar_is_right(node, start);
+                let StartSequence { sequence, resident, pages, .. } = &**start;
+                (*sequence, *resident, pages)
+            }
+            ToGenerator::ExtendSequence(extend) => (extend.sequence, 0, &extend.pages),
+            _ => return,
+        };
+        let client = self.request_of(node, sequence).and_then(|request| self.clients.get(&request));
+        let Some(salt) = client.map(|client| client.salt) else {
+            return self.fail(format!("process {node} runs {sequence}, which is no client's request"));
+        };
+        let (read, written) = pages.split_at(resident.div_ceil(PAGE_TOKENS) as usize);
+        let memory = &mut self.nodes[node].memory;
+        let strange = read.iter().find(|page| memory.page(page.0).salt != salt);
+        memory.claim(written, salt);
+        if let Some(page) = strange {
+            self.fail(format!("{sequence} of process {node} reads page {} of another salt", page.0));
+        }
+    }
+}
