@@ -85,7 +85,8 @@ pub trait GrammarCompiler: Send + Sync {
     /// The source is invalid or exceeds a limit, or the compiler is busy.
     fn compile(&self, source: &GrammarSource) -> Result<CompiledGrammar, GrammarError>;
 
-    /// The outcome for a source that was compiled recently; `None` if it has to be compiled. Takes microseconds.
+    /// The outcome for a source that was compiled recently; `None` if it has to be compiled. Does not call the library, so any thread may
+    /// call it.
     fn cached(&self, source: &GrammarSource) -> Option<Result<CompiledGrammar, GrammarError>> {
         let _ = source;
         None

@@ -222,10 +222,9 @@ impl Grammars {
     /// # Errors
     /// 400 if the grammar is wrong or too large, 503 if the compiler is busy, 500 if it panics.
     pub(super) async fn compile(&self, asked: &AskedGrammar) -> Result<CompiledGrammar, ApiError> {
-        let cached = guarded(|| Ok(self.compiler.cached(&asked.source)));
-        let outcome = match cached {
-            Ok(Some(outcome)) => outcome,
-            Ok(None) => {
+        let outcome = match self.compiler.cached(&asked.source) {
+            Some(outcome) => outcome,
+            None => {
                 // The semaphore is never closed.
                 let turn = Arc::clone(&self.waiting).acquire_owned().await.ok();
                 let (compiler, source) = (Arc::clone(&self.compiler), asked.source.clone());
@@ -236,7 +235,6 @@ impl Grammars {
                 let busy = |_| Err(GrammarError::Busy("server is busy; retry after a second".to_owned()));
                 web::block(work).await.unwrap_or_else(busy)
             }
-            Err(error) => Err(error),
         };
         outcome.map_err(|error| refusal(&asked.field, &error))
     }
