@@ -250,6 +250,7 @@ table! {
         SequenceAdvanced: Post from [Generator], "one per sequence and step; two steps are in flight";
         PeerReady: Post from [PeerLink], "one per session";
         PeerLost: Post from [PeerLink], "one per session";
+        PromptLogprobs: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
         PrefillFinished: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
         PrefillFailed: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
         Tick: Post from [Ticker], "a full mailbox skips it";
@@ -333,6 +334,7 @@ table! {
 
     /// Messages to clients.
     ToStreams, Streams, streams {
+        StreamPrompt: Post from [Decoder], "one per request";
         StreamToken: Post from [Decoder], "max_tokens of each request";
         StreamEnd: Post from [Proxy, Decoder], "one per request";
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix::Message;
-use engine::{Sampling, Token};
+use engine::{Logprobs, Sampling, Token};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -64,6 +64,9 @@ pub struct Generate {
     pub salt: Option<CacheSalt>,
     /// Continues after an end-of-sequence token.
     pub ignore_eos: bool,
+    /// Asks for the log probabilities of the prompt's tokens except the first, and of this many most probable tokens at the place of each.
+    /// The request then reads nothing from the prefix cache.
+    pub prompt_logprobs: Option<u32>,
     /// When the request must have ended.
     pub deadline: Instant,
     /// Where it may be prefilled.
@@ -148,9 +151,12 @@ impl Refused {
     }
 }
 
-/// An event of a request: tokens, then exactly one `Finished` or `Failed`.
+/// An event of a request: the prompt's log probabilities, if asked for, and tokens, then exactly one `Finished` or `Failed`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StreamEvent {
+    /// The log probabilities of the prompt's tokens except the first, in order. Comes once, before the first token, if the request asks
+    /// for them.
+    Prompt(Vec<Logprobs>),
     /// One sampled token, which may be an end-of-sequence token.
     Token(Token),
     /// The last event of a request that succeeded.

@@ -13,7 +13,7 @@ use crate::effect::{
     ToLog, ToPeerLink, ToPrefiller, ToProcess, ToProxy, ToStreams, ToTransfer, ToTransport,
 };
 use crate::kit::Outbox;
-use crate::messages::{StepFinished, StreamEnd, StreamToken, TransportEvents};
+use crate::messages::{StepFinished, StreamEnd, StreamPrompt, StreamToken, TransportEvents};
 use crate::request::{AbortRequest, Refused, StreamEvent};
 
 /// The mailboxes of a node's actors. A node without peers has no transfer, prefiller and peer link.
@@ -129,6 +129,9 @@ impl Router {
     /// If a token's client is gone, its request is aborted.
     fn to_streams(&self, message: ToStreams) {
         match message {
+            ToStreams::StreamPrompt(StreamPrompt { request, logprobs }) => {
+                self.devices.streams.prompt(request, logprobs);
+            }
             ToStreams::StreamToken(StreamToken { request, token }) => {
                 if !self.devices.streams.token(request, token) {
                     self.to_decoder(AbortRequest::cancelled(request).into());

@@ -1,13 +1,13 @@
 //! The live streams: a table from each request to the sink of the HTTP handler that waits for its tokens.
 //!
-//! HTTP workers and the decoder share this table. A sink has room for all events of its request (`max_tokens` tokens and one
-//! final event), so the decoder never waits for a client. A full or closed sink means that the client has disconnected.
+//! HTTP workers and the decoder share this table. A sink has room for all events of its request (the prompt's log
+//! probabilities, `max_tokens` tokens and one final event), so the decoder never waits for a client. A full or closed sink means that the client has disconnected.
 
 use dashmap::DashMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-use engine::Token;
+use engine::{Logprobs, Token};
 
 use crate::request::{RequestError, RequestId, StreamEvent};
 
@@ -41,7 +41,8 @@ impl Streams {
         max_tokens: u32,
         permit: impl Admitted,
     ) -> mpsc::Receiver<StreamEvent> {
-        let (sink, source) = mpsc::channel(max_tokens as usize + 1);
+        // The prompt's log probabilities, the tokens and the end.
+        let (sink, source) = mpsc::channel(max_tokens as usize + 2);
         self.live.insert(request, Live { sink, permit: Box::new(permit) });
         source
     }
@@ -50,6 +51,13 @@ impl Streams {
     pub fn token(&self, request: RequestId, token: Token) -> bool {
         // The map's guard is held for this statement only, and the statement does not block.
         self.live.get(&request).is_some_and(|live| live.sink.try_send(StreamEvent::Token(token)).is_ok())
+    }
+
+    /// Delivers the log probabilities of the prompt. A client that has disconnected is noticed at the next token.
+    pub fn prompt(&self, request: RequestId, logprobs: Vec<Logprobs>) {
+        if let Some(live) = self.live.get(&request) {
+            let _ = live.sink.try_send(StreamEvent::Prompt(logprobs));
+        }
     }
 
     /// Delivers the final event and removes the request. Returns false if the request was not live or its client has

@@ -12,6 +12,8 @@ mod echo;
 mod failing_engine;
 #[path = "pair/grammars.rs"]
 mod grammars;
+#[path = "pair/scores.rs"]
+mod scores_of_prompts;
 #[path = "pair/senders.rs"]
 mod senders;
 #[path = "pair/tenants.rs"]
@@ -30,7 +32,7 @@ use ::actors::request::{
 use ::actors::transfer::state::PAGES_IN_FLIGHT;
 use connector::loopback::{LoopbackError, LoopbackTransport};
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
-use echo::{Echo, next_token};
+use echo::{Echo, next_token, scores};
 use engine::{EngineError, KvPool};
 use tokio::sync::mpsc::Receiver;
 
@@ -196,6 +198,7 @@ fn generate(request: u64, tokens: u32, max_tokens: u32) -> Generate {
         grammar: None,
         salt: None,
         ignore_eos: true,
+        prompt_logprobs: None,
         deadline: Instant::now() + PATIENCE,
         route: Route::Auto,
     }
@@ -214,6 +217,7 @@ async fn answer(
             .expect("in time")
             .expect("the stream has an end");
         match event {
+            StreamEvent::Prompt(logprobs) => assert_eq!(logprobs, scores(&tokens)),
             StreamEvent::Token(token) => {
                 assert_eq!(
                     token.id,

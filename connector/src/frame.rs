@@ -16,8 +16,8 @@ use crate::ring::{CreditNumber, PageIndex};
 use crate::transport::Descriptor;
 use crate::wire;
 pub use prefill::{
-    FirstToken, FirstTokenLogprobs, GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, LOGIT_BIAS_MAX,
-    PROMPT_TOKENS_MAX, PageOwner, PrefillFault,
+    FirstToken, GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, LOGIT_BIAS_MAX, PROMPT_LOGPROBS_MAX,
+    PROMPT_TOKENS_MAX, PageOwner, PrefillFault, TokenLogprobs,
 };
 
 /// The range of protocol versions that a process supports: the first 12 bytes of a [`Challenge`] and of a [`Hello`].
@@ -376,7 +376,7 @@ pub enum Frame {
         /// The first sampled token.
         token: u32,
         /// Its log probabilities, if the request asked for them.
-        logprobs: Option<FirstTokenLogprobs>,
+        logprobs: Option<TokenLogprobs>,
         /// Leading tokens of the prompt that were not computed, because the sender's prefix cache had their KV. Less than the whole
         /// prompt.
         cached: u32,
@@ -411,6 +411,17 @@ pub enum Frame {
         #[serde(deserialize_with = "wire::text")]
         text: String,
     },
+    /// Sender → receiver: log probabilities of the prompt's tokens, in order, for a request that asks for them. All of them come before
+    /// [`PrefillFinished`](Self::PrefillFinished).
+    PromptLogprobs {
+        /// The request's number.
+        request: u64,
+        /// Number of tokens that were sent before. The first token of a prompt has no log probability, so 0 means its second token.
+        first: u32,
+        /// The log probabilities; at most [`PROMPT_LOGPROBS_MAX`] tokens.
+        #[serde(deserialize_with = "wire::list")]
+        tokens: Vec<TokenLogprobs>,
+    },
 }
 
 /// Maximum number of credits in one [`Frame::Grant`].
@@ -427,6 +438,7 @@ impl Frame {
             Self::CancelPrefill { .. } => "CancelPrefill",
             Self::LinkProbed { .. } => "LinkProbed",
             Self::PageFilled { .. } => "PageFilled",
+            Self::PromptLogprobs { .. } => "PromptLogprobs",
             Self::PrefillFinished { .. } => "PrefillFinished",
             Self::PrefillFailed { .. } => "PrefillFailed",
             Self::RingShare { .. } => "RingShare",

@@ -234,6 +234,19 @@ mod tests {
         check(64, 176, Err("feed-forward size is 176"));
     }
 
+    /// The counts are those that the authors of the models publish.
+    #[test]
+    fn the_shapes_of_published_models_have_their_parameters() {
+        let check = |name: &str, parameters: u64| {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models").join(name);
+            let checkpoint = Checkpoint::open(&path, LoadFormat::Dummy { seed: 0 }).unwrap();
+            assert_eq!(checkpoint.info().parameters, parameters, "{name}");
+        };
+        check("llama-3.1-8b", 8_030_261_248);
+        check("qwen2.5-7b", 7_615_616_512);
+        check("qwen3-8b", 8_190_735_360);
+    }
+
     #[test]
     fn rows_of_halves_become_pairs() {
         let halves = [0, 1, 2, 3, 10, 11, 12, 13];

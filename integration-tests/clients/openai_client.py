@@ -74,8 +74,15 @@ def check_chat(client, model):
     chunks = list(stream)
     assert chunks[0].choices[0].delta.role == "assistant", chunks[0]
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == message.content, chunks
-    # The second request finds the prompt in the prefix cache.
-    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens, chunks[-1]
+    usage = chunks[-1].usage
+    counts = [(u.prompt_tokens, u.completion_tokens, u.total_tokens) for u in (whole.usage, usage)]
+    assert counts[0] == counts[1], (whole.usage, usage)
+    # The second request finds pages of the first. A request with a salt does not.
+    assert 0 < usage.prompt_tokens_details.cached_tokens < usage.prompt_tokens, usage
+    salted = client.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=1, extra_body={"cache_salt": "tenant"}
+    )
+    assert salted.usage.prompt_tokens_details.cached_tokens == 0, salted
     told = client.chat.completions.create(
         model=model, messages=MESSAGES, max_tokens=4, temperature=0, logprobs=True, top_logprobs=2
     ).choices[0].logprobs.content

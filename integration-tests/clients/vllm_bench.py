@@ -86,6 +86,8 @@ def main():
         for body in (newer, older):
             tokens, _, usage = stream(base, "/v1/completions", body, f"bench-{n}", lambda choice: choice["text"])
             assert tokens == output_len, f"{tokens} token events for {output_len} tokens: the inter-token latencies would be wrong"
+            cached = usage.pop("prompt_tokens_details")["cached_tokens"]
+            assert 0 <= cached < input_len, cached
             assert usage == {
                 "prompt_tokens": input_len, "total_tokens": input_len + output_len, "completion_tokens": output_len
             }, usage

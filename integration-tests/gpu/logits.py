@@ -3,8 +3,8 @@
     target/release/examples/gpu_engine configs/models/llama-3.1-8b logits 1000 /tmp/logits
     python3 integration-tests/gpu/logits.py configs/models/llama-3.1-8b 1000 /tmp/logits
 
-Both programs make the same random weights: number i of matrix n is the (i + 1)-th number of splitmix64 from seed n, as in `baton_fill`. Needs PyTorch
-and a GPU.
+Other shapes: configs/models/qwen2.5-7b and configs/models/qwen3-8b. Both programs make the same random weights: number i of matrix n is the
+(i + 1)-th number of splitmix64 from seed n, as in `baton_fill`. Biases are matrices with one column, and norms are ones. Needs PyTorch and a GPU.
 """
 
 import json
@@ -18,7 +18,9 @@ import torch.nn.functional as F
 FOLDER, COUNT, FILE = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 CONFIG = json.load(open(f"{FOLDER}/config.json"))
 HIDDEN, FEED, LAYERS = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["num_hidden_layers"]
-HEADS, KV_HEADS, HEAD = CONFIG["num_attention_heads"], CONFIG["num_key_value_heads"], CONFIG["head_dim"]
+HEADS, KV_HEADS = CONFIG["num_attention_heads"], CONFIG["num_key_value_heads"]
+HEAD = CONFIG.get("head_dim") or HIDDEN // HEADS
+BIASED, NORMED = CONFIG["model_type"] == "qwen2", CONFIG["model_type"] == "qwen3"
 EPSILON, SCALE = CONFIG["rms_norm_eps"], 0.034641016
 torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -48,7 +50,9 @@ def matrix(seed, outputs, inputs):
 def frequencies():
     base = CONFIG["rope_theta"] ** (torch.arange(0, HEAD, 2, dtype=torch.float64) / HEAD)
     inverse = 1 / base
-    rope = CONFIG["rope_scaling"]
+    rope = CONFIG.get("rope_scaling")
+    if rope is None:
+        return inverse.float().cuda()
     length = 2 * math.pi / inverse
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     original = rope["original_max_position_embeddings"]
@@ -70,10 +74,12 @@ def rotate(x, angles):
 
 
 def layer(x, weights, angles):
-    qkv_w, o_w, gate_up_w, down_w = [w.to(x.dtype) for w in weights]
-    qkv = F.linear(norm(x), qkv_w)
+    qkv_w, bias, o_w, gate_up_w, down_w = [w if w is None else w.to(x.dtype) for w in weights]
+    qkv = F.linear(norm(x), qkv_w, bias)
     q, k, v = qkv.split([HEADS * HEAD, KV_HEADS * HEAD, KV_HEADS * HEAD], -1)
     q, k, v = [t.unflatten(-1, (-1, HEAD)) for t in (q, k, v)]
+    if NORMED:
+        q, k = norm(q), norm(k)
     q, k = rotate(q, angles), rotate(k, angles)
     q, k, v = [t.transpose(0, 1)[None] for t in (q, k, v)]
     attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -88,12 +94,14 @@ def main():
     embedded = matrix(0, CONFIG["vocab_size"], HIDDEN)[tokens]
     states = [embedded.float(), embedded]
     for index in range(LAYERS):
-        first = 2 + 4 * index
+        first = 2 + (4 + BIASED) * index
+        width = (HEADS + 2 * KV_HEADS) * HEAD
         weights = (
-            matrix(first, (HEADS + 2 * KV_HEADS) * HEAD, HIDDEN),
-            matrix(first + 1, HIDDEN, HEADS * HEAD),
-            matrix(first + 2, 2 * FEED, HIDDEN),
-            matrix(first + 3, HIDDEN, FEED),
+            matrix(first, width, HIDDEN),
+            matrix(first + 1, width, 1)[:, 0] if BIASED else None,
+            matrix(first + BIASED + 1, HIDDEN, HEADS * HEAD),
+            matrix(first + BIASED + 2, 2 * FEED, HIDDEN),
+            matrix(first + BIASED + 3, HIDDEN, FEED),
         )
         states = [layer(x, weights, angles) for x in states]
     output = matrix(1, CONFIG["vocab_size"], HIDDEN)

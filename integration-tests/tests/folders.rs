@@ -145,6 +145,20 @@ fn a_refused_folder_has_a_reason() -> Result<()> {
     Ok(())
 }
 
+/// transformers gives a Qwen3 without `head_dim` heads of 128. Other families divide the hidden size by the heads.
+#[test]
+fn a_missing_head_size_is_that_of_the_family() -> Result<()> {
+    for name in ["qwen3-gqa2-128-tied", "mha-16"] {
+        let model = small_models()?.into_iter().find(|model| model.name == name).context("no such model")?;
+        let folder = model.write("head-size")?;
+        let mut config = model.config.clone();
+        config.as_object_mut().context("an object")?.remove("head_dim").context("it has a head size")?;
+        fs::write(folder.path().join("config.json"), config.to_string())?;
+        check_answers(&model, folder.path(), &[model.prompt.len()])?;
+    }
+    Ok(())
+}
+
 /// A sliding window shorter than the context is refused. A Qwen's `sliding_window` counts only if `use_sliding_window` is true and a
 /// layer uses it.
 #[test]

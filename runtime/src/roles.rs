@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use actors::counters::Counters;
+use actors::grammar::GrammarCompiler;
 use actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use actors::request::Route;
 use actors::transfer::state::PAGES_IN_FLIGHT;
@@ -205,7 +206,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let cache = cache_info(&config, engine.as_ref());
     let grammars = grammars(&model, engine.as_ref());
-    let node = start_node(role, &config, &mut ports, engine)?;
+    let node = start_node(role, &config, &mut ports, engine, Arc::clone(grammars.compiler()))?;
     limit_context(&mut model, u64::from(node.request_pages) * u64::from(config.page_tokens()));
     let shared = SharedState::new(&config, cache, model, grammars, limits);
     actix::spawn(report_regularly(shared.observed.clone()));
@@ -244,6 +245,7 @@ fn start_node(
     config: &Config,
     ports: &mut ListeningSockets,
     engine: Box<dyn Engine>,
+    grammars: Arc<dyn GrammarCompiler>,
 ) -> anyhow::Result<Node> {
     let pool = Arc::clone(engine.kv());
     let http = ports.http.as_ref().map(TcpListener::local_addr).transpose()?;
@@ -259,7 +261,7 @@ fn start_node(
     });
     Ok(node::start(NodeConfig {
         engine,
-        grammars: None,
+        grammars: Some(grammars),
         prefill_chunk_tokens: config.prefill_chunk_tokens(),
         prefix_cache: config.engine.prefix_cache,
         scattered: false,

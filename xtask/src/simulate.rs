@@ -153,7 +153,7 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "prefill before the grammar is compiled",
         "actors/src/prefiller/state.rs",
-        "let compiling = |hash| Phase::Compiling(hash, now + COMPILING_MAX);",
+        "let compiling = |hash| Phase::Compiling(hash, deadline.min(now + COMPILING_MAX));",
         "let compiling = |_| Phase::Reserving;",
     ),
     mutant(

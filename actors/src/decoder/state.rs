@@ -31,8 +31,8 @@ use crate::first_token;
 use crate::log::LogLine;
 use crate::messages::{
     Decode, PagesAdopted, PagesComputed, PagesReserved, PeerReady, PrefillFailed, PrefillFinished,
-    PrefillOutcome, ReleasePages, ReservePages, ReservePriority, SequenceAdvanced, SequenceEnd, SequenceId,
-    SessionId,
+    PrefillOutcome, PromptLogprobs, ReleasePages, ReservePages, ReservePriority, SequenceAdvanced,
+    SequenceEnd, SequenceId, SessionId,
 };
 use crate::request::{AbortOutcome, AbortRequest, Generate, RequestError, RequestId, Timings};
 use asking::{Peer, fits_frames};
@@ -107,6 +107,7 @@ impl DecoderState {
             ToDecoder::SequenceAdvanced(event) => self.on_advanced(now, event),
             ToDecoder::PeerReady(ready) => self.on_peer_ready(ready),
             ToDecoder::PeerLost(lost) => self.on_peer_lost(lost.session),
+            ToDecoder::PromptLogprobs(reported) => self.on_prompt_logprobs(reported),
             ToDecoder::PrefillFinished(finished) => self.on_prefill_finished(now, finished),
             ToDecoder::PrefillFailed(failed) => self.on_prefill_failed(failed),
             ToDecoder::Tick(_) => self.on_tick(now),
@@ -189,6 +190,7 @@ impl DecoderState {
             admitted: now,
             first_token: None,
             last_token: None,
+            prompt_logprobs: Vec::new(),
             emitted: Vec::new(),
             phase: Phase::Reserving { on },
             waits: ProxyCount::Counted { on: prefill_on },
@@ -225,6 +227,7 @@ impl DecoderState {
         let reserve = ReservePages {
             sequence: SequenceId::Own(request),
             tokens: entry.tokens(),
+            reads_cache: entry.wanted_logprobs().is_none(),
             salt: entry.generate.salt,
             pages: self.pages_ahead(entry),
             landing,
@@ -319,6 +322,18 @@ impl DecoderState {
         }
     }
 
+    /// The sender reports log probabilities of the prompt. Those that cannot be right are an error of the sender.
+    fn on_prompt_logprobs(&mut self, reported: PromptLogprobs) -> Vec<Effect> {
+        let PromptLogprobs { session, request, first, logprobs } = reported;
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        if !matches!(entry.phase, Phase::Landing { session: on, .. } if on == session) {
+            return Vec::new();
+        }
+        let are_known =
+            logprobs.iter().all(|logprobs| first_token::are_known(logprobs, self.config.vocabulary));
+        if are_known && entry.take_logprobs(first, logprobs) { Vec::new() } else { self.on_rejected(request) }
+    }
+
     /// The sender has sampled the first token: it is delivered at once, before all pages have landed.
     fn on_prefill_finished(&mut self, now: Instant, finished: PrefillFinished) -> Vec<Effect> {
         let request = finished.request;
@@ -328,7 +343,8 @@ impl DecoderState {
             return Vec::new();
         }
         let is_possible = finished.cached < entry.timings.prompt_tokens;
-        if !is_possible || !first_token::is_known(&finished.token, self.config.vocabulary) {
+        let is_known = first_token::is_known(&finished.token, self.config.vocabulary);
+        if !is_possible || !is_known || !entry.has_logprobs() {
             return self.on_rejected(request);
         }
         entry.timings.disaggregated = true;
@@ -338,7 +354,7 @@ impl DecoderState {
         let (left, ignore_eos) = (entry.generate.max_tokens.saturating_sub(1), entry.generate.ignore_eos);
         let reason = self.config.finish.reason(finished.token.id, ignore_eos, left);
         let over = entry.prefill_over(entry.computed(finished.prefill_micros));
-        let mut effects: Vec<Effect> = over.into_iter().chain([entry.emit(now, finished.token)]).collect();
+        let mut effects: Vec<Effect> = over.into_iter().chain(entry.emit(now, finished.token)).collect();
         match reason {
             Some(reason) => {
                 // Pages that land later have no owner, so the buffer manager frees them.
@@ -360,6 +376,9 @@ impl DecoderState {
                 None => Vec::new(),
             };
         }
+        if entry.wanted_logprobs().is_some() {
+            entry.prompt_logprobs.extend(event.prompt_logprobs);
+        }
         let mut effects = Vec::new();
         let sampled = event.token.is_some();
         if let Some(token) = event.token {
@@ -368,7 +387,7 @@ impl DecoderState {
                 entry.timings.prefill_ms = event.running_micros as f64 / 1e3;
                 effects.extend(entry.prefill_over(entry.computed(event.running_micros)));
             }
-            effects.push(entry.emit(now, token));
+            effects.extend(entry.emit(now, token));
         }
         let mut preempted = false;
         if let Phase::Running(running) = &mut entry.phase {

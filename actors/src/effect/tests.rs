@@ -3,8 +3,8 @@ use crate::request::RequestId;
 
 #[test]
 fn an_effect_is_small() {
-    // Effects are moved through vectors and mailboxes. The largest is a frame; larger messages are boxed.
-    assert!(size_of::<Effect>() <= 144, "{} bytes", size_of::<Effect>());
+    // Effects are moved through vectors and mailboxes. The largest is a request; larger messages are boxed.
+    assert!(size_of::<Effect>() <= 160, "{} bytes", size_of::<Effect>());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use connector::frame::{Frame, Incarnation, PrefillFault};
 use connector::transport::Descriptor;
-use engine::{Sampling, Token};
+use engine::{Logprobs, Sampling, Token};
 
 use super::SessionId;
 use crate::grammar::GrammarHash;
@@ -106,6 +106,8 @@ pub struct StartPrefill {
     pub salt: Option<CacheSalt>,
     /// The grammar that the answer must match.
     pub grammar: Option<GrammarHash>,
+    /// Asks for the log probabilities of the prompt's tokens, and of this many most probable tokens at the place of each.
+    pub prompt_logprobs: Option<u32>,
     /// Milliseconds until the request's deadline.
     pub remaining_ms: u64,
 }
@@ -117,6 +119,19 @@ pub struct CancelPrefill {
     pub session: SessionId,
     /// The request.
     pub request: RequestId,
+}
+
+/// Peer link → decoder: the sender has computed log probabilities of the prompt's tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptLogprobs {
+    /// The sender's session.
+    pub session: SessionId,
+    /// The request.
+    pub request: RequestId,
+    /// Number of tokens that were reported before.
+    pub first: u32,
+    /// The log probabilities of the next tokens, in order.
+    pub logprobs: Vec<Logprobs>,
 }
 
 /// Peer link → decoder: the sender has sampled the first token.

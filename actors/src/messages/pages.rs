@@ -21,6 +21,8 @@ pub struct ReservePages {
     pub tokens: Arc<[u32]>,
     /// The salt of its request.
     pub salt: Option<CacheSalt>,
+    /// Whether cached pages are shared. Without them, all tokens are computed.
+    pub reads_cache: bool,
     /// All pages that the sequence needs; at least those of `tokens`.
     pub pages: u32,
     /// The session of the sender that computes the pages of `tokens` that are not shared. These pages are held as a count, and each page

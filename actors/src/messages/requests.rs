@@ -1,6 +1,6 @@
 //! A request between the proxy, the decoder and the client.
 
-use engine::Token;
+use engine::{Logprobs, Token};
 
 use super::SessionId;
 use crate::request::{Generate, RequestId, StreamEvent};
@@ -39,6 +39,15 @@ pub enum PrefillOutcome {
     Failed,
     /// The request ended first, was preempted, was refused, or is prefilled elsewhere. This says nothing about the sender.
     Withdrawn,
+}
+
+/// Decoder → streams: the log probabilities of the prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StreamPrompt {
+    /// The request.
+    pub request: RequestId,
+    /// Those of its tokens except the first, in order.
+    pub logprobs: Vec<Logprobs>,
 }
 
 /// Decoder → streams: the client's next token.

@@ -139,13 +139,27 @@ impl PrefillerState {
 
     /// A receiver wants a prompt's KV.
     fn on_prefill(&mut self, now: Instant, start: StartPrefill) -> Vec<Effect> {
-        let StartPrefill { session, request, prompt, resident, sampling, salt, grammar, remaining_ms } =
-            start;
+        let StartPrefill {
+            session,
+            request,
+            prompt,
+            resident,
+            sampling,
+            salt,
+            grammar,
+            prompt_logprobs,
+            remaining_ms,
+        } = start;
         let key = (session, request);
+        if resident > 0 && prompt_logprobs.is_some() {
+            let reason = format!("{resident} resident tokens have no log probabilities");
+            return vec![failed(key, PrefillFault::Refused, reason)];
+        }
         if let Some(reason) = self.refusal(key, &prompt, resident) {
             return vec![failed(key, PrefillFault::Refused, reason)];
         }
-        let compiling = |hash| Phase::Compiling(hash, now + COMPILING_MAX);
+        let deadline = now + Duration::from_millis(remaining_ms.min(REMAINING_MS_MAX));
+        let compiling = |hash| Phase::Compiling(hash, deadline.min(now + COMPILING_MAX));
         let wanted = grammar.map(|hash| Ok((hash, self.grammars.want(session, hash)?))).transpose();
         let (grammar, phase, compile) = match wanted {
             Ok(None) => (None, Phase::Reserving, None),
@@ -154,13 +168,23 @@ impl PrefillerState {
             Ok(Some((hash, Wanted::New(new)))) => (None, compiling(hash), Some(to::grammar_thread(new))),
             Err(reason) => return vec![failed(key, PrefillFault::Refused, reason)],
         };
-        let deadline = now + Duration::from_millis(remaining_ms.min(REMAINING_MS_MAX));
         self.next_serial += 1;
         let serial = self.next_serial;
         self.serials.insert(serial, key);
         *self.of_session.entry(session).or_default() += 1;
         let prompt = prompt.into();
-        let entry = Entry { serial, prompt, sampling, salt, grammar, resident, deadline, phase };
+        let entry = Entry {
+            serial,
+            prompt,
+            sampling,
+            salt,
+            grammar,
+            prompt_logprobs,
+            reported: 0,
+            resident,
+            deadline,
+            phase,
+        };
         let reserve = entry.reserve(self.config.page_tokens);
         self.entries.insert(key, entry);
         reserve.or(compile).into_iter().collect()
@@ -265,7 +289,7 @@ impl PrefillerState {
             sampling: entry.sampling.clone(),
             grammar: entry.grammar.clone(),
             ignore_eos: false,
-            prompt_logprobs: None,
+            prompt_logprobs: entry.prompt_logprobs,
         });
         let sent = entry.resident / page_tokens;
         let mut hand_over = HandOver { pages, cached: resident, scheduled: sent, sent, put_micros: 0 };
@@ -288,7 +312,10 @@ impl PrefillerState {
         let page_tokens = self.config.page_tokens;
         let Some((key, entry)) = self.find(event.sequence) else { return Vec::new() };
         let (session, request) = key;
-        let mut effects = Vec::new();
+        let mut effects = match entry.phase {
+            Phase::Running(_) => entry.report(key, event.prompt_logprobs),
+            _ => Vec::new(),
+        };
         if let Phase::Running(hand_over) = &mut entry.phase {
             let prompt_tokens = entry.prompt.len() as u32;
             let last = if event.resident == prompt_tokens {
@@ -399,20 +426,19 @@ impl PrefillerState {
             effects.extend(self.on_cancel(key));
         }
         for key in unready {
-            let seconds = COMPILING_MAX.as_secs();
-            effects.extend(self.refuse(key, format!("the grammar was not compiled within {seconds} s")));
+            effects.extend(self.refuse(key, "the grammar was not compiled in time on the sender".to_owned()));
         }
         effects
     }
 
-    /// The prefills past their deadline, and the others whose grammar is late.
+    /// The prefills past their deadline, and those whose grammar is late.
     fn late(&self, now: Instant) -> [Vec<Key>; 2] {
         let mut found = [Vec::new(), Vec::new()];
         for (key, entry) in &self.entries {
             match entry.phase {
                 Phase::Stopping | Phase::Draining => {}
-                _ if now >= entry.deadline => found[0].push(*key),
                 Phase::Compiling(_, until) if now >= until => found[1].push(*key),
+                _ if now >= entry.deadline => found[0].push(*key),
                 _ => {}
             }
         }

@@ -167,6 +167,7 @@ mod tests {
             grammar: None,
             salt: None,
             ignore_eos: false,
+            prompt_logprobs: None,
             deadline: Instant::now(),
             route,
         }

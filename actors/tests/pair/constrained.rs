@@ -78,6 +78,7 @@ async fn ask_for(
         grammar: sevens.compiled(),
         salt: None,
         ignore_eos: true,
+        prompt_logprobs: None,
         deadline: Instant::now() + PATIENCE,
         route: Route::Local,
     };
@@ -95,6 +96,7 @@ async fn constrained(
     loop {
         let event = tokio::time::timeout(PATIENCE, source.recv()).await.expect("in time").expect("it ends");
         match event {
+            StreamEvent::Prompt(_) => panic!("nothing asked for it"),
             StreamEvent::Token(token) => {
                 let count = tokens.len() as u32 - prompt_tokens;
                 let expect = allowed_from(&mask(count), next_token(tokens.iter().copied()));

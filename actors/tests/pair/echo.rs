@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
 use engine::{
-    Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, ModelInfo, PageId, SampledToken, Step, StepLimits,
-    StepOutput, TokenSource,
+    Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, Logprobs, ModelInfo, PageId, SampledToken,
+    ScoredChunk, Step, StepLimits, StepOutput, TokenSource,
 };
 
 use super::{PAGE_TOKENS, ROWS, VOCABULARY};
@@ -19,6 +19,8 @@ pub(super) struct Echo {
     sampled: Vec<SampledToken>,
     /// The samples of the last step while it waits for masks, and whether each needs one.
     pending: Vec<(SampledToken, bool)>,
+    /// The scores of that step.
+    scores: Vec<ScoredChunk>,
     error: Arc<Mutex<Option<EngineError>>>,
 }
 
@@ -37,7 +39,7 @@ impl Echo {
             parameters: 0,
         };
         let pool = Arc::new(KvPool::new(layout, pages).expect("the pool is small"));
-        Self { model, pool, sampled: Vec::new(), pending: Vec::new(), error }
+        Self { model, pool, sampled: Vec::new(), pending: Vec::new(), scores: Vec::new(), error }
     }
 
     /// The four bytes that hold the token at `position`.
@@ -52,6 +54,15 @@ impl Echo {
 /// The next token after these tokens.
 pub(super) fn next_token(tokens: impl Iterator<Item = u32>) -> u32 {
     1 + tokens.fold(7u32, |hash, token| hash.wrapping_mul(31).wrapping_add(token)) % (VOCABULARY - 1)
+}
+
+/// The log probabilities of a prompt's tokens but the first: made up from token and place.
+pub(super) fn scores(prompt: &[u32]) -> Vec<Logprobs> {
+    (1..).zip(&prompt[1..]).map(|(place, token)| score(place, *token)).collect()
+}
+
+fn score(place: u32, token: u32) -> Logprobs {
+    Logprobs { sampled: -(token as f32), rank: place, top: vec![(token, 0.5)] }
 }
 
 /// The first token from `token` on that the mask allows. After the last token comes token 0.
@@ -84,6 +95,13 @@ impl Engine for Echo {
         if !self.pending.is_empty() {
             return Err(EngineError::NotReady("the previous step waits for its masks"));
         }
+        let scored = batch.iter().filter_map(|chunk| Some((chunk, chunk.score?)));
+        let of_chunk = |(chunk, score): (&Chunk<'_>, engine::Score<'_>)| {
+            let targets =
+                (chunk.start + 1..).zip(score.targets).map(|(place, token)| self::score(place, *token));
+            ScoredChunk { sequence: chunk.sequence, targets: targets.collect() }
+        };
+        let scores: Vec<ScoredChunk> = scored.map(of_chunk).collect();
         let mut samples = Vec::new();
         let rows = batch.iter().map(Chunk::rows).sum::<usize>() as u64;
         if rows > u64::from(ROWS) {
@@ -115,11 +133,11 @@ impl Engine for Echo {
             }
         }
         if samples.iter().any(|(_, is_constrained)| *is_constrained) {
-            (self.sampled, self.pending) = (Vec::new(), samples);
+            (self.sampled, self.pending, self.scores) = (Vec::new(), samples, scores);
             return Ok(Step::unfinished());
         }
         self.sampled = samples.into_iter().map(|(sampled, _)| sampled).collect();
-        Ok(Step::finished(StepOutput { tokens: self.sampled.clone(), ..StepOutput::default() }))
+        Ok(Step::finished(StepOutput { tokens: self.sampled.clone(), scores }))
     }
 
     fn sample(&mut self, step: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
@@ -132,7 +150,8 @@ impl Engine for Echo {
             Some(sampled)
         };
         self.sampled = std::mem::take(&mut self.pending).into_iter().filter_map(take).collect();
-        step.finish(StepOutput { tokens: self.sampled.clone(), ..StepOutput::default() });
+        let scores = std::mem::take(&mut self.scores);
+        step.finish(StepOutput { tokens: self.sampled.clone(), scores });
         Ok(())
     }
 

@@ -2,8 +2,8 @@
 
 use common::splitmix::SplitMix64;
 use connector::frame::{
-    Answer, Capabilities, Challenge, FirstToken, FirstTokenLogprobs, Frame, GrammarKind, Hello, Incarnation,
-    KvShape, PageOwner, PrefillFault, Versions, Welcome,
+    Answer, Capabilities, Challenge, FirstToken, Frame, GrammarKind, Hello, Incarnation, KvShape, PageOwner,
+    PrefillFault, TokenLogprobs, Versions, Welcome,
 };
 use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::Descriptor;
@@ -127,8 +127,8 @@ pub(crate) fn answer(random: &mut Random) -> Answer {
     }
 }
 
-fn logprobs(random: &mut Random) -> Option<FirstTokenLogprobs> {
-    random.one_in(2).then(|| FirstTokenLogprobs {
+fn logprobs(random: &mut Random) -> Option<TokenLogprobs> {
+    random.one_in(2).then(|| TokenLogprobs {
         sampled: random.next() as f32,
         rank: random.next() as u32,
         top: random.list(20, |word| (word as u32, word as f32)),
@@ -137,12 +137,21 @@ fn logprobs(random: &mut Random) -> Option<FirstTokenLogprobs> {
 
 pub(crate) fn frame(random: &mut Random) -> Frame {
     let request = random.next();
-    match random.below(12) {
+    match random.below(13) {
         0 => Frame::Heartbeat,
         1 => Frame::Goodbye,
         2 => Frame::Grant {
             first: CreditNumber(random.next()),
             pages: random.list(65_536, |word| PageIndex(word as u32)),
+        },
+        12 => Frame::PromptLogprobs {
+            request,
+            first: random.next() as u32,
+            tokens: random.list(1024, |word| TokenLogprobs {
+                sampled: word as f32,
+                rank: 1,
+                top: vec![(word as u32, 0.5)],
+            }),
         },
         3 => Frame::Prefill {
             request,
@@ -157,6 +166,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
                 min_p: random.next() as f32,
                 repetition_penalty: random.next() as f32,
                 logprobs: random.one_in(2).then(|| random.next() as u32),
+                prompt_logprobs: random.one_in(2).then(|| random.next() as u32),
             }),
             salt: random.one_in(2).then(|| random.array()),
             grammar: random.one_in(2).then(|| Box::new(random.array())),

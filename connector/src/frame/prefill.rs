@@ -23,7 +23,7 @@ pub enum GrammarKind {
     Lark,
 }
 
-/// The sampling parameters for a request's first token. The fields have the names of the HTTP parameters.
+/// The sampling parameters for a request's first token, and what else the sender reports. The fields have the names of the HTTP parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FirstToken {
     /// 0 samples greedily.
@@ -43,14 +43,20 @@ pub struct FirstToken {
     pub seed: u64,
     /// Asks for the token's log probability, and for that many of the most probable tokens.
     pub logprobs: Option<u32>,
+    /// Asks for the log probabilities of the prompt's tokens except the first, and for that many of the most probable tokens at the place
+    /// of each. Only without resident tokens.
+    pub prompt_logprobs: Option<u32>,
 }
 
-/// Log probabilities (natural logarithm) at a request's first token.
+/// Maximum number of tokens in one [`Frame::PromptLogprobs`](super::Frame::PromptLogprobs).
+pub const PROMPT_LOGPROBS_MAX: usize = 1024;
+
+/// Log probabilities (natural logarithm) at one token: the first sampled one, or one of the prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FirstTokenLogprobs {
-    /// Log probability of the sampled token.
+pub struct TokenLogprobs {
+    /// Log probability of the token.
     pub sampled: f32,
-    /// Number of tokens that are at least as probable as the sampled one.
+    /// Number of tokens that are at least as probable as this one.
     pub rank: u32,
     /// The most probable tokens with their log probabilities, the most probable first.
     #[serde(deserialize_with = "wire::list")]

@@ -92,6 +92,11 @@ fn golden_bytes() {
         Frame::Grammar { index: 2, kind: GrammarKind::Lark, text: "ab".into() },
         "0b000000020000000200000002000000000000006162",
     );
+    let scored = TokenLogprobs { sampled: -0.5, rank: 1, top: vec![] };
+    check(
+        Frame::PromptLogprobs { request: 2, first: 3, tokens: vec![scored] },
+        "0c0000000200000000000000030000000100000000000000000000bf010000000000000000000000",
+    );
     check(
         Frame::Prefill {
             request: 1,
@@ -107,7 +112,7 @@ fn golden_bytes() {
             "0100000000000000",
             "010000000000000002000000",
             "03000000",
-            "000000000000803f00000000000000000000803f0000000000000000070000000000000000",
+            "000000000000803f00000000000000000000803f000000000000000007000000000000000000",
             "00",
             "010404040404040404040404040404040404040404040404040404040404040404",
             "0500000000000000",
@@ -141,6 +146,7 @@ fn greedy() -> FirstToken {
         logit_bias: vec![],
         seed: 7,
         logprobs: None,
+        prompt_logprobs: None,
     }
 }
 
@@ -160,7 +166,7 @@ fn prefill(prompt: Vec<u32>, remaining_ms: u64) -> Frame {
 fn frames() -> Vec<Frame> {
     let owner = Some(PageOwner { request: 5, first_page: 4 });
     let (first, hashes) = (CreditNumber(1), vec![7, 8, 9]);
-    let logprobs = Some(FirstTokenLogprobs { sampled: -0.5, rank: 1, top: vec![(2, -0.5), (7, -2.0)] });
+    let logprobs = Some(TokenLogprobs { sampled: -0.5, rank: 1, top: vec![(2, -0.5), (7, -2.0)] });
     let frames = vec![
         Frame::Heartbeat,
         Frame::Goodbye,
@@ -169,11 +175,18 @@ fn frames() -> Vec<Frame> {
         Frame::CancelPrefill { request: 1 },
         Frame::LinkProbed { lane: "tcp/lo".into(), bytes: 1, micros: 1 },
         Frame::PageFilled { first, count: 3, owner, hashes, transfer_micros: 6 },
-        Frame::PrefillFinished { request: 1, token: 2, logprobs, cached: 4, prefill_micros: 3 },
+        Frame::PrefillFinished {
+            request: 1,
+            token: 2,
+            logprobs: logprobs.clone(),
+            cached: 4,
+            prefill_micros: 3,
+        },
         Frame::PrefillFailed { request: 1, fault: PrefillFault::Refused, reason: "no room".into() },
         Frame::RingShare { pages: 5 },
         Frame::Leaving,
         Frame::Grammar { index: 1, kind: GrammarKind::Regex, text: "[ab]*".into() },
+        Frame::PromptLogprobs { request: 1, first: 7, tokens: logprobs.into_iter().collect() },
     ];
     let error =
         wire::decode::<Frame>(&[frames.len() as u8, 0, 0, 0]).expect_err("no variant has this number");

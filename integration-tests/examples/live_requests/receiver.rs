@@ -35,6 +35,7 @@ fn decode(now: Instant, request: u64, prefill_on: Option<SessionId>) -> ToDecode
         grammar: None,
         salt: None,
         ignore_eos: true,
+        prompt_logprobs: None,
         deadline: now + Duration::from_secs(3600),
         route: Route::Auto,
     };
@@ -125,7 +126,7 @@ pub(crate) fn landing(live: u64, times: &mut Times) {
 fn reserve(request: u64, landing: Option<SessionId>) -> ToBufferManager {
     let (tokens, pages) = (prompt(request).into(), PAGES);
     let (sequence, priority) = (own(request), ReservePriority::New);
-    ReservePages { sequence, tokens, salt: None, pages, landing, priority }.into()
+    ReservePages { sequence, tokens, salt: None, reads_cache: true, pages, landing, priority }.into()
 }
 
 fn release(request: u64) -> ToBufferManager {

@@ -38,6 +38,7 @@ fn start_prefill(request: u64) -> ToPrefiller {
         sampling: Default::default(),
         salt: None,
         grammar: None,
+        prompt_logprobs: None,
         remaining_ms: 3_600_000,
     }
     .into()

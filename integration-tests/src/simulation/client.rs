@@ -6,9 +6,10 @@ use actors::effect::{Endpoint, to};
 use actors::request::{
     AbortRequest, CacheSalt, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent,
 };
+use engine::Logprobs;
 
 use super::grammars::any_grammar;
-use super::machine::next_token;
+use super::machine::{next_token, score};
 use super::parts::Client;
 use super::plan::{PAGE_TOKENS, SECOND, VOCABULARY};
 use super::world::{Event, RECEIVER, World};
@@ -50,6 +51,7 @@ impl World {
         let salt = SALTS[self.dice.between(0, SALTS.len() as u64 - 1) as usize].map(CacheSalt::of);
         // The grammar of a request that must be handed over could be refused.
         let grammar = any_grammar(&mut self.dice).filter(|_| !stays);
+        let scores_prompt = self.dice.one_in(6);
         self.clients.insert(
             request,
             Client {
@@ -60,6 +62,8 @@ impl World {
                 ignore_eos,
                 salt,
                 grammar: grammar.clone(),
+                scores_prompt,
+                scored: false,
                 deadline,
                 left: false,
                 end: None,
@@ -78,6 +82,7 @@ impl World {
             grammar,
             salt,
             ignore_eos,
+            prompt_logprobs: scores_prompt.then_some(2),
             deadline: self.epoch + Duration::from_micros(deadline),
             route: Route::Auto,
         };
@@ -106,12 +111,26 @@ impl World {
         let place = client.tokens.len() - client.prompt;
         client.tokens.push(token);
         let (ended, left) = (client.end, client.left);
-        if let Some(end) = ended {
+        if client.scores_prompt && !client.scored {
+            self.fail(format!("{request} got a token before the log probabilities of its prompt"));
+        } else if let Some(end) = ended {
             self.fail(format!("{request} got a token after its end ({end})"));
         } else if token != expect {
             self.fail(format!("{request} got {token} as token {place} instead of {expect}"));
         }
         !left
+    }
+
+    /// Delivers the log probabilities of a prompt. They must be those of every token but the first, once and in order.
+    pub(super) fn prompt_scored(&mut self, request: RequestId, logprobs: &[Logprobs]) {
+        let Some(client) = self.clients.get_mut(&request) else { return };
+        let prompt = &client.tokens[..client.prompt];
+        let expect: Vec<Logprobs> =
+            (1..).zip(&prompt[1..]).map(|(place, token)| score(place, *token)).collect();
+        let is_first = client.scores_prompt && !std::mem::replace(&mut client.scored, true);
+        if !is_first || client.tokens.len() > client.prompt || expect != logprobs {
+            self.fail(format!("{request} got wrong log probabilities of its prompt: {logprobs:?}"));
+        }
     }
 
     /// Delivers the end of a request.
@@ -121,7 +140,7 @@ impl World {
         };
         let got = client.tokens.len() - client.prompt;
         let wrong = match event {
-            StreamEvent::Token(_) => Some("a token event"),
+            StreamEvent::Token(_) | StreamEvent::Prompt(_) => Some("a token event"),
             StreamEvent::Finished { reason: FinishReason::Length, .. } => {
                 (got != client.max_tokens as usize).then_some("length before all tokens")
             }
@@ -145,7 +164,7 @@ impl World {
                 "finished"
             }
             StreamEvent::Failed(error) => error.kind(),
-            StreamEvent::Token(_) => "token",
+            StreamEvent::Token(_) | StreamEvent::Prompt(_) => "token",
         };
         self.close(request, name);
     }

@@ -2,7 +2,7 @@
 
 use actors::buffer_manager::state::PageUse;
 use actors::effect::{Endpoint, to};
-use actors::messages::{RunStep, StepFinished, StepResult};
+use actors::messages::{PlannedChunk, RunStep, StepFinished, StepResult};
 
 use super::machine::{Step, follow};
 use super::plan::MS;
@@ -19,7 +19,9 @@ impl World {
     }
 
     fn begin_step(&mut self, node: usize, mut plan: RunStep) {
-        let rows = plan.chunks.iter().filter(|chunk| chunk.sample.is_some()).count();
+        let scored = |chunk: &PlannedChunk| chunk.score.as_ref().map_or(0, |score| score.targets.len());
+        let rows: usize =
+            plan.chunks.iter().map(|chunk| usize::from(chunk.sample.is_some()) + scored(chunk)).sum();
         let most = self.plan.step_rows as usize;
         if rows > most {
             self.fail(format!("a step of {node} has {rows} rows, but its engine takes at most {most}"));

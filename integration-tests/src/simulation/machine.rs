@@ -3,7 +3,7 @@
 use actors::messages::{PlannedChunk, RunStep, StepResult};
 use actors::request::CacheSalt;
 use connector::page_hash::PageSeed;
-use engine::{EngineError, PageId, Token, TokenSource};
+use engine::{EngineError, Logprobs, PageId, Token, TokenSource};
 
 use super::plan::{PAGE_TOKENS, VOCABULARY};
 
@@ -15,6 +15,11 @@ fn mix(state: u64, value: u64) -> u64 {
 pub(super) fn next_token(tokens: &[u32]) -> u32 {
     let state = tokens.iter().fold(7, |state, token| mix(state, u64::from(*token)));
     (mix(state, 1) >> 32) as u32 % VOCABULARY
+}
+
+/// The log probabilities of a prompt's token at a place.
+pub(super) fn score(place: u32, token: u32) -> Logprobs {
+    Logprobs { sampled: -(token as f32), rank: place, top: Vec::new() }
 }
 
 /// The content of one page: the token at each position, and the salt of the request that computed them.
@@ -120,6 +125,10 @@ impl Step {
                 *memory.at(&chunk.pages, position) = *token;
             }
             tokens.extend(&chunk.tokens);
+            if let Some(planned) = &chunk.score {
+                let targets = (chunk.start + 1..).zip(&planned.targets);
+                result.scores.push((chunk.key, targets.map(|(place, token)| score(place, *token)).collect()));
+            }
             let Some(sample) = &chunk.sample else { continue };
             if sample.constraint.is_some() && is_late() {
                 result.late.push(chunk.key);

@@ -93,6 +93,10 @@ pub(super) struct Client {
     pub(super) ignore_eos: bool,
     pub(super) salt: Option<CacheSalt>,
     pub(super) grammar: Option<CompiledGrammar>,
+    /// The request asks for the log probabilities of its prompt.
+    pub(super) scores_prompt: bool,
+    /// They have arrived.
+    pub(super) scored: bool,
     pub(super) deadline: u64,
     pub(super) left: bool,
     /// How the request ended. It is set once.

@@ -150,6 +150,7 @@ impl World {
 
     fn tell_client(&mut self, node: usize, message: ToStreams) {
         match message {
+            ToStreams::StreamPrompt(prompt) => self.prompt_scored(prompt.request, &prompt.logprobs),
             ToStreams::StreamToken(token) => {
                 if !self.token(token.request, token.token.id) {
                     let abort = AbortRequest::cancelled(token.request);

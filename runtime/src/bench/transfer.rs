@@ -300,13 +300,14 @@ async fn hand_over(
         grammar: None,
         salt: None,
         ignore_eos: true,
+        prompt_logprobs: None,
         deadline: Instant::now() + PATIENCE,
         route: Route::Auto,
     };
     node.generate().send(generate).await?;
     while let Some(event) = events.recv().await {
         match event {
-            StreamEvent::Token(_) => {}
+            StreamEvent::Prompt(_) | StreamEvent::Token(_) => {}
             StreamEvent::Finished { timings, .. } => {
                 ensure!(
                     timings.pages == options.pages,

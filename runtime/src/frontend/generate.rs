@@ -151,6 +151,7 @@ fn submit(
         grammar,
         salt: ask.salt,
         ignore_eos: ask.ignore_eos,
+        prompt_logprobs: None,
         deadline,
         route: frontend.route,
     };

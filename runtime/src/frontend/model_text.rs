@@ -5,14 +5,18 @@ use engine::gguf::Gguf;
 /// The parts of a model file that concern text, independent of the format of the file.
 #[derive(Clone, Debug, Default)]
 pub struct ModelText {
-    /// Kind of the tokenizer; `gpt2` is byte-level BPE.
+    /// Kind of the tokenizer; `gpt2` is byte-level BPE, `llama` is sentencepiece.
     pub kind: String,
     /// Name of the rule that splits text before the merges.
     pub pre: String,
     /// Tokens by id, in the byte-level alphabet.
     pub tokens: Vec<String>,
-    /// Merges, best first. A merge is two tokens with a space between them.
+    /// Merges of byte-level BPE, best first. A merge is two tokens with a space between them.
     pub merges: Vec<String>,
+    /// Scores of sentencepiece's tokens by id.
+    pub scores: Vec<f32>,
+    /// Whether sentencepiece puts a space in front of a text.
+    pub add_space_prefix: bool,
     /// Kinds of tokens by id (3: special, 4: user-defined).
     pub token_types: Vec<i32>,
     /// Begin-of-sequence token.
@@ -38,7 +42,7 @@ pub enum TextError {
     Missing(&'static str),
     /// The tokenizer is of an unsupported kind.
     #[error(
-        "tokenizer {kind} with pre-tokenizer {pre} is not supported; supported are gpt2 with smollm, gpt-2, llama-bpe or qwen2, and a tokenizer.json with a ByteLevel or Metaspace decoder"
+        "tokenizer {kind} with pre-tokenizer {pre} is not supported; supported are llama (sentencepiece), gpt2 with smollm, gpt-2, llama-bpe, qwen2 or tekken, and a tokenizer.json with a ByteLevel or Metaspace decoder"
     )]
     Unsupported {
         /// `tokenizer.ggml.model`.
@@ -88,18 +92,23 @@ impl ModelText {
         };
         let token = |key: &str| gguf.u64(key).and_then(|id| u32::try_from(id).ok());
         let context = format!("{}.context_length", gguf.str("general.architecture").unwrap_or_default());
+        let kind = owned("tokenizer.ggml.model").ok_or(TextError::Missing("tokenizer.ggml.model"))?;
+        let is_bpe = kind == "gpt2";
         Ok(Self {
-            kind: owned("tokenizer.ggml.model").ok_or(TextError::Missing("tokenizer.ggml.model"))?,
             pre: owned("tokenizer.ggml.pre").unwrap_or_else(|| "default".to_owned()),
             tokens: list("tokenizer.ggml.tokens")?,
-            merges: list("tokenizer.ggml.merges")?,
+            merges: if is_bpe { list("tokenizer.ggml.merges")? } else { Vec::new() },
+            scores: gguf.f32s("tokenizer.ggml.scores").unwrap_or_default(),
+            add_space_prefix: gguf.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true),
             token_types: gguf.i32s("tokenizer.ggml.token_type").unwrap_or_default(),
             bos: token("tokenizer.ggml.bos_token_id"),
             eos: token("tokenizer.ggml.eos_token_id"),
-            add_bos: gguf.bool("tokenizer.ggml.add_bos_token").unwrap_or(false),
+            // The defaults of llama.cpp.
+            add_bos: gguf.bool("tokenizer.ggml.add_bos_token").unwrap_or(!is_bpe),
             chat_template: owned("tokenizer.chat_template"),
             tool_template: owned("tokenizer.chat_template.tool_use"),
             context_tokens: token(&context).ok_or(TextError::Missing("context_length"))?,
+            kind,
         })
     }
 }
@@ -131,6 +140,8 @@ pub(crate) mod testing {
             pre: "smollm".to_owned(),
             tokens,
             merges: ["h e", "Ġ h", "Ġ he", "Ġ Ġ"].map(str::to_owned).into(),
+            scores: Vec::new(),
+            add_space_prefix: false,
             token_types,
             bos: Some(BOS),
             eos: Some(EOS),

@@ -202,6 +202,7 @@ impl Reply {
 
     fn take(&mut self, event: StreamEvent) -> Result<Option<Piece>, RequestError> {
         match event {
+            StreamEvent::Prompt(_) => Ok(None),
             StreamEvent::Token(token) => {
                 let piece = self.pieces.token(token);
                 if self.pieces.stop.reason().is_some() && !std::mem::replace(&mut self.complete, true) {

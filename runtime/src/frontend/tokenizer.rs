@@ -1,5 +1,6 @@
 //! Converts text to tokens and back.
 
+mod sentencepiece;
 mod words;
 
 use std::borrow::Cow;
@@ -114,17 +115,20 @@ const LLAMA3: &str = "llama-bpe";
 /// GGUF's name for the rule of Qwen2, Qwen2.5 and Qwen3.
 const QWEN2: &str = "qwen2";
 
-/// The rule with this GGUF name that splits text before the merges, for the library and for [`Words`].
-fn split(pre: &str) -> Option<(Sequence, Words)> {
+/// GGUF's name for the rule of Mistral Nemo and later.
+const TEKKEN: &str = "tekken";
+
+/// The rule with this GGUF name that splits text before the merges, for the library and, if it has the rule, for [`Words`].
+fn split(pre: &str) -> Option<(Sequence, Option<Words>)> {
     let bytes = |regex: bool| ByteLevel::new(false, true, regex).into();
     let words = |pattern: &str| {
         let pattern = SplitPattern::Regex(pattern.to_owned());
         Split::new(pattern, SplitDelimiterBehavior::Isolated, false).ok().map(Into::into)
     };
     let (steps, words) = match pre {
-        "smollm" => (vec![Digits::new(true).into(), bytes(true)], Words::smollm()),
-        "gpt-2" | "default" => (vec![bytes(true)], Words::gpt2()),
-        // The patterns are from the tokenizer.json of Llama 3 and of Qwen2.
+        "smollm" => (vec![Digits::new(true).into(), bytes(true)], Some(Words::smollm())),
+        "gpt-2" | "default" => (vec![bytes(true)], Some(Words::gpt2())),
+        // The patterns are from the tokenizer.json of Llama 3, of Qwen2 and of Mistral Nemo.
         LLAMA3 => (
             vec![
                 words(
@@ -132,7 +136,7 @@ fn split(pre: &str) -> Option<(Sequence, Words)> {
                 )?,
                 bytes(false),
             ],
-            Words::llama3(3),
+            Some(Words::llama3(3)),
         ),
         QWEN2 => (
             vec![
@@ -141,7 +145,16 @@ fn split(pre: &str) -> Option<(Sequence, Words)> {
                 )?,
                 bytes(false),
             ],
-            Words::llama3(1),
+            Some(Words::llama3(1)),
+        ),
+        TEKKEN => (
+            vec![
+                words(
+                    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+                )?,
+                bytes(false),
+            ],
+            None,
         ),
         _ => return None,
     };
@@ -154,6 +167,9 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError`] if the kind of tokenizer is not supported or its data are invalid.
     pub fn new(text: &ModelText) -> Result<Self, TextError> {
+        if text.kind == sentencepiece::KIND {
+            return Self::from_described(&sentencepiece::described(text)?);
+        }
         let unsupported = || TextError::Unsupported { kind: text.kind.clone(), pre: text.pre.clone() };
         let (split, words) = split(&text.pre).filter(|_| text.kind == "gpt2").ok_or_else(unsupported)?;
         let broken = |reason: String| TextError::Broken(reason);
@@ -166,7 +182,9 @@ impl Tokenizer {
         let pair = |merge: &String| merge.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned()));
         let merges: Option<Vec<_>> = text.merges.iter().map(pair).collect();
         let merges = merges.ok_or_else(|| broken("a merge does not have two tokens".to_owned()))?;
-        let bpe = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(text.pre == LLAMA3);
+        let bpe = BPE::builder()
+            .vocab_and_merges(vocab, merges)
+            .ignore_merges([LLAMA3, TEKKEN].contains(&&*text.pre));
         let mut bpe = tokenizers::Tokenizer::new(bpe.build().map_err(|e| broken(e.to_string()))?);
         bpe.with_pre_tokenizer(Some(split));
         // The GGUF format has no normalizer. Qwen's tokenizer.json composes characters.
@@ -195,7 +213,7 @@ impl Tokenizer {
         let special = (0..text.tokens.len()).map(|id| type_of(id) == SPECIAL).collect();
         let bos = text.bos.filter(|_| text.add_bos);
         let token_bytes_max = longest(&ends);
-        let (bpe, words) = (Some(bpe), Some(words));
+        let bpe = Some(bpe);
         Ok(Self { bpe, words, bytes, ends, special, token_bytes_max, bos, starts_with_space: false })
     }
 
@@ -204,11 +222,19 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError`] if the file is invalid or its decoder is not supported.
     pub fn from_json(json: &[u8]) -> Result<Self, TextError> {
+        let described = serde_json::from_slice(json);
+        Self::from_described(
+            &described.map_err(|error| TextError::Broken(format!("tokenizer.json: {error}")))?,
+        )
+    }
+
+    /// As [`from_json`](Self::from_json), with the contents of the file.
+    fn from_described(described: &Value) -> Result<Self, TextError> {
         let broken = |reason: String| TextError::Broken(format!("tokenizer.json: {reason}"));
+        let json = described.to_string();
         let mut bpe = tokenizers::Tokenizer::from_bytes(json).map_err(|error| broken(error.to_string()))?;
         bpe.with_padding(None);
         bpe.with_truncation(None).map_err(|error| broken(error.to_string()))?;
-        let described: Value = serde_json::from_slice(json).map_err(|error| broken(error.to_string()))?;
         let spelling = Spelling::of(&described["decoder"]).ok_or_else(|| TextError::Unsupported {
             kind: described["model"]["type"].as_str().unwrap_or("none").to_owned(),
             pre: described["decoder"]["type"].as_str().unwrap_or("none").to_owned(),
@@ -283,7 +309,13 @@ impl Tokenizer {
     /// Maximum temporary memory of [`encode`](Self::encode) for a text of this many bytes, as measured. The library stores the origin of
     /// each byte several times, and each character may be a word.
     pub fn encode_bytes(&self, text_bytes: usize) -> usize {
-        let a_byte = if self.words.is_some() { 80 } else { 256 };
+        let is_normalized = self.bpe.as_ref().is_some_and(|bpe| bpe.get_normalizer().is_some());
+        let a_byte = match &self.words {
+            // A normalizer makes the text and the origins again.
+            Some(_) if is_normalized => 160,
+            Some(_) => 80,
+            None => 256,
+        };
         text_bytes.saturating_mul(a_byte)
     }
 
@@ -296,12 +328,13 @@ impl Tokenizer {
             .bpe
             .as_ref()
             .ok_or("this model has no tokenizer; send token ids, or set the key tokenizer")?;
-        let Some(words) = &self.words else {
-            // The post-processor adds special tokens.
-            let encoded = bpe.encode_fast(text, bos == Bos::Add).map_err(|error| error.to_string())?;
-            return Ok(encoded.get_ids().to_vec());
-        };
         let mut tokens: Vec<u32> = self.bos.filter(|_| bos == Bos::Add).into_iter().collect();
+        let Some(words) = &self.words else {
+            // The post-processor of a `tokenizer.json` adds special tokens.
+            let encoded = bpe.encode_fast(text, bos == Bos::Add).map_err(|error| error.to_string())?;
+            tokens.extend(encoded.get_ids());
+            return Ok(tokens);
+        };
         // ASCII text is normalized.
         let normalizer = bpe.get_normalizer().filter(|_| !text.is_ascii());
         let pieces = bpe.get_added_vocabulary().extract_and_normalize(normalizer, text);

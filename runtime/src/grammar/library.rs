@@ -15,6 +15,9 @@ use super::limits;
 use super::vocabulary::vocabulary;
 use crate::frontend::Tokenizer;
 
+/// Maximum size of the library's tables for a grammar, which it copies for each answer.
+const TABLE_BYTES_MAX: usize = 8 << 20;
+
 /// Longest text of an error of the library, in characters. The library quotes lines of the source.
 const MESSAGE_MAX: usize = 400;
 
@@ -33,13 +36,21 @@ impl ModelCompiler {
         let eos = eos.iter().copied().filter(|token| *token < tokens).collect();
         Self { tokenizer, tokens, eos, compiler: OnceLock::new() }
     }
+
+    /// The number of running compilations.
+    pub fn running(&self) -> usize {
+        self.compiler.get().map_or(0, Compiler::running)
+    }
 }
 
 impl GrammarCompiler for ModelCompiler {
     fn compile(&self, source: &GrammarSource) -> Result<CompiledGrammar, GrammarError> {
         let compiler = self.compiler.get_or_init(|| {
             let library = Library::new(&self.tokenizer, self.tokens, &self.eos);
-            Compiler::new(move |source| library.as_ref().map_err(Clone::clone)?.compile(source))
+            Compiler::new(move |source| {
+                let compiled = library.as_ref().map_err(Clone::clone)?.compile(source)?;
+                Ok(Arc::new(compiled) as Arc<dyn Grammar>)
+            })
         });
         compiler.compile(source)
     }
@@ -80,6 +91,11 @@ impl Library {
         *factory.limits_mut() = ParserLimits {
             // An object with n optional properties has up to 4 n items in a row.
             max_items_in_row: 4 * limits::PROPERTIES_MAX + 2000,
+            // Some items take 10 µs.
+            step_max_items: 20_000,
+            // The time of a mask grows with the square of the symbols that may be empty: 30,000 take 5 s.
+            max_grammar_size: 30_000,
+            initial_lexer_fuel: 500_000,
             // Each takes about 2 KB, and each request may have as many.
             max_lexer_states: 20_000,
             verbose_errors: false,
@@ -89,7 +105,7 @@ impl Library {
         Ok(Self { factory, eos: Arc::new(eos) })
     }
 
-    fn compile(&self, source: &GrammarSource) -> Result<Arc<dyn Grammar>, GrammarError> {
+    fn compile(&self, source: &GrammarSource) -> Result<Compiled, GrammarError> {
         let grammar = match source {
             GrammarSource::JsonSchema(text) => TopLevelGrammar::from_json_schema(schema(text)?),
             GrammarSource::Regex(text) => TopLevelGrammar::from_regex(text),
@@ -98,14 +114,20 @@ impl Library {
                 TopLevelGrammar::from_lark(text.clone())
             }
         };
-        let mut start = llguidance::Matcher::new(self.factory.create_parser(grammar));
+        let parser =
+            self.factory.create_parser(grammar).map_err(|error| refused(source, &error.to_string()))?;
+        let bytes = parser.parser.lexer_stats().num_bytes;
+        if bytes > TABLE_BYTES_MAX {
+            let message = format!(
+                "each answer would need {bytes} bytes for the grammar; it may need {TABLE_BYTES_MAX}"
+            );
+            return Err(GrammarError::TooLarge(message));
+        }
+        let mut start = llguidance::Matcher::new(Ok(parser));
         // A grammar without a first token is refused here, and not when its answer begins.
-        start.compute_mask_or_eos().map_err(|error| failed(&error.to_string(), GrammarError::Invalid))?;
-        Ok(Arc::new(Compiled {
-            start,
-            eos: Arc::clone(&self.eos),
-            tokens: self.factory.tok_env().tok_trie().vocab_size(),
-        }))
+        start.compute_mask_or_eos().map_err(|error| refused(source, &error.to_string()))?;
+        let tokens = self.factory.tok_env().tok_trie().vocab_size();
+        Ok(Compiled { start, eos: Arc::clone(&self.eos), tokens })
     }
 }
 
@@ -129,6 +151,17 @@ const OPTIONS: &str = "x-guidance";
 /// the library cannot tell whether two referenced schemas have a common instance.
 fn options() -> Value {
     json!({ "whitespace_flexible": false, "coerce_one_of": true })
+}
+
+/// The library's refusal of a source.
+fn refused(source: &GrammarSource, error: &str) -> GrammarError {
+    let gbnf = matches!(source, GrammarSource::Lark(text) if text.contains("::="));
+    match failed(error, GrammarError::Invalid) {
+        GrammarError::Invalid(text) if gbnf => {
+            GrammarError::Invalid(format!("{text}; ::= is GBNF, and this server reads Lark"))
+        }
+        error => error,
+    }
 }
 
 /// The library's error as ours. The library catches its own panics and reports them with a backtrace.
@@ -160,11 +193,17 @@ struct Compiled {
     tokens: usize,
 }
 
-impl Grammar for Compiled {
-    fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
+impl Compiled {
+    fn answer(&self) -> Answer {
         // A shallow clone would share the lexer: matchers would wait for each other, and a panic in one would break the others.
         let matcher = self.start.deep_clone();
-        Ok(Box::new(Answer { matcher, eos: Arc::clone(&self.eos), tokens: self.tokens, over: false }))
+        Answer { matcher, eos: Arc::clone(&self.eos), tokens: self.tokens, over: false }
+    }
+}
+
+impl Grammar for Compiled {
+    fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
+        Ok(Box::new(self.answer()))
     }
 }
 

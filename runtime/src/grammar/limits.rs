@@ -15,12 +15,23 @@ const PROPERTY_PAIRS_MAX: usize = PROPERTIES_MAX * PROPERTIES_MAX;
 /// Maximum number of `patternProperties` of a schema. The library compares each pair: 300 take 2 s.
 const PATTERNS_MAX: usize = 64;
 
-/// Maximum sum of the depths of a schema and of the schemas that it refers to. The library recurses along references, and takes up to 30 KB
-/// of stack for each level.
-const LEVELS_MAX: usize = 2000;
+/// Maximum of `multipleOf` without its decimal point. The library has a state for each remainder, and computes them in 32 bits: 1,000,000
+/// take 8 s and 400 MB, 100,000,000 more than a minute.
+const MULTIPLE_MAX: f64 = 10_000.0;
 
-/// Maximum number of lines of a Lark grammar. The library recurses along rules that name each other.
-const LARK_LINES_MAX: usize = 1000;
+/// Maximum product of all different values of `multipleOf`.
+const MULTIPLES_MAX: f64 = 100_000.0;
+
+/// Maximum number of decimals of `multipleOf`.
+const DECIMALS_MAX: i32 = 6;
+
+/// Maximum sum of the depths of a schema and of the schemas that it refers to. The library recurses along references, and takes up to 30 KB
+/// of stack for each level. It also copies what a reference with other keywords beside it refers to: 2,000 levels of these take 450 MB.
+const LEVELS_MAX: usize = 1000;
+
+/// Maximum number of lines, parentheses and brackets of a Lark grammar. The library recurses along rules that name each other and into
+/// parentheses. It repeats an error at each level: 1,000 levels take more than a second.
+const LARK_LEVELS_MAX: usize = 1000;
 
 /// Keywords of JSON Schema that the library does not support.
 pub const UNSUPPORTED: [&str; 18] = [
@@ -76,21 +87,50 @@ pub(super) fn check_schema(schema: &Value) -> Result<(), GrammarError> {
 /// # Errors
 /// The grammar exceeds a limit, or a schema in it is refused.
 pub(super) fn check_lark(text: &str) -> Result<(), GrammarError> {
-    if text.contains("::=") {
-        let message = "the grammar has ::=, which is GBNF; write it in Lark, with a rule named start";
-        return Err(GrammarError::Invalid(message.to_owned()));
+    const JSON: &str = "%json";
+    let (mut walk, mut levels, mut at) = (Walk::default(), 1, 0);
+    let bytes = text.as_bytes();
+    while let Some(byte) = bytes.get(at) {
+        at += 1;
+        match byte {
+            b'/' if bytes.get(at) == Some(&b'/') => at = line_end(bytes, at),
+            b'#' => at = line_end(bytes, at),
+            b'"' | b'/' => at = literal_end(bytes, at, *byte),
+            b'%' if text[at - 1..].starts_with(JSON) => {
+                at += JSON.len() - 1;
+                let mut values = serde_json::Deserializer::from_str(&text[at..]).into_iter::<Value>();
+                // The library refuses a text that is not JSON.
+                if let Some(Ok(schema)) = values.next() {
+                    at += values.byte_offset();
+                    walk.schema(&schema)?;
+                }
+            }
+            b'\n' | b'(' | b'[' => levels += 1,
+            _ => {}
+        }
     }
-    let lines = text.lines().count();
-    if lines > LARK_LINES_MAX {
-        return Err(GrammarError::TooLarge(format!(
-            "the grammar has {lines} lines; it may have {LARK_LINES_MAX}"
-        )));
+    if levels <= LARK_LEVELS_MAX {
+        return Ok(());
     }
-    let mut walk = Walk::default();
-    let schemas = text.split("%json").skip(1);
-    // A text that is not JSON is not a schema: the words are part of a string, or the library refuses them.
-    let first = |text: &str| serde_json::Deserializer::from_str(text).into_iter::<Value>().next()?.ok();
-    schemas.filter_map(first).try_for_each(|schema| walk.schema(&schema))
+    let message =
+        format!("the grammar has {levels} lines, parentheses and brackets; it may have {LARK_LEVELS_MAX}");
+    Err(GrammarError::TooLarge(message))
+}
+
+/// The end of the line that has the byte `at`.
+fn line_end(bytes: &[u8], at: usize) -> usize {
+    bytes[at..].iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |length| at + length)
+}
+
+/// The place after the string or regular expression that begins before `at` and ends with `quote`.
+fn literal_end(bytes: &[u8], mut at: usize, quote: u8) -> usize {
+    while let Some(byte) = bytes.get(at) {
+        at += if *byte == b'\\' { 2 } else { 1 };
+        if *byte == quote {
+            break;
+        }
+    }
+    at
 }
 
 /// What a walk through schemas has found.
@@ -99,6 +139,8 @@ struct Walk {
     levels: usize,
     property_pairs: usize,
     patterns: usize,
+    /// The different values of `multipleOf`: their digits without the decimal point, and the number of decimals.
+    multiples: Vec<(f64, i32)>,
 }
 
 impl Walk {
@@ -137,12 +179,9 @@ impl Walk {
             let supported = format!("; supported are {}", FORMATS.join(", "));
             return Err(Refused::Unsupported(format!("the format {:?}", cut(format)), supported));
         }
-        if let Some(step) = object.get("multipleOf").filter(|step| step.as_f64().is_some_and(has_many_digits))
-        {
-            return Err(Refused::Unsupported(
-                format!("multipleOf {step}"),
-                "; it may have 8 digits".to_owned(),
-            ));
+        if let Some(step) = object.get("multipleOf") {
+            // The library refuses a value that is not a number.
+            self.multiple(step.as_f64().unwrap_or(1.0), step)?;
         }
         let entries = |keyword: &str| object.get(keyword).and_then(Value::as_object).map_or(0, Map::len);
         let properties = entries("properties");
@@ -154,6 +193,32 @@ impl Walk {
             return Err(Refused::Limit(GrammarError::TooLarge(message)));
         }
         bounded("patternProperties", self.patterns, PATTERNS_MAX).map_err(Refused::Limit)
+    }
+}
+
+impl Walk {
+    /// Notes a `multipleOf`. Two of them that apply to the same number become their product.
+    fn multiple(&mut self, step: f64, text: &Value) -> Result<(), Refused> {
+        let digits = (0..=DECIMALS_MAX).map(|decimals| (step * 10f64.powi(decimals), decimals));
+        let whole = digits.into_iter().find(|(digits, _)| digits.fract() == 0.0);
+        let Some((digits, decimals)) = whole.filter(|(digits, _)| (0.0..=MULTIPLE_MAX).contains(digits))
+        else {
+            let remedy = format!("; without its point it may be at most {MULTIPLE_MAX}");
+            return Err(Refused::Unsupported(format!("multipleOf {text}"), remedy));
+        };
+        if !self.multiples.contains(&(digits, decimals)) {
+            self.multiples.push((digits, decimals));
+        }
+        let product: f64 = self.multiples.iter().map(|(digits, _)| digits.max(1.0)).product();
+        let decimals = |(_, decimals): &(f64, i32)| *decimals;
+        let most = self.multiples.iter().map(decimals).max().unwrap_or(0);
+        let least = self.multiples.iter().map(decimals).min().unwrap_or(0);
+        if product * 10f64.powi(most - least) > MULTIPLES_MAX {
+            let message =
+                "the JSON schema has too many different values of multipleOf; use fewer or smaller ones";
+            return Err(Refused::Limit(GrammarError::TooLarge(message.to_owned())));
+        }
+        Ok(())
     }
 }
 
@@ -186,14 +251,6 @@ impl Refused {
         steps.reverse();
         GrammarError::Invalid(format!("{keyword} at {} is not supported{remedy}", steps.join("/")))
     }
-}
-
-/// Whether a number has more than 8 digits. The library computes remainders in 32 bits.
-fn has_many_digits(number: f64) -> bool {
-    let scaled = (0..8)
-        .try_fold(number, |number, _| if number.fract() == 0.0 { Err(number) } else { Ok(number * 10.0) });
-    let scaled = scaled.unwrap_or_else(|whole| whole);
-    scaled.fract() != 0.0 || scaled.abs() >= 1e8
 }
 
 /// A name as it appears in a message.

@@ -88,10 +88,18 @@ impl PoolState {
         cost + credit <= unclaimed && credit <= self.rings.room()
     }
 
+    /// The cached pages that a reservation shares.
+    fn cached(&self, reserve: &ReservePages) -> Vec<PageId> {
+        match reserve.reads_cache {
+            true => self.cache.lookup(reserve.salt, &reserve.tokens),
+            false => Vec::new(),
+        }
+    }
+
     /// Number of unclaimed pages that a reservation takes: its own pages, landing pages, and shared pages that no sequence holds
     /// yet.
     fn cost(&self, reserve: &ReservePages) -> u32 {
-        let shared = self.cache.lookup(reserve.salt, &reserve.tokens);
+        let shared = self.cached(reserve);
         let held = shared.iter().filter(|page| self.holders.contains_key(page)).count() as u32;
         self.wanted(reserve) - held
     }
@@ -103,8 +111,8 @@ impl PoolState {
 
     fn serve(&mut self, reserve: ReservePages) -> PagesReserved {
         let pages = self.wanted(&reserve);
-        let ReservePages { sequence, tokens, salt, landing, .. } = reserve;
-        let mut table = self.cache.lookup(salt, &tokens);
+        let mut table = self.cached(&reserve);
+        let ReservePages { sequence, tokens, landing, .. } = reserve;
         let (tokens, shared) = (tokens.len() as u32, table.len() as u32);
         let resident = shared * self.config.page_tokens;
         // If at most one page is missing, computing it here takes about as long as sending it.

@@ -58,6 +58,7 @@ fn own(request: u64) -> SequenceId {
 fn reserve(request: u64, here: u32, landing: u32) -> ReservePages {
     let tokens = (0..landing.max(1)).map(|n| request as u32 * 1000 + n).collect();
     ReservePages {
+        reads_cache: true,
         sequence: own(request),
         tokens,
         salt: None,

@@ -57,7 +57,7 @@ impl Peer {
             request: generate.request.0,
             prompt: generate.prompt.to_vec(),
             resident,
-            sampling: first_token::to_frame(&generate.sampling),
+            sampling: first_token::to_frame(&generate.sampling, generate.prompt_logprobs),
             salt: generate.salt.map(|salt| salt.0),
             grammar: grammar.map(|grammar| grammar.hash().0.into()),
             remaining_ms: generate.deadline.saturating_duration_since(now).as_millis() as u64,

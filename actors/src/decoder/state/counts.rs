@@ -31,7 +31,9 @@ impl DecoderCounts {
     /// Counts the end of a request.
     pub(super) fn end(&mut self, event: &StreamEvent) {
         let count = match event {
-            StreamEvent::Finished { .. } | StreamEvent::Token(_) => &mut self.finished,
+            StreamEvent::Finished { .. } | StreamEvent::Token(_) | StreamEvent::Prompt(_) => {
+                &mut self.finished
+            }
             StreamEvent::Failed(RequestError::Deadline { .. }) => &mut self.deadlines_missed,
             StreamEvent::Failed(RequestError::Engine(_)) => &mut self.engine_failures,
             StreamEvent::Failed(RequestError::Grammar(_)) => &mut self.grammar_failures,

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use connector::frame::Frame;
-use engine::{PageId, Token};
+use engine::{Logprobs, PageId, Token};
 
 use crate::effect::{Effect, to};
 use crate::messages::{
-    PagesComputed, PrefillOutcome, PrefillOver, SendFrame, SequenceId, SessionId, StartSequence, StreamToken,
+    PagesComputed, PrefillOutcome, PrefillOver, SendFrame, SequenceId, SessionId, StartSequence,
+    StreamPrompt, StreamToken,
 };
 use crate::request::{FinishReason, Generate, RequestId, StreamEvent, Timings};
 
@@ -58,6 +59,8 @@ pub(super) struct Entry {
     pub(super) admitted: Instant,
     pub(super) first_token: Option<Instant>,
     pub(super) last_token: Option<Instant>,
+    /// Log probabilities of the prompt's tokens, until they are delivered with the first token.
+    pub(super) prompt_logprobs: Vec<Logprobs>,
     /// Tokens sampled and delivered.
     pub(super) emitted: Vec<u32>,
     pub(super) phase: Phase,
@@ -83,12 +86,39 @@ impl Entry {
         self.generate.prompt.iter().chain(&self.emitted).copied().collect()
     }
 
-    /// Delivers a token.
-    pub(super) fn emit(&mut self, now: Instant, token: Token) -> Effect {
+    /// Delivers a token. The log probabilities of the prompt come before the first one.
+    pub(super) fn emit(&mut self, now: Instant, token: Token) -> Vec<Effect> {
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
+        let request = self.generate.request;
+        let has_prompt = self.emitted.is_empty() && self.generate.prompt_logprobs.is_some();
+        let prompt = has_prompt.then(|| {
+            let logprobs = std::mem::take(&mut self.prompt_logprobs);
+            to::streams(StreamPrompt { request, logprobs })
+        });
         self.emitted.push(token.id);
-        to::streams(StreamToken { request: self.generate.request, token })
+        prompt.into_iter().chain([to::streams(StreamToken { request, token })]).collect()
+    }
+
+    /// The log probabilities that the prompt still needs: the number of most probable tokens at each place. `None` once they are delivered.
+    pub(super) fn wanted_logprobs(&self) -> Option<u32> {
+        self.generate.prompt_logprobs.filter(|_| self.emitted.is_empty())
+    }
+
+    /// Takes log probabilities from a sender. Returns false if they are not the next ones, or too many.
+    pub(super) fn take_logprobs(&mut self, first: u32, logprobs: Vec<Logprobs>) -> bool {
+        let most = self.generate.prompt.len() - 1;
+        let is_next = self.wanted_logprobs().is_some() && first as usize == self.prompt_logprobs.len();
+        if !is_next || self.prompt_logprobs.len() + logprobs.len() > most {
+            return false;
+        }
+        self.prompt_logprobs.extend(logprobs);
+        true
+    }
+
+    /// True unless log probabilities of the prompt are missing.
+    pub(super) fn has_logprobs(&self) -> bool {
+        self.wanted_logprobs().is_none() || self.prompt_logprobs.len() == self.generate.prompt.len() - 1
     }
 
     /// Tells the proxy, once, that the prompt no longer waits for its prefill.
@@ -132,6 +162,7 @@ impl Entry {
 
     /// Runs the request on the engine. `pages` hold the KV of its first `resident` tokens.
     pub(super) fn start(&mut self, resident: u32, pages: Vec<PageId>) -> Effect {
+        self.prompt_logprobs.clear();
         self.phase = Phase::Running(Running { table: pages.clone(), resident, state: RunState::Steady });
         to::generator(StartSequence {
             sequence: SequenceId::Own(self.generate.request),
@@ -143,7 +174,7 @@ impl Entry {
             sampling: self.generate.sampling.clone(),
             grammar: self.generate.grammar.clone(),
             ignore_eos: self.generate.ignore_eos,
-            prompt_logprobs: None,
+            prompt_logprobs: self.wanted_logprobs(),
         })
     }
 }

@@ -1,6 +1,7 @@
 mod grammars;
 mod landing;
 mod property;
+mod scores;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,7 @@ fn decode(now: Instant, prompt: u32, max_tokens: u32, on: Option<SessionId>) -> 
         grammar: None,
         salt: SALT,
         ignore_eos: false,
+        prompt_logprobs: None,
         deadline: now + Duration::from_secs(10),
         route: Route::Auto,
     };
@@ -68,6 +70,7 @@ fn landing(own: &[u32]) -> PagesReserved {
 /// The reservation of a new request with these tokens.
 fn reserve(tokens: &[u32], pages: u32, landing: bool) -> Effect {
     to::buffer_manager(ReservePages {
+        reads_cache: true,
         sequence: OWN,
         tokens: tokens.into(),
         salt: SALT,
@@ -80,6 +83,7 @@ fn reserve(tokens: &[u32], pages: u32, landing: bool) -> Effect {
 /// The reservation of a request that resumes.
 fn reserve_again(tokens: &[u32], pages: u32) -> Effect {
     to::buffer_manager(ReservePages {
+        reads_cache: true,
         sequence: OWN,
         tokens: tokens.into(),
         salt: SALT,

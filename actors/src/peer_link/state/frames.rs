@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use connector::frame::{Frame, GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind};
+use engine::Sampling;
 
 use super::{Direction, PeerLinkState};
 use crate::effect::{Effect, to};
@@ -11,7 +12,7 @@ use crate::grammar::{GrammarHash, GrammarSource};
 use crate::log::{LaneSpeed, LogLine};
 use crate::messages::{
     CancelPrefill, CreditsGranted, PageFilled, PeerLeaving, PeerReady, PrefillFailed, PrefillFinished,
-    RingShared, SessionId, StartPrefill, StoreGrammar,
+    PromptLogprobs, RingShared, SessionId, StartPrefill, StoreGrammar,
 };
 use crate::request::{CacheSalt, RequestId};
 
@@ -40,6 +41,10 @@ impl PeerLinkState {
         let effect = match frame {
             Frame::PageFilled { first, count, owner, hashes, transfer_micros } => {
                 to::buffer_manager(PageFilled { session, first, count, owner, hashes, transfer_micros })
+            }
+            Frame::PromptLogprobs { request, first, tokens } => {
+                let logprobs = tokens.into_iter().map(first_token::logprobs_of_frame).collect();
+                to::decoder(PromptLogprobs { session, request: RequestId(request), first, logprobs })
             }
             Frame::PrefillFinished { request, token, logprobs, cached, prefill_micros } => {
                 let (request, token) = (RequestId(request), first_token::join(token, logprobs));
@@ -75,6 +80,7 @@ fn on_receivers_frame(session: SessionId, frame: Frame) -> Result<Vec<Effect>, S
         Frame::Grant { first, pages } => to::transfer(CreditsGranted { session, first, pages }),
         Frame::RingShare { pages } => to::transfer(RingShared { session, pages }),
         Frame::Prefill { request, prompt, resident, sampling, salt, grammar, remaining_ms } => {
+            let prompt_logprobs = sampling.prompt_logprobs.map(|top| top.min(Sampling::LOGPROBS_MAX));
             let (request, sampling) = (RequestId(request), first_token::from_frame(*sampling).into());
             let salt = salt.map(CacheSalt);
             let grammar = grammar.map(|hash| GrammarHash(*hash));
@@ -86,6 +92,7 @@ fn on_receivers_frame(session: SessionId, frame: Frame) -> Result<Vec<Effect>, S
                 sampling,
                 salt,
                 grammar,
+                prompt_logprobs,
                 remaining_ms,
             })
         }

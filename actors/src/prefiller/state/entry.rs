@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use connector::frame::{Frame, PrefillFault};
-use engine::{PageId, Sampling};
+use connector::frame::{Frame, PROMPT_LOGPROBS_MAX, PrefillFault};
+use engine::{Logprobs, PageId, Sampling};
 
 use super::Key;
 use crate::effect::{Effect, to};
+use crate::first_token;
 use crate::grammar::{CompiledGrammar, GrammarHash};
 use crate::messages::{CancelPuts, ReservePages, ReservePriority, SchedulePut, SendFrame, SequenceId};
 use crate::request::CacheSalt;
@@ -51,6 +52,10 @@ pub(super) struct Entry {
     pub(super) salt: Option<CacheSalt>,
     /// Its grammar, once it is compiled.
     pub(super) grammar: Option<CompiledGrammar>,
+    /// See [`StartPrefill`](crate::messages::StartPrefill).
+    pub(super) prompt_logprobs: Option<u32>,
+    /// Tokens whose log probabilities were sent.
+    pub(super) reported: u32,
     /// Leading tokens whose KV the receiver had before.
     pub(super) resident: u32,
     pub(super) deadline: Instant,
@@ -68,11 +73,26 @@ impl Entry {
             sequence: self.sequence(),
             tokens: self.prompt.clone(),
             salt: self.salt,
+            reads_cache: self.prompt_logprobs.is_none(),
             pages: (self.prompt.len() as u32).div_ceil(page_tokens),
             landing: None,
             priority: ReservePriority::New,
         };
         matches!(self.phase, Phase::Reserving).then(|| to::buffer_manager(reserve))
+    }
+
+    /// Sends the log probabilities of the prompt's next tokens.
+    pub(super) fn report(&mut self, (session, request): Key, logprobs: Vec<Logprobs>) -> Vec<Effect> {
+        let mut logprobs = logprobs.into_iter().map(first_token::logprobs_to_frame).peekable();
+        let mut effects = Vec::new();
+        while logprobs.peek().is_some() {
+            let tokens: Vec<_> = logprobs.by_ref().take(PROMPT_LOGPROBS_MAX).collect();
+            let first = self.reported;
+            self.reported += tokens.len() as u32;
+            let frame = Frame::PromptLogprobs { request: request.0, first, tokens };
+            effects.push(to::peer_link(SendFrame { session, frame }));
+        }
+        effects
     }
 }
 

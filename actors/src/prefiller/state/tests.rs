@@ -1,4 +1,5 @@
 mod grammars;
+mod scores;
 
 use std::sync::Arc;
 
@@ -44,6 +45,7 @@ fn prefill(tokens: u32) -> StartPrefill {
         sampling: Arc::default(),
         salt: SALT,
         grammar: None,
+        prompt_logprobs: None,
         remaining_ms: 1000,
     }
 }
@@ -113,6 +115,7 @@ fn pages_go_out_as_soon_as_they_are_final() {
     assert_eq!(
         state.on_prefill(Instant::now(), prefill(10)),
         [to::buffer_manager(ReservePages {
+            reads_cache: true,
             sequence: FIRST,
             tokens: (0..10).collect(),
             salt: SALT,

@@ -64,7 +64,7 @@ static OF_EACH_KIND: LazyLock<Vec<(&str, Tokenizer, Sequence, Words)>> = LazyLoc
     let kind = |pre: &'static str| {
         let text = ModelText { pre: pre.to_owned(), ..bytes_model() };
         let (library, words) = split(pre).unwrap();
-        (pre, Tokenizer::new(&text).unwrap(), library, words)
+        (pre, Tokenizer::new(&text).unwrap(), library, words.unwrap())
     };
     ["smollm", "gpt-2", LLAMA3, QWEN2].map(kind).into()
 });
@@ -104,7 +104,7 @@ fn bos_is_added_if_the_model_and_the_caller_want_it() {
 
 #[test]
 fn unknown_tokenizers_are_refused() {
-    for (kind, pre) in [("llama", "smollm"), ("gpt2", "dbrx")] {
+    for (kind, pre) in [("bert", "smollm"), ("gpt2", "dbrx")] {
         let text = ModelText { kind: kind.to_owned(), pre: pre.to_owned(), ..bytes_model() };
         let error = Tokenizer::new(&text).err().unwrap().to_string();
         assert!(error.contains(kind) && error.contains(pre), "{error}");
@@ -170,6 +170,69 @@ fn sentencepiece_vocabularies_are_supported() {
     let pieces: Vec<String> = tokens.iter().map(|token| answer.push(*token)).collect();
     assert_eq!(pieces, [" a", " a", "", "ü"], "the first space of an answer stays");
     assert!(matches!(Tokenizer::from_json(b"{"), Err(TextError::Broken(_))));
+}
+
+#[test]
+fn tekken_splits_words_at_capitals() {
+    let library = split(TEKKEN).unwrap().0;
+    let check = |text: &str, expect: &[&str]| {
+        let mut cut = PreTokenizedString::from(text);
+        library.pre_tokenize(&mut cut).unwrap();
+        let words = cut.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        let words: Vec<&str> = words.into_iter().map(|(_, (from, to), _)| &text[from..to]).collect();
+        assert_eq!(words, expect);
+    };
+    check("HelloWorld XMLHttp don't\n", &["Hello", "World", " XMLHttp", " don", "'t", "\n"]);
+    check("path/to/\n  x 12", &["path", "/to", "/\n", " ", " x", " ", "1", "2"]);
+    check("ÉCOLE école aé", &["ÉCOLE", " école", " aé"]);
+    let text = ModelText { pre: TEKKEN.to_owned(), add_bos: true, ..bytes_model() };
+    let tokenizer = Tokenizer::new(&text).unwrap();
+    assert_eq!(tokenizer.encode("a he", Bos::Add).unwrap(), [BOS, b'a'.into(), 260]);
+    assert_eq!(tokenizer.encode("a he", Bos::Omit).unwrap(), [b'a'.into(), 260]);
+}
+
+/// The vocabulary and the ids are from `integration-tests/fixtures/make_sentencepiece.py`.
+#[test]
+fn sentencepiece_in_a_gguf_file_gives_the_tokens_of_sentencepiece() {
+    #[derive(serde::Deserialize)]
+    struct Fixture {
+        tokens: Vec<String>,
+        scores: Vec<f32>,
+        types: Vec<i32>,
+        texts: Vec<Expected>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Expected {
+        text: String,
+        ids: Vec<u32>,
+    }
+    let fixture: Fixture =
+        serde_json::from_str(include_str!("../../../fixtures/sentencepiece.json")).unwrap();
+    let text = ModelText {
+        kind: "llama".to_owned(),
+        tokens: fixture.tokens,
+        token_types: fixture.types,
+        scores: fixture.scores,
+        merges: Vec::new(),
+        bos: Some(1),
+        eos: Some(2),
+        add_bos: true,
+        add_space_prefix: true,
+        ..bytes_model()
+    };
+    let tokenizer = Arc::new(Tokenizer::new(&text).unwrap());
+    for Expected { text, ids } in fixture.texts {
+        assert_eq!(tokenizer.encode(&text, Bos::Omit).unwrap(), ids, "{text:?}");
+        assert_eq!(tokenizer.encode(&text, Bos::Add).unwrap(), [&[1], &*ids].concat(), "{text:?}");
+        let spaces = text.replace('▁', " ");
+        assert_eq!(Detokenizer::text(&tokenizer, &ids, SpecialTokens::Show), spaces);
+    }
+    assert_eq!(tokenizer.encode("</s>", Bos::Omit).unwrap(), [2], "a control token is matched as a whole");
+    let unscored = ModelText { scores: Vec::new(), ..text.clone() };
+    let error = Tokenizer::new(&unscored).err().unwrap().to_string();
+    assert!(error.contains("0 scores for 520 tokens"), "{error}");
+    let plain = Tokenizer::new(&ModelText { add_space_prefix: false, add_bos: false, ..text }).unwrap();
+    assert_ne!(plain.encode("the", Bos::Add).unwrap(), tokenizer.encode("the", Bos::Omit).unwrap());
 }
 
 #[test]

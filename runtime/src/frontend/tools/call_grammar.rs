@@ -294,8 +294,8 @@ mod tests {
             for special in [HERMES, &[]] {
                 let answers = [("[\"/\", \"/\"]", true), (call, true), ("[1]", false), ("Hi", false)];
                 check_with((ToolFormat::Hermes, false, false), None, Some(other), special, &answers);
-                let (after, before) = (format!("so</think>{call}"), "so</think>\n\n[]");
-                let answers = [(&*after, true), (before, true), ("[]", false), ("so</think>", false)];
+                let (after, before) = (format!("so</think>{call}"), "so</think>\n\n[]".to_owned());
+                let answers = [(&*after, true), (&before, true), ("[]", false), ("so</think>", false)];
                 let inside = Some(ReasoningStart::Inside);
                 check_with((ToolFormat::Hermes, false, false), inside, Some(other), special, &answers);
             }

@@ -37,7 +37,7 @@ fn allowed(mask: &TokenMask) -> Vec<u32> {
 }
 
 /// Whether the grammar allows the text, token by token, and then its end.
-fn allows(grammar: &Arc<dyn Grammar>, text: &str) -> bool {
+fn allows(grammar: &Compiled, text: &str) -> bool {
     let mut matcher = grammar.matcher().unwrap();
     for token in tokenizer().encode(text, Bos::Omit).unwrap() {
         let mask = matcher.mask().unwrap();
@@ -100,6 +100,7 @@ fn answers_follow_their_grammar() {
     check(regex("he+|[0-9]{3}"), &["he", "heee", "123"], &["h", "12", "1234", "hex", ""]);
     check(regex("^ a/b$"), &[" a/b"], &["a/b"]);
     check(regex(""), &[""], &["a"]);
+    check(lark("start: \"::=\""), &["::="], &[":", ""]);
     check(lark("start: \"a\" (\",\" \"a\")*"), &["a", "a,a", "a,a,a"], &["", "a,", "b"]);
     check(
         lark("start: A\nA: \"he\" | \"hehe\" | \"q\\\"\\\\\" | \"\""),
@@ -141,6 +142,17 @@ fn matchers_of_one_grammar_are_independent() {
 }
 
 #[test]
+fn a_panic_in_one_answer_costs_no_other_answer() {
+    let grammar = library().compile(&regex("ab|cd")).unwrap();
+    let (mut first, mut second) = (grammar.answer(), grammar.answer());
+    first.matcher.test_trigger_lexer_error().unwrap_err();
+    assert!(first.mask().is_err());
+    second.consume(b'c'.into()).unwrap();
+    assert_eq!(allowed(&second.mask().unwrap()), [u32::from(b'd')]);
+    assert!(allows(&grammar, "ab"));
+}
+
+#[test]
 fn bad_sources_are_refused_with_a_sentence() {
     let library = library();
     let check = |source: GrammarSource, words: &str| {
@@ -162,7 +174,7 @@ fn bad_sources_are_refused_with_a_sentence() {
     check(json(r##"{"$ref": "#"}"##), "the grammar allows no token");
     check(
         json(r#"{"multipleOf": 999999937}"#),
-        "multipleOf 999999937 at # is not supported; it may have 8 digits",
+        "multipleOf 999999937 at # is not supported; without its point it may be at most 10000",
     );
     check(json(r#"{"x-guidance": {"spaces": 1}}"#), "unknown field `spaces`");
     check(json("false"), "Unsatisfiable");
@@ -170,6 +182,7 @@ fn bad_sources_are_refused_with_a_sentence() {
     check(regex("(?=a)b"), "look-around");
     check(lark("root ::= \"a\""), "GBNF");
     check(lark("begin: \"a\""), "start");
+    check(lark("start: A\nA: %regex {\"substring\": \"::=\"}"), "unknown field");
     check(lark("start: b"), "unknown name: \"b\"");
     check(lark("start: /[/"), "invalid regex");
 }
@@ -187,6 +200,14 @@ fn the_lists_of_keywords_and_formats_are_those_of_the_library() {
         assert!(outcome(json!({"type": "string", "format": format})).is_none(), "{format}");
     }
     assert!(outcome(json!({"type": "string", "format": "regex"})).is_some());
+}
+
+#[test]
+fn the_page_names_all_keywords_and_formats() {
+    let page = include_str!("../../../../docs/structured-output.md");
+    let names = UNSUPPORTED.iter().chain(&FORMATS);
+    let missing: Vec<_> = names.filter(|name| !page.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]

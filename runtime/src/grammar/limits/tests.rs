@@ -31,19 +31,28 @@ fn unsupported_keywords_are_named_with_their_place() {
 }
 
 #[test]
-fn multiples_have_few_digits() {
-    for (step, fits) in [
+fn multiples_are_small() {
+    for (steps, fits) in [
         ("1", true),
         ("0.01", true),
-        ("2.5", true),
-        ("99999999", true),
-        ("0.00000001", true),
-        ("100000000", false),
+        ("0.125", true),
+        ("10000", true),
+        ("10001", false),
         ("0.30000000000000004", false),
         ("1e300", false),
+        ("-1", false),
+        // They may apply to the same number.
+        ("0.01 0.5 100", true),
+        ("9973 9973", true),
+        ("9973 97", false),
+        ("0.0001 100", false),
     ] {
-        let schema: Value = serde_json::from_str(&format!("{{\"multipleOf\": {step}}}")).unwrap();
-        assert_eq!(refused(&schema).is_empty(), fits, "{step}: {}", refused(&schema));
+        let schemas: Vec<Value> = steps
+            .split(' ')
+            .map(|step| serde_json::from_str(&format!("{{\"multipleOf\": {step}}}")).unwrap())
+            .collect();
+        let error = refused(&json!({"anyOf": schemas}));
+        assert_eq!(error.is_empty(), fits, "{steps}: {error}");
     }
 }
 
@@ -106,11 +115,27 @@ fn long_keys_do_not_multiply_the_memory() {
 #[test]
 fn lark_is_bounded_and_its_schemas_are_checked() {
     let refused = |text: &str| check_lark(text).err().map(|error| error.to_string()).unwrap_or_default();
-    assert_eq!(refused("start: %json {\"type\": \"string\"} \"%json\" \"x\""), "");
-    assert!(
-        refused("start: \"a\" %json {\"items\": {\"not\": {}}}\nb: \"c\"")
-            .contains("the keyword not at #/items")
-    );
-    assert!(refused(&"\n".repeat(LARK_LINES_MAX + 1)).contains("may have 1000"));
-    assert!(refused("root ::= x").contains("GBNF"));
+    for fine in [
+        "start: %json {\"type\": \"string\"} \"%json {\" \"x\"",
+        &format!("start: \"{}\"", "(\\\"[".repeat(LARK_LEVELS_MAX)),
+        &format!("start: /{}/ // {}", "\\/(".repeat(LARK_LEVELS_MAX), "(".repeat(LARK_LEVELS_MAX)),
+        &format!("start: %json {{\"enum\": [[1]{}]}}", ", [1]".repeat(LARK_LEVELS_MAX)),
+        &"\n".repeat(LARK_LEVELS_MAX - 1),
+        "\"\\",
+        "start: %json",
+        "é %json \"",
+    ] {
+        assert_eq!(refused(fine), "");
+    }
+    let schema = "%json {\"items\": {\"not\": {}}}";
+    for text in ["start: \"a\" ", "start: /\"/ ", "# \"\nstart: ", "start: \"%json\" ", "start: %json {} "] {
+        assert!(
+            refused(&format!("{text}{schema}\nb: \"c\"")).contains("the keyword not at #/items"),
+            "{text}"
+        );
+    }
+    for (many, text) in [("\n", ""), ("(", "start: "), ("[", "start: \"\\\"\" /\"/ ")] {
+        let text = text.to_owned() + &many.repeat(LARK_LEVELS_MAX);
+        assert!(refused(&text).contains("it may have 1000"), "{many:?}");
+    }
 }

@@ -129,7 +129,10 @@ impl Model {
         let landing = self.session(0).filter(|_| landing > 0);
         let priority = if here == 1 { ReservePriority::Resumed } else { ReservePriority::New };
         let salt = salt(sequence);
-        give(&mut self.pool, ReservePages { sequence, tokens, salt, pages, landing, priority })
+        give(
+            &mut self.pool,
+            ReservePages { sequence, tokens, salt, reads_cache: true, pages, landing, priority },
+        )
     }
 
     fn fill(&mut self, back: u64, count: u32, owner: Option<u64>) -> Vec<Effect> {

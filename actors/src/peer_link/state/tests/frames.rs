@@ -4,8 +4,10 @@ use connector::frame::{GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, PrefillFaul
 
 use super::*;
 use crate::grammar::{GrammarHash, GrammarSource};
+use crate::messages::PromptLogprobs;
 use crate::messages::StoreGrammar;
 use crate::request::CacheSalt;
+use connector::frame::TokenLogprobs;
 
 /// Each frame that a sender may send, except LinkProbed and Leaving, and the effect of each.
 fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
@@ -13,10 +15,20 @@ fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
     let owner = Some(PageOwner { request: 5, first_page: 1 });
     let hashes = vec![8, 9];
     let request = RequestId(5);
+    let scored = TokenLogprobs { sampled: -0.5, rank: 2, top: vec![(7, -0.25)] };
     vec![
         (
             Frame::PageFilled { first, count, owner, hashes: hashes.clone(), transfer_micros },
             to::buffer_manager(PageFilled { session, first, count, owner, hashes, transfer_micros }),
+        ),
+        (
+            Frame::PromptLogprobs { request: 5, first: 1, tokens: vec![scored.clone()] },
+            to::decoder(PromptLogprobs {
+                session,
+                request,
+                first: 1,
+                logprobs: vec![first_token::logprobs_of_frame(scored)],
+            }),
         ),
         (
             Frame::PrefillFinished { request: 5, token: 7, logprobs: None, cached: 4, prefill_micros: 12 },
@@ -38,7 +50,7 @@ fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
 fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
     let (first, pages) = (CreditNumber(3), vec![PageIndex(4), PageIndex(6)]);
     let (request, prompt, resident, remaining_ms) = (RequestId(5), vec![1, 2, 3], 2, 1000);
-    let (sampled_by, sampling) = (first_token::to_frame(&Default::default()), Default::default());
+    let (sampled_by, sampling) = (first_token::to_frame(&Default::default(), Some(3)), Default::default());
     let (salt, grammar) = (Some([3; 32]), Some([4; 32]));
     let source = GrammarSource::Regex("a*".into()).into();
     let start = StartPrefill {
@@ -49,6 +61,7 @@ fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
         sampling,
         salt: salt.map(CacheSalt),
         grammar: grammar.map(GrammarHash),
+        prompt_logprobs: Some(3),
         remaining_ms,
     };
     vec![
