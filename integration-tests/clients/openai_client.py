@@ -5,6 +5,7 @@ with the first failed assertion.
 """
 
 import asyncio
+import json
 import sys
 
 import openai
@@ -98,7 +99,7 @@ TOOLS = [
         "type": "function",
         "function": {
             "name": "get_weather",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+            "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]},
         },
     }
 ]
@@ -115,7 +116,8 @@ def check_tools(client, model):
     ]
     settings = {"model": model, "messages": history, "tools": TOOLS, "max_tokens": 12, "temperature": 0}
     whole = client.chat.completions.create(**settings).choices[0]
-    assert whole.message.content and not whole.message.tool_calls and whole.finish_reason == "length", whole
+    assert "Paris" in whole.message.content and whole.message.tool_calls in (None, []), whole
+    assert whole.finish_reason == "stop", whole
     assert client.chat.completions.create(**settings, tool_choice="none").choices[0].message == whole.message
     with client.chat.completions.stream(**settings) as stream:
         try:
@@ -123,6 +125,19 @@ def check_tools(client, model):
         except openai.LengthFinishReasonError:
             pass
         assert stream.current_completion_snapshot.choices[0].message.content == whole.message.content
+    # A grammar forces the call. The format is that of Hermes, because the template shows none.
+    forced = {"model": model, "messages": MESSAGES, "tools": TOOLS, "temperature": 0, "parallel_tool_calls": False}
+    for choice, finish in [("required", "tool_calls"), ({"type": "function", "function": {"name": "get_weather"}}, "stop")]:
+        whole = client.chat.completions.create(**forced, tool_choice=choice).choices[0]
+        (call,) = whole.message.tool_calls
+        assert whole.message.content is None and whole.finish_reason == finish, whole
+        assert call.function.name == "get_weather" and call.id.startswith("call_"), whole
+        assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome"), whole
+        with client.chat.completions.stream(**forced, tool_choice=choice) as stream:
+            streamed = stream.get_final_completion().choices[0]
+        assert streamed.finish_reason == finish and streamed.message.content is None, streamed
+        (same,) = streamed.message.tool_calls
+        assert same.function.arguments == call.function.arguments and same.function.name == "get_weather", streamed
     wrong = {"type": "function", "function": {"name": "other"}}
     try:
         client.chat.completions.create(**settings, tool_choice=wrong)

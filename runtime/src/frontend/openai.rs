@@ -191,11 +191,7 @@ impl Ask {
             stop: StopRule::read(fields, vocabulary)?,
             ignore_eos: fields.flag("ignore_eos", false)?,
             salt: cache_salt(fields)?,
-            special_tokens: if fields.flag("skip_special_tokens", true)? {
-                SpecialTokens::Skip
-            } else {
-                SpecialTokens::Show
-            },
+            special_tokens: special_tokens(fields)?,
             return_token_ids: fields.flag("return_token_ids", false)?,
             return_timings,
             stream: stream_options(fields)?,
@@ -323,6 +319,11 @@ fn cache_salt(fields: &Fields<'_>) -> Result<Option<CacheSalt>, ApiError> {
         }
         salt => Ok(salt.map(|salt| CacheSalt::of(&salt))),
     }
+}
+
+fn special_tokens(fields: &Fields<'_>) -> Result<SpecialTokens, ApiError> {
+    let skip = fields.flag("skip_special_tokens", true)?;
+    Ok(if skip { SpecialTokens::Skip } else { SpecialTokens::Show })
 }
 
 fn stream_options(fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {
