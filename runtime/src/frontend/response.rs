@@ -338,7 +338,7 @@ impl Head {
                 kv_transfer_params: None,
                 timings: delta.timings,
             }),
-            ApiKind::Chat => json(&self.chat_chunk(ChatDelta::new(delta.adds), delta)),
+            ApiKind::Chat | ApiKind::Response => json(&self.chat_chunk(ChatDelta::new(delta.adds), delta)),
         }
     }
 
@@ -366,7 +366,7 @@ impl Head {
     pub(super) fn usage_chunk(&self, usage: Usage, timings: Option<TimingsReport>) -> String {
         let object = match self.kind {
             ApiKind::Completion => "text_completion",
-            ApiKind::Chat => "chat.completion.chunk",
+            ApiKind::Chat | ApiKind::Response => "chat.completion.chunk",
         };
         let (id, created, model) = (&*self.id, self.created, &*self.model);
         json(&UsageChunk { id, object, created, model, choices: [], usage, timings })
@@ -388,7 +388,7 @@ impl Head {
                 kv_transfer_params: None,
                 timings: answer.timings,
             }),
-            ApiKind::Chat => {
+            ApiKind::Chat | ApiKind::Response => {
                 let mut prompt_token_ids = None;
                 let choices = choices.map(|(index, choice)| {
                     prompt_token_ids = choice.token_ids.map(|(prompt, _)| prompt);
