@@ -97,7 +97,7 @@ pub(super) fn report<'a>(
                 tokens: texts,
             })
         }
-        ApiKind::Chat => {
+        ApiKind::Chat | ApiKind::Response => {
             let logprob_of = |id: u32, logprob: f32| TokenLogprob {
                 token: text(id),
                 logprob: finite(logprob),

@@ -346,7 +346,7 @@ impl Head {
                 kv_transfer_params: None,
                 timings: delta.timings,
             }),
-            ApiKind::Chat => json(&self.chat_chunk(ChatDelta::new(delta.adds), delta)),
+            ApiKind::Chat | ApiKind::Response => json(&self.chat_chunk(ChatDelta::new(delta.adds), delta)),
         }
     }
 
@@ -374,7 +374,7 @@ impl Head {
     pub(super) fn usage_chunk(&self, usage: Usage, timings: Option<TimingsReport>) -> String {
         let object = match self.kind {
             ApiKind::Completion => "text_completion",
-            ApiKind::Chat => "chat.completion.chunk",
+            ApiKind::Chat | ApiKind::Response => "chat.completion.chunk",
         };
         let (id, created, model) = (&*self.id, self.created, &*self.model);
         json(&UsageChunk { id, object, created, model, choices: [], usage, timings })
@@ -396,7 +396,7 @@ impl Head {
                 kv_transfer_params: None,
                 timings: answer.timings,
             }),
-            ApiKind::Chat => {
+            ApiKind::Chat | ApiKind::Response => {
                 let (mut prompt_token_ids, mut prompt_logprobs) = (None, None);
                 let choices = choices.map(|(index, mut choice)| {
                     prompt_logprobs = choice.prompt_logprobs.take();
