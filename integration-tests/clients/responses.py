@@ -17,7 +17,7 @@ TOOL = {
     "parameters": {
         "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False,
     },
-    "strict": True,
+    "strict": False,
 }
 EVENT = TypeAdapter(ResponseStreamEvent)
 
