@@ -179,14 +179,7 @@ impl Ask {
             })
         };
         let prompts: Vec<PromptAsk> = prompts.into_iter().map(prompt).collect::<Result<_, _>>()?;
-        let return_timings = kind != ApiKind::Response && fields.flag("return_timings", false)?;
         let answers = prompts.len().saturating_mul(n as usize);
-        if return_timings && answers > 1 {
-            let message = format!(
-                "return_timings needs a request for one answer, and this one asks for {answers}; leave it out"
-            );
-            return Err(ApiError::field("return_timings", message));
-        }
         let mut ask = Self {
             prompts,
             n,
@@ -197,7 +190,7 @@ impl Ask {
             salt: cache_salt(fields)?,
             special_tokens: special_tokens(fields)?,
             return_token_ids: kind != ApiKind::Response && fields.flag("return_token_ids", false)?,
-            return_timings,
+            return_timings: return_timings(kind, fields, answers)?,
             stream,
             request_id: fields.text("request_id")?.map(Cow::into_owned),
             format,
@@ -335,6 +328,18 @@ impl Chat {
             field,
         }))
     }
+}
+
+/// Reads `return_timings` of a request for this many answers.
+fn return_timings(kind: ApiKind, fields: &Fields<'_>, answers: usize) -> Result<bool, ApiError> {
+    const FIELD: &str = "return_timings";
+    let wanted = kind != ApiKind::Response && fields.flag(FIELD, false)?;
+    if wanted && answers > 1 {
+        let message =
+            format!("{FIELD} needs a request for one answer, and this one asks for {answers}; leave it out");
+        return Err(ApiError::field(FIELD, message));
+    }
+    Ok(wanted)
 }
 
 /// Reads `cache_salt`, a text of at least one character.

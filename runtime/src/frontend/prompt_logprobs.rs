@@ -16,7 +16,7 @@ const ENTRIES_MAX: usize = 1 << 18;
 const ENTRY_BYTES: usize = 256;
 
 /// Which log probabilities of its prompts a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PromptScores {
     /// `prompt_logprobs`: the number of most probable tokens at each place, in a list of its own.
     pub(super) listed: Option<u32>,

@@ -211,7 +211,8 @@ pub(super) fn chat(
         ApiError::field(&field, format!("the model's chat template rejected {field}: {reason}"))
     })?;
     drop(room);
-    let ids = reader.encode(&field, &text, fields.flag("add_special_tokens", false)?)?;
+    let add_bos = form == ChatForm::Messages && fields.flag("add_special_tokens", false)?;
+    let ids = reader.encode(&field, &text, add_bos)?;
     let end = text.trim_end().chars().rev().take(END_CHARACTERS).collect::<Vec<_>>();
     Ok((Tokens { field, ids }, end.into_iter().rev().collect()))
 }

@@ -130,6 +130,16 @@ fn unsupported_fields_are_refused_by_name() {
 }
 
 #[test]
+fn the_page_equals_the_table() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/parameters.md");
+    assert_eq!(
+        std::fs::read_to_string(page).unwrap_or_default(),
+        parameters_page(),
+        "write the page again: cargo run -p integration-tests --example parameter_table > docs/parameters.md"
+    );
+}
+
+#[test]
 fn responses_have_no_fields_of_other_endpoints() {
     let refused = |field: &str| {
         let error = read(Endpoints::RESPONSES, &json!({"input": "a", field: 1})).1.expect(field);
