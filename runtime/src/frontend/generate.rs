@@ -21,7 +21,7 @@ use super::connection::Connection;
 use super::logprobs::report;
 use super::names::{next_request, public_id};
 use super::openai::{ApiKind, Ask};
-use super::prompt_logprobs::PromptLogprobs;
+use super::prompt_logprobs::ScoredPrompt;
 use super::reply::{EndRule, Finish, LiveRequest, Reply};
 use super::response::{Choice, DividedAnswer, Head, Said, TimingsReport, Usage, WholeAnswer, finish_word};
 use super::responses_api::Output;
@@ -228,7 +228,7 @@ async fn whole(
                 echoed.iter().chain(&choice.tokens),
                 0,
             ),
-            prompt_logprobs: ask.scores.listed.map(|top| PromptLogprobs {
+            prompt_logprobs: ask.scores.listed.map(|top| ScoredPrompt {
                 tokenizer,
                 tokens: &choice.prompt,
                 top,

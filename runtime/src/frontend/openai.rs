@@ -170,11 +170,9 @@ impl Ask {
             }
             Ok(PromptAsk {
                 max_tokens: max_tokens(kind, &field, ids.len(), echo, fields, model)?,
-                echo: if echo {
-                    Detokenizer::text(&model.tokenizer, &ids, SpecialTokens::Skip)
-                } else {
-                    String::new()
-                },
+                echo: echo
+                    .then(|| Detokenizer::text(&model.tokenizer, &ids, SpecialTokens::Skip))
+                    .unwrap_or_default(),
                 tokens: ids.into(),
             })
         };

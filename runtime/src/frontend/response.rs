@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::logprobs::LogprobsReport;
 use super::openai::ApiKind;
-use super::prompt_logprobs::PromptLogprobs;
+use super::prompt_logprobs::ScoredPrompt;
 use super::served_model::ServedModel;
 use super::stop::StopReason;
 use chat::ChatDelta;
@@ -98,7 +98,7 @@ pub(super) struct Choice<'a> {
     pub(super) stop: Option<&'a StopReason>,
     pub(super) logprobs: Option<LogprobsReport>,
     /// Log probabilities of the prompt, if the request asked for `prompt_logprobs`.
-    pub(super) prompt_logprobs: Option<PromptLogprobs<'a>>,
+    pub(super) prompt_logprobs: Option<ScoredPrompt<'a>>,
     /// Token ids of the prompt and of the answer, if the request asked for them.
     pub(super) token_ids: Option<(&'a [u32], &'a [u32])>,
 }
@@ -150,7 +150,7 @@ struct CompletionChoice<'a> {
     finish_reason: Option<&'static str>,
     stop_reason: Option<&'a StopReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_logprobs: Option<PromptLogprobs<'a>>,
+    prompt_logprobs: Option<ScoredPrompt<'a>>,
     prompt_token_ids: Option<&'a [u32]>,
     token_ids: Option<&'a [u32]>,
     weight_versions: Null,
@@ -251,7 +251,7 @@ struct ChatResponse<'a> {
     system_fingerprint: Null,
     usage: Usage,
     #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_logprobs: Option<PromptLogprobs<'a>>,
+    prompt_logprobs: Option<ScoredPrompt<'a>>,
     /// Token ids of the prompt of the chat.
     prompt_token_ids: Option<&'a [u32]>,
     kv_transfer_params: Null,
