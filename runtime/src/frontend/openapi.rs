@@ -101,13 +101,17 @@ fn post(endpoint: Endpoints, name: &str, body: &str, text: &str) -> Value {
     let mut content = Map::new();
     content.insert("application/json".to_owned(), json!({"schema": reference(name)}));
     if is_answer {
-        let text = "If the request sets `stream`: server-sent events with JSON. A chat and a completion end with `[DONE]`; the events of \
-                    a response have types.";
-        let schema = json!({"type": "string", "description": text});
-        content.insert("text/event-stream".to_owned(), json!({ "schema": schema }));
+        // OpenAPI 3.1 has no schema for the events of a stream.
+        content.insert("text/event-stream".to_owned(), json!({}));
     }
+    let text_of_answer = if is_answer {
+        "The answer. If the request sets `stream`, it comes as server-sent events with JSON. The streams of completions and chats end with \
+         `[DONE]`; the events of a response have types."
+    } else {
+        "The answer."
+    };
     let mut responses = Map::new();
-    responses.insert("200".to_owned(), json!({"description": "The answer.", "content": content}));
+    responses.insert("200".to_owned(), json!({"description": text_of_answer, "content": content}));
     let errors = BODY_ERRORS.iter().chain(ANSWER_ERRORS.iter().filter(|_| is_answer));
     responses.extend(errors.map(|(status, text)| ((*status).to_owned(), error(text))));
     responses.insert("401".to_owned(), unauthorized());
