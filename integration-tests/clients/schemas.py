@@ -83,15 +83,15 @@ def longest_of(kind, schema, root, seen):
         case "string":
             return min(schema.get("maxLength", math.inf), FORMATS.get(schema.get("format"), math.inf), width(schema.get("pattern"))) + 2
         case "array":
-            first = [longest(item, root, seen) + 1 for item in schema.get("prefixItems", [])]
+            first = [longest(item, root, seen) + 2 for item in schema.get("prefixItems", [])]
             most = max(schema.get("maxItems", math.inf) - len(first), 0) if schema.get("items", True) is not False else 0
-            return 2 + sum(first) + (most * (longest(schema.get("items", True), root, seen) + 1) if most else 0)
+            return 2 + sum(first) + (most * (longest(schema.get("items", True), root, seen) + 2) if most else 0)
         case "object":
             known = {json.dumps(key): part for key, part in schema.get("properties", {}).items()}
-            total = 2 + sum(len(key) + 2 + longest(part, root, seen) for key, part in known.items())
+            total = 2 + sum(len(key) + 4 + longest(part, root, seen) for key, part in known.items())
             if schema.get("additionalProperties", True) is not False:
                 return math.inf
-            others = [width(key) + 5 + longest(part, root, seen) for key, part in schema.get("patternProperties", {}).items()]
+            others = [width(key) + 6 + longest(part, root, seen) for key, part in schema.get("patternProperties", {}).items()]
             return total + (schema.get("maxProperties", math.inf) * max(others) if others else 0)
     return math.inf
 

@@ -82,7 +82,14 @@ fn answers_under_schemas_are_instances() -> Result<()> {
     let pair = Pair::start(&[])?;
     let base = format!("http://{}", pair.frontend);
     let mut written_down = python(&packages);
-    written_down.arg(script("schemas.py")).arg(&base).args(["--every", "8", "--answers", "22", "--max-tokens", "256"]);
+    written_down.arg(script("schemas.py")).arg(&base).args([
+        "--every",
+        "8",
+        "--answers",
+        "22",
+        "--max-tokens",
+        "256",
+    ]);
     run(&mut written_down, "answers ended by themselves")?;
     let Some(suite) = fetched("npm-json-schema-test-suite-0.0.10")? else { return Ok(()) };
     let mut others = python(&packages);

@@ -37,6 +37,7 @@ mod model_text;
 mod names;
 mod observed;
 mod openai;
+mod prompt_logprobs;
 mod prompts;
 mod reasoning;
 mod reply;

@@ -2,6 +2,7 @@
 //!
 //! - [`Compiler`] bounds compilations in time, number and memory, whatever compiles. It caches their outcomes.
 //! - `library` is the only module that calls the library. `vocabulary` gives it the bytes of the model's tokens.
+//! - `closed` closes the objects of schemas.
 //! - `limits` refuses sources that the library does not support, or that would take it too long or too much memory.
 //!
 //! **Time.** A compilation runs on a thread of its own with a stack of [`STACK_BYTES`]. Its request waits for [`DEADLINE`] and is then
@@ -13,6 +14,7 @@
 //!
 //! **Panics.** Compilations, matchers and masks run under [`actors::grammar::guarded`]. See `crate::panics`.
 
+mod closed;
 mod compiler;
 mod library;
 mod limits;

@@ -22,6 +22,7 @@ use super::logprobs::report;
 use super::names::{next_request, public_id};
 use super::observed::Ended;
 use super::openai::{ApiKind, Ask};
+use super::prompt_logprobs::PromptLogprobs;
 use super::reply::{EndRule, Finish, LiveRequest, Reply};
 use super::response::{Choice, DividedAnswer, Head, Said, TimingsReport, Usage, WholeAnswer, finish_word};
 use super::stream::{Answers, EventShape, events};
@@ -130,13 +131,10 @@ fn submit(
     deadline: Instant,
 ) -> Result<Reply, ApiError> {
     let (model, prompt) = (&frontend.model, ask.prompt_of(choice));
-    let (live, source) = LiveRequest::open(
-        next_request(),
-        prompt.max_tokens,
-        &frontend.streams,
-        &frontend.abort,
-        permit.begin(),
-    );
+    // The decoder samples a token even if the request asks for none.
+    let max_tokens = prompt.max_tokens.max(1);
+    let (live, source) =
+        LiveRequest::open(next_request(), max_tokens, &frontend.streams, &frontend.abort, permit.begin());
     let finish = FinishRule::new(model.eos.clone());
     let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, finish };
     let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.special_tokens);
@@ -146,12 +144,12 @@ fn submit(
     let generate = Generate {
         request: reply.request(),
         prompt: Arc::clone(&prompt.tokens),
-        max_tokens: prompt.max_tokens,
+        max_tokens,
         sampling: ask.sampling_of(choice).into(),
         grammar,
         salt: ask.salt,
         ignore_eos: ask.ignore_eos,
-        prompt_logprobs: None,
+        prompt_logprobs: ask.scores.top(),
         deadline,
         route: frontend.route,
     };
@@ -171,6 +169,8 @@ fn submit(
 /// The collected pieces of one choice.
 struct Collected {
     text: String,
+    /// The tokens of the prompt, if they are scored.
+    prompt: Vec<Token>,
     tokens: Vec<Token>,
     finish: Option<Finish>,
 }
@@ -182,13 +182,20 @@ async fn whole(
     ask: &Ask,
     mut choices: Choices,
 ) -> Result<HttpResponse, ApiError> {
-    let begun =
-        |choice| Collected { text: ask.prompt_of(choice).echo.clone(), tokens: Vec::new(), finish: None };
+    let begun = |choice| Collected {
+        text: ask.prompt_of(choice).echo.clone(),
+        prompt: Vec::new(),
+        tokens: Vec::new(),
+        finish: None,
+    };
     let mut all: Vec<Collected> = (0..ask.choices()).map(begun).collect();
     while !choices.is_over() {
         let (choice, piece) = choices.next().await.map_err(|failure| failed(frontend, head, &failure))?;
         let collected = &mut all[choice];
         collected.text += &piece.text;
+        if let Some(logprobs) = piece.prompt {
+            collected.prompt = ask.prompt_of(choice).scored(logprobs);
+        }
         collected.tokens.extend(piece.token);
         if let (Some(finish), Some(request)) = (piece.finish, choices.request(choice)) {
             let ended = Ended { head, choice, request, waited: choices.waited() };
@@ -202,6 +209,7 @@ async fn whole(
     let ids: Vec<Vec<u32>> =
         all.iter().map(|choice| choice.tokens.iter().map(|token| token.id).collect()).collect();
     let divided: Vec<Option<(DividedAnswer, bool)>> = all.iter().map(|choice| divided(ask, choice)).collect();
+    let tokenizer = &*frontend.model.tokenizer;
     let mut timings = None;
     let mut answers = Vec::with_capacity(all.len());
     for (index, ((choice, ids), divided)) in all.iter().zip(&ids).zip(&divided).enumerate() {
@@ -209,11 +217,23 @@ async fn whole(
         let plain = Said { text: Some(&choice.text), ..Said::default() };
         let (said, calls) = divided.as_ref().map_or((plain, false), |(parts, calls)| (parts.said(), *calls));
         timings = ask.return_timings.then(|| TimingsReport::new(finish.timings.clone(), waited));
+        let echoed = ask.scores.echoed.map_or(&[][..], |_| &choice.prompt);
         answers.push(Choice {
             said,
             finish: finish_word(finish.reason, calls),
             stop: finish.stop.as_ref(),
-            logprobs: report(head.kind, &frontend.model.tokenizer, &choice.tokens, 0),
+            logprobs: report(
+                head.kind,
+                tokenizer,
+                ask.sampling.logprobs,
+                echoed.iter().chain(&choice.tokens),
+                0,
+            ),
+            prompt_logprobs: ask.scores.listed.map(|top| PromptLogprobs {
+                tokenizer,
+                tokens: &choice.prompt,
+                top,
+            }),
             token_ids: ask.return_token_ids.then_some((&*ask.prompt_of(index).tokens, &**ids)),
         });
     }

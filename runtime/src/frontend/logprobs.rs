@@ -16,9 +16,10 @@ pub(super) enum LogprobsReport {
     /// For a completion: lists of equal length.
     Completion {
         text_offset: Vec<usize>,
-        token_logprobs: Vec<f32>,
+        /// `None` for the first token of a prompt.
+        token_logprobs: Vec<Option<f32>>,
         tokens: Vec<String>,
-        top_logprobs: Vec<Top>,
+        top_logprobs: Vec<Option<Top>>,
     },
     /// For a chat.
     Chat { content: Vec<ChatToken> },
@@ -56,40 +57,43 @@ struct TokenLogprob {
     bytes: Vec<u8>,
 }
 
-fn finite(logprob: f32) -> f32 {
+/// The log probability as a number that JSON has.
+pub(super) fn finite(logprob: f32) -> f32 {
     if logprob.is_nan() { LEAST } else { logprob.max(LEAST) }
 }
 
-/// The log probabilities of `tokens`. `offset` is the number of characters of the answer before them. `None` if the tokens have no log
-/// probabilities, because the request did not ask for them.
-pub(super) fn report(
+/// The log probabilities of `tokens`, with `top` most probable tokens at the place of each. `offset` is the number of characters of the
+/// answer before them. `None` if there are no tokens, or if `top` is `None` because the request did not ask for log probabilities.
+pub(super) fn report<'a>(
     kind: ApiKind,
     tokenizer: &Tokenizer,
-    tokens: &[Token],
+    top: Option<u32>,
+    tokens: impl Iterator<Item = &'a Token> + Clone,
     offset: usize,
 ) -> Option<LogprobsReport> {
-    let known = || tokens.iter().filter_map(|token| Some((token.id, token.logprobs.as_deref()?)));
-    known().next()?;
+    let top = top? as usize;
+    tokens.clone().next()?;
     let text = |id: u32| tokenizer.text_of(id).into_owned();
     match kind {
         ApiKind::Completion => {
-            let texts: Vec<String> = known().map(|(id, _)| text(id)).collect();
+            let texts: Vec<String> = tokens.clone().map(|token| text(token.id)).collect();
             let ends = texts.iter().scan(offset, |at, text| {
                 let start = *at;
                 *at += text.chars().count();
                 Some(start)
             });
-            let top = |(id, logprobs): (u32, &engine::Logprobs)| {
-                let mut top = logprobs.top.clone();
-                if top.iter().all(|(other, _)| *other != id) {
-                    top.push((id, logprobs.sampled));
-                }
-                Top(top.into_iter().map(|(id, logprob)| (text(id), finite(logprob))).collect())
+            let top_of = |token: &Token| {
+                let logprobs = token.logprobs.as_deref()?;
+                let most = logprobs.top.iter().take(top);
+                let own = (token.id, logprobs.sampled);
+                let own = most.clone().all(|(other, _)| *other != token.id).then_some(&own);
+                Some(Top(most.chain(own).map(|(id, logprob)| (text(*id), finite(*logprob))).collect()))
             };
+            let sampled = |token: &Token| token.logprobs.as_deref().map(|logprobs| finite(logprobs.sampled));
             Some(LogprobsReport::Completion {
                 text_offset: ends.collect(),
-                token_logprobs: known().map(|(_, logprobs)| finite(logprobs.sampled)).collect(),
-                top_logprobs: known().map(top).collect(),
+                token_logprobs: tokens.clone().map(sampled).collect(),
+                top_logprobs: tokens.map(top_of).collect(),
                 tokens: texts,
             })
         }
@@ -99,7 +103,8 @@ pub(super) fn report(
                 logprob: finite(logprob),
                 bytes: tokenizer.bytes_of(id).to_vec(),
             };
-            let content = known().map(|(id, logprobs)| ChatToken {
+            let known = tokens.filter_map(|token| Some((token.id, token.logprobs.as_deref()?)));
+            let content = known.map(|(id, logprobs)| ChatToken {
                 own: logprob_of(id, logprobs.sampled),
                 top_logprobs: logprobs.top.iter().map(|(id, logprob)| logprob_of(*id, *logprob)).collect(),
             });
@@ -122,7 +127,7 @@ mod tests {
             logprobs: Some(Box::new(Logprobs { sampled, rank: 1, top: top.to_vec() })),
         };
         let tokens = [token(258, -0.5, &[(258, -0.5)]), token(0xC3, f32::NEG_INFINITY, &[(97, -1.0)])];
-        let report = report(kind, &tokenizer, &tokens, 3).unwrap();
+        let report = report(kind, &tokenizer, Some(1), tokens.iter(), 3).unwrap();
         assert_eq!(serde_json::to_string(&report).unwrap(), expect);
     }
 
@@ -139,8 +144,22 @@ mod tests {
     }
 
     #[test]
-    fn tokens_without_logprobs_have_no_report() {
+    fn a_prompt_begins_with_null_and_has_as_many_tokens_as_asked_for() {
         let tokenizer = Tokenizer::new(&bytes_model()).unwrap();
-        assert!(report(ApiKind::Chat, &tokenizer, &[97.into()], 0).is_none());
+        let logprobs = Logprobs { sampled: -2.0, rank: 3, top: vec![(98, -0.5), (99, -1.0)] };
+        let tokens = [97.into(), Token { id: 100, logprobs: Some(Box::new(logprobs)) }];
+        let report = report(ApiKind::Completion, &tokenizer, Some(1), tokens.iter(), 0).unwrap();
+        assert_eq!(
+            serde_json::to_string(&report).unwrap(),
+            r#"{"text_offset":[0,1],"token_logprobs":[null,-2.0],"tokens":["a","d"],"top_logprobs":[null,{"b":-0.5,"d":-2.0}]}"#
+        );
+    }
+
+    #[test]
+    fn there_is_no_report_without_tokens_or_if_it_is_not_asked_for() {
+        let tokenizer = Tokenizer::new(&bytes_model()).unwrap();
+        let token = [97.into()];
+        assert!(report(ApiKind::Chat, &tokenizer, None, token.iter(), 0).is_none());
+        assert!(report(ApiKind::Chat, &tokenizer, Some(1), token[1..].iter(), 0).is_none());
     }
 }

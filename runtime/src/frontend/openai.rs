@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use actix_web::http::StatusCode;
 use actors::request::CacheSalt;
-use engine::Sampling;
+use engine::{Logprobs, Sampling, Token};
 
 use super::answer_parser::AnswerFormat;
 use super::api_error::ApiError;
 use super::fields::{Fields, Neutral};
 use super::lark;
 use super::memory::HeldBytes;
+use super::prompt_logprobs::PromptScores;
 use super::prompts::{self, Reader, Tokens, too_long};
 use super::sampling::sampling;
 use super::served_model::ServedModel;
@@ -53,6 +54,8 @@ pub(super) struct Ask {
     /// At least one.
     pub(super) n: u32,
     pub(super) sampling: Sampling,
+    /// The log probabilities of the prompts, for each answer.
+    pub(super) scores: PromptScores,
     pub(super) stop: StopRule,
     /// The grammar that all answers follow.
     pub(super) grammar: Option<AskedGrammar>,
@@ -79,10 +82,19 @@ pub(super) struct Ask {
 pub(super) struct PromptAsk {
     /// At least one token id.
     pub(super) tokens: Arc<[u32]>,
-    /// At least one. The prompt and this many tokens fit the context.
+    /// May be 0 if the request sets `echo`. The prompt and this many tokens, at least one, fit the context.
     pub(super) max_tokens: u32,
     /// The start of its answers: the text of the prompt if the request sets `echo`, else empty.
     pub(super) echo: String,
+}
+
+impl PromptAsk {
+    /// The tokens of the prompt with the log probabilities of all but the first one.
+    pub(super) fn scored(&self, logprobs: Vec<Logprobs>) -> Vec<Token> {
+        let logprobs =
+            std::iter::once(None).chain(logprobs.into_iter().map(|logprobs| Some(Box::new(logprobs))));
+        self.tokens.iter().zip(logprobs).map(|(id, logprobs)| Token { id: *id, logprobs }).collect()
+    }
 }
 
 /// How an answer is streamed.
@@ -99,7 +111,6 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("best_of", Neutral::Number(1.0)),
     ("length_penalty", Neutral::Number(1.0)),
     ("min_tokens", Neutral::Number(0.0)),
-    ("prompt_logprobs", Neutral::False),
     ("use_beam_search", Neutral::False),
     ("bad_words", Neutral::Empty),
     ("allowed_token_ids", Neutral::Empty),
@@ -157,16 +168,14 @@ impl Ask {
         let special = |text| model.tokenizer.special_token(text);
         let marks = format.markers().filter_map(special).collect();
         let echo = kind == ApiKind::Completion && fields.flag("echo", false)?;
-        if echo && sampling.logprobs.is_some() {
-            let message = "logprobs of the prompt are not supported yet; leave out echo or logprobs";
-            return Err(ApiError::field("logprobs", message));
-        }
+        let stream = stream_options(fields)?;
+        let scores = PromptScores::read(fields, sampling.logprobs.filter(|_| echo), stream.is_some())?;
         let prompt = |Tokens { field, ids }: Tokens| {
             if ids.is_empty() {
                 return Err(ApiError::field(&field, format!("{field} must have at least one token")));
             }
             Ok(PromptAsk {
-                max_tokens: max_tokens(kind, &field, ids.len(), fields, model)?,
+                max_tokens: max_tokens(kind, &field, ids.len(), echo, fields, model)?,
                 echo: if echo {
                     Detokenizer::text(&model.tokenizer, &ids, SpecialTokens::Skip)
                 } else {
@@ -188,19 +197,21 @@ impl Ask {
             prompts,
             n,
             sampling,
+            scores,
             stop: StopRule::read(fields, vocabulary)?,
             ignore_eos: fields.flag("ignore_eos", false)?,
             salt: cache_salt(fields)?,
             special_tokens: special_tokens(fields)?,
             return_token_ids: fields.flag("return_token_ids", false)?,
             return_timings,
-            stream: stream_options(fields)?,
+            stream,
             request_id: fields.text("request_id")?.map(Cow::into_owned),
             format,
             marks,
             grammar,
             held: None,
         };
+        scores.check(ask.scored_tokens())?;
         ask.held = Some(reader.memory.hold(ask.bytes())?);
         Ok(ask)
     }
@@ -221,13 +232,19 @@ impl Ask {
         Sampling { seed, ..self.sampling.clone() }
     }
 
-    /// Approximate memory of the request while it waits.
+    /// Number of tokens in the prompts of all answers.
+    fn scored_tokens(&self) -> usize {
+        (self.prompt_tokens() as usize).saturating_mul(self.n as usize)
+    }
+
+    /// Approximate memory of the request while it waits, and of the log probabilities of its prompts.
     pub(super) fn bytes(&self) -> usize {
         let prompt =
             |prompt: &PromptAsk| size_of::<PromptAsk>() + 4 * prompt.tokens.len() + prompt.echo.len();
         let settings = size_of_val(&*self.sampling.logit_bias) + self.stop.bytes() + self.format.bytes();
         let grammar = self.grammar.as_ref().map_or(0, AskedGrammar::bytes).saturating_mul(self.choices());
-        REQUEST_BYTES + settings + grammar + self.prompts.iter().map(prompt).sum::<usize>()
+        let scores = self.scores.bytes(self.scored_tokens());
+        REQUEST_BYTES + settings + grammar + scores + self.prompts.iter().map(prompt).sum::<usize>()
     }
 
     /// Number of tokens in all prompts.
@@ -345,6 +362,7 @@ fn max_tokens(
     kind: ApiKind,
     field: &str,
     prompt: usize,
+    echo: bool,
     fields: &Fields<'_>,
     model: &ServedModel,
 ) -> Result<u32, ApiError> {
@@ -352,6 +370,9 @@ fn max_tokens(
     let rest = u32::try_from(prompt).ok().and_then(|prompt| context.checked_sub(prompt)).unwrap_or(0);
     if rest == 0 {
         return Err(too_long(field, &format!("{prompt} tokens"), context));
+    }
+    if echo && fields.get("max_tokens").is_some_and(|value| value.get() == "0") {
+        return Ok(0);
     }
     let (name, wanted) = match (kind, fields.count("max_completion_tokens")?) {
         (ApiKind::Chat, Some(wanted)) => ("max_completion_tokens", Some(wanted)),

@@ -8,7 +8,7 @@ use actors::request::{
     AbortOutcome, AbortRequest, FinishReason, RequestError, RequestId, StreamEvent, Timings,
 };
 use actors::streams::Streams;
-use engine::Token;
+use engine::{Logprobs, Token};
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 
@@ -64,6 +64,8 @@ pub(super) struct Piece {
     pub(super) token: Option<Token>,
     pub(super) text: String,
     pub(super) finish: Option<Finish>,
+    /// In the first part, if the request asks for them: the log probabilities of the prompt's tokens except the first.
+    pub(super) prompt: Option<Vec<Logprobs>>,
 }
 
 /// How an answer finished.
@@ -78,6 +80,7 @@ pub(super) struct Finish {
 /// The rule by which the decoder ends an answer. [`Pieces`] uses it to guess the last token.
 #[derive(Clone, Debug)]
 pub(super) struct EndRule {
+    /// If 0, the answer has no tokens, although the decoder samples one.
     pub(super) max_tokens: u32,
     pub(super) ignore_eos: bool,
     pub(super) finish: FinishRule,
@@ -91,12 +94,14 @@ struct Pieces {
     stop: StopWatch,
     tokens: u32,
     held: Option<Piece>,
+    /// The log probabilities of the prompt until the first piece takes them.
+    prompt: Option<Vec<Logprobs>>,
 }
 
 impl Pieces {
     fn token(&mut self, token: Token) -> Option<Piece> {
-        if self.stop.reason().is_some() {
-            // The decoder sampled it before the abort arrived.
+        if self.stop.reason().is_some() || self.rule.max_tokens == 0 {
+            // The decoder sampled it before the abort arrived, or the request asks for no tokens.
             return None;
         }
         self.tokens += 1;
@@ -104,7 +109,7 @@ impl Pieces {
         let EndRule { max_tokens, ignore_eos, finish } = &self.rule;
         let left = max_tokens.saturating_sub(self.tokens);
         let ends = finish.reason(token.id, *ignore_eos, left).is_some() || self.stop.reason().is_some();
-        let piece = Piece { token: Some(token), text, finish: None };
+        let piece = Piece { token: Some(token), text, finish: None, prompt: self.prompt.take() };
         match self.held.take() {
             // The held token was not the last one.
             Some(held) => {
@@ -120,11 +125,20 @@ impl Pieces {
     }
 
     fn finish(&mut self, reason: FinishReason, timings: Timings) -> Piece {
-        let mut piece = self.held.take().unwrap_or(Piece { token: None, text: String::new(), finish: None });
+        let mut piece = self.held.take().unwrap_or_else(|| Piece {
+            token: None,
+            text: String::new(),
+            finish: None,
+            prompt: self.prompt.take(),
+        });
         piece.text += &self.stop.text(self.detokenizer.finish());
         piece.text += &self.stop.finish();
         let stop = self.stop.reason().cloned();
-        let reason = if stop.is_some() { FinishReason::Stop } else { reason };
+        let reason = match stop {
+            Some(_) => FinishReason::Stop,
+            None if self.rule.max_tokens == 0 => FinishReason::Length,
+            None => reason,
+        };
         piece.finish = Some(Finish { reason, stop, timings });
         piece
     }
@@ -153,7 +167,8 @@ impl Reply {
         allowed: Duration,
         give_up: Instant,
     ) -> Self {
-        let pieces = Pieces { rule, detokenizer, stop: StopWatch::new(stop), tokens: 0, held: None };
+        let stop = StopWatch::new(stop);
+        let pieces = Pieces { rule, detokenizer, stop, tokens: 0, held: None, prompt: None };
         let deadline_ms = allowed.as_millis() as u64;
         Self { live, source, pieces, complete: false, give_up, deadline_ms }
     }
@@ -202,7 +217,10 @@ impl Reply {
 
     fn take(&mut self, event: StreamEvent) -> Result<Option<Piece>, RequestError> {
         match event {
-            StreamEvent::Prompt(_) => Ok(None),
+            StreamEvent::Prompt(logprobs) => {
+                self.pieces.prompt = Some(logprobs);
+                Ok(None)
+            }
             StreamEvent::Token(token) => {
                 let piece = self.pieces.token(token);
                 if self.pieces.stop.reason().is_some() && !std::mem::replace(&mut self.complete, true) {
@@ -251,11 +269,12 @@ mod tests {
             stop,
             tokens: 0,
             held: None,
+            prompt: None,
         }
     }
 
     fn piece(token: u32, text: &str) -> Piece {
-        Piece { token: Some(token.into()), text: text.to_owned(), finish: None }
+        Piece { token: Some(token.into()), text: text.to_owned(), finish: None, prompt: None }
     }
 
     #[test]
@@ -287,6 +306,33 @@ mod tests {
         assert_eq!(ends_early.token(97.into()), Some(piece(97, "a")));
         let end = ends_early.finish(FinishReason::Stop, Timings::default());
         assert_eq!((end.token, &*end.text, end.finish.is_some()), (None, "", true));
+    }
+
+    #[test]
+    fn the_first_piece_has_the_log_probabilities_of_the_prompt() {
+        let logprobs = || Some(vec![Logprobs { sampled: -1.0, rank: 2, top: Vec::new() }]);
+        let mut two = pieces(2, false);
+        two.prompt = logprobs();
+        assert_eq!(two.token(97.into()).unwrap().prompt, logprobs());
+        assert_eq!(two.token(98.into()), None);
+        assert_eq!(two.finish(FinishReason::Length, Timings::default()).prompt, None);
+
+        let mut one = pieces(1, false);
+        one.prompt = logprobs();
+        assert_eq!(one.token(97.into()), None);
+        assert_eq!(one.finish(FinishReason::Length, Timings::default()).prompt, logprobs());
+    }
+
+    #[test]
+    fn without_max_tokens_the_sampled_token_is_dropped() {
+        for token in [97, EOS, 0xC3] {
+            let mut none = pieces(0, false);
+            none.prompt = Some(Vec::new());
+            assert_eq!(none.token(token.into()), None);
+            let end = none.finish(FinishReason::Stop, Timings::default());
+            assert_eq!((end.token, &*end.text, end.prompt), (None, "", Some(Vec::new())));
+            assert_eq!(end.finish.unwrap().reason, FinishReason::Length);
+        }
     }
 
     #[test]

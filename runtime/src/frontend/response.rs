@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::logprobs::LogprobsReport;
 use super::openai::ApiKind;
+use super::prompt_logprobs::PromptLogprobs;
 use super::served_model::ServedModel;
 use super::stop::StopReason;
 use chat::ChatDelta;
@@ -96,6 +97,8 @@ pub(super) struct Choice<'a> {
     pub(super) finish: &'static str,
     pub(super) stop: Option<&'a StopReason>,
     pub(super) logprobs: Option<LogprobsReport>,
+    /// Log probabilities of the prompt, if the request asked for `prompt_logprobs`.
+    pub(super) prompt_logprobs: Option<PromptLogprobs<'a>>,
     /// Token ids of the prompt and of the answer, if the request asked for them.
     pub(super) token_ids: Option<(&'a [u32], &'a [u32])>,
 }
@@ -146,6 +149,8 @@ struct CompletionChoice<'a> {
     logprobs: Option<LogprobsReport>,
     finish_reason: Option<&'static str>,
     stop_reason: Option<&'a StopReason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs<'a>>,
     prompt_token_ids: Option<&'a [u32]>,
     token_ids: Option<&'a [u32]>,
     weight_versions: Null,
@@ -245,6 +250,8 @@ struct ChatResponse<'a> {
     choices: Vec<ChatResponseChoice<'a>>,
     system_fingerprint: Null,
     usage: Usage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs<'a>>,
     /// Token ids of the prompt of the chat.
     prompt_token_ids: Option<&'a [u32]>,
     kv_transfer_params: Null,
@@ -330,6 +337,7 @@ impl Head {
                     logprobs: delta.logprobs,
                     finish_reason: delta.finish,
                     stop_reason: delta.stop,
+                    prompt_logprobs: None,
                     prompt_token_ids: delta.prompt_token_ids,
                     token_ids: delta.token_ids,
                     weight_versions: None,
@@ -389,8 +397,9 @@ impl Head {
                 timings: answer.timings,
             }),
             ApiKind::Chat => {
-                let mut prompt_token_ids = None;
-                let choices = choices.map(|(index, choice)| {
+                let (mut prompt_token_ids, mut prompt_logprobs) = (None, None);
+                let choices = choices.map(|(index, mut choice)| {
+                    prompt_logprobs = choice.prompt_logprobs.take();
                     prompt_token_ids = choice.token_ids.map(|(prompt, _)| prompt);
                     chat_choice(index, choice)
                 });
@@ -403,6 +412,7 @@ impl Head {
                     choices,
                     system_fingerprint: None,
                     usage: answer.usage,
+                    prompt_logprobs,
                     prompt_token_ids,
                     kv_transfer_params: None,
                     timings: answer.timings,
@@ -420,6 +430,7 @@ fn completion_choice(index: usize, choice: Choice<'_>) -> CompletionChoice<'_> {
         logprobs: choice.logprobs,
         finish_reason: Some(choice.finish),
         stop_reason: choice.stop,
+        prompt_logprobs: choice.prompt_logprobs,
         prompt_token_ids,
         token_ids,
         weight_versions: None,

@@ -178,10 +178,13 @@ impl Events {
             frame(&head.role_chunk(index, content, prompt_token_ids.take()), out);
         }
         progress.tokens += u32::from(piece.token.is_some());
-        let logprobs = report(head.kind, tokenizer, piece.token.as_slice(), progress.characters);
+        // The answer to a request with `prompt_logprobs` is not streamed. So these are for `echo`.
+        let echoed = piece.prompt.map_or_else(Vec::new, |logprobs| prompt.scored(logprobs));
+        let tokens = echoed.iter().chain(&piece.token);
+        let logprobs =
+            report(head.kind, tokenizer, ask.sampling.logprobs, tokens.clone(), progress.characters);
         if logprobs.is_some() {
-            progress.characters +=
-                piece.token.iter().map(|token| tokenizer.characters_of(token.id)).sum::<usize>();
+            progress.characters += tokens.map(|token| tokenizer.characters_of(token.id)).sum::<usize>();
         }
         let finish = piece.finish.as_ref();
         let waited = choices.waited();

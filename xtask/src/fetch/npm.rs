@@ -51,8 +51,10 @@ impl Package {
     fn fetch(&self, cache: &Path, work: &Path) -> Result<()> {
         let requirement = format!("{}@{}", self.name, self.version);
         println!("fetching {requirement} from npm");
-        run(Command::new("npm").args(["pack", "--silent", "--ignore-scripts", &requirement]).current_dir(work))
-            .with_context(|| format!("cannot download {requirement}"))?;
+        run(Command::new("npm")
+            .args(["pack", "--silent", "--ignore-scripts", &requirement])
+            .current_dir(work))
+        .with_context(|| format!("cannot download {requirement}"))?;
         let file = work.join(format!("{}-{}.tgz", self.name, self.version));
         checksum::verify(&file, self.sha256)?;
         run(Command::new("tar").arg("-xzf").arg(&file).arg("-C").arg(work))

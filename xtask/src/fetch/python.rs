@@ -22,8 +22,7 @@ pub(crate) const SUITES: FetchedPart = FetchedPart {
     fetch: |cache, work| LANGCHAIN_TESTS.fetch(cache, work),
 };
 
-const OPENAI_CLIENT: PythonFolder =
-    PythonFolder { name: "openai-3.57.0", requirements: "openai==3.57.0\n" };
+const OPENAI_CLIENT: PythonFolder = PythonFolder { name: "openai-3.57.0", requirements: "openai==3.57.0\n" };
 
 const LANGCHAIN_TESTS: PythonFolder =
     PythonFolder { name: "langchain-tests-1.1.9", requirements: include_str!("langchain_tests.txt") };

@@ -115,6 +115,9 @@ struct ScriptedProxy {
 impl ScriptedProxy {
     /// Answers with `tokens`, repeated up to the request's end.
     fn answer(&self, generate: &Generate, tokens: &[u32]) {
+        if let Some(top) = generate.prompt_logprobs {
+            self.streams.prompt(generate.request, prompt_logprobs(&generate.prompt, top));
+        }
         let mut sent = 0;
         for token in tokens.iter().cycle() {
             sent += 1;
@@ -139,6 +142,18 @@ impl ScriptedProxy {
             }
         }
     }
+}
+
+/// The log probabilities of all tokens of a prompt but the first. The prompt's token at place *n* has -*n* and rank *n* + 1. The most
+/// probable tokens are "z", "y" and so on, with -0.25, -0.5 and so on.
+fn prompt_logprobs(prompt: &[u32], top: u32) -> Vec<Logprobs> {
+    let most = |rank: u32| (u32::from(b'z') - rank, -0.25 * (rank + 1) as f32);
+    let at = |place: usize| Logprobs {
+        sampled: -(place as f32),
+        rank: place as u32 + 1,
+        top: (0..top).map(most).collect(),
+    };
+    (1..prompt.len()).map(at).collect()
 }
 
 impl Actor for ScriptedProxy {

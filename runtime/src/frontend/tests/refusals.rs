@@ -67,7 +67,10 @@ fn bad_sampling_fields_are_refused() {
         (json!({"logit_bias": {"1": 101}}), "logit_bias[1]", "from -100 to 100"),
         (json!({"logprobs": 21}), "logprobs", "from 0 to 20, not 21"),
         (json!({"logprobs": true}), "logprobs", "from 0 to 20, not true"),
-        (json!({"logprobs": 1, "echo": true}), "logprobs", "leave out echo"),
+        (json!({"prompt_logprobs": 21}), "prompt_logprobs", "from 0 to 20, not 21"),
+        (json!({"prompt_logprobs": -1}), "prompt_logprobs", "from 0 to 20, not -1"),
+        (json!({"prompt_logprobs": true}), "prompt_logprobs", "from 0 to 20, not true"),
+        (json!({"prompt_logprobs": 0, "stream": true}), "prompt_logprobs", "not available with stream: true"),
     ]);
 }
 
@@ -76,6 +79,7 @@ fn bad_limits_and_options_are_refused() {
     let usage = json!({"include_usage": true});
     check_refusals(&[
         (json!({"max_tokens": 0}), "max_tokens", "at least 1, not 0"),
+        (json!({"max_tokens": 0, "prompt_logprobs": 1}), "max_tokens", "at least 1, not 0"),
         (json!({"max_tokens": "1"}), "max_tokens", "not \"1\""),
         (json!({"max_tokens": 64}), "max_tokens", "ask for at most 63"),
         (json!({"n": 0}), "n", "at least 1, not 0"),
