@@ -7,8 +7,10 @@ with the first failed assertion.
 import asyncio
 import json
 import sys
+from typing import Literal
 
 import openai
+import pydantic
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 PROMPT = "Once upon a time there was a"
@@ -181,6 +183,36 @@ def check_responses(client, model):
         assert error.param == "previous_response_id", error
 
 
+class City(pydantic.BaseModel):
+    name: Literal["Paris", "Rome"]
+    letters: int = pydantic.Field(ge=1, le=9)
+
+
+def check_parse(client, model):
+    settings = {"model": model, "messages": MESSAGES, "temperature": 0}
+    whole = client.chat.completions.parse(**settings, response_format=City).choices[0]
+    assert isinstance(whole.message.parsed, City) and whole.finish_reason == "stop", whole
+    with client.chat.completions.stream(**settings, response_format=City) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == whole.message.parsed
+    tool = openai.pydantic_function_tool(City, name="visit")
+    (call,) = client.chat.completions.parse(
+        **settings, tools=[tool], tool_choice="required", parallel_tool_calls=False
+    ).choices[0].message.tool_calls
+    assert call.function.name == "visit" and isinstance(call.function.parsed_arguments, City), call
+    try:
+        client.chat.completions.parse(**settings, response_format=City, max_tokens=2)
+        raise AssertionError("an answer that was cut short was parsed")
+    except openai.LengthFinishReasonError as error:
+        assert error.completion.usage.completion_tokens == 2, error
+    unsupported = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {"type": "string"}}}}
+    for stream in (False, True):
+        try:
+            client.chat.completions.create(**settings, response_format=unsupported, stream=stream)
+            raise AssertionError("an unsupported keyword was accepted")
+        except openai.BadRequestError as error:
+            assert error.param == "response_format.json_schema.schema" and "not" in error.message, error
+
+
 def check_errors(client, model):
     def refused(kind, **fields):
         try:
@@ -224,6 +256,7 @@ def main():
     check_chat(client, model)
     check_tools(client, model)
     check_responses(client, model)
+    check_parse(client, model)
     check_errors(client, model)
     asyncio.run(check_async(openai.AsyncOpenAI(**settings), model, whole))
     try:

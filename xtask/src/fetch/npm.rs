@@ -1,0 +1,77 @@
+//! npm packages that tests run or read: OpenAI's client for Node.js and the JSON Schema Test Suite. Neither needs its dependencies.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::{FetchedPart, checksum};
+
+/// OpenAI's client for Node.js: the folder of the package.
+pub(crate) const OPENAI: FetchedPart = FetchedPart {
+    path: |cache| OPENAI_CLIENT.path(cache),
+    is_ready: |cache| OPENAI_CLIENT.path(cache).is_dir(),
+    fetch: |cache, work| OPENAI_CLIENT.fetch(cache, work),
+};
+
+/// The JSON Schema Test Suite: the folder of the package.
+pub(crate) const SCHEMAS: FetchedPart = FetchedPart {
+    path: |cache| SCHEMA_SUITE.path(cache),
+    is_ready: |cache| SCHEMA_SUITE.path(cache).is_dir(),
+    fetch: |cache, work| SCHEMA_SUITE.fetch(cache, work),
+};
+
+const OPENAI_CLIENT: Package = Package {
+    name: "openai",
+    version: "7.59.0",
+    sha256: "7f1deacae8d17efc9c02622b032851c7e28e148b62b1da7747eb8b426ea4dba9",
+};
+
+const SCHEMA_SUITE: Package = Package {
+    name: "json-schema-test-suite",
+    version: "0.0.10",
+    sha256: "0b54234c9ae1c164deefae9f45c1491f18852b6d5748c093279597b7ae0e328c",
+};
+
+/// A package of the npm registry.
+struct Package {
+    name: &'static str,
+    version: &'static str,
+    /// The checksum of the file that `npm pack` downloads.
+    sha256: &'static str,
+}
+
+impl Package {
+    fn path(&self, cache: &Path) -> PathBuf {
+        cache.join(format!("npm-{}-{}", self.name, self.version))
+    }
+
+    /// Downloads, checks and unpacks the package, and moves it into place. No script of the package runs.
+    fn fetch(&self, cache: &Path, work: &Path) -> Result<()> {
+        let requirement = format!("{}@{}", self.name, self.version);
+        println!("fetching {requirement} from npm");
+        run(Command::new("npm")
+            .args(["pack", "--silent", "--ignore-scripts", &requirement])
+            .current_dir(work))
+        .with_context(|| format!("cannot download {requirement}"))?;
+        let file = work.join(format!("{}-{}.tgz", self.name, self.version));
+        checksum::verify(&file, self.sha256)?;
+        run(Command::new("tar").arg("-xzf").arg(&file).arg("-C").arg(work))
+            .with_context(|| format!("cannot unpack {}", file.display()))?;
+        let path = self.path(cache);
+        // All files of the archive are in a folder with this name.
+        fs::rename(work.join("package"), &path).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// Runs a program. The error has the last line that it printed.
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("cannot run {program}"))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{program}: {}", stderr.trim().lines().next_back().unwrap_or("no reason given"));
+    }
+    Ok(())
+}

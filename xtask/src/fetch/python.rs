@@ -1,0 +1,80 @@
+//! Python packages that tests run against a server: OpenAI's client, and the suite of langchain-tests with `jsonschema`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::{FetchedPart, pip};
+
+/// OpenAI's client: a folder for `PYTHONPATH`.
+pub(crate) const OPENAI: FetchedPart = FetchedPart {
+    path: |cache| OPENAI_CLIENT.path(cache),
+    is_ready: |cache| OPENAI_CLIENT.path(cache).is_dir(),
+    fetch: |cache, work| OPENAI_CLIENT.fetch(cache, work),
+};
+
+/// langchain-tests, langchain-openai and jsonschema: a folder for `PYTHONPATH`.
+pub(crate) const SUITES: FetchedPart = FetchedPart {
+    path: |cache| LANGCHAIN_TESTS.path(cache),
+    is_ready: |cache| LANGCHAIN_TESTS.path(cache).is_dir(),
+    fetch: |cache, work| LANGCHAIN_TESTS.fetch(cache, work),
+};
+
+const OPENAI_CLIENT: PythonFolder = PythonFolder { name: "openai-3.57.0", requirements: "openai==3.57.0\n" };
+
+const LANGCHAIN_TESTS: PythonFolder =
+    PythonFolder { name: "langchain-tests-1.1.9", requirements: include_str!("langchain_tests.txt") };
+
+/// A folder with packages and their dependencies.
+struct PythonFolder {
+    name: &'static str,
+    /// The lines of a requirements file of pip.
+    requirements: &'static str,
+}
+
+impl PythonFolder {
+    fn path(&self, cache: &Path) -> PathBuf {
+        cache.join(self.name)
+    }
+
+    /// Installs the packages into the work folder and moves them into place.
+    fn fetch(&self, cache: &Path, work: &Path) -> Result<()> {
+        let (requirements, into) = (work.join("requirements.txt"), work.join(self.name));
+        println!("fetching {}", self.name);
+        fs::write(&requirements, self.requirements)
+            .with_context(|| format!("cannot write {}", requirements.display()))?;
+        let output = Command::new(pip::PYTHON)
+            .args(["-m", "pip", "install", "--quiet", "--only-binary", ":all:", "--no-input"])
+            .args(["--disable-pip-version-check", "--retries", "2", "--target"])
+            .arg(&into)
+            .arg("--requirement")
+            .arg(&requirements)
+            .output()
+            .context("cannot run pip")?;
+        if !output.status.success() {
+            let reason = pip::complaint(&String::from_utf8_lossy(&output.stderr));
+            bail!(
+                "cannot install {}: {reason}; check the network and the index of pip, then try again",
+                self.name
+            );
+        }
+        let path = self.path(cache);
+        fs::rename(&into, &path).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_package_has_a_fixed_version() {
+        for folder in [OPENAI_CLIENT, LANGCHAIN_TESTS] {
+            assert!(folder.requirements.lines().all(|line| line.contains("==")), "{}", folder.name);
+            let main = folder.name.rsplit_once('-').map(|(package, version)| format!("{package}=={version}"));
+            assert!(folder.requirements.lines().any(|line| Some(line) == main.as_deref()), "{main:?}");
+        }
+    }
+}
