@@ -170,15 +170,14 @@ impl Ask {
         let echo = kind == ApiKind::Completion && fields.flag("echo", false)?;
         let stream = stream_options(fields)?;
         let scores = PromptScores::read(fields, sampling.logprobs.filter(|_| echo), stream.is_some())?;
+        let text_of = |ids: &[u32]| Detokenizer::text(&model.tokenizer, ids, SpecialTokens::Skip);
         let prompt = |Tokens { field, ids }: Tokens| {
             if ids.is_empty() {
                 return Err(ApiError::field(&field, format!("{field} must have at least one token")));
             }
             Ok(PromptAsk {
                 max_tokens: max_tokens(kind, &field, ids.len(), echo, fields, model)?,
-                echo: echo
-                    .then(|| Detokenizer::text(&model.tokenizer, &ids, SpecialTokens::Skip))
-                    .unwrap_or_default(),
+                echo: if echo { text_of(&ids) } else { String::new() },
                 tokens: ids.into(),
             })
         };
