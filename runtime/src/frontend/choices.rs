@@ -15,7 +15,7 @@ pub(super) struct Choices {
     live: Vec<(usize, Reply)>,
     /// The first answer to look at, so that answers take turns.
     turn: usize,
-    unread: Option<(usize, Piece)>,
+    unread: Option<Box<(usize, Piece)>>,
     waited: Duration,
 }
 
@@ -59,7 +59,7 @@ impl Choices {
     /// ended.
     pub(super) async fn next(&mut self) -> Result<(usize, Piece), Failure> {
         if let Some(piece) = self.unread.take() {
-            return Ok(piece);
+            return Ok(*piece);
         }
         let (piece, place) = match &mut self.live[..] {
             [(_, reply)] => (reply.next().await, 0),
@@ -75,7 +75,7 @@ impl Choices {
     /// The next piece of any answer, if one has arrived.
     pub(super) fn next_now(&mut self) -> Option<Result<(usize, Piece), Failure>> {
         if let Some(piece) = self.unread.take() {
-            return Some(Ok(piece));
+            return Some(Ok(*piece));
         }
         let count = self.live.len();
         (0..count).find_map(|step| {
@@ -88,7 +88,7 @@ impl Choices {
 
     /// Puts back a piece. It is returned next.
     pub(super) fn unread(&mut self, piece: (usize, Piece)) {
-        self.unread = Some(piece);
+        self.unread = Some(Box::new(piece));
     }
 
     fn take(&mut self, place: usize, piece: Result<Piece, RequestError>) -> Result<(usize, Piece), Failure> {

@@ -149,11 +149,10 @@ fn schema(text: &str) -> Result<Value, GrammarError> {
 /// The key of a schema for the library's options.
 const OPTIONS: &str = "x-guidance";
 
-/// One space after a comma and a colon, as models have seen it most, and no other whitespace between tokens, because models that may write
-/// whitespace can write it without end. `oneOf` is treated as `anyOf`, because
+/// No whitespace between tokens, because models that may write whitespace can write it without end. `oneOf` is treated as `anyOf`, because
 /// the library cannot tell whether two referenced schemas have a common instance.
 fn options() -> Value {
-    json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": true })
+    json!({ "whitespace_flexible": false, "coerce_one_of": true })
 }
 
 /// The library's refusal of a source.
