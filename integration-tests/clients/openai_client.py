@@ -118,8 +118,7 @@ def check_tools(client, model):
     ]
     settings = {"model": model, "messages": history, "tools": TOOLS, "max_tokens": 12, "temperature": 0}
     whole = client.chat.completions.create(**settings).choices[0]
-    assert "Paris" in whole.message.content and whole.message.tool_calls in (None, []), whole
-    assert whole.finish_reason == "stop", whole
+    assert whole.message.content and not whole.message.tool_calls and whole.finish_reason in ("stop", "length"), whole
     assert client.chat.completions.create(**settings, tool_choice="none").choices[0].message == whole.message
     with client.chat.completions.stream(**settings) as stream:
         try:

@@ -58,7 +58,6 @@ struct ChoiceProgress {
 }
 
 /// The source of the events.
-#[expect(clippy::large_enum_variant, reason = "each stream has one, and it is rarely moved")]
 pub(super) enum Answers {
     /// The request waits for permits.
     Waiting(Pin<Box<dyn Future<Output = Result<Choices, ApiError>>>>),

@@ -71,10 +71,10 @@ impl Messages {
         self.all.push(message);
     }
 
-    /// The assistant's message at the end that has no field `name` and none of the fields `before`, or a new one.
-    fn turn(&mut self, before: &[&str]) -> &mut Map<String, Value> {
+    /// The assistant's message at the end if it has none of these fields, else a new one.
+    fn turn(&mut self, without: &[&str]) -> &mut Map<String, Value> {
         let is_open = |message: &Map<String, Value>| {
-            message["role"] == "assistant" && before.iter().all(|name| !message.contains_key(*name))
+            message["role"] == "assistant" && without.iter().all(|name| !message.contains_key(*name))
         };
         if !self.all.last().is_some_and(is_open) {
             let mut message = Map::new();
