@@ -148,6 +148,41 @@ def check_tools(client, model):
         assert error.param == "tool_choice", error
 
 
+def check_responses(client, model):
+    # The model knows no tools, so a call has to be forced.
+    tool = {"type": "function", "name": "get_weather", "parameters": TOOLS[0]["function"]["parameters"], "strict": False}
+    text = {"input": MESSAGES[0]["content"], "instructions": "Answer in a few words.", "max_output_tokens": 12}
+    forced = {"input": MESSAGES, "tools": [tool], "tool_choice": "required", "max_output_tokens": 64}
+    for fields, kind in ((text, "message"), (forced, "function_call")):
+        settings = {"model": model, "temperature": 0, **fields}
+        whole = client.responses.create(**settings)
+        assert whole.object == "response" and whole.output[0].type == kind, whole
+        assert whole.usage.output_tokens <= fields["max_output_tokens"], whole
+        events = list(client.responses.create(**settings, stream=True))
+        assert [event.sequence_number for event in events] == list(range(len(events))), events
+        final = events[-1].response
+        assert final.status == whole.status and final.usage.output_tokens == whole.usage.output_tokens, (whole, final)
+        assert final.output_text == whole.output_text, (whole, final)
+        if kind == "function_call":
+            assert (final.output[0].name, final.output[0].arguments) == ("get_weather", whole.output[0].arguments)
+            deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+            assert "".join(deltas) == whole.output[0].arguments, events
+            assert whole.status != "completed" or "city" in json.loads(whole.output[0].arguments), whole
+    # The output of a response and the result of its call are the input of the next one.
+    result = {"type": "function_call_output", "call_id": whole.output[0].call_id, "output": "sunny"}
+    call = {"type": "function_call", "call_id": result["call_id"], "name": "get_weather", "arguments": '{"city": "Paris"}'}
+    history = [*MESSAGES, call, result]
+    with client.responses.stream(model=model, input=history, tools=[tool], max_output_tokens=8, temperature=0) as stream:
+        for event in stream:
+            last = event
+        assert last.type in ("response.completed", "response.incomplete"), last
+    try:
+        client.responses.create(model=model, input="a", previous_response_id="resp_1")
+        raise AssertionError("a response of before was accepted")
+    except openai.BadRequestError as error:
+        assert error.param == "previous_response_id", error
+
+
 class City(pydantic.BaseModel):
     name: Literal["Paris", "Rome"]
     letters: int = pydantic.Field(ge=1, le=9)
@@ -220,6 +255,7 @@ def main():
     check_sampling(client, model)
     check_chat(client, model)
     check_tools(client, model)
+    check_responses(client, model)
     check_parse(client, model)
     check_errors(client, model)
     asyncio.run(check_async(openai.AsyncOpenAI(**settings), model, whole))

@@ -25,6 +25,7 @@ mod body;
 mod chat_template;
 mod choices;
 mod connection;
+mod field_table;
 mod fields;
 mod generate;
 mod handlers;
@@ -37,11 +38,13 @@ mod model_text;
 mod names;
 mod observed;
 mod openai;
+mod openapi;
 mod prompt_logprobs;
 mod prompts;
 mod reasoning;
 mod reply;
 mod response;
+mod responses_api;
 mod sampling;
 mod served_model;
 mod stop;
@@ -73,6 +76,7 @@ use connection::{Connection, attend};
 pub use actix_web::dev::ServerHandle;
 pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Conversation};
+pub use field_table::parameters_page;
 pub use limits::Limits;
 pub use memory::InputMemory;
 #[cfg(test)]
@@ -258,6 +262,7 @@ impl Frontend {
                 .app_data(frontend.clone())
                 .service(post("/v1/completions", web::post().to(handlers::completions)))
                 .service(post("/v1/chat/completions", web::post().to(handlers::chat_completions)))
+                .service(post("/v1/responses", web::post().to(handlers::responses)))
                 .service(post("/tokenize", web::post().to(text::tokenize)))
                 .service(post("/detokenize", web::post().to(text::detokenize)))
                 .service(get("/v1/models", web::get().to(handlers::list_models)))
@@ -266,6 +271,7 @@ impl Frontend {
                 .service(get("/ping", web::get().to(handlers::ping)).route(web::post().to(handlers::ping)))
                 .service(get("/version", web::get().to(handlers::version)))
                 .service(get("/load", web::get().to(handlers::load)))
+                .service(get("/openapi.json", web::get().to(handlers::openapi)))
                 .service(get("/metrics", web::get().to(handlers::metrics)))
                 .default_service(web::to(handlers::no_such_path))
                 .wrap(from_fn(api_key::check))

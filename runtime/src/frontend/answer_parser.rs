@@ -148,6 +148,11 @@ impl AnswerParser {
         }
     }
 
+    /// True while the text of the answer is reasoning.
+    pub(super) fn is_reasoning(&self) -> bool {
+        self.reasoning.as_ref().is_some_and(Reasoning::is_inside)
+    }
+
     /// True if the answer has tool calls that its finish reason tells.
     pub(super) fn finishes_with_calls(&self) -> bool {
         self.calls > 0 && !self.is_named

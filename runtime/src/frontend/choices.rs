@@ -5,7 +5,7 @@ use std::time::Duration;
 use actors::request::{RequestError, RequestId};
 use futures_util::future::select_all;
 
-use super::observed::Ended;
+use super::observed::{Ended, Observed};
 use super::reply::{Piece, Reply};
 use super::response::Head;
 
@@ -51,7 +51,7 @@ impl Choices {
     }
 
     /// The request id of a choice that has not ended.
-    pub(super) fn request(&self, choice: usize) -> Option<RequestId> {
+    fn request(&self, choice: usize) -> Option<RequestId> {
         self.live.iter().find(|(index, _)| *index == choice).map(|(_, reply)| reply.request())
     }
 
@@ -98,8 +98,17 @@ impl Choices {
         Ok((index, piece))
     }
 
+    /// If the piece is the last one of its choice, logs the end and drops the stream.
+    pub(super) fn note_end(&mut self, choice: usize, piece: &Piece, head: &Head, observed: &Observed) {
+        if let (Some(finish), Some(request)) = (&piece.finish, self.request(choice)) {
+            let ended = Ended { head, choice, request, waited: self.waited };
+            observed.end(&ended, Ok((finish.reason, &finish.timings)));
+            self.ended(choice);
+        }
+    }
+
     /// Drops the stream of a choice that has ended.
-    pub(super) fn ended(&mut self, choice: usize) {
+    fn ended(&mut self, choice: usize) {
         self.live.retain(|(index, _)| *index != choice);
     }
 }

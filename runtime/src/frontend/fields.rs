@@ -16,7 +16,12 @@ use super::api_error::ApiError;
 const FIELDS_MAX: usize = 256;
 
 /// A JSON object. A field that is null counts as missing. Of several fields with the same name, the last one counts.
-pub(super) struct Fields<'a>(Vec<(String, &'a RawValue)>);
+pub(super) struct Fields<'a> {
+    entries: Vec<(String, &'a RawValue)>,
+    /// The names that were looked up.
+    #[cfg(test)]
+    pub(super) reads: std::cell::RefCell<std::collections::BTreeSet<String>>,
+}
 
 /// A string. It is borrowed unless it has escapes.
 #[derive(Deserialize)]
@@ -36,6 +41,20 @@ pub(super) enum Neutral {
 }
 
 impl Neutral {
+    /// Refuses the field `name` unless its value is a neutral one.
+    pub(super) fn check(self, name: &str, value: &RawValue) -> Result<(), ApiError> {
+        if self.holds(value) {
+            return Ok(());
+        }
+        let remedy = match self {
+            Self::Number(number) => format!("leave it out or set it to {number}"),
+            Self::False => "leave it out or set it to false".to_owned(),
+            Self::Empty => "leave it out".to_owned(),
+            Self::Word(words) => format!("leave it out or set it to {}", words.join(" or ")),
+        };
+        Err(ApiError::field(name, format!("{name} {} is not supported yet; {remedy}", named(value))))
+    }
+
     fn holds(self, value: &RawValue) -> bool {
         match self {
             Self::Number(number) => parsed::<f64>(value) == Some(number),
@@ -65,7 +84,11 @@ impl<'a> Deserialize<'a> for Fields<'a> {
         if entries.has_more() {
             return Err(D::Error::custom(format_args!("more than {FIELDS_MAX} fields")));
         }
-        Ok(Self(entries.first))
+        Ok(Self {
+            entries: entries.first,
+            #[cfg(test)]
+            reads: std::cell::RefCell::default(),
+        })
     }
 }
 
@@ -85,7 +108,7 @@ impl<'a> Fields<'a> {
 
     /// Whether there are no fields.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.iter().all(|(_, value)| value.get() == "null")
+        self.entries.iter().all(|(_, value)| value.get() == "null")
     }
 
     /// The object in the field `name`.
@@ -95,13 +118,15 @@ impl<'a> Fields<'a> {
 
     /// The value of a field; `None` if it is missing or null.
     pub(super) fn get(&self, name: &str) -> Option<&'a RawValue> {
-        let (_, value) = self.0.iter().find(|(known, _)| known == name)?;
+        #[cfg(test)]
+        self.reads.borrow_mut().insert(name.to_owned());
+        let (_, value) = self.entries.iter().find(|(known, _)| known == name)?;
         Some(*value).filter(|value| value.get() != "null")
     }
 
     /// The fields that are not null, in the client's order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
-        self.0.iter().filter(|(_, value)| value.get() != "null").map(|(name, value)| (&**name, *value))
+        self.entries.iter().filter(|(_, value)| value.get() != "null").map(|(name, value)| (&**name, *value))
     }
 
     /// The value of a field as this type. `expect` describes the type in an error.
@@ -145,21 +170,10 @@ impl<'a> Fields<'a> {
     /// Refuses unsupported fields: those in `table` whose value is not the neutral one.
     pub(super) fn refuse_unless(&self, table: &[(&str, Neutral)]) -> Result<(), ApiError> {
         // The outer loop is over the fields, because a body has few fields and the table has many.
-        for (name, value) in self.iter() {
-            let Some((_, neutral)) = table.iter().find(|(known, _)| *known == name) else { continue };
-            if neutral.holds(value) {
-                continue;
-            }
-            let remedy = match neutral {
-                Neutral::Number(number) => format!("leave it out or set it to {number}"),
-                Neutral::False => "leave it out or set it to false".to_owned(),
-                Neutral::Empty => "leave it out".to_owned(),
-                Neutral::Word(words) => format!("leave it out or set it to {}", words.join(" or ")),
-            };
-            let message = format!("{name} {} is not supported yet; {remedy}", named(value));
-            return Err(ApiError::field(name, message));
-        }
-        Ok(())
+        self.iter().try_for_each(|(name, value)| {
+            let row = table.iter().find(|(known, _)| *known == name);
+            row.map_or(Ok(()), |(_, neutral)| neutral.check(name, value))
+        })
     }
 }
 

@@ -20,12 +20,12 @@ use super::choices::{Choices, Failure};
 use super::connection::Connection;
 use super::logprobs::report;
 use super::names::{next_request, public_id};
-use super::observed::Ended;
 use super::openai::{ApiKind, Ask};
-use super::prompt_logprobs::PromptLogprobs;
+use super::prompt_logprobs::ScoredPrompt;
 use super::reply::{EndRule, Finish, LiveRequest, Reply};
 use super::response::{Choice, DividedAnswer, Head, Said, TimingsReport, Usage, WholeAnswer, finish_word};
-use super::stream::{Answers, EventShape, events};
+use super::responses_api::Output;
+use super::stream::{Answers, EventShape, events, response_writer};
 use super::tokenizer::Detokenizer;
 
 /// Answers a request whose head has just arrived.
@@ -66,7 +66,10 @@ pub(super) async fn generate(
     };
     let started = start(Arc::clone(&frontend), Arc::clone(&ask), grammar, place, arrived);
     let Some(options) = ask.stream else {
-        return whole(&frontend, &head, &ask, started.await?).await;
+        return match kind {
+            ApiKind::Response => whole_response(&frontend, &head, &ask, started.await?).await,
+            _ => whole(&frontend, &head, &ask, started.await?).await,
+        };
     };
     // A failure within the first `keep_alive` gets an HTTP status. After that, the response begins without a token.
     let keep_alive = frontend.limits.keep_alive;
@@ -192,17 +195,13 @@ async fn whole(
     while !choices.is_over() {
         let (choice, piece) = choices.next().await.map_err(|failure| failed(frontend, head, &failure))?;
         let collected = &mut all[choice];
+        choices.note_end(choice, &piece, head, &frontend.observed);
         collected.text += &piece.text;
         if let Some(logprobs) = piece.prompt {
             collected.prompt = ask.prompt_of(choice).scored(logprobs);
         }
         collected.tokens.extend(piece.token);
-        if let (Some(finish), Some(request)) = (piece.finish, choices.request(choice)) {
-            let ended = Ended { head, choice, request, waited: choices.waited() };
-            frontend.observed.end(&ended, Ok((finish.reason, &finish.timings)));
-            collected.finish = Some(finish);
-            choices.ended(choice);
-        }
+        collected.finish = piece.finish.or(collected.finish.take());
     }
     let waited = choices.waited();
     let sampled = all.iter().map(|choice| choice.tokens.len() as u32).sum();
@@ -229,7 +228,7 @@ async fn whole(
                 echoed.iter().chain(&choice.tokens),
                 0,
             ),
-            prompt_logprobs: ask.scores.listed.map(|top| PromptLogprobs {
+            prompt_logprobs: ask.scores.listed.map(|top| ScoredPrompt {
                 tokenizer,
                 tokens: &choice.prompt,
                 top,
@@ -242,6 +241,22 @@ async fn whole(
     let usage = Usage::new(ask.prompt_tokens(), sampled).with_cached(cached, ask.n);
     let answer = WholeAnswer { choices: answers, usage, timings };
     Ok(HttpResponse::Ok().content_type("application/json").body(head.response(answer)))
+}
+
+/// Waits for the answer and sends it as a response.
+async fn whole_response(
+    frontend: &Frontend,
+    head: &Head,
+    ask: &Ask,
+    mut choices: Choices,
+) -> Result<HttpResponse, ApiError> {
+    let mut writer = response_writer(head, ask);
+    while !choices.is_over() {
+        let (choice, piece) = choices.next().await.map_err(|failure| failed(frontend, head, &failure))?;
+        choices.note_end(choice, &piece, head, &frontend.observed);
+        writer.push(&piece, &mut Output::None);
+    }
+    Ok(HttpResponse::Ok().content_type("application/json").body(writer.body()))
 }
 
 /// The parts of a whole answer, and whether the client is to run its tool calls. `None` if all its text is content.

@@ -9,6 +9,7 @@ use super::Frontend;
 use super::api_error::ApiError;
 use super::generate::generate;
 use super::openai::{ApiKind, check_name};
+use super::openapi::document;
 use super::response::{json, model_card, models};
 
 type Shared = web::Data<Frontend>;
@@ -23,6 +24,15 @@ pub(super) async fn chat_completions(
     body: web::Payload,
 ) -> HttpResponse {
     generate(ApiKind::Chat, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
+}
+
+pub(super) async fn responses(frontend: Shared, request: HttpRequest, body: web::Payload) -> HttpResponse {
+    generate(ApiKind::Response, frontend.into_inner(), request, body).await.unwrap_or_else(|e| e.response())
+}
+
+/// The description of this API in OpenAPI's format.
+pub(super) async fn openapi() -> HttpResponse {
+    HttpResponse::Ok().content_type("application/json").body(document().to_string())
 }
 
 pub(super) async fn list_models(frontend: Shared) -> HttpResponse {

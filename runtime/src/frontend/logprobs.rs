@@ -4,10 +4,8 @@ use engine::Token;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::openai::ApiKind;
+use super::prompt_logprobs::finite;
 use super::tokenizer::Tokenizer;
-
-/// The log probability of zero. JSON has no infinity; vLLM sends the same number.
-const LEAST: f32 = -9999.0;
 
 /// The log probabilities of an answer, or of a part of it.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -57,11 +55,6 @@ struct TokenLogprob {
     bytes: Vec<u8>,
 }
 
-/// The log probability as a number that JSON has.
-pub(super) fn finite(logprob: f32) -> f32 {
-    if logprob.is_nan() { LEAST } else { logprob.max(LEAST) }
-}
-
 /// The log probabilities of `tokens`, with `top` most probable tokens at the place of each. `offset` is the number of characters of the
 /// answer before them. `None` if there are no tokens, or if `top` is `None` because the request did not ask for log probabilities.
 pub(super) fn report<'a>(
@@ -97,7 +90,7 @@ pub(super) fn report<'a>(
                 tokens: texts,
             })
         }
-        ApiKind::Chat => {
+        ApiKind::Chat | ApiKind::Response => {
             let logprob_of = |id: u32, logprob: f32| TokenLogprob {
                 token: text(id),
                 logprob: finite(logprob),

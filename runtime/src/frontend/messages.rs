@@ -131,19 +131,26 @@ fn tool_calls(field: &str, value: &RawValue) -> Result<Value, ApiError> {
         let function =
             function.ok_or_else(|| wrong(&field, "an object with a function that has a name", value))?;
         let field = format!("{field}.function.arguments");
-        let arguments = match function.get("arguments") {
-            None | Some(Value::Null) => Some(Map::new()),
-            Some(Value::Object(arguments)) => Some(arguments.clone()),
-            Some(Value::String(text)) if text.trim().is_empty() => Some(Map::new()),
-            Some(Value::String(text)) => serde_json::from_str(text).ok(),
-            Some(_) => None,
-        };
-        let arguments = arguments
-            .ok_or_else(|| ApiError::field(&field, format!("{field} must be a JSON object in a string")))?;
+        let arguments = arguments(&field, function.get("arguments"))?;
         function.insert("arguments".to_owned(), Value::Object(arguments));
         Ok(Value::Object(call))
     };
     calls.first.iter().enumerate().map(call).collect()
+}
+
+/// The arguments of a call. OpenAI sends them as JSON in a string.
+///
+/// # Errors
+/// 400 if they are not an object.
+pub(super) fn arguments(field: &str, value: Option<&Value>) -> Result<Map<String, Value>, ApiError> {
+    let arguments = match value {
+        None | Some(Value::Null) => Some(Map::new()),
+        Some(Value::Object(arguments)) => Some(arguments.clone()),
+        Some(Value::String(text)) if text.trim().is_empty() => Some(Map::new()),
+        Some(Value::String(text)) => serde_json::from_str(text).ok(),
+        Some(_) => None,
+    };
+    arguments.ok_or_else(|| ApiError::field(field, format!("{field} must be a JSON object in a string")))
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub(super) fn public_id(kind: ApiKind, wanted: Option<&str>) -> String {
     let usable = |name: &&str| {
         !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(|byte| byte.is_ascii_graphic())
     };
-    let mut id = format!("{}-", kind.prefix());
+    let mut id = kind.prefix().to_owned();
     match wanted.filter(usable) {
         Some(name) => id.push_str(name),
         None => {

@@ -9,17 +9,19 @@ use engine::{Logprobs, Sampling, Token};
 
 use super::answer_parser::AnswerFormat;
 use super::api_error::ApiError;
-use super::fields::{Fields, Neutral};
+use super::field_table::{self, Endpoints};
+use super::fields::Fields;
 use super::lark;
 use super::memory::HeldBytes;
 use super::prompt_logprobs::PromptScores;
-use super::prompts::{self, Reader, Tokens, too_long};
+use super::prompts::{self, ChatForm, Reader, Tokens, too_long};
+use super::responses_api::RepeatedFields;
 use super::sampling::sampling;
 use super::served_model::ServedModel;
 use super::stop::StopRule;
 use super::structured::{self, AskedGrammar};
 use super::tokenizer::{Detokenizer, SpecialTokens, Tokenizer};
-use super::tools::ToolAsk;
+use super::tools::{ToolAsk, ToolShape};
 
 /// Default of `max_tokens` for a completion, as in OpenAI and vLLM.
 const COMPLETION_TOKENS: u32 = 16;
@@ -27,21 +29,33 @@ const COMPLETION_TOKENS: u32 = 16;
 /// Memory of a waiting request besides its prompt and settings: its future and its connection.
 const REQUEST_BYTES: usize = 4 << 10;
 
-/// The two kinds of completion endpoints.
+/// The kinds of endpoints that generate answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ApiKind {
     /// `/v1/completions`.
     Completion,
     /// `/v1/chat/completions`.
     Chat,
+    /// `/v1/responses`.
+    Response,
 }
 
 impl ApiKind {
     /// The start of a request's id.
     pub(super) fn prefix(self) -> &'static str {
         match self {
-            Self::Completion => "cmpl",
-            Self::Chat => "chatcmpl",
+            Self::Completion => "cmpl-",
+            Self::Chat => "chatcmpl-",
+            Self::Response => "resp_",
+        }
+    }
+
+    /// Its rows of the table of fields.
+    pub(super) fn endpoint(self) -> Endpoints {
+        match self {
+            Self::Completion => Endpoints::COMPLETIONS,
+            Self::Chat => Endpoints::CHAT,
+            Self::Response => Endpoints::RESPONSES,
         }
     }
 }
@@ -73,6 +87,8 @@ pub(super) struct Ask {
     pub(super) format: AnswerFormat,
     /// Special tokens that mark those parts. They are part of the text.
     pub(super) marks: Arc<[u32]>,
+    /// The fields that a response repeats. Empty for completions and chats.
+    pub(super) repeated: RepeatedFields,
     /// Its share of the memory budget.
     held: Option<HeldBytes>,
 }
@@ -106,33 +122,6 @@ pub(super) struct StreamOptions {
     pub(super) continuous_usage_stats: bool,
 }
 
-/// Unsupported fields, and their values that do not change the answer.
-const UNSUPPORTED: &[(&str, Neutral)] = &[
-    ("best_of", Neutral::Number(1.0)),
-    ("length_penalty", Neutral::Number(1.0)),
-    ("min_tokens", Neutral::Number(0.0)),
-    ("use_beam_search", Neutral::False),
-    ("bad_words", Neutral::Empty),
-    ("allowed_token_ids", Neutral::Empty),
-    ("logits_processors", Neutral::Empty),
-    ("suffix", Neutral::Empty),
-    ("truncate_prompt_tokens", Neutral::Empty),
-    ("prompt_embeds", Neutral::Empty),
-    ("functions", Neutral::Empty),
-    ("documents", Neutral::Empty),
-    ("audio", Neutral::Empty),
-    ("chat_template", Neutral::Empty),
-    ("function_call", Neutral::Word(&["none", "auto"])),
-];
-
-/// Unsupported fields of completions. Chats have them.
-const CHAT_ONLY: &[(&str, Neutral)] = &[
-    ("tools", Neutral::Empty),
-    ("tool_choice", Neutral::Word(&["none", "auto"])),
-    ("chat_template_kwargs", Neutral::Empty),
-    ("continue_final_message", Neutral::False),
-];
-
 impl Ask {
     /// Reads a request. It may ask for at most `most` answers.
     ///
@@ -146,20 +135,20 @@ impl Ask {
     ) -> Result<Self, ApiError> {
         let model = reader.model;
         check_model(fields, model)?;
-        fields.refuse_unless(UNSUPPORTED)?;
+        field_table::check(kind.endpoint(), fields)?;
         let vocabulary = model.tokenizer.vocabulary();
         let sampling = sampling(kind, fields, vocabulary)?;
-        let n = fields.count("n")?.unwrap_or(1);
-        let mut grammar = structured::read(fields)?;
+        let (n, answer_format) = match kind {
+            ApiKind::Response => (1, structured::text_format(fields)?),
+            _ => (fields.count("n")?.unwrap_or(1), structured::response_format(fields)?),
+        };
+        let mut grammar = structured::read(fields, answer_format)?;
         let mut format = AnswerFormat::default();
         let prompts = match kind {
-            ApiKind::Completion => {
-                fields.refuse_unless(CHAT_ONLY)?;
-                prompts::completion(fields, n, most, reader)?
-            }
-            ApiKind::Chat => {
+            ApiKind::Completion => prompts::completion(fields, n, most, reader)?,
+            ApiKind::Chat | ApiKind::Response => {
                 prompts::check_answers(1, n, most)?;
-                let chat = Chat::read(fields, grammar.is_some(), reader)?;
+                let chat = Chat::read(kind, fields, grammar.is_some(), reader)?;
                 grammar = chat.grammar(grammar, &model.tokenizer)?;
                 format = chat.format;
                 vec![chat.prompt]
@@ -168,31 +157,26 @@ impl Ask {
         let special = |text| model.tokenizer.special_token(text);
         let marks = format.markers().filter_map(special).collect();
         let echo = kind == ApiKind::Completion && fields.flag("echo", false)?;
-        let stream = stream_options(fields)?;
-        let scores = PromptScores::read(fields, sampling.logprobs.filter(|_| echo), stream.is_some())?;
+        let stream = stream_options(kind, fields)?;
+        let scores = match kind {
+            ApiKind::Response => PromptScores::default(),
+            ApiKind::Completion | ApiKind::Chat => {
+                PromptScores::read(fields, sampling.logprobs.filter(|_| echo), stream.is_some())?
+            }
+        };
+        let text = |ids: &[u32]| Detokenizer::text(&model.tokenizer, ids, SpecialTokens::Skip);
         let prompt = |Tokens { field, ids }: Tokens| {
             if ids.is_empty() {
                 return Err(ApiError::field(&field, format!("{field} must have at least one token")));
             }
             Ok(PromptAsk {
                 max_tokens: max_tokens(kind, &field, ids.len(), echo, fields, model)?,
-                echo: if echo {
-                    Detokenizer::text(&model.tokenizer, &ids, SpecialTokens::Skip)
-                } else {
-                    String::new()
-                },
+                echo: if echo { text(&ids) } else { String::new() },
                 tokens: ids.into(),
             })
         };
         let prompts: Vec<PromptAsk> = prompts.into_iter().map(prompt).collect::<Result<_, _>>()?;
-        let return_timings = fields.flag("return_timings", false)?;
         let answers = prompts.len().saturating_mul(n as usize);
-        if return_timings && answers > 1 {
-            let message = format!(
-                "return_timings needs a request for one answer, and this one asks for {answers}; leave it out"
-            );
-            return Err(ApiError::field("return_timings", message));
-        }
         let mut ask = Self {
             prompts,
             n,
@@ -202,12 +186,16 @@ impl Ask {
             ignore_eos: fields.flag("ignore_eos", false)?,
             salt: cache_salt(fields)?,
             special_tokens: special_tokens(fields)?,
-            return_token_ids: fields.flag("return_token_ids", false)?,
-            return_timings,
+            return_token_ids: kind != ApiKind::Response && fields.flag("return_token_ids", false)?,
+            return_timings: return_timings(kind, fields, answers)?,
             stream,
             request_id: fields.text("request_id")?.map(Cow::into_owned),
             format,
             marks,
+            repeated: match kind {
+                ApiKind::Response => RepeatedFields::read(fields)?,
+                _ => RepeatedFields::default(),
+            },
             grammar,
             held: None,
         };
@@ -244,6 +232,7 @@ impl Ask {
         let settings = size_of_val(&*self.sampling.logit_bias) + self.stop.bytes() + self.format.bytes();
         let grammar = self.grammar.as_ref().map_or(0, AskedGrammar::bytes).saturating_mul(self.choices());
         let scores = self.scores.bytes(self.scored_tokens());
+        let settings = settings + self.repeated.bytes();
         REQUEST_BYTES + settings + grammar + scores + self.prompts.iter().map(prompt).sum::<usize>()
     }
 
@@ -280,7 +269,7 @@ pub(super) fn check_name(name: &str, model: &ServedModel) -> Result<(), ApiError
 /// 400 with a sentence that names the field.
 pub(super) fn prompt(kind: ApiKind, fields: &Fields<'_>, reader: Reader<'_>) -> Result<Vec<u32>, ApiError> {
     let prompt = match kind {
-        ApiKind::Chat => Chat::read(fields, false, reader)?.prompt,
+        ApiKind::Chat | ApiKind::Response => Chat::read(kind, fields, false, reader)?.prompt,
         ApiKind::Completion => prompts::single(fields, reader)?,
     };
     Ok(prompt.ids)
@@ -295,10 +284,20 @@ struct Chat {
 
 impl Chat {
     /// Reads the fields. `is_constrained` tells that they ask for a grammar.
-    fn read(fields: &Fields<'_>, is_constrained: bool, reader: Reader<'_>) -> Result<Self, ApiError> {
+    fn read(
+        kind: ApiKind,
+        fields: &Fields<'_>,
+        is_constrained: bool,
+        reader: Reader<'_>,
+    ) -> Result<Self, ApiError> {
         let model = reader.model;
-        let tools = ToolAsk::read(fields)?;
-        let (prompt, end) = prompts::chat(fields, tools.as_ref().map(|tools| &*tools.shown), reader)?;
+        let (form, shape) = match kind {
+            ApiKind::Response => (ChatForm::Input, ToolShape::Flat),
+            _ => (ChatForm::Messages, ToolShape::Nested),
+        };
+        let tools = ToolAsk::read(fields, shape)?;
+        let shown = tools.as_ref().map(|tools| &*tools.shown);
+        let (prompt, end) = prompts::chat(form, fields, shown, reader)?;
         let reasoning = model.reasoning_format.map(|format| format.start(&end));
         let rule = tools.as_ref().and_then(|tools| tools.rule(model.tool_format, is_constrained));
         Ok(Self { prompt, format: AnswerFormat { reasoning, tools: rule }, tools })
@@ -328,6 +327,18 @@ impl Chat {
     }
 }
 
+/// Reads `return_timings` of a request for this many answers.
+fn return_timings(kind: ApiKind, fields: &Fields<'_>, answers: usize) -> Result<bool, ApiError> {
+    const FIELD: &str = "return_timings";
+    let wanted = kind != ApiKind::Response && fields.flag(FIELD, false)?;
+    if wanted && answers > 1 {
+        let message =
+            format!("{FIELD} needs a request for one answer, and this one asks for {answers}; leave it out");
+        return Err(ApiError::field(FIELD, message));
+    }
+    Ok(wanted)
+}
+
 /// Reads `cache_salt`, a text of at least one character.
 fn cache_salt(fields: &Fields<'_>) -> Result<Option<CacheSalt>, ApiError> {
     match fields.text("cache_salt")? {
@@ -343,7 +354,10 @@ fn special_tokens(fields: &Fields<'_>) -> Result<SpecialTokens, ApiError> {
     Ok(if skip { SpecialTokens::Skip } else { SpecialTokens::Show })
 }
 
-fn stream_options(fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {
+fn stream_options(kind: ApiKind, fields: &Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {
+    if kind == ApiKind::Response {
+        return Ok(fields.flag("stream", false)?.then(StreamOptions::default));
+    }
     let options = fields.inner("stream_options")?;
     if !fields.flag("stream", false)? {
         return match options {
@@ -374,20 +388,26 @@ fn max_tokens(
     if echo && fields.get("max_tokens").is_some_and(|value| value.get() == "0") {
         return Ok(0);
     }
-    let (name, wanted) = match (kind, fields.count("max_completion_tokens")?) {
-        (ApiKind::Chat, Some(wanted)) => ("max_completion_tokens", Some(wanted)),
-        _ => ("max_tokens", fields.count("max_tokens")?),
+    let names: &[&str] = match kind {
+        ApiKind::Completion => &["max_tokens"],
+        ApiKind::Chat => &["max_completion_tokens", "max_tokens"],
+        ApiKind::Response => &["max_output_tokens"],
     };
-    match (wanted, kind) {
-        (Some(wanted), _) if wanted > rest => {
+    let mut limit = None;
+    for name in names {
+        let count = fields.count(name)?;
+        limit = limit.or(count.map(|count| (*name, count)));
+    }
+    match (limit, kind) {
+        (Some((name, wanted)), _) if wanted > rest => {
             let message = format!(
                 "{name} is {wanted} and {field} has {prompt} tokens, but this model's maximum context length is \
                  {context} tokens; ask for at most {rest}"
             );
             Err(ApiError::field(name, message))
         }
-        (Some(wanted), _) => Ok(wanted),
+        (Some((_, wanted)), _) => Ok(wanted),
         (None, ApiKind::Completion) => Ok(COMPLETION_TOKENS.min(rest)),
-        (None, ApiKind::Chat) => Ok(rest),
+        (None, ApiKind::Chat | ApiKind::Response) => Ok(rest),
     }
 }

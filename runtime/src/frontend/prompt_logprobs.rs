@@ -5,8 +5,10 @@ use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
 use super::api_error::ApiError;
 use super::fields::{Fields, parsed, wrong};
-use super::logprobs::finite;
 use super::tokenizer::Tokenizer;
+
+/// The log probability of zero. JSON has no infinity; vLLM sends the same number.
+const LEAST: f32 = -9999.0;
 
 /// Maximum number of log probabilities of prompt tokens in one response. It allows for the most probable token at each place of a prompt
 /// of 131,072 tokens.
@@ -15,8 +17,13 @@ const ENTRIES_MAX: usize = 1 << 18;
 /// Memory for one log probability: the number, the text of its token, and about 80 bytes of JSON in a buffer that may be twice as large.
 const ENTRY_BYTES: usize = 256;
 
+/// The log probability as a number that JSON has.
+pub(super) fn finite(logprob: f32) -> f32 {
+    if logprob.is_nan() { LEAST } else { logprob.max(LEAST) }
+}
+
 /// Which log probabilities of its prompts a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PromptScores {
     /// `prompt_logprobs`: the number of most probable tokens at each place, in a list of its own.
     pub(super) listed: Option<u32>,
@@ -85,7 +92,7 @@ impl PromptScores {
 
 /// The log probabilities of a prompt in vLLM's format: null for the first token, and for each other token an object from token ids to log
 /// probabilities. The object has the prompt's own token and the most probable ones.
-pub(super) struct PromptLogprobs<'a> {
+pub(super) struct ScoredPrompt<'a> {
     pub(super) tokenizer: &'a Tokenizer,
     /// The tokens of the prompt. The first one has no log probabilities.
     pub(super) tokens: &'a [Token],
@@ -93,12 +100,12 @@ pub(super) struct PromptLogprobs<'a> {
     pub(super) top: u32,
 }
 
-impl Serialize for PromptLogprobs<'_> {
+impl Serialize for ScoredPrompt<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut list = serializer.serialize_seq(Some(self.tokens.len()))?;
         for Token { id, logprobs } in self.tokens {
             let (tokenizer, top) = (self.tokenizer, self.top);
-            list.serialize_element(&logprobs.as_deref().map(|logprobs| Place {
+            list.serialize_element(&logprobs.as_deref().map(|logprobs| ScoredPlace {
                 tokenizer,
                 id: *id,
                 logprobs,
@@ -110,7 +117,7 @@ impl Serialize for PromptLogprobs<'_> {
 }
 
 /// The log probabilities at one place of a prompt.
-struct Place<'a> {
+struct ScoredPlace<'a> {
     tokenizer: &'a Tokenizer,
     /// The prompt's token.
     id: u32,
@@ -120,13 +127,13 @@ struct Place<'a> {
 
 /// One token at a place of a prompt.
 #[derive(serde::Serialize)]
-struct PlacedToken<'a> {
+struct RankedToken<'a> {
     logprob: f32,
     rank: u32,
     decoded_token: std::borrow::Cow<'a, str>,
 }
 
-impl Serialize for Place<'_> {
+impl Serialize for ScoredPlace<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { tokenizer, id: own, logprobs, top } = self;
         let ranked = (1u32..=*top).zip(&logprobs.top).map(|(rank, (id, logprob))| (*id, *logprob, rank));
@@ -136,7 +143,7 @@ impl Serialize for Place<'_> {
         let mut map = serializer.serialize_map(None)?;
         for (id, logprob, rank) in std::iter::once(first).chain(ranked.filter(|(id, _, _)| id != own)) {
             let decoded_token = tokenizer.text_of(id);
-            map.serialize_entry(&id, &PlacedToken { logprob: finite(logprob), rank, decoded_token })?;
+            map.serialize_entry(&id, &RankedToken { logprob: finite(logprob), rank, decoded_token })?;
         }
         map.end()
     }
@@ -152,7 +159,7 @@ mod tests {
         let (sampled, rank, most) = logprobs;
         let logprobs = Some(Box::new(Logprobs { sampled, rank, top: most.to_vec() }));
         let tokens = [104.into(), Token { id: token, logprobs }];
-        let listed = PromptLogprobs { tokenizer: &tokenizer, tokens: &tokens, top };
+        let listed = ScoredPrompt { tokenizer: &tokenizer, tokens: &tokens, top };
         assert_eq!(serde_json::to_string(&listed).unwrap(), format!("[null,{{{expect}}}]"));
     }
 

@@ -17,6 +17,7 @@ use super::chat_template::Conversation;
 use super::fields::{Counted, Fields, Text, elements, parsed, wrong};
 use super::memory::{InputMemory, Taken};
 use super::messages::message;
+use super::responses_api::{input_messages, reasoning_effort};
 use super::served_model::ServedModel;
 use super::tokenizer::Bos;
 
@@ -111,54 +112,116 @@ const TREE_BYTES: usize = 80;
 /// Length of the end of a rendered prompt that [`chat`] returns. A mark of reasoning is shorter.
 const END_CHARACTERS: usize = 32;
 
-/// Reads the prompt of a chat: renders the messages and tools with the model's chat template and tokenises the result. Also returns the
+/// The form in which a request has the turns of its chat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ChatForm {
+    /// `messages`, as in chats.
+    Messages,
+    /// `instructions` and `input`, as in requests for responses.
+    Input,
+}
+
+impl ChatForm {
+    /// The field with the turns, and what it has to be.
+    fn field(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Messages => ("messages", "a list of at least one message"),
+            Self::Input => ("input", "a string or a list of at least one item"),
+        }
+    }
+
+    /// The turns in the field with this value; `None` if it has another type. Each turn takes at least one token, so more than `most`
+    /// are not kept.
+    fn turns(self, value: &RawValue, most: u32) -> Option<Counted<&RawValue>> {
+        if self == Self::Input && value.get().starts_with('"') {
+            return Some(Counted { first: vec![value], count: 1 });
+        }
+        elements(value, most as usize).filter(|turns| turns.count > 0)
+    }
+
+    /// The messages for the chat template.
+    fn messages(
+        self,
+        fields: &Fields<'_>,
+        turns: &[&RawValue],
+        knows_tools: bool,
+    ) -> Result<Vec<Value>, ApiError> {
+        match self {
+            Self::Messages => {
+                turns.iter().enumerate().map(|(n, value)| message(n, value, knows_tools)).collect()
+            }
+            Self::Input => input_messages(fields, turns, knows_tools),
+        }
+    }
+
+    /// The variables that the request sets for the template.
+    fn variables(self, fields: &Fields<'_>) -> Result<Option<Map<String, Value>>, ApiError> {
+        let set = template_variables(fields)?;
+        let Some(effort) = (if self == Self::Input { reasoning_effort(fields)? } else { None }) else {
+            return Ok(set);
+        };
+        let mut variables = Map::new();
+        if effort == "none" {
+            variables.insert("enable_thinking".to_owned(), Value::from(false));
+        }
+        variables.insert("reasoning_effort".to_owned(), Value::from(effort));
+        variables.extend(set.unwrap_or_default());
+        Ok(Some(variables))
+    }
+}
+
+/// Reads the prompt of a chat: renders the turns and tools with the model's chat template and tokenises the result. Also returns the
 /// end of the rendered text without white space.
 ///
 /// # Errors
 /// 400 with a sentence that names the field.
 pub(super) fn chat(
+    form: ChatForm,
     fields: &Fields<'_>,
     tools: Option<&[Value]>,
     reader: Reader<'_>,
 ) -> Result<(Tokens, String), ApiError> {
-    let (field, context) = ("messages".to_owned(), reader.model.context_tokens);
+    let (name, expect) = form.field();
+    let (field, context) = (name.to_owned(), reader.model.context_tokens);
     let template = reader.model.template.as_ref().ok_or_else(|| {
         ApiError::new(StatusCode::BAD_REQUEST, "this model has no chat template; use /v1/completions")
     })?;
-    let value = fields.get("messages").ok_or_else(|| ApiError::field(&field, "messages is missing"))?;
-    // Each message takes at least one token.
-    let messages = elements(value, context as usize).filter(|messages| messages.count > 0);
-    let messages = messages.ok_or_else(|| wrong(&field, "a list of at least one message", value))?;
-    if messages.has_more() {
-        return Err(too_long(&field, &format!("{} messages", messages.count), context));
+    let value = fields.get(name).ok_or_else(|| ApiError::field(name, format!("{name} is missing")))?;
+    let turns = form.turns(value, context).ok_or_else(|| wrong(name, expect, value))?;
+    if turns.has_more() {
+        return Err(too_long(&field, &format!("{} messages", turns.count), context));
     }
-    let room = reader.take(&field, render_bytes(fields, value, messages.count))?;
+    let room = reader.take(&field, render_bytes(fields, value, turns.count))?;
     let knows_tools = template.source().contains("tool_calls");
-    let messages = messages.first.into_iter().enumerate();
-    let messages: Result<Vec<Value>, ApiError> =
-        messages.map(|(n, value)| message(n, value, knows_tools)).collect();
-    let variables = template_variables(fields)?;
-    let (reply, continues) =
-        (fields.flag("add_generation_prompt", true)?, fields.flag("continue_final_message", false)?);
+    let messages = form.messages(fields, &turns.first, knows_tools)?;
+    let variables = form.variables(fields)?;
+    let (reply, continues) = match form {
+        ChatForm::Messages => {
+            (fields.flag("add_generation_prompt", true)?, fields.flag("continue_final_message", false)?)
+        }
+        ChatForm::Input => (true, false),
+    };
     if reply && continues {
         let reason = "continue_final_message needs add_generation_prompt: false";
         return Err(ApiError::field("continue_final_message", reason));
     }
     let conversation =
-        Conversation { messages: &messages?, tools, variables: variables.as_ref(), reply, continues };
+        Conversation { messages: &messages, tools, variables: variables.as_ref(), reply, continues };
     let text = template.render(conversation).map_err(|reason| {
-        ApiError::field(&field, format!("the model's chat template rejected messages: {reason}"))
+        ApiError::field(&field, format!("the model's chat template rejected {field}: {reason}"))
     })?;
     drop(room);
-    let ids = reader.encode(&field, &text, fields.flag("add_special_tokens", false)?)?;
+    let add_bos = form == ChatForm::Messages && fields.flag("add_special_tokens", false)?;
+    let ids = reader.encode(&field, &text, add_bos)?;
     let end = text.trim_end().chars().rev().take(END_CHARACTERS).collect::<Vec<_>>();
     Ok((Tokens { field, ids }, end.into_iter().rev().collect()))
 }
 
 /// Memory that rendering may take.
 fn render_bytes(fields: &Fields<'_>, messages: &RawValue, count: usize) -> usize {
-    let mut bytes = RENDER_COPIES * messages.get().len() + MESSAGE_BYTES * count;
-    if messages.get().contains("tool_calls") {
+    let instructions = fields.get("instructions").map_or(0, |text| text.get().len());
+    let mut bytes = RENDER_COPIES * (messages.get().len() + instructions) + MESSAGE_BYTES * count;
+    if ["tool_calls", "function_call"].iter().any(|name| messages.get().contains(name)) {
         bytes += TREE_BYTES * messages.get().len();
     }
     let trees = ["tools", "chat_template_kwargs"].into_iter().filter_map(|name| fields.get(name));

@@ -93,6 +93,11 @@ impl Reasoning {
         Self { place, held: String::new() }
     }
 
+    /// True between the start and the end of the reasoning.
+    pub(super) fn is_inside(&self) -> bool {
+        matches!(self.place, Place::Entered | Place::Opened | Place::Inside)
+    }
+
     /// Takes the next text of the answer.
     pub(super) fn push(&mut self, text: &str) -> Split {
         let mut split = Split::default();
@@ -104,9 +109,10 @@ impl Reasoning {
     /// Takes the end of the answer.
     pub(super) fn finish(&mut self) -> Split {
         let text = std::mem::take(&mut self.held);
-        match self.place {
-            Place::Entered | Place::Opened | Place::Inside => Split { reasoning: text, ..Split::default() },
-            Place::Before | Place::Closed | Place::After => Split { content: text, ..Split::default() },
+        if self.is_inside() {
+            Split { reasoning: text, ..Split::default() }
+        } else {
+            Split { content: text, ..Split::default() }
         }
     }
 

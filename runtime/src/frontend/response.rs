@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::logprobs::LogprobsReport;
 use super::openai::ApiKind;
-use super::prompt_logprobs::PromptLogprobs;
+use super::prompt_logprobs::ScoredPrompt;
 use super::served_model::ServedModel;
 use super::stop::StopReason;
 use chat::ChatDelta;
@@ -98,7 +98,7 @@ pub(super) struct Choice<'a> {
     pub(super) stop: Option<&'a StopReason>,
     pub(super) logprobs: Option<LogprobsReport>,
     /// Log probabilities of the prompt, if the request asked for `prompt_logprobs`.
-    pub(super) prompt_logprobs: Option<PromptLogprobs<'a>>,
+    pub(super) prompt_logprobs: Option<ScoredPrompt<'a>>,
     /// Token ids of the prompt and of the answer, if the request asked for them.
     pub(super) token_ids: Option<(&'a [u32], &'a [u32])>,
 }
@@ -150,7 +150,7 @@ struct CompletionChoice<'a> {
     finish_reason: Option<&'static str>,
     stop_reason: Option<&'a StopReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_logprobs: Option<PromptLogprobs<'a>>,
+    prompt_logprobs: Option<ScoredPrompt<'a>>,
     prompt_token_ids: Option<&'a [u32]>,
     token_ids: Option<&'a [u32]>,
     weight_versions: Null,
@@ -251,7 +251,7 @@ struct ChatResponse<'a> {
     system_fingerprint: Null,
     usage: Usage,
     #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_logprobs: Option<PromptLogprobs<'a>>,
+    prompt_logprobs: Option<ScoredPrompt<'a>>,
     /// Token ids of the prompt of the chat.
     prompt_token_ids: Option<&'a [u32]>,
     kv_transfer_params: Null,
@@ -346,7 +346,7 @@ impl Head {
                 kv_transfer_params: None,
                 timings: delta.timings,
             }),
-            ApiKind::Chat => json(&self.chat_chunk(ChatDelta::new(delta.adds), delta)),
+            ApiKind::Chat | ApiKind::Response => json(&self.chat_chunk(ChatDelta::new(delta.adds), delta)),
         }
     }
 
@@ -374,7 +374,7 @@ impl Head {
     pub(super) fn usage_chunk(&self, usage: Usage, timings: Option<TimingsReport>) -> String {
         let object = match self.kind {
             ApiKind::Completion => "text_completion",
-            ApiKind::Chat => "chat.completion.chunk",
+            ApiKind::Chat | ApiKind::Response => "chat.completion.chunk",
         };
         let (id, created, model) = (&*self.id, self.created, &*self.model);
         json(&UsageChunk { id, object, created, model, choices: [], usage, timings })
@@ -396,7 +396,7 @@ impl Head {
                 kv_transfer_params: None,
                 timings: answer.timings,
             }),
-            ApiKind::Chat => {
+            ApiKind::Chat | ApiKind::Response => {
                 let (mut prompt_token_ids, mut prompt_logprobs) = (None, None);
                 let choices = choices.map(|(index, mut choice)| {
                     prompt_logprobs = choice.prompt_logprobs.take();

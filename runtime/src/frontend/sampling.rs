@@ -63,6 +63,7 @@ fn logprobs(kind: ApiKind, fields: &Fields<'_>) -> Result<Option<u32>, ApiError>
         }
     };
     match kind {
+        ApiKind::Response => Ok(None),
         ApiKind::Completion => match fields.get("logprobs") {
             Some(value) if value.get() == "false" => Ok(None),
             _ => within("logprobs"),

@@ -18,10 +18,11 @@ use super::answer_parser::{AnswerParser, AnswerPart};
 use super::api_error::ApiError;
 use super::choices::{Choices, Failure};
 use super::logprobs::report;
-use super::observed::{Ended, Observed};
+use super::observed::Observed;
 use super::openai::{ApiKind, Ask, StreamOptions};
 use super::reply::{Finish, Piece};
 use super::response::{Addition, Delta, Head, TimingsReport, Usage, finish_word};
+use super::responses_api::{Output, ResponseStart, ResponseWriter};
 use super::tokenizer::Tokenizer;
 
 /// The last event of every stream.
@@ -57,6 +58,7 @@ struct ChoiceProgress {
 }
 
 /// The source of the events.
+#[expect(clippy::large_enum_variant, reason = "each stream has one, and it is rarely moved")]
 pub(super) enum Answers {
     /// The request waits for permits.
     Waiting(Pin<Box<dyn Future<Output = Result<Choices, ApiError>>>>),
@@ -69,6 +71,8 @@ struct Events {
     shape: EventShape,
     answers: Answers,
     progress: Vec<ChoiceProgress>,
+    /// Writes the events of a response. `None` for completions and chats.
+    response: Option<ResponseWriter>,
     ended: bool,
 }
 
@@ -82,7 +86,9 @@ pub(super) fn events(
     let parser = || (!format.is_plain()).then(|| format.parser());
     let progress = |_| ChoiceProgress { parser: parser(), ..ChoiceProgress::default() };
     let progress = (0..shape.ask.choices()).map(progress).collect();
-    let events = Events { shape, answers, progress, ended: false };
+    let is_response = shape.head.kind == ApiKind::Response;
+    let response = is_response.then(|| response_writer(&shape.head, &shape.ask));
+    let events = Events { shape, answers, progress, response, ended: false };
     unfold(events, move |mut events| async move {
         if events.ended {
             return None;
@@ -98,6 +104,18 @@ pub(super) fn events(
             next = if full { None } else { events.next_now() };
         }
         Some((Ok(Bytes::from(out)), events))
+    })
+}
+
+/// The writer of the response to a request with this head.
+pub(super) fn response_writer(head: &Head, ask: &Ask) -> ResponseWriter {
+    ResponseWriter::new(ResponseStart {
+        id: head.id.clone(),
+        created: head.created,
+        model: head.model.clone(),
+        repeated: ask.repeated.clone(),
+        prompt_tokens: ask.prompt_tokens(),
+        parser: ask.format.parser(),
     })
 }
 
@@ -156,9 +174,19 @@ impl Events {
     }
 
     fn write(&mut self, piece: Result<(usize, Piece), ApiError>, out: &mut String) {
-        match piece {
-            Ok((choice, piece)) => self.write_piece(choice, piece, out),
-            Err(error) => {
+        match (piece, &mut self.response) {
+            (Ok((choice, piece)), Some(response)) => {
+                let Answers::Running(choices) = &mut self.answers else { return };
+                choices.note_end(choice, &piece, &self.shape.head, &self.shape.observed);
+                response.push(&piece, &mut Output::Events(out));
+                self.ended = choices.is_over();
+            }
+            (Err(error), Some(response)) => {
+                response.fail(&error.message, &mut Output::Events(out));
+                self.ended = true;
+            }
+            (Ok((choice, piece)), None) => self.write_piece(choice, piece, out),
+            (Err(error), None) => {
                 frame(&error.body(), out);
                 frame(DONE, out);
                 self.ended = true;
@@ -166,7 +194,7 @@ impl Events {
         }
     }
 
-    fn write_piece(&mut self, index: usize, piece: Piece, out: &mut String) {
+    fn write_piece(&mut self, index: usize, mut piece: Piece, out: &mut String) {
         let Answers::Running(choices) = &mut self.answers else { return };
         let EventShape { head, ask, options, tokenizer, observed } = &self.shape;
         let prompt = ask.prompt_of(index);
@@ -179,7 +207,7 @@ impl Events {
         }
         progress.tokens += u32::from(piece.token.is_some());
         // The answer to a request with `prompt_logprobs` is not streamed. So these are for `echo`.
-        let echoed = piece.prompt.map_or_else(Vec::new, |logprobs| prompt.scored(logprobs));
+        let echoed = piece.prompt.take().map_or_else(Vec::new, |logprobs| prompt.scored(logprobs));
         let tokens = echoed.iter().chain(&piece.token);
         let logprobs =
             report(head.kind, tokenizer, ask.sampling.logprobs, tokens.clone(), progress.characters);
@@ -188,12 +216,8 @@ impl Events {
         }
         let finish = piece.finish.as_ref();
         let waited = choices.waited();
-        if let (Some(finish), Some(request)) = (finish, choices.request(index)) {
-            let ended = Ended { head, choice: index, request, waited };
-            observed.end(&ended, Ok((finish.reason, &finish.timings)));
-            progress.cached = finish.timings.cached_tokens;
-            choices.ended(index);
-        }
+        choices.note_end(index, &piece, head, observed);
+        progress.cached = finish.map_or(0, |finish| finish.timings.cached_tokens);
         let report_of = |finish: &Finish| TimingsReport::new(finish.timings.clone(), waited);
         let mut timings = finish.filter(|_| ask.return_timings).map(report_of);
         let usage = Usage::new(prompt.tokens.len() as u32, progress.tokens);

@@ -41,10 +41,6 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("disable_additional_properties", Neutral::False),
 ];
 
-/// Unsupported fields with the same meaning outside `structured_outputs`.
-const UNSUPPORTED_OUTSIDE: &[(&str, Neutral)] =
-    &[("structural_tag", Neutral::Empty), ("guided_whitespace_pattern", Neutral::Empty)];
-
 /// The forms of a constraint, by their names in `structured_outputs`.
 const FORMS: [(&str, Form); 5] = [
     ("json", Form::Json),
@@ -123,19 +119,22 @@ fn choice(field: &str, value: &RawValue) -> Result<GrammarSource, ApiError> {
     Ok(GrammarSource::Lark(grammar + "\n"))
 }
 
-/// Reads the grammar that a request asks for. Baton accepts OpenAI's `response_format`, and vLLM's `structured_outputs` and `guided_…`.
+/// Reads the grammar that a request asks for. Baton accepts vLLM's `structured_outputs` and `guided_…`, and the `format` that the request
+/// asks for in OpenAI's way.
 ///
 /// # Errors
 /// 400 with a sentence that names the field.
-pub(super) fn read(fields: &Fields<'_>) -> Result<Option<AskedGrammar>, ApiError> {
-    fields.refuse_unless(UNSUPPORTED_OUTSIDE)?;
+pub(super) fn read(
+    fields: &Fields<'_>,
+    format: Option<AskedGrammar>,
+) -> Result<Option<AskedGrammar>, ApiError> {
     if let Some(name) = fields.text("guided_decoding_backend")?
         && !BACKENDS.contains(&name.split(':').next().unwrap_or_default())
     {
         let message = format!("guided_decoding_backend must be one of {}, not {name:?}", BACKENDS.join(", "));
         return Err(ApiError::field("guided_decoding_backend", message));
     }
-    let mut asked: Vec<AskedGrammar> = response_format(fields)?.into_iter().collect();
+    let mut asked: Vec<AskedGrammar> = format.into_iter().collect();
     if let Some(options) = fields.inner("structured_outputs")? {
         options.refuse_unless(UNSUPPORTED).map_err(|error| inside("structured_outputs", error))?;
         let before = asked.len();
@@ -161,31 +160,52 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Option<AskedGrammar>, ApiError
     Ok(asked.pop())
 }
 
-fn response_format(fields: &Fields<'_>) -> Result<Option<AskedGrammar>, ApiError> {
-    const TYPE: &str = "response_format.type";
-    const SCHEMA: &str = "response_format.json_schema";
-    let Some(format) = fields.inner("response_format")? else { return Ok(None) };
-    let kind = format.text("type").map_err(|error| inside("response_format", error))?;
+/// Reads `response_format`, the format of the answer to a completion or a chat.
+///
+/// # Errors
+/// 400 with a sentence that names the field.
+pub(super) fn response_format(fields: &Fields<'_>) -> Result<Option<AskedGrammar>, ApiError> {
+    const FIELD: &str = "response_format";
+    let Some(format) = fields.inner(FIELD)? else { return Ok(None) };
+    let described = || match format.inner("json_schema").map_err(|error| inside(FIELD, error))? {
+        Some(described) => Ok(("response_format.json_schema.schema", described.get("schema"))),
+        None => Ok(("response_format.json_schema", None)),
+    };
+    answer_format(FIELD, &format, described)
+}
+
+/// Reads `text.format`, the format of the answer to a request for a response.
+///
+/// # Errors
+/// 400 with a sentence that names the field.
+pub(super) fn text_format(fields: &Fields<'_>) -> Result<Option<AskedGrammar>, ApiError> {
+    const FIELD: &str = "text.format";
+    let Some(text) = fields.inner("text")? else { return Ok(None) };
+    let Some(format) = text.inner("format").map_err(|error| inside("text", error))? else { return Ok(None) };
+    answer_format(FIELD, &format, || Ok(("text.format.schema", format.get("schema"))))
+}
+
+/// The grammar of an answer's format in OpenAI's way. `schema` finds the schema and the name of its field.
+fn answer_format<'a>(
+    field: &str,
+    format: &Fields<'_>,
+    schema: impl FnOnce() -> Result<(&'static str, Option<&'a RawValue>), ApiError>,
+) -> Result<Option<AskedGrammar>, ApiError> {
+    let kind = format.text("type").map_err(|error| inside(field, error))?;
     match kind.as_deref() {
         Some("text") => Ok(None),
-        Some("json_object") => {
-            Ok(Some(AskedGrammar { field: "response_format".to_owned(), source: any_object() }))
-        }
+        Some("json_object") => Ok(Some(AskedGrammar { field: field.to_owned(), source: any_object() })),
         Some("json_schema") => {
-            let described = format.inner("json_schema").map_err(|error| inside("response_format", error))?;
-            let described =
-                described.ok_or_else(|| ApiError::field(SCHEMA, format!("{SCHEMA} is missing")))?;
-            let field = format!("{SCHEMA}.schema");
-            let Some(value) = described.get("schema") else {
-                return Err(ApiError::field(&field, format!("{field} is missing")));
-            };
+            let (field, schema) = schema()?;
+            let missing = || ApiError::field(field, format!("{field} is missing"));
             // The answer follows the schema also if `strict` is false.
-            Form::Json.read(field, value)
+            Form::Json.read(field.to_owned(), schema.ok_or_else(missing)?)
         }
         kind => {
             let kind = kind.map_or_else(|| "missing".to_owned(), |kind| format!("{kind:?}"));
-            let message = format!("{TYPE} must be text, json_object or json_schema; it is {kind}");
-            Err(ApiError::field(TYPE, message))
+            let field = format!("{field}.type");
+            let message = format!("{field} must be text, json_object or json_schema; it is {kind}");
+            Err(ApiError::field(&field, message))
         }
     }
 }
@@ -256,7 +276,8 @@ mod tests {
     use super::*;
 
     fn asked(body: &str) -> Result<Option<AskedGrammar>, ApiError> {
-        read(&Fields::parse(body.as_bytes()).unwrap())
+        let fields = Fields::parse(body.as_bytes()).unwrap();
+        read(&fields, response_format(&fields)?)
     }
 
     #[test]
@@ -367,7 +388,6 @@ mod tests {
             (r#""guided_choice": ["a", 1]"#, "guided_choice", "strings"),
             (r#""guided_choice": "a""#, "guided_choice", "strings"),
             (r#""guided_grammar": {}"#, "guided_grammar", "a grammar in Lark"),
-            (r#""guided_whitespace_pattern": " ""#, "guided_whitespace_pattern", "not supported"),
             (r#""guided_decoding_backend": "magic""#, "guided_decoding_backend", "one of auto"),
             (
                 r#""guided_json": {"a": 1}, "response_format": {"type": "json_object"}"#,

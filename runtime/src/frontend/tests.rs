@@ -7,6 +7,7 @@ mod harness;
 mod http;
 mod queue;
 mod refusals;
+mod responses;
 mod scores;
 mod structured;
 mod tools;

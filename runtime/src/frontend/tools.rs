@@ -32,6 +32,15 @@ pub(super) struct ToolAsk {
     parallel: bool,
 }
 
+/// Where a request describes a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ToolShape {
+    /// In the field `function` of the tool or the choice, as in chats.
+    Nested,
+    /// In the tool or the choice itself, as in requests for responses.
+    Flat,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 enum ToolChoice {
     None,
@@ -45,8 +54,8 @@ impl ToolAsk {
     ///
     /// # Errors
     /// 400 with a sentence that names the field.
-    pub(super) fn read(fields: &Fields<'_>) -> Result<Option<Self>, ApiError> {
-        let choice = choice(fields)?;
+    pub(super) fn read(fields: &Fields<'_>, shape: ToolShape) -> Result<Option<Self>, ApiError> {
+        let choice = choice(fields, shape)?;
         let parallel = fields.flag("parallel_tool_calls", true)?;
         let (mut shown, mut tools) = (Vec::new(), Vec::<Tool>::new());
         if let Some(value) = fields.get("tools") {
@@ -56,14 +65,14 @@ impl ToolAsk {
                 return Err(ApiError::field("tools", message));
             }
             for (n, value) in list.first.into_iter().enumerate() {
-                let tool = tool(n, value)?;
+                let tool = tool(n, value, shape)?;
                 if tools.iter().any(|other| other.name == tool.name) {
-                    let field = format!("tools[{n}].function.name");
+                    let field = format!("tools[{n}]{}.name", shape.path());
                     let message = format!("{field} is {:?}, like that of another tool", tool.name);
                     return Err(ApiError::field(&field, message));
                 }
                 tools.push(tool);
-                shown.extend(parsed::<Value>(value));
+                shown.extend(parsed::<Value>(value).map(|tool| shape.nested(tool)));
             }
         }
         let is_known = |name: &String| tools.iter().any(|tool| tool.name == *name);
@@ -119,7 +128,28 @@ impl ToolAsk {
     }
 }
 
-fn choice(fields: &Fields<'_>) -> Result<ToolChoice, ApiError> {
+impl ToolShape {
+    /// The path from a tool to its function.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Nested => ".function",
+            Self::Flat => "",
+        }
+    }
+
+    /// The tool as chat templates expect it.
+    fn nested(self, tool: Value) -> Value {
+        match (self, tool) {
+            (Self::Flat, Value::Object(mut function)) => {
+                function.shift_remove("type");
+                serde_json::json!({"type": "function", "function": function})
+            }
+            (_, tool) => tool,
+        }
+    }
+}
+
+fn choice(fields: &Fields<'_>, shape: ToolShape) -> Result<ToolChoice, ApiError> {
     const FIELD: &str = "tool_choice";
     const EXPECT: &str = "none, auto, required, or an object that names a function";
     let Some(value) = fields.get(FIELD) else { return Ok(ToolChoice::Auto) };
@@ -139,17 +169,21 @@ fn choice(fields: &Fields<'_>) -> Result<ToolChoice, ApiError> {
             ..wrong("tool_choice.type", "\"function\"", kind)
         });
     }
-    let function = object.inner("function").ok().flatten();
+    let function = match shape {
+        ToolShape::Nested => object.inner("function").ok().flatten(),
+        ToolShape::Flat => Some(object),
+    };
     let name = function.and_then(|function| function.text("name").ok().flatten());
     let name = name.filter(|name| name.len() <= NAME_BYTES_MAX);
     Ok(ToolChoice::Named(name.ok_or_else(|| wrong(FIELD, EXPECT, value))?.into_owned()))
 }
 
-fn tool(n: usize, value: &RawValue) -> Result<Tool, ApiError> {
+fn tool(n: usize, value: &RawValue, shape: ToolShape) -> Result<Tool, ApiError> {
     let at = |name: &str| format!("tools[{n}]{name}");
+    let of_function = |field: &str| at(&format!("{}.{field}", shape.path()));
     let named = |field: &str, error: ApiError| ApiError {
-        message: error.message.replacen(field, &at(&format!(".function.{field}")), 1),
-        param: Some(at(&format!(".function.{field}"))),
+        message: error.message.replacen(field, &of_function(field), 1),
+        param: Some(of_function(field)),
         ..error
     };
     let fields = parsed::<Fields<'_>>(value).ok_or_else(|| wrong(&at(""), "an object", value))?;
@@ -157,7 +191,10 @@ fn tool(n: usize, value: &RawValue) -> Result<Tool, ApiError> {
     if parsed::<Text<'_>>(kind).is_none_or(|kind| kind.0 != "function") {
         return Err(wrong(&at(".type"), "\"function\"", kind));
     }
-    let function = fields.get("function").unwrap_or(RawValue::NULL);
+    let function = match shape {
+        ToolShape::Nested => fields.get("function").unwrap_or(RawValue::NULL),
+        ToolShape::Flat => value,
+    };
     let described =
         parsed::<Fields<'_>>(function).ok_or_else(|| wrong(&at(".function"), "an object", function))?;
     let name = described.get("name").unwrap_or(RawValue::NULL);
@@ -167,13 +204,13 @@ fn tool(n: usize, value: &RawValue) -> Result<Tool, ApiError> {
     };
     let word = parsed::<Text<'_>>(name).filter(|name| is_word(&name.0));
     let expect = "1 to 64 letters, digits, underscores and dashes";
-    let word = word.ok_or_else(|| wrong(&at(".function.name"), expect, name))?;
+    let word = word.ok_or_else(|| wrong(&of_function("name"), expect, name))?;
     let text = described.text("description");
     text.map_err(|error| named("description", error))?;
     let parameters = described.typed::<Map<String, Value>>("parameters", "an object");
     let parameters = parameters.map_err(|error| named("parameters", error))?.unwrap_or_default();
     if parameters.get("type").is_some_and(|kind| kind != "object") {
-        let field = at(".function.parameters");
+        let field = of_function("parameters");
         return Err(ApiError::field(&field, format!("{field} must be the JSON Schema of an object")));
     }
     let strict = described.flag("strict", false).map_err(|error| named("strict", error))?;

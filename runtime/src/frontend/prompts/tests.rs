@@ -127,10 +127,11 @@ fn any_json() -> impl Strategy<Value = Value> {
         (0u32..300).prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
         "[a-z\"\\\\\u{1}é]{0,6}".prop_map(Value::from),
-        "(text|none|auto|user)".prop_map(Value::from),
+        "(text|none|auto|user|message|function_call|function_call_output|reasoning|input_text)"
+            .prop_map(Value::from),
     ];
     leaf.prop_recursive(3, 24, 4, |inner| {
-        let name = "(role|content|type|text|include_usage|[0-9]{1,3}|[a-c])";
+        let name = "(role|content|type|text|include_usage|format|effort|call_id|output|[0-9]{1,3}|[a-c])";
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
             proptest::collection::btree_map(name, inner, 0..4)
@@ -156,16 +157,15 @@ proptest! {
     /// A random body is either read or refused with 400 (404 for another model) and a short sentence.
     #[test]
     fn any_body_is_read_or_refused(
-        is_chat in any::<bool>(),
+        kind in prop_oneof![Just(ApiKind::Completion), Just(ApiKind::Chat), Just(ApiKind::Response)],
         fields in proptest::collection::btree_map(
             "(prompt|messages|model|n|max_tokens|max_completion_tokens|temperature|top_p|top_k|min_p|seed|stop|stop_token_ids|logprobs|\\
-              top_logprobs|logit_bias|stream|stream_options|echo|ignore_eos|request_id|suffix|tools|tool_choice|parallel_tool_calls|chat_template_kwargs|continue_final_message|response_format|user|x)",
+              top_logprobs|logit_bias|stream|stream_options|echo|ignore_eos|request_id|suffix|tools|tool_choice|parallel_tool_calls|chat_template_kwargs|continue_final_message|response_format|input|instructions|reasoning|text|metadata|max_output_tokens|user|x)",
             any_json(),
             0..6,
         ),
         cut in 0usize..200,
     ) {
-        let kind = if is_chat { ApiKind::Chat } else { ApiKind::Completion };
         let text = Value::Object(fields.into_iter().collect()).to_string();
         for body in [&*text, text.get(..cut).unwrap_or("")] {
             if let Err(error) = read_with(&model(), kind, body, 16 << 20) {

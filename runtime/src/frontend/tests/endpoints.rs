@@ -74,7 +74,7 @@ fn requests_without_the_api_key_are_refused() {
     assert_eq!(ask(Some("k1")).0, 200);
     assert_eq!(server.http.get("/v1/models").0, 401);
     assert_eq!(server.http.get("/v1/none").0, 401);
-    for open in ["/health", "/ping", "/version", "/load", "/metrics"] {
+    for open in ["/health", "/ping", "/version", "/load", "/metrics", "/openapi.json"] {
         assert_eq!(server.http.get(open).0, 200, "{open}");
     }
 }

@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 
 fn read(body: &Value) -> Result<Option<ToolAsk>, ApiError> {
-    ToolAsk::read(&Fields::parse(body.to_string().as_bytes()).unwrap())
+    ToolAsk::read(&Fields::parse(body.to_string().as_bytes()).unwrap(), ToolShape::Nested)
 }
 
 fn refused(body: &Value) -> String {
@@ -19,7 +19,7 @@ fn tool(name: &str) -> Value {
 fn tools_are_shown_as_the_client_wrote_them() {
     let text = r#"{"function":{"name":"f","parameters":{"z":1,"a":{"y":2,"b":3}}},"type":"function"}"#;
     let fields = format!(r#"{{"tools": [{text}]}}"#);
-    let ask = ToolAsk::read(&Fields::parse(fields.as_bytes()).unwrap()).unwrap().unwrap();
+    let ask = ToolAsk::read(&Fields::parse(fields.as_bytes()).unwrap(), ToolShape::Nested).unwrap().unwrap();
     assert_eq!(ask.shown[0].to_string(), text);
 }
 

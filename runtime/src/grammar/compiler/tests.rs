@@ -40,13 +40,26 @@ fn compiler(compiled: Arc<AtomicUsize>) -> (Compiler, mpsc::Sender<()>) {
     (compiler, release)
 }
 
+/// The outcome of a source that compiles at once. On a busy machine even that may take longer than the deadline; the late outcome is cached.
+fn outcome(compiler: &Compiler, source: &GrammarSource) -> Result<CompiledGrammar, GrammarError> {
+    let end = Instant::now() + WAIT;
+    loop {
+        match compiler.compile(source) {
+            Err(GrammarError::TooLarge(_) | GrammarError::Busy(_)) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 #[test]
 fn a_panic_costs_its_source_only() {
     let (compiler, _release) = compiler(Arc::default());
     let panicked = GrammarError::Panicked("on purpose".to_owned());
-    assert_eq!(compiler.compile(&source("panic")).err(), Some(panicked));
-    assert_eq!(compiler.compile(&source("bad")).err(), Some(GrammarError::Invalid("bad".to_owned())));
-    assert_eq!(compiler.compile(&source("a")).unwrap().source().text(), "a");
+    assert_eq!(outcome(&compiler, &source("panic")).err(), Some(panicked));
+    assert_eq!(outcome(&compiler, &source("bad")).err(), Some(GrammarError::Invalid("bad".to_owned())));
+    assert_eq!(outcome(&compiler, &source("a")).unwrap().source().text(), "a");
     assert_eq!(compiler.running(), 0);
 }
 
@@ -56,8 +69,8 @@ fn outcomes_are_cached() {
     let (compiler, _release) = compiler(compiled.clone());
     assert!(compiler.cached(&source("a")).is_none());
     for _ in 0..3 {
-        assert!(compiler.compile(&source("a")).is_ok());
-        assert!(compiler.compile(&source("bad")).is_err());
+        assert!(outcome(&compiler, &source("a")).is_ok());
+        assert!(outcome(&compiler, &source("bad")).is_err());
     }
     assert!(compiler.cached(&source("a")).unwrap().is_ok());
     assert_eq!(compiled.load(Ordering::Relaxed), 2);
@@ -83,7 +96,7 @@ fn stuck_compilations_are_refused_and_others_still_compile() {
         }
     });
     assert_eq!((compiler.running(), compiled.load(Ordering::Relaxed)), (THREADS - 1, THREADS - 1));
-    assert!(compiler.compile(&source("a")).is_ok(), "one thread is left");
+    assert!(outcome(&compiler, &source("a")).is_ok(), "one thread is left");
     assert!(matches!(compiler.compile(&source("stuck last")), Err(GrammarError::TooLarge(_))));
     assert!(matches!(compiler.compile(&source("b")), Err(GrammarError::Busy(_))), "no thread is left");
     assert!(compiler.compile(&source("a")).is_ok(), "it is cached");
@@ -93,7 +106,7 @@ fn stuck_compilations_are_refused_and_others_still_compile() {
         assert!(Instant::now() < end, "the threads return");
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert!(compiler.compile(&source("b")).is_ok());
+    assert!(outcome(&compiler, &source("b")).is_ok());
     assert!(compiler.compile(&source("stuck 1")).is_ok(), "its late outcome is cached");
 }
 
@@ -102,5 +115,5 @@ fn long_sources_are_refused() {
     let (compiler, _release) = compiler(Arc::default());
     let long = source(&"a".repeat(GrammarSource::BYTES_MAX + 1));
     assert!(matches!(compiler.compile(&long), Err(GrammarError::TooLarge(_))));
-    assert!(compiler.compile(&source(&"a".repeat(GrammarSource::BYTES_MAX))).is_ok());
+    assert!(outcome(&compiler, &source(&"a".repeat(GrammarSource::BYTES_MAX))).is_ok());
 }
