@@ -85,9 +85,7 @@ pub(crate) fn run() -> Result<()> {
     for part in [fetch::SUITES, fetch::NPM_OPENAI, fetch::SCHEMAS] {
         // Needs Node.js, or a recent Python.
         if let Err(error) = fetch::run([part]) {
-            println!(
-                "not fetched: {error:#}; the tests that need it are skipped, unless the variable CI is set"
-            );
+            println!("not fetched: {error:#}; the tests that need it are skipped");
         }
     }
     let mut table = vec![("fetch", start.elapsed())];
