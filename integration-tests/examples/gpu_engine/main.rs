@@ -148,6 +148,7 @@ fn greedy_answer(model: &SmallModel, cpu: &mut CpuEngine, gpu: &mut CudaEngine) 
         start: prompt.len() as u32,
         pages: &table,
         sample,
+        score: None,
     };
     run(gpu, &[chunk])?;
     (chunk.source, chunk.start) = (TokenSource::Follows, chunk.start + 1);
