@@ -14,7 +14,7 @@ pub const DEADLINE: Duration = Duration::from_secs(1);
 /// Maximum number of cached outcomes.
 pub const ENTRIES_MAX: usize = 128;
 
-/// Maximum memory of the cached grammars, as estimated by [`cost`].
+/// Maximum memory of the cached grammars, as estimated from the sizes of their sources.
 pub const BYTES_MAX: usize = 64 << 20;
 
 /// How long a failure is cached. A client that repeats a bad request does not cause a compilation each time.
