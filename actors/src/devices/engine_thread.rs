@@ -166,6 +166,8 @@ fn run(
         match &outcome {
             Ok(result) => oldest.tell(result, &mut masks),
             Err(error) => {
+                // The tokens of a failed step are not told, so no constrained row can follow it.
+                unsampled.extend(oldest.constrained());
                 if error.scope() == Scope::Engine {
                     pulse.lose(error);
                     running.iter_mut().for_each(|flight| flight.fail(error.clone()));

@@ -157,6 +157,14 @@ async fn a_slow_grammar_delays_no_other_request() {
 }
 
 #[actix::test]
+async fn masks_that_take_longer_than_a_step_waits_are_used_by_a_later_step() {
+    let (receiver, _sender, _) = pair(200, 3).await;
+    let slow = Sevens { takes: Duration::from_millis(1500), ..Sevens::default() };
+    let source = ask_for(&receiver, 1, 6, 2, slow).await;
+    assert_eq!(constrained(source, 1, 6).await, Ok(2));
+}
+
+#[actix::test]
 async fn a_panic_of_the_grammar_library_fails_its_request_only() {
     let (receiver, _sender, _) = pair(200, 3).await;
     for panics_after in [0, 3] {

@@ -13,6 +13,9 @@ use crate::messages::{PlannedChunk, RunStep, StepResult};
 /// The longest single wait for a mask. The thread looks at the engine in between.
 const WAIT: Duration = Duration::from_micros(500);
 
+/// The longest time that a step waits only for masks. Then all its constrained rows are late, and the deadlines of their requests apply.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// A chunk whose sample needs a mask.
 struct ConstrainedRow {
     key: u64,
@@ -81,8 +84,14 @@ impl Flight {
         self.result.late.iter().copied().chain(refused).collect()
     }
 
+    /// All constrained chunks.
+    pub(super) fn constrained(&self) -> Vec<u64> {
+        self.rows.iter().map(|row| row.key).collect()
+    }
+
     /// Takes the samples if their masks are ready. Samples without a mask wait for no mask once the engine has computed their logits: then the
-    /// rows whose masks are missing are late. Rows that all need a mask wait for each other, as long again as the engine needed.
+    /// rows whose masks are missing are late. Rows that all need a mask wait for each other, as long again as the engine needed. If no mask is
+    /// ready, they wait longer, at most [`PATIENCE`].
     pub(super) fn sample(&mut self, engine: &mut dyn Engine) {
         let Ok(step) = &mut self.step else { return };
         let masks: Vec<Option<Result<TokenMask, GrammarError>>> =
@@ -95,7 +104,8 @@ impl Flight {
             }
             let now = Instant::now();
             let computed = *self.computed.get_or_insert(now);
-            let is_patient = now - computed < computed - self.began || masks.iter().all(Option::is_none);
+            let (waited, took) = (now - computed, computed - self.began);
+            let is_patient = waited < took || (waited < PATIENCE && masks.iter().all(Option::is_none));
             if !self.has_plain && is_patient {
                 let row = &self.rows[missing];
                 return row.constraint.wait(row.count, WAIT);
@@ -104,7 +114,7 @@ impl Flight {
         self.take(engine, &masks);
     }
 
-    /// Takes the samples without masks, because the step before failed: nobody will tell the tokens that the masks depend on.
+    /// Takes the samples without masks, because the step before failed, and so the tokens that the masks depend on will not be known.
     pub(super) fn give_up(&mut self, engine: &mut dyn Engine) {
         let none: Vec<_> = self.rows.iter().map(|_| None).collect();
         self.take(engine, &none);
