@@ -121,6 +121,11 @@ impl GeneratorState {
         self.sequences.is_empty()
     }
 
+    /// True if this sequence runs or waits.
+    pub fn contains(&self, sequence: SequenceId) -> bool {
+        self.keys.contains_key(&sequence)
+    }
+
     /// True while a step is in flight.
     pub fn is_stepping(&self) -> bool {
         !self.flights.is_empty()

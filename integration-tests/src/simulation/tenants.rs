@@ -26,7 +26,10 @@ impl World {
                 let StartSequence { sequence, resident, pages, .. } = &**start;
                 (*sequence, *resident, pages)
             }
-            ToGenerator::ExtendSequence(extend) => (extend.sequence, 0, &extend.pages),
+            // The pages of an ended sequence may already be another's, and the generator ignores the message.
+            ToGenerator::ExtendSequence(extend) if self.nodes[node].generator.contains(extend.sequence) => {
+                (extend.sequence, 0, &extend.pages)
+            }
             _ => return,
         };
         let client = self.request_of(node, sequence).and_then(|request| self.clients.get(&request));
