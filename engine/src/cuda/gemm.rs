@@ -123,8 +123,12 @@ impl Gemm {
     fn plan(&mut self, matrix: Matrix, few: usize, max: usize) {
         let (mut slow, mut refused) = (Vec::new(), None);
         for rows in rows::all_planned(few, max) {
-            let prepare = |rows| self.prepare(matrix, rows).map_err(|error| refused = Some(error)).ok();
-            let Some(plan) = rows::choose(rows, prepare, Prepared::is_for_hopper) else {
+            let mut prepare =
+                |rows, most| self.prepare(matrix, rows, most).map_err(|error| refused = Some(error)).ok();
+            // A first suggestion for slightly more rows is faster than a later suggestion.
+            let first = rows::choose(rows, |rows| prepare(rows, 1), Prepared::is_for_hopper);
+            let plan = first.filter(Prepared::is_for_hopper).or_else(|| prepare(rows, CANDIDATES));
+            let Some(plan) = plan else {
                 slow.push(rows);
                 continue;
             };
@@ -196,8 +200,14 @@ impl Gemm {
         .named("cublasLtMatmul")
     }
 
-    /// Prepares a plan. cublasLt is column-major: `y` is `outputs × rows`, and the weights are `inputs × outputs`, transposed.
-    fn prepare(&self, Matrix { outputs, inputs, output }: Matrix, rows: usize) -> Result<Prepared> {
+    /// Prepares a plan with the first algorithm for Hopper among at most `most` suggestions, or with the first suggestion. cublasLt is
+    /// column-major: `y` is `outputs × rows`, and the weights are `inputs × outputs`, transposed.
+    fn prepare(
+        &self,
+        Matrix { outputs, inputs, output }: Matrix,
+        rows: usize,
+        most: usize,
+    ) -> Result<Prepared> {
         use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA as TRANSPOSE_A;
         use sys::cublasLtMatmulPreferenceAttributes_t::{
             CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as WORKSPACE,
@@ -231,7 +241,7 @@ impl Gemm {
                     result::set_matmul_pref_attribute(preference, REDUCTIONS, (&raw const whole).cast(), 4)
                 })
                 .named("cublasLtMatmulPreferenceSetAttribute")?;
-            candidates(self.handle, description, [&weights, &x, &y, &y], preference)
+            candidates(self.handle, description, [&weights, &x, &y], preference, most)
                 .named("cublasLtMatmulAlgoGetHeuristic")?
         };
         let best = candidates.iter().find(|algorithm| is_for_hopper(algorithm)).unwrap_or(&candidates[0]);
@@ -239,28 +249,30 @@ impl Gemm {
     }
 }
 
-/// The algorithms that cublasLt suggests, the best first; at least one.
+/// Between one and `most` algorithms that cublasLt suggests, the best first. `most` is at most [`CANDIDATES`].
 ///
 /// # Safety
 /// All handles are live.
 unsafe fn candidates(
     handle: sys::cublasLtHandle_t,
     description: sys::cublasLtMatmulDesc_t,
-    [weights, x, in_y, y]: [&CublasHandle<sys::cublasLtMatrixLayout_t>; 4],
+    [weights, x, y]: [&CublasHandle<sys::cublasLtMatrixLayout_t>; 3],
     preference: sys::cublasLtMatmulPreference_t,
+    most: usize,
 ) -> std::result::Result<Vec<sys::cublasLtMatmulAlgo_t>, result::CublasError> {
     let mut found = [const { MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit() }; CANDIDATES];
     let mut count = 0;
     // SAFETY: the array has room for the results, and the caller's contract covers the handles.
     let status = unsafe {
-        let (most, to) = (CANDIDATES as i32, found[0].as_mut_ptr());
+        let (weights, x, y) = (weights.raw, x.raw, y.raw);
+        let (most, to) = (most.min(CANDIDATES) as i32, found[0].as_mut_ptr());
         sys::cublasLtMatmulAlgoGetHeuristic(
             handle,
             description,
-            weights.raw,
-            x.raw,
-            in_y.raw,
-            y.raw,
+            weights,
+            x,
+            y,
+            y,
             preference,
             most,
             to,
