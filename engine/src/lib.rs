@@ -61,7 +61,7 @@ pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
 pub use model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};
 pub use populate::populate;
 pub use safetensors::SafetensorsError;
-pub use sampling::{Logprobs, Sample, Sampling, Token, choose};
+pub use sampling::{Logprobs, Sample, Sampling, Token, choose, logprobs};
 pub use step::{
     Chunk, Engine, SampledToken, Score, ScoredChunk, Step, StepLimits, StepOutput, TokenMask, TokenSource,
 };

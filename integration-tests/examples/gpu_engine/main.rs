@@ -7,8 +7,8 @@
 //! target/release/examples/gpu_engine failure
 //! ```
 //! Without arguments it checks small random models of every family with heads of 64 and 128: their logits against those of the CPU engine, their rows in large
-//! batches against the same rows alone (bit for bit), tokens sampled on the GPU against those that the host samples, and page hashes against
-//! those of the CPU. With CONFIG FOLDER (configs/models/llama-3.1-8b) it then checks and measures a model of that shape with random weights.
+//! batches against the same rows alone (bit for bit), tokens sampled on the GPU and log probabilities of prompts against those of the host, and
+//! page hashes against those of the CPU. With CONFIG FOLDER (configs/models/llama-3.1-8b) it then checks and measures a model of that shape with random weights.
 //!
 //! - `step` computes one decode step of one row, and `prefill` one prompt, for a profiler: `ncu --metrics gpu__time_duration.sum --csv`.
 //! - `pages` prints a digest of the pages of a prompt, to compare GPUs.
@@ -20,6 +20,7 @@ mod company;
 mod failure;
 mod masks;
 mod sampling;
+mod scores;
 
 use std::collections::VecDeque;
 use std::hash::Hasher;
@@ -176,6 +177,7 @@ fn check_small_models() -> Result<()> {
         let rows = company::check(&mut gpu, 60, 250).with_context(|| model.name.clone())?;
         let draws = sampling::check(&mut gpu, 4).with_context(|| model.name.clone())?;
         masks::check(&mut gpu).with_context(|| model.name.clone())?;
+        scores::check(&mut gpu, 150).with_context(|| model.name.clone())?;
         let same = answer.iter().zip(&model.ids).take_while(|(a, b)| a == b).count();
         println!(
             "{:<28} {head:>5} {alone:>10.5} {:>8} {rows:>23} {draws:>12}",
@@ -260,6 +262,8 @@ fn large_model(folder: &Path) -> Result<()> {
     println!("{} tokens drawn on the GPU are those that the host draws", draws + made_up);
     println!("{} constrained rows sample as the host does", masks::check(&mut gpu)?);
     masks::cost(&mut gpu, 32, 1000)?;
+    println!("{} log probabilities of a prompt are those of the host", scores::check(&mut gpu, 300)?);
+    scores::cost(&mut gpu, 1000)?;
     let sample = Some(Sample::greedy());
     let prompt = prompt(15_000);
     println!("{:>8} {:>7} {:>10} {:>12}", "prompt", "chunk", "ms", "tokens/s");
