@@ -199,7 +199,9 @@ async fn whole(
         let collected = &mut all[choice];
         choices.note_end(choice, &piece, &head, &frontend.observed);
         collected.text += &piece.text;
-        collected.scores.extend(piece.prompt.into_iter().flatten());
+        if let Some(scores) = piece.prompt {
+            collected.scores = scores;
+        }
         collected.tokens.extend(piece.token);
         collected.finish = piece.finish.or(collected.finish.take());
     }
