@@ -2,7 +2,7 @@
 //!
 //! - [`Compiler`] bounds compilations in time, number and memory, whatever compiles. It caches their outcomes.
 //! - `library` is the only module that calls the library. `vocabulary` gives it the bytes of the model's tokens.
-//! - `closed` closes the objects of schemas.
+//! - `schema` prepares every schema, also those inside Lark grammars, which `lark_text` finds. `closed` closes the objects of schemas.
 //! - `limits` refuses sources that the library does not support, or that would take it too long or too much memory.
 //!
 //! **Time.** A compilation runs on a thread of its own with a stack of [`STACK_BYTES`]. Its request waits for [`DEADLINE`] and is then
@@ -16,8 +16,10 @@
 
 mod closed;
 mod compiler;
+mod lark_text;
 mod library;
 mod limits;
+mod schema;
 mod vocabulary;
 
 pub use compiler::state::{BYTES_MAX, DEADLINE, ENTRIES_MAX, THREADS};

@@ -8,11 +8,11 @@ use actors::grammar::{
 use llguidance::ParserFactory;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::SimpleVob;
-use serde_json::{Value, json};
 
-use super::closed::close_objects;
 use super::compiler::Compiler;
+use super::lark_text::LarkText;
 use super::limits;
+use super::schema;
 use super::vocabulary::vocabulary;
 use crate::frontend::Tokenizer;
 
@@ -108,11 +108,10 @@ impl Library {
 
     fn compile(&self, source: &GrammarSource) -> Result<Compiled, GrammarError> {
         let grammar = match source {
-            GrammarSource::JsonSchema(text) => TopLevelGrammar::from_json_schema(schema(text)?),
+            GrammarSource::JsonSchema(text) => TopLevelGrammar::from_json_schema(schema::parsed(text)?),
             GrammarSource::Regex(text) => TopLevelGrammar::from_regex(text),
             GrammarSource::Lark(text) => {
-                limits::check_lark(text)?;
-                TopLevelGrammar::from_lark(text.clone())
+                TopLevelGrammar::from_lark(schema::in_lark(text, LarkText::read(text))?)
             }
         };
         let parser =
@@ -132,32 +131,9 @@ impl Library {
     }
 }
 
-/// The schema in this text with the options that Baton wants, unless it has options of its own.
-fn schema(text: &str) -> Result<Value, GrammarError> {
-    let mut schema: Value = serde_json::from_str(text)
-        .map_err(|error| GrammarError::Invalid(format!("the JSON schema is not valid JSON: {error}")))?;
-    limits::check_schema(&schema)?;
-    close_objects(&mut schema);
-    if let Some(object) = schema.as_object_mut()
-        && !object.contains_key(OPTIONS)
-    {
-        object.insert(OPTIONS.to_owned(), options());
-    }
-    Ok(schema)
-}
-
-/// The key of a schema for the library's options.
-const OPTIONS: &str = "x-guidance";
-
-/// No whitespace between tokens, because models that may write whitespace can write it without end. `oneOf` is treated as `anyOf`, because
-/// the library cannot tell whether two referenced schemas have a common instance.
-fn options() -> Value {
-    json!({ "whitespace_flexible": false, "coerce_one_of": true })
-}
-
 /// The library's refusal of a source.
 fn refused(source: &GrammarSource, error: &str) -> GrammarError {
-    let gbnf = matches!(source, GrammarSource::Lark(text) if text.contains("::="));
+    let gbnf = matches!(source, GrammarSource::Lark(text) if LarkText::read(text).is_gbnf);
     match failed(error, GrammarError::Invalid) {
         GrammarError::Invalid(text) if gbnf => {
             GrammarError::Invalid(format!("{text}; ::= is GBNF, and this server reads Lark"))

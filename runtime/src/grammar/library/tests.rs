@@ -1,3 +1,5 @@
+use serde_json::{Value, json};
+
 use crate::frontend::Bos;
 use crate::frontend::testing::{BOS, EOS, bytes_model};
 
@@ -76,18 +78,26 @@ fn answers_follow_their_grammar() {
     let object = r#"{"type": "object", "properties": {"he": {"type": "integer"}, "a": {"type": "boolean"}}, "required": ["he", "a"], "additionalProperties": false}"#;
     check(
         json(object),
-        &[r#"{"he":1,"a":true}"#, r#"{"he":-70,"a":false}"#],
-        &[r#"{"a":true,"he":1}"#, r#"{"he": 1,"a":true}"#, r#"{"he":1}"#, "", r#"{"he":1,"a":true}x"#, "[]"],
+        &[r#"{"he": 1, "a": true}"#, r#"{"he": -70, "a": false}"#],
+        &[
+            r#"{"a": true, "he": 1}"#,
+            r#"{"he":1, "a": true}"#,
+            r#"{"he": 1,"a": true}"#,
+            r#"{"he": 1}"#,
+            "",
+            r#"{"he": 1, "a": true}x"#,
+            "[]",
+        ],
     );
     check(
         json(r#"{"type": "object"}"#),
-        &["{}", r#"{"a":[1,{"b":null}]}"#],
+        &["{}", r#"{"a": [1, {"b": null}]}"#],
         &["[]", "1", "\"a\"", "{ }", "null"],
     );
     check(json("true"), &["1", "[]", "{}"], &["x"]);
     check(
         json(r#"{"enum": ["a", 1, null, {"b": 2}]}"#),
-        &["\"a\"", "1", "null", r#"{"b":2}"#],
+        &["\"a\"", "1", "null", r#"{"b": 2}"#],
         &["\"b\"", "2"],
     );
     check(
