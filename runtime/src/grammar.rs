@@ -2,7 +2,8 @@
 //!
 //! - [`Compiler`] bounds compilations in time, number and memory, whatever compiles. It caches their outcomes.
 //! - `library` is the only module that calls the library. `vocabulary` gives it the bytes of the model's tokens.
-//! - `schema` prepares every schema, also those inside Lark grammars, which `lark_text` finds. `closed` closes the objects of schemas.
+//! - `schema` prepares every schema, also those inside Lark grammars, which `lark_text` finds. `references` decodes the references of schemas,
+//!   and `closed` closes their objects.
 //! - `limits` refuses sources that the library does not support, or that would take it too long or too much memory.
 //!
 //! **Time.** A compilation runs on a thread of its own with a stack of [`STACK_BYTES`]. When it has used [`CPU_TIME_MAX`], its requests are
@@ -24,5 +25,6 @@ mod vocabulary;
 
 pub use compiler::state::{BYTES_MAX, CPU_TIME_MAX, ENTRIES_MAX, PATIENCE, THREADS};
 pub use compiler::{Compiler, STACK_BYTES};
+mod references;
 pub use library::ModelCompiler;
 pub use limits::{FORMATS, UNSUPPORTED};

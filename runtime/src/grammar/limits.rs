@@ -217,9 +217,15 @@ fn cut(name: &str) -> String {
     cut
 }
 
-/// The schema to which a reference points.
+/// The schema to which a reference points, as the library finds it: it decodes no escapes.
 fn target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
-    root.pointer(reference.strip_prefix('#')?.trim_end_matches('/'))
+    if matches!(reference, "#" | "#/") {
+        return Some(root);
+    }
+    reference.strip_prefix("#/")?.split('/').try_fold(root, |place, step| match place {
+        Value::Array(list) => list.get(step.parse::<usize>().ok()?),
+        place => place.get(step),
+    })
 }
 
 /// Adds the schemas directly inside `object`, which is the schema of the place `parent`.

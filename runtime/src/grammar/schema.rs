@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::closed::close_objects;
 use super::lark_text::LarkText;
 use super::limits::{self, Shapes};
+use super::references;
 
 /// The key of a schema for the library's options.
 const OPTIONS: &str = "x-guidance";
@@ -47,8 +48,9 @@ pub(super) fn in_lark(text: &str, grammar: LarkText) -> Result<String, GrammarEr
     Ok(out)
 }
 
-/// Checks a schema, closes its objects and sets its options. `shapes` counts the schemas of one grammar.
+/// Decodes the references of a schema, checks it, closes its objects and sets its options. `shapes` counts the schemas of one grammar.
 fn prepare(schema: &mut Value, shapes: &mut Shapes) -> Result<(), GrammarError> {
+    references::decode(schema)?;
     shapes.check(schema)?;
     close_objects(schema);
     if let Some(object) = schema.as_object_mut() {

@@ -139,6 +139,15 @@ fn a_grammar_can_ask_for_special_tokens() {
     assert_eq!(allowed(&matcher.mask().unwrap()), [BOS]);
     matcher.consume(BOS).unwrap();
     assert_eq!(allowed(&matcher.mask().unwrap()), [u32::from(b'a')]);
+#[test]
+fn references_are_decoded() {
+    let schema = r##"{"properties": {"a": {"$ref": "#/$defs/a~1b"}, "b": {"$ref": "#/%24defs/50%25~0"}}, "required": ["a", "b"],
+        "$defs": {"a/b": {"const": 1}, "50%~": {"const": 2}}}"##;
+    let grammar = library().compile(&json(schema)).unwrap();
+    assert!(allows(&grammar, r#"{"a": 1, "b": 2}"#));
+    assert!(!allows(&grammar, r#"{"a": 2, "b": 2}"#));
+}
+
 }
 
 #[test]

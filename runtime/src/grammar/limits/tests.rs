@@ -94,6 +94,15 @@ fn shapes_are_bounded() {
     assert!(refused(&json!({"allOf": vec![object(most / 2); 5]})).contains("too many properties"));
     assert_eq!(refused(&chain(LEVELS_MAX / 4 - 1, 4)), "");
     assert!(refused(&chain(LEVELS_MAX / 4, 4)).contains("nested schemas and references"));
+    // The library finds these names as they are.
+    for name in ["d~1", "d%", "d~0"] {
+        let renamed = chain(LEVELS_MAX / 4, 4).to_string().replace("/d", &format!("/{name}"));
+        let renamed = renamed.replace("\"d", &format!("\"{name}"));
+        let schema = serde_json::from_str(&renamed).unwrap();
+        assert!(refused(&schema).contains("nested schemas and references"), "{name}");
+    }
+    let items = json!({"items": {"$ref": "#/allOf/+01"}, "allOf": [1, {"not": {}}]});
+    assert!(refused(&items).contains("the keyword not at #/allOf/"), "{}", refused(&items));
     let patterns: Map<String, Value> = (0..=PATTERNS_MAX).map(|n| (format!("^{n}"), json!(true))).collect();
     assert!(refused(&json!({"patternProperties": patterns})).contains("patternProperties"));
     let nested = (0..100).fold(json!(1), |inner, _| json!([inner]));
