@@ -6,10 +6,15 @@ mod worst;
 #[path = "grammars/documents.rs"]
 mod documents;
 
+#[path = "grammars/fuzz.rs"]
+mod fuzz;
+
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use actors::grammar::{CompiledGrammar, GrammarCompiler as _, GrammarSource, TokenMask, guarded};
+use actors::grammar::{
+    CompiledGrammar, GrammarCompiler as _, GrammarError, GrammarSource, TokenMask, guarded,
+};
 use common::splitmix::SplitMix64;
 use runtime::config::Surroundings;
 use runtime::frontend::{Bos, ServedModel, Tokenizer};

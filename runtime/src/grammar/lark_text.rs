@@ -9,6 +9,8 @@ use serde_json::Value;
 pub(super) struct LarkText {
     /// The schemas after `%json`, and the places of their texts.
     pub(super) schemas: Vec<(Range<usize>, Value)>,
+    /// The texts of the string literals, except negated ones and single characters, which may be ends of ranges.
+    pub(super) strings: Vec<String>,
     /// Number of lines, parentheses and brackets.
     pub(super) levels: usize,
     /// A rule is defined with `::=`, as in GBNF.
@@ -26,7 +28,15 @@ impl LarkText {
             match byte {
                 b'/' if bytes.get(at) == Some(&b'/') => at = line_end(bytes, at),
                 b'#' => at = line_end(bytes, at),
-                b'"' | b'/' => at = literal_end(bytes, at, *byte),
+                b'"' | b'/' => {
+                    let start = at - 1;
+                    at = literal_end(bytes, at, *byte);
+                    let is_negated = text[..start].trim_end().ends_with('~');
+                    let string = text.get(start..at).filter(|_| !is_negated);
+                    // A regular expression is no JSON.
+                    let string = string.and_then(|literal| serde_json::from_str::<String>(literal).ok());
+                    found.strings.extend(string.filter(|string| string.chars().nth(1).is_some()));
+                }
                 b'%' if text[at - 1..].starts_with(JSON) => {
                     at += JSON.len() - 1;
                     let mut values = serde_json::Deserializer::from_str(&text[at..]).into_iter::<Value>();
@@ -89,6 +99,12 @@ mod tests {
         let is_gbnf = |text: &str| LarkText::read(text).is_gbnf;
         assert!(is_gbnf("root ::= \"a\""));
         assert!(!is_gbnf("start: \"::=\" /::=/ %json {\"title\": \"::=\"} // ::="));
+    }
+
+    #[test]
+    fn strings_have_the_escapes_of_json() {
+        let text = r#"start: "a\u0013" ~"no" | "\u0000".."\u001f" | /"no"/ | "é\"" // "no""#;
+        assert_eq!(LarkText::read(text).strings, ["a\u{13}", "é\""]);
     }
 
     #[test]
