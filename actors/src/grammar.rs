@@ -76,7 +76,7 @@ pub enum GrammarError {
 
 /// Compiles grammars for one model's vocabulary. Threads share it; compiled grammars are cached behind it.
 pub trait GrammarCompiler: Send + Sync {
-    /// Compiles a source. Blocks for at most about two seconds: the call belongs on a thread for such work, inside [`guarded`].
+    /// Compiles a source. Blocks for at most about five seconds: the call belongs on a thread for such work, inside [`guarded`].
     ///
     /// # Errors
     /// The source is invalid or exceeds a limit, or the compiler is busy.

@@ -59,7 +59,8 @@ fn answers_follow_their_grammars(address: &str) -> Result<Vec<String>> {
         assert!(value["age"].as_u64().is_some_and(|age| age <= 150), "{answer}");
         let zip = value["city"]["zip"].as_str().unwrap_or_default();
         assert!(zip.len() == 5 && zip.bytes().all(|byte| byte.is_ascii_digit()), "{answer}");
-        assert_eq!(value.to_string(), answer, "there is no whitespace");
+        assert!(answer.starts_with("{\"name\": \""), "{answer}");
+        assert!(answer.contains(", \"age\": ") && answer.contains(", \"children\": ["), "{answer}");
     }
     let choices = ["a person from Paris", "a person", "a cat"];
     assert!(choices.contains(&&*ask(json!({"guided_choice": choices, "temperature": 2, "seed": 5}))?));

@@ -150,3 +150,16 @@ pub(super) fn is_valid(schema: &Value, value: &Value) -> bool {
         _ => false,
     }
 }
+
+/// The text of a document with the separators of answers.
+pub(super) fn written(value: &Value) -> String {
+    let joined = |parts: Vec<String>| parts.join(", ");
+    match value {
+        Value::Array(list) => format!("[{}]", joined(list.iter().map(written).collect())),
+        Value::Object(object) => {
+            let part = |(key, value): (&String, &Value)| format!("{}: {}", json!(key), written(value));
+            format!("{{{}}}", joined(object.iter().map(part).collect()))
+        }
+        other => other.to_string(),
+    }
+}

@@ -153,9 +153,9 @@ impl AnswerParser {
         self.reasoning.as_ref().is_some_and(Reasoning::is_inside)
     }
 
-    /// True if the answer has tool calls that its finish reason tells.
+    /// True if the answer has tool calls that its finish reason tells. The client is to run them, so none of them may be cut.
     pub(super) fn finishes_with_calls(&self) -> bool {
-        self.calls > 0 && !self.is_named
+        self.calls > 0 && !self.is_named && !self.tools.as_ref().is_some_and(ToolParser::is_cut)
     }
 
     /// True if the answer has tool calls.

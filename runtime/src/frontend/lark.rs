@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use actors::grammar::GrammarSource;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::reasoning::{ReasoningFormat, ReasoningStart};
 use super::tokenizer::Tokenizer;
@@ -71,15 +71,9 @@ pub(super) fn thought(
     thought
 }
 
-/// JSON that matches a schema, with the spaces that models write, unless the schema has options of its own.
-pub(super) fn json(mut schema: Map<String, Value>) -> String {
-    let options = json!({
-        "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": true,
-    });
-    schema.entry("x-guidance").or_insert(options);
-    // Inside a string, these words would look like a rule of another dialect, or like another schema.
-    let text = Value::Object(schema).to_string().replace("::=", "::\\u003d").replace("%json", "\\u0025json");
-    format!("%json {text}")
+/// JSON that matches a schema. The compiler of grammars prepares the schema.
+pub(super) fn json(schema: Map<String, Value>) -> String {
+    format!("%json {}", Value::Object(schema))
 }
 
 /// The grammar as the right side of a rule, which more rules may follow. `None` for a grammar in Lark that may be in the way of other rules,

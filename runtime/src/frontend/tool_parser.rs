@@ -148,6 +148,8 @@ pub(super) struct ToolParser {
     begun: bool,
     /// Inside Mistral's list of calls.
     in_list: bool,
+    /// The answer has ended inside the arguments of a call.
+    is_cut: bool,
     out: Vec<ToolDelta>,
 }
 
@@ -179,8 +181,14 @@ impl ToolParser {
             calls: 0,
             begun: false,
             in_list: false,
+            is_cut: false,
             out: Vec::new(),
         }
+    }
+
+    /// True if the answer has ended inside the arguments of a call that counts.
+    pub(super) fn is_cut(&self) -> bool {
+        self.is_cut
     }
 
     /// Takes the next text of the answer.
@@ -193,8 +201,12 @@ impl ToolParser {
     /// Takes the end of the answer.
     pub(super) fn finish(&mut self) -> Vec<ToolDelta> {
         while self.step(true) {}
-        if let State::Call { raw, counts: false, .. } = std::mem::replace(&mut self.state, State::Text) {
-            self.content(&raw);
+        match std::mem::replace(&mut self.state, State::Text) {
+            State::Call { raw, counts: false, .. } => self.content(&raw),
+            State::Call { reader, .. } => {
+                self.is_cut = reader.is_in_arguments() && (self.calls == 1 || !self.only_one);
+            }
+            State::Text | State::After => {}
         }
         std::mem::take(&mut self.out)
     }

@@ -1,15 +1,18 @@
 //! Compiles grammars on threads of its own, within a deadline, and caches the outcomes. See [`crate::grammar`] for the bounds.
 
+mod cpu_clock;
 pub(super) mod state;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actors::grammar::{
     CompiledGrammar, Grammar, GrammarCompiler, GrammarError, GrammarHash, GrammarSource, guarded,
 };
 
-use state::{DEADLINE, Next, State, THREADS};
+use cpu_clock::CpuClock;
+use state::{CPU_TIME_MAX, Next, PATIENCE, State, THREADS};
 
 /// Stack of a thread that compiles. The library recurses along references, and `limits` bounds the depth. The system provides the pages of
 /// a stack when they are used.
@@ -24,9 +27,24 @@ pub struct Compiler(Arc<Shared>);
 
 struct Shared {
     build: Box<Build>,
-    state: Mutex<State>,
+    bounds: Bounds,
+    progress: Mutex<Progress>,
     /// An outcome was cached, and a thread is free.
     changed: Condvar,
+}
+
+/// How long a compilation and its request may take.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    cpu_time: Duration,
+    patience: Duration,
+}
+
+#[derive(Default)]
+struct Progress {
+    state: State,
+    /// The clocks of the threads that compile.
+    clocks: HashMap<GrammarHash, CpuClock>,
 }
 
 impl Compiler {
@@ -34,12 +52,20 @@ impl Compiler {
     pub fn new(
         build: impl Fn(&GrammarSource) -> Result<Arc<dyn Grammar>, GrammarError> + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(Shared { build: Box::new(build), state: Mutex::default(), changed: Condvar::new() }))
+        Self::bounded(Bounds { cpu_time: CPU_TIME_MAX, patience: PATIENCE }, build)
+    }
+
+    fn bounded(
+        bounds: Bounds,
+        build: impl Fn(&GrammarSource) -> Result<Arc<dyn Grammar>, GrammarError> + Send + Sync + 'static,
+    ) -> Self {
+        let (progress, changed) = (Mutex::default(), Condvar::new());
+        Self(Arc::new(Shared { build: Box::new(build), bounds, progress, changed }))
     }
 
     /// The number of running compilations.
     pub fn running(&self) -> usize {
-        self.0.lock().running()
+        self.0.lock().state.running()
     }
 
     /// Compiles a source on a new thread.
@@ -49,17 +75,13 @@ impl Compiler {
     fn start(&self, source: &GrammarSource, hash: GrammarHash) -> Result<(), GrammarError> {
         let (shared, owned) = (Arc::clone(&self.0), source.clone());
         let work = move || {
-            let began = Instant::now();
+            let clock = CpuClock::of_this_thread();
+            shared.lock().clocks.insert(hash, CpuClock::of_this_thread());
             let outcome = guarded(|| (shared.build)(&owned));
-            let took = began.elapsed();
-            if took > DEADLINE {
-                tracing::warn!(
-                    bytes = owned.text().len(),
-                    seconds = took.as_secs_f64(),
-                    "a grammar compiled too slowly"
-                );
+            let (bytes, used) = (owned.text().len(), clock.used());
+            if used > shared.bounds.cpu_time {
+                tracing::warn!(bytes, seconds = used.as_secs_f64(), "a grammar compiled too slowly");
             }
-            let bytes = owned.text().len();
             shared.finish(hash, outcome.map(|grammar| CompiledGrammar::new(owned, grammar)), bytes);
         };
         let thread = std::thread::Builder::new().name("baton-grammar".to_owned()).stack_size(STACK_BYTES);
@@ -70,16 +92,22 @@ impl Compiler {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Progress> {
         // No panic interrupts a change of the state.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn finish(&self, hash: GrammarHash, outcome: Result<CompiledGrammar, GrammarError>, source_bytes: usize) {
-        self.lock().finish(hash, outcome, source_bytes, Instant::now());
+        let mut progress = self.lock();
+        progress.clocks.remove(&hash);
+        progress.state.finish(hash, outcome, source_bytes, Instant::now());
+        drop(progress);
         self.changed.notify_all();
     }
 }
+
+/// The shortest time between two looks at the clock of a thread.
+const LOOK: Duration = Duration::from_millis(10);
 
 impl GrammarCompiler for Compiler {
     fn compile(&self, source: &GrammarSource) -> Result<CompiledGrammar, GrammarError> {
@@ -88,38 +116,49 @@ impl GrammarCompiler for Compiler {
             let message = format!("the grammar has {bytes} bytes; it may have {}", GrammarSource::BYTES_MAX);
             return Err(GrammarError::TooLarge(message));
         }
-        let (hash, patience) = (source.hash(), Instant::now() + DEADLINE);
-        let mut state = self.0.lock();
+        let Bounds { cpu_time, patience } = self.0.bounds;
+        let (hash, end) = (source.hash(), Instant::now() + patience);
+        let mut progress = self.0.lock();
         loop {
             let now = Instant::now();
-            let until = match state.next(hash, now) {
+            let wait = match progress.state.next(hash, now) {
                 Next::Done(outcome) => return outcome,
-                Next::Wait(until) => until,
+                next @ (Next::Wait | Next::Full) if now >= end => return Err(busy(&next)),
                 Next::Start => {
                     if let Err(error) = self.start(source, hash) {
-                        state.finish(hash, Err(error.clone()), bytes, now);
+                        progress.state.finish(hash, Err(error.clone()), bytes, now);
                         return Err(error);
                     }
-                    now + DEADLINE
+                    cpu_time
                 }
-                Next::Full if now >= patience => {
-                    tracing::warn!(
-                        threads = THREADS,
-                        "a grammar was refused because all threads compile others"
-                    );
-                    let message = format!("the server compiles {THREADS} other grammars; retry later");
-                    return Err(GrammarError::Busy(message));
-                }
+                // The thread cannot use CPU time faster than time passes.
+                Next::Wait => match progress.clocks.get(&hash).map(CpuClock::used) {
+                    Some(used) if used >= cpu_time => {
+                        progress.state.note_slow(hash);
+                        continue;
+                    }
+                    used => cpu_time - used.unwrap_or_default(),
+                },
                 Next::Full => patience,
             };
-            let wait = self.0.changed.wait_timeout(state, until.saturating_duration_since(now));
-            state = wait.unwrap_or_else(PoisonError::into_inner).0;
+            let wait = wait.max(LOOK).min(end.saturating_duration_since(now));
+            let waited = self.0.changed.wait_timeout(progress, wait);
+            progress = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     fn cached(&self, source: &GrammarSource) -> Option<Result<CompiledGrammar, GrammarError>> {
-        self.0.lock().cached(source.hash(), Instant::now())
+        self.0.lock().state.cached(source.hash(), Instant::now())
     }
+}
+
+/// The refusal of a request that has waited long enough.
+fn busy(next: &Next) -> GrammarError {
+    tracing::warn!("a grammar was refused because the server is too busy to compile it");
+    GrammarError::Busy(match next {
+        Next::Full => format!("the server compiles {THREADS} other grammars; retry later"),
+        _ => "the server is too busy to compile the grammar; retry later".to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -8,11 +8,12 @@ use actors::grammar::{
 use llguidance::ParserFactory;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::SimpleVob;
-use serde_json::{Value, json};
 
-use super::closed::close_objects;
 use super::compiler::Compiler;
+use super::endless::is_endless;
+use super::lark_text::LarkText;
 use super::limits;
+use super::schema;
 use super::vocabulary::vocabulary;
 use crate::frontend::Tokenizer;
 
@@ -65,6 +66,8 @@ impl GrammarCompiler for ModelCompiler {
 struct Library {
     factory: ParserFactory,
     eos: Arc<EndTokens>,
+    /// The bytes that ordinary tokens have.
+    bytes: [bool; 256],
 }
 
 /// The end-of-sequence tokens.
@@ -103,16 +106,21 @@ impl Library {
             ..ParserLimits::default()
         };
         let eos = EndTokens { tokens: eos.to_vec(), mask: mask(&end, tokens as usize) };
-        Ok(Self { factory, eos: Arc::new(eos) })
+        let mut bytes = [false; 256];
+        for token in tokenizer.ordinary() {
+            tokenizer.bytes_of(token).iter().for_each(|byte| bytes[usize::from(*byte)] = true);
+        }
+        Ok(Self { factory, eos: Arc::new(eos), bytes })
     }
 
     fn compile(&self, source: &GrammarSource) -> Result<Compiled, GrammarError> {
         let grammar = match source {
-            GrammarSource::JsonSchema(text) => TopLevelGrammar::from_json_schema(schema(text)?),
+            GrammarSource::JsonSchema(text) => TopLevelGrammar::from_json_schema(schema::parsed(text)?),
             GrammarSource::Regex(text) => TopLevelGrammar::from_regex(text),
             GrammarSource::Lark(text) => {
-                limits::check_lark(text)?;
-                TopLevelGrammar::from_lark(text.clone())
+                let read = LarkText::read(text);
+                self.check_strings(&read.strings)?;
+                TopLevelGrammar::from_lark(schema::in_lark(text, read)?)
             }
         };
         let parser =
@@ -124,40 +132,29 @@ impl Library {
             );
             return Err(GrammarError::TooLarge(message));
         }
+        if is_endless(parser.parser.grammar()) {
+            let message = "an answer could not end: a rule or a schema contains itself in every case";
+            return Err(GrammarError::Invalid(message.to_owned()));
+        }
         let mut start = llguidance::Matcher::new(Ok(parser));
         // A grammar without a first token is refused here, and not when its answer begins.
         start.compute_mask_or_eos().map_err(|error| refused(source, &error.to_string()))?;
         let tokens = self.factory.tok_env().tok_trie().vocab_size();
         Ok(Compiled { start, eos: Arc::clone(&self.eos), tokens })
     }
-}
 
-/// The schema in this text with the options that Baton wants, unless it has options of its own.
-fn schema(text: &str) -> Result<Value, GrammarError> {
-    let mut schema: Value = serde_json::from_str(text)
-        .map_err(|error| GrammarError::Invalid(format!("the JSON schema is not valid JSON: {error}")))?;
-    limits::check_schema(&schema)?;
-    close_objects(&mut schema);
-    if let Some(object) = schema.as_object_mut()
-        && !object.contains_key(OPTIONS)
-    {
-        object.insert(OPTIONS.to_owned(), options());
+    /// Refuses a string, such as a choice, that tokens of the model cannot spell. An answer that began with it would have no next token.
+    fn check_strings(&self, strings: &[String]) -> Result<(), GrammarError> {
+        let missing = |string: &&String| string.bytes().any(|byte| !self.bytes[usize::from(byte)]);
+        let Some(string) = strings.iter().find(missing) else { return Ok(()) };
+        let message = format!("the model has no tokens for the string {:?}", limits::cut(string));
+        Err(GrammarError::Invalid(message))
     }
-    Ok(schema)
-}
-
-/// The key of a schema for the library's options.
-const OPTIONS: &str = "x-guidance";
-
-/// No whitespace between tokens, because models that may write whitespace can write it without end. `oneOf` is treated as `anyOf`, because
-/// the library cannot tell whether two referenced schemas have a common instance.
-fn options() -> Value {
-    json!({ "whitespace_flexible": false, "coerce_one_of": true })
 }
 
 /// The library's refusal of a source.
 fn refused(source: &GrammarSource, error: &str) -> GrammarError {
-    let gbnf = matches!(source, GrammarSource::Lark(text) if text.contains("::="));
+    let gbnf = matches!(source, GrammarSource::Lark(text) if LarkText::read(text).is_gbnf);
     match failed(error, GrammarError::Invalid) {
         GrammarError::Invalid(text) if gbnf => {
             GrammarError::Invalid(format!("{text}; ::= is GBNF, and this server reads Lark"))
@@ -173,9 +170,14 @@ fn failed(error: &str, kind: fn(String) -> GrammarError) -> GrammarError {
         text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(MESSAGE_MAX).collect();
     match text.strip_prefix("panic: ") {
         Some(panic) => GrammarError::Panicked(panic.to_owned()),
-        None if text.starts_with("NoExtension") => kind("the grammar allows no token".to_owned()),
+        None if is_dead_end(&text) => kind("no answer of the model's tokens matches the grammar".to_owned()),
         None => kind(text),
     }
+}
+
+/// True for the library's error if no token continues an answer.
+fn is_dead_end(error: &str) -> bool {
+    error.starts_with("NoExtension")
 }
 
 /// The mask with one bit for each token.
@@ -230,12 +232,13 @@ impl Matcher for Answer {
                 Ok(())
             }
             (true, false) => match self.matcher.is_accepting() {
-                Ok(true) => {
+                Err(error) => wrong(&error.to_string()),
+                // A grammar can name the token, and a dead end allows it.
+                Ok(false) if !is_set(&self.mask()?, token) => wrong("the answer may not end here"),
+                Ok(_) => {
                     self.over = true;
                     Ok(())
                 }
-                Ok(false) => wrong("the answer may not end here"),
-                Err(error) => wrong(&error.to_string()),
             },
         }
     }
@@ -244,10 +247,22 @@ impl Matcher for Answer {
         if self.over {
             return Ok(Arc::clone(&self.eos.mask));
         }
-        let set = self.matcher.compute_mask_or_eos();
-        let set = set.map_err(|error| failed(&error.to_string(), GrammarError::Failed))?;
-        Ok(mask(&set, self.tokens))
+        let error = match self.matcher.compute_mask_or_eos() {
+            Ok(set) => return Ok(mask(&set, self.tokens)),
+            Err(error) => error.to_string(),
+        };
+        if !is_dead_end(&error) {
+            return Err(failed(&error, GrammarError::Failed));
+        }
+        tracing::warn!("an answer ends before its grammar does, because no token of the model continues it");
+        self.over = true;
+        Ok(Arc::clone(&self.eos.mask))
     }
+}
+
+/// Whether the mask has this token.
+fn is_set(mask: &TokenMask, token: u32) -> bool {
+    mask.get(token as usize / 32).is_some_and(|word| word & (1 << (token % 32)) != 0)
 }
 
 #[cfg(test)]

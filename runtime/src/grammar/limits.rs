@@ -74,41 +74,11 @@ enum Key<'a> {
     Index(usize),
 }
 
-/// Checks a schema.
+/// Checks the number of lines, parentheses and brackets of a grammar in Lark.
 ///
 /// # Errors
-/// The schema uses an unsupported keyword or format, or exceeds a limit.
-pub(super) fn check_schema(schema: &Value) -> Result<(), GrammarError> {
-    Walk::default().schema(schema)
-}
-
-/// Checks a grammar in Lark and the JSON schemas inside it.
-///
-/// # Errors
-/// The grammar exceeds a limit, or a schema in it is refused.
-pub(super) fn check_lark(text: &str) -> Result<(), GrammarError> {
-    const JSON: &str = "%json";
-    let (mut walk, mut levels, mut at) = (Walk::default(), 1, 0);
-    let bytes = text.as_bytes();
-    while let Some(byte) = bytes.get(at) {
-        at += 1;
-        match byte {
-            b'/' if bytes.get(at) == Some(&b'/') => at = line_end(bytes, at),
-            b'#' => at = line_end(bytes, at),
-            b'"' | b'/' => at = literal_end(bytes, at, *byte),
-            b'%' if text[at - 1..].starts_with(JSON) => {
-                at += JSON.len() - 1;
-                let mut values = serde_json::Deserializer::from_str(&text[at..]).into_iter::<Value>();
-                // The library refuses a text that is not JSON.
-                if let Some(Ok(schema)) = values.next() {
-                    at += values.byte_offset();
-                    walk.schema(&schema)?;
-                }
-            }
-            b'\n' | b'(' | b'[' => levels += 1,
-            _ => {}
-        }
-    }
+/// There are too many.
+pub(super) fn check_levels(levels: usize) -> Result<(), GrammarError> {
     if levels <= LARK_LEVELS_MAX {
         return Ok(());
     }
@@ -117,25 +87,9 @@ pub(super) fn check_lark(text: &str) -> Result<(), GrammarError> {
     Err(GrammarError::TooLarge(message))
 }
 
-/// The end of the line that has the byte `at`.
-fn line_end(bytes: &[u8], at: usize) -> usize {
-    bytes[at..].iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |length| at + length)
-}
-
-/// The place after the string or regular expression that begins before `at` and ends with `quote`.
-fn literal_end(bytes: &[u8], mut at: usize, quote: u8) -> usize {
-    while let Some(byte) = bytes.get(at) {
-        at += if *byte == b'\\' { 2 } else { 1 };
-        if *byte == quote {
-            break;
-        }
-    }
-    at
-}
-
-/// What a walk through schemas has found.
+/// Counts what the limits bound, over all schemas of one grammar.
 #[derive(Default)]
-struct Walk {
+pub(super) struct Shapes {
     levels: usize,
     property_pairs: usize,
     patterns: usize,
@@ -143,8 +97,12 @@ struct Walk {
     multiples: Vec<(f64, i32)>,
 }
 
-impl Walk {
-    fn schema(&mut self, root: &Value) -> Result<(), GrammarError> {
+impl Shapes {
+    /// Checks a schema.
+    ///
+    /// # Errors
+    /// The schema uses an unsupported keyword or format, or a limit is exceeded.
+    pub(super) fn check(&mut self, root: &Value) -> Result<(), GrammarError> {
         let mut seen: HashSet<&str> = HashSet::new();
         let mut targets = vec![("#", root)];
         while let Some((start, schema)) = targets.pop() {
@@ -194,9 +152,7 @@ impl Walk {
         }
         bounded("patternProperties", self.patterns, PATTERNS_MAX).map_err(Refused::Limit)
     }
-}
 
-impl Walk {
     /// Notes a `multipleOf`. Two of them that apply to the same number become their product.
     fn multiple(&mut self, step: f64, text: &Value) -> Result<(), Refused> {
         let digits = (0..=DECIMALS_MAX).map(|decimals| (step * 10f64.powi(decimals), decimals));
@@ -254,16 +210,22 @@ impl Refused {
 }
 
 /// A name as it appears in a message.
-fn cut(name: &str) -> String {
+pub(super) fn cut(name: &str) -> String {
     let mut rest = name.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut cut: String = rest.by_ref().take(40).collect();
     cut.extend(rest.next().map(|_| '…'));
     cut
 }
 
-/// The schema to which a reference points.
+/// The schema to which a reference points, as the library finds it: it decodes no escapes.
 fn target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
-    root.pointer(reference.strip_prefix('#')?.trim_end_matches('/'))
+    if matches!(reference, "#" | "#/") {
+        return Some(root);
+    }
+    reference.strip_prefix("#/")?.split('/').try_fold(root, |place, step| match place {
+        Value::Array(list) => list.get(step.parse::<usize>().ok()?),
+        place => place.get(step),
+    })
 }
 
 /// Adds the schemas directly inside `object`, which is the schema of the place `parent`.

@@ -175,7 +175,11 @@ fn a_stream_gives_the_message_of_the_whole_answer() {
         // Without the tools, the marks are special tokens, which are left out.
         (CALL.to_owned(), json!({"tool_choice": "none"}), "stop"),
         (CALL.to_owned(), json!({"max_tokens": 40}), "length"),
-        (CALL.to_owned(), json!({"stop": "\"}\""}), "tool_calls"),
+        // A stop string that cuts a call.
+        (CALL.to_owned(), json!({"stop": "\"}\""}), "stop"),
+        (format!("{CALL}\n{CALL} "), json!({"stop": "\"}\"", "parallel_tool_calls": false}), "stop"),
+        (CALL.to_owned(), json!({"stop": "\n</tool_call>"}), "tool_calls"),
+        (format!("{CALL}\nSo"), json!({"stop": "So"}), "tool_calls"),
     ] {
         let server = says(&text);
         let body = body(fields);

@@ -40,6 +40,15 @@ impl CallReader {
         Self::Object(CallObject { marked, ..CallObject::default() })
     }
 
+    /// True if the arguments have begun and are not complete.
+    pub(super) fn is_in_arguments(&self) -> bool {
+        match self {
+            Self::ListOrName => false,
+            Self::Object(object) => object.place == Place::Value(Key::Arguments),
+            Self::Named(named) => named.arguments.is_some(),
+        }
+    }
+
     /// Takes the next character.
     pub(super) fn push(&mut self, c: char, heard: &mut Vec<Heard>) -> Step {
         match self {

@@ -227,3 +227,29 @@ proptest! {
         prop_assert_eq!(parse(parser(format), &cut_up), whole);
     }
 }
+
+#[test]
+fn an_answer_can_end_inside_arguments() {
+    let check = |format, only_one, text: &str, is_cut| {
+        let mut parser = ToolParser::new(format, NAMES.map(str::to_owned).into(), only_one, true);
+        parser.push(text);
+        parser.finish();
+        assert_eq!(parser.is_cut(), is_cut, "{text}");
+    };
+    let call = "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": [1]}}</tool_call>";
+    for end in 0..call.len() {
+        let (arguments, complete) = (call.find("{\"a\"").unwrap() + 1, call.find("]}").unwrap() + 2);
+        check(ToolFormat::Hermes, false, &call[..end], (arguments..complete).contains(&end));
+        check(
+            ToolFormat::Hermes,
+            false,
+            &format!("{call}{}", &call[..end]),
+            (arguments..complete).contains(&end),
+        );
+        check(ToolFormat::Hermes, true, &format!("{call}{}", &call[..end]), false);
+    }
+    check(ToolFormat::Mistral, false, "[TOOL_CALLS]add[ARGS]{\"a\": 1", true);
+    check(ToolFormat::Mistral, false, "[TOOL_CALLS]add[ARGS]{\"a\": 1}", false);
+    check(ToolFormat::Llama3Json, false, "{\"name\": \"add\", \"parameters\": {\"a\": 1", true);
+    check(ToolFormat::Llama3Json, false, "{\"name\": \"other\", \"parameters\": {\"a\": 1", false);
+}

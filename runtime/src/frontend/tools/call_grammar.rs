@@ -128,13 +128,15 @@ impl CallGrammar<'_> {
     }
 }
 
-/// The schema of the arguments of a call. As in vLLM, keys that the schema does not name are not allowed unless the schema says so.
+/// The schema of the arguments of a call. An object that names no properties has none, unless the schema describes them in another way. The
+/// compiler of grammars closes objects that name some.
 fn schema(parameters: &Map<String, Value>, is_enforced: bool) -> Map<String, Value> {
+    const DESCRIBING: [&str; 6] =
+        ["$ref", "additionalProperties", "allOf", "anyOf", "oneOf", "patternProperties"];
     let mut schema = if is_enforced { parameters.clone() } else { Map::new() };
     schema.entry("type").or_insert(json!("object"));
-    let is_open = ["patternProperties", "allOf", "anyOf", "oneOf", "$ref", "unevaluatedProperties"];
-    if is_enforced && !is_open.iter().any(|key| schema.contains_key(*key)) {
-        schema.entry("additionalProperties").or_insert(json!(false));
+    if is_enforced && !DESCRIBING.iter().any(|key| schema.contains_key(*key)) {
+        schema.entry("properties").or_insert(json!({}));
     }
     schema
 }
@@ -188,8 +190,13 @@ mod tests {
         let tokenizer = Arc::new(vocabulary(special));
         let grammar = CallGrammar { format, tools: tools.iter().collect(), is_forced, only_one };
         let source = grammar.source(reasoning, other, &tokenizer).unwrap().unwrap();
-        let compiler = ModelCompiler::new(Arc::clone(&tokenizer), tokenizer.vocabulary(), &[EOS]);
-        let compiled = compiler.compile(&source);
+        accepts(&source, &tokenizer, answers);
+    }
+
+    /// Checks which answers a source accepts: as a whole, or not.
+    fn accepts(source: &GrammarSource, tokenizer: &Arc<Tokenizer>, answers: &[(&str, bool)]) {
+        let compiler = ModelCompiler::new(Arc::clone(tokenizer), tokenizer.vocabulary(), &[EOS]);
+        let compiled = compiler.compile(source);
         let compiled = compiled.unwrap_or_else(|error| panic!("{error}\n{}", source.text()));
         for (text, fits) in answers {
             let mut matcher = compiled.grammar().matcher().unwrap();
@@ -312,6 +319,49 @@ mod tests {
         let source = |is_forced| grammar(is_forced).source(None, Some(&lark), &tokenizer).unwrap();
         assert_eq!(source(false), None);
         assert!(source(true).is_some(), "a forced call needs no other grammar");
+    }
+
+    #[test]
+    fn a_schema_accepts_the_same_json_wherever_it_stands() {
+        let schema = json!({"type": "object", "properties": {"a": {"type": "array", "items":
+            {"properties": {"z": {"type": "integer"}}, "required": ["z"]}}}, "required": ["a"]});
+        let good = r#"{"a": [{"z": 1}, {"z": 2}]}"#;
+        let wrong = [
+            r#"{"a":[{"z":1},{"z":2}]}"#,
+            r#"{"a": [ {"z": 1}, {"z": 2}]}"#,
+            r#"{"a": [{"z": 1, "y": 2}]}"#,
+            r#"{"a": [{"z": 1}], "b": 2}"#,
+        ];
+        let check = |source: &GrammarSource, special: &[&str], before: &str, after: &str| {
+            let answers: Vec<(String, bool)> = std::iter::once((good, true))
+                .chain(wrong.map(|text| (text, false)))
+                .map(|(text, fits)| (format!("{before}{text}{after}"), fits))
+                .collect();
+            let answers: Vec<(&str, bool)> = answers.iter().map(|(text, fits)| (&**text, *fits)).collect();
+            accepts(source, &Arc::new(vocabulary(special)), &answers);
+        };
+        let alone = GrammarSource::JsonSchema(schema.to_string());
+        check(&alone, &[], "", "");
+        for special in [HERMES, &[]] {
+            let tokenizer = vocabulary(special);
+            let inside = Some(ReasoningStart::Inside);
+            let after = lark::after_reasoning(&alone, inside, &tokenizer).unwrap();
+            check(&after, special, "so</think>\n", "");
+            let tools = [tool("f", false, schema.clone())];
+            let grammar = |is_forced| CallGrammar {
+                format: ToolFormat::Hermes,
+                tools: tools.iter().collect(),
+                is_forced,
+                only_one: true,
+            };
+            for (reasoning, before) in [(None, ""), (inside, "so</think>\n")] {
+                let beside = grammar(false).source(reasoning, Some(&alone), &tokenizer).unwrap().unwrap();
+                check(&beside, special, before, "");
+                let forced = grammar(true).source(reasoning, None, &tokenizer).unwrap().unwrap();
+                let call = format!("{before}<tool_call>\n{{\"name\": \"f\", \"arguments\": ");
+                check(&forced, special, &call, "}\n</tool_call>");
+            }
+        }
     }
 
     #[test]

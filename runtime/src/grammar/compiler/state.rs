@@ -8,8 +8,12 @@ use actors::grammar::{CompiledGrammar, GrammarError, GrammarHash};
 /// Maximum number of compilations at the same time. A compilation that does not return occupies one core.
 pub const THREADS: usize = 4;
 
-/// How long a request waits for its compilation, and before that for a thread. Useful grammars compile in a few milliseconds.
-pub const DEADLINE: Duration = Duration::from_secs(1);
+/// How much CPU time a compilation may take. Useful grammars compile in a few milliseconds. Time in which other threads run does not count, so
+/// a busy machine refuses no grammar.
+pub const CPU_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// How long a request waits for a thread and for its compilation.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Maximum number of cached outcomes.
 pub const ENTRIES_MAX: usize = 128;
@@ -32,8 +36,8 @@ pub(super) fn cost(source_bytes: usize) -> usize {
 pub(super) enum Next {
     /// It has its outcome.
     Done(Outcome),
-    /// It waits until this time for the outcome of a running compilation.
-    Wait(Instant),
+    /// It waits for the outcome of a running compilation.
+    Wait,
     /// It starts a compilation, which is counted from now on.
     Start,
     /// It waits until a thread is free.
@@ -41,7 +45,10 @@ pub(super) enum Next {
 }
 
 enum Entry {
-    Compiling { since: Instant },
+    Compiling {
+        /// It has used [`CPU_TIME_MAX`].
+        is_slow: bool,
+    },
     Done(Cached),
 }
 
@@ -71,7 +78,7 @@ impl State {
                 cached.used = self.uses;
                 Some(cached.outcome.clone())
             }
-            Entry::Compiling { since } if now >= *since + DEADLINE => Some(Err(too_slow())),
+            Entry::Compiling { is_slow: true } => Some(Err(too_slow())),
             Entry::Done(_) | Entry::Compiling { .. } => None,
         }
     }
@@ -81,16 +88,23 @@ impl State {
         if let Some(outcome) = self.cached(hash, now) {
             return Next::Done(outcome);
         }
-        if let Some(Entry::Compiling { since }) = self.entries.get(&hash) {
-            return Next::Wait(*since + DEADLINE);
+        if let Some(Entry::Compiling { .. }) = self.entries.get(&hash) {
+            return Next::Wait;
         }
         if self.running == THREADS {
             return Next::Full;
         }
         self.running += 1;
         self.remove(hash);
-        self.entries.insert(hash, Entry::Compiling { since: now });
+        self.entries.insert(hash, Entry::Compiling { is_slow: false });
         Next::Start
+    }
+
+    /// Notes that a running compilation has used [`CPU_TIME_MAX`]. Requests for it are refused until it ends.
+    pub(super) fn note_slow(&mut self, hash: GrammarHash) {
+        if let Some(Entry::Compiling { is_slow }) = self.entries.get_mut(&hash) {
+            *is_slow = true;
+        }
     }
 
     /// Notes the outcome of a compilation, and caches it unless the compiler was busy. Removes the least recently used outcomes if there
@@ -127,9 +141,9 @@ impl State {
     }
 }
 
-/// The refusal of a grammar whose compilation takes longer than [`DEADLINE`].
-pub(super) fn too_slow() -> GrammarError {
-    let message = format!("compiling the grammar takes longer than {DEADLINE:?}; simplify it");
+/// The refusal of a grammar whose compilation takes more than [`CPU_TIME_MAX`].
+fn too_slow() -> GrammarError {
+    let message = format!("compiling the grammar takes more than {CPU_TIME_MAX:?} of CPU time; simplify it");
     GrammarError::TooLarge(message)
 }
 

@@ -5,22 +5,43 @@ use std::time::Duration;
 use super::*;
 use crate::grammar::testing::Nothing;
 
-/// Much longer than [`DEADLINE`].
+/// Much longer than anything takes.
 const WAIT: Duration = Duration::from_secs(60);
+
+/// A compilation that takes more CPU time than the tests grant.
+const SLOW: Duration = Duration::from_millis(100);
 
 fn source(text: &str) -> GrammarSource {
     GrammarSource::Regex(text.to_owned())
 }
 
-/// Compiles sources that begin with `stuck` once `release` is dropped, and panics on `panic`.
-fn compiler(compiled: Arc<AtomicUsize>) -> (Compiler, mpsc::Sender<()>) {
+/// Compiles sources that begin with `stuck` once `release` is dropped, and keeps a core busy meanwhile. Sources that begin with `blocked` wait
+/// without using CPU time. Panics on `panic`.
+fn compiler(patience: Duration, compiled: Arc<AtomicUsize>) -> (Compiler, mpsc::Sender<()>) {
     let (release, released) = mpsc::channel::<()>();
     let released = Mutex::new(released);
-    let compiler = Compiler::new(move |source| {
+    let is_released =
+        move || matches!(released.lock().unwrap().try_recv(), Err(mpsc::TryRecvError::Disconnected));
+    let compiler = Compiler::bounded(Bounds { cpu_time: SLOW, patience }, move |source| {
         compiled.fetch_add(1, Ordering::Relaxed);
         match source.text() {
             text if text.starts_with("stuck") => {
-                let _ = released.lock().unwrap().recv();
+                let clock = CpuClock::of_this_thread();
+                while !is_released() {
+                    if clock.used() > 2 * SLOW {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                }
+                Ok(Arc::new(Nothing))
+            }
+            text if text.starts_with("blocked") => {
+                while !is_released() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Ok(Arc::new(Nothing))
+            }
+            "delayed" => {
+                std::thread::sleep(3 * SLOW);
                 Ok(Arc::new(Nothing))
             }
             "panic" => panic!("on purpose"),
@@ -31,37 +52,56 @@ fn compiler(compiled: Arc<AtomicUsize>) -> (Compiler, mpsc::Sender<()>) {
     (compiler, release)
 }
 
-/// The outcome of a source that compiles at once. On a busy machine even that may take longer than the deadline; the late outcome is cached.
-fn outcome(compiler: &Compiler, source: &GrammarSource) -> Result<CompiledGrammar, GrammarError> {
+#[test]
+fn a_busy_machine_refuses_no_grammar() {
+    let (compiler, release) = compiler(WAIT, Arc::default());
+    assert!(compiler.compile(&source("delayed")).is_ok(), "it has used no CPU time");
+    drop(release);
+    let (compiler, release) = self::compiler(SLOW, Arc::default());
+    let refused = compiler.compile(&source("blocked")).err();
+    let busy = "the server is too busy to compile the grammar; retry later".to_owned();
+    assert_eq!(refused, Some(GrammarError::Busy(busy)));
+    assert!(compiler.cached(&source("blocked")).is_none(), "it may still compile");
+    for n in 1..THREADS {
+        assert!(matches!(compiler.compile(&source(&format!("blocked {n}"))), Err(GrammarError::Busy(_))));
+    }
+    let refused = compiler.compile(&source("a")).err();
+    assert_eq!(
+        refused,
+        Some(GrammarError::Busy("the server compiles 4 other grammars; retry later".to_owned()))
+    );
+    drop(release);
+    until(|| compiler.running() == 0);
+    assert!(compiler.compile(&source("blocked")).is_ok());
+}
+
+/// Waits until this is true.
+fn until(is_true: impl Fn() -> bool) {
     let end = Instant::now() + WAIT;
-    loop {
-        match compiler.compile(source) {
-            Err(GrammarError::TooLarge(_) | GrammarError::Busy(_)) if Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            outcome => return outcome,
-        }
+    while !is_true() {
+        assert!(Instant::now() < end, "it does not become true");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
 #[test]
 fn a_panic_costs_its_source_only() {
-    let (compiler, _release) = compiler(Arc::default());
+    let (compiler, _release) = compiler(WAIT, Arc::default());
     let panicked = GrammarError::Panicked("on purpose".to_owned());
-    assert_eq!(outcome(&compiler, &source("panic")).err(), Some(panicked));
-    assert_eq!(outcome(&compiler, &source("bad")).err(), Some(GrammarError::Invalid("bad".to_owned())));
-    assert_eq!(outcome(&compiler, &source("a")).unwrap().source().text(), "a");
+    assert_eq!(compiler.compile(&source("panic")).err(), Some(panicked));
+    assert_eq!(compiler.compile(&source("bad")).err(), Some(GrammarError::Invalid("bad".to_owned())));
+    assert_eq!(compiler.compile(&source("a")).unwrap().source().text(), "a");
     assert_eq!(compiler.running(), 0);
 }
 
 #[test]
 fn outcomes_are_cached() {
     let compiled = Arc::new(AtomicUsize::new(0));
-    let (compiler, _release) = compiler(compiled.clone());
+    let (compiler, _release) = compiler(WAIT, compiled.clone());
     assert!(compiler.cached(&source("a")).is_none());
     for _ in 0..3 {
-        assert!(outcome(&compiler, &source("a")).is_ok());
-        assert!(outcome(&compiler, &source("bad")).is_err());
+        assert!(compiler.compile(&source("a")).is_ok());
+        assert!(compiler.compile(&source("bad")).is_err());
     }
     assert!(compiler.cached(&source("a")).unwrap().is_ok());
     assert_eq!(compiled.load(Ordering::Relaxed), 2);
@@ -70,7 +110,7 @@ fn outcomes_are_cached() {
 #[test]
 fn stuck_compilations_are_refused_and_others_still_compile() {
     let compiled = Arc::new(AtomicUsize::new(0));
-    let (compiler, release) = compiler(compiled.clone());
+    let (compiler, release) = compiler(WAIT, compiled.clone());
     std::thread::scope(|scope| {
         // Two requests for each source. They compile once.
         let names = (1..THREADS).flat_map(|n| [format!("stuck {n}"), format!("stuck {n}")]);
@@ -87,24 +127,25 @@ fn stuck_compilations_are_refused_and_others_still_compile() {
         }
     });
     assert_eq!((compiler.running(), compiled.load(Ordering::Relaxed)), (THREADS - 1, THREADS - 1));
-    assert!(outcome(&compiler, &source("a")).is_ok(), "one thread is left");
+    assert!(compiler.compile(&source("a")).is_ok(), "one thread is left");
     assert!(matches!(compiler.compile(&source("stuck last")), Err(GrammarError::TooLarge(_))));
-    assert!(matches!(compiler.compile(&source("b")), Err(GrammarError::Busy(_))), "no thread is left");
-    assert!(compiler.compile(&source("a")).is_ok(), "it is cached");
-    drop(release);
-    let end = Instant::now() + WAIT;
-    while compiler.running() > 0 {
-        assert!(Instant::now() < end, "the threads return");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    assert!(outcome(&compiler, &source("b")).is_ok());
+    let late = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| compiler.compile(&source("b")));
+        std::thread::sleep(SLOW);
+        assert!(!waiting.is_finished(), "no thread is left");
+        drop(release);
+        waiting.join()
+    });
+    assert!(late.unwrap().is_ok(), "it has waited for a thread");
+    until(|| compiler.running() == 0);
+    assert!(compiler.compile(&source("b")).is_ok());
     assert!(compiler.compile(&source("stuck 1")).is_ok(), "its late outcome is cached");
 }
 
 #[test]
 fn long_sources_are_refused() {
-    let (compiler, _release) = compiler(Arc::default());
+    let (compiler, _release) = compiler(WAIT, Arc::default());
     let long = source(&"a".repeat(GrammarSource::BYTES_MAX + 1));
     assert!(matches!(compiler.compile(&long), Err(GrammarError::TooLarge(_))));
-    assert!(outcome(&compiler, &source(&"a".repeat(GrammarSource::BYTES_MAX))).is_ok());
+    assert!(compiler.compile(&source(&"a".repeat(GrammarSource::BYTES_MAX))).is_ok());
 }

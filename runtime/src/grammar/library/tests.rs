@@ -1,3 +1,5 @@
+use serde_json::{Value, json};
+
 use crate::frontend::Bos;
 use crate::frontend::testing::{BOS, EOS, bytes_model};
 
@@ -31,9 +33,7 @@ fn lark(text: &str) -> GrammarSource {
 }
 
 fn allowed(mask: &TokenMask) -> Vec<u32> {
-    (0..32 * mask.len() as u32)
-        .filter(|token| mask[*token as usize / 32] & (1 << (token % 32)) != 0)
-        .collect()
+    (0..32 * mask.len() as u32).filter(|token| is_set(mask, *token)).collect()
 }
 
 /// Whether the grammar allows the text, token by token, and then its end.
@@ -76,18 +76,26 @@ fn answers_follow_their_grammar() {
     let object = r#"{"type": "object", "properties": {"he": {"type": "integer"}, "a": {"type": "boolean"}}, "required": ["he", "a"], "additionalProperties": false}"#;
     check(
         json(object),
-        &[r#"{"he":1,"a":true}"#, r#"{"he":-70,"a":false}"#],
-        &[r#"{"a":true,"he":1}"#, r#"{"he": 1,"a":true}"#, r#"{"he":1}"#, "", r#"{"he":1,"a":true}x"#, "[]"],
+        &[r#"{"he": 1, "a": true}"#, r#"{"he": -70, "a": false}"#],
+        &[
+            r#"{"a": true, "he": 1}"#,
+            r#"{"he":1, "a": true}"#,
+            r#"{"he": 1,"a": true}"#,
+            r#"{"he": 1}"#,
+            "",
+            r#"{"he": 1, "a": true}x"#,
+            "[]",
+        ],
     );
     check(
         json(r#"{"type": "object"}"#),
-        &["{}", r#"{"a":[1,{"b":null}]}"#],
+        &["{}", r#"{"a": [1, {"b": null}]}"#],
         &["[]", "1", "\"a\"", "{ }", "null"],
     );
     check(json("true"), &["1", "[]", "{}"], &["x"]);
     check(
         json(r#"{"enum": ["a", 1, null, {"b": 2}]}"#),
-        &["\"a\"", "1", "null", r#"{"b":2}"#],
+        &["\"a\"", "1", "null", r#"{"b": 2}"#],
         &["\"b\"", "2"],
     );
     check(
@@ -132,6 +140,15 @@ fn a_grammar_can_ask_for_special_tokens() {
 }
 
 #[test]
+fn references_are_decoded() {
+    let schema = r##"{"properties": {"a": {"$ref": "#/$defs/a~1b"}, "b": {"$ref": "#/%24defs/50%25~0"}}, "required": ["a", "b"],
+        "$defs": {"a/b": {"const": 1}, "50%~": {"const": 2}}}"##;
+    let grammar = library().compile(&json(schema)).unwrap();
+    assert!(allows(&grammar, r#"{"a": 1, "b": 2}"#));
+    assert!(!allows(&grammar, r#"{"a": 2, "b": 2}"#));
+}
+
+#[test]
 fn matchers_of_one_grammar_are_independent() {
     let grammar = library().compile(&regex("ab|cd")).unwrap();
     let (mut first, mut second) = (grammar.matcher().unwrap(), grammar.matcher().unwrap());
@@ -171,7 +188,15 @@ fn bad_sources_are_refused_with_a_sentence() {
     check(json(r#"{"type": "string", "format": "regex"}"#), "the format \"regex\" at # is not supported");
     check(json(r#"{"type": "integer", "minimum": 3, "maximum": 2}"#), "Unsatisfiable");
     check(json(r##"{"$ref": "#/$defs/a"}"##), "$defs");
-    check(json(r##"{"$ref": "#"}"##), "the grammar allows no token");
+    let endless = "an answer could not end: a rule or a schema contains itself in every case";
+    check(json(r##"{"$ref": "#"}"##), endless);
+    check(
+        json(r##"{"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}"##),
+        endless,
+    );
+    check(json(r##"{"properties": {"a": {"$ref": "#/properties/a"}}}"##), endless);
+    check(lark("start: \"a\" | b\nb: \"x\" b"), endless);
+    check(regex("[^\\s\\S]"), "no answer of the model's tokens matches the grammar");
     check(
         json(r#"{"multipleOf": 999999937}"#),
         "multipleOf 999999937 at # is not supported; without its point it may be at most 10000",
@@ -185,6 +210,52 @@ fn bad_sources_are_refused_with_a_sentence() {
     check(lark("start: A\nA: %regex {\"substring\": \"::=\"}"), "unknown field");
     check(lark("start: b"), "unknown name: \"b\"");
     check(lark("start: /[/"), "invalid regex");
+}
+
+/// A tokenizer without tokens for the byte `z`.
+fn without_z() -> Library {
+    let mut text = bytes_model();
+    text.tokens[usize::from(b'z')] = "aaa".to_owned();
+    let tokenizer = Tokenizer::new(&text).unwrap();
+    Library::new(&tokenizer, TOKENS, &ENDS).unwrap()
+}
+
+#[test]
+fn an_answer_ends_where_no_token_continues_it() {
+    let library = without_z();
+    for source in [regex("az"), regex("(a|b)z"), json(r#"{"enum": ["z"]}"#), lark("start: \"a\" \"z\"")] {
+        let grammar = library.compile(&source).unwrap();
+        let mut replayed = grammar.matcher().unwrap();
+        let mut matcher = grammar.matcher().unwrap();
+        let first = allowed(&matcher.mask().unwrap())[0];
+        matcher.consume(first).unwrap();
+        assert_eq!(allowed(&matcher.mask().unwrap()), ENDS, "{source:?}");
+        assert!(matcher.consume(first).is_err());
+        matcher.consume(ENDS[1]).unwrap();
+        assert_eq!(allowed(&matcher.mask().unwrap()), ENDS);
+        // A sequence that is computed again tells its tokens without asking for masks.
+        [first, EOS, EOS].into_iter().for_each(|token| replayed.consume(token).unwrap());
+    }
+}
+
+#[test]
+fn strings_that_tokens_cannot_spell_are_refused() {
+    let library = without_z();
+    let refused = |text: &str| library.compile(&lark(text)).err().map(|error| error.to_string());
+    let expect = Some("the model has no tokens for the string \"az\"".to_owned());
+    assert_eq!(refused("start: CHOICE\nCHOICE: \"b\" | \"az\"\n"), expect);
+    assert_eq!(refused("start: \"a\"..\"z\""), None);
+    assert_eq!(refused("start: \"b\" | \"z\""), None, "it is never begun");
+}
+
+#[test]
+fn a_grammar_can_ask_for_the_end() {
+    let grammar = library().compile(&lark("start: \"a\" (<|im_end|> | \"b\")")).unwrap();
+    let mut matcher = grammar.matcher().unwrap();
+    matcher.consume(b'a'.into()).unwrap();
+    assert_eq!(allowed(&matcher.mask().unwrap()), [u32::from(b'b'), EOS]);
+    matcher.consume(EOS).unwrap();
+    assert_eq!(allowed(&matcher.mask().unwrap()), ENDS);
 }
 
 #[test]

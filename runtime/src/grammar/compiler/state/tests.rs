@@ -15,7 +15,7 @@ fn named(next: &Next) -> &'static str {
     match next {
         Next::Done(Ok(_)) => "compiled",
         Next::Done(Err(_)) => "refused",
-        Next::Wait(_) => "wait",
+        Next::Wait => "wait",
         Next::Start => "start",
         Next::Full => "full",
     }
@@ -36,17 +36,19 @@ fn equal_sources_compile_once_and_others_need_a_thread() {
 }
 
 #[test]
-fn a_compilation_that_does_not_return_is_refused_and_keeps_its_thread() {
+fn a_slow_compilation_is_refused_and_keeps_its_thread() {
     let (mut state, now) = (State::default(), Instant::now());
     let hash = source(0).hash();
     assert_eq!(named(&state.next(hash, now)), "start");
-    assert!(state.cached(hash, now).is_none());
-    let late = now + DEADLINE;
-    assert_eq!(named(&state.next(hash, late)), "refused");
-    assert!(matches!(state.cached(hash, late), Some(Err(GrammarError::TooLarge(_)))));
+    let much_later = now + 100 * PATIENCE;
+    assert_eq!(named(&state.next(hash, much_later)), "wait");
+    assert!(state.cached(hash, much_later).is_none());
+    state.note_slow(hash);
+    assert_eq!(named(&state.next(hash, now)), "refused");
+    assert!(matches!(state.cached(hash, now), Some(Err(GrammarError::TooLarge(_)))));
     assert_eq!(state.running(), 1);
-    state.finish(hash, compiled(0), 1, late);
-    assert_eq!((named(&state.next(hash, late)), state.running()), ("compiled", 0));
+    state.finish(hash, compiled(0), 1, now);
+    assert_eq!((named(&state.next(hash, now)), state.running()), ("compiled", 0));
 }
 
 #[test]
