@@ -1,4 +1,4 @@
-//! The first token, which a sender samples and a receiver delivers: its sampling settings and the token itself, to and from frames.
+//! What a sender samples and scores for a receiver, to and from frames: the first token, its sampling settings, and log probabilities.
 
 use connector::frame::{FirstToken, TokenLogprobs};
 use engine::{Logprobs, Sampling, Token};
@@ -63,7 +63,7 @@ pub fn join(id: u32, logprobs: Option<TokenLogprobs>) -> Token {
     Token { id, logprobs }
 }
 
-/// True if every id is below `vocabulary` and there are at most [`Sampling::LOGPROBS_MAX`] alternatives.
+/// True if the id is below `vocabulary` and the log probabilities, if there are any, [are known](are_known).
 pub fn is_known(token: &Token, vocabulary: u32) -> bool {
     let logprobs = token.logprobs.as_deref();
     token.id < vocabulary && logprobs.is_none_or(|logprobs| are_known(logprobs, vocabulary))

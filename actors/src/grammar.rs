@@ -9,6 +9,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+pub use engine::TokenMask;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -51,10 +52,6 @@ impl GrammarSource {
 /// The name of a grammar: [`GrammarSource::hash`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct GrammarHash(pub [u8; 32]);
-
-/// The tokens that may come next: bit `t % 32` of word `t / 32` is set if token `t` may. It has a word for every 32 tokens of the
-/// vocabulary, rounded up. At least one bit is set.
-pub type TokenMask = Arc<[u32]>;
 
 /// Why a grammar cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -12,6 +12,8 @@ mod echo;
 mod failing_engine;
 #[path = "pair/grammars.rs"]
 mod grammars;
+#[path = "pair/modular.rs"]
+mod modular;
 #[path = "pair/scores.rs"]
 mod scores_of_prompts;
 #[path = "pair/senders.rs"]

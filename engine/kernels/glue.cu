@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "launch.cuh"
 
@@ -24,7 +25,7 @@ struct alignas(16) Vector {
   __nv_bfloat162 pairs[VECTOR / 2];
 };
 
-struct Floats {
+struct alignas(16) Floats {
   float at[VECTOR];
 };
 
@@ -38,6 +39,10 @@ __device__ Floats widen(const Vector& vector) {
   }
   return floats;
 }
+
+// Vector number i.
+__device__ Floats load(const bf16* numbers, int64_t i) { return widen(reinterpret_cast<const Vector*>(numbers)[i]); }
+__device__ Floats load(const float* numbers, int64_t i) { return reinterpret_cast<const Floats*>(numbers)[i]; }
 
 __device__ Vector narrow(const Floats& floats) {
   Vector vector;
@@ -131,7 +136,11 @@ __device__ float head_sum(float value, int width) {
 // One block per row. Adds the biases, if any, to queries, keys and values. Writes normed (if there are norms) and rotated queries
 // to `q_out` and keys to the pool, and the values to the pool. All heads share the row's sines and cosines, which are in shared
 // memory. A head's threads are in one warp, because `head_dim / VECTOR` is a power of two below WARP.
-__global__ void rope_append(const bf16* qkv, const bf16* bias, const bf16* head_norms, bf16* q_out, bf16* pool,
+//
+// With biases the products are f32. Rounding a product before its bias is added errs in the same way for all positions, and attention, which
+// averages values over positions, does not average such an error away.
+template <typename Product>
+__global__ void rope_append(const Product* qkv, const bf16* bias, const bf16* head_norms, bf16* q_out, bf16* pool,
                             const int32_t* positions, const int64_t* places, const float* inverse_frequencies, int heads,
                             int kv_heads, int head_dim, int page_tokens, float epsilon, int64_t page_stride,
                             int64_t layer_offset) {
@@ -154,7 +163,7 @@ __global__ void rope_append(const bf16* qkv, const bf16* bias, const bf16* head_
 
   const int per_head = head_dim / VECTOR;
   const int all_heads = heads + 2 * kv_heads;
-  const Vector* source = vectors(qkv + row * all_heads * head_dim);
+  const Product* source = qkv + row * all_heads * head_dim;
   for (int i = threadIdx.x; i < all_heads * per_head; i += blockDim.x) {
     const int head = i / per_head;
     const int within = i % per_head;  // in vectors
@@ -167,7 +176,7 @@ __global__ void rope_append(const bf16* qkv, const bf16* bias, const bf16* head_
       const int kv_head = head - heads - is_value * kv_heads;
       target = page + ((int64_t{is_value} * page_tokens + place_in_page) * kv_heads + kv_head) * head_dim;
     }
-    Floats floats = widen(source[i]);
+    Floats floats = load(source, i);
     if (bias != nullptr) {
       const Floats more = widen(vectors(bias)[i]);
 #pragma unroll
@@ -248,7 +257,7 @@ struct AddRmsNorm {
 static_assert(sizeof(AddRmsNorm) == 48);
 
 struct RopeAppend {
-  const bf16* qkv;
+  const void* qkv;
   const bf16* bias;
   const bf16* head_norms;
   bf16* q_out;
@@ -319,7 +328,7 @@ int baton_add_rms_norm(const AddRmsNorm* arguments, cudaStream_t stream) {
 }
 
 // Adds biases, applies the norms of the heads and RoPE, and writes queries, keys and values.
-// - qkv is [rows][heads + 2 * kv_heads][head_dim]: queries, keys, values.
+// - qkv is [rows][heads + 2 * kv_heads][head_dim]: queries, keys, values. It is f32 with a bias and bf16 without.
 // - bias is [heads + 2 * kv_heads][head_dim], or null.
 // - head_norms is [head_dim] factors of the query heads' RMS norm, then [head_dim] of the key heads'. Or null. With it,
 //   `head_dim / 8` must be a power of two below 32.
@@ -335,8 +344,13 @@ int baton_rope_append(const RopeAppend* arguments, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
   const int block = block_for((heads + 2 * kv_heads) * head_dim / VECTOR, BLOCK_MAX);
   const size_t shared_bytes = head_dim / 2 * sizeof(float2);
-  return launch(rope_append, rows, block, shared_bytes, stream, qkv, bias, head_norms, q_out, pool, positions, places,
-                inverse_frequencies, heads, kv_heads, head_dim, page_tokens, epsilon, page_stride, layer_offset);
+  const auto append = [&](auto* products) {
+    using Product = std::remove_pointer_t<decltype(products)>;
+    return launch(rope_append<std::remove_const_t<Product>>, rows, block, shared_bytes, stream, products, bias, head_norms, q_out,
+                  pool, positions, places, inverse_frequencies, heads, kv_heads, head_dim, page_tokens, epsilon, page_stride,
+                  layer_offset);
+  };
+  return bias != nullptr ? append(static_cast<const float*>(qkv)) : append(static_cast<const bf16*>(qkv));
 }
 
 // out[r] = silu(gate) * up. Row r of gate_up is `feed` numbers of gate, then `feed` numbers of up.

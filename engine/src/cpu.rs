@@ -29,7 +29,7 @@ use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
 use crate::model::spec::ModelSpec;
 use crate::model::{EngineConfig, LoadFormat, ModelInfo};
 use crate::pending::{PendingSample, give_masks};
-use crate::step::{Chunk, Engine, Step, StepLimits, StepOutput};
+use crate::step::{Chunk, Engine, Step, StepLimits, StepOutput, TokenMask};
 
 mod attention;
 mod forward;
@@ -148,7 +148,7 @@ impl Engine for CpuEngine {
         Ok(true)
     }
 
-    fn sample(&mut self, step: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
+    fn sample(&mut self, step: &mut Step, masks: &[Option<TokenMask>]) -> Result<(), EngineError> {
         if self.pending.is_empty() {
             return Err(EngineError::NotReady("the step does not wait for masks"));
         }

@@ -37,7 +37,7 @@ use crate::kv::{KvLayout, KvPool, PageId};
 use crate::model::ModelInfo;
 use crate::pending::{PendingSample, give_masks};
 use crate::sampling::Sampling;
-use crate::step::{Chunk, Engine, SampledToken, ScoredChunk, Step, StepLimits, StepOutput};
+use crate::step::{Chunk, Engine, SampledToken, ScoredChunk, Step, StepLimits, StepOutput, TokenMask};
 
 use device::{CudaDevice, Event, Pinned, Stream};
 use forward::Forward;
@@ -390,7 +390,7 @@ impl Engine for CudaEngine {
         }
     }
 
-    fn sample(&mut self, _: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
+    fn sample(&mut self, _: &mut Step, masks: &[Option<TokenMask>]) -> Result<(), EngineError> {
         let Some(mut flight) = self.flights.pop_back_if(|flight| !flight.is_sampled) else {
             return Err(EngineError::NotReady("the step does not wait for masks"));
         };
@@ -399,10 +399,10 @@ impl Engine for CudaEngine {
             .filter(|(_, row)| flight.samples[*row].waits())
             .collect();
         waiting.sort_unstable();
-        let mut of_rows: Vec<(usize, Option<&[u32]>)> =
-            waiting.iter().map(|(_, row)| *row).zip(masks.iter().copied()).collect();
+        let mut of_rows: Vec<(usize, Option<TokenMask>)> =
+            waiting.iter().map(|(_, row)| *row).zip(masks.iter().cloned()).collect();
         of_rows.sort_unstable_by_key(|(row, _)| *row);
-        let by_row: Vec<Option<&[u32]>> = of_rows.into_iter().map(|(_, mask)| mask).collect();
+        let by_row: Vec<Option<TokenMask>> = of_rows.into_iter().map(|(_, mask)| mask).collect();
         let given = if masks.len() == waiting.len() { &by_row[..] } else { masks };
         if let Err(error) = give_masks(&mut flight.samples, given, self.model.vocabulary) {
             self.flights.push_back(flight);

@@ -61,8 +61,10 @@ pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
 pub use model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};
 pub use populate::populate;
 pub use safetensors::SafetensorsError;
-pub use sampling::{Logprobs, Sample, Sampling, Token, choose};
-pub use step::{Chunk, Engine, SampledToken, Score, ScoredChunk, Step, StepLimits, StepOutput, TokenSource};
+pub use sampling::{Logprobs, Sample, Sampling, Token, choose, logprobs};
+pub use step::{
+    Chunk, Engine, SampledToken, Score, ScoredChunk, Step, StepLimits, StepOutput, TokenMask, TokenSource,
+};
 
 /// Loads the model in `config` and returns an engine that is ready to serve. Blocks the calling thread for about a
 /// second per gigabyte of model file. The engine may then move to the thread that will own it.

@@ -2,7 +2,7 @@
 
 use crate::error::EngineError;
 use crate::sampling::{Sample, Sampling, Token, choose};
-use crate::step::{Chunk, SampledToken};
+use crate::step::{Chunk, SampledToken, TokenMask};
 
 /// A sample, with the data that the host needs to take it.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ enum PendingMask {
     Waits,
     /// The sample did not get its mask in time, so it is not taken.
     Late,
-    Given(Vec<u32>),
+    Given(TokenMask),
 }
 
 impl PendingSample {
@@ -84,7 +84,7 @@ impl PendingSample {
 /// `vocabulary` or allows no token of it.
 pub(crate) fn give_masks(
     samples: &mut [PendingSample],
-    masks: &[Option<&[u32]>],
+    masks: &[Option<TokenMask>],
     vocabulary: u32,
 ) -> Result<(), EngineError> {
     let waiting = samples.iter().filter(|sample| sample.waits()).count();
@@ -100,7 +100,7 @@ pub(crate) fn give_masks(
         return Err(EngineError::BadMasks { what: "a mask allows no token" });
     }
     for (sample, mask) in samples.iter_mut().filter(|sample| sample.waits()).zip(masks) {
-        sample.mask = mask.map_or(PendingMask::Late, |mask| PendingMask::Given(mask.to_vec()));
+        sample.mask = mask.clone().map_or(PendingMask::Late, PendingMask::Given);
     }
     Ok(())
 }
@@ -132,8 +132,9 @@ mod tests {
     #[test]
     fn each_waiting_sample_gets_its_mask() {
         let mut samples = [sample(true), sample(false), sample(true)];
-        let mask = [0b1000, 0];
-        assert_eq!(give_masks(&mut samples, &[Some(&mask), None], 40), Ok(()));
+        let mask = TokenMask::from([0b1000, 0]);
+        assert_eq!(give_masks(&mut samples, &[Some(mask.clone()), None], 40), Ok(()));
+        assert!(samples[0].mask().is_some_and(|given| std::ptr::eq(given, &*mask)), "no word is copied");
         assert_eq!(samples.each_ref().map(PendingSample::is_late), [false, false, true]);
         let logits = || (0..40).map(|n| n as f32).collect::<Vec<_>>();
         assert_eq!(samples[0].choose(&mut logits()).id, 3);
@@ -145,14 +146,14 @@ mod tests {
         for (masks, vocabulary) in [
             (&[][..], 40),
             (&[None, None][..], 40),
-            (&[Some(&[1][..])][..], 40),
-            (&[Some(&[0, 0][..])][..], 40),
-            (&[Some(&[0, 1 << 8][..])][..], 40),
+            (&[Some([1].into())][..], 40),
+            (&[Some([0, 0].into())][..], 40),
+            (&[Some([0, 1 << 8].into())][..], 40),
         ] {
             let refused = give_masks(&mut [sample(true)], masks, vocabulary);
             assert!(matches!(refused, Err(EngineError::BadMasks { .. })), "{masks:?}");
         }
-        assert_eq!(give_masks(&mut [sample(true)], &[Some(&[0, 1 << 7])], 40), Ok(()));
-        assert_eq!(give_masks(&mut [sample(true)], &[Some(&[2])], 32), Ok(()));
+        assert_eq!(give_masks(&mut [sample(true)], &[Some([0, 1 << 7].into())], 40), Ok(()));
+        assert_eq!(give_masks(&mut [sample(true)], &[Some([2].into())], 32), Ok(()));
     }
 }

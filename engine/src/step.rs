@@ -7,6 +7,10 @@ use crate::kv::{KvPool, PageId};
 use crate::model::ModelInfo;
 use crate::sampling::{Logprobs, Sample, Token};
 
+/// The tokens that may be sampled: bit `t % 32` of word `t / 32` is set if token `t` may. It has a word for every 32 tokens of the
+/// vocabulary, rounded up. At least one bit is set. Clones share the words.
+pub type TokenMask = Arc<[u32]>;
+
 /// The part of a step that belongs to one sequence: a range of a prompt, or the single token of a decode row.
 ///
 /// The chunk's `tokens` have the positions `start..start + tokens.len()`. The step writes their keys and values into the
@@ -171,15 +175,14 @@ pub trait Engine: Send {
     /// Takes the samples of the step that was submitted last, if some of them are [constrained](crate::Sample::constrained). Such a
     /// step takes no sample before this call, and no other step may be submitted before it.
     ///
-    /// `masks` has one entry for each constrained sample, in the batch's order: a bit for each token of the vocabulary, which
-    /// is set if the token may be sampled (bit `t % 32` of word `t / 32`). A sample whose entry is `None` is not taken: the
+    /// `masks` has one entry for each constrained sample, in the batch's order. A sample whose entry is `None` is not taken: the
     /// output has no token for it. The caller may compute its position again with a later step.
     ///
     /// # Errors
     /// [`EngineError::BadMasks`] if the number of entries or a length is wrong, or if a mask allows no token. The step then
     /// still waits for its masks. [`EngineError::NotReady`] if the step does not wait for masks. The default method always returns this:
     /// it is for an engine that ignores constraints, such as a test double.
-    fn sample(&mut self, step: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
+    fn sample(&mut self, step: &mut Step, masks: &[Option<TokenMask>]) -> Result<(), EngineError> {
         let _ = (step, masks);
         Err(EngineError::NotReady("the step does not wait for masks"))
     }

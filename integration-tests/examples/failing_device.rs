@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use engine::{
     Chunk, CudaError, Engine, EngineConfig, EngineError, KvPool, ModelInfo, OpenError, PageId, Progress,
-    Step, StepLimits, StepOutput,
+    Step, StepLimits, StepOutput, TokenMask,
 };
 
 /// A prompt with this token three times in a row makes the device fail.
@@ -45,7 +45,7 @@ impl Engine for Failing {
         self.engine.submit(batch)
     }
 
-    fn sample(&mut self, step: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
+    fn sample(&mut self, step: &mut Step, masks: &[Option<TokenMask>]) -> Result<(), EngineError> {
         self.engine.sample(step, masks)
     }
 

@@ -24,3 +24,28 @@ pub use compiler::state::{BYTES_MAX, DEADLINE, ENTRIES_MAX, THREADS};
 pub use compiler::{Compiler, STACK_BYTES};
 pub use library::ModelCompiler;
 pub use limits::{FORMATS, UNSUPPORTED};
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A grammar for tests of what happens before an answer begins.
+
+    use std::sync::Arc;
+
+    use actors::grammar::{CompiledGrammar, Grammar, GrammarError, GrammarSource, Matcher};
+
+    /// A grammar without a matcher.
+    pub(crate) struct Nothing;
+
+    impl Nothing {
+        /// The grammar of this source.
+        pub(crate) fn compiled(source: &GrammarSource) -> CompiledGrammar {
+            CompiledGrammar::new(source.clone(), Arc::new(Self))
+        }
+    }
+
+    impl Grammar for Nothing {
+        fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
+            Err(GrammarError::Failed("the double has no matcher".to_owned()))
+        }
+    }
+}

@@ -127,6 +127,25 @@ const MUTANTS: &[Mutant] = &[
         "",
     ),
     mutant(
+        "follow a failed step",
+        "actors/src/generator/state.rs",
+        "if flight.is_void || flight.parts.len()",
+        "if flight.parts.len()",
+    ),
+    mutant(
+        "advance past a late row",
+        "actors/src/generator/state.rs",
+        "sequence.is_late) = (computed - 1, 0, true);",
+        "sequence.is_late) = (computed, 0, true);",
+    ),
+    mutant(
+        "run ahead of a late row",
+        "actors/src/generator/state.rs",
+        "(sequence.resident, sequence.flights, sequence.is_late) = (computed - 1, 0, true);\n                \
+         self.flights.iter_mut().for_each(|next| next.parts.retain(|(part, _)| *part != key));",
+        "(sequence.resident, sequence.is_late) = (computed - 1, true);",
+    ),
+    mutant(
         "ignore deadlines",
         "actors/src/decoder/state/ending.rs",
         ".filter(|(_, entry)| now >= entry.generate.deadline && ",

@@ -205,24 +205,4 @@ fn next(queue: &Receiver<RunStep>, awake: Duration) -> Option<RunStep> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_limit_of_a_step_follows_from_measured_steps() {
-        let (pulse, start) = (EnginePulse::new(StepTimes::new(0, false)), Instant::now());
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(pulse.step(at(1000)), None, "an idle engine has no running step");
-        pulse.begin(at(0), 192);
-        let step = |age, limit| Some((Duration::from_secs(age), Duration::from_secs(limit)));
-        assert_eq!(
-            pulse.clone().step(at(150)),
-            step(150, 60),
-            "the floor applies to a model without parameters"
-        );
-        pulse.end(at(150));
-        assert_eq!(pulse.step(at(151)), None);
-        pulse.begin(at(200), 192);
-        assert_eq!(pulse.step(at(350)), step(150, 1500));
-    }
-}
+mod tests;

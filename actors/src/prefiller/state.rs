@@ -151,11 +151,7 @@ impl PrefillerState {
             remaining_ms,
         } = start;
         let key = (session, request);
-        if resident > 0 && prompt_logprobs.is_some() {
-            let reason = format!("{resident} resident tokens have no log probabilities");
-            return vec![failed(key, PrefillFault::Refused, reason)];
-        }
-        if let Some(reason) = self.refusal(key, &prompt, resident) {
+        if let Some(reason) = self.refusal(key, &prompt, resident, prompt_logprobs) {
             return vec![failed(key, PrefillFault::Refused, reason)];
         }
         let deadline = now + Duration::from_millis(remaining_ms.min(REMAINING_MS_MAX));
@@ -223,7 +219,13 @@ impl PrefillerState {
     }
 
     /// Why a prompt is refused, or `None` if it is accepted. Every number from the peer is checked here.
-    fn refusal(&self, key: Key, prompt: &[u32], resident: u32) -> Option<String> {
+    fn refusal(
+        &self,
+        key: Key,
+        prompt: &[u32],
+        resident: u32,
+        prompt_logprobs: Option<u32>,
+    ) -> Option<String> {
         let PrefillerConfig { pool_pages, vocabulary, context_tokens, page_tokens, .. } = self.config;
         let pages = self.pages_for(prompt);
         let of_session = self.of_session.get(&key.0).copied().unwrap_or_default();
@@ -238,6 +240,8 @@ impl PrefillerState {
             ))
         } else if resident as usize >= prompt.len() || !resident.is_multiple_of(page_tokens) {
             Some(format!("{resident} of {} tokens cannot be resident", prompt.len()))
+        } else if resident > 0 && prompt_logprobs.is_some() {
+            Some(format!("{resident} resident tokens have no log probabilities"))
         } else if let Some(token) = prompt.iter().find(|token| **token >= vocabulary) {
             Some(format!("token {token} is not in the vocabulary of {vocabulary}"))
         } else if self.entries.contains_key(&key) {

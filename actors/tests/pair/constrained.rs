@@ -4,78 +4,30 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ::actors::grammar::{CompiledGrammar, Grammar, GrammarError, GrammarSource, Matcher, TokenMask};
+use ::actors::grammar::GrammarSource;
 use ::actors::node::Node;
 use ::actors::request::{Generate, RequestError, RequestId, Route, StreamEvent};
 use tokio::sync::mpsc::Receiver;
 
 use super::echo::{allowed_from, next_token};
-use super::{PATIENCE, VOCABULARY, answer, ask, pair, prompt};
-
-/// A grammar double: token number n of an answer must be n modulo 7.
-#[derive(Clone, Debug, Default)]
-struct Sevens {
-    /// The mask of each token takes this long.
-    takes: Duration,
-    /// The matcher panics at the mask after this many tokens.
-    panics_after: Option<u32>,
-}
-
-impl Sevens {
-    fn compiled(self) -> Option<CompiledGrammar> {
-        Some(CompiledGrammar::new(GrammarSource::Regex(format!("{self:?}")), Arc::new(self)))
-    }
-}
-
-impl Grammar for Sevens {
-    fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
-        Ok(Box::new(SevensMatcher { sevens: self.clone(), count: 0 }))
-    }
-}
-
-struct SevensMatcher {
-    sevens: Sevens,
-    count: u32,
-}
-
-fn mask(count: u32) -> TokenMask {
-    let mut words = vec![0; VOCABULARY.div_ceil(32) as usize];
-    (0..VOCABULARY)
-        .filter(|token| token % 7 == count % 7)
-        .for_each(|token| words[token as usize / 32] |= 1 << (token % 32));
-    words.into()
-}
-
-impl Matcher for SevensMatcher {
-    fn consume(&mut self, token: u32) -> Result<(), GrammarError> {
-        if token % 7 != self.count % 7 {
-            return Err(GrammarError::Failed(format!("token {token} is not allowed at {}", self.count)));
-        }
-        self.count += 1;
-        Ok(())
-    }
-
-    fn mask(&mut self) -> Result<TokenMask, GrammarError> {
-        assert!(self.sevens.panics_after != Some(self.count), "the double panics");
-        std::thread::sleep(self.sevens.takes);
-        Ok(mask(self.count))
-    }
-}
+use super::modular::Modular;
+use super::{PATIENCE, answer, ask, pair, prompt};
 
 async fn ask_for(
     node: &Node,
     request: u64,
     tokens: u32,
     max_tokens: u32,
-    sevens: Sevens,
+    grammar: Modular,
 ) -> Receiver<StreamEvent> {
-    let source = node.streams.open(RequestId(request), max_tokens, ());
+    let events = node.streams.open(RequestId(request), max_tokens, ());
+    let source = GrammarSource::Regex(format!("{grammar:?}"));
     let generate = Generate {
         request: RequestId(request),
         prompt: prompt(request, tokens).into(),
         max_tokens,
         sampling: Arc::default(),
-        grammar: sevens.compiled(),
+        grammar: Some(grammar.compiled(source)),
         salt: None,
         ignore_eos: true,
         prompt_logprobs: None,
@@ -83,7 +35,7 @@ async fn ask_for(
         route: Route::Local,
     };
     node.generate().send(generate).await.expect("it is alive");
-    source
+    events
 }
 
 /// Reads all tokens of a constrained answer and its end. Returns the number of tokens.
@@ -99,7 +51,7 @@ async fn constrained(
             StreamEvent::Prompt(_) => panic!("nothing asked for it"),
             StreamEvent::Token(token) => {
                 let count = tokens.len() as u32 - prompt_tokens;
-                let expect = allowed_from(&mask(count), next_token(tokens.iter().copied()));
+                let expect = allowed_from(&Modular::SEVENS.mask(count), next_token(tokens.iter().copied()));
                 assert_eq!(token.id, expect, "request {request} at {count}");
                 tokens.push(token.id);
             }
@@ -120,7 +72,7 @@ async fn constrained_and_plain_requests_share_steps_and_pages() {
         } else {
             // Some masks are late.
             let takes = Duration::from_micros(request % 4 * 300);
-            let sevens = Sevens { takes, ..Sevens::default() };
+            let sevens = Modular { takes, ..Modular::SEVENS };
             masked.push((request, tokens, ask_for(&receiver, request, tokens, 30, sevens).await));
         }
     }
@@ -135,7 +87,7 @@ async fn constrained_and_plain_requests_share_steps_and_pages() {
 #[actix::test]
 async fn a_slow_grammar_delays_no_other_request() {
     let (receiver, _sender, _) = pair(200, 3).await;
-    let slow = Sevens { takes: Duration::from_millis(100), ..Sevens::default() };
+    let slow = Modular { takes: Duration::from_millis(100), ..Modular::SEVENS };
     let slow = ask_for(&receiver, 1, 6, 20, slow).await;
     let ended = Arc::new(Mutex::new(Vec::new()));
     let note = |name| {
@@ -159,7 +111,7 @@ async fn a_slow_grammar_delays_no_other_request() {
 #[actix::test]
 async fn masks_that_take_longer_than_a_step_waits_are_used_by_a_later_step() {
     let (receiver, _sender, _) = pair(200, 3).await;
-    let slow = Sevens { takes: Duration::from_millis(1500), ..Sevens::default() };
+    let slow = Modular { takes: Duration::from_millis(1500), ..Modular::SEVENS };
     let source = ask_for(&receiver, 1, 6, 2, slow).await;
     assert_eq!(constrained(source, 1, 6).await, Ok(2));
 }
@@ -169,9 +121,9 @@ async fn a_panic_of_the_grammar_library_fails_its_request_only() {
     let (receiver, _sender, _) = pair(200, 3).await;
     for panics_after in [0, 3] {
         let request = u64::from(panics_after);
-        let bad = Sevens { panics_after: Some(panics_after), ..Sevens::default() };
+        let bad = Modular { panics_after: Some(panics_after), ..Modular::SEVENS };
         let bad = ask_for(&receiver, request + 1, 6, 20, bad).await;
-        let good = ask_for(&receiver, request + 2, 6, 20, Sevens::default()).await;
+        let good = ask_for(&receiver, request + 2, 6, 20, Modular::SEVENS).await;
         let plain = ask(&receiver, request + 3, 6, 20).await;
         let error = constrained(bad, request + 1, 6).await.expect_err("it fails");
         assert!(

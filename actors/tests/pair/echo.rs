@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use engine::{
     Chunk, Engine, EngineError, KvDtype, KvLayout, KvPool, Logprobs, ModelInfo, PageId, SampledToken,
-    ScoredChunk, Step, StepLimits, StepOutput, TokenSource,
+    ScoredChunk, Step, StepLimits, StepOutput, TokenMask, TokenSource,
 };
 
 use super::{PAGE_TOKENS, ROWS, VOCABULARY};
@@ -140,7 +140,7 @@ impl Engine for Echo {
         Ok(Step::finished(StepOutput { tokens: self.sampled.clone(), scores }))
     }
 
-    fn sample(&mut self, step: &mut Step, masks: &[Option<&[u32]>]) -> Result<(), EngineError> {
+    fn sample(&mut self, step: &mut Step, masks: &[Option<TokenMask>]) -> Result<(), EngineError> {
         let mut masks = masks.iter();
         let take = |(mut sampled, is_constrained): (SampledToken, bool)| {
             if is_constrained {

@@ -2,30 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use ::actors::grammar::{
-    CompiledGrammar, Grammar, GrammarCompiler, GrammarError, GrammarSource, Matcher, TokenMask,
-};
+use ::actors::grammar::{CompiledGrammar, GrammarCompiler, GrammarError, GrammarSource};
 
+use super::modular::Modular;
 use super::*;
-
-/// A grammar that allows every token.
-struct Everything;
-
-impl Grammar for Everything {
-    fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
-        Ok(Box::new(Self))
-    }
-}
-
-impl Matcher for Everything {
-    fn consume(&mut self, _: u32) -> Result<(), GrammarError> {
-        Ok(())
-    }
-
-    fn mask(&mut self) -> Result<TokenMask, GrammarError> {
-        Ok(vec![u32::MAX; VOCABULARY.div_ceil(32) as usize].into())
-    }
-}
 
 /// Compiles every source but two, and counts the compilations of each.
 #[derive(Default)]
@@ -43,18 +23,14 @@ impl GrammarCompiler for Double {
         match source.text() {
             "wrong" => Err(GrammarError::Invalid("it is wrong".to_owned())),
             "panics" => panic!("the double panics"),
-            _ => Ok(everything(source.clone())),
+            _ => Ok(Modular::EVERYTHING.compiled(source.clone())),
         }
     }
 }
 
-fn everything(source: GrammarSource) -> CompiledGrammar {
-    CompiledGrammar::new(source, Arc::new(Everything))
-}
-
 /// Runs a request with this grammar.
 async fn run(node: &Node, request: u64, text: &str) -> Timings {
-    let grammar = Some(everything(GrammarSource::Regex(text.to_owned())));
+    let grammar = Some(Modular::EVERYTHING.compiled(GrammarSource::Regex(text.to_owned())));
     let generate = Generate { grammar, ..generate(request, 30, 5) };
     answer(send(node, generate).await, request, 30).await.expect("the request succeeds")
 }

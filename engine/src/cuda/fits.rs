@@ -86,7 +86,8 @@ pub(super) fn pages(
 fn forward_bytes(config: &EngineConfig, spec: &ModelSpec) -> u64 {
     let rows = u64::from(config.step_tokens).max(GRAPH_ROWS_MAX as u64) + ROWS_SPARE as u64;
     let (query, key) = (spec.attention.query(), spec.attention.key());
-    let row = 3 * spec.hidden + 3 * query + 2 * key + 3 * spec.feed_forward;
+    let products = (query + 2 * key) * if spec.attention.bias { 2 } else { 1 };
+    let row = 3 * spec.hidden + 2 * query + products + 3 * spec.feed_forward;
     let sampled = rows.min((SAMPLED_MAX + ROWS_SPARE) as u64);
     rows * row as u64 * 2 + sampled * (spec.vocabulary * 4 + spec.hidden * 2) as u64 + (128 << 20)
 }

@@ -72,8 +72,10 @@ impl Matrices {
         let (query, key) = (shape.attention.query(), shape.attention.key());
         let (hidden, feed) = (shape.hidden, shape.feed_forward);
         let half = |outputs, inputs| Matrix { outputs, inputs, output: Output::Bf16 };
+        // The bias is added before the sum is rounded.
+        let before_bias = if shape.attention.bias { Output::F32 } else { Output::Bf16 };
         Self {
-            query_key_value: half(query + 2 * key, hidden),
+            query_key_value: Matrix { output: before_bias, ..half(query + 2 * key, hidden) },
             attention_output: half(hidden, query),
             gate_up: half(2 * feed, hidden),
             down: half(hidden, feed),
@@ -164,7 +166,7 @@ impl Forward {
         pool: Arc<KvPool>,
         rows: usize,
     ) -> Result<Self> {
-        let (query, key) = (shape.attention.query(), shape.attention.key());
+        let query = shape.attention.query();
         let matrices = Matrices::of(&shape);
         let Matrices { query_key_value, attention_output, gate_up, down, output } = matrices;
         let of_layer = [query_key_value, attention_output, gate_up, down].map(|matrix| (matrix, rows));
@@ -176,7 +178,10 @@ impl Forward {
         let activations = Activations {
             hidden: matrix(rows, shape.hidden)?,
             normed: matrix(rows, shape.hidden)?,
-            query_key_value: matrix(rows, query + 2 * key)?,
+            query_key_value: Buffer::new(
+                device,
+                rows * query_key_value.outputs * query_key_value.output.bytes(),
+            )?,
             query: matrix(rows, query)?,
             attended: matrix(rows, query)?,
             delta: matrix(rows, shape.hidden)?,
@@ -341,7 +346,7 @@ impl Forward {
             buffer.as_ref().map_or(std::ptr::null(), |buffer| buffer.numbers::<bf16>(0, count).cast_const())
         };
         let arguments = RopeAppend {
-            qkv: query_key_value.numbers(0, rows * width),
+            qkv: self.matrices.query_key_value.output.numbers(query_key_value, 0, rows * width).cast_const(),
             bias: given(&layer.bias, width),
             head_norms: given(&layer.head_norms, 2 * head_dim),
             q_out: query.numbers(0, rows * heads * head_dim),
@@ -420,10 +425,7 @@ impl Forward {
             let arguments = RowProducts {
                 x: x.numbers(first * inputs, rows * inputs),
                 weights: weights.numbers(0, outputs * inputs),
-                y: match output {
-                    Output::F32 => y.numbers::<f32>(start, count).cast(),
-                    Output::Bf16 => y.numbers::<bf16>(start, count).cast(),
-                },
+                y: output.numbers(y, start, count),
                 wide: i32::from(output == Output::F32),
                 rows: rows as i32,
                 outputs: outputs as i32,

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use cudarc::cublaslt::{result, sys};
@@ -24,6 +25,9 @@ pub(super) const ROWS_SPARE: usize = rows::SPARE;
 /// The algorithm id of cublasLt's kernels for Hopper. The older kernels take seven times as long.
 const HOPPER_KERNELS: i32 = 66;
 
+/// Maximum number of algorithms that cublasLt is asked for. The first one is not always for Hopper.
+const CANDIDATES: usize = 16;
+
 /// cublasLt's kernels for Hopper need the outputs to be a multiple of this. Its other kernels sum in another order.
 const OUTPUTS_ALIGN: usize = 8;
 
@@ -32,6 +36,27 @@ const OUTPUTS_ALIGN: usize = 8;
 pub(super) enum Output {
     Bf16,
     F32,
+}
+
+impl Output {
+    /// The size of a number.
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::Bf16 => size_of::<bf16>(),
+            Self::F32 => size_of::<f32>(),
+        }
+    }
+
+    /// The address of `count` numbers of this format from number `first` of a buffer.
+    ///
+    /// # Panics
+    /// If the buffer is too short.
+    pub(super) fn numbers(self, buffer: &Buffer, first: usize, count: usize) -> *mut c_void {
+        match self {
+            Self::Bf16 => buffer.numbers::<bf16>(first, count).cast(),
+            Self::F32 => buffer.numbers::<f32>(first, count).cast(),
+        }
+    }
 }
 
 /// The sizes of a weight matrix, and the format of its products.
@@ -67,14 +92,7 @@ struct Prepared {
 
 impl Prepared {
     fn is_for_hopper(&self) -> bool {
-        use sys::cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_ID as ID;
-        let (mut id, mut written) = (0i32, 0);
-        // SAFETY: the attribute is an i32, and the algorithm is from the library.
-        let status = unsafe {
-            let to = (&raw mut id).cast();
-            sys::cublasLtMatmulAlgoConfigGetAttribute(&raw const self.algorithm, ID, to, 4, &raw mut written)
-        };
-        status.result().is_ok() && id == HOPPER_KERNELS
+        is_for_hopper(&self.algorithm)
     }
 }
 
@@ -105,8 +123,12 @@ impl Gemm {
     fn plan(&mut self, matrix: Matrix, few: usize, max: usize) {
         let (mut slow, mut refused) = (Vec::new(), None);
         for rows in rows::all_planned(few, max) {
-            let prepare = |rows| self.prepare(matrix, rows).map_err(|error| refused = Some(error)).ok();
-            let Some(plan) = rows::choose(rows, prepare, Prepared::is_for_hopper) else {
+            let mut prepare =
+                |rows, most| self.prepare(matrix, rows, most).map_err(|error| refused = Some(error)).ok();
+            // A first suggestion for slightly more rows is faster than a later suggestion.
+            let first = rows::choose(rows, |rows| prepare(rows, 1), Prepared::is_for_hopper);
+            let plan = first.filter(Prepared::is_for_hopper).or_else(|| prepare(rows, CANDIDATES));
+            let Some(plan) = plan else {
                 slow.push(rows);
                 continue;
             };
@@ -151,10 +173,7 @@ impl Gemm {
         let Matrix { outputs, inputs, output } = matrix;
         let x: *const bf16 = x.numbers(0, plan.rows * inputs);
         let weights: *const bf16 = weights.numbers(0, outputs * inputs);
-        let y: *mut c_void = match output {
-            Output::F32 => y.numbers::<f32>(0, plan.rows * outputs).cast(),
-            Output::Bf16 => y.numbers::<bf16>(0, plan.rows * outputs).cast(),
-        };
+        let y = output.numbers(y, 0, plan.rows * outputs);
         let (one, zero) = (1f32, 0f32);
         // SAFETY: the matrices and the workspace have the sizes of the plan, as just checked. GEMMs of one stream use the
         // workspace one after the other. In host pointer mode the call reads the scalars before it returns.
@@ -181,8 +200,14 @@ impl Gemm {
         .named("cublasLtMatmul")
     }
 
-    /// Prepares a plan. cublasLt is column-major: `y` is `outputs × rows`, and the weights are `inputs × outputs`, transposed.
-    fn prepare(&self, Matrix { outputs, inputs, output }: Matrix, rows: usize) -> Result<Prepared> {
+    /// Prepares a plan with the first algorithm for Hopper among at most `most` suggestions, or with the first suggestion. cublasLt is
+    /// column-major: `y` is `outputs × rows`, and the weights are `inputs × outputs`, transposed.
+    fn prepare(
+        &self,
+        Matrix { outputs, inputs, output }: Matrix,
+        rows: usize,
+        most: usize,
+    ) -> Result<Prepared> {
         use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA as TRANSPOSE_A;
         use sys::cublasLtMatmulPreferenceAttributes_t::{
             CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as WORKSPACE,
@@ -209,20 +234,71 @@ impl Gemm {
         let preference = CublasHandle { raw: preference, destroy: result::destroy_matmul_pref };
         let (max, whole) = (WORKSPACE_BYTES, 0u32);
         // SAFETY: the attributes are a u64 and a u32, and all handles are live.
-        let chosen = unsafe {
+        let candidates = unsafe {
             let (description, preference) = (description.raw, preference.raw);
             result::set_matmul_pref_attribute(preference, WORKSPACE, (&raw const max).cast(), 8)
                 .and_then(|()| {
                     result::set_matmul_pref_attribute(preference, REDUCTIONS, (&raw const whole).cast(), 4)
                 })
-                .and_then(|()| {
-                    let (weights, x, y) = (weights.raw, x.raw, y.raw);
-                    result::get_matmul_algo_heuristic(self.handle, description, weights, x, y, y, preference)
-                })
+                .named("cublasLtMatmulPreferenceSetAttribute")?;
+            candidates(self.handle, description, [&weights, &x, &y], preference, most)
                 .named("cublasLtMatmulAlgoGetHeuristic")?
         };
-        Ok(Prepared { rows, description, weights, x, y, algorithm: chosen.algo })
+        let best = candidates.iter().find(|algorithm| is_for_hopper(algorithm)).unwrap_or(&candidates[0]);
+        Ok(Prepared { rows, description, weights, x, y, algorithm: *best })
     }
+}
+
+/// Between one and `most` algorithms that cublasLt suggests, the best first. `most` is at most [`CANDIDATES`].
+///
+/// # Safety
+/// All handles are live.
+unsafe fn candidates(
+    handle: sys::cublasLtHandle_t,
+    description: sys::cublasLtMatmulDesc_t,
+    [weights, x, y]: [&CublasHandle<sys::cublasLtMatrixLayout_t>; 3],
+    preference: sys::cublasLtMatmulPreference_t,
+    most: usize,
+) -> std::result::Result<Vec<sys::cublasLtMatmulAlgo_t>, result::CublasError> {
+    let mut found = [const { MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit() }; CANDIDATES];
+    let mut count = 0;
+    // SAFETY: the array has room for the results, and the caller's contract covers the handles.
+    let status = unsafe {
+        let (weights, x, y) = (weights.raw, x.raw, y.raw);
+        let (most, to) = (most.min(CANDIDATES) as i32, found[0].as_mut_ptr());
+        sys::cublasLtMatmulAlgoGetHeuristic(
+            handle,
+            description,
+            weights,
+            x,
+            y,
+            y,
+            preference,
+            most,
+            to,
+            &raw mut count,
+        )
+    };
+    status.result()?;
+    // SAFETY: the library has written the first `count` results.
+    let results = found[..count as usize].iter().map(|result| unsafe { result.assume_init_ref() });
+    let usable = results.filter(|result| result.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
+    let algorithms: Vec<_> = usable.map(|result| result.algo).collect();
+    if algorithms.is_empty() {
+        return Err(result::CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED));
+    }
+    Ok(algorithms)
+}
+
+fn is_for_hopper(algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
+    use sys::cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_ID as ID;
+    let (mut id, mut written) = (0i32, 0);
+    // SAFETY: the attribute is an i32, and the algorithm is from the library.
+    let status = unsafe {
+        let to = (&raw mut id).cast();
+        sys::cublasLtMatmulAlgoConfigGetAttribute(algorithm, ID, to, 4, &raw mut written)
+    };
+    status.result().is_ok() && id == HOPPER_KERNELS
 }
 
 impl Drop for Gemm {

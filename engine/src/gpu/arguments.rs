@@ -50,9 +50,9 @@ arguments! {
         epsilon: f32,
     }
     /// Adds `bias` to queries, keys and values and applies `head_norms` to the heads of queries and keys, unless these are
-    /// null. Writes rotated queries to `q_out`, and rotated keys and the values to the pool.
+    /// null. `qkv` is f32 with `bias` and bf16 without. Writes rotated queries to `q_out`, and rotated keys and the values to the pool.
     RopeAppend, 104 bytes {
-        qkv: *const bf16,
+        qkv: *const c_void,
         bias: *const bf16,
         head_norms: *const bf16,
         q_out: *mut bf16,

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! cargo build --release --features cuda -p integration-tests --example gpu_engine
-//! target/release/examples/gpu_engine [CONFIG FOLDER [step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
+//! target/release/examples/gpu_engine [CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
 //! target/release/examples/gpu_engine company SECONDS
 //! target/release/examples/gpu_engine failure
 //! ```
 //! Without arguments it checks small random models of every family with heads of 64 and 128: their logits against those of the CPU engine, their rows in large
-//! batches against the same rows alone (bit for bit), tokens sampled on the GPU against those that the host samples, and page hashes against
-//! those of the CPU. With CONFIG FOLDER (configs/models/llama-3.1-8b) it then checks and measures a model of that shape with random weights.
+//! batches against the same rows alone (bit for bit), tokens sampled on the GPU and log probabilities of prompts against those of the host, and
+//! page hashes against those of the CPU. With CONFIG FOLDER (configs/models/llama-3.1-8b) it then checks and measures a model of that shape with random weights.
 //!
+//! - `speed` only measures prompts, the page hash and decode steps.
 //! - `step` computes one decode step of one row, and `prefill` one prompt, for a profiler: `ncu --metrics gpu__time_duration.sum --csv`.
 //! - `pages` prints a digest of the pages of a prompt, to compare GPUs.
 //! - `logits` writes the last logits of a prompt to FILE, for `gpu/logits.py`.
@@ -20,6 +21,8 @@ mod company;
 mod failure;
 mod masks;
 mod sampling;
+mod scores;
+mod speed;
 
 use std::collections::VecDeque;
 use std::hash::Hasher;
@@ -37,7 +40,6 @@ use engine::{
     StepOutput, TokenSource,
 };
 use integration_tests::folders::{SmallModel, small_models};
-use integration_tests::statistics::median;
 
 const STEP_TOKENS: u32 = 8192 + 256;
 
@@ -176,6 +178,7 @@ fn check_small_models() -> Result<()> {
         let rows = company::check(&mut gpu, 60, 250).with_context(|| model.name.clone())?;
         let draws = sampling::check(&mut gpu, 4).with_context(|| model.name.clone())?;
         masks::check(&mut gpu).with_context(|| model.name.clone())?;
+        scores::check(&mut gpu, 150).with_context(|| model.name.clone())?;
         let same = answer.iter().zip(&model.ids).take_while(|(a, b)| a == b).count();
         println!(
             "{:<28} {head:>5} {alone:>10.5} {:>8} {rows:>23} {draws:>12}",
@@ -243,9 +246,10 @@ fn hashes(gpu: &CudaEngine) -> Result<()> {
     Ok(())
 }
 
-fn large_model(folder: &Path) -> Result<()> {
+/// An engine with random weights of a model's shape.
+fn open_large(folder: &Path) -> Result<CudaEngine> {
     let began = Instant::now();
-    let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
+    let gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
     println!(
         "\n{} loaded in {:.1} s, {} pages of {} KiB",
         gpu.model().name,
@@ -253,6 +257,11 @@ fn large_model(folder: &Path) -> Result<()> {
         gpu.kv().pages(),
         gpu.kv().layout().page_bytes() >> 10
     );
+    Ok(gpu)
+}
+
+fn large_model(folder: &Path) -> Result<()> {
+    let mut gpu = open_large(folder)?;
     let rows = company::check(&mut gpu, 140, 8000)?;
     println!("{rows} rows have the same logits alone and in company");
     let draws = sampling::check(&mut gpu, 1)?;
@@ -260,67 +269,9 @@ fn large_model(folder: &Path) -> Result<()> {
     println!("{} tokens drawn on the GPU are those that the host draws", draws + made_up);
     println!("{} constrained rows sample as the host does", masks::check(&mut gpu)?);
     masks::cost(&mut gpu, 32, 1000)?;
-    let sample = Some(Sample::greedy());
-    let prompt = prompt(15_000);
-    println!("{:>8} {:>7} {:>10} {:>12}", "prompt", "chunk", "ms", "tokens/s");
-    for chunk in [2048, 8192] {
-        for length in [1000usize, 5000, 15_000] {
-            let table = pages(0, (length as u32).div_ceil(64) + 1);
-            let mut times = Vec::new();
-            for _ in 0..4 {
-                let began = Instant::now();
-                let mut start = 0;
-                for part in prompt[..length].chunks(chunk) {
-                    let last = start as usize + part.len() == length;
-                    let chunk = Chunk {
-                        sequence: 1,
-                        tokens: part,
-                        source: TokenSource::Prompt,
-                        start,
-                        pages: &table,
-                        sample: sample.filter(|_| last),
-                        score: None,
-                    };
-                    run(&mut gpu, &[chunk])?;
-                    start += part.len() as u32;
-                }
-                times.push(began.elapsed().as_secs_f64());
-            }
-            times.remove(0);
-            let time = median(times);
-            println!("{length:>8} {chunk:>7} {:>10.2} {:>12.0}", time * 1e3, length as f64 / time);
-        }
-    }
-    // The hash reads every page once, which measures the read bandwidth.
-    let many: Vec<PageId> = (0..gpu.kv().pages().min(1024)).map(PageId).collect();
-    gpu.kv().device_contents(&many).map_err(anyhow::Error::msg)?;
-    let began = Instant::now();
-    gpu.kv().device_contents(&many).map_err(anyhow::Error::msg)?;
-    let hash_rate =
-        (many.len() as u64 * gpu.kv().layout().page_bytes()) as f64 / began.elapsed().as_secs_f64();
-    println!("page hash: {:.2} TB/s", hash_rate / 1e12);
-    println!("{:>8} {:>8} {:>10} {:>14} {:>10}", "rows", "context", "ms a step", "weights TB/s", "drawn, ms");
-    let drawn = Sampling { temperature: 0.7, top_k: 50, top_p: 0.95, ..Sampling::GREEDY };
-    for (rows, context) in [(1u32, 1000u32), (1, 5000), (8, 1000), (32, 1000), (64, 1000)] {
-        let each = (context + 64).div_ceil(64) + 1;
-        if rows * each > gpu.kv().pages() {
-            continue;
-        }
-        let tables: Vec<Vec<PageId>> =
-            (0..rows).map(|n| (0..each).map(|page| PageId(n * each + page)).collect()).collect();
-        let [time, drawn] = [&Sampling::GREEDY, &drawn].map(|how| {
-            let (_, times) = run_ahead(&mut gpu, &tables, (1, context), 40, how)?;
-            Ok::<f64, anyhow::Error>(median(times[8..].iter().copied()))
-        });
-        let (time, drawn) = (time?, drawn?);
-        println!(
-            "{rows:>8} {context:>8} {:>10.3} {:>14.2} {:>10.3}",
-            time * 1e3,
-            gpu.step_bytes() as f64 / time / 1e12,
-            drawn * 1e3
-        );
-    }
-    Ok(())
+    println!("{} log probabilities of a prompt are those of the host", scores::check(&mut gpu, 300)?);
+    scores::cost(&mut gpu, 1000)?;
+    speed::print(&mut gpu)
 }
 
 /// Decodes `steps` tokens of every sequence after a token at a position, with two steps in flight. Returns the tokens of each sequence and the
@@ -465,12 +416,13 @@ fn main() -> Result<()> {
         ["company", seconds] => repeated_company(number(seconds)? as u64),
         ["failure"] => failure::check(),
         [folder] => check_small_models().and_then(|()| large_model(Path::new(folder))),
+        [folder, "speed"] => speed::print(&mut open_large(Path::new(folder))?),
         [folder, "step"] => one_step(Path::new(folder)),
         [folder, "prefill", tokens] => prefilled(Path::new(folder), number(tokens)?).map(drop),
         [folder, "pages", tokens] => digest(Path::new(folder), number(tokens)?),
         [folder, "logits", tokens, file] => logits(Path::new(folder), number(tokens)?, file),
         _ => bail!(
-            "the arguments are: nothing, or company SECONDS, or failure, or CONFIG FOLDER [step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
+            "the arguments are: nothing, or company SECONDS, or failure, or CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
         ),
     }
 }

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use engine::{Chunk, CudaEngine, Engine, EngineError, PageId, Sample, Sampling, Step, TokenSource, choose};
+use engine::{
+    Chunk, CudaEngine, Engine, EngineError, PageId, Sample, Sampling, Step, TokenMask, TokenSource, choose,
+};
 use integration_tests::statistics::median;
 
 use super::pages;
@@ -13,7 +15,7 @@ use super::pages;
 const FIRST: (u32, u32) = (1, 3);
 
 /// A mask that allows about half of the tokens, chosen by sequence and position.
-fn mask(sequence: u64, position: u32, vocabulary: u32) -> Vec<u32> {
+fn mask(sequence: u64, position: u32, vocabulary: u32) -> TokenMask {
     let word = |n: u64| {
         let bits =
             (n + 1 + sequence * 7919 + u64::from(position) * 104_729).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -55,7 +57,7 @@ impl Run<'_> {
 
     /// The tokens of each sequence, and the seconds between steps. The masks of a step are given when the step before has ended, as a
     /// grammar needs its tokens.
-    fn decode(&self, gpu: &mut CudaEngine, masks: &[Vec<Vec<u32>>]) -> Result<(Vec<Vec<u32>>, Vec<f64>)> {
+    fn decode(&self, gpu: &mut CudaEngine, masks: &[Vec<TokenMask>]) -> Result<(Vec<Vec<u32>>, Vec<f64>)> {
         let mut answers: Vec<Vec<u32>> = vec![Vec::new(); self.tables.len()];
         let (mut times, mut running) = (Vec::new(), VecDeque::new());
         let mut last = vec![FIRST.0; self.tables.len()];
@@ -69,8 +71,8 @@ impl Run<'_> {
             if self.constrained == 0 {
                 sampled = submitted;
             } else if sampled < submitted && times.len() as u32 == sampled {
-                let given: Vec<Option<&[u32]>> =
-                    masks[sampled as usize % masks.len()].iter().map(|mask| Some(&mask[..])).collect();
+                let given: Vec<Option<TokenMask>> =
+                    masks[sampled as usize % masks.len()].iter().cloned().map(Some).collect();
                 gpu.sample(running.back_mut().context("a step waits")?, &given)?;
                 sampled += 1;
             }
@@ -89,7 +91,7 @@ impl Run<'_> {
 }
 
 /// Masks for a number of steps: for each step, one per constrained sequence.
-fn masks(steps: u32, constrained: u64, vocabulary: u32) -> Vec<Vec<Vec<u32>>> {
+fn masks(steps: u32, constrained: u64, vocabulary: u32) -> Vec<Vec<TokenMask>> {
     let of_step = |step| (0..constrained).map(|sequence| mask(sequence, step, vocabulary)).collect();
     (0..steps).map(of_step).collect()
 }
@@ -116,12 +118,11 @@ pub(super) fn check(gpu: &mut CudaEngine) -> Result<usize> {
         let last: Vec<u32> = one.iter().map(|answer| answer[answer.len() - 2]).collect();
         let again = Run { tables: &tables, how, constrained, steps: STEPS, ahead: false };
         let mut step = again.submit(gpu, STEPS - 1, &last)?;
-        let given: Vec<Option<&[u32]>> =
-            masks[STEPS as usize - 1].iter().map(|mask| Some(&mask[..])).collect();
+        let given: Vec<Option<TokenMask>> = masks[STEPS as usize - 1].iter().cloned().map(Some).collect();
         gpu.sample(&mut step, &given)?;
         while gpu.poll(&mut step)?.is_none() {}
         for (sequence, answer) in one.iter().enumerate() {
-            let mask = given.get(sequence).copied().flatten();
+            let mask = given.get(sequence).and_then(Option::as_deref);
             let sample = Sample { how, ..Sample::greedy() };
             let right = choose(&mut gpu.logits(sequence)?, sample, mask, FIRST.1 + STEPS).id;
             ensure!(
@@ -147,7 +148,7 @@ fn late(gpu: &mut CudaEngine, tables: &[Vec<PageId>], vocabulary: u32) -> Result
     );
     ensure!(gpu.sample(&mut step, &[None]).is_err(), "one mask for two rows was accepted");
     let given = mask(1, 0, vocabulary);
-    gpu.sample(&mut step, &[None, Some(&given)])?;
+    gpu.sample(&mut step, &[None, Some(given)])?;
     let output = loop {
         if let Some(output) = gpu.poll(&mut step)? {
             break output;

@@ -1,5 +1,7 @@
 //! The engine of a process. Steps take a random time and may fail. They may access only pages that a sequence holds.
 
+use std::collections::BTreeSet;
+
 use actors::buffer_manager::state::PageUse;
 use actors::effect::{Endpoint, to};
 use actors::messages::{PlannedChunk, RunStep, StepFinished, StepResult};
@@ -25,6 +27,10 @@ impl World {
         let most = self.plan.step_rows as usize;
         if rows > most {
             self.fail(format!("a step of {node} has {rows} rows, but its engine takes at most {most}"));
+        }
+        let mut keys = BTreeSet::new();
+        if let Some(chunk) = plan.chunks.iter().find(|chunk| !keys.insert(chunk.key)) {
+            self.fail(format!("a step of {node} has two chunks of the sequence with key {}", chunk.key));
         }
         let process = &mut self.nodes[node];
         follow(&mut plan, &process.sampled);

@@ -106,8 +106,7 @@ impl Body {
         Ok(())
     }
 
-    /// Parses the body and calls `work` with its fields. A long body is parsed on a thread pool, so that it does not delay the streams of
-    /// the HTTP worker. The thread finishes its work even if the client has left.
+    /// Parses the body and calls `work` with its fields. A long body is parsed on a [thread pool](InputMemory::run_long).
     ///
     /// # Errors
     /// 400 if the body is not a JSON object, and the errors of `work`.
@@ -121,13 +120,11 @@ impl Body {
             return work(&Fields::parse(&self.bytes)?, reader);
         }
         let (model, memory) = (Arc::clone(&frontend.model), frontend.memory.clone());
-        let turn = frontend.memory.reader().await;
         let work = move || {
-            let (_turn, body) = (turn, self);
+            let body = self;
             work(&Fields::parse(&body.bytes)?, Reader { model: &model, memory: &memory, is_long: true })
         };
-        let busy = |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server is busy; retry after a second");
-        web::block(work).await.map_err(busy)?
+        frontend.memory.run_long(work).await?
     }
 }
 

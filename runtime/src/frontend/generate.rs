@@ -1,7 +1,7 @@
 //! A request for completions: reads it, compiles its grammar, admits it, sends it to the proxy, and responds with whole answers or a stream.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actix::dev::SendError;
 use actix_web::http::header::CACHE_CONTROL;
@@ -9,7 +9,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use actors::finish::FinishRule;
 use actors::grammar::CompiledGrammar;
 use actors::request::{Generate, Refused, RequestError};
-use engine::Token;
+use engine::{Logprobs, Token};
 use tokio::time::timeout_at;
 
 use super::Frontend;
@@ -26,7 +26,7 @@ use super::reply::{EndRule, Finish, LiveRequest, Reply};
 use super::response::{Choice, DividedAnswer, Head, Said, TimingsReport, Usage, WholeAnswer, finish_word};
 use super::responses_api::Output;
 use super::stream::{Answers, EventShape, events, response_writer};
-use super::tokenizer::Detokenizer;
+use super::tokenizer::{Detokenizer, Tokenizer};
 
 /// Answers a request whose head has just arrived.
 pub(super) async fn generate(
@@ -68,7 +68,7 @@ pub(super) async fn generate(
     let Some(options) = ask.stream else {
         return match kind {
             ApiKind::Response => whole_response(&frontend, &head, &ask, started.await?).await,
-            _ => whole(&frontend, &head, &ask, started.await?).await,
+            _ => whole(&frontend, head, ask, started.await?).await,
         };
     };
     // A failure within the first `keep_alive` gets an HTTP status. After that, the response begins without a token.
@@ -87,7 +87,8 @@ pub(super) async fn generate(
         Err(_) => Answers::Waiting(started),
     };
     let (tokenizer, observed) = (frontend.model.tokenizer.clone(), frontend.observed.clone());
-    let shape = EventShape { head, ask, options, tokenizer, observed };
+    let memory = frontend.memory.clone();
+    let shape = EventShape { head, ask, options, tokenizer, observed, memory };
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream; charset=utf-8")
         .insert_header((CACHE_CONTROL, "no-cache"))
@@ -172,43 +173,63 @@ fn submit(
 /// The collected pieces of one choice.
 struct Collected {
     text: String,
-    /// The tokens of the prompt, if they are scored.
-    prompt: Vec<Token>,
+    /// The log probabilities of the prompt, if it is scored.
+    scores: Vec<Logprobs>,
     tokens: Vec<Token>,
     finish: Option<Finish>,
 }
 
-/// Waits for all answers and sends them in one response.
+/// Waits for all answers and sends them in one response. If prompts are scored, the body is written on a thread pool: its 262,144 numbers
+/// may take 80 ms.
 async fn whole(
     frontend: &Frontend,
-    head: &Head,
-    ask: &Ask,
+    head: Head,
+    ask: Arc<Ask>,
     mut choices: Choices,
 ) -> Result<HttpResponse, ApiError> {
     let begun = |choice| Collected {
         text: ask.prompt_of(choice).echo.clone(),
-        prompt: Vec::new(),
+        scores: Vec::new(),
         tokens: Vec::new(),
         finish: None,
     };
     let mut all: Vec<Collected> = (0..ask.choices()).map(begun).collect();
     while !choices.is_over() {
-        let (choice, piece) = choices.next().await.map_err(|failure| failed(frontend, head, &failure))?;
+        let (choice, piece) = choices.next().await.map_err(|failure| failed(frontend, &head, &failure))?;
         let collected = &mut all[choice];
-        choices.note_end(choice, &piece, head, &frontend.observed);
+        choices.note_end(choice, &piece, &head, &frontend.observed);
         collected.text += &piece.text;
-        if let Some(logprobs) = piece.prompt {
-            collected.prompt = ask.prompt_of(choice).scored(logprobs);
+        if let Some(scores) = piece.prompt {
+            collected.scores = scores;
         }
         collected.tokens.extend(piece.token);
         collected.finish = piece.finish.or(collected.finish.take());
     }
     let waited = choices.waited();
+    let tokenizer = Arc::clone(&frontend.model.tokenizer);
+    let is_scored = ask.scores.top().is_some();
+    let write = move || whole_body(&tokenizer, &head, &ask, all, waited);
+    let body = if is_scored { frontend.memory.run_long(write).await? } else { write() };
+    Ok(HttpResponse::Ok().content_type("application/json").body(body))
+}
+
+/// The body of the response with all answers.
+fn whole_body(
+    tokenizer: &Tokenizer,
+    head: &Head,
+    ask: &Ask,
+    mut all: Vec<Collected>,
+    waited: Duration,
+) -> String {
     let sampled = all.iter().map(|choice| choice.tokens.len() as u32).sum();
+    let scored = |(choice, collected): (usize, &mut Collected)| match ask.scores.top() {
+        Some(_) => ask.prompt_of(choice).scored(std::mem::take(&mut collected.scores)),
+        None => Vec::new(),
+    };
+    let prompts: Vec<Vec<Token>> = all.iter_mut().enumerate().map(scored).collect();
     let ids: Vec<Vec<u32>> =
         all.iter().map(|choice| choice.tokens.iter().map(|token| token.id).collect()).collect();
     let divided: Vec<Option<(DividedAnswer, bool)>> = all.iter().map(|choice| divided(ask, choice)).collect();
-    let tokenizer = &*frontend.model.tokenizer;
     let mut timings = None;
     let mut answers = Vec::with_capacity(all.len());
     for (index, ((choice, ids), divided)) in all.iter().zip(&ids).zip(&divided).enumerate() {
@@ -216,7 +237,8 @@ async fn whole(
         let plain = Said { text: Some(&choice.text), ..Said::default() };
         let (said, calls) = divided.as_ref().map_or((plain, false), |(parts, calls)| (parts.said(), *calls));
         timings = ask.return_timings.then(|| TimingsReport::new(finish.timings.clone(), waited));
-        let echoed = ask.scores.echoed.map_or(&[][..], |_| &choice.prompt);
+        let prompt = &prompts[index];
+        let echoed = ask.scores.echoed.map_or(&[][..], |_| prompt);
         answers.push(Choice {
             said,
             finish: finish_word(finish.reason, calls),
@@ -228,19 +250,14 @@ async fn whole(
                 echoed.iter().chain(&choice.tokens),
                 0,
             ),
-            prompt_logprobs: ask.scores.listed.map(|top| ScoredPrompt {
-                tokenizer,
-                tokens: &choice.prompt,
-                top,
-            }),
+            prompt_logprobs: ask.scores.listed.map(|top| ScoredPrompt { tokenizer, tokens: prompt, top }),
             token_ids: ask.return_token_ids.then_some((&*ask.prompt_of(index).tokens, &**ids)),
         });
     }
     let cached =
         all.iter().map(|choice| choice.finish.as_ref().map_or(0, |finish| finish.timings.cached_tokens));
     let usage = Usage::new(ask.prompt_tokens(), sampled).with_cached(cached, ask.n);
-    let answer = WholeAnswer { choices: answers, usage, timings };
-    Ok(HttpResponse::Ok().content_type("application/json").body(head.response(answer)))
+    head.response(WholeAnswer { choices: answers, usage, timings })
 }
 
 /// Waits for the answer and sends it as a response.

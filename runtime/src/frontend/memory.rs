@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use actix_web::http::StatusCode;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use actix_web::web;
+use tokio::sync::Semaphore;
 
 use super::api_error::ApiError;
 
-/// The memory budget for clients' requests, and the permits to parse long bodies. Cheap to clone; all clones share the same state.
+/// The memory budget for clients' requests, and the permits for long work. Cheap to clone; all clones share the same state.
 #[derive(Clone, Debug)]
 pub struct InputMemory(Arc<Budget>);
 
@@ -17,7 +18,7 @@ struct Budget {
     bytes: usize,
     used: AtomicUsize,
     room: TokenizeAllowance,
-    readers: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 /// Bytes taken from the budget. Dropping this value returns them.
@@ -28,21 +29,40 @@ pub(super) struct HeldBytes {
 }
 
 impl InputMemory {
-    /// A budget of this many bytes. At most `readers` long bodies are parsed at the same time.
-    pub fn new(bytes: usize, readers: usize) -> Self {
-        let readers = Arc::new(Semaphore::new(readers.max(1)));
+    /// A budget of this many bytes. At most `threads` threads do [long work](Self::run_long) at the same time.
+    pub fn new(bytes: usize, threads: usize) -> Self {
+        let permits = Arc::new(Semaphore::new(threads.max(1)));
         Self(Arc::new(Budget {
             bytes,
             used: AtomicUsize::new(0),
             room: TokenizeAllowance::new(bytes),
-            readers,
+            permits,
         }))
     }
 
-    /// Waits for a permit to parse a long body.
-    pub(super) async fn reader(&self) -> Option<OwnedSemaphorePermit> {
+    /// Does work of more than a few milliseconds, such as parsing a long body, on a thread pool, so that it does not delay the streams of
+    /// the HTTP worker. The thread finishes its work even if the client has left.
+    ///
+    /// # Errors
+    /// 503 if the thread pool takes no more work.
+    pub(super) async fn run_long<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
         // The semaphore is never closed.
-        Arc::clone(&self.0.readers).acquire_owned().await.ok()
+        let permit = Arc::clone(&self.0.permits).acquire_owned().await.ok();
+        let work = move || {
+            let _permit = permit;
+            work()
+        };
+        let busy = |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server is busy; retry after a second");
+        web::block(work).await.map_err(busy)
+    }
+
+    /// Takes the permits for long work until the returned value is dropped.
+    #[cfg(test)]
+    pub(super) fn stop_long_work(&self, threads: u32) -> tokio::sync::OwnedSemaphorePermit {
+        Arc::clone(&self.0.permits).try_acquire_many_owned(threads).unwrap()
     }
 
     /// Bytes in use.

@@ -18,6 +18,7 @@ use super::answer_parser::{AnswerParser, AnswerPart};
 use super::api_error::ApiError;
 use super::choices::{Choices, Failure};
 use super::logprobs::report;
+use super::memory::InputMemory;
 use super::observed::Observed;
 use super::openai::{ApiKind, Ask, StreamOptions};
 use super::reply::{Finish, Piece};
@@ -42,6 +43,7 @@ pub(super) struct EventShape {
     pub(super) options: StreamOptions,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) observed: Arc<Observed>,
+    pub(super) memory: InputMemory,
 }
 
 /// Progress of a choice.
@@ -67,12 +69,27 @@ pub(super) enum Answers {
 
 /// The state of a stream between two writes.
 struct Events {
-    shape: EventShape,
     answers: Answers,
+    writer: EventWriter,
+}
+
+/// Writes the events of an answer.
+struct EventWriter {
+    shape: EventShape,
     progress: Vec<ChoiceProgress>,
     /// Writes the events of a response. `None` for completions and chats.
     response: Option<ResponseWriter>,
     ended: bool,
+}
+
+/// A piece of an answer that has arrived.
+struct Arrived {
+    /// The choice and its piece, or the error that ends the stream.
+    piece: Result<(usize, Piece), ApiError>,
+    /// See [`Choices::waited`].
+    waited: Duration,
+    /// No other piece follows.
+    is_last: bool,
 }
 
 /// The body of a streamed answer. It sends a comment if it is silent for `keep_alive`. Dropping it aborts the request.
@@ -87,9 +104,9 @@ pub(super) fn events(
     let progress = (0..shape.ask.choices()).map(progress).collect();
     let is_response = shape.head.kind == ApiKind::Response;
     let response = is_response.then(|| response_writer(&shape.head, &shape.ask));
-    let events = Events { shape, answers, progress, response, ended: false };
-    unfold(events, move |mut events| async move {
-        if events.ended {
+    let writer = EventWriter { shape, progress, response, ended: false };
+    unfold(Events { answers, writer }, move |mut events| async move {
+        if events.writer.ended {
             return None;
         }
         let Ok(first) = timeout(keep_alive, events.next()).await else {
@@ -97,9 +114,9 @@ pub(super) fn events(
         };
         let mut out = String::new();
         let mut next = Some(first);
-        while let Some(piece) = next {
-            events.write(piece, &mut out);
-            let full = events.ended || out.len() >= WRITE_BYTES;
+        while let Some(arrived) = next {
+            (events, out) = events.write(arrived, out).await?;
+            let full = events.writer.ended || out.len() >= WRITE_BYTES;
             next = if full { None } else { events.next_now() };
         }
         Some((Ok(Bytes::from(out)), events))
@@ -150,52 +167,80 @@ fn write_all_but_last<'a>(
     Delta { adds: last, ..delta }
 }
 
+impl EventShape {
+    /// Notes the end of an answer.
+    fn arrived(&self, choices: &mut Choices, piece: Result<(usize, Piece), Failure>) -> Arrived {
+        if let Ok((choice, piece)) = &piece {
+            choices.note_end(*choice, piece, &self.head, &self.observed);
+        }
+        let is_last = piece.is_err() || choices.is_over();
+        let piece = piece.map_err(|failure| failed(self, &failure));
+        Arrived { piece, waited: choices.waited(), is_last }
+    }
+}
+
 impl Events {
     /// Waits for the next piece of any answer. The future may be dropped and created again.
-    async fn next(&mut self) -> Result<(usize, Piece), ApiError> {
+    async fn next(&mut self) -> Arrived {
         loop {
             match &mut self.answers {
-                Answers::Waiting(started) => {
-                    let choices = started.await?;
-                    self.answers = Answers::Running(choices);
-                }
+                Answers::Waiting(started) => match started.await {
+                    Ok(choices) => self.answers = Answers::Running(choices),
+                    Err(error) => {
+                        return Arrived { piece: Err(error), waited: Duration::ZERO, is_last: true };
+                    }
+                },
                 Answers::Running(choices) => {
-                    return choices.next().await.map_err(|failure| failed(&self.shape, &failure));
+                    let piece = choices.next().await;
+                    return self.writer.shape.arrived(choices, piece);
                 }
             }
         }
     }
 
     /// The next piece, if one has arrived.
-    fn next_now(&mut self) -> Option<Result<(usize, Piece), ApiError>> {
+    fn next_now(&mut self) -> Option<Arrived> {
         let Answers::Running(choices) = &mut self.answers else { return None };
-        Some(choices.next_now()?.map_err(|failure| failed(&self.shape, &failure)))
+        let piece = choices.next_now()?;
+        Some(self.writer.shape.arrived(choices, piece))
     }
 
-    fn write(&mut self, piece: Result<(usize, Piece), ApiError>, out: &mut String) {
+    /// Writes a piece to `out`. The log probabilities of a prompt are written on a thread pool: 262,144 of them may take 80 ms. Returns
+    /// `None` if the pool takes no more work.
+    async fn write(self, arrived: Arrived, mut out: String) -> Option<(Self, String)> {
+        let Self { answers, mut writer } = self;
+        let is_scored = arrived.piece.as_ref().is_ok_and(|(_, piece)| piece.prompt.is_some());
+        if !is_scored {
+            writer.write(arrived, &mut out);
+            return Some((Self { answers, writer }, out));
+        }
+        let memory = writer.shape.memory.clone();
+        let write = move || {
+            writer.write(arrived, &mut out);
+            (writer, out)
+        };
+        let (writer, out) = memory.run_long(write).await.ok()?;
+        Some((Self { answers, writer }, out))
+    }
+}
+
+impl EventWriter {
+    fn write(&mut self, arrived: Arrived, out: &mut String) {
+        let Arrived { piece, waited, is_last } = arrived;
+        self.ended = is_last;
         match (piece, &mut self.response) {
-            (Ok((choice, piece)), Some(response)) => {
-                let Answers::Running(choices) = &mut self.answers else { return };
-                choices.note_end(choice, &piece, &self.shape.head, &self.shape.observed);
-                response.push(&piece, &mut Output::Events(out));
-                self.ended = choices.is_over();
-            }
-            (Err(error), Some(response)) => {
-                response.fail(&error.message, &mut Output::Events(out));
-                self.ended = true;
-            }
-            (Ok((choice, piece)), None) => self.write_piece(choice, piece, out),
+            (Ok((_, piece)), Some(response)) => response.push(&piece, &mut Output::Events(out)),
+            (Err(error), Some(response)) => response.fail(&error.message, &mut Output::Events(out)),
+            (Ok((choice, piece)), None) => self.write_piece(choice, piece, waited, out),
             (Err(error), None) => {
                 frame(&error.body(), out);
                 frame(DONE, out);
-                self.ended = true;
             }
         }
     }
 
-    fn write_piece(&mut self, index: usize, mut piece: Piece, out: &mut String) {
-        let Answers::Running(choices) = &mut self.answers else { return };
-        let EventShape { head, ask, options, tokenizer, observed } = &self.shape;
+    fn write_piece(&mut self, index: usize, mut piece: Piece, waited: Duration, out: &mut String) {
+        let EventShape { head, ask, options, tokenizer, .. } = &self.shape;
         let prompt = ask.prompt_of(index);
         let progress = &mut self.progress[index];
         let first = !std::mem::replace(&mut progress.started, true);
@@ -214,8 +259,6 @@ impl Events {
             progress.characters += tokens.map(|token| tokenizer.characters_of(token.id)).sum::<usize>();
         }
         let finish = piece.finish.as_ref();
-        let waited = choices.waited();
-        choices.note_end(index, &piece, head, observed);
         progress.cached = finish.map_or(0, |finish| finish.timings.cached_tokens);
         let report_of = |finish: &Finish| TimingsReport::new(finish.timings.clone(), waited);
         let mut timings = finish.filter(|_| ask.return_timings).map(report_of);
@@ -248,7 +291,7 @@ impl Events {
         if delta.is_needed() {
             frame(&head.chunk(delta), out);
         }
-        if choices.is_over() {
+        if self.ended {
             if options.include_usage {
                 let tokens = self.progress.iter().map(|progress| progress.tokens).sum();
                 let cached = self.progress.iter().map(|progress| progress.cached);
@@ -256,7 +299,6 @@ impl Events {
                 frame(&head.usage_chunk(usage, timings), out);
             }
             frame(DONE, out);
-            self.ended = true;
         }
     }
 }

@@ -127,8 +127,7 @@ impl Flight {
             Some(Err(_)) | None => None,
         };
         let words: Vec<Option<TokenMask>> = masks.iter().map(words).collect();
-        let slices: Vec<Option<&[u32]>> = words.iter().map(Option::as_deref).collect();
-        if let Err(error) = engine.sample(step, &slices) {
+        if let Err(error) = engine.sample(step, &words) {
             return self.fail(error);
         }
         self.is_sampled = true;

@@ -175,6 +175,7 @@ fn cached_pages_are_neither_computed_nor_sent() {
 fn a_prompt_that_cannot_be_prefilled_is_refused() {
     let mut state = state();
     let strange = StartPrefill { prompt: vec![1, 100], ..prefill(1) };
+    let scored = StartPrefill { prompt_logprobs: Some(0), resident: 4, ..prefill(10) };
     for (start, expect) in [
         (prefill(0), "empty"),
         (prefill(33), "needs 9 pages"),
@@ -182,6 +183,7 @@ fn a_prompt_that_cannot_be_prefilled_is_refused() {
         (strange, "token 100"),
         (StartPrefill { resident: 4, ..prefill(4) }, "4 of 4 tokens"),
         (StartPrefill { resident: 3, ..prefill(9) }, "3 of 9 tokens"),
+        (scored, "4 resident tokens have no log probabilities"),
     ] {
         let effects = state.on_prefill(Instant::now(), start);
         let (fault, reason) = told_failed(&effects).expect("a prompt that is not prefilled");

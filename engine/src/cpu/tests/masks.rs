@@ -1,13 +1,14 @@
 //! Constrained samples: a step with them takes no sample before it gets their masks.
 
 use super::*;
+use crate::TokenMask;
 use crate::sampling::Sampling;
 
 /// The words of a mask that allows these tokens.
-fn mask(tokens: &[u32]) -> Vec<u32> {
+fn mask(tokens: &[u32]) -> TokenMask {
     let mut words = vec![0; Tiny::VOCABULARY.div_ceil(32) as usize];
     tokens.iter().for_each(|token| words[*token as usize / 32] |= 1 << (token % 32));
-    words
+    words.into()
 }
 
 fn chunk<'a>(sequence: u64, tokens: &'a [u32], pages: &'a [PageId], sample: Sample<'a>) -> Chunk<'a> {
@@ -41,7 +42,7 @@ fn constrained_rows_share_a_step_with_plain_ones() {
     assert!(matches!(engine.sample(&mut step, &[None]), Err(EngineError::BadMasks { .. })));
     assert_eq!(engine.is_computed(&step), Ok(true));
     let (of_first, of_third) = (mask(&[(best + 1) % Tiny::VOCABULARY]), mask(&[free[2].token.id, best]));
-    engine.sample(&mut step, &[Some(&of_first), Some(&of_third)]).unwrap();
+    engine.sample(&mut step, &[Some(of_first), Some(of_third.clone())]).unwrap();
     let output = engine.poll(&mut step).unwrap().unwrap().tokens;
     let ids: Vec<_> = output.iter().map(|sampled| (sampled.sequence, sampled.token.id)).collect();
     assert_eq!(ids, [(0, (best + 1) % Tiny::VOCABULARY), (1, free[1].token.id), (2, free[2].token.id)]);
@@ -49,7 +50,7 @@ fn constrained_rows_share_a_step_with_plain_ones() {
     assert!(matches!(engine.sample(&mut step, &[]), Err(EngineError::NotReady(_))));
 
     let mut step = engine.submit(&batch).unwrap();
-    engine.sample(&mut step, &[None, Some(&of_third)]).unwrap();
+    engine.sample(&mut step, &[None, Some(of_third)]).unwrap();
     let late = engine.poll(&mut step).unwrap().unwrap().tokens;
     assert_eq!(late.iter().map(|sampled| sampled.sequence).collect::<Vec<_>>(), [1, 2], "row 0 was late");
 }
@@ -65,7 +66,7 @@ fn log_probabilities_of_a_constrained_sample_are_the_models_own() {
     let second = free.top[1].0;
     let constrained = chunk(1, &tokens, &table, Sample { constrained: true, ..sample });
     let mut step = engine.submit(&[constrained]).unwrap();
-    engine.sample(&mut step, &[Some(&mask(&[second]))]).unwrap();
+    engine.sample(&mut step, &[Some(mask(&[second]))]).unwrap();
     let token = engine.poll(&mut step).unwrap().unwrap().tokens.remove(0).token;
     let logprobs = token.logprobs.unwrap();
     assert_eq!((token.id, logprobs.rank, logprobs.sampled), (second, 2, free.top[1].1));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, Recipient, System};
 use actix_web::dev::ServerHandle;
-use actors::grammar::{CompiledGrammar, Grammar, GrammarCompiler, GrammarError, GrammarSource, Matcher};
+use actors::grammar::{CompiledGrammar, GrammarCompiler, GrammarError, GrammarSource};
 use actors::request::{
     AbortOutcome, AbortRequest, FinishReason, Generate, Refused, RequestError, RequestId, Route, StreamEvent,
     Timings,
@@ -24,6 +24,7 @@ use super::super::{
     ServedModel, bind,
 };
 use super::http::{HttpClient, WAIT};
+use crate::grammar::testing::Nothing;
 
 /// Answers that the server computes at once.
 pub(super) const PERMITS: usize = 2;
@@ -57,13 +58,7 @@ impl GrammarCompiler for ScriptedCompiler {
             "busy" => return Err(GrammarError::Busy("all threads compile".to_owned())),
             _ => {}
         }
-        Ok(CompiledGrammar::new(source.clone(), Arc::new(ScriptedCompiler)))
-    }
-}
-
-impl Grammar for ScriptedCompiler {
-    fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
-        Err(GrammarError::Failed("the scripted proxy takes no matcher".to_owned()))
+        Ok(Nothing::compiled(source))
     }
 }
 

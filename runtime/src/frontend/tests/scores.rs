@@ -166,3 +166,28 @@ fn log_probabilities_of_prompts_are_limited_and_count_as_memory() {
     assert_eq!(waits.join().unwrap().0, 200);
     server.until_used(0..=0);
 }
+
+#[test]
+fn the_log_probabilities_of_prompts_are_written_on_the_thread_pool() {
+    let server = Server::start(Script::Echo);
+    let stopped = server.shared.memory.stop_long_work(2);
+    let post = |body: Value| {
+        let address = server.listener.local_addr().unwrap();
+        std::thread::spawn(move || super::http::HttpClient::new(address).post(COMPLETIONS, &body.to_string()))
+    };
+    let scored = [
+        json!({"prompt": "abc", "max_tokens": 1, "prompt_logprobs": 1}),
+        json!({"prompt": "abc", "max_tokens": 1, "echo": true, "logprobs": 1, "stream": true}),
+    ];
+    let mut answers = Vec::new();
+    for body in scored {
+        answers.push(post(body));
+        server.next_request();
+        let (status, text) = post(json!({"prompt": "abc", "max_tokens": 9, "stream": true})).join().unwrap();
+        assert_eq!((status, events(&text).len()), (200, 10));
+        server.next_request();
+        assert!(answers.iter().all(|answer| !answer.is_finished()), "no thread of the pool is free");
+    }
+    drop(stopped);
+    answers.into_iter().for_each(|answer| assert_eq!(answer.join().unwrap().0, 200));
+}

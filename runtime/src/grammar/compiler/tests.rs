@@ -2,20 +2,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use actors::grammar::Matcher;
-
 use super::*;
+use crate::grammar::testing::Nothing;
 
 /// Much longer than [`DEADLINE`].
 const WAIT: Duration = Duration::from_secs(60);
-
-struct Nothing;
-
-impl Grammar for Nothing {
-    fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
-        Err(GrammarError::Failed("none".to_owned()))
-    }
-}
 
 fn source(text: &str) -> GrammarSource {
     GrammarSource::Regex(text.to_owned())

@@ -39,16 +39,3 @@ fn log_probabilities_travel_in_bounded_frames_before_the_first_token() {
     state.on_cancel(KEY);
     assert_eq!(reported(&state.on_advanced(scored(3))), [], "the receiver does not want them any more");
 }
-
-#[test]
-fn resident_tokens_exclude_log_probabilities() {
-    let mut state = state();
-    let start = StartPrefill { prompt_logprobs: Some(0), resident: 4, ..prefill(10) };
-    let effects = state.on_prefill(Instant::now(), start);
-    assert!(
-        matches!(&effects[..], [Effect::PeerLink(ToPeerLink::SendFrame(send))]
-            if matches!(send.frame, Frame::PrefillFailed { fault: PrefillFault::Refused, .. })),
-        "{effects:?}"
-    );
-    assert!(state.is_empty());
-}

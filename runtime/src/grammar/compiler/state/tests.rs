@@ -1,23 +1,14 @@
-use std::sync::Arc;
-
-use actors::grammar::{Grammar, GrammarSource, Matcher};
+use actors::grammar::GrammarSource;
 
 use super::*;
-
-struct Nothing;
-
-impl Grammar for Nothing {
-    fn matcher(&self) -> Result<Box<dyn Matcher>, GrammarError> {
-        Err(GrammarError::Failed("none".to_owned()))
-    }
-}
+use crate::grammar::testing::Nothing;
 
 fn source(name: usize) -> GrammarSource {
     GrammarSource::Regex(name.to_string())
 }
 
 fn compiled(name: usize) -> Outcome {
-    Ok(CompiledGrammar::new(source(name), Arc::new(Nothing)))
+    Ok(Nothing::compiled(&source(name)))
 }
 
 fn named(next: &Next) -> &'static str {
