@@ -61,7 +61,10 @@ def ask(options, question, prompt):
 
 class Report:
     def __init__(self, decode):
-        self.decode, self.failures, self.ties, self.broken, self.tokens, self.worst = decode, [], [], [], 0, 0.0
+        self.decode = decode
+        self.failures, self.ties, self.broken = [], [], []
+        # Tokens that were compared, the largest difference of margins, and the smallest margin of transformers.
+        self.tokens, self.worst, self.smallest = 0, 0.0, float("inf")
         self.right = {"transformers": 0, "Baton": 0, "Baton, chat": 0}
         self.calls = dict.fromkeys(self.right, 0)
 
@@ -95,6 +98,7 @@ class Report:
         assert len(ids) == len(margins), (len(ids), len(margins))
         for place, ((token, second, gap), other, other_gap) in enumerate(zip(expected, ids, margins)):
             self.tokens += 1
+            self.smallest = min(self.smallest, gap)
             if token == other:
                 self.worst = max(self.worst, abs(gap - other_gap))
                 continue
@@ -111,6 +115,7 @@ class Report:
         if self.worst >= NEAR_TIE:
             self.failures.append(f"a margin differs by {self.worst:.1e}")
         print(f"{asked} questions, {self.tokens} tokens compared. The margin of the first token over the second differs by {self.worst:.1e} or less.")
+        print(f"The smallest margin of transformers is {self.smallest:.1e}.")
         print(f"{len(self.ties)} answers differ after a near tie (below {NEAR_TIE}):", *self.ties, sep="\n  ")
         print(f"{len(self.broken)} calls have arguments that are not JSON:", *self.broken, sep="\n  ")
         for side in self.right:
