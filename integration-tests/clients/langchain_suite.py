@@ -3,7 +3,7 @@
 The environment variable BASE_URL names the server, such as http://127.0.0.1:9000. The suite asks for calls of tools, structured output, streams and usage
 through langchain-openai. Tests that a model is too small for are expected to fail.
 
-With SETTINGS=default, requests have no sampling parameters and no limit of tokens, as in langchain-tests itself.
+With SETTINGS=default, requests have no sampling parameters, as in langchain-tests itself, and a limit of 512 tokens.
 
 langchain-openai shares its connections between tests. With one event loop per test, which is the default of pytest-asyncio, the second asynchronous test
 that uses a connection fails with "Event loop is closed". `-o asyncio_default_test_loop_scope=session` avoids that.
@@ -23,7 +23,7 @@ MODEL = openai.OpenAI(base_url=BASE_URL, api_key="none").models.list().data[0].i
 SEED = {"SmolLM2-135M-Instruct": 5}.get(MODEL, 3)
 # Without a penalty, small models repeat a sentence until the limit.
 TUNED = {"temperature": 0.7, "seed": SEED, "frequency_penalty": 0.5, "max_tokens": 128}
-SETTINGS = {"tuned": TUNED, "default": {}}[os.environ.get("SETTINGS", "tuned")]
+SETTINGS = {"tuned": TUNED, "default": {"max_tokens": 512}}[os.environ.get("SETTINGS", "tuned")]
 EXPECTED_FAILURES = {
     "SmolLM2-135M-Instruct": {
         "test_json_mode": "any object is allowed, and the model writes one without end",
