@@ -85,6 +85,14 @@ fn answers_of_one_process_follow_their_grammars() -> Result<()> {
         answer["choices"][0]["message"]["content"].as_str().is_some_and(|text| text.starts_with('{')),
         "{answer}"
     );
+    // The model has no tokens for these characters.
+    let (status, answer) = chat(&address, json!({"guided_regex": "(yes|no)[\u{13}\u{14}]"}))?;
+    assert_eq!(status, 200, "{answer}");
+    assert!(["yes", "no"].contains(&&*text(&answer)?), "{answer}");
+    let (status, answer) = chat(&address, json!({"guided_choice": ["yes", "no\u{13}"]}))?;
+    let message = answer["error"]["message"].as_str().unwrap_or_default();
+    assert_eq!((status, &answer["error"]["param"]), (400, &json!("guided_choice")), "{answer}");
+    assert!(message.contains(r#"the model has no tokens for the string "no\u{13}""#), "{answer}");
     let (status, answer) =
         chat(&address, json!({"guided_json": {"properties": {"a": {"uniqueItems": true}}}}))?;
     let message = answer["error"]["message"].as_str().unwrap_or_default();

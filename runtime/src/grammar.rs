@@ -5,7 +5,7 @@
 //! - `schema` prepares every schema, also those inside Lark grammars, which `lark_text` finds. `references` decodes the references of schemas,
 //!   and `closed` closes their objects.
 //! - `limits` refuses sources that the library does not support, or that would take it too long or too much memory.
-//! - `endless` finds grammars with rules that no text completes.
+//! - `dead_ends` finds grammars with a part that no text completes.
 //!
 //! **Time.** A compilation runs on a thread of its own with a stack of [`STACK_BYTES`]. When it has used [`CPU_TIME_MAX`], its requests are
 //! refused as wrong. The thread cannot be stopped, so it runs on until the library returns, and the outcome is cached. At most [`THREADS`]
@@ -21,7 +21,7 @@
 
 mod closed;
 mod compiler;
-mod endless;
+mod dead_ends;
 mod lark_text;
 mod library;
 mod limits;

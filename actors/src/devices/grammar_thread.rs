@@ -1,4 +1,4 @@
-//! The OS thread that compiles the grammars of receivers for the prefiller. A compilation takes up to about a second, so it must not run on an
+//! The OS thread that compiles the grammars of receivers for the prefiller. A compilation may block for several seconds, so it must not run on an
 //! arbiter. A panic of the grammar library ends the compilation and nothing else.
 
 use std::sync::Arc;

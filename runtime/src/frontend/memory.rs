@@ -29,7 +29,7 @@ pub(super) struct HeldBytes {
 }
 
 impl InputMemory {
-    /// A budget of this many bytes. At most `threads` threads do [long work](Self::run_long) at the same time.
+    /// A budget of this many bytes. At most `threads` threads do long work at the same time.
     pub fn new(bytes: usize, threads: usize) -> Self {
         let permits = Arc::new(Semaphore::new(threads.max(1)));
         Self(Arc::new(Budget {

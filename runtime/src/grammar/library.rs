@@ -10,7 +10,7 @@ use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::SimpleVob;
 
 use super::compiler::Compiler;
-use super::endless::is_endless;
+use super::dead_ends::has_dead_end;
 use super::lark_text::LarkText;
 use super::limits;
 use super::schema;
@@ -22,6 +22,9 @@ const TABLE_BYTES_MAX: usize = 8 << 20;
 
 /// Longest text of an error of the library, in characters. The library quotes lines of the source.
 const MESSAGE_MAX: usize = 400;
+
+/// Longest part of a string in a message, in characters.
+const STRING_MAX: usize = 40;
 
 /// The compiler for one model. Its first grammar takes longer, because it builds the trie of tokens: about 0.2 s for 49,152 tokens and
 /// 0.6 s for 128,256.
@@ -132,8 +135,9 @@ impl Library {
             );
             return Err(GrammarError::TooLarge(message));
         }
-        if is_endless(parser.parser.grammar()) {
-            let message = "an answer could not end: a rule or a schema contains itself in every case";
+        if has_dead_end(parser.parser.grammar(), self.factory.limits().clone()) {
+            let message = "a part of the grammar matches no finite text, for example because it contains itself in every case; \
+                           an answer that reached it could not end";
             return Err(GrammarError::Invalid(message.to_owned()));
         }
         let mut start = llguidance::Matcher::new(Ok(parser));
@@ -147,7 +151,8 @@ impl Library {
     fn check_strings(&self, strings: &[String]) -> Result<(), GrammarError> {
         let missing = |string: &&String| string.bytes().any(|byte| !self.bytes[usize::from(byte)]);
         let Some(string) = strings.iter().find(missing) else { return Ok(()) };
-        let message = format!("the model has no tokens for the string {:?}", limits::cut(string));
+        let begin: String = string.chars().take(STRING_MAX).collect();
+        let message = format!("the model has no tokens for the string {begin:?}");
         Err(GrammarError::Invalid(message))
     }
 }

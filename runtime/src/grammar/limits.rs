@@ -210,7 +210,7 @@ impl Refused {
 }
 
 /// A name as it appears in a message.
-pub(super) fn cut(name: &str) -> String {
+fn cut(name: &str) -> String {
     let mut rest = name.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut cut: String = rest.by_ref().take(40).collect();
     cut.extend(rest.next().map(|_| '…'));

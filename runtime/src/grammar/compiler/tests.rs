@@ -8,8 +8,13 @@ use crate::grammar::testing::Nothing;
 /// Much longer than anything takes.
 const WAIT: Duration = Duration::from_secs(60);
 
-/// A compilation that takes more CPU time than the tests grant.
-const SLOW: Duration = Duration::from_millis(100);
+/// Bounds that nothing reaches.
+const LAX: Bounds = Bounds { cpu_time: WAIT, patience: WAIT };
+
+const SHORT: Duration = Duration::from_millis(100);
+
+/// Bounds on the CPU time alone.
+const STRICT: Bounds = Bounds { cpu_time: SHORT, patience: WAIT };
 
 fn source(text: &str) -> GrammarSource {
     GrammarSource::Regex(text.to_owned())
@@ -17,18 +22,18 @@ fn source(text: &str) -> GrammarSource {
 
 /// Compiles sources that begin with `stuck` once `release` is dropped, and keeps a core busy meanwhile. Sources that begin with `blocked` wait
 /// without using CPU time. Panics on `panic`.
-fn compiler(patience: Duration, compiled: Arc<AtomicUsize>) -> (Compiler, mpsc::Sender<()>) {
+fn compiler(bounds: Bounds, compiled: Arc<AtomicUsize>) -> (Compiler, mpsc::Sender<()>) {
     let (release, released) = mpsc::channel::<()>();
     let released = Mutex::new(released);
     let is_released =
         move || matches!(released.lock().unwrap().try_recv(), Err(mpsc::TryRecvError::Disconnected));
-    let compiler = Compiler::bounded(Bounds { cpu_time: SLOW, patience }, move |source| {
+    let compiler = Compiler::bounded(bounds, move |source| {
         compiled.fetch_add(1, Ordering::Relaxed);
         match source.text() {
             text if text.starts_with("stuck") => {
                 let clock = CpuClock::of_this_thread();
                 while !is_released() {
-                    if clock.used() > 2 * SLOW {
+                    if clock.used() > 2 * SHORT {
                         std::thread::sleep(Duration::from_millis(1));
                     }
                 }
@@ -41,7 +46,7 @@ fn compiler(patience: Duration, compiled: Arc<AtomicUsize>) -> (Compiler, mpsc::
                 Ok(Arc::new(Nothing))
             }
             "delayed" => {
-                std::thread::sleep(3 * SLOW);
+                std::thread::sleep(3 * SHORT);
                 Ok(Arc::new(Nothing))
             }
             "panic" => panic!("on purpose"),
@@ -54,10 +59,10 @@ fn compiler(patience: Duration, compiled: Arc<AtomicUsize>) -> (Compiler, mpsc::
 
 #[test]
 fn a_busy_machine_refuses_no_grammar() {
-    let (compiler, release) = compiler(WAIT, Arc::default());
+    let (compiler, release) = compiler(STRICT, Arc::default());
     assert!(compiler.compile(&source("delayed")).is_ok(), "it has used no CPU time");
     drop(release);
-    let (compiler, release) = self::compiler(SLOW, Arc::default());
+    let (compiler, release) = self::compiler(Bounds { patience: SHORT, ..LAX }, Arc::default());
     let refused = compiler.compile(&source("blocked")).err();
     let busy = "the server is too busy to compile the grammar; retry later".to_owned();
     assert_eq!(refused, Some(GrammarError::Busy(busy)));
@@ -86,7 +91,7 @@ fn until(is_true: impl Fn() -> bool) {
 
 #[test]
 fn a_panic_costs_its_source_only() {
-    let (compiler, _release) = compiler(WAIT, Arc::default());
+    let (compiler, _release) = compiler(LAX, Arc::default());
     let panicked = GrammarError::Panicked("on purpose".to_owned());
     assert_eq!(compiler.compile(&source("panic")).err(), Some(panicked));
     assert_eq!(compiler.compile(&source("bad")).err(), Some(GrammarError::Invalid("bad".to_owned())));
@@ -97,7 +102,7 @@ fn a_panic_costs_its_source_only() {
 #[test]
 fn outcomes_are_cached() {
     let compiled = Arc::new(AtomicUsize::new(0));
-    let (compiler, _release) = compiler(WAIT, compiled.clone());
+    let (compiler, _release) = compiler(LAX, compiled.clone());
     assert!(compiler.cached(&source("a")).is_none());
     for _ in 0..3 {
         assert!(compiler.compile(&source("a")).is_ok());
@@ -110,7 +115,7 @@ fn outcomes_are_cached() {
 #[test]
 fn stuck_compilations_are_refused_and_others_still_compile() {
     let compiled = Arc::new(AtomicUsize::new(0));
-    let (compiler, release) = compiler(WAIT, compiled.clone());
+    let (compiler, release) = compiler(STRICT, compiled.clone());
     std::thread::scope(|scope| {
         // Two requests for each source. They compile once.
         let names = (1..THREADS).flat_map(|n| [format!("stuck {n}"), format!("stuck {n}")]);
@@ -131,7 +136,7 @@ fn stuck_compilations_are_refused_and_others_still_compile() {
     assert!(matches!(compiler.compile(&source("stuck last")), Err(GrammarError::TooLarge(_))));
     let late = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| compiler.compile(&source("b")));
-        std::thread::sleep(SLOW);
+        std::thread::sleep(SHORT);
         assert!(!waiting.is_finished(), "no thread is left");
         drop(release);
         waiting.join()
@@ -144,7 +149,7 @@ fn stuck_compilations_are_refused_and_others_still_compile() {
 
 #[test]
 fn long_sources_are_refused() {
-    let (compiler, _release) = compiler(WAIT, Arc::default());
+    let (compiler, _release) = compiler(LAX, Arc::default());
     let long = source(&"a".repeat(GrammarSource::BYTES_MAX + 1));
     assert!(matches!(compiler.compile(&long), Err(GrammarError::TooLarge(_))));
     assert!(compiler.compile(&source(&"a".repeat(GrammarSource::BYTES_MAX))).is_ok());
