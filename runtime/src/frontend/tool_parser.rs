@@ -148,7 +148,7 @@ pub(super) struct ToolParser {
     begun: bool,
     /// Inside Mistral's list of calls.
     in_list: bool,
-    /// The answer has ended inside the arguments of a call.
+    /// The arguments of a call that counts are not complete.
     is_cut: bool,
     out: Vec<ToolDelta>,
 }
@@ -186,7 +186,7 @@ impl ToolParser {
         }
     }
 
-    /// True if the answer has ended inside the arguments of a call that counts.
+    /// True if the arguments of a call that counts are not complete: the answer has ended inside them, or they are not JSON.
     pub(super) fn is_cut(&self) -> bool {
         self.is_cut
     }
@@ -204,7 +204,7 @@ impl ToolParser {
         match std::mem::replace(&mut self.state, State::Text) {
             State::Call { raw, counts: false, .. } => self.content(&raw),
             State::Call { reader, .. } => {
-                self.is_cut = reader.is_in_arguments() && (self.calls == 1 || !self.only_one);
+                self.is_cut |= reader.is_in_arguments() && self.passes_on();
             }
             State::Text | State::After => {}
         }
@@ -330,7 +330,7 @@ impl ToolParser {
                     self.begin(name);
                 }
             }
-            let State::Call { raw, counts, .. } = &mut self.state else { break };
+            let State::Call { reader, raw, counts, .. } = &mut self.state else { break };
             match step {
                 Step::More if *counts => {}
                 Step::More => raw.push(c),
@@ -341,9 +341,10 @@ impl ToolParser {
                     return true;
                 }
                 Step::Broken => {
-                    let (raw, counts) = (std::mem::take(raw), *counts);
+                    let (raw, counts, inside) = (std::mem::take(raw), *counts, reader.is_in_arguments());
                     self.text = text[at..].to_owned();
                     if counts {
+                        self.is_cut |= inside && self.passes_on();
                         self.arguments(&arguments);
                         self.state = State::After;
                     } else {
@@ -370,16 +371,21 @@ impl ToolParser {
         }
     }
 
+    /// True if the last call is part of the answer.
+    fn passes_on(&self) -> bool {
+        self.calls <= 1 || !self.only_one
+    }
+
     fn begin(&mut self, name: String) {
         self.begun = true;
         self.calls += 1;
-        if self.calls == 1 || !self.only_one {
+        if self.passes_on() {
             self.out.push(ToolDelta::Call(name));
         }
     }
 
     fn arguments(&mut self, text: &str) {
-        if text.is_empty() || (self.calls > 1 && self.only_one) {
+        if text.is_empty() || !self.passes_on() {
             return;
         }
         match self.out.last_mut() {

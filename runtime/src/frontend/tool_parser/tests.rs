@@ -252,4 +252,10 @@ fn an_answer_can_end_inside_arguments() {
     check(ToolFormat::Mistral, false, "[TOOL_CALLS]add[ARGS]{\"a\": 1}", false);
     check(ToolFormat::Llama3Json, false, "{\"name\": \"add\", \"parameters\": {\"a\": 1", true);
     check(ToolFormat::Llama3Json, false, "{\"name\": \"other\", \"parameters\": {\"a\": 1", false);
+    // Arguments that stop being JSON are not complete either, also if a call follows.
+    let broken = "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 5, // comment\n}}</tool_call>";
+    check(ToolFormat::Hermes, false, broken, true);
+    check(ToolFormat::Hermes, false, &format!("{broken}{call}"), true);
+    check(ToolFormat::Hermes, true, &format!("{call}{broken}"), false);
+    check(ToolFormat::Mistral, false, "[TOOL_CALLS]add[ARGS]{\"a\": 1 # comment\n}", true);
 }
