@@ -243,7 +243,7 @@ table! {
         AbortAll: Post from [Node], "one per process";
         PagesReserved: Post from [BufferManager], "one per ReservePages";
         PagesDenied: Post from [BufferManager], "one per ReservePages or GrowPages";
-        PagesGrown: Post from [BufferManager], "one per GrowPages";
+        PagesGrown: Post from [BufferManager], "one per GrowPages or ComputeHere";
         PagesShort: Post from [BufferManager], "one per ReleasePages";
         PagesAdopted: Post from [BufferManager], "credits";
         PageRejected: Post from [BufferManager], "one per session";
@@ -260,6 +260,7 @@ table! {
     ToBufferManager, BufferManager, buffer_manager {
         ReservePages: Post from [Decoder, Prefiller], "one per request, and one each time that the request resumes";
         GrowPages: Post from [Decoder], "one per running sequence";
+        ComputeHere: Post from [Decoder], "one per ReservePages";
         PagesComputed: Post from [Decoder, Prefiller], "two per sequence";
         ReleasePages: Post from [Decoder, Prefiller], "one per ReservePages";
         SessionOpened: Post from [PeerLink], "one per session";

@@ -99,7 +99,7 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "forget a lost sender's requests",
         "actors/src/decoder/state.rs",
-        "lost.into_iter().flat_map(|request| self.recompute(request)).collect()",
+        "lost.into_iter().flat_map(|request| self.compute_here(request, PrefillOutcome::Failed)).collect()",
         "drop(lost);\n        Vec::new()",
     ),
     mutant(
@@ -208,8 +208,8 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "promise pages that lost sessions may still write",
         "actors/src/buffer_manager/state.rs",
-        "self.config.pages.saturating_sub(self.config.ring_pages + self.rings.quarantined())",
-        "self.config.pages.saturating_sub(self.config.ring_pages)",
+        "self.config.pages.saturating_sub(self.config.ring_pages + quota + self.rings.quarantined())",
+        "self.config.pages.saturating_sub(self.config.ring_pages + quota)",
     ),
     mutant(
         "forget a session that may still write",

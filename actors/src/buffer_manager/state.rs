@@ -21,9 +21,15 @@
 //! A reservation that can never fit is denied at once. A request may use the pages that neither the ring nor the quarantine
 //! claims. The quarantine may grow while requests wait; waiting reservations that no longer fit are then denied too.
 //!
+//! **Two processes that prefill for each other must not wait for each other's pages.** So such a process keeps a quota of pages
+//! (`node.prefill_pages`) for the prompts of its peers. Credits, growth and own reservations never take these pages, and a peer's
+//! reservation gets its pages from the quota at once or is denied. It never waits. A page that an own request shares counts as the own
+//! request's page.
+//!
 //! A page that a sequence has filled stays cached after the sequence ends, until the pool needs the page. The next sequence that
 //! begins with the same tokens and has the same salt shares it. Only a page that no sequence holds and that is not cached becomes a credit.
 
+mod holders;
 mod landing;
 mod rings;
 mod serving;
@@ -39,8 +45,10 @@ use engine::PageId;
 use super::prefix_cache::PrefixCache;
 use crate::effect::{Effect, ToBufferManager, to};
 use crate::messages::{
-    GrowPages, PagesComputed, PagesDenied, ReservePages, ReservePriority, RoomChanged, SequenceId, SessionId,
+    GrowPages, PagesComputed, PagesDenied, PagesGrown, ReservePages, ReservePriority, RoomChanged,
+    SequenceId, SessionId,
 };
+use holders::Holders;
 use rings::Rings;
 
 /// Upper bound of the bytes under credit for one session's start-up measurement.
@@ -117,6 +125,10 @@ pub struct PoolConfig {
     pub page_tokens: u32,
     /// Bytes of a page.
     pub page_bytes: u64,
+    /// Pages that only prompts of peers may use, for a process that prefills for peers and whose peers prefill for it
+    /// (`node.prefill_pages`). `None`: reservations of peers wait in the same queue as own ones. That is safe in a process that waits for no
+    /// peer.
+    pub prefill_pages: Option<u32>,
     /// Whether sequences share pages that hold the same tokens (`engine.prefix_cache`).
     pub sharing: bool,
     /// Whether pages are taken in a pseudo-random order, as from a pool that has been in use for long. Only measurements set it.
@@ -130,8 +142,7 @@ pub struct PoolState {
     free: BTreeSet<u32>,
     cache: PrefixCache,
     holdings: HashMap<SequenceId, Holding>,
-    /// Number of sequences that hold each page. A page without an entry is held by no sequence.
-    holders: HashMap<PageId, u32>,
+    holders: Holders,
     /// Sum of the landing counts of all sequences.
     landing: u32,
     growing: VecDeque<GrowPages>,
@@ -155,7 +166,7 @@ impl PoolState {
             free: (0..config.pages).collect(),
             cache: PrefixCache::new(config.page_tokens),
             holdings: HashMap::new(),
-            holders: HashMap::new(),
+            holders: Holders::default(),
             landing: 0,
             growing: VecDeque::new(),
             sent_short: false,
@@ -173,6 +184,7 @@ impl PoolState {
         let mut effects = match mail {
             ToBufferManager::ReservePages(reserve) => self.on_reserve(reserve),
             ToBufferManager::GrowPages(grow) => self.on_grow(grow),
+            ToBufferManager::ComputeHere(here) => self.on_compute_here(here.sequence),
             ToBufferManager::PagesComputed(computed) => self.on_computed(&computed),
             ToBufferManager::ReleasePages(release) => self.on_release(release.sequence),
             ToBufferManager::SessionOpened(opened) => self.on_session_opened(opened),
@@ -233,13 +245,22 @@ impl PoolState {
         self.cache.contains(page)
     }
 
-    /// Number of pages that one request may use: the pool without the ring and the quarantine. The ring may claim all its pages
-    /// at any time.
+    /// Number of pages that one own request may use: the pool without the ring, the quota and the quarantine. The ring may claim all its
+    /// pages at any time.
     fn usable(&self) -> u32 {
-        self.config.pages.saturating_sub(self.config.ring_pages + self.rings.quarantined())
+        let quota = self.config.prefill_pages.unwrap_or_default();
+        self.config.pages.saturating_sub(self.config.ring_pages + quota + self.rings.quarantined())
+    }
+
+    /// The pages of the quota that no prompt of a peer uses.
+    fn quota(&self) -> u32 {
+        self.config.prefill_pages.unwrap_or_default().saturating_sub(self.holders.of_peers())
     }
 
     fn on_reserve(&mut self, reserve: ReservePages) -> Vec<Effect> {
+        if let (SequenceId::Peer(_), Some(_)) = (reserve.sequence, self.config.prefill_pages) {
+            return vec![self.serve_peer(reserve)];
+        }
         let denied = self.denial(reserve.sequence, self.needed(&reserve));
         if denied.is_none() && reserve.priority == ReservePriority::Resumed {
             self.waiting.push_front(reserve);
@@ -258,6 +279,19 @@ impl PoolState {
             self.growing.push_back(grow);
         }
         denied.into_iter().collect()
+    }
+
+    /// The pages that the sequence waits for will not land: it gets free pages for them. Its landing count has kept them free.
+    fn on_compute_here(&mut self, sequence: SequenceId) -> Vec<Effect> {
+        let Some(holding) = self.holdings.get_mut(&sequence) else { return Vec::new() };
+        let (landing, from) = (mem::take(&mut holding.landing), holding.from.take());
+        self.landing -= landing;
+        if let Some(session) = from {
+            self.rings.expect_less(session, landing);
+        }
+        let pages: Vec<PageId> = self.take(landing).into_iter().map(PageId).collect();
+        self.hold(sequence, &pages);
+        vec![to::decoder(PagesGrown { sequence, pages })]
     }
 
     /// A sequence's pages hold the KV of these tokens: adds them to the prefix cache.
@@ -287,13 +321,8 @@ impl PoolState {
             self.rings.expect_less(session, holding.landing);
         }
         for page in holding.pages {
-            let Some(holders) = self.holders.get_mut(&page) else { continue };
-            *holders -= 1;
-            if *holders == 0 {
-                self.holders.remove(&page);
-                if !self.cache.on_unused(page) {
-                    self.free.insert(page.0);
-                }
+            if self.holders.remove(page, sequence) && !self.cache.on_unused(page) {
+                self.free.insert(page.0);
             }
         }
         Vec::new()
@@ -303,7 +332,7 @@ impl PoolState {
     fn hold(&mut self, sequence: SequenceId, pages: &[PageId]) {
         self.holdings.entry(sequence).or_default().pages.extend(pages);
         for page in pages {
-            *self.holders.entry(*page).or_default() += 1;
+            self.holders.add(*page, sequence);
             self.cache.on_used(*page);
         }
     }
@@ -355,6 +384,11 @@ impl PoolState {
         (self.free.len() as u32 + self.cache.unused()).saturating_sub(self.landing)
     }
 
+    /// Number of free and cached pages for credits and own requests.
+    fn unclaimed_here(&self) -> u32 {
+        self.unclaimed().saturating_sub(self.quota())
+    }
+
     fn take(&mut self, count: u32) -> Vec<u32> {
         // Lowest first, so that pages that are granted together tend to be adjacent. Without a free page, a cached page is
         // evicted.
@@ -382,6 +416,12 @@ impl PoolState {
                     == used.pages,
             "page invariant broken: {used:?} and {} free",
             self.free.len()
+        );
+        debug_assert!(
+            self.quota() <= self.unclaimed(),
+            "{} of {} unclaimed pages are left for peers: {used:?}",
+            self.quota(),
+            self.unclaimed()
         );
         debug_assert!(self.rings.holds(), "a session with pages to land has no credit: {:?}", self.rings);
     }

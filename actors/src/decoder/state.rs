@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! Reserving ──► Landing (a sender prefills) ──► Running ──► ended
-//!     │  ▲            │ sender lost or failed      ▲   │ abort, deadline
-//!     │  └────────────┘ recompute here             │   ▼
-//!     └──────────── prefilled here ────────────────┘ Stopping ──► ended
+//!     │                 │ sender lost or failed     ▲ ▲  │ abort, deadline
+//!     │                 └──► Replacing ─────────────┘ │  ▼
+//!     └──────────── prefilled here ───────────────────┘ Stopping ──► ended
 //! ```
 //!
 //! A running sequence asks for more pages before it needs them. When the pool is short of pages, the youngest request is preempted: it
-//! releases its pages and is recomputed later from its prompt and its tokens so far. A request whose sender is lost or fails is recomputed
-//! the same way.
+//! releases its pages and is recomputed later from its prompt and its tokens so far. A request whose sender is lost or fails keeps its pages,
+//! gets others in place of those that will not land, and is computed here.
 //!
 //! Every request gets exactly one final event. Its pages are released exactly once, after the engine has stopped using them. Delivered
 //! tokens are never retracted: a recompute starts from prompt + tokens.
@@ -30,9 +30,9 @@ use crate::finish::FinishRule;
 use crate::first_token;
 use crate::log::LogLine;
 use crate::messages::{
-    Decode, PagesAdopted, PagesComputed, PagesReserved, PeerReady, PrefillFailed, PrefillFinished,
-    PrefillOutcome, PromptLogprobs, ReleasePages, ReservePages, ReservePriority, SequenceAdvanced,
-    SequenceEnd, SequenceId, SessionId,
+    ComputeHere, Decode, PagesAdopted, PagesComputed, PagesReserved, PeerReady, PrefillFailed,
+    PrefillFinished, PrefillOutcome, PromptLogprobs, ReleasePages, ReservePages, ReservePriority,
+    SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
 };
 use crate::request::{AbortOutcome, AbortRequest, Generate, RequestError, RequestId, Timings};
 use asking::{Peer, fits_frames};
@@ -145,15 +145,13 @@ impl DecoderState {
     /// A sender is lost: its prompts are recomputed here.
     fn on_peer_lost(&mut self, session: SessionId) -> Vec<Effect> {
         self.peers.remove(&session);
-        // Each resumed reservation is put at the front of the queue. So the oldest request is sent last, to be first in the queue.
         let lost: Vec<RequestId> = self
             .requests
             .iter()
-            .rev()
             .filter(|(_, entry)| matches!(&entry.phase, Phase::Landing { session: on, .. } if *on == session))
             .map(|(request, _)| *request)
             .collect();
-        lost.into_iter().flat_map(|request| self.recompute(request)).collect()
+        lost.into_iter().flat_map(|request| self.compute_here(request, PrefillOutcome::Failed)).collect()
     }
 
     /// A sender does not prefill this request.
@@ -166,8 +164,7 @@ impl DecoderState {
                     PrefillFault::Refused => PrefillOutcome::Withdrawn,
                     PrefillFault::Failed => PrefillOutcome::Failed,
                 };
-                self.counts.recomputes += 1;
-                [vec![line], self.release_and_reserve(request, outcome)].concat()
+                [vec![line], self.compute_here(request, outcome)].concat()
             }
             _ => Vec::new(),
         }
@@ -236,10 +233,17 @@ impl DecoderState {
         Some(to::buffer_manager(reserve))
     }
 
-    /// The request's sender was lost, failed or sent something wrong: the prompt is computed here.
-    fn recompute(&mut self, request: RequestId) -> Vec<Effect> {
+    /// The request's sender was lost, failed or sent something wrong: nothing that it sent for this request is used, and the prompt is
+    /// computed here. `outcome` is how the wait for the prefill ended.
+    fn compute_here(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Effect> {
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        let Phase::Landing { table, own, .. } = &mut entry.phase else { return Vec::new() };
         self.counts.recomputes += 1;
-        self.release_and_reserve(request, PrefillOutcome::Failed)
+        let pages = table.iter().flatten().chain(&*own).copied().collect();
+        entry.phase = Phase::Replacing { pages };
+        entry.discard();
+        let here = to::buffer_manager(ComputeHere { sequence: SequenceId::Own(request) });
+        [here].into_iter().chain(entry.prefill_over(outcome)).collect()
     }
 
     /// Releases all pages of the request and reserves new ones, to continue here from its tokens so far. `outcome` is how its wait for
@@ -247,10 +251,7 @@ impl DecoderState {
     fn release_and_reserve(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         if !matches!(entry.phase, Phase::Running(_)) {
-            // The sender's work is discarded.
-            let (decode_pid, prompt_tokens) = (entry.timings.decode_pid, entry.timings.prompt_tokens);
-            entry.timings =
-                Timings { prefill_pid: decode_pid, decode_pid, prompt_tokens, ..Timings::default() };
+            entry.discard();
         }
         entry.phase = Phase::Reserving { on: None };
         let over = entry.prefill_over(outcome);
@@ -281,11 +282,13 @@ impl DecoderState {
             let elsewhere = on.and_then(|_| entry.prefill_over(outcome));
             return [entry.start(resident, pages)].into_iter().chain(elsewhere).collect();
         };
-        let Some(peer) = self.peers.get_mut(&session) else { return self.recompute(request) };
         let own = pages.split_off((resident / self.config.page_tokens) as usize);
         let shared = pages.into_iter().map(Some);
         let table = shared.chain(std::iter::repeat_n(None, landing as usize)).collect();
         entry.phase = Phase::Landing { session, table, own };
+        let Some(peer) = self.peers.get_mut(&session) else {
+            return self.compute_here(request, PrefillOutcome::Failed);
+        };
         peer.ask(now, session, &entry.generate, resident)
     }
 
@@ -293,14 +296,24 @@ impl DecoderState {
     /// nothing that it sent for this request is used.
     fn on_adopted(&mut self, now: Instant, adopted: PagesAdopted) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&adopted.request) else { return Vec::new() };
-        let Phase::Landing { table, .. } = &mut entry.phase else { return Vec::new() };
+        let (table, own) = match &mut entry.phase {
+            Phase::Landing { table, own, .. } => (table, own),
+            Phase::Replacing { pages } => {
+                pages.extend(&adopted.pages);
+                return Vec::new();
+            }
+            _ => return Vec::new(),
+        };
         let first = adopted.first_page as usize;
         let places = table.get_mut(first..).and_then(|rest| rest.get_mut(..adopted.pages.len()));
         match places {
             Some(places) if places.iter().all(Option::is_none) => {
                 places.iter_mut().zip(&adopted.pages).for_each(|(place, page)| *place = Some(*page));
             }
-            _ => return self.on_rejected(adopted.request),
+            _ => {
+                own.extend(&adopted.pages);
+                return self.on_rejected(adopted.request);
+            }
         }
         entry.timings.pages += adopted.pages.len() as u32;
         entry.timings.bytes += adopted.pages.len() as u64 * self.config.page_bytes;
@@ -316,7 +329,7 @@ impl DecoderState {
         match self.requests.get(&request).map(|entry| &entry.phase) {
             Some(Phase::Landing { session, .. }) => {
                 let cancel = cancel(*session, request);
-                [vec![cancel], self.recompute(request)].concat()
+                [vec![cancel], self.compute_here(request, PrefillOutcome::Failed)].concat()
             }
             _ => Vec::new(),
         }

@@ -89,12 +89,22 @@ pub struct GrowPages {
     pub most: u32,
 }
 
+/// Decoder → buffer manager: the pages that a sequence waits for will not land, and the sequence is computed here.
+///
+/// The sequence gets a free page for each of them and keeps its other pages. It never waits for these pages, because they were counted as its
+/// own. Answered by [`PagesGrown`], unless the sequence has been released. Pages that land later return to the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ComputeHere {
+    /// The sequence.
+    pub sequence: SequenceId,
+}
+
 /// Buffer manager → decoder: the sequence has more pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PagesGrown {
     /// The sequence.
     pub sequence: SequenceId,
-    /// The additional pages, in order. They come after the pages that the sequence already has.
+    /// The additional pages, in order. They come after the pages that the sequence already has. After [`ComputeHere`] they may be none.
     pub pages: Vec<PageId>,
 }
 

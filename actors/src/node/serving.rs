@@ -68,6 +68,7 @@ impl Contexts {
         let (proxy_devices, decoder_devices) = (streams(), streams());
 
         let pool = PoolState::new(PoolConfig {
+            prefill_pages: None,
             pages,
             ring_pages: parts.ring_pages,
             page_tokens,

@@ -135,7 +135,15 @@ fn release(request: u64) -> ToBufferManager {
 
 fn config(pages: u64, ring_pages: u32) -> PoolConfig {
     let (pages, page_bytes) = (pages as u32, 1 << 20);
-    PoolConfig { pages, ring_pages, page_tokens: PAGE_TOKENS, page_bytes, sharing: true, scattered: false }
+    PoolConfig {
+        prefill_pages: None,
+        pages,
+        ring_pages,
+        page_tokens: PAGE_TOKENS,
+        page_bytes,
+        sharing: true,
+        scattered: false,
+    }
 }
 
 /// A pool with requests that hold pages, and with free pages.

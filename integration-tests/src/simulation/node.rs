@@ -128,6 +128,7 @@ impl Node {
             stopped_until: 0,
             mailboxes: BTreeMap::new(),
             pool: PoolState::new(PoolConfig {
+                prefill_pages: None,
                 pages,
                 ring_pages: ring,
                 page_tokens: PAGE_TOKENS,

@@ -7,11 +7,13 @@ use connector::frame::{Frame, GRANT_PAGES_MAX};
 use connector::ring::PageIndex;
 use engine::PageId;
 
-use super::PoolState;
 use super::landing::{broken, frame};
 use super::rings::{Change, Next, RETURN_LIMIT};
+use super::{PoolState, denied};
 use crate::effect::{Effect, to};
-use crate::messages::{GrowPages, PagesGrown, PagesReserved, PagesShort, ReservePages, SequenceId};
+use crate::messages::{
+    GrowPages, PagesDenied, PagesGrown, PagesReserved, PagesShort, ReservePages, SequenceId,
+};
 
 impl PoolState {
     /// Grants credits, then grows sequences, then serves reservations, until the free pages are used up.
@@ -33,7 +35,7 @@ impl PoolState {
             // A reservation that fits now gets its pages before its credits, so that its pages are adjacent.
             next.landing.map(|session| Next { session, is_served: self.fits(next) })
         });
-        let changes = self.rings.changes(now, self.unclaimed(), next);
+        let changes = self.rings.changes(now, self.unclaimed_here(), next);
         let mut effects = Vec::with_capacity(changes.len());
         for change in changes {
             match change {
@@ -61,7 +63,7 @@ impl PoolState {
     /// Gives pages to growing sequences. Returns false if the first of them must wait.
     fn settle_growth(&mut self, effects: &mut Vec<Effect>) -> bool {
         while let Some(&GrowPages { sequence, least, most }) = self.growing.front() {
-            let pages = most.min(self.unclaimed());
+            let pages = most.min(self.unclaimed_here());
             if pages < least {
                 if !mem::replace(&mut self.sent_short, true) {
                     effects.push(to::decoder(PagesShort { releases: self.releases }));
@@ -80,7 +82,7 @@ impl PoolState {
     /// True if a reservation can be served now. If its pages will land in a session that has no credit, it also needs one page
     /// for that credit. If the session has ended, no pages land and no credit is needed.
     fn fits(&self, reserve: &ReservePages) -> bool {
-        let (cost, unclaimed) = (self.cost(reserve), self.unclaimed());
+        let (cost, unclaimed) = (self.cost(reserve), self.unclaimed_here());
         let credit = match reserve.landing.and_then(|session| self.rings.get(session)) {
             Some(ring) if ring.outstanding() == 0 => 1,
             _ => 0,
@@ -97,16 +99,31 @@ impl PoolState {
     }
 
     /// Number of unclaimed pages that a reservation takes: its own pages, landing pages, and shared pages that no sequence holds
-    /// yet.
+    /// yet. With a quota, an own reservation also pays for shared pages that only prompts of peers hold: the quota gets other pages for them.
     fn cost(&self, reserve: &ReservePages) -> u32 {
-        let shared = self.cached(reserve);
-        let held = shared.iter().filter(|page| self.holders.contains_key(page)).count() as u32;
-        self.wanted(reserve) - held
+        let pays_for_peers =
+            matches!(reserve.sequence, SequenceId::Own(_)) && self.config.prefill_pages.is_some();
+        let is_paid =
+            |page: PageId| if pays_for_peers { self.holders.is_own(page) } else { self.holders.holds(page) };
+        let paid = self.cached(reserve).into_iter().filter(|page| is_paid(*page)).count() as u32;
+        self.wanted(reserve) - paid
     }
 
     /// Number of pages that a reservation gets. A request for more pages than one request may use is cut to that limit.
     fn wanted(&self, reserve: &ReservePages) -> u32 {
-        reserve.pages.min(self.usable())
+        match (reserve.sequence, self.config.prefill_pages) {
+            (SequenceId::Peer(_), Some(_)) => reserve.pages,
+            _ => reserve.pages.min(self.usable()),
+        }
+    }
+
+    /// Gives a peer's reservation its pages from the quota, or denies it.
+    pub(super) fn serve_peer(&mut self, reserve: ReservePages) -> Effect {
+        let (sequence, needed, usable) = (reserve.sequence, self.cost(&reserve), self.quota());
+        if needed > usable {
+            return denied(PagesDenied { sequence, needed, usable });
+        }
+        reserved(self.serve(reserve))
     }
 
     fn serve(&mut self, reserve: ReservePages) -> PagesReserved {

@@ -1,4 +1,5 @@
 mod property;
+mod quota;
 mod sessions;
 
 use std::time::Duration;
@@ -22,8 +23,21 @@ const SESSION: SessionId = SessionId(1);
 
 /// A pool with a ring of `ring_pages` pages; 0 means that the pool has no peers.
 fn pool(pages: u32, ring_pages: u32, page_tokens: u32) -> PoolState {
+    shared_pool(pages, ring_pages, page_tokens, None)
+}
+
+/// The same with a quota for prompts of peers.
+fn shared_pool(pages: u32, ring_pages: u32, page_tokens: u32, prefill_pages: Option<u32>) -> PoolState {
     let (page_bytes, sharing, scattered) = (1 << 20, true, false);
-    PoolState::new(PoolConfig { pages, ring_pages, page_tokens, page_bytes, sharing, scattered })
+    PoolState::new(PoolConfig {
+        prefill_pages,
+        pages,
+        ring_pages,
+        page_tokens,
+        page_bytes,
+        sharing,
+        scattered,
+    })
 }
 
 /// Delivers a message to the pool and returns the effects.

@@ -74,7 +74,7 @@ impl DecoderState {
                 return vec![self.ended(request, event), stop];
             }
             Phase::Landing { session, .. } => Some(*session),
-            Phase::Reserving { .. } | Phase::Stopping => None,
+            Phase::Reserving { .. } | Phase::Replacing { .. } | Phase::Stopping => None,
         };
         let end = self.ended(request, event);
         let cancelled = landing_on.map(|session| cancel(session, request));

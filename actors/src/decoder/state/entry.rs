@@ -20,6 +20,8 @@ pub(super) enum Phase {
     Reserving { on: Option<SessionId> },
     /// A sender prefills the request. `table` has a place for each page of the prompt. `own` has the pages for the tokens after the prompt.
     Landing { session: SessionId, table: Vec<Option<PageId>>, own: Vec<PageId> },
+    /// The sender's prefill has failed. The request has `pages`, the shared ones first, and waits for pages in place of those that will not land.
+    Replacing { pages: Vec<PageId> },
     /// The engine computes the request.
     Running(Running),
     /// The request has ended for the client, but the engine has not stopped it yet.
@@ -119,6 +121,19 @@ impl Entry {
     /// True unless log probabilities of the prompt are missing.
     pub(super) fn has_logprobs(&self) -> bool {
         self.wanted_logprobs().is_none() || self.prompt_logprobs.len() == self.generate.prompt.len() - 1
+    }
+
+    /// Forgets what a sender did for the request. Shared pages stay.
+    pub(super) fn discard(&mut self) {
+        let Timings { decode_pid, prompt_tokens, resident_tokens, .. } = self.timings;
+        self.timings = Timings {
+            prefill_pid: decode_pid,
+            decode_pid,
+            prompt_tokens,
+            resident_tokens,
+            cached_tokens: resident_tokens,
+            ..Timings::default()
+        };
     }
 
     /// Tells the proxy, once, that the prompt no longer waits for its prefill.

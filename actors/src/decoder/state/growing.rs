@@ -9,11 +9,17 @@ use crate::messages::{
 use crate::request::RequestId;
 
 impl DecoderState {
-    /// A running request has more pages.
+    /// A running request has more pages, or a request whose prefill has failed has all its pages.
     pub(super) fn on_grown(&mut self, grown: PagesGrown) -> Vec<Effect> {
-        let PagesGrown { sequence: SequenceId::Own(request), pages } = grown else { return Vec::new() };
-        match self.requests.get_mut(&request).map(|entry| &mut entry.phase) {
-            Some(Phase::Running(running)) => {
+        let PagesGrown { sequence: SequenceId::Own(request), mut pages } = grown else { return Vec::new() };
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        match &mut entry.phase {
+            Phase::Replacing { pages: all } => {
+                all.append(&mut pages);
+                let (resident, pages) = (entry.timings.resident_tokens, std::mem::take(all));
+                vec![entry.start(resident, pages)]
+            }
+            Phase::Running(running) => {
                 if running.state == RunState::Growing {
                     running.state = RunState::Steady;
                 }
@@ -52,6 +58,7 @@ impl DecoderState {
                 let cancel = cancel(*session, request);
                 [vec![cancel], self.release_and_reserve(request, PrefillOutcome::Withdrawn)].concat()
             }
+            Phase::Replacing { .. } => self.release_and_reserve(request, PrefillOutcome::Withdrawn),
             Phase::Reserving { .. } | Phase::Stopping => Vec::new(),
         }
     }

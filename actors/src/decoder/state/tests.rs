@@ -80,17 +80,14 @@ fn reserve(tokens: &[u32], pages: u32, landing: bool) -> Effect {
     })
 }
 
-/// The reservation of a request that resumes.
-fn reserve_again(tokens: &[u32], pages: u32) -> Effect {
-    to::buffer_manager(ReservePages {
-        reads_cache: true,
-        sequence: OWN,
-        tokens: tokens.into(),
-        salt: SALT,
-        pages,
-        landing: None,
-        priority: ReservePriority::Resumed,
-    })
+/// The request wants free pages in place of those that will not land.
+fn here() -> Effect {
+    to::buffer_manager(ComputeHere { sequence: OWN })
+}
+
+/// The pages that the request gets after [`here`].
+fn grown(numbers: &[u32]) -> PagesGrown {
+    PagesGrown { sequence: OWN, pages: pages(numbers) }
 }
 
 /// The request releases all pages that it holds or waits for.

@@ -4,6 +4,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::effect::ToPrefiller;
+use crate::messages::ComputeHere;
 use crate::request::CacheSalt;
 
 #[derive(Clone, Debug)]
@@ -11,6 +13,7 @@ enum Op {
     Reserve(u64, u32, u32),
     Grow(u64, u32),
     Computed(u64),
+    Here(u64),
     Release(u64),
     Open,
     Measured(u64),
@@ -21,10 +24,11 @@ enum Op {
 
 fn any_op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        4 => (0..4u64, 0..6u32, 0..6u32).prop_map(|(request, here, landing)| Op::Reserve(request, here, landing)),
+        4 => (0..REQUESTS, 0..6u32, 0..6u32).prop_map(|(request, here, landing)| Op::Reserve(request, here, landing)),
         2 => (0..4u64, 1..4u32).prop_map(|(request, pages)| Op::Grow(request, pages)),
-        3 => (0..4u64).prop_map(Op::Computed),
-        3 => (0..4u64).prop_map(Op::Release),
+        3 => (0..REQUESTS).prop_map(Op::Computed),
+        2 => (0..OWN).prop_map(Op::Here),
+        3 => (0..REQUESTS).prop_map(Op::Release),
         1 => Just(Op::Open),
         1 => (0..3u64).prop_map(Op::Measured),
         6 => (0..3u64, 1..3u32, proptest::option::of(0..4u64))
@@ -34,16 +38,26 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Requests below this number are own requests. The others are prompts of peers.
+const OWN: u64 = 4;
+const REQUESTS: u64 = 7;
+
+fn name(request: u64) -> SequenceId {
+    if request < OWN { own(request) } else { SequenceId::Peer(request) }
+}
+
 /// Half of the requests have a salt.
 fn salt(sequence: SequenceId) -> Option<CacheSalt> {
-    matches!(sequence, SequenceId::Own(RequestId(request)) if request % 2 == 1).then(|| CacheSalt::of("salt"))
+    let (SequenceId::Own(RequestId(number)) | SequenceId::Peer(number)) = sequence;
+    (number % 2 == 1).then(|| CacheSalt::of("salt"))
 }
 
 /// A pool that takes random messages, and what its decoder would know of it.
 struct Model {
     pool: PoolState,
-    /// Most pages of one request.
+    /// Most pages of one own request.
     usable: u32,
+    quota: Option<u32>,
     ring: u32,
     /// The next credit number of each session.
     tails: Vec<u64>,
@@ -70,18 +84,32 @@ impl Model {
                 grow.map(|grow| give(&mut self.pool, grow)).unwrap_or_default()
             }
             Op::Computed(request) => {
-                if let Some(table) = self.tables.get(&own(request)) {
+                if let Some(table) = self.tables.get(&name(request)) {
                     let tokens = (0..table.len() as u32).collect();
-                    let (sequence, pages) = (own(request), table.clone());
+                    let (sequence, pages) = (name(request), table.clone());
                     self.computed.extend(pages.iter().map(|page| (*page, salt(sequence))));
                     let computed = PagesComputed { sequence, tokens, salt: salt(sequence), pages };
                     give(&mut self.pool, computed);
                 }
                 Vec::new()
             }
+            Op::Here(request) => {
+                let landing = self.pool.holdings.get(&own(request)).map(|holding| holding.landing);
+                let effects = give(&mut self.pool, ComputeHere { sequence: own(request) });
+                let got = effects.iter().find_map(|effect| match effect {
+                    Effect::Decoder(ToDecoder::PagesGrown(grown)) if grown.sequence == own(request) => {
+                        Some(grown.pages.len() as u32)
+                    }
+                    _ => None,
+                });
+                assert_eq!(got, landing, "each page that does not land is replaced at once");
+                // Its table is not known here.
+                effects.into_iter().filter(|effect| !matches!(effect, Effect::Decoder(_))).collect()
+            }
             Op::Release(request) => {
-                self.tables.remove(&own(request));
-                release(&mut self.pool, request)
+                let sequence = name(request);
+                self.tables.remove(&sequence);
+                give(&mut self.pool, ReleasePages { sequence })
             }
             Op::Open => {
                 let session = SessionId(self.tails.len() as u64);
@@ -97,7 +125,8 @@ impl Model {
         let mut isolated = true;
         for effect in effects {
             match effect {
-                Effect::Decoder(ToDecoder::PagesReserved(reserved)) => {
+                Effect::Decoder(ToDecoder::PagesReserved(reserved))
+                | Effect::Prefiller(ToPrefiller::PagesReserved(reserved)) => {
                     // A page has one token.
                     let mut shared = reserved.pages[..reserved.resident as usize].iter();
                     isolated &= shared.all(|page| self.computed[page] == salt(reserved.sequence));
@@ -119,9 +148,11 @@ impl Model {
     }
 
     fn reserve(&mut self, request: u64, here: u32, landing: u32) -> Vec<Effect> {
-        let sequence = own(request);
+        let sequence = name(request);
+        let (here, landing) = if request < OWN { (here, landing) } else { (here + landing, 0) };
+        let most = if request < OWN { self.usable } else { self.pool.config.pages };
         let waits = self.pool.waiting.iter().any(|waiting| waiting.sequence == sequence);
-        if waits || self.pool.holdings.contains_key(&sequence) || here + landing > self.usable {
+        if waits || self.pool.holdings.contains_key(&sequence) || here + landing > most {
             return Vec::new();
         }
         let tokens = (0..(here / 2 + landing).max(1)).collect();
@@ -159,13 +190,14 @@ impl Model {
 
     /// All requests and sessions end.
     fn end(&mut self) {
-        (0..4).for_each(|request| drop(release(&mut self.pool, request)));
+        let all = || (0..REQUESTS).map(|request| ReleasePages { sequence: name(request) });
+        all().for_each(|release| drop(give(&mut self.pool, release)));
         for session in (0..self.tails.len() as u64).map(SessionId) {
             lose(&mut self.pool, session);
             drain(&mut self.pool, session);
         }
         // Reservations that waited may have been served since.
-        (0..4).for_each(|request| drop(release(&mut self.pool, request)));
+        all().for_each(|release| drop(give(&mut self.pool, release)));
     }
 }
 
@@ -175,15 +207,21 @@ proptest! {
     /// The state itself asserts its invariant after each message. This test checks that no page is promised twice, none is lost,
     /// and none is shared between salts.
     #[test]
-    fn no_page_is_lost_or_promised_twice(pages in 1..20u32, ring in 0..12u32, ops in vec(any_op(), 0..120)) {
+    fn no_page_is_lost_or_promised_twice(
+        pages in 1..20u32, ring in 0..12u32, quota in proptest::option::of(0..8u32), ops in vec(any_op(), 0..120)
+    ) {
         let ring = ring.min(pages / 2);
+        let quota = quota.map(|quota| quota.min(pages - ring));
+        let usable = pages - ring - quota.unwrap_or_default();
         let (tails, tables, computed) = (Vec::new(), HashMap::new(), HashMap::new());
-        let pool = self::pool(pages, ring, 1);
-        let mut model = Model { pool, usable: pages - ring, ring, tails, tables, computed };
+        let pool = shared_pool(pages, ring, 1, quota);
+        let mut model = Model { pool, usable, quota, ring, tails, tables, computed };
         for op in ops {
             prop_assert!(model.apply(op), "a request got a page of another salt");
             prop_assert!(model.shares_only_known_pages(), "{:?}", model.tables);
             prop_assert!(model.pool.rings.holds(), "a session with pages to land has no credit");
+            let waits = |waiting: &ReservePages| matches!(waiting.sequence, SequenceId::Peer(_));
+            prop_assert!(model.quota.is_none() || !model.pool.waiting.iter().any(waits), "a peer's prompt waits");
         }
         model.end();
         let cached = model.pool.usage().cached;

@@ -93,14 +93,17 @@ fn a_lost_sender_costs_a_recompute_but_no_token() {
     state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
     state.on_reserved(now, landing(&[8]));
     state.on_prefill_finished(now, prefilled(7));
-    let effects = state.on_peer_lost(SESSION);
-    let again = reserve_again(&[10, 11, 12, 13, 14, 15, 7], 3);
-    assert_eq!(effects, [release(), again]);
+    assert_eq!(state.on_peer_lost(SESSION), [here()]);
     assert_eq!(state.counts().recomputes, 1);
-    assert_eq!(state.on_adopted(now, adopted(0, 6)), [], "no request waits for a page of the lost session");
-    let effects = state.on_reserved(now, reserved(&[1, 2, 3]));
+    assert_eq!(
+        state.on_adopted(now, adopted(1, 6)),
+        [],
+        "a page that landed before is kept, but its content is not"
+    );
+    let effects = state.on_grown(grown(&[5]));
     let [Effect::Generator(ToGenerator::StartSequence(start))] = &effects[..] else { panic!("{effects:?}") };
     assert_eq!((start.resident, start.sample, start.tokens.last()), (0, 4, Some(&7)));
+    assert_eq!(start.pages, pages(&[8, 6, 5]));
 }
 
 #[test]
@@ -111,8 +114,7 @@ fn a_failed_prefill_is_logged_and_recomputed_here() {
     state.on_reserved(now, landing(&[8]));
     assert_eq!(state.on_prefill_failed(prefill_failed(SessionId(2))), [], "another sender was asked");
     let line = LogLine::PrefillFailed { request: R, session: SESSION, reason: "full".into() };
-    let again = reserve_again(&PROMPT, 3);
-    let expect = [to::log(line), release(), again, over(Some(SESSION), PrefillOutcome::Failed)];
+    let expect = [to::log(line), here(), over(Some(SESSION), PrefillOutcome::Failed)];
     assert_eq!(state.on_prefill_failed(prefill_failed(SESSION)), expect);
     assert_eq!(state.counts().recomputes, 1);
     assert_eq!(
@@ -131,21 +133,30 @@ fn invalid_messages_of_a_sender_discard_its_work() {
         state.on_reserved(now, landing(&[8]));
         state
     };
-    let again = reserve_again(&PROMPT, 3);
-    let mut twice = begun();
-    twice.on_adopted(now, adopted(1, 4));
-    for effects in [
-        begun().on_adopted(now, adopted(2, 4)),
-        begun().on_adopted(now, adopted(u32::MAX, 4)),
-        twice.on_adopted(now, adopted(1, 5)),
-        begun().on_prefill_finished(now, prefilled(100)),
-        begun().on_prefill_finished(now, PrefillFinished { cached: 6, ..prefilled(7) }),
-        begun().on_rejected(R),
-    ] {
-        assert_eq!(
-            effects,
-            [cancel(SESSION, R), release(), again.clone(), over(Some(SESSION), PrefillOutcome::Failed)]
-        );
+    let wrong_page = |place| move |state: &mut DecoderState| state.on_adopted(now, adopted(place, 5));
+    let wrong_end = |finished: PrefillFinished| {
+        move |state: &mut DecoderState| state.on_prefill_finished(now, finished.clone())
+    };
+    type Wrong = Box<dyn Fn(&mut DecoderState) -> Vec<Effect>>;
+    let cases: [(Wrong, &[u32]); 6] = [
+        (Box::new(wrong_page(2)), &[4, 8, 5]),
+        (Box::new(wrong_page(u32::MAX)), &[4, 8, 5]),
+        (Box::new(wrong_page(1)), &[4, 8, 5]),
+        (Box::new(wrong_end(prefilled(100))), &[4, 8]),
+        (Box::new(wrong_end(PrefillFinished { cached: 6, ..prefilled(7) })), &[4, 8]),
+        (Box::new(|state| state.on_rejected(R)), &[4, 8]),
+    ];
+    for (wrong, held) in cases {
+        let mut state = begun();
+        state.on_adopted(now, adopted(1, 4));
+        let effects = wrong(&mut state);
+        assert_eq!(effects, [cancel(SESSION, R), here(), over(Some(SESSION), PrefillOutcome::Failed)]);
+        // The request keeps its pages, also one that landed at a wrong place, and computes all of them.
+        let effects = state.on_grown(grown(&[9]));
+        let [Effect::Generator(ToGenerator::StartSequence(start))] = &effects[..] else {
+            panic!("{effects:?}")
+        };
+        assert_eq!((&start.pages[..], start.resident), (&pages(&[held, &[9]].concat())[..], 0));
     }
 }
 
@@ -155,7 +166,7 @@ fn a_sender_lost_before_the_reservation_causes_a_recompute() {
     state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
     assert_eq!(state.on_peer_lost(SESSION), []);
     let effects = state.on_reserved(now, landing(&[8]));
-    assert_eq!(effects, [release(), reserve_again(&PROMPT, 3), over(Some(SESSION), PrefillOutcome::Failed)]);
+    assert_eq!(effects, [here(), over(Some(SESSION), PrefillOutcome::Failed)]);
 }
 
 #[test]
@@ -190,10 +201,11 @@ fn cached_tokens_are_those_of_the_process_that_prefills() {
     assert_eq!((&effects[0], cached(&effects)), (&to::proxy(over), (4, 8)));
     // The sender fails, and the decoder computes the prompt with the tokens that it has.
     state.on_decode(now, decode(now, 12, 1, Some(SESSION)));
-    state.on_reserved(now, PagesReserved { sequence: OWN, resident: 0, landing: 3, pages: pages(&[]) });
+    state.on_reserved(now, PagesReserved { sequence: OWN, resident: 4, landing: 2, pages: pages(&[7]) });
     state.on_prefill_failed(prefill_failed(SESSION));
-    state
-        .on_reserved(now, PagesReserved { sequence: OWN, resident: 4, landing: 0, pages: pages(&[7, 8, 9]) });
+    let effects = state.on_grown(grown(&[8, 9]));
+    let [Effect::Generator(ToGenerator::StartSequence(start))] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!((start.resident, &start.pages), (4, &pages(&[7, 8, 9])));
     let last = advanced(Some(7), Some(SequenceEnd::Finished(FinishReason::Length)));
     assert_eq!(cached(&state.on_advanced(now, SequenceAdvanced { resident: 12, ..last })), (4, 4));
 }

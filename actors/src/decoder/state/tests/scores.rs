@@ -103,7 +103,7 @@ fn wrong_or_missing_ones_are_an_error_of_the_sender() {
     let effects = state.on_prefill_finished(now, prefilled(7));
     assert!(is_cancelled(&effects), "one is missing: {effects:?}");
     // Computed here, all of them come from this process.
-    state.on_reserved(now, reserved(&[6, 7, 8]));
+    state.on_grown(grown(&[6, 7]));
     let scored = SequenceAdvanced { prompt_logprobs: logprobs(0, 5), ..advanced(None, None) };
     state.on_advanced(now, scored);
     assert!(state.on_advanced(now, advanced(Some(7), None)).contains(&prompt(logprobs(0, 5))));
