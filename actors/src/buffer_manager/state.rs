@@ -21,10 +21,9 @@
 //! A reservation that can never fit is denied at once. A request may use the pages that neither the ring nor the quarantine
 //! claims. The quarantine may grow while requests wait; waiting reservations that no longer fit are then denied too.
 //!
-//! **Two processes that prefill for each other must not wait for each other's pages.** So such a process keeps a quota of pages
-//! (`node.prefill_pages`) for the prompts of its peers. Credits, growth and own reservations never take these pages, and a peer's
-//! reservation gets its pages from the quota at once or is denied. It never waits. A page that an own request shares counts as the own
-//! request's page.
+//! **Two processes that prefill for each other must not wait for each other's pages.** So such a process keeps a quota of pages for
+//! the prompts of its peers. Credits, growth and own reservations never take these pages. A peer's reservation gets its pages from the
+//! quota at once or is denied. It never waits. A page that an own request shares counts as the own request's page.
 //!
 //! A page that a sequence has filled stays cached after the sequence ends, until the pool needs the page. The next sequence that
 //! begins with the same tokens and has the same salt shares it. Only a page that no sequence holds and that is not cached becomes a credit.
@@ -125,9 +124,8 @@ pub struct PoolConfig {
     pub page_tokens: u32,
     /// Bytes of a page.
     pub page_bytes: u64,
-    /// Pages that only prompts of peers may use, for a process that prefills for peers and whose peers prefill for it
-    /// (`node.prefill_pages`). `None`: reservations of peers wait in the same queue as own ones. That is safe in a process that waits for no
-    /// peer.
+    /// Pages that only prompts of peers may use, for a process that prefills for peers and whose peers prefill for it. `None`: reservations
+    /// of peers wait in the same queue as own ones. That is safe in a process that waits for no peer.
     pub prefill_pages: Option<u32>,
     /// Whether sequences share pages that hold the same tokens (`engine.prefix_cache`).
     pub sharing: bool,
