@@ -295,6 +295,7 @@ impl DecoderState {
     /// Landed pages now belong to the request. If a place in the page table does not exist or is taken, the sender has made an error, and
     /// nothing that it sent for this request is used.
     fn on_adopted(&mut self, now: Instant, adopted: PagesAdopted) -> Vec<Effect> {
+        let request = adopted.request;
         let Some(entry) = self.requests.get_mut(&adopted.request) else { return Vec::new() };
         let (table, own) = match &mut entry.phase {
             Phase::Landing { table, own, .. } => (table, own),
@@ -321,7 +322,14 @@ impl DecoderState {
         if let Some(prefilled) = entry.first_token {
             entry.timings.exposed_ms = ms(now - prefilled);
         }
-        entry.join()
+        self.join(request)
+    }
+
+    /// Starts a landing request once it has its first token and all its pages. It may have no page for its next token yet.
+    fn join(&mut self, request: RequestId) -> Vec<Effect> {
+        let started = self.requests.get_mut(&request).map(Entry::join).unwrap_or_default();
+        let grow = if started.is_empty() { None } else { self.grow(request) };
+        started.into_iter().chain(grow).collect()
     }
 
     /// The hash of a landed page does not match: nothing that the sender sent for this request is used.
@@ -374,7 +382,7 @@ impl DecoderState {
                 effects.push(cancel(session, request));
                 effects.extend(self.finish(request, reason));
             }
-            None => effects.extend(entry.join()),
+            None => effects.extend(self.join(request)),
         }
         effects
     }

@@ -12,8 +12,17 @@ impl DecoderState {
     /// A running request has more pages, or a request whose prefill has failed has all its pages.
     pub(super) fn on_grown(&mut self, grown: PagesGrown) -> Vec<Effect> {
         let PagesGrown { sequence: SequenceId::Own(request), mut pages } = grown else { return Vec::new() };
+        let page_tokens = self.config.page_tokens;
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        let needed = (entry.generate.prompt.len() + entry.emitted.len()).div_ceil(page_tokens as usize);
         match &mut entry.phase {
+            // The pages may be those of the prompt alone, and the sender may have sampled a token after it.
+            Phase::Replacing { pages: all } if all.len() + pages.len() < needed => {
+                all.append(&mut pages);
+                let missing = (needed - all.len()) as u32;
+                let (sequence, least, most) = (SequenceId::Own(request), missing, missing);
+                vec![to::buffer_manager(GrowPages { sequence, least, most })]
+            }
             Phase::Replacing { pages: all } => {
                 all.append(&mut pages);
                 let (resident, pages) = (entry.timings.resident_tokens, std::mem::take(all));

@@ -107,6 +107,30 @@ fn a_lost_sender_costs_a_recompute_but_no_token() {
 }
 
 #[test]
+fn a_request_without_a_page_for_its_first_token_gets_one() {
+    let least = |effects: &[Effect]| match effects.last() {
+        Some(Effect::BufferManager(ToBufferManager::GrowPages(grow))) => grow.least,
+        other => panic!("{other:?}"),
+    };
+    let (mut joins, now) = (state(), Instant::now());
+    joins.on_decode(now, decode(now, 8, 5, Some(SESSION)));
+    joins.on_reserved(now, landing(&[]));
+    joins.on_prefill_finished(now, prefilled(7));
+    joins.on_adopted(now, adopted(0, 3));
+    assert_eq!(least(&joins.on_adopted(now, adopted(1, 4))), 1, "it runs, and its next token needs a page");
+    let mut fails = state();
+    fails.on_decode(now, decode(now, 8, 5, Some(SESSION)));
+    fails.on_reserved(now, landing(&[]));
+    fails.on_prefill_finished(now, prefilled(7));
+    fails.on_peer_lost(SESSION);
+    let effects = fails.on_grown(grown(&[3, 4]));
+    assert_eq!((effects.len(), least(&effects)), (1, 1), "nine tokens need three pages");
+    let effects = fails.on_grown(grown(&[5]));
+    let [Effect::Generator(ToGenerator::StartSequence(start))] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!((start.tokens.len(), &start.pages), (9, &pages(&[3, 4, 5])));
+}
+
+#[test]
 fn a_failed_prefill_is_logged_and_recomputed_here() {
     let (mut state, now) = (state(), Instant::now());
     state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
