@@ -237,10 +237,10 @@ impl DecoderState {
     /// computed here. `outcome` is how the wait for the prefill ended.
     fn compute_here(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
-        let Phase::Landing { table, own, .. } = &mut entry.phase else { return Vec::new() };
+        let Phase::Landing { resident, table, own, .. } = &entry.phase else { return Vec::new() };
         self.counts.recomputes += 1;
-        let pages = table.iter().flatten().chain(&*own).copied().collect();
-        entry.phase = Phase::Replacing { pages };
+        let pages = table.iter().flatten().chain(own).copied().collect();
+        entry.phase = Phase::Replacing { resident: *resident, pages };
         entry.discard();
         let here = to::buffer_manager(ComputeHere { sequence: SequenceId::Own(request) });
         [here].into_iter().chain(entry.prefill_over(outcome)).collect()
@@ -285,7 +285,7 @@ impl DecoderState {
         let own = pages.split_off((resident / self.config.page_tokens) as usize);
         let shared = pages.into_iter().map(Some);
         let table = shared.chain(std::iter::repeat_n(None, landing as usize)).collect();
-        entry.phase = Phase::Landing { session, table, own };
+        entry.phase = Phase::Landing { session, resident, table, own };
         let Some(peer) = self.peers.get_mut(&session) else {
             return self.compute_here(request, PrefillOutcome::Failed);
         };
@@ -299,7 +299,7 @@ impl DecoderState {
         let Some(entry) = self.requests.get_mut(&adopted.request) else { return Vec::new() };
         let (table, own) = match &mut entry.phase {
             Phase::Landing { table, own, .. } => (table, own),
-            Phase::Replacing { pages } => {
+            Phase::Replacing { pages, .. } => {
                 pages.extend(&adopted.pages);
                 return Vec::new();
             }

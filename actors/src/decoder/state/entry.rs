@@ -18,10 +18,11 @@ use crate::request::{FinishReason, Generate, RequestId, StreamEvent, Timings};
 pub(super) enum Phase {
     /// The request waits for pages. `on` is the sender that will prefill it, if a sender will.
     Reserving { on: Option<SessionId> },
-    /// A sender prefills the request. `table` has a place for each page of the prompt. `own` has the pages for the tokens after the prompt.
-    Landing { session: SessionId, table: Vec<Option<PageId>>, own: Vec<PageId> },
+    /// A sender prefills the request. `table` has a place for each page of the prompt. Its first pages are shared and have the KV of the
+    /// first `resident` tokens. `own` has the pages for the tokens after the prompt.
+    Landing { session: SessionId, resident: u32, table: Vec<Option<PageId>>, own: Vec<PageId> },
     /// The sender's prefill has failed. The request has `pages`, the shared ones first, and waits for pages in place of those that will not land.
-    Replacing { pages: Vec<PageId> },
+    Replacing { resident: u32, pages: Vec<PageId> },
     /// The engine computes the request.
     Running(Running),
     /// The request has ended for the client, but the engine has not stopped it yet.

@@ -17,15 +17,15 @@ impl DecoderState {
         let needed = (entry.generate.prompt.len() + entry.emitted.len()).div_ceil(page_tokens as usize);
         match &mut entry.phase {
             // The pages may be those of the prompt alone, and the sender may have sampled a token after it.
-            Phase::Replacing { pages: all } if all.len() + pages.len() < needed => {
+            Phase::Replacing { pages: all, .. } if all.len() + pages.len() < needed => {
                 all.append(&mut pages);
                 let missing = (needed - all.len()) as u32;
                 let (sequence, least, most) = (SequenceId::Own(request), missing, missing);
                 vec![to::buffer_manager(GrowPages { sequence, least, most })]
             }
-            Phase::Replacing { pages: all } => {
+            Phase::Replacing { resident, pages: all } => {
                 all.append(&mut pages);
-                let (resident, pages) = (entry.timings.resident_tokens, std::mem::take(all));
+                let (resident, pages) = (*resident, std::mem::take(all));
                 vec![entry.start(resident, pages)]
             }
             Phase::Running(running) => {
