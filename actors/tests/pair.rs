@@ -1,4 +1,4 @@
-//! A sender and a receiver in one process: two nodes over the loopback transport and a real link, with an engine that needs
+//! A sender and a receiver in one process, or nodes that are both: over the loopback transport and a real link, with an engine that needs
 //! no model.
 //!
 //! The engine writes every token into its page and samples from what it *reads back* from the pages. So a page that does not arrive,
@@ -14,6 +14,8 @@ mod failing_engine;
 mod grammars;
 #[path = "pair/modular.rs"]
 mod modular;
+#[path = "pair/nodes.rs"]
+mod nodes;
 #[path = "pair/scores.rs"]
 mod scores_of_prompts;
 #[path = "pair/senders.rs"]
