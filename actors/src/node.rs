@@ -80,6 +80,8 @@ pub struct NodeConfig<'a, E> {
     pub engine: Box<dyn Engine>,
     /// `engine.prefill_chunk_tokens`.
     pub prefill_chunk_tokens: u32,
+    /// `routing.inter_token_bound`: prompts get less of a step that would take longer than this while answers are decoded.
+    pub inter_token_bound: Option<Duration>,
     /// `engine.prefix_cache`: requests that begin with the same tokens share pages.
     pub prefix_cache: bool,
     /// Pages are taken in scattered order, as from a pool that has been used for a long time. For measurements.
@@ -221,6 +223,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
         link,
         grammars,
         prefill_chunk_tokens,
+        inter_token_bound,
         prefix_cache,
         scattered,
         local_if_sooner_by,
@@ -248,7 +251,13 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     mailboxes.peer_link = linked.as_ref().map(|linked| linked.peer_link.clone().recipient());
 
     let (proxy, decoder) = (serving.proxy.address(), serving.decoder.address());
-    let settings = serving::Settings { prefill_chunk_tokens, prefix_cache, scattered, local_if_sooner_by };
+    let settings = serving::Settings {
+        prefill_chunk_tokens,
+        inter_token_bound,
+        prefix_cache,
+        scattered,
+        local_if_sooner_by,
+    };
     serving.run(engine, settings, hashed.clone(), &mut parts, &mailboxes, &pulse).map_err(NodeError::Io)?;
     let prefiller = handing_over.as_ref().map(|contexts| contexts.prefiller.address());
     if let (Some(contexts), Some(linked), Some(sending)) = (handing_over, &linked, sending) {

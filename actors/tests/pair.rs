@@ -145,6 +145,7 @@ fn start_compiling(
         engine: Box::new(engine),
         grammars,
         prefill_chunk_tokens: 8,
+        inter_token_bound: None,
         prefix_cache: true,
         scattered: false,
         local_if_sooner_by: Duration::MAX,

@@ -135,6 +135,12 @@ sections! {
         /// The receivers that a sender dials, as `host:port`. If the list is empty, it dials `link.host:link.port`.
         peers: Vec<String> = peers, |_, _| Vec::<String>::new();
     }
+    /// The placement of prompts, and their share of a step.
+    routing: RoutingSection {
+        /// While answers are decoded, prompts get only as many tokens of a step as fit in this time, but at least 64. The default is 50ms on a
+        /// GPU, and no bound on a CPU.
+        inter_token_bound: Option<Duration> = |value| optional(value, duration), |_, _| layers::NOTHING;
+    }
     /// The ring of page credits.
     ring: RingSection {
         /// Maximum number of bytes of a receiver's pages that all senders together may write at a time. Whole pages, at least one and at most half
@@ -215,6 +221,9 @@ const TOP_KEYS: &[ConfigKey] = &[
     },
 ];
 
+/// Default of `routing.inter_token_bound` on a GPU.
+const INTER_TOKEN_BOUND: Duration = Duration::from_millis(50);
+
 /// Maximum default of `engine.threads`: the engine cannot use more.
 const THREADS_MAX: usize = 256;
 
@@ -238,6 +247,8 @@ pub struct Config {
     pub frontend: FrontendSection,
     /// The link between a sender and a receiver.
     pub link: LinkSection,
+    /// The placement of prompts.
+    pub routing: RoutingSection,
     /// The ring of page credits in a session.
     pub ring: RingSection,
     /// The engine that runs the model.
@@ -306,6 +317,7 @@ impl Config {
             http: HttpSection::read(layers)?,
             frontend: FrontendSection::read(layers)?,
             link: LinkSection::read(layers)?,
+            routing: RoutingSection::read(layers)?,
             ring: RingSection::read(layers)?,
             engine: EngineSection::read(layers)?,
             request: RequestSection::read(layers)?,
@@ -373,6 +385,7 @@ impl Config {
         self.http.show(&mut out);
         self.frontend.show(&mut out);
         self.link.show(&mut out);
+        self.routing.show(&mut out);
         self.ring.show(&mut out);
         self.engine.show(&mut out);
         self.request.show(&mut out);
@@ -393,6 +406,12 @@ impl Config {
         } else {
             128
         })
+    }
+
+    /// `routing.inter_token_bound`, or the default of the device. On a CPU, a step of 64 prompt tokens takes longer than any useful bound.
+    pub fn inter_token_bound(&self) -> Option<Duration> {
+        let default = (self.engine.device == DeviceSetting::Cuda).then_some(INTER_TOKEN_BOUND);
+        self.routing.inter_token_bound.or(default)
     }
 
     /// `request.concurrency`, or the default of the device. On a GPU, that is the number of rows of the largest step with a captured

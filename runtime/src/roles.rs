@@ -263,6 +263,7 @@ fn start_node(
         engine,
         grammars: Some(grammars),
         prefill_chunk_tokens: config.prefill_chunk_tokens(),
+        inter_token_bound: config.inter_token_bound(),
         prefix_cache: config.engine.prefix_cache,
         scattered: false,
         local_if_sooner_by: config.frontend.local_if_sooner_by,

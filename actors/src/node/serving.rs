@@ -46,6 +46,7 @@ pub(super) struct Contexts {
 /// See [`NodeConfig`](super::NodeConfig).
 pub(super) struct Settings {
     pub(super) prefill_chunk_tokens: u32,
+    pub(super) inter_token_bound: Option<Duration>,
     pub(super) prefix_cache: bool,
     pub(super) scattered: bool,
     pub(super) local_if_sooner_by: Duration,
@@ -84,6 +85,7 @@ impl Contexts {
         let finish = FinishRule::new(parts.model.eos_tokens.clone());
         let state = GeneratorState::new(GeneratorConfig {
             chunk_tokens: settings.prefill_chunk_tokens,
+            inter_token_bound: settings.inter_token_bound,
             limits: engine.limits(),
             page_tokens,
             finish: finish.clone(),

@@ -138,6 +138,7 @@ impl Node {
             }),
             generator: GeneratorState::new(GeneratorConfig {
                 chunk_tokens: plan.chunk_tokens,
+                inter_token_bound: None,
                 limits: StepLimits { tokens: plan.chunk_tokens + 8, rows: plan.step_rows },
                 page_tokens: PAGE_TOKENS,
                 finish: FinishRule::new(vec![0]),

@@ -173,6 +173,7 @@ fn start(
         engine,
         grammars: None,
         prefill_chunk_tokens,
+        inter_token_bound: None,
         prefix_cache: false,
         scattered: options.scattered,
         // Never prefill locally.
