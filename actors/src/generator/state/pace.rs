@@ -11,6 +11,10 @@ use std::time::Duration;
 /// reads the weights once, as a step of one token does.
 const TOKENS_MIN: u32 = 64;
 
+/// The share of the bound that a step is planned for. Steps of a GPU take up to a tenth longer than predicted, and a client sees the time
+/// between steps too.
+const PLANNED_SHARE: f64 = 0.9;
+
 /// Weight of a new measurement that is longer than the average, and of one that is shorter. A step that takes longer than the bound is worse
 /// than one that has too few tokens.
 const WEIGHTS: (f64, f64) = (0.5, 0.25);
@@ -33,7 +37,7 @@ impl Average {
 /// The measured times of steps, and the bound.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// The bound on a step's time in microseconds.
+    /// The time that a step is planned for, in microseconds.
     bound: Option<f64>,
     /// Time of a step without prompts.
     rows: Average,
@@ -44,7 +48,7 @@ pub(super) struct Pace {
 impl Pace {
     /// A pace that keeps `bound`; `None`: steps are not limited.
     pub(super) fn new(bound: Option<Duration>) -> Self {
-        let bound = bound.map(|bound| bound.as_secs_f64() * 1e6);
+        let bound = bound.map(|bound| bound.as_secs_f64() * 1e6 * PLANNED_SHARE);
         Self { bound, rows: Average::default(), per_token: Average::default() }
     }
 
@@ -92,12 +96,12 @@ mod tests {
         assert_eq!(pace.prompt_tokens(), TOKENS_MIN, "nothing is measured yet");
         pace.measured(2048, false, 43_000);
         pace.measured(0, true, 5_000);
-        assert!((900..1000).contains(&pace.prompt_tokens()), "{}", pace.prompt_tokens());
+        assert!((780..900).contains(&pace.prompt_tokens()), "{}", pace.prompt_tokens());
         for (fixed, per_token) in [(0.0, 21.0), (3_000.0, 21.0), (0.0, 40.0), (0.0, 10.0)] {
             let times = steps(&mut pace, fixed, per_token, 100);
             let (tokens, last) = times[99];
-            assert!((24_000.0..=25_500.0).contains(&last), "{fixed} {per_token}: {tokens} tokens, {last} us");
-            let late = times[5..].iter().filter(|(_, micros)| *micros > 30_000.0).count();
+            assert!((21_600.0..=23_000.0).contains(&last), "{fixed} {per_token}: {tokens} tokens, {last} us");
+            let late = times[5..].iter().filter(|(_, micros)| *micros > 27_000.0).count();
             assert_eq!(late, 0, "{fixed} {per_token}: {times:?}");
         }
     }

@@ -47,9 +47,9 @@ fn a_bound_limits_the_prompts_of_steps_in_which_rows_decode() {
     run(&mut state, &mut now, 10);
     state.on_start(long(2, 8192, 1));
     let mixed = run(&mut state, &mut now, 8);
-    assert!(mixed.iter().all(|(micros, decodes, _)| *micros <= 26_000 && *decodes), "{mixed:?}");
+    assert!(mixed.iter().all(|(micros, decodes, _)| *micros <= 25_000 && *decodes), "{mixed:?}");
     let tokens: usize = mixed.iter().map(|(_, _, tokens)| tokens).sum();
-    assert!(tokens > 8 * 880, "the prompt gets what the bound leaves: {mixed:?}");
+    assert!(tokens > 8 * 780, "the prompt gets what the bound leaves: {mixed:?}");
 }
 
 #[test]
@@ -80,6 +80,6 @@ fn the_time_of_a_step_that_was_planned_ahead_begins_when_the_step_before_it_retu
     }
     let plan = state.plan(now).expect("the prompt is planned when both steps have returned");
     let tokens = plan.chunks.iter().map(|chunk| chunk.tokens.len()).max();
-    // 15 ms are left beside the rows. The first prompt took 10 ms for 64 tokens.
+    // 12.5 ms are left beside the rows. The first prompt took 10 ms for 64 tokens.
     assert!((64..=100).contains(&tokens.unwrap_or(0)), "{tokens:?}");
 }
