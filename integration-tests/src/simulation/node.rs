@@ -10,7 +10,7 @@ use actors::finish::FinishRule;
 use actors::generator::state::{GeneratorConfig, GeneratorState};
 use actors::grammar::GrammarHash;
 use actors::messages::RunStep;
-use actors::peer_link::state::PeerLinkState;
+use actors::peer_link::state::{PeerLinkConfig, PeerLinkState};
 use actors::prefiller::state::{PrefillerConfig, PrefillerState};
 use actors::proxy::state::ProxyState;
 use actors::transfer::state::{PAGES_IN_FLIGHT, TransferConfig, TransferState};
@@ -144,7 +144,12 @@ impl Node {
                 finish: FinishRule::new(vec![0]),
                 runs_ahead: plan.runs_ahead,
             }),
-            link: PeerLinkState::new(!plan.foreign, ring, receivers),
+            link: PeerLinkState::new(PeerLinkConfig {
+                own: incarnation(usize::from(!is_receiver), life),
+                close_ends_writes: !plan.foreign,
+                ring_pages: ring,
+                receivers,
+            }),
             memory: Memory::new(pages),
             step: None,
             step_ahead: None,
