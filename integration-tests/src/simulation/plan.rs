@@ -11,32 +11,28 @@ pub(super) const PAGE_TOKENS: u32 = 4;
 /// Token ids are below this number. Token 0 ends a sequence.
 pub(super) const VOCABULARY: u32 = 50;
 
-/// A fault. The number names a sender, from 1.
+/// A fault. The number names a node by its place in [`Plan::nodes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// The sender is killed and restarts later.
-    SenderCrashes(usize),
-    /// The receiver is killed and restarts later.
-    ReceiverCrashes,
-    /// The sender is stopped and continues later. Its device may continue to write in the meantime.
-    SenderStops(usize),
-    /// The receiver is stopped and continues later.
-    ReceiverStops,
-    /// The connection breaks, and no connection can be opened for a while.
-    LinkBreaks(usize),
-    /// From now on puts of the session fail. Some of them land nevertheless.
+    /// The node is killed and restarts later.
+    Crashes(usize),
+    /// The node is stopped and continues later. Its device may continue to write in the meantime.
+    Stops(usize),
+    /// The connection of these two nodes, the dialler first, breaks, and cannot be opened again for a while.
+    LinkBreaks(usize, usize),
+    /// From now on puts of the node's sessions fail. Some of them land nevertheless.
     LaneFails(usize),
-    /// From now on operations of the session never complete.
+    /// From now on operations of the node's sessions never complete.
     LaneHangs(usize),
     /// One bit of the next page that lands is flipped.
     BitFlips,
-    /// The next frame about filled pages is sent twice, with a wrong credit, or for a request of another sender.
-    SenderMiscounts(usize),
-    /// The sender ends in order and restarts later.
-    SenderLeaves(usize),
-    /// The watchdog reports the sender as unhealthy for a while.
-    SenderUnhealthy(usize),
-    /// A step of the engine of the receiver (0) or of a sender fails.
+    /// The node's next frame about filled pages is sent twice, with a wrong credit, or for a request that another node prefills.
+    Miscounts(usize),
+    /// The node ends in order and restarts later.
+    Leaves(usize),
+    /// The watchdog reports the node as unhealthy for a while.
+    Unhealthy(usize),
+    /// A step of the node's engine fails.
     StepFails(usize),
 }
 
@@ -44,19 +40,44 @@ impl Fault {
     /// The fault's name without the number.
     pub fn name(self) -> &'static str {
         match self {
-            Self::SenderCrashes(_) => "sender crashes",
-            Self::ReceiverCrashes => "receiver crashes",
-            Self::SenderStops(_) => "sender stops",
-            Self::ReceiverStops => "receiver stops",
-            Self::LinkBreaks(_) => "link breaks",
+            Self::Crashes(_) => "node crashes",
+            Self::Stops(_) => "node stops",
+            Self::LinkBreaks(..) => "link breaks",
             Self::LaneFails(_) => "lane fails",
             Self::LaneHangs(_) => "lane hangs",
             Self::BitFlips => "bit flips",
-            Self::SenderMiscounts(_) => "sender miscounts",
-            Self::SenderLeaves(_) => "sender leaves",
-            Self::SenderUnhealthy(_) => "sender unhealthy",
+            Self::Miscounts(_) => "node miscounts",
+            Self::Leaves(_) => "node leaves",
+            Self::Unhealthy(_) => "node unhealthy",
             Self::StepFails(_) => "step fails",
         }
+    }
+}
+
+/// The size of a node, and what it does.
+#[derive(Clone, Debug)]
+pub struct NodePlan {
+    /// The node serves requests: it has a proxy and a decoder.
+    pub decodes: bool,
+    /// The nodes for which it prefills. It dials them. If there are any, it has a prefiller and a transfer actor.
+    pub dials: Vec<usize>,
+    /// Pages in its pool.
+    pub pages: u32,
+    /// Maximum number of outstanding credits, in pages.
+    pub ring_pages: u32,
+    /// Pages that only prompts of peers may use. See [`PoolConfig`](actors::buffer_manager::state::PoolConfig).
+    pub prefill_pages: Option<u32>,
+}
+
+impl NodePlan {
+    /// Pages that one of its own requests may use.
+    pub(super) fn request_pages(&self) -> u32 {
+        self.pages - self.ring_pages - self.prefill_pages.unwrap_or_default()
+    }
+
+    /// Pages of the longest prompt that it can prefill for a peer.
+    pub(super) fn prompt_pages(&self) -> u32 {
+        self.prefill_pages.unwrap_or(self.pages)
     }
 }
 
@@ -65,21 +86,15 @@ impl Fault {
 pub struct Plan {
     /// The seed of this plan.
     pub seed: u64,
-    /// Number of senders.
-    pub senders: usize,
-    /// Pages in the receiver's pool.
-    pub receiver_pages: u32,
-    /// Maximum number of outstanding credits, in pages.
-    pub ring_pages: u32,
-    /// Pages in each sender's pool.
-    pub sender_pages: u32,
+    /// The nodes.
+    pub nodes: Vec<NodePlan>,
     /// Maximum number of tokens of one prompt in a step.
     pub chunk_tokens: u32,
     /// Number of further tokens for which the pages of a request are reserved.
     pub growth_tokens: u32,
-    /// Senders write the memory of the receiver directly, so that closing the receiving end does not stop puts.
+    /// Nodes write the memory of their peers directly, so that closing the receiving end does not stop puts.
     pub foreign: bool,
-    /// The receiver cannot see whether a sender's process has ended.
+    /// A node cannot see whether a peer's process has ended.
     pub blind: bool,
     /// Every fourth Hello stays in a buffer, often until its dialler has given up and sent another one.
     pub late_hellos: bool,
@@ -91,14 +106,14 @@ pub struct Plan {
     pub runs_ahead: bool,
     /// Maximum number of rows in a step, often less than the number of decoding sequences.
     pub step_rows: u32,
-    /// Maximum number of grammars that a sender keeps for a session.
+    /// Maximum number of grammars that a node keeps for a session.
     pub grammars: u32,
-    /// Senders compile no grammars.
+    /// Nodes compile no grammars for peers.
     pub refuses_grammars: bool,
     /// Deadline of a request in microseconds.
     pub deadline: u64,
-    /// Arrival times of requests in microseconds.
-    pub requests: Vec<u64>,
+    /// Arrival times of requests in microseconds, and the nodes that get them.
+    pub requests: Vec<(u64, usize)>,
     /// Faults and their times.
     pub faults: Vec<(u64, Fault)>,
     /// The time after which there are no more faults, and everything heals.
@@ -117,34 +132,45 @@ impl Plan {
         };
         let horizon = dice.between(1, 12) * SECOND;
         let hashed = !dice.one_in(3);
-        let requests = (0..dice.between(2, 24)).map(|_| dice.between(0, horizon)).collect();
+        let requests = (0..dice.between(2, 24)).map(|_| (dice.between(0, horizon), 0)).collect();
         let count = if dice.one_in(6) { 0 } else { dice.between(1, 8) };
         let faults = (0..count)
             .map(|_| {
                 let who = dice.between(1, senders as u64) as usize;
                 let fault = match dice.between(0, 14) {
-                    0 | 1 => Fault::SenderCrashes(who),
-                    2 => Fault::ReceiverCrashes,
-                    3 | 4 => Fault::SenderStops(who),
-                    5 => Fault::ReceiverStops,
-                    6 | 7 => Fault::LinkBreaks(who),
+                    0 | 1 => Fault::Crashes(who),
+                    2 => Fault::Crashes(0),
+                    3 | 4 => Fault::Stops(who),
+                    5 => Fault::Stops(0),
+                    6 | 7 => Fault::LinkBreaks(who, 0),
                     8 => Fault::LaneFails(who),
                     9 => Fault::LaneHangs(who),
                     10 if hashed => Fault::BitFlips,
-                    10 | 11 => Fault::SenderMiscounts(who),
-                    12 => Fault::SenderLeaves(who),
-                    13 => Fault::SenderUnhealthy(who),
+                    10 | 11 => Fault::Miscounts(who),
+                    12 => Fault::Leaves(who),
+                    13 => Fault::Unhealthy(who),
                     _ => Fault::StepFails(dice.between(0, senders as u64) as usize),
                 };
                 (dice.between(0, horizon), fault)
             })
             .collect();
+        let receiver = NodePlan {
+            decodes: true,
+            dials: Vec::new(),
+            pages: receiver_pages,
+            ring_pages,
+            prefill_pages: None,
+        };
+        let sender = NodePlan {
+            decodes: false,
+            dials: vec![0],
+            pages: dice.between(4, 40) as u32,
+            ring_pages: 0,
+            prefill_pages: None,
+        };
         Self {
             seed,
-            senders,
-            receiver_pages,
-            ring_pages,
-            sender_pages: dice.between(4, 40) as u32,
+            nodes: std::iter::once(receiver).chain(std::iter::repeat_n(sender, senders)).collect(),
             chunk_tokens: dice.between(1, 16) as u32,
             growth_tokens: dice.between(1, 30) as u32,
             foreign: dice.one_in(2),
