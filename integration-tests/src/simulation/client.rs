@@ -11,7 +11,8 @@ use engine::Logprobs;
 use super::grammars::any_grammar;
 use super::machine::{next_token, score};
 use super::parts::Client;
-use super::plan::{NodePlan, PAGE_TOKENS, SECOND, VOCABULARY};
+use super::plan::{PAGE_TOKENS, SECOND, VOCABULARY};
+use super::topology::NodePlan;
 use super::world::{Event, World};
 
 /// Salts of requests.
@@ -93,7 +94,8 @@ impl World {
             let wait = self.dice.between(1, SECOND);
             self.at(wait, None, Event::Leave(request));
         }
-        self.at(self.plan.deadline + GRACE, None, Event::MustHaveEnded(request));
+        let wait = self.plan.bound.unwrap_or(self.plan.deadline + GRACE);
+        self.at(wait, None, Event::MustHaveEnded(request));
         request
     }
 
@@ -177,6 +179,9 @@ impl World {
         if let Some(end) = client.end.replace(name) {
             return self.fail(format!("{request} ended twice: {end}, then {name}"));
         }
+        if self.plan.bound.is_some() && name != "finished" && !client.left {
+            return self.fail(format!("{request} ended with {name} although there are no faults"));
+        }
         match name {
             "finished" => {
                 self.report.finished += 1;
@@ -208,7 +213,9 @@ impl World {
     pub(super) fn must_have_ended(&mut self, request: RequestId) {
         let Some(client) = self.clients.get(&request) else { return };
         let stopped = self.nodes[client.home].stopped_until + GRACE;
-        if client.end.is_none() && self.now >= stopped.max(client.deadline + GRACE) {
+        if client.end.is_none() && self.plan.bound.is_some() {
+            self.fail(format!("{request} has not ended in the time that is enough without faults"));
+        } else if client.end.is_none() && self.now >= stopped.max(client.deadline + GRACE) {
             self.fail(format!("{request} has not ended by its deadline"));
         }
     }

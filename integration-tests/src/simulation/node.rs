@@ -1,7 +1,6 @@
 //! One process: its states, its mailboxes and its memory.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
 
 use actors::buffer_manager::state::{PoolConfig, PoolState};
 use actors::decoder::state::{DecoderConfig, DecoderState};
@@ -18,11 +17,8 @@ use connector::frame::Incarnation;
 use engine::{StepLimits, Token};
 
 use super::machine::{Memory, Step};
-use super::plan::{NodePlan, PAGE_TOKENS, Plan, VOCABULARY};
-
-/// A prompt is computed locally if that is sooner by at least this time. The value is small, so that some simulated runs compute prompts
-/// locally.
-const LOCAL_IF_SOONER_BY: Duration = Duration::from_millis(50);
+use super::plan::{PAGE_TOKENS, Plan, VOCABULARY};
+use super::topology::NodePlan;
 
 /// An edge between two endpoints. Messages stay in order on an edge.
 pub(super) type Edge = (Endpoint, Endpoint);
@@ -83,7 +79,7 @@ impl Node {
         let NodePlan { pages, ring_pages, prefill_pages, .. } = *own;
         let decoding = own.decodes.then(|| {
             Box::new(Decoding {
-                proxy: ProxyState::new(PAGE_TOKENS, own.request_pages(), LOCAL_IF_SOONER_BY),
+                proxy: ProxyState::new(PAGE_TOKENS, own.request_pages(), plan.local_if_sooner_by()),
                 decoder: DecoderState::new(DecoderConfig {
                     page_tokens: PAGE_TOKENS,
                     page_bytes: 1,

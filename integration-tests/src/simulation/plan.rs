@@ -1,6 +1,9 @@
 //! The plan of a history, which its seed determines.
 
+use std::time::Duration;
+
 use super::dice::Dice;
+use super::topology::{self, NodePlan};
 
 /// Microseconds of a millisecond.
 pub(super) const MS: u64 = 1000;
@@ -10,6 +13,11 @@ pub(super) const SECOND: u64 = 1_000_000;
 pub(super) const PAGE_TOKENS: u32 = 4;
 /// Token ids are below this number. Token 0 ends a sequence.
 pub(super) const VOCABULARY: u32 = 50;
+
+/// Time in which a request finishes without faults. A grammar takes up to 10 s, and the rest less than 15 s.
+const BOUND: u64 = 25 * SECOND;
+/// Time in which all nodes are linked without faults.
+const LINKING: u64 = 10 * SECOND;
 
 /// A fault. The number names a node by its place in [`Plan::nodes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +45,24 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// A fault of any kind at any node or link.
+    fn any(dice: &mut Dice, nodes: usize, links: &[(usize, usize)], hashed: bool) -> Self {
+        let node = dice.between(0, nodes as u64 - 1) as usize;
+        let (dialler, listener) = *dice.one_of(links);
+        match dice.between(0, 14) {
+            0..=2 => Self::Crashes(node),
+            3..=5 => Self::Stops(node),
+            6 | 7 => Self::LinkBreaks(dialler, listener),
+            8 => Self::LaneFails(dialler),
+            9 => Self::LaneHangs(dialler),
+            10 if hashed => Self::BitFlips,
+            10 | 11 => Self::Miscounts(dialler),
+            12 => Self::Leaves(node),
+            13 => Self::Unhealthy(node),
+            _ => Self::StepFails(node),
+        }
+    }
+
     /// The fault's name without the number.
     pub fn name(self) -> &'static str {
         match self {
@@ -51,33 +77,6 @@ impl Fault {
             Self::Unhealthy(_) => "node unhealthy",
             Self::StepFails(_) => "step fails",
         }
-    }
-}
-
-/// The size of a node, and what it does.
-#[derive(Clone, Debug)]
-pub struct NodePlan {
-    /// The node serves requests: it has a proxy and a decoder.
-    pub decodes: bool,
-    /// The nodes for which it prefills. It dials them. If there are any, it has a prefiller and a transfer actor.
-    pub dials: Vec<usize>,
-    /// Pages in its pool.
-    pub pages: u32,
-    /// Maximum number of outstanding credits, in pages.
-    pub ring_pages: u32,
-    /// Pages that only prompts of peers may use. See [`PoolConfig`](actors::buffer_manager::state::PoolConfig).
-    pub prefill_pages: Option<u32>,
-}
-
-impl NodePlan {
-    /// Pages that one of its own requests may use.
-    pub(super) fn request_pages(&self) -> u32 {
-        self.pages - self.ring_pages - self.prefill_pages.unwrap_or_default()
-    }
-
-    /// Pages of the longest prompt that it can prefill for a peer.
-    pub(super) fn prompt_pages(&self) -> u32 {
-        self.prefill_pages.unwrap_or(self.pages)
     }
 }
 
@@ -112,6 +111,9 @@ pub struct Plan {
     pub refuses_grammars: bool,
     /// Deadline of a request in microseconds.
     pub deadline: u64,
+    /// In a history without faults whose peers prefill all prompts: every request finishes in this time. It is much shorter than the
+    /// deadline, so that a deadline does not end a circular wait.
+    pub bound: Option<u64>,
     /// Arrival times of requests in microseconds, and the nodes that get them.
     pub requests: Vec<(u64, usize)>,
     /// Faults and their times.
@@ -124,60 +126,36 @@ impl Plan {
     /// The plan of a seed.
     pub fn of(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
-        let senders = dice.between(1, 3) as usize;
-        let receiver_pages = dice.between(8, 40) as u32;
-        let ring_pages = match dice.between(0, 2) {
-            0 => dice.between(1, 2) as u32,
-            _ => dice.between(1, u64::from(receiver_pages / 2)) as u32,
-        };
-        let horizon = dice.between(1, 12) * SECOND;
+        let nodes = topology::nodes(&mut dice);
+        let links: Vec<(usize, usize)> = (0..nodes.len())
+            .flat_map(|dialler| nodes[dialler].dials.iter().map(move |listener| (dialler, *listener)))
+            .collect();
+        let is_mixed = nodes.iter().any(|node| node.prefill_pages.is_some());
+        let is_calm = is_mixed && dice.one_in(3);
+        let horizon = if is_calm { LINKING } else { 0 } + dice.between(1, 12) * SECOND;
+        let began = if is_calm { LINKING } else { 0 };
+        let homes: Vec<usize> = (0..nodes.len()).filter(|node| nodes[*node].decodes).collect();
+        let requests =
+            (0..dice.between(2, 24)).map(|_| (dice.between(began, horizon), *dice.one_of(&homes))).collect();
         let hashed = !dice.one_in(3);
-        let requests = (0..dice.between(2, 24)).map(|_| (dice.between(0, horizon), 0)).collect();
-        let count = if dice.one_in(6) { 0 } else { dice.between(1, 8) };
-        let faults = (0..count)
+        let faults = if is_calm || dice.one_in(6) { 0 } else { dice.between(1, 8) };
+        let faults = (0..faults)
             .map(|_| {
-                let who = dice.between(1, senders as u64) as usize;
-                let fault = match dice.between(0, 14) {
-                    0 | 1 => Fault::Crashes(who),
-                    2 => Fault::Crashes(0),
-                    3 | 4 => Fault::Stops(who),
-                    5 => Fault::Stops(0),
-                    6 | 7 => Fault::LinkBreaks(who, 0),
-                    8 => Fault::LaneFails(who),
-                    9 => Fault::LaneHangs(who),
-                    10 if hashed => Fault::BitFlips,
-                    10 | 11 => Fault::Miscounts(who),
-                    12 => Fault::Leaves(who),
-                    13 => Fault::Unhealthy(who),
-                    _ => Fault::StepFails(dice.between(0, senders as u64) as usize),
-                };
+                let fault = Fault::any(&mut dice, nodes.len(), &links, hashed);
                 (dice.between(0, horizon), fault)
             })
             .collect();
-        let receiver = NodePlan {
-            decodes: true,
-            dials: Vec::new(),
-            pages: receiver_pages,
-            ring_pages,
-            prefill_pages: None,
-        };
-        let sender = NodePlan {
-            decodes: false,
-            dials: vec![0],
-            pages: dice.between(4, 40) as u32,
-            ring_pages: 0,
-            prefill_pages: None,
-        };
         Self {
             seed,
-            nodes: std::iter::once(receiver).chain(std::iter::repeat_n(sender, senders)).collect(),
+            nodes,
             chunk_tokens: dice.between(1, 16) as u32,
             growth_tokens: dice.between(1, 30) as u32,
             foreign: dice.one_in(2),
             blind: dice.one_in(4),
             late_hellos: dice.one_in(4),
             hashed,
-            deadline: dice.between(5, 30) * SECOND,
+            deadline: if is_calm { 2 * BOUND } else { dice.between(5, 30) * SECOND },
+            bound: is_calm.then_some(BOUND),
             requests,
             faults,
             horizon,
@@ -187,5 +165,11 @@ impl Plan {
             grammars: dice.between(1, 4) as u32,
             refuses_grammars: dice.one_in(8),
         }
+    }
+
+    /// A prompt is prefilled where it was asked if that is sooner by more than this, although a peer is connected. In a calm history peers
+    /// prefill all prompts.
+    pub(super) fn local_if_sooner_by(&self) -> Duration {
+        if self.bound.is_some() { Duration::from_secs(3600) } else { Duration::from_millis(50) }
     }
 }

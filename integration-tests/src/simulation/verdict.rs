@@ -41,11 +41,10 @@ impl World {
             return self.finish();
         };
         let request = self.ask(home, true);
-        let wait = self.plan.deadline + 2 * SECOND;
         // A lost session does not block other sessions. New peers wait only while too many pages are quarantined.
         let has_peer = self.plan.nodes.iter().any(|node| node.dials.contains(&home));
         let admits = !self.plan.foreign || quarantined(self, home) <= self.plan.nodes[home].pages / 4;
-        self.at(wait, None, Event::LastWord { request, travels: has_peer && admits });
+        self.at(SECOND, None, Event::LastWord { request, travels: has_peer && admits });
     }
 
     fn is_at_rest(&mut self, node: usize) {
@@ -99,6 +98,9 @@ impl World {
     /// Checks how the last request ended.
     pub(super) fn last_word(&mut self, request: RequestId, travels: bool) {
         let (end, disaggregated) = self.outcome(request);
+        if end.is_none() && self.now < self.clients[&request].deadline + 2 * SECOND {
+            return self.at(SECOND, None, Event::LastWord { request, travels });
+        }
         if end != Some("finished") {
             self.fail(format!("{request}, sent after all faults had healed, ended with {end:?}"));
         } else if travels && !disaggregated {

@@ -58,7 +58,7 @@ pub(super) enum Event {
         is_last: bool,
     },
     Judge,
-    /// The deadline of the last request has passed. If `travels` is true, the request must have been handed over.
+    /// Check whether a last request has ended. If `travels` is true, the request must have been handed over.
     LastWord {
         request: RequestId,
         travels: bool,
