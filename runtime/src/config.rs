@@ -104,7 +104,7 @@ sections! {
     http: HttpSection {
         /// Address of the node's own HTTP port.
         host: String = host, |_, _| "127.0.0.1";
-        /// The node's own HTTP port. 0 lets the system choose a free port. The default is 8200 for a receiver and 8100 for a sender.
+        /// The node's own HTTP port. 0 lets the system choose a free port. The default is 8100 for a sender and 8200 for other roles.
         port: u16 = port, |role, _| if role == Role::Sender { "8100" } else { "8200" };
     }
     /// The frontend: the HTTP port whose prompts a receiver gives to senders.
@@ -124,15 +124,15 @@ sections! {
         reasoning_parser: Option<String> =
             |value| optional(value, |value| one_of(value, &["deepseek_r1", "qwen3", "none"])), |_, _| layers::NOTHING;
     }
-    /// The link between a sender and a receiver.
+    /// The link between a process that prefills and a process that decodes.
     link: LinkSection {
-        /// Address on which a receiver listens for senders.
+        /// Address on which a receiver or node listens for processes that prefill for it.
         host: String = host, |_, _| "127.0.0.1";
-        /// Port on which a receiver listens for senders. 0 lets the system choose a free port.
+        /// Port on which a receiver or node listens for processes that prefill for it. 0 lets the system choose a free port.
         port: u16 = port, |_, _| "55555";
         /// Secret that both ends of a link must have. Without a secret, any process that reaches the port may join and write pages.
         secret: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
-        /// The receivers that a sender dials, as `host:port`. If the list is empty, it dials `link.host:link.port`.
+        /// The link ports, as `host:port`, of the processes that a sender or node prefills for. A sender without a list dials `link.host:link.port`. A node ignores its own address.
         peers: Vec<String> = peers, |_, _| Vec::<String>::new();
     }
     /// The ring of page credits.
@@ -140,6 +140,11 @@ sections! {
         /// Maximum number of bytes of a receiver's pages that all senders together may write at a time. Whole pages, at least one and at most half
         /// the pool.
         bytes: ByteSize = bytes, |_, _| "1GiB";
+    }
+    /// Processes that prefill for their peers and whose peers prefill for them.
+    node: NodeSection {
+        /// Pages of a node's pool that are reserved for prompts of its peers. The default is room for one prompt of the greatest length; a lower value is refused.
+        prefill_pages: Option<u32> = |value| optional(value, |value| count(value, 1..=u64::from(u32::MAX))), |_, _| layers::NOTHING;
     }
     /// The engine that runs the model.
     engine: EngineSection {
@@ -240,6 +245,8 @@ pub struct Config {
     pub link: LinkSection,
     /// The ring of page credits in a session.
     pub ring: RingSection,
+    /// Processes that prefill for their peers and whose peers prefill for them.
+    pub node: NodeSection,
     /// The engine that runs the model.
     pub engine: EngineSection,
     /// Limits of requests.
@@ -307,6 +314,7 @@ impl Config {
             frontend: FrontendSection::read(layers)?,
             link: LinkSection::read(layers)?,
             ring: RingSection::read(layers)?,
+            node: NodeSection::read(layers)?,
             engine: EngineSection::read(layers)?,
             request: RequestSection::read(layers)?,
             transport: TransportSection::read(layers)?,
@@ -319,22 +327,21 @@ impl Config {
         if config.engine.threads == 0 {
             config.engine.threads = config.surroundings.cores.min(THREADS_MAX);
         }
-        if config.link.peers.is_empty() {
+        // A node without peers prefills for itself only.
+        if config.link.peers.is_empty() && role != Role::Node {
             config.link.peers.push(values::authority(&config.link.host, config.link.port));
         }
         Ok(config)
     }
 
-    /// Checks keys against each other: two ports of one process must differ, a sender needs a port to connect to, and a local process
-    /// needs the frontend.
+    /// Checks keys against each other: two ports of one process must differ, a process that dials needs ports to connect to, and a local
+    /// process needs the frontend.
     fn check_together(&self, role: Role, layers: &Layers) -> Result<(), ConfigErrors> {
-        let mut ports = match role {
-            Role::Receiver => vec![
-                ("http.port", &self.http.host, self.http.port),
-                ("link.port", &self.link.host, self.link.port),
-            ],
-            Role::Sender | Role::Local => vec![],
-        };
+        let mut ports = Vec::new();
+        if role.accepts_peers() {
+            ports.push(("http.port", &self.http.host, self.http.port));
+            ports.push(("link.port", &self.link.host, self.link.port));
+        }
         if role != Role::Sender && self.frontend.enabled {
             ports.push(("frontend.port", &self.frontend.host, self.frontend.port));
         }
@@ -374,6 +381,7 @@ impl Config {
         self.frontend.show(&mut out);
         self.link.show(&mut out);
         self.ring.show(&mut out);
+        self.node.show(&mut out);
         self.engine.show(&mut out);
         self.request.show(&mut out);
         self.transport.show(&mut out);

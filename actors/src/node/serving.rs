@@ -68,9 +68,9 @@ impl Contexts {
         let (proxy_devices, decoder_devices) = (streams(), streams());
 
         let pool = PoolState::new(PoolConfig {
-            prefill_pages: None,
+            prefill_pages: parts.shares.quota,
             pages,
-            ring_pages: parts.ring_pages,
+            ring_pages: parts.shares.ring,
             page_tokens,
             page_bytes: parts.page_bytes(),
             sharing: settings.prefix_cache,
@@ -108,7 +108,7 @@ impl Contexts {
         let behaviour = DecoderBehaviour { state, counters };
         self.decoder.run(Decoder::new(behaviour, router, parts.asleep(), parts.pulse("decoder")));
 
-        let state = ProxyState::new(page_tokens, pages - parts.ring_pages, settings.local_if_sooner_by);
+        let state = ProxyState::new(page_tokens, parts.shares.request, settings.local_if_sooner_by);
         let router = Router::new(Endpoint::Proxy, mailboxes, proxy_devices);
         let behaviour = ProxyBehaviour { state };
         self.proxy.run(Proxy::new(behaviour, router, parts.asleep(), parts.pulse("proxy")));

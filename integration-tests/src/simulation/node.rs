@@ -9,7 +9,7 @@ use actors::finish::FinishRule;
 use actors::generator::state::{GeneratorConfig, GeneratorState};
 use actors::grammar::GrammarHash;
 use actors::messages::RunStep;
-use actors::peer_link::state::PeerLinkState;
+use actors::peer_link::state::{PeerLinkConfig, PeerLinkState};
 use actors::prefiller::state::{PrefillerConfig, PrefillerState};
 use actors::proxy::state::ProxyState;
 use actors::transfer::state::{PAGES_IN_FLIGHT, TransferConfig, TransferState};
@@ -132,7 +132,12 @@ impl Node {
                 finish: FinishRule::new(vec![0]),
                 runs_ahead: plan.runs_ahead,
             }),
-            link: PeerLinkState::new(!plan.foreign, ring_pages, receivers),
+            link: PeerLinkState::new(PeerLinkConfig {
+                own: incarnation(node, life),
+                close_ends_writes: !plan.foreign,
+                ring_pages,
+                receivers,
+            }),
             memory: Memory::new(pages),
             step: None,
             step_ahead: None,

@@ -152,7 +152,7 @@ impl Plan {
             growth_tokens: dice.between(1, 30) as u32,
             foreign: dice.one_in(2),
             blind: dice.one_in(4),
-            late_hellos: dice.one_in(4),
+            late_hellos: dice.one_in(4) && !is_calm,
             hashed,
             deadline: if is_calm { 2 * BOUND } else { dice.between(5, 30) * SECOND },
             bound: is_calm.then_some(BOUND),

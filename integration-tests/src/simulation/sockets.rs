@@ -114,7 +114,9 @@ impl World {
         };
         // A Hello may stay in a buffer long after its dialler has given up.
         let late = self.plan.late_hellos && self.dice.one_in(4);
-        let wait = if late { self.dice.between(MS, 12 * SECOND) } else { self.dice.wait(2 * MS, 7 * SECOND) };
+        // Without faults, a handshake is never so slow that the dialler gives up.
+        let slow = if self.plan.bound.is_some() { SECOND } else { 7 * SECOND };
+        let wait = if late { self.dice.between(MS, 12 * SECOND) } else { self.dice.wait(2 * MS, slow) };
         let incarnation = incarnation(node, lives[1]);
         let hello = to::peer_link(HelloCame {
             connection: ConnectionId(conn),

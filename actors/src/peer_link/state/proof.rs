@@ -38,7 +38,8 @@ impl PeerLinkState {
         if let Some(fault) = &self.fault {
             return Err(format!("this process is unhealthy: {fault}"));
         }
-        let live = self.sessions.values().filter(|session| session.is_live()).count();
+        let is_incoming = |session: &&Session| session.is_live() && session.sender().is_some();
+        let live = self.sessions.values().filter(is_incoming).count();
         if live >= SENDERS_MAX.min(self.ring_pages as usize) {
             return Err(format!("{live} senders are connected, which is the most that this receiver serves"));
         }
