@@ -16,11 +16,14 @@
 //! - A sequence uses cached and landed pages only if a request with the same cache salt computed them.
 //! - A sequence has the grammar of its request. A node reserves pages for a peer's prompt only after it has compiled the prompt's grammar.
 //! - Every token is right. A request ends once, by its deadline, and has no token after its end.
-//! - Without faults every request finishes in a time that is much shorter than its deadline, although all prompts are prefilled by peers.
+//! - A node gives up a peer's prompt if it gets no credit for its pages. A session ends for a broken rule only if a node miscounts.
+//! - Without faults every request finishes in a time that is much shorter than its deadline, although all prompts are prefilled by peers, and
+//!   no session ends.
 //! - At the end, after all faults have healed, no page is held, reserved or quarantined without reason, no put is awaited, and the next
 //!   request is handed over.
 
 mod client;
+mod credits;
 mod dice;
 mod engine;
 mod faults;

@@ -4,8 +4,8 @@ use actors::effect::{Endpoint, to};
 use actors::messages::{AbortAll, AnnounceLeaving, BeginDrain, CloseLinks, HealthSeen};
 use connector::link::SILENCE;
 
-use super::node::Node;
-use super::plan::{Fault, MS, SECOND};
+use super::node::{Edge, Node};
+use super::plan::{Fault, MS, POOL_STALL, SECOND};
 use super::world::{Event, World};
 
 /// Time limit of each of the two waits of an orderly shutdown: first for the hand-overs, then for the end of the sessions.
@@ -51,6 +51,7 @@ impl World {
                 let wait = self.dice.between(500 * MS, 3 * SECOND);
                 self.send_later(node, wait, Endpoint::Ticker, to::peer_link(HealthSeen(None)));
             }
+            Fault::PoolStalls(node) => self.nodes[node].pool_stalled_until = self.now + POOL_STALL,
             Fault::StepFails(node) => self.nodes[node].step_fails = true,
         }
     }
@@ -63,6 +64,11 @@ impl World {
         self.flip = false;
         self.miscounts.clear();
         self.nodes.iter_mut().for_each(|node| node.step_fails = false);
+    }
+
+    /// True if this message waits because the buffer manager is stalled.
+    pub(super) fn pool_stalls(&self, node: usize, (_, actor): Edge) -> bool {
+        actor == Endpoint::BufferManager && self.nodes[node].pool_stalled_until > self.now
     }
 
     /// Adds the counts of a node's states to the report, at the end of its life or of the history.

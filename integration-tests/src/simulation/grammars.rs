@@ -70,6 +70,7 @@ impl World {
                     self.report.lost_while_compiling += prefilling.prefiller.compiling(lost.session) as u64;
                 }
             }
+            ToPrefiller::Tick(_) => self.gives_up(node),
             _ => {}
         }
     }

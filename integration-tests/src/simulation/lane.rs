@@ -7,7 +7,7 @@
 use actors::buffer_manager::state::PageUse;
 use actors::effect::{Effect, Endpoint, to};
 use actors::messages::{SessionId, TransportEvents};
-use connector::ring::{CreditNumber, PageIndex};
+use connector::ring::CreditNumber;
 use connector::transport::{Command, Descriptor, Event as LaneEvent, TransportError, TransportSession};
 use engine::PageId;
 
@@ -271,10 +271,6 @@ impl World {
     /// The dialler reports the end of its probe.
     pub(super) fn is_probed(&mut self, name: OutletName) {
         self.outlets.entry(name).or_default().probed = true;
-    }
-
-    pub(super) fn granted(&mut self, name: OutletName, pages: &[PageIndex]) {
-        self.outlets.entry(name).or_default().credits.extend(pages);
     }
 
     /// A frame reports the pages of these credits as filled. Checks that no put into these pages is in flight.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use actors::grammar::CompiledGrammar;
 use actors::messages::SessionId;
-use actors::request::CacheSalt;
+use actors::request::{CacheSalt, RequestId};
 use connector::frame::Frame;
 use connector::ring::PageIndex;
 
@@ -56,6 +56,10 @@ pub(super) struct Outlet {
     pub(super) puts: BTreeMap<u64, Put>,
     /// The page of each credit.
     pub(super) credits: Vec<PageIndex>,
+    /// Number of pages of each request that are to be put and were not announced.
+    pub(super) waiting: BTreeMap<RequestId, u32>,
+    /// When the session last got a credit, or began to have pages that wait for one.
+    pub(super) credit_at: u64,
     /// Flushes in flight.
     pub(super) flushes: BTreeSet<u64>,
     /// Whether the probe has ended. Later puts carry pages of requests.
@@ -128,6 +132,10 @@ pub struct Report {
     pub constrained: u64,
     /// Grammars of peers that replaced another one.
     pub grammars_replaced: u64,
+    /// Prefills that a peer refused because its pages for peers were in use.
+    pub no_room: u64,
+    /// Prefills that a peer gave up because it got no credit.
+    pub no_credit: u64,
     /// Prompts that waited for their grammar when their session was lost.
     pub lost_while_compiling: u64,
     /// Reports of damaged pages, which were not adopted.
@@ -152,6 +160,8 @@ impl Report {
         self.resident += other.resident;
         self.constrained += other.constrained;
         self.grammars_replaced += other.grammars_replaced;
+        self.no_room += other.no_room;
+        self.no_credit += other.no_credit;
         self.lost_while_compiling += other.lost_while_compiling;
         self.damaged += other.damaged;
         self.landed += other.landed;

@@ -16,6 +16,8 @@ pub(super) const VOCABULARY: u32 = 50;
 
 /// Time in which a request finishes without faults. A grammar takes up to 10 s, and the rest less than 15 s.
 const BOUND: u64 = 25 * SECOND;
+/// For how long a stalled buffer manager handles no messages. A peer gives up prompts after 30 s without a credit.
+pub(super) const POOL_STALL: u64 = 45 * SECOND;
 /// Time in which all nodes are linked without faults.
 const LINKING: u64 = 10 * SECOND;
 
@@ -40,6 +42,8 @@ pub enum Fault {
     Leaves(usize),
     /// The watchdog reports the node as unhealthy for a while.
     Unhealthy(usize),
+    /// The node's buffer manager handles no messages for 45 s, so that its peers get no credits.
+    PoolStalls(usize),
     /// A step of the node's engine fails.
     StepFails(usize),
 }
@@ -75,6 +79,7 @@ impl Fault {
             Self::Miscounts(_) => "node miscounts",
             Self::Leaves(_) => "node leaves",
             Self::Unhealthy(_) => "node unhealthy",
+            Self::PoolStalls(_) => "pool stalls",
             Self::StepFails(_) => "step fails",
         }
     }
@@ -139,12 +144,18 @@ impl Plan {
             (0..dice.between(2, 24)).map(|_| (dice.between(began, horizon), *dice.one_of(&homes))).collect();
         let hashed = !dice.one_in(3);
         let faults = if is_calm || dice.one_in(6) { 0 } else { dice.between(1, 8) };
-        let faults = (0..faults)
+        let mut faults: Vec<(u64, Fault)> = (0..faults)
             .map(|_| {
                 let fault = Fault::any(&mut dice, nodes.len(), &links, hashed);
                 (dice.between(0, horizon), fault)
             })
             .collect();
+        let stalls = !is_calm && dice.one_in(16);
+        if stalls {
+            faults.push((dice.between(0, horizon), Fault::PoolStalls(dice.one_of(&links).1)));
+        }
+        // While a pool is stalled, peers give up a prompt before its deadline.
+        let (horizon, deadlines) = if stalls { (horizon + POOL_STALL, (60, 90)) } else { (horizon, (5, 30)) };
         Self {
             seed,
             nodes,
@@ -154,7 +165,7 @@ impl Plan {
             blind: dice.one_in(4),
             late_hellos: dice.one_in(4) && !is_calm,
             hashed,
-            deadline: if is_calm { 2 * BOUND } else { dice.between(5, 30) * SECOND },
+            deadline: if is_calm { 2 * BOUND } else { dice.between(deadlines.0, deadlines.1) * SECOND },
             bound: is_calm.then_some(BOUND),
             requests,
             faults,

@@ -5,7 +5,7 @@
 
 use actors::effect::{
     Effect, Endpoint, ToDecoder, ToEngine, ToGrammarThread, ToHashThread, ToLog, ToPeerLink, ToProcess,
-    ToStreams, ToTransfer, ToTransport, to,
+    ToStreams, ToTransport, to,
 };
 use actors::log::LogLine;
 use actors::messages::{PageToHash, PagesHashed, SendFrame, SessionId};
@@ -48,6 +48,7 @@ impl World {
                 Effect::PeerLink(ToPeerLink::SendFrame(send)) if from == Endpoint::Transfer => {
                     let outlet = OutletName { node, life: self.nodes[node].life, session: send.session };
                     self.look_at_frame(outlet, &send.frame);
+                    self.pages_are_sent(outlet, &send.frame);
                     for frame in self.as_sent(outlet, send.frame) {
                         self.post(node, from, to::peer_link(SendFrame { session: send.session, frame }));
                     }
@@ -120,19 +121,10 @@ impl World {
                 Some(prefilling) => prefilling.prefiller.on(now, mail),
                 None => return self.fail(format!("node {node} has no prefiller")),
             },
-            Effect::Transfer(mail) => {
-                let granted = match &mail {
-                    ToTransfer::CreditsGranted(granted) => Some((granted.session, granted.pages.clone())),
-                    _ => None,
-                };
-                if let Some((session, pages)) = granted {
-                    self.granted(OutletName { node, life: self.nodes[node].life, session }, &pages);
-                }
-                match &mut self.nodes[node].prefilling {
-                    Some(prefilling) => prefilling.transfer.on(micros, mail),
-                    None => return self.fail(format!("node {node} has no transfer actor")),
-                }
-            }
+            Effect::Transfer(mail) => match &mut process.prefilling {
+                Some(prefilling) => prefilling.transfer.on(micros, mail),
+                None => return self.fail(format!("node {node} has no transfer actor")),
+            },
             other => return self.fail(format!("{other:?} is not a message to a state")),
         };
         self.perform(node, actor, effects);
@@ -144,6 +136,7 @@ impl World {
             Effect::Generator(mail) => self.sequence_runs(node, mail),
             Effect::BufferManager(mail) => self.pages_are_for(node, mail),
             Effect::Prefiller(mail) => self.prefiller_hears(node, mail),
+            Effect::Transfer(mail) => self.transfer_hears(node, mail),
             _ => {}
         }
     }
@@ -171,9 +164,16 @@ impl World {
 
     fn note(&mut self, node: usize, line: &LogLine) {
         match line {
-            LogLine::SessionOver { session, .. } if self.nodes[node].decoding.is_some() => {
+            LogLine::SessionOver { session, reason, .. } => {
+                self.may_end(node, *session, reason);
                 let look = Event::MustBeForgotten { session: *session, is_last: false };
                 self.at_node(node, FORGETTING, look);
+            }
+            LogLine::PrefillFailed { reason, .. } if reason.contains("no credit") => {
+                self.report.no_credit += 1
+            }
+            LogLine::PrefillFailed { reason, .. } if reason.contains("are usable now") => {
+                self.report.no_room += 1;
             }
             LogLine::ReceiverReady { .. } => self.report.sessions += 1,
             LogLine::PageDamaged { .. } => self.report.damaged += 1,

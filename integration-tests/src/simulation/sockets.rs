@@ -29,7 +29,9 @@ impl World {
             ToSockets::Dial(dial) => self.dial(node, dial.receiver),
             ToSockets::SayHello(hello) => self.say_hello(node, hello),
             ToSockets::Refuse(refuse) => {
-                self.trace_event(|| format!("{node} refuses connection {}: {}", refuse.connection.0, refuse.reason));
+                self.trace_event(|| {
+                    format!("{node} refuses connection {}: {}", refuse.connection.0, refuse.reason)
+                });
                 self.hang_up(refuse.connection.0, 0, false);
             }
             ToSockets::SayWelcome(welcome) => self.welcome(welcome),

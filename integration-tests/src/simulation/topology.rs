@@ -67,7 +67,9 @@ fn receiver_and_senders(dice: &mut Dice) -> Vec<NodePlan> {
     };
     let receiver = NodePlan { decodes: true, dials: Vec::new(), pages, ring_pages, prefill_pages: None };
     let pages = dice.between(4, 40) as u32;
-    let sender = NodePlan { decodes: false, dials: vec![0], pages, ring_pages: 0, prefill_pages: None };
+    // A sender may serve requests too. It waits for no peer, so that peers' prompts need no pages of their own.
+    let decodes = dice.one_in(4);
+    let sender = NodePlan { decodes, dials: vec![0], pages, ring_pages: 0, prefill_pages: None };
     let senders = std::iter::repeat_n(sender, dice.between(1, 3) as usize);
     std::iter::once(receiver).chain(senders).collect()
 }

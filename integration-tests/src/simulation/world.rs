@@ -195,6 +195,10 @@ impl World {
 
     fn happen(&mut self, node: usize, event: Event) {
         match event {
+            Event::Deliver(edge) if self.pool_stalls(node, edge) => {
+                let wait = self.nodes[node].pool_stalled_until - self.now;
+                self.at_node(node, wait, Event::Deliver(edge));
+            }
             Event::Deliver(edge) => {
                 let waiting =
                     self.nodes[node].mailboxes.get_mut(&edge).and_then(|mailbox| mailbox.pop_front());
