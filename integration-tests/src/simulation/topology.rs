@@ -46,7 +46,7 @@ pub(super) fn nodes(dice: &mut Dice) -> Vec<NodePlan> {
     // All nodes have the same sizes, so that each of them can prefill the longest prompt.
     let request_pages = dice.between(2, 8) as u32;
     let ring_pages = dice.between(1, u64::from(request_pages)) as u32;
-    let quota = dice.between(u64::from(request_pages), 2 * u64::from(request_pages)) as u32;
+    let quota = request_pages + dice.between(0, u64::from(request_pages / 2)) as u32;
     let is_dialled = |node: usize| dials.iter().any(|dials| dials.contains(&node));
     (0..dials.len())
         .map(|node| {
