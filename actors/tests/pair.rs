@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use ::actors::grammar::GrammarCompiler;
 use ::actors::node::{self, LinkConfig, Node, NodeConfig};
+use ::actors::peer_link::state::SessionLimits;
 use ::actors::request::{
     AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings,
 };
@@ -105,14 +106,19 @@ impl Transport for Watched {
 struct Ends {
     listener: Option<TcpListener>,
     peers: Vec<String>,
+    limits: SessionLimits,
 }
 
 fn receiver_at(listener: TcpListener) -> Ends {
-    Ends { listener: Some(listener), peers: Vec::new() }
+    node_at(listener, Vec::new())
+}
+
+fn node_at(listener: TcpListener, peers: Vec<String>) -> Ends {
+    Ends { listener: Some(listener), peers, limits: SessionLimits::default() }
 }
 
 fn sender_to(address: String) -> Ends {
-    Ends { listener: None, peers: vec![address] }
+    Ends { listener: None, peers: vec![address], limits: SessionLimits::default() }
 }
 
 fn start(ends: Ends, pages: u32, ring_pages: u64) -> Node {
@@ -154,6 +160,7 @@ fn start_compiling(
         secret: None,
         http: String::new(),
         ring_bytes,
+        limits: ends.limits,
         prefill_pages: None,
         context_tokens: CONTEXT_TOKENS,
         min_gigabytes_per_second: 0.0,

@@ -134,6 +134,10 @@ sections! {
         secret: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
         /// The link ports, as `host:port`, of the processes that a sender or node prefills for. A sender without a list dials `link.host:link.port`. A node ignores its own address.
         peers: Vec<String> = peers, |_, _| Vec::<String>::new();
+        /// Maximum number of sessions of a process, in both directions together.
+        sessions: u32 = |value| count(value, 1..=4096), |_, _| "64";
+        /// If `link.sessions` are open and another peer waits, the process ends a session over which it has prefilled nothing for this long.
+        idle: Duration = duration, |_, _| "10m";
     }
     /// The placement of prompts, and their share of a step.
     routing: RoutingSection {
