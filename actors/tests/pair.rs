@@ -31,6 +31,7 @@ use ::actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use ::actors::request::{
     AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings,
 };
+use ::actors::routing::RoutingConfig;
 use ::actors::transfer::state::PAGES_IN_FLIGHT;
 use connector::loopback::{LoopbackError, LoopbackTransport};
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
@@ -147,7 +148,7 @@ fn start_compiling(
         prefill_chunk_tokens: 8,
         prefix_cache: true,
         scattered: false,
-        local_if_sooner_by: Duration::MAX,
+        routing: RoutingConfig { local_if_sooner_by: Duration::MAX, ..RoutingConfig::default() },
         link,
     };
     node::start(config).unwrap_or_else(|error| panic!("{error}"))

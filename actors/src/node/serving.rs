@@ -1,7 +1,7 @@
 //! The actors that every node has: proxy, decoder, buffer manager and generator.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use actix::prelude::*;
 use connector::frame::GRAMMARS_MAX;
@@ -27,8 +27,12 @@ use crate::generator::{
     state::{GeneratorConfig, GeneratorState},
 };
 use crate::pages::Pages;
-use crate::proxy::{Proxy, ProxyBehaviour, state::ProxyState};
+use crate::proxy::{
+    Proxy, ProxyBehaviour,
+    state::{ProxyConfig, ProxyState},
+};
 use crate::router::{Mailboxes, Router};
+use crate::routing::RoutingConfig;
 
 /// Pages are reserved for a request's tokens and this many more, not for its `max_tokens`. So requests with a large `max_tokens` do not
 /// keep others out of the pool.
@@ -48,7 +52,7 @@ pub(super) struct Settings {
     pub(super) prefill_chunk_tokens: u32,
     pub(super) prefix_cache: bool,
     pub(super) scattered: bool,
-    pub(super) local_if_sooner_by: Duration,
+    pub(super) routing: RoutingConfig,
 }
 
 impl Contexts {
@@ -108,7 +112,17 @@ impl Contexts {
         let behaviour = DecoderBehaviour { state, counters };
         self.decoder.run(Decoder::new(behaviour, router, parts.asleep(), parts.pulse("decoder")));
 
-        let state = ProxyState::new(page_tokens, pages - parts.ring_pages, settings.local_if_sooner_by);
+        let mut routing = settings.routing;
+        if !settings.prefix_cache {
+            routing.index_bytes = 0;
+        }
+        let state = ProxyState::new(ProxyConfig {
+            page_tokens,
+            pool_pages: pages,
+            request_pages: pages - parts.ring_pages,
+            pid: std::process::id(),
+            routing,
+        });
         let router = Router::new(Endpoint::Proxy, mailboxes, proxy_devices);
         let behaviour = ProxyBehaviour { state };
         self.proxy.run(Proxy::new(behaviour, router, parts.asleep(), parts.pulse("proxy")));

@@ -12,7 +12,8 @@ use actors::grammar::GrammarHash;
 use actors::messages::RunStep;
 use actors::peer_link::state::PeerLinkState;
 use actors::prefiller::state::{PrefillerConfig, PrefillerState};
-use actors::proxy::state::ProxyState;
+use actors::proxy::state::{ProxyConfig, ProxyState};
+use actors::routing::RoutingConfig;
 use actors::transfer::state::{PAGES_IN_FLIGHT, TransferConfig, TransferState};
 use connector::frame::Incarnation;
 use engine::{StepLimits, Token};
@@ -90,7 +91,16 @@ impl Node {
         let receivers = if is_receiver { Vec::new() } else { vec!["receiver".to_owned()] };
         let role = if is_receiver {
             Role::Receiver(Box::new(Receiver {
-                proxy: ProxyState::new(PAGE_TOKENS, pages - ring, LOCAL_IF_SOONER_BY),
+                proxy: ProxyState::new(ProxyConfig {
+                    page_tokens: PAGE_TOKENS,
+                    pool_pages: pages,
+                    request_pages: pages - ring,
+                    pid: 0,
+                    routing: RoutingConfig {
+                        local_if_sooner_by: LOCAL_IF_SOONER_BY,
+                        ..RoutingConfig::default()
+                    },
+                }),
                 decoder: DecoderState::new(DecoderConfig {
                     page_tokens: PAGE_TOKENS,
                     page_bytes: 1,

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
 use actors::request::{Generate, RequestId, Route, StreamEvent, Timings};
+use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -176,7 +177,7 @@ fn start(
         prefix_cache: false,
         scattered: options.scattered,
         // Never prefill locally.
-        local_if_sooner_by: Duration::MAX,
+        routing: RoutingConfig { local_if_sooner_by: Duration::MAX, ..RoutingConfig::default() },
         link: Some(link),
     })?)
 }
