@@ -82,6 +82,11 @@ pub enum LogLine {
         /// The reason has not been logged before.
         is_news: bool,
     },
+    /// An address leads to this process.
+    OwnAddress {
+        /// The address, which is not dialled again.
+        address: String,
+    },
     /// Two addresses lead to one receiver.
     SameReceiver {
         /// The address that is not used.
@@ -170,6 +175,9 @@ impl LogLine {
             }
             Self::SameReceiver { address, peer, is_news: true } => {
                 tracing::warn!(address, %peer, "address leads to a receiver that is already connected");
+            }
+            Self::OwnAddress { address } => {
+                tracing::info!(address, "address leads to this process; not dialling it again");
             }
             Self::Refused { address, is_news: false, .. } => {
                 tracing::debug!(address, "receiver still refuses sessions");

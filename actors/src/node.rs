@@ -1,17 +1,20 @@
 //! Starts the actors of one process and connects them.
 //!
 //! The table of [`effect`](crate::effect) says which actor may send which message to which. Here actors get their states, threads and
-//! mailboxes: `serving` starts the actors of every node, `handing_over` those of a sender, `linking` the peer link and its transport.
+//! mailboxes: `serving` starts the actors of every node, `handing_over` those of a node that prefills for peers, `linking` the peer link and
+//! its transport. `shares` divides the page pool.
 
 mod handing_over;
 mod linking;
 mod serving;
+mod shares;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::prelude::*;
+use connector::frame::Capabilities;
 use connector::transport::{EventSink, Transport};
 use engine::{Engine, KvPool, ModelInfo};
 
@@ -30,6 +33,8 @@ use crate::router::Mailboxes;
 use crate::routing::RoutingConfig;
 use crate::streams::Streams;
 use crate::watchdog::{NodeHealth, Watchdog, Watched};
+pub use shares::SharesError;
+use shares::{Shares, Wanted};
 
 /// Time between two ticks of an actor. It is the precision of deadlines, and the watchdog sees a mark this often.
 const TICK: Duration = Duration::from_millis(250);
@@ -44,27 +49,26 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// see that this process has ended, keeps those pages quarantined.
 const RETURN_LIMIT: Duration = Duration::from_secs(1);
 
-/// The side of the link that this process is.
-pub enum LinkRole {
-    /// Accepts senders on this socket.
-    Receiver(std::net::TcpListener),
-    /// Dials these receivers.
-    Sender(Vec<String>),
-}
-
 /// Starts a transport with a sink for its events. Called once, on the thread that starts the node.
 pub type StartTransport<'a, E> = Box<dyn FnOnce(EventSink) -> Result<Arc<dyn Transport>, E> + 'a>;
 
 /// The link's part of a node.
 pub struct LinkConfig<'a, E> {
-    /// The side of this process.
-    pub role: LinkRole,
+    /// Accepts peers that prefill for this process. `None`: no peer prefills for it.
+    pub listener: Option<std::net::TcpListener>,
+    /// The addresses of the peers that this process dials and prefills for. Empty: it prefills for no peer.
+    pub peers: Vec<String>,
     /// `link.secret`.
     pub secret: Option<String>,
     /// The HTTP address that peers are told; empty if this process serves no HTTP.
     pub http: String,
-    /// `ring.bytes`: clamped to half the pool.
+    /// `ring.bytes`: clamped to half of the pages that `prefill_pages` leaves.
     pub ring_bytes: u64,
+    /// `node.prefill_pages`: pages for the prompts of peers, in a process with a listener and peers. `None`: room for one prompt of the
+    /// greatest length.
+    pub prefill_pages: Option<u32>,
+    /// Maximum number of tokens of a prompt and its answer. The pool may limit it further.
+    pub context_tokens: u32,
     /// `transport.min_gigabytes_per_second`: a slower lane is refused.
     pub min_gigabytes_per_second: f64,
     /// Maximum number of pages in flight per session; at least one. The default is [`PAGES_IN_FLIGHT`](crate::transfer::state::PAGES_IN_FLIGHT).
@@ -75,12 +79,21 @@ pub struct LinkConfig<'a, E> {
     pub transport: StartTransport<'a, E>,
 }
 
+impl<E> LinkConfig<'_, E> {
+    /// What this process does for its peers.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { prefill: !self.peers.is_empty(), decode: self.listener.is_some() }
+    }
+}
+
 /// The configuration of a node.
 pub struct NodeConfig<'a, E> {
     /// The loaded engine.
     pub engine: Box<dyn Engine>,
     /// `engine.prefill_chunk_tokens`.
     pub prefill_chunk_tokens: u32,
+    /// `routing.inter_token_bound`: prompts get less of a step that would take longer than this while answers are decoded.
+    pub inter_token_bound: Option<Duration>,
     /// `engine.prefix_cache`: requests that begin with the same tokens share pages.
     pub prefix_cache: bool,
     /// Pages are taken in scattered order, as from a pool that has been used for a long time. For measurements.
@@ -174,8 +187,8 @@ impl Node {
 struct Parts {
     model: ModelInfo,
     pool: Arc<KvPool>,
-    /// Pages of the pool that rings may claim.
-    ring_pages: u32,
+    /// The division of the pool.
+    shares: Shares,
     /// How long arbiters busy-poll during a hand-over; zero: never.
     awake: Duration,
     streams: Streams,
@@ -217,16 +230,24 @@ impl Parts {
 /// # Errors
 /// The transport does not start, the pool is too small, or the operating system refuses a thread or socket.
 pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
-    let NodeConfig { engine, link, grammars, prefill_chunk_tokens, prefix_cache, scattered, routing } =
-        config;
+    let NodeConfig {
+        engine,
+        link,
+        grammars,
+        prefill_chunk_tokens,
+        inter_token_bound,
+        prefix_cache,
+        scattered,
+        routing,
+    } = config;
     let mut parts = parts(engine.as_ref(), link.as_ref())?;
     let times = StepTimes::new(parts.model.parameters, parts.pool.is_on_device());
     let pulse = EnginePulse::new(times);
-    let is_sender = matches!(&link, Some(LinkConfig { role: LinkRole::Sender(_), .. }));
+    let prefills = link.as_ref().is_some_and(|link| link.capabilities().prefill);
 
     // All addresses exist before any actor runs, so that each actor can have the addresses of the others.
     let serving = serving::Contexts::default();
-    let handing_over = is_sender.then(handing_over::Contexts::default);
+    let handing_over = prefills.then(handing_over::Contexts::default);
     let mut mailboxes = Mailboxes {
         proxy: serving.proxy.address().recipient(),
         decoder: serving.decoder.address().recipient(),
@@ -242,7 +263,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     mailboxes.peer_link = linked.as_ref().map(|linked| linked.peer_link.clone().recipient());
 
     let (proxy, decoder) = (serving.proxy.address(), serving.decoder.address());
-    let settings = serving::Settings { prefill_chunk_tokens, prefix_cache, scattered, routing };
+    let settings =
+        serving::Settings { prefill_chunk_tokens, inter_token_bound, prefix_cache, scattered, routing };
     serving.run(engine, settings, hashed.clone(), &mut parts, &mailboxes, &pulse).map_err(NodeError::Io)?;
     let prefiller = handing_over.as_ref().map(|contexts| contexts.prefiller.address());
     if let (Some(contexts), Some(linked), Some(sending)) = (handing_over, &linked, sending) {
@@ -264,7 +286,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
         streams: parts.streams,
         health: parts.health,
         faults: parts.faults,
-        request_pages: parts.pool.pages() - parts.ring_pages,
+        request_pages: parts.shares.request,
         counters: parts.counters,
         _watchdog: watchdog,
     })
@@ -272,20 +294,14 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
 
 fn parts<E>(engine: &dyn Engine, link: Option<&LinkConfig<'_, E>>) -> Result<Parts, NodeError<E>> {
     let pool = engine.kv().clone();
-    let pages = pool.pages();
-    let ring_pages = match link {
-        Some(LinkConfig { role: LinkRole::Receiver(_), ring_bytes, .. }) => {
-            ring_pages(*ring_bytes, pool.layout().page_bytes(), pages).ok_or(NodeError::Pool { pages })?
-        }
-        _ => 0,
-    };
+    let shares = shares(&pool, link).map_err(NodeError::Pool)?;
     // A CPU engine needs all cores, so only GPU nodes busy-poll.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let awake = if pool.is_on_device() && cores >= AWAKE_CORES { AWAKE } else { Duration::ZERO };
     Ok(Parts {
         model: engine.model().clone(),
         pool,
-        ring_pages,
+        shares,
         awake,
         streams: Streams::default(),
         counters: Counters::default(),
@@ -325,23 +341,40 @@ pub enum NodeError<E> {
     /// The transport did not start.
     #[error(transparent)]
     Transport(E),
-    /// The pool has no page for the ring beside one for a request.
-    #[error("a receiver's pool needs at least 2 pages and this one has {pages}; raise engine.kv_bytes")]
-    Pool {
-        /// Pages in the pool.
-        pages: u32,
-    },
+    /// The pool cannot be divided.
+    #[error(transparent)]
+    Pool(SharesError),
     /// The operating system refused a thread or socket.
     #[error("cannot start the node: {0}")]
     Io(std::io::Error),
 }
 
-/// `ring.bytes` in pages: at least one, at most half the pool. `None` if the pool has fewer than two pages.
-fn ring_pages(ring_bytes: u64, page_bytes: u64, pages: u32) -> Option<u32> {
-    let wanted = u32::try_from(ring_bytes / page_bytes).unwrap_or(u32::MAX).max(1);
-    let ring = wanted.min(pages / 2);
-    if ring < wanted {
-        tracing::info!(wanted, pages = ring, pool = pages, "ring clamped to half the page pool");
+/// Divides the pool of a process with this link.
+fn shares<E>(pool: &KvPool, link: Option<&LinkConfig<'_, E>>) -> Result<Shares, SharesError> {
+    let pages = pool.pages();
+    let Some(link) = link else { return Ok(Shares { ring: 0, quota: None, request: pages }) };
+    let Capabilities { prefill, decode } = link.capabilities();
+    let ring_pages = u32::try_from(link.ring_bytes / pool.layout().page_bytes()).unwrap_or(u32::MAX).max(1);
+    let wanted = Wanted {
+        pages,
+        page_tokens: pool.layout().page_tokens,
+        ring_pages: decode.then_some(ring_pages),
+        prefills: prefill,
+        prefill_pages: link.prefill_pages,
+        context_tokens: link.context_tokens,
+    };
+    let shares = wanted.divide()?;
+    if decode && shares.ring < ring_pages {
+        tracing::info!(
+            wanted = ring_pages,
+            pages = shares.ring,
+            pool = pages,
+            "ring clamped to half the pages"
+        );
     }
-    (ring > 0).then_some(ring)
+    if let Some(quota) = shares.quota {
+        let Shares { ring, request, .. } = shares;
+        tracing::info!(pool = pages, requests = request, ring, peers_prompts = quota, "pages divided");
+    }
+    Ok(shares)
 }

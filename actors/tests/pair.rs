@@ -1,4 +1,4 @@
-//! A sender and a receiver in one process: two nodes over the loopback transport and a real link, with an engine that needs
+//! A sender and a receiver in one process, or nodes that are both: over the loopback transport and a real link, with an engine that needs
 //! no model.
 //!
 //! The engine writes every token into its page and samples from what it *reads back* from the pages. So a page that does not arrive,
@@ -14,6 +14,8 @@ mod failing_engine;
 mod grammars;
 #[path = "pair/modular.rs"]
 mod modular;
+#[path = "pair/nodes.rs"]
+mod nodes;
 #[path = "pair/scores.rs"]
 mod scores_of_prompts;
 #[path = "pair/senders.rs"]
@@ -27,7 +29,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ::actors::grammar::GrammarCompiler;
-use ::actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
+use ::actors::node::{self, LinkConfig, Node, NodeConfig};
 use ::actors::request::{
     AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings,
 };
@@ -42,6 +44,7 @@ use tokio::sync::mpsc::Receiver;
 /// A test fails after waiting this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAGE_TOKENS: u32 = 4;
+const CONTEXT_TOKENS: u32 = 4096;
 const VOCABULARY: u32 = 1000;
 /// Maximum number of rows in a step of the engine.
 const ROWS: u32 = 5;
@@ -99,16 +102,30 @@ impl Transport for Watched {
     }
 }
 
-fn start(role: LinkRole, pages: u32, ring_pages: u64) -> Node {
-    start_with(role, pages, ring_pages, &Damage::default())
+/// What a node does for its peers: it accepts some and dials others.
+struct Ends {
+    listener: Option<TcpListener>,
+    peers: Vec<String>,
 }
 
-fn start_with(role: LinkRole, pages: u32, ring_pages: u64, damage: &Damage) -> Node {
-    start_compiling(role, pages, ring_pages, damage, None)
+fn receiver_at(listener: TcpListener) -> Ends {
+    Ends { listener: Some(listener), peers: Vec::new() }
+}
+
+fn sender_to(address: String) -> Ends {
+    Ends { listener: None, peers: vec![address] }
+}
+
+fn start(ends: Ends, pages: u32, ring_pages: u64) -> Node {
+    start_with(ends, pages, ring_pages, &Damage::default())
+}
+
+fn start_with(ends: Ends, pages: u32, ring_pages: u64, damage: &Damage) -> Node {
+    start_compiling(ends, pages, ring_pages, damage, None)
 }
 
 fn start_compiling(
-    role: LinkRole,
+    ends: Ends,
     pages: u32,
     ring_pages: u64,
     damage: &Damage,
@@ -116,7 +133,7 @@ fn start_compiling(
 ) -> Node {
     let engine = Echo::new(pages, damage.engine.clone());
     let region = actors::pages::region(&engine.pool);
-    if let LinkRole::Receiver(_) = role {
+    if ends.listener.is_some() {
         let _ = damage.victim.set(engine.pool.clone());
     }
     let damage = damage.clone();
@@ -133,10 +150,13 @@ fn start_compiling(
         Ok(Arc::new(Watched(transport, damage)) as Arc<dyn Transport>)
     });
     let link = Some(LinkConfig {
-        role,
+        listener: ends.listener,
+        peers: ends.peers,
         secret: None,
         http: String::new(),
         ring_bytes,
+        prefill_pages: None,
+        context_tokens: CONTEXT_TOKENS,
         min_gigabytes_per_second: 0.0,
         pages_in_flight: PAGES_IN_FLIGHT,
         page_hash: true,
@@ -146,6 +166,7 @@ fn start_compiling(
         engine: Box::new(engine),
         grammars,
         prefill_chunk_tokens: 8,
+        inter_token_bound: None,
         prefix_cache: true,
         scattered: false,
         routing: RoutingConfig { local_if_sooner_by: Duration::MAX, ..RoutingConfig::default() },
@@ -167,13 +188,13 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 async fn pair(pages: u32, ring_pages: u64) -> (Node, Node, String) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("the socket is bound").to_string();
-    let receiver = start(LinkRole::Receiver(listener), pages, ring_pages);
+    let receiver = start(receiver_at(listener), pages, ring_pages);
     let sender = dial(&receiver, &address, pages).await;
     (receiver, sender, address)
 }
 
 async fn dial(receiver: &Node, address: &str, pages: u32) -> Node {
-    let sender = start(LinkRole::Sender(vec![address.to_owned()]), pages, 1);
+    let sender = start(sender_to(address.to_owned()), pages, 1);
     until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
     sender
 }
@@ -306,8 +327,8 @@ async fn a_bit_flip_in_a_landed_page_is_detected_and_changes_no_token() {
     let damage = Damage::default();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("the socket is bound").to_string();
-    let receiver = start_with(LinkRole::Receiver(listener), 64, 2, &damage);
-    let sender = start_with(LinkRole::Sender(vec![address]), 64, 1, &damage);
+    let receiver = start_with(receiver_at(listener), 64, 2, &damage);
+    let sender = start_with(sender_to(address), 64, 1, &damage);
     until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
     let counters = receiver.counters.clone();
     for request in 0..10 {

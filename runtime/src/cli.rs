@@ -16,6 +16,11 @@ Start two processes and send a request:
   curl http://127.0.0.1:9000/v1/completions -H 'content-type: application/json' \\
        -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 32}'
 
+Start two nodes that prefill and decode for each other (on one host, their ports must differ):
+  runtime --role node --set link.peers=127.0.0.1:55555,127.0.0.1:55556 &
+  runtime --role node --set link.peers=127.0.0.1:55555,127.0.0.1:55556 \
+          --set link.port=55556 --set http.port=8201 --set frontend.port=9001 &
+
 Configuration, in this order (a later source overrides an earlier one):
   defaults, --config FILE, variables such as BATON_LINK__PORT=55556, --model and --set.
   --print-config shows every key, its value and the source of the value. configs/ holds examples.
@@ -34,7 +39,8 @@ const LONG_ABOUT: &str = "\
 Serves a language model: one process prefills prompts, another decodes the answers.
 
 The sender computes the KV cache of a prompt and puts it, page by page, into the receiver's memory.
-The receiver decodes and streams the answer over an OpenAI-compatible HTTP port.";
+The receiver decodes and streams the answer over an OpenAI-compatible HTTP port.
+A node does both, for itself and for other nodes.";
 
 /// The command line.
 #[derive(Parser)]
@@ -57,7 +63,7 @@ pub struct Cli {
     #[arg(long, value_name = "PATH")]
     pub model: Option<String>,
 
-    /// HTTP port: sets `http.port` for a sender or receiver, `frontend.port` for a local process
+    /// HTTP port: sets `http.port` for a sender, receiver or node, `frontend.port` for a local process
     #[arg(long, value_name = "PORT", help_heading = VLLM)]
     pub port: Option<String>,
 

@@ -105,7 +105,7 @@ sections! {
     http: HttpSection {
         /// Address of the node's own HTTP port.
         host: String = host, |_, _| "127.0.0.1";
-        /// The node's own HTTP port. 0 lets the system choose a free port. The default is 8200 for a receiver and 8100 for a sender.
+        /// The node's own HTTP port. 0 lets the system choose a free port. The default is 8100 for a sender and 8200 for other roles.
         port: u16 = port, |role, _| if role == Role::Sender { "8100" } else { "8200" };
     }
     /// The frontend: the HTTP port whose prompts a receiver gives to senders.
@@ -127,22 +127,25 @@ sections! {
         reasoning_parser: Option<String> =
             |value| optional(value, |value| one_of(value, &["deepseek_r1", "qwen3", "none"])), |_, _| layers::NOTHING;
     }
-    /// The choice of the process that prefills a prompt.
+    /// The placement of prompts.
     routing: RoutingSection {
         /// Memory for the index of the prompts that were placed, which says which process has which prefixes cached. 0 turns it off.
         index_bytes: ByteSize = bytes_or_zero, |_, _| "16MiB";
         /// A process whose expected time to first token is within this gets a prompt whose beginning it has cached.
         ttft_target: Duration = duration, |_, _| "1s";
+        /// While answers are decoded, prompts get only as many tokens of a step as fit in this time, but at least 64. The default is 50ms on a
+        /// GPU, and no bound on a CPU.
+        inter_token_bound: Option<Duration> = |value| optional(value, duration), |_, _| layers::NOTHING;
     }
-    /// The link between a sender and a receiver.
+    /// The link between a process that prefills and a process that decodes.
     link: LinkSection {
-        /// Address on which a receiver listens for senders.
+        /// Address on which a receiver or node listens for processes that prefill for it.
         host: String = host, |_, _| "127.0.0.1";
-        /// Port on which a receiver listens for senders. 0 lets the system choose a free port.
+        /// Port on which a receiver or node listens for processes that prefill for it. 0 lets the system choose a free port.
         port: u16 = port, |_, _| "55555";
         /// Secret that both ends of a link must have. Without a secret, any process that reaches the port may join and write pages.
         secret: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
-        /// The receivers that a sender dials, as `host:port`. If the list is empty, it dials `link.host:link.port`.
+        /// The link ports, as `host:port`, of the processes that a sender or node prefills for. A sender without a list dials `link.host:link.port`. A node ignores its own address.
         peers: Vec<String> = peers, |_, _| Vec::<String>::new();
     }
     /// The ring of page credits.
@@ -150,6 +153,11 @@ sections! {
         /// Maximum number of bytes of a receiver's pages that all senders together may write at a time. Whole pages, at least one and at most half
         /// the pool.
         bytes: ByteSize = bytes, |_, _| "1GiB";
+    }
+    /// Processes that prefill for their peers and whose peers prefill for them.
+    node: NodeSection {
+        /// Pages of a node's pool that are reserved for prompts of its peers. The default is room for one prompt of the greatest length; a lower value is refused.
+        prefill_pages: Option<u32> = |value| optional(value, |value| count(value, 1..=u64::from(u32::MAX))), |_, _| layers::NOTHING;
     }
     /// The engine that runs the model.
     engine: EngineSection {
@@ -225,6 +233,9 @@ const TOP_KEYS: &[ConfigKey] = &[
     },
 ];
 
+/// Default of `routing.inter_token_bound` on a GPU.
+const INTER_TOKEN_BOUND: Duration = Duration::from_millis(50);
+
 /// Maximum default of `engine.threads`: the engine cannot use more.
 const THREADS_MAX: usize = 256;
 
@@ -246,12 +257,14 @@ pub struct Config {
     pub http: HttpSection,
     /// The frontend port, where senders may prefill the prompts of requests.
     pub frontend: FrontendSection,
-    /// The choice of the process that prefills a prompt.
+    /// The placement of prompts.
     pub routing: RoutingSection,
     /// The link between a sender and a receiver.
     pub link: LinkSection,
     /// The ring of page credits in a session.
     pub ring: RingSection,
+    /// Processes that prefill for their peers and whose peers prefill for them.
+    pub node: NodeSection,
     /// The engine that runs the model.
     pub engine: EngineSection,
     /// Limits of requests.
@@ -320,6 +333,7 @@ impl Config {
             routing: RoutingSection::read(layers)?,
             link: LinkSection::read(layers)?,
             ring: RingSection::read(layers)?,
+            node: NodeSection::read(layers)?,
             engine: EngineSection::read(layers)?,
             request: RequestSection::read(layers)?,
             transport: TransportSection::read(layers)?,
@@ -332,22 +346,21 @@ impl Config {
         if config.engine.threads == 0 {
             config.engine.threads = config.surroundings.cores.min(THREADS_MAX);
         }
-        if config.link.peers.is_empty() {
+        // A node without peers prefills for itself only.
+        if config.link.peers.is_empty() && role != Role::Node {
             config.link.peers.push(values::authority(&config.link.host, config.link.port));
         }
         Ok(config)
     }
 
-    /// Checks keys against each other: two ports of one process must differ, a sender needs a port to connect to, and a local process
-    /// needs the frontend.
+    /// Checks keys against each other: two ports of one process must differ, a process that dials needs ports to connect to, and a local
+    /// process needs the frontend.
     fn check_together(&self, role: Role, layers: &Layers) -> Result<(), ConfigErrors> {
-        let mut ports = match role {
-            Role::Receiver => vec![
-                ("http.port", &self.http.host, self.http.port),
-                ("link.port", &self.link.host, self.link.port),
-            ],
-            Role::Sender | Role::Local => vec![],
-        };
+        let mut ports = Vec::new();
+        if role.accepts_peers() {
+            ports.push(("http.port", &self.http.host, self.http.port));
+            ports.push(("link.port", &self.link.host, self.link.port));
+        }
         if role != Role::Sender && self.frontend.enabled {
             ports.push(("frontend.port", &self.frontend.host, self.frontend.port));
         }
@@ -388,6 +401,7 @@ impl Config {
         self.routing.show(&mut out);
         self.link.show(&mut out);
         self.ring.show(&mut out);
+        self.node.show(&mut out);
         self.engine.show(&mut out);
         self.request.show(&mut out);
         self.transport.show(&mut out);
@@ -407,6 +421,12 @@ impl Config {
         } else {
             128
         })
+    }
+
+    /// `routing.inter_token_bound`, or the default of the device. On a CPU, a step of 64 prompt tokens takes longer than any useful bound.
+    pub fn inter_token_bound(&self) -> Option<Duration> {
+        let default = (self.engine.device == DeviceSetting::Cuda).then_some(INTER_TOKEN_BOUND);
+        self.routing.inter_token_bound.or(default)
     }
 
     /// `request.concurrency`, or the default of the device. On a GPU, that is the number of rows of the largest step with a captured

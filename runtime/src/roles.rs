@@ -1,4 +1,4 @@
-//! Starts and stops a receiver, a sender or a local process.
+//! Starts and stops a process of any role.
 //!
 //! A process opens its ports, loads the model, starts the actors, and then serves HTTP. A process that cannot start says why in one
 //! sentence. It shuts down in three phases: it refuses new requests, it waits up to `shutdown.drain` for running requests, and it
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use actors::counters::Counters;
 use actors::grammar::GrammarCompiler;
-use actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
+use actors::node::{self, LinkConfig, Node, NodeConfig};
 use actors::request::Route;
 use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
@@ -47,7 +47,7 @@ impl ListeningSockets {
         let wants_frontend = role != Role::Sender && config.frontend.enabled;
         let frontend =
             wants_frontend.then(|| bind("frontend.port", &config.frontend.host, config.frontend.port));
-        let link = (role == Role::Receiver).then(|| bind("link.port", &config.link.host, config.link.port));
+        let link = role.accepts_peers().then(|| bind("link.port", &config.link.host, config.link.port));
         Ok(Self { http: http.transpose()?, frontend: frontend.transpose()?, link: link.transpose()? })
     }
 
@@ -180,20 +180,14 @@ pub(crate) fn transport(
     })
 }
 
-/// The side of the link that a process of `role` has; `None` for a local process.
-fn link_role(role: Role, listener: Option<TcpListener>, config: &Config) -> anyhow::Result<Option<LinkRole>> {
-    Ok(match (role, listener) {
-        (Role::Receiver, Some(listener)) => {
-            let address = listener.local_addr()?;
-            tracing::info!(%address, key = "link.port", "listening for senders");
-            if let Some(warning) = Port::Link.warning(address, config.link.secret.as_ref()) {
-                tracing::warn!(%address, "{warning}");
-            }
-            Some(LinkRole::Receiver(listener))
-        }
-        (Role::Sender, _) => Some(LinkRole::Sender(config.link.peers.clone())),
-        _ => None,
-    })
+/// Logs where peers connect to this process.
+fn log_link_port(listener: &TcpListener, config: &Config) -> std::io::Result<()> {
+    let address = listener.local_addr()?;
+    tracing::info!(%address, key = "link.port", "listening for peers that prefill");
+    if let Some(warning) = Port::Link.warning(address, config.link.secret.as_ref()) {
+        tracing::warn!(%address, "{warning}");
+    }
+    Ok(())
 }
 
 async fn serve(
@@ -207,7 +201,8 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let cache = cache_info(&config, engine.as_ref());
     let grammars = grammars(&model, engine.as_ref());
-    let node = start_node(role, &config, &mut ports, engine, Arc::clone(grammars.compiler()))?;
+    let compiler = Arc::clone(grammars.compiler());
+    let node = start_node(role, &config, &mut ports, engine, compiler, model.context_tokens)?;
     limit_context(&mut model, u64::from(node.request_pages) * u64::from(config.page_tokens()));
     let shared = SharedState::new(&config, cache, model, grammars, limits);
     actix::spawn(report_regularly(shared.observed.clone()));
@@ -240,21 +235,27 @@ async fn serve(
     }
 }
 
-/// Starts the actors. Takes the listening socket of the link out of `ports`.
+/// Starts the actors. Takes the listening socket of the link out of `ports`. A request has at most `context_tokens` tokens.
 fn start_node(
     role: Role,
     config: &Config,
     ports: &mut ListeningSockets,
     engine: Box<dyn Engine>,
     grammars: Arc<dyn GrammarCompiler>,
+    context_tokens: u32,
 ) -> anyhow::Result<Node> {
     let pool = Arc::clone(engine.kv());
     let http = ports.http.as_ref().map(TcpListener::local_addr).transpose()?;
-    let link = link_role(role, ports.link.take(), config)?.map(|role| LinkConfig {
-        role,
+    let listener = ports.link.take();
+    listener.as_ref().map(|listener| log_link_port(listener, config)).transpose()?;
+    let link = (role != Role::Local).then(|| LinkConfig {
+        listener,
+        peers: if role.dials_peers() { config.link.peers.clone() } else { Vec::new() },
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
         http: http.map(|address| address.to_string()).unwrap_or_default(),
         ring_bytes: config.ring.bytes.0,
+        prefill_pages: config.node.prefill_pages,
+        context_tokens,
         page_hash: config.transport.page_hash,
         min_gigabytes_per_second: min_gigabytes_per_second(config),
         pages_in_flight: PAGES_IN_FLIGHT,
@@ -264,6 +265,7 @@ fn start_node(
         engine,
         grammars: Some(grammars),
         prefill_chunk_tokens: config.prefill_chunk_tokens(),
+        inter_token_bound: config.inter_token_bound(),
         prefix_cache: config.engine.prefix_cache,
         scattered: false,
         routing: routing(config),

@@ -1,4 +1,4 @@
-//! The actors that only a sender has: prefiller and transfer.
+//! The actors that only a node has that prefills for peers: prefiller and transfer.
 
 use std::io;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub(super) struct Contexts {
 
 impl Contexts {
     /// Starts the actors. Pages go over `transport`. `hashed` is the pool whose pages are hashed; `None`: pages are announced without
-    /// hashes. `grammars` compiles the grammars of receivers.
+    /// hashes. `grammars` compiles the grammars of peers.
     pub(super) fn run(
         self,
         (min_gigabytes_per_second, pages_in_flight): (f64, usize),
@@ -60,7 +60,7 @@ impl Contexts {
         let state = PrefillerState::new(PrefillerConfig {
             page_tokens: parts.page_tokens(),
             page_bytes,
-            pool_pages: parts.pool.pages(),
+            pool_pages: parts.shares.quota.unwrap_or(parts.pool.pages()),
             vocabulary: parts.model.vocabulary,
             context_tokens: parts.model.context_tokens,
             compiles_grammars: grammars.is_some(),

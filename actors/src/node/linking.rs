@@ -3,11 +3,11 @@
 use std::sync::{Arc, OnceLock};
 
 use actix::prelude::*;
-use connector::frame::{Capabilities, Incarnation, KvShape};
+use connector::frame::{Incarnation, KvShape};
 use connector::transport::{Event, EventSink, Transport};
 use tokio::net::TcpListener;
 
-use super::{LinkConfig, LinkRole, NodeError, Parts};
+use super::{LinkConfig, NodeError, Parts};
 use crate::devices::{
     Devices,
     sockets::{Identity, Sockets},
@@ -15,7 +15,10 @@ use crate::devices::{
 use crate::effect::{Endpoint, ToPeerLink, ToTransfer};
 use crate::kit::Awake;
 use crate::messages::TransportEvents;
-use crate::peer_link::{PeerLink, PeerLinkBehaviour, state::PeerLinkState};
+use crate::peer_link::{
+    PeerLink, PeerLinkBehaviour,
+    state::{PeerLinkConfig, PeerLinkState},
+};
 use crate::router::{Mailboxes, Router};
 
 /// A running peer link.
@@ -25,7 +28,7 @@ pub(super) struct Linked {
     pub(super) transport: Arc<dyn Transport>,
 }
 
-/// Starts the transport and the peer link. A listener accepts at once; a sender dials after [`StartDialling`](crate::messages::StartDialling).
+/// Starts the transport and the peer link. A listener accepts at once; peers are dialled after [`StartDialling`](crate::messages::StartDialling).
 pub(super) fn start<E>(
     link: LinkConfig<'_, E>,
     parts: &mut Parts,
@@ -33,27 +36,28 @@ pub(super) fn start<E>(
 ) -> Result<Linked, NodeError<E>> {
     let incarnation = Incarnation::current().map_err(NodeError::Io)?;
     let shape = shape(parts, link.page_hash);
-    let (listener, receivers) = match link.role {
-        LinkRole::Receiver(listener) => (Some(listener), Vec::new()),
-        LinkRole::Sender(receivers) => (None, receivers),
-    };
+    let capabilities = link.capabilities();
+    let listener = link.listener;
     if let Some(listener) = &listener {
         listener.set_nonblocking(true).map_err(NodeError::Io)?;
     }
-    let is_receiver = listener.is_some();
     let identity = Identity {
         incarnation,
         shape,
         secret: link.secret,
-        ring_pages: parts.ring_pages,
-        receivers,
-        capabilities: Capabilities { prefill: !is_receiver, decode: is_receiver },
+        ring_pages: parts.shares.ring,
+        receivers: link.peers.clone(),
+        capabilities,
         http: link.http,
     };
     let (sink, late_link) = sink(mailboxes.transfer.clone());
     let transport = (link.transport)(sink).map_err(NodeError::Transport)?;
-    let state =
-        PeerLinkState::new(transport.close_ends_writes(), identity.ring_pages, identity.receivers.clone());
+    let state = PeerLinkState::new(PeerLinkConfig {
+        own: incarnation,
+        close_ends_writes: transport.close_ends_writes(),
+        ring_pages: identity.ring_pages,
+        receivers: link.peers,
+    });
     let behaviour = PeerLinkBehaviour { state, counters: parts.counters.clone() };
 
     let arbiter = Arbiter::new();

@@ -1,7 +1,7 @@
 //! The actors that every node has: proxy, decoder, buffer manager and generator.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use connector::frame::GRAMMARS_MAX;
@@ -50,6 +50,7 @@ pub(super) struct Contexts {
 /// See [`NodeConfig`](super::NodeConfig).
 pub(super) struct Settings {
     pub(super) prefill_chunk_tokens: u32,
+    pub(super) inter_token_bound: Option<Duration>,
     pub(super) prefix_cache: bool,
     pub(super) scattered: bool,
     pub(super) routing: RoutingConfig,
@@ -72,9 +73,9 @@ impl Contexts {
         let (proxy_devices, decoder_devices) = (streams(), streams());
 
         let pool = PoolState::new(PoolConfig {
-            prefill_pages: None,
+            prefill_pages: parts.shares.quota,
             pages,
-            ring_pages: parts.ring_pages,
+            ring_pages: parts.shares.ring,
             page_tokens,
             page_bytes: parts.page_bytes(),
             sharing: settings.prefix_cache,
@@ -88,6 +89,7 @@ impl Contexts {
         let finish = FinishRule::new(parts.model.eos_tokens.clone());
         let state = GeneratorState::new(GeneratorConfig {
             chunk_tokens: settings.prefill_chunk_tokens,
+            inter_token_bound: settings.inter_token_bound,
             limits: engine.limits(),
             page_tokens,
             finish: finish.clone(),
@@ -119,7 +121,7 @@ impl Contexts {
         let state = ProxyState::new(ProxyConfig {
             page_tokens,
             pool_pages: pages,
-            request_pages: pages - parts.ring_pages,
+            request_pages: parts.shares.request,
             pid: std::process::id(),
             routing,
         });

@@ -128,12 +128,25 @@ pub struct LinkCounts {
     pub stale_frames: u64,
 }
 
+/// The configuration of the peer link.
+#[derive(Clone, Debug)]
+pub struct PeerLinkConfig {
+    /// This process.
+    pub own: Incarnation,
+    /// True if puts move bytes only while our side of a session exists: the value of
+    /// [`Transport::close_ends_writes`](connector::transport::Transport::close_ends_writes).
+    pub close_ends_writes: bool,
+    /// Upper bound of the credits outstanding in an incoming session, and of the incoming sessions. 0: no peer prefills for this process.
+    pub ring_pages: u32,
+    /// The addresses to dial.
+    pub receivers: Vec<String>,
+}
+
 /// All sessions of this process.
 #[derive(Debug)]
 pub struct PeerLinkState {
-    /// True if puts move bytes only while our side of a session exists.
+    own: Incarnation,
     close_ends_writes: bool,
-    /// Upper bound of the credits outstanding in an incoming session.
     ring_pages: u32,
     next: u64,
     /// This process accepts no new prefills.
@@ -161,11 +174,11 @@ fn name(session: SessionId) -> TransportSession {
 }
 
 impl PeerLinkState {
-    /// A state without sessions. `close_ends_writes` is the value of
-    /// [`Transport`](connector::transport::Transport::close_ends_writes). At most `ring_pages` senders may connect. `receivers`
-    /// are the addresses to dial.
-    pub fn new(close_ends_writes: bool, ring_pages: u32, receivers: Vec<String>) -> Self {
+    /// A state without sessions.
+    pub fn new(config: PeerLinkConfig) -> Self {
+        let PeerLinkConfig { own, close_ends_writes, ring_pages, receivers } = config;
         Self {
+            own,
             close_ends_writes,
             ring_pages,
             next: 0,
@@ -380,7 +393,10 @@ impl PeerLinkState {
 
     fn on_announce_leaving(&mut self) -> Vec<Effect> {
         self.leaving = true;
-        let up = self.sessions.iter().filter(|(_, live)| live.is_up());
+        // Only peers that we prefill for need to know.
+        let prefilling =
+            |live: &Session| live.is_up() && matches!(live.direction, Direction::Outgoing { .. });
+        let up = self.sessions.iter().filter(|(_, live)| prefilling(live));
         up.map(|(session, live)| {
             to::sockets(WriteFrame { session: *session, connection: live.connection, frame: Frame::Leaving })
         })

@@ -19,8 +19,8 @@ async fn damaged_pair() -> ((Node, Damage), (Node, Damage)) {
     let (of_receiver, of_sender) = (Damage::default(), Damage::default());
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("the socket is bound").to_string();
-    let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &of_receiver);
-    let sender = start_with(LinkRole::Sender(vec![address]), 64, 1, &of_sender);
+    let receiver = start_with(receiver_at(listener), 64, 4, &of_receiver);
+    let sender = start_with(sender_to(address), 64, 1, &of_sender);
     until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
     ((receiver, of_receiver), (sender, of_sender))
 }

@@ -39,10 +39,10 @@ async fn run(node: &Node, request: u64, text: &str) -> Timings {
 async fn a_sender_compiles_a_grammar_once_and_a_refusal_costs_no_request() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("the socket is bound").to_string();
-    let receiver = start(LinkRole::Receiver(listener), 200, 4);
+    let receiver = start(receiver_at(listener), 200, 4);
     let double = Arc::new(Double::default());
-    let role = LinkRole::Sender(vec![address]);
-    let sender = start_compiling(role, 200, 1, &Damage::default(), Some(double.clone()));
+    let ends = sender_to(address);
+    let sender = start_compiling(ends, 200, 1, &Damage::default(), Some(double.clone()));
     until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
     for (request, (text, disaggregated)) in (1..).zip([
         ("a*", true),

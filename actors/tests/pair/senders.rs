@@ -61,7 +61,7 @@ async fn a_sender_that_ends_costs_no_request_and_another_takes_over() {
 #[actix::test]
 async fn a_sender_that_shuts_down_finishes_its_hand_overs() {
     let (receiver, first, address) = pair(64, 4).await;
-    let second = start(LinkRole::Sender(vec![address]), 64, 1);
+    let second = start(sender_to(address), 64, 1);
     until("both senders are ready", || receiver.peers() == 2).await;
     let mut sources = Vec::new();
     for request in 0..16 {
@@ -89,11 +89,11 @@ async fn a_lost_sender_without_proof_disables_no_other_sender() {
     let foreign = Damage { foreign_writes: true, ..Damage::default() };
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("the socket is bound").to_string();
-    let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
+    let receiver = start_with(receiver_at(listener), 64, 4, &foreign);
     let quarantined = || receiver.counters.pages_quarantined().load(Ordering::SeqCst);
     // A sender that is cut off and cannot dial again gives no proof. Its process still runs: it is this one.
     let cut = Arc::new(Notify::new());
-    let mute = start(LinkRole::Sender(vec![proxy_once(address.clone(), cut.clone()).await]), 64, 1);
+    let mute = start(sender_to(proxy_once(address.clone(), cut.clone()).await), 64, 1);
     until("it is ready", || receiver.peers() == 1).await;
     cut.notify_waiters();
     until("its pages are quarantined", || quarantined() == 4).await;
@@ -114,10 +114,10 @@ async fn a_sender_that_leaves_returns_its_credits_first() {
     let foreign = Damage { foreign_writes: true, ..Damage::default() };
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("the socket is bound").to_string();
-    let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
+    let receiver = start_with(receiver_at(listener), 64, 4, &foreign);
     let ended = || receiver.counters.sessions_ended().load(Ordering::SeqCst);
     for left in 1..3 {
-        let sender = start(LinkRole::Sender(vec![address.clone()]), 64, 1);
+        let sender = start(sender_to(address.clone()), 64, 1);
         until("it is ready", || receiver.peers() == 1).await;
         sender.shut_down(PATIENCE).await;
         until("its session is over", || ended() == left && receiver.peers() == 0).await;
@@ -131,11 +131,11 @@ async fn a_sender_that_dials_again_proves_that_its_last_session_has_drained() {
     let foreign = Damage { foreign_writes: true, ..Damage::default() };
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("the socket is bound").to_string();
-    let receiver = start_with(LinkRole::Receiver(listener), 64, 4, &foreign);
+    let receiver = start_with(receiver_at(listener), 64, 4, &foreign);
     let quarantined = || receiver.counters.pages_quarantined().load(Ordering::SeqCst);
     let cut = Arc::new(Notify::new());
     let address = proxy_to(address, cut.clone()).await;
-    let sender = start(LinkRole::Sender(vec![address]), 64, 1);
+    let sender = start(sender_to(address), 64, 1);
     for request in 0..5 {
         until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
         let timings =

@@ -10,7 +10,7 @@ use actors::finish::FinishRule;
 use actors::generator::state::{GeneratorConfig, GeneratorState};
 use actors::grammar::GrammarHash;
 use actors::messages::RunStep;
-use actors::peer_link::state::PeerLinkState;
+use actors::peer_link::state::{PeerLinkConfig, PeerLinkState};
 use actors::prefiller::state::{PrefillerConfig, PrefillerState};
 use actors::proxy::state::{ProxyConfig, ProxyState};
 use actors::routing::RoutingConfig;
@@ -148,12 +148,18 @@ impl Node {
             }),
             generator: GeneratorState::new(GeneratorConfig {
                 chunk_tokens: plan.chunk_tokens,
+                inter_token_bound: None,
                 limits: StepLimits { tokens: plan.chunk_tokens + 8, rows: plan.step_rows },
                 page_tokens: PAGE_TOKENS,
                 finish: FinishRule::new(vec![0]),
                 runs_ahead: plan.runs_ahead,
             }),
-            link: PeerLinkState::new(!plan.foreign, ring, receivers),
+            link: PeerLinkState::new(PeerLinkConfig {
+                own: incarnation(usize::from(!is_receiver), life),
+                close_ends_writes: !plan.foreign,
+                ring_pages: ring,
+                receivers,
+            }),
             memory: Memory::new(pages),
             step: None,
             step_ahead: None,

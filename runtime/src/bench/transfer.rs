@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use actors::node::{self, LinkConfig, LinkRole, Node, NodeConfig};
+use actors::node::{self, LinkConfig, Node, NodeConfig};
 use actors::request::{Generate, RequestId, Route, StreamEvent, Timings};
 use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
@@ -146,7 +146,7 @@ fn clock() -> u64 {
 fn start(
     options: &TransferOptions,
     config: &Config,
-    role: LinkRole,
+    (listener, peers): (Option<TcpListener>, Vec<String>),
     page_hash: bool,
     asked: Box<dyn Fn() + Send>,
     first_put: Option<FirstPut>,
@@ -155,10 +155,13 @@ fn start(
     let engine = IdleEngine::new(device, options.page_bytes(config), options.pages * POOLS, asked)?;
     let transport = roles::transport(config, &engine.pool());
     let link = LinkConfig {
-        role,
+        listener,
+        peers,
         secret: None,
         http: String::new(),
         ring_bytes: config.ring.bytes.0,
+        prefill_pages: None,
+        context_tokens: u32::MAX,
         page_hash,
         // Measure lanes of any speed.
         min_gigabytes_per_second: 0.0,
@@ -174,6 +177,7 @@ fn start(
         engine,
         grammars: None,
         prefill_chunk_tokens,
+        inter_token_bound: None,
         prefix_cache: false,
         scattered: options.scattered,
         // Never prefill locally.
@@ -190,8 +194,8 @@ fn send(options: &TransferOptions, config: &Config, address: &str) -> Result<()>
     let awaited = first_put.awaited();
     let asked = Box::new(move || awaited.store(true, Ordering::Release));
     actix::System::new().block_on(async {
-        let role = LinkRole::Sender(vec![address.to_owned()]);
-        let node = start(options, config, role, config.transport.page_hash, asked, Some(first_put))?;
+        let peers = vec![address.to_owned()];
+        let node = start(options, config, (None, peers), config.transport.page_hash, asked, Some(first_put))?;
         let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
         let _ = ended.await;
         node.shut_down(Duration::ZERO).await;
@@ -253,7 +257,7 @@ fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Resul
             // Fails after the measurement has ended.
             let _ = decoding.send(clock());
         });
-        let node = start(options, config, LinkRole::Receiver(listener), page_hash, asked, None)?;
+        let node = start(options, config, (Some(listener), Vec::new()), page_hash, asked, None)?;
         let sending = Sending::spawn(options, &address, page_hash)?;
         let began = Instant::now();
         while node.peers() == 0 {

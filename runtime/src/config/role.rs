@@ -9,6 +9,8 @@ pub enum Role {
     Receiver,
     /// Prefills prompts for the receivers that it connects to.
     Sender,
+    /// Prefills and decodes, for itself and for the nodes that it is connected with.
+    Node,
     /// Prefills and decodes in one process, without a transport.
     Local,
 }
@@ -19,18 +21,31 @@ impl Role {
         match self {
             Self::Receiver => "receiver",
             Self::Sender => "sender",
+            Self::Node => "node",
             Self::Local => "local",
         }
     }
 
+    /// Whether peers that prefill for it can connect to a process of this role.
+    pub(crate) fn accepts_peers(self) -> bool {
+        matches!(self, Self::Receiver | Self::Node)
+    }
+
+    /// Whether a process of this role connects to peers, to prefill for them.
+    pub(crate) fn dials_peers(self) -> bool {
+        matches!(self, Self::Sender | Self::Node)
+    }
+
     /// Whether a process of this role uses the key.
     pub(super) fn uses(self, key: &str) -> bool {
+        let is_of_nodes = key.starts_with("node.");
         match self {
-            Self::Receiver => key != "link.peers",
-            Self::Sender => !key.starts_with("frontend."),
-            Self::Local => {
-                !["http.", "link.", "ring.", "transport."].iter().any(|section| key.starts_with(section))
-            }
+            Self::Receiver => key != "link.peers" && !is_of_nodes,
+            Self::Sender => !key.starts_with("frontend.") && !is_of_nodes,
+            Self::Node => true,
+            Self::Local => !["http.", "link.", "ring.", "node.", "transport."]
+                .iter()
+                .any(|section| key.starts_with(section)),
         }
     }
 }

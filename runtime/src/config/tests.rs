@@ -30,7 +30,9 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("link.port", "5", "5", "abc", "must be a port from 0 to 65535, not \"abc\""),
     ("link.secret", "hush", "\"***\"", "***", "only masks a secret"),
     ("link.peers", "a:1, b:2", "[\"a:1\", \"b:2\"]", "a", "must be a list of host:port, but \"a\" is not"),
+    ("routing.inter_token_bound", "25ms", "25ms", "25", "must be a duration with a unit"),
     ("ring.bytes", "1.5 MiB", "1536KiB", "1 parsec", "must be a size above zero such as 1GiB"),
+    ("node.prefill_pages", "7", "7", "0", "must be a whole number from 1"),
     ("engine.threads", "3", "3", "many", "must be a whole number from 0 to 256"),
     ("engine.device", "cpu", "cpu", "tpu", "must be cpu or cuda"),
     ("engine.gpu_memory_utilization", "0.5", "0.5", "1.1", "must be above 0 and up to 1"),
@@ -222,6 +224,8 @@ fn defaults_follow_the_role_and_the_surroundings() {
     assert_eq!((load(Role::Receiver).http.port, load(Role::Sender).http.port), (8200, 8100));
     let config = load(Role::Sender);
     assert_eq!(config.link.peers, ["127.0.0.1:55555"]);
+    let node = load(Role::Node);
+    assert_eq!((node.link.peers.len(), node.http.port, node.node.prefill_pages), (0, 8200, None));
     assert_eq!(config.engine.threads, 6);
     assert_eq!(config.model, Path::new("/home/u/.cache/baton/models/SmolLM2-135M-Instruct.Q4_1.gguf"));
     let fetched = Path::new("/home/u/.cache/baton/ucx-1.22.0/libucx/lib/libucp.so.0");
@@ -251,6 +255,11 @@ fn keys_that_contradict_each_other_are_refused() {
         "--set frontend.port: frontend.port must differ from http.port; both are 8200 on 127.0.0.1",
     );
     check(
+        Role::Node,
+        &[set("link.port", "8200")],
+        "--set link.port: link.port must differ from http.port; both are 8200 on 127.0.0.1",
+    );
+    check(
         Role::Sender,
         &[set("link.port", "0")],
         "--set link.port: link.port must name the port of a receiver, not 0; set link.port or link.peers",
@@ -266,7 +275,7 @@ fn keys_that_contradict_each_other_are_refused() {
 
 #[test]
 fn the_printed_configuration_is_read_back() {
-    for role in [Role::Receiver, Role::Sender, Role::Local] {
+    for role in [Role::Receiver, Role::Sender, Role::Node, Role::Local] {
         let odd = [set("served_model_name", "007"), set("link.peers", "a:1"), set("request.deadline", "1ms")];
         for flags in [&[][..], &odd] {
             let config = Config::load(role, None, flags, surroundings(&[])).unwrap();
@@ -326,7 +335,7 @@ fn sizes_and_durations() {
 
 #[test]
 fn the_files_in_configs_have_the_defaults() {
-    for role in [Role::Receiver, Role::Sender, Role::Local] {
+    for role in [Role::Receiver, Role::Sender, Role::Node, Role::Local] {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../configs/{role}.yaml"));
         let config = Config::load(role, Some(&file), &[], surroundings(&[])).unwrap();
         let defaults = Config::load(role, None, &[], surroundings(&[])).unwrap();

@@ -7,7 +7,7 @@ use crate::config::Secret;
 /// The purpose of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Port {
-    /// Senders connect to it.
+    /// Peers that prefill connect to it.
     Link,
     /// HTTP clients connect to it.
     Http,

@@ -38,13 +38,17 @@ impl PeerLinkState {
     }
 
     /// A receiver answered with its challenge. If its process is already connected over another address, the connection is
-    /// closed.
+    /// closed. If it is this process, the address is not dialled again.
     pub(super) fn on_challenged(&mut self, challenged: Challenged) -> Vec<Effect> {
         let Challenged { receiver, connection, incarnation } = challenged;
         let is_ending = self.is_ending();
         let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !is_ending) else {
             return vec![to::sockets(HangUp { connection })];
         };
+        if incarnation == self.own {
+            let address = dialler.address().to_owned();
+            return vec![to::sockets(HangUp { connection }), to::log(LogLine::OwnAddress { address })];
+        }
         let Some(attempt) = self.attempts.begin(incarnation) else {
             let address = dialler.address().to_owned();
             let is_news = dialler.on_failed(&format!("same process as {incarnation}"));
@@ -59,13 +63,14 @@ impl PeerLinkState {
     }
 
     /// The receiver was not reached, or refused us. A refusal that only a changed setting can end affects only this link. It ends
-    /// the process only if this is its only receiver and no session with it has ever worked.
+    /// the process only if this process decodes for no peer, this is its only receiver, and no session with it has ever worked.
     pub(super) fn on_dial_failed(&mut self, failed: DialFailed) -> Vec<Effect> {
         let DialFailed { receiver, reason, permanent } = failed;
         if let Some(incarnation) = self.targets.remove(&receiver) {
             self.attempts.failed(incarnation);
         }
-        let is_only = self.diallers.len() == 1;
+        // A process that decodes works without this receiver.
+        let is_only = self.diallers.len() == 1 && self.ring_pages == 0;
         let is_ending = self.is_ending();
         let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !is_ending) else {
             return Vec::new();

@@ -9,7 +9,7 @@ use crate::effect::{Effect, to};
 use crate::messages::{ProcessWatched, RoomChanged, SenderSession, SessionDrained, SessionId};
 
 /// Upper bound of the connected senders. A ring with fewer pages serves as many senders as it has pages.
-const SENDERS_MAX: usize = 16;
+const SENDERS_MAX: usize = 64;
 /// Upper bound of the lost sessions without proof. The pages of each are out of use.
 const UNPROVED_MAX: usize = 1024;
 /// New senders over lanes that need proof are refused while more than 1/`QUARANTINE_PART` of the pool is quarantined.
@@ -38,7 +38,8 @@ impl PeerLinkState {
         if let Some(fault) = &self.fault {
             return Err(format!("this process is unhealthy: {fault}"));
         }
-        let live = self.sessions.values().filter(|session| session.is_live()).count();
+        let is_incoming = |session: &&Session| session.is_live() && session.sender().is_some();
+        let live = self.sessions.values().filter(is_incoming).count();
         if live >= SENDERS_MAX.min(self.ring_pages as usize) {
             return Err(format!("{live} senders are connected, which is the most that this receiver serves"));
         }

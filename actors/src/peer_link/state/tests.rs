@@ -71,9 +71,18 @@ fn welcomed(connection: u64) -> Welcomed {
     }
 }
 
-/// A state that dials two receivers.
+/// This process.
+const OWN: Incarnation = Incarnation { pid: 8, ..A };
+
+/// A state that dials two receivers and accepts senders.
 fn state(close_ends_writes: bool) -> PeerLinkState {
-    PeerLinkState::new(close_ends_writes, RING, vec!["first".into(), "second".into()])
+    state_with(close_ends_writes, RING, &["first", "second"])
+}
+
+/// A state that dials these receivers.
+fn state_with(close_ends_writes: bool, ring_pages: u32, receivers: &[&str]) -> PeerLinkState {
+    let receivers = receivers.iter().map(|address| (*address).to_owned()).collect();
+    PeerLinkState::new(PeerLinkConfig { own: OWN, close_ends_writes, ring_pages, receivers })
 }
 
 /// A session as a test sees it.

@@ -98,7 +98,7 @@ fn a_refusal_affects_only_its_link() {
 
 #[test]
 fn a_process_whose_only_receiver_refuses_it_at_start_ends() {
-    let only = || PeerLinkState::new(true, RING, vec!["first".into()]);
+    let only = || state_with(true, 0, &["first"]);
     let mut state = only();
     dials(&mut state);
     let fault = ProcessFault("receiver at first: another model".into());
@@ -112,6 +112,41 @@ fn a_process_whose_only_receiver_refuses_it_at_start_ends() {
     dials(&mut state);
     let effects = deliver(&mut state, dial_failed("another model", true));
     assert_eq!(effects[1..], [wake(FIRST, 30_000)]);
+}
+
+#[test]
+fn a_process_that_decodes_does_not_end_when_its_only_receiver_refuses_it() {
+    let mut state = state_with(true, RING, &["first"]);
+    dials(&mut state);
+    let effects = deliver(&mut state, dial_failed("another model", true));
+    assert_eq!(effects[1..], [wake(FIRST, 30_000)]);
+    assert!(matches!(&effects[0], Effect::Log(_)), "{effects:?}");
+}
+
+#[test]
+fn an_address_that_leads_to_this_process_is_not_dialled_again() {
+    let mut state = state(true);
+    deliver(&mut state, DialDue { receiver: FIRST });
+    let connection = ConnectionId(60);
+    let effects = deliver(&mut state, Challenged { receiver: FIRST, connection, incarnation: OWN });
+    let line = LogLine::OwnAddress { address: "first".into() };
+    assert_eq!(effects, [to::sockets(HangUp { connection }), to::log(line)]);
+}
+
+#[test]
+fn two_processes_that_dial_each_other_have_a_session_in_each_direction() {
+    let mut state = state(true);
+    let outgoing = up_outgoing(&mut state);
+    let incoming = up(&mut state, C, 1);
+    deliver(&mut state, SendFrame { session: outgoing.session, frame: probed() });
+    incoming.receives(&mut state, probed());
+    assert_eq!(state.ready(), 2);
+    // Only the peer's link on which this process prefills is told that it leaves.
+    assert_eq!(deliver(&mut state, AnnounceLeaving), [outgoing.writes(Frame::Leaving)]);
+    // The end of one session leaves the other.
+    let end = LinkEnded { session: incoming.session, end: LinkEnd::Broken("eof".into()) };
+    assert_eq!(deliver(&mut state, end), incoming.ended("eof", false));
+    assert_eq!(state.ready(), 1);
 }
 
 #[test]

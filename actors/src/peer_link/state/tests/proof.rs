@@ -6,9 +6,10 @@ use crate::messages::{NothingOutstanding, ProcessWatched};
 
 #[test]
 fn at_most_one_sender_per_page_of_the_ring_is_admitted() {
-    let mut state = PeerLinkState::new(true, 2, vec![]);
+    let mut state = state_with(true, 2, &["first"]);
     let first = up(&mut state, A, 1);
-    assert_eq!(state.admit(NEXT), Ok(()));
+    up_outgoing(&mut state);
+    assert_eq!(state.admit(NEXT), Ok(()), "a session with a receiver needs no page of the ring");
     up(&mut state, B, 1);
     assert!(state.admit(NEXT).expect_err("two pages").contains("2 senders are connected"));
     let goodbye = LinkEnded { session: first.session, end: LinkEnd::Goodbye };
