@@ -31,6 +31,7 @@ use crate::prefiller::Prefiller;
 use crate::proxy::Proxy;
 use crate::request::{AbortRequest, Generate};
 use crate::router::Mailboxes;
+use crate::routing::RoutingConfig;
 use crate::streams::Streams;
 use crate::watchdog::{NodeHealth, Watchdog, Watched};
 pub use shares::SharesError;
@@ -100,8 +101,8 @@ pub struct NodeConfig<'a, E> {
     pub prefix_cache: bool,
     /// Pages are taken in scattered order, as from a pool that has been used for a long time. For measurements.
     pub scattered: bool,
-    /// `frontend.local_if_sooner_by`: a prompt is prefilled here, although a sender is connected, if that is sooner by more than this.
-    pub local_if_sooner_by: Duration,
+    /// How the prefillers of requests are chosen.
+    pub routing: RoutingConfig,
     /// Compiles the grammars of receivers. `None`: this process prefills no request with a grammar for a peer.
     pub grammars: Option<Arc<dyn GrammarCompiler>>,
     /// The link; `None` in a process without peers.
@@ -240,7 +241,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
         inter_token_bound,
         prefix_cache,
         scattered,
-        local_if_sooner_by,
+        routing,
     } = config;
     let mut parts = parts(engine.as_ref(), link.as_ref())?;
     let times = StepTimes::new(parts.model.parameters, parts.pool.is_on_device());
@@ -265,13 +266,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     mailboxes.peer_link = linked.as_ref().map(|linked| linked.peer_link.clone().recipient());
 
     let (proxy, decoder) = (serving.proxy.address(), serving.decoder.address());
-    let settings = serving::Settings {
-        prefill_chunk_tokens,
-        inter_token_bound,
-        prefix_cache,
-        scattered,
-        local_if_sooner_by,
-    };
+    let settings =
+        serving::Settings { prefill_chunk_tokens, inter_token_bound, prefix_cache, scattered, routing };
     serving.run(engine, settings, hashed.clone(), &mut parts, &mailboxes, &pulse).map_err(NodeError::Io)?;
     let prefiller = handing_over.as_ref().map(|contexts| contexts.prefiller.address());
     if let (Some(contexts), Some(linked), Some(sending)) = (handing_over, &linked, sending) {

@@ -27,8 +27,12 @@ use crate::generator::{
     state::{GeneratorConfig, GeneratorState},
 };
 use crate::pages::Pages;
-use crate::proxy::{Proxy, ProxyBehaviour, state::ProxyState};
+use crate::proxy::{
+    Proxy, ProxyBehaviour,
+    state::{ProxyConfig, ProxyState},
+};
 use crate::router::{Mailboxes, Router};
+use crate::routing::RoutingConfig;
 
 /// Pages are reserved for a request's tokens and this many more, not for its `max_tokens`. So requests with a large `max_tokens` do not
 /// keep others out of the pool.
@@ -49,7 +53,7 @@ pub(super) struct Settings {
     pub(super) inter_token_bound: Option<Duration>,
     pub(super) prefix_cache: bool,
     pub(super) scattered: bool,
-    pub(super) local_if_sooner_by: Duration,
+    pub(super) routing: RoutingConfig,
 }
 
 impl Contexts {
@@ -110,7 +114,17 @@ impl Contexts {
         let behaviour = DecoderBehaviour { state, counters };
         self.decoder.run(Decoder::new(behaviour, router, parts.asleep(), parts.pulse("decoder")));
 
-        let state = ProxyState::new(page_tokens, parts.shares.request, settings.local_if_sooner_by);
+        let mut routing = settings.routing;
+        if !settings.prefix_cache {
+            routing.index_bytes = 0;
+        }
+        let state = ProxyState::new(ProxyConfig {
+            page_tokens,
+            pool_pages: pages,
+            request_pages: parts.shares.request,
+            pid: std::process::id(),
+            routing,
+        });
         let router = Router::new(Endpoint::Proxy, mailboxes, proxy_devices);
         let behaviour = ProxyBehaviour { state };
         self.proxy.run(Proxy::new(behaviour, router, parts.asleep(), parts.pulse("proxy")));

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use actors::node::{self, LinkConfig, Node, NodeConfig};
 use actors::peer_link::state::SessionLimits;
 use actors::request::{Generate, RequestId, Route, StreamEvent, Timings};
+use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -182,7 +183,7 @@ fn start(
         prefix_cache: false,
         scattered: options.scattered,
         // Never prefill locally.
-        local_if_sooner_by: Duration::MAX,
+        routing: RoutingConfig { local_if_sooner_by: Duration::MAX, ..RoutingConfig::default() },
         link: Some(link),
     })?)
 }

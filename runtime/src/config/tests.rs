@@ -14,7 +14,8 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("frontend.enabled", "false", "false", "maybe", "must be true or false, not \"maybe\""),
     ("frontend.host", "::1", "\"::1\"", "http://a", "must be a host name"),
     ("frontend.port", "9001", "9001", "-1", "must be a port"),
-    ("frontend.local_if_sooner_by", "2s", "2s", "soon", "must be a duration"),
+    ("frontend.local", "never", "never", "often", "must be auto, never or always, not \"often\""),
+    ("frontend.local_if_sooner_by", "0", "0s", "soon", "must be a duration"),
     (
         "frontend.tool_call_parser",
         "mistral",
@@ -23,6 +24,8 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
         "must be hermes, llama3_json, mistral or none",
     ),
     ("frontend.reasoning_parser", "qwen3", "qwen3", "r1", "must be deepseek_r1, qwen3 or none"),
+    ("routing.index_bytes", "0", "0", "much", "must be 0 or a size such as 16MiB"),
+    ("routing.ttft_target", "500ms", "500ms", "soon", "must be a duration"),
     ("link.host", "node-1", "node-1", "two words", "must be a host name"),
     ("link.port", "5", "5", "abc", "must be a port from 0 to 65535, not \"abc\""),
     ("link.secret", "hush", "\"***\"", "***", "only masks a secret"),
