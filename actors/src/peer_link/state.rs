@@ -19,6 +19,7 @@
 
 mod dialling;
 mod frames;
+mod loads;
 mod proof;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -31,8 +32,9 @@ use super::dialler::{Attempts, Dialler};
 use crate::effect::{Effect, ToPeerLink, to};
 use crate::log::LogLine;
 use crate::messages::{
-    Carry, ConnectionId, HangUp, HelloCame, LaneConnected, LinkEnd, LinkEnded, PeerLost, ReceiverId, Refuse,
-    RoomChanged, SayWelcome, SendFrame, SenderSession, SessionId, SessionOpened, WatchProcess, WriteFrame,
+    Carry, ConnectionId, HangUp, HelloCame, LaneConnected, LinkEnd, LinkEnded, LoadReport, PeerLost,
+    ReceiverId, Refuse, RoomChanged, SayWelcome, SendFrame, SenderSession, SessionId, SessionOpened,
+    WatchProcess, WriteFrame,
 };
 
 /// Limit for opening a session, and for the first pages after its first credit. A session that exceeds it is ended, because it
@@ -140,6 +142,8 @@ pub struct PeerLinkConfig {
     pub ring_pages: u32,
     /// The addresses to dial.
     pub receivers: Vec<String>,
+    /// Pages that can keep the KV of earlier prompts, for load reports.
+    pub cache_pages: u32,
 }
 
 /// All sessions of this process.
@@ -148,6 +152,9 @@ pub struct PeerLinkState {
     own: Incarnation,
     close_ends_writes: bool,
     ring_pages: u32,
+    cache_pages: u32,
+    /// The last report of the generator.
+    load: LoadReport,
     next: u64,
     /// This process accepts no new prefills.
     leaving: bool,
@@ -176,11 +183,13 @@ fn name(session: SessionId) -> TransportSession {
 impl PeerLinkState {
     /// A state without sessions.
     pub fn new(config: PeerLinkConfig) -> Self {
-        let PeerLinkConfig { own, close_ends_writes, ring_pages, receivers } = config;
+        let PeerLinkConfig { own, close_ends_writes, ring_pages, receivers, cache_pages } = config;
         Self {
             own,
             close_ends_writes,
             ring_pages,
+            cache_pages,
+            load: LoadReport::default(),
             next: 0,
             leaving: false,
             closing: false,
@@ -221,6 +230,7 @@ impl PeerLinkState {
             ToPeerLink::HealthSeen(health) => self.on_health(health.0),
             ToPeerLink::AnnounceLeaving(_) => self.on_announce_leaving(),
             ToPeerLink::CloseLinks(_) => self.on_shutdown(),
+            ToPeerLink::LoadReport(load) => self.on_load(load),
             ToPeerLink::Tick(_) => self.on_tick(now),
         }
     }
@@ -374,7 +384,8 @@ impl PeerLinkState {
             if let Err(reason) = self.on_probed(session) {
                 return self.on_end(session, reason);
             }
-            // The receiver starts to use the session at LinkProbed, so Leaving must be sent again after it.
+            // The receiver starts to use the session at LinkProbed, so it has no earlier Load, and Leaving must be sent again.
+            effects.push(write(self.load_frame()));
             effects.extend(self.leaving.then(|| write(Frame::Leaving)));
         }
         effects

@@ -159,6 +159,7 @@ impl Node {
                 close_ends_writes: !plan.foreign,
                 ring_pages: ring,
                 receivers,
+                cache_pages: pages,
             }),
             memory: Memory::new(pages),
             step: None,

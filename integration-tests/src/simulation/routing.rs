@@ -5,7 +5,7 @@
 
 use actors::effect::{
     Effect, Endpoint, ToDecoder, ToEngine, ToGrammarThread, ToHashThread, ToLog, ToPeerLink, ToProcess,
-    ToStreams, ToTransfer, ToTransport, to,
+    ToProxy, ToStreams, ToTransfer, ToTransport, to,
 };
 use actors::log::LogLine;
 use actors::messages::{PageToHash, PagesHashed, SendFrame, SessionId};
@@ -100,6 +100,8 @@ impl World {
             Effect::PeerLink(mail) => process.link.on(now, mail),
             Effect::Proxy(mail) => match process.receiver() {
                 Some(receiver) => receiver.proxy.on(now, mail),
+                // In the simulator, a sender serves no requests of its own.
+                None if matches!(mail, ToProxy::LoadReport(_)) => Vec::new(),
                 None => return self.fail(format!("sender {node} has no proxy")),
             },
             Effect::Decoder(mail) => match process.receiver() {
