@@ -150,6 +150,7 @@ impl Node {
                 close_ends_writes: !plan.foreign,
                 ring_pages,
                 receivers,
+                cache_pages: pages,
             }),
             memory: Memory::new(pages),
             step: None,

@@ -63,6 +63,12 @@ impl Pace {
         self.per_token.add((micros - rows).max(micros / 2.0) / f64::from(prompt_tokens));
     }
 
+    /// Nanoseconds that a prompt token adds to a step, if measured.
+    pub(super) fn nanos_per_token(&self) -> Option<u32> {
+        // The conversion saturates.
+        self.per_token.0.map(|micros| ((micros * 1e3) as u32).max(1))
+    }
+
     /// Maximum number of prompt tokens in a step that has decode rows.
     pub(super) fn prompt_tokens(&self) -> u32 {
         let Some(bound) = self.bound else { return u32::MAX };
