@@ -227,7 +227,11 @@ table! {
     ToProxy, Proxy, proxy {
         Generate: Command from [Frontend], "the number of admission permits; a full mailbox refuses";
         AbortRequest: Post from [Frontend], "one per request";
-        PrefillOver: Post from [Decoder], "one per request";
+        PrefillOver: Post from [Decoder], "one per request and sender";
+        PlaceAgain in Box: Post from [Decoder], "one per PrefillOver";
+        HandOverEnded: Post from [Decoder], "one per request";
+        LoadReport: Post from [Generator], "one per tick";
+        PeerLoad: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
         PeerReady: Post from [PeerLink], "one per session";
         PeerLeaving: Post from [PeerLink], "one per session";
         RoomChanged: Post from [BufferManager], "two per session";
@@ -239,6 +243,7 @@ table! {
     /// Messages to the decoder.
     ToDecoder, Decoder, decoder {
         Decode in Box: Post from [Proxy], "the number of admission permits";
+        PlacedAgain: Post from [Proxy], "one per PlaceAgain";
         AbortRequest: Post from [Proxy, Streams], "one per request, and one per token whose client has disconnected";
         AbortAll: Post from [Node], "one per process";
         PagesReserved: Post from [BufferManager], "one per ReservePages";
@@ -325,6 +330,7 @@ table! {
         TransportEvents: Post from [Transport], "a few per session";
         SendFrame: Post from [Decoder, BufferManager, Transfer, Prefiller], "each frame is bounded by its request, its credits or its session";
         BreakSession: Post from [BufferManager, Transfer], "one per session";
+        LoadReport: Post from [Generator], "one per tick";
         RoomChanged: Post from [BufferManager], "two per session";
         NothingOutstanding: Post from [BufferManager], "one per session";
         HealthSeen: Post from [Ticker], "a full mailbox skips it";

@@ -31,6 +31,7 @@ use crate::prefiller::Prefiller;
 use crate::proxy::Proxy;
 use crate::request::{AbortRequest, Generate};
 use crate::router::Mailboxes;
+use crate::routing::RoutingConfig;
 use crate::streams::Streams;
 use crate::watchdog::{NodeHealth, Watchdog, Watched};
 pub use shares::SharesError;
@@ -94,12 +95,14 @@ pub struct NodeConfig<'a, E> {
     pub engine: Box<dyn Engine>,
     /// `engine.prefill_chunk_tokens`.
     pub prefill_chunk_tokens: u32,
+    /// `routing.inter_token_bound`: prompts get less of a step that would take longer than this while answers are decoded.
+    pub inter_token_bound: Option<Duration>,
     /// `engine.prefix_cache`: requests that begin with the same tokens share pages.
     pub prefix_cache: bool,
     /// Pages are taken in scattered order, as from a pool that has been used for a long time. For measurements.
     pub scattered: bool,
-    /// `frontend.local_if_sooner_by`: a prompt is prefilled here, although a sender is connected, if that is sooner by more than this.
-    pub local_if_sooner_by: Duration,
+    /// How the prefillers of requests are chosen.
+    pub routing: RoutingConfig,
     /// Compiles the grammars of receivers. `None`: this process prefills no request with a grammar for a peer.
     pub grammars: Option<Arc<dyn GrammarCompiler>>,
     /// The link; `None` in a process without peers.
@@ -235,9 +238,10 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
         link,
         grammars,
         prefill_chunk_tokens,
+        inter_token_bound,
         prefix_cache,
         scattered,
-        local_if_sooner_by,
+        routing,
     } = config;
     let mut parts = parts(engine.as_ref(), link.as_ref())?;
     let times = StepTimes::new(parts.model.parameters, parts.pool.is_on_device());
@@ -258,11 +262,13 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     };
     let hashed = link.as_ref().filter(|link| link.page_hash).map(|_| Pages::new(parts.pool.clone()));
     let sending = link.as_ref().map(|link| (link.min_gigabytes_per_second, link.pages_in_flight));
-    let linked = link.map(|link| linking::start(link, &mut parts, &mailboxes)).transpose()?;
+    let cache_pages = if prefix_cache { parts.pool.pages() } else { 0 };
+    let linked = link.map(|link| linking::start(link, cache_pages, &mut parts, &mailboxes)).transpose()?;
     mailboxes.peer_link = linked.as_ref().map(|linked| linked.peer_link.clone().recipient());
 
     let (proxy, decoder) = (serving.proxy.address(), serving.decoder.address());
-    let settings = serving::Settings { prefill_chunk_tokens, prefix_cache, scattered, local_if_sooner_by };
+    let settings =
+        serving::Settings { prefill_chunk_tokens, inter_token_bound, prefix_cache, scattered, routing };
     serving.run(engine, settings, hashed.clone(), &mut parts, &mailboxes, &pulse).map_err(NodeError::Io)?;
     let prefiller = handing_over.as_ref().map(|contexts| contexts.prefiller.address());
     if let (Some(contexts), Some(linked), Some(sending)) = (handing_over, &linked, sending) {

@@ -34,6 +34,7 @@ use ::actors::peer_link::state::SessionLimits;
 use ::actors::request::{
     AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings,
 };
+use ::actors::routing::RoutingConfig;
 use ::actors::transfer::state::PAGES_IN_FLIGHT;
 use connector::loopback::{LoopbackError, LoopbackTransport};
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
@@ -172,9 +173,10 @@ fn start_compiling(
         engine: Box::new(engine),
         grammars,
         prefill_chunk_tokens: 8,
+        inter_token_bound: None,
         prefix_cache: true,
         scattered: false,
-        local_if_sooner_by: Duration::MAX,
+        routing: RoutingConfig { local_if_sooner_by: Duration::MAX, ..RoutingConfig::default() },
         link,
     };
     node::start(config).unwrap_or_else(|error| panic!("{error}"))

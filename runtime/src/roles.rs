@@ -15,6 +15,7 @@ use actors::grammar::GrammarCompiler;
 use actors::node::{self, LinkConfig, Node, NodeConfig};
 use actors::peer_link::state::SessionLimits;
 use actors::request::Route;
+use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::Context as _;
 use connector::transport::Transport;
@@ -266,11 +267,21 @@ fn start_node(
         engine,
         grammars: Some(grammars),
         prefill_chunk_tokens: config.prefill_chunk_tokens(),
+        inter_token_bound: config.inter_token_bound(),
         prefix_cache: config.engine.prefix_cache,
         scattered: false,
-        local_if_sooner_by: config.frontend.local_if_sooner_by,
+        routing: routing(config),
         link,
     })?)
+}
+
+fn routing(config: &Config) -> RoutingConfig {
+    RoutingConfig {
+        index_bytes: config.routing.index_bytes.0,
+        ttft_target: config.routing.ttft_target,
+        local_if_sooner_by: config.frontend.local_if_sooner_by,
+        local: config.frontend.local,
+    }
 }
 
 /// Limits the context of the model to the tokens that the page pool holds.

@@ -66,10 +66,10 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "ask the sender before pages are reserved",
         "actors/src/decoder/state.rs",
-        "self.reservation(request, on, ReservePriority::New).into_iter().chain(elsewhere).collect()",
+        "self.begin(request, placement, ReservePriority::New)",
         "let (sequence, landing) = (SequenceId::Own(request), self.pages_for(self.requests[&request].generate.prompt.len()));\n        \
          let early = PagesReserved { sequence, resident: 0, landing, pages: Vec::new() };\n        \
-         let asked: Vec<Effect> = self.reservation(request, on, ReservePriority::New).into_iter().collect();\n        \
+         let asked: Vec<Effect> = self.begin(request, placement, ReservePriority::New);\n        \
          [asked, self.on_reserved(now, early)].concat()",
     ),
     mutant(
@@ -99,7 +99,7 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "forget a lost sender's requests",
         "actors/src/decoder/state.rs",
-        "lost.into_iter().flat_map(|request| self.compute_here(request, PrefillOutcome::Failed)).collect()",
+        "lost.into_iter().flat_map(|request| self.recover(request, PrefillOutcome::Failed)).collect()",
         "drop(lost);\n        Vec::new()",
     ),
     mutant(
@@ -210,6 +210,45 @@ const MUTANTS: &[Mutant] = &[
         "actors/src/buffer_manager/state.rs",
         "self.config.pages.saturating_sub(self.config.ring_pages + quota + self.rings.quarantined())",
         "self.config.pages.saturating_sub(self.config.ring_pages + quota)",
+    ),
+    mutant(
+        "let a peer's prompt wait for pages",
+        "actors/src/buffer_manager/state/serving.rs",
+        "            return denied(PagesDenied { sequence, needed, usable });\n",
+        "            self.waiting.push_back(reserve);\n            \
+         let _ = (sequence, PagesDenied { sequence, needed, usable });\n            \
+         let (pages, usable, quarantined) = (self.config.pages, self.usable(), self.rings.quarantined());\n            \
+         return to::proxy(crate::messages::RoomChanged { pages, usable, quarantined });\n",
+    ),
+    mutant(
+        "let peers' prompts wait in the queue of own requests",
+        "actors/src/buffer_manager/state.rs",
+        "if let (SequenceId::Peer(_), Some(_)) = (reserve.sequence, self.config.prefill_pages) {",
+        "if let (SequenceId::Peer(_), Some(u32::MAX)) = (reserve.sequence, self.config.prefill_pages) {",
+    ),
+    mutant(
+        "give the pages of peers' prompts to credits and own requests",
+        "actors/src/buffer_manager/state.rs",
+        "self.unclaimed().saturating_sub(self.quota())",
+        "self.unclaimed()",
+    ),
+    mutant(
+        "let a peer's prompt wait for credits for ever",
+        "actors/src/prefiller/state.rs",
+        "now.saturating_duration_since(since(*session)) >= NO_CREDIT_MAX",
+        "now.saturating_duration_since(since(*session)) == Duration::MAX",
+    ),
+    mutant(
+        "expect pages for a request that is computed here",
+        "actors/src/buffer_manager/state.rs",
+        "(mem::take(&mut holding.landing), holding.from.take());",
+        "(mem::take(&mut holding.landing), holding.from);",
+    ),
+    mutant(
+        "replace more pages than were expected",
+        "actors/src/buffer_manager/state.rs",
+        "let pages: Vec<PageId> = self.take(landing).into_iter().map(PageId).collect();",
+        "let pages: Vec<PageId> = self.take(landing + 1).into_iter().map(PageId).collect();",
     ),
     mutant(
         "forget a session that may still write",

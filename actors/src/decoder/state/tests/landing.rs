@@ -13,9 +13,10 @@ fn the_proxy_is_told_whether_a_sender_has_failed() {
     };
     let outcome = |effects: Vec<Effect>| {
         let told = effects.iter().find_map(|effect| match effect {
-            Effect::Proxy(ToProxy::PrefillOver(PrefillOver { on: Some(SESSION), outcome, .. })) => {
-                Some(*outcome)
-            }
+            Effect::Proxy(ToProxy::PrefillOver(PrefillOver {
+                placement: Placement { on: Some(SESSION), .. },
+                outcome,
+            })) => Some(*outcome),
             _ => None,
         });
         told.expect("the proxy is told")
@@ -64,10 +65,12 @@ fn a_handed_over_request_starts_with_its_first_token_and_all_pages() {
         let [
             Effect::BufferManager(ToBufferManager::PagesComputed(computed)),
             Effect::Generator(ToGenerator::StartSequence(start)),
+            Effect::Proxy(ToProxy::HandOverEnded(ended)),
         ] = &effects[..]
         else {
             panic!("{effects:?}")
         };
+        assert_eq!(*ended, HandOverEnded { session: SESSION, exposed_micros: 0 });
         assert_eq!((&computed.tokens[..], &computed.pages), (&PROMPT[..], &start.pages));
         assert_eq!(computed.salt, SALT);
         assert_eq!(start.pages, [PageId(6), PageId(4), PageId(8)], "pages are in the order of their tokens");
@@ -203,7 +206,7 @@ fn a_resident_prefix_is_not_put() {
     state.on_prefill_finished(now, prefilled(7));
     state.on_adopted(now, adopted(2, 5));
     let effects = state.on_adopted(now, adopted(1, 4));
-    let Some(Effect::Generator(ToGenerator::StartSequence(start))) = effects.last() else {
+    let [_, Effect::Generator(ToGenerator::StartSequence(start)), _] = &effects[..] else {
         panic!("{effects:?}")
     };
     assert_eq!((&start.pages, start.resident), (&pages(&[7, 4, 5, 8]), 12));
@@ -221,7 +224,7 @@ fn cached_tokens_are_those_of_the_process_that_prefills() {
     state.on_reserved(now, PagesReserved { sequence: OWN, resident: 4, landing: 2, pages: pages(&[7]) });
     let effects = state.on_prefill_finished(now, PrefillFinished { cached: 8, ..prefilled(7) });
     let outcome = PrefillOutcome::Computed { tokens: 4, micros: 2000 };
-    let over = PrefillOver { on: Some(SESSION), tokens: 12, outcome };
+    let over = PrefillOver { placement: placement(Some(SESSION), 12), outcome };
     assert_eq!((&effects[0], cached(&effects)), (&to::proxy(over), (4, 8)));
     // The sender fails, and the decoder computes the prompt with the tokens that it has.
     state.on_decode(now, decode(now, 12, 1, Some(SESSION)));
