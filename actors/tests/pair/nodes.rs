@@ -116,6 +116,21 @@ async fn a_node_that_shuts_down_finishes_its_requests() {
     assert_eq!(load(std::slice::from_ref(&second), 4, |_| 60).await, [0]);
 }
 
+#[actix::test]
+async fn two_nodes_that_shut_down_at_once_finish_their_requests() {
+    let mut nodes = mesh(2, 1000, 4).await;
+    let (second, first) = (nodes.pop().expect("two"), nodes.pop().expect("two"));
+    let mut sources = Vec::new();
+    for request in 0..16 {
+        sources.push((request, ask(&first, request, 60, 40).await));
+        sources.push((request, ask(&second, request, 60, 40).await));
+    }
+    tokio::join!(first.shut_down(PATIENCE), second.shut_down(PATIENCE));
+    for (request, source) in sources {
+        answer(source, request, 60).await.expect("the request succeeds");
+    }
+}
+
 /// The node has one session, with a receiver, and may have no other. A sender waits until that session is idle.
 #[actix::test]
 async fn an_idle_session_makes_room_for_a_peer_that_waits() {
