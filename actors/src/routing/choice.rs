@@ -26,7 +26,7 @@ const UNEVEN: f64 = 0.1;
 const NEAR_COST: f64 = 0.5;
 
 /// Of those, candidates are left out whose first token comes later than the soonest one by more than this part of the prompt's own time.
-const NEAR_TTFT: f64 = 0.25;
+const NEAR_TTFT: f64 = 0.05;
 
 /// Members whose free pages differ by less than this part of the pool count as equal.
 const NEAR_ROOM: u32 = 8;
