@@ -26,6 +26,7 @@ use crate::grammar::GrammarCompiler;
 use crate::kit::{AWAKE, Awake, KillSwitch, Vitals, tick_every};
 use crate::messages::{AbortAll, AnnounceLeaving, BeginDrain, CloseLinks, HealthSeen, StartDialling, Tick};
 use crate::pages::Pages;
+use crate::peer_link::state::SessionLimits;
 use crate::prefiller::Prefiller;
 use crate::proxy::Proxy;
 use crate::request::{AbortRequest, Generate};
@@ -64,6 +65,8 @@ pub struct LinkConfig<'a, E> {
     pub http: String,
     /// `ring.bytes`: clamped to half of the pages that `prefill_pages` leaves.
     pub ring_bytes: u64,
+    /// Limits of the sessions.
+    pub limits: SessionLimits,
     /// `node.prefill_pages`: pages for the prompts of peers, in a process with a listener and peers. `None`: room for one prompt of the
     /// greatest length.
     pub prefill_pages: Option<u32>,

@@ -7,8 +7,9 @@
 //!   from the transfer actor.
 //! - **Out**: `CompileGrammar` to the grammar thread; `ReservePages`, `PagesComputed` and `ReleasePages` to the buffer manager; `StartSequence` and `StopSequence` to the generator;
 //!   `SchedulePut` and `CancelPuts` to the transfer actor; frames to the peer link.
-//! - **Failure**: a prompt that cannot be prefilled, or whose grammar cannot be compiled, is refused with `PrefillFailed`. If a receiver is lost, its prefills are cancelled. If this
-//!   actor stops, the watchdog marks the node unhealthy and its sessions end.
+//! - **Failure**: a prompt that cannot be prefilled, or whose grammar cannot be compiled, is refused with `PrefillFailed`. The same frame ends
+//!   a prompt at its deadline, and when its session has had pages to send but got no credit for 30 s. If a receiver is lost, its prefills are
+//!   cancelled. If this actor stops, the watchdog marks the node unhealthy and its sessions end.
 
 pub mod state;
 

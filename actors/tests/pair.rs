@@ -8,6 +8,8 @@
 mod constrained;
 #[path = "pair/echo.rs"]
 mod echo;
+#[path = "pair/elsewhere.rs"]
+mod elsewhere;
 #[path = "pair/failing_engine.rs"]
 mod failing_engine;
 #[path = "pair/grammars.rs"]
@@ -30,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use ::actors::grammar::GrammarCompiler;
 use ::actors::node::{self, LinkConfig, Node, NodeConfig};
+use ::actors::peer_link::state::SessionLimits;
 use ::actors::request::{
     AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings,
 };
@@ -106,14 +109,19 @@ impl Transport for Watched {
 struct Ends {
     listener: Option<TcpListener>,
     peers: Vec<String>,
+    limits: SessionLimits,
 }
 
 fn receiver_at(listener: TcpListener) -> Ends {
-    Ends { listener: Some(listener), peers: Vec::new() }
+    node_at(listener, Vec::new())
+}
+
+fn node_at(listener: TcpListener, peers: Vec<String>) -> Ends {
+    Ends { listener: Some(listener), peers, limits: SessionLimits::default() }
 }
 
 fn sender_to(address: String) -> Ends {
-    Ends { listener: None, peers: vec![address] }
+    Ends { listener: None, peers: vec![address], limits: SessionLimits::default() }
 }
 
 fn start(ends: Ends, pages: u32, ring_pages: u64) -> Node {
@@ -121,7 +129,12 @@ fn start(ends: Ends, pages: u32, ring_pages: u64) -> Node {
 }
 
 fn start_with(ends: Ends, pages: u32, ring_pages: u64, damage: &Damage) -> Node {
-    start_compiling(ends, pages, ring_pages, damage, None)
+    start_compiling(ends, pages, ring_pages, damage, None, routing())
+}
+
+/// Local prefills only if no sender can.
+fn routing() -> RoutingConfig {
+    RoutingConfig { local_if_sooner_by: Duration::MAX, ..RoutingConfig::default() }
 }
 
 fn start_compiling(
@@ -130,6 +143,7 @@ fn start_compiling(
     ring_pages: u64,
     damage: &Damage,
     grammars: Option<Arc<dyn GrammarCompiler>>,
+    routing: RoutingConfig,
 ) -> Node {
     let engine = Echo::new(pages, damage.engine.clone());
     let region = actors::pages::region(&engine.pool);
@@ -155,6 +169,7 @@ fn start_compiling(
         secret: None,
         http: String::new(),
         ring_bytes,
+        limits: ends.limits,
         prefill_pages: None,
         context_tokens: CONTEXT_TOKENS,
         min_gigabytes_per_second: 0.0,
@@ -169,7 +184,7 @@ fn start_compiling(
         inter_token_bound: None,
         prefix_cache: true,
         scattered: false,
-        routing: RoutingConfig { local_if_sooner_by: Duration::MAX, ..RoutingConfig::default() },
+        routing,
         link,
     };
     node::start(config).unwrap_or_else(|error| panic!("{error}"))

@@ -23,8 +23,11 @@ use serde_json::json;
 const PROMPT_TOKENS: u32 = 16;
 const TOKENS: u32 = 8;
 
+/// A process and its name.
+type Named = (&'static str, Process);
+
 /// Starts a pair or two nodes. Returns the processes with their names, and the addresses to which requests go.
-fn start(are_nodes: bool) -> Result<([(&'static str, Process); 2], Vec<String>)> {
+fn start(are_nodes: bool) -> Result<([Named; 2], Vec<String>)> {
     let sets = ["engine.kv_bytes=256MiB", "engine.prefix_cache=true"];
     if are_nodes {
         let Nodes { nodes: [first, second], frontends } = Nodes::start(&sets)?;
@@ -35,7 +38,7 @@ fn start(are_nodes: bool) -> Result<([(&'static str, Process); 2], Vec<String>)>
 }
 
 /// True if the processes have no request, and hold no page for one.
-fn is_empty(processes: &[(&str, Process)]) -> Result<bool> {
+fn is_empty(processes: &[Named]) -> Result<bool> {
     for (_, process) in processes {
         let address = process.address("http.port")?;
         let names =

@@ -1,4 +1,7 @@
-//! Simulates whole histories of a receiver and its senders in virtual time. A seed determines its history.
+//! Simulates whole histories of nodes that prefill for each other in virtual time. A seed determines its history.
+//!
+//! A node prefills, decodes, or does both (`topology.rs`): one receiver with up to three senders, two nodes that prefill for each other, rings,
+//! meshes, and a sender with two receivers.
 //!
 //! The histories run the pure states of all actors unchanged and simulate everything around them: mailboxes that deliver late, links that
 //! break, lanes on which puts land, complete and fail at random times, engines whose memory can be read, and processes that crash, stop and
@@ -11,12 +14,16 @@
 //! - The engine reads and writes only pages that a sequence holds.
 //! - A page that a frame reports as filled has landed.
 //! - A sequence uses cached and landed pages only if a request with the same cache salt computed them.
-//! - A sequence has the grammar of its request. A sender reserves pages for a prompt only after it has compiled the prompt's grammar.
+//! - A sequence has the grammar of its request. A node reserves pages for a peer's prompt only after it has compiled the prompt's grammar.
 //! - Every token is right. A request ends once, by its deadline, and has no token after its end.
+//! - A node gives up a peer's prompt if it gets no credit for its pages. A session ends for a broken rule only if a node miscounts.
+//! - Without faults every request finishes in a time that is much shorter than its deadline, although all prompts are prefilled by peers, and
+//!   no session ends.
 //! - At the end, after all faults have healed, no page is held, reserved or quarantined without reason, no put is awaited, and the next
 //!   request is handed over.
 
 mod client;
+mod credits;
 mod dice;
 mod engine;
 mod faults;
@@ -29,11 +36,13 @@ mod plan;
 mod routing;
 mod sockets;
 mod tenants;
+mod topology;
 mod verdict;
 mod world;
 
 pub use parts::{Report, Violation};
 pub use plan::{Fault, Plan};
+pub use topology::NodePlan;
 
 /// Runs the history of `seed`. With `trace`, every event is printed to standard error.
 ///

@@ -119,7 +119,7 @@ sections! {
         /// Whether a receiver may prefill the frontend's prompts itself: `auto`, `never` or `always`.
         local: LocalPrefill = local_prefill, |_, _| "auto";
         /// If no sender is idle, a receiver prefills a prompt itself if it expects the first token sooner by more than this.
-        local_if_sooner_by: Duration = duration_or_zero, |_, _| "1s";
+        local_if_sooner_by: Duration = duration_or_zero, |role, _| if role == Role::Node { "0s" } else { "1s" };
         /// How the model writes tool calls: `hermes`, `llama3_json`, `mistral` or `none`. The default is the format that the chat template shows.
         tool_call_parser: Option<String> =
             |value| optional(value, |value| one_of(value, &["hermes", "llama3_json", "mistral", "none"])), |_, _| layers::NOTHING;
@@ -147,6 +147,10 @@ sections! {
         secret: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
         /// The link ports, as `host:port`, of the processes that a sender or node prefills for. A sender without a list dials `link.host:link.port`. A node ignores its own address.
         peers: Vec<String> = peers, |_, _| Vec::<String>::new();
+        /// Maximum number of sessions of a process, in both directions together.
+        sessions: u32 = |value| count(value, 1..=4096), |_, _| "64";
+        /// If `link.sessions` are open and another peer waits, the process ends a session over which it has prefilled nothing for this long.
+        idle: Duration = duration, |_, _| "10m";
     }
     /// The ring of page credits.
     ring: RingSection {

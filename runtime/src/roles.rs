@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use actors::counters::Counters;
 use actors::grammar::GrammarCompiler;
 use actors::node::{self, LinkConfig, Node, NodeConfig};
+use actors::peer_link::state::SessionLimits;
 use actors::request::Route;
 use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
@@ -254,6 +255,7 @@ fn start_node(
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
         http: http.map(|address| address.to_string()).unwrap_or_default(),
         ring_bytes: config.ring.bytes.0,
+        limits: SessionLimits { sessions: config.link.sessions, idle: config.link.idle },
         prefill_pages: config.node.prefill_pages,
         context_tokens,
         page_hash: config.transport.page_hash,

@@ -212,6 +212,45 @@ const MUTANTS: &[Mutant] = &[
         "self.config.pages.saturating_sub(self.config.ring_pages + quota)",
     ),
     mutant(
+        "let a peer's prompt wait for pages",
+        "actors/src/buffer_manager/state/serving.rs",
+        "            return denied(PagesDenied { sequence, needed, usable });\n",
+        "            self.waiting.push_back(reserve);\n            \
+         let _ = (sequence, PagesDenied { sequence, needed, usable });\n            \
+         let (pages, usable, quarantined) = (self.config.pages, self.usable(), self.rings.quarantined());\n            \
+         return to::proxy(crate::messages::RoomChanged { pages, usable, quarantined });\n",
+    ),
+    mutant(
+        "let peers' prompts wait in the queue of own requests",
+        "actors/src/buffer_manager/state.rs",
+        "if let (SequenceId::Peer(_), Some(_)) = (reserve.sequence, self.config.prefill_pages) {",
+        "if let (SequenceId::Peer(_), Some(u32::MAX)) = (reserve.sequence, self.config.prefill_pages) {",
+    ),
+    mutant(
+        "give the pages of peers' prompts to credits and own requests",
+        "actors/src/buffer_manager/state.rs",
+        "self.unclaimed().saturating_sub(self.quota())",
+        "self.unclaimed()",
+    ),
+    mutant(
+        "let a peer's prompt wait for credits for ever",
+        "actors/src/prefiller/state.rs",
+        "now.saturating_duration_since(since(*session)) >= NO_CREDIT_MAX",
+        "now.saturating_duration_since(since(*session)) == Duration::MAX",
+    ),
+    mutant(
+        "expect pages for a request that is computed here",
+        "actors/src/buffer_manager/state.rs",
+        "(mem::take(&mut holding.landing), holding.from.take());",
+        "(mem::take(&mut holding.landing), holding.from);",
+    ),
+    mutant(
+        "replace more pages than were expected",
+        "actors/src/buffer_manager/state.rs",
+        "let pages: Vec<PageId> = self.take(landing).into_iter().map(PageId).collect();",
+        "let pages: Vec<PageId> = self.take(landing + 1).into_iter().map(PageId).collect();",
+    ),
+    mutant(
         "forget a session that may still write",
         "actors/src/peer_link/dialler.rs",
         "record.live.is_none() && record.previous_drained",

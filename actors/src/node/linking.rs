@@ -59,7 +59,8 @@ pub(super) fn start<E>(
         ring_pages: identity.ring_pages,
         receivers: link.peers,
         cache_pages,
-    });
+    })
+    .with_limits(link.limits);
     let behaviour = PeerLinkBehaviour { state, counters: parts.counters.clone() };
 
     let arbiter = Arbiter::new();

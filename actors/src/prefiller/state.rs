@@ -57,6 +57,9 @@ const PREFILLS_MAX: usize = 1024;
 /// Maximum time until the deadline of a peer's request.
 const REMAINING_MS_MAX: u64 = 24 * 3600 * 1000;
 
+/// Maximum time for which a session sends no page although pages of prompts are ready. Then the receiver computes these prompts itself. A page
+/// that has a credit takes much less, so the session gets no credits.
+const NO_CREDIT_MAX: Duration = Duration::from_secs(30);
 /// Maximum time that a prefill waits for its grammar. Then the receiver computes it itself.
 const COMPILING_MAX: Duration = Duration::from_secs(10);
 
@@ -71,6 +74,8 @@ pub struct PrefillerState {
     serials: HashMap<u64, Key>,
     /// Number of entries of each session. A session without entries is absent.
     of_session: HashMap<SessionId, usize>,
+    /// The sessions that had pages to send at the last tick, and the first tick since which none was sent.
+    waiting_since: BTreeMap<SessionId, Instant>,
     grammars: Grammars,
 }
 
@@ -85,6 +90,7 @@ impl PrefillerState {
             entries: BTreeMap::new(),
             serials: HashMap::new(),
             of_session: HashMap::new(),
+            waiting_since: BTreeMap::new(),
         }
     }
 
@@ -360,6 +366,7 @@ impl PrefillerState {
     /// More of the prompt's pages are visible at the receiver.
     fn on_sent(&mut self, sent: &PagesSent) -> Vec<Effect> {
         let key = (sent.session, sent.request);
+        self.waiting_since.remove(&sent.session);
         let entry = self.entries.get_mut(&key);
         let phase = entry.map(|entry| &mut entry.phase);
         if let Some(Phase::Running(hand_over) | Phase::Sending(hand_over)) = phase {
@@ -420,19 +427,38 @@ impl PrefillerState {
         keys.into_iter().flat_map(|key| self.on_cancel(key)).collect()
     }
 
-    /// Time has passed: prefills past their deadline fail, and those that have waited too long for their grammar are refused.
+    /// Time has passed: prefills past their deadline and those without credits fail, and those that have waited too long for their grammar
+    /// are refused.
     fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
         let [late, unready] = self.late(now);
         let mut effects = Vec::new();
         for key in late {
-            let reason = "the request's deadline passed on the sender".to_owned();
-            effects.push(failed(key, PrefillFault::Failed, reason));
-            effects.extend(self.on_cancel(key));
+            effects.extend(self.give_up(key, "the request's deadline passed on the sender".to_owned()));
         }
         for key in unready {
             effects.extend(self.refuse(key, "the grammar was not compiled in time on the sender".to_owned()));
         }
+        for key in self.without_credits(now) {
+            let seconds = NO_CREDIT_MAX.as_secs();
+            effects.extend(self.give_up(key, format!("the receiver granted no credit for {seconds} s")));
+        }
         effects
+    }
+
+    /// Ends a prefill that has begun.
+    fn give_up(&mut self, key: Key, reason: String) -> Vec<Effect> {
+        [vec![failed(key, PrefillFault::Failed, reason)], self.on_cancel(key)].concat()
+    }
+
+    /// The prefills with pages to send whose sessions have sent no page for [`NO_CREDIT_MAX`].
+    fn without_credits(&mut self, now: Instant) -> Vec<Key> {
+        let waiting = self.entries.iter().filter(|(_, entry)| entry.has_pages_to_send());
+        let waiting: Vec<Key> = waiting.map(|(key, _)| *key).collect();
+        let before = std::mem::take(&mut self.waiting_since);
+        let since = |session: SessionId| before.get(&session).copied().unwrap_or(now);
+        self.waiting_since = waiting.iter().map(|(session, _)| (*session, since(*session))).collect();
+        let is_over = |(session, _): &Key| now.saturating_duration_since(since(*session)) >= NO_CREDIT_MAX;
+        waiting.into_iter().filter(is_over).collect()
     }
 
     /// The prefills past their deadline, and those whose grammar is late.

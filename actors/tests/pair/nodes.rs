@@ -12,7 +12,7 @@ fn listener() -> (TcpListener, String) {
 /// Nodes with pools of `pages` pages. Each lists the addresses of all, its own included.
 async fn mesh(count: usize, pages: u32, ring_pages: u64) -> Vec<Node> {
     let (listeners, peers): (Vec<_>, Vec<_>) = (0..count).map(|_| listener()).unzip();
-    let ends = listeners.into_iter().map(|listener| Ends { listener: Some(listener), peers: peers.clone() });
+    let ends = listeners.into_iter().map(|listener| node_at(listener, peers.clone()));
     let nodes: Vec<Node> = ends.map(|ends| start(ends, pages, ring_pages)).collect();
     // A session in each direction with every other node.
     let sessions = 2 * (count as u64 - 1);
@@ -83,7 +83,7 @@ async fn a_node_works_beside_a_sender_and_a_receiver() {
     let (of_receiver, receivers) = listener();
     let (of_node, address) = listener();
     let receiver = start(receiver_at(of_receiver), 1000, 4);
-    let node = start(Ends { listener: Some(of_node), peers: vec![receivers] }, 1000, 4);
+    let node = start(node_at(of_node, vec![receivers]), 1000, 4);
     let sender = start(sender_to(address), 1000, 1);
     until("all are ready", || (receiver.peers(), node.peers(), sender.peers()) == (1, 2, 1)).await;
     let nodes = [receiver, node];
@@ -114,4 +114,19 @@ async fn a_node_that_shuts_down_finishes_its_requests() {
     assert_eq!(counters.recomputes().load(Ordering::SeqCst), 0, "a session ended before its requests");
     until("the other has noticed", || second.peers() == 0).await;
     assert_eq!(load(std::slice::from_ref(&second), 4, |_| 60).await, [0]);
+}
+
+/// The node has one session, with a receiver, and may have no other. A sender waits until that session is idle.
+#[actix::test]
+async fn an_idle_session_makes_room_for_a_peer_that_waits() {
+    let (of_receiver, receivers) = listener();
+    let (of_node, address) = listener();
+    let receiver = start(receiver_at(of_receiver), 1000, 4);
+    let limits = SessionLimits { sessions: 1, idle: Duration::from_millis(100) };
+    let node = start(Ends { limits, ..node_at(of_node, vec![receivers]) }, 1000, 4);
+    until("the receiver has a session", || receiver.peers() == 1 && node.peers() == 1).await;
+    let sender = start(sender_to(address), 1000, 1);
+    until("the sender has a session", || sender.peers() == 1).await;
+    until("the receiver has none", || receiver.peers() == 0).await;
+    assert_eq!(load(&[receiver, node], 4, |_| 60).await, [0, 4]);
 }

@@ -1,4 +1,4 @@
-//! Runs random histories of a receiver and its senders in virtual time for a given time.
+//! Runs random histories of nodes that prefill for each other in virtual time for a given time.
 //!
 //! ```text
 //! cargo xtask sim [--minutes N] [--histories N] [--seed S]     starts at seed S and uses every core
@@ -99,7 +99,11 @@ fn main() -> Result<()> {
         report.landed, report.resident, report.damaged, report.sessions
     );
     println!(
-        "grammars: {} prefilled by senders, {} replaced, {} lost while they were compiled",
+        "prefills by peers: {} refused without room, {} given up without credits",
+        report.no_room, report.no_credit
+    );
+    println!(
+        "grammars: {} prefilled by peers, {} replaced, {} lost while they were compiled",
         report.constrained, report.grammars_replaced, report.lost_while_compiling
     );
     let faults: Vec<String> = report.faults.iter().map(|(name, count)| format!("{name} {count}")).collect();

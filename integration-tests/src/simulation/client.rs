@@ -12,7 +12,8 @@ use super::grammars::any_grammar;
 use super::machine::{next_token, score};
 use super::parts::Client;
 use super::plan::{PAGE_TOKENS, SECOND, VOCABULARY};
-use super::world::{Event, RECEIVER, World};
+use super::topology::NodePlan;
+use super::world::{Event, World};
 
 /// Salts of requests.
 const SALTS: [Option<&str>; 4] = [None, None, Some("a"), Some("b")];
@@ -21,16 +22,18 @@ const SALTS: [Option<&str>; 4] = [None, None, Some("a"), Some("b")];
 const GRACE: u64 = SECOND;
 
 impl World {
-    /// A client sends a request. If `stays` is true, the client does not disconnect.
-    pub(super) fn ask(&mut self, stays: bool) -> RequestId {
+    /// A client sends a request to the node `home`. If `stays` is true, the client does not disconnect.
+    pub(super) fn ask(&mut self, home: usize, stays: bool) -> RequestId {
         let request = RequestId(self.clients.len() as u64 + 1);
-        let most = (self.plan.receiver_pages - self.plan.ring_pages) * PAGE_TOKENS;
-        // A request that stays is short enough for every sender, for the shortest deadline, and for the pages outside the quarantine.
+        let most = self.plan.nodes[home].request_pages();
+        // A request that stays is short enough for every peer, for the shortest deadline, and for the pages outside the quarantine.
         let most = if stays {
-            let usable = most.saturating_sub(self.quarantined() * PAGE_TOKENS);
-            usable.min(self.plan.sender_pages * PAGE_TOKENS).min(30)
+            let usable = most.saturating_sub(self.nodes[home].pool.usage().quarantined);
+            let diallers = self.plan.nodes.iter().filter(|node| node.dials.contains(&home));
+            let usable = diallers.map(NodePlan::prompt_pages).fold(usable, u32::min);
+            (usable * PAGE_TOKENS).min(30)
         } else {
-            most
+            most * PAGE_TOKENS
         };
         let all = self.dice.between(2, u64::from(most)) as u32;
         let prompt = self.dice.between(1, u64::from(all) - 1) as u32;
@@ -55,7 +58,7 @@ impl World {
         self.clients.insert(
             request,
             Client {
-                life: self.nodes[RECEIVER].life,
+                home,
                 tokens: tokens.clone(),
                 prompt: tokens.len(),
                 max_tokens,
@@ -70,7 +73,7 @@ impl World {
                 disaggregated: false,
             },
         );
-        if !self.nodes[RECEIVER].alive {
+        if !self.nodes[home].alive {
             self.close(request, "refused");
             return request;
         }
@@ -86,12 +89,13 @@ impl World {
             deadline: self.epoch + Duration::from_micros(deadline),
             route: Route::Auto,
         };
-        self.perform(RECEIVER, Endpoint::Frontend, vec![to::proxy(generate)]);
+        self.perform(home, Endpoint::Frontend, vec![to::proxy(generate)]);
         if !stays && self.dice.one_in(5) {
             let wait = self.dice.between(1, SECOND);
             self.at(wait, None, Event::Leave(request));
         }
-        self.at(self.plan.deadline + GRACE, None, Event::MustHaveEnded(request));
+        let wait = self.plan.bound.unwrap_or(self.plan.deadline + GRACE);
+        self.at(wait, None, Event::MustHaveEnded(request));
         request
     }
 
@@ -99,8 +103,8 @@ impl World {
     pub(super) fn leave(&mut self, request: RequestId) {
         if let Some(client) = self.clients.get_mut(&request).filter(|client| client.end.is_none()) {
             client.left = true;
-            let abort = AbortRequest::cancelled(request);
-            self.perform(RECEIVER, Endpoint::Frontend, vec![to::proxy(abort)]);
+            let (home, abort) = (client.home, AbortRequest::cancelled(request));
+            self.perform(home, Endpoint::Frontend, vec![to::proxy(abort)]);
         }
     }
 
@@ -175,6 +179,9 @@ impl World {
         if let Some(end) = client.end.replace(name) {
             return self.fail(format!("{request} ended twice: {end}, then {name}"));
         }
+        if self.plan.bound.is_some() && name != "finished" && !client.left {
+            return self.fail(format!("{request} ended with {name} although there are no faults"));
+        }
         match name {
             "finished" => {
                 self.report.finished += 1;
@@ -185,33 +192,35 @@ impl World {
         self.trace_event(|| format!("{request}: {name}"));
     }
 
-    /// The receiver has died: the connections of its clients close.
-    pub(super) fn receiver_died(&mut self, life: u32) {
-        let cut: Vec<RequestId> = (self.clients.iter())
-            .filter(|(_, client)| client.life == life && client.end.is_none())
-            .map(|(request, _)| *request)
-            .collect();
-        cut.into_iter().for_each(|request| self.close(request, "receiver died"));
+    /// The live requests of a node.
+    fn live_at(&self, home: usize) -> Vec<RequestId> {
+        let live = self.clients.iter().filter(|(_, client)| client.home == home && client.end.is_none());
+        live.map(|(request, _)| *request).collect()
     }
 
-    /// The receiver was stopped. It cannot keep deadlines during the pause.
-    pub(super) fn receiver_stopped(&mut self, pause: u64) {
-        let live: Vec<RequestId> =
-            self.clients.iter().filter(|(_, client)| client.end.is_none()).map(|(r, _)| *r).collect();
-        for request in live {
+    /// A node has died: the connections of its clients close.
+    pub(super) fn clients_are_cut(&mut self, home: usize) {
+        self.live_at(home).into_iter().for_each(|request| self.close(request, "node died"));
+    }
+
+    /// A node was stopped. It cannot keep deadlines during the pause.
+    pub(super) fn clients_wait(&mut self, home: usize, pause: u64) {
+        for request in self.live_at(home) {
             self.at(self.plan.deadline + pause + GRACE, None, Event::MustHaveEnded(request));
         }
     }
 
     pub(super) fn must_have_ended(&mut self, request: RequestId) {
         let Some(client) = self.clients.get(&request) else { return };
-        let stopped = self.nodes[RECEIVER].stopped_until + GRACE;
-        if client.end.is_none() && self.now >= stopped.max(client.deadline + GRACE) {
+        let stopped = self.nodes[client.home].stopped_until + GRACE;
+        if client.end.is_none() && self.plan.bound.is_some() {
+            self.fail(format!("{request} has not ended in the time that is enough without faults"));
+        } else if client.end.is_none() && self.now >= stopped.max(client.deadline + GRACE) {
             self.fail(format!("{request} has not ended by its deadline"));
         }
     }
 
-    /// How a request ended, and whether a sender prefilled it.
+    /// How a request ended, and whether a peer prefilled it.
     pub(super) fn outcome(&self, request: RequestId) -> (Option<&'static str>, bool) {
         self.clients.get(&request).map_or((None, false), |client| (client.end, client.disaggregated))
     }

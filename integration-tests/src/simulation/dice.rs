@@ -20,6 +20,11 @@ impl Dice {
         low + self.roll() % (high - low + 1)
     }
 
+    /// One of these, of which there is at least one.
+    pub(super) fn one_of<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.between(0, from.len() as u64 - 1) as usize]
+    }
+
     /// True with probability 1 / `n`.
     pub(super) fn one_in(&mut self, n: u64) -> bool {
         self.roll().is_multiple_of(n)

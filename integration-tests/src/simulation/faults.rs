@@ -1,12 +1,12 @@
 //! The faults of a history and their healing.
 
 use actors::effect::{Endpoint, to};
-use actors::messages::{AnnounceLeaving, BeginDrain, CloseLinks, HealthSeen};
+use actors::messages::{AbortAll, AnnounceLeaving, BeginDrain, CloseLinks, HealthSeen};
 use connector::link::SILENCE;
 
-use super::node::Node;
-use super::plan::{Fault, MS, SECOND};
-use super::world::{Event, RECEIVER, World};
+use super::node::{Edge, Node};
+use super::plan::{Fault, MS, POOL_STALL, SECOND};
+use super::world::{Event, World};
 
 /// Time limit of each of the two waits of an orderly shutdown: first for the hand-overs, then for the end of the sessions.
 const DRAIN: u64 = 3 * SECOND;
@@ -16,14 +16,14 @@ impl World {
         self.trace_event(|| format!("FAULT {fault:?}"));
         *self.report.faults.entry(fault.name()).or_default() += 1;
         match fault {
-            Fault::SenderCrashes(node) => self.crash(node),
-            Fault::ReceiverCrashes => self.crash(RECEIVER),
-            Fault::SenderStops(node) => self.stop(node),
-            Fault::ReceiverStops => self.stop(RECEIVER),
-            Fault::LinkBreaks(node) => {
+            Fault::Crashes(node) => self.crash(node),
+            Fault::Stops(node) => self.stop(node),
+            Fault::LinkBreaks(dialler, listener) => {
                 let heals = self.now + self.dice.between(0, 5 * SECOND);
-                self.cut_until.insert(node, heals);
-                for conn in self.conns_of(node) {
+                self.cut_until.insert((dialler, listener), heals);
+                let conns = self.conns_of(dialler).into_iter();
+                let between = conns.filter(|(conn, _)| self.conns[conn].ends == [listener, dialler]);
+                for (conn, _) in between.collect::<Vec<_>>() {
                     let waits = [self.dice.wait(MS, 3 * SECOND), self.dice.wait(MS, 3 * SECOND)];
                     self.cut(conn, waits);
                 }
@@ -41,16 +41,17 @@ impl World {
                 }
             }
             Fault::BitFlips => self.flip = true,
-            Fault::SenderMiscounts(node) => {
+            Fault::Miscounts(node) => {
                 self.miscounts.insert(node);
             }
-            Fault::SenderLeaves(node) => self.leave_in_order(node),
-            Fault::SenderUnhealthy(node) => {
+            Fault::Leaves(node) => self.leave_in_order(node),
+            Fault::Unhealthy(node) => {
                 let unhealthy = to::peer_link(HealthSeen(Some("stuck".into())));
                 self.perform(node, Endpoint::Ticker, vec![unhealthy]);
                 let wait = self.dice.between(500 * MS, 3 * SECOND);
                 self.send_later(node, wait, Endpoint::Ticker, to::peer_link(HealthSeen(None)));
             }
+            Fault::PoolStalls(node) => self.nodes[node].pool_stalled_until = self.now + POOL_STALL,
             Fault::StepFails(node) => self.nodes[node].step_fails = true,
         }
     }
@@ -65,24 +66,30 @@ impl World {
         self.nodes.iter_mut().for_each(|node| node.step_fails = false);
     }
 
-    /// Adds the counts of the receiver's states to the report, at the end of its life or of the history.
-    pub(super) fn count_decisions(&mut self) {
-        if let Some(receiver) = self.nodes[RECEIVER].receiver() {
-            let counts = receiver.decoder.counts();
+    /// True if this message waits because the buffer manager is stalled.
+    pub(super) fn pool_stalls(&self, node: usize, (_, actor): Edge) -> bool {
+        actor == Endpoint::BufferManager && self.nodes[node].pool_stalled_until > self.now
+    }
+
+    /// Adds the counts of a node's states to the report, at the end of its life or of the history.
+    pub(super) fn count_decisions(&mut self, node: usize) {
+        let process = &self.nodes[node];
+        if let Some(decoding) = &process.decoding {
+            let counts = decoding.decoder.counts();
             self.report.recomputes += counts.recomputes;
             self.report.preemptions += counts.preemptions;
-            self.report.resident += self.nodes[RECEIVER].pool.counts().resident;
+            self.report.resident += process.pool.counts().resident;
         }
     }
 
-    /// The connections of a process in its current life.
-    fn conns_of(&self, node: usize) -> Vec<u64> {
-        let side = usize::from(node != RECEIVER);
+    /// The connections of a process in its current life, and its side of each.
+    fn conns_of(&self, node: usize) -> Vec<(u64, usize)> {
         let life = self.nodes[node].life;
-        let mine = self.conns.iter().filter(|(_, conn)| {
-            conn.lives[side] == life && (side == 0 || conn.sender == node) && conn.open.contains(&true)
+        let sides = self.conns.iter().flat_map(|(conn, found)| [(*conn, found, 0), (*conn, found, 1)]);
+        let mine = sides.filter(|(_, found, side)| {
+            (found.ends[*side], found.lives[*side]) == (node, life) && found.open.contains(&true)
         });
-        mine.map(|(conn, _)| *conn).collect()
+        mine.map(|(conn, _, side)| (conn, side)).collect()
     }
 
     /// Cuts a connection. Each side notices after its own wait.
@@ -100,28 +107,22 @@ impl World {
         if !self.nodes[node].alive {
             return;
         }
-        let side = usize::from(node != RECEIVER);
         let conns = self.conns_of(node);
-        if node == RECEIVER {
-            self.count_decisions();
-        }
+        self.count_decisions(node);
         self.nodes[node].alive = false;
         let life = self.nodes[node].life;
-        for conn in conns {
+        for (conn, side) in conns {
             self.hang_up(conn, side, false);
         }
-        if node == RECEIVER {
-            self.receiver_died(life);
-        } else {
-            self.process_ended(node, life);
-        }
+        self.clients_are_cut(node);
+        self.process_ended(node, life);
         let wait = self.dice.between(50 * MS, 3 * SECOND);
         self.at(wait, None, Event::Restart(node));
     }
 
     pub(super) fn restart(&mut self, node: usize) {
         let life = self.nodes[node].life + 1;
-        self.nodes[node] = Node::new(&self.plan, node == RECEIVER, life);
+        self.nodes[node] = Node::new(&self.plan, node, life);
         self.begin_life(node);
     }
 
@@ -131,13 +132,10 @@ impl World {
         }
         let pause = self.dice.between(100 * MS, 8 * SECOND);
         self.nodes[node].stopped_until = self.now + pause;
-        if node == RECEIVER {
-            self.receiver_stopped(pause);
-        }
+        self.clients_wait(node, pause);
         let silence = SILENCE.as_micros() as u64;
         if pause > silence {
-            let side = usize::from(node != RECEIVER);
-            for conn in self.conns_of(node) {
+            for (conn, side) in self.conns_of(node) {
                 let mut waits = [silence; 2];
                 waits[side] = pause + 1;
                 self.cut(conn, waits);
@@ -145,12 +143,16 @@ impl World {
         }
     }
 
+    /// The process ends in the order of `Node::shut_down`.
     fn leave_in_order(&mut self, node: usize) {
-        let Some(sender) = self.nodes[node].sender() else { return };
-        if std::mem::replace(&mut sender.leaving, true) || !self.nodes[node].alive {
+        let process = &mut self.nodes[node];
+        if std::mem::replace(&mut process.leaving, true) || !process.alive {
             return;
         }
-        let leaving = vec![to::prefiller(BeginDrain), to::peer_link(AnnounceLeaving)];
+        let decoding = process.decoding.is_some().then(|| vec![to::proxy(BeginDrain)]);
+        let prefilling = process.prefilling.is_some();
+        let prefilling = prefilling.then(|| vec![to::prefiller(BeginDrain), to::peer_link(AnnounceLeaving)]);
+        let leaving = decoding.into_iter().chain(prefilling).flatten().collect();
         self.perform(node, Endpoint::Node, leaving);
         let since = self.now;
         self.at_node(node, 20 * MS, Event::LookWhetherDone { since, closing: false });
@@ -158,20 +160,23 @@ impl World {
 
     pub(super) fn look_whether_done(&mut self, node: usize, since: u64, closing: bool) {
         let limit = self.now - since > DRAIN;
-        let Some(sender) = self.nodes[node].sender() else { return };
-        let (prefills, credits) = (sender.prefiller.len(), sender.transfer.sessions_with_credits());
-        let process = &mut self.nodes[node];
+        let process = &self.nodes[node];
         if closing {
             if limit || (process.link.is_closing() && process.link.held() == 0) {
                 return self.crash(node);
             }
-            self.at_node(node, 5 * MS, Event::LookWhetherDone { since, closing });
-        } else if limit || (prefills == 0 && credits == 0) {
-            self.perform(node, Endpoint::Node, vec![to::peer_link(CloseLinks)]);
-            let since = self.now;
-            self.at_node(node, 5 * MS, Event::LookWhetherDone { since, closing: true });
-        } else {
-            self.at_node(node, 20 * MS, Event::LookWhetherDone { since, closing });
+            return self.at_node(node, 5 * MS, Event::LookWhetherDone { since, closing });
         }
+        let requests = process.decoding.as_ref().map_or(0, |decoding| decoding.decoder.len());
+        let (prefills, credits) = process.prefilling.as_ref().map_or((0, 0), |prefilling| {
+            (prefilling.prefiller.len(), prefilling.transfer.sessions_with_credits())
+        });
+        if !limit && (requests > 0 || prefills > 0 || credits > 0) {
+            return self.at_node(node, 20 * MS, Event::LookWhetherDone { since, closing });
+        }
+        let cut = process.decoding.is_some().then(|| to::decoder(AbortAll));
+        self.perform(node, Endpoint::Node, cut.into_iter().chain([to::peer_link(CloseLinks)]).collect());
+        let since = self.now;
+        self.at_node(node, 5 * MS, Event::LookWhetherDone { since, closing: true });
     }
 }

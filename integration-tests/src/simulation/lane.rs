@@ -2,28 +2,28 @@
 //!
 //! A put reads its bytes between its posting and its completion, and they land before or after the completion. A flush completes when all puts
 //! before the flush have landed. If the receiver copies the bytes (TCP), nothing lands after its part of the session is closed. If senders write
-//! directly, only the end of the sender's process stops a posted put.
+//! directly, only the end of the putting process stops a posted put.
 
 use actors::buffer_manager::state::PageUse;
 use actors::effect::{Effect, Endpoint, to};
 use actors::messages::{SessionId, TransportEvents};
-use connector::ring::{CreditNumber, PageIndex};
+use connector::ring::CreditNumber;
 use connector::transport::{Command, Descriptor, Event as LaneEvent, TransportError, TransportSession};
 use engine::PageId;
 
 use super::node::Node;
 use super::parts::{Lane, OutletName, Put, PutName};
 use super::plan::{MS, SECOND, VOCABULARY};
-use super::world::{Event, RECEIVER, World};
+use super::world::{Event, World};
 
 /// How much later a failed put may land.
 const LATE: u64 = 20 * SECOND;
 
 /// Adjacent pages that one put carries.
 struct Pages {
-    /// The first page in the pool of the sender.
+    /// The first page in the pool of the node that puts.
     page: u32,
-    /// The first page in the pool of the receiver.
+    /// The first page in the pool of its peer.
     into: u32,
     count: u32,
 }
@@ -57,18 +57,7 @@ impl World {
         let outlet = |session: TransportSession| OutletName { node, life, session: SessionId(session.0) };
         match command {
             Command::Open { session } => {
-                let descriptor = if node == RECEIVER {
-                    self.open_lane(SessionId(session.0))
-                } else {
-                    self.outlets.entry(outlet(session)).or_default();
-                    Descriptor {
-                        transport: String::new(),
-                        worker_address: Vec::new(),
-                        rkey: Vec::new(),
-                        base: 0,
-                        bytes: 0,
-                    }
-                };
+                let descriptor = self.open_lane(node, SessionId(session.0));
                 let wait = self.dice.wait(2 * MS, SECOND);
                 let opened = changed(LaneEvent::Opened { session, result: Ok(descriptor) });
                 self.send_later(node, wait, Endpoint::Transport, opened);
@@ -80,23 +69,27 @@ impl World {
                 self.put(outlet(session), ticket.0, pages);
             }
             Command::Flush { session, ticket } => self.flush(outlet(session), ticket.0),
-            Command::Close { session } if node == RECEIVER => {
+            Command::Close { session } if self.outlets.contains_key(&outlet(session)) => {
+                self.close_outlet(outlet(session));
+            }
+            // Pages never left this node in this session.
+            Command::Close { session } => {
                 let mut lanes = self.lanes.iter();
-                let lane = lanes.find(|(_, lane)| lane.life == life && lane.session.0 == session.0);
+                let of_session = (node, life, SessionId(session.0));
+                let lane = lanes.find(|(_, lane)| (lane.node, lane.life, lane.session) == of_session);
                 if let Some(number) = lane.map(|(number, _)| *number) {
                     let wait = self.dice.wait(5 * MS, SECOND);
                     self.at(wait, None, Event::LaneCloses(number));
                 }
             }
-            Command::Close { session } => self.close_outlet(outlet(session)),
         }
     }
 
-    /// The transport of the receiver creates the receiving end of a session.
-    fn open_lane(&mut self, session: SessionId) -> Descriptor {
+    /// The transport of a node creates its worker of a session. A peer may connect to it.
+    fn open_lane(&mut self, node: usize, session: SessionId) -> Descriptor {
         let number = self.lanes.len() as u64;
-        let life = self.nodes[RECEIVER].life;
-        self.lanes.insert(number, Lane { life, session, open: true });
+        let life = self.nodes[node].life;
+        self.lanes.insert(number, Lane { node, life, session, open: true });
         Descriptor {
             transport: "sim".into(),
             worker_address: Vec::new(),
@@ -106,7 +99,7 @@ impl World {
         }
     }
 
-    /// The transport of a sender connects to a receiving end.
+    /// The transport of a dialler connects to a receiving end.
     fn connect(&mut self, name: OutletName, peer: &Descriptor) {
         self.outlets.entry(name).or_default().lane = Some(peer.base);
         let wait = self.dice.wait(5 * MS, 2 * SECOND);
@@ -119,19 +112,19 @@ impl World {
         self.send_later(name.node, wait, Endpoint::Transport, changed(event));
     }
 
-    fn lane_of(&self, name: OutletName) -> Option<&Lane> {
+    pub(super) fn lane_of(&self, name: OutletName) -> Option<&Lane> {
         self.lanes.get(&self.outlets.get(&name)?.lane?)
     }
 
     /// True if puts from this outlet can land.
     fn lane_is_open(&self, name: OutletName) -> bool {
-        let receiver = &self.nodes[RECEIVER];
         self.lane_of(name).is_some_and(|lane| {
+            let receiver = &self.nodes[lane.node];
             receiver.alive && receiver.life == lane.life && (lane.open || self.plan.foreign)
         })
     }
 
-    fn sender_lives(&self, name: OutletName) -> bool {
+    fn putter_lives(&self, name: OutletName) -> bool {
         self.nodes[name.node].alive && self.nodes[name.node].life == name.life
     }
 
@@ -167,15 +160,15 @@ impl World {
         self.tell(name, completed(LaneEvent::Flushed { session, ticket, result: outcome(failed) }));
     }
 
-    /// Delivers an event to the sender, if the sender is still in the life that made this outlet.
+    /// Delivers an event to the node of this outlet, if it is still in the life that made the outlet.
     fn tell(&mut self, name: OutletName, effect: Effect) {
-        if self.sender_lives(name) {
+        if self.putter_lives(name) {
             self.perform(name.node, Endpoint::Transport, vec![effect]);
         }
     }
 
     pub(super) fn put_is_read(&mut self, (name, ticket): PutName) {
-        if !self.sender_lives(name) {
+        if !self.putter_lives(name) {
             return;
         }
         let Node { memory, pool, .. } = &self.nodes[name.node];
@@ -192,11 +185,12 @@ impl World {
 
     pub(super) fn put_lands(&mut self, (name, ticket): PutName) {
         // Bytes that were read stay in socket buffers, but a device stops with its process.
-        let lost = !self.sender_lives(name) && (self.plan.foreign || self.dice.one_in(2));
+        let lost = !self.putter_lives(name) && (self.plan.foreign || self.dice.one_in(2));
         if lost || !self.lane_is_open(name) {
             return;
         }
-        let stopped = self.nodes[RECEIVER].stopped_until;
+        let Some((node, session)) = self.lane_of(name).map(|lane| (lane.node, lane.session)) else { return };
+        let stopped = self.nodes[node].stopped_until;
         if !self.plan.foreign && stopped > self.now {
             // The receiver copies the bytes, and it is stopped.
             return self.at(stopped - self.now + 1, None, Event::PutLands((name, ticket)));
@@ -214,20 +208,21 @@ impl World {
             let place = self.dice.between(0, tokens.len() as u64 - 1) as usize;
             tokens[place] = (tokens[place].wrapping_add(1)) % VOCABULARY;
         }
-        let session = self.lane_of(name).map(|lane| lane.session);
         for (into, content) in (into..).zip(content) {
-            let used = self.nodes[RECEIVER].pool.page_use(PageId(into));
-            if !matches!(used, PageUse::Outstanding(of) | PageUse::Quarantined(of) if Some(of) == session) {
-                return self.fail(format!("a put of {session:?} lands in page {into}, which is {used:?}"));
+            let used = self.nodes[node].pool.page_use(PageId(into));
+            if !matches!(used, PageUse::Outstanding(of) | PageUse::Quarantined(of) if of == session) {
+                return self.fail(format!(
+                    "a put of {session} lands in page {into} of node {node}, which is {used:?}"
+                ));
             }
-            self.nodes[RECEIVER].memory.write_page(into, content);
+            self.nodes[node].memory.write_page(into, content);
             self.report.landed += 1;
         }
         self.trace_event(|| format!("{name:?} {ticket} lands in page {into}"));
     }
 
     pub(super) fn put_completes(&mut self, (name, ticket): PutName) {
-        if !self.sender_lives(name) || self.outlets.get(&name).is_none_or(|outlet| outlet.hangs) {
+        if !self.putter_lives(name) || self.outlets.get(&name).is_none_or(|outlet| outlet.hangs) {
             return;
         }
         self.complete(name, ticket, false);
@@ -273,13 +268,9 @@ impl World {
         self.flush_is_answered(name, ticket, failed.then_some("connection reset"));
     }
 
-    /// The sender reports the end of its probe.
+    /// The dialler reports the end of its probe.
     pub(super) fn is_probed(&mut self, name: OutletName) {
         self.outlets.entry(name).or_default().probed = true;
-    }
-
-    pub(super) fn granted(&mut self, name: OutletName, pages: &[PageIndex]) {
-        self.outlets.entry(name).or_default().credits.extend(pages);
     }
 
     /// A frame reports the pages of these credits as filled. Checks that no put into these pages is in flight.
@@ -294,7 +285,7 @@ impl World {
         }
     }
 
-    /// The transport of a sender closes a session: in order if possible, and by force otherwise.
+    /// The transport of a dialler closes a session: in order if possible, and by force otherwise.
     fn close_outlet(&mut self, name: OutletName) {
         let force = self.dice.one_in(4);
         let outlet = self.outlets.entry(name).or_default();
@@ -326,10 +317,10 @@ impl World {
     pub(super) fn lane_closes(&mut self, number: u64) {
         let Some(lane) = self.lanes.get_mut(&number) else { return };
         lane.open = false;
-        let (life, session) = (lane.life, lane.session);
-        if self.nodes[RECEIVER].life == life {
+        let (node, life, session) = (lane.node, lane.life, lane.session);
+        if self.nodes[node].life == life {
             let closed = changed(LaneEvent::Closed { session: named(session), drained: true });
-            self.perform(RECEIVER, Endpoint::Transport, vec![closed]);
+            self.perform(node, Endpoint::Transport, vec![closed]);
         }
     }
 }

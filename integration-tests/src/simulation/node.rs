@@ -1,7 +1,6 @@
 //! One process: its states, its mailboxes and its memory.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
 
 use actors::buffer_manager::state::{PoolConfig, PoolState};
 use actors::decoder::state::{DecoderConfig, DecoderState};
@@ -20,37 +19,23 @@ use engine::{StepLimits, Token};
 
 use super::machine::{Memory, Step};
 use super::plan::{PAGE_TOKENS, Plan, VOCABULARY};
-
-/// A prompt is computed locally if that is sooner by at least this time. The value is small, so that some simulated runs compute prompts
-/// locally.
-const LOCAL_IF_SOONER_BY: Duration = Duration::from_millis(50);
+use super::topology::NodePlan;
 
 /// An edge between two endpoints. Messages stay in order on an edge.
 pub(super) type Edge = (Endpoint, Endpoint);
 
-/// The part of a process that depends on its role.
+/// The actors of a node that serves requests.
 #[derive(Debug)]
-pub(super) enum Role {
-    Receiver(Box<Receiver>),
-    Sender(Box<Sender>),
-}
-
-/// The actors that only a receiver has.
-#[derive(Debug)]
-pub(super) struct Receiver {
+pub(super) struct Decoding {
     pub(super) proxy: ProxyState,
     pub(super) decoder: DecoderState,
 }
 
-/// The actors that only a sender has, and the state of its sockets.
+/// The actors of a node that prefills for peers.
 #[derive(Debug)]
-pub(super) struct Sender {
+pub(super) struct Prefilling {
     pub(super) transfer: TransferState,
     pub(super) prefiller: PrefillerState,
-    /// The connection that is being opened.
-    pub(super) dialling: Option<u64>,
-    /// True if the process was told to end.
-    pub(super) leaving: bool,
 }
 
 /// One process in one of its lives.
@@ -72,6 +57,8 @@ pub(super) struct Node {
     pub(super) sampled: Vec<(u64, Token)>,
     /// The chunks of the last finished step that sampled no token, because their masks were late.
     pub(super) late: Vec<u64>,
+    /// The virtual time until which the buffer manager handles no messages.
+    pub(super) pool_stalled_until: u64,
     /// True if the next step fails.
     pub(super) step_fails: bool,
     /// The peer processes that this process watches for their end, each as (node, life).
@@ -80,24 +67,28 @@ pub(super) struct Node {
     pub(super) compiled: BTreeSet<GrammarHash>,
     /// The virtual time at which the grammar thread has compiled all its grammars.
     pub(super) compiling_until: u64,
-    pub(super) role: Role,
+    pub(super) decoding: Option<Box<Decoding>>,
+    pub(super) prefilling: Option<Box<Prefilling>>,
+    /// By the node that is dialled: the connection that is being opened.
+    pub(super) dialling: BTreeMap<usize, u64>,
+    /// True if the process was told to end.
+    pub(super) leaving: bool,
 }
 
 impl Node {
-    /// A process after its start.
-    pub(super) fn new(plan: &Plan, is_receiver: bool, life: u32) -> Self {
-        let (pages, ring) =
-            if is_receiver { (plan.receiver_pages, plan.ring_pages) } else { (plan.sender_pages, 0) };
-        let receivers = if is_receiver { Vec::new() } else { vec!["receiver".to_owned()] };
-        let role = if is_receiver {
-            Role::Receiver(Box::new(Receiver {
+    /// The process of a node after its start.
+    pub(super) fn new(plan: &Plan, node: usize, life: u32) -> Self {
+        let own = &plan.nodes[node];
+        let NodePlan { pages, ring_pages, prefill_pages, .. } = *own;
+        let decoding = own.decodes.then(|| {
+            Box::new(Decoding {
                 proxy: ProxyState::new(ProxyConfig {
                     page_tokens: PAGE_TOKENS,
                     pool_pages: pages,
-                    request_pages: pages - ring,
-                    pid: 0,
+                    request_pages: own.request_pages(),
+                    pid: node as u32,
                     routing: RoutingConfig {
-                        local_if_sooner_by: LOCAL_IF_SOONER_BY,
+                        local_if_sooner_by: plan.local_if_sooner_by(),
                         ..RoutingConfig::default()
                     },
                 }),
@@ -106,13 +97,14 @@ impl Node {
                     page_bytes: 1,
                     finish: FinishRule::new(vec![0]),
                     vocabulary: VOCABULARY,
-                    pid: 0,
+                    pid: node as u32,
                     growth_tokens: plan.growth_tokens,
                     grammars_per_session: plan.grammars,
                 }),
-            }))
-        } else {
-            Role::Sender(Box::new(Sender {
+            })
+        });
+        let prefilling = (!own.dials.is_empty()).then(|| {
+            Box::new(Prefilling {
                 transfer: TransferState::new(TransferConfig {
                     page_bytes: 1,
                     min_gigabytes_per_second: 0.0,
@@ -123,24 +115,23 @@ impl Node {
                 prefiller: PrefillerState::new(PrefillerConfig {
                     page_tokens: PAGE_TOKENS,
                     page_bytes: 1,
-                    pool_pages: pages,
+                    pool_pages: own.prompt_pages(),
                     vocabulary: VOCABULARY,
                     context_tokens: 4096,
                     compiles_grammars: !plan.refuses_grammars,
                 }),
-                dialling: None,
-                leaving: false,
-            }))
-        };
+            })
+        });
+        let receivers = own.dials.iter().map(|receiver| format!("node {receiver}")).collect();
         Self {
             life,
             alive: true,
             stopped_until: 0,
             mailboxes: BTreeMap::new(),
             pool: PoolState::new(PoolConfig {
-                prefill_pages: None,
+                prefill_pages,
                 pages,
-                ring_pages: ring,
+                ring_pages,
                 page_tokens: PAGE_TOKENS,
                 page_bytes: 1,
                 sharing: true,
@@ -155,9 +146,9 @@ impl Node {
                 runs_ahead: plan.runs_ahead,
             }),
             link: PeerLinkState::new(PeerLinkConfig {
-                own: incarnation(usize::from(!is_receiver), life),
+                own: incarnation(node, life),
                 close_ends_writes: !plan.foreign,
-                ring_pages: ring,
+                ring_pages,
                 receivers,
                 cache_pages: pages,
             }),
@@ -166,25 +157,15 @@ impl Node {
             step_ahead: None,
             sampled: Vec::new(),
             late: Vec::new(),
+            pool_stalled_until: 0,
             step_fails: false,
             watched: BTreeSet::new(),
             compiled: BTreeSet::new(),
             compiling_until: 0,
-            role,
-        }
-    }
-
-    pub(super) fn receiver(&mut self) -> Option<&mut Receiver> {
-        match &mut self.role {
-            Role::Receiver(receiver) => Some(receiver),
-            Role::Sender(_) => None,
-        }
-    }
-
-    pub(super) fn sender(&mut self) -> Option<&mut Sender> {
-        match &mut self.role {
-            Role::Sender(sender) => Some(sender),
-            Role::Receiver(_) => None,
+            decoding,
+            prefilling,
+            dialling: BTreeMap::new(),
+            leaving: false,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use actors::grammar::CompiledGrammar;
 use actors::messages::SessionId;
-use actors::request::CacheSalt;
+use actors::request::{CacheSalt, RequestId};
 use connector::frame::Frame;
 use connector::ring::PageIndex;
 
@@ -25,7 +25,8 @@ pub(super) type PutName = (OutletName, u64);
 /// The receiving end of a session.
 #[derive(Debug)]
 pub(super) struct Lane {
-    /// The receiver's life and name for the session.
+    /// The receiving node, its life, and its name for the session.
+    pub(super) node: usize,
     pub(super) life: u32,
     pub(super) session: SessionId,
     pub(super) open: bool,
@@ -55,6 +56,10 @@ pub(super) struct Outlet {
     pub(super) puts: BTreeMap<u64, Put>,
     /// The page of each credit.
     pub(super) credits: Vec<PageIndex>,
+    /// Number of pages of each request that are to be put and were not announced.
+    pub(super) waiting: BTreeMap<RequestId, u32>,
+    /// When the session last got a credit, or began to have pages that wait for one.
+    pub(super) credit_at: u64,
     /// Flushes in flight.
     pub(super) flushes: BTreeSet<u64>,
     /// Whether the probe has ended. Later puts carry pages of requests.
@@ -66,13 +71,13 @@ pub(super) struct Outlet {
     pub(super) drained: Option<bool>,
 }
 
-/// One TCP connection, dialled by a sender. The first element of each pair belongs to the receiver.
+/// One TCP connection. The first element of each pair belongs to the listener, the second to the dialler.
 #[derive(Debug)]
 pub(super) struct Conn {
-    pub(super) sender: usize,
+    pub(super) ends: [usize; 2],
     pub(super) lives: [u32; 2],
     pub(super) sessions: [Option<SessionId>; 2],
-    /// Where the sender has grammars.
+    /// Where the dialler has grammars.
     pub(super) grammars: BTreeSet<u32>,
     /// Frames on their way to each side.
     pub(super) frames: [VecDeque<Frame>; 2],
@@ -85,8 +90,8 @@ pub(super) struct Conn {
 /// A request as its client sees it.
 #[derive(Debug)]
 pub(super) struct Client {
-    /// The life of the receiver that got the request.
-    pub(super) life: u32,
+    /// The node that got the request.
+    pub(super) home: usize,
     pub(super) tokens: Vec<u32>,
     pub(super) prompt: usize,
     pub(super) max_tokens: u32,
@@ -113,20 +118,24 @@ pub struct Report {
     pub micros: u64,
     /// Requests that finished.
     pub finished: u64,
-    /// Finished requests that a sender prefilled.
+    /// Finished requests that a peer prefilled.
     pub disaggregated: u64,
     /// Other requests, by the kind of their end.
     pub failed: BTreeMap<&'static str, u64>,
-    /// Prompts recomputed at the receiver.
+    /// Prompts recomputed where they were asked.
     pub recomputes: u64,
     /// Requests that were preempted.
     pub preemptions: u64,
     /// Pages that were found in the cache.
     pub resident: u64,
-    /// Prompts with a grammar that senders started to prefill.
+    /// Prompts of peers with a grammar whose prefill started.
     pub constrained: u64,
-    /// Grammars that replaced another one at a sender.
+    /// Grammars of peers that replaced another one.
     pub grammars_replaced: u64,
+    /// Prefills that a peer refused because its pages for peers were in use.
+    pub no_room: u64,
+    /// Prefills that a peer gave up because it got no credit.
+    pub no_credit: u64,
     /// Prompts that waited for their grammar when their session was lost.
     pub lost_while_compiling: u64,
     /// Reports of damaged pages, which were not adopted.
@@ -151,6 +160,8 @@ impl Report {
         self.resident += other.resident;
         self.constrained += other.constrained;
         self.grammars_replaced += other.grammars_replaced;
+        self.no_room += other.no_room;
+        self.no_credit += other.no_credit;
         self.lost_while_compiling += other.lost_while_compiling;
         self.damaged += other.damaged;
         self.landed += other.landed;

@@ -5,7 +5,7 @@
 
 use actors::effect::{
     Effect, Endpoint, ToDecoder, ToEngine, ToGrammarThread, ToHashThread, ToLog, ToPeerLink, ToProcess,
-    ToProxy, ToStreams, ToTransfer, ToTransport, to,
+    ToProxy, ToStreams, ToTransport, to,
 };
 use actors::log::LogLine;
 use actors::messages::{PageToHash, PagesHashed, SendFrame, SessionId};
@@ -17,7 +17,7 @@ use engine::PageId;
 
 use super::parts::OutletName;
 use super::plan::{MS, SECOND};
-use super::world::{Event, RECEIVER, World};
+use super::world::{Event, World};
 
 /// Time after which no request may still wait for a lost session, unless the receiver's process was stopped.
 const FORGETTING: u64 = 2 * SECOND;
@@ -48,7 +48,8 @@ impl World {
                 Effect::PeerLink(ToPeerLink::SendFrame(send)) if from == Endpoint::Transfer => {
                     let outlet = OutletName { node, life: self.nodes[node].life, session: send.session };
                     self.look_at_frame(outlet, &send.frame);
-                    for frame in self.as_sent(node, send.frame) {
+                    self.pages_are_sent(outlet, &send.frame);
+                    for frame in self.as_sent(outlet, send.frame) {
                         self.post(node, from, to::peer_link(SendFrame { session: send.session, frame }));
                     }
                 }
@@ -82,14 +83,14 @@ impl World {
         let process = &mut self.nodes[node];
         let effects = match effect {
             Effect::BufferManager(mail) => {
-                let may_use = self.plan.receiver_pages - self.plan.ring_pages;
+                let may_use = self.plan.nodes[node].request_pages();
                 let memory = &process.memory;
                 let hasher = |pages: &[(PageId, PageSeed)]| -> Vec<u64> {
                     pages.iter().map(|(page, seed)| memory.hash(*page, *seed)).collect()
                 };
                 let effects = process.pool.on(now, mail, hashed.then_some(&hasher));
                 let (needed, quarantined) = (process.pool.needed_most(), process.pool.usage().quarantined);
-                if node == RECEIVER && needed > may_use.saturating_sub(quarantined) {
+                if needed > may_use.saturating_sub(quarantined) {
                     return self.fail(format!(
                         "a request waits for {needed} pages; {may_use} are usable, and {quarantined} of them quarantined"
                     ));
@@ -98,43 +99,34 @@ impl World {
             }
             Effect::Generator(mail) => process.generator.on(micros, mail),
             Effect::PeerLink(mail) => process.link.on(now, mail),
-            Effect::Proxy(mail) => match process.receiver() {
-                Some(receiver) => receiver.proxy.on(now, mail),
-                // In the simulator, a sender serves no requests of its own.
+            Effect::Proxy(mail) => match &mut process.decoding {
+                Some(decoding) => decoding.proxy.on(now, mail),
+                // In the simulator, a node that only prefills serves no requests of its own.
                 None if matches!(mail, ToProxy::LoadReport(_)) => Vec::new(),
-                None => return self.fail(format!("sender {node} has no proxy")),
+                None => return self.fail(format!("node {node} has no proxy")),
             },
-            Effect::Decoder(mail) => match process.receiver() {
-                Some(receiver) => {
+            Effect::Decoder(mail) => match &mut process.decoding {
+                Some(decoding) => {
                     let lost = match &mail {
                         ToDecoder::PeerLost(lost) => Some(lost.session),
                         _ => None,
                     };
-                    let effects = receiver.decoder.on(now, mail);
-                    if lost.is_some_and(|session| receiver.decoder.waiting_for(session) > 0) {
+                    let effects = decoding.decoder.on(now, mail);
+                    if lost.is_some_and(|session| decoding.decoder.waiting_for(session) > 0) {
                         return self.fail(format!("requests still wait for the lost {lost:?}"));
                     }
                     effects
                 }
-                None => return self.fail(format!("sender {node} has no decoder")),
+                None => return self.fail(format!("node {node} has no decoder")),
             },
-            Effect::Prefiller(mail) => match process.sender() {
-                Some(sender) => sender.prefiller.on(now, mail),
-                None => return self.fail(format!("receiver {node} has no prefiller")),
+            Effect::Prefiller(mail) => match &mut process.prefilling {
+                Some(prefilling) => prefilling.prefiller.on(now, mail),
+                None => return self.fail(format!("node {node} has no prefiller")),
             },
-            Effect::Transfer(mail) => {
-                let granted = match &mail {
-                    ToTransfer::CreditsGranted(granted) => Some((granted.session, granted.pages.clone())),
-                    _ => None,
-                };
-                if let Some((session, pages)) = granted {
-                    self.granted(OutletName { node, life: self.nodes[node].life, session }, &pages);
-                }
-                match self.nodes[node].sender() {
-                    Some(sender) => sender.transfer.on(micros, mail),
-                    None => return self.fail(format!("receiver {node} has no transfer actor")),
-                }
-            }
+            Effect::Transfer(mail) => match &mut process.prefilling {
+                Some(prefilling) => prefilling.transfer.on(micros, mail),
+                None => return self.fail(format!("node {node} has no transfer actor")),
+            },
             other => return self.fail(format!("{other:?} is not a message to a state")),
         };
         self.perform(node, actor, effects);
@@ -146,6 +138,7 @@ impl World {
             Effect::Generator(mail) => self.sequence_runs(node, mail),
             Effect::BufferManager(mail) => self.pages_are_for(node, mail),
             Effect::Prefiller(mail) => self.prefiller_hears(node, mail),
+            Effect::Transfer(mail) => self.transfer_hears(node, mail),
             _ => {}
         }
     }
@@ -173,9 +166,16 @@ impl World {
 
     fn note(&mut self, node: usize, line: &LogLine) {
         match line {
-            LogLine::SessionOver { session, .. } if node == RECEIVER => {
+            LogLine::SessionOver { session, reason, .. } => {
+                self.may_end(node, *session, reason);
                 let look = Event::MustBeForgotten { session: *session, is_last: false };
                 self.at_node(node, FORGETTING, look);
+            }
+            LogLine::PrefillFailed { reason, .. } if reason.contains("no credit") => {
+                self.report.no_credit += 1
+            }
+            LogLine::PrefillFailed { reason, .. } if reason.contains("are usable now") => {
+                self.report.no_room += 1;
             }
             LogLine::ReceiverReady { .. } => self.report.sessions += 1,
             LogLine::PageDamaged { .. } => self.report.damaged += 1,
@@ -192,18 +192,21 @@ impl World {
         }
     }
 
-    /// A live request whose latest prefill was asked of another sender than `node`.
-    fn landing_elsewhere(&self, node: usize) -> Option<u64> {
-        let lives =
-            |request: u64| self.clients.get(&RequestId(request)).is_some_and(|client| client.end.is_none());
+    /// A live request of the outlet's peer whose latest prefill was asked of another node.
+    fn landing_elsewhere(&self, outlet: OutletName) -> Option<u64> {
+        let home = self.lane_of(outlet)?.node;
+        let lives = |request: u64| {
+            let client = self.clients.get(&RequestId(request));
+            client.is_some_and(|client| client.home == home && client.end.is_none())
+        };
         let mut asked = self.asked.iter().rev();
-        asked.find(|(request, sender)| **sender != node && lives(**request)).map(|(request, _)| *request)
+        asked.find(|(request, node)| **node != outlet.node && lives(**request)).map(|(request, _)| *request)
     }
 
     /// No request waits for a session that was lost long ago.
     pub(super) fn must_be_forgotten(&mut self, node: usize, session: SessionId, is_last: bool) {
-        let Some(receiver) = self.nodes[node].receiver() else { return };
-        let waiting = receiver.decoder.waiting_for(session);
+        let Some(decoding) = &self.nodes[node].decoding else { return };
+        let waiting = decoding.decoder.waiting_for(session);
         if waiting > 0 && is_last {
             self.fail(format!("{waiting} requests still wait for {session}, which was lost long ago"));
         } else if waiting > 0 {
@@ -212,14 +215,15 @@ impl World {
         }
     }
 
-    /// The frames that are sent: the given frame, or wrong frames if the sender miscounts.
-    fn as_sent(&mut self, node: usize, frame: Frame) -> Vec<Frame> {
-        let wrong = matches!(frame, Frame::PageFilled { owner: Some(_), .. }) && self.miscounts.remove(&node);
+    /// The frames that are sent: the given frame, or wrong frames if the node miscounts.
+    fn as_sent(&mut self, outlet: OutletName, frame: Frame) -> Vec<Frame> {
+        let wrong =
+            matches!(frame, Frame::PageFilled { owner: Some(_), .. }) && self.miscounts.remove(&outlet.node);
         match frame {
             frame if !wrong => vec![frame],
             Frame::PageFilled { first, count, owner: Some(owner), hashes, transfer_micros }
                 if self.dice.one_in(2)
-                    && let Some(request) = self.landing_elsewhere(node) =>
+                    && let Some(request) = self.landing_elsewhere(outlet) =>
             {
                 let owner = Some(PageOwner { request, ..owner });
                 vec![Frame::PageFilled { first, count, owner, hashes, transfer_micros }]

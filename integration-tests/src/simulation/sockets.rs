@@ -13,15 +13,10 @@ use super::machine::next_token;
 use super::node::incarnation;
 use super::parts::Conn;
 use super::plan::{MS, SECOND};
-use super::world::{Event, RECEIVER, World};
+use super::world::{Event, World};
 
 /// Maximum time that a dialler waits for an answer.
 const HANDSHAKE: u64 = 5 * SECOND;
-
-/// Which side of a connection a process has.
-fn side_of(node: usize) -> usize {
-    usize::from(node != RECEIVER)
-}
 
 impl World {
     /// Performs a command of the peer link of a process.
@@ -33,15 +28,22 @@ impl World {
             }
             ToSockets::Dial(dial) => self.dial(node, dial.receiver),
             ToSockets::SayHello(hello) => self.say_hello(node, hello),
-            ToSockets::Refuse(refuse) => self.hang_up(refuse.connection.0, side_of(node), false),
+            ToSockets::Refuse(refuse) => {
+                self.trace_event(|| {
+                    format!("{node} refuses connection {}: {}", refuse.connection.0, refuse.reason)
+                });
+                self.hang_up(refuse.connection.0, 0, false);
+            }
             ToSockets::SayWelcome(welcome) => self.welcome(welcome),
             ToSockets::Carry(carry) => self.carry(node, carry),
-            ToSockets::WriteFrame(write) => self.send(write.connection.0, side_of(node), write.frame),
+            ToSockets::WriteFrame(write) => {
+                let conn = write.connection.0;
+                self.send(conn, self.side_of(conn, node), write.frame);
+            }
             ToSockets::HangUp(hang_up) => {
-                let (conn, side) = (hang_up.connection.0, side_of(node));
-                if let Some(sender) = self.nodes[node].sender() {
-                    sender.dialling = sender.dialling.filter(|dialling| *dialling != conn);
-                }
+                let conn = hang_up.connection.0;
+                let side = self.side_of(conn, node);
+                self.nodes[node].dialling.retain(|_, dialling| *dialling != conn);
                 let goodbye = self.conns.get(&conn).is_some_and(|found| found.carried[side]);
                 self.hang_up(conn, side, goodbye);
             }
@@ -49,37 +51,46 @@ impl World {
         }
     }
 
-    fn node_of(&self, conn: u64, side: usize) -> Option<usize> {
-        let found = self.conns.get(&conn)?;
-        Some(if side == 0 { RECEIVER } else { found.sender })
+    /// Which side of a connection a process has: 0 if it listens, 1 if it dials.
+    fn side_of(&self, conn: u64, node: usize) -> usize {
+        self.conns.get(&conn).map_or(0, |found| usize::from(found.ends[1] == node))
     }
 
     /// The process at this side of the connection, if it is still in the life that made the connection.
     fn living(&self, conn: u64, side: usize) -> Option<usize> {
-        let node = self.node_of(conn, side)?;
+        let found = self.conns.get(&conn)?;
+        let node = found.ends[side];
         let process = &self.nodes[node];
-        (process.alive && process.life == self.conns[&conn].lives[side]).then_some(node)
+        (process.alive && process.life == found.lives[side]).then_some(node)
     }
 
-    fn reachable(&self, sender: usize) -> bool {
-        self.nodes[RECEIVER].alive && self.cut_until.get(&sender).copied().unwrap_or_default() <= self.now
+    fn is_reachable(&self, dialler: usize, listener: usize) -> bool {
+        let cut_until = self.cut_until.get(&(dialler, listener)).copied().unwrap_or_default();
+        self.nodes[listener].alive && cut_until <= self.now
+    }
+
+    /// The dialler's name for a listener.
+    fn receiver_of(&self, [listener, dialler]: [usize; 2]) -> ReceiverId {
+        let mut dials = self.plan.nodes[dialler].dials.iter();
+        ReceiverId(dials.position(|dialled| *dialled == listener).unwrap_or_default() as u32)
     }
 
     fn dial(&mut self, node: usize, receiver: ReceiverId) {
-        if !self.reachable(node) {
+        let listener = self.plan.nodes[node].dials[receiver.0 as usize];
+        let ends = [listener, node];
+        if !self.is_reachable(node, listener) {
             let wait = self.dice.wait(MS, SECOND);
-            return self.dial_fails(node, wait);
+            return self.dial_fails(ends, wait);
         }
-        let lives = [self.nodes[RECEIVER].life, self.nodes[node].life];
+        let lives = ends.map(|node| self.nodes[node].life);
         let conn = self.conns.len() as u64;
-        let Some(sender) = self.nodes[node].sender() else { return };
-        if sender.dialling.replace(conn).is_some() {
-            return self.fail(format!("sender {node} dials {receiver:?} twice at once"));
+        if self.nodes[node].dialling.insert(listener, conn).is_some() {
+            return self.fail(format!("node {node} dials {receiver:?} twice at once"));
         }
         self.conns.insert(
             conn,
             Conn {
-                sender: node,
+                ends,
                 lives,
                 sessions: [None; 2],
                 grammars: BTreeSet::new(),
@@ -92,7 +103,7 @@ impl World {
         let challenged = Challenged {
             receiver,
             connection: ConnectionId(conn),
-            incarnation: incarnation(RECEIVER, lives[0]),
+            incarnation: incarnation(listener, lives[0]),
         };
         self.at_node(node, wait, Event::Answered(conn, Box::new(to::peer_link(challenged))));
         self.at_node(node, HANDSHAKE, Event::HandshakeLate(conn));
@@ -100,38 +111,48 @@ impl World {
 
     fn say_hello(&mut self, node: usize, hello: SayHello) {
         let SayHello { connection: ConnectionId(conn), attempt, .. } = hello;
-        let Some(lives) = self.conns.get(&conn).map(|found| found.lives) else { return };
+        let Some((ends, lives)) = self.conns.get(&conn).map(|found| (found.ends, found.lives)) else {
+            return;
+        };
         // A Hello may stay in a buffer long after its dialler has given up.
         let late = self.plan.late_hellos && self.dice.one_in(4);
-        let wait = if late { self.dice.between(MS, 12 * SECOND) } else { self.dice.wait(2 * MS, 7 * SECOND) };
+        // Without faults, a handshake is never so slow that the dialler gives up.
+        let slow = if self.plan.bound.is_some() { SECOND } else { 7 * SECOND };
+        let wait = if late { self.dice.between(MS, 12 * SECOND) } else { self.dice.wait(2 * MS, slow) };
         let incarnation = incarnation(node, lives[1]);
         let hello = to::peer_link(HelloCame {
             connection: ConnectionId(conn),
-            address: format!("sender {node}"),
+            address: format!("node {node}"),
             http: String::new(),
             sender: SenderSession { incarnation, number: attempt.session, is_watched: !self.plan.blind },
             previous: attempt.previous,
             drained: attempt.previous_drained,
             seed: seed(conn),
         });
-        // The Hello does not reach another life of the receiver.
-        if self.nodes[RECEIVER].alive && self.nodes[RECEIVER].life == lives[0] {
-            self.send_later(RECEIVER, wait, Endpoint::Sockets, hello);
+        // The Hello does not reach another life of the listener.
+        let listener = ends[0];
+        if self.nodes[listener].alive && self.nodes[listener].life == lives[0] {
+            self.send_later(listener, wait, Endpoint::Sockets, hello);
         }
     }
 
-    fn dial_fails(&mut self, node: usize, wait: u64) {
-        let receiver = ReceiverId(0);
+    fn dial_fails(&mut self, ends: [usize; 2], wait: u64) {
+        let receiver = self.receiver_of(ends);
         let failed = DialFailed { receiver, reason: "no answer".to_owned(), permanent: false };
-        self.send_later(node, wait, Endpoint::Sockets, to::peer_link(failed));
+        self.send_later(ends[1], wait, Endpoint::Sockets, to::peer_link(failed));
+    }
+
+    /// True if this node is in the handshake of this connection.
+    fn is_dialling(&self, node: usize, conn: u64) -> bool {
+        self.nodes[node].dialling.get(&self.conns[&conn].ends[0]) == Some(&conn)
     }
 
     pub(super) fn handshake_late(&mut self, node: usize, conn: u64) {
-        let Some(sender) = self.nodes[node].sender() else { return };
-        if sender.dialling == Some(conn) {
-            sender.dialling = None;
+        if self.is_dialling(node, conn) {
+            let ends = self.conns[&conn].ends;
+            self.nodes[node].dialling.remove(&ends[0]);
             self.hang_up(conn, 1, false);
-            self.dial_fails(node, 0);
+            self.dial_fails(ends, 0);
         }
     }
 
@@ -139,7 +160,7 @@ impl World {
         let SayWelcome { connection: ConnectionId(conn), session, descriptor } = welcome;
         let Some(found) = self.conns.get_mut(&conn) else { return };
         (found.sessions[0], found.carried[0]) = (Some(session), true);
-        let (sender, life) = (found.sender, found.lives[0]);
+        let (ends, life) = (found.ends, found.lives[0]);
         if !found.open[0] {
             let wait = self.dice.wait(MS, SECOND);
             return self.link_ends(conn, 0, wait, false);
@@ -147,31 +168,31 @@ impl World {
         if self.conns[&conn].open[1] && self.living(conn, 1).is_some() {
             let wait = self.dice.wait(2 * MS, SECOND);
             let welcomed = Welcomed {
-                receiver: ReceiverId(0),
+                receiver: self.receiver_of(ends),
                 connection: ConnectionId(conn),
-                address: "receiver".to_owned(),
-                incarnation: incarnation(RECEIVER, life),
+                address: format!("node {}", ends[0]),
+                incarnation: incarnation(ends[0], life),
                 descriptor,
-                ring_pages: self.plan.ring_pages,
+                ring_pages: self.plan.nodes[ends[0]].ring_pages,
                 seed: seed(conn),
             };
-            self.at_node(sender, wait, Event::Answered(conn, Box::new(to::peer_link(welcomed))));
+            self.at_node(ends[1], wait, Event::Answered(conn, Box::new(to::peer_link(welcomed))));
         }
     }
 
-    /// The answer of the receiver reaches the dialler, unless the dialler has given up. A Welcome ends the handshake.
+    /// The answer of the listener reaches the dialler, unless the dialler has given up. A Welcome ends the handshake.
     pub(super) fn answered(&mut self, node: usize, conn: u64, answer: Effect) {
-        let Some(sender) = self.nodes[node].sender() else { return };
-        if sender.dialling == Some(conn) {
+        if self.is_dialling(node, conn) {
             if matches!(answer, Effect::PeerLink(ToPeerLink::Welcomed(_))) {
-                sender.dialling = None;
+                self.nodes[node].dialling.remove(&self.conns[&conn].ends[0]);
             }
             self.perform(node, Endpoint::Sockets, vec![answer]);
         }
     }
 
     fn carry(&mut self, node: usize, carry: Carry) {
-        let (conn, side) = (carry.connection.0, side_of(node));
+        let conn = carry.connection.0;
+        let side = self.side_of(conn, node);
         let Some(found) = self.conns.get_mut(&conn) else { return };
         (found.sessions[side], found.carried[side]) = (Some(carry.session), true);
         if !found.open[side] {
@@ -210,7 +231,7 @@ impl World {
         let Some(found) = self.conns.get_mut(&conn).filter(|found| found.open[other]) else { return };
         match frame {
             Frame::Prefill { request, .. } => {
-                self.asked.insert(request, found.sender);
+                self.asked.insert(request, found.ends[1]);
             }
             Frame::Grammar { index, .. } => {
                 self.report.grammars_replaced += u64::from(!found.grammars.insert(index));
@@ -254,12 +275,14 @@ impl World {
         }
     }
 
-    /// The process of a sender has ended.
+    /// A process has ended.
     pub(super) fn process_ended(&mut self, of: usize, life: u32) {
-        if self.nodes[RECEIVER].watched.remove(&(of, life)) {
-            let wait = self.dice.wait(5 * MS, SECOND);
-            let watched = ProcessWatched { incarnation: incarnation(of, life), gone: true };
-            self.send_later(RECEIVER, wait, Endpoint::Sockets, to::peer_link(watched));
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].watched.remove(&(of, life)) {
+                let wait = self.dice.wait(5 * MS, SECOND);
+                let watched = ProcessWatched { incarnation: incarnation(of, life), gone: true };
+                self.send_later(node, wait, Endpoint::Sockets, to::peer_link(watched));
+            }
         }
     }
 }

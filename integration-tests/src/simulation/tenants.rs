@@ -4,17 +4,15 @@ use actors::effect::ToGenerator;
 use actors::messages::{SequenceId, StartSequence};
 use actors::request::RequestId;
 
-use super::node::Role;
 use super::plan::PAGE_TOKENS;
 use super::world::World;
 
 impl World {
     /// The client's request that a sequence of this process computes.
     pub(super) fn request_of(&self, node: usize, sequence: SequenceId) -> Option<RequestId> {
-        match (sequence, &self.nodes[node].role) {
-            (SequenceId::Own(request), _) => Some(request),
-            (SequenceId::Peer(_), Role::Sender(sender)) => sender.prefiller.request_of(sequence),
-            (SequenceId::Peer(_), Role::Receiver(_)) => None,
+        match sequence {
+            SequenceId::Own(request) => Some(request),
+            SequenceId::Peer(_) => self.nodes[node].prefilling.as_ref()?.prefiller.request_of(sequence),
         }
     }
 

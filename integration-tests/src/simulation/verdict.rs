@@ -7,45 +7,58 @@ use actors::messages::SessionId;
 use actors::request::RequestId;
 use engine::PageId;
 
-use super::parts::OutletName;
+use super::parts::{Conn, OutletName};
 use super::plan::SECOND;
-use super::world::{Event, RECEIVER, World};
+use super::world::{Event, World};
 
 impl World {
-    /// All faults have healed. Checks that nothing is held without reason, and sends a last request that must be handed over.
+    /// All faults have healed. Checks that nothing is held without reason, and sends last requests that must be handed over.
     pub(super) fn judge(&mut self) {
         for node in 0..self.nodes.len() {
             self.is_at_rest(node);
         }
-        let set_aside = self.set_aside();
-        if let Some(session) = set_aside.iter().find(|session| !self.is_excused(**session)) {
-            return self.fail(format!("pages of {session} are still in quarantine"));
+        for node in 0..self.nodes.len() {
+            let set_aside = self.set_aside(node);
+            if let Some(session) = set_aside.iter().find(|session| !self.is_excused(node, **session)) {
+                return self.fail(format!("pages of {session} of node {node} are still in quarantine"));
+            }
         }
         self.forget_faults();
-        let (pages, quarantined) = (self.plan.receiver_pages, self.quarantined());
-        if self.plan.ring_pages + quarantined >= pages {
-            // No request fits beside the quarantined pages.
-            self.count_decisions();
+        self.last_request(0);
+    }
+
+    /// Sends a last request to the first node from `from` on that has room for one beside its quarantined pages. There is only one request
+    /// at a time, so that no other request uses its pages. Without such a node the history ends.
+    fn last_request(&mut self, from: usize) {
+        let quarantined = |world: &Self, node: usize| world.nodes[node].pool.usage().quarantined;
+        let mut nodes = from..self.nodes.len();
+        let home = nodes.find(|node| {
+            let plan = &self.plan.nodes[*node];
+            plan.decodes && quarantined(self, *node) < plan.request_pages()
+        });
+        let Some(home) = home else {
+            (0..self.nodes.len()).for_each(|node| self.count_decisions(node));
             return self.finish();
-        }
-        // There is only one request, so that no other request uses its pages.
-        let request = self.ask(true);
-        let wait = self.plan.deadline + 2 * SECOND;
-        // A lost session does not block other sessions. New senders wait only while too many pages are quarantined.
-        let travels = !self.plan.foreign || quarantined <= pages / 4;
-        self.at(wait, None, Event::LastWord { request, travels });
+        };
+        let request = self.ask(home, true);
+        // A lost session does not block other sessions. New peers wait only while too many pages are quarantined.
+        let has_peer = self.plan.nodes.iter().any(|node| node.dials.contains(&home));
+        let admits = !self.plan.foreign || quarantined(self, home) <= self.plan.nodes[home].pages / 4;
+        self.at(SECOND, None, Event::LastWord { request, travels: has_peer && admits });
     }
 
     fn is_at_rest(&mut self, node: usize) {
-        let process = &mut self.nodes[node];
+        let process = &self.nodes[node];
         let used = process.pool.usage();
         let (alive, sequences) = (process.alive, process.generator.len());
-        let (requests, prefills, waited_for) = match &process.role {
-            super::node::Role::Receiver(receiver) => {
-                (receiver.decoder.len().max(receiver.proxy.waiting() as usize), 0, 0)
-            }
-            super::node::Role::Sender(sender) => (0, sender.prefiller.len(), sender.transfer.lost()),
-        };
+        let requests = process
+            .decoding
+            .as_ref()
+            .map_or(0, |decoding| decoding.decoder.len().max(decoding.proxy.waiting() as usize));
+        let (prefills, waited_for) = process
+            .prefilling
+            .as_ref()
+            .map_or((0, 0), |prefilling| (prefilling.prefiller.len(), prefilling.transfer.lost()));
         let rest = [used.landing as usize, used.held as usize, sequences, requests, prefills, waited_for];
         if !alive || rest.iter().any(|left| *left > 0) {
             self.fail(format!(
@@ -55,10 +68,10 @@ impl World {
         }
     }
 
-    /// Lost sessions of the receiver whose pages are in quarantine.
-    fn set_aside(&self) -> BTreeSet<SessionId> {
-        let pool = &self.nodes[RECEIVER].pool;
-        let pages = (0..self.plan.receiver_pages).map(|page| pool.page_use(PageId(page)));
+    /// Lost sessions of a node whose pages are in quarantine.
+    fn set_aside(&self, node: usize) -> BTreeSet<SessionId> {
+        let pool = &self.nodes[node].pool;
+        let pages = (0..self.plan.nodes[node].pages).map(|page| pool.page_use(PageId(page)));
         pages
             .filter_map(|used| match used {
                 PageUse::Quarantined(session) => Some(session),
@@ -67,19 +80,13 @@ impl World {
             .collect()
     }
 
-    /// Pages of the receiver that are in quarantine.
-    pub(super) fn quarantined(&self) -> u32 {
-        self.nodes[RECEIVER].pool.usage().quarantined
-    }
-
-    /// True if there can be no proof for this session.
-    fn is_excused(&self, session: SessionId) -> bool {
-        let life = self.nodes[RECEIVER].life;
-        let mut conns = self.conns.values();
-        let Some(conn) = conns.find(|conn| conn.lives[0] == life && conn.sessions[0] == Some(session)) else {
-            return false;
-        };
-        let (node, life) = (conn.sender, conn.lives[1]);
+    /// True if there can be no proof for this session of `node`.
+    fn is_excused(&self, node: usize, session: SessionId) -> bool {
+        let life = self.nodes[node].life;
+        let is_named =
+            |conn: &&Conn| (conn.ends[0], conn.lives[0], conn.sessions[0]) == (node, life, Some(session));
+        let Some(conn) = self.conns.values().find(is_named) else { return false };
+        let (node, life) = (conn.ends[1], conn.lives[1]);
         let lives = self.nodes[node].life == life;
         let undrained = conn.sessions[1].is_some_and(|session| {
             let outlet = self.outlets.get(&OutletName { node, life, session });
@@ -91,12 +98,14 @@ impl World {
     /// Checks how the last request ended.
     pub(super) fn last_word(&mut self, request: RequestId, travels: bool) {
         let (end, disaggregated) = self.outcome(request);
+        if end.is_none() && self.now < self.clients[&request].deadline + 2 * SECOND {
+            return self.at(SECOND, None, Event::LastWord { request, travels });
+        }
         if end != Some("finished") {
             self.fail(format!("{request}, sent after all faults had healed, ended with {end:?}"));
         } else if travels && !disaggregated {
             self.fail(format!("{request}, sent after all faults had healed, was not handed over"));
         }
-        self.count_decisions();
-        self.finish();
+        self.last_request(self.clients[&request].home + 1);
     }
 }

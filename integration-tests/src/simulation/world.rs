@@ -13,8 +13,6 @@ use super::node::{Edge, Node};
 use super::parts::{Client, Conn, Lane, Outlet, OutletName, PutName, Report, Violation};
 use super::plan::{Fault, MS, Plan, SECOND};
 
-/// The index of the receiver among the processes. The senders come after it.
-pub(super) const RECEIVER: usize = 0;
 /// Time between two ticks of an actor.
 const TICK: u64 = 250 * MS;
 /// Time to heal after the last fault. It is longer than all backoffs, quarantines that end with proof, and lane deadlines together.
@@ -31,11 +29,11 @@ pub(super) enum Event {
     Send(Endpoint, Box<Effect>),
     StepDone,
     Tick,
-    /// The Challenge or Welcome of the receiver arrives at the dialler of this connection.
+    /// The Challenge or Welcome of the listener arrives at the dialler of this connection.
     Answered(u64, Box<Effect>),
     /// The handshake of this connection has timed out.
     HandshakeLate(u64),
-    /// The next frame of a connection arrives, at the receiver (0) or the sender (1).
+    /// The next frame of a connection arrives, at the listener (0) or the dialler (1).
     FrameArrives(u64, usize),
     PutIsRead(PutName),
     PutLands(PutName),
@@ -43,7 +41,8 @@ pub(super) enum Event {
     FlushIsOver(OutletName, u64, u64),
     OutletCloses(OutletName, bool),
     LaneCloses(u64),
-    Ask,
+    /// A node gets a request.
+    Ask(usize),
     Leave(RequestId),
     MustHaveEnded(RequestId),
     Fault(Fault),
@@ -59,7 +58,7 @@ pub(super) enum Event {
         is_last: bool,
     },
     Judge,
-    /// The deadline of the last request has passed. If `travels` is true, the request must have been handed over.
+    /// Check whether a last request has ended. If `travels` is true, the request must have been handed over.
     LastWord {
         request: RequestId,
         travels: bool,
@@ -100,17 +99,17 @@ pub(super) struct World {
     scheduled: u64,
     pub(super) nodes: Vec<Node>,
     pub(super) conns: BTreeMap<u64, Conn>,
-    /// The time until which a sender cannot reach the receiver.
-    pub(super) cut_until: BTreeMap<usize, u64>,
+    /// The time until which a dialler cannot reach a listener.
+    pub(super) cut_until: BTreeMap<(usize, usize), u64>,
     /// Receiving ends, by the number in their descriptor.
     pub(super) lanes: BTreeMap<u64, Lane>,
     pub(super) outlets: BTreeMap<OutletName, Outlet>,
     pub(super) clients: BTreeMap<RequestId, Client>,
     /// The next page that lands is damaged.
     pub(super) flip: bool,
-    /// The next announcement of this sender is wrong.
+    /// The next announcement of these nodes is wrong.
     pub(super) miscounts: BTreeSet<usize>,
-    /// The sender that was asked last to prefill each request.
+    /// The node that was asked last to prefill each request.
     pub(super) asked: BTreeMap<u64, usize>,
     pub(super) report: Report,
     violation: Option<Violation>,
@@ -120,7 +119,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(plan: Plan, trace: bool) -> Self {
-        let nodes = (0..=plan.senders).map(|node| Node::new(&plan, node == RECEIVER, 1)).collect();
+        let nodes = (0..plan.nodes.len()).map(|node| Node::new(&plan, node, 1)).collect();
         let mut world = Self {
             dice: Dice::new(plan.seed ^ 0x5eed),
             now: 0,
@@ -145,8 +144,8 @@ impl World {
         for node in 0..world.nodes.len() {
             world.begin_life(node);
         }
-        for at in world.plan.requests.clone() {
-            world.at(at, None, Event::Ask);
+        for (at, home) in world.plan.requests.clone() {
+            world.at(at, None, Event::Ask(home));
         }
         for (at, fault) in world.plan.faults.clone() {
             world.at(at, None, Event::Fault(fault));
@@ -158,7 +157,7 @@ impl World {
     /// Starts the ticks and the dialling of a process.
     pub(super) fn begin_life(&mut self, node: usize) {
         self.at_node(node, 0, Event::Tick);
-        if node != RECEIVER {
+        if !self.plan.nodes[node].dials.is_empty() {
             self.at_node(node, 0, Event::Send(Endpoint::Node, Box::new(to::peer_link(StartDialling))));
         }
     }
@@ -182,7 +181,7 @@ impl World {
             if self.report.events > EVENTS_MAX {
                 self.fail(format!("the history has not ended after {EVENTS_MAX} events"));
             }
-            self.happen(who.map_or(RECEIVER, |(node, _)| node), event);
+            self.happen(who.map_or(0, |(node, _)| node), event);
             if let Some(violation) = self.violation.take() {
                 return Err(violation);
             }
@@ -196,6 +195,10 @@ impl World {
 
     fn happen(&mut self, node: usize, event: Event) {
         match event {
+            Event::Deliver(edge) if self.pool_stalls(node, edge) => {
+                let wait = self.nodes[node].pool_stalled_until - self.now;
+                self.at_node(node, wait, Event::Deliver(edge));
+            }
             Event::Deliver(edge) => {
                 let waiting =
                     self.nodes[node].mailboxes.get_mut(&edge).and_then(|mailbox| mailbox.pop_front());
@@ -206,13 +209,12 @@ impl World {
             Event::Send(from, effect) => self.perform(node, from, vec![*effect]),
             Event::StepDone => self.step_done(node),
             Event::Tick => {
-                let common = [to::buffer_manager(Tick), to::generator(Tick), to::peer_link(Tick)];
-                let own = if node == RECEIVER {
-                    [to::proxy(Tick), to::decoder(Tick)]
-                } else {
-                    [to::prefiller(Tick), to::transfer(Tick)]
-                };
-                self.perform(node, Endpoint::Ticker, own.into_iter().chain(common).collect());
+                let Node { decoding, prefilling, .. } = &self.nodes[node];
+                let decoding = decoding.is_some().then(|| vec![to::proxy(Tick), to::decoder(Tick)]);
+                let prefilling = prefilling.is_some().then(|| vec![to::prefiller(Tick), to::transfer(Tick)]);
+                let common = vec![to::buffer_manager(Tick), to::generator(Tick), to::peer_link(Tick)];
+                let ticks = decoding.into_iter().chain(prefilling).chain([common]).flatten().collect();
+                self.perform(node, Endpoint::Ticker, ticks);
                 self.at_node(node, TICK, Event::Tick);
             }
             Event::Answered(conn, answer) => self.answered(node, conn, *answer),
@@ -224,8 +226,8 @@ impl World {
             Event::FlushIsOver(outlet, ticket, covers) => self.flush_is_over(outlet, ticket, covers),
             Event::OutletCloses(outlet, force) => self.outlet_closes(outlet, force),
             Event::LaneCloses(lane) => self.lane_closes(lane),
-            Event::Ask => {
-                self.ask(false);
+            Event::Ask(home) => {
+                self.ask(home, false);
             }
             Event::Leave(request) => self.leave(request),
             Event::MustHaveEnded(request) => self.must_have_ended(request),

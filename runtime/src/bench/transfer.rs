@@ -17,6 +17,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actors::node::{self, LinkConfig, Node, NodeConfig};
+use actors::peer_link::state::SessionLimits;
 use actors::request::{Generate, RequestId, Route, StreamEvent, Timings};
 use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
@@ -160,6 +161,7 @@ fn start(
         secret: None,
         http: String::new(),
         ring_bytes: config.ring.bytes.0,
+        limits: SessionLimits::default(),
         prefill_pages: None,
         context_tokens: u32::MAX,
         page_hash,

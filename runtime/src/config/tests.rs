@@ -31,6 +31,8 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("link.port", "5", "5", "abc", "must be a port from 0 to 65535, not \"abc\""),
     ("link.secret", "hush", "\"***\"", "***", "only masks a secret"),
     ("link.peers", "a:1, b:2", "[\"a:1\", \"b:2\"]", "a", "must be a list of host:port, but \"a\" is not"),
+    ("link.sessions", "9", "9", "0", "must be a whole number from 1 to 4096"),
+    ("link.idle", "90s", "90s", "10", "must be a duration with a unit"),
     ("ring.bytes", "1.5 MiB", "1536KiB", "1 parsec", "must be a size above zero such as 1GiB"),
     ("node.prefill_pages", "7", "7", "0", "must be a whole number from 1"),
     ("engine.threads", "3", "3", "many", "must be a whole number from 0 to 256"),

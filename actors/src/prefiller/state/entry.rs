@@ -67,6 +67,14 @@ impl Entry {
         SequenceId::Peer(self.serial)
     }
 
+    /// True if the transfer actor has pages of this prompt that are not visible at the receiver.
+    pub(super) fn has_pages_to_send(&self) -> bool {
+        match &self.phase {
+            Phase::Running(hand_over) | Phase::Sending(hand_over) => hand_over.sent < hand_over.scheduled,
+            Phase::Compiling(..) | Phase::Reserving | Phase::Stopping | Phase::Draining => false,
+        }
+    }
+
     /// Asks for the prompt's pages, unless its grammar is not compiled yet.
     pub(super) fn reserve(&self, page_tokens: u32) -> Option<Effect> {
         let reserve = ReservePages {

@@ -263,6 +263,33 @@ fn a_lost_receiver_and_a_deadline_end_a_prefill() {
 }
 
 #[test]
+fn prompts_whose_session_gets_no_credit_are_given_up() {
+    let (mut state, began) = (state(), Instant::now());
+    let after = |seconds| began + Duration::from_secs(seconds);
+    let start = |request| StartPrefill { request, remaining_ms: 1_000_000, ..prefill(8) };
+    state.on_prefill(began, start(R));
+    state.on_reserved(reserved(2));
+    state.on_advanced(advanced(4, None, None));
+    // This prompt has no page to send.
+    let idle = RequestId(6);
+    state.on_prefill(began, start(idle));
+    assert_eq!(state.on_tick(after(0)), []);
+    assert_eq!(state.on_tick(after(29)), []);
+    // A page was sent and the next one is ready. The time counts from the next tick.
+    state.on_sent(&sent(1));
+    state.on_advanced(advanced(8, Some(3), Some(SequenceEnd::Finished(FinishReason::Length))));
+    assert_eq!(state.on_tick(after(31)), []);
+    assert_eq!(state.on_tick(after(60)), []);
+    let effects = state.on_tick(after(61));
+    let reason = "the receiver granted no credit for 30 s";
+    assert_eq!(told_failed(&effects), Some((PrefillFault::Failed, reason)));
+    assert_eq!(effects[1..], [no_more_puts()]);
+    assert_eq!(state.on_drained(KEY), [release(FIRST)]);
+    assert_eq!(state.on_tick(after(1000)).len(), 2, "the idle prompt ends at its deadline");
+    assert_eq!((state.len(), state.waiting_since.len()), (0, 0));
+}
+
+#[test]
 fn a_session_has_at_most_so_many_prefills() {
     let (mut state, now) = (state(), Instant::now());
     let start = |state: &mut PrefillerState, session, request| {
