@@ -27,7 +27,6 @@ async fn only_senders_prefill_and_another_one_replaces_a_sender_that_ends() {
         assert!(timings.disaggregated);
     }
     assert_eq!(receiver.counters.recomputes().load(Ordering::SeqCst), 0);
-    // Requests of the receiver's own port are not concerned.
     second.shut_down(PATIENCE).await;
     until("the receiver has noticed", || receiver.peers() == 0).await;
     assert_eq!(answer(ask(&receiver, 30, 60, 5).await, 30, 60).await.map(drop), refused);
