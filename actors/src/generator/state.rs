@@ -106,6 +106,8 @@ pub struct GeneratorState {
     returned_micros: u64,
     /// The last report of the load.
     reported: Option<LoadReport>,
+    /// When it was made.
+    reported_micros: Option<u64>,
     acquire: Vec<PageId>,
 }
 
@@ -129,6 +131,7 @@ impl GeneratorState {
             flights: VecDeque::new(),
             returned_micros: 0,
             reported: None,
+            reported_micros: None,
             acquire: Vec::new(),
         }
     }
@@ -170,11 +173,12 @@ impl GeneratorState {
             ToGenerator::StepFinished(step) => {
                 self.on_step(step.outcome, now_micros).into_iter().map(advanced).collect()
             }
-            ToGenerator::Tick(_) => return self.report(),
+            ToGenerator::Tick(_) => return self.report(now_micros),
         };
         while let Some(plan) = self.plan(now_micros) {
             effects.push(to::engine(plan));
         }
+        effects.extend(self.report_in_time(now_micros));
         effects
     }
 
