@@ -227,7 +227,8 @@ table! {
     ToProxy, Proxy, proxy {
         Generate: Command from [Frontend], "the number of admission permits; a full mailbox refuses";
         AbortRequest: Post from [Frontend], "one per request";
-        PrefillOver: Post from [Decoder], "one per request";
+        PrefillOver: Post from [Decoder], "one per request and sender";
+        PlaceAgain in Box: Post from [Decoder], "one per PrefillOver";
         PeerReady: Post from [PeerLink], "one per session";
         PeerLeaving: Post from [PeerLink], "one per session";
         RoomChanged: Post from [BufferManager], "two per session";
@@ -239,6 +240,7 @@ table! {
     /// Messages to the decoder.
     ToDecoder, Decoder, decoder {
         Decode in Box: Post from [Proxy], "the number of admission permits";
+        PlacedAgain: Post from [Proxy], "one per PlaceAgain";
         AbortRequest: Post from [Proxy, Streams], "one per request, and one per token whose client has disconnected";
         AbortAll: Post from [Node], "one per process";
         PagesReserved: Post from [BufferManager], "one per ReservePages";

@@ -34,6 +34,7 @@ pub mod prefiller;
 pub mod proxy;
 pub mod request;
 pub mod router;
+pub mod routing;
 pub mod shell;
 pub mod streams;
 pub mod transfer;

@@ -87,6 +87,15 @@ pub enum LogLine {
         /// The address, which is not dialled again.
         address: String,
     },
+    /// A receiver is not dialled, because this process has as many sessions as it may have.
+    Full {
+        /// The receiver's address.
+        address: String,
+        /// The limit.
+        sessions: u32,
+        /// This has not been logged before.
+        is_news: bool,
+    },
     /// Two addresses lead to one receiver.
     SameReceiver {
         /// The address that is not used.
@@ -178,6 +187,16 @@ impl LogLine {
             }
             Self::OwnAddress { address } => {
                 tracing::info!(address, "address leads to this process; not dialling it again");
+            }
+            Self::Full { address, sessions, is_news: true } => {
+                tracing::warn!(
+                    address,
+                    sessions,
+                    "no session with this receiver: link.sessions are open; trying again every 30 s"
+                );
+            }
+            Self::Full { address, is_news: false, .. } => {
+                tracing::debug!(address, "still no session with this receiver");
             }
             Self::Refused { address, is_news: false, .. } => {
                 tracing::debug!(address, "receiver still refuses sessions");

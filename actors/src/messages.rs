@@ -5,6 +5,7 @@
 
 mod grammars;
 mod link;
+mod load;
 mod pages;
 mod requests;
 mod sequences;
@@ -17,6 +18,7 @@ use crate::request::RequestId;
 
 pub use grammars::*;
 pub use link::*;
+pub use load::*;
 pub use pages::*;
 pub use requests::*;
 pub use sequences::*;

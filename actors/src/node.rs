@@ -26,10 +26,12 @@ use crate::grammar::GrammarCompiler;
 use crate::kit::{AWAKE, Awake, KillSwitch, Vitals, tick_every};
 use crate::messages::{AbortAll, AnnounceLeaving, BeginDrain, CloseLinks, HealthSeen, StartDialling, Tick};
 use crate::pages::Pages;
+use crate::peer_link::state::SessionLimits;
 use crate::prefiller::Prefiller;
 use crate::proxy::Proxy;
 use crate::request::{AbortRequest, Generate};
 use crate::router::Mailboxes;
+use crate::routing::RoutingConfig;
 use crate::streams::Streams;
 use crate::watchdog::{NodeHealth, Watchdog, Watched};
 pub use shares::SharesError;
@@ -63,6 +65,8 @@ pub struct LinkConfig<'a, E> {
     pub http: String,
     /// `ring.bytes`: clamped to half of the pages that `prefill_pages` leaves.
     pub ring_bytes: u64,
+    /// Limits of the sessions.
+    pub limits: SessionLimits,
     /// `node.prefill_pages`: pages for the prompts of peers, in a process with a listener and peers. `None`: room for one prompt of the
     /// greatest length.
     pub prefill_pages: Option<u32>,
@@ -91,12 +95,14 @@ pub struct NodeConfig<'a, E> {
     pub engine: Box<dyn Engine>,
     /// `engine.prefill_chunk_tokens`.
     pub prefill_chunk_tokens: u32,
+    /// `routing.inter_token_bound`: prompts get less of a step that would take longer than this while answers are decoded.
+    pub inter_token_bound: Option<Duration>,
     /// `engine.prefix_cache`: requests that begin with the same tokens share pages.
     pub prefix_cache: bool,
     /// Pages are taken in scattered order, as from a pool that has been used for a long time. For measurements.
     pub scattered: bool,
-    /// `frontend.local_if_sooner_by`: a prompt is prefilled here, although a sender is connected, if that is sooner by more than this.
-    pub local_if_sooner_by: Duration,
+    /// How the prefillers of requests are chosen.
+    pub routing: RoutingConfig,
     /// Compiles the grammars of receivers. `None`: this process prefills no request with a grammar for a peer.
     pub grammars: Option<Arc<dyn GrammarCompiler>>,
     /// The link; `None` in a process without peers.
@@ -232,9 +238,10 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
         link,
         grammars,
         prefill_chunk_tokens,
+        inter_token_bound,
         prefix_cache,
         scattered,
-        local_if_sooner_by,
+        routing,
     } = config;
     let mut parts = parts(engine.as_ref(), link.as_ref())?;
     let times = StepTimes::new(parts.model.parameters, parts.pool.is_on_device());
@@ -259,7 +266,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     mailboxes.peer_link = linked.as_ref().map(|linked| linked.peer_link.clone().recipient());
 
     let (proxy, decoder) = (serving.proxy.address(), serving.decoder.address());
-    let settings = serving::Settings { prefill_chunk_tokens, prefix_cache, scattered, local_if_sooner_by };
+    let settings =
+        serving::Settings { prefill_chunk_tokens, inter_token_bound, prefix_cache, scattered, routing };
     serving.run(engine, settings, hashed.clone(), &mut parts, &mailboxes, &pulse).map_err(NodeError::Io)?;
     let prefiller = handing_over.as_ref().map(|contexts| contexts.prefiller.address());
     if let (Some(contexts), Some(linked), Some(sending)) = (handing_over, &linked, sending) {

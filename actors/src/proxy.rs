@@ -6,7 +6,6 @@
 //! - **Failure**: if the decoder has stopped, requests are refused at once. A sender whose prefills fail gets none during pauses,
 //!   which grow until a prefill succeeds.
 
-mod place;
 pub mod state;
 
 use std::time::Instant;

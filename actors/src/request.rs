@@ -131,6 +131,14 @@ pub enum Refused {
         /// Pages that a request may use now.
         usable: u32,
     },
+    /// The prompt may not be prefilled on this node, and no sender can prefill it now.
+    #[error("no sender can prefill the prompt now, and frontend.local is never; retry later")]
+    NoPrefiller,
+    /// The prompt may not be prefilled on this node, and is too large for a sender.
+    #[error(
+        "the prompt or its grammar is too large to send to a sender, and frontend.local is never; send a shorter one"
+    )]
+    TooLargeToSend,
     /// The process is draining.
     #[error("server is shutting down; send the request to another replica")]
     ShuttingDown,
@@ -145,6 +153,8 @@ impl Refused {
         match self {
             Self::TooLarge { .. } => "too_large",
             Self::NoRoom { .. } => "no_room",
+            Self::NoPrefiller => "no_prefiller",
+            Self::TooLargeToSend => "too_large_to_send",
             Self::ShuttingDown => "shutting_down",
             Self::Busy => "busy",
         }

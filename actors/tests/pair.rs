@@ -1,4 +1,4 @@
-//! A sender and a receiver in one process: two nodes over the loopback transport and a real link, with an engine that needs
+//! A sender and a receiver in one process, or nodes that are both: over the loopback transport and a real link, with an engine that needs
 //! no model.
 //!
 //! The engine writes every token into its page and samples from what it *reads back* from the pages. So a page that does not arrive,
@@ -14,6 +14,8 @@ mod failing_engine;
 mod grammars;
 #[path = "pair/modular.rs"]
 mod modular;
+#[path = "pair/nodes.rs"]
+mod nodes;
 #[path = "pair/scores.rs"]
 mod scores_of_prompts;
 #[path = "pair/senders.rs"]
@@ -28,9 +30,11 @@ use std::time::{Duration, Instant};
 
 use ::actors::grammar::GrammarCompiler;
 use ::actors::node::{self, LinkConfig, Node, NodeConfig};
+use ::actors::peer_link::state::SessionLimits;
 use ::actors::request::{
     AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings,
 };
+use ::actors::routing::RoutingConfig;
 use ::actors::transfer::state::PAGES_IN_FLIGHT;
 use connector::loopback::{LoopbackError, LoopbackTransport};
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
@@ -103,14 +107,19 @@ impl Transport for Watched {
 struct Ends {
     listener: Option<TcpListener>,
     peers: Vec<String>,
+    limits: SessionLimits,
 }
 
 fn receiver_at(listener: TcpListener) -> Ends {
-    Ends { listener: Some(listener), peers: Vec::new() }
+    node_at(listener, Vec::new())
+}
+
+fn node_at(listener: TcpListener, peers: Vec<String>) -> Ends {
+    Ends { listener: Some(listener), peers, limits: SessionLimits::default() }
 }
 
 fn sender_to(address: String) -> Ends {
-    Ends { listener: None, peers: vec![address] }
+    Ends { listener: None, peers: vec![address], limits: SessionLimits::default() }
 }
 
 fn start(ends: Ends, pages: u32, ring_pages: u64) -> Node {
@@ -152,6 +161,7 @@ fn start_compiling(
         secret: None,
         http: String::new(),
         ring_bytes,
+        limits: ends.limits,
         prefill_pages: None,
         context_tokens: CONTEXT_TOKENS,
         min_gigabytes_per_second: 0.0,
@@ -163,9 +173,10 @@ fn start_compiling(
         engine: Box::new(engine),
         grammars,
         prefill_chunk_tokens: 8,
+        inter_token_bound: None,
         prefix_cache: true,
         scattered: false,
-        local_if_sooner_by: Duration::MAX,
+        routing: RoutingConfig { local_if_sooner_by: Duration::MAX, ..RoutingConfig::default() },
         link,
     };
     node::start(config).unwrap_or_else(|error| panic!("{error}"))

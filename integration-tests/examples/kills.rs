@@ -1,9 +1,11 @@
-//! Kills parts of a pair at random times with eight requests in flight, and prints how long recovery took.
+//! Kills parts of a pair, or of two nodes, at random times with eight requests in flight, and prints how long recovery took.
 //!
 //! ```text
 //! cargo build --release -p runtime
-//! cargo run --release -p integration-tests --example kills -- [ROUNDS] [SEED] [UCX_TLS]
+//! cargo run --release -p integration-tests --example kills -- [--nodes] [ROUNDS] [SEED] [UCX_TLS]
 //! ```
+//! With `--nodes` both processes are nodes that prefill for each other, and both have eight requests in flight.
+//!
 //! The control link goes through a proxy of this program, which can cut it. Pages travel directly. Every answer with status 200 must have the
 //! right tokens, and every request must end by its deadline. Within 2 s of a death, or of the silence that reveals it, no request may wait for
 //! the dead part. Afterwards every page and credit must be free, the surviving process must not have restarted, and the next request must be
@@ -12,7 +14,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use integration_tests::kills::{Bench, Kill, Round, Terms};
+use integration_tests::kills::{Bench, Kill, Roles, Round, Terms};
 use integration_tests::statistics::{median, quantile};
 
 fn median_and_worst(rounds: &[Round], of: impl Fn(&Round) -> Option<Duration>) -> String {
@@ -56,14 +58,16 @@ fn print(results: &[(Kill, Vec<Round>)]) {
 }
 
 fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args().skip(1).peekable();
+    let nodes = arguments.next_if_eq("--nodes").is_some();
+    let roles = if nodes { Roles::Nodes } else { Roles::Pair };
     let rounds: usize =
         arguments.next().map_or(Ok(10), |text| text.parse()).context("ROUNDS is not a number")?;
     let seed: u64 = arguments.next().map_or(Ok(1), |text| text.parse()).context("SEED is not a number")?;
     let lanes = arguments.next();
     let terms = Terms { in_flight: 8, accounted: Duration::from_secs(2), stop: Duration::from_secs(10) };
-    let mut bench = Bench::start(seed, lanes.as_deref(), terms)?;
-    println!("{rounds} rounds of each kind, {} requests in flight, seed {seed}", terms.in_flight);
+    let mut bench = Bench::start(roles, seed, lanes.as_deref(), terms)?;
+    println!("{roles:?}: {rounds} rounds of each kind, {} requests in flight, seed {seed}", terms.in_flight);
     let mut results = Kill::ALL.map(|kill| (kill, Vec::new()));
     for number in 1..=rounds {
         for (kill, done) in &mut results {

@@ -1,9 +1,11 @@
-//! Sends many small requests through a pair. Checks that all are answered, that all pages are freed, and that memory does not grow.
+//! Sends many small requests through a pair or two nodes. Checks that all are answered, that all pages are freed, and that memory does not grow.
 //!
 //! ```text
 //! cargo build --release -p runtime
-//! cargo run --release -p integration-tests --example soak -- [REQUESTS] [CONCURRENCY]
+//! cargo run --release -p integration-tests --example soak -- [--nodes] [REQUESTS] [CONCURRENCY]
 //! ```
+//! With `--nodes` two nodes that prefill for each other take the requests in turn.
+//!
 //! Each request has a new prompt of 16 tokens and asks for 8. The program reads resident memory after half of the requests and after all. Pages
 //! stay in the cache, so the first half touches the whole page pool. The program ends with an error if an answer does not have status 200, if a
 //! page, permit or stream is not released, or if memory grows by 2 % in the second half.
@@ -15,18 +17,49 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{get, metrics, post};
 use integration_tests::deadline::STATE_WITHIN;
-use integration_tests::process::{Pair, until};
+use integration_tests::process::{Nodes, Pair, Process, until};
 use serde_json::json;
 
 const PROMPT_TOKENS: u32 = 16;
 const TOKENS: u32 = 8;
 
+/// A process and its name.
+type Named = (&'static str, Process);
+
+/// Starts a pair or two nodes. Returns the processes with their names, and the addresses to which requests go.
+fn start(are_nodes: bool) -> Result<([Named; 2], Vec<String>)> {
+    let sets = ["engine.kv_bytes=256MiB", "engine.prefix_cache=true"];
+    if are_nodes {
+        let Nodes { nodes: [first, second], frontends } = Nodes::start(&sets)?;
+        return Ok(([("first", first), ("second", second)], frontends.into()));
+    }
+    let Pair { receiver, sender, frontend } = Pair::start(&sets)?;
+    Ok(([("receiver", receiver), ("sender", sender)], vec![frontend]))
+}
+
+/// True if the processes have no request, and hold no page for one.
+fn is_empty(processes: &[Named]) -> Result<bool> {
+    for (_, process) in processes {
+        let address = process.address("http.port")?;
+        let names =
+            ["baton_pages_live", "baton_pages_reserved", "baton_pages_quarantined", "baton_prefills_live"];
+        let (_, load) = get(&address, "/load")?;
+        let (_, health) = get(&address, "/health")?;
+        let is_idle = load["server_load"] == 0 && health["live_requests"] == 0;
+        if !is_idle || !metrics(&address)?.are_all_zero(&names)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip(1).map(|text| text.parse::<usize>());
+    let mut arguments = std::env::args().skip(1).peekable();
+    let are_nodes = arguments.next_if_eq("--nodes").is_some();
+    let mut arguments = arguments.map(|text| text.parse::<usize>());
     let requests = arguments.next().unwrap_or(Ok(5000)).context("REQUESTS is not a number")?;
     let concurrency = arguments.next().unwrap_or(Ok(64)).context("CONCURRENCY is not a number")?;
-    let pair = Pair::start(&["engine.kv_bytes=256MiB", "engine.prefix_cache=true"])?;
-    let processes = [("receiver", &pair.receiver), ("sender", &pair.sender)];
+    let (processes, frontends) = start(are_nodes)?;
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::<String>::new()));
     let mut half = Vec::new();
     let began = Instant::now();
@@ -41,7 +74,7 @@ fn main() -> Result<()> {
                     (0..PROMPT_TOKENS).map(|place| 1000 + (n * 31 + place * 7) % 40_000).collect();
                 let body =
                     json!({"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": true});
-                let problem = match post(&pair.frontend, "/v1/completions", &body) {
+                let problem = match post(&frontends[n as usize % frontends.len()], "/v1/completions", &body) {
                     Ok((200, answer)) if answer["usage"]["completion_tokens"] == TOKENS => continue,
                     Ok((status, answer)) => format!("{status}: {answer}"),
                     Err(error) => error.to_string(),
@@ -69,18 +102,7 @@ fn main() -> Result<()> {
         println!("the first failure: {first}");
     }
     // Pages, permits and streams are released shortly after the last answer.
-    let empty = || -> Result<bool> {
-        let receiver = metrics(&pair.frontend)?.are_all_zero(&[
-            "baton_pages_live",
-            "baton_pages_reserved",
-            "baton_pages_quarantined",
-        ])?;
-        let sender = metrics(&pair.sender.address("http.port")?)?
-            .are_all_zero(&["baton_prefills_live", "baton_pages_live"])?;
-        let (_, load) = get(&pair.frontend, "/load")?;
-        let (_, health) = get(&pair.frontend, "/health")?;
-        Ok(receiver && sender && load["server_load"] == 0 && health["live_requests"] == 0)
-    };
+    let empty = || is_empty(&processes);
     let released = until("pages, permits and streams are released", STATE_WITHIN, empty).is_ok();
     println!("pages, permits and streams released: {}", if released { "all" } else { "NOT all" });
     let mut grown: f64 = 0.0;

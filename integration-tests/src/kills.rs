@@ -1,4 +1,4 @@
-//! Rounds in which a part of a pair dies at a random time, for `examples/kills.rs` and `tests/kills.rs`.
+//! Rounds in which a part of a pair, or of two nodes, dies at a random time, for `examples/kills.rs` and `tests/kills.rs`.
 //!
 //! A round sends requests, causes one kind of death, observes the surviving processes, repairs the pair, and waits until it is whole again.
 //! An outcome that is not allowed is an error. The result of a round is how long each phase took.
@@ -59,10 +59,20 @@ impl Kill {
     }
 }
 
+/// The roles of the two processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Roles {
+    /// A receiver and a sender.
+    Pair,
+    /// Two nodes that prefill for each other. The first is called the receiver, the second the sender. Both decode, and in rounds in which a
+    /// part dies, both have clients.
+    Nodes,
+}
+
 /// The load of a round and its limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// Requests in flight at the time of the death.
+    /// Requests in flight at the time of the death; for nodes: at each.
     pub in_flight: usize,
     /// Maximum time from the moment when a death can be noticed until nothing waits for the dead process.
     pub accounted: Duration,
@@ -84,7 +94,8 @@ pub struct Round {
     /// Time until nothing waits for the dead part. If the sender or link died, the receiver has no session and no page reserved for a hand-over.
     /// If the receiver died, every client has an error. If clients disconnected, the receiver holds no page for them.
     pub accounted: Duration,
-    /// Time until a surviving sender has no prefill and holds no page. Its engine has then finished its step.
+    /// Time until a surviving sender has no prefill and holds no page. Its engine has then finished its step. A node has then also answered its
+    /// clients.
     pub cleared: Option<Duration>,
     /// Time until the last request has ended; `None` if all clients disconnected.
     pub settled: Option<Duration>,
@@ -93,7 +104,19 @@ pub struct Round {
     pub whole: Duration,
 }
 
-/// A pair and its test load.
+impl Round {
+    /// Waits for the end of a request and counts it. `killed` says whether the process that it was sent to was killed.
+    fn count(&mut self, client: Waiting, killed: bool) -> Result<()> {
+        match client.end()? {
+            Ok(()) => self.correct += 1,
+            Err(_) if killed => self.failed += 1,
+            Err(error) => return Err(error.context("a request failed although its process lives")),
+        }
+        Ok(())
+    }
+}
+
+/// Two processes and their test load.
 pub struct Bench {
     parts: Parts,
     /// Prompts whose answers have no near tie.
@@ -101,23 +124,25 @@ pub struct Bench {
     long: Vec<Prompt>,
     terms: Terms,
     random: u64,
+    /// Clients of the sender, if it is a node. If it is stopped, they are answered after the repair.
+    of_sender: Vec<Waiting>,
 }
 
 impl Bench {
-    /// Starts a pair. `lanes` sets `UCX_TLS`, the transports that carry pages. The same seed gives the same rounds up to their timing.
+    /// Starts both processes. `lanes` sets `UCX_TLS`, the transports that carry pages. The same seed gives the same rounds up to their timing.
     ///
     /// # Errors
     /// A process does not start or does not become ready.
-    pub fn start(seed: u64, lanes: Option<&str>, terms: Terms) -> Result<Self> {
+    pub fn start(roles: Roles, seed: u64, lanes: Option<&str>, terms: Terms) -> Result<Self> {
         let mut short = prompts()?;
         short.retain(|prompt| prompt.near_ties.is_empty());
         let mut long = short.clone();
         short.retain(|prompt| prompt.prompt_ids.len() <= 130);
         long.retain(|prompt| prompt.prompt_ids.len() >= 300);
         ensure!(!short.is_empty() && !long.is_empty(), "the fixture lacks short or long prompts");
-        let parts = Parts::start(lanes)?;
+        let parts = Parts::start(roles, lanes)?;
         parts.until_whole(&short[0])?;
-        Ok(Self { parts, short, long, terms, random: seed })
+        Ok(Self { parts, short, long, terms, random: seed, of_sender: Vec::new() })
     }
 
     /// The logs and metrics of both processes, to explain a failed round.
@@ -133,6 +158,9 @@ impl Bench {
         let mut round = if kill.is_of_clients() { self.leave(kill)? } else { self.inject(kill)? };
         let began = Instant::now();
         self.parts.repair(kill)?;
+        for client in std::mem::take(&mut self.of_sender) {
+            round.count(client, kill == Kill::Sender)?;
+        }
         self.parts.until_whole(&self.short[0])?;
         round.whole = began.elapsed();
         Ok(round)
@@ -156,6 +184,10 @@ impl Bench {
         let prompts = self.choose(|bench| &bench.short);
         let address = self.parts.frontend();
         let clients: Vec<_> = prompts.into_iter().map(|prompt| Waiting::ask(address, prompt)).collect();
+        if let Some(address) = self.parts.frontend_of_sender()? {
+            let prompts = self.choose(|bench| &bench.short);
+            self.of_sender = prompts.into_iter().map(|prompt| Waiting::ask(&address, prompt)).collect();
+        }
         let delay = Duration::from_millis(self.random(1500));
         std::thread::sleep(delay);
         let began = Instant::now();
@@ -165,11 +197,7 @@ impl Bench {
             (round.accounted, round.cleared) = (self.accounted(kill, began)?, self.cleared(kill, began)?);
         }
         for client in clients {
-            match client.end()? {
-                Ok(()) => round.correct += 1,
-                Err(_) if kill == Kill::Receiver => round.failed += 1,
-                Err(error) => return Err(error.context("a request failed although the receiver lives")),
-            }
+            round.count(client, kill == Kill::Receiver)?;
         }
         round.settled = Some(began.elapsed());
         if kill == Kill::Receiver {

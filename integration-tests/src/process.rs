@@ -1,6 +1,7 @@
-//! One `runtime` process, and a sender with its receiver.
+//! One `runtime` process, a sender with its receiver, and two nodes.
 
 mod log;
+mod nodes;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,6 +14,7 @@ use crate::client::{get, metrics};
 use crate::deadline::STATE_WITHIN;
 use log::Log;
 pub use log::{Event, field};
+pub use nodes::{Nodes, free_port, start_node};
 
 /// The binary that `cargo xtask test` builds before the tests run.
 ///
@@ -227,8 +229,8 @@ impl Drop for Process {
     }
 }
 
-/// Settings of every pair unless a test overrides them: the sender prefills every prompt, even if the prompt has been computed before or the
-/// sender is busy.
+/// Settings of all processes unless a test overrides them: a peer prefills every prompt, even if the prompt has been computed before or the
+/// peer is busy.
 const ALWAYS_HANDED_OVER: [&str; 4] =
     ["--set", "engine.prefix_cache=false", "--set", "frontend.local_if_sooner_by=1h"];
 

@@ -96,6 +96,17 @@ fn a_port_in_use_is_refused() -> Result<()> {
 }
 
 #[test]
+fn a_quota_that_does_not_hold_the_longest_prompt_is_refused() -> Result<()> {
+    let node = ["--role", "node", "--set", "http.port=0", "--set", "frontend.port=0", "--set", "link.port=0"];
+    let peers = ["--set", "link.peers=127.0.0.1:1", "--set", "request.context_tokens=160"];
+    let with = |quota| [&node[..], &peers, &["--set", quota]].concat();
+    let too_small = ["node.prefill_pages is 9", "160 tokens", "raise node.prefill_pages to 10"];
+    refused(&with("node.prefill_pages=9"), &[], 1, &too_small)?;
+    let too_large = ["node.prefill_pages is 5000", "lower node.prefill_pages or raise engine.kv_bytes"];
+    refused(&with("node.prefill_pages=5000"), &[], 1, &too_large)
+}
+
+#[test]
 fn a_missing_or_old_ucx_is_refused() -> Result<()> {
     let folder = folder("ucx")?;
     let any =

@@ -1,9 +1,9 @@
-//! transformers in float32, one process, and a pair with a hand-over give the same tokens.
+//! transformers in float32, one process, a pair with a hand-over, and two nodes give the same tokens.
 
 use anyhow::{Result, ensure};
 use integration_tests::client::{Answer, ask_all, complete};
 use integration_tests::fixtures::{Prompt, prompts, qwen_prompts};
-use integration_tests::process::{Pair, start_local};
+use integration_tests::process::{Nodes, Pair, start_local};
 
 const TOKENS: u32 = 32;
 /// Requests at a time. A decode step has a row of each.
@@ -57,6 +57,23 @@ fn a_pair_and_one_process_give_the_tokens_of_transformers() -> Result<()> {
         "{exact} of {} prompts equal transformers for all {TOKENS} tokens; {pages} pages handed over",
         prompts.len()
     );
+    Ok(())
+}
+
+/// Each node decodes half of the prompts while it prefills the other half for its peer.
+#[test]
+fn two_nodes_prefill_for_each_other_and_give_the_tokens_of_transformers() -> Result<()> {
+    let prompts = prompts()?;
+    let nodes = Nodes::start(&[])?;
+    let ask = |(n, prompt): &(usize, Prompt)| complete(&nodes.frontends[n % 2], &prompt.input(), TOKENS);
+    let numbered: Vec<(usize, Prompt)> = prompts.into_iter().enumerate().collect();
+    let answers = ask_all(&numbered, AT_ONCE, ask)?;
+    for ((n, prompt), answer) in numbered.iter().zip(&answers) {
+        check(prompt, answer, "a node")?;
+        assert_eq!(answer.timings["disaggregated"], true, "{}: {}", prompt.name, answer.timings);
+        assert_eq!(answer.timings["decode_pid"], nodes.nodes[n % 2].pid(), "{}", prompt.name);
+        assert_eq!(answer.timings["prefill_pid"], nodes.nodes[(n + 1) % 2].pid(), "{}", prompt.name);
+    }
     Ok(())
 }
 

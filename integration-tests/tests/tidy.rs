@@ -72,7 +72,7 @@ fn crates_import_in_one_direction() -> Result<()> {
     let ours = ["runtime", "actors", "common", "connector", "engine", "ucx-sys"];
     let expect: [(&str, &[&str]); 6] = [
         ("runtime", &["actors", "common", "connector", "engine"]),
-        ("actors", &["connector", "engine"]),
+        ("actors", &["common", "connector", "engine"]),
         ("connector", &["common", "ucx-sys"]),
         ("engine", &["common"]),
         ("common", &[]),
@@ -179,6 +179,7 @@ fn every_config_file_loads_for_its_role() -> Result<()> {
         let role = match file.file_stem().unwrap_or_default().to_str() {
             Some("receiver") => Role::Receiver,
             Some("sender") => Role::Sender,
+            Some("node") => Role::Node,
             Some("local") => Role::Local,
             Some(lmcache) if lmcache.starts_with("lmcache-") => {
                 Config::role_in(&file).context("the file has no valid nixl_role")?

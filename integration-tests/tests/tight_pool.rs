@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use integration_tests::client::{Answer, complete, metrics};
 use integration_tests::deadline::STATE_WITHIN;
 use integration_tests::fixtures::prompts;
-use integration_tests::process::{Pair, start_local, until};
+use integration_tests::process::{Nodes, Pair, start_local, until};
 use serde_json::Value;
 
 /// Bytes of a page of the test model: 16 tokens, 30 layers, keys and values of 3 heads of 64 floats.
@@ -18,6 +18,8 @@ const TOKENS: u32 = 8;
 const LENGTHS: [usize; 16] = [200, 10, 225, 17, 125, 750, 64, 150, 23, 175, 9, 50, 30, 41, 13, 32];
 /// Room for four prompts of 200 tokens. All sixteen need 136 pages with their answers.
 const POOL_PAGES: u64 = 56;
+/// Pages of the longest request.
+const LONGEST_PAGES: u64 = 48;
 
 /// Prompts cut from the tokens of the fixtures. Each prompt starts at another place.
 fn inputs() -> Result<Vec<Value>> {
@@ -35,8 +37,7 @@ struct Answered {
 }
 
 /// Sends the prompts in order, each as soon as the server has taken the one before it, and waits for all answers.
-fn send_all(pair: &Pair, inputs: &[Value], ring_pages: u64) -> Result<Vec<Answered>> {
-    let address = &pair.frontend;
+fn send_all(address: &str, inputs: &[Value], ring_pages: u64) -> Result<Vec<Answered>> {
     std::thread::scope(|scope| {
         let mut clients = Vec::new();
         for (n, input) in (1..).zip(inputs) {
@@ -88,16 +89,19 @@ fn check_gauge(address: &str, name: &str, expect: u64) -> Result<()> {
     until(&format!("{name} is {expect}"), STATE_WITHIN, || Ok(metrics(address)?.get(name)? == expect))
 }
 
+/// The answers of one process with a large pool.
+fn expected(inputs: &[Value]) -> Result<Vec<Vec<u32>>> {
+    let (_local, alone) = start_local(&[])?;
+    inputs.iter().map(|input| Ok(complete(&alone, input, TOKENS)?.ids)).collect()
+}
+
 #[test]
 fn sixteen_requests_share_a_tight_pool_and_a_tiny_ring() -> Result<()> {
     let inputs = inputs()?;
     let pages = |length: usize| length.div_ceil(PAGE_TOKENS) as u64;
     let all_pages: u64 = LENGTHS.into_iter().map(pages).sum();
     assert!(all_pages > 2 * POOL_PAGES);
-    let (local, alone) = start_local(&[])?;
-    let expect: Vec<Vec<u32>> =
-        inputs.iter().map(|input| Ok(complete(&alone, input, TOKENS)?.ids)).collect::<Result<_>>()?;
-    drop(local);
+    let expect = expected(&inputs)?;
     // Each pair lives until all pairs have answered: an idle sender returns its credits after 5 s, and the pairs wait together.
     let mut idle = Vec::new();
     for ring_pages in [1, 2, 4] {
@@ -106,7 +110,7 @@ fn sixteen_requests_share_a_tight_pool_and_a_tiny_ring() -> Result<()> {
         let pair = Pair::start(&[&ring, &pool])?;
         assert_eq!(metrics(&pair.frontend)?.get("baton_pages")?, POOL_PAGES);
         let began = Instant::now();
-        let answered = send_all(&pair, &inputs, ring_pages)?;
+        let answered = send_all(&pair.frontend, &inputs, ring_pages)?;
         println!("ring of {ring_pages}: {:.1} s", began.elapsed().as_secs_f64());
         for ((answered, expect), length) in answered.iter().zip(&expect).zip(LENGTHS) {
             let (ids, timings) = (&answered.answer.ids, &answered.answer.timings);
@@ -134,6 +138,55 @@ fn sixteen_requests_share_a_tight_pool_and_a_tiny_ring() -> Result<()> {
         assert_eq!(metrics(receiver)?.get("baton_pages_adopted_total")?, all_pages);
         assert_eq!(metrics(receiver)?.get("baton_recomputes_total")?, 0);
         assert_eq!(metrics(receiver)?.get("baton_page_hash_mismatches_total")?, 0);
+    }
+    Ok(())
+}
+
+/// Both nodes have the requests of the pair at the same time, as many pages for them, and a quota for one of the longest prompts of the other.
+/// A prompt that finds no room at the peer is computed where it is decoded.
+#[test]
+fn two_nodes_with_tight_pools_do_not_wait_for_each_other() -> Result<()> {
+    let inputs = inputs()?;
+    let expect = expected(&inputs)?;
+    for ring_pages in [1, 4] {
+        let ring = format!("ring.bytes={}", ring_pages * PAGE_BYTES);
+        let pages = POOL_PAGES + LONGEST_PAGES;
+        let pool = format!("engine.kv_bytes={}", pages * PAGE_BYTES);
+        let context = format!("request.context_tokens={}", LONGEST_PAGES * PAGE_TOKENS as u64);
+        let nodes = Nodes::start(&[&ring, &pool, &context])?;
+        let answers = std::thread::scope(|scope| {
+            let inputs = &inputs;
+            let loads = (nodes.frontends.each_ref())
+                .map(|address| scope.spawn(move || send_all(address, inputs, ring_pages)));
+            loads.map(|load| load.join().expect("the thread did not panic"))
+        });
+        for (answers, frontend) in answers.into_iter().zip(&nodes.frontends) {
+            let (mut by_peer, mut adopted) = (0, 0);
+            for ((answered, expect), length) in answers?.iter().zip(&expect).zip(LENGTHS) {
+                let (ids, timings) = (&answered.answer.ids, &answered.answer.timings);
+                assert_eq!(ids, expect, "{length} tokens through a ring of {ring_pages}: {timings}");
+                let handed_over = timings["disaggregated"] == true;
+                by_peer += usize::from(handed_over);
+                adopted += if handed_over { timings["pages"].as_u64().unwrap_or_default() } else { 0 };
+            }
+            println!(
+                "ring of {ring_pages}: the peer of {frontend} prefilled {by_peer} of {} prompts",
+                LENGTHS.len()
+            );
+            assert!(by_peer > 0, "the peer of {frontend} prefilled no prompt");
+            assert!(metrics(frontend)?.get("baton_pages_adopted_total")? >= adopted);
+            assert_eq!(metrics(frontend)?.get("baton_page_hash_mismatches_total")?, 0);
+            let gauges = [
+                "baton_pages_reserved",
+                "baton_pages_live",
+                "baton_pages_quarantined",
+                "baton_pages_outstanding",
+                "baton_prefills_live",
+            ];
+            for name in gauges {
+                check_gauge(frontend, name, 0)?;
+            }
+        }
     }
     Ok(())
 }

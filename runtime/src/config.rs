@@ -34,12 +34,13 @@ mod values;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use actors::routing::LocalPrefill;
 use figment::value::Value;
 
 use layers::Layers;
 use values::{
-    Show, bytes, count, device, duration, host, load_format, one_of, optional, path, peers, port, rate,
-    secret, share, text, truth,
+    Show, bytes, bytes_or_zero, count, device, duration, duration_or_zero, host, load_format, local_prefill,
+    one_of, optional, path, peers, port, rate, secret, share, text, truth,
 };
 
 pub use layers::{ConfigErrors, Problem};
@@ -115,14 +116,26 @@ sections! {
         host: String = host, |_, _| "127.0.0.1";
         /// Port of the frontend. 0 lets the system choose a free port.
         port: u16 = port, |_, _| "9000";
+        /// Whether a receiver may prefill the frontend's prompts itself: `auto`, `never` or `always`.
+        local: LocalPrefill = local_prefill, |_, _| "auto";
         /// If no sender is idle, a receiver prefills a prompt itself if it expects the first token sooner by more than this.
-        local_if_sooner_by: Duration = duration, |_, _| "1s";
+        local_if_sooner_by: Duration = duration_or_zero, |_, _| "1s";
         /// How the model writes tool calls: `hermes`, `llama3_json`, `mistral` or `none`. The default is the format that the chat template shows.
         tool_call_parser: Option<String> =
             |value| optional(value, |value| one_of(value, &["hermes", "llama3_json", "mistral", "none"])), |_, _| layers::NOTHING;
         /// How the model writes its reasoning: `deepseek_r1`, `qwen3` or `none`. The default is the format that the chat template shows.
         reasoning_parser: Option<String> =
             |value| optional(value, |value| one_of(value, &["deepseek_r1", "qwen3", "none"])), |_, _| layers::NOTHING;
+    }
+    /// The placement of prompts.
+    routing: RoutingSection {
+        /// Memory for the index of the prompts that were placed, which says which process has which prefixes cached. 0 turns it off.
+        index_bytes: ByteSize = bytes_or_zero, |_, _| "16MiB";
+        /// A process whose expected time to first token is within this gets a prompt whose beginning it has cached.
+        ttft_target: Duration = duration, |_, _| "1s";
+        /// While answers are decoded, prompts get only as many tokens of a step as fit in this time, but at least 64. The default is 50ms on a
+        /// GPU, and no bound on a CPU.
+        inter_token_bound: Option<Duration> = |value| optional(value, duration), |_, _| layers::NOTHING;
     }
     /// The link between a process that prefills and a process that decodes.
     link: LinkSection {
@@ -134,6 +147,10 @@ sections! {
         secret: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
         /// The link ports, as `host:port`, of the processes that a sender or node prefills for. A sender without a list dials `link.host:link.port`. A node ignores its own address.
         peers: Vec<String> = peers, |_, _| Vec::<String>::new();
+        /// Maximum number of sessions of a process, in both directions together.
+        sessions: u32 = |value| count(value, 1..=4096), |_, _| "64";
+        /// If `link.sessions` are open and another peer waits, the process ends a session over which it has prefilled nothing for this long.
+        idle: Duration = duration, |_, _| "10m";
     }
     /// The ring of page credits.
     ring: RingSection {
@@ -220,6 +237,9 @@ const TOP_KEYS: &[ConfigKey] = &[
     },
 ];
 
+/// Default of `routing.inter_token_bound` on a GPU.
+const INTER_TOKEN_BOUND: Duration = Duration::from_millis(50);
+
 /// Maximum default of `engine.threads`: the engine cannot use more.
 const THREADS_MAX: usize = 256;
 
@@ -241,6 +261,8 @@ pub struct Config {
     pub http: HttpSection,
     /// The frontend port, where senders may prefill the prompts of requests.
     pub frontend: FrontendSection,
+    /// The placement of prompts.
+    pub routing: RoutingSection,
     /// The link between a sender and a receiver.
     pub link: LinkSection,
     /// The ring of page credits in a session.
@@ -312,6 +334,7 @@ impl Config {
             served_model_name: layers.get("served_model_name", |value| optional(value, text))?,
             http: HttpSection::read(layers)?,
             frontend: FrontendSection::read(layers)?,
+            routing: RoutingSection::read(layers)?,
             link: LinkSection::read(layers)?,
             ring: RingSection::read(layers)?,
             node: NodeSection::read(layers)?,
@@ -379,6 +402,7 @@ impl Config {
         ];
         self.http.show(&mut out);
         self.frontend.show(&mut out);
+        self.routing.show(&mut out);
         self.link.show(&mut out);
         self.ring.show(&mut out);
         self.node.show(&mut out);
@@ -401,6 +425,12 @@ impl Config {
         } else {
             128
         })
+    }
+
+    /// `routing.inter_token_bound`, or the default of the device. On a CPU, a step of 64 prompt tokens takes longer than any useful bound.
+    pub fn inter_token_bound(&self) -> Option<Duration> {
+        let default = (self.engine.device == DeviceSetting::Cuda).then_some(INTER_TOKEN_BOUND);
+        self.routing.inter_token_bound.or(default)
     }
 
     /// `request.concurrency`, or the default of the device. On a GPU, that is the number of rows of the largest step with a captured

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use actors::counters::Counters;
 use actors::grammar::GrammarCompiler;
 use actors::node::{self, LinkConfig, Node, NodeConfig};
+use actors::peer_link::state::SessionLimits;
 use actors::request::Route;
+use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::Context as _;
 use connector::transport::Transport;
@@ -253,6 +255,7 @@ fn start_node(
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
         http: http.map(|address| address.to_string()).unwrap_or_default(),
         ring_bytes: config.ring.bytes.0,
+        limits: SessionLimits { sessions: config.link.sessions, idle: config.link.idle },
         prefill_pages: config.node.prefill_pages,
         context_tokens,
         page_hash: config.transport.page_hash,
@@ -264,11 +267,21 @@ fn start_node(
         engine,
         grammars: Some(grammars),
         prefill_chunk_tokens: config.prefill_chunk_tokens(),
+        inter_token_bound: config.inter_token_bound(),
         prefix_cache: config.engine.prefix_cache,
         scattered: false,
-        local_if_sooner_by: config.frontend.local_if_sooner_by,
+        routing: routing(config),
         link,
     })?)
+}
+
+fn routing(config: &Config) -> RoutingConfig {
+    RoutingConfig {
+        index_bytes: config.routing.index_bytes.0,
+        ttft_target: config.routing.ttft_target,
+        local_if_sooner_by: config.frontend.local_if_sooner_by,
+        local: config.frontend.local,
+    }
 }
 
 /// Limits the context of the model to the tokens that the page pool holds.

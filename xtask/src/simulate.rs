@@ -66,10 +66,10 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "ask the sender before pages are reserved",
         "actors/src/decoder/state.rs",
-        "self.reservation(request, on, ReservePriority::New).into_iter().chain(elsewhere).collect()",
+        "self.begin(request, placement, ReservePriority::New)",
         "let (sequence, landing) = (SequenceId::Own(request), self.pages_for(self.requests[&request].generate.prompt.len()));\n        \
          let early = PagesReserved { sequence, resident: 0, landing, pages: Vec::new() };\n        \
-         let asked: Vec<Effect> = self.reservation(request, on, ReservePriority::New).into_iter().collect();\n        \
+         let asked: Vec<Effect> = self.begin(request, placement, ReservePriority::New);\n        \
          [asked, self.on_reserved(now, early)].concat()",
     ),
     mutant(
@@ -99,7 +99,7 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "forget a lost sender's requests",
         "actors/src/decoder/state.rs",
-        "lost.into_iter().flat_map(|request| self.compute_here(request, PrefillOutcome::Failed)).collect()",
+        "lost.into_iter().flat_map(|request| self.recover(request, PrefillOutcome::Failed)).collect()",
         "drop(lost);\n        Vec::new()",
     ),
     mutant(

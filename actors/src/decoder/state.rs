@@ -7,6 +7,10 @@
 //!     └──────────── prefilled here ───────────────────┘ Stopping ──► ended
 //! ```
 //!
+//! Some requests may not be prefilled here (`frontend.local` is `never`). If the sender of such a request is lost or fails, the request
+//! releases its pages and asks the proxy for another sender (Placing). It then reserves pages again. A token that was delivered stays: the
+//! first token of the next sender is ignored.
+//!
 //! A running sequence asks for more pages before it needs them. When the pool is short of pages, the youngest request is preempted: it
 //! releases its pages and is recomputed later from its prompt and its tokens so far. A request whose sender is lost or fails keeps its pages,
 //! gets others in place of those that will not land, and is computed here.
@@ -24,18 +28,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use connector::frame::PrefillFault;
+use engine::PageId;
 
 use crate::effect::{Effect, ToDecoder, to};
 use crate::finish::FinishRule;
 use crate::first_token;
 use crate::log::LogLine;
 use crate::messages::{
-    ComputeHere, Decode, PagesAdopted, PagesComputed, PagesReserved, PeerReady, PrefillFailed,
-    PrefillFinished, PrefillOutcome, PromptLogprobs, ReleasePages, ReservePages, ReservePriority,
-    SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
+    ComputeHere, Decode, PagesAdopted, PagesComputed, PagesReserved, PeerReady, PlacedAgain, Placement,
+    PrefillFailed, PrefillFinished, PrefillOutcome, PrefillOver, PromptLogprobs, ReleasePages, ReservePages,
+    ReservePriority, SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
 };
-use crate::request::{AbortOutcome, AbortRequest, Generate, RequestError, RequestId, Timings};
-use asking::{Peer, fits_frames};
+use crate::request::{
+    AbortOutcome, AbortRequest, Generate, Refused, RequestError, RequestId, StreamEvent, Timings,
+};
+use asking::Peer;
+pub(crate) use asking::fits_frames;
 pub use counts::DecoderCounts;
 use entry::{Entry, Phase, ProxyCount, RunState, cancel, ms};
 
@@ -93,6 +101,7 @@ impl DecoderState {
     pub fn on(&mut self, now: Instant, mail: ToDecoder) -> Vec<Effect> {
         match mail {
             ToDecoder::Decode(decode) => self.on_decode(now, *decode),
+            ToDecoder::PlacedAgain(placed) => self.on_placed_again(placed),
             ToDecoder::AbortRequest(AbortRequest { request, outcome }) => match outcome {
                 AbortOutcome::Cancelled => self.on_abort(request),
                 AbortOutcome::Completed { tokens } => self.on_complete(request, tokens),
@@ -142,7 +151,7 @@ impl DecoderState {
         Vec::new()
     }
 
-    /// A sender is lost: its prompts are recomputed here.
+    /// A sender is lost: its prompts are recomputed here or by another sender.
     fn on_peer_lost(&mut self, session: SessionId) -> Vec<Effect> {
         self.peers.remove(&session);
         let lost: Vec<RequestId> = self
@@ -151,7 +160,7 @@ impl DecoderState {
             .filter(|(_, entry)| matches!(&entry.phase, Phase::Landing { session: on, .. } if *on == session))
             .map(|(request, _)| *request)
             .collect();
-        lost.into_iter().flat_map(|request| self.compute_here(request, PrefillOutcome::Failed)).collect()
+        lost.into_iter().flat_map(|request| self.recover(request, PrefillOutcome::Failed)).collect()
     }
 
     /// A sender does not prefill this request.
@@ -164,38 +173,71 @@ impl DecoderState {
                     PrefillFault::Refused => PrefillOutcome::Withdrawn,
                     PrefillFault::Failed => PrefillOutcome::Failed,
                 };
-                [vec![line], self.compute_here(request, outcome)].concat()
+                [vec![line], self.recover(request, outcome)].concat()
             }
             _ => Vec::new(),
         }
     }
 
-    /// A request arrives. It is prefilled here if its sender is gone, or if its prompt or grammar does not fit into a frame.
+    /// A request arrives.
     fn on_decode(&mut self, now: Instant, decode: Decode) -> Vec<Effect> {
-        let Decode { generate, prefill_on } = decode;
+        let Decode { generate, placement } = decode;
         let request = generate.request;
         self.counts.taken += 1;
-        let fits = fits_frames(&generate);
-        let on = prefill_on.filter(|session| fits && self.peers.contains_key(session));
         let timings = Timings {
             decode_pid: self.config.pid,
             prompt_tokens: generate.prompt.len() as u32,
             ..Timings::default()
         };
-        let mut entry = Entry {
+        let entry = Entry {
             generate,
             admitted: now,
             first_token: None,
             last_token: None,
             prompt_logprobs: Vec::new(),
             emitted: Vec::new(),
-            phase: Phase::Reserving { on },
-            waits: ProxyCount::Counted { on: prefill_on },
+            phase: Phase::Placing,
+            waits: ProxyCount::Reported,
+            may_fall_back: placement.may_fall_back,
+            tried: Vec::new(),
+            reads_no_cache: false,
             timings,
         };
-        let elsewhere = (on != prefill_on).then(|| entry.prefill_over(PrefillOutcome::Withdrawn)).flatten();
         self.requests.insert(request, entry);
-        self.reservation(request, on, ReservePriority::New).into_iter().chain(elsewhere).collect()
+        self.begin(request, placement, ReservePriority::New)
+    }
+
+    /// The proxy has chosen another sender, or has found none. The request may have ended meanwhile.
+    fn on_placed_again(&mut self, placed: PlacedAgain) -> Vec<Effect> {
+        let PlacedAgain { request, placement } = placed;
+        let waits = |entry: &&mut Entry| matches!(entry.phase, Phase::Placing);
+        match (self.requests.get_mut(&request).filter(waits), placement) {
+            (Some(_), Some(placement)) => self.begin(request, placement, ReservePriority::Resumed),
+            (Some(_), None) => self.cut(request, |_| StreamEvent::Failed(Refused::NoPrefiller.into())),
+            (None, Some(placement)) => {
+                let outcome = PrefillOutcome::Withdrawn;
+                vec![to::proxy(PrefillOver { placement, outcome })]
+            }
+            (None, None) => Vec::new(),
+        }
+    }
+
+    /// Reserves pages for a request where the proxy has placed it, or elsewhere if the sender is gone.
+    fn begin(&mut self, request: RequestId, placement: Placement, priority: ReservePriority) -> Vec<Effect> {
+        let on = placement.on.filter(|session| self.peers.contains_key(session));
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        entry.waits = ProxyCount::Counted(placement);
+        if on == placement.on {
+            entry.phase = Phase::Reserving { on };
+            return self.reservation(request, on, priority).into_iter().collect();
+        }
+        if !entry.may_fall_back {
+            entry.tried.extend(placement.on);
+            return entry.place_again(PrefillOutcome::Withdrawn);
+        }
+        entry.phase = Phase::Reserving { on };
+        let elsewhere = entry.prefill_over(PrefillOutcome::Withdrawn);
+        self.reservation(request, on, priority).into_iter().chain(elsewhere).collect()
     }
 
     fn pages_for(&self, tokens: usize) -> u32 {
@@ -223,8 +265,9 @@ impl DecoderState {
         let entry = self.requests.get(&request)?;
         let reserve = ReservePages {
             sequence: SequenceId::Own(request),
-            tokens: entry.tokens(),
-            reads_cache: entry.wanted_logprobs().is_none(),
+            // A sender sends the pages of the prompt only.
+            tokens: if landing.is_some() { entry.generate.prompt.clone() } else { entry.tokens() },
+            reads_cache: entry.wanted_logprobs().is_none() && !entry.reads_no_cache,
             salt: entry.generate.salt,
             pages: self.pages_ahead(entry),
             landing,
@@ -233,11 +276,15 @@ impl DecoderState {
         Some(to::buffer_manager(reserve))
     }
 
-    /// The request's sender was lost, failed or sent something wrong: nothing that it sent for this request is used, and the prompt is
-    /// computed here. `outcome` is how the wait for the prefill ended.
-    fn compute_here(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Effect> {
+    /// The request's sender was lost, failed or sent something wrong: nothing that it sent for this request is used. The prompt is computed
+    /// here or, if that is not allowed, by another sender. `outcome` is how the wait for the prefill ended.
+    fn recover(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
-        let Phase::Landing { resident, table, own, .. } = &entry.phase else { return Vec::new() };
+        let Phase::Landing { session, resident, table, own } = &entry.phase else { return Vec::new() };
+        if !entry.may_fall_back {
+            let session = *session;
+            return self.release_and_place(request, session, outcome);
+        }
         self.counts.recomputes += 1;
         let pages = table.iter().flatten().chain(own).copied().collect();
         entry.phase = Phase::Replacing { resident: *resident, pages };
@@ -263,6 +310,46 @@ impl DecoderState {
             .collect()
     }
 
+    /// Releases all pages of the request and asks the proxy for another sender than this one.
+    fn release_and_place(
+        &mut self,
+        request: RequestId,
+        session: SessionId,
+        outcome: PrefillOutcome,
+    ) -> Vec<Effect> {
+        let release = self.release(request);
+        let Some(entry) = self.requests.get_mut(&request) else { return vec![release] };
+        entry.tried.push(session);
+        entry.discard();
+        [vec![release], entry.place_again(outcome)].concat()
+    }
+
+    /// No page of a reservation is to land, because at most one is missing here or because the session is over. A request that may be
+    /// prefilled here runs here. Another one is sent as a whole, or placed again.
+    fn lands_nothing(
+        &mut self,
+        request: RequestId,
+        on: SessionId,
+        resident: u32,
+        pages: Vec<PageId>,
+    ) -> Vec<Effect> {
+        let is_lost = !self.peers.contains_key(&on);
+        let outcome = if is_lost { PrefillOutcome::Failed } else { PrefillOutcome::Withdrawn };
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        if entry.may_fall_back {
+            self.counts.recomputes += u64::from(is_lost);
+            let elsewhere = entry.prefill_over(outcome);
+            return [entry.start(resident, pages)].into_iter().chain(elsewhere).collect();
+        }
+        if is_lost || resident == 0 {
+            return self.release_and_place(request, on, outcome);
+        }
+        entry.reads_no_cache = true;
+        entry.phase = Phase::Reserving { on: Some(on) };
+        let release = self.release(request);
+        [release].into_iter().chain(self.reservation(request, Some(on), ReservePriority::Resumed)).collect()
+    }
+
     /// The pages are reserved: run the request here, or ask its sender to prefill.
     fn on_reserved(&mut self, now: Instant, reserved: PagesReserved) -> Vec<Effect> {
         let PagesReserved { sequence: SequenceId::Own(request), resident, landing, mut pages } = reserved
@@ -275,21 +362,18 @@ impl DecoderState {
         if entry.emitted.is_empty() {
             (entry.timings.resident_tokens, entry.timings.cached_tokens) = (resident, resident);
         }
-        let Some(session) = on.filter(|_| landing > 0) else {
-            let is_lost = on.is_some_and(|session| !self.peers.contains_key(&session));
-            self.counts.recomputes += u64::from(is_lost);
-            let outcome = if is_lost { PrefillOutcome::Failed } else { PrefillOutcome::Withdrawn };
-            let elsewhere = on.and_then(|_| entry.prefill_over(outcome));
-            return [entry.start(resident, pages)].into_iter().chain(elsewhere).collect();
-        };
+        let Some(session) = on else { return vec![entry.start(resident, pages)] };
+        if landing == 0 {
+            return self.lands_nothing(request, session, resident, pages);
+        }
         let own = pages.split_off((resident / self.config.page_tokens) as usize);
         let shared = pages.into_iter().map(Some);
         let table = shared.chain(std::iter::repeat_n(None, landing as usize)).collect();
         entry.phase = Phase::Landing { session, resident, table, own };
         let Some(peer) = self.peers.get_mut(&session) else {
-            return self.compute_here(request, PrefillOutcome::Failed);
+            return self.recover(request, PrefillOutcome::Failed);
         };
-        peer.ask(now, session, &entry.generate, resident)
+        peer.ask(now, session, &entry.generate, resident, entry.wanted_logprobs())
     }
 
     /// Landed pages now belong to the request. If a place in the page table does not exist or is taken, the sender has made an error, and
@@ -337,7 +421,7 @@ impl DecoderState {
         match self.requests.get(&request).map(|entry| &entry.phase) {
             Some(Phase::Landing { session, .. }) => {
                 let cancel = cancel(*session, request);
-                [vec![cancel], self.compute_here(request, PrefillOutcome::Failed)].concat()
+                [vec![cancel], self.recover(request, PrefillOutcome::Failed)].concat()
             }
             _ => Vec::new(),
         }
@@ -360,7 +444,7 @@ impl DecoderState {
         let request = finished.request;
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         let Phase::Landing { session, .. } = entry.phase else { return Vec::new() };
-        if session != finished.session || !entry.emitted.is_empty() {
+        if session != finished.session || matches!(entry.waits, ProxyCount::Reported) {
             return Vec::new();
         }
         let is_possible = finished.cached < entry.timings.prompt_tokens;
@@ -372,9 +456,13 @@ impl DecoderState {
         entry.timings.cached_tokens = finished.cached;
         entry.timings.prefill_pid = self.peers.get(&session).map_or(0, |peer| peer.pid);
         entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
+        let over = entry.prefill_over(entry.computed(finished.prefill_micros));
+        if !entry.emitted.is_empty() {
+            // An earlier sender's token was delivered.
+            return over.into_iter().chain(self.join(request)).collect();
+        }
         let (left, ignore_eos) = (entry.generate.max_tokens.saturating_sub(1), entry.generate.ignore_eos);
         let reason = self.config.finish.reason(finished.token.id, ignore_eos, left);
-        let over = entry.prefill_over(entry.computed(finished.prefill_micros));
         let mut effects: Vec<Effect> = over.into_iter().chain(entry.emit(now, finished.token)).collect();
         match reason {
             Some(reason) => {
@@ -441,12 +529,14 @@ impl DecoderState {
     }
 
     fn forget(&mut self, request: RequestId) -> Vec<Effect> {
-        let release = self.release(request);
+        let is_placing = |entry: &Entry| matches!(entry.phase, Phase::Placing);
+        let has_none = self.requests.get(&request).is_some_and(is_placing);
+        let release = (!has_none).then(|| self.release(request));
         let over = self
             .requests
             .remove(&request)
             .and_then(|mut entry| entry.prefill_over(PrefillOutcome::Withdrawn));
-        over.into_iter().chain([release]).collect()
+        over.into_iter().chain(release).collect()
     }
 
     fn release(&mut self, request: RequestId) -> Effect {

@@ -152,7 +152,7 @@ impl Sockets {
         }
     }
 
-    /// Accepts connections of senders until the process ends.
+    /// Accepts connections of peers that prefill until the process ends.
     pub async fn listen(self, listener: TcpListener) {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         loop {
@@ -174,6 +174,10 @@ impl Sockets {
                     .await
                 {
                     Ok((link, hello)) => sockets.report_hello(link, &hello),
+                    // A peer that finds itself, or a process that it is connected with, closes the connection.
+                    Err(LinkError::Closed) => {
+                        tracing::debug!(%address, "link connection closed before its Hello")
+                    }
                     Err(error) => tracing::warn!(%address, reason = %error, "link connection refused"),
                 }
                 drop(permit);

@@ -15,6 +15,8 @@
 //! sequences that are certain to continue. It is planned only if every sequence is in the first step; otherwise a sequence that arrives in the
 //! meantime would wait for both steps.
 //!
+//! **Pace**: while sequences decode, a step has only as many prompt tokens as [`GeneratorConfig::inter_token_bound`] leaves time for.
+//!
 //! **Constraints**: the mask of a constrained sample may be late. Then the step samples no token for that sequence, and the last token of the
 //! sequence is computed again in a later step. So a slow grammar delays no other sequence.
 //!
@@ -24,10 +26,12 @@
 //! **Errors**: an engine error fails the sequences in its [scope](EngineError::scope). If the scope is one sequence, the engine has refused the
 //! step before it computed anything, and the other sequences are planned again.
 
+mod pace;
 mod sequence;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::{EngineError, Logprobs, PageId, Scope, StepLimits, Token};
 
@@ -37,6 +41,7 @@ use crate::finish::FinishRule;
 use crate::messages::{
     ExtendSequence, RunStep, SequenceAdvanced, SequenceEnd, SequenceId, StartSequence, StepResult,
 };
+use pace::Pace;
 use sequence::Sequence;
 
 /// A sequence's part of a step: its key, and how many of its tokens the step computes.
@@ -48,6 +53,10 @@ struct Flight {
     parts: Vec<Part>,
     /// True if the step before this one failed. This step's tokens are then invalid, and its result is ignored.
     is_void: bool,
+    /// Prompt tokens of the step.
+    prompt_tokens: u32,
+    /// When the step was planned.
+    began_micros: u64,
 }
 
 impl Flight {
@@ -63,6 +72,9 @@ pub struct GeneratorConfig {
     pub chunk_tokens: u32,
     /// The engine's limits. `tokens` should be at least 2: one for a prompt and one for a decode row.
     pub limits: StepLimits,
+    /// The time that a step with decode rows and prompts should take at most. Prompts get at least 64 tokens of a step nevertheless. `None`:
+    /// only `chunk_tokens` limits the prompts.
+    pub inter_token_bound: Option<Duration>,
     /// Tokens in a page; at least one.
     pub page_tokens: u32,
     /// When a sequence finishes.
@@ -75,6 +87,7 @@ pub struct GeneratorConfig {
 #[derive(Debug)]
 pub struct GeneratorState {
     chunk_tokens: u32,
+    pace: Pace,
     limits: StepLimits,
     finish: FinishRule,
     next_key: u64,
@@ -88,15 +101,19 @@ pub struct GeneratorState {
     runs_ahead: bool,
     /// The steps in flight, the oldest first.
     flights: VecDeque<Flight>,
+    /// When the last step returned.
+    returned_micros: u64,
     acquire: Vec<PageId>,
 }
 
 impl GeneratorState {
     /// No sequences.
     pub fn new(config: GeneratorConfig) -> Self {
-        let GeneratorConfig { chunk_tokens, limits, page_tokens, finish, runs_ahead } = config;
+        let GeneratorConfig { chunk_tokens, inter_token_bound, limits, page_tokens, finish, runs_ahead } =
+            config;
         Self {
             chunk_tokens: chunk_tokens.max(1),
+            pace: Pace::new(inter_token_bound),
             limits: StepLimits { tokens: limits.tokens.max(1), rows: limits.rows.max(1) },
             prefilled: 0,
             steps: 0,
@@ -107,6 +124,7 @@ impl GeneratorState {
             sequences: BTreeMap::new(),
             runs_ahead,
             flights: VecDeque::new(),
+            returned_micros: 0,
             acquire: Vec::new(),
         }
     }
@@ -211,14 +229,14 @@ impl GeneratorState {
     fn plan(&mut self, now_micros: u64) -> Option<RunStep> {
         match self.flights.len() {
             0 => self.plan_next(now_micros),
-            1 if self.runs_ahead => self.plan_ahead(),
+            1 if self.runs_ahead => self.plan_ahead(now_micros),
             _ => None,
         }
     }
 
     /// Plans the step after the one in flight. Its rows take the tokens that the step in flight samples. It has the late sequences too,
     /// which the step in flight does not contain.
-    fn plan_ahead(&mut self) -> Option<RunStep> {
+    fn plan_ahead(&mut self, now_micros: u64) -> Option<RunStep> {
         let flight = self.flights.front()?;
         let late = || self.sequences.iter().filter(|(_, sequence)| sequence.is_late);
         if flight.is_void || flight.parts.len() + late().count() < self.sequences.len() {
@@ -250,12 +268,12 @@ impl GeneratorState {
         next.truncate(room);
         let chunk = |(key, end): &Part| Some(self.sequences.get_mut(key)?.chunk(*key, *end, 1));
         let chunks = next.iter().filter_map(chunk).collect();
-        self.launch(next.into_iter().map(|(key, _)| (key, 1)).collect());
+        self.launch(now_micros, 0, next.into_iter().map(|(key, _)| (key, 1)).collect());
         Some(RunStep { chunks, acquire: Vec::new() })
     }
 
-    /// Records that a step with these parts is in flight.
-    fn launch(&mut self, parts: Vec<Part>) {
+    /// Records that a step with these parts is in flight. `prompt_tokens` of its tokens belong to prompts.
+    fn launch(&mut self, now_micros: u64, prompt_tokens: u32, parts: Vec<Part>) {
         self.steps += 1;
         for (key, _) in &parts {
             if let Some(sequence) = self.sequences.get_mut(key) {
@@ -264,7 +282,7 @@ impl GeneratorState {
                 sequence.is_late = false;
             }
         }
-        self.flights.push_back(Flight { parts, is_void: false });
+        self.flights.push_back(Flight { parts, is_void: false, prompt_tokens, began_micros: now_micros });
     }
 
     fn plan_next(&mut self, now_micros: u64) -> Option<RunStep> {
@@ -274,15 +292,17 @@ impl GeneratorState {
             return None;
         }
         let mut chunks = Vec::with_capacity(parts.len());
+        let mut prompt_tokens = 0;
         for (key, length) in &parts {
             let Some(sequence) = self.sequences.get_mut(key) else { continue };
             if sequence.missing() > 1 {
-                self.prefilled += u64::from(*length);
+                prompt_tokens += *length;
             }
             sequence.began_micros.get_or_insert(now_micros);
             chunks.push(sequence.chunk(*key, sequence.resident, *length));
         }
-        self.launch(parts);
+        self.prefilled += u64::from(prompt_tokens);
+        self.launch(now_micros, prompt_tokens, parts);
         Some(RunStep { chunks, acquire: std::mem::take(&mut self.acquire) })
     }
 
@@ -299,6 +319,9 @@ impl GeneratorState {
         // Prompts leave one token for decode rows, so that prompts do not starve them.
         let for_rows = u32::from(!decoding.is_empty());
         let mut prompt_room = self.chunk_tokens.min(self.limits.tokens - for_rows);
+        if !decoding.is_empty() {
+            prompt_room = prompt_room.min(self.pace.prompt_tokens());
+        }
         let mut room = self.limits.tokens;
         let mut rows = self.limits.rows;
         // Decode rows keep half of the rows while prompts are scored, and the only row of an engine with one.
@@ -361,6 +384,7 @@ impl GeneratorState {
             self.flights.iter_mut().for_each(|next| next.is_void = true);
         }
         let is_computed = error.is_none() && !flight.is_void;
+        self.measure(&flight, is_computed, now_micros);
         let culprit = match error.as_ref().map(EngineError::scope) {
             Some(Scope::Sequence(key)) if flight.has(key) => Some(key),
             _ => None,
@@ -417,6 +441,17 @@ impl GeneratorState {
             }
         }
         events
+    }
+
+    /// A step has returned. Of two steps in flight, the second began to run when the first returned.
+    fn measure(&mut self, flight: &Flight, is_computed: bool, now_micros: u64) {
+        let began = flight.began_micros.max(self.returned_micros);
+        self.returned_micros = now_micros;
+        if is_computed {
+            let tokens: u32 = flight.parts.iter().map(|(_, length)| length).sum();
+            let has_rows = tokens > flight.prompt_tokens;
+            self.pace.measured(flight.prompt_tokens, has_rows, now_micros.saturating_sub(began));
+        }
     }
 
     /// Ends a sequence: now, or when no step in flight contains it. The first end counts.

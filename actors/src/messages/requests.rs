@@ -10,25 +10,53 @@ use crate::request::{Generate, RequestId, StreamEvent};
 pub struct Decode {
     /// The request.
     pub generate: Generate,
-    /// The session of the sender that prefills the request; `None`: this process prefills it.
-    pub prefill_on: Option<SessionId>,
+    /// Who prefills it.
+    pub placement: Placement,
 }
 
-/// Decoder → proxy: the prompt of a [`Decode`] no longer waits for its prefill. Sent once for each [`Decode`].
+/// Who prefills a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The session of the sender that prefills the request; `None`: this process prefills it.
+    pub on: Option<SessionId>,
+    /// Tokens of the prompt that the proxy expects to be computed there. The proxy counts them as waiting until [`PrefillOver`].
+    pub tokens: u32,
+    /// Whether this process may prefill the prompt if the sender does not.
+    pub may_fall_back: bool,
+}
+
+/// Decoder → proxy: a prompt no longer waits for its prefill. Sent once for each [`Placement`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrefillOver {
-    /// [`Decode::prefill_on`].
-    pub on: Option<SessionId>,
-    /// Number of tokens in the prompt.
-    pub tokens: u32,
+    /// Where it waited.
+    pub placement: Placement,
     /// How the wait ended.
     pub outcome: PrefillOutcome,
+}
+
+/// Decoder → proxy: the sender does not prefill this request, and this process may not: choose another sender. The request's [`PrefillOver`]
+/// comes before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlaceAgain {
+    /// The request.
+    pub generate: Generate,
+    /// The senders that have not prefilled it.
+    pub tried: Vec<SessionId>,
+}
+
+/// Proxy → decoder: the answer to [`PlaceAgain`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlacedAgain {
+    /// The request.
+    pub request: RequestId,
+    /// Who prefills it; `None`: no other sender can.
+    pub placement: Option<Placement>,
 }
 
 /// How a prompt's wait for its prefill ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrefillOutcome {
-    /// The prompt was prefilled on [`PrefillOver::on`].
+    /// The prompt was prefilled where it was placed.
     Computed {
         /// Computed tokens: those of the prompt that were not in the prefix cache of the process that prefilled.
         tokens: u32,

@@ -57,7 +57,8 @@ pub(super) fn start<E>(
         close_ends_writes: transport.close_ends_writes(),
         ring_pages: identity.ring_pages,
         receivers: link.peers,
-    });
+    })
+    .with_limits(link.limits);
     let behaviour = PeerLinkBehaviour { state, counters: parts.counters.clone() };
 
     let arbiter = Arbiter::new();

@@ -27,8 +27,12 @@ use crate::generator::{
     state::{GeneratorConfig, GeneratorState},
 };
 use crate::pages::Pages;
-use crate::proxy::{Proxy, ProxyBehaviour, state::ProxyState};
+use crate::proxy::{
+    Proxy, ProxyBehaviour,
+    state::{ProxyConfig, ProxyState},
+};
 use crate::router::{Mailboxes, Router};
+use crate::routing::RoutingConfig;
 
 /// Pages are reserved for a request's tokens and this many more, not for its `max_tokens`. So requests with a large `max_tokens` do not
 /// keep others out of the pool.
@@ -46,9 +50,10 @@ pub(super) struct Contexts {
 /// See [`NodeConfig`](super::NodeConfig).
 pub(super) struct Settings {
     pub(super) prefill_chunk_tokens: u32,
+    pub(super) inter_token_bound: Option<Duration>,
     pub(super) prefix_cache: bool,
     pub(super) scattered: bool,
-    pub(super) local_if_sooner_by: Duration,
+    pub(super) routing: RoutingConfig,
 }
 
 impl Contexts {
@@ -84,6 +89,7 @@ impl Contexts {
         let finish = FinishRule::new(parts.model.eos_tokens.clone());
         let state = GeneratorState::new(GeneratorConfig {
             chunk_tokens: settings.prefill_chunk_tokens,
+            inter_token_bound: settings.inter_token_bound,
             limits: engine.limits(),
             page_tokens,
             finish: finish.clone(),
@@ -108,7 +114,17 @@ impl Contexts {
         let behaviour = DecoderBehaviour { state, counters };
         self.decoder.run(Decoder::new(behaviour, router, parts.asleep(), parts.pulse("decoder")));
 
-        let state = ProxyState::new(page_tokens, parts.shares.request, settings.local_if_sooner_by);
+        let mut routing = settings.routing;
+        if !settings.prefix_cache {
+            routing.index_bytes = 0;
+        }
+        let state = ProxyState::new(ProxyConfig {
+            page_tokens,
+            pool_pages: pages,
+            request_pages: parts.shares.request,
+            pid: std::process::id(),
+            routing,
+        });
         let router = Router::new(Endpoint::Proxy, mailboxes, proxy_devices);
         let behaviour = ProxyBehaviour { state };
         self.proxy.run(Proxy::new(behaviour, router, parts.asleep(), parts.pulse("proxy")));

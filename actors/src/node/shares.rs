@@ -168,6 +168,17 @@ mod tests {
         }
     }
 
+    /// The examples of docs/configuration.md.
+    #[test]
+    fn the_documented_divisions() {
+        let large =
+            Wanted { pages: 14_000, page_tokens: 64, ring_pages: Some(128), context_tokens: 131_072, ..NODE };
+        assert_eq!(large.divide(), shares(128, Some(2048), 11_824));
+        let small = Wanted { pages: 2560, ..large };
+        assert_eq!(small.divide(), shares(128, Some(1216), 1216));
+        assert_eq!(Wanted { context_tokens: 32_768, ..small }.divide(), shares(128, Some(512), 1920));
+    }
+
     #[test]
     fn every_division_holds_the_longest_prompt_beside_the_ring() {
         for pages in 3..200 {

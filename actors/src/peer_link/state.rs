@@ -19,7 +19,9 @@
 
 mod dialling;
 mod frames;
+mod limits;
 mod proof;
+mod session;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -32,80 +34,15 @@ use crate::effect::{Effect, ToPeerLink, to};
 use crate::log::LogLine;
 use crate::messages::{
     Carry, ConnectionId, HangUp, HelloCame, LaneConnected, LinkEnd, LinkEnded, PeerLost, ReceiverId, Refuse,
-    RoomChanged, SayWelcome, SendFrame, SenderSession, SessionId, SessionOpened, WatchProcess, WriteFrame,
+    RoomChanged, SayWelcome, SendFrame, SessionId, SessionOpened, WatchProcess, WriteFrame,
 };
+use limits::Crowd;
+pub use limits::SessionLimits;
+use session::{Direction, Prefills, Session, Stage};
 
 /// Limit for opening a session, and for the first pages after its first credit. A session that exceeds it is ended, because it
 /// counts as a connected sender but serves no request.
 pub const PROBE_LIMIT: Duration = Duration::from_secs(20);
-
-#[derive(Debug, PartialEq, Eq)]
-enum Stage {
-    /// The transport is creating the worker.
-    Opening,
-    /// Frames flow; the lane has not moved pages yet.
-    Up,
-    /// The lane has moved pages.
-    Probed,
-    /// The transport is closing its side.
-    Closing,
-    /// The transport has closed its side, and there is no proof yet.
-    Closed,
-}
-
-/// The direction in which a session's pages move.
-#[derive(Debug)]
-enum Direction {
-    /// The peer puts pages into our pool.
-    Incoming {
-        sender: SenderSession,
-        /// The peer can write nothing more: it said that the session has drained, its process ended, or it held no credit at the
-        /// end.
-        harmless: bool,
-    },
-    /// We put pages into the peer's pool.
-    Outgoing { receiver: ReceiverId, descriptor: Descriptor },
-}
-
-#[derive(Debug)]
-struct Session {
-    stage: Stage,
-    direction: Direction,
-    /// When [`PROBE_LIMIT`] began to count: at the opening, or at the first credit of the measurement.
-    since: Option<Instant>,
-    /// The lane has moved pages. It stays true after the session has ended.
-    probed: bool,
-    connection: ConnectionId,
-    peer: Incarnation,
-    address: String,
-    ring_pages: u32,
-    seed: u64,
-}
-
-impl Session {
-    fn is_live(&self) -> bool {
-        !matches!(self.stage, Stage::Closing | Stage::Closed)
-    }
-
-    /// True while frames flow.
-    fn is_up(&self) -> bool {
-        matches!(self.stage, Stage::Up | Stage::Probed)
-    }
-
-    /// Starts the limit of the measurement at the first credit.
-    fn note_credit(&mut self, now: Instant, frame: &Frame) {
-        if matches!(frame, Frame::Grant { .. }) {
-            self.since.get_or_insert(now);
-        }
-    }
-
-    fn sender(&self) -> Option<&SenderSession> {
-        match &self.direction {
-            Direction::Incoming { sender, .. } => Some(sender),
-            Direction::Outgoing { .. } => None,
-        }
-    }
-}
 
 /// The result of a handshake.
 struct Agreed {
@@ -148,6 +85,8 @@ pub struct PeerLinkState {
     own: Incarnation,
     close_ends_writes: bool,
     ring_pages: u32,
+    limits: SessionLimits,
+    crowd: Crowd,
     next: u64,
     /// This process accepts no new prefills.
     leaving: bool,
@@ -181,6 +120,8 @@ impl PeerLinkState {
             own,
             close_ends_writes,
             ring_pages,
+            limits: SessionLimits::default(),
+            crowd: Crowd::default(),
             next: 0,
             leaving: false,
             closing: false,
@@ -196,12 +137,18 @@ impl PeerLinkState {
         }
     }
 
+    /// The same state with these limits.
+    #[must_use]
+    pub fn with_limits(self, limits: SessionLimits) -> Self {
+        Self { limits, ..self }
+    }
+
     /// Handles a message and returns the effects.
     pub fn on(&mut self, now: Instant, mail: ToPeerLink) -> Vec<Effect> {
         match mail {
             ToPeerLink::StartDialling(_) => self.on_start_dialling(),
             ToPeerLink::DialDue(due) => self.on_dial_due(due.receiver),
-            ToPeerLink::Challenged(challenged) => self.on_challenged(challenged),
+            ToPeerLink::Challenged(challenged) => self.on_challenged(now, challenged),
             ToPeerLink::DialFailed(failed) => self.on_dial_failed(failed),
             ToPeerLink::Welcomed(welcomed) => self.on_welcomed(now, *welcomed),
             ToPeerLink::HelloCame(hello) => self.on_hello_came(now, *hello),
@@ -255,6 +202,9 @@ impl PeerLinkState {
         let HelloCame { connection, address, http, sender, previous, drained, seed } = came;
         let mut effects = self.on_hello(sender, previous, drained);
         if let Err(reason) = self.admit(sender) {
+            if self.is_full() {
+                self.crowd.note(now);
+            }
             effects.push(to::sockets(Refuse { connection, reason }));
             return effects;
         }
@@ -283,6 +233,8 @@ impl PeerLinkState {
             session,
             Session {
                 stage: Stage::Opening,
+                prefills: Prefills::new(now),
+                gives_way: false,
                 direction,
                 since: Some(now),
                 probed: false,
@@ -366,6 +318,7 @@ impl PeerLinkState {
             return Vec::new();
         };
         live.note_credit(now, &frame);
+        live.prefills.note(now, &frame);
         let connection = live.connection;
         let probed = matches!(frame, Frame::LinkProbed { .. });
         let write = |frame| to::sockets(WriteFrame { session, connection, frame });
@@ -403,7 +356,7 @@ impl PeerLinkState {
         .collect()
     }
 
-    /// Ends the sessions that have exceeded [`PROBE_LIMIT`].
+    /// Ends the sessions that have exceeded [`PROBE_LIMIT`], and an idle one if another peer waits.
     fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
         let late = |session: &Session| {
             matches!(session.stage, Stage::Opening | Stage::Up)
@@ -412,7 +365,10 @@ impl PeerLinkState {
         let late: Vec<SessionId> =
             self.sessions.iter().filter(|(_, session)| late(session)).map(|(session, _)| *session).collect();
         let reason = format!("the lane moved no page within {} s", PROBE_LIMIT.as_secs());
-        late.into_iter().flat_map(|session| self.on_end(session, reason.clone())).collect()
+        let mut effects: Vec<Effect> =
+            late.into_iter().flat_map(|session| self.on_end(session, reason.clone())).collect();
+        effects.extend(self.make_room(now));
+        effects
     }
 
     fn on_link_ended(&mut self, ended: LinkEnded) -> Vec<Effect> {
@@ -457,17 +413,17 @@ impl PeerLinkState {
     fn on_closed(&mut self, session: SessionId, drained: bool) -> Vec<Effect> {
         let Some(over) = self.sessions.get_mut(&session) else { return Vec::new() };
         over.stage = Stage::Closed;
-        let redial = match (&over.direction, over.probed) {
-            (Direction::Outgoing { receiver, .. }, probed) => Some((*receiver, over.peer, probed)),
-            _ => None,
+        let redial = match &over.direction {
+            Direction::Outgoing { receiver, .. } => Some((*receiver, over.peer, over.probed, over.gives_way)),
+            Direction::Incoming { .. } => None,
         };
         let mut effects: Vec<Effect> = self.prove(session).into_iter().collect();
-        if let Some((receiver, peer, probed)) = redial {
+        if let Some((receiver, peer, probed, gives_way)) = redial {
             self.attempts.over(peer, drained);
             if let (true, Some(dialler)) = (probed, self.diallers.get_mut(receiver.0 as usize)) {
                 dialler.on_worked();
             }
-            effects.extend(self.dial_again(receiver));
+            effects.extend(if gives_way { self.dial_later(receiver) } else { self.dial_again(receiver) });
         }
         effects
     }

@@ -59,6 +59,23 @@ async fn a_sender_that_ends_costs_no_request_and_another_takes_over() {
 }
 
 #[actix::test]
+async fn a_receiver_serves_64_senders() {
+    const SENDERS: u64 = 64;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("the socket is bound").to_string();
+    let receiver = start(receiver_at(listener), 400, SENDERS);
+    let _senders: Vec<Node> = (0..SENDERS).map(|_| start(sender_to(address.clone()), 40, 1)).collect();
+    until("all senders are ready", || receiver.peers() == SENDERS).await;
+    let mut sources = Vec::new();
+    for request in 0..2 * SENDERS {
+        sources.push((request, ask(&receiver, request, 60, 5).await));
+    }
+    for (request, source) in sources {
+        assert!(answer(source, request, 60).await.expect("the request succeeds").disaggregated);
+    }
+}
+
+#[actix::test]
 async fn a_sender_that_shuts_down_finishes_its_hand_overs() {
     let (receiver, first, address) = pair(64, 4).await;
     let second = start(sender_to(address), 64, 1);

@@ -39,7 +39,8 @@ fn decode(now: Instant, request: u64, prefill_on: Option<SessionId>) -> ToDecode
         deadline: now + Duration::from_secs(3600),
         route: Route::Auto,
     };
-    Decode { generate, prefill_on }.into()
+    let placement = Placement { on: prefill_on, tokens: PROMPT_TOKENS, may_fall_back: true };
+    Decode { generate, placement }.into()
 }
 
 fn reserved(request: u64, landing: u32) -> ToDecoder {

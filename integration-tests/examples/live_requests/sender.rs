@@ -152,6 +152,7 @@ pub(crate) fn generator(live: u64, times: &mut Times) {
     let limits = StepLimits { tokens: 1 << 20, rows: 1 << 20 };
     let mut state = GeneratorState::new(GeneratorConfig {
         chunk_tokens: 512,
+        inter_token_bound: None,
         limits,
         page_tokens: PAGE_TOKENS,
         finish: FinishRule::default(),

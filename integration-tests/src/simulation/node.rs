@@ -11,7 +11,8 @@ use actors::grammar::GrammarHash;
 use actors::messages::RunStep;
 use actors::peer_link::state::{PeerLinkConfig, PeerLinkState};
 use actors::prefiller::state::{PrefillerConfig, PrefillerState};
-use actors::proxy::state::ProxyState;
+use actors::proxy::state::{ProxyConfig, ProxyState};
+use actors::routing::RoutingConfig;
 use actors::transfer::state::{PAGES_IN_FLIGHT, TransferConfig, TransferState};
 use connector::frame::Incarnation;
 use engine::{StepLimits, Token};
@@ -81,7 +82,16 @@ impl Node {
         let NodePlan { pages, ring_pages, prefill_pages, .. } = *own;
         let decoding = own.decodes.then(|| {
             Box::new(Decoding {
-                proxy: ProxyState::new(PAGE_TOKENS, own.request_pages(), plan.local_if_sooner_by()),
+                proxy: ProxyState::new(ProxyConfig {
+                    page_tokens: PAGE_TOKENS,
+                    pool_pages: pages,
+                    request_pages: own.request_pages(),
+                    pid: node as u32,
+                    routing: RoutingConfig {
+                        local_if_sooner_by: plan.local_if_sooner_by(),
+                        ..RoutingConfig::default()
+                    },
+                }),
                 decoder: DecoderState::new(DecoderConfig {
                     page_tokens: PAGE_TOKENS,
                     page_bytes: 1,
@@ -129,6 +139,7 @@ impl Node {
             }),
             generator: GeneratorState::new(GeneratorConfig {
                 chunk_tokens: plan.chunk_tokens,
+                inter_token_bound: None,
                 limits: StepLimits { tokens: plan.chunk_tokens + 8, rows: plan.step_rows },
                 page_tokens: PAGE_TOKENS,
                 finish: FinishRule::new(vec![0]),

@@ -17,7 +17,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actors::node::{self, LinkConfig, Node, NodeConfig};
+use actors::peer_link::state::SessionLimits;
 use actors::request::{Generate, RequestId, Route, StreamEvent, Timings};
+use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -159,6 +161,7 @@ fn start(
         secret: None,
         http: String::new(),
         ring_bytes: config.ring.bytes.0,
+        limits: SessionLimits::default(),
         prefill_pages: None,
         context_tokens: u32::MAX,
         page_hash,
@@ -176,10 +179,11 @@ fn start(
         engine,
         grammars: None,
         prefill_chunk_tokens,
+        inter_token_bound: None,
         prefix_cache: false,
         scattered: options.scattered,
         // Never prefill locally.
-        local_if_sooner_by: Duration::MAX,
+        routing: RoutingConfig { local_if_sooner_by: Duration::MAX, ..RoutingConfig::default() },
         link: Some(link),
     })?)
 }

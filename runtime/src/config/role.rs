@@ -40,7 +40,7 @@ impl Role {
     pub(super) fn uses(self, key: &str) -> bool {
         let is_of_nodes = key.starts_with("node.");
         match self {
-            Self::Receiver => key != "link.peers" && !is_of_nodes,
+            Self::Receiver => !["link.peers", "link.idle"].contains(&key) && !is_of_nodes,
             Self::Sender => !key.starts_with("frontend.") && !is_of_nodes,
             Self::Node => true,
             Self::Local => !["http.", "link.", "ring.", "node.", "transport."]

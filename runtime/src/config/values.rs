@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use actors::routing::LocalPrefill;
 use figment::value::Value;
 
 /// A number of bytes, written as `1GiB`, `512 MiB`, `1.5 GB` or `4096`.
@@ -205,12 +206,28 @@ pub(super) fn bytes(value: &Value) -> Result<ByteSize, String> {
         .ok_or_else(|| format!("must be a size above zero such as 1GiB or 512 MiB, not {}", named(value)))
 }
 
+/// Parses a number of bytes, which may be 0.
+pub(super) fn bytes_or_zero(value: &Value) -> Result<ByteSize, String> {
+    if scalar(value).as_deref() == Some("0") {
+        return Ok(ByteSize(0));
+    }
+    bytes(value).map_err(|_| format!("must be 0 or a size such as 16MiB, not {}", named(value)))
+}
+
 /// Parses a duration above zero. A number without a unit is refused.
 pub(super) fn duration(value: &Value) -> Result<Duration, String> {
     let parsed = scalar(value).and_then(|text| measured(&text, &TIME_UNITS));
     parsed.map(Duration::from_nanos).ok_or_else(|| {
         format!("must be a duration with a unit such as 500ms, 20s, 10m or 1h, not {}", named(value))
     })
+}
+
+/// Parses a duration, which may be 0.
+pub(super) fn duration_or_zero(value: &Value) -> Result<Duration, String> {
+    if scalar(value).is_some_and(|text| ["0", "0ms", "0s", "0m", "0h"].contains(&&*text)) {
+        return Ok(Duration::ZERO);
+    }
+    duration(value)
 }
 
 /// Parses a list of `host:port`, or one string with commas between them.
@@ -245,6 +262,15 @@ pub(super) fn device(value: &Value) -> Result<DeviceSetting, String> {
         }
         _ => Err(format!("must be cpu or cuda, not {}", named(value))),
     }
+}
+
+/// Parses whether the decoding node prefills.
+pub(super) fn local_prefill(value: &Value) -> Result<LocalPrefill, String> {
+    Ok(match one_of(value, &["auto", "never", "always"])?.as_str() {
+        "never" => LocalPrefill::Never,
+        "always" => LocalPrefill::Always,
+        _ => LocalPrefill::Auto,
+    })
 }
 
 /// Parses a source of weights.
@@ -333,6 +359,16 @@ impl Show for Secret {
     }
 }
 
+impl Show for LocalPrefill {
+    fn show(&self) -> String {
+        match self {
+            Self::Auto => "auto".to_owned(),
+            Self::Never => "never".to_owned(),
+            Self::Always => "always".to_owned(),
+        }
+    }
+}
+
 impl Show for DeviceSetting {
     fn show(&self) -> String {
         match self {
@@ -360,6 +396,9 @@ impl Show for f32 {
 impl Show for Duration {
     fn show(&self) -> String {
         let nanos = self.as_nanos() as u64;
+        if nanos == 0 {
+            return "0s".to_owned();
+        }
         for (unit, size) in TIME_UNITS.iter().rev() {
             if nanos.is_multiple_of(*size) {
                 return format!("{}{unit}", nanos / size);

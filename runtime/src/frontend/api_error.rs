@@ -87,8 +87,8 @@ impl ApiError {
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         let status = match refused {
-            Refused::TooLarge { .. } => StatusCode::BAD_REQUEST,
-            // Busy, shutting down: a later attempt may succeed.
+            Refused::TooLarge { .. } | Refused::TooLargeToSend => StatusCode::BAD_REQUEST,
+            // Busy, shutting down, no prefiller: a later attempt may succeed.
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, refused.to_string())

@@ -30,7 +30,7 @@ struct SentGrammars {
 }
 
 /// True if the prompt and the grammar fit into frames.
-pub(super) fn fits_frames(generate: &Generate) -> bool {
+pub(crate) fn fits_frames(generate: &Generate) -> bool {
     let fits = |grammar: &CompiledGrammar| grammar.source().text().len() <= GRAMMAR_BYTES_MAX;
     generate.prompt.len() <= PROMPT_TOKENS_MAX && generate.grammar.as_ref().is_none_or(fits)
 }
@@ -42,7 +42,7 @@ impl Peer {
         Self { pid, grammars: SentGrammars { sent: Vec::new(), most, uses: 0 } }
     }
 
-    /// Asks the sender to prefill a request of which `resident` tokens are here. Sends the request's grammar first, unless the sender
+    /// Asks the sender to prefill a request of which `resident` tokens are here, and for the log probabilities of its prompt. Sends the request's grammar first, unless the sender
     /// has it.
     pub(super) fn ask(
         &mut self,
@@ -50,6 +50,7 @@ impl Peer {
         session: SessionId,
         generate: &Generate,
         resident: u32,
+        prompt_logprobs: Option<u32>,
     ) -> Vec<Effect> {
         let grammar = generate.grammar.as_ref();
         let new = grammar.and_then(|grammar| Some(frame(self.grammars.replace(grammar.hash())?, grammar)));
@@ -57,7 +58,7 @@ impl Peer {
             request: generate.request.0,
             prompt: generate.prompt.to_vec(),
             resident,
-            sampling: first_token::to_frame(&generate.sampling, generate.prompt_logprobs),
+            sampling: first_token::to_frame(&generate.sampling, prompt_logprobs),
             salt: generate.salt.map(|salt| salt.0),
             grammar: grammar.map(|grammar| grammar.hash().0.into()),
             remaining_ms: generate.deadline.saturating_duration_since(now).as_millis() as u64,

@@ -59,7 +59,11 @@ impl DecoderState {
     }
 
     /// Ends a request early, in any phase.
-    fn cut(&mut self, request: RequestId, end: impl FnOnce(&mut Entry) -> StreamEvent) -> Vec<Effect> {
+    pub(super) fn cut(
+        &mut self,
+        request: RequestId,
+        end: impl FnOnce(&mut Entry) -> StreamEvent,
+    ) -> Vec<Effect> {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         if matches!(entry.phase, Phase::Stopping) {
             return Vec::new();
@@ -74,7 +78,7 @@ impl DecoderState {
                 return vec![self.ended(request, event), stop];
             }
             Phase::Landing { session, .. } => Some(*session),
-            Phase::Reserving { .. } | Phase::Replacing { .. } | Phase::Stopping => None,
+            Phase::Placing | Phase::Reserving { .. } | Phase::Replacing { .. } | Phase::Stopping => None,
         };
         let end = self.ended(request, event);
         let cancelled = landing_on.map(|session| cancel(session, request));

@@ -8,14 +8,16 @@ use engine::{Logprobs, PageId, Token};
 
 use crate::effect::{Effect, to};
 use crate::messages::{
-    PagesComputed, PrefillOutcome, PrefillOver, SendFrame, SequenceId, SessionId, StartSequence,
-    StreamPrompt, StreamToken,
+    PagesComputed, PlaceAgain, Placement, PrefillOutcome, PrefillOver, SendFrame, SequenceId, SessionId,
+    StartSequence, StreamPrompt, StreamToken,
 };
 use crate::request::{FinishReason, Generate, RequestId, StreamEvent, Timings};
 
 /// The phase of a request.
 #[derive(Debug)]
 pub(super) enum Phase {
+    /// The request waits for the proxy to choose another sender. It has no pages and no reservation.
+    Placing,
     /// The request waits for pages. `on` is the sender that will prefill it, if a sender will.
     Reserving { on: Option<SessionId> },
     /// A sender prefills the request. `table` has a place for each page of the prompt. Its first pages are shared and have the KV of the
@@ -50,8 +52,8 @@ pub(super) enum RunState {
 /// Whether the proxy counts a request's prompt as waiting for its prefill.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ProxyCount {
-    /// Yes, on this sender or, if `None`, on this process.
-    Counted { on: Option<SessionId> },
+    /// Yes, there.
+    Counted(Placement),
     /// No: `PrefillOver` was sent.
     Reported,
 }
@@ -68,6 +70,12 @@ pub(super) struct Entry {
     pub(super) emitted: Vec<u32>,
     pub(super) phase: Phase,
     pub(super) waits: ProxyCount,
+    /// Whether this process may prefill the prompt if the sender does not.
+    pub(super) may_fall_back: bool,
+    /// The senders that have not prefilled the prompt, although they were asked.
+    pub(super) tried: Vec<SessionId>,
+    /// The sender sends all pages, also those that are cached here.
+    pub(super) reads_no_cache: bool,
     pub(super) timings: Timings,
 }
 
@@ -139,10 +147,17 @@ impl Entry {
 
     /// Tells the proxy, once, that the prompt no longer waits for its prefill.
     pub(super) fn prefill_over(&mut self, outcome: PrefillOutcome) -> Option<Effect> {
-        let ProxyCount::Counted { on } = std::mem::replace(&mut self.waits, ProxyCount::Reported) else {
-            return None;
-        };
-        Some(to::proxy(PrefillOver { on, tokens: self.timings.prompt_tokens, outcome }))
+        match std::mem::replace(&mut self.waits, ProxyCount::Reported) {
+            ProxyCount::Counted(placement) => Some(to::proxy(PrefillOver { placement, outcome })),
+            ProxyCount::Reported => None,
+        }
+    }
+
+    /// Asks the proxy for another sender. `outcome` is how the wait for the last one ended. The request has no pages.
+    pub(super) fn place_again(&mut self, outcome: PrefillOutcome) -> Vec<Effect> {
+        self.phase = Phase::Placing;
+        let again = PlaceAgain { generate: self.generate.clone(), tried: self.tried.clone() };
+        self.prefill_over(outcome).into_iter().chain([to::proxy(again)]).collect()
     }
 
     /// The outcome of a prefill that took `micros` microseconds.
@@ -161,10 +176,11 @@ impl Entry {
         StreamEvent::Finished { reason, timings: Box::new(self.timings.clone()) }
     }
 
-    /// Starts a landing request once it has its first token and all its pages.
+    /// Starts a landing request once its sender has sampled its first token and all its pages have landed.
     pub(super) fn join(&mut self) -> Vec<Effect> {
+        let is_prefilled = matches!(self.waits, ProxyCount::Reported);
         let Phase::Landing { table, own, .. } = &mut self.phase else { return Vec::new() };
-        if self.emitted.is_empty() || table.iter().any(Option::is_none) {
+        if !is_prefilled || table.iter().any(Option::is_none) {
             return Vec::new();
         }
         let mut pages: Vec<PageId> = table.iter().flatten().copied().collect();

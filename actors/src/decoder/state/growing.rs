@@ -50,8 +50,14 @@ impl DecoderState {
             // A stopping request will release pages. If they are too few, the buffer manager sends another `PagesShort`.
             return Vec::new();
         }
-        let Some(&(_, request)) = self.holders.last() else { return Vec::new() };
-        self.preempt(request)
+        // A request that may not be prefilled here keeps its pages until it runs. It needs no others, and the request that asked can always be
+        // preempted.
+        let may_lose = |request: &RequestId| {
+            let entry = self.requests.get(request);
+            entry.is_some_and(|entry| entry.may_fall_back || !matches!(entry.phase, Phase::Landing { .. }))
+        };
+        let youngest = self.holders.iter().rev().map(|(_, request)| *request).find(may_lose);
+        youngest.map(|request| self.preempt(request)).unwrap_or_default()
     }
 
     fn preempt(&mut self, request: RequestId) -> Vec<Effect> {
@@ -68,7 +74,7 @@ impl DecoderState {
                 [vec![cancel], self.release_and_reserve(request, PrefillOutcome::Withdrawn)].concat()
             }
             Phase::Replacing { .. } => self.release_and_reserve(request, PrefillOutcome::Withdrawn),
-            Phase::Reserving { .. } | Phase::Stopping => Vec::new(),
+            Phase::Placing | Phase::Reserving { .. } | Phase::Stopping => Vec::new(),
         }
     }
 

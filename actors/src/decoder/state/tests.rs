@@ -1,3 +1,4 @@
+mod elsewhere;
 mod grammars;
 mod landing;
 mod property;
@@ -11,9 +12,9 @@ use engine::PageId;
 use super::*;
 use crate::effect::{ToBufferManager, ToGenerator, ToPeerLink, ToProxy, ToStreams};
 use crate::messages::{
-    ExtendSequence, PagesGrown, PagesShort, PrefillOver, SendFrame, StopSequence, StreamEnd, StreamToken,
+    ExtendSequence, PagesGrown, PagesShort, SendFrame, StopSequence, StreamEnd, StreamToken,
 };
-use crate::request::{CacheSalt, FinishReason, Route, StreamEvent};
+use crate::request::{CacheSalt, FinishReason, Route};
 use connector::frame::{Frame, PrefillFault};
 
 const SESSION: SessionId = SessionId(1);
@@ -50,7 +51,11 @@ fn decode(now: Instant, prompt: u32, max_tokens: u32, on: Option<SessionId>) -> 
         deadline: now + Duration::from_secs(10),
         route: Route::Auto,
     };
-    Decode { generate, prefill_on: on }
+    Decode { generate, placement: placement(on, prompt) }
+}
+
+fn placement(on: Option<SessionId>, tokens: u32) -> Placement {
+    Placement { on, tokens, may_fall_back: true }
 }
 
 fn pages(numbers: &[u32]) -> Vec<PageId> {
@@ -112,7 +117,7 @@ fn failed(error: RequestError) -> Effect {
 
 /// The proxy is told that the prompt no longer waits.
 fn over(on: Option<SessionId>, outcome: PrefillOutcome) -> Effect {
-    to::proxy(PrefillOver { on, tokens: 6, outcome })
+    to::proxy(PrefillOver { placement: placement(on, 6), outcome })
 }
 
 /// The same for a prompt that was computed.

@@ -9,6 +9,7 @@ use crate::messages::PlannedChunk;
 use crate::request::{FinishReason, RequestId};
 
 mod constraints;
+mod pace;
 mod scores;
 
 const EOS: u32 = 2;
@@ -21,13 +22,27 @@ fn name(request: u64) -> SequenceId {
 fn scheduler(chunk_tokens: u32, tokens: u32, page_tokens: u32, runs_ahead: bool) -> GeneratorState {
     let limits = StepLimits { tokens, rows: tokens };
     let finish = FinishRule::new(vec![EOS]);
-    GeneratorState::new(GeneratorConfig { chunk_tokens, limits, page_tokens, finish, runs_ahead })
+    GeneratorState::new(GeneratorConfig {
+        chunk_tokens,
+        inter_token_bound: None,
+        limits,
+        page_tokens,
+        finish,
+        runs_ahead,
+    })
 }
 
 /// A scheduler for an engine with these limits.
 fn limited(chunk_tokens: u32, limits: StepLimits) -> GeneratorState {
     let finish = FinishRule::new(vec![EOS]);
-    GeneratorState::new(GeneratorConfig { chunk_tokens, limits, page_tokens: 16, finish, runs_ahead: false })
+    GeneratorState::new(GeneratorConfig {
+        chunk_tokens,
+        inter_token_bound: None,
+        limits,
+        page_tokens: 16,
+        finish,
+        runs_ahead: false,
+    })
 }
 
 fn start(request: u64, prompt: u32, sample: u32) -> StartSequence {

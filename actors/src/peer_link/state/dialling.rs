@@ -37,17 +37,37 @@ impl PeerLinkState {
         }
     }
 
-    /// A receiver answered with its challenge. If its process is already connected over another address, the connection is
-    /// closed. If it is this process, the address is not dialled again.
-    pub(super) fn on_challenged(&mut self, challenged: Challenged) -> Vec<Effect> {
-        let Challenged { receiver, connection, incarnation } = challenged;
+    /// Dials this receiver again after 30 s, so that a peer that waits for a session comes first.
+    pub(super) fn dial_later(&mut self, receiver: ReceiverId) -> Vec<Effect> {
         let is_ending = self.is_ending();
+        match self.diallers.get(receiver.0 as usize).filter(|_| !is_ending) {
+            Some(dialler) => vec![to::sockets(WakeDialler { receiver, pause: dialler.long_pause() })],
+            None => Vec::new(),
+        }
+    }
+
+    /// A receiver answered with its challenge. If its process is already connected over another address, the connection is
+    /// closed. If it is this process, the address is not dialled again. If
+    /// this process has as many sessions as it may have, it dials again later.
+    pub(super) fn on_challenged(&mut self, now: Instant, challenged: Challenged) -> Vec<Effect> {
+        let Challenged { receiver, connection, incarnation } = challenged;
+        let (is_ending, is_full) = (self.is_ending(), self.is_full());
         let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !is_ending) else {
             return vec![to::sockets(HangUp { connection })];
         };
         if incarnation == self.own {
             let address = dialler.address().to_owned();
             return vec![to::sockets(HangUp { connection }), to::log(LogLine::OwnAddress { address })];
+        }
+        if is_full {
+            self.crowd.note(now);
+            let (address, sessions) = (dialler.address().to_owned(), self.limits.sessions);
+            let is_news = dialler.on_failed("full");
+            return vec![
+                to::sockets(HangUp { connection }),
+                to::log(LogLine::Full { address, sessions, is_news }),
+                to::sockets(WakeDialler { receiver, pause: dialler.long_pause() }),
+            ];
         }
         let Some(attempt) = self.attempts.begin(incarnation) else {
             let address = dialler.address().to_owned();

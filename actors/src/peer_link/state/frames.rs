@@ -24,6 +24,7 @@ impl PeerLinkState {
             return Vec::new();
         };
         live.note_credit(now, &frame);
+        live.prefills.note(now, &frame);
         let pid = live.peer.pid;
         let effects = match live.direction {
             Direction::Incoming { .. } => self.on_senders_frame(session, pid, frame),

@@ -8,8 +8,6 @@ use super::{Direction, PeerLinkState, Session, Stage};
 use crate::effect::{Effect, to};
 use crate::messages::{ProcessWatched, RoomChanged, SenderSession, SessionDrained, SessionId};
 
-/// Upper bound of the connected senders. A ring with fewer pages serves as many senders as it has pages.
-const SENDERS_MAX: usize = 16;
 /// Upper bound of the lost sessions without proof. The pages of each are out of use.
 const UNPROVED_MAX: usize = 1024;
 /// New senders over lanes that need proof are refused while more than 1/`QUARANTINE_PART` of the pool is quarantined.
@@ -19,7 +17,7 @@ pub(super) const SENDERS_KNOWN_MAX: usize = 1024;
 
 impl PeerLinkState {
     /// Decides whether a sender may join after its Hello. A process that is shutting down or unhealthy admits no sender, and
-    /// neither does a process with one sender per page of the ring. A Hello that was read after a newer one of the same sender is
+    /// neither does a process with one sender per page of the ring, or with as many sessions as it may have. A Hello that was read after a newer one of the same sender is
     /// refused too: its dialler has given up, and no later Hello would prove its session harmless.
     ///
     /// # Errors
@@ -40,8 +38,14 @@ impl PeerLinkState {
         }
         let is_incoming = |session: &&Session| session.is_live() && session.sender().is_some();
         let live = self.sessions.values().filter(is_incoming).count();
-        if live >= SENDERS_MAX.min(self.ring_pages as usize) {
+        if live >= self.ring_pages as usize {
             return Err(format!("{live} senders are connected, which is the most that this receiver serves"));
+        }
+        if self.is_full() {
+            let sessions = self.limits.sessions;
+            return Err(format!(
+                "this process has {sessions} sessions, which is its limit; raise its link.sessions"
+            ));
         }
         if let Some(RoomChanged { pages, quarantined, .. }) = self.room.filter(|_| !self.close_ends_writes)
             && quarantined > pages / QUARANTINE_PART

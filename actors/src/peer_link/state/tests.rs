@@ -1,5 +1,6 @@
 mod dialling;
 mod frames;
+mod limits;
 mod proof;
 
 use connector::frame::PageOwner;
@@ -13,8 +14,8 @@ use crate::log::LaneSpeed;
 use crate::messages::{
     AnnounceLeaving, Attempt, BreakSession, CancelPrefill, Challenged, CloseLinks, CreditsGranted, Dial,
     DialDue, DialFailed, FrameCame, HealthSeen, PageFilled, PeerLeaving, PeerReady, PrefillFailed,
-    PrefillFinished, ProcessFault, RingShared, SayHello, SessionDrained, StartDialling, StartPrefill,
-    TransportEvents, WakeDialler, Welcomed,
+    PrefillFinished, ProcessFault, RingShared, SayHello, SenderSession, SessionDrained, StartDialling,
+    StartPrefill, TransportEvents, WakeDialler, Welcomed,
 };
 use crate::request::RequestId;
 

@@ -1,6 +1,6 @@
 //! Requests with grammars that a sender prefills.
 
-use connector::frame::{GRAMMAR_BYTES_MAX, GrammarKind};
+use connector::frame::GrammarKind;
 
 use super::*;
 use crate::grammar::testing::named;
@@ -53,14 +53,4 @@ fn a_grammar_is_sent_once_before_the_first_prefill_that_names_it() {
     state.on_peer_lost(SESSION);
     state.on_peer_ready(PeerReady { session: SESSION, pid: 9 });
     assert_eq!(frames(&mut state, SESSION, 30, "c").len(), 2);
-}
-
-#[test]
-fn a_request_whose_grammar_does_not_fit_into_a_frame_is_prefilled_here() {
-    for (bytes, fits) in [(GRAMMAR_BYTES_MAX, true), (GRAMMAR_BYTES_MAX + 1, false)] {
-        let (mut state, now) = (state(), Instant::now());
-        let mut decode = decode(now, 6, 5, Some(SESSION));
-        decode.generate.grammar = Some(named(&"a".repeat(bytes)));
-        assert_eq!(state.on_decode(now, decode)[0], reserve(&PROMPT, 3, fits));
-    }
 }

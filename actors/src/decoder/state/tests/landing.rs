@@ -13,9 +13,10 @@ fn the_proxy_is_told_whether_a_sender_has_failed() {
     };
     let outcome = |effects: Vec<Effect>| {
         let told = effects.iter().find_map(|effect| match effect {
-            Effect::Proxy(ToProxy::PrefillOver(PrefillOver { on: Some(SESSION), outcome, .. })) => {
-                Some(*outcome)
-            }
+            Effect::Proxy(ToProxy::PrefillOver(PrefillOver {
+                placement: Placement { on: Some(SESSION), .. },
+                outcome,
+            })) => Some(*outcome),
             _ => None,
         });
         told.expect("the proxy is told")
@@ -221,7 +222,7 @@ fn cached_tokens_are_those_of_the_process_that_prefills() {
     state.on_reserved(now, PagesReserved { sequence: OWN, resident: 4, landing: 2, pages: pages(&[7]) });
     let effects = state.on_prefill_finished(now, PrefillFinished { cached: 8, ..prefilled(7) });
     let outcome = PrefillOutcome::Computed { tokens: 4, micros: 2000 };
-    let over = PrefillOver { on: Some(SESSION), tokens: 12, outcome };
+    let over = PrefillOver { placement: placement(Some(SESSION), 12), outcome };
     assert_eq!((&effects[0], cached(&effects)), (&to::proxy(over), (4, 8)));
     // The sender fails, and the decoder computes the prompt with the tokens that it has.
     state.on_decode(now, decode(now, 12, 1, Some(SESSION)));

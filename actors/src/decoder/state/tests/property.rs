@@ -7,7 +7,9 @@ use super::*;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Decode(bool),
+    /// Whether a sender prefills, and whether this process may.
+    Decode(bool, bool),
+    Placed(bool),
     Reserved(bool),
     Short,
     Grown,
@@ -23,7 +25,8 @@ enum Op {
 
 fn any_op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        any::<bool>().prop_map(Op::Decode),
+        any::<(bool, bool)>().prop_map(|(remote, may)| Op::Decode(remote, may)),
+        any::<bool>().prop_map(Op::Placed),
         any::<bool>().prop_map(Op::Reserved),
         Just(Op::Short),
         Just(Op::Grown),
@@ -46,16 +49,29 @@ proptest! {
     fn one_end_one_release(ops in vec(any_op(), 0..60)) {
         let (mut state, now) = (state(), Instant::now());
         let (mut live, mut running, mut ends, mut starts, mut tokens, mut overs) = (false, false, 0, 0, 0, 0);
+        // Placements, and questions for another one that are not answered.
+        let (mut placements, mut asked, mut reserved_now, mut holds, mut must_not) = (0, 0, false, false, false);
         let mut sampled = 0;
         for op in ops {
             let effects = match op {
-                Op::Decode(_) if live => continue,
-                Op::Decode(remote) => {
-                    (ends, tokens, overs) = (0, 0, 0);
-                    state.on_decode(now, decode(now, 6, 5, remote.then_some(SESSION)))
+                Op::Decode(..) if live || asked > 0 => continue,
+                Op::Decode(remote, may_fall_back) => {
+                    (ends, tokens, overs, placements, starts) = (0, 0, 0, 1, 0);
+                    let mut decode = decode(now, 6, 5, remote.then_some(SESSION));
+                    decode.placement.may_fall_back = may_fall_back || !remote;
+                    must_not = !decode.placement.may_fall_back;
+                    state.on_decode(now, decode)
                 }
-                Op::Reserved(_) if running => continue,
+                Op::Placed(_) if asked == 0 => continue,
+                Op::Placed(found) => {
+                    asked -= 1;
+                    placements += u32::from(found);
+                    let placement = found.then_some(Placement { may_fall_back: false, ..placement(Some(SESSION), 6) });
+                    state.on_placed_again(PlacedAgain { request: R, placement })
+                }
+                Op::Reserved(_) if running || !reserved_now => continue,
                 Op::Reserved(lands) => {
+                    reserved_now = false;
                     let reserved = if lands { landing(&[3]) } else { reserved(&[1, 2, 3]) };
                     state.on_reserved(now, reserved)
                 }
@@ -90,6 +106,11 @@ proptest! {
                 match effect {
                     Effect::Streams(ToStreams::StreamEnd(_)) => ends += 1,
                     Effect::Proxy(ToProxy::PrefillOver(_)) => overs += 1,
+                    Effect::Proxy(ToProxy::PlaceAgain(_)) => asked += 1,
+                    Effect::BufferManager(ToBufferManager::ReservePages(_)) => {
+                        prop_assert!(!reserved_now && !holds, "reserved twice");
+                        (reserved_now, holds) = (true, true);
+                    }
                     Effect::Streams(ToStreams::StreamToken(_)) => {
                         tokens += 1;
                         prop_assert!(ends == 0, "a token after the end");
@@ -98,17 +119,21 @@ proptest! {
                         prop_assert!(!running);
                         running = true;
                         starts += 1;
+                        prop_assert!(!must_not || start.resident == 6 || starts > 1, "it must not be prefilled here");
                         sampled = start.sample;
                     }
                     Effect::BufferManager(ToBufferManager::ReleasePages(_)) => {
                         prop_assert!(!running, "pages released while the engine may touch them");
+                        prop_assert!(holds, "released twice");
+                        (reserved_now, holds) = (false, false);
                     }
                     _ => {}
                 }
             }
             live = !state.is_empty();
             prop_assert!(ends <= 1 && tokens <= 5);
-            prop_assert!(overs <= 1 && (live || ends == 0 || overs == 1), "the proxy is told once");
+            prop_assert!(overs <= placements && (live || ends == 0 || overs == placements), "the proxy is told once");
+            prop_assert!(asked <= 1);
             prop_assert!(live || ends == 1 || starts == 0 && ends == 0);
         }
     }

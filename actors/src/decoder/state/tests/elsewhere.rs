@@ -1,0 +1,166 @@
+//! Requests whose prompts must not be prefilled here.
+
+use super::*;
+use crate::messages::{PlaceAgain, PrefillOver};
+
+const OTHER: SessionId = SessionId(2);
+
+fn only_on(on: SessionId) -> Placement {
+    Placement { may_fall_back: false, ..placement(Some(on), 6) }
+}
+
+/// A state with two senders, the first of which is to prefill a request.
+fn begun(now: Instant) -> (DecoderState, Generate) {
+    let mut state = state();
+    state.on_peer_ready(PeerReady { session: OTHER, pid: 10 });
+    let decode = Decode { placement: only_on(SESSION), ..decode(now, 6, 5, None) };
+    let generate = decode.generate.clone();
+    assert_eq!(state.on_decode(now, decode), [reserve(&PROMPT, 3, true)]);
+    (state, generate)
+}
+
+fn over(on: SessionId, outcome: PrefillOutcome) -> Effect {
+    to::proxy(PrefillOver { placement: only_on(on), outcome })
+}
+
+fn again(generate: &Generate, tried: &[SessionId]) -> Effect {
+    to::proxy(PlaceAgain { generate: generate.clone(), tried: tried.to_vec() })
+}
+
+/// The reservation of a request that was placed again.
+fn resumed(on: SessionId, reads_cache: bool) -> Effect {
+    to::buffer_manager(ReservePages {
+        sequence: OWN,
+        tokens: PROMPT.into(),
+        reads_cache,
+        salt: SALT,
+        pages: 3,
+        landing: Some(on),
+        priority: ReservePriority::Resumed,
+    })
+}
+
+fn placed(on: Option<SessionId>) -> PlacedAgain {
+    PlacedAgain { request: R, placement: on.map(only_on) }
+}
+
+#[test]
+fn a_failed_prefill_is_placed_again() {
+    let now = Instant::now();
+    type Fail = fn(&mut DecoderState) -> Vec<Effect>;
+    let fails: [(Fail, usize, PrefillOutcome); 4] = [
+        (|state| state.on_peer_lost(SESSION), 0, PrefillOutcome::Failed),
+        (|state| state.on_rejected(R), 1, PrefillOutcome::Failed),
+        (|state| state.on_prefill_failed(prefill_failed(SESSION)), 1, PrefillOutcome::Failed),
+        (
+            |state| {
+                let fault = PrefillFault::Refused;
+                state.on_prefill_failed(PrefillFailed { fault, ..prefill_failed(SESSION) })
+            },
+            1,
+            PrefillOutcome::Withdrawn,
+        ),
+    ];
+    for (fail, before, outcome) in fails {
+        let (mut state, generate) = begun(now);
+        state.on_reserved(now, landing(&[8]));
+        state.on_adopted(now, adopted(0, 4));
+        // A cancel or a log line comes first.
+        let effects = fail(&mut state).split_off(before);
+        assert_eq!(effects, [release(), over(SESSION, outcome), again(&generate, &[SESSION])]);
+        assert_eq!(state.on_placed_again(placed(Some(OTHER))), [resumed(OTHER, true)]);
+        let effects = state.on_reserved(now, landing(&[8]));
+        assert!(
+            matches!(
+                &effects[..],
+                [Effect::PeerLink(ToPeerLink::SendFrame(SendFrame {
+                    session: OTHER,
+                    frame: Frame::Prefill { request: 5, .. }
+                }))]
+            ),
+            "{effects:?}"
+        );
+        // The second sender fails too, and there is no third one.
+        let effects = state.on_peer_lost(OTHER);
+        let both = [SESSION, OTHER];
+        assert_eq!(effects, [release(), over(OTHER, PrefillOutcome::Failed), again(&generate, &both)]);
+        let refused = RequestError::Refused(Refused::NoPrefiller);
+        assert_eq!(state.on_placed_again(placed(None)), [failed(refused)], "it has no pages to release");
+        assert!(state.is_empty());
+        assert_eq!(state.counts().recomputes, 0);
+    }
+}
+
+#[test]
+fn a_delivered_token_stays_when_the_prompt_is_prefilled_again() {
+    let (now, mut state) = (Instant::now(), begun(Instant::now()).0);
+    state.on_reserved(now, landing(&[8]));
+    assert!(state.on_prefill_finished(now, prefilled(7)).contains(&token(7)));
+    state.on_peer_lost(SESSION);
+    // Only the pages of the prompt land.
+    assert_eq!(state.on_placed_again(placed(Some(OTHER))), [resumed(OTHER, true)]);
+    state.on_reserved(now, landing(&[8]));
+    state.on_adopted(now, adopted(0, 4));
+    assert_eq!(state.on_adopted(now, adopted(1, 5)), [], "its sender has not finished");
+    let second = PrefillFinished { session: OTHER, ..prefilled(9) };
+    let effects = state.on_prefill_finished(now, second);
+    let computed = PrefillOutcome::Computed { tokens: 6, micros: 2000 };
+    assert_eq!(effects[0], over(OTHER, computed));
+    let Some(Effect::Generator(ToGenerator::StartSequence(start))) = effects.last() else {
+        panic!("{effects:?}")
+    };
+    assert_eq!((&start.tokens[6..], start.resident, start.sample), (&[7][..], 6, 4));
+    assert_eq!(effects.len(), 3, "the token of the second sender is ignored: {effects:?}");
+}
+
+#[test]
+fn a_sender_that_is_gone_is_not_replaced_by_this_process() {
+    let now = Instant::now();
+    let mut state = state();
+    let decode = Decode { placement: only_on(OTHER), ..decode(now, 6, 5, None) };
+    let generate = decode.generate.clone();
+    let effects = state.on_decode(now, decode);
+    assert_eq!(effects, [over(OTHER, PrefillOutcome::Withdrawn), again(&generate, &[OTHER])]);
+    // The sender is lost while the request waits for its pages.
+    assert_eq!(state.on_placed_again(placed(Some(SESSION))), [resumed(SESSION, true)]);
+    state.on_peer_lost(SESSION);
+    let effects = state.on_reserved(now, reserved(&[1, 2, 3]));
+    let both = [OTHER, SESSION];
+    assert_eq!(effects, [release(), over(SESSION, PrefillOutcome::Failed), again(&generate, &both)]);
+}
+
+#[test]
+fn a_prompt_that_is_almost_cached_is_sent_as_a_whole() {
+    let (now, (mut state, _)) = (Instant::now(), begun(Instant::now()));
+    let cached = PagesReserved { resident: 4, ..reserved(&[1, 2, 3]) };
+    assert_eq!(state.on_reserved(now, cached), [release(), resumed(SESSION, false)]);
+    let effects = state.on_reserved(now, landing(&[8]));
+    assert!(matches!(frame(&effects), Some(Frame::Prefill { resident: 0, .. })), "{effects:?}");
+}
+
+#[test]
+fn an_answer_that_comes_too_late_gives_its_placement_back() {
+    let (now, (mut state, generate)) = (Instant::now(), begun(Instant::now()));
+    state.on_reserved(now, landing(&[8]));
+    assert_eq!(state.on_peer_lost(SESSION).last(), Some(&again(&generate, &[SESSION])));
+    assert_eq!(state.on_abort(R), [failed(RequestError::Aborted)]);
+    assert_eq!(state.on_placed_again(placed(Some(OTHER))), [over(OTHER, PrefillOutcome::Withdrawn)]);
+    assert_eq!(state.on_placed_again(placed(None)), []);
+}
+
+#[test]
+fn only_running_requests_are_preempted() {
+    let (now, (mut state, _)) = (Instant::now(), begun(Instant::now()));
+    state.on_reserved(now, landing(&[8]));
+    assert_eq!(state.on_short(PagesShort { releases: 0 }), []);
+    state.on_prefill_finished(now, prefilled(7));
+    state.on_adopted(now, adopted(0, 4));
+    state.on_adopted(now, adopted(1, 5));
+    assert_eq!(state.on_short(PagesShort { releases: 0 }), [stop()]);
+    // Its prompt was computed once: it is recomputed here.
+    let effects = state.on_advanced(now, advanced(None, Some(SequenceEnd::Stopped)));
+    assert!(effects.iter().any(|effect| matches!(
+        effect,
+        Effect::BufferManager(ToBufferManager::ReservePages(ReservePages { landing: None, .. }))
+    )));
+}

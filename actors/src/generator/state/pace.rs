@@ -1,0 +1,134 @@
+//! How many prompt tokens a step may have while other sequences decode.
+//!
+//! A step that mixes prompts with decode rows delays the next token of every row. The pace limits the prompt tokens of such a step so that it
+//! takes about as long as the bound. It predicts the time of a step as `rows + tokens × per_token`: `rows` is the average time of steps without
+//! prompts, and `per_token` is the average of what is left, divided by the prompt tokens. Both follow the measured steps, so they follow
+//! longer contexts, more rows and slower clocks too.
+
+use std::time::Duration;
+
+/// A step has room for at least this many prompt tokens, so that prompts make progress whatever the bound is. A step of this many tokens
+/// reads the weights once, as a step of one token does.
+const TOKENS_MIN: u32 = 64;
+
+/// The share of the bound that a step is planned for. Steps of a GPU take up to a tenth longer than predicted, and a client sees the time
+/// between steps too.
+const PLANNED_SHARE: f64 = 0.9;
+
+/// Weight of a new measurement that is longer than the average, and of one that is shorter. A step that takes longer than the bound is worse
+/// than one that has too few tokens.
+const WEIGHTS: (f64, f64) = (0.5, 0.25);
+
+/// A moving average of durations in microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Average(Option<f64>);
+
+impl Average {
+    /// Adds a sample. A sample counts as at most twice the average, so that one pause of the process does not look like a slow engine.
+    fn add(&mut self, sample: f64) {
+        let mixed = |known: f64| {
+            let sample = sample.min(2.0 * known);
+            known + (sample - known) * if sample > known { WEIGHTS.0 } else { WEIGHTS.1 }
+        };
+        self.0 = Some(self.0.map_or(sample, mixed));
+    }
+}
+
+/// The measured times of steps, and the bound.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// The time that a step is planned for, in microseconds.
+    bound: Option<f64>,
+    /// Time of a step without prompts.
+    rows: Average,
+    /// Time that a prompt token adds to a step.
+    per_token: Average,
+}
+
+impl Pace {
+    /// A pace that keeps `bound`; `None`: steps are not limited.
+    pub(super) fn new(bound: Option<Duration>) -> Self {
+        let bound = bound.map(|bound| bound.as_secs_f64() * 1e6 * PLANNED_SHARE);
+        Self { bound, rows: Average::default(), per_token: Average::default() }
+    }
+
+    /// A step with this many prompt tokens took `micros`. `has_rows`: it also computed sequences that decode.
+    pub(super) fn measured(&mut self, prompt_tokens: u32, has_rows: bool, micros: u64) {
+        let micros = micros as f64;
+        if prompt_tokens == 0 {
+            return self.rows.add(micros);
+        }
+        let rows = if has_rows { self.rows.0.unwrap_or(0.0) } else { 0.0 };
+        // The average of the rows may be too high for this step. At least half of the step's time counts for its prompts.
+        self.per_token.add((micros - rows).max(micros / 2.0) / f64::from(prompt_tokens));
+    }
+
+    /// Maximum number of prompt tokens in a step that has decode rows.
+    pub(super) fn prompt_tokens(&self) -> u32 {
+        let Some(bound) = self.bound else { return u32::MAX };
+        let room = (bound - self.rows.0.unwrap_or(0.0)).max(0.0);
+        let tokens = self.per_token.0.map_or(0.0, |per_token| room / per_token.max(1e-3));
+        // The conversion saturates.
+        (tokens as u32).max(TOKENS_MIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUND: Duration = Duration::from_millis(25);
+
+    /// Runs steps on an engine whose steps take `5 ms + fixed + per_token × tokens`, and returns the prompt tokens and times of the steps.
+    fn steps(pace: &mut Pace, fixed: f64, per_token: f64, count: usize) -> Vec<(u32, f64)> {
+        let run = |_| {
+            let tokens = pace.prompt_tokens().min(2048);
+            let micros = 5_000.0 + fixed + per_token * f64::from(tokens);
+            pace.measured(tokens, true, micros as u64);
+            (tokens, micros)
+        };
+        (0..count).map(run).collect()
+    }
+
+    #[test]
+    fn steps_settle_at_the_bound_and_follow_a_slower_engine() {
+        let mut pace = Pace::new(Some(BOUND));
+        assert_eq!(pace.prompt_tokens(), TOKENS_MIN, "nothing is measured yet");
+        pace.measured(2048, false, 43_000);
+        pace.measured(0, true, 5_000);
+        assert!((780..900).contains(&pace.prompt_tokens()), "{}", pace.prompt_tokens());
+        for (fixed, per_token) in [(0.0, 21.0), (3_000.0, 21.0), (0.0, 40.0), (0.0, 10.0)] {
+            let times = steps(&mut pace, fixed, per_token, 100);
+            let (tokens, last) = times[99];
+            assert!((21_600.0..=23_000.0).contains(&last), "{fixed} {per_token}: {tokens} tokens, {last} us");
+            let late = times[5..].iter().filter(|(_, micros)| *micros > 27_000.0).count();
+            assert_eq!(late, 0, "{fixed} {per_token}: {times:?}");
+        }
+    }
+
+    #[test]
+    fn prompts_make_progress_under_a_bound_that_no_step_keeps() {
+        let mut pace = Pace::new(Some(Duration::from_millis(1)));
+        pace.measured(0, true, 5_000);
+        assert!(steps(&mut pace, 0.0, 20.0, 50).iter().all(|(tokens, _)| *tokens == TOKENS_MIN));
+    }
+
+    #[test]
+    fn one_slow_step_does_not_stop_prompts() {
+        let mut pace = Pace::new(Some(BOUND));
+        pace.measured(0, true, 5_000);
+        steps(&mut pace, 0.0, 20.0, 20);
+        let before = pace.prompt_tokens();
+        pace.measured(before, true, 3_000_000);
+        assert!(pace.prompt_tokens() > before / 2, "{} of {before}", pace.prompt_tokens());
+        steps(&mut pace, 0.0, 20.0, 40);
+        assert!(pace.prompt_tokens() > before * 9 / 10);
+    }
+
+    #[test]
+    fn without_a_bound_steps_are_not_limited() {
+        let mut pace = Pace::new(None);
+        pace.measured(64, true, u64::MAX);
+        assert_eq!(pace.prompt_tokens(), u32::MAX);
+    }
+}

@@ -1,0 +1,115 @@
+//! One session: its stage, its direction, and the prefills in it.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use connector::frame::{Frame, Incarnation};
+use connector::transport::Descriptor;
+
+use crate::messages::{ConnectionId, ReceiverId, SenderSession};
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The transport is creating the worker.
+    Opening,
+    /// Frames flow; the lane has not moved pages yet.
+    Up,
+    /// The lane has moved pages.
+    Probed,
+    /// The transport is closing its side.
+    Closing,
+    /// The transport has closed its side, and there is no proof yet.
+    Closed,
+}
+
+/// The direction in which a session's pages move.
+#[derive(Debug)]
+pub(super) enum Direction {
+    /// The peer puts pages into our pool.
+    Incoming {
+        sender: SenderSession,
+        /// The peer can write nothing more: it said that the session has drained, its process ended, or it held no credit at the
+        /// end.
+        harmless: bool,
+    },
+    /// We put pages into the peer's pool.
+    Outgoing { receiver: ReceiverId, descriptor: Descriptor },
+}
+
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) stage: Stage,
+    pub(super) direction: Direction,
+    /// The prefills for the peer, in an outgoing session.
+    pub(super) prefills: Prefills,
+    /// The session was ended to make room for another peer.
+    pub(super) gives_way: bool,
+    /// When [`PROBE_LIMIT`] began to count: at the opening, or at the first credit of the measurement.
+    pub(super) since: Option<Instant>,
+    /// The lane has moved pages. It stays true after the session has ended.
+    pub(super) probed: bool,
+    pub(super) connection: ConnectionId,
+    pub(super) peer: Incarnation,
+    pub(super) address: String,
+    pub(super) ring_pages: u32,
+    pub(super) seed: u64,
+}
+
+impl Session {
+    pub(super) fn is_live(&self) -> bool {
+        !matches!(self.stage, Stage::Closing | Stage::Closed)
+    }
+
+    /// True while frames flow.
+    pub(super) fn is_up(&self) -> bool {
+        matches!(self.stage, Stage::Up | Stage::Probed)
+    }
+
+    /// Starts the limit of the measurement at the first credit.
+    pub(super) fn note_credit(&mut self, now: Instant, frame: &Frame) {
+        if matches!(frame, Frame::Grant { .. }) {
+            self.since.get_or_insert(now);
+        }
+    }
+
+    pub(super) fn sender(&self) -> Option<&SenderSession> {
+        match &self.direction {
+            Direction::Incoming { sender, .. } => Some(sender),
+            Direction::Outgoing { .. } => None,
+        }
+    }
+}
+
+/// The prefills of a session: which are in progress, and when there was one last.
+#[derive(Debug)]
+pub(super) struct Prefills {
+    /// The peer's numbers of the requests in progress.
+    open: HashSet<u64>,
+    /// When the session began, or the last time at which a prefill began, sent pages or ended.
+    used: Instant,
+}
+
+impl Prefills {
+    /// No prefills, in a session that begins now.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { open: HashSet::new(), used: now }
+    }
+
+    /// A frame was sent or received.
+    pub(super) fn note(&mut self, now: Instant, frame: &Frame) {
+        match frame {
+            Frame::Prefill { request, .. } => drop(self.open.insert(*request)),
+            Frame::CancelPrefill { request }
+            | Frame::PrefillFinished { request, .. }
+            | Frame::PrefillFailed { request, .. } => drop(self.open.remove(request)),
+            Frame::PageFilled { .. } => {}
+            _ => return,
+        }
+        self.used = now;
+    }
+
+    /// When there was a prefill last, if none has been in progress for this long.
+    pub(super) fn idle_since(&self, now: Instant, idle: Duration) -> Option<Instant> {
+        (self.open.is_empty() && now.saturating_duration_since(self.used) >= idle).then_some(self.used)
+    }
+}

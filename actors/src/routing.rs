@@ -1,0 +1,289 @@
+//! Routing: chooses for each request the member that decodes it and the member that prefills it.
+//!
+//! [`Routing`] is a pure state, without actix, clock or I/O. The proxy of a node uses it: the members are the node itself and its connected
+//! senders. `M` is the name of a member.
+//!
+//! **Work** is the number of a prompt's tokens that a member must compute: those whose KV it does not have, as far as the router knows from
+//! its own placements (`routing/index.rs`).
+//!
+//! **Predicted time to first token** of a prompt at a member: the member's queue and the prompt's work there, at the member's measured
+//! speed, and the measured delay of the hand-over if another member decodes.
+//!
+//! **Decode.** A member that has pages for the whole request and the KV of at least half of the prompt comes first, because a conversation
+//! continues where its KV is. Otherwise a member with about the most free pages decodes.
+//!
+//! **Prefill.** The candidates are at most 8 members with the longest known prefixes and the 8 members with the shortest queues. Members
+//! whose prefills fail pause. The rules, in this order:
+//! 1. A candidate without a queue whose speed nobody has measured is tried.
+//! 2. If no candidate is predicted to meet [`RoutingConfig::ttft_target`], the soonest is chosen.
+//! 3. The cost of a candidate counts tokens: the work, an eighth of the queue, and the tokens that the member has computed recently in
+//!    excess of the others (at most the prompt's length). So a prefix that is asked for very often gets a second holder, and the
+//!    computed tokens stay even. The candidate with the lowest cost is chosen; equal ones take turns.
+//! 4. If no member has the first tokens of the prompt, a hash of these tokens chooses among the candidates that cost about the same. So
+//!    several routers that do not know each other choose the same member.
+//!
+//! Last, the chosen candidate is compared with the decoding member, which prefills if its first token is sooner by more than
+//! [`RoutingConfig::local_if_sooner_by`]. That is the price of delaying the answers that it decodes. For a continuation, that is, if the
+//! decoding member has at most half as much to compute, the price is at most the time that it computes. If the price is zero, the
+//! decoding member is a candidate like the others.
+//!
+//! `routing/tests/fleet.rs` measures these rules on a small model of a fleet.
+
+mod choice;
+mod index;
+mod member;
+mod prefix;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use connector::frame::Capabilities;
+
+use crate::messages::{LoadReport, PrefillOutcome};
+use crate::request::CacheSalt;
+use index::{PrefixIndex, Slot};
+use member::{Member, Work};
+use prefix::{PrefixHash, prefixes};
+
+/// The configuration of a router.
+#[derive(Clone, Debug)]
+pub struct RoutingConfig {
+    /// `routing.index_bytes`: memory for the prefix index. 0 if prompts are not cached.
+    pub index_bytes: u64,
+    /// `routing.ttft_target`: members that are predicted to meet this time to first token are chosen for their prefixes.
+    pub ttft_target: Duration,
+    /// `frontend.local_if_sooner_by`: the decoding member prefills if its first token is sooner by more than this. Zero makes it a candidate
+    /// like the others.
+    pub local_if_sooner_by: Duration,
+    /// `frontend.local`: whether the decoding member may prefill.
+    pub local: LocalPrefill,
+}
+
+impl Default for RoutingConfig {
+    fn default() -> Self {
+        Self {
+            index_bytes: 16 << 20,
+            ttft_target: Duration::from_secs(1),
+            local_if_sooner_by: Duration::from_secs(1),
+            local: LocalPrefill::Auto,
+        }
+    }
+}
+
+/// Whether the member that decodes a request may also prefill it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LocalPrefill {
+    /// If its first token is sooner by enough, or if no other member can prefill.
+    #[default]
+    Auto,
+    /// Never.
+    Never,
+    /// Always.
+    Always,
+}
+
+/// What the router knows of a member when it joins.
+#[derive(Clone, Copy, Debug)]
+pub struct Joining {
+    /// A number that all routers know the member by, for example a hash of its address.
+    pub name: u64,
+    /// The work that the member accepts.
+    pub capabilities: Capabilities,
+    /// Pages of its pool.
+    pub pool_pages: u32,
+}
+
+/// A request that is to be placed.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a, M> {
+    /// Prompt token ids.
+    pub prompt: &'a [u32],
+    /// The salt of its prefix cache.
+    pub salt: Option<CacheSalt>,
+    /// Whether it may use cached pages.
+    pub reads_cache: bool,
+    /// Number of tokens to sample.
+    pub max_tokens: u32,
+    /// The member that decodes; `None`: the router chooses it.
+    pub decode_on: Option<M>,
+    /// Whether the decoding member may prefill.
+    pub local: LocalPrefill,
+    /// Members that must not prefill, because they have failed to.
+    pub not_on: &'a [M],
+}
+
+/// Where a request runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed<M> {
+    /// The member that decodes.
+    pub decode_on: M,
+    /// Pages counted there; zero if the router did not choose it. [`Routing::decoded`] takes it.
+    pub decode_pages: u32,
+    /// The member that prefills.
+    pub prefill_on: M,
+    /// The prompt's work there; [`Routing::prefilled`] takes it.
+    pub prefill_tokens: u32,
+    /// Number of members whose time to first token was predicted.
+    pub predictions: usize,
+}
+
+/// A request cannot be placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotPlaced {
+    /// No member decodes.
+    #[error("no member of the fleet decodes")]
+    NoDecoder,
+    /// No member may prefill the request now.
+    #[error("no member of the fleet can prefill the prompt")]
+    NoPrefiller,
+}
+
+/// The members of a fleet, and what was placed on them.
+#[derive(Debug)]
+pub struct Routing<M> {
+    page_tokens: u32,
+    config: RoutingConfig,
+    members: BTreeMap<Slot, Member<M>>,
+    slots: BTreeMap<M, Slot>,
+    next_slot: Slot,
+    turn: u64,
+    index: PrefixIndex,
+}
+
+impl<M: Copy + Ord> Routing<M> {
+    /// A router without members. Pages have `page_tokens` tokens.
+    pub fn new(page_tokens: u32, config: RoutingConfig) -> Self {
+        let index = PrefixIndex::new(config.index_bytes);
+        Self {
+            page_tokens: page_tokens.max(1),
+            config,
+            members: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            next_slot: 0,
+            turn: 0,
+            index,
+        }
+    }
+
+    /// A member joins. A member that is known starts afresh.
+    pub fn joined(&mut self, id: M, joining: Joining) {
+        self.left(id);
+        let slot = self.next_slot;
+        self.next_slot += 1;
+        // It starts with as much recent work as the busiest member, so that it does not get all prompts for a while.
+        let work = self.members.values().map(|member| member.work).fold(Work::default(), Work::or_larger);
+        self.members.insert(slot, Member::new(id, joining, work));
+        self.slots.insert(id, slot);
+        self.index.set_pool(slot, joining.pool_pages);
+    }
+
+    /// A member is lost, or accepts no new prompts.
+    pub fn left(&mut self, id: M) {
+        if let Some(slot) = self.slots.remove(&id) {
+            self.members.remove(&slot);
+            self.index.remove(slot);
+        }
+    }
+
+    /// A member has reported its load.
+    pub fn reported(&mut self, id: M, report: &LoadReport) {
+        let Some(slot) = self.slots.get(&id) else { return };
+        if let Some(member) = self.members.get_mut(slot) {
+            member.reported(report);
+            self.index.set_pool(*slot, report.cache_pages);
+        }
+    }
+
+    /// A member has reported the pages of its pool, and how many of them are in use.
+    pub fn room_changed(&mut self, id: M, pool_pages: u32, used_pages: u32) {
+        if let Some(member) = self.member_mut(id) {
+            member.set_room(pool_pages, used_pages);
+        }
+    }
+
+    /// The prefill of a placed request has ended. `tokens` is [`Placed::prefill_tokens`].
+    pub fn prefilled(&mut self, now: Instant, id: M, tokens: u32, outcome: &PrefillOutcome) {
+        if let Some(member) = self.member_mut(id) {
+            member.over(now, tokens, outcome);
+        }
+    }
+
+    /// The hand-over of a prefill from this member has added this time to the request.
+    pub fn handed_over(&mut self, id: M, micros: u64) {
+        if let Some(member) = self.member_mut(id) {
+            member.handed_over(micros);
+        }
+    }
+
+    /// A placed request has ended. `pages` is [`Placed::decode_pages`].
+    pub fn decoded(&mut self, id: M, pages: u32) {
+        if let Some(member) = self.member_mut(id) {
+            member.placed_pages = member.placed_pages.saturating_sub(pages);
+        }
+    }
+
+    /// Total work of the placed prompts that are not computed yet.
+    pub fn waiting(&self) -> u64 {
+        self.members.values().map(|member| member.waiting).sum()
+    }
+
+    /// Bytes of the prefix index.
+    pub fn index_bytes(&self) -> u64 {
+        self.index.len() as u64 * index::ENTRY_BYTES
+    }
+
+    fn member_mut(&mut self, id: M) -> Option<&mut Member<M>> {
+        self.slots.get(&id).and_then(|slot| self.members.get_mut(slot))
+    }
+
+    /// Places a request.
+    ///
+    /// # Errors
+    /// [`NotPlaced`].
+    pub fn place(&mut self, now: Instant, ask: &Ask<'_, M>) -> Result<Placed<M>, NotPlaced> {
+        let all = if self.config.index_bytes == 0 {
+            Vec::new()
+        } else {
+            prefixes(ask.salt, ask.prompt, self.page_tokens)
+        };
+        // The last token is always computed, because its logits are needed.
+        let usable = ask.prompt.len().saturating_sub(1) / self.page_tokens as usize;
+        let cached = if ask.reads_cache { &all[..usable.min(all.len())] } else { &[] };
+        let pages = self.pages(ask);
+        let decoder = match ask.decode_on {
+            Some(id) => self.slots.get(&id).copied(),
+            None => self.choose_decoder(cached, pages),
+        };
+        let decoder = decoder.ok_or(NotPlaced::NoDecoder)?;
+        let (choice, predictions) = self.choose_prefiller(now, decoder, cached, ask);
+        let (prefiller, work) = choice.ok_or(NotPlaced::NoPrefiller)?;
+        self.turn += 1;
+        for slot in [prefiller, decoder] {
+            self.index.insert(slot, &all);
+        }
+        let decode_pages = if ask.decode_on.is_some() { 0 } else { pages };
+        let turn = self.turn;
+        if let Some(member) = self.members.get_mut(&decoder) {
+            member.placed_pages += decode_pages;
+            member.turn = turn;
+        }
+        if let Some(member) = self.members.get_mut(&prefiller) {
+            member.place(now, work, turn);
+        }
+        let (decode_on, prefill_on) = (self.members[&decoder].id, self.members[&prefiller].id);
+        Ok(Placed { decode_on, decode_pages, prefill_on, prefill_tokens: work, predictions })
+    }
+
+    /// Pages of the request at its longest. The last sampled token needs no KV.
+    fn pages(&self, ask: &Ask<'_, M>) -> u32 {
+        let tokens = ask.prompt.len() as u64 + u64::from(ask.max_tokens.saturating_sub(1));
+        tokens.div_ceil(u64::from(self.page_tokens)) as u32
+    }
+
+    fn resident_tokens(&self, slot: Slot, cached: &[PrefixHash]) -> u32 {
+        self.index.resident(slot, cached) as u32 * self.page_tokens
+    }
+}
+
+#[cfg(test)]
+mod tests;

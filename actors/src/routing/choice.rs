@@ -1,0 +1,213 @@
+//! The choice of a decoder and a prefiller for one request.
+
+use std::cmp::Reverse;
+use std::time::Instant;
+
+use super::index::Slot;
+use super::member::Member;
+use super::prefix::{PrefixHash, rendezvous};
+use super::{Ask, LocalPrefill, Routing};
+
+/// Maximum number of candidates of each kind: members with the longest prefixes, and members with the shortest queues.
+pub(super) const CANDIDATES: usize = 8;
+
+/// Tokens at the start of a prompt that identify its system prompt. They are long enough to contain more than the fixed beginning of a chat
+/// template.
+const FIRST_TOKENS: u32 = 256;
+
+/// Part of a queue that counts in the cost of a candidate. A low weight keeps prompts with their prefixes while
+/// [`ttft_target`](super::RoutingConfig::ttft_target) is met.
+const QUEUE_WEIGHT: f64 = 1.0 / 8.0;
+
+/// Members whose computed tokens differ by less than this part, and the length of a prompt, count as even.
+const UNEVEN: f64 = 0.1;
+
+/// Candidates whose costs differ by less than this part of the prompt's length count as equal for a prompt with an unknown beginning.
+const NEAR_COST: f64 = 0.5;
+
+/// Members whose free pages differ by less than this part of the pool count as equal.
+const NEAR_ROOM: u32 = 8;
+
+/// A candidate.
+#[derive(Clone, Copy, Debug)]
+struct Estimate {
+    slot: Slot,
+    /// Tokens of the prompt that it must compute.
+    work: u32,
+    /// Predicted microseconds to the first token.
+    ttft: f64,
+    /// The cost in tokens.
+    cost: f64,
+    queue: u64,
+    turn: u64,
+}
+
+fn lowest(estimates: &[Estimate], key: impl Fn(&Estimate) -> f64) -> Option<Estimate> {
+    estimates.iter().min_by(|a, b| key(a).total_cmp(&key(b)).then(a.turn.cmp(&b.turn))).copied()
+}
+
+impl<M: Copy + Ord> Routing<M> {
+    /// The member that decodes a request of `pages` pages.
+    pub(super) fn choose_decoder(&self, cached: &[PrefixHash], pages: u32) -> Option<Slot> {
+        let decodes = |slot: Slot| self.members.get(&slot).is_some_and(|member| member.capabilities.decode);
+        let from = (self.turn % u64::from(self.next_slot.max(1))) as Slot;
+        let holders = self.index.longest(cached, CANDIDATES, from, decodes);
+        let returns = holders.iter().find(|(slot, resident)| {
+            2 * resident >= cached.len().max(1) && self.members[slot].room() >= pages
+        });
+        if let Some((slot, _)) = returns {
+            return Some(*slot);
+        }
+        let decoders = self.members.iter().filter(|(slot, _)| decodes(**slot));
+        let most = decoders.clone().map(|(_, member)| member.room()).max()?;
+        let first = self.unknown_first_tokens(cached);
+        let near = decoders.filter(|(_, member)| member.room() + member.pool_pages / NEAR_ROOM >= most);
+        let preference = |member: &Member<M>| match first {
+            Some(first) => (0, rendezvous(first, member.name)),
+            None => (member.room(), 0),
+        };
+        near.max_by_key(|(_, member)| (preference(member), Reverse(member.turn))).map(|(slot, _)| *slot)
+    }
+
+    /// The hash of the prompt's first tokens, if no member is known to have their KV.
+    fn unknown_first_tokens(&self, cached: &[PrefixHash]) -> Option<PrefixHash> {
+        let pages = (FIRST_TOKENS.div_ceil(self.page_tokens) as usize).min(cached.len());
+        let first = cached[pages.checked_sub(1)?];
+        (!self.index.is_known(first)).then_some(first)
+    }
+
+    /// The member that prefills and the prompt's work there; and the number of predictions.
+    pub(super) fn choose_prefiller(
+        &self,
+        now: Instant,
+        decoder: Slot,
+        cached: &[PrefixHash],
+        ask: &Ask<'_, M>,
+    ) -> (Option<(Slot, u32)>, usize) {
+        let is_local =
+            self.members[&decoder].capabilities.prefill && !ask.not_on.contains(&self.members[&decoder].id);
+        let local = match ask.local {
+            LocalPrefill::Never => None,
+            _ => is_local.then_some(decoder),
+        };
+        let fastest = self.members.values().filter_map(Member::speed).min_by(f64::total_cmp).unwrap_or(0.0);
+        let estimate = |slot: Slot| self.estimate(now, slot, decoder, cached, ask, fastest);
+        if ask.local == LocalPrefill::Always {
+            return (local.map(|slot| (slot, estimate(slot).work)), usize::from(local.is_some()));
+        }
+        let mut candidates: Vec<Estimate> =
+            self.candidates(now, decoder, cached, ask).into_iter().map(estimate).collect();
+        let predictions = candidates.len() + usize::from(local.is_some());
+        let choice = match (self.best(now, &mut candidates, cached, ask), local) {
+            (None, local) => local.map(|slot| (slot, estimate(slot).work)),
+            (Some(best), None) => Some((best.slot, best.work)),
+            (Some(best), _) if self.is_equal(ask) => Some((best.slot, best.work)),
+            (Some(best), Some(local)) => {
+                // Without a measured speed, the decoding member is assumed to be as fast as the other one.
+                let speed = self.members[&best.slot].expected_speed(now, fastest);
+                let here = self.estimate(now, local, decoder, cached, ask, speed);
+                let is_sooner =
+                    self.is_local_sooner(&here, &best, self.members[&local].speed().unwrap_or(speed));
+                let chosen = if is_sooner { here } else { best };
+                Some((chosen.slot, chosen.work))
+            }
+        };
+        (choice, predictions)
+    }
+
+    /// True if the decoding member is a candidate like the others.
+    fn is_equal(&self, ask: &Ask<'_, M>) -> bool {
+        ask.local == LocalPrefill::Auto && self.config.local_if_sooner_by.is_zero()
+    }
+
+    /// True if the decoding member should prefill, although another member could.
+    fn is_local_sooner(&self, here: &Estimate, there: &Estimate, speed: f64) -> bool {
+        let price = self.config.local_if_sooner_by.as_secs_f64() * 1e6;
+        let is_continuation = 2 * u64::from(here.work) <= u64::from(there.work);
+        let price = match (is_continuation, there.queue) {
+            (true, _) => price.min(f64::from(here.work) * speed),
+            // An idle member is not passed over for its measured speed, so that a member that was slow is measured again.
+            (false, 0) => return false,
+            (false, _) => price,
+        };
+        there.ttft - here.ttft > price
+    }
+
+    /// Members that may prefill the request: those with the longest prefixes, and those with the shortest queues.
+    fn candidates(&self, now: Instant, decoder: Slot, cached: &[PrefixHash], ask: &Ask<'_, M>) -> Vec<Slot> {
+        let may = |slot: Slot, member: &Member<M>| {
+            (slot != decoder || self.is_equal(ask))
+                && member.capabilities.prefill
+                && member.is_open(now)
+                && !ask.not_on.contains(&member.id)
+        };
+        let is_usable = |slot: Slot| self.members.get(&slot).is_some_and(|member| may(slot, member));
+        let from = (self.turn % u64::from(self.next_slot.max(1))) as Slot;
+        let holders = self.index.longest(cached, CANDIDATES, from, is_usable);
+        let mut slots: Vec<Slot> = holders.into_iter().map(|(slot, _)| slot).collect();
+        let open = self.members.iter().filter(|(slot, member)| may(**slot, member));
+        let mut idlest: Vec<(u64, u64, Slot)> =
+            open.map(|(slot, member)| (member.queue(), member.turn, *slot)).collect();
+        if idlest.len() > CANDIDATES {
+            idlest.select_nth_unstable(CANDIDATES - 1);
+            idlest.truncate(CANDIDATES);
+        }
+        let others: Vec<Slot> =
+            idlest.into_iter().map(|(.., slot)| slot).filter(|slot| !slots.contains(slot)).collect();
+        slots.extend(others);
+        slots
+    }
+
+    fn estimate(
+        &self,
+        now: Instant,
+        slot: Slot,
+        decoder: Slot,
+        cached: &[PrefixHash],
+        ask: &Ask<'_, M>,
+        fastest: f64,
+    ) -> Estimate {
+        let member = &self.members[&slot];
+        let work = ask.prompt.len() as u32 - self.resident_tokens(slot, cached);
+        let hand_over = if slot == decoder { 0.0 } else { member.hand_over() };
+        let tokens = member.queue() as f64 + f64::from(work);
+        let ttft = tokens * member.expected_speed(now, fastest) + hand_over;
+        Estimate { slot, work, ttft, cost: 0.0, queue: member.queue(), turn: member.turn }
+    }
+
+    /// The best of the candidates.
+    fn best(
+        &self,
+        now: Instant,
+        candidates: &mut [Estimate],
+        cached: &[PrefixHash],
+        ask: &Ask<'_, M>,
+    ) -> Option<Estimate> {
+        let is_untried = |estimate: &&Estimate| {
+            let member = &self.members[&estimate.slot];
+            member.speed().is_none() && member.queue() == 0
+        };
+        if let Some(untried) = candidates.iter().filter(is_untried).min_by_key(|estimate| estimate.turn) {
+            return Some(*untried);
+        }
+        let target = self.config.ttft_target.as_secs_f64() * 1e6;
+        if candidates.iter().all(|estimate| estimate.ttft > target) {
+            return lowest(candidates, |estimate| estimate.ttft);
+        }
+        let recent = |estimate: &Estimate| self.members[&estimate.slot].recent(now);
+        let least = candidates.iter().map(recent).min_by(f64::total_cmp).unwrap_or(0.0);
+        let length = ask.prompt.len() as f64;
+        for estimate in candidates.iter_mut() {
+            let ahead = (recent(estimate) - least - length - UNEVEN * least).clamp(0.0, length);
+            estimate.cost = f64::from(estimate.work) + estimate.queue as f64 * QUEUE_WEIGHT + ahead;
+        }
+        let timely: Vec<Estimate> =
+            candidates.iter().filter(|estimate| estimate.ttft <= target).copied().collect();
+        let best = lowest(&timely, |estimate| estimate.cost)?;
+        let Some(first) = self.unknown_first_tokens(cached) else { return Some(best) };
+        let near = timely.into_iter().filter(|estimate| estimate.cost <= best.cost + NEAR_COST * length);
+        near.max_by_key(|estimate| {
+            (rendezvous(first, self.members[&estimate.slot].name), Reverse(estimate.turn))
+        })
+    }
+}

@@ -1,0 +1,216 @@
+//! The router's record of one member: its capabilities, its queue, its speed and its failures.
+
+use std::time::{Duration, Instant};
+
+use connector::frame::Capabilities;
+
+use super::Joining;
+use crate::messages::{LoadReport, PrefillOutcome};
+
+/// Minimum number of computed tokens of a prefill whose speed is measured. For fewer tokens the fixed cost of a step dominates.
+const MEASURED_TOKENS: u32 = 16;
+
+/// After this time without a measurement, a slow member may have become as fast as the others.
+const SPEED_VALID: Duration = Duration::from_secs(30);
+
+/// Time in which the weight of past work halves in [`Member::recent`].
+const WORK_HALVES: Duration = Duration::from_secs(120);
+
+/// First and maximum length of the pause in which a member gets no prompts after a failed prefill. Each further failure in a row doubles the
+/// pause. The first pause is long enough for all prompts in progress to fail together. At the longest pause, a member that never
+/// recovers costs one further placement per 30 s.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// The pause after one or more failed prefills in a row.
+#[derive(Debug)]
+struct Failing {
+    /// Length of the pause.
+    pause: Duration,
+    /// End of the pause.
+    until: Instant,
+}
+
+/// A moving average in which the newest sample has the weight 1/8. A sample counts as at most twice the average, so that a process that was
+/// stopped for a while does not look slow.
+#[derive(Clone, Copy, Debug, Default)]
+struct Average(Option<f64>);
+
+impl Average {
+    fn add(&mut self, sample: f64) {
+        let mixed = |known: f64| known + (sample.min(2.0 * known) - known) / 8.0;
+        self.0 = Some(self.0.map_or(sample, mixed));
+    }
+}
+
+/// A number of computed tokens that halves in [`WORK_HALVES`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Work(Option<(f64, Instant)>);
+
+impl Work {
+    fn new(tokens: f64, now: Instant) -> Self {
+        Self(Some((tokens, now)))
+    }
+
+    fn at(self, now: Instant) -> f64 {
+        self.0.map_or(0.0, |(tokens, at)| {
+            let halvings = now.saturating_duration_since(at).as_secs_f64() / WORK_HALVES.as_secs_f64();
+            tokens * (-halvings).exp2()
+        })
+    }
+
+    /// The larger of two, at their times.
+    pub(super) fn or_larger(self, other: Self) -> Self {
+        let tokens = |work: &Self| work.0.map_or(0.0, |(tokens, _)| tokens);
+        if tokens(&other) > tokens(&self) { other } else { self }
+    }
+}
+
+/// A member of the fleet.
+#[derive(Debug)]
+pub(super) struct Member<M> {
+    pub(super) id: M,
+    /// The name that all routers know the member by.
+    pub(super) name: u64,
+    pub(super) capabilities: Capabilities,
+    /// Tokens that we expect the member to compute for the prompts that were placed there and are not computed yet.
+    pub(super) waiting: u64,
+    /// Reported tokens of waiting prompts that others placed there.
+    others: u64,
+    /// Microseconds per computed token.
+    speed: Average,
+    measured_at: Option<Instant>,
+    /// The member's own measurement of the same.
+    reported_speed: Option<f64>,
+    /// Microseconds from the first token to the adoption of the last page.
+    hand_over: Average,
+    /// Set if prefills have failed since the last one that succeeded.
+    failing: Option<Failing>,
+    /// Tokens computed here recently, and the time of that value.
+    pub(super) work: Work,
+    /// Number of the last placement here.
+    pub(super) turn: u64,
+    /// Pages of the pool.
+    pub(super) pool_pages: u32,
+    /// Pages in use, as reported.
+    used_pages: u32,
+    /// Pages of the requests that were placed here to decode and have not ended.
+    pub(super) placed_pages: u32,
+}
+
+impl<M> Member<M> {
+    /// A member without prompts. `work` is the recent work that it starts with.
+    pub(super) fn new(id: M, joining: Joining, work: Work) -> Self {
+        let Joining { name, capabilities, pool_pages } = joining;
+        Self {
+            id,
+            name,
+            capabilities,
+            waiting: 0,
+            others: 0,
+            speed: Average::default(),
+            measured_at: None,
+            reported_speed: None,
+            hand_over: Average::default(),
+            failing: None,
+            work,
+            turn: 0,
+            pool_pages,
+            used_pages: 0,
+            placed_pages: 0,
+        }
+    }
+
+    /// Tokens that are to be computed before a prompt that is placed here now.
+    pub(super) fn queue(&self) -> u64 {
+        self.others.saturating_add(self.waiting)
+    }
+
+    /// True if this member may get prompts now. After a failure it gets none during a pause, and then one at a time until one
+    /// succeeds.
+    pub(super) fn is_open(&self, now: Instant) -> bool {
+        self.failing.as_ref().is_none_or(|failing| now >= failing.until && self.waiting == 0)
+    }
+
+    /// Microseconds per computed token, if known.
+    pub(super) fn speed(&self) -> Option<f64> {
+        self.speed.0.or(self.reported_speed)
+    }
+
+    /// The speed to expect if the fastest member has the speed `fastest`.
+    pub(super) fn expected_speed(&self, now: Instant, fastest: f64) -> f64 {
+        self.speed().filter(|_| !self.is_speed_old(now)).unwrap_or(fastest)
+    }
+
+    fn is_speed_old(&self, now: Instant) -> bool {
+        self.measured_at.is_some_and(|at| now.saturating_duration_since(at) > SPEED_VALID)
+    }
+
+    /// Microseconds that the transfer of the KV adds to a prefill.
+    pub(super) fn hand_over(&self) -> f64 {
+        self.hand_over.0.unwrap_or(0.0)
+    }
+
+    /// A hand-over has added this time.
+    pub(super) fn handed_over(&mut self, micros: u64) {
+        self.hand_over.add(micros as f64);
+    }
+
+    /// Tokens computed recently.
+    pub(super) fn recent(&self, now: Instant) -> f64 {
+        self.work.at(now)
+    }
+
+    /// Pages that are free for further requests.
+    pub(super) fn room(&self) -> u32 {
+        self.pool_pages.saturating_sub(self.used_pages.max(self.placed_pages))
+    }
+
+    /// A prompt is placed here. We expect that `tokens` of its tokens must be computed.
+    pub(super) fn place(&mut self, now: Instant, tokens: u32, turn: u64) {
+        self.waiting += u64::from(tokens);
+        self.work = Work::new(self.recent(now) + f64::from(tokens), now);
+        self.turn = turn;
+    }
+
+    /// The member has reported its load.
+    pub(super) fn reported(&mut self, report: &LoadReport) {
+        self.others = report.waiting_tokens.saturating_sub(self.waiting);
+        self.reported_speed = report.micros_per_token();
+    }
+
+    /// The member has `pool_pages` pages and uses `used_pages` of them.
+    pub(super) fn set_room(&mut self, pool_pages: u32, used_pages: u32) {
+        (self.pool_pages, self.used_pages) = (pool_pages, used_pages);
+    }
+
+    /// A prefill that was placed here has ended. `tokens` is what [`place`](Self::place) got.
+    pub(super) fn over(&mut self, now: Instant, tokens: u32, outcome: &PrefillOutcome) {
+        self.waiting = self.waiting.saturating_sub(u64::from(tokens));
+        match *outcome {
+            PrefillOutcome::Computed { tokens: computed, micros } => {
+                self.failing = None;
+                self.work =
+                    Work::new((self.recent(now) + f64::from(computed) - f64::from(tokens)).max(0.0), now);
+                if computed >= MEASURED_TOKENS {
+                    if self.is_speed_old(now) {
+                        self.speed = Average::default();
+                    }
+                    self.speed.add(micros as f64 / f64::from(computed));
+                    self.measured_at = Some(now);
+                }
+            }
+            PrefillOutcome::Failed => self.failed(now),
+            PrefillOutcome::Withdrawn => {}
+        }
+    }
+
+    fn failed(&mut self, now: Instant) {
+        let pause = match &self.failing {
+            // The prompt was placed before the pause began.
+            Some(failing) if now < failing.until => return,
+            Some(failing) => (2 * failing.pause).min(PAUSE.1),
+            None => PAUSE.0,
+        };
+        self.failing = Some(Failing { pause, until: now + pause });
+    }
+}

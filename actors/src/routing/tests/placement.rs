@@ -1,0 +1,190 @@
+//! Where single prompts go.
+
+use super::*;
+
+#[test]
+fn a_prompt_returns_to_the_member_with_its_prefix() {
+    let (mut routing, now) = (router(4, RoutingConfig::default()), Instant::now());
+    let first = run(&mut routing, now, &ask(&prompt(1, 600)));
+    assert_eq!(first.prefill_tokens, 600);
+    for other in 2..8 {
+        run(&mut routing, now, &ask(&prompt(other, 600)));
+    }
+    let longer = [prompt(1, 600), prompt(9, 50)].concat();
+    // Local prefill is not allowed, because member 0 has decoded the first prompt and has its KV too.
+    let never = Ask { local: LocalPrefill::Never, ..ask(&longer) };
+    let second = run(&mut routing, now, &never);
+    // 37 pages of 16 tokens are cached.
+    assert_eq!((second.prefill_on, second.prefill_tokens), (first.prefill_on, 650 - 592));
+    // A request for the log probabilities of its prompt computes everything.
+    let scores = Ask { reads_cache: false, ..never };
+    assert_eq!(run(&mut routing, now, &scores).prefill_tokens, 650);
+}
+
+#[test]
+fn salts_share_nothing() {
+    let (mut routing, now) = (router(1, RoutingConfig::default()), Instant::now());
+    let prompt = prompt(1, 600);
+    let salts = [None, Some(CacheSalt::of("a")), Some(CacheSalt::of("b")), Some(CacheSalt([0; 32]))];
+    for salt in salts {
+        assert_eq!(run(&mut routing, now, &Ask { salt, ..ask(&prompt) }).prefill_tokens, 600, "{salt:?}");
+    }
+    for salt in salts {
+        assert_eq!(
+            run(&mut routing, now, &Ask { salt, ..ask(&prompt) }).prefill_tokens,
+            600 - 592,
+            "{salt:?}"
+        );
+    }
+}
+
+#[test]
+fn a_continuation_is_prefilled_where_it_is_decoded_if_that_is_sooner() {
+    let (mut routing, now) = (router(1, RoutingConfig::default()), Instant::now());
+    routing.reported(0, &load(0));
+    run(&mut routing, now, &ask(&prompt(1, 600)));
+    let longer = [prompt(1, 600), prompt(9, 50)].concat();
+    // Both have the prefix: the idle prefiller computes the rest, so that answers are not delayed here.
+    assert_eq!(run(&mut routing, now, &ask(&longer)).prefill_on, 1);
+    // The prefiller is replaced by one without the prefix.
+    routing.left(1);
+    routing.joined(2, prefiller(2));
+    routing.reported(2, &load(0));
+    let placed = run(&mut routing, now, &ask(&longer));
+    assert_eq!((placed.prefill_on, placed.prefill_tokens), (0, 650 - 640));
+    // A prompt without a known prefix still goes there.
+    assert_eq!(run(&mut routing, now, &ask(&prompt(2, 600))).prefill_on, 2);
+}
+
+#[test]
+fn the_target_decides_between_the_prefix_and_the_queue() {
+    let target = RoutingConfig { ttft_target: Duration::from_millis(900), ..RoutingConfig::default() };
+    let (mut routing, now) = (router(2, target), Instant::now());
+    let holder = run(&mut routing, now, &ask(&prompt(1, 600))).prefill_on;
+    // Equal work for both, so that only the prefix and the queue differ.
+    run(&mut routing, now, &Ask { not_on: &[holder], ..ask(&prompt(2, 600)) });
+    let first = prompt(1, 600);
+    let place = |routing: &mut Routing<u32>| {
+        run(routing, now, &Ask { local: LocalPrefill::Never, ..ask(&first) }).prefill_on
+    };
+    // The holder meets the target with a queue of 800 ms, although the other member is idle.
+    routing.reported(holder, &load(800));
+    assert_eq!(place(&mut routing), holder);
+    // With a queue of 1 s it does not, and the other member computes the whole prompt in 600 ms.
+    routing.reported(holder, &load(1000));
+    assert_ne!(place(&mut routing), holder);
+    // No member meets the target: the soonest computes. Both have the prefix now.
+    routing.reported(3 - holder, &load(5000));
+    assert_eq!(place(&mut routing), holder);
+}
+
+#[test]
+fn routers_that_do_not_know_each_other_agree() {
+    let now = Instant::now();
+    // The routers see the prompts in different orders, with different suffixes.
+    let mut routers: Vec<Routing<u32>> = (0..3).map(|_| router(4, RoutingConfig::default())).collect();
+    let mut homes = vec![Vec::new(); 32];
+    for (number, routing) in routers.iter_mut().enumerate() {
+        for step in 0..32 {
+            let system = (step * (2 * number + 1) + number) % 32;
+            let prompt = [prompt(system as u32 + 1, 512), prompt(100 + number as u32, 32)].concat();
+            homes[system].push(run(routing, now, &ask(&prompt)).prefill_on);
+        }
+    }
+    let agreed = homes.iter().filter(|homes| homes.iter().all(|home| *home == homes[0])).count();
+    // By chance, 2 of 32 would agree.
+    assert!(agreed >= 16, "{agreed} of 32: {homes:?}");
+}
+
+#[test]
+fn equal_members_take_turns() {
+    let (mut routing, now) = (router(4, RoutingConfig::default()), Instant::now());
+    // Prompts without a full page have no prefix.
+    let chosen: Vec<u32> =
+        (0..8).map(|number| run(&mut routing, now, &ask(&prompt(number, 10))).prefill_on).collect();
+    assert_eq!(chosen[..4], chosen[4..]);
+    assert_eq!(chosen.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
+}
+
+#[test]
+fn a_member_of_unknown_speed_is_tried_and_a_slow_one_is_tried_again() {
+    let (mut routing, mut now) = (router(2, RoutingConfig::default()), Instant::now());
+    routing.joined(3, prefiller(3));
+    let slow = routing.place(now, &ask(&prompt(1, 600))).unwrap();
+    assert_eq!(slow.prefill_on, 3);
+    assert_ne!(
+        routing.place(now, &ask(&prompt(2, 600))).unwrap().prefill_on,
+        3,
+        "it is tried with one prompt"
+    );
+    let tokens = slow.prefill_tokens;
+    routing.prefilled(now, 3, tokens, &PrefillOutcome::Computed { tokens, micros: 60_000_000 });
+    let mut count = |now: Instant, prompts: std::ops::Range<u32>| {
+        prompts.filter(|number| run(&mut routing, now, &ask(&prompt(*number, 600))).prefill_on == 3).count()
+    };
+    assert_eq!(count(now, 10..30), 0, "60 s for a prompt do not meet the target");
+    now += Duration::from_secs(31);
+    assert!(count(now, 30..50) > 3, "the measurement is too old");
+}
+
+#[test]
+fn the_decoder_has_the_conversation_and_room_for_it() {
+    let (mut routing, now) = (Routing::new(PAGE, RoutingConfig::default()), Instant::now());
+    for id in 0..4 {
+        routing.joined(id, node(u64::from(id), 100));
+        routing.reported(id, &LoadReport { cache_pages: 100, ..load(0) });
+    }
+    routing.joined(9, prefiller(9));
+    fn free(prompt: &[u32]) -> Ask<'_, u32> {
+        Ask { decode_on: None, max_tokens: 100, ..ask(prompt) }
+    }
+    let long = prompt(1, 600);
+    let first = routing.place(now, &free(&long)).unwrap();
+    assert_eq!(first.decode_pages, 700_u32.div_ceil(PAGE));
+    // The next request goes to another member, which has more room.
+    let second = routing.place(now, &free(&prompt(2, 600))).unwrap();
+    assert_ne!(first.decode_on, second.decode_on);
+    // 44 of 100 pages are used. The conversation returns while there is room for it.
+    let longer = [long.clone(), prompt(3, 50)].concat();
+    let third = routing.place(now, &free(&longer)).unwrap();
+    assert_eq!(third.decode_on, first.decode_on);
+    let fourth = routing.place(now, &free(&longer)).unwrap();
+    assert_ne!(fourth.decode_on, first.decode_on);
+    for placed in [first, second, third, fourth] {
+        routing.decoded(placed.decode_on, placed.decode_pages);
+    }
+    // The members' own reports count too.
+    routing.room_changed(first.decode_on, 100, 90);
+    assert_ne!(routing.place(now, &free(&longer)).unwrap().decode_on, first.decode_on);
+}
+
+#[test]
+fn the_cost_of_a_decision_is_bounded() {
+    let now = Instant::now();
+    let mut routing = router(1000, RoutingConfig { index_bytes: 1 << 30, ..RoutingConfig::default() });
+    let long = prompt(1, 512);
+    // Every member gets the same prefix.
+    for id in 1..=1000 {
+        let others: Vec<u32> = (1..=1000).filter(|other| *other != id).collect();
+        let placed =
+            routing.place(now, &Ask { local: LocalPrefill::Never, not_on: &others, ..ask(&long) }).unwrap();
+        assert_eq!(placed.prefill_on, id);
+    }
+    let placed = routing.place(now, &ask(&long)).unwrap();
+    // 8 members with the prefix, 8 with short queues, and the decoder.
+    assert!((9..=17).contains(&placed.predictions), "{}", placed.predictions);
+}
+
+#[test]
+fn local_prefill_is_allowed_denied_or_forced() {
+    let (mut routing, now) = (router(1, RoutingConfig::default()), Instant::now());
+    let prompt = prompt(1, 100);
+    let mut place = |local, not_on: &[u32]| {
+        let placed = routing.place(now, &Ask { local, not_on, ..ask(&prompt) });
+        placed.map(|placed| placed.prefill_on)
+    };
+    assert_eq!(place(LocalPrefill::Always, &[]), Ok(0));
+    assert_eq!(place(LocalPrefill::Auto, &[1]), Ok(0));
+    assert_eq!(place(LocalPrefill::Never, &[]), Ok(1));
+    assert_eq!(place(LocalPrefill::Never, &[1]), Err(NotPlaced::NoPrefiller));
+}
