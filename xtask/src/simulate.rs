@@ -257,6 +257,12 @@ const MUTANTS: &[Mutant] = &[
         "if incarnation == self.own && self.closing {",
     ),
     mutant(
+        "prefill here although only peers may prefill",
+        "actors/src/decoder/state.rs",
+        "if !entry.may_fall_back {\n            let session = *session;",
+        "if !entry.may_fall_back && entry.emitted.len() > 1 {\n            let session = *session;",
+    ),
+    mutant(
         "forget a session that may still write",
         "actors/src/peer_link/dialler.rs",
         "record.live.is_none() && record.previous_drained",

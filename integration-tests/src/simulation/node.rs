@@ -89,6 +89,7 @@ impl Node {
                     pid: node as u32,
                     routing: RoutingConfig {
                         local_if_sooner_by: plan.local_if_sooner_by(),
+                        local: plan.local,
                         ..RoutingConfig::default()
                     },
                 }),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use actors::routing::LocalPrefill;
+
 use super::dice::Dice;
 use super::topology::{self, NodePlan};
 
@@ -106,6 +108,8 @@ pub struct Plan {
     pub hashed: bool,
     /// Pages are in device memory, so that adjacent pages go as one put.
     pub on_device: bool,
+    /// Whether nodes prefill their own prompts.
+    pub local: LocalPrefill,
     /// Engines accept a second step while one runs.
     pub runs_ahead: bool,
     /// Maximum number of rows in a step, often less than the number of decoding sequences.
@@ -146,6 +150,9 @@ impl Plan {
             (began, began + dice.between(1, 12) * SECOND, 24)
         };
         let horizon = until + dice.between(0, 4) * SECOND;
+        // A node without peers must prefill its own prompts. Without faults, each request must finish, also if its peers have no room.
+        let is_dialled = |node: usize| links.iter().any(|(_, listener)| *listener == node);
+        let may_forbid = !is_calm && (0..nodes.len()).all(|node| !nodes[node].decodes || is_dialled(node));
         let homes: Vec<usize> = (0..nodes.len()).filter(|node| nodes[*node].decodes).collect();
         let requests = (0..dice.between(2, most)).map(|_| (dice.between(from, until), *dice.one_of(&homes)));
         let requests = requests.collect();
@@ -178,6 +185,7 @@ impl Plan {
             faults,
             horizon,
             on_device: dice.one_in(2),
+            local: if may_forbid && dice.one_in(5) { LocalPrefill::Never } else { LocalPrefill::Auto },
             runs_ahead: dice.one_in(2),
             step_rows: dice.between(1, 8) as u32,
             grammars: dice.between(1, 4) as u32,
