@@ -151,7 +151,8 @@ impl Node {
                 close_ends_writes: !plan.foreign,
                 ring_pages,
                 receivers,
-            }),
+            })
+            .with_limits(plan.limits.unwrap_or_default()),
             memory: Memory::new(pages),
             step: None,
             step_ahead: None,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use actors::peer_link::state::SessionLimits;
 use actors::routing::LocalPrefill;
 
 use super::dice::Dice;
@@ -55,7 +56,7 @@ impl Fault {
     fn any(dice: &mut Dice, nodes: usize, links: &[(usize, usize)], hashed: bool) -> Self {
         let node = dice.between(0, nodes as u64 - 1) as usize;
         let (dialler, listener) = *dice.one_of(links);
-        match dice.between(0, 14) {
+        match dice.between(0, 15) {
             0..=2 => Self::Crashes(node),
             3..=5 => Self::Stops(node),
             6 | 7 => Self::LinkBreaks(dialler, listener),
@@ -110,6 +111,8 @@ pub struct Plan {
     pub on_device: bool,
     /// Whether nodes prefill their own prompts.
     pub local: LocalPrefill,
+    /// Limits of the sessions of a node. `None`: each node may have a session with every other one.
+    pub limits: Option<SessionLimits>,
     /// Engines accept a second step while one runs.
     pub runs_ahead: bool,
     /// Maximum number of rows in a step, often less than the number of decoding sequences.
@@ -185,6 +188,10 @@ impl Plan {
             faults,
             horizon,
             on_device: dice.one_in(2),
+            limits: (is_mixed && !is_calm && dice.one_in(6)).then(|| SessionLimits {
+                sessions: dice.between(1, 3) as u32,
+                idle: Duration::from_secs(dice.between(8, 15)),
+            }),
             local: if may_forbid && dice.one_in(5) { LocalPrefill::Never } else { LocalPrefill::Auto },
             runs_ahead: dice.one_in(2),
             step_rows: dice.between(1, 8) as u32,
