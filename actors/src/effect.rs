@@ -229,6 +229,9 @@ table! {
         AbortRequest: Post from [Frontend], "one per request";
         PrefillOver: Post from [Decoder], "one per request and sender";
         PlaceAgain in Box: Post from [Decoder], "one per PrefillOver";
+        HandOverEnded: Post from [Decoder], "one per request";
+        LoadReport: Post from [Generator], "one per 50 ms and one per tick";
+        PeerLoad: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
         PeerReady: Post from [PeerLink], "one per session";
         PeerLeaving: Post from [PeerLink], "one per session";
         RoomChanged: Post from [BufferManager], "two per session";
@@ -327,6 +330,7 @@ table! {
         TransportEvents: Post from [Transport], "a few per session";
         SendFrame: Post from [Decoder, BufferManager, Transfer, Prefiller], "each frame is bounded by its request, its credits or its session";
         BreakSession: Post from [BufferManager, Transfer], "one per session";
+        LoadReport: Post from [Generator], "one per 50 ms and one per tick";
         RoomChanged: Post from [BufferManager], "two per session";
         NothingOutstanding: Post from [BufferManager], "one per session";
         HealthSeen: Post from [Ticker], "a full mailbox skips it";

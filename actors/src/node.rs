@@ -262,7 +262,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     };
     let hashed = link.as_ref().filter(|link| link.page_hash).map(|_| Pages::new(parts.pool.clone()));
     let sending = link.as_ref().map(|link| (link.min_gigabytes_per_second, link.pages_in_flight));
-    let linked = link.map(|link| linking::start(link, &mut parts, &mailboxes)).transpose()?;
+    let cache_pages = if prefix_cache { parts.pool.pages() } else { 0 };
+    let linked = link.map(|link| linking::start(link, cache_pages, &mut parts, &mailboxes)).transpose()?;
     mailboxes.peer_link = linked.as_ref().map(|linked| linked.peer_link.clone().recipient());
 
     let (proxy, decoder) = (serving.proxy.address(), serving.decoder.address());

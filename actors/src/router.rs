@@ -88,6 +88,8 @@ impl Router {
             Effect::Generator(mail) => drop(self.generator.post(mail)),
             Effect::Transfer(mail) => post(self.transfer.as_ref(), mail),
             Effect::Prefiller(mail) => post(self.prefiller.as_ref(), mail),
+            // A node without peers reports its load to its own proxy only.
+            Effect::PeerLink(ToPeerLink::LoadReport(_)) if self.peer_link.is_none() => {}
             Effect::PeerLink(mail) => post(self.peer_link.as_ref(), mail),
             Effect::Streams(message) => self.to_streams(message),
             Effect::Engine(ToEngine::RunStep(plan)) => {

@@ -187,10 +187,15 @@ impl<M: Copy + Ord> Routing<M> {
 
     /// A member has reported its load.
     pub fn reported(&mut self, id: M, report: &LoadReport) {
-        let Some(slot) = self.slots.get(&id) else { return };
-        if let Some(member) = self.members.get_mut(slot) {
+        if let Some(member) = self.member_mut(id) {
             member.reported(report);
-            self.index.set_pool(*slot, report.cache_pages);
+        }
+    }
+
+    /// A member has reported the pages that can keep the KV of earlier prompts.
+    pub fn cache_reported(&mut self, id: M, pages: u32) {
+        if let Some(slot) = self.slots.get(&id) {
+            self.index.set_pool(*slot, pages);
         }
     }
 

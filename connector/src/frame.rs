@@ -34,7 +34,7 @@ pub struct Versions {
 
 impl Versions {
     /// The versions that this build supports.
-    pub const OURS: Self = Self::new(9, 9);
+    pub const OURS: Self = Self::new(10, 10);
 
     /// The versions from `lowest` to `highest`, both included.
     pub const fn new(lowest: u32, highest: u32) -> Self {
@@ -422,6 +422,15 @@ pub enum Frame {
         #[serde(deserialize_with = "wire::list")]
         tokens: Vec<TokenLogprobs>,
     },
+    /// Sender → receiver: the sender's load. Sent after [`LinkProbed`](Self::LinkProbed), and when it has changed.
+    Load {
+        /// Tokens of prompts of all receivers, and of the sender itself, that are not computed yet.
+        waiting_tokens: u64,
+        /// Nanoseconds that one more prompt token adds to a step; `None`: not measured yet.
+        nanos_per_token: Option<u32>,
+        /// Pages of the sender's pool that can keep the KV of earlier prompts; 0 if it has no prefix cache.
+        cache_pages: u32,
+    },
 }
 
 /// Maximum number of credits in one [`Frame::Grant`].
@@ -444,6 +453,7 @@ impl Frame {
             Self::RingShare { .. } => "RingShare",
             Self::Leaving => "Leaving",
             Self::Grammar { .. } => "Grammar",
+            Self::Load { .. } => "Load",
         }
     }
 }

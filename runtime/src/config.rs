@@ -119,7 +119,7 @@ sections! {
         /// Whether a receiver may prefill the frontend's prompts itself: `auto`, `never` or `always`.
         local: LocalPrefill = local_prefill, |_, _| "auto";
         /// If no sender is idle, a receiver prefills a prompt itself if it expects the first token sooner by more than this.
-        local_if_sooner_by: Duration = duration_or_zero, |_, _| "1s";
+        local_if_sooner_by: Duration = duration_or_zero, |role, _| if role == Role::Node { "0s" } else { "1s" };
         /// How the model writes tool calls: `hermes`, `llama3_json`, `mistral` or `none`. The default is the format that the chat template shows.
         tool_call_parser: Option<String> =
             |value| optional(value, |value| one_of(value, &["hermes", "llama3_json", "mistral", "none"])), |_, _| layers::NOTHING;

@@ -35,9 +35,9 @@ use crate::finish::FinishRule;
 use crate::first_token;
 use crate::log::LogLine;
 use crate::messages::{
-    ComputeHere, Decode, PagesAdopted, PagesComputed, PagesReserved, PeerReady, PlacedAgain, Placement,
-    PrefillFailed, PrefillFinished, PrefillOutcome, PrefillOver, PromptLogprobs, ReleasePages, ReservePages,
-    ReservePriority, SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
+    ComputeHere, Decode, HandOverEnded, PagesAdopted, PagesComputed, PagesReserved, PeerReady, PlacedAgain,
+    Placement, PrefillFailed, PrefillFinished, PrefillOutcome, PrefillOver, PromptLogprobs, ReleasePages,
+    ReservePages, ReservePriority, SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
 };
 use crate::request::{
     AbortOutcome, AbortRequest, Generate, Refused, RequestError, RequestId, StreamEvent, Timings,
@@ -411,9 +411,17 @@ impl DecoderState {
 
     /// Starts a landing request once it has its first token and all its pages. It may have no page for its next token yet.
     fn join(&mut self, request: RequestId) -> Vec<Effect> {
-        let started = self.requests.get_mut(&request).map(Entry::join).unwrap_or_default();
-        let grow = if started.is_empty() { None } else { self.grow(request) };
-        started.into_iter().chain(grow).collect()
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        let Phase::Landing { session, .. } = entry.phase else { return Vec::new() };
+        let exposed_micros = (entry.timings.exposed_ms * 1e3) as u64;
+        // The first token of an earlier sender is no measure of this one.
+        let is_measured = entry.tried.is_empty();
+        let started = entry.join();
+        if started.is_empty() {
+            return Vec::new();
+        }
+        let ended = is_measured.then(|| to::proxy(HandOverEnded { session, exposed_micros }));
+        started.into_iter().chain(ended).chain(self.grow(request)).collect()
     }
 
     /// The hash of a landed page does not match: nothing that the sender sent for this request is used.

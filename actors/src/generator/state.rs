@@ -26,6 +26,7 @@
 //! **Errors**: an engine error fails the sequences in its [scope](EngineError::scope). If the scope is one sequence, the engine has refused the
 //! step before it computed anything, and the other sequences are planned again.
 
+mod load;
 mod pace;
 mod sequence;
 
@@ -39,7 +40,7 @@ use crate::constraint::Constraint;
 use crate::effect::{Effect, ToGenerator, to};
 use crate::finish::FinishRule;
 use crate::messages::{
-    ExtendSequence, RunStep, SequenceAdvanced, SequenceEnd, SequenceId, StartSequence, StepResult,
+    ExtendSequence, LoadReport, RunStep, SequenceAdvanced, SequenceEnd, SequenceId, StartSequence, StepResult,
 };
 use pace::Pace;
 use sequence::Sequence;
@@ -103,6 +104,10 @@ pub struct GeneratorState {
     flights: VecDeque<Flight>,
     /// When the last step returned.
     returned_micros: u64,
+    /// The last report of the load.
+    reported: Option<LoadReport>,
+    /// When it was made.
+    reported_micros: Option<u64>,
     acquire: Vec<PageId>,
 }
 
@@ -125,6 +130,8 @@ impl GeneratorState {
             runs_ahead,
             flights: VecDeque::new(),
             returned_micros: 0,
+            reported: None,
+            reported_micros: None,
             acquire: Vec::new(),
         }
     }
@@ -166,11 +173,12 @@ impl GeneratorState {
             ToGenerator::StepFinished(step) => {
                 self.on_step(step.outcome, now_micros).into_iter().map(advanced).collect()
             }
-            ToGenerator::Tick(_) => return Vec::new(),
+            ToGenerator::Tick(_) => return self.report(now_micros),
         };
         while let Some(plan) = self.plan(now_micros) {
             effects.push(to::engine(plan));
         }
+        effects.extend(self.report_in_time(now_micros));
         effects
     }
 

@@ -1,20 +1,30 @@
-//! The load of a process, as it reports it to the routers that place prompts there.
+//! The load of a process, as it reports it to the proxies that place prompts there.
 
 use super::SessionId;
 
-/// The prompts that a process still has to compute, and how fast it computes them.
+/// Generator → proxy, peer link: the prompts that this process still has to compute, and how fast it computes them. Sent when it has changed, at
+/// most once per tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {
-    /// Tokens of prompts that are not computed yet.
+    /// Tokens of prompts on the engine that are not computed yet.
     pub waiting_tokens: u64,
-    /// Nanoseconds per computed prompt token; `None`: not measured yet.
+    /// Nanoseconds that one more prompt token adds to a step; `None`: not measured yet.
     pub nanos_per_token: Option<u32>,
-    /// Pages that can keep the KV of earlier prompts; 0 if the process has no prefix cache.
-    pub cache_pages: u32,
 }
 
 impl LoadReport {
-    /// Microseconds per computed prompt token.
+    /// Upper bound of [`waiting_tokens`](Self::waiting_tokens) in a peer's report: more than all prompts of a process can have.
+    pub const WAITING_TOKENS_MAX: u64 = 1 << 40;
+
+    /// A peer's report, with values inside their bounds.
+    pub fn of_peer(waiting_tokens: u64, nanos_per_token: Option<u32>) -> Self {
+        Self {
+            waiting_tokens: waiting_tokens.min(Self::WAITING_TOKENS_MAX),
+            nanos_per_token: nanos_per_token.filter(|nanos| *nanos > 0),
+        }
+    }
+
+    /// Microseconds per prompt token.
     pub fn micros_per_token(&self) -> Option<f64> {
         self.nanos_per_token.map(|nanos| f64::from(nanos) / 1e3)
     }
@@ -27,4 +37,6 @@ pub struct PeerLoad {
     pub session: SessionId,
     /// Its load.
     pub load: LoadReport,
+    /// Pages of its pool that can keep earlier prompts; 0 if it has no prefix cache.
+    pub cache_pages: u32,
 }

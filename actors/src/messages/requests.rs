@@ -34,6 +34,15 @@ pub struct PrefillOver {
     pub outcome: PrefillOutcome,
 }
 
+/// Decoder → proxy: all pages of a prompt have landed, and its request decodes here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandOverEnded {
+    /// The sender's session.
+    pub session: SessionId,
+    /// Microseconds from the first token's arrival to the last page's. Zero if the pages came first.
+    pub exposed_micros: u64,
+}
+
 /// Decoder → proxy: the sender does not prefill this request, and this process may not: choose another sender. The request's [`PrefillOver`]
 /// comes before it.
 #[derive(Clone, Debug, PartialEq)]

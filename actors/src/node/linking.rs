@@ -28,9 +28,10 @@ pub(super) struct Linked {
     pub(super) transport: Arc<dyn Transport>,
 }
 
-/// Starts the transport and the peer link. A listener accepts at once; peers are dialled after [`StartDialling`](crate::messages::StartDialling).
+/// Starts the transport and the peer link. `cache_pages` is reported to peers. A listener accepts at once; peers are dialled after [`StartDialling`](crate::messages::StartDialling).
 pub(super) fn start<E>(
     link: LinkConfig<'_, E>,
+    cache_pages: u32,
     parts: &mut Parts,
     mailboxes: &Mailboxes,
 ) -> Result<Linked, NodeError<E>> {
@@ -57,6 +58,7 @@ pub(super) fn start<E>(
         close_ends_writes: transport.close_ends_writes(),
         ring_pages: identity.ring_pages,
         receivers: link.peers,
+        cache_pages,
     })
     .with_limits(link.limits);
     let behaviour = PeerLinkBehaviour { state, counters: parts.counters.clone() };

@@ -20,6 +20,7 @@
 mod dialling;
 mod frames;
 mod limits;
+mod loads;
 mod proof;
 mod session;
 
@@ -33,8 +34,9 @@ use super::dialler::{Attempts, Dialler};
 use crate::effect::{Effect, ToPeerLink, to};
 use crate::log::LogLine;
 use crate::messages::{
-    Carry, ConnectionId, HangUp, HelloCame, LaneConnected, LinkEnd, LinkEnded, PeerLost, ReceiverId, Refuse,
-    RoomChanged, SayWelcome, SendFrame, SessionId, SessionOpened, WatchProcess, WriteFrame,
+    Carry, ConnectionId, HangUp, HelloCame, LaneConnected, LinkEnd, LinkEnded, LoadReport, PeerLost,
+    ReceiverId, Refuse, RoomChanged, SayWelcome, SendFrame, SessionId, SessionOpened, WatchProcess,
+    WriteFrame,
 };
 use limits::Crowd;
 pub use limits::SessionLimits;
@@ -77,6 +79,8 @@ pub struct PeerLinkConfig {
     pub ring_pages: u32,
     /// The addresses to dial.
     pub receivers: Vec<String>,
+    /// Pages that can keep the KV of earlier prompts, for load reports.
+    pub cache_pages: u32,
 }
 
 /// All sessions of this process.
@@ -87,6 +91,9 @@ pub struct PeerLinkState {
     ring_pages: u32,
     limits: SessionLimits,
     crowd: Crowd,
+    cache_pages: u32,
+    /// The last report of the generator.
+    load: LoadReport,
     next: u64,
     /// This process accepts no new prefills.
     leaving: bool,
@@ -115,13 +122,15 @@ fn name(session: SessionId) -> TransportSession {
 impl PeerLinkState {
     /// A state without sessions.
     pub fn new(config: PeerLinkConfig) -> Self {
-        let PeerLinkConfig { own, close_ends_writes, ring_pages, receivers } = config;
+        let PeerLinkConfig { own, close_ends_writes, ring_pages, receivers, cache_pages } = config;
         Self {
             own,
             close_ends_writes,
             ring_pages,
             limits: SessionLimits::default(),
             crowd: Crowd::default(),
+            cache_pages,
+            load: LoadReport::default(),
             next: 0,
             leaving: false,
             closing: false,
@@ -168,6 +177,7 @@ impl PeerLinkState {
             ToPeerLink::HealthSeen(health) => self.on_health(health.0),
             ToPeerLink::AnnounceLeaving(_) => self.on_announce_leaving(),
             ToPeerLink::CloseLinks(_) => self.on_shutdown(),
+            ToPeerLink::LoadReport(load) => self.on_load(load),
             ToPeerLink::Tick(_) => self.on_tick(now),
         }
     }
@@ -327,7 +337,8 @@ impl PeerLinkState {
             if let Err(reason) = self.on_probed(session) {
                 return self.on_end(session, reason);
             }
-            // The receiver starts to use the session at LinkProbed, so Leaving must be sent again after it.
+            // The receiver starts to use the session at LinkProbed, so it has no earlier Load, and Leaving must be sent again.
+            effects.push(write(self.load_frame()));
             effects.extend(self.leaving.then(|| write(Frame::Leaving)));
         }
         effects

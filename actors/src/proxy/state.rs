@@ -9,7 +9,7 @@ use connector::frame::Capabilities;
 use crate::decoder::state::fits_frames;
 use crate::effect::{Effect, ToProxy, to};
 use crate::messages::{
-    Decode, PeerReady, PlaceAgain, PlacedAgain, Placement, PrefillOver, SessionId, StreamEnd,
+    Decode, PeerLoad, PeerReady, PlaceAgain, PlacedAgain, Placement, PrefillOver, SessionId, StreamEnd,
 };
 use crate::request::{Generate, Refused, Route, StreamEvent};
 use crate::routing::{Ask, Joining, LocalPrefill, Routing, RoutingConfig};
@@ -61,6 +61,14 @@ impl ProxyState {
             ToProxy::AbortRequest(abort) => return vec![to::decoder(abort)],
             ToProxy::PlaceAgain(again) => return vec![self.on_place_again(now, &again)],
             ToProxy::PrefillOver(over) => self.on_prefill_over(now, &over),
+            ToProxy::HandOverEnded(ended) => {
+                self.routing.handed_over(Some(ended.session), ended.exposed_micros);
+            }
+            ToProxy::LoadReport(load) => self.routing.reported(HERE, &load),
+            ToProxy::PeerLoad(PeerLoad { session, load, cache_pages }) => {
+                self.routing.reported(Some(session), &load);
+                self.routing.cache_reported(Some(session), cache_pages);
+            }
             ToProxy::PeerReady(ready) => self.on_peer_ready(ready),
             ToProxy::PeerLeaving(leaving) => self.on_peer_lost(leaving.session),
             ToProxy::PeerLost(lost) => self.on_peer_lost(lost.session),

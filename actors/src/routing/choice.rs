@@ -25,6 +25,9 @@ const UNEVEN: f64 = 0.1;
 /// Candidates whose costs differ by less than this part of the prompt's length count as equal for a prompt with an unknown beginning.
 const NEAR_COST: f64 = 0.5;
 
+/// Of those, candidates are left out whose first token comes later than the soonest one by more than this part of the prompt's own time.
+const NEAR_TTFT: f64 = 0.25;
+
 /// Members whose free pages differ by less than this part of the pool count as equal.
 const NEAR_ROOM: u32 = 8;
 
@@ -205,7 +208,11 @@ impl<M: Copy + Ord> Routing<M> {
             candidates.iter().filter(|estimate| estimate.ttft <= target).copied().collect();
         let best = lowest(&timely, |estimate| estimate.cost)?;
         let Some(first) = self.unknown_first_tokens(cached) else { return Some(best) };
-        let near = timely.into_iter().filter(|estimate| estimate.cost <= best.cost + NEAR_COST * length);
+        let soon = lowest(&timely, |estimate| estimate.ttft)?.ttft;
+        let own = length * self.members[&best.slot].expected_speed(now, 0.0);
+        let near = timely.into_iter().filter(|estimate| {
+            estimate.cost <= best.cost + NEAR_COST * length && estimate.ttft <= soon + NEAR_TTFT * own
+        });
         near.max_by_key(|estimate| {
             (rendezvous(first, self.members[&estimate.slot].name), Reverse(estimate.turn))
         })

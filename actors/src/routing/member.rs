@@ -133,12 +133,12 @@ impl<M> Member<M> {
 
     /// Microseconds per computed token, if known.
     pub(super) fn speed(&self) -> Option<f64> {
-        self.speed.0.or(self.reported_speed)
+        self.reported_speed.or(self.speed.0)
     }
 
     /// The speed to expect if the fastest member has the speed `fastest`.
     pub(super) fn expected_speed(&self, now: Instant, fastest: f64) -> f64 {
-        self.speed().filter(|_| !self.is_speed_old(now)).unwrap_or(fastest)
+        self.reported_speed.or(self.speed.0.filter(|_| !self.is_speed_old(now))).unwrap_or(fastest)
     }
 
     fn is_speed_old(&self, now: Instant) -> bool {

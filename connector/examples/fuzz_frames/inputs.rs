@@ -137,7 +137,7 @@ fn logprobs(random: &mut Random) -> Option<TokenLogprobs> {
 
 pub(crate) fn frame(random: &mut Random) -> Frame {
     let request = random.next();
-    match random.below(13) {
+    match random.below(14) {
         0 => Frame::Heartbeat,
         1 => Frame::Goodbye,
         2 => Frame::Grant {
@@ -198,6 +198,11 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             let (index, kind) = (random.next() as u32, kinds[random.below(3)]);
             Frame::Grammar { index, kind, text: random.text() }
         }
+        11 => Frame::Load {
+            waiting_tokens: random.next(),
+            nanos_per_token: random.one_in(2).then(|| random.next() as u32),
+            cache_pages: random.next() as u32,
+        },
         _ => Frame::Leaving,
     }
 }
@@ -222,7 +227,7 @@ pub(crate) fn noise(random: &mut Random) -> Vec<u8> {
     let length = random.length(4096, FRAME_BYTES_MAX + 64);
     let mut bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
     if let (Some(head), true) = (bytes.first_chunk_mut::<4>(), random.one_in(2)) {
-        *head = (random.below(13) as u32).to_le_bytes();
+        *head = (random.below(14) as u32).to_le_bytes();
     }
     bytes
 }

@@ -41,7 +41,7 @@ fn the_version_prefix_never_changes() {
     assert!(wire::encode(&hello()).expect("the frame is small").starts_with(b"BTON"));
 }
 
-/// The bytes of version 9.
+/// The bytes of version 10.
 #[test]
 fn golden_bytes() {
     fn check<T>(value: T, expect: &str)
@@ -64,6 +64,10 @@ fn golden_bytes() {
         ),
     );
     check(Frame::Heartbeat, "00000000");
+    check(
+        Frame::Load { waiting_tokens: 1, nanos_per_token: Some(2), cache_pages: 3 },
+        "0d0000000100000000000000010200000003000000",
+    );
     check(
         Frame::Grant { first: CreditNumber(2), pages: vec![PageIndex(9)] },
         "020000000200000000000000010000000000000009000000",
@@ -187,6 +191,7 @@ fn frames() -> Vec<Frame> {
         Frame::Leaving,
         Frame::Grammar { index: 1, kind: GrammarKind::Regex, text: "[ab]*".into() },
         Frame::PromptLogprobs { request: 1, first: 7, tokens: logprobs.into_iter().collect() },
+        Frame::Load { waiting_tokens: 1, nanos_per_token: Some(2), cache_pages: 3 },
     ];
     let error =
         wire::decode::<Frame>(&[frames.len() as u8, 0, 0, 0]).expect_err("no variant has this number");

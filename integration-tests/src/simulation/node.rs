@@ -151,6 +151,7 @@ impl Node {
                 close_ends_writes: !plan.foreign,
                 ring_pages,
                 receivers,
+                cache_pages: pages,
             })
             .with_limits(plan.limits.unwrap_or_default()),
             memory: Memory::new(pages),

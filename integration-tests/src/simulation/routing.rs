@@ -5,7 +5,7 @@
 
 use actors::effect::{
     Effect, Endpoint, ToDecoder, ToEngine, ToGrammarThread, ToHashThread, ToLog, ToPeerLink, ToProcess,
-    ToStreams, ToTransport, to,
+    ToProxy, ToStreams, ToTransport, to,
 };
 use actors::log::LogLine;
 use actors::messages::{PageToHash, PagesHashed, SendFrame, SessionId};
@@ -108,6 +108,8 @@ impl World {
             }
             Effect::Proxy(mail) => match &mut process.decoding {
                 Some(decoding) => decoding.proxy.on(now, mail),
+                // In the simulator, a node that only prefills serves no requests of its own.
+                None if matches!(mail, ToProxy::LoadReport(_)) => Vec::new(),
                 None => return self.fail(format!("node {node} has no proxy")),
             },
             Effect::Decoder(mail) => match &mut process.decoding {

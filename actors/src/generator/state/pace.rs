@@ -63,6 +63,16 @@ impl Pace {
         self.per_token.add((micros - rows).max(micros / 2.0) / f64::from(prompt_tokens));
     }
 
+    /// Nanoseconds per prompt token of prompts that are computed in steps of at most `chunk_tokens` tokens, if measured. `has_rows`: other
+    /// sequences decode in these steps.
+    pub(super) fn nanos_per_token(&self, chunk_tokens: u32, has_rows: bool) -> Option<u32> {
+        let tokens = if has_rows { chunk_tokens.min(self.prompt_tokens()) } else { chunk_tokens };
+        let rows = if has_rows { self.rows.0.unwrap_or(0.0) } else { 0.0 };
+        let micros = self.per_token.0? + rows / f64::from(tokens.max(1));
+        // The conversion saturates.
+        Some(((micros * 1e3) as u32).max(1))
+    }
+
     /// Maximum number of prompt tokens in a step that has decode rows.
     pub(super) fn prompt_tokens(&self) -> u32 {
         let Some(bound) = self.bound else { return u32::MAX };
@@ -123,6 +133,18 @@ mod tests {
         assert!(pace.prompt_tokens() > before / 2, "{} of {before}", pace.prompt_tokens());
         steps(&mut pace, 0.0, 20.0, 40);
         assert!(pace.prompt_tokens() > before * 9 / 10);
+    }
+
+    #[test]
+    fn prompts_are_slower_beside_rows() {
+        let mut pace = Pace::new(Some(BOUND));
+        assert_eq!(pace.nanos_per_token(2048, false), None);
+        pace.measured(0, true, 5_000);
+        steps(&mut pace, 0.0, 20.0, 50);
+        assert!(pace.nanos_per_token(2048, false).is_some_and(|nanos| nanos.abs_diff(20_000) < 100));
+        // A step of 22.5 ms has 875 prompt tokens, and one of 64 tokens takes 6.28 ms.
+        assert!(pace.nanos_per_token(2048, true).is_some_and(|nanos| nanos.abs_diff(25_714) < 200));
+        assert!(pace.nanos_per_token(64, true).is_some_and(|nanos| nanos.abs_diff(98_125) < 500));
     }
 
     #[test]

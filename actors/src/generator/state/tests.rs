@@ -9,6 +9,7 @@ use crate::messages::PlannedChunk;
 use crate::request::{FinishReason, RequestId};
 
 mod constraints;
+mod load;
 mod pace;
 mod scores;
 

@@ -11,8 +11,8 @@ use crate::first_token;
 use crate::grammar::{GrammarHash, GrammarSource};
 use crate::log::{LaneSpeed, LogLine};
 use crate::messages::{
-    CancelPrefill, CreditsGranted, PageFilled, PeerLeaving, PeerReady, PrefillFailed, PrefillFinished,
-    PromptLogprobs, RingShared, SessionId, StartPrefill, StoreGrammar,
+    CancelPrefill, CreditsGranted, LoadReport, PageFilled, PeerLeaving, PeerLoad, PeerReady, PrefillFailed,
+    PrefillFinished, PromptLogprobs, RingShared, SessionId, StartPrefill, StoreGrammar,
 };
 use crate::request::{CacheSalt, RequestId};
 
@@ -53,6 +53,10 @@ impl PeerLinkState {
             }
             Frame::PrefillFailed { request, fault, reason } => {
                 to::decoder(PrefillFailed { session, request: RequestId(request), fault, reason })
+            }
+            Frame::Load { waiting_tokens, nanos_per_token, cache_pages } => {
+                let load = LoadReport::of_peer(waiting_tokens, nanos_per_token);
+                to::proxy(PeerLoad { session, load, cache_pages })
             }
             Frame::Leaving => {
                 let leaving = PeerLeaving { session };

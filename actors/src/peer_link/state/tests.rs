@@ -83,7 +83,7 @@ fn state(close_ends_writes: bool) -> PeerLinkState {
 /// A state that dials these receivers.
 fn state_with(close_ends_writes: bool, ring_pages: u32, receivers: &[&str]) -> PeerLinkState {
     let receivers = receivers.iter().map(|address| (*address).to_owned()).collect();
-    PeerLinkState::new(PeerLinkConfig { own: OWN, close_ends_writes, ring_pages, receivers })
+    PeerLinkState::new(PeerLinkConfig { own: OWN, close_ends_writes, ring_pages, receivers, cache_pages: 50 })
 }
 
 /// A session as a test sees it.
@@ -290,7 +290,8 @@ fn our_own_probe_is_sent_once() {
     assert_eq!(deliver(&mut state, send.clone()), [], "the session is not up yet");
     state.on_opened(begun.session, Ok(descriptor("ours")));
     assert_eq!(state.ready(), 0);
-    assert_eq!(deliver(&mut state, send.clone()), [begun.writes(probed())]);
+    let load = Frame::Load { waiting_tokens: 0, nanos_per_token: None, cache_pages: 50 };
+    assert_eq!(deliver(&mut state, send.clone()), [begun.writes(probed()), begun.writes(load)]);
     assert_eq!(state.ready(), 1);
     let reason = "LinkProbed was sent for a lane that is already probed";
     assert_eq!(deliver(&mut state, send), begun.ended(reason, false));

@@ -4,7 +4,7 @@ use super::*;
 use connector::frame::{GRAMMAR_BYTES_MAX, PROMPT_TOKENS_MAX};
 
 use crate::grammar::testing::named;
-use crate::messages::{BeginDrain, PrefillOutcome, RoomChanged};
+use crate::messages::{BeginDrain, HandOverEnded, LoadReport, PrefillOutcome, RoomChanged};
 use crate::request::{AbortRequest, RequestId};
 
 fn generate(prompt: usize, max_tokens: u32, route: Route) -> Generate {
@@ -254,4 +254,44 @@ fn a_request_too_large_for_a_frame_goes_to_no_sender() {
     };
     check(LocalPrefill::Auto, &grammar(GRAMMAR_BYTES_MAX), sender);
     check(LocalPrefill::Auto, &grammar(GRAMMAR_BYTES_MAX + 1), Ok(None));
+}
+
+#[test]
+fn reported_queues_count() {
+    let (busy, idle) = (SessionId(1), SessionId(2));
+    let (mut state, now) = (proxy(1000), Instant::now());
+    state.on_peer_ready(ready(busy));
+    state.on_peer_ready(ready(idle));
+    let report = |session, waiting_tokens| {
+        let load = LoadReport { waiting_tokens, nanos_per_token: Some(1_000_000) };
+        PeerLoad { session, load, cache_pages: 100 }
+    };
+    state.on(now, report(busy, 500).into());
+    state.on(now, report(idle, 0).into());
+    let to = |state: &mut ProxyState| route(state, now, &generate(100, 1, Route::Auto)).unwrap();
+    let chosen: Vec<_> = (0..5).map(|_| to(&mut state)).collect();
+    assert_eq!(chosen, [Some(idle); 5], "100 to 500 ms there and at least 600 ms at the other one");
+    // Our own prompts are part of the report and count once.
+    state.on(now, report(idle, 500).into());
+    assert_eq!([to(&mut state), to(&mut state)], [Some(busy), Some(idle)]);
+    // The receiver itself is as fast and has no queue, which is not enough to prefill here.
+    state.on(now, LoadReport { waiting_tokens: 0, nanos_per_token: Some(1_000_000) }.into());
+    state.on(now, report(busy, 5000).into());
+    state.on(now, report(idle, 5000).into());
+    assert_eq!(to(&mut state), None, "5 s later there");
+}
+
+#[test]
+fn a_slow_hand_over_counts() {
+    let (slow, fast) = (SessionId(1), SessionId(2));
+    let (mut state, now) = (proxy(1000), Instant::now());
+    for session in [slow, fast] {
+        state.on_peer_ready(ready(session));
+        let load = LoadReport { waiting_tokens: 0, nanos_per_token: Some(1_000_000) };
+        state.on(now, PeerLoad { session, load, cache_pages: 100 }.into());
+    }
+    state.on(now, HandOverEnded { session: slow, exposed_micros: 300_000 }.into());
+    let chosen: Vec<_> =
+        (0..4).map(|_| route(&mut state, now, &generate(100, 1, Route::Auto)).unwrap()).collect();
+    assert_eq!(chosen, [Some(fast), Some(fast), Some(fast), Some(slow)]);
 }

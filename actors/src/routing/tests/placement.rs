@@ -132,7 +132,7 @@ fn the_decoder_has_the_conversation_and_room_for_it() {
     let (mut routing, now) = (Routing::new(PAGE, RoutingConfig::default()), Instant::now());
     for id in 0..4 {
         routing.joined(id, node(u64::from(id), 100));
-        routing.reported(id, &LoadReport { cache_pages: 100, ..load(0) });
+        routing.reported(id, &load(0));
     }
     routing.joined(9, prefiller(9));
     fn free(prompt: &[u32]) -> Ask<'_, u32> {

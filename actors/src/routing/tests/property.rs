@@ -75,7 +75,8 @@ proptest! {
                 }
                 Op::End(..) => {}
                 Op::Report(id, waiting_tokens, cache_pages) => {
-                    routing.reported(id, &LoadReport { cache_pages, ..load(waiting_tokens) });
+                    routing.reported(id, &load(waiting_tokens));
+                    routing.cache_reported(id, cache_pages);
                 }
                 Op::Wait(millis) => now += Duration::from_millis(millis),
             }

@@ -65,10 +65,12 @@ fn a_handed_over_request_starts_with_its_first_token_and_all_pages() {
         let [
             Effect::BufferManager(ToBufferManager::PagesComputed(computed)),
             Effect::Generator(ToGenerator::StartSequence(start)),
+            Effect::Proxy(ToProxy::HandOverEnded(ended)),
         ] = &effects[..]
         else {
             panic!("{effects:?}")
         };
+        assert_eq!(*ended, HandOverEnded { session: SESSION, exposed_micros: 0 });
         assert_eq!((&computed.tokens[..], &computed.pages), (&PROMPT[..], &start.pages));
         assert_eq!(computed.salt, SALT);
         assert_eq!(start.pages, [PageId(6), PageId(4), PageId(8)], "pages are in the order of their tokens");
@@ -204,7 +206,7 @@ fn a_resident_prefix_is_not_put() {
     state.on_prefill_finished(now, prefilled(7));
     state.on_adopted(now, adopted(2, 5));
     let effects = state.on_adopted(now, adopted(1, 4));
-    let Some(Effect::Generator(ToGenerator::StartSequence(start))) = effects.last() else {
+    let [_, Effect::Generator(ToGenerator::StartSequence(start)), _] = &effects[..] else {
         panic!("{effects:?}")
     };
     assert_eq!((&start.pages, start.resident), (&pages(&[7, 4, 5, 8]), 12));

@@ -4,8 +4,8 @@ use connector::frame::{GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, PrefillFaul
 
 use super::*;
 use crate::grammar::{GrammarHash, GrammarSource};
-use crate::messages::PromptLogprobs;
 use crate::messages::StoreGrammar;
+use crate::messages::{LoadReport, PeerLoad, PromptLogprobs};
 use crate::request::CacheSalt;
 use connector::frame::TokenLogprobs;
 
@@ -16,7 +16,12 @@ fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
     let hashes = vec![8, 9];
     let request = RequestId(5);
     let scored = TokenLogprobs { sampled: -0.5, rank: 2, top: vec![(7, -0.25)] };
+    let load = LoadReport { waiting_tokens: LoadReport::WAITING_TOKENS_MAX, nanos_per_token: None };
     vec![
+        (
+            Frame::Load { waiting_tokens: u64::MAX, nanos_per_token: Some(0), cache_pages: 9 },
+            to::proxy(PeerLoad { session, load, cache_pages: 9 }),
+        ),
         (
             Frame::PageFilled { first, count, owner, hashes: hashes.clone(), transfer_micros },
             to::buffer_manager(PageFilled { session, first, count, owner, hashes, transfer_micros }),
@@ -215,5 +220,21 @@ fn leaving_is_sent_to_all_sessions_that_are_up() {
     assert_eq!(deliver(&mut state, AnnounceLeaving), [begun.writes(Frame::Leaving)]);
     let measured = SendFrame { session: begun.session, frame: probed() };
     let effects = [deliver(&mut state, measured), deliver(&mut state, DialDue { receiver: FIRST })].concat();
-    assert_eq!(effects, [begun.writes(probed()), begun.writes(Frame::Leaving)]);
+    assert_eq!(effects, [begun.writes(probed()), begun.writes(load(0)), begun.writes(Frame::Leaving)]);
+}
+
+fn load(waiting_tokens: u64) -> Frame {
+    Frame::Load { waiting_tokens, nanos_per_token: None, cache_pages: 50 }
+}
+
+#[test]
+fn the_peers_that_we_prefill_for_know_our_load() {
+    let mut state = state(true);
+    let (incoming, outgoing) = (up(&mut state, A, 1), up_outgoing(&mut state));
+    incoming.receives(&mut state, probed());
+    let report = |waiting_tokens| LoadReport { waiting_tokens, nanos_per_token: None };
+    assert_eq!(deliver(&mut state, report(5)), [], "its lane is not measured yet");
+    let measured = SendFrame { session: outgoing.session, frame: probed() };
+    assert_eq!(deliver(&mut state, measured), [outgoing.writes(probed()), outgoing.writes(load(5))]);
+    assert_eq!(deliver(&mut state, report(7)), [outgoing.writes(load(7))]);
 }

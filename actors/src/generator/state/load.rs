@@ -1,0 +1,54 @@
+//! The load of the engine, as it is reported to proxies.
+
+use std::time::Duration;
+
+use super::GeneratorState;
+use crate::effect::{Effect, to};
+use crate::messages::LoadReport;
+
+/// Minimum time between two reports, beside those of ticks. Proxies that place prompts on the same process should see each other's, and a
+/// prompt of a few thousand tokens takes a GPU about 100 ms.
+const REPORT_EVERY: Duration = Duration::from_millis(50);
+
+impl GeneratorState {
+    /// The prompt tokens that are not computed yet, and the speed of prompts.
+    pub fn load(&self) -> LoadReport {
+        let waits =
+            |sequence: &super::Sequence| u64::from(sequence.sampled_from.saturating_sub(sequence.resident));
+        LoadReport {
+            waiting_tokens: self.sequences.values().map(waits).sum(),
+            nanos_per_token: self.pace.nanos_per_token(self.chunk_tokens, self.decodes()),
+        }
+    }
+
+    /// True if a sequence decodes: its prompt is computed.
+    fn decodes(&self) -> bool {
+        self.sequences.values().any(|sequence| sequence.missing() == 1)
+    }
+
+    /// Reports the load if the last report is old enough.
+    pub(super) fn report_in_time(&mut self, now_micros: u64) -> Vec<Effect> {
+        let next = self.reported_micros.map_or(0, |at| at + REPORT_EVERY.as_micros() as u64);
+        if now_micros < next { Vec::new() } else { self.report(now_micros) }
+    }
+
+    /// Reports the load if it differs from the last report.
+    pub(super) fn report(&mut self, now_micros: u64) -> Vec<Effect> {
+        let load = self.load();
+        self.reported_micros = Some(now_micros);
+        if self.reported.is_some_and(|reported| is_alike(reported, load)) {
+            return Vec::new();
+        }
+        self.reported = Some(load);
+        vec![to::proxy(load), to::peer_link(load)]
+    }
+}
+
+/// True if the prompts that wait are the same and the speed differs by less than an eighth.
+fn is_alike(a: LoadReport, b: LoadReport) -> bool {
+    let speeds_alike = match (a.nanos_per_token, b.nanos_per_token) {
+        (Some(a), Some(b)) => a.abs_diff(b) < a.min(b) / 8,
+        (a, b) => a == b,
+    };
+    a.waiting_tokens == b.waiting_tokens && speeds_alike
+}

@@ -1,0 +1,45 @@
+//! Load reports.
+
+use crate::messages::{LoadReport, StepFinished, Tick};
+
+use super::*;
+
+#[test]
+fn the_load_is_reported_when_it_has_changed() {
+    let mut state = scheduler(4, 8, 16, false);
+    let told = |state: &mut GeneratorState| state.on(0, Tick.into());
+    let report = |waiting_tokens, nanos_per_token| {
+        let load = LoadReport { waiting_tokens, nanos_per_token };
+        vec![to::proxy(load), to::peer_link(load)]
+    };
+    assert_eq!(told(&mut state), report(0, None));
+    assert_eq!(told(&mut state), []);
+    state.on_start(start(1, 10, 3));
+    state.on_start(start(2, 3, 3));
+    assert_eq!(told(&mut state), report(13, None));
+    // The shorter prompt and one token of the other are computed in 2 ms.
+    state.plan(0).expect("there is work");
+    assert_eq!(told(&mut state), [], "the tokens of a step in flight still wait");
+    state.on_step(Ok(result(vec![(1, 7.into())])), 2000);
+    assert_eq!(told(&mut state), report(9, Some(500_000)));
+}
+
+#[test]
+fn a_load_that_changes_is_reported_every_50_ms_between_ticks() {
+    let mut state = scheduler(4, 8, 16, false);
+    let is_report = |effects: &[Effect]| effects.contains(&to::proxy(state_load(10)));
+    let started = state.on(1, start(1, 10, 3).into());
+    assert!(is_report(&started), "{started:?}");
+    let mut reports = Vec::new();
+    for step in 1..=4_u64 {
+        let now = 1 + 20_000 * step;
+        let finished = StepFinished { outcome: Ok(result(vec![(0, 7.into())])) };
+        let effects = state.on(now, finished.into());
+        reports.push(effects.iter().any(|effect| matches!(effect, Effect::Proxy(_))));
+    }
+    assert_eq!(reports, [false, false, true, false]);
+}
+
+fn state_load(waiting_tokens: u64) -> LoadReport {
+    LoadReport { waiting_tokens, nanos_per_token: None }
+}
