@@ -213,8 +213,10 @@ impl<M: Copy + Ord> Routing<M> {
         let near = timely.into_iter().filter(|estimate| {
             estimate.cost <= best.cost + NEAR_COST * length && estimate.ttft <= soon + NEAR_TTFT * own
         });
-        near.max_by_key(|estimate| {
+        let near = near.max_by_key(|estimate| {
             (rendezvous(first, self.members[&estimate.slot].name), Reverse(estimate.turn))
-        })
+        });
+        // The candidate with the lowest cost may be slow, and the others may have computed much recently.
+        near.or(Some(best))
     }
 }

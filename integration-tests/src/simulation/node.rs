@@ -88,7 +88,7 @@ impl Node {
                     request_pages: own.request_pages(),
                     pid: node as u32,
                     routing: RoutingConfig {
-                        local_if_sooner_by: plan.local_if_sooner_by(),
+                        local_if_sooner_by: plan.local_if_sooner_by,
                         local: plan.local,
                         ..RoutingConfig::default()
                     },

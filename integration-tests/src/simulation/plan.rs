@@ -21,6 +21,8 @@ pub(super) const VOCABULARY: u32 = 50;
 const BOUND: u64 = 10 * SECOND;
 /// For how long a stalled buffer manager handles no messages. A peer gives up prompts after 30 s without a credit.
 pub(super) const POOL_STALL: u64 = 45 * SECOND;
+/// A prompt is not prefilled where it was asked if a peer is connected: it is never sooner by this time.
+const PEERS_ONLY: Duration = Duration::from_secs(3600);
 /// Time in which all nodes are linked without faults.
 const LINKING: u64 = 10 * SECOND;
 
@@ -109,6 +111,8 @@ pub struct Plan {
     pub hashed: bool,
     /// Pages are in device memory, so that adjacent pages go as one put.
     pub on_device: bool,
+    /// A prompt is prefilled where it was asked if that is sooner by more than this.
+    pub local_if_sooner_by: Duration,
     /// Whether nodes prefill their own prompts.
     pub local: LocalPrefill,
     /// Limits of the sessions of a node. `None`: each node may have a session with every other one.
@@ -192,6 +196,11 @@ impl Plan {
                 sessions: dice.between(1, 3) as u32,
                 idle: Duration::from_secs(dice.between(8, 15)),
             }),
+            local_if_sooner_by: if is_calm || dice.one_in(2) {
+                PEERS_ONLY
+            } else {
+                Duration::from_millis(50)
+            },
             local: if may_forbid && dice.one_in(5) { LocalPrefill::Never } else { LocalPrefill::Auto },
             runs_ahead: dice.one_in(2),
             step_rows: dice.between(1, 8) as u32,
@@ -200,9 +209,8 @@ impl Plan {
         }
     }
 
-    /// A prompt is prefilled where it was asked if that is sooner by more than this, although a peer is connected. In a calm history peers
-    /// prefill all prompts.
-    pub(super) fn local_if_sooner_by(&self) -> Duration {
-        if self.bound.is_some() { Duration::from_secs(3600) } else { Duration::from_millis(50) }
+    /// True if a prompt may be prefilled where it was asked although a peer is connected, because that is sooner.
+    pub(super) fn is_local_if_sooner(&self) -> bool {
+        self.local == LocalPrefill::Auto && self.local_if_sooner_by < PEERS_ONLY
     }
 }

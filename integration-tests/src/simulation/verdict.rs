@@ -46,7 +46,7 @@ impl World {
         let has_peer = self.plan.nodes.iter().any(|node| node.dials.contains(&home));
         let admits = !self.plan.foreign || quarantined(self, home) <= self.plan.nodes[home].pages / 4;
         // With few sessions, the peer may have none with this node now.
-        let travels = has_peer && admits && self.plan.limits.is_none();
+        let travels = has_peer && admits && self.plan.limits.is_none() && !self.plan.is_local_if_sooner();
         self.at(SECOND, None, Event::LastWord { request, travels });
     }
 
@@ -102,7 +102,10 @@ impl World {
     /// Checks how the last request ended.
     pub(super) fn last_word(&mut self, request: RequestId, travels: bool) {
         let (end, disaggregated) = self.outcome(request);
-        if end.is_none() && self.now < self.clients[&request].deadline + 2 * SECOND {
+        let prefilling = self.nodes.iter().filter_map(|node| node.prefilling.as_ref());
+        let is_busy =
+            end.is_none() || prefilling.map(|prefilling| prefilling.prefiller.len()).sum::<usize>() > 0;
+        if is_busy && self.now < self.clients[&request].deadline + 2 * SECOND {
             return self.at(SECOND, None, Event::LastWord { request, travels });
         }
         let needs_peer = self.plan.local == LocalPrefill::Never && !travels;
