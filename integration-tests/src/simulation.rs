@@ -16,6 +16,8 @@
 //! - A sequence uses cached and landed pages only if a request with the same cache salt computed them.
 //! - A sequence has the grammar of its request. A node reserves pages for a peer's prompt only after it has compiled the prompt's grammar.
 //! - Every token is right. A request ends once, by its deadline, and has no token after its end.
+//! - A node has at most as many sessions as it may have.
+//! - A node that may not prefill its own prompts does not.
 //! - A node gives up a peer's prompt if it gets no credit for its pages. A session ends for a broken rule only if a node miscounts.
 //! - Without faults every request finishes in a time that is much shorter than its deadline, although all prompts are prefilled by peers, and
 //!   no session ends.

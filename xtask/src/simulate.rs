@@ -251,6 +251,18 @@ const MUTANTS: &[Mutant] = &[
         "let pages: Vec<PageId> = self.take(landing + 1).into_iter().map(PageId).collect();",
     ),
     mutant(
+        "begin a session with the own process",
+        "actors/src/peer_link/state/dialling.rs",
+        "if incarnation == self.own {",
+        "if incarnation == self.own && self.closing {",
+    ),
+    mutant(
+        "prefill here although only peers may prefill",
+        "actors/src/decoder/state.rs",
+        "if !entry.may_fall_back {\n            let session = *session;",
+        "if !entry.may_fall_back && entry.emitted.len() > 1 {\n            let session = *session;",
+    ),
+    mutant(
         "forget a session that may still write",
         "actors/src/peer_link/dialler.rs",
         "record.live.is_none() && record.previous_drained",

@@ -209,12 +209,14 @@ impl<M: Copy + Ord> Routing<M> {
         let best = lowest(&timely, |estimate| estimate.cost)?;
         let Some(first) = self.unknown_first_tokens(cached) else { return Some(best) };
         let soon = lowest(&timely, |estimate| estimate.ttft)?.ttft;
-        let own = length * self.members[&best.slot].expected_speed(now, 0.0);
+        let own = length * self.members[&best.key].expected_speed(now, 0.0);
         let near = timely.into_iter().filter(|estimate| {
             estimate.cost <= best.cost + NEAR_COST * length && estimate.ttft <= soon + NEAR_TTFT * own
         });
-        near.max_by_key(|estimate| {
+        let near = near.max_by_key(|estimate| {
             (rendezvous(first, self.members[&estimate.key].name), Reverse(estimate.turn))
-        })
+        });
+        // The candidate with the lowest cost may be slow, and the others may have computed much recently.
+        near.or(Some(best))
     }
 }

@@ -88,7 +88,8 @@ impl Node {
                     request_pages: own.request_pages(),
                     pid: node as u32,
                     routing: RoutingConfig {
-                        local_if_sooner_by: plan.local_if_sooner_by(),
+                        local_if_sooner_by: plan.local_if_sooner_by,
+                        local: plan.local,
                         ..RoutingConfig::default()
                     },
                 }),
@@ -151,7 +152,8 @@ impl Node {
                 ring_pages,
                 receivers,
                 cache_pages: pages,
-            }),
+            })
+            .with_limits(plan.limits.unwrap_or_default()),
             memory: Memory::new(pages),
             step: None,
             step_ahead: None,

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use actors::peer_link::state::SessionLimits;
+use actors::routing::LocalPrefill;
+
 use super::dice::Dice;
 use super::topology::{self, NodePlan};
 
@@ -18,6 +21,8 @@ pub(super) const VOCABULARY: u32 = 50;
 const BOUND: u64 = 10 * SECOND;
 /// For how long a stalled buffer manager handles no messages. A peer gives up prompts after 30 s without a credit.
 pub(super) const POOL_STALL: u64 = 45 * SECOND;
+/// A prompt is not prefilled where it was asked if a peer is connected: it is never sooner by this time.
+const PEERS_ONLY: Duration = Duration::from_secs(3600);
 /// Time in which all nodes are linked without faults.
 const LINKING: u64 = 10 * SECOND;
 
@@ -53,7 +58,7 @@ impl Fault {
     fn any(dice: &mut Dice, nodes: usize, links: &[(usize, usize)], hashed: bool) -> Self {
         let node = dice.between(0, nodes as u64 - 1) as usize;
         let (dialler, listener) = *dice.one_of(links);
-        match dice.between(0, 14) {
+        match dice.between(0, 15) {
             0..=2 => Self::Crashes(node),
             3..=5 => Self::Stops(node),
             6 | 7 => Self::LinkBreaks(dialler, listener),
@@ -106,6 +111,12 @@ pub struct Plan {
     pub hashed: bool,
     /// Pages are in device memory, so that adjacent pages go as one put.
     pub on_device: bool,
+    /// A prompt is prefilled where it was asked if that is sooner by more than this.
+    pub local_if_sooner_by: Duration,
+    /// Whether nodes prefill their own prompts.
+    pub local: LocalPrefill,
+    /// Limits of the sessions of a node. `None`: each node may have a session with every other one.
+    pub limits: Option<SessionLimits>,
     /// Engines accept a second step while one runs.
     pub runs_ahead: bool,
     /// Maximum number of rows in a step, often less than the number of decoding sequences.
@@ -146,6 +157,9 @@ impl Plan {
             (began, began + dice.between(1, 12) * SECOND, 24)
         };
         let horizon = until + dice.between(0, 4) * SECOND;
+        // A node without peers must prefill its own prompts. Without faults, each request must finish, also if its peers have no room.
+        let is_dialled = |node: usize| links.iter().any(|(_, listener)| *listener == node);
+        let may_forbid = !is_calm && (0..nodes.len()).all(|node| !nodes[node].decodes || is_dialled(node));
         let homes: Vec<usize> = (0..nodes.len()).filter(|node| nodes[*node].decodes).collect();
         let requests = (0..dice.between(2, most)).map(|_| (dice.between(from, until), *dice.one_of(&homes)));
         let requests = requests.collect();
@@ -178,6 +192,16 @@ impl Plan {
             faults,
             horizon,
             on_device: dice.one_in(2),
+            limits: (is_mixed && !is_calm && dice.one_in(6)).then(|| SessionLimits {
+                sessions: dice.between(1, 3) as u32,
+                idle: Duration::from_secs(dice.between(8, 15)),
+            }),
+            local_if_sooner_by: if is_calm || dice.one_in(2) {
+                PEERS_ONLY
+            } else {
+                Duration::from_millis(50)
+            },
+            local: if may_forbid && dice.one_in(5) { LocalPrefill::Never } else { LocalPrefill::Auto },
             runs_ahead: dice.one_in(2),
             step_rows: dice.between(1, 8) as u32,
             grammars: dice.between(1, 4) as u32,
@@ -185,9 +209,8 @@ impl Plan {
         }
     }
 
-    /// A prompt is prefilled where it was asked if that is sooner by more than this, although a peer is connected. In a calm history peers
-    /// prefill all prompts.
-    pub(super) fn local_if_sooner_by(&self) -> Duration {
-        if self.bound.is_some() { Duration::from_secs(3600) } else { Duration::from_millis(50) }
+    /// True if a prompt may be prefilled where it was asked although a peer is connected, because that is sooner.
+    pub(super) fn is_local_if_sooner(&self) -> bool {
+        self.local == LocalPrefill::Auto && self.local_if_sooner_by < PEERS_ONLY
     }
 }

@@ -98,7 +98,14 @@ impl World {
                 effects
             }
             Effect::Generator(mail) => process.generator.on(micros, mail),
-            Effect::PeerLink(mail) => process.link.on(now, mail),
+            Effect::PeerLink(mail) => {
+                let effects = process.link.on(now, mail);
+                let (ready, most) = (process.link.ready(), self.plan.limits.unwrap_or_default().sessions);
+                if ready > most as usize {
+                    return self.fail(format!("node {node} has {ready} sessions, but may have {most}"));
+                }
+                effects
+            }
             Effect::Proxy(mail) => match &mut process.decoding {
                 Some(decoding) => decoding.proxy.on(now, mail),
                 // In the simulator, a node that only prefills serves no requests of its own.

@@ -114,6 +114,9 @@ impl World {
         let Some((ends, lives)) = self.conns.get(&conn).map(|found| (found.ends, found.lives)) else {
             return;
         };
+        if ends[0] == ends[1] {
+            return self.fail(format!("node {node} begins a session with itself"));
+        }
         // A Hello may stay in a buffer long after its dialler has given up.
         let late = self.plan.late_hellos && self.dice.one_in(4);
         // Without faults, a handshake is never so slow that the dialler gives up.

@@ -3,6 +3,7 @@
 use actors::effect::ToGenerator;
 use actors::messages::{SequenceId, StartSequence};
 use actors::request::RequestId;
+use actors::routing::LocalPrefill;
 
 use super::plan::PAGE_TOKENS;
 use super::world::World;
@@ -16,11 +17,22 @@ impl World {
         }
     }
 
+    /// A sequence starts. If the node may not prefill its own prompts, it computes one only to continue after its first token.
+    fn may_prefill(&mut self, node: usize, start: &StartSequence) {
+        let StartSequence { sequence, resident, prompt, tokens, .. } = start;
+        let is_own = matches!(sequence, SequenceId::Own(_));
+        let is_new = tokens.len() as u32 == *prompt && resident < prompt;
+        if self.plan.local == LocalPrefill::Never && is_own && is_new {
+            self.fail(format!("node {node} prefills {sequence}, although its peers are to prefill"));
+        }
+    }
+
     /// A generator gets a message. The sequence reads its resident pages and will write its other pages.
     pub(super) fn sequence_runs(&mut self, node: usize, mail: &ToGenerator) {
         let (sequence, resident, pages) = match mail {
             ToGenerator::StartSequence(start) => {
                 self.grammar_is_right(node, start);
+                self.may_prefill(node, start);
                 let StartSequence { sequence, resident, pages, .. } = &**start;
                 (*sequence, *resident, pages)
             }

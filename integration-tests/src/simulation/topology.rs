@@ -37,7 +37,8 @@ pub(super) fn nodes(dice: &mut Dice) -> Vec<NodePlan> {
     let dials = match dice.between(0, 5) {
         0 | 1 => ring(2),
         2 => ring(dice.between(3, 5) as usize),
-        3 => vec![vec![1, 2], vec![2, 0], vec![0, 1]],
+        // All have the same list, so that each dials itself too.
+        3 => vec![vec![0, 1, 2]; 3],
         // A sender, two nodes that prefill for each other, and a receiver.
         4 => vec![vec![1, 3], vec![2], vec![1, 3], vec![]],
         // A sender with two receivers.

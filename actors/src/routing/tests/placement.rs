@@ -57,6 +57,17 @@ fn a_continuation_is_prefilled_where_it_is_decoded_if_that_is_sooner() {
 }
 
 #[test]
+fn a_prompt_is_placed_if_the_idle_member_is_slow_and_the_fast_one_has_computed_much() {
+    let (mut routing, now) = (router(2, RoutingConfig::default()), Instant::now());
+    routing.reported(2, &LoadReport { nanos_per_token: Some(100_000), ..load(0) });
+    for number in 1..4 {
+        let placed = run(&mut routing, now, &Ask { not_on: &[1], ..ask(&prompt(number, 600)) });
+        assert_eq!(placed.prefill_on, 2);
+    }
+    assert_eq!(run(&mut routing, now, &ask(&prompt(9, 600))).prefill_on, 1);
+}
+
+#[test]
 fn the_target_decides_between_the_prefix_and_the_queue() {
     let target = RoutingConfig { ttft_target: Duration::from_millis(900), ..RoutingConfig::default() };
     let (mut routing, now) = (router(2, target), Instant::now());
