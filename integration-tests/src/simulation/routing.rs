@@ -222,24 +222,33 @@ impl World {
         }
     }
 
-    /// The frames that are sent: the given frame, or wrong frames if the node miscounts.
+    /// The frames that are sent: the given frame, or wrong frames if the node miscounts. It waits for a request that another node prefills,
+    /// but not for long.
     fn as_sent(&mut self, outlet: OutletName, frame: Frame) -> Vec<Frame> {
-        let wrong =
-            matches!(frame, Frame::PageFilled { owner: Some(_), .. }) && self.miscounts.remove(&outlet.node);
-        match frame {
-            frame if !wrong => vec![frame],
-            Frame::PageFilled { first, count, owner: Some(owner), hashes, transfer_micros }
-                if self.dice.one_in(2)
-                    && let Some(request) = self.landing_elsewhere(outlet) =>
-            {
+        let counts = matches!(frame, Frame::PageFilled { owner: Some(_), .. });
+        if !counts || !self.miscounts.contains(&outlet.node) {
+            return vec![frame];
+        }
+        let elsewhere = self.landing_elsewhere(outlet);
+        if elsewhere.is_none() && !self.dice.one_in(4) {
+            return vec![frame];
+        }
+        self.miscounts.remove(&outlet.node);
+        match (frame, elsewhere) {
+            (
+                Frame::PageFilled { first, count, owner: Some(owner), hashes, transfer_micros },
+                Some(request),
+            ) => {
                 let owner = Some(PageOwner { request, ..owner });
                 vec![Frame::PageFilled { first, count, owner, hashes, transfer_micros }]
             }
-            Frame::PageFilled { first, count, owner, hashes, transfer_micros } if self.dice.one_in(2) => {
+            (Frame::PageFilled { first, count, owner, hashes, transfer_micros }, _)
+                if self.dice.one_in(2) =>
+            {
                 let first = CreditNumber(first.0 + 1);
                 vec![Frame::PageFilled { first, count, owner, hashes, transfer_micros }]
             }
-            frame => vec![frame.clone(), frame],
+            (frame, _) => vec![frame.clone(), frame],
         }
     }
 }
