@@ -65,6 +65,8 @@ counters! {
     hash_mismatches: "counter" "baton_page_hash_mismatches_total";
     /// Requests that arrived.
     taken: "counter" "baton_requests_taken_total";
+    /// Prompt tokens that this process has computed, for its own requests and for peers.
+    prompt_tokens_computed: "counter" "baton_prompt_tokens_computed_total";
     /// Prompts recomputed here because their sender was lost, failed or sent something wrong.
     recomputes: "counter" "baton_recomputes_total";
     /// Requests that were preempted and resumed later.

@@ -12,6 +12,7 @@ pub mod state;
 
 use std::time::Instant;
 
+use crate::counters::{Counters, store};
 use crate::effect::{Effect, ToGenerator};
 use crate::shell::{Behaviour, Shell};
 use state::GeneratorState;
@@ -25,6 +26,8 @@ pub struct GeneratorBehaviour {
     pub state: GeneratorState,
     /// The zero of the state's clock.
     pub epoch: Instant,
+    /// The node's counters.
+    pub counters: Counters,
 }
 
 impl Behaviour for GeneratorBehaviour {
@@ -32,5 +35,9 @@ impl Behaviour for GeneratorBehaviour {
 
     fn on(&mut self, now: Instant, mail: ToGenerator) -> Vec<Effect> {
         self.state.on((now - self.epoch).as_micros() as u64, mail)
+    }
+
+    fn publish(&self) {
+        store(self.counters.prompt_tokens_computed(), self.state.prompt_tokens_computed());
     }
 }

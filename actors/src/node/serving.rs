@@ -98,7 +98,7 @@ impl Contexts {
         let thread = EngineThread::spawn(engine, mailboxes.generator.clone(), pulse.clone())?;
         let devices = Devices { engine: Some(thread), ..Devices::default() };
         let router = Router::new(Endpoint::Generator, mailboxes, devices);
-        let behaviour = GeneratorBehaviour { state, epoch: Instant::now() };
+        let behaviour = GeneratorBehaviour { state, epoch: Instant::now(), counters: counters.clone() };
         self.generator.run(Generator::new(behaviour, router, parts.asleep(), parts.pulse("generator")));
 
         let state = DecoderState::new(DecoderConfig {

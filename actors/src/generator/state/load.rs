@@ -21,6 +21,11 @@ impl GeneratorState {
         }
     }
 
+    /// Prompt tokens of all steps so far.
+    pub fn prompt_tokens_computed(&self) -> u64 {
+        self.prefilled
+    }
+
     /// True if a sequence decodes: its prompt is computed.
     fn decodes(&self) -> bool {
         self.sequences.values().any(|sequence| sequence.missing() == 1)
