@@ -258,7 +258,7 @@ const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "prefill here although only peers may prefill",
-        "actors/src/decoder/state.rs",
+        "actors/src/decoder/state/placing.rs",
         "if !entry.may_fall_back {\n            let session = *session;",
         "if !entry.may_fall_back && entry.emitted.len() > 1 {\n            let session = *session;",
     ),

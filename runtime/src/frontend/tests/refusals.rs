@@ -153,6 +153,8 @@ fn refusals_and_early_failures_have_a_status() {
     };
     check(Script::Refuse(Refused::Busy), 503, "server is busy");
     check(Script::Refuse(Refused::ShuttingDown), 503, "shutting down");
+    check(Script::Refuse(Refused::NoPrefiller), 503, "no sender can prefill the prompt now");
+    check(Script::Refuse(Refused::TooLargeToSend), 400, "send a shorter one");
     check(
         Script::Refuse(Refused::TooLarge { needed: 3, usable: 2 }),
         400,
