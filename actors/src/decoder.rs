@@ -6,8 +6,8 @@
 //! - **In**: [`ToDecoder`]: requests from the proxy, page events from the buffer manager, sequence events from the generator, prefill results
 //!   from the peer link.
 //! - **Out**: `ReservePages`, `GrowPages`, `PagesComputed` and `ReleasePages` to the buffer manager; `StartSequence`, `ExtendSequence` and
-//!   `StopSequence` to the generator; frames to the peer link; `PrefillOver` to the proxy; tokens and ends to the streams.
-//! - **Failure**: if a sender is lost or fails, its prompts are recomputed here. If a client leaves or a deadline passes, the request ends here
+//!   `StopSequence` to the generator; frames to the peer link; `PrefillOver`, `HandOverEnded` and `PlaceAgain` to the proxy; tokens and ends to the streams.
+//! - **Failure**: if a sender is lost or fails, its prompts are recomputed here or, if that is not allowed, by another sender. If a client leaves or a deadline passes, the request ends here
 //!   and on its sender. If this actor stops, the watchdog marks the node unhealthy.
 
 pub mod state;

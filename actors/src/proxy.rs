@@ -1,4 +1,4 @@
-//! The proxy: accepts requests and chooses the place of each prefill, which is a sender or this node.
+//! The proxy: accepts requests and chooses who prefills each, a sender or this node. [`routing`](crate::routing) has the rules.
 //!
 //! - **Thread**: the node's arbiter.
 //! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX); the frontend's admission permits bound its messages.

@@ -41,7 +41,7 @@ use connector::frame::Capabilities;
 
 use crate::messages::{LoadReport, PrefillOutcome};
 use crate::request::CacheSalt;
-use index::{PrefixIndex, Slot};
+use index::{Key, PrefixIndex};
 use member::{Member, Work};
 use prefix::{PrefixHash, prefixes};
 
@@ -143,9 +143,9 @@ pub enum NotPlaced {
 pub struct Routing<M> {
     page_tokens: u32,
     config: RoutingConfig,
-    members: BTreeMap<Slot, Member<M>>,
-    slots: BTreeMap<M, Slot>,
-    next_slot: Slot,
+    members: BTreeMap<Key, Member<M>>,
+    keys: BTreeMap<M, Key>,
+    next_key: Key,
     turn: u64,
     index: PrefixIndex,
 }
@@ -158,8 +158,8 @@ impl<M: Copy + Ord> Routing<M> {
             page_tokens: page_tokens.max(1),
             config,
             members: BTreeMap::new(),
-            slots: BTreeMap::new(),
-            next_slot: 0,
+            keys: BTreeMap::new(),
+            next_key: 0,
             turn: 0,
             index,
         }
@@ -168,20 +168,20 @@ impl<M: Copy + Ord> Routing<M> {
     /// A member joins. A member that is known starts afresh.
     pub fn joined(&mut self, id: M, joining: Joining) {
         self.left(id);
-        let slot = self.next_slot;
-        self.next_slot += 1;
+        let key = self.next_key;
+        self.next_key += 1;
         // It starts with as much recent work as the busiest member, so that it does not get all prompts for a while.
         let work = self.members.values().map(|member| member.work).fold(Work::default(), Work::or_larger);
-        self.members.insert(slot, Member::new(id, joining, work));
-        self.slots.insert(id, slot);
-        self.index.set_pool(slot, joining.pool_pages);
+        self.members.insert(key, Member::new(id, joining, work));
+        self.keys.insert(id, key);
+        self.index.set_pool(key, joining.pool_pages);
     }
 
     /// A member is lost, or accepts no new prompts.
     pub fn left(&mut self, id: M) {
-        if let Some(slot) = self.slots.remove(&id) {
-            self.members.remove(&slot);
-            self.index.remove(slot);
+        if let Some(key) = self.keys.remove(&id) {
+            self.members.remove(&key);
+            self.index.remove(key);
         }
     }
 
@@ -194,8 +194,8 @@ impl<M: Copy + Ord> Routing<M> {
 
     /// A member has reported the pages that can keep the KV of earlier prompts.
     pub fn cache_reported(&mut self, id: M, pages: u32) {
-        if let Some(slot) = self.slots.get(&id) {
-            self.index.set_pool(*slot, pages);
+        if let Some(key) = self.keys.get(&id) {
+            self.index.set_pool(*key, pages);
         }
     }
 
@@ -238,7 +238,7 @@ impl<M: Copy + Ord> Routing<M> {
     }
 
     fn member_mut(&mut self, id: M) -> Option<&mut Member<M>> {
-        self.slots.get(&id).and_then(|slot| self.members.get_mut(slot))
+        self.keys.get(&id).and_then(|key| self.members.get_mut(key))
     }
 
     /// Places a request.
@@ -256,15 +256,15 @@ impl<M: Copy + Ord> Routing<M> {
         let cached = if ask.reads_cache { &all[..usable.min(all.len())] } else { &[] };
         let pages = self.pages(ask);
         let decoder = match ask.decode_on {
-            Some(id) => self.slots.get(&id).copied(),
+            Some(id) => self.keys.get(&id).copied(),
             None => self.choose_decoder(cached, pages),
         };
         let decoder = decoder.ok_or(NotPlaced::NoDecoder)?;
         let (choice, predictions) = self.choose_prefiller(now, decoder, cached, ask);
         let (prefiller, work) = choice.ok_or(NotPlaced::NoPrefiller)?;
         self.turn += 1;
-        for slot in [prefiller, decoder] {
-            self.index.insert(slot, &all);
+        for key in [prefiller, decoder] {
+            self.index.insert(key, &all);
         }
         let decode_pages = if ask.decode_on.is_some() { 0 } else { pages };
         let turn = self.turn;
@@ -285,8 +285,8 @@ impl<M: Copy + Ord> Routing<M> {
         tokens.div_ceil(u64::from(self.page_tokens)) as u32
     }
 
-    fn resident_tokens(&self, slot: Slot, cached: &[PrefixHash]) -> u32 {
-        self.index.resident(slot, cached) as u32 * self.page_tokens
+    fn resident_tokens(&self, key: Key, cached: &[PrefixHash]) -> u32 {
+        self.index.resident(key, cached) as u32 * self.page_tokens
     }
 }
 

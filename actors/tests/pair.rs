@@ -8,6 +8,8 @@
 mod constrained;
 #[path = "pair/echo.rs"]
 mod echo;
+#[path = "pair/elsewhere.rs"]
+mod elsewhere;
 #[path = "pair/failing_engine.rs"]
 mod failing_engine;
 #[path = "pair/grammars.rs"]
@@ -127,7 +129,12 @@ fn start(ends: Ends, pages: u32, ring_pages: u64) -> Node {
 }
 
 fn start_with(ends: Ends, pages: u32, ring_pages: u64, damage: &Damage) -> Node {
-    start_compiling(ends, pages, ring_pages, damage, None)
+    start_compiling(ends, pages, ring_pages, damage, None, routing())
+}
+
+/// Local prefills only if no sender can.
+fn routing() -> RoutingConfig {
+    RoutingConfig { local_if_sooner_by: Duration::MAX, ..RoutingConfig::default() }
 }
 
 fn start_compiling(
@@ -136,6 +143,7 @@ fn start_compiling(
     ring_pages: u64,
     damage: &Damage,
     grammars: Option<Arc<dyn GrammarCompiler>>,
+    routing: RoutingConfig,
 ) -> Node {
     let engine = Echo::new(pages, damage.engine.clone());
     let region = actors::pages::region(&engine.pool);
@@ -176,7 +184,7 @@ fn start_compiling(
         inter_token_bound: None,
         prefix_cache: true,
         scattered: false,
-        routing: RoutingConfig { local_if_sooner_by: Duration::MAX, ..RoutingConfig::default() },
+        routing,
         link,
     };
     node::start(config).unwrap_or_else(|error| panic!("{error}"))

@@ -2,9 +2,11 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Files reserved for the rest of the process: sessions with peers (each has a link socket and several UCX sockets), listening
-/// sockets, event queues, the log, and the GPU driver.
-const RESERVED: u64 = 512;
+/// Files reserved for the process itself: listening sockets, event queues, the log, and the GPU driver.
+const PER_PROCESS: u64 = 64;
+
+/// Files reserved for each session with a peer: its link socket, and the sockets and event queues of its UCX worker.
+const PER_SESSION: u64 = 7;
 
 /// Files of one HTTP connection: its socket, and the duplicate that its watcher uses to close it.
 const PER_CONNECTION: u64 = 2;
@@ -18,15 +20,21 @@ pub fn raise() -> u64 {
     holds.current.unwrap_or(u64::MAX)
 }
 
-/// Connections that each of `ports` HTTP ports may accept if `limit` files may be open: at most `wanted`, at least one.
-pub fn connections(limit: u64, wanted: usize, ports: usize) -> usize {
-    let allowed = limit.saturating_sub(RESERVED) / PER_CONNECTION / ports.max(1) as u64;
+/// Files that HTTP connections may not use, in a process with up to `sessions` sessions.
+fn reserved(sessions: u32) -> u64 {
+    PER_PROCESS + u64::from(sessions) * PER_SESSION
+}
+
+/// Connections that each of `ports` HTTP ports may accept if `limit` files may be open, beside `sessions` sessions: at most `wanted`, at least
+/// one.
+pub fn connections(limit: u64, wanted: usize, ports: usize, sessions: u32) -> usize {
+    let allowed = limit.saturating_sub(reserved(sessions)) / PER_CONNECTION / ports.max(1) as u64;
     usize::try_from(allowed).unwrap_or(usize::MAX).clamp(1, wanted.max(1))
 }
 
-/// Limit of open files that allows `wanted` connections on each of `ports` HTTP ports.
-pub fn needed(wanted: usize, ports: usize) -> u64 {
-    RESERVED + (wanted * ports) as u64 * PER_CONNECTION
+/// Limit of open files that allows `wanted` connections on each of `ports` HTTP ports, beside `sessions` sessions.
+pub fn needed(wanted: usize, ports: usize, sessions: u32) -> u64 {
+    reserved(sessions) + (wanted * ports) as u64 * PER_CONNECTION
 }
 
 #[cfg(test)]
@@ -36,14 +44,15 @@ mod tests {
     #[test]
     fn connections_leave_reserved_files_free() {
         let check = |limit, wanted, ports, expect| {
-            assert_eq!(connections(limit, wanted, ports), expect, "{limit} files, {ports} ports");
+            assert_eq!(connections(limit, wanted, ports, 64), expect, "{limit} files, {ports} ports");
         };
         check(u64::MAX, 4288, 2, 4288);
         check(1024, 4288, 1, 256);
         check(1024, 4288, 2, 128);
         check(100, 4288, 2, 1);
-        check(needed(4288, 2), 4288, 2, 4288);
-        check(needed(4288, 2) - 4, 4288, 2, 4287);
+        check(needed(4288, 2, 64), 4288, 2, 4288);
+        check(needed(4288, 2, 64) - 4, 4288, 2, 4287);
+        assert_eq!(connections(1024, 4288, 1, 128), 32, "more sessions leave fewer connections");
     }
 
     #[test]

@@ -431,14 +431,14 @@ fn port(role: Role, config: &Config, node: &Node, shared: &SharedState, route: R
 /// The limits for clients: one connection for each request that may run or wait, if the limit of open files allows it.
 fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
     let wanted = config.concurrency() + config.request.queue + Limits::SPARE;
-    let connections = open_files::connections(open_files, wanted, ports);
+    let connections = open_files::connections(open_files, wanted, ports, config.link.sessions);
     if connections < wanted {
         tracing::warn!(
             open_files,
             connections,
             "each HTTP port takes {connections} connections, fewer than the {wanted} that request.concurrency and request.queue \
              need; raise the hard limit of open files (ulimit -Hn) to {}",
-            open_files::needed(wanted, ports)
+            open_files::needed(wanted, ports, config.link.sessions)
         );
     }
     Limits { connections, ..Limits::default() }

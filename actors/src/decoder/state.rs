@@ -23,25 +23,23 @@ mod counts;
 mod ending;
 mod entry;
 mod growing;
+mod placing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use connector::frame::PrefillFault;
-use engine::PageId;
 
 use crate::effect::{Effect, ToDecoder, to};
 use crate::finish::FinishRule;
 use crate::first_token;
 use crate::log::LogLine;
 use crate::messages::{
-    ComputeHere, Decode, HandOverEnded, PagesAdopted, PagesComputed, PagesReserved, PeerReady, PlacedAgain,
-    Placement, PrefillFailed, PrefillFinished, PrefillOutcome, PrefillOver, PromptLogprobs, ReleasePages,
-    ReservePages, ReservePriority, SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
+    Decode, HandOverEnded, PagesAdopted, PagesComputed, PagesReserved, PeerReady, PrefillFailed,
+    PrefillFinished, PrefillOutcome, PromptLogprobs, ReleasePages, ReservePages, ReservePriority,
+    SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
 };
-use crate::request::{
-    AbortOutcome, AbortRequest, Generate, Refused, RequestError, RequestId, StreamEvent, Timings,
-};
+use crate::request::{AbortOutcome, AbortRequest, Generate, RequestError, RequestId, Timings};
 use asking::Peer;
 pub(crate) use asking::fits_frames;
 pub use counts::DecoderCounts;
@@ -207,39 +205,6 @@ impl DecoderState {
         self.begin(request, placement, ReservePriority::New)
     }
 
-    /// The proxy has chosen another sender, or has found none. The request may have ended meanwhile.
-    fn on_placed_again(&mut self, placed: PlacedAgain) -> Vec<Effect> {
-        let PlacedAgain { request, placement } = placed;
-        let waits = |entry: &&mut Entry| matches!(entry.phase, Phase::Placing);
-        match (self.requests.get_mut(&request).filter(waits), placement) {
-            (Some(_), Some(placement)) => self.begin(request, placement, ReservePriority::Resumed),
-            (Some(_), None) => self.cut(request, |_| StreamEvent::Failed(Refused::NoPrefiller.into())),
-            (None, Some(placement)) => {
-                let outcome = PrefillOutcome::Withdrawn;
-                vec![to::proxy(PrefillOver { placement, outcome })]
-            }
-            (None, None) => Vec::new(),
-        }
-    }
-
-    /// Reserves pages for a request where the proxy has placed it, or elsewhere if the sender is gone.
-    fn begin(&mut self, request: RequestId, placement: Placement, priority: ReservePriority) -> Vec<Effect> {
-        let on = placement.on.filter(|session| self.peers.contains_key(session));
-        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
-        entry.waits = ProxyCount::Counted(placement);
-        if on == placement.on {
-            entry.phase = Phase::Reserving { on };
-            return self.reservation(request, on, priority).into_iter().collect();
-        }
-        if !entry.may_fall_back {
-            entry.tried.extend(placement.on);
-            return entry.place_again(PrefillOutcome::Withdrawn);
-        }
-        entry.phase = Phase::Reserving { on };
-        let elsewhere = entry.prefill_over(PrefillOutcome::Withdrawn);
-        self.reservation(request, on, priority).into_iter().chain(elsewhere).collect()
-    }
-
     fn pages_for(&self, tokens: usize) -> u32 {
         (tokens as u32).div_ceil(self.config.page_tokens)
     }
@@ -276,23 +241,6 @@ impl DecoderState {
         Some(to::buffer_manager(reserve))
     }
 
-    /// The request's sender was lost, failed or sent something wrong: nothing that it sent for this request is used. The prompt is computed
-    /// here or, if that is not allowed, by another sender. `outcome` is how the wait for the prefill ended.
-    fn recover(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Effect> {
-        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
-        let Phase::Landing { session, resident, table, own } = &entry.phase else { return Vec::new() };
-        if !entry.may_fall_back {
-            let session = *session;
-            return self.release_and_place(request, session, outcome);
-        }
-        self.counts.recomputes += 1;
-        let pages = table.iter().flatten().chain(own).copied().collect();
-        entry.phase = Phase::Replacing { resident: *resident, pages };
-        entry.discard();
-        let here = to::buffer_manager(ComputeHere { sequence: SequenceId::Own(request) });
-        [here].into_iter().chain(entry.prefill_over(outcome)).collect()
-    }
-
     /// Releases all pages of the request and reserves new ones, to continue here from its tokens so far. `outcome` is how its wait for
     /// the prefill ended, if it was waiting.
     fn release_and_reserve(&mut self, request: RequestId, outcome: PrefillOutcome) -> Vec<Effect> {
@@ -308,46 +256,6 @@ impl DecoderState {
             .chain(self.reservation(request, None, ReservePriority::Resumed))
             .chain(over)
             .collect()
-    }
-
-    /// Releases all pages of the request and asks the proxy for another sender than this one.
-    fn release_and_place(
-        &mut self,
-        request: RequestId,
-        session: SessionId,
-        outcome: PrefillOutcome,
-    ) -> Vec<Effect> {
-        let release = self.release(request);
-        let Some(entry) = self.requests.get_mut(&request) else { return vec![release] };
-        entry.tried.push(session);
-        entry.discard();
-        [vec![release], entry.place_again(outcome)].concat()
-    }
-
-    /// No page of a reservation is to land, because at most one is missing here or because the session is over. A request that may be
-    /// prefilled here runs here. Another one is sent as a whole, or placed again.
-    fn lands_nothing(
-        &mut self,
-        request: RequestId,
-        on: SessionId,
-        resident: u32,
-        pages: Vec<PageId>,
-    ) -> Vec<Effect> {
-        let is_lost = !self.peers.contains_key(&on);
-        let outcome = if is_lost { PrefillOutcome::Failed } else { PrefillOutcome::Withdrawn };
-        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
-        if entry.may_fall_back {
-            self.counts.recomputes += u64::from(is_lost);
-            let elsewhere = entry.prefill_over(outcome);
-            return [entry.start(resident, pages)].into_iter().chain(elsewhere).collect();
-        }
-        if is_lost || resident == 0 {
-            return self.release_and_place(request, on, outcome);
-        }
-        entry.reads_no_cache = true;
-        entry.phase = Phase::Reserving { on: Some(on) };
-        let release = self.release(request);
-        [release].into_iter().chain(self.reservation(request, Some(on), ReservePriority::Resumed)).collect()
     }
 
     /// The pages are reserved: run the request here, or ask its sender to prefill.

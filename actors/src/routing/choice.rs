@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::time::Instant;
 
-use super::index::Slot;
+use super::index::Key;
 use super::member::Member;
 use super::prefix::{PrefixHash, rendezvous};
 use super::{Ask, LocalPrefill, Routing};
@@ -26,7 +26,7 @@ const UNEVEN: f64 = 0.1;
 const NEAR_COST: f64 = 0.5;
 
 /// Of those, candidates are left out whose first token comes later than the soonest one by more than this part of the prompt's own time.
-const NEAR_TTFT: f64 = 0.25;
+const NEAR_TTFT: f64 = 0.05;
 
 /// Members whose free pages differ by less than this part of the pool count as equal.
 const NEAR_ROOM: u32 = 8;
@@ -34,7 +34,7 @@ const NEAR_ROOM: u32 = 8;
 /// A candidate.
 #[derive(Clone, Copy, Debug)]
 struct Estimate {
-    slot: Slot,
+    key: Key,
     /// Tokens of the prompt that it must compute.
     work: u32,
     /// Predicted microseconds to the first token.
@@ -45,23 +45,23 @@ struct Estimate {
     turn: u64,
 }
 
-fn lowest(estimates: &[Estimate], key: impl Fn(&Estimate) -> f64) -> Option<Estimate> {
-    estimates.iter().min_by(|a, b| key(a).total_cmp(&key(b)).then(a.turn.cmp(&b.turn))).copied()
+fn lowest(estimates: &[Estimate], value: impl Fn(&Estimate) -> f64) -> Option<Estimate> {
+    estimates.iter().min_by(|a, b| value(a).total_cmp(&value(b)).then(a.turn.cmp(&b.turn))).copied()
 }
 
 impl<M: Copy + Ord> Routing<M> {
     /// The member that decodes a request of `pages` pages.
-    pub(super) fn choose_decoder(&self, cached: &[PrefixHash], pages: u32) -> Option<Slot> {
-        let decodes = |slot: Slot| self.members.get(&slot).is_some_and(|member| member.capabilities.decode);
-        let from = (self.turn % u64::from(self.next_slot.max(1))) as Slot;
+    pub(super) fn choose_decoder(&self, cached: &[PrefixHash], pages: u32) -> Option<Key> {
+        let decodes = |key: Key| self.members.get(&key).is_some_and(|member| member.capabilities.decode);
+        let from = (self.turn % u64::from(self.next_key.max(1))) as Key;
         let holders = self.index.longest(cached, CANDIDATES, from, decodes);
-        let returns = holders.iter().find(|(slot, resident)| {
-            2 * resident >= cached.len().max(1) && self.members[slot].room() >= pages
-        });
-        if let Some((slot, _)) = returns {
-            return Some(*slot);
+        let returns = holders
+            .iter()
+            .find(|(key, resident)| 2 * resident >= cached.len().max(1) && self.members[key].room() >= pages);
+        if let Some((key, _)) = returns {
+            return Some(*key);
         }
-        let decoders = self.members.iter().filter(|(slot, _)| decodes(**slot));
+        let decoders = self.members.iter().filter(|(key, _)| decodes(**key));
         let most = decoders.clone().map(|(_, member)| member.room()).max()?;
         let first = self.unknown_first_tokens(cached);
         let near = decoders.filter(|(_, member)| member.room() + member.pool_pages / NEAR_ROOM >= most);
@@ -69,7 +69,7 @@ impl<M: Copy + Ord> Routing<M> {
             Some(first) => (0, rendezvous(first, member.name)),
             None => (member.room(), 0),
         };
-        near.max_by_key(|(_, member)| (preference(member), Reverse(member.turn))).map(|(slot, _)| *slot)
+        near.max_by_key(|(_, member)| (preference(member), Reverse(member.turn))).map(|(key, _)| *key)
     }
 
     /// The hash of the prompt's first tokens, if no member is known to have their KV.
@@ -83,10 +83,10 @@ impl<M: Copy + Ord> Routing<M> {
     pub(super) fn choose_prefiller(
         &self,
         now: Instant,
-        decoder: Slot,
+        decoder: Key,
         cached: &[PrefixHash],
         ask: &Ask<'_, M>,
-    ) -> (Option<(Slot, u32)>, usize) {
+    ) -> (Option<(Key, u32)>, usize) {
         let is_local =
             self.members[&decoder].capabilities.prefill && !ask.not_on.contains(&self.members[&decoder].id);
         let local = match ask.local {
@@ -94,25 +94,25 @@ impl<M: Copy + Ord> Routing<M> {
             _ => is_local.then_some(decoder),
         };
         let fastest = self.members.values().filter_map(Member::speed).min_by(f64::total_cmp).unwrap_or(0.0);
-        let estimate = |slot: Slot| self.estimate(now, slot, decoder, cached, ask, fastest);
+        let estimate = |key: Key| self.estimate(now, key, decoder, cached, ask, fastest);
         if ask.local == LocalPrefill::Always {
-            return (local.map(|slot| (slot, estimate(slot).work)), usize::from(local.is_some()));
+            return (local.map(|key| (key, estimate(key).work)), usize::from(local.is_some()));
         }
         let mut candidates: Vec<Estimate> =
             self.candidates(now, decoder, cached, ask).into_iter().map(estimate).collect();
         let predictions = candidates.len() + usize::from(local.is_some());
         let choice = match (self.best(now, &mut candidates, cached, ask), local) {
-            (None, local) => local.map(|slot| (slot, estimate(slot).work)),
-            (Some(best), None) => Some((best.slot, best.work)),
-            (Some(best), _) if self.is_equal(ask) => Some((best.slot, best.work)),
+            (None, local) => local.map(|key| (key, estimate(key).work)),
+            (Some(best), None) => Some((best.key, best.work)),
+            (Some(best), _) if self.is_equal(ask) => Some((best.key, best.work)),
             (Some(best), Some(local)) => {
                 // Without a measured speed, the decoding member is assumed to be as fast as the other one.
-                let speed = self.members[&best.slot].expected_speed(now, fastest);
+                let speed = self.members[&best.key].expected_speed(now, fastest);
                 let here = self.estimate(now, local, decoder, cached, ask, speed);
                 let is_sooner =
                     self.is_local_sooner(&here, &best, self.members[&local].speed().unwrap_or(speed));
                 let chosen = if is_sooner { here } else { best };
-                Some((chosen.slot, chosen.work))
+                Some((chosen.key, chosen.work))
             }
         };
         (choice, predictions)
@@ -137,45 +137,45 @@ impl<M: Copy + Ord> Routing<M> {
     }
 
     /// Members that may prefill the request: those with the longest prefixes, and those with the shortest queues.
-    fn candidates(&self, now: Instant, decoder: Slot, cached: &[PrefixHash], ask: &Ask<'_, M>) -> Vec<Slot> {
-        let may = |slot: Slot, member: &Member<M>| {
-            (slot != decoder || self.is_equal(ask))
+    fn candidates(&self, now: Instant, decoder: Key, cached: &[PrefixHash], ask: &Ask<'_, M>) -> Vec<Key> {
+        let may = |key: Key, member: &Member<M>| {
+            (key != decoder || self.is_equal(ask))
                 && member.capabilities.prefill
                 && member.is_open(now)
                 && !ask.not_on.contains(&member.id)
         };
-        let is_usable = |slot: Slot| self.members.get(&slot).is_some_and(|member| may(slot, member));
-        let from = (self.turn % u64::from(self.next_slot.max(1))) as Slot;
+        let is_usable = |key: Key| self.members.get(&key).is_some_and(|member| may(key, member));
+        let from = (self.turn % u64::from(self.next_key.max(1))) as Key;
         let holders = self.index.longest(cached, CANDIDATES, from, is_usable);
-        let mut slots: Vec<Slot> = holders.into_iter().map(|(slot, _)| slot).collect();
-        let open = self.members.iter().filter(|(slot, member)| may(**slot, member));
-        let mut idlest: Vec<(u64, u64, Slot)> =
-            open.map(|(slot, member)| (member.queue(), member.turn, *slot)).collect();
+        let mut keys: Vec<Key> = holders.into_iter().map(|(key, _)| key).collect();
+        let open = self.members.iter().filter(|(key, member)| may(**key, member));
+        let mut idlest: Vec<(u64, u64, Key)> =
+            open.map(|(key, member)| (member.queue(), member.turn, *key)).collect();
         if idlest.len() > CANDIDATES {
             idlest.select_nth_unstable(CANDIDATES - 1);
             idlest.truncate(CANDIDATES);
         }
-        let others: Vec<Slot> =
-            idlest.into_iter().map(|(.., slot)| slot).filter(|slot| !slots.contains(slot)).collect();
-        slots.extend(others);
-        slots
+        let others: Vec<Key> =
+            idlest.into_iter().map(|(.., key)| key).filter(|key| !keys.contains(key)).collect();
+        keys.extend(others);
+        keys
     }
 
     fn estimate(
         &self,
         now: Instant,
-        slot: Slot,
-        decoder: Slot,
+        key: Key,
+        decoder: Key,
         cached: &[PrefixHash],
         ask: &Ask<'_, M>,
         fastest: f64,
     ) -> Estimate {
-        let member = &self.members[&slot];
-        let work = ask.prompt.len() as u32 - self.resident_tokens(slot, cached);
-        let hand_over = if slot == decoder { 0.0 } else { member.hand_over() };
+        let member = &self.members[&key];
+        let work = ask.prompt.len() as u32 - self.resident_tokens(key, cached);
+        let hand_over = if key == decoder { 0.0 } else { member.hand_over() };
         let tokens = member.queue() as f64 + f64::from(work);
         let ttft = tokens * member.expected_speed(now, fastest) + hand_over;
-        Estimate { slot, work, ttft, cost: 0.0, queue: member.queue(), turn: member.turn }
+        Estimate { key, work, ttft, cost: 0.0, queue: member.queue(), turn: member.turn }
     }
 
     /// The best of the candidates.
@@ -187,7 +187,7 @@ impl<M: Copy + Ord> Routing<M> {
         ask: &Ask<'_, M>,
     ) -> Option<Estimate> {
         let is_untried = |estimate: &&Estimate| {
-            let member = &self.members[&estimate.slot];
+            let member = &self.members[&estimate.key];
             member.speed().is_none() && member.queue() == 0
         };
         if let Some(untried) = candidates.iter().filter(is_untried).min_by_key(|estimate| estimate.turn) {
@@ -197,7 +197,7 @@ impl<M: Copy + Ord> Routing<M> {
         if candidates.iter().all(|estimate| estimate.ttft > target) {
             return lowest(candidates, |estimate| estimate.ttft);
         }
-        let recent = |estimate: &Estimate| self.members[&estimate.slot].recent(now);
+        let recent = |estimate: &Estimate| self.members[&estimate.key].recent(now);
         let least = candidates.iter().map(recent).min_by(f64::total_cmp).unwrap_or(0.0);
         let length = ask.prompt.len() as f64;
         for estimate in candidates.iter_mut() {
@@ -209,12 +209,12 @@ impl<M: Copy + Ord> Routing<M> {
         let best = lowest(&timely, |estimate| estimate.cost)?;
         let Some(first) = self.unknown_first_tokens(cached) else { return Some(best) };
         let soon = lowest(&timely, |estimate| estimate.ttft)?.ttft;
-        let own = length * self.members[&best.slot].expected_speed(now, 0.0);
+        let own = length * self.members[&best.key].expected_speed(now, 0.0);
         let near = timely.into_iter().filter(|estimate| {
             estimate.cost <= best.cost + NEAR_COST * length && estimate.ttft <= soon + NEAR_TTFT * own
         });
         let near = near.max_by_key(|estimate| {
-            (rendezvous(first, self.members[&estimate.slot].name), Reverse(estimate.turn))
+            (rendezvous(first, self.members[&estimate.key].name), Reverse(estimate.turn))
         });
         // The candidate with the lowest cost may be slow, and the others may have computed much recently.
         near.or(Some(best))

@@ -13,7 +13,7 @@ use super::prefix::PrefixHash;
 pub(super) const ENTRY_BYTES: u64 = 120;
 
 /// A member's number in the index. Numbers are never reused.
-pub(super) type Slot = u32;
+pub(super) type Key = u32;
 
 /// The entries of one member.
 #[derive(Debug)]
@@ -30,8 +30,8 @@ pub(super) struct PrefixIndex {
     entries_max: u64,
     uses: u64,
     /// For each page and member: the last use.
-    held: BTreeMap<(PrefixHash, Slot), u64>,
-    holders: BTreeMap<Slot, Holder>,
+    held: BTreeMap<(PrefixHash, Key), u64>,
+    holders: BTreeMap<Key, Holder>,
 }
 
 impl PrefixIndex {
@@ -46,77 +46,77 @@ impl PrefixIndex {
 
     /// Number of a member's entries.
     #[cfg(test)]
-    pub(super) fn entries_of(&self, slot: Slot) -> usize {
-        self.holders.get(&slot).map_or(0, |holder| holder.by_age.len())
+    pub(super) fn entries_of(&self, key: Key) -> usize {
+        self.holders.get(&key).map_or(0, |holder| holder.by_age.len())
     }
 
     /// Adds a member, or changes the size of its pool.
-    pub(super) fn set_pool(&mut self, slot: Slot, pool_pages: u32) {
-        let is_new = !self.holders.contains_key(&slot);
+    pub(super) fn set_pool(&mut self, key: Key, pool_pages: u32) {
+        let is_new = !self.holders.contains_key(&key);
         self.holders
-            .entry(slot)
+            .entry(key)
             .or_insert_with(|| Holder { pool_pages, by_age: BTreeMap::new() })
             .pool_pages = pool_pages;
         // A new member makes the share of all others smaller.
-        let shrunk: Vec<Slot> = if is_new { self.holders.keys().copied().collect() } else { vec![slot] };
-        shrunk.into_iter().for_each(|slot| self.evict(slot));
+        let shrunk: Vec<Key> = if is_new { self.holders.keys().copied().collect() } else { vec![key] };
+        shrunk.into_iter().for_each(|key| self.evict(key));
     }
 
     /// Forgets a member and its entries.
-    pub(super) fn remove(&mut self, slot: Slot) {
-        for page in self.holders.remove(&slot).into_iter().flat_map(|holder| holder.by_age.into_values()) {
-            self.held.remove(&(page, slot));
+    pub(super) fn remove(&mut self, key: Key) {
+        for page in self.holders.remove(&key).into_iter().flat_map(|holder| holder.by_age.into_values()) {
+            self.held.remove(&(page, key));
         }
     }
 
     /// Maximum number of entries of a member.
-    fn most(&self, slot: Slot) -> usize {
+    fn most(&self, key: Key) -> usize {
         let share = self.entries_max / (self.holders.len() as u64).max(1);
-        self.holders.get(&slot).map_or(0, |holder| share.min(u64::from(holder.pool_pages)) as usize)
+        self.holders.get(&key).map_or(0, |holder| share.min(u64::from(holder.pool_pages)) as usize)
     }
 
-    fn evict(&mut self, slot: Slot) {
-        let most = self.most(slot);
-        let Some(holder) = self.holders.get_mut(&slot) else { return };
+    fn evict(&mut self, key: Key) {
+        let most = self.most(key);
+        let Some(holder) = self.holders.get_mut(&key) else { return };
         while holder.by_age.len() > most {
             let Some((_, page)) = holder.by_age.pop_first() else { return };
-            self.held.remove(&(page, slot));
+            self.held.remove(&(page, key));
         }
     }
 
     /// The member holds the pages of these prefixes, or will.
-    pub(super) fn insert(&mut self, slot: Slot, prefixes: &[PrefixHash]) {
-        let most = self.most(slot);
-        let Some(holder) = self.holders.get_mut(&slot) else { return };
+    pub(super) fn insert(&mut self, key: Key, prefixes: &[PrefixHash]) {
+        let most = self.most(key);
+        let Some(holder) = self.holders.get_mut(&key) else { return };
         // The longest prefix counts as used first.
         for &prefix in prefixes.iter().take(most).rev() {
             self.uses += 1;
-            if let Some(before) = self.held.insert((prefix, slot), self.uses) {
+            if let Some(before) = self.held.insert((prefix, key), self.uses) {
                 holder.by_age.remove(&before);
             }
             holder.by_age.insert(self.uses, prefix);
         }
-        self.evict(slot);
+        self.evict(key);
     }
 
     /// Number of leading pages that a member holds.
-    pub(super) fn resident(&self, slot: Slot, prefixes: &[PrefixHash]) -> usize {
-        prefixes.partition_point(|prefix| self.held.contains_key(&(*prefix, slot)))
+    pub(super) fn resident(&self, key: Key, prefixes: &[PrefixHash]) -> usize {
+        prefixes.partition_point(|prefix| self.held.contains_key(&(*prefix, key)))
     }
 
     /// The members, at most `most`, that hold the longest prefixes and satisfy `is_usable`, with the number of leading pages that they hold.
-    /// Members that hold equally much are taken in the order of their slots from `from` on.
+    /// Members that hold equally much are taken in the order of their keys from `from` on.
     pub(super) fn longest(
         &self,
         prefixes: &[PrefixHash],
         most: usize,
-        from: Slot,
-        is_usable: impl Fn(Slot) -> bool,
-    ) -> Vec<(Slot, usize)> {
-        let mut found: Vec<(Slot, usize)> = Vec::new();
+        from: Key,
+        is_usable: impl Fn(Key) -> bool,
+    ) -> Vec<(Key, usize)> {
+        let mut found: Vec<(Key, usize)> = Vec::new();
         while found.len() < most {
             let another = |prefix: &PrefixHash| {
-                let is_new = |slot: &Slot| is_usable(*slot) && found.iter().all(|(known, _)| known != slot);
+                let is_new = |key: &Key| is_usable(*key) && found.iter().all(|(known, _)| known != key);
                 self.holders_of(*prefix, from).find(is_new)
             };
             // A member that holds a prefix holds the shorter ones too.
@@ -127,10 +127,10 @@ impl PrefixIndex {
         found
     }
 
-    fn holders_of(&self, prefix: PrefixHash, from: Slot) -> impl Iterator<Item = Slot> {
-        let (from, first, last) = ((prefix, from), (prefix, 0), (prefix, Slot::MAX));
+    fn holders_of(&self, prefix: PrefixHash, from: Key) -> impl Iterator<Item = Key> {
+        let (from, first, last) = ((prefix, from), (prefix, 0), (prefix, Key::MAX));
         let all = self.held.range(from..=last).chain(self.held.range(first..from));
-        all.map(|((_, slot), _)| *slot)
+        all.map(|((_, key), _)| *key)
     }
 
     /// True if some member holds this prefix.
@@ -140,8 +140,8 @@ impl PrefixIndex {
 
     /// Checks that no member has a page without the pages before it.
     #[cfg(test)]
-    pub(super) fn is_closed_under(&self, slot: Slot, prefixes: &[PrefixHash]) -> bool {
-        let held = |prefix: &PrefixHash| self.held.contains_key(&(*prefix, slot));
-        prefixes[self.resident(slot, prefixes)..].iter().all(|prefix| !held(prefix))
+    pub(super) fn is_closed_under(&self, key: Key, prefixes: &[PrefixHash]) -> bool {
+        let held = |prefix: &PrefixHash| self.held.contains_key(&(*prefix, key));
+        prefixes[self.resident(key, prefixes)..].iter().all(|prefix| !held(prefix))
     }
 }

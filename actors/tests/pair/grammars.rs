@@ -42,7 +42,7 @@ async fn a_sender_compiles_a_grammar_once_and_a_refusal_costs_no_request() {
     let receiver = start(receiver_at(listener), 200, 4);
     let double = Arc::new(Double::default());
     let ends = sender_to(address);
-    let sender = start_compiling(ends, 200, 1, &Damage::default(), Some(double.clone()));
+    let sender = start_compiling(ends, 200, 1, &Damage::default(), Some(double.clone()), routing());
     until("both are ready", || receiver.peers() == 1 && sender.peers() == 1).await;
     for (request, (text, disaggregated)) in (1..).zip([
         ("a*", true),

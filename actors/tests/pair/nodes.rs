@@ -24,19 +24,21 @@ fn counter(node: &Node, of: fn(&::actors::counters::Counters) -> &AtomicU64) -> 
     of(&node.counters).load(Ordering::SeqCst)
 }
 
-/// Sends `count` requests to each node at the same time. Returns how many prompts of each node a peer prefilled. All answers must have the
-/// tokens that the prompts lead to, so that they equal those of a node alone.
+/// Sends `count` requests, at most 40, to each node at the same time. All prompts differ, so that no node has one in its prefix cache. Returns
+/// how many prompts of each node a peer prefilled. All answers must have the tokens that the prompts lead to, so that they equal those of a
+/// node alone.
 async fn load(nodes: &[Node], count: u64, tokens: fn(u64) -> u32) -> Vec<u64> {
     let mut sources = Vec::new();
-    for request in 0..count {
-        for (n, node) in nodes.iter().enumerate() {
-            sources.push((n, request, ask(node, request, tokens(request), 9).await));
+    for n in 0..count {
+        for (of, node) in nodes.iter().enumerate() {
+            let request = 40 * of as u64 + n;
+            sources.push((of, request, tokens(n), ask(node, request, tokens(n), 9).await));
         }
     }
     let mut by_peers = vec![0; nodes.len()];
-    for (n, request, source) in sources {
-        let timings = answer(source, request, tokens(request)).await.expect("the request succeeds");
-        by_peers[n] += u64::from(timings.disaggregated);
+    for (of, request, tokens, source) in sources {
+        let timings = answer(source, request, tokens).await.expect("the request succeeds");
+        by_peers[of] += u64::from(timings.disaggregated);
     }
     by_peers
 }
@@ -116,6 +118,21 @@ async fn a_node_that_shuts_down_finishes_its_requests() {
     assert_eq!(load(std::slice::from_ref(&second), 4, |_| 60).await, [0]);
 }
 
+#[actix::test]
+async fn two_nodes_that_shut_down_at_once_finish_their_requests() {
+    let mut nodes = mesh(2, 1000, 4).await;
+    let (second, first) = (nodes.pop().expect("two"), nodes.pop().expect("two"));
+    let mut sources = Vec::new();
+    for request in 0..16 {
+        sources.push((request, ask(&first, request, 60, 40).await));
+        sources.push((request, ask(&second, request, 60, 40).await));
+    }
+    tokio::join!(first.shut_down(PATIENCE), second.shut_down(PATIENCE));
+    for (request, source) in sources {
+        answer(source, request, 60).await.expect("the request succeeds");
+    }
+}
+
 /// The node has one session, with a receiver, and may have no other. A sender waits until that session is idle.
 #[actix::test]
 async fn an_idle_session_makes_room_for_a_peer_that_waits() {
@@ -128,5 +145,9 @@ async fn an_idle_session_makes_room_for_a_peer_that_waits() {
     let sender = start(sender_to(address), 1000, 1);
     until("the sender has a session", || sender.peers() == 1).await;
     until("the receiver has none", || receiver.peers() == 0).await;
+    until("the session is the second of the node", || {
+        node.peers() == 1 && counter(&node, |of| of.sessions_opened()) == 2
+    })
+    .await;
     assert_eq!(load(&[receiver, node], 4, |_| 60).await, [0, 4]);
 }

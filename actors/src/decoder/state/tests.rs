@@ -12,9 +12,10 @@ use engine::PageId;
 use super::*;
 use crate::effect::{ToBufferManager, ToGenerator, ToPeerLink, ToProxy, ToStreams};
 use crate::messages::{
-    ExtendSequence, PagesGrown, PagesShort, SendFrame, StopSequence, StreamEnd, StreamToken,
+    ComputeHere, ExtendSequence, PagesGrown, PagesShort, PlacedAgain, Placement, PrefillOver, SendFrame,
+    StopSequence, StreamEnd, StreamToken,
 };
-use crate::request::{CacheSalt, FinishReason, Route};
+use crate::request::{CacheSalt, FinishReason, Refused, Route, StreamEvent};
 use connector::frame::{Frame, PrefillFault};
 
 const SESSION: SessionId = SessionId(1);

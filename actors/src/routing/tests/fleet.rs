@@ -93,14 +93,8 @@ enum Way {
     Routers,
 }
 
-/// Requests with system prompts of Zipf's distribution (exponent 1) and random suffixes. `load` is the arrival rate over the rate that
-/// the four nodes would compute without caches.
-fn simulate(way: Way, seed: u64, load_share: f64) -> Outcome {
-    let (start, mut random) = (Instant::now(), SplitMix64::new(seed));
-    let mut uniform = move || (random.draw() >> 11) as f64 / (1_u64 << 53) as f64;
-    let weights: Vec<f64> = (1..=SYSTEM_PROMPTS).map(|rank| 1.0 / f64::from(rank)).collect();
-    let total: f64 = weights.iter().sum();
-    let mut nodes: Vec<SmallNode> = (0..NODES).map(|_| SmallNode::default()).collect();
+/// The routers, which know the nodes.
+fn routers(way: Way) -> Vec<Routing<u32>> {
     let count = if way == Way::Routers { 4 } else { 1 };
     let mut routers: Vec<Routing<u32>> = (0..count)
         .map(|_| {
@@ -119,6 +113,19 @@ fn simulate(way: Way, seed: u64, load_share: f64) -> Outcome {
             routing.joined(id, Joining { name: u64::from(id) + 7, capabilities, pool_pages: POOL_PAGES });
         }
     }
+    routers
+}
+
+/// Requests with system prompts of Zipf's distribution (exponent 1) and random suffixes. `load` is the arrival rate over the rate that
+/// the four nodes would compute without caches.
+fn simulate(way: Way, seed: u64, load_share: f64) -> Outcome {
+    let (start, mut random) = (Instant::now(), SplitMix64::new(seed));
+    let mut uniform = move || (random.draw() >> 11) as f64 / (1_u64 << 53) as f64;
+    let weights: Vec<f64> = (1..=SYSTEM_PROMPTS).map(|rank| 1.0 / f64::from(rank)).collect();
+    let total: f64 = weights.iter().sum();
+    let mut nodes: Vec<SmallNode> = (0..NODES).map(|_| SmallNode::default()).collect();
+    let mut routers = routers(way);
+    let count = routers.len();
     let mut ends: VecDeque<(u64, usize, Placed<u32>, u32)> = VecDeque::new();
     let (mut now, mut ttft) = (0_u64, Vec::new());
     let gap = f64::from(SYSTEM_TOKENS + SUFFIX_TOKENS) * MICROS as f64 / f64::from(NODES) / load_share;

@@ -81,11 +81,11 @@ proptest! {
                 Op::Wait(millis) => now += Duration::from_millis(millis),
             }
             prop_assert!(routing.index_bytes() <= index_bytes);
-            for slot in routing.members.keys() {
-                prop_assert!(routing.index.entries_of(*slot) <= 60);
+            for key in routing.members.keys() {
+                prop_assert!(routing.index.entries_of(*key) <= 60);
                 for number in 0..6 {
                     let all = prefixes(None, &prompt(number, 400), PAGE);
-                    prop_assert!(routing.index.is_closed_under(*slot, &all));
+                    prop_assert!(routing.index.is_closed_under(*key, &all));
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Requests whose prompts must not be prefilled here.
 
 use super::*;
-use crate::messages::{PlaceAgain, PrefillOver};
+use crate::messages::PlaceAgain;
 
 const OTHER: SessionId = SessionId(2);
 

@@ -98,10 +98,10 @@ fn a_process_with_all_its_sessions_dials_later() {
     for is_news in [true, false] {
         let line = LogLine::Full { address: "first".into(), sessions: 1, is_news };
         let hang_up = to::sockets(HangUp { connection: ConnectionId(60) });
-        assert_eq!(deliver(&mut state, challenged.clone()), [hang_up, to::log(line), wake(FIRST, 30_000)]);
+        assert_eq!(deliver(&mut state, challenged), [hang_up, to::log(line), wake(FIRST, 30_000)]);
     }
     state.on_end(begun.session, "eof".into());
-    let effects = deliver(&mut state, challenged.clone());
+    let effects = deliver(&mut state, challenged);
     assert!(
         matches!(&effects[..], [Effect::Sockets(message)] if format!("{message:?}").contains("SayHello"))
     );
