@@ -13,7 +13,7 @@ fn a_seed_repeats_its_history() -> Result<(), Violation> {
 #[test]
 fn histories_reach_every_fault_and_outcome() -> Result<(), Violation> {
     let mut total = integration_tests::simulation::Report::default();
-    for seed in 0..300 {
+    for seed in 0..600 {
         total.add(&history(seed, false)?);
     }
     assert_eq!(total.faults.len(), 11, "not every kind of fault occurs: {:?}", total.faults);
