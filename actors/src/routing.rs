@@ -14,7 +14,7 @@
 //!
 //! **Prefill.** The candidates are at most 8 members with the longest known prefixes and the 8 members with the shortest queues. Members
 //! whose prefills fail pause. The rules, in this order:
-//! 1. A candidate without a queue whose speed nobody has measured is tried.
+//! 1. A candidate without a queue whose speed is unknown, and that has not ended a prefill yet, is tried first.
 //! 2. If no candidate is predicted to meet [`RoutingConfig::ttft_target`], the soonest is chosen.
 //! 3. The cost of a candidate counts tokens: the work, an eighth of the queue, and the tokens that the member has computed recently in
 //!    excess of the others (at most the prompt's length). So a prefix that is asked for very often gets a second holder, and the
@@ -186,9 +186,9 @@ impl<M: Copy + Ord> Routing<M> {
     }
 
     /// A member has reported its load.
-    pub fn reported(&mut self, id: M, report: &LoadReport) {
+    pub fn reported(&mut self, now: Instant, id: M, report: &LoadReport) {
         if let Some(member) = self.member_mut(id) {
-            member.reported(report);
+            member.reported(now, report);
         }
     }
 
@@ -269,7 +269,7 @@ impl<M: Copy + Ord> Routing<M> {
         let decode_pages = if ask.decode_on.is_some() { 0 } else { pages };
         let turn = self.turn;
         if let Some(member) = self.members.get_mut(&decoder) {
-            member.placed_pages += decode_pages;
+            member.placed_pages = member.placed_pages.saturating_add(decode_pages);
             member.turn = turn;
         }
         if let Some(member) = self.members.get_mut(&prefiller) {

@@ -10,6 +10,7 @@ mod prefill;
 
 use std::fmt;
 
+use common::splitmix::mix;
 use serde::{Deserialize, Serialize};
 
 use crate::ring::{CreditNumber, PageIndex};
@@ -99,6 +100,16 @@ pub struct Incarnation {
     pub pid_namespace: u64,
     /// Random number drawn at process start. Cloned virtual machines can agree in all other fields.
     pub random: u128,
+}
+
+impl Incarnation {
+    /// A number that all processes know this one by. It does not depend on [`random`](Self::random), so a process can compute its own at any time.
+    /// Different processes have the same number only by chance, or if their virtual machines are clones.
+    pub fn name(&self) -> u64 {
+        let boot = [self.boot as u64, (self.boot >> 64) as u64];
+        let parts = [u64::from(self.pid), self.start_ticks, self.pid_namespace, boot[0], boot[1]];
+        parts.into_iter().fold(0, |name, part| mix(name ^ mix(part)))
+    }
 }
 
 impl fmt::Display for Incarnation {

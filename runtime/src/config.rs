@@ -377,6 +377,11 @@ impl Config {
                 );
             }
         }
+        if role == Role::Local && self.frontend.local == LocalPrefill::Never {
+            let reason =
+                "must not be never for role local, because no other process prefills for it".to_owned();
+            problems.push(layers.problem("frontend.local", reason));
+        }
         if role == Role::Local && !self.frontend.enabled {
             let reason = "must be true for role local, because it has no other port".to_owned();
             problems.push(layers.problem("frontend.enabled", reason));

@@ -198,6 +198,7 @@ impl DecoderState {
             waits: ProxyCount::Reported,
             may_fall_back: placement.may_fall_back,
             tried: Vec::new(),
+            failed_prefills: 0,
             reads_no_cache: false,
             timings,
         };
@@ -232,7 +233,7 @@ impl DecoderState {
             sequence: SequenceId::Own(request),
             // A sender sends the pages of the prompt only.
             tokens: if landing.is_some() { entry.generate.prompt.clone() } else { entry.tokens() },
-            reads_cache: entry.wanted_logprobs().is_none() && !entry.reads_no_cache,
+            reads_cache: entry.wanted_logprobs().is_none() && !(landing.is_some() && entry.reads_no_cache),
             salt: entry.generate.salt,
             pages: self.pages_ahead(entry),
             landing,

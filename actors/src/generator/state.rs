@@ -118,7 +118,7 @@ impl GeneratorState {
             config;
         Self {
             chunk_tokens: chunk_tokens.max(1),
-            pace: Pace::new(inter_token_bound),
+            pace: Pace::new(inter_token_bound, chunk_tokens.max(1)),
             limits: StepLimits { tokens: limits.tokens.max(1), rows: limits.rows.max(1) },
             prefilled: 0,
             steps: 0,

@@ -66,6 +66,8 @@ pub struct PeerReady {
     pub session: SessionId,
     /// The sender's process id.
     pub pid: u32,
+    /// [`Incarnation::name`](connector::frame::Incarnation::name) of the sender.
+    pub name: u64,
 }
 
 /// Peer link → proxy and buffer manager: this sender accepts no new prefills; those that it has continue.

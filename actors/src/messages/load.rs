@@ -3,12 +3,13 @@
 use super::SessionId;
 
 /// Generator → proxy, peer link: the prompts that this process still has to compute, and how fast it computes them. Sent when it has changed, at
-/// most once per tick.
+/// most every 50 ms and at ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {
     /// Tokens of prompts on the engine that are not computed yet.
     pub waiting_tokens: u64,
-    /// Nanoseconds that one more prompt token adds to a step; `None`: not measured yet.
+    /// Time of a step with long prompts divided by its prompt tokens, in nanoseconds. It contains the time of the rows that decode in the same step.
+    /// `None`: not measured yet.
     pub nanos_per_token: Option<u32>,
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use connector::frame::GRAMMARS_MAX;
+use connector::frame::{GRAMMARS_MAX, Incarnation};
 use engine::Engine;
 
 use super::Parts;
@@ -122,7 +122,7 @@ impl Contexts {
             page_tokens,
             pool_pages: pages,
             request_pages: parts.shares.request,
-            pid: std::process::id(),
+            name: Incarnation::current()?.name(),
             routing,
         });
         let router = Router::new(Endpoint::Proxy, mailboxes, proxy_devices);

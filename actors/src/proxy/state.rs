@@ -23,8 +23,8 @@ pub struct ProxyConfig {
     pub pool_pages: u32,
     /// Pages that a request may use when no page is quarantined.
     pub request_pages: u32,
-    /// This process's id.
-    pub pid: u32,
+    /// [`Incarnation::name`](connector::frame::Incarnation::name) of this process.
+    pub name: u64,
     /// How prefillers are chosen.
     pub routing: RoutingConfig,
 }
@@ -49,7 +49,7 @@ impl ProxyState {
         let mut routing = Routing::new(config.page_tokens, config.routing.clone());
         let capabilities = Capabilities { prefill: true, decode: true };
         let pool_pages = config.pool_pages;
-        routing.joined(HERE, Joining { name: u64::from(config.pid), capabilities, pool_pages });
+        routing.joined(HERE, Joining { name: config.name, capabilities, pool_pages });
         Self { usable_pages: config.request_pages, config, routing, draining: false }
     }
 
@@ -64,9 +64,9 @@ impl ProxyState {
             ToProxy::HandOverEnded(ended) => {
                 self.routing.handed_over(Some(ended.session), ended.exposed_micros);
             }
-            ToProxy::LoadReport(load) => self.routing.reported(HERE, &load),
+            ToProxy::LoadReport(load) => self.routing.reported(now, HERE, &load),
             ToProxy::PeerLoad(PeerLoad { session, load, cache_pages }) => {
-                self.routing.reported(Some(session), &load);
+                self.routing.reported(now, Some(session), &load);
                 self.routing.cache_reported(Some(session), cache_pages);
             }
             ToProxy::PeerReady(ready) => self.on_peer_ready(ready),
@@ -100,7 +100,7 @@ impl ProxyState {
     fn on_peer_ready(&mut self, ready: PeerReady) {
         let capabilities = Capabilities { prefill: true, decode: false };
         let pool_pages = self.config.pool_pages;
-        let joining = Joining { name: u64::from(ready.pid), capabilities, pool_pages };
+        let joining = Joining { name: ready.name, capabilities, pool_pages };
         self.routing.joined(Some(ready.session), joining);
     }
 

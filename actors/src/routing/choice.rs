@@ -64,7 +64,8 @@ impl<M: Copy + Ord> Routing<M> {
         let decoders = self.members.iter().filter(|(key, _)| decodes(**key));
         let most = decoders.clone().map(|(_, member)| member.room()).max()?;
         let first = self.unknown_first_tokens(cached);
-        let near = decoders.filter(|(_, member)| member.room() + member.pool_pages / NEAR_ROOM >= most);
+        let near = decoders
+            .filter(|(_, member)| member.room().saturating_add(member.pool_pages / NEAR_ROOM) >= most);
         let preference = |member: &Member<M>| match first {
             Some(first) => (0, rendezvous(first, member.name)),
             None => (member.room(), 0),
@@ -98,8 +99,12 @@ impl<M: Copy + Ord> Routing<M> {
         if ask.local == LocalPrefill::Always {
             return (local.map(|key| (key, estimate(key).work)), usize::from(local.is_some()));
         }
-        let mut candidates: Vec<Estimate> =
-            self.candidates(now, decoder, cached, ask).into_iter().map(estimate).collect();
+        let mut keys = self.candidates(decoder, cached, ask, |member| member.is_open(now));
+        if keys.is_empty() && local.is_none() {
+            // A member that pauses after a failure is better than none.
+            keys = self.candidates(decoder, cached, ask, |_| true);
+        }
+        let mut candidates: Vec<Estimate> = keys.into_iter().map(estimate).collect();
         let predictions = candidates.len() + usize::from(local.is_some());
         let choice = match (self.best(now, &mut candidates, cached, ask), local) {
             (None, local) => local.map(|key| (key, estimate(key).work)),
@@ -137,11 +142,17 @@ impl<M: Copy + Ord> Routing<M> {
     }
 
     /// Members that may prefill the request: those with the longest prefixes, and those with the shortest queues.
-    fn candidates(&self, now: Instant, decoder: Key, cached: &[PrefixHash], ask: &Ask<'_, M>) -> Vec<Key> {
+    fn candidates(
+        &self,
+        decoder: Key,
+        cached: &[PrefixHash],
+        ask: &Ask<'_, M>,
+        is_open: impl Fn(&Member<M>) -> bool,
+    ) -> Vec<Key> {
         let may = |key: Key, member: &Member<M>| {
             (key != decoder || self.is_equal(ask))
                 && member.capabilities.prefill
-                && member.is_open(now)
+                && is_open(member)
                 && !ask.not_on.contains(&member.id)
         };
         let is_usable = |key: Key| self.members.get(&key).is_some_and(|member| may(key, member));
@@ -188,7 +199,7 @@ impl<M: Copy + Ord> Routing<M> {
     ) -> Option<Estimate> {
         let is_untried = |estimate: &&Estimate| {
             let member = &self.members[&estimate.key];
-            member.speed().is_none() && member.queue() == 0
+            member.speed().is_none() && !member.is_tried && member.queue() == 0
         };
         if let Some(untried) = candidates.iter().filter(is_untried).min_by_key(|estimate| estimate.turn) {
             return Some(*untried);

@@ -37,8 +37,12 @@ struct Average(Option<f64>);
 
 impl Average {
     fn add(&mut self, sample: f64) {
-        let mixed = |known: f64| known + (sample.min(2.0 * known) - known) / 8.0;
-        self.0 = Some(self.0.map_or(sample, mixed));
+        self.add_any(self.0.map_or(sample, |known| sample.min((2.0 * known).max(1e-3))));
+    }
+
+    /// Adds a sample, however large it is.
+    fn add_any(&mut self, sample: f64) {
+        self.0 = Some(self.0.map_or(sample, |known| known + (sample - known) / 8.0));
     }
 }
 
@@ -58,10 +62,11 @@ impl Work {
         })
     }
 
-    /// The larger of two, at their times.
+    /// The larger of two, at the later of their times.
     pub(super) fn or_larger(self, other: Self) -> Self {
-        let tokens = |work: &Self| work.0.map_or(0.0, |(tokens, _)| tokens);
-        if tokens(&other) > tokens(&self) { other } else { self }
+        let times = [self.0, other.0].into_iter().flatten().map(|(_, at)| at);
+        let Some(at) = times.max() else { return self };
+        Self::new(self.at(at).max(other.at(at)), at)
     }
 }
 
@@ -79,8 +84,10 @@ pub(super) struct Member<M> {
     /// Microseconds per computed token.
     speed: Average,
     measured_at: Option<Instant>,
-    /// The member's own measurement of the same.
-    reported_speed: Option<f64>,
+    /// The member's own measurement of the same, and when it was reported.
+    reported_speed: Option<(f64, Instant)>,
+    /// A prefill that was placed here has ended.
+    pub(super) is_tried: bool,
     /// Microseconds from the first token to the adoption of the last page.
     hand_over: Average,
     /// Set if prefills have failed since the last one that succeeded.
@@ -110,6 +117,7 @@ impl<M> Member<M> {
             speed: Average::default(),
             measured_at: None,
             reported_speed: None,
+            is_tried: false,
             hand_over: Average::default(),
             failing: None,
             work,
@@ -133,12 +141,14 @@ impl<M> Member<M> {
 
     /// Microseconds per computed token, if known.
     pub(super) fn speed(&self) -> Option<f64> {
-        self.reported_speed.or(self.speed.0)
+        self.reported_speed.map(|(speed, _)| speed).or(self.speed.0)
     }
 
     /// The speed to expect if the fastest member has the speed `fastest`.
     pub(super) fn expected_speed(&self, now: Instant, fastest: f64) -> f64 {
-        self.reported_speed.or(self.speed.0.filter(|_| !self.is_speed_old(now))).unwrap_or(fastest)
+        let is_valid = |at: Instant| now.saturating_duration_since(at) <= SPEED_VALID;
+        let reported = self.reported_speed.filter(|(_, at)| is_valid(*at)).map(|(speed, _)| speed);
+        reported.or(self.speed.0.filter(|_| !self.is_speed_old(now))).unwrap_or(fastest)
     }
 
     fn is_speed_old(&self, now: Instant) -> bool {
@@ -152,7 +162,7 @@ impl<M> Member<M> {
 
     /// A hand-over has added this time.
     pub(super) fn handed_over(&mut self, micros: u64) {
-        self.hand_over.add(micros as f64);
+        self.hand_over.add_any(micros as f64);
     }
 
     /// Tokens computed recently.
@@ -173,9 +183,9 @@ impl<M> Member<M> {
     }
 
     /// The member has reported its load.
-    pub(super) fn reported(&mut self, report: &LoadReport) {
+    pub(super) fn reported(&mut self, now: Instant, report: &LoadReport) {
         self.others = report.waiting_tokens.saturating_sub(self.waiting);
-        self.reported_speed = report.micros_per_token();
+        self.reported_speed = report.micros_per_token().map(|speed| (speed, now));
     }
 
     /// The member has `pool_pages` pages and uses `used_pages` of them.
@@ -186,11 +196,15 @@ impl<M> Member<M> {
     /// A prefill that was placed here has ended. `tokens` is what [`place`](Self::place) got.
     pub(super) fn over(&mut self, now: Instant, tokens: u32, outcome: &PrefillOutcome) {
         self.waiting = self.waiting.saturating_sub(u64::from(tokens));
+        self.is_tried = true;
+        let computed = match *outcome {
+            PrefillOutcome::Computed { tokens, .. } => tokens,
+            PrefillOutcome::Failed | PrefillOutcome::Withdrawn => 0,
+        };
+        self.work = Work::new((self.recent(now) + f64::from(computed) - f64::from(tokens)).max(0.0), now);
         match *outcome {
-            PrefillOutcome::Computed { tokens: computed, micros } => {
+            PrefillOutcome::Computed { micros, .. } => {
                 self.failing = None;
-                self.work =
-                    Work::new((self.recent(now) + f64::from(computed) - f64::from(tokens)).max(0.0), now);
                 if computed >= MEASURED_TOKENS {
                     if self.is_speed_old(now) {
                         self.speed = Average::default();

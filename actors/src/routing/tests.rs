@@ -40,7 +40,7 @@ pub(super) fn router(count: u32, config: RoutingConfig) -> Routing<u32> {
     routing.joined(0, node(0, 10_000));
     for id in 1..=count {
         routing.joined(id, prefiller(u64::from(id)));
-        routing.reported(id, &load(0));
+        routing.reported(Instant::now(), id, &load(0));
     }
     routing
 }

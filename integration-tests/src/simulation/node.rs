@@ -75,54 +75,63 @@ pub(super) struct Node {
     pub(super) leaving: bool,
 }
 
+impl Decoding {
+    fn new(plan: &Plan, node: usize) -> Self {
+        let own = &plan.nodes[node];
+        Self {
+            proxy: ProxyState::new(ProxyConfig {
+                page_tokens: PAGE_TOKENS,
+                pool_pages: own.pages,
+                request_pages: own.request_pages(),
+                name: node as u64,
+                routing: RoutingConfig {
+                    local_if_sooner_by: plan.local_if_sooner_by,
+                    local: plan.local,
+                    ..RoutingConfig::default()
+                },
+            }),
+            decoder: DecoderState::new(DecoderConfig {
+                page_tokens: PAGE_TOKENS,
+                page_bytes: 1,
+                finish: FinishRule::new(vec![0]),
+                vocabulary: VOCABULARY,
+                pid: node as u32,
+                growth_tokens: plan.growth_tokens,
+                grammars_per_session: plan.grammars,
+            }),
+        }
+    }
+}
+
+impl Prefilling {
+    fn new(plan: &Plan, node: usize) -> Self {
+        Self {
+            transfer: TransferState::new(TransferConfig {
+                page_bytes: 1,
+                min_gigabytes_per_second: 0.0,
+                hashed: plan.hashed,
+                on_device: plan.on_device,
+                pages_in_flight: PAGES_IN_FLIGHT,
+            }),
+            prefiller: PrefillerState::new(PrefillerConfig {
+                page_tokens: PAGE_TOKENS,
+                page_bytes: 1,
+                pool_pages: plan.nodes[node].prompt_pages(),
+                vocabulary: VOCABULARY,
+                context_tokens: 4096,
+                compiles_grammars: !plan.refuses_grammars,
+            }),
+        }
+    }
+}
+
 impl Node {
     /// The process of a node after its start.
     pub(super) fn new(plan: &Plan, node: usize, life: u32) -> Self {
         let own = &plan.nodes[node];
         let NodePlan { pages, ring_pages, prefill_pages, .. } = *own;
-        let decoding = own.decodes.then(|| {
-            Box::new(Decoding {
-                proxy: ProxyState::new(ProxyConfig {
-                    page_tokens: PAGE_TOKENS,
-                    pool_pages: pages,
-                    request_pages: own.request_pages(),
-                    pid: node as u32,
-                    routing: RoutingConfig {
-                        local_if_sooner_by: plan.local_if_sooner_by,
-                        local: plan.local,
-                        ..RoutingConfig::default()
-                    },
-                }),
-                decoder: DecoderState::new(DecoderConfig {
-                    page_tokens: PAGE_TOKENS,
-                    page_bytes: 1,
-                    finish: FinishRule::new(vec![0]),
-                    vocabulary: VOCABULARY,
-                    pid: node as u32,
-                    growth_tokens: plan.growth_tokens,
-                    grammars_per_session: plan.grammars,
-                }),
-            })
-        });
-        let prefilling = (!own.dials.is_empty()).then(|| {
-            Box::new(Prefilling {
-                transfer: TransferState::new(TransferConfig {
-                    page_bytes: 1,
-                    min_gigabytes_per_second: 0.0,
-                    hashed: plan.hashed,
-                    on_device: plan.on_device,
-                    pages_in_flight: PAGES_IN_FLIGHT,
-                }),
-                prefiller: PrefillerState::new(PrefillerConfig {
-                    page_tokens: PAGE_TOKENS,
-                    page_bytes: 1,
-                    pool_pages: own.prompt_pages(),
-                    vocabulary: VOCABULARY,
-                    context_tokens: 4096,
-                    compiles_grammars: !plan.refuses_grammars,
-                }),
-            })
-        });
+        let decoding = own.decodes.then(|| Box::new(Decoding::new(plan, node)));
+        let prefilling = (!own.dials.is_empty()).then(|| Box::new(Prefilling::new(plan, node)));
         let receivers = own.dials.iter().map(|receiver| format!("node {receiver}")).collect();
         Self {
             life,

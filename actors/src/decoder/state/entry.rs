@@ -72,8 +72,10 @@ pub(super) struct Entry {
     pub(super) waits: ProxyCount,
     /// Whether this process may prefill the prompt if the sender does not.
     pub(super) may_fall_back: bool,
-    /// The senders that have not prefilled the prompt, although they were asked.
+    /// The senders that were chosen and have not prefilled the prompt: they refused it, failed, or were lost.
     pub(super) tried: Vec<SessionId>,
+    /// Prefills of the prompt that failed, or whose sender was lost.
+    pub(super) failed_prefills: u32,
     /// The sender sends all pages, also those that are cached here.
     pub(super) reads_no_cache: bool,
     pub(super) timings: Timings,
@@ -134,6 +136,7 @@ impl Entry {
 
     /// Forgets what a sender did for the request. Shared pages stay.
     pub(super) fn discard(&mut self) {
+        self.prompt_logprobs.clear();
         let Timings { decode_pid, prompt_tokens, resident_tokens, .. } = self.timings;
         self.timings = Timings {
             prefill_pid: decode_pid,

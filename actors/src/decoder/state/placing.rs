@@ -10,6 +10,9 @@ use crate::messages::{
 };
 use crate::request::{Refused, RequestId, StreamEvent};
 
+/// A request ends after this many failed prefills, so that a prompt that ends the processes that compute it does not end all of them.
+const FAILED_PREFILLS_MAX: u32 = 3;
+
 impl DecoderState {
     /// The proxy has chosen another sender, or has found none. The request may have ended meanwhile.
     pub(super) fn on_placed_again(&mut self, placed: PlacedAgain) -> Vec<Effect> {
@@ -77,6 +80,13 @@ impl DecoderState {
         let Some(entry) = self.requests.get_mut(&request) else { return vec![release] };
         entry.tried.push(session);
         entry.discard();
+        entry.failed_prefills += u32::from(outcome == PrefillOutcome::Failed);
+        if entry.failed_prefills >= FAILED_PREFILLS_MAX {
+            entry.phase = Phase::Placing;
+            let over = entry.prefill_over(outcome);
+            let end = self.cut(request, |_| StreamEvent::Failed(Refused::NoPrefiller.into()));
+            return [release].into_iter().chain(over).chain(end).collect();
+        }
         [vec![release], entry.place_again(outcome)].concat()
     }
 

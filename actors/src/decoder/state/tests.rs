@@ -35,7 +35,7 @@ fn state() -> DecoderState {
         growth_tokens: 256,
         grammars_per_session: 2,
     });
-    assert_eq!(state.on_peer_ready(PeerReady { session: SESSION, pid: 9 }), []);
+    assert_eq!(state.on_peer_ready(PeerReady { session: SESSION, pid: 9, name: 9 }), []);
     state
 }
 

@@ -6,7 +6,7 @@ use super::GeneratorState;
 use crate::effect::{Effect, to};
 use crate::messages::LoadReport;
 
-/// Minimum time between two reports, beside those of ticks. Proxies that place prompts on the same process should see each other's, and a
+/// Minimum time between two reports, not counting those at ticks. Proxies that place prompts on the same process should see each other's, and a
 /// prompt of a few thousand tokens takes a GPU about 100 ms.
 const REPORT_EVERY: Duration = Duration::from_millis(50);
 
@@ -17,7 +17,7 @@ impl GeneratorState {
             |sequence: &super::Sequence| u64::from(sequence.sampled_from.saturating_sub(sequence.resident));
         LoadReport {
             waiting_tokens: self.sequences.values().map(waits).sum(),
-            nanos_per_token: self.pace.nanos_per_token(self.chunk_tokens, self.decodes()),
+            nanos_per_token: self.pace.nanos_per_token(self.decodes()),
         }
     }
 

@@ -27,7 +27,7 @@ impl Average {
     /// Adds a sample. A sample counts as at most twice the average, so that one pause of the process does not look like a slow engine.
     fn add(&mut self, sample: f64) {
         let mixed = |known: f64| {
-            let sample = sample.min(2.0 * known);
+            let sample = sample.min((2.0 * known).max(1e-3));
             known + (sample - known) * if sample > known { WEIGHTS.0 } else { WEIGHTS.1 }
         };
         self.0 = Some(self.0.map_or(sample, mixed));
@@ -39,6 +39,8 @@ impl Average {
 pub(super) struct Pace {
     /// The time that a step is planned for, in microseconds.
     bound: Option<f64>,
+    /// Maximum number of prompt tokens in a step.
+    chunk_tokens: u32,
     /// Time of a step without prompts.
     rows: Average,
     /// Time that a prompt token adds to a step.
@@ -46,10 +48,10 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// A pace that keeps `bound`; `None`: steps are not limited.
-    pub(super) fn new(bound: Option<Duration>) -> Self {
+    /// A pace that keeps `bound`, for steps with at most `chunk_tokens` prompt tokens; `None`: only `chunk_tokens` limits them.
+    pub(super) fn new(bound: Option<Duration>, chunk_tokens: u32) -> Self {
         let bound = bound.map(|bound| bound.as_secs_f64() * 1e6 * PLANNED_SHARE);
-        Self { bound, rows: Average::default(), per_token: Average::default() }
+        Self { bound, chunk_tokens, rows: Average::default(), per_token: Average::default() }
     }
 
     /// A step with this many prompt tokens took `micros`. `has_rows`: it also computed sequences that decode.
@@ -58,15 +60,18 @@ impl Pace {
         if prompt_tokens == 0 {
             return self.rows.add(micros);
         }
+        // A step with few prompt tokens takes nearly as long as one with none, so it does not show what a token costs.
+        if prompt_tokens < TOKENS_MIN.min(self.chunk_tokens) && self.per_token.0.is_some() {
+            return;
+        }
         let rows = if has_rows { self.rows.0.unwrap_or(0.0) } else { 0.0 };
         // The average of the rows may be too high for this step. At least half of the step's time counts for its prompts.
         self.per_token.add((micros - rows).max(micros / 2.0) / f64::from(prompt_tokens));
     }
 
-    /// Nanoseconds per prompt token of prompts that are computed in steps of at most `chunk_tokens` tokens, if measured. `has_rows`: other
-    /// sequences decode in these steps.
-    pub(super) fn nanos_per_token(&self, chunk_tokens: u32, has_rows: bool) -> Option<u32> {
-        let tokens = if has_rows { chunk_tokens.min(self.prompt_tokens()) } else { chunk_tokens };
+    /// Nanoseconds per prompt token of long prompts, if measured. `has_rows`: other sequences decode in the same steps.
+    pub(super) fn nanos_per_token(&self, has_rows: bool) -> Option<u32> {
+        let tokens = if has_rows { self.prompt_tokens() } else { self.chunk_tokens };
         let rows = if has_rows { self.rows.0.unwrap_or(0.0) } else { 0.0 };
         let micros = self.per_token.0? + rows / f64::from(tokens.max(1));
         // The conversion saturates.
@@ -75,11 +80,11 @@ impl Pace {
 
     /// Maximum number of prompt tokens in a step that has decode rows.
     pub(super) fn prompt_tokens(&self) -> u32 {
-        let Some(bound) = self.bound else { return u32::MAX };
+        let Some(bound) = self.bound else { return self.chunk_tokens };
         let room = (bound - self.rows.0.unwrap_or(0.0)).max(0.0);
         let tokens = self.per_token.0.map_or(0.0, |per_token| room / per_token.max(1e-3));
         // The conversion saturates.
-        (tokens as u32).max(TOKENS_MIN)
+        (tokens as u32).max(TOKENS_MIN).min(self.chunk_tokens)
     }
 }
 
@@ -102,7 +107,7 @@ mod tests {
 
     #[test]
     fn steps_settle_at_the_bound_and_follow_a_slower_engine() {
-        let mut pace = Pace::new(Some(BOUND));
+        let mut pace = Pace::new(Some(BOUND), 2048);
         assert_eq!(pace.prompt_tokens(), TOKENS_MIN, "nothing is measured yet");
         pace.measured(2048, false, 43_000);
         pace.measured(0, true, 5_000);
@@ -118,14 +123,14 @@ mod tests {
 
     #[test]
     fn prompts_make_progress_under_a_bound_that_no_step_keeps() {
-        let mut pace = Pace::new(Some(Duration::from_millis(1)));
+        let mut pace = Pace::new(Some(Duration::from_millis(1)), 2048);
         pace.measured(0, true, 5_000);
         assert!(steps(&mut pace, 0.0, 20.0, 50).iter().all(|(tokens, _)| *tokens == TOKENS_MIN));
     }
 
     #[test]
     fn one_slow_step_does_not_stop_prompts() {
-        let mut pace = Pace::new(Some(BOUND));
+        let mut pace = Pace::new(Some(BOUND), 2048);
         pace.measured(0, true, 5_000);
         steps(&mut pace, 0.0, 20.0, 20);
         let before = pace.prompt_tokens();
@@ -136,21 +141,38 @@ mod tests {
     }
 
     #[test]
+    fn steps_with_few_prompt_tokens_do_not_slow_long_prompts() {
+        let mut pace = Pace::new(Some(BOUND), 2048);
+        pace.measured(0, true, 5_000);
+        steps(&mut pace, 0.0, 20.0, 20);
+        let before = pace.prompt_tokens();
+        for _ in 0..100 {
+            pace.measured(20, true, 5_400);
+        }
+        assert_eq!(pace.prompt_tokens(), before);
+        let mut small = Pace::new(Some(BOUND), 32);
+        (0..50).for_each(|step| small.measured(32, false, if step == 0 { 64_000 } else { 3_200 }));
+        assert!(
+            small.nanos_per_token(false).is_some_and(|nanos| nanos < 101_000),
+            "chunks of 32 tokens are measured"
+        );
+    }
+
+    #[test]
     fn prompts_are_slower_beside_rows() {
-        let mut pace = Pace::new(Some(BOUND));
-        assert_eq!(pace.nanos_per_token(2048, false), None);
+        let mut pace = Pace::new(Some(BOUND), 2048);
+        assert_eq!(pace.nanos_per_token(false), None);
         pace.measured(0, true, 5_000);
         steps(&mut pace, 0.0, 20.0, 50);
-        assert!(pace.nanos_per_token(2048, false).is_some_and(|nanos| nanos.abs_diff(20_000) < 100));
-        // A step of 22.5 ms has 875 prompt tokens, and one of 64 tokens takes 6.28 ms.
-        assert!(pace.nanos_per_token(2048, true).is_some_and(|nanos| nanos.abs_diff(25_714) < 200));
-        assert!(pace.nanos_per_token(64, true).is_some_and(|nanos| nanos.abs_diff(98_125) < 500));
+        assert!(pace.nanos_per_token(false).is_some_and(|nanos| nanos.abs_diff(20_000) < 100));
+        // A step of 22.5 ms has 875 prompt tokens.
+        assert!(pace.nanos_per_token(true).is_some_and(|nanos| nanos.abs_diff(25_714) < 200));
     }
 
     #[test]
     fn without_a_bound_steps_are_not_limited() {
-        let mut pace = Pace::new(None);
+        let mut pace = Pace::new(None, 512);
         pace.measured(64, true, u64::MAX);
-        assert_eq!(pace.prompt_tokens(), u32::MAX);
+        assert_eq!(pace.prompt_tokens(), 512);
     }
 }

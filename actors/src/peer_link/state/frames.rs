@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use connector::frame::{Frame, GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind};
+use connector::frame::{Frame, GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, Incarnation};
 use engine::Sampling;
 
 use super::{Direction, PeerLinkState};
@@ -25,9 +25,9 @@ impl PeerLinkState {
         };
         live.note_credit(now, &frame);
         live.prefills.note(now, &frame);
-        let pid = live.peer.pid;
+        let peer = live.peer;
         let effects = match live.direction {
-            Direction::Incoming { .. } => self.on_senders_frame(session, pid, frame),
+            Direction::Incoming { .. } => self.on_senders_frame(session, peer, frame),
             Direction::Outgoing { .. } => on_receivers_frame(session, frame),
         };
         effects.unwrap_or_else(|reason| self.on_end(session, reason))
@@ -36,7 +36,7 @@ impl PeerLinkState {
     fn on_senders_frame(
         &mut self,
         session: SessionId,
-        pid: u32,
+        peer: Incarnation,
         frame: Frame,
     ) -> Result<Vec<Effect>, String> {
         let effect = match frame {
@@ -64,7 +64,8 @@ impl PeerLinkState {
             }
             Frame::LinkProbed { lane: name, bytes, micros } => {
                 self.on_probed(session)?;
-                let ready = PeerReady { session, pid };
+                let pid = peer.pid;
+                let ready = PeerReady { session, pid, name: peer.name() };
                 let lane = LaneSpeed { name, bytes, micros };
                 // The decoder comes before the proxy, so that it knows the sender before the proxy places a request there.
                 return Ok(vec![

@@ -28,7 +28,7 @@ fn config(request_pages: u32) -> ProxyConfig {
         page_tokens: 16,
         pool_pages: 1000,
         request_pages,
-        pid: 1,
+        name: 1,
         routing: RoutingConfig { index_bytes: 0, ttft_target: Duration::ZERO, ..RoutingConfig::default() },
     }
 }
@@ -38,7 +38,7 @@ fn proxy(request_pages: u32) -> ProxyState {
 }
 
 fn ready(session: SessionId) -> PeerReady {
-    PeerReady { session, pid: 100 + session.0 as u32 }
+    PeerReady { session, pid: 100, name: 100 + session.0 }
 }
 
 fn placement(on: Option<SessionId>, tokens: u32) -> Placement {

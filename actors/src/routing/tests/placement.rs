@@ -41,7 +41,7 @@ fn salts_share_nothing() {
 #[test]
 fn a_continuation_is_prefilled_where_it_is_decoded_if_that_is_sooner() {
     let (mut routing, now) = (router(1, RoutingConfig::default()), Instant::now());
-    routing.reported(0, &load(0));
+    routing.reported(now, 0, &load(0));
     run(&mut routing, now, &ask(&prompt(1, 600)));
     let longer = [prompt(1, 600), prompt(9, 50)].concat();
     // Both have the prefix: the idle prefiller computes the rest, so that answers are not delayed here.
@@ -49,7 +49,7 @@ fn a_continuation_is_prefilled_where_it_is_decoded_if_that_is_sooner() {
     // The prefiller is replaced by one without the prefix.
     routing.left(1);
     routing.joined(2, prefiller(2));
-    routing.reported(2, &load(0));
+    routing.reported(now, 2, &load(0));
     let placed = run(&mut routing, now, &ask(&longer));
     assert_eq!((placed.prefill_on, placed.prefill_tokens), (0, 650 - 640));
     // A prompt without a known prefix still goes there.
@@ -59,7 +59,7 @@ fn a_continuation_is_prefilled_where_it_is_decoded_if_that_is_sooner() {
 #[test]
 fn a_prompt_is_placed_if_the_idle_member_is_slow_and_the_fast_one_has_computed_much() {
     let (mut routing, now) = (router(2, RoutingConfig::default()), Instant::now());
-    routing.reported(2, &LoadReport { nanos_per_token: Some(100_000), ..load(0) });
+    routing.reported(now, 2, &LoadReport { nanos_per_token: Some(100_000), ..load(0) });
     for number in 1..4 {
         let placed = run(&mut routing, now, &Ask { not_on: &[1], ..ask(&prompt(number, 600)) });
         assert_eq!(placed.prefill_on, 2);
@@ -79,13 +79,13 @@ fn the_target_decides_between_the_prefix_and_the_queue() {
         run(routing, now, &Ask { local: LocalPrefill::Never, ..ask(&first) }).prefill_on
     };
     // The holder meets the target with a queue of 800 ms, although the other member is idle.
-    routing.reported(holder, &load(800));
+    routing.reported(now, holder, &load(800));
     assert_eq!(place(&mut routing), holder);
     // With a queue of 1 s it does not, and the other member computes the whole prompt in 600 ms.
-    routing.reported(holder, &load(1000));
+    routing.reported(now, holder, &load(1000));
     assert_ne!(place(&mut routing), holder);
     // No member meets the target: the soonest computes. Both have the prefix now.
-    routing.reported(3 - holder, &load(5000));
+    routing.reported(now, 3 - holder, &load(5000));
     assert_eq!(place(&mut routing), holder);
 }
 
@@ -143,7 +143,7 @@ fn the_decoder_has_the_conversation_and_room_for_it() {
     let (mut routing, now) = (Routing::new(PAGE, RoutingConfig::default()), Instant::now());
     for id in 0..4 {
         routing.joined(id, node(u64::from(id), 100));
-        routing.reported(id, &load(0));
+        routing.reported(now, id, &load(0));
     }
     routing.joined(9, prefiller(9));
     fn free(prompt: &[u32]) -> Ask<'_, u32> {
@@ -198,4 +198,61 @@ fn local_prefill_is_allowed_denied_or_forced() {
     assert_eq!(place(LocalPrefill::Auto, &[1]), Ok(0));
     assert_eq!(place(LocalPrefill::Never, &[]), Ok(1));
     assert_eq!(place(LocalPrefill::Never, &[1]), Err(NotPlaced::NoPrefiller));
+}
+
+/// The member that prefills a new prompt that the decoding member must not prefill.
+fn sent(routing: &mut Routing<u32>, now: Instant, number: u32, tokens: u32) -> u32 {
+    let text = prompt(number, tokens);
+    run(routing, now, &Ask { local: LocalPrefill::Never, ..ask(&text) }).prefill_on
+}
+
+#[test]
+fn a_reported_speed_is_valid_for_a_while() {
+    let (mut routing, mut now) = (router(2, RoutingConfig::default()), Instant::now());
+    routing.reported(now, 2, &LoadReport { nanos_per_token: Some(10_000_000), ..load(0) });
+    // 6 s at member 2, which is more than the target.
+    for number in 1..4 {
+        assert_eq!(sent(&mut routing, now, number, 600), 1);
+    }
+    now += Duration::from_secs(60);
+    routing.reported(now, 1, &load(0));
+    let chosen: Vec<u32> = (4..8).map(|number| sent(&mut routing, now, number, 600)).collect();
+    assert!(chosen.contains(&2), "it may be as fast as the other by now: {chosen:?}");
+}
+
+#[test]
+fn a_pausing_member_is_better_than_none() {
+    let (mut routing, now) = (router(1, RoutingConfig::default()), Instant::now());
+    let text = prompt(1, 600);
+    let never = Ask { local: LocalPrefill::Never, ..ask(&text) };
+    let placed = routing.place(now, &never).unwrap();
+    routing.prefilled(now, placed.prefill_on, placed.prefill_tokens, &PrefillOutcome::Failed);
+    assert_eq!(routing.place(now, &ask(&text)).unwrap().prefill_on, 0, "it pauses");
+    assert_eq!(routing.place(now, &never).unwrap().prefill_on, 1);
+    assert!(routing.place(now, &Ask { not_on: &[1], ..never }).is_err());
+}
+
+#[test]
+fn a_member_that_refuses_is_not_untried_for_ever() {
+    let mut routing = router(1, RoutingConfig::default());
+    routing.joined(2, prefiller(2));
+    let now = Instant::now();
+    let text = prompt(1, 600);
+    let first = routing.place(now, &Ask { local: LocalPrefill::Never, ..ask(&text) }).unwrap();
+    assert_eq!(first.prefill_on, 2, "its speed is unknown");
+    routing.prefilled(now, 2, first.prefill_tokens, &PrefillOutcome::Withdrawn);
+    let chosen: Vec<u32> = (2..10).map(|number| sent(&mut routing, now, number, 600)).collect();
+    assert!(chosen.contains(&1), "{chosen:?}");
+}
+
+#[test]
+fn a_hand_over_that_was_hidden_once_is_measured_again() {
+    // No member meets this target, so the soonest is chosen.
+    let config = RoutingConfig { ttft_target: Duration::from_millis(1), ..RoutingConfig::default() };
+    let (mut routing, now) = (router(2, config), Instant::now());
+    routing.handed_over(1, 0);
+    (0..50).for_each(|_| routing.handed_over(1, 100_000));
+    for number in 1..8 {
+        assert_eq!(sent(&mut routing, now, number, 32), 2, "100 ms later at member 1");
+    }
 }

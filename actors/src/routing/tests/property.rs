@@ -75,7 +75,7 @@ proptest! {
                 }
                 Op::End(..) => {}
                 Op::Report(id, waiting_tokens, cache_pages) => {
-                    routing.reported(id, &load(waiting_tokens));
+                    routing.reported(now, id, &load(waiting_tokens));
                     routing.cache_reported(id, cache_pages);
                 }
                 Op::Wait(millis) => now += Duration::from_millis(millis),

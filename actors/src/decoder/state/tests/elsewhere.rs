@@ -12,7 +12,7 @@ fn only_on(on: SessionId) -> Placement {
 /// A state with two senders, the first of which is to prefill a request.
 fn begun(now: Instant) -> (DecoderState, Generate) {
     let mut state = state();
-    state.on_peer_ready(PeerReady { session: OTHER, pid: 10 });
+    state.on_peer_ready(PeerReady { session: OTHER, pid: 10, name: 10 });
     let decode = Decode { placement: only_on(SESSION), ..decode(now, 6, 5, None) };
     let generate = decode.generate.clone();
     assert_eq!(state.on_decode(now, decode), [reserve(&PROMPT, 3, true)]);
@@ -163,4 +163,49 @@ fn only_running_requests_are_preempted() {
         effect,
         Effect::BufferManager(ToBufferManager::ReservePages(ReservePages { landing: None, .. }))
     )));
+}
+
+#[test]
+fn the_next_sender_sends_the_log_probabilities_of_the_prompt_from_the_start() {
+    use crate::messages::PromptLogprobs;
+    use engine::Logprobs;
+
+    let now = Instant::now();
+    let mut state = state();
+    state.on_peer_ready(PeerReady { session: OTHER, pid: 10, name: 10 });
+    let mut decode = Decode { placement: only_on(SESSION), ..decode(now, 6, 5, None) };
+    decode.generate.prompt_logprobs = Some(1);
+    state.on_decode(now, decode);
+    let part = |session| {
+        let logprobs = vec![Logprobs { sampled: -1.0, rank: 1, top: Vec::new() }; 2];
+        PromptLogprobs { session, request: R, first: 0, logprobs }
+    };
+    state.on_reserved(now, landing(&[8]));
+    assert_eq!(state.on_prompt_logprobs(part(SESSION)), []);
+    state.on_peer_lost(SESSION);
+    state.on_placed_again(placed(Some(OTHER)));
+    state.on_reserved(now, landing(&[8]));
+    assert_eq!(state.on_prompt_logprobs(part(OTHER)), [], "they are accepted");
+}
+
+#[test]
+fn a_prompt_whose_prefills_all_fail_is_not_sent_to_every_sender() {
+    let now = Instant::now();
+    let (mut state, _) = begun(now);
+    let third = SessionId(3);
+    state.on_peer_ready(PeerReady { session: third, pid: 11, name: 11 });
+    for (on, next) in [(SESSION, OTHER), (OTHER, third)] {
+        state.on_reserved(now, landing(&[8]));
+        let effects = state.on_peer_lost(on);
+        assert!(matches!(effects.last(), Some(Effect::Proxy(ToProxy::PlaceAgain(_)))), "{effects:?}");
+        state.on_placed_again(placed(Some(next)));
+    }
+    state.on_reserved(now, landing(&[8]));
+    let refused = RequestError::Refused(Refused::NoPrefiller);
+    assert_eq!(
+        state.on_peer_lost(third),
+        [release(), over(third, PrefillOutcome::Failed), failed(refused)],
+        "it is the third failure"
+    );
+    assert!(state.is_empty());
 }

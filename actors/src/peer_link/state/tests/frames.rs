@@ -143,8 +143,8 @@ fn a_grammar_beyond_the_limits_ends_the_session() {
 fn peer_ready_reaches_the_decoder_before_the_proxy() {
     let mut state = state(true);
     let begun = up(&mut state, A, 1);
-    let (session, pid) = (begun.session, A.pid);
-    let ready = PeerReady { session, pid };
+    let (session, pid, name) = (begun.session, A.pid, A.name());
+    let ready = PeerReady { session, pid, name };
     let lane = LaneSpeed { name: "tcp/lo".into(), bytes: 1000, micros: 10 };
     assert_eq!(
         begun.receives(&mut state, probed()),
