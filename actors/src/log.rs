@@ -84,8 +84,10 @@ pub enum LogLine {
     },
     /// An address leads to this process.
     OwnAddress {
-        /// The address, which is not dialled again.
+        /// The address.
         address: String,
+        /// False if it was logged before.
+        is_news: bool,
     },
     /// A receiver is not dialled, because this process has as many sessions as it may have.
     Full {
@@ -185,14 +187,17 @@ impl LogLine {
             Self::SameReceiver { address, peer, is_news: true } => {
                 tracing::warn!(address, %peer, "address leads to a receiver that is already connected");
             }
-            Self::OwnAddress { address } => {
-                tracing::info!(address, "address leads to this process; not dialling it again");
+            Self::OwnAddress { address, is_news: true } => {
+                tracing::info!(address, "address leads to this process");
+            }
+            Self::OwnAddress { address, is_news: false } => {
+                tracing::debug!(address, "address still leads to this process");
             }
             Self::Full { address, sessions, is_news: true } => {
                 tracing::warn!(
                     address,
                     sessions,
-                    "no session with this receiver: link.sessions are open; trying again every 30 s"
+                    "no session with this receiver: all sessions (link.sessions) are in use; trying again every 2 s"
                 );
             }
             Self::Full { address, is_news: false, .. } => {

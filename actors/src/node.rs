@@ -373,12 +373,12 @@ fn shares<E>(pool: &KvPool, link: Option<&LinkConfig<'_, E>>) -> Result<Shares, 
             wanted = ring_pages,
             pages = shares.ring,
             pool = pages,
-            "ring clamped to half the pages"
+            "ring.bytes clamped to half of the pages that node.prefill_pages leaves"
         );
     }
     if let Some(quota) = shares.quota {
         let Shares { ring, request, .. } = shares;
-        tracing::info!(pool = pages, requests = request, ring, peers_prompts = quota, "pages divided");
+        tracing::info!(pool = pages, requests = request, ring, prefill_pages = quota, "pages divided");
     }
     Ok(shares)
 }

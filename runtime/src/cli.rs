@@ -18,7 +18,7 @@ Start two processes and send a request:
 
 Start two nodes that prefill and decode for each other (on one host, their ports must differ):
   runtime --role node --set link.peers=127.0.0.1:55555,127.0.0.1:55556 &
-  runtime --role node --set link.peers=127.0.0.1:55555,127.0.0.1:55556 \
+  runtime --role node --set link.peers=127.0.0.1:55555,127.0.0.1:55556 \\
           --set link.port=55556 --set http.port=8201 --set frontend.port=9001 &
 
 Configuration, in this order (a later source overrides an earlier one):

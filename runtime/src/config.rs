@@ -237,6 +237,9 @@ const TOP_KEYS: &[ConfigKey] = &[
     },
 ];
 
+/// Minimum of `link.idle`: longer than a put waits for a credit, and than an idle session keeps credits.
+const IDLE_MIN: Duration = Duration::from_secs(60);
+
 /// Default of `routing.inter_token_bound` on a GPU.
 const INTER_TOKEN_BOUND: Duration = Duration::from_millis(50);
 
@@ -376,6 +379,13 @@ impl Config {
                     layers.problem(key, format!("must differ from {other}; both are {port} on {host}")),
                 );
             }
+        }
+        if self.link.idle < IDLE_MIN {
+            let reason = format!(
+                "must be at least {} s, so that no session ends during a hand-over",
+                IDLE_MIN.as_secs()
+            );
+            problems.push(layers.problem("link.idle", reason));
         }
         if role == Role::Local && self.frontend.local == LocalPrefill::Never {
             let reason =

@@ -290,7 +290,8 @@ fn limit_context(model: &mut ServedModel, pool_tokens: u64) {
         tracing::info!(
             context = model.context_tokens,
             tokens = pool_tokens,
-            "the page pool limits requests to fewer tokens than the model allows; raise engine.kv_bytes for more"
+            "the page pool limits requests to fewer tokens than the model allows; raise engine.kv_bytes, or lower ring.bytes and \
+             node.prefill_pages"
         );
         model.context_tokens = pool_tokens as u32;
     }

@@ -47,7 +47,7 @@ pub struct Attempts {
 impl Attempts {
     /// Begins an attempt with this process. `None` if an attempt or session with it already exists.
     pub fn begin(&mut self, receiver: Incarnation) -> Option<Attempt> {
-        if self.records.get(&receiver).is_some_and(|record| record.live.is_some()) {
+        if self.is_live(receiver) {
             return None;
         }
         self.next += 1;
@@ -66,6 +66,11 @@ impl Attempts {
         });
         record.live = Some(session);
         Some(Attempt { session, previous: record.previous, previous_drained: record.previous_drained })
+    }
+
+    /// True if an attempt or session with this process exists.
+    pub fn is_live(&self, receiver: Incarnation) -> bool {
+        self.records.get(&receiver).is_some_and(|record| record.live.is_some())
     }
 
     /// The attempt with this process never came up.
@@ -152,13 +157,13 @@ impl Dialler {
         pause
     }
 
-    /// The pause after a refusal that only a changed setting can end: 30 s.
+    /// The pause after a refusal that only a changed setting can end, and at an address whose process is connected or is this one: 30 s.
     pub fn long_pause(&self) -> Duration {
         REFUSED_PAUSE
     }
 
-    /// The pause while this process is unhealthy: two seconds.
-    pub fn pause_while_unhealthy(&self) -> Duration {
+    /// The pause while this process is unhealthy or has no place for a session: two seconds.
+    pub fn short_pause(&self) -> Duration {
         BACKOFF.1
     }
 }

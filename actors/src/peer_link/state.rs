@@ -244,7 +244,7 @@ impl PeerLinkState {
             Session {
                 stage: Stage::Opening,
                 prefills: Prefills::new(now),
-                gives_way: false,
+                ended_for_room: false,
                 direction,
                 since: Some(now),
                 probed: false,
@@ -425,16 +425,22 @@ impl PeerLinkState {
         let Some(over) = self.sessions.get_mut(&session) else { return Vec::new() };
         over.stage = Stage::Closed;
         let redial = match &over.direction {
-            Direction::Outgoing { receiver, .. } => Some((*receiver, over.peer, over.probed, over.gives_way)),
+            Direction::Outgoing { receiver, .. } => {
+                Some((*receiver, over.peer, over.probed, over.ended_for_room))
+            }
             Direction::Incoming { .. } => None,
         };
         let mut effects: Vec<Effect> = self.prove(session).into_iter().collect();
-        if let Some((receiver, peer, probed, gives_way)) = redial {
+        if let Some((receiver, peer, probed, ended_for_room)) = redial {
             self.attempts.over(peer, drained);
             if let (true, Some(dialler)) = (probed, self.diallers.get_mut(receiver.0 as usize)) {
                 dialler.on_worked();
             }
-            effects.extend(if gives_way { self.dial_later(receiver) } else { self.dial_again(receiver) });
+            effects.extend(if ended_for_room {
+                self.dial_later(receiver)
+            } else {
+                self.dial_again(receiver)
+            });
         }
         effects
     }

@@ -24,7 +24,7 @@ impl PeerLinkState {
             return Vec::new();
         };
         if self.fault.is_some() {
-            return vec![to::sockets(WakeDialler { receiver, pause: dialler.pause_while_unhealthy() })];
+            return vec![to::sockets(WakeDialler { receiver, pause: dialler.short_pause() })];
         }
         vec![to::sockets(Dial { receiver })]
     }
@@ -46,9 +46,9 @@ impl PeerLinkState {
         }
     }
 
-    /// A receiver answered with its challenge. If its process is already connected over another address, the connection is
-    /// closed. If it is this process, the address is not dialled again. If
-    /// this process has as many sessions as it may have, it dials again later.
+    /// A receiver answered with its challenge. If it is this process, or a process that is already connected over another address, the address is
+    /// dialled again after 30 s, because another process may be there by then. If this process has as many sessions as it may have, it dials again
+    /// after two seconds: the session that ends to make room is not dialled for 30 s, and the peer may make room too.
     pub(super) fn on_challenged(&mut self, now: Instant, challenged: Challenged) -> Vec<Effect> {
         let Challenged { receiver, connection, incarnation } = challenged;
         let (is_ending, is_full) = (self.is_ending(), self.is_full());
@@ -57,16 +57,21 @@ impl PeerLinkState {
         };
         if incarnation == self.own {
             let address = dialler.address().to_owned();
-            return vec![to::sockets(HangUp { connection }), to::log(LogLine::OwnAddress { address })];
+            let is_news = dialler.on_failed("this process");
+            return vec![
+                to::sockets(HangUp { connection }),
+                to::log(LogLine::OwnAddress { address, is_news }),
+                to::sockets(WakeDialler { receiver, pause: dialler.long_pause() }),
+            ];
         }
-        if is_full {
+        if is_full && !self.attempts.is_live(incarnation) {
             self.crowd.note(now);
             let (address, sessions) = (dialler.address().to_owned(), self.limits.sessions);
             let is_news = dialler.on_failed("full");
             return vec![
                 to::sockets(HangUp { connection }),
                 to::log(LogLine::Full { address, sessions, is_news }),
-                to::sockets(WakeDialler { receiver, pause: dialler.long_pause() }),
+                to::sockets(WakeDialler { receiver, pause: dialler.short_pause() }),
             ];
         }
         let Some(attempt) = self.attempts.begin(incarnation) else {

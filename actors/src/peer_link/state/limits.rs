@@ -69,9 +69,9 @@ impl PeerLinkState {
         let Some((_, session)) = idle.min() else { return Vec::new() };
         self.crowd = Crowd::default();
         if let Some(live) = self.sessions.get_mut(&session) {
-            live.gives_way = true;
+            live.ended_for_room = true;
         }
-        let reason = "the session was idle, and another peer waits for one; raise link.sessions".to_owned();
+        let reason = "the session was idle, and another peer needs a session; raise link.sessions".to_owned();
         self.end(session, reason, true)
     }
 }

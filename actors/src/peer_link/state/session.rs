@@ -43,7 +43,7 @@ pub(super) struct Session {
     /// The prefills for the peer, in an outgoing session.
     pub(super) prefills: Prefills,
     /// The session was ended to make room for another peer.
-    pub(super) gives_way: bool,
+    pub(super) ended_for_room: bool,
     /// When [`PROBE_LIMIT`] began to count: at the opening, or at the first credit of the measurement.
     pub(super) since: Option<Instant>,
     /// The lane has moved pages. It stays true after the session has ended.

@@ -124,13 +124,16 @@ fn a_process_that_decodes_does_not_end_when_its_only_receiver_refuses_it() {
 }
 
 #[test]
-fn an_address_that_leads_to_this_process_is_not_dialled_again() {
+fn an_address_that_leads_to_this_process_is_dialled_again_after_a_while() {
     let mut state = state(true);
     deliver(&mut state, DialDue { receiver: FIRST });
     let connection = ConnectionId(60);
-    let effects = deliver(&mut state, Challenged { receiver: FIRST, connection, incarnation: OWN });
-    let line = LogLine::OwnAddress { address: "first".into() };
-    assert_eq!(effects, [to::sockets(HangUp { connection }), to::log(line)]);
+    for is_news in [true, false] {
+        let effects = deliver(&mut state, Challenged { receiver: FIRST, connection, incarnation: OWN });
+        let line = LogLine::OwnAddress { address: "first".into(), is_news };
+        let again = WakeDialler { receiver: FIRST, pause: Duration::from_secs(30) };
+        assert_eq!(effects, [to::sockets(HangUp { connection }), to::log(line), to::sockets(again)]);
+    }
 }
 
 #[test]

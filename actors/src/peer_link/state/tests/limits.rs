@@ -42,7 +42,7 @@ fn prefill(request: u64) -> Frame {
 }
 
 fn ended(begun: &Begun) -> Vec<Effect> {
-    begun.ended("the session was idle, and another peer waits for one; raise link.sessions", true)
+    begun.ended("the session was idle, and another peer needs a session; raise link.sessions", true)
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_process_with_all_its_sessions_dials_later() {
     for is_news in [true, false] {
         let line = LogLine::Full { address: "first".into(), sessions: 1, is_news };
         let hang_up = to::sockets(HangUp { connection: ConnectionId(60) });
-        assert_eq!(deliver(&mut state, challenged), [hang_up, to::log(line), wake(FIRST, 30_000)]);
+        assert_eq!(deliver(&mut state, challenged), [hang_up, to::log(line), wake(FIRST, 2_000)]);
     }
     state.on_end(begun.session, "eof".into());
     let effects = deliver(&mut state, challenged);
@@ -109,6 +109,19 @@ fn a_process_with_all_its_sessions_dials_later() {
     let second = Challenged { receiver: SECOND, incarnation: B, ..challenged };
     assert_eq!(
         deliver(&mut state, second)[2..],
-        [to::sockets(WakeDialler { receiver: SECOND, pause: Duration::from_secs(30) })]
+        [to::sockets(WakeDialler { receiver: SECOND, pause: Duration::from_secs(2) })]
     );
+}
+
+#[test]
+fn another_address_of_a_connected_process_needs_no_room() {
+    let (mut state, _, began) = full();
+    // The process at the second address is connected over the first one too, so no session has to end for it.
+    let challenged = Challenged { receiver: SECOND, connection: ConnectionId(60), incarnation: C };
+    let effects = state.on(began, challenged.into());
+    assert!(
+        matches!(&effects[1], Effect::Log(line) if format!("{line:?}").contains("SameReceiver")),
+        "{effects:?}"
+    );
+    assert_eq!(state.on_tick(began + IDLE * 2), [], "no peer waits");
 }
