@@ -120,17 +120,34 @@ pub struct Dialler {
     logged: Option<String>,
     /// A session over this address has moved pages.
     has_worked: bool,
+    /// We have hung up on the last attempt. A failure of it that was on its way is ignored, because the dialler will be woken already.
+    has_hung_up: bool,
 }
 
 impl Dialler {
     /// A dialler for an address that was not dialled yet.
     pub fn new(address: String) -> Self {
-        Self { address, backoff: BACKOFF.0, logged: None, has_worked: false }
+        Self { address, backoff: BACKOFF.0, logged: None, has_worked: false, has_hung_up: false }
     }
 
     /// The address.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// An attempt begins.
+    pub fn begin(&mut self) {
+        self.has_hung_up = false;
+    }
+
+    /// We hang up on the attempt.
+    pub fn hang_up(&mut self) {
+        self.has_hung_up = true;
+    }
+
+    /// True if we have hung up on the last attempt.
+    pub fn has_hung_up(&self) -> bool {
+        self.has_hung_up
     }
 
     /// True if a session over this address has moved pages.

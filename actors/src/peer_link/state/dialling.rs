@@ -20,9 +20,11 @@ impl PeerLinkState {
 
     /// The pause before dialling this receiver is over.
     pub(super) fn on_dial_due(&mut self, receiver: ReceiverId) -> Vec<Effect> {
-        let Some(dialler) = self.diallers.get(receiver.0 as usize).filter(|_| !self.is_ending()) else {
+        let is_ending = self.is_ending();
+        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !is_ending) else {
             return Vec::new();
         };
+        dialler.begin();
         if self.fault.is_some() {
             return vec![to::sockets(WakeDialler { receiver, pause: dialler.short_pause() })];
         }
@@ -58,6 +60,7 @@ impl PeerLinkState {
         if incarnation == self.own {
             let address = dialler.address().to_owned();
             let is_news = dialler.on_failed("this process");
+            dialler.hang_up();
             return vec![
                 to::sockets(HangUp { connection }),
                 to::log(LogLine::OwnAddress { address, is_news }),
@@ -68,6 +71,7 @@ impl PeerLinkState {
             self.crowd.note(now);
             let (address, sessions) = (dialler.address().to_owned(), self.limits.sessions);
             let is_news = dialler.on_failed("full");
+            dialler.hang_up();
             return vec![
                 to::sockets(HangUp { connection }),
                 to::log(LogLine::Full { address, sessions, is_news }),
@@ -77,6 +81,7 @@ impl PeerLinkState {
         let Some(attempt) = self.attempts.begin(incarnation) else {
             let address = dialler.address().to_owned();
             let is_news = dialler.on_failed(&format!("same process as {incarnation}"));
+            dialler.hang_up();
             return vec![
                 to::sockets(HangUp { connection }),
                 to::log(LogLine::SameReceiver { address, peer: incarnation, is_news }),
@@ -100,6 +105,9 @@ impl PeerLinkState {
         let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !is_ending) else {
             return Vec::new();
         };
+        if dialler.has_hung_up() {
+            return Vec::new();
+        }
         let address = dialler.address().to_owned();
         if permanent && is_only && !dialler.has_worked() {
             return vec![to::process(ProcessFault(format!("receiver at {address}: {reason}")))];

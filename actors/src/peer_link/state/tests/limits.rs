@@ -125,3 +125,15 @@ fn another_address_of_a_connected_process_needs_no_room() {
     );
     assert_eq!(state.on_tick(began + IDLE * 2), [], "no peer waits");
 }
+
+#[test]
+fn a_failure_of_an_attempt_that_was_hung_up_on_wakes_no_second_time() {
+    let (mut state, _, began) = full();
+    let challenged = Challenged { receiver: SECOND, connection: ConnectionId(60), incarnation: A };
+    let effects = state.on(began, challenged.into());
+    assert!(effects.iter().any(|effect| *effect == wake(SECOND, 2_000)), "{effects:?}");
+    let late = DialFailed { receiver: SECOND, reason: "no answer".into(), permanent: false };
+    assert_eq!(deliver(&mut state, late.clone()), []);
+    deliver(&mut state, DialDue { receiver: SECOND });
+    assert_ne!(deliver(&mut state, late), [], "the failure of the next attempt counts");
+}
