@@ -7,12 +7,12 @@
 
 use std::time::Duration;
 
-/// A step has room for at least this many prompt tokens, so that prompts make progress whatever the bound is. A step of this many tokens
-/// reads the weights once, as a step of one token does.
+/// Minimum number of prompt tokens in a step. Prompts make progress even if no step keeps the bound. A step of 64 tokens reads the weights once,
+/// like a step of one token.
 const TOKENS_MIN: u32 = 64;
 
-/// The share of the bound that a step is planned for. Steps of a GPU take up to a tenth longer than predicted, and a client sees the time
-/// between steps too.
+/// A step is planned to take this share of the bound. The rest is for steps that take longer than predicted, up to a tenth on a GPU, and for the
+/// time between steps.
 const PLANNED_SHARE: f64 = 0.9;
 
 /// Weight of a new measurement that is longer than the average, and of one that is shorter. A step that takes longer than the bound is worse
