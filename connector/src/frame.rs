@@ -35,7 +35,7 @@ pub struct Versions {
 
 impl Versions {
     /// The versions that this build supports.
-    pub const OURS: Self = Self::new(10, 10);
+    pub const OURS: Self = Self::new(11, 11);
 
     /// The versions from `lowest` to `highest`, both included.
     pub const fn new(lowest: u32, highest: u32) -> Self {
@@ -437,6 +437,8 @@ pub enum Frame {
     Load {
         /// Tokens of prompts of all receivers, and of the sender itself, that are not computed yet.
         waiting_tokens: u64,
+        /// Tokens of the same prompts that are computed already.
+        begun_tokens: u64,
         /// Nanoseconds that one more prompt token adds to a step; `None`: not measured yet.
         nanos_per_token: Option<u32>,
         /// Pages of the sender's pool that can keep the KV of earlier prompts; 0 if it has no prefix cache.

@@ -200,6 +200,7 @@ impl GeneratorState {
                 name: start.sequence,
                 tokens: start.tokens,
                 resident: start.resident,
+                cached: start.resident,
                 pages: start.pages.into(),
                 prompt: start.prompt,
                 sampled_from,

@@ -8,19 +8,23 @@ use super::SessionId;
 pub struct LoadReport {
     /// Tokens of prompts on the engine that are not computed yet.
     pub waiting_tokens: u64,
+    /// Tokens of the same prompts that are computed already.
+    pub begun_tokens: u64,
     /// Time of a step with long prompts divided by its prompt tokens, in nanoseconds. It contains the time of the rows that decode in the same step.
     /// `None`: not measured yet.
     pub nanos_per_token: Option<u32>,
 }
 
 impl LoadReport {
-    /// Upper bound of [`waiting_tokens`](Self::waiting_tokens) in a peer's report: more than all prompts of a process can have.
-    pub const WAITING_TOKENS_MAX: u64 = 1 << 40;
+    /// Upper bound of [`waiting_tokens`](Self::waiting_tokens) and [`begun_tokens`](Self::begun_tokens) in a peer's report: more than all prompts
+    /// of a process can have.
+    pub const TOKENS_MAX: u64 = 1 << 40;
 
     /// A peer's report, with values inside their bounds.
-    pub fn of_peer(waiting_tokens: u64, nanos_per_token: Option<u32>) -> Self {
+    pub fn of_peer(waiting_tokens: u64, begun_tokens: u64, nanos_per_token: Option<u32>) -> Self {
         Self {
-            waiting_tokens: waiting_tokens.min(Self::WAITING_TOKENS_MAX),
+            waiting_tokens: waiting_tokens.min(Self::TOKENS_MAX),
+            begun_tokens: begun_tokens.min(Self::TOKENS_MAX),
             nanos_per_token: nanos_per_token.filter(|nanos| *nanos > 0),
         }
     }

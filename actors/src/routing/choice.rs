@@ -28,6 +28,10 @@ const NEAR_COST: f64 = 0.5;
 /// Of those, candidates are left out whose first token comes later than the soonest one by more than this part of the prompt's own time.
 const NEAR_TTFT: f64 = 0.05;
 
+/// A hand-over counts as a queue of this part of the prompt if a node has received the request and is a candidate itself. It costs both nodes time,
+/// and predictions of queues are not exact. If the router also chooses the decoding node, hand-overs keep the computed tokens even, and are free.
+const HAND_OVER: f64 = 0.25;
+
 /// Members whose free pages differ by less than this part of the pool count as equal.
 const NEAR_ROOM: u32 = 8;
 
@@ -41,6 +45,7 @@ struct Estimate {
     ttft: f64,
     /// The cost in tokens.
     cost: f64,
+    /// Tokens that are to be computed before, and the price of the hand-over.
     queue: u64,
     turn: u64,
 }
@@ -128,6 +133,11 @@ impl<M: Copy + Ord> Routing<M> {
         ask.local == LocalPrefill::Auto && self.config.local_if_sooner_by.is_zero()
     }
 
+    /// True if the prompt should stay where it arrived unless another member is clearly sooner.
+    fn hand_over_has_price(&self, ask: &Ask<'_, M>) -> bool {
+        ask.decode_on.is_some() && self.is_equal(ask)
+    }
+
     /// True if the decoding member should prefill, although another member could.
     fn is_local_sooner(&self, here: &Estimate, there: &Estimate, speed: f64) -> bool {
         let price = self.config.local_if_sooner_by.as_secs_f64() * 1e6;
@@ -183,10 +193,12 @@ impl<M: Copy + Ord> Routing<M> {
     ) -> Estimate {
         let member = &self.members[&key];
         let work = ask.prompt.len() as u32 - self.resident_tokens(key, cached);
-        let hand_over = if key == decoder { 0.0 } else { member.hand_over() };
-        let tokens = member.queue() as f64 + f64::from(work);
-        let ttft = tokens * member.expected_speed(now, fastest) + hand_over;
-        Estimate { key, work, ttft, cost: 0.0, queue: member.queue(), turn: member.turn }
+        let has_price = key != decoder && self.hand_over_has_price(ask);
+        let price = if has_price { (HAND_OVER * ask.prompt.len() as f64) as u64 } else { 0 };
+        let queue = member.queue().saturating_add(price);
+        let delay = if key == decoder { 0.0 } else { member.hand_over() };
+        let ttft = (queue as f64 + f64::from(work)) * member.expected_speed(now, fastest) + delay;
+        Estimate { key, work, ttft, cost: 0.0, queue, turn: member.turn }
     }
 
     /// The best of the candidates.
@@ -219,10 +231,13 @@ impl<M: Copy + Ord> Routing<M> {
             candidates.iter().filter(|estimate| estimate.ttft <= target).copied().collect();
         let best = lowest(&timely, |estimate| estimate.cost)?;
         let Some(first) = self.unknown_first_tokens(cached) else { return Some(best) };
-        let soon = lowest(&timely, |estimate| estimate.ttft)?.ttft;
+        let soonest = lowest(&timely, |estimate| estimate.ttft)?;
+        if self.hand_over_has_price(ask) {
+            return Some(soonest);
+        }
         let own = length * self.members[&best.key].expected_speed(now, 0.0);
         let near = timely.into_iter().filter(|estimate| {
-            estimate.cost <= best.cost + NEAR_COST * length && estimate.ttft <= soon + NEAR_TTFT * own
+            estimate.cost <= best.cost + NEAR_COST * length && estimate.ttft <= soonest.ttft + NEAR_TTFT * own
         });
         let near = near.max_by_key(|estimate| {
             (rendezvous(first, self.members[&estimate.key].name), Reverse(estimate.turn))

@@ -79,8 +79,10 @@ pub(super) struct Member<M> {
     pub(super) capabilities: Capabilities,
     /// Tokens that we expect the member to compute for the prompts that were placed there and are not computed yet.
     pub(super) waiting: u64,
-    /// Reported tokens of waiting prompts that others placed there.
+    /// Reported tokens of prompts that others placed there and that are not computed yet.
     others: u64,
+    /// Reported tokens of all these prompts that are computed already.
+    begun: u64,
     /// Microseconds per computed token.
     speed: Average,
     measured_at: Option<Instant>,
@@ -114,6 +116,7 @@ impl<M> Member<M> {
             capabilities,
             waiting: 0,
             others: 0,
+            begun: 0,
             speed: Average::default(),
             measured_at: None,
             reported_speed: None,
@@ -130,7 +133,7 @@ impl<M> Member<M> {
 
     /// Tokens that are to be computed before a prompt that is placed here now.
     pub(super) fn queue(&self) -> u64 {
-        self.others.saturating_add(self.waiting)
+        self.others.saturating_add(self.waiting).saturating_sub(self.begun)
     }
 
     /// True if this member may get prompts now. After a failure it gets none during a pause, and then one at a time until one
@@ -184,7 +187,9 @@ impl<M> Member<M> {
 
     /// The member has reported its load.
     pub(super) fn reported(&mut self, now: Instant, report: &LoadReport) {
-        self.others = report.waiting_tokens.saturating_sub(self.waiting);
+        // A report does not contain prompts that we placed moments ago, so our own count stays.
+        self.others = (report.waiting_tokens + report.begun_tokens).saturating_sub(self.waiting);
+        self.begun = report.begun_tokens;
         self.reported_speed = report.micros_per_token().map(|speed| (speed, now));
     }
 
@@ -196,6 +201,8 @@ impl<M> Member<M> {
     /// A prefill that was placed here has ended. `tokens` is what [`place`](Self::place) got.
     pub(super) fn over(&mut self, now: Instant, tokens: u32, outcome: &PrefillOutcome) {
         self.waiting = self.waiting.saturating_sub(u64::from(tokens));
+        // Most of the reported progress was made on the prompt that ends first.
+        self.begun = self.begun.saturating_sub(u64::from(tokens));
         self.is_tried = true;
         let computed = match *outcome {
             PrefillOutcome::Computed { tokens, .. } => tokens,

@@ -200,6 +200,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
         }
         11 => Frame::Load {
             waiting_tokens: random.next(),
+            begun_tokens: random.next(),
             nanos_per_token: random.one_in(2).then(|| random.next() as u32),
             cache_pages: random.next() as u32,
         },

@@ -65,8 +65,8 @@ fn golden_bytes() {
     );
     check(Frame::Heartbeat, "00000000");
     check(
-        Frame::Load { waiting_tokens: 1, nanos_per_token: Some(2), cache_pages: 3 },
-        "0d0000000100000000000000010200000003000000",
+        Frame::Load { waiting_tokens: 1, begun_tokens: 4, nanos_per_token: Some(2), cache_pages: 3 },
+        "0d00000001000000000000000400000000000000010200000003000000",
     );
     check(
         Frame::Grant { first: CreditNumber(2), pages: vec![PageIndex(9)] },
@@ -191,7 +191,7 @@ fn frames() -> Vec<Frame> {
         Frame::Leaving,
         Frame::Grammar { index: 1, kind: GrammarKind::Regex, text: "[ab]*".into() },
         Frame::PromptLogprobs { request: 1, first: 7, tokens: logprobs.into_iter().collect() },
-        Frame::Load { waiting_tokens: 1, nanos_per_token: Some(2), cache_pages: 3 },
+        Frame::Load { waiting_tokens: 1, begun_tokens: 4, nanos_per_token: Some(2), cache_pages: 3 },
     ];
     let error =
         wire::decode::<Frame>(&[frames.len() as u8, 0, 0, 0]).expect_err("no variant has this number");

@@ -11,12 +11,16 @@ use crate::messages::LoadReport;
 const REPORT_EVERY: Duration = Duration::from_millis(50);
 
 impl GeneratorState {
-    /// The prompt tokens that are not computed yet, and the speed of prompts.
+    /// The prompt tokens that are not computed yet, the computed tokens of the same prompts, and the speed of prompts.
     pub fn load(&self) -> LoadReport {
-        let waits =
-            |sequence: &super::Sequence| u64::from(sequence.sampled_from.saturating_sub(sequence.resident));
+        let prompts = self.sequences.values().filter(|sequence| sequence.resident < sequence.sampled_from);
+        let (waiting_tokens, begun_tokens) = prompts.fold((0, 0), |(waiting, begun), sequence| {
+            let waits = sequence.sampled_from - sequence.resident;
+            (waiting + u64::from(waits), begun + u64::from(sequence.resident - sequence.cached))
+        });
         LoadReport {
-            waiting_tokens: self.sequences.values().map(waits).sum(),
+            waiting_tokens,
+            begun_tokens,
             nanos_per_token: self.pace.nanos_per_token(self.decodes()),
         }
     }

@@ -15,6 +15,8 @@ pub(super) struct Sequence {
     pub(super) name: SequenceId,
     pub(super) tokens: Vec<u32>,
     pub(super) resident: u32,
+    /// Value of `resident` when the sequence arrived.
+    pub(super) cached: u32,
     pub(super) pages: Arc<[PageId]>,
     pub(super) prompt: u32,
     /// Tokens from this index on are computed one at a time, as they are sampled. The tokens before it are computed as a prompt; after a

@@ -54,8 +54,8 @@ impl PeerLinkState {
             Frame::PrefillFailed { request, fault, reason } => {
                 to::decoder(PrefillFailed { session, request: RequestId(request), fault, reason })
             }
-            Frame::Load { waiting_tokens, nanos_per_token, cache_pages } => {
-                let load = LoadReport::of_peer(waiting_tokens, nanos_per_token);
+            Frame::Load { waiting_tokens, begun_tokens, nanos_per_token, cache_pages } => {
+                let load = LoadReport::of_peer(waiting_tokens, begun_tokens, nanos_per_token);
                 to::proxy(PeerLoad { session, load, cache_pages })
             }
             Frame::Leaving => {

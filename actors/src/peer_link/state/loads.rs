@@ -24,7 +24,7 @@ impl PeerLinkState {
 
     /// The last load of this process.
     pub(super) fn load_frame(&self) -> Frame {
-        let LoadReport { waiting_tokens, nanos_per_token } = self.load;
-        Frame::Load { waiting_tokens, nanos_per_token, cache_pages: self.cache_pages }
+        let LoadReport { waiting_tokens, begun_tokens, nanos_per_token } = self.load;
+        Frame::Load { waiting_tokens, begun_tokens, nanos_per_token, cache_pages: self.cache_pages }
     }
 }

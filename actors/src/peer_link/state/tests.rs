@@ -290,7 +290,7 @@ fn our_own_probe_is_sent_once() {
     assert_eq!(deliver(&mut state, send.clone()), [], "the session is not up yet");
     state.on_opened(begun.session, Ok(descriptor("ours")));
     assert_eq!(state.ready(), 0);
-    let load = Frame::Load { waiting_tokens: 0, nanos_per_token: None, cache_pages: 50 };
+    let load = Frame::Load { waiting_tokens: 0, begun_tokens: 0, nanos_per_token: None, cache_pages: 50 };
     assert_eq!(deliver(&mut state, send.clone()), [begun.writes(probed()), begun.writes(load)]);
     assert_eq!(state.ready(), 1);
     let reason = "LinkProbed was sent for a lane that is already probed";

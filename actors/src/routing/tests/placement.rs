@@ -256,3 +256,37 @@ fn a_hand_over_that_was_hidden_once_is_measured_again() {
         assert_eq!(sent(&mut routing, now, number, 32), 2, "100 ms later at member 1");
     }
 }
+
+#[test]
+fn progress_on_the_placed_prompts_counts() {
+    let (mut routing, now) = (router(2, RoutingConfig::default()), Instant::now());
+    let placed = |routing: &mut Routing<u32>, number| {
+        let placed = routing.place(now, &ask(&prompt(number, 500))).unwrap();
+        (placed.prefill_on, placed.prefill_tokens)
+    };
+    let (first, second) = (placed(&mut routing, 1), placed(&mut routing, 2));
+    assert_ne!(first.0, second.0, "each idle member gets one");
+    // 400 tokens of the second prompt are computed, and 100 of the first.
+    for (member, computed) in [(first.0, 100), (second.0, 400)] {
+        routing.reported(now, member, &LoadReport { begun_tokens: computed, ..load(500 - computed) });
+    }
+    assert_eq!(placed(&mut routing, 3).0, second.0, "100 ms of queue, not 400 ms");
+    // The prompt that was begun ends. Its progress does not count for the next one, which is not begun.
+    let computed = PrefillOutcome::Computed { tokens: 500, micros: 500_000 };
+    routing.prefilled(now, second.0, second.1, &computed);
+    assert_eq!(placed(&mut routing, 4).0, first.0, "400 ms of queue, not 500 ms");
+}
+
+#[test]
+fn a_node_hands_a_prompt_over_only_if_the_first_token_is_clearly_sooner() {
+    let config = RoutingConfig { local_if_sooner_by: Duration::ZERO, ..RoutingConfig::default() };
+    let (mut routing, now) = (router(1, config), Instant::now());
+    let mut on = |number, here| {
+        routing.reported(now, 0, &load(here));
+        let placed = run(&mut routing, now, &ask(&prompt(number, 400)));
+        placed.prefill_on
+    };
+    assert_eq!(on(1, 0), 0, "the peer is as fast and as idle");
+    assert_eq!(on(2, 90), 0, "the first token comes 90 ms sooner there, and the prompt takes 400 ms");
+    assert_eq!(on(3, 110), 1, "110 ms sooner");
+}

@@ -16,10 +16,10 @@ fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
     let hashes = vec![8, 9];
     let request = RequestId(5);
     let scored = TokenLogprobs { sampled: -0.5, rank: 2, top: vec![(7, -0.25)] };
-    let load = LoadReport { waiting_tokens: LoadReport::WAITING_TOKENS_MAX, nanos_per_token: None };
+    let load = LoadReport { waiting_tokens: LoadReport::TOKENS_MAX, begun_tokens: LoadReport::TOKENS_MAX, nanos_per_token: None };
     vec![
         (
-            Frame::Load { waiting_tokens: u64::MAX, nanos_per_token: Some(0), cache_pages: 9 },
+            Frame::Load { waiting_tokens: u64::MAX, begun_tokens: u64::MAX, nanos_per_token: Some(0), cache_pages: 9 },
             to::proxy(PeerLoad { session, load, cache_pages: 9 }),
         ),
         (
@@ -224,7 +224,7 @@ fn leaving_is_sent_to_all_sessions_that_are_up() {
 }
 
 fn load(waiting_tokens: u64) -> Frame {
-    Frame::Load { waiting_tokens, nanos_per_token: None, cache_pages: 50 }
+    Frame::Load { waiting_tokens, begun_tokens: 0, nanos_per_token: None, cache_pages: 50 }
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn the_peers_that_we_prefill_for_know_our_load() {
     let mut state = state(true);
     let (incoming, outgoing) = (up(&mut state, A, 1), up_outgoing(&mut state));
     incoming.receives(&mut state, probed());
-    let report = |waiting_tokens| LoadReport { waiting_tokens, nanos_per_token: None };
+    let report = |waiting_tokens| LoadReport { waiting_tokens, begun_tokens: 0, nanos_per_token: None };
     assert_eq!(deliver(&mut state, report(5)), [], "its lane is not measured yet");
     let measured = SendFrame { session: outgoing.session, frame: probed() };
     assert_eq!(deliver(&mut state, measured), [outgoing.writes(probed()), outgoing.writes(load(5))]);
