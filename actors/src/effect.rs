@@ -252,7 +252,9 @@ table! {
         PagesShort: Post from [BufferManager], "one per ReleasePages";
         PagesAdopted: Post from [BufferManager], "credits";
         PageRejected: Post from [BufferManager], "one per session";
+        SequenceBegun: Post from [Generator], "one per StartSequence";
         SequenceAdvanced: Post from [Generator], "one per sequence and step; two steps are in flight";
+        LoadReport: Post from [Generator], "one per 50 ms and one per tick";
         PeerReady: Post from [PeerLink], "one per session";
         PeerLost: Post from [PeerLink], "one per session";
         PromptLogprobs: Post from [PeerLink], "one frame per session is in the peer link's mailbox";

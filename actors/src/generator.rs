@@ -4,7 +4,8 @@
 //! - **Mailbox**: [`kit::MAILBOX`](crate::kit::MAILBOX). Admission permits and the pages that they hold bound the sequences, and at most two
 //!   steps are in flight.
 //! - **In**: [`ToGenerator`]: sequences from the decoder and the prefiller, finished steps from the engine thread.
-//! - **Out**: `RunStep` to the engine thread; `SequenceAdvanced` to the owner of each sequence; `LoadReport` to the proxy and the peer link.
+//! - **Out**: `RunStep` to the engine thread; `SequenceAdvanced` to the owner of each sequence; `SequenceBegun` to the decoder; `LoadReport` to the proxy, the
+//!   decoder and the peer link.
 //! - **Failure**: an engine error fails the sequence that caused it, or else all sequences of its step. Their owners report the failure. If a
 //!   step does not return, the engine's pulse exceeds its limit, the watchdog marks the node unhealthy, and requests fail at their deadlines.
 

@@ -21,7 +21,8 @@
 //!    computed tokens stay even. The candidate with the lowest cost is chosen; equal ones take turns.
 //! 4. If no member has the first tokens of the prompt, a hash of these tokens chooses among the candidates that cost about the same. So
 //!    several routers that do not know each other choose the same member. A node that has received the request itself
-//!    ([`Ask::decode_on`]) prefills it, unless another candidate is clearly sooner: the hand-over counts as a quarter of the prompt.
+//!    ([`Ask::decode_on`]) prefills it, unless another candidate is clearly sooner: the hand-over counts as a quarter of the
+//!    node's queue and of the prompt.
 //!
 //! Last, the chosen candidate is compared with the decoding member, which prefills if its first token is sooner by more than
 //! [`RoutingConfig::local_if_sooner_by`]. That is the price of delaying the answers that it decodes. For a continuation, that is, if the

@@ -4,10 +4,11 @@
     pip install vllm aiohttp        # or a folder with vllm/benchmarks/lib/endpoint_request_func.py and what it imports, in PYTHONPATH
     goodput.py --urls http://localhost:9000,http://localhost:9001 --load 5000/200:20 --rates 4,5,6
 
-The client is vLLM's request function over kept connections. Requests arrive as a Poisson process and go to the servers in turn. `--load` is a
-list of phases, `IN/OUT:SECONDS`, each with its own lengths; the lengths of a request are drawn evenly from 0.8 to 1.2 times those. Prompts are
-random token ids, so that no two share a prefix. A request is good if its first token came within --ttft seconds and the 99th percentile of
-its own gaps is at most --gap milliseconds. Goodput is the highest rate at which 90 % of the requests are good.
+The client is vLLM's request function over kept connections. Requests arrive as a Poisson process and go to the servers in turn, or with
+--spread random to one at random. `--load` is a list of phases, `IN/OUT:SECONDS`, each with its own lengths; the lengths of a request are drawn
+evenly from 0.8 to 1.2 times those. Prompts are random token ids, so that no two share a prefix. A request is good if its first token came within
+--ttft seconds and the 99th percentile of its own gaps is at most --gap milliseconds. Goodput is the highest rate at which 90 % of the requests
+are good.
 
 --burst N sends N requests at once instead, at most --concurrency at a time, and prints the tokens per second.
 """
@@ -33,7 +34,7 @@ class Clients:
     def ask(self, rng, tokens_in, tokens_out):
         tokens_in, tokens_out = (round(length * rng.uniform(0.8, 1.2)) for length in (tokens_in, tokens_out))
         urls = self.options.urls.split(",")
-        url = urls[self.sent % len(urls)] + "/v1/completions"
+        url = (rng.choice(urls) if self.options.spread == "random" else urls[self.sent % len(urls)]) + "/v1/completions"
         self.sent += 1
         asked = RequestFuncInput(
             prompt=[rng.randrange(10, self.options.vocabulary) for _ in range(tokens_in)],
@@ -46,7 +47,7 @@ class Clients:
         return async_request_openai_completions(asked, self.session)
 
     async def at_rate(self, rate):
-        rng, began, at, asked = random.Random(int(rate * 1000)), time.perf_counter(), 0.0, []
+        rng, began, at, asked = random.Random(f"{self.options.load} {rate} {self.options.seed}"), time.perf_counter(), 0.0, []
         for phase in self.options.load.split(","):
             lengths, seconds = phase.split(":")
             tokens_in, tokens_out = map(int, lengths.split("/"))
@@ -97,6 +98,8 @@ async def main():
     parser.add_argument("--gap", type=float, default=25.0, help="limit of the 99th percentile of a request's gaps in milliseconds")
     parser.add_argument("--vocabulary", type=int, default=128_000, help="token ids are below this number")
     parser.add_argument("--model", default="", help="the model; the default is the first one that the first server lists")
+    parser.add_argument("--spread", default="turn", choices=["turn", "random"], help="how requests are spread over the servers")
+    parser.add_argument("--seed", type=int, default=0, help="another number sends other prompts at other times")
     parser.add_argument("--label", default="", help="first column of each line")
     options = parser.parse_args()
     connector = aiohttp.TCPConnector(limit=0, limit_per_host=0, keepalive_timeout=60)

@@ -7,7 +7,8 @@
 The client is vLLM's request function over kept connections. Prompts are token ids. Each turn's prompt is the whole conversation so far: the
 prompts and answers of earlier turns, and --tokens new random ids. vLLM's function returns text, not ids, so the answers in the conversation are random
 ids of the same number; their pages have no KV anywhere. The next turn of a conversation is sent --pause seconds after the answer. With several
-URLs, every turn goes to the next one, as behind a load balancer that knows nothing of conversations.
+URLs, every turn goes to the next one, or with --spread random to one at random, as behind a load balancer that knows nothing of
+conversations.
 """
 
 import argparse
@@ -24,11 +25,11 @@ def percentile(values, percent):
 
 
 async def conversation(options, session, number, turns):
-    rng, urls, ids = random.Random(number), options.urls.split(","), []
+    rng, urls, ids = random.Random(f"{number} {options.seed}"), options.urls.split(","), []
     await asyncio.sleep(number * options.stagger)
     for turn in range(options.turns):
         ids += [rng.randrange(10, options.vocabulary) for _ in range(options.tokens)]
-        url = urls[(number + turn) % len(urls)] + "/v1/completions"
+        url = (rng.choice(urls) if options.spread == "random" else urls[(number + turn) % len(urls)]) + "/v1/completions"
         asked = RequestFuncInput(prompt=ids, api_url=url, prompt_len=len(ids), output_len=options.answer, model=options.model, ignore_eos=True)
         output = await async_request_openai_completions(asked, session)
         turns[turn].append(output)
@@ -47,6 +48,8 @@ async def main():
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between an answer and the next turn")
     parser.add_argument("--vocabulary", type=int, default=128_000, help="token ids are below this number")
     parser.add_argument("--model", default="", help="the model; the default is the first one that the first server lists")
+    parser.add_argument("--spread", default="turn", choices=["turn", "random"], help="how turns are spread over the servers")
+    parser.add_argument("--seed", type=int, default=0, help="another number sends other prompts")
     parser.add_argument("--label", default="", help="start of each line")
     options = parser.parse_args()
     connector = aiohttp.TCPConnector(limit=0, limit_per_host=0, keepalive_timeout=60)

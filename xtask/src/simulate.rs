@@ -52,6 +52,12 @@ const MUTANTS: &[Mutant] = &[
         "        let mut effects = self.on_session_drained(SessionDrained { session });\n        if",
     ),
     mutant(
+        "forget a first token that was held",
+        "actors/src/decoder/state/entry.rs",
+        "self.held = self.delivery(token);",
+        "drop(self.delivery(token));",
+    ),
+    mutant(
         "announce pages before the flush completes",
         "actors/src/transfer/state/session.rs",
         "let is_whole = |put: &&Put| put.credit.0 < flushed && put.is_over();",

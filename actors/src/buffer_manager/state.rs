@@ -18,8 +18,8 @@
 //! reservations in the order of their arrival. A reservation whose pages land is granted only together with a credit for its
 //! session. If a running sequence cannot grow, the buffer manager tells the decoder, which preempts the youngest request.
 //!
-//! A reservation that can never fit is denied at once. A request may use the pages that neither the ring nor the quarantine
-//! claims. The quarantine may grow while requests wait; waiting reservations that no longer fit are then denied too.
+//! A reservation that can never fit is denied at once. A request may use the pages that neither the ring nor a lasting quarantine
+//! claims: most quarantines end within milliseconds. When one lasts, waiting reservations that no longer fit are denied too.
 //!
 //! **Two processes that prefill for each other must not wait for each other's pages.** So such a process keeps a quota of pages for
 //! the prompts of its peers. Credits, growth and own reservations never take these pages. A peer's reservation gets its pages from the
@@ -151,8 +151,8 @@ pub struct PoolState {
     waiting: VecDeque<ReservePages>,
     counts: PoolCounts,
     rings: Rings,
-    /// Quarantined pages in the last `RoomChanged` message.
-    reported_quarantined: u32,
+    /// Quarantined pages, and those that may stay it, in the last `RoomChanged` message.
+    reported_quarantined: (u32, u32),
 }
 
 impl PoolState {
@@ -172,7 +172,7 @@ impl PoolState {
             waiting: VecDeque::new(),
             counts: PoolCounts::default(),
             rings: Rings::new(config.ring_pages, measured as u32),
-            reported_quarantined: 0,
+            reported_quarantined: (0, 0),
         }
     }
 
@@ -191,7 +191,10 @@ impl PoolState {
             ToBufferManager::PageFilled(filled) => self.on_page_filled(filled, hasher),
             ToBufferManager::PeerLost(lost) => self.on_session_lost(lost.session),
             ToBufferManager::SessionDrained(drained) => self.on_session_drained(drained),
-            ToBufferManager::Tick(_) => Vec::new(),
+            ToBufferManager::Tick(_) => {
+                self.rings.on_tick(now);
+                self.quarantine_changed()
+            }
         };
         effects.extend(self.settle(now));
         effects
@@ -221,6 +224,11 @@ impl PoolState {
         waiting.chain(growing).max().unwrap_or_default()
     }
 
+    /// Pages of quarantines that last. For checks.
+    pub fn lasting_quarantine(&self) -> u32 {
+        self.rings.lasting()
+    }
+
     /// Number of pages that a sequence holds.
     fn held(&self, sequence: SequenceId) -> u32 {
         self.holdings.get(&sequence).map_or(0, |holding| holding.pages.len() as u32)
@@ -243,11 +251,11 @@ impl PoolState {
         self.cache.contains(page)
     }
 
-    /// Number of pages that one own request may use: the pool without the ring, the quota and the quarantine. The ring may claim all its
-    /// pages at any time.
+    /// Number of pages that one own request may use: the pool without the ring, the quota and lasting quarantines. The ring may claim
+    /// all its pages at any time.
     fn usable(&self) -> u32 {
         let quota = self.config.prefill_pages.unwrap_or_default();
-        self.config.pages.saturating_sub(self.config.ring_pages + quota + self.rings.quarantined())
+        self.config.pages.saturating_sub(self.config.ring_pages + quota + self.rings.lasting())
     }
 
     /// The pages of the quota that no prompt of a peer uses.
@@ -339,7 +347,8 @@ impl PoolState {
     /// that no longer fit.
     fn quarantine_changed(&mut self) -> Vec<Effect> {
         let quarantined = self.rings.quarantined();
-        if mem::replace(&mut self.reported_quarantined, quarantined) == quarantined {
+        let changed = (quarantined, self.rings.lasting());
+        if mem::replace(&mut self.reported_quarantined, changed) == changed {
             return Vec::new();
         }
         let changed = RoomChanged { pages: self.config.pages, usable: self.usable(), quarantined };

@@ -63,6 +63,9 @@ pub struct DecoderConfig {
     /// Maximum number of grammars that a sender keeps for one session; at most
     /// [`GRAMMARS_MAX`](connector::frame::GRAMMARS_MAX).
     pub grammars_per_session: u32,
+    /// The first token of a sender is delivered when its sequence joins a step, if this process computes prompts. Steps with prompts are long, so
+    /// the second token could come two steps after the first.
+    pub holds_first_token: bool,
 }
 
 /// All live requests.
@@ -79,6 +82,8 @@ pub struct DecoderState {
     releases: u64,
     /// Sessions whose senders can prefill.
     peers: BTreeMap<SessionId, Peer>,
+    /// The engine of this process computes prompts.
+    computes_prompts: bool,
 }
 
 impl DecoderState {
@@ -92,6 +97,7 @@ impl DecoderState {
             stopping: BTreeSet::new(),
             releases: 0,
             peers: BTreeMap::new(),
+            computes_prompts: false,
         }
     }
 
@@ -111,7 +117,12 @@ impl DecoderState {
             ToDecoder::PagesShort(short) => self.on_short(short),
             ToDecoder::PagesAdopted(adopted) => self.on_adopted(now, adopted),
             ToDecoder::PageRejected(rejected) => self.on_rejected(rejected.request),
+            ToDecoder::SequenceBegun(begun) => self.on_begun(now, begun.sequence),
             ToDecoder::SequenceAdvanced(event) => self.on_advanced(now, event),
+            ToDecoder::LoadReport(load) => {
+                self.computes_prompts = load.waiting_tokens > 0;
+                Vec::new()
+            }
             ToDecoder::PeerReady(ready) => self.on_peer_ready(ready),
             ToDecoder::PeerLost(lost) => self.on_peer_lost(lost.session),
             ToDecoder::PromptLogprobs(reported) => self.on_prompt_logprobs(reported),
@@ -190,6 +201,8 @@ impl DecoderState {
         let entry = Entry {
             generate,
             admitted: now,
+            held: Vec::new(),
+            prefilled: None,
             first_token: None,
             last_token: None,
             prompt_logprobs: Vec::new(),
@@ -312,7 +325,7 @@ impl DecoderState {
         entry.timings.pages += adopted.pages.len() as u32;
         entry.timings.bytes += adopted.pages.len() as u64 * self.config.page_bytes;
         entry.timings.transfer_ms = adopted.transfer_micros as f64 / 1e3;
-        if let Some(prefilled) = entry.first_token {
+        if let Some(prefilled) = entry.prefilled {
             entry.timings.exposed_ms = ms(now - prefilled);
         }
         self.join(request)
@@ -323,14 +336,12 @@ impl DecoderState {
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
         let Phase::Landing { session, .. } = entry.phase else { return Vec::new() };
         let exposed_micros = (entry.timings.exposed_ms * 1e3) as u64;
-        // The first token of an earlier sender is no measure of this one.
-        let is_measured = entry.tried.is_empty();
         let started = entry.join();
         if started.is_empty() {
             return Vec::new();
         }
-        let ended = is_measured.then(|| to::proxy(HandOverEnded { session, exposed_micros }));
-        started.into_iter().chain(ended).chain(self.grow(request)).collect()
+        let ended = to::proxy(HandOverEnded { session, exposed_micros });
+        started.into_iter().chain([ended]).chain(self.grow(request)).collect()
     }
 
     /// The hash of a landed page does not match: nothing that the sender sent for this request is used.
@@ -356,7 +367,7 @@ impl DecoderState {
         if are_known && entry.take_logprobs(first, logprobs) { Vec::new() } else { self.on_rejected(request) }
     }
 
-    /// The sender has sampled the first token: it is delivered at once, before all pages have landed.
+    /// The sender has sampled the first token: it is delivered at once, before all pages have landed, or held until its sequence joins a step.
     fn on_prefill_finished(&mut self, now: Instant, finished: PrefillFinished) -> Vec<Effect> {
         let request = finished.request;
         let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
@@ -373,14 +384,20 @@ impl DecoderState {
         entry.timings.cached_tokens = finished.cached;
         entry.timings.prefill_pid = self.peers.get(&session).map_or(0, |peer| peer.pid);
         entry.timings.prefill_ms = finished.prefill_micros as f64 / 1e3;
+        entry.prefilled = Some(now);
         let over = entry.prefill_over(entry.computed(finished.prefill_micros));
         if !entry.emitted.is_empty() {
-            // An earlier sender's token was delivered.
+            // An earlier sender's token was delivered, or is held.
             return over.into_iter().chain(self.join(request)).collect();
         }
         let (left, ignore_eos) = (entry.generate.max_tokens.saturating_sub(1), entry.generate.ignore_eos);
         let reason = self.config.finish.reason(finished.token.id, ignore_eos, left);
-        let mut effects: Vec<Effect> = over.into_iter().chain(entry.emit(now, finished.token)).collect();
+        let mut effects: Vec<Effect> = over.into_iter().collect();
+        if reason.is_none() && self.config.holds_first_token && self.computes_prompts {
+            entry.hold(finished.token);
+        } else {
+            effects.extend(entry.emit(now, finished.token));
+        }
         match reason {
             Some(reason) => {
                 // Pages that land later have no owner, so the buffer manager frees them.
@@ -390,6 +407,12 @@ impl DecoderState {
             None => effects.extend(self.join(request)),
         }
         effects
+    }
+
+    /// The sequence is in a step, so its next token follows soon: a held token is delivered.
+    fn on_begun(&mut self, now: Instant, sequence: SequenceId) -> Vec<Effect> {
+        let SequenceId::Own(request) = sequence else { return Vec::new() };
+        self.requests.get_mut(&request).map(|entry| entry.deliver_held(now)).unwrap_or_default()
     }
 
     /// The engine has advanced or ended a sequence.

@@ -40,7 +40,8 @@ use crate::constraint::Constraint;
 use crate::effect::{Effect, ToGenerator, to};
 use crate::finish::FinishRule;
 use crate::messages::{
-    ExtendSequence, LoadReport, RunStep, SequenceAdvanced, SequenceEnd, SequenceId, StartSequence, StepResult,
+    ExtendSequence, LoadReport, RunStep, SequenceAdvanced, SequenceBegun, SequenceEnd, SequenceId,
+    StartSequence, StepResult,
 };
 use pace::Pace;
 use sequence::Sequence;
@@ -109,6 +110,8 @@ pub struct GeneratorState {
     /// When it was made.
     reported_micros: Option<u64>,
     acquire: Vec<PageId>,
+    /// Sequences whose first step was planned and is to be announced.
+    begun: Vec<SequenceId>,
 }
 
 impl GeneratorState {
@@ -133,6 +136,7 @@ impl GeneratorState {
             reported: None,
             reported_micros: None,
             acquire: Vec::new(),
+            begun: Vec::new(),
         }
     }
 
@@ -178,6 +182,7 @@ impl GeneratorState {
         while let Some(plan) = self.plan(now_micros) {
             effects.push(to::engine(plan));
         }
+        effects.extend(self.begun.drain(..).map(|sequence| to::decoder(SequenceBegun { sequence })));
         effects.extend(self.report_in_time(now_micros));
         effects
     }
@@ -210,6 +215,7 @@ impl GeneratorState {
                 is_told: false,
                 ignore_eos: start.ignore_eos,
                 prompt_logprobs: start.prompt_logprobs,
+                announce: start.announce,
                 ending: None,
                 rank,
                 step: self.steps,
@@ -289,6 +295,9 @@ impl GeneratorState {
                 sequence.step = self.steps;
                 sequence.flights += 1;
                 sequence.is_late = false;
+                if std::mem::take(&mut sequence.announce) {
+                    self.begun.push(sequence.name);
+                }
             }
         }
         self.flights.push_back(Flight { parts, is_void: false, prompt_tokens, began_micros: now_micros });

@@ -2,7 +2,7 @@
 
 use super::SessionId;
 
-/// Generator → proxy, peer link: the prompts that this process still has to compute, and how fast it computes them. Sent when it has changed, at
+/// Generator → proxy, decoder, peer link: the prompts that this process still has to compute, and how fast it computes them. Sent when it has changed, at
 /// most every 50 ms and at ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {

@@ -70,7 +70,7 @@ pub struct PagesDenied {
 pub struct RoomChanged {
     /// Pages in the pool.
     pub pages: u32,
-    /// Pages that one request may use.
+    /// Pages that one request may use. Pages whose quarantine lasts are not among them.
     pub usable: u32,
     /// Pages of lost sessions that may still be written.
     pub quarantined: u32,

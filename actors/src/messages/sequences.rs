@@ -32,6 +32,15 @@ pub struct StartSequence {
     /// Reports the log probabilities of the prompt's tokens after `resident`, except its first token, and of this many most probable tokens
     /// at the place of each.
     pub prompt_logprobs: Option<u32>,
+    /// [`SequenceBegun`] is wanted.
+    pub announce: bool,
+}
+
+/// Generator → decoder: the first step of this sequence is planned. Sent if [`StartSequence::announce`] is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceBegun {
+    /// The sequence.
+    pub sequence: SequenceId,
 }
 
 /// Decoder → generator: the sequence has more pages.

@@ -109,6 +109,7 @@ impl Contexts {
             pid: std::process::id(),
             growth_tokens: GROWTH_TOKENS,
             grammars_per_session: GRAMMARS_MAX,
+            holds_first_token: settings.inter_token_bound.is_some(),
         });
         let router = Router::new(Endpoint::Decoder, mailboxes, decoder_devices);
         let behaviour = DecoderBehaviour { state, counters };

@@ -300,6 +300,7 @@ impl PrefillerState {
             grammar: entry.grammar.clone(),
             ignore_eos: false,
             prompt_logprobs: entry.prompt_logprobs,
+            announce: false,
         });
         let sent = entry.resident / page_tokens;
         let mut hand_over = HandOver { pages, cached: resident, scheduled: sent, sent, put_micros: 0 };

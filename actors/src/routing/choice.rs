@@ -28,8 +28,9 @@ const NEAR_COST: f64 = 0.5;
 /// Of those, candidates are left out whose first token comes later than the soonest one by more than this part of the prompt's own time.
 const NEAR_TTFT: f64 = 0.05;
 
-/// A hand-over counts as a queue of this part of the prompt if a node has received the request and is a candidate itself. It costs both nodes time,
-/// and predictions of queues are not exact. If the router also chooses the decoding node, hand-overs keep the computed tokens even, and are free.
+/// If a node has received the request and is a candidate itself, a hand-over counts as this part of the node's queue and of the prompt. It costs
+/// both nodes time, and the longer the queues are, the less exact are their predictions. If the router also chooses the decoding node, hand-overs
+/// keep the computed tokens even, and are free.
 const HAND_OVER: f64 = 0.25;
 
 /// Members whose free pages differ by less than this part of the pool count as equal.
@@ -194,7 +195,8 @@ impl<M: Copy + Ord> Routing<M> {
         let member = &self.members[&key];
         let work = ask.prompt.len() as u32 - self.resident_tokens(key, cached);
         let has_price = key != decoder && self.hand_over_has_price(ask);
-        let price = if has_price { (HAND_OVER * ask.prompt.len() as f64) as u64 } else { 0 };
+        let here = self.members[&decoder].queue() as f64 + ask.prompt.len() as f64;
+        let price = if has_price { (HAND_OVER * here) as u64 } else { 0 };
         let queue = member.queue().saturating_add(price);
         let delay = if key == decoder { 0.0 } else { member.hand_over() };
         let ttft = (queue as f64 + f64::from(work)) * member.expected_speed(now, fastest) + delay;

@@ -64,6 +64,7 @@ fn decoding(now: Instant, live: u64, on: Option<SessionId>) -> DecoderState {
         pid: 1,
         growth_tokens: 64,
         grammars_per_session: 16,
+        holds_first_token: false,
     });
     state.on(now, PeerReady { session: SESSION, pid: 2, name: 2 }.into());
     for request in 0..live {

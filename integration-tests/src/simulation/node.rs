@@ -98,6 +98,8 @@ impl Decoding {
                 pid: node as u32,
                 growth_tokens: plan.growth_tokens,
                 grammars_per_session: plan.grammars,
+                // Both are the case on a GPU.
+                holds_first_token: plan.runs_ahead,
             }),
         }
     }

@@ -89,10 +89,10 @@ impl World {
                     pages.iter().map(|(page, seed)| memory.hash(*page, *seed)).collect()
                 };
                 let effects = process.pool.on(now, mail, hashed.then_some(&hasher));
-                let (needed, quarantined) = (process.pool.needed_most(), process.pool.usage().quarantined);
-                if needed > may_use.saturating_sub(quarantined) {
+                let (needed, lost) = (process.pool.needed_most(), process.pool.lasting_quarantine());
+                if needed > may_use.saturating_sub(lost) {
                     return self.fail(format!(
-                        "a request waits for {needed} pages; {may_use} are usable, and {quarantined} of them quarantined"
+                        "a request waits for {needed} pages; {may_use} are usable, and {lost} of them in lasting quarantines"
                     ));
                 }
                 effects
@@ -124,6 +124,7 @@ impl World {
                     }
                     effects
                 }
+                None if matches!(mail, ToDecoder::LoadReport(_)) => Vec::new(),
                 None => return self.fail(format!("node {node} has no decoder")),
             },
             Effect::Prefiller(mail) => match &mut process.prefilling {

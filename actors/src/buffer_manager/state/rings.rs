@@ -23,6 +23,9 @@ use crate::messages::SessionId;
 const IDLE: Duration = Duration::from_secs(5);
 /// If a session holds more credits than its announced share, it must return at least one in this time. It is much longer than a put takes.
 pub(super) const RETURN_LIMIT: Duration = Duration::from_secs(30);
+/// A quarantine usually ends within milliseconds, when the session's transport has closed. One that has not ended after this time may last as
+/// long as the peer's host is not known to be dead.
+const LASTING: Duration = Duration::from_secs(2);
 /// Upper bound of the sessions measured at once. Measurements that run together compete for the same lane.
 const MEASUREMENTS: usize = 4;
 
@@ -63,6 +66,16 @@ struct CalledBack {
     is_broken: bool,
 }
 
+/// The pages of a lost session that its peer could still write.
+#[derive(Debug)]
+struct Quarantine {
+    pages: Vec<PageIndex>,
+    /// The first tick after the loss.
+    since: Option<Instant>,
+    /// It is older than [`LASTING`].
+    is_lasting: bool,
+}
+
 /// The rings of all sessions.
 #[derive(Debug)]
 pub(super) struct Rings {
@@ -72,8 +85,10 @@ pub(super) struct Rings {
     measured_pages: u32,
     sessions: BTreeMap<SessionId, Ring>,
     outstanding: u32,
-    quarantine: BTreeMap<SessionId, Vec<PageIndex>>,
+    quarantine: BTreeMap<SessionId, Quarantine>,
     quarantined: u32,
+    /// Pages of lasting quarantines.
+    lasting: u32,
 }
 
 /// A change of a session's credits.
@@ -149,6 +164,7 @@ impl Rings {
             outstanding: 0,
             quarantine: BTreeMap::new(),
             quarantined: 0,
+            lasting: 0,
         }
     }
 
@@ -160,6 +176,22 @@ impl Rings {
         self.quarantined
     }
 
+    /// Number of pages that are quarantined for so long that they may stay it.
+    pub(super) fn lasting(&self) -> u32 {
+        self.lasting
+    }
+
+    /// Time has passed.
+    pub(super) fn on_tick(&mut self, now: Instant) {
+        for quarantine in self.quarantine.values_mut().filter(|quarantine| !quarantine.is_lasting) {
+            let since = *quarantine.since.get_or_insert(now);
+            if now.saturating_duration_since(since) >= LASTING {
+                quarantine.is_lasting = true;
+                self.lasting += quarantine.pages.len() as u32;
+            }
+        }
+    }
+
     pub(super) fn get(&self, session: SessionId) -> Option<&Ring> {
         self.sessions.get(&session)
     }
@@ -167,7 +199,7 @@ impl Rings {
     /// The session whose peer may write `page`, and whether that session has ended.
     pub(super) fn writer(&self, page: PageIndex) -> Option<(SessionId, bool)> {
         let granted = self.sessions.iter().find(|(_, ring)| ring.ledger.covers(page));
-        let quarantined = || self.quarantine.iter().find(|(_, pages)| pages.contains(&page));
+        let quarantined = || self.quarantine.iter().find(|(_, quarantine)| quarantine.pages.contains(&page));
         granted
             .map(|(session, _)| (*session, false))
             .or_else(|| quarantined().map(|(session, _)| (*session, true)))
@@ -242,14 +274,19 @@ impl Rings {
         let pages = [damaged, ring.ledger.close()].concat();
         self.quarantined += pages.len() as u32;
         if !pages.is_empty() {
-            self.quarantine.insert(session, pages);
+            self.quarantine.insert(session, Quarantine { pages, since: None, is_lasting: false });
         }
     }
 
     /// Returns the quarantined pages of a lost session, after proof that its peer can no longer write them.
     pub(super) fn drain(&mut self, session: SessionId) -> Vec<PageIndex> {
-        let pages = self.quarantine.remove(&session).unwrap_or_default();
+        let Some(Quarantine { pages, is_lasting, .. }) = self.quarantine.remove(&session) else {
+            return Vec::new();
+        };
         self.quarantined -= pages.len() as u32;
+        if is_lasting {
+            self.lasting -= pages.len() as u32;
+        }
         pages
     }
 

@@ -109,11 +109,15 @@ impl PoolState {
         self.wanted(reserve) - paid
     }
 
-    /// Number of pages that a reservation gets. A request for more pages than one request may use is cut to that limit.
+    /// Number of pages that a reservation gets. A request for more pages than one request may use is cut to that limit. It waits for quarantined
+    /// pages only if it needs them.
     fn wanted(&self, reserve: &ReservePages) -> u32 {
         match (reserve.sequence, self.config.prefill_pages) {
             (SequenceId::Peer(_), Some(_)) => reserve.pages,
-            _ => reserve.pages.min(self.usable()),
+            _ => {
+                let fresh = self.rings.quarantined() - self.rings.lasting();
+                reserve.pages.min(self.usable().saturating_sub(fresh).max(self.needed(reserve)))
+            }
         }
     }
 

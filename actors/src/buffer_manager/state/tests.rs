@@ -14,7 +14,7 @@ use crate::effect::{ToDecoder, ToPeerLink, ToProxy};
 use crate::log::LogLine;
 use crate::messages::{
     PageFilled, PageRejected, PagesGrown, PagesReserved, PagesShort, PeerLost, PeerReady, ReleasePages,
-    SendFrame, SessionDrained, SessionOpened,
+    SendFrame, SessionDrained, SessionOpened, Tick,
 };
 use crate::request::RequestId;
 use sessions::{outstanding, unfilled};
@@ -276,8 +276,8 @@ fn a_page_whose_hash_does_not_match_is_not_adopted() {
 }
 
 #[test]
-fn requests_that_no_longer_fit_are_denied_at_once() {
-    let mut pool = self::pool(16, 4, 1);
+fn requests_that_no_longer_fit_are_denied_when_a_quarantine_lasts() {
+    let (mut pool, mut now) = (self::pool(16, 4, 1), Instant::now());
     open(&mut pool, SESSION, 4, 0);
     give(&mut pool, unfilled(1, 0, 4));
     // Half of the pool becomes quarantined, in two sessions.
@@ -286,8 +286,16 @@ fn requests_that_no_longer_fit_are_denied_at_once() {
         assert_eq!(outstanding(&pool, session), 4);
         let effects = lose(&mut pool, SessionId(session));
         let quarantined = 4 * (session as u32 - 1);
-        let changed = RoomChanged { pages: 16, usable: 12 - quarantined, quarantined };
-        assert_eq!(effects[..2], [to::proxy(changed), to::peer_link(changed)]);
+        let told = |usable| {
+            let changed = RoomChanged { pages: 16, usable, quarantined };
+            [to::proxy(changed), to::peer_link(changed)]
+        };
+        assert_eq!(effects[..2], told(16 - quarantined), "most quarantines end soon");
+        assert_eq!(effects.len(), 2, "nothing is denied");
+        assert_eq!(pool.on(now, Tick.into(), None), []);
+        now += Duration::from_secs(3);
+        let effects = pool.on(now, Tick.into(), None);
+        assert_eq!(effects[..2], told(12 - quarantined));
         if session == 2 {
             // Request 7 runs, and request 8, the largest that still fits, waits for its pages.
             give(&mut pool, reserve(7, 6, 0));

@@ -69,6 +69,8 @@ impl DecoderState {
             return Vec::new();
         }
         let event = end(entry);
+        // Nothing is delivered after the end.
+        entry.held.clear();
         let landing_on = match &mut entry.phase {
             Phase::Running(_) => {
                 entry.phase = Phase::Stopping;

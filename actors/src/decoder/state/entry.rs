@@ -62,11 +62,15 @@ pub(super) enum ProxyCount {
 pub(super) struct Entry {
     pub(super) generate: Generate,
     pub(super) admitted: Instant,
+    /// The delivery of the first token, while it waits for its sequence to join a step.
+    pub(super) held: Vec<Effect>,
+    /// When the sender's first token arrived.
+    pub(super) prefilled: Option<Instant>,
     pub(super) first_token: Option<Instant>,
     pub(super) last_token: Option<Instant>,
     /// Log probabilities of the prompt's tokens, until they are delivered with the first token.
     pub(super) prompt_logprobs: Vec<Logprobs>,
-    /// Tokens sampled and delivered.
+    /// Tokens sampled, and delivered or held.
     pub(super) emitted: Vec<u32>,
     pub(super) phase: Phase,
     pub(super) waits: ProxyCount,
@@ -101,8 +105,30 @@ impl Entry {
 
     /// Delivers a token. The log probabilities of the prompt come before the first one.
     pub(super) fn emit(&mut self, now: Instant, token: Token) -> Vec<Effect> {
+        self.delivered(now);
+        self.delivery(token)
+    }
+
+    /// Holds the first token. It counts as sampled; [`deliver_held`](Self::deliver_held) delivers it.
+    pub(super) fn hold(&mut self, token: Token) {
+        self.held = self.delivery(token);
+    }
+
+    /// Delivers the held token, if there is one.
+    pub(super) fn deliver_held(&mut self, now: Instant) -> Vec<Effect> {
+        if !self.held.is_empty() {
+            self.delivered(now);
+        }
+        std::mem::take(&mut self.held)
+    }
+
+    fn delivered(&mut self, now: Instant) {
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
+    }
+
+    /// Adds a token to the answer. Returns its delivery, for which the log probabilities of the prompt come first.
+    fn delivery(&mut self, token: Token) -> Vec<Effect> {
         let request = self.generate.request;
         let has_prompt = self.emitted.is_empty() && self.generate.prompt_logprobs.is_some();
         let prompt = has_prompt.then(|| {
@@ -137,6 +163,7 @@ impl Entry {
     /// Forgets what a sender did for the request. Shared pages stay.
     pub(super) fn discard(&mut self) {
         self.prompt_logprobs.clear();
+        self.prefilled = None;
         let Timings { decode_pid, prompt_tokens, resident_tokens, .. } = self.timings;
         self.timings = Timings {
             prefill_pid: decode_pid,
@@ -210,6 +237,7 @@ impl Entry {
             grammar: self.generate.grammar.clone(),
             ignore_eos: self.generate.ignore_eos,
             prompt_logprobs: self.wanted_logprobs(),
+            announce: !self.held.is_empty(),
         })
     }
 }

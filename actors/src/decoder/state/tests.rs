@@ -34,6 +34,7 @@ fn state() -> DecoderState {
         pid: 1,
         growth_tokens: 256,
         grammars_per_session: 2,
+        holds_first_token: false,
     });
     assert_eq!(state.on_peer_ready(PeerReady { session: SESSION, pid: 9, name: 9 }), []);
     state

@@ -49,7 +49,7 @@ impl GeneratorState {
             return Vec::new();
         }
         self.reported = Some(load);
-        vec![to::proxy(load), to::peer_link(load)]
+        vec![to::proxy(load), to::decoder(load), to::peer_link(load)]
     }
 }
 

@@ -58,6 +58,7 @@ fn start(request: u64, prompt: u32, sample: u32) -> StartSequence {
         grammar: None,
         ignore_eos: false,
         prompt_logprobs: None,
+        announce: false,
     }
 }
 

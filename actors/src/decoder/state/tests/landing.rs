@@ -1,6 +1,7 @@
 //! Requests that a sender prefills.
 
 use super::*;
+use crate::messages::{LoadReport, SequenceBegun};
 
 #[test]
 fn the_proxy_is_told_whether_a_sender_has_failed() {
@@ -76,6 +77,90 @@ fn a_handed_over_request_starts_with_its_first_token_and_all_pages() {
         assert_eq!(start.pages, [PageId(6), PageId(4), PageId(8)], "pages are in the order of their tokens");
         assert_eq!((start.resident, start.sample, start.tokens.last()), (6, 4, Some(&7)));
     }
+}
+
+/// A decoder that holds first tokens while its process computes prompts, which it does if `waiting_tokens` is not 0.
+fn holding(waiting_tokens: u64) -> DecoderState {
+    let config = DecoderConfig { holds_first_token: true, ..state().config };
+    let mut state = DecoderState { config, ..state() };
+    let load = LoadReport { waiting_tokens, ..LoadReport::default() };
+    assert_eq!(state.on(Instant::now(), load.into()), []);
+    state
+}
+
+#[test]
+fn a_first_token_waits_for_its_sequence_while_prompts_are_computed_here() {
+    let (mut state, now) = (holding(1), Instant::now());
+    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+    state.on_reserved(now, landing(&[8]));
+    assert_eq!(state.on_prefill_finished(now, prefilled(7)), [over_after(Some(SESSION), 2000)]);
+    let effects = state.on_adopted(now + Duration::from_millis(3), adopted(0, 4));
+    assert_eq!(effects, []);
+    let effects = state.on_adopted(now + Duration::from_millis(4), adopted(1, 6));
+    let [
+        _,
+        Effect::Generator(ToGenerator::StartSequence(start)),
+        Effect::Proxy(ToProxy::HandOverEnded(ended)),
+    ] = &effects[..]
+    else {
+        panic!("{effects:?}")
+    };
+    assert_eq!((start.announce, start.sample, start.tokens.last()), (true, 4, Some(&7)));
+    assert_eq!(ended.exposed_micros, 4000, "from the arrival of the token");
+    let begun = now + Duration::from_millis(20);
+    assert_eq!(state.on(begun, SequenceBegun { sequence: OWN }.into()), [token(7)]);
+    assert_eq!(state.on(begun, SequenceBegun { sequence: OWN }.into()), [], "once");
+    let advanced = |token: u32, reason| SequenceAdvanced {
+        sequence: OWN,
+        resident: 7,
+        prompt_logprobs: Vec::new(),
+        token: Some(token.into()),
+        running_micros: 1,
+        ended: reason,
+    };
+    let end = SequenceEnd::Finished(FinishReason::Stop);
+    let effects = state.on_advanced(now + Duration::from_millis(30), advanced(EOS, Some(end)));
+    assert_eq!(effects[0], token(EOS));
+    let Some(StreamEvent::Finished { timings, .. }) = reason(&effects) else { panic!("{effects:?}") };
+    assert_eq!((timings.first_token_ms, timings.decode_ms), (20.0, 10.0), "as the client sees them");
+}
+
+#[test]
+fn a_first_token_waits_for_nothing_if_it_is_the_last_or_if_steps_are_short() {
+    let first = |mut state: DecoderState, max_tokens| {
+        let now = Instant::now();
+        state.on_decode(now, decode(now, 6, max_tokens, Some(SESSION)));
+        state.on_reserved(now, landing(&[8]));
+        state.on_prefill_finished(now, prefilled(7)).contains(&token(7))
+    };
+    assert!(first(holding(1), 1));
+    assert!(first(holding(0), 5));
+    assert!(!first(holding(1), 5));
+}
+
+#[test]
+fn a_held_token_is_not_delivered_after_the_end() {
+    let (mut state, now) = (holding(1), Instant::now());
+    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+    state.on_reserved(now, landing(&[8]));
+    state.on_prefill_finished(now, prefilled(7));
+    state.on_adopted(now, adopted(0, 4));
+    state.on_adopted(now, adopted(1, 6));
+    assert_eq!(state.on_abort(R), [failed(RequestError::Aborted), stop()]);
+    assert_eq!(state.on(now, SequenceBegun { sequence: OWN }.into()), []);
+}
+
+#[test]
+fn a_held_token_outlives_its_sender() {
+    let (mut state, now) = (holding(1), Instant::now());
+    state.on_decode(now, decode(now, 6, 5, Some(SESSION)));
+    state.on_reserved(now, landing(&[8]));
+    state.on_prefill_finished(now, prefilled(7));
+    assert_eq!(state.on_peer_lost(SESSION), [here()]);
+    let effects = state.on_grown(grown(&[5, 4]));
+    let [Effect::Generator(ToGenerator::StartSequence(start))] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!((start.announce, start.sample, start.tokens.last()), (true, 4, Some(&7)));
+    assert_eq!(state.on(now, SequenceBegun { sequence: OWN }.into()), [token(7)]);
 }
 
 #[test]

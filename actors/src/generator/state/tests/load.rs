@@ -1,5 +1,6 @@
 //! Load reports.
 
+use crate::effect::ToDecoder;
 use crate::messages::{LoadReport, StepFinished, Tick};
 
 use super::*;
@@ -10,7 +11,7 @@ fn the_load_is_reported_when_it_has_changed() {
     let told = |state: &mut GeneratorState| state.on(0, Tick.into());
     let report = |waiting_tokens, begun_tokens, nanos_per_token| {
         let load = LoadReport { waiting_tokens, begun_tokens, nanos_per_token };
-        vec![to::proxy(load), to::peer_link(load)]
+        vec![to::proxy(load), to::decoder(load), to::peer_link(load)]
     };
     assert_eq!(told(&mut state), report(0, 0, None));
     assert_eq!(told(&mut state), []);
@@ -38,6 +39,29 @@ fn a_load_that_changes_is_reported_every_50_ms_between_ticks() {
         reports.push(effects.iter().any(|effect| matches!(effect, Effect::Proxy(_))));
     }
     assert_eq!(reports, [false, false, true, false]);
+}
+
+#[test]
+fn the_first_step_of_a_sequence_is_announced_if_that_is_wanted() {
+    let mut state = scheduler(4, 4, 16, false);
+    let begun = |effects: Vec<Effect>| {
+        let names = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Decoder(ToDecoder::SequenceBegun(begun)) => Some(begun.sequence),
+            _ => None,
+        });
+        names.collect::<Vec<_>>()
+    };
+    let wanted = |request, prompt| StartSequence { announce: true, ..start(request, prompt, 3) };
+    assert_eq!(begun(state.on(0, wanted(1, 4).into())), [name(1)]);
+    // The first step has no room for these.
+    assert_eq!(begun(state.on(0, wanted(2, 3).into())), []);
+    assert_eq!(begun(state.on(0, start(3, 1, 3).into())), []);
+    let mut finish = || {
+        let finished = StepFinished { outcome: Ok(result(vec![(0, 7.into())])) };
+        begun(state.on(1, finished.into()))
+    };
+    assert_eq!(finish(), [name(2)]);
+    assert_eq!(finish(), []);
 }
 
 fn state_load(waiting_tokens: u64) -> LoadReport {

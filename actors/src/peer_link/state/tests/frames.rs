@@ -16,10 +16,19 @@ fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
     let hashes = vec![8, 9];
     let request = RequestId(5);
     let scored = TokenLogprobs { sampled: -0.5, rank: 2, top: vec![(7, -0.25)] };
-    let load = LoadReport { waiting_tokens: LoadReport::TOKENS_MAX, begun_tokens: LoadReport::TOKENS_MAX, nanos_per_token: None };
+    let load = LoadReport {
+        waiting_tokens: LoadReport::TOKENS_MAX,
+        begun_tokens: LoadReport::TOKENS_MAX,
+        nanos_per_token: None,
+    };
     vec![
         (
-            Frame::Load { waiting_tokens: u64::MAX, begun_tokens: u64::MAX, nanos_per_token: Some(0), cache_pages: 9 },
+            Frame::Load {
+                waiting_tokens: u64::MAX,
+                begun_tokens: u64::MAX,
+                nanos_per_token: Some(0),
+                cache_pages: 9,
+            },
             to::proxy(PeerLoad { session, load, cache_pages: 9 }),
         ),
         (
