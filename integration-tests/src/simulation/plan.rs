@@ -47,7 +47,8 @@ pub enum Fault {
     Leaves(usize),
     /// The watchdog reports the node as unhealthy for a while.
     Unhealthy(usize),
-    /// The node's buffer manager handles no messages for 45 s, so that its peers get no credits.
+    /// After the node's buffer manager has next reserved pages for a transfer, it handles no messages for 45 s, so that its peers get no
+    /// credits.
     PoolStalls(usize),
     /// A step of the node's engine fails.
     StepFails(usize),
@@ -171,7 +172,7 @@ impl Plan {
                 (dice.between(0, horizon), fault)
             })
             .collect();
-        let stalls = !is_calm && dice.one_in(16);
+        let stalls = !is_calm && dice.one_in(8);
         if stalls {
             faults.push((dice.between(from, until), Fault::PoolStalls(dice.one_of(&links).1)));
         }
