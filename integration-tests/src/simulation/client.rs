@@ -6,6 +6,7 @@ use actors::effect::{Endpoint, to};
 use actors::request::{
     AbortRequest, CacheSalt, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent,
 };
+use actors::routing::LocalPrefill;
 use engine::Logprobs;
 
 use super::grammars::any_grammar;
@@ -179,7 +180,8 @@ impl World {
         if let Some(end) = client.end.replace(name) {
             return self.fail(format!("{request} ended twice: {end}, then {name}"));
         }
-        if self.plan.bound.is_some() && name != "finished" && !client.left {
+        let may_refuse = self.plan.local == LocalPrefill::Never && name == "no_prefiller";
+        if self.plan.bound.is_some() && name != "finished" && !may_refuse && !client.left {
             return self.fail(format!("{request} ended with {name} although there are no faults"));
         }
         match name {
