@@ -27,9 +27,9 @@ impl World {
     pub(super) fn ask(&mut self, home: usize, stays: bool) -> RequestId {
         let request = RequestId(self.clients.len() as u64 + 1);
         let most = self.plan.nodes[home].request_pages();
-        // A request that stays is short enough for every peer, for the shortest deadline, and for the pages outside the quarantine.
+        // A request that stays is short enough for every peer, for the shortest deadline, and for the pages that are not at risk.
         let most = if stays {
-            let usable = most.saturating_sub(self.nodes[home].pool.usage().quarantined);
+            let usable = most.saturating_sub(self.pages_at_risk(home));
             let diallers = self.plan.nodes.iter().filter(|node| node.dials.contains(&home));
             let usable = diallers.map(NodePlan::prompt_pages).fold(usable, u32::min);
             (usable * PAGE_TOKENS).min(30)
