@@ -20,7 +20,7 @@
 //! - A node that may not prefill its own prompts does not.
 //! - A node gives up a peer's prompt if it gets no credit for its pages. A session ends for a broken rule only if a node miscounts.
 //! - Without faults every request finishes in a time that is much shorter than its deadline, although all prompts are prefilled by peers, and
-//!   no session ends.
+//!   no session ends. If nodes may not prefill their own prompts, a request may also end in that time because its peers have no room.
 //! - At the end, after all faults have healed, no page is held, reserved or quarantined without reason, no put is awaited, and the next
 //!   request is handed over.
 

@@ -1,6 +1,7 @@
 //! A few hundred simulated histories, before the longer run of `cargo xtask sim`.
 
-use integration_tests::simulation::{Violation, history};
+use actors::routing::LocalPrefill;
+use integration_tests::simulation::{NodePlan, Plan, Violation, history};
 
 #[test]
 fn a_seed_repeats_its_history() -> Result<(), Violation> {
@@ -32,4 +33,30 @@ fn histories_reach_every_fault_and_outcome() -> Result<(), Violation> {
     ];
     assert!(reached.iter().all(|count| *count > 0), "{total:?}");
     Ok(())
+}
+
+/// Each node of such a ring prefills for the next one, and its pool has room for two of the longest prompts. These are the plans in which
+/// nodes are most likely to wait for each other.
+#[test]
+fn one_history_in_fifty_is_a_ring_whose_nodes_may_not_prefill_their_own_prompts() {
+    const HISTORIES: u64 = 10_000;
+    let holds_two = |node: &NodePlan| {
+        let quota = node.prefill_pages.unwrap_or(0);
+        let longest = node.pages - node.ring_pages - quota;
+        (longest..2 * longest).contains(&quota)
+    };
+    let is_ring = |plan: &Plan, count: usize| {
+        let dials_next = |(place, node): (usize, &NodePlan)| node.dials == [(place + 1) % count];
+        plan.nodes.len() == count
+            && plan.nodes.iter().enumerate().all(dials_next)
+            && plan.nodes.iter().all(holds_two)
+    };
+    let plans: Vec<Plan> = (0..HISTORIES).map(Plan::of).collect();
+    for count in [2, 5] {
+        let forbids = |plan: &&Plan| plan.local == LocalPrefill::Never && is_ring(plan, count);
+        let found = plans.iter().filter(forbids).count() as u64;
+        let calm = plans.iter().filter(forbids).filter(|plan| plan.bound.is_some()).count();
+        assert!(found * 50 >= HISTORIES, "{found} of {HISTORIES} histories are such rings of {count} nodes");
+        assert!(calm > 0, "no such ring of {count} nodes is free of faults");
+    }
 }

@@ -6,6 +6,7 @@ use actors::effect::{Endpoint, to};
 use actors::request::{
     AbortRequest, CacheSalt, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent,
 };
+use actors::routing::LocalPrefill;
 use engine::Logprobs;
 
 use super::grammars::any_grammar;
@@ -26,9 +27,9 @@ impl World {
     pub(super) fn ask(&mut self, home: usize, stays: bool) -> RequestId {
         let request = RequestId(self.clients.len() as u64 + 1);
         let most = self.plan.nodes[home].request_pages();
-        // A request that stays is short enough for every peer, for the shortest deadline, and for the pages outside the quarantine.
+        // A request that stays is short enough for every peer, for the shortest deadline, and for the pages that are not at risk.
         let most = if stays {
-            let usable = most.saturating_sub(self.nodes[home].pool.usage().quarantined);
+            let usable = most.saturating_sub(self.pages_at_risk(home));
             let diallers = self.plan.nodes.iter().filter(|node| node.dials.contains(&home));
             let usable = diallers.map(NodePlan::prompt_pages).fold(usable, u32::min);
             (usable * PAGE_TOKENS).min(30)
@@ -179,7 +180,8 @@ impl World {
         if let Some(end) = client.end.replace(name) {
             return self.fail(format!("{request} ended twice: {end}, then {name}"));
         }
-        if self.plan.bound.is_some() && name != "finished" && !client.left {
+        let may_refuse = self.plan.local == LocalPrefill::Never && name == "no_prefiller";
+        if self.plan.bound.is_some() && name != "finished" && !may_refuse && !client.left {
             return self.fail(format!("{request} ended with {name} although there are no faults"));
         }
         match name {

@@ -55,12 +55,23 @@ impl World {
         }
     }
 
+    /// True if the step that ends now fails. In an engine that runs ahead, most failures wait until it has the next step too, whose result
+    /// must then be ignored.
+    fn step_fails(&mut self, node: usize) -> bool {
+        let process = &mut self.nodes[node];
+        let is_due = !self.plan.runs_ahead || process.step_ahead.is_some();
+        let fails = process.step_fails && (is_due || self.dice.one_in(4));
+        process.step_fails &= !fails;
+        fails
+    }
+
     pub(super) fn step_done(&mut self, node: usize) {
         let now = self.now;
         let Some(step) = self.nodes[node].step.take() else { return };
         self.pages_are_held(node, &step);
+        let fails = self.step_fails(node);
         let process = &mut self.nodes[node];
-        let outcome = if std::mem::take(&mut process.step_fails) {
+        let outcome = if fails {
             Err(step.error(now))
         } else {
             Ok(step.end(&mut process.memory, || self.dice.one_in(6)))

@@ -1,6 +1,6 @@
 //! The faults of a history and their healing.
 
-use actors::effect::{Endpoint, to};
+use actors::effect::{Effect, Endpoint, ToDecoder, to};
 use actors::messages::{AbortAll, AnnounceLeaving, BeginDrain, CloseLinks, HealthSeen};
 use connector::link::SILENCE;
 
@@ -51,7 +51,7 @@ impl World {
                 let wait = self.dice.between(500 * MS, 3 * SECOND);
                 self.send_later(node, wait, Endpoint::Ticker, to::peer_link(HealthSeen(None)));
             }
-            Fault::PoolStalls(node) => self.nodes[node].pool_stalled_until = self.now + POOL_STALL,
+            Fault::PoolStalls(node) => self.nodes[node].pool_stalls = true,
             Fault::StepFails(node) => self.nodes[node].step_fails = true,
         }
     }
@@ -66,8 +66,19 @@ impl World {
         self.nodes.iter_mut().for_each(|node| node.step_fails = false);
     }
 
+    /// The buffer manager has handled a message. If it reserved pages for a transfer, a stall begins now, so that the transfer's sender gets no
+    /// credits. The stall ends before the horizon.
+    pub(super) fn may_stall(&mut self, node: usize, effects: &[Effect]) {
+        let reserves = |effect: &Effect| matches!(effect, Effect::Decoder(ToDecoder::PagesReserved(reserved)) if reserved.landing > 0);
+        let process = &mut self.nodes[node];
+        if process.pool_stalls && effects.iter().any(reserves) && self.now + POOL_STALL <= self.plan.horizon {
+            process.pool_stalls = false;
+            process.pool_stalled_until = self.now + POOL_STALL;
+        }
+    }
+
     /// True if this message waits because the buffer manager is stalled.
-    pub(super) fn pool_stalls(&self, node: usize, (_, actor): Edge) -> bool {
+    pub(super) fn waits_for_pool(&self, node: usize, (_, actor): Edge) -> bool {
         actor == Endpoint::BufferManager && self.nodes[node].pool_stalled_until > self.now
     }
 

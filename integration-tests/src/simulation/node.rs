@@ -57,9 +57,11 @@ pub(super) struct Node {
     pub(super) sampled: Vec<(u64, Token)>,
     /// The chunks of the last finished step that sampled no token, because their masks were late.
     pub(super) late: Vec<u64>,
+    /// True if the buffer manager stalls when it next reserves pages for a transfer.
+    pub(super) pool_stalls: bool,
     /// The virtual time until which the buffer manager handles no messages.
     pub(super) pool_stalled_until: u64,
-    /// True if the next step fails.
+    /// True if one of the next steps fails.
     pub(super) step_fails: bool,
     /// The peer processes that this process watches for their end, each as (node, life).
     pub(super) watched: BTreeSet<(usize, u32)>,
@@ -170,6 +172,7 @@ impl Node {
             step_ahead: None,
             sampled: Vec::new(),
             late: Vec::new(),
+            pool_stalls: false,
             pool_stalled_until: 0,
             step_fails: false,
             watched: BTreeSet::new(),

@@ -47,7 +47,8 @@ pub enum Fault {
     Leaves(usize),
     /// The watchdog reports the node as unhealthy for a while.
     Unhealthy(usize),
-    /// The node's buffer manager handles no messages for 45 s, so that its peers get no credits.
+    /// After the node's buffer manager has next reserved pages for a transfer, it handles no messages for 45 s, so that its peers get no
+    /// credits.
     PoolStalls(usize),
     /// A step of the node's engine fails.
     StepFails(usize),
@@ -127,8 +128,9 @@ pub struct Plan {
     pub refuses_grammars: bool,
     /// Deadline of a request in microseconds.
     pub deadline: u64,
-    /// In a history without faults whose peers prefill all prompts: every request finishes in this time. It is much shorter than the
-    /// deadline, so that a deadline does not end a circular wait.
+    /// In a history without faults whose peers prefill all prompts: every request finishes in this time. If nodes may not prefill their own
+    /// prompts, it may also end because its peers have no room. The time is much shorter than the deadline, so that a deadline does not end
+    /// a circular wait.
     pub bound: Option<u64>,
     /// Arrival times of requests in microseconds, and the nodes that get them.
     pub requests: Vec<(u64, usize)>,
@@ -157,9 +159,9 @@ impl Plan {
             (began, began + dice.between(1, 12) * SECOND, 24)
         };
         let horizon = until + dice.between(0, 4) * SECOND;
-        // A node without peers must prefill its own prompts. Without faults, each request must finish, also if its peers have no room.
+        // A node without peers must prefill its own prompts.
         let is_dialled = |node: usize| links.iter().any(|(_, listener)| *listener == node);
-        let may_forbid = !is_calm && (0..nodes.len()).all(|node| !nodes[node].decodes || is_dialled(node));
+        let may_forbid = (0..nodes.len()).all(|node| !nodes[node].decodes || is_dialled(node));
         let homes: Vec<usize> = (0..nodes.len()).filter(|node| nodes[*node].decodes).collect();
         let requests = (0..dice.between(2, most)).map(|_| (dice.between(from, until), *dice.one_of(&homes)));
         let requests = requests.collect();
@@ -171,7 +173,7 @@ impl Plan {
                 (dice.between(0, horizon), fault)
             })
             .collect();
-        let stalls = !is_calm && dice.one_in(16);
+        let stalls = !is_calm && dice.one_in(8);
         if stalls {
             faults.push((dice.between(from, until), Fault::PoolStalls(dice.one_of(&links).1)));
         }
@@ -201,7 +203,7 @@ impl Plan {
             } else {
                 Duration::from_millis(50)
             },
-            local: if may_forbid && dice.one_in(5) { LocalPrefill::Never } else { LocalPrefill::Auto },
+            local: if may_forbid && dice.one_in(3) { LocalPrefill::Never } else { LocalPrefill::Auto },
             runs_ahead: dice.one_in(2),
             step_rows: dice.between(1, 8) as u32,
             grammars: dice.between(1, 4) as u32,

@@ -95,6 +95,7 @@ impl World {
                         "a request waits for {needed} pages; {may_use} are usable, and {lost} of them in lasting quarantines"
                     ));
                 }
+                self.may_stall(node, &effects);
                 effects
             }
             Effect::Generator(mail) => process.generator.on(micros, mail),

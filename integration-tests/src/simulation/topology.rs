@@ -34,17 +34,19 @@ pub(super) fn nodes(dice: &mut Dice) -> Vec<NodePlan> {
     if dice.one_in(2) {
         return receiver_and_senders(dice);
     }
-    let dials = match dice.between(0, 5) {
+    let dials = match dice.between(0, 6) {
         0 | 1 => ring(2),
-        2 => ring(dice.between(3, 5) as usize),
+        2 => ring(dice.between(3, 4) as usize),
+        3 => ring(5),
         // All have the same list, so that each dials itself too.
-        3 => vec![vec![0, 1, 2]; 3],
+        4 => vec![vec![0, 1, 2]; 3],
         // A sender, two nodes that prefill for each other, and a receiver.
-        4 => vec![vec![1, 3], vec![2], vec![1, 3], vec![]],
+        5 => vec![vec![1, 3], vec![2], vec![1, 3], vec![]],
         // A sender with two receivers.
         _ => vec![vec![1, 2], vec![], vec![]],
     };
-    // All nodes have the same sizes, so that each of them can prefill the longest prompt.
+    // All nodes have the same sizes, so that each of them can prefill the longest prompt. A pool has room for two such prompts: an own one
+    // and a peer's.
     let request_pages = dice.between(2, 8) as u32;
     let ring_pages = dice.between(1, u64::from(request_pages)) as u32;
     let quota = request_pages + dice.between(0, u64::from(request_pages / 2)) as u32;

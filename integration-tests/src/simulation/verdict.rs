@@ -28,14 +28,21 @@ impl World {
         self.last_request(0);
     }
 
-    /// Sends a last request to the first node from `from` on that has room for one beside its quarantined pages. There is only one request
+    /// Pages that lost sessions keep from the last request of a node. With few sessions, a session may end while the request runs, and its
+    /// credits are then quarantined too.
+    pub(super) fn pages_at_risk(&self, node: usize) -> u32 {
+        let credits = self.plan.limits.map_or(0, |_| self.plan.nodes[node].ring_pages);
+        self.nodes[node].pool.usage().quarantined + credits
+    }
+
+    /// Sends a last request to the first node from `from` on that has room for one beside its pages at risk. There is only one request
     /// at a time, so that no other request uses its pages. Without such a node the history ends.
     fn last_request(&mut self, from: usize) {
         let quarantined = |world: &Self, node: usize| world.nodes[node].pool.usage().quarantined;
         let mut nodes = from..self.nodes.len();
         let home = nodes.find(|node| {
             let plan = &self.plan.nodes[*node];
-            plan.decodes && quarantined(self, *node) < plan.request_pages()
+            plan.decodes && self.pages_at_risk(*node) < plan.request_pages()
         });
         let Some(home) = home else {
             (0..self.nodes.len()).for_each(|node| self.count_decisions(node));

@@ -195,7 +195,7 @@ impl World {
 
     fn happen(&mut self, node: usize, event: Event) {
         match event {
-            Event::Deliver(edge) if self.pool_stalls(node, edge) => {
+            Event::Deliver(edge) if self.waits_for_pool(node, edge) => {
                 let wait = self.nodes[node].pool_stalled_until - self.now;
                 self.at_node(node, wait, Event::Deliver(edge));
             }

@@ -14,7 +14,7 @@ enum Op {
     Leave(u32),
     /// The prompt's number and length, and whether the router chooses the decoder.
     Place(u32, u32, bool),
-    /// An earlier placement, and whether it failed.
+    /// The request of an earlier placement ends. The flag says whether its prefill failed.
     End(usize, bool),
     Report(u32, u64, u32),
     Wait(u64),
@@ -34,44 +34,104 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// A placement whose request has not ended, and whether the members that it names are still members.
+#[derive(Debug)]
+struct Live {
+    placed: Placed<u32>,
+    prefills: bool,
+    decodes: bool,
+}
+
+/// The counters that a router must have, kept by a simple model.
+#[derive(Debug, Default)]
+struct Model {
+    members: BTreeSet<u32>,
+    live: Vec<Live>,
+}
+
+impl Model {
+    /// The member has left, or has joined again without its earlier placements.
+    fn left(&mut self, id: u32) {
+        self.members.remove(&id);
+        for live in &mut self.live {
+            live.prefills &= live.placed.prefill_on != id;
+            live.decodes &= live.placed.decode_on != id;
+        }
+    }
+
+    /// The work placed on members, without that of members that have left.
+    fn waiting(&self) -> u64 {
+        let prefilling = self.live.iter().filter(|live| live.prefills);
+        prefilling.map(|live| u64::from(live.placed.prefill_tokens)).sum()
+    }
+
+    fn placed_pages(&self, id: u32) -> u32 {
+        let decoding = self.live.iter().filter(|live| live.decodes && live.placed.decode_on == id);
+        decoding.map(|live| live.placed.decode_pages).sum()
+    }
+
+    /// The request of a placement ends. A router also hears of requests whose members have left. It does not if another member has joined
+    /// under the same id since, because a session's id is never used again.
+    fn end(&mut self, routing: &mut Routing<u32>, now: Instant, index: usize, fails: bool) {
+        let Live { placed, prefills, decodes } = self.live.swap_remove(index);
+        let outcome = if fails { PrefillOutcome::Failed } else { computed(&placed) };
+        if prefills || !self.members.contains(&placed.prefill_on) {
+            routing.prefilled(now, placed.prefill_on, placed.prefill_tokens, &outcome);
+        }
+        if decodes || !self.members.contains(&placed.decode_on) {
+            routing.decoded(placed.decode_on, placed.decode_pages);
+        }
+    }
+
+    /// The router has the members and the counters of the model, and knows no prefixes of other members.
+    fn is_followed_by(&self, routing: &Routing<u32>) -> Result<(), TestCaseError> {
+        let members: BTreeSet<u32> = routing.members.values().map(|member| member.id).collect();
+        prop_assert_eq!(&members, &self.members);
+        prop_assert_eq!(routing.members.len(), members.len());
+        prop_assert_eq!(routing.waiting(), self.waiting());
+        for member in routing.members.values() {
+            prop_assert_eq!(member.placed_pages, self.placed_pages(member.id));
+        }
+        let entries: usize = routing.members.keys().map(|key| routing.index.entries_of(*key)).sum();
+        prop_assert_eq!(entries, routing.index.len());
+        Ok(())
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
-    /// Only members are chosen, the index keeps its bounds, and the counters return to zero.
+    /// Only members are chosen, the index keeps its bounds, the counters count only placements on members, and they return to zero. The
+    /// end of a request whose member has left changes nothing.
     #[test]
     fn bounds_and_counters(ops in vec(any_op(), 0..120)) {
         let index_bytes = 100 * ENTRY_BYTES;
         let mut routing = Routing::new(PAGE, RoutingConfig { index_bytes, ..RoutingConfig::default() });
         routing.joined(0, node(0, 50));
-        let (mut members, mut now) = (BTreeSet::from([0]), Instant::now());
-        let mut live: Vec<Placed<u32>> = Vec::new();
+        let mut model = Model { members: BTreeSet::from([0]), ..Model::default() };
+        let mut now = Instant::now();
         for op in ops {
             match op {
                 Op::Join(id) => {
                     routing.joined(id, node(u64::from(id), 50));
-                    members.insert(id);
-                    // It starts afresh, without the earlier placements.
-                    live.retain(|placed| placed.prefill_on != id && placed.decode_on != id);
+                    model.left(id);
+                    model.members.insert(id);
                 }
                 Op::Leave(id) => {
                     routing.left(id);
-                    members.remove(&id);
-                    live.retain(|placed| placed.prefill_on != id && placed.decode_on != id);
+                    model.left(id);
                 }
                 Op::Place(number, tokens, free) => {
                     let prompt = prompt(number, tokens);
                     let decode_on = (!free).then_some(0);
                     let placed = routing.place(now, &Ask { decode_on, ..ask(&prompt) }).unwrap();
-                    prop_assert!(members.contains(&placed.prefill_on) && members.contains(&placed.decode_on));
+                    prop_assert!(model.members.contains(&placed.prefill_on) && model.members.contains(&placed.decode_on));
                     prop_assert!(placed.predictions <= 17);
                     prop_assert!(placed.prefill_tokens >= 1 && placed.prefill_tokens <= tokens);
-                    live.push(placed);
+                    model.live.push(Live { placed, prefills: true, decodes: true });
                 }
-                Op::End(index, fails) if index < live.len() => {
-                    let placed = live.swap_remove(index);
-                    let outcome = if fails { PrefillOutcome::Failed } else { computed(&placed) };
-                    routing.prefilled(now, placed.prefill_on, placed.prefill_tokens, &outcome);
-                    routing.decoded(placed.decode_on, placed.decode_pages);
+                Op::End(index, fails) if index < model.live.len() => {
+                    model.end(&mut routing, now, index, fails);
                 }
                 Op::End(..) => {}
                 Op::Report(id, waiting_tokens, cache_pages) => {
@@ -80,6 +140,7 @@ proptest! {
                 }
                 Op::Wait(millis) => now += Duration::from_millis(millis),
             }
+            model.is_followed_by(&routing)?;
             prop_assert!(routing.index_bytes() <= index_bytes);
             for key in routing.members.keys() {
                 prop_assert!(routing.index.entries_of(*key) <= 60);
@@ -89,11 +150,11 @@ proptest! {
                 }
             }
         }
-        // Placements whose other member has left were not ended above; this ends the others.
-        for placed in live {
-            routing.prefilled(now, placed.prefill_on, placed.prefill_tokens, &PrefillOutcome::Withdrawn);
-            routing.decoded(placed.decode_on, placed.decode_pages);
+        while !model.live.is_empty() {
+            model.end(&mut routing, now, 0, false);
         }
+        model.is_followed_by(&routing)?;
+        prop_assert_eq!(routing.waiting(), 0);
     }
 
     /// If no member leaves, every counter returns to zero when all requests have ended.
