@@ -10,6 +10,7 @@ use actors::effect::{
 use actors::log::LogLine;
 use actors::messages::{PageToHash, PagesHashed, SendFrame, SessionId};
 use actors::request::{AbortRequest, RequestId};
+use actors::routing::LocalPrefill;
 use connector::frame::{Frame, PageOwner};
 use connector::page_hash::PageSeed;
 use connector::ring::CreditNumber;
@@ -201,8 +202,12 @@ impl World {
         }
     }
 
-    /// A live request of the outlet's peer whose latest prefill was asked of another node.
+    /// A live request of the outlet's peer whose latest prefill was asked of another node. If requests are placed again, it could be asked of this
+    /// node before the wrong frame arrives, and only a hash would show that the page is another one.
     fn landing_elsewhere(&self, outlet: OutletName) -> Option<u64> {
+        if self.plan.local == LocalPrefill::Never && !self.plan.hashed {
+            return None;
+        }
         let home = self.lane_of(outlet)?.node;
         let lives = |request: u64| {
             let client = self.clients.get(&RequestId(request));
