@@ -21,13 +21,13 @@
 //!    computed tokens stay even. The candidate with the lowest cost is chosen; equal ones take turns.
 //! 4. If no member has the first tokens of the prompt, a hash of these tokens chooses among the candidates that cost about the same. So
 //!    several routers that do not know each other choose the same member. A node that has received the request itself
-//!    ([`Ask::decode_on`]) prefills it, unless another candidate is clearly sooner: the hand-over counts as a quarter of the
-//!    node's queue and of the prompt.
+//!    ([`Ask::decode_on`]) prefills it, unless another candidate is clearly sooner. For this, the predictions of the others contain the
+//!    price of the hand-over: a quarter of the tokens in the node's queue and in the prompt.
 //!
 //! Last, the chosen candidate is compared with the decoding member, which prefills if its first token is sooner by more than
 //! [`RoutingConfig::local_if_sooner_by`]. That is the price of delaying the answers that it decodes. For a continuation, that is, if the
 //! decoding member has at most half as much to compute, the price is at most the time that it computes. If the price is zero, the
-//! decoding member is a candidate like the others.
+//! decoding member is a candidate among the others.
 //!
 //! `routing/tests/fleet.rs` measures these rules on a small model of a fleet.
 
@@ -55,7 +55,7 @@ pub struct RoutingConfig {
     /// `routing.ttft_target`: members that are predicted to meet this time to first token are chosen for their prefixes.
     pub ttft_target: Duration,
     /// `frontend.local_if_sooner_by`: the decoding member prefills if its first token is sooner by more than this. Zero makes it a candidate
-    /// like the others.
+    /// among the others.
     pub local_if_sooner_by: Duration,
     /// `frontend.local`: whether the decoding member may prefill.
     pub local: LocalPrefill,

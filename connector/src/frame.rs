@@ -437,7 +437,7 @@ pub enum Frame {
     Load {
         /// Tokens of prompts of all receivers, and of the sender itself, that are not computed yet.
         waiting_tokens: u64,
-        /// Tokens of the same prompts that are computed already.
+        /// Tokens of the same prompts that the engine has computed. Tokens that were cached are not among them.
         begun_tokens: u64,
         /// Nanoseconds that one more prompt token adds to a step; `None`: not measured yet.
         nanos_per_token: Option<u32>,

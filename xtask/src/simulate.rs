@@ -214,7 +214,7 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "promise pages that lost sessions may still write",
         "actors/src/buffer_manager/state.rs",
-        "self.config.pages.saturating_sub(self.config.ring_pages + quota + self.rings.quarantined())",
+        "self.config.pages.saturating_sub(self.config.ring_pages + quota + self.rings.lasting())",
         "self.config.pages.saturating_sub(self.config.ring_pages + quota)",
     ),
     mutant(

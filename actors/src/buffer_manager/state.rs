@@ -151,7 +151,7 @@ pub struct PoolState {
     waiting: VecDeque<ReservePages>,
     counts: PoolCounts,
     rings: Rings,
-    /// Quarantined pages, and those that may stay it, in the last `RoomChanged` message.
+    /// All quarantined pages, and those of lasting quarantines, in the last `RoomChanged` message.
     reported_quarantined: (u32, u32),
 }
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Some requests may not be prefilled here (`frontend.local` is `never`). If the sender of such a request is lost or fails, the request
-//! releases its pages and asks the proxy for another sender (Placing). It then reserves pages again. A token that was delivered stays: the
+//! releases its pages and asks the proxy for another sender (Placing). It then reserves pages again. A token that was delivered or is held stays: the
 //! first token of the next sender is ignored.
 //!
 //! A running sequence asks for more pages before it needs them. When the pool is short of pages, the youngest request is preempted: it
@@ -63,8 +63,8 @@ pub struct DecoderConfig {
     /// Maximum number of grammars that a sender keeps for one session; at most
     /// [`GRAMMARS_MAX`](connector::frame::GRAMMARS_MAX).
     pub grammars_per_session: u32,
-    /// The first token of a sender is delivered when its sequence joins a step, if this process computes prompts. Steps with prompts are long, so
-    /// the second token could come two steps after the first.
+    /// The first token of a sender is delivered when its sequence joins a step, if this process computes prompts. Without this, the
+    /// client would wait up to two long steps between the first and the second token.
     pub holds_first_token: bool,
 }
 

@@ -110,7 +110,7 @@ pub struct GeneratorState {
     /// When it was made.
     reported_micros: Option<u64>,
     acquire: Vec<PageId>,
-    /// Sequences whose first step was planned and is to be announced.
+    /// Sequences whose first sampling step was planned and is to be announced.
     begun: Vec<SequenceId>,
 }
 
@@ -290,12 +290,12 @@ impl GeneratorState {
     /// Records that a step with these parts is in flight. `prompt_tokens` of its tokens belong to prompts.
     fn launch(&mut self, now_micros: u64, prompt_tokens: u32, parts: Vec<Part>) {
         self.steps += 1;
-        for (key, _) in &parts {
+        for (key, length) in &parts {
             if let Some(sequence) = self.sequences.get_mut(key) {
                 sequence.step = self.steps;
                 sequence.flights += 1;
                 sequence.is_late = false;
-                if std::mem::take(&mut sequence.announce) {
+                if *length >= sequence.missing() && std::mem::take(&mut sequence.announce) {
                     self.begun.push(sequence.name);
                 }
             }

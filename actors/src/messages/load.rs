@@ -8,7 +8,7 @@ use super::SessionId;
 pub struct LoadReport {
     /// Tokens of prompts on the engine that are not computed yet.
     pub waiting_tokens: u64,
-    /// Tokens of the same prompts that are computed already.
+    /// Tokens of the same prompts that the engine has computed. Tokens that were cached are not among them.
     pub begun_tokens: u64,
     /// Time of a step with long prompts divided by its prompt tokens, in nanoseconds. It contains the time of the rows that decode in the same step.
     /// `None`: not measured yet.

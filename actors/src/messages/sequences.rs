@@ -36,7 +36,7 @@ pub struct StartSequence {
     pub announce: bool,
 }
 
-/// Generator → decoder: the first step of this sequence is planned. Sent if [`StartSequence::announce`] is set.
+/// Generator → decoder: the first step that samples a token of this sequence is planned. Sent if [`StartSequence::announce`] is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SequenceBegun {
     /// The sequence.

@@ -28,9 +28,9 @@ const NEAR_COST: f64 = 0.5;
 /// Of those, candidates are left out whose first token comes later than the soonest one by more than this part of the prompt's own time.
 const NEAR_TTFT: f64 = 0.05;
 
-/// If a node has received the request and is a candidate itself, a hand-over counts as this part of the node's queue and of the prompt. It costs
-/// both nodes time, and the longer the queues are, the less exact are their predictions. If the router also chooses the decoding node, hand-overs
-/// keep the computed tokens even, and are free.
+/// The price of a hand-over, as a part of the tokens in the node's queue and in the prompt. It applies where a node has received the request and is
+/// a candidate itself: a hand-over costs both nodes time, and the longer the queues are, the less exact are their predictions. If the router also
+/// chooses the decoding node, hand-overs keep the computed tokens even, and have no price.
 const HAND_OVER: f64 = 0.25;
 
 /// Members whose free pages differ by less than this part of the pool count as equal.
@@ -42,11 +42,11 @@ struct Estimate {
     key: Key,
     /// Tokens of the prompt that it must compute.
     work: u32,
-    /// Predicted microseconds to the first token.
+    /// Predicted microseconds to the first token, with the price of the hand-over.
     ttft: f64,
     /// The cost in tokens.
     cost: f64,
-    /// Tokens that are to be computed before, and the price of the hand-over.
+    /// Tokens that are to be computed before it, and the price of the hand-over.
     queue: u64,
     turn: u64,
 }
@@ -111,7 +111,7 @@ impl<M: Copy + Ord> Routing<M> {
             keys = self.candidates(decoder, cached, ask, |_| true);
         }
         let mut candidates: Vec<Estimate> = keys.into_iter().map(estimate).collect();
-        let predictions = candidates.len() + usize::from(local.is_some());
+        let predictions = candidates.len() + usize::from(local.is_some() && !self.is_equal(ask));
         let choice = match (self.best(now, &mut candidates, cached, ask), local) {
             (None, local) => local.map(|key| (key, estimate(key).work)),
             (Some(best), None) => Some((best.key, best.work)),
@@ -129,7 +129,7 @@ impl<M: Copy + Ord> Routing<M> {
         (choice, predictions)
     }
 
-    /// True if the decoding member is a candidate like the others.
+    /// True if the decoding member is a candidate among the others.
     fn is_equal(&self, ask: &Ask<'_, M>) -> bool {
         ask.local == LocalPrefill::Auto && self.config.local_if_sooner_by.is_zero()
     }
@@ -180,6 +180,10 @@ impl<M: Copy + Ord> Routing<M> {
         let others: Vec<Key> =
             idlest.into_iter().map(|(.., key)| key).filter(|key| !keys.contains(key)).collect();
         keys.extend(others);
+        // The node that has received the request is compared with the others, however many there are.
+        if self.is_equal(ask) && is_usable(decoder) && !keys.contains(&decoder) {
+            keys.push(decoder);
+        }
         keys
     }
 

@@ -81,7 +81,7 @@ pub(super) struct Member<M> {
     pub(super) waiting: u64,
     /// Reported tokens of prompts that others placed there and that are not computed yet.
     others: u64,
-    /// Reported tokens of all these prompts that are computed already.
+    /// Reported tokens that the member has already computed of the prompts in `others` and `waiting`.
     begun: u64,
     /// Microseconds per computed token.
     speed: Average,
@@ -187,7 +187,7 @@ impl<M> Member<M> {
 
     /// The member has reported its load.
     pub(super) fn reported(&mut self, now: Instant, report: &LoadReport) {
-        // A report does not contain prompts that we placed moments ago, so our own count stays.
+        // A report may lack prompts that we placed moments ago, so it does not change `waiting`.
         self.others = (report.waiting_tokens + report.begun_tokens).saturating_sub(self.waiting);
         self.begun = report.begun_tokens;
         self.reported_speed = report.micros_per_token().map(|speed| (speed, now));
@@ -201,13 +201,16 @@ impl<M> Member<M> {
     /// A prefill that was placed here has ended. `tokens` is what [`place`](Self::place) got.
     pub(super) fn over(&mut self, now: Instant, tokens: u32, outcome: &PrefillOutcome) {
         self.waiting = self.waiting.saturating_sub(u64::from(tokens));
-        // Most of the reported progress was made on the prompt that ends first.
-        self.begun = self.begun.saturating_sub(u64::from(tokens));
         self.is_tried = true;
         let computed = match *outcome {
-            PrefillOutcome::Computed { tokens, .. } => tokens,
+            PrefillOutcome::Computed { tokens: computed, .. } => {
+                // Most of the reported progress was made on the prompt that ends first.
+                self.begun = self.begun.saturating_sub(u64::from(tokens));
+                computed
+            }
             PrefillOutcome::Failed | PrefillOutcome::Withdrawn => 0,
         };
+        self.begun = self.begun.min(self.others.saturating_add(self.waiting));
         self.work = Work::new((self.recent(now) + f64::from(computed) - f64::from(tokens)).max(0.0), now);
         match *outcome {
             PrefillOutcome::Computed { micros, .. } => {

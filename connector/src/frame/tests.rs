@@ -41,7 +41,7 @@ fn the_version_prefix_never_changes() {
     assert!(wire::encode(&hello()).expect("the frame is small").starts_with(b"BTON"));
 }
 
-/// The bytes of version 10.
+/// The bytes of version 11.
 #[test]
 fn golden_bytes() {
     fn check<T>(value: T, expect: &str)

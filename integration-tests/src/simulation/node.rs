@@ -100,7 +100,7 @@ impl Decoding {
                 pid: node as u32,
                 growth_tokens: plan.growth_tokens,
                 grammars_per_session: plan.grammars,
-                // Both are the case on a GPU.
+                // On a GPU the engine runs ahead and an inter-token bound is set.
                 holds_first_token: plan.runs_ahead,
             }),
         }

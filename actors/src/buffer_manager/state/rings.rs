@@ -23,8 +23,8 @@ use crate::messages::SessionId;
 const IDLE: Duration = Duration::from_secs(5);
 /// If a session holds more credits than its announced share, it must return at least one in this time. It is much longer than a put takes.
 pub(super) const RETURN_LIMIT: Duration = Duration::from_secs(30);
-/// A quarantine usually ends within milliseconds, when the session's transport has closed. One that has not ended after this time may last as
-/// long as the peer's host is not known to be dead.
+/// A quarantine usually ends within milliseconds, when the session's transport has closed. One that has not ended after this time may last
+/// until the peer's process is known to have ended.
 const LASTING: Duration = Duration::from_secs(2);
 /// Upper bound of the sessions measured at once. Measurements that run together compete for the same lane.
 const MEASUREMENTS: usize = 4;
@@ -176,7 +176,7 @@ impl Rings {
         self.quarantined
     }
 
-    /// Number of pages that are quarantined for so long that they may stay it.
+    /// Number of pages in quarantines older than [`LASTING`].
     pub(super) fn lasting(&self) -> u32 {
         self.lasting
     }

@@ -139,7 +139,8 @@ impl Entry {
         prompt.into_iter().chain([to::streams(StreamToken { request, token })]).collect()
     }
 
-    /// The log probabilities that the prompt still needs: the number of most probable tokens at each place. `None` once they are delivered.
+    /// The log probabilities that the prompt still needs: the number of most probable tokens at each place. `None` once the
+    /// first token is sampled.
     pub(super) fn wanted_logprobs(&self) -> Option<u32> {
         self.generate.prompt_logprobs.filter(|_| self.emitted.is_empty())
     }

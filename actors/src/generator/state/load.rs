@@ -53,11 +53,11 @@ impl GeneratorState {
     }
 }
 
-/// True if the prompts that wait are the same and the speed differs by less than an eighth.
+/// True if the tokens of prompts are the same and the speed differs by less than an eighth.
 fn is_alike(a: LoadReport, b: LoadReport) -> bool {
     let speeds_alike = match (a.nanos_per_token, b.nanos_per_token) {
         (Some(a), Some(b)) => a.abs_diff(b) < a.min(b) / 8,
         (a, b) => a == b,
     };
-    a.waiting_tokens == b.waiting_tokens && speeds_alike
+    (a.waiting_tokens, a.begun_tokens) == (b.waiting_tokens, b.begun_tokens) && speeds_alike
 }

@@ -30,7 +30,7 @@ pub(super) struct Sequence {
     pub(super) ignore_eos: bool,
     /// See [`StartSequence`](crate::messages::StartSequence).
     pub(super) prompt_logprobs: Option<u32>,
-    /// The first step of the sequence is to be announced, and is not planned yet.
+    /// The first step that samples a token of the sequence is to be announced, and is not planned yet.
     pub(super) announce: bool,
     /// The sequence's last token and how the sequence ended. Reported when no step in flight contains the sequence.
     pub(super) ending: Option<(Option<Token>, SequenceEnd)>,

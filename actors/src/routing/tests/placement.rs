@@ -290,3 +290,26 @@ fn a_node_hands_a_prompt_over_only_if_the_first_token_is_clearly_sooner() {
     assert_eq!(on(2, 130), 0, "the first token comes after 530 ms here and after 400 ms there");
     assert_eq!(on(3, 140), 1, "540 and 400 ms");
 }
+
+#[test]
+fn an_idle_node_among_many_prefills_what_it_received() {
+    let config = RoutingConfig { local_if_sooner_by: Duration::ZERO, ..RoutingConfig::default() };
+    let (mut routing, now) = (router(10, config), Instant::now());
+    routing.reported(now, 0, &load(0));
+    for number in 0..20 {
+        assert_eq!(run(&mut routing, now, &ask(&prompt(number, 400))).prefill_on, 0);
+    }
+}
+
+#[test]
+fn a_refused_prompt_does_not_erase_the_progress_of_others() {
+    let (mut routing, now) = (router(2, RoutingConfig::default()), Instant::now());
+    let placed = |routing: &mut Routing<u32>, number| routing.place(now, &ask(&prompt(number, 500))).unwrap();
+    // Member 1 has nearly computed a prompt of another node.
+    routing.reported(now, 1, &LoadReport { begun_tokens: 460, ..load(40) });
+    routing.reported(now, 2, &load(300));
+    let refused = placed(&mut routing, 1);
+    assert_eq!(refused.prefill_on, 1);
+    routing.prefilled(now, 1, refused.prefill_tokens, &PrefillOutcome::Withdrawn);
+    assert_eq!(placed(&mut routing, 2).prefill_on, 1, "40 ms of queue, not 300 ms");
+}

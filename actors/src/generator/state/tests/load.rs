@@ -62,6 +62,11 @@ fn the_first_step_of_a_sequence_is_announced_if_that_is_wanted() {
     };
     assert_eq!(finish(), [name(2)]);
     assert_eq!(finish(), []);
+    // A prompt of two chunks: the first one samples nothing.
+    let mut state = scheduler(4, 4, 16, false);
+    assert_eq!(begun(state.on(0, wanted(4, 6).into())), []);
+    let finished = StepFinished { outcome: Ok(result(Vec::new())) };
+    assert_eq!(begun(state.on(1, finished.into())), [name(4)]);
 }
 
 fn state_load(waiting_tokens: u64) -> LoadReport {
