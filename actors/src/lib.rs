@@ -22,6 +22,7 @@ pub mod devices;
 pub mod effect;
 pub mod finish;
 pub mod first_token;
+pub mod fleet;
 pub mod generator;
 pub mod grammar;
 pub mod kit;

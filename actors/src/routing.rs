@@ -110,7 +110,7 @@ pub struct Ask<'a, M> {
     pub decode_on: Option<M>,
     /// Whether the decoding member may prefill.
     pub local: LocalPrefill,
-    /// Members that must not prefill, because they have failed to.
+    /// Members that must not prefill, because they have failed to. If the router chooses the decoder, they must not decode either.
     pub not_on: &'a [M],
 }
 
@@ -187,10 +187,39 @@ impl<M: Copy + Ord> Routing<M> {
         }
     }
 
-    /// A member has reported its load.
+    /// A member has reported its load. The placed prompts whose prefill has not ended are taken to be in it.
     pub fn reported(&mut self, now: Instant, id: M, report: &LoadReport) {
         if let Some(member) = self.member_mut(id) {
-            member.reported(now, report);
+            member.reported(now, report, member.waiting);
+        }
+    }
+
+    /// A member has reported its load. These of the placed prompts are in this report and in later ones, with the tokens of
+    /// [`Placed::prefill_tokens`]; the others are not in this one.
+    pub fn reported_with(
+        &mut self,
+        now: Instant,
+        id: M,
+        report: &LoadReport,
+        prompts: impl IntoIterator<Item = u32>,
+    ) {
+        if let Some(member) = self.member_mut(id) {
+            prompts.into_iter().for_each(|tokens| member.in_reports(tokens));
+            member.reported(now, report, 0);
+        }
+    }
+
+    /// Whether a member takes new requests. One that takes none keeps what the router knows of it.
+    pub fn accepts(&mut self, id: M, accepts: bool) {
+        if let Some(member) = self.member_mut(id) {
+            member.accepts = accepts;
+        }
+    }
+
+    /// Only these other members can prefill for this one.
+    pub fn prefillers_of(&mut self, id: M, prefillers: impl IntoIterator<Item = M>) {
+        if let Some(member) = self.member_mut(id) {
+            member.prefillers = Some(prefillers.into_iter().collect());
         }
     }
 
@@ -259,7 +288,7 @@ impl<M: Copy + Ord> Routing<M> {
         let pages = self.pages(ask);
         let decoder = match ask.decode_on {
             Some(id) => self.keys.get(&id).copied(),
-            None => self.choose_decoder(cached, pages),
+            None => self.choose_decoder(cached, pages, ask.not_on),
         };
         let decoder = decoder.ok_or(NotPlaced::NoDecoder)?;
         let (choice, predictions) = self.choose_prefiller(now, decoder, cached, ask);

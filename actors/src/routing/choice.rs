@@ -56,9 +56,11 @@ fn lowest(estimates: &[Estimate], value: impl Fn(&Estimate) -> f64) -> Option<Es
 }
 
 impl<M: Copy + Ord> Routing<M> {
-    /// The member that decodes a request of `pages` pages.
-    pub(super) fn choose_decoder(&self, cached: &[PrefixHash], pages: u32) -> Option<Key> {
-        let decodes = |key: Key| self.members.get(&key).is_some_and(|member| member.capabilities.decode);
+    /// The member that decodes a request of `pages` pages, but none of `not_on`.
+    pub(super) fn choose_decoder(&self, cached: &[PrefixHash], pages: u32, not_on: &[M]) -> Option<Key> {
+        let may =
+            |member: &Member<M>| member.capabilities.decode && member.accepts && !not_on.contains(&member.id);
+        let decodes = |key: Key| self.members.get(&key).is_some_and(may);
         let from = (self.turn % u64::from(self.next_key.max(1))) as Key;
         let holders = self.index.longest(cached, CANDIDATES, from, decodes);
         let returns = holders
@@ -160,9 +162,13 @@ impl<M: Copy + Ord> Routing<M> {
         ask: &Ask<'_, M>,
         is_open: impl Fn(&Member<M>) -> bool,
     ) -> Vec<Key> {
+        let connected = self.members[&decoder].prefillers.as_ref();
+        let reaches = |member: &Member<M>| connected.is_none_or(|prefillers| prefillers.contains(&member.id));
         let may = |key: Key, member: &Member<M>| {
-            (key != decoder || self.is_equal(ask))
+            let is_here = key == decoder;
+            (if is_here { self.is_equal(ask) } else { reaches(member) })
                 && member.capabilities.prefill
+                && member.accepts
                 && is_open(member)
                 && !ask.not_on.contains(&member.id)
         };

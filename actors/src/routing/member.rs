@@ -1,5 +1,6 @@
 //! The router's record of one member: its capabilities, its queue, its speed and its failures.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use connector::frame::Capabilities;
@@ -77,6 +78,10 @@ pub(super) struct Member<M> {
     /// The name that all routers know the member by.
     pub(super) name: u64,
     pub(super) capabilities: Capabilities,
+    /// It takes new requests.
+    pub(super) accepts: bool,
+    /// The other members that can prefill for it; `None`: all.
+    pub(super) prefillers: Option<BTreeSet<M>>,
     /// Tokens that we expect the member to compute for the prompts that were placed there and are not computed yet.
     pub(super) waiting: u64,
     /// Reported tokens of prompts that others placed there and that are not computed yet.
@@ -114,6 +119,8 @@ impl<M> Member<M> {
             id,
             name,
             capabilities,
+            accepts: true,
+            prefillers: None,
             waiting: 0,
             others: 0,
             begun: 0,
@@ -185,10 +192,10 @@ impl<M> Member<M> {
         self.turn = turn;
     }
 
-    /// The member has reported its load.
-    pub(super) fn reported(&mut self, now: Instant, report: &LoadReport) {
+    /// The member has reported its load. The report contains `own` tokens of `waiting`.
+    pub(super) fn reported(&mut self, now: Instant, report: &LoadReport, own: u64) {
         // A report may lack prompts that we placed moments ago, so it does not change `waiting`.
-        self.others = (report.waiting_tokens + report.begun_tokens).saturating_sub(self.waiting);
+        self.others = (report.waiting_tokens + report.begun_tokens).saturating_sub(own);
         self.begun = report.begun_tokens;
         self.reported_speed = report.micros_per_token().map(|speed| (speed, now));
     }
@@ -196,6 +203,11 @@ impl<M> Member<M> {
     /// The member has `pool_pages` pages and uses `used_pages` of them.
     pub(super) fn set_room(&mut self, pool_pages: u32, used_pages: u32) {
         (self.pool_pages, self.used_pages) = (pool_pages, used_pages);
+    }
+
+    /// A prompt that was placed here is in the reports from now on.
+    pub(super) fn in_reports(&mut self, tokens: u32) {
+        self.waiting = self.waiting.saturating_sub(u64::from(tokens));
     }
 
     /// A prefill that was placed here has ended. `tokens` is what [`place`](Self::place) got.
