@@ -1,6 +1,6 @@
 //! The fleet as a proxy sees it: the nodes, what they report, and where each request goes.
 //!
-//! [`FleetState`] is a pure state, without actix, clock or I/O. The proxy asks every node for its [`NodeReport`] every 100 ms, tells the state the
+//! [`FleetState`] is a pure state, without actix, clock or I/O. The proxy asks every node for its [`NodeView`] every 100 ms, tells the state the
 //! answers, and asks it to place each request. The state has one [`Routing`] for each model of the fleet.
 //!
 //! **Age of a report.** A node whose last report is older than [`UNKNOWN_AFTER`] gets no new requests. After [`LOST_AFTER`] the proxy cuts all
@@ -13,6 +13,7 @@
 //! them is known.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,7 +42,7 @@ pub struct TicketId(u64);
 
 /// What a node reports about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeReport {
+pub struct NodeView {
     /// [`Incarnation::name`](connector::frame::Incarnation::name) of the process.
     pub name: u64,
     /// The work that it accepts.
@@ -62,10 +63,10 @@ pub struct NodeReport {
     pub cache_pages: u32,
     /// The load of its engine.
     pub load: LoadReport,
-    /// The HTTP address that it tells its peers.
-    pub address: Arc<str>,
+    /// The HTTP address that it tells its peers; without one it prefills for no other node.
+    pub address: Option<SocketAddr>,
     /// The HTTP addresses of the connected peers that can prefill for it.
-    pub prefillers: Vec<Arc<str>>,
+    pub prefillers: Vec<SocketAddr>,
 }
 
 /// A request that is to be placed.
@@ -91,7 +92,7 @@ pub struct Ticket {
     /// The node that decodes and answers.
     pub decode_on: NodeId,
     /// The HTTP address of the node that prefills, as the decoding node knows it; `None`: the decoding node itself.
-    pub prefill_on: Option<Arc<str>>,
+    pub prefill_on: Option<SocketAddr>,
 }
 
 /// Why a request cannot be placed.
@@ -108,7 +109,7 @@ pub enum FleetRefusal {
 #[derive(Debug)]
 struct FleetNode {
     /// The last report, and when it came.
-    last: Option<(NodeReport, Instant)>,
+    last: Option<(NodeView, Instant)>,
     /// Its connections were cut since the last report.
     is_cut: bool,
     /// Prompts that were placed there and are in no report yet, the oldest first.
@@ -140,7 +141,7 @@ pub struct FleetState {
     nodes: BTreeMap<NodeId, FleetNode>,
     next_node: u32,
     /// The nodes by the HTTP addresses that they report.
-    by_address: HashMap<Arc<str>, NodeId>,
+    by_address: HashMap<SocketAddr, NodeId>,
     models: BTreeMap<Arc<str>, FleetModel>,
     tickets: HashMap<TicketId, Placement>,
     next_ticket: u64,
@@ -208,7 +209,7 @@ impl FleetState {
         now: Instant,
         id: NodeId,
         asked: Instant,
-        report: NodeReport,
+        report: NodeView,
     ) -> Result<(), String> {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
         let before = node.last.as_ref().map(|(report, _)| report.clone());
@@ -233,7 +234,7 @@ impl FleetState {
         if !is_same {
             let (name, capabilities, pool_pages) = (report.name, report.capabilities, report.pool_pages);
             model.routing.joined(id, Joining { name, capabilities, pool_pages });
-            self.by_address.insert(report.address.clone(), id);
+            report.address.map(|address| self.by_address.insert(address, id));
         }
         let prefillers = report.prefillers.iter().filter_map(|address| self.by_address.get(address)).copied();
         model.routing.prefillers_of(id, prefillers);
@@ -329,7 +330,7 @@ impl FleetState {
             node.unreported.push_back((now, id));
         }
         let address = self.nodes.get(&prefill_on).and_then(|node| node.last.as_ref());
-        let address = address.map(|(report, _)| report.address.clone());
+        let address = address.and_then(|(report, _)| report.address);
         Ok(Ticket { id, decode_on, prefill_on: address.filter(|_| prefill_on != decode_on) })
     }
 
@@ -367,9 +368,9 @@ impl FleetState {
     }
 
     /// Removes a node from the routing of the model that it reported.
-    fn forget(&mut self, id: NodeId, report: &NodeReport) {
-        if self.by_address.get(&report.address) == Some(&id) {
-            self.by_address.remove(&report.address);
+    fn forget(&mut self, id: NodeId, report: &NodeView) {
+        if let Some(address) = report.address.filter(|address| self.by_address.get(address) == Some(&id)) {
+            self.by_address.remove(&address);
         }
         let Some(model) = self.models.get_mut(&report.model) else { return };
         model.routing.left(id);

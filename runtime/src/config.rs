@@ -163,6 +163,11 @@ sections! {
         /// Pages of a node's pool that are reserved for prompts of its peers. The default is room for one prompt of the greatest length; a lower value is refused.
         prefill_pages: Option<u32> = |value| optional(value, |value| count(value, 1..=u64::from(u32::MAX))), |_, _| layers::NOTHING;
     }
+    /// The nodes of a proxy's fleet.
+    fleet: FleetSection {
+        /// The HTTP ports (`http.port`) of the nodes that a proxy forwards requests to, as `host:port`.
+        nodes: Vec<String> = peers, |_, _| Vec::<String>::new();
+    }
     /// The engine that runs the model.
     engine: EngineSection {
         /// Compute threads of the CPU. 0 uses one for each core.
@@ -272,6 +277,8 @@ pub struct Config {
     pub ring: RingSection,
     /// Processes that prefill for their peers and whose peers prefill for them.
     pub node: NodeSection,
+    /// The nodes of a fleet of a proxy.
+    pub fleet: FleetSection,
     /// The engine that runs the model.
     pub engine: EngineSection,
     /// Limits of requests.
@@ -341,6 +348,7 @@ impl Config {
             link: LinkSection::read(layers)?,
             ring: RingSection::read(layers)?,
             node: NodeSection::read(layers)?,
+            fleet: FleetSection::read(layers)?,
             engine: EngineSection::read(layers)?,
             request: RequestSection::read(layers)?,
             transport: TransportSection::read(layers)?,
@@ -400,6 +408,12 @@ impl Config {
             let reason = "must name the port of a receiver, not 0; set link.port or link.peers".to_owned();
             problems.push(layers.problem("link.port", reason));
         }
+        if role == Role::Proxy && self.fleet.nodes.is_empty() {
+            let reason =
+                "must name the HTTP port of at least one node; set fleet.nodes to a list of host:port"
+                    .to_owned();
+            problems.push(layers.problem("fleet.nodes", reason));
+        }
         if problems.is_empty() { Ok(()) } else { Err(ConfigErrors(problems)) }
     }
 
@@ -421,6 +435,7 @@ impl Config {
         self.link.show(&mut out);
         self.ring.show(&mut out);
         self.node.show(&mut out);
+        self.fleet.show(&mut out);
         self.engine.show(&mut out);
         self.request.show(&mut out);
         self.transport.show(&mut out);

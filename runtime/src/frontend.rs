@@ -27,6 +27,7 @@ mod choices;
 mod connection;
 mod field_table;
 mod fields;
+mod fleet;
 mod generate;
 mod handlers;
 mod lark;
@@ -36,6 +37,7 @@ mod memory;
 mod messages;
 mod model_text;
 mod names;
+mod node_report;
 mod observed;
 mod openai;
 mod openapi;
@@ -71,12 +73,14 @@ use actors::streams::Streams;
 use serde::Serialize;
 use socket2::{SockRef, TcpKeepalive};
 
+use api_key::ApiKey;
 use connection::{Connection, attend};
 
 pub use actix_web::dev::ServerHandle;
 pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Conversation};
 pub use field_table::parameters_page;
+pub use fleet::{FleetProxy, FleetSettings, poll};
 pub use limits::Limits;
 pub use memory::InputMemory;
 #[cfg(test)]
@@ -256,9 +260,10 @@ impl Frontend {
         let drain_s = self.drain.as_secs_f64().ceil() as u64;
         let limits = self.limits;
         prepare(&listener, &limits)?;
-        let frontend = web::Data::new(self);
+        let (key, frontend) = (web::Data::new(ApiKey(self.api_key.clone())), web::Data::new(self));
         let server = HttpServer::new(move || {
             App::new()
+                .app_data(key.clone())
                 .app_data(frontend.clone())
                 .service(post("/v1/completions", web::post().to(handlers::completions)))
                 .service(post("/v1/chat/completions", web::post().to(handlers::chat_completions)))

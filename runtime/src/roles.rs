@@ -34,6 +34,7 @@ use crate::telemetry;
 use exposure::Port;
 
 mod exposure;
+mod proxying;
 
 /// The listening sockets of a process. They are opened before the model is loaded, so that a port in use is noticed at once.
 struct ListeningSockets {
@@ -72,8 +73,11 @@ pub type OpenEngine = fn(&EngineConfig, engine::Progress<'_>) -> Result<Box<dyn 
 /// # Errors
 /// Why the process could not start or had to stop, in one sentence.
 pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
-    let began = Instant::now();
     engine::heap::return_large_blocks();
+    if role == Role::Proxy {
+        return proxying::run(config);
+    }
+    let began = Instant::now();
     let open_files = open_files::raise();
     let ports = ListeningSockets::open(role, &config)?;
     let limits = limits(&config, open_files, ports.http_count());

@@ -7,10 +7,14 @@ struct Fleet {
     now: Instant,
 }
 
+fn address(number: u64) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, number as u8], 8200))
+}
+
 /// The report of an idle node with this number.
-fn report(number: u64) -> NodeReport {
+fn report(number: u64) -> NodeView {
     let others = (1..=3).filter(|other| *other != number);
-    NodeReport {
+    NodeView {
         name: number,
         capabilities: Capabilities { prefill: true, decode: true },
         accepts: true,
@@ -21,8 +25,8 @@ fn report(number: u64) -> NodeReport {
         used_pages: 0,
         cache_pages: 1000,
         load: LoadReport { waiting_tokens: 0, begun_tokens: 0, nanos_per_token: Some(1_000_000) },
-        address: format!("10.0.0.{number}:8200").into(),
-        prefillers: others.map(|other| format!("10.0.0.{other}:8200").into()).collect(),
+        address: Some(address(number)),
+        prefillers: others.map(address).collect(),
     }
 }
 
@@ -46,7 +50,7 @@ impl Fleet {
         (fleet, nodes)
     }
 
-    fn report(&mut self, node: NodeId, report: NodeReport) -> Result<(), String> {
+    fn report(&mut self, node: NodeId, report: NodeView) -> Result<(), String> {
         self.state.reported(self.now, node, self.now, report)
     }
 
@@ -55,7 +59,7 @@ impl Fleet {
     }
 
     /// Runs a request to its end. Returns the node that prefilled, if it is not the one that answered, and the one that answered.
-    fn run(&mut self, prompt: &[u32]) -> (Option<Arc<str>>, NodeId) {
+    fn run(&mut self, prompt: &[u32]) -> (Option<SocketAddr>, NodeId) {
         let ticket = self.place(prompt);
         self.state.answered(self.now, ticket.id);
         self.state.ended(self.now, ticket.id);
@@ -114,7 +118,7 @@ fn a_broken_or_draining_node_gets_nothing_until_it_reports() {
     fleet.state.broken(kept);
     assert_ne!(fleet.run(&prompt(1, 400)).1, kept);
     let number = 1 + nodes.iter().position(|node| *node == kept).unwrap() as u64;
-    fleet.report(kept, NodeReport { accepts: false, ..report(number) }).unwrap();
+    fleet.report(kept, NodeView { accepts: false, ..report(number) }).unwrap();
     assert_ne!(fleet.run(&prompt(1, 400)).1, kept);
     let tried = [nodes[0], nodes[1]];
     let ticket = fleet.state.place(fleet.now, &FleetAsk { tried: &tried, ..ask(&prompt(9, 40)) });
@@ -127,21 +131,21 @@ fn only_a_connected_node_prefills_for_another() {
     for (node, number) in nodes.into_iter().zip(1..) {
         let decode = number == 1;
         let capabilities = Capabilities { prefill: !decode, decode };
-        let prefillers = if decode { vec!["10.0.0.3:8200".into()] } else { Vec::new() };
+        let prefillers = if decode { vec![address(3)] } else { Vec::new() };
         // A process with other capabilities is another process.
-        let report = NodeReport { name: number + 10, capabilities, prefillers, ..report(number) };
+        let report = NodeView { name: number + 10, capabilities, prefillers, ..report(number) };
         fleet.report(node, report.clone()).unwrap();
         fleet.report(node, report).unwrap();
     }
-    let decoder = NodeReport {
+    let decoder = NodeView {
         name: 11,
         capabilities: Capabilities { prefill: false, decode: true },
-        prefillers: vec!["10.0.0.3:8200".into()],
+        prefillers: vec![address(3)],
         ..report(1)
     };
     fleet.report(nodes[0], decoder).unwrap();
     for number in 0..5 {
-        assert_eq!(fleet.run(&prompt(number, 100)), (Some("10.0.0.3:8200".into()), nodes[0]));
+        assert_eq!(fleet.run(&prompt(number, 100)), (Some(address(3)), nodes[0]));
     }
 }
 
@@ -166,13 +170,13 @@ fn placements_count_until_a_report_contains_them() {
 #[test]
 fn other_weights_under_the_same_name_are_left_out() {
     let (mut fleet, [first, ..]) = Fleet::new();
-    let other = NodeReport { name: 9, fingerprint: "other".into(), ..report(1) };
+    let other = NodeView { name: 9, fingerprint: "other".into(), ..report(1) };
     assert!(fleet.report(first, other.clone()).unwrap_err().contains("other weights under the name \"m\""));
     for number in 0..20 {
         assert_ne!(fleet.run(&prompt(number, 100)).1, first);
     }
     // Under another name they are another model.
-    let other = NodeReport { model: "n".into(), ..other };
+    let other = NodeView { model: "n".into(), ..other };
     fleet.report(first, other).unwrap();
     let asked = prompt(1, 30);
     let ticket = fleet.state.place(fleet.now, &FleetAsk { model: Some("n"), ..ask(&asked) }).unwrap();

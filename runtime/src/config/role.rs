@@ -13,6 +13,8 @@ pub enum Role {
     Node,
     /// Prefills and decodes in one process, without a transport.
     Local,
+    /// Forwards the requests of clients to the nodes of a fleet. It has no engine.
+    Proxy,
 }
 
 impl Role {
@@ -23,6 +25,7 @@ impl Role {
             Self::Sender => "sender",
             Self::Node => "node",
             Self::Local => "local",
+            Self::Proxy => "proxy",
         }
     }
 
@@ -38,17 +41,32 @@ impl Role {
 
     /// Whether a process of this role uses the key.
     pub(super) fn uses(self, key: &str) -> bool {
-        let is_of_nodes = key.starts_with("node.");
+        let is_of_nodes = key.starts_with("node.") || key.starts_with("fleet.");
         match self {
             Self::Receiver => !["link.peers", "link.idle"].contains(&key) && !is_of_nodes,
             Self::Sender => !key.starts_with("frontend.") && !is_of_nodes,
-            Self::Node => true,
-            Self::Local => !["http.", "link.", "ring.", "node.", "transport."]
+            Self::Node => !key.starts_with("fleet."),
+            Self::Proxy => OF_PROXIES.contains(&key) || !key.contains('.') || key.starts_with("fleet."),
+            Self::Local => !["http.", "link.", "ring.", "node.", "transport.", "fleet."]
                 .iter()
                 .any(|section| key.starts_with(section)),
         }
     }
 }
+
+/// The keys of sections that a proxy uses, beside those of `fleet`.
+const OF_PROXIES: &[&str] = &[
+    "frontend.host",
+    "frontend.port",
+    "frontend.tool_call_parser",
+    "frontend.reasoning_parser",
+    "routing.index_bytes",
+    "routing.ttft_target",
+    "request.deadline",
+    "request.input_bytes",
+    "request.api_key",
+    "shutdown.drain",
+];
 
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

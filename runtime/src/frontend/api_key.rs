@@ -7,7 +7,8 @@ use actix_web::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
 
-use super::Frontend;
+/// The API key of a port; `None` accepts all clients.
+pub(super) struct ApiKey(pub(super) Option<String>);
 
 /// Paths that need no key, for probes and monitoring.
 const OPEN: &[&str] = &["/health", "/ping", "/version", "/load", "/metrics", "/openapi.json"];
@@ -17,7 +18,7 @@ pub(super) async fn check<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
-    let key = request.app_data::<Data<Frontend>>().and_then(|frontend| frontend.api_key.as_deref());
+    let key = request.app_data::<Data<ApiKey>>().and_then(|key| key.0.as_deref());
     let sent = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let sent = sent.and_then(|value| value.strip_prefix("Bearer "));
     let open = OPEN.contains(&request.path());

@@ -19,7 +19,7 @@ use super::prompts::Reader;
 pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
 
 /// Maximum size of a body that is parsed on the HTTP worker. Parsing it takes well under a millisecond.
-const READ_HERE_BYTES_MAX: usize = 4 << 10;
+pub(super) const READ_HERE_BYTES_MAX: usize = 4 << 10;
 
 /// Initial capacity for a body of unknown length. The capacity doubles when it is full.
 const FIRST_BYTES: usize = 16 << 10;

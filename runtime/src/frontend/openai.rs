@@ -275,6 +275,40 @@ pub(super) fn prompt(kind: ApiKind, fields: &Fields<'_>, reader: Reader<'_>) -> 
     Ok(prompt.ids)
 }
 
+/// The parts of a request that decide which node of a fleet gets it.
+pub(super) struct RoutedPrompt {
+    /// The model that the client names.
+    pub(super) model: Option<String>,
+    /// The tokens of the first prompt; empty if the client names another model than this one.
+    pub(super) prompt: Vec<u32>,
+    pub(super) salt: Option<CacheSalt>,
+    /// Number of tokens that the client asks for, or the number that most answers have.
+    pub(super) max_tokens: u32,
+}
+
+/// Reads what decides where a request goes. The node that gets the request checks the rest.
+///
+/// # Errors
+/// 400 with a sentence that names the field.
+pub(super) fn routed_prompt(
+    kind: ApiKind,
+    body: &[u8],
+    reader: Reader<'_>,
+) -> Result<RoutedPrompt, ApiError> {
+    let fields = &Fields::parse(body)?;
+    let model = fields.text("model")?.map(|name| name.into_owned());
+    let is_known = model.as_ref().is_none_or(|name| *name == reader.model.name);
+    let prompt = match kind {
+        _ if !is_known => Vec::new(),
+        ApiKind::Chat | ApiKind::Response => Chat::read(kind, fields, false, reader)?.prompt.ids,
+        ApiKind::Completion => prompts::first(fields, reader)?.ids,
+    };
+    let wanted = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
+    let asked = wanted.into_iter().find_map(|name| fields.count(name).ok().flatten());
+    let max_tokens = asked.unwrap_or(COMPLETION_TOKENS);
+    Ok(RoutedPrompt { model, prompt, salt: cache_salt(fields)?, max_tokens })
+}
+
 /// What a chat has besides the settings that completions have too.
 struct Chat {
     prompt: Tokens,

@@ -74,6 +74,17 @@ pub(super) fn single(fields: &Fields<'_>, reader: Reader<'_>) -> Result<Tokens, 
     reader.tokens(one, fields.flag("add_special_tokens", true)?)
 }
 
+/// Reads the first prompt of a request.
+///
+/// # Errors
+/// 400 with a sentence that names the field.
+pub(super) fn first(fields: &Fields<'_>, reader: Reader<'_>) -> Result<Tokens, ApiError> {
+    let first = spans(fields, 1)?.first.pop();
+    let first = first
+        .ok_or_else(|| ApiError::field("prompt", "prompt is an empty list; send at least one prompt"))?;
+    reader.tokens(first, fields.flag("add_special_tokens", true)?)
+}
+
 /// A prompt's field name for error messages, and its raw JSON.
 type Span<'a> = (String, &'a RawValue);
 

@@ -1,0 +1,290 @@
+//! The HTTP port of a proxy: it chooses a node for each request and forwards the request there.
+//!
+//! The proxy reads the prompt of a request, because the nodes that have its beginning cached come first. [`FleetState`] chooses the node that decodes and the node
+//! that prefills. The body goes unchanged to the HTTP port of the decoding node, with `x-prefiller-host-port` if another node prefills. The answer comes
+//! back as it is, so the node checks the request and words its errors.
+//!
+//! Every request has one answer. If the connection to a node breaks, or the node answers 503, before the first byte of an answer, the request goes
+//! to another node, at most [`ATTEMPTS`] times. If a node dies later, the client's connection breaks. If a client leaves, the connection to the node is
+//! closed, and the node aborts the request.
+
+mod forward;
+mod poll;
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use actix_web::dev::Server;
+use actix_web::http::StatusCode;
+use actix_web::middleware::from_fn;
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actors::fleet::{FleetState, NodeId};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::api_error::ApiError;
+use super::api_key::{self, ApiKey};
+use super::connection::{Connection, attend};
+use super::handlers::{no_such_path, version};
+use super::limits::Limits;
+use super::memory::InputMemory;
+use super::openai::ApiKind;
+use super::response::json;
+use super::served_model::ServedModel;
+use super::{get, post, prepare};
+
+pub use poll::poll;
+
+/// Maximum number of nodes that get a request one after the other.
+const ATTEMPTS: usize = 3;
+
+/// One node of the fleet.
+struct FleetMember {
+    id: NodeId,
+    /// Its HTTP port, `host:port`.
+    address: String,
+    /// Changes when all connections to the node are to be cut.
+    cut: watch::Sender<u64>,
+}
+
+/// The proxy of a fleet.
+pub struct FleetProxy {
+    state: Mutex<FleetState>,
+    members: Vec<FleetMember>,
+    model: Arc<ServedModel>,
+    memory: InputMemory,
+    limits: Limits,
+    /// Maximum duration of a request.
+    deadline: Duration,
+    /// The key that clients send, and that the proxy sends to nodes.
+    api_key: Option<String>,
+    counts: FleetCounts,
+}
+
+/// What the proxy has counted.
+#[derive(Debug, Default)]
+struct FleetCounts {
+    forwarded: std::sync::atomic::AtomicU64,
+    retried: std::sync::atomic::AtomicU64,
+    refused: std::sync::atomic::AtomicU64,
+    broken: std::sync::atomic::AtomicU64,
+}
+
+/// The configuration of a [`FleetProxy`].
+pub struct FleetSettings {
+    /// The HTTP ports of the nodes, `host:port`.
+    pub nodes: Vec<String>,
+    /// The tokenizer and chat template of the fleet's model.
+    pub model: Arc<ServedModel>,
+    /// The memory budget for clients' requests.
+    pub memory: InputMemory,
+    /// The limits for clients.
+    pub limits: Limits,
+    /// Maximum duration of a request.
+    pub deadline: Duration,
+    /// The key that clients send, and that the proxy sends to nodes.
+    pub api_key: Option<String>,
+    /// `routing.index_bytes`.
+    pub index_bytes: u64,
+    /// `routing.ttft_target`.
+    pub ttft_target: Duration,
+}
+
+impl FleetProxy {
+    /// A proxy whose nodes have not reported yet.
+    pub fn new(settings: FleetSettings) -> Self {
+        let FleetSettings { nodes, model, memory, limits, deadline, api_key, index_bytes, ttft_target } =
+            settings;
+        let mut state = FleetState::new(index_bytes, ttft_target);
+        let member = |address| FleetMember { id: state.joined(), address, cut: watch::Sender::new(0) };
+        let members = nodes.into_iter().map(member).collect();
+        Self {
+            state: Mutex::new(state),
+            members,
+            model,
+            memory,
+            limits,
+            deadline,
+            api_key,
+            counts: FleetCounts::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, FleetState> {
+        // A panic inside the state leaves it consistent enough to serve the other requests.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn member(&self, id: NodeId) -> Option<&FleetMember> {
+        self.members.iter().find(|member| member.id == id)
+    }
+
+    /// Serves clients on a port. The returned server runs while it is awaited or spawned inside an actix `System`.
+    ///
+    /// # Errors
+    /// The system refuses to listen.
+    pub fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        workers: usize,
+        drain: Duration,
+    ) -> io::Result<Server> {
+        let limits = self.limits;
+        prepare(&listener, &limits)?;
+        let (key, proxy) = (web::Data::new(ApiKey(self.api_key.clone())), web::Data::from(self));
+        let server = HttpServer::new(move || {
+            // Each worker has its own connections to the nodes.
+            let client = web::Data::new(forward::client());
+            App::new()
+                .app_data(key.clone())
+                .app_data(proxy.clone())
+                .app_data(client)
+                .service(post("/v1/completions", web::post().to(completions)))
+                .service(post("/v1/chat/completions", web::post().to(chat_completions)))
+                .service(post("/v1/responses", web::post().to(responses)))
+                .service(get("/v1/models", web::get().to(models)))
+                .service(get("/health", web::get().to(health)))
+                .service(get("/ping", web::get().to(ping)).route(web::post().to(ping)))
+                .service(get("/version", web::get().to(version)))
+                .service(get("/metrics", web::get().to(metrics)))
+                .default_service(web::to(no_such_path))
+                .wrap(from_fn(api_key::check))
+                .wrap(from_fn(attend))
+        });
+        Ok(server
+            .workers(workers)
+            .disable_signals()
+            .h1_allow_half_closed(false)
+            .client_request_timeout(limits.head)
+            .keep_alive(limits.idle)
+            .max_connections(limits.connections.div_ceil(workers))
+            .on_connect(Connection::accept(limits))
+            .shutdown_timeout(drain.as_secs_f64().ceil() as u64)
+            .listen(listener)?
+            .run())
+    }
+
+    fn ready(&self) -> usize {
+        self.state().ready(Instant::now())
+    }
+}
+
+type Shared = web::Data<FleetProxy>;
+type Client = web::Data<awc::Client>;
+
+async fn completions(
+    proxy: Shared,
+    client: Client,
+    request: HttpRequest,
+    body: web::Payload,
+) -> HttpResponse {
+    forward::forward(ApiKind::Completion, proxy.into_inner(), &client, request, body).await
+}
+
+async fn chat_completions(
+    proxy: Shared,
+    client: Client,
+    request: HttpRequest,
+    body: web::Payload,
+) -> HttpResponse {
+    forward::forward(ApiKind::Chat, proxy.into_inner(), &client, request, body).await
+}
+
+async fn responses(proxy: Shared, client: Client, request: HttpRequest, body: web::Payload) -> HttpResponse {
+    forward::forward(ApiKind::Response, proxy.into_inner(), &client, request, body).await
+}
+
+/// The models of all nodes.
+async fn models(proxy: Shared) -> HttpResponse {
+    #[derive(Serialize)]
+    struct Card<'a> {
+        id: &'a str,
+        object: &'static str,
+        created: u64,
+        owned_by: &'static str,
+    }
+    #[derive(Serialize)]
+    struct List<'a> {
+        object: &'static str,
+        data: Vec<Card<'a>>,
+    }
+    let names: Vec<Arc<str>> = proxy.state().models().cloned().collect();
+    let card = |id| Card { id, object: "model", created: proxy.model.created, owned_by: "baton" };
+    let list = List { object: "list", data: names.iter().map(|name| card(name)).collect() };
+    HttpResponse::Ok().content_type("application/json").body(json(&list))
+}
+
+/// The proxy is healthy while at least one node takes requests.
+async fn health(proxy: Shared) -> HttpResponse {
+    #[derive(Serialize)]
+    struct Health {
+        status: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'static str>,
+        role: &'static str,
+        pid: u32,
+        nodes: usize,
+        nodes_ready: usize,
+        live_requests: usize,
+    }
+    let (ready, nodes, live_requests) = (proxy.ready(), proxy.members.len(), proxy.state().live());
+    let reason = (ready == 0).then_some("no node takes requests");
+    let status = if ready == 0 { "down" } else { "ok" };
+    let health = Health {
+        status,
+        reason,
+        role: "proxy",
+        pid: std::process::id(),
+        nodes,
+        nodes_ready: ready,
+        live_requests,
+    };
+    HttpResponse::build(status_of(ready)).content_type("application/json").body(json(&health))
+}
+
+fn status_of(ready: usize) -> StatusCode {
+    if ready == 0 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
+}
+
+async fn ping(proxy: Shared) -> HttpResponse {
+    HttpResponse::build(status_of(proxy.ready())).finish()
+}
+
+async fn metrics(proxy: Shared) -> HttpResponse {
+    use std::sync::atomic::Ordering::Relaxed;
+    let counts = &proxy.counts;
+    let mut text = String::new();
+    let mut metric = |name: &str, kind: &str, help: &str, value: u64| {
+        text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"));
+    };
+    metric("baton_proxy_nodes", "gauge", "Nodes of the fleet.", proxy.members.len() as u64);
+    metric("baton_proxy_nodes_ready", "gauge", "Nodes that take requests now.", proxy.ready() as u64);
+    metric("baton_proxy_requests_live", "gauge", "Requests in flight.", proxy.state().live() as u64);
+    let forwarded = counts.forwarded.load(Relaxed);
+    metric(
+        "baton_proxy_requests_forwarded_total",
+        "counter",
+        "Requests whose answer a node has begun.",
+        forwarded,
+    );
+    let retried = counts.retried.load(Relaxed);
+    metric("baton_proxy_retries_total", "counter", "Requests that were sent to another node.", retried);
+    let refused = counts.refused.load(Relaxed);
+    metric("baton_proxy_requests_refused_total", "counter", "Requests that no node answered.", refused);
+    let broken = counts.broken.load(Relaxed);
+    metric(
+        "baton_proxy_answers_broken_total",
+        "counter",
+        "Answers whose node was lost after they began.",
+        broken,
+    );
+    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text)
+}
+
+/// Answers a request that no node answers.
+fn refused(proxy: &FleetProxy, error: ApiError) -> HttpResponse {
+    proxy.counts.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    error.response()
+}

@@ -1,0 +1,82 @@
+//! Starts and stops the proxy of a fleet. It has no engine: `model` needs the tokenizer and the chat template only.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+
+use crate::config::Config;
+use crate::frontend::{FleetProxy, FleetSettings, InputMemory, Limits, ServedModel, bind, poll};
+use crate::open_files;
+use crate::roles::{Signals, exposure::Port};
+
+/// Maximum number of connections of clients. Each request in flight has a second one to its node.
+const CONNECTIONS: usize = 16_384;
+
+/// Runs a proxy until a signal ends it.
+///
+/// # Errors
+/// Why the process could not start, in one sentence.
+pub(super) fn run(config: Config) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let open_files = open_files::raise();
+    let listener = bind("frontend.port", &config.frontend.host, config.frontend.port)?;
+    tracing::info!(role = "proxy", pid = std::process::id(), model = %config.model.display(), "starting");
+    let text = config.tokenizer.as_deref().unwrap_or(&config.model);
+    let mut model = ServedModel::open(&config.model, text, config.served_model_name.as_deref())
+        .with_context(|| format!("cannot read the tokenizer of the model in {}", text.display()))?;
+    model.set_parsers(
+        config.frontend.tool_call_parser.as_deref(),
+        config.frontend.reasoning_parser.as_deref(),
+    );
+    // Half of the files are for the connections to nodes.
+    let connections = open_files::connections(open_files / 2, CONNECTIONS, 1, 0);
+    let limits = Limits { connections, ..Limits::default() };
+    let input_bytes = usize::try_from(config.request.input_bytes.0).unwrap_or(usize::MAX);
+    let proxy = Arc::new(FleetProxy::new(FleetSettings {
+        nodes: config.fleet.nodes.clone(),
+        model: Arc::new(model),
+        memory: InputMemory::new(input_bytes, config.surroundings.cores),
+        limits,
+        deadline: config.request.deadline,
+        api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
+        index_bytes: config.routing.index_bytes.0,
+        ttft_target: config.routing.ttft_target,
+    }));
+    actix::System::new().block_on(serve(config, proxy, listener, began))
+}
+
+async fn serve(
+    config: Config,
+    proxy: Arc<FleetProxy>,
+    listener: TcpListener,
+    began: Instant,
+) -> anyhow::Result<()> {
+    let address = listener.local_addr()?;
+    tracing::info!(url = %format_args!("http://{address}"), key = "frontend.port", "listening");
+    if let Some(warning) = Port::Http.warning(address, config.request.api_key.as_ref()) {
+        tracing::warn!(%address, key = "frontend.port", "{warning}");
+    }
+    poll(Arc::clone(&proxy));
+    let server = proxy.serve(listener, config.surroundings.cores, config.shutdown.drain)?;
+    let handle = server.handle();
+    actix::spawn(server);
+    tracing::info!(
+        role = "proxy",
+        nodes = config.fleet.nodes.len(),
+        "ready in {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    let mut signals = Signals::new()?;
+    let signal = signals.next().await;
+    tracing::info!(signal, "shutting down: new requests are refused, running ones may finish");
+    actix::spawn(async move {
+        signals.next().await;
+        tracing::warn!("second signal: exiting at once");
+        std::process::exit(1);
+    });
+    handle.stop(true).await;
+    tracing::info!("ended");
+    Ok(())
+}
