@@ -8,6 +8,7 @@
 //! to another node, at most [`ATTEMPTS`] times. If a node dies later, the client's connection breaks. If a client leaves, the connection to the node is
 //! closed, and the node aborts the request.
 
+mod client;
 mod forward;
 mod poll;
 
@@ -60,6 +61,8 @@ pub struct FleetProxy {
     deadline: Duration,
     /// The key that clients send, and that the proxy sends to nodes.
     api_key: Option<String>,
+    /// Connects to the nodes, and keeps the connections.
+    client: client::NodeClient,
     counts: FleetCounts,
 }
 
@@ -108,6 +111,7 @@ impl FleetProxy {
             limits,
             deadline,
             api_key,
+            client: client::NodeClient::new(),
             counts: FleetCounts::default(),
         }
     }
@@ -135,12 +139,9 @@ impl FleetProxy {
         prepare(&listener, &limits)?;
         let (key, proxy) = (web::Data::new(ApiKey(self.api_key.clone())), web::Data::from(self));
         let server = HttpServer::new(move || {
-            // Each worker has its own connections to the nodes.
-            let client = web::Data::new(forward::client());
             App::new()
                 .app_data(key.clone())
                 .app_data(proxy.clone())
-                .app_data(client)
                 .service(post("/v1/completions", web::post().to(completions)))
                 .service(post("/v1/chat/completions", web::post().to(chat_completions)))
                 .service(post("/v1/responses", web::post().to(responses)))
@@ -172,28 +173,17 @@ impl FleetProxy {
 }
 
 type Shared = web::Data<FleetProxy>;
-type Client = web::Data<awc::Client>;
 
-async fn completions(
-    proxy: Shared,
-    client: Client,
-    request: HttpRequest,
-    body: web::Payload,
-) -> HttpResponse {
-    forward::forward(ApiKind::Completion, proxy.into_inner(), &client, request, body).await
+async fn completions(proxy: Shared, request: HttpRequest, body: web::Payload) -> HttpResponse {
+    forward::forward(ApiKind::Completion, proxy.into_inner(), request, body).await
 }
 
-async fn chat_completions(
-    proxy: Shared,
-    client: Client,
-    request: HttpRequest,
-    body: web::Payload,
-) -> HttpResponse {
-    forward::forward(ApiKind::Chat, proxy.into_inner(), &client, request, body).await
+async fn chat_completions(proxy: Shared, request: HttpRequest, body: web::Payload) -> HttpResponse {
+    forward::forward(ApiKind::Chat, proxy.into_inner(), request, body).await
 }
 
-async fn responses(proxy: Shared, client: Client, request: HttpRequest, body: web::Payload) -> HttpResponse {
-    forward::forward(ApiKind::Response, proxy.into_inner(), &client, request, body).await
+async fn responses(proxy: Shared, request: HttpRequest, body: web::Payload) -> HttpResponse {
+    forward::forward(ApiKind::Response, proxy.into_inner(), request, body).await
 }
 
 /// The models of all nodes.

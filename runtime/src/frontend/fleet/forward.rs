@@ -3,19 +3,21 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use actix_web::http::header::{self, HeaderName};
-use actix_web::http::{Method, StatusCode};
+use actix_web::http::StatusCode;
 use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actors::fleet::{FleetAsk, FleetRefusal, NodeId, Ticket, TicketId};
-use awc::error::SendRequestError;
 use futures_util::StreamExt;
 use futures_util::stream::unfold;
+use http_body_util::BodyStream;
+use hyper::body::Incoming;
+use hyper::{Method, Response};
 use tokio::sync::watch;
 use tokio::time::timeout_at;
 
+use super::client::{self, ToNode};
 use super::{ATTEMPTS, FleetProxy, refused};
 use crate::frontend::api_error::ApiError;
 use crate::frontend::body::{self, Body};
@@ -23,18 +25,8 @@ use crate::frontend::connection::Connection;
 use crate::frontend::openai::{self, ApiKind, RoutedPrompt};
 use crate::frontend::prompts::Reader;
 
-/// Maximum time for a connection to a node.
-const CONNECT: Duration = Duration::from_secs(1);
-
-/// Headers of a node's answer that do not concern one connection only.
-const PASSED: &[HeaderName] =
-    &[header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER, header::ALLOW];
-
-/// A client for the nodes. The deadline of a request limits its time.
-pub(super) fn client() -> awc::Client {
-    let connector = awc::Connector::new().limit(0).timeout(CONNECT);
-    awc::Client::builder().connector(connector).disable_timeout().disable_redirects().finish()
-}
+/// Headers of a node's answer that the client gets.
+const PASSED: &[&str] = &["content-type", "cache-control", "retry-after"];
 
 /// A live request. Dropping it tells the state that the request has ended.
 struct Live {
@@ -52,11 +44,10 @@ impl Drop for Live {
 pub(super) async fn forward(
     kind: ApiKind,
     proxy: Arc<FleetProxy>,
-    client: &awc::Client,
     http: HttpRequest,
     payload: web::Payload,
 ) -> HttpResponse {
-    match answer(kind, &proxy, client, &http, payload).await {
+    match answer(kind, &proxy, &http, payload).await {
         Ok(response) => response,
         Err(error) => refused(&proxy, error),
     }
@@ -65,7 +56,6 @@ pub(super) async fn forward(
 async fn answer(
     kind: ApiKind,
     proxy: &Arc<FleetProxy>,
-    client: &awc::Client,
     http: &HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
@@ -91,13 +81,13 @@ async fn answer(
         let last = tried.len() + 1 >= ATTEMPTS;
         let Some(member) = proxy.member(ticket.decode_on) else { continue };
         let mut cut = member.cut.subscribe();
-        let send = send(client, http, &member.address, &ticket, proxy.api_key.as_deref(), bytes.clone());
+        let send = send(proxy, http, &member.address, &ticket, bytes.clone());
         let sent = tokio::select! {
             sent = timeout_at(deadline.into(), send) => sent.map_err(|_| late(proxy))?,
-            _ = cut.changed() => Err(SendRequestError::Timeout),
+            _ = cut.changed() => Err("the node is silent".to_owned()),
         };
         match sent {
-            Ok(response) if response.status() == StatusCode::SERVICE_UNAVAILABLE && !last => {
+            Ok(response) if response.status() == hyper::StatusCode::SERVICE_UNAVAILABLE && !last => {
                 proxy.counts.retried.fetch_add(1, Ordering::Relaxed);
                 tried.push(ticket.decode_on);
             }
@@ -131,53 +121,57 @@ async fn read(kind: ApiKind, proxy: &Arc<FleetProxy>, bytes: Bytes) -> Result<Ro
 }
 
 async fn send(
-    client: &awc::Client,
+    proxy: &FleetProxy,
     http: &HttpRequest,
     address: &str,
     ticket: &Ticket,
-    key: Option<&str>,
     body: Bytes,
-) -> Result<Answer, SendRequestError> {
-    let mut request = client
-        .request(Method::POST, format!("http://{address}{}", http.uri().path()))
-        .insert_header((header::CONTENT_TYPE, "application/json"));
+) -> Result<Response<Incoming>, String> {
+    let mut headers = client::headers(proxy.api_key.as_deref());
     if let Some(id) = http.headers().get("x-request-id") {
-        request = request.insert_header(("x-request-id", id.clone()));
-    }
-    if let Some(key) = key {
-        request = request.bearer_auth(key);
+        client::set(&mut headers, "x-request-id", id.as_bytes());
     }
     if let Some(prefiller) = ticket.prefill_on {
-        request = request.insert_header(("x-prefiller-host-port", prefiller.to_string()));
+        client::set(&mut headers, "x-prefiller-host-port", prefiller.to_string().as_bytes());
     }
-    request.send_body(body).await
+    let path = http.uri().path();
+    proxy.client.send(ToNode { method: Method::POST, address, path, headers, body }).await
 }
 
-type Answer = awc::ClientResponse;
-
 /// The answer for the client: that of the node. If the node is lost, the client's connection breaks.
-fn pass_on(answer: Answer, live: Live, cut: watch::Receiver<u64>, held: impl Send + 'static) -> HttpResponse {
-    let mut response = HttpResponse::build(answer.status());
+fn pass_on(
+    answer: Response<Incoming>,
+    live: Live,
+    cut: watch::Receiver<u64>,
+    held: impl Send + 'static,
+) -> HttpResponse {
+    let status = StatusCode::from_u16(answer.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
+    let mut response = HttpResponse::build(status);
+    let text = |name: &str| answer.headers().get(name)?.to_str().ok();
     for name in PASSED {
-        if let Some(value) = answer.headers().get(name) {
-            response.insert_header((name.clone(), value.clone()));
+        if let Some(value) = text(name) {
+            response.insert_header((*name, value));
         }
     }
-    let length = answer.headers().get(header::CONTENT_LENGTH);
-    if let Some(length) = length.and_then(|length| length.to_str().ok()?.parse().ok()) {
+    if let Some(length) = text("content-length").and_then(|length| length.parse().ok()) {
         response.no_chunking(length);
     }
-    let state = (answer, live, cut, held);
-    response.streaming(unfold(state, async |(mut answer, live, mut cut, held)| {
-        let chunk = tokio::select! {
-            chunk = answer.next() => chunk?.map_err(io::Error::other),
-            _ = cut.changed() => Err(io::Error::other("the node is silent")),
+    let state = Some((BodyStream::new(answer.into_body()), live, cut, held));
+    response.streaming(unfold(state, async |state| {
+        let (mut body, live, mut cut, held) = state?;
+        let frame = tokio::select! {
+            frame = body.next() => frame?.map_err(|error| client::with_causes(&error)),
+            _ = cut.changed() => Err("the node is silent".to_owned()),
         };
-        if let Err(error) = &chunk {
-            live.proxy.counts.broken.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!("an answer broke off: {error}");
+        match frame {
+            // A frame without data has trailers.
+            Ok(frame) => Some((Ok(frame.into_data().unwrap_or_default()), Some((body, live, cut, held)))),
+            Err(error) => {
+                live.proxy.counts.broken.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!("an answer broke off: {error}");
+                Some((Err(io::Error::other(error)), None))
+            }
         }
-        Some((chunk, (answer, live, cut, held)))
     }))
 }
 

@@ -7,9 +7,9 @@ use actix_web::rt;
 use actors::fleet::{NodeView, UNKNOWN_AFTER};
 use actors::messages::LoadReport;
 use connector::frame::Capabilities;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::{FleetMember, FleetProxy};
+use super::{FleetMember, FleetProxy, client};
 use crate::frontend::node_report::{NodeReport, NodeState};
 
 /// Time between two questions to the same node.
@@ -44,13 +44,13 @@ fn every(period: Duration) -> tokio::time::Interval {
 
 /// Asks one node. A line is logged when it begins to answer, and when it begins to fail.
 async fn ask_regularly(proxy: Arc<FleetProxy>, index: usize) {
-    let (client, member) = (super::forward::client(), &proxy.members[index]);
+    let member = &proxy.members[index];
     let mut failed: Option<String> = Some(String::new());
     let mut ticks = every(ASK_EVERY);
     loop {
         ticks.tick().await;
         let asked = Instant::now();
-        let answer = match ask(&client, member, proxy.api_key.as_deref()).await {
+        let answer = match ask(&proxy, member).await {
             Ok(report) => proxy.state().reported(Instant::now(), member.id, asked, report),
             Err(error) => Err(error),
         };
@@ -69,19 +69,12 @@ async fn ask_regularly(proxy: Arc<FleetProxy>, index: usize) {
     }
 }
 
-async fn ask(client: &awc::Client, member: &FleetMember, key: Option<&str>) -> Result<NodeView, String> {
-    let mut request = client.get(format!("http://{}/node", member.address)).timeout(UNKNOWN_AFTER);
-    if let Some(key) = key {
-        request = request.bearer_auth(key);
-    }
-    let mut response = request.send().await.map_err(|error| format!("no answer: {error}"))?;
-    if !response.status().is_success() {
-        return Err(format!("GET /node answered {}", response.status()));
-    }
-    let body =
-        response.body().limit(REPORT_BYTES_MAX).await.map_err(|error| format!("no report: {error}"))?;
-    let report = serde_json::from_slice(&body).map_err(|error| format!("GET /node is no report: {error}"))?;
-    view(report)
+async fn ask(proxy: &FleetProxy, member: &FleetMember) -> Result<NodeView, String> {
+    let headers = client::headers(proxy.api_key.as_deref());
+    let asked = proxy.client.get(&member.address, "/node", headers, REPORT_BYTES_MAX);
+    let body = timeout(UNKNOWN_AFTER, asked).await;
+    let body = body.map_err(|_| format!("GET /node has no answer after {UNKNOWN_AFTER:?}"))??;
+    view(serde_json::from_slice(&body).map_err(|error| format!("GET /node is no report: {error}"))?)
 }
 
 fn view(report: NodeReport) -> Result<NodeView, String> {
