@@ -21,6 +21,9 @@ Start two nodes that prefill and decode for each other (on one host, their ports
   runtime --role node --set link.peers=127.0.0.1:55555,127.0.0.1:55556 \\
           --set link.port=55556 --set http.port=8201 --set frontend.port=9001 &
 
+Forward the requests of clients to these nodes:
+  runtime --role proxy --set fleet.nodes=127.0.0.1:8200,127.0.0.1:8201 --set frontend.port=9100
+
 Configuration, in this order (a later source overrides an earlier one):
   defaults, --config FILE, variables such as BATON_LINK__PORT=55556, --model and --set.
   --print-config shows every key, its value and the source of the value. configs/ holds examples.
@@ -63,7 +66,7 @@ pub struct Cli {
     #[arg(long, value_name = "PATH")]
     pub model: Option<String>,
 
-    /// HTTP port: sets `http.port` for a sender, receiver or node, `frontend.port` for a local process
+    /// HTTP port: sets `http.port` for a sender, receiver or node, `frontend.port` for a local process or a proxy
     #[arg(long, value_name = "PORT", help_heading = VLLM)]
     pub port: Option<String>,
 
@@ -172,7 +175,7 @@ impl Cli {
     pub fn resolve(&self, surroundings: Surroundings) -> Result<Config, ConfigErrors> {
         let file = self.config.clone().or_else(|| surroundings.lmcache_file.clone());
         let role = self.role(file.as_deref())?;
-        let port = if role == Role::Local { "frontend.port" } else { "http.port" };
+        let port = if matches!(role, Role::Local | Role::Proxy) { "frontend.port" } else { "http.port" };
         let named: [(&str, &[&str], &Option<String>); 8] = [
             ("--model", &["model"], &self.model),
             ("--port", &[port], &self.port),

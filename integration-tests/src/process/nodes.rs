@@ -54,3 +54,12 @@ impl Nodes {
         Ok(Self { nodes, frontends })
     }
 }
+
+/// Starts a proxy for the nodes with these HTTP ports, and waits until it serves.
+///
+/// # Errors
+/// The process does not start or does not become ready.
+pub fn start_proxy(nodes: &[String], sets: &[&str]) -> Result<Process> {
+    let nodes = format!("fleet.nodes={}", nodes.join(","));
+    start_role("proxy", &[&[&*nodes], sets].concat(), &[])
+}

@@ -271,15 +271,22 @@ fn keys_that_contradict_each_other_are_refused() {
         &[set("frontend.enabled", "false")],
         "--set frontend.enabled: frontend.enabled must be true for role local, because it has no other port",
     );
+    check(
+        Role::Proxy,
+        &[],
+        "default: fleet.nodes must name the HTTP port of at least one node; set fleet.nodes to a list of host:port",
+    );
     let zeros = [set("frontend.port", "0"), set("http.port", "0"), set("link.port", "0")];
     assert!(Config::load(Role::Receiver, None, &zeros, surroundings(&[])).is_ok());
 }
 
 #[test]
 fn the_printed_configuration_is_read_back() {
-    for role in [Role::Receiver, Role::Sender, Role::Node, Role::Local] {
+    for role in [Role::Receiver, Role::Sender, Role::Node, Role::Local, Role::Proxy] {
+        let nodes = set("fleet.nodes", "a:1,b:2");
         let odd = [set("served_model_name", "007"), set("link.peers", "a:1"), set("request.deadline", "1ms")];
         for flags in [&[][..], &odd] {
+            let flags = &[flags, &[nodes.clone()]].concat();
             let config = Config::load(role, None, flags, surroundings(&[])).unwrap();
             let again = with_file(&format!("again-{role}"), &config.to_yaml(role), |file| {
                 Config::load(role, Some(file), &[], surroundings(&[])).unwrap()
