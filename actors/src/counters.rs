@@ -87,6 +87,8 @@ counters! {
     finished: "counter" "baton_requests_finished_total";
     /// Prompts of peers that wait, are computed, or are handed over here.
     prefills_live: "gauge" "baton_prefills_live";
+    /// Requests whose header `x-prefiller-host-port` names neither a connected sender nor this process.
+    prefiller_headers_unknown: "counter" "baton_prefiller_header_unknown_total";
     /// Sessions with receivers in which this process holds credits or may be granted some.
     sessions_with_credits: "gauge" "baton_sessions_with_credits";
     /// Sessions over which pages can be sent.

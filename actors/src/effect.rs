@@ -383,7 +383,7 @@ table! {
 
     /// Log lines.
     ToLog, Log, log {
-        LogLine: Post from [Decoder, BufferManager, Transfer, Prefiller, PeerLink], "written at once";
+        LogLine: Post from [Proxy, Decoder, BufferManager, Transfer, Prefiller, PeerLink], "written at once";
     }
 
     /// Messages to the process.
