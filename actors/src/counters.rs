@@ -51,6 +51,8 @@ counters! {
     pages_outstanding: "gauge" "baton_pages_outstanding";
     /// Pages that live requests hold.
     pages_live: "gauge" "baton_pages_live";
+    /// Those of the live pages that prompts of peers have from `node.prefill_pages`.
+    prefill_pages_used: "gauge" "baton_prefill_pages_used";
     /// Pages that no request holds and whose content may be reused.
     pages_cached: "gauge" "baton_pages_cached";
     /// Pages that requests reused from the cache instead of computing or receiving them.

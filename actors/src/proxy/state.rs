@@ -95,7 +95,7 @@ impl ProxyState {
     /// Handles a message and returns the effects.
     pub fn on(&mut self, now: Instant, mail: ToProxy) -> Vec<Effect> {
         match mail {
-            ToProxy::Generate(generate) => return self.on_generate(now, generate),
+            ToProxy::Generate(generate) => return self.on_generate(now, *generate),
             // Aborts take the same path as requests, so that the decoder gets a request before its abort.
             ToProxy::AbortRequest(abort) => return vec![to::decoder(abort)],
             ToProxy::PlaceAgain(again) => return vec![self.on_place_again(now, &again)],

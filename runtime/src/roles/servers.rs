@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use actors::counters::Counters;
 use actors::node::Node;
 use actors::request::Route;
 use tokio::time::timeout;
@@ -139,6 +140,12 @@ fn health_state(fault: Option<String>, quarantined_pages: u64) -> HealthState {
     }
 }
 
+/// Pages of `pool_pages` that are in use. The actors update the counters one after the other, so that the difference may be too small for a moment.
+fn used_pages(counters: &Counters) -> u32 {
+    let held = load(counters.pages_live()) + load(counters.pages_reserved());
+    held.saturating_sub(load(counters.prefill_pages_used())) as u32
+}
+
 /// The state in `/node` of a process with this health.
 fn node_state(health: HealthState, is_draining: bool) -> (NodeState, Option<String>) {
     match health {
@@ -172,7 +179,7 @@ fn node_report(role: Role, node: &Node, shared: &SharedState) -> Arc<dyn Fn() ->
             context_tokens: model.context_tokens,
             page_tokens: facts.page_tokens,
             pool_pages,
-            used_pages: (load(counters.pages_live()) + load(counters.pages_reserved())) as u32,
+            used_pages: used_pages(&counters),
             cache_pages: facts.cache_pages,
             waiting_tokens: proxy.load.waiting_tokens,
             begun_tokens: proxy.load.begun_tokens,
