@@ -46,6 +46,7 @@ impl Behaviour for BufferManagerBehaviour {
         store(counters.pages_reserved(), usage.landing);
         store(counters.pages_outstanding(), usage.outstanding);
         store(counters.pages_live(), usage.held);
+        store(counters.prefill_pages_used(), usage.quota_used);
         store(counters.pages_cached(), usage.cached);
         store(counters.pages_quarantined(), usage.quarantined);
         store(counters.pages_resident(), counts.resident);

@@ -51,6 +51,8 @@ counters! {
     pages_outstanding: "gauge" "baton_pages_outstanding";
     /// Pages that live requests hold.
     pages_live: "gauge" "baton_pages_live";
+    /// Those of the live pages that prompts of peers have from `node.prefill_pages`.
+    prefill_pages_used: "gauge" "baton_prefill_pages_used";
     /// Pages that no request holds and whose content may be reused.
     pages_cached: "gauge" "baton_pages_cached";
     /// Pages that requests reused from the cache instead of computing or receiving them.
@@ -87,6 +89,8 @@ counters! {
     finished: "counter" "baton_requests_finished_total";
     /// Prompts of peers that wait, are computed, or are handed over here.
     prefills_live: "gauge" "baton_prefills_live";
+    /// Requests whose header `x-prefiller-host-port` names neither a connected sender nor this process.
+    prefiller_headers_unknown: "counter" "baton_prefiller_header_unknown_total";
     /// Sessions with receivers in which this process holds credits or may be granted some.
     sessions_with_credits: "gauge" "baton_sessions_with_credits";
     /// Sessions over which pages can be sent.

@@ -225,7 +225,7 @@ macro_rules! table {
 table! {
     /// Messages to the proxy.
     ToProxy, Proxy, proxy {
-        Generate: Command from [Frontend], "the number of admission permits; a full mailbox refuses";
+        Generate in Box: Command from [Frontend], "the number of admission permits; a full mailbox refuses";
         AbortRequest: Post from [Frontend], "one per request";
         PrefillOver: Post from [Decoder], "one per request and sender";
         PlaceAgain in Box: Post from [Decoder], "one per PrefillOver";
@@ -383,7 +383,7 @@ table! {
 
     /// Log lines.
     ToLog, Log, log {
-        LogLine: Post from [Decoder, BufferManager, Transfer, Prefiller, PeerLink], "written at once";
+        LogLine: Post from [Proxy, Decoder, BufferManager, Transfer, Prefiller, PeerLink], "written at once";
     }
 
     /// Messages to the process.

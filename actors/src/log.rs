@@ -1,5 +1,8 @@
 //! The log lines of the actors' states: the fields and the message of each line.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use connector::frame::{Incarnation, peer_text};
 
 use crate::messages::SessionId;
@@ -59,6 +62,15 @@ pub enum LogLine {
         address: String,
         /// The peer's HTTP address; empty if the peer serves no HTTP or has not sent the address.
         http: String,
+    },
+    /// The header `x-prefiller-host-port` of a request names neither a connected sender nor this process.
+    UnknownPrefiller {
+        /// The request.
+        request: RequestId,
+        /// The addresses in the header, without malformed ones.
+        addresses: Arc<[SocketAddr]>,
+        /// The number of such requests so far.
+        total: u64,
     },
     /// A session ended.
     SessionOver {
@@ -174,6 +186,14 @@ impl LogLine {
             }
             Self::SessionOpening { session, peer, address, http } => {
                 tracing::info!(%session, %peer, address, http = peer_text(http), "session opening");
+            }
+            Self::UnknownPrefiller { request, addresses, total } => {
+                tracing::warn!(
+                    %request,
+                    ?addresses,
+                    total,
+                    "x-prefiller-host-port names no connected sender; this node chooses the prefiller"
+                );
             }
             Self::SessionOver { session, peer, address, reason, orderly: true } => {
                 tracing::info!(%session, %peer, address, reason, "session over");

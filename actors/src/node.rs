@@ -9,14 +9,16 @@ mod linking;
 mod serving;
 mod shares;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::prelude::*;
-use connector::frame::Capabilities;
+use connector::frame::{Capabilities, Incarnation};
 use connector::transport::{EventSink, Transport};
 use engine::{Engine, KvPool, ModelInfo};
+use tokio::sync::watch;
 
 use crate::counters::Counters;
 use crate::decoder::Decoder;
@@ -28,7 +30,7 @@ use crate::messages::{AbortAll, AnnounceLeaving, BeginDrain, CloseLinks, HealthS
 use crate::pages::Pages;
 use crate::peer_link::state::SessionLimits;
 use crate::prefiller::Prefiller;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, state::ProxyReport};
 use crate::request::{AbortRequest, Generate};
 use crate::router::Mailboxes;
 use crate::routing::RoutingConfig;
@@ -61,8 +63,9 @@ pub struct LinkConfig<'a, E> {
     pub peers: Vec<String>,
     /// `link.secret`.
     pub secret: Option<String>,
-    /// The HTTP address that peers are told; empty if this process serves no HTTP.
-    pub http: String,
+    /// The HTTP address that peers are told; `None` if this process serves no HTTP. If its IP address is unspecified, peers replace it by the one that
+    /// they see on the link.
+    pub http: Option<SocketAddr>,
     /// `ring.bytes`: clamped to half of the pages that `prefill_pages` leaves.
     pub ring_bytes: u64,
     /// Limits of the sessions.
@@ -109,6 +112,23 @@ pub struct NodeConfig<'a, E> {
     pub link: Option<LinkConfig<'a, E>>,
 }
 
+/// What does not change while a node runs.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeFacts {
+    /// This process.
+    pub incarnation: Incarnation,
+    /// What this process does for its peers.
+    pub capabilities: Capabilities,
+    /// SHA-256 of the model's weights, which peers compare.
+    pub fingerprint: [u8; 32],
+    /// Tokens in a page.
+    pub page_tokens: u32,
+    /// Pages that can keep the KV of earlier prompts.
+    pub cache_pages: u32,
+    /// The HTTP address that peers are told.
+    pub http: Option<SocketAddr>,
+}
+
 /// A running node.
 pub struct Node {
     proxy: Addr<Proxy>,
@@ -123,8 +143,12 @@ pub struct Node {
     pub faults: KillSwitch,
     /// Pages that one request may use.
     pub request_pages: u32,
+    /// What does not change while the node runs.
+    pub facts: NodeFacts,
     /// The node's counters.
     pub counters: Counters,
+    /// The proxy's newest report.
+    pub report: watch::Receiver<ProxyReport>,
     _watchdog: Watchdog,
 }
 
@@ -246,11 +270,12 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     let mut parts = parts(engine.as_ref(), link.as_ref())?;
     let times = StepTimes::new(parts.model.parameters, parts.pool.is_on_device());
     let pulse = EnginePulse::new(times);
-    let prefills = link.as_ref().is_some_and(|link| link.capabilities().prefill);
+    let facts = facts(&parts, link.as_ref(), prefix_cache).map_err(NodeError::Io)?;
+    let (reporter, report) = watch::channel(ProxyReport::default());
 
     // All addresses exist before any actor runs, so that each actor can have the addresses of the others.
     let serving = serving::Contexts::default();
-    let handing_over = prefills.then(handing_over::Contexts::default);
+    let handing_over = facts.capabilities.prefill.then(handing_over::Contexts::default);
     let mut mailboxes = Mailboxes {
         proxy: serving.proxy.address().recipient(),
         decoder: serving.decoder.address().recipient(),
@@ -262,13 +287,19 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     };
     let hashed = link.as_ref().filter(|link| link.page_hash).map(|_| Pages::new(parts.pool.clone()));
     let sending = link.as_ref().map(|link| (link.min_gigabytes_per_second, link.pages_in_flight));
-    let cache_pages = if prefix_cache { parts.pool.pages() } else { 0 };
-    let linked = link.map(|link| linking::start(link, cache_pages, &mut parts, &mailboxes)).transpose()?;
+    let linked = link.map(|link| linking::start(link, &facts, &mut parts, &mailboxes)).transpose()?;
     mailboxes.peer_link = linked.as_ref().map(|linked| linked.peer_link.clone().recipient());
 
     let (proxy, decoder) = (serving.proxy.address(), serving.decoder.address());
-    let settings =
-        serving::Settings { prefill_chunk_tokens, inter_token_bound, prefix_cache, scattered, routing };
+    let settings = serving::Settings {
+        prefill_chunk_tokens,
+        inter_token_bound,
+        prefix_cache,
+        scattered,
+        routing,
+        facts,
+        report: reporter,
+    };
     serving.run(engine, settings, hashed.clone(), &mut parts, &mailboxes, &pulse).map_err(NodeError::Io)?;
     let prefiller = handing_over.as_ref().map(|contexts| contexts.prefiller.address());
     if let (Some(contexts), Some(linked), Some(sending)) = (handing_over, &linked, sending) {
@@ -291,8 +322,26 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
         health: parts.health,
         faults: parts.faults,
         request_pages: parts.shares.request,
+        facts,
         counters: parts.counters,
+        report,
         _watchdog: watchdog,
+    })
+}
+
+fn facts<E>(
+    parts: &Parts,
+    link: Option<&LinkConfig<'_, E>>,
+    prefix_cache: bool,
+) -> std::io::Result<NodeFacts> {
+    let nothing = Capabilities { prefill: false, decode: false };
+    Ok(NodeFacts {
+        incarnation: Incarnation::current()?,
+        capabilities: link.map_or(nothing, LinkConfig::capabilities),
+        fingerprint: parts.model.fingerprint,
+        page_tokens: parts.page_tokens(),
+        cache_pages: if prefix_cache { parts.pool.pages() } else { 0 },
+        http: link.and_then(|link| link.http),
     })
 }
 

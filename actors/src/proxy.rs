@@ -11,19 +11,25 @@ pub mod state;
 use std::time::Instant;
 
 use actix::prelude::*;
+use tokio::sync::watch;
 
+use crate::counters::{Counters, store};
 use crate::effect::{Effect, ToProxy};
 use crate::request::{AbortRequest, Generate};
 use crate::shell::{Behaviour, Shell};
-use state::ProxyState;
+use state::{ProxyReport, ProxyState};
 
 /// The actor.
 pub type Proxy = Shell<ProxyBehaviour>;
 
-/// The behaviour of [`Proxy`]: its state.
+/// The behaviour of [`Proxy`]: its state, and where its numbers are published.
 pub struct ProxyBehaviour {
     /// The state, which makes the decisions.
     pub state: ProxyState,
+    /// The node's counters.
+    pub counters: Counters,
+    /// The newest report for routers of a fleet.
+    pub report: watch::Sender<ProxyReport>,
 }
 
 impl Behaviour for ProxyBehaviour {
@@ -31,6 +37,16 @@ impl Behaviour for ProxyBehaviour {
 
     fn on(&mut self, now: Instant, mail: ToProxy) -> Vec<Effect> {
         self.state.on(now, mail)
+    }
+
+    fn publish(&self) {
+        store(self.counters.prefiller_headers_unknown(), self.state.headers_unknown());
+        let report = self.state.report();
+        self.report.send_if_modified(|published| {
+            let is_new = *published != report;
+            *published = report;
+            is_new
+        });
     }
 }
 

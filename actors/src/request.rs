@@ -1,6 +1,7 @@
 //! A request from the frontend, and its events.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -35,12 +36,15 @@ impl CacheSalt {
 }
 
 /// Where a request may be prefilled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// By a sender if one is connected, else on this node.
     Auto,
     /// On this node.
     Local,
+    /// By the process with the first of these HTTP addresses that belongs to a connected sender or to this node. If none does, as
+    /// [`Auto`](Self::Auto).
+    On(Arc<[SocketAddr]>),
 }
 
 /// Asks for tokens. The frontend sends it to the proxy, and the proxy to the decoder.

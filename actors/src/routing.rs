@@ -277,6 +277,30 @@ impl<M: Copy + Ord> Routing<M> {
     /// # Errors
     /// [`NotPlaced`].
     pub fn place(&mut self, now: Instant, ask: &Ask<'_, M>) -> Result<Placed<M>, NotPlaced> {
+        self.place_with(now, ask, None)
+    }
+
+    /// Places a request whose prefiller was chosen elsewhere. [`Ask::local`] and [`Ask::not_on`] do not matter, and neither do pauses.
+    ///
+    /// # Errors
+    /// [`NotPlaced`].
+    pub fn place_on(
+        &mut self,
+        now: Instant,
+        ask: &Ask<'_, M>,
+        prefill_on: M,
+    ) -> Result<Placed<M>, NotPlaced> {
+        let prefiller = self.keys.get(&prefill_on).copied().ok_or(NotPlaced::NoPrefiller)?;
+        self.place_with(now, ask, Some(prefiller))
+    }
+
+    /// Places a request, on this prefiller if there is one.
+    fn place_with(
+        &mut self,
+        now: Instant,
+        ask: &Ask<'_, M>,
+        prefiller: Option<Key>,
+    ) -> Result<Placed<M>, NotPlaced> {
         let all = if self.config.index_bytes == 0 {
             Vec::new()
         } else {
@@ -291,7 +315,10 @@ impl<M: Copy + Ord> Routing<M> {
             None => self.choose_decoder(cached, pages, ask.not_on),
         };
         let decoder = decoder.ok_or(NotPlaced::NoDecoder)?;
-        let (choice, predictions) = self.choose_prefiller(now, decoder, cached, ask);
+        let (choice, predictions) = match prefiller {
+            Some(key) => (Some((key, self.work(key, cached, ask))), 0),
+            None => self.choose_prefiller(now, decoder, cached, ask),
+        };
         let (prefiller, work) = choice.ok_or(NotPlaced::NoPrefiller)?;
         self.turn += 1;
         for key in [prefiller, decoder] {

@@ -167,7 +167,7 @@ fn start_compiling(
         listener: ends.listener,
         peers: ends.peers,
         secret: None,
-        http: String::new(),
+        http: None,
         ring_bytes,
         limits: ends.limits,
         prefill_pages: None,

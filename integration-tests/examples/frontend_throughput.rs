@@ -99,6 +99,8 @@ fn frontend(workers: usize) -> Result<SocketAddr> {
             model: Arc::new(model),
             grammars,
             route: Route::Auto,
+            trusts_header: false,
+            node: None,
             deadline: Duration::from_secs(60),
             api_key: None,
             limits: Limits::default(),

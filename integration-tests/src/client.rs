@@ -22,7 +22,16 @@ static AGENT: LazyLock<ureq::Agent> = LazyLock::new(|| {
 /// # Errors
 /// No answer within [`ANSWER_WITHIN`], or an answer that is not JSON.
 pub fn post(address: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
+    post_with(address, path, &[], body)
+}
+
+/// As [`post`], with further headers.
+///
+/// # Errors
+/// As [`post`].
+pub fn post_with(address: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> Result<(u16, Value)> {
     let request = AGENT.post(format!("http://{address}{path}"));
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
     let mut response = request.config().timeout_global(Some(ANSWER_WITHIN)).build().send_json(body)?;
     let status = response.status().as_u16();
     Ok((status, response.body_mut().read_json()?))

@@ -31,6 +31,7 @@ mod role;
 mod surroundings;
 mod values;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,8 +40,8 @@ use figment::value::Value;
 
 use layers::Layers;
 use values::{
-    Show, bytes, bytes_or_zero, count, device, duration, duration_or_zero, host, load_format, local_prefill,
-    one_of, optional, path, peers, port, rate, secret, share, text, truth,
+    Show, address, bytes, bytes_or_zero, count, device, duration, duration_or_zero, host, load_format,
+    local_prefill, one_of, optional, path, peers, port, rate, secret, share, text, truth,
 };
 
 pub use layers::{ConfigErrors, Problem};
@@ -107,6 +108,8 @@ sections! {
         host: String = host, |_, _| "127.0.0.1";
         /// The node's own HTTP port. 0 lets the system choose a free port. The default is 8100 for a sender and 8200 for other roles.
         port: u16 = port, |role, _| if role == Role::Sender { "8100" } else { "8200" };
+        /// The address of this port, as `ip:port`, that peers are told. The default is the address on which it listens.
+        advertise: Option<SocketAddr> = |value| optional(value, address), |_, _| layers::NOTHING;
     }
     /// The frontend: the HTTP port whose prompts a receiver gives to senders.
     frontend: FrontendSection {
@@ -120,6 +123,8 @@ sections! {
         local: LocalPrefill = local_prefill, |_, _| "auto";
         /// If no sender is idle, a receiver prefills a prompt itself if it expects the first token sooner by more than this.
         local_if_sooner_by: Duration = duration_or_zero, |role, _| if role == Role::Node { "0s" } else { "1s" };
+        /// Whether the frontend obeys the header `x-prefiller-host-port`, by which clients choose the prefiller.
+        trust_header: bool = truth, |_, _| "false";
         /// How the model writes tool calls: `hermes`, `llama3_json`, `mistral` or `none`. The default is the format that the chat template shows.
         tool_call_parser: Option<String> =
             |value| optional(value, |value| one_of(value, &["hermes", "llama3_json", "mistral", "none"])), |_, _| layers::NOTHING;

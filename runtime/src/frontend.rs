@@ -41,6 +41,7 @@ mod node_report;
 mod observed;
 mod openai;
 mod openapi;
+mod prefiller_header;
 mod prompt_logprobs;
 mod prompts;
 mod reasoning;
@@ -86,6 +87,7 @@ pub use memory::InputMemory;
 #[cfg(test)]
 pub(crate) use model_text::testing;
 pub use model_text::{ModelText, TextError};
+pub use node_report::{NodeReport, NodeState};
 pub use observed::{AnswerCounts, CacheInfo, Observed};
 pub use reasoning::ReasoningFormat;
 pub use served_model::ServedModel;
@@ -107,6 +109,8 @@ pub struct Frontend {
     pub grammars: Grammars,
     /// Where requests on this port may be prefilled.
     pub route: actors::request::Route,
+    /// Whether the header `x-prefiller-host-port` overrides `route`.
+    pub trusts_header: bool,
     /// Maximum duration of a request, from the arrival of its head.
     pub deadline: Duration,
     /// Statistics on ended requests, shared by all ports of the process.
@@ -121,6 +125,8 @@ pub struct Frontend {
     pub memory: InputMemory,
     /// Called for each `/health`. Must not block.
     pub health: Arc<dyn Fn() -> Health + Send + Sync>,
+    /// Called for each `/node`; `None` if this port does not serve it. Must not block.
+    pub node: Option<Arc<dyn Fn() -> NodeReport + Send + Sync>>,
     /// Called for each `/metrics`; returns Prometheus's text format. Must not block.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Maximum time for streams to end after the server is told to stop.
@@ -274,6 +280,7 @@ impl Frontend {
                 .service(get("/v1/models/{name:.+}", web::get().to(handlers::show_model)))
                 .service(get("/health", web::get().to(handlers::health)))
                 .service(get("/ping", web::get().to(handlers::ping)).route(web::post().to(handlers::ping)))
+                .service(get("/node", web::get().to(handlers::node)))
                 .service(get("/version", web::get().to(handlers::version)))
                 .service(get("/load", web::get().to(handlers::load)))
                 .service(get("/openapi.json", web::get().to(handlers::openapi)))

@@ -7,14 +7,11 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use actors::counters::Counters;
 use actors::grammar::GrammarCompiler;
 use actors::node::{self, LinkConfig, Node, NodeConfig};
 use actors::peer_link::state::SessionLimits;
-use actors::request::Route;
 use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::Context as _;
@@ -25,16 +22,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
 use crate::frontend::{
-    Admission, AnswerCounts, Bounds, CacheInfo, Frontend, Grammars, Health, HealthState, InputMemory, Limits,
-    Observed, ServedModel, ServerHandle, bind,
+    Admission, Bounds, CacheInfo, Grammars, InputMemory, Limits, Observed, ServedModel, bind,
 };
 use crate::grammar::ModelCompiler;
 use crate::open_files;
 use crate::telemetry;
 use exposure::Port;
+use servers::Servers;
 
 mod exposure;
 mod proxying;
+mod servers;
 
 /// The listening sockets of a process. They are opened before the model is loaded, so that a port in use is noticed at once.
 struct ListeningSockets {
@@ -211,7 +209,7 @@ async fn serve(
     limit_context(&mut model, u64::from(node.request_pages) * u64::from(config.page_tokens()));
     let shared = SharedState::new(&config, cache, model, grammars, limits);
     actix::spawn(report_regularly(shared.observed.clone()));
-    let servers = start_servers(role, &config, ports, &node, &shared)?;
+    let servers = Servers::start(role, &config, ports, &node, &shared)?;
     tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
     let mut signals = Signals::new()?;
     let end = ending(&node, &mut signals).await;
@@ -225,10 +223,7 @@ async fn serve(
         tracing::warn!("second signal: exiting at once");
         std::process::exit(1);
     });
-    // The servers wait for the streams of live requests, so both shut down at the same time.
-    let servers =
-        async { futures_util::future::join_all(servers.iter().map(|server| server.stop(true))).await };
-    tokio::join!(node.shut_down(drain), servers);
+    servers.stop(node.shut_down(drain)).await;
     report(&shared.observed);
     match end {
         None => {
@@ -257,7 +252,7 @@ fn start_node(
         listener,
         peers: if role.dials_peers() { config.link.peers.clone() } else { Vec::new() },
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
-        http: http.map(|address| address.to_string()).unwrap_or_default(),
+        http: config.http.advertise.or(http),
         ring_bytes: config.ring.bytes.0,
         limits: SessionLimits { sessions: config.link.sessions, idle: config.link.idle },
         prefill_pages: config.node.prefill_pages,
@@ -299,32 +294,6 @@ fn limit_context(model: &mut ServedModel, pool_tokens: u64) {
         );
         model.context_tokens = pool_tokens as u32;
     }
-}
-
-/// Starts the HTTP servers of the process.
-fn start_servers(
-    role: Role,
-    config: &Config,
-    ports: ListeningSockets,
-    node: &Node,
-    shared: &SharedState,
-) -> anyhow::Result<Vec<ServerHandle>> {
-    let mut servers = Vec::new();
-    let workers = config.surroundings.cores.min(2);
-    for (key, listener, route, workers) in
-        [("http.port", ports.http, Route::Local, 1), ("frontend.port", ports.frontend, Route::Auto, workers)]
-    {
-        let Some(listener) = listener else { continue };
-        let address = listener.local_addr()?;
-        tracing::info!(url = %format_args!("http://{address}"), key, ?route, "listening");
-        if let Some(warning) = Port::Http.warning(address, config.request.api_key.as_ref()) {
-            tracing::warn!(%address, key, "{warning}");
-        }
-        let server = port(role, config, node, shared, route).serve(listener, workers)?;
-        servers.push(server.handle());
-        actix::spawn(server);
-    }
-    Ok(servers)
 }
 
 /// Maximum time for releasing resources after a fault.
@@ -403,36 +372,6 @@ fn report(observed: &Observed) {
     }
 }
 
-fn port(role: Role, config: &Config, node: &Node, shared: &SharedState, route: Route) -> Frontend {
-    let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());
-    let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
-    let queue = shared.admission.clone();
-    Frontend {
-        generate: node.generate(),
-        abort: node.abort(),
-        streams: node.streams.clone(),
-        model: shared.model.clone(),
-        grammars: shared.grammars.clone(),
-        observed: shared.observed.clone(),
-        route,
-        deadline: config.request.deadline,
-        api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
-        limits: shared.limits,
-        admission: shared.admission.clone(),
-        memory: shared.memory.clone(),
-        health: Arc::new(move || Health {
-            state: health_state(health.fault(), quarantined(&counters)),
-            role: role.name(),
-            peers: counters.sessions_ready().load(Ordering::Relaxed) as usize,
-            live_requests: streams.len(),
-        }),
-        metrics: Arc::new(move || {
-            observed.render(&metrics, AnswerCounts { running: live.len(), waiting: queue.waiting() })
-        }),
-        drain: config.shutdown.drain + Duration::from_secs(2),
-    }
-}
-
 /// The limits for clients: one connection for each request that may run or wait, if the limit of open files allows it.
 fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
     let wanted = config.concurrency() + config.request.queue + Limits::SPARE;
@@ -447,24 +386,6 @@ fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
         );
     }
     Limits { connections, ..Limits::default() }
-}
-
-/// The health of a process that may have failed with `fault` and has quarantined this many KV pages.
-fn health_state(fault: Option<String>, quarantined_pages: u64) -> HealthState {
-    match (fault, quarantined_pages) {
-        (Some(reason), _) => HealthState::Down { reason },
-        (None, 0) => HealthState::Ok,
-        (None, pages) => HealthState::Degraded {
-            reason: format!(
-                "{pages} KV pages are quarantined because lost senders may still write them; they become free when those sender \
-                 processes end, so end the processes that hang"
-            ),
-        },
-    }
-}
-
-fn quarantined(counters: &Counters) -> u64 {
-    counters.pages_quarantined().load(Ordering::Relaxed)
 }
 
 /// Waits for a signal, which gives `None`, or a fault, which gives its sentence.

@@ -66,6 +66,8 @@ pub struct PoolUse {
     pub outstanding: u32,
     /// Pages that sequences hold.
     pub held: u32,
+    /// Those of the held pages that prompts of peers have from the quota.
+    pub quota_used: u32,
     /// Pages in the prefix cache that no sequence holds.
     pub cached: u32,
     /// Pages under credits of lost sessions, and pages whose hash did not match, until there is proof that no write can reach
@@ -212,6 +214,7 @@ impl PoolState {
             landing: self.landing,
             outstanding: self.rings.outstanding(),
             held: self.holders.len() as u32,
+            quota_used: self.config.prefill_pages.unwrap_or_default() - self.quota(),
             cached: self.cache.unused(),
             quarantined: self.rings.quarantined(),
         }

@@ -3,7 +3,7 @@ use crate::request::RequestId;
 
 #[test]
 fn an_effect_is_small() {
-    // Effects are moved through vectors and mailboxes. The largest is a request; larger messages are boxed.
+    // Effects are moved through vectors and mailboxes, so large messages are boxed.
     assert!(size_of::<Effect>() <= 160, "{} bytes", size_of::<Effect>());
 }
 

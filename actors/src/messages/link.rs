@@ -1,5 +1,6 @@
 //! Sessions with peers: connections, handshakes and frames.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,6 +69,8 @@ pub struct PeerReady {
     pub pid: u32,
     /// [`Incarnation::name`](connector::frame::Incarnation::name) of the sender.
     pub name: u64,
+    /// The HTTP address that the sender advertises; `None` if it advertises none that can be used.
+    pub http: Option<SocketAddr>,
 }
 
 /// Peer link → proxy and buffer manager: this sender accepts no new prefills; those that it has continue.
@@ -235,7 +238,7 @@ pub struct HelloCame {
     pub connection: ConnectionId,
     /// The sender's address.
     pub address: String,
-    /// The sender's HTTP address; empty if it serves none.
+    /// The HTTP address that the sender advertises, as `ip:port`; empty if it serves no HTTP.
     pub http: String,
     /// The session, as the sender identifies it.
     pub sender: SenderSession,

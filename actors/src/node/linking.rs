@@ -3,11 +3,11 @@
 use std::sync::{Arc, OnceLock};
 
 use actix::prelude::*;
-use connector::frame::{Incarnation, KvShape};
+use connector::frame::KvShape;
 use connector::transport::{Event, EventSink, Transport};
 use tokio::net::TcpListener;
 
-use super::{LinkConfig, NodeError, Parts};
+use super::{LinkConfig, NodeError, NodeFacts, Parts};
 use crate::devices::{
     Devices,
     sockets::{Identity, Sockets},
@@ -28,16 +28,15 @@ pub(super) struct Linked {
     pub(super) transport: Arc<dyn Transport>,
 }
 
-/// Starts the transport and the peer link. `cache_pages` is reported to peers. A listener accepts at once; peers are dialled after [`StartDialling`](crate::messages::StartDialling).
+/// Starts the transport and the peer link. A listener accepts at once; peers are dialled after [`StartDialling`](crate::messages::StartDialling).
 pub(super) fn start<E>(
     link: LinkConfig<'_, E>,
-    cache_pages: u32,
+    facts: &NodeFacts,
     parts: &mut Parts,
     mailboxes: &Mailboxes,
 ) -> Result<Linked, NodeError<E>> {
-    let incarnation = Incarnation::current().map_err(NodeError::Io)?;
+    let NodeFacts { incarnation, capabilities, cache_pages, http, .. } = *facts;
     let shape = shape(parts, link.page_hash);
-    let capabilities = link.capabilities();
     let listener = link.listener;
     if let Some(listener) = &listener {
         listener.set_nonblocking(true).map_err(NodeError::Io)?;
@@ -49,7 +48,7 @@ pub(super) fn start<E>(
         ring_pages: parts.shares.ring,
         receivers: link.peers.clone(),
         capabilities,
-        http: link.http,
+        http: http.map(|http| http.to_string()).unwrap_or_default(),
     };
     let (sink, late_link) = sink(mailboxes.transfer.clone());
     let transport = (link.transport)(sink).map_err(NodeError::Transport)?;

@@ -4,10 +4,11 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use connector::frame::{GRAMMARS_MAX, Incarnation};
+use connector::frame::GRAMMARS_MAX;
 use engine::Engine;
+use tokio::sync::watch;
 
-use super::Parts;
+use super::{NodeFacts, Parts};
 use crate::buffer_manager::{
     BufferManager, BufferManagerBehaviour,
     state::{PoolConfig, PoolState},
@@ -29,7 +30,7 @@ use crate::generator::{
 use crate::pages::Pages;
 use crate::proxy::{
     Proxy, ProxyBehaviour,
-    state::{ProxyConfig, ProxyState},
+    state::{ProxyConfig, ProxyReport, ProxyState},
 };
 use crate::router::{Mailboxes, Router};
 use crate::routing::RoutingConfig;
@@ -54,6 +55,9 @@ pub(super) struct Settings {
     pub(super) prefix_cache: bool,
     pub(super) scattered: bool,
     pub(super) routing: RoutingConfig,
+    pub(super) facts: NodeFacts,
+    /// Where the proxy publishes its report.
+    pub(super) report: watch::Sender<ProxyReport>,
 }
 
 impl Contexts {
@@ -112,7 +116,7 @@ impl Contexts {
             holds_first_token: settings.inter_token_bound.is_some(),
         });
         let router = Router::new(Endpoint::Decoder, mailboxes, decoder_devices);
-        let behaviour = DecoderBehaviour { state, counters };
+        let behaviour = DecoderBehaviour { state, counters: counters.clone() };
         self.decoder.run(Decoder::new(behaviour, router, parts.asleep(), parts.pulse("decoder")));
 
         let mut routing = settings.routing;
@@ -123,11 +127,12 @@ impl Contexts {
             page_tokens,
             pool_pages: pages,
             request_pages: parts.shares.request,
-            name: Incarnation::current()?.name(),
+            name: settings.facts.incarnation.name(),
+            http: settings.facts.http,
             routing,
         });
         let router = Router::new(Endpoint::Proxy, mailboxes, proxy_devices);
-        let behaviour = ProxyBehaviour { state };
+        let behaviour = ProxyBehaviour { state, counters, report: settings.report };
         self.proxy.run(Proxy::new(behaviour, router, parts.asleep(), parts.pulse("proxy")));
         Ok(())
     }

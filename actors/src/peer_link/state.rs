@@ -40,7 +40,7 @@ use crate::messages::{
 };
 use limits::Crowd;
 pub use limits::SessionLimits;
-use session::{Direction, Prefills, Session, Stage};
+use session::{Direction, Prefills, Session, Stage, advertised};
 
 /// Limit for opening a session, and for the first pages after its first credit. A session that exceeds it is ended, because it
 /// counts as a connected sender but serves no request.
@@ -238,6 +238,7 @@ impl PeerLinkState {
         self.next += 1;
         self.counts.opened += 1;
         let session = SessionId(self.next);
+        let advertised = advertised(&http, &address);
         let line = LogLine::SessionOpening { session, peer, address: address.clone(), http };
         self.sessions.insert(
             session,
@@ -251,6 +252,7 @@ impl PeerLinkState {
                 connection,
                 peer,
                 address,
+                http: advertised,
                 ring_pages,
                 seed,
             },

@@ -1,15 +1,23 @@
 //! The routing of requests: the decisions of the proxy, without actix, clock or I/O.
 //!
 //! The proxy refuses requests that do not fit, and asks [`Routing`] for the prefiller of the others. This node decodes all of them.
+//!
+//! A request may name its prefiller by HTTP addresses ([`Route::On`]). The first address of a connected sender or of this node decides, even if that
+//! sender pauses after failures. The rules that `frontend.local` sets for a failed prefill apply as for other requests. If the setting is
+//! `never`, this node does not prefill such a request either.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use connector::frame::Capabilities;
 
 use crate::decoder::state::fits_frames;
 use crate::effect::{Effect, ToProxy, to};
+use crate::log::LogLine;
 use crate::messages::{
-    Decode, PeerLoad, PeerReady, PlaceAgain, PlacedAgain, Placement, PrefillOver, SessionId, StreamEnd,
+    Decode, LoadReport, PeerLoad, PeerReady, PlaceAgain, PlacedAgain, Placement, PrefillOver, SessionId,
+    StreamEnd,
 };
 use crate::request::{Generate, Refused, Route, StreamEvent};
 use crate::routing::{Ask, Joining, LocalPrefill, Routing, RoutingConfig};
@@ -25,6 +33,8 @@ pub struct ProxyConfig {
     pub request_pages: u32,
     /// [`Incarnation::name`](connector::frame::Incarnation::name) of this process.
     pub name: u64,
+    /// The HTTP address that this process advertises; `None` if it serves no HTTP.
+    pub http: Option<SocketAddr>,
     /// How prefillers are chosen.
     pub routing: RoutingConfig,
 }
@@ -37,8 +47,28 @@ pub struct ProxyState {
     usable_pages: u32,
     /// The senders by their sessions, and this node as [`HERE`].
     routing: Routing<Option<SessionId>>,
+    /// The HTTP addresses of the senders that advertise one.
+    addresses: BTreeMap<SessionId, SocketAddr>,
+    /// The newest report of this node's own generator.
+    load: LoadReport,
     draining: bool,
+    /// Requests whose header named no connected sender.
+    headers_unknown: u64,
+    /// When such a request was logged last.
+    header_logged: Option<Instant>,
 }
+
+/// The part of the proxy's state that this process reports to routers of a fleet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProxyReport {
+    /// The newest load of this process.
+    pub load: LoadReport,
+    /// The advertised HTTP addresses of the senders that can prefill for this process, sorted.
+    pub prefillers: Vec<SocketAddr>,
+}
+
+/// Minimum time between two log lines about headers that name no connected sender. The counter has all of them.
+const HEADER_LOGGED_EVERY: Duration = Duration::from_secs(60);
 
 /// This node's name in the routing.
 const HERE: Option<SessionId> = None;
@@ -50,13 +80,22 @@ impl ProxyState {
         let capabilities = Capabilities { prefill: true, decode: true };
         let pool_pages = config.pool_pages;
         routing.joined(HERE, Joining { name: config.name, capabilities, pool_pages });
-        Self { usable_pages: config.request_pages, config, routing, draining: false }
+        Self {
+            usable_pages: config.request_pages,
+            config,
+            routing,
+            addresses: BTreeMap::new(),
+            load: LoadReport::default(),
+            draining: false,
+            headers_unknown: 0,
+            header_logged: None,
+        }
     }
 
     /// Handles a message and returns the effects.
     pub fn on(&mut self, now: Instant, mail: ToProxy) -> Vec<Effect> {
         match mail {
-            ToProxy::Generate(generate) => return vec![self.on_generate(now, generate)],
+            ToProxy::Generate(generate) => return self.on_generate(now, *generate),
             // Aborts take the same path as requests, so that the decoder gets a request before its abort.
             ToProxy::AbortRequest(abort) => return vec![to::decoder(abort)],
             ToProxy::PlaceAgain(again) => return vec![self.on_place_again(now, &again)],
@@ -64,7 +103,10 @@ impl ProxyState {
             ToProxy::HandOverEnded(ended) => {
                 self.routing.handed_over(Some(ended.session), ended.exposed_micros);
             }
-            ToProxy::LoadReport(load) => self.routing.reported(now, HERE, &load),
+            ToProxy::LoadReport(load) => {
+                self.load = load;
+                self.routing.reported(now, HERE, &load);
+            }
             ToProxy::PeerLoad(PeerLoad { session, load, cache_pages }) => {
                 self.routing.reported(now, Some(session), &load);
                 self.routing.cache_reported(Some(session), cache_pages);
@@ -79,14 +121,45 @@ impl ProxyState {
         Vec::new()
     }
 
-    fn on_generate(&mut self, now: Instant, generate: Generate) -> Effect {
-        match self.route(now, &generate) {
+    fn on_generate(&mut self, now: Instant, generate: Generate) -> Vec<Effect> {
+        let mut effects = self.note_unknown(now, &generate);
+        effects.push(match self.route(now, &generate) {
             Ok(placement) => to::decoder(Decode { generate, placement }),
             Err(refused) => {
                 let event = StreamEvent::Failed(refused.into());
                 to::streams(StreamEnd { request: generate.request, event })
             }
+        });
+        effects
+    }
+
+    /// Counts a request whose header names no prefiller that can be used, and logs it if the last such line is old enough.
+    fn note_unknown(&mut self, now: Instant, generate: &Generate) -> Vec<Effect> {
+        let Route::On(addresses) = &generate.route else { return Vec::new() };
+        if self.named(addresses, &[]).is_some() {
+            return Vec::new();
         }
+        self.headers_unknown += 1;
+        let is_due = |at: Instant| now.saturating_duration_since(at) >= HEADER_LOGGED_EVERY;
+        if !self.header_logged.is_none_or(is_due) {
+            return Vec::new();
+        }
+        self.header_logged = Some(now);
+        let (request, addresses, total) = (generate.request, addresses.clone(), self.headers_unknown);
+        vec![to::log(LogLine::UnknownPrefiller { request, addresses, total })]
+    }
+
+    /// The member of the routing that the first usable address names, without the senders that were `tried`. If two senders advertise the same
+    /// address, the later one has it, because a restarted sender may connect before the loss of its last session is noticed.
+    fn named(&self, addresses: &[SocketAddr], tried: &[Option<SessionId>]) -> Option<Option<SessionId>> {
+        addresses.iter().find_map(|address| {
+            if self.config.http == Some(*address) {
+                return (self.config.routing.local != LocalPrefill::Never).then_some(HERE);
+            }
+            let mut youngest_first = self.addresses.iter().rev();
+            let sender = youngest_first.find(|(_, http)| *http == address).map(|(session, _)| Some(*session));
+            sender.filter(|sender| !tried.contains(sender))
+        })
     }
 
     /// A sender does not prefill a request that this node must not prefill. The request was accepted, so a drain does not stop it.
@@ -102,11 +175,13 @@ impl ProxyState {
         let pool_pages = self.config.pool_pages;
         let joining = Joining { name: ready.name, capabilities, pool_pages };
         self.routing.joined(Some(ready.session), joining);
+        self.addresses.extend(ready.http.map(|http| (ready.session, http)));
     }
 
     /// A sender's session has ended, or the sender accepts no new prefills.
     fn on_peer_lost(&mut self, session: SessionId) {
         self.routing.left(Some(session));
+        self.addresses.remove(&session);
     }
 
     /// A prefill has ended. A sender whose session has ended has no record any more.
@@ -117,6 +192,19 @@ impl ProxyState {
     /// Total tokens that are to be computed here and at senders for prompts of this node.
     pub fn waiting(&self) -> u64 {
         self.routing.waiting()
+    }
+
+    /// Number of requests whose header named no prefiller that could be used.
+    pub fn headers_unknown(&self) -> u64 {
+        self.headers_unknown
+    }
+
+    /// The report for routers of a fleet.
+    pub fn report(&self) -> ProxyReport {
+        let mut prefillers: Vec<SocketAddr> = self.addresses.values().copied().collect();
+        prefillers.sort_unstable();
+        prefillers.dedup();
+        ProxyReport { load: self.load, prefillers }
     }
 
     /// Chooses who prefills this request.
@@ -145,13 +233,12 @@ impl ProxyState {
         generate: &Generate,
         tried: &[Option<SessionId>],
     ) -> Result<Placement, Refused> {
-        let local = match (generate.route, self.config.routing.local) {
-            (Route::Local, _) => LocalPrefill::Always,
-            (Route::Auto, LocalPrefill::Never) if !fits_frames(generate) => {
-                return Err(Refused::TooLargeToSend);
-            }
-            (Route::Auto, _) if !fits_frames(generate) => LocalPrefill::Always,
-            (Route::Auto, local) => local,
+        let (local, named) = match (&generate.route, self.config.routing.local) {
+            (Route::Local, _) => (LocalPrefill::Always, None),
+            (_, LocalPrefill::Never) if !fits_frames(generate) => return Err(Refused::TooLargeToSend),
+            (_, _) if !fits_frames(generate) => (LocalPrefill::Always, None),
+            (Route::Auto, local) => (local, None),
+            (Route::On(addresses), local) => (local, self.named(addresses, tried)),
         };
         let ask = Ask {
             prompt: &generate.prompt,
@@ -162,7 +249,11 @@ impl ProxyState {
             local,
             not_on: tried,
         };
-        let placed = self.routing.place(now, &ask).map_err(|_| Refused::NoPrefiller)?;
+        let placed = match named {
+            Some(on) => self.routing.place_on(now, &ask, on),
+            None => self.routing.place(now, &ask),
+        };
+        let placed = placed.map_err(|_| Refused::NoPrefiller)?;
         let (on, tokens) = (placed.prefill_on, placed.prefill_tokens);
         Ok(Placement { on, tokens, may_fall_back: local != LocalPrefill::Never })
     }

@@ -203,7 +203,7 @@ impl<M: Copy + Ord> Routing<M> {
         fastest: f64,
     ) -> Estimate {
         let member = &self.members[&key];
-        let work = ask.prompt.len() as u32 - self.resident_tokens(key, cached);
+        let work = self.work(key, cached, ask);
         let has_price = key != decoder && self.hand_over_has_price(ask);
         let here = self.members[&decoder].queue() as f64 + ask.prompt.len() as f64;
         let price = if has_price { (HAND_OVER * here) as u64 } else { 0 };
@@ -211,6 +211,11 @@ impl<M: Copy + Ord> Routing<M> {
         let delay = if key == decoder { 0.0 } else { member.hand_over() };
         let ttft = (queue as f64 + f64::from(work)) * member.expected_speed(now, fastest) + delay;
         Estimate { key, work, ttft, cost: 0.0, queue, turn: member.turn }
+    }
+
+    /// Tokens of the prompt that this member must compute.
+    pub(super) fn work(&self, key: Key, cached: &[PrefixHash], ask: &Ask<'_, M>) -> u32 {
+        ask.prompt.len() as u32 - self.resident_tokens(key, cached)
     }
 
     /// The best of the candidates.

@@ -66,7 +66,7 @@ fn decoding(now: Instant, live: u64, on: Option<SessionId>) -> DecoderState {
         grammars_per_session: 16,
         holds_first_token: false,
     });
-    state.on(now, PeerReady { session: SESSION, pid: 2, name: 2 }.into());
+    state.on(now, PeerReady { session: SESSION, pid: 2, name: 2, http: None }.into());
     for request in 0..live {
         state.on(now, decode(now, request, on));
         state.on(now, reserved(request, on.map_or(0, |_| PROMPT_PAGES)));
@@ -197,7 +197,7 @@ pub(crate) fn credits(live: u64, times: &mut Times) {
     let ring_pages = 4 * MESSAGES as u32;
     let mut state = PoolState::new(config(live * u64::from(PAGES) + 2 * u64::from(ring_pages), ring_pages));
     state.on(now, SessionOpened { session: SESSION, ring_pages, seed: 1 }.into(), None);
-    state.on(now, PeerReady { session: SESSION, pid: 2, name: 2 }.into(), None);
+    state.on(now, PeerReady { session: SESSION, pid: 2, name: 2, http: None }.into(), None);
     for request in 0..live {
         state.on(now, reserve(request, Some(SESSION)), None);
     }

@@ -86,6 +86,7 @@ impl Decoding {
                 pool_pages: own.pages,
                 request_pages: own.request_pages(),
                 name: node as u64,
+                http: None,
                 routing: RoutingConfig {
                     local_if_sooner_by: plan.local_if_sooner_by,
                     local: plan.local,

@@ -159,7 +159,7 @@ fn start(
         listener,
         peers,
         secret: None,
-        http: String::new(),
+        http: None,
         ring_bytes: config.ring.bytes.0,
         limits: SessionLimits::default(),
         prefill_pages: None,

@@ -1,6 +1,7 @@
 //! Parses and shows the value of a key. An error continues a sentence that starts with the key.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -143,6 +144,15 @@ pub(super) fn host(value: &Value) -> Result<String, String> {
     let host = words(value).filter(|host| !host.contains(|c: char| c.is_whitespace() || "/[]@".contains(c)));
     let host = host.filter(|host| host.parse::<std::net::Ipv6Addr>().is_ok() || !host.contains(':'));
     host.ok_or_else(|| format!("must be a host name or an address without a port, not {}", named(value)))
+}
+
+/// Parses an IP address and a port that peers can connect to.
+pub(super) fn address(value: &Value) -> Result<SocketAddr, String> {
+    let address = words(value).and_then(|text| text.parse::<SocketAddr>().ok());
+    let is_reachable = |address: &SocketAddr| !address.ip().is_unspecified() && address.port() != 0;
+    address
+        .filter(is_reachable)
+        .ok_or_else(|| format!("must be an address such as 10.0.0.1:8200, not {}", named(value)))
 }
 
 /// Parses a secret. Errors do not show the value.
@@ -350,6 +360,12 @@ impl Show for String {
 impl Show for PathBuf {
     fn show(&self) -> String {
         self.to_string_lossy().show()
+    }
+}
+
+impl Show for SocketAddr {
+    fn show(&self) -> String {
+        self.to_string().show()
     }
 }
 

@@ -96,6 +96,11 @@ impl Admission {
         drop(waiting);
     }
 
+    /// True once the process is shutting down.
+    pub fn is_closed(&self) -> bool {
+        self.lock().is_closed()
+    }
+
     /// Number of answers that run.
     pub fn running(&self) -> usize {
         self.lock().running()

@@ -8,7 +8,7 @@ use actix_web::http::header::CACHE_CONTROL;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actors::finish::FinishRule;
 use actors::grammar::CompiledGrammar;
-use actors::request::{Generate, Refused, RequestError};
+use actors::request::{Generate, Refused, RequestError, Route};
 use engine::{Logprobs, Token};
 use tokio::time::timeout_at;
 
@@ -21,6 +21,7 @@ use super::connection::Connection;
 use super::logprobs::report;
 use super::names::{next_request, public_id};
 use super::openai::{ApiKind, Ask};
+use super::prefiller_header;
 use super::prompt_logprobs::ScoredPrompt;
 use super::reply::{EndRule, Finish, LiveRequest, Reply};
 use super::response::{Choice, DividedAnswer, Head, Said, TimingsReport, Usage, WholeAnswer, finish_word};
@@ -64,7 +65,9 @@ pub(super) async fn generate(
         created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         model: frontend.model.name.clone(),
     };
-    let started = start(Arc::clone(&frontend), Arc::clone(&ask), grammar, place, arrived);
+    let named = frontend.trusts_header.then(|| prefiller_header::route(http.headers())).flatten();
+    let route = named.unwrap_or_else(|| frontend.route.clone());
+    let started = start(Arc::clone(&frontend), Arc::clone(&ask), grammar, place, arrived, route);
     let Some(options) = ask.stream else {
         return match kind {
             ApiKind::Response => whole_response(&frontend, &head, &ask, started.await?).await,
@@ -102,6 +105,7 @@ async fn start(
     grammar: Option<CompiledGrammar>,
     place: Place,
     arrived: Instant,
+    route: Route,
 ) -> Result<Choices, ApiError> {
     let deadline = arrived + frontend.deadline;
     let Ok(permits) = timeout_at(deadline.into(), place.permits()).await else {
@@ -112,7 +116,8 @@ async fn start(
         // The permits came at once, but the body arrived late.
         return Err(late(&frontend));
     }
-    let submit = |(choice, permit)| submit(&frontend, &ask, grammar.clone(), choice, permit, deadline);
+    let submit =
+        |(choice, permit)| submit(&frontend, &ask, grammar.clone(), choice, permit, deadline, route.clone());
     let turned_away = |error: ApiError| frontend.observed.turned_away(error);
     let permits = permits.map_err(turned_away)?;
     let replies: Result<_, ApiError> = permits.into_iter().enumerate().map(submit).collect();
@@ -133,6 +138,7 @@ fn submit(
     choice: usize,
     permit: Permit,
     deadline: Instant,
+    route: Route,
 ) -> Result<Reply, ApiError> {
     let (model, prompt) = (&frontend.model, ask.prompt_of(choice));
     // The decoder samples a token even if the request asks for none.
@@ -155,7 +161,7 @@ fn submit(
         ignore_eos: ask.ignore_eos,
         prompt_logprobs: ask.scores.top(),
         deadline,
-        route: frontend.route,
+        route,
     };
     match frontend.generate.try_send(generate) {
         Ok(()) => Ok(reply),

@@ -56,6 +56,14 @@ pub(super) async fn ping(frontend: Shared) -> HttpResponse {
     HttpResponse::build((frontend.health)().http_status()).finish()
 }
 
+/// The state of this node, for routers of a fleet.
+pub(super) async fn node(frontend: Shared, request: HttpRequest) -> HttpResponse {
+    match &frontend.node {
+        Some(node) => HttpResponse::Ok().content_type("application/json").body(json(&node())),
+        None => no_such_path(request).await,
+    }
+}
+
 pub(super) async fn version() -> HttpResponse {
     HttpResponse::Ok().json(serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }))
 }

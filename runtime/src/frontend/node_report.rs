@@ -29,7 +29,7 @@ pub struct NodeReport {
     pub page_tokens: u32,
     /// KV pages that requests of this process can use: the pool without the ring and without `node.prefill_pages`.
     pub pool_pages: u32,
-    /// KV pages that requests and prompts of peers hold, and pages reserved for KV that is in transit.
+    /// Those that are held, or reserved for KV in transit.
     pub used_pages: u32,
     /// KV pages that can keep earlier prompts; 0 if `engine.prefix_cache` is off.
     pub cache_pages: u32,

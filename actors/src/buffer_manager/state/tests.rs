@@ -48,7 +48,7 @@ fn give(pool: &mut PoolState, mail: impl Into<ToBufferManager>) -> Vec<Effect> {
 /// Opens a session and ends its measurement, so that it is idle.
 fn open(pool: &mut PoolState, session: SessionId, ring_pages: u32, seed: u64) {
     give(pool, SessionOpened { session, ring_pages, seed });
-    give(pool, PeerReady { session, pid: 0, name: 0 });
+    give(pool, PeerReady { session, pid: 0, name: 0, http: None });
 }
 
 fn release(pool: &mut PoolState, request: u64) -> Vec<Effect> {

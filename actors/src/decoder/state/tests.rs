@@ -36,7 +36,7 @@ fn state() -> DecoderState {
         grammars_per_session: 2,
         holds_first_token: false,
     });
-    assert_eq!(state.on_peer_ready(PeerReady { session: SESSION, pid: 9, name: 9 }), []);
+    assert_eq!(state.on_peer_ready(PeerReady { session: SESSION, pid: 9, name: 9, http: None }), []);
     state
 }
 

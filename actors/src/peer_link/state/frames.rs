@@ -65,7 +65,8 @@ impl PeerLinkState {
             Frame::LinkProbed { lane: name, bytes, micros } => {
                 self.on_probed(session)?;
                 let pid = peer.pid;
-                let ready = PeerReady { session, pid, name: peer.name() };
+                let http = self.sessions.get(&session).and_then(|live| live.http);
+                let ready = PeerReady { session, pid, name: peer.name(), http };
                 let lane = LaneSpeed { name, bytes, micros };
                 // The decoder comes before the proxy, so that it knows the sender before the proxy places a request there.
                 return Ok(vec![

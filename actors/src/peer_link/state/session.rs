@@ -1,6 +1,7 @@
 //! One session: its stage, its direction, and the prefills in it.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use connector::frame::{Frame, Incarnation};
@@ -51,6 +52,8 @@ pub(super) struct Session {
     pub(super) connection: ConnectionId,
     pub(super) peer: Incarnation,
     pub(super) address: String,
+    /// The peer's HTTP address.
+    pub(super) http: Option<SocketAddr>,
     pub(super) ring_pages: u32,
     pub(super) seed: u64,
 }
@@ -78,6 +81,17 @@ impl Session {
             Direction::Outgoing { .. } => None,
         }
     }
+}
+
+/// The HTTP address that a peer advertises. If its IP address is unspecified, as `0.0.0.0` is, the peer's IP address on the link replaces it.
+/// `None` if `http` is not `ip:port`.
+pub(super) fn advertised(http: &str, link: &str) -> Option<SocketAddr> {
+    let http: SocketAddr = http.parse().ok()?;
+    let ip = match http.ip().to_canonical() {
+        ip if ip.is_unspecified() => link.parse::<SocketAddr>().ok()?.ip().to_canonical(),
+        ip => ip,
+    };
+    Some(SocketAddr::new(ip, http.port()))
 }
 
 /// The prefills of a session: which are in progress, and when there was one last.

@@ -152,8 +152,11 @@ fn opening(effects: &[Effect]) -> SessionId {
 }
 
 fn join(state: &mut PeerLinkState, now: Instant, peer: Incarnation, number: u64) -> Begun {
-    let came = hello_came(peer, number);
-    let connection = came.connection;
+    join_with(state, now, hello_came(peer, number))
+}
+
+fn join_with(state: &mut PeerLinkState, now: Instant, came: HelloCame) -> Begun {
+    let (connection, peer) = (came.connection, came.sender.incarnation);
     let session = opening(&state.on_hello_came(now, came));
     Begun { session, peer, connection, is_incoming: true }
 }

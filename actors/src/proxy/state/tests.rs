@@ -1,3 +1,5 @@
+mod named;
+
 use std::time::Duration;
 
 use super::*;
@@ -29,6 +31,7 @@ fn config(request_pages: u32) -> ProxyConfig {
         pool_pages: 1000,
         request_pages,
         name: 1,
+        http: None,
         routing: RoutingConfig { index_bytes: 0, ttft_target: Duration::ZERO, ..RoutingConfig::default() },
     }
 }
@@ -38,7 +41,7 @@ fn proxy(request_pages: u32) -> ProxyState {
 }
 
 fn ready(session: SessionId) -> PeerReady {
-    PeerReady { session, pid: 100, name: 100 + session.0 }
+    PeerReady { session, pid: 100, name: 100 + session.0, http: None }
 }
 
 fn placement(on: Option<SessionId>, tokens: u32) -> Placement {
@@ -194,11 +197,15 @@ fn this_node_prefills_if_all_senders_fail() {
 #[test]
 fn frontend_local_decides_who_prefills() {
     let now = Instant::now();
-    let check = |local, peers: u64, on, expect: Result<Placement, Refused>| {
+    let check = |local, peers: u64, on: Route, expect: Result<Placement, Refused>| {
         let routing = RoutingConfig { local, ..config(10).routing };
         let mut state = ProxyState::new(ProxyConfig { routing, ..config(10) });
         (1..=peers).for_each(|session| state.on_peer_ready(ready(SessionId(session))));
-        assert_eq!(state.route(now, &generate(5, 1, on)), expect, "{local:?}, {peers} senders, {on:?}");
+        assert_eq!(
+            state.route(now, &generate(5, 1, on.clone())),
+            expect,
+            "{local:?}, {peers} senders, {on:?}"
+        );
     };
     let here = Ok(placement(None, 5));
     let on_sender = |may_fall_back| Ok(Placement { on: Some(SessionId(1)), tokens: 5, may_fall_back });

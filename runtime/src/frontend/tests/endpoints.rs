@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use actors::request::Route;
 use serde_json::{Value, json};
 use socket2::SockRef;
 
 use super::super::model_text::testing::EOS;
-use super::super::{HealthState, Limits, bind, prepare};
+use super::super::{HealthState, Limits, NodeReport, NodeState, bind, prepare};
 use super::dated;
 use super::harness::{Script, Server, Setup};
-use super::http::{JSON, read};
+use super::http::{JSON, WAIT, read};
 
 #[test]
 fn texts_are_tokenized_and_detokenized() {
@@ -77,6 +78,64 @@ fn requests_without_the_api_key_are_refused() {
     for open in ["/health", "/ping", "/version", "/load", "/metrics", "/openapi.json"] {
         assert_eq!(server.http.get(open).0, 200, "{open}");
     }
+}
+
+/// A report, and the text of the answer that has it.
+fn node_report() -> (NodeReport, &'static str) {
+    let report = NodeReport {
+        incarnation: "00000000000000ff".to_owned(),
+        role: "node".to_owned(),
+        prefills: true,
+        decodes: true,
+        state: NodeState::Draining,
+        reason: None,
+        model: "m".to_owned(),
+        fingerprint: "ab".repeat(2),
+        context_tokens: 4096,
+        page_tokens: 16,
+        pool_pages: 100,
+        used_pages: 7,
+        cache_pages: 120,
+        waiting_tokens: 5,
+        begun_tokens: 3,
+        nanos_per_token: Some(9000),
+        running: 2,
+        waiting: 1,
+        http: Some("10.0.0.1:8200".parse().unwrap()),
+        prefillers: vec!["10.0.0.2:8200".parse().unwrap(), "[fd00::1]:8200".parse().unwrap()],
+    };
+    let text = r#"{"incarnation":"00000000000000ff","role":"node","prefills":true,"decodes":true,"state":"draining","reason":null,"model":"m","fingerprint":"abab","context_tokens":4096,"page_tokens":16,"pool_pages":100,"used_pages":7,"cache_pages":120,"waiting_tokens":5,"begun_tokens":3,"nanos_per_token":9000,"running":2,"waiting":1,"http":"10.0.0.1:8200","prefillers":["10.0.0.2:8200","[fd00::1]:8200"]}"#;
+    (report, text)
+}
+
+#[test]
+fn the_node_is_reported_on_its_own_port_only() {
+    let (report, text) = node_report();
+    let api_key = Some("k1".to_owned());
+    let setup = Setup { node: Some(report.clone()), api_key, ..Setup::new(Script::Echo) };
+    assert_eq!(Server::start_with(setup).http.get("/node"), (200, text.to_owned()));
+    assert_eq!(Server::start(Script::Echo).http.get("/node").0, 404);
+    // A reader of this version ignores fields of later ones.
+    let later = text.replacen('{', r#"{"later":[1],"#, 1);
+    assert_eq!(serde_json::from_str::<NodeReport>(&later).unwrap(), report);
+}
+
+#[test]
+fn a_trusted_header_names_the_prefiller_of_every_answer() {
+    let check = |trusts_header, headers: &[(&str, &str)], expect: Route| {
+        let server = Server::start_with(Setup { trusts_header, ..Setup::new(Script::Echo) });
+        let headers: Vec<(&str, &str)> = [JSON].into_iter().chain(headers.iter().copied()).collect();
+        let body = r#"{"prompt": "a", "max_tokens": 1, "n": 2}"#;
+        assert_eq!(read(server.http.send("/v1/completions", body, &headers)).0, 200);
+        let routes = [(); 2].map(|()| server.accepted.recv_timeout(WAIT).unwrap().route);
+        assert_eq!(routes, [expect.clone(), expect], "{headers:?}");
+    };
+    let header = ("x-prefiller-host-port", "10.0.0.2:8100,10.0.0.1:8100");
+    let both = ["10.0.0.2:8100", "10.0.0.1:8100"].map(|text| text.parse().unwrap());
+    check(true, &[header], Route::On(both.into()));
+    check(true, &[("X-Prefiller-Host-Port", "nonsense")], Route::On([].into()));
+    check(true, &[], Route::Auto);
+    check(false, &[header], Route::Auto);
 }
 
 #[test]

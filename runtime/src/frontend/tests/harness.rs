@@ -20,8 +20,8 @@ use socket2::SockRef;
 use super::super::model_text::ModelText;
 use super::super::model_text::testing::{EOS, bytes_model};
 use super::super::{
-    Admission, Bounds, CacheInfo, Frontend, Grammars, Health, HealthState, InputMemory, Limits, Observed,
-    ServedModel, bind,
+    Admission, Bounds, CacheInfo, Frontend, Grammars, Health, HealthState, InputMemory, Limits, NodeReport,
+    Observed, ServedModel, bind,
 };
 use super::http::{HttpClient, WAIT};
 use crate::grammar::testing::Nothing;
@@ -75,6 +75,10 @@ pub(super) struct Setup {
     pub(super) input_bytes: usize,
     /// Size of the sockets' send buffers; `None` for the system's.
     pub(super) send_bytes: Option<usize>,
+    /// Whether clients may name the prefiller.
+    pub(super) trusts_header: bool,
+    /// The answer of `/node`; `None` if the port does not serve it.
+    pub(super) node: Option<NodeReport>,
     /// The chat template; `None` for that of [`bytes_model`].
     pub(super) template: Option<&'static str>,
     /// Further special tokens. The first one has the id 262.
@@ -92,6 +96,8 @@ impl Setup {
             queue: 8,
             input_bytes: 64 << 20,
             send_bytes: None,
+            trusts_header: false,
+            node: None,
             template: None,
             special: &[],
         }
@@ -324,6 +330,7 @@ fn frontend(
         model: Arc::new(ServedModel::new(Path::new("/m/m.gguf"), &text, None).unwrap()),
         grammars: Grammars::new(Arc::new(ScriptedCompiler)),
         route: Route::Auto,
+        trusts_header: setup.trusts_header,
         deadline: setup.deadline,
         observed: Arc::new(Observed::new("m", cache)),
         api_key: setup.api_key,
@@ -331,6 +338,7 @@ fn frontend(
         admission,
         memory,
         health: Arc::new(health),
+        node: setup.node.map(|report| Arc::new(move || report.clone()) as _),
         metrics: Arc::new(|| "baton_pages 1\n".to_owned()),
         drain: Duration::from_secs(1),
     }

@@ -117,9 +117,8 @@ impl Model {
                 give(&mut self.pool, SessionOpened { session, ring_pages: self.ring, seed: 0 })
             }
             Op::Fill(back, count, owner) => self.fill(back, count, owner),
-            Op::Measured(back) => {
-                self.with(back, |pool, session| give(pool, PeerReady { session, pid: 0, name: 0 }))
-            }
+            Op::Measured(back) => self
+                .with(back, |pool, session| give(pool, PeerReady { session, pid: 0, name: 0, http: None })),
             Op::Lose(back) => self.with(back, lose),
             // Only a lost session can be proved drained; for others this does nothing.
             Op::Drain(back) => self.with(back, drain),

@@ -21,6 +21,7 @@ fn a_peers_prompt_gets_pages_of_the_quota_at_once_or_is_denied() {
     assert_eq!(give(&mut pool, reserve(1, 4, 0)).len(), 1);
     assert_eq!(give(&mut pool, reserve(2, 1, 0)), [], "own requests do not take pages of the quota");
     assert!(is_served(&give(&mut pool, prompt(1, 2))), "a peer's prompt does not queue behind own requests");
+    assert_eq!((pool.usage().held, pool.usage().quota_used), (6, 2));
     let denied = PagesDenied { sequence: SequenceId::Peer(2), needed: 2, usable: 1 };
     assert_eq!(give(&mut pool, prompt(2, 2)), [to::prefiller(denied)]);
     assert!(is_served(&give(&mut pool, prompt(3, 1))));
@@ -47,7 +48,7 @@ fn growth_and_credits_leave_the_quota() {
 
 #[test]
 fn a_page_that_an_own_request_shares_leaves_the_quota_whole() {
-    let mut pool = shared_pool(5, 0, 1, Some(3));
+    let mut pool = shared_pool(6, 0, 1, Some(3));
     let tokens: std::sync::Arc<[u32]> = [7, 8, 9].into();
     let of_peer = ReservePages { tokens: tokens.clone(), ..prompt(1, 3) };
     let pages = match &give(&mut pool, of_peer)[..] {
@@ -56,13 +57,12 @@ fn a_page_that_an_own_request_shares_leaves_the_quota_whole() {
     };
     let sequence = SequenceId::Peer(1);
     give(&mut pool, PagesComputed { sequence, tokens: tokens.clone(), salt: None, pages });
-    // The own request shares two pages of the peer and pays for them with the two pages that are left.
-    assert_eq!(
-        give(&mut pool, ReservePages { tokens: tokens.clone(), pages: 3, ..reserve(1, 1, 0) }).len(),
-        1
-    );
-    assert_eq!(pool.waiting.len(), 0, "it is served");
+    // The own request shares two pages of the peer and pays for them with two of the three pages that are left.
+    let effects = give(&mut pool, ReservePages { tokens: tokens.clone(), pages: 3, ..reserve(1, 1, 0) });
+    assert!(matches!(effects[..], [Effect::Decoder(ToDecoder::PagesReserved(_))]), "{effects:?}");
+    assert_eq!((pool.usage().held, pool.usage().quota_used), (4, 1));
     give(&mut pool, ReleasePages { sequence });
+    assert_eq!((pool.usage().held, pool.usage().quota_used), (3, 0));
     assert!(is_served(&give(&mut pool, prompt(2, 3))));
 }
 

@@ -19,7 +19,7 @@ fn a_session_is_measured_and_then_holds_credits_for_pages_that_land() {
     assert_eq!(granted(&effects), [0, 1, 2, 3], "the measurement takes all pages of the ring");
     // Pages of a measurement belong to no request and are granted again.
     assert_eq!(granted(&give(&mut pool, filled(0, 2, None))).len(), 2);
-    give(&mut pool, PeerReady { session: SESSION, pid: 0, name: 0 });
+    give(&mut pool, PeerReady { session: SESSION, pid: 0, name: 0, http: None });
     assert_eq!(granted(&give(&mut pool, filled(2, 4, None))), [] as [u32; 0], "an idle session wants none");
     let effects = give(&mut pool, reserve(7, 0, 3));
     assert_eq!((granted(&effects).len(), served(&effects).1), (3, 3));
@@ -128,7 +128,7 @@ fn four_sessions_are_measured_at_once() {
     }
     let held: Vec<u32> = (1..7).map(|session| outstanding(&pool, session)).collect();
     assert_eq!(held, [1, 1, 1, 1, 0, 0]);
-    give(&mut pool, PeerReady { session: SessionId(2), pid: 0, name: 0 });
+    give(&mut pool, PeerReady { session: SessionId(2), pid: 0, name: 0, http: None });
     assert_eq!((outstanding(&pool, 5), outstanding(&pool, 6)), (1, 0));
 }
 

@@ -12,7 +12,7 @@ fn only_on(on: SessionId) -> Placement {
 /// A state with two senders, the first of which is to prefill a request.
 fn begun(now: Instant) -> (DecoderState, Generate) {
     let mut state = state();
-    state.on_peer_ready(PeerReady { session: OTHER, pid: 10, name: 10 });
+    state.on_peer_ready(PeerReady { session: OTHER, pid: 10, name: 10, http: None });
     let decode = Decode { placement: only_on(SESSION), ..decode(now, 6, 5, None) };
     let generate = decode.generate.clone();
     assert_eq!(state.on_decode(now, decode), [reserve(&PROMPT, 3, true)]);
@@ -173,7 +173,7 @@ fn the_next_sender_sends_the_log_probabilities_of_the_prompt_from_the_start() {
 
     let now = Instant::now();
     let mut state = state();
-    state.on_peer_ready(PeerReady { session: OTHER, pid: 10, name: 10 });
+    state.on_peer_ready(PeerReady { session: OTHER, pid: 10, name: 10, http: None });
     let mut decode = Decode { placement: only_on(SESSION), ..decode(now, 6, 5, None) };
     decode.generate.prompt_logprobs = Some(1);
     state.on_decode(now, decode);
@@ -194,7 +194,7 @@ fn a_prompt_whose_prefills_all_fail_is_not_sent_to_every_sender() {
     let now = Instant::now();
     let (mut state, _) = begun(now);
     let third = SessionId(3);
-    state.on_peer_ready(PeerReady { session: third, pid: 11, name: 11 });
+    state.on_peer_ready(PeerReady { session: third, pid: 11, name: 11, http: None });
     for (on, next) in [(SESSION, OTHER), (OTHER, third)] {
         state.on_reserved(now, landing(&[8]));
         let effects = state.on_peer_lost(on);

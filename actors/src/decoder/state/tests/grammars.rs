@@ -24,7 +24,7 @@ fn frames(state: &mut DecoderState, session: SessionId, number: u64, text: &str)
 fn a_grammar_is_sent_once_before_the_first_prefill_that_names_it() {
     let mut state = state();
     let other = SessionId(2);
-    state.on_peer_ready(PeerReady { session: other, pid: 10, name: 10 });
+    state.on_peer_ready(PeerReady { session: other, pid: 10, name: 10, http: None });
     // A sender keeps two grammars. A third one replaces the least recently used one.
     let steps = [
         (SESSION, "a", Some(0)),
@@ -51,6 +51,6 @@ fn a_grammar_is_sent_once_before_the_first_prefill_that_names_it() {
     }
     // A new session of the same sender has no grammars.
     state.on_peer_lost(SESSION);
-    state.on_peer_ready(PeerReady { session: SESSION, pid: 9, name: 9 });
+    state.on_peer_ready(PeerReady { session: SESSION, pid: 9, name: 9, http: None });
     assert_eq!(frames(&mut state, SESSION, 30, "c").len(), 2);
 }

@@ -115,7 +115,9 @@ impl World {
             Op::Advanced(_) if !self.running => return None,
             Op::Advanced(stopped) => self.advance(stopped),
             Op::Lost => self.state.on_peer_lost(SESSION),
-            Op::Ready => self.state.on_peer_ready(PeerReady { session: SESSION, pid: 9, name: 9 }),
+            Op::Ready => {
+                self.state.on_peer_ready(PeerReady { session: SESSION, pid: 9, name: 9, http: None })
+            }
             Op::Failed => self.state.on_prefill_failed(prefill_failed(SESSION)),
             Op::Abort => self.state.on_abort(R),
             Op::Tick(seconds) => self.state.on_tick(now + Duration::from_secs(seconds)),

@@ -153,7 +153,7 @@ fn peer_ready_reaches_the_decoder_before_the_proxy() {
     let mut state = state(true);
     let begun = up(&mut state, A, 1);
     let (session, pid, name) = (begun.session, A.pid, A.name());
-    let ready = PeerReady { session, pid, name };
+    let ready = PeerReady { session, pid, name, http: None };
     let lane = LaneSpeed { name: "tcp/lo".into(), bytes: 1000, micros: 10 };
     assert_eq!(
         begun.receives(&mut state, probed()),
@@ -164,6 +164,29 @@ fn peer_ready_reaches_the_decoder_before_the_proxy() {
             to::log(LogLine::SenderReady { session, pid, lane })
         ]
     );
+}
+
+#[test]
+fn the_advertised_address_of_a_sender_reaches_the_proxy() {
+    let check = |http: &str, link: &str, expect: Option<&str>| {
+        let mut state = state(true);
+        let came = HelloCame { http: http.to_owned(), address: link.to_owned(), ..hello_came(A, 1) };
+        let begun = join_with(&mut state, Instant::now(), came);
+        state.on_opened(begun.session, Ok(descriptor("ours")));
+        let expect = expect.map(|expect| expect.parse().unwrap());
+        let (session, pid, name) = (begun.session, A.pid, A.name());
+        let ready = to::proxy(PeerReady { session, pid, name, http: expect });
+        assert!(begun.receives(&mut state, probed()).contains(&ready), "{http:?}, {link:?}");
+    };
+    check("10.0.0.1:8100", "10.0.0.9:5000", Some("10.0.0.1:8100"));
+    check("0.0.0.0:8100", "10.0.0.9:5000", Some("10.0.0.9:8100"));
+    check("[::]:8100", "10.0.0.9:5000", Some("10.0.0.9:8100"));
+    check("[::]:8100", "[fd00::9]:5000", Some("[fd00::9]:8100"));
+    check("0.0.0.0:8100", "[::ffff:10.0.0.9]:5000", Some("10.0.0.9:8100"));
+    check("[::ffff:10.0.0.1]:8100", "10.0.0.9:5000", Some("10.0.0.1:8100"));
+    check("0.0.0.0:8100", "somewhere", None);
+    check("sender:8100", "10.0.0.9:5000", None);
+    check("", "10.0.0.9:5000", None);
 }
 
 #[test]

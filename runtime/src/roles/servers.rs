@@ -1,0 +1,217 @@
+//! The HTTP servers of a process, and what they report of the node.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use actors::counters::Counters;
+use actors::node::Node;
+use actors::request::Route;
+use tokio::time::timeout;
+
+use super::exposure::Port;
+use super::{ListeningSockets, SharedState};
+use crate::config::{Config, Role, Secret};
+use crate::frontend::{AnswerCounts, Frontend, Health, HealthState, NodeReport, NodeState, ServerHandle};
+
+/// The running servers.
+pub(super) struct Servers {
+    /// The server of `http.port`.
+    http: Option<ServerHandle>,
+    /// The server of `frontend.port`.
+    frontend: Option<ServerHandle>,
+}
+
+/// Time for clients of `http.port` to read the ends of their answers after the last request has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+impl Servers {
+    /// Starts a server for each HTTP port of the process.
+    pub(super) fn start(
+        role: Role,
+        config: &Config,
+        ports: ListeningSockets,
+        node: &Node,
+        shared: &SharedState,
+    ) -> anyhow::Result<Self> {
+        let http = Frontend {
+            route: Route::Local,
+            // The clients of this port are routers, which choose where each request runs.
+            trusts_header: true,
+            node: Some(node_report(role, node, shared)),
+            ..frontend(role, config, node, shared)
+        };
+        let frontend = frontend(role, config, node, shared);
+        let (workers, api_key) = (config.surroundings.cores.min(2), config.request.api_key.as_ref());
+        Ok(Self {
+            http: start(("http.port", ports.http), http, 1, api_key)?,
+            frontend: start(("frontend.port", ports.frontend), frontend, workers, api_key)?,
+        })
+    }
+
+    /// Stops the servers. `shut_down` is the end of the node.
+    ///
+    /// The frontend accepts no more connections from now on, and its server waits for the streams of live requests. The port of the node
+    /// reports the drain to routers until the node has ended.
+    pub(super) async fn stop(self, shut_down: impl Future<Output = ()>) {
+        let http = async {
+            shut_down.await;
+            // A client that reads too slowly is cut when the process ends.
+            let _ = timeout(LAST_ANSWERS, stop(self.http)).await;
+        };
+        tokio::join!(http, stop(self.frontend));
+    }
+}
+
+/// Starts a server if the process has the port of this `key`.
+fn start(
+    (key, listener): (&'static str, Option<TcpListener>),
+    frontend: Frontend,
+    workers: usize,
+    api_key: Option<&Secret>,
+) -> anyhow::Result<Option<ServerHandle>> {
+    let Some(listener) = listener else { return Ok(None) };
+    let address = listener.local_addr()?;
+    tracing::info!(url = %format_args!("http://{address}"), key, route = ?frontend.route, "listening");
+    if let Some(warning) = Port::Http.warning(address, api_key) {
+        tracing::warn!(%address, key, "{warning}");
+    }
+    let server = frontend.serve(listener, workers)?;
+    let handle = server.handle();
+    actix::spawn(server);
+    Ok(Some(handle))
+}
+
+async fn stop(server: Option<ServerHandle>) {
+    if let Some(server) = server {
+        server.stop(true).await;
+    }
+}
+
+/// The port `frontend.port`.
+fn frontend(role: Role, config: &Config, node: &Node, shared: &SharedState) -> Frontend {
+    let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());
+    let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
+    let queue = shared.admission.clone();
+    Frontend {
+        generate: node.generate(),
+        abort: node.abort(),
+        streams: node.streams.clone(),
+        model: shared.model.clone(),
+        grammars: shared.grammars.clone(),
+        observed: shared.observed.clone(),
+        route: Route::Auto,
+        trusts_header: config.frontend.trust_header,
+        deadline: config.request.deadline,
+        api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
+        limits: shared.limits,
+        admission: shared.admission.clone(),
+        memory: shared.memory.clone(),
+        health: Arc::new(move || Health {
+            state: health_state(health.fault(), load(counters.pages_quarantined())),
+            role: role.name(),
+            peers: load(counters.sessions_ready()) as usize,
+            live_requests: streams.len(),
+        }),
+        node: None,
+        metrics: Arc::new(move || {
+            observed.render(&metrics, AnswerCounts { running: live.len(), waiting: queue.waiting() })
+        }),
+        drain: config.shutdown.drain + Duration::from_secs(2),
+    }
+}
+
+fn load(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+/// The health of a process that may have failed with `fault` and has quarantined this many KV pages.
+fn health_state(fault: Option<String>, quarantined_pages: u64) -> HealthState {
+    match (fault, quarantined_pages) {
+        (Some(reason), _) => HealthState::Down { reason },
+        (None, 0) => HealthState::Ok,
+        (None, pages) => HealthState::Degraded {
+            reason: format!(
+                "{pages} KV pages are quarantined because lost senders may still write them; they become free when those sender \
+                 processes end, so end the processes that hang"
+            ),
+        },
+    }
+}
+
+/// Pages of `pool_pages` that are in use. The actors update the counters one after the other, so that the difference may be too small for a moment.
+fn used_pages(counters: &Counters) -> u32 {
+    let held = load(counters.pages_live()) + load(counters.pages_reserved());
+    held.saturating_sub(load(counters.prefill_pages_used())) as u32
+}
+
+/// The state in `/node` of a process with this health.
+fn node_state(health: HealthState, is_draining: bool) -> (NodeState, Option<String>) {
+    match health {
+        HealthState::Down { reason } => (NodeState::Down, Some(reason)),
+        HealthState::Degraded { reason } if !is_draining => (NodeState::Degraded, Some(reason)),
+        _ if is_draining => (NodeState::Draining, Some("the process is shutting down".to_owned())),
+        _ => (NodeState::Ok, None),
+    }
+}
+
+/// The function that answers `/node`.
+fn node_report(role: Role, node: &Node, shared: &SharedState) -> Arc<dyn Fn() -> NodeReport + Send + Sync> {
+    let (health, counters, proxy) = (node.health.clone(), node.counters.clone(), node.report.clone());
+    let (streams, admission) = (node.streams.clone(), shared.admission.clone());
+    let (facts, pool_pages, model) = (node.facts, node.request_pages, shared.model.clone());
+    let incarnation = format!("{:016x}", facts.incarnation.name());
+    let fingerprint: String = facts.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
+    Arc::new(move || {
+        let health = health_state(health.fault(), load(counters.pages_quarantined()));
+        let (state, reason) = node_state(health, admission.is_closed());
+        let proxy = proxy.borrow().clone();
+        NodeReport {
+            incarnation: incarnation.clone(),
+            role: role.name().to_owned(),
+            prefills: facts.capabilities.prefill,
+            decodes: facts.capabilities.decode,
+            state,
+            reason,
+            model: model.name.clone(),
+            fingerprint: fingerprint.clone(),
+            context_tokens: model.context_tokens,
+            page_tokens: facts.page_tokens,
+            pool_pages,
+            used_pages: used_pages(&counters),
+            cache_pages: facts.cache_pages,
+            waiting_tokens: proxy.load.waiting_tokens,
+            begun_tokens: proxy.load.begun_tokens,
+            nanos_per_token: proxy.load.nanos_per_token,
+            running: streams.len() as u64,
+            waiting: admission.waiting() as u64,
+            http: facts.http,
+            prefillers: proxy.prefillers,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_comes_before_the_drain_and_the_drain_before_a_quarantine() {
+        let state = |fault: Option<&str>, pages, is_draining| {
+            node_state(health_state(fault.map(str::to_owned), pages), is_draining)
+        };
+        assert_eq!(state(None, 0, false), (NodeState::Ok, None));
+        let (degraded, reason) = state(None, 3, false);
+        assert_eq!(degraded, NodeState::Degraded);
+        assert!(reason.is_some_and(|reason| reason.starts_with("3 KV pages are quarantined")));
+        for pages in [0, 3] {
+            let draining = Some("the process is shutting down".to_owned());
+            assert_eq!(state(None, pages, true), (NodeState::Draining, draining));
+            for is_draining in [false, true] {
+                let down = (NodeState::Down, Some("engine stopped".to_owned()));
+                assert_eq!(state(Some("engine stopped"), pages, is_draining), down);
+            }
+        }
+    }
+}
