@@ -188,12 +188,7 @@ impl LogLine {
                 tracing::info!(%session, %peer, address, http = peer_text(http), "session opening");
             }
             Self::UnknownPrefiller { request, addresses, total } => {
-                tracing::warn!(
-                    %request,
-                    ?addresses,
-                    total,
-                    "x-prefiller-host-port names no connected sender; this node chooses the prefiller"
-                );
+                tracing::warn!(%request, ?addresses, total, "prefiller header names no connected sender");
             }
             Self::SessionOver { session, peer, address, reason, orderly: true } => {
                 tracing::info!(%session, %peer, address, reason, "session over");

@@ -12,7 +12,7 @@ fn prompt(number: u32) -> Value {
 
 #[test]
 fn a_proxy_gives_the_answers_of_its_nodes_and_survives_the_loss_of_one() -> Result<()> {
-    let Nodes { nodes: [mut first, second], .. } = Nodes::start(&[])?;
+    let Nodes { nodes: [mut first, second], .. } = Nodes::start(&["engine.prefix_cache=true"])?;
     let ports = [first.address("http.port")?, second.address("http.port")?];
     let proxy = start_proxy(&ports, &[])?;
     let address = proxy.address("frontend.port")?;
@@ -30,11 +30,10 @@ fn a_proxy_gives_the_answers_of_its_nodes_and_survives_the_loss_of_one() -> Resu
     }
     assert_eq!(pids("decode_pid")?.len(), 2, "both nodes answer");
 
-    // A continuation goes to the node that has the beginning.
+    // A continuation goes to a node that has the beginning: the one that prefilled it or the one that decoded it.
     for (turn, answer) in answers.iter().enumerate().take(6) {
         let longer: Vec<u32> = answer.prompt_ids.iter().chain(&answer.ids).copied().chain(5..40).collect();
         let next = complete(&address, &json!(longer), 4)?;
-        assert_eq!(next.timings["decode_pid"], answer.timings["decode_pid"], "conversation {turn}");
         let cached = next.timings["cached_tokens"].as_u64().context("no cached_tokens")?;
         assert!(cached >= 80, "conversation {turn}: {cached} of {} tokens were cached", longer.len());
     }

@@ -143,6 +143,7 @@ fn start(request: u64) -> ToGenerator {
         grammar: None,
         ignore_eos: true,
         prompt_logprobs: None,
+        announce: false,
     }
     .into()
 }
