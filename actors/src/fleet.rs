@@ -7,7 +7,7 @@
 //! connections to it. A node that reports again is used at once. What the router knows of its prefixes stays, unless the process is another one.
 //!
 //! **Own placements.** A placed prompt counts at its prefiller until its first byte has arrived, or until a report was asked for
-//! [`DELIVERY`] after it was placed: that report contains the prompt.
+//! 50 ms or more after it was placed: that report contains the prompt.
 //!
 //! **Models.** Nodes with the same model name and other weights are never mixed: the first node that reports a name decides the weights, as long as a node with
 //! them is known.

@@ -31,12 +31,10 @@ mod pace;
 mod sequence;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{EngineError, Logprobs, PageId, Scope, StepLimits, Token};
 
-use crate::constraint::Constraint;
 use crate::effect::{Effect, ToGenerator, to};
 use crate::finish::FinishRule;
 use crate::messages::{
@@ -194,36 +192,9 @@ impl GeneratorState {
         if start.resident > 0 {
             self.acquire.extend(&start.pages);
         }
-        let tokens = start.tokens.len() as u32;
-        // A resumed sequence computes all its missing tokens as a prompt, even if chunking leaves one token alone.
-        let sampled_from = if tokens - start.resident > 1 { tokens } else { start.prompt };
         let rank = self.prefilled + start.tokens.len() as u64 - u64::from(start.resident);
         self.keys.insert(start.sequence, key);
-        self.sequences.insert(
-            key,
-            Sequence {
-                name: start.sequence,
-                tokens: start.tokens,
-                resident: start.resident,
-                cached: start.resident,
-                pages: start.pages.into(),
-                prompt: start.prompt,
-                sampled_from,
-                sample: start.sample,
-                sampling: start.sampling,
-                constraint: start.grammar.map(|grammar| Arc::new(Constraint::new(grammar))),
-                is_told: false,
-                ignore_eos: start.ignore_eos,
-                prompt_logprobs: start.prompt_logprobs,
-                announce: start.announce,
-                ending: None,
-                rank,
-                step: self.steps,
-                flights: 0,
-                is_late: false,
-                began_micros: None,
-            },
-        );
+        self.sequences.insert(key, Sequence::new(start, rank, self.steps));
     }
 
     /// A sequence has more pages. One that has ended is ignored.

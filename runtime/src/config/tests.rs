@@ -294,7 +294,7 @@ fn the_printed_configuration_is_read_back() {
         let nodes = set("fleet.nodes", "a:1,b:2");
         let odd = [set("served_model_name", "007"), set("link.peers", "a:1"), set("request.deadline", "1ms")];
         for flags in [&[][..], &odd] {
-            let flags = &[flags, &[nodes.clone()]].concat();
+            let flags = &[flags, std::slice::from_ref(&nodes)].concat();
             let config = Config::load(role, None, flags, surroundings(&[])).unwrap();
             let again = with_file(&format!("again-{role}"), &config.to_yaml(role), |file| {
                 Config::load(role, Some(file), &[], surroundings(&[])).unwrap()

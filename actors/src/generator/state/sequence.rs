@@ -7,6 +7,7 @@ use engine::{PageId, Sampling, Token, TokenSource};
 use crate::constraint::Constraint;
 use crate::messages::{
     PlannedChunk, PlannedConstraint, PlannedSample, PlannedScore, SequenceAdvanced, SequenceEnd, SequenceId,
+    StartSequence,
 };
 
 /// A sequence that runs or waits.
@@ -47,6 +48,35 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
+    /// A sequence that arrives after `step` steps.
+    pub(super) fn new(start: StartSequence, rank: u64, step: u64) -> Self {
+        let tokens = start.tokens.len() as u32;
+        // A resumed sequence computes all its missing tokens as a prompt, even if chunking leaves one token alone.
+        let sampled_from = if tokens - start.resident > 1 { tokens } else { start.prompt };
+        Self {
+            name: start.sequence,
+            tokens: start.tokens,
+            resident: start.resident,
+            cached: start.resident,
+            pages: start.pages.into(),
+            prompt: start.prompt,
+            sampled_from,
+            sample: start.sample,
+            sampling: start.sampling,
+            constraint: start.grammar.map(|grammar| Arc::new(Constraint::new(grammar))),
+            is_told: false,
+            ignore_eos: start.ignore_eos,
+            prompt_logprobs: start.prompt_logprobs,
+            announce: start.announce,
+            ending: None,
+            rank,
+            step,
+            flights: 0,
+            is_late: false,
+            began_micros: None,
+        }
+    }
+
     fn planned_sample(&mut self) -> PlannedSample {
         let tokens = if self.sampling.looks_back() { self.tokens.clone() } else { Vec::new() };
         let constraint = self.constraint.clone().map(|constraint| {
