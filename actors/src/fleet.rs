@@ -86,7 +86,7 @@ pub struct FleetAsk<'a> {
 
 /// Where a request runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ticket {
+pub struct FleetTicket {
     /// Its number. [`FleetState::answered`] and [`FleetState::ended`] take it.
     pub id: TicketId,
     /// The node that decodes and answers.
@@ -292,7 +292,7 @@ impl FleetState {
     ///
     /// # Errors
     /// [`FleetRefusal`].
-    pub fn place(&mut self, now: Instant, ask: &FleetAsk<'_>) -> Result<Ticket, FleetRefusal> {
+    pub fn place(&mut self, now: Instant, ask: &FleetAsk<'_>) -> Result<FleetTicket, FleetRefusal> {
         let name = match ask.model {
             Some(name) => self.models.get_key_value(name).map(|(name, _)| name),
             None => self.models.keys().next(),
@@ -331,7 +331,7 @@ impl FleetState {
         }
         let address = self.nodes.get(&prefill_on).and_then(|node| node.last.as_ref());
         let address = address.and_then(|(report, _)| report.address);
-        Ok(Ticket { id, decode_on, prefill_on: address.filter(|_| prefill_on != decode_on) })
+        Ok(FleetTicket { id, decode_on, prefill_on: address.filter(|_| prefill_on != decode_on) })
     }
 
     /// The first byte of a request's answer has come.

@@ -54,7 +54,7 @@ impl Fleet {
         self.state.reported(self.now, node, self.now, report)
     }
 
-    fn place(&mut self, prompt: &[u32]) -> Ticket {
+    fn place(&mut self, prompt: &[u32]) -> FleetTicket {
         self.state.place(self.now, &ask(prompt)).unwrap()
     }
 

@@ -43,6 +43,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("link.idle", "90s", "90s", "10", "must be a duration with a unit"),
     ("ring.bytes", "1.5 MiB", "1536KiB", "1 parsec", "must be a size above zero such as 1GiB"),
     ("node.prefill_pages", "7", "7", "0", "must be a whole number from 1"),
+    ("fleet.nodes", "a:1, b:2", "[\"a:1\", \"b:2\"]", "a", "must be a list of host:port, but \"a\" is not"),
     ("engine.threads", "3", "3", "many", "must be a whole number from 0 to 256"),
     ("engine.device", "cpu", "cpu", "tpu", "must be cpu or cuda"),
     ("engine.gpu_memory_utilization", "0.5", "0.5", "1.1", "must be above 0 and up to 1"),

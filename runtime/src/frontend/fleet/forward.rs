@@ -8,7 +8,7 @@ use std::time::Instant;
 use actix_web::http::StatusCode;
 use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, web};
-use actors::fleet::{FleetAsk, FleetRefusal, NodeId, Ticket, TicketId};
+use actors::fleet::{FleetAsk, FleetRefusal, FleetTicket, NodeId, TicketId};
 use futures_util::StreamExt;
 use futures_util::stream::unfold;
 use http_body_util::BodyStream;
@@ -124,7 +124,7 @@ async fn send(
     proxy: &FleetProxy,
     http: &HttpRequest,
     address: &str,
-    ticket: &Ticket,
+    ticket: &FleetTicket,
     body: Bytes,
 ) -> Result<Response<Incoming>, String> {
     let mut headers = client::headers(proxy.api_key.as_deref());
