@@ -6,11 +6,10 @@
 //! **Age of a report.** A node whose last report is older than [`UNKNOWN_AFTER`] gets no new requests. After [`LOST_AFTER`] the proxy cuts all
 //! connections to it. A node that reports again is used at once. What the router knows of its prefixes stays, unless the process is another one.
 //!
-//! **Own placements.** A placed prompt counts at its prefiller until its first byte has arrived, or until a report was asked for
-//! 50 ms or more after it was placed: that report contains the prompt.
+//! **Own placements.** A placed prompt counts at its prefiller until its first byte arrives, or until a report that was asked for at least 50 ms
+//! after the placement.
 //!
-//! **Models.** Nodes with the same model name and other weights are never mixed: the first node that reports a name decides the weights, as long as a node with
-//! them is known.
+//! **Models.** The first report of a model name sets its weights. Nodes with other weights are left out while a node with those weights reports.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -28,6 +27,9 @@ pub const UNKNOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// After this time without a report, connections to a node are cut.
 pub const LOST_AFTER: Duration = Duration::from_secs(3);
+
+/// First and maximum length of the pause of a node whose connection broke. Each further break in a row doubles the pause.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
 /// Maximum time in which a placed request normally reaches its prefiller.
 const DELIVERY: Duration = Duration::from_millis(50);
@@ -112,6 +114,8 @@ struct FleetNode {
     last: Option<(NodeView, Instant)>,
     /// Its connections were cut since the last report.
     is_cut: bool,
+    /// Set if connections broke since the last answer: the length of the pause and its end.
+    pause: Option<(Duration, Instant)>,
     /// Prompts that were placed there and are in no report yet, the oldest first.
     unreported: VecDeque<(Instant, TicketId)>,
 }
@@ -119,6 +123,7 @@ struct FleetNode {
 #[derive(Debug)]
 struct FleetModel {
     fingerprint: Arc<str>,
+    page_tokens: u32,
     routing: Routing<NodeId>,
 }
 
@@ -126,8 +131,11 @@ struct FleetModel {
 struct Placement {
     model: Arc<str>,
     decode_on: NodeId,
+    /// The process of that node, and that of the next one.
+    decode_name: u64,
     decode_pages: u32,
     prefill_on: NodeId,
+    prefill_name: u64,
     prefill_tokens: u32,
     placed: Instant,
     /// The prompt counts at its prefiller.
@@ -167,11 +175,12 @@ impl FleetState {
     pub fn joined(&mut self) -> NodeId {
         let id = NodeId(self.next_node);
         self.next_node += 1;
-        self.nodes.insert(id, FleetNode { last: None, is_cut: false, unreported: VecDeque::new() });
+        self.nodes
+            .insert(id, FleetNode { last: None, is_cut: false, pause: None, unreported: VecDeque::new() });
         id
     }
 
-    /// A node is no member any more. Its requests continue.
+    /// The node has left the fleet. Its requests continue.
     pub fn left(&mut self, id: NodeId) {
         if let Some(FleetNode { last: Some((report, _)), .. }) = self.nodes.remove(&id) {
             self.forget(id, &report);
@@ -190,7 +199,7 @@ impl FleetState {
         self.nodes.values().filter(is_ready).count()
     }
 
-    /// The names of the models, the first one first.
+    /// The names of the models.
     pub fn models(&self) -> impl Iterator<Item = &Arc<str>> {
         self.models.keys()
     }
@@ -213,16 +222,21 @@ impl FleetState {
     ) -> Result<(), String> {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
         let before = node.last.as_ref().map(|(report, _)| report.clone());
+        let is_paused = node.pause.is_some_and(|(_, until)| now < until);
         let is_same = before.as_ref().is_some_and(|before| {
-            (before.name, &before.model, &before.fingerprint)
-                == (report.name, &report.model, &report.fingerprint)
+            let of = |view: &NodeView| {
+                (view.name, view.capabilities, view.address, view.model.clone(), view.fingerprint.clone())
+            };
+            of(before) == of(&report)
         });
         if let Some(before) = before.filter(|_| !is_same) {
             self.forget(id, &before);
             self.nodes.entry(id).and_modify(|node| (node.last, node.unreported) = (None, VecDeque::new()));
         }
+        self.outdate(now, id, &report);
         let model = self.models.entry(report.model.clone()).or_insert_with(|| FleetModel {
             fingerprint: report.fingerprint.clone(),
+            page_tokens: report.page_tokens,
             routing: Routing::new(report.page_tokens, self.config.clone()),
         });
         if model.fingerprint != report.fingerprint {
@@ -231,14 +245,23 @@ impl FleetState {
                 report.model
             ));
         }
+        if model.page_tokens != report.page_tokens {
+            return Err(format!(
+                "it has pages of {} tokens, and the rest of the fleet has {}; set engine.page_tokens",
+                report.page_tokens, model.page_tokens
+            ));
+        }
         if !is_same {
             let (name, capabilities, pool_pages) = (report.name, report.capabilities, report.pool_pages);
             model.routing.joined(id, Joining { name, capabilities, pool_pages });
-            report.address.map(|address| self.by_address.insert(address, id));
+        }
+        // Of two nodes with one address, the first one has it until it leaves.
+        if let Some(address) = report.address {
+            self.by_address.entry(address).or_insert(id);
         }
         let prefillers = report.prefillers.iter().filter_map(|address| self.by_address.get(address)).copied();
         model.routing.prefillers_of(id, prefillers);
-        model.routing.accepts(id, report.accepts);
+        model.routing.accepts(id, report.accepts && !is_paused);
         model.routing.room_changed(id, report.pool_pages, report.used_pages);
         model.routing.cache_reported(id, report.cache_pages);
         let load = report.load;
@@ -281,11 +304,25 @@ impl FleetState {
         cut
     }
 
-    /// A connection to this node broke. It gets no new requests until it reports again.
-    pub fn broken(&mut self, id: NodeId) {
+    /// A connection to this node broke. It gets no new requests during a pause, and then until it reports again.
+    pub fn broken(&mut self, now: Instant, id: NodeId) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            let pause = match node.pause {
+                // The request was placed before the pause began.
+                Some((_, until)) if now < until => return,
+                Some((pause, _)) => (2 * pause).min(PAUSE.1),
+                None => PAUSE.0,
+            };
+            node.pause = Some((pause, now + pause));
+        }
         if let Some(model) = self.model_of(id) {
             model.routing.accepts(id, false);
         }
+    }
+
+    /// True if a node has reported a model of this name.
+    pub fn serves(&self, model: &str) -> bool {
+        self.models.contains_key(model)
     }
 
     /// Places a request.
@@ -308,9 +345,14 @@ impl FleetState {
             local: LocalPrefill::Auto,
             not_on: ask.tried,
         };
-        let placed = model.routing.place(now, &asked).map_err(|error| match error {
-            NotPlaced::NoDecoder | NotPlaced::NoPrefiller => FleetRefusal::NoNode,
-        })?;
+        let placed = match model.routing.place(now, &asked) {
+            // Every node can prefill what it decodes.
+            Err(NotPlaced::NoPrefiller) => {
+                model.routing.place(now, &Ask { local: LocalPrefill::Always, ..asked })
+            }
+            placed => placed,
+        };
+        let placed = placed.map_err(|_| FleetRefusal::NoNode)?;
         let id = TicketId(self.next_ticket);
         self.next_ticket += 1;
         let (decode_on, prefill_on) = (placed.decode_on, placed.prefill_on);
@@ -319,8 +361,10 @@ impl FleetState {
             Placement {
                 model: name,
                 decode_on,
+                decode_name: self.name_of(decode_on).unwrap_or_default(),
                 decode_pages: placed.decode_pages,
                 prefill_on,
+                prefill_name: self.name_of(prefill_on).unwrap_or_default(),
                 prefill_tokens: placed.prefill_tokens,
                 placed: now,
                 is_counted: true,
@@ -334,9 +378,12 @@ impl FleetState {
         Ok(FleetTicket { id, decode_on, prefill_on: address.filter(|_| prefill_on != decode_on) })
     }
 
-    /// The first byte of a request's answer has come.
+    /// The first byte of a request's answer has come, and it is no error.
     pub fn answered(&mut self, now: Instant, ticket: TicketId) {
         let Some(placement) = self.tickets.get(&ticket) else { return };
+        if let Some(node) = self.nodes.get_mut(&placement.decode_on) {
+            node.pause = None;
+        }
         let (tokens, took) = (placement.prefill_tokens, now.saturating_duration_since(placement.placed));
         self.uncount(now, ticket, &PrefillOutcome::Computed { tokens, micros: took.as_micros() as u64 });
     }
@@ -345,7 +392,8 @@ impl FleetState {
     pub fn ended(&mut self, now: Instant, ticket: TicketId) {
         self.uncount(now, ticket, &PrefillOutcome::Withdrawn);
         let Some(placement) = self.tickets.remove(&ticket) else { return };
-        if let Some(model) = self.models.get_mut(&placement.model) {
+        let is_there = self.name_of(placement.decode_on) == Some(placement.decode_name);
+        if let Some(model) = self.models.get_mut(&placement.model).filter(|_| is_there) {
             model.routing.decoded(placement.decode_on, placement.decode_pages);
         }
         if let Some(node) = self.nodes.get_mut(&placement.prefill_on) {
@@ -357,8 +405,29 @@ impl FleetState {
     fn uncount(&mut self, now: Instant, ticket: TicketId, outcome: &PrefillOutcome) {
         let Some(placement) = self.tickets.get_mut(&ticket) else { return };
         let was_counted = std::mem::take(&mut placement.is_counted);
-        if let Some(model) = self.models.get_mut(&placement.model).filter(|_| was_counted) {
+        let node = self.nodes.get(&placement.prefill_on).and_then(|node| node.last.as_ref());
+        let is_there = node.is_some_and(|(view, _)| view.name == placement.prefill_name);
+        if let Some(model) = self.models.get_mut(&placement.model).filter(|_| was_counted && is_there) {
             model.routing.prefilled(now, placement.prefill_on, placement.prefill_tokens, outcome);
+        }
+    }
+
+    /// The process of a node that has reported.
+    fn name_of(&self, id: NodeId) -> Option<u64> {
+        self.nodes.get(&id)?.last.as_ref().map(|(view, _)| view.name)
+    }
+
+    /// Forgets the weights of a model that only lost nodes have, if this node reports others under the same name.
+    fn outdate(&mut self, now: Instant, id: NodeId, report: &NodeView) {
+        let is_live = |(other, node): (&NodeId, &FleetNode)| {
+            node.last.as_ref().is_some_and(|(view, at)| {
+                *other != id && view.model == report.model && now.saturating_duration_since(*at) < LOST_AFTER
+            })
+        };
+        let is_other =
+            self.models.get(&report.model).is_some_and(|model| model.fingerprint != report.fingerprint);
+        if is_other && !self.nodes.iter().any(is_live) {
+            self.models.remove(&report.model);
         }
     }
 
@@ -374,14 +443,11 @@ impl FleetState {
         }
         let Some(model) = self.models.get_mut(&report.model) else { return };
         model.routing.left(id);
-        let has_model = |node: &FleetNode| {
-            node.last.as_ref().is_some_and(|(last, _)| {
-                last.model == report.model
-                    && last.fingerprint == report.fingerprint
-                    && last.name != report.name
-            })
+        let has_model = |(other, node): (&NodeId, &FleetNode)| {
+            let same = |view: &NodeView| view.model == report.model && view.fingerprint == report.fingerprint;
+            *other != id && node.last.as_ref().is_some_and(|(view, _)| same(view))
         };
-        if !self.nodes.values().any(has_model) {
+        if !self.nodes.iter().any(has_model) {
             self.models.remove(&report.model);
         }
     }

@@ -80,7 +80,7 @@ pub enum LocalPrefill {
     Auto,
     /// Never.
     Never,
-    /// Always.
+    /// Always, also if it does not prefill for others.
     Always,
 }
 
@@ -194,8 +194,8 @@ impl<M: Copy + Ord> Routing<M> {
         }
     }
 
-    /// A member has reported its load. These of the placed prompts are in this report and in later ones, with the tokens of
-    /// [`Placed::prefill_tokens`]; the others are not in this one.
+    /// A member has reported its load. `prompts` are the placed prompts that this report contains for the first
+    /// time, by their [`Placed::prefill_tokens`]. They no longer count as waiting.
     pub fn reported_with(
         &mut self,
         now: Instant,

@@ -115,7 +115,7 @@ fn requests_go_only_to_nodes_that_report() {
 fn a_broken_or_draining_node_gets_nothing_until_it_reports() {
     let (mut fleet, nodes) = Fleet::new();
     let kept = fleet.run(&prompt(1, 400)).1;
-    fleet.state.broken(kept);
+    fleet.state.broken(fleet.now, kept);
     assert_ne!(fleet.run(&prompt(1, 400)).1, kept);
     let number = 1 + nodes.iter().position(|node| *node == kept).unwrap() as u64;
     fleet.report(kept, NodeView { accepts: false, ..report(number) }).unwrap();
@@ -186,4 +186,77 @@ fn other_weights_under_the_same_name_are_left_out() {
     fleet.state.left(first);
     fleet.state.ended(fleet.now, ticket.id);
     assert_eq!(fleet.state.models().count(), 1);
+}
+
+/// The report of a process that decodes, and to which no prefiller is connected.
+fn lone_receiver(number: u64) -> NodeView {
+    let capabilities = Capabilities { prefill: false, decode: true };
+    NodeView { name: number + 20, capabilities, prefillers: Vec::new(), ..report(number) }
+}
+
+#[test]
+fn a_receiver_without_senders_prefills_itself() {
+    let mut fleet = Fleet { state: FleetState::new(0, Duration::from_secs(1)), now: Instant::now() };
+    let node = fleet.state.joined();
+    fleet.report(node, lone_receiver(1)).unwrap();
+    assert_eq!(fleet.run(&prompt(1, 100)), (None, node));
+}
+
+#[test]
+fn a_node_whose_connections_break_pauses_for_longer_each_time() {
+    let (mut fleet, [node, ..]) = Fleet::new();
+    let is_used = |fleet: &mut Fleet, from: u32| {
+        (from..from + 30).any(|number| fleet.run(&prompt(number, 100)).1 == node)
+    };
+    // It reports all the time.
+    let after = |fleet: &mut Fleet, millis| {
+        fleet.now += Duration::from_millis(millis);
+        for (node, number) in [NodeId(0), NodeId(1), NodeId(2)].into_iter().zip(1..) {
+            fleet.report(node, report(number)).unwrap();
+        }
+    };
+    fleet.state.broken(fleet.now, node);
+    fleet.state.broken(fleet.now, node);
+    after(&mut fleet, 90);
+    assert!(!is_used(&mut fleet, 100));
+    after(&mut fleet, 20);
+    assert!(is_used(&mut fleet, 200), "its first pause is 100 ms, also if several requests broke at once");
+    fleet.state.broken(fleet.now, node);
+    after(&mut fleet, 110);
+    assert!(is_used(&mut fleet, 300), "an answer ended the series");
+}
+
+#[test]
+fn upgraded_weights_replace_those_of_lost_nodes() {
+    let (mut fleet, [first, second, dead]) = Fleet::new();
+    let upgraded = |number: u64| NodeView { name: number + 30, fingerprint: "new".into(), ..report(number) };
+    assert!(fleet.report(first, upgraded(1)).is_err(), "two nodes have the old weights");
+    assert!(fleet.report(second, upgraded(2)).is_err(), "one node has");
+    fleet.pass(3000);
+    fleet.report(first, upgraded(1)).unwrap();
+    fleet.report(second, upgraded(2)).unwrap();
+    assert_eq!(fleet.state.ready(fleet.now), 2);
+    for number in 0..20 {
+        assert_ne!(fleet.run(&prompt(number, 100)).1, dead);
+    }
+    assert!(fleet.report(dead, report(3)).unwrap_err().contains("other weights"));
+}
+
+#[test]
+fn an_address_belongs_to_one_node() {
+    let (mut fleet, nodes) = Fleet::new();
+    // The second node claims the address of the first one, and is then another process.
+    let liar = NodeView { address: Some(address(1)), name: 40, ..report(2) };
+    fleet.report(nodes[1], liar).unwrap();
+    assert_eq!(fleet.state.by_address[&address(1)], nodes[0]);
+    fleet.report(nodes[1], report(2)).unwrap();
+    assert_eq!(fleet.state.by_address[&address(1)], nodes[0]);
+    assert_eq!(fleet.state.by_address[&address(2)], nodes[1]);
+}
+
+#[test]
+fn another_page_size_is_left_out() {
+    let (mut fleet, [first, ..]) = Fleet::new();
+    let error = fleet.report(first, NodeView { page_tokens: 64, name: 9, ..report(1) }).unwrap_err();
+    assert!(error.contains("pages of 64 tokens") && error.contains("has 16"), "{error}");
 }

@@ -96,8 +96,9 @@ impl<M: Copy + Ord> Routing<M> {
         cached: &[PrefixHash],
         ask: &Ask<'_, M>,
     ) -> (Option<(Key, u32)>, usize) {
-        let is_local =
-            self.members[&decoder].capabilities.prefill && !ask.not_on.contains(&self.members[&decoder].id);
+        let here = &self.members[&decoder];
+        let may_prefill = here.capabilities.prefill || ask.local == LocalPrefill::Always;
+        let is_local = may_prefill && !ask.not_on.contains(&here.id);
         let local = match ask.local {
             LocalPrefill::Never => None,
             _ => is_local.then_some(decoder),

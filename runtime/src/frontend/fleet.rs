@@ -2,7 +2,7 @@
 //!
 //! The proxy reads the prompt of a request, because the nodes that have its beginning cached come first. [`FleetState`] chooses the node that decodes and the node
 //! that prefills. The body goes unchanged to the HTTP port of the decoding node, with `x-prefiller-host-port` if another node prefills. The answer comes
-//! back as it is, so the node checks the request and words its errors.
+//! back as it is, so the node checks the request, and its errors reach the client unchanged.
 //!
 //! Every request has one answer. If the connection to a node breaks, or the node answers 503, before the first byte of an answer, the request goes
 //! to another node, at most [`ATTEMPTS`] times. If a node dies later, the client's connection breaks. If a client leaves, the connection to the node is
@@ -48,6 +48,22 @@ struct FleetMember {
     address: String,
     /// Changes when all connections to the node are to be cut.
     cut: watch::Sender<u64>,
+    /// The last warning about a request.
+    warned: Mutex<Option<Instant>>,
+}
+
+/// Minimum time between two warnings about requests of the same node. When a node dies, all its requests fail.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
+impl FleetMember {
+    /// Warns about a request, unless it did so a moment ago.
+    fn warn(&self, what: &str, error: &str) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            *warned = Some(Instant::now());
+            tracing::warn!(node = self.address, "{what}: {error}");
+        }
+    }
 }
 
 /// The proxy of a fleet.
@@ -63,6 +79,8 @@ pub struct FleetProxy {
     api_key: Option<String>,
     /// Connects to the nodes, and keeps the connections.
     client: client::NodeClient,
+    /// The connections for reports. Requests cannot use them up.
+    polls: client::NodeClient,
     counts: FleetCounts,
 }
 
@@ -101,7 +119,12 @@ impl FleetProxy {
         let FleetSettings { nodes, model, memory, limits, deadline, api_key, index_bytes, ttft_target } =
             settings;
         let mut state = FleetState::new(index_bytes, ttft_target);
-        let member = |address| FleetMember { id: state.joined(), address, cut: watch::Sender::new(0) };
+        let member = |address| FleetMember {
+            id: state.joined(),
+            address,
+            cut: watch::Sender::new(0),
+            warned: Mutex::new(None),
+        };
         let members = nodes.into_iter().map(member).collect();
         Self {
             state: Mutex::new(state),
@@ -112,6 +135,7 @@ impl FleetProxy {
             deadline,
             api_key,
             client: client::NodeClient::new(),
+            polls: client::NodeClient::new(),
             counts: FleetCounts::default(),
         }
     }
@@ -165,6 +189,10 @@ impl FleetProxy {
             .shutdown_timeout(drain.as_secs_f64().ceil() as u64)
             .listen(listener)?
             .run())
+    }
+
+    fn has_models(&self) -> bool {
+        self.state().models().next().is_some()
     }
 
     fn ready(&self) -> usize {
@@ -275,6 +303,8 @@ async fn metrics(proxy: Shared) -> HttpResponse {
 
 /// Answers a request that no node answers.
 fn refused(proxy: &FleetProxy, error: ApiError) -> HttpResponse {
-    proxy.counts.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    if error.status.is_server_error() {
+        proxy.counts.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
     error.response()
 }

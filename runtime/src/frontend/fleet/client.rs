@@ -1,5 +1,6 @@
 //! The HTTP client for the nodes: one pool of kept connections for all threads of the process.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use actix_web::web::Bytes;
@@ -8,11 +9,14 @@ use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{HttpConnector, HttpInfo};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 /// Maximum time for a connection to a node.
 const CONNECT: Duration = Duration::from_secs(1);
+
+/// Time after which an unanswered connection ends: the address is gone, although nothing has closed the connection.
+const UNANSWERED: Duration = Duration::from_secs(10);
 
 /// Time for which an idle connection is kept. A node closes it after 20 s, so the client closes it first.
 const KEEP: Duration = Duration::from_secs(15);
@@ -37,6 +41,9 @@ impl NodeClient {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT));
         connector.set_nodelay(true);
+        connector.set_keepalive(Some(UNANSWERED / 2));
+        connector.set_keepalive_interval(Some(UNANSWERED / 4));
+        connector.set_keepalive_retries(Some(2));
         let mut builder = Client::builder(TokioExecutor::new());
         builder.pool_timer(TokioTimer::new()).pool_idle_timeout(KEEP);
         Self(builder.build(connector))
@@ -56,7 +63,7 @@ impl NodeClient {
         self.0.request(request).await.map_err(|error| with_causes(&error))
     }
 
-    /// Gets a document of at most `most` bytes.
+    /// Gets a document of at most `most` bytes, and the address that it came from.
     ///
     /// # Errors
     /// Why there is none, in one sentence.
@@ -64,16 +71,16 @@ impl NodeClient {
         &self,
         address: &str,
         path: &str,
-        headers: HeaderMap,
         most: usize,
-    ) -> Result<Bytes, String> {
-        let to = ToNode { method: Method::GET, address, path, headers, body: Bytes::new() };
+    ) -> Result<(Bytes, Option<SocketAddr>), String> {
+        let to = ToNode { method: Method::GET, address, path, headers: HeaderMap::new(), body: Bytes::new() };
         let response = self.send(to).await?;
         if response.status() != StatusCode::OK {
             return Err(format!("GET {path} answered {}", response.status()));
         }
+        let from = response.extensions().get::<HttpInfo>().map(HttpInfo::remote_addr);
         let body = Limited::new(response.into_body(), most).collect().await;
-        Ok(body.map_err(|error| format!("GET {path}: {error}"))?.to_bytes())
+        Ok((body.map_err(|error| format!("GET {path}: {error}"))?.to_bytes(), from))
     }
 }
 

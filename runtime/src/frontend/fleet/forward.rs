@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::timeout_at;
 
 use super::client::{self, ToNode};
-use super::{ATTEMPTS, FleetProxy, refused};
+use super::{ATTEMPTS, FleetMember, FleetProxy, refused};
 use crate::frontend::api_error::ApiError;
 use crate::frontend::body::{self, Body};
 use crate::frontend::connection::Connection;
@@ -60,23 +60,29 @@ async fn answer(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let deadline = Instant::now() + proxy.deadline;
-    let Body { bytes, held } = body::read(http, payload, &proxy.memory, proxy.limits.body).await?;
+    // The share of the budget is free again when the answer has begun.
+    let Body { bytes, held: _held } = body::read(http, payload, &proxy.memory, proxy.limits.body).await?;
     if let Some(connection) = Connection::of(http) {
         connection.answers_until(deadline);
     }
     let bytes = Bytes::from(bytes);
     let routed = Arc::new(read(kind, proxy, bytes.clone()).await?);
-    let mut tried: Vec<NodeId> = Vec::new();
+    let own = &*proxy.model.name;
+    let (mut tried, mut are_busy): (Vec<NodeId>, bool) = (Vec::new(), true);
     loop {
         let ask = FleetAsk {
-            model: routed.model.as_deref(),
+            model: routed.model.as_deref().or_else(|| proxy.state().serves(own).then_some(own)),
             prompt: &routed.prompt,
             salt: routed.salt,
             max_tokens: routed.max_tokens,
             tried: &tried,
         };
         let placed = proxy.state().place(Instant::now(), &ask);
-        let ticket = placed.map_err(|refusal| unplaced(refusal, routed.model.as_deref(), &tried))?;
+        let ticket = placed.map_err(|refusal| match (refusal, routed.model.as_deref()) {
+            _ if !tried.is_empty() => gave_up(tried.len(), are_busy),
+            (FleetRefusal::NoModel, Some(name)) if name != own && proxy.has_models() => no_model(name),
+            _ => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, FleetRefusal::NoNode.to_string()),
+        })?;
         let live = Live { proxy: Arc::clone(proxy), ticket: ticket.id };
         let last = tried.len() + 1 >= ATTEMPTS;
         let Some(member) = proxy.member(ticket.decode_on) else { continue };
@@ -91,16 +97,23 @@ async fn answer(
                 proxy.counts.retried.fetch_add(1, Ordering::Relaxed);
                 tried.push(ticket.decode_on);
             }
+            Ok(response) if response.status() == hyper::StatusCode::UNAUTHORIZED => {
+                let message = "the node refuses the proxy's API key; set the same request.api_key everywhere";
+                return Err(ApiError::new(StatusCode::BAD_GATEWAY, message));
+            }
             Ok(response) => {
-                proxy.state().answered(Instant::now(), ticket.id);
+                if response.status().is_success() {
+                    proxy.state().answered(Instant::now(), ticket.id);
+                }
                 proxy.counts.forwarded.fetch_add(1, Ordering::Relaxed);
-                return Ok(pass_on(response, live, cut, held));
+                return Ok(pass_on(response, member, live, cut));
             }
             Err(error) => {
-                tracing::warn!(node = member.address, "a request got no answer: {error}");
-                proxy.state().broken(ticket.decode_on);
+                member.warn("a request got no answer", &error);
+                proxy.state().broken(Instant::now(), ticket.decode_on);
+                are_busy = false;
                 if last {
-                    return Err(lost(tried.len() + 1));
+                    return Err(gave_up(tried.len() + 1, are_busy));
                 }
                 proxy.counts.retried.fetch_add(1, Ordering::Relaxed);
                 tried.push(ticket.decode_on);
@@ -141,9 +154,9 @@ async fn send(
 /// The answer for the client: that of the node. If the node is lost, the client's connection breaks.
 fn pass_on(
     answer: Response<Incoming>,
+    member: &FleetMember,
     live: Live,
     cut: watch::Receiver<u64>,
-    held: impl Send + 'static,
 ) -> HttpResponse {
     let status = StatusCode::from_u16(answer.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
     let mut response = HttpResponse::build(status);
@@ -156,41 +169,41 @@ fn pass_on(
     if let Some(length) = text("content-length").and_then(|length| length.parse().ok()) {
         response.no_chunking(length);
     }
-    let state = Some((BodyStream::new(answer.into_body()), live, cut, held));
+    let state = Some((BodyStream::new(answer.into_body()), member.id, live, cut));
     response.streaming(unfold(state, async |state| {
-        let (mut body, live, mut cut, held) = state?;
+        let (mut body, id, live, mut cut) = state?;
         let frame = tokio::select! {
             frame = body.next() => frame?.map_err(|error| client::with_causes(&error)),
             _ = cut.changed() => Err("the node is silent".to_owned()),
         };
         match frame {
             // A frame without data has trailers.
-            Ok(frame) => Some((Ok(frame.into_data().unwrap_or_default()), Some((body, live, cut, held)))),
+            Ok(frame) => Some((Ok(frame.into_data().unwrap_or_default()), Some((body, id, live, cut)))),
             Err(error) => {
                 live.proxy.counts.broken.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!("an answer broke off: {error}");
+                if let Some(member) = live.proxy.member(id) {
+                    member.warn("an answer broke off", &error);
+                }
                 Some((Err(io::Error::other(error)), None))
             }
         }
     }))
 }
 
-fn unplaced(refusal: FleetRefusal, model: Option<&str>, tried: &[NodeId]) -> ApiError {
-    match (refusal, model) {
-        (FleetRefusal::NoModel, Some(model)) => {
-            let message = format!("model {model:?} does not exist in this fleet");
-            ApiError { param: Some("model".to_owned()), ..ApiError::new(StatusCode::NOT_FOUND, message) }
-        }
-        _ if !tried.is_empty() => lost(tried.len()),
-        _ => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, FleetRefusal::NoNode.to_string()),
-    }
+fn no_model(name: &str) -> ApiError {
+    let error = ApiError::new(StatusCode::NOT_FOUND, format!("model {name:?} does not exist in this fleet"));
+    ApiError { param: Some("model".to_owned()), ..error }
 }
 
-/// Status 502: the nodes that got the request did not answer.
-fn lost(nodes: usize) -> ApiError {
+/// Status 503 if all nodes that got the request were busy, else 502.
+fn gave_up(nodes: usize, are_busy: bool) -> ApiError {
+    if are_busy {
+        let message = format!("{nodes} nodes got the request and have no room for it now; retry later");
+        return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message);
+    }
     ApiError::new(
         StatusCode::BAD_GATEWAY,
-        format!("{nodes} nodes got the request and none answered; retry later"),
+        format!("{nodes} nodes got the request and did not answer; retry later"),
     )
 }
 

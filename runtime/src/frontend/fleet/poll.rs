@@ -1,5 +1,6 @@
 //! Asks every node of the fleet for its report.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,11 +10,14 @@ use actors::messages::LoadReport;
 use connector::frame::Capabilities;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::{FleetMember, FleetProxy, client};
+use super::{FleetMember, FleetProxy};
 use crate::frontend::node_report::{NodeReport, NodeState};
 
 /// Time between two questions to the same node.
 const ASK_EVERY: Duration = Duration::from_millis(100);
+
+/// Maximum length of an error in the log. A node decides what is in it.
+const LOGGED_CHARACTERS: usize = 200;
 
 /// Maximum size of a report: a node with a thousand peers has 30 KiB.
 const REPORT_BYTES_MAX: usize = 256 << 10;
@@ -45,7 +49,8 @@ fn every(period: Duration) -> tokio::time::Interval {
 /// Asks one node. A line is logged when it begins to answer, and when it begins to fail.
 async fn ask_regularly(proxy: Arc<FleetProxy>, index: usize) {
     let member = &proxy.members[index];
-    let mut failed: Option<String> = Some(String::new());
+    // `None`: it has not been asked yet.
+    let mut reports: Option<bool> = None;
     let mut ticks = every(ASK_EVERY);
     loop {
         ticks.tick().await;
@@ -54,33 +59,34 @@ async fn ask_regularly(proxy: Arc<FleetProxy>, index: usize) {
             Ok(report) => proxy.state().reported(Instant::now(), member.id, asked, report),
             Err(error) => Err(error),
         };
-        match (answer, &failed) {
-            (Ok(()), Some(_)) => {
-                tracing::info!(node = member.address, "node reports");
-                failed = None;
-            }
-            (Ok(()), None) => {}
-            (Err(error), before) if before.as_ref() != Some(&error) => {
+        let before = reports.replace(answer.is_ok());
+        match answer {
+            Ok(()) if before != Some(true) => tracing::info!(node = member.address, "node reports"),
+            Err(error) if before != Some(false) => {
+                let error: String = error.chars().take(LOGGED_CHARACTERS).collect();
                 tracing::warn!(node = member.address, "node is left out: {error}");
-                failed = Some(error);
             }
-            (Err(_), _) => {}
+            _ => {}
         }
     }
 }
 
 async fn ask(proxy: &FleetProxy, member: &FleetMember) -> Result<NodeView, String> {
-    let headers = client::headers(proxy.api_key.as_deref());
-    let asked = proxy.client.get(&member.address, "/node", headers, REPORT_BYTES_MAX);
-    let body = timeout(UNKNOWN_AFTER, asked).await;
-    let body = body.map_err(|_| format!("GET /node has no answer after {UNKNOWN_AFTER:?}"))??;
-    view(serde_json::from_slice(&body).map_err(|error| format!("GET /node is no report: {error}"))?)
+    let asked = timeout(UNKNOWN_AFTER, proxy.polls.get(&member.address, "/node", REPORT_BYTES_MAX)).await;
+    let (body, from) = asked.map_err(|_| format!("GET /node has no answer after {UNKNOWN_AFTER:?}"))??;
+    let report = serde_json::from_slice(&body).map_err(|error| format!("GET /node is no report: {error}"))?;
+    view(report, from.map(|from| from.ip()))
 }
 
-fn view(report: NodeReport) -> Result<NodeView, String> {
-    let name = u64::from_str_radix(&report.incarnation, 16).map_err(|_| {
-        format!("GET /node has the incarnation {:?}, which is no hex number", report.incarnation)
-    })?;
+/// What the state needs to know. The report came from the address `from`.
+fn view(report: NodeReport, from: Option<IpAddr>) -> Result<NodeView, String> {
+    let name = u64::from_str_radix(&report.incarnation, 16)
+        .map_err(|_| "GET /node has an incarnation that is no hex number".to_owned())?;
+    // A node that listens on all addresses does not know the one under which others reach it.
+    let address = report.http.and_then(|http| match from {
+        Some(from) if http.ip().is_unspecified() => Some(SocketAddr::new(from, http.port())),
+        _ => (!http.ip().is_unspecified()).then_some(http),
+    });
     if report.page_tokens == 0 {
         return Err("GET /node has page_tokens 0".to_owned());
     }
@@ -95,7 +101,7 @@ fn view(report: NodeReport) -> Result<NodeView, String> {
         used_pages: report.used_pages,
         cache_pages: report.cache_pages,
         load: LoadReport::of_peer(report.waiting_tokens, report.begun_tokens, report.nanos_per_token),
-        address: report.http,
+        address,
         prefillers: report.prefillers,
     })
 }
