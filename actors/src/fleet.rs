@@ -304,7 +304,8 @@ impl FleetState {
         cut
     }
 
-    /// A connection to this node broke. It gets no new requests during a pause, and then until it reports again.
+    /// A connection to this node broke. It gets no new requests during a pause, and then until it reports again, unless no other node takes
+    /// them.
     pub fn broken(&mut self, now: Instant, id: NodeId) {
         if let Some(node) = self.nodes.get_mut(&id) {
             let pause = match node.pause {
@@ -345,13 +346,22 @@ impl FleetState {
             local: LocalPrefill::Auto,
             not_on: ask.tried,
         };
-        let placed = match model.routing.place(now, &asked) {
+        let mut placed = model.routing.place(now, &asked);
+        if placed == Err(NotPlaced::NoDecoder) {
+            // A node that pauses is better than none.
+            let paused = |(_, node): &(&NodeId, &FleetNode)| {
+                let is_live = |(view, at): &(NodeView, Instant)| {
+                    view.model == name && view.accepts && now.saturating_duration_since(*at) < UNKNOWN_AFTER
+                };
+                node.pause.is_some() && node.last.as_ref().is_some_and(is_live)
+            };
+            self.nodes.iter().filter(paused).for_each(|(id, _)| model.routing.accepts(*id, true));
+            placed = model.routing.place(now, &asked);
+        }
+        if placed == Err(NotPlaced::NoPrefiller) {
             // Every node can prefill what it decodes.
-            Err(NotPlaced::NoPrefiller) => {
-                model.routing.place(now, &Ask { local: LocalPrefill::Always, ..asked })
-            }
-            placed => placed,
-        };
+            placed = model.routing.place(now, &Ask { local: LocalPrefill::Always, ..asked });
+        }
         let placed = placed.map_err(|_| FleetRefusal::NoNode)?;
         let id = TicketId(self.next_ticket);
         self.next_ticket += 1;

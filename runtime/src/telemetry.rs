@@ -9,7 +9,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 
 /// Crates whose `info` events do not help an operator.
-const QUIET: &str = "actix_server=warn,actix_http=warn,actix_web=warn,mio=warn,tokenizers=warn";
+const QUIET: &str =
+    "actix_server=warn,actix_http=warn,actix_http::h1=off,actix_web=warn,mio=warn,tokenizers=warn";
 
 /// Which events are logged.
 #[derive(Clone, Debug, PartialEq, Eq)]

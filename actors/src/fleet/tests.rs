@@ -227,6 +227,21 @@ fn a_node_whose_connections_break_pauses_for_longer_each_time() {
 }
 
 #[test]
+fn a_node_that_pauses_is_better_than_none() {
+    let (mut fleet, nodes) = Fleet::new();
+    nodes.iter().for_each(|node| fleet.state.broken(fleet.now, *node));
+    let asked = prompt(1, 50);
+    let mut tried = Vec::new();
+    for _ in 0..3 {
+        let ticket = fleet.state.place(fleet.now, &FleetAsk { tried: &tried, ..ask(&asked) }).unwrap();
+        assert!(!tried.contains(&ticket.decode_on));
+        tried.push(ticket.decode_on);
+    }
+    let refused = fleet.state.place(fleet.now, &FleetAsk { tried: &tried, ..ask(&asked) });
+    assert_eq!(refused, Err(FleetRefusal::NoNode), "each was tried");
+}
+
+#[test]
 fn upgraded_weights_replace_those_of_lost_nodes() {
     let (mut fleet, [first, second, dead]) = Fleet::new();
     let upgraded = |number: u64| NodeView { name: number + 30, fingerprint: "new".into(), ..report(number) };

@@ -78,6 +78,7 @@ impl ApiError {
             StatusCode::UNSUPPORTED_MEDIA_TYPE => "UnsupportedMediaTypeError",
             StatusCode::TOO_MANY_REQUESTS => "TooManyRequestsError",
             StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailableError",
+            StatusCode::BAD_GATEWAY => "BadGatewayError",
             StatusCode::GATEWAY_TIMEOUT => "GatewayTimeoutError",
             _ => "InternalServerError",
         }

@@ -288,9 +288,19 @@ async fn metrics(proxy: Shared) -> HttpResponse {
         forwarded,
     );
     let retried = counts.retried.load(Relaxed);
-    metric("baton_proxy_retries_total", "counter", "Times that a request was to go to another node.", retried);
+    metric(
+        "baton_proxy_retries_total",
+        "counter",
+        "Times that a request was to go to another node.",
+        retried,
+    );
     let refused = counts.refused.load(Relaxed);
-    metric("baton_proxy_requests_refused_total", "counter", "Requests that the proxy answered with 502, 503 or 504.", refused);
+    metric(
+        "baton_proxy_requests_refused_total",
+        "counter",
+        "Requests that the proxy answered with 502, 503 or 504.",
+        refused,
+    );
     let broken = counts.broken.load(Relaxed);
     metric(
         "baton_proxy_answers_broken_total",
