@@ -66,7 +66,7 @@ async fn answer(
         connection.answers_until(deadline);
     }
     let bytes = Bytes::from(bytes);
-    let routed = Arc::new(read(kind, proxy, bytes.clone()).await?);
+    let routed = read(kind, proxy, bytes.clone()).await?;
     let own = &*proxy.model.name;
     let (mut tried, mut are_busy): (Vec<NodeId>, bool) = (Vec::new(), true);
     loop {
@@ -85,7 +85,8 @@ async fn answer(
         })?;
         let live = Live { proxy: Arc::clone(proxy), ticket: ticket.id };
         let last = tried.len() + 1 >= ATTEMPTS;
-        let Some(member) = proxy.member(ticket.decode_on) else { continue };
+        let gone = || ApiError::new(StatusCode::SERVICE_UNAVAILABLE, FleetRefusal::NoNode.to_string());
+        let member = proxy.member(ticket.decode_on).ok_or_else(gone)?;
         let mut cut = member.cut.subscribe();
         let send = send(proxy, http, &member.address, &ticket, bytes.clone());
         let sent = tokio::select! {
