@@ -63,6 +63,8 @@ pub struct NodeView {
     pub used_pages: u32,
     /// Pages that can keep the KV of earlier prompts.
     pub cache_pages: u32,
+    /// Answers that run.
+    pub running: u32,
     /// The load of its engine.
     pub load: LoadReport,
     /// The HTTP address that it tells its peers; without one it prefills for no other node.
@@ -264,6 +266,7 @@ impl FleetState {
         model.routing.accepts(id, report.accepts && !is_paused);
         model.routing.room_changed(id, report.pool_pages, report.used_pages);
         model.routing.cache_reported(id, report.cache_pages);
+        model.routing.decoding(id, report.running, report.load.decode);
         let load = report.load;
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         (node.last, node.is_cut) = (Some((report, now)), false);

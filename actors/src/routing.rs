@@ -10,7 +10,9 @@
 //! speed, and the measured delay of the hand-over if another member decodes.
 //!
 //! **Decode.** A member that has pages for the whole request and the KV of at least half of the prompt comes first, because a conversation
-//! continues where its KV is. Otherwise a member with about the most free pages decodes.
+//! continues where its KV is. Otherwise the member that decodes most takes the request, while its steps take at most half as long again as the shortest
+//! steps of the fleet. So decodes share the weights that each step reads, and the other members prefill in long steps, without rows to delay. If no
+//! member that decodes has such room, a member with about the most free pages decodes.
 //!
 //! **Prefill.** The candidates are at most 8 members with the longest known prefixes and the 8 members with the shortest queues. Members
 //! whose prefills fail pause. The rules, in this order:
@@ -41,7 +43,7 @@ use std::time::{Duration, Instant};
 
 use connector::frame::Capabilities;
 
-use crate::messages::{LoadReport, PrefillOutcome};
+use crate::messages::{DecodeSteps, LoadReport, PrefillOutcome};
 use crate::request::CacheSalt;
 use index::{Key, PrefixIndex};
 use member::{Member, Work};
@@ -237,6 +239,13 @@ impl<M: Copy + Ord> Routing<M> {
         }
     }
 
+    /// A member has reported how many answers it decodes, and how long its steps take.
+    pub fn decoding(&mut self, id: M, running: u32, steps: Option<DecodeSteps>) {
+        if let Some(member) = self.member_mut(id) {
+            member.decoding(running, steps);
+        }
+    }
+
     /// The prefill of a placed request has ended. `tokens` is [`Placed::prefill_tokens`].
     pub fn prefilled(&mut self, now: Instant, id: M, tokens: u32, outcome: &PrefillOutcome) {
         if let Some(member) = self.member_mut(id) {
@@ -254,7 +263,7 @@ impl<M: Copy + Ord> Routing<M> {
     /// A placed request has ended. `pages` is [`Placed::decode_pages`].
     pub fn decoded(&mut self, id: M, pages: u32) {
         if let Some(member) = self.member_mut(id) {
-            member.placed_pages = member.placed_pages.saturating_sub(pages);
+            member.decoded(pages);
         }
     }
 
@@ -327,7 +336,9 @@ impl<M: Copy + Ord> Routing<M> {
         let decode_pages = if ask.decode_on.is_some() { 0 } else { pages };
         let turn = self.turn;
         if let Some(member) = self.members.get_mut(&decoder) {
-            member.placed_pages = member.placed_pages.saturating_add(decode_pages);
+            if ask.decode_on.is_none() {
+                member.place_decode(pages, turn);
+            }
             member.turn = turn;
         }
         if let Some(member) = self.members.get_mut(&prefiller) {

@@ -87,7 +87,7 @@ pub use memory::InputMemory;
 #[cfg(test)]
 pub(crate) use model_text::testing;
 pub use model_text::{ModelText, TextError};
-pub use node_report::{NodeReport, NodeState};
+pub use node_report::{DecodeReport, NodeReport, NodeState};
 pub use observed::{AnswerCounts, CacheInfo, Observed};
 pub use reasoning::ReasoningFormat;
 pub use served_model::ServedModel;

@@ -24,7 +24,13 @@ fn report(number: u64) -> NodeView {
         pool_pages: 1000,
         used_pages: 0,
         cache_pages: 1000,
-        load: LoadReport { waiting_tokens: 0, begun_tokens: 0, nanos_per_token: Some(1_000_000) },
+        running: 0,
+        load: LoadReport {
+            waiting_tokens: 0,
+            begun_tokens: 0,
+            nanos_per_token: Some(1_000_000),
+            decode: None,
+        },
         address: Some(address(number)),
         prefillers: others.map(address).collect(),
     }

@@ -438,8 +438,8 @@ impl GeneratorState {
         self.returned_micros = now_micros;
         if is_computed {
             let tokens: u32 = flight.parts.iter().map(|(_, length)| length).sum();
-            let has_rows = tokens > flight.prompt_tokens;
-            self.pace.measured(flight.prompt_tokens, has_rows, now_micros.saturating_sub(began));
+            let rows = tokens - flight.prompt_tokens;
+            self.pace.measured(flight.prompt_tokens, rows, now_micros.saturating_sub(began));
         }
     }
 

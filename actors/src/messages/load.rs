@@ -13,6 +13,19 @@ pub struct LoadReport {
     /// Time of a step with long prompts divided by its prompt tokens, in nanoseconds. It contains the time of the rows that decode in the same step.
     /// `None`: not measured yet.
     pub nanos_per_token: Option<u32>,
+    /// The steps that only decode. Routers read it from `GET /node`; the link does not carry it. `None`: not measured yet.
+    pub decode: Option<DecodeSteps>,
+}
+
+/// Measured steps without prompt tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeSteps {
+    /// Average number of sequences in the recent steps, rounded up.
+    pub rows: u32,
+    /// Average duration of the recent steps in microseconds.
+    pub micros: u32,
+    /// The lowest average duration of 16 steps in a row since the process started, in microseconds.
+    pub least_micros: u32,
 }
 
 impl LoadReport {
@@ -26,6 +39,7 @@ impl LoadReport {
             waiting_tokens: waiting_tokens.min(Self::TOKENS_MAX),
             begun_tokens: begun_tokens.min(Self::TOKENS_MAX),
             nanos_per_token: nanos_per_token.filter(|nanos| *nanos > 0),
+            decode: None,
         }
     }
 

@@ -63,20 +63,33 @@ impl<M: Copy + Ord> Routing<M> {
         let decodes = |key: Key| self.members.get(&key).is_some_and(may);
         let from = (self.turn % u64::from(self.next_key.max(1))) as Key;
         let holders = self.index.longest(cached, CANDIDATES, from, decodes);
+        let decoders = self.members.iter().filter(|(key, _)| decodes(**key));
+        let least =
+            decoders.clone().filter_map(|(_, member)| member.decode_steps).map(|steps| steps.least_micros);
+        let least = f64::from(least.min().unwrap_or(u32::MAX));
+        let joins = |member: &Member<M>| member.rows() > 0 && member.has_free_row(least);
+        // Members that hold equally much are in turn; the last of equal ones would be taken.
         let returns = holders
-            .iter()
-            .find(|(key, resident)| 2 * resident >= cached.len().max(1) && self.members[key].room() >= pages);
-        if let Some((key, _)) = returns {
+            .into_iter()
+            .rev()
+            .map(|(key, resident)| (key, resident, &self.members[&key]))
+            .filter(|(_, resident, member)| 2 * resident >= cached.len().max(1) && member.room() >= pages)
+            .max_by_key(|(_, resident, member)| (*resident, if joins(member) { member.rows() } else { 0 }));
+        if let Some((key, ..)) = returns {
+            return Some(key);
+        }
+        let joined = decoders.clone().filter(|(_, member)| member.room() >= pages && joins(member));
+        if let Some((key, _)) = joined.max_by_key(|(_, member)| (member.rows(), member.name)) {
             return Some(*key);
         }
-        let decoders = self.members.iter().filter(|(key, _)| decodes(**key));
         let most = decoders.clone().map(|(_, member)| member.room()).max()?;
         let first = self.unknown_first_tokens(cached);
         let near = decoders
             .filter(|(_, member)| member.room().saturating_add(member.pool_pages / NEAR_ROOM) >= most);
-        let preference = |member: &Member<M>| match first {
-            Some(first) => (0, rendezvous(first, member.name)),
-            None => (member.room(), 0),
+        let preference = |member: &Member<M>| match (member.has_free_row(least), first) {
+            (true, Some(first)) => (true, rendezvous(first, member.name)),
+            (true, None) => (true, u64::from(member.room())),
+            (false, _) => (false, u64::from(u32::MAX - member.rows())),
         };
         near.max_by_key(|(_, member)| (preference(member), Reverse(member.turn))).map(|(key, _)| *key)
     }
@@ -238,7 +251,12 @@ impl<M: Copy + Ord> Routing<M> {
         if candidates.iter().all(|estimate| estimate.ttft > target) {
             return lowest(candidates, |estimate| estimate.ttft);
         }
-        let recent = |estimate: &Estimate| self.members[&estimate.key].recent(now);
+        let speed = |estimate: &Estimate| self.members[&estimate.key].expected_speed(now, 1.0);
+        let fastest = candidates.iter().map(speed).min_by(f64::total_cmp).unwrap_or(1.0).max(1e-3);
+        // A member that is half as fast has worked as much after half as many tokens.
+        let recent = |estimate: &Estimate| {
+            self.members[&estimate.key].recent(now) * (speed(estimate) / fastest).max(1.0)
+        };
         let least = candidates.iter().map(recent).min_by(f64::total_cmp).unwrap_or(0.0);
         let length = ask.prompt.len() as f64;
         for estimate in candidates.iter_mut() {
@@ -247,20 +265,20 @@ impl<M: Copy + Ord> Routing<M> {
         }
         let timely: Vec<Estimate> =
             candidates.iter().filter(|estimate| estimate.ttft <= target).copied().collect();
-        let best = lowest(&timely, |estimate| estimate.cost)?;
-        let Some(first) = self.unknown_first_tokens(cached) else { return Some(best) };
+        let Some(first) = self.unknown_first_tokens(cached) else {
+            return lowest(&timely, |estimate| estimate.cost);
+        };
         let soonest = lowest(&timely, |estimate| estimate.ttft)?;
         if self.hand_over_has_price(ask) {
             return Some(soonest);
         }
-        let own = length * self.members[&best.key].expected_speed(now, 0.0);
-        let near = timely.into_iter().filter(|estimate| {
-            estimate.cost <= best.cost + NEAR_COST * length && estimate.ttft <= soonest.ttft + NEAR_TTFT * own
-        });
-        let near = near.max_by_key(|estimate| {
+        let own = length * self.members[&soonest.key].expected_speed(now, 0.0);
+        let near = timely.into_iter().filter(|estimate| estimate.ttft <= soonest.ttft + NEAR_TTFT * own);
+        let near: Vec<Estimate> = near.collect();
+        let best = lowest(&near, |estimate| estimate.cost)?;
+        let equal = near.into_iter().filter(|estimate| estimate.cost <= best.cost + NEAR_COST * length);
+        equal.max_by_key(|estimate| {
             (rendezvous(first, self.members[&estimate.key].name), Reverse(estimate.turn))
-        });
-        // The candidate with the lowest cost may be slow, and the others may have computed much recently.
-        near.or(Some(best))
+        })
     }
 }

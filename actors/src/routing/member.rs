@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use connector::frame::Capabilities;
 
 use super::Joining;
-use crate::messages::{LoadReport, PrefillOutcome};
+use crate::messages::{DecodeSteps, LoadReport, PrefillOutcome};
 
 /// Minimum number of computed tokens of a prefill whose speed is measured. For fewer tokens the fixed cost of a step dominates.
 const MEASURED_TOKENS: u32 = 16;
@@ -16,6 +16,13 @@ const SPEED_VALID: Duration = Duration::from_secs(30);
 
 /// Time in which the weight of past work halves in [`Member::recent`].
 const WORK_HALVES: Duration = Duration::from_secs(120);
+
+/// A member gets further answers to decode while its steps take at most this many times as long as the shortest steps of the fleet. On a GPU,
+/// tens of rows fit; on a CPU, where each row costs the same, one or two.
+const STRETCH: f64 = 1.5;
+
+/// A member may have this many more rows than its measurements tell of.
+const UNMEASURED_ROWS: u32 = 8;
 
 /// First and maximum length of the pause in which a member gets no prompts after a failed prefill. Each further failure in a row doubles the
 /// pause. The first pause is long enough for all prompts in progress to fail together. At the longest pause, a member that never
@@ -101,6 +108,12 @@ pub(super) struct Member<M> {
     failing: Option<Failing>,
     /// Tokens computed here recently, and the time of that value.
     pub(super) work: Work,
+    /// Reported answers that run.
+    running: u32,
+    /// Requests that were placed here to decode and have not ended.
+    placed: u32,
+    /// The member's measured steps that only decode.
+    pub(super) decode_steps: Option<DecodeSteps>,
     /// Number of the last placement here.
     pub(super) turn: u64,
     /// Pages of the pool.
@@ -131,6 +144,9 @@ impl<M> Member<M> {
             hand_over: Average::default(),
             failing: None,
             work,
+            running: 0,
+            placed: 0,
+            decode_steps: None,
             turn: 0,
             pool_pages,
             used_pages: 0,
@@ -183,6 +199,41 @@ impl<M> Member<M> {
     /// Pages that are free for further requests.
     pub(super) fn room(&self) -> u32 {
         self.pool_pages.saturating_sub(self.used_pages.max(self.placed_pages))
+    }
+
+    /// A request of `pages` pages is placed here to decode.
+    pub(super) fn place_decode(&mut self, pages: u32, turn: u64) {
+        self.placed += 1;
+        self.placed_pages = self.placed_pages.saturating_add(pages);
+        self.turn = turn;
+    }
+
+    /// A request of `pages` pages that was placed here to decode has ended.
+    pub(super) fn decoded(&mut self, pages: u32) {
+        self.placed = self.placed.saturating_sub(1);
+        self.placed_pages = self.placed_pages.saturating_sub(pages);
+    }
+
+    /// Answers that run here or will, as far as the router knows.
+    pub(super) fn rows(&self) -> u32 {
+        self.running.max(self.placed)
+    }
+
+    /// True if a step that decodes one more row is expected to take at most [`STRETCH`] times `least` microseconds. Beyond twice the rows that were
+    /// measured, nothing is expected.
+    pub(super) fn has_free_row(&self, least: f64) -> bool {
+        let rows = self.rows() + 1;
+        let Some(steps) = self.decode_steps else { return rows <= UNMEASURED_ROWS };
+        let own_least = f64::from(steps.least_micros.min(steps.micros));
+        // The first row takes the shortest step, and further ones lengthen it evenly.
+        let stretch = f64::from(rows - 1) / f64::from(steps.rows.saturating_sub(1).max(1));
+        let micros = own_least + (f64::from(steps.micros) - own_least) * stretch;
+        rows <= 2 * steps.rows + UNMEASURED_ROWS && micros <= STRETCH * least
+    }
+
+    /// The member has reported its answers that run, and its load.
+    pub(super) fn decoding(&mut self, running: u32, steps: Option<DecodeSteps>) {
+        (self.running, self.decode_steps) = (running, steps);
     }
 
     /// A prompt is placed here. We expect that `tokens` of its tokens must be computed.

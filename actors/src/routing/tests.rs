@@ -47,7 +47,7 @@ pub(super) fn router(count: u32, config: RoutingConfig) -> Routing<u32> {
 
 /// The load of a member that computes 1,000 tokens per second.
 pub(super) fn load(waiting_tokens: u64) -> LoadReport {
-    LoadReport { waiting_tokens, begun_tokens: 0, nanos_per_token: Some(1_000_000) }
+    LoadReport { waiting_tokens, begun_tokens: 0, nanos_per_token: Some(1_000_000), decode: None }
 }
 
 pub(super) fn computed(placed: &Placed<u32>) -> PrefillOutcome {

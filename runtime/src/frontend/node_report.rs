@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use actors::messages::DecodeSteps;
 use serde::{Deserialize, Serialize};
 
 /// The state of a node at one moment. Readers ignore fields that they do not know, so later versions may add some.
@@ -39,6 +40,9 @@ pub struct NodeReport {
     pub begun_tokens: u64,
     /// Duration of a step divided by its prompt tokens, in nanoseconds; `None` until it is measured.
     pub nanos_per_token: Option<u32>,
+    /// The steps that only decode; `None` until they are measured.
+    #[serde(default)]
+    pub decode: Option<DecodeReport>,
     /// Answers that run.
     pub running: u64,
     /// Answers of the requests that wait for admission.
@@ -47,6 +51,29 @@ pub struct NodeReport {
     pub http: Option<SocketAddr>,
     /// The HTTP addresses of the connected peers that can prefill for this process, in order.
     pub prefillers: Vec<SocketAddr>,
+}
+
+/// Measured steps of a node that only decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecodeReport {
+    /// Average number of answers in the recent steps.
+    pub rows: u32,
+    /// Average duration of the recent steps in microseconds.
+    pub micros: u32,
+    /// The lowest average duration of 16 steps in a row since the process started, in microseconds.
+    pub least_micros: u32,
+}
+
+impl DecodeReport {
+    /// The report of these steps.
+    pub fn of(steps: DecodeSteps) -> Self {
+        Self { rows: steps.rows, micros: steps.micros, least_micros: steps.least_micros }
+    }
+
+    /// The reported steps.
+    pub fn steps(self) -> DecodeSteps {
+        DecodeSteps { rows: self.rows, micros: self.micros, least_micros: self.least_micros }
+    }
 }
 
 /// Whether a node serves.

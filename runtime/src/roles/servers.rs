@@ -13,7 +13,9 @@ use tokio::time::timeout;
 use super::exposure::Port;
 use super::{ListeningSockets, SharedState};
 use crate::config::{Config, Role, Secret};
-use crate::frontend::{AnswerCounts, Frontend, Health, HealthState, NodeReport, NodeState, ServerHandle};
+use crate::frontend::{
+    AnswerCounts, DecodeReport, Frontend, Health, HealthState, NodeReport, NodeState, ServerHandle,
+};
 
 /// The running servers.
 pub(super) struct Servers {
@@ -184,6 +186,7 @@ fn node_report(role: Role, node: &Node, shared: &SharedState) -> Arc<dyn Fn() ->
             waiting_tokens: proxy.load.waiting_tokens,
             begun_tokens: proxy.load.begun_tokens,
             nanos_per_token: proxy.load.nanos_per_token,
+            decode: proxy.load.decode.map(DecodeReport::of),
             running: streams.len() as u64,
             waiting: admission.waiting() as u64,
             http: facts.http,

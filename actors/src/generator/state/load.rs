@@ -22,6 +22,7 @@ impl GeneratorState {
             waiting_tokens,
             begun_tokens,
             nanos_per_token: self.pace.nanos_per_token(self.decodes()),
+            decode: self.pace.decode_steps(),
         }
     }
 
@@ -53,11 +54,16 @@ impl GeneratorState {
     }
 }
 
-/// True if the tokens of prompts are the same and the speed differs by less than an eighth.
+/// True if the tokens of prompts are the same, and the speed and the steps without prompts differ by less than an eighth.
 fn is_alike(a: LoadReport, b: LoadReport) -> bool {
+    let near = |a: u32, b: u32| a == b || a.abs_diff(b) < a.min(b) / 8;
     let speeds_alike = match (a.nanos_per_token, b.nanos_per_token) {
-        (Some(a), Some(b)) => a.abs_diff(b) < a.min(b) / 8,
+        (Some(a), Some(b)) => near(a, b),
         (a, b) => a == b,
     };
-    (a.waiting_tokens, a.begun_tokens) == (b.waiting_tokens, b.begun_tokens) && speeds_alike
+    let steps_alike = match (a.decode, b.decode) {
+        (Some(a), Some(b)) => near(a.rows, b.rows) && near(a.micros, b.micros),
+        (a, b) => a == b,
+    };
+    (a.waiting_tokens, a.begun_tokens) == (b.waiting_tokens, b.begun_tokens) && speeds_alike && steps_alike
 }

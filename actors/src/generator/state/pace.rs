@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use crate::messages::DecodeSteps;
+
 /// Minimum number of prompt tokens in a step. Prompts make progress even if no step keeps the bound. A step of 64 tokens reads the weights once,
 /// like a step of one token.
 const TOKENS_MIN: u32 = 64;
@@ -19,7 +21,10 @@ const PLANNED_SHARE: f64 = 0.9;
 /// than one that has too few tokens.
 const WEIGHTS: (f64, f64) = (0.5, 0.25);
 
-/// A moving average of durations in microseconds.
+/// Number of steps without prompts whose average duration is compared with [`DecodeSteps::least_micros`].
+const WINDOW: u32 = 16;
+
+/// A moving average of durations in microseconds, or of other quantities.
 #[derive(Clone, Copy, Debug, Default)]
 struct Average(Option<f64>);
 
@@ -43,6 +48,12 @@ pub(super) struct Pace {
     chunk_tokens: u32,
     /// Time of a step without prompts.
     rows: Average,
+    /// Number of rows of a step without prompts.
+    row_count: Average,
+    /// The number of steps in the window so far, and their time.
+    window: (u32, f64),
+    /// The lowest average of a window.
+    least: Option<f64>,
     /// Time that a prompt token adds to a step.
     per_token: Average,
 }
@@ -51,22 +62,52 @@ impl Pace {
     /// A pace that keeps `bound`, for steps with at most `chunk_tokens` prompt tokens; `None`: only `chunk_tokens` limits them.
     pub(super) fn new(bound: Option<Duration>, chunk_tokens: u32) -> Self {
         let bound = bound.map(|bound| bound.as_secs_f64() * 1e6 * PLANNED_SHARE);
-        Self { bound, chunk_tokens, rows: Average::default(), per_token: Average::default() }
+        Self {
+            bound,
+            chunk_tokens,
+            rows: Average::default(),
+            row_count: Average::default(),
+            window: (0, 0.0),
+            least: None,
+            per_token: Average::default(),
+        }
     }
 
-    /// A step with this many prompt tokens took `micros`. `has_rows`: it also computed sequences that decode.
-    pub(super) fn measured(&mut self, prompt_tokens: u32, has_rows: bool, micros: u64) {
+    /// A step with this many prompt tokens and this many rows of sequences that decode took `micros`.
+    pub(super) fn measured(&mut self, prompt_tokens: u32, rows: u32, micros: u64) {
         let micros = micros as f64;
         if prompt_tokens == 0 {
-            return self.rows.add(micros);
+            return self.decoded(rows, micros);
         }
         // A step with few prompt tokens takes nearly as long as one with none, so it does not show what a token costs.
         if prompt_tokens < TOKENS_MIN.min(self.chunk_tokens) && self.per_token.0.is_some() {
             return;
         }
-        let rows = if has_rows { self.rows.0.unwrap_or(0.0) } else { 0.0 };
+        let rows = if rows > 0 { self.rows.0.unwrap_or(0.0) } else { 0.0 };
         // The average of the rows may be too high for this step. At least half of the step's time counts for its prompts.
         self.per_token.add((micros - rows).max(micros / 2.0) / f64::from(prompt_tokens));
+    }
+
+    /// A step without prompts has computed this many rows.
+    fn decoded(&mut self, rows: u32, micros: f64) {
+        self.rows.add(micros);
+        self.row_count.add(f64::from(rows));
+        self.window = (self.window.0 + 1, self.window.1 + micros);
+        if self.window.0 == WINDOW {
+            let average = self.window.1 / f64::from(WINDOW);
+            self.least = Some(self.least.map_or(average, |least| least.min(average)));
+            self.window = (0, 0.0);
+        }
+    }
+
+    /// The steps without prompts, if enough were measured.
+    pub(super) fn decode_steps(&self) -> Option<DecodeSteps> {
+        // The conversions saturate.
+        Some(DecodeSteps {
+            rows: self.row_count.0?.ceil() as u32,
+            micros: self.rows.0? as u32,
+            least_micros: self.least? as u32,
+        })
     }
 
     /// Nanoseconds per prompt token of long prompts, if measured. `has_rows`: other sequences decode in the same steps.
@@ -99,7 +140,7 @@ mod tests {
         let run = |_| {
             let tokens = pace.prompt_tokens().min(2048);
             let micros = 5_000.0 + fixed + per_token * f64::from(tokens);
-            pace.measured(tokens, true, micros as u64);
+            pace.measured(tokens, 1, micros as u64);
             (tokens, micros)
         };
         (0..count).map(run).collect()
@@ -109,8 +150,8 @@ mod tests {
     fn steps_settle_at_the_bound_and_follow_a_slower_engine() {
         let mut pace = Pace::new(Some(BOUND), 2048);
         assert_eq!(pace.prompt_tokens(), TOKENS_MIN, "nothing is measured yet");
-        pace.measured(2048, false, 43_000);
-        pace.measured(0, true, 5_000);
+        pace.measured(2048, 0, 43_000);
+        pace.measured(0, 1, 5_000);
         assert!((780..900).contains(&pace.prompt_tokens()), "{}", pace.prompt_tokens());
         for (fixed, per_token) in [(0.0, 21.0), (3_000.0, 21.0), (0.0, 40.0), (0.0, 10.0)] {
             let times = steps(&mut pace, fixed, per_token, 100);
@@ -124,17 +165,17 @@ mod tests {
     #[test]
     fn prompts_make_progress_under_a_bound_that_no_step_keeps() {
         let mut pace = Pace::new(Some(Duration::from_millis(1)), 2048);
-        pace.measured(0, true, 5_000);
+        pace.measured(0, 1, 5_000);
         assert!(steps(&mut pace, 0.0, 20.0, 50).iter().all(|(tokens, _)| *tokens == TOKENS_MIN));
     }
 
     #[test]
     fn one_slow_step_does_not_stop_prompts() {
         let mut pace = Pace::new(Some(BOUND), 2048);
-        pace.measured(0, true, 5_000);
+        pace.measured(0, 1, 5_000);
         steps(&mut pace, 0.0, 20.0, 20);
         let before = pace.prompt_tokens();
-        pace.measured(before, true, 3_000_000);
+        pace.measured(before, 1, 3_000_000);
         assert!(pace.prompt_tokens() > before / 2, "{} of {before}", pace.prompt_tokens());
         steps(&mut pace, 0.0, 20.0, 40);
         assert!(pace.prompt_tokens() > before * 9 / 10);
@@ -143,15 +184,15 @@ mod tests {
     #[test]
     fn steps_with_few_prompt_tokens_do_not_slow_long_prompts() {
         let mut pace = Pace::new(Some(BOUND), 2048);
-        pace.measured(0, true, 5_000);
+        pace.measured(0, 1, 5_000);
         steps(&mut pace, 0.0, 20.0, 20);
         let before = pace.prompt_tokens();
         for _ in 0..100 {
-            pace.measured(20, true, 5_400);
+            pace.measured(20, 1, 5_400);
         }
         assert_eq!(pace.prompt_tokens(), before);
         let mut small = Pace::new(Some(BOUND), 32);
-        (0..50).for_each(|step| small.measured(32, false, if step == 0 { 64_000 } else { 3_200 }));
+        (0..50).for_each(|step| small.measured(32, 0, if step == 0 { 64_000 } else { 3_200 }));
         assert!(
             small.nanos_per_token(false).is_some_and(|nanos| nanos < 101_000),
             "chunks of 32 tokens are measured"
@@ -162,7 +203,7 @@ mod tests {
     fn prompts_are_slower_beside_rows() {
         let mut pace = Pace::new(Some(BOUND), 2048);
         assert_eq!(pace.nanos_per_token(false), None);
-        pace.measured(0, true, 5_000);
+        pace.measured(0, 1, 5_000);
         steps(&mut pace, 0.0, 20.0, 50);
         assert!(pace.nanos_per_token(false).is_some_and(|nanos| nanos.abs_diff(20_000) < 100));
         // A step of 22.5 ms has 875 prompt tokens.
@@ -172,7 +213,7 @@ mod tests {
     #[test]
     fn without_a_bound_steps_are_not_limited() {
         let mut pace = Pace::new(None, 512);
-        pace.measured(64, true, u64::MAX);
+        pace.measured(64, 1, u64::MAX);
         assert_eq!(pace.prompt_tokens(), 512);
     }
 }

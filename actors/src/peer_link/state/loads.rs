@@ -9,7 +9,11 @@ use crate::messages::{LoadReport, WriteFrame};
 impl PeerLinkState {
     /// The load of this process has changed: the peers that it prefills for are told.
     pub(super) fn on_load(&mut self, load: LoadReport) -> Vec<Effect> {
+        let before = self.load_frame();
         self.load = load;
+        if self.load_frame() == before {
+            return Vec::new();
+        }
         let prefills = |live: &&Session| {
             live.stage == Stage::Probed && matches!(live.direction, Direction::Outgoing { .. })
         };
@@ -24,7 +28,7 @@ impl PeerLinkState {
 
     /// The last load of this process.
     pub(super) fn load_frame(&self) -> Frame {
-        let LoadReport { waiting_tokens, begun_tokens, nanos_per_token } = self.load;
+        let LoadReport { waiting_tokens, begun_tokens, nanos_per_token, decode: _ } = self.load;
         Frame::Load { waiting_tokens, begun_tokens, nanos_per_token, cache_pages: self.cache_pages }
     }
 }

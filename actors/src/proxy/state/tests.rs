@@ -270,7 +270,8 @@ fn reported_queues_count() {
     state.on_peer_ready(ready(busy));
     state.on_peer_ready(ready(idle));
     let report = |session, waiting_tokens| {
-        let load = LoadReport { waiting_tokens, begun_tokens: 0, nanos_per_token: Some(1_000_000) };
+        let load =
+            LoadReport { waiting_tokens, begun_tokens: 0, nanos_per_token: Some(1_000_000), decode: None };
         PeerLoad { session, load, cache_pages: 100 }
     };
     state.on(now, report(busy, 500).into());
@@ -282,7 +283,11 @@ fn reported_queues_count() {
     state.on(now, report(idle, 500).into());
     assert_eq!([to(&mut state), to(&mut state)], [Some(busy), Some(idle)]);
     // The receiver itself is as fast and has no queue, which is not enough to prefill here.
-    state.on(now, LoadReport { waiting_tokens: 0, begun_tokens: 0, nanos_per_token: Some(1_000_000) }.into());
+    state.on(
+        now,
+        LoadReport { waiting_tokens: 0, begun_tokens: 0, nanos_per_token: Some(1_000_000), decode: None }
+            .into(),
+    );
     state.on(now, report(busy, 5000).into());
     state.on(now, report(idle, 5000).into());
     assert_eq!(to(&mut state), None, "5 s later there");
@@ -294,7 +299,8 @@ fn a_slow_hand_over_counts() {
     let (mut state, now) = (proxy(1000), Instant::now());
     for session in [slow, fast] {
         state.on_peer_ready(ready(session));
-        let load = LoadReport { waiting_tokens: 0, begun_tokens: 0, nanos_per_token: Some(1_000_000) };
+        let load =
+            LoadReport { waiting_tokens: 0, begun_tokens: 0, nanos_per_token: Some(1_000_000), decode: None };
         state.on(now, PeerLoad { session, load, cache_pages: 100 }.into());
     }
     state.on(now, HandOverEnded { session: slow, exposed_micros: 300_000 }.into());

@@ -57,14 +57,14 @@ fn a_continuation_is_prefilled_where_it_is_decoded_if_that_is_sooner() {
 }
 
 #[test]
-fn a_prompt_is_placed_if_the_idle_member_is_slow_and_the_fast_one_has_computed_much() {
+fn a_prompt_with_an_unknown_beginning_goes_to_the_soonest_member_although_that_has_computed_much() {
     let (mut routing, now) = (router(2, RoutingConfig::default()), Instant::now());
     routing.reported(now, 2, &LoadReport { nanos_per_token: Some(100_000), ..load(0) });
     for number in 1..4 {
         let placed = run(&mut routing, now, &Ask { not_on: &[1], ..ask(&prompt(number, 600)) });
         assert_eq!(placed.prefill_on, 2);
     }
-    assert_eq!(run(&mut routing, now, &ask(&prompt(9, 600))).prefill_on, 1);
+    assert_eq!(run(&mut routing, now, &ask(&prompt(9, 600))).prefill_on, 2);
 }
 
 #[test]
@@ -144,6 +144,8 @@ fn the_decoder_has_the_conversation_and_room_for_it() {
     for id in 0..4 {
         routing.joined(id, node(u64::from(id), 100));
         routing.reported(now, id, &load(0));
+        // Nobody is joined, because the steps are long.
+        routing.decoding(id, 0, steps(1, 9_000));
     }
     routing.joined(9, prefiller(9));
     fn free(prompt: &[u32]) -> Ask<'_, u32> {
@@ -167,6 +169,59 @@ fn the_decoder_has_the_conversation_and_room_for_it() {
     // The members' own reports count too.
     routing.room_changed(first.decode_on, 100, 90);
     assert_ne!(routing.place(now, &free(&longer)).unwrap().decode_on, first.decode_on);
+}
+
+/// A member whose last steps decoded `rows` rows and took `micros`.
+fn steps(rows: u32, micros: u32) -> Option<DecodeSteps> {
+    Some(DecodeSteps { rows, micros, least_micros: 4_000 })
+}
+
+#[test]
+fn decodes_gather_on_a_member_while_its_steps_stay_short() {
+    let (mut routing, now) = (Routing::new(PAGE, RoutingConfig::default()), Instant::now());
+    for id in 0..4 {
+        routing.joined(id, node(u64::from(id), 10_000));
+        routing.reported(now, id, &load(0));
+    }
+    let mut number = 0;
+    let mut place = |routing: &mut Routing<u32>| {
+        number += 1;
+        routing.place(now, &Ask { decode_on: None, ..ask(&prompt(number, 600)) }).unwrap()
+    };
+    let first = place(&mut routing).decode_on;
+    // As many as can be judged without measurements go there; then they are spread.
+    let next: Vec<u32> = (0..7).map(|_| place(&mut routing).decode_on).collect();
+    assert_eq!(next, [first; 7]);
+    let second = place(&mut routing);
+    assert_ne!(second.decode_on, first);
+    routing.decoded(second.decode_on, second.decode_pages);
+    // 8 rows add a tenth to the step, so there is room for up to 24: twice what is measured, and 8.
+    routing.decoding(first, 8, steps(8, 4_400));
+    let next: Vec<u32> = (0..16).map(|_| place(&mut routing).decode_on).collect();
+    assert_eq!(next, [first; 16]);
+    assert_ne!(place(&mut routing).decode_on, first);
+    // 24 rows add half to the step.
+    routing.decoding(first, 24, steps(24, 6_100));
+    assert_ne!(place(&mut routing).decode_on, first);
+}
+
+#[test]
+fn decodes_gather_nowhere_if_each_row_costs_as_much() {
+    let (mut routing, now) = (Routing::new(PAGE, RoutingConfig::default()), Instant::now());
+    for id in 0..4 {
+        routing.joined(id, node(u64::from(id), 10_000));
+        routing.reported(now, id, &load(0));
+        routing.decoding(id, 0, steps(1, 4_000));
+    }
+    routing.decoding(1, 2, steps(2, 8_000));
+    let placed = routing.place(now, &Ask { decode_on: None, ..ask(&prompt(1, 600)) }).unwrap();
+    assert_ne!(placed.decode_on, 1);
+    // A member that is slow even with one row is not joined, although it decodes most.
+    routing.decoding(1, 1, steps(1, 4_000));
+    routing.decoding(2, 3, Some(DecodeSteps { rows: 3, micros: 9_000, least_micros: 9_000 }));
+    routing.decoded(placed.decode_on, placed.decode_pages);
+    let placed = routing.place(now, &Ask { decode_on: None, ..ask(&prompt(2, 600)) }).unwrap();
+    assert_eq!(placed.decode_on, 1);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use connector::frame::Capabilities;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::{FleetMember, FleetProxy};
-use crate::frontend::node_report::{NodeReport, NodeState};
+use crate::frontend::node_report::{DecodeReport, NodeReport, NodeState};
 
 /// Time between two questions to the same node.
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -100,7 +100,11 @@ fn view(report: NodeReport, from: Option<IpAddr>) -> Result<NodeView, String> {
         pool_pages: report.pool_pages,
         used_pages: report.used_pages,
         cache_pages: report.cache_pages,
-        load: LoadReport::of_peer(report.waiting_tokens, report.begun_tokens, report.nanos_per_token),
+        running: u32::try_from(report.running).unwrap_or(u32::MAX),
+        load: LoadReport {
+            decode: report.decode.map(DecodeReport::steps),
+            ..LoadReport::of_peer(report.waiting_tokens, report.begun_tokens, report.nanos_per_token)
+        },
         address,
         prefillers: report.prefillers,
     })

@@ -10,7 +10,7 @@ fn the_load_is_reported_when_it_has_changed() {
     let mut state = scheduler(4, 8, 16, false);
     let told = |state: &mut GeneratorState| state.on(0, Tick.into());
     let report = |waiting_tokens, begun_tokens, nanos_per_token| {
-        let load = LoadReport { waiting_tokens, begun_tokens, nanos_per_token };
+        let load = LoadReport { waiting_tokens, begun_tokens, nanos_per_token, decode: None };
         vec![to::proxy(load), to::decoder(load), to::peer_link(load)]
     };
     assert_eq!(told(&mut state), report(0, 0, None));
@@ -70,5 +70,5 @@ fn the_first_step_of_a_sequence_is_announced_if_that_is_wanted() {
 }
 
 fn state_load(waiting_tokens: u64) -> LoadReport {
-    LoadReport { waiting_tokens, begun_tokens: 0, nanos_per_token: None }
+    LoadReport { waiting_tokens, begun_tokens: 0, nanos_per_token: None, decode: None }
 }
