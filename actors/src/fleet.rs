@@ -20,7 +20,7 @@ use connector::frame::Capabilities;
 
 use crate::messages::{LoadReport, PrefillOutcome};
 use crate::request::CacheSalt;
-use crate::routing::{Ask, Joining, LocalPrefill, NotPlaced, Routing, RoutingConfig};
+use crate::routing::{Ask, DecodeShare, Joining, LocalPrefill, NotPlaced, Routing, RoutingConfig};
 
 /// After this time without a report, a node gets no new requests.
 pub const UNKNOWN_AFTER: Duration = Duration::from_secs(1);
@@ -63,8 +63,6 @@ pub struct NodeView {
     pub used_pages: u32,
     /// Pages that can keep the KV of earlier prompts.
     pub cache_pages: u32,
-    /// Answers that run.
-    pub running: u32,
     /// The load of its engine.
     pub load: LoadReport,
     /// The HTTP address that it tells its peers; without one it prefills for no other node.
@@ -135,7 +133,7 @@ struct Placement {
     decode_on: NodeId,
     /// The process of that node, and that of the next one.
     decode_name: u64,
-    decode_pages: u32,
+    decode: DecodeShare,
     prefill_on: NodeId,
     prefill_name: u64,
     prefill_tokens: u32,
@@ -266,7 +264,6 @@ impl FleetState {
         model.routing.accepts(id, report.accepts && !is_paused);
         model.routing.room_changed(id, report.pool_pages, report.used_pages);
         model.routing.cache_reported(id, report.cache_pages);
-        model.routing.decoding(id, report.running, report.load.decode);
         let load = report.load;
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         (node.last, node.is_cut) = (Some((report, now)), false);
@@ -375,7 +372,7 @@ impl FleetState {
                 model: name,
                 decode_on,
                 decode_name: self.name_of(decode_on).unwrap_or_default(),
-                decode_pages: placed.decode_pages,
+                decode: placed.decode,
                 prefill_on,
                 prefill_name: self.name_of(prefill_on).unwrap_or_default(),
                 prefill_tokens: placed.prefill_tokens,
@@ -407,7 +404,7 @@ impl FleetState {
         let Some(placement) = self.tickets.remove(&ticket) else { return };
         let is_there = self.name_of(placement.decode_on) == Some(placement.decode_name);
         if let Some(model) = self.models.get_mut(&placement.model).filter(|_| is_there) {
-            model.routing.decoded(placement.decode_on, placement.decode_pages);
+            model.routing.decoded(placement.decode_on, placement.decode);
         }
         if let Some(node) = self.nodes.get_mut(&placement.prefill_on) {
             node.unreported.retain(|(_, unreported)| *unreported != ticket);

@@ -43,8 +43,9 @@ use std::time::{Duration, Instant};
 
 use connector::frame::Capabilities;
 
-use crate::messages::{DecodeSteps, LoadReport, PrefillOutcome};
+use crate::messages::{LoadReport, PrefillOutcome};
 use crate::request::CacheSalt;
+use choice::Estimate;
 use index::{Key, PrefixIndex};
 use member::{Member, Work};
 use prefix::{PrefixHash, prefixes};
@@ -116,13 +117,23 @@ pub struct Ask<'a, M> {
     pub not_on: &'a [M],
 }
 
+/// What a request takes of the member that decodes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DecodeShare {
+    /// KV pages at its longest.
+    pub pages: u32,
+    /// The part of its life, in thousandths, in which it is expected to decode. The sum of these parts over the requests of a member is the number
+    /// of its sequences that decode at one time (Little's law).
+    pub millirows: u32,
+}
+
 /// Where a request runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed<M> {
     /// The member that decodes.
     pub decode_on: M,
-    /// Pages counted there; zero if the router did not choose it. [`Routing::decoded`] takes it.
-    pub decode_pages: u32,
+    /// What counts there; nothing if the router did not choose it. [`Routing::decoded`] takes it.
+    pub decode: DecodeShare,
     /// The member that prefills.
     pub prefill_on: M,
     /// The prompt's work there; [`Routing::prefilled`] takes it.
@@ -239,13 +250,6 @@ impl<M: Copy + Ord> Routing<M> {
         }
     }
 
-    /// A member has reported how many answers it decodes, and how long its steps take.
-    pub fn decoding(&mut self, id: M, running: u32, steps: Option<DecodeSteps>) {
-        if let Some(member) = self.member_mut(id) {
-            member.decoding(running, steps);
-        }
-    }
-
     /// The prefill of a placed request has ended. `tokens` is [`Placed::prefill_tokens`].
     pub fn prefilled(&mut self, now: Instant, id: M, tokens: u32, outcome: &PrefillOutcome) {
         if let Some(member) = self.member_mut(id) {
@@ -260,10 +264,10 @@ impl<M: Copy + Ord> Routing<M> {
         }
     }
 
-    /// A placed request has ended. `pages` is [`Placed::decode_pages`].
-    pub fn decoded(&mut self, id: M, pages: u32) {
+    /// A placed request has ended. `share` is [`Placed::decode`].
+    pub fn decoded(&mut self, id: M, share: DecodeShare) {
         if let Some(member) = self.member_mut(id) {
-            member.decoded(pages);
+            member.decoded(share);
         }
     }
 
@@ -325,27 +329,27 @@ impl<M: Copy + Ord> Routing<M> {
         };
         let decoder = decoder.ok_or(NotPlaced::NoDecoder)?;
         let (choice, predictions) = match prefiller {
-            Some(key) => (Some((key, self.work(key, cached, ask))), 0),
+            Some(key) => (Some(self.estimate(now, key, decoder, cached, ask, 0.0)), 0),
             None => self.choose_prefiller(now, decoder, cached, ask),
         };
-        let (prefiller, work) = choice.ok_or(NotPlaced::NoPrefiller)?;
+        let Estimate { key: prefiller, work, ttft, .. } = choice.ok_or(NotPlaced::NoPrefiller)?;
         self.turn += 1;
         for key in [prefiller, decoder] {
             self.index.insert(key, &all);
         }
-        let decode_pages = if ask.decode_on.is_some() { 0 } else { pages };
-        let turn = self.turn;
+        let (turn, mut decode) = (self.turn, DecodeShare::default());
         if let Some(member) = self.members.get_mut(&decoder) {
             if ask.decode_on.is_none() {
-                member.place_decode(pages, turn);
+                decode = DecodeShare { pages, millirows: member.millirows(ask.max_tokens, ttft) };
             }
+            member.place_decode(decode);
             member.turn = turn;
         }
         if let Some(member) = self.members.get_mut(&prefiller) {
             member.place(now, work, turn);
         }
         let (decode_on, prefill_on) = (self.members[&decoder].id, self.members[&prefiller].id);
-        Ok(Placed { decode_on, decode_pages, prefill_on, prefill_tokens: work, predictions })
+        Ok(Placed { decode_on, decode, prefill_on, prefill_tokens: work, predictions })
     }
 
     /// Pages of the request at its longest. The last sampled token needs no KV.

@@ -121,7 +121,7 @@ impl Target {
                 let outcome = PrefillOutcome::Computed { tokens: computed as u32, micros };
                 let mut routing = routing();
                 routing.prefilled(Instant::now(), placed.prefill_on, placed.prefill_tokens, &outcome);
-                routing.decoded(placed.decode_on, placed.decode_pages);
+                routing.decoded(placed.decode_on, placed.decode);
                 Ok(())
             }
         }

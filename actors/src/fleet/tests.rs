@@ -24,11 +24,11 @@ fn report(number: u64) -> NodeView {
         pool_pages: 1000,
         used_pages: 0,
         cache_pages: 1000,
-        running: 0,
         load: LoadReport {
             waiting_tokens: 0,
             begun_tokens: 0,
             nanos_per_token: Some(1_000_000),
+            decoding: 0,
             decode: None,
         },
         address: Some(address(number)),

@@ -13,6 +13,8 @@ pub struct LoadReport {
     /// Time of a step with long prompts divided by its prompt tokens, in nanoseconds. It contains the time of the rows that decode in the same step.
     /// `None`: not measured yet.
     pub nanos_per_token: Option<u32>,
+    /// Sequences whose prompts are computed, so that they decode now. Routers read it from `GET /node`; the link does not carry it.
+    pub decoding: u32,
     /// The steps that only decode. Routers read it from `GET /node`; the link does not carry it. `None`: not measured yet.
     pub decode: Option<DecodeSteps>,
 }
@@ -39,6 +41,7 @@ impl LoadReport {
             waiting_tokens: waiting_tokens.min(Self::TOKENS_MAX),
             begun_tokens: begun_tokens.min(Self::TOKENS_MAX),
             nanos_per_token: nanos_per_token.filter(|nanos| *nanos > 0),
+            decoding: 0,
             decode: None,
         }
     }

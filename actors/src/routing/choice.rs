@@ -38,12 +38,12 @@ const NEAR_ROOM: u32 = 8;
 
 /// A candidate.
 #[derive(Clone, Copy, Debug)]
-struct Estimate {
-    key: Key,
+pub(super) struct Estimate {
+    pub(super) key: Key,
     /// Tokens of the prompt that it must compute.
-    work: u32,
+    pub(super) work: u32,
     /// Predicted microseconds to the first token, with the price of the hand-over.
-    ttft: f64,
+    pub(super) ttft: f64,
     /// The cost in tokens.
     cost: f64,
     /// Tokens that are to be computed before it, and the price of the hand-over.
@@ -67,19 +67,22 @@ impl<M: Copy + Ord> Routing<M> {
         let least =
             decoders.clone().filter_map(|(_, member)| member.decode_steps).map(|steps| steps.least_micros);
         let least = f64::from(least.min().unwrap_or(u32::MAX));
-        let joins = |member: &Member<M>| member.rows() > 0 && member.has_free_row(least);
+        let millirows = |member: &Member<M>| (1e3 * member.rows()) as u64;
+        let joins = |member: &Member<M>| member.rows() > 0.0 && member.has_free_row(least);
         // Members that hold equally much are in turn; the last of equal ones would be taken.
         let returns = holders
             .into_iter()
             .rev()
             .map(|(key, resident)| (key, resident, &self.members[&key]))
             .filter(|(_, resident, member)| 2 * resident >= cached.len().max(1) && member.room() >= pages)
-            .max_by_key(|(_, resident, member)| (*resident, if joins(member) { member.rows() } else { 0 }));
+            .max_by_key(|(_, resident, member)| {
+                (*resident, if joins(member) { millirows(member) } else { 0 })
+            });
         if let Some((key, ..)) = returns {
             return Some(key);
         }
         let joined = decoders.clone().filter(|(_, member)| member.room() >= pages && joins(member));
-        if let Some((key, _)) = joined.max_by_key(|(_, member)| (member.rows(), member.name)) {
+        if let Some((key, _)) = joined.max_by_key(|(_, member)| (millirows(member), member.name)) {
             return Some(*key);
         }
         let most = decoders.clone().map(|(_, member)| member.room()).max()?;
@@ -89,7 +92,7 @@ impl<M: Copy + Ord> Routing<M> {
         let preference = |member: &Member<M>| match (member.has_free_row(least), first) {
             (true, Some(first)) => (true, rendezvous(first, member.name)),
             (true, None) => (true, u64::from(member.room())),
-            (false, _) => (false, u64::from(u32::MAX - member.rows())),
+            (false, _) => (false, u64::MAX - millirows(member)),
         };
         near.max_by_key(|(_, member)| (preference(member), Reverse(member.turn))).map(|(key, _)| *key)
     }
@@ -101,14 +104,14 @@ impl<M: Copy + Ord> Routing<M> {
         (!self.index.is_known(first)).then_some(first)
     }
 
-    /// The member that prefills and the prompt's work there; and the number of predictions.
+    /// The member that prefills; and the number of predictions.
     pub(super) fn choose_prefiller(
         &self,
         now: Instant,
         decoder: Key,
         cached: &[PrefixHash],
         ask: &Ask<'_, M>,
-    ) -> (Option<(Key, u32)>, usize) {
+    ) -> (Option<Estimate>, usize) {
         let here = &self.members[&decoder];
         let may_prefill = here.capabilities.prefill || ask.local == LocalPrefill::Always;
         let is_local = may_prefill && !ask.not_on.contains(&here.id);
@@ -119,27 +122,26 @@ impl<M: Copy + Ord> Routing<M> {
         let fastest = self.members.values().filter_map(Member::speed).min_by(f64::total_cmp).unwrap_or(0.0);
         let estimate = |key: Key| self.estimate(now, key, decoder, cached, ask, fastest);
         if ask.local == LocalPrefill::Always {
-            return (local.map(|key| (key, estimate(key).work)), usize::from(local.is_some()));
+            return (local.map(estimate), usize::from(local.is_some()));
         }
         let mut keys = self.candidates(decoder, cached, ask, |member| member.is_open(now));
         if keys.is_empty() && local.is_none() {
             // A member that pauses after a failure is better than none.
             keys = self.candidates(decoder, cached, ask, |_| true);
         }
-        let mut candidates: Vec<Estimate> = keys.into_iter().map(estimate).collect();
+        let mut candidates: Vec<Estimate> = keys.into_iter().map(&estimate).collect();
         let predictions = candidates.len() + usize::from(local.is_some() && !self.is_equal(ask));
         let choice = match (self.best(now, &mut candidates, cached, ask), local) {
-            (None, local) => local.map(|key| (key, estimate(key).work)),
-            (Some(best), None) => Some((best.key, best.work)),
-            (Some(best), _) if self.is_equal(ask) => Some((best.key, best.work)),
+            (None, local) => local.map(estimate),
+            (Some(best), None) => Some(best),
+            (Some(best), _) if self.is_equal(ask) => Some(best),
             (Some(best), Some(local)) => {
                 // Without a measured speed, the decoding member is assumed to be as fast as the other one.
                 let speed = self.members[&best.key].expected_speed(now, fastest);
                 let here = self.estimate(now, local, decoder, cached, ask, speed);
                 let is_sooner =
                     self.is_local_sooner(&here, &best, self.members[&local].speed().unwrap_or(speed));
-                let chosen = if is_sooner { here } else { best };
-                Some((chosen.key, chosen.work))
+                Some(if is_sooner { here } else { best })
             }
         };
         (choice, predictions)
@@ -207,7 +209,7 @@ impl<M: Copy + Ord> Routing<M> {
         keys
     }
 
-    fn estimate(
+    pub(super) fn estimate(
         &self,
         now: Instant,
         key: Key,
@@ -228,7 +230,7 @@ impl<M: Copy + Ord> Routing<M> {
     }
 
     /// Tokens of the prompt that this member must compute.
-    pub(super) fn work(&self, key: Key, cached: &[PrefixHash], ask: &Ask<'_, M>) -> u32 {
+    fn work(&self, key: Key, cached: &[PrefixHash], ask: &Ask<'_, M>) -> u32 {
         ask.prompt.len() as u32 - self.resident_tokens(key, cached)
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use connector::frame::Capabilities;
 
-use super::Joining;
+use super::{DecodeShare, Joining};
 use crate::messages::{DecodeSteps, LoadReport, PrefillOutcome};
 
 /// Minimum number of computed tokens of a prefill whose speed is measured. For fewer tokens the fixed cost of a step dominates.
@@ -108,10 +108,10 @@ pub(super) struct Member<M> {
     failing: Option<Failing>,
     /// Tokens computed here recently, and the time of that value.
     pub(super) work: Work,
-    /// Reported answers that run.
-    running: u32,
-    /// Requests that were placed here to decode and have not ended.
-    placed: u32,
+    /// Reported sequences that decode.
+    decoding: u32,
+    /// Expected thousandths of rows of the requests that were placed here to decode and have not ended.
+    pub(super) placed_millirows: u64,
     /// The member's measured steps that only decode.
     pub(super) decode_steps: Option<DecodeSteps>,
     /// Number of the last placement here.
@@ -144,8 +144,8 @@ impl<M> Member<M> {
             hand_over: Average::default(),
             failing: None,
             work,
-            running: 0,
-            placed: 0,
+            decoding: 0,
+            placed_millirows: 0,
             decode_steps: None,
             turn: 0,
             pool_pages,
@@ -201,39 +201,40 @@ impl<M> Member<M> {
         self.pool_pages.saturating_sub(self.used_pages.max(self.placed_pages))
     }
 
-    /// A request of `pages` pages is placed here to decode.
-    pub(super) fn place_decode(&mut self, pages: u32, turn: u64) {
-        self.placed += 1;
-        self.placed_pages = self.placed_pages.saturating_add(pages);
-        self.turn = turn;
+    /// A request is placed here to decode.
+    pub(super) fn place_decode(&mut self, share: DecodeShare) {
+        self.placed_millirows = self.placed_millirows.saturating_add(u64::from(share.millirows));
+        self.placed_pages = self.placed_pages.saturating_add(share.pages);
     }
 
-    /// A request of `pages` pages that was placed here to decode has ended.
-    pub(super) fn decoded(&mut self, pages: u32) {
-        self.placed = self.placed.saturating_sub(1);
-        self.placed_pages = self.placed_pages.saturating_sub(pages);
+    /// A request that was placed here to decode has ended.
+    pub(super) fn decoded(&mut self, share: DecodeShare) {
+        self.placed_millirows = self.placed_millirows.saturating_sub(u64::from(share.millirows));
+        self.placed_pages = self.placed_pages.saturating_sub(share.pages);
     }
 
-    /// Answers that run here or will, as far as the router knows.
-    pub(super) fn rows(&self) -> u32 {
-        self.running.max(self.placed)
+    /// The number of sequences that decode here at one time, as far as the router knows.
+    pub(super) fn rows(&self) -> f64 {
+        f64::from(self.decoding).max(self.placed_millirows as f64 / 1e3)
+    }
+
+    /// The part of its life, in thousandths, in which a request decodes here, if it samples `tokens` tokens after a wait of `wait` microseconds.
+    pub(super) fn millirows(&self, tokens: u32, wait: f64) -> u32 {
+        let Some(steps) = self.decode_steps else { return 1000 };
+        let decode = f64::from(tokens) * f64::from(steps.micros);
+        (1e3 * decode / (decode + wait).max(1.0)).ceil() as u32
     }
 
     /// True if a step that decodes one more row is expected to take at most [`STRETCH`] times `least` microseconds. Beyond twice the rows that were
     /// measured, nothing is expected.
     pub(super) fn has_free_row(&self, least: f64) -> bool {
-        let rows = self.rows() + 1;
-        let Some(steps) = self.decode_steps else { return rows <= UNMEASURED_ROWS };
+        let rows = self.rows() + 1.0;
+        let Some(steps) = self.decode_steps else { return rows <= f64::from(UNMEASURED_ROWS) };
         let own_least = f64::from(steps.least_micros.min(steps.micros));
         // The first row takes the shortest step, and further ones lengthen it evenly.
-        let stretch = f64::from(rows - 1) / f64::from(steps.rows.saturating_sub(1).max(1));
+        let stretch = (rows - 1.0) / f64::from(steps.rows.saturating_sub(1).max(1));
         let micros = own_least + (f64::from(steps.micros) - own_least) * stretch;
-        rows <= 2 * steps.rows + UNMEASURED_ROWS && micros <= STRETCH * least
-    }
-
-    /// The member has reported its answers that run, and its load.
-    pub(super) fn decoding(&mut self, running: u32, steps: Option<DecodeSteps>) {
-        (self.running, self.decode_steps) = (running, steps);
+        rows <= f64::from(2 * steps.rows + UNMEASURED_ROWS) && micros <= STRETCH * least
     }
 
     /// A prompt is placed here. We expect that `tokens` of its tokens must be computed.
@@ -248,6 +249,8 @@ impl<M> Member<M> {
         // A report may lack prompts that we placed moments ago, so it does not change `waiting`.
         self.others = (report.waiting_tokens + report.begun_tokens).saturating_sub(own);
         self.begun = report.begun_tokens;
+        self.decoding = report.decoding;
+        self.decode_steps = report.decode.or(self.decode_steps);
         self.reported_speed = report.micros_per_token().map(|speed| (speed, now));
     }
 

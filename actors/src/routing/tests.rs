@@ -47,7 +47,13 @@ pub(super) fn router(count: u32, config: RoutingConfig) -> Routing<u32> {
 
 /// The load of a member that computes 1,000 tokens per second.
 pub(super) fn load(waiting_tokens: u64) -> LoadReport {
-    LoadReport { waiting_tokens, begun_tokens: 0, nanos_per_token: Some(1_000_000), decode: None }
+    LoadReport {
+        waiting_tokens,
+        begun_tokens: 0,
+        nanos_per_token: Some(1_000_000),
+        decoding: 0,
+        decode: None,
+    }
 }
 
 pub(super) fn computed(placed: &Placed<u32>) -> PrefillOutcome {
@@ -61,6 +67,6 @@ pub(super) fn computed(placed: &Placed<u32>) -> PrefillOutcome {
 pub(super) fn run(routing: &mut Routing<u32>, now: Instant, ask: &Ask<'_, u32>) -> Placed<u32> {
     let placed = routing.place(now, ask).unwrap();
     routing.prefilled(now, placed.prefill_on, placed.prefill_tokens, &computed(&placed));
-    routing.decoded(placed.decode_on, placed.decode_pages);
+    routing.decoded(placed.decode_on, placed.decode);
     placed
 }

@@ -40,6 +40,9 @@ pub struct NodeReport {
     pub begun_tokens: u64,
     /// Duration of a step divided by its prompt tokens, in nanoseconds; `None` until it is measured.
     pub nanos_per_token: Option<u32>,
+    /// Sequences that decode now.
+    #[serde(default)]
+    pub decoding: u32,
     /// The steps that only decode; `None` until they are measured.
     #[serde(default)]
     pub decode: Option<DecodeReport>,

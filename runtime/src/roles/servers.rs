@@ -186,6 +186,7 @@ fn node_report(role: Role, node: &Node, shared: &SharedState) -> Arc<dyn Fn() ->
             waiting_tokens: proxy.load.waiting_tokens,
             begun_tokens: proxy.load.begun_tokens,
             nanos_per_token: proxy.load.nanos_per_token,
+            decoding: proxy.load.decoding,
             decode: proxy.load.decode.map(DecodeReport::of),
             running: streams.len() as u64,
             waiting: admission.waiting() as u64,

@@ -18,10 +18,12 @@ impl GeneratorState {
             let waits = sequence.sampled_from - sequence.resident;
             (waiting + u64::from(waits), begun + u64::from(sequence.resident - sequence.cached))
         });
+        let decoding = self.sequences.values().filter(|sequence| sequence.missing() == 1).count() as u32;
         LoadReport {
             waiting_tokens,
             begun_tokens,
-            nanos_per_token: self.pace.nanos_per_token(self.decodes()),
+            nanos_per_token: self.pace.nanos_per_token(decoding > 0),
+            decoding,
             decode: self.pace.decode_steps(),
         }
     }
@@ -29,11 +31,6 @@ impl GeneratorState {
     /// Prompt tokens of all steps so far.
     pub fn prompt_tokens_computed(&self) -> u64 {
         self.prefilled
-    }
-
-    /// True if a sequence decodes: its prompt is computed.
-    fn decodes(&self) -> bool {
-        self.sequences.values().any(|sequence| sequence.missing() == 1)
     }
 
     /// Reports the load if the last report is old enough.
@@ -65,5 +62,8 @@ fn is_alike(a: LoadReport, b: LoadReport) -> bool {
         (Some(a), Some(b)) => near(a.rows, b.rows) && near(a.micros, b.micros),
         (a, b) => a == b,
     };
-    (a.waiting_tokens, a.begun_tokens) == (b.waiting_tokens, b.begun_tokens) && speeds_alike && steps_alike
+    (a.waiting_tokens, a.begun_tokens) == (b.waiting_tokens, b.begun_tokens)
+        && speeds_alike
+        && steps_alike
+        && near(a.decoding, b.decoding)
 }

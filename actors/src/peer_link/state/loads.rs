@@ -28,7 +28,7 @@ impl PeerLinkState {
 
     /// The last load of this process.
     pub(super) fn load_frame(&self) -> Frame {
-        let LoadReport { waiting_tokens, begun_tokens, nanos_per_token, decode: _ } = self.load;
+        let LoadReport { waiting_tokens, begun_tokens, nanos_per_token, decoding: _, decode: _ } = self.load;
         Frame::Load { waiting_tokens, begun_tokens, nanos_per_token, cache_pages: self.cache_pages }
     }
 }

@@ -270,8 +270,13 @@ fn reported_queues_count() {
     state.on_peer_ready(ready(busy));
     state.on_peer_ready(ready(idle));
     let report = |session, waiting_tokens| {
-        let load =
-            LoadReport { waiting_tokens, begun_tokens: 0, nanos_per_token: Some(1_000_000), decode: None };
+        let load = LoadReport {
+            waiting_tokens,
+            begun_tokens: 0,
+            nanos_per_token: Some(1_000_000),
+            decoding: 0,
+            decode: None,
+        };
         PeerLoad { session, load, cache_pages: 100 }
     };
     state.on(now, report(busy, 500).into());
@@ -285,8 +290,14 @@ fn reported_queues_count() {
     // The receiver itself is as fast and has no queue, which is not enough to prefill here.
     state.on(
         now,
-        LoadReport { waiting_tokens: 0, begun_tokens: 0, nanos_per_token: Some(1_000_000), decode: None }
-            .into(),
+        LoadReport {
+            waiting_tokens: 0,
+            begun_tokens: 0,
+            nanos_per_token: Some(1_000_000),
+            decoding: 0,
+            decode: None,
+        }
+        .into(),
     );
     state.on(now, report(busy, 5000).into());
     state.on(now, report(idle, 5000).into());
@@ -299,8 +310,13 @@ fn a_slow_hand_over_counts() {
     let (mut state, now) = (proxy(1000), Instant::now());
     for session in [slow, fast] {
         state.on_peer_ready(ready(session));
-        let load =
-            LoadReport { waiting_tokens: 0, begun_tokens: 0, nanos_per_token: Some(1_000_000), decode: None };
+        let load = LoadReport {
+            waiting_tokens: 0,
+            begun_tokens: 0,
+            nanos_per_token: Some(1_000_000),
+            decoding: 0,
+            decode: None,
+        };
         state.on(now, PeerLoad { session, load, cache_pages: 100 }.into());
     }
     state.on(now, HandOverEnded { session: slow, exposed_micros: 300_000 }.into());

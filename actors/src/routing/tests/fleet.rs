@@ -136,7 +136,7 @@ fn simulate(way: Way, seed: u64, load_share: f64) -> Outcome {
         while let Some((end, router, placed, tokens)) = ends.pop_front_if(|(end, ..)| *end <= now) {
             let outcome = PrefillOutcome::Computed { tokens, micros: u64::from(tokens) * MICROS };
             routers[router].prefilled(at(end), placed.prefill_on, placed.prefill_tokens, &outcome);
-            routers[router].decoded(placed.decode_on, placed.decode_pages);
+            routers[router].decoded(placed.decode_on, placed.decode);
         }
         let mut pick = uniform() * total;
         let system = weights

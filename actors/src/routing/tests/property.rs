@@ -67,7 +67,7 @@ impl Model {
 
     fn placed_pages(&self, id: u32) -> u32 {
         let decoding = self.live.iter().filter(|live| live.decodes && live.placed.decode_on == id);
-        decoding.map(|live| live.placed.decode_pages).sum()
+        decoding.map(|live| live.placed.decode.pages).sum()
     }
 
     /// The request of a placement ends. A router also hears of requests whose members have left. It does not if another member has joined
@@ -79,7 +79,7 @@ impl Model {
             routing.prefilled(now, placed.prefill_on, placed.prefill_tokens, &outcome);
         }
         if decodes || !self.members.contains(&placed.decode_on) {
-            routing.decoded(placed.decode_on, placed.decode_pages);
+            routing.decoded(placed.decode_on, placed.decode);
         }
     }
 
@@ -169,7 +169,7 @@ proptest! {
         prop_assert_eq!(routing.waiting(), live.iter().map(|placed| u64::from(placed.prefill_tokens)).sum::<u64>());
         for placed in live {
             routing.prefilled(now, placed.prefill_on, placed.prefill_tokens, &computed(&placed));
-            routing.decoded(placed.decode_on, placed.decode_pages);
+            routing.decoded(placed.decode_on, placed.decode);
         }
         prop_assert_eq!(routing.waiting(), 0);
         prop_assert!(routing.members.values().all(|member| member.placed_pages == 0));

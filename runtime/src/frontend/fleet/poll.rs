@@ -100,8 +100,8 @@ fn view(report: NodeReport, from: Option<IpAddr>) -> Result<NodeView, String> {
         pool_pages: report.pool_pages,
         used_pages: report.used_pages,
         cache_pages: report.cache_pages,
-        running: u32::try_from(report.running).unwrap_or(u32::MAX),
         load: LoadReport {
+            decoding: report.decoding,
             decode: report.decode.map(DecodeReport::steps),
             ..LoadReport::of_peer(report.waiting_tokens, report.begun_tokens, report.nanos_per_token)
         },

@@ -99,13 +99,14 @@ fn node_report() -> (NodeReport, &'static str) {
         waiting_tokens: 5,
         begun_tokens: 3,
         nanos_per_token: Some(9000),
+        decoding: 4,
         decode: Some(DecodeReport { rows: 3, micros: 5000, least_micros: 4000 }),
         running: 2,
         waiting: 1,
         http: Some("10.0.0.1:8200".parse().unwrap()),
         prefillers: vec!["10.0.0.2:8200".parse().unwrap(), "[fd00::1]:8200".parse().unwrap()],
     };
-    let text = r#"{"incarnation":"00000000000000ff","role":"node","prefills":true,"decodes":true,"state":"draining","reason":null,"model":"m","fingerprint":"abab","context_tokens":4096,"page_tokens":16,"pool_pages":100,"used_pages":7,"cache_pages":120,"waiting_tokens":5,"begun_tokens":3,"nanos_per_token":9000,"decode":{"rows":3,"micros":5000,"least_micros":4000},"running":2,"waiting":1,"http":"10.0.0.1:8200","prefillers":["10.0.0.2:8200","[fd00::1]:8200"]}"#;
+    let text = r#"{"incarnation":"00000000000000ff","role":"node","prefills":true,"decodes":true,"state":"draining","reason":null,"model":"m","fingerprint":"abab","context_tokens":4096,"page_tokens":16,"pool_pages":100,"used_pages":7,"cache_pages":120,"waiting_tokens":5,"begun_tokens":3,"nanos_per_token":9000,"decoding":4,"decode":{"rows":3,"micros":5000,"least_micros":4000},"running":2,"waiting":1,"http":"10.0.0.1:8200","prefillers":["10.0.0.2:8200","[fd00::1]:8200"]}"#;
     (report, text)
 }
 

@@ -9,20 +9,20 @@ use super::*;
 fn the_load_is_reported_when_it_has_changed() {
     let mut state = scheduler(4, 8, 16, false);
     let told = |state: &mut GeneratorState| state.on(0, Tick.into());
-    let report = |waiting_tokens, begun_tokens, nanos_per_token| {
-        let load = LoadReport { waiting_tokens, begun_tokens, nanos_per_token, decode: None };
+    let report = |waiting_tokens, begun_tokens, nanos_per_token, decoding| {
+        let load = LoadReport { waiting_tokens, begun_tokens, nanos_per_token, decoding, decode: None };
         vec![to::proxy(load), to::decoder(load), to::peer_link(load)]
     };
-    assert_eq!(told(&mut state), report(0, 0, None));
+    assert_eq!(told(&mut state), report(0, 0, None, 0));
     assert_eq!(told(&mut state), []);
     state.on_start(start(1, 10, 3));
     state.on_start(start(2, 3, 3));
-    assert_eq!(told(&mut state), report(13, 0, None));
+    assert_eq!(told(&mut state), report(13, 0, None, 0));
     // The shorter prompt and one token of the other are computed in 2 ms.
     state.plan(0).expect("there is work");
     assert_eq!(told(&mut state), [], "the tokens of a step in flight still wait");
     state.on_step(Ok(result(vec![(1, 7.into())])), 2000);
-    assert_eq!(told(&mut state), report(9, 1, Some(500_000)));
+    assert_eq!(told(&mut state), report(9, 1, Some(500_000), 1));
 }
 
 #[test]
@@ -70,5 +70,5 @@ fn the_first_step_of_a_sequence_is_announced_if_that_is_wanted() {
 }
 
 fn state_load(waiting_tokens: u64) -> LoadReport {
-    LoadReport { waiting_tokens, begun_tokens: 0, nanos_per_token: None, decode: None }
+    LoadReport { waiting_tokens, begun_tokens: 0, nanos_per_token: None, decoding: 0, decode: None }
 }

@@ -20,6 +20,7 @@ fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
         waiting_tokens: LoadReport::TOKENS_MAX,
         begun_tokens: LoadReport::TOKENS_MAX,
         nanos_per_token: None,
+        decoding: 0,
         decode: None,
     };
     vec![
@@ -265,8 +266,13 @@ fn the_peers_that_we_prefill_for_know_our_load() {
     let mut state = state(true);
     let (incoming, outgoing) = (up(&mut state, A, 1), up_outgoing(&mut state));
     incoming.receives(&mut state, probed());
-    let report =
-        |waiting_tokens| LoadReport { waiting_tokens, begun_tokens: 0, nanos_per_token: None, decode: None };
+    let report = |waiting_tokens| LoadReport {
+        waiting_tokens,
+        begun_tokens: 0,
+        nanos_per_token: None,
+        decoding: 0,
+        decode: None,
+    };
     assert_eq!(deliver(&mut state, report(5)), [], "its lane is not measured yet");
     let measured = SendFrame { session: outgoing.session, frame: probed() };
     assert_eq!(deliver(&mut state, measured), [outgoing.writes(probed()), outgoing.writes(load(5))]);

@@ -169,7 +169,13 @@ fn the_later_of_two_senders_with_one_address_has_it() {
 fn the_report_has_the_load_and_the_addresses_of_senders() {
     let mut state = node(LocalPrefill::Auto);
     state.on_peer_ready(ready_at(4, "10.0.0.1:8100"));
-    let load = LoadReport { waiting_tokens: 7, begun_tokens: 3, nanos_per_token: Some(5), decode: None };
+    let load = LoadReport {
+        waiting_tokens: 7,
+        begun_tokens: 3,
+        nanos_per_token: Some(5),
+        decoding: 0,
+        decode: None,
+    };
     state.on(Instant::now(), load.into());
     let prefillers = ["10.0.0.1:8100", "10.0.0.2:8100"].map(address).to_vec();
     assert_eq!(state.report(), ProxyReport { load, prefillers });
