@@ -25,8 +25,14 @@ const UNEVEN: f64 = 0.1;
 /// Candidates whose costs differ by less than this part of the prompt's length count as equal for a prompt with an unknown beginning.
 const NEAR_COST: f64 = 0.5;
 
+/// Candidates have about the same work if it differs by less than this part of the prompt's length.
+const NEAR_WORK: f64 = 0.02;
+
 /// Of those, candidates are left out whose first token comes later than the soonest one by more than this part of the prompt's own time.
 const NEAR_TTFT: f64 = 0.05;
+
+/// A member is about as fast as another one if it needs at most this many times as long for a token. One that decodes in the same steps is slower.
+const NEAR_SPEED: f64 = 1.2;
 
 /// The price of a hand-over, as a part of the tokens in the node's queue and in the prompt. It applies where a node has received the request and is
 /// a candidate itself: a hand-over costs both nodes time, and the longer the queues are, the less exact are their predictions. If the router also
@@ -68,7 +74,9 @@ impl<M: Copy + Ord> Routing<M> {
             decoders.clone().filter_map(|(_, member)| member.decode_steps).map(|steps| steps.least_micros);
         let least = f64::from(least.min().unwrap_or(u32::MAX));
         let millirows = |member: &Member<M>| (1e3 * member.rows()) as u64;
-        let joins = |member: &Member<M>| member.rows() > 0.0 && member.has_free_row(least);
+        let count = decoders.clone().count().max(1) as f64;
+        let even = (decoders.clone().map(|(_, member)| member.rows()).sum::<f64>() + 1.0) / count;
+        let joins = |member: &Member<M>| member.rows() > 0.0 && member.has_free_row(even, least);
         // Members that hold equally much are in turn; the last of equal ones would be taken.
         let returns = holders
             .into_iter()
@@ -89,7 +97,7 @@ impl<M: Copy + Ord> Routing<M> {
         let first = self.unknown_first_tokens(cached);
         let near = decoders
             .filter(|(_, member)| member.room().saturating_add(member.pool_pages / NEAR_ROOM) >= most);
-        let preference = |member: &Member<M>| match (member.has_free_row(least), first) {
+        let preference = |member: &Member<M>| match (member.has_free_row(even, least), first) {
             (true, Some(first)) => (true, rendezvous(first, member.name)),
             (true, None) => (true, u64::from(member.room())),
             (false, _) => (false, u64::MAX - millirows(member)),
@@ -267,17 +275,25 @@ impl<M: Copy + Ord> Routing<M> {
         }
         let timely: Vec<Estimate> =
             candidates.iter().filter(|estimate| estimate.ttft <= target).copied().collect();
-        let Some(first) = self.unknown_first_tokens(cached) else {
-            return lowest(&timely, |estimate| estimate.cost);
-        };
-        let soonest = lowest(&timely, |estimate| estimate.ttft)?;
-        if self.hand_over_has_price(ask) {
+        let best = lowest(&timely, |estimate| estimate.cost)?;
+        let with_work = timely
+            .into_iter()
+            .filter(|estimate| f64::from(estimate.work) <= f64::from(best.work) + NEAR_WORK * length);
+        let with_work: Vec<Estimate> = with_work.collect();
+        let soonest = lowest(&with_work, |estimate| estimate.ttft)?;
+        let first = self.unknown_first_tokens(cached);
+        if first.is_some() && self.hand_over_has_price(ask) {
             return Some(soonest);
         }
-        let own = length * self.members[&soonest.key].expected_speed(now, 0.0);
-        let near = timely.into_iter().filter(|estimate| estimate.ttft <= soonest.ttft + NEAR_TTFT * own);
-        let near: Vec<Estimate> = near.collect();
+        let own = f64::from(soonest.work) * self.members[&soonest.key].expected_speed(now, 0.0);
+        let near = |estimate: &Estimate| match first {
+            Some(_) => estimate.ttft <= soonest.ttft + NEAR_TTFT * own,
+            // Computed tokens stay even among members that are about as fast.
+            None => speed(estimate) <= NEAR_SPEED * speed(&soonest),
+        };
+        let near: Vec<Estimate> = with_work.into_iter().filter(near).collect();
         let best = lowest(&near, |estimate| estimate.cost)?;
+        let Some(first) = first else { return Some(best) };
         let equal = near.into_iter().filter(|estimate| estimate.cost <= best.cost + NEAR_COST * length);
         equal.max_by_key(|estimate| {
             (rendezvous(first, self.members[&estimate.key].name), Reverse(estimate.turn))

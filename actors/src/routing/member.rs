@@ -17,12 +17,12 @@ const SPEED_VALID: Duration = Duration::from_secs(30);
 /// Time in which the weight of past work halves in [`Member::recent`].
 const WORK_HALVES: Duration = Duration::from_secs(120);
 
-/// A member gets further answers to decode while its steps take at most this many times as long as the shortest steps of the fleet. On a GPU,
-/// tens of rows fit; on a CPU, where each row costs the same, one or two.
+/// A member gets further answers to decode while its steps take at most this many times as long as if all answers of the fleet were spread evenly. On a
+/// GPU, where a step mostly reads the weights, tens of rows fit; on a CPU, where each row costs the same, one.
 const STRETCH: f64 = 1.5;
 
 /// A member may have this many more rows than its measurements tell of.
-const UNMEASURED_ROWS: u32 = 8;
+const UNMEASURED_ROWS: f64 = 8.0;
 
 /// First and maximum length of the pause in which a member gets no prompts after a failed prefill. Each further failure in a row doubles the
 /// pause. The first pause is long enough for all prompts in progress to fail together. At the longest pause, a member that never
@@ -225,16 +225,19 @@ impl<M> Member<M> {
         (1e3 * decode / (decode + wait).max(1.0)).ceil() as u32
     }
 
-    /// True if a step that decodes one more row is expected to take at most [`STRETCH`] times `least` microseconds. Beyond twice the rows that were
-    /// measured, nothing is expected.
-    pub(super) fn has_free_row(&self, least: f64) -> bool {
+    /// True if a step that decodes one more row is expected to take at most [`STRETCH`] times as long as a step of `even` rows, and if this member is
+    /// not much slower than the fastest one, whose shortest steps take `least` microseconds. Beyond twice the known rows, nothing is expected.
+    pub(super) fn has_free_row(&self, even: f64, least: f64) -> bool {
         let rows = self.rows() + 1.0;
-        let Some(steps) = self.decode_steps else { return rows <= f64::from(UNMEASURED_ROWS) };
+        let Some(steps) = self.decode_steps else { return rows <= UNMEASURED_ROWS };
         let own_least = f64::from(steps.least_micros.min(steps.micros));
         // The first row takes the shortest step, and further ones lengthen it evenly.
-        let stretch = (rows - 1.0) / f64::from(steps.rows.saturating_sub(1).max(1));
-        let micros = own_least + (f64::from(steps.micros) - own_least) * stretch;
-        rows <= f64::from(2 * steps.rows + UNMEASURED_ROWS) && micros <= STRETCH * least
+        let per_row = (f64::from(steps.micros) - own_least) / f64::from(steps.rows.saturating_sub(1).max(1));
+        let micros = |rows: f64| own_least + per_row * (rows - 1.0).max(0.0);
+        let known = f64::from(steps.rows.max(self.decoding));
+        rows <= 2.0 * known + UNMEASURED_ROWS
+            && micros(rows) <= STRETCH * micros(even)
+            && own_least <= STRETCH * least
     }
 
     /// A prompt is placed here. We expect that `tokens` of its tokens must be computed.

@@ -200,8 +200,8 @@ fn decodes_gather_on_a_member_while_its_steps_stay_short() {
     routing.reported(now, first, &decodes(8, 8, 4_400));
     let gathered = (0..30).take_while(|_| place(&mut routing).decode_on == first).count();
     assert!((16..=24).contains(&gathered), "{gathered}");
-    // 24 rows add half to the step.
-    routing.reported(now, first, &decodes(24, 24, 6_100));
+    // 24 rows double the step.
+    routing.reported(now, first, &decodes(24, 24, 8_000));
     assert_ne!(place(&mut routing).decode_on, first);
 }
 
