@@ -56,6 +56,8 @@ pub(super) struct Pace {
     least: Option<f64>,
     /// Time that a prompt token adds to a step.
     per_token: Average,
+    /// Time of a step without decode rows, for each of its prompt tokens. Such steps have more tokens, so each token takes less time.
+    per_token_alone: Average,
 }
 
 impl Pace {
@@ -70,6 +72,7 @@ impl Pace {
             window: (0, 0.0),
             least: None,
             per_token: Average::default(),
+            per_token_alone: Average::default(),
         }
     }
 
@@ -82,6 +85,9 @@ impl Pace {
         // A step with few prompt tokens takes nearly as long as one with none, so it does not show what a token costs.
         if prompt_tokens < TOKENS_MIN.min(self.chunk_tokens) && self.per_token.0.is_some() {
             return;
+        }
+        if rows == 0 {
+            self.per_token_alone.add(micros / f64::from(prompt_tokens));
         }
         let rows = if rows > 0 { self.rows.0.unwrap_or(0.0) } else { 0.0 };
         // The average of the rows may be too high for this step. At least half of the step's time counts for its prompts.
@@ -112,9 +118,13 @@ impl Pace {
 
     /// Nanoseconds per prompt token of long prompts, if measured. `has_rows`: other sequences decode in the same steps.
     pub(super) fn nanos_per_token(&self, has_rows: bool) -> Option<u32> {
-        let tokens = if has_rows { self.prompt_tokens() } else { self.chunk_tokens };
-        let rows = if has_rows { self.rows.0.unwrap_or(0.0) } else { 0.0 };
-        let micros = self.per_token.0? + rows / f64::from(tokens.max(1));
+        let beside_rows =
+            |per_token: f64| per_token + self.rows.0.unwrap_or(0.0) / f64::from(self.prompt_tokens().max(1));
+        let micros = match (has_rows, self.per_token_alone.0) {
+            (false, Some(alone)) => alone,
+            (false, None) => self.per_token.0?,
+            (true, _) => beside_rows(self.per_token.0?),
+        };
         // The conversion saturates.
         Some(((micros * 1e3) as u32).max(1))
     }
@@ -208,6 +218,30 @@ mod tests {
         assert!(pace.nanos_per_token(false).is_some_and(|nanos| nanos.abs_diff(20_000) < 100));
         // A step of 22.5 ms has 875 prompt tokens.
         assert!(pace.nanos_per_token(true).is_some_and(|nanos| nanos.abs_diff(25_714) < 200));
+    }
+
+    #[test]
+    fn steps_beside_rows_do_not_change_the_speed_of_prompts_alone() {
+        let mut pace = Pace::new(Some(BOUND), 2048);
+        (0..20).for_each(|_| pace.measured(2048, 0, 43_000));
+        let alone = pace.nanos_per_token(false);
+        pace.measured(0, 100, 15_000);
+        (0..50).for_each(|_| pace.measured(200, 100, 25_000));
+        assert_eq!(pace.nanos_per_token(false), alone);
+        assert!(pace.nanos_per_token(true) > alone);
+    }
+
+    #[test]
+    fn the_shortest_steps_are_found_over_windows() {
+        let mut pace = Pace::new(Some(BOUND), 2048);
+        // One step returned late, so that the next one seems short.
+        (0..8).for_each(|_| [8_000, 1_000].into_iter().for_each(|micros| pace.measured(0, 1, micros)));
+        let steps = pace.decode_steps().expect("16 steps are measured");
+        assert_eq!((steps.rows, steps.least_micros), (1, 4_500));
+        (0..40).for_each(|_| pace.measured(0, 30, 7_000));
+        let steps = pace.decode_steps().expect("16 steps are measured");
+        assert!(steps.rows >= 29 && steps.micros.abs_diff(7_000) < 100, "{steps:?}");
+        assert_eq!(steps.least_micros, 4_500);
     }
 
     #[test]
