@@ -18,8 +18,8 @@
 //! whose prefills fail pause. The rules, in this order:
 //! 1. A candidate without a queue whose speed is unknown, and that has not ended a prefill yet, is tried first.
 //! 2. If no candidate is predicted to meet [`RoutingConfig::ttft_target`], the soonest is chosen.
-//! 3. The cost of a candidate counts tokens: the work, an eighth of the queue, and the tokens that the member has computed recently in
-//!    excess of the others (at most the prompt's length). So a prefix that is asked for very often gets a second holder, and the
+//! 3. The cost of a candidate is the time of these tokens at its speed: the work, an eighth of the queue, and the tokens that the member has
+//!    computed recently in excess of the others (at most the prompt's length). So a prefix that is asked for very often gets a second holder, and the
 //!    computed tokens stay even. The candidate with the lowest cost is chosen; equal ones take turns.
 //! 4. If no member has the first tokens of the prompt, a hash of these tokens chooses among the candidates that cost about the same. So
 //!    several routers that do not know each other choose the same member. A node that has received the request itself

@@ -6,7 +6,8 @@
 
 The client is vLLM's request function over kept connections. Requests arrive as a Poisson process and go to the servers in turn, or with
 --spread random to one at random. `--load` is a list of phases, `IN/OUT:SECONDS`, each with its own lengths; the lengths of a request are drawn
-evenly from 0.8 to 1.2 times those. Prompts are random token ids, so that no two share a prefix. A request is good if its first token came within
+evenly from 0.8 to 1.2 times those. Prompts are random token ids, so that no two share a prefix. Of
+two rates, the higher one has the same gaps between arrivals, made shorter. A request is good if its first token came within
 --ttft seconds and the 99th percentile of its own gaps is at most --gap milliseconds. Goodput is the highest rate at which 90 % of the requests
 are good.
 
@@ -47,7 +48,7 @@ class Clients:
         return async_request_openai_completions(asked, self.session)
 
     async def at_rate(self, rate):
-        rng, began, at, asked = random.Random(f"{self.options.load} {rate} {self.options.seed}"), time.perf_counter(), 0.0, []
+        rng, began, at, asked = random.Random(f"{self.options.load} {self.options.seed}"), time.perf_counter(), 0.0, []
         for phase in self.options.load.split(","):
             lengths, seconds = phase.split(":")
             tokens_in, tokens_out = map(int, lengths.split("/"))

@@ -50,7 +50,7 @@ pub(super) struct Estimate {
     pub(super) work: u32,
     /// Predicted microseconds to the first token, with the price of the hand-over.
     pub(super) ttft: f64,
-    /// The cost in tokens.
+    /// The cost in tokens of the fastest candidate.
     cost: f64,
     /// Tokens that are to be computed before it, and the price of the hand-over.
     queue: u64,
@@ -263,15 +263,15 @@ impl<M: Copy + Ord> Routing<M> {
         }
         let speed = |estimate: &Estimate| self.members[&estimate.key].expected_speed(now, 1.0);
         let fastest = candidates.iter().map(speed).min_by(f64::total_cmp).unwrap_or(1.0).max(1e-3);
-        // A member that is half as fast has worked as much after half as many tokens.
-        let recent = |estimate: &Estimate| {
-            self.members[&estimate.key].recent(now) * (speed(estimate) / fastest).max(1.0)
-        };
+        // Tokens are counted in the time of the fastest candidate: one that is half as fast, because it decodes too, pays twice for each.
+        let ratio = |estimate: &Estimate| (speed(estimate) / fastest).max(1.0);
+        let recent = |estimate: &Estimate| self.members[&estimate.key].recent(now) * ratio(estimate);
         let least = candidates.iter().map(recent).min_by(f64::total_cmp).unwrap_or(0.0);
         let length = ask.prompt.len() as f64;
         for estimate in candidates.iter_mut() {
             let ahead = (recent(estimate) - least - length - UNEVEN * least).clamp(0.0, length);
-            estimate.cost = f64::from(estimate.work) + estimate.queue as f64 * QUEUE_WEIGHT + ahead;
+            let tokens = f64::from(estimate.work) + estimate.queue as f64 * QUEUE_WEIGHT;
+            estimate.cost = tokens * ratio(estimate) + ahead;
         }
         let timely: Vec<Estimate> =
             candidates.iter().filter(|estimate| estimate.ttft <= target).copied().collect();

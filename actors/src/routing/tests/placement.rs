@@ -226,6 +226,31 @@ fn decodes_gather_nowhere_if_each_row_costs_as_much() {
 }
 
 #[test]
+fn a_member_that_decodes_computes_less_because_its_tokens_take_longer() {
+    let config = RoutingConfig { local_if_sooner_by: Duration::ZERO, ..RoutingConfig::default() };
+    let (mut routing, now) = (Routing::new(PAGE, config), Instant::now());
+    (0..2).for_each(|id| routing.joined(id, node(u64::from(id), 10_000)));
+    (0..2).for_each(|id| routing.reported(now, id, &LoadReport { nanos_per_token: Some(25_000), ..load(0) }));
+    let history = prompt(1, 4096);
+    fn free(prompt: &[u32]) -> Ask<'_, u32> {
+        Ask { decode_on: None, ..ask(prompt) }
+    }
+    let first = run(&mut routing, now, &Ask { not_on: &[0], ..free(&history) });
+    assert_eq!((first.decode_on, first.prefill_on), (1, 1));
+    // Member 0 has computed as much for others.
+    run(&mut routing, now, &Ask { not_on: &[1], ..free(&prompt(9, 16_384)) });
+    let slow = LoadReport { nanos_per_token: Some(100_000), ..decodes(4, 4, 4_400) };
+    routing.reported(now, 1, &slow);
+    let (long, short) = ([history.clone(), prompt(2, 2048)].concat(), [history, prompt(3, 256)].concat());
+    // A short continuation stays.
+    let short = run(&mut routing, now, &free(&short));
+    assert_eq!((short.decode_on, short.prefill_on), (1, 1));
+    // Member 0 computes all tokens in less time than member 1 computes 2,048.
+    let next = run(&mut routing, now, &free(&long));
+    assert_eq!((next.decode_on, next.prefill_on), (1, 0));
+}
+
+#[test]
 fn the_cost_of_a_decision_is_bounded() {
     let now = Instant::now();
     let mut routing = router(1000, RoutingConfig { index_bytes: 1 << 30, ..RoutingConfig::default() });
