@@ -98,7 +98,7 @@ impl Drain {
     /// when no work is left.
     pub async fn run(&self, announce: impl FnOnce(), refuse: impl FnOnce(), done: impl Future<Output = ()>) {
         self.reached(DrainStage::Leaving).await;
-        tracing::info!(delay = ?self.delay, "draining: routers and peers are told");
+        tracing::info!("draining: routers and peers are told");
         announce();
         self.delay_over().await;
         refuse();
