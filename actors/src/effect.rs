@@ -236,7 +236,7 @@ table! {
         PeerLeaving: Post from [PeerLink], "one per session";
         RoomChanged: Post from [BufferManager], "two per session";
         PeerLost: Post from [PeerLink], "one per session";
-        BeginDrain: Post from [Node], "one per process";
+        BeginDrain: Post from [Node], "two per process";
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
@@ -314,7 +314,7 @@ table! {
         PagesSent: Post from [Transfer], "credits";
         PutsDrained: Post from [Transfer], "one per CancelPuts";
         PeerLost: Post from [PeerLink], "one per session";
-        BeginDrain: Post from [Node], "one per process";
+        BeginDrain: Post from [Node], "two per process";
         Tick: Post from [Ticker], "a full mailbox skips it";
     }
 
@@ -336,7 +336,7 @@ table! {
         RoomChanged: Post from [BufferManager], "two per session";
         NothingOutstanding: Post from [BufferManager], "one per session";
         HealthSeen: Post from [Ticker], "a full mailbox skips it";
-        AnnounceLeaving: Post from [Node], "one per process";
+        AnnounceLeaving: Post from [Node], "two per process";
         CloseLinks: Post from [Node], "one per process";
         Tick: Post from [Ticker], "a full mailbox skips it";
     }

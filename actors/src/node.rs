@@ -4,6 +4,7 @@
 //! mailboxes: `serving` starts the actors of every node, `handing_over` those of a node that prefills for peers, `linking` the peer link and
 //! its transport. `shares` divides the page pool.
 
+mod drain;
 mod handing_over;
 mod linking;
 mod serving;
@@ -26,16 +27,16 @@ use crate::devices::engine_thread::{EnginePulse, step_times::StepTimes};
 use crate::effect::{ToBufferManager, ToDecoder, ToGenerator, ToPeerLink, ToPrefiller, ToProxy, ToTransfer};
 use crate::grammar::GrammarCompiler;
 use crate::kit::{AWAKE, Awake, KillSwitch, Vitals, tick_every};
-use crate::messages::{AbortAll, AnnounceLeaving, BeginDrain, CloseLinks, HealthSeen, StartDialling, Tick};
+use crate::messages::{AbortAll, CloseLinks, HealthSeen, StartDialling, Tick};
 use crate::pages::Pages;
 use crate::peer_link::state::SessionLimits;
-use crate::prefiller::Prefiller;
 use crate::proxy::{Proxy, state::ProxyReport};
 use crate::request::{AbortRequest, Generate};
 use crate::router::Mailboxes;
 use crate::routing::RoutingConfig;
 use crate::streams::Streams;
 use crate::watchdog::{NodeHealth, Watchdog, Watched};
+pub use drain::{NodeDrain, NodeWork};
 pub use shares::SharesError;
 use shares::{Shares, Wanted};
 
@@ -133,8 +134,9 @@ pub struct NodeFacts {
 pub struct Node {
     proxy: Addr<Proxy>,
     decoder: Addr<Decoder>,
-    prefiller: Option<Addr<Prefiller>>,
     link: Option<linking::Linked>,
+    /// The steps of a drain.
+    pub drain: NodeDrain,
     /// The live streams.
     pub streams: Streams,
     /// The node's health, set by the watchdog.
@@ -169,23 +171,14 @@ impl Node {
         self.proxy.clone().recipient()
     }
 
-    /// Refuses new requests and waits until all live requests and hand-overs have ended, at most for `limit`. Then closes the sessions and
-    /// stops the transport. The node's memory may be freed after this.
+    /// Drains the node, at most for `limit`. Then cuts what is left, closes the sessions and stops the transport. The node's memory may be freed
+    /// after this.
     pub async fn shut_down(self, limit: Duration) {
-        self.proxy.do_send(ToProxy::from(BeginDrain));
-        if let (Some(prefiller), Some(link)) = (&self.prefiller, &self.link) {
-            prefiller.do_send(BeginDrain.into());
-            link.peer_link.do_send(AnnounceLeaving.into());
-        }
-        let prefills = || self.counters.prefills_live().load(Ordering::Relaxed);
-        let drained = async {
-            while !self.streams.is_empty() || prefills() > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if tokio::time::timeout(limit, drained).await.is_err() {
-            let (requests, prefills) = (self.streams.len(), prefills());
-            tracing::warn!(requests, prefills, "drain limit passed; cutting requests");
+        self.drain.announce();
+        self.drain.refuse();
+        if tokio::time::timeout(limit, self.drain.done()).await.is_err() {
+            let NodeWork { requests, prefills, landing_pages } = self.drain.work();
+            tracing::warn!(requests, prefills, landing_pages, "drain limit passed; cutting requests");
             self.decoder.do_send(AbortAll.into());
         }
         let Some(linking::Linked { peer_link, arbiter, transport }) = self.link else { return };
@@ -302,6 +295,13 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     };
     serving.run(engine, settings, hashed.clone(), &mut parts, &mailboxes, &pulse).map_err(NodeError::Io)?;
     let prefiller = handing_over.as_ref().map(|contexts| contexts.prefiller.address());
+    let peer_link = linked.as_ref().map(|linked| linked.peer_link.clone());
+    let drain = NodeDrain {
+        proxy: proxy.clone(),
+        prefilling: prefiller.zip(peer_link),
+        streams: parts.streams.clone(),
+        counters: parts.counters.clone(),
+    };
     if let (Some(contexts), Some(linked), Some(sending)) = (handing_over, &linked, sending) {
         contexts
             .run(sending, hashed, grammars, linked.transport.clone(), &mut parts, &mailboxes)
@@ -316,8 +316,8 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     Ok(Node {
         proxy,
         decoder,
-        prefiller,
         link: linked,
+        drain,
         streams: parts.streams,
         health: parts.health,
         faults: parts.faults,

@@ -144,7 +144,7 @@ pub enum Refused {
     )]
     TooLargeToSend,
     /// The process is draining.
-    #[error("server is shutting down; send the request to another replica")]
+    #[error("server is draining; send the request to another replica")]
     ShuttingDown,
     /// A queue is full.
     #[error("server is busy; retry after a second")]

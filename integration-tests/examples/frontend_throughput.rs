@@ -101,6 +101,7 @@ fn frontend(workers: usize) -> Result<SocketAddr> {
             route: Route::Auto,
             trusts_header: false,
             node: None,
+            drain_control: None,
             deadline: Duration::from_secs(60),
             api_key: None,
             limits: Limits::default(),

@@ -138,7 +138,12 @@ fn a_report_shows_a_request_and_the_drain() -> Result<()> {
         ensure!(status == 200, "{status}: {body}");
         Ok(serde_json::from_str::<NodeReport>(&body)?.state == NodeState::Draining)
     })?;
-    assert_eq!(post(&http, "/v1/completions", &json!({"prompt": "a", "max_tokens": 1}))?.0, 503);
+    // The drain is reported first. Requests that arrive before the process refuses them are answered.
+    until("requests are refused", STATE_WITHIN, || {
+        let (status, body) = post(&http, "/v1/completions", &json!({"prompt": "a", "max_tokens": 1}))?;
+        ensure!([200, 503].contains(&status), "{status}: {body}");
+        Ok(status == 503)
+    })?;
     let (status, answer) = client.join().expect("the thread did not panic")?;
     assert_eq!((status, &answer["usage"]["completion_tokens"]), (200, &json!(400)), "{answer}");
     assert_eq!(receiver.wait()?.code(), Some(0), "{}", receiver.log());

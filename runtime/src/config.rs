@@ -220,8 +220,10 @@ sections! {
     }
     /// The end of a process.
     shutdown: ShutdownSection {
-        /// Maximum time for live requests to finish after SIGTERM or SIGINT.
+        /// Maximum time for live requests to finish after SIGTERM or SIGINT, counted from the end of `shutdown.delay`.
         drain: Duration = duration, |_, _| "20s";
+        /// How long a draining process still accepts requests, while `/health` and `/node` report the drain. Longer than routers take to learn of it.
+        delay: Duration = duration_or_zero, |_, _| "0s";
     }
 }
 

@@ -17,6 +17,7 @@
 //!   another `grace`.
 //! - A client has to read its answer by the same time. The decoder does not wait for the client, because the stream holds all tokens.
 
+mod admin;
 mod admission;
 mod answer_parser;
 mod api_error;
@@ -78,6 +79,7 @@ use api_key::ApiKey;
 use connection::{Connection, attend};
 
 pub use actix_web::dev::ServerHandle;
+pub use admin::{DrainControl, LeftWork};
 pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Conversation};
 pub use field_table::parameters_page;
@@ -119,7 +121,7 @@ pub struct Frontend {
     pub api_key: Option<String>,
     /// The limits for clients.
     pub limits: Limits,
-    /// The permits and the queue of the process. While the process shuts down, they are closed and requests are answered 503.
+    /// The permits and the queue of the process. While the process drains, they are closed and requests are answered 503.
     pub admission: Admission,
     /// The memory budget for clients' requests.
     pub memory: InputMemory,
@@ -127,6 +129,8 @@ pub struct Frontend {
     pub health: Arc<dyn Fn() -> Health + Send + Sync>,
     /// Called for each `/node`; `None` if this port does not serve it. Must not block.
     pub node: Option<Arc<dyn Fn() -> NodeReport + Send + Sync>>,
+    /// The drain; `None` if this port does not serve `/admin/drain`.
+    pub drain_control: Option<DrainControl>,
     /// Called for each `/metrics`; returns Prometheus's text format. Must not block.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Maximum time for streams to end after the server is told to stop.
@@ -156,6 +160,11 @@ pub enum HealthState {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// The process drains or is drained. `/health` answers 503.
+    Draining {
+        /// Which of them.
+        reason: String,
+    },
     /// The process cannot serve. `/health` answers 503.
     Down {
         /// The fault that stopped it.
@@ -168,7 +177,15 @@ impl Health {
     fn http_status(&self) -> StatusCode {
         match self.state {
             HealthState::Ok | HealthState::Degraded { .. } => StatusCode::OK,
+            HealthState::Draining { .. } | HealthState::Down { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The HTTP status of `/live`. A draining process is alive, and a degraded one serves.
+    fn live_status(&self) -> StatusCode {
+        match self.state {
             HealthState::Down { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::OK,
         }
     }
 
@@ -186,6 +203,7 @@ impl Health {
         let (status, reason) = match &self.state {
             HealthState::Ok => ("ok", None),
             HealthState::Degraded { reason } => ("degraded", Some(&**reason)),
+            HealthState::Draining { reason } => ("draining", Some(&**reason)),
             HealthState::Down { reason } => ("down", Some(&**reason)),
         };
         response::json(&HealthBody {
@@ -280,6 +298,12 @@ impl Frontend {
                 .service(get("/v1/models/{name:.+}", web::get().to(handlers::show_model)))
                 .service(get("/health", web::get().to(handlers::health)))
                 .service(get("/ping", web::get().to(handlers::ping)).route(web::post().to(handlers::ping)))
+                .service(get("/live", web::get().to(handlers::live)))
+                .service(
+                    get("/admin/drain", web::get().to(admin::show_drain))
+                        .route(web::post().to(admin::start_drain))
+                        .default_service(web::to(handlers::only("GET, POST"))),
+                )
                 .service(get("/node", web::get().to(handlers::node)))
                 .service(get("/version", web::get().to(handlers::version)))
                 .service(get("/load", web::get().to(handlers::load)))

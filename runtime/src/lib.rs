@@ -8,6 +8,7 @@
 //! - [`roles`]: starts and stops a receiver, a sender or a local process.
 //! - [`grammar`]: compiles the grammars that answers follow.
 //! - [`frontend`]: the only module that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
+//! - [`drain`]: the stages of the end of a process's work.
 //! - [`config`]: the only module that reads the environment and configuration files.
 //! - [`telemetry`]: the log.
 //! - [`open_files`]: the limit of open files, and the number of connections that it allows.
@@ -16,6 +17,7 @@
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod drain;
 pub mod frontend;
 pub mod grammar;
 pub mod open_files;

@@ -1,8 +1,9 @@
 //! Starts and stops a process of any role.
 //!
 //! A process opens its ports, loads the model, starts the actors, and then serves HTTP. A process that cannot start says why in one
-//! sentence. It shuts down in three phases: it refuses new requests, it waits up to `shutdown.drain` for running requests, and it
-//! ends the sessions, the transport and the memory pool, in this order.
+//! sentence. It shuts down in three phases: it drains ([`Drain`]), which takes up to `shutdown.delay` and `shutdown.drain`, it cuts the requests that
+//! still run, and it ends the sessions, the transport and the memory pool, in this order. A process that `POST /admin/drain` has drained stays up
+//! until a signal or a fault ends it.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -21,6 +22,7 @@ use engine::{Engine, EngineConfig, KvPool};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
+use crate::drain::{Drain, DrainStage};
 use crate::frontend::{
     Admission, Bounds, CacheInfo, Grammars, InputMemory, Limits, Observed, ServedModel, bind,
 };
@@ -211,19 +213,24 @@ async fn serve(
     actix::spawn(report_regularly(shared.observed.clone()));
     let servers = Servers::start(role, &config, ports, &node, &shared)?;
     tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
+    drain_when_asked(&shared, &node);
     let mut signals = Signals::new()?;
     let end = ending(&node, &mut signals).await;
-    shared.admission.close();
-    let drain = config.shutdown.drain;
-    if let Some(fault) = &end {
-        exit_after(drain + TEAR_DOWN_LIMIT, fault.clone())?;
+    let limit = config.shutdown.drain;
+    match &end {
+        None => shared.drain.begin(),
+        Some(fault) => {
+            exit_after(limit + TEAR_DOWN_LIMIT, fault.clone())?;
+            shared.drain.begin_at_once();
+        }
     }
     actix::spawn(async move {
         signals.next().await;
         tracing::warn!("second signal: exiting at once");
         std::process::exit(1);
     });
-    servers.stop(node.shut_down(drain)).await;
+    shared.drain.reached(DrainStage::Refusing).await;
+    servers.stop(node.shut_down(limit)).await;
     report(&shared.observed);
     match end {
         None => {
@@ -233,6 +240,18 @@ async fn serve(
         // The caller prints it as the last line.
         Some(fault) => Err(anyhow::anyhow!(fault)),
     }
+}
+
+/// Has a task take the steps of the drain once it has begun.
+fn drain_when_asked(shared: &SharedState, node: &Node) {
+    let (drain, admission, node) = (shared.drain.clone(), shared.admission.clone(), node.drain.clone());
+    actix::spawn(async move {
+        let refuse = || {
+            admission.close();
+            node.refuse();
+        };
+        drain.run(|| node.announce(), refuse, node.done()).await;
+    });
 }
 
 /// Starts the actors. Takes the listening socket of the link out of `ports`. A request has at most `context_tokens` tokens.
@@ -312,6 +331,7 @@ fn exit_after(limit: Duration, fault: String) -> std::io::Result<()> {
 
 /// The state that both HTTP ports of a process share.
 struct SharedState {
+    drain: Drain,
     admission: Admission,
     memory: InputMemory,
     observed: Arc<Observed>,
@@ -336,6 +356,7 @@ impl SharedState {
             queue_bytes: input_bytes / 2,
         };
         Self {
+            drain: Drain::new(config.shutdown.delay),
             admission: Admission::new(bounds),
             memory: InputMemory::new(input_bytes, config.surroundings.cores),
             observed: Arc::new(Observed::new(&model.name, cache)),
@@ -392,7 +413,7 @@ fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
 async fn ending(node: &Node, signals: &mut Signals) -> Option<String> {
     tokio::select! {
         name = signals.next() => {
-            tracing::info!(signal = name, "shutting down: new requests are refused, running ones may finish");
+            tracing::info!(signal = name, "shutting down");
             None
         }
         fault = node.faults.wait() => Some(fault),

@@ -358,7 +358,9 @@ impl PeerLinkState {
     }
 
     fn on_announce_leaving(&mut self) -> Vec<Effect> {
-        self.leaving = true;
+        if std::mem::replace(&mut self.leaving, true) {
+            return Vec::new();
+        }
         // Only peers that we prefill for need to know.
         let prefilling =
             |live: &Session| live.is_up() && matches!(live.direction, Direction::Outgoing { .. });

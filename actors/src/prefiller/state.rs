@@ -236,7 +236,7 @@ impl PrefillerState {
         let pages = self.pages_for(prompt);
         let of_session = self.of_session.get(&key.0).copied().unwrap_or_default();
         if self.draining {
-            Some("this sender is shutting down".to_owned())
+            Some("this sender is draining".to_owned())
         } else if prompt.is_empty() {
             Some("the prompt is empty".to_owned())
         } else if prompt.len() > context_tokens as usize {

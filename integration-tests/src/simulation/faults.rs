@@ -10,6 +10,8 @@ use super::world::{Event, World};
 
 /// Time limit of each of the two waits of an orderly shutdown: first for the hand-overs, then for the end of the sessions.
 const DRAIN: u64 = 3 * SECOND;
+/// Time between the announcement of a drain and the refusal of new work. Requests and prefills still arrive in it.
+const DRAIN_DELAY: u64 = 60 * MS;
 
 impl World {
     pub(super) fn inject(&mut self, fault: Fault) {
@@ -154,17 +156,22 @@ impl World {
         }
     }
 
-    /// The process ends in the order of `Node::shut_down`.
+    /// The process ends in the order of a drain and of `Node::shut_down`: its peers are told, and later it refuses new work.
     fn leave_in_order(&mut self, node: usize) {
         let process = &mut self.nodes[node];
         if std::mem::replace(&mut process.leaving, true) || !process.alive {
             return;
         }
-        let decoding = process.decoding.is_some().then(|| vec![to::proxy(BeginDrain)]);
-        let prefilling = process.prefilling.is_some();
-        let prefilling = prefilling.then(|| vec![to::prefiller(BeginDrain), to::peer_link(AnnounceLeaving)]);
-        let leaving = decoding.into_iter().chain(prefilling).flatten().collect();
-        self.perform(node, Endpoint::Node, leaving);
+        let told = process.prefilling.is_some().then(|| to::peer_link(AnnounceLeaving));
+        self.perform(node, Endpoint::Node, told.into_iter().collect());
+        self.at_node(node, DRAIN_DELAY, Event::RefuseWork);
+    }
+
+    pub(super) fn refuse_work(&mut self, node: usize) {
+        let process = &self.nodes[node];
+        let decoding = process.decoding.is_some().then(|| to::proxy(BeginDrain));
+        let prefilling = process.prefilling.is_some().then(|| to::prefiller(BeginDrain));
+        self.perform(node, Endpoint::Node, decoding.into_iter().chain(prefilling).collect());
         let since = self.now;
         self.at_node(node, 20 * MS, Event::LookWhetherDone { since, closing: false });
     }

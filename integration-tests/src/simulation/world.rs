@@ -47,6 +47,8 @@ pub(super) enum Event {
     MustHaveEnded(RequestId),
     Fault(Fault),
     Restart(usize),
+    /// A process that was told to end accepts no more work.
+    RefuseWork,
     /// A process that was told to end checks whether it can end.
     LookWhetherDone {
         since: u64,
@@ -233,6 +235,7 @@ impl World {
             Event::MustHaveEnded(request) => self.must_have_ended(request),
             Event::Fault(fault) => self.inject(fault),
             Event::Restart(node) => self.restart(node),
+            Event::RefuseWork => self.refuse_work(node),
             Event::LookWhetherDone { since, closing } => self.look_whether_done(node, since, closing),
             Event::MustBeForgotten { session, is_last } => self.must_be_forgotten(node, session, is_last),
             Event::Judge => self.judge(),

@@ -66,6 +66,7 @@ const OF_PROXIES: &[&str] = &[
     "request.input_bytes",
     "request.api_key",
     "shutdown.drain",
+    "shutdown.delay",
 ];
 
 impl fmt::Display for Role {

@@ -62,6 +62,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("transport.min_gigabytes_per_second", "1.5", "1.5", "fast", "must be a number of at least 0"),
     ("transport.page_hash", "false", "false", "perhaps", "must be true or false"),
     ("shutdown.drain", "1500ms", "1500ms", "soon", "must be a duration"),
+    ("shutdown.delay", "0s", "0s", "5", "must be a duration with a unit"),
 ];
 
 fn surroundings(variables: &[(&str, &str)]) -> Surroundings {

@@ -67,7 +67,7 @@ impl Place {
     /// Waits until the request may run and returns one permit per answer.
     ///
     /// # Errors
-    /// 503 if the process is shutting down.
+    /// 503 if the process drains.
     pub(super) async fn permits(mut self) -> Result<Vec<Permit>, ApiError> {
         // The sender is dropped only by `close`.
         (&mut self.permits).await.map_err(|_| Refused::ShuttingDown.into())
@@ -90,15 +90,10 @@ impl Admission {
         Self { state: Arc::new(Mutex::new(State::new(bounds))) }
     }
 
-    /// Refuses new requests and fails waiting requests with 503, because the process is shutting down.
+    /// Refuses new requests and fails waiting requests with 503, because the process drains.
     pub fn close(&self) {
         let waiting = self.lock().close();
         drop(waiting);
-    }
-
-    /// True once the process is shutting down.
-    pub fn is_closed(&self) -> bool {
-        self.lock().is_closed()
     }
 
     /// Number of answers that run.
@@ -120,7 +115,7 @@ impl Admission {
     ///
     /// # Errors
     /// 400 if it needs more permits than the process has; 429 if the queue is full or the request would wait past its deadline;
-    /// 503 if the process is shutting down.
+    /// 503 if the process drains.
     pub(super) fn enter(&self, answers: usize, bytes: usize, deadline: Instant) -> Result<Place, ApiError> {
         let (waker, permits) = oneshot::channel();
         let now = Instant::now();

@@ -11,7 +11,8 @@ use actix_web::web::Data;
 pub(super) struct ApiKey(pub(super) Option<String>);
 
 /// Paths that need no key, for probes and monitoring.
-const OPEN: &[&str] = &["/health", "/ping", "/node", "/version", "/load", "/metrics", "/openapi.json"];
+const OPEN: &[&str] =
+    &["/health", "/ping", "/live", "/node", "/version", "/load", "/metrics", "/openapi.json"];
 
 /// Middleware that answers 401, with vLLM's body, to a request without the API key.
 pub(super) async fn check<B: MessageBody + 'static>(

@@ -35,6 +35,7 @@ use super::openai::ApiKind;
 use super::response::json;
 use super::served_model::ServedModel;
 use super::{get, post, prepare};
+use crate::drain::{Drain, DrainStage};
 
 pub use poll::poll;
 
@@ -82,6 +83,8 @@ pub struct FleetProxy {
     /// The connections for reports. Requests cannot use them up.
     polls: client::NodeClient,
     counts: FleetCounts,
+    /// The drain of the process.
+    drain: Drain,
 }
 
 /// What the proxy has counted.
@@ -107,6 +110,8 @@ pub struct FleetSettings {
     pub deadline: Duration,
     /// The key that clients send, and that the proxy sends to nodes.
     pub api_key: Option<String>,
+    /// The drain of the process. The proxy reports it, and goes on with forwarding.
+    pub drain: Drain,
     /// `routing.index_bytes`.
     pub index_bytes: u64,
     /// `routing.ttft_target`.
@@ -116,8 +121,17 @@ pub struct FleetSettings {
 impl FleetProxy {
     /// A proxy whose nodes have not reported yet.
     pub fn new(settings: FleetSettings) -> Self {
-        let FleetSettings { nodes, model, memory, limits, deadline, api_key, index_bytes, ttft_target } =
-            settings;
+        let FleetSettings {
+            nodes,
+            model,
+            memory,
+            limits,
+            deadline,
+            api_key,
+            drain,
+            index_bytes,
+            ttft_target,
+        } = settings;
         let mut state = FleetState::new(index_bytes, ttft_target);
         let member = |address| FleetMember {
             id: state.joined(),
@@ -137,6 +151,7 @@ impl FleetProxy {
             client: client::NodeClient::new(),
             polls: client::NodeClient::new(),
             counts: FleetCounts::default(),
+            drain,
         }
     }
 
@@ -172,6 +187,7 @@ impl FleetProxy {
                 .service(get("/v1/models", web::get().to(models)))
                 .service(get("/health", web::get().to(health)))
                 .service(get("/ping", web::get().to(ping)).route(web::post().to(ping)))
+                .service(get("/live", web::get().to(live)))
                 .service(get("/version", web::get().to(version)))
                 .service(get("/metrics", web::get().to(metrics)))
                 .default_service(web::to(no_such_path))
@@ -197,6 +213,12 @@ impl FleetProxy {
 
     fn ready(&self) -> usize {
         self.state().ready(Instant::now())
+    }
+
+    /// The HTTP status of `/health` and `/ping`.
+    fn status(&self) -> StatusCode {
+        let takes_requests = self.drain.stage() == DrainStage::Serving && self.ready() > 0;
+        if takes_requests { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
     }
 }
 
@@ -248,8 +270,11 @@ async fn health(proxy: Shared) -> HttpResponse {
         live_requests: usize,
     }
     let (ready, nodes, live_requests) = (proxy.ready(), proxy.members.len(), proxy.state().live());
-    let reason = (ready == 0).then_some("no node takes requests");
-    let status = if ready == 0 { "down" } else { "ok" };
+    let (status, reason) = match (proxy.drain.stage(), ready) {
+        (DrainStage::Serving, 0) => ("down", Some("no node takes requests")),
+        (DrainStage::Serving, _) => ("ok", None),
+        _ => ("draining", Some("the proxy is draining: it finishes its requests and is to get no new ones")),
+    };
     let health = Health {
         status,
         reason,
@@ -259,15 +284,16 @@ async fn health(proxy: Shared) -> HttpResponse {
         nodes_ready: ready,
         live_requests,
     };
-    HttpResponse::build(status_of(ready)).content_type("application/json").body(json(&health))
-}
-
-fn status_of(ready: usize) -> StatusCode {
-    if ready == 0 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
+    HttpResponse::build(proxy.status()).content_type("application/json").body(json(&health))
 }
 
 async fn ping(proxy: Shared) -> HttpResponse {
-    HttpResponse::build(status_of(proxy.ready())).finish()
+    HttpResponse::build(proxy.status()).finish()
+}
+
+/// A proxy whose nodes are gone is alive: a restart would not help.
+async fn live() -> HttpResponse {
+    HttpResponse::Ok().finish()
 }
 
 async fn metrics(proxy: Shared) -> HttpResponse {

@@ -56,6 +56,11 @@ pub(super) async fn ping(frontend: Shared) -> HttpResponse {
     HttpResponse::build((frontend.health)().http_status()).finish()
 }
 
+/// Whether the process has to be restarted: 503 after a fault. Has no body.
+pub(super) async fn live(frontend: Shared) -> HttpResponse {
+    HttpResponse::build((frontend.health)().live_status()).finish()
+}
+
 /// The state of this node, for routers of a fleet.
 pub(super) async fn node(frontend: Shared, request: HttpRequest) -> HttpResponse {
     match &frontend.node {

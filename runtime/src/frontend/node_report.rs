@@ -87,7 +87,7 @@ pub enum NodeState {
     Ok,
     /// The process serves, but an operator has to act.
     Degraded,
-    /// The process is shutting down: it refuses new requests and finishes the running ones.
+    /// The process drains: routers send it no new requests. It finishes those that it has.
     Draining,
     /// The process cannot serve.
     Down,

@@ -140,7 +140,7 @@ fn get(path: &str, text: &str, content_type: &str, schema: &str, is_open: bool) 
         get["parameters"] = json!([{"name": "model", "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}}]);
         get["responses"]["404"] = error("The server has no such model.");
     }
-    if path == "/health" || path == "/ping" {
+    if ["/health", "/ping", "/live"].contains(&path) {
         ok["description"] = Value::from("The process cannot serve.");
         get["responses"]["503"] = ok;
     }

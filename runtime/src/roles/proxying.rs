@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 
 use crate::config::Config;
+use crate::drain::Drain;
 use crate::frontend::{FleetProxy, FleetSettings, InputMemory, Limits, ServedModel, bind, poll};
 use crate::open_files;
 use crate::roles::{Signals, exposure::Port};
@@ -34,6 +35,7 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
     let connections = open_files::connections(open_files / 2, CONNECTIONS, 1, 0);
     let limits = Limits { connections, ..Limits::default() };
     let input_bytes = usize::try_from(config.request.input_bytes.0).unwrap_or(usize::MAX);
+    let drain = Drain::new(config.shutdown.delay);
     let proxy = Arc::new(FleetProxy::new(FleetSettings {
         nodes: config.fleet.nodes.clone(),
         model: Arc::new(model),
@@ -41,14 +43,16 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
         limits,
         deadline: config.request.deadline,
         api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
+        drain: drain.clone(),
         index_bytes: config.routing.index_bytes.0,
         ttft_target: config.routing.ttft_target,
     }));
-    actix::System::new().block_on(serve(config, proxy, listener, began))
+    actix::System::new().block_on(serve(config, drain, proxy, listener, began))
 }
 
 async fn serve(
     config: Config,
+    drain: Drain,
     proxy: Arc<FleetProxy>,
     listener: TcpListener,
     began: Instant,
@@ -70,13 +74,15 @@ async fn serve(
     );
     let mut signals = Signals::new()?;
     let signal = signals.next().await;
-    tracing::info!(signal, "shutting down: new requests are refused, running ones may finish");
+    tracing::info!(signal, "shutting down");
+    drain.begin();
     actix::spawn(async move {
         signals.next().await;
         tracing::warn!("second signal: exiting at once");
         std::process::exit(1);
     });
-    handle.stop(true).await;
+    // `stop` refuses new connections as soon as it is called, and completes when the requests have ended.
+    drain.run(|| (), || (), async { handle.stop(true).await }).await;
     tracing::info!("ended");
     Ok(())
 }

@@ -6,15 +6,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use actors::counters::Counters;
-use actors::node::Node;
+use actors::node::{Node, NodeWork};
 use actors::request::Route;
 use tokio::time::timeout;
 
 use super::exposure::Port;
 use super::{ListeningSockets, SharedState};
 use crate::config::{Config, Role, Secret};
+use crate::drain::DrainStage;
 use crate::frontend::{
-    AnswerCounts, DecodeReport, Frontend, Health, HealthState, NodeReport, NodeState, ServerHandle,
+    AnswerCounts, DecodeReport, DrainControl, Frontend, Health, HealthState, LeftWork, NodeReport, NodeState,
+    ServerHandle,
 };
 
 /// The running servers.
@@ -42,6 +44,7 @@ impl Servers {
             // The clients of this port are routers, which choose where each request runs.
             trusts_header: true,
             node: Some(node_report(role, node, shared)),
+            drain_control: Some(drain_control(node, shared)),
             ..frontend(role, config, node, shared)
         };
         let frontend = frontend(role, config, node, shared);
@@ -55,7 +58,7 @@ impl Servers {
     /// Stops the servers. `shut_down` is the end of the node.
     ///
     /// The frontend accepts no more connections from now on, and its server waits for the streams of live requests. The port of the node
-    /// reports the drain to routers until the node has ended.
+    /// reports the drain to routers until the node has ended. The drain refuses requests already.
     pub(super) async fn stop(self, shut_down: impl Future<Output = ()>) {
         let http = async {
             shut_down.await;
@@ -95,7 +98,7 @@ async fn stop(server: Option<ServerHandle>) {
 fn frontend(role: Role, config: &Config, node: &Node, shared: &SharedState) -> Frontend {
     let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());
     let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
-    let queue = shared.admission.clone();
+    let (queue, drain) = (shared.admission.clone(), shared.drain.clone());
     Frontend {
         generate: node.generate(),
         abort: node.abort(),
@@ -111,12 +114,13 @@ fn frontend(role: Role, config: &Config, node: &Node, shared: &SharedState) -> F
         admission: shared.admission.clone(),
         memory: shared.memory.clone(),
         health: Arc::new(move || Health {
-            state: health_state(health.fault(), load(counters.pages_quarantined())),
+            state: health_state(health.fault(), drain.stage(), load(counters.pages_quarantined())),
             role: role.name(),
             peers: load(counters.sessions_ready()) as usize,
             live_requests: streams.len(),
         }),
         node: None,
+        drain_control: None,
         metrics: Arc::new(move || {
             observed.render(&metrics, AnswerCounts { running: live.len(), waiting: queue.waiting() })
         }),
@@ -128,18 +132,35 @@ fn load(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-/// The health of a process that may have failed with `fault` and has quarantined this many KV pages.
-fn health_state(fault: Option<String>, quarantined_pages: u64) -> HealthState {
-    match (fault, quarantined_pages) {
-        (Some(reason), _) => HealthState::Down { reason },
-        (None, 0) => HealthState::Ok,
-        (None, pages) => HealthState::Degraded {
+/// The health of a process that may have failed with `fault`, may drain, and has quarantined this many KV pages.
+fn health_state(fault: Option<String>, drain: DrainStage, quarantined_pages: u64) -> HealthState {
+    let draining = |text: &str| HealthState::Draining { reason: text.to_owned() };
+    match (fault, drain, quarantined_pages) {
+        (Some(reason), ..) => HealthState::Down { reason },
+        (None, DrainStage::Leaving | DrainStage::Refusing, _) => {
+            draining("the process is draining: it finishes its requests and is to get no new ones")
+        }
+        (None, DrainStage::Drained, _) => {
+            draining("the process is drained: it has no requests and takes no new ones")
+        }
+        (None, DrainStage::Serving, 0) => HealthState::Ok,
+        (None, DrainStage::Serving, pages) => HealthState::Degraded {
             reason: format!(
                 "{pages} KV pages are quarantined because lost senders may still write them; they become free when those sender \
                  processes end, so end the processes that hang"
             ),
         },
     }
+}
+
+/// What `/admin/drain` controls and reports.
+fn drain_control(node: &Node, shared: &SharedState) -> DrainControl {
+    let (node, admission) = (node.drain.clone(), shared.admission.clone());
+    let work = move || {
+        let NodeWork { requests, prefills, landing_pages } = node.work();
+        LeftWork { running: requests, waiting: admission.waiting(), prefills, landing_pages }
+    };
+    DrainControl { drain: shared.drain.clone(), work: Arc::new(work) }
 }
 
 /// Pages of `pool_pages` that are in use. The actors update the counters one after the other, so that the difference may be too small for a moment.
@@ -149,25 +170,25 @@ fn used_pages(counters: &Counters) -> u32 {
 }
 
 /// The state in `/node` of a process with this health.
-fn node_state(health: HealthState, is_draining: bool) -> (NodeState, Option<String>) {
+fn node_state(health: HealthState) -> (NodeState, Option<String>) {
     match health {
+        HealthState::Ok => (NodeState::Ok, None),
+        HealthState::Degraded { reason } => (NodeState::Degraded, Some(reason)),
+        HealthState::Draining { reason } => (NodeState::Draining, Some(reason)),
         HealthState::Down { reason } => (NodeState::Down, Some(reason)),
-        HealthState::Degraded { reason } if !is_draining => (NodeState::Degraded, Some(reason)),
-        _ if is_draining => (NodeState::Draining, Some("the process is shutting down".to_owned())),
-        _ => (NodeState::Ok, None),
     }
 }
 
 /// The function that answers `/node`.
 fn node_report(role: Role, node: &Node, shared: &SharedState) -> Arc<dyn Fn() -> NodeReport + Send + Sync> {
     let (health, counters, proxy) = (node.health.clone(), node.counters.clone(), node.report.clone());
-    let (streams, admission) = (node.streams.clone(), shared.admission.clone());
+    let (streams, admission, drain) = (node.streams.clone(), shared.admission.clone(), shared.drain.clone());
     let (facts, pool_pages, model) = (node.facts, node.request_pages, shared.model.clone());
     let incarnation = format!("{:016x}", facts.incarnation.name());
     let fingerprint: String = facts.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
     Arc::new(move || {
-        let health = health_state(health.fault(), load(counters.pages_quarantined()));
-        let (state, reason) = node_state(health, admission.is_closed());
+        let health = health_state(health.fault(), drain.stage(), load(counters.pages_quarantined()));
+        let (state, reason) = node_state(health);
         let proxy = proxy.borrow().clone();
         NodeReport {
             incarnation: incarnation.clone(),
@@ -202,19 +223,27 @@ mod tests {
 
     #[test]
     fn a_fault_comes_before_the_drain_and_the_drain_before_a_quarantine() {
-        let state = |fault: Option<&str>, pages, is_draining| {
-            node_state(health_state(fault.map(str::to_owned), pages), is_draining)
+        let state = |fault: Option<&str>, drain, pages| {
+            node_state(health_state(fault.map(str::to_owned), drain, pages))
         };
-        assert_eq!(state(None, 0, false), (NodeState::Ok, None));
-        let (degraded, reason) = state(None, 3, false);
+        assert_eq!(state(None, DrainStage::Serving, 0), (NodeState::Ok, None));
+        let (degraded, reason) = state(None, DrainStage::Serving, 3);
         assert_eq!(degraded, NodeState::Degraded);
         assert!(reason.is_some_and(|reason| reason.starts_with("3 KV pages are quarantined")));
         for pages in [0, 3] {
-            let draining = Some("the process is shutting down".to_owned());
-            assert_eq!(state(None, pages, true), (NodeState::Draining, draining));
-            for is_draining in [false, true] {
+            let stages = [
+                (DrainStage::Leaving, "the process is draining"),
+                (DrainStage::Refusing, "the process is draining"),
+                (DrainStage::Drained, "the process is drained"),
+            ];
+            for (drain, expect) in stages {
+                let (draining, reason) = state(None, drain, pages);
+                assert_eq!(draining, NodeState::Draining);
+                assert!(reason.is_some_and(|reason| reason.starts_with(expect)), "{drain:?}");
+            }
+            for drain in [DrainStage::Serving, DrainStage::Leaving, DrainStage::Drained] {
                 let down = (NodeState::Down, Some("engine stopped".to_owned()));
-                assert_eq!(state(Some("engine stopped"), pages, is_draining), down);
+                assert_eq!(state(Some("engine stopped"), drain, pages), down);
             }
         }
     }

@@ -12,7 +12,8 @@ impl TransferState {
     /// Advice for the operator about a lane that cannot carry pages.
     pub(super) fn remedy(&self) -> &'static str {
         if self.config.on_device {
-            "add cuda_ipc to UCX_TLS, and check that the two GPUs are peers on one host"
+            "add cuda_ipc to UCX_TLS, and check that the two GPUs are peers on one host, that both processes share a PID namespace (containers: \
+             shareProcessNamespace), and that each sees both GPUs"
         } else {
             "check what UCX_TLS and UCX_NET_DEVICES allow"
         }

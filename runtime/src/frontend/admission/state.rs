@@ -89,11 +89,6 @@ impl<W> State<W> {
         self.bounds
     }
 
-    /// True once requests are refused because the process is shutting down.
-    pub(super) fn is_closed(&self) -> bool {
-        self.is_closed
-    }
-
     /// Number of answers that run.
     pub(super) fn running(&self) -> usize {
         self.running

@@ -6,6 +6,7 @@ pub(super) const GETS: &[(&str, &str, &str, &str, bool)] = &[
     ("/v1/models/{model}", "A model by its name.", "application/json", "Model", false),
     ("/health", "Whether the process serves.", "application/json", "Health", true),
     ("/ping", "The status of `/health` without a body.", "", "", true),
+    ("/live", "Whether the process has to be restarted: 503 after a fault.", "", "", true),
     ("/version", "The version of the server.", "application/json", "Version", true),
     ("/load", "The number of running and waiting answers.", "application/json", "Load", true),
     ("/metrics", "Metrics in Prometheus's format.", "text/plain", "Text", true),
@@ -138,7 +139,7 @@ pub(super) const SCHEMAS: &str = r##"{
     "id": {"type": "string"}, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": {"type": "string"},
     "root": {"type": "string"}, "parent": {"type": "null"}, "max_model_len": {"type": "integer"}, "permission": {"type": "array"}}},
 "Health": {"type": "object", "required": ["status"], "properties": {
-    "status": {"enum": ["ok", "degraded", "down"]}, "reason": {"type": "string"}, "role": {"type": "string"},
+    "status": {"enum": ["ok", "degraded", "draining", "down"]}, "reason": {"type": "string"}, "role": {"type": "string"},
     "pid": {"type": "integer"}, "peers": {"type": "integer"}, "live_requests": {"type": "integer"}}},
 "Version": {"type": "object", "required": ["version"], "properties": {"version": {"type": "string"}}},
 "Load": {"type": "object", "required": ["server_load", "running", "waiting"], "properties": {

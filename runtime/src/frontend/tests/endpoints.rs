@@ -11,6 +11,7 @@ use super::super::{DecodeReport, HealthState, Limits, NodeReport, NodeState, bin
 use super::dated;
 use super::harness::{Script, Server, Setup};
 use super::http::{JSON, WAIT, read};
+use crate::drain::{Drain, DrainStage};
 
 #[test]
 fn texts_are_tokenized_and_detokenized() {
@@ -75,7 +76,7 @@ fn requests_without_the_api_key_are_refused() {
     assert_eq!(ask(Some("k1")).0, 200);
     assert_eq!(server.http.get("/v1/models").0, 401);
     assert_eq!(server.http.get("/v1/none").0, 401);
-    for open in ["/health", "/ping", "/version", "/load", "/metrics", "/openapi.json"] {
+    for open in ["/health", "/ping", "/live", "/version", "/load", "/metrics", "/openapi.json"] {
         assert_eq!(server.http.get(open).0, 200, "{open}");
     }
 }
@@ -123,6 +124,39 @@ fn the_node_is_reported_on_its_own_port_only() {
 }
 
 #[test]
+fn a_drain_is_started_by_post_and_reported_by_get() {
+    const PATH: &str = "/admin/drain";
+    let answer = |state: &str| {
+        format!(r#"{{"state":"{state}","running":0,"waiting":0,"prefills":0,"landing_pages":0}}"#)
+    };
+    let drain = Drain::new(Duration::from_secs(3600));
+    let server = Server::start_with(Setup { drain: Some(drain.clone()), ..Setup::new(Script::Echo) });
+    assert_eq!(server.http.get(PATH), (200, answer("serving")));
+    // A page that a browser on this machine shows.
+    for header in [("host", "rebound.example"), ("origin", "http://example.com")] {
+        let (status, text) = read(server.http.send(PATH, "", &[header]));
+        assert!(status == 403 && text.contains("request.api_key"), "{status} {text}");
+    }
+    assert_eq!(drain.stage(), DrainStage::Serving);
+    for _ in 0..2 {
+        assert_eq!(server.http.post(PATH, ""), (202, answer("draining")));
+        assert_eq!(server.http.get(PATH), (202, answer("draining")));
+    }
+    assert_eq!(drain.stage(), DrainStage::Leaving);
+
+    // The key replaces the check of the address.
+    let (drain, api_key) = (Drain::new(Duration::from_secs(3600)), Some("k1".to_owned()));
+    let server =
+        Server::start_with(Setup { drain: Some(drain.clone()), api_key, ..Setup::new(Script::Echo) });
+    let ask = |key: &str| read(server.http.send(PATH, "", &[("host", "node"), ("authorization", key)])).0;
+    assert_eq!((ask("Bearer k2"), server.http.get(PATH).0, drain.stage()), (401, 401, DrainStage::Serving));
+    assert_eq!((ask("Bearer k1"), drain.stage()), (202, DrainStage::Leaving));
+
+    let server = Server::start(Script::Echo);
+    assert_eq!((server.http.post(PATH, "").0, server.http.get(PATH).0), (404, 404), "the port of clients");
+}
+
+#[test]
 fn a_trusted_header_names_the_prefiller_of_every_answer() {
     let check = |trusts_header, headers: &[(&str, &str)], expect: Route| {
         let server = Server::start_with(Setup { trusts_header, ..Setup::new(Script::Echo) });
@@ -160,17 +194,20 @@ fn models_and_health() {
         )
     );
     let pid = std::process::id();
-    let check = |state: HealthState, status: u16, fields: &str| {
+    let check = |state: HealthState, status: u16, live: u16, fields: &str| {
         *server.shared.state.lock().unwrap() = state;
         let expect = format!(r#"{{{fields},"role":"local","pid":{pid},"peers":0,"live_requests":0}}"#);
         assert_eq!(server.http.get("/health"), (status, expect));
         assert_eq!(server.http.get("/ping").0, status);
+        assert_eq!(server.http.get("/live"), (live, String::new()));
     };
     let reason = "engine stopped".to_owned();
-    check(HealthState::Ok, 200, r#""status":"ok""#);
+    check(HealthState::Ok, 200, 200, r#""status":"ok""#);
     let fields = r#""status":"degraded","reason":"engine stopped""#;
-    check(HealthState::Degraded { reason: reason.clone() }, 200, fields);
-    check(HealthState::Down { reason }, 503, r#""status":"down","reason":"engine stopped""#);
+    check(HealthState::Degraded { reason: reason.clone() }, 200, 200, fields);
+    let fields = r#""status":"draining","reason":"engine stopped""#;
+    check(HealthState::Draining { reason: reason.clone() }, 503, 200, fields);
+    check(HealthState::Down { reason }, 503, 503, r#""status":"down","reason":"engine stopped""#);
 }
 
 #[test]

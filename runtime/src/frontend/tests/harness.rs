@@ -20,10 +20,11 @@ use socket2::SockRef;
 use super::super::model_text::ModelText;
 use super::super::model_text::testing::{EOS, bytes_model};
 use super::super::{
-    Admission, Bounds, CacheInfo, Frontend, Grammars, Health, HealthState, InputMemory, Limits, NodeReport,
-    Observed, ServedModel, bind,
+    Admission, Bounds, CacheInfo, DrainControl, Frontend, Grammars, Health, HealthState, InputMemory,
+    LeftWork, Limits, NodeReport, Observed, ServedModel, bind,
 };
 use super::http::{HttpClient, WAIT};
+use crate::drain::Drain;
 use crate::grammar::testing::Nothing;
 
 /// Answers that the server computes at once.
@@ -79,6 +80,8 @@ pub(super) struct Setup {
     pub(super) trusts_header: bool,
     /// The answer of `/node`; `None` if the port does not serve it.
     pub(super) node: Option<NodeReport>,
+    /// The drain that `/admin/drain` controls; `None` if the port does not serve it.
+    pub(super) drain: Option<Drain>,
     /// The chat template; `None` for that of [`bytes_model`].
     pub(super) template: Option<&'static str>,
     /// Further special tokens. The first one has the id 262.
@@ -98,6 +101,7 @@ impl Setup {
             send_bytes: None,
             trusts_header: false,
             node: None,
+            drain: None,
             template: None,
             special: &[],
         }
@@ -339,6 +343,7 @@ fn frontend(
         memory,
         health: Arc::new(health),
         node: setup.node.map(|report| Arc::new(move || report.clone()) as _),
+        drain_control: setup.drain.map(|drain| DrainControl { drain, work: Arc::new(LeftWork::default) }),
         metrics: Arc::new(|| "baton_pages 1\n".to_owned()),
         drain: Duration::from_secs(1),
     }

@@ -132,8 +132,8 @@ fn waiting_requests_fail_when_the_process_ends() {
     stream.until(": keep-alive\n\n");
     server.until(PERMITS, 2);
     server.shared.admission.close();
-    assert!(whole.until("shutting down").starts_with("HTTP/1.1 503 "));
-    stream.until("shutting down");
+    assert!(whole.until("server is draining").starts_with("HTTP/1.1 503 "));
+    stream.until("server is draining");
     server.until(PERMITS, 0);
 }
 

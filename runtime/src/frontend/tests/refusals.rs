@@ -152,7 +152,7 @@ fn refusals_and_early_failures_have_a_status() {
         assert!(server.aborts.try_recv().is_err(), "there was nothing to abort");
     };
     check(Script::Refuse(Refused::Busy), 503, "server is busy");
-    check(Script::Refuse(Refused::ShuttingDown), 503, "shutting down");
+    check(Script::Refuse(Refused::ShuttingDown), 503, "server is draining");
     check(Script::Refuse(Refused::NoPrefiller), 503, "no sender can prefill the prompt now");
     check(Script::Refuse(Refused::TooLargeToSend), 400, "send a shorter one");
     check(
@@ -211,5 +211,5 @@ fn a_full_queue_answers_429() {
     drop(clients);
     server.all_permits_return();
     server.shared.admission.close();
-    server.http.refused("/v1/completions", r#"{"prompt": "a"}"#, 503, "", "shutting down");
+    server.http.refused("/v1/completions", r#"{"prompt": "a"}"#, 503, "", "server is draining");
 }

@@ -252,6 +252,7 @@ fn leaving_is_sent_to_all_sessions_that_are_up() {
     let begun = up_outgoing(&mut state);
     join(&mut state, Instant::now(), B, 1);
     assert_eq!(deliver(&mut state, AnnounceLeaving), [begun.writes(Frame::Leaving)]);
+    assert_eq!(deliver(&mut state, AnnounceLeaving), [], "peers are told once");
     let measured = SendFrame { session: begun.session, frame: probed() };
     let effects = [deliver(&mut state, measured), deliver(&mut state, DialDue { receiver: FIRST })].concat();
     assert_eq!(effects, [begun.writes(probed()), begun.writes(load(0)), begun.writes(Frame::Leaving)]);

@@ -118,9 +118,13 @@ fn a_slow_lane_is_refused() {
 
 #[test]
 fn the_error_of_a_broken_lane_names_a_remedy() {
-    let mut peer = Peer::new(8);
-    peer.grant();
-    peer.complete(0, Err(lane_error("Request canceled")));
-    let expect = "lane tcp/lo cannot carry pages (ucp_put_nbx failed: Request canceled); check what UCX_TLS";
-    assert!(peer.broken[0].starts_with(expect), "{:?}", peer.broken);
+    for (on_device, remedy) in [(false, "check what UCX_TLS"), (true, "shareProcessNamespace")] {
+        let mut peer = Peer::new(8);
+        peer.state.config.on_device = on_device;
+        peer.grant();
+        peer.complete(0, Err(lane_error("Request canceled")));
+        let expect = "lane tcp/lo cannot carry pages (ucp_put_nbx failed: Request canceled); ";
+        let reason = &peer.broken[0];
+        assert!(reason.starts_with(expect) && reason.contains(remedy), "{reason}");
+    }
 }
