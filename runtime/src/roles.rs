@@ -207,6 +207,7 @@ async fn serve(
     let compiler = Arc::clone(grammars.compiler());
     let node = start_node(role, &config, &mut ports, engine, compiler, model.context_tokens)?;
     limit_context(&mut model, u64::from(node.request_pages) * u64::from(config.page_tokens()));
+    let cache = CacheInfo { request_pages: node.request_pages, ..cache };
     let shared = SharedState::new(&config, cache, model, grammars, limits);
     actix::spawn(report_regularly(shared.observed.clone()));
     let servers = Servers::start(role, &config, ports, &node, &shared)?;
@@ -350,6 +351,7 @@ fn cache_info(config: &Config, engine: &dyn Engine) -> CacheInfo {
     let layout = engine.kv().layout();
     CacheInfo {
         page_tokens: layout.page_tokens,
+        request_pages: engine.kv().pages(),
         dtype: format!("{:?}", layout.dtype).to_lowercase(),
         prefix_cache: config.engine.prefix_cache,
         memory_utilization: config.engine.gpu_memory_utilization,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use actors::counters::Counters;
 use actors::node::Node;
 use actors::request::Route;
 use tokio::time::timeout;
@@ -13,7 +12,9 @@ use tokio::time::timeout;
 use super::exposure::Port;
 use super::{ListeningSockets, SharedState};
 use crate::config::{Config, Role, Secret};
-use crate::frontend::{AnswerCounts, Frontend, Health, HealthState, NodeReport, NodeState, ServerHandle};
+use crate::frontend::{
+    AnswerCounts, Frontend, Health, HealthState, NodeReport, NodeState, ServerHandle, used_pages,
+};
 
 /// The running servers.
 pub(super) struct Servers {
@@ -138,12 +139,6 @@ fn health_state(fault: Option<String>, quarantined_pages: u64) -> HealthState {
             ),
         },
     }
-}
-
-/// Pages of `pool_pages` that are in use. The actors update the counters one after the other, so that the difference may be too small for a moment.
-fn used_pages(counters: &Counters) -> u32 {
-    let held = load(counters.pages_live()) + load(counters.pages_reserved());
-    held.saturating_sub(load(counters.prefill_pages_used())) as u32
 }
 
 /// The state in `/node` of a process with this health.
