@@ -8,6 +8,7 @@
 //! - [`roles`]: starts and stops a receiver, a sender or a local process.
 //! - [`grammar`]: compiles the grammars that answers follow.
 //! - [`frontend`]: the only module that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
+//! - [`kv_events`]: publishes the changes of the prefix cache to routers.
 //! - [`config`]: the only module that reads the environment and configuration files.
 //! - [`telemetry`]: the log.
 //! - [`open_files`]: the limit of open files, and the number of connections that it allows.
@@ -18,6 +19,7 @@ pub mod cli;
 pub mod config;
 pub mod frontend;
 pub mod grammar;
+pub mod kv_events;
 pub mod open_files;
 pub mod panics;
 pub mod roles;
