@@ -36,7 +36,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The listening sockets.
 #[derive(Debug)]
-pub struct Sockets {
+pub struct KvEventPorts {
     /// The socket of `kv_events.port`.
     pub publish: TcpListener,
     /// The socket of `kv_events.replay_port`.
@@ -65,7 +65,7 @@ impl Source {
 ///
 /// # Errors
 /// The operating system refuses a thread or a socket.
-pub fn publish(sockets: Sockets, source: Source, batches: mpsc::Receiver<CacheBatch>) -> io::Result<()> {
+pub fn publish(sockets: KvEventPorts, source: Source, batches: mpsc::Receiver<CacheBatch>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = move || {
         if let Err(error) = runtime.block_on(run(sockets, &source, batches)) {
@@ -75,7 +75,11 @@ pub fn publish(sockets: Sockets, source: Source, batches: mpsc::Receiver<CacheBa
     std::thread::Builder::new().name("baton-kv-events".into()).spawn(report).map(drop)
 }
 
-async fn run(sockets: Sockets, source: &Source, mut batches: mpsc::Receiver<CacheBatch>) -> io::Result<()> {
+async fn run(
+    sockets: KvEventPorts,
+    source: &Source,
+    mut batches: mpsc::Receiver<CacheBatch>,
+) -> io::Result<()> {
     let (history, reader) = watch::channel(History::default());
     let topic: Arc<[u8]> = source.topic().into_bytes().into();
     for (kind, socket) in [(Kind::Publish, sockets.publish), (Kind::Replay, sockets.replay)] {

@@ -27,7 +27,7 @@ use crate::frontend::{
     Admission, Bounds, CacheInfo, Grammars, InputMemory, Limits, Observed, ServedModel, bind,
 };
 use crate::grammar::ModelCompiler;
-use crate::kv_events::{Sockets, Source};
+use crate::kv_events::{KvEventPorts, Source};
 use crate::open_files;
 use crate::telemetry;
 use announcing::Announcing;
@@ -44,7 +44,7 @@ struct ListeningSockets {
     http: Option<TcpListener>,
     frontend: Option<TcpListener>,
     link: Option<TcpListener>,
-    kv_events: Option<Sockets>,
+    kv_events: Option<KvEventPorts>,
 }
 
 impl ListeningSockets {

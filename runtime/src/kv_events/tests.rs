@@ -20,7 +20,7 @@ struct Publisher {
 impl Publisher {
     fn start() -> Self {
         let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
-        let sockets = Sockets { publish: bind(), replay: bind() };
+        let sockets = KvEventPorts { publish: bind(), replay: bind() };
         let address = |socket: &TcpListener| socket.local_addr().unwrap();
         let (publish, replay) = (address(&sockets.publish), address(&sockets.replay));
         let (batches, queue) = mpsc::channel(QUEUE);

@@ -8,11 +8,11 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::exposure::Port;
 use crate::config::{Config, KvEventsSection};
 use crate::frontend::bind;
-use crate::kv_events::{self, QUEUE, Sockets, Source};
+use crate::kv_events::{self, KvEventPorts, QUEUE, Source};
 
 /// Opens the ports.
-pub(super) fn open(config: &KvEventsSection) -> anyhow::Result<Sockets> {
-    Ok(Sockets {
+pub(super) fn open(config: &KvEventsSection) -> anyhow::Result<KvEventPorts> {
+    Ok(KvEventPorts {
         publish: bind("kv_events.port", &config.host, config.port)?,
         replay: bind("kv_events.replay_port", &config.host, config.replay_port)?,
     })
@@ -28,13 +28,13 @@ pub(super) fn pod(config: &Config, http: Option<SocketAddr>, frontend: Option<&T
 
 /// The ports, and the batches that will be published.
 pub(super) struct Announcing {
-    sockets: Sockets,
+    sockets: KvEventPorts,
     batches: Receiver<CacheBatch>,
 }
 
 impl Announcing {
     /// Creates the queue of batches if there are ports for them.
-    pub(super) fn begin(sockets: Option<Sockets>) -> (Option<Self>, Option<Sender<CacheBatch>>) {
+    pub(super) fn begin(sockets: Option<KvEventPorts>) -> (Option<Self>, Option<Sender<CacheBatch>>) {
         let begin = |sockets| {
             let (sender, batches) = channel(QUEUE);
             (Self { sockets, batches }, sender)
@@ -44,7 +44,7 @@ impl Announcing {
 
     /// Publishes the batches until the node ends.
     pub(super) fn publish(self, source: Source) -> std::io::Result<()> {
-        let Sockets { publish, replay } = &self.sockets;
+        let KvEventPorts { publish, replay } = &self.sockets;
         let topic = source.topic();
         for (socket, key) in [(publish, "kv_events.port"), (replay, "kv_events.replay_port")] {
             let address = socket.local_addr()?;
