@@ -4,7 +4,7 @@
 //! endian) and the events as MessagePack. A ROUTER socket sends the newest batches again. See `docs/routers.md`.
 //!
 //! - **Thread**: `baton-kv-events` encodes the batches and serves all connections.
-//! - **Bounds**: [`QUEUE`] batches from the buffer manager, 10,000 batches or 64 MiB in the [`history`], 64 connections to each port. A
+//! - **Bounds**: [`QUEUE`] batches from the buffer manager, 10,000 batches or 64 MiB in the history, 64 connections to each port. A
 //!   connection has no queue of its own: it reads the history. So a slow subscriber costs no memory, and misses the batches that leave the history
 //!   before it reads them. The sequence numbers show this.
 //! - **Failure**: an error of a connection ends that connection.

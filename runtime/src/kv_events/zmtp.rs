@@ -1,7 +1,7 @@
 //! The server's side of ZMTP 3.0, ZeroMQ's protocol over TCP, without security: the greeting, the handshake and frames
 //! ([RFC 23](https://rfc.zeromq.org/spec/23/)).
 //!
-//! A peer's frame has at most [`FRAME_MAX`] bytes and a message at most [`FRAMES_MAX`] frames. A peer that sends more is disconnected before memory
+//! A peer's frame has at most `FRAME_MAX` bytes and a message at most `FRAMES_MAX` frames. A peer that sends more is disconnected before memory
 //! is allocated for it.
 
 use std::io;
