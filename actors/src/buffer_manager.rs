@@ -8,6 +8,7 @@
 //!   them. If this actor stops, the node cannot serve and the watchdog reports it. The actor is never restarted in place, because
 //!   peers may be writing the pages of the pool.
 
+mod cache_events;
 pub mod prefix_cache;
 pub mod state;
 

@@ -61,6 +61,10 @@ counters! {
     pages_quarantined: "gauge" "baton_pages_quarantined";
     /// Pages that landed and were adopted.
     pages_adopted: "counter" "baton_pages_adopted_total";
+    /// Batches of KV events since the start, including dropped ones.
+    kv_event_batches: "counter" "baton_kv_event_batches_total";
+    /// Batches of KV events that were dropped because the publisher was too slow.
+    kv_event_batches_dropped: "counter" "baton_kv_event_batches_dropped_total";
     /// Frames received for sessions that had ended.
     frames_stale: "counter" "baton_frames_stale_total";
     /// Landed pages whose hash did not match.

@@ -3,6 +3,7 @@
 pub mod engine_thread;
 pub mod grammar_thread;
 pub mod hash_thread;
+pub mod kv_events;
 pub mod mask_threads;
 pub mod sockets;
 
@@ -15,6 +16,7 @@ use crate::streams::Streams;
 use engine_thread::EngineThread;
 use grammar_thread::GrammarThread;
 use hash_thread::HashThread;
+use kv_events::KvEventQueue;
 use sockets::Sockets;
 
 /// The devices that one actor uses.
@@ -28,6 +30,8 @@ pub struct Devices {
     pub hash_thread: Option<HashThread>,
     /// Used by the prefiller.
     pub grammar_thread: Option<GrammarThread>,
+    /// Used by the buffer manager.
+    pub kv_events: Option<KvEventQueue>,
     /// Used by the transfer actor and the peer link.
     pub transport: Option<Arc<dyn Transport>>,
     /// Used by the peer link.

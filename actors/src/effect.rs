@@ -72,6 +72,8 @@ pub enum Endpoint {
     HashThread,
     /// The thread that compiles grammars.
     GrammarThread,
+    /// The publisher of KV events.
+    KvEvents,
     /// The transport's thread.
     Transport,
     /// The tasks of the link's TCP connections.
@@ -100,6 +102,7 @@ impl Endpoint {
             Self::Engine => "engine",
             Self::HashThread => "hash thread",
             Self::GrammarThread => "grammar thread",
+            Self::KvEvents => "KV events",
             Self::Transport => "transport",
             Self::Sockets => "sockets",
             Self::Log => "log",
@@ -361,6 +364,11 @@ table! {
     /// Messages to the grammar thread.
     ToGrammarThread, GrammarThread, grammar_thread {
         CompileGrammar: Post from [Prefiller], "a fixed number; prefills with further grammars are refused";
+    }
+
+    /// Messages to the publisher of KV events.
+    ToKvEvents, KvEvents, kv_events {
+        CacheChanged: Post from [BufferManager], "a full queue drops it";
     }
 
     /// Messages to the transport.

@@ -3,6 +3,7 @@
 //! Commands are imperatives and may be refused; events report what has happened. Every message is plain data, without addresses, sockets or
 //! handles. The table of [`effect`](crate::effect) lists each message's senders, recipient and bound.
 
+mod cache;
 mod grammars;
 mod link;
 mod load;
@@ -16,6 +17,7 @@ use std::fmt;
 
 use crate::request::RequestId;
 
+pub use cache::*;
 pub use grammars::*;
 pub use link::*;
 pub use load::*;

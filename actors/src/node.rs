@@ -19,11 +19,14 @@ use actix::prelude::*;
 use connector::frame::{Capabilities, Incarnation};
 use connector::transport::{EventSink, Transport};
 use engine::{Engine, KvPool, ModelInfo};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::counters::Counters;
 use crate::decoder::Decoder;
-use crate::devices::engine_thread::{EnginePulse, step_times::StepTimes};
+use crate::devices::{
+    engine_thread::{EnginePulse, step_times::StepTimes},
+    kv_events::CacheBatch,
+};
 use crate::effect::{ToBufferManager, ToDecoder, ToGenerator, ToPeerLink, ToPrefiller, ToProxy, ToTransfer};
 use crate::grammar::GrammarCompiler;
 use crate::kit::{AWAKE, Awake, KillSwitch, Vitals, tick_every};
@@ -109,6 +112,8 @@ pub struct NodeConfig<'a, E> {
     pub routing: RoutingConfig,
     /// Compiles the grammars of receivers. `None`: this process prefills no request with a grammar for a peer.
     pub grammars: Option<Arc<dyn GrammarCompiler>>,
+    /// Where changes of the prefix cache are sent, to be published. `None`: nowhere.
+    pub kv_events: Option<mpsc::Sender<CacheBatch>>,
     /// The link; `None` in a process without peers.
     pub link: Option<LinkConfig<'a, E>>,
 }
@@ -259,6 +264,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
         prefix_cache,
         scattered,
         routing,
+        kv_events,
     } = config;
     let mut parts = parts(engine.as_ref(), link.as_ref())?;
     let times = StepTimes::new(parts.model.parameters, parts.pool.is_on_device());
@@ -291,6 +297,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
         scattered,
         routing,
         facts,
+        kv_events,
         report: reporter,
     };
     serving.run(engine, settings, hashed.clone(), &mut parts, &mailboxes, &pulse).map_err(NodeError::Io)?;

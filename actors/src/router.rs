@@ -10,7 +10,7 @@ use engine::EngineError;
 use crate::devices::Devices;
 use crate::effect::{
     Effect, Endpoint, ToBufferManager, ToDecoder, ToEngine, ToGenerator, ToGrammarThread, ToHashThread,
-    ToLog, ToPeerLink, ToPrefiller, ToProcess, ToProxy, ToStreams, ToTransfer, ToTransport,
+    ToKvEvents, ToLog, ToPeerLink, ToPrefiller, ToProcess, ToProxy, ToStreams, ToTransfer, ToTransport,
 };
 use crate::kit::Outbox;
 use crate::messages::{StepFinished, StreamEnd, StreamPrompt, StreamToken, TransportEvents};
@@ -107,6 +107,11 @@ impl Router {
             Effect::GrammarThread(ToGrammarThread::CompileGrammar(compile)) => {
                 if let Some(thread) = &self.devices.grammar_thread {
                     thread.post(compile);
+                }
+            }
+            Effect::KvEvents(ToKvEvents::CacheChanged(changed)) => {
+                if let Some(queue) = &self.devices.kv_events {
+                    queue.post(changed);
                 }
             }
             Effect::Transport(ToTransport::Command(command)) => self.to_transport(command),

@@ -185,6 +185,7 @@ fn start_compiling(
         prefix_cache: true,
         scattered: false,
         routing,
+        kv_events: None,
         link,
     };
     node::start(config).unwrap_or_else(|error| panic!("{error}"))

@@ -86,6 +86,7 @@ fn frontend(workers: usize) -> Result<SocketAddr> {
         let streams = Streams::default();
         let echo = Echo(streams.clone()).start();
         let cache = CacheInfo {
+            request_pages: 64,
             page_tokens: 16,
             dtype: "f32".to_owned(),
             prefix_cache: false,

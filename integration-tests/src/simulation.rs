@@ -24,6 +24,7 @@
 //! - At the end, after all faults have healed, no page is held, reserved or quarantined without reason, no put is awaited, and the next
 //!   request is handed over.
 
+mod announcements;
 mod client;
 mod credits;
 mod dice;

@@ -102,6 +102,28 @@ fn a_trusted_header_counts_on_the_frontend_and_senders_advertise_addresses() -> 
     Ok(())
 }
 
+/// The endpoint picker of the Gateway API Inference Extension reads these gauges from the port that it sends requests to.
+#[test]
+fn every_process_has_the_gauges_of_a_picker() -> Result<()> {
+    let pair = Pair::start(&["engine.page_tokens=32"])?;
+    for process in [&pair.receiver, &pair.sender] {
+        let text = metrics(&process.address("http.port")?)?.to_string();
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(&format!("vllm:{name}{{model_name=")));
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        };
+        for name in ["num_requests_waiting", "num_requests_running", "kv_cache_usage_perc"] {
+            assert_eq!(value(name), Some(0.0), "{name} in {text}");
+        }
+        assert_eq!(value("cache_config_info"), Some(1.0), "{text}");
+        let pages = metrics(&process.address("http.port")?)?.get("baton_pages")?;
+        for label in [",block_size=\"32\",".to_owned(), format!(",num_gpu_blocks=\"{pages}\"")] {
+            assert!(text.contains(&label), "{label} in {text}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_report_shows_a_request_and_the_drain() -> Result<()> {
     let mut receiver = start_receiver(&["served_model_name=m", "shutdown.drain=2m"])?;

@@ -23,6 +23,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod device_defaults;
+mod flag;
 mod layers;
 mod lmcache;
 mod print;
@@ -31,7 +33,7 @@ mod role;
 mod surroundings;
 mod values;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -41,9 +43,10 @@ use figment::value::Value;
 use layers::Layers;
 use values::{
     Show, address, bytes, bytes_or_zero, count, device, duration, duration_or_zero, host, load_format,
-    local_prefill, one_of, optional, path, peers, port, rate, secret, share, text, truth,
+    local_prefill, one_of, optional, path, peers, pod, port, rate, secret, share, text, truth,
 };
 
+pub use flag::Flag;
 pub use layers::{ConfigErrors, Problem};
 pub use role::Role;
 pub use surroundings::Surroundings;
@@ -173,6 +176,19 @@ sections! {
         /// The HTTP ports (`http.port`) of the nodes that a proxy forwards requests to, as `host:port`.
         nodes: Vec<String> = peers, |_, _| Vec::<String>::new();
     }
+    /// The announcements of cached pages to routers.
+    kv_events: KvEventsSection {
+        /// Whether the process publishes which pages it caches, in the format of vLLM's KV events. Pages of requests with a `cache_salt` are not announced.
+        enabled: bool = truth, |_, _| "false";
+        /// Address of the ports for KV events. Subscribers see the token ids of prompts.
+        host: String = host, |_, _| "127.0.0.1";
+        /// Port to which routers subscribe (ZeroMQ PUB). 0 lets the system choose a free port.
+        port: u16 = port, |_, _| "5557";
+        /// Port that sends earlier events again (ZeroMQ ROUTER). 0 lets the system choose a free port.
+        replay_port: u16 = port, |_, _| "5558";
+        /// The name of this process in the topic of its events. The default is the address of `http.port` that peers are told.
+        pod: Option<String> = |value| optional(value, pod), |_, _| layers::NOTHING;
+    }
     /// The engine that runs the model.
     engine: EngineSection {
         /// Compute threads of the CPU. 0 uses one for each core.
@@ -252,9 +268,6 @@ const TOP_KEYS: &[ConfigKey] = &[
 /// Minimum of `link.idle`: longer than a put waits for a credit, and than an idle session keeps credits.
 const IDLE_MIN: Duration = Duration::from_secs(60);
 
-/// Default of `routing.inter_token_bound` on a GPU.
-const INTER_TOKEN_BOUND: Duration = Duration::from_millis(50);
-
 /// Maximum default of `engine.threads`: the engine cannot use more.
 const THREADS_MAX: usize = 256;
 
@@ -286,6 +299,8 @@ pub struct Config {
     pub node: NodeSection,
     /// The nodes of a fleet of a proxy.
     pub fleet: FleetSection,
+    /// The announcements of cached pages to routers.
+    pub kv_events: KvEventsSection,
     /// The engine that runs the model.
     pub engine: EngineSection,
     /// Limits of requests.
@@ -302,28 +317,6 @@ pub struct Config {
     pub surroundings: Surroundings,
     /// For each key that is set: the file, the variable or the flag that set it.
     origins: Vec<(&'static str, String)>,
-}
-
-/// One `key=value` of the command line. It has no `Debug` because the value may be a secret.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Flag {
-    /// The flag as it appears in messages: `--model`, `--set link.port`.
-    pub name: String,
-    /// Dotted path of the key.
-    pub key: String,
-    /// The value as it was typed.
-    pub value: String,
-}
-
-impl Flag {
-    /// Parses the value of `--set`.
-    ///
-    /// # Errors
-    /// The text is not `key=value`.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let (key, value) = text.split_once('=').ok_or("expected key=value, such as link.port=55556")?;
-        Ok(Self { name: format!("--set {key}"), key: key.to_owned(), value: value.to_owned() })
-    }
 }
 
 impl Config {
@@ -356,6 +349,7 @@ impl Config {
             ring: RingSection::read(layers)?,
             node: NodeSection::read(layers)?,
             fleet: FleetSection::read(layers)?,
+            kv_events: KvEventsSection::read(layers)?,
             engine: EngineSection::read(layers)?,
             request: RequestSection::read(layers)?,
             transport: TransportSection::read(layers)?,
@@ -385,6 +379,10 @@ impl Config {
         }
         if role != Role::Sender && self.frontend.enabled {
             ports.push(("frontend.port", &self.frontend.host, self.frontend.port));
+        }
+        if self.kv_events.enabled && role != Role::Proxy {
+            ports.push(("kv_events.port", &self.kv_events.host, self.kv_events.port));
+            ports.push(("kv_events.replay_port", &self.kv_events.host, self.kv_events.replay_port));
         }
         let mut problems = vec![];
         for (n, (key, host, port)) in ports.iter().enumerate() {
@@ -421,7 +419,21 @@ impl Config {
                     .to_owned();
             problems.push(layers.problem("fleet.nodes", reason));
         }
+        problems.extend(self.nameless(role).map(|reason| layers.problem("kv_events.pod", reason)));
         if problems.is_empty() { Ok(()) } else { Err(ConfigErrors(problems)) }
+    }
+
+    /// Why `kv_events.pod` must be set; `None` if it need not be.
+    fn nameless(&self, role: Role) -> Option<String> {
+        let (key, host) = match role {
+            Role::Local => ("frontend.host", &self.frontend.host),
+            _ => ("http.host", &self.http.host),
+        };
+        let is_named = self.kv_events.pod.is_some() || self.http.advertise.is_some();
+        let is_any = host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified());
+        (self.kv_events.enabled && role != Role::Proxy && is_any && !is_named).then(|| {
+            format!("must name this process, because {key} is {host}; set it to the address that routers use")
+        })
     }
 
     /// The role that an LMCache file names (`nixl_role`); `None` for any other file.
@@ -443,37 +455,12 @@ impl Config {
         self.ring.show(&mut out);
         self.node.show(&mut out);
         self.fleet.show(&mut out);
+        self.kv_events.show(&mut out);
         self.engine.show(&mut out);
         self.request.show(&mut out);
         self.transport.show(&mut out);
         self.shutdown.show(&mut out);
         out
-    }
-
-    /// `engine.page_tokens`, or the default of the device.
-    pub fn page_tokens(&self) -> u32 {
-        self.engine.page_tokens.unwrap_or(if self.engine.device == DeviceSetting::Cuda { 64 } else { 16 })
-    }
-
-    /// `engine.prefill_chunk_tokens`, or the default of the device.
-    pub fn prefill_chunk_tokens(&self) -> u32 {
-        self.engine.prefill_chunk_tokens.unwrap_or(if self.engine.device == DeviceSetting::Cuda {
-            2048
-        } else {
-            128
-        })
-    }
-
-    /// `routing.inter_token_bound`, or the default of the device. On a CPU, a step of 64 prompt tokens takes longer than any useful bound.
-    pub fn inter_token_bound(&self) -> Option<Duration> {
-        let default = (self.engine.device == DeviceSetting::Cuda).then_some(INTER_TOKEN_BOUND);
-        self.routing.inter_token_bound.or(default)
-    }
-
-    /// `request.concurrency`, or the default of the device. On a GPU, that is the number of rows of the largest step with a captured
-    /// graph.
-    pub fn concurrency(&self) -> usize {
-        self.request.concurrency.unwrap_or(if self.engine.device == DeviceSetting::Cuda { 256 } else { 64 })
     }
 
     /// Paths at which UCX is searched, in this order. `transport.ucx_library` comes before them, the loader's own search after them.

@@ -90,7 +90,7 @@ pub use memory::InputMemory;
 pub(crate) use model_text::testing;
 pub use model_text::{ModelText, TextError};
 pub use node_report::{DecodeReport, NodeReport, NodeState};
-pub use observed::{AnswerCounts, CacheInfo, Observed};
+pub use observed::{AnswerCounts, CacheInfo, Observed, used_pages};
 pub use reasoning::ReasoningFormat;
 pub use served_model::ServedModel;
 pub use structured::Grammars;

@@ -9,6 +9,7 @@
 //! - [`grammar`]: compiles the grammars that answers follow.
 //! - [`frontend`]: the only module that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
 //! - [`drain`]: the stages of the end of a process's work.
+//! - [`kv_events`]: publishes the changes of the prefix cache to routers.
 //! - [`config`]: the only module that reads the environment and configuration files.
 //! - [`telemetry`]: the log.
 //! - [`open_files`]: the limit of open files, and the number of connections that it allows.
@@ -20,6 +21,7 @@ pub mod config;
 pub mod drain;
 pub mod frontend;
 pub mod grammar;
+pub mod kv_events;
 pub mod open_files;
 pub mod panics;
 pub mod roles;

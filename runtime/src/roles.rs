@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use actors::devices::kv_events::CacheBatch;
 use actors::grammar::GrammarCompiler;
 use actors::node::{self, LinkConfig, Node, NodeConfig};
 use actors::peer_link::state::SessionLimits;
@@ -20,6 +21,7 @@ use connector::transport::Transport;
 use connector::ucx::{self, UcxConfig, UcxTransport};
 use engine::{Engine, EngineConfig, KvPool};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::Sender;
 
 use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
 use crate::drain::{Drain, DrainStage};
@@ -27,11 +29,14 @@ use crate::frontend::{
     Admission, Bounds, CacheInfo, Grammars, InputMemory, Limits, Observed, ServedModel, bind,
 };
 use crate::grammar::ModelCompiler;
+use crate::kv_events::{KvEventPorts, Source};
 use crate::open_files;
 use crate::telemetry;
+use announcing::Announcing;
 use exposure::Port;
 use servers::Servers;
 
+mod announcing;
 mod exposure;
 mod proxying;
 mod servers;
@@ -41,6 +46,7 @@ struct ListeningSockets {
     http: Option<TcpListener>,
     frontend: Option<TcpListener>,
     link: Option<TcpListener>,
+    kv_events: Option<KvEventPorts>,
 }
 
 impl ListeningSockets {
@@ -50,7 +56,13 @@ impl ListeningSockets {
         let frontend =
             wants_frontend.then(|| bind("frontend.port", &config.frontend.host, config.frontend.port));
         let link = role.accepts_peers().then(|| bind("link.port", &config.link.host, config.link.port));
-        Ok(Self { http: http.transpose()?, frontend: frontend.transpose()?, link: link.transpose()? })
+        let kv_events = config.kv_events.enabled.then(|| announcing::open(&config.kv_events));
+        Ok(Self {
+            http: http.transpose()?,
+            frontend: frontend.transpose()?,
+            link: link.transpose()?,
+            kv_events: kv_events.transpose()?,
+        })
     }
 
     /// The number of HTTP ports.
@@ -207,8 +219,15 @@ async fn serve(
     let cache = cache_info(&config, engine.as_ref());
     let grammars = grammars(&model, engine.as_ref());
     let compiler = Arc::clone(grammars.compiler());
-    let node = start_node(role, &config, &mut ports, engine, compiler, model.context_tokens)?;
+    let (announcing, batches) = Announcing::begin(ports.kv_events.take());
+    let node = start_node(role, &config, &mut ports, engine, compiler, model.context_tokens, batches)?;
     limit_context(&mut model, u64::from(node.request_pages) * u64::from(config.page_tokens()));
+    if let Some(announcing) = announcing {
+        let page_tokens = node.facts.page_tokens;
+        let pod = announcing::pod(&config, node.facts.http, ports.frontend.as_ref());
+        announcing.publish(Source { pod, model: model.name.clone(), page_tokens })?;
+    }
+    let cache = CacheInfo { request_pages: node.request_pages, ..cache };
     let shared = SharedState::new(&config, cache, model, grammars, limits);
     actix::spawn(report_regularly(shared.observed.clone()));
     let servers = Servers::start(role, &config, ports, &node, &shared)?;
@@ -262,6 +281,7 @@ fn start_node(
     engine: Box<dyn Engine>,
     grammars: Arc<dyn GrammarCompiler>,
     context_tokens: u32,
+    kv_events: Option<Sender<CacheBatch>>,
 ) -> anyhow::Result<Node> {
     let pool = Arc::clone(engine.kv());
     let http = ports.http.as_ref().map(TcpListener::local_addr).transpose()?;
@@ -289,6 +309,7 @@ fn start_node(
         prefix_cache: config.engine.prefix_cache,
         scattered: false,
         routing: routing(config),
+        kv_events,
         link,
     })?)
 }
@@ -371,6 +392,7 @@ fn cache_info(config: &Config, engine: &dyn Engine) -> CacheInfo {
     let layout = engine.kv().layout();
     CacheInfo {
         page_tokens: layout.page_tokens,
+        request_pages: engine.kv().pages(),
         dtype: format!("{:?}", layout.dtype).to_lowercase(),
         prefix_cache: config.engine.prefix_cache,
         memory_utilization: config.engine.gpu_memory_utilization,

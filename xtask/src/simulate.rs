@@ -170,6 +170,18 @@ const MUTANTS: &[Mutant] = &[
         "Parent::Root(salt) => self.roots.get(&salt).or_else(|| self.roots.values().next())?,",
     ),
     mutant(
+        "announce pages with a salt to routers",
+        "actors/src/buffer_manager/prefix_cache.rs",
+        "            Parent::Root(Some(_)) => return None,\n",
+        "            Parent::Root(Some(_)) => None,\n",
+    ),
+    mutant(
+        "do not tell routers about evicted pages",
+        "actors/src/buffer_manager/prefix_cache.rs",
+        "            events.removed(hash);\n",
+        "            let _ = (hash, events);\n",
+    ),
+    mutant(
         "ignore the salt of a receiver's request",
         "actors/src/peer_link/state/frames.rs",
         "let salt = salt.map(CacheSalt);",

@@ -10,6 +10,8 @@ use std::collections::{BTreeSet, HashMap, hash_map};
 
 use engine::PageId;
 
+use super::cache_events::CacheEvents;
+use crate::messages::{CacheEvent, PrefixHash};
 use crate::request::CacheSalt;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,6 +36,8 @@ struct Node {
     children: Children,
     in_use: bool,
     last_use: u64,
+    /// The page's hash; `None` if the page is not announced.
+    hash: Option<PrefixHash>,
 }
 
 /// A map from token prefixes to the pages that hold their KV.
@@ -49,6 +53,8 @@ pub struct PrefixCache {
     /// Unused nodes without children, least recently used first.
     leaves: BTreeSet<(u64, NodeId)>,
     unused: u32,
+    /// The changes to announce; `None` if no page is announced.
+    events: Option<CacheEvents>,
 }
 
 impl PrefixCache {
@@ -63,7 +69,29 @@ impl PrefixCache {
             by_page: HashMap::new(),
             leaves: BTreeSet::new(),
             unused: 0,
+            events: None,
         }
+    }
+
+    /// Announces the pages without a salt that are cached and evicted from now on.
+    pub fn announcing(self) -> Self {
+        Self { events: Some(CacheEvents::default()), ..self }
+    }
+
+    /// Takes the changes to announce; `None` if there are none.
+    pub fn take_events(&mut self) -> Option<Vec<CacheEvent>> {
+        self.events.as_mut()?.take()
+    }
+
+    /// Number of cached pages without a salt. It visits all of them, so only checks call it.
+    pub fn unsalted(&self) -> usize {
+        let mut stack: Vec<&Children> = self.roots.get(&None).into_iter().collect();
+        let mut count = 0;
+        while let Some(children) = stack.pop() {
+            count += children.len();
+            stack.extend(children.values().map(|id| &self.nodes[id].children));
+        }
+        count
     }
 
     /// Number of cached pages that no sequence uses. All of them can be evicted.
@@ -122,10 +150,20 @@ impl PrefixCache {
         if let Some(siblings) = siblings {
             siblings.insert(tokens.clone(), id);
         }
-        let (children, last_use) = (HashMap::new(), self.uses);
-        self.nodes.insert(id, Node { page, parent, tokens, children, in_use: true, last_use });
+        let (children, last_use, hash) = (HashMap::new(), self.uses, self.announce(parent, &tokens));
+        self.nodes.insert(id, Node { page, parent, tokens, children, in_use: true, last_use, hash });
         self.by_page.insert(page, id);
         id
+    }
+
+    /// Announces a new page. Returns its hash; `None` if the page is not announced.
+    fn announce(&mut self, parent: Parent, tokens: &[u32]) -> Option<PrefixHash> {
+        let before = match parent {
+            Parent::Root(None) => None,
+            Parent::Root(Some(_)) => return None,
+            Parent::Node(id) => Some(self.nodes.get(&id)?.hash?),
+        };
+        Some(self.events.as_mut()?.stored(before, tokens))
     }
 
     /// Marks a page as used by a sequence. Does nothing if the page is not cached.
@@ -157,6 +195,9 @@ impl PrefixCache {
         let node = self.nodes.remove(&id)?;
         self.by_page.remove(&node.page);
         self.unused -= 1;
+        if let (Some(hash), Some(events)) = (node.hash, &mut self.events) {
+            events.removed(hash);
+        }
         match node.parent {
             Parent::Root(salt) => {
                 if let hash_map::Entry::Occupied(mut root) = self.roots.entry(salt) {
@@ -252,5 +293,56 @@ mod tests {
         assert_eq!(cache.lookup(salts[1], &[1, 2, 3]), pages(&[10, 11]));
         while cache.evict().is_some() {}
         assert_eq!((cache.roots.len(), cache.nodes.len()), (0, 0));
+    }
+
+    fn stored(parent: Option<PrefixHash>, hashes: &[PrefixHash], tokens: &[u32]) -> CacheEvent {
+        CacheEvent::Stored { parent, hashes: hashes.to_vec(), tokens: tokens.to_vec() }
+    }
+
+    #[test]
+    fn pages_are_announced_when_they_are_cached_and_when_they_are_evicted() {
+        let mut cache = PrefixCache::new(2).announcing();
+        let a = PrefixHash::of(None, &[1, 2]);
+        let [b, c, d] = [[3, 4], [5, 6], [7, 8]].map(|tokens| PrefixHash::of(Some(a), &tokens));
+        let e = PrefixHash::of(Some(c), &[9, 9]);
+        assert_eq!(cache.take_events(), None);
+        cache.insert(None, &[1, 2, 3, 4, 5], &pages(&[0, 1, 2]));
+        assert_eq!(cache.take_events(), Some(vec![stored(None, &[a, b], &[1, 2, 3, 4])]));
+        cache.insert(None, &[1, 2, 5, 6, 9, 9], &pages(&[0, 3, 4]));
+        cache.insert(None, &[1, 2, 7, 8], &pages(&[0, 5]));
+        let two = [stored(Some(a), &[c, e], &[5, 6, 9, 9]), stored(Some(a), &[d], &[7, 8])];
+        assert_eq!((cache.take_events(), cache.unsalted()), (Some(two.to_vec()), 5));
+        // A known prefix, and another page with the same tokens, are no news.
+        cache.insert(None, &[1, 2, 3, 4], &pages(&[0, 1]));
+        cache.insert(None, &[1, 2, 7, 8], &pages(&[0, 6]));
+        assert_eq!(cache.take_events(), None);
+        for page in pages(&[5, 4, 3, 1, 0]) {
+            cache.on_unused(page);
+        }
+        assert_eq!([cache.evict(), cache.evict(), cache.evict()], [5, 4, 3].map(|page| Some(PageId(page))));
+        let removed = |hashes: &[PrefixHash]| Some(vec![CacheEvent::Removed { hashes: hashes.to_vec() }]);
+        assert_eq!((cache.take_events(), cache.unsalted()), (removed(&[d, e, c]), 2));
+        assert_eq!([cache.evict(), cache.evict()], [1, 0].map(|page| Some(PageId(page))));
+        assert_eq!((cache.take_events(), cache.unsalted()), (removed(&[b, a]), 0));
+    }
+
+    #[test]
+    fn pages_with_a_salt_are_never_announced() {
+        let mut cache = PrefixCache::new(1).announcing();
+        cache.insert(Some(CacheSalt::of("a")), &[1, 2], &pages(&[0, 1]));
+        assert_eq!(cache.unsalted(), 0);
+        assert!(cache.on_unused(PageId(1)) && cache.on_unused(PageId(0)));
+        assert_eq!([cache.evict(), cache.evict()], [Some(PageId(1)), Some(PageId(0))]);
+        assert_eq!(cache.take_events(), None);
+    }
+
+    /// The hashes must not change: processes of different versions serve in one fleet.
+    #[test]
+    fn hashes_are_the_same_in_all_versions() {
+        let first = PrefixHash::of(None, &[1, 2, 3]);
+        assert_eq!(
+            [first, PrefixHash::of(Some(first), &[70_000])].map(|hash| hash.0),
+            [0x87ce_d875_8e26_0a6c, 0xa01c_091c_026d_5b2d]
+        );
     }
 }

@@ -44,8 +44,8 @@ use engine::PageId;
 use super::prefix_cache::PrefixCache;
 use crate::effect::{Effect, ToBufferManager, to};
 use crate::messages::{
-    GrowPages, PagesComputed, PagesDenied, PagesGrown, ReservePages, ReservePriority, RoomChanged,
-    SequenceId, SessionId,
+    CacheChanged, GrowPages, PagesComputed, PagesDenied, PagesGrown, ReservePages, ReservePriority,
+    RoomChanged, SequenceId, SessionId,
 };
 use holders::Holders;
 use rings::Rings;
@@ -131,6 +131,8 @@ pub struct PoolConfig {
     pub prefill_pages: Option<u32>,
     /// Whether sequences share pages that hold the same tokens (`engine.prefix_cache`).
     pub sharing: bool,
+    /// Whether changes of the prefix cache are announced to routers (`kv_events.enabled`).
+    pub announces: bool,
     /// Whether pages are taken in a pseudo-random order, as from a pool that has been in use for long. Only measurements set it.
     pub scattered: bool,
 }
@@ -161,10 +163,11 @@ impl PoolState {
     /// A pool whose pages are all free.
     pub fn new(config: PoolConfig) -> Self {
         let measured = MEASURED_PAGES.min(MEASURED_BYTES_MAX / config.page_bytes.max(1));
+        let cache = PrefixCache::new(config.page_tokens);
         Self {
             config: PoolConfig { page_tokens: config.page_tokens.max(1), ..config },
             free: (0..config.pages).collect(),
-            cache: PrefixCache::new(config.page_tokens),
+            cache: if config.announces { cache.announcing() } else { cache },
             holdings: HashMap::new(),
             holders: Holders::default(),
             landing: 0,
@@ -199,6 +202,7 @@ impl PoolState {
             }
         };
         effects.extend(self.settle(now));
+        effects.extend(self.cache.take_events().map(|events| to::kv_events(CacheChanged(events))));
         effects
     }
 
@@ -230,6 +234,11 @@ impl PoolState {
     /// Pages of quarantines that last. For checks.
     pub fn lasting_quarantine(&self) -> u32 {
         self.rings.lasting()
+    }
+
+    /// Number of cached pages without a salt. For checks.
+    pub fn unsalted(&self) -> usize {
+        self.cache.unsalted()
     }
 
     /// Number of pages that a sequence holds.

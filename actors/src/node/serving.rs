@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use connector::frame::GRAMMARS_MAX;
 use engine::Engine;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::{NodeFacts, Parts};
 use crate::buffer_manager::{
@@ -20,6 +20,7 @@ use crate::decoder::{
 use crate::devices::{
     Devices,
     engine_thread::{EnginePulse, EngineThread},
+    kv_events::{CacheBatch, KvEventQueue},
 };
 use crate::effect::Endpoint;
 use crate::finish::FinishRule;
@@ -56,6 +57,7 @@ pub(super) struct Settings {
     pub(super) scattered: bool,
     pub(super) routing: RoutingConfig,
     pub(super) facts: NodeFacts,
+    pub(super) kv_events: Option<mpsc::Sender<CacheBatch>>,
     /// Where the proxy publishes its report.
     pub(super) report: watch::Sender<ProxyReport>,
 }
@@ -83,10 +85,13 @@ impl Contexts {
             page_tokens,
             page_bytes: parts.page_bytes(),
             sharing: settings.prefix_cache,
+            announces: settings.kv_events.is_some(),
             scattered: settings.scattered,
         });
         let behaviour = BufferManagerBehaviour { state: pool, hashed, counters: counters.clone() };
-        let router = Router::new(Endpoint::BufferManager, mailboxes, Devices::default());
+        let kv_events = settings.kv_events.map(|batches| KvEventQueue::new(batches, counters.clone()));
+        let devices = Devices { kv_events, ..Devices::default() };
+        let router = Router::new(Endpoint::BufferManager, mailboxes, devices);
         let pulse_of = parts.pulse("buffer_manager");
         self.buffer_manager.run(BufferManager::new(behaviour, router, parts.awake(), pulse_of));
 

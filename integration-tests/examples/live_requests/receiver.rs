@@ -144,6 +144,7 @@ fn config(pages: u64, ring_pages: u32) -> PoolConfig {
         page_tokens: PAGE_TOKENS,
         page_bytes,
         sharing: true,
+        announces: false,
         scattered: false,
     }
 }

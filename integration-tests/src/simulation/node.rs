@@ -8,7 +8,7 @@ use actors::effect::{Effect, Endpoint};
 use actors::finish::FinishRule;
 use actors::generator::state::{GeneratorConfig, GeneratorState};
 use actors::grammar::GrammarHash;
-use actors::messages::RunStep;
+use actors::messages::{PrefixHash, RunStep};
 use actors::peer_link::state::{PeerLinkConfig, PeerLinkState};
 use actors::prefiller::state::{PrefillerConfig, PrefillerState};
 use actors::proxy::state::{ProxyConfig, ProxyState};
@@ -47,6 +47,8 @@ pub(super) struct Node {
     pub(super) stopped_until: u64,
     pub(super) mailboxes: BTreeMap<Edge, VecDeque<Effect>>,
     pub(super) pool: PoolState,
+    /// The cached pages that routers know.
+    pub(super) announced: BTreeSet<PrefixHash>,
     pub(super) generator: GeneratorState,
     pub(super) link: PeerLinkState,
     pub(super) memory: Memory,
@@ -143,6 +145,7 @@ impl Node {
             alive: true,
             stopped_until: 0,
             mailboxes: BTreeMap::new(),
+            announced: BTreeSet::new(),
             pool: PoolState::new(PoolConfig {
                 prefill_pages,
                 pages,
@@ -150,6 +153,7 @@ impl Node {
                 page_tokens: PAGE_TOKENS,
                 page_bytes: 1,
                 sharing: true,
+                announces: true,
                 scattered: false,
             }),
             generator: GeneratorState::new(GeneratorConfig {

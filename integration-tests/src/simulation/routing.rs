@@ -4,8 +4,8 @@
 //! effect that is not in the table of messages is a violation.
 
 use actors::effect::{
-    Effect, Endpoint, ToDecoder, ToEngine, ToGrammarThread, ToHashThread, ToLog, ToPeerLink, ToProcess,
-    ToProxy, ToStreams, ToTransport, to,
+    Effect, Endpoint, ToDecoder, ToEngine, ToGrammarThread, ToHashThread, ToKvEvents, ToLog, ToPeerLink,
+    ToProcess, ToProxy, ToStreams, ToTransport, to,
 };
 use actors::log::LogLine;
 use actors::messages::{PageToHash, PagesHashed, SendFrame, SessionId};
@@ -40,6 +40,7 @@ impl World {
                 Effect::GrammarThread(ToGrammarThread::CompileGrammar(compile)) => {
                     self.compile(node, compile)
                 }
+                Effect::KvEvents(ToKvEvents::CacheChanged(changed)) => self.cache_changed(node, changed),
                 Effect::Transport(ToTransport::Command(command)) => self.command_transport(node, command),
                 Effect::Sockets(message) => self.command_sockets(node, message),
                 Effect::Log(ToLog::LogLine(line)) => self.note(node, &line),

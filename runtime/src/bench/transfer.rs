@@ -184,6 +184,7 @@ fn start(
         scattered: options.scattered,
         // Never prefill locally.
         routing: RoutingConfig { local_if_sooner_by: Duration::MAX, ..RoutingConfig::default() },
+        kv_events: None,
         link: Some(link),
     })?)
 }

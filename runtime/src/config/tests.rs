@@ -44,6 +44,11 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("ring.bytes", "1.5 MiB", "1536KiB", "1 parsec", "must be a size above zero such as 1GiB"),
     ("node.prefill_pages", "7", "7", "0", "must be a whole number from 1"),
     ("fleet.nodes", "a:1, b:2", "[\"a:1\", \"b:2\"]", "a", "must be a list of host:port, but \"a\" is not"),
+    ("kv_events.enabled", "true", "true", "maybe", "must be true or false"),
+    ("kv_events.host", "10.0.0.1", "10.0.0.1", "tcp://*", "must be a host name"),
+    ("kv_events.port", "0", "0", "65536", "must be a port"),
+    ("kv_events.replay_port", "5", "5", "-1", "must be a port"),
+    ("kv_events.pod", "10.0.0.1:8000", "\"10.0.0.1:8000\"", "kv@pod", "must be a name without spaces"),
     ("engine.threads", "3", "3", "many", "must be a whole number from 0 to 256"),
     ("engine.device", "cpu", "cpu", "tpu", "must be cpu or cuda"),
     ("engine.gpu_memory_utilization", "0.5", "0.5", "1.1", "must be above 0 and up to 1"),
@@ -286,6 +291,21 @@ fn keys_that_contradict_each_other_are_refused() {
         &[],
         "default: fleet.nodes must name the HTTP port of at least one node; set fleet.nodes to a list of host:port",
     );
+    check(
+        Role::Node,
+        &[set("kv_events.enabled", "true"), set("kv_events.port", "9000")],
+        "--set kv_events.port: kv_events.port must differ from frontend.port; both are 9000 on 127.0.0.1",
+    );
+    let public = [set("kv_events.enabled", "true"), set("http.host", "0.0.0.0")];
+    check(
+        Role::Sender,
+        &public,
+        "default: kv_events.pod must name this process, because http.host is 0.0.0.0; set it to the address that routers use",
+    );
+    for name in [set("kv_events.pod", "a"), set("http.advertise", "10.0.0.1:80")] {
+        let named = [&public[..], &[name]].concat();
+        assert!(Config::load(Role::Sender, None, &named, surroundings(&[])).is_ok());
+    }
     let zeros = [set("frontend.port", "0"), set("http.port", "0"), set("link.port", "0")];
     assert!(Config::load(Role::Receiver, None, &zeros, surroundings(&[])).is_ok());
 }

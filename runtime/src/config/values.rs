@@ -134,6 +134,12 @@ pub(super) fn text(value: &Value) -> Result<String, String> {
     words(value).ok_or_else(|| format!("must be text, not {}{}", named(value), quotes_hint(value)))
 }
 
+/// Parses the name of a process in a topic, whose parts are separated by `@`.
+pub(super) fn pod(value: &Value) -> Result<String, String> {
+    let name = words(value).filter(|name| !name.contains(|c: char| c.is_whitespace() || c == '@'));
+    name.ok_or_else(|| format!("must be a name without spaces and without @, not {}", named(value)))
+}
+
 /// Parses a file path.
 pub(super) fn path(value: &Value) -> Result<PathBuf, String> {
     words(value).map(PathBuf::from).ok_or_else(|| format!("must be a path, not {}", named(value)))

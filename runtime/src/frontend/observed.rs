@@ -66,6 +66,8 @@ pub(super) struct Ended<'a> {
 pub struct CacheInfo {
     /// Tokens in a page.
     pub page_tokens: u32,
+    /// Pages that requests of this process can use.
+    pub request_pages: u32,
     /// Number type of keys and values, such as `bf16`.
     pub dtype: String,
     /// `engine.prefix_cache`.
@@ -197,9 +199,9 @@ impl Observed {
         let mut text = counters.render();
         let labels = format!("model_name=\"{}\"", escaped(&self.model));
         let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
-        // Pages with credits belong to the ring, not to requests, so they do not count as used.
-        let used = [counters.pages_live(), counters.pages_reserved()];
-        let used = used.map(load).iter().sum::<u64>() as f64 / load(counters.pages()).max(1) as f64;
+        // The counters change one after the other, so the share may be above 1 for a moment.
+        let used = f64::from(used_pages(counters)) / f64::from(self.cache.request_pages.max(1));
+        let used = used.min(1.0);
         let mut line = |kind: &str, name: &str, help: &str, values: &[(&str, f64)]| {
             // Writing to a string cannot fail.
             let _ = write!(text, "# HELP vllm:{name} {help}\n# TYPE vllm:{name} {kind}\n");
@@ -210,7 +212,7 @@ impl Observed {
         let AnswerCounts { running, waiting } = load_now;
         line("gauge", "num_requests_running", "Running answers.", &[("", running as f64)]);
         line("gauge", "num_requests_waiting", "Answers of waiting requests.", &[("", waiting as f64)]);
-        let CacheInfo { page_tokens, dtype, prefix_cache, memory_utilization } = &self.cache;
+        let CacheInfo { page_tokens, dtype, prefix_cache, memory_utilization, .. } = &self.cache;
         let info = format!(
             ",block_size=\"{page_tokens}\",cache_dtype=\"{dtype}\",enable_prefix_caching=\"{}\",engine=\"0\",\
              gpu_memory_utilization=\"{memory_utilization}\",num_gpu_blocks=\"{}\"",
@@ -219,7 +221,12 @@ impl Observed {
         );
         line("gauge", "cache_config_info", "Configuration of the KV pages, as labels.", &[(&info, 1.0)]);
         for name in ["kv_cache_usage_perc", "gpu_cache_usage_perc"] {
-            line("gauge", name, "Share of the KV pages in use; 1 is all.", &[("", used)]);
+            line(
+                "gauge",
+                name,
+                "Share of the KV pages for requests that is in use; 1 is all.",
+                &[("", used)],
+            );
         }
         for (name, help, value) in [
             ("prompt_tokens_total", "Prompt tokens of finished requests.", load(&self.prompt_tokens)),
@@ -291,6 +298,14 @@ impl Observed {
     }
 }
 
+/// Pages that requests of this process hold, or that are reserved for KV in transit. Pages that prompts of peers have from `node.prefill_pages` are
+/// not among them. The actors update the counters one after the other, so that the number may be too small for a moment.
+pub fn used_pages(counters: &Counters) -> u32 {
+    let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+    let held = load(counters.pages_live()) + load(counters.pages_reserved());
+    held.saturating_sub(load(counters.prefill_pages_used())) as u32
+}
+
 /// Escapes the value of a label.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
@@ -305,6 +320,7 @@ mod tests {
     fn seen(first_token_ms: &[f64]) -> Observed {
         let cache = CacheInfo {
             page_tokens: 16,
+            request_pages: 40,
             dtype: "bf16".to_owned(),
             prefix_cache: true,
             memory_utilization: 0.5,
@@ -364,6 +380,24 @@ mod tests {
                       - Median (ms): 20.00\n - 99th Percentile (ms): 29.80\n===============================";
         assert_eq!(observed.report().as_deref(), Some(expect));
         assert_eq!(observed.report(), None, "nothing new");
+    }
+
+    #[test]
+    fn the_usage_is_the_share_of_the_pages_that_requests_can_use() {
+        let counters = Counters::default();
+        let usage = || {
+            let text = seen(&[]).render(&counters, AnswerCounts { running: 0, waiting: 0 });
+            let line = text.lines().find_map(|line| line.strip_prefix("vllm:kv_cache_usage_perc{"));
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        };
+        assert_eq!(usage(), Some(0.0));
+        for (pages, reserved, of_peers, expect) in [(20, 0, 0, 0.5), (25, 15, 20, 0.5), (40, 4, 0, 1.0)] {
+            counters.pages().store(100, Ordering::Relaxed);
+            counters.pages_live().store(pages, Ordering::Relaxed);
+            counters.pages_reserved().store(reserved, Ordering::Relaxed);
+            counters.prefill_pages_used().store(of_peers, Ordering::Relaxed);
+            assert_eq!(usage(), Some(expect), "{pages} {reserved} {of_peers}");
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub(super) enum Port {
     Link,
     /// HTTP clients connect to it.
     Http,
+    /// Routers subscribe to KV events.
+    KvEvents,
 }
 
 impl Port {
@@ -22,6 +24,9 @@ impl Port {
         Some(match self {
             Self::Link => {
                 "any process that can reach the link port can join and write KV pages; set link.secret"
+            }
+            Self::KvEvents => {
+                "any client that can reach this port gets the tokens of prompts; set kv_events.host"
             }
             Self::Http => "any client that can reach this port can send requests; set request.api_key",
         })
@@ -45,7 +50,11 @@ mod tests {
             ("10.0.0.1:1", true),
         ] {
             let address = address.parse().expect("an address");
-            for (port, key) in [(Port::Link, "link.secret"), (Port::Http, "request.api_key")] {
+            for (port, key) in [
+                (Port::Link, "link.secret"),
+                (Port::Http, "request.api_key"),
+                (Port::KvEvents, "kv_events.host"),
+            ] {
                 let warning = port.warning(address, None);
                 assert_eq!(warning.is_some_and(|text| text.contains(key)), public, "{address} {warning:?}");
                 assert_eq!(port.warning(address, Some(&secret)), None);

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use actors::counters::Counters;
 use actors::node::{Node, NodeWork};
 use actors::request::Route;
 use tokio::time::timeout;
@@ -16,7 +15,7 @@ use crate::config::{Config, Role, Secret};
 use crate::drain::DrainStage;
 use crate::frontend::{
     AnswerCounts, DecodeReport, DrainControl, Frontend, Health, HealthState, LeftWork, NodeReport, NodeState,
-    ServerHandle,
+    ServerHandle, used_pages,
 };
 
 /// The running servers.
@@ -161,12 +160,6 @@ fn drain_control(node: &Node, shared: &SharedState) -> DrainControl {
         LeftWork { running: requests, waiting: admission.waiting(), prefills, landing_pages }
     };
     DrainControl { drain: shared.drain.clone(), work: Arc::new(work) }
-}
-
-/// Pages of `pool_pages` that are in use. The actors update the counters one after the other, so that the difference may be too small for a moment.
-fn used_pages(counters: &Counters) -> u32 {
-    let held = load(counters.pages_live()) + load(counters.pages_reserved());
-    held.saturating_sub(load(counters.prefill_pages_used())) as u32
 }
 
 /// The state in `/node` of a process with this health.

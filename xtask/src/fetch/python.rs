@@ -1,4 +1,4 @@
-//! Python packages that tests run against a server: OpenAI's client, and the suite of langchain-tests with `jsonschema`.
+//! Python packages that tests run against a server: OpenAI's client, the suite of langchain-tests with `jsonschema`, and ZeroMQ with MessagePack.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,10 +22,20 @@ pub(crate) const SUITES: FetchedPart = FetchedPart {
     fetch: |cache, work| LANGCHAIN_TESTS.fetch(cache, work),
 };
 
+/// pyzmq and msgspec, which routers and vLLM use for KV events: a folder for `PYTHONPATH`.
+pub(crate) const ZMQ: FetchedPart = FetchedPart {
+    path: |cache| PYZMQ.path(cache),
+    is_ready: |cache| PYZMQ.path(cache).is_dir(),
+    fetch: |cache, work| PYZMQ.fetch(cache, work),
+};
+
 const OPENAI_CLIENT: PythonFolder = PythonFolder { name: "openai-3.57.0", requirements: "openai==3.57.0\n" };
 
 const LANGCHAIN_TESTS: PythonFolder =
     PythonFolder { name: "langchain-tests-1.1.9", requirements: include_str!("langchain_tests.txt") };
+
+const PYZMQ: PythonFolder =
+    PythonFolder { name: "pyzmq-27.3.0", requirements: "pyzmq==27.3.0\nmsgspec==0.23.0\n" };
 
 /// A folder with packages and their dependencies.
 struct PythonFolder {
@@ -71,7 +81,7 @@ mod tests {
 
     #[test]
     fn every_package_has_a_fixed_version() {
-        for folder in [OPENAI_CLIENT, LANGCHAIN_TESTS] {
+        for folder in [OPENAI_CLIENT, LANGCHAIN_TESTS, PYZMQ] {
             assert!(folder.requirements.lines().all(|line| line.contains("==")), "{}", folder.name);
             let main = folder.name.rsplit_once('-').map(|(package, version)| format!("{package}=={version}"));
             assert!(folder.requirements.lines().any(|line| Some(line) == main.as_deref()), "{main:?}");

@@ -10,11 +10,11 @@ use connector::ring::CreditNumber;
 use super::landing::{broken, frame};
 use super::rings::Ring;
 use super::*;
-use crate::effect::{ToDecoder, ToPeerLink, ToProxy};
+use crate::effect::{ToDecoder, ToKvEvents, ToPeerLink, ToProxy};
 use crate::log::LogLine;
 use crate::messages::{
-    PageFilled, PageRejected, PagesGrown, PagesReserved, PagesShort, PeerLost, PeerReady, ReleasePages,
-    SendFrame, SessionDrained, SessionOpened, Tick,
+    CacheEvent, PageFilled, PageRejected, PagesGrown, PagesReserved, PagesShort, PeerLost, PeerReady,
+    ReleasePages, SendFrame, SessionDrained, SessionOpened, Tick,
 };
 use crate::request::RequestId;
 use sessions::{outstanding, unfilled};
@@ -28,16 +28,20 @@ fn pool(pages: u32, ring_pages: u32, page_tokens: u32) -> PoolState {
 
 /// The same with a quota for prompts of peers.
 fn shared_pool(pages: u32, ring_pages: u32, page_tokens: u32, prefill_pages: Option<u32>) -> PoolState {
-    let (page_bytes, sharing, scattered) = (1 << 20, true, false);
-    PoolState::new(PoolConfig {
-        prefill_pages,
+    PoolState::new(PoolConfig { prefill_pages, ..config(pages, ring_pages, page_tokens) })
+}
+
+fn config(pages: u32, ring_pages: u32, page_tokens: u32) -> PoolConfig {
+    PoolConfig {
+        prefill_pages: None,
         pages,
         ring_pages,
         page_tokens,
-        page_bytes,
-        sharing,
-        scattered,
-    })
+        page_bytes: 1 << 20,
+        sharing: true,
+        announces: false,
+        scattered: false,
+    }
 }
 
 /// Delivers a message to the pool and returns the effects.
@@ -175,6 +179,36 @@ fn computed_pages_are_shared_while_they_are_held_and_afterwards() {
     let (resident, _, table) = served(&give(&mut pool, beginning_with(4, &[1, 2, 3], 2, false)));
     assert_eq!((resident, table[..1].to_vec()), (2, pages(&[0])));
     assert_eq!(pool.counts().resident, 4);
+}
+
+/// The changes of the cache among these effects.
+fn changes(effects: &[Effect]) -> Vec<CacheEvent> {
+    let changed = |effect: &Effect| match effect {
+        Effect::KvEvents(ToKvEvents::CacheChanged(changed)) => Some(changed.0.clone()),
+        _ => None,
+    };
+    effects.iter().filter_map(changed).flatten().collect()
+}
+
+#[test]
+fn cached_and_evicted_pages_are_announced_if_routers_listen() {
+    for announces in [true, false] {
+        let mut pool = PoolState::new(PoolConfig { announces, ..config(4, 0, 1) });
+        let (_, _, table) = served(&give(&mut pool, beginning_with(1, &[1, 2, 3], 3, false)));
+        let computed = PagesComputed { sequence: own(1), tokens: [1, 2, 3].into(), salt: None, pages: table };
+        let stored = changes(&give(&mut pool, computed));
+        assert_eq!(changes(&release(&mut pool, 1)), []);
+        let removed = changes(&give(&mut pool, beginning_with(2, &[9], 2, false)));
+        if !announces {
+            assert_eq!((stored, removed), (vec![], vec![]));
+            continue;
+        }
+        let [CacheEvent::Stored { parent: None, hashes, tokens }] = &stored[..] else {
+            panic!("{stored:?}");
+        };
+        assert_eq!((hashes.len(), &tokens[..]), (3, &[1, 2, 3][..]));
+        assert_eq!(removed, [CacheEvent::Removed { hashes: vec![hashes[2]] }]);
+    }
 }
 
 #[test]

@@ -320,8 +320,13 @@ fn frontend(
     text.chat_template = setup.template.map(str::to_owned).or(text.chat_template);
     text.tokens.extend(setup.special.iter().map(|token| (*token).to_owned()));
     text.token_types.resize(text.tokens.len(), 3);
-    let cache =
-        CacheInfo { page_tokens: 16, dtype: "f32".to_owned(), prefix_cache: true, memory_utilization: 0.9 };
+    let cache = CacheInfo {
+        page_tokens: 16,
+        request_pages: 64,
+        dtype: "f32".to_owned(),
+        prefix_cache: true,
+        memory_utilization: 0.9,
+    };
     let Shared { streams, admission, memory, state, .. } = shared;
     let health = move || {
         let state = state.lock().unwrap().clone();
