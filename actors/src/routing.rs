@@ -9,21 +9,26 @@
 //! **Predicted time to first token** of a prompt at a member: the member's queue and the prompt's work there, at the member's measured
 //! speed, and the measured delay of the hand-over if another member decodes.
 //!
-//! **Decode.** A member that has pages for the whole request and the KV of at least half of the prompt comes first, because a conversation
-//! continues where its KV is. Otherwise the member that decodes most takes the request, while its steps take at most half as long again as the shortest
-//! steps of the fleet. So decodes share the weights that each step reads, and the other members prefill in long steps, without rows to delay. If no
-//! member that decodes has such room, a member with about the most free pages decodes.
+//! **Decode.** The members with pages for the whole request are considered in this order:
+//! 1. The member with the longest part of the prompt, if that is at least half: a conversation continues where its KV is.
+//! 2. The member that decodes most, while its steps take at most half as long again as if the answers of all members were spread evenly. So many
+//!    answers share one reading of the weights, and the other members prefill in long steps, without rows that they delay. On a CPU, where each row
+//!    costs as much, answers are spread.
+//! 3. A member with few rows and about the most free pages.
+//! 4. If all are busy: of those with about the most free pages, the one with the shortest queue, which also prefills.
+//!
+//! The rows of a member are those that it reports, or, if they are more, those expected from the router's own placements ([`DecodeShare`]).
 //!
 //! **Prefill.** The candidates are at most 8 members with the longest known prefixes and the 8 members with the shortest queues. Members
 //! whose prefills fail pause. The rules, in this order:
 //! 1. A candidate without a queue whose speed is unknown, and that has not ended a prefill yet, is tried first.
 //! 2. If no candidate is predicted to meet [`RoutingConfig::ttft_target`], the soonest is chosen.
 //! 3. The cost of a candidate is the time of these tokens at its speed: the work, an eighth of the queue, and the tokens that the member has
-//!    computed recently in excess of the others (at most the prompt's length). So a prefix that is asked for very often gets a second holder, and the
-//!    computed tokens stay even. The candidate with the lowest cost is chosen; equal ones take turns.
-//! 4. If no member has the first tokens of the prompt, a hash of these tokens chooses among the candidates that cost about the same. So
-//!    several routers that do not know each other choose the same member. A node that has received the request itself
-//!    ([`Ask::decode_on`]) prefills it, unless another candidate is clearly sooner. For this, the predictions of the others contain the
+//!    computed recently in excess of the others (at most the prompt's length). So a prefix that is asked for very often gets a second holder, and
+//!    busy times stay even. The candidate with the lowest cost is chosen, or one with as little work that is faster; equal ones take turns.
+//! 4. If no member has the first tokens of the prompt, only the soonest candidates are considered, and a hash of these tokens chooses among those
+//!    that cost about the same. So several routers that do not know each other choose the same member. A node that has received the request
+//!    itself ([`Ask::decode_on`]) prefills it, unless another candidate is clearly sooner. For this, the predictions of the others contain the
 //!    price of the hand-over: a quarter of the tokens in the node's queue and in the prompt.
 //!
 //! Last, the chosen candidate is compared with the decoding member, which prefills if its first token is sooner by more than
@@ -325,7 +330,7 @@ impl<M: Copy + Ord> Routing<M> {
         let pages = self.pages(ask);
         let decoder = match ask.decode_on {
             Some(id) => self.keys.get(&id).copied(),
-            None => self.choose_decoder(cached, pages, ask.not_on),
+            None => self.choose_decoder(now, cached, pages, ask.not_on),
         };
         let decoder = decoder.ok_or(NotPlaced::NoDecoder)?;
         let (choice, predictions) = match prefiller {

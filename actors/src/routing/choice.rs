@@ -63,7 +63,13 @@ fn lowest(estimates: &[Estimate], value: impl Fn(&Estimate) -> f64) -> Option<Es
 
 impl<M: Copy + Ord> Routing<M> {
     /// The member that decodes a request of `pages` pages, but none of `not_on`.
-    pub(super) fn choose_decoder(&self, cached: &[PrefixHash], pages: u32, not_on: &[M]) -> Option<Key> {
+    pub(super) fn choose_decoder(
+        &self,
+        now: Instant,
+        cached: &[PrefixHash],
+        pages: u32,
+        not_on: &[M],
+    ) -> Option<Key> {
         let may =
             |member: &Member<M>| member.capabilities.decode && member.accepts && !not_on.contains(&member.id);
         let decodes = |key: Key| self.members.get(&key).is_some_and(may);
@@ -97,10 +103,13 @@ impl<M: Copy + Ord> Routing<M> {
         let first = self.unknown_first_tokens(cached);
         let near = decoders
             .filter(|(_, member)| member.room().saturating_add(member.pool_pages / NEAR_ROOM) >= most);
+        let queue_micros =
+            |member: &Member<M>| (member.queue() as f64 * member.expected_speed(now, 1.0)) as u64;
         let preference = |member: &Member<M>| match (member.has_free_row(even, least), first) {
-            (true, Some(first)) => (true, rendezvous(first, member.name)),
-            (true, None) => (true, u64::from(member.room())),
-            (false, _) => (false, u64::MAX - millirows(member)),
+            (true, Some(first)) => (true, rendezvous(first, member.name), 0),
+            (true, None) => (true, u64::from(member.room()), 0),
+            // All are busy. The one that prefills soonest needs no hand-over.
+            (false, _) => (false, u64::MAX - queue_micros(member), u64::MAX - millirows(member)),
         };
         near.max_by_key(|(_, member)| (preference(member), Reverse(member.turn))).map(|(key, _)| *key)
     }

@@ -178,7 +178,7 @@ fn decodes(decoding: u32, rows: u32, micros: u32) -> LoadReport {
 }
 
 #[test]
-fn decodes_gather_on_a_member_while_its_steps_stay_short() {
+fn a_member_gets_more_to_decode_while_its_steps_stay_short() {
     let (mut routing, now) = (Routing::new(PAGE, RoutingConfig::default()), Instant::now());
     for id in 0..4 {
         routing.joined(id, node(u64::from(id), 10_000));
@@ -198,15 +198,33 @@ fn decodes_gather_on_a_member_while_its_steps_stay_short() {
     routing.decoded(second.decode_on, second.decode);
     // 8 rows add a tenth to the step, so there is room for up to 24: twice what is measured, and 8. A request decodes 95 % of its life.
     routing.reported(now, first, &decodes(8, 8, 4_400));
-    let gathered = (0..30).take_while(|_| place(&mut routing).decode_on == first).count();
-    assert!((16..=24).contains(&gathered), "{gathered}");
+    let joined = (0..30).take_while(|_| place(&mut routing).decode_on == first).count();
+    assert!((16..=24).contains(&joined), "{joined}");
     // 24 rows double the step.
     routing.reported(now, first, &decodes(24, 24, 8_000));
     assert_ne!(place(&mut routing).decode_on, first);
 }
 
 #[test]
-fn decodes_gather_nowhere_if_each_row_costs_as_much() {
+fn the_member_with_the_shortest_queue_decodes_if_all_are_busy() {
+    let config = RoutingConfig { local_if_sooner_by: Duration::ZERO, ..RoutingConfig::default() };
+    let (mut routing, now) = (Routing::new(PAGE, config), Instant::now());
+    (0..3).for_each(|id| routing.joined(id, node(u64::from(id), 10_000)));
+    for (id, waiting_tokens) in [(0, 900), (1, 300), (2, 600)] {
+        routing.reported(now, id, &LoadReport { waiting_tokens, ..decodes(1, 1, 9_000) });
+    }
+    // Steps of one row take 9 ms instead of 4, so nobody is joined.
+    for number in 1..6 {
+        let placed = routing.place(now, &Ask { decode_on: None, ..ask(&prompt(number, 320)) }).unwrap();
+        assert_eq!(placed.decode_on, placed.prefill_on, "no hand-over is needed");
+        if number == 1 {
+            assert_eq!(placed.decode_on, 1);
+        }
+    }
+}
+
+#[test]
+fn a_busy_member_gets_no_more_to_decode_if_each_row_costs_as_much() {
     let (mut routing, now) = (Routing::new(PAGE, RoutingConfig::default()), Instant::now());
     for id in 0..4 {
         routing.joined(id, node(u64::from(id), 10_000));
