@@ -15,6 +15,7 @@ use actors::peer_link::state::SessionLimits;
 use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::Context as _;
+use connector::frame::Versions;
 use connector::transport::Transport;
 use connector::ucx::{self, UcxConfig, UcxTransport};
 use engine::{Engine, EngineConfig, KvPool};
@@ -251,6 +252,7 @@ fn start_node(
     let link = (role != Role::Local).then(|| LinkConfig {
         listener,
         peers: if role.dials_peers() { config.link.peers.clone() } else { Vec::new() },
+        versions: Versions::OURS,
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
         http: config.http.advertise.or(http),
         ring_bytes: config.ring.bytes.0,

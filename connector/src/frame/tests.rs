@@ -22,15 +22,16 @@ fn shape() -> KvShape {
 fn versions_agree_on_the_highest_that_both_support() {
     let check = |ours: (u32, u32), theirs: (u32, u32), expect: Option<u32>| {
         let (ours, theirs) = (Versions::new(ours.0, ours.1), Versions::new(theirs.0, theirs.1));
-        assert_eq!(ours.agree(&theirs).ok(), expect);
-        assert_eq!(theirs.agree(&ours).ok(), expect, "both sides get the same result");
+        assert_eq!(Versions::agree(ours, theirs).ok(), expect);
+        assert_eq!(Versions::agree(theirs, ours).ok(), expect, "either side may dial");
     };
     check((7, 7), (7, 7), Some(7));
     check((7, 9), (5, 8), Some(8));
     check((7, 9), (5, 6), None);
     check((7, 9), (10, 12), None);
     let stranger = Versions { magic: *b"HTTP", ..Versions::OURS };
-    assert_eq!(Versions::OURS.agree(&stranger), Err(Incompatible::Stranger));
+    assert_eq!(Versions::agree(Versions::OURS, stranger), Err(Incompatible::Stranger));
+    assert_eq!(Versions::agree(stranger, Versions::OURS), Err(Incompatible::Stranger));
 }
 
 /// The first bytes of Challenge and Hello are the same in all versions.
@@ -41,7 +42,11 @@ fn the_version_prefix_never_changes() {
     assert!(wire::encode(&hello()).expect("the frame is small").starts_with(b"BTON"));
 }
 
-/// The bytes of version 11.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The bytes that both supported versions have in common.
 #[test]
 fn golden_bytes() {
     fn check<T>(value: T, expect: &str)
@@ -49,8 +54,11 @@ fn golden_bytes() {
         T: Serialize + serde::de::DeserializeOwned + PartialEq + fmt::Debug,
     {
         let bytes = wire::encode(&value).expect("the frame is small");
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, expect, "{value:?}: the encoding has changed and needs a new protocol version");
+        assert_eq!(
+            hex(&bytes),
+            expect,
+            "{value:?}: the encoding has changed and needs a new protocol version"
+        );
         assert_eq!(wire::decode::<T>(&bytes).expect("encoded above"), value);
     }
     check(
@@ -122,6 +130,38 @@ fn golden_bytes() {
             "0500000000000000",
         ),
     );
+}
+
+/// The bytes in which the supported versions differ.
+#[test]
+fn golden_bytes_of_each_version() {
+    let refusal = |fault| Frame::PrefillFailed { request: 1, fault, reason: "no".into() };
+    let (refused, busy) = (refusal(PrefillFault::Refused), refusal(PrefillFault::Busy));
+    let bytes_of = |fault: &str| format!("080000000100000000000000{fault}02000000000000006e6f");
+    let check = |frame: &Frame, version, expect: &str, decoded: &Frame| {
+        let bytes = frame.encode(version).expect("the frame is small");
+        assert_eq!(hex(&bytes), bytes_of(expect), "version {version}");
+        assert_eq!(Frame::decode(&bytes, version).expect("encoded above"), *decoded);
+    };
+    check(&refused, 11, "00000000", &refused);
+    check(&refused, 12, "00000000", &refused);
+    check(&busy, 12, "02000000", &busy);
+    check(&busy, 11, "00000000", &refused);
+    let bytes = busy.encode(12).expect("the frame is small");
+    let error = Frame::decode(&bytes, 11).expect_err("version 11 has no such fault").to_string();
+    assert!(error.contains("PrefillFailed frame has a value that version 11 does not have"), "{error}");
+}
+
+/// All other frames are the same in all supported versions.
+#[test]
+fn frames_of_older_versions_are_those_of_the_newest() {
+    for version in Versions::OURS.lowest..=Versions::OURS.highest {
+        for frame in frames() {
+            let bytes = frame.encode(version).expect("the frame is small");
+            assert_eq!(bytes, wire::encode(&frame).expect("the frame is small"));
+            assert_eq!(Frame::decode(&bytes, version).expect("encoded above"), frame);
+        }
+    }
 }
 
 #[test]
