@@ -77,7 +77,7 @@ enum Task {
     },
     /// Run another build of the runtime and this one together: a sender with a receiver, both ways, and a rolling upgrade of four nodes under
     /// load. Print a table
-    Upgrade(upgrade::Options),
+    Upgrade(upgrade::Upgrade),
     /// Print how the reference answers of the tests are made
     Reference,
 }

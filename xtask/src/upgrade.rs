@@ -9,11 +9,11 @@ use clap::Args;
 use crate::binary::{self, Program};
 use crate::fetch;
 
-const UPGRADE: Program = Program::example("upgrade");
+const EXAMPLE: Program = Program::example("upgrade");
 
 /// Options of `cargo xtask upgrade`.
 #[derive(Args, Debug)]
-pub(crate) struct Options {
+pub(crate) struct Upgrade {
     /// The `runtime` of the other build, for example of the last release's archive (`bin/runtime`)
     #[arg(long, value_name = "RUNTIME")]
     with: PathBuf,
@@ -26,10 +26,10 @@ pub(crate) struct Options {
 ///
 /// # Errors
 /// There is no other runtime at the path, the fetch or the build fails, or the builds do not work together.
-pub(crate) fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Upgrade) -> Result<()> {
     let old = other(&options.with)?;
     fetch::run([fetch::UCX, fetch::MODEL])?;
-    let [new, upgrade] = binary::build([binary::RUNTIME, UPGRADE], &[])?;
+    let [new, upgrade] = binary::build([binary::RUNTIME, EXAMPLE], &[])?;
     let mut command = Command::new(upgrade);
     command.args([&old, &new]).arg(options.requests.to_string());
     let status = command.status().context("cannot start the example `upgrade`")?;

@@ -46,22 +46,20 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Checks that a value is encoded as `expect`, and decoded again.
+fn check_golden<T>(value: T, expect: &str)
+where
+    T: Serialize + serde::de::DeserializeOwned + PartialEq + fmt::Debug,
+{
+    let bytes = wire::encode(&value).expect("the frame is small");
+    assert_eq!(hex(&bytes), expect, "{value:?}: the encoding has changed and needs a new protocol version");
+    assert_eq!(wire::decode::<T>(&bytes).expect("encoded above"), value);
+}
+
 /// The bytes that both supported versions have in common.
 #[test]
 fn golden_bytes() {
-    fn check<T>(value: T, expect: &str)
-    where
-        T: Serialize + serde::de::DeserializeOwned + PartialEq + fmt::Debug,
-    {
-        let bytes = wire::encode(&value).expect("the frame is small");
-        assert_eq!(
-            hex(&bytes),
-            expect,
-            "{value:?}: the encoding has changed and needs a new protocol version"
-        );
-        assert_eq!(wire::decode::<T>(&bytes).expect("encoded above"), value);
-    }
-    check(
+    check_golden(
         Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
         concat!(
             "01000000",
@@ -71,16 +69,16 @@ fn golden_bytes() {
             "05000000000000000000000000000000",
         ),
     );
-    check(Frame::Heartbeat, "00000000");
-    check(
+    check_golden(Frame::Heartbeat, "00000000");
+    check_golden(
         Frame::Load { waiting_tokens: 1, begun_tokens: 4, nanos_per_token: Some(2), cache_pages: 3 },
         "0d00000001000000000000000400000000000000010200000003000000",
     );
-    check(
+    check_golden(
         Frame::Grant { first: CreditNumber(2), pages: vec![PageIndex(9)] },
         "020000000200000000000000010000000000000009000000",
     );
-    check(
+    check_golden(
         Frame::PageFilled {
             first: CreditNumber(1),
             count: 3,
@@ -90,26 +88,26 @@ fn golden_bytes() {
         },
         "0600000001000000000000000300000001050000000000000004000000010000000000000007000000000000000600000000000000",
     );
-    check(
+    check_golden(
         Frame::PrefillFinished { request: 1, token: 2, logprobs: None, cached: 4, prefill_micros: 3 },
         "0700000001000000000000000200000000040000000300000000000000",
     );
-    check(
+    check_golden(
         Frame::PrefillFailed { request: 1, fault: PrefillFault::Failed, reason: "no".into() },
         "0800000001000000000000000100000002000000000000006e6f",
     );
-    check(Frame::RingShare { pages: 5 }, "0900000005000000");
-    check(Frame::Leaving, "0a000000");
-    check(
+    check_golden(Frame::RingShare { pages: 5 }, "0900000005000000");
+    check_golden(Frame::Leaving, "0a000000");
+    check_golden(
         Frame::Grammar { index: 2, kind: GrammarKind::Lark, text: "ab".into() },
         "0b000000020000000200000002000000000000006162",
     );
     let scored = TokenLogprobs { sampled: -0.5, rank: 1, top: vec![] };
-    check(
+    check_golden(
         Frame::PromptLogprobs { request: 2, first: 3, tokens: vec![scored] },
         "0c0000000200000000000000030000000100000000000000000000bf010000000000000000000000",
     );
-    check(
+    check_golden(
         Frame::Prefill {
             request: 1,
             prompt: vec![2],
