@@ -24,9 +24,8 @@ use serde::de::DeserializeOwned;
 use counting_allocator::{Allocated, allocated};
 use inputs::Random;
 
-/// Bytes that decoding a value may allocate beyond the multiples of its input. A list grows by doubling, so its largest allocation is
-/// up to twice, and the sum of its allocations up to four times its encoded length. The rest is a boxed
-/// [`Welcome`](connector::frame::Welcome) or an error message.
+/// Bytes that decoding a value may allocate beyond the multiples of its input: a boxed [`Welcome`](connector::frame::Welcome) or an error
+/// message. All lists together take at most twice their encoded length, and texts as much again.
 const VALUE_BYTES_SLACK: usize = 1024;
 /// Limits for one connection: the largest allocation, and the peak. A connection holds a buffer of the length that the next frame's
 /// header claims, and the value that it has decoded.

@@ -284,6 +284,16 @@ fn check_decode<T: Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) {
     }
 }
 
+/// Such a token takes twice as many bytes in memory as on the wire.
+#[test]
+fn long_lists_allocate_in_proportion_to_their_bytes() {
+    for (tokens, alternatives) in [(129, 0), (129, 1), (1025, 0), (1025, 1), (1606, 20)] {
+        let token = TokenLogprobs { sampled: -0.5, rank: 1, top: vec![(2, -0.5); alternatives] };
+        let frame = Frame::PromptLogprobs { request: 1, first: 0, tokens: vec![token; tokens] };
+        check_decode::<Frame>(&wire::encode(&frame).expect("the frame is short enough"));
+    }
+}
+
 #[test]
 fn a_wrong_length_allocates_no_more_than_the_bytes() {
     /// Overwrites each run of eight bytes with wrong lengths.
