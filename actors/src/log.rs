@@ -60,6 +60,8 @@ pub enum LogLine {
         peer: Incarnation,
         /// The peer's address.
         address: String,
+        /// The protocol version of the session.
+        version: u32,
         /// The peer's HTTP address; empty if the peer serves no HTTP or has not sent the address.
         http: String,
     },
@@ -163,7 +165,7 @@ impl LogLine {
             }
             Self::PrefillFailed { request, session, reason } => {
                 let reason = peer_text(reason);
-                tracing::warn!(%request, %session, reason, "sender did not prefill; computing the prompt here");
+                tracing::warn!(%request, %session, reason, "sender did not prefill; the prompt is computed elsewhere");
             }
             Self::ReceiverReady { session, lane } => {
                 let (megabytes, gigabytes_per_second) = lane.rounded();
@@ -184,8 +186,8 @@ impl LogLine {
                      offload_time: 0.0000 ms, put_time: {ms:.4} ms"
                 );
             }
-            Self::SessionOpening { session, peer, address, http } => {
-                tracing::info!(%session, %peer, address, http = peer_text(http), "session opening");
+            Self::SessionOpening { session, peer, address, version, http } => {
+                tracing::info!(%session, %peer, address, version, http = peer_text(http), "session opening");
             }
             Self::UnknownPrefiller { request, addresses, total } => {
                 tracing::warn!(%request, ?addresses, total, "prefiller header names no connected sender");

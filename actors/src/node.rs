@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::prelude::*;
-use connector::frame::{Capabilities, Incarnation};
+use connector::frame::{Capabilities, Incarnation, Versions};
 use connector::transport::{EventSink, Transport};
 use engine::{Engine, KvPool, ModelInfo};
 use tokio::sync::{mpsc, watch};
@@ -65,6 +65,8 @@ pub struct LinkConfig<'a, E> {
     pub listener: Option<std::net::TcpListener>,
     /// The addresses of the peers that this process dials and prefills for. Empty: it prefills for no peer.
     pub peers: Vec<String>,
+    /// The versions of the link's protocol that this process supports.
+    pub versions: Versions,
     /// `link.secret`.
     pub secret: Option<String>,
     /// The HTTP address that peers are told; `None` if this process serves no HTTP. If its IP address is unspecified, peers replace it by the one that

@@ -24,6 +24,8 @@ mod scores_of_prompts;
 mod senders;
 #[path = "pair/tenants.rs"]
 mod tenants;
+#[path = "pair/versions.rs"]
+mod versions;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -38,6 +40,7 @@ use ::actors::request::{
 };
 use ::actors::routing::RoutingConfig;
 use ::actors::transfer::state::PAGES_IN_FLIGHT;
+use connector::frame::Versions;
 use connector::loopback::{LoopbackError, LoopbackTransport};
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
 use echo::{Echo, next_token, scores};
@@ -110,6 +113,7 @@ struct Ends {
     listener: Option<TcpListener>,
     peers: Vec<String>,
     limits: SessionLimits,
+    versions: Versions,
 }
 
 fn receiver_at(listener: TcpListener) -> Ends {
@@ -117,11 +121,11 @@ fn receiver_at(listener: TcpListener) -> Ends {
 }
 
 fn node_at(listener: TcpListener, peers: Vec<String>) -> Ends {
-    Ends { listener: Some(listener), peers, limits: SessionLimits::default() }
+    Ends { listener: Some(listener), peers, limits: SessionLimits::default(), versions: Versions::OURS }
 }
 
 fn sender_to(address: String) -> Ends {
-    Ends { listener: None, peers: vec![address], limits: SessionLimits::default() }
+    Ends { listener: None, peers: vec![address], limits: SessionLimits::default(), versions: Versions::OURS }
 }
 
 fn start(ends: Ends, pages: u32, ring_pages: u64) -> Node {
@@ -166,6 +170,7 @@ fn start_compiling(
     let link = Some(LinkConfig {
         listener: ends.listener,
         peers: ends.peers,
+        versions: ends.versions,
         secret: None,
         http: None,
         ring_bytes,

@@ -16,17 +16,16 @@ mod links;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use connector::frame::{Answer, Challenge, Frame, Hello};
-use connector::wire::{self, FRAME_BYTES_MAX};
+use connector::frame::{Answer, Challenge, Frame, Hello, Versions};
+use connector::wire::{self, FRAME_BYTES_MAX, WireError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use counting_allocator::{Allocated, allocated};
 use inputs::Random;
 
-/// Bytes that decoding a value may allocate beyond the multiples of its input. A list grows by doubling, so its largest allocation is
-/// up to twice, and the sum of its allocations up to four times its encoded length. The rest is a boxed
-/// [`Welcome`](connector::frame::Welcome) or an error message.
+/// Bytes that decoding a value may allocate beyond the multiples of its input: a boxed [`Welcome`](connector::frame::Welcome) or an error
+/// message. All lists together take at most twice their encoded length, and texts as much again.
 const VALUE_BYTES_SLACK: usize = 1024;
 /// Limits for one connection: the largest allocation, and the peak. A connection holds a buffer of the length that the next frame's
 /// header claims, and the value that it has decoded.
@@ -71,8 +70,30 @@ pub(crate) fn violation(what: &str) -> ! {
 }
 
 fn decode<T: Serialize + DeserializeOwned>(target: &'static str, input: &[u8], line: &mut Line) {
+    decode_with(target, input, line, wire::decode::<T>, wire::encode);
+}
+
+/// Decodes a frame of the oldest version that this build supports.
+fn decode_oldest(input: &[u8], line: &mut Line) {
+    let oldest = Versions::OURS.lowest;
+    decode_with(
+        "oldest Frame",
+        input,
+        line,
+        |bytes| Frame::decode(bytes, oldest),
+        |frame| frame.encode(oldest),
+    );
+}
+
+fn decode_with<T>(
+    target: &'static str,
+    input: &[u8],
+    line: &mut Line,
+    decode: impl Fn(&[u8]) -> Result<T, WireError>,
+    encode: impl Fn(&T) -> Result<Vec<u8>, WireError>,
+) {
     feed(target, input);
-    let (result, cost) = allocated(|| wire::decode::<T>(input));
+    let (result, cost) = allocated(|| decode(input));
     line.inputs += 1;
     line.cost(cost);
     if cost.largest > 2 * input.len() + VALUE_BYTES_SLACK || cost.total > 4 * input.len() + VALUE_BYTES_SLACK
@@ -81,7 +102,7 @@ fn decode<T: Serialize + DeserializeOwned>(target: &'static str, input: &[u8], l
     }
     if let Ok(value) = result {
         line.decoded += 1;
-        match wire::encode(&value) {
+        match encode(&value) {
             Ok(bytes) if bytes == input => {}
             other => violation(&format!("the decoded value encodes to {other:02x?}")),
         }
@@ -101,7 +122,7 @@ fn input(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-fn decode_for(turn: Duration, random: &mut Random, lines: &mut [Line; 4]) {
+fn decode_for(turn: Duration, random: &mut Random, lines: &mut [Line; 5]) {
     let end = Instant::now() + turn;
     while Instant::now() < end {
         let inputs: Vec<Vec<u8>> = (0..64).map(|_| input(random)).collect();
@@ -114,6 +135,7 @@ fn decode_for(turn: Duration, random: &mut Random, lines: &mut [Line; 4]) {
         each(1, |input, line| decode::<Hello>("Hello", input, line));
         each(2, |input, line| decode::<Answer>("Answer", input, line));
         each(3, |input, line| decode::<Frame>("Frame", input, line));
+        each(4, decode_oldest);
     }
 }
 
@@ -126,7 +148,7 @@ fn main() {
     let (minutes, seed) = (option("--minutes", 1), option("--seed", 1));
     std::panic::set_hook(Box::new(|panic| violation(&panic.to_string())));
     let mut random = Random::new(seed);
-    let mut lines: [Line; 4] = Default::default();
+    let mut lines: [Line; 5] = Default::default();
     let mut links: [Line; 2] = Default::default();
     let end = Instant::now() + Duration::from_secs(60 * minutes);
     while Instant::now() < end {
@@ -138,7 +160,7 @@ fn main() {
         "{:<14} {:>12} {:>10} {:>12} {:>16} {:>16} {:>14}",
         "", "inputs", "inputs/s", "decoded", "largest bytes", "total bytes", "peak bytes"
     );
-    let names = ["Challenge", "Hello", "Answer", "Frame", "link accepts", "link dials"];
+    let names = ["Challenge", "Hello", "Answer", "Frame", "oldest Frame", "link accepts", "link dials"];
     for (name, line) in names.iter().zip(lines.iter().chain(&links)) {
         println!(
             "{name:<14} {:>12} {:>10.0} {:>12} {:>16} {:>16} {:>14}",

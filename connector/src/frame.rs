@@ -4,9 +4,11 @@
 //! [`Answer`]. After a [`Welcome`] each side sends [`Frame`]s. Integers have a fixed width. KV bytes do not travel over the link.
 //!
 //! Challenge and Hello begin with [`Versions`], whose encoding never changes. The two sides use the highest version that both
-//! support. A change of any type here makes a new version. The tests keep the golden bytes of each version.
+//! support. A change of any type here makes a new version. A build supports two versions, the newest one and the one before it, so that
+//! processes can be upgraded one after the other. `frame/versions.rs` has the differences. The tests keep the golden bytes of both.
 
 mod prefill;
+mod versions;
 
 use std::fmt;
 
@@ -20,60 +22,7 @@ pub use prefill::{
     FirstToken, GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, LOGIT_BIAS_MAX, PROMPT_LOGPROBS_MAX,
     PROMPT_TOKENS_MAX, PageOwner, PrefillFault, TokenLogprobs,
 };
-
-/// The range of protocol versions that a process supports: the first 12 bytes of a [`Challenge`] and of a [`Hello`].
-///
-/// The encoding is the same in every version: the bytes `BTON`, then the lowest and the highest version as little-endian `u32`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Versions {
-    magic: [u8; 4],
-    /// The oldest supported version.
-    pub lowest: u32,
-    /// The newest supported version.
-    pub highest: u32,
-}
-
-impl Versions {
-    /// The versions that this build supports.
-    pub const OURS: Self = Self::new(11, 11);
-
-    /// The versions from `lowest` to `highest`, both included.
-    pub const fn new(lowest: u32, highest: u32) -> Self {
-        Self { magic: *b"BTON", lowest, highest }
-    }
-
-    /// The highest version that both sides support.
-    ///
-    /// ```
-    /// use connector::frame::Versions;
-    ///
-    /// assert_eq!(Versions::new(7, 9).agree(&Versions::new(5, 8)), Ok(8));
-    /// assert!(Versions::new(7, 9).agree(&Versions::new(5, 6)).is_err());
-    /// ```
-    ///
-    /// # Errors
-    /// [`Incompatible::Stranger`] if the peer's bytes do not begin with `BTON`; [`Incompatible::Protocol`] if the ranges do not
-    /// overlap.
-    pub fn agree(&self, theirs: &Self) -> Result<u32, Incompatible> {
-        if theirs.magic != self.magic {
-            return Err(Incompatible::Stranger);
-        }
-        let version = self.highest.min(theirs.highest);
-        if version < self.lowest.max(theirs.lowest) {
-            return Err(Incompatible::Protocol { ours: *self, theirs: *theirs });
-        }
-        Ok(version)
-    }
-}
-
-impl fmt::Display for Versions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self { lowest, highest, .. } if lowest == highest => write!(f, "version {lowest}"),
-            Self { lowest, highest, .. } => write!(f, "versions {lowest} to {highest}"),
-        }
-    }
-}
+pub use versions::Versions;
 
 /// The work that a process does for its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,17 +101,20 @@ pub enum Incompatible {
         "peer does not speak baton's link protocol; check the address, and run builds of about the same age on both sides"
     )]
     Stranger,
-    /// The two builds have no version in common.
-    #[error("peer speaks {theirs} of the link protocol and we speak {ours}; upgrade the older side")]
+    /// The two builds have no version in common. The text is right on both sides: the sender dials, and the receiver listens.
+    #[error(
+        "the sender supports {sender} of the link protocol and the receiver {receiver}; upgrade the {}",
+        .sender.older_than(.receiver)
+    )]
     Protocol {
-        /// Our versions.
-        ours: Versions,
-        /// The peer's versions.
-        theirs: Versions,
+        /// The versions of the side that dials.
+        sender: Versions,
+        /// The versions of the side that listens.
+        receiver: Versions,
     },
     /// The dialer did not choose the highest version that both sides support.
     #[error(
-        "peer chose version {chosen} of the link protocol instead of version {agreed}; upgrade the older side"
+        "the sender chose version {chosen} of the link protocol instead of version {agreed}; upgrade the sender"
     )]
     Chosen {
         /// The version in the peer's Hello.

@@ -190,11 +190,15 @@ pub struct Link {
     socket: Socket,
     peer: SocketAddr,
     nonces: Nonces,
+    /// The versions that this side supports.
+    versions: Versions,
+    /// The version of the session, as soon as both sides' versions are known.
+    version: u32,
     dialer: Option<Pidfd>,
 }
 
 impl Link {
-    fn new(stream: TcpStream, nonces: Nonces) -> Result<Self, LinkError> {
+    fn new(stream: TcpStream, versions: Versions, nonces: Nonces) -> Result<Self, LinkError> {
         // Frames are small, and the peer waits for each one.
         stream.set_nodelay(true)?;
         let peer = stream.peer_addr()?;
@@ -207,7 +211,7 @@ impl Link {
             );
         }
         let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec();
-        Ok(Self { socket: Framed::new(stream, codec), peer, nonces, dialer: None })
+        Ok(Self { socket: Framed::new(stream, codec), peer, nonces, versions, version: 0, dialer: None })
     }
 
     /// The peer's address.
@@ -220,23 +224,28 @@ impl Link {
         self.nonces
     }
 
+    /// The version of the session: the highest that both sides support.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
     /// Takes the dialer's process out of an accepted link. Returns `None` if the process does not run on this kernel. A second call also
     /// returns `None`.
     pub fn take_dialer(&mut self) -> Option<Pidfd> {
         self.dialer.take()
     }
 
-    /// Dials a listener and reads its Challenge. The caller continues with [`hello`](Self::hello).
+    /// Dials a listener and reads its Challenge. This side supports `versions`. The caller continues with [`hello`](Self::hello).
     ///
     /// # Errors
     /// Any [`LinkError`]; see [`LinkError::is_permanent`].
-    pub async fn dial(address: &str) -> Result<(Self, Challenge), LinkError> {
+    pub async fn dial(address: &str, versions: Versions) -> Result<(Self, Challenge), LinkError> {
         let stream = timeout(HANDSHAKE, TcpStream::connect(address))
             .await
             .map_err(|_| LinkError::Silent(HANDSHAKE))??;
-        let mut link = Self::new(stream, Nonces { listener: [0; 32], dialer: nonce()? })?;
+        let mut link = Self::new(stream, versions, Nonces { listener: [0; 32], dialer: nonce()? })?;
         let bytes = link.receive_bytes().await?;
-        Versions::OURS.agree(&wire::decode_front(&bytes)?)?;
+        link.version = Versions::agree(versions, wire::decode_front(&bytes)?)?;
         let challenge: Challenge = wire::decode_front(&bytes)?;
         link.nonces.listener = challenge.nonce;
         Ok((link, challenge))
@@ -246,14 +255,8 @@ impl Link {
     ///
     /// # Errors
     /// Any [`LinkError`]; see [`LinkError::is_permanent`].
-    pub async fn hello(
-        &mut self,
-        challenge: &Challenge,
-        mut hello: Hello,
-        secret: Option<&str>,
-    ) -> Result<Box<Welcome>, LinkError> {
-        hello.versions = Versions::OURS;
-        hello.version = Versions::OURS.agree(&challenge.versions)?;
+    pub async fn hello(&mut self, mut hello: Hello, secret: Option<&str>) -> Result<Box<Welcome>, LinkError> {
+        (hello.versions, hello.version) = (self.versions, self.version);
         hello.nonce = self.nonces.dialer;
         hello.proof = self.nonces.prove(secret, Prover::Dialer);
         // Kept until the listener has answered. If the socket cannot be opened, the session works, but the listener cannot detect that this
@@ -270,7 +273,7 @@ impl Link {
         Ok(welcome)
     }
 
-    /// Sends a Challenge to a dialer and reads its Hello. The caller continues with [`welcome`](Self::welcome),
+    /// Sends a Challenge to a dialer and reads its Hello. This side supports `versions`. The caller continues with [`welcome`](Self::welcome),
     /// [`refuse`](Self::refuse) or [`put_off`](Self::put_off).
     ///
     /// A dialer with an incompatible version, another model or without the secret gets the reason in [`Answer::Refused`].
@@ -279,18 +282,19 @@ impl Link {
     /// Any [`LinkError`]; [`LinkError::Incompatible`] if the dialer was refused.
     pub async fn accept(
         stream: TcpStream,
+        versions: Versions,
         incarnation: Incarnation,
         shape: &crate::frame::KvShape,
         secret: Option<&str>,
     ) -> Result<(Self, Hello), LinkError> {
         let nonce = nonce()?;
-        let mut link = Self::new(stream, Nonces { listener: nonce, dialer: [0; 32] })?;
-        link.send(&Challenge { versions: Versions::OURS, nonce, incarnation }).await?;
+        let mut link = Self::new(stream, versions, Nonces { listener: nonce, dialer: [0; 32] })?;
+        link.send(&Challenge { versions, nonce, incarnation }).await?;
         let bytes = link.receive_bytes().await?;
-        let verdict = match Versions::OURS.agree(&wire::decode_front(&bytes)?) {
+        let verdict = match Versions::agree(wire::decode_front(&bytes)?, versions) {
             Ok(agreed) => {
                 let hello: Hello = wire::decode(&bytes)?;
-                link.nonces.dialer = hello.nonce;
+                (link.version, link.nonces.dialer) = (agreed, hello.nonce);
                 let known = link.nonces.check(secret, Prover::Dialer, hello.proof.as_ref());
                 known
                     .and_then(|()| hello.speaks(agreed))
@@ -364,7 +368,7 @@ impl Link {
     /// ```
     pub fn split(self) -> (FrameWriter, FrameReader) {
         let (sink, stream) = self.socket.split();
-        (FrameWriter { sink }, FrameReader { stream })
+        (FrameWriter { sink, version: self.version }, FrameReader { stream, version: self.version })
     }
 
     async fn send<T: Serialize>(&mut self, value: &T) -> Result<(), LinkError> {
@@ -386,6 +390,7 @@ impl Link {
 /// The incoming direction of a session.
 pub struct FrameReader {
     stream: SplitStream<Socket>,
+    version: u32,
 }
 
 impl FrameReader {
@@ -396,7 +401,7 @@ impl FrameReader {
     pub async fn next(&mut self) -> Result<Frame, LinkError> {
         loop {
             let bytes = timeout(SILENCE, self.stream.next()).await.map_err(|_| LinkError::Silent(SILENCE))?;
-            match wire::decode(&bytes.ok_or(LinkError::Closed)??)? {
+            match Frame::decode(&bytes.ok_or(LinkError::Closed)??, self.version)? {
                 Frame::Heartbeat => {}
                 Frame::Goodbye => return Err(LinkError::Goodbye),
                 frame => return Ok(frame),
@@ -408,6 +413,7 @@ impl FrameReader {
 /// The outgoing direction of a session.
 pub struct FrameWriter {
     sink: SplitSink<Socket, Bytes>,
+    version: u32,
 }
 
 impl FrameWriter {
@@ -437,7 +443,7 @@ impl FrameWriter {
     }
 
     async fn feed(&mut self, frame: &Frame) -> Result<(), LinkError> {
-        let bytes = Bytes::from(wire::encode(frame)?);
+        let bytes = Bytes::from(frame.encode(self.version)?);
         timeout(SILENCE, self.sink.feed(bytes)).await.map_err(|_| LinkError::Silent(SILENCE))??;
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! The encoding of messages: bincode 2, little-endian, fixed-width integers, at most [`FRAME_BYTES_MAX`] bytes.
 //!
 //! No other file uses bincode. A decoder allocates for the bytes that have arrived, not for the length that a peer claims. Fields of
-//! variable length therefore use the functions `list`, `blob` and `text`.
+//! variable length therefore use the functions `list`, `blob` and `text`. An item of a list may take at most twice as many bytes in memory as
+//! on the wire, so all lists of a message together take at most twice its bytes.
 //!
 //! # Example
 //!
@@ -26,11 +27,12 @@
 //! # }
 //! ```
 
+use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
-use serde::de::{DeserializeOwned, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Maximum number of bytes of one encoded value: 1 MiB. A prompt of 250,000 tokens fits.
@@ -79,6 +81,18 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, WireError> {
     Ok(bytes)
 }
 
+thread_local! {
+    /// Bytes that the lists of the value that this thread decodes may still take in memory.
+    static LIST_BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Decodes a value from the front of `bytes`. Also returns its length.
+fn decode_prefix<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), WireError> {
+    LIST_BYTES.set(2 * bytes.len());
+    let fail = |reason: String| WireError::Decode { bytes: bytes.len(), reason };
+    bincode::serde::decode_from_slice(bytes, CONFIG).map_err(|error| fail(error.to_string()))
+}
+
 /// Decodes a value that takes all of `bytes`.
 ///
 /// No allocation is longer than twice `bytes`, and all allocations together are at most four times as long, plus a constant.
@@ -86,11 +100,10 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, WireError> {
 /// # Errors
 /// [`WireError::Decode`] if the bytes do not encode a `T`, or if there are more bytes after it.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
-    let fail = |reason: String| WireError::Decode { bytes: bytes.len(), reason };
-    let (value, read) =
-        bincode::serde::decode_from_slice(bytes, CONFIG).map_err(|error| fail(error.to_string()))?;
+    let (value, read) = decode_prefix(bytes)?;
     if read != bytes.len() {
-        return Err(fail(format!("{} bytes are left over", bytes.len() - read)));
+        let reason = format!("{} bytes are left over", bytes.len() - read);
+        return Err(WireError::Decode { bytes: bytes.len(), reason });
     }
     Ok(value)
 }
@@ -102,12 +115,11 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
 /// # Errors
 /// [`WireError::Decode`] if the bytes do not begin with a `T`.
 pub fn decode_front<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
-    let decoded = bincode::serde::decode_from_slice(bytes, CONFIG);
-    let fail = |reason: String| WireError::Decode { bytes: bytes.len(), reason };
-    decoded.map(|(value, _)| value).map_err(|error| fail(error.to_string()))
+    decode_prefix(bytes).map(|(value, _)| value)
 }
 
-/// Reads a list that grows as its items arrive. Serde's own `Vec` would reserve memory for the claimed length, up to 1 MiB.
+/// Reads a list. A list that claims more items than the bytes of the message can hold is refused before memory is allocated for it. Serde's own
+/// `Vec` would reserve memory for the claimed length, up to 1 MiB.
 pub(crate) fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
     struct Items<T>(PhantomData<T>);
 
@@ -119,7 +131,13 @@ pub(crate) fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> R
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
-            let mut list = Vec::new();
+            let claimed = items.size_hint().unwrap_or_default();
+            let left = claimed.checked_mul(size_of::<T>()).and_then(|all| LIST_BYTES.get().checked_sub(all));
+            let Some(left) = left else {
+                return Err(A::Error::custom(format!("a list claims {claimed} items, more than its bytes")));
+            };
+            LIST_BYTES.set(left);
+            let mut list = Vec::with_capacity(claimed);
             while let Some(item) = items.next_element()? {
                 list.push(item);
             }

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use connector::frame::{Frame, Incarnation, Welcome};
+use connector::frame::{Frame, Incarnation, Versions, Welcome};
 use connector::link::{Link, LinkError};
 use connector::ring::{GrantLedger, PageIndex};
 use connector::transport::{Event, Transport};
@@ -27,7 +27,8 @@ pub(crate) async fn run() -> Result<()> {
     let (stream, _) = timeout(Duration::from_secs(30), listener.accept())
         .await
         .context("no sender connected within 30 s")??;
-    let (mut link, _hello) = Link::accept(stream, Incarnation::current()?, &shape(), None).await?;
+    let (mut link, _hello) =
+        Link::accept(stream, Versions::OURS, Incarnation::current()?, &shape(), None).await?;
     link.welcome(Welcome {
         incarnation: Incarnation::current()?,
         shape: shape(),

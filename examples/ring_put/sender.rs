@@ -14,10 +14,10 @@ use crate::{PAGE_BYTES, PAGES, REQUEST, SESSION, Side, offset, shape};
 pub(crate) async fn run(address: &str) -> Result<()> {
     let mut side = Side::start(PAGES, |page| page as u8 + 1)?;
     let Event::Opened { .. } = side.event().await? else { bail!("the session did not open") };
-    let (mut link, challenge) = Link::dial(address).await?;
+    let (mut link, _) = Link::dial(address, Versions::OURS).await?;
     let hello = Hello {
         versions: Versions::OURS,
-        version: Versions::OURS.agree(&challenge.versions)?,
+        version: link.version(),
         incarnation: Incarnation::current()?,
         capabilities: Capabilities { prefill: true, decode: false },
         http: String::new(),
@@ -28,7 +28,7 @@ pub(crate) async fn run(address: &str) -> Result<()> {
         nonce: link::nonce()?,
         proof: None,
     };
-    let welcome = link.hello(&challenge, hello, None).await?;
+    let welcome = link.hello(hello, None).await?;
     let session = link.nonces().session_seed();
     let (writer, mut frames) = link.split();
     let (outbox, queue) = mpsc::channel(16);

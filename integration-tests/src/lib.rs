@@ -13,5 +13,6 @@ pub mod kills;
 pub mod message_table;
 pub mod process;
 pub mod simulation;
+pub mod upgrade;
 
 pub use common::statistics;

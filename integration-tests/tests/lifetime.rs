@@ -56,6 +56,18 @@ fn a_receiver_serves_before_a_sender_connects_and_after_it_is_killed() -> Result
     Ok(())
 }
 
+/// The log says why no prompt is handed over, and the address to connect to.
+#[test]
+fn a_node_without_peers_says_that_it_works_alone() -> Result<()> {
+    let ports = ["--set", "http.port=0", "--set", "frontend.port=0", "--set", "link.port=0"];
+    let node = Process::start(&[&["--role", "node"][..], &ports].concat(), &[])?;
+    let link = node.address("link.port")?;
+    node.wait_event(Event::WorksAlone, &["link.peers", &link])?;
+    let answer = complete(&node.wait_healthy("frontend.port")?, &prompt(), 4)?;
+    assert_eq!(answer.timings["disaggregated"], false);
+    Ok(())
+}
+
 #[test]
 fn a_public_port_without_a_secret_is_a_warning() -> Result<()> {
     let warnings = |sets: &[&str]| -> Result<(usize, usize)> {

@@ -83,9 +83,12 @@ fn strangers_are_logged_once_and_requests_go_on() -> Result<()> {
     let mut older = RawLink::open(&link)?;
     let challenge: Challenge = wire::decode(&older.receive()?)?;
     older.send(&wire::encode(&hello(Versions::new(1, challenge.versions.lowest - 1)))?)?;
-    refused(&["upgrade the older side"])?;
+    refused(&["upgrade the sender"])?;
     let answer: Answer = wire::decode(&older.receive()?)?;
-    assert!(matches!(&answer, Answer::Refused(reason) if reason.contains("older side")), "{answer:?}");
+    assert!(
+        matches!(&answer, Answer::Refused(reason) if reason.contains("upgrade the sender")),
+        "{answer:?}"
+    );
 
     let mut other = RawLink::open(&link)?;
     let challenge: Challenge = wire::decode(&other.receive()?)?;

@@ -114,17 +114,17 @@ sections! {
         /// The address of this port, as `ip:port`, that peers are told. The default is the address on which it listens.
         advertise: Option<SocketAddr> = |value| optional(value, address), |_, _| layers::NOTHING;
     }
-    /// The frontend: the HTTP port whose prompts a receiver gives to senders.
+    /// The frontend: the HTTP port whose prompts a receiver or node may give to its peers.
     frontend: FrontendSection {
-        /// Whether a receiver opens the frontend. Role local needs it.
+        /// Whether a receiver or node opens the frontend. Role local needs it.
         enabled: bool = truth, |_, _| "true";
         /// Address of the frontend.
         host: String = host, |_, _| "127.0.0.1";
         /// Port of the frontend. 0 lets the system choose a free port.
         port: u16 = port, |_, _| "9000";
-        /// Whether a receiver may prefill the frontend's prompts itself: `auto`, `never` or `always`.
+        /// Whether a receiver or node may prefill the frontend's prompts itself: `auto`, `never` or `always`.
         local: LocalPrefill = local_prefill, |_, _| "auto";
-        /// If no sender is idle, a receiver prefills a prompt itself if it expects the first token sooner by more than this.
+        /// If no peer is idle, a receiver or node prefills a prompt itself if it expects the first token sooner by more than this.
         local_if_sooner_by: Duration = duration_or_zero, |role, _| if role == Role::Node { "0s" } else { "1s" };
         /// Whether the frontend obeys the header `x-prefiller-host-port`, by which clients choose the prefiller.
         trust_header: bool = truth, |_, _| "false";
@@ -162,8 +162,8 @@ sections! {
     }
     /// The ring of page credits.
     ring: RingSection {
-        /// Maximum number of bytes of a receiver's pages that all senders together may write at a time. Whole pages, at least one and at most half
-        /// the pool.
+        /// Maximum number of bytes of the pages of a receiver or node that all its peers together may write at a time. Whole pages, at least one
+        /// and at most half the pool.
         bytes: ByteSize = bytes, |_, _| "1GiB";
     }
     /// Processes that prefill for their peers and whose peers prefill for them.
@@ -461,6 +461,11 @@ impl Config {
         self.transport.show(&mut out);
         self.shutdown.show(&mut out);
         out
+    }
+
+    /// `link.sessions`, or 0 for a role without peers.
+    pub fn sessions(&self) -> u32 {
+        if self.role.accepts_peers() || self.role.dials_peers() { self.link.sessions } else { 0 }
     }
 
     /// Paths at which UCX is searched, in this order. `transport.ucx_library` comes before them, the loader's own search after them.

@@ -17,6 +17,7 @@ use actors::peer_link::state::SessionLimits;
 use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::Context as _;
+use connector::frame::Versions;
 use connector::transport::Transport;
 use connector::ucx::{self, UcxConfig, UcxTransport};
 use engine::{Engine, EngineConfig, KvPool};
@@ -201,6 +202,12 @@ pub(crate) fn transport(
 fn log_link_port(listener: &TcpListener, config: &Config) -> std::io::Result<()> {
     let address = listener.local_addr()?;
     tracing::info!(%address, key = "link.port", "listening for peers that prefill");
+    if config.role == Role::Node && config.link.peers.is_empty() {
+        tracing::info!(
+            %address,
+            "this node works alone, because link.peers is empty; to connect another process, set its link.peers to this address"
+        );
+    }
     if let Some(warning) = Port::Link.warning(address, config.link.secret.as_ref()) {
         tracing::warn!(%address, "{warning}");
     }
@@ -290,6 +297,7 @@ fn start_node(
     let link = (role != Role::Local).then(|| LinkConfig {
         listener,
         peers: if role.dials_peers() { config.link.peers.clone() } else { Vec::new() },
+        versions: Versions::OURS,
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
         http: config.http.advertise.or(http),
         ring_bytes: config.ring.bytes.0,
@@ -316,7 +324,8 @@ fn start_node(
 
 fn routing(config: &Config) -> RoutingConfig {
     RoutingConfig {
-        index_bytes: config.routing.index_bytes.0,
+        // Without peers that prefill, there is nothing to choose.
+        index_bytes: if config.role.accepts_peers() { config.routing.index_bytes.0 } else { 0 },
         ttft_target: config.routing.ttft_target,
         local_if_sooner_by: config.frontend.local_if_sooner_by,
         local: config.frontend.local,
@@ -418,14 +427,15 @@ fn report(observed: &Observed) {
 /// The limits for clients: one connection for each request that may run or wait, if the limit of open files allows it.
 fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
     let wanted = config.concurrency() + config.request.queue + Limits::SPARE;
-    let connections = open_files::connections(open_files, wanted, ports, config.link.sessions);
+    let sessions = config.sessions();
+    let connections = open_files::connections(open_files, wanted, ports, sessions);
     if connections < wanted {
         tracing::warn!(
             open_files,
             connections,
             "each HTTP port takes {connections} connections, fewer than the {wanted} that request.concurrency and request.queue \
              need; raise the hard limit of open files (ulimit -Hn) to {}",
-            open_files::needed(wanted, ports, config.link.sessions)
+            open_files::needed(wanted, ports, sessions)
         );
     }
     Limits { connections, ..Limits::default() }
@@ -457,5 +467,29 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Surroundings;
+
+    fn config(role: Role) -> Config {
+        Config::load(role, None, &[], Surroundings::from_variables([], 2)).unwrap()
+    }
+
+    /// The sessions of a node take open files; a process of role local has none.
+    #[test]
+    fn open_files_are_reserved_for_the_sessions_of_the_role() {
+        let connections = |role| limits(&config(role), 1024, 1).connections;
+        assert_eq!((connections(Role::Node), connections(Role::Local)), (256, 480));
+    }
+
+    #[test]
+    fn only_a_process_with_peers_that_prefill_has_a_prefix_index() {
+        let bytes = |role| routing(&config(role)).index_bytes;
+        assert_eq!((bytes(Role::Receiver), bytes(Role::Node)), (16 << 20, 16 << 20));
+        assert_eq!((bytes(Role::Sender), bytes(Role::Local)), (0, 0));
     }
 }

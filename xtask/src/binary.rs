@@ -21,8 +21,14 @@ pub(crate) struct Program {
 pub(crate) const RUNTIME: Program = Program { package: "runtime", kind: "bin", name: "runtime" };
 
 /// The program that checks and measures the CUDA engine alone. It needs the feature `cuda`.
-pub(crate) const GPU_ENGINE: Program =
-    Program { package: "integration-tests", kind: "example", name: "gpu_engine" };
+pub(crate) const GPU_ENGINE: Program = Program::example("gpu_engine");
+
+impl Program {
+    /// An example of the integration tests.
+    pub(crate) const fn example(name: &'static str) -> Self {
+        Self { package: "integration-tests", kind: "example", name }
+    }
+}
 
 /// Builds release binaries and returns their paths in the same order. Cargo shows its progress on the terminal.
 ///

@@ -11,6 +11,7 @@ mod place;
 mod reference;
 mod simulate;
 mod suite;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -74,6 +75,9 @@ enum Task {
         /// Only rules whose names contain one of these words
         part: Vec<String>,
     },
+    /// Run another build of the runtime and this one together: a sender with a receiver, both ways, and a rolling upgrade of four nodes under
+    /// load. Print a table
+    Upgrade(upgrade::Upgrade),
     /// Print how the reference answers of the tests are made
     Reference,
 }
@@ -100,6 +104,7 @@ fn run(task: Option<Task>) -> Result<()> {
         Some(Task::Test) => suite::run(),
         Some(Task::Sim { options }) => simulate::run(&options),
         Some(Task::Mutants { part }) => simulate::mutants(&part),
+        Some(Task::Upgrade(options)) => upgrade::run(&options),
         Some(Task::Reference) => reference::run(),
     }
 }
@@ -127,6 +132,7 @@ mod tests {
             ("demo --twice", "'--twice'"),
             ("demo --port-base 65533", "65533"),
             ("demo --port-base", "value is required"),
+            ("upgrade", "--with <RUNTIME>"),
             ("gpu-suite --only pair", "'--only'"),
         ] {
             let error = parse(line).expect_err(line).to_string();

@@ -52,6 +52,12 @@ const MUTANTS: &[Mutant] = &[
         "        let mut effects = self.on_session_drained(SessionDrained { session });\n        if",
     ),
     mutant(
+        "never again place a request that waits for room",
+        "actors/src/decoder/state/ending.rs",
+        "effects.extend(self.place_waiting());",
+        "",
+    ),
+    mutant(
         "forget a first token that was held",
         "actors/src/decoder/state/entry.rs",
         "self.held = self.delivery(token);",

@@ -9,7 +9,8 @@
 //!
 //! Some requests may not be prefilled here (`frontend.local` is `never`). If the sender of such a request is lost or fails, the request
 //! releases its pages and asks the proxy for another sender (Placing). It then reserves pages again. A token that was delivered or is held stays: the
-//! first token of the next sender is ignored.
+//! first token of the next sender is ignored. If there is no other sender, but one of them only had no room, the request waits for the next tick
+//! (Waiting) and asks again, until its deadline.
 //!
 //! A running sequence asks for more pages before it needs them. When the pool is short of pages, the youngest request is preempted: it
 //! releases its pages and is recomputed later from its prompt and its tokens so far. A request whose sender is lost or fails keeps its pages,
@@ -28,16 +29,13 @@ mod placing;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use connector::frame::PrefillFault;
-
 use crate::effect::{Effect, ToDecoder, to};
 use crate::finish::FinishRule;
 use crate::first_token;
-use crate::log::LogLine;
 use crate::messages::{
-    Decode, HandOverEnded, PagesAdopted, PagesComputed, PagesReserved, PeerReady, PrefillFailed,
-    PrefillFinished, PrefillOutcome, PromptLogprobs, ReleasePages, ReservePages, ReservePriority,
-    SequenceAdvanced, SequenceEnd, SequenceId, SessionId,
+    Decode, HandOverEnded, PagesAdopted, PagesComputed, PagesReserved, PeerReady, PrefillFinished,
+    PrefillOutcome, PromptLogprobs, ReleasePages, ReservePages, ReservePriority, SequenceAdvanced,
+    SequenceEnd, SequenceId, SessionId,
 };
 use crate::request::{AbortOutcome, AbortRequest, Generate, RequestError, RequestId, Timings};
 use asking::Peer;
@@ -172,22 +170,6 @@ impl DecoderState {
         lost.into_iter().flat_map(|request| self.recover(request, PrefillOutcome::Failed)).collect()
     }
 
-    /// A sender does not prefill this request.
-    fn on_prefill_failed(&mut self, failed: PrefillFailed) -> Vec<Effect> {
-        let PrefillFailed { session, request, fault, reason } = failed;
-        match self.requests.get(&request).map(|entry| &entry.phase) {
-            Some(Phase::Landing { session: on, .. }) if *on == session => {
-                let line = to::log(LogLine::PrefillFailed { request, session, reason });
-                let outcome = match fault {
-                    PrefillFault::Refused => PrefillOutcome::Withdrawn,
-                    PrefillFault::Failed => PrefillOutcome::Failed,
-                };
-                [vec![line], self.recover(request, outcome)].concat()
-            }
-            _ => Vec::new(),
-        }
-    }
-
     /// A request arrives.
     fn on_decode(&mut self, now: Instant, decode: Decode) -> Vec<Effect> {
         let Decode { generate, placement } = decode;
@@ -211,6 +193,8 @@ impl DecoderState {
             waits: ProxyCount::Reported,
             may_fall_back: placement.may_fall_back,
             tried: Vec::new(),
+            busy: Vec::new(),
+            has_waited: false,
             failed_prefills: 0,
             reads_no_cache: false,
             timings,
@@ -469,7 +453,7 @@ impl DecoderState {
     }
 
     fn forget(&mut self, request: RequestId) -> Vec<Effect> {
-        let is_placing = |entry: &Entry| matches!(entry.phase, Phase::Placing);
+        let is_placing = |entry: &Entry| matches!(entry.phase, Phase::Placing | Phase::Waiting);
         let has_none = self.requests.get(&request).is_some_and(is_placing);
         let release = (!has_none).then(|| self.release(request));
         let over = self

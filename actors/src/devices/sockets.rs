@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use connector::frame::{self, Capabilities, Challenge, Frame, Hello, Incarnation, KvShape, Versions};
+use connector::frame::{self, Capabilities, Frame, Hello, Incarnation, KvShape, Versions};
 use connector::link::{Link, LinkError, Prover};
 use connector::process::Pidfd;
 use connector::transport::Descriptor;
@@ -36,6 +36,8 @@ const FRAMES_WAITING: usize = 4096;
 pub struct Identity {
     /// This process.
     pub incarnation: Incarnation,
+    /// The versions of the protocol that it supports.
+    pub versions: Versions,
     /// The model and the KV layout that this process serves.
     pub shape: KvShape,
     /// The value of `link.secret`.
@@ -50,16 +52,10 @@ pub struct Identity {
     pub http: String,
 }
 
-/// A connection to a receiver that has sent its challenge.
-struct Answered {
-    link: Link,
-    challenge: Challenge,
-}
-
 /// A connection that waits for the peer link, or that carries a session's frames.
 enum Connection {
     /// The receiver's challenge has arrived. The connection waits for [`SayHello`] or [`HangUp`](crate::messages::HangUp).
-    Challenged(Box<Answered>),
+    Challenged(Box<Link>),
     /// The handshake succeeded. The connection waits for [`SayWelcome`], [`Refuse`], [`Carry`] or
     /// [`HangUp`](crate::messages::HangUp).
     Established {
@@ -116,8 +112,8 @@ impl Sockets {
                 actix::spawn(self.clone().dial(dial.receiver));
             }
             ToSockets::SayHello(hello) => {
-                if let Some(Connection::Challenged(answered)) = self.take(hello.connection) {
-                    actix::spawn(self.clone().say_hello(hello, *answered));
+                if let Some(Connection::Challenged(link)) = self.take(hello.connection) {
+                    actix::spawn(self.clone().say_hello(hello, *link));
                 }
             }
             ToSockets::Refuse(Refuse { connection, reason }) => {
@@ -169,10 +165,8 @@ impl Sockets {
             let Ok(permit) = handshakes.clone().try_acquire_owned() else { continue };
             let sockets = self.clone();
             actix::spawn(async move {
-                let identity = &sockets.shared.identity;
-                match Link::accept(stream, identity.incarnation, &identity.shape, identity.secret.as_deref())
-                    .await
-                {
+                let Identity { incarnation, versions, shape, secret, .. } = &sockets.shared.identity;
+                match Link::accept(stream, *versions, *incarnation, shape, secret.as_deref()).await {
                     Ok((link, hello)) => sockets.report_hello(link, &hello),
                     // A peer that finds itself, or a process that it is connected with, closes the connection.
                     Err(LinkError::Closed) => {
@@ -189,6 +183,7 @@ impl Sockets {
         let process = link.take_dialer();
         let is_watched = process.is_some();
         let (address, seed) = (link.peer().to_string(), link.nonces().session_seed());
+        let version = link.version();
         self.tell(HelloCame {
             connection: self.keep(Connection::Established { link: link.into(), process }),
             address,
@@ -196,33 +191,33 @@ impl Sockets {
             sender: SenderSession { incarnation: hello.incarnation, number: hello.session, is_watched },
             previous: hello.previous,
             drained: hello.previous_drained,
+            version,
             seed,
         });
     }
 
     async fn dial(self, receiver: ReceiverId) {
-        let receivers = &self.shared.identity.receivers;
+        let Identity { receivers, versions, .. } = &self.shared.identity;
         let dialled = match receivers.get(receiver.0 as usize) {
-            Some(address) => Link::dial(address).await,
+            Some(address) => Link::dial(address, *versions).await,
             None => Err(LinkError::Closed),
         };
         match dialled {
             Ok((link, challenge)) => {
                 let incarnation = challenge.incarnation;
-                let connection = self.keep(Connection::Challenged(Box::new(Answered { link, challenge })));
+                let connection = self.keep(Connection::Challenged(Box::new(link)));
                 self.tell(Challenged { receiver, connection, incarnation });
             }
             Err(error) => self.report_dial_failed(receiver, &error),
         }
     }
 
-    async fn say_hello(self, hello: SayHello, answered: Answered) {
+    async fn say_hello(self, hello: SayHello, mut link: Link) {
         let SayHello { receiver, connection, attempt } = hello;
-        let Answered { mut link, challenge } = answered;
-        let Identity { incarnation, shape, secret, capabilities, http, .. } = &self.shared.identity;
+        let Identity { incarnation, versions, shape, secret, capabilities, http, .. } = &self.shared.identity;
         let hello = Hello {
-            versions: Versions::OURS,
-            version: Versions::OURS.highest,
+            versions: *versions,
+            version: link.version(),
             incarnation: *incarnation,
             capabilities: *capabilities,
             http: http.clone(),
@@ -233,9 +228,10 @@ impl Sockets {
             nonce: link.nonces().dialer,
             proof: None,
         };
-        match link.hello(&challenge, hello, secret.as_deref()).await {
+        match link.hello(hello, secret.as_deref()).await {
             Ok(welcome) => {
                 let (address, seed) = (link.peer().to_string(), link.nonces().session_seed());
+                let version = link.version();
                 let frame::Welcome { incarnation, descriptor, ring_pages, .. } = *welcome;
                 let established = Connection::Established { link: link.into(), process: None };
                 self.shared.connections.borrow_mut().insert(connection, established);
@@ -246,6 +242,7 @@ impl Sockets {
                     incarnation,
                     descriptor,
                     ring_pages,
+                    version,
                     seed,
                 });
             }

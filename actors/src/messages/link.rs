@@ -227,6 +227,8 @@ pub struct Welcomed {
     pub descriptor: Descriptor,
     /// Maximum number of outstanding credits in the session.
     pub ring_pages: u32,
+    /// The protocol version of the session.
+    pub version: u32,
     /// The seed of the session's page hashes.
     pub seed: u64,
 }
@@ -246,6 +248,8 @@ pub struct HelloCame {
     pub previous: u64,
     /// [`Attempt::previous_drained`].
     pub drained: bool,
+    /// The protocol version of the session.
+    pub version: u32,
     /// The seed of the session's page hashes.
     pub seed: u64,
 }

@@ -43,6 +43,7 @@ pub(super) fn start<E>(
     }
     let identity = Identity {
         incarnation,
+        versions: link.versions,
         shape,
         secret: link.secret,
         ring_pages: parts.shares.ring,

@@ -53,6 +53,7 @@ struct Agreed {
     peer: Incarnation,
     address: String,
     ring_pages: u32,
+    version: u32,
     seed: u64,
 }
 
@@ -209,7 +210,7 @@ impl PeerLinkState {
 
     /// A sender with a valid Hello wants to join. It is admitted, or refused with a reason.
     fn on_hello_came(&mut self, now: Instant, came: HelloCame) -> Vec<Effect> {
-        let HelloCame { connection, address, http, sender, previous, drained, seed } = came;
+        let HelloCame { connection, address, http, sender, previous, drained, version, seed } = came;
         let mut effects = self.on_hello(sender, previous, drained);
         if let Err(reason) = self.admit(sender) {
             if self.is_full() {
@@ -227,19 +228,19 @@ impl PeerLinkState {
         effects.extend(self.begin(
             now,
             http,
-            Agreed { direction, connection, peer, address, ring_pages, seed },
+            Agreed { direction, connection, peer, address, ring_pages, version, seed },
         ));
         effects
     }
 
     /// A handshake has succeeded: gives the session its id and has the transport open it.
     fn begin(&mut self, now: Instant, http: String, agreed: Agreed) -> Vec<Effect> {
-        let Agreed { direction, connection, peer, address, ring_pages, seed } = agreed;
+        let Agreed { direction, connection, peer, address, ring_pages, version, seed } = agreed;
         self.next += 1;
         self.counts.opened += 1;
         let session = SessionId(self.next);
         let advertised = advertised(&http, &address);
-        let line = LogLine::SessionOpening { session, peer, address: address.clone(), http };
+        let line = LogLine::SessionOpening { session, peer, address: address.clone(), version, http };
         self.sessions.insert(
             session,
             Session {

@@ -52,7 +52,7 @@ pub struct PrefillerConfig {
     pub compiles_grammars: bool,
 }
 
-/// Maximum number of prefills per session at a time. Further ones are refused, and the receiver computes them itself.
+/// Maximum number of prefills per session at a time. There is no room for further ones.
 const PREFILLS_MAX: usize = 1024;
 /// Maximum time until the deadline of a peer's request.
 const REMAINING_MS_MAX: u64 = 24 * 3600 * 1000;
@@ -160,6 +160,10 @@ impl PrefillerState {
         if let Some(reason) = self.refusal(key, &prompt, resident, prompt_logprobs) {
             return vec![failed(key, PrefillFault::Refused, reason)];
         }
+        if self.of_session.get(&session).is_some_and(|count| *count >= PREFILLS_MAX) {
+            let reason = format!("the session already has {PREFILLS_MAX} prefills on this sender");
+            return vec![failed(key, PrefillFault::Busy, reason)];
+        }
         let deadline = now + Duration::from_millis(remaining_ms.min(REMAINING_MS_MAX));
         let compiling = |hash| Phase::Compiling(hash, deadline.min(now + COMPILING_MAX));
         let wanted = grammar.map(|hash| Ok((hash, self.grammars.want(session, hash)?))).transpose();
@@ -234,7 +238,6 @@ impl PrefillerState {
     ) -> Option<String> {
         let PrefillerConfig { pool_pages, vocabulary, context_tokens, page_tokens, .. } = self.config;
         let pages = self.pages_for(prompt);
-        let of_session = self.of_session.get(&key.0).copied().unwrap_or_default();
         if self.draining {
             Some("this sender is draining".to_owned())
         } else if prompt.is_empty() {
@@ -254,8 +257,6 @@ impl PrefillerState {
             Some("a request with this number is being prefilled".to_owned())
         } else if pages > pool_pages {
             Some(format!("the prompt needs {pages} pages of KV and the sender's pool has {pool_pages}"))
-        } else if of_session >= PREFILLS_MAX {
-            Some(format!("the session already has {PREFILLS_MAX} prefills on this sender"))
         } else {
             None
         }
@@ -310,12 +311,12 @@ impl PrefillerState {
         [start].into_iter().chain(cached).collect()
     }
 
-    /// The prompt cannot get the pages that it needs.
+    /// The prompt cannot get the pages that it needs now. It fits the pages for prompts of peers, so it gets them later.
     fn on_denied(&mut self, denied: &PagesDenied) -> Vec<Effect> {
         let Some((key, _)) = self.find(denied.sequence) else { return Vec::new() };
         let PagesDenied { needed, usable, .. } = denied;
         let reason = format!("the prompt needs {needed} pages of KV and {usable} are usable now");
-        [vec![failed(key, PrefillFault::Refused, reason)], self.on_cancel(key)].concat()
+        [vec![failed(key, PrefillFault::Busy, reason)], self.on_cancel(key)].concat()
     }
 
     /// The engine has advanced or ended a prefill.

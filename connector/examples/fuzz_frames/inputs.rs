@@ -83,14 +83,21 @@ fn incarnation(random: &mut Random) -> Incarnation {
     }
 }
 
+/// The versions of a peer: those of this build, or only the oldest of them.
+fn versions(random: &mut Random) -> Versions {
+    let Versions { lowest, highest, .. } = Versions::OURS;
+    Versions::new(lowest, if random.one_in(2) { lowest } else { highest })
+}
+
 pub(crate) fn challenge(random: &mut Random) -> Challenge {
-    Challenge { versions: Versions::OURS, nonce: random.array(), incarnation: incarnation(random) }
+    Challenge { versions: versions(random), nonce: random.array(), incarnation: incarnation(random) }
 }
 
 pub(crate) fn hello(random: &mut Random) -> Hello {
+    let versions = versions(random);
     Hello {
-        versions: Versions::OURS,
-        version: Versions::OURS.highest,
+        versions,
+        version: versions.highest,
         incarnation: incarnation(random),
         capabilities: Capabilities { prefill: random.one_in(2), decode: random.one_in(2) },
         http: random.text(),
@@ -189,7 +196,8 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             prefill_micros: random.next(),
         },
         8 => {
-            let fault = if random.one_in(2) { PrefillFault::Refused } else { PrefillFault::Failed };
+            let faults = [PrefillFault::Refused, PrefillFault::Failed, PrefillFault::Busy];
+            let fault = faults[random.below(3)];
             Frame::PrefillFailed { request, fault, reason: random.text() }
         }
         9 => Frame::RingShare { pages: random.next() as u32 },

@@ -69,10 +69,12 @@ pub const LOGIT_BIAS_MAX: usize = 1024;
 /// The reason why a sender did not prefill a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PrefillFault {
-    /// The sender did not accept this request, for example because the prompt is too large for its pool. It may accept the next one.
+    /// The sender does not accept this request, for example because the prompt is too large for its pool. It may accept the next one.
     Refused,
     /// The sender accepted the request and failed, for example by an engine error. Later requests may fail too.
     Failed,
+    /// The sender has no room for this request now. It may accept the same request later. Since version 12.
+    Busy,
 }
 
 /// The request that pages belong to, and the place of the first of them.

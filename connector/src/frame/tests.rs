@@ -22,15 +22,16 @@ fn shape() -> KvShape {
 fn versions_agree_on_the_highest_that_both_support() {
     let check = |ours: (u32, u32), theirs: (u32, u32), expect: Option<u32>| {
         let (ours, theirs) = (Versions::new(ours.0, ours.1), Versions::new(theirs.0, theirs.1));
-        assert_eq!(ours.agree(&theirs).ok(), expect);
-        assert_eq!(theirs.agree(&ours).ok(), expect, "both sides get the same result");
+        assert_eq!(Versions::agree(ours, theirs).ok(), expect);
+        assert_eq!(Versions::agree(theirs, ours).ok(), expect, "either side may dial");
     };
     check((7, 7), (7, 7), Some(7));
     check((7, 9), (5, 8), Some(8));
     check((7, 9), (5, 6), None);
     check((7, 9), (10, 12), None);
     let stranger = Versions { magic: *b"HTTP", ..Versions::OURS };
-    assert_eq!(Versions::OURS.agree(&stranger), Err(Incompatible::Stranger));
+    assert_eq!(Versions::agree(Versions::OURS, stranger), Err(Incompatible::Stranger));
+    assert_eq!(Versions::agree(stranger, Versions::OURS), Err(Incompatible::Stranger));
 }
 
 /// The first bytes of Challenge and Hello are the same in all versions.
@@ -41,19 +42,24 @@ fn the_version_prefix_never_changes() {
     assert!(wire::encode(&hello()).expect("the frame is small").starts_with(b"BTON"));
 }
 
-/// The bytes of version 11.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Checks that a value is encoded as `expect`, and decoded again.
+fn check_golden<T>(value: T, expect: &str)
+where
+    T: Serialize + serde::de::DeserializeOwned + PartialEq + fmt::Debug,
+{
+    let bytes = wire::encode(&value).expect("the frame is small");
+    assert_eq!(hex(&bytes), expect, "{value:?}: the encoding has changed and needs a new protocol version");
+    assert_eq!(wire::decode::<T>(&bytes).expect("encoded above"), value);
+}
+
+/// The bytes that both supported versions have in common.
 #[test]
 fn golden_bytes() {
-    fn check<T>(value: T, expect: &str)
-    where
-        T: Serialize + serde::de::DeserializeOwned + PartialEq + fmt::Debug,
-    {
-        let bytes = wire::encode(&value).expect("the frame is small");
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, expect, "{value:?}: the encoding has changed and needs a new protocol version");
-        assert_eq!(wire::decode::<T>(&bytes).expect("encoded above"), value);
-    }
-    check(
+    check_golden(
         Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
         concat!(
             "01000000",
@@ -63,16 +69,16 @@ fn golden_bytes() {
             "05000000000000000000000000000000",
         ),
     );
-    check(Frame::Heartbeat, "00000000");
-    check(
+    check_golden(Frame::Heartbeat, "00000000");
+    check_golden(
         Frame::Load { waiting_tokens: 1, begun_tokens: 4, nanos_per_token: Some(2), cache_pages: 3 },
         "0d00000001000000000000000400000000000000010200000003000000",
     );
-    check(
+    check_golden(
         Frame::Grant { first: CreditNumber(2), pages: vec![PageIndex(9)] },
         "020000000200000000000000010000000000000009000000",
     );
-    check(
+    check_golden(
         Frame::PageFilled {
             first: CreditNumber(1),
             count: 3,
@@ -82,26 +88,26 @@ fn golden_bytes() {
         },
         "0600000001000000000000000300000001050000000000000004000000010000000000000007000000000000000600000000000000",
     );
-    check(
+    check_golden(
         Frame::PrefillFinished { request: 1, token: 2, logprobs: None, cached: 4, prefill_micros: 3 },
         "0700000001000000000000000200000000040000000300000000000000",
     );
-    check(
+    check_golden(
         Frame::PrefillFailed { request: 1, fault: PrefillFault::Failed, reason: "no".into() },
         "0800000001000000000000000100000002000000000000006e6f",
     );
-    check(Frame::RingShare { pages: 5 }, "0900000005000000");
-    check(Frame::Leaving, "0a000000");
-    check(
+    check_golden(Frame::RingShare { pages: 5 }, "0900000005000000");
+    check_golden(Frame::Leaving, "0a000000");
+    check_golden(
         Frame::Grammar { index: 2, kind: GrammarKind::Lark, text: "ab".into() },
         "0b000000020000000200000002000000000000006162",
     );
     let scored = TokenLogprobs { sampled: -0.5, rank: 1, top: vec![] };
-    check(
+    check_golden(
         Frame::PromptLogprobs { request: 2, first: 3, tokens: vec![scored] },
         "0c0000000200000000000000030000000100000000000000000000bf010000000000000000000000",
     );
-    check(
+    check_golden(
         Frame::Prefill {
             request: 1,
             prompt: vec![2],
@@ -122,6 +128,38 @@ fn golden_bytes() {
             "0500000000000000",
         ),
     );
+}
+
+/// The bytes in which the supported versions differ.
+#[test]
+fn golden_bytes_of_each_version() {
+    let refusal = |fault| Frame::PrefillFailed { request: 1, fault, reason: "no".into() };
+    let (refused, busy) = (refusal(PrefillFault::Refused), refusal(PrefillFault::Busy));
+    let bytes_of = |fault: &str| format!("080000000100000000000000{fault}02000000000000006e6f");
+    let check = |frame: &Frame, version, expect: &str, decoded: &Frame| {
+        let bytes = frame.encode(version).expect("the frame is small");
+        assert_eq!(hex(&bytes), bytes_of(expect), "version {version}");
+        assert_eq!(Frame::decode(&bytes, version).expect("encoded above"), *decoded);
+    };
+    check(&refused, 11, "00000000", &refused);
+    check(&refused, 12, "00000000", &refused);
+    check(&busy, 12, "02000000", &busy);
+    check(&busy, 11, "00000000", &refused);
+    let bytes = busy.encode(12).expect("the frame is small");
+    let error = Frame::decode(&bytes, 11).expect_err("version 11 has no such fault").to_string();
+    assert!(error.contains("PrefillFailed frame has a value that version 11 does not have"), "{error}");
+}
+
+/// All other frames are the same in all supported versions.
+#[test]
+fn frames_of_older_versions_are_those_of_the_newest() {
+    for version in Versions::OURS.lowest..=Versions::OURS.highest {
+        for frame in frames() {
+            let bytes = frame.encode(version).expect("the frame is small");
+            assert_eq!(bytes, wire::encode(&frame).expect("the frame is small"));
+            assert_eq!(Frame::decode(&bytes, version).expect("encoded above"), frame);
+        }
+    }
 }
 
 #[test]
@@ -243,6 +281,16 @@ fn check_decode<T: Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) {
     assert!(fits, "{cost:?} for {} bytes: {bytes:02x?}", bytes.len());
     if let Ok(value) = result {
         assert_eq!(wire::encode(&value).expect("as long as before"), bytes);
+    }
+}
+
+/// Such a token takes twice as many bytes in memory as on the wire.
+#[test]
+fn long_lists_allocate_in_proportion_to_their_bytes() {
+    for (tokens, alternatives) in [(129, 0), (129, 1), (1025, 0), (1025, 1), (1606, 20)] {
+        let token = TokenLogprobs { sampled: -0.5, rank: 1, top: vec![(2, -0.5); alternatives] };
+        let frame = Frame::PromptLogprobs { request: 1, first: 0, tokens: vec![token; tokens] };
+        check_decode::<Frame>(&wire::encode(&frame).expect("the frame is short enough"));
     }
 }
 

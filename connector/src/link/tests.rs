@@ -1,7 +1,7 @@
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::frame::{Capabilities, KvShape};
+use crate::frame::{Capabilities, KvShape, PrefillFault};
 use crate::ring::{CreditNumber, PageIndex};
 use crate::transport::Descriptor;
 
@@ -9,8 +9,8 @@ const LISTENER: Incarnation = Incarnation { pid: 2, start_ticks: 2, boot: 3, pid
 
 /// Dials and sends this Hello.
 async fn dial(address: &str, hello: Hello, secret: Option<&str>) -> Result<(Link, Box<Welcome>), LinkError> {
-    let (mut link, challenge) = Link::dial(address).await?;
-    let welcome = link.hello(&challenge, hello, secret).await?;
+    let (mut link, _) = Link::dial(address, Versions::OURS).await?;
+    let welcome = link.hello(hello, secret).await?;
     Ok((link, welcome))
 }
 
@@ -69,7 +69,7 @@ async fn listener() -> (TcpListener, String) {
 
 async fn serve(listener: TcpListener, secret: Option<&'static str>) -> Result<Link, LinkError> {
     let (stream, _) = listener.accept().await?;
-    let (mut link, _) = Link::accept(stream, LISTENER, &shape(7), secret).await?;
+    let (mut link, _) = Link::accept(stream, Versions::OURS, LISTENER, &shape(7), secret).await?;
     link.welcome(welcome(link.nonces(), secret)).await?;
     Ok(link)
 }
@@ -118,7 +118,7 @@ async fn accept_without_presence(incarnation: Incarnation, ends: bool) -> Result
     let (listener, address) = listener().await;
     let dialer = async {
         let stream = TcpStream::connect(&address).await?;
-        let mut link = Link::new(stream, Nonces { listener: [0; 32], dialer: [0; 32] })?;
+        let mut link = Link::new(stream, Versions::OURS, Nonces { listener: [0; 32], dialer: [0; 32] })?;
         link.receive::<Challenge>().await?;
         link.send(&Hello { incarnation, ..hello(7) }).await?;
         Ok::<_, LinkError>((!ends).then_some(link))
@@ -128,7 +128,7 @@ async fn accept_without_presence(incarnation: Incarnation, ends: bool) -> Result
         if ends {
             stream.readable().await?;
         }
-        Link::accept(stream, LISTENER, &shape(7), None).await
+        Link::accept(stream, Versions::OURS, LISTENER, &shape(7), None).await
     };
     let (dialled, accepted) = tokio::join!(dialer, listening);
     let _open = dialled?;
@@ -212,7 +212,7 @@ async fn a_socket_connected_to_itself_is_closed_and_frees_its_port() {
     let address = socket.local_addr().expect("the socket is bound");
     let stream = socket.connect(address).await.expect("TCP lets a socket connect to itself");
     let nonces = Nonces { listener: [0; 32], dialer: [0; 32] };
-    let error = Link::new(stream, nonces).err().expect("refused");
+    let error = Link::new(stream, Versions::OURS, nonces).err().expect("refused");
     assert!(error.to_string().contains("itself") && !error.is_permanent(), "{error}");
     TcpListener::bind(address).await.expect("the port is free, without TIME_WAIT");
 }
@@ -221,12 +221,12 @@ async fn a_socket_connected_to_itself_is_closed_and_frees_its_port() {
 async fn a_peer_of_another_version_is_refused_with_the_reason() {
     let ours = Versions::OURS;
     for (theirs, expect) in [
-        (Versions::new(1, ours.lowest - 1), "upgrade the older side"),
-        (Versions::new(ours.highest + 1, ours.highest + 3), "upgrade the older side"),
+        (Versions::new(1, ours.lowest - 1), "and the receiver versions 11 to 12; upgrade the sender"),
+        (Versions::new(ours.highest + 1, ours.highest + 3), "upgrade the receiver"),
     ] {
         let (listener, address) = listener().await;
         let other = async {
-            let (mut link, _) = Link::dial(&address).await?;
+            let (mut link, _) = Link::dial(&address, Versions::OURS).await?;
             // A Hello of an unknown version: only its first 12 bytes can be decoded.
             let mut bytes = wire::encode(&theirs)?;
             bytes.extend([0xaa; 40]);
@@ -240,11 +240,72 @@ async fn a_peer_of_another_version_is_refused_with_the_reason() {
     }
 }
 
+/// A listener without a common version is left with the reason.
+#[tokio::test]
+async fn a_listener_of_another_version_is_left_with_the_reason() {
+    let ours = Versions::OURS;
+    for (theirs, expect) in [
+        (Versions::new(1, ours.lowest - 1), "the receiver versions 1 to 10; upgrade the receiver"),
+        (Versions::new(ours.highest + 1, ours.highest + 3), "upgrade the sender"),
+    ] {
+        let (listener, address) = listener().await;
+        let (served, dialled) = tokio::join!(
+            async {
+                let (stream, _) = listener.accept().await?;
+                Link::accept(stream, theirs, LISTENER, &shape(7), None).await.map(drop)
+            },
+            Link::dial(&address, ours)
+        );
+        let error = dialled.err().expect("there is no common version");
+        assert!(error.is_permanent() && error.to_string().contains(expect), "{error}");
+        assert!(served.is_err(), "the dialer says no Hello");
+    }
+}
+
+/// A build of the next version and one of the version before it work together, whoever dials.
+#[tokio::test]
+async fn two_builds_use_the_highest_version_of_both() {
+    let check = async |sender: Versions, receiver: Versions, expect: u32| {
+        let (listener, address) = listener().await;
+        let listening = async {
+            let (stream, _) = listener.accept().await?;
+            let (mut link, hello) = Link::accept(stream, receiver, LISTENER, &shape(7), None).await?;
+            assert_eq!((hello.versions, hello.version), (sender, expect));
+            link.welcome(welcome(link.nonces(), None)).await?;
+            Ok::<_, LinkError>(link)
+        };
+        let dialling = async {
+            let (mut link, _) = Link::dial(&address, sender).await?;
+            link.hello(hello(7), None).await?;
+            Ok::<_, LinkError>(link)
+        };
+        let (served, dialled) = tokio::join!(listening, dialling);
+        let (served, dialled) = (served.expect("the link comes up"), dialled.expect("the link comes up"));
+        assert_eq!((served.version(), dialled.version()), (expect, expect));
+        let (_writer, mut reader) = served.split();
+        let (writer, _reader) = dialled.split();
+        let (queue, source) = mpsc::channel(1);
+        let writing = tokio::spawn(writer.run(source));
+        let refusal =
+            |fault| Frame::PrefillFailed { request: 4, fault, reason: "no room is left".to_owned() };
+        queue.send(refusal(PrefillFault::Busy)).await.expect("the link is open");
+        let fault = if expect < 12 { PrefillFault::Refused } else { PrefillFault::Busy };
+        assert_eq!(reader.next().await.expect("a frame arrives"), refusal(fault));
+        drop(queue);
+        writing.await.expect("the task did not panic").expect("the link ends cleanly");
+    };
+    let (last, ours) = (Versions::new(11, 11), Versions::OURS);
+    check(last, ours, 11).await;
+    check(ours, last, 11).await;
+    check(ours, ours, 12).await;
+    check(Versions::new(12, 13), ours, 12).await;
+}
+
 #[tokio::test]
 async fn a_dialer_that_chooses_another_version_is_refused_with_the_reason() {
     let (listener, address) = listener().await;
     let other = async {
-        let (mut link, _) = Link::dial(&address).await?;
+        let (mut link, _) = Link::dial(&address, Versions::OURS).await?;
         let version = Versions::OURS.highest + 1;
         link.send(&Hello { version, versions: Versions::new(1, version), ..hello(7) }).await?;
         link.receive::<Answer>().await
@@ -260,7 +321,7 @@ async fn a_dialer_reads_the_challenge_of_a_later_version() {
     let (listener, address) = listener().await;
     let later = async {
         let (stream, _) = listener.accept().await?;
-        let mut link = Link::new(stream, Nonces { listener: [0; 32], dialer: [0; 32] })?;
+        let mut link = Link::new(stream, Versions::OURS, Nonces { listener: [0; 32], dialer: [0; 32] })?;
         let versions = Versions::new(Versions::OURS.highest, Versions::OURS.highest + 5);
         let mut bytes = wire::encode(&Challenge { versions, nonce: [9; 32], incarnation: LISTENER })?;
         bytes.extend(b"appended later");
@@ -268,9 +329,9 @@ async fn a_dialer_reads_the_challenge_of_a_later_version() {
         link.receive::<Hello>().await
     };
     let dialer = async {
-        let (mut link, challenge) = Link::dial(&address).await?;
+        let (mut link, challenge) = Link::dial(&address, Versions::OURS).await?;
         assert_eq!(challenge.incarnation, LISTENER);
-        link.hello(&challenge, hello(7), None).await
+        link.hello(hello(7), None).await
     };
     let (hello, _) = tokio::join!(later, dialer);
     assert_eq!(hello.expect("a Hello arrives").version, Versions::OURS.highest, "the highest common version");

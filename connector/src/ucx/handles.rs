@@ -15,9 +15,17 @@ use std::rc::Rc;
 use ucx_sys::raw::*;
 use ucx_sys::{CallError, Posted, Ucx};
 
+/// What to do if no device of this process reaches a device of the peer.
+const UNREACHABLE_HELP: &str = "set UCX_NET_DEVICES on both sides to a network device that reaches the other host \
+                                (the default, lo, reaches only this host)";
+
 impl From<CallError> for TransportError {
     fn from(error: CallError) -> Self {
-        Self::Call { call: error.call, status: error.text }
+        let status = match error.status {
+            UCS_ERR_UNREACHABLE => format!("{}; {UNREACHABLE_HELP}", error.text),
+            _ => error.text,
+        };
+        Self::Call { call: error.call, status }
     }
 }
 

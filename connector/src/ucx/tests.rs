@@ -3,12 +3,14 @@
 use super::blob::{self, Kind};
 use super::{UcxConfig, UcxTransport};
 use crate::memory::Region;
-use crate::transport::{Command, Descriptor, Event, Transport, TransportSession};
+use crate::transport::{Command, Descriptor, Event, Transport, TransportError, TransportSession};
 use common::cache_folder;
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
+use ucx_sys::CallError;
+use ucx_sys::raw::{UCS_ERR_BUSY, UCS_ERR_UNREACHABLE};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const SILENT: TransportSession = TransportSession(1);
@@ -61,6 +63,17 @@ fn at_port(peer: &Descriptor, port: u16) -> Descriptor {
     address[at..at + 2].copy_from_slice(&port.to_be_bytes());
     let worker_address = blob::seal(Kind::Address, peer.base, peer.bytes, &address).expect("same length");
     Descriptor { worker_address, ..peer.clone() }
+}
+
+#[test]
+fn an_error_about_an_unreachable_peer_names_the_setting() {
+    let text = |status| {
+        let error = CallError { call: "ucp_ep_create", status, text: "Destination is unreachable".into() };
+        TransportError::from(error).to_string()
+    };
+    let expect = "ucp_ep_create failed: Destination is unreachable; set UCX_NET_DEVICES on both sides";
+    assert!(text(UCS_ERR_UNREACHABLE).starts_with(expect), "{}", text(UCS_ERR_UNREACHABLE));
+    assert!(!text(UCS_ERR_BUSY).contains("UCX_NET_DEVICES"));
 }
 
 #[test]

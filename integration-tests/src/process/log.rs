@@ -21,6 +21,8 @@ pub enum Event {
     ReceiverUnreachable,
     /// A receiver has refused the sender, which dials again later. Fields: `address`, `reason`.
     ReceiverRefuses,
+    /// A node has no peers to connect to. Field: `address`, of its link port.
+    WorksAlone,
     /// A receiver has refused a connection to its link port. Fields: `address`, `reason`.
     ConnectionRefused,
 }
@@ -33,6 +35,7 @@ impl Event {
             Self::FewConnections => " each HTTP port takes ",
             Self::ReceiverUnreachable => " receiver cannot be reached yet",
             Self::ReceiverRefuses => " receiver refuses sessions",
+            Self::WorksAlone => " this node works alone",
             Self::ConnectionRefused => " link connection refused",
         }
     }

@@ -7,7 +7,7 @@ use actors::messages::{
     Carry, Challenged, ConnectionId, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded,
     ProcessWatched, ReceiverId, SayHello, SayWelcome, SenderSession, WatchProcess, Welcomed,
 };
-use connector::frame::Frame;
+use connector::frame::{Frame, Versions};
 
 use super::machine::next_token;
 use super::node::incarnation;
@@ -130,6 +130,7 @@ impl World {
             sender: SenderSession { incarnation, number: attempt.session, is_watched: !self.plan.blind },
             previous: attempt.previous,
             drained: attempt.previous_drained,
+            version: Versions::OURS.highest,
             seed: seed(conn),
         });
         // The Hello does not reach another life of the listener.
@@ -177,6 +178,7 @@ impl World {
                 incarnation: incarnation(ends[0], life),
                 descriptor,
                 ring_pages: self.plan.nodes[ends[0]].ring_pages,
+                version: Versions::OURS.highest,
                 seed: seed(conn),
             };
             self.at_node(ends[1], wait, Event::Answered(conn, Box::new(to::peer_link(welcomed))));

@@ -24,6 +24,7 @@ use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use common::statistics::{median, quartiles};
+use connector::frame::Versions;
 
 use crate::config::{Config, DeviceSetting, Flag};
 use crate::roles;
@@ -158,6 +159,7 @@ fn start(
     let link = LinkConfig {
         listener,
         peers,
+        versions: Versions::OURS,
         secret: None,
         http: None,
         ring_bytes: config.ring.bytes.0,

@@ -9,7 +9,7 @@ use figment::value::{Dict, Empty, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
 use super::lmcache;
-use super::renamed::todays_name;
+use super::renamed;
 use super::surroundings::PREFIX;
 use super::{ConfigKey, Flag, Role, Surroundings, keys};
 
@@ -232,8 +232,8 @@ pub(super) fn role_in(file: &Path) -> Option<Role> {
 
 /// The reason for refusing a key that does not exist.
 fn unknown(name: &str) -> String {
-    if let Some(today) = todays_name(name) {
-        return format!("is now called {today}");
+    if let Some(current) = renamed::current(name) {
+        return format!("was replaced by {current}; set {current} instead");
     }
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let sections = keys().filter_map(|key| key.name.split_once('.').map(|(section, _)| section));

@@ -1,11 +1,12 @@
-//! Keys that have been renamed.
+//! Keys of earlier builds that have another name now. Such a key is an error that names the current one.
 
-/// Former and current names of keys.
-const RENAMED: &[(&str, &str)] = &[("transport.min_gbps", "transport.min_gigabytes_per_second")];
+/// Former keys, and the keys that have taken their place. A section or its key may have changed.
+const RENAMED: &[(&str, &str)] =
+    &[("ring.device", "engine.device"), ("transport.min_gbps", "transport.min_gigabytes_per_second")];
 
-/// The current name of the key that was called `name`.
-pub(super) fn todays_name(name: &str) -> Option<&'static str> {
-    RENAMED.iter().find(|(former, _)| *former == name).map(|(_, today)| *today)
+/// The key that has taken the place of `former`.
+pub(super) fn current(former: &str) -> Option<&'static str> {
+    RENAMED.iter().find(|(name, _)| *name == former).map(|(_, current)| *current)
 }
 
 #[cfg(test)]
@@ -15,8 +16,8 @@ mod tests {
 
     #[test]
     fn former_names_lead_to_keys_and_are_not_keys() {
-        for (former, today) in RENAMED {
-            assert!(keys().any(|key| key.name == *today), "{today} is not a key");
+        for (former, current) in RENAMED {
+            assert!(keys().any(|key| key.name == *current), "{current} is not a key");
             assert!(keys().all(|key| key.name != *former), "{former} is a key");
         }
     }

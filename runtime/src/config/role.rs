@@ -44,15 +44,25 @@ impl Role {
         let is_of_nodes = key.starts_with("node.") || key.starts_with("fleet.");
         match self {
             Self::Receiver => !["link.peers", "link.idle"].contains(&key) && !is_of_nodes,
-            Self::Sender => !key.starts_with("frontend.") && !is_of_nodes,
+            Self::Sender => !key.starts_with("frontend.") && !is_of_nodes && !OF_ROUTERS.contains(&key),
             Self::Node => !key.starts_with("fleet."),
             Self::Proxy => OF_PROXIES.contains(&key) || !key.contains('.') || key.starts_with("fleet."),
-            Self::Local => !["http.", "link.", "ring.", "node.", "transport.", "fleet."]
-                .iter()
-                .any(|section| key.starts_with(section)),
+            Self::Local => {
+                let unused = ["http.", "link.", "ring.", "node.", "transport.", "fleet."];
+                !unused.iter().any(|section| key.starts_with(section)) && !OF_ROUTERS.contains(&key)
+            }
         }
     }
 }
+
+/// The keys that matter only if other processes can prefill the prompts of a process, beside those of whole sections.
+const OF_ROUTERS: &[&str] = &[
+    "frontend.local",
+    "frontend.local_if_sooner_by",
+    "frontend.trust_header",
+    "routing.index_bytes",
+    "routing.ttft_target",
+];
 
 /// The keys of sections that a proxy uses, beside those of `fleet`.
 const OF_PROXIES: &[&str] = &[

@@ -192,10 +192,21 @@ fn unknown_keys_are_refused_with_the_nearest_one() {
 
 #[test]
 fn a_renamed_key_is_refused_with_its_current_name() {
-    let around = surroundings(&[("BATON_TRANSPORT__MIN_GBPS", "1")]);
-    let errors = Config::load(Role::Sender, None, &[], around).unwrap_err();
-    let expect = "transport.min_gbps is now called transport.min_gigabytes_per_second";
-    assert_eq!(errors.to_string(), format!("BATON_TRANSPORT__MIN_GBPS: {expect}"));
+    for (former, current) in
+        [("transport.min_gbps", "transport.min_gigabytes_per_second"), ("ring.device", "engine.device")]
+    {
+        let expect = format!("{former} was replaced by {current}; set {current} instead");
+        let refused = |file: Option<&Path>, flags: &[Flag], around, origin: &str| {
+            let errors = Config::load(Role::Sender, file, flags, around).unwrap_err();
+            assert_eq!(errors.to_string(), format!("{origin}: {expect}"));
+        };
+        refused(None, &[set(former, "1")], surroundings(&[]), &format!("--set {former}"));
+        let variable = variable(former);
+        refused(None, &[], surroundings(&[(&variable, "1")]), &variable);
+        with_file(&format!("former-{former}"), &yaml(former, "1"), |file| {
+            refused(Some(file), &[], surroundings(&[]), &file.display().to_string());
+        });
+    }
 }
 
 #[test]
@@ -322,6 +333,34 @@ fn the_printed_configuration_is_read_back() {
                 Config::load(role, Some(file), &[], surroundings(&[])).unwrap()
             });
             assert_eq!(Config { origins: vec![], ..again }, Config { origins: vec![], ..config });
+        }
+    }
+}
+
+#[test]
+fn keys_that_a_role_does_not_use_are_printed_as_such() {
+    let check = |role: Role, key: &str, expect: bool| {
+        let config = Config::load(role, None, &[set("fleet.nodes", "a:1")], surroundings(&[])).unwrap();
+        let name = key.rsplit('.').next().unwrap();
+        let section = key.split('.').next().unwrap();
+        let yaml = config.to_yaml(role);
+        let section = yaml.split(&format!("\n{section}:\n")).nth(1).unwrap();
+        let line = section.lines().find(|line| line.trim_start().starts_with(&format!("{name}:"))).unwrap();
+        assert_eq!(!line.ends_with(&format!("# not used by role {role}")), expect, "{key}: {line}");
+    };
+    // A process to which no peer connects computes all of its prompts itself.
+    for (key, users) in [
+        ("routing.index_bytes", &[Role::Receiver, Role::Node, Role::Proxy][..]),
+        ("routing.ttft_target", &[Role::Receiver, Role::Node, Role::Proxy]),
+        ("routing.inter_token_bound", &[Role::Receiver, Role::Sender, Role::Node, Role::Local]),
+        ("frontend.local", &[Role::Receiver, Role::Node]),
+        ("frontend.local_if_sooner_by", &[Role::Receiver, Role::Node]),
+        ("frontend.trust_header", &[Role::Receiver, Role::Node]),
+        ("frontend.port", &[Role::Receiver, Role::Node, Role::Local, Role::Proxy]),
+        ("link.peers", &[Role::Sender, Role::Node]),
+    ] {
+        for role in [Role::Receiver, Role::Sender, Role::Node, Role::Local, Role::Proxy] {
+            check(role, key, users.contains(&role));
         }
     }
 }

@@ -29,7 +29,7 @@ impl DecoderState {
         })
     }
 
-    /// Time has passed: requests past their deadline fail.
+    /// Time has passed: requests past their deadline fail, and those that wait for room are placed again.
     pub(super) fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
         let late: Vec<(RequestId, u64)> = self
             .requests
@@ -42,12 +42,13 @@ impl DecoderState {
                 )
             })
             .collect();
-        late.into_iter()
-            .flat_map(|(request, deadline_ms)| {
-                let end = StreamEvent::Failed(RequestError::Deadline { deadline_ms });
-                self.cut(request, |_| end)
-            })
-            .collect()
+        let mut effects = Vec::new();
+        for (request, deadline_ms) in late {
+            let end = StreamEvent::Failed(RequestError::Deadline { deadline_ms });
+            effects.extend(self.cut(request, |_| end));
+        }
+        effects.extend(self.place_waiting());
+        effects
     }
 
     /// The request cannot get the pages that it needs.
@@ -80,7 +81,11 @@ impl DecoderState {
                 return vec![self.ended(request, event), stop];
             }
             Phase::Landing { session, .. } => Some(*session),
-            Phase::Placing | Phase::Reserving { .. } | Phase::Replacing { .. } | Phase::Stopping => None,
+            Phase::Placing
+            | Phase::Waiting
+            | Phase::Reserving { .. }
+            | Phase::Replacing { .. }
+            | Phase::Stopping => None,
         };
         let end = self.ended(request, event);
         let cancelled = landing_on.map(|session| cancel(session, request));

@@ -18,6 +18,8 @@ use crate::request::{FinishReason, Generate, RequestId, StreamEvent, Timings};
 pub(super) enum Phase {
     /// The request waits for the proxy to choose another sender. It has no pages and no reservation.
     Placing,
+    /// No sender has room for the prompt. The request has no pages and no reservation, and is placed again at the next tick.
+    Waiting,
     /// The request waits for pages. `on` is the sender that will prefill it, if a sender will.
     Reserving { on: Option<SessionId> },
     /// A sender prefills the request. `table` has a place for each page of the prompt. Its first pages are shared and have the KV of the
@@ -78,6 +80,10 @@ pub(super) struct Entry {
     pub(super) may_fall_back: bool,
     /// The senders that were chosen and have not prefilled the prompt: they refused it, failed, or were lost.
     pub(super) tried: Vec<SessionId>,
+    /// Those of them that only had no room.
+    pub(super) busy: Vec<SessionId>,
+    /// Whether the request has been in [`Phase::Waiting`].
+    pub(super) has_waited: bool,
     /// Prefills of the prompt that failed, or whose sender was lost.
     pub(super) failed_prefills: u32,
     /// The sender sends all pages, also those that are cached here.

@@ -1,12 +1,15 @@
 //! Requests whose sender is gone, lost or fails: they are computed here or, if that is not allowed, placed again.
 
+use connector::frame::PrefillFault;
 use engine::PageId;
 
 use super::DecoderState;
 use super::entry::{Entry, Phase, ProxyCount};
 use crate::effect::{Effect, to};
+use crate::log::LogLine;
 use crate::messages::{
-    ComputeHere, PlacedAgain, Placement, PrefillOutcome, PrefillOver, ReservePriority, SequenceId, SessionId,
+    ComputeHere, PlacedAgain, Placement, PrefillFailed, PrefillOutcome, PrefillOver, ReservePriority,
+    SequenceId, SessionId,
 };
 use crate::request::{Refused, RequestId, StreamEvent};
 
@@ -14,12 +17,48 @@ use crate::request::{Refused, RequestId, StreamEvent};
 const FAILED_PREFILLS_MAX: u32 = 3;
 
 impl DecoderState {
+    /// A sender does not prefill this request. A request that waits for room asks the same senders again and again, so it logs no more lines.
+    pub(super) fn on_prefill_failed(&mut self, failed: PrefillFailed) -> Vec<Effect> {
+        let PrefillFailed { session, request, fault, reason } = failed;
+        let Some(entry) = self.requests.get_mut(&request) else { return Vec::new() };
+        if !matches!(entry.phase, Phase::Landing { session: on, .. } if on == session) {
+            return Vec::new();
+        }
+        let is_news = !(entry.has_waited && fault == PrefillFault::Busy);
+        let line = is_news.then(|| to::log(LogLine::PrefillFailed { request, session, reason }));
+        let outcome = match fault {
+            PrefillFault::Refused => PrefillOutcome::Withdrawn,
+            PrefillFault::Busy => {
+                entry.busy.push(session);
+                PrefillOutcome::Withdrawn
+            }
+            PrefillFault::Failed => PrefillOutcome::Failed,
+        };
+        line.into_iter().chain(self.recover(request, outcome)).collect()
+    }
+
+    /// Asks again for a sender for the requests that wait for room.
+    pub(super) fn place_waiting(&mut self) -> Vec<Effect> {
+        let waiting = self.requests.values_mut().filter(|entry| matches!(entry.phase, Phase::Waiting));
+        waiting
+            .flat_map(|entry| {
+                let busy = std::mem::take(&mut entry.busy);
+                entry.tried.retain(|session| !busy.contains(session));
+                entry.place_again(PrefillOutcome::Withdrawn)
+            })
+            .collect()
+    }
+
     /// The proxy has chosen another sender, or has found none. The request may have ended meanwhile.
     pub(super) fn on_placed_again(&mut self, placed: PlacedAgain) -> Vec<Effect> {
         let PlacedAgain { request, placement } = placed;
         let waits = |entry: &&mut Entry| matches!(entry.phase, Phase::Placing);
         match (self.requests.get_mut(&request).filter(waits), placement) {
             (Some(_), Some(placement)) => self.begin(request, placement, ReservePriority::Resumed),
+            (Some(entry), None) if !entry.busy.is_empty() => {
+                (entry.phase, entry.has_waited) = (Phase::Waiting, true);
+                Vec::new()
+            }
             (Some(_), None) => self.cut(request, |_| StreamEvent::Failed(Refused::NoPrefiller.into())),
             (None, Some(placement)) => {
                 let outcome = PrefillOutcome::Withdrawn;

@@ -11,9 +11,10 @@ use engine::PageId;
 
 use super::*;
 use crate::effect::{ToBufferManager, ToGenerator, ToPeerLink, ToProxy, ToStreams};
+use crate::log::LogLine;
 use crate::messages::{
-    ComputeHere, ExtendSequence, PagesGrown, PagesShort, PlacedAgain, Placement, PrefillOver, SendFrame,
-    StopSequence, StreamEnd, StreamToken,
+    ComputeHere, ExtendSequence, PagesGrown, PagesShort, PlacedAgain, Placement, PrefillFailed, PrefillOver,
+    SendFrame, StopSequence, StreamEnd, StreamToken,
 };
 use crate::request::{CacheSalt, FinishReason, Refused, Route, StreamEvent};
 use connector::frame::{Frame, PrefillFault};

@@ -31,6 +31,7 @@ fn identity() -> Identity {
     };
     Identity {
         incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
+        versions: Versions::OURS,
         shape,
         secret: None,
         ring_pages: 4,
@@ -42,7 +43,7 @@ fn identity() -> Identity {
 
 /// Connects as a peer: sends a Hello and returns the link after the Welcome.
 async fn say_hello(address: String) -> Link {
-    let (mut link, challenge) = Link::dial(&address).await.expect("the sockets listen");
+    let (mut link, _) = Link::dial(&address, Versions::OURS).await.expect("the sockets listen");
     let Identity { incarnation, shape, capabilities, http, .. } = identity();
     let hello = Hello {
         versions: Versions::OURS,
@@ -57,7 +58,7 @@ async fn say_hello(address: String) -> Link {
         nonce: link.nonces().dialer,
         proof: None,
     };
-    link.hello(&challenge, hello, None).await.expect("the Hello is accepted");
+    link.hello(hello, None).await.expect("the Hello is accepted");
     link
 }
 

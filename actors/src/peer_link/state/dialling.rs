@@ -124,8 +124,16 @@ impl PeerLinkState {
 
     /// A receiver that we dialled sent its Welcome.
     pub(super) fn on_welcomed(&mut self, now: Instant, welcomed: Welcomed) -> Vec<Effect> {
-        let Welcomed { receiver, connection, address, incarnation: peer, descriptor, ring_pages, seed } =
-            welcomed;
+        let Welcomed {
+            receiver,
+            connection,
+            address,
+            incarnation: peer,
+            descriptor,
+            ring_pages,
+            version,
+            seed,
+        } = welcomed;
         let challenged = self.targets.remove(&receiver);
         if ring_pages == 0 {
             let reason =
@@ -141,7 +149,7 @@ impl PeerLinkState {
             return [vec![hang_up], self.dial_again(receiver)].concat();
         }
         let direction = Direction::Outgoing { receiver, descriptor };
-        let agreed = Agreed { direction, connection, peer, address, ring_pages, seed };
+        let agreed = Agreed { direction, connection, peer, address, ring_pages, version, seed };
         self.begin(now, String::new(), agreed)
     }
 }

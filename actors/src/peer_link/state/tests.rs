@@ -55,6 +55,7 @@ fn hello_came(incarnation: Incarnation, number: u64) -> HelloCame {
         sender: SenderSession { incarnation, number, is_watched: true },
         previous: 0,
         drained: true,
+        version: VERSION,
         seed: SEED,
     }
 }
@@ -68,10 +69,13 @@ fn welcomed(connection: u64) -> Welcomed {
         incarnation: C,
         descriptor: descriptor("theirs"),
         ring_pages: 5,
+        version: VERSION,
         seed: SEED,
     }
 }
 
+/// The protocol version of all sessions.
+const VERSION: u32 = 12;
 /// This process.
 const OWN: Incarnation = Incarnation { pid: 8, ..A };
 
@@ -99,7 +103,7 @@ impl Begun {
     fn opening(&self) -> [Effect; 2] {
         let (session, peer, address) = (self.session, self.peer, self.address());
         [
-            to::log(LogLine::SessionOpening { session, peer, address, http: self.http() }),
+            to::log(LogLine::SessionOpening { session, peer, address, version: VERSION, http: self.http() }),
             to::transport(Command::Open { session: name(session) }),
         ]
     }

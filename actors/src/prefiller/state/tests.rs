@@ -289,22 +289,41 @@ fn prompts_whose_session_gets_no_credit_are_given_up() {
     assert_eq!((state.len(), state.waiting_since.len()), (0, 0));
 }
 
+/// The prompt fits the pages for prompts of peers, but they are in use.
+#[test]
+fn a_prompt_without_room_may_be_sent_again_later() {
+    let mut state = state();
+    state.on_prefill(Instant::now(), prefill(10));
+    let effects = state.on_denied(&PagesDenied { sequence: FIRST, needed: 3, usable: 2 });
+    let reason = "the prompt needs 3 pages of KV and 2 are usable now";
+    assert_eq!(told_failed(&effects), Some((PrefillFault::Busy, reason)));
+    assert_eq!(effects[1..], [release(FIRST)]);
+    assert!(state.is_empty());
+}
+
 #[test]
 fn a_session_has_at_most_so_many_prefills() {
     let (mut state, now) = (state(), Instant::now());
     let start = |state: &mut PrefillerState, session, request| {
         let start = StartPrefill { session, request: RequestId(request), ..prefill(4) };
-        let refused = |effect: &Effect| {
-            matches!(
-                effect,
-                Effect::PeerLink(ToPeerLink::SendFrame(SendFrame { frame: Frame::PrefillFailed { .. }, .. }))
-            )
-        };
-        !state.on(now, start.into()).iter().any(refused)
+        match &state.on(now, start.into())[..] {
+            [
+                Effect::PeerLink(ToPeerLink::SendFrame(SendFrame {
+                    frame: Frame::PrefillFailed { fault, .. },
+                    ..
+                })),
+            ] => {
+                assert_eq!(*fault, PrefillFault::Busy, "it may be prefilled later");
+                false
+            }
+            _ => true,
+        }
     };
     let most = PREFILLS_MAX as u64;
     assert!((0..most).all(|request| start(&mut state, S, request)));
     assert!(!start(&mut state, S, most), "the session is at its limit");
+    let effects = state.on_prefill(now, StartPrefill { request: R, prompt: vec![], ..prefill(4) });
+    assert_eq!(told_failed(&effects).map(|told| told.0), Some(PrefillFault::Refused), "a wrong prompt");
     assert!(start(&mut state, SessionId(2), 0), "another session has room");
     assert_eq!(state.on_cancel((S, RequestId(3))), [release(SequenceId::Peer(4))]);
     assert!(start(&mut state, S, most), "one has ended");

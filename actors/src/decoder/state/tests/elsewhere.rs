@@ -210,3 +210,59 @@ fn a_prompt_whose_prefills_all_fail_is_not_sent_to_every_sender() {
     );
     assert!(state.is_empty());
 }
+
+/// The sender has no room for the request.
+fn busy(session: SessionId) -> PrefillFailed {
+    PrefillFailed { fault: PrefillFault::Busy, ..prefill_failed(session) }
+}
+
+#[test]
+fn a_request_waits_for_room_at_the_senders_until_its_deadline() {
+    let now = Instant::now();
+    let (mut state, generate) = begun(now);
+    let withdrawn = |on| over(on, PrefillOutcome::Withdrawn);
+    state.on_reserved(now, landing(&[8]));
+    // The second sender does not prefill the request either, and not for want of room. So it is not asked again.
+    let effects = state.on_prefill_failed(busy(SESSION)).split_off(1);
+    assert_eq!(effects, [release(), withdrawn(SESSION), again(&generate, &[SESSION])]);
+    state.on_placed_again(placed(Some(OTHER)));
+    state.on_reserved(now, landing(&[8]));
+    let refused = PrefillFailed { fault: PrefillFault::Refused, ..prefill_failed(OTHER) };
+    let effects = state.on_prefill_failed(refused).split_off(1);
+    assert_eq!(effects, [release(), withdrawn(OTHER), again(&generate, &[SESSION, OTHER])]);
+    assert_eq!(state.on_placed_again(placed(None)), [], "the first sender may have room later");
+    for tick in 1..=3 {
+        let now = now + Duration::from_millis(250 * tick);
+        assert_eq!(state.on_tick(now), [again(&generate, &[OTHER])]);
+        assert_eq!(state.on_tick(now), [], "it was placed again");
+        assert_eq!(state.on_placed_again(placed(Some(SESSION))), [resumed(SESSION, true)]);
+        state.on_reserved(now, landing(&[8]));
+        let effects = state.on_prefill_failed(busy(SESSION));
+        let all = [OTHER, SESSION];
+        assert_eq!(effects, [release(), withdrawn(SESSION), again(&generate, &all)], "without a log line");
+        assert_eq!(state.on_placed_again(placed(None)), []);
+    }
+    let late = RequestError::Deadline { deadline_ms: 10_000 };
+    assert_eq!(state.on_tick(now + Duration::from_secs(10)), [failed(late)], "it has no pages to release");
+    assert!(state.is_empty());
+}
+
+#[test]
+fn a_request_that_waits_for_room_ends_with_its_last_sender_or_its_client() {
+    let now = Instant::now();
+    let wait = || {
+        let (mut state, generate) = begun(now);
+        state.on_reserved(now, landing(&[8]));
+        state.on_prefill_failed(busy(SESSION));
+        assert_eq!(state.on_placed_again(placed(None)), []);
+        (state, generate)
+    };
+    let (mut state, generate) = wait();
+    state.on_peer_lost(SESSION);
+    assert_eq!(state.on_tick(now), [again(&generate, &[])]);
+    let refused = RequestError::Refused(Refused::NoPrefiller);
+    assert_eq!(state.on_placed_again(placed(None)), [failed(refused)], "no sender is left");
+    let (mut state, _) = wait();
+    assert_eq!(state.on_abort(R), [failed(RequestError::Aborted)]);
+    assert_eq!(state.on_tick(now), []);
+}
