@@ -21,7 +21,7 @@ fn model() -> ServedModel {
 fn read_with(model: &ServedModel, kind: ApiKind, body: &str, budget: usize) -> Result<Ask, ApiError> {
     let memory = InputMemory::new(budget, 1);
     let fields = Fields::parse(body.as_bytes())?;
-    let ask = Ask::read(kind, &fields, Reader { model, memory: &memory, is_long: true }, 4);
+    let ask = Ask::read(kind, &fields, Reader::new(model, &memory, true), 4);
     assert_eq!(
         memory.used(),
         ask.as_ref().map_or(0, Ask::bytes),
