@@ -12,18 +12,24 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// long.
 const LATE_MAX: u32 = 3;
 
+/// Time after which a probe has shown that the node does not break connections at once. Its whole answer may take much longer.
+const PROBE: Duration = Duration::from_secs(1);
+
 /// What the proxy knows of the connections to a node.
 ///
-/// A break starts a pause. After the pause, one request at a time probes the node, until one of them is answered. Only requests that were
-/// placed after the last break count: earlier ones say nothing about the node as it is now.
+/// A break starts a pause. After the pause, one request probes the node. The next ones follow when it has ended, or after [`PROBE`], until one of
+/// them is answered. A node that does not answer before deadlines gets one at a time. Only requests that were placed after the last break
+/// count: earlier ones say nothing about the node as it is now.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     /// When the last break came, and how long the pause after it is. Kept until an answer is complete.
     last: Option<(Instant, Duration)>,
     /// The end of the pause. Kept until an answer begins.
     until: Option<Instant>,
-    /// The request that probes the node after the pause.
-    probe: Option<TicketId>,
+    /// The last request that probes the node after the pause, and when it was placed.
+    probe: Option<(TicketId, Instant)>,
+    /// The last break was a request that was not answered before its deadline.
+    is_silent: bool,
     /// Requests in a row that were not answered before their deadline.
     late: u32,
 }
@@ -31,7 +37,8 @@ pub(super) struct Breaker {
 impl Breaker {
     /// Whether the node may get a request now.
     pub(super) fn admits(&self, now: Instant) -> bool {
-        self.until.is_none_or(|until| now >= until && self.probe.is_none())
+        let is_held = |(_, placed): (TicketId, Instant)| self.is_silent || now < placed + PROBE;
+        self.until.is_none_or(|until| now >= until && !self.probe.is_some_and(is_held))
     }
 
     /// Whether the node has not answered since its last break.
@@ -42,14 +49,14 @@ impl Breaker {
     /// A request was placed on the node.
     pub(super) fn placed(&mut self, now: Instant, ticket: TicketId) {
         if self.is_tripped() && self.admits(now) {
-            self.probe = Some(ticket);
+            self.probe = Some((ticket, now));
         }
     }
 
     /// An answer has begun. The request was placed at `placed`.
     pub(super) fn began(&mut self, placed: Instant) {
         if !self.is_old(placed) {
-            (self.until, self.probe, self.late) = (None, None, 0);
+            *self = Self { last: self.last, ..Self::default() };
         }
     }
 
@@ -67,7 +74,7 @@ impl Breaker {
             return;
         }
         let pause = self.last.map_or(PAUSE.0, |(_, pause)| (2 * pause).min(PAUSE.1));
-        *self = Self { last: Some((now, pause)), until: Some(now + pause), probe: None, late: 0 };
+        *self = Self { last: Some((now, pause)), until: Some(now + pause), ..Self::default() };
     }
 
     /// A request was not answered before its deadline.
@@ -78,12 +85,13 @@ impl Breaker {
         self.late += 1;
         if self.late >= LATE_MAX || self.is_tripped() {
             self.broke(now, placed);
+            self.is_silent = true;
         }
     }
 
     /// A request has ended, or goes to another node.
     pub(super) fn ended(&mut self, ticket: TicketId) {
-        self.probe.take_if(|probe| *probe == ticket);
+        self.probe.take_if(|(probe, _)| *probe == ticket);
     }
 
     fn is_old(&self, placed: Instant) -> bool {
@@ -142,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn one_request_at_a_time_probes_a_node_after_its_pause() {
+    fn one_request_probes_a_node_after_its_pause() {
         let mut node = Node::new();
         node.break_one();
         let first = node.place().expect("the pause is over");
@@ -153,7 +161,11 @@ mod tests {
         node.breaker.ended(first);
         node.place().expect("another probe");
         let placed = node.now;
-        node.pass(5000);
+        node.pass(999);
+        assert_eq!(node.place(), None);
+        node.pass(1);
+        node.place().expect("a second probe, because the first one did not break");
+        assert_eq!(node.place(), None);
         node.breaker.began(placed);
         assert!(node.place().is_some() && node.place().is_some());
     }
@@ -201,5 +213,9 @@ mod tests {
         assert_eq!([late(&mut node), late(&mut node), late(&mut node)], [false, false, true]);
         node.pass(100);
         assert!(late(&mut node), "a probe that is late is a break");
+        node.pass(200);
+        node.place().expect("a probe");
+        node.pass(5000);
+        assert_eq!(node.place(), None, "one at a time, because each may be silent to its deadline");
     }
 }

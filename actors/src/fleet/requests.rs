@@ -63,6 +63,8 @@ pub enum Failure {
     Broke,
     /// The deadline of the request has passed.
     Late,
+    /// The deadline of the request has passed, and the node had little time for it.
+    OutOfTime,
 }
 
 /// Why a request gets no node, or no further one.
@@ -166,6 +168,7 @@ impl FleetState {
             Failure::Busy => breaker.began(placed),
             Failure::Unreachable | Failure::Broke => breaker.broke(now, placed),
             Failure::Late => breaker.was_late(now, placed),
+            Failure::OutOfTime => {}
         });
         let node = self.release(now, ticket);
         let may_begin = self.retrying < RETRIES_MIN.max(self.requests.len() / RETRIES_PART);
@@ -174,7 +177,7 @@ impl FleetState {
         request.is_lost |= failure != Failure::Busy;
         let nodes = request.tried.len();
         let refusal = match (failure, request.is_lost) {
-            (Failure::Late, _) => return Err(FleetRefusal::Late),
+            (Failure::Late | Failure::OutOfTime, _) => return Err(FleetRefusal::Late),
             (_, true) => FleetRefusal::Lost { nodes },
             (_, false) => FleetRefusal::Busy { nodes },
         };

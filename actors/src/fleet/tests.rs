@@ -281,13 +281,15 @@ fn one_request_probes_a_node_after_its_pause() {
 #[test]
 fn a_node_that_answers_no_request_before_its_deadline_pauses() {
     let (mut fleet, [node, ..]) = Fleet::new();
-    let late = |fleet: &mut Fleet| {
+    let fail = |fleet: &mut Fleet, failure| {
         let ticket = fleet.place_on(node);
-        let refused = fleet.state.failed(fleet.now, ticket.id, Failure::Late, &ask(&prompt(1, 100)));
+        let refused = fleet.state.failed(fleet.now, ticket.id, failure, &ask(&prompt(1, 100)));
         assert_eq!(refused, Err(FleetRefusal::Late), "there is no time for another node");
         fleet.state.ended(fleet.now, ticket.id);
         fleet.state.paused(fleet.now)
     };
+    let late = |fleet: &mut Fleet| fail(fleet, Failure::Late);
+    (0..9).for_each(|_| assert_eq!(fail(&mut fleet, Failure::OutOfTime), 0, "it had no time to answer"));
     assert_eq!([late(&mut fleet), late(&mut fleet)], [0, 0]);
     let ticket = fleet.place_on(node);
     fleet.state.rejected(fleet.now, ticket.id);

@@ -147,8 +147,8 @@ async fn attempt(
     let mut cut = member.cut.subscribe();
     let mut headers = client::headers(live.proxy.api_key.as_deref());
     client::set(&mut headers, REQUEST_ID, &live.name);
-    let left = allowed(deadline.saturating_duration_since(Instant::now()));
-    client::set(&mut headers, deadline_header::NAME, &left.as_millis().to_string());
+    let left = deadline.saturating_duration_since(Instant::now());
+    client::set(&mut headers, deadline_header::NAME, &allowed(left).as_millis().to_string());
     if let Some(prefiller) = ticket.prefill_on {
         client::set(&mut headers, "x-prefiller-host-port", &prefiller.to_string());
     }
@@ -158,7 +158,11 @@ async fn attempt(
             Ok(Ok(response)) => return Ok(Answer { response, node: member.id, cut }),
             Ok(Err(SendError::Unreachable(reason))) => (Failure::Unreachable, reason),
             Ok(Err(SendError::Broke(reason))) => (Failure::Broke, reason),
-            Err(_) => (Failure::Late, "it was silent until the deadline of the request".to_owned()),
+            Err(_) => {
+                // The client may have taken the time to send the body, or another node.
+                let failure = if left >= live.proxy.deadline / 2 { Failure::Late } else { Failure::OutOfTime };
+                (failure, "it was silent until the deadline of the request".to_owned())
+            }
         },
         _ = cut.changed() => (Failure::Broke, "the node is silent".to_owned()),
     };
