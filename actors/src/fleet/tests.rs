@@ -350,7 +350,9 @@ fn at_most_a_tenth_of_the_live_requests_is_in_a_retry() {
     // The number of requests that get another node if all `failing` ones fail, beside `others` live ones.
     let retries = |others: usize, failing: usize, failure| {
         let (mut fleet, _) = Fleet::new();
-        (0..others).for_each(|_| drop(fleet.place(&asked)));
+        for _ in 0..others {
+            fleet.place(&asked);
+        }
         let tickets: Vec<FleetTicket> = (0..failing).map(|_| fleet.place(&asked)).collect();
         let mut failed =
             |ticket: &FleetTicket| fleet.state.failed(fleet.now, ticket.id, failure, &ask(&asked));
