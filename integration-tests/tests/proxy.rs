@@ -99,7 +99,9 @@ fn ask(address: &str, number: u32) -> Result<(u16, String)> {
     let mut connection = Connection::post(address, "/v1/completions", &body)?;
     let text = connection.read_until("\r\n\r\n")?;
     let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
-    let rest = if status == 200 { connection.read_until("0\r\n\r\n")? } else { String::new() };
+    // The end may have come with the head.
+    let is_whole = text.split_once("\r\n\r\n").is_some_and(|(_, body)| body.contains("0\r\n\r\n"));
+    let rest = if status == 200 && !is_whole { connection.read_until("0\r\n\r\n")? } else { String::new() };
     Ok((status, text + &rest))
 }
 
