@@ -271,3 +271,16 @@ fn a_kept_connection_that_the_node_closes_is_no_failure() -> Result<()> {
     assert_eq!(metrics.get("baton_proxy_nodes_paused")?, 0);
     Ok(())
 }
+
+#[test]
+fn a_prompt_that_is_too_long_for_the_nodes_reaches_none() -> Result<()> {
+    let (nodes, _proxy, address) = fakes()?;
+    // The context of the fake nodes is 4096 tokens. That of the proxy's model is longer.
+    let body = json!({ "prompt": vec![7; 4096] });
+    let (status, error) = post(&address, "/v1/completions", &body)?;
+    assert_eq!(status, 400, "{error}");
+    let message = "prompt has 4096 tokens, but this model's maximum context length is 4096 tokens";
+    assert!(error["error"]["message"].as_str().is_some_and(|text| text.contains(message)), "{error}");
+    assert_eq!(nodes.iter().map(FakeNode::asked).sum::<usize>(), 0);
+    Ok(())
+}
