@@ -9,7 +9,13 @@
 //! **Own placements.** A placed prompt counts at its prefiller until its first byte arrives, or until a report that was asked for at least 50 ms
 //! after the placement.
 //!
+//! **Failures.** The state decides whether a request that has failed goes to another node (`fleet/requests.rs`), and whether a node whose
+//! connections break gets requests (`fleet/breaker.rs`).
+//!
 //! **Models.** The first report of a model name sets its weights. Nodes with other weights are left out while a node with those weights reports.
+
+mod breaker;
+mod requests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -18,18 +24,18 @@ use std::time::{Duration, Instant};
 
 use connector::frame::Capabilities;
 
-use crate::messages::{LoadReport, PrefillOutcome};
-use crate::request::CacheSalt;
-use crate::routing::{Ask, DecodeShare, Joining, LocalPrefill, NotPlaced, Routing, RoutingConfig};
+use crate::messages::LoadReport;
+use crate::routing::{Joining, LocalPrefill, Routing, RoutingConfig};
+use breaker::Breaker;
+use requests::FleetRequest;
+
+pub use requests::{Failure, FleetAsk, FleetRefusal, FleetTicket};
 
 /// After this time without a report, a node gets no new requests.
 pub const UNKNOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// After this time without a report, connections to a node are cut.
 pub const LOST_AFTER: Duration = Duration::from_secs(3);
-
-/// First and maximum length of the pause of a node whose connection broke. Each further break in a row doubles the pause.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
 /// Maximum time in which a placed request normally reaches its prefiller.
 const DELIVERY: Duration = Duration::from_millis(50);
@@ -55,6 +61,8 @@ pub struct NodeView {
     pub model: Arc<str>,
     /// A hash of the model's weights and configuration.
     pub fingerprint: Arc<str>,
+    /// Maximum number of tokens of a prompt and its answer together.
+    pub context_tokens: u32,
     /// Tokens in a page.
     pub page_tokens: u32,
     /// Pages that requests may use.
@@ -71,51 +79,13 @@ pub struct NodeView {
     pub prefillers: Vec<SocketAddr>,
 }
 
-/// A request that is to be placed.
-#[derive(Clone, Copy, Debug)]
-pub struct FleetAsk<'a> {
-    /// The model; `None`: the fleet's first one.
-    pub model: Option<&'a str>,
-    /// Prompt token ids.
-    pub prompt: &'a [u32],
-    /// The salt of its prefix cache.
-    pub salt: Option<CacheSalt>,
-    /// Number of tokens to sample.
-    pub max_tokens: u32,
-    /// Nodes that have failed to answer this request.
-    pub tried: &'a [NodeId],
-}
-
-/// Where a request runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FleetTicket {
-    /// Its number. [`FleetState::answered`] and [`FleetState::ended`] take it.
-    pub id: TicketId,
-    /// The node that decodes and answers.
-    pub decode_on: NodeId,
-    /// The HTTP address of the node that prefills, as the decoding node knows it; `None`: the decoding node itself.
-    pub prefill_on: Option<SocketAddr>,
-}
-
-/// Why a request cannot be placed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FleetRefusal {
-    /// No node has reported this model.
-    #[error("no node of the fleet serves this model")]
-    NoModel,
-    /// No node takes the request now.
-    #[error("no node of the fleet takes requests now; retry later")]
-    NoNode,
-}
-
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct FleetNode {
     /// The last report, and when it came.
     last: Option<(NodeView, Instant)>,
     /// Its connections were cut since the last report.
     is_cut: bool,
-    /// Set if connections broke since the last answer: the length of the pause and its end.
-    pause: Option<(Duration, Instant)>,
+    breaker: Breaker,
     /// Prompts that were placed there and are in no report yet, the oldest first.
     unreported: VecDeque<(Instant, TicketId)>,
 }
@@ -127,21 +97,6 @@ struct FleetModel {
     routing: Routing<NodeId>,
 }
 
-#[derive(Debug)]
-struct Placement {
-    model: Arc<str>,
-    decode_on: NodeId,
-    /// The process of that node, and that of the next one.
-    decode_name: u64,
-    decode: DecodeShare,
-    prefill_on: NodeId,
-    prefill_name: u64,
-    prefill_tokens: u32,
-    placed: Instant,
-    /// The prompt counts at its prefiller.
-    is_counted: bool,
-}
-
 /// The nodes of a fleet and the requests on them.
 #[derive(Debug)]
 pub struct FleetState {
@@ -151,8 +106,10 @@ pub struct FleetState {
     /// The nodes by the HTTP addresses that they report.
     by_address: HashMap<SocketAddr, NodeId>,
     models: BTreeMap<Arc<str>, FleetModel>,
-    tickets: HashMap<TicketId, Placement>,
+    requests: HashMap<TicketId, FleetRequest>,
     next_ticket: u64,
+    /// Requests that have a place in the retry budget.
+    retrying: usize,
 }
 
 impl FleetState {
@@ -166,8 +123,9 @@ impl FleetState {
             next_node: 0,
             by_address: HashMap::new(),
             models: BTreeMap::new(),
-            tickets: HashMap::new(),
+            requests: HashMap::new(),
             next_ticket: 0,
+            retrying: 0,
         }
     }
 
@@ -175,8 +133,7 @@ impl FleetState {
     pub fn joined(&mut self) -> NodeId {
         let id = NodeId(self.next_node);
         self.next_node += 1;
-        self.nodes
-            .insert(id, FleetNode { last: None, is_cut: false, pause: None, unreported: VecDeque::new() });
+        self.nodes.insert(id, FleetNode::default());
         id
     }
 
@@ -204,9 +161,16 @@ impl FleetState {
         self.models.keys()
     }
 
-    /// Requests that are placed and have not ended.
-    pub fn live(&self) -> usize {
-        self.tickets.len()
+    /// The largest context among the nodes that serve a model, in tokens; `None` if no node has reported it. Without a name it is that of the
+    /// fleet's first model.
+    pub fn context_tokens(&self, model: Option<&str>) -> Option<u32> {
+        let name = model.or_else(|| self.models.keys().next().map(|name| &**name))?;
+        self.views_of(name).map(|(_, view)| view.context_tokens).max()
+    }
+
+    /// The number of nodes that get no requests now, because their connections broke.
+    pub fn paused(&self, now: Instant) -> usize {
+        self.nodes.values().filter(|node| !node.breaker.admits(now)).count()
     }
 
     /// A node has reported. It was asked at `asked`.
@@ -222,7 +186,6 @@ impl FleetState {
     ) -> Result<(), String> {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
         let before = node.last.as_ref().map(|(report, _)| report.clone());
-        let is_paused = node.pause.is_some_and(|(_, until)| now < until);
         let is_same = before.as_ref().is_some_and(|before| {
             let of = |view: &NodeView| {
                 (view.name, view.capabilities, view.address, view.model.clone(), view.fingerprint.clone())
@@ -261,7 +224,6 @@ impl FleetState {
         }
         let prefillers = report.prefillers.iter().filter_map(|address| self.by_address.get(address)).copied();
         model.routing.prefillers_of(id, prefillers);
-        model.routing.accepts(id, report.accepts && !is_paused);
         model.routing.room_changed(id, report.pool_pages, report.used_pages);
         model.routing.cache_reported(id, report.cache_pages);
         let load = report.load;
@@ -270,12 +232,9 @@ impl FleetState {
         let mut contained = Vec::new();
         while let Some((_, ticket)) = node.unreported.pop_front_if(|(placed, _)| *placed + DELIVERY <= asked)
         {
-            if let Some(placement) = self.tickets.get_mut(&ticket)
-                && std::mem::take(&mut placement.is_counted)
-            {
-                contained.push(placement.prefill_tokens);
-            }
+            contained.extend(self.requests.get_mut(&ticket).and_then(FleetRequest::in_report));
         }
+        self.update_accepts(now, id);
         if let Some(model) = self.model_of(id) {
             model.routing.reported_with(now, id, &load, contained);
         }
@@ -284,41 +243,17 @@ impl FleetState {
 
     /// Time has passed. Returns the nodes whose connections are to be cut.
     pub fn on_tick(&mut self, now: Instant) -> Vec<NodeId> {
-        let age = |node: &FleetNode| node.last.as_ref().map(|(_, at)| now.saturating_duration_since(*at));
-        let silent: Vec<(NodeId, Duration)> = self
-            .nodes
-            .iter()
-            .filter_map(|(id, node)| Some((*id, age(node)?)))
-            .filter(|(_, age)| *age >= UNKNOWN_AFTER)
-            .collect();
+        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         let mut cut = Vec::new();
-        for (id, age) in silent {
-            if let Some(model) = self.model_of(id) {
-                model.routing.accepts(id, false);
-            }
+        for id in ids {
+            self.update_accepts(now, id);
             let Some(node) = self.nodes.get_mut(&id) else { continue };
-            if age >= LOST_AFTER && !std::mem::replace(&mut node.is_cut, true) {
+            let age = node.last.as_ref().map(|(_, at)| now.saturating_duration_since(*at));
+            if age.is_some_and(|age| age >= LOST_AFTER) && !std::mem::replace(&mut node.is_cut, true) {
                 cut.push(id);
             }
         }
         cut
-    }
-
-    /// A connection to this node broke. It gets no new requests during a pause, and then until it reports again, unless no other node takes
-    /// them.
-    pub fn broken(&mut self, now: Instant, id: NodeId) {
-        if let Some(node) = self.nodes.get_mut(&id) {
-            let pause = match node.pause {
-                // The request was placed before the pause began.
-                Some((_, until)) if now < until => return,
-                Some((pause, _)) => (2 * pause).min(PAUSE.1),
-                None => PAUSE.0,
-            };
-            node.pause = Some((pause, now + pause));
-        }
-        if let Some(model) = self.model_of(id) {
-            model.routing.accepts(id, false);
-        }
     }
 
     /// True if a node has reported a model of this name.
@@ -326,100 +261,29 @@ impl FleetState {
         self.models.contains_key(model)
     }
 
-    /// Places a request.
-    ///
-    /// # Errors
-    /// [`FleetRefusal`].
-    pub fn place(&mut self, now: Instant, ask: &FleetAsk<'_>) -> Result<FleetTicket, FleetRefusal> {
-        let name = match ask.model {
-            Some(name) => self.models.get_key_value(name).map(|(name, _)| name),
-            None => self.models.keys().next(),
-        };
-        let name = name.cloned().ok_or(FleetRefusal::NoModel)?;
-        let model = self.models.get_mut(&name).ok_or(FleetRefusal::NoModel)?;
-        let asked = Ask {
-            prompt: ask.prompt,
-            salt: ask.salt,
-            reads_cache: true,
-            max_tokens: ask.max_tokens,
-            decode_on: None,
-            local: LocalPrefill::Auto,
-            not_on: ask.tried,
-        };
-        let mut placed = model.routing.place(now, &asked);
-        if placed == Err(NotPlaced::NoDecoder) {
-            // A node that pauses is better than none.
-            let paused = |(_, node): &(&NodeId, &FleetNode)| {
-                let is_live = |(view, at): &(NodeView, Instant)| {
-                    view.model == name && view.accepts && now.saturating_duration_since(*at) < UNKNOWN_AFTER
-                };
-                node.pause.is_some() && node.last.as_ref().is_some_and(is_live)
-            };
-            self.nodes.iter().filter(paused).for_each(|(id, _)| model.routing.accepts(*id, true));
-            placed = model.routing.place(now, &asked);
-        }
-        if placed == Err(NotPlaced::NoPrefiller) {
-            // Every node can prefill what it decodes.
-            placed = model.routing.place(now, &Ask { local: LocalPrefill::Always, ..asked });
-        }
-        let placed = placed.map_err(|_| FleetRefusal::NoNode)?;
-        let id = TicketId(self.next_ticket);
-        self.next_ticket += 1;
-        let (decode_on, prefill_on) = (placed.decode_on, placed.prefill_on);
-        self.tickets.insert(
-            id,
-            Placement {
-                model: name,
-                decode_on,
-                decode_name: self.name_of(decode_on).unwrap_or_default(),
-                decode: placed.decode,
-                prefill_on,
-                prefill_name: self.name_of(prefill_on).unwrap_or_default(),
-                prefill_tokens: placed.prefill_tokens,
-                placed: now,
-                is_counted: true,
-            },
-        );
-        if let Some(node) = self.nodes.get_mut(&prefill_on) {
-            node.unreported.push_back((now, id));
-        }
-        let address = self.nodes.get(&prefill_on).and_then(|node| node.last.as_ref());
-        let address = address.and_then(|(report, _)| report.address);
-        Ok(FleetTicket { id, decode_on, prefill_on: address.filter(|_| prefill_on != decode_on) })
-    }
-
-    /// The first byte of a request's answer has come, and it is no error.
-    pub fn answered(&mut self, now: Instant, ticket: TicketId) {
-        let Some(placement) = self.tickets.get(&ticket) else { return };
-        if let Some(node) = self.nodes.get_mut(&placement.decode_on) {
-            node.pause = None;
-        }
-        let (tokens, took) = (placement.prefill_tokens, now.saturating_duration_since(placement.placed));
-        self.uncount(now, ticket, &PrefillOutcome::Computed { tokens, micros: took.as_micros() as u64 });
-    }
-
-    /// A request has ended, in any way.
-    pub fn ended(&mut self, now: Instant, ticket: TicketId) {
-        self.uncount(now, ticket, &PrefillOutcome::Withdrawn);
-        let Some(placement) = self.tickets.remove(&ticket) else { return };
-        let is_there = self.name_of(placement.decode_on) == Some(placement.decode_name);
-        if let Some(model) = self.models.get_mut(&placement.model).filter(|_| is_there) {
-            model.routing.decoded(placement.decode_on, placement.decode);
-        }
-        if let Some(node) = self.nodes.get_mut(&placement.prefill_on) {
-            node.unreported.retain(|(_, unreported)| *unreported != ticket);
+    /// Decides whether a node gets requests: its last report is fresh and says so, and its connections do not break.
+    fn update_accepts(&mut self, now: Instant, id: NodeId) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        let Some((view, at)) = &node.last else { return };
+        let is_fresh = now.saturating_duration_since(*at) < UNKNOWN_AFTER;
+        let accepts = view.accepts && is_fresh && node.breaker.admits(now);
+        if let Some(model) = self.models.get_mut(&view.model) {
+            model.routing.accepts(id, accepts);
         }
     }
 
-    /// The prompt of this request no longer counts at its prefiller.
-    fn uncount(&mut self, now: Instant, ticket: TicketId, outcome: &PrefillOutcome) {
-        let Some(placement) = self.tickets.get_mut(&ticket) else { return };
-        let was_counted = std::mem::take(&mut placement.is_counted);
-        let node = self.nodes.get(&placement.prefill_on).and_then(|node| node.last.as_ref());
-        let is_there = node.is_some_and(|(view, _)| view.name == placement.prefill_name);
-        if let Some(model) = self.models.get_mut(&placement.model).filter(|_| was_counted && is_there) {
-            model.routing.prefilled(now, placement.prefill_on, placement.prefill_tokens, outcome);
+    /// Tells the breaker of a node something.
+    fn breaker_of(&mut self, now: Instant, id: NodeId, tell: impl FnOnce(&mut Breaker)) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            tell(&mut node.breaker);
+            self.update_accepts(now, id);
         }
+    }
+
+    /// The last reports of the nodes that serve a model.
+    fn views_of(&self, model: &str) -> impl Iterator<Item = (NodeId, &NodeView)> {
+        let views = self.nodes.iter().filter_map(|(id, node)| Some((*id, &node.last.as_ref()?.0)));
+        views.filter(move |(_, view)| *view.model == *model)
     }
 
     /// The process of a node that has reported.

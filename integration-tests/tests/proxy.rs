@@ -3,11 +3,11 @@
 #[path = "proxy/fake.rs"]
 mod fake;
 
-use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fake::{FakeNode, Manner};
-use integration_tests::client::{Connection, ask_all, complete, get, metrics, post};
+use integration_tests::client::{Connection, ask_all, complete, get, metrics, post, post_request};
 use integration_tests::process::{Nodes, Process, start_proxy};
 use serde_json::{Value, json};
 
@@ -18,7 +18,8 @@ fn prompt(number: u32) -> Value {
 
 #[test]
 fn a_proxy_gives_the_answers_of_its_nodes_and_survives_the_loss_of_one() -> Result<()> {
-    let Nodes { nodes: [mut first, second], .. } = Nodes::start(&["engine.prefix_cache=true"])?;
+    let settings = ["engine.prefix_cache=true", "request.context_tokens=400"];
+    let Nodes { nodes: [mut first, second], .. } = Nodes::start(&settings)?;
     let ports = [first.address("http.port")?, second.address("http.port")?];
     let proxy = start_proxy(&ports, &[])?;
     let address = proxy.address("frontend.port")?;
@@ -51,6 +52,19 @@ fn a_proxy_gives_the_answers_of_its_nodes_and_survives_the_loss_of_one() -> Resu
     let (status, _) = post(&address, "/v1/completions", &json!({ "prompt": "a", "model": "other" }))?;
     assert_eq!(status, 404);
 
+    // The proxy refuses a prompt that is too long for its nodes as a node does.
+    let long = |tokens: u32| (0..tokens).map(|token| token % 100).collect::<Vec<u32>>();
+    for body in [
+        json!({ "prompt": long(400) }),
+        json!({ "prompt": long(401) }),
+        json!({ "prompt": "a ".repeat(100_000) }),
+        json!({ "prompt": ["long ".repeat(900), "b"] }),
+    ] {
+        let refused = post(&address, "/v1/completions", &body)?;
+        assert_eq!(refused.0, 400, "{}", refused.1);
+        assert_eq!(refused, post(&ports[1], "/v1/completions", &body)?);
+    }
+
     // A node is killed: the requests that come then are all answered by the other one.
     first.signal("-KILL")?;
     first.wait()?;
@@ -66,10 +80,17 @@ fn a_proxy_gives_the_answers_of_its_nodes_and_survives_the_loss_of_one() -> Resu
 /// A proxy for two fake nodes, and its address.
 fn fakes() -> Result<([FakeNode; 2], Process, String)> {
     let nodes = [FakeNode::start()?, FakeNode::start()?];
-    let proxy = start_proxy(&[nodes[0].address.clone(), nodes[1].address.clone()], &[])?;
-    let address = proxy.address("frontend.port")?;
-    proxy.until("both nodes report", || Ok(get(&address, "/health")?.1["nodes_ready"] == 2))?;
+    let (proxy, address) = proxy_of(&nodes, &[])?;
     Ok((nodes, proxy, address))
+}
+
+/// A proxy with these settings for these nodes, and its address.
+fn proxy_of(nodes: &[FakeNode], settings: &[&str]) -> Result<(Process, String)> {
+    let ports: Vec<String> = nodes.iter().map(|node| node.address.clone()).collect();
+    let proxy = start_proxy(&ports, settings)?;
+    let address = proxy.address("frontend.port")?;
+    proxy.until("all nodes report", || Ok(get(&address, "/health")?.1["nodes_ready"] == nodes.len()))?;
+    Ok((proxy, address))
 }
 
 /// Asks with a prompt of its own. Returns the status and the body.
@@ -78,7 +99,9 @@ fn ask(address: &str, number: u32) -> Result<(u16, String)> {
     let mut connection = Connection::post(address, "/v1/completions", &body)?;
     let text = connection.read_until("\r\n\r\n")?;
     let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
-    let rest = if status == 200 { connection.read_until("0\r\n\r\n")? } else { String::new() };
+    // The end may have come with the head.
+    let is_whole = text.split_once("\r\n\r\n").is_some_and(|(_, body)| body.contains("0\r\n\r\n"));
+    let rest = if status == 200 && !is_whole { connection.read_until("0\r\n\r\n")? } else { String::new() };
     Ok((status, text + &rest))
 }
 
@@ -120,7 +143,7 @@ fn an_answer_that_breaks_off_does_not_look_complete_and_is_not_asked_for_again()
     nodes.iter().for_each(|node| node.set(Manner::BreaksLater));
     let error = ask(&address, 1).expect_err("the end is missing").to_string();
     assert!(error.contains("the stream ended"), "{error}");
-    let asked: usize = nodes.iter().map(|node| node.asked.load(Ordering::Relaxed)).sum();
+    let asked: usize = nodes.iter().map(FakeNode::asked).sum();
     assert_eq!(asked, 1);
     proxy.until("the request has ended", || Ok(metrics(&address)?.get("baton_proxy_requests_live")? == 0))?;
     assert_eq!(metrics(&address)?.get("baton_proxy_answers_broken_total")?, 1);
@@ -134,11 +157,9 @@ fn a_client_that_leaves_ends_the_request_at_the_node() -> Result<()> {
     let body = json!({ "prompt": prompt(1) }).to_string();
     let client = Connection::post(&address, "/v1/completions", &body)?;
     let count = |of: fn(&FakeNode) -> usize| nodes.iter().map(of).sum::<usize>();
-    proxy.until("a node has the request", || Ok(count(|node| node.asked.load(Ordering::Relaxed)) == 1))?;
+    proxy.until("a node has the request", || Ok(count(FakeNode::asked) == 1))?;
     drop(client);
-    proxy.until("the node's connection is closed", || {
-        Ok(count(|node| node.left.load(Ordering::Relaxed)) == 1)
-    })?;
+    proxy.until("the node's connection is closed", || Ok(count(FakeNode::left) == 1))?;
     proxy.until("the request has ended", || Ok(metrics(&address)?.get("baton_proxy_requests_live")? == 0))
 }
 
@@ -149,8 +170,8 @@ fn requests_of_a_silent_node_go_to_another_one() -> Result<()> {
     nodes.iter().for_each(|node| node.set(Manner::Hangs));
     let body = json!({ "prompt": prompt(3), "stream": true }).to_string();
     let mut client = Connection::post(&address, "/v1/completions", &body)?;
-    let has_it = |node: &FakeNode| node.asked.load(Ordering::Relaxed) == 1;
-    integration_tests::process::until("a node has the request", std::time::Duration::from_secs(60), || {
+    let has_it = |node: &FakeNode| node.asked() == 1;
+    integration_tests::process::until("a node has the request", Duration::from_secs(60), || {
         Ok(nodes.iter().any(has_it))
     })?;
     let (silent, other) = if has_it(&nodes[0]) { (&nodes[0], &nodes[1]) } else { (&nodes[1], &nodes[0]) };
@@ -158,5 +179,108 @@ fn requests_of_a_silent_node_go_to_another_one() -> Result<()> {
     silent.set(Manner::IsSilent);
     let answer = client.read_until("0\r\n\r\n")?;
     assert!(answer.contains(&other.address), "{answer}");
+    Ok(())
+}
+
+#[test]
+fn a_node_learns_the_name_of_a_request_and_the_time_that_is_left() -> Result<()> {
+    let node = [FakeNode::start()?];
+    let (_proxy, address) = proxy_of(&node, &["request.deadline=100s"])?;
+    let headers = |id: Option<&str>, body: &Value| -> Result<(String, u64)> {
+        let id = id.map_or_else(String::new, |id| format!("x-request-id: {id}\r\n"));
+        let request = String::from_utf8(post_request("/v1/completions", &body.to_string()))?;
+        let headers = format!("\r\n{id}x-envoy-expected-rq-timeout-ms: 1\r\n");
+        let mut connection = Connection::open(&address)?;
+        connection.send(request.replacen("\r\n", &headers, 1).as_bytes())?;
+        connection.read_until("0\r\n\r\n")?;
+        let header = |name| node[0].header(name).with_context(|| format!("no {name}"));
+        Ok((header("x-request-id")?, header("x-envoy-expected-rq-timeout-ms")?.parse()?))
+    };
+    let body = json!({ "prompt": prompt(1), "stream": true });
+    let named = json!({ "prompt": prompt(1), "stream": true, "request_id": "n-2" });
+    for (id, body, expect) in [(Some("n-1"), &named, "n-1"), (None, &named, "n-2")] {
+        let (id, left) = headers(id, body)?;
+        assert_eq!(id, expect);
+        // A client of the proxy cannot shorten the deadline.
+        assert!((30_000..100_000).contains(&left), "{left}");
+    }
+    let (first, second) = (headers(None, &body)?.0, headers(None, &body)?.0);
+    assert!(first.len() == 32 && second.len() == 32 && first != second, "{first} {second}");
+    Ok(())
+}
+
+#[test]
+fn a_request_ends_at_its_deadline_if_a_node_reports_and_does_not_answer() -> Result<()> {
+    let nodes = [FakeNode::start()?, FakeNode::start()?];
+    let (proxy, address) = proxy_of(&nodes, &["request.deadline=1s"])?;
+    nodes.iter().for_each(|node| node.set(Manner::Hangs));
+    let mut late = 0;
+    proxy.until("two requests end at their deadlines", || {
+        let status = ask(&address, late)?.0;
+        // On a machine without a free core, a report may come late. Then no node takes requests for a moment.
+        ensure!([503, 504].contains(&status), "{status}");
+        late += u32::from(status == 504);
+        Ok(late == 2)
+    })?;
+    let count = |of: fn(&FakeNode) -> usize| nodes.iter().map(of).sum::<usize>();
+    assert_eq!(count(FakeNode::asked), 2, "there is no time for another node");
+    proxy.until("the nodes' connections are closed", || Ok(count(FakeNode::left) == 2))?;
+    assert_eq!(metrics(&address)?.get("baton_proxy_requests_live")?, 0);
+    Ok(())
+}
+
+#[test]
+fn few_requests_go_to_another_node_at_once() -> Result<()> {
+    const REQUESTS: u32 = 24;
+    let (nodes, proxy, address) = fakes()?;
+    nodes[0].set(Manner::IsBusy);
+    nodes[1].set(Manner::Hangs);
+    let post = |number| {
+        let body = json!({ "prompt": prompt(number), "stream": true }).to_string();
+        Connection::post(&address, "/v1/completions", &body)
+    };
+    let clients = (0..REQUESTS).map(post).collect::<Result<Vec<_>>>()?;
+    // Each request is refused, or hangs at the second node.
+    proxy.until("each request has an end or hangs", || {
+        let metrics = metrics(&address)?;
+        let refused = metrics.get("baton_proxy_requests_forwarded_total")?
+            + metrics.get("baton_proxy_requests_refused_total")?;
+        Ok(refused + nodes[1].asked() as u64 == u64::from(REQUESTS))
+    })?;
+    let retried = metrics(&address)?.get("baton_proxy_retries_total")?;
+    assert!((1..=3).contains(&retried), "{retried} retries of {} requests", nodes[0].asked());
+    assert!(nodes[0].asked() > 3, "{} requests failed", nodes[0].asked());
+    drop(clients);
+    Ok(())
+}
+
+#[test]
+fn a_kept_connection_that_the_node_closes_is_no_failure() -> Result<()> {
+    let node = [FakeNode::start()?];
+    let (proxy, address) = proxy_of(&node, &[])?;
+    node[0].set(Manner::ClosesKept);
+    let mut number = 0;
+    proxy.until("the node closes a connection at its second request", || {
+        number += 1;
+        let (status, body) = ask(&address, number)?;
+        ensure!(status == 200 && body.contains(&node[0].address), "{status}: {body}");
+        Ok(node[0].closed() > 0)
+    })?;
+    let metrics = metrics(&address)?;
+    assert_eq!(metrics.get("baton_proxy_retries_total")?, 0);
+    assert_eq!(metrics.get("baton_proxy_nodes_paused")?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_prompt_that_is_too_long_for_the_nodes_reaches_none() -> Result<()> {
+    let (nodes, _proxy, address) = fakes()?;
+    // The context of the fake nodes is 4096 tokens. That of the proxy's model is longer.
+    let body = json!({ "prompt": vec![7; 4096] });
+    let (status, error) = post(&address, "/v1/completions", &body)?;
+    assert_eq!(status, 400, "{error}");
+    let message = "prompt has 4096 tokens, but this model's maximum context length is 4096 tokens";
+    assert!(error["error"]["message"].as_str().is_some_and(|text| text.contains(message)), "{error}");
+    assert_eq!(nodes.iter().map(FakeNode::asked).sum::<usize>(), 0);
     Ok(())
 }

@@ -126,7 +126,8 @@ sections! {
         local: LocalPrefill = local_prefill, |_, _| "auto";
         /// If no peer is idle, a receiver or node prefills a prompt itself if it expects the first token sooner by more than this.
         local_if_sooner_by: Duration = duration_or_zero, |role, _| if role == Role::Node { "0s" } else { "1s" };
-        /// Whether the frontend obeys the header `x-prefiller-host-port`, by which clients choose the prefiller.
+        /// Whether the frontend obeys the headers of routers: `x-prefiller-host-port`, by which they choose the prefiller, and
+        /// `x-envoy-expected-rq-timeout-ms`, by which they shorten the deadline.
         trust_header: bool = truth, |_, _| "false";
         /// How the model writes tool calls: `hermes`, `llama3_json`, `mistral` or `none`. The default is the format that the chat template shows.
         tool_call_parser: Option<String> =

@@ -26,6 +26,7 @@ mod body;
 mod chat_template;
 mod choices;
 mod connection;
+mod deadline_header;
 mod field_table;
 mod fields;
 mod fleet;
@@ -69,6 +70,7 @@ use actix::Recipient;
 use actix_web::dev::Server;
 use actix_web::http::StatusCode;
 use actix_web::middleware::from_fn;
+use actix_web::web::ServiceConfig;
 use actix_web::{App, HttpServer, Resource, Route, web};
 use actors::request::{AbortRequest, Generate};
 use actors::streams::Streams;
@@ -111,7 +113,7 @@ pub struct Frontend {
     pub grammars: Grammars,
     /// Where requests on this port may be prefilled.
     pub route: actors::request::Route,
-    /// Whether the header `x-prefiller-host-port` overrides `route`.
+    /// Whether the clients are routers: `x-prefiller-host-port` overrides `route`, and `x-envoy-expected-rq-timeout-ms` shortens `deadline`.
     pub trusts_header: bool,
     /// Maximum duration of a request, from the arrival of its head.
     pub deadline: Duration,
@@ -281,13 +283,10 @@ impl Frontend {
     /// # Errors
     /// The system refuses to listen.
     pub fn serve(self, listener: TcpListener, workers: usize) -> io::Result<Server> {
-        let drain_s = self.drain.as_secs_f64().ceil() as u64;
-        let limits = self.limits;
-        prepare(&listener, &limits)?;
-        let (key, frontend) = (web::Data::new(ApiKey(self.api_key.clone())), web::Data::new(self));
-        let server = HttpServer::new(move || {
-            App::new()
-                .app_data(key.clone())
+        let (limits, drain, api_key) = (self.limits, self.drain, self.api_key.clone());
+        let frontend = web::Data::new(self);
+        listen(listener, workers, limits, drain, api_key, move |services| {
+            services
                 .app_data(frontend.clone())
                 .service(post("/v1/completions", web::post().to(handlers::completions)))
                 .service(post("/v1/chat/completions", web::post().to(handlers::chat_completions)))
@@ -308,24 +307,42 @@ impl Frontend {
                 .service(get("/version", web::get().to(handlers::version)))
                 .service(get("/load", web::get().to(handlers::load)))
                 .service(get("/openapi.json", web::get().to(handlers::openapi)))
-                .service(get("/metrics", web::get().to(handlers::metrics)))
-                .default_service(web::to(handlers::no_such_path))
-                .wrap(from_fn(api_key::check))
-                .wrap(from_fn(attend))
-        });
-        Ok(server
-            .workers(workers)
-            .disable_signals()
-            // A client that half-closes counts as gone: its request is aborted.
-            .h1_allow_half_closed(false)
-            .client_request_timeout(limits.head)
-            .keep_alive(limits.idle)
-            .max_connections(limits.connections.div_ceil(workers))
-            .on_connect(Connection::accept(limits))
-            .shutdown_timeout(drain_s)
-            .listen(listener)?
-            .run())
+                .service(get("/metrics", web::get().to(handlers::metrics)));
+        })
     }
+}
+
+/// Serves these paths on a port, with the checks and limits that all ports have.
+fn listen(
+    listener: TcpListener,
+    workers: usize,
+    limits: Limits,
+    drain: Duration,
+    api_key: Option<String>,
+    services: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
+) -> io::Result<Server> {
+    prepare(&listener, &limits)?;
+    let key = web::Data::new(ApiKey(api_key));
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(key.clone())
+            .configure(services.clone())
+            .default_service(web::to(handlers::no_such_path))
+            .wrap(from_fn(api_key::check))
+            .wrap(from_fn(attend))
+    });
+    Ok(server
+        .workers(workers)
+        .disable_signals()
+        // A client that half-closes counts as gone: its request is aborted.
+        .h1_allow_half_closed(false)
+        .client_request_timeout(limits.head)
+        .keep_alive(limits.idle)
+        .max_connections(limits.connections.div_ceil(workers))
+        .on_connect(Connection::accept(limits))
+        .shutdown_timeout(drain.as_secs_f64().ceil() as u64)
+        .listen(listener)?
+        .run())
 }
 
 /// A path that accepts POST only.

@@ -1,9 +1,9 @@
-//! Nodes that misbehave on request. They speak just enough HTTP for a proxy: one request for each connection.
+//! Nodes that misbehave on request. They speak just enough HTTP for a proxy.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -24,36 +24,46 @@ pub(crate) enum Manner {
     Hangs,
     /// As `Hangs`, and does not answer `GET /node` either.
     IsSilent,
+    /// Answers the first request of a connection, and closes the connection at the second one.
+    ClosesKept,
 }
 
 /// A node that misbehaves on request.
 pub(crate) struct FakeNode {
     /// Its HTTP port.
     pub(crate) address: String,
-    manner: Arc<Mutex<Manner>>,
-    /// Requests for completions that it got.
-    pub(crate) asked: Arc<AtomicUsize>,
-    /// Connections of hanging requests that the proxy has closed.
-    pub(crate) left: Arc<AtomicUsize>,
+    shared: Arc<Shared>,
+}
+
+/// What a node shares with its threads.
+struct Shared {
+    manner: Mutex<Manner>,
+    /// The heads of the requests for completions that it got.
+    heads: Mutex<Vec<String>>,
+    left: AtomicUsize,
+    closed: AtomicUsize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl FakeNode {
     /// A node that answers.
     pub(crate) fn start() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
-        let node = Self {
-            address: listener.local_addr()?.to_string(),
-            manner: Arc::new(Mutex::new(Manner::Answers)),
-            asked: Arc::default(),
-            left: Arc::default(),
-        };
-        let (address, manner) = (node.address.clone(), Arc::clone(&node.manner));
-        let (asked, left) = (Arc::clone(&node.asked), Arc::clone(&node.left));
+        let address = listener.local_addr()?.to_string();
+        let shared = Arc::new(Shared {
+            manner: Mutex::new(Manner::Answers),
+            heads: Mutex::default(),
+            left: AtomicUsize::default(),
+            closed: AtomicUsize::default(),
+        });
+        let node = Self { address: address.clone(), shared: Arc::clone(&shared) };
         std::thread::spawn(move || {
             for socket in listener.incoming().flatten() {
-                let (address, manner) = (address.clone(), Arc::clone(&manner));
-                let (asked, left) = (Arc::clone(&asked), Arc::clone(&left));
-                std::thread::spawn(move || serve(socket, &address, &manner, &asked, &left));
+                let (address, shared) = (address.clone(), Arc::clone(&shared));
+                std::thread::spawn(move || serve(socket, &address, &shared));
             }
         });
         Ok(node)
@@ -61,19 +71,35 @@ impl FakeNode {
 
     /// From now on it treats requests this way.
     pub(crate) fn set(&self, manner: Manner) {
-        *self.manner.lock().unwrap_or_else(PoisonError::into_inner) = manner;
+        *lock(&self.shared.manner) = manner;
+    }
+
+    /// Requests for completions that it got.
+    pub(crate) fn asked(&self) -> usize {
+        lock(&self.shared.heads).len()
+    }
+
+    /// The value of a header of the last request for completions.
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
+        let heads = lock(&self.shared.heads);
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned);
+        heads.last()?.lines().find_map(value)
+    }
+
+    /// Connections of hanging requests that the proxy has closed.
+    pub(crate) fn left(&self) -> usize {
+        self.shared.left.load(Ordering::Relaxed)
+    }
+
+    /// Connections that it has closed at their second request.
+    pub(crate) fn closed(&self) -> usize {
+        self.shared.closed.load(Ordering::Relaxed)
     }
 }
 
-fn serve(
-    mut socket: TcpStream,
-    address: &str,
-    manner: &Mutex<Manner>,
-    asked: &AtomicUsize,
-    left: &AtomicUsize,
-) -> Option<()> {
+fn serve(mut socket: TcpStream, address: &str, shared: &Shared) -> Option<()> {
     let head = read_request(&mut socket)?;
-    let manner = *manner.lock().unwrap_or_else(PoisonError::into_inner);
+    let manner = *lock(&shared.manner);
     if head.starts_with("GET /node ") {
         if manner == Manner::IsSilent {
             std::thread::sleep(Duration::from_secs(60));
@@ -81,13 +107,23 @@ fn serve(
         }
         return answer(&mut socket, "200 OK", &report(address));
     }
-    asked.fetch_add(1, Ordering::Relaxed);
+    lock(&shared.heads).push(head);
     match manner {
         Manner::IsBusy => answer(&mut socket, "503 Service Unavailable", "{}"),
         Manner::Breaks => None,
         Manner::Hangs | Manner::IsSilent => {
             let closed = matches!(socket.read(&mut [0; 1]), Ok(0) | Err(_));
-            left.fetch_add(usize::from(closed), Ordering::Relaxed);
+            shared.left.fetch_add(usize::from(closed), Ordering::Relaxed);
+            None
+        }
+        Manner::ClosesKept => {
+            let head =
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+            socket.write_all(head.as_bytes()).ok()?;
+            let text = format!("data: {address}\n\n");
+            socket.write_all(format!("{:x}\r\n{text}\r\n0\r\n\r\n", text.len()).as_bytes()).ok()?;
+            read_request(&mut socket)?;
+            shared.closed.fetch_add(1, Ordering::Relaxed);
             None
         }
         Manner::Answers | Manner::BreaksLater => {

@@ -116,13 +116,13 @@ impl Body {
         work: impl FnOnce(&Fields<'_>, Reader<'_>) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         if self.bytes.len() <= READ_HERE_BYTES_MAX {
-            let reader = Reader { model: &frontend.model, memory: &frontend.memory, is_long: false };
+            let reader = Reader::new(&frontend.model, &frontend.memory, false);
             return work(&Fields::parse(&self.bytes)?, reader);
         }
         let (model, memory) = (Arc::clone(&frontend.model), frontend.memory.clone());
         let work = move || {
             let body = self;
-            work(&Fields::parse(&body.bytes)?, Reader { model: &model, memory: &memory, is_long: true })
+            work(&Fields::parse(&body.bytes)?, Reader::new(&model, &memory, true))
         };
         frontend.memory.run_long(work).await?
     }

@@ -4,9 +4,10 @@
 //! that prefills. The body goes unchanged to the HTTP port of the decoding node, with `x-prefiller-host-port` if another node prefills. The answer comes
 //! back as it is, so the node checks the request, and its errors reach the client unchanged.
 //!
-//! Every request has one answer. If the connection to a node breaks, or the node answers 503, before the first byte of an answer, the request goes
-//! to another node, at most [`ATTEMPTS`] times. If a node dies later, the client's connection breaks. If a client leaves, the connection to the node is
-//! closed, and the node aborts the request.
+//! Every request has one answer. If the connection to a node breaks, or the node answers 503, before the first byte of an answer, the state decides
+//! whether the request goes to another node. If a node dies later, the client's connection breaks. If a client leaves, the connection to the node is
+//! closed, and the node aborts the request. A node is told the time that is left, and ends the request by then. So a request waits for its first
+//! byte until its deadline, however long the node's queue is, and a node that is silent until then is at fault.
 
 mod client;
 mod forward;
@@ -19,28 +20,22 @@ use std::time::{Duration, Instant};
 
 use actix_web::dev::Server;
 use actix_web::http::StatusCode;
-use actix_web::middleware::from_fn;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use actors::fleet::{FleetState, NodeId};
 use serde::Serialize;
 use tokio::sync::watch;
 
 use super::api_error::ApiError;
-use super::api_key::{self, ApiKey};
-use super::connection::{Connection, attend};
-use super::handlers::{no_such_path, version};
+use super::handlers::version;
 use super::limits::Limits;
 use super::memory::InputMemory;
 use super::openai::ApiKind;
 use super::response::json;
 use super::served_model::ServedModel;
-use super::{get, post, prepare};
+use super::{get, listen, post};
 use crate::drain::{Drain, DrainStage};
 
 pub use poll::poll;
-
-/// Maximum number of nodes that get a request one after the other.
-const ATTEMPTS: usize = 3;
 
 /// One node of the fleet.
 struct FleetMember {
@@ -58,11 +53,11 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 
 impl FleetMember {
     /// Warns about a request, unless it did so a moment ago.
-    fn warn(&self, what: &str, error: &str) {
+    fn warn(&self, what: &str, request: &str, error: &str) {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
             *warned = Some(Instant::now());
-            tracing::warn!(node = self.address, "{what}: {error}");
+            tracing::warn!(node = self.address, request, "{what}: {error}");
         }
     }
 }
@@ -174,12 +169,10 @@ impl FleetProxy {
         workers: usize,
         drain: Duration,
     ) -> io::Result<Server> {
-        let limits = self.limits;
-        prepare(&listener, &limits)?;
-        let (key, proxy) = (web::Data::new(ApiKey(self.api_key.clone())), web::Data::from(self));
-        let server = HttpServer::new(move || {
-            App::new()
-                .app_data(key.clone())
+        let (limits, api_key) = (self.limits, self.api_key.clone());
+        let proxy = web::Data::from(self);
+        listen(listener, workers, limits, drain, api_key, move |services| {
+            services
                 .app_data(proxy.clone())
                 .service(post("/v1/completions", web::post().to(completions)))
                 .service(post("/v1/chat/completions", web::post().to(chat_completions)))
@@ -189,22 +182,8 @@ impl FleetProxy {
                 .service(get("/ping", web::get().to(ping)).route(web::post().to(ping)))
                 .service(get("/live", web::get().to(live)))
                 .service(get("/version", web::get().to(version)))
-                .service(get("/metrics", web::get().to(metrics)))
-                .default_service(web::to(no_such_path))
-                .wrap(from_fn(api_key::check))
-                .wrap(from_fn(attend))
-        });
-        Ok(server
-            .workers(workers)
-            .disable_signals()
-            .h1_allow_half_closed(false)
-            .client_request_timeout(limits.head)
-            .keep_alive(limits.idle)
-            .max_connections(limits.connections.div_ceil(workers))
-            .on_connect(Connection::accept(limits))
-            .shutdown_timeout(drain.as_secs_f64().ceil() as u64)
-            .listen(listener)?
-            .run())
+                .service(get("/metrics", web::get().to(metrics)));
+        })
     }
 
     fn has_models(&self) -> bool {
@@ -305,6 +284,13 @@ async fn metrics(proxy: Shared) -> HttpResponse {
     };
     metric("baton_proxy_nodes", "gauge", "Nodes of the fleet.", proxy.members.len() as u64);
     metric("baton_proxy_nodes_ready", "gauge", "Nodes that take requests now.", proxy.ready() as u64);
+    let paused = proxy.state().paused(Instant::now());
+    metric(
+        "baton_proxy_nodes_paused",
+        "gauge",
+        "Nodes that get no requests now, because their connections broke.",
+        paused as u64,
+    );
     metric("baton_proxy_requests_live", "gauge", "Requests in flight.", proxy.state().live() as u64);
     let forwarded = counts.forwarded.load(Relaxed);
     metric(
@@ -317,7 +303,7 @@ async fn metrics(proxy: Shared) -> HttpResponse {
     metric(
         "baton_proxy_retries_total",
         "counter",
-        "Times that a request was to go to another node.",
+        "Failed attempts after which the request went to another node.",
         retried,
     );
     let refused = counts.refused.load(Relaxed);

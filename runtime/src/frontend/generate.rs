@@ -18,6 +18,7 @@ use super::api_error::ApiError;
 use super::body;
 use super::choices::{Choices, Failure};
 use super::connection::Connection;
+use super::deadline_header;
 use super::logprobs::report;
 use super::names::{next_request, public_id};
 use super::openai::{ApiKind, Ask};
@@ -29,6 +30,28 @@ use super::responses_api::Output;
 use super::stream::{Answers, EventShape, events, response_writer};
 use super::tokenizer::{Detokenizer, Tokenizer};
 
+/// The time that a request may take.
+#[derive(Clone, Copy)]
+struct Period {
+    /// The arrival of its head.
+    arrived: Instant,
+    /// The duration from then on.
+    allowed: Duration,
+}
+
+impl Period {
+    /// The period of a request whose head has just arrived. A router may shorten it.
+    fn of(frontend: &Frontend, http: &HttpRequest) -> Self {
+        let router = frontend.trusts_header.then(|| deadline_header::read(http.headers())).flatten();
+        let allowed = router.map_or(frontend.deadline, |router| router.min(frontend.deadline));
+        Self { arrived: Instant::now(), allowed }
+    }
+
+    fn end(self) -> Instant {
+        self.arrived + self.allowed
+    }
+}
+
 /// Answers a request whose head has just arrived.
 pub(super) async fn generate(
     kind: ApiKind,
@@ -36,8 +59,8 @@ pub(super) async fn generate(
     http: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let arrived = Instant::now();
-    let deadline = arrived + frontend.deadline;
+    let period = Period::of(&frontend, &http);
+    let deadline = period.end();
     let turned_away = |error: ApiError| frontend.observed.turned_away(error);
     let body =
         body::read(&http, payload, &frontend.memory, frontend.limits.body).await.map_err(turned_away)?;
@@ -47,13 +70,13 @@ pub(super) async fn generate(
     let most = frontend.admission.most();
     let read = body.parse(&frontend, move |fields, reader| Ask::read(kind, fields, reader, most));
     let Ok(ask) = timeout_at(deadline.into(), read).await else {
-        return Err(late(&frontend));
+        return Err(late(&frontend, period));
     };
     let ask = Arc::new(ask.map_err(turned_away)?);
     let grammar = match &ask.grammar {
         Some(asked) => match timeout_at(deadline.into(), frontend.grammars.compile(asked)).await {
             Ok(compiled) => Some(compiled.map_err(turned_away)?),
-            Err(_) => return Err(late(&frontend)),
+            Err(_) => return Err(late(&frontend, period)),
         },
         None => None,
     };
@@ -67,7 +90,7 @@ pub(super) async fn generate(
     };
     let named = frontend.trusts_header.then(|| prefiller_header::route(http.headers())).flatten();
     let route = named.unwrap_or_else(|| frontend.route.clone());
-    let started = start(Arc::clone(&frontend), Arc::clone(&ask), grammar, place, arrived, route);
+    let started = start(Arc::clone(&frontend), Arc::clone(&ask), grammar, place, period, route);
     let Some(options) = ask.stream else {
         return match kind {
             ApiKind::Response => whole_response(&frontend, &head, &ask, started.await?).await,
@@ -104,20 +127,19 @@ async fn start(
     ask: Arc<Ask>,
     grammar: Option<CompiledGrammar>,
     place: Place,
-    arrived: Instant,
+    period: Period,
     route: Route,
 ) -> Result<Choices, ApiError> {
-    let deadline = arrived + frontend.deadline;
-    let Ok(permits) = timeout_at(deadline.into(), place.permits()).await else {
-        return Err(late(&frontend));
+    let Ok(permits) = timeout_at(period.end().into(), place.permits()).await else {
+        return Err(late(&frontend, period));
     };
-    let waited = arrived.elapsed();
-    if waited >= frontend.deadline {
+    let waited = period.arrived.elapsed();
+    if waited >= period.allowed {
         // The permits came at once, but the body arrived late.
-        return Err(late(&frontend));
+        return Err(late(&frontend, period));
     }
     let submit =
-        |(choice, permit)| submit(&frontend, &ask, grammar.clone(), choice, permit, deadline, route.clone());
+        |(choice, permit)| submit(&frontend, &ask, grammar.clone(), choice, permit, period, route.clone());
     let turned_away = |error: ApiError| frontend.observed.turned_away(error);
     let permits = permits.map_err(turned_away)?;
     let replies: Result<_, ApiError> = permits.into_iter().enumerate().map(submit).collect();
@@ -125,8 +147,8 @@ async fn start(
 }
 
 /// Status 504: the deadline passed before the request ran.
-fn late(frontend: &Frontend) -> ApiError {
-    let error = RequestError::Deadline { deadline_ms: frontend.deadline.as_millis() as u64 };
+fn late(frontend: &Frontend, period: Period) -> ApiError {
+    let error = RequestError::Deadline { deadline_ms: period.allowed.as_millis() as u64 };
     frontend.observed.turned_away(error.into())
 }
 
@@ -137,7 +159,7 @@ fn submit(
     grammar: Option<CompiledGrammar>,
     choice: usize,
     permit: Permit,
-    deadline: Instant,
+    period: Period,
     route: Route,
 ) -> Result<Reply, ApiError> {
     let (model, prompt) = (&frontend.model, ask.prompt_of(choice));
@@ -149,8 +171,8 @@ fn submit(
     let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, finish };
     let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.special_tokens);
     let detokenizer = detokenizer.showing(Arc::clone(&ask.marks));
-    let give_up = deadline + frontend.limits.grace;
-    let reply = Reply::new(live, source, rule, detokenizer, ask.stop.clone(), frontend.deadline, give_up);
+    let give_up = period.end() + frontend.limits.grace;
+    let reply = Reply::new(live, source, rule, detokenizer, ask.stop.clone(), period.allowed, give_up);
     let generate = Generate {
         request: reply.request(),
         prompt: Arc::clone(&prompt.tokens),
@@ -160,7 +182,7 @@ fn submit(
         salt: ask.salt,
         ignore_eos: ask.ignore_eos,
         prompt_logprobs: ask.scores.top(),
-        deadline,
+        deadline: period.end(),
         route,
     };
     match frontend.generate.try_send(generate) {

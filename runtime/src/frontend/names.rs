@@ -1,6 +1,5 @@
 //! Names of requests: the number inside the process, and the id that clients see.
 
-use std::fmt::Write as _;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,21 +18,24 @@ pub(super) fn next_request() -> RequestId {
     RequestId(NEXT_REQUEST.fetch_add(1, Ordering::Relaxed))
 }
 
-/// The id of a request in responses. It contains the client's id if that is printable and short, else 32 random hex digits.
+/// The id of a request in responses.
 pub(super) fn public_id(kind: ApiKind, wanted: Option<&str>) -> String {
+    format!("{}{}", kind.prefix(), request_name(wanted))
+}
+
+/// The client's id of a request if that is printable and short, else 32 random hex digits.
+pub(super) fn request_name(wanted: Option<&str>) -> String {
     let usable = |name: &&str| {
         !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(|byte| byte.is_ascii_graphic())
     };
-    let mut id = kind.prefix().to_owned();
-    match wanted.filter(usable) {
-        Some(name) => id.push_str(name),
-        None => {
+    wanted.filter(usable).map_or_else(
+        || {
             // Each `RandomState` has new keys. The id does not have to be hard to guess.
             let word = || RandomState::new().hash_one(0u8);
-            let _ = write!(id, "{:016x}{:016x}", word(), word());
-        }
-    }
-    id
+            format!("{:016x}{:016x}", word(), word())
+        },
+        str::to_owned,
+    )
 }
 
 #[cfg(test)]

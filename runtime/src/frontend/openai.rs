@@ -170,7 +170,7 @@ impl Ask {
                 return Err(ApiError::field(&field, format!("{field} must have at least one token")));
             }
             Ok(PromptAsk {
-                max_tokens: max_tokens(kind, &field, ids.len(), echo, fields, model)?,
+                max_tokens: max_tokens(kind, &field, ids.len(), echo, fields, reader.context_tokens)?,
                 echo: if echo { text(&ids) } else { String::new() },
                 tokens: ids.into(),
             })
@@ -282,14 +282,16 @@ pub(super) struct RoutedPrompt {
     /// The tokens of the first prompt; empty if the client names another model than this one.
     pub(super) prompt: Vec<u32>,
     pub(super) salt: Option<CacheSalt>,
-    /// Number of tokens that the client asks for, or the number that most answers have.
-    pub(super) max_tokens: u32,
+    /// Maximum number of tokens in the answer, if the client or the endpoint limits it.
+    pub(super) max_tokens: Option<u32>,
+    /// The client's id of the request in the body.
+    pub(super) request_id: Option<String>,
 }
 
 /// Reads what decides where a request goes. The node that gets the request checks the rest.
 ///
 /// # Errors
-/// 400 with a sentence that names the field.
+/// 400 with a sentence that names the field, also if the context has no room for the prompt and one token.
 pub(super) fn routed_prompt(
     kind: ApiKind,
     body: &[u8],
@@ -299,14 +301,21 @@ pub(super) fn routed_prompt(
     let model = fields.text("model")?.map(|name| name.into_owned());
     let is_known = model.as_ref().is_none_or(|name| *name == reader.model.name);
     let prompt = match kind {
-        _ if !is_known => Vec::new(),
-        ApiKind::Chat | ApiKind::Response => Chat::read(kind, fields, false, reader)?.prompt.ids,
-        ApiKind::Completion => prompts::first(fields, reader)?.ids,
+        _ if !is_known => None,
+        ApiKind::Chat | ApiKind::Response => Some(Chat::read(kind, fields, false, reader)?.prompt),
+        ApiKind::Completion => Some(prompts::first(fields, reader)?),
     };
-    let wanted = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
-    let asked = wanted.into_iter().find_map(|name| fields.count(name).ok().flatten());
-    let max_tokens = asked.unwrap_or(COMPLETION_TOKENS);
-    Ok(RoutedPrompt { model, prompt, salt: cache_salt(fields)?, max_tokens })
+    let room = prompt.as_ref().map(|prompt| room(&prompt.field, prompt.ids.len(), reader.context_tokens));
+    let rest = room.transpose()?.unwrap_or(u32::MAX);
+    let asked = limits_of(kind).iter().find_map(|name| fields.count(name).ok().flatten());
+    let default = (kind == ApiKind::Completion).then(|| COMPLETION_TOKENS.min(rest));
+    Ok(RoutedPrompt {
+        model,
+        prompt: prompt.map(|prompt| prompt.ids).unwrap_or_default(),
+        salt: cache_salt(fields)?,
+        max_tokens: asked.or(default),
+        request_id: fields.text("request_id").ok().flatten().map(Cow::into_owned),
+    })
 }
 
 /// What a chat has besides the settings that completions have too.
@@ -406,29 +415,41 @@ fn stream_options(kind: ApiKind, fields: &Fields<'_>) -> Result<Option<StreamOpt
     }))
 }
 
+/// The fields that limit the length of an answer. The first one that a request sets counts.
+fn limits_of(kind: ApiKind) -> &'static [&'static str] {
+    match kind {
+        ApiKind::Completion => &["max_tokens"],
+        ApiKind::Chat => &["max_completion_tokens", "max_tokens"],
+        ApiKind::Response => &["max_output_tokens"],
+    }
+}
+
+/// Maximum number of tokens in the answer to a prompt of this many tokens.
+///
+/// # Errors
+/// 400 if the context has no room for one.
+fn room(field: &str, prompt: usize, context: u32) -> Result<u32, ApiError> {
+    let rest = u32::try_from(prompt).ok().and_then(|prompt| context.checked_sub(prompt)).unwrap_or(0);
+    if rest == 0 {
+        return Err(too_long(field, &format!("{prompt} tokens"), context));
+    }
+    Ok(rest)
+}
+
 fn max_tokens(
     kind: ApiKind,
     field: &str,
     prompt: usize,
     echo: bool,
     fields: &Fields<'_>,
-    model: &ServedModel,
+    context: u32,
 ) -> Result<u32, ApiError> {
-    let context = model.context_tokens;
-    let rest = u32::try_from(prompt).ok().and_then(|prompt| context.checked_sub(prompt)).unwrap_or(0);
-    if rest == 0 {
-        return Err(too_long(field, &format!("{prompt} tokens"), context));
-    }
+    let rest = room(field, prompt, context)?;
     if echo && fields.get("max_tokens").is_some_and(|value| value.get() == "0") {
         return Ok(0);
     }
-    let names: &[&str] = match kind {
-        ApiKind::Completion => &["max_tokens"],
-        ApiKind::Chat => &["max_completion_tokens", "max_tokens"],
-        ApiKind::Response => &["max_output_tokens"],
-    };
     let mut limit = None;
-    for name in names {
+    for name in limits_of(kind) {
         let count = fields.count(name)?;
         limit = limit.or(count.map(|count| (*name, count)));
     }

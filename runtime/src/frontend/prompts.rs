@@ -26,6 +26,8 @@ use super::tokenizer::Bos;
 pub(super) struct Reader<'a> {
     pub(super) model: &'a ServedModel,
     pub(super) memory: &'a InputMemory,
+    /// Maximum number of tokens of a prompt and its answer together. A proxy has it from its nodes.
+    pub(super) context_tokens: u32,
     /// Whether the body is long. A long body is read on a thread of its own, which may wait for
     /// [`TokenizeAllowance`](super::memory::TokenizeAllowance). A short body takes no allowance.
     pub(super) is_long: bool,
@@ -193,7 +195,7 @@ pub(super) fn chat(
     reader: Reader<'_>,
 ) -> Result<(Tokens, String), ApiError> {
     let (name, expect) = form.field();
-    let (field, context) = (name.to_owned(), reader.model.context_tokens);
+    let (field, context) = (name.to_owned(), reader.context_tokens);
     let template = reader.model.template.as_ref().ok_or_else(|| {
         ApiError::new(StatusCode::BAD_REQUEST, "this model has no chat template; use /v1/completions")
     })?;
@@ -253,6 +255,11 @@ fn template_variables(fields: &Fields<'_>) -> Result<Option<Map<String, Value>>,
 }
 
 impl<'a> Reader<'a> {
+    /// A reader for requests to the model of this process.
+    pub(super) fn new(model: &'a ServedModel, memory: &'a InputMemory, is_long: bool) -> Self {
+        Self { model, memory, context_tokens: model.context_tokens, is_long }
+    }
+
     fn take(&self, field: &str, bytes: usize) -> Result<Option<Taken<'a>>, ApiError> {
         if !self.is_long {
             return Ok(None);
@@ -274,7 +281,7 @@ impl<'a> Reader<'a> {
     }
 
     fn encode(&self, field: &str, text: &str, add_bos: bool) -> Result<Vec<u32>, ApiError> {
-        let (context, tokenizer) = (self.model.context_tokens, &self.model.tokenizer);
+        let (context, tokenizer) = (self.context_tokens, &self.model.tokenizer);
         // No tokenisation of the text could fit the context, so the text is not tokenised.
         if text.len() > (context as usize).saturating_mul(tokenizer.token_bytes_max()) {
             let reason = format!(
@@ -295,7 +302,7 @@ impl<'a> Reader<'a> {
     pub(super) fn ids(&self, field: &str, value: &RawValue) -> Result<Vec<u32>, ApiError> {
         struct Ids<'a> {
             field: &'a str,
-            model: &'a ServedModel,
+            reader: Reader<'a>,
             refused: &'a mut Option<ApiError>,
         }
 
@@ -309,7 +316,7 @@ impl<'a> Reader<'a> {
             fn visit_seq<S: SeqAccess<'a>>(self, mut list: S) -> Result<Vec<u32>, S::Error> {
                 let mut ids = Vec::new();
                 while let Some(value) = list.next_element()? {
-                    match one_more(self.field, &ids, value, self.model) {
+                    match one_more(self.field, &ids, value, self.reader) {
                         Ok(id) => ids.push(id),
                         Err(error) => {
                             *self.refused = Some(error);
@@ -322,15 +329,15 @@ impl<'a> Reader<'a> {
         }
 
         let mut refused = None;
-        let ids = Ids { field, model: self.model, refused: &mut refused };
+        let ids = Ids { field, reader: *self, refused: &mut refused };
         let ids = serde_json::Deserializer::from_str(value.get()).deserialize_seq(ids);
         ids.map_err(|_| refused.unwrap_or_else(|| wrong(field, "a list of token ids", value)))
     }
 }
 
 /// Reads the next token id of the list, after `ids`.
-fn one_more(field: &str, ids: &[u32], value: &RawValue, model: &ServedModel) -> Result<u32, ApiError> {
-    let (context, vocabulary) = (model.context_tokens, model.tokenizer.vocabulary());
+fn one_more(field: &str, ids: &[u32], value: &RawValue, reader: Reader<'_>) -> Result<u32, ApiError> {
+    let (context, vocabulary) = (reader.context_tokens, reader.model.tokenizer.vocabulary());
     if ids.len() >= context as usize {
         return Err(too_long(field, &format!("more than {context} tokens"), context));
     }

@@ -16,7 +16,7 @@ fn read(endpoint: Endpoints, body: &Value) -> (BTreeSet<String>, Option<ApiError
     let text = ModelText { context_tokens: 256, ..bytes_model() };
     let model = ServedModel::new(Path::new("m.gguf"), &text, None).unwrap();
     let memory = InputMemory::new(16 << 20, 1);
-    let reader = Reader { model: &model, memory: &memory, is_long: false };
+    let reader = Reader::new(&model, &memory, false);
     let text = body.to_string();
     let fields = Fields::parse(text.as_bytes()).unwrap();
     let kinds = [ApiKind::Completion, ApiKind::Chat, ApiKind::Response];

@@ -1,66 +1,90 @@
 //! The HTTP client for the nodes: one pool of kept connections for all threads of the process.
 
+mod connector;
+mod lookups;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use actix_web::web::Bytes;
+use connector::{NodeConnector, is_used, mark_used};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::Extensions;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{HttpConnector, HttpInfo};
+use hyper_util::client::legacy::connect::HttpInfo;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-
-/// Maximum time for a connection to a node.
-const CONNECT: Duration = Duration::from_secs(1);
-
-/// Time after which an unanswered connection ends: the address is gone, although nothing has closed the connection.
-const UNANSWERED: Duration = Duration::from_secs(10);
 
 /// Time for which an idle connection is kept. A node closes it after 20 s, so the client closes it first.
 const KEEP: Duration = Duration::from_secs(15);
 
 /// What is sent to a node.
 pub(super) struct ToNode<'a> {
-    pub(super) method: Method,
     /// The node's HTTP port, `host:port`.
     pub(super) address: &'a str,
     pub(super) path: &'a str,
     pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+    /// The body of a POST; `None` for a GET.
+    pub(super) body: Option<Bytes>,
+}
+
+/// Why a node has not answered, in one sentence.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SendError {
+    /// No connection could be made, so the node has not got the request.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The connection broke.
+    #[error("{0}")]
+    Broke(String),
 }
 
 /// The client. Clones share the connections.
 #[derive(Clone)]
-pub(super) struct NodeClient(Client<HttpConnector, Full<Bytes>>);
+pub(super) struct NodeClient {
+    /// Keeps connections for later requests.
+    kept: Client<NodeConnector, Full<Bytes>>,
+    /// Makes a connection for each request.
+    fresh: Client<NodeConnector, Full<Bytes>>,
+}
 
 impl NodeClient {
     /// A client without connections.
     pub(super) fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT));
-        connector.set_nodelay(true);
-        connector.set_keepalive(Some(UNANSWERED / 2));
-        connector.set_keepalive_interval(Some(UNANSWERED / 4));
-        connector.set_keepalive_retries(Some(2));
+        let connector = NodeConnector::new();
         let mut builder = Client::builder(TokioExecutor::new());
         builder.pool_timer(TokioTimer::new()).pool_idle_timeout(KEEP);
-        Self(builder.build(connector))
+        let kept = builder.build(connector.clone());
+        Self { kept, fresh: builder.pool_max_idle_per_host(0).build(connector) }
     }
 
     /// Sends a request. Returns the answer once its head has come. Dropping the answer closes the connection.
     ///
+    /// A node may close an idle connection at the moment at which a request is sent on it. Then the request is sent again, on a new connection.
+    ///
     /// # Errors
-    /// Why there is no answer, in one sentence.
-    pub(super) async fn send(&self, to: ToNode<'_>) -> Result<Response<Incoming>, String> {
-        let mut request = Request::builder()
-            .method(to.method)
-            .uri(format!("http://{}{}", to.address, to.path))
-            .body(Full::new(to.body))
-            .map_err(|error| format!("{} is no address: {error}", to.address))?;
-        *request.headers_mut() = to.headers;
-        self.0.request(request).await.map_err(|error| with_causes(&error))
+    /// [`SendError`].
+    pub(super) async fn send(&self, to: &ToNode<'_>) -> Result<Response<Incoming>, SendError> {
+        let error = match self.kept.request(to.request()?).await {
+            Ok(response) => {
+                mark_used(response.extensions());
+                return Ok(response);
+            }
+            Err(error) => error,
+        };
+        if error.is_connect() {
+            return Err(SendError::Unreachable(with_causes(&error)));
+        }
+        let mut extras = Extensions::new();
+        error.connect_info().inspect(|info| info.get_extras(&mut extras));
+        if !is_used(&extras) {
+            return Err(SendError::Broke(with_causes(&error)));
+        }
+        // The node may have got the request, whatever happens now.
+        let again = self.fresh.request(to.request()?).await;
+        again.map_err(|error| SendError::Broke(with_causes(&error)))
     }
 
     /// Gets a document of at most `most` bytes, and the address that it came from.
@@ -73,14 +97,27 @@ impl NodeClient {
         path: &str,
         most: usize,
     ) -> Result<(Bytes, Option<SocketAddr>), String> {
-        let to = ToNode { method: Method::GET, address, path, headers: HeaderMap::new(), body: Bytes::new() };
-        let response = self.send(to).await?;
+        let to = ToNode { address, path, headers: HeaderMap::new(), body: None };
+        let response = self.send(&to).await.map_err(|error| error.to_string())?;
         if response.status() != StatusCode::OK {
             return Err(format!("GET {path} answered {}", response.status()));
         }
         let from = response.extensions().get::<HttpInfo>().map(HttpInfo::remote_addr);
         let body = Limited::new(response.into_body(), most).collect().await;
         Ok((body.map_err(|error| format!("GET {path}: {error}"))?.to_bytes(), from))
+    }
+}
+
+impl ToNode<'_> {
+    fn request(&self) -> Result<Request<Full<Bytes>>, SendError> {
+        let method = if self.body.is_some() { Method::POST } else { Method::GET };
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{}", self.address, self.path))
+            .body(Full::new(self.body.clone().unwrap_or_default()))
+            .map_err(|error| SendError::Unreachable(format!("{} is no address: {error}", self.address)))?;
+        *request.headers_mut() = self.headers.clone();
+        Ok(request)
     }
 }
 
@@ -94,9 +131,9 @@ pub(super) fn headers(key: Option<&str>) -> HeaderMap {
     headers
 }
 
-/// Sets a header whose value comes from a client. A value that no header can have is left out.
-pub(super) fn set(headers: &mut HeaderMap, name: &'static str, value: &[u8]) {
-    if let Ok(value) = HeaderValue::from_bytes(value) {
+/// Sets a header. A value that no header can have is left out.
+pub(super) fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(HeaderName::from_static(name), value);
     }
 }

@@ -3,27 +3,31 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix_web::http::StatusCode;
 use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, web};
-use actors::fleet::{FleetAsk, FleetRefusal, FleetTicket, NodeId, TicketId};
-use futures_util::StreamExt;
+use actors::fleet::{Failure, FleetAsk, FleetRefusal, FleetTicket, NodeId, TicketId};
 use futures_util::stream::unfold;
-use http_body_util::BodyStream;
-use hyper::body::Incoming;
-use hyper::{Method, Response};
+use http_body_util::BodyExt;
+use hyper::Response;
+use hyper::body::{Body as _, Incoming};
 use tokio::sync::watch;
 use tokio::time::timeout_at;
 
-use super::client::{self, ToNode};
-use super::{ATTEMPTS, FleetMember, FleetProxy, refused};
+use super::client::{self, SendError, ToNode};
+use super::{FleetMember, FleetProxy, refused};
 use crate::frontend::api_error::ApiError;
 use crate::frontend::body::{self, Body};
 use crate::frontend::connection::Connection;
+use crate::frontend::deadline_header;
+use crate::frontend::names::request_name;
 use crate::frontend::openai::{self, ApiKind, RoutedPrompt};
 use crate::frontend::prompts::Reader;
+
+/// The header that names a request.
+const REQUEST_ID: &str = "x-request-id";
 
 /// Headers of a node's answer that the client gets.
 const PASSED: &[&str] = &["content-type", "cache-control", "retry-after"];
@@ -32,12 +36,22 @@ const PASSED: &[&str] = &["content-type", "cache-control", "retry-after"];
 struct Live {
     proxy: Arc<FleetProxy>,
     ticket: TicketId,
+    /// The name of the request in logs.
+    name: String,
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
         self.proxy.state().ended(Instant::now(), self.ticket);
     }
+}
+
+/// The head of a node's answer.
+struct Answer {
+    response: Response<Incoming>,
+    node: NodeId,
+    /// Changes when the connections to the node are cut.
+    cut: watch::Receiver<u64>,
 }
 
 /// Answers a request whose head has just arrived.
@@ -66,99 +80,123 @@ async fn answer(
         connection.answers_until(deadline);
     }
     let bytes = Bytes::from(bytes);
-    let routed = read(kind, proxy, bytes.clone()).await?;
     let own = &*proxy.model.name;
-    let (mut tried, mut are_busy): (Vec<NodeId>, bool) = (Vec::new(), true);
+    let default = proxy.state().serves(own).then_some(own);
+    let read = timeout_at(deadline.into(), read(kind, proxy, default, bytes.clone())).await;
+    let routed = read.map_err(|_| late(proxy))??;
+    let model = routed.model.as_deref();
+    let ask = FleetAsk {
+        model: model.or(default),
+        prompt: &routed.prompt,
+        salt: routed.salt,
+        max_tokens: routed.max_tokens,
+    };
+    let placed = proxy.state().place(Instant::now(), &ask);
+    let mut ticket = placed.map_err(|refusal| match (refusal, model) {
+        (FleetRefusal::NoModel, Some(name)) if name != own && proxy.has_models() => no_model(name),
+        _ => error(proxy, FleetRefusal::NoNode),
+    })?;
+    let wanted = http.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    let name = request_name(wanted.or(routed.request_id.as_deref()));
+    let live = Live { proxy: Arc::clone(proxy), ticket: ticket.id, name };
     loop {
-        let ask = FleetAsk {
-            model: routed.model.as_deref().or_else(|| proxy.state().serves(own).then_some(own)),
-            prompt: &routed.prompt,
-            salt: routed.salt,
-            max_tokens: routed.max_tokens,
-            tried: &tried,
+        let member = proxy.member(ticket.decode_on);
+        let answer = match member {
+            Some(member) => attempt(&live, http.uri().path(), member, &ticket, deadline, &bytes).await,
+            // The node has left the fleet a moment ago.
+            None => Err(Failure::Unreachable),
         };
-        let placed = proxy.state().place(Instant::now(), &ask);
-        let ticket = placed.map_err(|refusal| match (refusal, routed.model.as_deref()) {
-            _ if !tried.is_empty() => gave_up(tried.len(), are_busy),
-            (FleetRefusal::NoModel, Some(name)) if name != own && proxy.has_models() => no_model(name),
-            _ => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, FleetRefusal::NoNode.to_string()),
-        })?;
-        let live = Live { proxy: Arc::clone(proxy), ticket: ticket.id };
-        let last = tried.len() + 1 >= ATTEMPTS;
-        let gone = || ApiError::new(StatusCode::SERVICE_UNAVAILABLE, FleetRefusal::NoNode.to_string());
-        let member = proxy.member(ticket.decode_on).ok_or_else(gone)?;
-        let mut cut = member.cut.subscribe();
-        let send = send(proxy, http, &member.address, &ticket, bytes.clone());
-        let sent = tokio::select! {
-            sent = timeout_at(deadline.into(), send) => sent.map_err(|_| late(proxy))?,
-            _ = cut.changed() => Err("the node is silent".to_owned()),
-        };
-        match sent {
-            Ok(response) if response.status() == hyper::StatusCode::SERVICE_UNAVAILABLE && !last => {
-                proxy.counts.retried.fetch_add(1, Ordering::Relaxed);
-                tried.push(ticket.decode_on);
-            }
-            Ok(response) if response.status() == hyper::StatusCode::UNAUTHORIZED => {
-                let message = "the node refuses the proxy's API key; set the same request.api_key everywhere";
-                return Err(ApiError::new(StatusCode::BAD_GATEWAY, message));
-            }
-            Ok(response) => {
-                if response.status().is_success() {
+        let (failure, busy) = match answer {
+            Ok(answer) => match answer.response.status() {
+                hyper::StatusCode::SERVICE_UNAVAILABLE => (Failure::Busy, Some(answer)),
+                hyper::StatusCode::UNAUTHORIZED => {
+                    let message =
+                        "the node refuses the proxy's API key; set the same request.api_key everywhere";
+                    return Err(ApiError::new(StatusCode::BAD_GATEWAY, message));
+                }
+                status if status.is_success() => {
                     proxy.state().answered(Instant::now(), ticket.id);
+                    return Ok(pass_on(answer, live));
                 }
-                proxy.counts.forwarded.fetch_add(1, Ordering::Relaxed);
-                return Ok(pass_on(response, member, live, cut));
-            }
-            Err(error) => {
-                member.warn("a request got no answer", &error);
-                proxy.state().broken(Instant::now(), ticket.decode_on);
-                are_busy = false;
-                if last {
-                    return Err(gave_up(tried.len() + 1, are_busy));
+                _ => {
+                    proxy.state().rejected(Instant::now(), ticket.id);
+                    return Ok(pass_on(answer, live));
                 }
-                proxy.counts.retried.fetch_add(1, Ordering::Relaxed);
-                tried.push(ticket.decode_on);
-            }
-        }
+            },
+            Err(failure) => (failure, None),
+        };
+        let next = proxy.state().failed(Instant::now(), ticket.id, failure, &ask);
+        ticket = match (next, busy) {
+            (Ok(next), _) => next,
+            (Err(FleetRefusal::Busy { .. }), Some(answer)) => return Ok(pass_on(answer, live)),
+            (Err(refusal), _) => return Err(error(proxy, refusal)),
+        };
+        proxy.counts.retried.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Reads what decides where the request goes.
-async fn read(kind: ApiKind, proxy: &Arc<FleetProxy>, bytes: Bytes) -> Result<RoutedPrompt, ApiError> {
+/// Sends a request to a node, and waits for the head of the answer.
+async fn attempt(
+    live: &Live,
+    path: &str,
+    member: &FleetMember,
+    ticket: &FleetTicket,
+    deadline: Instant,
+    body: &Bytes,
+) -> Result<Answer, Failure> {
+    let mut cut = member.cut.subscribe();
+    let mut headers = client::headers(live.proxy.api_key.as_deref());
+    client::set(&mut headers, REQUEST_ID, &live.name);
+    let left = deadline.saturating_duration_since(Instant::now());
+    client::set(&mut headers, deadline_header::NAME, &allowed(left).as_millis().to_string());
+    if let Some(prefiller) = ticket.prefill_on {
+        client::set(&mut headers, "x-prefiller-host-port", &prefiller.to_string());
+    }
+    let to = ToNode { address: &member.address, path, headers, body: Some(body.clone()) };
+    let (failure, reason) = tokio::select! {
+        sent = timeout_at(deadline.into(), live.proxy.client.send(&to)) => match sent {
+            Ok(Ok(response)) => return Ok(Answer { response, node: member.id, cut }),
+            Ok(Err(SendError::Unreachable(reason))) => (Failure::Unreachable, reason),
+            Ok(Err(SendError::Broke(reason))) => (Failure::Broke, reason),
+            Err(_) => {
+                // The client may have taken the time to send the body, or another node.
+                let failure = if left >= live.proxy.deadline / 2 { Failure::Late } else { Failure::OutOfTime };
+                (failure, "it was silent until the deadline of the request".to_owned())
+            }
+        },
+        _ = cut.changed() => (Failure::Broke, "the node is silent".to_owned()),
+    };
+    member.warn("a request got no answer", &live.name, &reason);
+    Err(failure)
+}
+
+/// The time that a node gets for a request if this much is left. It is shorter, so that the node's own answer at the deadline, status 504,
+/// arrives in time. A node that has not answered at all by then is at fault.
+fn allowed(left: Duration) -> Duration {
+    const SHORTER_MAX: Duration = Duration::from_secs(1);
+    (left - (left / 16).min(SHORTER_MAX)).max(Duration::from_millis(1))
+}
+
+/// Reads what decides where the request goes. A request that names no model goes to `default`.
+async fn read(
+    kind: ApiKind,
+    proxy: &Arc<FleetProxy>,
+    default: Option<&str>,
+    bytes: Bytes,
+) -> Result<RoutedPrompt, ApiError> {
     let is_long = bytes.len() > body::READ_HERE_BYTES_MAX;
     let (model, memory) = (Arc::clone(&proxy.model), proxy.memory.clone());
+    let context_tokens = proxy.state().context_tokens(default).unwrap_or(model.context_tokens);
     let work = move || {
-        let reader = Reader { model: &model, memory: &memory, is_long };
+        let reader = Reader { context_tokens, ..Reader::new(&model, &memory, is_long) };
         openai::routed_prompt(kind, &bytes, reader)
     };
     if is_long { proxy.memory.run_long(work).await? } else { work() }
 }
 
-async fn send(
-    proxy: &FleetProxy,
-    http: &HttpRequest,
-    address: &str,
-    ticket: &FleetTicket,
-    body: Bytes,
-) -> Result<Response<Incoming>, String> {
-    let mut headers = client::headers(proxy.api_key.as_deref());
-    if let Some(id) = http.headers().get("x-request-id") {
-        client::set(&mut headers, "x-request-id", id.as_bytes());
-    }
-    if let Some(prefiller) = ticket.prefill_on {
-        client::set(&mut headers, "x-prefiller-host-port", prefiller.to_string().as_bytes());
-    }
-    let path = http.uri().path();
-    proxy.client.send(ToNode { method: Method::POST, address, path, headers, body }).await
-}
-
 /// The answer for the client: that of the node. If the node is lost, the client's connection breaks.
-fn pass_on(
-    answer: Response<Incoming>,
-    member: &FleetMember,
-    live: Live,
-    cut: watch::Receiver<u64>,
-) -> HttpResponse {
+fn pass_on(Answer { response: answer, node, cut }: Answer, live: Live) -> HttpResponse {
+    live.proxy.counts.forwarded.fetch_add(1, Ordering::Relaxed);
     let status = StatusCode::from_u16(answer.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
     let mut response = HttpResponse::build(status);
     let text = |name: &str| answer.headers().get(name)?.to_str().ok();
@@ -170,22 +208,32 @@ fn pass_on(
     if let Some(length) = text("content-length").and_then(|length| length.parse().ok()) {
         response.no_chunking(length);
     }
-    let state = Some((BodyStream::new(answer.into_body()), member.id, live, cut));
+    let state = Some((answer.into_body(), node, live, cut));
     response.streaming(unfold(state, async |state| {
-        let (mut body, id, live, mut cut) = state?;
+        let (mut body, node, live, mut cut) = state?;
         let frame = tokio::select! {
-            frame = body.next() => frame?.map_err(|error| client::with_causes(&error)),
-            _ = cut.changed() => Err("the node is silent".to_owned()),
+            frame = body.frame() => frame.map(|frame| frame.map_err(|error| client::with_causes(&error))),
+            _ = cut.changed() => Some(Err("the node is silent".to_owned())),
         };
         match frame {
-            // A frame without data has trailers.
-            Ok(frame) => Some((Ok(frame.into_data().unwrap_or_default()), Some((body, id, live, cut)))),
-            Err(error) => {
+            Some(Ok(frame)) => {
+                if body.is_end_stream() {
+                    live.proxy.state().completed(Instant::now(), live.ticket);
+                }
+                // A frame without data has trailers.
+                Some((Ok(frame.into_data().unwrap_or_default()), Some((body, node, live, cut))))
+            }
+            Some(Err(error)) => {
                 live.proxy.counts.broken.fetch_add(1, Ordering::Relaxed);
-                if let Some(member) = live.proxy.member(id) {
-                    member.warn("an answer broke off", &error);
+                live.proxy.state().broke_off(Instant::now(), live.ticket);
+                if let Some(member) = live.proxy.member(node) {
+                    member.warn("an answer broke off", &live.name, &error);
                 }
                 Some((Err(io::Error::other(error)), None))
+            }
+            None => {
+                live.proxy.state().completed(Instant::now(), live.ticket);
+                None
             }
         }
     }))
@@ -196,20 +244,35 @@ fn no_model(name: &str) -> ApiError {
     ApiError { param: Some("model".to_owned()), ..error }
 }
 
-/// Status 503 if all nodes that got the request were busy, else 502.
-fn gave_up(nodes: usize, are_busy: bool) -> ApiError {
-    if are_busy {
-        let message = format!("{nodes} nodes got the request and have no room for it now; retry later");
-        return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message);
-    }
-    ApiError::new(
-        StatusCode::BAD_GATEWAY,
-        format!("{nodes} nodes got the request and did not answer; retry later"),
-    )
+/// The error that a client gets for a refusal of the state.
+fn error(proxy: &FleetProxy, refusal: FleetRefusal) -> ApiError {
+    let status = match refusal {
+        FleetRefusal::Late => return late(proxy),
+        FleetRefusal::Lost { .. } => StatusCode::BAD_GATEWAY,
+        FleetRefusal::NoModel | FleetRefusal::NoNode | FleetRefusal::Busy { .. } => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+    };
+    ApiError::new(status, refusal.to_string())
 }
 
 /// Status 504: no answer began before the deadline.
 fn late(proxy: &FleetProxy) -> ApiError {
     let message = format!("no node answered within {:?}", proxy.deadline);
     ApiError::new(StatusCode::GATEWAY_TIMEOUT, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_gets_a_little_less_time_than_is_left() {
+        let check = |left, expect| assert_eq!(allowed(Duration::from_millis(left)).as_millis(), expect);
+        check(600_000, 599_000);
+        check(16_000, 15_000);
+        check(1600, 1500);
+        check(1, 1);
+        check(0, 1);
+    }
 }

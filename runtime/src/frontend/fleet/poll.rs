@@ -96,6 +96,7 @@ fn view(report: NodeReport, from: Option<IpAddr>) -> Result<NodeView, String> {
         accepts: matches!(report.state, NodeState::Ok | NodeState::Degraded),
         model: report.model.into(),
         fingerprint: report.fingerprint.into(),
+        context_tokens: report.context_tokens,
         page_tokens: report.page_tokens,
         pool_pages: report.pool_pages,
         used_pages: report.used_pages,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::frontend::model_text::ModelText;
 use crate::frontend::model_text::testing::bytes_model;
-use crate::frontend::openai::{ApiKind, Ask};
+use crate::frontend::openai::{ApiKind, Ask, RoutedPrompt, routed_prompt};
 use crate::frontend::tokenizer::Tokenizer;
 
 const CONTEXT: u32 = 64;
@@ -21,7 +21,7 @@ fn model() -> ServedModel {
 fn read_with(model: &ServedModel, kind: ApiKind, body: &str, budget: usize) -> Result<Ask, ApiError> {
     let memory = InputMemory::new(budget, 1);
     let fields = Fields::parse(body.as_bytes())?;
-    let ask = Ask::read(kind, &fields, Reader { model, memory: &memory, is_long: true }, 4);
+    let ask = Ask::read(kind, &fields, Reader::new(model, &memory, true), 4);
     assert_eq!(
         memory.used(),
         ask.as_ref().map_or(0, Ask::bytes),
@@ -174,4 +174,53 @@ proptest! {
             }
         }
     }
+}
+
+/// Reads a body as a proxy whose nodes have this context.
+fn routed(kind: ApiKind, body: &Value, context_tokens: u32) -> Result<RoutedPrompt, ApiError> {
+    let (model, memory) = (model(), InputMemory::new(16 << 20, 1));
+    let reader = Reader { context_tokens, ..Reader::new(&model, &memory, true) };
+    routed_prompt(kind, body.to_string().as_bytes(), reader)
+}
+
+#[test]
+fn a_proxy_reads_the_limit_of_the_answer_as_a_node_does() {
+    let check = |kind, fields: Value, expect: Option<u32>| {
+        let mut body = match kind {
+            ApiKind::Completion => json!({"prompt": "abcd"}),
+            ApiKind::Chat => json!({"messages": [{"role": "user", "content": "a"}]}),
+            ApiKind::Response => json!({"input": "a"}),
+        };
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        assert_eq!(routed(kind, &body, CONTEXT).unwrap().max_tokens, expect, "{body}");
+    };
+    check(ApiKind::Completion, json!({}), Some(16));
+    check(ApiKind::Completion, json!({"max_tokens": 5, "max_completion_tokens": 6}), Some(5));
+    check(ApiKind::Completion, json!({"max_completion_tokens": 6}), Some(16));
+    check(ApiKind::Chat, json!({}), None);
+    check(ApiKind::Chat, json!({"max_tokens": 5, "max_completion_tokens": 6}), Some(6));
+    check(ApiKind::Chat, json!({"max_tokens": 5}), Some(5));
+    check(ApiKind::Response, json!({"max_output_tokens": 7}), Some(7));
+    check(ApiKind::Response, json!({}), None);
+    let short = routed(ApiKind::Completion, &json!({"prompt": "abcd"}), 6).unwrap();
+    assert_eq!(short.max_tokens, Some(2), "the context has room for no more");
+}
+
+#[test]
+fn a_proxy_refuses_a_prompt_that_is_too_long_for_its_nodes_as_a_node_does() {
+    let ids = |count: u32| json!({"prompt": vec![97; count as usize]});
+    for body in [
+        ids(CONTEXT),
+        ids(CONTEXT + 1),
+        json!({"prompt": "a".repeat(70)}),
+        json!({"prompt": "a".repeat(700)}),
+    ] {
+        let node = read(ApiKind::Completion, &body).unwrap_err();
+        assert_eq!(routed(ApiKind::Completion, &body, CONTEXT).err(), Some(node), "{body}");
+        // The nodes have a larger context than the model's file says.
+        assert!(routed(ApiKind::Completion, &body, 1000).is_ok());
+    }
+    let chat = json!({"messages": [{"role": "user", "content": "a".repeat(80)}]});
+    let node = read(ApiKind::Chat, &chat).unwrap_err();
+    assert_eq!(routed(ApiKind::Chat, &chat, CONTEXT).err(), Some(node));
 }

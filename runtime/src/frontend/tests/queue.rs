@@ -1,13 +1,13 @@
 //! Requests that wait for permits.
 
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actors::request::RequestId;
 
 use super::super::{Limits, bind, prepare};
 use super::harness::{PERMITS, Script, Server, Setup};
-use super::http::{Leave, RawClient, SOON, WAIT};
+use super::http::{JSON, Leave, RawClient, SOON, WAIT, read};
 
 /// A server whose permits are all held by running requests, with these requests and their clients.
 fn full(setup: Setup) -> (Server, Vec<RawClient>, Vec<RequestId>) {
@@ -108,6 +108,26 @@ fn the_deadline_includes_the_wait() {
     assert_eq!(status, 200, "the response began before the deadline");
     assert!(text.contains("deadline of 300 ms") && text.ends_with("data: [DONE]\n\n"), "{text}");
     server.until(PERMITS, 0);
+}
+
+#[test]
+fn a_trusted_header_shortens_the_deadline() {
+    let check = |trusts_header, header: &str, deadline_ms: u64, expect: &str| {
+        let deadline = Duration::from_millis(deadline_ms);
+        let limits = Limits { grace: Duration::ZERO, ..Limits::default() };
+        let setup = Setup { deadline, trusts_header, limits, ..Setup::new(Script::Hold(0)) };
+        let server = Server::start_with(setup);
+        let headers = [JSON, ("x-envoy-expected-rq-timeout-ms", header)];
+        let (status, text) = read(server.http.send("/v1/completions", r#"{"prompt": "a"}"#, &headers));
+        assert_eq!(status, 504, "{text}");
+        assert!(text.contains(expect), "{text}");
+        let deadline = server.accepted.recv_timeout(WAIT).unwrap().deadline;
+        assert!(deadline < Instant::now(), "the decoder has the same deadline");
+    };
+    check(true, "300", 600_000, "deadline of 300 ms");
+    check(true, "600000", 300, "deadline of 300 ms");
+    check(true, "soon", 300, "deadline of 300 ms");
+    check(false, "1", 300, "deadline of 300 ms");
 }
 
 #[test]
