@@ -166,6 +166,7 @@ fn start_compiling(
     let link = Some(LinkConfig {
         listener: ends.listener,
         peers: ends.peers,
+        finds_peers: false,
         secret: None,
         http: None,
         ring_bytes,

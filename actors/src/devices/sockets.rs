@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::effect::{ToPeerLink, ToSockets};
 use crate::messages::{
-    Carry, Challenged, ConnectionId, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded,
+    Carry, Challenged, ConnectionId, Dial, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded,
     ProcessWatched, ReceiverId, Refuse, SayHello, SayWelcome, SenderSession, SessionId, Welcomed, WriteFrame,
 };
 
@@ -42,8 +42,6 @@ pub struct Identity {
     pub secret: Option<String>,
     /// Upper bound of the credits outstanding in an incoming session.
     pub ring_pages: u32,
-    /// The addresses that this process dials.
-    pub receivers: Vec<String>,
     /// Whether this process can prefill and decode.
     pub capabilities: Capabilities,
     /// This process's HTTP address as `host:port`; empty if it serves no HTTP.
@@ -113,7 +111,7 @@ impl Sockets {
                 });
             }
             ToSockets::Dial(dial) => {
-                actix::spawn(self.clone().dial(dial.receiver));
+                actix::spawn(self.clone().dial(dial));
             }
             ToSockets::SayHello(hello) => {
                 if let Some(Connection::Challenged(answered)) = self.take(hello.connection) {
@@ -200,13 +198,8 @@ impl Sockets {
         });
     }
 
-    async fn dial(self, receiver: ReceiverId) {
-        let receivers = &self.shared.identity.receivers;
-        let dialled = match receivers.get(receiver.0 as usize) {
-            Some(address) => Link::dial(address).await,
-            None => Err(LinkError::Closed),
-        };
-        match dialled {
+    async fn dial(self, Dial { receiver, address }: Dial) {
+        match Link::dial(&address).await {
             Ok((link, challenge)) => {
                 let incarnation = challenge.incarnation;
                 let connection = self.keep(Connection::Challenged(Box::new(Answered { link, challenge })));

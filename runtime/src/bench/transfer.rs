@@ -158,6 +158,7 @@ fn start(
     let link = LinkConfig {
         listener,
         peers,
+        finds_peers: false,
         secret: None,
         http: None,
         ring_bytes: config.ring.bytes.0,
