@@ -81,7 +81,7 @@ pub use actix_web::dev::ServerHandle;
 pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Conversation};
 pub use field_table::parameters_page;
-pub use fleet::{FleetProxy, FleetSettings, poll};
+pub use fleet::{FleetProxy, FleetSettings, poll, set_nodes};
 pub use limits::Limits;
 pub use memory::InputMemory;
 #[cfg(test)]

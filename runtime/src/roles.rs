@@ -31,6 +31,7 @@ use exposure::Port;
 use servers::Servers;
 
 mod exposure;
+mod joining;
 mod proxying;
 mod servers;
 
@@ -205,14 +206,20 @@ async fn serve(
     let cache = cache_info(&config, engine.as_ref());
     let grammars = grammars(&model, engine.as_ref());
     let compiler = Arc::clone(grammars.compiler());
+    let link = ports.link.as_ref().map(TcpListener::local_addr).transpose()?;
     let node = start_node(role, &config, &mut ports, engine, compiler, model.context_tokens)?;
     limit_context(&mut model, u64::from(node.request_pages) * u64::from(config.page_tokens()));
     let shared = SharedState::new(&config, cache, model, grammars, limits);
     actix::spawn(report_regularly(shared.observed.clone()));
     let servers = Servers::start(role, &config, ports, &node, &shared)?;
+    let registered = joining::join(role, &config, &node, link, &shared.model.name)?;
     tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
     let mut signals = Signals::new()?;
     let end = ending(&node, &mut signals).await;
+    // First of all, so that other members choose this process no more.
+    if let Some(registered) = registered {
+        registered.leave().await;
+    }
     shared.admission.close();
     let drain = config.shutdown.drain;
     if let Some(fault) = &end {
@@ -251,6 +258,7 @@ fn start_node(
     let link = (role != Role::Local).then(|| LinkConfig {
         listener,
         peers: if role.dials_peers() { config.link.peers.clone() } else { Vec::new() },
+        finds_peers: role.dials_peers() && config.fleet.source().is_some(),
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
         http: config.http.advertise.or(http),
         ring_bytes: config.ring.bytes.0,

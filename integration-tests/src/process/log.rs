@@ -23,6 +23,16 @@ pub enum Event {
     ReceiverRefuses,
     /// A receiver has refused a connection to its link port. Fields: `address`, `reason`.
     ConnectionRefused,
+    /// The registration in etcd has begun or ended. Field: `is_registered`.
+    Registration,
+    /// etcd does not answer the renewals of the registration. Field: `error`.
+    RegistrationFails,
+    /// etcd does not answer who the members are. Field: `error`.
+    MembersUnread,
+    /// A member has left the fleet. Field: `member`.
+    MemberLeft,
+    /// An entry of the fleet is malformed. Field: `entry`.
+    EntrySkipped,
 }
 
 impl Event {
@@ -34,6 +44,11 @@ impl Event {
             Self::ReceiverUnreachable => " receiver cannot be reached yet",
             Self::ReceiverRefuses => " receiver refuses sessions",
             Self::ConnectionRefused => " link connection refused",
+            Self::Registration => " registration in etcd",
+            Self::RegistrationFails => " etcd does not renew the registration",
+            Self::MembersUnread => " the members in etcd cannot be read",
+            Self::MemberLeft => " member left",
+            Self::EntrySkipped => " an entry of the fleet is skipped",
         }
     }
 

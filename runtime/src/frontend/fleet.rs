@@ -14,6 +14,7 @@ mod poll;
 
 use std::io;
 use std::net::TcpListener;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,7 @@ use super::response::json;
 use super::served_model::ServedModel;
 use super::{get, post, prepare};
 
-pub use poll::poll;
+pub use poll::{poll, set_nodes};
 
 /// Maximum number of nodes that get a request one after the other.
 const ATTEMPTS: usize = 3;
@@ -50,12 +51,19 @@ struct FleetMember {
     cut: watch::Sender<u64>,
     /// The last warning about a request.
     warned: Mutex<Option<Instant>>,
+    /// The fleet's membership does not name it any more. It stays for as long as it answers.
+    has_left: AtomicBool,
 }
 
 /// Minimum time between two warnings about requests of the same node. When a node dies, all its requests fail.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 impl FleetMember {
+    fn new(id: NodeId, address: String) -> Self {
+        let has_left = AtomicBool::new(false);
+        Self { id, address, cut: watch::Sender::new(0), warned: Mutex::new(None), has_left }
+    }
+
     /// Warns about a request, unless it did so a moment ago.
     fn warn(&self, what: &str, error: &str) {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,7 +77,7 @@ impl FleetMember {
 /// The proxy of a fleet.
 pub struct FleetProxy {
     state: Mutex<FleetState>,
-    members: Vec<FleetMember>,
+    members: Mutex<Vec<Arc<FleetMember>>>,
     model: Arc<ServedModel>,
     memory: InputMemory,
     limits: Limits,
@@ -119,16 +127,11 @@ impl FleetProxy {
         let FleetSettings { nodes, model, memory, limits, deadline, api_key, index_bytes, ttft_target } =
             settings;
         let mut state = FleetState::new(index_bytes, ttft_target);
-        let member = |address| FleetMember {
-            id: state.joined(),
-            address,
-            cut: watch::Sender::new(0),
-            warned: Mutex::new(None),
-        };
+        let member = |address| Arc::new(FleetMember::new(state.joined(), address));
         let members = nodes.into_iter().map(member).collect();
         Self {
             state: Mutex::new(state),
-            members,
+            members: Mutex::new(members),
             model,
             memory,
             limits,
@@ -145,8 +148,12 @@ impl FleetProxy {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn member(&self, id: NodeId) -> Option<&FleetMember> {
-        self.members.iter().find(|member| member.id == id)
+    fn members(&self) -> MutexGuard<'_, Vec<Arc<FleetMember>>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn member(&self, id: NodeId) -> Option<Arc<FleetMember>> {
+        self.members().iter().find(|member| member.id == id).cloned()
     }
 
     /// Serves clients on a port. The returned server runs while it is awaited or spawned inside an actix `System`.
@@ -247,7 +254,7 @@ async fn health(proxy: Shared) -> HttpResponse {
         nodes_ready: usize,
         live_requests: usize,
     }
-    let (ready, nodes, live_requests) = (proxy.ready(), proxy.members.len(), proxy.state().live());
+    let (ready, nodes, live_requests) = (proxy.ready(), proxy.members().len(), proxy.state().live());
     let reason = (ready == 0).then_some("no node takes requests");
     let status = if ready == 0 { "down" } else { "ok" };
     let health = Health {
@@ -277,7 +284,7 @@ async fn metrics(proxy: Shared) -> HttpResponse {
     let mut metric = |name: &str, kind: &str, help: &str, value: u64| {
         text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"));
     };
-    metric("baton_proxy_nodes", "gauge", "Nodes of the fleet.", proxy.members.len() as u64);
+    metric("baton_proxy_nodes", "gauge", "Nodes of the fleet.", proxy.members().len() as u64);
     metric("baton_proxy_nodes_ready", "gauge", "Nodes that take requests now.", proxy.ready() as u64);
     metric("baton_proxy_requests_live", "gauge", "Requests in flight.", proxy.state().live() as u64);
     let forwarded = counts.forwarded.load(Relaxed);

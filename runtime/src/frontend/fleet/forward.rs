@@ -107,7 +107,7 @@ async fn answer(
                     proxy.state().answered(Instant::now(), ticket.id);
                 }
                 proxy.counts.forwarded.fetch_add(1, Ordering::Relaxed);
-                return Ok(pass_on(response, member, live, cut));
+                return Ok(pass_on(response, &member, live, cut));
             }
             Err(error) => {
                 member.warn("a request got no answer", &error);
