@@ -139,7 +139,11 @@ impl Members {
         let Entry { name, member } = entry;
         let is_full = self.members.len() >= MEMBERS_MAX && !self.members.contains_key(&name);
         let member = member.and_then(|member| {
-            if is_full { Err(format!("the fleet has {MEMBERS_MAX} members, which is the limit")) } else { Ok(member) }
+            if is_full {
+                Err(format!("the fleet has {MEMBERS_MAX} members, which is the limit"))
+            } else {
+                Ok(member)
+            }
         });
         match member {
             Ok(member) => {

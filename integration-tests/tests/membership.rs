@@ -3,8 +3,11 @@
 #[path = "membership/etcd.rs"]
 mod etcd;
 
+use std::time::Duration;
+
+use actors::membership::LEASE;
 use anyhow::{Context, Result, ensure};
-use etcd::Etcd;
+use etcd::{Certificates, Etcd};
 use integration_tests::client::{complete, get, metrics};
 use integration_tests::process::{Event, Process, start_member};
 use serde_json::{Value, json};
@@ -81,6 +84,7 @@ fn members_find_each_other_and_an_outage_of_etcd_costs_nothing() -> Result<()> {
 
     // A node that ends removes itself before it refuses requests, and the proxy forgets it once it does not answer.
     first.signal("-TERM")?;
+    first.wait_event(Event::Deregistered, &[])?;
     etcd.until_keys("baton/v1/blue/", 1)?;
     assert_eq!(first.wait()?.code(), Some(0), "{}", first.log());
     proxy.until("the proxy has forgotten the node", || Ok(nodes(&address)? == 1))?;
@@ -118,19 +122,80 @@ fn a_fleet_finds_members_of_its_own_name_only_and_skips_what_is_no_member() -> R
 #[test]
 fn etcd_with_users_gives_tokens_that_expire() -> Result<()> {
     let Some(etcd) = Etcd::start_with(&["--auth-token-ttl", "1"])? else { return Ok(()) };
-    let password = etcd.enable_users("baton", "secret")?;
+    let password = format!("fleet.etcd_password_file={}", etcd.enable_users()?.display());
     let source = format!("fleet.etcd_endpoints={}", etcd.url());
-    let password = format!("fleet.etcd_password_file={}", password.display());
-    let proxy = start_member("proxy", &[&source, "fleet.etcd_user=baton", &password])?;
+    let user = [&*source, "fleet.etcd_user=baton", &*password];
+    let proxy = start_member("proxy", &user)?;
     let address = proxy.address("frontend.port")?;
-    let _node = start_member("receiver", &[&source, "fleet.etcd_user=baton", &password])?;
-    proxy.until("the proxy has found the node", || Ok(nodes_ready(&address)? == 1))?;
-    // The lease has been renewed several times with tokens that had expired.
-    std::thread::sleep(std::time::Duration::from_secs(12));
+    let receiver = start_member("receiver", &user)?;
+    proxy.until("the proxy has found the receiver", || Ok(nodes_ready(&address)? == 1))?;
+    // A process that cannot register takes no peers, although it sees them.
+    let unregistered = start_member("sender", &[&source, "fleet.etcd_user=reader", &password])?;
+    unregistered.wait_event(Event::RegistrationFails, &["permission denied"])?;
+    unregistered.wait_event(Event::MembersRead, &["members=1"])?;
+    // Longer than a lease lives: it has been renewed several times with tokens that had expired.
+    std::thread::sleep(LEASE + Duration::from_secs(2));
+    assert_eq!(metrics(&unregistered.address("http.port")?)?.get("baton_sessions_opened_total")?, 0);
     assert_eq!(nodes_ready(&address)?, 1);
     assert_eq!(proxy.count_events(Event::MemberLeft), 0, "{}", proxy.log());
+    assert_eq!(receiver.count_events(Event::RegistrationFails), 0, "{}", receiver.log());
     let stranger = start_member("proxy", &[&source])?;
     stranger.wait_event(Event::MembersUnread, &["user name is empty"]).map(drop)
+}
+
+#[test]
+fn etcd_is_reached_over_tls() -> Result<()> {
+    let Some(certificates) = Certificates::make()? else { return Ok(()) };
+    let Some((etcd, url)) = Etcd::start_tls(&certificates)? else { return Ok(()) };
+    let file = |key: &str, name: &str| format!("fleet.{key}={}", certificates.file(name));
+    let sets = [
+        format!("fleet.etcd_endpoints={url}"),
+        file("etcd_ca_file", "ca.pem"),
+        file("etcd_cert_file", "client.pem"),
+        file("etcd_key_file", "client.key"),
+    ];
+    let sets = [&*sets[0], &*sets[1], &*sets[2], &*sets[3]];
+    let receiver = start_member("receiver", &sets)?;
+    let proxy = start_member("proxy", &sets)?;
+    let address = proxy.address("frontend.port")?;
+    proxy.until("the proxy has found the receiver", || Ok(nodes_ready(&address)? == 1))?;
+    assert_eq!(etcd.keys("baton/v1/default/")?.len(), 1);
+    // Neither side trusts a stranger.
+    let other_ca = file("etcd_ca_file", "client.pem");
+    for (sets, error) in
+        [(&[sets[0], sets[1]][..], "ertificate"), (&[sets[0], &other_ca], "nvalid peer certificate")]
+    {
+        let stranger = start_member("proxy", sets)?;
+        stranger.wait_event(Event::MembersUnread, &[error])?;
+    }
+    drop(receiver);
+    Ok(())
+}
+
+#[test]
+fn a_member_that_left_gets_requests_while_it_answers() -> Result<()> {
+    let Some(etcd) = Etcd::start()? else { return Ok(()) };
+    // The receiver knows nothing of the fleet.
+    let mut receiver = start_member("receiver", &[])?;
+    let http = receiver.address("http.port")?;
+    let (name, key) = ("00000000000000ab", "baton/v1/default/00000000000000ab");
+    let member = json!({
+        "incarnation": name, "role": "receiver", "prefills": false, "decodes": true, "http": http, "link": null,
+        "model": "m", "fingerprint": "00", "protocol": [1, 1],
+    });
+    etcd.put(key, &member.to_string())?;
+    let proxy = start_member("proxy", &[&format!("fleet.etcd_endpoints={}", etcd.url())])?;
+    let address = proxy.address("frontend.port")?;
+    proxy.until("the proxy has found the receiver", || Ok(nodes_ready(&address)? == 1))?;
+    etcd.delete(key)?;
+    proxy.wait_event(Event::MemberLeft, &[name])?;
+    complete(&address, &prompt(1), 4)?;
+    assert_eq!((nodes(&address)?, nodes_ready(&address)?), (1, 1));
+    receiver.signal("-KILL")?;
+    receiver.wait()?;
+    proxy.until("the proxy has forgotten the receiver", || Ok(nodes(&address)? == 0))?;
+    etcd.put(key, &member.to_string())?;
+    proxy.until("the proxy asks the address again", || Ok(nodes(&address)? == 1))
 }
 
 #[test]

@@ -80,7 +80,15 @@ pub struct Registration {
 impl Registration {
     /// A registration that has not begun, in an etcd with this many endpoints; at least one.
     pub fn new(endpoints: usize) -> Self {
-        Self { endpoints, endpoint: 0, failures: 0, lease: None, is_put: false, lives_until: None, unchecked: 0 }
+        Self {
+            endpoints,
+            endpoint: 0,
+            failures: 0,
+            lease: None,
+            is_put: false,
+            lives_until: None,
+            unchecked: 0,
+        }
     }
 
     /// True if the own key is in etcd, as far as this process knows.

@@ -207,7 +207,10 @@ fn a_process_registers_and_renews_its_lease() {
     own.on(start, RegistrationEvent::Put);
     assert!(own.is_registered(start + 9 * SECOND) && !own.is_registered(start + LEASE));
     for renewal in 1..=CHECKED_AFTER {
-        assert_eq!(own.next(), RegistrationStep::KeepAlive { endpoint: 0, lease: 7, after: KEEP_ALIVE_EVERY });
+        assert_eq!(
+            own.next(),
+            RegistrationStep::KeepAlive { endpoint: 0, lease: 7, after: KEEP_ALIVE_EVERY }
+        );
         own.on(start + 3 * renewal * SECOND, RegistrationEvent::KeptAlive(LEASE));
         assert!(own.is_registered(start + (3 * renewal + 9) * SECOND));
     }

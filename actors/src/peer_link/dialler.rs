@@ -129,7 +129,14 @@ pub struct Dialler {
 impl Dialler {
     /// A dialler for an address that was not dialled yet.
     pub fn new(address: String) -> Self {
-        Self { address, backoff: BACKOFF.0, logged: None, has_worked: false, has_hung_up: false, is_wanted: true }
+        Self {
+            address,
+            backoff: BACKOFF.0,
+            logged: None,
+            has_worked: false,
+            has_hung_up: false,
+            is_wanted: true,
+        }
     }
 
     /// The address.

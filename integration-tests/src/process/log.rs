@@ -29,6 +29,10 @@ pub enum Event {
     RegistrationFails,
     /// etcd does not answer who the members are. Field: `error`.
     MembersUnread,
+    /// The process has removed itself from etcd.
+    Deregistered,
+    /// The members were read as a whole. Field: `members`.
+    MembersRead,
     /// A member has left the fleet. Field: `member`.
     MemberLeft,
     /// An entry of the fleet is malformed. Field: `entry`.
@@ -47,6 +51,8 @@ impl Event {
             Self::Registration => " registration in etcd",
             Self::RegistrationFails => " etcd does not renew the registration",
             Self::MembersUnread => " the members in etcd cannot be read",
+            Self::Deregistered => " removed from etcd",
+            Self::MembersRead => " members read",
             Self::MemberLeft => " member left",
             Self::EntrySkipped => " an entry of the fleet is skipped",
         }

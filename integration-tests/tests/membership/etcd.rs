@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use integration_tests::deadline::STATE_WITHIN;
 use integration_tests::process::{free_port, until};
 use serde_json::{Value, json};
@@ -15,6 +15,56 @@ pub(crate) struct Etcd {
     folder: PathBuf,
     ports: [u16; 2],
     arguments: Vec<String>,
+}
+
+/// Certificates in PEM files.
+pub(crate) struct Certificates(PathBuf);
+
+impl Certificates {
+    /// Makes a certificate authority and the certificates `server` and `client`. `None`, with a line that says so, if OpenSSL is not installed.
+    pub(crate) fn make() -> Result<Option<Self>> {
+        if Command::new("openssl").arg("version").stdout(Stdio::null()).status().is_err() {
+            println!("skipped: openssl is not in PATH");
+            return Ok(None);
+        }
+        let made = Self(std::env::temp_dir().join(format!("baton-certificates-{}", std::process::id())));
+        std::fs::create_dir_all(&made.0)?;
+        std::fs::write(made.0.join("empty.cnf"), "[req]\ndistinguished_name=dn\n[dn]\n")?;
+        made.certify("ca", &["basicConstraints=critical,CA:TRUE"], &[])?;
+        for name in ["server", "client"] {
+            let extensions = ["basicConstraints=critical,CA:FALSE", "subjectAltName=IP:127.0.0.1"];
+            made.certify(name, &extensions, &["-CA", "ca.pem", "-CAkey", "ca.key"])?;
+        }
+        Ok(Some(made))
+    }
+
+    fn certify(&self, name: &str, extensions: &[&str], by: &[&str]) -> Result<()> {
+        let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+        let mut command = Command::new("openssl");
+        command
+            .current_dir(&self.0)
+            .args(["req", "-x509", "-config", "empty.cnf", "-days", "2"])
+            .args(key)
+            .args(by);
+        for extension in extensions {
+            command.args(["-addext", extension]);
+        }
+        let (subject, out) = (format!("/CN={name}"), [format!("{name}.key"), format!("{name}.pem")]);
+        let output = command.args(["-subj", &subject, "-keyout", &out[0], "-out", &out[1]]).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    pub(crate) fn file(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+}
+
+impl Drop for Certificates {
+    fn drop(&mut self) {
+        // Best effort: the folder is in the folder for temporary files.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 impl Etcd {
@@ -40,6 +90,16 @@ impl Etcd {
         Ok(Some(etcd))
     }
 
+    /// Starts an etcd that also listens with TLS, and wants a certificate of its clients there. Returns the URL of that port.
+    pub(crate) fn start_tls(certificates: &Certificates) -> Result<Option<(Self, String)>> {
+        let url = format!("https://127.0.0.1:{}", free_port()?);
+        let files = ["server.pem", "server.key", "ca.pem"].map(|name| certificates.file(name));
+        let names = ["--cert-file", "--key-file", "--trusted-ca-file"];
+        let mut arguments = vec!["--client-cert-auth", "--listen-client-urls", &url];
+        names.iter().zip(&files).for_each(|(name, file)| arguments.extend([*name, file]));
+        Ok(Self::start_with(&arguments)?.map(|etcd| (etcd, url)))
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports[0])
     }
@@ -63,7 +123,9 @@ impl Etcd {
     }
 
     fn until_healthy(&self) -> Result<()> {
-        until("etcd answers", STATE_WITHIN, || Ok(self.call("/v3/kv/range", &json!({ "key": base64("x") })).is_ok()))
+        until("etcd answers", STATE_WITHIN, || {
+            Ok(self.call("/v3/kv/range", &json!({ "key": base64("x") })).is_ok())
+        })
     }
 
     /// The values of the keys with this prefix.
@@ -74,7 +136,9 @@ impl Etcd {
     }
 
     pub(crate) fn until_keys(&self, prefix: &str, count: usize) -> Result<()> {
-        until(&format!("{count} keys begin with {prefix}"), STATE_WITHIN, || Ok(self.keys(prefix)?.len() == count))
+        until(&format!("{count} keys begin with {prefix}"), STATE_WITHIN, || {
+            Ok(self.keys(prefix)?.len() == count)
+        })
     }
 
     pub(crate) fn put(&self, key: &str, value: &str) -> Result<()> {
@@ -93,18 +157,22 @@ impl Etcd {
         self.call("/v3/kv/compaction", &json!({ "revision": answer["header"]["revision"] })).map(drop)
     }
 
-    /// Requires users to log in. Returns the file with the password of a user that may use the keys of fleets.
-    pub(crate) fn enable_users(&self, name: &str, password: &str) -> Result<PathBuf> {
-        let all = json!({ "permType": "READWRITE", "key": base64("baton/v1/"), "range_end": base64(&after("baton/v1/")) });
+    /// Requires users to log in: `baton`, who may use the keys of fleets, and `reader`, who may read them. Returns the file with their password.
+    pub(crate) fn enable_users(&self) -> Result<PathBuf> {
+        const PASSWORD: &str = "secret";
         self.call("/v3/auth/user/add", &json!({ "name": "root", "password": "root" }))?;
         self.call("/v3/auth/user/grant", &json!({ "user": "root", "role": "root" }))?;
-        self.call("/v3/auth/role/add", &json!({ "name": "fleet" }))?;
-        self.call("/v3/auth/role/grant", &json!({ "name": "fleet", "perm": all }))?;
-        self.call("/v3/auth/user/add", &json!({ "name": name, "password": password }))?;
-        self.call("/v3/auth/user/grant", &json!({ "user": name, "role": "fleet" }))?;
+        for (name, kind) in [("baton", "READWRITE"), ("reader", "READ")] {
+            let (key, end) = (base64("baton/v1/"), base64(&after("baton/v1/")));
+            let permission = json!({ "permType": kind, "key": key, "range_end": end });
+            self.call("/v3/auth/role/add", &json!({ "name": name }))?;
+            self.call("/v3/auth/role/grant", &json!({ "name": name, "perm": permission }))?;
+            self.call("/v3/auth/user/add", &json!({ "name": name, "password": PASSWORD }))?;
+            self.call("/v3/auth/user/grant", &json!({ "user": name, "role": name }))?;
+        }
         self.call("/v3/auth/enable", &json!({}))?;
         let file = self.folder.join("password");
-        std::fs::write(&file, format!("{password}\n"))?;
+        std::fs::write(&file, format!("{PASSWORD}\n"))?;
         Ok(file)
     }
 
@@ -130,10 +198,17 @@ impl Drop for Etcd {
 
 fn spawn(folder: &std::path::Path, [client, peer]: [u16; 2], arguments: &[String]) -> Result<Child> {
     let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+    // The flag may be given once.
+    let mut arguments = arguments.to_vec();
+    let mut listens = client.clone();
+    if let Some(at) = arguments.iter().position(|argument| argument == "--listen-client-urls") {
+        listens = format!("{listens},{}", arguments.remove(at + 1));
+        arguments.remove(at);
+    }
     Command::new("etcd")
         .arg("--data-dir")
         .arg(folder)
-        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+        .args(["--listen-client-urls", &listens, "--advertise-client-urls", &client])
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
         .args(["--initial-cluster", &format!("default={peer}")])
         .args(arguments)

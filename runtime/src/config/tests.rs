@@ -316,13 +316,21 @@ fn the_members_of_a_fleet_come_from_one_source() {
     let etcd = ("fleet.etcd_endpoints", "a:2379");
     for role in [Role::Proxy, Role::Node, Role::Sender, Role::Receiver] {
         check(role, &[etcd], "loaded");
-        check(role, &[etcd, ("fleet.dns", "b:1")], "fleet.dns must not be set together with fleet.etcd_endpoints");
+        check(
+            role,
+            &[etcd, ("fleet.dns", "b:1")],
+            "fleet.dns must not be set together with fleet.etcd_endpoints",
+        );
         check(role, &[etcd, ("fleet.etcd_user", "u")], "fleet.etcd_user needs fleet.etcd_password_file");
         check(role, &[etcd, ("fleet.etcd_key_file", "k")], "fleet.etcd_key_file needs fleet.etcd_cert_file");
         check(role, &[("fleet.etcd_endpoints", "https://a:2379")], "fleet.etcd_ca_file must be set");
     }
     check(Role::Node, &[etcd, ("link.peers", "b:1")], "must not be set together with link.peers");
-    check(Role::Sender, &[("fleet.dns", "a:1"), ("link.peers", "b:1")], "must not be set together with link.peers");
+    check(
+        Role::Sender,
+        &[("fleet.dns", "a:1"), ("link.peers", "b:1")],
+        "must not be set together with link.peers",
+    );
     check(Role::Proxy, &[etcd, ("fleet.nodes", "b:1")], "must not be set together with fleet.nodes");
     check(Role::Receiver, &[etcd, ("link.peers", "b:1")], "loaded");
     check(Role::Node, &[etcd, ("fleet.nodes", "b:1")], "loaded");

@@ -86,8 +86,18 @@ impl Config {
             problem("fleet.dns", reason.to_owned());
         }
         let pairs = [
-            ("fleet.etcd_user", fleet.etcd_user.is_some(), "fleet.etcd_password_file", fleet.etcd_password_file.is_some()),
-            ("fleet.etcd_cert_file", fleet.etcd_cert_file.is_some(), "fleet.etcd_key_file", fleet.etcd_key_file.is_some()),
+            (
+                "fleet.etcd_user",
+                fleet.etcd_user.is_some(),
+                "fleet.etcd_password_file",
+                fleet.etcd_password_file.is_some(),
+            ),
+            (
+                "fleet.etcd_cert_file",
+                fleet.etcd_cert_file.is_some(),
+                "fleet.etcd_key_file",
+                fleet.etcd_key_file.is_some(),
+            ),
         ];
         for (first, has_first, second, has_second) in pairs {
             if has_first != has_second {

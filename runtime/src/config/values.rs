@@ -261,8 +261,7 @@ fn is_host_and_port(text: &str) -> bool {
 
 /// Parses a list of `host:port`, or one string with commas between them.
 pub(super) fn peers(value: &Value) -> Result<Vec<String>, String> {
-    let entries =
-        list(value).ok_or_else(|| format!("must be a list of host:port, not {}", named(value)))?;
+    let entries = list(value).ok_or_else(|| format!("must be a list of host:port, not {}", named(value)))?;
     match entries.iter().find(|entry| !is_host_and_port(entry)) {
         Some(entry) => Err(format!("must be a list of host:port, but {entry:?} is not host:port")),
         None => Ok(entries),

@@ -88,7 +88,10 @@ mod tests {
             actix::spawn(follow(|| addresses("localhost:8200".into()), RESOLVE_EVERY, true, to));
             members.changed().await.unwrap();
             let found = ports(&members.borrow(), true);
-            assert!(found.iter().any(|address| address.ip().is_loopback() && address.port() == 8200), "{found:?}");
+            assert!(
+                found.iter().any(|address| address.ip().is_loopback() && address.port() == 8200),
+                "{found:?}"
+            );
         });
     }
 

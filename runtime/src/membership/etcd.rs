@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actors::membership::{
-    Change, EtcdView, Member, RANGE_EVERY, Registration, RegistrationEvent, RegistrationStep, ViewEvent, ViewStep,
+    Change, EtcdView, Member, RANGE_EVERY, Registration, RegistrationEvent, RegistrationStep, ViewEvent,
+    ViewStep,
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;

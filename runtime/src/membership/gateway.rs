@@ -189,7 +189,11 @@ impl Gateway {
 
 /// The error of a message of etcd.
 pub(super) fn failure(message: String) -> CallError {
-    if message.contains("requested lease not found") { CallError::LeaseGone } else { CallError::Other(message) }
+    if message.contains("requested lease not found") {
+        CallError::LeaseGone
+    } else {
+        CallError::Other(message)
+    }
 }
 
 /// The message of an error document: `{"message": …}`, or in a stream `{"error": {"message": …}}`.

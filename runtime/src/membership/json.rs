@@ -43,7 +43,8 @@ pub(super) fn write(member: &Member) -> Vec<u8> {
 
 /// The entry of a key whose last part is `name`.
 pub(super) fn read(name: &str, value: &[u8]) -> Entry {
-    let member = if is_name(name) { member(name, value) } else { Err("the key is no incarnation".to_owned()) };
+    let member =
+        if is_name(name) { member(name, value) } else { Err("the key is no incarnation".to_owned()) };
     Entry { name: shown(name), member }
 }
 

@@ -47,7 +47,8 @@ pub(super) fn connector(settings: &EtcdSettings) -> anyhow::Result<HttpsConnecto
             let chain = certificates("fleet.etcd_cert_file", certificate)?;
             let key = PrivateKeyDer::from_pem_file(key)
                 .with_context(|| format!("fleet.etcd_key_file: {} has no private key", key.display()))?;
-            tls.with_client_auth_cert(chain, key).context("fleet.etcd_key_file does not fit fleet.etcd_cert_file")?
+            tls.with_client_auth_cert(chain, key)
+                .context("fleet.etcd_key_file does not fit fleet.etcd_cert_file")?
         }
     };
     Ok(HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp))
@@ -55,7 +56,8 @@ pub(super) fn connector(settings: &EtcdSettings) -> anyhow::Result<HttpsConnecto
 
 fn certificates(key: &str, path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
-    let found = read().with_context(|| format!("{key}: cannot read the certificates in {}", path.display()))?;
+    let found =
+        read().with_context(|| format!("{key}: cannot read the certificates in {}", path.display()))?;
     anyhow::ensure!(!found.is_empty(), "{key}: {} has no certificate", path.display());
     Ok(found)
 }

@@ -12,9 +12,8 @@ use crate::messages::{
 
 impl PeerLinkState {
     pub(super) fn on_start_dialling(&mut self) -> Vec<Effect> {
-        let wake = |receiver: &ReceiverId| {
-            to::sockets(WakeDialler { receiver: *receiver, pause: Duration::ZERO })
-        };
+        let wake =
+            |receiver: &ReceiverId| to::sockets(WakeDialler { receiver: *receiver, pause: Duration::ZERO });
         self.diallers.keys().map(wake).collect()
     }
 
