@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use integration_tests::deadline::STATE_WITHIN;
 use integration_tests::process::{free_port, until};
 use serde_json::{Value, json};
@@ -122,10 +122,10 @@ impl Etcd {
         self.restart()
     }
 
+    /// Waits until it answers. The answer is an error if users have to log in.
     fn until_healthy(&self) -> Result<()> {
-        until("etcd answers", STATE_WITHIN, || {
-            Ok(self.call("/v3/kv/range", &json!({ "key": base64("x") })).is_ok())
-        })
+        let body = json!({ "key": base64("x") });
+        until("etcd answers", STATE_WITHIN, || Ok(self.post("/v3/kv/range", &body).is_ok()))
     }
 
     /// The values of the keys with this prefix.
@@ -177,13 +177,13 @@ impl Etcd {
     }
 
     fn call(&self, path: &str, body: &Value) -> Result<Value> {
-        let address = self.url();
-        let (status, answer) =
-            integration_tests::client::post(address.trim_start_matches("http://"), path, body)?;
-        if status != 200 {
-            bail!("{path}: {status} {answer}");
-        }
+        let (status, answer) = self.post(path, body)?;
+        ensure!(status == 200, "{path}: {status} {answer}");
         Ok(answer)
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Result<(u16, Value)> {
+        integration_tests::client::post(&format!("127.0.0.1:{}", self.ports[0]), path, body)
     }
 }
 
