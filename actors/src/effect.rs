@@ -324,6 +324,7 @@ table! {
     /// Messages to the peer link.
     ToPeerLink, PeerLink, peer_link {
         StartDialling: Post from [Node], "one per process";
+        PeersFound: Post from [Node], "one per change of the fleet";
         DialDue: Post from [Sockets], "one per receiver";
         Challenged: Post from [Sockets], "one per receiver";
         DialFailed: Post from [Sockets], "one per receiver";

@@ -27,6 +27,7 @@ pub mod generator;
 pub mod grammar;
 pub mod kit;
 pub mod log;
+pub mod membership;
 pub mod messages;
 pub mod node;
 pub mod pages;

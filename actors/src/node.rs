@@ -63,10 +63,12 @@ pub type StartTransport<'a, E> = Box<dyn FnOnce(EventSink) -> Result<Arc<dyn Tra
 pub struct LinkConfig<'a, E> {
     /// Accepts peers that prefill for this process. `None`: no peer prefills for it.
     pub listener: Option<std::net::TcpListener>,
-    /// The addresses of the peers that this process dials and prefills for. Empty: it prefills for no peer.
+    /// The addresses of the peers that this process dials and prefills for.
     pub peers: Vec<String>,
     /// The versions of the link's protocol that this process supports.
     pub versions: Versions,
+    /// Peers are also found while the process runs, and sent to [`Node::peers_found`].
+    pub finds_peers: bool,
     /// `link.secret`.
     pub secret: Option<String>,
     /// The HTTP address that peers are told; `None` if this process serves no HTTP. If its IP address is unspecified, peers replace it by the one that
@@ -94,7 +96,7 @@ pub struct LinkConfig<'a, E> {
 impl<E> LinkConfig<'_, E> {
     /// What this process does for its peers.
     fn capabilities(&self) -> Capabilities {
-        Capabilities { prefill: !self.peers.is_empty(), decode: self.listener.is_some() }
+        Capabilities { prefill: !self.peers.is_empty() || self.finds_peers, decode: self.listener.is_some() }
     }
 }
 
@@ -165,6 +167,11 @@ impl Node {
     /// Number of peers that pages can be sent to or received from.
     pub fn peers(&self) -> u64 {
         self.counters.sessions_ready().load(Ordering::Relaxed)
+    }
+
+    /// The recipient for the addresses of the peers that a fleet's membership names; `None` in a process without peers.
+    pub fn peers_found(&self) -> Option<Recipient<ToPeerLink>> {
+        self.link.as_ref().map(|link| link.peer_link.clone().recipient())
     }
 
     /// The recipient for requests of the frontend.

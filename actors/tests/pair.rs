@@ -171,6 +171,7 @@ fn start_compiling(
         listener: ends.listener,
         peers: ends.peers,
         versions: ends.versions,
+        finds_peers: false,
         secret: None,
         http: None,
         ring_bytes,

@@ -14,7 +14,7 @@ use crate::client::{get, metrics};
 use crate::deadline::STATE_WITHIN;
 use log::Log;
 pub use log::{Event, field};
-pub use nodes::{Nodes, free_port, start_node, start_proxy};
+pub use nodes::{Nodes, free_port, start_member, start_node, start_proxy};
 
 /// The binary that `cargo xtask test` builds before the tests run.
 ///

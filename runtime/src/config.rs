@@ -31,9 +31,10 @@ mod print;
 mod renamed;
 mod role;
 mod surroundings;
+mod together;
 mod values;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,8 +43,9 @@ use figment::value::Value;
 
 use layers::Layers;
 use values::{
-    Show, address, bytes, bytes_or_zero, count, device, duration, duration_or_zero, host, load_format,
-    local_prefill, one_of, optional, path, peers, pod, port, rate, secret, share, text, truth,
+    Show, address, bytes, bytes_or_zero, count, device, duration, duration_or_zero, endpoints, host,
+    load_format, local_prefill, one_of, optional, path, peer, peers, pod, port, rate, secret, segment, share,
+    text, truth,
 };
 
 pub use flag::Flag;
@@ -152,6 +154,8 @@ sections! {
         host: String = host, |_, _| "127.0.0.1";
         /// Port on which a receiver or node listens for processes that prefill for it. 0 lets the system choose a free port.
         port: u16 = port, |_, _| "55555";
+        /// The address of this port, as `ip:port`, that is registered in etcd. The default is the address on which it listens.
+        advertise: Option<SocketAddr> = |value| optional(value, address), |_, _| layers::NOTHING;
         /// Secret that both ends of a link must have. Without a secret, any process that reaches the port may join and write pages.
         secret: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
         /// The link ports, as `host:port`, of the processes that a sender or node prefills for. A sender without a list dials `link.host:link.port`. A node ignores its own address.
@@ -172,10 +176,26 @@ sections! {
         /// Pages of a node's pool that are reserved for prompts of its peers. The default is room for one prompt of the greatest length; a lower value is refused.
         prefill_pages: Option<u32> = |value| optional(value, |value| count(value, 1..=u64::from(u32::MAX))), |_, _| layers::NOTHING;
     }
-    /// The nodes of a proxy's fleet.
+    /// The members of a fleet.
     fleet: FleetSection {
         /// The HTTP ports (`http.port`) of the nodes that a proxy forwards requests to, as `host:port`.
         nodes: Vec<String> = peers, |_, _| Vec::<String>::new();
+        /// The name of the fleet. Processes with the same etcd and name are members of one fleet.
+        cluster: String = segment, |_, _| "default";
+        /// A host name and a port. The process finds members at all addresses of the name, such as that of a headless Service in Kubernetes.
+        dns: Option<String> = |value| optional(value, peer), |_, _| layers::NOTHING;
+        /// The client URLs of an etcd, in which the process finds members and registers itself.
+        etcd_endpoints: Vec<String> = endpoints, |_, _| Vec::<String>::new();
+        /// The user name for etcd.
+        etcd_user: Option<String> = |value| optional(value, text), |_, _| layers::NOTHING;
+        /// A file with the password of `fleet.etcd_user`.
+        etcd_password_file: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
+        /// A PEM file with the certificates that sign those of etcd.
+        etcd_ca_file: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
+        /// A PEM file with the certificate that this process shows to etcd.
+        etcd_cert_file: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
+        /// A PEM file with the key of `fleet.etcd_cert_file`.
+        etcd_key_file: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
     }
     /// The announcements of cached pages to routers.
     kv_events: KvEventsSection {
@@ -298,7 +318,7 @@ pub struct Config {
     pub ring: RingSection,
     /// Processes that prefill for their peers and whose peers prefill for them.
     pub node: NodeSection,
-    /// The nodes of a fleet of a proxy.
+    /// The members of a fleet.
     pub fleet: FleetSection,
     /// The announcements of cached pages to routers.
     pub kv_events: KvEventsSection,
@@ -364,77 +384,10 @@ impl Config {
             config.engine.threads = config.surroundings.cores.min(THREADS_MAX);
         }
         // A node without peers prefills for itself only.
-        if config.link.peers.is_empty() && role != Role::Node {
+        if config.link.peers.is_empty() && role != Role::Node && config.fleet.source().is_none() {
             config.link.peers.push(values::authority(&config.link.host, config.link.port));
         }
         Ok(config)
-    }
-
-    /// Checks keys against each other: two ports of one process must differ, a process that dials needs ports to connect to, and a local
-    /// process needs the frontend.
-    fn check_together(&self, role: Role, layers: &Layers) -> Result<(), ConfigErrors> {
-        let mut ports = Vec::new();
-        if role.accepts_peers() {
-            ports.push(("http.port", &self.http.host, self.http.port));
-            ports.push(("link.port", &self.link.host, self.link.port));
-        }
-        if role != Role::Sender && self.frontend.enabled {
-            ports.push(("frontend.port", &self.frontend.host, self.frontend.port));
-        }
-        if self.kv_events.enabled && role != Role::Proxy {
-            ports.push(("kv_events.port", &self.kv_events.host, self.kv_events.port));
-            ports.push(("kv_events.replay_port", &self.kv_events.host, self.kv_events.replay_port));
-        }
-        let mut problems = vec![];
-        for (n, (key, host, port)) in ports.iter().enumerate() {
-            let same = |other: &&(&str, &String, u16)| *port != 0 && other.1 == *host && other.2 == *port;
-            if let Some((other, ..)) = ports[..n].iter().find(same) {
-                problems.push(
-                    layers.problem(key, format!("must differ from {other}; both are {port} on {host}")),
-                );
-            }
-        }
-        if self.link.idle < IDLE_MIN {
-            let reason = format!(
-                "must be at least {} s, so that no session ends during a hand-over",
-                IDLE_MIN.as_secs()
-            );
-            problems.push(layers.problem("link.idle", reason));
-        }
-        if role == Role::Local && self.frontend.local == LocalPrefill::Never {
-            let reason =
-                "must not be never for role local, because no other process prefills for it".to_owned();
-            problems.push(layers.problem("frontend.local", reason));
-        }
-        if role == Role::Local && !self.frontend.enabled {
-            let reason = "must be true for role local, because it has no other port".to_owned();
-            problems.push(layers.problem("frontend.enabled", reason));
-        }
-        if role == Role::Sender && self.link.peers.iter().any(|peer| peer.ends_with(":0")) {
-            let reason = "must name the port of a receiver, not 0; set link.port or link.peers".to_owned();
-            problems.push(layers.problem("link.port", reason));
-        }
-        if role == Role::Proxy && self.fleet.nodes.is_empty() {
-            let reason =
-                "must name the HTTP port of at least one node; set fleet.nodes to a list of host:port"
-                    .to_owned();
-            problems.push(layers.problem("fleet.nodes", reason));
-        }
-        problems.extend(self.nameless(role).map(|reason| layers.problem("kv_events.pod", reason)));
-        if problems.is_empty() { Ok(()) } else { Err(ConfigErrors(problems)) }
-    }
-
-    /// Why `kv_events.pod` must be set; `None` if it need not be.
-    fn nameless(&self, role: Role) -> Option<String> {
-        let (key, host) = match role {
-            Role::Local => ("frontend.host", &self.frontend.host),
-            _ => ("http.host", &self.http.host),
-        };
-        let is_named = self.kv_events.pod.is_some() || self.http.advertise.is_some();
-        let is_any = host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified());
-        (self.kv_events.enabled && role != Role::Proxy && is_any && !is_named).then(|| {
-            format!("must name this process, because {key} is {host}; set it to the address that routers use")
-        })
     }
 
     /// The role that an LMCache file names (`nixl_role`); `None` for any other file.

@@ -6,6 +6,7 @@
 //! - [`mod@bench`]: benchmarks of a running server and of the transport between two processes.
 //! - [`panics`]: ends the process when a thread panics.
 //! - [`roles`]: starts and stops a receiver, a sender or a local process.
+//! - [`membership`]: the members of a fleet, from etcd or DNS.
 //! - [`grammar`]: compiles the grammars that answers follow.
 //! - [`frontend`]: the only module that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
 //! - [`drain`]: the stages of the end of a process's work.
@@ -22,6 +23,7 @@ pub mod drain;
 pub mod frontend;
 pub mod grammar;
 pub mod kv_events;
+pub mod membership;
 pub mod open_files;
 pub mod panics;
 pub mod roles;

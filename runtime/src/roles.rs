@@ -23,6 +23,7 @@ use connector::ucx::{self, UcxConfig, UcxTransport};
 use engine::{Engine, EngineConfig, KvPool};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::Sender;
+use tokio::task::JoinHandle;
 
 use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
 use crate::drain::{Drain, DrainStage};
@@ -31,6 +32,7 @@ use crate::frontend::{
 };
 use crate::grammar::ModelCompiler;
 use crate::kv_events::{KvEventPorts, Source};
+use crate::membership::Registered;
 use crate::open_files;
 use crate::telemetry;
 use announcing::Announcing;
@@ -39,6 +41,7 @@ use servers::Servers;
 
 mod announcing;
 mod exposure;
+mod joining;
 mod proxying;
 mod servers;
 
@@ -226,6 +229,7 @@ async fn serve(
     let cache = cache_info(&config, engine.as_ref());
     let grammars = grammars(&model, engine.as_ref());
     let compiler = Arc::clone(grammars.compiler());
+    let link = ports.link.as_ref().map(TcpListener::local_addr).transpose()?;
     let (announcing, batches) = Announcing::begin(ports.kv_events.take());
     let node = start_node(role, &config, &mut ports, engine, compiler, model.context_tokens, batches)?;
     limit_context(&mut model, u64::from(node.request_pages) * u64::from(config.page_tokens()));
@@ -238,6 +242,8 @@ async fn serve(
     let shared = SharedState::new(&config, cache, model, grammars, limits);
     actix::spawn(report_regularly(shared.observed.clone()));
     let servers = Servers::start(role, &config, ports, &node, &shared)?;
+    let registered = joining::join(role, &config, &node, link, &shared.model.name)?;
+    let left = registered.map(|registered| leave_when_asked(&shared, registered));
     tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
     drain_when_asked(&shared, &node);
     let mut signals = Signals::new()?;
@@ -257,6 +263,9 @@ async fn serve(
     });
     shared.drain.reached(DrainStage::Refusing).await;
     servers.stop(node.shut_down(limit)).await;
+    if let Some(left) = left {
+        let _ = left.await;
+    }
     report(&shared.observed);
     match end {
         None => {
@@ -266,6 +275,15 @@ async fn serve(
         // The caller prints it as the last line.
         Some(fault) => Err(anyhow::anyhow!(fault)),
     }
+}
+
+/// Has a task remove the process from the fleet's members as soon as its drain begins.
+fn leave_when_asked(shared: &SharedState, registered: Registered) -> JoinHandle<()> {
+    let drain = shared.drain.clone();
+    actix::spawn(async move {
+        drain.reached(DrainStage::Leaving).await;
+        registered.leave().await;
+    })
 }
 
 /// Has a task take the steps of the drain once it has begun.
@@ -298,6 +316,7 @@ fn start_node(
         listener,
         peers: if role.dials_peers() { config.link.peers.clone() } else { Vec::new() },
         versions: Versions::OURS,
+        finds_peers: role.dials_peers() && config.fleet.source().is_some(),
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
         http: config.http.advertise.or(http),
         ring_bytes: config.ring.bytes.0,

@@ -277,8 +277,8 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "begin a session with the own process",
         "actors/src/peer_link/state/dialling.rs",
-        "if incarnation == self.own {",
-        "if incarnation == self.own && self.closing {",
+        "if incarnation == own {",
+        "if incarnation == own && sessions == 0 {",
     ),
     mutant(
         "prefill here although only peers may prefill",

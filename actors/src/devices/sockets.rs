@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::effect::{ToPeerLink, ToSockets};
 use crate::messages::{
-    Carry, Challenged, ConnectionId, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded,
+    Carry, Challenged, ConnectionId, Dial, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded,
     ProcessWatched, ReceiverId, Refuse, SayHello, SayWelcome, SenderSession, SessionId, Welcomed, WriteFrame,
 };
 
@@ -44,8 +44,6 @@ pub struct Identity {
     pub secret: Option<String>,
     /// Upper bound of the credits outstanding in an incoming session.
     pub ring_pages: u32,
-    /// The addresses that this process dials.
-    pub receivers: Vec<String>,
     /// Whether this process can prefill and decode.
     pub capabilities: Capabilities,
     /// This process's HTTP address as `host:port`; empty if it serves no HTTP.
@@ -109,7 +107,7 @@ impl Sockets {
                 });
             }
             ToSockets::Dial(dial) => {
-                actix::spawn(self.clone().dial(dial.receiver));
+                actix::spawn(self.clone().dial(dial));
             }
             ToSockets::SayHello(hello) => {
                 if let Some(Connection::Challenged(link)) = self.take(hello.connection) {
@@ -196,13 +194,8 @@ impl Sockets {
         });
     }
 
-    async fn dial(self, receiver: ReceiverId) {
-        let Identity { receivers, versions, .. } = &self.shared.identity;
-        let dialled = match receivers.get(receiver.0 as usize) {
-            Some(address) => Link::dial(address, *versions).await,
-            None => Err(LinkError::Closed),
-        };
-        match dialled {
+    async fn dial(self, Dial { receiver, address }: Dial) {
+        match Link::dial(&address, self.shared.identity.versions).await {
             Ok((link, challenge)) => {
                 let incarnation = challenge.incarnation;
                 let connection = self.keep(Connection::Challenged(Box::new(link)));

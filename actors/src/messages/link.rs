@@ -16,7 +16,7 @@ use crate::request::{CacheSalt, RequestId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
-/// An address that this process dials: its index in the list of receivers.
+/// An address that this process dials. Numbers are not reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReceiverId(pub u32);
 
@@ -171,6 +171,13 @@ pub struct PrefillFailed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StartDialling;
 
+/// Node → peer link: the addresses of all peers to dial, as the fleet's membership says. It replaces the addresses before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeersFound {
+    /// The link ports, `host:port`.
+    pub addresses: Vec<String>,
+}
+
 /// Node → peer link: tell every receiver to ask for no more prefills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnounceLeaving;
@@ -300,10 +307,12 @@ pub struct WakeDialler {
 }
 
 /// Peer link → sockets: connect to a receiver. Answered by [`Challenged`] or [`DialFailed`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dial {
     /// The receiver.
     pub receiver: ReceiverId,
+    /// Its link port, `host:port`.
+    pub address: String,
 }
 
 /// Peer link → sockets: say Hello. Answered by [`Welcomed`] or [`DialFailed`].

@@ -47,7 +47,6 @@ pub(super) fn start<E>(
         shape,
         secret: link.secret,
         ring_pages: parts.shares.ring,
-        receivers: link.peers.clone(),
         capabilities,
         http: http.map(|http| http.to_string()).unwrap_or_default(),
     };

@@ -122,17 +122,36 @@ pub struct Dialler {
     has_worked: bool,
     /// We have hung up on the last attempt. A failure of it that was on its way is ignored, because the dialler will be woken already.
     has_hung_up: bool,
+    /// False once the address has left the fleet. The dialler stays while its session lives, and dials no more.
+    is_wanted: bool,
 }
 
 impl Dialler {
     /// A dialler for an address that was not dialled yet.
     pub fn new(address: String) -> Self {
-        Self { address, backoff: BACKOFF.0, logged: None, has_worked: false, has_hung_up: false }
+        Self {
+            address,
+            backoff: BACKOFF.0,
+            logged: None,
+            has_worked: false,
+            has_hung_up: false,
+            is_wanted: true,
+        }
     }
 
     /// The address.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The address belongs to the fleet, or not any more.
+    pub fn set_wanted(&mut self, is_wanted: bool) {
+        self.is_wanted = is_wanted;
+    }
+
+    /// False once the address has left the fleet.
+    pub fn is_wanted(&self) -> bool {
+        self.is_wanted
     }
 
     /// An attempt begins.

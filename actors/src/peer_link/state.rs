@@ -105,7 +105,11 @@ pub struct PeerLinkState {
     /// The last report of the buffer manager about the quarantine.
     room: Option<RoomChanged>,
     sessions: BTreeMap<SessionId, Session>,
-    diallers: Vec<Dialler>,
+    diallers: BTreeMap<ReceiverId, Dialler>,
+    /// The number of the next dialler.
+    next_receiver: u32,
+    /// The addresses come from a fleet, which may name others later.
+    finds_peers: bool,
     attempts: Attempts,
     /// The process that each dialler is in a handshake with.
     targets: HashMap<ReceiverId, Incarnation>,
@@ -124,6 +128,8 @@ impl PeerLinkState {
     /// A state without sessions.
     pub fn new(config: PeerLinkConfig) -> Self {
         let PeerLinkConfig { own, close_ends_writes, ring_pages, receivers, cache_pages } = config;
+        let next_receiver = receivers.len() as u32;
+        let diallers = receivers.into_iter().map(Dialler::new);
         Self {
             own,
             close_ends_writes,
@@ -138,7 +144,9 @@ impl PeerLinkState {
             fault: None,
             room: None,
             sessions: BTreeMap::new(),
-            diallers: receivers.into_iter().map(Dialler::new).collect(),
+            diallers: (0..).map(ReceiverId).zip(diallers).collect(),
+            next_receiver,
+            finds_peers: false,
             attempts: Attempts::default(),
             targets: HashMap::new(),
             youngest: HashMap::new(),
@@ -157,6 +165,7 @@ impl PeerLinkState {
     pub fn on(&mut self, now: Instant, mail: ToPeerLink) -> Vec<Effect> {
         match mail {
             ToPeerLink::StartDialling(_) => self.on_start_dialling(),
+            ToPeerLink::PeersFound(found) => self.on_peers_found(&found.addresses),
             ToPeerLink::DialDue(due) => self.on_dial_due(due.receiver),
             ToPeerLink::Challenged(challenged) => self.on_challenged(now, challenged),
             ToPeerLink::DialFailed(failed) => self.on_dial_failed(failed),
@@ -438,7 +447,7 @@ impl PeerLinkState {
         let mut effects: Vec<Effect> = self.prove(session).into_iter().collect();
         if let Some((receiver, peer, probed, ended_for_room)) = redial {
             self.attempts.over(peer, drained);
-            if let (true, Some(dialler)) = (probed, self.diallers.get_mut(receiver.0 as usize)) {
+            if let (true, Some(dialler)) = (probed, self.diallers.get_mut(&receiver)) {
                 dialler.on_worked();
             }
             effects.extend(if ended_for_room {

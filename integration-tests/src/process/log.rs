@@ -25,6 +25,20 @@ pub enum Event {
     WorksAlone,
     /// A receiver has refused a connection to its link port. Fields: `address`, `reason`.
     ConnectionRefused,
+    /// The registration in etcd has begun or ended. Field: `is_registered`.
+    Registration,
+    /// etcd does not answer the renewals of the registration. Field: `error`.
+    RegistrationFails,
+    /// etcd does not answer who the members are. Field: `error`.
+    MembersUnread,
+    /// The process has removed itself from etcd.
+    Deregistered,
+    /// The members were read as a whole. Field: `members`.
+    MembersRead,
+    /// A member has left the fleet. Field: `member`.
+    MemberLeft,
+    /// An entry of the fleet is malformed. Field: `entry`.
+    EntrySkipped,
 }
 
 impl Event {
@@ -37,6 +51,13 @@ impl Event {
             Self::ReceiverRefuses => " receiver refuses sessions",
             Self::WorksAlone => " this node works alone",
             Self::ConnectionRefused => " link connection refused",
+            Self::Registration => " registration in etcd",
+            Self::RegistrationFails => " etcd does not renew the registration",
+            Self::MembersUnread => " the members in etcd cannot be read",
+            Self::Deregistered => " removed from etcd",
+            Self::MembersRead => " members read",
+            Self::MemberLeft => " member left",
+            Self::EntrySkipped => " an entry of the fleet is skipped",
         }
     }
 

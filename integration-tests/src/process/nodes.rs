@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
-use super::{Process, start_role};
+use super::{ALWAYS_HANDED_OVER, ANY_PORTS, Process, start_role};
 
 /// A free port that stays free when its process is killed and started again: it is below the ports that the kernel gives to connections.
 /// Each call begins its search at another port, so that programs that search at the same time find different ports.
@@ -62,4 +62,18 @@ impl Nodes {
 pub fn start_proxy(nodes: &[String], sets: &[&str]) -> Result<Process> {
     let nodes = format!("fleet.nodes={}", nodes.join(","));
     start_role("proxy", &[&[&*nodes], sets].concat(), &[])
+}
+
+/// Starts a member of a fleet with this role on free ports, and waits until it listens. A proxy without nodes is not healthy yet.
+///
+/// # Errors
+/// The process does not start.
+pub fn start_member(role: &str, sets: &[&str]) -> Result<Process> {
+    let mut arguments = vec!["--role", role];
+    arguments.extend(ANY_PORTS);
+    arguments.extend(ALWAYS_HANDED_OVER);
+    sets.iter().for_each(|set| arguments.extend(["--set", set]));
+    let process = Process::start(&arguments, &[])?;
+    process.address(if role == "proxy" { "frontend.port" } else { "http.port" })?;
+    Ok(process)
 }

@@ -160,6 +160,7 @@ fn start(
         listener,
         peers,
         versions: Versions::OURS,
+        finds_peers: false,
         secret: None,
         http: None,
         ring_bytes: config.ring.bytes.0,

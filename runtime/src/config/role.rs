@@ -41,11 +41,16 @@ impl Role {
 
     /// Whether a process of this role uses the key.
     pub(super) fn uses(self, key: &str) -> bool {
-        let is_of_nodes = key.starts_with("node.") || key.starts_with("fleet.");
+        let is_of_others = key.starts_with("node.") || key == "fleet.nodes";
         match self {
-            Self::Receiver => !["link.peers", "link.idle"].contains(&key) && !is_of_nodes,
-            Self::Sender => !key.starts_with("frontend.") && !is_of_nodes && !OF_ROUTERS.contains(&key),
-            Self::Node => !key.starts_with("fleet."),
+            Self::Receiver => !["link.peers", "link.idle", "fleet.dns"].contains(&key) && !is_of_others,
+            Self::Sender => {
+                !key.starts_with("frontend.")
+                    && key != "link.advertise"
+                    && !is_of_others
+                    && !OF_ROUTERS.contains(&key)
+            }
+            Self::Node => key != "fleet.nodes",
             Self::Proxy => OF_PROXIES.contains(&key) || !key.contains('.') || key.starts_with("fleet."),
             Self::Local => {
                 let unused = ["http.", "link.", "ring.", "node.", "transport.", "fleet."];

@@ -37,6 +37,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("routing.inter_token_bound", "25ms", "25ms", "25", "must be a duration with a unit"),
     ("link.host", "node-1", "node-1", "two words", "must be a host name"),
     ("link.port", "5", "5", "abc", "must be a port from 0 to 65535, not \"abc\""),
+    ("link.advertise", "10.0.0.1:5", "\"10.0.0.1:5\"", "node-1:5", "must be an address such as"),
     ("link.secret", "hush", "\"***\"", "***", "only masks a secret"),
     ("link.peers", "a:1, b:2", "[\"a:1\", \"b:2\"]", "a", "must be a list of host:port, but \"a\" is not"),
     ("link.sessions", "9", "9", "0", "must be a whole number from 1 to 4096"),
@@ -49,6 +50,20 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("kv_events.port", "0", "0", "65536", "must be a port"),
     ("kv_events.replay_port", "5", "5", "-1", "must be a port"),
     ("kv_events.pod", "10.0.0.1:8000", "\"10.0.0.1:8000\"", "kv@pod", "must be a name without spaces"),
+    ("fleet.cluster", "blue-1", "blue-1", "a/b", "must have only letters, digits"),
+    ("fleet.dns", "nodes:8200", "\"nodes:8200\"", "nodes", "must be host:port, not \"nodes\""),
+    (
+        "fleet.etcd_endpoints",
+        "a:1, http://b:2/",
+        "[\"http://a:1\", \"http://b:2\"]",
+        "ftp://a:1",
+        "must be a list of URLs such as",
+    ),
+    ("fleet.etcd_user", "baton", "baton", "", "must be text"),
+    ("fleet.etcd_password_file", "/p", "/p", "", "must be a path"),
+    ("fleet.etcd_ca_file", "/c", "/c", "", "must be a path"),
+    ("fleet.etcd_cert_file", "/c", "/c", "", "must be a path"),
+    ("fleet.etcd_key_file", "/k", "/k", "", "must be a path"),
     ("engine.threads", "3", "3", "many", "must be a whole number from 0 to 256"),
     ("engine.device", "cpu", "cpu", "tpu", "must be cpu or cuda"),
     ("engine.gpu_memory_utilization", "0.5", "0.5", "1.1", "must be above 0 and up to 1"),
@@ -300,7 +315,8 @@ fn keys_that_contradict_each_other_are_refused() {
     check(
         Role::Proxy,
         &[],
-        "default: fleet.nodes must name the HTTP port of at least one node; set fleet.nodes to a list of host:port",
+        "default: fleet.nodes must name the HTTP port of at least one node; set fleet.nodes to a list of host:port, or set fleet.etcd_endpoints or \
+         fleet.dns",
     );
     check(
         Role::Node,
@@ -319,6 +335,45 @@ fn keys_that_contradict_each_other_are_refused() {
     }
     let zeros = [set("frontend.port", "0"), set("http.port", "0"), set("link.port", "0")];
     assert!(Config::load(Role::Receiver, None, &zeros, surroundings(&[])).is_ok());
+}
+
+#[test]
+fn the_members_of_a_fleet_come_from_one_source() {
+    let check = |role, flags: &[(&str, &str)], expect: &str| {
+        let flags: Vec<Flag> = flags.iter().map(|(key, value)| set(key, value)).collect();
+        let loaded = Config::load(role, None, &flags, surroundings(&[]));
+        let text = loaded.map_or_else(|errors| errors.to_string(), |_| "loaded".to_owned());
+        assert!(text.contains(expect), "{text}");
+    };
+    let etcd = ("fleet.etcd_endpoints", "a:2379");
+    for role in [Role::Proxy, Role::Node, Role::Sender, Role::Receiver] {
+        check(role, &[etcd], "loaded");
+        check(
+            role,
+            &[etcd, ("fleet.dns", "b:1")],
+            "fleet.dns must not be set together with fleet.etcd_endpoints",
+        );
+        check(role, &[etcd, ("fleet.etcd_user", "u")], "fleet.etcd_user needs fleet.etcd_password_file");
+        check(role, &[etcd, ("fleet.etcd_key_file", "k")], "fleet.etcd_key_file needs fleet.etcd_cert_file");
+        check(role, &[("fleet.etcd_endpoints", "https://a:2379")], "fleet.etcd_ca_file must be set");
+    }
+    check(Role::Node, &[etcd, ("link.peers", "b:1")], "must not be set together with link.peers");
+    check(
+        Role::Sender,
+        &[("fleet.dns", "a:1"), ("link.peers", "b:1")],
+        "must not be set together with link.peers",
+    );
+    check(Role::Proxy, &[etcd, ("fleet.nodes", "b:1")], "must not be set together with fleet.nodes");
+    check(Role::Receiver, &[etcd, ("link.peers", "b:1")], "loaded");
+    check(Role::Node, &[etcd, ("fleet.nodes", "b:1")], "loaded");
+    for (host, advertise) in [("http.host", "http.advertise"), ("link.host", "link.advertise")] {
+        let expect = format!("{advertise} must be set to an address that other members can connect to");
+        check(Role::Node, &[etcd, (host, "0.0.0.0")], &expect);
+        check(Role::Node, &[etcd, (host, "0.0.0.0"), (advertise, "10.0.0.1:7")], "loaded");
+        check(Role::Node, &[(host, "0.0.0.0")], "loaded");
+    }
+    let sender = Config::load(Role::Sender, None, &[set("fleet.dns", "a:1")], surroundings(&[])).unwrap();
+    assert!(sender.link.peers.is_empty(), "a sender with another source dials no default address");
 }
 
 #[test]

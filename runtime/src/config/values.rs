@@ -246,9 +246,9 @@ pub(super) fn duration_or_zero(value: &Value) -> Result<Duration, String> {
     duration(value)
 }
 
-/// Parses a list of `host:port`, or one string with commas between them.
-pub(super) fn peers(value: &Value) -> Result<Vec<String>, String> {
-    let entries = match value {
+/// A list of texts, or one string with commas between them.
+fn list(value: &Value) -> Option<Vec<String>> {
+    match value {
         Value::Array(_, entries) => entries.iter().map(words).collect::<Option<Vec<_>>>(),
         Value::String(_, text) => {
             let text = text.trim().trim_start_matches('[').trim_end_matches(']');
@@ -256,16 +256,51 @@ pub(super) fn peers(value: &Value) -> Result<Vec<String>, String> {
             Some(parts.filter(|part| !part.is_empty()).collect())
         }
         _ => None,
-    };
-    let entries = entries.ok_or_else(|| format!("must be a list of host:port, not {}", named(value)))?;
-    for entry in &entries {
-        let parts = entry.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
-        if !matches!(parts, Some((host, Ok(1..))) if !host.is_empty() && !host.contains(char::is_whitespace))
-        {
-            return Err(format!("must be a list of host:port, but {entry:?} is not host:port"));
-        }
     }
-    Ok(entries)
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    let parts = text.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
+    let is_name = |host: &str| !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
+    matches!(parts, Some((host, Ok(1..))) if is_name(host))
+}
+
+/// Parses a list of `host:port`, or one string with commas between them.
+pub(super) fn peers(value: &Value) -> Result<Vec<String>, String> {
+    let entries = list(value).ok_or_else(|| format!("must be a list of host:port, not {}", named(value)))?;
+    match entries.iter().find(|entry| !is_host_and_port(entry)) {
+        Some(entry) => Err(format!("must be a list of host:port, but {entry:?} is not host:port")),
+        None => Ok(entries),
+    }
+}
+
+/// Parses `host:port`.
+pub(super) fn peer(value: &Value) -> Result<String, String> {
+    words(value)
+        .filter(|text| is_host_and_port(text))
+        .ok_or_else(|| format!("must be host:port, not {}", named(value)))
+}
+
+/// Parses a list of URLs without a path, or one string with commas between them. A URL without a scheme gets `http://`.
+pub(super) fn endpoints(value: &Value) -> Result<Vec<String>, String> {
+    let entries = list(value).ok_or_else(|| format!("must be a list of URLs, not {}", named(value)))?;
+    let url = |entry: String| {
+        let (scheme, rest) = entry.split_once("://").unwrap_or(("http", &entry));
+        let rest = rest.trim_end_matches('/');
+        if ["http", "https"].contains(&scheme) && is_host_and_port(rest) {
+            return Ok(format!("{scheme}://{rest}"));
+        }
+        Err(format!("must be a list of URLs such as http://10.0.0.1:2379, but {entry:?} is none"))
+    };
+    entries.into_iter().map(url).collect()
+}
+
+/// Parses text that can be a part of a path.
+pub(super) fn segment(value: &Value) -> Result<String, String> {
+    let fits = |text: &String| text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    text(value).ok().filter(fits).ok_or_else(|| {
+        format!("must have only letters, digits, dots, hyphens and underscores, not {}", named(value))
+    })
 }
 
 /// Parses a device.

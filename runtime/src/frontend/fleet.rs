@@ -15,6 +15,7 @@ mod poll;
 
 use std::io;
 use std::net::TcpListener;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,7 @@ use super::served_model::ServedModel;
 use super::{get, listen, post};
 use crate::drain::{Drain, DrainStage};
 
-pub use poll::poll;
+pub use poll::{poll, set_nodes};
 
 /// One node of the fleet.
 struct FleetMember {
@@ -46,12 +47,19 @@ struct FleetMember {
     cut: watch::Sender<u64>,
     /// The last warning about a request.
     warned: Mutex<Option<Instant>>,
+    /// The fleet's membership does not name it any more. It stays for as long as it answers.
+    has_left: AtomicBool,
 }
 
 /// Minimum time between two warnings about requests of the same node. When a node dies, all its requests fail.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 impl FleetMember {
+    fn new(id: NodeId, address: String) -> Self {
+        let has_left = AtomicBool::new(false);
+        Self { id, address, cut: watch::Sender::new(0), warned: Mutex::new(None), has_left }
+    }
+
     /// Warns about a request, unless it did so a moment ago.
     fn warn(&self, what: &str, request: &str, error: &str) {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,7 +73,7 @@ impl FleetMember {
 /// The proxy of a fleet.
 pub struct FleetProxy {
     state: Mutex<FleetState>,
-    members: Vec<FleetMember>,
+    members: Mutex<Vec<Arc<FleetMember>>>,
     model: Arc<ServedModel>,
     memory: InputMemory,
     limits: Limits,
@@ -128,16 +136,11 @@ impl FleetProxy {
             ttft_target,
         } = settings;
         let mut state = FleetState::new(index_bytes, ttft_target);
-        let member = |address| FleetMember {
-            id: state.joined(),
-            address,
-            cut: watch::Sender::new(0),
-            warned: Mutex::new(None),
-        };
+        let member = |address| Arc::new(FleetMember::new(state.joined(), address));
         let members = nodes.into_iter().map(member).collect();
         Self {
             state: Mutex::new(state),
-            members,
+            members: Mutex::new(members),
             model,
             memory,
             limits,
@@ -155,8 +158,12 @@ impl FleetProxy {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn member(&self, id: NodeId) -> Option<&FleetMember> {
-        self.members.iter().find(|member| member.id == id)
+    fn members(&self) -> MutexGuard<'_, Vec<Arc<FleetMember>>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn member(&self, id: NodeId) -> Option<Arc<FleetMember>> {
+        self.members().iter().find(|member| member.id == id).cloned()
     }
 
     /// Serves clients on a port. The returned server runs while it is awaited or spawned inside an actix `System`.
@@ -248,7 +255,7 @@ async fn health(proxy: Shared) -> HttpResponse {
         nodes_ready: usize,
         live_requests: usize,
     }
-    let (ready, nodes, live_requests) = (proxy.ready(), proxy.members.len(), proxy.state().live());
+    let (ready, nodes, live_requests) = (proxy.ready(), proxy.members().len(), proxy.state().live());
     let (status, reason) = match (proxy.drain.stage(), ready) {
         (DrainStage::Serving, 0) => ("down", Some("no node takes requests")),
         (DrainStage::Serving, _) => ("ok", None),
@@ -282,7 +289,7 @@ async fn metrics(proxy: Shared) -> HttpResponse {
     let mut metric = |name: &str, kind: &str, help: &str, value: u64| {
         text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"));
     };
-    metric("baton_proxy_nodes", "gauge", "Nodes of the fleet.", proxy.members.len() as u64);
+    metric("baton_proxy_nodes", "gauge", "Nodes of the fleet.", proxy.members().len() as u64);
     metric("baton_proxy_nodes_ready", "gauge", "Nodes that take requests now.", proxy.ready() as u64);
     let paused = proxy.state().paused(Instant::now());
     metric(

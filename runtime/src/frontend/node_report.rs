@@ -12,7 +12,7 @@ pub struct NodeReport {
     pub incarnation: String,
     /// The role of the process.
     pub role: String,
-    /// The process prefills prompts for the peers in its `link.peers`.
+    /// The process prefills prompts for peers: those in its `link.peers`, or those that it finds in its fleet.
     pub prefills: bool,
     /// The process accepts peers that prefill for it.
     pub decodes: bool,

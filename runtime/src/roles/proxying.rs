@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::drain::Drain;
-use crate::frontend::{FleetProxy, FleetSettings, InputMemory, Limits, ServedModel, bind, poll};
+use crate::frontend::{FleetProxy, FleetSettings, InputMemory, Limits, ServedModel, bind, poll, set_nodes};
+use crate::membership;
 use crate::open_files;
-use crate::roles::{Signals, exposure::Port};
+use crate::roles::{Signals, exposure::Port, joining};
 
 /// Maximum number of connections of clients. Each request in flight has a second one to its node.
 const CONNECTIONS: usize = 16_384;
@@ -63,6 +64,9 @@ async fn serve(
         tracing::warn!(%address, key = "frontend.port", "{warning}");
     }
     poll(Arc::clone(&proxy));
+    if let Some(source) = joining::source(Role::Proxy, &config) {
+        follow(Arc::clone(&proxy), membership::join(source, None)?.members);
+    }
     let server = proxy.serve(listener, config.surroundings.cores, config.shutdown.drain)?;
     let handle = server.handle();
     actix::spawn(server);
@@ -85,4 +89,15 @@ async fn serve(
     drain.run(|| (), || (), async { handle.stop(true).await }).await;
     tracing::info!("ended");
     Ok(())
+}
+
+/// Forwards requests to the members of the fleet that have an HTTP port.
+fn follow(proxy: Arc<FleetProxy>, mut members: membership::MembersWatch) {
+    actix::spawn(async move {
+        while members.changed().await.is_ok() {
+            let found = members.borrow_and_update().clone();
+            let addresses = found.iter().filter_map(|member| member.http);
+            set_nodes(&proxy, addresses.map(|address| address.to_string()).collect());
+        }
+    });
 }

@@ -35,7 +35,6 @@ fn identity() -> Identity {
         shape,
         secret: None,
         ring_pages: 4,
-        receivers: Vec::new(),
         capabilities: Capabilities { prefill: false, decode: true },
         http: String::new(),
     }

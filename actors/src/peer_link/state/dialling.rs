@@ -1,8 +1,9 @@
 //! Dialling: when to dial an address, and how to handle the answer.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::{Agreed, Direction, PeerLinkState};
+use super::{Agreed, Dialler, Direction, PeerLinkState};
 use crate::effect::{Effect, to};
 use crate::log::LogLine;
 use crate::messages::{
@@ -11,29 +12,51 @@ use crate::messages::{
 
 impl PeerLinkState {
     pub(super) fn on_start_dialling(&mut self) -> Vec<Effect> {
-        (0..self.diallers.len() as u32)
-            .map(|receiver| {
-                to::sockets(WakeDialler { receiver: ReceiverId(receiver), pause: Duration::ZERO })
-            })
-            .collect()
+        let wake =
+            |receiver: &ReceiverId| to::sockets(WakeDialler { receiver: *receiver, pause: Duration::ZERO });
+        self.diallers.keys().map(wake).collect()
+    }
+
+    /// Dials the addresses that are new, and stops dialling those that are missing. Sessions continue in both cases.
+    pub(super) fn on_peers_found(&mut self, addresses: &[String]) -> Vec<Effect> {
+        self.finds_peers = true;
+        let mut new: BTreeSet<&String> = addresses.iter().collect();
+        for dialler in self.diallers.values_mut() {
+            let is_wanted = new.remove(&dialler.address().to_owned());
+            dialler.set_wanted(is_wanted);
+        }
+        let mut effects = Vec::new();
+        for address in new {
+            let receiver = ReceiverId(self.next_receiver);
+            self.next_receiver += 1;
+            self.diallers.insert(receiver, Dialler::new(address.clone()));
+            effects.push(to::sockets(WakeDialler { receiver, pause: Duration::ZERO }));
+        }
+        effects
+    }
+
+    /// The dialler of this receiver; `None` if this process does not dial it any more. A dialler whose address has left the fleet ends here: it
+    /// has neither an attempt nor a session now.
+    fn dialler(&mut self, receiver: ReceiverId) -> Option<&mut Dialler> {
+        if self.diallers.get(&receiver).is_some_and(|dialler| !dialler.is_wanted()) {
+            self.diallers.remove(&receiver);
+        }
+        if self.is_ending() { None } else { self.diallers.get_mut(&receiver) }
     }
 
     /// The pause before dialling this receiver is over.
     pub(super) fn on_dial_due(&mut self, receiver: ReceiverId) -> Vec<Effect> {
-        let is_ending = self.is_ending();
-        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !is_ending) else {
-            return Vec::new();
-        };
+        let is_unhealthy = self.fault.is_some();
+        let Some(dialler) = self.dialler(receiver) else { return Vec::new() };
         dialler.begin();
-        if self.fault.is_some() {
+        if is_unhealthy {
             return vec![to::sockets(WakeDialler { receiver, pause: dialler.short_pause() })];
         }
-        vec![to::sockets(Dial { receiver })]
+        vec![to::sockets(Dial { receiver, address: dialler.address().to_owned() })]
     }
 
     pub(super) fn dial_again(&mut self, receiver: ReceiverId) -> Vec<Effect> {
-        let is_ending = self.is_ending();
-        match self.diallers.get_mut(receiver.0 as usize).filter(|_| !is_ending) {
+        match self.dialler(receiver) {
             Some(dialler) => vec![to::sockets(WakeDialler { receiver, pause: dialler.pause() })],
             None => Vec::new(),
         }
@@ -41,8 +64,7 @@ impl PeerLinkState {
 
     /// Dials this receiver again after 30 s, so that a peer that waits for a session comes first.
     pub(super) fn dial_later(&mut self, receiver: ReceiverId) -> Vec<Effect> {
-        let is_ending = self.is_ending();
-        match self.diallers.get(receiver.0 as usize).filter(|_| !is_ending) {
+        match self.dialler(receiver) {
             Some(dialler) => vec![to::sockets(WakeDialler { receiver, pause: dialler.long_pause() })],
             None => Vec::new(),
         }
@@ -53,11 +75,12 @@ impl PeerLinkState {
     /// after two seconds: the session that ends to make room is not dialled for 30 s, and the peer may make room too.
     pub(super) fn on_challenged(&mut self, now: Instant, challenged: Challenged) -> Vec<Effect> {
         let Challenged { receiver, connection, incarnation } = challenged;
-        let (is_ending, is_full) = (self.is_ending(), self.is_full());
-        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !is_ending) else {
+        let (own, is_full) = (self.own, self.is_full() && !self.attempts.is_live(incarnation));
+        let sessions = self.limits.sessions;
+        let Some(dialler) = self.dialler(receiver) else {
             return vec![to::sockets(HangUp { connection })];
         };
-        if incarnation == self.own {
+        if incarnation == own {
             let address = dialler.address().to_owned();
             let is_news = dialler.on_failed("this process");
             dialler.hang_up();
@@ -67,18 +90,22 @@ impl PeerLinkState {
                 to::sockets(WakeDialler { receiver, pause: dialler.long_pause() }),
             ];
         }
-        if is_full && !self.attempts.is_live(incarnation) {
-            self.crowd.note(now);
-            let (address, sessions) = (dialler.address().to_owned(), self.limits.sessions);
+        if is_full {
+            let address = dialler.address().to_owned();
             let is_news = dialler.on_failed("full");
             dialler.hang_up();
+            let pause = dialler.short_pause();
+            self.crowd.note(now);
             return vec![
                 to::sockets(HangUp { connection }),
                 to::log(LogLine::Full { address, sessions, is_news }),
-                to::sockets(WakeDialler { receiver, pause: dialler.short_pause() }),
+                to::sockets(WakeDialler { receiver, pause }),
             ];
         }
         let Some(attempt) = self.attempts.begin(incarnation) else {
+            let Some(dialler) = self.dialler(receiver) else {
+                return vec![to::sockets(HangUp { connection })];
+            };
             let address = dialler.address().to_owned();
             let is_news = dialler.on_failed(&format!("same process as {incarnation}"));
             dialler.hang_up();
@@ -93,18 +120,16 @@ impl PeerLinkState {
     }
 
     /// The receiver was not reached, or refused us. A refusal that only a changed setting can end affects only this link. It ends
-    /// the process only if this process decodes for no peer, this is its only receiver, and no session with it has ever worked.
+    /// the process only if this process decodes for no peer, this is its only receiver and no fleet can name others, and no session with it has ever
+    /// worked.
     pub(super) fn on_dial_failed(&mut self, failed: DialFailed) -> Vec<Effect> {
         let DialFailed { receiver, reason, permanent } = failed;
         if let Some(incarnation) = self.targets.remove(&receiver) {
             self.attempts.failed(incarnation);
         }
         // A process that decodes works without this receiver.
-        let is_only = self.diallers.len() == 1 && self.ring_pages == 0;
-        let is_ending = self.is_ending();
-        let Some(dialler) = self.diallers.get_mut(receiver.0 as usize).filter(|_| !is_ending) else {
-            return Vec::new();
-        };
+        let is_only = self.diallers.len() == 1 && self.ring_pages == 0 && !self.finds_peers;
+        let Some(dialler) = self.dialler(receiver) else { return Vec::new() };
         if dialler.has_hung_up() {
             return Vec::new();
         }

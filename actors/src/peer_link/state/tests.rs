@@ -13,9 +13,9 @@ use crate::first_token;
 use crate::log::LaneSpeed;
 use crate::messages::{
     AnnounceLeaving, Attempt, BreakSession, CancelPrefill, Challenged, CloseLinks, CreditsGranted, Dial,
-    DialDue, DialFailed, FrameCame, HealthSeen, PageFilled, PeerLeaving, PeerReady, PrefillFailed,
-    PrefillFinished, ProcessFault, RingShared, SayHello, SenderSession, SessionDrained, StartDialling,
-    StartPrefill, TransportEvents, WakeDialler, Welcomed,
+    DialDue, DialFailed, FrameCame, HealthSeen, PageFilled, PeerLeaving, PeerReady, PeersFound,
+    PrefillFailed, PrefillFinished, ProcessFault, RingShared, SayHello, SenderSession, SessionDrained,
+    StartDialling, StartPrefill, TransportEvents, WakeDialler, Welcomed,
 };
 use crate::request::RequestId;
 
@@ -198,7 +198,10 @@ fn wake(receiver: ReceiverId, millis: u64) -> Effect {
 
 /// Dials the first address, which answers with a challenge. Returns the effect that sends the Hello.
 fn dials(state: &mut PeerLinkState) -> Effect {
-    assert_eq!(deliver(state, DialDue { receiver: FIRST }), [to::sockets(Dial { receiver: FIRST })]);
+    assert_eq!(
+        deliver(state, DialDue { receiver: FIRST }),
+        [to::sockets(Dial { receiver: FIRST, address: "first".into() })]
+    );
     let connection = ConnectionId(60);
     let effects = deliver(state, Challenged { receiver: FIRST, connection, incarnation: C });
     assert_eq!(effects.len(), 1, "{effects:?}");

@@ -102,7 +102,7 @@ async fn answer(
     loop {
         let member = proxy.member(ticket.decode_on);
         let answer = match member {
-            Some(member) => attempt(&live, http.uri().path(), member, &ticket, deadline, &bytes).await,
+            Some(member) => attempt(&live, http.uri().path(), &member, &ticket, deadline, &bytes).await,
             // The node has left the fleet a moment ago.
             None => Err(Failure::Unreachable),
         };

@@ -1,11 +1,13 @@
 //! Asks every node of the fleet for its report.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use actix_web::rt;
-use actors::fleet::{NodeView, UNKNOWN_AFTER};
+use actors::fleet::{LOST_AFTER, NodeView, UNKNOWN_AFTER};
 use actors::messages::LoadReport;
 use connector::frame::Capabilities;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -24,8 +26,8 @@ const REPORT_BYTES_MAX: usize = 256 << 10;
 
 /// Asks all nodes every 100 ms, and tells the proxy's state what they answer, until the actix `System` of the caller ends.
 pub fn poll(proxy: Arc<FleetProxy>) {
-    for index in 0..proxy.members.len() {
-        rt::spawn(ask_regularly(Arc::clone(&proxy), index));
+    for member in proxy.members().iter() {
+        rt::spawn(ask_regularly(Arc::clone(&proxy), Arc::clone(member)));
     }
     rt::spawn(async move {
         let mut ticks = every(ASK_EVERY);
@@ -40,25 +42,58 @@ pub fn poll(proxy: Arc<FleetProxy>) {
     });
 }
 
+/// These are the nodes that the fleet's membership names. New ones are asked from now on. The others stay until they do not answer for 3 s.
+pub fn set_nodes(proxy: &Arc<FleetProxy>, addresses: Vec<String>) {
+    let mut new: BTreeSet<String> = addresses.into_iter().collect();
+    let mut members = proxy.members();
+    for member in members.iter() {
+        let is_named = new.remove(&member.address);
+        member.has_left.store(!is_named, Ordering::Relaxed);
+    }
+    for address in new {
+        let member = Arc::new(FleetMember::new(proxy.state().joined(), address));
+        rt::spawn(ask_regularly(Arc::clone(proxy), Arc::clone(&member)));
+        members.push(member);
+    }
+}
+
+/// Removes a node that has left the fleet. Returns false if the membership names it again.
+fn remove(proxy: &FleetProxy, member: &FleetMember) -> bool {
+    let mut members = proxy.members();
+    if !member.has_left.load(Ordering::Relaxed) {
+        return false;
+    }
+    members.retain(|other| other.id != member.id);
+    proxy.state().left(member.id);
+    tracing::info!(node = member.address, "node has left the fleet and does not answer");
+    true
+}
+
 fn every(period: Duration) -> tokio::time::Interval {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
 }
 
-/// Asks one node. A line is logged when it begins to answer, and when it begins to fail.
-async fn ask_regularly(proxy: Arc<FleetProxy>, index: usize) {
-    let member = &proxy.members[index];
+/// Asks one node, until it has left the fleet and does not answer. A line is logged when it begins to answer, and when it begins to fail.
+async fn ask_regularly(proxy: Arc<FleetProxy>, member: Arc<FleetMember>) {
+    // The last answer, or the first question.
+    let mut answered = Instant::now();
     // `None`: it has not been asked yet.
     let mut reports: Option<bool> = None;
     let mut ticks = every(ASK_EVERY);
     loop {
         ticks.tick().await;
         let asked = Instant::now();
-        let answer = match ask(&proxy, member).await {
+        let answer = match ask(&proxy, &member).await {
             Ok(report) => proxy.state().reported(Instant::now(), member.id, asked, report),
             Err(error) => Err(error),
         };
+        if answer.is_ok() {
+            answered = Instant::now();
+        } else if answered.elapsed() >= LOST_AFTER && remove(&proxy, &member) {
+            return;
+        }
         let before = reports.replace(answer.is_ok());
         match answer {
             Ok(()) if before != Some(true) => tracing::info!(node = member.address, "node reports"),

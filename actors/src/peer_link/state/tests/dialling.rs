@@ -8,7 +8,8 @@ fn each_receiver_is_dialled() {
     let second = ReceiverId(1);
     assert_eq!(deliver(&mut state, StartDialling), [wake(FIRST, 0), wake(second, 0)]);
     assert_eq!(dials(&mut state), sends_hello(1, 0, true));
-    assert_eq!(deliver(&mut state, DialDue { receiver: second }), [to::sockets(Dial { receiver: second })]);
+    let dial = Dial { receiver: second, address: "second".into() };
+    assert_eq!(deliver(&mut state, DialDue { receiver: second }), [to::sockets(dial)]);
     assert_eq!(deliver(&mut state, DialDue { receiver: ReceiverId(2) }), [], "there is no third receiver");
 }
 
@@ -200,4 +201,56 @@ fn no_session_begins_with_a_receiver_whose_ring_has_no_pages() {
     assert_eq!(effects[2..], [wake(FIRST, 200)]);
     assert!(state.sessions.is_empty());
     assert_eq!(dials(&mut state), sends_hello(2, 0, true), "the next attempt has a new number");
+}
+
+fn found(state: &mut PeerLinkState, addresses: &[&str]) -> Vec<Effect> {
+    let addresses = addresses.iter().map(|address| (*address).to_owned()).collect();
+    deliver(state, PeersFound { addresses })
+}
+
+#[test]
+fn peers_that_join_are_dialled_and_peers_that_leave_are_dialled_no_more() {
+    let mut state = state_with(true, RING, &[]);
+    assert_eq!(found(&mut state, &["first", "second"]), [wake(FIRST, 0), wake(ReceiverId(1), 0)]);
+    assert_eq!(found(&mut state, &["first", "second", "second"]), [], "nothing is new");
+    assert_eq!(found(&mut state, &["first"]), []);
+    assert_eq!(deliver(&mut state, DialDue { receiver: ReceiverId(1) }), [], "it has left");
+    assert_eq!(found(&mut state, &["first", "second"]), [wake(ReceiverId(2), 0)], "numbers are not reused");
+    assert_eq!(dials(&mut state), sends_hello(1, 0, true));
+}
+
+#[test]
+fn a_session_outlives_the_membership_of_its_peer() {
+    let mut state = state_with(true, RING, &[]);
+    found(&mut state, &["first"]);
+    dials(&mut state);
+    let begun = up_outgoing(&mut state);
+    assert_eq!(found(&mut state, &[]), [], "the session continues");
+    assert!(state.sessions[&begun.session].is_up());
+    assert_eq!(found(&mut state, &["first"]), [], "its dialler is still there");
+    assert_eq!(found(&mut state, &[]), []);
+    state.on_end(begun.session, "eof".into());
+    assert_eq!(deliver(&mut state, closed(begun.session, true)), [], "the peer is not dialled again");
+    assert!(state.diallers.is_empty());
+    assert_eq!(found(&mut state, &["first"]), [wake(ReceiverId(1), 0)]);
+}
+
+#[test]
+fn a_peer_that_leaves_during_a_handshake_gets_no_hello() {
+    let mut state = state_with(true, RING, &[]);
+    found(&mut state, &["first"]);
+    deliver(&mut state, DialDue { receiver: FIRST });
+    found(&mut state, &[]);
+    let connection = ConnectionId(60);
+    let effects = deliver(&mut state, Challenged { receiver: FIRST, connection, incarnation: C });
+    assert_eq!(effects, [to::sockets(HangUp { connection })]);
+    assert!(state.diallers.is_empty());
+}
+
+#[test]
+fn a_member_that_refuses_does_not_end_a_process_of_a_fleet() {
+    let mut state = state_with(true, 0, &[]);
+    found(&mut state, &["first"]);
+    dials(&mut state);
+    assert_eq!(deliver(&mut state, dial_failed("another model", true))[1..], [wake(FIRST, 30_000)]);
 }

@@ -1,0 +1,96 @@
+//! A process with an engine as a member of a fleet: it registers itself and dials the members that decode.
+
+use std::net::SocketAddr;
+
+use actors::membership::{Member, Statement};
+use actors::messages::PeersFound;
+use actors::node::Node;
+use connector::frame::Versions;
+use tokio::sync::watch;
+
+use crate::config::{Config, Role};
+use crate::membership::{self, EtcdSettings, Membership, Registered, Source};
+
+/// Where this process finds members; `None` if the configuration lists them.
+pub(super) fn source(role: Role, config: &Config) -> Option<Source> {
+    let fleet = &config.fleet;
+    if fleet.etcd_endpoints.is_empty() {
+        return fleet.dns.clone().map(|name| Source::Dns { name, is_http: role == Role::Proxy });
+    }
+    Some(Source::Etcd(EtcdSettings {
+        endpoints: fleet.etcd_endpoints.clone(),
+        cluster: fleet.cluster.clone(),
+        user: fleet.etcd_user.clone().zip(fleet.etcd_password_file.clone()),
+        ca_file: fleet.etcd_ca_file.clone(),
+        certificate: fleet.etcd_cert_file.clone().zip(fleet.etcd_key_file.clone()),
+    }))
+}
+
+/// Joins the fleet. `link` is the address of the link port, `model` the name of the model in requests. Returns the registration in etcd.
+///
+/// # Errors
+/// As [`membership::join`].
+pub(super) fn join(
+    role: Role,
+    config: &Config,
+    node: &Node,
+    link: Option<SocketAddr>,
+    model: &str,
+) -> anyhow::Result<Option<Registered>> {
+    let source = source(role, config).filter(|_| role != Role::Local);
+    // A process that dials no peers does not need the members.
+    let Some(source) = source.filter(|source| role.dials_peers() || matches!(source, Source::Etcd(_))) else {
+        return Ok(None);
+    };
+    let facts = &node.facts;
+    let own = Member {
+        name: format!("{:016x}", facts.incarnation.name()),
+        http: facts.http,
+        link: config.link.advertise.or(link),
+        says: Some(Statement {
+            role: role.name().to_owned(),
+            prefills: facts.capabilities.prefill,
+            decodes: facts.capabilities.decode,
+            model: model.to_owned(),
+            fingerprint: facts.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect(),
+            protocol: Versions::OURS,
+        }),
+    };
+    let Membership { members, registered } = membership::join(source, Some(&own))?;
+    let is_registered = registered.as_ref().map(Registered::is_registered);
+    if role.dials_peers() {
+        dial(node, own, members, is_registered);
+    }
+    Ok(registered)
+}
+
+/// Tells the peer link which members to dial, as long as this process is registered.
+fn dial(
+    node: &Node,
+    own: Member,
+    mut members: membership::MembersWatch,
+    is_registered: Option<watch::Receiver<bool>>,
+) {
+    let Some(link) = node.peers_found() else { return };
+    let (always, yes) = watch::channel(true);
+    let mut is_registered = is_registered.unwrap_or(yes);
+    actix::spawn(async move {
+        let _always = always;
+        loop {
+            if *is_registered.borrow_and_update() {
+                let found = members.borrow_and_update().clone();
+                let dialled = found.iter().filter_map(|member| member.dialled_by(&own));
+                let addresses = dialled.map(|address| address.to_string()).collect();
+                link.do_send(PeersFound { addresses }.into());
+            }
+            let changed = tokio::select! {
+                changed = members.changed() => changed,
+                changed = is_registered.changed() => changed,
+            };
+            // Both tasks have ended: this process is leaving.
+            if changed.is_err() {
+                return;
+            }
+        }
+    });
+}
