@@ -284,15 +284,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     // All addresses exist before any actor runs, so that each actor can have the addresses of the others.
     let serving = serving::Contexts::default();
     let handing_over = facts.capabilities.prefill.then(handing_over::Contexts::default);
-    let mut mailboxes = Mailboxes {
-        proxy: serving.proxy.address().recipient(),
-        decoder: serving.decoder.address().recipient(),
-        buffer_manager: serving.buffer_manager.address().recipient(),
-        generator: serving.generator.address().recipient(),
-        transfer: handing_over.as_ref().map(|contexts| contexts.transfer.address().recipient()),
-        prefiller: handing_over.as_ref().map(|contexts| contexts.prefiller.address().recipient()),
-        peer_link: None,
-    };
+    let mut mailboxes = mailboxes(&serving, handing_over.as_ref());
     let hashed = link.as_ref().filter(|link| link.page_hash).map(|_| Pages::new(parts.pool.clone()));
     let sending = link.as_ref().map(|link| (link.min_gigabytes_per_second, link.pages_in_flight));
     let linked = link.map(|link| linking::start(link, &facts, &mut parts, &mailboxes)).transpose()?;
@@ -343,6 +335,19 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
         report,
         _watchdog: watchdog,
     })
+}
+
+/// The addresses of all actors but the peer link.
+fn mailboxes(serving: &serving::Contexts, handing_over: Option<&handing_over::Contexts>) -> Mailboxes {
+    Mailboxes {
+        proxy: serving.proxy.address().recipient(),
+        decoder: serving.decoder.address().recipient(),
+        buffer_manager: serving.buffer_manager.address().recipient(),
+        generator: serving.generator.address().recipient(),
+        transfer: handing_over.map(|contexts| contexts.transfer.address().recipient()),
+        prefiller: handing_over.map(|contexts| contexts.prefiller.address().recipient()),
+        peer_link: None,
+    }
 }
 
 fn facts<E>(
