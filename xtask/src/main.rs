@@ -20,7 +20,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 /// Baton's tasks.
 ///
-/// Needs Rust, a C linker, and Python 3 with pip. The cache folder is $XDG_CACHE_HOME/baton, or $HOME/.cache/baton.
+/// Needs Rust, gcc or clang (the linker, and the compiler of the TLS library), and Python 3 with pip. The cache folder is $XDG_CACHE_HOME/baton, or $HOME/.cache/baton.
 /// Several clones may share it.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
