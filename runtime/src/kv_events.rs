@@ -45,7 +45,7 @@ pub struct KvEventPorts {
 
 /// What the events say of this process.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub struct EventSource {
     /// The name of this process.
     pub pod: String,
     /// The name of the model in requests.
@@ -54,7 +54,7 @@ pub struct Source {
     pub page_tokens: u32,
 }
 
-impl Source {
+impl EventSource {
     /// The first frame of each batch.
     pub fn topic(&self) -> String {
         format!("kv@{}@{}", self.pod, self.model)
@@ -65,7 +65,11 @@ impl Source {
 ///
 /// # Errors
 /// The operating system refuses a thread or a socket.
-pub fn publish(sockets: KvEventPorts, source: Source, batches: mpsc::Receiver<CacheBatch>) -> io::Result<()> {
+pub fn publish(
+    sockets: KvEventPorts,
+    source: EventSource,
+    batches: mpsc::Receiver<CacheBatch>,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = move || {
         if let Err(error) = runtime.block_on(run(sockets, &source, batches)) {
@@ -77,7 +81,7 @@ pub fn publish(sockets: KvEventPorts, source: Source, batches: mpsc::Receiver<Ca
 
 async fn run(
     sockets: KvEventPorts,
-    source: &Source,
+    source: &EventSource,
     mut batches: mpsc::Receiver<CacheBatch>,
 ) -> io::Result<()> {
     let (history, reader) = watch::channel(History::default());

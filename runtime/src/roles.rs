@@ -21,9 +21,7 @@ use connector::frame::Versions;
 use connector::transport::Transport;
 use connector::ucx::{self, UcxConfig, UcxTransport};
 use engine::{Engine, EngineConfig, KvPool};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::Sender;
-use tokio::task::JoinHandle;
 
 use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
 use crate::drain::{Drain, DrainStage};
@@ -31,15 +29,16 @@ use crate::frontend::{
     Admission, Bounds, CacheInfo, Grammars, InputMemory, Limits, Observed, ServedModel, bind,
 };
 use crate::grammar::ModelCompiler;
-use crate::kv_events::{KvEventPorts, Source};
-use crate::membership::Registered;
+use crate::kv_events::{EventSource, KvEventPorts};
 use crate::open_files;
 use crate::telemetry;
 use announcing::Announcing;
+use ending::{Signals, TEAR_DOWN_LIMIT, drain_when_asked, ending, exit_after, leave_when_asked};
 use exposure::Port;
 use servers::Servers;
 
 mod announcing;
+mod ending;
 mod exposure;
 mod joining;
 mod proxying;
@@ -236,7 +235,7 @@ async fn serve(
     if let Some(announcing) = announcing {
         let page_tokens = node.facts.page_tokens;
         let pod = announcing::pod(&config, node.facts.http, ports.frontend.as_ref());
-        announcing.publish(Source { pod, model: model.name.clone(), page_tokens })?;
+        announcing.publish(EventSource { pod, model: model.name.clone(), page_tokens })?;
     }
     let cache = CacheInfo { request_pages: node.request_pages, ..cache };
     let shared = SharedState::new(&config, cache, model, grammars, limits);
@@ -275,27 +274,6 @@ async fn serve(
         // The caller prints it as the last line.
         Some(fault) => Err(anyhow::anyhow!(fault)),
     }
-}
-
-/// Has a task remove the process from the fleet's members as soon as its drain begins.
-fn leave_when_asked(shared: &SharedState, registered: Registered) -> JoinHandle<()> {
-    let drain = shared.drain.clone();
-    actix::spawn(async move {
-        drain.reached(DrainStage::Leaving).await;
-        registered.leave().await;
-    })
-}
-
-/// Has a task take the steps of the drain once it has begun.
-fn drain_when_asked(shared: &SharedState, node: &Node) {
-    let (drain, admission, node) = (shared.drain.clone(), shared.admission.clone(), node.drain.clone());
-    actix::spawn(async move {
-        let refuse = || {
-            admission.close();
-            node.refuse();
-        };
-        drain.run(|| node.announce(), refuse, node.done()).await;
-    });
 }
 
 /// Starts the actors. Takes the listening socket of the link out of `ports`. A request has at most `context_tokens` tokens.
@@ -362,20 +340,6 @@ fn limit_context(model: &mut ServedModel, pool_tokens: u64) {
         );
         model.context_tokens = pool_tokens as u32;
     }
-}
-
-/// Maximum time for releasing resources after a fault.
-const TEAR_DOWN_LIMIT: Duration = Duration::from_secs(10);
-
-/// Exits the process after `limit`. Calls that release the resources of a failed device may never return.
-fn exit_after(limit: Duration, fault: String) -> std::io::Result<()> {
-    let exit = move || {
-        std::thread::sleep(limit);
-        tracing::error!(limit_s = limit.as_secs(), "resources were not released in time; exiting without it");
-        eprintln!("error: {fault}");
-        std::process::exit(1);
-    };
-    std::thread::Builder::new().name("baton-exit".into()).spawn(exit).map(drop)
 }
 
 /// The state that both HTTP ports of a process share.
@@ -458,35 +422,6 @@ fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
         );
     }
     Limits { connections, ..Limits::default() }
-}
-
-/// Waits for a signal, which gives `None`, or a fault, which gives its sentence.
-async fn ending(node: &Node, signals: &mut Signals) -> Option<String> {
-    tokio::select! {
-        name = signals.next() => {
-            tracing::info!(signal = name, "shutting down");
-            None
-        }
-        fault = node.faults.wait() => Some(fault),
-    }
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }
 
 #[cfg(test)]

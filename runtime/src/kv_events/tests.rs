@@ -24,7 +24,7 @@ impl Publisher {
         let address = |socket: &TcpListener| socket.local_addr().unwrap();
         let (publish, replay) = (address(&sockets.publish), address(&sockets.replay));
         let (batches, queue) = mpsc::channel(QUEUE);
-        let source = Source { pod: "10.0.0.1:8200".to_owned(), model: "m".to_owned(), page_tokens: 2 };
+        let source = EventSource { pod: "10.0.0.1:8200".to_owned(), model: "m".to_owned(), page_tokens: 2 };
         super::publish(sockets, source, queue).unwrap();
         Self { batches, publish, replay }
     }

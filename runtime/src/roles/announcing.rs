@@ -8,7 +8,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::exposure::Port;
 use crate::config::{Config, KvEventsSection};
 use crate::frontend::bind;
-use crate::kv_events::{self, KvEventPorts, QUEUE, Source};
+use crate::kv_events::{self, EventSource, KvEventPorts, QUEUE};
 
 /// Opens the ports.
 pub(super) fn open(config: &KvEventsSection) -> anyhow::Result<KvEventPorts> {
@@ -43,7 +43,7 @@ impl Announcing {
     }
 
     /// Publishes the batches until the node ends.
-    pub(super) fn publish(self, source: Source) -> std::io::Result<()> {
+    pub(super) fn publish(self, source: EventSource) -> std::io::Result<()> {
         let KvEventPorts { publish, replay } = &self.sockets;
         let topic = source.topic();
         for (socket, key) in [(publish, "kv_events.port"), (replay, "kv_events.replay_port")] {

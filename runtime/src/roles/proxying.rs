@@ -11,7 +11,7 @@ use crate::drain::Drain;
 use crate::frontend::{FleetProxy, FleetSettings, InputMemory, Limits, ServedModel, bind, poll, set_nodes};
 use crate::membership;
 use crate::open_files;
-use crate::roles::{Signals, exposure::Port, joining};
+use crate::roles::{ending::Signals, exposure::Port, joining};
 
 /// Maximum number of connections of clients. Each request in flight has a second one to its node.
 const CONNECTIONS: usize = 16_384;
