@@ -4,7 +4,8 @@
 //! answers, and asks it to place each request. The state has one [`Routing`] for each model of the fleet.
 //!
 //! **Age of a report.** A node whose last report is older than [`UNKNOWN_AFTER`] gets no new requests. After [`LOST_AFTER`] the proxy cuts all
-//! connections to it. A node that reports again is used at once. What the router knows of its prefixes stays, unless the process is another one.
+//! connections to it. A node that reports again is used at once, unless its connections
+//! broke. What the router knows of its prefixes stays, unless the process is another one.
 //!
 //! **Own placements.** A placed prompt counts at its prefiller until its first byte arrives, or until a report that was asked for at least 50 ms
 //! after the placement.
@@ -71,6 +72,8 @@ pub struct NodeView {
     pub used_pages: u32,
     /// Pages that can keep the KV of earlier prompts.
     pub cache_pages: u32,
+    /// Requests that wait for admission, and are not in `load`.
+    pub queued: u64,
     /// The load of its engine.
     pub load: LoadReport,
     /// The HTTP address that it tells its peers; without one it prefills for no other node.
@@ -144,7 +147,7 @@ impl FleetState {
         }
     }
 
-    /// The number of nodes that decode and get requests now.
+    /// The number of nodes that decode and whose last report is fresh and says that they accept requests.
     pub fn ready(&self, now: Instant) -> usize {
         let is_ready = |node: &&FleetNode| {
             node.last.as_ref().is_some_and(|(report, at)| {
@@ -161,11 +164,11 @@ impl FleetState {
         self.models.keys()
     }
 
-    /// The largest context among the nodes that serve a model, in tokens; `None` if no node has reported it. Without a name it is that of the
+    /// The largest context among the nodes that serve a model and are not lost, in tokens; `None` if there is none. Without a name it is that of the
     /// fleet's first model.
-    pub fn context_tokens(&self, model: Option<&str>) -> Option<u32> {
+    pub fn context_tokens(&self, now: Instant, model: Option<&str>) -> Option<u32> {
         let name = model.or_else(|| self.models.keys().next().map(|name| &**name))?;
-        self.views_of(name).map(|(_, view)| view.context_tokens).max()
+        self.views_of(now, name).map(|(_, view)| view.context_tokens).max()
     }
 
     /// The number of nodes that get no requests now, because their connections broke.
@@ -188,13 +191,20 @@ impl FleetState {
         let before = node.last.as_ref().map(|(report, _)| report.clone());
         let is_same = before.as_ref().is_some_and(|before| {
             let of = |view: &NodeView| {
-                (view.name, view.capabilities, view.address, view.model.clone(), view.fingerprint.clone())
+                (view.name, view.capabilities, view.model.clone(), view.fingerprint.clone())
             };
             of(before) == of(&report)
         });
-        if let Some(before) = before.filter(|_| !is_same) {
-            self.forget(id, &before);
-            self.nodes.entry(id).and_modify(|node| (node.last, node.unreported) = (None, VecDeque::new()));
+        if let Some(before) = before {
+            if before.address != report.address {
+                self.forget_address(id, &before);
+            }
+            if !is_same {
+                self.forget(id, &before);
+                self.nodes
+                    .entry(id)
+                    .and_modify(|node| (node.last, node.unreported) = (None, VecDeque::new()));
+            }
         }
         self.outdate(now, id, &report);
         let model = self.models.entry(report.model.clone()).or_insert_with(|| FleetModel {
@@ -214,18 +224,26 @@ impl FleetState {
                 report.page_tokens, model.page_tokens
             ));
         }
-        if !is_same {
+        // The node may have reported other weights meanwhile, or those of the fleet may have changed.
+        if !is_same || !model.routing.has(id) {
             let (name, capabilities, pool_pages) = (report.name, report.capabilities, report.pool_pages);
             model.routing.joined(id, Joining { name, capabilities, pool_pages });
         }
-        // Of two nodes with one address, the first one has it until it leaves.
+        // Of two nodes with one address, the first one has it until it is lost.
         if let Some(address) = report.address {
-            self.by_address.entry(address).or_insert(id);
+            let is_live = |other: &NodeId| {
+                let last = self.nodes.get(other).and_then(|node| node.last.as_ref());
+                last.is_some_and(|(_, at)| now.saturating_duration_since(*at) < LOST_AFTER)
+            };
+            if !self.by_address.get(&address).is_some_and(is_live) {
+                self.by_address.insert(address, id);
+            }
         }
         let prefillers = report.prefillers.iter().filter_map(|address| self.by_address.get(address)).copied();
         model.routing.prefillers_of(id, prefillers);
         model.routing.room_changed(id, report.pool_pages, report.used_pages);
         model.routing.cache_reported(id, report.cache_pages);
+        model.routing.queued(id, report.queued);
         let load = report.load;
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         (node.last, node.is_cut) = (Some((report, now)), false);
@@ -280,10 +298,11 @@ impl FleetState {
         }
     }
 
-    /// The last reports of the nodes that serve a model.
-    fn views_of(&self, model: &str) -> impl Iterator<Item = (NodeId, &NodeView)> {
-        let views = self.nodes.iter().filter_map(|(id, node)| Some((*id, &node.last.as_ref()?.0)));
-        views.filter(move |(_, view)| *view.model == *model)
+    /// The last reports of the nodes that serve a model and are not lost.
+    fn views_of(&self, now: Instant, model: &str) -> impl Iterator<Item = (NodeId, &NodeView)> {
+        let last = self.nodes.iter().filter_map(|(id, node)| Some((*id, node.last.as_ref()?)));
+        let live = last.filter(move |(_, (_, at))| now.saturating_duration_since(*at) < LOST_AFTER);
+        live.map(|(id, (view, _))| (id, view)).filter(move |(_, view)| *view.model == *model)
     }
 
     /// The process of a node that has reported.
@@ -312,17 +331,22 @@ impl FleetState {
 
     /// Removes a node from the routing of the model that it reported.
     fn forget(&mut self, id: NodeId, report: &NodeView) {
-        if let Some(address) = report.address.filter(|address| self.by_address.get(address) == Some(&id)) {
-            self.by_address.remove(&address);
-        }
+        self.forget_address(id, report);
         let Some(model) = self.models.get_mut(&report.model) else { return };
         model.routing.left(id);
         let has_model = |(other, node): (&NodeId, &FleetNode)| {
             let same = |view: &NodeView| view.model == report.model && view.fingerprint == report.fingerprint;
             *other != id && node.last.as_ref().is_some_and(|(view, _)| same(view))
         };
-        if !self.nodes.iter().any(has_model) {
+        if model.fingerprint == report.fingerprint && !self.nodes.iter().any(has_model) {
             self.models.remove(&report.model);
+        }
+    }
+
+    /// The address of this report is no longer that of the node.
+    fn forget_address(&mut self, id: NodeId, report: &NodeView) {
+        if let Some(address) = report.address.filter(|address| self.by_address.get(address) == Some(&id)) {
+            self.by_address.remove(&address);
         }
     }
 }

@@ -9,13 +9,15 @@
 //! **Predicted time to first token** of a prompt at a member: the member's queue and the prompt's work there, at the member's measured
 //! speed, and the measured delay of the hand-over if another member decodes.
 //!
-//! **Decode.** The members with pages for the whole request are considered in this order:
-//! 1. The member with the longest part of the prompt, if that is at least half: a conversation continues where its KV is.
-//! 2. The member that decodes most, while its steps take at most half as long again as if the answers of all members were spread evenly. So many
+//! **Decode.** The choice is, in this order:
+//! 1. The member with the longest cached prefix of the prompt, if that is at least half of it and the member has pages for the request: a
+//!    conversation continues where its KV is.
+//! 2. The member that decodes most and has pages for the request, while its steps take at most half as long again as if the answers of all members were spread evenly. So many
 //!    answers share one reading of the weights, and the other members prefill in long steps, without rows that they delay. On a CPU, where each row
-//!    costs as much, answers are spread.
+//!    costs as much, answers are spread. A member is left out while requests wait there for admission, or while the members that can prefill for it
+//!    are all much busier than others.
 //! 3. A member with few rows and about the most free pages.
-//! 4. If all are busy: of those with about the most free pages, the one with the shortest queue, which also prefills.
+//! 4. If all are busy: of those with about the most free pages, the one with the shortest queue, which usually prefills too.
 //!
 //! The rows of a member are those that it reports, or, if they are more, those expected from the router's own placements ([`DecodeShare`]).
 //!
@@ -255,6 +257,18 @@ impl<M: Copy + Ord> Routing<M> {
         }
     }
 
+    /// A member has reported how many requests wait for admission there. Their prompts are in no queue that the router knows.
+    pub fn queued(&mut self, id: M, requests: u64) {
+        if let Some(member) = self.member_mut(id) {
+            member.queued = requests;
+        }
+    }
+
+    /// Whether the member has joined and not left.
+    pub fn has(&self, id: M) -> bool {
+        self.keys.contains_key(&id)
+    }
+
     /// The prefill of a placed request has ended. `tokens` is [`Placed::prefill_tokens`].
     pub fn prefilled(&mut self, now: Instant, id: M, tokens: u32, outcome: &PrefillOutcome) {
         if let Some(member) = self.member_mut(id) {
@@ -284,6 +298,12 @@ impl<M: Copy + Ord> Routing<M> {
     /// Bytes of the prefix index.
     pub fn index_bytes(&self) -> u64 {
         self.index.len() as u64 * index::ENTRY_BYTES
+    }
+
+    /// Expected thousandths of rows of the requests that were placed on a member and have not ended.
+    #[cfg(test)]
+    pub(crate) fn live_rows(&self, id: M) -> u64 {
+        self.keys.get(&id).map_or(0, |key| self.members[key].placed_millirows)
     }
 
     fn member_mut(&mut self, id: M) -> Option<&mut Member<M>> {

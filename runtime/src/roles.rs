@@ -33,7 +33,9 @@ use crate::kv_events::{EventSource, KvEventPorts};
 use crate::open_files;
 use crate::telemetry;
 use announcing::Announcing;
-use ending::{Signals, TEAR_DOWN_LIMIT, drain_when_asked, ending, exit_after, leave_when_asked};
+use ending::{
+    Signals, TEAR_DOWN_LIMIT, drain_when_asked, end_at_faults, ending, exit_after, leave_when_asked,
+};
 use exposure::Port;
 use servers::Servers;
 
@@ -204,7 +206,7 @@ pub(crate) fn transport(
 fn log_link_port(listener: &TcpListener, config: &Config) -> std::io::Result<()> {
     let address = listener.local_addr()?;
     tracing::info!(%address, key = "link.port", "listening for peers that prefill");
-    if config.role == Role::Node && config.link.peers.is_empty() {
+    if config.role == Role::Node && config.link.peers.is_empty() && config.fleet.source().is_none() {
         tracing::info!(
             %address,
             "this node works alone, because link.peers is empty; to connect another process, set its link.peers to this address"
@@ -249,7 +251,10 @@ async fn serve(
     let end = ending(&node, &mut signals).await;
     let limit = config.shutdown.drain;
     match &end {
-        None => shared.drain.begin(),
+        None => {
+            shared.drain.begin();
+            end_at_faults(&node, shared.drain.clone(), limit);
+        }
         Some(fault) => {
             exit_after(limit + TEAR_DOWN_LIMIT, fault.clone())?;
             shared.drain.begin_at_once();

@@ -235,8 +235,14 @@ impl FleetState {
         self.leave_budget(ticket);
         // The prefiller has done its part, so another request may probe it.
         let placement = self.requests.get(&ticket).and_then(|request| request.placement.as_ref());
-        if let Some(node) = placement.map(|placement| placement.prefill_on) {
-            self.breaker_of(now, node, |breaker| breaker.ended(ticket));
+        if let Some((node, placed)) = placement.map(|placement| (placement.prefill_on, placement.placed)) {
+            let is_computed = matches!(outcome, PrefillOutcome::Computed { .. });
+            self.breaker_of(now, node, |breaker| {
+                breaker.ended(ticket);
+                if is_computed {
+                    breaker.began(placed);
+                }
+            });
         }
     }
 
@@ -264,11 +270,11 @@ impl FleetState {
     ) -> Result<FleetTicket, FleetRefusal> {
         let request = self.requests.get(&ticket).ok_or(FleetRefusal::NoNode)?;
         let name = request.model.clone();
-        let context = self.context_tokens(Some(&name)).unwrap_or(0);
+        let context = self.context_tokens(now, Some(&name)).unwrap_or(0);
         let prompt = u32::try_from(ask.prompt.len()).unwrap_or(u32::MAX);
         let needed = prompt.saturating_add(ask.max_tokens.unwrap_or(1)).min(context);
         let is_short = |(_, view): &(NodeId, &NodeView)| view.context_tokens < needed;
-        let short = self.views_of(&name).filter(is_short).map(|(id, _)| id);
+        let short = self.views_of(now, &name).filter(is_short).map(|(id, _)| id);
         let not_on: Vec<NodeId> = request.tried.iter().copied().chain(short).collect();
         let asked = Ask {
             prompt: ask.prompt,

@@ -25,6 +25,7 @@ fn report(number: u64) -> NodeView {
         pool_pages: 1000,
         used_pages: 0,
         cache_pages: 1000,
+        queued: 0,
         load: LoadReport {
             waiting_tokens: 0,
             begun_tokens: 0,
@@ -394,9 +395,9 @@ fn a_retry_leaves_the_budget_when_it_is_answered_or_ends() {
 fn only_a_node_with_a_large_enough_context_gets_a_long_request() {
     let (mut fleet, [large, ..]) = Fleet::new();
     fleet.report(large, NodeView { context_tokens: 8192, ..report(1) }).unwrap();
-    assert_eq!(fleet.state.context_tokens(Some("m")), Some(8192));
-    assert_eq!(fleet.state.context_tokens(None), Some(8192));
-    assert_eq!(fleet.state.context_tokens(Some("n")), None);
+    assert_eq!(fleet.state.context_tokens(fleet.now, Some("m")), Some(8192));
+    assert_eq!(fleet.state.context_tokens(fleet.now, None), Some(8192));
+    assert_eq!(fleet.state.context_tokens(fleet.now, Some("n")), None);
     let mut check = |tokens: u32, max_tokens, on_large: bool| {
         let all_on_large = (0..10).all(|number| {
             let asked = prompt(number, tokens);
@@ -444,6 +445,36 @@ fn upgraded_weights_replace_those_of_lost_nodes() {
         assert_ne!(fleet.run(&prompt(number, 100)).1, dead);
     }
     assert!(fleet.report(dead, report(3)).unwrap_err().contains("other weights"));
+    // The last one comes with the new weights. The others still get requests.
+    fleet.report(dead, upgraded(3)).unwrap();
+    fleet.report(first, upgraded(1)).unwrap();
+    fleet.report(second, upgraded(2)).unwrap();
+    assert!([first, second, dead].into_iter().all(|node| fleet.is_used(node)));
+}
+
+#[test]
+fn a_node_whose_address_changes_keeps_its_counts() {
+    let (mut fleet, [first, ..]) = Fleet::new();
+    let ticket = fleet.place_on(first);
+    let moved = NodeView { address: Some(address(9)), ..report(1) };
+    fleet.report(first, moved).unwrap();
+    assert_eq!((fleet.state.by_address.get(&address(1)), fleet.state.by_address[&address(9)]), (None, first));
+    let rows = |fleet: &Fleet| fleet.state.models["m"].routing.live_rows(first);
+    assert!(rows(&fleet) > 0);
+    fleet.state.ended(fleet.now, ticket.id);
+    assert_eq!(rows(&fleet), 0);
+}
+
+#[test]
+fn the_address_and_the_context_of_a_lost_node_do_not_count() {
+    let (mut fleet, [first, second, _]) = Fleet::new();
+    fleet.report(first, NodeView { context_tokens: 1 << 20, ..report(1) }).unwrap();
+    fleet.pass(3000);
+    let heir = NodeView { address: Some(address(1)), ..report(2) };
+    let context_tokens = heir.context_tokens;
+    fleet.report(second, heir).unwrap();
+    assert_eq!(fleet.state.by_address[&address(1)], second);
+    assert_eq!(fleet.state.context_tokens(fleet.now, Some("m")), Some(context_tokens));
 }
 
 #[test]

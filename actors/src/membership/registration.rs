@@ -116,7 +116,12 @@ impl Registration {
                 RegistrationStep::Put { endpoint, lease, after: pause }
             }
             Some(lease) => {
-                let after = if self.failures == 0 { KEEP_ALIVE_EVERY } else { pause };
+                // Putting and checking the key do not renew the lease.
+                let after = match (self.failures, self.unchecked) {
+                    (0, 0) => Duration::ZERO,
+                    (0, _) => KEEP_ALIVE_EVERY,
+                    _ => pause,
+                };
                 RegistrationStep::KeepAlive { endpoint, lease, after }
             }
         }
@@ -135,6 +140,10 @@ impl Registration {
             }
             RegistrationEvent::LeaseGone => (self.lease, self.is_put, self.lives_until) = (None, false, None),
             RegistrationEvent::Failed => {
+                // An etcd that refuses writes, because its disk is full, still renews leases.
+                if self.is_put && self.unchecked >= CHECK_EVERY {
+                    self.unchecked = 0;
+                }
                 self.failures += 1;
                 self.endpoint = (self.endpoint + 1) % self.endpoints.max(1);
                 return;

@@ -104,7 +104,16 @@ fn an_outage_changes_nothing_and_the_next_endpoint_is_asked() {
     }
     assert_eq!(view.on(ranged(1, 11, &["a", "b"])), [], "the same cluster, with nothing new");
     view.on(ViewEvent::Failed);
-    assert_eq!(view.next(), ViewStep::Range { endpoint: 1, after: Duration::from_millis(250) });
+    let after = Duration::from_millis(4000);
+    assert_eq!(
+        view.next(),
+        ViewStep::Range { endpoint: 1, after },
+        "a watch that always fails is not tried at once"
+    );
+    view.on(ranged(1, 11, &["a", "b"]));
+    view.on(ViewEvent::WatchBegun { cluster: 1, revision: 11 });
+    view.on(ViewEvent::Failed);
+    assert_eq!(view.next(), ViewStep::Range { endpoint: 0, after: Duration::from_millis(250) });
 }
 
 #[test]
@@ -207,10 +216,9 @@ fn a_process_registers_and_renews_its_lease() {
     own.on(start, RegistrationEvent::Put);
     assert!(own.is_registered(start + 9 * SECOND) && !own.is_registered(start + LEASE));
     for renewal in 1..=CHECKED_AFTER {
-        assert_eq!(
-            own.next(),
-            RegistrationStep::KeepAlive { endpoint: 0, lease: 7, after: KEEP_ALIVE_EVERY }
-        );
+        // A put does not renew the lease, so a renewal follows at once.
+        let after = if renewal == 1 { Duration::ZERO } else { KEEP_ALIVE_EVERY };
+        assert_eq!(own.next(), RegistrationStep::KeepAlive { endpoint: 0, lease: 7, after });
         own.on(start + 3 * renewal * SECOND, RegistrationEvent::KeptAlive(LEASE));
         assert!(own.is_registered(start + (3 * renewal + 9) * SECOND));
     }
@@ -227,6 +235,23 @@ fn registered(start: Instant) -> Registration {
     own.on(start, RegistrationEvent::Granted(7));
     own.on(start, RegistrationEvent::Put);
     own
+}
+
+#[test]
+fn an_etcd_that_refuses_writes_still_renews_leases() {
+    let start = Instant::now();
+    let mut own = registered(start);
+    for round in 0..3 {
+        for _ in 0..CHECKED_AFTER {
+            own.on(start + 30 * round * SECOND, RegistrationEvent::KeptAlive(LEASE));
+        }
+        assert!(matches!(own.next(), RegistrationStep::Put { .. }), "the key is checked");
+        own.on(start + 30 * round * SECOND, RegistrationEvent::Failed);
+        assert!(
+            matches!(own.next(), RegistrationStep::KeepAlive { .. }),
+            "the check waits for the next time"
+        );
+    }
 }
 
 #[test]

@@ -110,6 +110,7 @@ impl EtcdView {
         match event {
             ViewEvent::Ranged { cluster, revision, entries } => self.on_ranged(cluster, revision, entries),
             ViewEvent::WatchBegun { cluster, revision } => {
+                self.failures = 0;
                 // A watch from a later revision than that of its etcd would be silent until the revision is reached.
                 if self.known.is_none_or(|(known, newest)| known != cluster || revision < newest) {
                     self.range(LATE);
@@ -141,7 +142,6 @@ impl EtcdView {
 
     fn on_ranged(&mut self, cluster: u64, revision: i64, entries: Vec<Entry>) -> Vec<Change> {
         let continues = self.known.is_some_and(|(known, newest)| known == cluster && newest <= revision);
-        self.failures = 0;
         self.known = Some((cluster, revision));
         self.next = ViewStep::Watch { endpoint: self.endpoint, from: revision + 1 };
         let changes = self.members.resync(entries);

@@ -69,8 +69,11 @@ impl NodeDrain {
 
     /// Waits until all requests and the hand-overs in both directions have ended.
     pub async fn done(&self) {
-        while !self.work().is_done() {
+        // A prefill that arrived just before the refusal counts only once its actor has read it.
+        let mut idle = 0;
+        while idle < 2 {
             tokio::time::sleep(Duration::from_millis(20)).await;
+            idle = if self.work().is_done() { idle + 1 } else { 0 };
         }
     }
 }

@@ -39,6 +39,9 @@ const NEAR_SPEED: f64 = 1.2;
 /// chooses the decoding node, hand-overs keep the computed tokens even, and have no price.
 const HAND_OVER: f64 = 0.25;
 
+/// Prefillers are much busier than others if their queues take longer by this part of the TTFT target.
+const MUCH_BUSIER: f64 = 0.25;
+
 /// Members whose free pages differ by less than this part of the pool count as equal.
 const NEAR_ROOM: u32 = 8;
 
@@ -90,14 +93,16 @@ impl<M: Copy + Ord> Routing<M> {
             .map(|(key, resident)| (key, resident, &self.members[&key]))
             .filter(|(_, resident, member)| 2 * resident >= cached.len().max(1) && member.room() >= pages)
             .max_by_key(|(_, resident, member)| {
-                (*resident, if joins(member) { millirows(member) } else { 0 })
+                let rows = if joins(member) { millirows(member) } else { 0 };
+                (*resident, member.has_free_row(even, least), rows)
             });
         if let Some((key, ..)) = returns {
             return Some(key);
         }
         let joined = decoders.clone().filter(|(_, member)| member.room() >= pages && joins(member));
-        if let Some((key, _)) = joined.max_by_key(|(_, member)| (millirows(member), member.name)) {
-            return Some(*key);
+        let joined = joined.max_by_key(|(_, member)| (millirows(member), member.name)).map(|(key, _)| *key);
+        if let Some(key) = joined.filter(|key| self.has_prefillers(now, *key)) {
+            return Some(key);
         }
         let most = decoders.clone().map(|(_, member)| member.room()).max()?;
         let first = self.unknown_first_tokens(cached);
@@ -112,6 +117,22 @@ impl<M: Copy + Ord> Routing<M> {
             (false, _) => (false, u64::MAX - queue_micros(member), u64::MAX - millirows(member)),
         };
         near.max_by_key(|(_, member)| (preference(member), Reverse(member.turn))).map(|(key, _)| *key)
+    }
+
+    /// False if the members that can prefill for this one are all much busier than others.
+    fn has_prefillers(&self, now: Instant, key: Key) -> bool {
+        let here = &self.members[&key];
+        let micros = |member: &Member<M>| member.queue() as f64 * member.expected_speed(now, 1.0);
+        let reaches = |member: &Member<M>| {
+            let connected = here.prefillers.as_ref().is_none_or(|prefillers| prefillers.contains(&member.id));
+            member.id == here.id || connected
+        };
+        let may = |member: &&Member<M>| member.capabilities.prefill && member.accepts;
+        let all = self.members.values().filter(may);
+        let least = |queues: &mut dyn Iterator<Item = f64>| queues.min_by(f64::total_cmp);
+        let Some(shortest) = least(&mut all.clone().map(micros)) else { return true };
+        let much = self.config.ttft_target.as_secs_f64() * 1e6 * MUCH_BUSIER;
+        least(&mut all.filter(|member| reaches(member)).map(micros)).is_some_and(|own| own <= shortest + much)
     }
 
     /// The hash of the prompt's first tokens, if no member is known to have their KV.

@@ -21,7 +21,7 @@ const WORK_HALVES: Duration = Duration::from_secs(120);
 /// GPU, where a step mostly reads the weights, tens of rows fit; on a CPU, where each row costs the same, one.
 const STRETCH: f64 = 1.5;
 
-/// A member may have this many more rows than its measurements tell of.
+/// Rows that a member may have beyond twice its measured rows.
 const UNMEASURED_ROWS: f64 = 8.0;
 
 /// First and maximum length of the pause in which a member gets no prompts after a failed prefill. Each further failure in a row doubles the
@@ -108,6 +108,8 @@ pub(super) struct Member<M> {
     failing: Option<Failing>,
     /// Tokens computed here recently, and the time of that value.
     pub(super) work: Work,
+    /// Reported requests that wait for admission.
+    pub(super) queued: u64,
     /// Reported sequences that decode.
     decoding: u32,
     /// Expected thousandths of rows of the requests that were placed here to decode and have not ended.
@@ -144,6 +146,7 @@ impl<M> Member<M> {
             hand_over: Average::default(),
             failing: None,
             work,
+            queued: 0,
             decoding: 0,
             placed_millirows: 0,
             decode_steps: None,
@@ -226,9 +229,13 @@ impl<M> Member<M> {
     }
 
     /// True if a step that decodes one more row is expected to take at most [`STRETCH`] times as long as a step of `even` rows, and if this member is
-    /// not much slower than the fastest one, whose shortest steps take `least` microseconds. Beyond twice the known rows, nothing is expected.
+    /// not much slower than the fastest one, whose shortest steps take `least` microseconds. Beyond twice the known rows and
+    /// [`UNMEASURED_ROWS`], nothing is expected. A member in which requests wait for admission has no free row.
     pub(super) fn has_free_row(&self, even: f64, least: f64) -> bool {
         let rows = self.rows() + 1.0;
+        if self.queued > 0 {
+            return false;
+        }
         let Some(steps) = self.decode_steps else { return rows <= UNMEASURED_ROWS };
         let own_least = f64::from(steps.least_micros.min(steps.micros));
         // The first row takes the shortest step, and further ones lengthen it evenly.
@@ -254,7 +261,12 @@ impl<M> Member<M> {
         self.begun = report.begun_tokens;
         self.decoding = report.decoding;
         self.decode_steps = report.decode.or(self.decode_steps);
-        self.reported_speed = report.micros_per_token().map(|speed| (speed, now));
+        // Without prompts, the report repeats an old measurement.
+        let repeats = |(speed, at): (f64, Instant)| {
+            (report.micros_per_token() == Some(speed) && report.waiting_tokens == 0).then_some((speed, at))
+        };
+        let repeated = self.reported_speed.and_then(repeats);
+        self.reported_speed = repeated.or(report.micros_per_token().map(|speed| (speed, now)));
     }
 
     /// The member has `pool_pages` pages and uses `used_pages` of them.

@@ -51,8 +51,8 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("fleet.dns", "nodes:8200", "\"nodes:8200\"", "nodes", "must be host:port, not \"nodes\""),
     (
         "fleet.etcd_endpoints",
-        "a:1, http://b:2/",
-        "[\"http://a:1\", \"http://b:2\"]",
+        "localhost:1, http://127.0.0.1:2/",
+        "[\"http://localhost:1\", \"http://127.0.0.1:2\"]",
         "ftp://a:1",
         "must be a list of URLs such as",
     ),

@@ -124,18 +124,28 @@ impl Config {
             }
         }
         let is_https = |endpoint: &String| endpoint.starts_with("https://");
+        let files =
+            [("fleet.etcd_ca_file", &fleet.etcd_ca_file), ("fleet.etcd_cert_file", &fleet.etcd_cert_file)];
+        for (key, _) in files.into_iter().filter(|(_, file)| file.is_some()) {
+            if let Some(plain) = fleet.etcd_endpoints.iter().find(|endpoint| !is_https(endpoint)) {
+                problem(key, format!("needs https in every endpoint, but {plain} is without TLS"));
+            }
+        }
         if fleet.etcd_ca_file.is_none() && fleet.etcd_endpoints.iter().any(is_https) {
             let reason = "must be set for an endpoint with https, because no other certificates are trusted";
             problem("fleet.etcd_ca_file", reason.to_owned());
         }
-        let is_unspecified =
-            |host: &str| host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified());
+        let is_elsewhere = !fleet.etcd_endpoints.iter().all(|endpoint| is_loopback(host_of(endpoint)));
+        let is_unreachable = |host: &str| {
+            let is_unspecified = host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified());
+            is_unspecified || (is_elsewhere && is_loopback(host))
+        };
         let ports = [
             ("http", role != Role::Proxy, &self.http.host, self.http.advertise.is_some()),
             ("link", role.accepts_peers(), &self.link.host, self.link.advertise.is_some()),
         ];
         for (section, is_open, host, is_advertised) in ports {
-            if is_open && is_unspecified(host) && !is_advertised {
+            if is_open && is_unreachable(host) && !is_advertised {
                 let reason = format!(
                     "must be set to an address that other members can connect to, because {section}.host is {host}"
                 );
@@ -143,4 +153,16 @@ impl Config {
             }
         }
     }
+}
+
+/// The host in a URL such as `http://host:port`.
+fn host_of(url: &str) -> &str {
+    let address = url.split_once("://").map_or(url, |(_, address)| address);
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+/// Whether only processes of this machine reach the host.
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }

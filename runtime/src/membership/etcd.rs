@@ -106,11 +106,12 @@ impl Registered {
         self.task.abort();
         let Some(lease) = self.state.borrow().lease() else { return };
         let endpoint = self.state.borrow().endpoint();
+        let each = LEAVE_WITHIN / self.calls.endpoints().max(1) as u32;
         let revoke = async {
             for next in 0..self.calls.endpoints() {
-                match self.calls.revoke((endpoint + next) % self.calls.endpoints(), lease).await {
-                    Ok(()) | Err(CallError::LeaseGone) => return true,
-                    Err(_) => {}
+                let call = self.calls.revoke((endpoint + next) % self.calls.endpoints(), lease);
+                if let Ok(Ok(()) | Err(CallError::LeaseGone)) = timeout(each, call).await {
+                    return true;
                 }
             }
             false

@@ -7,7 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use super::SharedState;
-use crate::drain::DrainStage;
+use crate::drain::{Drain, DrainStage};
 use crate::membership::Registered;
 
 /// Maximum time for releasing resources after a fault.
@@ -77,5 +77,18 @@ pub(super) fn drain_when_asked(shared: &SharedState, node: &Node) {
             node.refuse();
         };
         drain.run(|| node.announce(), refuse, node.done()).await;
+    });
+}
+
+/// Has a task end the drain at once if the process fails during it.
+pub(super) fn end_at_faults(node: &Node, drain: Drain, limit: Duration) {
+    let faults = node.faults.clone();
+    actix::spawn(async move {
+        let fault = faults.wait().await;
+        tracing::error!(fault, "the process has failed while it drains");
+        drain.begin_at_once();
+        if let Err(error) = exit_after(limit + TEAR_DOWN_LIMIT, fault) {
+            tracing::error!(%error, "no thread watches the end of the process");
+        }
     });
 }

@@ -24,6 +24,9 @@ const WEIGHTS: (f64, f64) = (0.5, 0.25);
 /// Number of steps without prompts whose average duration is compared with [`DecodeSteps::least_micros`].
 const WINDOW: u32 = 16;
 
+/// The part of the difference by which the lowest average rises to that of a window with few rows.
+const LEAST_RISES: f64 = 1.0 / 16.0;
+
 /// A moving average of durations in microseconds, or of other quantities.
 #[derive(Clone, Copy, Debug, Default)]
 struct Average(Option<f64>);
@@ -50,12 +53,14 @@ pub(super) struct Pace {
     rows: Average,
     /// Number of rows of a step without prompts.
     row_count: Average,
-    /// The number of steps in the window so far, and their time.
-    window: (u32, f64),
-    /// The lowest average of a window.
+    /// The number of steps in the window so far, their rows, and their time.
+    window: (u32, u32, f64),
+    /// The lowest average of a window. It rises slowly while one or two rows take longer, because their contexts are longer.
     least: Option<f64>,
     /// Time that a prompt token adds to a step.
     per_token: Average,
+    /// No step with enough prompt tokens is measured yet, so `per_token` is too high.
+    is_rough: bool,
     /// Time of a step without decode rows, for each of its prompt tokens. Such steps have more tokens, so each token takes less time.
     per_token_alone: Average,
 }
@@ -69,9 +74,10 @@ impl Pace {
             chunk_tokens,
             rows: Average::default(),
             row_count: Average::default(),
-            window: (0, 0.0),
+            window: (0, 0, 0.0),
             least: None,
             per_token: Average::default(),
+            is_rough: true,
             per_token_alone: Average::default(),
         }
     }
@@ -83,10 +89,14 @@ impl Pace {
             return self.decoded(rows, micros);
         }
         // A step with few prompt tokens takes nearly as long as one with none, so it does not show what a token costs.
-        if prompt_tokens < TOKENS_MIN.min(self.chunk_tokens) && self.per_token.0.is_some() {
+        let is_short = prompt_tokens < TOKENS_MIN.min(self.chunk_tokens);
+        if is_short && self.per_token.0.is_some() {
             return;
         }
-        if rows == 0 {
+        if self.is_rough && !is_short {
+            (self.per_token, self.is_rough) = (Average::default(), false);
+        }
+        if rows == 0 && !is_short {
             self.per_token_alone.add(micros / f64::from(prompt_tokens));
         }
         let rows = if rows > 0 { self.rows.0.unwrap_or(0.0) } else { 0.0 };
@@ -98,12 +108,13 @@ impl Pace {
     fn decoded(&mut self, rows: u32, micros: f64) {
         self.rows.add(micros);
         self.row_count.add(f64::from(rows));
-        self.window = (self.window.0 + 1, self.window.1 + micros);
-        if self.window.0 == WINDOW {
-            let average = self.window.1 / f64::from(WINDOW);
-            self.least = Some(self.least.map_or(average, |least| least.min(average)));
-            self.window = (0, 0.0);
-        }
+        self.window = (self.window.0 + 1, self.window.1.saturating_add(rows), self.window.2 + micros);
+        let (WINDOW, all_rows, all_micros) = self.window else { return };
+        let average = all_micros / f64::from(WINDOW);
+        let rise = if all_rows <= 2 * WINDOW { LEAST_RISES } else { 0.0 };
+        self.least =
+            Some(self.least.map_or(average, |least| average.min(least + (average - least).max(0.0) * rise)));
+        self.window = (0, 0, 0.0);
     }
 
     /// The steps without prompts, if enough were measured.
@@ -116,8 +127,11 @@ impl Pace {
         })
     }
 
-    /// Nanoseconds per prompt token of long prompts, if measured. `has_rows`: other sequences decode in the same steps.
+    /// Nanoseconds per prompt token of long prompts, if a step with enough prompt tokens was measured. `has_rows`: other sequences decode in the same steps.
     pub(super) fn nanos_per_token(&self, has_rows: bool) -> Option<u32> {
+        if self.is_rough {
+            return None;
+        }
         let beside_rows =
             |per_token: f64| per_token + self.rows.0.unwrap_or(0.0) / f64::from(self.prompt_tokens().max(1));
         let micros = match (has_rows, self.per_token_alone.0) {
@@ -242,6 +256,23 @@ mod tests {
         let steps = pace.decode_steps().expect("16 steps are measured");
         assert!(steps.rows >= 29 && steps.micros.abs_diff(7_000) < 100, "{steps:?}");
         assert_eq!(steps.least_micros, 4_500);
+        // Single rows with long contexts take longer.
+        (0..2000).for_each(|_| pace.measured(0, 1, 8_000));
+        assert!(pace.decode_steps().is_some_and(|steps| steps.least_micros > 7_500));
+        pace.measured(0, 1, 4_000);
+    }
+
+    #[test]
+    fn a_short_prompt_does_not_show_the_speed() {
+        let mut pace = Pace::new(Some(BOUND), 2048);
+        pace.measured(10, 0, 5_000);
+        assert_eq!(pace.nanos_per_token(false), None);
+        pace.measured(2048, 0, 43_000);
+        assert!(pace.nanos_per_token(false).is_some_and(|nanos| nanos < 22_000));
+        assert!(
+            pace.nanos_per_token(true).is_some_and(|nanos| nanos < 40_000),
+            "the first measurement is forgotten"
+        );
     }
 
     #[test]

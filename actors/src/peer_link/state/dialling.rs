@@ -72,11 +72,12 @@ impl PeerLinkState {
 
     /// A receiver answered with its challenge. If it is this process, or a process that is already connected over another address, the address is
     /// dialled again after 30 s, because another process may be there by then. If this process has as many sessions as it may have, it dials again
-    /// after two seconds: the session that ends to make room is not dialled for 30 s, and the peer may make room too.
+    /// after two seconds: the session that ends to make room is not dialled for 30 s, and the peer may make room too. In a fleet that
+    /// may have more members than sessions, it dials again after 30 s.
     pub(super) fn on_challenged(&mut self, now: Instant, challenged: Challenged) -> Vec<Effect> {
         let Challenged { receiver, connection, incarnation } = challenged;
         let (own, is_full) = (self.own, self.is_full() && !self.attempts.is_live(incarnation));
-        let sessions = self.limits.sessions;
+        let (sessions, finds_peers) = (self.limits.sessions, self.finds_peers);
         let Some(dialler) = self.dialler(receiver) else {
             return vec![to::sockets(HangUp { connection })];
         };
@@ -94,7 +95,8 @@ impl PeerLinkState {
             let address = dialler.address().to_owned();
             let is_news = dialler.on_failed("full");
             dialler.hang_up();
-            let pause = dialler.short_pause();
+            // A fleet may have more members than sessions.
+            let pause = if finds_peers { dialler.long_pause() } else { dialler.short_pause() };
             self.crowd.note(now);
             return vec![
                 to::sockets(HangUp { connection }),

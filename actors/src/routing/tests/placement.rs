@@ -206,6 +206,34 @@ fn a_member_gets_more_to_decode_while_its_steps_stay_short() {
 }
 
 #[test]
+fn a_member_gets_no_more_to_decode_while_requests_or_its_prefillers_wait() {
+    let (mut routing, now) = (Routing::new(PAGE, RoutingConfig::default()), Instant::now());
+    // Two decoders, each with a prefiller of its own.
+    for (decoder, other) in [(0, 10), (1, 11)] {
+        let capabilities = Capabilities { prefill: false, decode: true };
+        routing.joined(decoder, Joining { capabilities, ..node(u64::from(decoder), 10_000) });
+        routing.joined(other, prefiller(u64::from(other)));
+        routing.prefillers_of(decoder, [other]);
+    }
+    let free = |routing: &mut Routing<u32>, number| {
+        let prompt = prompt(number, 320);
+        let placed = routing.place(now, &Ask { decode_on: None, ..ask(&prompt) }).unwrap();
+        routing.prefilled(now, placed.prefill_on, placed.prefill_tokens, &computed(&placed));
+        routing.decoded(placed.decode_on, placed.decode);
+        placed.decode_on
+    };
+    routing.reported(now, 0, &decodes(3, 3, 4_200));
+    [10, 11].into_iter().for_each(|id| routing.reported(now, id, &load(0)));
+    assert_eq!(free(&mut routing, 1), 0, "it decodes most");
+    routing.queued(0, 1);
+    assert_eq!(free(&mut routing, 2), 1, "a request waits there for admission");
+    routing.queued(0, 0);
+    routing.reported(now, 10, &load(400));
+    let on_second = (3..13).filter(|number| free(&mut routing, *number) == 1).count();
+    assert!(on_second > 0, "its only prefiller is much busier than the other one");
+}
+
+#[test]
 fn the_member_with_the_shortest_queue_decodes_if_all_are_busy() {
     let config = RoutingConfig { local_if_sooner_by: Duration::ZERO, ..RoutingConfig::default() };
     let (mut routing, now) = (Routing::new(PAGE, config), Instant::now());

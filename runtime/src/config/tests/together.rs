@@ -61,7 +61,8 @@ fn the_members_of_a_fleet_come_from_one_source() {
         let text = loaded.map_or_else(|errors| errors.to_string(), |_| "loaded".to_owned());
         assert!(text.contains(expect), "{text}");
     };
-    let etcd = ("fleet.etcd_endpoints", "a:2379");
+    let etcd = ("fleet.etcd_endpoints", "localhost:2379");
+    let elsewhere = ("fleet.etcd_endpoints", "a:2379");
     for role in [Role::Proxy, Role::Node, Role::Sender, Role::Receiver] {
         check(role, &[etcd], "loaded");
         check(
@@ -72,6 +73,11 @@ fn the_members_of_a_fleet_come_from_one_source() {
         check(role, &[etcd, ("fleet.etcd_user", "u")], "fleet.etcd_user needs fleet.etcd_password_file");
         check(role, &[etcd, ("fleet.etcd_key_file", "k")], "fleet.etcd_key_file needs fleet.etcd_cert_file");
         check(role, &[("fleet.etcd_endpoints", "https://a:2379")], "fleet.etcd_ca_file must be set");
+        check(
+            role,
+            &[("fleet.etcd_endpoints", "https://a:1,b:2"), ("fleet.etcd_ca_file", "c")],
+            "fleet.etcd_ca_file needs https in every endpoint, but http://b:2 is without TLS",
+        );
     }
     check(Role::Node, &[etcd, ("link.peers", "b:1")], "must not be set together with link.peers");
     check(
@@ -87,6 +93,8 @@ fn the_members_of_a_fleet_come_from_one_source() {
         check(Role::Node, &[etcd, (host, "0.0.0.0")], &expect);
         check(Role::Node, &[etcd, (host, "0.0.0.0"), (advertise, "10.0.0.1:7")], "loaded");
         check(Role::Node, &[(host, "0.0.0.0")], "loaded");
+        // Members on other machines cannot connect to the default, 127.0.0.1.
+        check(Role::Node, &[elsewhere], &expect);
     }
     let sender = Config::load(Role::Sender, None, &[set("fleet.dns", "a:1")], surroundings(&[])).unwrap();
     assert!(sender.link.peers.is_empty(), "a sender with another source dials no default address");

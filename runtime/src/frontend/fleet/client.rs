@@ -4,7 +4,7 @@ mod connector;
 mod lookups;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::web::Bytes;
 use connector::{NodeConnector, is_used, mark_used};
@@ -19,6 +19,9 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 /// Time for which an idle connection is kept. A node closes it after 20 s, so the client closes it first.
 const KEEP: Duration = Duration::from_secs(15);
+
+/// A kept connection that breaks within this time after a request was sent on it may have been closed before the request arrived.
+const RESEND_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is sent to a node.
 pub(super) struct ToNode<'a> {
@@ -62,11 +65,13 @@ impl NodeClient {
 
     /// Sends a request. Returns the answer once its head has come. Dropping the answer closes the connection.
     ///
-    /// A node may close an idle connection at the moment at which a request is sent on it. Then the request is sent again, on a new connection.
+    /// A node may close an idle connection at the moment at which a request is sent on it. Then the request is sent again, on a new connection. A
+    /// connection that breaks later than [`RESEND_WITHIN`] was not idle.
     ///
     /// # Errors
     /// [`SendError`].
     pub(super) async fn send(&self, to: &ToNode<'_>) -> Result<Response<Incoming>, SendError> {
+        let sent = Instant::now();
         let error = match self.kept.request(to.request()?).await {
             Ok(response) => {
                 mark_used(response.extensions());
@@ -79,7 +84,7 @@ impl NodeClient {
         }
         let mut extras = Extensions::new();
         error.connect_info().inspect(|info| info.get_extras(&mut extras));
-        if !is_used(&extras) {
+        if !is_used(&extras) || sent.elapsed() > RESEND_WITHIN {
             return Err(SendError::Broke(with_causes(&error)));
         }
         // The node may have got the request, whatever happens now.

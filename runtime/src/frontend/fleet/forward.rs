@@ -99,20 +99,25 @@ async fn answer(
     let wanted = http.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let name = request_name(wanted.or(routed.request_id.as_deref()));
     let live = Live { proxy: Arc::clone(proxy), ticket: ticket.id, name };
+    let mut key_refused = false;
     loop {
         let member = proxy.member(ticket.decode_on);
-        let answer = match member {
-            Some(member) => attempt(&live, http.uri().path(), &member, &ticket, deadline, &bytes).await,
+        let answer = match &member {
+            Some(member) => attempt(&live, http.uri().path(), member, &ticket, deadline, &bytes).await,
             // The node has left the fleet a moment ago.
             None => Err(Failure::Unreachable),
         };
         let (failure, busy) = match answer {
             Ok(answer) => match answer.response.status() {
-                hyper::StatusCode::SERVICE_UNAVAILABLE => (Failure::Busy, Some(answer)),
+                hyper::StatusCode::SERVICE_UNAVAILABLE | hyper::StatusCode::TOO_MANY_REQUESTS => {
+                    (Failure::Busy, Some(answer))
+                }
                 hyper::StatusCode::UNAUTHORIZED => {
-                    let message =
-                        "the node refuses the proxy's API key; set the same request.api_key everywhere";
-                    return Err(ApiError::new(StatusCode::BAD_GATEWAY, message));
+                    key_refused = true;
+                    if let Some(member) = member {
+                        member.warn("a request got no answer", &live.name, KEY_REFUSED);
+                    }
+                    (Failure::Unreachable, None)
                 }
                 status if status.is_success() => {
                     proxy.state().answered(Instant::now(), ticket.id);
@@ -129,11 +134,15 @@ async fn answer(
         ticket = match (next, busy) {
             (Ok(next), _) => next,
             (Err(FleetRefusal::Busy { .. }), Some(answer)) => return Ok(pass_on(answer, live)),
+            (Err(_), _) if key_refused => return Err(ApiError::new(StatusCode::BAD_GATEWAY, KEY_REFUSED)),
             (Err(refusal), _) => return Err(error(proxy, refusal)),
         };
         proxy.counts.retried.fetch_add(1, Ordering::Relaxed);
     }
 }
+
+/// What clients and the log are told of a node with another API key.
+const KEY_REFUSED: &str = "the node refuses the proxy's API key; set the same request.api_key everywhere";
 
 /// Sends a request to a node, and waits for the head of the answer.
 async fn attempt(
@@ -186,7 +195,8 @@ async fn read(
 ) -> Result<RoutedPrompt, ApiError> {
     let is_long = bytes.len() > body::READ_HERE_BYTES_MAX;
     let (model, memory) = (Arc::clone(&proxy.model), proxy.memory.clone());
-    let context_tokens = proxy.state().context_tokens(default).unwrap_or(model.context_tokens);
+    let context_tokens =
+        proxy.state().context_tokens(Instant::now(), default).unwrap_or(model.context_tokens);
     let work = move || {
         let reader = Reader { context_tokens, ..Reader::new(&model, &memory, is_long) };
         openai::routed_prompt(kind, &bytes, reader)

@@ -136,6 +136,7 @@ fn view(report: NodeReport, from: Option<IpAddr>) -> Result<NodeView, String> {
         pool_pages: report.pool_pages,
         used_pages: report.used_pages,
         cache_pages: report.cache_pages,
+        queued: report.waiting,
         load: LoadReport {
             decoding: report.decoding,
             decode: report.decode.map(DecodeReport::steps),
