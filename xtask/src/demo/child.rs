@@ -67,12 +67,13 @@ impl Child {
         &self.name
     }
 
-    /// Where its log is, for a sentence.
-    pub(super) fn log(&self) -> String {
-        match &self.log {
-            None => "its log above".into(),
-            Some(path) => path.display().to_string(),
-        }
+    /// Where to read about its end. Names the last line of a file.
+    pub(super) fn last_words(&self) -> String {
+        let Some(path) = &self.log else { return "see the end of its log above".into() };
+        let log = std::fs::read(path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&log);
+        let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("its log is empty");
+        format!("{last} ({})", path.display())
     }
 
     pub(super) fn pid(&self) -> u32 {

@@ -69,7 +69,7 @@ impl Group {
         }
         for process in &mut self.children {
             if let Some(status) = process.ended()? {
-                bail!("the {} has ended ({status}); see the end of {}", process.name(), process.log());
+                bail!("the {} has ended ({status}): {}", process.name(), process.last_words());
             }
         }
         Ok(())

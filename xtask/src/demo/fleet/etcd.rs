@@ -49,7 +49,7 @@ impl Etcd {
         let deadline = Instant::now() + READY_WITHIN;
         loop {
             if let Some(status) = self.child.ended()? {
-                bail!("etcd has ended ({status}); see the end of {}", self.child.log());
+                bail!("etcd has ended ({status}): {}", self.child.last_words());
             }
             match client::report(port, "/health") {
                 Ok(health) if health["health"] == "true" => return Ok(()),
