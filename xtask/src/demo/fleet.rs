@@ -4,8 +4,10 @@
 //! The logs of seven processes would hide the few lines of the demo, so they go to files.
 
 mod burst;
+mod counts;
 mod etcd;
 mod layout;
+mod loss;
 mod table;
 
 use std::fs;
@@ -14,7 +16,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::child::{self, Child, Log};
 use super::client::{self, Metrics};
@@ -22,16 +24,18 @@ use super::group::Group;
 use super::options::Options;
 use super::screen::Screen;
 use crate::place;
-use burst::{AT_ONCE, Burst, Loss, LossKind, Progress, REQUESTS, Served};
+use burst::{AT_ONCE, Burst, Progress, REQUESTS, Served};
+use counts::Counts;
 use etcd::Etcd;
 use layout::{Layout, Member};
+use loss::{Kill, Loss};
 use table::{Row, Table};
 
 /// The node that is killed.
 const VICTIM: &str = "node-2";
-/// The node is killed once so many requests of the burst are over and it decodes.
+/// The node is killed once so many requests of the burst are over and it works on others.
 const KILL_FROM: usize = REQUESTS / 4;
-/// It is killed when so many are over, also if it does not decode.
+/// It is killed when so many are over, also if it has no work.
 const KILL_BY: usize = REQUESTS * 3 / 4;
 /// The proxy notices a lost node within about 1 s, and later on a busy machine.
 const NOTICED_WITHIN: Duration = Duration::from_secs(30);
@@ -69,15 +73,6 @@ struct Fleet<'a> {
     pids: Vec<u32>,
     screen: &'a Screen,
     start: Instant,
-}
-
-/// The end of the killed node.
-struct Kill {
-    at: Instant,
-    /// The requests of the burst that were over.
-    over: usize,
-    /// The time until the proxy counted one node less.
-    noticed: Duration,
 }
 
 impl<'a> Fleet<'a> {
@@ -135,10 +130,10 @@ impl<'a> Fleet<'a> {
     /// The first burst: nothing is killed.
     fn show_burst(&mut self) -> Result<()> {
         self.screen.print_line(&format!("First burst: {REQUESTS} requests to the proxy, {AT_ONCE} at once."));
-        let before = self.computed(None)?;
+        let before = self.counts(None)?;
         let (burst, ()) = burst::run(self.layout.proxy, 0..REQUESTS, |_| ());
         self.check(&burst, None)?;
-        let table = self.table(&burst, &before, None)?;
+        let table = self.table(&burst, &counts::since(&self.counts(None)?, &before));
         self.screen.print_line(&format!(
             "  {} answered in {:.1} s. {} prompts were prefilled in one process and decoded in another.\n\n{table}\n",
             burst.answers.len(),
@@ -158,7 +153,7 @@ impl<'a> Fleet<'a> {
         self.screen.print_line(&format!(
             "Second burst: {REQUESTS} other requests. SIGKILL ends {VICTIM} meanwhile."
         ));
-        let before = self.computed(None)?;
+        let before = self.counts(None)?;
         let retries = || Metrics::get(proxy)?.value("baton_proxy_retries_total");
         let retries_before = retries()?;
         let (group, layout) = (&mut self.group, &self.layout);
@@ -167,60 +162,55 @@ impl<'a> Fleet<'a> {
         self.group.require_unasked()?;
         let kill = kill?;
         self.check(&burst, Some(kill.at))?;
-        let table = self.table(&burst, &before, Some(VICTIM))?;
-        let lines = summary(&burst, &kill, pid, retries()? - retries_before, self.layout.decoders());
-        self.screen.print_line(&format!("{lines}\n\n{table}\n"));
+        let since = counts::since(&self.counts(Some(VICTIM))?, &before);
+        let recomputes = since.iter().flatten().map(|since| since.recomputes).sum();
+        let loss = Loss {
+            name: VICTIM,
+            pid,
+            kill,
+            retries: retries()? - retries_before,
+            recomputes,
+            decoders: self.layout.decoders(),
+        };
+        self.screen.print_line(&format!("{}\n\n{}\n", loss.summary(&burst), self.table(&burst, &since)));
         Ok(())
     }
 
-    /// Prompt tokens that each process has computed since its start; `None` for the killed one.
-    fn computed(&self, killed: Option<&str>) -> Result<Vec<Option<u64>>> {
+    /// The counts of the members; `None` for the killed one.
+    fn counts(&self, killed: Option<&str>) -> Result<Vec<Option<Counts>>> {
         let of = |member: &Member| match Some(member.name) == killed {
             true => Ok(None),
-            false => Metrics::get(member.http)?.value("baton_prompt_tokens_computed_total").map(Some),
+            false => Counts::get(member.http).map(Some),
         };
         self.layout.members.iter().map(of).collect()
     }
 
-    /// What each process did in a burst. `before` has the tokens computed until then.
-    fn table(&self, burst: &Burst, before: &[Option<u64>], killed: Option<&str>) -> Result<Table> {
-        let after = self.computed(killed)?;
+    /// What each process did in a burst. `since` has the differences of its counts.
+    fn table(&self, burst: &Burst, since: &[Option<Counts>]) -> Table {
         let members = self.layout.members.iter().zip(&self.pids);
-        let rows = members.zip(before.iter().zip(&after)).map(|((member, pid), (before, after))| {
+        let rows = members.zip(since).map(|((member, pid), since)| {
             let (pid, answers) = (u64::from(*pid), burst.answers.iter());
             let is_for_others = |served: &&Served| served.prefill_pid == pid && served.is_handed_over();
             Row {
                 name: member.name,
                 answers: answers.clone().filter(|served| served.decode_pid == pid).count(),
                 for_others: answers.filter(is_for_others).count(),
-                tokens: after.zip(*before).map(|(after, before)| after.saturating_sub(before)),
+                tokens: since.map(|since| since.tokens),
             }
         });
-        Ok(Table(rows.collect()))
+        Table(rows.collect())
     }
 
     /// Fails if a request failed for another reason than the node that was killed at `killed`.
     fn check(&mut self, burst: &Burst, killed: Option<Instant>) -> Result<()> {
         self.group.require_unasked()?;
-        let verdict = judge(burst, killed);
+        let verdict = loss::judge(burst, killed);
         if verdict.is_err() {
             // If a process has ended, that is the error to report.
             self.group.explain()?;
         }
         verdict
     }
-}
-
-fn judge(burst: &Burst, killed: Option<Instant>) -> Result<()> {
-    let is_by_kill =
-        |loss: &&Loss| loss.kind != LossKind::Other && killed.is_some_and(|killed| loss.at >= killed);
-    let mut others = burst.losses.iter().filter(|loss| !is_by_kill(loss));
-    if let Some(first) = others.next() {
-        let (count, but) =
-            (1 + others.count(), if killed.is_some() { " although their node ran" } else { "" });
-        bail!("{count} of {REQUESTS} requests failed{but}; the first one: {}", first.reason);
-    }
-    Ok(())
 }
 
 /// The empty folder for logs.
@@ -257,58 +247,40 @@ fn nodes_ready(proxy: u16) -> Result<u64> {
         .context("the proxy's /health has no nodes_ready")
 }
 
-/// Kills the node while it decodes, and waits until the proxy counts one node less.
+/// Kills the node while it works, and waits until the proxy counts one node less.
 fn kill_during(group: &mut Group, layout: &Layout, progress: &Progress) -> Result<Kill> {
     let victim = layout.members.iter().find(|member| member.name == VICTIM).context("no node to kill")?;
-    let decodes =
-        || -> Result<bool> { Ok(client::report(victim.http, "/node")?["decoding"].as_u64() > Some(0)) };
-    while progress.over() < KILL_FROM || (progress.over() < KILL_BY && !decodes()?) {
+    let works = || -> Result<bool> {
+        let decodes = client::report(victim.http, "/node")?["decoding"].as_u64() > Some(0);
+        Ok(decodes || Metrics::get(victim.http)?.value("baton_prefills_live")? > 0)
+    };
+    while progress.over() < KILL_FROM || (progress.over() < KILL_BY && !works()?) {
         ensure!(child::asked_to_end().is_none(), "interrupted before the demo was complete");
         group.require_alive()?;
         thread::sleep(POLL);
     }
     let (at, over) = (Instant::now(), progress.over());
     group.kill(VICTIM);
-    while nodes_ready(layout.proxy)? != layout.decoders() - 1 {
+    let expect = layout.decoders() - 1;
+    // A single look may fail on a busy machine.
+    while nodes_ready(layout.proxy).ok() != Some(expect) {
+        let limit = NOTICED_WITHIN.as_secs();
         ensure!(
             at.elapsed() < NOTICED_WITHIN,
-            "the proxy has not noticed the end of {VICTIM} within {} s",
-            NOTICED_WITHIN.as_secs()
+            "the proxy has not noticed the end of {VICTIM} within {limit} s"
         );
         thread::sleep(POLL);
     }
     Ok(Kill { at, over, noticed: at.elapsed() })
 }
 
-/// What happened in the burst in which a node was killed.
-fn summary(burst: &Burst, kill: &Kill, pid: u32, retries: u64, decoders: u64) -> String {
-    let count = |kind| burst.losses.iter().filter(|loss| loss.kind == kind).count();
-    let (answered, failed) = (burst.answers.len(), burst.losses.len());
-    let mut lines = vec![
-        format!("{VICTIM} (pid {pid}) was killed when {} requests were over.", kill.over),
-        format!("{answered} answered and {failed} failed in {:.1} s.", burst.seconds),
-    ];
-    let mut line = |count: u64, what: &str| {
-        if count > 0 {
-            lines.push(format!("{count:>3} {what}"));
-        }
-    };
-    line(
-        count(LossKind::Broken) as u64,
-        &format!("failed because {VICTIM} had begun to answer: their streams broke off"),
-    );
-    line(
-        count(LossKind::NotRetried) as u64,
-        &format!("failed with status 502: {VICTIM} had them, and too many requests were retried already"),
-    );
-    line(retries, &format!("went to another process, because {VICTIM} had not begun to answer"));
-    let noticed = kill.noticed.as_secs_f64();
-    lines.push(format!(
-        "The proxy's nodes_ready fell from {decoders} to {} after {noticed:.2} s.",
-        decoders - 1
-    ));
-    lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
-}
-
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_killed_node_is_a_member() {
+        let layout = Layout::new(None);
+        assert!(layout.members.iter().any(|member| member.name == VICTIM && member.role == "node"));
+    }
+}

@@ -22,7 +22,7 @@ const PLACES: [&str; 8] = ["Lisbon", "Nairobi", "Kyoto", "Lima", "Oslo", "Cairo"
 #[derive(Debug)]
 enum Outcome {
     Answered(Served),
-    Lost(Loss),
+    Failed(Failure),
 }
 
 /// The processes that computed an answer.
@@ -41,14 +41,14 @@ impl Served {
 
 /// A request without a complete answer.
 #[derive(Debug)]
-pub(super) struct Loss {
-    pub(super) kind: LossKind,
+pub(super) struct Failure {
+    pub(super) kind: FailureKind,
     pub(super) at: Instant,
     pub(super) reason: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LossKind {
+pub(super) enum FailureKind {
     /// The stream broke off.
     Broken,
     /// The proxy answered 502: a connection to a node broke before the answer began, and no other node got the request.
@@ -61,7 +61,7 @@ pub(super) enum LossKind {
 #[derive(Debug, Default)]
 pub(super) struct Burst {
     pub(super) answers: Vec<Served>,
-    pub(super) losses: Vec<Loss>,
+    pub(super) failures: Vec<Failure>,
     pub(super) seconds: f64,
 }
 
@@ -110,7 +110,7 @@ pub(super) fn run<T>(port: u16, numbers: Range<usize>, meanwhile: impl FnOnce(&P
     for outcome in progress.outcomes.into_inner().unwrap_or_else(PoisonError::into_inner) {
         match outcome {
             Outcome::Answered(served) => burst.answers.push(served),
-            Outcome::Lost(loss) => burst.losses.push(loss),
+            Outcome::Failed(failure) => burst.failures.push(failure),
         }
     }
     (burst, seen)
@@ -140,11 +140,11 @@ fn outcome(answer: Result<Answer>) -> Outcome {
         Ok(served) => Outcome::Answered(served),
         Err(error) => {
             let kind = match error.downcast_ref::<Refused>() {
-                Some(Refused { status: 502, .. }) => LossKind::NotRetried,
-                _ if error.is::<sse::Broken>() => LossKind::Broken,
-                _ => LossKind::Other,
+                Some(Refused { status: 502, .. }) => FailureKind::NotRetried,
+                _ if error.is::<sse::Broken>() => FailureKind::Broken,
+                _ => FailureKind::Other,
             };
-            Outcome::Lost(Loss { kind, at: Instant::now(), reason: format!("{error:#}") })
+            Outcome::Failed(Failure { kind, at: Instant::now(), reason: format!("{error:#}") })
         }
     }
 }
@@ -190,19 +190,19 @@ mod tests {
                 assert_eq!(served, Served { prefill_pid: 1, decode_pid: 2 });
                 assert!(served.is_handed_over());
             }
-            lost => panic!("{lost:?}"),
+            failed => panic!("{failed:?}"),
         }
         let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n10\r\ndata: {\"choices";
         for (text, expect) in [
-            ("HTTP/1.1 200 OK\r\n\r\ndata: {\"choices\":[]}\n\n", LossKind::Broken),
-            (chunked, LossKind::Broken),
-            ("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n", LossKind::NotRetried),
-            ("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", LossKind::Other),
-            ("HTTP/1.1 200 OK\r\n\r\ndata: {\"error\":{\"message\":\"late\"}}\n\n", LossKind::Other),
-            ("HTTP/1.1 200 OK\r\n\r\ndata: {\"choices\":[]}\n\ndata: [DONE]\n\n", LossKind::Other),
+            ("HTTP/1.1 200 OK\r\n\r\ndata: {\"choices\":[]}\n\n", FailureKind::Broken),
+            (chunked, FailureKind::Broken),
+            ("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n", FailureKind::NotRetried),
+            ("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", FailureKind::Other),
+            ("HTTP/1.1 200 OK\r\n\r\ndata: {\"error\":{\"message\":\"late\"}}\n\n", FailureKind::Other),
+            ("HTTP/1.1 200 OK\r\n\r\ndata: {\"choices\":[]}\n\ndata: [DONE]\n\n", FailureKind::Other),
         ] {
             match answered_with(text) {
-                Outcome::Lost(loss) => assert_eq!(loss.kind, expect, "{text}: {}", loss.reason),
+                Outcome::Failed(failure) => assert_eq!(failure.kind, expect, "{text}: {}", failure.reason),
                 Outcome::Answered(served) => panic!("{text}: {served:?}"),
             }
         }
