@@ -1,10 +1,9 @@
-//! `cargo xtask demo --fleet`: starts seven processes, sends them a burst of requests, kills a node during a second burst, and shows what
+//! `cargo xtask demo --fleet`: starts seven processes, sends them a burst of requests, kills a receiver during a second burst, and shows what
 //! happened.
 //!
 //! The logs of seven processes would hide the few lines of the demo, so they go to files.
 
 mod burst;
-mod counts;
 mod etcd;
 mod layout;
 mod loss;
@@ -25,17 +24,16 @@ use super::options::Options;
 use super::screen::Screen;
 use crate::place;
 use burst::{AT_ONCE, Burst, Progress, REQUESTS, Served};
-use counts::Counts;
 use etcd::Etcd;
 use layout::{Layout, Member};
 use loss::{Kill, Loss};
 use table::{Row, Table};
 
-/// The node that is killed.
-const VICTIM: &str = "node-2";
-/// The node is killed once so many requests of the burst are over and it works on others.
+/// The process that is killed. A receiver has answers that have begun and requests that have not, so both cases show.
+const VICTIM: &str = "receiver-2";
+/// The process is killed once so many requests of the burst are over and it decodes others.
 const KILL_FROM: usize = REQUESTS / 4;
-/// It is killed when so many are over, also if it has no work.
+/// It is killed when so many are over, also if it decodes nothing.
 const KILL_BY: usize = REQUESTS * 3 / 4;
 /// The proxy notices a lost node within about 1 s, and later on a busy machine.
 const NOTICED_WITHIN: Duration = Duration::from_secs(30);
@@ -46,7 +44,7 @@ const ENGINE: [(&str, &str); 2] = [("BATON_ENGINE__THREADS", "1"), ("BATON_ENGIN
 /// Runs the demo of a fleet.
 ///
 /// # Errors
-/// A step fails, a request fails for another reason than the killed node, or no prompt is handed over.
+/// A step fails, a request fails for another reason than the killed process, or no prompt is handed over.
 pub(super) fn run(options: &Options) -> Result<()> {
     let (layout, has_etcd) = (Layout::new(options.port_base), Etcd::is_installed());
     layout.require_free(has_etcd)?;
@@ -130,10 +128,10 @@ impl<'a> Fleet<'a> {
     /// The first burst: nothing is killed.
     fn show_burst(&mut self) -> Result<()> {
         self.screen.print_line(&format!("First burst: {REQUESTS} requests to the proxy, {AT_ONCE} at once."));
-        let before = self.counts(None)?;
+        let before = self.computed(None)?;
         let (burst, ()) = burst::run(self.layout.proxy, 0..REQUESTS, |_| ());
         self.check(&burst, None)?;
-        let table = self.table(&burst, &counts::since(&self.counts(None)?, &before));
+        let table = self.table(&burst, &before, None)?;
         self.screen.print_line(&format!(
             "  {} answered in {:.1} s. {} prompts were prefilled in one process and decoded in another.\n\n{table}\n",
             burst.answers.len(),
@@ -147,13 +145,13 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
-    /// The second burst, in which a node is killed.
+    /// The second burst, in which a process is killed.
     fn show_kill(&mut self) -> Result<()> {
         let (proxy, pid) = (self.layout.proxy, self.group.pid(VICTIM)?);
         self.screen.print_line(&format!(
             "Second burst: {REQUESTS} other requests. SIGKILL ends {VICTIM} meanwhile."
         ));
-        let before = self.counts(None)?;
+        let before = self.computed(None)?;
         let retries = || Metrics::get(proxy)?.value("baton_proxy_retries_total");
         let retries_before = retries()?;
         let (group, layout) = (&mut self.group, &self.layout);
@@ -162,46 +160,45 @@ impl<'a> Fleet<'a> {
         self.group.require_unasked()?;
         let kill = kill?;
         self.check(&burst, Some(kill.at))?;
-        let since = counts::since(&self.counts(Some(VICTIM))?, &before);
-        let recomputes = since.iter().flatten().map(|since| since.recomputes).sum();
+        let table = self.table(&burst, &before, Some(VICTIM))?;
         let loss = Loss {
             name: VICTIM,
             pid,
             kill,
             retries: retries()? - retries_before,
-            recomputes,
             decoders: self.layout.decoders(),
         };
-        self.screen.print_line(&format!("{}\n\n{}\n", loss.summary(&burst), self.table(&burst, &since)));
+        self.screen.print_line(&format!("{}\n\n{table}\n", loss.summary(&burst)));
         Ok(())
     }
 
-    /// The counts of the members; `None` for the killed one.
-    fn counts(&self, killed: Option<&str>) -> Result<Vec<Option<Counts>>> {
+    /// Prompt tokens that each member has computed since its start; `None` for the killed one.
+    fn computed(&self, killed: Option<&str>) -> Result<Vec<Option<u64>>> {
         let of = |member: &Member| match Some(member.name) == killed {
             true => Ok(None),
-            false => Counts::get(member.http).map(Some),
+            false => Metrics::get(member.http)?.value("baton_prompt_tokens_computed_total").map(Some),
         };
         self.layout.members.iter().map(of).collect()
     }
 
-    /// What each process did in a burst. `since` has the differences of its counts.
-    fn table(&self, burst: &Burst, since: &[Option<Counts>]) -> Table {
+    /// What each process did in a burst. `before` has the tokens that were computed until then.
+    fn table(&self, burst: &Burst, before: &[Option<u64>], killed: Option<&str>) -> Result<Table> {
+        let after = self.computed(killed)?;
         let members = self.layout.members.iter().zip(&self.pids);
-        let rows = members.zip(since).map(|((member, pid), since)| {
+        let rows = members.zip(before.iter().zip(after)).map(|((member, pid), (before, after))| {
             let (pid, answers) = (u64::from(*pid), burst.answers.iter());
             let is_for_others = |served: &&Served| served.prefill_pid == pid && served.is_handed_over();
             Row {
                 name: member.name,
                 answers: answers.clone().filter(|served| served.decode_pid == pid).count(),
                 for_others: answers.filter(is_for_others).count(),
-                tokens: since.map(|since| since.tokens),
+                tokens: after.zip(*before).map(|(after, before)| after - before),
             }
         });
-        Table(rows.collect())
+        Ok(Table(rows.collect()))
     }
 
-    /// Fails if a request failed for another reason than the node that was killed at `killed`.
+    /// Fails if a request failed for another reason than the process that was killed at `killed`.
     fn check(&mut self, burst: &Burst, killed: Option<Instant>) -> Result<()> {
         self.group.require_unasked()?;
         let verdict = loss::judge(burst, killed);
@@ -247,14 +244,12 @@ fn nodes_ready(proxy: u16) -> Result<u64> {
         .context("the proxy's /health has no nodes_ready")
 }
 
-/// Kills the node while it works, and waits until the proxy counts one node less.
+/// Kills the process while it decodes, and waits until the proxy counts one node less.
 fn kill_during(group: &mut Group, layout: &Layout, progress: &Progress) -> Result<Kill> {
-    let victim = layout.members.iter().find(|member| member.name == VICTIM).context("no node to kill")?;
-    let works = || -> Result<bool> {
-        let decodes = client::report(victim.http, "/node")?["decoding"].as_u64() > Some(0);
-        Ok(decodes || Metrics::get(victim.http)?.value("baton_prefills_live")? > 0)
-    };
-    while progress.over() < KILL_FROM || (progress.over() < KILL_BY && !works()?) {
+    let victim = layout.members.iter().find(|member| member.name == VICTIM).context("no process to kill")?;
+    let decodes =
+        || -> Result<bool> { Ok(client::report(victim.http, "/node")?["decoding"].as_u64() > Some(0)) };
+    while progress.over() < KILL_FROM || (progress.over() < KILL_BY && !decodes()?) {
         ensure!(child::asked_to_end().is_none(), "interrupted before the demo was complete");
         group.require_alive()?;
         thread::sleep(POLL);
@@ -279,8 +274,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_killed_node_is_a_member() {
+    fn the_killed_process_is_a_member_that_decodes() {
         let layout = Layout::new(None);
-        assert!(layout.members.iter().any(|member| member.name == VICTIM && member.role == "node"));
+        assert!(layout.members.iter().any(|member| member.name == VICTIM && member.link.is_some()));
     }
 }

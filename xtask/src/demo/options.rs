@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 /// The command line of `demo`.
 #[derive(clap::Args, Debug, Default)]
 pub(crate) struct Options {
-    /// Start a fleet instead of a pair: two receivers, two senders, two nodes and a proxy. Send it requests, kill a node, and show what
+    /// Start a fleet instead of a pair: two receivers, two senders, two nodes and a proxy. Send it requests, kill a receiver, and show what
     /// happened. The processes find each other in an etcd if the program `etcd` is in PATH, else by lists
     #[arg(long)]
     pub(super) fleet: bool,

@@ -51,7 +51,7 @@ pub(super) struct Failure {
 pub(super) enum FailureKind {
     /// The stream broke off.
     Broken,
-    /// The proxy answered 502: a connection to a node broke before the answer began, and no other node got the request.
+    /// The proxy answered 502: the connection to a process broke before the answer began, and no other process got the request.
     NotRetried,
     /// Any other error.
     Other,
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_tell_a_lost_node_from_other_errors() {
+    fn outcomes_tell_a_lost_process_from_other_errors() {
         const WHOLE: &str = "HTTP/1.1 200 OK\r\n\r\ndata: {\"choices\":[],\"timings\":{\"prefill_pid\":1,\"decode_pid\":2}}\n\ndata: [DONE]\n\n";
         match answered_with(WHOLE) {
             Outcome::Answered(served) => {

@@ -1,4 +1,4 @@
-//! What the loss of a node costs: which requests may fail, and what is said about them.
+//! What the loss of a process costs: which requests may fail, and what is said about them.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use super::burst::{Burst, Failure, FailureKind, REQUESTS};
 
-/// The end of the killed node.
+/// The end of the killed process.
 pub(super) struct Kill {
     pub(super) at: Instant,
     /// The requests of the burst that were over.
@@ -15,27 +15,25 @@ pub(super) struct Kill {
     pub(super) noticed: Duration,
 }
 
-/// The loss of a node during a burst.
+/// The loss of a process during a burst.
 pub(super) struct Loss {
     pub(super) name: &'static str,
     pub(super) pid: u32,
     pub(super) kill: Kill,
     /// Failed attempts after which the proxy sent the request to another process.
     pub(super) retries: u64,
-    /// Prompts that were prefilled again.
-    pub(super) recomputes: u64,
     /// Processes that decoded before the kill.
     pub(super) decoders: u64,
 }
 
-/// Fails if a request failed for another reason than the node that was killed at `killed`.
+/// Fails if a request failed for another reason than the process that was killed at `killed`.
 pub(super) fn judge(burst: &Burst, killed: Option<Instant>) -> Result<()> {
     let is_by_kill = |failure: &&Failure| {
         failure.kind != FailureKind::Other && killed.is_some_and(|killed| failure.at >= killed)
     };
     let mut others = burst.failures.iter().filter(|failure| !is_by_kill(failure));
     if let Some(first) = others.next() {
-        let but = if killed.is_some() { " for another reason than the killed node" } else { "" };
+        let but = if killed.is_some() { " for another reason than the killed process" } else { "" };
         bail!("{} of {REQUESTS} requests failed{but}; the first one: {}", 1 + others.count(), first.reason);
     }
     Ok(())
@@ -44,7 +42,7 @@ pub(super) fn judge(burst: &Burst, killed: Option<Instant>) -> Result<()> {
 impl Loss {
     /// What happened in the burst.
     pub(super) fn summary(&self, burst: &Burst) -> String {
-        let Self { name, pid, kill, retries, recomputes, decoders } = self;
+        let Self { name, pid, kill, retries, decoders } = self;
         let failed = |kind| burst.failures.iter().filter(|failure| failure.kind == kind).count() as u64;
         let mut lines = vec![
             format!("{name} (pid {pid}) was killed when {} requests were over.", kill.over),
@@ -67,16 +65,12 @@ impl Loss {
         line(
             failed(FailureKind::NotRetried),
             &format!(
-                "failed with status 502: {name} had not begun to answer, and enough others were retried"
+                "failed with status 502: {name} had not begun to answer, and the proxy's limit of retries was reached"
             ),
         );
         line(
             *retries,
             &format!("retried by the proxy: {name} had not begun to answer, and another process did"),
-        );
-        line(
-            *recomputes,
-            &format!("prefilled again where the answer is decoded: {name} had not handed over the prompt"),
         );
         let noticed = kill.noticed.as_secs_f64();
         let left = decoders - 1;
@@ -101,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_killed_node_may_cost_answers() {
+    fn only_the_killed_process_may_cost_answers() {
         use FailureKind::{Broken, NotRetried, Other};
         let before = Instant::now();
         let killed = before + Duration::from_secs(1);
@@ -126,21 +120,20 @@ mod tests {
     #[test]
     fn the_summary_has_each_number_that_is_not_zero() {
         let at = Instant::now();
-        let loss = |retries, recomputes| {
+        let loss = |retries| {
             let kill = Kill { at, over: 14, noticed: Duration::from_millis(1020) };
-            Loss { name: "node-2", pid: 77, kill, retries, recomputes, decoders: 4 }
+            Loss { name: "receiver-2", pid: 77, kill, retries, decoders: 4 }
         };
         assert_eq!(
-            loss(2, 4).summary(&burst(&[(FailureKind::Broken, at); 3])),
-            "  node-2 (pid 77) was killed when 14 requests were over.\n  \
+            loss(2).summary(&burst(&[(FailureKind::Broken, at); 3])),
+            "  receiver-2 (pid 77) was killed when 14 requests were over.\n  \
              45 were answered and 3 failed in 2.5 s.\n    \
-             3 failed: node-2 had begun to answer, and the stream broke off\n    \
-             2 retried by the proxy: node-2 had not begun to answer, and another process did\n    \
-             4 prefilled again where the answer is decoded: node-2 had not handed over the prompt\n  \
+             3 failed: receiver-2 had begun to answer, and the stream broke off\n    \
+             2 retried by the proxy: receiver-2 had not begun to answer, and another process did\n  \
              The proxy's nodes_ready fell from 4 to 3 after 1.02 s."
         );
-        let refused = loss(0, 0).summary(&burst(&[(FailureKind::NotRetried, at)]));
+        let refused = loss(0).summary(&burst(&[(FailureKind::NotRetried, at)]));
         assert!(refused.contains("  1 failed with status 502"), "{refused}");
-        assert!(!refused.contains("broke off") && !refused.contains("again"), "{refused}");
+        assert!(!refused.contains("broke off") && !refused.contains("retried by"), "{refused}");
     }
 }
