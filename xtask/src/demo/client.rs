@@ -109,8 +109,8 @@ impl Metrics {
 
     /// The value of a metric without labels.
     pub(super) fn value(&self, name: &str) -> Result<u64> {
-        let values = self.0.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        let value = values.last().with_context(|| format!("there is no metric {name}"))?;
+        let mut values = self.0.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = values.next().with_context(|| format!("there is no metric {name}"))?;
         value.parse().with_context(|| format!("the metric {name} is {value}"))
     }
 }

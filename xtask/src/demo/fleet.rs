@@ -95,12 +95,12 @@ impl<'a> Fleet<'a> {
             group.add(child);
             Ok(())
         };
-        // They are ended in the same order. The proxy is first, so that it sends no requests to processes that end.
-        add("proxy", layout.of_proxy(has_etcd), format!("HTTP {}", layout.proxy))?;
         for member in &layout.members {
             let link = member.link.map_or_else(String::new, |link| format!(", link {link}"));
             add(member.name, layout.of_member(member, has_etcd), format!("HTTP {}{link}", member.http))?;
         }
+        // The last process is ended first. So the proxy sends no requests to processes that end.
+        add("proxy", layout.of_proxy(has_etcd), format!("HTTP {}", layout.proxy))?;
         screen.print_line(&match has_etcd {
             true => format!("\nThey find each other in an etcd at {}.", layout.etcd_url()),
             false => {

@@ -119,9 +119,9 @@ impl Group {
         self.stop()
     }
 
-    /// Sends SIGTERM to all processes and checks their exit statuses.
+    /// Sends SIGTERM to all processes, the last one first, and checks their exit statuses.
     pub(super) fn stop(&mut self) -> Result<()> {
-        for process in &mut self.children {
+        for process in self.children.iter_mut().rev() {
             process.terminate()?;
         }
         let deadline = Instant::now() + END_WITHIN;

@@ -20,8 +20,7 @@ pub(super) struct Pair {
 impl Pair {
     pub(super) fn launch(runtime: &Path, ports: Ports, screen: &Screen) -> Result<Self> {
         let mut group = Group::new(screen);
-        // They are ended in the same order.
-        for (role, flags) in [("sender", ports.of_sender()), ("receiver", ports.of_receiver())] {
+        for (role, flags) in [("receiver", ports.of_receiver()), ("sender", ports.of_sender())] {
             let mut command = Command::new(runtime);
             command.args(["--role", role]).args(flags);
             group.add(Child::start(role, command, Log::Screen(screen))?);

@@ -157,8 +157,9 @@ fn served(answer: &Answer) -> Result<Served> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufReader, Read, Write};
-    use std::net::{Ipv4Addr, TcpListener};
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, Shutdown, TcpListener};
+    use std::time::Duration;
 
     use super::*;
 
@@ -168,14 +169,15 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let server = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let (mut reader, mut request) = (BufReader::new(stream.try_clone().unwrap()), Vec::new());
+            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
             let mut byte = [0];
-            // The last words of the body.
-            while !request.ends_with(b"\"temperature\":0}") {
-                reader.read_exact(&mut byte).unwrap();
-                request.push(byte[0]);
+            while byte != *b"}" {
+                stream.read_exact(&mut byte).unwrap();
             }
             stream.write_all(text.as_bytes()).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            // A close with unread bytes would reset the connection. The client may have reset it too.
+            let _ = stream.read_to_end(&mut Vec::new());
         });
         let outcome = outcome(client::chat(port, &json!({ "temperature": 0 }), |_| ()));
         server.join().unwrap();
