@@ -129,7 +129,7 @@ impl Group {
             let status = process.wait_until(deadline)?;
             require_clean(process.name(), status)?;
         }
-        self.screen.print_line(&format!("all {} processes ended cleanly", self.children.len()));
+        self.screen.print_line(&format!("{} processes ended cleanly", self.children.len()));
         Ok(())
     }
 }
